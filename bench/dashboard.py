@@ -120,7 +120,7 @@ async def serve_and_play(data_dir: Path, parent: Connection) -> None:
     from doubles.fake_tasks import manifest
     from doubles.server_components import TO_END, TO_RUNNING, Rooms
     from sandbox.api.app import create_app, create_stream_app
-    from sandbox.api.auth.authenticator import Guard
+    from sandbox.api.auth.authenticator import Authenticator
     from sandbox.api.http.server import bind, serve
     from sandbox.api.settings import ApiSettings
     from sandbox.dashboard.routes import add_dashboard
@@ -132,7 +132,9 @@ async def serve_and_play(data_dir: Path, parent: Connection) -> None:
     settings = ApiSettings("bench", frozenset({port}))
     shutting_down = asyncio.Event()
     async with rooms.server() as service:
-        app = create_app(service, settings=settings, shutting_down=shutting_down, guard=Guard(FakeAccess(), settings))
+        app = create_app(
+            service, settings=settings, shutting_down=shutting_down, authenticator=Authenticator(FakeAccess(), settings)
+        )
         add_dashboard(app)
         serving = asyncio.create_task(
             serve(app, create_stream_app(app), sockets, stream_sockets, shutting_down=shutting_down)
@@ -177,7 +179,7 @@ def an_event(number: int):
         case 21 if number % 300 == 21:
             return e.Metrics(cpu_percent=number % 100, memory_used_bytes=10**8 + number)
         case _:
-            return e.Output.of(
+            return e.Output.from_bytes(
                 "stdout", b"a line of output as programs print it, \x1b[32mwith colours\x1b[0m: %d\n" % number
             )
 
@@ -185,7 +187,7 @@ def an_event(number: int):
 def told(kind: str, block: dict[str, object]):
     from sandbox.model.events import Output
 
-    return Output.of("stdout", json.dumps({"type": kind, "message": {"content": [block]}}).encode() + b"\n")
+    return Output.from_bytes("stdout", json.dumps({"type": kind, "message": {"content": [block]}}).encode() + b"\n")
 
 
 def memory_megabytes() -> float:

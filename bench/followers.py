@@ -101,7 +101,7 @@ async def serve_and_play(data_dir: Path, parent: Connection, seconds: int) -> No
     from doubles.fake_tasks import manifest
     from doubles.server_components import TO_END, TO_RUNNING, Rooms
     from sandbox.api.app import create_app, create_stream_app
-    from sandbox.api.auth.authenticator import Guard
+    from sandbox.api.auth.authenticator import Authenticator
     from sandbox.api.http.server import bind, serve
     from sandbox.api.settings import ApiSettings
     from sandbox.model.events import Output
@@ -113,8 +113,8 @@ async def serve_and_play(data_dir: Path, parent: Connection, seconds: int) -> No
     settings = ApiSettings("bench", frozenset({port}))
     shutting_down = asyncio.Event()
     async with rooms.server() as service:
-        guard = Guard(FakeAccess(), settings)
-        app = create_app(service, settings=settings, shutting_down=shutting_down, guard=guard)
+        guard = Authenticator(FakeAccess(), settings)
+        app = create_app(service, settings=settings, shutting_down=shutting_down, authenticator=guard)
         serving = asyncio.create_task(
             serve(app, create_stream_app(app), sockets, stream_sockets, shutting_down=shutting_down)
         )
@@ -126,7 +126,7 @@ async def serve_and_play(data_dir: Path, parent: Connection, seconds: int) -> No
         cpu_before, began = time.process_time(), time.monotonic()
         per_tick = LINES_PER_SECOND // TICKS_PER_SECOND
         for tick in range(seconds * TICKS_PER_SECOND):
-            lines = [Output.of("stdout", (TEXT % (tick * per_tick + n)).encode()) for n in range(per_tick)]
+            lines = [Output.from_bytes("stdout", (TEXT % (tick * per_tick + n)).encode()) for n in range(per_tick)]
             rooms.runners.play("task-001", *lines)
             await asyncio.sleep(max(0.0, began + (tick + 1) / TICKS_PER_SECOND - time.monotonic()))
         cpu_seconds = time.process_time() - cpu_before

@@ -50,7 +50,7 @@ async def main() -> None:
             tell(f"gateway, kept connection, {told}", await kept(served.port, served.port))
             tell(f"gateway, fresh connection, {told}", await fresh(served.port, served.port))
 
-    for rules, told in ((GatewayRules(), "read"), (GatewayRules(egress=EgressRules(is_full=True)), "unread")):
+    for rules, told in ((GatewayRules(), "read"), (GatewayRules(egress=EgressRules(is_unrestricted=True)), "unread")):
         async with scripted_upstream(answer) as upstream, served_gateway(upstream.base_url, rules) as served:
             for messages in (20, 400):
                 body = conversation(messages)

@@ -31,7 +31,7 @@ def seconds(action: Callable[[], None]) -> float:
 def append(writer: FileJournalWriter) -> None:
     """Through the journal."""
     for _ in range(APPENDS):
-        writer.append(Output.of("stdout", DATA), at=datetime.now(UTC))
+        writer.append(Output.from_bytes("stdout", DATA), at=datetime.now(UTC))
 
 
 def write(bare_fd: int, lines: list[bytes]) -> None:
@@ -63,7 +63,7 @@ def measure_long_journal(directory: Path) -> None:
     records = directory / "tasks" / "long" / "journal" / "records"
     while records.stat().st_size < JOURNAL_BYTES:
         for _ in range(1000):
-            writer.append(Output.of("stdout", DATA), at=datetime.now(UTC))
+            writer.append(Output.from_bytes("stdout", DATA), at=datetime.now(UTC))
     writer.close()
 
     def read_all() -> None:

@@ -32,9 +32,9 @@ def line(number: int) -> bytes:
 def write(journals: FileJournals) -> int:
     """Gives the number of records."""
     writer = journals.create("long")
-    while journals.size("long") < JOURNAL_BYTES:
+    while journals.size_bytes("long") < JOURNAL_BYTES:
         for number in range(500):
-            writer.append(Output.of("stdout", line(number)), at=datetime.now(UTC))
+            writer.append(Output.from_bytes("stdout", line(number)), at=datetime.now(UTC))
             writer.append(ToolCall("Bash", CHANCE.randbytes(8).hex(), number), at=datetime.now(UTC))
     writer.append(TaskFinished(), at=datetime.now(UTC), durable=True)
     writer.close()
@@ -57,7 +57,7 @@ def measure(name: str, journals: FileJournals, records: int) -> None:
             offset = batch.next_offset
 
     def read_one() -> None:
-        journals.read("long", journals.find("long", CHANCE.randrange(1, records)), bytes_max=1)
+        journals.read("long", journals.find_offset("long", CHANCE.randrange(1, records)), bytes_max=1)
 
     scanned = records / seconds(read_all)
     print(
@@ -69,9 +69,9 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory(dir=sys.argv[1] if len(sys.argv) > 1 else None) as place:
         journals = FileJournals(Path(place))
         records = write(journals)
-        size_bytes = journals.size("long")
+        size_bytes = journals.size_bytes("long")
         measure("plain", journals, records)
-        took = seconds(lambda: journals.pack("long"))
+        took = seconds(lambda: journals.compress("long"))
         packed_bytes = (Path(place) / "tasks" / "long" / "journal" / "records.gz").stat().st_size
         print(f"packing {size_bytes / took / 1024**2:12,.0f} MiB/s    {size_bytes / packed_bytes:10.1f} times smaller")
         measure("packed", journals, records)

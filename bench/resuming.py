@@ -15,22 +15,22 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from doubles.manifests import manifest
-from sandbox.api.routes.logs import LogView, _line, _start_of_tail
+from sandbox.api.routes.logs import LogEncoder, _find_tail_start, _line
 from sandbox.bootstrap.machine import SystemClock
-from sandbox.interfaces.journal import Recorder, read_records, read_task
-from sandbox.interfaces.store import Indexed
+from sandbox.interfaces.journal import Recorder, read_records, replay_task
+from sandbox.interfaces.store import IndexedTask
 from sandbox.journal.journals import FileJournals
 from sandbox.model import events as e
-from sandbox.model.wire.events import Frame, frame
+from sandbox.model.wire.events import WireEvent, to_wire_event
 from sandbox.server.broadcast import Broadcast
-from sandbox.server.event_stream import Telling
-from sandbox.server.journal_tailer import Follower
+from sandbox.server.event_stream import EventStream
+from sandbox.server.journal_tailer import JournalTailer
 from sandbox.store.memory import MemoryStore
 
 ROUNDS = 15
 LEFT = 100
 TEXT = "a line of output as agents print it, with some words and a number: %d\n"
-VIEW = LogView("all", "", _line, follows=False)
+VIEW = LogEncoder("all", "", _line, is_following=False)
 
 Read = Callable[[], Awaitable[int]]
 
@@ -43,18 +43,18 @@ class Story:
         recorder = Recorder(self.journals.create("task-1"), None, SystemClock().now)
         recorder.record(e.TaskSubmitted("task-1", manifest()))
         for number in range(records - 1):
-            recorder.record(e.Output.of("stdout", (TEXT % number).encode()))
+            recorder.record(e.Output.from_bytes("stdout", (TEXT % number).encode()))
         recorder.writer.close()
         store = MemoryStore()
-        reading = read_task(self.journals, "task-1")
+        reading = replay_task(self.journals, "task-1")
         self.task = reading.task
-        store.save(Indexed(reading.task, reading.offset))
-        follower = Follower(self.journals, store, SystemClock(), Broadcast())
-        self.telling = Telling(self.journals, store, follower, Broadcast())
+        store.save(IndexedTask(reading.task, reading.offset))
+        follower = JournalTailer(self.journals, store, SystemClock(), Broadcast())
+        self.telling = EventStream(self.journals, store, follower, Broadcast())
 
-    def frames(self, task_id: str, *, after: int = 0) -> AsyncIterator[Frame]:
+    def frames(self, task_id: str, *, after: int = 0) -> AsyncIterator[WireEvent]:
         """As `Tasks.frames`."""
-        return self.telling.frames(task_id, after=after)
+        return self.telling.replay(task_id, after=after)
 
     async def resume(self) -> int:
         """The frames that are left."""
@@ -64,15 +64,15 @@ class Story:
         """The baseline."""
         after = self.task.last_seq - LEFT
         records = (record for record in read_records(self.journals, "task-1") if record.seq > after)
-        return len([shown for record in records if (shown := frame("task-1", record)) is not None])
+        return len([shown for record in records if (shown := to_wire_event("task-1", record)) is not None])
 
     async def tail(self) -> int:
         """Where the last ten lines begin."""
-        return await _start_of_tail(self, self.task, 0, 10, VIEW)
+        return await _find_tail_start(self, self.task, 0, 10, VIEW)
 
     async def tail_from_beginning(self) -> int:
         """The baseline."""
-        shown = [told["seq"] async for told in self.frames("task-1") if VIEW.wants(told)]
+        shown = [told["seq"] async for told in self.frames("task-1") if VIEW.includes(told)]
         return shown[-11]
 
 

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from sandbox.bootstrap.runtime import make_runtime
-from sandbox.interfaces.layout import WORKSPACE
+from sandbox.interfaces.layout import SANDBOX_WORKSPACE
 from sandbox.interfaces.runtime import Command, Runtime, SandboxSpec
 
 MEMORY_BYTES = 512 * 1024 * 1024
@@ -32,10 +32,10 @@ async def time_sandbox(runtime: Runtime, disk: Path, number: int) -> tuple[float
     attempt_id = f"bench{os.getpid() % 1000:03}{number:04}"
     disk.mkdir()
     began = time.perf_counter()
-    handle = runtime.plan(attempt_id)
+    handle = runtime.prepare(attempt_id)
     try:
         sandbox = await runtime.create(handle, SandboxSpec(attempt_id, disk, 2, MEMORY_BYTES, 64))
-        output, _ = await sandbox.start(Command(["/bin/sh", "-c", "echo; exec true"], {}, WORKSPACE))
+        output, _ = await sandbox.start(Command(["/bin/sh", "-c", "echo; exec true"], {}, SANDBOX_WORKSPACE))
         await output.readexactly(1)
         said = time.perf_counter()
         assert (await sandbox.wait()).code == 0
@@ -57,8 +57,8 @@ async def measure(runs: int, names: list[str]) -> None:
         with tempfile.TemporaryDirectory() as folder:
             runtime = make_runtime(name, Path(folder))
             probe = await runtime.probe()
-            if not probe.works:
-                print(f"{name}: does not work here. {probe.mend}")
+            if not probe.is_available:
+                print(f"{name}: does not work here. {probe.remedy}")
                 continue
             times = [await time_sandbox(runtime, Path(folder, str(number)), number) for number in range(runs)]
         first, whole = zip(*times, strict=True)

@@ -13,10 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from sandbox.interfaces.store import Indexed, TaskQuery
+from sandbox.interfaces.store import IndexedTask, TaskQuery
 from sandbox.model.events import Progress
 from sandbox.model.manifest.schema import Claude, Manifest, Metadata, Repository
-from sandbox.model.task import Attempt, StateEntry, Task
+from sandbox.model.task import Attempt, StateHistoryEntry, Task
 from sandbox.model.task_state import TaskState
 from sandbox.store.sqlite import SqliteStore
 
@@ -45,9 +45,9 @@ def task(number: int) -> Task:
         claude=Claude(prompt="Mend the failing test, and say in one paragraph why it failed. " * 8),
     )
     states = LIFE[:1] if state is TaskState.CANCELLED else LIFE
-    history = [StateEntry(entered, at + timedelta(seconds=place)) for place, entered in enumerate(states)]
+    history = [StateHistoryEntry(entered, at + timedelta(seconds=place)) for place, entered in enumerate(states)]
     if state is not history[-1].state:
-        history.append(StateEntry(state, at + timedelta(seconds=500 + number % 997)))
+        history.append(StateHistoryEntry(state, at + timedelta(seconds=500 + number % 997)))
     attempt = Attempt("abcdefghijkl", "bubblewrap", "host", "sandbox-abcdefghijkl", "bubblewrap", "host", "c" * 40, "s")
     progress = Progress(10_000, 20, None, at, 12, 100_000, 5_000, 0.25)
     return Task(f"task-{number:06}", manifest, state, "It is", tuple(history), 500, attempt, progress=progress)
@@ -58,7 +58,7 @@ def fill(path: Path, count: int) -> SqliteStore:
     store = SqliteStore(path)
     store._connections.writer.execute("PRAGMA synchronous = OFF")
     for number in range(count):
-        store.insert(Indexed(task(number), 1))
+        store.insert(IndexedTask(task(number), 1))
     return store
 
 

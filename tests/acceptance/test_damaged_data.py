@@ -66,7 +66,7 @@ def kept(empty_world):
     for number, task_id in enumerate(FINISHED):
         made.finish(task_id, lines=20 * number)
         if number % 2:
-            made.journals.pack(task_id)
+            made.journals.compress(task_id)
     made.run("running").writer.close()
     made.begin("waiting").writer.close()
     made.index()

@@ -8,7 +8,7 @@ import pytest
 from doubles.browser import shut_out
 from doubles.live_server import World
 from doubles.stored_tasks import KeptTasks
-from sandbox.cli.output.text import visible
+from sandbox.cli.output.text import escape_text
 from sandbox.model.events import EgressDenied, Metrics, Output, ToolCall, Usage
 
 LINES = 10_000
@@ -39,7 +39,7 @@ LONG_LINE = "<i>" + "0123456789" * 104_857 + "the very end"
 
 
 def told(event):
-    return Output.of("stdout", json.dumps(event).encode() + b"\n")
+    return Output.from_bytes("stdout", json.dumps(event).encode() + b"\n")
 
 
 def assistant(*blocks):
@@ -65,12 +65,14 @@ def hostile_events():
         '{"type":"assistant","message":{"content":[null,1,{"type":"text"}]}}',
         "{",
     ):
-        yield Output.of("stdout", odd.encode() + b"\n")
-    yield Output.of("stdout", f"\x1b[32mgreen\x1b[0m {SCRIPT} {BIDI} {NUL}\n".encode())
-    yield Output.of("stderr", b"\xff\xfe not text\n")
+        yield Output.from_bytes("stdout", odd.encode() + b"\n")
+    yield Output.from_bytes("stdout", f"\x1b[32mgreen\x1b[0m {SCRIPT} {BIDI} {NUL}\n".encode())
+    yield Output.from_bytes("stderr", b"\xff\xfe not text\n")
     for at in range(0, len(LONG_LINE), 65536):
         part = LONG_LINE[at : at + 65536]
-        yield Output.of("stdout", part.encode() + (b"\n" if len(part) < 65536 else b""), continued=len(part) == 65536)
+        yield Output.from_bytes(
+            "stdout", part.encode() + (b"\n" if len(part) < 65536 else b""), continued=len(part) == 65536
+        )
     yield EgressDenied(SCRIPT, 443, SCRIPT)
     yield Metrics(cpu_percent=50, memory_used_bytes=10**8)
     yield Usage("claude-sonnet-4-5-20250929", 1000, 50, cost_usd=0.01)
@@ -86,14 +88,14 @@ def poisoned_events():
     deep_answer = {"type": "tool_result", "tool_use_id": "deep", "is_error": True, "content": "DEEP"}
     deep_use = {"type": "tool_use", "id": "asks", "name": "asks", "input": {"deep": "DEEP"}}
     for line in (told({"type": "user", "message": {"content": [deep_answer]}}), assistant(deep_use)):
-        yield Output.of("stdout", line.data.replace(b'"DEEP"', DEEP))
+        yield Output.from_bytes("stdout", line.data.replace(b'"DEEP"', DEEP))
     answers = [
         {"type": "tool_result", "tool_use_id": "odd", "content": [{"type": "text", "text": poison}, {"type": poison}]},
         {"type": "tool_result", "tool_use_id": "asks", "is_error": True, "content": {"plain": ["object"]}},
     ]
     yield told({"type": "user", "message": {"content": answers}})
     yield assistant({"type": "text", "text": "Said after the poison."})
-    yield Output.of("stderr", b"Written after the poison.\n")
+    yield Output.from_bytes("stderr", b"Written after the poison.\n")
 
 
 @pytest.fixture(scope="module")
@@ -234,7 +236,7 @@ def test_pages_name_what_does_not_show_as_the_command_line_does(place, browser):
             0xFDD0,
         ),
     ):
-        assert visible(hidden) != hidden
+        assert escape_text(hidden) != hidden
         assert page.evaluate(VISIBLE, hidden) != hidden, hex(ord(hidden))
     plain = "caf\u00e9\t\u9577 \U0001f44d\n"
     assert page.evaluate(VISIBLE, plain) == plain

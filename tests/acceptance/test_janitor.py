@@ -11,7 +11,7 @@ from doubles.leftovers import cgroups, files, is_clean, left_behind, processes
 from doubles.live_server import World, bash, says, until
 from doubles.runtimes import need_runtime
 from sandbox.bootstrap.machine import SystemClock
-from sandbox.interfaces.journal import Recorder, read_task
+from sandbox.interfaces.journal import Recorder, replay_task
 from sandbox.journal.journals import FileJournals
 from sandbox.model.errors import Failure, FailureCode
 from sandbox.model.events import AgentExited, AttemptFailed, TaskFinished
@@ -53,7 +53,7 @@ def end_books(data_dir, task_id):
     """As the server does when nobody could finish: the task is over, and what it left is there."""
     journals = FileJournals(data_dir)
     writer = until(lambda: open_or_none(journals, task_id), what="the journal's lock")
-    recorder = Recorder(writer, read_task(journals, task_id).task, SystemClock().now)
+    recorder = Recorder(writer, replay_task(journals, task_id).task, SystemClock().now)
     lost = Failure(FailureCode.RUNNER_LOST, "All is lost.")
     is_running = recorder.task.state is TaskState.RUNNING
     recorder.record(AgentExited(None, None, lost) if is_running else AttemptFailed(lost))

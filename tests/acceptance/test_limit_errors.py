@@ -11,7 +11,7 @@ from websockets.sync.client import connect
 
 from doubles.live_server import bash, python, says
 from doubles.runtimes import need_runtime
-from sandbox.disks.loop import why_no_loop
+from sandbox.disks.loop import loop_unavailable_reason
 
 FILL = "dd if=/dev/zero of=$HOME/filler bs=1M count=400 2>&1; echo made > small.txt"
 FLOOD = "dd if=/dev/zero bs=1M count=16 2>/dev/null | tr '\\0' 'x' | fold -w 1023 > flood.log"
@@ -50,7 +50,7 @@ def pause(seconds):
 @pytest.fixture
 def disks_tell(tmp_path):
     """Whether full disks tell the agent on this machine."""
-    return asyncio.run(why_no_loop(tmp_path)) is None
+    return asyncio.run(loop_unavailable_reason(tmp_path)) is None
 
 
 FILLS = (bash(f"{FILL}; {pause(4)}"), bash("rm $HOME/filler; echo again > again.txt; cat small.txt again.txt"))

@@ -125,10 +125,10 @@ async def is_told_what_is_wrong(tool):
 def test_without_a_server_a_tool_says_how_to_start_one():
     from mcp.server.mcpserver.exceptions import ToolError
 
-    from sandbox.cli.commands.mcp.protocol import ShownTools
+    from sandbox.cli.commands.mcp.protocol import TaskTools
 
     with pytest.raises(ToolError, match=r"^unreachable: Cannot reach http://127\.0\.0\.1:9\.(?s:.*)sandbox serve"):
-        asyncio.run(ShownTools("http://127.0.0.1:9", None).status("mine"))
+        asyncio.run(TaskTools("http://127.0.0.1:9", None).status("mine"))
 
 
 @pytest.fixture

@@ -105,7 +105,7 @@ def test_what_runs_goes_on_and_what_waits_begins_once_it_works(machine, tmp_path
 
 def leaves_nothing(directory):
     probe_id = (directory / "made").read_text()
-    assert probe_id not in BubblewrapRuntime(directory).leftovers()
+    assert probe_id not in BubblewrapRuntime(directory).attempt_ids()
     assert not (choose_run_dir(directory / "data") / f"probe-{probe_id}").exists()
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from sandbox import __version__
-from sandbox.api.app import describe_api, schema_text
+from sandbox.api.app import create_api_schema_app, schema_text
 from sandbox.cli.main import root as command_line
 
 ROOT = Path(__file__).parents[2]
@@ -22,7 +22,7 @@ COMMON = ("--server", "--token", "--no-color", "--format", "--help", "--version"
 
 def generated() -> dict[str, str]:
     """What each file of the repository has to be."""
-    schema = describe_api(__version__).openapi()
+    schema = create_api_schema_app(__version__).openapi()
     return {
         "openapi.json": schema_text(),
         "docs/rest.md": _with_block("docs/rest.md", "\n".join(_calls(schema))),

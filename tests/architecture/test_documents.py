@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sandbox.bootstrap.settings.keys import keys
+from sandbox.bootstrap.settings.keys import setting_keys
 from sandbox.bootstrap.settings.load import load
 from sandbox.client import Client
 from sandbox.model.errors import FailureCode
@@ -155,7 +155,9 @@ def test_every_manifest_field_is_listed_with_its_default(root: Path):
 
 def test_every_setting_is_listed_with_its_default_variable_and_option(root: Path):
     listed = [[cell.strip("`") for cell in row] for row in rows(root / "docs" / "configuration.md")]
-    assert listed == [[key.path, key.shown_default, key.variable, key.option or "none", key.purpose] for key in keys()]
+    assert listed == [
+        [key.path, key.default_text, key.variable, key.option or "none", key.description] for key in setting_keys()
+    ]
 
 
 def test_the_example_of_a_configuration_is_one(root: Path, tmp_path: Path):

@@ -11,8 +11,8 @@ from sandbox.interfaces.tasks import Health
 
 def told() -> set[tuple[str, str, tuple[str, ...], str]]:
     metrics = ServerMetrics("0.1.0")
-    metrics.note_answer("/metrics", "GET", 200, 0.01)
-    text = metrics.text(Health("0.1.0", 1.0, {}, [], True, 1, 2, ready=True), is_ready=True).decode()
+    metrics.record_response("/metrics", "GET", 200, 0.01)
+    text = metrics.render(Health("0.1.0", 1.0, {}, [], True, 1, 2, is_ready=True), is_ready=True).decode()
     return {
         (
             family.name + ("_total" if family.type == "counter" else ""),

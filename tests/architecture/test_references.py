@@ -8,15 +8,15 @@ from pathlib import Path
 import click
 import msgspec
 import pytest
-from architecture.generated_reference import COMMON, commands, generated
 
+from architecture.generated_reference import COMMON, commands, generated
 from doubles.manifests import manifest
-from sandbox.api.streaming.websocket import TYPES
+from sandbox.api.streaming.websocket import EVENT_TYPES
 from sandbox.cli.errors import ExitCode
 from sandbox.model import events as e
-from sandbox.model.task import StateEntry, Task
+from sandbox.model.task import StateHistoryEntry, Task
 from sandbox.model.task_state import TaskState
-from sandbox.model.wire.events import end_frame, frame, present_state_frame
+from sandbox.model.wire.events import current_state_event, end_event, to_wire_event
 
 NOW = datetime(2026, 1, 29, tzinfo=UTC)
 EVERY_FRAME = {"type", "task_id", "seq", "timestamp"}
@@ -36,9 +36,9 @@ def rows(document: Path) -> dict[str, list[str]]:
 
 def told_fields() -> Iterator[tuple[str, set[str]]]:
     """What a frame of each type has beside what every frame has."""
-    history = (StateEntry(TaskState.PENDING, NOW),)
+    history = (StateHistoryEntry(TaskState.PENDING, NOW),)
     task = Task("task-1", manifest(), TaskState.PENDING, "Waiting", history, last_seq=1)
-    for told in (present_state_frame(task), end_frame(task)):
+    for told in (current_state_event(task), end_event(task)):
         yield told["type"], told.keys() - EVERY_FRAME
     for event in (
         e.AttemptStarted("abcdefgh2345", "bubblewrap", "here", number=2),
@@ -48,10 +48,10 @@ def told_fields() -> Iterator[tuple[str, set[str]]]:
         e.ToolCall("Bash", "id", 1),
         e.Usage("model", 1, 1),
         e.EgressDenied("host", 1, "reason"),
-        e.Trouble("code", "message"),
+        e.ErrorReported("code", "message"),
         e.Gap(1, 2, "reason"),
     ):
-        told = frame("task-1", e.Record(seq=1, epoch=1, at=NOW, event=event))
+        told = to_wire_event("task-1", e.Record(seq=1, epoch=1, at=NOW, event=event))
         assert told is not None
         yield told["type"], told.keys() - EVERY_FRAME
 
@@ -60,7 +60,7 @@ def test_every_type_of_event_is_listed_with_its_fields(root: Path):
     listed = rows(root / "docs" / "websocket.md")
     fields = {name: set(re.findall(r"`(\w+)`", row[1])) for name, row in listed.items()}
     assert fields == dict(told_fields())
-    assert set(fields) >= TYPES
+    assert set(fields) >= EVENT_TYPES
     prose = (root / "docs" / "websocket.md").read_text()
     assert [name for name in msgspec.structs.asdict(e.Metrics()) if f"`{name}`" not in prose] == []
 

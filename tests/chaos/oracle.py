@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from sandbox.model.task_state import GRAPH, TaskState
+from sandbox.model.task_state import ALLOWED_TRANSITIONS, TaskState
 
 STATES = ("pending", "staging", "provisioning", "ready", "running", "completing")
 TERMINAL = {"completed", "failed", "failed_preserved", "cancelled"}
@@ -173,7 +173,7 @@ def the_journal_is_one_story(story: Story) -> Iterator[str]:
         yield "a writer came back after another one had begun"
     states = [one["transition"]["new_state"] for one in story.records if "transition" in one]
     for before, after in itertools.pairwise(states):
-        if TaskState(after) not in GRAPH[TaskState(before)]:
+        if TaskState(after) not in ALLOWED_TRANSITIONS[TaskState(before)]:
             yield f"it went from {before} to {after}"
 
 

@@ -9,7 +9,7 @@ import sys
 from websockets.asyncio.client import connect
 from websockets.exceptions import WebSocketException
 
-from sandbox.model.wire.events import log_stream
+from sandbox.model.wire.events import log_stream_of
 
 AGAIN_SECONDS = 0.1
 _LOST = (OSError, asyncio.IncompleteReadError, WebSocketException, TimeoutError)
@@ -21,7 +21,7 @@ class Follower:
     @staticmethod
     def is_told(frame):
         """Of logs: output and events."""
-        return log_stream(frame) is not None
+        return log_stream_of(frame) is not None
 
     def __init__(self, machine, task_id):
         self.machine, self.task_id = machine, task_id

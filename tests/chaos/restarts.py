@@ -10,9 +10,9 @@ from chaos.machine import Machine
 from chaos.oracle import every_follower_has_the_journal
 from chaos.reconnecting_clients import CommandFollower, SseFollower, WebSocketFollower
 from doubles.live_server import until
-from sandbox.interfaces.journal import read_task
+from sandbox.interfaces.journal import replay_task
 from sandbox.journal.journals import FileJournals
-from sandbox.model.wire.events import end_frame, frame
+from sandbox.model.wire.events import end_event, to_wire_event
 
 MANY = (*[SseFollower] * 8, *[WebSocketFollower] * 6, *[CommandFollower] * 6)
 FEW = (*[SseFollower] * 2, *[WebSocketFollower] * 2, *[CommandFollower] * 2)
@@ -86,6 +86,6 @@ def _frames(machine, task_id, is_told):
     """What the journal has for such a client."""
     journals, offset, frames = FileJournals(machine.data_dir), 0, []
     while (batch := journals.read(task_id, offset)).records:
-        frames += [shown for record in batch.records if (shown := frame(task_id, record)) and is_told(shown)]
+        frames += [shown for record in batch.records if (shown := to_wire_event(task_id, record)) and is_told(shown)]
         offset = batch.next_offset
-    return [*frames, end_frame(read_task(journals, task_id).task)]
+    return [*frames, end_event(replay_task(journals, task_id).task)]

@@ -23,7 +23,7 @@ def journals(request, tmp_path):
 
 
 def line(text):
-    return e.Output.of("stdout", text.encode() + b"\n")
+    return e.Output.from_bytes("stdout", text.encode() + b"\n")
 
 
 def texts(batch):
@@ -324,7 +324,7 @@ def test_what_somebody_has_begun_in_the_place_of_one_that_is_given_up_stays(jour
 def test_an_event_that_is_no_text_leaves_nothing(journals):
     with writing(journals) as writer:
         with pytest.raises(UnicodeEncodeError):
-            writer.append(e.Trouble("x", "\ud800"), at=AT)
+            writer.append(e.ErrorReported("x", "\ud800"), at=AT)
         assert writer.append(line("one"), at=AT).seq == 1
 
 

@@ -64,7 +64,7 @@ def test_a_promise_is_on_disk(running, monkeypatch, promise):
 def test_output_does_not_wait_for_the_disk(running, monkeypatch):
     flushed = []
     monkeypatch.setattr(os, "fdatasync", flushed.append)
-    running.record(e.Output.of("stdout", b"x"))
+    running.record(e.Output.from_bytes("stdout", b"x"))
     assert flushed == []
 
 

@@ -58,7 +58,7 @@ SECONDS = 20
 def journals(tmp_path):
     journals = FileJournals(tmp_path)
     writer = journals.create("task-1")
-    writer.append(e.Trouble("first", ""), at=datetime.now(UTC), durable=True)
+    writer.append(e.ErrorReported("first", ""), at=datetime.now(UTC), durable=True)
     writer.close()
     return journals
 
@@ -103,7 +103,7 @@ def test_the_lock_travels_to_a_child_and_stays_when_the_parent_closes(journals, 
     writer = journals.open("task-1")
     with process(ADOPT, tmp_path, writer.lock_fd, pass_fds=(writer.lock_fd,)) as runner:
         assert runner.stdout.readline() == "adopted\n"
-        before = writer.append(e.Trouble("before", ""), at=datetime.now(UTC))
+        before = writer.append(e.ErrorReported("before", ""), at=datetime.now(UTC))
         writer.close()
         assert journals.is_held("task-1")
         with pytest.raises(JournalBusyError):
@@ -119,7 +119,7 @@ def test_the_lock_travels_to_a_child_and_stays_when_the_parent_closes(journals, 
 
 def test_a_runner_goes_on_with_the_next_epoch(journals, tmp_path):
     writer = journals.open("task-1")
-    writer.append(e.Trouble("by the server", ""), at=datetime.now(UTC))
+    writer.append(e.ErrorReported("by the server", ""), at=datetime.now(UTC))
     with process(ADOPT, tmp_path, writer.lock_fd, pass_fds=(writer.lock_fd,)) as runner:
         writer.close()
         runner.stdin.write("\n")
@@ -201,12 +201,12 @@ def test_what_is_appended_while_a_flush_is_under_way_is_flushed_by_the_next(jour
     """A runner flushes its output in a thread while it goes on to write."""
     flushed = []
     with closing(journals.open("task-1")) as writer:
-        writer.append(e.Trouble("second", ""), at=datetime.now(UTC))
+        writer.append(e.ErrorReported("second", ""), at=datetime.now(UTC))
 
         def slow_flush(_):
             if not flushed:
                 flushed.append("first")
-                writer.append(e.Trouble("third", ""), at=datetime.now(UTC))
+                writer.append(e.ErrorReported("third", ""), at=datetime.now(UTC))
             else:
                 flushed.append("again")
 
@@ -220,7 +220,7 @@ def test_a_promise_is_flushed_although_another_flush_has_just_begun(journals, mo
     """The other one may have begun before the promise was written."""
     flushed = []
     with closing(journals.open("task-1")) as writer:
-        writer.append(e.Trouble("second", ""), at=datetime.now(UTC))
+        writer.append(e.ErrorReported("second", ""), at=datetime.now(UTC))
         monkeypatch.setattr(os, "fdatasync", lambda _: flushed.append(1))
         write = os.write
 
@@ -283,7 +283,7 @@ def test_a_promise_is_on_disk_although_a_flush_beside_it_has_just_failed(
                     writer.sync()
             return written
 
-        writer.append(e.Trouble("second", ""), at=datetime.now(UTC))
+        writer.append(e.ErrorReported("second", ""), at=datetime.now(UTC))
         monkeypatch.setattr(os, "write", write_while_another_flushes)
         writer.append(e.TaskFinished(), at=datetime.now(UTC), durable=True)
         assert not disk.refusals
@@ -296,7 +296,7 @@ def test_a_disk_that_goes_on_failing_is_not_given_the_whole_journal_again_at_eve
     records = tmp_path / "tasks" / "task-1" / "journal" / "records"
     with closing(journals.open("task-1")) as writer:
         for _ in range(10):
-            writer.append(e.Output.of("stdout", b"x" * 2000), at=datetime.now(UTC))
+            writer.append(e.Output.from_bytes("stdout", b"x" * 2000), at=datetime.now(UTC))
     with closing(journals.open("task-1")) as writer:
         disk, written = ForgetfulDisk(monkeypatch, refusals=5), []
         pwrite = os.pwrite
@@ -319,7 +319,7 @@ def test_what_was_written_again_in_part_goes_on_from_there(journals, tmp_path, m
     records = tmp_path / "tasks" / "task-1" / "journal" / "records"
     with closing(journals.open("task-1")) as writer:
         for _ in range(10):
-            writer.append(e.Output.of("stdout", b"x" * 2000), at=datetime.now(UTC))
+            writer.append(e.Output.from_bytes("stdout", b"x" * 2000), at=datetime.now(UTC))
         disk, flush = ForgetfulDisk(monkeypatch, refusals=1), os.fdatasync
         flushes = []
 
@@ -345,7 +345,7 @@ def test_a_record_that_was_cut_off_leaves_nothing_for_flushed_that_comes_in_its_
     """Its bytes were written again and flushed, and then the last flush failed."""
     records = tmp_path / "tasks" / "task-1" / "journal" / "records"
     with closing(journals.open("task-1")) as writer:
-        writer.append(e.Trouble("first", ""), at=datetime.now(UTC))
+        writer.append(e.ErrorReported("first", ""), at=datetime.now(UTC))
         disk, flush = ForgetfulDisk(monkeypatch, refusals=1), os.fdatasync
         with pytest.raises(OSError, match="Input/output"):
             writer.sync()
@@ -357,10 +357,10 @@ def test_a_record_that_was_cut_off_leaves_nothing_for_flushed_that_comes_in_its_
 
         monkeypatch.setattr(os, "fdatasync", fail_the_last)
         with pytest.raises(OSError, match="Input/output"):
-            writer.append(e.Trouble("second, which is long", "x" * 500), at=datetime.now(UTC), durable=True)
+            writer.append(e.ErrorReported("second, which is long", "x" * 500), at=datetime.now(UTC), durable=True)
         monkeypatch.setattr(os, "fdatasync", flush)
         disk.refusals = 1
-        writer.append(e.Trouble("third", ""), at=datetime.now(UTC))
+        writer.append(e.ErrorReported("third", ""), at=datetime.now(UTC))
         with pytest.raises(OSError, match="Input/output"):
             writer.sync()
         writer.sync()

@@ -204,7 +204,7 @@ def test_a_sandbox_that_somebody_kills_before_the_start_is_lost_and_was_not_refu
 
 def test_a_sandbox_that_somebody_kills_while_it_is_made_is_lost_and_leaves_nothing(runtime: Runtime, disk: Path):
     async def story() -> None:
-        handle = runtime.plan(new_attempt_id())
+        handle = runtime.prepare(new_attempt_id())
         creating = asyncio.create_task(runtime.create(handle, describe(disk, handle.attempt_id)))
         while not (found := processes_of(handle)) and not creating.done():
             await asyncio.sleep(0)
@@ -257,26 +257,26 @@ def test_the_end_can_be_asked_for_many_times(runtime: Runtime, disk: Path):
 
 def test_destroy_before_the_start_twice_and_without_any_create(runtime: Runtime, disk: Path):
     async def story() -> None:
-        handle = runtime.plan(new_attempt_id())
+        handle = runtime.prepare(new_attempt_id())
         await runtime.create(handle, describe(disk, handle.attempt_id))
         for _ in range(2):
             await runtime.destroy(handle, disk)
-        only_planned = runtime.plan(new_attempt_id())
+        only_planned = runtime.prepare(new_attempt_id())
         await runtime.destroy(only_planned, disk)
-        assert not {handle.attempt_id, only_planned.attempt_id} & set(runtime.leftovers())
+        assert not {handle.attempt_id, only_planned.attempt_id} & set(runtime.attempt_ids())
 
     asyncio.run(story())
 
 
 def test_a_failed_create_leaves_nothing(runtime: Runtime, disk: Path, tmp_path: Path):
     async def story() -> None:
-        handle = runtime.plan(new_attempt_id())
+        handle = runtime.prepare(new_attempt_id())
         spec = describe(disk, handle.attempt_id, programs={tmp_path / "missing": "/opt/missing"})
         with pytest.raises(AttemptError, match="No such file") as caught:
             await runtime.create(handle, spec)
         assert caught.value.code == "provision_failed"
         assert not processes_of(handle)
-        assert handle.attempt_id not in runtime.leftovers()
+        assert handle.attempt_id not in runtime.attempt_ids()
         await runtime.destroy(handle, disk)
 
     asyncio.run(story())
@@ -284,7 +284,7 @@ def test_a_failed_create_leaves_nothing(runtime: Runtime, disk: Path, tmp_path: 
 
 def test_a_cancelled_create_leaves_nothing(runtime: Runtime, disk: Path):
     async def story() -> None:
-        handle = runtime.plan(new_attempt_id())
+        handle = runtime.prepare(new_attempt_id())
         creation = asyncio.create_task(runtime.create(handle, describe(disk, handle.attempt_id)))
         await asyncio.sleep(0)
         creation.cancel()
@@ -292,7 +292,7 @@ def test_a_cancelled_create_leaves_nothing(runtime: Runtime, disk: Path):
             await creation
         assert not processes_of(handle)
         await runtime.destroy(handle, disk)
-        assert handle.attempt_id not in runtime.leftovers()
+        assert handle.attempt_id not in runtime.attempt_ids()
 
     asyncio.run(story())
 
@@ -334,12 +334,12 @@ def _close_creator(creator: subprocess.Popen[str]) -> None:
 def test_a_living_sandbox_is_ended_by_its_attempts_id_where_its_handle_is_lost(runtime: Runtime, disk: Path):
     creator, handle = _start_creator(runtime, disk)
     try:
-        recalled = runtime.recall(handle.attempt_id)
+        recalled = runtime.recover(handle.attempt_id)
         assert recalled.details == {key: handle.details[key] for key in recalled.details}
         assert ("kernel_uid" in recalled.details) == (os.getuid() == 0)
         asyncio.run(runtime.destroy(recalled, disk))
         assert not processes_of(handle)
-        assert handle.attempt_id not in runtime.leftovers()
+        assert handle.attempt_id not in runtime.attempt_ids()
     finally:
         _close_creator(creator)
 
@@ -353,11 +353,11 @@ def test_everything_inside_dies_within_a_second_when_its_creator_is_killed(runti
         while processes_of(handle):
             assert time.monotonic() < deadline, "something outlives its creator"
             time.sleep(0.005)
-        assert handle.attempt_id in runtime.leftovers() or not handle.details.get("cgroups")
+        assert handle.attempt_id in runtime.attempt_ids() or not handle.details.get("cgroups")
     finally:
         _close_creator(creator)
         asyncio.run(runtime.destroy(handle, disk))
-    assert handle.attempt_id not in runtime.leftovers()
+    assert handle.attempt_id not in runtime.attempt_ids()
     assert {path.stat().st_uid for path in disk.iterdir()} == {os.getuid()}
 
 
@@ -367,7 +367,7 @@ def test_a_disk_that_is_removed_next_is_left_as_it_is(runtime: Runtime, disk: Pa
         owners = {path.lstat().st_uid for path in disk.iterdir()}
         asyncio.run(runtime.destroy(handle, None))
         assert not processes_of(handle)
-        assert handle.attempt_id not in runtime.leftovers()
+        assert handle.attempt_id not in runtime.attempt_ids()
         assert {path.lstat().st_uid for path in disk.iterdir()} == owners
         asyncio.run(runtime.destroy(handle, disk))
         assert {path.lstat().st_uid for path in disk.iterdir()} == {os.getuid()}
@@ -384,7 +384,7 @@ def test_another_process_can_destroy_a_living_sandbox(runtime: Runtime, disk: Pa
         assert creator.wait(10) == 0
     finally:
         _close_creator(creator)
-    assert handle.attempt_id not in runtime.leftovers()
+    assert handle.attempt_id not in runtime.attempt_ids()
 
 
 # Limits and figures
@@ -483,21 +483,21 @@ def test_five_at_once_and_then_nothing_is_left(runtime: Runtime, disk: Path):
         attempt_ids = {end.output.strip() for end in ends}
         assert len(attempt_ids) == 5
         assert Traces.of_this_process() == before
-        assert not attempt_ids & set(runtime.leftovers())
+        assert not attempt_ids & set(runtime.attempt_ids())
 
     asyncio.run(story())
 
 
 def test_the_network_namespace_goes_with_the_sandbox(runtime: Runtime, disk: Path):
     async def story() -> None:
-        handle = runtime.plan(new_attempt_id())
+        handle = runtime.prepare(new_attempt_id())
         sandbox = await runtime.create(handle, describe(disk, handle.attempt_id))
         doors = sandbox.listeners
         assert doors.model.getsockname() == ("127.0.0.1", layout.MODEL_PORT)
         assert doors.proxy.getsockname() == ("127.0.0.1", layout.PROXY_PORT)
         assert {port: one.getsockname()[1] for port, one in doors.transparent.items()} == {80: 80, 443: 443}
         await runtime.destroy(handle, disk)
-        assert doors.model.fileno() == doors.names_udp.fileno() == doors.transparent[443].fileno() == -1
+        assert doors.model.fileno() == doors.dns_udp.fileno() == doors.transparent[443].fileno() == -1
 
     asyncio.run(story())
 
@@ -539,7 +539,7 @@ def _belongs(process: Path, handle: SandboxHandle) -> bool:
 
 
 def test_the_handle_is_text_that_another_process_can_read(runtime: Runtime, disk: Path):
-    handle = runtime.plan(new_attempt_id())
+    handle = runtime.prepare(new_attempt_id())
     try:
         text = msgspec.json.encode(handle)
         assert msgspec.json.decode(text, type=SandboxHandle) == handle

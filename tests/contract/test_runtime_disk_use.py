@@ -4,7 +4,7 @@ import asyncio
 from pathlib import Path
 
 from doubles.sandbox_lifecycle import MEBIBYTE, living, read_until
-from sandbox.disks.directory import PlainDisks
+from sandbox.disks.directory import DirectoryDisks
 from sandbox.interfaces.layout import AttemptLayout
 from sandbox.interfaces.runtime import Command, Runtime
 
@@ -16,12 +16,12 @@ def used_while(runtime: Runtime, files: AttemptLayout, script: str) -> bool:
     """Whether a disk of 4 MiB is full while this goes on."""
 
     async def story() -> bool:
-        disks = PlainDisks()
+        disks = DirectoryDisks()
         await disks.open(files, 4 * MEBIBYTE)
         async with living(runtime, files.disk) as sandbox:
             output, _ = await sandbox.start(Command(("/bin/sh", "-c", script), {"PATH": "/usr/bin:/bin"}, "/workspace"))
             await read_until(output, b"there")
-            return (await disks.use(files)).is_full
+            return (await disks.usage(files)).is_full
 
     return asyncio.run(story())
 

@@ -385,7 +385,7 @@ attempt("own", lambda: socket.socket(socket.AF_UNIX).connect("\\0own"))
 def test_there_is_no_route_out_and_the_gateways_addresses_arrive_as_they_are(runtime: Runtime, disk: Path):
     async def story() -> None:
         async with living(runtime, disk) as sandbox:
-            answering = asyncio.create_task(answer(sandbox.listeners.names_udp))
+            answering = asyncio.create_task(answer(sandbox.listeners.dns_udp))
             ended = await run_in(sandbox, ["/usr/bin/python3", "-c", CONNECT])
             await answering
             assert ended.output.split() == CONNECTED, ended

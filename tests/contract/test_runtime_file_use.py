@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from doubles.sandbox_lifecycle import Ended, has_own_kernel, living, read_until, run_python, run_story
-from sandbox.interfaces.runtime import Command, FileUse, Runtime
+from sandbox.interfaces.runtime import Command, FileUsage, Runtime
 
 _PRELUDE = """
 import ctypes, errno, fcntl, os, resource, shutil, socket, sys, threading, time
@@ -41,12 +41,12 @@ def told(runtime: Runtime, disk: Path, source: str) -> list[str]:
     return ended.output.splitlines()
 
 
-async def _count(runtime: Runtime, disk: Path, source: str) -> tuple[FileUse, Ended]:
+async def _count(runtime: Runtime, disk: Path, source: str) -> tuple[FileUsage, Ended]:
     async with living(runtime, disk, processes_max=512) as sandbox:
         program = ["/usr/bin/python3", "-c", _PRELUDE + source]
         output, errors = await sandbox.start(Command(program, {"PATH": "/usr/bin:/bin"}, "/workspace"))
         said = await read_until(output, b"held")
-        use = await sandbox.file_use()
+        use = await sandbox.file_usage()
         await sandbox.kill()
         await sandbox.wait()
         return use, Ended(None, said.decode(), (await errors.read()).decode())
@@ -54,7 +54,7 @@ async def _count(runtime: Runtime, disk: Path, source: str) -> tuple[FileUse, En
 
 def counted_if_there_is_room(
     runtime: Runtime, disk: Path, limits: frozenset[str], source: str
-) -> tuple[FileUse, Ended]:
+) -> tuple[FileUsage, Ended]:
     """The same, also of a kernel of the sandbox's own, which opens up to two files of the host for each inside."""
     if "memory" not in limits:
         pytest.skip("no control group tells which processes are the sandbox's")
@@ -63,7 +63,7 @@ def counted_if_there_is_room(
     return asyncio.run(_count(runtime, disk, source))
 
 
-def counted(runtime: Runtime, disk: Path, limits: frozenset[str], source: str) -> tuple[FileUse, Ended]:
+def counted(runtime: Runtime, disk: Path, limits: frozenset[str], source: str) -> tuple[FileUsage, Ended]:
     """The sandbox's open files once the program has said `held`, and its whole story."""
     if has_own_kernel(runtime):
         pytest.skip("its files are its own kernel's")
@@ -110,7 +110,7 @@ system_call(60 if is_x86 else 93, 0)
 def test_locks_on_files_count(runtime: Runtime, disk: Path, limits: frozenset[str], source: str):
     use, ended = counted(runtime, disk, limits, source)
     assert use.locks > 8192, ended
-    assert "locks on files" in use.excess()
+    assert "locks on files" in use.find_violation()
 
 
 _LOCKS_OF_ENDED_PROCESSES = """
@@ -129,7 +129,7 @@ def test_a_sandbox_with_few_locks_is_within_bounds_while_another_one_has_many(
     if has_own_kernel(runtime):
         pytest.skip("its files are its own kernel's")
 
-    async def story() -> FileUse:
+    async def story() -> FileUsage:
         async with living(runtime, disk.parent / "other") as other:
             program = ["/usr/bin/python3", "-c", _PRELUDE + _LOCKS_OF_ENDED_PROCESSES]
             output, _ = await other.start(Command(program, {"PATH": "/usr/bin:/bin"}, "/workspace"))
@@ -138,7 +138,7 @@ def test_a_sandbox_with_few_locks_is_within_bounds_while_another_one_has_many(
             return use
 
     use = asyncio.run(story())
-    assert use.excess() == ""
+    assert use.find_violation() == ""
     assert use.locks == (200 if "memory" in limits else 0)
 
 
@@ -156,7 +156,7 @@ tell("held"); time.sleep(600)
 def test_open_directories_count(runtime: Runtime, disk: Path, limits: frozenset[str]):
     use, ended = counted(runtime, disk, limits, _HALF_READ_DIRECTORIES.replace("COUNT", "9000"))
     assert use.directories > 8192, ended
-    assert "open directories" in use.excess()
+    assert "open directories" in use.find_violation()
 
 
 def test_thousands_of_open_directories_and_files_are_within_bounds(
@@ -167,7 +167,7 @@ def test_thousands_of_open_directories_and_files_are_within_bounds(
     assert use.open_files is not None
     assert use.open_files > 12_000
     assert 2000 < use.directories < 4500
-    assert use.excess() == ""
+    assert use.find_violation() == ""
 
 
 _LISTED_DIRECTORIES = """
@@ -186,7 +186,7 @@ def test_directories_that_are_listed_and_kept_open_count_whoever_opens_them_on_t
     source = _LISTED_DIRECTORIES.replace("COUNT", "8700").replace("KEPT", "8700")
     use, ended = counted_if_there_is_room(runtime, disk, limits, source)
     assert 8192 < use.directories < 11_000, ended
-    assert "open directories" in use.excess()
+    assert "open directories" in use.find_violation()
 
 
 def test_many_directories_that_are_listed_and_closed_are_within_bounds(
@@ -194,7 +194,7 @@ def test_many_directories_that_are_listed_and_closed_are_within_bounds(
 ):
     source = _LISTED_DIRECTORIES.replace("COUNT", "9000").replace("KEPT", "4000")
     use, _ = counted_if_there_is_room(runtime, disk, limits, source)
-    assert use.excess() == ""
+    assert use.find_violation() == ""
 
 
 _FILES_IN_MANY_PROCESSES = """
@@ -209,7 +209,7 @@ def test_open_files_of_all_processes_together_count(runtime: Runtime, disk: Path
     use, ended = counted(runtime, disk, limits, _FILES_IN_MANY_PROCESSES)
     assert use.open_files is not None, ended
     assert use.open_files > 131_072
-    assert "open files" in use.excess()
+    assert "open files" in use.find_violation()
 
 
 _FILES_OF_ONE_THREAD = """

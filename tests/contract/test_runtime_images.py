@@ -6,10 +6,10 @@ import io
 import pytest
 
 from doubles.image_archives import entry, layer, small_root
-from sandbox.images.finalize import prepare
+from sandbox.images.finalize import finalize
 from sandbox.images.oci.layer import apply_layer
-from sandbox.images.oci.tar_stream import Meter, TarStream
-from sandbox.images.rootfs import Tree
+from sandbox.images.oci.tar_stream import ByteBudget, TarStream
+from sandbox.images.rootfs import RootFs
 from sandbox.interfaces.runtime import Command, SandboxSpec
 
 ATTEMPT = "imageimageim"
@@ -23,10 +23,10 @@ def image(tmp_path_factory):
     root = private / "root"
     root.mkdir(mode=0o755)
     root.chmod(0o755)
-    tree = Tree(root)
+    tree = RootFs(root)
     for one in (small_root(), layer(entry("opt/tools/marker", b"of the image\n"))):
-        apply_layer(TarStream(io.BytesIO(one), Meter(1 << 32)), tree)
-    prepare(tree)
+        apply_layer(TarStream(io.BytesIO(one), ByteBudget(1 << 32)), tree)
+    finalize(tree)
     return root
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from doubles.sandbox_lifecycle import MEBIBYTE, Ended, has_own_kernel, living, read_until, run_in, run_python
-from sandbox.interfaces.runtime import Command, KernelUse, Runtime
+from sandbox.interfaces.runtime import Command, KernelUsage, Runtime
 from sandbox.runtimes.limits.cgroups import socket_buffer_bytes
 
 MEMORY_BYTES = 512 * MEBIBYTE
@@ -49,15 +49,15 @@ def told(runtime: Runtime, disk: Path, source: str) -> list[str]:
     return ended.output.splitlines()
 
 
-def held_at_most(runtime: Runtime, disk: Path, source: str) -> tuple[KernelUse, Ended]:
+def held_at_most(runtime: Runtime, disk: Path, source: str) -> tuple[KernelUsage, Ended]:
     """What the host's kernel counts for the sandbox once the program has said `held`, and its whole story."""
 
-    async def story() -> tuple[KernelUse, Ended]:
+    async def story() -> tuple[KernelUsage, Ended]:
         async with living(runtime, disk, memory_bytes=MEMORY_BYTES) as sandbox:
             program = ["/usr/bin/python3", "-c", _PRELUDE + source]
             output, errors = await sandbox.start(Command(program, {"PATH": "/usr/bin:/bin"}, "/workspace"))
             said = await read_until(output, b"held")
-            use = await sandbox.kernel_use()
+            use = await sandbox.kernel_usage()
             await sandbox.kill()
             await sandbox.wait()
             return use, Ended(None, said.decode(), (await errors.read()).decode())
@@ -187,7 +187,7 @@ def test_what_was_sent_does_not_wait_with_its_time_or_counts(runtime: Runtime, d
     use, ended = held_at_most(runtime, disk, _TIMES_NEVER_READ)
     assert use.received_bytes is not None, ended
     # Older kernels have that setting for the machine only.
-    assert use.received_bytes < MEBIBYTE or "time stamps" in use.excess()
+    assert use.received_bytes < MEBIBYTE or "time stamps" in use.find_violation()
 
 
 _NETLINK_NEVER_READ = """
@@ -207,7 +207,7 @@ def test_answers_that_nobody_reads_in_netlink_sockets_count(runtime: Runtime, di
     use, ended = held_at_most(runtime, disk, _NETLINK_NEVER_READ)
     assert use.netlink_bytes is not None, ended
     assert use.netlink_bytes > 20 * MEBIBYTE
-    assert "netlink" in use.excess()
+    assert "netlink" in use.find_violation()
 
 
 _ORDINARY_USE = """
@@ -223,7 +223,7 @@ tell("held"); time.sleep(600)
 def test_what_ordinary_programs_have_is_within_all_bounds(runtime: Runtime, disk: Path):
     use, ended = held_at_most(runtime, disk, _ORDINARY_USE)
     assert "held" in ended.output, ended
-    assert use.excess() == ""
+    assert use.find_violation() == ""
 
 
 _MUCH_IN_NETLINK_AT_ONCE = """
@@ -238,7 +238,7 @@ def test_requests_that_come_back_whole_count_as_answers(runtime: Runtime, disk: 
     if has_own_kernel(runtime):
         pytest.skip("its netlink is its own kernel's")
     use, ended = held_at_most(runtime, disk, _MUCH_IN_NETLINK_AT_ONCE)
-    assert "netlink" in use.excess(), ended
+    assert "netlink" in use.find_violation(), ended
 
 
 _ERRORS_NEVER_READ = """
@@ -448,15 +448,15 @@ def test_memory_that_few_objects_keep_from_the_machine_is_put_down_to_the_sandbo
     if "memory" not in limits or os.geteuid():
         pytest.skip("what is taken cannot be counted here")
 
-    async def story() -> list[KernelUse]:
+    async def story() -> list[KernelUsage]:
         async with living(runtime, disk, memory_bytes=MEMORY_BYTES) as sandbox:
             program = ["/usr/bin/python3", "-c", _PRELUDE + source]
-            await sandbox.kernel_use()
+            await sandbox.kernel_usage()
             output, _ = await sandbox.start(Command(program, {"PATH": "/usr/bin:/bin"}, "/workspace"))
             uses = []
             for word in (b"full", b"full", b"held"):
                 await read_until(output, word)
-                uses.append(await sandbox.kernel_use())
+                uses.append(await sandbox.kernel_usage())
             await sandbox.kill()
             await sandbox.wait()
             return uses

@@ -7,7 +7,7 @@ import pytest
 
 from doubles.sandbox_lifecycle import PATIENCE_SECONDS, has_own_kernel, living, read_until, run_python
 from sandbox.interfaces.runtime import Command, Runtime, TerminalSize
-from sandbox.runtimes.programs.launcher import TERMINALS_MAX
+from sandbox.runtimes.programs.launcher import PTYS_MAX
 from sandbox.runtimes.programs.process_limits import OPEN_FILES_MAX, OPEN_FILES_SOFT_MAX
 
 _FILES = f"""
@@ -52,7 +52,7 @@ held = [pty.openpty()]
 os.write(held[0][0], b"typed\\n")
 print(os.read(held[0][1], 100), os.ttyname(held[0][1]))
 try:
-    while len(held) < {TERMINALS_MAX} + 10: held.append(pty.openpty())
+    while len(held) < {PTYS_MAX} + 10: held.append(pty.openpty())
 except OSError as error:
     print(error)
 print(len(held), flush=True)
@@ -67,7 +67,7 @@ def test_terminals_open_and_not_all_that_the_machine_has(runtime: Runtime, disk:
     ended = run_python(runtime, disk, _TERMINALS)
     typed, *_, count, again = ended.output.splitlines()
     assert typed == "b'typed\\n' /dev/pts/0"
-    assert (int(count), again) == (TERMINALS_MAX, "open"), ended
+    assert (int(count), again) == (PTYS_MAX, "open"), ended
 
 
 _AIO = """

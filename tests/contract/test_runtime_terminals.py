@@ -12,7 +12,7 @@ import pytest
 
 from doubles.sandbox_lifecycle import PATIENCE_SECONDS, describe, has_own_kernel, living, new_attempt_id, read_until
 from doubles.sandbox_queries import WHO
-from sandbox.interfaces.runtime import Command, Exit, Runtime, Sandbox, Terminal, TerminalSize
+from sandbox.interfaces.runtime import Command, ExitStatus, Runtime, Sandbox, Terminal, TerminalSize
 from sandbox.model.errors import AttemptError
 
 SIZE = TerminalSize(rows=24, columns=80)
@@ -39,7 +39,7 @@ async def open_shell(sandbox: Sandbox, *argv: str) -> Terminal:
     return terminal
 
 
-async def ended(terminal: Terminal) -> Exit:
+async def ended(terminal: Terminal) -> ExitStatus:
     async with asyncio.timeout(PATIENCE_SECONDS):
         return await terminal.wait()
 
@@ -274,7 +274,7 @@ def test_nothing_is_left_of_terminals_however_they_end(runtime: Runtime, disk: P
 
 def test_another_process_can_destroy_a_sandbox_with_terminals(runtime: Runtime, disk: Path):
     async def story() -> None:
-        handle = runtime.plan(new_attempt_id())
+        handle = runtime.prepare(new_attempt_id())
         sandbox = await runtime.create(handle, describe(disk, handle.attempt_id))
         try:
             await sandbox.start(Command(["/bin/sleep", "300"], {}, "/workspace"))
@@ -282,7 +282,7 @@ def test_another_process_can_destroy_a_sandbox_with_terminals(runtime: Runtime, 
         finally:
             async with asyncio.timeout(PATIENCE_SECONDS):
                 await runtime.destroy(handle, disk)
-        assert handle.attempt_id not in runtime.leftovers()
+        assert handle.attempt_id not in runtime.attempt_ids()
 
     asyncio.run(story())
 

@@ -7,13 +7,13 @@ from datetime import UTC, datetime, timedelta
 import msgspec
 import pytest
 
-from sandbox.interfaces.store import Cursor, DuplicateTaskError, Indexed, InvalidCursorError, TaskQuery
+from sandbox.interfaces.store import Cursor, DuplicateTaskError, IndexedTask, InvalidCursorError, TaskQuery
 from sandbox.model import events as e
 from sandbox.model.errors import Failure, FailureCode
 from sandbox.model.events import Artifact
 from sandbox.model.limits import LABELS_MAX
 from sandbox.model.manifest.schema import Claude, Manifest, Metadata, Repository
-from sandbox.model.task import Attempt, StateEntry, Task
+from sandbox.model.task import Attempt, StateHistoryEntry, Task
 from sandbox.model.task_state import TaskState
 from sandbox.store.memory import MemoryStore
 from sandbox.store.sqlite import SqliteStore
@@ -34,11 +34,11 @@ def at(minutes):
 
 def task(task_id, state=TaskState.PENDING, *, created=0, started=None, changed=None, name="task", labels=None):
     """A task with the history that its times tell."""
-    history = [StateEntry(TaskState.PENDING, at(created))]
+    history = [StateHistoryEntry(TaskState.PENDING, at(created))]
     if started is not None:
-        history.append(StateEntry(TaskState.RUNNING, at(started)))
+        history.append(StateHistoryEntry(TaskState.RUNNING, at(started)))
     if state is not history[-1].state:
-        history.append(StateEntry(state, at(created + 100 if changed is None else changed)))
+        history.append(StateHistoryEntry(state, at(created + 100 if changed is None else changed)))
     manifest = Manifest(
         version="1",
         kind="Task",
@@ -70,9 +70,9 @@ def test_a_task_comes_back_whole(store):
         }
     )
     full = with_texts(full, "Do é\u2028\n" * 9, "ZGlmZg==")
-    store.insert(Indexed(full, 4711))
+    store.insert(IndexedTask(full, 4711))
 
-    assert store.load("full") == Indexed(full, 4711)
+    assert store.load("full") == IndexedTask(full, 4711)
     assert store.query(TaskQuery()).tasks == [with_texts(msgspec.structs.replace(full, artifacts=()), "", None)]
 
 
@@ -84,7 +84,7 @@ def with_texts(known, prompt, patch):
 
 def test_every_question_about_one_task_tells_its_artifacts_and_texts(store):
     whole = with_texts(msgspec.structs.replace(task("a"), artifacts=ARTIFACTS), "Do it.", "ZGlmZg==")
-    known = Indexed(msgspec.structs.replace(whole, idempotency=e.Idempotency("k", "0")), 1)
+    known = IndexedTask(msgspec.structs.replace(whole, idempotency=e.Idempotency("k", "0")), 1)
     store.save(known)
     assert store.unfinished() == [known]
     assert store.find_by_idempotency_key("k", NOON) == known
@@ -94,14 +94,14 @@ def test_every_question_about_one_task_tells_its_artifacts_and_texts(store):
 
 
 def test_an_unknown_task_is_none(store):
-    store.insert(Indexed(task("a"), 1))
+    store.insert(IndexedTask(task("a"), 1))
     assert store.load("b") is None
 
 
 def test_a_duplicate_is_told_which_task_is_there(store):
-    first = Indexed(task("a", TaskState.RUNNING, labels={"k": "first"}), 10)
+    first = IndexedTask(task("a", TaskState.RUNNING, labels={"k": "first"}), 10)
     store.insert(first)
-    for again in (Indexed(task("a", labels={"k": "second"}), 1), first):
+    for again in (IndexedTask(task("a", labels={"k": "second"}), 1), first):
         with pytest.raises(DuplicateTaskError) as refused:
             store.insert(again)
         assert refused.value.existing == first.task
@@ -111,8 +111,8 @@ def test_a_duplicate_is_told_which_task_is_there(store):
 
 
 def test_saving_replaces_all_that_is_known(store):
-    store.insert(Indexed(task("a", name="old", labels={"stay": "1", "go": "1", "turn": "1"}), 1))
-    later = Indexed(task("a", TaskState.COMPLETED, started=3, name="new", labels={"stay": "1", "turn": "2"}), 99)
+    store.insert(IndexedTask(task("a", name="old", labels={"stay": "1", "go": "1", "turn": "1"}), 1))
+    later = IndexedTask(task("a", TaskState.COMPLETED, started=3, name="new", labels={"stay": "1", "turn": "2"}), 99)
     store.save(later)
 
     assert store.load("a") == later
@@ -122,7 +122,7 @@ def test_saving_replaces_all_that_is_known(store):
 
 
 def test_saving_adds_an_unknown_task(store):
-    store.save(Indexed(task("a", labels={"k": "v"}), 7))
+    store.save(IndexedTask(task("a", labels={"k": "v"}), 7))
 
     assert store.load("a").offset == 7
     assert ids(store.query(TaskQuery(labels={"k": "v"}))) == ["a"]
@@ -130,8 +130,8 @@ def test_saving_adds_an_unknown_task(store):
 
 def test_unfinished_tasks_come_oldest_first(store):
     for number, state in enumerate(TaskState):
-        store.insert(Indexed(task(f"t{number}", state, created=-number), number))
-    store.insert(Indexed(task("t0-twin"), 0))
+        store.insert(IndexedTask(task(f"t{number}", state, created=-number), number))
+    store.insert(IndexedTask(task("t0-twin"), 0))
 
     unfinished = store.unfinished()
 
@@ -143,7 +143,7 @@ def test_unfinished_tasks_come_oldest_first(store):
 def test_every_state_is_counted(store):
     assert store.count_by_state() == dict.fromkeys(TaskState, 0)
     for number, state in enumerate([TaskState.RUNNING, TaskState.RUNNING, TaskState.FAILED]):
-        store.insert(Indexed(task(str(number), state), 0))
+        store.insert(IndexedTask(task(str(number), state), 0))
 
     counts = store.count_by_state()
 
@@ -153,13 +153,13 @@ def test_every_state_is_counted(store):
 def test_every_id_is_known(store):
     assert store.task_ids() == frozenset()
     for name in ("b", "a"):
-        store.insert(Indexed(task(name), 0))
+        store.insert(IndexedTask(task(name), 0))
     assert store.task_ids() == {"a", "b"}
 
 
 def test_pages_are_newest_first_by_default(store):
     for number in range(5):
-        store.insert(Indexed(task(f"t{number}", created=number), 0))
+        store.insert(IndexedTask(task(f"t{number}", created=number), 0))
     page = store.query(TaskQuery(limit=2, offset=1))
     assert (ids(page), page.total_count) == (["t3", "t2"], 5)
     assert ids(store.query(TaskQuery(limit=2, offset=4))) == ["t0"]
@@ -177,10 +177,10 @@ def test_pages_are_newest_first_by_default(store):
     ],
 )
 def test_each_order_has_two_directions_and_what_never_started_comes_last(store, sort, ascending):
-    store.insert(Indexed(task("a", TaskState.COMPLETED, created=3, started=20, changed=30, name="b"), 0))
-    store.insert(Indexed(task("b", TaskState.COMPLETED, created=2, started=10, changed=50, name="B"), 0))
-    store.insert(Indexed(task("c", TaskState.CANCELLED, created=1, changed=40, name="é"), 0))
-    store.insert(Indexed(task("d", created=4, name="a"), 0))
+    store.insert(IndexedTask(task("a", TaskState.COMPLETED, created=3, started=20, changed=30, name="b"), 0))
+    store.insert(IndexedTask(task("b", TaskState.COMPLETED, created=2, started=10, changed=50, name="B"), 0))
+    store.insert(IndexedTask(task("c", TaskState.CANCELLED, created=1, changed=40, name="é"), 0))
+    store.insert(IndexedTask(task("d", created=4, name="a"), 0))
 
     descending = ["a", "b", "d", "c"] if sort == "started_at" else ascending[::-1]
     assert ids(store.query(TaskQuery(sort=sort, order="asc"))) == ascending
@@ -192,7 +192,7 @@ def test_each_order_has_two_directions_and_what_never_started_comes_last(store, 
 def test_pages_of_equals_neither_repeat_nor_skip(store, sort, order):
     for number in [7, 3, 9, 1, 5, 0, 8, 2, 6, 4]:
         started = 1 if number % 3 else None
-        store.insert(Indexed(task(f"t{number}", TaskState.COMPLETED, started=started, changed=9), 0))
+        store.insert(IndexedTask(task(f"t{number}", TaskState.COMPLETED, started=started, changed=9), 0))
 
     pages = [store.query(TaskQuery(sort=sort, order=order, limit=3, offset=offset)) for offset in range(0, 12, 3)]
     seen = [task_id for page in pages for task_id in ids(page)]
@@ -223,7 +223,7 @@ def mixed(store):
         made = task(
             f"t{number:02}", TaskState.COMPLETED, **times, name=f"n{number % 2}", labels={"odd": str(number % 2)}
         )
-        store.insert(Indexed(made, 0))
+        store.insert(IndexedTask(made, 0))
     return store
 
 
@@ -242,9 +242,9 @@ def test_pages_stay_in_step_while_tasks_come_and_change(mixed, sort, order):
     first = mixed.query(TaskQuery(sort=sort, order=order, limit=6))
     unseen = ids(mixed.query(TaskQuery(sort=sort, order=order)))[6:]
     for number, name in enumerate(["a-new", "z-new"]):
-        mixed.insert(Indexed(task(name, created=number * 50, name=name), 0))
+        mixed.insert(IndexedTask(task(name, created=number * 50, name=name), 0))
     gone_ahead = first.tasks[0].id
-    mixed.save(Indexed(task(gone_ahead, TaskState.FAILED, created=99, started=99, changed=999, name="zzz"), 1))
+    mixed.save(IndexedTask(task(gone_ahead, TaskState.FAILED, created=99, started=99, changed=999, name="zzz"), 1))
 
     rest = walk(mixed, sort=sort, order=order, limit=2, cursor=first.next_cursor)
 
@@ -292,7 +292,7 @@ def test_labels_and_states_choose_the_same_whether_few_or_many_match(store, monk
         labels = {"all": "yes", "half": str(number % 2), "tenth": str(number % 10)}
         started = number if number % 4 else None
         made = task(f"t{number:04}", state, created=number % 50, started=started, name=f"n{number % 7}", labels=labels)
-        store.insert(Indexed(made, 0))
+        store.insert(IndexedTask(made, 0))
         if state is not TaskState.RUNNING and number % 2 == 0:
             wanted.add(made.id)
     asked = {
@@ -322,11 +322,11 @@ def keyed(task_id, key, *, created=0):
 
 
 def test_a_task_is_found_by_the_key_of_its_submission(store):
-    store.insert(Indexed(keyed("a", "key-1"), 1))
-    store.save(Indexed(keyed("b", "key-2", created=1), 2))
-    store.insert(Indexed(task("c"), 3))
+    store.insert(IndexedTask(keyed("a", "key-1"), 1))
+    store.save(IndexedTask(keyed("b", "key-2", created=1), 2))
+    store.insert(IndexedTask(task("c"), 3))
 
-    assert store.find_by_idempotency_key("key-1", NOON) == Indexed(keyed("a", "key-1"), 1)
+    assert store.find_by_idempotency_key("key-1", NOON) == IndexedTask(keyed("a", "key-1"), 1)
     assert store.find_by_idempotency_key("key-2", NOON).task.id == "b"
     assert store.find_by_idempotency_key("key-3", NOON) is None
     assert store.find_by_idempotency_key("", NOON) is None
@@ -334,7 +334,7 @@ def test_a_task_is_found_by_the_key_of_its_submission(store):
 
 def test_a_key_counts_for_a_while_and_the_newest_task_has_it(store):
     for number, name in enumerate(["old", "new", "newer"]):
-        store.insert(Indexed(keyed(name, "key", created=number), 0))
+        store.insert(IndexedTask(keyed(name, "key", created=number), 0))
 
     assert store.find_by_idempotency_key("key", NOON).task.id == "newer"
     assert store.find_by_idempotency_key("key", at(2)).task.id == "newer"
@@ -343,7 +343,7 @@ def test_a_key_counts_for_a_while_and_the_newest_task_has_it(store):
 
 def test_tasks_are_chosen_by_state(store):
     for number, state in enumerate(TaskState):
-        store.insert(Indexed(task(f"t{number}", state, created=number), 0))
+        store.insert(IndexedTask(task(f"t{number}", state, created=number), 0))
     two = frozenset({TaskState.RUNNING, TaskState.FAILED})
 
     page = store.query(TaskQuery(states=two, order="asc", limit=1))
@@ -353,9 +353,9 @@ def test_tasks_are_chosen_by_state(store):
 
 
 def test_labels_are_and_ed(store):
-    store.insert(Indexed(task("a", labels={"team": "x", "env": "prod"}), 0))
-    store.insert(Indexed(task("b", TaskState.RUNNING, labels={"team": "x", "env": "test"}), 0))
-    store.insert(Indexed(task("c", labels={"x": "team"}), 0))
+    store.insert(IndexedTask(task("a", labels={"team": "x", "env": "prod"}), 0))
+    store.insert(IndexedTask(task("b", TaskState.RUNNING, labels={"team": "x", "env": "test"}), 0))
+    store.insert(IndexedTask(task("c", labels={"x": "team"}), 0))
 
     def found(labels, **more):
         page = store.query(TaskQuery(labels=labels, order="asc", **more))
@@ -371,8 +371,8 @@ def test_labels_are_and_ed(store):
 
 @pytest.mark.parametrize("odd", ["'; DROP TABLE tasks; --", "a\x00b", "%", "{}", "é\u2028", 'quo"te', ":key_0", ""])
 def test_any_text_can_be_a_label_or_a_name(store, odd):
-    store.insert(Indexed(task("odd", name=odd, labels={odd: odd}), 0))
-    store.insert(Indexed(task("other", name="a", labels={odd[:1]: "a"}), 0))
+    store.insert(IndexedTask(task("odd", name=odd, labels={odd: odd}), 0))
+    store.insert(IndexedTask(task("other", name="a", labels={odd[:1]: "a"}), 0))
 
     assert ids(store.query(TaskQuery(labels={odd: odd}))) == ["odd"]
     assert store.load("odd").task.manifest.metadata.labels == {odd: odd}
@@ -380,18 +380,18 @@ def test_any_text_can_be_a_label_or_a_name(store, odd):
 
 def test_more_labels_than_any_task_has_match_nothing(store):
     wanted = {f"k{number}": "v" for number in range(3000)}
-    store.insert(Indexed(task("a", labels={"k0": "v"}), 0))
+    store.insert(IndexedTask(task("a", labels={"k0": "v"}), 0))
     assert ids(store.query(TaskQuery(labels=wanted))) == []
     for number in range(0, len(wanted), LABELS_MAX):
         some = dict(list(wanted.items())[number : number + LABELS_MAX])
-        store.insert(Indexed(task(f"t{number}", labels=some), 0))
+        store.insert(IndexedTask(task(f"t{number}", labels=some), 0))
         assert ids(store.query(TaskQuery(labels=some))) == [f"t{number}"]
     page = store.query(TaskQuery(labels=wanted))
     assert (ids(page), page.total_count) == ([], 0)
 
 
 def test_readers_never_see_half_a_change_while_somebody_writes(store):
-    store.insert(Indexed(task("a", name="0", labels={"round": "0"}), 0))
+    store.insert(IndexedTask(task("a", name="0", labels={"round": "0"}), 0))
     done, wrong, read = threading.Event(), [], []
 
     def look():
@@ -412,7 +412,7 @@ def test_readers_never_see_half_a_change_while_somebody_writes(store):
     try:
         while number < 100 or (len(read) < 100 and number < 100_000):
             number += 1
-            store.save(Indexed(task("a", name=str(number), labels={"round": str(number)}), number))
+            store.save(IndexedTask(task("a", name=str(number), labels={"round": str(number)}), number))
     finally:
         done.set()
         for thread in threads:
@@ -428,7 +428,7 @@ def test_of_many_who_insert_the_same_task_one_succeeds(store):
     def insert(number):
         barrier.wait(10)
         try:
-            store.insert(Indexed(task("a", name=str(number)), number))
+            store.insert(IndexedTask(task("a", name=str(number)), number))
             outcomes.append(number)
         except DuplicateTaskError as refused:
             refusals.append(refused.existing.id)

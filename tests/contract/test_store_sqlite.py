@@ -12,14 +12,14 @@ from datetime import UTC, datetime
 import msgspec
 import pytest
 
-from sandbox.interfaces.store import IndexDamagedError, Indexed, StoreError, TaskQuery, as_listed
+from sandbox.interfaces.store import IndexDamagedError, IndexedTask, StoreError, TaskQuery, without_large_fields
 from sandbox.model import events as e
 from sandbox.model.events import Artifact
 from sandbox.model.manifest.schema import Claude, Manifest, Metadata, Repository
 from sandbox.model.state_machine import advance
-from sandbox.model.task import FOLD
+from sandbox.model.task import PROJECTION_VERSION
 from sandbox.model.task_state import TaskState
-from sandbox.store.listing import microseconds
+from sandbox.store.listing import to_microseconds
 from sandbox.store.schema import StoreTooNewError, StoreUnusableError
 from sandbox.store.sqlite import SqliteStore
 
@@ -72,7 +72,7 @@ def version(path):
 
 def test_what_was_inserted_is_there_after_a_restart(path):
     store = SqliteStore(path)
-    store.insert(Indexed(submitted("a"), 5))
+    store.insert(IndexedTask(submitted("a"), 5))
     known = store.load("a")
     store.close()
 
@@ -99,25 +99,25 @@ def test_what_was_answered_survives_the_kill_of_its_process(path):
 
 def test_every_commit_waits_for_the_disk(path):
     store = SqliteStore(path)
-    with store._connections.writing() as connection:
+    with store._connections.write_transaction() as connection:
         assert connection.execute("PRAGMA synchronous").fetchone() == (2,)
         assert connection.execute("PRAGMA foreign_keys").fetchone() == (1,)
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-    with pytest.raises(StoreError, match="readonly"), store._connections.reading() as connection:
+    with pytest.raises(StoreError, match="readonly"), store._connections.read_transaction() as connection:
         connection.execute("DELETE FROM tasks")
     store.close()
 
 
 def test_a_change_that_fails_half_way_changes_nothing(path):
     store = SqliteStore(path)
-    store.insert(Indexed(submitted("a"), 1))
+    store.insert(IndexedTask(submitted("a"), 1))
     known = store.load("a")
     store._sql["add_label"] = "INSERT INTO nowhere VALUES (?, ?, ?)"
     store._sql["labels"] = "SELECT 'k', 'other' WHERE :id = :id"
     with pytest.raises(StoreError, match="nowhere"):
-        store.save(Indexed(submitted("a"), 2))
+        store.save(IndexedTask(submitted("a"), 2))
     with pytest.raises(StoreError, match="nowhere"):
-        store.insert(Indexed(submitted("b"), 2))
+        store.insert(IndexedTask(submitted("b"), 2))
 
     assert store.load("a") == known
     assert store.task_ids() == {"a"}
@@ -158,8 +158,8 @@ def test_a_step_that_fails_leaves_the_database_as_it_was(path, monkeypatch):
     before = version(path)
     from sandbox.store import schema
 
-    steps = {**schema._load_steps(), before + 1: "CREATE TABLE half (x);\nINSERT INTO nowhere VALUES (1);"}
-    monkeypatch.setattr(schema, "_load_steps", lambda: steps)
+    steps = {**schema._load_migrations(), before + 1: "CREATE TABLE half (x);\nINSERT INTO nowhere VALUES (1);"}
+    monkeypatch.setattr(schema, "_load_migrations", lambda: steps)
 
     with pytest.raises(StoreUnusableError, match="nowhere"):
         SqliteStore(path)
@@ -172,12 +172,12 @@ def test_a_step_that_fails_leaves_the_database_as_it_was(path, monkeypatch):
 
 def test_a_step_that_is_new_is_taken_once(path, monkeypatch):
     store = SqliteStore(path)
-    store.insert(Indexed(submitted("a"), 1))
+    store.insert(IndexedTask(submitted("a"), 1))
     store.close()
     from sandbox.store import schema
 
-    steps = {**schema._load_steps(), version(path) + 1: "CREATE TABLE later (x INTEGER) STRICT;"}
-    monkeypatch.setattr(schema, "_load_steps", lambda: steps)
+    steps = {**schema._load_migrations(), version(path) + 1: "CREATE TABLE later (x INTEGER) STRICT;"}
+    monkeypatch.setattr(schema, "_load_migrations", lambda: steps)
     for _ in range(2):
         store = SqliteStore(path)
         assert store.task_ids() == {"a"}
@@ -187,7 +187,7 @@ def test_a_step_that_is_new_is_taken_once(path, monkeypatch):
 
 def test_pages_are_read_in_the_order_of_an_index(path):
     store = SqliteStore(path)
-    with store._connections.reading() as connection:
+    with store._connections.read_transaction() as connection:
         for sort in ("created_at", "started_at", "state_changed_at", "name"):
             for order in ("asc", "desc"):
                 page = store._sql["task_page"].format(filters="true", sort=sort, order=order)
@@ -199,7 +199,7 @@ def test_pages_are_read_in_the_order_of_an_index(path):
 def test_an_index_of_the_first_version_is_brought_up_to_date(path, monkeypatch):
     from sandbox.store import schema
 
-    steps = schema._load_steps()
+    steps = schema._load_migrations()
     connection = sqlite3.connect(path)
     connection.executescript(f"{steps[1]}\nPRAGMA user_version = 1;")
     task = submitted("old")
@@ -211,8 +211,8 @@ def test_an_index_of_the_first_version_is_brought_up_to_date(path, monkeypatch):
     connection.close()
 
     store = SqliteStore(path)
-    assert store.load("old") == Indexed(task, 7)
-    assert store.query(TaskQuery(labels={"k": "v"})).tasks == [as_listed(task)]
+    assert store.load("old") == IndexedTask(task, 7)
+    assert store.query(TaskQuery(labels={"k": "v"})).tasks == [without_large_fields(task)]
     assert store.find_by_idempotency_key("old", datetime(1970, 1, 1, tzinfo=UTC)) is None
     store.close()
 
@@ -224,32 +224,32 @@ def test_artifacts_of_an_older_index_are_moved_out_of_its_tasks(path, damage):
     artifacts = tuple(Artifact(f"{n}.md", f"é\u2028\x00\\{n}", 2**40, "text/plain", "sha256:00") for n in range(3))
     task = msgspec.structs.replace(submitted("old"), artifacts=artifacts, result={"n": [1, 2.5, None, "\x00"]})
     connection = sqlite3.connect(path)
-    for number, step in sorted(schema._load_steps().items()):
+    for number, step in sorted(schema._load_migrations().items()):
         if number <= 5:
             connection.executescript(f"{step}\nPRAGMA user_version = {number};")
-    changed_at = microseconds(task.state_changed_at)
+    changed_at = to_microseconds(task.state_changed_at)
     insert = f"INSERT INTO tasks VALUES (?, 'n', 'pending', 1, NULL, {changed_at}, 7, ?, NULL, ?)"
     for task_id, content in (("old", msgspec.json.encode(task)), ("damaged", damage)):
-        connection.execute(insert, (task_id, content, FOLD))
+        connection.execute(insert, (task_id, content, PROJECTION_VERSION))
     connection.commit()
     connection.close()
 
     store = SqliteStore(path)
-    assert store.outdated() == ["damaged"]
-    assert store.load("old") == Indexed(task, 7)
-    store.forget("damaged")
-    assert store.query(TaskQuery()).tasks == [as_listed(task)]
+    assert store.outdated_task_ids() == ["damaged"]
+    assert store.load("old") == IndexedTask(task, 7)
+    store.delete("damaged")
+    assert store.query(TaskQuery()).tasks == [without_large_fields(task)]
     store.close()
 
 
 def test_a_large_prompt_is_written_once_however_often_its_task_changes(path):
     store = SqliteStore(path)
     known = submitted("a", prompt="x" * 500_000)
-    store.insert(Indexed(known, 1))
+    store.insert(IndexedTask(known, 1))
     written_bytes = path.with_name("index.sqlite-wal").stat().st_size
     for number in range(10):
         progress = e.Progress(output_bytes=number)
-        store.save(Indexed(msgspec.structs.replace(known, progress=progress), 2 + number))
+        store.save(IndexedTask(msgspec.structs.replace(known, progress=progress), 2 + number))
     assert path.with_name("index.sqlite-wal").stat().st_size < written_bytes + 500_000
     assert store.load("a").task.manifest == known.manifest
     store.close()
@@ -257,35 +257,35 @@ def test_a_large_prompt_is_written_once_however_often_its_task_changes(path):
 
 def test_the_texts_of_an_older_index_are_read_where_they_were(path):
     store = SqliteStore(path)
-    known = Indexed(submitted("a"), 1)
+    known = IndexedTask(submitted("a"), 1)
     store.save(known)
     rot(path, "task", msgspec.json.encode(known.task))
     change(path, "DELETE FROM texts")
-    assert (store.outdated(), store.load("a")) == ([], known)
-    assert store.query(TaskQuery()).tasks == [as_listed(known.task)]
+    assert (store.outdated_task_ids(), store.load("a")) == ([], known)
+    assert store.query(TaskQuery()).tasks == [without_large_fields(known.task)]
     store.save(known)
-    assert (store.outdated(), store.load("a")) == ([], known)
+    assert (store.outdated_task_ids(), store.load("a")) == ([], known)
     store.close()
 
 
 def test_a_task_whose_texts_are_gone_is_read_anew(path):
     store = SqliteStore(path)
-    known = Indexed(submitted("a"), 1)
+    known = IndexedTask(submitted("a"), 1)
     store.save(known)
     change(path, "DELETE FROM texts")
     with pytest.raises(IndexDamagedError, match="no prompt"):
         store.load("a")
-    assert store.outdated() == ["a"]
+    assert store.outdated_task_ids() == ["a"]
     store.save(known)
-    assert (store.outdated(), store.load("a")) == ([], known)
+    assert (store.outdated_task_ids(), store.load("a")) == ([], known)
     store.close()
 
 
 def test_who_uses_an_id_again_has_texts_of_their_own(path):
     store = SqliteStore(path)
-    store.save(Indexed(submitted("a", prompt="first"), 1))
-    store.forget("a")
-    known = Indexed(submitted("a", prompt="second"), 1)
+    store.save(IndexedTask(submitted("a", prompt="first"), 1))
+    store.delete("a")
+    known = IndexedTask(submitted("a", prompt="second"), 1)
     store.insert(known)
     assert store.load("a") == known
     store.close()
@@ -293,7 +293,7 @@ def test_who_uses_an_id_again_has_texts_of_their_own(path):
 
 def test_a_list_reads_no_artifacts(path):
     store = SqliteStore(path)
-    store.save(Indexed(submitted("a"), 1))
+    store.save(IndexedTask(submitted("a"), 1))
     rot(path, "artifacts", b"what nobody reads")
     assert [task.id for task in store.query(TaskQuery()).tasks] == ["a"]
     store.close()
@@ -301,7 +301,7 @@ def test_a_list_reads_no_artifacts(path):
 
 def test_a_key_is_found_by_its_index(path):
     store = SqliteStore(path)
-    with store._connections.reading() as connection:
+    with store._connections.read_transaction() as connection:
         question = f"EXPLAIN QUERY PLAN {store._sql['find_by_idempotency_key']}"
         plan = connection.execute(question, {"key": "k", "since": 0}).fetchall()
     assert [step for *_, step in plan if "tasks_by_idempotency_key" in step and "SEARCH" in step]
@@ -328,7 +328,7 @@ def test_after_closing_nothing_is_open_and_nothing_is_answered(path):
     with pytest.raises(StoreError):
         store.task_ids()
     with pytest.raises(StoreError):
-        store.insert(Indexed(submitted("a"), 1))
+        store.insert(IndexedTask(submitted("a"), 1))
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
@@ -343,7 +343,7 @@ def test_a_file_that_is_no_index_is_refused_with_a_sentence_and_left_alone(tmp_p
 def test_before_an_older_index_is_brought_up_to_date_it_is_copied(path):
     store = SqliteStore(path)
     known = submitted("a")
-    store.insert(Indexed(known, 5))
+    store.insert(IndexedTask(known, 5))
     store.close()
     newest = version(path)
     rot(path, "task", msgspec.json.encode(known))
@@ -354,9 +354,9 @@ def test_before_an_older_index_is_brought_up_to_date_it_is_copied(path):
 
     store = SqliteStore(path)
     assert version(path) == newest
-    assert store.outdated() == ["a"]
+    assert store.outdated_task_ids() == ["a"]
     store.save(store.load("a"))
-    assert store.outdated() == []
+    assert store.outdated_task_ids() == []
     store.close()
     assert version(path.with_name("index.sqlite.v3")) == 3
     assert sorted(each.name for each in path.parent.iterdir()) == ["index.sqlite", "index.sqlite.v3"]
@@ -390,8 +390,8 @@ def rot(path, column, value):
 )
 def test_a_row_that_is_damaged_is_told_with_what_to_do_and_read_anew(path, caplog, column, value):
     store = SqliteStore(path)
-    known = Indexed(submitted("a"), 5)
-    for each in (known, Indexed(submitted("b"), 5)):
+    known = IndexedTask(submitted("a"), 5)
+    for each in (known, IndexedTask(submitted("b"), 5)):
         store.insert(each)
     rot(path, column, value)
 
@@ -410,9 +410,9 @@ def test_a_row_that_is_damaged_is_told_with_what_to_do_and_read_anew(path, caplo
     assert len(told) == 1
     assert "sandbox admin rebuild" in told[0]
     assert store.load("b").task.id == "b"
-    assert store.outdated() == ["a"]
+    assert store.outdated_task_ids() == ["a"]
     store.save(known)
-    assert store.outdated() == []
+    assert store.outdated_task_ids() == []
     assert store.load("a") == known
     store.close()
 
@@ -420,9 +420,9 @@ def test_a_row_that_is_damaged_is_told_with_what_to_do_and_read_anew(path, caplo
 def test_a_row_that_tells_of_another_task_is_read_anew(path):
     store = SqliteStore(path)
     for task_id in "ab":
-        store.insert(Indexed(submitted(task_id), 5))
+        store.insert(IndexedTask(submitted(task_id), 5))
     rot(path, "task", msgspec.json.encode(store.load("b").task))
-    assert store.outdated() == ["a"]
+    assert store.outdated_task_ids() == ["a"]
     with pytest.raises(IndexDamagedError, match="tells of task b"):
         store.load("a")
     assert [each.task.id for each in store.unfinished()] == ["b"]
@@ -434,16 +434,16 @@ def test_a_row_that_tells_of_another_task_is_read_anew(path):
 def test_a_row_with_another_time_than_its_task_is_in_no_list_by_that_time_and_read_anew(path, order):
     """Else who asks for the oldest ones would stop at it."""
     store = SqliteStore(path)
-    known = Indexed(submitted("a"), 5)
-    for each in (known, Indexed(submitted("b"), 5)):
+    known = IndexedTask(submitted("a"), 5)
+    for each in (known, IndexedTask(submitted("b"), 5)):
         store.insert(each)
     rot(path, "state_changed_at", 0)
     page = store.query(TaskQuery(sort="state_changed_at", order=order))
     assert ([task.id for task in page.tasks], [*page.damaged]) == (["b"], ["a"])
     assert {task.id for task in store.query(TaskQuery()).tasks} == {"a", "b"}
-    assert store.outdated() == ["a"]
+    assert store.outdated_task_ids() == ["a"]
     store.save(known)
-    assert store.outdated() == []
+    assert store.outdated_task_ids() == []
     assert {task.id for task in store.query(TaskQuery(sort="state_changed_at")).tasks} == {"a", "b"}
     store.close()
 
@@ -455,7 +455,7 @@ def test_pages_go_on_behind_damaged_rows_wherever_they_are(path, sort, order, wh
     store = SqliteStore(path)
     names = [f"task-{number}" for number in range(7)]
     for name in names:
-        store.insert(Indexed(submitted(name), 5))
+        store.insert(IndexedTask(submitted(name), 5))
     hurt = {"first": names[:3], "middle": names[2:5], "last": names[-3:], "all": names}[where]
     for name in hurt:
         change(path, "UPDATE tasks SET task = ? WHERE id = ?", b"{", name)

@@ -7,23 +7,23 @@ from dataclasses import dataclass, field
 
 from doubles.manifests import manifest
 from sandbox.bootstrap.machine import SystemClock
-from sandbox.disks.directory import PlainDisks
-from sandbox.disks.removal import remove
-from sandbox.interfaces.agent import AgentBegan, AgentStart, Outcome, ToolEnded, ToolStarted
+from sandbox.disks.directory import DirectoryDisks
+from sandbox.disks.removal import remove_trees
+from sandbox.interfaces.agent import AgentLaunchSpec, AgentOutcome, AgentReady, ToolFinished, ToolStarted
 from sandbox.interfaces.gateway import ModelUpstream
-from sandbox.interfaces.journal import Recorder, read_records, read_task
-from sandbox.interfaces.runtime import Command, Exit, FileUse, KernelUse, SandboxHandle, Stats
-from sandbox.interfaces.workspace import Patch
+from sandbox.interfaces.journal import Recorder, read_records, replay_task
+from sandbox.interfaces.runtime import Command, ExitStatus, FileUsage, KernelUsage, SandboxHandle, Stats
+from sandbox.interfaces.workspace import PatchResult
 from sandbox.journal.journals import FileJournals
-from sandbox.model.disk_space import Space, Watermark
+from sandbox.model.disk_space import DiskSpace, Watermark
 from sandbox.model.errors import AttemptError, Failure, FailureCode
 from sandbox.model.events import Artifact, AttemptStarted, Output, TaskSubmitted
-from sandbox.runner.attempt import AttemptLife
+from sandbox.runner.attempt import AttemptRunner
 from sandbox.runner.attempt_recorder import AttemptRecorder
-from sandbox.runner.dependencies import Attempt, Equipment
+from sandbox.runner.dependencies import AttemptContext, RunnerDependencies
 from sandbox.runner.redaction import redact_event
-from sandbox.runner.retrying_writer import HostSpace
-from sandbox.secrets.redactor import Redactor
+from sandbox.runner.retrying_writer import HostDiskSpace
+from sandbox.secrets.redactor import SecretRedactor
 
 ATTEMPT_ID = "abcdefghijkl"
 BASE = "c0ffee" + "0" * 34
@@ -41,7 +41,7 @@ class Script:
 
     stdout: bytes = b'{"type":"result"}\n'
     stderr: bytes = b""
-    exit: Exit = field(default_factory=lambda: Exit(0))
+    exit: ExitStatus = field(default_factory=lambda: ExitStatus(0))
     stays: bool = False
     deaf: bool = False
     immortal: bool = False
@@ -61,7 +61,7 @@ class Script:
     redact: Callable[[str], str] = str
     start_failure: Failure | None = None
     has_session: bool = True
-    kernel_use: KernelUse = field(default_factory=KernelUse)
+    kernel_usage: KernelUsage = field(default_factory=KernelUsage)
     collected: dict[str, bytes] = field(default_factory=lambda: {"report.md": b"# report\n"})
     taken_back: list = field(default_factory=list)
     seen: list[str] = field(default_factory=list)
@@ -69,7 +69,7 @@ class Script:
 
 class ScriptedSandbox:
     def __init__(self, handle, script):
-        self.handle, self.listeners, self.slow_because, self._script = handle, None, None, script
+        self.handle, self.listeners, self.slow_reason, self._script = handle, None, None, script
         self._over = asyncio.Event()
         self._exit = script.exit
         self._readers = []
@@ -89,13 +89,13 @@ class ScriptedSandbox:
     async def signal(self, signal_number):
         self._script.seen.append(f"signal {signal.Signals(signal_number).name}")
         if not self._script.deaf:
-            self._exit = Exit(128 + signal_number)
+            self._exit = ExitStatus(128 + signal_number)
             self._over.set()
 
     async def kill(self):
         self._script.seen.append("kill")
         if not self._over.is_set() and not self._script.immortal:
-            self._exit = Exit(137)
+            self._exit = ExitStatus(137)
             self._over.set()
         for reader in self._readers:
             if not reader.at_eof():
@@ -108,11 +108,11 @@ class ScriptedSandbox:
     async def stats(self):
         return Stats(cpu_seconds=1.0, memory_bytes=4096, processes=2)
 
-    async def kernel_use(self):
+    async def kernel_usage(self):
         return self._script.kernel_use
 
-    async def file_use(self):
-        return FileUse()
+    async def file_usage(self):
+        return FileUsage()
 
 
 class ScriptedTerminal:
@@ -138,7 +138,7 @@ class ScriptedRuntime:
     def __init__(self, script):
         self._script = script
 
-    def plan(self, attempt_id):
+    def prepare(self, attempt_id):
         return SandboxHandle("scripted", attempt_id, {"uid": "4711"})
 
     async def create(self, handle, spec):
@@ -156,18 +156,18 @@ class ScriptedRuntime:
 
 class SilentGateway:
     requests_in_flight = 0
-    denials = 0
+    denied_count = 0
 
     def __init__(self, script):
         self._script = script
 
-    def open(self, upstream, task_key, report, rules, redact=str):
+    def create(self, upstream, task_key, report, rules, redact=str):
         self._script.report = report
         self._script.rules = rules
         self._script.redact = redact
         return self
 
-    def release_model(self):
+    def release_model_requests(self):
         self._script.seen.append("release model")
 
     async def serve(self, listeners):
@@ -188,35 +188,37 @@ class ScriptedAgent:
 
     def prepare(self, manifest, *, session_id, task_key, secrets, resumes=False):
         self._script.seen += ["resume"] if resumes else []
-        return AgentStart(Command(["agent"], secrets, "/workspace"), session_id, {}, {".claude/settings.json": b"{}"})
+        return AgentLaunchSpec(
+            Command(["agent"], secrets, "/workspace"), session_id, {}, {".claude/settings.json": b"{}"}
+        )
 
-    def judge_start(self, manifest, began, redact):
+    def check_ready(self, manifest, began, redact):
         return self._script.start_failure
 
-    def judge_session(self, exit_):
+    def check_session_exit(self, exit_):
         return self.outcome(exit_, b"").failure
 
-    def render(self, manifest, result):
+    def render_output(self, manifest, result):
         return b"" if manifest.claude.output_format == "stream-json" else b"rendered\n"
 
-    def conversation(self, session_id):
+    def create_parser(self, session_id):
         return self
 
-    def feed(self, line):
+    def parse_line(self, line):
         tool = line[1:].strip().decode(errors="replace")
         match line[:1]:
             case b"+":
                 return [ToolStarted(tool, tool)]
             case b"-":
-                return [ToolEnded(tool, tool, is_error=False)]
+                return [ToolFinished(tool, tool, is_error=False)]
             case b"!":
-                return [AgentBegan(frozenset(), {})]
+                return [AgentReady(frozenset(), {})]
         return []
 
     def outcome(self, exit_, stderr_tail):
         if exit_.code == 0:
-            return Outcome({"is_error": False}, None)
-        return Outcome(None, Failure(FailureCode.AGENT_FAILED, f"exit {exit_.code}: {stderr_tail.decode()}"))
+            return AgentOutcome({"is_error": False}, None)
+        return AgentOutcome(None, Failure(FailureCode.AGENT_FAILED, f"exit {exit_.code}: {stderr_tail.decode()}"))
 
 
 class ScriptedWorkspaces:
@@ -236,7 +238,7 @@ class ScriptedWorkspaces:
             raise self._script.patch_error
         target.write_bytes(b"diff --git a/a b/a\n")
         await asyncio.sleep(self._script.patch_seconds)
-        return Patch(self._script.patch_lacks, contains_secret([self._script.patched]))
+        return PatchResult(self._script.patch_lacks, contains_secret([self._script.patched]))
 
     async def changed_files(self, attempt_dir, base_commit, target, confine):
         target.write_bytes(b"tar")
@@ -252,14 +254,14 @@ class ScriptedImages:
     def __init__(self, script):
         self._script = script
 
-    def hold(self, image):
+    def acquire(self, image):
         self._script.seen.append(f"hold {image.name}")
 
 
 def scripted_equipment(script, journals):
-    return Equipment(
-        disks=PlainDisks(),
-        remove=remove,
+    return RunnerDependencies(
+        disks=DirectoryDisks(),
+        remove=remove_trees,
         images=ScriptedImages(script),
         journals=journals,
         runtime=ScriptedRuntime(script),
@@ -272,16 +274,16 @@ def scripted_equipment(script, journals):
 
 
 class HeldReserve:
-    is_taken, given_back = False, 0
+    is_allocated, given_back = False, 0
 
     def __init__(self):
         self.on_given_back = lambda: None
 
-    def take(self):
-        self.is_taken = True
+    def allocate(self):
+        self.is_allocated = True
 
-    def give_back(self):
-        was_taken, self.is_taken = self.is_taken, False
+    def release(self):
+        was_taken, self.is_allocated = self.is_allocated, False
         self.given_back += was_taken
         self.on_given_back()
         return was_taken
@@ -295,17 +297,17 @@ class Stage:
         self.journals = FileJournals(data_dir)
         self.writer = self.journals.create("task-1")
         equipment = scripted_equipment(script, self.journals)
-        redaction = Redactor(secrets) if secrets else None
-        self.space, self.reserve = Space(100, 100), HeldReserve()
+        redaction = SecretRedactor(secrets) if secrets else None
+        self.space, self.reserve = DiskSpace(100, 100), HeldReserve()
         self.recorder = AttemptRecorder(
             lambda patient: self._redacting(patient, redaction),
             self.writer,
-            HostSpace(lambda: self.space, Watermark(10, 1000), equipment.clock),
+            HostDiskSpace(lambda: self.space, Watermark(10, 1000), equipment.clock),
             self.reserve,
         )
         self.recorder.record(TaskSubmitted("task-1", manifest(**parts)))
         self.recorder.record(AttemptStarted(ATTEMPT_ID, "scripted", "here", boot_id))
-        self.attempt = Attempt(
+        self.attempt = AttemptContext(
             ATTEMPT_ID,
             data_dir,
             ModelUpstream("http://model", api_key="k"),
@@ -315,17 +317,17 @@ class Stage:
             redaction,
         )
         self.attempt.files.root.mkdir(parents=True)
-        self.life = AttemptLife(self.attempt)
+        self.life = AttemptRunner(self.attempt)
 
     def _redacting(self, writer, redaction):
         recorder = Recorder(writer, None, SystemClock().now)
         if redaction is not None:
-            recorder.revise = lambda event: redact_event(event, redaction)
+            recorder.transform = lambda event: redact_event(event, redaction)
         return recorder
 
     @property
     def task(self):
-        return read_task(self.journals, "task-1").task
+        return replay_task(self.journals, "task-1").task
 
     @property
     def states(self):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sandbox.agents.claude_code.binary import find_binary
-from sandbox.agents.claude_code.driver import HOME, PROGRAM, WORKSPACE, ClaudeCode
+from sandbox.agents.claude_code.driver import PROGRAM, SANDBOX_HOME, SANDBOX_WORKSPACE, ClaudeCodeDriver
 from sandbox.model.manifest.schema import Claude, Manifest, Metadata, Repository
 
 SESSION_ID = "00000000-0000-4000-8000-0000000000aa"
@@ -44,13 +44,21 @@ class Outside:
 
     def place(self, text):
         """A path inside as a path out here."""
-        for inside, outside in ((WORKSPACE, self.workspace), (HOME, self.directory / "home"), (PROGRAM, self.binary)):
+        for inside, outside in (
+            (SANDBOX_WORKSPACE, self.workspace),
+            (SANDBOX_HOME, self.directory / "home"),
+            (PROGRAM, self.binary),
+        ):
             text = re.sub(rf"^{inside}(?=/|$)", str(outside), text)
         return text
 
     def scrub(self, data):
         """Bytes of a run, with the paths of a sandbox instead of this machine's."""
-        names = [(self.workspace, WORKSPACE), (self.directory / "home", HOME), (self.directory / "tmp", "/tmp")]
+        names = [
+            (self.workspace, SANDBOX_WORKSPACE),
+            (self.directory / "home", SANDBOX_HOME),
+            (self.directory / "tmp", "/tmp"),
+        ]
         for outside, inside in [*names, (self.binary, PROGRAM)]:
             for form in (str, lambda path: re.sub(r"[^A-Za-z0-9]", "-", str(path))):
                 data = data.replace(form(outside).encode(), form(inside).encode())
@@ -73,7 +81,7 @@ class Outside:
         **claude,
     ):
         """Run to the end. on_line(line, process) is told of each line of stdout; `without` leaves arguments out."""
-        start = ClaudeCode(self.binary).prepare(
+        start = ClaudeCodeDriver(self.binary).prepare(
             manifest(prompt=prompt, subpath=subpath, **claude),
             session_id=SESSION_ID,
             task_key=TASK_KEY,

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from sandbox.bootstrap import runtime
 from sandbox.cli import main as cli_main
-from sandbox.interfaces.layout import WORKSPACE
-from sandbox.interfaces.runtime import Command, Probe, SandboxSpec
+from sandbox.interfaces.layout import SANDBOX_WORKSPACE
+from sandbox.interfaces.runtime import Command, RuntimeProbe, SandboxSpec
 from sandbox.runtimes import probe as runtimes_probe
 from sandbox.runtimes.bubblewrap import BubblewrapRuntime
 from sandbox.server import runtime_prober
@@ -27,7 +27,7 @@ class FailingRuntime(BubblewrapRuntime):
         count = len(log.read_text().splitlines())
         failing, _, then = os.environ["FAILING_PROBES"].partition(" ")
         if failing == "always" or count <= int(failing):
-            return Probe("bubblewrap", works=False, tier="namespaces", strength=10, mend=WHY)
+            return RuntimeProbe("bubblewrap", is_available=False, tier="namespaces", strength=10, remedy=WHY)
         if then == "hangs":
             runtimes_probe._run_true = self._hang
         return await super().probe()
@@ -35,7 +35,7 @@ class FailingRuntime(BubblewrapRuntime):
     async def _hang(self, _, handle, disk, *__):
         spec = SandboxSpec(handle.attempt_id, disk, 1, 2**26, processes_max=16)
         sandbox = await self.create(handle, spec)
-        await sandbox.start(Command(["/usr/bin/sleep", "60"], {}, WORKSPACE))
+        await sandbox.start(Command(["/usr/bin/sleep", "60"], {}, SANDBOX_WORKSPACE))
         Path(os.environ["FAILING_PROBES_LOG"]).with_name("made").write_text(handle.attempt_id)
         await asyncio.sleep(60)
 
@@ -43,5 +43,5 @@ class FailingRuntime(BubblewrapRuntime):
 def main():
     runtime._MAKERS["bubblewrap"] = runtime._AUTO_MAKERS["bubblewrap"] = FailingRuntime
     if "FAILING_PROBES_PAUSE" in os.environ:
-        runtime_prober.PROBE_PAUSE_SECONDS = float(os.environ["FAILING_PROBES_PAUSE"])
+        runtime_prober.PROBE_BACKOFF_SECONDS = float(os.environ["FAILING_PROBES_PAUSE"])
     cli_main.main()

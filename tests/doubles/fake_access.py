@@ -11,8 +11,8 @@ class FakeAccess:
         self.has_tokens = bool(roles)
 
     def authenticate(self, token: str | None) -> Principal | None:
-        return self.find(token) if token is not None else None
+        return self.find_principal(token) if token is not None else None
 
-    def find(self, principal_id: str) -> Principal | None:
+    def find_principal(self, principal_id: str) -> Principal | None:
         role = self.roles.get(principal_id)
         return Principal(principal_id, principal_id, Role(role)) if role is not None else None

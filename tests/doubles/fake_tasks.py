@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from sandbox.interfaces.placement import TerminalOrder
-from sandbox.interfaces.runtime import Probe
+from sandbox.interfaces.runtime import RuntimeProbe
 from sandbox.interfaces.store import Cursor, DuplicateTaskError, TaskPage, TaskQuery
 from sandbox.interfaces.tasks import (
     ArtifactNotFoundError,
     Cancellation,
-    Draining,
+    DrainStatus,
     Health,
     IdempotencyKeyReusedError,
     PrunedTask,
@@ -25,7 +25,7 @@ from sandbox.interfaces.tasks import (
     TaskNotFoundError,
     TaskTerminalError,
 )
-from sandbox.interfaces.terminals import TerminalLine, TerminalRefusedError
+from sandbox.interfaces.terminals import TerminalConnection, TerminalRefusedError
 from sandbox.model import events as e
 from sandbox.model.events import Artifact
 from sandbox.model.manifest.parser import parse_manifest
@@ -33,7 +33,7 @@ from sandbox.model.manifest.schema import Manifest
 from sandbox.model.state_machine import advance
 from sandbox.model.task import Task
 from sandbox.model.task_state import TaskState
-from sandbox.model.wire.events import Frame, end_frame, frame, present_state_frame, timestamp
+from sandbox.model.wire.events import WireEvent, current_state_event, end_event, format_timestamp, to_wire_event
 
 BEGINNING = datetime(2026, 1, 29, 10, 10, 15, tzinfo=UTC)
 
@@ -59,7 +59,7 @@ def manifest(task_id: str = "", **metadata: Any) -> Manifest:
 @dataclass
 class _Story:
     task: Task
-    frames: list[Frame]
+    frames: list[WireEvent]
     artifacts: list[StoredArtifact] = field(default_factory=list)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -69,16 +69,18 @@ class FakeTasks:
 
     def __init__(self) -> None:
         self.stories: dict[str, _Story] = {}
-        self.subscribers: list[asyncio.Queue[Frame]] = []
+        self.subscribers: list[asyncio.Queue[WireEvent]] = []
         self.failure: Exception | None = None
         self.queries: list[TaskQuery] = []
         self.open_followers = 0
         self.keys: dict[str, e.Idempotency] = {}
         self.preserved: set[str] = set()
         self.cancels: list[tuple[str, str, bool]] = []
-        probe = Probe("bubblewrap", works=True, tier="namespaces", strength=10, limits=frozenset({"memory"}))
-        self.drain_now = Draining(None, 1, 2)
-        self.health_now = Health("0.1.0", 12.5, {TaskState.RUNNING: 1}, [probe], True, 10**9, 10**10, ready=True)
+        probe = RuntimeProbe(
+            "bubblewrap", is_available=True, tier="namespaces", strength=10, limits=frozenset({"memory"})
+        )
+        self.drain_now = DrainStatus(None, 1, 2)
+        self.health_now = Health("0.1.0", 12.5, {TaskState.RUNNING: 1}, [probe], True, 10**9, 10**10, is_ready=True)
 
     def add(self, task_id: str = "task-001", *events: e.Event, **metadata: Any) -> Task:
         """A task to which these events have happened."""
@@ -100,7 +102,7 @@ class FakeTasks:
         seq = story.task.last_seq + 1 if story else 1
         at = BEGINNING + timedelta(milliseconds=123 + seq)
         step = advance(story.task if story else None, event, seq=seq, at=at)
-        told = frame(task_id, e.Record(seq, 1, at, event, step.transition))
+        told = to_wire_event(task_id, e.Record(seq, 1, at, event, step.transition))
         if story is None:
             story = self.stories[task_id] = _Story(step.task, [])
         story.task = step.task
@@ -138,7 +140,7 @@ class FakeTasks:
             self.keys[idempotency.key] = idempotency
         return Submission(self.stories[task_id].task)
 
-    async def check(self, manifest: Manifest) -> None:
+    async def check_admission(self, manifest: Manifest) -> None:
         if self.failure is not None:
             raise self.failure
         if (story := self.stories.get(manifest.metadata.id)) is not None:
@@ -157,7 +159,7 @@ class FakeTasks:
             first += [task.id for task in found].index(query.cursor.task_id) + 1
         page = found[first : first + query.limit]
         is_last = first + query.limit >= len(found)
-        after = None if is_last else Cursor(timestamp(page[-1].created_at), page[-1].id)
+        after = None if is_last else Cursor(format_timestamp(page[-1].created_at), page[-1].id)
         return TaskPage(page, len(found), after)
 
     async def cancel(self, task_id: str, *, reason: str, force: bool) -> Cancellation:
@@ -189,37 +191,37 @@ class FakeTasks:
             pass
         return story.task
 
-    async def frames(self, task_id: str, *, after: int = 0) -> AsyncIterator[Frame]:
+    async def replay(self, task_id: str, *, after: int = 0) -> AsyncIterator[WireEvent]:
         story = self._story(task_id)
         await asyncio.sleep(0)  # as the real ones give everybody else a turn
         for told in list(story.frames):
             if told["seq"] > after:
                 yield told
         if story.task.state.is_terminal:
-            yield end_frame(story.task)
+            yield end_event(story.task)
 
-    async def follow(self, task_id: str, *, after: int | None = None) -> AsyncIterator[Frame]:
+    async def follow(self, task_id: str, *, after: int | None = None) -> AsyncIterator[WireEvent]:
         story = self._story(task_id)
         self.open_followers += 1
         try:
             if after is None:
                 after = story.task.last_seq
-                yield present_state_frame(story.task)
+                yield current_state_event(story.task)
             while True:
                 changed, is_over = story.changed, story.task.state.is_terminal
                 for told in [told for told in story.frames if told["seq"] > after]:
                     yield told
                     after = told["seq"]
                 if is_over:
-                    yield end_frame(story.task)
+                    yield end_event(story.task)
                     return
                 if changed is story.changed:
                     await changed.wait()
         finally:
             self.open_followers -= 1
 
-    async def follow_all(self) -> AsyncIterator[Frame]:
-        queue: asyncio.Queue[Frame] = asyncio.Queue()
+    async def follow_all(self) -> AsyncIterator[WireEvent]:
+        queue: asyncio.Queue[WireEvent] = asyncio.Queue()
         self.subscribers.append(queue)
         try:
             while True:
@@ -240,22 +242,22 @@ class FakeTasks:
                 return stored
         raise ArtifactNotFoundError(task_id, name)
 
-    async def keeps_sandbox(self, task: Task) -> bool:
+    async def has_preserved_sandbox(self, task: Task) -> bool:
         return task.state is TaskState.FAILED_PRESERVED and task.id in self.preserved
 
-    async def open_terminal(self, task_id: str, order: TerminalOrder) -> TerminalLine:
+    async def open_terminal(self, task_id: str, order: TerminalOrder) -> TerminalConnection:
         self._story(task_id)
         raise TerminalRefusedError("There is no terminal here.")
 
-    async def drain(self) -> Draining:
-        self.drain_now = Draining(BEGINNING, 1, 2)
+    async def drain(self) -> DrainStatus:
+        self.drain_now = DrainStatus(BEGINNING, 1, 2)
         return self.drain_now
 
-    async def undo_drain(self) -> Draining:
-        self.drain_now = Draining(None, 1, 2)
+    async def undo_drain(self) -> DrainStatus:
+        self.drain_now = DrainStatus(None, 1, 2)
         return self.drain_now
 
-    async def draining(self) -> Draining:
+    async def drain_status(self) -> DrainStatus:
         return self.drain_now
 
     async def health(self) -> Health:

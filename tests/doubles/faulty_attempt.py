@@ -13,7 +13,7 @@ from doubles.faults import hit_calls, injected
 from doubles.leftovers import left_behind
 from doubles.live_server import TERMINAL, World, make_repository, says, until
 from doubles.stand_in_agent import make_stand_in
-from sandbox.journal.extent import measure
+from sandbox.journal.extent import measure_extent
 
 STEPS = [(json.dumps({"type": "assistant", "number": number}), 0.01) for number in range(5)]
 FAULT_SECONDS = 4.0
@@ -84,7 +84,7 @@ class FaultyLife:
             assert status["error"]["code"], status
             assert status["error"]["message"], status
         records = self.world.data_dir / "tasks" / status["id"] / "journal" / "records"
-        extent = measure(records)
+        extent = measure_extent(records)
         assert extent.end == records.stat().st_size
         assert extent.last.transition.new_state == status["state"]
         self.ends[status["id"]] = status

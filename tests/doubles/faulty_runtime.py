@@ -12,11 +12,11 @@ from typing import cast
 from sandbox.interfaces.runtime import (
     Command,
     ConfinementSpec,
-    Exit,
-    FileUse,
-    KernelUse,
+    ExitStatus,
+    FileUsage,
+    KernelUsage,
     Listeners,
-    Probe,
+    RuntimeProbe,
     SandboxHandle,
     SandboxSpec,
     Stats,
@@ -24,7 +24,7 @@ from sandbox.interfaces.runtime import (
     TerminalSize,
 )
 from sandbox.model.errors import AttemptError, FailureCode
-from sandbox.workspace.git.host_process import Unconfined
+from sandbox.workspace.git.host_process import NoConfinement
 
 
 @dataclass
@@ -40,7 +40,7 @@ class Lies:
     dies_silently: bool = False
     never_ready: bool = False
     never_begins: bool = False
-    slow_because: str | None = None
+    slow_reason: str | None = None
     slow_stop_seconds: float = 0.0
     slow_destroy_seconds: float = 0.0
     seen: list[str] = field(default_factory=list)
@@ -52,10 +52,10 @@ class LyingSandbox:
     def __init__(self, handle: SandboxHandle, lies: Lies) -> None:
         self.handle = handle
         self.listeners = cast("Listeners", None)  # for gateways that are doubles too
-        self.slow_because = lies.slow_because
+        self.slow_reason = lies.slow_reason
         self._lies = lies
         self._readers = (StreamReader(), StreamReader())
-        self._exit: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
+        self._exit: asyncio.Future[ExitStatus] = asyncio.get_running_loop().create_future()
 
     async def start(self, command: Command) -> tuple[StreamReader, StreamReader]:
         self._lies.seen.append("start")
@@ -80,21 +80,21 @@ class LyingSandbox:
         self._lies.seen.append("kill")
         asyncio.get_running_loop().call_later(self._lies.slow_stop_seconds, self._end, 128 + signal.SIGKILL)
 
-    async def wait(self) -> Exit:
+    async def wait(self) -> ExitStatus:
         return await asyncio.shield(self._exit)
 
     async def stats(self) -> Stats:
         return Stats(None, None, None)
 
-    async def kernel_use(self) -> KernelUse:
-        return KernelUse()
+    async def kernel_usage(self) -> KernelUsage:
+        return KernelUsage()
 
-    async def file_use(self) -> FileUse:
-        return FileUse()
+    async def file_usage(self) -> FileUsage:
+        return FileUsage()
 
     def _end(self, code: int | None) -> None:
         if not self._exit.done():
-            self._exit.set_result(Exit(code))
+            self._exit.set_result(ExitStatus(code))
             for reader in self._readers:
                 reader.feed_eof()
 
@@ -108,10 +108,10 @@ class LyingRuntime:
     def __init__(self, lies: Lies) -> None:
         self._lies = lies
 
-    async def probe(self) -> Probe:
-        return Probe(self.name, works=True, tier=self.tier, strength=0)
+    async def probe(self) -> RuntimeProbe:
+        return RuntimeProbe(self.name, is_available=True, tier=self.tier, strength=0)
 
-    def plan(self, attempt_id: str) -> SandboxHandle:
+    def prepare(self, attempt_id: str) -> SandboxHandle:
         return SandboxHandle(self.name, attempt_id)
 
     async def create(self, handle: SandboxHandle, spec: SandboxSpec) -> LyingSandbox:
@@ -121,12 +121,12 @@ class LyingRuntime:
         return LyingSandbox(handle, self._lies)
 
     @asynccontextmanager
-    async def confine(self, handle: SandboxHandle, spec: ConfinementSpec) -> AsyncIterator[Unconfined]:
-        yield Unconfined()
+    async def confine(self, handle: SandboxHandle, spec: ConfinementSpec) -> AsyncIterator[NoConfinement]:
+        yield NoConfinement()
 
     async def destroy(self, handle: SandboxHandle, disk: Path | None) -> None:
         self._lies.seen.append("destroy")
         await asyncio.sleep(self._lies.slow_destroy_seconds)
 
-    def leftovers(self) -> Sequence[str]:
+    def attempt_ids(self) -> Sequence[str]:
         return ()

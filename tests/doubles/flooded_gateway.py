@@ -32,15 +32,15 @@ async def main() -> None:
     rules = GatewayRules(egress=EgressRules((EgressRule(HOST, (80, 443, host_port)),), is_outbound=True))
     told: list[str] = []
     with loopback_listeners() as listeners:
-        gateway = SocketGateways(address_policy=lambda _: True, throttle=throttle).open(
+        gateway = SocketGateways(address_policy=lambda _: True, throttle=throttle).create(
             upstream, TASK_KEY, lambda event: told.append(type(event).__name__), rules
         )
         serving = asyncio.ensure_future(gateway.serve(listeners))
         ports = {
             "model": listeners.model.getsockname()[1],
             "proxy": listeners.proxy.getsockname()[1],
-            "names": listeners.names_udp.getsockname()[1],
-            "names_tcp": listeners.names_tcp.getsockname()[1],
+            "names": listeners.dns_udp.getsockname()[1],
+            "names_tcp": listeners.dns_tcp.getsockname()[1],
             "transparent_80": listeners.transparent[80].getsockname()[1],
             "transparent_443": listeners.transparent[443].getsockname()[1],
             "host": host_port,
@@ -49,7 +49,7 @@ async def main() -> None:
         await asyncio.to_thread(sys.stdin.read)
         serving.cancel()
         await asyncio.gather(serving, return_exceptions=True)
-        reached = {"events": len(told), "denials": gateway.denials, "peak_memory_bytes": peak_memory_bytes()}
+        reached = {"events": len(told), "denials": gateway.denied_count, "peak_memory_bytes": peak_memory_bytes()}
         print(json.dumps(reached), flush=True)
 
 

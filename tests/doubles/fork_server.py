@@ -84,12 +84,12 @@ def _import_all():
 
 def _make_what_is_made_once():
     """By each process, of what it has imported, and only read then: routes, schemas, pages."""
-    from sandbox.api.app import describe_api
+    from sandbox.api.app import create_api_schema_app
     from sandbox.bootstrap.settings import load
     from sandbox.dashboard import templates
     from sandbox.model.manifest import parser
 
-    describe_api("0")
+    create_api_schema_app("0")
     load.validate({}, {})
     parser.validate({})
     pages = templates._environment()

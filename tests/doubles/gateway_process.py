@@ -21,7 +21,7 @@ async def main() -> None:
     listeners = Listeners(adopt(model), adopt(proxy), adopt(names_udp), adopt(names_tcp), transparent)
     rules = msgspec.json.decode(sys.argv[2], type=GatewayRules)
     upstream = ModelUpstream("http://127.0.0.1:9", api_key="sk-the-servers-own")
-    gateway = SocketGateways().open(upstream, "task-key-of-this-task", lambda _: None, rules)
+    gateway = SocketGateways().create(upstream, "task-key-of-this-task", lambda _: None, rules)
     print("serves", flush=True)
     await gateway.serve(listeners)
 

@@ -13,14 +13,14 @@ def loopback_listeners() -> Iterator[Listeners]:
     made = Listeners(
         model=_tcp(),
         proxy=_tcp(),
-        names_udp=_udp(),
-        names_tcp=_tcp(),
+        dns_udp=_udp(),
+        dns_tcp=_tcp(),
         transparent={80: _tcp(), 443: _tcp()},
     )
     try:
         yield made
     finally:
-        for listener in (made.model, made.proxy, made.names_udp, made.names_tcp, *made.transparent.values()):
+        for listener in (made.model, made.proxy, made.dns_udp, made.dns_tcp, *made.transparent.values()):
             listener.close()
 
 

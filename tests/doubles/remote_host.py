@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager, suppress
 
 from doubles.served_gateway import served_gateway
 from sandbox.gateway.egress import dialer
-from sandbox.gateway.transport import Line
+from sandbox.gateway.transport import Stream
 from sandbox.interfaces.gateway import GatewayRules
 from sandbox.model.egress import EgressRule, EgressRules
 
@@ -55,7 +55,7 @@ async def played(attend, monkeypatch, addresses=("8.8.4.4",), names=None, rules=
 
     async def connect(host, _, allowed):
         dialled.extend(map(str, allowed))
-        return Line(*await asyncio.open_connection("127.0.0.1", port))
+        return Stream(*await asyncio.open_connection("127.0.0.1", port))
 
     monkeypatch.setattr(dialer.socket, "getaddrinfo", resolve)
     monkeypatch.setattr(dialer, "_connect", connect)

@@ -9,8 +9,8 @@ import pytest
 
 from sandbox.bootstrap.runtime import make_runtime
 from sandbox.model.errors import AttemptError
-from sandbox.runtimes.qemu.kvm import KvmFinding
-from sandbox.runtimes.qemu.parts import find_parts
+from sandbox.runtimes.qemu.kvm import KvmStatus
+from sandbox.runtimes.qemu.parts import find_components
 
 QEMU_WHOLE = os.environ.get("SANDBOX_TESTS_QEMU") == "whole"
 """Whether qemu is asked everything, as by `script/test-qemu`, and not a sample: without KVM a guest boots for many
@@ -42,18 +42,18 @@ def need_parts_of_guests():
     if os.getuid() != 0 or os.uname().machine != "x86_64":
         pytest.skip("qemu is for root, on x86_64")
     try:
-        find_parts()
+        find_components()
     except AttemptError as error:
         pytest.skip(str(error))
 
 
 def tell_of_kvm(run_dir):
     """As a probe tells the runners of its server, where KVM is too slow to boot a guest with."""
-    finding = KvmFinding(run_dir)
-    if finding.is_there() and _is_kvm_too_slow():
-        finding.note_failure()
+    finding = KvmStatus(run_dir)
+    if finding.is_present() and _is_kvm_too_slow():
+        finding.record_failure()
 
 
 @cache
 def _is_kvm_too_slow():
-    return asyncio.run(KvmFinding(Path("/nonexistent")).is_too_slow())
+    return asyncio.run(KvmStatus(Path("/nonexistent")).is_too_slow())

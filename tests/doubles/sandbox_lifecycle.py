@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from sandbox.interfaces.runtime import Command, Exit, Runtime, Sandbox, SandboxSpec
+from sandbox.interfaces.runtime import Command, ExitStatus, Runtime, Sandbox, SandboxSpec
 
 PATIENCE_SECONDS = 90.0
 MEBIBYTE = 1024 * 1024
@@ -45,7 +45,7 @@ async def living(runtime: Runtime, disk: Path, **changes: object) -> AsyncIterat
     """A sandbox in `ready`, destroyed at the end."""
     disk.mkdir(exist_ok=True)
     attempt_id = new_attempt_id()
-    handle = runtime.plan(attempt_id)
+    handle = runtime.prepare(attempt_id)
     try:
         yield await runtime.create(handle, describe(disk, attempt_id, **changes))
     finally:
@@ -66,9 +66,9 @@ async def run_in(
         return as_ended(await sandbox.wait(), said, complained)
 
 
-def as_ended(exit_: Exit, output: bytes, errors: bytes) -> Ended:
+def as_ended(exit_: ExitStatus, output: bytes, errors: bytes) -> Ended:
     """Bytes as text."""
-    return Ended(exit_.code, output.decode(), errors.decode(), exit_.out_of_memory)
+    return Ended(exit_.code, output.decode(), errors.decode(), exit_.was_oom_killed)
 
 
 async def run_once(

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 
 from doubles.loopback_listeners import loopback_listeners
 from sandbox.gateway.server import SocketGateways
-from sandbox.interfaces.gateway import BudgetReached, Gateway, GatewayRules, ModelUpstream
+from sandbox.interfaces.gateway import BudgetExhausted, Gateway, GatewayRules, ModelUpstream
 from sandbox.interfaces.runtime import Listeners
-from sandbox.model.events import EgressDenied, Trouble, Usage
+from sandbox.model.events import EgressDenied, ErrorReported, Usage
 
 TASK_KEY, SERVER_KEY = "task-key-of-this-task", "sk-the-servers-own"
 
@@ -20,7 +20,7 @@ TASK_KEY, SERVER_KEY = "task-key-of-this-task", "sk-the-servers-own"
 class ServedGateway:
     gateway: Gateway
     listeners: Listeners
-    told: list[Usage | EgressDenied | Trouble | BudgetReached]
+    told: list[Usage | EgressDenied | ErrorReported | BudgetExhausted]
     serving: asyncio.Task[None]
     clients: list["Client"] = field(default_factory=list)
 
@@ -47,10 +47,10 @@ async def served_gateway(
     base_url: str, rules: GatewayRules = GatewayRules(), **policies
 ) -> AsyncIterator[ServedGateway]:
     """Serve until the block ends."""
-    told: list[Usage | EgressDenied | Trouble | BudgetReached] = []
+    told: list[Usage | EgressDenied | ErrorReported | BudgetExhausted] = []
     with loopback_listeners() as listeners:
         gateways = SocketGateways(**policies)
-        gateway = gateways.open(ModelUpstream(base_url, api_key=SERVER_KEY), TASK_KEY, told.append, rules)
+        gateway = gateways.create(ModelUpstream(base_url, api_key=SERVER_KEY), TASK_KEY, told.append, rules)
         served = ServedGateway(gateway, listeners, told, asyncio.ensure_future(gateway.serve(listeners)))
         try:
             yield served

@@ -7,16 +7,16 @@ from datetime import timedelta
 
 from doubles.manifests import manifest
 from sandbox.bootstrap.machine import SystemClock
-from sandbox.disks.removal import remove
+from sandbox.disks.removal import remove_trees
 from sandbox.disks.space import ReserveFile
 from sandbox.interfaces.images import ImageUnusableError
-from sandbox.interfaces.journal import Recorder, read_task
-from sandbox.interfaces.placement import LaunchOrder, Receipt, RunnerUnreachableError
-from sandbox.interfaces.runtime import Probe
+from sandbox.interfaces.journal import Recorder, replay_task
+from sandbox.interfaces.placement import LaunchOrder, Reply, RunnerUnreachableError
+from sandbox.interfaces.runtime import RuntimeProbe
 from sandbox.interfaces.secrets import SecretUnavailableError
 from sandbox.interfaces.tasks import Retention
 from sandbox.journal.journals import FileJournals
-from sandbox.model.disk_space import Space, Watermark
+from sandbox.model.disk_space import DiskSpace, Watermark
 from sandbox.model.events import (
     AgentExited,
     AgentStarted,
@@ -26,26 +26,26 @@ from sandbox.model.events import (
     WorkspacePrepared,
 )
 from sandbox.model.task_state import TaskState
-from sandbox.server.artifact_store import Shelf
+from sandbox.server.artifact_store import ArtifactStore
 from sandbox.server.broadcast import Broadcast
 from sandbox.server.drain import Drain
-from sandbox.server.event_stream import Telling
-from sandbox.server.health import HealthReport
-from sandbox.server.journal_tailer import Follower
+from sandbox.server.event_stream import EventStream
+from sandbox.server.health import HealthCheck
+from sandbox.server.journal_tailer import JournalTailer
 from sandbox.server.launcher import Host, Launcher
-from sandbox.server.maintenance.disk_monitor import SpaceKeeper
-from sandbox.server.maintenance.pruning import Pruning, PruningRooms
-from sandbox.server.preserved_sandboxes import Preservation, Visits
+from sandbox.server.maintenance.disk_monitor import DiskMonitor
+from sandbox.server.maintenance.pruning import Pruner, PruningDependencies
+from sandbox.server.preserved_sandboxes import DebugSessions, PreservedSandboxes
 from sandbox.server.recovery import recover
 from sandbox.server.runtime_prober import ProbeResult, RuntimeProber
-from sandbox.server.scheduler import Capacity, WaitingRoom
-from sandbox.server.submissions import Register
-from sandbox.server.task_service import Equipment, TaskService
-from sandbox.system.files import flush
+from sandbox.server.scheduler import Resources, Scheduler
+from sandbox.server.submissions import SubmissionLog
+from sandbox.server.task_service import ServiceDependencies, TaskService
+from sandbox.system.files import fsync_path
 
 GIB = 1024**3
 TO_RUNNING = (WorkspacePrepared("c" * 40), SandboxCreated("vm", "bubblewrap", "host"), AgentStarted("s"))
-ROOMY = Capacity(100, 1000 * GIB, 1000 * GIB)
+ROOMY = Resources(100, 1000 * GIB, 1000 * GIB)
 TO_END = (AgentExited(0, {"is_error": False}), TaskFinished())
 
 
@@ -64,9 +64,9 @@ class HandedRunners:
             raise self.refuses if isinstance(self.refuses, OSError) else OSError("no more processes")
         self.orders.append(order)
         writer = self.journals.adopt(order.task_id, os.dup(lock_fd))
-        self.recorders[order.task_id] = Recorder(writer, read_task(self.journals, order.task_id).task, self.clock.now)
+        self.recorders[order.task_id] = Recorder(writer, replay_task(self.journals, order.task_id).task, self.clock.now)
 
-    async def answers(self, attempt_id):
+    async def is_responsive(self, attempt_id):
         return True
 
     async def cancel(self, attempt_id, order):
@@ -75,8 +75,8 @@ class HandedRunners:
                 try:
                     self.recorders[launched.task_id].record(CancelRequested(order.reason, order.force))
                 except OSError as error:
-                    return Receipt(done=False, message=str(error), unwritten=True)
-                return Receipt(done=True)
+                    return Reply(done=False, message=str(error), unwritten=True)
+                return Reply(done=True)
         raise RunnerUnreachableError("gone")
 
     async def open_terminal(self, attempt_id, order):
@@ -111,11 +111,11 @@ class Rooms:
         self.clock = RoomClock()
         self.runners = HandedRunners(self.journals, self.clock)
         self.memory_available_bytes = 100 * GIB
-        self.space, self.reserve = Space(100 * GIB, 1000 * GIB), ReserveFile(data_dir / "reserve", 4096)
-        self.reserve.take()
+        self.space, self.reserve = DiskSpace(100 * GIB, 1000 * GIB), ReserveFile(data_dir / "reserve", 4096)
+        self.reserve.allocate()
         self.secrets, self.secrets_asked = {}, []
         self.images, self.image_trouble = {}, ""
-        self.remove = remove
+        self.remove = remove_trees
         self.runtime_failure = self.found_later = None
 
     async def probe(self):
@@ -139,23 +139,23 @@ class Rooms:
     @asynccontextmanager
     async def server(self):
         clock, broadcast = self.clock, Broadcast()
-        follower = Follower(self.journals, self.store, clock, broadcast)
+        follower = JournalTailer(self.journals, self.store, clock, broadcast)
         template = LaunchOrder("", "", str(self.data_dir), "/run", "bubblewrap", self.upstream)
-        probes = [Probe("bubblewrap", self.runtime_failure is None, "namespaces", 1)]
+        probes = [RuntimeProbe("bubblewrap", self.runtime_failure is None, "namespaces", 1)]
         found = ProbeResult(probes, template, "namespaces", self.runtime_failure)
         prober = RuntimeProber(found, self.probe, clock)
-        space = SpaceKeeper(self.data_dir, lambda: self.space, Watermark(5, 4 * GIB), self.reserve)
+        space = DiskMonitor(self.data_dir, lambda: self.space, Watermark(5, 4 * GIB), self.reserve)
         drain = Drain(self.data_dir)
-        preservation = Preservation(self.data_dir, self.remove_files)
+        preservation = PreservedSandboxes(self.data_dir, self.remove_files)
         service = TaskService(
-            Equipment(
+            ServiceDependencies(
                 journals=self.journals,
                 store=self.store,
-                register=Register(self.journals, self.store, clock),
+                submissions=SubmissionLog(self.journals, self.store, clock),
                 clock=clock,
                 runners=self.runners,
-                room=WaitingRoom(self.capacity),
-                follower=follower,
+                scheduler=Scheduler(self.capacity),
+                journal_tailer=follower,
                 prober=prober,
                 launcher=Launcher(
                     self.journals,
@@ -166,23 +166,25 @@ class Rooms:
                     prober=prober,
                     host=Host("here", "b"),
                 ),
-                telling=Telling(self.journals, self.store, follower, broadcast),
-                shelf=Shelf(self.data_dir),
-                health=HealthReport(self.store, clock, space, drain, prober, self.blockers),
-                space=space,
+                event_stream=EventStream(self.journals, self.store, follower, broadcast),
+                artifact_store=ArtifactStore(self.data_dir),
+                health_check=HealthCheck(self.store, clock, space, drain, prober, self.blockers),
+                disk_monitor=space,
                 drain=drain,
-                preservation=preservation,
-                visits=Visits(self.runners, self.runners, preservation, self.resolve, self.find_image, prober),
-                pruning=Pruning(
-                    PruningRooms(
-                        self.data_dir, self.journals, self.store, preservation, clock, self.remove_files, flush
+                preserved_sandboxes=preservation,
+                debug_sessions=DebugSessions(
+                    self.runners, self.runners, preservation, self.resolve, self.find_image, prober
+                ),
+                pruner=Pruner(
+                    PruningDependencies(
+                        self.data_dir, self.journals, self.store, preservation, clock, self.remove_files, fsync_path
                     )
                 ),
                 retention=Retention(),
                 read_memory_available_bytes=lambda: self.memory_available_bytes,
             )
         )
-        service.take_in(*recover(self.journals, self.store, clock))
+        service.track(*recover(self.journals, self.store, clock))
         try:
             yield service
         finally:

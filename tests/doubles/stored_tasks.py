@@ -7,9 +7,9 @@ from datetime import UTC, datetime, timedelta
 
 from doubles.manifests import manifest
 from doubles.server_components import TO_END, TO_RUNNING
-from sandbox.interfaces.journal import Recorder, read_task
+from sandbox.interfaces.journal import Recorder, replay_task
 from sandbox.interfaces.layout import TaskLayout
-from sandbox.interfaces.store import Indexed
+from sandbox.interfaces.store import IndexedTask
 from sandbox.journal.journals import FileJournals
 from sandbox.model.events import (
     AgentExited,
@@ -63,7 +63,9 @@ class KeptTasks:
         """A task that runs: its recorder. line_bytes: what each line of its output has at least."""
         recorder = self.begin(task_id, AttemptStarted(attempt_id, "bubblewrap", "here", "boot"), *TO_RUNNING, **parts)
         for number in range(lines):
-            recorder.record(Output.of("stdout", f"line {number} of {task_id}".ljust(line_bytes).encode() + b"\n"))
+            recorder.record(
+                Output.from_bytes("stdout", f"line {number} of {task_id}".ljust(line_bytes).encode() + b"\n")
+            )
         for name, content in artifacts:
             recorder.record(self.keep(task_id, name, content))
         return recorder
@@ -99,8 +101,8 @@ class KeptTasks:
         """Take these tasks into the index, or all."""
         store = self.store()
         for task_id in task_ids or self.journals.task_ids():
-            reading = read_task(self.journals, task_id)
-            store.save(Indexed(reading.task, reading.offset))
+            reading = replay_task(self.journals, task_id)
+            store.save(IndexedTask(reading.task, reading.offset))
         store.close()
 
     def store(self):

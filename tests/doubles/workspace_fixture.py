@@ -11,14 +11,14 @@ from typing import Any
 
 from doubles.git_http_server import GitHttpServer
 from doubles.sandbox_lifecycle import new_attempt_id
-from sandbox.gateway.egress.dialer import may_be_dialled
+from sandbox.gateway.egress.dialer import is_dialable
 from sandbox.interfaces.runtime import ConfinementSpec
-from sandbox.interfaces.workspace import ContainsSecret, Patch
+from sandbox.interfaces.workspace import ContainsSecret, PatchResult
 from sandbox.model.manifest.schema import Repository
 from sandbox.runtimes import disk_layout
 from sandbox.runtimes.bubblewrap import BubblewrapRuntime
-from sandbox.workspace.clone.relay import Reach
-from sandbox.workspace.git.host_process import Unconfined
+from sandbox.workspace.clone.relay import DialPolicy
+from sandbox.workspace.git.host_process import NoConfinement
 from sandbox.workspace.workspaces import GitWorkspaces
 
 PUBLIC_URL = "https://git.example/demo.git"
@@ -140,10 +140,10 @@ class House:
     async def confine(self, directories, read_only):
         """As a runner confines, with a sandbox's kernel uid and control group."""
         if not self.confined:
-            yield Unconfined()
+            yield NoConfinement()
             return
         runtime = BubblewrapRuntime(self.root)
-        handle = runtime.plan(new_attempt_id())
+        handle = runtime.prepare(new_attempt_id())
         try:
             spec = ConfinementSpec(2, self.memory_bytes, 512, directories, read_only)
             async with runtime.confine(handle, spec) as confinement:
@@ -169,7 +169,7 @@ class House:
 
     @property
     def workspaces(self) -> GitWorkspaces:
-        return GitWorkspaces(self.environment, Reach(may_be_dialled, self.follow_redirects))
+        return GitWorkspaces(self.environment, DialPolicy(is_dialable, self.follow_redirects))
 
     def configure(self, text: str) -> None:
         """Add to the git configuration of the server's user."""
@@ -181,7 +181,7 @@ class House:
         repository = Repository(url=url, branch=branch, **wanted)
         base = asyncio.run(self.workspaces.stage(repository, self.attempt, self.confine, self.disk_bytes))
         if self.confined and os.geteuid() == 0:
-            disk_layout.take_tree(str(self.workspace))
+            disk_layout.restore_ownership(str(self.workspace))
         return base
 
     def patch(self, base_commit: str) -> bytes:
@@ -193,9 +193,9 @@ class House:
     def patch_and_reason(self, base_commit: str) -> tuple[bytes, str | None]:
         """The same where not everything fits, and why."""
         made, became = self.patch_looked_through(base_commit, lambda _: False)
-        return made, became.unfinished
+        return made, became.incomplete_reason
 
-    def patch_looked_through(self, base_commit: str, contains_secret: ContainsSecret) -> tuple[bytes, Patch]:
+    def patch_looked_through(self, base_commit: str, contains_secret: ContainsSecret) -> tuple[bytes, PatchResult]:
         """The same, and what became of it."""
         target = self.root / "task.patch"
         making = self.workspaces.patch(self.attempt, base_commit, target, self.confine, contains_secret)

@@ -13,8 +13,8 @@ from escape import table, verdicts
 from escape.attack import Outcome
 from escape.attack_runner import Battlefield
 from sandbox.bootstrap.runtime import make_runtime
-from sandbox.runtimes.bwrap import find_program as find_bubblewrap
-from sandbox.runtimes.gvisor.runtime import find_program as find_runsc
+from sandbox.runtimes.bwrap import find_bwrap as find_bubblewrap
+from sandbox.runtimes.gvisor.runtime import find_runsc as find_runsc
 from sandbox.runtimes.qemu.parts import QEMU
 
 
@@ -32,15 +32,13 @@ def play(tier, *, is_asked_for):
     """One tier. What does not work here keeps its column, and is a failure only where it was asked for."""
     with tempfile.TemporaryDirectory(prefix="escape-") as directory:
         probe = asyncio.run(make_runtime(tier, Path(directory, "probe")).probe())
-        if not probe.works:
-            print(f"{tier} does not work here: {probe.mend}")
+        if not probe.is_available:
+            print(f"{tier} does not work here: {probe.remedy}")
             return int(is_asked_for)
         Path(directory, "field").mkdir()
         with Battlefield(Path(directory, "field"), tier) as field:
             found = verdicts.judge(field)
-    versions = (
-        f"{version(tier)}{' without KVM' if tier == 'qemu' and probe.only_by_name else ''}, Linux {os.uname().release}"
-    )
+    versions = f"{version(tier)}{' without KVM' if tier == 'qemu' and probe.is_explicit_only else ''}, Linux {os.uname().release}"
     text = table.DOCUMENT.read_text()
     whole = table.read(text)
     try:

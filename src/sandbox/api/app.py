@@ -18,14 +18,14 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sandbox import __version__
 from sandbox.api import paths
-from sandbox.api.auth.authenticator import Guard
-from sandbox.api.context import Context
-from sandbox.api.errors import add_error_answers
-from sandbox.api.middleware.authentication import Doorkeeper
-from sandbox.api.middleware.metrics import Measured, ServerMetrics, note_api_route
-from sandbox.api.middleware.response_headers import Envelope
-from sandbox.api.openapi import describe
-from sandbox.api.request_parameters import refuse_unknown_parameters
+from sandbox.api.auth.authenticator import Authenticator
+from sandbox.api.context import AppContext
+from sandbox.api.errors import add_error_handlers
+from sandbox.api.middleware.authentication import AuthenticationMiddleware
+from sandbox.api.middleware.metrics import MetricsMiddleware, ServerMetrics, set_api_route
+from sandbox.api.middleware.response_headers import ResponseHeadersMiddleware
+from sandbox.api.openapi import build_schema
+from sandbox.api.request_parameters import reject_unknown_query_params
 from sandbox.api.routes.admin import add_drain_routes, add_pruning_routes
 from sandbox.api.routes.artifacts import add_artifact_routes
 from sandbox.api.routes.docs import add_docs_routes
@@ -35,15 +35,15 @@ from sandbox.api.routes.sessions import add_session_routes
 from sandbox.api.routes.task_list import add_list_routes
 from sandbox.api.routes.tasks import add_preserved_routes, add_task_routes
 from sandbox.api.settings import ApiSettings
-from sandbox.api.streaming.buffer import Tails
-from sandbox.api.streaming.terminal import terminal
-from sandbox.api.streaming.websocket import stream
+from sandbox.api.streaming.buffer import StreamCache
+from sandbox.api.streaming.terminal import serve_terminal
+from sandbox.api.streaming.websocket import serve_event_stream
 from sandbox.interfaces.tasks import Tasks
 
-_ARTIFACTS = b"/artifacts/"
+_ARTIFACTS_SEGMENT = b"/artifacts/"
 
 
-class WholeSegments:
+class EncodedSlashMiddleware:
     """Lets everything behind it see such a slash as it was sent, but in an artifact's name, which has slashes.
 
     Routes are found by the decoded path, where the task `a%2Fvm` is the sandbox of the task `a`.
@@ -54,37 +54,39 @@ class WholeSegments:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on."""
-        head, artifacts, name = (scope.get("raw_path") or b"").partition(_ARTIFACTS)
+        head, artifacts, name = (scope.get("raw_path") or b"").partition(_ARTIFACTS_SEGMENT)
         if b"%2f" in head.lower():
-            scope = {**scope, "path": _decoded(head) + unquote(artifacts + name)}
+            scope = {**scope, "path": _decode_segments(head) + unquote(artifacts + name)}
         await self._app(scope, receive, send)
 
 
-def _decoded(path: bytes) -> str:
+def _decode_segments(path: bytes) -> str:
     return "/".join(unquote(part).replace("/", "%2F") for part in path.decode("latin-1").split("/"))
 
 
 class _Api(FastAPI):
     def openapi(self) -> dict[str, Any]:
-        return describe(self)
+        return build_schema(self)
 
 
-def create_app(tasks: Tasks, *, settings: ApiSettings, shutting_down: asyncio.Event, guard: Guard) -> FastAPI:
+def create_app(
+    tasks: Tasks, *, settings: ApiSettings, shutting_down: asyncio.Event, authenticator: Authenticator
+) -> FastAPI:
     """The REST API, and the stream under the same path as on its own port."""
-    app = describe_api(settings.version)
+    app = create_api_schema_app(settings.version)
     metrics = ServerMetrics(settings.version)
-    _furnish(app, Context(tasks, settings, shutting_down, guard, metrics, Tails(tasks)))
+    _configure(app, AppContext(tasks, settings, shutting_down, authenticator, metrics, StreamCache(tasks)))
     return app
 
 
 def create_stream_app(app: FastAPI) -> Starlette:
     """The stream alone, of the same server as `app`."""
     stream_app = Starlette()
-    _furnish(stream_app, app.state.context)
+    _configure(stream_app, app.state.context)
     return stream_app
 
 
-def describe_api(version: str) -> FastAPI:
+def create_api_schema_app(version: str) -> FastAPI:
     """All addresses, with nothing behind them."""
     app = _Api(
         title="Sandbox",
@@ -105,9 +107,9 @@ def _routes() -> tuple[BaseRoute, ...]:
         openapi_url=None,
         docs_url=None,
         redoc_url=None,
-        dependencies=[Depends(note_api_route), Depends(refuse_unknown_parameters)],
+        dependencies=[Depends(set_api_route), Depends(reject_unknown_query_params)],
     )
-    with _without_first_pydantic():
+    with _without_pydantic_v1():
         add_list_routes(api)
         add_task_routes(api)
         add_preserved_routes(api)
@@ -123,7 +125,7 @@ def _routes() -> tuple[BaseRoute, ...]:
 
 
 @contextmanager
-def _without_first_pydantic() -> Iterator[None]:
+def _without_pydantic_v1() -> Iterator[None]:
     """FastAPI asks whether a type is of pydantic's first version, which takes 30 ms to import. None is."""
     name = "pydantic.v1"
     if name in sys.modules:
@@ -136,17 +138,17 @@ def _without_first_pydantic() -> Iterator[None]:
         del sys.modules[name]
 
 
-def _furnish(app: Starlette, context: Context) -> None:
+def _configure(app: Starlette, context: AppContext) -> None:
     app.state.context = context
-    app.router.routes.append(WebSocketRoute(paths.STREAM, stream))
-    app.router.routes.append(WebSocketRoute(paths.TERMINAL, terminal))
+    app.router.routes.append(WebSocketRoute(paths.STREAM, serve_event_stream))
+    app.router.routes.append(WebSocketRoute(paths.TERMINAL, serve_terminal))
     app.router.redirect_slashes = False
     app.router.default = _not_found
-    add_error_answers(app)
-    app.add_middleware(Doorkeeper, guard=context.guard)
-    app.add_middleware(WholeSegments)
-    app.add_middleware(Envelope)
-    app.add_middleware(Measured, metrics=context.metrics)
+    add_error_handlers(app)
+    app.add_middleware(AuthenticationMiddleware, guard=context.authenticator)
+    app.add_middleware(EncodedSlashMiddleware)
+    app.add_middleware(ResponseHeadersMiddleware)
+    app.add_middleware(MetricsMiddleware, metrics=context.metrics)
 
 
 async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:
@@ -156,5 +158,5 @@ async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:
 
 def schema_text() -> str:
     """The schema as the server answers it, in a form whose changes are easy to read."""
-    schema = describe_api(__version__).openapi()
+    schema = create_api_schema_app(__version__).openapi()
     return json.dumps(schema, indent=1, sort_keys=True, ensure_ascii=False) + "\n"

@@ -7,30 +7,30 @@ from typing import Annotated
 from fastapi import Depends
 from starlette.requests import HTTPConnection
 
-from sandbox.api.auth.authenticator import Guard
+from sandbox.api.auth.authenticator import Authenticator
 from sandbox.api.middleware.metrics import ServerMetrics
 from sandbox.api.settings import ApiSettings
-from sandbox.api.streaming.buffer import Tails
+from sandbox.api.streaming.buffer import StreamCache
 from sandbox.interfaces.tasks import Tasks
 
 
 @dataclass(frozen=True, slots=True)
-class Context:
+class AppContext:
     """The service behind all doors, and who keeps them. Once `shutting_down` is set every stream ends."""
 
     tasks: Tasks
     settings: ApiSettings
     shutting_down: asyncio.Event
-    guard: Guard
+    authenticator: Authenticator
     metrics: ServerMetrics
-    tails: Tails
+    stream_cache: StreamCache
 
 
-async def context(connection: HTTPConnection) -> Context:
+async def get_context(connection: HTTPConnection) -> AppContext:
     """The context of the app that answers this request."""
     found = connection.app.state.context
-    assert isinstance(found, Context)
+    assert isinstance(found, AppContext)
     return found
 
 
-Asked = Annotated[Context, Depends(context)]
+ContextDep = Annotated[AppContext, Depends(get_context)]

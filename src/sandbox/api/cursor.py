@@ -17,12 +17,12 @@ Order = Literal["asc", "desc"]
 
 CURSOR_LENGTH_MAX = 2048
 
-_SHAPE = re.compile(rf"[A-Za-z0-9_-]{{1,{CURSOR_LENGTH_MAX}}}", re.ASCII)
+_CURSOR_PATTERN = re.compile(rf"[A-Za-z0-9_-]{{1,{CURSOR_LENGTH_MAX}}}", re.ASCII)
 _VERSION = 1
 _ADVICE = "must be the next_cursor of an earlier answer; leave it out to begin at the start"
 
 
-class Bookmark(msgspec.Struct, frozen=True, array_like=True):
+class PageCursor(msgspec.Struct, frozen=True, array_like=True):
     """A cursor and the list that it is a place in; another list would be paged wrongly with it."""
 
     version: int
@@ -37,20 +37,20 @@ class Bookmark(msgspec.Struct, frozen=True, array_like=True):
         return Cursor(self.value, self.task_id)
 
 
-def write_cursor(cursor: Cursor | None, query: TaskQuery) -> str | None:
+def encode_cursor(cursor: Cursor | None, query: TaskQuery) -> str | None:
     """The text of a cursor that belongs to this list."""
     if cursor is None:
         return None
-    bookmark = Bookmark(_VERSION, query.sort, query.order, cursor.value, cursor.task_id)
+    bookmark = PageCursor(_VERSION, query.sort, query.order, cursor.value, cursor.task_id)
     return base64.urlsafe_b64encode(msgspec.json.encode(bookmark)).rstrip(b"=").decode()
 
 
-def read_cursor(text: str) -> Bookmark:
+def decode_cursor(text: str) -> PageCursor:
     """What `write_cursor` wrote. Raises InvalidParameterError."""
-    if not _SHAPE.fullmatch(text):
+    if not _CURSOR_PATTERN.fullmatch(text):
         raise InvalidParameterError("cursor", _ADVICE)
     try:
-        found = msgspec.json.decode(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)), type=Bookmark)
+        found = msgspec.json.decode(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)), type=PageCursor)
     except (binascii.Error, ValueError, RecursionError):
         raise InvalidParameterError("cursor", _ADVICE) from None
     if found.version != _VERSION or (found.value is None and found.sort != "started_at"):

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.routing import Route, WebSocketRoute
 
 from sandbox.api import paths
-from sandbox.api.responses import problem
+from sandbox.api.responses import problem_response
 from sandbox.interfaces.store import DuplicateTaskError, InvalidCursorError, StoreError
 from sandbox.interfaces.tasks import (
     ArtifactNotFoundError,
@@ -26,9 +26,9 @@ from sandbox.interfaces.tasks import (
 from sandbox.interfaces.terminals import TerminalRefusedError
 from sandbox.model.errors import SandboxError
 from sandbox.model.manifest.errors import InvalidManifestError
-from sandbox.model.wire.events import timestamp
+from sandbox.model.wire.events import format_timestamp
 
-RETRY_AFTER_SECONDS = 5
+DEFAULT_RETRY_AFTER_SECONDS = 5
 
 
 class InvalidParameterError(SandboxError):
@@ -67,7 +67,7 @@ class PayloadTooLargeError(SandboxError):
     code = "payload_too_large"
 
 
-class SlowRequestError(SandboxError):
+class RequestTimeoutError(SandboxError):
     """The body did not arrive in time."""
 
     code = "request_timeout"
@@ -84,15 +84,15 @@ class RangeNotSatisfiableError(SandboxError):
         self.size_bytes = size_bytes
 
 
-def add_error_answers(app: Starlette) -> None:
+def add_error_handlers(app: Starlette) -> None:
     """Give every error of this app its answer."""
-    for refusal_class, (status, fields) in _ANSWERS.items():
-        app.add_exception_handler(refusal_class, _answering(status, fields))
+    for refusal_class, (status, fields) in _ERROR_RESPONSES.items():
+        app.add_exception_handler(refusal_class, _problem_handler(status, fields))
     handlers: dict[type[Exception], Callable[..., Any]] = {
         RangeNotSatisfiableError: _range_not_satisfiable,
         RequestValidationError: _invalid_parameters,
         HTTPException: _http_error,
-        ClientDisconnect: _nobody_listens,
+        ClientDisconnect: _client_disconnected,
         Exception: _internal_error,
     }
     for error_class, handler in handlers.items():
@@ -101,36 +101,36 @@ def add_error_answers(app: Starlette) -> None:
 
 def status_of(error: SandboxError) -> int:
     """The HTTP status that stands for this error; 500 for what no answer is made of."""
-    return next((_ANSWERS[kind][0] for kind in type(error).__mro__ if kind in _ANSWERS), 500)
+    return next((_ERROR_RESPONSES[kind][0] for kind in type(error).__mro__ if kind in _ERROR_RESPONSES), 500)
 
 
 _Fields = Callable[[Any], dict[str, Any]]
 
 
-def _answering(status: int, fields: _Fields) -> Callable[..., Any]:
+def _problem_handler(status: int, fields: _Fields) -> Callable[..., Any]:
     async def answer(connection: HTTPConnection, error: SandboxError) -> Response:
         seconds = error.retry_after_seconds if isinstance(error, UnavailableError) else None
-        headers = retry_after(seconds) if status in {429, 503} else None
-        return problem(connection, status, error.code, error.message, fields=fields(error), headers=headers)
+        headers = retry_after_header(seconds) if status in {429, 503} else None
+        return problem_response(connection, status, error.code, error.message, fields=fields(error), headers=headers)
 
     return answer
 
 
-def retry_after(seconds: int | None) -> dict[str, str]:
+def retry_after_header(seconds: int | None) -> dict[str, str]:
     """The header of a 429 or 503; RETRY_AFTER_SECONDS where nothing better is known."""
-    return {"retry-after": str(seconds or RETRY_AFTER_SECONDS)}
+    return {"retry-after": str(seconds or DEFAULT_RETRY_AFTER_SECONDS)}
 
 
-def _nothing(_: SandboxError) -> dict[str, Any]:
+def _no_fields(_: SandboxError) -> dict[str, Any]:
     return {}
 
 
-def _existing_task(error: DuplicateTaskError) -> dict[str, Any]:
+def _existing_task_fields(error: DuplicateTaskError) -> dict[str, Any]:
     task = error.existing
-    return {"existing_task": {"id": task.id, "state": task.state, "created_at": timestamp(task.created_at)}}
+    return {"existing_task": {"id": task.id, "state": task.state, "created_at": format_timestamp(task.created_at)}}
 
 
-def _figures(error: InsufficientResourcesError) -> dict[str, Any]:
+def _resource_fields(error: InsufficientResourcesError) -> dict[str, Any]:
     return {
         "requested_cpus": error.requested_cpus,
         "available_cpus": error.available_cpus,
@@ -145,40 +145,45 @@ def _byte_size(size_bytes: int) -> str:
     return f"{mebibytes // 1024}G" if mebibytes % 1024 == 0 else f"{mebibytes}M"
 
 
-_ANSWERS: dict[type[SandboxError], tuple[int, _Fields]] = {
+_ERROR_RESPONSES: dict[type[SandboxError], tuple[int, _Fields]] = {
     InvalidManifestError: (400, lambda error: {"details": error.mistakes}),
     InvalidParameterError: (400, lambda error: {"details": error.details}),
     InvalidCursorError: (400, lambda error: {"details": [_detail("cursor", "format", error.message)]}),
-    SecretArtifactError: (403, _nothing),
-    TaskNotFoundError: (404, _nothing),
-    ArtifactNotFoundError: (404, _nothing),
-    SandboxNotPreservedError: (404, _nothing),
-    SlowRequestError: (408, _nothing),
-    DuplicateTaskError: (409, _existing_task),
-    TerminalRefusedError: (409, _nothing),
+    SecretArtifactError: (403, _no_fields),
+    TaskNotFoundError: (404, _no_fields),
+    ArtifactNotFoundError: (404, _no_fields),
+    SandboxNotPreservedError: (404, _no_fields),
+    RequestTimeoutError: (408, _no_fields),
+    DuplicateTaskError: (409, _existing_task_fields),
+    TerminalRefusedError: (409, _no_fields),
     TaskTerminalError: (409, lambda error: {"task_state": error.task.state}),
-    PayloadTooLargeError: (413, _nothing),
-    IdempotencyKeyReusedError: (422, _nothing),
-    TooManyStreamsError: (429, _nothing),
-    UnavailableError: (503, _nothing),
-    StoreError: (503, _nothing),
-    InsufficientResourcesError: (507, _figures),
+    PayloadTooLargeError: (413, _no_fields),
+    IdempotencyKeyReusedError: (422, _no_fields),
+    TooManyStreamsError: (429, _no_fields),
+    UnavailableError: (503, _no_fields),
+    StoreError: (503, _no_fields),
+    InsufficientResourcesError: (507, _resource_fields),
 }
 
-_RULES = {"missing": "required", "enum": "enum", "literal_error": "enum", "extra_forbidden": "unknown_field"}
-_RANGES = ("greater_than", "less_than", "finite_number", "too_long", "too_short", "int_parsing_size")
+_RULE_BY_ERROR_TYPE = {
+    "missing": "required",
+    "enum": "enum",
+    "literal_error": "enum",
+    "extra_forbidden": "unknown_field",
+}
+_RANGE_ERROR_TYPES = ("greater_than", "less_than", "finite_number", "too_long", "too_short", "int_parsing_size")
 
 
 async def _invalid_parameters(connection: HTTPConnection, error: RequestValidationError) -> Response:
     details = [_parameter_detail(found) for found in error.errors()]
     message = "; ".join(f"{detail['field']}: {detail['message']}" for detail in details) + "."
-    return problem(connection, 400, "invalid_parameter", message, fields={"details": details})
+    return problem_response(connection, 400, "invalid_parameter", message, fields={"details": details})
 
 
-def _parameter_detail(found: dict[str, Any]) -> dict[str, Any]:
-    kind: str = found["type"]
-    rule = _RULES.get(kind) or ("range" if any(mark in kind for mark in _RANGES) else "type")
-    return _detail(".".join(str(part) for part in found["loc"][1:]), rule, found["msg"])
+def _parameter_detail(error: dict[str, Any]) -> dict[str, Any]:
+    kind: str = error["type"]
+    rule = _RULE_BY_ERROR_TYPE.get(kind) or ("range" if any(mark in kind for mark in _RANGE_ERROR_TYPES) else "type")
+    return _detail(".".join(str(part) for part in error["loc"][1:]), rule, error["msg"])
 
 
 def _detail(field: str, rule: str, message: str) -> dict[str, Any]:
@@ -187,7 +192,7 @@ def _detail(field: str, rule: str, message: str) -> dict[str, Any]:
 
 async def _range_not_satisfiable(connection: HTTPConnection, error: RangeNotSatisfiableError) -> Response:
     headers = {"content-range": f"bytes */{error.size_bytes}"}
-    return problem(connection, 416, error.code, error.message, headers=headers)
+    return problem_response(connection, 416, error.code, error.message, headers=headers)
 
 
 async def _http_error(connection: HTTPConnection, error: HTTPException) -> Response:
@@ -195,13 +200,13 @@ async def _http_error(connection: HTTPConnection, error: HTTPException) -> Respo
     if error.status_code == 405:
         allowed = allowed_methods(connection.app.routes, connection.scope["path"])
         message = f"This address takes {', '.join(allowed)} only."
-        return problem(connection, 405, "method_not_allowed", message, headers={"allow": ", ".join(allowed)})
+        return problem_response(connection, 405, "method_not_allowed", message, headers={"allow": ", ".join(allowed)})
     if error.status_code == 404:
-        return problem(connection, 404, "not_found", _what_is_there(connection))
-    return problem(connection, error.status_code, "bad_request", str(error.detail), headers=error.headers)
+        return problem_response(connection, 404, "not_found", _not_found_message(connection))
+    return problem_response(connection, error.status_code, "bad_request", str(error.detail), headers=error.headers)
 
 
-def _what_is_there(connection: HTTPConnection) -> str:
+def _not_found_message(connection: HTTPConnection) -> str:
     routes, path = connection.app.routes, connection.scope["path"]
     if any(isinstance(route, WebSocketRoute) and route.path_regex.match(path) for route in routes):
         return "Here is a WebSocket, and the request did not ask for one; connect with ws:// (wss:// behind TLS)."
@@ -219,11 +224,11 @@ def allowed_methods(routes: Sequence[Any], path: str) -> list[str]:
     return sorted(found | {"HEAD"} if "GET" in found else found)
 
 
-async def _nobody_listens(_: HTTPConnection, __: ClientDisconnect) -> Response:
+async def _client_disconnected(_: HTTPConnection, __: ClientDisconnect) -> Response:
     return Response(status_code=400)
 
 
 async def _internal_error(connection: HTTPConnection, _: Exception) -> Response:
     """What went wrong is in the server's log, under the same request id."""
     message = "Something went wrong inside the server; its log tells more under this request id."
-    return problem(connection, 500, "internal_error", message)
+    return problem_response(connection, 500, "internal_error", message)

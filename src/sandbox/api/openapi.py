@@ -7,8 +7,8 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import TypeAdapter
 
 from sandbox.api import paths
-from sandbox.api.auth.sessions import COOKIE
-from sandbox.api.responses import phrase
+from sandbox.api.auth.sessions import SESSION_COOKIE
+from sandbox.api.responses import reason_phrase
 from sandbox.model.manifest.schema import Manifest
 
 _EXAMPLE = {
@@ -19,7 +19,7 @@ _EXAMPLE = {
     "claude": {"prompt": "Your instructions here"},
 }
 
-_GROUPS = {
+_TAGS = {
     "Tasks": "Hand one in, look at it, wait for it, cancel it.",
     "Logs": "What the agent prints and what happens, once or live.",
     "Artifacts": "What a task leaves: its patch, its story, its files.",
@@ -31,32 +31,32 @@ _GROUPS = {
 
 Responses = dict[int | str, dict[str, Any]]
 
-_COMPONENT = "#/components/schemas/{model}"
-_PROBLEM_REF = {"$ref": _COMPONENT.format(model="ProblemBody")}
+_COMPONENT_REF = "#/components/schemas/{model}"
+_PROBLEM_REF = {"$ref": _COMPONENT_REF.format(model="ProblemBody")}
 
 _RETRY_AFTER = {"Retry-After": {"description": "Ask again after so many seconds", "schema": {"type": "integer"}}}
 
-MANIFEST_REF = {"$ref": _COMPONENT.format(model=Manifest.__name__)}
+MANIFEST_REF = {"$ref": _COMPONENT_REF.format(model=Manifest.__name__)}
 """The schema of a manifest. What one field asks of another, and the form of texts, stand in docs/manifest.md only."""
 
 
-def answers(model: str, status: int = 200, **told: Any) -> Responses:
+def responses_for(model: str, status: int = 200, **extra: Any) -> Responses:
     """The answer of an operation: the name of its shape in `bodies`, which only who asks for the schema has to load."""
-    schema = {"$ref": _COMPONENT.format(model=model)}
-    return {status: {"content": {"application/json": {"schema": schema}}, **told}}
+    schema = {"$ref": _COMPONENT_REF.format(model=model)}
+    return {status: {"content": {"application/json": {"schema": schema}}, **extra}}
 
 
-def problems(*statuses: int) -> Responses:
+def problem_responses(*statuses: int) -> Responses:
     """The error answers of an operation; those that any operation may give are added."""
     told = [*statuses, 400, 401, 403, 429, 500]
     return {
-        status: _answer(phrase(status), "application/problem+json", _PROBLEM_REF)
+        status: _response(reason_phrase(status), "application/problem+json", _PROBLEM_REF)
         | ({"headers": _RETRY_AFTER} if status in {429, 503} else {})
         for status in told
     }
 
 
-def content(description: str, *media_types: str) -> dict[str, Any]:
+def raw_content(description: str, *media_types: str) -> dict[str, Any]:
     """An answer that is not one JSON value: bytes or a stream, which no schema describes."""
     return {"description": description, "content": {media_type: {} for media_type in media_types}}
 
@@ -67,24 +67,24 @@ def request_body(description: str, *, required: bool, **schemas: dict[str, Any])
     return {"requestBody": {"description": description, "required": required, "content": media}}
 
 
-def parameters(*described: dict[str, Any]) -> dict[str, Any]:
+def declare_parameters(*described: dict[str, Any]) -> dict[str, Any]:
     """Parameters that a route reads by itself."""
     return {"parameters": list(described)}
 
 
-def header(name: str, description: str, schema: dict[str, Any] | None = None) -> dict[str, Any]:
+def header_parameter(name: str, description: str, schema: dict[str, Any] | None = None) -> dict[str, Any]:
     """A header that a client may send."""
     told = schema or {"type": "string"}
     return {"name": name, "in": "header", "required": False, "description": description, "schema": told}
 
 
-def describe(app: FastAPI) -> dict[str, Any]:
+def build_schema(app: FastAPI) -> dict[str, Any]:
     """The schema, made once."""
     if app.openapi_schema is None:
         schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-        _leave_out_unused(schema)
+        _remove_unused(schema)
         schema["components"]["schemas"] |= _body_schemas() | _manifest_schemas()
-        _add_groups(schema)
+        _add_tags(schema)
         _add_security(schema)
         app.openapi_schema = schema
     return app.openapi_schema
@@ -94,16 +94,18 @@ def _body_schemas() -> dict[str, Any]:
     """The answers."""
     from pydantic.json_schema import models_json_schema
 
-    from sandbox.api.schemas import ANSWERS
+    from sandbox.api.schemas import RESPONSE_BODIES
 
-    _, definitions = models_json_schema([(model, "serialization") for model in ANSWERS], ref_template=_COMPONENT)
+    _, definitions = models_json_schema(
+        [(model, "serialization") for model in RESPONSE_BODIES], ref_template=_COMPONENT_REF
+    )
     schemas: dict[str, Any] = definitions["$defs"]
     return schemas
 
 
 def _manifest_schemas() -> dict[str, Any]:
     """The manifest and its records. Null stands for absent, and the number 1 for the version "1"."""
-    manifest = TypeAdapter(Manifest).json_schema(ref_template=_COMPONENT)
+    manifest = TypeAdapter(Manifest).json_schema(ref_template=_COMPONENT_REF)
     schemas: dict[str, Any] = manifest.pop("$defs") | {Manifest.__name__: manifest | {"examples": [_EXAMPLE]}}
     for record in schemas.values():
         optional = record["properties"].keys() - set(record.get("required", ()))
@@ -115,14 +117,14 @@ def _manifest_schemas() -> dict[str, Any]:
     return schemas
 
 
-def _add_groups(schema: dict[str, Any]) -> None:
-    schema["tags"] = [{"name": name, "description": description} for name, description in _GROUPS.items()]
+def _add_tags(schema: dict[str, Any]) -> None:
+    schema["tags"] = [{"name": name, "description": description} for name, description in _TAGS.items()]
     for path, operations in schema["paths"].items():
         for operation in operations.values():
-            operation["tags"] = [_group(path)]
+            operation["tags"] = [_tag_for(path)]
 
 
-def _group(path: str) -> str:
+def _tag_for(path: str) -> str:
     places = {
         paths.ARTIFACTS: "Artifacts",
         paths.LOGS: "Logs",
@@ -141,22 +143,22 @@ def _add_security(schema: dict[str, Any]) -> None:
         "session": {
             "type": "apiKey",
             "in": "cookie",
-            "name": COOKIE,
+            "name": SESSION_COOKIE,
             "description": "Set by opening a session; browsers send it by themselves.",
         },
     }
     schema["security"] = [{"token": []}, {"session": []}, {}]
-    for path in paths.OPEN_PATHS & schema["paths"].keys():
+    for path in paths.PUBLIC_PATHS & schema["paths"].keys():
         for operation in schema["paths"][path].values():
             operation["security"] = []
             operation["responses"].pop("401", None)
 
 
-def _answer(description: str, media_type: str, schema: dict[str, Any]) -> dict[str, Any]:
+def _response(description: str, media_type: str, schema: dict[str, Any]) -> dict[str, Any]:
     return {"description": description, "content": {media_type: {"schema": schema}}}
 
 
-def _leave_out_unused(schema: dict[str, Any]) -> None:
+def _remove_unused(schema: dict[str, Any]) -> None:
     """FastAPI's own answer to bad parameters, which is never given here."""
     for name in ("HTTPValidationError", "ValidationError"):
         schema["components"]["schemas"].pop(name, None)

@@ -30,7 +30,7 @@ DOCS = "/docs"
 SIGN_IN = "/sign-in"
 ASSETS = "/assets/"
 
-OPEN_PATHS = frozenset({BASIC_HEALTH, HEALTH, READINESS, LIVENESS})
+PUBLIC_PATHS = frozenset({BASIC_HEALTH, HEALTH, READINESS, LIVENESS})
 """Probes and balancers have no token."""
 
 TaskId = Annotated[str, Path(description="The task's id")]
@@ -51,12 +51,12 @@ class _Rest(Convertor[str]):
 register_url_convertor("rest", _Rest())
 
 
-def is_open(path: str) -> bool:
+def is_public(path: str) -> bool:
     """Whether the address answers those who have no token too: probes, and the page on which people show theirs."""
-    return path in OPEN_PATHS or path == SIGN_IN or path.startswith(ASSETS)
+    return path in PUBLIC_PATHS or path == SIGN_IN or path.startswith(ASSETS)
 
 
-def is_part_of_page(path: str) -> bool:
+def is_page_asset(path: str) -> bool:
     """Whether there are scripts, styles and pictures of the server's own pages."""
     return path.startswith((ASSETS, f"{DOCS}/"))
 

@@ -15,87 +15,87 @@ from fastapi.routing import APIRoute
 from starlette.datastructures import QueryParams
 from starlette.requests import HTTPConnection, Request
 
-from sandbox.api.errors import InvalidParameterError, PayloadTooLargeError, SlowRequestError
+from sandbox.api.errors import InvalidParameterError, PayloadTooLargeError, RequestTimeoutError
 from sandbox.model import limits
 from sandbox.model.errors import DECODE_ERRORS
 from sandbox.model.manifest.formats import VISIBLE
 
 SEQ_MAX = 2**63 - 1
-_DIGITS_MAX = len(str(SEQ_MAX))
+_SEQ_DIGITS_MAX = len(str(SEQ_MAX))
 
 
-def read_seq(text: str, field: str) -> int | None:
+def parse_seq(text: str, field: str) -> int | None:
     """The number in what the field says, None where that is nothing. Raises InvalidParameterError."""
     if not text:
         return None
-    is_number = text.isascii() and text.isdecimal() and len(text) <= _DIGITS_MAX
+    is_number = text.isascii() and text.isdecimal() and len(text) <= _SEQ_DIGITS_MAX
     if not is_number or int(text) > SEQ_MAX:
         raise InvalidParameterError(field, f"must be the seq of an event, a whole number from 0 to {SEQ_MAX}")
     return int(text)
 
 
-NAME_SHOWN_LENGTH_MAX = 64
+ECHOED_NAME_LENGTH_MAX = 64
 
 
-async def refuse_unknown_parameters(connection: HTTPConnection) -> None:
+async def reject_unknown_query_params(connection: HTTPConnection) -> None:
     """Holds a request against what its route takes. Raises InvalidParameterError."""
     if not connection.query_params:
         return
     route = connection.scope["route"]
     assert isinstance(route, APIRoute)
-    refuse_unknown(connection.query_params, known=_read_by_name(route), patterns=_read_by_pattern(route))
+    reject_unknown_params(connection.query_params, known=_declared_names(route), patterns=_declared_patterns(route))
 
 
-def _read_by_name(route: APIRoute) -> list[str]:
+def _declared_names(route: APIRoute) -> list[str]:
     """Asked of the route, for the schema of all addresses takes a tenth of a second to make."""
     return [field.alias for field in get_flat_params(route.dependant) if field.alias not in route.param_convertors]
 
 
-def _read_by_pattern(route: APIRoute) -> list[str]:
+def _declared_patterns(route: APIRoute) -> list[str]:
     """Of what the route reads by itself: a header has no such pattern."""
     told = (route.openapi_extra or {}).get("parameters", ())
     return [pattern for parameter in told for pattern in parameter["schema"].get("patternProperties", {})]
 
 
-def refuse_repeated(given: QueryParams, known: Collection[str]) -> None:
+def reject_repeated_params(params: QueryParams, known: Collection[str]) -> None:
     """Raises InvalidParameterError for the first of the known names that is given twice."""
-    for name in given:
-        if name in known and len(given.getlist(name)) > 1:
+    for name in params:
+        if name in known and len(params.getlist(name)) > 1:
             raise InvalidParameterError(name, "is there more than once; give it once")
 
 
-def refuse_unknown(given: QueryParams, *, known: Collection[str], patterns: Collection[str] = ()) -> None:
+def reject_unknown_params(params: QueryParams, *, known: Collection[str], patterns: Collection[str] = ()) -> None:
     """Raises InvalidParameterError for the first name that is not known and fits no pattern, or is given twice."""
-    refuse_repeated(given, known)
-    for name in given:
+    reject_repeated_params(params, known)
+    for name in params:
         if name not in known and not any(re.search(pattern, name) for pattern in patterns):
             raise InvalidParameterError(
-                name[:NAME_SHOWN_LENGTH_MAX], _advice(name, known, patterns), rule="unknown_field"
+                name[:ECHOED_NAME_LENGTH_MAX], _unknown_param_message(name, known, patterns), rule="unknown_field"
             )
 
 
-def _advice(name: str, known: Collection[str], patterns: Collection[str]) -> str:
+def _unknown_param_message(name: str, known: Collection[str], patterns: Collection[str]) -> str:
     if not known:
         return "is not known; this address takes no parameters"
-    close = get_close_matches(name[:NAME_SHOWN_LENGTH_MAX], known, n=1)
+    close = get_close_matches(name[:ECHOED_NAME_LENGTH_MAX], known, n=1)
     meant = f", perhaps {close[0]} was meant" if close else ""
     families = [pattern.strip("^").replace("\\", "") + "*" for pattern in patterns]
     return f"is not known{meant}; this address takes {', '.join(sorted([*known, *families]))}"
 
 
-BODY_SECONDS = 30.0
+BODY_TIMEOUT_SECONDS = 30.0
 REASON_LENGTH_MAX = 1024
 
 
-class CancelWish(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class CancelRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a cancel may say. `force` leaves out the grace."""
 
     reason: str = ""
     force: bool = False
 
-    def checked(self) -> CancelWish:
+    def validated(self) -> CancelRequest:
         """Itself. Raises InvalidParameterError."""
-        if len(self.reason) > REASON_LENGTH_MAX or VISIBLE.complain(self.reason) is not None:
+        if len(self.reason) > REASON_LENGTH_MAX or VISIBLE.find_error(self.reason) is not None:
             allowed = f"one line of at most {REASON_LENGTH_MAX} characters, without control characters"
             raise InvalidParameterError("reason", f"must be {allowed}")
         return self
@@ -107,10 +107,12 @@ async def read_body(request: Request) -> bytes:
     if declared.isdecimal() and (len(declared) > 15 or int(declared) > limits.BODY_BYTES_MAX):
         raise _too_large()
     try:
-        async with asyncio.timeout(BODY_SECONDS):
+        async with asyncio.timeout(BODY_TIMEOUT_SECONDS):
             return await _read_bounded(request)
     except TimeoutError:
-        raise SlowRequestError(f"The body did not arrive within {BODY_SECONDS:.0f} s; send it again.") from None
+        raise RequestTimeoutError(
+            f"The body did not arrive within {BODY_TIMEOUT_SECONDS:.0f} s; send it again."
+        ) from None
 
 
 async def _read_bounded(request: Request) -> bytes:
@@ -126,21 +128,21 @@ def _too_large() -> PayloadTooLargeError:
     return PayloadTooLargeError(f"The body may have {limits.BODY_BYTES_MAX} bytes at most.")
 
 
-def is_json(request: Request) -> bool:
+def has_json_body(request: Request) -> bool:
     """The client says that its body is JSON; everything else is tried as YAML."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     return kind == "application/json" or kind.endswith("+json")
 
 
-async def read_cancel_wish(request: Request, asked: CancelWish) -> CancelWish:
+async def read_cancel_request(request: Request, defaults: CancelRequest) -> CancelRequest:
     """The wish in the body, `asked` (from the query) where the body does not say. Raises InvalidParameterError."""
     body = await read_body(request)
     if not body.strip():
-        return asked.checked()
+        return defaults.validated()
     try:
         given: Any = msgspec.json.decode(body)
-        wish = msgspec.convert({**msgspec.structs.asdict(asked), **given}, CancelWish)
+        wish = msgspec.convert({**msgspec.structs.asdict(defaults), **given}, CancelRequest)
     except (TypeError, *DECODE_ERRORS) as error:
         allowed = json.dumps({"reason": "…", "force": False}, ensure_ascii=False)
         raise InvalidParameterError("body", f"must be a JSON object such as {allowed} ({error})", rule="type") from None
-    return wish.checked()
+    return wish.validated()

@@ -9,10 +9,10 @@ import msgspec
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
 
-from sandbox.api.middleware.response_headers import request_id
+from sandbox.api.middleware.response_headers import get_request_id
 
 
-class Json(Response):
+class JsonResponse(Response):
     """Any value that msgspec can write, with a newline at the end for people at terminals."""
 
     media_type = "application/json"
@@ -22,7 +22,7 @@ class Json(Response):
         return msgspec.json.encode(content) + b"\n"
 
 
-_PHRASES = {
+_REASON_PHRASES = {
     413: "Content Too Large",
     414: "URI Too Long",
     416: "Range Not Satisfiable",
@@ -31,18 +31,18 @@ _PHRASES = {
 """Those of RFC 9110, which Python knows from 3.13 on only: answers and schema are the same with every version."""
 
 
-def phrase(status: int) -> str:
+def reason_phrase(status: int) -> str:
     """Such as `Not Found`."""
-    return _PHRASES.get(status) or HTTPStatus(status).phrase
+    return _REASON_PHRASES.get(status) or HTTPStatus(status).phrase
 
 
-class Problem(Json):
+class ProblemResponse(JsonResponse):
     """An error answer."""
 
     media_type = "application/problem+json"
 
 
-def problem(
+def problem_response(
     connection: HTTPConnection,
     status: int,
     code: str,
@@ -52,22 +52,22 @@ def problem(
     headers: Mapping[str, str] | None = None,
 ) -> Response:
     """An error answer: `code` for programs, `message` for people; `fields` stand at the top level beside them."""
-    identity = request_id(connection)
+    identity = get_request_id(connection)
     body = {
         "error": code,
         "message": message,
         "details": None,
         "request_id": identity,
         "type": f"urn:sandbox:error:{code}",
-        "title": phrase(status),
+        "title": reason_phrase(status),
         "status": status,
         "detail": message,
-        "instance": _path_as_sent(connection),
+        "instance": _raw_path(connection),
         **(fields or {}),
     }
-    return Problem(body, status, {**(headers or {}), "x-request-id": identity})
+    return ProblemResponse(body, status, {**(headers or {}), "x-request-id": identity})
 
 
-def _path_as_sent(connection: HTTPConnection) -> str:
+def _raw_path(connection: HTTPConnection) -> str:
     raw_path = connection.scope.get("raw_path") or quote(connection.scope["path"]).encode()
     return raw_path.decode("ascii", errors="replace")

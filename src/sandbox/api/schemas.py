@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from sandbox.model.events import FollowUp
+from sandbox.model.events import RetryKind
 from sandbox.model.task_state import TaskState
 
 
@@ -86,7 +86,7 @@ class AttemptBody(Body):
     resumes: bool
     exit_code: int | None
     error: FailureBody | None
-    followed_by: FollowUp | None
+    followed_by: RetryKind | None
 
 
 class SecretBody(Body):
@@ -326,7 +326,7 @@ class SessionBody(BaseModel):
     name: str
 
 
-ANSWERS: tuple[type[BaseModel], ...] = (
+RESPONSE_BODIES: tuple[type[BaseModel], ...] = (
     SubmittedBody,
     DryRunBody,
     TaskBody,

@@ -19,7 +19,7 @@ class ApiSettings:
     version: str
     ports: frozenset[int]
     host_names: frozenset[str] = frozenset()
-    needs_token: bool = False
+    requires_token: bool = False
     requests_per_minute: int = 0
     clone_hosts: frozenset[str] = frozenset()
     priced: Callable[[str], bool] | None = None

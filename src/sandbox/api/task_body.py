@@ -10,18 +10,18 @@ import msgspec
 from sandbox.interfaces.tasks import Tasks
 from sandbox.model.manifest.schema import Manifest
 from sandbox.model.task import Task
-from sandbox.model.tier import ISOLATION
-from sandbox.model.wire.events import attempts_fields, error, progress_fields, timestamp
+from sandbox.model.tier import TIER_DESCRIPTIONS
+from sandbox.model.wire.events import attempts_fields, error_fields, format_timestamp, progress_fields
 
 
-async def status_body(tasks: Tasks, task: Task, *, is_operator: bool) -> dict[str, Any]:
+async def task_body(tasks: Tasks, task: Task, *, is_operator: bool) -> dict[str, Any]:
     """The whole status."""
-    is_kept = await tasks.keeps_sandbox(task)
-    item = item_body(task, is_operator=is_operator)
+    is_kept = await tasks.has_preserved_sandbox(task)
+    item = task_summary_body(task, is_operator=is_operator)
     return {**item, "definition": definition_body(task.manifest), "sandbox_kept": is_kept}
 
 
-def item_body(task: Task, *, is_operator: bool) -> dict[str, Any]:
+def task_summary_body(task: Task, *, is_operator: bool) -> dict[str, Any]:
     """The status as it stands in lists."""
     metadata, attempt = task.manifest.metadata, task.attempt
     return {
@@ -29,32 +29,32 @@ def item_body(task: Task, *, is_operator: bool) -> dict[str, Any]:
         "name": metadata.name,
         "state": task.state,
         "labels": metadata.labels,
-        "created_at": timestamp(task.created_at),
-        "started_at": _time(task.started_at),
-        "finished_at": _time(task.finished_at),
-        "state_changed_at": timestamp(task.state_changed_at),
+        "created_at": format_timestamp(task.created_at),
+        "started_at": _optional_timestamp(task.started_at),
+        "finished_at": _optional_timestamp(task.finished_at),
+        "state_changed_at": format_timestamp(task.state_changed_at),
         "state_message": task.state_message,
         "vm_name": attempt.vm_name if attempt else None,
         "vm_ip": None,
-        "vm": _vm(task),
+        "vm": _vm_body(task),
         "exit_code": task.exit_code,
-        "error": error(task, is_operator=is_operator),
+        "error": error_fields(task, is_operator=is_operator),
         "attempts": attempts_fields(task, is_operator=is_operator),
         "progress": progress_fields(task.progress),
         "result": task.result,
     }
 
 
-def _time(at: datetime | None) -> str | None:
-    return timestamp(at) if at else None
+def _optional_timestamp(at: datetime | None) -> str | None:
+    return format_timestamp(at) if at else None
 
 
-def _vm(task: Task) -> dict[str, Any]:
+def _vm_body(task: Task) -> dict[str, Any]:
     vm, attempt = task.manifest.vm, task.attempt
     return {
         "runtime": attempt.runtime if attempt else None,
         "tier": attempt.tier if attempt else None,
-        "isolates": ISOLATION.get(attempt.tier or "") if attempt else None,
+        "isolates": TIER_DESCRIPTIONS.get(attempt.tier or "") if attempt else None,
         "image": attempt.image if attempt else None,
         "profile": vm.profile,
         "cpus": vm.cpus,
@@ -64,7 +64,7 @@ def _vm(task: Task) -> dict[str, Any]:
     }
 
 
-def _digest(patch: str | None) -> str | None:
+def _patch_digest(patch: str | None) -> str | None:
     """In place of half a megabyte in every status."""
     return None if patch is None else f"sha256:{hashlib.sha256(base64.b64decode(patch)).hexdigest()}"
 
@@ -72,7 +72,7 @@ def _digest(patch: str | None) -> str | None:
 def definition_body(manifest: Manifest) -> dict[str, Any]:
     """What was asked for, with the defaults filled in and secrets by name only."""
     return {
-        "repository": {**msgspec.to_builtins(manifest.repository), "patch": _digest(manifest.repository.patch)},
+        "repository": {**msgspec.to_builtins(manifest.repository), "patch": _patch_digest(manifest.repository.patch)},
         "claude": msgspec.to_builtins(manifest.claude),
         "vm": msgspec.to_builtins(manifest.vm),
         "secrets": [{"name": secret.name} for secret in manifest.secrets],

@@ -22,7 +22,7 @@ from sandbox.model.printable import is_printable
 
 _ID_BYTES = 5
 _SECRET_BYTES = 32
-_FORM = re.compile(r"sbx_(?P<id>[a-z2-7]{8})_(?P<secret>[0-9a-f]{64})")
+_TOKEN_FORMAT = re.compile(r"sbx_(?P<id>[a-z2-7]{8})_(?P<secret>[0-9a-f]{64})")
 
 
 class TokenRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -43,27 +43,27 @@ class TokenRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Its holder."""
         return Principal(self.id, self.name, self.role)
 
-    def is_good(self, now: datetime) -> bool:
+    def is_valid(self, now: datetime) -> bool:
         """Whether it has not expired."""
         return self.expires_at is None or now < self.expires_at
 
 
-def make_token(role: Role, name: str, now: datetime, expires_at: datetime | None) -> tuple[str, TokenRecord]:
+def generate_token(role: Role, name: str, now: datetime, expires_at: datetime | None) -> tuple[str, TokenRecord]:
     """A new token, and the record of it."""
     identity = base64.b32encode(secrets.token_bytes(_ID_BYTES)).decode().lower()
     secret = secrets.token_hex(_SECRET_BYTES)
     return f"sbx_{identity}_{secret}", TokenRecord(identity, role, name, now, _digest(secret), expires_at)
 
 
-def id_of(token: str) -> str | None:
+def parse_token_id(token: str) -> str | None:
     """The id in a token; None for what is no token at all."""
-    match = _FORM.fullmatch(token)
+    match = _TOKEN_FORMAT.fullmatch(token)
     return match["id"] if match else None
 
 
-def matches(token: str, record: TokenRecord) -> bool:
+def verify_token(token: str, record: TokenRecord) -> bool:
     """Whether the record is this token's. Takes the same time for every secret."""
-    match = _FORM.fullmatch(token)
+    match = _TOKEN_FORMAT.fullmatch(token)
     return match is not None and hmac.compare_digest(_digest(match["secret"]), record.sha256)
 
 
@@ -99,12 +99,12 @@ class InvalidTokenNameError(SandboxError):
     code = "invalid_token_name"
 
 
-class _Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class _TokenDocument(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tokens: tuple[TokenRecord, ...] = ()
     version: int = 1
 
 
-Stamp = tuple[int, int, int]
+FileStamp = tuple[int, int, int]
 """Tells one version of a file from the next: inode, time of change in nanoseconds, size."""
 
 
@@ -118,34 +118,34 @@ class TokenFile:
     def __init__(self, data_dir: Path, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self.path = data_dir / "tokens.json"
         self._now = now
-        self._stamp: Stamp | None = None
+        self._stamp: FileStamp | None = None
         self._records: dict[str, TokenRecord] = {}
 
     @property
     def has_tokens(self) -> bool:
         """See `Access`."""
         try:
-            return self._look() is not None
+            return self._read_stamp() is not None
         except OSError:
             return True
 
     def authenticate(self, token: str | None) -> Principal | None:
         """See `Access`."""
-        identity = id_of(token) if token is not None else None
-        record = self._find(identity) if identity is not None else None
-        return record.principal if record is not None and token is not None and matches(token, record) else None
+        identity = parse_token_id(token) if token is not None else None
+        record = self._find_valid(identity) if identity is not None else None
+        return record.principal if record is not None and token is not None and verify_token(token, record) else None
 
-    def find(self, principal_id: str) -> Principal | None:
+    def find_principal(self, principal_id: str) -> Principal | None:
         """See `Access`."""
-        record = self._find(principal_id)
+        record = self._find_valid(principal_id)
         return record.principal if record is not None else None
 
     def create(self, role: Role, name: str = "", expires_at: datetime | None = None) -> tuple[str, TokenRecord]:
         """A new token, shown this once. Durable on return. Raises OSError, TokenFileError, InvalidTokenNameError."""
         if len(name) > NAME_CHARACTERS_MAX or not is_printable(name):
             raise InvalidTokenNameError(f"A name has at most {NAME_CHARACTERS_MAX} printable characters.")
-        token, record = make_token(role, name, self._now(), expires_at)
-        with self._changing():
+        token, record = generate_token(role, name, self._now(), expires_at)
+        with self._change_lock():
             self._write((*self.list(), record))
         return token, record
 
@@ -156,19 +156,19 @@ class TokenFile:
         except FileNotFoundError:
             return ()
         try:
-            return msgspec.json.decode(content, type=_Document).tokens
+            return msgspec.json.decode(content, type=_TokenDocument).tokens
         except DECODE_ERRORS as error:
             advice = "restore it, or remove it and create tokens anew"
             raise TokenFileError(f"{self.path} is damaged ({error}); {advice}.") from None
 
-    def good(self) -> Sequence[TokenRecord]:
+    def list_valid(self) -> Sequence[TokenRecord]:
         """Those that have not expired. Raises as `list` does."""
         now = self._now()
-        return [record for record in self.list() if record.is_good(now)]
+        return [record for record in self.list() if record.is_valid(now)]
 
     def revoke(self, token_id: str) -> TokenRecord:
         """End a token, sessions that it opened included. Raises TokenNotFoundError, and as `list` does."""
-        with self._changing():
+        with self._change_lock():
             records = self.list()
             found = next((record for record in records if record.id == token_id), None)
             if found is None:
@@ -176,18 +176,18 @@ class TokenFile:
             self._write(tuple(record for record in records if record is not found))
         return found
 
-    def _find(self, identity: str) -> TokenRecord | None:
+    def _find_valid(self, identity: str) -> TokenRecord | None:
         try:
             self._refresh()
         except OSError as error:
             _log.error("Nobody is let in: %s", error)
             return None
         record = self._records.get(identity)
-        return record if record is not None and record.is_good(self._now()) else None
+        return record if record is not None and record.is_valid(self._now()) else None
 
     def _refresh(self) -> None:
         """Read the file again if it is another one than before."""
-        stamp = self._look()
+        stamp = self._read_stamp()
         if stamp == self._stamp:
             return
         self._records = {}
@@ -198,7 +198,7 @@ class TokenFile:
         # Read after the look: a file that was replaced in between has another stamp and is read once more.
         self._stamp = stamp
 
-    def _look(self) -> Stamp | None:
+    def _read_stamp(self) -> FileStamp | None:
         try:
             found = self.path.stat()
         except FileNotFoundError:
@@ -206,18 +206,18 @@ class TokenFile:
         return found.st_ino, found.st_mtime_ns, found.st_size
 
     @contextmanager
-    def _changing(self) -> Iterator[None]:
+    def _change_lock(self) -> Iterator[None]:
         """One change at a time, over all processes. The directory's own lock is its server's, as long as that lives."""
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         lock = os.open(self.path.with_suffix(".lock"), flags, 0o600)
         try:
             _lock(lock)
             yield
-            self._flush_name()
+            self._fsync_directory()
         finally:
             os.close(lock)
 
-    def _flush_name(self) -> None:
+    def _fsync_directory(self) -> None:
         directory = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             os.fsync(directory)
@@ -228,7 +228,7 @@ class TokenFile:
         new = self.path.with_suffix(".new")
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
         with os.fdopen(os.open(new, flags, 0o600), "wb") as opened:
-            opened.write(msgspec.json.format(msgspec.json.encode(_Document(tuple(records)))) + b"\n")
+            opened.write(msgspec.json.format(msgspec.json.encode(_TokenDocument(tuple(records)))) + b"\n")
             opened.flush()
             os.fsync(opened.fileno())
         new.replace(self.path)

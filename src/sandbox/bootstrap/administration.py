@@ -9,37 +9,37 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sandbox.bootstrap.data_dir_lock import held
+from sandbox.bootstrap.data_dir_lock import lock_data_dir
 from sandbox.bootstrap.machine import SystemClock
-from sandbox.bootstrap.private_directory import only_ours, try_link
-from sandbox.disks.removal import remove
+from sandbox.bootstrap.private_directory import private_umask, try_link
+from sandbox.disks.removal import remove_trees
 from sandbox.interfaces.store import StoreError
 from sandbox.interfaces.tasks import PrunedTask, Retention
 from sandbox.journal.journals import FileJournals
 from sandbox.model.errors import SandboxError
 from sandbox.model.limits import INDEX_INTERVAL_SECONDS
-from sandbox.server.maintenance.integrity import Audit, Discrepancy, Kind
-from sandbox.server.maintenance.pruning import Pruning, PruningRooms
-from sandbox.server.preserved_sandboxes import Preservation
-from sandbox.server.recovery import catch_up, index_journals
-from sandbox.store.connections import fold_in_log
+from sandbox.server.maintenance.integrity import Discrepancy, DiscrepancyKind, IntegrityCheck
+from sandbox.server.maintenance.pruning import Pruner, PruningDependencies
+from sandbox.server.preserved_sandboxes import PreservedSandboxes
+from sandbox.server.recovery import index_journals, update_index
+from sandbox.store.connections import checkpoint_wal
 from sandbox.store.schema import StoreUnusableError
 from sandbox.store.sqlite import SqliteStore
-from sandbox.system.files import flush
+from sandbox.system.files import fsync_path
 
 
-class NoDataError(SandboxError):
+class DataDirNotFoundError(SandboxError):
     """There is no data directory where one was looked for."""
 
     code = "no_data"
 
 
 @dataclass(frozen=True, slots=True)
-class Rebuilt:
+class RebuildResult:
     """A new index. refused: the tasks that are not in it, and why."""
 
     tasks_count: int
-    refused: Mapping[str, str]
+    skipped: Mapping[str, str]
 
 
 def index_file(data_dir: Path) -> Path:
@@ -47,49 +47,51 @@ def index_file(data_dir: Path) -> Path:
     return data_dir / "index.sqlite"
 
 
-def check_data(data_dir: Path, *, deep: bool) -> tuple[int, list[Discrepancy]]:
+def check_data_dir(data_dir: Path, *, deep: bool) -> tuple[int, list[Discrepancy]]:
     """How many tasks there are, and what does not agree. Raises NoDataError, StoreTooNewError, StoreError, OSError."""
-    refuse_nothing(data_dir)
+    require_data_dir(data_dir)
     journals = FileJournals(data_dir)
     try:
         store = SqliteStore(index_file(data_dir), read_only=True)
     except StoreUnusableError as error:
         task_ids = journals.task_ids()
         is_new = not task_ids and not index_file(data_dir).exists()
-        return len(task_ids), [] if is_new else [Discrepancy("", Kind.INDEX_UNUSABLE, error.message)]
+        return len(task_ids), [] if is_new else [Discrepancy("", DiscrepancyKind.INDEX_UNUSABLE, error.message)]
     try:
-        audit = Audit(journals, store, data_dir, deep=deep, pause=lambda: time.sleep(2 * INDEX_INTERVAL_SECONDS))
-        found = list(audit.discrepancies())
+        audit = IntegrityCheck(
+            journals, store, data_dir, deep=deep, wait_for_flush=lambda: time.sleep(2 * INDEX_INTERVAL_SECONDS)
+        )
+        found = list(audit.find_discrepancies())
         return audit.tasks_count, found
     finally:
         store.close()
 
 
-def refuse_nothing(data_dir: Path) -> None:
+def require_data_dir(data_dir: Path) -> None:
     """Raises NoDataError when this is no data directory."""
     if not data_dir.is_dir():
-        raise NoDataError(f"{data_dir} is not there; name the server's directory with --data-dir.")
+        raise DataDirNotFoundError(f"{data_dir} is not there; name the server's directory with --data-dir.")
 
 
-def rebuild_index(data_dir: Path) -> Rebuilt:
+def rebuild_index(data_dir: Path) -> RebuildResult:
     """Make the index anew from the journals alone; the one before is kept as `index.sqlite.before`.
 
     Raises NoDataError, DataDirBusyError, UnsafePlaceError, StoreUnusableError, StoreError, OSError; the index is then
     as it was.
     """
-    refuse_nothing(data_dir)
-    with held(data_dir), only_ours():
+    require_data_dir(data_dir)
+    with lock_data_dir(data_dir), private_umask():
         beside = data_dir / "index.sqlite.new"
         _remove_database(beside)
         try:
-            rebuilt = _make_index(FileJournals(data_dir), beside)
+            rebuilt = _build_index(FileJournals(data_dir), beside)
             _replace_index(index_file(data_dir), beside)
         finally:
             _remove_database(beside)  # on a full disk it would take the room that is left
         return rebuilt
 
 
-def _make_index(journals: FileJournals, file: Path) -> Rebuilt:
+def _build_index(journals: FileJournals, file: Path) -> RebuildResult:
     """A whole index in one file. Raises StoreError."""
     store = SqliteStore(file)
     try:
@@ -97,25 +99,25 @@ def _make_index(journals: FileJournals, file: Path) -> Rebuilt:
         tasks_count = len(store.task_ids())
     finally:
         store.close()
-    if not fold_in_log(file):  # which SQLite does at `close`, and says nothing where it could not
+    if not checkpoint_wal(file):  # which SQLite does at `close`, and says nothing where it could not
         raise StoreError("The new index has not come to disk whole, and the old one stays: make room and try again.")
-    flush(file)
-    return Rebuilt(tasks_count, refused)
+    fsync_path(file)
+    return RebuildResult(tasks_count, refused)
 
 
-def prune_data(data_dir: Path, retention: Retention, *, dry_run: bool) -> Sequence[PrunedTask]:
+def prune_data_dir(data_dir: Path, retention: Retention, *, dry_run: bool) -> Sequence[PrunedTask]:
     """Remove finished tasks that are kept no longer; gives them.
 
     Raises NoDataError, DataDirBusyError, UnsafePlaceError, StoreUnusableError, StoreError, OSError.
     """
-    refuse_nothing(data_dir)
-    with held(data_dir):
+    require_data_dir(data_dir)
+    with lock_data_dir(data_dir):
         journals, clock, store = FileJournals(data_dir), SystemClock(), SqliteStore(index_file(data_dir))
         try:
-            catch_up(journals, store)
-            preservation = Preservation(data_dir, remove)
-            rooms = PruningRooms(data_dir, journals, store, preservation, clock, remove, flush)
-            return asyncio.run(Pruning(rooms).prune(retention, dry_run=dry_run))
+            update_index(journals, store)
+            preservation = PreservedSandboxes(data_dir, remove_trees)
+            rooms = PruningDependencies(data_dir, journals, store, preservation, clock, remove_trees, fsync_path)
+            return asyncio.run(Pruner(rooms).prune(retention, dry_run=dry_run))
         finally:
             store.close()
 
@@ -127,35 +129,35 @@ def _replace_index(index: Path, new: Path) -> None:
     """
     if index.exists():
         kept = index.with_name("index.sqlite.before")
-        if fold_in_log(index):
-            _keep(index, kept)
+        if checkpoint_wal(index):
+            _back_up_index(index, kept)
         else:
             index.rename(kept)
-    for name in _companions(index):
+    for name in _sidecar_files(index):
         name.unlink(missing_ok=True)
-    flush(index.parent)  # before the new one has the name: with the old one's log it would be damaged
+    fsync_path(index.parent)  # before the new one has the name: with the old one's log it would be damaged
     new.rename(index)
-    flush(index.parent)
+    fsync_path(index.parent)
 
 
-def _keep(index: Path, kept: Path) -> None:
+def _back_up_index(index: Path, target: Path) -> None:
     """The one that was kept before goes when there is another."""
-    beside = kept.with_name(f"{kept.name}.new")
+    beside = target.with_name(f"{target.name}.new")
     beside.unlink(missing_ok=True)
     try:
         if not try_link(index, beside):
             shutil.copyfile(index, beside)
-            flush(beside)
-        beside.rename(kept)
+            fsync_path(beside)
+        beside.rename(target)
     finally:
         beside.unlink(missing_ok=True)  # of two names of one file rename leaves both
 
 
 def _remove_database(file: Path) -> None:
-    for name in (file, *_companions(file)):
+    for name in (file, *_sidecar_files(file)):
         name.unlink(missing_ok=True)
 
 
-def _companions(file: Path) -> tuple[Path, ...]:
+def _sidecar_files(file: Path) -> tuple[Path, ...]:
     """What SQLite keeps beside a database; with another database they would be poison."""
     return tuple(file.with_name(f"{file.name}-{kind}") for kind in ("wal", "shm"))

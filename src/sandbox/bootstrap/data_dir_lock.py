@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from sandbox.bootstrap.private_directory import refuse_anothers
+from sandbox.bootstrap.private_directory import check_owner
 from sandbox.model.errors import SandboxError
 
-LEFT_BEHIND_SECONDS = 2.0
+FORKED_LOCK_WAIT_SECONDS = 2.0
 """What a dead server had just forked holds its lock until it begins its own program; it is waited for no longer."""
 
-_WORDS_BYTES_MAX = 8192
+_OWNER_BYTES_MAX = 8192
 _POLL_SECONDS = 0.02
 
 
@@ -25,37 +25,37 @@ class DataDirBusyError(SandboxError):
 
 
 @contextmanager
-def held(data_dir: Path) -> Iterator[None]:
+def lock_data_dir(data_dir: Path) -> Iterator[None]:
     """Work on a data directory as nobody else does meanwhile; the lock goes with the process.
 
     The directory itself is locked, whatever path leads to it: no cleaner can take it away, as it can a file. The file
     `server.lock` says who it is, and where. A copy names the same attempts as what it was copied from, and would end
     those that run there: it is refused. Raises DataDirBusyError, UnsafePlaceError where it is another user's, OSError.
     """
-    refuse_anothers(data_dir)
+    check_owner(data_dir)
     with ExitStack() as opened:
         directory = _open(opened, data_dir, os.O_RDONLY | os.O_DIRECTORY)
         file = _open(opened, data_dir / "server.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
         for descriptor in (directory, file):
             _lock(descriptor, data_dir, os.pread(file, 32, 0))
-        _refuse_copy(data_dir, os.pread(file, _WORDS_BYTES_MAX, 0))
+        _check_not_copy(data_dir, os.pread(file, _OWNER_BYTES_MAX, 0))
         os.ftruncate(file, 0)
-        os.pwrite(file, _sign(data_dir), 0)
+        os.pwrite(file, _encode_owner(data_dir), 0)
         yield
 
 
 def _lock(descriptor: int, data_dir: Path, owner: bytes) -> None:
-    deadline = time.monotonic() + LEFT_BEHIND_SECONDS
+    deadline = time.monotonic() + FORKED_LOCK_WAIT_SECONDS
     while True:
         try:
             return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            if not _is_dead(owner) or time.monotonic() > deadline:
-                raise DataDirBusyError(_describe(data_dir, owner)) from None
+            if not _is_owner_dead(owner) or time.monotonic() > deadline:
+                raise DataDirBusyError(_busy_message(data_dir, owner)) from None
         time.sleep(_POLL_SECONDS)
 
 
-def _is_dead(owner: bytes) -> bool:
+def _is_owner_dead(owner: bytes) -> bool:
     try:
         os.kill(int(owner.partition(b"\n")[0]), 0)
     except ProcessLookupError:
@@ -65,15 +65,15 @@ def _is_dead(owner: bytes) -> bool:
     return False
 
 
-def _sign(data_dir: Path) -> bytes:
+def _encode_owner(data_dir: Path) -> bytes:
     found = data_dir.stat()
     return f"{os.getpid()}\n{found.st_dev} {found.st_ino}\n".encode() + os.fsencode(data_dir.resolve())
 
 
-def _refuse_copy(data_dir: Path, signed: bytes) -> None:
+def _check_not_copy(data_dir: Path, owner: bytes) -> None:
     """What was moved is no copy: nothing is left where it was."""
     try:
-        _, there, path = signed.split(b"\n", 2)
+        _, there, path = owner.split(b"\n", 2)
         original = Path(os.fsdecode(path))
         found = original.stat()
     except (ValueError, OSError):
@@ -87,13 +87,13 @@ def _refuse_copy(data_dir: Path, signed: bytes) -> None:
         )
 
 
-def _open(opened: ExitStack, path: Path, flags: int) -> int:
+def _open(stack: ExitStack, path: Path, flags: int) -> int:
     descriptor = os.open(path, flags | os.O_CLOEXEC, 0o600)
-    opened.callback(os.close, descriptor)
+    stack.callback(os.close, descriptor)
     return descriptor
 
 
-def _describe(data_dir: Path, owner: bytes) -> str:
+def _busy_message(data_dir: Path, owner: bytes) -> str:
     who = owner.decode(errors="replace").partition("\n")[0]
     process = f"The server with process id {who}" if who.isdigit() else "Another server"
     return f"{process} works on {data_dir}; stop it or choose another --data-dir."

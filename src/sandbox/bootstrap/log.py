@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any
 
-from sandbox.model.printable import escaped, printable
+from sandbox.model.printable import escape_character, replace_unprintable
 from sandbox.system.log_context import ATTEMPT_ID, REQUEST_ID, TASK_ID, TOKEN_ID
 
 FORMATS = ("text", "json")
@@ -20,8 +20,8 @@ LEVELS = ("debug", "info", "warning", "error")
 FORMAT_VARIABLE, LEVEL_VARIABLE = "SANDBOX_LOG_FORMAT", "SANDBOX_LOG_LEVEL"
 """By which a runner learns what its server was set to."""
 
-_SUBJECTS = {"task_id": TASK_ID, "attempt_id": ATTEMPT_ID, "request_id": REQUEST_ID, "token_id": TOKEN_ID}
-_FIELDS = (
+_CONTEXT_FIELDS = {"task_id": TASK_ID, "attempt_id": ATTEMPT_ID, "request_id": REQUEST_ID, "token_id": TOKEN_ID}
+_EXTRA_FIELDS = (
     "state",
     "error",
     "method",
@@ -38,9 +38,9 @@ _FIELDS = (
 """What else a line may tell; given by `extra` of the call."""
 
 
-def begin_log(form: str, level: str) -> "Lines":
+def configure_logging(log_format: str, level: str) -> "LogFormatter":
     """Write everything from `level` up to stderr; of libraries, warnings only. Gives who makes the lines."""
-    lines = Lines(_as_json if form == "json" else _as_text)
+    lines = LogFormatter(_render_json if log_format == "json" else _render_text)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(lines)
     root = logging.getLogger()
@@ -48,26 +48,26 @@ def begin_log(form: str, level: str) -> "Lines":
     root.setLevel(logging.WARNING)
     logging.getLogger("sandbox").setLevel(level.upper())
     logging.captureWarnings(True)
-    sys.excepthook = _log_last_words
+    sys.excepthook = _log_uncaught_exception
     return lines
 
 
-class Lines(logging.Formatter):
+class LogFormatter(logging.Formatter):
     """Makes a line of a record. redact: takes the values of secrets out of whatever text it is given."""
 
-    def __init__(self, write: Callable[[Mapping[str, Any]], str]) -> None:
+    def __init__(self, render: Callable[[Mapping[str, Any]], str]) -> None:
         super().__init__()
         self.redact: Callable[[str], str] = str
-        self._write = write
+        self._render = render
 
     def format(self, record: logging.LogRecord) -> str:
         """One line; as text, a traceback stands below it."""
-        told = {name: value for name, value in self._told(record).items() if value is not None}
-        return self._write(
+        told = {name: value for name, value in self._collect_fields(record).items() if value is not None}
+        return self._render(
             {name: value if isinstance(value, int | float) else self.redact(str(value)) for name, value in told.items()}
         )
 
-    def _told(self, record: logging.LogRecord) -> dict[str, Any]:
+    def _collect_fields(self, record: logging.LogRecord) -> dict[str, Any]:
         at = datetime.fromtimestamp(record.created, UTC)
         told: dict[str, Any] = {
             "time": at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
@@ -75,31 +75,31 @@ class Lines(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        told |= {name: getattr(record, name, None) for name in _FIELDS}
-        told |= {name: getattr(record, name, None) or subject.get() for name, subject in _SUBJECTS.items()}
+        told |= {name: getattr(record, name, None) for name in _EXTRA_FIELDS}
+        told |= {name: getattr(record, name, None) or subject.get() for name, subject in _CONTEXT_FIELDS.items()}
         if record.exc_info:
             told["exception"] = self.formatException(record.exc_info)
         return told
 
 
-def _as_json(told: Mapping[str, Any]) -> str:
-    return json.dumps(told)
+def _render_json(fields: Mapping[str, Any]) -> str:
+    return json.dumps(fields)
 
 
-def _as_text(told: Mapping[str, Any]) -> str:
-    rest = dict(told)
-    head = f"{rest.pop('time')} {rest.pop('level').upper():<7} {printable(rest.pop('message'), escaped)}"
+def _render_text(fields: Mapping[str, Any]) -> str:
+    rest = dict(fields)
+    head = f"{rest.pop('time')} {rest.pop('level').upper():<7} {replace_unprintable(rest.pop('message'), escape_character)}"
     del rest["logger"]
     exception = rest.pop("exception", "")
-    line = "  ".join([head, " ".join(f"{name}={_value(value)}" for name, value in rest.items())]).rstrip()
+    line = "  ".join([head, " ".join(f"{name}={_quote_value(value)}" for name, value in rest.items())]).rstrip()
     # No line of the log can be made up by whoever chose a name or a path.
-    return "\n    ".join([line, *(printable(below, escaped) for below in exception.splitlines())])
+    return "\n    ".join([line, *(replace_unprintable(below, escape_character) for below in exception.splitlines())])
 
 
-def _value(value: Any) -> str:
+def _quote_value(value: Any) -> str:
     text = str(value)
     return text if text.isascii() and text.isprintable() and text and not set(text) & set(' "=') else json.dumps(text)
 
 
-def _log_last_words(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+def _log_uncaught_exception(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     logging.getLogger("sandbox").critical("The process ends: %s", kind.__name__, exc_info=(kind, error, trace))

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from sandbox.bootstrap.private_directory import make_private
+from sandbox.bootstrap.private_directory import make_private_directory
 from sandbox.bootstrap.settings.schema import CapacitySection
-from sandbox.server.scheduler import Capacity
+from sandbox.server.scheduler import Resources
 
 
 def read_boot_id() -> str:
@@ -30,14 +30,14 @@ class SystemClock:
         return time.monotonic()
 
 
-_LOGINS = Path("/run/user")
+_USER_RUNTIME_ROOT = Path("/run/user")
 """Where a machine with logins has a directory for each user who is there (pam_systemd(8))."""
 
 
-def measure_capacity(data_dir: Path, factors: CapacitySection) -> Capacity:
+def measure_capacity(data_dir: Path, factors: CapacitySection) -> Resources:
     """What may be promised: CPUs of this process, all memory, the data directory's disk, each overcommitted."""
     disk = os.statvfs(data_dir)
-    return Capacity(
+    return Resources(
         cpus=int(len(os.sched_getaffinity(0)) * factors.cpus),
         memory_bytes=int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * factors.memory),
         disk_bytes=int(disk.f_blocks * disk.f_frsize * factors.disk),
@@ -55,7 +55,7 @@ def read_memory_available_bytes() -> int | None:
     return None
 
 
-def name_host() -> str:
+def host_name() -> str:
     """The machine's host name."""
     return socket.gethostname()
 
@@ -67,17 +67,17 @@ def choose_run_dir(data_dir: Path) -> Path:
     """
     found = data_dir.stat()
     name = hashlib.sha256(f"{found.st_dev}:{found.st_ino}".encode()).hexdigest()[:12]
-    places = _places()
+    places = _run_dir_candidates()
     # What a login session tells differs from one to the next; the runners of an earlier server stay where they are.
     place = next((place for place in places if (place / name).is_dir()), places[0])
-    make_private(place)
-    return make_private(place / name)
+    make_private_directory(place)
+    return make_private_directory(place / name)
 
 
-def _places() -> Sequence[Path]:
+def _run_dir_candidates() -> Sequence[Path]:
     """Where it may be, the best first. Those that anybody could make are made private or refused."""
     user = os.geteuid()
     if user == 0:
         return (Path("/run/sandbox"),)
-    told, usual = os.environ.get("XDG_RUNTIME_DIR"), _LOGINS / str(user)
+    told, usual = os.environ.get("XDG_RUNTIME_DIR"), _USER_RUNTIME_ROOT / str(user)
     return (*((Path(told) / "sandbox",) if told else ()), Path(f"/tmp/sandbox-{user}"), usual / "sandbox")  # noqa: S108

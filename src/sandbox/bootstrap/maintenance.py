@@ -8,20 +8,22 @@ from pathlib import Path
 from sandbox.bootstrap.runtime import make_runtime
 from sandbox.bootstrap.settings.schema import ServerSettings
 from sandbox.disks.leftovers import DiskLeftovers
-from sandbox.disks.removal import remove
-from sandbox.images.catalog import Catalog
+from sandbox.disks.removal import remove_trees
+from sandbox.images.catalog import ProfileCatalog
 from sandbox.interfaces.placement import Leftovers
 from sandbox.placements.local.placement import SocketLeftovers
 from sandbox.runtimes.processes import SandboxLeftovers
-from sandbox.server.maintenance.compaction import Packing
-from sandbox.server.maintenance.garbage_collector import Clearing, Rooms
-from sandbox.server.maintenance.janitor import Calendar, Duty
-from sandbox.server.maintenance.probe_cleanup import ProbeClearing
-from sandbox.server.maintenance.pruning import Expiry
-from sandbox.server.task_service import Equipment
+from sandbox.server.maintenance.compaction import JournalCompactor
+from sandbox.server.maintenance.garbage_collector import GarbageCollector, GarbageCollectorDependencies
+from sandbox.server.maintenance.janitor import ClockCheck, PeriodicJob
+from sandbox.server.maintenance.probe_cleanup import ProbeCleanup
+from sandbox.server.maintenance.pruning import PreservationExpiry
+from sandbox.server.task_service import ServiceDependencies
 
 
-def gather_duties(data_dir: Path, run_dir: Path, rooms: Equipment, settings: ServerSettings) -> Sequence[Duty]:
+def create_maintenance_jobs(
+    data_dir: Path, run_dir: Path, dependencies: ServiceDependencies, settings: ServerSettings
+) -> Sequence[PeriodicJob]:
     """In the order in which they are done."""
     kinds: Sequence[Leftovers] = (
         # Any runtime ends the sandboxes of all; this one needs nothing to be installed.
@@ -29,31 +31,40 @@ def gather_duties(data_dir: Path, run_dir: Path, rooms: Equipment, settings: Ser
         DiskLeftovers(data_dir),
         SocketLeftovers(run_dir),
     )
-    calendar, time_to_live_seconds = Calendar(rooms.clock), settings.preserve.time_to_live_seconds
-    expiry = Expiry(rooms.store, rooms.preservation, rooms.clock, time_to_live_seconds)
-    clearing = Clearing(Rooms(data_dir, rooms.journals, rooms.store, rooms.preservation, remove), kinds)
-    probes = ProbeClearing(run_dir, kinds, remove)
+    calendar, time_to_live_seconds = ClockCheck(dependencies.clock), settings.preserve.time_to_live_seconds
+    expiry = PreservationExpiry(
+        dependencies.store, dependencies.preserved_sandboxes, dependencies.clock, time_to_live_seconds
+    )
+    clearing = GarbageCollector(
+        GarbageCollectorDependencies(
+            data_dir, dependencies.journals, dependencies.store, dependencies.preserved_sandboxes, remove_trees
+        ),
+        kinds,
+    )
+    probes = ProbeCleanup(run_dir, kinds, remove_trees)
 
-    packing = Packing(rooms.journals, rooms.store, rooms.clock)
+    packing = JournalCompactor(dependencies.journals, dependencies.store, dependencies.clock)
 
     async def expire() -> None:
-        if calendar.is_believed(time_to_live_seconds):
+        if calendar.is_trusted(time_to_live_seconds):
             await expiry.sweep()
 
     async def prune() -> None:
-        bounds = rooms.retention
-        if not calendar.is_believed(bounds.older_than_seconds or 0):
+        bounds = dependencies.retention
+        if not calendar.is_trusted(bounds.older_than_seconds or 0):
             bounds = replace(bounds, older_than_seconds=None)
-        await rooms.pruning.prune(bounds)
+        await dependencies.pruner.prune(bounds)
 
     async def clear_profiles() -> None:
-        await asyncio.to_thread(Catalog(data_dir).clear)
+        await asyncio.to_thread(ProfileCatalog(data_dir).remove_stale_builds)
 
     return (
-        Duty("preserved sandboxes", expire, "Look at the index and the disk of the data directory."),
-        Duty("what crashes left of attempts", clearing.clear, "docs/operations.md tells how to remove it by hand."),
-        Duty("journals of finished tasks", packing.sweep, "Make room on the disk of the data directory."),
-        Duty("tasks that are kept no longer", prune, "Look at [retention] and the disk of the data directory."),
-        Duty("what probes left", probes.clear, f"Look into {run_dir}."),
-        Duty("half-made images", clear_profiles, f"Look into {data_dir / 'profiles'}."),
+        PeriodicJob("preserved sandboxes", expire, "Look at the index and the disk of the data directory."),
+        PeriodicJob(
+            "what crashes left of attempts", clearing.sweep, "docs/operations.md tells how to remove it by hand."
+        ),
+        PeriodicJob("journals of finished tasks", packing.sweep, "Make room on the disk of the data directory."),
+        PeriodicJob("tasks that are kept no longer", prune, "Look at [retention] and the disk of the data directory."),
+        PeriodicJob("what probes left", probes.sweep, f"Look into {run_dir}."),
+        PeriodicJob("half-made images", clear_profiles, f"Look into {data_dir / 'profiles'}."),
     )

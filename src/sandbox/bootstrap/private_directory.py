@@ -11,20 +11,20 @@ from pathlib import Path
 
 from sandbox.model.errors import SandboxError
 
-_OF_SERVERS = frozenset({"server.lock", "index.sqlite", "tokens.json", "profiles"})
+_SERVER_FILES = frozenset({"server.lock", "index.sqlite", "tokens.json", "profiles"})
 """One of these is in every data directory that a server, a restored backup, a first token or profile has made."""
 
-_OF_FILE_SYSTEMS = frozenset({"lost+found"})
+_FILE_SYSTEM_FILES = frozenset({"lost+found"})
 
 
-class UnsafePlaceError(SandboxError):
+class UnsafeDirectoryError(SandboxError):
     """A directory that must be private belongs to somebody else, or others use it."""
 
     code = "unsafe_place"
 
 
 @contextmanager
-def only_ours() -> Iterator[None]:
+def private_umask() -> Iterator[None]:
     """What is made meanwhile nobody else reads."""
     before = os.umask(0o077)
     try:
@@ -33,53 +33,53 @@ def only_ours() -> Iterator[None]:
         os.umask(before)
 
 
-def make_private(directory: Path) -> Path:
+def make_private_directory(directory: Path) -> Path:
     """Make a directory that only this user enters. Raises UnsafePlaceError, OSError."""
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if _lets_others_in(_own_directory(directory)):
+    if _is_open_to_others(_require_own_directory(directory)):
         directory.chmod(0o700)
     return directory
 
 
 def make_data_dir(directory: Path) -> Path:
     """Make a server's data directory, private. Raises as `refuse_foreign` does."""
-    refuse_foreign(directory)
-    return make_private(directory)
+    check_usable_data_dir(directory)
+    return make_private_directory(directory)
 
 
-def refuse_foreign(directory: Path) -> None:
+def check_usable_data_dir(directory: Path) -> None:
     """Look whether a server may make this its data directory, and change nothing. Raises UnsafePlaceError, OSError.
 
     One that others use would be closed to them: it is taken only when it is empty, or holds a server's data already.
     """
     try:
-        refuse_anothers(directory)
-        found = _own_directory(directory)
+        check_owner(directory)
+        found = _require_own_directory(directory)
     except (FileNotFoundError, NotADirectoryError):
         return
     is_anybodys = bool(found.st_mode & stat.S_ISVTX)
-    if _lets_others_in(found) and (is_anybodys or _holds_something_else(directory)):
+    if _is_open_to_others(found) and (is_anybodys or _has_foreign_files(directory)):
         message = f"{directory} is open to other users and is no data directory of Sandbox; choose another --data-dir."
         mend = f" Or, if it is to be this server's alone: chmod 0700 {shlex.quote(str(directory))}"
-        raise UnsafePlaceError(message if is_anybodys else message + mend)
+        raise UnsafeDirectoryError(message if is_anybodys else message + mend)
 
 
-def refuse_anothers(directory: Path) -> None:
+def check_owner(directory: Path) -> None:
     """Of a data directory: what would be made there its own user could not use. Raises UnsafePlaceError, OSError."""
     found = directory.stat()
     if found.st_uid != os.geteuid():
-        mend = f"work as its user (sudo -u {_user(found.st_uid)}), or choose another"
-        raise UnsafePlaceError(f"{directory} is not this user's own directory; {mend}.")
+        mend = f"work as its user (sudo -u {_user_name(found.st_uid)}), or choose another"
+        raise UnsafeDirectoryError(f"{directory} is not this user's own directory; {mend}.")
 
 
-def _own_directory(directory: Path) -> os.stat_result:
+def _require_own_directory(directory: Path) -> os.stat_result:
     found = directory.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
-        raise UnsafePlaceError(f"{directory} is not this user's own directory; remove it or choose another.")
+        raise UnsafeDirectoryError(f"{directory} is not this user's own directory; remove it or choose another.")
     return found
 
 
-def _user(uid: int) -> str:
+def _user_name(uid: int) -> str:
     """As sudo knows who it is."""
     try:
         return pwd.getpwuid(uid).pw_name
@@ -87,16 +87,16 @@ def _user(uid: int) -> str:
         return f"'#{uid}'"
 
 
-def _lets_others_in(found: os.stat_result) -> bool:
-    return bool(found.st_mode & 0o077)
+def _is_open_to_others(status: os.stat_result) -> bool:
+    return bool(status.st_mode & 0o077)
 
 
-def _holds_something_else(directory: Path) -> bool:
-    names = {entry.name for entry in directory.iterdir()} - _OF_FILE_SYSTEMS
-    return bool(names) and not names & _OF_SERVERS
+def _has_foreign_files(directory: Path) -> bool:
+    names = {entry.name for entry in directory.iterdir()} - _FILE_SYSTEM_FILES
+    return bool(names) and not names & _SERVER_FILES
 
 
-_HAS_NONE = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS})
+_UNSUPPORTED_ERRNOS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS})
 
 
 def try_link(file: Path, name: Path) -> bool:
@@ -104,7 +104,7 @@ def try_link(file: Path, name: Path) -> bool:
     try:
         os.link(file, name)
     except OSError as error:
-        if error.errno not in _HAS_NONE:
+        if error.errno not in _UNSUPPORTED_ERRNOS:
             raise
         return False
     return True

@@ -21,40 +21,40 @@ from pathlib import Path
 
 import msgspec
 
-from sandbox.agents.claude_code.driver import ClaudeCode
-from sandbox.bootstrap.log import FORMAT_VARIABLE, LEVEL_VARIABLE, begin_log
+from sandbox.agents.claude_code.driver import ClaudeCodeDriver
+from sandbox.bootstrap.log import FORMAT_VARIABLE, LEVEL_VARIABLE, configure_logging
 from sandbox.bootstrap.machine import SystemClock, read_boot_id
-from sandbox.bootstrap.private_directory import UnsafePlaceError, make_private
+from sandbox.bootstrap.private_directory import UnsafeDirectoryError, make_private_directory
 from sandbox.bootstrap.runtime import make_runtime
-from sandbox.disks.directory import PlainDisks
-from sandbox.disks.loop import LoopDisks, hide_mounts
-from sandbox.disks.removal import remove
-from sandbox.disks.space import ReserveFile, measure_space
-from sandbox.gateway.egress.dialer import may_be_dialled
+from sandbox.disks.directory import DirectoryDisks
+from sandbox.disks.loop import LoopDisks, unshare_mounts
+from sandbox.disks.removal import remove_trees
+from sandbox.disks.space import ReserveFile, measure_disk_space
+from sandbox.gateway.egress.dialer import is_dialable
 from sandbox.gateway.server import SocketGateways
-from sandbox.images.image_store import HeldImages
+from sandbox.images.image_store import ImageLeases
 from sandbox.interfaces.disks import Disks
-from sandbox.interfaces.journal import JournalWriter, Recorder, read_records, read_task
+from sandbox.interfaces.journal import JournalWriter, Recorder, read_records, replay_task
 from sandbox.interfaces.layout import TaskLayout, runner_socket
-from sandbox.interfaces.placement import LaunchOrder, Receipt
-from sandbox.interfaces.secrets import Redaction
+from sandbox.interfaces.placement import LaunchOrder, Reply
+from sandbox.interfaces.secrets import Redactor
 from sandbox.journal.journals import FileJournals
-from sandbox.model.disk_space import Space
-from sandbox.model.limits import END_RESERVE_BYTES, JOURNAL_READ_BYTES_PER_SECOND, LAUNCH_SECONDS
+from sandbox.model.disk_space import DiskSpace
+from sandbox.model.limits import JOURNAL_READ_BYTES_PER_SECOND, LAUNCH_SECONDS, RUNNER_RESERVE_BYTES
 from sandbox.model.task import Task
-from sandbox.runner.attempt import AttemptLife
+from sandbox.runner.attempt import AttemptRunner
 from sandbox.runner.attempt_recorder import AttemptRecorder
-from sandbox.runner.control_socket import listening
-from sandbox.runner.debug_session import Visit
-from sandbox.runner.dependencies import Attempt, Equipment
-from sandbox.runner.earlier_attempts import refuse_stale
+from sandbox.runner.control_socket import serve_control_socket
+from sandbox.runner.debug_session import DebugSession
+from sandbox.runner.dependencies import AttemptContext, RunnerDependencies
+from sandbox.runner.earlier_attempts import check_fencing
 from sandbox.runner.redaction import redact_event
-from sandbox.runner.retrying_writer import HostSpace
-from sandbox.runner.terminals import Terminals
+from sandbox.runner.retrying_writer import HostDiskSpace
+from sandbox.runner.terminals import TerminalServer
 from sandbox.system.cpu_throttle import CpuThrottle
 from sandbox.system.log_context import ATTEMPT_ID, TASK_ID
-from sandbox.workspace.clone.relay import Reach
-from sandbox.workspace.git.host_process import confine_nothing
+from sandbox.workspace.clone.relay import DialPolicy
+from sandbox.workspace.git.host_process import no_confinement
 from sandbox.workspace.workspaces import GitWorkspaces
 
 _log = logging.getLogger("sandbox.runner")  # this module is called __main__
@@ -67,17 +67,17 @@ def main() -> None:
     gc.freeze()  # modules are no garbage, and are not looked through for it again, not even at the end
     gc.enable()
     os.umask(0o077)
-    log = begin_log(os.environ.get(FORMAT_VARIABLE, "text"), os.environ.get(LEVEL_VARIABLE, "info"))
+    log = configure_logging(os.environ.get(FORMAT_VARIABLE, "text"), os.environ.get(LEVEL_VARIABLE, "info"))
     lock_fd = int(sys.argv[1].removeprefix("--lock-fd="))
     order = _read_order()
-    signal.alarm(_take_over_seconds(order))
+    signal.alarm(_startup_timeout_seconds(order))
     TASK_ID.set(order.task_id)
     ATTEMPT_ID.set(order.attempt_id)
-    if (redaction := _redaction(order.secrets)) is not None:
+    if (redaction := _make_redactor(order.secrets)) is not None:
         log.redact = redaction.redact_text
     if isinstance(choose_disks(order), LoopDisks):
-        hide_mounts()
-    asyncio.run(_live(order, lock_fd, redaction))
+        unshare_mounts()
+    asyncio.run(_run(order, lock_fd, redaction))
 
 
 def _read_order() -> LaunchOrder:
@@ -91,110 +91,114 @@ def _read_order() -> LaunchOrder:
         sys.exit(1)
 
 
-def _take_over_seconds(order: LaunchOrder) -> int:
+def _startup_timeout_seconds(order: LaunchOrder) -> int:
     """Every record of the journal is read, and a busy machine is no reason to give up the work that it tells of."""
-    size_bytes = FileJournals(Path(order.data_dir)).size(order.task_id)
+    size_bytes = FileJournals(Path(order.data_dir)).size_bytes(order.task_id)
     return math.ceil(LAUNCH_SECONDS + size_bytes / JOURNAL_READ_BYTES_PER_SECOND)
 
 
-async def _live(order: LaunchOrder, lock_fd: int, redaction: Redaction | None) -> None:
+async def _run(order: LaunchOrder, lock_fd: int, redaction: Redactor | None) -> None:
     if order.visit:
-        await _visit(order, redaction)
+        await _run_debug_session(order, redaction)
         return
-    attempt = wire_attempt(order, lock_fd, redaction)
+    attempt = build_attempt(order, lock_fd, redaction)
     signal.alarm(0)
-    life = AttemptLife(attempt)
+    life = AttemptRunner(attempt)
     async with contextlib.AsyncExitStack() as held:
         try:
-            await held.enter_async_context(_heard(order, life))
-        except (OSError, UnsafePlaceError) as error:
+            await held.enter_async_context(_control_socket(order, life))
+        except (OSError, UnsafeDirectoryError) as error:
             if not order.finish:
                 raise
             _log.warning("What a dead runner left is collected by one that nobody can reach: %s", error)
         _log.info("A dead runner's attempt is finished" if order.finish else "The attempt begins")
-        await (life.finish() if order.finish else life.carry_out())
+        await (life.finish() if order.finish else life.run())
     _log.info("The attempt has ended", extra={"state": attempt.task.state})
     attempt.recorder.close()
 
 
-def _heard(order: LaunchOrder, life: AttemptLife) -> contextlib.AbstractAsyncContextManager[None]:
+def _control_socket(order: LaunchOrder, life: AttemptRunner) -> contextlib.AbstractAsyncContextManager[None]:
     """A cleaner of temporary files may have been there since the server began."""
     run_dir = Path(order.run_dir)
-    make_private(run_dir.parent)
-    make_private(run_dir)
-    return listening(runner_socket(run_dir, order.attempt_id), life.cancel, life.terminals)
+    make_private_directory(run_dir.parent)
+    make_private_directory(run_dir)
+    return serve_control_socket(runner_socket(run_dir, order.attempt_id), life.cancel, life.terminals)
 
 
-async def _visit(order: LaunchOrder, redaction: Redaction | None) -> None:
+async def _run_debug_session(order: LaunchOrder, redaction: Redactor | None) -> None:
     """The lock is held by being open; it goes with this process."""
     data_dir, run_dir = Path(order.data_dir), Path(order.run_dir)
-    equipment = _gather(order)
-    terminals = Terminals(redaction, equipment.throttle.queue())
-    task = read_task(equipment.journals, order.task_id).task
+    equipment = _build_dependencies(order)
+    terminals = TerminalServer(redaction, equipment.throttle.queue())
+    task = replay_task(equipment.journals, order.task_id).task
     signal.alarm(0)
     if task is None:
         raise ValueError("the task's journal is empty")
     start = equipment.agent.prepare(task.manifest, session_id="", task_key="", secrets={})
     files = TaskLayout(data_dir, order.task_id).attempt(order.attempt_id)
-    visit = Visit(order.attempt_id, files, task.manifest.vm, start, order.image, equipment)
-    make_private(run_dir.parent)
-    make_private(run_dir)
-    over = Receipt(done=False, message=f"Task {task.id} is {task.state} already.")
+    visit = DebugSession(order.attempt_id, files, task.manifest.vm, start, order.image, equipment)
+    make_private_directory(run_dir.parent)
+    make_private_directory(run_dir)
+    over = Reply(done=False, message=f"Task {task.id} is {task.state} already.")
     socket = runner_socket(run_dir, order.attempt_id)
     _log.info("A preserved sandbox is visited")
-    await visit.carry_out(terminals, lambda: listening(socket, lambda _: over, terminals))
+    await visit.run(terminals, lambda: serve_control_socket(socket, lambda _: over, terminals))
     _log.info("The visit has ended")
 
 
-def wire_attempt(order: LaunchOrder, lock_fd: int, redaction: Redaction | None) -> Attempt:
+def build_attempt(order: LaunchOrder, lock_fd: int, redaction: Redactor | None) -> AttemptContext:
     """Take the journal over and gather the equipment. Raises StaleOrderError."""
-    data_dir, equipment = Path(order.data_dir), _gather(order)
+    data_dir, equipment = Path(order.data_dir), _build_dependencies(order)
     writer = equipment.journals.adopt(order.task_id, lock_fd)
-    task = read_task(equipment.journals, order.task_id).task
-    newest = equipment.journals.find(order.task_id, writer.last_seq)
-    refuse_stale(order, task, next(read_records(equipment.journals, order.task_id, newest), None))
-    recorder = _wire_recorder(order, writer, task, equipment, redaction)
-    return Attempt(
+    task = replay_task(equipment.journals, order.task_id).task
+    newest = equipment.journals.find_offset(order.task_id, writer.last_seq)
+    check_fencing(order, task, next(read_records(equipment.journals, order.task_id, newest), None))
+    recorder = _build_recorder(order, writer, task, equipment, redaction)
+    return AttemptContext(
         order.attempt_id, data_dir, order.upstream, recorder, equipment, order.secrets, redaction, order.image
     )
 
 
-def _wire_recorder(
-    order: LaunchOrder, writer: JournalWriter, task: Task | None, equipment: Equipment, redaction: Redaction | None
+def _build_recorder(
+    order: LaunchOrder,
+    writer: JournalWriter,
+    task: Task | None,
+    dependencies: RunnerDependencies,
+    redaction: Redactor | None,
 ) -> AttemptRecorder:
     data_dir = Path(order.data_dir)
 
     def make(patient: JournalWriter) -> Recorder:
-        recorder = Recorder(patient, task, equipment.clock.now)
+        recorder = Recorder(patient, task, dependencies.clock.now)
         if redaction is not None:
-            recorder.revise = lambda event: redact_event(event, redaction)
+            recorder.transform = lambda event: redact_event(event, redaction)
         return recorder
 
     files = TaskLayout(data_dir, order.task_id).attempt(order.attempt_id)
-    reserve = ReserveFile(files.reserve, END_RESERVE_BYTES)
+    reserve = ReserveFile(files.reserve, RUNNER_RESERVE_BYTES)
 
-    def measure() -> Space:
+    def measure() -> DiskSpace:
         """What was given back is for the end, not for output."""
-        found = measure_space(data_dir)
-        return found if reserve.is_taken else found.without(END_RESERVE_BYTES)
+        found = measure_disk_space(data_dir)
+        return found if reserve.is_allocated else found.minus_reserve(RUNNER_RESERVE_BYTES)
 
-    return AttemptRecorder(make, writer, HostSpace(measure, order.output_watermark, equipment.clock), reserve)
+    return AttemptRecorder(make, writer, HostDiskSpace(measure, order.output_watermark, dependencies.clock), reserve)
 
 
-def _gather(order: LaunchOrder) -> Equipment:
+def _build_dependencies(order: LaunchOrder) -> RunnerDependencies:
     data_dir, throttle = Path(order.data_dir), CpuThrottle()
-    return Equipment(
+    return RunnerDependencies(
         journals=FileJournals(data_dir),
         disks=choose_disks(order),
-        remove=remove,
-        images=HeldImages(data_dir),
+        remove=remove_trees,
+        images=ImageLeases(data_dir),
         runtime=make_runtime(order.runtime, Path(order.run_dir), auto=order.auto),
         gateways=SocketGateways(throttle=throttle),
-        agent=ClaudeCode(Path(order.agent_program)),
-        workspaces=GitWorkspaces(os.environ, Reach(may_be_dialled, order.follow_redirects)),
+        agent=ClaudeCodeDriver(Path(order.agent_program)),
+        workspaces=GitWorkspaces(os.environ, DialPolicy(is_dialable, order.follow_redirects)),
         clock=SystemClock(),
         boot_id=read_boot_id(),
-        confine=None if order.confines else confine_nothing,
+        confine=None if order.confines else no_confinement,
         throttle=throttle,
     )
 
@@ -204,16 +208,16 @@ def choose_disks(order: LaunchOrder) -> Disks:
     is_loop, data_dir = order.disks == "loop", Path(order.data_dir)
     if order.finish or order.visit or order.resumes:
         is_loop = any(files.disk_image.exists() for files in TaskLayout(data_dir, order.task_id).attempts())
-    return LoopDisks() if is_loop else PlainDisks()
+    return LoopDisks() if is_loop else DirectoryDisks()
 
 
-def _redaction(secrets: Mapping[str, str]) -> Redaction | None:
+def _make_redactor(secrets: Mapping[str, str]) -> Redactor | None:
     """Most tasks have no secrets, and their runners stay without what finds them."""
     if not secrets:
         return None
-    from sandbox.secrets.redactor import Redactor
+    from sandbox.secrets.redactor import SecretRedactor
 
-    return Redactor(secrets)
+    return SecretRedactor(secrets)
 
 
 if __name__ == "__main__":

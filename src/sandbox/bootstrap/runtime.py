@@ -7,9 +7,9 @@ from subprocess import SubprocessError
 
 import msgspec
 
-from sandbox.images.build import Part
-from sandbox.interfaces.images import Profiles
-from sandbox.interfaces.runtime import Probe, Runtime
+from sandbox.images.build import Component
+from sandbox.interfaces.images import ProfileCatalog
+from sandbox.interfaces.runtime import Runtime, RuntimeProbe
 from sandbox.model.errors import SandboxError
 from sandbox.model.tier import is_strong_enough
 from sandbox.runtimes import node, rootfs
@@ -68,50 +68,54 @@ _AUTO_MAKERS = {**_MAKERS, "qemu": _make_qemu_unless_emulated}
 """An emulated guest is never taken unasked, and to find out that it boots takes seconds."""
 
 
-class Choice(msgspec.Struct, frozen=True):
+class RuntimeChoice(msgspec.Struct, frozen=True):
     """The runtime that was chosen, and what all that were looked at can do here, strongest first."""
 
-    chosen: Probe
-    probes: Sequence[Probe]
+    chosen: RuntimeProbe
+    probes: Sequence[RuntimeProbe]
 
     @property
     def tier(self) -> str:
         """Of the chosen one; where none works, of the strongest that may work later."""
-        return self.chosen.tier if self.chosen.works else self.probes[0].tier
+        return self.chosen.tier if self.chosen.is_available else self.probes[0].tier
 
 
-async def choose_runtime(wish: str, run_dir: Path) -> Choice:
+async def choose_runtime(requested: str, run_dir: Path) -> RuntimeChoice:
     """`auto` is the strongest that works, but for those that must be asked for by name. Raises UnknownRuntimeError.
 
     A name is that runtime, working or not; then no other is looked at, because looking makes sandboxes.
     """
     runtimes = (
-        [make_runtime(name, run_dir, auto=True) for name in _MAKERS] if wish == AUTO else [make_runtime(wish, run_dir)]
+        [make_runtime(name, run_dir, auto=True) for name in _MAKERS]
+        if requested == AUTO
+        else [make_runtime(requested, run_dir)]
     )
     # Cancelling waits until all probes have cleaned up.
     async with asyncio.TaskGroup() as group:
         probes = [group.create_task(runtime.probe()) for runtime in runtimes]
-    return choose([probe.result() for probe in probes])
+    return select_strongest([probe.result() for probe in probes])
 
 
-def choose(probes: Sequence[Probe]) -> Choice:
+def select_strongest(probes: Sequence[RuntimeProbe]) -> RuntimeChoice:
     """Where none works it is the weakest, which asks the least of a machine."""
     by_strength = sorted(probes, key=lambda probe: probe.strength, reverse=True)
-    candidates = [probe for probe in by_strength if probe.works and not (probe.only_by_name and len(probes) > 1)]
-    return Choice((*candidates, by_strength[-1])[0], by_strength)
+    candidates = [
+        probe for probe in by_strength if probe.is_available and not (probe.is_explicit_only and len(probes) > 1)
+    ]
+    return RuntimeChoice((*candidates, by_strength[-1])[0], by_strength)
 
 
-def explain_failure(choice: Choice) -> str | None:
+def describe_failure(choice: RuntimeChoice) -> str | None:
     """Why no sandbox can be made, and what to mend; None where one can be."""
-    if choice.chosen.works:
+    if choice.chosen.is_available:
         return None
     if len(choice.probes) == 1:
-        return f"The runtime {choice.chosen.runtime} does not work here. {choice.chosen.mend}"
-    mends = " ".join(f"{probe.runtime}: {probe.mend}" for probe in reversed(choice.probes) if not probe.works)
+        return f"The runtime {choice.chosen.runtime} does not work here. {choice.chosen.remedy}"
+    mends = " ".join(f"{probe.runtime}: {probe.remedy}" for probe in reversed(choice.probes) if not probe.is_available)
     return f"No runtime works, and nothing runs without one. {mends}"
 
 
-def image_parts() -> Mapping[str, Part]:
+def image_components() -> Mapping[str, Component]:
     """By the name that a declarative file calls each."""
     try:
         version = node.node_version()
@@ -120,8 +124,8 @@ def image_parts() -> Mapping[str, Part]:
     versions = {"node": version} if version else {}
     configuration = rootfs.etc_files("")[node.NPM_CONFIGURATION]
     return {
-        "node": Part(
-            paths=node.find_parts(),
+        "node": Component(
+            paths=node.find_mounts(),
             links=node.LINKS,
             files={node.NPM_CONFIGURATION: configuration},
             versions={**versions, **node.pinned_packages()},
@@ -129,7 +133,7 @@ def image_parts() -> Mapping[str, Part]:
     }
 
 
-def tell_offered(profiles: Profiles, find_tier: Callable[[], str]) -> Callable[[], Mapping[str, str]]:
+def make_offered_profiles(profiles: ProfileCatalog, find_tier: Callable[[], str]) -> Callable[[], Mapping[str, str]]:
     """Gives the names of all profiles with what is in the way of each, as manifests are held against them."""
 
     def tell() -> Mapping[str, str]:
@@ -138,7 +142,7 @@ def tell_offered(profiles: Profiles, find_tier: Callable[[], str]) -> Callable[[
             name: ""
             if is_strong_enough(tier, minimum)
             else f"takes a runtime of the tier {minimum} or a stronger one; this server's is of the tier {tier}"
-            for name, minimum in profiles.offered().items()
+            for name, minimum in profiles.list_profiles().items()
         }
 
     return tell

@@ -5,26 +5,26 @@ from collections.abc import Mapping, Sequence
 from sandbox.bootstrap.settings.load import ConfigurationError
 from sandbox.bootstrap.settings.schema import SecretsSection
 from sandbox.gateway.model.dialer import parse_upstream
-from sandbox.interfaces.auth import Access
+from sandbox.interfaces.auth import TokenStore
 from sandbox.interfaces.gateway import ModelUpstream
 from sandbox.interfaces.secrets import SecretSource
 from sandbox.model.manifest.schema import Secret
-from sandbox.secrets.resolver import Secrets
+from sandbox.secrets.resolver import SecretResolver
 from sandbox.secrets.sources import EnvironmentSource, FileSource
 from sandbox.secrets.vault import VaultSettings, VaultSource
 
 
-class ServerSecrets:
+class ServerSecretResolver:
     """The sources that the operator configured. As soon as there are tokens, only named variables are given away."""
 
-    def __init__(self, settings: SecretsSection, environment: Mapping[str, str], access: Access) -> None:
+    def __init__(self, settings: SecretsSection, environment: Mapping[str, str], access: TokenStore) -> None:
         self._settings = settings
         self._environment = environment
         self._access = access
         self._sources: dict[str, SecretSource] = {}
         if settings.directory is not None:
             self._sources["file"] = FileSource(settings.directory)
-        vault = _vault(settings, environment)
+        vault = _vault_settings(settings, environment)
         if vault is not None:
             self._sources["vault"] = VaultSource(vault)
 
@@ -32,10 +32,10 @@ class ServerSecrets:
         """The values by name. Raises SecretUnavailableError."""
         allowed = self._settings.environment if self._access.has_tokens else None
         variables = EnvironmentSource(self._environment, allowed)
-        return await Secrets({**self._sources, "env": variables}).resolve(secrets)
+        return await SecretResolver({**self._sources, "env": variables}).resolve(secrets)
 
 
-def _vault(settings: SecretsSection, environment: Mapping[str, str]) -> VaultSettings | None:
+def _vault_settings(settings: SecretsSection, environment: Mapping[str, str]) -> VaultSettings | None:
     """The address is configured, the rest are the variables that Vault's own command line takes."""
     address, token = settings.vault.address, environment.get("VAULT_TOKEN")
     if address is None or not token:

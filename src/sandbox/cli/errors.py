@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from sandbox.cli.lazy_group import LazyGroup
-from sandbox.cli.options import chosen
-from sandbox.cli.output.text import visible, window_cells, wrapped
-from sandbox.cli.startup import STDOUT, abandon_stdout
+from sandbox.cli.options import current_options
+from sandbox.cli.output.text import escape_text, terminal_width, wrap_text
+from sandbox.cli.startup import STDOUT, discard_stdout
 
 if TYPE_CHECKING:
     from sandbox.model.errors import SandboxError
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class ExitCode(IntEnum):
     """What a command ends with. Stable: scripts branch on these numbers."""
 
-    DONE = 0
+    SUCCESS = 0
     TASK_FAILED = 1
     USAGE = 2
     NOT_FOUND = 3
@@ -39,10 +39,10 @@ class ExitCode(IntEnum):
     BROKEN_PIPE = 141
 
 
-_OF_STATE = {"completed": ExitCode.DONE, "cancelled": ExitCode.TASK_CANCELLED}
+_CODE_BY_STATE = {"completed": ExitCode.SUCCESS, "cancelled": ExitCode.TASK_CANCELLED}
 
 
-_OF_ERROR = {
+_CODE_BY_ERROR = {
     "backup_exists": ExitCode.CONFLICT,
     "data_dir_busy": ExitCode.CONFLICT,
     "data_dir_not_empty": ExitCode.CONFLICT,
@@ -51,17 +51,17 @@ _OF_ERROR = {
 }
 
 
-def of_error(error_code: str) -> ExitCode:
+def exit_code_for_error(error_code: str) -> ExitCode:
     """The code for what failed on this machine, by the stable code of its error."""
-    return _OF_ERROR.get(error_code, ExitCode.SERVER_ERROR)
+    return _CODE_BY_ERROR.get(error_code, ExitCode.SERVER_ERROR)
 
 
-def of_final_state(state: str) -> ExitCode:
+def exit_code_for_state(state: str) -> ExitCode:
     """The code for a task that ended in `state`."""
-    return _OF_STATE.get(state, ExitCode.TASK_FAILED)
+    return _CODE_BY_STATE.get(state, ExitCode.TASK_FAILED)
 
 
-def of_client_error(error: Exception) -> ExitCode:
+def exit_code_for_client_error(error: Exception) -> ExitCode:
     """The code for a call that failed."""
     from sandbox import client
 
@@ -78,7 +78,7 @@ def of_client_error(error: Exception) -> ExitCode:
     return ExitCode.SERVER_ERROR
 
 
-_ERROR = "Error:"
+_ERROR_PREFIX = "Error:"
 
 
 class RootGroup(LazyGroup):
@@ -91,7 +91,7 @@ class RootGroup(LazyGroup):
         except OSError as error:
             with suppress(click.exceptions.Exit):
                 _fail_with_os_error(error)
-            sys.exit(_os_error_code(error))
+            sys.exit(_os_error_exit_code(error))
 
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
@@ -116,65 +116,67 @@ class RootGroup(LazyGroup):
         except (click.ClickException, click.exceptions.Exit):
             raise
         except Exception as error:
-            _fail_by_kind(error)
+            _fail_with_exception(error)
         return result
 
 
 def fail(message: str, code: ExitCode) -> NoReturn:
     """Say why, and end with `code`. An indented line stays whole: it ends in a command to be copied."""
-    width = window_cells(sys.stderr)
-    lines = [part for line in message.split("\n") for part in (_fitted(line, width) if line[:1] != " " else [line])]
+    width = terminal_width(sys.stderr)
+    lines = [part for line in message.split("\n") for part in (_wrap_line(line, width) if line[:1] != " " else [line])]
     click.echo("\n".join(lines), err=True)
     raise click.exceptions.Exit(code)
 
 
 @contextmanager
-def watching(task_id: str) -> Iterator[None]:
+def interrupt_hint(task_id: str) -> Iterator[None]:
     """What is done inside only looks on: ^C ends the looking and says that the task goes on."""
     try:
         yield
     except KeyboardInterrupt:
-        shown = visible(task_id)
+        shown = escape_text(task_id)
         message = f"\nStopped watching. Task {shown} goes on.\n  Watch again: sandbox task status {shown} --watch"
         fail(f"{message}\n  Cancel it:   sandbox task cancel {shown}", ExitCode.INTERRUPTED)
 
 
 def _fail_with_os_error(error: OSError) -> NoReturn:
     if isinstance(error, BrokenPipeError) or error.filename == STDOUT:
-        abandon_stdout()
-    code = _os_error_code(error)
+        discard_stdout()
+    code = _os_error_exit_code(error)
     if code is ExitCode.BROKEN_PIPE:
         raise click.exceptions.Exit(code) from None
-    fail(f"Error: {_sentence(error)}", code)
+    fail(f"Error: {_os_error_message(error)}", code)
 
 
-def _os_error_code(error: OSError) -> ExitCode:
+def _os_error_exit_code(error: OSError) -> ExitCode:
     return ExitCode.BROKEN_PIPE if isinstance(error, BrokenPipeError) else ExitCode.SERVER_ERROR
 
 
-def _fail_by_kind(error: Exception) -> NoReturn:
+def _fail_with_exception(error: Exception) -> NoReturn:
     from sandbox.model.errors import SandboxError
 
     if not isinstance(error, SandboxError):
         # A defect, or an answer that nobody foresaw; Python's own exit code would say that the task has failed.
-        fail("\n".join(map(visible, "".join(traceback.format_exception(error)).splitlines())), ExitCode.SERVER_ERROR)
-    fail(f"Error: {visible(error.message)}", _code(error))
+        fail(
+            "\n".join(map(escape_text, "".join(traceback.format_exception(error)).splitlines())), ExitCode.SERVER_ERROR
+        )
+    fail(f"Error: {escape_text(error.message)}", _exit_code(error))
 
 
-def _code(error: SandboxError) -> ExitCode:
+def _exit_code(error: SandboxError) -> ExitCode:
     from sandbox.client import ClientError
 
-    return of_client_error(error) if isinstance(error, ClientError) else of_error(error.code)
+    return exit_code_for_client_error(error) if isinstance(error, ClientError) else exit_code_for_error(error.code)
 
 
-def _fitted(line: str, width_cells: int | None) -> list[str]:
-    lines = wrapped(line, width_cells, "  ")
-    if width_cells is not None and lines[0].startswith(_ERROR) and chosen().has_color:
-        lines[0] = click.style(_ERROR, fg="red", bold=True) + lines[0].removeprefix(_ERROR)
+def _wrap_line(line: str, width_cells: int | None) -> list[str]:
+    lines = wrap_text(line, width_cells, "  ")
+    if width_cells is not None and lines[0].startswith(_ERROR_PREFIX) and current_options().has_color:
+        lines[0] = click.style(_ERROR_PREFIX, fg="red", bold=True) + lines[0].removeprefix(_ERROR_PREFIX)
     return lines
 
 
-def _sentence(error: OSError) -> str:
-    place = f"{visible(str(error.filename))}: " if error.filename else ""
+def _os_error_message(error: OSError) -> str:
+    place = f"{escape_text(str(error.filename))}: " if error.filename else ""
     advice = "; make room and try again" if error.errno in {errno.ENOSPC, errno.EDQUOT} else ""
     return f"{place}{error.strerror or error}{advice}"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sandbox.cli.startup import lasting
+from sandbox.cli.startup import gc_frozen
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -34,7 +34,7 @@ class LazyGroup(click.Group):
         if entry is None:
             return None
         module, attribute = entry[0].split(":")
-        with lasting():
+        with gc_frozen():
             command = getattr(import_module(module), attribute)
         assert isinstance(command, click.Command)
         return command
@@ -45,13 +45,13 @@ class LazyGroup(click.Group):
         """As click does; one that belongs to a group below is named in full."""
         name = args[0]
         if name not in self._entries:
-            groups = [each for each in self._entries if name in self._names_below(ctx, each)]
+            groups = [each for each in self._entries if name in self._subcommand_names(ctx, each)]
             if groups:
                 meant = " or ".join(f"{ctx.command_path} {group} {name}" for group in groups)
                 ctx.fail(f"No such command {name!r}; it is {meant}.")
         return super().resolve_command(ctx, args)
 
-    def _names_below(self, ctx: click.Context, group: str) -> list[str]:
+    def _subcommand_names(self, ctx: click.Context, group: str) -> list[str]:
         command = self.get_command(ctx, group)
         return command.list_commands(ctx) if isinstance(command, click.Group) else []
 

@@ -8,13 +8,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn, Self
 
 from sandbox.cli.errors import ExitCode, fail
-from sandbox.cli.output.formatting import counted
-from sandbox.cli.output.text import visible
+from sandbox.cli.output.formatting import pluralize
+from sandbox.cli.output.text import escape_text
 
 if TYPE_CHECKING:
-    from sandbox.cli.overrides import Assignment
+    from sandbox.cli.overrides import Override
     from sandbox.model.manifest.document import Document
-    from sandbox.model.manifest.errors import Mistake
+    from sandbox.model.manifest.errors import FieldError
     from sandbox.model.manifest.schema import Manifest
 
 
@@ -45,45 +45,45 @@ class ManifestFile:
         from sandbox.gateway.model.pricing import is_priced
         from sandbox.model.manifest.parser import parse_manifest
 
-        return parse_manifest(self.body, is_json=self.is_json, profiles=None, priced=is_priced)
+        return parse_manifest(self.body, is_json=self.is_json, profiles=None, has_price=is_priced)
 
-    def change(self, assignments: Sequence[Assignment]) -> ChangedManifest:
+    def with_overrides(self, overrides: Sequence[Override]) -> OverriddenManifest:
         """The manifest with some fields set. Raises the model's InvalidManifestError where it cannot be read."""
         from sandbox.model.manifest.errors import InvalidManifestError
         from sandbox.model.manifest.parser import read_document
 
         document = read_document(self.body, is_json=self.is_json)
-        if document.mistakes:
-            raise InvalidManifestError(document.mistakes)
-        for assignment in assignments:
+        if document.errors:
+            raise InvalidManifestError(document.errors)
+        for assignment in overrides:
             assignment.apply(document.data)
-        return ChangedManifest(document, assignments)
+        return OverriddenManifest(document, overrides)
 
 
-class ChangedManifest:
+class OverriddenManifest:
     """A manifest after assignments: what is sent, and where its fields stood before."""
 
     content_type = "application/json"
 
-    def __init__(self, document: Document, assignments: Sequence[Assignment]) -> None:
+    def __init__(self, document: Document, overrides: Sequence[Override]) -> None:
         from sandbox.model.manifest.document import write_json
         from sandbox.model.manifest.errors import field_name
 
         self.body = write_json(document.data)
-        self._assigned = {field_name(assignment.path): assignment.text for assignment in assignments}
-        marks = {**document.value_marks, **document.key_marks}
-        self._places = {field_name(path): (mark.line, mark.column) for path, mark in marks.items()}
+        self._overridden = {field_name(assignment.path): assignment.text for assignment in overrides}
+        marks = {**document.value_locations, **document.key_locations}
+        self._locations = {field_name(path): (mark.line, mark.column) for path, mark in marks.items()}
 
-    def find_places(self, mistakes: object) -> list[dict[str, Any]]:
+    def locate_errors(self, mistakes: object) -> list[dict[str, Any]]:
         """The API's `details` about what was sent, with lines of the file, or with the option, where they come from."""
         listed: Iterable[Any] = mistakes if isinstance(mistakes, list) else ()
-        return [self._found(dict(mistake)) for mistake in listed if isinstance(mistake, Mapping)]
+        return [self._locate(dict(mistake)) for mistake in listed if isinstance(mistake, Mapping)]
 
-    def _found(self, mistake: dict[str, Any]) -> dict[str, Any]:
+    def _locate(self, mistake: dict[str, Any]) -> dict[str, Any]:
         field = str(mistake.get("field"))
-        if field in self._assigned:
-            return {**mistake, "source": self._assigned[field]}
-        line, column = self._places.get(field, (None, None))
+        if field in self._overridden:
+            return {**mistake, "source": self._overridden[field]}
+        line, column = self._locations.get(field, (None, None))
         return {**mistake, "line": line, "column": column}
 
 
@@ -97,28 +97,28 @@ def _is_json(body: bytes) -> bool:
     return True
 
 
-def mistake_lines(file_name: str, mistakes: object) -> list[str]:
+def field_error_lines(file_name: str, mistakes: object) -> list[str]:
     """`task.yaml:12:3: vm.memory: must be …` for each of the API's `details`."""
     listed: Iterable[Any] = mistakes if isinstance(mistakes, list) else ()
-    return [_line(file_name, mistake) for mistake in listed if isinstance(mistake, Mapping)]
+    return [_field_error_line(file_name, mistake) for mistake in listed if isinstance(mistake, Mapping)]
 
 
-def fail_with_mistakes(file_name: str, message: str, mistakes: object) -> NoReturn:
+def fail_with_field_errors(file_name: str, message: str, mistakes: object) -> NoReturn:
     """Say what is wrong with a manifest that was to be submitted, and end."""
-    lines = mistake_lines(file_name, mistakes)
-    summary = f"{visible(file_name)} has {counted(len(lines), 'mistake')}." if lines else visible(message)
+    lines = field_error_lines(file_name, mistakes)
+    summary = f"{escape_text(file_name)} has {pluralize(len(lines), 'mistake')}." if lines else escape_text(message)
     fail("\n".join([*lines, f"Error: {summary}"]), ExitCode.INVALID_MANIFEST)
 
 
-def details(mistakes: Iterable[Mistake]) -> list[dict[str, Any]]:
+def field_error_details(mistakes: Iterable[FieldError]) -> list[dict[str, Any]]:
     """The model's mistakes in the form of the API's `details`."""
     fields = ("field", "rule", "message", "line", "column")
     return [{field: getattr(mistake, field) for field in fields} for mistake in mistakes]
 
 
-def _line(file_name: str, mistake: Mapping[str, Any]) -> str:
+def _field_error_line(file_name: str, mistake: Mapping[str, Any]) -> str:
     place = str(mistake.get("source") or file_name)
     if mistake.get("line") is not None:
         place += f":{mistake['line']}:{mistake.get('column') or 1}"
     field = f"{mistake['field']}: " if mistake.get("field") else ""
-    return visible(f"{place}: {field}{mistake.get('message', '')}")
+    return escape_text(f"{place}: {field}{mistake.get('message', '')}")

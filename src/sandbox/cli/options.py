@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
-from sandbox.cli.output.text import visible
-from sandbox.cli.startup import lasting
+from sandbox.cli.output.text import escape_text
+from sandbox.cli.startup import gc_frozen
 from sandbox.model.limits import DEFAULT_SERVER
 
 if TYPE_CHECKING:
@@ -20,52 +20,54 @@ if TYPE_CHECKING:
 
     from sandbox.client import Client
 
-Format = Literal["text", "json", "table"]
+OutputFormat = Literal["text", "json", "table"]
 _Decorated = TypeVar("_Decorated", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
-class Chosen:
+class CliOptions:
     """What the common options and the environment say."""
 
     server: str
     token: str | None
-    format: Format
+    format: OutputFormat
     has_color: bool
 
     def connect(self) -> Client:
         """The client for the chosen server."""
-        with lasting():
+        with gc_frozen():
             from sandbox.client import Client
 
             return Client(self.server, self.token)
 
 
-def chosen(ctx: click.Context | None = None) -> Chosen:
+def current_options(ctx: click.Context | None = None) -> CliOptions:
     """The common options of the running command; the one closest to the end of the command line wins."""
     meta = (ctx or click.get_current_context()).meta
-    return Chosen(
-        server=meta.get(_key("server")) or os.environ.get("SANDBOX_SERVER") or DEFAULT_SERVER,
-        token=meta.get(_key("token")) or os.environ.get("SANDBOX_TOKEN") or None,
-        format=meta.get(_key("format")) or "text",
-        has_color=not (meta.get(_key("no_color")) or os.environ.get("NO_COLOR")),
+    return CliOptions(
+        server=meta.get(_meta_key("server")) or os.environ.get("SANDBOX_SERVER") or DEFAULT_SERVER,
+        token=meta.get(_meta_key("token")) or os.environ.get("SANDBOX_TOKEN") or None,
+        format=meta.get(_meta_key("format")) or "text",
+        has_color=not (meta.get(_meta_key("no_color")) or os.environ.get("NO_COLOR")),
     )
 
 
 def server_options(command: _Decorated) -> _Decorated:
     """Add `--server` and `--token`."""
-    token = _kept("--token", metavar="TOKEN", help="Token for the server (SANDBOX_TOKEN).")
-    server = _kept("--server", metavar="URL", help=f"The server's address (SANDBOX_SERVER) [default: {DEFAULT_SERVER}]")
+    token = _stored_option("--token", metavar="TOKEN", help="Token for the server (SANDBOX_TOKEN).")
+    server = _stored_option(
+        "--server", metavar="URL", help=f"The server's address (SANDBOX_SERVER) [default: {DEFAULT_SERVER}]"
+    )
     return server(token(command))
 
 
-def output_options(*formats: Format, short: bool = True) -> Callable[[_Decorated], _Decorated]:
+def output_options(*formats: OutputFormat, short: bool = True) -> Callable[[_Decorated], _Decorated]:
     """Add `--no-color` and `--format` with the given choices; `short`: also as `-f`."""
 
     def add(command: _Decorated) -> _Decorated:
-        color = _kept("--no-color", is_flag=True, default=None, help="No colours (NO_COLOR).")
+        color = _stored_option("--no-color", is_flag=True, default=None, help="No colours (NO_COLOR).")
         names = ["--format", "-f"] if short else ["--format"]
-        return _kept(*names, type=click.Choice(formats), help="How the answer is printed [default: text]")(
+        return _stored_option(*names, type=click.Choice(formats), help="How the answer is printed [default: text]")(
             color(command)
         )
 
@@ -77,61 +79,61 @@ def common_options(command: _Decorated) -> _Decorated:
     return server_options(output_options("text", "json", "table")(command))
 
 
-def _key(name: str) -> str:
+def _meta_key(name: str) -> str:
     return f"sandbox.{name}"
 
 
-def _kept(*names: str, **attributes: Any) -> Callable[[_Decorated], _Decorated]:
+def _stored_option(*names: str, **attributes: Any) -> Callable[[_Decorated], _Decorated]:
     def keep(ctx: click.Context, parameter: click.Parameter, value: Any) -> None:
         if value is not None:
-            ctx.meta[_key(str(parameter.name))] = value
+            ctx.meta[_meta_key(str(parameter.name))] = value
 
     return click.option(*names, expose_value=False, callback=keep, **attributes)
 
 
-SERVER_SECONDS = 2.0
+COMPLETION_TIMEOUT_SECONDS = 2.0
 """Who pressed a key does not wait longer for an answer."""
 
-OFFERED_MAX = 100
+COMPLETIONS_MAX = 100
 
 
-def _latest(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+def _complete_task_id(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     from click.shell_completion import CompletionItem
 
     from sandbox.client import Client, ClientError
 
-    options = chosen(ctx)
+    options = current_options(ctx)
     try:
-        with Client(options.server, options.token, timeout_seconds=SERVER_SECONDS) as client:
-            tasks = client.tasks(limit=OFFERED_MAX)["tasks"]
+        with Client(options.server, options.token, timeout_seconds=COMPLETION_TIMEOUT_SECONDS) as client:
+            tasks = client.tasks(limit=COMPLETIONS_MAX)["tasks"]
     except ClientError:
         return []  # a completion has nowhere to complain
     described = {task["id"]: f"{task['state']}  {task['name']}" for task in tasks}
     # An id that would not show as it is must not come into a command line either.
-    offered = [task_id for task_id in described if task_id.startswith(incomplete) and visible(task_id) == task_id]
-    return [CompletionItem(task_id, help=visible(described[task_id])) for task_id in offered]
+    offered = [task_id for task_id in described if task_id.startswith(incomplete) and escape_text(task_id) == task_id]
+    return [CompletionItem(task_id, help=escape_text(described[task_id])) for task_id in offered]
 
 
-task_argument = click.argument("task_id", metavar="TASK_ID", shell_complete=_latest)
+task_argument = click.argument("task_id", metavar="TASK_ID", shell_complete=_complete_task_id)
 """The decorator that adds it."""
 
 
 UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
-def span_seconds(ctx: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
+def parse_duration_option(ctx: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
     """`90s`, `15m`, `2h`, `1d` as seconds."""
-    seconds = _seconds(value or "")
+    seconds = _parse_duration(value or "")
     if value is not None and seconds is None:
         raise click.BadParameter(f"{value!r} must be a whole number and a unit, such as 90s, 15m or 2h")
     return seconds
 
 
-def past_time(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+def parse_past_time_option(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
     """A time (RFC 3339), or how long ago it was, as RFC 3339 in UTC."""
     if value is None:
         return None
-    seconds = _seconds(value)
+    seconds = _parse_duration(value)
     try:
         now = datetime.now(UTC)
         at = datetime.fromisoformat(value).astimezone(UTC) if seconds is None else now - timedelta(seconds=seconds)
@@ -141,6 +143,6 @@ def past_time(ctx: click.Context, parameter: click.Parameter, value: str | None)
     return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def _seconds(value: str) -> int | None:
+def _parse_duration(value: str) -> int | None:
     match = re.fullmatch(r"([0-9]{1,9})([smhd])", value, re.ASCII)
     return int(match[1]) * UNIT_SECONDS[match[2]] if match else None

@@ -8,20 +8,20 @@ from typing import Any
 
 import click
 
-Path = tuple[str | int, ...]
+FieldPath = tuple[str | int, ...]
 
-_STEP = re.compile(r"(?P<name>(?:[^.\[\]\\]|\\.)+)(?P<indices>(?:\[[0-9]{1,4}\])*)(?:\.(?=.)|\Z)", re.DOTALL)
+_PATH_STEP = re.compile(r"(?P<name>(?:[^.\[\]\\]|\\.)+)(?P<indices>(?:\[[0-9]{1,4}\])*)(?:\.(?=.)|\Z)", re.DOTALL)
 
 
-class AssignmentError(ValueError):
+class OverrideError(ValueError):
     """It cannot be carried out; the message says what to write instead."""
 
 
 @dataclass(frozen=True)
-class Assignment:
+class Override:
     """A place in a manifest and what is to stand there."""
 
-    path: Path
+    path: FieldPath
     value: Any
     text: str
 
@@ -36,36 +36,36 @@ class Assignment:
             inner = self._get(place, step)
             if not isinstance(inner, kind):
                 inner = kind()
-            self._put(place, step, inner)
+            self._set(place, step, inner)
             place = inner
-        self._put(place, self.path[-1], self.value)
+        self._set(place, self.path[-1], self.value)
 
     def _get(self, place: Any, step: str | int) -> Any:
         if isinstance(step, str):
             return place.get(step)
         return place[step] if step < len(place) else None
 
-    def _put(self, place: Any, step: str | int, value: Any) -> None:
+    def _set(self, place: Any, step: str | int, value: Any) -> None:
         if isinstance(step, str) or step < len(place):
             place[step] = value
         elif step == len(place):
             place.append(value)
         else:
-            raise AssignmentError(f"{self.text}: the list has {len(place)} so far, so the next one is [{len(place)}]")
+            raise OverrideError(f"{self.text}: the list has {len(place)} so far, so the next one is [{len(place)}]")
 
 
-def assignments(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> list[Assignment]:
+def parse_overrides(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> list[Override]:
     """The callback of the option."""
-    return [parse(value) for value in values]
+    return [parse_override(value) for value in values]
 
 
-def parse(text: str) -> Assignment:
+def parse_override(text: str) -> Override:
     r"""`vm.cpus=16`, `secrets[0].key=TOKEN`; a dot within a name is written `\.`. Raises click.BadParameter."""
     written, equals, value = text.partition("=")
     path: list[str | int] = []
     position = 0
     while position < len(written):
-        step = _STEP.match(written, position)
+        step = _PATH_STEP.match(written, position)
         if step is None:
             break
         path.append(re.sub(r"\\(.)", r"\1", step["name"], flags=re.DOTALL))
@@ -73,22 +73,22 @@ def parse(text: str) -> Assignment:
         position = step.end()
     if not equals or not path or position < len(written):
         raise click.BadParameter(f"{text!r} must be PATH=VALUE, such as vm.cpus=16 or secrets[0].key=TOKEN")
-    return Assignment(tuple(path), _scalar(value), f"--set {text}")
+    return Override(tuple(path), _parse_scalar(value), f"--set {text}")
 
 
-def _scalar(text: str) -> Any:
+def _parse_scalar(text: str) -> Any:
     """What an unquoted or a quoted scalar of YAML stands for; everything else is text as it is."""
-    from sandbox.model.manifest.document import Refused, settle
+    from sandbox.model.manifest.document import InvalidValue, to_document
     from sandbox.model.manifest.errors import InvalidManifestError
-    from sandbox.model.manifest.yaml import plain_scalar, read_yaml
+    from sandbox.model.manifest.yaml import read_yaml, resolve_scalar
 
-    value = plain_scalar(text)
-    if isinstance(value, Refused):
+    value = resolve_scalar(text)
+    if isinstance(value, InvalidValue):
         raise click.BadParameter(f"{text!r} {value.message}")
     if text[:1] not in {'"', "'"}:
         return value
     try:
-        document = settle(read_yaml(text))
+        document = to_document(read_yaml(text))
     except InvalidManifestError:
         return text
-    return document.data if isinstance(document.data, str) and not document.mistakes else text
+    return document.data if isinstance(document.data, str) and not document.errors else text

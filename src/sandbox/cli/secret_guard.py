@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from sandbox.cli.errors import ExitCode, fail
-from sandbox.cli.output.text import visible_name
+from sandbox.cli.output.text import escape_name
 
 if TYPE_CHECKING:
     from sandbox.client.responses import Artifact
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 _Decorated = TypeVar("_Decorated", bound=Callable[..., Any])
 
 
-def secrets_option(command: _Decorated) -> _Decorated:
+def allow_secrets_option(command: _Decorated) -> _Decorated:
     """Add `--allow-secrets`."""
     help_text = "Take artifacts in which a value of the task's secrets was found, too; else they are left out."
     return click.option("--allow-secrets", "allows_secrets", is_flag=True, help=help_text)(command)
 
 
-def refuse_secrets(entries: Iterable[Artifact], *, allows_secrets: bool, advice: str = "add --allow-secrets") -> None:
+def reject_secrets(entries: Iterable[Artifact], *, allows_secrets: bool, advice: str = "add --allow-secrets") -> None:
     """End the command when one of them is flagged and that was not asked for. advice: how to take it all the same."""
-    names = [visible_name(entry["name"]) for entry in entries if entry["contains_secret"] and not allows_secrets]
+    names = [escape_name(entry["name"]) for entry in entries if entry["contains_secret"] and not allows_secrets]
     if names:
         contain = "contains a secret of the task, so it was" if len(names) == 1 else "contain secrets, so they were"
         message = f"Error: {', '.join(names)} {contain} left out."

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from sandbox.bootstrap.settings.keys import Key, keys
+from sandbox.bootstrap.settings.keys import SettingKey, setting_keys
 from sandbox.cli.errors import ExitCode, fail
-from sandbox.cli.output.text import visible
+from sandbox.cli.output.text import escape_text
 
 if TYPE_CHECKING:
     from sandbox.bootstrap.settings.load import Configuration
@@ -22,12 +22,12 @@ _DATA_DIR = "server.data_dir"
 
 def settings_options(command: _Decorated) -> _Decorated:
     """Add every option of a server."""
-    return _with_options(command, [key for key in keys() if key.option])
+    return _with_options(command, [key for key in setting_keys() if key.option])
 
 
 def data_dir_options(command: _Decorated) -> _Decorated:
     """Add those that say where a server keeps its data."""
-    return _with_options(command, [key for key in keys() if key.path == _DATA_DIR])
+    return _with_options(command, [key for key in setting_keys() if key.path == _DATA_DIR])
 
 
 def load_configuration(options: Mapping[str, Any]) -> Configuration:
@@ -37,21 +37,21 @@ def load_configuration(options: Mapping[str, Any]) -> Configuration:
     try:
         return load(options, os.environ)
     except ConfigurationError as error:
-        lines = [visible(line) for line in error.message.splitlines()]
+        lines = [escape_text(line) for line in error.message.splitlines()]
         fail("Error: " + "\n".join(lines), ExitCode.USAGE)
 
 
-def _with_options(command: _Decorated, wanted: list[Key]) -> _Decorated:
-    for key in reversed(wanted):
+def _with_options(command: _Decorated, selected: list[SettingKey]) -> _Decorated:
+    for key in reversed(selected):
         command = _option(key)(command)
     help_text = "The file sandbox.toml.  [env var: SANDBOX_CONFIG; default: $XDG_CONFIG_HOME/sandbox/sandbox.toml]"
     return click.option("--config", metavar="FILE", help=help_text)(command)
 
 
-def _option(key: Key) -> Callable[[_Decorated], _Decorated]:
+def _option(key: SettingKey) -> Callable[[_Decorated], _Decorated]:
     # Neither converted nor filled in here: that is done in one place for options, variables and the file.
-    help_text = f"{key.purpose}  [env var: {key.variable}; default: {key.shown_default}]"
-    return click.option(str(key.option), key.name, metavar=_METAVARS.get(key.kind, "TEXT"), help=help_text)
+    help_text = f"{key.description}  [env var: {key.variable}; default: {key.default_text}]"
+    return click.option(str(key.option), key.name, metavar=_METAVARS.get(key.value_type, "TEXT"), help=help_text)
 
 
 _METAVARS: dict[Any, str] = {int: "INTEGER", float: "NUMBER"}

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def lasting() -> Iterator[None]:
+def gc_frozen() -> Iterator[None]:
     """What is made in here is never looked through for garbage: not while it is made, not later, not at the end.
 
     Modules are nothing else, and looking through them took a quarter of the CPU of a server's start and end.
@@ -65,16 +65,16 @@ class _Stderr(io.BufferedWriter):
 def set_up_streams() -> None:
     """Open closed streams, and set how errors of encoding and writing are handled."""
     _open_closed_streams()
-    sys.stdout = _wrapped(sys.stdout, _Stdout)
-    sys.stderr = _wrapped(sys.stderr, _Stderr)
+    sys.stdout = _wrap_stream(sys.stdout, _Stdout)
+    sys.stderr = _wrap_stream(sys.stderr, _Stderr)
 
 
-def abandon_stdout() -> None:
+def discard_stdout() -> None:
     """Discard what is still buffered; otherwise the interpreter complains when it flushes at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _wrapped(stream: IO[str], kind: type[io.BufferedWriter]) -> IO[str]:
+def _wrap_stream(stream: IO[str], kind: type[io.BufferedWriter]) -> IO[str]:
     """A character that the terminal's encoding lacks must not end a command."""
     if not isinstance(stream, io.TextIOWrapper):
         return stream

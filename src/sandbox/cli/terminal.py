@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sandbox.cli.errors import ExitCode, fail
-from sandbox.cli.output.text import visible
+from sandbox.cli.output.text import escape_text
 
 if TYPE_CHECKING:
-    from sandbox.cli.options import Chosen
+    from sandbox.cli.options import CliOptions
     from sandbox.client.terminal import Exit, Terminal
 
 DETACH_KEYS = "ctrl-p,ctrl-q"
@@ -34,62 +34,64 @@ _RESET = b"\x18\x1b[?1049l\x1b[?1000;1002;1003;1006;2004;1004l\x1b[?25h\x1b[0m\x
 """An end to what was only begun; the main screen, no mouse and paste marks, the cursor, no colours, plain keys."""
 
 
-def detach_keys(ctx: click.Context, parameter: click.Parameter, value: str) -> bytes:
+def parse_detach_keys(ctx: click.Context, parameter: click.Parameter, value: str) -> bytes:
     """The bytes of keys that are written as docker writes them: `ctrl-p,ctrl-q`, `a`, `ctrl-]`."""
     found = [re.fullmatch(r"(?P<control>ctrl-)?(?P<key>[\x21-\x7e])", part) for part in value.split(",")]
-    codes = [None if one is None else _code(one) for one in found]
+    codes = [None if one is None else _key_code(one) for one in found]
     if None in codes:
         message = "write keys as ctrl-p,ctrl-q: one character each, or ctrl- and one of a-z @ [ ] \\ ^ _"
         raise click.BadParameter(message, ctx, parameter)
     return bytes(code for code in codes if code is not None)
 
 
-def _code(found: re.Match[str]) -> int | None:
-    key = found["key"]
-    if found["control"] is None:
+def _key_code(match: re.Match[str]) -> int | None:
+    key = match["key"]
+    if match["control"] is None:
         return ord(key)
     return ord(key.upper()) & 0x1F if key.isalpha() or key in "@[]\\^_" else None
 
 
-_ROLES = {True: b"", False: b"[You look on: somebody else types, or you asked to.]\r\n"}
+_ROLE_MESSAGES = {True: b"", False: b"[You look on: somebody else types, or you asked to.]\r\n"}
 
 
-class Detaching:
+class DetachKeyDetector:
     """Finds the detach keys in what is typed; keys that may be their beginning wait for what follows."""
 
     def __init__(self, keys: bytes) -> None:
         self._keys = keys
-        self._held = b""
+        self._pending = b""
 
     def feed(self, typed: bytes) -> tuple[bytes, bool]:
         """What goes on, and whether the keys were typed."""
-        data = self._held + typed
+        data = self._pending + typed
         before, keys, _ = data.partition(self._keys)
         if keys:
             return before, True
         longest = min(len(self._keys) - 1, len(data))
         held = next((length for length in range(longest, 0, -1) if self._keys.startswith(data[-length:])), 0)
-        self._held = data[len(data) - held :]
+        self._pending = data[len(data) - held :]
         return data[: len(data) - held], False
 
 
-def run_terminal(options: Chosen, task_id: str, keys: bytes, **wanted: Any) -> Exit | None:
+def run_terminal(options: CliOptions, task_id: str, keys: bytes, **parameters: Any) -> Exit | None:
     """Until it is over; None when its user left. Raises ClientError."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         fail("Error: This needs a terminal: stdin and stdout must be one.", ExitCode.USAGE)
     size = os.get_terminal_size()
-    wanted |= {"rows": min(size.lines, SIZE_MAX) or 24, "columns": min(size.columns, SIZE_MAX) or 80}
-    wanted |= {"term": term} if (term := os.environ.get("TERM")) else {}
-    return asyncio.run(_run(options, task_id, Detaching(keys), wanted))
+    parameters |= {"rows": min(size.lines, SIZE_MAX) or 24, "columns": min(size.columns, SIZE_MAX) or 80}
+    parameters |= {"term": term} if (term := os.environ.get("TERM")) else {}
+    return asyncio.run(_run(options, task_id, DetachKeyDetector(keys), parameters))
 
 
-async def _run(options: Chosen, task_id: str, detaching: Detaching, wanted: dict[str, Any]) -> Exit | None:
+async def _run(
+    options: CliOptions, task_id: str, detector: DetachKeyDetector, parameters: dict[str, Any]
+) -> Exit | None:
     from sandbox.client.terminal import open_terminal
 
-    async with open_terminal(options.server, options.token, task_id, **wanted) as terminal:
-        with _raw(sys.stdin.fileno()):
-            showing = asyncio.create_task(_show(terminal))
-            typing = asyncio.create_task(_type(terminal, detaching))
+    async with open_terminal(options.server, options.token, task_id, **parameters) as terminal:
+        with _raw_mode(sys.stdin.fileno()):
+            showing = asyncio.create_task(_copy_output(terminal))
+            typing = asyncio.create_task(_copy_input(terminal, detector))
             try:
                 await asyncio.wait({showing, typing}, return_when=asyncio.FIRST_COMPLETED)
                 return showing.result() if showing.done() else typing.result()
@@ -99,28 +101,28 @@ async def _run(options: Chosen, task_id: str, detaching: Detaching, wanted: dict
                 await asyncio.gather(showing, typing, return_exceptions=True)
 
 
-async def _show(terminal: Terminal) -> Exit | None:
+async def _copy_output(terminal: Terminal) -> Exit | None:
     from sandbox.client.terminal import Exit
 
-    async for frame in terminal.frames():
+    async for frame in terminal.messages():
         if isinstance(frame, Exit):
             return frame
-        shown = frame if isinstance(frame, bytes) else _ROLES[frame]
-        await asyncio.to_thread(_write_whole, sys.stdout.fileno(), shown)
+        shown = frame if isinstance(frame, bytes) else _ROLE_MESSAGES[frame]
+        await asyncio.to_thread(_write_all, sys.stdout.fileno(), shown)
     return None
 
 
-async def _type(terminal: Terminal, detaching: Detaching) -> None:
+async def _copy_input(terminal: Terminal, detector: DetachKeyDetector) -> None:
     """Until the detach keys, or the end of stdin."""
     loop, keys = asyncio.get_running_loop(), asyncio.Queue[bytes]()
     descriptor = sys.stdin.fileno()
     resized = asyncio.Event()
     loop.add_reader(descriptor, lambda: keys.put_nowait(_read(descriptor)))
     loop.add_signal_handler(signal.SIGWINCH, resized.set)
-    resizing = asyncio.create_task(_follow_size(terminal, resized))
+    resizing = asyncio.create_task(_sync_size(terminal, resized))
     try:
         while typed := await keys.get():
-            data, detaches = detaching.feed(typed)
+            data, detaches = detector.feed(typed)
             if data:
                 await terminal.write(data)
             if detaches:
@@ -132,7 +134,7 @@ async def _type(terminal: Terminal, detaching: Detaching) -> None:
         await asyncio.gather(resizing, return_exceptions=True)
 
 
-async def _follow_size(terminal: Terminal, resized: asyncio.Event) -> None:
+async def _sync_size(terminal: Terminal, resized: asyncio.Event) -> None:
     while True:
         await resized.wait()
         resized.clear()
@@ -147,13 +149,13 @@ def _read(descriptor: int) -> bytes:
         return b""
 
 
-def _write_whole(descriptor: int, data: bytes) -> None:
+def _write_all(descriptor: int, data: bytes) -> None:
     while data:
         data = data[os.write(descriptor, data) :]
 
 
 @contextmanager
-def _raw(descriptor: int) -> Iterator[None]:
+def _raw_mode(descriptor: int) -> Iterator[None]:
     """Keys come as they are typed; all is put back at the end."""
     before = termios.tcgetattr(descriptor)
     tty.setraw(descriptor, termios.TCSADRAIN)
@@ -161,17 +163,19 @@ def _raw(descriptor: int) -> Iterator[None]:
         yield
     finally:
         with suppress(OSError):
-            _write_whole(sys.stdout.fileno(), _RESET)
+            _write_all(sys.stdout.fileno(), _RESET)
         termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
 
 
-def tell_end(found: Exit | None, task_id: str, on_detach: str) -> None:
+def exit_with_terminal(result: Exit | None, task_id: str, on_detach: str) -> None:
     """End the command as the terminal ended: with its process's exit code, where that is known."""
-    if found is None:
+    if result is None:
         click.echo(on_detach, err=True)
         return
-    if found.message:
-        click.echo(visible(found.message), err=True)
-    if found.exit_code is None:
-        fail(f"The terminal is gone. Look at the task: sandbox task status {visible(task_id)}", ExitCode.SERVER_ERROR)
-    raise click.exceptions.Exit(found.exit_code)
+    if result.message:
+        click.echo(escape_text(result.message), err=True)
+    if result.exit_code is None:
+        fail(
+            f"The terminal is gone. Look at the task: sandbox task status {escape_text(task_id)}", ExitCode.SERVER_ERROR
+        )
+    raise click.exceptions.Exit(result.exit_code)

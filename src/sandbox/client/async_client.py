@@ -12,12 +12,12 @@ from uuid import uuid4
 
 from sandbox.client import operations, requests
 from sandbox.client.client import PAGE_TASKS_MAX, READ_BYTES_MAX
-from sandbox.client.connection import ERROR_BYTES_MAX, TIMEOUT_SECONDS, connection_to
-from sandbox.client.download import Download, Reading
+from sandbox.client.connection import ERROR_BYTES_MAX, TIMEOUT_SECONDS, resolve_connection
+from sandbox.client.download import Download, MemoryDownload
 from sandbox.client.errors import ClientError
 from sandbox.client.events import Event
-from sandbox.client.operations import Conversation, Following, Pause, Talk
-from sandbox.client.requests import Call, Manifest, Stream
+from sandbox.client.operations import Operation, OperationSteps, ResumableStream, Sleep
+from sandbox.client.requests import Manifest, Request, StreamBody
 from sandbox.client.responses import (
     ArtifactList,
     Cancellation,
@@ -31,12 +31,12 @@ from sandbox.client.responses import (
     TaskPage,
     TaskSummary,
 )
-from sandbox.client.sse import LogLines
+from sandbox.client.sse import LineBuffer
 
 if TYPE_CHECKING:
     import httpx
 
-AnswerT = TypeVar("AnswerT")
+ResponseT = TypeVar("AnswerT")
 
 
 class AsyncClient:
@@ -53,8 +53,8 @@ class AsyncClient:
     ) -> None:
         import httpx
 
-        self._connection = connection_to(server, token, timeout_seconds)
-        self._http = httpx.AsyncClient(**self._connection.settings())
+        self._connection = resolve_connection(server, token, timeout_seconds)
+        self._http = httpx.AsyncClient(**self._connection.client_arguments())
 
     async def __aenter__(self) -> Self:
         return self
@@ -77,7 +77,7 @@ class AsyncClient:
         loss: the same is asked again, within bounds, and makes no second task. idempotency_key: one of its own for
         each task, for programs that may ask again after they have ended; without, one is made.
         """
-        return await self._hold(
+        return await self._run_operation(
             operations.submit(requests.submit(manifest, content_type, idempotency_key or str(uuid4())))
         )
 
@@ -86,7 +86,7 @@ class AsyncClient:
 
         Raises InvalidManifestError with all its mistakes.
         """
-        return await self._ask(requests.check(manifest, content_type))
+        return await self._request(requests.check(manifest, content_type))
 
     async def tasks(
         self,
@@ -99,7 +99,7 @@ class AsyncClient:
         cursor: str | None = None,
     ) -> TaskPage:
         """A page of tasks, in the server's order unless `sort` and `order` say otherwise."""
-        return await self._ask(requests.tasks(states, labels, limit=limit, sort=sort, order=order, cursor=cursor))
+        return await self._request(requests.tasks(states, labels, limit=limit, sort=sort, order=order, cursor=cursor))
 
     async def all_tasks(
         self, *, states: Iterable[str] = (), labels: Mapping[str, str] | None = None
@@ -116,26 +116,26 @@ class AsyncClient:
 
     async def status(self, task_id: str) -> Task:
         """The task as it is now."""
-        return await self._ask(requests.status(task_id))
+        return await self._request(requests.status(task_id))
 
     async def wait(self, task_id: str, *, timeout_seconds: float | None = None) -> Task:
         """The task once it has ended, or as it is when the time is over (None: no limit).
 
         A server that is restarted meanwhile is waited for, within bounds.
         """
-        return await self._hold(operations.wait(task_id, timeout_seconds))
+        return await self._run_operation(operations.wait(task_id, timeout_seconds))
 
     async def cancel(self, task_id: str, *, reason: str | None = None, force: bool = False) -> Cancellation:
         """Record the wish to cancel; the end comes later. `force` leaves out the agent's grace."""
-        return await self._ask(requests.cancel(task_id, reason, force=force))
+        return await self._request(requests.cancel(task_id, reason, force=force))
 
     async def release(self, task_id: str) -> Release:
         """Remove the sandbox that was preserved after the task failed. Raises NotFoundError when there is none."""
-        return await self._ask(requests.release(task_id))
+        return await self._request(requests.release(task_id))
 
     async def health(self) -> Health:
         """How the server is."""
-        return await self._ask(requests.health())
+        return await self._request(requests.health())
 
     async def prune(
         self,
@@ -146,32 +146,32 @@ class AsyncClient:
         dry_run: bool = False,
     ) -> Pruned:
         """Remove finished tasks, by the server's own bounds where none is given; gives those that are gone."""
-        return await self._ask(
+        return await self._request(
             requests.prune(older_than_seconds=older_than_seconds, keep=keep, max_bytes=max_bytes, dry_run=dry_run)
         )
 
     async def drain(self) -> Draining:
         """Have the server take and begin no tasks until it is undone; those that run go on."""
-        return await self._ask(requests.drain())
+        return await self._request(requests.drain())
 
     async def undo_drain(self) -> Draining:
         """Have the server take and begin tasks again."""
-        return await self._ask(requests.undo_drain())
+        return await self._request(requests.undo_drain())
 
     async def draining(self) -> Draining:
         """Whether the server is being drained, and how far that is."""
-        return await self._ask(requests.draining())
+        return await self._request(requests.draining())
 
     async def logs(
         self, task_id: str, *, stream: str = "all", since: str | None = None, tail: int | None = None
     ) -> AsyncGenerator[bytes, None]:
         """The lines that are there now, `[time] [STDOUT] …`, each with its newline."""
-        lines = LogLines()
-        async with self._streaming(requests.logs(task_id, stream=stream, since=since, tail=tail)) as response:
+        lines = LineBuffer()
+        async with self._stream(requests.logs(task_id, stream=stream, since=since, tail=tail)) as response:
             async for chunk in response.aiter_bytes():
                 for line in lines.feed(chunk):
                     yield line
-        for line in lines.rest():
+        for line in lines.flush():
             yield line
 
     async def events(
@@ -188,11 +188,11 @@ class AsyncClient:
         A broken connection is resumed where it broke, without loss or doubling, within bounds.
         """
         await self.status(task_id)  # the first contact must succeed at once; only later ones are tried again
-        following = Following(task_id, stream, since=since, tail=tail, after=after)
-        while not following.is_over:
+        following = ResumableStream(task_id, stream, since=since, tail=tail, after=after)
+        while not following.is_finished:
             failure = None
             try:
-                async with self._streaming(following.connect()) as response:
+                async with self._stream(following.next_request()) as response:
                     if response.status_code == 204:
                         return
                     async for chunk in response.aiter_bytes():
@@ -200,63 +200,63 @@ class AsyncClient:
                             yield event
             except ClientError as error:
                 failure = error
-            if not following.is_over:
-                await asyncio.sleep(following.pause_seconds(failure))
+            if not following.is_finished:
+                await asyncio.sleep(following.next_delay_seconds(failure))
 
     async def artifacts(self, task_id: str) -> ArtifactList:
         """What was kept from the task."""
-        return await self._ask(requests.artifacts(task_id))
+        return await self._request(requests.artifacts(task_id))
 
     async def download(self, task_id: str, name: str, target: Path) -> int:
         """Store an artifact (by its name, else its path) as the file `target`; give its size in bytes.
 
         The file appears whole and verified or not at all. Raises ChecksumError, and OSError as files do.
         """
-        async with self._streaming(requests.artifact(task_id, name)) as response:
+        async with self._stream(requests.artifact(task_id, name)) as response:
             with Download(target, response.headers.get("X-Checksum-SHA256", "")) as download:
                 async for chunk in response.aiter_bytes():
                     await asyncio.to_thread(download.write, chunk)
-                return download.keep()
+                return download.finish()
 
     async def read(self, task_id: str, name: str, *, bytes_max: int = READ_BYTES_MAX) -> bytes:
         """The verified bytes of a small artifact. Raises ChecksumError, and TooLargeError for a large one."""
-        async with self._streaming(requests.artifact(task_id, name)) as response:
-            reading = Reading(name, response.headers.get("X-Checksum-SHA256", ""), bytes_max)
+        async with self._stream(requests.artifact(task_id, name)) as response:
+            reading = MemoryDownload(name, response.headers.get("X-Checksum-SHA256", ""), bytes_max)
             async for chunk in response.aiter_bytes():
                 reading.write(chunk)
-            return reading.keep()
+            return reading.finish()
 
-    async def _hold(self, conversation: Conversation[AnswerT]) -> AnswerT:
-        talk = Talk(conversation)
+    async def _run_operation(self, conversation: OperationSteps[ResponseT]) -> ResponseT:
+        talk = Operation(conversation)
         while talk.step is not None:
-            if isinstance(talk.step, Pause):
+            if isinstance(talk.step, Sleep):
                 await asyncio.sleep(talk.step.seconds)
-                talk.answer(None)
+                talk.send(None)
                 continue
             try:
-                answer = await self._ask(talk.step)
+                answer = await self._request(talk.step)
             except ClientError as error:
-                talk.refuse(error)
+                talk.throw(error)
             else:
-                talk.answer(answer)
+                talk.send(answer)
         return talk.result
 
-    async def _ask(self, call: Call[AnswerT]) -> AnswerT:
-        async with self._streaming(call) as response:
+    async def _request(self, call: Request[ResponseT]) -> ResponseT:
+        async with self._stream(call) as response:
             body = await response.aread()
-        return self._connection.answer(call, response.status_code, body)
+        return self._connection.parse_response(call, response.status_code, body)
 
     @asynccontextmanager
-    async def _streaming(self, call: Call[Any] | Call[Stream]) -> AsyncIterator[httpx.Response]:
+    async def _stream(self, call: Request[Any] | Request[StreamBody]) -> AsyncIterator[httpx.Response]:
         """A successful answer whose body is read by the caller."""
-        with self._connection.translating():
-            async with self._http.stream(**self._connection.request(call)) as response:
+        with self._connection.translate_errors():
+            async with self._http.stream(**self._connection.request_arguments(call)) as response:
                 if not response.is_success:
-                    raise self._connection.refusal(response, await _beginning(response))
+                    raise self._connection.parse_error(response, await _read_error_body(response))
                 yield response
 
 
-async def _beginning(response: httpx.Response) -> bytes:
+async def _read_error_body(response: httpx.Response) -> bytes:
     body = bytearray()
     async for chunk in response.aiter_bytes():
         body += chunk

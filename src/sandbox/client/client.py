@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from uuid import uuid4
 
 from sandbox.client import operations, requests
-from sandbox.client.connection import ERROR_BYTES_MAX, TIMEOUT_SECONDS, connection_to
-from sandbox.client.download import Download, Reading
+from sandbox.client.connection import ERROR_BYTES_MAX, TIMEOUT_SECONDS, resolve_connection
+from sandbox.client.download import Download, MemoryDownload
 from sandbox.client.errors import ClientError
 from sandbox.client.events import Event
-from sandbox.client.operations import Conversation, Following, Pause, Talk
-from sandbox.client.requests import Call, Manifest, Stream
+from sandbox.client.operations import Operation, OperationSteps, ResumableStream, Sleep
+from sandbox.client.requests import Manifest, Request, StreamBody
 from sandbox.client.responses import (
     ArtifactList,
     Cancellation,
@@ -30,12 +30,12 @@ from sandbox.client.responses import (
     TaskPage,
     TaskSummary,
 )
-from sandbox.client.sse import LogLines
+from sandbox.client.sse import LineBuffer
 
 if TYPE_CHECKING:
     import httpx
 
-AnswerT = TypeVar("AnswerT")
+ResponseT = TypeVar("AnswerT")
 
 READ_BYTES_MAX = 16 * 1024 * 1024
 """What an artifact that is read into memory may have unless the caller says otherwise."""
@@ -56,8 +56,8 @@ class Client:
     ) -> None:
         import httpx
 
-        self._connection = connection_to(server, token, timeout_seconds)
-        self._http = httpx.Client(**self._connection.settings())
+        self._connection = resolve_connection(server, token, timeout_seconds)
+        self._http = httpx.Client(**self._connection.client_arguments())
 
     def __enter__(self) -> Self:
         return self
@@ -80,14 +80,16 @@ class Client:
         loss: the same is asked again, within bounds, and makes no second task. idempotency_key: one of its own for
         each task, for programs that may ask again after they have ended; without, one is made.
         """
-        return self._hold(operations.submit(requests.submit(manifest, content_type, idempotency_key or str(uuid4()))))
+        return self._run_operation(
+            operations.submit(requests.submit(manifest, content_type, idempotency_key or str(uuid4())))
+        )
 
     def check(self, manifest: Manifest, content_type: str | None = None) -> Checked:
         """Whether a manifest would be taken, with the defaults filled in; nothing is submitted.
 
         Raises InvalidManifestError with all its mistakes.
         """
-        return self._ask(requests.check(manifest, content_type))
+        return self._request(requests.check(manifest, content_type))
 
     def tasks(
         self,
@@ -100,7 +102,7 @@ class Client:
         cursor: str | None = None,
     ) -> TaskPage:
         """A page of tasks, in the server's order unless `sort` and `order` say otherwise."""
-        return self._ask(requests.tasks(states, labels, limit=limit, sort=sort, order=order, cursor=cursor))
+        return self._request(requests.tasks(states, labels, limit=limit, sort=sort, order=order, cursor=cursor))
 
     def all_tasks(
         self, *, states: Iterable[str] = (), labels: Mapping[str, str] | None = None
@@ -116,38 +118,38 @@ class Client:
 
     def status(self, task_id: str) -> Task:
         """The task as it is now."""
-        return self._ask(requests.status(task_id))
+        return self._request(requests.status(task_id))
 
     def wait(self, task_id: str, *, timeout_seconds: float | None = None) -> Task:
         """The task once it has ended, or as it is when the time is over (None: no limit).
 
         A server that is restarted meanwhile is waited for, within bounds.
         """
-        return self._hold(operations.wait(task_id, timeout_seconds))
+        return self._run_operation(operations.wait(task_id, timeout_seconds))
 
     def cancel(self, task_id: str, *, reason: str | None = None, force: bool = False) -> Cancellation:
         """Record the wish to cancel; the end comes later. `force` leaves out the agent's grace."""
-        return self._ask(requests.cancel(task_id, reason, force=force))
+        return self._request(requests.cancel(task_id, reason, force=force))
 
     def release(self, task_id: str) -> Release:
         """Remove the sandbox that was preserved after the task failed. Raises NotFoundError when there is none."""
-        return self._ask(requests.release(task_id))
+        return self._request(requests.release(task_id))
 
     def health(self) -> Health:
         """How the server is."""
-        return self._ask(requests.health())
+        return self._request(requests.health())
 
     def drain(self) -> Draining:
         """Have the server take and begin no tasks until it is undone; those that run go on."""
-        return self._ask(requests.drain())
+        return self._request(requests.drain())
 
     def undo_drain(self) -> Draining:
         """Have the server take and begin tasks again."""
-        return self._ask(requests.undo_drain())
+        return self._request(requests.undo_drain())
 
     def draining(self) -> Draining:
         """Whether the server is being drained, and how far that is."""
-        return self._ask(requests.draining())
+        return self._request(requests.draining())
 
     def prune(
         self,
@@ -158,7 +160,7 @@ class Client:
         dry_run: bool = False,
     ) -> Pruned:
         """Remove finished tasks, by the server's own bounds where none is given; gives those that are gone."""
-        return self._ask(
+        return self._request(
             requests.prune(older_than_seconds=older_than_seconds, keep=keep, max_bytes=max_bytes, dry_run=dry_run)
         )
 
@@ -166,11 +168,11 @@ class Client:
         self, task_id: str, *, stream: str = "all", since: str | None = None, tail: int | None = None
     ) -> Iterator[bytes]:
         """The lines that are there now, `[time] [STDOUT] …`, each with its newline."""
-        lines = LogLines()
-        with self._streaming(requests.logs(task_id, stream=stream, since=since, tail=tail)) as response:
+        lines = LineBuffer()
+        with self._stream(requests.logs(task_id, stream=stream, since=since, tail=tail)) as response:
             for chunk in response.iter_bytes():
                 yield from lines.feed(chunk)
-        yield from lines.rest()
+        yield from lines.flush()
 
     def events(
         self,
@@ -186,23 +188,23 @@ class Client:
         A broken connection is resumed where it broke, without loss or doubling, within bounds.
         """
         self.status(task_id)  # the first contact must succeed at once; only later ones are tried again
-        following = Following(task_id, stream, since=since, tail=tail, after=after)
-        while not following.is_over:
+        following = ResumableStream(task_id, stream, since=since, tail=tail, after=after)
+        while not following.is_finished:
             failure = None
             try:
-                with self._streaming(following.connect()) as response:
+                with self._stream(following.next_request()) as response:
                     if response.status_code == 204:
                         return
                     for chunk in response.iter_bytes():
                         yield from following.feed(chunk)
             except ClientError as error:
                 failure = error
-            if not following.is_over:
-                time.sleep(following.pause_seconds(failure))
+            if not following.is_finished:
+                time.sleep(following.next_delay_seconds(failure))
 
     def artifacts(self, task_id: str) -> ArtifactList:
         """What was kept from the task."""
-        return self._ask(requests.artifacts(task_id))
+        return self._request(requests.artifacts(task_id))
 
     def download(self, task_id: str, name: str, target: Path) -> int:
         """Store an artifact (by its name, else its path) as the file `target`; give its size in bytes.
@@ -210,54 +212,54 @@ class Client:
         The file appears whole and verified or not at all. Raises ChecksumError, and OSError as files do.
         """
         with (
-            self._streaming(requests.artifact(task_id, name)) as response,
+            self._stream(requests.artifact(task_id, name)) as response,
             Download(target, response.headers.get("X-Checksum-SHA256", "")) as download,
         ):
             for chunk in response.iter_bytes():
                 download.write(chunk)
-            return download.keep()
+            return download.finish()
 
     def read(self, task_id: str, name: str, *, bytes_max: int = READ_BYTES_MAX) -> bytes:
         """The verified bytes of a small artifact. Raises ChecksumError, and TooLargeError for a large one."""
-        with self._streaming(requests.artifact(task_id, name)) as response:
-            reading = Reading(name, response.headers.get("X-Checksum-SHA256", ""), bytes_max)
+        with self._stream(requests.artifact(task_id, name)) as response:
+            reading = MemoryDownload(name, response.headers.get("X-Checksum-SHA256", ""), bytes_max)
             for chunk in response.iter_bytes():
                 reading.write(chunk)
-            return reading.keep()
+            return reading.finish()
 
-    def _hold(self, conversation: Conversation[AnswerT]) -> AnswerT:
-        talk = Talk(conversation)
+    def _run_operation(self, conversation: OperationSteps[ResponseT]) -> ResponseT:
+        talk = Operation(conversation)
         while talk.step is not None:
-            if isinstance(talk.step, Pause):
+            if isinstance(talk.step, Sleep):
                 time.sleep(talk.step.seconds)
-                talk.answer(None)
+                talk.send(None)
                 continue
             try:
-                answer = self._ask(talk.step)
+                answer = self._request(talk.step)
             except ClientError as error:
-                talk.refuse(error)
+                talk.throw(error)
             else:
-                talk.answer(answer)
+                talk.send(answer)
         return talk.result
 
-    def _ask(self, call: Call[AnswerT]) -> AnswerT:
-        with self._streaming(call) as response:
+    def _request(self, call: Request[ResponseT]) -> ResponseT:
+        with self._stream(call) as response:
             body = response.read()
-        return self._connection.answer(call, response.status_code, body)
+        return self._connection.parse_response(call, response.status_code, body)
 
     @contextmanager
-    def _streaming(self, call: Call[Any] | Call[Stream]) -> Iterator[httpx.Response]:
+    def _stream(self, call: Request[Any] | Request[StreamBody]) -> Iterator[httpx.Response]:
         """A successful answer whose body is read by the caller."""
         with (
-            self._connection.translating(),
-            self._http.stream(**self._connection.request(call)) as response,
+            self._connection.translate_errors(),
+            self._http.stream(**self._connection.request_arguments(call)) as response,
         ):
             if not response.is_success:
-                raise self._connection.refusal(response, _beginning(response))
+                raise self._connection.parse_error(response, _read_error_body(response))
             yield response
 
 
-def _beginning(response: httpx.Response) -> bytes:
+def _read_error_body(response: httpx.Response) -> bytes:
     body = bytearray()
     for chunk in response.iter_bytes():
         body += chunk

@@ -13,26 +13,26 @@ from sandbox.client.errors import (
     ClientError,
     InvalidParameterError,
     UnreachableError,
-    checked_against,
-    error_of,
-    unexpected_answer,
+    error_from_response,
+    refine_not_found,
+    unexpected_response_error,
 )
-from sandbox.client.requests import Call
-from sandbox.client.response_dict import fits, read_object
-from sandbox.client.url import addressing, checked_address
+from sandbox.client.requests import Request
+from sandbox.client.response_dict import matches_schema, parse_object
+from sandbox.client.url import translate_url_errors, validate_base_url
 from sandbox.model.limits import DEFAULT_SERVER
 
-CONNECT_SECONDS = 5.0
+CONNECT_TIMEOUT_SECONDS = 5.0
 ERROR_BYTES_MAX = 1024 * 1024
 TIMEOUT_SECONDS = 30.0
 
-_TOKEN = re.compile("[!-~]+")
+_TOKEN_PATTERN = re.compile("[!-~]+")
 _HEADER_VALUE = re.compile("[!-~]([ -~]*[!-~])?")
 
 if TYPE_CHECKING:
     import httpx
 
-AnswerT = TypeVar("AnswerT")
+ResponseT = TypeVar("AnswerT")
 
 
 @dataclass(frozen=True)
@@ -43,19 +43,19 @@ class Connection:
     token: str | None
     timeout_seconds: float
 
-    def settings(self) -> dict[str, Any]:
+    def client_arguments(self) -> dict[str, Any]:
         """The arguments of an httpx client."""
         import httpx
 
         return {
             "base_url": self.server,
-            "headers": authorization(self.token),
-            "timeout": httpx.Timeout(self.timeout_seconds, connect=CONNECT_SECONDS),
+            "headers": authorization_header(self.token),
+            "timeout": httpx.Timeout(self.timeout_seconds, connect=CONNECT_TIMEOUT_SECONDS),
             "trust_env": False,  # a proxy variable must not catch a server on this machine
-            "verify": _certificates(self.server),
+            "verify": _ssl_context(self.server),
         }
 
-    def request(self, call: Call[Any]) -> dict[str, Any]:
+    def request_arguments(self, call: Request[Any]) -> dict[str, Any]:
         """The arguments of httpx for one call. Raises InvalidParameterError for a header that cannot be sent."""
         import httpx
 
@@ -70,28 +70,30 @@ class Connection:
             "content": call.content,
         }
         if call.read_seconds is not None:
-            arguments["timeout"] = httpx.Timeout(self.timeout_seconds, connect=CONNECT_SECONDS, read=call.read_seconds)
+            arguments["timeout"] = httpx.Timeout(
+                self.timeout_seconds, connect=CONNECT_TIMEOUT_SECONDS, read=call.read_seconds
+            )
         return arguments
 
-    def answer(self, call: Call[AnswerT], status: int, body: bytes) -> AnswerT:
+    def parse_response(self, call: Request[ResponseT], status: int, body: bytes) -> ResponseT:
         """The JSON object of an answer. Raises UnexpectedAnswerError for what is no answer to this call."""
-        told = read_object(body)
-        if told is None or not told.keys() >= set(call.keys) or not fits(told, call.answers):
-            raise unexpected_answer(self.server, status)
+        told = parse_object(body)
+        if told is None or not told.keys() >= set(call.required_keys) or not matches_schema(told, call.response_type):
+            raise unexpected_response_error(self.server, status)
         return cast("AnswerT", told)
 
-    def refusal(self, response: httpx.Response, body: bytes) -> ClientError:
+    def parse_error(self, response: httpx.Response, body: bytes) -> ClientError:
         """The error that an answer stands for; `body`: its beginning."""
-        error = error_of(self.server, response.status_code, body, response.headers.get("Retry-After"))
-        return checked_against(error, self.server, response.url.path)
+        error = error_from_response(self.server, response.status_code, body, response.headers.get("Retry-After"))
+        return refine_not_found(error, self.server, response.url.path)
 
     @contextmanager
-    def translating(self) -> Iterator[None]:
+    def translate_errors(self) -> Iterator[None]:
         """What httpx raises inside comes out as UnreachableError; as InvalidParameterError what it will not send."""
         import httpx
 
         try:
-            with addressing():
+            with translate_url_errors():
                 yield
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             message = f"Cannot reach {self.server}. Is the server running? Start it with: sandbox serve"
@@ -106,25 +108,25 @@ class Connection:
             raise UnreachableError(message, may_have_arrived=True) from error
 
 
-def connection_to(server: str | None, token: str | None, timeout_seconds: float) -> Connection:
+def resolve_connection(server: str | None, token: str | None, timeout_seconds: float) -> Connection:
     """None: what the environment says, SANDBOX_SERVER and SANDBOX_TOKEN. Raises InvalidParameterError."""
     address = server if server is not None else os.environ.get("SANDBOX_SERVER") or DEFAULT_SERVER
     shown = token if token is not None else os.environ.get("SANDBOX_TOKEN")
-    authorization(shown)
-    return Connection(checked_address(address), shown or None, timeout_seconds)
+    authorization_header(shown)
+    return Connection(validate_base_url(address), shown or None, timeout_seconds)
 
 
-def authorization(token: str | None) -> dict[str, str]:
+def authorization_header(token: str | None) -> dict[str, str]:
     """The header that shows a token, none without one. Raises InvalidParameterError, which does not tell the token."""
     if not token:
         return {}
-    if not _TOKEN.fullmatch(token):
+    if not _TOKEN_PATTERN.fullmatch(token):
         message = "The token (--token, SANDBOX_TOKEN) must be visible ASCII without spaces and line ends."
         raise InvalidParameterError(message)
     return {"Authorization": f"Bearer {token}"}
 
 
-def _certificates(server: str) -> Any:
+def _ssl_context(server: str) -> Any:
     if server.startswith("http:"):
         return False  # nothing is encrypted and no redirect is followed; reading the certificates would cost 20 ms
     import ssl

@@ -22,16 +22,16 @@ class Download:
 
     def __init__(self, target: Path, checksum: str) -> None:
         self._target = target
-        self._checksum = Checksum(checksum)
-        self._part: Path | None = None
+        self._checksum = ChecksumVerifier(checksum)
+        self._temporary_path: Path | None = None
         self._size_bytes = 0
 
     def __enter__(self) -> Self:
         is_no_file = self._target.exists() and not self._target.is_file()
         # The target's name is no part of it: together they could be longer than a name may be.
-        self._part = None if is_no_file else self._target.with_name(f".{secrets.token_hex(8)}.part")
+        self._temporary_path = None if is_no_file else self._target.with_name(f".{secrets.token_hex(8)}.part")
         try:
-            self._file = self._part.open("xb") if self._part else TemporaryFile()
+            self._file = self._temporary_path.open("xb") if self._temporary_path else TemporaryFile()
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(self._target)) from error
         return self
@@ -40,65 +40,65 @@ class Download:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._file.close()
-        if self._part is not None:
-            self._part.unlink(missing_ok=True)
+        if self._temporary_path is not None:
+            self._temporary_path.unlink(missing_ok=True)
 
     def write(self, chunk: bytes) -> None:
         """The next bytes."""
-        self._checksum.add(chunk)
+        self._checksum.update(chunk)
         self._size_bytes += self._file.write(chunk)
 
-    def keep(self) -> int:
+    def finish(self) -> int:
         """Put the whole file at its place, where it replaces another file at once; give its size in bytes.
 
         Raises ChecksumError.
         """
         self._checksum.verify(self._target.name)
-        if self._part is None:
+        if self._temporary_path is None:
             self._file.seek(0)
             with self._target.open("wb") as place:
                 shutil.copyfileobj(self._file, place)
         else:
             self._file.close()
-            self._part.replace(self._target)
+            self._temporary_path.replace(self._target)
         return self._size_bytes
 
 
-class Reading:
+class MemoryDownload:
     """Bytes on their way into memory, at most `bytes_max` of them."""
 
     def __init__(self, name: str, checksum: str, bytes_max: int) -> None:
         self._name = name
-        self._checksum = Checksum(checksum)
+        self._checksum = ChecksumVerifier(checksum)
         self._bytes_max = bytes_max
         self._data = bytearray()
 
     def write(self, chunk: bytes) -> None:
         """The next bytes. Raises TooLargeError."""
-        self._checksum.add(chunk)
+        self._checksum.update(chunk)
         self._data += chunk
         if len(self._data) > self._bytes_max:
             message = f"{self._name} has more than {self._bytes_max} bytes. Download it into a file."
             raise TooLargeError(message)
 
-    def keep(self) -> bytes:
+    def finish(self) -> bytes:
         """All of them. Raises ChecksumError."""
         self._checksum.verify(self._name)
         return bytes(self._data)
 
 
-class Checksum:
+class ChecksumVerifier:
     """What bytes have to be."""
 
-    def __init__(self, wanted: str) -> None:
-        self._wanted = wanted.removeprefix("sha256:").lower()
+    def __init__(self, expected: str) -> None:
+        self._expected = expected.removeprefix("sha256:").lower()
         self._digest = hashlib.sha256()
 
-    def add(self, chunk: bytes) -> None:
+    def update(self, chunk: bytes) -> None:
         """The next bytes."""
         self._digest.update(chunk)
 
     def verify(self, name: str) -> None:
         """Raises ChecksumError when they are others."""
-        if self._digest.hexdigest() != self._wanted:
+        if self._digest.hexdigest() != self._expected:
             raise ChecksumError(f"{name} arrived damaged: its checksum is wrong. Nothing was kept; try again.")

@@ -26,23 +26,23 @@ class ClientError(SandboxError):
         *,
         code: str | None = None,
         status: int | None = None,
-        told: Mapping[str, Any] | None = None,
+        body: Mapping[str, Any] | None = None,
         retry_after_seconds: float | None = None,
     ) -> None:
         super().__init__(message)
         self.code = code or type(self).code
         self.status = status
-        self.told = dict(told or {})
-        self.details: Any = self.told.get("details")
+        self.body = dict(body or {})
+        self.details: Any = self.body.get("details")
         self.request_id = self._text("request_id")
         self.retry_after_seconds = retry_after_seconds
 
     def _text(self, field: str) -> str | None:
-        value = self.told.get(field)
+        value = self.body.get(field)
         return value if isinstance(value, str) else None
 
     def _number(self, field: str) -> int | None:
-        value = self.told.get(field)
+        value = self.body.get(field)
         return value if isinstance(value, int) else None
 
 
@@ -158,7 +158,7 @@ class DuplicateTaskIdError(ConflictError):
     @property
     def existing_task(self) -> ExistingTask | None:
         """Who has it."""
-        task = self.told.get("existing_task")
+        task = self.body.get("existing_task")
         return cast("ExistingTask", task) if isinstance(task, dict) else None
 
 
@@ -262,7 +262,7 @@ class TooLargeError(ClientError):
     code = "artifact_too_large"
 
 
-OF_THE_API: tuple[type[ClientError], ...] = (
+API_ERRORS: tuple[type[ClientError], ...] = (
     InvalidManifestError,
     InvalidParameterError,
     BadRequestError,
@@ -287,12 +287,12 @@ OF_THE_API: tuple[type[ClientError], ...] = (
 )
 """The exceptions that stand for an answer, in the order of docs/errors.md."""
 
-OF_THE_CLIENT: tuple[type[ClientError], ...] = (UnreachableError, UnexpectedAnswerError, ChecksumError, TooLargeError)
+LOCAL_ERRORS: tuple[type[ClientError], ...] = (UnreachableError, UnexpectedAnswerError, ChecksumError, TooLargeError)
 """Those that stand for what the client itself finds."""
 
-_BY_CODE = {error.code: error for error in OF_THE_API}
+_BY_CODE = {error.code: error for error in API_ERRORS}
 
-_FAMILIES: dict[int, type[ClientError]] = {
+_FAMILY_BY_STATUS: dict[int, type[ClientError]] = {
     401: AccessError,
     403: AccessError,
     404: NotFoundError,
@@ -304,19 +304,19 @@ _FAMILIES: dict[int, type[ClientError]] = {
 """For a code that this client does not know, because the server is newer."""
 
 
-def error_of(server: str, status: int, body: bytes, retry_after: str | None = None) -> ClientError:
+def error_from_response(server: str, status: int, body: bytes, retry_after: str | None = None) -> ClientError:
     """The exception for an answer of `server` that is not the one hoped for; `retry_after`: its header."""
     try:
         told = json.loads(body)
         code, message = str(told["error"]), str(told["message"])
     except (ValueError, TypeError, KeyError, RecursionError):
-        return unexpected_answer(server, status)
-    family = _FAMILIES.get(status, InvalidRequestError if 400 <= status < 500 else ServerError)
+        return unexpected_response_error(server, status)
+    family = _FAMILY_BY_STATUS.get(status, InvalidRequestError if 400 <= status < 500 else ServerError)
     seconds = float(retry_after) if retry_after and retry_after.isascii() and retry_after.isdecimal() else None
     return _BY_CODE.get(code, family)(message, code=code, status=status, told=told, retry_after_seconds=seconds)
 
 
-def checked_against(error: ClientError, server: str, path: str) -> ClientError:
+def refine_not_found(error: ClientError, server: str, path: str) -> ClientError:
     """The error as it is, or another where the server does not know the path, which each of this version does.
 
     What is kept of a sandbox is the one thing that is told to be missing by the same code.
@@ -325,10 +325,10 @@ def checked_against(error: ClientError, server: str, path: str) -> ClientError:
         return error
     message = f"{server} has no such address: it is no Sandbox server, or not one of this version."
     advice = f"Check the address of the server; it is {DEFAULT_SERVER} by default, without a path."
-    return UnexpectedAnswerError(f"{message} {advice}", status=error.status, told=error.told)
+    return UnexpectedAnswerError(f"{message} {advice}", status=error.status, body=error.body)
 
 
-def unexpected_answer(server: str, status: int) -> UnexpectedAnswerError:
+def unexpected_response_error(server: str, status: int) -> UnexpectedAnswerError:
     """The error for an answer that no Sandbox server gives."""
     message = f"{server} gave an answer (HTTP {status}) that is not Sandbox's. Check the address of the server."
     return UnexpectedAnswerError(message, status=status)

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypedDict
 from sandbox.client.responses import Failure, Progress, State
 
 
-class Numbered(TypedDict):
+class BaseEvent(TypedDict):
     """What every event has. seq: its place in the task's story, growing."""
 
     task_id: str
@@ -18,7 +18,7 @@ class Numbered(TypedDict):
     timestamp: str
 
 
-class StateChange(Numbered):
+class StateChange(BaseEvent):
     """The task is in another state; no previous one where a client is told the present state first."""
 
     type: Literal["state_change"]
@@ -27,7 +27,7 @@ class StateChange(Numbered):
     state_message: str
 
 
-class AttemptBegun(Numbered):
+class AttemptBegun(BaseEvent):
     """A second or later attempt begins; `resumes`: the agent goes on in its session."""
 
     type: Literal["attempt"]
@@ -36,7 +36,7 @@ class AttemptBegun(Numbered):
     resumes: bool
 
 
-class Output(Numbered):
+class Output(BaseEvent):
     """A line of the agent process; `continued`: it goes on in the next one."""
 
     type: Literal["output"]
@@ -46,7 +46,7 @@ class Output(Numbered):
     continued: bool
 
 
-class ProgressMade(Numbered):
+class ProgressMade(BaseEvent):
     """The counters of the task have moved."""
 
     type: Literal["progress"]
@@ -64,14 +64,14 @@ class Metrics(TypedDict):
     load_avg: float | None
 
 
-class Measured(Numbered):
+class Measured(BaseEvent):
     """What the sandbox uses."""
 
     type: Literal["metrics"]
     metrics: Metrics
 
 
-class ToolCall(Numbered):
+class ToolCall(BaseEvent):
     """The agent has used a tool."""
 
     type: Literal["tool_call"]
@@ -81,7 +81,7 @@ class ToolCall(Numbered):
     is_error: bool
 
 
-class Usage(Numbered):
+class Usage(BaseEvent):
     """What a model request cost; None for a model without a price."""
 
     type: Literal["usage"]
@@ -93,7 +93,7 @@ class Usage(Numbered):
     cost_usd: float | None
 
 
-class EgressDenied(Numbered):
+class EgressDenied(BaseEvent):
     """Something inside wanted to reach what it may not."""
 
     type: Literal["egress_denied"]
@@ -102,7 +102,7 @@ class EgressDenied(Numbered):
     reason: str
 
 
-class Trouble(Numbered):
+class Trouble(BaseEvent):
     """Something went wrong; `error` is a code of docs/errors.md."""
 
     type: Literal["error"]
@@ -111,7 +111,7 @@ class Trouble(Numbered):
     details: Any
 
 
-class Gap(Numbered):
+class Gap(BaseEvent):
     """Events were left out; both numbers are 0 for what never had one."""
 
     type: Literal["gap"]
@@ -120,7 +120,7 @@ class Gap(Numbered):
     reason: str
 
 
-class End(Numbered):
+class End(BaseEvent):
     """The task is in its final state, and nothing comes after this."""
 
     type: Literal["end"]

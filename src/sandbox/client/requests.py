@@ -21,25 +21,25 @@ from sandbox.client.responses import (
 )
 from sandbox.client.url import task_path
 
-AnswerT = TypeVar("AnswerT")
+ResponseT = TypeVar("AnswerT")
 
 Manifest = Mapping[str, Any] | str | bytes | Path
 """A manifest as data; as YAML or JSON text; or the file that it is in."""
 
-PRUNE_SECONDS = 600.0
+PRUNE_TIMEOUT_SECONDS = 600.0
 """For the removal of finished tasks."""
 
-RELEASE_SECONDS = 90.0
+RELEASE_TIMEOUT_SECONDS = 90.0
 """For the removal of a preserved sandbox, which waits for shells in it to end."""
 
-ANSWER_SECONDS = 15.0
+WAIT_RESPONSE_TIMEOUT_SECONDS = 15.0
 """For the answer to a long wait, once its time is over."""
 
-_OF_A_TASK = ("id", "state")
+_TASK_KEYS = ("id", "state")
 
 
 @dataclass(frozen=True)
-class Call(Generic[AnswerT]):
+class Request(Generic[ResponseT]):
     """One request.
 
     answers: the type of the answer; keys: those without which it is none.
@@ -48,119 +48,130 @@ class Call(Generic[AnswerT]):
 
     method: str
     path: str
-    answers: type[AnswerT]
-    keys: tuple[str, ...]
+    response_type: type[ResponseT]
+    required_keys: tuple[str, ...]
     params: Mapping[str, Any] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
     content: bytes | None = None
     read_seconds: float | None = None
 
 
-class Stream:
+class StreamBody:
     """The type of an answer whose body is read piece by piece."""
 
 
-def submit(manifest: Manifest, content_type: str | None, idempotency_key: str) -> Call[Submitted]:
+def submit(manifest: Manifest, content_type: str | None, idempotency_key: str) -> Request[Submitted]:
     """Raises OSError where the manifest is a file that cannot be read."""
-    body, own_type = _body(manifest)
+    body, own_type = _encode_manifest(manifest)
     headers = {"Content-Type": content_type or own_type, "Idempotency-Key": idempotency_key}
-    return Call("POST", "/tasks", Submitted, ("task_id",), headers=headers, content=body)
+    return Request("POST", "/tasks", Submitted, ("task_id",), headers=headers, content=body)
 
 
-def check(manifest: Manifest, content_type: str | None) -> Call[Checked]:
+def check(manifest: Manifest, content_type: str | None) -> Request[Checked]:
     """Raises OSError where the manifest is a file that cannot be read."""
-    body, own_type = _body(manifest)
+    body, own_type = _encode_manifest(manifest)
     headers = {"Content-Type": content_type or own_type}
-    return Call("POST", "/tasks", Checked, ("definition",), {"dry_run": "true"}, headers, body)
+    return Request("POST", "/tasks", Checked, ("definition",), {"dry_run": "true"}, headers, body)
 
 
-def tasks(states: Iterable[str], labels: Mapping[str, str] | None, **plain: str | int | None) -> Call[TaskPage]:
+def tasks(states: Iterable[str], labels: Mapping[str, str] | None, **filters: str | int | None) -> Request[TaskPage]:
     """A page of the list."""
-    parameters = {"state": ",".join(states) or None, **plain}
-    wanted = {**given(parameters), **{f"label.{key}": value for key, value in (labels or {}).items()}}
-    return Call("GET", "/tasks", TaskPage, ("tasks",), wanted)
+    parameters = {"state": ",".join(states) or None, **filters}
+    wanted = {**drop_none(parameters), **{f"label.{key}": value for key, value in (labels or {}).items()}}
+    return Request("GET", "/tasks", TaskPage, ("tasks",), wanted)
 
 
-def status(task_id: str) -> Call[Task]:
+def status(task_id: str) -> Request[Task]:
     """The task as it is now."""
-    return Call("GET", task_path(task_id), Task, _OF_A_TASK)
+    return Request("GET", task_path(task_id), Task, _TASK_KEYS)
 
 
-def wait(task_id: str, seconds: float) -> Call[Task]:
+def wait(task_id: str, seconds: float) -> Request[Task]:
     """The task once it has ended, or after so many seconds."""
     parameters = {"timeout": f"{seconds:.3f}"}
-    return Call("GET", task_path(task_id, "wait"), Task, _OF_A_TASK, parameters, read_seconds=seconds + ANSWER_SECONDS)
+    return Request(
+        "GET",
+        task_path(task_id, "wait"),
+        Task,
+        _TASK_KEYS,
+        parameters,
+        read_seconds=seconds + WAIT_RESPONSE_TIMEOUT_SECONDS,
+    )
 
 
-def cancel(task_id: str, reason: str | None, *, force: bool) -> Call[Cancellation]:
+def cancel(task_id: str, reason: str | None, *, force: bool) -> Request[Cancellation]:
     """The wish to cancel."""
-    parameters = given({"reason": reason, "force": "true" if force else None})
-    return Call("DELETE", task_path(task_id), Cancellation, ("task_id",), parameters)
+    parameters = drop_none({"reason": reason, "force": "true" if force else None})
+    return Request("DELETE", task_path(task_id), Cancellation, ("task_id",), parameters)
 
 
-def release(task_id: str) -> Call[Release]:
+def release(task_id: str) -> Request[Release]:
     """The end of a preserved sandbox."""
-    return Call("DELETE", task_path(task_id, "vm"), Release, ("task_id",), read_seconds=RELEASE_SECONDS)
+    return Request("DELETE", task_path(task_id, "vm"), Release, ("task_id",), read_seconds=RELEASE_TIMEOUT_SECONDS)
 
 
-def artifacts(task_id: str) -> Call[ArtifactList]:
+def artifacts(task_id: str) -> Request[ArtifactList]:
     """What was kept."""
-    return Call("GET", task_path(task_id, "artifacts"), ArtifactList, ("artifacts",))
+    return Request("GET", task_path(task_id, "artifacts"), ArtifactList, ("artifacts",))
 
 
-def artifact(task_id: str, name: str) -> Call[Stream]:
+def artifact(task_id: str, name: str) -> Request[StreamBody]:
     """The bytes of an artifact."""
     # Not compressed on the way: the checksum is that of the stored bytes.
-    return Call("GET", task_path(task_id, "artifacts", name), Stream, (), headers={"Accept-Encoding": "identity"})
+    return Request(
+        "GET", task_path(task_id, "artifacts", name), StreamBody, (), headers={"Accept-Encoding": "identity"}
+    )
 
 
-def logs(task_id: str, **wanted: str | int | None) -> Call[Stream]:
+def logs(task_id: str, **filters: str | int | None) -> Request[StreamBody]:
     """Lines that are there now."""
-    return Call("GET", task_path(task_id, "logs"), Stream, (), given(wanted))
+    return Request("GET", task_path(task_id, "logs"), StreamBody, (), drop_none(filters))
 
 
-def follow(task_id: str, read_seconds: float, **wanted: str | int | None) -> Call[Stream]:
+def follow(task_id: str, read_seconds: float, **filters: str | int | None) -> Request[StreamBody]:
     """Events as they happen."""
     headers = {"Accept": "text/event-stream"}
-    if wanted.get("after") is not None:
-        headers["Last-Event-ID"] = str(wanted["after"])
-    parameters = {**given(wanted), "follow": "true"}
-    return Call("GET", task_path(task_id, "logs"), Stream, (), parameters, headers, read_seconds=read_seconds)
+    if filters.get("after") is not None:
+        headers["Last-Event-ID"] = str(filters["after"])
+    parameters = {**drop_none(filters), "follow": "true"}
+    return Request("GET", task_path(task_id, "logs"), StreamBody, (), parameters, headers, read_seconds=read_seconds)
 
 
-def health() -> Call[Health]:
+def health() -> Request[Health]:
     """How the server is."""
-    return Call("GET", "/health", Health, ("status",))
+    return Request("GET", "/health", Health, ("status",))
 
 
-def prune(*, older_than_seconds: float | None, keep: int | None, max_bytes: int | None, dry_run: bool) -> Call[Pruned]:
+def prune(
+    *, older_than_seconds: float | None, keep: int | None, max_bytes: int | None, dry_run: bool
+) -> Request[Pruned]:
     """The end of finished tasks."""
-    bounds = given({"older_than_seconds": older_than_seconds, "keep": keep, "max_bytes": max_bytes})
+    bounds = drop_none({"older_than_seconds": older_than_seconds, "keep": keep, "max_bytes": max_bytes})
     parameters = bounds | ({"dry_run": "true"} if dry_run else {})
-    return Call("POST", "/admin/prune", Pruned, ("tasks",), params=parameters, read_seconds=PRUNE_SECONDS)
+    return Request("POST", "/admin/prune", Pruned, ("tasks",), params=parameters, read_seconds=PRUNE_TIMEOUT_SECONDS)
 
 
-def drain() -> Call[Draining]:
+def drain() -> Request[Draining]:
     """Take and begin no tasks."""
-    return Call("POST", "/admin/drain", Draining, ("draining",))
+    return Request("POST", "/admin/drain", Draining, ("draining",))
 
 
-def undo_drain() -> Call[Draining]:
+def undo_drain() -> Request[Draining]:
     """Take and begin tasks again."""
-    return Call("DELETE", "/admin/drain", Draining, ("draining",))
+    return Request("DELETE", "/admin/drain", Draining, ("draining",))
 
 
-def draining() -> Call[Draining]:
+def draining() -> Request[Draining]:
     """How far a drain is."""
-    return Call("GET", "/admin/drain", Draining, ("draining",))
+    return Request("GET", "/admin/drain", Draining, ("draining",))
 
 
-def given(parameters: Mapping[str, Any]) -> dict[str, Any]:
+def drop_none(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Without those that were left out."""
     return {key: value for key, value in parameters.items() if value is not None}
 
 
-def _body(manifest: Manifest) -> tuple[bytes, str]:
+def _encode_manifest(manifest: Manifest) -> tuple[bytes, str]:
     match manifest:
         case Path():
             return manifest.read_bytes(), "application/json" if manifest.suffix == ".json" else "application/yaml"

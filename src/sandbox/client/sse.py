@@ -7,14 +7,14 @@ from functools import cache
 from typing import Any, cast, get_args, get_type_hints
 
 from sandbox.client.errors import UnexpectedAnswerError
-from sandbox.client.events import Event, Numbered
-from sandbox.client.response_dict import fits, read_object
+from sandbox.client.events import BaseEvent, Event
+from sandbox.client.response_dict import matches_schema, parse_object
 
 EVENT_BYTES_MAX = 16 * 1024 * 1024
 """An event in its JSON form; a line of output of 1 MiB, all of it escaped, stays far below."""
 
 
-class EventStream:
+class SseParser:
     """Reads one connection; comments, and an event that is cut off at its end, are left out."""
 
     def __init__(self) -> None:
@@ -31,7 +31,7 @@ class EventStream:
                 self._data.append(line[5:].removeprefix(b" "))
             elif not line and self._data:
                 data, self._data = b"\n".join(self._data), []
-                yield read_event(data)
+                yield parse_event(data)
 
     def _lines(self, chunk: bytes) -> Iterator[bytes]:
         # By bytes and not as text: U+2028 and its like are ends of lines to Python, but not here.
@@ -45,22 +45,22 @@ class EventStream:
             raise UnexpectedAnswerError("The server sent an event that is too large.")
 
 
-def read_event(data: bytes) -> Event:
+def parse_event(data: bytes) -> Event:
     """One event from its JSON. Raises UnexpectedAnswerError for what is none of Sandbox's."""
-    told = read_object(data)
+    told = parse_object(data)
     kind = told.get("type") if told is not None and "seq" in told else None
-    if not isinstance(kind, str) or not fits(told, _kinds().get(kind, Numbered)):
+    if not isinstance(kind, str) or not matches_schema(told, _event_types().get(kind, BaseEvent)):
         raise UnexpectedAnswerError("The server sent an event that is not Sandbox's.")
     return cast("Event", told)
 
 
 @cache
-def _kinds() -> dict[str, Any]:
+def _event_types() -> dict[str, Any]:
     """The events that are known, by their type."""
     return {get_args(get_type_hints(kind)["type"])[0]: kind for kind in get_args(Event)}
 
 
-class LogLines:
+class LineBuffer:
     """Puts together what the network has cut; every line has its newline."""
 
     def __init__(self) -> None:
@@ -75,7 +75,7 @@ class LogLines:
         self._pending = [rest]
         return [line + b"\n" for line in lines]
 
-    def rest(self) -> list[bytes]:
+    def flush(self) -> list[bytes]:
         """The last line, where it had no newline."""
         last = b"".join(self._pending)
         return [last + b"\n"] if last else []

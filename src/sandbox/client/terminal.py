@@ -8,18 +8,18 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sandbox.client.connection import authorization
-from sandbox.client.errors import UnexpectedAnswerError, UnreachableError, checked_against, error_of
-from sandbox.client.response_dict import read_object
-from sandbox.client.url import addressing, checked_address, task_path
+from sandbox.client.connection import authorization_header
+from sandbox.client.errors import UnexpectedAnswerError, UnreachableError, error_from_response, refine_not_found
+from sandbox.client.response_dict import parse_object
+from sandbox.client.url import task_path, translate_url_errors, validate_base_url
 
 if TYPE_CHECKING:
     from websockets.asyncio.client import ClientConnection
 
-OPEN_SECONDS = 90.0
+OPEN_TIMEOUT_SECONDS = 90.0
 """Of a preserved task a sandbox is made first, for which the server takes a minute at most."""
 
-CLOSE_SECONDS = 2.0
+CLOSE_TIMEOUT_SECONDS = 2.0
 
 _MESSAGE_BYTES_MAX = 1024 * 1024
 
@@ -39,7 +39,7 @@ class Terminal:
         self._server = server
         self._socket = socket
 
-    async def frames(self) -> AsyncIterator[bytes | bool | Exit]:
+    async def messages(self) -> AsyncIterator[bytes | bool | Exit]:
         """What it shows; whether this client types, each time that changes; last of all its end."""
         import websockets
 
@@ -48,7 +48,7 @@ class Terminal:
                 if isinstance(message, bytes):
                     yield message
                     continue
-                told = read_object(message)
+                told = parse_object(message)
                 if told is None:
                     raise UnexpectedAnswerError(f"{self._server} sent a message that is not Sandbox's.")
                 if told.get("type") == "exit":
@@ -78,29 +78,29 @@ class Terminal:
 
 
 @asynccontextmanager
-async def open_terminal(server: str, token: str | None, task_id: str, **wanted: Any) -> AsyncIterator[Terminal]:
+async def open_terminal(server: str, token: str | None, task_id: str, **parameters: Any) -> AsyncIterator[Terminal]:
     """`wanted`: the parameters of the address, as docs/websocket.md tells them. Raises ClientError in its families."""
     import httpx
     import websockets
     from websockets.asyncio.client import connect
 
-    server = checked_address(server)
-    with addressing():
-        url = httpx.URL(f"ws{server.removeprefix('http')}/api/v1{task_path(task_id, 'terminal')}", params=wanted)
-    headers = authorization(token)
+    server = validate_base_url(server)
+    with translate_url_errors():
+        url = httpx.URL(f"ws{server.removeprefix('http')}/api/v1{task_path(task_id, 'terminal')}", params=parameters)
+    headers = authorization_header(token)
     try:
         connection = await connect(
             str(url),
             additional_headers=headers,
-            open_timeout=OPEN_SECONDS,
-            close_timeout=CLOSE_SECONDS,
+            open_timeout=OPEN_TIMEOUT_SECONDS,
+            close_timeout=CLOSE_TIMEOUT_SECONDS,
             max_size=_MESSAGE_BYTES_MAX,
             compression=None,
             proxy=None,
         )
     except websockets.InvalidStatus as error:
-        refusal = error_of(server, error.response.status_code, bytes(error.response.body or b""))
-        raise checked_against(refusal, server, url.path) from error
+        refusal = error_from_response(server, error.response.status_code, bytes(error.response.body or b""))
+        raise refine_not_found(refusal, server, url.path) from error
     except (OSError, TimeoutError, websockets.InvalidHandshake) as error:
         message = f"Cannot reach {server}. Is the server running? Start it with: sandbox serve"
         raise UnreachableError(message) from error

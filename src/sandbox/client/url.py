@@ -10,7 +10,7 @@ from sandbox.client.errors import InvalidParameterError, TaskNotFoundError
 from sandbox.model.limits import DEFAULT_SERVER
 
 
-def checked_address(address: str) -> str:
+def validate_base_url(address: str) -> str:
     """The server's address in its plain form, ASCII and without a slash at its end. Raises InvalidParameterError."""
     import httpx
 
@@ -34,17 +34,17 @@ def task_path(task_id: str, *rest: str) -> str:
         raise InvalidParameterError("The id of a task must not be empty.")
     if "/" in task_id:  # a proxy may take an encoded one for a separator: `a/vm` is another address than `a`
         raise TaskNotFoundError(f"There is no task {task_id!r}; no id has a slash.")
-    with addressing():
-        return "/".join(["/tasks", *map(_segment, (task_id, *rest))])
+    with translate_url_errors():
+        return "/".join(["/tasks", *map(_quote_segment, (task_id, *rest))])
 
 
-def _segment(part: str) -> str:
+def _quote_segment(part: str) -> str:
     """A name of dots alone would be taken out of the path, with what stands before it."""
     return part.replace(".", "%2E") if part in {".", ".."} else quote(part, safe="")
 
 
 @contextmanager
-def addressing() -> Iterator[None]:
+def translate_url_errors() -> Iterator[None]:
     """What no address can hold comes out as InvalidParameterError."""
     import httpx
 

@@ -3,13 +3,13 @@
 from datetime import timedelta
 from urllib.parse import quote
 
-from sandbox.model.printable import legible, printable
+from sandbox.model.printable import replace_invisible, replace_unprintable
 from sandbox.model.task_state import TaskState
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 _STEP = 1024
 
-_SHADES = {
+_STATE_CLASSES = {
     TaskState.PENDING: "waits",
     TaskState.STAGING: "begins",
     TaskState.PROVISIONING: "begins",
@@ -23,7 +23,7 @@ _SHADES = {
 }
 
 
-def size(bytes_: int) -> str:
+def format_size(bytes_: int) -> str:
     """`4.2 MiB`."""
     value, unit = float(bytes_), 0
     while value >= _STEP and unit < len(_UNITS) - 1:
@@ -31,7 +31,7 @@ def size(bytes_: int) -> str:
     return f"{value:.0f} {_UNITS[unit]}" if unit == 0 or value >= 100 else f"{value:.1f} {_UNITS[unit]}"
 
 
-def span(duration: timedelta) -> str:
+def format_duration(duration: timedelta) -> str:
     """`850 ms`, `12.4 s`, `3 min 05 s`, `2 h 10 min`, `4 d 6 h`."""
     seconds = max(duration.total_seconds(), 0)
     if seconds < 1:
@@ -47,42 +47,42 @@ def span(duration: timedelta) -> str:
     return f"{hours // 24} d {hours % 24} h"
 
 
-def money(dollars: float) -> str:
+def format_cost(dollars: float) -> str:
     """`$0.089`: to the tenth of a cent below a dollar, to the cent above."""
     return f"${dollars:.3f}" if 0 < dollars < 1 else f"${dollars:.2f}"
 
 
-def count(number: int) -> str:
+def format_count(number: int) -> str:
     """`4711`, `26.9k`, `1.2M`."""
     if number < 10_000:
         return str(number)
     return f"{number / 1000:.1f}k" if number < 1_000_000 else f"{number / 1_000_000:.1f}M"
 
 
-def state(value: TaskState) -> str:
+def state_label(value: TaskState) -> str:
     """The state in words."""
     return "failed, preserved" if value is TaskState.FAILED_PRESERVED else value.value
 
 
-def shade(value: TaskState) -> str:
+def state_class(value: TaskState) -> str:
     """The class of a state's colour."""
-    return _SHADES[value]
+    return _STATE_CLASSES[value]
 
 
-def name(text: str) -> str:
+def escape_name(text: str) -> str:
     """A name that others chose, with everything named that does not show."""
-    return printable(text, _code_point)
+    return replace_unprintable(text, _code_point)
 
 
-def prose(text: str) -> str:
+def escape_text(text: str) -> str:
     """Text that others wrote, with the invisible characters in it named."""
-    return legible(text, _code_point, "\t\n")
+    return replace_invisible(text, _code_point, "\t\n")
 
 
 def _code_point(character: str) -> str:
     return f"‹U+{ord(character):04X}›"
 
 
-def segment(text: str) -> str:
+def quote_segment(text: str) -> str:
     """As one segment of an address."""
     return quote(text, safe="")

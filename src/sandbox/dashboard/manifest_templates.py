@@ -10,7 +10,7 @@ from sandbox.model.manifest.yaml import write_yaml
 
 
 @dataclass(frozen=True, slots=True)
-class Pattern:
+class ManifestTemplate:
     """A manifest for a purpose. summary: when to take it."""
 
     name: str
@@ -118,21 +118,25 @@ lifecycle:
   failure_action: "preserve"
 """
 
-PATTERNS = (
-    Pattern("Minimal", "What every manifest needs, and nothing else.", _MINIMAL),
-    Pattern("Bug fix with GitHub", "Reads the issue by GitHub's MCP server; reaches api.github.com only.", _BUG_FIX),
-    Pattern("Security audit", "No network at all; a report comes out.", _AUDIT),
-    Pattern("Large machine", "16 CPUs, 32 GiB of memory, 100 GiB of disk.", _LARGE),
-    Pattern("Within a budget", "Ends at $2.50, and keeps the sandbox for you to look at if it fails.", _BUDGET),
+MANIFEST_TEMPLATES = (
+    ManifestTemplate("Minimal", "What every manifest needs, and nothing else.", _MINIMAL),
+    ManifestTemplate(
+        "Bug fix with GitHub", "Reads the issue by GitHub's MCP server; reaches api.github.com only.", _BUG_FIX
+    ),
+    ManifestTemplate("Security audit", "No network at all; a report comes out.", _AUDIT),
+    ManifestTemplate("Large machine", "16 CPUs, 32 GiB of memory, 100 GiB of disk.", _LARGE),
+    ManifestTemplate(
+        "Within a budget", "Ends at $2.50, and keeps the sandbox for you to look at if it fails.", _BUDGET
+    ),
 )
 
 
-def write_manifest(manifest: Manifest, *, with_id: bool = False, with_sources: bool = True) -> str:
+def manifest_yaml(manifest: Manifest, *, with_id: bool = False, with_sources: bool = True) -> str:
     """YAML without what the defaults say anyway, and without the id, which a second task cannot have.
 
     with_sources: tell where secrets come from, which is for operators; else they are told by name only.
     """
-    data = _spoken(manifest)
+    data = _explicit_fields(manifest)
     if not with_sources and manifest.secrets:
         data["secrets"] = [{"name": secret.name} for secret in manifest.secrets]
     if not with_id:
@@ -140,16 +144,16 @@ def write_manifest(manifest: Manifest, *, with_id: bool = False, with_sources: b
     return write_yaml(data)
 
 
-def _spoken(value: Any) -> Any:
+def _explicit_fields(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         told = [(field, getattr(value, field.name)) for field in fields(value)]
-        return {field.name: _spoken(each) for field, each in told if each != _default(field)}
+        return {field.name: _explicit_fields(each) for field, each in told if each != _field_default(field)}
     if isinstance(value, dict):
-        return {key: _spoken(each) for key, each in value.items()}
+        return {key: _explicit_fields(each) for key, each in value.items()}
     if isinstance(value, tuple | list):
-        return [_spoken(each) for each in value]
+        return [_explicit_fields(each) for each in value]
     return value
 
 
-def _default(field: Field[Any]) -> Any:
+def _field_default(field: Field[Any]) -> Any:
     return field.default if field.default_factory is MISSING else field.default_factory()

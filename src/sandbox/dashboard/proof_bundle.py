@@ -8,26 +8,26 @@ from datetime import datetime
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from sandbox.api.context import Context
-from sandbox.api.middleware.authentication import visitor_of
+from sandbox.api.context import AppContext
+from sandbox.api.middleware.authentication import get_caller
 from sandbox.api.routes.artifacts import content_disposition
-from sandbox.dashboard.manifest_templates import write_manifest
+from sandbox.dashboard.manifest_templates import manifest_yaml
 from sandbox.interfaces.tasks import StoredArtifact
 from sandbox.model.task import Task
 
 _CHUNK_BYTES = 1024 * 1024
 
 
-async def send_proof(request: Request, asked: Context) -> Response:
+async def send_proof_bundle(request: Request, context: AppContext) -> Response:
     """A tar; `sha256sum -c SHA256SUMS` holds it against itself, and `metadata.json` tells the rest."""
-    task = await asked.tasks.status(request.path_params["task_id"])
-    sees_all = visitor_of(request).is_operator
+    task = await context.tasks.status(request.path_params["task_id"])
+    sees_all = get_caller(request).is_operator
     stored = [
         one
-        for one in await asked.tasks.artifacts(task.id)
-        if one.artifact.is_own and (sees_all or not one.artifact.contains_secret)
+        for one in await context.tasks.artifacts(task.id)
+        if one.artifact.is_generated and (sees_all or not one.artifact.contains_secret)
     ]
-    manifest = write_manifest(task.manifest, with_id=True, with_sources=sees_all)
+    manifest = manifest_yaml(task.manifest, with_id=True, with_sources=sees_all)
     headers = {"content-disposition": content_disposition(f"{task.id}.proof.tar")}
     return StreamingResponse(_tar(task, manifest, stored), media_type="application/x-tar", headers=headers)
 
@@ -37,16 +37,16 @@ async def _tar(task: Task, manifest: str, stored: Sequence[StoredArtifact]) -> A
     texts = {"SHA256SUMS": sums, "manifest.yaml": manifest}
     for name, text in texts.items():
         content = text.encode()
-        yield _head(task, name, len(content), task.state_changed_at) + content + _padding(len(content))
+        yield _tar_header(task, name, len(content), task.state_changed_at) + content + _padding(len(content))
     for one in stored:
-        yield _head(task, one.artifact.name, one.artifact.size_bytes, one.created_at)
-        async for chunk in _read(one):
+        yield _tar_header(task, one.artifact.name, one.artifact.size_bytes, one.created_at)
+        async for chunk in _read_artifact(one):
             yield chunk
         yield _padding(one.artifact.size_bytes)
     yield bytes(2 * tarfile.BLOCKSIZE)
 
 
-async def _read(stored: StoredArtifact) -> AsyncIterator[bytes]:
+async def _read_artifact(stored: StoredArtifact) -> AsyncIterator[bytes]:
     """As many bytes as the record says; a file that is shorter breaks the download off."""
     left = stored.artifact.size_bytes
     with await asyncio.to_thread(stored.file.open, "rb") as file:
@@ -58,7 +58,7 @@ async def _read(stored: StoredArtifact) -> AsyncIterator[bytes]:
             yield chunk
 
 
-def _head(task: Task, name: str, size_bytes: int, at: datetime) -> bytes:
+def _tar_header(task: Task, name: str, size_bytes: int, at: datetime) -> bytes:
     entry = tarfile.TarInfo(f"{task.id}/{name}")
     entry.size, entry.mtime, entry.mode = size_bytes, int(at.timestamp()), 0o644
     return entry.tobuf(tarfile.PAX_FORMAT)

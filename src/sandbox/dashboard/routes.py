@@ -9,30 +9,30 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from sandbox.api import paths
-from sandbox.api.context import Context
+from sandbox.api.context import AppContext
 from sandbox.api.errors import status_of
-from sandbox.api.middleware.authentication import wants_page
-from sandbox.api.middleware.metrics import note_route
-from sandbox.api.responses import phrase
-from sandbox.dashboard.event_stream import send_story
+from sandbox.api.middleware.authentication import accepts_html
+from sandbox.api.middleware.metrics import set_route
+from sandbox.api.responses import reason_phrase
+from sandbox.dashboard.event_stream import send_events
 from sandbox.dashboard.pages.forms import show_sign_in, show_submit
 from sandbox.dashboard.pages.server import show_server
 from sandbox.dashboard.pages.task import show_task
 from sandbox.dashboard.pages.task_list import show_tasks
-from sandbox.dashboard.proof_bundle import send_proof
-from sandbox.dashboard.templates import send_asset, show
+from sandbox.dashboard.proof_bundle import send_proof_bundle
+from sandbox.dashboard.templates import render_page, send_asset
 from sandbox.model.errors import SandboxError
 from sandbox.system.log_context import TASK_ID
 
-_Show = Callable[[Request, Context], Awaitable[Response]]
+_PageHandler = Callable[[Request, AppContext], Awaitable[Response]]
 
-_ADDRESSES: dict[str, _Show] = {
+_ROUTES: dict[str, _PageHandler] = {
     "/": show_tasks,
     "/submit": show_submit,
     "/server": show_server,
     "/tasks/{task_id}": show_task,
-    "/tasks/{task_id}/story": send_story,
-    "/tasks/{task_id}/proof": send_proof,
+    "/tasks/{task_id}/story": send_events,
+    "/tasks/{task_id}/proof": send_proof_bundle,
     paths.SIGN_IN: show_sign_in,
     f"{paths.ASSETS}{{name}}": send_asset,
 }
@@ -40,28 +40,28 @@ _ADDRESSES: dict[str, _Show] = {
 
 def add_dashboard(app: FastAPI) -> None:
     """Put the pages on the app. They are no part of the API's schema."""
-    for path, shown in _ADDRESSES.items():
+    for path, shown in _ROUTES.items():
         app.router.routes.append(Route(path, _endpoint(path, shown)))
 
 
-def _endpoint(path: str, shown: _Show) -> Callable[[Request], Awaitable[Response]]:
+def _endpoint(path: str, handler: _PageHandler) -> Callable[[Request], Awaitable[Response]]:
     async def answer(request: Request) -> Response:
-        note_route(request, path)
+        set_route(request, path)
         if (task_id := request.path_params.get("task_id")) is not None:
             TASK_ID.set(task_id)
         try:
-            return await shown(request, request.app.state.context)
+            return await handler(request, request.app.state.context)
         except SandboxError as error:
-            if not wants_page(request):
+            if not accepts_html(request):
                 raise
-            return _trouble(request, status_of(error), error.message)
+            return _error_page(request, status_of(error), error.message)
         except HTTPException as error:
-            if not wants_page(request):
+            if not accepts_html(request):
                 raise
-            return _trouble(request, error.status_code, "There is nothing at this address.")
+            return _error_page(request, error.status_code, "There is nothing at this address.")
 
     return answer
 
 
-def _trouble(request: Request, status: int, message: str) -> Response:
-    return show(request, "trouble", status, title=phrase(status), code=status, message=message)
+def _error_page(request: Request, status: int, message: str) -> Response:
+    return render_page(request, "trouble", status, title=reason_phrase(status), code=status, message=message)

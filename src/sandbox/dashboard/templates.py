@@ -11,20 +11,20 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
-from sandbox.api.context import Context
-from sandbox.api.middleware.authentication import visitor_of
+from sandbox.api.context import AppContext
+from sandbox.api.middleware.authentication import get_caller
 from sandbox.dashboard import formatting
-from sandbox.model.wire.events import timestamp
+from sandbox.model.wire.events import format_timestamp
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-POLICY = (
+CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 )
 HEADERS = {
-    "content-security-policy": POLICY,
+    "content-security-policy": CONTENT_SECURITY_POLICY,
     "referrer-policy": "same-origin",
     "cross-origin-opener-policy": "same-origin",
     "vary": "accept",
@@ -32,16 +32,16 @@ HEADERS = {
 """Of every page. What agents say is text: no script, style or frame but the server's own runs, whatever slips in."""
 
 
-def show(request: Request, template: str, status: int = 200, **values: Any) -> HTMLResponse:
+def render_page(request: Request, template: str, status: int = 200, **values: Any) -> HTMLResponse:
     """A page made of the template of this name."""
-    visitor = visitor_of(request)
+    visitor = get_caller(request)
     text = _environment().get_template(f"{template}.html")
     common = {
         "page": template,
         "version": request.app.state.context.settings.version,
         "who": visitor.principal,
         "may_change": visitor.is_operator,
-        "has_session": visitor.proof is not None,
+        "has_session": visitor.credentials is not None,
     }
     return HTMLResponse(text.render(common | values), status, HEADERS)
 
@@ -59,21 +59,21 @@ def _environment() -> Environment:
         auto_reload=False,
     )
     made.filters |= {
-        "size": formatting.size,
-        "span": formatting.span,
-        "money": formatting.money,
-        "count": formatting.count,
-        "stamp": timestamp,
-        "state": formatting.state,
-        "shade": formatting.shade,
-        "segment": formatting.segment,
-        "as_name": formatting.name,
-        "as_prose": formatting.prose,
+        "size": formatting.format_size,
+        "span": formatting.format_duration,
+        "money": formatting.format_cost,
+        "count": formatting.format_count,
+        "stamp": format_timestamp,
+        "state": formatting.state_label,
+        "shade": formatting.state_class,
+        "segment": formatting.quote_segment,
+        "as_name": formatting.escape_name,
+        "as_prose": formatting.escape_text,
     }
     return made
 
 
-_KINDS = {
+_ASSET_MEDIA_TYPES = {
     ".css": "text/css; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
     ".svg": "image/svg+xml",
@@ -81,9 +81,9 @@ _KINDS = {
 }
 
 
-async def send_asset(request: Request, _: Context) -> Response:
+async def send_asset(request: Request, _: AppContext) -> Response:
     """One file; browsers keep it and ask whether it is still the same."""
-    file = _files().get(request.path_params["name"])
+    file = _asset_files().get(request.path_params["name"])
     if file is None:
         raise HTTPException(404)
     content = file.read_bytes()
@@ -91,10 +91,12 @@ async def send_asset(request: Request, _: Context) -> Response:
     headers = {"etag": etag, "cache-control": "no-cache", "content-security-policy": "default-src 'none'"}
     if request.headers.get("if-none-match", "").removeprefix("W/") == etag:
         return Response(status_code=304, headers=headers)
-    return Response(content, headers=headers, media_type=_KINDS[file.suffix])
+    return Response(content, headers=headers, media_type=_ASSET_MEDIA_TYPES[file.suffix])
 
 
 @cache
-def _files() -> dict[str, Path]:
+def _asset_files() -> dict[str, Path]:
     """By name, so that nothing else can be asked for."""
-    return {file.name: file for file in (Path(__file__).parent / "assets").iterdir() if file.suffix in _KINDS}
+    return {
+        file.name: file for file in (Path(__file__).parent / "assets").iterdir() if file.suffix in _ASSET_MEDIA_TYPES
+    }

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _COMMANDS = Path(sys.executable).parent
 """Where the command `sandbox` is, beside the Python that runs it."""
 
-END_SECONDS = 20.0
+CANCEL_TIMEOUT_SECONDS = 20.0
 """For the task's end when somebody leaves the demo before."""
 
 _MODEL_VARIABLES = ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN")
@@ -41,10 +41,10 @@ End with a short summary of what you did."""
 
 def run() -> int:
     """Play the demo. Gives an exit code: 0 when the task completed."""
-    from sandbox.cli.output.console import output_console
+    from sandbox.cli.output.console import stdout_console
 
-    console = output_console(has_color="NO_COLOR" not in os.environ)
-    with _left_by_signals(), contextlib.ExitStack() as stack:
+    console = stdout_console(has_color="NO_COLOR" not in os.environ)
+    with _exit_on_signals(), contextlib.ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sandbox-demo-")))
         make_example_repository(directory / "git")
         git_url = stack.enter_context(start_module("sandbox.demo.git_server", "--directory", str(directory / "git")))[
@@ -52,11 +52,11 @@ def run() -> int:
         ]
         model = _choose_model(stack, console)
         server = stack.enter_context(start_server(directory / "data", model))
-        return _play(server["http"], f"{git_url}/example.git", console)
+        return _run_task(server["http"], f"{git_url}/example.git", console)
 
 
 @contextlib.contextmanager
-def _left_by_signals() -> Iterator[None]:
+def _exit_on_signals() -> Iterator[None]:
     """A closed terminal ends the demo as ^C does: with everything that it has started."""
 
     def leave(number: int, _: FrameType | None) -> NoReturn:
@@ -84,8 +84,8 @@ def _choose_model(stack: contextlib.ExitStack, console: Console) -> dict[str, st
     return {"ANTHROPIC_BASE_URL": model["url"], "ANTHROPIC_API_KEY": "scripted", "ANTHROPIC_AUTH_TOKEN": ""}
 
 
-def _play(server: str, repository_url: str, console: Console) -> int:
-    from sandbox.cli.output.event_printer import tell
+def _run_task(server: str, repository_url: str, console: Console) -> int:
+    from sandbox.cli.output.event_printer import print_events
     from sandbox.client import Client
 
     manifest = {
@@ -100,7 +100,7 @@ def _play(server: str, repository_url: str, console: Console) -> int:
         console.print(f"\nTask demo, submitted to {server}:\n")
         client.submit(json.dumps(manifest).encode(), "application/json")
         try:
-            state = tell(client.events("demo"), console)
+            state = print_events(client.events("demo"), console)
         finally:
             _end_task(client)
         if state != "completed":
@@ -122,18 +122,18 @@ def _end_task(client: Client) -> None:
 
     with contextlib.suppress(ClientError):  # one that has ended by itself is a conflict
         client.cancel("demo", reason="The demo was left.", force=True)
-        client.wait("demo", timeout_seconds=END_SECONDS)
+        client.wait("demo", timeout_seconds=CANCEL_TIMEOUT_SECONDS)
 
 
 def _print_patch(client: Client, console: Console) -> None:
     import click
 
-    from sandbox.cli.output.patch import painted, patch_lines
+    from sandbox.cli.output.patch import colorize, patch_lines
 
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "demo.patch"
         client.download("demo", "demo.patch", path)
         lines = list(patch_lines(path))
     console.print("\nThe patch:\n")
-    for line in painted(lines[:_PATCH_LINES_MAX], has_color=console.color_system is not None):
+    for line in colorize(lines[:_PATCH_LINES_MAX], has_color=console.color_system is not None):
         click.echo(line)

@@ -7,8 +7,8 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-NAME = "example.git"
-GIT_SECONDS = 30.0
+REPOSITORY_NAME = "example.git"
+GIT_TIMEOUT_SECONDS = 30.0
 
 FILES: Mapping[str, str] = {
     "README.md": "# Basket\n\nAdds up a basket of prices. `python3 -m unittest` runs the tests.\n",
@@ -41,7 +41,7 @@ if __name__ == "__main__":
 """,
 }
 
-_PERSON = {"NAME": "Example", "EMAIL": "example@sandbox.invalid", "DATE": "2026-01-29T10:00:00+00:00"}
+_IDENTITY = {"NAME": "Example", "EMAIL": "example@sandbox.invalid", "DATE": "2026-01-29T10:00:00+00:00"}
 
 
 def git_environment() -> dict[str, str]:
@@ -62,7 +62,7 @@ def make_example_repository(directory: Path) -> Path:
     Raises OSError, or subprocess.SubprocessError when git fails.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    bare = directory / NAME
+    bare = directory / REPOSITORY_NAME
     with tempfile.TemporaryDirectory(dir=directory) as scratch:
         work = Path(scratch)
         for name, text in FILES.items():
@@ -75,12 +75,12 @@ def make_example_repository(directory: Path) -> Path:
 
 
 def _git(directory: Path, *arguments: str) -> None:
-    person = {f"GIT_{role}_{field}": value for role in ("AUTHOR", "COMMITTER") for field, value in _PERSON.items()}
+    person = {f"GIT_{role}_{field}": value for role in ("AUTHOR", "COMMITTER") for field, value in _IDENTITY.items()}
     subprocess.run(
         ["git", *arguments],  # noqa: S607  (found by the PATH of the environment below)
         cwd=directory,
         env=git_environment() | person,
         check=True,
         capture_output=True,
-        timeout=GIT_SECONDS,
+        timeout=GIT_TIMEOUT_SECONDS,
     )

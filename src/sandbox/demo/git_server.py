@@ -9,32 +9,32 @@ import re
 from pathlib import Path
 
 from sandbox.demo.example_repository import git_environment, make_example_repository
-from sandbox.demo.http_service import Channel, HttpRequest, HttpService
+from sandbox.demo.http_service import HttpConnection, HttpRequest, HttpService
 
 __all__ = ["git_service", "make_example_repository"]
 
-BACKEND_SECONDS = 60.0
-_READABLE = re.compile(r"(/[A-Za-z0-9_][A-Za-z0-9._-]*)+/(info/refs|git-upload-pack)")
-_Answer = tuple[int, list[tuple[str, str]], bytes]
+BACKEND_TIMEOUT_SECONDS = 60.0
+_READ_PATHS = re.compile(r"(/[A-Za-z0-9_][A-Za-z0-9._-]*)+/(info/refs|git-upload-pack)")
+_Response = tuple[int, list[tuple[str, str]], bytes]
 
 
 def git_service(directory: Path, *, host: str = "127.0.0.1", port: int = 0) -> HttpService:
     """A service that lets the bare repositories below `directory` be cloned and fetched."""
     root = directory.resolve()
 
-    async def answer(request: HttpRequest, channel: Channel) -> None:
-        status, headers, body = await _answer(root, request)
+    async def answer(request: HttpRequest, channel: HttpConnection) -> None:
+        status, headers, body = await _handle(root, request)
         await channel.send(status, headers, [body])
 
     return HttpService(host, port, answer)
 
 
-async def _answer(root: Path, request: HttpRequest) -> _Answer:
+async def _handle(root: Path, request: HttpRequest) -> _Response:
     path, _, query = request.path.partition("?")
-    if not _READABLE.fullmatch(path) or "git-receive-pack" in query:
+    if not _READ_PATHS.fullmatch(path) or "git-receive-pack" in query:
         return 403, [], b"This server only lets repositories be cloned and fetched.\n"
     try:
-        return _parse(await _run_backend(root, request))
+        return _parse_cgi(await _run_backend(root, request))
     except (TimeoutError, ValueError):
         return 500, [], b"git http-backend did not answer.\n"
 
@@ -48,7 +48,7 @@ async def _run_backend(root: Path, request: HttpRequest) -> bytes:
         stderr=asyncio.subprocess.DEVNULL,
     )
     try:
-        output, _ = await asyncio.wait_for(process.communicate(request.body), BACKEND_SECONDS)
+        output, _ = await asyncio.wait_for(process.communicate(request.body), BACKEND_TIMEOUT_SECONDS)
     finally:
         if process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
@@ -73,7 +73,7 @@ def _cgi_environment(root: Path, request: HttpRequest) -> dict[str, str]:
     }
 
 
-def _parse(output: bytes) -> _Answer:
+def _parse_cgi(output: bytes) -> _Response:
     """Status, headers and body of a CGI answer. Raises ValueError for anything else."""
     head, separator, body = output.partition(b"\r\n\r\n")
     if not separator:

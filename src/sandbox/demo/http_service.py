@@ -28,7 +28,7 @@ class HttpRequest:
     body: bytes
 
 
-class Channel:
+class HttpConnection:
     """One connection."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -42,16 +42,16 @@ class Channel:
             return None
         if self._http.our_state is h11.DONE:
             self._http.start_next_cycle()
-        head = await self._event()
+        head = await self._next_event()
         if not isinstance(head, h11.Request):
             return None
         body = bytearray()
-        while isinstance(event := await self._event(), h11.Data):
+        while isinstance(event := await self._next_event(), h11.Data):
             body += event.data
         headers = {name.decode(): value.decode("latin-1") for name, value in head.headers}
         return HttpRequest(head.method.decode(), head.target.decode("latin-1"), headers, bytes(body))
 
-    async def _event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
+    async def _next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
         while (event := self._http.next_event()) is h11.NEED_DATA:
             if self._http.they_are_waiting_for_100_continue:
                 await self._write(h11.InformationalResponse(status_code=100, headers=[]))
@@ -62,13 +62,13 @@ class Channel:
         self, status: int, headers: Sequence[tuple[str, str]], parts: Sequence[bytes], delay_seconds: float = 0.0
     ) -> None:
         """Answer in parts, with a pause before each."""
-        await self.begin(status, headers)
+        await self.start_response(status, headers)
         for part in parts:
             await asyncio.sleep(delay_seconds)
             await self._write(h11.Data(data=part))
         await self._write(h11.EndOfMessage())
 
-    async def begin(self, status: int, headers: Sequence[tuple[str, str]], part: bytes = b"") -> None:
+    async def start_response(self, status: int, headers: Sequence[tuple[str, str]], part: bytes = b"") -> None:
         """Send the head of an answer and the beginning of its body."""
         await self._write(h11.Response(status_code=status, headers=list(headers)))
         await self._write(h11.Data(data=part))
@@ -83,17 +83,17 @@ class Channel:
 class HttpService:
     """Answers every request with `answer`, which may raise ConnectionError to break the connection off."""
 
-    def __init__(self, host: str, port: int, answer: Callable[[HttpRequest, Channel], Awaitable[None]]) -> None:
+    def __init__(self, host: str, port: int, handler: Callable[[HttpRequest, HttpConnection], Awaitable[None]]) -> None:
         self.url = ""
         self._host = host
         self._port = port
-        self._answer = answer
+        self._handler = handler
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> HttpService:
         try:
-            self._server = await asyncio.start_server(self._connected, self._host, self._port)
+            self._server = await asyncio.start_server(self._on_connection, self._host, self._port)
         except OSError as error:
             # asyncio tells the reason twice, and the place in the middle.
             raise OSError(error.errno, f"{self._host}:{self._port}: {os.strerror(error.errno or 0)}") from None
@@ -120,16 +120,16 @@ class HttpService:
             sys.stdout.flush()
             await stop.wait()
 
-    def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def _on_connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.get_running_loop().create_task(self._serve(reader, writer))
         self._connections.add(task)
         task.add_done_callback(self._connections.discard)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        channel = Channel(reader, writer)
+        channel = HttpConnection(reader, writer)
         try:
             while (request := await channel.receive()) is not None:
-                await self._answer(request, channel)
+                await self._handler(request, channel)
         except (OSError, h11.ProtocolError):
             pass  # the client is gone, speaks no HTTP, or is to be cut off
         finally:

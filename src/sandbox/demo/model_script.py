@@ -54,17 +54,17 @@ class Turn(msgspec.Struct, frozen=True):
     faults: tuple[Fault, ...] = ()
 
     @property
-    def reason(self) -> str:
+    def effective_stop_reason(self) -> str:
         """Why the answer ends, in the API's words."""
         calls_tool = any(isinstance(block, ToolUse) for block in self.content)
         return self.stop_reason or ("tool_use" if calls_tool else "end_turn")
 
-    def fault(self, asked_before: int) -> Fault | None:
+    def fault(self, request_count: int) -> Fault | None:
         """The fault that meets whoever asks after `asked_before` others."""
         for fault in self.faults:
-            if asked_before < fault.times:
+            if request_count < fault.times:
                 return fault
-            asked_before -= fault.times
+            request_count -= fault.times
         return None
 
 
@@ -81,10 +81,10 @@ class Script(msgspec.Struct, frozen=True):
     def turn(self, branch: str, index: int) -> Turn:
         """The turn at `index` (from 0); past the end the model has nothing more to say."""
         turns = self.branches[branch] if branch else self.turns
-        return turns[index] if index < len(turns) else OVER
+        return turns[index] if index < len(turns) else END_OF_SCRIPT
 
 
-OVER = Turn((Text("The script is over."),), output_tokens=5)
+END_OF_SCRIPT = Turn((Text("The script is over."),), output_tokens=5)
 
 
 def load_script(path: Path) -> Script:

@@ -9,7 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from sandbox.demo.example_repository import NAME
+from sandbox.demo.example_repository import REPOSITORY_NAME
 from sandbox.demo.git_server import git_service, make_example_repository
 from sandbox.demo.model_script import example_script
 from sandbox.demo.scripted_model import ScriptedModel
@@ -18,7 +18,7 @@ GIT_PORT = 8130
 MODEL_PORT = 8131
 
 
-async def play(directory: Path, *, git_port: int, model_port: int) -> None:
+async def serve_playground(directory: Path, *, git_port: int, model_port: int) -> None:
     """Serve both until SIGTERM or SIGINT. Raises OSError when a port is taken."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -27,7 +27,7 @@ async def play(directory: Path, *, git_port: int, model_port: int) -> None:
         git_service(directory, port=git_port) as git,
         ScriptedModel(example_script(), port=model_port) as model,
     ):
-        sys.stdout.write(f"Repository  {git.url}/{NAME}\nModel       {model.url}\n^C ends both.\n")
+        sys.stdout.write(f"Repository  {git.url}/{REPOSITORY_NAME}\nModel       {model.url}\n^C ends both.\n")
         sys.stdout.flush()
         await stop.wait()
 
@@ -41,7 +41,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="sandbox-playground-") as directory:
         make_example_repository(Path(directory))
         try:
-            asyncio.run(play(Path(directory), git_port=options.git_port, model_port=options.model_port))
+            asyncio.run(serve_playground(Path(directory), git_port=options.git_port, model_port=options.model_port))
         except OSError as error:
             sys.stderr.write(f"{error.strerror}; choose others with --git-port and --model-port.\n")
             return 1

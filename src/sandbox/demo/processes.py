@@ -14,8 +14,8 @@ from typing import IO, Any
 
 from sandbox.model.errors import SandboxError
 
-START_SECONDS = 30.0
-STOP_SECONDS = 5.0
+START_TIMEOUT_SECONDS = 30.0
+STOP_TIMEOUT_SECONDS = 5.0
 
 
 @contextlib.contextmanager
@@ -60,7 +60,7 @@ def start_module(
     finally:
         process.terminate()
         try:
-            process.wait(STOP_SECONDS)
+            process.wait(STOP_TIMEOUT_SECONDS)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
@@ -68,8 +68,8 @@ def start_module(
 
 
 def _first_line(stdout: IO[bytes], module: str) -> bytes:
-    ready, _, _ = select.select([stdout], [], [], START_SECONDS)
+    ready, _, _ = select.select([stdout], [], [], START_TIMEOUT_SECONDS)
     line = stdout.readline() if ready else b""
     if not line:
-        raise SandboxError(f"{module} did not start within {START_SECONDS:.0f} s; run: sandbox doctor")
+        raise SandboxError(f"{module} did not start within {START_TIMEOUT_SECONDS:.0f} s; run: sandbox doctor")
     return line

@@ -16,30 +16,30 @@ from typing import Any
 
 import msgspec
 
-from sandbox.demo.http_service import Channel, HttpRequest, HttpService
+from sandbox.demo.http_service import HttpConnection, HttpRequest, HttpService
 from sandbox.demo.model_script import Block, Fault, Script, Text, Turn, example_script, load_script
 from sandbox.model.errors import DECODE_ERRORS
 
 _DELTA_CHARACTERS = 4096
 
 
-def stream_parts(turn: Turn, model: str, message_id: str) -> list[bytes]:
+def sse_parts(turn: Turn, model: str, message_id: str) -> list[bytes]:
     """The answer as server-sent events: its beginning, one part for each block, its end."""
     parts = [_event("message_start", message={**_message(turn, model, message_id), "content": []})]
     parts += [_block_events(index, block, message_id) for index, block in enumerate(turn.content)]
     end = _event(
         "message_delta",
-        delta={"stop_reason": turn.reason, "stop_sequence": None},
+        delta={"stop_reason": turn.effective_stop_reason, "stop_sequence": None},
         usage={"output_tokens": turn.output_tokens},
     )
     return [*parts, end + _event("message_stop")]
 
 
-def whole_message(turn: Turn, model: str, message_id: str) -> bytes:
+def json_message(turn: Turn, model: str, message_id: str) -> bytes:
     """The answer to a request that did not ask for a stream."""
     message = _message(turn, model, message_id)
-    blocks = [_start(index, block, message_id, filled=True) for index, block in enumerate(turn.content)]
-    message |= {"content": blocks, "stop_reason": turn.reason}
+    blocks = [_content_block(index, block, message_id, filled=True) for index, block in enumerate(turn.content)]
+    message |= {"content": blocks, "stop_reason": turn.effective_stop_reason}
     message["usage"]["output_tokens"] = turn.output_tokens
     return msgspec.json.encode(message)
 
@@ -84,7 +84,7 @@ def _message(turn: Turn, model: str, message_id: str) -> dict[str, Any]:
     }
 
 
-def _start(index: int, block: Block, message_id: str, *, filled: bool) -> dict[str, Any]:
+def _content_block(index: int, block: Block, message_id: str, *, filled: bool) -> dict[str, Any]:
     if isinstance(block, Text):
         return {"type": "text", "text": block.text if filled else ""}
     tool_use_id = f"toolu_{message_id.removeprefix('msg_')}_{index}"
@@ -100,12 +100,14 @@ def _block_events(index: int, block: Block, message_id: str) -> bytes:
         _event("content_block_delta", index=index, delta={"type": kind, key: text[at : at + _DELTA_CHARACTERS]})
         for at in range(0, len(text), _DELTA_CHARACTERS)
     ]
-    start = _event("content_block_start", index=index, content_block=_start(index, block, message_id, filled=False))
+    start = _event(
+        "content_block_start", index=index, content_block=_content_block(index, block, message_id, filled=False)
+    )
     return start + b"".join(deltas) + _event("content_block_stop", index=index)
 
 
-_JSON = (("content-type", "application/json"),)
-_EVENTS = (("content-type", "text/event-stream"), ("cache-control", "no-cache"))
+_JSON_HEADERS = (("content-type", "application/json"),)
+_SSE_HEADERS = (("content-type", "text/event-stream"), ("cache-control", "no-cache"))
 
 
 class ScriptedModel:
@@ -113,10 +115,10 @@ class ScriptedModel:
 
     def __init__(self, script: Script, *, host: str = "127.0.0.1", port: int = 0, record: Path | None = None) -> None:
         self.requests: list[HttpRequest] = []
-        self.service = HttpService(host, port, self._answer)
+        self.service = HttpService(host, port, self._handle)
         self._script = script
-        self._record = record
-        self._asked: Counter[tuple[str, int]] = Counter()
+        self._record_path = record
+        self._request_counts: Counter[tuple[str, int]] = Counter()
 
     async def __aenter__(self) -> ScriptedModel:
         await self.service.__aenter__()
@@ -135,66 +137,66 @@ class ScriptedModel:
     @property
     def messages(self) -> list[dict[str, Any]]:
         """The bodies of the requests for an answer."""
-        return [_read_body(request) for request in self.requests if _asks_for_message(request)]
+        return [_read_body(request) for request in self.requests if _is_message_request(request)]
 
-    async def _answer(self, request: HttpRequest, channel: Channel) -> None:
-        self._note(request)
+    async def _handle(self, request: HttpRequest, channel: HttpConnection) -> None:
+        self._record_request(request)
         if request.path.startswith("/v1/messages/count_tokens"):
-            await channel.send(200, _JSON, [msgspec.json.encode({"input_tokens": len(request.body) // 4})])
-        elif _asks_for_message(request):
-            await self._answer_message(request, channel)
+            await channel.send(200, _JSON_HEADERS, [msgspec.json.encode({"input_tokens": len(request.body) // 4})])
+        elif _is_message_request(request):
+            await self._handle_message(request, channel)
         elif request.method == "HEAD":
             await channel.send(200, (), ())
         else:
-            await channel.send(404, _JSON, [error_body(404, f"{request.method} {request.path} is not played.")])
+            await channel.send(404, _JSON_HEADERS, [error_body(404, f"{request.method} {request.path} is not played.")])
 
-    def _note(self, request: HttpRequest) -> None:
+    def _record_request(self, request: HttpRequest) -> None:
         self.requests.append(request)
-        if self._record is not None:
+        if self._record_path is not None:
             line = {"method": request.method, "path": request.path, "headers": request.headers}
             body = request.body.decode(errors="replace")
-            with self._record.open("ab") as file:
+            with self._record_path.open("ab") as file:
                 file.write(msgspec.json.encode({**line, "body": body}) + b"\n")
 
-    async def _answer_message(self, request: HttpRequest, channel: Channel) -> None:
+    async def _handle_message(self, request: HttpRequest, channel: HttpConnection) -> None:
         try:
             body = _read_body(request)
-            turn, fault = self._next(body)
+            turn, fault = self._next_turn(body)
             model = str(body["model"])
         except (LookupError, TypeError, *DECODE_ERRORS) as error:
-            await channel.send(400, _JSON, [error_body(400, f"Not a Messages request: {error}")])
+            await channel.send(400, _JSON_HEADERS, [error_body(400, f"Not a Messages request: {error}")])
             return
         await asyncio.sleep(turn.delay_seconds)
         message_id = f"msg_{uuid.uuid4().hex[:24]}"
         if fault is not None:
-            await _misbehave(fault, stream_parts(turn, model, message_id), channel)
+            await _inject_fault(fault, sse_parts(turn, model, message_id), channel)
         elif body.get("stream"):
-            await channel.send(200, _EVENTS, stream_parts(turn, model, message_id), turn.block_delay_seconds)
+            await channel.send(200, _SSE_HEADERS, sse_parts(turn, model, message_id), turn.block_delay_seconds)
         else:
-            await channel.send(200, _JSON, [whole_message(turn, model, message_id)])
+            await channel.send(200, _JSON_HEADERS, [json_message(turn, model, message_id)])
 
-    def _next(self, body: dict[str, Any]) -> tuple[Turn, Fault | None]:
+    def _next_turn(self, body: dict[str, Any]) -> tuple[Turn, Fault | None]:
         messages = body["messages"]
         branch = self._script.branch(msgspec.json.encode(messages[0]).decode())
         index = sum(message["role"] == "assistant" for message in messages)
         turn = self._script.turn(branch, index)
-        asked_before = self._asked[branch, index]
-        self._asked[branch, index] += 1
+        asked_before = self._request_counts[branch, index]
+        self._request_counts[branch, index] += 1
         return turn, turn.fault(asked_before)
 
 
-async def _misbehave(fault: Fault, parts: list[bytes], channel: Channel) -> None:
+async def _inject_fault(fault: Fault, parts: list[bytes], channel: HttpConnection) -> None:
     match fault.kind:
         case "error":
-            await channel.send(fault.status, _JSON, [error_body(fault.status, fault.message)])
+            await channel.send(fault.status, _JSON_HEADERS, [error_body(fault.status, fault.message)])
         case "cut":
-            await channel.begin(200, _EVENTS, b"".join(parts[: len(parts) // 2]))
+            await channel.start_response(200, _SSE_HEADERS, b"".join(parts[: len(parts) // 2]))
             raise ConnectionAbortedError
         case "hang":
             await asyncio.Event().wait()
 
 
-def _asks_for_message(request: HttpRequest) -> bool:
+def _is_message_request(request: HttpRequest) -> bool:
     return request.method == "POST" and request.path.partition("?")[0] == "/v1/messages"
 
 

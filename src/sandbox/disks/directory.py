@@ -10,25 +10,25 @@ from pathlib import Path
 import msgspec
 
 from sandbox.disks.loop import CommandFailedError, run_command
-from sandbox.disks.removal import AS_OWNER_OF_ALL
-from sandbox.interfaces.disks import DiskUse
+from sandbox.disks.removal import AS_NAMESPACE_ROOT
+from sandbox.interfaces.disks import DiskUsage
 from sandbox.interfaces.layout import AttemptLayout
 from sandbox.model.limits import DISK_COMMAND_SECONDS
-from sandbox.system.threads import wait_in_thread
+from sandbox.system.threads import run_in_daemon_thread
 
 _KCMP = {"x86_64": 312, "aarch64": 272}
 _KCMP_FILES = 2
 _libc = ctypes.CDLL(None)
 
 
-class Unnamed(msgspec.Struct, frozen=True):
+class DeletedFiles(msgspec.Struct, frozen=True):
     """How much there is."""
 
     size_bytes: int
     file_count: int
 
 
-def measure_unnamed(device: int) -> Unnamed:
+def measure_deleted_files(device: int) -> DeletedFiles:
     """Those on the device (st_dev) that descendants of this process have open, whatever path leads them there.
 
     A process that has closed its /proc to its user is passed over, and so is what is mapped or under way in a
@@ -41,12 +41,12 @@ def measure_unnamed(device: int) -> Unnamed:
             sizes[found.st_ino] = found.st_blocks * 512
         if time.monotonic() > deadline:
             raise OSError("its sandbox has too many files open")
-    return Unnamed(sum(sizes.values()), len(sizes))
+    return DeletedFiles(sum(sizes.values()), len(sizes))
 
 
 def _open_files() -> Iterator[os.stat_result]:
     for pid in _descendants(os.getpid()):
-        if _shares_files(pid, _parent(pid)):
+        if _shares_files(pid, _parent_pid(pid)):
             continue  # as all the processes in which gVisor has programs run
         with suppress(OSError), os.scandir(f"/proc/{pid}/fd") as entries:
             for entry in entries:
@@ -66,14 +66,14 @@ def _descendants(ancestor: int) -> list[int]:
     for pid in pids:
         if pid == ancestor:  # so that ids that are used anew meanwhile make no circle
             continue
-        children.setdefault(_parent(pid), []).append(pid)
+        children.setdefault(_parent_pid(pid), []).append(pid)
     found = [*children.get(ancestor, ())]
     for pid in found:
         found += children.get(pid, ())
     return found
 
 
-def _parent(pid: int) -> int:
+def _parent_pid(pid: int) -> int:
     """Its parent's id, 0 when it is gone."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123  (a hot path)
@@ -85,13 +85,13 @@ def _parent(pid: int) -> int:
 _BYTES_PER_FILE = 4096
 """An empty file takes no block, but takes one of the file system's names from everybody else."""
 
-_UNMEASURED = "It cannot be told how full the disk is"
+_MEASURE_FAILED = "It cannot be told how full the disk is"
 
 
-class PlainDisks:
+class DirectoryDisks:
     """Implements `contracts.disks.Disks`."""
 
-    tells_when_full = False
+    enforces_size = False
 
     def __init__(self) -> None:
         self._size_bytes = 0
@@ -101,16 +101,16 @@ class PlainDisks:
         files.disk.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._size_bytes = size_bytes
 
-    async def use(self, files: AttemptLayout) -> DiskUse:
+    async def usage(self, files: AttemptLayout) -> DiskUsage:
         """What du(1) counts, which no depth of directories exhausts, and what is open without a name.
 
         What goes away meanwhile counts nothing, and what loses its name meanwhile not twice.
         """
-        unnamed = await _measure_unnamed(files.disk)
-        used_bytes = unnamed.size_bytes + await _count(files.disk, "--block-size=1")
-        file_count = unnamed.file_count + await _count(files.disk, "--inodes")
+        unnamed = await _measure_deleted(files.disk)
+        used_bytes = unnamed.size_bytes + await _run_du(files.disk, "--block-size=1")
+        file_count = unnamed.file_count + await _run_du(files.disk, "--inodes")
         is_full = used_bytes >= self._size_bytes or file_count >= self._size_bytes // _BYTES_PER_FILE
-        return DiskUse(used_bytes, self._size_bytes, is_full)
+        return DiskUsage(used_bytes, self._size_bytes, is_full)
 
     async def verify(self, files: AttemptLayout) -> None:
         """Whoever writes to the host's own file system is told there."""
@@ -119,21 +119,21 @@ class PlainDisks:
         """Nothing is to be let go of."""
 
 
-async def _measure_unnamed(directory: Path) -> Unnamed:
+async def _measure_deleted(directory: Path) -> DeletedFiles:
     try:
-        return await wait_in_thread(lambda: measure_unnamed(directory.stat().st_dev))
+        return await run_in_daemon_thread(lambda: measure_deleted_files(directory.stat().st_dev))
     except OSError as error:
-        raise OSError(f"{_UNMEASURED}: {error}") from error
+        raise OSError(f"{_MEASURE_FAILED}: {error}") from error
 
 
-async def _count(directory: Path, unit: str) -> int:
+async def _run_du(directory: Path, unit: str) -> int:
     command = ("du", "-s", "-x", unit, "--", str(directory))
     told = b""
     try:
         if os.geteuid() != 0:
             # Else an agent could hide what it writes in a directory that it closes to reading.
-            told = await run_command(*AS_OWNER_OF_ALL, *command, good_codes=(0, 1))
-        told = told or await run_command(*command, good_codes=(0, 1))
+            told = await run_command(*AS_NAMESPACE_ROOT, *command, ok_codes=(0, 1))
+        told = told or await run_command(*command, ok_codes=(0, 1))
         return int(told.split()[0])
     except (CommandFailedError, ValueError, IndexError) as error:
-        raise OSError(f"{_UNMEASURED}: {error}") from error
+        raise OSError(f"{_MEASURE_FAILED}: {error}") from error

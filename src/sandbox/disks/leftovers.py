@@ -23,7 +23,7 @@ class DiskLeftovers:
     """Implements `contracts.leftovers.Leftovers` for the disks below one data directory."""
 
     kind = "disk"
-    is_private = True
+    is_exclusive = True
 
     def __init__(self, data_dir: Path) -> None:
         self._data_dir = data_dir
@@ -34,7 +34,7 @@ class DiskLeftovers:
         roots = [(image.parent, tasks_root(self._data_dir) / image.parts[-4]) for image in images if _is_disk(image)]
         return {root.name for root, task in roots if (task / "attempts" / root.name).exists()}
 
-    async def end(self, attempt_id: str, files: AttemptLayout) -> None:
+    async def clean_up(self, attempt_id: str, files: AttemptLayout) -> None:
         """KILL whoever has the mount in sight, until the kernel has let go of it. Raises OSError after 10 s."""
         deadline = time.monotonic() + DISK_RELEASE_SECONDS
         while numbers := await asyncio.to_thread(_device_numbers, files.disk_image):
@@ -60,10 +60,10 @@ def _kill_holders(numbers: Collection[str], disk: Path) -> None:
     for pid in pids:
         for number in numbers:
             if _has_mount(str(pid), number, point):
-                _kill(pid, number, point)
+                _kill_if_mounted(pid, number, point)
 
 
-def _kill(pid: int, number: str, point: str) -> None:
+def _kill_if_mounted(pid: int, number: str, point: str) -> None:
     with suppress(ProcessLookupError):
         descriptor = os.pidfd_open(pid)
         try:

@@ -9,12 +9,12 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from sandbox.interfaces.disks import DiskUse
+from sandbox.interfaces.disks import DiskUsage
 from sandbox.interfaces.layout import AttemptLayout
 from sandbox.model.errors import AttemptError, FailureCode
 from sandbox.model.limits import DISK_COMMAND_SECONDS, DISK_RELEASE_SECONDS, KILL_SECONDS
 
-_ENDS_WITH_US = ("setpriv", "--pdeathsig", "KILL", "--")
+_DIE_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL", "--")
 """A check of a killed process's that goes on would change a disk that the next process has mounted already."""
 
 _ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
@@ -24,11 +24,11 @@ class CommandFailedError(Exception):
     """What the program said, on one line."""
 
 
-async def run_command(*command: str, good_codes: Collection[int] = (0,)) -> bytes:
+async def run_command(*command: str, ok_codes: Collection[int] = (0,)) -> bytes:
     """Its output. Raises CommandFailedError, also past DISK_COMMAND_SECONDS or when it is not installed."""
     try:
         process = await asyncio.create_subprocess_exec(
-            *_ENDS_WITH_US,
+            *_DIE_WITH_PARENT,
             *command,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
@@ -36,7 +36,7 @@ async def run_command(*command: str, good_codes: Collection[int] = (0,)) -> byte
             env=_ENVIRONMENT,
         )
     except OSError as error:
-        raise CommandFailedError(f"{_ENDS_WITH_US[0]} does not start ({error.strerror})") from error
+        raise CommandFailedError(f"{_DIE_WITH_PARENT[0]} does not start ({error.strerror})") from error
     try:
         async with asyncio.timeout(DISK_COMMAND_SECONDS):
             output, complaint = await process.communicate()
@@ -47,7 +47,7 @@ async def run_command(*command: str, good_codes: Collection[int] = (0,)) -> byte
             process.kill()
             with suppress(TimeoutError):
                 await asyncio.wait_for(process.wait(), KILL_SECONDS)
-    if process.returncode not in good_codes:
+    if process.returncode not in ok_codes:
         said = " ".join(complaint.decode(errors="replace").split())[:500] or f"it ended with {process.returncode}"
         raise CommandFailedError(f"{command[0]}: {said}")
     return output
@@ -76,7 +76,7 @@ def _is_same(file: str, image: Path) -> bool:
         return False
 
 
-_MAKE = ("mkfs.ext4", "-q", "-F", "-m", "0", "-O", "^has_journal", "-E", "lazy_itable_init=1,nodiscard")
+_MKFS_COMMAND = ("mkfs.ext4", "-q", "-F", "-m", "0", "-O", "^has_journal", "-E", "lazy_itable_init=1,nodiscard")
 """No journal: what a power loss leaves is only collected from, after a check that mends whatever can be mended."""
 _OPTIONS = "loop,nosuid,nodev,noatime,discard,errors=remount-ro"
 _FULL_BELOW_BYTES = 2 * 1024 * 1024  # a large write that does not fit leaves this much of a full disk
@@ -90,13 +90,13 @@ class LoopDisks:
     Such a mount ends with the last process that sees it, whatever that process dies of.
     """
 
-    tells_when_full = True
+    enforces_size = True
 
     def __init__(self) -> None:
         self._disk_fd = -1
         """Open since the disk was mounted: the kernel tells it of every error from then on, once."""
 
-        self._loss: OSError | None = None
+        self._sync_error: OSError | None = None
 
     async def open(self, files: AttemptLayout, size_bytes: int) -> None:
         """Make the file system, or check the one that is there, and mount it."""
@@ -107,27 +107,27 @@ class LoopDisks:
             if not files.disk_image.exists():
                 await make_file_system(files.disk_image, size_bytes)
             else:
-                await _released(files.disk_image)
-                await run_command("e2fsck", "-y", str(files.disk_image), good_codes=_REPAIRED)
+                await _wait_until_released(files.disk_image)
+                await run_command("e2fsck", "-y", str(files.disk_image), ok_codes=_REPAIRED)
             await run_command("mount", "-t", "ext4", "-o", _OPTIONS, str(files.disk_image), str(files.disk))
             self._disk_fd = os.open(files.disk, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except (CommandFailedError, OSError) as error:
             raise AttemptError(FailureCode.PROVISION_FAILED, f"The task's disk could not be made: {error}.") from error
 
-    async def use(self, files: AttemptLayout) -> DiskUse:
+    async def usage(self, files: AttemptLayout) -> DiskUsage:
         """What statvfs(3) says."""
         found = os.statvfs(files.disk)
         free_bytes = found.f_bavail * found.f_frsize
         total_bytes = found.f_blocks * found.f_frsize
         is_full = free_bytes < min(_FULL_BELOW_BYTES, total_bytes // 2) or found.f_favail == 0
-        return DiskUse(total_bytes - free_bytes, total_bytes, is_full)
+        return DiskUsage(total_bytes - free_bytes, total_bytes, is_full)
 
     async def verify(self, files: AttemptLayout) -> None:
         """What an agent wrote is in memory first, and nobody inside hears that the file behind it took it not."""
         if self._disk_fd >= 0:
             await asyncio.to_thread(self._sync, self._disk_fd)
-        if self._loss is not None:
-            raise self._loss
+        if self._sync_error is not None:
+            raise self._sync_error
 
     async def close(self, files: AttemptLayout) -> None:
         """Unmount it; whoever still holds a file of it is waited for, and in the end keeps but the blocks of it."""
@@ -151,7 +151,7 @@ class LoopDisks:
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.syncfs(disk_fd) != 0:
             number = ctypes.get_errno()
-            self._loss = OSError(number, os.strerror(number))
+            self._sync_error = OSError(number, os.strerror(number))
 
 
 async def make_file_system(image: Path, size_bytes: int) -> None:
@@ -160,11 +160,11 @@ async def make_file_system(image: Path, size_bytes: int) -> None:
     part.unlink(missing_ok=True)
     with part.open("xb") as file:
         file.truncate(size_bytes)
-    await run_command(*_MAKE, str(part))
+    await run_command(*_MKFS_COMMAND, str(part))
     part.rename(image)
 
 
-async def _released(image: Path) -> None:
+async def _wait_until_released(image: Path) -> None:
     """Wait until no loop device has it: mounted twice, a file system destroys itself. Raises OSError."""
     deadline = time.monotonic() + DISK_RELEASE_SECONDS
     while find_devices(image):
@@ -177,7 +177,7 @@ _CLONE_NEWNS = 0x00020000
 _MS_REC, _MS_SLAVE = 0x4000, 0x80000
 
 
-def hide_mounts() -> None:
+def unshare_mounts() -> None:
     """Enter a new one; what the host unmounts goes here too. As root, before any thread begins. Raises OSError."""
     libc = ctypes.CDLL(None, use_errno=True)
     _check(libc.unshare(_CLONE_NEWNS))
@@ -193,7 +193,7 @@ def _check(result: int) -> None:
 _SIZE_BYTES = 1024 * 1024
 
 
-async def why_no_loop(directory: Path) -> str | None:
+async def loop_unavailable_reason(directory: Path) -> str | None:
     """None when a small file system can be made and mounted, else the reason; nothing stays in `directory`."""
     if os.geteuid() != 0:
         return "only root can mount"

@@ -10,11 +10,11 @@ from sandbox.model.limits import KILL_SECONDS
 
 _PATH = "/usr/bin:/bin"
 
-AS_OWNER_OF_ALL = ("unshare", "--user", "--map-root-user")
+AS_NAMESPACE_ROOT = ("unshare", "--user", "--map-root-user")
 """Before a command: what it may do with files of its user does not depend on their modes, which agents choose."""
 
 
-async def remove(paths: Sequence[Path]) -> None:
+async def remove_trees(paths: Sequence[Path]) -> None:
     """By rm(1), which no depth of directories exhausts, follows no link and can be stopped. Raises OSError.
 
     An ordinary user may not empty a directory that is closed to writing; root of a user namespace may.
@@ -23,7 +23,7 @@ async def remove(paths: Sequence[Path]) -> None:
         return
     command = ("rm", "-rf", "--one-file-system", "--", *map(str, paths))
     complaint = await _run(command)
-    if complaint and os.geteuid() != 0 and not await _run((*AS_OWNER_OF_ALL, *command)):
+    if complaint and os.geteuid() != 0 and not await _run((*AS_NAMESPACE_ROOT, *command)):
         return
     if complaint:
         raise OSError(complaint)

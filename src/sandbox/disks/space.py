@@ -3,13 +3,13 @@
 import os
 from pathlib import Path
 
-from sandbox.model.disk_space import Space
+from sandbox.model.disk_space import DiskSpace
 
 
-def measure_space(directory: Path) -> Space:
+def measure_disk_space(directory: Path) -> DiskSpace:
     """What statvfs(3) says. Raises OSError."""
     found = os.statvfs(directory)
-    return Space(
+    return DiskSpace(
         free_bytes=found.f_bavail * found.f_frsize,
         total_bytes=found.f_blocks * found.f_frsize,
         files_free=found.f_favail,
@@ -26,13 +26,13 @@ class ReserveFile:
         self._size_bytes = size_bytes
 
     @property
-    def is_taken(self) -> bool:
+    def is_allocated(self) -> bool:
         """The file is there."""
         return self._path.exists()
 
-    def take(self) -> None:
+    def allocate(self) -> None:
         """Allocate the file; it is whole or not there."""
-        if self.is_taken:
+        if self.is_allocated:
             return
         part = self._path.with_suffix(".part")
         try:
@@ -46,7 +46,7 @@ class ReserveFile:
             part.unlink(missing_ok=True)
             raise
 
-    def give_back(self) -> bool:
+    def release(self) -> bool:
         """Remove the file."""
         try:
             self._path.unlink()

@@ -7,13 +7,13 @@ import h11
 import msgspec
 
 from sandbox.gateway.limits import HEAD_BYTES_MAX
-from sandbox.gateway.model.dialer import KeyScreen, Upstream
-from sandbox.gateway.model.request_policy import Headers, named_by_connection, sift
+from sandbox.gateway.model.dialer import KeyRedactor, Upstream
+from sandbox.gateway.model.request_policy import Headers, connection_header_names, select_headers
 
 _HOP_BY_HOP = frozenset(
     {b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade"}
 )
-_RESPONSE_DROPPED = _HOP_BY_HOP | {b"set-cookie", b"set-cookie2", b"alt-svc", b"content-length"}
+_DROPPED_RESPONSE_HEADERS = _HOP_BY_HOP | {b"set-cookie", b"set-cookie2", b"alt-svc", b"content-length"}
 _OF_ANOTHER_HOST = frozenset(
     {
         b"forwarded",
@@ -49,28 +49,30 @@ def forwarded_request(
     body: its whole body where that is known and JSON; None: it comes as the client frames it. Gives the names of
     the headers that were dropped too.
     """
-    passed, dropped = sift(request, with_body=body is None)
+    passed, dropped = select_headers(request, is_body_unchanged=body is None)
     headers = [(b"host", upstream.authority), upstream.credential, (b"accept-encoding", b"identity"), *passed]
     if body is None:
-        framing = _framing(request.headers) or [(b"content-length", b"0")]
+        framing = _framing_headers(request.headers) or [(b"content-length", b"0")]
     else:
         framing = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-    return h11.Request(method=request.method, target=upstream.prefix + target, headers=headers + framing), dropped
+    return h11.Request(method=request.method, target=upstream.path_prefix + target, headers=headers + framing), dropped
 
 
-def lone_request(request: h11.Request, target: bytes) -> h11.Request:
+def single_request(request: h11.Request, target: bytes) -> h11.Request:
     """The request as another host than the model gets it: the only one on its connection."""
     dropped = _HOP_BY_HOP | _OF_ANOTHER_HOST | {b"http2-settings", b"content-length"}
-    headers = [*_passed(request, dropped), *_framing(request.headers)]
+    headers = [*_forwarded_headers(request, dropped), *_framing_headers(request.headers)]
     return h11.Request(method=request.method, target=target, headers=[*headers, (b"connection", b"close")])
 
 
-def forwarded_response(response: h11.Response, screen: KeyScreen) -> h11.Response:
+def forwarded_response(response: h11.Response, redactor: KeyRedactor) -> h11.Response:
     """The response as the client gets it. Without a length h11 frames it in chunks."""
-    headers = [(name, screen.blank(value)) for name, value in _passed(response, _RESPONSE_DROPPED)]
-    framing = [(name, value) for name, value in _framing(response.headers) if name == b"content-length"]
+    headers = [
+        (name, redactor.redact(value)) for name, value in _forwarded_headers(response, _DROPPED_RESPONSE_HEADERS)
+    ]
+    framing = [(name, value) for name, value in _framing_headers(response.headers) if name == b"content-length"]
     return h11.Response(
-        status_code=response.status_code, reason=screen.blank(response.reason), headers=headers + framing
+        status_code=response.status_code, reason=redactor.redact(response.reason), headers=headers + framing
     )
 
 
@@ -81,41 +83,41 @@ def header(headers: Iterable[tuple[bytes, bytes]], wanted: bytes) -> bytes:
 
 def has_body(request: h11.Request) -> bool:
     """Whether the request says that a body follows."""
-    return bool(_framing(request.headers))
+    return bool(_framing_headers(request.headers))
 
 
-class Answer(msgspec.Struct, frozen=True):
+class LocalResponse(msgspec.Struct, frozen=True):
     """An answer of the gateway's own. `is_last`: the connection ends with it."""
 
     status: int
     content_type: bytes
     body: bytes
-    is_last: bool
+    should_close: bool
 
-    def send(self, connection: h11.Connection, method: bytes = b"") -> bytes:
+    def encode(self, connection: h11.Connection, method: bytes = b"") -> bytes:
         """The bytes to answer a request of this method with."""
         headers = [(b"content-type", self.content_type), (b"content-length", b"%d" % len(self.body))]
-        if self.is_last:
+        if self.should_close:
             headers.append((b"connection", b"close"))
         body = b"" if method == b"HEAD" else self.body
         events = (h11.Response(status_code=self.status, headers=headers), h11.Data(data=body), h11.EndOfMessage())
         return b"".join(connection.send(event) or b"" for event in events)
 
 
-def api_error(status: int, kind: str, message: str, *, is_last: bool = False) -> Answer:
+def api_error(status: int, kind: str, message: str, *, should_close: bool = False) -> LocalResponse:
     """An error in the Messages API's own shape."""
     body = msgspec.json.encode({"type": "error", "error": {"type": kind, "message": message}})
-    return Answer(status, b"application/json", body, is_last)
+    return LocalResponse(status, b"application/json", body, should_close)
 
 
-def plain_refusal(status: int, sentence: str) -> Answer:
+def plain_text_error(status: int, message: str) -> LocalResponse:
     """A refusal for people, and the last answer of its connection."""
-    return Answer(status, b"text/plain; charset=utf-8", sentence.encode() + b"\n", is_last=True)
+    return LocalResponse(status, b"text/plain; charset=utf-8", message.encode() + b"\n", should_close=True)
 
 
-def _passed(message: h11.Request | h11.Response, dropped: frozenset[bytes]) -> Headers:
+def _forwarded_headers(message: h11.Request | h11.Response, dropped: frozenset[bytes]) -> Headers:
     """What is left, each name spelt as it came. Some servers take `X_Api_Key` or `X.Api.Key` for `X-Api-Key`."""
-    named = named_by_connection(message)
+    named = connection_header_names(message)
     return [
         (spelt, value)
         for spelt, value in message.headers.raw_items()
@@ -125,7 +127,7 @@ def _passed(message: h11.Request | h11.Response, dropped: frozenset[bytes]) -> H
     ]
 
 
-def _framing(headers: Iterable[tuple[bytes, bytes]]) -> Headers:
+def _framing_headers(headers: Iterable[tuple[bytes, bytes]]) -> Headers:
     framing = [(name, value) for name, value in headers if name in (b"content-length", b"transfer-encoding")]
     chunked = [pair for pair in framing if pair[0] == b"transfer-encoding"]
     return chunked or framing
@@ -135,7 +137,7 @@ _AUTHORITY = re.compile(rb"([A-Za-z0-9._-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::([
 _ABSOLUTE = re.compile(rb"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)([^#]*)")
 
 
-class Authority(msgspec.Struct, frozen=True):
+class HostPort(msgspec.Struct, frozen=True):
     """A host, as it was written, without brackets, and a port."""
 
     host: str
@@ -146,19 +148,19 @@ class AbsoluteTarget(msgspec.Struct, frozen=True):
     """A target with its scheme, and the path and query that are left of it for the host itself."""
 
     scheme: str
-    authority: Authority
+    authority: HostPort
     path: bytes
 
 
-def parse_authority(authority: bytes, default_port: int) -> Authority | None:
+def parse_authority(authority: bytes, default_port: int) -> HostPort | None:
     """A host and an optional port; None for everything else, a user's name before it included."""
     match = _AUTHORITY.fullmatch(authority)
     if match is None or (port := int(match[2] or default_port)) > 65535:
         return None
-    return Authority(match[1].decode().strip("[]"), port)
+    return HostPort(match[1].decode().strip("[]"), port)
 
 
-def parse_absolute(target: bytes) -> AbsoluteTarget | None:
+def parse_absolute_form(target: bytes) -> AbsoluteTarget | None:
     """A target in absolute form; None for everything else."""
     match = _ABSOLUTE.fullmatch(target)
     if match is None:

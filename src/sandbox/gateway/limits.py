@@ -54,10 +54,10 @@ BODY_SECONDS = 60.0
 KEEP_ALIVE_SECONDS = 300.0
 """Between an answer and the next request; over it the connection ends."""
 
-ANSWER_SECONDS = 900.0
+RESPONSE_SECONDS = 900.0
 """Without anything moving to the client while it waits for its answer; over it the connection ends."""
 
-TAKING_SECONDS = 60.0
+CLIENT_STALL_SECONDS = 60.0
 """A client may keep an answer under a budget waiting so long in all; then the answer is heard to its end without it."""
 
 LINGER_SECONDS = 1.0
@@ -75,13 +75,13 @@ UPSTREAM_IDLE_SECONDS = 30.0
 HOLD_SECONDS = 120.0
 """A model request waits so long for the agent to be judged; over it: 503. Silence counts as a hang meanwhile."""
 
-REQUEST_VALUES_MAX = 500_000
+REQUEST_JSON_VALUES_MAX = 500_000
 """Commas, colons and brackets in a model request that is read, so that reading takes little memory; over it: 413."""
 
-MODEL_WORD_CHARACTERS_MAX = 256
+MODEL_STRING_CHARACTERS_MAX = 256
 """A model's name, and the type of a tool or a source, in a request that is read; a longer one is refused, not told."""
 
-HELD_BYTES_MAX = 64 * 1024 * 1024
+BUFFERED_BYTES_MAX = 64 * 1024 * 1024
 """Bodies of all model requests that wait to be judged or for the model to take them, together; over it: 429."""
 
 SSE_LINE_BYTES_MAX = 1024 * 1024
@@ -99,10 +99,10 @@ OUTPUT_TOKENS_MAX = 1_000_000
 CLIENT_HELLO_BYTES_MAX = 8 * 1024
 """Bytes waited for to learn the name in a TLS ClientHello; a longer one is refused."""
 
-UNKNOWN_OPENING_BYTES_MAX = 16 * 1024
+UNKNOWN_PROTOCOL_BYTES_MAX = 16 * 1024
 """Bytes of a protocol that is neither TLS nor HTTP in which the two are looked for; what follows passes unread."""
 
-HELLOS_BEGUN_MAX = 16
+PARTIAL_HELLOS_MAX = 16
 """Beginnings of a TLS ClientHello in such a protocol that may be unfinished at once; over it the connection ends."""
 
 TUNNEL_IDLE_SECONDS = 300.0
@@ -123,22 +123,22 @@ ADDRESSES_MAX = 4
 MODEL_LOOKUP_SECONDS = 30.0
 """The model's addresses, which no other host may have, are looked up again after so long."""
 
-NAMES_MAX = 4096
+SYNTHETIC_IPS_MAX = 4096
 """Names of one sandbox that addresses stand for; further ones do not resolve."""
 
-DATAGRAM_BYTES_MAX = 2048
+DNS_DATAGRAM_BYTES_MAX = 2048
 """A name query over UDP; the rest of a longer one is cut off."""
 
-DENIALS_TOLD_MAX = 100_000
+DENIALS_REPORTED_MAX = 100_000
 """Refusals of an attempt that are told one by one; further ones are counted, which is told once."""
 
 DENIALS_PER_SECOND_MAX = 20
 """Refusals reported one by one; the rest is counted in one report."""
 
-DROPPED_HEADERS_TOLD_MAX = 20
+DROPPED_HEADERS_REPORTED_MAX = 20
 """Names of headers that are reported as not forwarded to the model; further ones are only counted."""
 
-TROUBLE_SECONDS = 10.0
+TROUBLE_INTERVAL_SECONDS = 10.0
 """Least time between two reports of the same trouble."""
 
 REPORTED_HOST_CHARACTERS_MAX = 255

@@ -12,12 +12,12 @@ class Phase(Enum):
     HEAD = "head"
     BODY = "body"
     HELD = "held"
-    ANSWER = "answer"
+    RESPONSE = "answer"
     IDLE = "idle"
-    OVER = "over"
+    CLOSING = "over"
 
 
-class Reaction(msgspec.Struct):
+class Effects(msgspec.Struct):
     """What is to be done, in the order of the fields.
 
     hang_up_upstream: cut the connection to the upstream that there was before.
@@ -25,14 +25,14 @@ class Reaction(msgspec.Struct):
     hang_up_client: nothing more will be sent; what came before is delivered first.
     """
 
-    hang_up_upstream: bool = False
+    close_upstream: bool = False
     dial: bool = False
     to_upstream: bytearray = bytearray()
     to_client: bytearray = bytearray()
-    hang_up_client: bool = False
+    close_client: bool = False
 
 
-class Conversation(Protocol):
+class SansIOProtocol(Protocol):
     """One connection from inside. Does no I/O and never raises on what comes from inside."""
 
     @property
@@ -40,6 +40,6 @@ class Conversation(Protocol):
         """What it is waiting for now."""
         ...
 
-    def client_sent(self, data: bytes) -> Reaction:
+    def client_data_received(self, data: bytes) -> Effects:
         """Bytes came from inside; none mean that no more will."""
         ...

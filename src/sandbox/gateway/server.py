@@ -14,22 +14,22 @@ from socket import MSG_PEEK, socket
 from typing import Any
 
 from sandbox.gateway import limits
-from sandbox.gateway.connection import ModelVisit, Turns, Visit
-from sandbox.gateway.dns import NameAddresses, NamesConversation, NameService
-from sandbox.gateway.egress.connection import EgressVisit
-from sandbox.gateway.egress.dialer import AddressPolicy, Outward, may_be_dialled
-from sandbox.gateway.egress.http_handshake import HttpOpening
-from sandbox.gateway.egress.policy import HTTP_PORT, HTTPS_PORT, EgressPolicy, Opening, Passage, Refusal
-from sandbox.gateway.egress.proxy_handshake import ProxyOpening
-from sandbox.gateway.egress.tls_handshake import TlsOpening
-from sandbox.gateway.egress.unknown_protocol import open_at_once
-from sandbox.gateway.event_reporter import Reports
-from sandbox.gateway.model.budget import Admission
-from sandbox.gateway.model.dialer import ModelDialler, Upstream, parse_upstream
-from sandbox.gateway.model.protocol import ModelConversation
+from sandbox.gateway.connection import ConnectionHandler, ConnectionQueues, ModelConnection
+from sandbox.gateway.dns import DnsResponder, DnsTcpProtocol, SyntheticIps
+from sandbox.gateway.egress.connection import EgressConnection
+from sandbox.gateway.egress.dialer import AddressPolicy, PublicDialer, is_dialable
+from sandbox.gateway.egress.http_handshake import HttpHandshake
+from sandbox.gateway.egress.policy import HTTP_PORT, HTTPS_PORT, Denial, EgressPolicy, Handshake, Tunnel
+from sandbox.gateway.egress.proxy_handshake import ProxyHandshake
+from sandbox.gateway.egress.tls_handshake import TlsHandshake
+from sandbox.gateway.egress.unknown_protocol import open_transparent_tunnel
+from sandbox.gateway.event_reporter import EventReporter
+from sandbox.gateway.model.budget import BudgetGate
+from sandbox.gateway.model.dialer import Upstream, UpstreamDialer, parse_upstream
+from sandbox.gateway.model.protocol import ModelProtocol
 from sandbox.gateway.model.request_policy import ModelPolicy
-from sandbox.gateway.transport import Line, WideLines
-from sandbox.interfaces.gateway import Gateway, GatewayRules, ModelUpstream, Report
+from sandbox.gateway.transport import Stream, WideConnections
+from sandbox.interfaces.gateway import Gateway, GatewayRules, ModelUpstream, ReportEvent
 from sandbox.interfaces.runtime import Listeners
 from sandbox.system.cpu_throttle import CpuQueue, CpuThrottle
 
@@ -40,21 +40,21 @@ class SocketGateways:
     address_policy: says which addresses are dialled for hosts that a task may reach. throttle: bounds their CPU time.
     """
 
-    def __init__(self, address_policy: AddressPolicy = may_be_dialled, throttle: CpuThrottle | None = None) -> None:
+    def __init__(self, address_policy: AddressPolicy = is_dialable, throttle: CpuThrottle | None = None) -> None:
         self._address_policy = address_policy
         self._throttle = throttle or CpuThrottle()
 
-    def open(
+    def create(
         self,
         upstream: ModelUpstream,
         task_key: str,
-        report: Report,
+        report: ReportEvent,
         rules: GatewayRules = GatewayRules(),
         redact: Callable[[str], str] = str,
     ) -> Gateway:
         """Raises ValueError, with a sentence, for an upstream or a key that cannot be used."""
-        reports = Reports(report, time.monotonic, redact)
-        turns = Turns(self._throttle)
+        reports = EventReporter(report, time.monotonic, redact)
+        turns = ConnectionQueues(self._throttle)
         return SocketGateway(parse_upstream(upstream), task_key, reports, rules, self._address_policy, turns)
 
 
@@ -65,38 +65,38 @@ class SocketGateway:
         self,
         upstream: Upstream,
         task_key: str,
-        reports: Reports,
+        reporter: EventReporter,
         rules: GatewayRules,
         address_policy: AddressPolicy,
-        turns: Turns,
+        queues: ConnectionQueues,
     ) -> None:
-        self._dialler = ModelDialler(upstream)
+        self._upstream_dialer = UpstreamDialer(upstream)
         self._task_key = task_key
-        self._reports = reports
+        self._reporter = reporter
         self._policy = EgressPolicy(rules.egress, upstream.host)
-        self._proxy_policy = EgressPolicy(rules.egress, upstream.host, takes_addresses=True)
-        self._addresses = NameAddresses(self._policy.knows)
-        self._names = NameService(self._policy, self._addresses, self._reports)
-        self._outward = Outward(upstream.host, address_policy, self._dialler.addresses)
-        self._admission = Admission(rules, self._reports)
+        self._proxy_policy = EgressPolicy(rules.egress, upstream.host, allows_ip_addresses=True)
+        self._synthetic_ips = SyntheticIps(self._policy.allows_host)
+        self._dns = DnsResponder(self._policy, self._synthetic_ips, self._reporter)
+        self._public_dialer = PublicDialer(upstream.host, address_policy, self._upstream_dialer.addresses)
+        self._budget_gate = BudgetGate(rules, self._reporter)
         self._released = asyncio.Event()
-        self._model_conversations: set[ModelConversation] = set()
-        self._turns = turns
-        self._inside = WideLines()
+        self._model_protocols: set[ModelProtocol] = set()
+        self._queues = queues
+        self._inside = WideConnections()
 
     @property
     def requests_in_flight(self) -> int:
         """Model requests that were forwarded and are not answered to their end; those held back are not among them."""
-        return sum(conversation.is_in_flight for conversation in self._model_conversations)
+        return sum(conversation.is_in_flight for conversation in self._model_protocols)
 
     @property
-    def denials(self) -> int:
+    def denied_count(self) -> int:
         """What was refused so far, reported or not."""
-        return self._reports.denials
+        return self._reporter.denial_count
 
-    def release_model(self) -> None:
+    def release_model_requests(self) -> None:
         """Let model requests pass that were held back. Does nothing the second time."""
-        self._admission.release()
+        self._budget_gate.release()
         self._released.set()
 
     async def serve(self, listeners: Listeners) -> None:
@@ -106,139 +106,141 @@ class SocketGateway:
         """
         others, names = asyncio.Semaphore(limits.CONNECTIONS_MAX), asyncio.Semaphore(limits.CONNECTIONS_MAX)
         doors: list[tuple[socket, Callable[[socket], Coroutine[Any, Any, None]], asyncio.Semaphore]] = [
-            (listeners.model, self._model_door(listeners.model), asyncio.Semaphore(limits.CONNECTIONS_MAX)),
-            (listeners.proxy, self._attend_proxy, others),
-            (listeners.names_tcp, self._attend_names, names),
+            (listeners.model, self._create_model_handler(listeners.model), asyncio.Semaphore(limits.CONNECTIONS_MAX)),
+            (listeners.proxy, self._serve_proxy, others),
+            (listeners.dns_tcp, self._serve_dns_tcp, names),
             *(
-                (listener, partial(self._attend_transparent, port), others)
+                (listener, partial(self._serve_transparent, port), others)
                 for port, listener in listeners.transparent.items()
             ),
         ]
         try:
             async with asyncio.TaskGroup() as group:
                 for listener, attend, room in doors:
-                    queue = self._turns.new_model if listener is listeners.model else self._turns.others
-                    group.create_task(self._accept(group, listener, attend, room, queue))
-                group.create_task(self._answer_names(listeners.names_udp))
+                    queue = self._queues.new_model if listener is listeners.model else self._queues.low_priority
+                    group.create_task(self._accept_loop(group, listener, attend, room, queue))
+                group.create_task(self._serve_dns_udp(listeners.dns_udp))
         finally:
-            for listener in (listeners.names_udp, *(listener for listener, _, _ in doors)):
+            for listener in (listeners.dns_udp, *(listener for listener, _, _ in doors)):
                 listener.close()
-            self._reports.flush()
+            self._reporter.flush()
 
-    async def _accept(
+    async def _accept_loop(
         self,
         group: asyncio.TaskGroup,
         listener: socket,
-        attend: Callable[[socket], Coroutine[Any, Any, None]],
-        room: asyncio.Semaphore,
+        handle: Callable[[socket], Coroutine[Any, Any, None]],
+        slots: asyncio.Semaphore,
         queue: CpuQueue,
     ) -> None:
         listener.setblocking(False)
         while True:
             try:
-                accepted = await _accepted(listener, room, queue)
+                accepted = await _accept_connection(listener, slots, queue)
             except OSError as error:  # the peer is gone already, or there is no descriptor left
                 if error.errno == EINVAL:
                     raise  # it does not listen any more: nobody will ever come
                 await asyncio.sleep(0.1)
                 continue
-            task = group.create_task(self._contain(attend, accepted))
-            task.add_done_callback(partial(_leave, accepted, room))
+            task = group.create_task(self._handle_isolated(handle, accepted))
+            task.add_done_callback(partial(_close_connection, accepted, slots))
 
-    async def _contain(self, attend: Callable[[socket], Coroutine[Any, Any, None]], accepted: socket) -> None:
+    async def _handle_isolated(self, handle: Callable[[socket], Coroutine[Any, Any, None]], accepted: socket) -> None:
         """What goes wrong with one connection ends that connection only."""
         try:
-            await attend(accepted)
+            await handle(accepted)
         except Exception as error:
-            self._give_up("A connection", error)
+            self._report_failure("A connection", error)
 
-    def _give_up(self, what: str, error: Exception) -> None:
+    def _report_failure(self, subject: str, error: Exception) -> None:
         kinds = sorted({type(one).__name__ for one in getattr(error, "exceptions", [error])})
         with suppress(Exception):
-            self._reports.trouble("gateway_error", f"{what} was given up: {', '.join(kinds)}.")
+            self._reporter.report_trouble("gateway_error", f"{subject} was given up: {', '.join(kinds)}.")
 
-    def _model_door(self, listener: socket) -> Callable[[socket], Coroutine[Any, Any, None]]:
+    def _create_model_handler(self, listener: socket) -> Callable[[socket], Coroutine[Any, Any, None]]:
         port = listener.getsockname()[1]
         policy = ModelPolicy(self._task_key, port)
 
         async def attend(accepted: socket) -> None:
-            if _has_left(accepted):
+            if _is_peer_closed(accepted):
                 return
-            conversation = ModelConversation(policy, self._admission, self._dialler.upstream, self._reports, port)
-            self._model_conversations.add(conversation)
+            conversation = ModelProtocol(
+                policy, self._budget_gate, self._upstream_dialer.upstream, self._reporter, port
+            )
+            self._model_protocols.add(conversation)
             try:
                 line = await self._line(accepted)
-                await ModelVisit(conversation, line, self._turns, self._dialler, self._released).run()
+                await ModelConnection(conversation, line, self._queues, self._upstream_dialer, self._released).run()
             finally:
-                self._model_conversations.discard(conversation)
-                conversation.abandon()
+                self._model_protocols.discard(conversation)
+                conversation.connection_lost()
 
         return attend
 
-    async def _attend_proxy(self, accepted: socket) -> None:
-        await self._attend_egress(ProxyOpening(self._proxy_policy, accepted.getsockname()[1]), accepted)
+    async def _serve_proxy(self, accepted: socket) -> None:
+        await self._serve_egress(ProxyHandshake(self._proxy_policy, accepted.getsockname()[1]), accepted)
 
-    async def _attend_transparent(self, port: int, accepted: socket) -> None:
+    async def _serve_transparent(self, port: int, accepted: socket) -> None:
         address = accepted.getsockname()[0]
-        name = self._addresses.name_of(address)
+        name = self._synthetic_ips.name_of(address)
         if port not in (HTTP_PORT, HTTPS_PORT):
-            await self._attend_egress(open_at_once(self._policy, name, address, port), accepted)
+            await self._serve_egress(open_transparent_tunnel(self._policy, name, address, port), accepted)
             return
-        kind = HttpOpening if port == HTTP_PORT else TlsOpening
-        await self._attend_egress(kind(self._policy, name, address, port), accepted)
+        kind = HttpHandshake if port == HTTP_PORT else TlsHandshake
+        await self._serve_egress(kind(self._policy, name, address, port), accepted)
 
-    async def _line(self, accepted: socket) -> Line:
-        line = await Line.over(accepted)
+    async def _line(self, accepted: socket) -> Stream:
+        line = await Stream.from_socket(accepted)
         self._inside.add(line)
         return line
 
-    async def _attend_egress(self, opening: Opening | Passage | Refusal, accepted: socket) -> None:
+    async def _serve_egress(self, handshake: Handshake | Tunnel | Denial, accepted: socket) -> None:
         line = await self._line(accepted)
-        await EgressVisit(opening, line, self._reports, self._outward, self._turns).run()
+        await EgressConnection(handshake, line, self._reporter, self._public_dialer, self._queues).run()
 
-    async def _attend_names(self, accepted: socket) -> None:
+    async def _serve_dns_tcp(self, accepted: socket) -> None:
         line = await self._line(accepted)
-        await Visit(NamesConversation(self._names), line, self._turns, self._turns.others).run()
+        await ConnectionHandler(DnsTcpProtocol(self._dns), line, self._queues, self._queues.low_priority).run()
 
-    async def _answer_names(self, listener: socket) -> None:
+    async def _serve_dns_udp(self, listener: socket) -> None:
         loop = asyncio.get_running_loop()
         listener.setblocking(False)
         while True:
             try:
-                await self._turns.names.wait()
-                query, sender = await loop.sock_recvfrom(listener, limits.DATAGRAM_BYTES_MAX)
-                reply = self._names.answer(query)
+                await self._queues.dns.wait()
+                query, sender = await loop.sock_recvfrom(listener, limits.DNS_DATAGRAM_BYTES_MAX)
+                reply = self._dns.respond(query)
                 if reply is not None:
                     listener.sendto(reply, sender)
             except OSError:  # a reply that cannot be sent now is lost, as datagrams may be
                 await asyncio.sleep(0.01)
             except Exception as error:
-                self._give_up("A name query", error)
+                self._report_failure("A name query", error)
             await asyncio.sleep(0)  # a flood of queries must not take the loop from everybody else
 
 
-async def _accepted(listener: socket, room: asyncio.Semaphore, queue: CpuQueue) -> socket:
+async def _accept_connection(listener: socket, slots: asyncio.Semaphore, queue: CpuQueue) -> socket:
     """The next connection, as of a loop's `sock_accept`, which complains where it is cancelled as the listener dies.
 
     It has a place in the room; a listener that nobody comes to keeps none from the others. Raises OSError.
     """
     while True:
-        await _readable(listener)
+        await _wait_readable(listener)
         await queue.wait()
-        await room.acquire()
+        await slots.acquire()
         try:
             accepted, _ = listener.accept()
         except (BlockingIOError, InterruptedError):
-            room.release()
+            slots.release()
         except OSError:
-            room.release()
+            slots.release()
             raise
         else:
             accepted.setblocking(False)
             return accepted
 
 
-def _has_left(accepted: socket) -> bool:
+def _is_peer_closed(accepted: socket) -> bool:
     """Whether the peer closed the connection before it sent anything."""
     try:
         return not accepted.recv(1, MSG_PEEK)
@@ -248,7 +250,7 @@ def _has_left(accepted: socket) -> bool:
         return True
 
 
-async def _readable(listener: socket) -> None:
+async def _wait_readable(listener: socket) -> None:
     loop, there_is = asyncio.get_running_loop(), asyncio.Event()
     loop.add_reader(listener, there_is.set)
     try:
@@ -257,6 +259,6 @@ async def _readable(listener: socket) -> None:
         loop.remove_reader(listener)
 
 
-def _leave(accepted: socket, room: asyncio.Semaphore, _task: asyncio.Task[None]) -> None:
+def _close_connection(accepted: socket, slots: asyncio.Semaphore, _task: asyncio.Task[None]) -> None:
     accepted.close()
-    room.release()
+    slots.release()

@@ -26,7 +26,7 @@ _READ_AHEAD_BYTES = 1
 _SO_RCVBUFFORCE = 33  # asm-generic/socket.h
 
 
-class Line:
+class Stream:
     """One TCP connection, cut when it is not renewed in time. Its peer going away is an end, never an error."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -36,17 +36,17 @@ class Line:
         self.has_timed_out = False
 
     @classmethod
-    async def over(cls, accepted: socket) -> "Line":
+    async def from_socket(cls, accepted: socket) -> "Stream":
         """A connection from inside."""
         with suppress(OSError):  # it has gone already
             accepted.setsockopt(IPPROTO_TCP, TCP_NOTSENT_LOWAT, UNSENT_BYTES_MAX)
         return cls(*await asyncio.open_connection(sock=accepted, limit=_READ_AHEAD_BYTES))
 
     @classmethod
-    async def to(cls, address: str, port: int) -> "Line":
+    async def connect(cls, address: str, port: int) -> "Stream":
         """Raises OSError."""
         reader, writer = await asyncio.open_connection(address, port, limit=_READ_AHEAD_BYTES)
-        bound_buffers(writer.get_extra_info("socket"))
+        limit_buffers(writer.get_extra_info("socket"))
         return cls(reader, writer)
 
     def narrow(self) -> None:
@@ -63,7 +63,7 @@ class Line:
             return b""
 
     @property
-    def is_gone(self) -> bool:
+    def is_closing(self) -> bool:
         """Whether nothing that is written would arrive."""
         return self._writer.is_closing()
 
@@ -76,50 +76,50 @@ class Line:
         with suppress(OSError):
             await self._writer.drain()
 
-    def end(self) -> None:
+    def write_eof(self) -> None:
         """Nothing more is written after what was."""
         with suppress(OSError):
             self._writer.write_eof()
 
-    def renew(self, seconds: float) -> None:
+    def set_timeout(self, seconds: float) -> None:
         """Cut the line after so long from now."""
-        self.pause()
-        self._timer = asyncio.get_running_loop().call_later(seconds, self._time_out)
+        self.clear_timeout()
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._abort_on_timeout)
 
-    def pause(self) -> None:
+    def clear_timeout(self) -> None:
         """Do not cut it before it is renewed: nobody listens to it meanwhile."""
         if self._timer is not None:
             self._timer.cancel()
 
-    def cut(self) -> None:
+    def abort(self) -> None:
         """End it at once, whatever was not yet sent."""
-        self.pause()
+        self.clear_timeout()
         self._writer.transport.abort()
 
-    def _time_out(self) -> None:
+    def _abort_on_timeout(self) -> None:
         self.has_timed_out = True
         self._writer.transport.abort()
 
 
-def bound_buffers(connected: socket) -> None:
+def limit_buffers(connection: socket) -> None:
     """Bound what the kernel buffers for a stalled connection; no task is charged for it.
 
     Only root may ask for such a buffer where the machine's rmem_max is smaller; others keep the machine's sizes.
     """
     with suppress(PermissionError):
-        connected.setsockopt(SOL_SOCKET, _SO_RCVBUFFORCE, UPSTREAM_RECEIVE_BYTES_MAX)
-    connected.setsockopt(IPPROTO_TCP, TCP_NOTSENT_LOWAT, UNSENT_BYTES_MAX)
+        connection.setsockopt(SOL_SOCKET, _SO_RCVBUFFORCE, UPSTREAM_RECEIVE_BYTES_MAX)
+    connection.setsockopt(IPPROTO_TCP, TCP_NOTSENT_LOWAT, UNSENT_BYTES_MAX)
 
 
-class WideLines:
+class WideConnections:
     """Those of a gateway to hosts, to the model or from inside. A further one gets small buffers for good."""
 
     def __init__(self) -> None:
-        self._wide: list[Line] = []
+        self._wide: list[Stream] = []
 
-    def add(self, line: Line) -> None:
+    def add(self, line: Stream) -> None:
         """A new connection."""
-        self._wide = [one for one in self._wide if not one.is_gone]
+        self._wide = [one for one in self._wide if not one.is_closing]
         if len(self._wide) < WIDE_CONNECTIONS_MAX:
             self._wide.append(line)
         else:

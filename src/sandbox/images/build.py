@@ -8,17 +8,17 @@ from datetime import UTC, datetime
 from io import BytesIO
 from pathlib import Path
 
-from sandbox.images.debian import add_packages
-from sandbox.images.definition import Declaration, check_tier
+from sandbox.images.debian import install_packages
+from sandbox.images.definition import ImageDefinition, check_tier
 from sandbox.images.errors import BuildFailedError
-from sandbox.images.finalize import measure, packages, prepare
-from sandbox.images.image_store import ImageRecord, ProfilePlace
-from sandbox.images.oci.importer import add_layers
-from sandbox.images.rootfs import Tree
+from sandbox.images.finalize import compute_digest, finalize, read_packages
+from sandbox.images.image_store import ImageMetadata, ImageStore
+from sandbox.images.oci.importer import import_layers
+from sandbox.images.rootfs import RootFs
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class Component:
     """What is copied. paths: host file or directory to path inside. links: path to target. versions: for the record."""
 
     paths: Mapping[Path, str]
@@ -27,19 +27,19 @@ class Part:
     versions: Mapping[str, str] = field(default_factory=dict)
 
 
-def add_part(name: str, part: Part | None, tree: Tree, mtime: float) -> None:
+def add_component(name: str, component: Component | None, rootfs: RootFs, mtime: float) -> None:
     """Copy it into an image. Raises BuildFailedError, OSError."""
-    if part is None or not part.paths:
+    if component is None or not component.paths:
         raise BuildFailedError(
             f"The profile has the part {name!r}, which this machine does not have; run script/setup."
         )
-    for source, inside in part.paths.items():
+    for source, inside in component.paths.items():
         for path, target in _files(source, inside):
-            _copy(path, target, tree, mtime)
-    for link, target in part.links.items():
-        tree.add_link(link, target)
-    for inside, content in part.files.items():
-        tree.add_file(inside, BytesIO(content), len(content), is_executable=False, mtime=mtime)
+            _copy_entry(path, target, rootfs, mtime)
+    for link, target in component.links.items():
+        rootfs.add_link(link, target)
+    for inside, content in component.files.items():
+        rootfs.add_file(inside, BytesIO(content), len(content), is_executable=False, mtime=mtime)
 
 
 def _files(source: Path, inside: str) -> Iterator[tuple[Path, str]]:
@@ -54,73 +54,78 @@ def _files(source: Path, inside: str) -> Iterator[tuple[Path, str]]:
             yield Path(directory, name), f"{place}/{name}"
 
 
-def _copy(path: Path, inside: str, tree: Tree, mtime: float) -> None:
+def _copy_entry(path: Path, inside: str, rootfs: RootFs, mtime: float) -> None:
     found = path.lstat()
     if stat.S_ISLNK(found.st_mode):
-        tree.add_link(inside, str(path.readlink()))
+        rootfs.add_link(inside, str(path.readlink()))
         return
     with path.open("rb") as content:
         is_executable = bool(found.st_mode & 0o111)
-        tree.add_file(inside, content, found.st_size, is_executable=is_executable, mtime=mtime)
+        rootfs.add_file(inside, content, found.st_size, is_executable=is_executable, mtime=mtime)
 
 
-AddPackages = Callable[[Declaration, Tree, Path], None]
+InstallPackages = Callable[[ImageDefinition, RootFs, Path], None]
 
 
 def build_image(
-    place: ProfilePlace,
-    declaration: Declaration,
-    parts: Mapping[str, Part],
-    add: AddPackages = add_packages,
-) -> ImageRecord:
+    store: ImageStore,
+    definition: ImageDefinition,
+    components: Mapping[str, Component],
+    install_packages: InstallPackages = install_packages,
+) -> ImageMetadata:
     """Build what is declared; it is current when this returns, and nothing has changed when this raises.
 
     Raises BuildFailedError, ImageRefusedError, ProfileBusyError, OSError.
     """
-    day = declaration.date
+    day = definition.date
     mtime = datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp()
-    with place.building() as part:
-        tree = _plant(part)
-        add(declaration, tree, part)
-        tree.begin_layer()
-        for name in declaration.parts:
-            add_part(name, parts.get(name), tree, mtime)
-        for path, text in declaration.files.items():
+    with store.build_directory() as part:
+        tree = _create_rootfs(part)
+        install_packages(definition, tree, part)
+        tree.start_layer()
+        for name in definition.parts:
+            add_component(name, components.get(name), tree, mtime)
+        for path, text in definition.files.items():
             content = text.encode()
             tree.add_file(path, BytesIO(content), len(content), is_executable=content[:2] == b"#!", mtime=mtime)
-        versions = {key: value for name in declaration.parts for key, value in parts[name].versions.items()}
-        return _finish(place, part, tree, "packages of this machine's apt", declaration.minimum_tier, versions)
+        versions = {key: value for name in definition.parts for key, value in components[name].versions.items()}
+        return _install_image(store, part, tree, "packages of this machine's apt", definition.minimum_tier, versions)
 
 
-def import_image(place: ProfilePlace, file: Path, minimum_tier: str = "") -> ImageRecord:
+def import_image(store: ImageStore, archive: Path, minimum_tier: str = "") -> ImageMetadata:
     """Take an OCI archive over; the same holds as for a build. Raises ImageRefusedError, ProfileBusyError, OSError."""
     check_tier(minimum_tier)
-    with place.building() as part:
-        tree = _plant(part)
-        digest = add_layers(file, tree, part)
-        return _finish(place, part, tree, f"OCI image {digest}", minimum_tier, {})
+    with store.build_directory() as part:
+        tree = _create_rootfs(part)
+        digest = import_layers(archive, tree, part)
+        return _install_image(store, part, tree, f"OCI image {digest}", minimum_tier, {})
 
 
-def _plant(part: Path) -> Tree:
-    root = part / "root"
+def _create_rootfs(build_directory: Path) -> RootFs:
+    root = build_directory / "root"
     root.mkdir()
     root.chmod(0o755)
-    return Tree(root)
+    return RootFs(root)
 
 
-def _finish(
-    place: ProfilePlace, part: Path, tree: Tree, source: str, minimum_tier: str, versions: Mapping[str, str]
-) -> ImageRecord:
-    prepare(tree)
-    found = measure(tree.root)
-    record = ImageRecord(
-        profile=place.name,
+def _install_image(
+    store: ImageStore,
+    build_directory: Path,
+    rootfs: RootFs,
+    source: str,
+    minimum_tier: str,
+    versions: Mapping[str, str],
+) -> ImageMetadata:
+    finalize(rootfs)
+    found = compute_digest(rootfs.root)
+    record = ImageMetadata(
+        profile=store.name,
         digest=found.digest,
         created_at=datetime.now(UTC).replace(microsecond=0),
         source=source,
         size_bytes=found.size_bytes,
         entries=found.entries,
-        versions={**packages(tree), **versions},
+        versions={**read_packages(rootfs), **versions},
         minimum_tier=minimum_tier,
     )
-    return place.install(part, record)
+    return store.install(build_directory, record)

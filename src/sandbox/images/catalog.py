@@ -5,62 +5,62 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from sandbox.images.definition import check_name, is_name, read_shipped, shipped_profiles
+from sandbox.images.definition import check_profile_name, is_profile_name, read_shipped, shipped_profiles
 from sandbox.images.errors import ProfileNotFoundError
-from sandbox.images.image_store import ImageRecord, ProfilePlace, profiles_root
+from sandbox.images.image_store import ImageMetadata, ImageStore, profiles_root
 from sandbox.interfaces.images import IMAGE_LAYOUT, Image, ImageUnusableError
 from sandbox.model.tier import is_strong_enough
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class ProfileEntry:
     """One profile as it stands. record: of its image, None without one; problem: why the image cannot be used."""
 
     name: str
     is_shipped: bool
     description: str
     minimum_tier: str
-    record: ImageRecord | None
+    metadata: ImageMetadata | None
     problem: str = ""
 
 
-class Catalog:
+class ProfileCatalog:
     """Implements `contracts.profiles.Profiles`. Everything is looked up anew, so a new image is noticed at once."""
 
     def __init__(self, data_dir: Path) -> None:
         self._data_dir = data_dir
 
-    def place(self, name: str) -> ProfilePlace:
+    def image_store(self, name: str) -> ImageStore:
         """Where a profile's images lie. Raises InvalidProfileError."""
-        return ProfilePlace(self._data_dir, check_name(name))
+        return ImageStore(self._data_dir, check_profile_name(name))
 
     def names(self) -> list[str]:
         """Of all profiles; a directory that no profile can be called as is none."""
         root = profiles_root(self._data_dir)
         imported = [path.parent.name for path in root.glob("*/current")] if root.is_dir() else []
-        return sorted({*shipped_profiles(), *filter(is_name, imported)})
+        return sorted({*shipped_profiles(), *filter(is_profile_name, imported)})
 
-    def clear(self) -> None:
+    def remove_stale_builds(self) -> None:
         """Take away what killed builds left. Blocks. Raises OSError."""
         root = profiles_root(self._data_dir)
         for directory in root.iterdir() if root.is_dir() else ():
-            ProfilePlace(self._data_dir, directory.name).clear()
+            ImageStore(self._data_dir, directory.name).remove_stale_build()
 
-    def find(self, name: str) -> Entry:
+    def find(self, name: str) -> ProfileEntry:
         """One profile. Raises ProfileNotFoundError."""
         declared = read_shipped(name) if name in shipped_profiles() else None
         tier, description = (declared.minimum_tier, declared.description) if declared else ("", "")
         try:
-            record = self.place(name).read_current() if is_name(name) else None
+            record = self.image_store(name).read_current() if is_profile_name(name) else None
         except ImageUnusableError as error:
-            return Entry(name, declared is not None, description, tier, None, error.message)
+            return ProfileEntry(name, declared is not None, description, tier, None, error.message)
         if declared is None and record is None:
             offered = ", ".join(self.names())
             raise ProfileNotFoundError(f"There is no profile {name[:64]}; there are: {offered}.")
         tier = record.minimum_tier if record else tier
-        return Entry(name, declared is not None, description, tier, record)
+        return ProfileEntry(name, declared is not None, description, tier, record)
 
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[ProfileEntry]:
         """All profiles, without those that go meanwhile."""
         found = []
         for name in self.names():
@@ -68,7 +68,7 @@ class Catalog:
                 found.append(self.find(name))
         return found
 
-    def offered(self) -> Mapping[str, str]:
+    def list_profiles(self) -> Mapping[str, str]:
         """See `Profiles`."""
         return {entry.name: entry.minimum_tier for entry in self.entries()}
 
@@ -85,10 +85,10 @@ class Catalog:
                 f"The profile {profile} takes a runtime of the tier {found.minimum_tier} or a stronger one; this "
                 f"server's is of the tier {tier}."
             )
-        record = found.record
+        record = found.metadata
         if record is None:
             return None
         if record.layout != IMAGE_LAYOUT:
             mend = f"build it again: sandbox profile build {profile}"
             raise ImageUnusableError(f"The image of the profile {profile} is of another version of Sandbox; {mend}")
-        return Image(profile, record.digest, str(self.place(profile).tree(record.digest)))
+        return Image(profile, record.digest, str(self.image_store(profile).rootfs_path(record.digest)))

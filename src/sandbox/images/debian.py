@@ -13,28 +13,28 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
 
-from sandbox.images.definition import BUILD_SECONDS, IMAGE_BYTES_MAX, Declaration
+from sandbox.images.definition import BUILD_SECONDS, IMAGE_BYTES_MAX, ImageDefinition
 from sandbox.images.errors import BuildFailedError, ImageRefusedError
 from sandbox.images.oci.layer import apply_layer
-from sandbox.images.oci.tar_stream import Meter, TarStream
-from sandbox.images.rootfs import Tree
+from sandbox.images.oci.tar_stream import ByteBudget, TarStream
+from sandbox.images.rootfs import RootFs
 
 _PROGRAM = "/usr/bin/mmdebstrap"
 _APT_CONFIG = "/usr/bin/apt-config"
-_ALONE = ("/usr/bin/setpriv", "--pdeathsig", "KILL", "--", "/usr/bin/unshare", "--mount", "--pid", "--fork")
-_KILLED_TOGETHER = ("--kill-child=KILL", "--mount-proc", "--")
+_NAMESPACE_COMMAND = ("/usr/bin/setpriv", "--pdeathsig", "KILL", "--", "/usr/bin/unshare", "--mount", "--pid", "--fork")
+_NAMESPACE_OPTIONS = ("--kill-child=KILL", "--mount-proc", "--")
 """In namespaces of its own, and gone with us: neither a process nor a mount outlives a build that was killed."""
 
-_HOOKS = Path("/usr/share/mmdebstrap/hooks/file-mirror-automount")
-_LEFT_OUT = ("/usr/share/doc/*", "/usr/share/info/*", "/usr/share/locale/*", "/usr/share/man/*")
-_OF_THIS_MACHINE = ("/etc/apt", "/var/lib/apt", "/var/cache", "/var/log", "/etc/dpkg/dpkg.cfg.d")
-_SETTINGS = ("Acquire::http", "Acquire::https", "Acquire::Check-", "Acquire::Retries", "Acquire::ForceIPv")
-_VARIABLES = ("http_proxy", "https_proxy", "no_proxy", "SSL_CERT_FILE", "SSL_CERT_DIR")
-_ASK_SECONDS = 30
-_SAID_BYTES_MAX = 2000
+_HOOK_DIRECTORY = Path("/usr/share/mmdebstrap/hooks/file-mirror-automount")
+_EXCLUDED_PATHS = ("/usr/share/doc/*", "/usr/share/info/*", "/usr/share/locale/*", "/usr/share/man/*")
+_HOST_SPECIFIC_PATHS = ("/etc/apt", "/var/lib/apt", "/var/cache", "/var/log", "/etc/dpkg/dpkg.cfg.d")
+_APT_SETTING_PREFIXES = ("Acquire::http", "Acquire::https", "Acquire::Check-", "Acquire::Retries", "Acquire::ForceIPv")
+_PASSED_VARIABLES = ("http_proxy", "https_proxy", "no_proxy", "SSL_CERT_FILE", "SSL_CERT_DIR")
+_COMMAND_SECONDS = 30
+_LOG_BYTES_MAX = 2000
 
 
-def add_packages(declaration: Declaration, tree: Tree, scratch: Path, program: str = _PROGRAM) -> None:
+def install_packages(definition: ImageDefinition, rootfs: RootFs, scratch: Path, program: str = _PROGRAM) -> None:
     """Fill the tree. Raises BuildFailedError, ImageRefusedError, OSError.
 
     scratch: a private directory, for what mmdebstrap writes meanwhile.
@@ -44,40 +44,40 @@ def add_packages(declaration: Declaration, tree: Tree, scratch: Path, program: s
     if not Path(program).exists():
         raise BuildFailedError("mmdebstrap is missing; install it: apt-get install mmdebstrap")
     settings = scratch / "apt.conf"
-    settings.write_text("".join(f"{line}\n" for line in _read_settings()))
-    argv = [*_ALONE, *_KILLED_TOGETHER, *_command(declaration, settings, program)]
+    settings.write_text("".join(f"{line}\n" for line in _read_apt_settings()))
+    argv = [*_NAMESPACE_COMMAND, *_NAMESPACE_OPTIONS, *_mmdebstrap_command(definition, settings, program)]
     with (scratch / "said").open("w+b") as said:
-        _run(argv, _environment(declaration, scratch), said, tree)
-    for place in _OF_THIS_MACHINE:
-        tree.remove(place)
+        _run_mmdebstrap(argv, _environment(definition, scratch), said, rootfs)
+    for place in _HOST_SPECIFIC_PATHS:
+        rootfs.remove(place)
     for place in ("/var/cache", "/var/log"):
-        tree.add_directory(place)
+        rootfs.add_directory(place)
 
 
 def find_sources(directory: Path = Path("/etc/apt")) -> list[Path]:
     """The files in which this machine's apt is told where packages come from. Raises BuildFailedError."""
     listed = [directory / "sources.list", *sorted((directory / "sources.list.d").glob("*"))]
-    found = [path for path in listed if path.suffix in {".list", ".sources"} and _names_a_source(path)]
+    found = [path for path in listed if path.suffix in {".list", ".sources"} and _has_source(path)]
     if not found:
         raise BuildFailedError("apt of this machine has no sources, so nobody knows where packages come from.")
     return found
 
 
-def _names_a_source(path: Path) -> bool:
+def _has_source(path: Path) -> bool:
     if not path.is_file():
         return False
     lines = path.read_text(errors="replace").splitlines()
     return any(line.startswith(("deb ", "deb\t", "Types:")) for line in lines)
 
 
-def _read_settings() -> Iterator[str]:
+def _read_apt_settings() -> Iterator[str]:
     try:
         ran = subprocess.run(
-            [_APT_CONFIG, "dump"], capture_output=True, text=True, timeout=_ASK_SECONDS, check=True, env={}
+            [_APT_CONFIG, "dump"], capture_output=True, text=True, timeout=_COMMAND_SECONDS, check=True, env={}
         )
     except subprocess.SubprocessError as error:
         raise BuildFailedError(f"apt of this machine does not tell its settings: {error}") from error
-    yield from (line for line in ran.stdout.splitlines() if line.startswith(_SETTINGS))
+    yield from (line for line in ran.stdout.splitlines() if line.startswith(_APT_SETTING_PREFIXES))
     yield 'Dir::Etc::netrc "/etc/apt/auth.conf";'
     yield 'Dir::Etc::netrcparts "/etc/apt/auth.conf.d";'
 
@@ -90,20 +90,20 @@ def _read_suite() -> str:
     raise BuildFailedError("This system does not say which release of Debian or Ubuntu it is (/etc/os-release).")
 
 
-def _command(declaration: Declaration, settings: Path, program: str) -> Iterator[str]:
+def _mmdebstrap_command(definition: ImageDefinition, settings: Path, program: str) -> Iterator[str]:
     yield from (program, "--mode=root", "--format=tar", "--variant=essential", f"--aptopt={settings}")
-    yield from (f"--dpkgopt=path-exclude={pattern}" for pattern in _LEFT_OUT)
-    if declaration.packages:
-        yield f"--include={','.join(sorted(declaration.packages))}"
-    if _HOOKS.is_dir():
-        yield f"--hook-dir={_HOOKS}"
+    yield from (f"--dpkgopt=path-exclude={pattern}" for pattern in _EXCLUDED_PATHS)
+    if definition.packages:
+        yield f"--include={','.join(sorted(definition.packages))}"
+    if _HOOK_DIRECTORY.is_dir():
+        yield f"--hook-dir={_HOOK_DIRECTORY}"
     yield from (_read_suite(), "-", *map(str, find_sources()))
 
 
-def _environment(declaration: Declaration, scratch: Path) -> dict[str, str]:
-    midnight = datetime(declaration.date.year, declaration.date.month, declaration.date.day, tzinfo=UTC)
+def _environment(definition: ImageDefinition, scratch: Path) -> dict[str, str]:
+    midnight = datetime(definition.date.year, definition.date.month, definition.date.day, tzinfo=UTC)
     return {
-        **{name: os.environ[name] for name in _VARIABLES if name in os.environ},
+        **{name: os.environ[name] for name in _PASSED_VARIABLES if name in os.environ},
         "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
         "LC_ALL": "C.UTF-8",
         "TMPDIR": str(scratch),
@@ -111,32 +111,32 @@ def _environment(declaration: Declaration, scratch: Path) -> dict[str, str]:
     }
 
 
-def _run(argv: Sequence[str], environment: dict[str, str], said: IO[bytes], tree: Tree) -> None:
+def _run_mmdebstrap(argv: Sequence[str], environment: dict[str, str], log: IO[bytes], rootfs: RootFs) -> None:
     process = subprocess.Popen(
-        argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=said, env=environment, cwd="/"
+        argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, env=environment, cwd="/"
     )
     assert process.stdout is not None
     alarm = threading.Timer(BUILD_SECONDS, process.kill)
     alarm.start()
     try:
-        apply_layer(TarStream(process.stdout, Meter(IMAGE_BYTES_MAX)), tree)
-        code = process.wait(timeout=_ASK_SECONDS)
+        apply_layer(TarStream(process.stdout, ByteBudget(IMAGE_BYTES_MAX)), rootfs)
+        code = process.wait(timeout=_COMMAND_SECONDS)
     except ImageRefusedError as error:
         # A tar that is cut off means that mmdebstrap failed, and that has the better words.
         with suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=_ASK_SECONDS)
-        raise BuildFailedError(f"mmdebstrap failed: {_last_words(said) or error}") from error
+            process.wait(timeout=_COMMAND_SECONDS)
+        raise BuildFailedError(f"mmdebstrap failed: {_last_log_lines(log) or error}") from error
     finally:
         alarm.cancel()
         process.kill()
         process.wait()
         process.stdout.close()
     if code != 0:
-        raise BuildFailedError(f"mmdebstrap failed: {_last_words(said)}")
+        raise BuildFailedError(f"mmdebstrap failed: {_last_log_lines(log)}")
 
 
-def _last_words(said: IO[bytes]) -> str:
-    said.seek(0, os.SEEK_END)
-    said.seek(max(said.tell() - _SAID_BYTES_MAX, 0))
-    lines = said.read().decode(errors="replace").splitlines()
+def _last_log_lines(log: IO[bytes]) -> str:
+    log.seek(0, os.SEEK_END)
+    log.seek(max(log.tell() - _LOG_BYTES_MAX, 0))
+    lines = log.read().decode(errors="replace").splitlines()
     return " · ".join(line.strip() for line in lines[-6:] if line.strip())

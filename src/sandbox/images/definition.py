@@ -35,7 +35,7 @@ IMAGE_LINKS_MAX = 40
 ARCHIVE_MEMBERS_MAX = 10_000
 """Members of an OCI archive."""
 
-DECLARATION_BYTES_MAX = 64 * 1024
+DEFINITION_BYTES_MAX = 64 * 1024
 """The declarative file of a profile."""
 
 BUILD_SECONDS = 1800.0
@@ -51,7 +51,7 @@ _NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,62}[a-z0-9])?", re.ASCII)
 _PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]+", re.ASCII)
 
 
-class Declaration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class ImageDefinition(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What stands in the file.
 
     date: what times in the image are set back to. packages: of the distribution, beside its essential ones.
@@ -71,33 +71,33 @@ def shipped_profiles() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in SHIPPED_DIRECTORY.glob("*.toml")))
 
 
-def read_shipped(name: str) -> Declaration:
+def read_shipped(name: str) -> ImageDefinition:
     """What a profile that comes with Sandbox is built from."""
-    return read_declaration(SHIPPED_DIRECTORY / f"{name}.toml")
+    return read_definition(SHIPPED_DIRECTORY / f"{name}.toml")
 
 
-def read_declaration(path: Path) -> Declaration:
+def read_definition(path: Path) -> ImageDefinition:
     """Read one. Raises InvalidProfileError, OSError."""
     with path.open("rb") as file:
-        text = file.read(DECLARATION_BYTES_MAX + 1)
+        text = file.read(DEFINITION_BYTES_MAX + 1)
     try:
-        if len(text) > DECLARATION_BYTES_MAX:
-            raise ValueError(f"it is larger than {DECLARATION_BYTES_MAX // 1024} KiB")
-        found = msgspec.convert(tomllib.loads(text.decode()), Declaration, strict=True)
-        _check(found)
+        if len(text) > DEFINITION_BYTES_MAX:
+            raise ValueError(f"it is larger than {DEFINITION_BYTES_MAX // 1024} KiB")
+        found = msgspec.convert(tomllib.loads(text.decode()), ImageDefinition, strict=True)
+        _check_definition(found)
     except ValueError as error:
         raise InvalidProfileError(f"{path} is no profile: {error}.") from error
     return found
 
 
-def is_name(name: str) -> bool:
+def is_profile_name(name: str) -> bool:
     """Whether a profile can be called so."""
     return _NAME.fullmatch(name) is not None and ".." not in name and name != "host"
 
 
-def check_name(name: str) -> str:
+def check_profile_name(name: str) -> str:
     """The name, if a profile can have it. Raises InvalidProfileError."""
-    if not is_name(name):
+    if not is_profile_name(name):
         raise InvalidProfileError("A profile's name is 1 to 64 of a-z, 0-9, '.', '_' and '-', such as my-tools.")
     return name
 
@@ -109,11 +109,11 @@ def check_tier(tier: str) -> str:
     return tier
 
 
-def _check(found: Declaration) -> None:
-    check_tier(found.minimum_tier)
-    for package in found.packages:
+def _check_definition(definition: ImageDefinition) -> None:
+    check_tier(definition.minimum_tier)
+    for package in definition.packages:
         if not _PACKAGE.fullmatch(package):
             raise ValueError(f"{package!r} is no name of a package")
-    for path in found.files:
+    for path in definition.files:
         if not path.startswith("/"):
             raise ValueError(f"{path!r} in files is no absolute path")

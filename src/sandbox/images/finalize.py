@@ -10,21 +10,21 @@ from io import BytesIO
 from pathlib import Path
 
 from sandbox.images.errors import ImageRefusedError
-from sandbox.images.rootfs import Tree
+from sandbox.images.rootfs import RootFs
 from sandbox.interfaces.images import IMAGE_DIRECTORIES, IMAGE_FILES
-from sandbox.interfaces.layout import HOME, WORKSPACE
+from sandbox.interfaces.layout import SANDBOX_HOME, SANDBOX_WORKSPACE
 
-_EMPTY = ("/dev", HOME, "/proc", "/run", "/sys", "/tmp", WORKSPACE)  # noqa: S108
-_PRIVATE = ("passwd-", "group-", "shadow", "shadow-", "gshadow", "gshadow-", "machine-id")
+_EMPTIED_DIRECTORIES = ("/dev", SANDBOX_HOME, "/proc", "/run", "/sys", "/tmp", SANDBOX_WORKSPACE)  # noqa: S108
+_PRIVATE_FILES = ("passwd-", "group-", "shadow", "shadow-", "gshadow", "gshadow-", "machine-id")
 _LOADERS = {"x86_64": "/lib64/ld-linux-x86-64.so.2", "aarch64": "/lib/ld-linux-aarch64.so.1"}
-_STATUS = "/var/lib/dpkg/status"
+_DPKG_STATUS = "/var/lib/dpkg/status"
 _STATUS_BYTES_MAX = 64 * 1024**2
-_INSTALLED, _KEYS = "install ok installed", {"Package", "Version"}
+_INSTALLED_STATUS, _REQUIRED_FIELDS = "install ok installed", {"Package", "Version"}
 _CHUNK_BYTES = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Measure:
+class TreeDigest:
     """What an image is known by. digest: of the tar of the tree that has names sorted and no owners."""
 
     digest: str
@@ -32,36 +32,38 @@ class Measure:
     entries: int
 
 
-def prepare(tree: Tree) -> None:
+def finalize(rootfs: RootFs) -> None:
     """Make the places that runtimes mount over, and leave out what is nobody's business.
 
     Raises ImageRefusedError for a tree in which Claude Code could not be started.
     """
-    for directory in _EMPTY:
-        tree.remove(directory)
+    for directory in _EMPTIED_DIRECTORIES:
+        rootfs.remove(directory)
     for directory in IMAGE_DIRECTORIES:
-        tree.add_directory(directory)
-    for name in _PRIVATE:
-        tree.remove(f"/etc/{name}")
+        rootfs.add_directory(directory)
+    for name in _PRIVATE_FILES:
+        rootfs.remove(f"/etc/{name}")
     for path in IMAGE_FILES:
-        tree.add_file(path, BytesIO(), 0, is_executable=False, mtime=0)
-    tree.add_link("/var/tmp", "../tmp")  # noqa: S108
+        rootfs.add_file(path, BytesIO(), 0, is_executable=False, mtime=0)
+    rootfs.add_link("/var/tmp", "../tmp")  # noqa: S108
     loader = _LOADERS.get(os.uname().machine, "/bin/sh")
     for program in ("/bin/sh", loader):
-        found = tree.resolve(program)
+        found = rootfs.resolve(program)
         if found is None or not Path(found).is_file():
             raise ImageRefusedError(f"The image has no {program}; Claude Code needs a shell and the GNU C library.")
 
 
-def packages(tree: Tree) -> dict[str, str]:
+def read_packages(rootfs: RootFs) -> dict[str, str]:
     """Names and versions of the packages that Debian's database in it knows."""
-    path = tree.resolve(_STATUS)
+    path = rootfs.resolve(_DPKG_STATUS)
     if path is None or not stat.S_ISREG(os.lstat(path).st_mode):
         return {}
     with Path(path).open(encoding="utf-8", errors="replace") as file:
         found = map(_fields, file.read(_STATUS_BYTES_MAX).split("\n\n"))
         return {
-            one["Package"]: one["Version"] for one in found if one.get("Status") == _INSTALLED and one.keys() >= _KEYS
+            one["Package"]: one["Version"]
+            for one in found
+            if one.get("Status") == _INSTALLED_STATUS and one.keys() >= _REQUIRED_FIELDS
         }
 
 
@@ -70,7 +72,7 @@ def _fields(paragraph: str) -> dict[str, str]:
     return {name: value for name, mark, value in pairs if mark and not name.startswith(" ")}
 
 
-def measure(root: Path) -> Measure:
+def compute_digest(root: Path) -> TreeDigest:
     """Read all of it once."""
     hashed = hashlib.sha256()
     size = entries = 0
@@ -82,7 +84,7 @@ def measure(root: Path) -> Measure:
             size += found.st_size
             _hash_file(path, found.st_size, hashed.update)
     hashed.update(bytes(1024))
-    return Measure(f"sha256:{hashed.hexdigest()}", size, entries)
+    return TreeDigest(f"sha256:{hashed.hexdigest()}", size, entries)
 
 
 def _walk(path: str, name: str) -> Iterator[tuple[str, str]]:

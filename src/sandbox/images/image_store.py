@@ -19,12 +19,12 @@ import msgspec
 
 from sandbox.images.definition import SYNC_SECONDS
 from sandbox.images.errors import ProfileBusyError, ProfileNotFoundError
-from sandbox.images.finalize import measure
+from sandbox.images.finalize import compute_digest
 from sandbox.interfaces.images import IMAGE_LAYOUT, Image, ImageUnusableError
 from sandbox.model.errors import DECODE_ERRORS, AttemptError, FailureCode
 
 
-class ImageRecord(msgspec.Struct, frozen=True):
+class ImageMetadata(msgspec.Struct, frozen=True):
     """digest: of the tree. source: what it was made from, in words. versions: of packages and parts, by name."""
 
     profile: str
@@ -39,11 +39,11 @@ class ImageRecord(msgspec.Struct, frozen=True):
     version: int = 1
 
 
-_IMAGE = re.compile(r"[0-9a-f]{64}", re.ASCII)
-_PART = "part"
+_IMAGE_NAME = re.compile(r"[0-9a-f]{64}", re.ASCII)
+_BUILD_DIRECTORY = "part"
 _SYNC = "/usr/bin/sync"
-_TRIES = 5
-_PAUSE_SECONDS = 0.002
+_LOCK_ATTEMPTS = 5
+_LOCK_RETRY_SECONDS = 0.002
 
 
 def profiles_root(data_dir: Path) -> Path:
@@ -51,37 +51,37 @@ def profiles_root(data_dir: Path) -> Path:
     return data_dir / "profiles"
 
 
-class ProfilePlace:
+class ImageStore:
     """The directory of one profile; its name was checked."""
 
     def __init__(self, data_dir: Path, name: str) -> None:
         self.name = name
         self._root = profiles_root(data_dir) / name
 
-    def tree(self, digest: str) -> Path:
+    def rootfs_path(self, digest: str) -> Path:
         """What becomes / of a sandbox."""
-        return self._image(digest) / "root"
+        return self._image_directory(digest) / "root"
 
-    def read_current(self) -> ImageRecord | None:
+    def read_current(self) -> ImageMetadata | None:
         """The record of the image that the profile stands for; None where it has none, or is none.
 
         Raises ImageUnusableError when it is damaged or cannot be read.
         """
-        name = self._current()
+        name = self._current_name()
         if name is None:
             return None
-        if not _IMAGE.fullmatch(name):
-            raise self._unusable("is damaged")
+        if not _IMAGE_NAME.fullmatch(name):
+            raise self._unusable_error("is damaged")
         try:
-            record = msgspec.json.decode((self._root / name / "record.json").read_bytes(), type=ImageRecord)
+            record = msgspec.json.decode((self._root / name / "record.json").read_bytes(), type=ImageMetadata)
         except (OSError, *DECODE_ERRORS) as error:
-            raise self._unusable(f"cannot be read: {error}") from error
-        if record.digest != f"sha256:{name}" or not self.tree(record.digest).is_dir():
-            raise self._unusable("is damaged")
+            raise self._unusable_error(f"cannot be read: {error}") from error
+        if record.digest != f"sha256:{name}" or not self.rootfs_path(record.digest).is_dir():
+            raise self._unusable_error("is damaged")
         return record
 
     @contextmanager
-    def building(self) -> Iterator[Path]:
+    def build_directory(self) -> Iterator[Path]:
         """A private directory to make an image in, gone at the end; what a killed build left goes as well.
 
         Images that are no longer current and that nobody holds go too, and not at the end of the build that replaced
@@ -90,130 +90,130 @@ class ProfilePlace:
         self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
         with self._locked():
             self._prune()
-            part = self._root / _PART
+            part = self._root / _BUILD_DIRECTORY
             part.mkdir(mode=0o700)
             try:
                 yield part
             finally:
                 shutil.rmtree(part, ignore_errors=True)
 
-    def clear(self) -> None:
+    def remove_stale_build(self) -> None:
         """Take away what a killed build left; nothing happens while one goes on."""
-        if not (self._root / _PART).exists():
+        if not (self._root / _BUILD_DIRECTORY).exists():
             return
         with suppress(ProfileBusyError), self._locked():
-            shutil.rmtree(self._root / _PART)
+            shutil.rmtree(self._root / _BUILD_DIRECTORY)
 
-    def install(self, part: Path, record: ImageRecord) -> ImageRecord:
+    def install(self, build_directory: Path, metadata: ImageMetadata) -> ImageMetadata:
         """Give what was made its name, then make it the current one; gives the record that holds from here on.
 
         A damaged image of the same digest is replaced. Raises ProfileBusyError when a task uses that one.
         """
-        final = self._image(record.digest)
-        record = msgspec.structs.replace(record, created_at=_made_before(final) or record.created_at)
-        written = part / "record.json"
-        written.write_bytes(msgspec.json.format(msgspec.json.encode(record)))
-        if _is_whole(final / "root", record.digest):
-            _flush(written)
+        final = self._image_directory(metadata.digest)
+        metadata = msgspec.structs.replace(metadata, created_at=_existing_created_at(final) or metadata.created_at)
+        written = build_directory / "record.json"
+        written.write_bytes(msgspec.json.format(msgspec.json.encode(metadata)))
+        if _is_intact(final / "root", metadata.digest):
+            _sync_file_system(written)
             written.rename(final / "record.json")
         else:
-            made = part / "made"
+            made = build_directory / "made"
             made.mkdir(mode=0o700)
-            (part / "root").rename(made / "root")
+            (build_directory / "root").rename(made / "root")
             written.rename(made / "record.json")
-            _flush(made)
-            self._replace(final, made, part / "before")
-        pointer = part / "current"
+            _sync_file_system(made)
+            self._replace(final, made, build_directory / "before")
+        pointer = build_directory / "current"
         pointer.write_text(f"{final.name}\n")
-        _flush(pointer)
+        _sync_file_system(pointer)
         pointer.rename(self._root / "current")
-        _flush(self._root)
-        return record
+        _sync_file_system(self._root)
+        return metadata
 
-    def _replace(self, final: Path, made: Path, before: Path) -> None:
+    def _replace(self, final: Path, built: Path, backup: Path) -> None:
         """A kill between the two steps leaves no image where a damaged one was, which the next build mends."""
         if final.exists():
-            with _held(final, fcntl.LOCK_EX) as is_free:
+            with _try_lock(final, fcntl.LOCK_EX) as is_free:
                 if not is_free:
                     raise ProfileBusyError(
                         f"The image of {self.name} is damaged and a task uses it; wait for its end, or cancel it, then "
                         "build again."
                     )
-                final.rename(before)
-        made.rename(final)
+                final.rename(backup)
+        built.rename(final)
 
-    def remove(self) -> None:
+    def remove_images(self) -> None:
         """Take all images away. Raises ProfileNotFoundError, ProfileBusyError: then nothing was taken away."""
         if not self._root.is_dir():
             raise ProfileNotFoundError(f"The profile {self.name} has no image here.")
         with self._locked(), ExitStack() as held:
             images = list(self._images())
             for image in images:
-                if not held.enter_context(_held(image, fcntl.LOCK_EX)):
+                if not held.enter_context(_try_lock(image, fcntl.LOCK_EX)):
                     raise ProfileBusyError(f"A task uses the image of {self.name}; wait for its end, or cancel it.")
             (self._root / "current").unlink(missing_ok=True)
-            _flush(self._root)
+            _sync_file_system(self._root)
             shutil.rmtree(self._root)
 
-    def hold(self, digest: str) -> int:
+    def lease(self, digest: str) -> int:
         """A descriptor that keeps an image from being removed. Raises ImageUnusableError.
 
         A few tries, because a removal that is refused has locked the image for an instant.
         """
-        image = self._image(digest)
-        for _ in range(_TRIES):
+        image = self._image_directory(digest)
+        for _ in range(_LOCK_ATTEMPTS):
             with suppress(OSError):
-                return _share(image)
-            time.sleep(_PAUSE_SECONDS)
-        raise self._unusable("is being removed" if image.exists() else "is gone")
+                return _lock_shared(image)
+            time.sleep(_LOCK_RETRY_SECONDS)
+        raise self._unusable_error("is being removed" if image.exists() else "is gone")
 
-    def _image(self, digest: str) -> Path:
+    def _image_directory(self, digest: str) -> Path:
         return self._root / digest.removeprefix("sha256:")
 
-    def _current(self) -> str | None:
+    def _current_name(self) -> str | None:
         """Raises ImageUnusableError."""
         try:
             return (self._root / "current").read_text(errors="replace").strip()
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
-            raise self._unusable(f"cannot be read: {error}") from error
+            raise self._unusable_error(f"cannot be read: {error}") from error
 
     def _images(self) -> Iterator[Path]:
-        yield from (path for path in self._root.iterdir() if _IMAGE.fullmatch(path.name))
+        yield from (path for path in self._root.iterdir() if _IMAGE_NAME.fullmatch(path.name))
 
     def _prune(self) -> None:
         with suppress(FileNotFoundError):
-            shutil.rmtree(self._root / _PART)
+            shutil.rmtree(self._root / _BUILD_DIRECTORY)
         try:
-            current = self._current()
+            current = self._current_name()
         except ImageUnusableError:
             return  # any of them may be the current one
         for image in [image for image in self._images() if image.name != current]:
-            with _held(image, fcntl.LOCK_EX) as is_free:
+            with _try_lock(image, fcntl.LOCK_EX) as is_free:
                 if is_free:
-                    image.rename(self._root / _PART)
-                    shutil.rmtree(self._root / _PART)
+                    image.rename(self._root / _BUILD_DIRECTORY)
+                    shutil.rmtree(self._root / _BUILD_DIRECTORY)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        with _held(self._root, fcntl.LOCK_EX) as is_free:
+        with _try_lock(self._root, fcntl.LOCK_EX) as is_free:
             if not is_free:
                 raise ProfileBusyError(f"An image of {self.name} is built or removed at this moment; wait for that.")
             yield
 
-    def _unusable(self, why: str) -> ImageUnusableError:
+    def _unusable_error(self, reason: str) -> ImageUnusableError:
         mend = f"build it again (sandbox profile build {self.name}) or remove it (sandbox profile remove {self.name})"
-        return ImageUnusableError(f"The image of the profile {self.name} {why}; {mend}.")
+        return ImageUnusableError(f"The image of the profile {self.name} {reason}; {mend}.")
 
 
 @contextmanager
-def _held(directory: Path, kind: int) -> Iterator[bool]:
+def _try_lock(directory: Path, operation: int) -> Iterator[bool]:
     """Lock a directory meanwhile, without waiting; whether that was possible."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         try:
-            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, operation | fcntl.LOCK_NB)
         except BlockingIOError:
             yield False
         else:
@@ -222,7 +222,7 @@ def _held(directory: Path, kind: int) -> Iterator[bool]:
         os.close(descriptor)
 
 
-def _share(image: Path) -> int:
+def _lock_shared(image: Path) -> int:
     """Raises OSError when somebody removes it, or has just done so."""
     descriptor = os.open(image, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -235,21 +235,21 @@ def _share(image: Path) -> int:
     return descriptor
 
 
-def _made_before(image: Path) -> datetime | None:
+def _existing_created_at(image: Path) -> datetime | None:
     try:
-        return msgspec.json.decode((image / "record.json").read_bytes(), type=ImageRecord).created_at
+        return msgspec.json.decode((image / "record.json").read_bytes(), type=ImageMetadata).created_at
     except (OSError, *DECODE_ERRORS):
         return None
 
 
-def _is_whole(tree: Path, digest: str) -> bool:
+def _is_intact(tree: Path, digest: str) -> bool:
     try:
-        return measure(tree).digest == digest
+        return compute_digest(tree).digest == digest
     except OSError:
         return False
 
 
-def _flush(path: Path) -> None:
+def _sync_file_system(path: Path) -> None:
     """Everything of the file system that it is on: a tree has too many files to do it one by one. Raises OSError."""
     try:
         subprocess.run([_SYNC, "-f", "--", str(path)], timeout=SYNC_SECONDS, check=True, env={})
@@ -257,17 +257,17 @@ def _flush(path: Path) -> None:
         raise OSError(f"The disk could not be flushed; look at the machine's log, and try again: {error}") from error
 
 
-class HeldImages:
+class ImageLeases:
     """Implements `contracts.profiles.Images`."""
 
     def __init__(self, data_dir: Path) -> None:
         self._data_dir = data_dir
 
-    def hold(self, image: Image) -> None:
+    def acquire(self, image: Image) -> None:
         """See `Images`. The lock goes with the process."""
         pass  # archives and compression, which most runners do without
 
         try:
-            ProfilePlace(self._data_dir, image.profile).hold(image.digest)
+            ImageStore(self._data_dir, image.profile).lease(image.digest)
         except ImageUnusableError as error:
             raise AttemptError(FailureCode.PROVISION_FAILED, error.message) from error

@@ -26,26 +26,26 @@ _CHUNK_BYTES = 1024 * 1024
 _NAME_BYTES_MAX = 255  # what file systems take
 
 
-class Tree:
+class RootFs:
     """A directory that is filled. Everything in it can be read by everybody and belongs to this process."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self._bytes = 0
         self._entries = 0
-        self._looked_at = 0
-        self._fresh: set[str] = set()
+        self._whiteout_entries = 0
+        self._added_in_layer: set[str] = set()
 
-    def begin_layer(self) -> None:
+    def start_layer(self) -> None:
         """What comes from here on does not fall to the whiteouts that come with it."""
-        self._fresh.clear()
+        self._added_in_layer.clear()
 
     def add_directory(self, name: str) -> None:
         """Make it, or keep it as it is. Raises ImageRefusedError."""
-        parts = split_name(name)
+        parts = split_path(name)
         if not parts:
             return
-        path = self._place(parts)
+        path = self._prepare_path(parts)
         if not _is_directory(path):
             _remove(path)
             _make_directory(path)
@@ -53,7 +53,7 @@ class Tree:
     def add_file(self, name: str, content: BinaryIO, size: int, *, is_executable: bool, mtime: float) -> None:
         """Write a file of `size` bytes in place of what is there. Raises ImageRefusedError."""
         self._count_bytes(size)
-        path = self._vacate(name)
+        path = self._make_vacant(name)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
         with os.fdopen(descriptor, "wb") as file:
             for chunk in _chunks(content, size):
@@ -67,7 +67,7 @@ class Tree:
         """Make a symbolic link, wherever it leads: it is followed inside only. Raises ImageRefusedError."""
         if not target or "\0" in target or len(os.fsencode(target)) > IMAGE_PATH_BYTES_MAX:
             raise ImageRefusedError(f"The image has a link without a proper target: {name[:200]}")
-        os.symlink(target, self._vacate(name))  # noqa: PTH211
+        os.symlink(target, self._make_vacant(name))  # noqa: PTH211
 
     def add_hard_link(self, name: str, target: str) -> None:
         """Give a file of the tree a second name. Raises ImageRefusedError when there is no such file in it.
@@ -79,7 +79,7 @@ class Tree:
         if source is None or found is None or not stat.S_ISREG(found.st_mode):
             raise ImageRefusedError(f"The image has a hard link to what is no file of its own: {name[:200]}")
         self._count_bytes(found.st_size)
-        path = self._vacate(name)
+        path = self._make_vacant(name)
         if not os.path.lexists(source):
             raise ImageRefusedError(f"The image has a hard link to itself: {name[:200]}")
         os.link(source, path, follow_symlinks=False)
@@ -90,27 +90,27 @@ class Tree:
         if path is not None and path != str(self.root):
             _remove(path)
 
-    def white_out(self, name: str) -> None:
+    def apply_whiteout(self, name: str) -> None:
         """Take away what earlier layers have at this name. Raises ImageRefusedError."""
         self._count_entry()
         path = self.find(name)
         if path is not None and path != str(self.root):
-            self._clear(path)
+            self._remove_earlier(path)
 
-    def white_out_content(self, name: str) -> None:
+    def apply_opaque_whiteout(self, name: str) -> None:
         """Take away what earlier layers have in this directory. Raises ImageRefusedError."""
         self._count_entry()
         path = self.find(name)
         if path is not None and _is_directory(path):
-            self._clear_content(path)
+            self._remove_earlier_content(path)
 
     def find(self, name: str) -> str | None:
         """The host path of what is at this name, its parents' links followed; None when nothing is there."""
-        parts = split_name(name)
+        parts = split_path(name)
         if not parts:
             return str(self.root)
         try:
-            parent = self._walk(parts[:-1], makes=False)
+            parent = self._walk(parts[:-1], creates_missing=False)
         except OSError:
             return None
         path = os.path.join(parent, parts[-1])  # noqa: PTH118
@@ -128,24 +128,24 @@ class Tree:
             name = os.path.normpath(name)
         return None
 
-    def _vacate(self, name: str) -> str:
-        parts = split_name(name)
+    def _make_vacant(self, name: str) -> str:
+        parts = split_path(name)
         if not parts:
             raise ImageRefusedError("The image has something else than a directory as its /.")
-        path = self._place(parts)
+        path = self._prepare_path(parts)
         _remove(path)
         return path
 
-    def _place(self, parts: Sequence[str]) -> str:
+    def _prepare_path(self, parts: Sequence[str]) -> str:
         self._count_entry()
         try:
-            path = os.path.join(self._walk(parts[:-1], makes=True), parts[-1])  # noqa: PTH118
+            path = os.path.join(self._walk(parts[:-1], creates_missing=True), parts[-1])  # noqa: PTH118
         except OSError as error:
             raise ImageRefusedError(f"The image has a path that cannot be: {error.strerror}.") from error
-        self._mark(path)
+        self._mark_added(path)
         return path
 
-    def _walk(self, parts: Sequence[str], *, makes: bool) -> str:
+    def _walk(self, parts: Sequence[str], *, creates_missing: bool) -> str:
         """The host path of a directory; there is no link in it. Raises ImageRefusedError, FileNotFoundError."""
         ahead, done, links = deque(parts), [str(self.root)], 0
         while ahead:
@@ -156,7 +156,7 @@ class Tree:
                 done = done[: max(len(done) - 1, 1)]
                 continue
             path = "/".join((*done, part))
-            mode = self._mode(path, makes=makes)
+            mode = self._mode_or_create(path, creates_missing=creates_missing)
             if stat.S_ISLNK(mode):
                 links += 1
                 target = os.readlink(path)  # noqa: PTH115
@@ -170,36 +170,36 @@ class Tree:
                 raise ImageRefusedError(f"The image has a path through what is no directory: {'/'.join(parts)[:200]}")
         return "/".join(done)
 
-    def _mode(self, path: str, *, makes: bool) -> int:
+    def _mode_or_create(self, path: str, *, creates_missing: bool) -> int:
         try:
             return os.lstat(path).st_mode
         except FileNotFoundError:
-            if not makes:
+            if not creates_missing:
                 raise
         self._count_entry()
         _make_directory(path)
-        self._mark(path)
+        self._mark_added(path)
         return stat.S_IFDIR
 
-    def _mark(self, path: str) -> None:
+    def _mark_added(self, path: str) -> None:
         root = str(self.root)
-        while path != root and path not in self._fresh:
-            self._fresh.add(path)
+        while path != root and path not in self._added_in_layer:
+            self._added_in_layer.add(path)
             path = os.path.dirname(path)  # noqa: PTH120
 
-    def _clear(self, path: str) -> None:
-        if path not in self._fresh:
+    def _remove_earlier(self, path: str) -> None:
+        if path not in self._added_in_layer:
             _remove(path)
         elif _is_directory(path):
-            self._clear_content(path)
+            self._remove_earlier_content(path)
 
-    def _clear_content(self, path: str) -> None:
+    def _remove_earlier_content(self, path: str) -> None:
         names = os.listdir(path)  # noqa: PTH208
-        self._looked_at += len(names)
-        if self._looked_at > IMAGE_ENTRIES_MAX:
+        self._whiteout_entries += len(names)
+        if self._whiteout_entries > IMAGE_ENTRIES_MAX:
             raise ImageRefusedError(f"The image has whiteouts over more than {IMAGE_ENTRIES_MAX} files.")
         for name in names:
-            self._clear(f"{path}/{name}")
+            self._remove_earlier(f"{path}/{name}")
 
     def _count_entry(self) -> None:
         self._entries += 1
@@ -212,7 +212,7 @@ class Tree:
             raise ImageRefusedError(f"The image is larger than {IMAGE_BYTES_MAX // 1024**3} GiB.")
 
 
-def split_name(name: str) -> list[str]:
+def split_path(name: str) -> list[str]:
     """The parts of a path inside; a leading slash means nothing. Raises ImageRefusedError for one that could leave."""
     if "\0" in name or len(os.fsencode(name)) > IMAGE_PATH_BYTES_MAX:
         raise ImageRefusedError(f"The image has a path that is too long or not one at all: {name[:200]!r}")

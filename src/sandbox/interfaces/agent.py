@@ -6,12 +6,12 @@ from typing import Any, Protocol
 
 import msgspec
 
-from sandbox.interfaces.runtime import Command, Exit
+from sandbox.interfaces.runtime import Command, ExitStatus
 from sandbox.model.errors import Failure
 from sandbox.model.manifest.schema import Manifest
 
 
-class AgentStart(msgspec.Struct, frozen=True):
+class AgentLaunchSpec(msgspec.Struct, frozen=True):
     """Everything a sandbox needs to run the agent.
 
     programs: as in SandboxSpec. home_files: path relative to the home directory to content, written before the start.
@@ -30,7 +30,7 @@ class ToolStarted(msgspec.Struct, frozen=True):
     tool: str
 
 
-class ToolEnded(msgspec.Struct, frozen=True):
+class ToolFinished(msgspec.Struct, frozen=True):
     """A tool answered."""
 
     tool_use_id: str
@@ -38,46 +38,46 @@ class ToolEnded(msgspec.Struct, frozen=True):
     is_error: bool
 
 
-class TurnBegan(msgspec.Struct, frozen=True):
+class TurnStarted(msgspec.Struct, frozen=True):
     """The model answered once more in the main conversation."""
 
 
-class AgentBegan(msgspec.Struct, frozen=True):
+class AgentReady(msgspec.Struct, frozen=True):
     """The agent is set up, before its first model request: its tools, and its MCP servers with how they are."""
 
     tools: frozenset[str]
     mcp_servers: Mapping[str, str]
 
 
-class RetryTold(msgspec.Struct, frozen=True):
+class ApiRetry(msgspec.Struct, frozen=True):
     """The agent says that it tries a model request again."""
 
     message: str
 
 
-AgentEvent = AgentBegan | ToolStarted | ToolEnded | TurnBegan | RetryTold
+AgentEvent = AgentReady | ToolStarted | ToolFinished | TurnStarted | ApiRetry
 
 
-class Outcome(msgspec.Struct, frozen=True):
+class AgentOutcome(msgspec.Struct, frozen=True):
     """How the agent's work ended; `failure` is None only for success. `result` is its last result event."""
 
     result: dict[str, Any] | None
     failure: Failure | None
 
 
-class Conversation(Protocol):
+class OutputParser(Protocol):
     """Reads the agent's stdout. Never raises on what comes out of a sandbox."""
 
-    def feed(self, line: bytes) -> Sequence[AgentEvent]:
+    def parse_line(self, line: bytes) -> Sequence[AgentEvent]:
         """What one whole line of stdout tells."""
         ...
 
-    def outcome(self, exit_: Exit, stderr_tail: bytes) -> Outcome:
+    def outcome(self, exit_: ExitStatus, stderr_tail: bytes) -> AgentOutcome:
         """Judge the end: success only for exit 0 and a last result with `is_error: false`."""
         ...
 
 
-class Agent(Protocol):
+class AgentDriver(Protocol):
     """Claude Code."""
 
     def prepare(
@@ -88,7 +88,7 @@ class Agent(Protocol):
         task_key: str,
         secrets: Mapping[str, str],
         resumes: bool = False,
-    ) -> AgentStart:
+    ) -> AgentLaunchSpec:
         """Command, environment and files. `secrets` (name to value) become environment variables of the agent.
 
         resumes: it goes on in the session of this id, which its home keeps.
@@ -99,21 +99,21 @@ class Agent(Protocol):
         """Whether a home (a host path, as an agent left it) keeps a session to go on in."""
         ...
 
-    def conversation(self, session_id: str) -> Conversation:
+    def create_parser(self, session_id: str) -> OutputParser:
         """A reader for one run."""
         ...
 
-    def judge_start(self, manifest: Manifest, began: AgentBegan, redact: Callable[[str], str]) -> Failure | None:
+    def check_ready(self, manifest: Manifest, began: AgentReady, redact: Callable[[str], str]) -> Failure | None:
         """Whether the agent has the tools and MCP servers that were asked for; why not, if not.
 
         redact: what has been done to the names in `began`.
         """
         ...
 
-    def judge_session(self, exit_: Exit) -> Failure | None:
+    def check_session_exit(self, exit_: ExitStatus) -> Failure | None:
         """Whether a session on a terminal ended well, which its process alone tells; why not, if not."""
         ...
 
-    def render(self, manifest: Manifest, result: Mapping[str, Any] | None) -> bytes:
+    def render_output(self, manifest: Manifest, result: Mapping[str, Any] | None) -> bytes:
         """What the task's stdout is, made from the last result, where `output_format` is not `stream-json`."""
         ...

@@ -21,7 +21,7 @@ class Principal:
     role: Role
 
 
-class Access(Protocol):
+class TokenStore(Protocol):
     """The tokens of a server, as they are at this moment. No method raises or waits for a disk for long."""
 
     @property
@@ -33,6 +33,6 @@ class Access(Protocol):
         """Whose token this is; None for none, an unknown, a revoked or an expired one."""
         ...
 
-    def find(self, principal_id: str) -> Principal | None:
+    def find_principal(self, principal_id: str) -> Principal | None:
         """The holder of a token that is still good, for those who proved themselves before."""
         ...

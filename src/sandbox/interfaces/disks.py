@@ -7,13 +7,13 @@ from typing import Protocol
 import msgspec
 
 from sandbox.interfaces.layout import AttemptLayout
-from sandbox.model.disk_space import Space
+from sandbox.model.disk_space import DiskSpace
 
-Remove = Callable[[Sequence[Path]], Awaitable[None]]
+RemovePaths = Callable[[Sequence[Path]], Awaitable[None]]
 """Removes what sandboxes left, whatever their agents made of it; the caller bounds it. Raises OSError."""
 
 
-class DiskUse(msgspec.Struct, frozen=True):
+class DiskUsage(msgspec.Struct, frozen=True):
     """Of one disk, in bytes. is_full: there is no room, or no more files can be made."""
 
     used_bytes: int
@@ -25,7 +25,7 @@ class Disks(Protocol):
     """Makes `AttemptLayout.disk` a directory that holds no more than it may, as long as this process lives."""
 
     @property
-    def tells_when_full(self) -> bool:
+    def enforces_size(self) -> bool:
         """Whether a write past the bound fails inside (ENOSPC). Where not, somebody must look at `use`."""
         ...
 
@@ -36,7 +36,7 @@ class Disks(Protocol):
         """
         ...
 
-    async def use(self, files: AttemptLayout) -> DiskUse:
+    async def usage(self, files: AttemptLayout) -> DiskUsage:
         """How full an open disk is. Raises OSError."""
         ...
 
@@ -52,22 +52,22 @@ class Disks(Protocol):
         ...
 
 
-MeasureSpace = Callable[[], Space]
+MeasureDiskSpace = Callable[[], DiskSpace]
 """What is free at the moment. Raises OSError."""
 
 
-class Reserve(Protocol):
+class DiskReserve(Protocol):
     """Room that is kept for writing what must not be lost when there is none any more."""
 
     @property
-    def is_taken(self) -> bool:
+    def is_allocated(self) -> bool:
         """Whether it is there to be given back. Raises OSError."""
         ...
 
-    def take(self) -> None:
+    def allocate(self) -> None:
         """Keep it; again is fine. Raises OSError."""
         ...
 
-    def give_back(self) -> bool:
+    def release(self) -> bool:
         """Make room of it. Whether there was any to give. Raises nothing."""
         ...

@@ -7,7 +7,7 @@ import msgspec
 
 from sandbox.interfaces.runtime import Listeners
 from sandbox.model.egress import EgressRules
-from sandbox.model.events import EgressDenied, Trouble, Usage
+from sandbox.model.events import EgressDenied, ErrorReported, Usage
 
 
 class ModelUpstream(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -42,22 +42,22 @@ class GatewayRules(msgspec.Struct, frozen=True, omit_defaults=True):
 
     egress: EgressRules = EgressRules()
     budget: Budget = Budget()
-    holds_model: bool = False
+    hold_model_requests: bool = False
 
 
-class BudgetReached(msgspec.Struct, frozen=True):
+class BudgetExhausted(msgspec.Struct, frozen=True):
     """The budget is spent: no further model request is forwarded. `message` says which one and how much, for people."""
 
     message: str
 
 
-class KeyRefused(msgspec.Struct, frozen=True):
+class KeyRejected(msgspec.Struct, frozen=True):
     """The model does not take the server's key: no further model request is forwarded. `message` is for people."""
 
     message: str
 
 
-Report = Callable[[Usage | EgressDenied | Trouble | BudgetReached | KeyRefused], None]
+ReportEvent = Callable[[Usage | EgressDenied | ErrorReported | BudgetExhausted | KeyRejected], None]
 """Told of what passes and what is refused; called on the event loop's thread, must not block."""
 
 
@@ -70,11 +70,11 @@ class Gateway(Protocol):
         ...
 
     @property
-    def denials(self) -> int:
+    def denied_count(self) -> int:
         """Connections, requests and names that were refused so far, reported or not."""
         ...
 
-    def release_model(self) -> None:
+    def release_model_requests(self) -> None:
         """Let model requests pass that `holds_model` held back."""
         ...
 
@@ -83,14 +83,14 @@ class Gateway(Protocol):
         ...
 
 
-class Gateways(Protocol):
+class GatewayFactory(Protocol):
     """Makes gateways."""
 
-    def open(
+    def create(
         self,
         upstream: ModelUpstream,
         task_key: str,
-        report: Report,
+        report: ReportEvent,
         rules: GatewayRules = GatewayRules(),
         redact: Callable[[str], str] = str,
     ) -> Gateway:

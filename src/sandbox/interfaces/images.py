@@ -5,13 +5,13 @@ from typing import Protocol
 
 import msgspec
 
-from sandbox.interfaces.layout import HOME, WORKSPACE
+from sandbox.interfaces.layout import SANDBOX_HOME, SANDBOX_WORKSPACE
 from sandbox.model.errors import SandboxError
 
 HOST_IMAGE = "host"
 """What the status calls the host's own /usr."""
 
-IMAGE_DIRECTORIES = ("/dev", "/etc", "/home", HOME, "/proc", "/run", "/sys", "/tmp", "/var", WORKSPACE)  # noqa: S108
+IMAGE_DIRECTORIES = ("/dev", "/etc", "/home", SANDBOX_HOME, "/proc", "/run", "/sys", "/tmp", "/var", SANDBOX_WORKSPACE)  # noqa: S108
 IMAGE_FILES = (
     *("/etc/passwd", "/etc/group", "/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/etc/nsswitch.conf"),
     "/etc/gitconfig",
@@ -45,10 +45,10 @@ class ImageUnusableError(SandboxError):
     code = "image_unusable"
 
 
-class Profiles(Protocol):
+class ProfileCatalog(Protocol):
     """The profiles that a server offers."""
 
-    def offered(self) -> Mapping[str, str]:
+    def list_profiles(self) -> Mapping[str, str]:
         """Name to the weakest tier that the profile takes, empty for any. Looked up anew at each call."""
         ...
 
@@ -60,9 +60,9 @@ class Profiles(Protocol):
         ...
 
 
-class Images(Protocol):
+class ImageLeases(Protocol):
     """Keeps images from being removed while something uses them."""
 
-    def hold(self, image: Image) -> None:
+    def acquire(self, image: Image) -> None:
         """Until this process ends. Raises AttemptError (provision_failed)."""
         ...

@@ -27,11 +27,11 @@ class JournalDamagedError(SandboxError):
     code = "journal_damaged"
 
 
-class PlaceLostError(JournalDamagedError):
+class JournalOffsetError(JournalDamagedError):
     """No record ends at the place from which somebody wanted to go on: the journal is not the one that it was."""
 
 
-class Batch(msgspec.Struct, frozen=True):
+class RecordBatch(msgspec.Struct, frozen=True):
     """Whole records read from a byte offset on, and the offset after them."""
 
     records: Sequence[Record]
@@ -78,7 +78,7 @@ class Journals(Protocol):
         """Begin a task's journal, epoch 1. Raises FileExistsError when the task has one, OSError."""
         ...
 
-    def give_up(self, task_id: str, writer: JournalWriter) -> None:
+    def discard(self, task_id: str, writer: JournalWriter) -> None:
         """Remove what `create` made, as record 1 could not be written, and give the lock back. Raises OSError."""
         ...
 
@@ -90,7 +90,7 @@ class Journals(Protocol):
         """As `open`, with the lock that this process was handed as an inherited descriptor."""
         ...
 
-    def read(self, task_id: str, offset: int = 0, *, bytes_max: int = 1 << 20) -> Batch:
+    def read(self, task_id: str, offset: int = 0, *, bytes_max: int = 1 << 20) -> RecordBatch:
         """Whole records from `offset`, about `bytes_max` bytes of them (at least one where there is one).
 
         Stops without error before a tail that is not whole yet. Raises PlaceLostError where no record ends at
@@ -98,26 +98,26 @@ class Journals(Protocol):
         """
         ...
 
-    def find(self, task_id: str, seq: int) -> int:
+    def find_offset(self, task_id: str, seq: int) -> int:
         """The byte offset at which record `seq` begins, or after the last record when there is none so far on.
 
         Costs little however long the journal is. Raises JournalDamagedError, FileNotFoundError.
         """
         ...
 
-    def size(self, task_id: str) -> int:
+    def size_bytes(self, task_id: str) -> int:
         """Bytes that there are, a tail that is not whole included. Raises FileNotFoundError."""
         ...
 
-    def holding(self, task_id: str) -> AbstractContextManager[bool]:
+    def try_lock(self, task_id: str) -> AbstractContextManager[bool]:
         """Take the lock, without a look at the records, for as long as the context lasts; False when it is not free."""
         ...
 
-    def evict(self, task_id: str) -> bool:
+    def kill_lock_holder(self, task_id: str) -> bool:
         """KILL the runner that holds the lock, so that the lock comes free; whether there was one. Blocks."""
         ...
 
-    def pack(self, task_id: str) -> None:
+    def compress(self, task_id: str) -> None:
         """Compress the journal of a task that is finished: it can be read as before, and never written again.
 
         One that is packed already stays so. Raises JournalDamagedError also where its last record is not the end,
@@ -125,7 +125,7 @@ class Journals(Protocol):
         """
         ...
 
-    def is_held(self, task_id: str) -> bool:
+    def is_locked(self, task_id: str) -> bool:
         """Somebody holds the lock at this moment."""
         ...
 
@@ -134,14 +134,14 @@ class Journals(Protocol):
         ...
 
 
-_DURABLE = (
-    *(e.AttemptStarted, e.AgentStarted, e.AgentExited, e.AttemptFailed, e.AttemptEnded, e.FollowUpForgone),
+_DURABLE_EVENTS = (
+    *(e.AttemptStarted, e.AgentStarted, e.AgentExited, e.AttemptFailed, e.AttemptEnded, e.RetrySkipped),
     *(e.CancelRequested, e.ArtifactCollected, e.Usage),
 )
 """Events that are on disk when `record` returns although they change no state."""
 
 
-class Reading(msgspec.Struct, frozen=True):
+class ReplayState(msgspec.Struct, frozen=True):
     """The fold of a journal from some record on, and the byte offset that it reaches to."""
 
     task: Task | None
@@ -155,14 +155,14 @@ def read_records(journals: Journals, task_id: str, offset: int = 0) -> Iterator[
         offset = batch.next_offset
 
 
-def read_task(journals: Journals, task_id: str, start: Reading | None = None) -> Reading:
+def replay_task(journals: Journals, task_id: str, state: ReplayState | None = None) -> ReplayState:
     """Fold a journal from `start` to its present end. Raises JournalDamagedError, FileNotFoundError."""
-    reading = start or Reading(None, 0)
+    reading = state or ReplayState(None, 0)
     while (batch := journals.read(task_id, reading.offset)).records:
         task = reading.task
         for record in batch.records:
             task = advance(task, record.event, seq=record.seq, at=record.at).task
-        reading = Reading(task, batch.next_offset)
+        reading = ReplayState(task, batch.next_offset)
     return reading
 
 
@@ -172,7 +172,7 @@ class Recorder:
     def __init__(self, writer: JournalWriter, task: Task | None, now: Callable[[], datetime]) -> None:
         self.writer = writer
         self.on_effect: Callable[[Effect], None] = lambda _: None
-        self.revise: Callable[[e.Event], e.Event] = lambda event: event
+        self.transform: Callable[[e.Event], e.Event] = lambda event: event
         self._task = task
         self._now = now
 
@@ -188,9 +188,9 @@ class Recorder:
 
         Raises IllegalEventError when it cannot happen now, OSError when it cannot be written; nothing changed then.
         """
-        event, at = self.revise(event), self._now()
+        event, at = self.transform(event), self._now()
         moved = advance(self._task, event, seq=self.writer.last_seq + 1, at=at)
-        durable = moved.transition is not None or isinstance(event, _DURABLE)
+        durable = moved.transition is not None or isinstance(event, _DURABLE_EVENTS)
         record = self.writer.append(event, moved.transition, at=at, durable=durable)
         self._task = moved.task
         for effect in moved.effects:

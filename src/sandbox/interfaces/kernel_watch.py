@@ -3,20 +3,20 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from sandbox.interfaces.runtime import FileUse, KernelUse
-from sandbox.model.limits import FILE_USE_CHECK_SECONDS, KERNEL_USE_CHECK_SECONDS
+from sandbox.interfaces.runtime import FileUsage, KernelUsage
+from sandbox.model.limits import FILE_USAGE_CHECK_SECONDS, KERNEL_USAGE_CHECK_SECONDS
 
 _IDLE_FACTOR = 10
 """The pause after a look is at least so many times as long as the look."""
 
 
-async def until_excess(
-    kernel_use: Callable[[], Awaitable[KernelUse]], file_use: Callable[[], Awaitable[FileUse]]
+async def wait_for_violation(
+    kernel_usage: Callable[[], Awaitable[KernelUsage]], file_usage: Callable[[], Awaitable[FileUsage]]
 ) -> str:
     """Returns why the sandbox must end. Each kind is looked at in its own time: one may take long."""
     looks = [
-        asyncio.create_task(_look_until_excess(kernel_use, KERNEL_USE_CHECK_SECONDS)),
-        asyncio.create_task(_look_until_excess(file_use, FILE_USE_CHECK_SECONDS)),
+        asyncio.create_task(_poll_for_violation(kernel_usage, KERNEL_USAGE_CHECK_SECONDS)),
+        asyncio.create_task(_poll_for_violation(file_usage, FILE_USAGE_CHECK_SECONDS)),
     ]
     try:
         done, _ = await asyncio.wait(looks, return_when=asyncio.FIRST_COMPLETED)
@@ -26,11 +26,11 @@ async def until_excess(
             look.cancel()
 
 
-async def _look_until_excess(look: Callable[[], Awaitable[KernelUse | FileUse]], seconds: float) -> str:
+async def _poll_for_violation(measure: Callable[[], Awaitable[KernelUsage | FileUsage]], seconds: float) -> str:
     loop = asyncio.get_running_loop()
     while True:
         began = loop.time()
-        excess = (await look()).excess()
+        excess = (await measure()).find_violation()
         if excess:
             return excess
         await asyncio.sleep(max(seconds, _IDLE_FACTOR * (loop.time() - began)))

@@ -21,7 +21,7 @@ def runner_socket(run_dir: Path, attempt_id: str) -> Path:
     return run_dir / f"{attempt_id}.sock"
 
 
-def probe_place(run_dir: Path, probe_id: str) -> Path:
+def probe_directory(run_dir: Path, probe_id: str) -> Path:
     """What a probe makes, which has an id as an attempt has."""
     return run_dir / f"probe-{probe_id}"
 
@@ -73,7 +73,7 @@ class AttemptLayout(msgspec.Struct, frozen=True):
         return self.root / "reserve"
 
     @property
-    def visit_lock(self) -> Path:
+    def debug_session_lock(self) -> Path:
         """Held by whoever uses a preserved disk: a runner for shells, or who releases it."""
         return self.root / "visit.lock"
 
@@ -123,11 +123,11 @@ class AttemptLayout(msgspec.Struct, frozen=True):
         return self.root / "runner.log"
 
 
-UID = 1000
-USER = "agent"
-HOME = "/home/agent"
-WORKSPACE = "/workspace"
-NODE = "/opt/node"
+SANDBOX_UID = 1000
+SANDBOX_USER = "agent"
+SANDBOX_HOME = "/home/agent"
+SANDBOX_WORKSPACE = "/workspace"
+NODE_DIRECTORY = "/opt/node"
 """Where Node.js is installed, its programs in `bin`."""
 
 MODEL_PORT = 8123

@@ -8,7 +8,7 @@ import msgspec
 from sandbox.interfaces.gateway import ModelUpstream
 from sandbox.interfaces.images import Image
 from sandbox.interfaces.layout import AttemptLayout
-from sandbox.interfaces.terminals import TerminalLine
+from sandbox.interfaces.terminals import TerminalConnection
 from sandbox.model.disk_space import Watermark
 from sandbox.model.errors import SandboxError
 from sandbox.model.limits import OUTPUT_FREE_BYTES, OUTPUT_FREE_PERCENT
@@ -65,7 +65,7 @@ class RunnerUnreachableError(SandboxError):
     retryable = True
 
 
-OUTCOME_KEPT = "The agent had ended already; the task keeps its outcome."
+CANCEL_TOO_LATE = "The agent had ended already; the task keeps its outcome."
 """What is said to a wish to cancel that came after the agent's exit, whoever wrote it down."""
 
 
@@ -89,7 +89,7 @@ class TerminalOrder(msgspec.Struct, frozen=True, tag="terminal"):
     term: str = "xterm-256color"
 
 
-class Receipt(msgspec.Struct, frozen=True):
+class Reply(msgspec.Struct, frozen=True):
     """A runner's answer on its control socket: one JSON line for one JSON line. unwritten: the disk did not take it."""
 
     done: bool
@@ -97,21 +97,21 @@ class Receipt(msgspec.Struct, frozen=True):
     unwritten: bool = False
 
 
-class RunnerControl(Protocol):
+class RunnerClient(Protocol):
     """Speaks to runners by attempt id."""
 
-    async def answers(self, attempt_id: str) -> bool:
+    async def is_responsive(self, attempt_id: str) -> bool:
         """False when something listens at the runner's socket and does not answer within 5 s.
 
         True where nobody listens, and where this process lacks what it takes to ask: that is no runner's fault.
         """
         ...
 
-    async def cancel(self, attempt_id: str, order: CancelOrder) -> Receipt:
+    async def cancel(self, attempt_id: str, order: CancelOrder) -> Reply:
         """Hand the wish over, within 5 s. Raises RunnerUnreachableError."""
         ...
 
-    async def open_terminal(self, attempt_id: str, order: TerminalOrder) -> TerminalLine:
+    async def open_terminal(self, attempt_id: str, order: TerminalOrder) -> TerminalConnection:
         """A terminal of the attempt's sandbox, within 5 s. Raises RunnerUnreachableError, TerminalRefusedError."""
         ...
 
@@ -125,7 +125,7 @@ class Leftovers(Protocol):
         ...
 
     @property
-    def is_private(self) -> bool:
+    def is_exclusive(self) -> bool:
         """Whether what is found is this server's by its place, so that nobody else can have it in use."""
         ...
 
@@ -133,7 +133,7 @@ class Leftovers(Protocol):
         """Attempts of which something is there, whoever's they are. Blocks. Raises OSError."""
         ...
 
-    async def end(self, attempt_id: str, files: AttemptLayout) -> None:
+    async def clean_up(self, attempt_id: str, files: AttemptLayout) -> None:
         """End what is there of an attempt that nobody carries out any more; again is fine.
 
         Raises AttemptError, OSError.

@@ -36,10 +36,10 @@ class ConfinedCommand(msgspec.Struct, frozen=True):
     files: Mapping[str, bytes] = {}
 
 
-CERTIFICATES = ("/etc/ssl/certs", "/etc/pki/ca-trust", "/etc/pki/tls/certs")
+CERTIFICATE_DIRECTORIES = ("/etc/ssl/certs", "/etc/pki/ca-trust", "/etc/pki/tls/certs")
 """Directories of the host that programs in a confinement see by their own names, beside /usr."""
 
-FIRST_DESCRIPTOR = 3
+FIRST_EXTRA_DESCRIPTOR = 3
 """The number that the first of a command's further descriptors has; small, because shells know no others."""
 
 
@@ -52,7 +52,7 @@ class Confinement(Protocol):
     and no network."""
 
     @property
-    def door(self) -> socket | None:
+    def proxy_listener(self) -> socket | None:
         """Listens at 127.0.0.1:PROXY_PORT (of `inside`), which is all that can be connected to; None: the host's own
         network is in sight, because nothing is confined."""
         ...
@@ -62,7 +62,7 @@ class Confinement(Protocol):
         """What its programs may have together; None: as much as there is."""
         ...
 
-    def has_killed_for_memory(self) -> bool:
+    def was_oom_killed(self) -> bool:
         """The kernel ended one of its programs because that was used up."""
         ...
 
@@ -82,7 +82,7 @@ Raises AttemptError (provision_failed). All is gone at the end of the block.
 """
 
 
-class Probe(msgspec.Struct, frozen=True):
+class RuntimeProbe(msgspec.Struct, frozen=True):
     """What a runtime can do on this machine, found out by trying.
 
     strength: more is stronger; isolates, gaps: sentences for people; mend: what to do when it does not work.
@@ -92,14 +92,14 @@ class Probe(msgspec.Struct, frozen=True):
     """
 
     runtime: str
-    works: bool
+    is_available: bool
     tier: str
     strength: int
     isolates: Sequence[str] = ()
     gaps: Sequence[str] = ()
     limits: frozenset[str] = frozenset()
-    mend: str = ""
-    only_by_name: bool = False
+    remedy: str = ""
+    is_explicit_only: bool = False
     is_final: bool = False
 
 
@@ -142,7 +142,7 @@ class SandboxSpec(msgspec.Struct, frozen=True):
     programs: Mapping[Path, str] = {}
     image: Path | None = None
     transparent_ports: Sequence[int] = TRANSPARENT_PORTS
-    disk_was_used: bool = False
+    is_disk_reused: bool = False
 
 
 class ConfinementSpec(msgspec.Struct, frozen=True):
@@ -167,11 +167,11 @@ class Command(msgspec.Struct, frozen=True):
     stdin: bytes = b""
 
 
-class Exit(msgspec.Struct, frozen=True):
+class ExitStatus(msgspec.Struct, frozen=True):
     """How the process ended. `code` is 128+n after signal n, None when the sandbox went without saying."""
 
     code: int | None
-    out_of_memory: bool = False
+    was_oom_killed: bool = False
 
 
 class Stats(msgspec.Struct, frozen=True):
@@ -184,11 +184,11 @@ class Stats(msgspec.Struct, frozen=True):
     cpu_seconds: float | None
     memory_bytes: int | None
     processes: int | None
-    memory_kills: int = 0
-    forks_refused: int = 0
+    oom_kills: int = 0
+    fork_failures: int = 0
 
 
-class KernelUse(msgspec.Struct, frozen=True):
+class KernelUsage(msgspec.Struct, frozen=True):
     """What the host's kernel holds for a sandbox beyond its memory; None where the machine does not count it.
 
     sockets: of all kinds and states. buffer_bytes: in TCP and UDP sockets; buffer_bytes_max: the bound on that where
@@ -205,7 +205,7 @@ class KernelUse(msgspec.Struct, frozen=True):
     received_bytes_max: int | None = None
     idle_slab_bytes: int | None = None
 
-    def excess(self) -> str:
+    def find_violation(self) -> str:
         """Why the sandbox must end, for people; empty while all is within bounds."""
         if self.sockets is not None and self.sockets > SOCKETS_MAX:
             return (
@@ -233,7 +233,7 @@ class KernelUse(msgspec.Struct, frozen=True):
         return ""
 
 
-class FileUse(msgspec.Struct, frozen=True):
+class FileUsage(msgspec.Struct, frozen=True):
     """The open files of a sandbox; None where the machine does not count them.
 
     open_files: descriptors of all its processes. directories: those of them that are directories; locks: those of
@@ -244,7 +244,7 @@ class FileUse(msgspec.Struct, frozen=True):
     directories: int = 0
     locks: int = 0
 
-    def excess(self) -> str:
+    def find_violation(self) -> str:
         """Why the sandbox must end, for people; empty while all is within bounds."""
         if self.open_files is not None and self.open_files > OPEN_FILES_OF_SANDBOX_MAX:
             return (
@@ -267,13 +267,13 @@ class Listeners(msgspec.Struct, frozen=True):
 
     model: socket
     proxy: socket
-    names_udp: socket
-    names_tcp: socket
+    dns_udp: socket
+    dns_tcp: socket
     transparent: Mapping[int, socket]
 
     def close(self) -> None:
         """Nobody answers any more; again is fine."""
-        for one in (self.model, self.proxy, self.names_udp, self.names_tcp, *self.transparent.values()):
+        for one in (self.model, self.proxy, self.dns_udp, self.dns_tcp, *self.transparent.values()):
             one.close()
 
 
@@ -304,7 +304,7 @@ class Terminal(Protocol):
         """Take the terminal away (SIGHUP); what does not mind is killed with the sandbox."""
         ...
 
-    async def wait(self) -> Exit:
+    async def wait(self) -> ExitStatus:
         """How the process ended. May be called many times."""
         ...
 
@@ -323,7 +323,7 @@ class Sandbox(Protocol):
         ...
 
     @property
-    def slow_because(self) -> str | None:
+    def slow_reason(self) -> str | None:
         """Why it is slower than such a sandbox has to be, for people; None where it is not."""
         ...
 
@@ -349,7 +349,7 @@ class Sandbox(Protocol):
         """KILL everything inside, at once and whole."""
         ...
 
-    async def wait(self) -> Exit:
+    async def wait(self) -> ExitStatus:
         """How the command ended, once nothing is left inside, or 10 s later. May be called many times.
 
         Processes that are left then have been sent KILL and run no further instruction; `destroy` reports them.
@@ -360,11 +360,11 @@ class Sandbox(Protocol):
         """What it uses now."""
         ...
 
-    async def kernel_use(self) -> KernelUse:
+    async def kernel_usage(self) -> KernelUsage:
         """What the host's kernel holds for it. Cheap enough to be called ten times a second."""
         ...
 
-    async def file_use(self) -> FileUse:
+    async def file_usage(self) -> FileUsage:
         """Its open files; only the directories that the host has open for it where it has a kernel of its own.
 
         Takes long where there are many.
@@ -385,11 +385,11 @@ class Runtime(Protocol):
         """How strongly it isolates, in the word of its probe."""
         ...
 
-    async def probe(self) -> Probe:
+    async def probe(self) -> RuntimeProbe:
         """Try it, within 10 s; where all is emulated, which is tried only when it is asked for by name, 60 s."""
         ...
 
-    def plan(self, attempt_id: str) -> SandboxHandle:
+    def prepare(self, attempt_id: str) -> SandboxHandle:
         """Claim what a sandbox of this attempt needs (a kernel uid, names), creating nothing that could leak."""
         ...
 
@@ -417,10 +417,10 @@ class Runtime(Protocol):
         """
         ...
 
-    def recall(self, attempt_id: str) -> SandboxHandle:
+    def recover(self, attempt_id: str) -> SandboxHandle:
         """A handle without what only the one on disk tells, for `destroy` where that one is lost. Claims nothing."""
         ...
 
-    def leftovers(self) -> Sequence[str]:
+    def attempt_ids(self) -> Sequence[str]:
         """Attempt ids of which something (process, cgroup) is on this machine."""
         ...

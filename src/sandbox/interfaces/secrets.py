@@ -12,11 +12,11 @@ from sandbox.model.errors import SandboxError
 from sandbox.model.manifest.schema import Secret
 
 
-class StreamRedaction(Protocol):
+class StreamRedactor(Protocol):
     """One stream that comes in chunks. What is let go, put together, is what redacting the whole stream gives."""
 
     @property
-    def held_bytes(self) -> int:
+    def pending_bytes(self) -> int:
         """How many bytes are held back because they may be the beginning of a value."""
         ...
 
@@ -24,7 +24,7 @@ class StreamRedaction(Protocol):
         """What may be let go now."""
         ...
 
-    def pause(self) -> bytes:
+    def flush_lines(self) -> bytes:
         """The whole lines that are held back, for when nothing has come for a while."""
         ...
 
@@ -33,11 +33,11 @@ class StreamRedaction(Protocol):
         ...
 
 
-class Redaction(Protocol):
+class Redactor(Protocol):
     """Replaces the values of a task's secrets, in every usual encoding, by `[REDACTED:NAME]`."""
 
     @property
-    def too_short(self) -> tuple[str, ...]:
+    def too_short_names(self) -> tuple[str, ...]:
         """Names of the secrets whose values are too short to be looked for."""
         ...
 
@@ -49,7 +49,7 @@ class Redaction(Protocol):
         """The text without values."""
         ...
 
-    def redact_value(self, value: Any) -> Any:
+    def redact_json(self, value: Any) -> Any:
         """Plain JSON data without values, neither in texts nor in keys."""
         ...
 
@@ -57,13 +57,13 @@ class Redaction(Protocol):
         """Whether a value stands in the concatenation of the chunks."""
         ...
 
-    def stream(self) -> StreamRedaction:
+    def stream(self) -> StreamRedactor:
         """A redaction for one more stream."""
         ...
 
 
 _SALT_BYTES = 16
-_WORK = 2**14
+_SCRYPT_COST = 2**14
 """Of scrypt: 16 MiB and some 50 ms for each guess."""
 
 
@@ -73,7 +73,7 @@ def make_fingerprint(secrets: Mapping[str, str]) -> bytes:
     return salt + _digest(secrets, salt)
 
 
-def has_fingerprint(path: Path, secrets: Mapping[str, str]) -> bool:
+def matches_fingerprint(path: Path, secrets: Mapping[str, str]) -> bool:
     """Whether these are the values that the fingerprint was made of. Raises OSError."""
     try:
         kept = path.read_bytes()
@@ -85,7 +85,7 @@ def has_fingerprint(path: Path, secrets: Mapping[str, str]) -> bool:
 
 def _digest(secrets: Mapping[str, str], salt: bytes) -> bytes:
     values = json.dumps(secrets, sort_keys=True).encode()
-    return hashlib.scrypt(values, salt=salt, n=_WORK, r=8, p=1)
+    return hashlib.scrypt(values, salt=salt, n=_SCRYPT_COST, r=8, p=1)
 
 
 class SecretUnavailableError(SandboxError):

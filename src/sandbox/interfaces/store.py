@@ -49,7 +49,7 @@ class InvalidCursorError(SandboxError):
 
 
 @dataclass(frozen=True, slots=True)
-class Indexed:
+class IndexedTask:
     """A task and how far its journal has been read into the index (byte offset)."""
 
     task: Task
@@ -93,7 +93,7 @@ class TaskPage:
     damaged: Mapping[str, str] = field(default_factory=dict)
 
 
-def as_listed(task: Task) -> Task:
+def without_large_fields(task: Task) -> Task:
     """Without what may be large and no list shows: its artifacts, its prompt and its patch."""
     manifest = task.manifest
     claude, repository = replace(manifest.claude, prompt=""), replace(manifest.repository, patch=None)
@@ -107,36 +107,36 @@ class Store(Protocol):
     out, and log each one once.
     """
 
-    def insert(self, indexed: Indexed) -> None:
+    def insert(self, indexed: IndexedTask) -> None:
         """Add a new task. Raises DuplicateTaskError."""
         ...
 
-    def save(self, indexed: Indexed) -> None:
+    def save(self, indexed: IndexedTask) -> None:
         """Replace what is known of a task, and its offset with it, in one transaction. Unknown tasks are added."""
         ...
 
-    def save_all(self, indexed: Sequence[Indexed]) -> None:
+    def save_all(self, indexed: Sequence[IndexedTask]) -> None:
         """`save` for many, all of them or none."""
         ...
 
-    def forget(self, task_id: str) -> None:
+    def delete(self, task_id: str) -> None:
         """Take a task out of the index; nothing happens where it is not in."""
         ...
 
-    def outdated(self) -> Sequence[str]:
+    def outdated_task_ids(self) -> Sequence[str]:
         """The tasks that a program with other rules worked out of their journals (see `FOLD`), and those whose row is
         damaged."""
         ...
 
-    def load(self, task_id: str) -> Indexed | None:
+    def load(self, task_id: str) -> IndexedTask | None:
         """What is known of a task, None for an unknown one."""
         ...
 
-    def find_by_idempotency_key(self, key: str, since: datetime) -> Indexed | None:
+    def find_by_idempotency_key(self, key: str, since: datetime) -> IndexedTask | None:
         """The newest task that was submitted with this key, not before `since` (UTC)."""
         ...
 
-    def unfinished(self) -> Sequence[Indexed]:
+    def unfinished(self) -> Sequence[IndexedTask]:
         """All tasks in a state that is not terminal, oldest first; without those whose row is damaged."""
         ...
 

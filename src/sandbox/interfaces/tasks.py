@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Protocol
 
 from sandbox.interfaces.placement import TerminalOrder
-from sandbox.interfaces.runtime import Probe
+from sandbox.interfaces.runtime import RuntimeProbe
 from sandbox.interfaces.store import TaskPage, TaskQuery
-from sandbox.interfaces.terminals import TerminalLine
+from sandbox.interfaces.terminals import TerminalConnection
 from sandbox.model.errors import SandboxError
 from sandbox.model.events import Artifact, Idempotency
 from sandbox.model.manifest.schema import Manifest
 from sandbox.model.task import Task
 from sandbox.model.task_state import TaskState
-from sandbox.model.wire.events import Frame
+from sandbox.model.wire.events import WireEvent
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ class InsufficientResourcesError(SandboxError):
 
     def __init__(
         self,
-        lacking: Sequence[str],
+        shortages: Sequence[str],
         *,
         requested_cpus: int,
         available_cpus: int,
@@ -76,7 +76,7 @@ class InsufficientResourcesError(SandboxError):
     ) -> None:
         """lacking: what there is too little of, with both figures, for people."""
         super().__init__(
-            f"The task asks for {' and '.join(lacking)}: more than this machine can give. "
+            f"The task asks for {' and '.join(shortages)}: more than this machine can give. "
             "Lower vm.cpus, vm.memory or vm.disk, or raise the server's capacity settings."
         )
         self.requested_cpus = requested_cpus
@@ -178,11 +178,11 @@ class Health:
     version: str
     uptime_seconds: float
     tasks_by_state: Mapping[TaskState, int]
-    runtimes: Sequence[Probe]
-    store_ok: bool
+    runtimes: Sequence[RuntimeProbe]
+    is_store_ok: bool
     disk_free_bytes: int
     disk_total_bytes: int
-    ready: bool
+    is_ready: bool
     reasons: Sequence[str] = ()
     draining_since: datetime | None = None
     occupancy: Occupancy | None = None
@@ -191,7 +191,7 @@ class Health:
 
 
 @dataclass(frozen=True, slots=True)
-class Draining:
+class DrainStatus:
     """How far a drain is. since: None when the server is not being drained; running: tasks under way."""
 
     since: datetime | None
@@ -213,7 +213,7 @@ class Tasks(Protocol):
         """
         ...
 
-    async def check(self, manifest: Manifest) -> None:
+    async def check_admission(self, manifest: Manifest) -> None:
         """Whether `submit` would take this now; raises what it would, and changes nothing."""
         ...
 
@@ -240,11 +240,11 @@ class Tasks(Protocol):
         """
         ...
 
-    async def keeps_sandbox(self, task: Task) -> bool:
+    async def has_preserved_sandbox(self, task: Task) -> bool:
         """Whether there is a preserved sandbox of the task that `release` would remove."""
         ...
 
-    async def open_terminal(self, task_id: str, order: TerminalOrder) -> TerminalLine:
+    async def open_terminal(self, task_id: str, order: TerminalOrder) -> TerminalConnection:
         """A terminal in the task's sandbox. Raises TerminalRefusedError, UnavailableError."""
         ...
 
@@ -252,18 +252,18 @@ class Tasks(Protocol):
         """The task once it is terminal, or as it is when the time is over."""
         ...
 
-    def frames(self, task_id: str, *, after: int = 0) -> AsyncIterator[Frame]:
+    def replay(self, task_id: str, *, after: int = 0) -> AsyncIterator[WireEvent]:
         """What the journal holds now past `after`; the `end` frame only of a finished task."""
         ...
 
-    def follow(self, task_id: str, *, after: int | None = None) -> AsyncIterator[Frame]:
+    def follow(self, task_id: str, *, after: int | None = None) -> AsyncIterator[WireEvent]:
         """The frames past `after`, then live, the last one `end`.
 
         None: from now on, preceded by the present state.
         """
         ...
 
-    def follow_all(self) -> AsyncIterator[Frame]:
+    def follow_all(self) -> AsyncIterator[WireEvent]:
         """Live frames of all tasks, from the first step of the iterator on (before it waits for anything)."""
         ...
 
@@ -275,15 +275,15 @@ class Tasks(Protocol):
         """One artifact by its name, else by its path. Raises ArtifactNotFoundError."""
         ...
 
-    async def drain(self) -> Draining:
+    async def drain(self) -> DrainStatus:
         """Begin no task and take none until it is undone, by servers to come too. Raises UnavailableError."""
         ...
 
-    async def undo_drain(self) -> Draining:
+    async def undo_drain(self) -> DrainStatus:
         """Take and begin tasks again. Raises UnavailableError."""
         ...
 
-    async def draining(self) -> Draining:
+    async def drain_status(self) -> DrainStatus:
         """How far it is."""
         ...
 

@@ -14,19 +14,19 @@ _LENGTH = struct.Struct(">I")
 T = TypeVar("T")
 
 
-class Shown(msgspec.Struct, frozen=True, tag="shown"):
+class OutputFrame(msgspec.Struct, frozen=True, tag="shown"):
     """What the terminal shows."""
 
     data: bytes
 
 
-class Role(msgspec.Struct, frozen=True, tag="role"):
+class RoleFrame(msgspec.Struct, frozen=True, tag="role"):
     """Whether what this client types is taken from now on; one client types, all others look on."""
 
     types: bool
 
 
-class Ended(msgspec.Struct, frozen=True, tag="ended"):
+class EndFrame(msgspec.Struct, frozen=True, tag="ended"):
     """Nothing comes after this. exit_code: of the terminal's process, None when it goes on or was never learnt.
 
     message: for people, why it is over where that is not its process's own end.
@@ -36,21 +36,21 @@ class Ended(msgspec.Struct, frozen=True, tag="ended"):
     message: str = ""
 
 
-class Typed(msgspec.Struct, frozen=True, tag="typed"):
+class InputFrame(msgspec.Struct, frozen=True, tag="typed"):
     """What a client types."""
 
     data: bytes
 
 
-class Resized(msgspec.Struct, frozen=True, tag="resized"):
+class ResizeFrame(msgspec.Struct, frozen=True, tag="resized"):
     """The size of a client's window, each 1 to 1000 characters."""
 
     rows: int
     columns: int
 
 
-FromRunner = Shown | Role | Ended
-FromClient = Typed | Resized
+RunnerFrame = OutputFrame | RoleFrame | EndFrame
+ClientFrame = InputFrame | ResizeFrame
 
 
 class TerminalRefusedError(SandboxError):
@@ -59,14 +59,14 @@ class TerminalRefusedError(SandboxError):
     code = "no_terminal"
 
 
-class TerminalLine(Protocol):
+class TerminalConnection(Protocol):
     """One client's connection to a terminal."""
 
-    async def read(self) -> FromRunner:
+    async def read(self) -> RunnerFrame:
         """What comes next; `Ended` when it is over, also when the runner is gone."""
         ...
 
-    async def send(self, wished: FromClient) -> None:
+    async def send(self, frame: ClientFrame) -> None:
         """Type or resize; waits while the runner does not take more. Nothing happens once it is over."""
         ...
 
@@ -75,7 +75,7 @@ class TerminalLine(Protocol):
         ...
 
 
-def pack(frame: FromRunner | FromClient) -> bytes:
+def encode_frame(frame: RunnerFrame | ClientFrame) -> bytes:
     """A frame as it goes over the socket."""
     body = msgspec.msgpack.encode(frame)
     return _LENGTH.pack(len(body)) + body

@@ -11,21 +11,21 @@ from sandbox.model.events import Artifact
 from sandbox.model.manifest.schema import Repository
 
 
-class LeftOut(msgspec.Struct, frozen=True):
+class SkippedFile(msgspec.Struct, frozen=True):
     """A file that matched but was not collected, and why, for people."""
 
     path: str
     reason: str
 
 
-class Patch(msgspec.Struct, frozen=True):
+class PatchResult(msgspec.Struct, frozen=True):
     """What became of a patch.
 
     unfinished: why not everything is in it, for people, None when it is.
     contains_secret: some file's content in it holds a value, which the patch itself may have in git's own encoding.
     """
 
-    unfinished: str | None = None
+    incomplete_reason: str | None = None
     contains_secret: bool = False
 
 
@@ -49,7 +49,7 @@ class Workspaces(Protocol):
 
     async def patch(
         self, attempt_dir: Path, base_commit: str, target: Path, confine: Confine, contains_secret: ContainsSecret
-    ) -> Patch:
+    ) -> PatchResult:
         """Write to `target` what the agent changed. Raises AttemptError (collect_failed)."""
         ...
 
@@ -62,6 +62,6 @@ class Workspaces(Protocol):
 
     def collect(
         self, workspace: Path, patterns: Sequence[str], target: Path, taken_names: frozenset[str]
-    ) -> AsyncIterator[Artifact | LeftOut]:
+    ) -> AsyncIterator[Artifact | SkippedFile]:
         """Copy each regular file that matches into `target/<artifact name>`, whole and flushed, one at a time."""
         ...

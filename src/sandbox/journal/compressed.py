@@ -15,34 +15,34 @@ from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
-from sandbox.interfaces.journal import JournalDamagedError, PlaceLostError
+from sandbox.interfaces.journal import JournalDamagedError, JournalOffsetError
 from sandbox.journal import record_format
-from sandbox.journal.extent import lines, measure
+from sandbox.journal.extent import iter_lines, measure_extent
 from sandbox.model.events import TaskFinished
-from sandbox.system.files import flush
+from sandbox.system.files import fsync_path
 
-PIECE_BYTES = 256 * 1024
+MEMBER_BYTES = 256 * 1024
 """How much of a journal is compressed in one piece, and unpacked to read any record in it."""
 
 _HEADER = struct.Struct("<4sIBBH2sHQII")
 _HEADER_CRC = struct.Struct("<H")
 _HEADER_BYTES = _HEADER.size + _HEADER_CRC.size
-_BEGINNING = (b"\x1f\x8b\x08\x06", 0, 0, 255, 20, b"SB", 16)
+_HEADER_START = (b"\x1f\x8b\x08\x06", 0, 0, 255, 20, b"SB", 16)
 _TRAILER = struct.Struct("<II")
-_KNOWN_FILES = 64
+_CACHED_FILES_MAX = 64
 
 
-class Piece(NamedTuple):
+class GzipMember(NamedTuple):
     """One member: its first record, where it is in the unpacked journal, and where in the file."""
 
     first_seq: int
     offset: int
     size_bytes: int
-    begin: int
-    packed_bytes: int
+    file_offset: int
+    compressed_bytes: int
 
 
-class Packed:
+class CompressedJournal:
     """An open packed journal. Reading raises JournalDamagedError where it is not as it was written."""
 
     def __init__(self, path: Path) -> None:
@@ -51,12 +51,12 @@ class Packed:
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             found = os.fstat(self._fd)
-            self._pieces = _pieces(path, (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns))
+            self._members = _read_members(path, (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns))
         except BaseException:
             os.close(self._fd)
             raise
 
-    def __enter__(self) -> "Packed":
+    def __enter__(self) -> "CompressedJournal":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -65,7 +65,7 @@ class Packed:
     @property
     def size_bytes(self) -> int:
         """Of the journal when it is unpacked."""
-        return self._pieces[-1].offset + self._pieces[-1].size_bytes if self._pieces else 0
+        return self._members[-1].offset + self._members[-1].size_bytes if self._members else 0
 
     def lines(self, offset: int, bytes_max: int) -> list[bytes]:
         """The lines from `offset` on that end within `bytes_max`, or the first one where that is longer.
@@ -74,50 +74,52 @@ class Packed:
         """
         if offset == self.size_bytes:
             return []
-        piece = self._piece_with(offset, attrgetter("offset"))
+        piece = self._find_member(offset, attrgetter("offset"))
         if piece is None or offset > self.size_bytes:
-            raise PlaceLostError(f"No record ends at byte {offset} of {self._path}; read it from the beginning.")
+            raise JournalOffsetError(f"No record ends at byte {offset} of {self._path}; read it from the beginning.")
         begin = offset - piece.offset
-        data = self._unpack(piece)
+        data = self._decompress(piece)
         if begin and data[begin - 1 : begin] != b"\n":
-            raise PlaceLostError(f"No record ends at byte {offset} of {self._path}; read it from the beginning.")
+            raise JournalOffsetError(f"No record ends at byte {offset} of {self._path}; read it from the beginning.")
         end = data.rfind(b"\n", begin, begin + bytes_max) + 1 or data.find(b"\n", begin) + 1
         return [text + b"\n" for text in data[begin : end - 1].split(b"\n")]
 
-    def find(self, seq: int) -> int:
+    def find_offset(self, seq: int) -> int:
         """The offset of record `seq`, or after the last record."""
-        piece = self._piece_with(seq, attrgetter("first_seq"))
+        piece = self._find_member(seq, attrgetter("first_seq"))
         if piece is None:
             return 0
         offset = piece.offset
-        for text in self._unpack(piece).splitlines(keepends=True):
+        for text in self._decompress(piece).splitlines(keepends=True):
             if record_format.seq_of(text) >= seq:
                 return offset
             offset += len(text)
         return offset
 
-    def unpacked(self) -> Iterator[bytes]:
+    def iter_content(self) -> Iterator[bytes]:
         """All of it, piece by piece."""
-        return map(self._unpack, self._pieces)
+        return map(self._decompress, self._members)
 
-    def _piece_with(self, value: int, key: "attrgetter[int]") -> Piece | None:
-        index = bisect_right(self._pieces, value, key=key) - 1
-        return self._pieces[index] if index >= 0 else None
+    def _find_member(self, value: int, key: "attrgetter[int]") -> GzipMember | None:
+        index = bisect_right(self._members, value, key=key) - 1
+        return self._members[index] if index >= 0 else None
 
-    def _unpack(self, piece: Piece) -> bytes:
-        member = os.pread(self._fd, piece.packed_bytes, piece.begin)
+    def _decompress(self, member_info: GzipMember) -> bytes:
+        member = os.pread(self._fd, member_info.compressed_bytes, member_info.file_offset)
         unpacking = zlib.decompressobj(-zlib.MAX_WBITS)
         try:
-            data = unpacking.decompress(member[_HEADER_BYTES : -_TRAILER.size], piece.size_bytes + 1)
+            data = unpacking.decompress(member[_HEADER_BYTES : -_TRAILER.size], member_info.size_bytes + 1)
         except zlib.error as error:
-            raise _damaged(self._path, piece.begin) from error
-        is_right = len(member) == piece.packed_bytes and data.endswith(b"\n") and len(data) == piece.size_bytes
+            raise _damage_error(self._path, member_info.file_offset) from error
+        is_right = (
+            len(member) == member_info.compressed_bytes and data.endswith(b"\n") and len(data) == member_info.size_bytes
+        )
         if not is_right or member[-_TRAILER.size :] != _TRAILER.pack(zlib.crc32(data), len(data)):
-            raise _damaged(self._path, piece.begin)
+            raise _damage_error(self._path, member_info.file_offset)
         return data
 
 
-def pack(records: Path, packed: Path) -> None:
+def compress_journal(records: Path, target: Path) -> None:
     """Put a packed journal in the place of a plain one, whose lock the caller holds; a torn tail is left out.
 
     Beside first, read again and compared, then renamed, then the plain one goes: a crash leaves one of them whole, and
@@ -125,56 +127,56 @@ def pack(records: Path, packed: Path) -> None:
     Raises JournalDamagedError, also where it tells of no end: it could not go on to one. OSError, FileNotFoundError
     where there is neither.
     """
-    beside = packed.with_name(f"{packed.name}.new")
+    beside = target.with_name(f"{target.name}.new")
     beside.unlink(missing_ok=True)
     try:
-        extent = measure(records)
+        extent = measure_extent(records)
     except FileNotFoundError:
-        packed.stat()
+        target.stat()
         return
     if extent.last is None or not isinstance(extent.last.event, TaskFinished):
         what = f"{records} tells of no end of its task; stop the server and run: sandbox admin rebuild"
         raise JournalDamagedError(what)
     try:
-        _write_proved(_lines_before(records, extent.end), beside)
+        _write_verified(_lines_before(records, extent.end), beside)
     except Exception:
         beside.unlink(missing_ok=True)
         raise
-    beside.rename(packed)
-    flush(packed.parent)
+    beside.rename(target)
+    fsync_path(target.parent)
     records.unlink()
-    flush(packed.parent)
+    fsync_path(target.parent)
 
 
 def _lines_before(records: Path, end: int) -> Iterator[bytes]:
-    return (text for offset, text in lines(records) if offset < end)
+    return (text for offset, text in iter_lines(records) if offset < end)
 
 
-def _write_proved(texts: Iterable[bytes], target: Path) -> None:
-    checksum = _write(texts, target)
-    with Packed(target) as written:
-        if reduce(lambda value, data: zlib.crc32(data, value), written.unpacked(), 0) != checksum:
+def _write_verified(texts: Iterable[bytes], target: Path) -> None:
+    checksum = _write_members(texts, target)
+    with CompressedJournal(target) as written:
+        if reduce(lambda value, data: zlib.crc32(data, value), written.iter_content(), 0) != checksum:
             raise JournalDamagedError(f"{target} is not as it was written; look at the disk that it is on.")
 
 
-def _write(texts: Iterable[bytes], target: Path) -> int:
+def _write_members(texts: Iterable[bytes], target: Path) -> int:
     """Into a new file, flushed to disk; gives the CRC-32 of all lines."""
     checksum = 0
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     with os.fdopen(os.open(target, flags, 0o600), "wb") as file:
-        for data in _in_pieces(texts):
+        for data in _in_chunks(texts):
             checksum = zlib.crc32(data, checksum)
-            file.write(_member(data))
+            file.write(_encode_member(data))
         file.flush()
         os.fsync(file.fileno())
     return checksum
 
 
-def _in_pieces(texts: Iterable[bytes]) -> Iterator[bytes]:
+def _in_chunks(texts: Iterable[bytes]) -> Iterator[bytes]:
     waiting: list[bytes] = []
     size_bytes = 0
     for text in texts:
-        if waiting and size_bytes + len(text) > PIECE_BYTES:
+        if waiting and size_bytes + len(text) > MEMBER_BYTES:
             yield b"".join(waiting)
             waiting, size_bytes = [], 0
         waiting.append(text)
@@ -183,11 +185,11 @@ def _in_pieces(texts: Iterable[bytes]) -> Iterator[bytes]:
         yield b"".join(waiting)
 
 
-def _member(data: bytes) -> bytes:
+def _encode_member(data: bytes) -> bytes:
     packing = zlib.compressobj(wbits=-zlib.MAX_WBITS)
     packed = packing.compress(data) + packing.flush()
     packed_bytes = _HEADER_BYTES + len(packed) + _TRAILER.size
-    header = _HEADER.pack(*_BEGINNING, record_format.seq_of(data), len(data), packed_bytes)
+    header = _HEADER.pack(*_HEADER_START, record_format.seq_of(data), len(data), packed_bytes)
     return header + _header_crc(header) + packed + _TRAILER.pack(zlib.crc32(data), len(data))
 
 
@@ -195,31 +197,33 @@ def _header_crc(header: bytes) -> bytes:
     return _HEADER_CRC.pack(zlib.crc32(header) & 0xFFFF)
 
 
-@lru_cache(_KNOWN_FILES)
-def _pieces(path: Path, identity: tuple[int, ...]) -> tuple[Piece, ...]:
+@lru_cache(_CACHED_FILES_MAX)
+def _read_members(path: Path, identity: tuple[int, ...]) -> tuple[GzipMember, ...]:
     """Walks the headers; a file that is replaced has another identity."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        return tuple(_walk(path, fd, identity[2]))
+        return tuple(_walk_members(path, fd, identity[2]))
     finally:
         os.close(fd)
 
 
-def _walk(path: Path, fd: int, end: int) -> Iterator[Piece]:
+def _walk_members(path: Path, fd: int, end: int) -> Iterator[GzipMember]:
     begin = offset = last_seq = 0
     while begin < end:
         header = os.pread(fd, _HEADER_BYTES, begin)
         if len(header) < _HEADER_BYTES or header[_HEADER.size :] != _header_crc(header[: _HEADER.size]):
-            raise _damaged(path, begin)
+            raise _damage_error(path, begin)
         *beginning, first_seq, size_bytes, packed_bytes = _HEADER.unpack(header[: _HEADER.size])
         is_right = (
-            tuple(beginning) == _BEGINNING and first_seq > last_seq and 0 < size_bytes <= record_format.LINE_BYTES_MAX
+            tuple(beginning) == _HEADER_START
+            and first_seq > last_seq
+            and 0 < size_bytes <= record_format.LINE_BYTES_MAX
         )
         if not is_right or not _HEADER_BYTES + _TRAILER.size < packed_bytes <= end - begin:
-            raise _damaged(path, begin)
-        yield Piece(first_seq, offset, size_bytes, begin, packed_bytes)
+            raise _damage_error(path, begin)
+        yield GzipMember(first_seq, offset, size_bytes, begin, packed_bytes)
         begin, offset, last_seq = begin + packed_bytes, offset + size_bytes, first_seq
 
 
-def _damaged(path: Path, begin: int) -> JournalDamagedError:
+def _damage_error(path: Path, begin: int) -> JournalDamagedError:
     return JournalDamagedError(f"What is packed at byte {begin} of {path} is not as it was written; restore it.")

@@ -20,15 +20,15 @@ class Extent(msgspec.Struct, frozen=True):
     end: int
 
 
-def measure(records: Path) -> Extent:
+def measure_extent(records: Path) -> Extent:
     """Check every line of a journal.
 
     Raises JournalDamagedError when anything before the last record is not right, FileNotFoundError.
     """
     seq, end, last_line = 0, 0, b""
-    for offset, text in lines(records):
-        if not record_format.is_whole(text):
-            refuse_damage(records, offset)
+    for offset, text in iter_lines(records):
+        if not record_format.is_complete(text):
+            raise_if_damaged(records, offset)
             break
         if not record_format.has_seq(text, seq + 1):
             raise JournalDamagedError(f"The record at byte {offset} is not number {seq + 1}; restore {records}.")
@@ -36,20 +36,20 @@ def measure(records: Path) -> Extent:
     return Extent(record_format.decode(last_line) if last_line else None, end)
 
 
-def refuse_damage(records: Path, offset: int) -> None:
+def raise_if_damaged(records: Path, offset: int) -> None:
     """Tell a torn tail at `offset`, which a crash leaves, from damage, which has whole records after it.
 
     Returns as well when the line has become whole since it was looked at. Raises JournalDamagedError for damage.
     """
-    for begin, text in lines(records, offset):
-        whole = record_format.is_whole(text)
+    for begin, text in iter_lines(records, offset):
+        whole = record_format.is_complete(text)
         if whole and begin == offset:
             return
-        if whole or record_format.hides_record(text):
+        if whole or record_format.has_embedded_record(text):
             raise JournalDamagedError(f"The record at byte {offset} does not match its checksum; restore {records}.")
 
 
-def lines(records: Path, offset: int = 0) -> Iterator[tuple[int, bytes]]:
+def iter_lines(records: Path, offset: int = 0) -> Iterator[tuple[int, bytes]]:
     """Where each line begins, and the line with its newline; the last may lack its own.
 
     What is longer than any record comes in pieces, so that no damage can fill the memory.
@@ -61,16 +61,16 @@ def lines(records: Path, offset: int = 0) -> Iterator[tuple[int, bytes]]:
             offset += len(text)
 
 
-SCANNED_BYTES_MAX = 64 * 1024
+LINEAR_SCAN_BYTES_MAX = 64 * 1024
 """A stretch that is read line by line; a longer one is halved first."""
 
 
-def find_record(records: Path, seq: int) -> int:
+def find_record_offset(records: Path, seq: int) -> int:
     """The offset of record `seq`, or after the last record; the contract's `Journals.find` for one file."""
-    offset = _approach(records, seq)
-    for begin, text in lines(records, offset):
-        if not record_format.is_whole(text):
-            refuse_damage(records, begin)
+    offset = _bisect(records, seq)
+    for begin, text in iter_lines(records, offset):
+        if not record_format.is_complete(text):
+            raise_if_damaged(records, begin)
             return begin
         if record_format.seq_of(text) >= seq:
             return begin
@@ -78,28 +78,28 @@ def find_record(records: Path, seq: int) -> int:
     return offset
 
 
-def _approach(records: Path, seq: int) -> int:
+def _bisect(records: Path, seq: int) -> int:
     """The offset of some record up to `seq`, or 0."""
     with records.open("rb") as file:
         low, high = 0, file.seek(0, 2)
-        while high - low > SCANNED_BYTES_MAX:
+        while high - low > LINEAR_SCAN_BYTES_MAX:
             middle = (low + high) // 2
-            begin = _next_line(file, middle)
-            if begin < high and _is_up_to(records, begin, file.readline(record_format.LINE_BYTES_MAX), seq):
+            begin = _next_line_offset(file, middle)
+            if begin < high and _is_at_or_before(records, begin, file.readline(record_format.LINE_BYTES_MAX), seq):
                 low = begin
             else:
                 high = middle
     return low
 
 
-def _next_line(file: BinaryIO, offset: int) -> int:
+def _next_line_offset(file: BinaryIO, offset: int) -> int:
     """Where the first line begins after the one that has this byte."""
     file.seek(offset)
     return offset + len(file.readline(record_format.LINE_BYTES_MAX))
 
 
-def _is_up_to(records: Path, begin: int, text: bytes, seq: int) -> bool:
-    if record_format.is_whole(text):
+def _is_at_or_before(records: Path, begin: int, text: bytes, seq: int) -> bool:
+    if record_format.is_complete(text):
         return record_format.seq_of(text) <= seq
-    refuse_damage(records, begin)
+    raise_if_damaged(records, begin)
     return False

@@ -13,16 +13,16 @@ from pathlib import Path
 
 from sandbox.interfaces.journal import JournalBusyError
 
-_TRIES = 5
+_LOCK_ATTEMPTS = 5
 _PAUSE_SECONDS = 0.002
 
 
-def take(path: Path, *, makes: bool = False) -> int:
+def acquire(path: Path, *, create: bool = False) -> int:
     """Open and lock the file, or make it; gives the descriptor. Raises JournalBusyError, FileNotFoundError."""
-    lock_fd = _open(path, os.O_CREAT if makes else 0)
+    lock_fd = _open(path, os.O_CREAT if create else 0)
     try:
         _lock(lock_fd, path)
-        if not is_of(lock_fd, path):
+        if not is_lock_of(lock_fd, path):
             raise JournalBusyError(f"Somebody has just removed {path.parent}; try again.")
     except BaseException:
         os.close(lock_fd)
@@ -35,18 +35,18 @@ def adopt(path: Path, lock_fd: int) -> None:
 
     Raises OSError (EBADF) when it is another file, JournalBusyError when somebody else holds the lock.
     """
-    if not is_of(lock_fd, path):
+    if not is_lock_of(lock_fd, path):
         raise OSError(errno.EBADF, f"Descriptor {lock_fd} is not the lock of this journal", str(path))
     os.set_inheritable(lock_fd, False)
     _lock(lock_fd, path)
 
 
-def is_of(lock_fd: int, path: Path) -> bool:
+def is_lock_of(lock_fd: int, path: Path) -> bool:
     """A descriptor is of the file that is there now, and not of one that was removed. Raises FileNotFoundError."""
     return os.path.samestat(os.fstat(lock_fd), path.stat())
 
 
-def is_held(path: Path) -> bool:
+def is_locked(path: Path) -> bool:
     """Somebody holds the lock at this moment."""
     try:
         lock_fd = _open(path)
@@ -64,7 +64,7 @@ def _open(path: Path, flags: int = 0) -> int:
 
 def _lock(lock_fd: int, path: Path) -> None:
     """A few tries, because `is_held` of another process has to take the lock for an instant to see it."""
-    for _ in range(_TRIES):
+    for _ in range(_LOCK_ATTEMPTS):
         if _try_lock(lock_fd, fcntl.LOCK_EX):
             return
         time.sleep(_PAUSE_SECONDS)
@@ -79,29 +79,29 @@ def _try_lock(lock_fd: int, kind: int) -> bool:
     return True
 
 
-RUNNER = b"sandbox.bootstrap.runner"
+RUNNER_MODULE = b"sandbox.bootstrap.runner"
 """An argument of every runner, and of nobody else who may hold the lock."""
 
 
-def evict(lock: Path) -> bool:
+def kill_lock_holder(lock: Path) -> bool:
     """KILL every other process that is a runner and holds the exclusive lock of this file; whether there was one."""
     try:
         found = lock.stat()
     except FileNotFoundError:
         return False
     pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]  # noqa: PTH208  (a hot path)
-    killed = [pid for pid in pids if pid != os.getpid() and _kill(pid, found)]
+    killed = [pid for pid in pids if pid != os.getpid() and _kill_if_holding(pid, found)]
     return bool(killed)
 
 
-def _kill(pid: int, lock: os.stat_result) -> bool:
-    if not _holds(pid, lock):
+def _kill_if_holding(pid: int, lock: os.stat_result) -> bool:
+    if not _holds_lock(pid, lock):
         return False
     with suppress(ProcessLookupError):
         descriptor = os.pidfd_open(pid)
         try:
             # Looked at again, now that no later process of the same id can be meant.
-            if _holds(pid, lock):
+            if _holds_lock(pid, lock):
                 signal.pidfd_send_signal(descriptor, signal.SIGKILL)
                 return True
         finally:
@@ -109,26 +109,26 @@ def _kill(pid: int, lock: os.stat_result) -> bool:
     return False
 
 
-def _holds(pid: int, lock: os.stat_result) -> bool:
+def _holds_lock(pid: int, lock: os.stat_result) -> bool:
     place = Path("/proc", str(pid))
     try:
-        if RUNNER not in (place / "cmdline").read_bytes().split(b"\0"):
+        if RUNNER_MODULE not in (place / "cmdline").read_bytes().split(b"\0"):
             return False
         descriptors = os.listdir(place / "fdinfo")  # noqa: PTH208
     except OSError:
         return False
-    return any(_is_locked(place, descriptor, lock) for descriptor in descriptors)
+    return any(_descriptor_holds_lock(place, descriptor, lock) for descriptor in descriptors)
 
 
-def _is_locked(place: Path, descriptor: str, lock: os.stat_result) -> bool:
+def _descriptor_holds_lock(proc_directory: Path, descriptor: str, lock: os.stat_result) -> bool:
     """By the descriptor itself: fdinfo's device is the file system's, which overlayfs and btrfs give no file.
 
     One that is closed meanwhile is not: the others tell.
     """
     try:
         # proc(5): a line for each lock that comes with the descriptor.
-        lines = (place / "fdinfo" / descriptor).read_text().splitlines()
+        lines = (proc_directory / "fdinfo" / descriptor).read_text().splitlines()
         is_exclusive = any(line.startswith("lock:") and " FLOCK " in line and " WRITE " in line for line in lines)
-        return is_exclusive and os.path.samestat((place / "fd" / descriptor).stat(), lock)
+        return is_exclusive and os.path.samestat((proc_directory / "fd" / descriptor).stat(), lock)
     except OSError:
         return False

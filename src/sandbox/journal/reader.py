@@ -4,48 +4,48 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from sandbox.interfaces.journal import Batch, JournalDamagedError, PlaceLostError
+from sandbox.interfaces.journal import JournalDamagedError, JournalOffsetError, RecordBatch
 from sandbox.journal import record_format
-from sandbox.journal.compressed import Packed
-from sandbox.journal.extent import refuse_damage
+from sandbox.journal.compressed import CompressedJournal
+from sandbox.journal.extent import raise_if_damaged
 from sandbox.model.events import Record
 
 
-def read_batch(records: Path, offset: int, bytes_max: int) -> Batch:
+def read_batch(records: Path, offset: int, bytes_max: int) -> RecordBatch:
     """Whole records from `offset` on; the contract's `Journals.read` for one file."""
-    return _decode(records, offset, _read_lines(records, offset, bytes_max))
+    return _decode_batch(records, offset, _read_lines(records, offset, bytes_max))
 
 
-def read_packed_batch(packed: Packed, records: Path, offset: int, bytes_max: int) -> Batch:
+def read_compressed_batch(compressed: CompressedJournal, records: Path, offset: int, bytes_max: int) -> RecordBatch:
     """The same of a packed journal, at most the records of one piece."""
-    return _decode(records, offset, packed.lines(offset, bytes_max))
+    return _decode_batch(records, offset, compressed.lines(offset, bytes_max))
 
 
-def _decode(records: Path, offset: int, texts: Iterable[bytes]) -> Batch:
+def _decode_batch(records: Path, offset: int, texts: Iterable[bytes]) -> RecordBatch:
     found: list[Record] = []
     at = offset
     for text in texts:
-        if not record_format.is_whole(text):
-            refuse_damage(records, at)
+        if not record_format.is_complete(text):
+            raise_if_damaged(records, at)
             break
         record = record_format.decode(text)
         if found and record.seq != found[-1].seq + 1:
             raise JournalDamagedError(f"Record {record.seq} follows {found[-1].seq}; restore {records}.")
         found.append(record)
         at += len(text)
-    return Batch(found, at)
+    return RecordBatch(found, at)
 
 
-def begins_with_record(records: Path) -> bool:
+def has_first_record(records: Path) -> bool:
     """Record 1 is there, so the task was admitted. Where it is damaged, what follows proves that it was there.
 
     What the system does not let us read counts as there, so that whoever reads it finds out.
     """
     try:
         with records.open("rb") as file:
-            if record_format.is_whole(file.readline(record_format.LINE_BYTES_MAX)):
+            if record_format.is_complete(file.readline(record_format.LINE_BYTES_MAX)):
                 return True
-        refuse_damage(records, 0)
+        raise_if_damaged(records, 0)
     except (FileNotFoundError, NotADirectoryError):
         return False
     except (JournalDamagedError, OSError):
@@ -61,7 +61,7 @@ def _read_lines(records: Path, offset: int, bytes_max: int) -> list[bytes]:
     """
     with records.open("rb", buffering=0) as file:
         if offset and os.pread(file.fileno(), 1, offset - 1) != b"\n":
-            raise PlaceLostError(f"No record ends at byte {offset} of {records}; read it from the beginning.")
+            raise JournalOffsetError(f"No record ends at byte {offset} of {records}; read it from the beginning.")
         data = os.pread(file.fileno(), bytes_max, offset)
         while b"\n" not in data and len(data) < record_format.LINE_BYTES_MAX:
             more = os.pread(file.fileno(), max(bytes_max, len(data)), offset + len(data))

@@ -12,11 +12,11 @@ from sandbox.model.events import Record
 LINE_BYTES_MAX = 32 * 1024 * 1024
 """A line with its newline. A manifest, a result and a line of output have bounds far below it, escapes included."""
 
-VERSION = 1
+RECORD_VERSION = 1
 """The newest shape of records that this program knows."""
 
 _CHECKSUM_BYTES = 9
-_BEGINNING = re.compile(rb'[0-9a-f]{8} \{"seq":')
+_RECORD_START = re.compile(rb'[0-9a-f]{8} \{"seq":')
 _SEQ = re.compile(rb'\{"seq":(\d{1,18}),')
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Record)
@@ -28,18 +28,18 @@ def encode(record: Record) -> bytes:
     return b"%08x %b\n" % (crc32(payload), payload)
 
 
-def is_whole(text: bytes) -> bool:
+def is_complete(text: bytes) -> bool:
     """The line ends with its newline and matches its checksum, to the bit."""
     payload = memoryview(text)[_CHECKSUM_BYTES:-1]
     return text.endswith(b"\n") and text.startswith(b"%08x " % crc32(payload))
 
 
-def hides_record(text: bytes) -> bool:
+def has_embedded_record(text: bytes) -> bool:
     """A line that is not whole ends with a record that is: the newline before it was lost.
 
     Inside a record the pattern cannot occur, because JSON escapes the quotes of a string.
     """
-    return any(is_whole(text[found.start() :]) for found in _BEGINNING.finditer(text, 1))
+    return any(is_complete(text[found.start() :]) for found in _RECORD_START.finditer(text, 1))
 
 
 def has_seq(text: bytes, seq: int) -> bool:
@@ -64,6 +64,6 @@ def decode(text: bytes) -> Record:
         record = _decoder.decode(memoryview(text)[_CHECKSUM_BYTES:-1])
     except DECODE_ERRORS as error:
         raise JournalDamagedError(f"A record cannot be understood ({error}); is it of a newer Sandbox?") from error
-    if record.version > VERSION:
+    if record.version > RECORD_VERSION:
         raise JournalDamagedError(f"Record {record.seq} has version {record.version}; read it with a newer Sandbox.")
     return record

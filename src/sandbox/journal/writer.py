@@ -11,7 +11,7 @@ from sandbox.journal import record_format
 from sandbox.journal.extent import Extent
 from sandbox.model.events import Event, Record, Transition
 
-_AGAIN_BYTES = 8 * 1024 * 1024
+_REWRITE_CHUNK_BYTES = 8 * 1024 * 1024
 """What may be lost is written again, and flushed, in pieces of this size: a disk that goes on failing costs no more."""
 
 
@@ -29,8 +29,8 @@ class FileJournalWriter:
         # Whoever wrote before may have died with records that are not on disk yet.
         self._is_dirty = extent.end > 0
         self._flushed_end = 0
-        self._doubtful_end = 0
-        self._flushing = threading.Lock()
+        self._unconfirmed_end = 0
+        self._flush_lock = threading.Lock()
         self._records_fd = os.open(records, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
         try:
             self._drop_torn_tail()
@@ -56,7 +56,7 @@ class FileJournalWriter:
         text = record_format.encode(record)
         if len(text) > record_format.LINE_BYTES_MAX:
             raise OSError(errno.EMSGSIZE, f"The record has {len(text)} bytes, more than {record_format.LINE_BYTES_MAX}")
-        self._write(text, durable=durable)
+        self._append_line(text, durable=durable)
         self._last_seq = record.seq
         return record
 
@@ -84,24 +84,24 @@ class FileJournalWriter:
         It says so once, and so there is one flush at a time. appended_bytes: behind the last record, of the one that
         waits for this; whoever flushes beside the writer leaves them alone, because they may be cut off meanwhile.
         """
-        with self._flushing:
+        with self._flush_lock:
             end = self._end + appended_bytes
             try:
                 at = self._flushed_end
-                while at < min(self._doubtful_end, end):
-                    begin, at = at, min(at + _AGAIN_BYTES, end)
-                    _write_again(self._records, begin, at)
+                while at < min(self._unconfirmed_end, end):
+                    begin, at = at, min(at + _REWRITE_CHUNK_BYTES, end)
+                    _rewrite(self._records, begin, at)
                     os.fdatasync(self._records_fd)
                     # What waits for this flush may be cut off, should the one below fail.
                     self._flushed_end = min(at, self._end)
                 os.fdatasync(self._records_fd)
             except BaseException:
                 self._is_dirty = True
-                self._doubtful_end = os.fstat(self._records_fd).st_size
+                self._unconfirmed_end = os.fstat(self._records_fd).st_size
                 raise
             self._flushed_end = end
 
-    def _write(self, text: bytes, *, durable: bool) -> None:
+    def _append_line(self, text: bytes, *, durable: bool) -> None:
         self._drop_torn_tail()
         self._has_torn_tail = True
         try:
@@ -126,7 +126,7 @@ class FileJournalWriter:
             self._is_dirty = True
 
 
-def _write_again(records: Path, begin: int, end: int) -> None:
+def _rewrite(records: Path, begin: int, end: int) -> None:
     """The same bytes in the same place, so that the kernel has to write them to the disk once more."""
     with records.open("r+b", buffering=0) as file:
         data = memoryview(os.pread(file.fileno(), end - begin, begin))

@@ -15,10 +15,10 @@ TRANSPARENT_PORTS_MAX = 64
 """Ports at which programs without proxy support reach hosts; the rest of the ports is reached by the proxy only."""
 
 _SSH_PORT = 22
-_OWN_PORTS = frozenset({53, 3128, 8123})
+_GATEWAY_PORTS = frozenset({53, 3128, 8123})
 """What the gateway itself listens on for something else: names, its proxy, the model."""
 
-_NOT_PUBLIC = ("alt", "home.arpa", "internal", "invalid", "local", "localhost", "onion", "test")
+_NON_PUBLIC_DOMAINS = ("alt", "home.arpa", "internal", "invalid", "local", "localhost", "onion", "test")
 """Domains that are nobody's on the public internet (RFC 6761, 6762, 7686, 8375, 9476; ICANN for `internal`)."""
 
 
@@ -30,9 +30,9 @@ class EgressRule(msgspec.Struct, frozen=True):
 
     def allows(self, host: str, port: int) -> bool:
         """Whether `host` (any case, a final dot is fine) may be reached at `port`."""
-        return port in self.ports and self.means(host)
+        return port in self.ports and self.matches_host(host)
 
-    def means(self, host: str) -> bool:
+    def matches_host(self, host: str) -> bool:
         """Whether it is about this host, at whatever port."""
         wanted = host.removesuffix(".").lower()
         if self.name.startswith("*."):
@@ -47,47 +47,47 @@ class EgressRules(msgspec.Struct, frozen=True, omit_defaults=True):
     """
 
     rules: tuple[EgressRule, ...] = ()
-    is_full: bool = False
+    is_unrestricted: bool = False
     is_outbound: bool = False
 
     @property
-    def allow_nothing(self) -> bool:
+    def is_isolated(self) -> bool:
         """Whether the model alone is reached."""
-        return not (self.rules or self.is_full)
+        return not (self.rules or self.is_unrestricted)
 
     def allows(self, host: str, port: int) -> bool:
         """Whether any rule allows it."""
-        if self.is_full:
+        if self.is_unrestricted:
             return is_public_name(host)
         return any(rule.allows(host, port) for rule in self.rules)
 
-    def knows(self, host: str) -> bool:
+    def allows_host(self, host: str) -> bool:
         """Whether any rule allows the host at any port: only then does its name resolve."""
-        if self.is_full:
+        if self.is_unrestricted:
             return is_public_name(host)
-        return any(rule.means(host) for rule in self.rules)
+        return any(rule.matches_host(host) for rule in self.rules)
 
 
 def egress_rules(vm: Vm) -> EgressRules:
     """The rules that a manifest asks for; none with `network_mode: isolated`."""
     if vm.network_mode == "full":
-        return EgressRules(is_full=True)
+        return EgressRules(is_unrestricted=True)
     if vm.network_mode != "outbound":
         return EgressRules()
-    return EgressRules(tuple(_rule(entry) for entry in vm.allowed_hosts), is_outbound=True)
+    return EgressRules(tuple(_parse_rule(entry) for entry in vm.allowed_hosts), is_outbound=True)
 
 
 def transparent_ports(rules: EgressRules) -> tuple[int, ...]:
     """At which ports the gateway listens for programs that know no proxy: 80, 443 and what the rules name."""
-    asked = {_SSH_PORT} if rules.is_full else {port for rule in rules.rules for port in rule.ports}
-    further = sorted(asked - _OWN_PORTS - set(DEFAULT_PORTS))
+    asked = {_SSH_PORT} if rules.is_unrestricted else {port for rule in rules.rules for port in rule.ports}
+    further = sorted(asked - _GATEWAY_PORTS - set(DEFAULT_PORTS))
     return (*DEFAULT_PORTS, *further)[:TRANSPARENT_PORTS_MAX]
 
 
 def is_public_name(host: str) -> bool:
     """Whether a name can be one of the public internet: not of one label, no number at its end, in no local domain."""
     name = host.removesuffix(".").lower()
-    is_local = any(name == domain or name.endswith(f".{domain}") for domain in _NOT_PUBLIC)
+    is_local = any(name == domain or name.endswith(f".{domain}") for domain in _NON_PUBLIC_DOMAINS)
     return "." in name and not is_local and not ends_in_number(name)
 
 
@@ -97,7 +97,7 @@ def ends_in_number(host: str) -> bool:
     return re.fullmatch(r"[0-9]+|0[xX][0-9A-Fa-f]*", last) is not None
 
 
-def _rule(entry: str) -> EgressRule:
+def _parse_rule(entry: str) -> EgressRule:
     name, _, port = entry.lower().partition(":")
     return EgressRule(name, (int(port),) if port else DEFAULT_PORTS)
 
@@ -110,7 +110,7 @@ _URL = re.compile(r"(?P<scheme>[a-z]+)://(?:[^/@]*@)?(?P<host>\[[^\]/]*\]|[^/:]+
 _SCP_URL = re.compile(r"[^/@:]+@(?P<host>[^/:]+):.*", re.DOTALL)
 
 
-class ClonePlace(NamedTuple):
+class CloneEndpoint(NamedTuple):
     """Where git would connect to. is_default_port: the port is the scheme's own."""
 
     host: str
@@ -118,33 +118,33 @@ class ClonePlace(NamedTuple):
     is_default_port: bool
 
 
-def clone_place(url: str) -> ClonePlace | None:
+def clone_endpoint(url: str) -> CloneEndpoint | None:
     """The place that a repository's URL names; None for what is no such URL."""
     if (match := _URL.fullmatch(url)) and match["scheme"] in _PORTS:
         default = _PORTS[match["scheme"]]
         port = int(match["port"] or default)
-        return ClonePlace(_plain(match["host"]), port, port == default)
+        return CloneEndpoint(_normalize_host(match["host"]), port, port == default)
     if match := _SCP_URL.fullmatch(url):
-        return ClonePlace(_plain(match["host"]), _PORTS["ssh"], is_default_port=True)
+        return CloneEndpoint(_normalize_host(match["host"]), _PORTS["ssh"], is_default_port=True)
     return None
 
 
-def may_clone(url: str, allowed: Collection[str]) -> bool:
+def is_clone_allowed(url: str, allowed: Collection[str]) -> bool:
     """Whether an entry allows the place. An entry without a port stands for the scheme's own port only."""
-    place = clone_place(url)
-    return place is not None and any(_allows(entry, place) for entry in allowed)
+    place = clone_endpoint(url)
+    return place is not None and any(_entry_allows(entry, place) for entry in allowed)
 
 
-def _allows(entry: str, place: ClonePlace) -> bool:
+def _entry_allows(entry: str, endpoint: CloneEndpoint) -> bool:
     match = re.fullmatch(r"(?P<host>.*?)(?::(?P<port>[0-9]+))?", entry) if not entry.endswith("]") else None
     host, port = (match["host"], match["port"]) if match else (entry, None)
-    if not (place.is_default_port if port is None else int(port) == place.port):
+    if not (endpoint.is_default_port if port is None else int(port) == endpoint.port):
         return False
-    host = _plain(host)
+    host = _normalize_host(host)
     if host.startswith("*."):
-        return place.host.endswith(host[1:]) and len(place.host) >= len(host)
-    return place.host == host
+        return endpoint.host.endswith(host[1:]) and len(endpoint.host) >= len(host)
+    return endpoint.host == host
 
 
-def _plain(host: str) -> str:
+def _normalize_host(host: str) -> str:
     return host.lower().rstrip(".")

@@ -6,7 +6,7 @@ from enum import StrEnum
 
 import msgspec
 
-_SOURCES_TOLD = re.compile(r"Secret ([A-Za-z_][A-Za-z0-9_]*) \(source ")
+_LEAKED_SOURCES = re.compile(r"Secret ([A-Za-z_][A-Za-z0-9_]*) \(source ")
 """The start of a message of earlier versions that says where the value of a secret comes from."""
 
 
@@ -35,7 +35,7 @@ class FailureCode(StrEnum):
     TOOL_UNKNOWN = "tool_unknown"
 
 
-def secrets_missing(names: Iterable[str]) -> str:
+def missing_secrets_message(names: Iterable[str]) -> str:
     """The public message about missing secrets; only operators learn where the values come from."""
     listed = ", ".join(dict.fromkeys(names))
     return (
@@ -44,10 +44,10 @@ def secrets_missing(names: Iterable[str]) -> str:
     )
 
 
-def without_sources(message: str) -> str:
+def without_secret_sources(message: str) -> str:
     """The public form of a message, also of one that an earlier version wrote."""
-    names = _SOURCES_TOLD.findall(message) if message.startswith("Secret ") else []
-    return secrets_missing(names) if names else message
+    names = _LEAKED_SOURCES.findall(message) if message.startswith("Secret ") else []
+    return missing_secrets_message(names) if names else message
 
 
 class Failure(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -63,7 +63,10 @@ class Failure(msgspec.Struct, frozen=True, omit_defaults=True):
 
     def __post_init__(self) -> None:
         """Move what only operators may read into `detail`; earlier versions wrote it into the message."""
-        if self.code is FailureCode.SECRET_UNAVAILABLE and (public := without_sources(self.message)) != self.message:
+        if (
+            self.code is FailureCode.SECRET_UNAVAILABLE
+            and (public := without_secret_sources(self.message)) != self.message
+        ):
             msgspec.structs.force_setattr(self, "detail", self.message)
             msgspec.structs.force_setattr(self, "message", public)
 
@@ -92,7 +95,7 @@ class AttemptError(SandboxError):
         self.failure = Failure(code, message, is_transient)
 
 
-def reason_of(error: BaseException) -> str:
+def error_reason(error: BaseException) -> str:
     """What an error says, also where it is a time that is over, of which Python says nothing."""
     return str(error) or "it takes too long"
 

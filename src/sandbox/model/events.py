@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 import msgspec
 
-from sandbox.model.errors import Failure, without_sources
+from sandbox.model.errors import Failure, without_secret_sources
 from sandbox.model.manifest.schema import Manifest
 from sandbox.model.task_state import TaskState
 
@@ -16,10 +16,10 @@ ArtifactName = Annotated[str, msgspec.Meta(pattern=r"\A(?!\.{1,2}\Z)[^/\x00]+\Z"
 """What can be a file's name in one directory; journals are held to it when they are read."""
 
 
-OWN_DIRECTORY = ".sandbox"
+GENERATED_DIRECTORY = ".sandbox"
 """Where the paths of what Sandbox itself made begin; nothing that an agent wrote has such a path."""
 
-METADATA = "metadata.json"
+METADATA_NAME = "metadata.json"
 """The name of the artifact that is kept last: no other follows it. After a failure some may be missing."""
 
 
@@ -39,9 +39,9 @@ class Artifact(msgspec.Struct, frozen=True):
     contains_secret: bool = False
 
     @property
-    def is_own(self) -> bool:
+    def is_generated(self) -> bool:
         """Whether Sandbox itself made it."""
-        return self.path.startswith(f"{OWN_DIRECTORY}/")
+        return self.path.startswith(f"{GENERATED_DIRECTORY}/")
 
 
 class Artifacts(tuple[Artifact, ...]):
@@ -52,13 +52,13 @@ class Artifacts(tuple[Artifact, ...]):
 
     _by_name: dict[str, Artifact]
 
-    def named(self, name: str) -> Artifact | None:
+    def find(self, name: str) -> Artifact | None:
         """The one of this name."""
-        return self._found().get(name)
+        return self._name_index().get(name)
 
-    def collected(self, artifact: Artifact) -> Self:
+    def with_artifact(self, artifact: Artifact) -> Self:
         """With this one as the last, in the place of an earlier one of its name."""
-        by_name = self._found()
+        by_name = self._name_index()
         del self._by_name
         by_name.pop(artifact.name, None)
         by_name[artifact.name] = artifact
@@ -66,7 +66,7 @@ class Artifacts(tuple[Artifact, ...]):
         added._by_name = by_name
         return added
 
-    def _found(self) -> dict[str, Artifact]:
+    def _name_index(self) -> dict[str, Artifact]:
         if "_by_name" not in self.__dict__:
             self._by_name = {known.name: known for known in self}
         return self._by_name
@@ -79,7 +79,7 @@ AttemptId = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9]{1,64}\Z")]
 """Names directories, sockets and control groups, so that a journal from elsewhere must not choose it freely."""
 
 
-class _Fact(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type"):
+class _EventBase(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type"):
     """Base of all events; the tag stands in `type`."""
 
 
@@ -90,7 +90,7 @@ class Idempotency(msgspec.Struct, frozen=True):
     body_sha256: str
 
 
-class TaskSubmitted(_Fact, frozen=True, tag="task_submitted"):
+class TaskSubmitted(_EventBase, frozen=True, tag="task_submitted"):
     """Record 1 of every journal."""
 
     task_id: str
@@ -98,7 +98,7 @@ class TaskSubmitted(_Fact, frozen=True, tag="task_submitted"):
     idempotency: Idempotency | None = None
 
 
-class AttemptStarted(_Fact, frozen=True, tag="attempt_started"):
+class AttemptStarted(_EventBase, frozen=True, tag="attempt_started"):
     """The intent to carry the task out; written before anything of the attempt is created.
 
     resumes: it takes the disk of the attempt before over, and the agent goes on in its session.
@@ -112,13 +112,13 @@ class AttemptStarted(_Fact, frozen=True, tag="attempt_started"):
     resumes: bool = False
 
 
-class WorkspacePrepared(_Fact, frozen=True, tag="workspace_prepared"):
+class WorkspacePrepared(_EventBase, frozen=True, tag="workspace_prepared"):
     """The clone stands in the workspace at `base_commit` (full hex object name)."""
 
     base_commit: str
 
 
-class SandboxCreated(_Fact, frozen=True, tag="sandbox_created"):
+class SandboxCreated(_EventBase, frozen=True, tag="sandbox_created"):
     """The sandbox answers."""
 
     vm_name: str
@@ -126,7 +126,7 @@ class SandboxCreated(_Fact, frozen=True, tag="sandbox_created"):
     image: str
 
 
-class AgentStarted(_Fact, frozen=True, tag="agent_started"):
+class AgentStarted(_EventBase, frozen=True, tag="agent_started"):
     """Claude Code's process was started; `session_id` is Claude Code's own UUID for the conversation.
 
     monotonic_seconds: the machine's clock since its boot, which `lifecycle.timeout` is counted by.
@@ -147,7 +147,7 @@ def _escapes_bytes(data: bytes) -> int:
     return 5 * (len(data) - without_long) + (without_long - without_any)
 
 
-class Output(_Fact, frozen=True, tag="output"):
+class Output(_EventBase, frozen=True, tag="output"):
     """Bytes of the agent process, a line at a time (its newline included, where it has one).
 
     A line over the bound is split; every part but its last one is `continued`.
@@ -160,7 +160,7 @@ class Output(_Fact, frozen=True, tag="output"):
     continued: bool = False
 
     @classmethod
-    def of(cls, stream: Stream, data: bytes, *, continued: bool = False) -> Output:
+    def from_bytes(cls, stream: Stream, data: bytes, *, continued: bool = False) -> Output:
         """Keep `data` exactly, as text where it is UTF-8 and JSON does not make more than twice as much of it."""
         if _escapes_bytes(data) > len(data):
             return cls(stream, base64=data, continued=continued)
@@ -175,12 +175,12 @@ class Output(_Fact, frozen=True, tag="output"):
         return self.text.encode() if self.text is not None else self.base64 or b""
 
     @property
-    def shown(self) -> str:
+    def display_text(self) -> str:
         """The text for people: what is not UTF-8 stands as U+FFFD."""
         return self.text if self.text is not None else (self.base64 or b"").decode(errors="replace")
 
 
-class ToolCall(_Fact, frozen=True, tag="tool_call"):
+class ToolCall(_EventBase, frozen=True, tag="tool_call"):
     """A tool call of the agent came to its end."""
 
     tool: str
@@ -189,7 +189,7 @@ class ToolCall(_Fact, frozen=True, tag="tool_call"):
     is_error: bool = False
 
 
-class Usage(_Fact, frozen=True, tag="usage"):
+class Usage(_EventBase, frozen=True, tag="usage"):
     """Tokens of one model request, as counted at the gateway; `cost_usd` is null for a model without a price.
 
     `model`: which answered; where several did, the one without a price, if there is one.
@@ -203,7 +203,7 @@ class Usage(_Fact, frozen=True, tag="usage"):
     cost_usd: float | None = None
 
 
-class Progress(_Fact, frozen=True, tag="progress"):
+class Progress(_EventBase, frozen=True, tag="progress"):
     """A snapshot of the counters of a task. The runner makes it; everybody else reads the latest.
 
     `input_tokens` counts cached tokens too; `cost_usd` sums the requests that have a price; `egress_denied` counts what
@@ -221,7 +221,7 @@ class Progress(_Fact, frozen=True, tag="progress"):
     egress_denied: int = 0
 
 
-class Metrics(_Fact, frozen=True, tag="metrics"):
+class Metrics(_EventBase, frozen=True, tag="metrics"):
     """What the sandbox used at a moment; null where this machine does not tell. load_avg: the host's, over a minute."""
 
     cpu_percent: float | None = None
@@ -232,7 +232,7 @@ class Metrics(_Fact, frozen=True, tag="metrics"):
     load_avg: float | None = None
 
 
-class EgressDenied(_Fact, frozen=True, tag="egress_denied"):
+class EgressDenied(_EventBase, frozen=True, tag="egress_denied"):
     """The gateway refused a connection, a request or a name."""
 
     host: str
@@ -240,7 +240,7 @@ class EgressDenied(_Fact, frozen=True, tag="egress_denied"):
     reason: str
 
 
-class Gap(_Fact, frozen=True, tag="gap"):
+class Gap(_EventBase, frozen=True, tag="gap"):
     """Events that are not in the journal, and why (`first_seq`/`last_seq` are 0 when they never had a number)."""
 
     first_seq: int
@@ -248,49 +248,49 @@ class Gap(_Fact, frozen=True, tag="gap"):
     reason: str
 
 
-class Trouble(_Fact, frozen=True, tag="error"):
+class ErrorReported(_EventBase, frozen=True, tag="error"):
     """Something went wrong that did not by itself end the task."""
 
     error: str
     message: str
 
 
-class CancelRequested(_Fact, frozen=True, tag="cancel_requested"):
+class CancelRequested(_EventBase, frozen=True, tag="cancel_requested"):
     """A wish, not a state; durable before the caller hears yes."""
 
     reason: str = ""
     force: bool = False
 
 
-class AttemptFailed(_Fact, frozen=True, tag="attempt_failed"):
+class AttemptFailed(_EventBase, frozen=True, tag="attempt_failed"):
     """A reason to end the attempt; the first one recorded is the task's."""
 
     failure: Failure
 
 
-class FollowUp(StrEnum):
+class RetryKind(StrEnum):
     """Why an attempt follows another; the first one that may be is taken.
 
     again: the agent had not begun. resume: a lost agent goes on in its session, on its disk. retry: from the beginning.
     """
 
-    AGAIN = "again"
+    RESTART = "again"
     RESUME = "resume"
     RETRY = "retry"
 
 
-class AttemptEnded(_Fact, frozen=True, tag="attempt_ended"):
+class AttemptEnded(_EventBase, frozen=True, tag="attempt_ended"):
     """A failed attempt is cleared away: nothing of it lives, and another one may begin."""
 
 
-class FollowUpForgone(_Fact, frozen=True, tag="follow_up_forgone"):
+class RetrySkipped(_EventBase, frozen=True, tag="follow_up_forgone"):
     """What might have followed a failed attempt does not, and why, for people."""
 
-    follow_up: FollowUp
+    follow_up: RetryKind
     reason: str
 
 
-class AgentExited(_Fact, frozen=True, tag="agent_exited"):
+class AgentExited(_EventBase, frozen=True, tag="agent_exited"):
     """The agent's process is gone. `exit_code` is 128+n after signal n, null when it was never learnt.
 
     `failure` is null only when the process exited 0 and its last result says `is_error: false`.
@@ -301,13 +301,13 @@ class AgentExited(_Fact, frozen=True, tag="agent_exited"):
     failure: Failure | None = None
 
 
-class ArtifactCollected(_Fact, frozen=True, tag="artifact_collected"):
+class ArtifactCollected(_EventBase, frozen=True, tag="artifact_collected"):
     """An artifact is stored, whole and flushed to disk."""
 
     artifact: Artifact
 
 
-class TaskFinished(_Fact, frozen=True, tag="task_finished"):
+class TaskFinished(_EventBase, frozen=True, tag="task_finished"):
     """Everything is done and torn down; the final state follows from what was recorded before."""
 
 
@@ -324,11 +324,11 @@ Event = (
     | Metrics
     | EgressDenied
     | Gap
-    | Trouble
+    | ErrorReported
     | CancelRequested
     | AttemptFailed
     | AttemptEnded
-    | FollowUpForgone
+    | RetrySkipped
     | AgentExited
     | ArtifactCollected
     | TaskFinished
@@ -345,7 +345,7 @@ class Transition(msgspec.Struct, frozen=True):
     def __post_init__(self) -> None:
         """Remove what only operators may read; earlier versions wrote it into the message."""
         if self.new_state.is_terminal:
-            msgspec.structs.force_setattr(self, "message", without_sources(self.message))
+            msgspec.structs.force_setattr(self, "message", without_secret_sources(self.message))
 
 
 class Record(msgspec.Struct, frozen=True, omit_defaults=True):

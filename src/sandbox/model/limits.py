@@ -15,13 +15,13 @@ MANIFEST_ALIASES_MAX = 16
 LABELS_MAX = 64
 """Labels of a task; over it: 400. A list that is asked for with more has no task."""
 
-MANIFEST_MISTAKES_MAX = 100
+MANIFEST_ERRORS_MAX = 100
 """Mistakes of a manifest that are listed; the rest is only counted."""
 
 OUTPUT_LINE_BYTES_MAX = 1024 * 1024
 """A line of output kept whole; longer ones are split and marked."""
 
-HEARD_LINE_BYTES_MAX = 16 * 1024 * 1024
+PARSED_LINE_BYTES_MAX = 16 * 1024 * 1024
 """A line of the agent that its runner listens to; nothing of a longer one is held in memory, and it tells nothing."""
 
 OUTPUT_BYTES_MAX = 1024**3
@@ -46,7 +46,7 @@ OUTPUT_SYNC_SECONDS = 0.2
 PROGRESS_INTERVAL_SECONDS = 1.0
 """Least time between two progress snapshots that nothing but output bytes asks for."""
 
-TOOL_CALLS_TOLD_MAX = 100_000
+TOOL_CALL_EVENTS_MAX = 100_000
 """Tool calls and retries of one agent that are events of their own; further ones are counted, and a `gap` says so."""
 
 OPEN_TOOL_CALLS_MAX = 1000
@@ -58,7 +58,7 @@ SANDBOX_START_SECONDS = 60.0
 SANDBOX_TEARDOWN_SECONDS = 60.0
 """For ending a sandbox and removing its files; past it an event says what is left."""
 
-VISIT_END_SECONDS = 10.0
+DEBUG_SESSION_END_SECONDS = 10.0
 """For what a shell ran in to be gone when its preserved sandbox is released; past it the release is refused."""
 
 DISK_COMMAND_SECONDS = 60.0
@@ -71,13 +71,13 @@ DISK_CHECK_SECONDS = 2.0
 DISK_CHECK_SECONDS_MAX = 60.0
 """How often it is looked at how full a disk is; less often where looking takes long, but as often as this."""
 
-DISK_CHECKS_MISSED_MAX = 3
+DISK_CHECK_FAILURES_MAX = 3
 """Looks in a row that fail at a disk that has no bound of its own; then the attempt ends with `sandbox_lost`."""
 
-KERNEL_USE_CHECK_SECONDS = 0.1
+KERNEL_USAGE_CHECK_SECONDS = 0.1
 """Between two counts of what the kernel holds for a sandbox and charges to no control group."""
 
-FILE_USE_CHECK_SECONDS = 0.5
+FILE_USAGE_CHECK_SECONDS = 0.5
 """How often the open files of a sandbox are counted."""
 
 SOCKETS_MAX = 8192
@@ -105,10 +105,10 @@ SOCKET_BUFFER_BYTES_MAX = 256 * 1024 * 1024
 RECEIVED_BYTES_BESIDE_BUFFERS = 160 * 1024 * 1024
 """Unread in TCP and UDP sockets, over that share: 20 KiB for each of SOCKETS_MAX, which the kernel lets pass."""
 
-LOOK_SECONDS_MIN = 5.0
+SECRET_SCAN_SECONDS_MIN = 5.0
 """For looking for secrets in all that is collected, also where its share of `collect_timeout` is less."""
 
-KILLED_GIT_SECONDS = 1.0
+GIT_KILLED_GRACE_SECONDS = 1.0
 """Until a clone whose git may have been killed is said to have failed: its runner may be killed as well."""
 
 METADATA_SECONDS = 10.0
@@ -135,22 +135,22 @@ OVERCOMMIT_MEMORY = 2
 OVERCOMMIT_DISK = 4
 """How many times the machine's CPUs, memory and disk may be promised; what alone is past it: 507."""
 
-PASSES_MAX = 10
+QUEUE_OVERTAKES_MAX = 10
 """How many younger tasks may begin before one that waits for more room than they need; then they wait behind it."""
 
 MEMORY_AVAILABLE_BYTES_MIN = 512 * 1024 * 1024
 """What must really be available on the machine before a task begins that asks for this much memory or more."""
 
-ROOM_CHECK_SECONDS = 1.0
+MEMORY_CHECK_SECONDS = 1.0
 """How often the machine's memory is looked at while tasks wait."""
 
-MEASUREMENT_KEPT_SECONDS = 600.0
+MEASUREMENT_CACHE_SECONDS = 600.0
 """What was measured of the disk while nobody waited any more serves the next who asks; later it is measured anew."""
 
 JANITOR_INTERVAL_SECONDS = 300.0
 """Between two rounds of the janitor: preserved sandboxes whose time is over go, and what crashes left."""
 
-DUTY_SECONDS = 240.0
+PERIODIC_JOB_SECONDS = 240.0
 """For one of the janitor's duties in a round; past it the next one's turn comes, and the next round does the rest."""
 
 CLOCK_TRUST_SECONDS = 3600.0
@@ -162,16 +162,16 @@ CLOCK_JUMP_SECONDS = 60.0
 PROBE_WAIT_SECONDS = 60.0
 """For a probe of the machine to wait until a server has cleared away what earlier ones left."""
 
-PROBE_PAUSE_SECONDS = 5.0
+PROBE_BACKOFF_SECONDS = 5.0
 """Before the runtimes are probed again, where none works; each further pause is twice as long."""
 
-PROBE_PAUSE_SECONDS_MAX = 300.0
+PROBE_BACKOFF_SECONDS_MAX = 300.0
 """Before they are probed again, however often none worked."""
 
 PROBE_JITTER = 0.25
 """Up to this part of such a pause is left out at random."""
 
-JOURNAL_PLAIN_SECONDS = 3600.0
+JOURNAL_COMPRESSION_DELAY_SECONDS = 3600.0
 """From a task's end until its journal is compressed."""
 
 IDEMPOTENCY_SECONDS = 24 * 3600.0
@@ -189,7 +189,7 @@ The tar of changed files has half of it for itself; patch and transcript have bo
 SHUTDOWN_SECONDS = 2.0
 """From SIGTERM to the server's end, followers included."""
 
-LAUNCH_END_SECONDS = 0.5
+LAUNCH_SHUTDOWN_SECONDS = 0.5
 """How long a server that ends waits for launches under way; what still waits for a secret is broken off then."""
 
 FOLLOW_POLL_SECONDS = 0.02
@@ -198,7 +198,7 @@ FOLLOW_POLL_SECONDS = 0.02
 RUNNER_SILENCE_SECONDS = 60.0
 """How long a runner may write nothing before it is asked whether it works, and between two times that it is asked."""
 
-RUNNER_ASKS_MAX = 5
+RUNNER_PINGS_MAX = 5
 """How often in a row a silent runner may leave that unanswered; then it is killed, and a finisher does the rest."""
 
 LAUNCH_SECONDS = 30.0
@@ -214,7 +214,7 @@ INDEX_INTERVAL_SECONDS = 1.0
 LOSS_CHECK_SECONDS = 1.0
 """How long a journal may be silent before its lock is looked at."""
 
-JOURNALS_LOOKED_THROUGH_MAX = 2
+JOURNAL_SCANS_MAX = 2
 """Journals that nobody holds any more and that are looked through from end to end at once, by who launches and by who
 follows each; further ones wait."""
 
@@ -227,25 +227,25 @@ ATTEMPTS_MAX = 3
 RESUMES_MAX = 3
 """How often the agent of one task goes on in its session after it was lost; then it is retried, or the task fails."""
 
-RETRY_PAUSE_SECONDS = 2.0
-RETRY_PAUSE_SECONDS_MAX = 300.0
+RETRY_BACKOFF_SECONDS = 2.0
+RETRY_BACKOFF_SECONDS_MAX = 300.0
 """Before an attempt that may fail again for the same reason: the first pause, doubled each time, and the longest."""
 
 FINISHERS_MAX = 4
 """Finishers started for one attempt; when they all die, the server ends the task's books itself."""
 
-FINISHER_PAUSE_SECONDS = 4.0
-FINISHER_PAUSE_FACTOR = 8
+FINISHER_BACKOFF_SECONDS = 4.0
+FINISHER_BACKOFF_FACTOR = 8
 """From the start of one that died to the next one; so much longer each time."""
 
-SUBSCRIBER_FRAMES_MAX = 10_000
+SUBSCRIBER_EVENTS_MAX = 10_000
 SUBSCRIBER_BYTES_MAX = 16 * 1024**2
 """Frames kept for a slow subscriber to all tasks; past it a `gap` says which ones it missed."""
 
 CANCEL_SECONDS = 10.0
 """For writing a wish to cancel down, a runner that just starts included; past it: 503."""
 
-CANCEL_LAST_SECONDS = 1.0
+CANCEL_SECONDS_MIN = 1.0
 """For asking a runner whose start took all of that; so long a wish waits at least for who writes to the journal."""
 
 FOLLOW_BATCH_BYTES = 256 * 1024
@@ -259,13 +259,13 @@ OUTPUT_FREE_PERCENT = 2.0
 OUTPUT_FREE_BYTES = 1024**3
 """The second: with less free, runners leave output out, and a `gap` says so."""
 
-WATERMARK_LIFT_FACTOR = 1.25
+WATERMARK_HYSTERESIS_FACTOR = 1.25
 """So many times a watermark must be free before what was held back goes on."""
 
-SPACE_CHECK_SECONDS = 1.0
+DISK_SPACE_CHECK_SECONDS = 1.0
 """How often the server, and each runner for itself, looks at what is free."""
 
-END_RESERVE_BYTES = 4 * 1024**2
+RUNNER_RESERVE_BYTES = 4 * 1024**2
 """Kept by each runner for the end of its task: a result of 256 KiB escaped six times over (1.5 MiB), a thousand
 artifacts of 1 KiB each, a thousand refusals in the metadata, and what a file system needs beside."""
 
@@ -276,13 +276,13 @@ log (4 MiB), and as much again."""
 BACKUP_MANIFEST_BYTES_MAX = 256 * 1024**2
 """What a backup may tell of its files, more than a million of them: restoring reads it into memory."""
 
-KEPT_OUTPUT_BYTES_MAX = 1024**2
+BUFFERED_OUTPUT_BYTES_MAX = 1024**2
 """Output that a runner keeps in memory while the disk takes nothing; later output is left out, and a `gap` says so."""
 
-JOURNAL_WAIT_SECONDS = 24 * 3600.0
+JOURNAL_WRITE_RETRY_SECONDS = 24 * 3600.0
 """How long a runner waits for the disk to take the end of its task; then it gives up, and the server goes on trying."""
 
-OUTPUT_PAUSE_SECONDS = 0.2
+REDACTION_HOLD_SECONDS = 0.2
 """How long whole lines wait for more when their end may be the beginning of a secret's value."""
 
 METRICS_INTERVAL_SECONDS = 5.0
@@ -291,22 +291,22 @@ METRICS_INTERVAL_SECONDS = 5.0
 TERMINALS_MAX = 32
 """Clients of the terminals of one task, shells and lookers-on together; past it: 409."""
 
-VISIT_IDLE_SECONDS = 2.0
+DEBUG_SESSION_IDLE_SECONDS = 2.0
 """How long the sandbox of a preserved disk waits without a client; then it ends."""
 
-VISIT_SECONDS_MAX = 24 * 3600.0
+DEBUG_SESSION_SECONDS_MAX = 24 * 3600.0
 """How long one sandbox of a preserved disk lives; then its shells end."""
 
-VISIT_START_SECONDS = 60.0
+DEBUG_SESSION_START_SECONDS = 60.0
 """Until a shell in a preserved disk is there; past it: 503."""
 
 TERMINAL_REPLAY_BYTES = 64 * 1024
 """What is kept of what the agent's terminal showed last, for those who come later."""
 
-TERMINAL_TYPING_SECONDS = 30.0
+TERMINAL_INPUT_SECONDS = 30.0
 """For what was typed into a terminal to be taken by it; the rest is lost then, and whoever typed it can leave."""
 
-TERMINAL_BEHIND_BYTES_MAX = 1024 * 1024
+TERMINAL_BACKLOG_BYTES_MAX = 1024 * 1024
 """What waits for one looker-on of the agent's terminal; past it the connection ends, and it can come back."""
 
 

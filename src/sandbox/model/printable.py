@@ -31,17 +31,17 @@ INVISIBLE = re.compile("[" + "".join(f"\\U{first:08x}-\\U{last:08x}" for first, 
 """Matches one invisible character."""
 
 
-_SELECTORS = "\ufe0e\ufe0f"
+_VARIATION_SELECTORS = "\ufe0e\ufe0f"
 """Choose the plain or the colourful glyph of a symbol."""
 
 _SYMBOL_CATEGORIES = frozenset({"So", "Sm", "Po", "Pd"})
-_SYMBOLS_AMONG_LETTERS = "\N{INFORMATION SOURCE}"
-_KEYCAP, _KEYS = "\u20e3", frozenset("0123456789#*")
+_LETTERLIKE_SYMBOLS = "\N{INFORMATION SOURCE}"
+_KEYCAP, _KEYCAP_BASES = "\u20e3", frozenset("0123456789#*")
 
-_NOTHING_TO_COMBINE_WITH = frozenset({"", " ", "/"})
+_NON_BASE_CHARACTERS = frozenset({"", " ", "/"})
 
 
-def printable(text: str, write: Callable[[str], str]) -> str:
+def replace_unprintable(text: str, replace: Callable[[str], str]) -> str:
     """`text` with `write(c)` in place of every character `c` that does not show.
 
     Written out are invisible characters, spaces other than U+0020, private and unassigned characters, and a combining
@@ -52,8 +52,12 @@ def printable(text: str, write: Callable[[str], str]) -> str:
     pieces: list[str] = []
     before = ""
     for character in text:
-        shows = character.isprintable() and not INVISIBLE.match(character) and not _is_lone_mark(character, before)
-        pieces.append(character if shows else write(character))
+        shows = (
+            character.isprintable()
+            and not INVISIBLE.match(character)
+            and not _is_lone_combining_mark(character, before)
+        )
+        pieces.append(character if shows else replace(character))
         before = character if shows else ""
     return "".join(pieces)
 
@@ -63,16 +67,16 @@ def is_printable(text: str) -> bool:
     if not text.isprintable():
         return False
     return text.isascii() or not (
-        INVISIBLE.search(text) or any(map(_is_lone_mark, text, ("", *text)))  # the character before each
+        INVISIBLE.search(text) or any(map(_is_lone_combining_mark, text, ("", *text)))  # the character before each
     )
 
 
-def _is_lone_mark(character: str, before: str) -> bool:
+def _is_lone_combining_mark(character: str, before: str) -> bool:
     """Whether it is a combining mark without a character to combine with."""
-    return before in _NOTHING_TO_COMBINE_WITH and unicodedata.category(character) in {"Mn", "Mc", "Me"}
+    return before in _NON_BASE_CHARACTERS and unicodedata.category(character) in {"Mn", "Mc", "Me"}
 
 
-def legible(text: str, write: Callable[[str], str], kept: str = "") -> str:
+def replace_invisible(text: str, replace: Callable[[str], str], allowed: str = "") -> str:
     """Prose with `write(c)` in place of every invisible character `c` that is not `kept`.
 
     What `printable` does to names besides, it leaves: spaces, private and unassigned characters, combining marks, and
@@ -81,26 +85,26 @@ def legible(text: str, write: Callable[[str], str], kept: str = "") -> str:
 
     def shown(found: re.Match[str]) -> str:
         character = found[0]
-        is_kept = character in kept or (character in _SELECTORS and _selects(text, found.start()))
-        return character if is_kept else write(character)
+        is_kept = character in allowed or (character in _VARIATION_SELECTORS and _selects_symbol(text, found.start()))
+        return character if is_kept else replace(character)
 
     return text if text.isascii() and text.isprintable() else INVISIBLE.sub(shown, text)
 
 
-def _selects(text: str, at: int) -> bool:
+def _selects_symbol(text: str, at: int) -> bool:
     """Whether the selector there belongs to a symbol that shows."""
     before = text[at - 1 : at]
     if text[at + 1 : at + 2] == _KEYCAP:
-        return before in _KEYS
+        return before in _KEYCAP_BASES
     is_symbol = not before.isascii() and unicodedata.category(before) in _SYMBOL_CATEGORIES
-    return (is_symbol and not INVISIBLE.match(before)) or (before != "" and before in _SYMBOLS_AMONG_LETTERS)
+    return (is_symbol and not INVISIBLE.match(before)) or (before != "" and before in _LETTERLIKE_SYMBOLS)
 
 
-def escaped(character: str) -> str:
+def escape_character(character: str) -> str:
     r"""The character written out, ESC as `\x1b`."""
     return character.encode("unicode_escape").decode("ascii")
 
 
-def replaced(_: str) -> str:
+def replacement_character(_: str) -> str:
     """The sign for a character that cannot be shown."""
     return "\ufffd"

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from sandbox.model.errors import FailureCode
-from sandbox.model.events import FollowUp
-from sandbox.model.limits import ATTEMPTS_MAX, RESUMES_MAX, RETRY_PAUSE_SECONDS, RETRY_PAUSE_SECONDS_MAX
+from sandbox.model.events import RetryKind
+from sandbox.model.limits import ATTEMPTS_MAX, RESUMES_MAX, RETRY_BACKOFF_SECONDS, RETRY_BACKOFF_SECONDS_MAX
 from sandbox.model.task import Attempt, Task
 from sandbox.model.task_state import TaskState
 
-LOST = frozenset({FailureCode.HOST_LOST, FailureCode.RUNNER_LOST, FailureCode.SANDBOX_LOST})
+LOST_CODES = frozenset({FailureCode.HOST_LOST, FailureCode.RUNNER_LOST, FailureCode.SANDBOX_LOST})
 """The machine lost the attempt; neither the agent nor its task had a part in it."""
 
-RETRIED = LOST | {
+RETRIABLE_CODES = LOST_CODES | {
     FailureCode.AGENT_FAILED,
     FailureCode.AGENT_NO_RESULT,
     FailureCode.DISK_FULL,
@@ -24,7 +24,7 @@ RETRIED = LOST | {
 """Ends of an agent that `lifecycle.retries` is about. A bound that was set for the task is none of them."""
 
 
-def find_follow_up(task: Task) -> FollowUp | None:
+def next_retry(task: Task) -> RetryKind | None:
     """What comes after the present attempt, as far as is known: None while it goes on, and when it is the last one.
 
     An attempt whose agent had not begun is made again, where the machine lost it or its clone broke on the way. One
@@ -35,16 +35,16 @@ def find_follow_up(task: Task) -> FollowUp | None:
         return None
     if task.attempt_state is TaskState.RUNNING or task.state is TaskState.COMPLETING or task.state.is_terminal:
         return None
-    is_lost = failure.code in LOST
+    is_lost = failure.code in LOST_CODES
     if attempt.session_id is None:
-        allowed = {FollowUp.AGAIN} if is_lost or failure.is_transient else set()
+        allowed = {RetryKind.RESTART} if is_lost or failure.is_transient else set()
     else:
-        allowed = {FollowUp.RESUME} if is_lost and task.manifest.lifecycle.resume else set()
-        allowed |= {FollowUp.RETRY} if failure.code in RETRIED else set()
-    return next((one for one in FollowUp if one in allowed - {*task.forgone} and _is_within_bound(task, one)), None)
+        allowed = {RetryKind.RESUME} if is_lost and task.manifest.lifecycle.resume else set()
+        allowed |= {RetryKind.RETRY} if failure.code in RETRIABLE_CODES else set()
+    return next((one for one in RetryKind if one in allowed - {*task.forgone} and _is_within_limit(task, one)), None)
 
 
-def pause_seconds(task: Task) -> float:
+def backoff_seconds(task: Task) -> float:
     """How long to wait between an attempt that has ended and the one that follows it.
 
     What the machine lost goes on at once; what may fail again for the same reason waits twice as long each time.
@@ -54,31 +54,33 @@ def pause_seconds(task: Task) -> float:
         return 0.0
     if task.cancel is not None or task.failure is not None:  # none follows any more
         return 0.0
-    if attempt.follow_up is not FollowUp.RETRY and attempt.failure.code in LOST:
+    if attempt.follow_up is not RetryKind.RETRY and attempt.failure.code in LOST_CODES:
         return 0.0
-    earlier = _count_again(task) if attempt.follow_up is FollowUp.AGAIN else _count(task, attempt.follow_up)
-    return min(RETRY_PAUSE_SECONDS * 2.0**earlier, RETRY_PAUSE_SECONDS_MAX)
+    earlier = (
+        _count_restarts(task) if attempt.follow_up is RetryKind.RESTART else _count_retries(task, attempt.follow_up)
+    )
+    return min(RETRY_BACKOFF_SECONDS * 2.0**earlier, RETRY_BACKOFF_SECONDS_MAX)
 
 
-def _is_within_bound(task: Task, follow_up: FollowUp) -> bool:
-    if follow_up is FollowUp.AGAIN:
-        return _count_again(task) + 1 < ATTEMPTS_MAX
-    return _count(task, follow_up) < (RESUMES_MAX if follow_up is FollowUp.RESUME else task.manifest.lifecycle.retries)
+def _is_within_limit(task: Task, kind: RetryKind) -> bool:
+    if kind is RetryKind.RESTART:
+        return _count_restarts(task) + 1 < ATTEMPTS_MAX
+    return _count_retries(task, kind) < (RESUMES_MAX if kind is RetryKind.RESUME else task.manifest.lifecycle.retries)
 
 
-def _count(task: Task, follow_up: FollowUp) -> int:
+def _count_retries(task: Task, kind: RetryKind) -> int:
     """How often this came after an earlier attempt."""
-    return sum(attempt.follow_up is follow_up for attempt in task.past_attempts)
+    return sum(attempt.follow_up is kind for attempt in task.past_attempts)
 
 
-def _count_again(task: Task) -> int:
+def _count_restarts(task: Task) -> int:
     """Earlier attempts in a row, up to the present one, whose agent did not begin.
 
     Those of earlier versions were followed without a word of why, and only while they cloned.
     """
     row: list[Attempt] = []
     for attempt in reversed(task.past_attempts):
-        if attempt.follow_up not in (FollowUp.AGAIN, None):
+        if attempt.follow_up not in (RetryKind.RESTART, None):
             break
         row.append(attempt)
     return len(row)

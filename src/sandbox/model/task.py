@@ -8,15 +8,15 @@ from typing import Any
 import msgspec
 
 from sandbox.model.errors import Failure
-from sandbox.model.events import METADATA, Artifact, CancelRequested, FollowUp, Idempotency, Progress
+from sandbox.model.events import METADATA_NAME, Artifact, CancelRequested, Idempotency, Progress, RetryKind
 from sandbox.model.manifest.schema import Manifest
 from sandbox.model.task_state import TaskState
 
-FOLD = 4
+PROJECTION_VERSION = 4
 """Raised with every change by which an old journal makes another `Task`: indexes of before are then made anew."""
 
 
-class StateEntry(msgspec.Struct, frozen=True):
+class StateHistoryEntry(msgspec.Struct, frozen=True):
     """When a state was entered."""
 
     state: TaskState
@@ -46,14 +46,14 @@ class Attempt(msgspec.Struct, frozen=True, omit_defaults=True):
     failure: Failure | None = None
     exit_code: int | None = None
     ended_at: datetime | None = None
-    follow_up: FollowUp | None = None
+    follow_up: RetryKind | None = None
 
-    def hands_disk_on(self, follow_up: FollowUp) -> bool:
+    def transfers_disk(self, kind: RetryKind) -> bool:
         """Whether the attempt that follows goes on with the disk of this one."""
-        return follow_up is FollowUp.RESUME or (follow_up is FollowUp.AGAIN and self.resumes)
+        return kind is RetryKind.RESUME or (kind is RetryKind.RESTART and self.resumes)
 
 
-class Spent(msgspec.Struct, frozen=True, omit_defaults=True):
+class TotalUsage(msgspec.Struct, frozen=True, omit_defaults=True):
     """What the model was asked for over all attempts; input_tokens with cached ones."""
 
     input_tokens: int = 0
@@ -61,7 +61,7 @@ class Spent(msgspec.Struct, frozen=True, omit_defaults=True):
     usd: float = 0.0
 
 
-class Beginning(msgspec.Struct, frozen=True):
+class AgentStartTime(msgspec.Struct, frozen=True):
     """When the first agent began, by the monotonic clock of a boot of the machine."""
 
     monotonic_seconds: float
@@ -78,7 +78,7 @@ class Task(msgspec.Struct, frozen=True, omit_defaults=True):
     manifest: Manifest
     state: TaskState
     state_message: str
-    history: tuple[StateEntry, ...]
+    history: tuple[StateHistoryEntry, ...]
     last_seq: int
     attempt: Attempt | None = None
     attempts: int = 0
@@ -91,9 +91,9 @@ class Task(msgspec.Struct, frozen=True, omit_defaults=True):
     artifacts: tuple[Artifact, ...] = ()
     idempotency: Idempotency | None = None
     past_attempts: tuple[Attempt, ...] = ()
-    forgone: tuple[FollowUp, ...] = ()
-    spent: Spent = Spent()
-    beginning: Beginning | None = None
+    forgone: tuple[RetryKind, ...] = ()
+    spent: TotalUsage = TotalUsage()
+    beginning: AgentStartTime | None = None
 
     @property
     def created_at(self) -> datetime:
@@ -130,7 +130,7 @@ class Task(msgspec.Struct, frozen=True, omit_defaults=True):
         return TaskState.READY if attempt.session_id is None else TaskState.RUNNING
 
     @property
-    def counted(self) -> Progress:
+    def final_progress(self) -> Progress:
         """The counters when nobody counts any more: a runner that died may not have come to its last requests."""
         told, spent = self.progress, self.spent
         return msgspec.structs.replace(
@@ -142,7 +142,7 @@ class Task(msgspec.Struct, frozen=True, omit_defaults=True):
         )
 
     @property
-    def waits_to_begin(self) -> bool:
+    def is_waiting_to_start(self) -> bool:
         """No attempt has begun, and nothing keeps the first one from it."""
         return self.state is TaskState.PENDING and self.cancel is None and self.failure is None
 
@@ -162,10 +162,10 @@ class Task(msgspec.Struct, frozen=True, omit_defaults=True):
     @property
     def is_collected(self) -> bool:
         """Whether collecting is over, done or given up, perhaps in a runner that died later."""
-        return any(artifact.name == METADATA for artifact in self.artifacts)
+        return any(artifact.name == METADATA_NAME for artifact in self.artifacts)
 
     @property
-    def is_concluded(self) -> bool:
+    def needs_only_teardown(self) -> bool:
         """Only cleaning up is left, which changes no outcome: the agent has exited, and collecting is over."""
         return self.agent_has_exited and self.is_collected
 
@@ -176,5 +176,5 @@ class Task(msgspec.Struct, frozen=True, omit_defaults=True):
         if attempt is None or self.manifest.lifecycle.failure_action != "preserve":
             return False
         if attempt.follow_up is not None:
-            return attempt.hands_disk_on(attempt.follow_up)
+            return attempt.transfers_disk(attempt.follow_up)
         return attempt.vm_name is not None or attempt.resumes

@@ -23,18 +23,18 @@ class TaskState(StrEnum):
         return self in TERMINAL_STATES
 
 
-ORDER = tuple(TaskState)
+STATE_ORDER = tuple(TaskState)
 """A state never changes to an earlier one, however many attempts there are."""
 
 TERMINAL_STATES = frozenset({TaskState.COMPLETED, TaskState.FAILED, TaskState.FAILED_PRESERVED, TaskState.CANCELLED})
 
-_ENDS = frozenset({TaskState.FAILED, TaskState.CANCELLED})
+_EARLY_ENDS = frozenset({TaskState.FAILED, TaskState.CANCELLED})
 
-GRAPH: dict[TaskState, frozenset[TaskState]] = {
-    TaskState.PENDING: _ENDS | {TaskState.STAGING},
-    TaskState.STAGING: _ENDS | {TaskState.PROVISIONING},
-    TaskState.PROVISIONING: _ENDS | {TaskState.READY},
-    TaskState.READY: _ENDS | {TaskState.RUNNING, TaskState.FAILED_PRESERVED},
+ALLOWED_TRANSITIONS: dict[TaskState, frozenset[TaskState]] = {
+    TaskState.PENDING: _EARLY_ENDS | {TaskState.STAGING},
+    TaskState.STAGING: _EARLY_ENDS | {TaskState.PROVISIONING},
+    TaskState.PROVISIONING: _EARLY_ENDS | {TaskState.READY},
+    TaskState.READY: _EARLY_ENDS | {TaskState.RUNNING, TaskState.FAILED_PRESERVED},
     TaskState.RUNNING: frozenset({TaskState.COMPLETING}),
     TaskState.COMPLETING: TERMINAL_STATES,
     **{state: frozenset() for state in TERMINAL_STATES},

@@ -3,7 +3,7 @@
 TIERS = ("namespaces", "gvisor", "vm")
 """Weakest first."""
 
-ISOLATION = {
+TIER_DESCRIPTIONS = {
     "namespaces": "namespaces and a filter on system calls, on the host's own kernel",
     "gvisor": "a kernel of its own, which is a program of the host that may use few of the host's system calls",
     "vm": "a virtual machine with a kernel of its own",

@@ -5,60 +5,60 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 
 from sandbox.interfaces.clock import Clock
-from sandbox.interfaces.secrets import Redaction, StreamRedaction
+from sandbox.interfaces.secrets import Redactor, StreamRedactor
 from sandbox.model.events import Event, Gap, Output, Stream
 from sandbox.model.limits import (
-    HEARD_LINE_BYTES_MAX,
     OUTPUT_BURST_BYTES,
     OUTPUT_BYTES_MAX,
     OUTPUT_BYTES_PER_SECOND,
     OUTPUT_LINE_BYTES_MAX,
-    OUTPUT_PAUSE_SECONDS,
+    PARSED_LINE_BYTES_MAX,
+    REDACTION_HOLD_SECONDS,
 )
 from sandbox.model.task import Task
 from sandbox.system.cpu_throttle import CpuQueue
 
-_RECORD_BYTES = 128
+_RECORD_OVERHEAD_BYTES = 128
 """What a record takes in the journal beside its text: a flood of empty lines is a flood all the same."""
 
 
-def output_cost_bytes(task: Task) -> int:
+def earlier_output_bytes(task: Task) -> int:
     """Of what earlier attempts wrote down. Which of their records were output is told nowhere: all count as such."""
-    return task.progress.output_bytes + task.last_seq * _RECORD_BYTES
+    return task.progress.output_bytes + task.last_seq * _RECORD_OVERHEAD_BYTES
 
 
-class OutputAllowance:
+class OutputQuota:
     """Holds back whoever writes too fast, loses nothing of it, and ends at a total.
 
     left_out_bytes: what came after the total was used up. used_bytes: what earlier attempts cost.
     """
 
     def __init__(self, clock: Clock, used_bytes: int = 0) -> None:
-        self.left_out_bytes = 0
+        self.dropped_bytes = 0
         self._clock = clock
         self._used_bytes = used_bytes
-        self._at_once_bytes = float(OUTPUT_BURST_BYTES)
-        self._seen_at = clock.monotonic()
+        self._burst_bytes = float(OUTPUT_BURST_BYTES)
+        self._refilled_at = clock.monotonic()
 
-    async def admits(self, size_bytes: int) -> bool:
+    async def acquire(self, size_bytes: int) -> bool:
         """Whether a piece may be written down; returns when it is its turn."""
-        cost_bytes = size_bytes + _RECORD_BYTES
+        cost_bytes = size_bytes + _RECORD_OVERHEAD_BYTES
         if self._used_bytes + cost_bytes > OUTPUT_BYTES_MAX:
-            self.left_out_bytes += size_bytes
+            self.dropped_bytes += size_bytes
             return False
         self._used_bytes += cost_bytes
-        self._at_once_bytes -= cost_bytes
-        if self._at_once_bytes < 0:
-            await self._wait()
+        self._burst_bytes -= cost_bytes
+        if self._burst_bytes < 0:
+            await self._throttle()
         return True
 
-    async def _wait(self) -> None:
+    async def _throttle(self) -> None:
         now = self._clock.monotonic()
-        gained_bytes = (now - self._seen_at) * OUTPUT_BYTES_PER_SECOND
-        self._at_once_bytes = min(self._at_once_bytes + gained_bytes, OUTPUT_BURST_BYTES)
-        self._seen_at = now
-        if self._at_once_bytes < 0:
-            await asyncio.sleep(-self._at_once_bytes / OUTPUT_BYTES_PER_SECOND)
+        gained_bytes = (now - self._refilled_at) * OUTPUT_BYTES_PER_SECOND
+        self._burst_bytes = min(self._burst_bytes + gained_bytes, OUTPUT_BURST_BYTES)
+        self._refilled_at = now
+        if self._burst_bytes < 0:
+            await asyncio.sleep(-self._burst_bytes / OUTPUT_BYTES_PER_SECOND)
 
 
 class LineSplitter:
@@ -81,7 +81,7 @@ class LineSplitter:
             yield bytes(self._pending[: self._line_bytes_max]), True
             del self._pending[: self._line_bytes_max]
 
-    def end(self) -> Iterator[tuple[bytes, bool]]:
+    def flush(self) -> Iterator[tuple[bytes, bool]]:
         """What is left when the stream has ended without a newline."""
         yield from self._parts(0, len(self._pending))
         self._pending.clear()
@@ -97,7 +97,7 @@ class LineSplitter:
 class LineJoiner:
     """Feed what a splitter gives, get whole lines. A line over the bound is let go of as soon as it is."""
 
-    def __init__(self, line_bytes_max: int = HEARD_LINE_BYTES_MAX) -> None:
+    def __init__(self, line_bytes_max: int = PARSED_LINE_BYTES_MAX) -> None:
         self._line_bytes_max = line_bytes_max
         self._parts: list[bytes] = []
         self._size_bytes = 0
@@ -117,10 +117,10 @@ class LineJoiner:
         return line or None
 
 
-_CUT = f"Output over {OUTPUT_BYTES_MAX // 1024**2} MiB is not kept; have the agent write it to a file."
+_OUTPUT_LIMIT_MESSAGE = f"Output over {OUTPUT_BYTES_MAX // 1024**2} MiB is not kept; have the agent write it to a file."
 _CHUNK_BYTES = 64 * 1024
 _STDERR_TAIL_BYTES = 8 * 1024
-_TURN_LINES = 100
+_LINES_PER_TURN = 100
 """Lines written down before everything else that the runner has to do gets a turn."""
 
 
@@ -136,129 +136,129 @@ class AgentOutput:
     def __init__(
         self,
         record: Callable[[Event], object],
-        heard: Callable[[int], None],
-        listen: Callable[[bytes], None],
+        on_chunk: Callable[[int], None],
+        on_line: Callable[[bytes], None],
         *,
-        redaction: Redaction | None,
-        stdout_as: Stream,
-        allowance: OutputAllowance,
+        redaction: Redactor | None,
+        stdout_stream: Stream,
+        quota: OutputQuota,
         queue: CpuQueue,
     ) -> None:
         self._queue = queue
-        self.moved_bytes = 0
-        self._allowance = allowance
+        self.processed_bytes = 0
+        self._quota = quota
         self._record = record
-        self._tell_heard = heard
-        self._listen = listen
+        self._on_chunk = on_chunk
+        self._on_line = on_line
         self._redaction = redaction
-        self._stdout_as = stdout_as
+        self._stdout_stream = stdout_stream
         self._stderr_tail: deque[bytes] = deque()
         self._stderr_tail_bytes = 0
-        self._whole_lines = LineJoiner()
-        self._is_cut = False
+        self._line_joiner = LineJoiner()
+        self._has_recorded_gap = False
 
     @property
     def stderr_tail(self) -> bytes:
         """The last few kilobytes of stderr."""
         return b"".join(self._stderr_tail)[-_STDERR_TAIL_BYTES:]
 
-    async def take_stdout(self, reader: asyncio.StreamReader) -> None:
+    async def read_stdout(self, reader: asyncio.StreamReader) -> None:
         """Read to the end."""
-        async for pieces in self._pieces(reader):
-            await self._write(pieces, self._stdout_as, self._hear)
+        async for pieces in self._read_pieces(reader):
+            await self._record_pieces(pieces, self._stdout_stream, self._handle_stdout_piece)
 
-    async def take_stderr(self, reader: asyncio.StreamReader) -> None:
+    async def read_stderr(self, reader: asyncio.StreamReader) -> None:
         """Read to the end."""
-        async for pieces in self._pieces(reader):
-            await self._write(pieces, "stderr", self._keep_tail)
+        async for pieces in self._read_pieces(reader):
+            await self._record_pieces(pieces, "stderr", self._append_stderr_tail)
 
-    async def take_terminal(self, chunks: AsyncIterator[bytes], show: Callable[[bytes], None]) -> None:
+    async def read_terminal(self, chunks: AsyncIterator[bytes], broadcast: Callable[[bytes], None]) -> None:
         """Write down what a terminal shows, as it comes, and show it to those who look on. Nobody listens to it.
 
         A terminal has no lines: anything inside may write to it, and a page is drawn anew many times.
         """
         async for chunk in chunks:
-            self._heard(len(chunk))
-            show(chunk)
-            await self._write([(chunk, not chunk.endswith(b"\n"))], "stdout", lambda *_: None)
+            self._count_chunk(len(chunk))
+            broadcast(chunk)
+            await self._record_pieces([(chunk, not chunk.endswith(b"\n"))], "stdout", lambda *_: None)
 
-    async def show(self, text: bytes) -> None:
+    async def record_stdout(self, text: bytes) -> None:
         """Write down what stands for stdout where its lines are kept as the transcript only."""
         splitter = LineSplitter()
-        await self._write([*splitter.feed(text), *splitter.end()], "stdout", lambda *_: None)
+        await self._record_pieces([*splitter.feed(text), *splitter.flush()], "stdout", lambda *_: None)
 
     def close(self) -> None:
         """Say how much is missing in the end."""
-        if self._allowance.left_out_bytes:
-            self._record(Gap(0, 0, f"{self._allowance.left_out_bytes} bytes of output were left out at last."))
+        if self._quota.dropped_bytes:
+            self._record(Gap(0, 0, f"{self._quota.dropped_bytes} bytes of output were left out at last."))
 
-    def _heard(self, byte_count: int) -> None:
-        self.moved_bytes += byte_count
-        self._tell_heard(byte_count)
+    def _count_chunk(self, byte_count: int) -> None:
+        self.processed_bytes += byte_count
+        self._on_chunk(byte_count)
 
-    async def _pieces(self, reader: asyncio.StreamReader) -> AsyncIterator[Iterable[tuple[bytes, bool]]]:
+    async def _read_pieces(self, reader: asyncio.StreamReader) -> AsyncIterator[Iterable[tuple[bytes, bool]]]:
         splitter = LineSplitter()
         stream = self._redaction.stream() if self._redaction is not None else None
-        while (chunk := await _read(reader, stream)) != b"":
+        while (chunk := await _read_chunk(reader, stream)) != b"":
             if chunk is None:
-                yield splitter.feed(stream.pause() if stream is not None else b"")
+                yield splitter.feed(stream.flush_lines() if stream is not None else b"")
                 continue
             await self._queue.wait()
-            self._heard(len(chunk))
+            self._count_chunk(len(chunk))
             yield splitter.feed(chunk if stream is None else stream.feed(chunk))
         if stream is not None:
             yield splitter.feed(stream.flush())
-        yield splitter.end()
+        yield splitter.flush()
 
-    async def _write(
-        self, pieces: Iterable[tuple[bytes, bool]], stream: Stream, then: Callable[[bytes, bool], None]
+    async def _record_pieces(
+        self, pieces: Iterable[tuple[bytes, bool]], stream: Stream, on_piece: Callable[[bytes, bool], None]
     ) -> None:
         for number, (piece, continued) in enumerate(pieces):
-            if number % _TURN_LINES == 0:
+            if number % _LINES_PER_TURN == 0:
                 await asyncio.sleep(0)
                 await self._queue.wait()
-            if await self._allowance.admits(len(piece)):
-                self._record(Output.of(stream, piece, continued=continued))
-            elif not self._is_cut:
-                self._is_cut = True
-                self._record(Gap(0, 0, _CUT))
-            then(piece, continued)
-            self.moved_bytes += len(piece)
+            if await self._quota.acquire(len(piece)):
+                self._record(Output.from_bytes(stream, piece, continued=continued))
+            elif not self._has_recorded_gap:
+                self._has_recorded_gap = True
+                self._record(Gap(0, 0, _OUTPUT_LIMIT_MESSAGE))
+            on_piece(piece, continued)
+            self.processed_bytes += len(piece)
 
-    def _hear(self, piece: bytes, continued: bool) -> None:
+    def _handle_stdout_piece(self, piece: bytes, continued: bool) -> None:
         """Only whole lines are listened to: the tail of a split one means nothing."""
-        line = self._whole_lines.feed(piece, continued)
+        line = self._line_joiner.feed(piece, continued)
         if line is not None:
-            self._listen(line)
+            self._on_line(line)
 
-    def _keep_tail(self, piece: bytes, _: bool) -> None:
+    def _append_stderr_tail(self, piece: bytes, _: bool) -> None:
         self._stderr_tail.append(piece[-_STDERR_TAIL_BYTES:])
         self._stderr_tail_bytes += len(self._stderr_tail[-1])
         while self._stderr_tail_bytes - len(self._stderr_tail[0]) >= _STDERR_TAIL_BYTES:
             self._stderr_tail_bytes -= len(self._stderr_tail.popleft())
 
 
-async def _read(reader: asyncio.StreamReader, stream: StreamRedaction | None) -> bytes | None:
+async def _read_chunk(reader: asyncio.StreamReader, stream: StreamRedactor | None) -> bytes | None:
     """A chunk, empty at the end; None when something is held back and nothing has come for a while."""
-    if stream is None or not stream.held_bytes:
+    if stream is None or not stream.pending_bytes:
         return await reader.read(_CHUNK_BYTES)
     try:
-        async with asyncio.timeout(OUTPUT_PAUSE_SECONDS):
+        async with asyncio.timeout(REDACTION_HOLD_SECONDS):
             return await reader.read(_CHUNK_BYTES)
     except TimeoutError:
         return None
 
 
 async def redacted_chunks(
-    reader: asyncio.StreamReader, redaction: Redaction | None, queue: CpuQueue
+    reader: asyncio.StreamReader, redaction: Redactor | None, queue: CpuQueue
 ) -> AsyncIterator[bytes]:
     """What is read without the values of secrets; what may be the beginning of one waits for what follows."""
     stream = redaction.stream() if redaction is not None else None
-    while (chunk := await _read(reader, stream)) != b"":
+    while (chunk := await _read_chunk(reader, stream)) != b"":
         await queue.wait()
         if stream is None:
             yield chunk or b""
-        elif shown := stream.pause() if chunk is None else stream.feed(chunk):
+        elif shown := stream.flush_lines() if chunk is None else stream.feed(chunk):
             yield shown
     if stream is not None and (rest := stream.flush()):
         yield rest

@@ -7,52 +7,52 @@ from collections.abc import AsyncIterator, Coroutine
 from typing import TypeVar
 
 from sandbox.interfaces.journal import read_records
-from sandbox.interfaces.placement import OUTCOME_KEPT, CancelOrder, Receipt
-from sandbox.model.disk_space import NO_ROOM, refusal_of
-from sandbox.model.errors import AttemptError, Failure, FailureCode, reason_of
+from sandbox.interfaces.placement import CANCEL_TOO_LATE, CancelOrder, Reply
+from sandbox.model.disk_space import DISK_FULL_ERRNOS, transient_disk_error
+from sandbox.model.errors import AttemptError, Failure, FailureCode, error_reason
 from sandbox.model.events import (
     AgentExited,
     AttemptEnded,
     AttemptFailed,
     CancelRequested,
-    FollowUp,
-    FollowUpForgone,
+    ErrorReported,
     Output,
+    RetryKind,
+    RetrySkipped,
     TaskFinished,
-    Trouble,
 )
 from sandbox.model.limits import METADATA_SECONDS, OUTPUT_SYNC_SECONDS, RETRY_SECONDS
-from sandbox.model.retry import find_follow_up
-from sandbox.model.state_machine import EndAttempt
+from sandbox.model.retry import next_retry
+from sandbox.model.state_machine import StopAttempt
 from sandbox.model.task_state import TaskState
 from sandbox.runner.agent_output import LineSplitter
-from sandbox.runner.dependencies import Attempt, EndWish
-from sandbox.runner.earlier_attempts import take_over
-from sandbox.runner.steps.collect import collect, keep_metadata
+from sandbox.runner.dependencies import AttemptContext, StopSignal
+from sandbox.runner.earlier_attempts import take_over_files
+from sandbox.runner.steps.collect import collect, store_metadata
 from sandbox.runner.steps.provision import provision, read_handle
 from sandbox.runner.steps.run import run
 from sandbox.runner.steps.stage import require_same_secrets, stage
-from sandbox.runner.steps.teardown import clear_away, teardown, verify_disk
-from sandbox.runner.terminals import Terminals
+from sandbox.runner.steps.teardown import teardown, teardown_for_follow_up, verify_disk
+from sandbox.runner.terminals import TerminalServer
 
 
-async def show_last_result(attempt: Attempt) -> None:
+async def record_last_result(attempt: AttemptContext) -> None:
     """Make stdout of the agent's last end, unless it is there or the agent wrote it itself. Raises OSError."""
     claude = attempt.task.manifest.claude
     if not claude.headless or claude.output_format == "stream-json":
         return
-    exited = await asyncio.to_thread(_find_unshown, attempt)
+    exited = await asyncio.to_thread(_find_unrecorded_result, attempt)
     if exited is None:
         return
     splitter = LineSplitter()
-    text = attempt.equipment.agent.render(attempt.task.manifest, exited.result)
-    for piece, continued in (*splitter.feed(text), *splitter.end()):
-        attempt.recorder.record(Output.of("stdout", piece, continued=continued))
+    text = attempt.dependencies.agent.render_output(attempt.task.manifest, exited.result)
+    for piece, continued in (*splitter.feed(text), *splitter.flush()):
+        attempt.recorder.record(Output.from_bytes("stdout", piece, continued=continued))
 
 
-def _find_unshown(attempt: Attempt) -> AgentExited | None:
+def _find_unrecorded_result(attempt: AttemptContext) -> AgentExited | None:
     exited = None
-    for record in read_records(attempt.equipment.journals, attempt.task.id):
+    for record in read_records(attempt.dependencies.journals, attempt.task.id):
         if isinstance(record.event, Output) and record.event.stream == "stdout":
             return None
         if isinstance(record.event, AgentExited):
@@ -61,84 +61,84 @@ def _find_unshown(attempt: Attempt) -> AgentExited | None:
 
 
 T = TypeVar("T")
-_COLLECTED_TOO_LATE = Failure(FailureCode.COLLECT_FAILED, "Collecting took too long; raise lifecycle.collect_timeout.")
+_COLLECT_TIMEOUT = Failure(FailureCode.COLLECT_FAILED, "Collecting took too long; raise lifecycle.collect_timeout.")
 _log = logging.getLogger(__name__)
 
 
-class EndedError(Exception):
+class AttemptStoppedError(Exception):
     """The attempt was told to end; the reason is in the journal."""
 
 
-class AttemptLife:
+class AttemptRunner:
     """Carries one attempt out, or (the finisher) ends what a dead runner left."""
 
-    def __init__(self, attempt: Attempt) -> None:
+    def __init__(self, attempt: AttemptContext) -> None:
         self._attempt = attempt
-        self._wish = EndWish()
-        self._trouble: Failure | None = None
+        self._stop_signal = StopSignal()
+        self._storage_failure: Failure | None = None
         """What keeps the artifacts from being stored."""
-        self.terminals = Terminals(attempt.redaction, attempt.equipment.throttle.queue())
-        attempt.recorder.tell_effects(self._wish.take)
+        self.terminals = TerminalServer(attempt.redaction, attempt.dependencies.throttle.queue())
+        attempt.recorder.set_effect_handler(self._stop_signal.apply_effect)
         if (cancel := attempt.task.cancel) is not None:
-            self._wish.take(EndAttempt(force=cancel.force))
+            self._stop_signal.apply_effect(StopAttempt(force=cancel.force))
 
-    def cancel(self, order: CancelOrder) -> Receipt:
+    def cancel(self, order: CancelOrder) -> Reply:
         """Write the wish down; it is durable when the receipt is given."""
         task = self._attempt.task
         if task.state.is_terminal:
-            return Receipt(done=False, message=f"Task {task.id} is {task.state} already.")
+            return Reply(done=False, message=f"Task {task.id} is {task.state} already.")
         self._attempt.recorder.record(CancelRequested(order.reason, order.force))
         if self._attempt.task.cancel is None:
-            return Receipt(done=True, message=OUTCOME_KEPT)
-        return Receipt(done=True)
+            return Reply(done=True, message=CANCEL_TOO_LATE)
+        return Reply(done=True)
 
-    async def carry_out(self) -> None:
+    async def run(self) -> None:
         """Stage, provision, run, collect, teardown; the last record is written whatever happens.
 
         That is the task's last one, or the attempt's where another one follows.
         """
-        self._attempt.recorder.take_reserve()
-        async with self._written():
-            self._tell_what_is_not_redacted()
-            await self._work()
+        self._attempt.recorder.allocate_reserve()
+        async with self._flush_on_exit():
+            self._record_unredacted_secrets()
+            await self._run_steps()
             if self._attempt.resumes:
                 # It may have ended before it had the disk, on which is all that the agent did so far.
-                await self._find_disk()
-            await self._conclude()
+                await self._reattach_disk()
+            await self._finalize()
 
-    def _tell_what_is_not_redacted(self) -> None:
+    def _record_unredacted_secrets(self) -> None:
         redaction = self._attempt.redaction
-        for name in redaction.too_short if redaction is not None else ():
+        for name in redaction.too_short_names if redaction is not None else ():
             message = f"The value of {name} is under 8 characters, too short to be kept out of logs and artifacts."
-            self._attempt.recorder.record(Trouble("secret_not_redacted", message))
+            self._attempt.recorder.record(ErrorReported("secret_not_redacted", message))
 
     async def finish(self) -> None:
         """End what a dead runner left: its sandbox first, then its books."""
-        async with self._written():
-            await self._finish()
+        async with self._flush_on_exit():
+            await self._finish_lost_attempt()
 
     @contextlib.asynccontextmanager
-    async def _written(self) -> AsyncIterator[None]:
+    async def _flush_on_exit(self) -> AsyncIterator[None]:
         """What is recorded within is on disk afterwards."""
-        syncing = asyncio.create_task(self._sync_output())
+        syncing = asyncio.create_task(self._flush_periodically())
         try:
             yield
-            await self._attempt.recorder.settle()
+            await self._attempt.recorder.wait_until_written()
         finally:
             syncing.cancel()
 
-    async def _finish(self) -> None:
-        await self._end_sandbox()
-        await self._find_disk()
+    async def _finish_lost_attempt(self) -> None:
+        await self._destroy_sandbox()
+        await self._reattach_disk()
         task = self._attempt.task
-        lost = self._loss()
+        lost = self._loss_failure()
         if task.attempt_state is TaskState.RUNNING:
             self._attempt.recorder.record(AgentExited(None, None, lost))
         elif not task.agent_has_exited and task.failure is None:
             self._attempt.recorder.record(AttemptFailed(lost))
-        await self._conclude()
+        await self._finalize()
 
-    async def _end_sandbox(self) -> None:
+    async def _destroy_sandbox(self) -> None:
         """Runs before anything that the sandbox wrote is read. Raises only while something is not collected yet.
 
         Raises what `Runtime.destroy` does, OSError.
@@ -147,16 +147,16 @@ class AttemptLife:
         if handle is None:
             return
         try:
-            await self._attempt.equipment.runtime.destroy(handle, self._attempt.files.disk)
+            await self._attempt.dependencies.runtime.destroy(handle, self._attempt.files.disk)
         except (AttemptError, OSError) as error:
-            if not self._attempt.task.is_concluded:
+            if not self._attempt.task.needs_only_teardown:
                 raise
-            _log.warning("What is left of the sandbox does not end: %s", reason_of(error))
+            _log.warning("What is left of the sandbox does not end: %s", error_reason(error))
 
-    def _loss(self) -> Failure:
+    def _loss_failure(self) -> Failure:
         """With another boot of the machine all of its processes went, and not only the runner."""
         attempt = self._attempt.task.attempt
-        is_other_boot = attempt is not None and attempt.boot_id not in ("", self._attempt.equipment.boot_id)
+        is_other_boot = attempt is not None and attempt.boot_id not in ("", self._attempt.dependencies.boot_id)
         code, what = (
             (FailureCode.HOST_LOST, "The machine was started anew while the task was under way")
             if is_other_boot
@@ -164,151 +164,151 @@ class AttemptLife:
         )
         return Failure(code, f"{what}; what the agent had written until then is kept. Submit the task again.")
 
-    async def _find_disk(self) -> None:
+    async def _reattach_disk(self) -> None:
         """What was on the disk is collected; where there is none that can be read, that is told."""
         files = self._attempt.files
         if self._attempt.resumes:
-            take_over(self._attempt)
+            take_over_files(self._attempt)
         if files.disk.exists() and not self._attempt.task.is_collected:
             try:
-                await self._attempt.equipment.disks.open(files, self._attempt.task.manifest.vm.disk_bytes)
+                await self._attempt.dependencies.disks.open(files, self._attempt.task.manifest.vm.disk_bytes)
             except AttemptError as error:
-                self._attempt.recorder.record(Trouble(error.failure.code, error.message))
+                self._attempt.recorder.record(ErrorReported(error.failure.code, error.message))
 
-    async def _work(self) -> None:
+    async def _run_steps(self) -> None:
         lifecycle = self._attempt.task.manifest.lifecycle
         try:
-            await self._bounded(
+            await self._run_step(
                 stage(self._attempt),
                 lifecycle.stage_timeout_seconds,
                 Failure(FailureCode.STAGE_TIMEOUT, "Cloning took too long; raise lifecycle.stage_timeout."),
             )
-            provisioned = await self._bounded(
+            provisioned = await self._run_step(
                 provision(self._attempt),
                 lifecycle.provision_timeout_seconds,
                 Failure(FailureCode.PROVISION_TIMEOUT, "The sandbox took too long; raise lifecycle.provision_timeout."),
             )
-            await run(self._attempt, provisioned, self._wish, self.terminals)
-        except EndedError:
+            await run(self._attempt, provisioned, self._stop_signal, self.terminals)
+        except AttemptStoppedError:
             pass
         except AttemptError as error:
-            self._fail(error.failure)
+            self._record_failure(error.failure)
         except Exception as error:
             _log.error("A step failed", exc_info=error)
-            self._fail(_failure_of(error))
+            self._record_failure(_to_failure(error))
 
-    async def _bounded(self, step: Coroutine[None, None, T], timeout_seconds: float, late: Failure) -> T:
+    async def _run_step(self, step: Coroutine[None, None, T], timeout_seconds: float, timeout_failure: Failure) -> T:
         """Run a step until it is done, the attempt is told to end, or its time is over."""
         work = asyncio.ensure_future(step)
-        wish = asyncio.ensure_future(self._wish.made.wait())
+        wish = asyncio.ensure_future(self._stop_signal.requested.wait())
         try:
             await asyncio.wait({work, wish}, timeout=timeout_seconds, return_when=asyncio.FIRST_COMPLETED)
-            if work.done() and not self._wish.made.is_set():
+            if work.done() and not self._stop_signal.requested.is_set():
                 return work.result()
         finally:
             for task in (work, wish):
                 task.cancel()
             await asyncio.gather(work, wish, return_exceptions=True)
-        if not self._wish.made.is_set():
-            raise AttemptError(late.code, late.message)
-        raise EndedError
+        if not self._stop_signal.requested.is_set():
+            raise AttemptError(timeout_failure.code, timeout_failure.message)
+        raise AttemptStoppedError
 
-    async def _conclude(self) -> None:
+    async def _finalize(self) -> None:
         """Make way for the attempt that follows; where none does, collect, tear down and end the task."""
-        self._attempt.recorder.spend_reserve()
-        while (follow_up := find_follow_up(self._attempt.task)) is not None:
-            if await self._make_way(follow_up):
+        self._attempt.recorder.stop_keeping_reserve()
+        while (follow_up := next_retry(self._attempt.task)) is not None:
+            if await self._prepare_follow_up(follow_up):
                 return
             # To be handed on it may have been let go; now its work is collected here.
-            await self._find_disk()
-        await self._collect_in_time()
+            await self._reattach_disk()
+        await self._collect_with_timeout()
         await teardown(self._attempt, read_handle(self._attempt.files.handle))
         self._attempt.recorder.record(TaskFinished())
 
-    async def _make_way(self, follow_up: FollowUp) -> bool:
+    async def _prepare_follow_up(self, follow_up: RetryKind) -> bool:
         """Whether nothing of the attempt is left that another one would meet; else that one is forgone."""
         attempt = self._attempt
         try:
-            if follow_up is FollowUp.RESUME:
+            if follow_up is RetryKind.RESUME:
                 await self._require_resumable()
             present = attempt.task.attempt
-            keeps_disk = present is not None and present.hands_disk_on(follow_up)
-            await clear_away(attempt, read_handle(attempt.files.handle), keeps_disk=keeps_disk)
+            keeps_disk = present is not None and present.transfers_disk(follow_up)
+            await teardown_for_follow_up(attempt, read_handle(attempt.files.handle), keeps_disk=keeps_disk)
         except Exception as error:
             _log.error("No other attempt can follow", exc_info=error)
-            reason = error.message if isinstance(error, AttemptError) else _described(error)
-            attempt.recorder.record(FollowUpForgone(follow_up, reason))
+            reason = error.message if isinstance(error, AttemptError) else _describe(error)
+            attempt.recorder.record(RetrySkipped(follow_up, reason))
             return False
-        if find_follow_up(attempt.task) is not follow_up:  # somebody cancelled meanwhile
+        if next_retry(attempt.task) is not follow_up:  # somebody cancelled meanwhile
             return False
         attempt.recorder.record(AttemptEnded())
         return True
 
     async def _require_resumable(self) -> None:
         """Raises AttemptError: where the agent cannot go on, a retry still may follow."""
-        if not await asyncio.to_thread(self._keeps_session):
+        if not await asyncio.to_thread(self._has_session):
             raise AttemptError(FailureCode.SANDBOX_LOST, "The agent's session is not on the disk.")
         await require_same_secrets(self._attempt)
 
-    def _keeps_session(self) -> bool:
-        present, agent = self._attempt.task.attempt, self._attempt.equipment.agent
+    def _has_session(self) -> bool:
+        present, agent = self._attempt.task.attempt, self._attempt.dependencies.agent
         session_id = present.session_id if present is not None else None
         return session_id is not None and agent.has_session(self._attempt.files.home, session_id)
 
-    async def _collect_in_time(self) -> None:
+    async def _collect_with_timeout(self) -> None:
         seconds = self._attempt.task.manifest.lifecycle.collect_timeout_seconds
         try:
             async with asyncio.timeout(seconds):
-                await self._collect()
+                await self._collect_with_retries()
         except TimeoutError:
-            self._fail(self._trouble or _COLLECTED_TOO_LATE)
+            self._record_failure(self._storage_failure or _COLLECT_TIMEOUT)
         except Exception as error:
             _log.error("Collecting failed", exc_info=error)
-            self._fail(Failure(FailureCode.COLLECT_FAILED, f"Collecting failed ({_described(error)})."))
+            self._record_failure(Failure(FailureCode.COLLECT_FAILED, f"Collecting failed ({_describe(error)})."))
         if not self._attempt.task.is_collected:
             # After the failure was recorded: who dies from here on leaves a concluded task, whose outcome stays.
-            await self._keep_metadata()
+            await self._store_metadata()
 
-    async def _keep_metadata(self) -> None:
+    async def _store_metadata(self) -> None:
         try:
             async with asyncio.timeout(METADATA_SECONDS):
-                await keep_metadata(self._attempt)
+                await store_metadata(self._attempt)
         except Exception as error:
-            _log.error("The metadata could not be kept: %s", reason_of(error))
+            _log.error("The metadata could not be kept: %s", error_reason(error))
 
-    async def _collect(self) -> None:
+    async def _collect_with_retries(self) -> None:
         """Again and again while the disk takes nothing: work that is done is worth waiting for."""
         try:
             await verify_disk(self._attempt)
         except AttemptError as error:
-            self._fail(error.failure)
+            self._record_failure(error.failure)
         while True:
             try:
-                self._attempt.recorder.catch_up()
-                await show_last_result(self._attempt)
+                self._attempt.recorder.flush_pending()
+                await record_last_result(self._attempt)
                 await collect(self._attempt)
                 return
             except (OSError, AttemptError) as error:
-                if (refusal := refusal_of(error)) is None:
+                if (refusal := transient_disk_error(error)) is None:
                     raise
                 what = f"The artifacts could not be stored ({refusal.strerror}); make room on the server's disk."
-                if self._trouble is None:
+                if self._storage_failure is None:
                     _log.warning("%s It is tried again until lifecycle.collect_timeout is over.", what)
-                self._trouble = Failure(FailureCode.DISK_FULL, what)
+                self._storage_failure = Failure(FailureCode.DISK_FULL, what)
             await asyncio.sleep(RETRY_SECONDS)
 
-    def _fail(self, failure: Failure) -> None:
+    def _record_failure(self, failure: Failure) -> None:
         if self._attempt.task.attempt_state is TaskState.RUNNING:
             self._attempt.recorder.record(AgentExited(None, None, failure))
         else:
             self._attempt.recorder.record(AttemptFailed(failure))
 
-    async def _sync_output(self) -> None:
+    async def _flush_periodically(self) -> None:
         told = ""
         while True:
             await asyncio.sleep(OUTPUT_SYNC_SECONDS)
             try:
-                self._attempt.recorder.catch_up()
+                self._attempt.recorder.flush_pending()
                 await asyncio.to_thread(self._attempt.recorder.sync)
             except OSError as error:
                 if str(error) != told:
@@ -316,10 +316,10 @@ class AttemptLife:
                 told = str(error)
 
 
-def _failure_of(error: Exception) -> Failure:
-    what = _described(error)
-    refusal = refusal_of(error)
-    if refusal is not None and refusal.errno in NO_ROOM:
+def _to_failure(error: Exception) -> Failure:
+    what = _describe(error)
+    refusal = transient_disk_error(error)
+    if refusal is not None and refusal.errno in DISK_FULL_ERRNOS:
         message = f"There was no room left ({what}); raise vm.disk, or make room in the server's data directory."
         return Failure(FailureCode.DISK_FULL, message)
     if refusal is not None:
@@ -328,7 +328,7 @@ def _failure_of(error: Exception) -> Failure:
     return Failure(FailureCode.INTERNAL, f"The runner failed ({what}); please report this.")
 
 
-def _described(error: Exception) -> str:
+def _describe(error: Exception) -> str:
     if isinstance(error, TimeoutError):
-        return reason_of(error)
+        return error_reason(error)
     return f"{type(error).__name__}: {error}" if isinstance(error, OSError) else type(error).__name__

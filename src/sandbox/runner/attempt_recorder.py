@@ -5,15 +5,15 @@ import contextlib
 import logging
 from collections.abc import Callable
 
-from sandbox.interfaces.disks import Reserve
+from sandbox.interfaces.disks import DiskReserve
 from sandbox.interfaces.journal import JournalWriter, Recorder
 from sandbox.model import events as e
-from sandbox.model.limits import JOURNAL_WAIT_SECONDS, OUTPUT_SYNC_SECONDS
+from sandbox.model.limits import JOURNAL_WRITE_RETRY_SECONDS, OUTPUT_SYNC_SECONDS
 from sandbox.model.state_machine import Effect
 from sandbox.model.task import Task
-from sandbox.runner.retrying_writer import HostSpace, PatientWriter, can_be_left_out
+from sandbox.runner.retrying_writer import HostDiskSpace, RetryingWriter, is_droppable
 
-_CUT = "Output is left out: the disk of the server's data directory has little room."
+_DROPPED_MESSAGE = "Output is left out: the disk of the server's data directory has little room."
 _log = logging.getLogger(__name__)
 
 
@@ -28,27 +28,27 @@ class AttemptRecorder:
         self,
         make_recorder: Callable[[JournalWriter], Recorder],
         writer: JournalWriter,
-        space: HostSpace,
-        reserve: Reserve,
+        space: HostDiskSpace,
+        reserve: DiskReserve,
     ) -> None:
-        self.space = space
-        self._writer = PatientWriter(writer, reserve.give_back)
+        self.disk_space = space
+        self._writer = RetryingWriter(writer, reserve.release)
         self._recorder = make_recorder(self._writer)
         self._reserve = reserve
-        self._recorded_once: set[int] = set()
+        self._recorded_hashes: set[int] = set()
         """Hashes, for the paths in them may be long and there are thousands."""
-        self._wants_reserve = self._lacks_reserve = False
-        self._is_cut = False
-        self._left_out_bytes = self._left_out_events = 0
+        self._should_keep_reserve = self._has_logged_reserve_failure = False
+        self._is_dropping = False
+        self._dropped_bytes = self._dropped_events = 0
 
     @property
     def task(self) -> Task:
         """The task as it stands now, what is not written yet included."""
         return self._recorder.task
 
-    def tell_effects(self, take: Callable[[Effect], None]) -> None:
+    def set_effect_handler(self, handler: Callable[[Effect], None]) -> None:
         """Let somebody carry effects out."""
-        self._recorder.on_effect = take
+        self._recorder.on_effect = handler
 
     def record(self, event: e.Event) -> None:
         """Write an event, now or once the disk takes it.
@@ -56,59 +56,59 @@ class AttemptRecorder:
         Raises IllegalEventError when it cannot happen now, OSError for a wish to cancel that cannot be written now,
         and for a record that is too long.
         """
-        self._record(event)
+        self._record_or_drop(event)
 
-    def _record(self, event: e.Event) -> bool:
+    def _record_or_drop(self, event: e.Event) -> bool:
         """Whether it was not left out."""
-        if self._is_cut and (isinstance(event, e.AgentExited) or not self._is_held_up()):
-            self._tell_left_out()
-        if isinstance(event, e.Output) and (self._is_cut or self.space.is_short()):
-            self._leave_out(event)
+        if self._is_dropping and (isinstance(event, e.AgentExited) or not self._is_blocked()):
+            self._record_dropped()
+        if isinstance(event, e.Output) and (self._is_dropping or self.disk_space.is_short()):
+            self._drop(event)
             return False
         try:
             self._recorder.record(event)
         except OSError:
-            if not can_be_left_out(event):
+            if not is_droppable(event):
                 raise
-            self._leave_out(event)
+            self._drop(event)
             return False
         return True
 
-    def record_once(self, event: e.AttemptFailed | e.Trouble, about: str = "") -> None:
+    def record_once(self, event: e.AttemptFailed | e.ErrorReported, subject: str = "") -> None:
         """As `record`, unless this has recorded the same before: what is tried again finds the same again.
 
         about: what the event is about, where it does not say so itself.
         """
-        key = hash((event, about))
-        if key not in self._recorded_once and self._record(event):
-            self._recorded_once.add(key)
+        key = hash((event, subject))
+        if key not in self._recorded_hashes and self._record_or_drop(event):
+            self._recorded_hashes.add(key)
 
-    def take_reserve(self) -> None:
+    def allocate_reserve(self) -> None:
         """Keep room for the end, where there is any, until `spend_reserve`."""
-        self._wants_reserve = True
-        self._take_reserve()
+        self._should_keep_reserve = True
+        self._allocate_reserve()
 
-    def spend_reserve(self) -> None:
+    def stop_keeping_reserve(self) -> None:
         """The end has come: what was given back is not taken again, and what is there goes with the attempt's files."""
-        self._wants_reserve = False
+        self._should_keep_reserve = False
 
-    def catch_up(self) -> None:
+    def flush_pending(self) -> None:
         """Write what waits. Raises OSError where the disk still does not take it."""
-        self._writer.catch_up()
-        if self._wants_reserve and not self._reserve.is_taken and not self.space.is_short():
-            self._take_reserve()
+        self._writer.flush_pending()
+        if self._should_keep_reserve and not self._reserve.is_allocated and not self.disk_space.is_short():
+            self._allocate_reserve()
 
     def sync(self) -> None:
         """Flush what is written to the disk; may have a thread of its own. Raises OSError."""
         self._writer.sync()
 
-    async def settle(self) -> None:
+    async def wait_until_written(self) -> None:
         """Return once all is written, or after JOURNAL_WAIT_SECONDS, with an OSError then."""
         try:
-            async with asyncio.timeout(JOURNAL_WAIT_SECONDS):
-                while self._writer.has_kept:
+            async with asyncio.timeout(JOURNAL_WRITE_RETRY_SECONDS):
+                while self._writer.has_pending:
                     with contextlib.suppress(OSError):
-                        self._writer.catch_up()
+                        self._writer.flush_pending()
                         return
                     await asyncio.sleep(OUTPUT_SYNC_SECONDS)
         except TimeoutError:
@@ -118,27 +118,27 @@ class AttemptRecorder:
         """Let go of the journal. Raises OSError."""
         self._writer.close()
 
-    def _take_reserve(self) -> None:
+    def _allocate_reserve(self) -> None:
         """Without it the task goes on all the same, and what it writes is flushed; why is told once."""
         try:
-            self._reserve.take()
+            self._reserve.allocate()
         except OSError as error:
-            if not self._lacks_reserve:
+            if not self._has_logged_reserve_failure:
                 _log.warning("There is no room to keep for the end of the task: %s", error)
-            self._lacks_reserve = True
+            self._has_logged_reserve_failure = True
 
-    def _is_held_up(self) -> bool:
-        return self._writer.has_kept or self.space.is_short()
+    def _is_blocked(self) -> bool:
+        return self._writer.has_pending or self.disk_space.is_short()
 
-    def _leave_out(self, event: e.Event) -> None:
-        self._left_out_events += 1
+    def _drop(self, event: e.Event) -> None:
+        self._dropped_events += 1
         if isinstance(event, e.Output):
-            self._left_out_bytes += len(event.data)
-        if not self._is_cut:
-            self._is_cut = True
-            self._recorder.record(e.Gap(0, 0, _CUT))
+            self._dropped_bytes += len(event.data)
+        if not self._is_dropping:
+            self._is_dropping = True
+            self._recorder.record(e.Gap(0, 0, _DROPPED_MESSAGE))
 
-    def _tell_left_out(self) -> None:
-        left_out = f"{self._left_out_bytes} bytes of output in {self._left_out_events} pieces were left out"
-        self._is_cut, self._left_out_bytes, self._left_out_events = False, 0, 0
+    def _record_dropped(self) -> None:
+        left_out = f"{self._dropped_bytes} bytes of output in {self._dropped_events} pieces were left out"
+        self._is_dropping, self._dropped_bytes, self._dropped_events = False, 0, 0
         self._recorder.record(e.Gap(0, 0, f"{left_out}: the disk of the server's data directory had little room."))

@@ -7,27 +7,27 @@ from pathlib import Path
 
 import msgspec
 
-from sandbox.interfaces.placement import CancelOrder, Receipt, TerminalOrder
+from sandbox.interfaces.placement import CancelOrder, Reply, TerminalOrder
 from sandbox.interfaces.terminals import TerminalRefusedError
 from sandbox.model.errors import DECODE_ERRORS
 from sandbox.model.limits import CONTROL_SECONDS
-from sandbox.runner.terminals import Terminals
+from sandbox.runner.terminals import TerminalServer
 
 _LINE_BYTES_MAX = 16 * 1024
 _decoder: "msgspec.json.Decoder[CancelOrder | TerminalOrder]" = msgspec.json.Decoder(CancelOrder | TerminalOrder)
 
-Cancel = Callable[[CancelOrder], Receipt]
+CancelHandler = Callable[[CancelOrder], Reply]
 
 
 @contextlib.asynccontextmanager
-async def listening(path: Path, cancel: Cancel, terminals: Terminals) -> AsyncIterator[None]:
+async def serve_control_socket(path: Path, cancel: CancelHandler, terminals: TerminalServer) -> AsyncIterator[None]:
     """Answer orders at `path` while the context lasts. The directory is private to the server's user."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             async with asyncio.timeout(CONTROL_SECONDS):
-                order = _read(await reader.readline())
-                writer.write(msgspec.json.encode(_receipt(order, cancel, terminals)) + b"\n")
+                order = _decode_order(await reader.readline())
+                writer.write(msgspec.json.encode(_handle_order(order, cancel, terminals)) + b"\n")
                 await writer.drain()
             if isinstance(order, TerminalOrder):
                 await terminals.serve(order, reader, writer)
@@ -42,28 +42,30 @@ async def listening(path: Path, cancel: Cancel, terminals: Terminals) -> AsyncIt
         yield
     finally:
         server.close()
-        await terminals.end()
+        await terminals.close_all()
         path.unlink(missing_ok=True)
 
 
-def _read(line: bytes) -> CancelOrder | TerminalOrder | Receipt:
+def _decode_order(line: bytes) -> CancelOrder | TerminalOrder | Reply:
     """The order, or what to answer to something that is none."""
     try:
         return _decoder.decode(line)
     except DECODE_ERRORS as error:
-        return Receipt(done=False, message=f"Not an order: {error}")
+        return Reply(done=False, message=f"Not an order: {error}")
 
 
-def _receipt(order: CancelOrder | TerminalOrder | Receipt, cancel: Cancel, terminals: Terminals) -> Receipt:
-    if isinstance(order, Receipt):
+def _handle_order(
+    order: CancelOrder | TerminalOrder | Reply, cancel: CancelHandler, terminals: TerminalServer
+) -> Reply:
+    if isinstance(order, Reply):
         return order
     if isinstance(order, CancelOrder):
         try:
             return cancel(order)
         except OSError as error:
-            return Receipt(done=False, message=str(error), unwritten=True)
+            return Reply(done=False, message=str(error), unwritten=True)
     try:
         terminals.check(order)
     except TerminalRefusedError as error:
-        return Receipt(done=False, message=error.message)
-    return Receipt(done=True)
+        return Reply(done=False, message=error.message)
+    return Reply(done=True)

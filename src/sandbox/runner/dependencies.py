@@ -6,23 +6,23 @@ from pathlib import Path
 
 import msgspec
 
-from sandbox.interfaces.agent import Agent
+from sandbox.interfaces.agent import AgentDriver
 from sandbox.interfaces.clock import Clock
-from sandbox.interfaces.disks import Disks, Remove
-from sandbox.interfaces.gateway import Gateways, ModelUpstream
-from sandbox.interfaces.images import Image, Images
+from sandbox.interfaces.disks import Disks, RemovePaths
+from sandbox.interfaces.gateway import GatewayFactory, ModelUpstream
+from sandbox.interfaces.images import Image, ImageLeases
 from sandbox.interfaces.journal import Journals
 from sandbox.interfaces.layout import AttemptLayout, TaskLayout
 from sandbox.interfaces.runtime import Confine, Runtime
-from sandbox.interfaces.secrets import Redaction
+from sandbox.interfaces.secrets import Redactor
 from sandbox.interfaces.workspace import Workspaces
-from sandbox.model.state_machine import Effect, EndAttempt
+from sandbox.model.state_machine import Effect, StopAttempt
 from sandbox.model.task import Task
 from sandbox.runner.attempt_recorder import AttemptRecorder
 from sandbox.system.cpu_throttle import CpuThrottle
 
 
-class Equipment(msgspec.Struct, frozen=True):
+class RunnerDependencies(msgspec.Struct, frozen=True):
     """The rooms of floor 3, behind their contracts. boot_id: of the machine, as it is up now.
 
     confine: what the host's programs are confined by, None for the runtime's way. throttle: for all work that
@@ -31,11 +31,11 @@ class Equipment(msgspec.Struct, frozen=True):
 
     journals: Journals
     disks: Disks
-    remove: Remove
-    images: Images
+    remove: RemovePaths
+    images: ImageLeases
     runtime: Runtime
-    gateways: Gateways
-    agent: Agent
+    gateways: GatewayFactory
+    agent: AgentDriver
     workspaces: Workspaces
     clock: Clock
     boot_id: str
@@ -43,7 +43,7 @@ class Equipment(msgspec.Struct, frozen=True):
     throttle: CpuThrottle = msgspec.field(default_factory=CpuThrottle)
 
 
-class Attempt(msgspec.Struct, frozen=True):
+class AttemptContext(msgspec.Struct, frozen=True):
     """The attempt under way: who it is, where its files lie, and what it writes with.
 
     secrets: name to value; redaction: keeps those values out of everything that is written, None without secrets.
@@ -54,9 +54,9 @@ class Attempt(msgspec.Struct, frozen=True):
     data_dir: Path
     upstream: ModelUpstream | None
     recorder: AttemptRecorder
-    equipment: Equipment
+    dependencies: RunnerDependencies
     secrets: Mapping[str, str] = {}
-    redaction: Redaction | None = None
+    redaction: Redactor | None = None
     image: Image | None = None
 
     def __repr__(self) -> str:
@@ -84,11 +84,11 @@ class Attempt(msgspec.Struct, frozen=True):
         return TaskLayout(self.data_dir, self.recorder.task.id)
 
 
-class EndWish:
+class StopSignal:
     """Set by effects, awaited by whoever is at work."""
 
     def __init__(self) -> None:
-        self.made = asyncio.Event()
+        self.requested = asyncio.Event()
         self.forced = asyncio.Event()
 
     @property
@@ -96,9 +96,9 @@ class EndWish:
         """Without the grace between TERM and KILL."""
         return self.forced.is_set()
 
-    def take(self, effect: Effect) -> None:
+    def apply_effect(self, effect: Effect) -> None:
         """Carry out an effect of the recorder."""
-        if isinstance(effect, EndAttempt):
-            self.made.set()
+        if isinstance(effect, StopAttempt):
+            self.requested.set()
             if effect.force:
                 self.forced.set()

@@ -3,45 +3,45 @@
 import asyncio
 from collections.abc import Callable
 
-from sandbox.interfaces.agent import Outcome
+from sandbox.interfaces.agent import AgentOutcome
 from sandbox.interfaces.clock import Clock
-from sandbox.interfaces.disks import Disks, DiskUse
-from sandbox.interfaces.kernel_watch import until_excess
+from sandbox.interfaces.disks import Disks, DiskUsage
+from sandbox.interfaces.kernel_watch import wait_for_violation
 from sandbox.interfaces.layout import AttemptLayout
 from sandbox.interfaces.runtime import Sandbox, Stats
 from sandbox.model.errors import Failure, FailureCode
-from sandbox.model.events import Event, Trouble
+from sandbox.model.events import ErrorReported, Event
 from sandbox.model.limits import (
+    DISK_CHECK_FAILURES_MAX,
     DISK_CHECK_SECONDS,
     DISK_CHECK_SECONDS_MAX,
-    DISK_CHECKS_MISSED_MAX,
     SANDBOX_PROCESSES_MAX,
 )
 from sandbox.model.manifest.schema import Vm
 
-_UNEXPLAINED = frozenset({FailureCode.AGENT_FAILED, FailureCode.AGENT_NO_RESULT})
-_NAMES = {FailureCode.DISK_FULL: "ENOSPC", FailureCode.PROCESS_LIMIT: "EAGAIN"}
+_UNEXPLAINED_CODES = frozenset({FailureCode.AGENT_FAILED, FailureCode.AGENT_NO_RESULT})
+_ERRNO_NAMES = {FailureCode.DISK_FULL: "ENOSPC", FailureCode.PROCESS_LIMIT: "EAGAIN"}
 """By which an agent that explains its end names what it ran out of."""
 _IDLE_FACTOR = 10
 
 
-class Shortages:
+class ExhaustionDetector:
     """Looks at disk, memory and processes of one sandbox. disk: its latest figures, None before the first."""
 
     def __init__(self, vm: Vm, disks: Disks, files: AttemptLayout, record: Callable[[Event], object]) -> None:
-        self.disk: DiskUse | None = None
+        self.disk_use: DiskUsage | None = None
         self._vm = vm
         self._disks = disks
         self._files = files
         self._record = record
-        self._told: dict[FailureCode, str] = {}
+        self._reported: dict[FailureCode, str] = {}
 
-    def see(self, stats: Stats) -> None:
+    def update(self, stats: Stats) -> None:
         """Take the counters of a moment."""
-        if stats.memory_kills:
-            self._tell(FailureCode.OUT_OF_MEMORY, f"A process was ended at vm.memory {self._vm.memory}; raise it.")
-        if stats.forks_refused:
-            self._tell(
+        if stats.oom_kills:
+            self._report(FailureCode.OUT_OF_MEMORY, f"A process was ended at vm.memory {self._vm.memory}; raise it.")
+        if stats.fork_failures:
+            self._report(
                 FailureCode.PROCESS_LIMIT,
                 f"No more processes could be started: a sandbox has {SANDBOX_PROCESSES_MAX} at once.",
             )
@@ -51,29 +51,29 @@ class Shortages:
         misses = 0
         while True:
             began = clock.monotonic()
-            problem = await self.look_at_disk()
+            problem = await self.check_disk()
             pause = min(_IDLE_FACTOR * (clock.monotonic() - began), DISK_CHECK_SECONDS_MAX)
             misses = misses + 1 if problem else 0
-            if not self._disks.tells_when_full:
-                if misses == DISK_CHECKS_MISSED_MAX:
+            if not self._disks.enforces_size:
+                if misses == DISK_CHECK_FAILURES_MAX:
                     return Failure(FailureCode.SANDBOX_LOST, f"{problem}; nothing bounded it any more.")
-                if not misses and self.disk is not None and self.disk.is_full:
+                if not misses and self.disk_use is not None and self.disk_use.is_full:
                     return Failure(FailureCode.DISK_FULL, self.disk_full_message)
             await asyncio.sleep(DISK_CHECK_SECONDS if misses else max(DISK_CHECK_SECONDS, pause))
 
     async def watch_kernel_use(self, sandbox: Sandbox) -> Failure:
         """Poll until the sandbox is past a bound that the kernel does not enforce; return why it must end."""
-        return Failure(FailureCode.OUT_OF_MEMORY, await until_excess(sandbox.kernel_use, sandbox.file_use))
+        return Failure(FailureCode.OUT_OF_MEMORY, await wait_for_violation(sandbox.kernel_usage, sandbox.file_usage))
 
-    async def look_at_disk(self) -> str:
+    async def check_disk(self) -> str:
         """Take the figures of the disk now; those that cannot be had stay as they were, and why is given."""
         try:
-            self.disk = await self._disks.use(self._files)
+            self.disk_use = await self._disks.usage(self._files)
         except OSError as error:
-            self._tell(FailureCode.INTERNAL, f"{error}.")
+            self._report(FailureCode.INTERNAL, f"{error}.")
             return str(error)
-        if self.disk.is_full:
-            self._tell(FailureCode.DISK_FULL, self.disk_full_message)
+        if self.disk_use.is_full:
+            self._report(FailureCode.DISK_FULL, self.disk_full_message)
         return ""
 
     @property
@@ -81,25 +81,25 @@ class Shortages:
         """For people."""
         return f"The sandbox's disk is full: vm.disk is {self._vm.disk}; raise it."
 
-    def explain(self, outcome: Outcome) -> Failure | None:
+    def explain_failure(self, outcome: AgentOutcome) -> Failure | None:
         """A failure that the agent does not explain itself, by what it ran out of; of the disk as it is now.
 
         An agent that explains it may have met a shortage long before.
         """
         failure, result = outcome.failure, outcome.result
-        if failure is None or failure.code not in _UNEXPLAINED:
+        if failure is None or failure.code not in _UNEXPLAINED_CODES:
             return failure
         is_explained = result is not None and result.get("is_error") is not False
-        for code, name in _NAMES.items():
-            if self._lacks(code) and (not is_explained or name in failure.message):
-                return Failure(code, f"{self._told[code]} What Claude Code said at last: {failure.message}")
+        for code, name in _ERRNO_NAMES.items():
+            if self._is_exhausted(code) and (not is_explained or name in failure.message):
+                return Failure(code, f"{self._reported[code]} What Claude Code said at last: {failure.message}")
         return failure
 
-    def _lacks(self, code: FailureCode) -> bool:
-        has_room_again = code is FailureCode.DISK_FULL and self.disk is not None and not self.disk.is_full
-        return code in self._told and not has_room_again
+    def _is_exhausted(self, code: FailureCode) -> bool:
+        has_room_again = code is FailureCode.DISK_FULL and self.disk_use is not None and not self.disk_use.is_full
+        return code in self._reported and not has_room_again
 
-    def _tell(self, code: FailureCode, message: str) -> None:
-        if code not in self._told:
-            self._told[code] = message
-            self._record(Trouble(code, message))
+    def _report(self, code: FailureCode, message: str) -> None:
+        if code not in self._reported:
+            self._reported[code] = message
+            self._record(ErrorReported(code, message))

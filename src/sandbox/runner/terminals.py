@@ -7,28 +7,28 @@ from typing import Any
 
 import msgspec
 
-from sandbox.interfaces.layout import HOME
+from sandbox.interfaces.layout import SANDBOX_HOME
 from sandbox.interfaces.placement import TerminalOrder
-from sandbox.interfaces.runtime import Command, Exit, Sandbox, Terminal, TerminalSize
-from sandbox.interfaces.secrets import Redaction
+from sandbox.interfaces.runtime import Command, ExitStatus, Sandbox, Terminal, TerminalSize
+from sandbox.interfaces.secrets import Redactor
 from sandbox.interfaces.terminals import (
-    Ended,
-    FromClient,
-    FromRunner,
-    Resized,
-    Role,
-    Shown,
+    ClientFrame,
+    EndFrame,
+    InputFrame,
+    OutputFrame,
+    ResizeFrame,
+    RoleFrame,
+    RunnerFrame,
     TerminalRefusedError,
-    Typed,
-    pack,
+    encode_frame,
     read_frame,
 )
 from sandbox.model.errors import AttemptError
 from sandbox.model.limits import (
     OUTPUT_DRAIN_SECONDS,
-    TERMINAL_BEHIND_BYTES_MAX,
+    TERMINAL_BACKLOG_BYTES_MAX,
+    TERMINAL_INPUT_SECONDS,
     TERMINAL_REPLAY_BYTES,
-    TERMINAL_TYPING_SECONDS,
     TERMINALS_MAX,
 )
 from sandbox.runner.agent_output import redacted_chunks
@@ -36,43 +36,43 @@ from sandbox.system.cpu_throttle import CpuQueue
 
 SHELL = ("/bin/bash",)
 _SIZE_MAX = 1000
-_decoder: "msgspec.msgpack.Decoder[FromClient]" = msgspec.msgpack.Decoder(FromClient)
+_decoder: "msgspec.msgpack.Decoder[ClientFrame]" = msgspec.msgpack.Decoder(ClientFrame)
 
 
-class Client:
+class TerminalClient:
     """One client on the control socket."""
 
     def __init__(self, order: TerminalOrder, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.size = TerminalSize(order.rows, order.columns)
-        self.looks_on = order.looks_on
+        self.is_read_only = order.looks_on
         self._reader = reader
         self._writer = writer
 
-    def send(self, frame: FromRunner) -> None:
+    def send(self, frame: RunnerFrame) -> None:
         """At once, for what may not wait. A client that is too far behind is let go: it can come back."""
         if self._writer.is_closing():
             return
-        self._writer.write(pack(frame))
-        if self._writer.transport.get_write_buffer_size() > TERMINAL_BEHIND_BYTES_MAX:
+        self._writer.write(encode_frame(frame))
+        if self._writer.transport.get_write_buffer_size() > TERMINAL_BACKLOG_BYTES_MAX:
             self._writer.transport.abort()
 
-    async def send_slowly(self, frame: FromRunner) -> None:
+    async def send_and_drain(self, frame: RunnerFrame) -> None:
         """When the client has taken what came before."""
-        self._writer.write(pack(frame))
+        self._writer.write(encode_frame(frame))
         await self._writer.drain()
 
-    async def serve(self, terminal: Terminal, may_type: "asyncio.Event") -> None:
+    async def serve(self, terminal: Terminal, can_type: "asyncio.Event") -> None:
         """Do what the client wishes until it leaves."""
         with contextlib.suppress(OSError, ValueError):
             while (wished := await read_frame(self._reader, _decoder)) is not None:
-                if isinstance(wished, Resized):
+                if isinstance(wished, ResizeFrame):
                     told = (wished.rows, wished.columns)
                     self.size = TerminalSize(*(min(max(number, 1), _SIZE_MAX) for number in told))
-                if may_type.is_set() and isinstance(wished, Resized):
+                if can_type.is_set() and isinstance(wished, ResizeFrame):
                     await terminal.resize(self.size)
-                elif may_type.is_set() and isinstance(wished, Typed):
+                elif can_type.is_set() and isinstance(wished, InputFrame):
                     with contextlib.suppress(TimeoutError):
-                        async with asyncio.timeout(TERMINAL_TYPING_SECONDS):
+                        async with asyncio.timeout(TERMINAL_INPUT_SECONDS):
                             await terminal.write(wished.data)
 
 
@@ -81,101 +81,101 @@ class SharedTerminal:
 
     def __init__(self, terminal: Terminal) -> None:
         self._terminal = terminal
-        self._clients: dict[Client, asyncio.Event] = {}
+        self._clients: dict[TerminalClient, asyncio.Event] = {}
         self._replay = bytearray()
-        self._over = asyncio.Event()
+        self._ended = asyncio.Event()
 
     @property
     def has_clients(self) -> bool:
         """Whether anybody looks at it."""
         return bool(self._clients)
 
-    def show(self, data: bytes) -> None:
+    def broadcast(self, data: bytes) -> None:
         """To all who look on now, and to those who come later as far as it is kept."""
         self._replay += data
         del self._replay[: max(0, len(self._replay) - TERMINAL_REPLAY_BYTES)]
         for client in tuple(self._clients):
-            client.send(Shown(data))
+            client.send(OutputFrame(data))
 
-    def end(self, exit_: Exit) -> None:
+    def close(self, exit_: ExitStatus) -> None:
         """Tell everybody that it is over."""
         for client in tuple(self._clients):
-            client.send(Ended(exit_.code))
-        self._over.set()
+            client.send(EndFrame(exit_.code))
+        self._ended.set()
 
-    async def attend(self, client: Client) -> None:
+    async def serve_client(self, client: TerminalClient) -> None:
         """Serve one client until it leaves or the terminal is over."""
         may_type = self._clients[client] = asyncio.Event()
         try:
-            await self._choose_typist()
+            await self._choose_writer()
             if not may_type.is_set():
-                client.send(Role(types=False))
-            client.send(Shown(bytes(self._replay)))
-            await _first(client.serve(self._terminal, may_type), self._over.wait())
+                client.send(RoleFrame(types=False))
+            client.send(OutputFrame(bytes(self._replay)))
+            await _run_until_first(client.serve(self._terminal, may_type), self._ended.wait())
         finally:
             del self._clients[client]
-            await self._choose_typist()
+            await self._choose_writer()
 
-    async def _choose_typist(self) -> None:
+    async def _choose_writer(self) -> None:
         if any(may_type.is_set() for may_type in self._clients.values()):
             return
         for client, may_type in self._clients.items():
-            if not client.looks_on:
+            if not client.is_read_only:
                 may_type.set()
-                client.send(Role(types=True))
+                client.send(RoleFrame(types=True))
                 await self._terminal.resize(client.size)
                 return
 
 
-class Terminals:
+class TerminalServer:
     """What the control socket reaches of the attempt's sandbox. Nothing before `begin` and after `close`.
 
     queue: where the output of shells waits for the runner's CPU budget.
     """
 
-    def __init__(self, redaction: Redaction | None, queue: CpuQueue) -> None:
-        self.agent: SharedTerminal | None = None
+    def __init__(self, redaction: Redactor | None, queue: CpuQueue) -> None:
+        self.agent_terminal: SharedTerminal | None = None
         self._redaction = redaction
         self._queue = queue
         self._sandbox: Sandbox | None = None
         self._is_closed = False
-        self._command = Command(SHELL, {}, HOME)
-        self._served: set[asyncio.Task[None]] = set()
-        self._in_shells: set[Client] = set()
+        self._command = Command(SHELL, {}, SANDBOX_HOME)
+        self._connections: set[asyncio.Task[None]] = set()
+        self._shell_clients: set[TerminalClient] = set()
         self._changed = asyncio.Event()
 
     @property
-    def agent_is_attended(self) -> bool:
+    def has_agent_clients(self) -> bool:
         """Whether somebody looks at the agent's terminal: then nothing is awaited of the agent."""
-        return self.agent is not None and self.agent.has_clients
+        return self.agent_terminal is not None and self.agent_terminal.has_clients
 
-    def end_agent(self, exit_: Exit) -> None:
+    def close_agent_terminal(self, exit_: ExitStatus) -> None:
         """Tell those who look at the agent's terminal that it has ended."""
-        if self.agent is not None:
-            self.agent.end(exit_)
+        if self.agent_terminal is not None:
+            self.agent_terminal.close(exit_)
 
-    def begin(self, sandbox: Sandbox, environment: Mapping[str, str], directory: str) -> None:
+    def enable(self, sandbox: Sandbox, environment: Mapping[str, str], directory: str) -> None:
         """Shells may be opened from now on, with these variables; not where it is closed already."""
         if not self._is_closed:
             self._command = Command(SHELL, environment, directory)
             self._sandbox = sandbox
 
-    def close(self) -> None:
+    def disable(self) -> None:
         """Open nothing more; what is open ends with the sandbox."""
         self._is_closed, self._sandbox = True, None
 
-    def dismiss(self, message: str) -> None:
+    def close_shells(self, message: str) -> None:
         """Open nothing more, and tell those who have shells why theirs are over."""
-        self.close()
-        for client in tuple(self._in_shells):
-            client.send(Ended(message=message))
+        self.disable()
+        for client in tuple(self._shell_clients):
+            client.send(EndFrame(message=message))
 
-    async def deserted(self, seconds: float) -> None:
+    async def wait_until_idle(self, seconds: float) -> None:
         """Return when there has been no client for so long."""
         while True:
             self._changed.clear()
             try:
-                async with asyncio.timeout(None if self._served else seconds):
+                async with asyncio.timeout(None if self._connections else seconds):
                     await self._changed.wait()
             except TimeoutError:
                 return
@@ -184,76 +184,76 @@ class Terminals:
         """Raises TerminalRefusedError when there is nothing to open."""
         if self._sandbox is None:
             raise TerminalRefusedError("The task's sandbox does not run now; look at the task's status.")
-        if order.agent and self.agent is None:
+        if order.agent and self.agent_terminal is None:
             raise TerminalRefusedError(
                 "The task's agent has no terminal (claude.headless is true); open a shell, or follow its logs."
             )
-        if len(self._served) >= TERMINALS_MAX:
+        if len(self._connections) >= TERMINALS_MAX:
             raise TerminalRefusedError(f"There are {TERMINALS_MAX} terminals open in this task; close one.")
 
     async def serve(self, order: TerminalOrder, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One client, from its receipt to its end."""
-        serving = asyncio.create_task(self._serve(order, Client(order, reader, writer)))
-        self._served.add(serving)
+        serving = asyncio.create_task(self._serve(order, TerminalClient(order, reader, writer)))
+        self._connections.add(serving)
         self._changed.set()
         try:
             # Not awaited itself: what `end` cuts off is no cancellation of whoever waits here.
             await asyncio.wait({serving})
         finally:
             serving.cancel()
-            self._served.discard(serving)
+            self._connections.discard(serving)
             self._changed.set()
         if not serving.cancelled():
             serving.result()
 
-    async def end(self) -> None:
+    async def close_all(self) -> None:
         """Cut everybody off."""
-        self.close()
-        served = tuple(self._served)
+        self.disable()
+        served = tuple(self._connections)
         for serving in served:
             serving.cancel()
         await asyncio.gather(*served, return_exceptions=True)
 
-    async def _serve(self, order: TerminalOrder, client: Client) -> None:
+    async def _serve(self, order: TerminalOrder, client: TerminalClient) -> None:
         with contextlib.suppress(OSError):
-            if order.agent and self.agent is not None:
-                await self.agent.attend(client)
+            if order.agent and self.agent_terminal is not None:
+                await self.agent_terminal.serve_client(client)
             elif self._sandbox is not None:
                 await self._serve_shell(self._sandbox, order, client)
 
-    async def _serve_shell(self, sandbox: Sandbox, order: TerminalOrder, client: Client) -> None:
+    async def _serve_shell(self, sandbox: Sandbox, order: TerminalOrder, client: TerminalClient) -> None:
         """A shell of the client's own; it is hung up when the client leaves."""
         environment = {**self._command.environment, "TERM": order.term}
         command = Command(self._command.argv, environment, self._command.directory)
         try:
             terminal = await sandbox.open_terminal(command, client.size)
         except AttemptError as error:
-            await client.send_slowly(Ended(message=error.message))
+            await client.send_and_drain(EndFrame(message=error.message))
             return
         may_type = asyncio.Event()
         may_type.set()
-        self._in_shells.add(client)
+        self._shell_clients.add(client)
         try:
-            client.send(Role(types=True))
-            await _first(client.serve(terminal, may_type), self._tell_shell(terminal, client))
+            client.send(RoleFrame(types=True))
+            await _run_until_first(client.serve(terminal, may_type), self._forward_shell(terminal, client))
         finally:
-            self._in_shells.discard(client)
+            self._shell_clients.discard(client)
             await terminal.hang_up()
 
-    async def _tell_shell(self, terminal: Terminal, client: Client) -> None:
+    async def _forward_shell(self, terminal: Terminal, client: TerminalClient) -> None:
         """What it shows, no faster than the client takes it, and its end."""
-        telling = asyncio.create_task(self._tell_chunks(terminal, client))
+        telling = asyncio.create_task(self._forward_output(terminal, client))
         try:
             exit_ = await terminal.wait()
             await asyncio.wait({telling}, timeout=OUTPUT_DRAIN_SECONDS)
         finally:
             telling.cancel()
             await asyncio.gather(telling, return_exceptions=True)
-        await client.send_slowly(Ended(exit_.code))
+        await client.send_and_drain(EndFrame(exit_.code))
 
-    async def _tell_chunks(self, terminal: Terminal, client: Client) -> None:
+    async def _forward_output(self, terminal: Terminal, client: TerminalClient) -> None:
         async for chunk in redacted_chunks(terminal.output, self._redaction, self._queue):
-            await client.send_slowly(Shown(chunk))
+            await client.send_and_drain(OutputFrame(chunk))
 
 
 def without_secrets(variables: Mapping[str, str], secrets: Container[str]) -> dict[str, str]:
@@ -261,7 +261,7 @@ def without_secrets(variables: Mapping[str, str], secrets: Container[str]) -> di
     return {name: text for name, text in variables.items() if name not in secrets and not name.startswith("ANTHROPIC_")}
 
 
-async def _first(*works: Coroutine[Any, Any, object]) -> None:
+async def _run_until_first(*works: Coroutine[Any, Any, object]) -> None:
     """Until the first of them is done; the others are ended. Raises what that one raised."""
     tasks = [asyncio.ensure_future(work) for work in works]
     try:
@@ -274,10 +274,10 @@ async def _first(*works: Coroutine[Any, Any, object]) -> None:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-_SIZE = TerminalSize(rows=24, columns=80)
+_INITIAL_SIZE = TerminalSize(rows=24, columns=80)
 """Until somebody comes with a window."""
 
-HOLDER = Command(("/bin/sleep", "infinity"), {"PATH": "/usr/bin:/bin"}, HOME)
+PAUSE_COMMAND = Command(("/bin/sleep", "infinity"), {"PATH": "/usr/bin:/bin"}, SANDBOX_HOME)
 """The sandbox's own command, which only keeps it open: it ends when the agent does."""
 
 
@@ -287,13 +287,13 @@ class AgentSession(msgspec.Struct, frozen=True):
     sandbox: Sandbox
     terminal: Terminal
 
-    async def wait(self) -> Exit:
+    async def wait(self) -> ExitStatus:
         """How the agent ended; that the sandbox went before it said so is an end as well."""
         agent = asyncio.create_task(self.terminal.wait())
         sandbox = asyncio.create_task(self.sandbox.wait())
         try:
             await asyncio.wait({agent, sandbox}, return_when=asyncio.FIRST_COMPLETED)
-            return agent.result() if agent.done() else Exit(None, out_of_memory=sandbox.result().out_of_memory)
+            return agent.result() if agent.done() else ExitStatus(None, was_oom_killed=sandbox.result().was_oom_killed)
         finally:
             for waiting in (agent, sandbox):
                 waiting.cancel()
@@ -304,7 +304,7 @@ class AgentSession(msgspec.Struct, frozen=True):
         await self.terminal.hang_up()
 
 
-async def begin_session(sandbox: Sandbox, command: Command) -> AgentSession:
+async def start_session(sandbox: Sandbox, command: Command) -> AgentSession:
     """Start the agent on a terminal. Raises AttemptError (provision_failed, sandbox_lost)."""
-    await sandbox.start(HOLDER)
-    return AgentSession(sandbox, await sandbox.open_terminal(command, _SIZE))
+    await sandbox.start(PAUSE_COMMAND)
+    return AgentSession(sandbox, await sandbox.open_terminal(command, _INITIAL_SIZE))

@@ -11,51 +11,51 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from sandbox.interfaces.kernel_watch import until_excess
+from sandbox.interfaces.kernel_watch import wait_for_violation
 from sandbox.interfaces.runtime import ConfinementSpec, Listeners, Sandbox, SandboxHandle, SandboxSpec
 from sandbox.model.errors import AttemptError, FailureCode
 from sandbox.model.limits import KILL_SECONDS
 from sandbox.runtimes import disk_layout, processes
-from sandbox.runtimes.bwrap import need_program
+from sandbox.runtimes.bwrap import require_bwrap
 from sandbox.runtimes.confined_programs import ConfinedPrograms, staged_paths
-from sandbox.runtimes.disk_layout import give_places, make_places, take_places
-from sandbox.runtimes.launcher_client import Launch, mark_attempt, start_launcher
+from sandbox.runtimes.disk_layout import chown_disk, create_disk_directories, restore_disk_ownership
+from sandbox.runtimes.launcher_client import LauncherProcess, attempt_marker, start_launcher
 from sandbox.runtimes.limits import cgroups
 from sandbox.runtimes.limits.cgroups import ControlGroup
-from sandbox.runtimes.limits.kernel_uid import SANDBOX_UIDS, KernelUids
+from sandbox.runtimes.limits.kernel_uid import SANDBOX_UIDS, KernelUidPool
 
 _PR_SET_CHILD_SUBREAPER = 36
 _PR_GET_CHILD_SUBREAPER = 37
 
 
-class OrphanAdoption:
+class Subreaper:
     """Adopts while at least one attempt asks for it; then all is as it was before."""
 
     def __init__(self) -> None:
         self._attempts: set[str] = set()
-        self._held_before = False
+        self._was_subreaper = False
 
-    def begin(self, attempt_id: str) -> None:
+    def acquire(self, attempt_id: str) -> None:
         """Adopt from now on."""
         if not self._attempts:
             before = ctypes.c_int(0)
             ctypes.CDLL(None).prctl(_PR_GET_CHILD_SUBREAPER, ctypes.byref(before), 0, 0, 0)
-            self._held_before = bool(before.value)
+            self._was_subreaper = bool(before.value)
             ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         self._attempts.add(attempt_id)
 
-    def end(self, attempt_id: str) -> None:
+    def release(self, attempt_id: str) -> None:
         """This attempt needs it no more; nothing happens when it never did."""
         had_any = bool(self._attempts)
         self._attempts.discard(attempt_id)
-        if had_any and not self._attempts and not self._held_before:
+        if had_any and not self._attempts and not self._was_subreaper:
             ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
 
 
 _log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.001
-_MARKER_PREFIX = mark_attempt("")
+_ATTEMPT_MARKER_PREFIX = attempt_marker("")
 
 
 class ClosableSandbox(Sandbox, Protocol):
@@ -66,7 +66,7 @@ class ClosableSandbox(Sandbox, Protocol):
         ...
 
 
-class Kind(Protocol):
+class RuntimeDriver(Protocol):
     """What differs from one of these runtimes to the other."""
 
     @property
@@ -82,96 +82,103 @@ class Kind(Protocol):
         """Whose the disk is while the sandbox lives."""
         ...
 
-    def count_tasks(self, processes_max: int) -> int:
+    def host_tasks_max(self, processes_max: int) -> int:
         """How many processes and threads of the host it takes for so many of the sandbox."""
         ...
 
-    def launch(self, spec: SandboxSpec, kernel_uid: int | None) -> Launch:
+    def start_launcher(self, spec: SandboxSpec, kernel_uid: int | None) -> LauncherProcess:
         """Start the launcher. Raises OSError."""
         ...
 
-    def make_sandbox(
-        self, handle: SandboxHandle, spec: SandboxSpec, group: ControlGroup, launch: Launch, listeners: Listeners
+    def create_sandbox(
+        self,
+        handle: SandboxHandle,
+        spec: SandboxSpec,
+        group: ControlGroup,
+        launcher: LauncherProcess,
+        listeners: Listeners,
     ) -> ClosableSandbox:
         """The sandbox of a launcher that is ready."""
         ...
 
 
-class LaunchedSandboxes:
+class BaseRuntime:
     """Makes and ends sandboxes of one kind: a runtime but for its probe.
 
     uid_range: kernel uids set aside for sandboxes; as root each sandbox has one of its own, as a user all have the
     user's. A sandbox ends with the thread that created it, so create from one that lives as long as the process.
     """
 
-    def __init__(self, kind: Kind, uid_range: range = SANDBOX_UIDS) -> None:
+    def __init__(self, driver: RuntimeDriver, uid_range: range = SANDBOX_UIDS) -> None:
         self.hierarchies = cgroups.find_hierarchies()
-        self._kind = kind
-        self._uids = KernelUids(uid_range) if os.getuid() == 0 else None
+        self._driver = driver
+        self._uids = KernelUidPool(uid_range) if os.getuid() == 0 else None
         self._sandboxes: dict[str, ClosableSandbox] = {}
-        self._orphans = OrphanAdoption()
+        self._subreaper = Subreaper()
 
-    def plan(self, attempt_id: str) -> SandboxHandle:
+    def prepare(self, attempt_id: str) -> SandboxHandle:
         """Claim a kernel uid. Raises AttemptError (provision_failed)."""
-        return self._describe(attempt_id, None if self._uids is None else self._uids.claim(attempt_id))
+        return self._build_handle(attempt_id, None if self._uids is None else self._uids.allocate(attempt_id))
 
-    def recall(self, attempt_id: str) -> SandboxHandle:
+    def recover(self, attempt_id: str) -> SandboxHandle:
         """With the kernel uid whose last claim names the attempt."""
-        return self._describe(attempt_id, None if self._uids is None else self._uids.find(attempt_id))
+        return self._build_handle(attempt_id, None if self._uids is None else self._uids.find_uid(attempt_id))
 
-    def _describe(self, attempt_id: str, uid: int | None) -> SandboxHandle:
+    def _build_handle(self, attempt_id: str, uid: int | None) -> SandboxHandle:
         if not (attempt_id.isascii() and attempt_id.isalnum() and len(attempt_id) <= 32):
             raise AttemptError(FailureCode.PROVISION_FAILED, "An attempt id is at most 32 letters and digits.")
-        details = {"cgroups": cgroups.format_directories(self.hierarchies.group(attempt_id))}
+        details = {"cgroups": cgroups.format_control_group(self.hierarchies.group(attempt_id))}
         if uid is not None:
             details["kernel_uid"] = str(uid)
-        return SandboxHandle(runtime=self._kind.name, attempt_id=attempt_id, details=details)
+        return SandboxHandle(runtime=self._driver.name, attempt_id=attempt_id, details=details)
 
     async def create(self, handle: SandboxHandle, spec: SandboxSpec) -> Sandbox:
         """Start the launcher; while it works, give the disk to the kernel uid and move the launcher into its group."""
         group, uid = _group_of(handle), _uid_of(handle)
-        self._kind.find_program()
-        self._refuse_unplanned(handle)
-        launch: Launch | None = None
+        self._driver.find_program()
+        self._require_planned(handle)
+        launch: LauncherProcess | None = None
         try:
-            self._orphans.begin(handle.attempt_id)
-            make_places(spec.disk)
-            tasks_max = self._kind.count_tasks(spec.processes_max)
+            self._subreaper.acquire(handle.attempt_id)
+            create_disk_directories(spec.disk)
+            tasks_max = self._driver.host_tasks_max(spec.processes_max)
             group.create(cpus=spec.cpus, memory_bytes=spec.memory_bytes, processes_max=tasks_max)
-            launch = self._kind.launch(spec, uid)
-            files_uid = None if uid is None else self._kind.files_uid(uid)
-            await _finish(partial(_hand_over, group, launch.pid, spec, files_uid))
-            listeners = await launch.ready()
+            launch = self._driver.start_launcher(spec, uid)
+            files_uid = None if uid is None else self._driver.files_uid(uid)
+            await _run_uncancellable(partial(_assign_sandbox, group, launch.pid, spec, files_uid))
+            listeners = await launch.wait_ready()
         except BaseException as error:
-            await self._undo(handle, spec.disk, launch)
+            await self._clean_up(handle, spec.disk, launch)
             if isinstance(error, OSError):
                 reason = f"The sandbox could not be made: {error}. 'sandbox doctor' tells what to do."
                 raise AttemptError(FailureCode.PROVISION_FAILED, reason) from error
             raise
-        made = self._kind.make_sandbox(handle, spec, group, launch, listeners)
+        made = self._driver.create_sandbox(handle, spec, group, launch, listeners)
         self._sandboxes[handle.attempt_id] = made
         return made
 
     @asynccontextmanager
     async def confine(self, handle: SandboxHandle, spec: ConfinementSpec) -> AsyncIterator[ConfinedPrograms]:
         """By a launcher that stays, with the door as the only one of its listeners that is kept."""
-        self._refuse_unplanned(handle)
-        program = need_program()
-        started: Launch | None = None
+        self._require_planned(handle)
+        program = require_bwrap()
+        started: LauncherProcess | None = None
         watch: asyncio.Task[None] | None = None
-        left = self._find_rest(handle, _group_of(handle))
+        left = self._find_processes(handle, _group_of(handle))
         try:
-            self._orphans.begin(handle.attempt_id)
+            self._subreaper.acquire(handle.attempt_id)
             # Those of an ended sandbox count in its group for as long as nobody collects them.
-            processes.reap_adopted(_uid_of(handle))
+            processes.reap_orphans(_uid_of(handle))
             try:
-                started = self._launch_confinement(handle, spec)
-                await _finish(partial(_move_in, _group_of(handle), started.pid, spec.directories, _uid_of(handle)))
-                listeners = await started.ready()
+                started = self._start_confinement(handle, spec)
+                await _run_uncancellable(
+                    partial(_assign_confinement, _group_of(handle), started.pid, spec.directories, _uid_of(handle))
+                )
+                listeners = await started.wait_ready()
             except OSError as error:
                 reason = f"Programs could not be confined: {error}. 'sandbox doctor' tells what to do."
                 raise AttemptError(FailureCode.PROVISION_FAILED, reason) from error
-            watch = asyncio.create_task(_end_past_bounds(started, _group_of(handle), spec.memory_bytes))
+            watch = asyncio.create_task(_kill_on_excess(started, _group_of(handle), spec.memory_bytes))
             with listeners.proxy.dup() as door:
                 listeners.close()
                 yield ConfinedPrograms(handle.attempt_id, program, started, door, spec, _group_of(handle))
@@ -180,84 +187,87 @@ class LaunchedSandboxes:
                 watch.cancel()
             await self._end_confinement(handle, started, left)
 
-    def _launch_confinement(self, handle: SandboxHandle, spec: ConfinementSpec) -> Launch:
+    def _start_confinement(self, handle: SandboxHandle, spec: ConfinementSpec) -> LauncherProcess:
         group = _group_of(handle)
         group.create(cpus=spec.cpus, memory_bytes=spec.memory_bytes, processes_max=spec.processes_max)
         return start_launcher(handle.attempt_id, _uid_of(handle), staged_paths(spec), transparent_ports=())
 
-    async def _end_confinement(self, handle: SandboxHandle, started: Launch | None, left: Set[int]) -> None:
+    async def _end_confinement(
+        self, handle: SandboxHandle, launcher: LauncherProcess | None, remaining: Set[int]
+    ) -> None:
         """left: processes that were there before and do not end on KILL; `destroy` reports them."""
-        if started is not None:
-            started.kill()
-            await started.ended()
-            started.close()
-        await self._sweep(handle, left)
-        self._orphans.end(handle.attempt_id)
+        if launcher is not None:
+            launcher.kill()
+            await launcher.wait()
+            launcher.close()
+        await self._kill_all(handle, remaining)
+        self._subreaper.release(handle.attempt_id)
 
     async def destroy(self, handle: SandboxHandle, disk: Path | None) -> None:
         """End it by its own means where this process made it, by control group, by kernel uid, by marker."""
         made = self._sandboxes.get(handle.attempt_id)
         if made is not None:
             await made.close()
-        await self._sweep(handle)
-        await self._take_back(handle, disk)
+        await self._kill_all(handle)
+        await self._restore_disk(handle, disk)
         if self._uids is not None:
             self._uids.release(handle.attempt_id)
         self._sandboxes.pop(handle.attempt_id, None)
-        self._orphans.end(handle.attempt_id)
+        self._subreaper.release(handle.attempt_id)
 
-    def leftovers(self) -> Sequence[str]:
+    def attempt_ids(self) -> Sequence[str]:
         """Attempts with a control group; where there are none, with a process that says so."""
         if self.hierarchies.roots:
             return sorted(self.hierarchies.attempt_ids())
         marked = (
-            marker.removeprefix(_MARKER_PREFIX) for marker in processes.list_markers(_MARKER_PREFIX, self._is_sandboxs)
+            marker.removeprefix(_ATTEMPT_MARKER_PREFIX)
+            for marker in processes.list_markers(_ATTEMPT_MARKER_PREFIX, self._is_sandbox_uid)
         )
         return sorted(marked)
 
-    def _refuse_unplanned(self, handle: SandboxHandle) -> None:
-        if self._uids is not None and not self._uids.holds(_uid_of(handle), handle.attempt_id):
+    def _require_planned(self, handle: SandboxHandle) -> None:
+        if self._uids is not None and not self._uids.has_allocated(_uid_of(handle), handle.attempt_id):
             raise AttemptError(FailureCode.PROVISION_FAILED, "This process has not planned the sandbox; plan it first.")
 
-    def _is_sandboxs(self, uid: int) -> bool:
+    def _is_sandbox_uid(self, uid: int) -> bool:
         return uid == os.getuid() if self._uids is None else uid in self._uids
 
-    async def _undo(self, handle: SandboxHandle, disk: Path, launch: Launch | None) -> None:
-        if launch is not None:
-            launch.kill()
-            await launch.ended()
-            launch.close()
-        await self._sweep(handle)
-        await self._take_back(handle, disk)
-        self._orphans.end(handle.attempt_id)
+    async def _clean_up(self, handle: SandboxHandle, disk: Path, launcher: LauncherProcess | None) -> None:
+        if launcher is not None:
+            launcher.kill()
+            await launcher.wait()
+            launcher.close()
+        await self._kill_all(handle)
+        await self._restore_disk(handle, disk)
+        self._subreaper.release(handle.attempt_id)
 
-    async def _take_back(self, handle: SandboxHandle, disk: Path | None) -> None:
+    async def _restore_disk(self, handle: SandboxHandle, disk: Path | None) -> None:
         if _uid_of(handle) is not None and disk is not None and disk.is_dir():
-            await _finish(partial(take_places, disk))
+            await _run_uncancellable(partial(restore_disk_ownership, disk))
 
-    async def _sweep(self, handle: SandboxHandle, spared: Set[int] = frozenset()) -> None:
+    async def _kill_all(self, handle: SandboxHandle, ignored: Set[int] = frozenset()) -> None:
         """KILL until nothing is left, then remove the control group. Raises AttemptError (sandbox_lost) after 10 s.
 
         spared: processes that are not waited for; the group stays for them.
         """
         group = _group_of(handle)
         deadline = asyncio.get_running_loop().time() + KILL_SECONDS
-        while not self._kill_rest(handle, group) <= spared or not (spared or group.remove()):
+        while not self._kill_processes(handle, group) <= ignored or not (ignored or group.remove()):
             if asyncio.get_running_loop().time() > deadline:
                 raise AttemptError(
                     FailureCode.SANDBOX_LOST, "Processes of the sandbox do not end on KILL; restart the machine."
                 )
             await asyncio.sleep(_POLL_SECONDS)
-        processes.reap_adopted(_uid_of(handle))
+        processes.reap_orphans(_uid_of(handle))
 
-    def _find_rest(self, handle: SandboxHandle, group: ControlGroup) -> Set[int]:
+    def _find_processes(self, handle: SandboxHandle, group: ControlGroup) -> Set[int]:
         """Its processes, by control group where there is one, else by kernel uid or marker."""
         if group.directories:
             return group.process_ids()
         uid = _uid_of(handle)
-        return _find_by_marker(mark_attempt(handle.attempt_id)) if uid is None else {*processes.find_by_uid(uid)}
+        return _find_by_marker(attempt_marker(handle.attempt_id)) if uid is None else {*processes.find_by_uid(uid)}
 
-    def _kill_rest(self, handle: SandboxHandle, group: ControlGroup) -> Set[int]:
+    def _kill_processes(self, handle: SandboxHandle, group: ControlGroup) -> Set[int]:
         """KILL its processes; return their ids."""
         if found := group.process_ids():
             group.kill()
@@ -265,13 +275,13 @@ class LaunchedSandboxes:
         uid = _uid_of(handle)
         if uid is not None:
             return self._kill_by_uid(uid, handle.attempt_id)
-        return frozenset() if group.directories else _kill_by_marker(mark_attempt(handle.attempt_id))
+        return frozenset() if group.directories else _kill_by_marker(attempt_marker(handle.attempt_id))
 
     def _kill_by_uid(self, uid: int, attempt_id: str) -> Set[int]:
         """The uid may be another attempt's by now; then this one had no process left when that one claimed it."""
         if self._uids is None or uid not in self._uids:
             return frozenset()
-        with self._uids.owned(uid, attempt_id) as is_ours:
+        with self._uids.guard_ownership(uid, attempt_id) as is_ours:
             found = processes.find_by_uid(uid) if is_ours() else []
             for pid in found:
                 processes.send_signal(pid, signal.SIGKILL, lambda one: is_ours() and uid in processes.read_uids(one))
@@ -279,7 +289,7 @@ class LaunchedSandboxes:
 
 
 def _group_of(handle: SandboxHandle) -> ControlGroup:
-    return cgroups.parse_directories(handle.details.get("cgroups", ""))
+    return cgroups.parse_control_group(handle.details.get("cgroups", ""))
 
 
 def _uid_of(handle: SandboxHandle) -> int | None:
@@ -299,35 +309,35 @@ def _kill_by_marker(marker: str) -> Set[int]:
     return found
 
 
-def _hand_over(group: ControlGroup, launcher_pid: int, spec: SandboxSpec, uid: int | None) -> None:
+def _assign_sandbox(group: ControlGroup, launcher_pid: int, spec: SandboxSpec, files_uid: int | None) -> None:
     """Into the group from here and not by the launcher itself: the kernel takes 10 ms, and it starts up meanwhile."""
     with suppress(ProcessLookupError):
         group.add(launcher_pid)
-    if uid is not None:
-        give_places(spec.disk, uid, was_given=spec.disk_was_used)
+    if files_uid is not None:
+        chown_disk(spec.disk, files_uid, was_used=spec.is_disk_reused)
 
 
-def _move_in(group: ControlGroup, launcher_pid: int, directories: Sequence[Path], uid: int | None) -> None:
+def _assign_confinement(group: ControlGroup, launcher_pid: int, directories: Sequence[Path], uid: int | None) -> None:
     with suppress(ProcessLookupError):
         group.add(launcher_pid)
     if uid is not None:
         for directory in directories:
-            disk_layout.give_tree(str(directory), uid)
+            disk_layout.chown_tree(str(directory), uid)
 
 
-async def _end_past_bounds(launch: Launch, group: ControlGroup, memory_bytes: int) -> None:
+async def _kill_on_excess(launcher: LauncherProcess, group: ControlGroup, memory_bytes: int) -> None:
     """Kill confined programs once the kernel holds too much for them, or when that cannot be counted."""
     try:
-        await until_excess(
-            lambda: asyncio.to_thread(group.kernel_use, launch.pid, memory_bytes, launch.counter, launch.slabs),
-            lambda: asyncio.to_thread(group.file_use),
+        await wait_for_violation(
+            lambda: asyncio.to_thread(group.kernel_usage, launcher.pid, memory_bytes, launcher.counter, launcher.slabs),
+            lambda: asyncio.to_thread(group.file_usage),
         )
     except Exception:
         _log.exception("What the kernel holds for confined programs cannot be counted; they are ended.")
-    launch.kill()
+    launcher.kill()
 
 
-async def _finish(work: Callable[[], None]) -> None:
+async def _run_uncancellable(work: Callable[[], None]) -> None:
     """Do it in a thread and wait for its end even when cancelled: nothing may change owners after a destroy."""
     task = asyncio.create_task(asyncio.to_thread(work))
     try:

@@ -8,50 +8,58 @@ from contextlib import suppress
 
 import msgspec
 
-from sandbox.interfaces.runtime import Command, Exit, FileUse, KernelUse, Listeners, SandboxHandle, SandboxSpec
+from sandbox.interfaces.runtime import (
+    Command,
+    ExitStatus,
+    FileUsage,
+    KernelUsage,
+    Listeners,
+    SandboxHandle,
+    SandboxSpec,
+)
 from sandbox.model.errors import AttemptError, FailureCode
 from sandbox.model.limits import KILL_SECONDS
-from sandbox.runtimes.exec_client import JoinedTerminal
-from sandbox.runtimes.launcher_client import Launch, Payload, read_from
+from sandbox.runtimes.exec_client import ExecTerminal
+from sandbox.runtimes.launcher_client import ExecSpec, LauncherProcess, open_reader
 from sandbox.runtimes.limits.cgroups import ControlGroup
 
-FORCED = 128 + signal.SIGKILL
+KILLED_EXIT_CODE = 128 + signal.SIGKILL
 
 
-class Made(msgspec.Struct, frozen=True):
+class ReadySandbox(msgspec.Struct, frozen=True):
     """A sandbox in `ready`. program: what the launcher becomes."""
 
     handle: SandboxHandle
     spec: SandboxSpec
     program: str
     group: ControlGroup
-    launch: Launch
+    launcher: LauncherProcess
     listeners: Listeners
 
 
-class LaunchedSandbox(ABC):
+class BaseSandbox(ABC):
     """A runtime adds how its command begins, how it is told of its end, and what ends everything inside."""
 
-    def __init__(self, made: Made) -> None:
-        self.handle = made.handle
-        self.listeners = made.listeners
-        self.slow_because = None
-        self._spec = made.spec
-        self._program = made.program
-        self._group = made.group
-        self._launch = made.launch
+    def __init__(self, ready: ReadySandbox) -> None:
+        self.handle = ready.handle
+        self.listeners = ready.listeners
+        self.slow_reason = None
+        self._spec = ready.spec
+        self._program = ready.program
+        self._group = ready.group
+        self._launcher = ready.launcher
         self._transports: list[asyncio.Transport] = []
         self._has_started = False
         self._was_killed = False
-        self._exit: asyncio.Task[Exit] | None = None
-        self._terminals: list[JoinedTerminal] = []
+        self._exit_task: asyncio.Task[ExitStatus] | None = None
+        self._terminals: list[ExecTerminal] = []
 
     @abstractmethod
-    async def _await_end(self) -> Exit:
+    async def _wait_for_exit(self) -> ExitStatus:
         """How the command ended, once nothing is left inside."""
 
     @abstractmethod
-    def _build_payload(self, command: Command, reports: int) -> Payload:
+    def _build_exec_spec(self, command: Command, reports: int) -> ExecSpec:
         """What the launcher becomes. `reports` is the descriptor for what the program tells, taken over."""
 
     async def _execute(self, command: Command) -> asyncio.StreamReader:
@@ -61,10 +69,10 @@ class LaunchedSandbox(ABC):
         self._has_started = True
         reports, reports_inside = socket.socketpair()
         with reports_inside:
-            reader = await self._read(reports)
-            payload = self._build_payload(command, reports_inside.dup().detach())
+            reader = await self._open_reader(reports)
+            payload = self._build_exec_spec(command, reports_inside.dup().detach())
             try:
-                self._launch.execute(payload.argv, command.stdin, payload.descriptors)
+                self._launcher.exec_command(payload.argv, command.stdin, payload.descriptors)
             except OSError as error:
                 raise AttemptError(FailureCode.SANDBOX_LOST, f"The sandbox is gone: {error.strerror}.") from error
             finally:
@@ -75,20 +83,20 @@ class LaunchedSandbox(ABC):
         """Everything inside at once: with its program the sandbox dies, with the group whatever there is beside."""
         if self._is_running():
             self._was_killed = True
-            self._launch.kill()
+            self._launcher.kill()
             self._group.kill()
 
-    async def wait(self) -> Exit:
+    async def wait(self) -> ExitStatus:
         """How the command ended, once nothing is left inside."""
-        return await asyncio.shield(self._watch())
+        return await asyncio.shield(self._watch_exit())
 
-    async def kernel_use(self) -> KernelUse:
+    async def kernel_usage(self) -> KernelUsage:
         """Of its control group, and of the network namespace that the launcher made."""
-        launch, memory_bytes = self._launch, self._spec.memory_bytes
-        return await asyncio.to_thread(self._group.kernel_use, launch.pid, memory_bytes, launch.counter, launch.slabs)
+        launch, memory_bytes = self._launcher, self._spec.memory_bytes
+        return await asyncio.to_thread(self._group.kernel_usage, launch.pid, memory_bytes, launch.counter, launch.slabs)
 
     @abstractmethod
-    async def file_use(self) -> FileUse:
+    async def file_usage(self) -> FileUsage:
         """As far as it is held by the host's kernel."""
 
     async def close(self) -> None:
@@ -106,10 +114,10 @@ class LaunchedSandbox(ABC):
             await terminal.wait()
         for transport in self._transports:
             transport.abort()
-        self._launch.close()
+        self._launcher.close()
         self.listeners.close()
 
-    def _keep(self, terminal: JoinedTerminal) -> JoinedTerminal:
+    def _track_terminal(self, terminal: ExecTerminal) -> ExecTerminal:
         """To be closed with the sandbox."""
         self._terminals = [one for one in self._terminals if not one.has_ended] + [terminal]
         return terminal
@@ -119,14 +127,14 @@ class LaunchedSandbox(ABC):
             self._group.add(pid)
 
     def _is_running(self) -> bool:
-        return self._exit is None or not self._exit.done()
+        return self._exit_task is None or not self._exit_task.done()
 
-    def _watch(self) -> asyncio.Task[Exit]:
-        if self._exit is None:
-            self._exit = asyncio.create_task(self._await_end())
-        return self._exit
+    def _watch_exit(self) -> asyncio.Task[ExitStatus]:
+        if self._exit_task is None:
+            self._exit_task = asyncio.create_task(self._wait_for_exit())
+        return self._exit_task
 
-    async def _read(self, source: socket.socket) -> asyncio.StreamReader:
-        reader, transport = await read_from(source)
+    async def _open_reader(self, source: socket.socket) -> asyncio.StreamReader:
+        reader, transport = await open_reader(source)
         self._transports.append(transport)
         return reader

@@ -5,62 +5,62 @@ import stat
 from contextlib import suppress
 from pathlib import Path
 
-from sandbox.interfaces.layout import HOME, WORKSPACE
+from sandbox.interfaces.layout import SANDBOX_HOME, SANDBOX_WORKSPACE
 from sandbox.model.errors import AttemptError, FailureCode
 
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+_DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 
 
-def give_tree(path: str, uid: int, *, was_given: bool = False) -> None:
+def chown_tree(path: str, uid: int, *, was_used: bool = False) -> None:
     """Give a tree of ours away. Raises AttemptError for a file that has a name elsewhere too, OSError.
 
     was_given: a sandbox had it before and was its own mount, so all names of its files are in it.
     """
-    _walk(path, uid, uid, refuse_links=not was_given)
+    _walk(path, uid, uid, reject_hard_links=not was_used)
 
 
-def take_tree(path: str) -> None:
+def restore_ownership(path: str) -> None:
     """Make a tree that a sandbox had this process's own again. Raises OSError."""
-    _walk(path, os.getuid(), os.getgid(), refuse_links=False)
+    _walk(path, os.getuid(), os.getgid(), reject_hard_links=False)
 
 
-def _walk(path: str, uid: int, gid: int, *, refuse_links: bool) -> None:
-    here = os.open(path, _DIRECTORY)
+def _walk(path: str, uid: int, gid: int, *, reject_hard_links: bool) -> None:
+    here = os.open(path, _DIRECTORY_FLAGS)
     try:
         os.fchown(here, uid, gid)
-        pending = [_change(here, uid, gid, refuse_links)]
+        pending = [_chown_entries(here, uid, gid, reject_hard_links)]
         while pending:
             if pending[-1]:
-                here = _step(here, pending[-1].pop())
-                pending.append(_change(here, uid, gid, refuse_links))
+                here = _open_child(here, pending[-1].pop())
+                pending.append(_chown_entries(here, uid, gid, reject_hard_links))
             else:
                 pending.pop()
                 if pending:
-                    here = _step(here, "..")
+                    here = _open_child(here, "..")
     finally:
         os.close(here)
 
 
-def _step(here: int, name: str) -> int:
-    there = os.open(name, _DIRECTORY, dir_fd=here)
+def _open_child(here: int, name: str) -> int:
+    there = os.open(name, _DIRECTORY_FLAGS, dir_fd=here)
     os.close(here)
     return there
 
 
-def _change(here: int, uid: int, gid: int, refuse_links: bool) -> list[str]:
+def _chown_entries(here: int, uid: int, gid: int, reject_hard_links: bool) -> list[str]:
     """Change everything in one directory; gives the names of the directories in it."""
     directories = []
     with os.scandir(here) as entries:
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
                 directories.append(entry.name)
-            elif refuse_links:
-                _refuse_link(entry)
+            elif reject_hard_links:
+                _reject_hard_link(entry)
             os.chown(entry.name, uid, gid, dir_fd=here, follow_symlinks=False)
     return directories
 
 
-def _refuse_link(entry: os.DirEntry[str]) -> None:
+def _reject_hard_link(entry: os.DirEntry[str]) -> None:
     status = entry.stat(follow_symlinks=False)
     if stat.S_ISREG(status.st_mode) and status.st_nlink > 1:
         raise AttemptError(
@@ -70,25 +70,25 @@ def _refuse_link(entry: os.DirEntry[str]) -> None:
         )
 
 
-PLACES = {"workspace": WORKSPACE, "home": HOME, "tmp": "/tmp"}  # noqa: S108
+DISK_DIRECTORIES = {"workspace": SANDBOX_WORKSPACE, "home": SANDBOX_HOME, "tmp": "/tmp"}  # noqa: S108
 """Directories of an attempt's disk and what they are inside."""
 
 
-def make_places(disk: Path) -> None:
+def create_disk_directories(disk: Path) -> None:
     """Make those that are not there. Raises OSError."""
-    for name in PLACES:
+    for name in DISK_DIRECTORIES:
         (disk / name).mkdir(exist_ok=True)
     (disk / "tmp").chmod(0o1777)
 
 
-def give_places(disk: Path, uid: int, *, was_given: bool = False) -> None:
+def chown_disk(disk: Path, uid: int, *, was_used: bool = False) -> None:
     """Everything in them becomes this uid's; was_given: an earlier sandbox had them. Raises AttemptError, OSError."""
-    for name in PLACES:
-        give_tree(str(disk / name), uid, was_given=was_given)
+    for name in DISK_DIRECTORIES:
+        chown_tree(str(disk / name), uid, was_used=was_used)
 
 
-def take_places(disk: Path) -> None:
+def restore_disk_ownership(disk: Path) -> None:
     """Everything in them becomes this process's own. Raises OSError."""
-    for name in PLACES:
+    for name in DISK_DIRECTORIES:
         with suppress(FileNotFoundError):
-            take_tree(str(disk / name))
+            restore_ownership(str(disk / name))

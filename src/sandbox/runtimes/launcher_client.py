@@ -15,12 +15,12 @@ from sandbox.interfaces.runtime import TRANSPARENT_PORTS, ConfinementLostError, 
 from sandbox.model.errors import AttemptError, FailureCode
 from sandbox.model.limits import KILL_SECONDS
 from sandbox.runtimes.limits.kernel_usage import SocketCounter
-from sandbox.runtimes.limits.slab_usage import IdleSlabs
+from sandbox.runtimes.limits.slab_usage import IdleSlabMeter
 from sandbox.runtimes.programs import launcher
 
 _READY_SECONDS = 30.0
-_END_SECONDS = 1.0
-_LISTENERS_MAX = 250
+_EXIT_SECONDS = 1.0
+_DESCRIPTORS_MAX = 250
 """Fewer than the kernel lets one message carry (SCM_MAX_FD)."""
 _FIXED_LISTENERS = 4
 """Without the transparent ones. Behind all of them comes the counter, where there is one."""
@@ -28,12 +28,12 @@ _PROGRAM = "import sys; sys.path.append(sys.argv.pop(1)); import launcher; launc
 """By import and not by file, because only then the compiled launcher is cached."""
 
 
-def mark_attempt(attempt_id: str) -> str:
+def attempt_marker(attempt_id: str) -> str:
     """The argument by which a sandbox's processes are found where there is no control group."""
     return f"sandbox:{attempt_id}"
 
 
-class Launch:
+class LauncherProcess:
     """One launcher process, and after its exec the process that it became."""
 
     def __init__(
@@ -49,13 +49,13 @@ class Launch:
         self.errors = errors
         self.counter: SocketCounter | None = None
         """Of the sandbox's network, once it is ready."""
-        self.slabs = IdleSlabs()
+        self.slabs = IdleSlabMeter()
         self._process = process
         self._control = control
         self._transparent_ports = transparent_ports
-        self._descriptor = os.pidfd_open(process.pid)
+        self._pidfd = os.pidfd_open(process.pid)
 
-    async def ready(self) -> Listeners:
+    async def wait_ready(self) -> Listeners:
         """Wait for the listeners, for 30 s.
 
         Raises AttemptError (provision_failed) with the launcher's reason, or (sandbox_lost) where somebody killed it.
@@ -65,28 +65,28 @@ class Launch:
                 await wait_readable(self._control.fileno())
         except TimeoutError:
             raise AttemptError(FailureCode.PROVISION_FAILED, "The sandbox was not ready in time.") from None
-        message, descriptors, _, _ = socket.recv_fds(self._control, 4096, _LISTENERS_MAX)
+        message, descriptors, _, _ = socket.recv_fds(self._control, 4096, _DESCRIPTORS_MAX)
         if message != b"ready":
-            await self.refuse_killed()
+            await self.raise_if_killed()
             reason = message.removeprefix(b"error ") or self._read_errors() or b"it ended without a word"
             raise AttemptError(
                 FailureCode.PROVISION_FAILED,
                 f"The sandbox could not be made: {reason.decode(errors='replace')}. 'sandbox doctor' tells what to do.",
             )
-        return self._as_listeners([socket.socket(fileno=descriptor) for descriptor in descriptors])
+        return self._build_listeners([socket.socket(fileno=descriptor) for descriptor in descriptors])
 
-    def execute(self, argv: Sequence[str], stdin: bytes, descriptors: Sequence[int]) -> None:
+    def exec_command(self, argv: Sequence[str], stdin: bytes, descriptors: Sequence[int]) -> None:
         """Have it become `argv`: path, then its arguments from number 0 on. `descriptors` are numbered from
         FIRST_DESCRIPTOR on. Raises OSError."""
-        words = _write_words(argv)
-        given = write_memory("stdin", stdin)
+        words = _write_argv(argv)
+        given = create_memfd("stdin", stdin)
         try:
             socket.send_fds(self._control, [b"start"], [words, given, *descriptors])
         finally:
             os.close(words)
             os.close(given)
 
-    async def run(self, argv: Sequence[str], low: Sequence[int], descriptors: Sequence[int]) -> int:
+    async def run_command(self, argv: Sequence[str], low: Sequence[int], descriptors: Sequence[int]) -> int:
         """Have it start `argv`, and stay; gives what that ended with.
 
         low: its descriptors from 0 on, the three standard ones first; the others are numbered as in `execute`.
@@ -95,7 +95,7 @@ class Launch:
         Raises OSError, ConfinementLostError.
         """
         status, status_inside = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        words = _write_words(argv)
+        words = _write_argv(argv)
         with status:
             try:
                 with status_inside:
@@ -117,18 +117,20 @@ class Launch:
             raise ConfinementLostError("the program's confinement is gone")
         return int(code)
 
-    async def refuse_killed(self) -> None:
+    async def raise_if_killed(self) -> None:
         """Raise AttemptError (sandbox_lost) where it was ended by a signal, and not by anything that it could not do.
 
         For when it has closed what it holds, so that its end is near if it has not come.
         """
         with suppress(TimeoutError):
-            await asyncio.wait_for(self.ended(), _END_SECONDS)
-        if self.code is not None and self.code < 0:
-            raise AttemptError(FailureCode.SANDBOX_LOST, f"The sandbox was ended by signal {-self.code} as it began.")
+            await asyncio.wait_for(self.wait(), _EXIT_SECONDS)
+        if self.exit_code is not None and self.exit_code < 0:
+            raise AttemptError(
+                FailureCode.SANDBOX_LOST, f"The sandbox was ended by signal {-self.exit_code} as it began."
+            )
 
     @property
-    def code(self) -> int | None:
+    def exit_code(self) -> int | None:
         """What the process ended with, minus n after signal n; None as long as it has not been seen to end."""
         return self._process.returncode
 
@@ -136,10 +138,10 @@ class Launch:
         """KILL the process."""
         self._process.kill()
 
-    async def ended(self) -> None:
+    async def wait(self) -> None:
         """Wait for its end and collect it."""
         if self._process.returncode is None:
-            await wait_readable(self._descriptor)
+            await wait_readable(self._pidfd)
             self._process.wait()
 
     def close(self) -> None:
@@ -148,11 +150,11 @@ class Launch:
             one.close()
         if self.counter is not None:
             self.counter.close()
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1
 
-    def _as_listeners(self, sockets: list[socket.socket]) -> Listeners:
+    def _build_listeners(self, sockets: list[socket.socket]) -> Listeners:
         counters = sockets[_FIXED_LISTENERS + len(self._transparent_ports) :]
         listeners = sockets[: len(sockets) - len(counters)]
         for one in listeners:
@@ -175,10 +177,10 @@ def start_launcher(
     paths: Mapping[str, Path],
     *,
     agent_uid: int | None = None,
-    tree: Iterable[tuple[str, str, str]] = (),
-    shared_filter: bytes = b"",
+    entries: Iterable[tuple[str, str, str]] = (),
+    seccomp_filter: bytes = b"",
     transparent_ports: Sequence[int] = TRANSPARENT_PORTS,
-) -> Launch:
+) -> LauncherProcess:
     """Start it. The sandbox dies with the thread that calls this. Raises OSError.
 
     paths: of the host, by their names below STAGE. agent_uid: the kernel uid of what is 1000's inside, where users are
@@ -189,9 +191,15 @@ def start_launcher(
     output, output_inside = socket.socketpair()
     errors, errors_inside = socket.socketpair()
     uids = ["-" if uid is None else str(uid) for uid in (kernel_uid, agent_uid)]
-    filters = [write_memory("filter", shared_filter)] if shared_filter else []
+    filters = [create_memfd("filter", seccomp_filter)] if seccomp_filter else []
     options = (*uids, *(map(str, filters) if filters else "-"), ",".join(map(str, transparent_ports)))
-    told = (control_inside.fileno(), os.getpid(), *options, *_words_to_lay(paths, tree), mark_attempt(attempt_id))
+    told = (
+        control_inside.fileno(),
+        os.getpid(),
+        *options,
+        *_entry_arguments(paths, entries),
+        attempt_marker(attempt_id),
+    )
     with ExitStack() as of_the_launcher:
         for one in (control_inside, output_inside, errors_inside):
             of_the_launcher.callback(one.close)
@@ -203,14 +211,14 @@ def start_launcher(
             for one in (control, output, errors):
                 one.close()
             raise
-    return Launch(process, control, output, errors, transparent_ports)
+    return LauncherProcess(process, control, output, errors, transparent_ports)
 
 
 def _spawn(
-    words: Iterable[object], output: socket.socket, errors: socket.socket, inherited: Sequence[int]
+    arguments: Iterable[object], output: socket.socket, errors: socket.socket, inherited: Sequence[int]
 ) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, "-I", "-S", "-E", "-c", _PROGRAM, *map(str, (Path(__file__).parent / "programs", *words))],
+        [sys.executable, "-I", "-S", "-E", "-c", _PROGRAM, *map(str, (Path(__file__).parent / "programs", *arguments))],
         stdin=subprocess.DEVNULL,
         stdout=output.fileno(),
         stderr=errors.fileno(),
@@ -221,13 +229,13 @@ def _spawn(
     )
 
 
-def _words_to_lay(paths: Mapping[str, Path], tree: Iterable[tuple[str, str, str]]) -> list[str]:
+def _entry_arguments(paths: Mapping[str, Path], entries: Iterable[tuple[str, str, str]]) -> list[str]:
     binds = (("bind", name, str(path)) for name, path in paths.items())
-    return [word for entry in (*binds, *tree) for word in entry]
+    return [word for entry in (*binds, *entries) for word in entry]
 
 
-def _write_words(argv: Sequence[str]) -> int:
-    return write_memory("argv", "\0".join(argv).encode(errors="surrogateescape"))
+def _write_argv(argv: Sequence[str]) -> int:
+    return create_memfd("argv", "\0".join(argv).encode(errors="surrogateescape"))
 
 
 async def wait_readable(descriptor: int) -> None:
@@ -235,7 +243,7 @@ async def wait_readable(descriptor: int) -> None:
     loop = asyncio.get_running_loop()
     readable: asyncio.Future[None] = loop.create_future()
     own = os.dup(descriptor)  # an event loop knows one reader a descriptor, and a second one would take its place
-    loop.add_reader(own, _resolve, readable)
+    loop.add_reader(own, _set_readable, readable)
     try:
         await readable
     finally:
@@ -243,7 +251,7 @@ async def wait_readable(descriptor: int) -> None:
         os.close(own)
 
 
-async def has_ended(pidfd: int) -> bool:
+async def wait_for_exit(pidfd: int) -> bool:
     """Whether a process that was killed ends within KILL_SECONDS."""
     try:
         async with asyncio.timeout(KILL_SECONDS):
@@ -253,12 +261,12 @@ async def has_ended(pidfd: int) -> bool:
     return True
 
 
-def _resolve(readable: asyncio.Future[None]) -> None:
+def _set_readable(readable: asyncio.Future[None]) -> None:
     if not readable.done():
         readable.set_result(None)
 
 
-def write_memory(name: str, content: bytes) -> int:
+def create_memfd(name: str, content: bytes) -> int:
     """A file in memory with this content, at its beginning. The caller closes it."""
     descriptor = os.memfd_create(name)
     with os.fdopen(os.dup(descriptor), "wb") as file:
@@ -278,7 +286,7 @@ class _ClosingProtocol(asyncio.StreamReaderProtocol):
         return False
 
 
-async def read_from(source: socket.socket) -> tuple[asyncio.StreamReader, asyncio.Transport]:
+async def open_reader(source: socket.socket) -> tuple[asyncio.StreamReader, asyncio.Transport]:
     """A reader of raw chunks, and the transport to abort it by. Takes the socket over."""
     source.shutdown(socket.SHUT_WR)
     reader = asyncio.StreamReader(limit=_BUFFER_BYTES)
@@ -286,13 +294,13 @@ async def read_from(source: socket.socket) -> tuple[asyncio.StreamReader, asynci
     return reader, transport
 
 
-class Payload(msgspec.Struct):
+class ExecSpec(msgspec.Struct):
     """An argv, and files in memory by the numbers that they have there."""
 
     argv: list[str] = []
     descriptors: list[int] = []
 
-    def place(self, descriptor: int) -> str:
+    def add_descriptor(self, descriptor: int) -> str:
         """Take a descriptor over; gives its number in the launcher."""
         self.descriptors.append(descriptor)
         return str(launcher.FIRST_DESCRIPTOR + len(self.descriptors) - 1)
@@ -303,7 +311,7 @@ class Payload(msgspec.Struct):
             os.close(self.descriptors.pop())
 
 
-def refuse_nul(words: Iterable[str]) -> None:
+def reject_nul(words: Iterable[str]) -> None:
     """Raises AttemptError (provision_failed) for words that the kernel would cut short."""
     if any("\0" in word for word in words):
         raise AttemptError(FailureCode.PROVISION_FAILED, "A NUL character cannot be in an argument or the environment.")

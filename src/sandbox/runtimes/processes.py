@@ -20,18 +20,18 @@ def find_by_uid(uid: int) -> list[int]:
     A uid that no process has as its real one is told by one system call: nothing has it as another then, because who
     runs under a uid that is set aside for sandboxes can come by no other, but by one that is set aside as well.
     """
-    return [pid for pid in _every_id() if uid in read_uids(pid)] if _is_real_of_any(uid) else []
+    return [pid for pid in _list_pids() if uid in read_uids(pid)] if _is_real_uid_in_use(uid) else []
 
 
 def find_by_marker(marker: str) -> list[int]:
     """Ids of living processes that have a whole argument with this text."""
     wanted = os.fsencode(marker)
-    return [pid for pid in _every_id() if wanted in _read(pid, "cmdline").split(b"\0")]
+    return [pid for pid in _list_pids() if wanted in _read(pid, "cmdline").split(b"\0")]
 
 
-def list_markers(prefix: str, is_known: Callable[[int], bool]) -> list[str]:
+def list_markers(prefix: str, is_sandbox_uid: Callable[[int], bool]) -> list[str]:
     """Arguments that begin with `prefix`, of living processes of known uids. Whoever has a process can forge one."""
-    known = (pid for pid in _every_id() if any(map(is_known, read_uids(pid))))
+    known = (pid for pid in _list_pids() if any(map(is_sandbox_uid, read_uids(pid))))
     arguments = (argument for pid in known for argument in _read(pid, "cmdline").split(b"\0"))
     return sorted({os.fsdecode(one) for one in arguments if one.startswith(os.fsencode(prefix))})
 
@@ -45,7 +45,7 @@ def read_uids(pid: int) -> frozenset[int]:
     return frozenset(map(int, status[start : status.index(b"\n", start)].split()))
 
 
-def read_inner_id(pid: int) -> int | None:
+def read_namespace_pid(pid: int) -> int | None:
     """A process's id in the innermost process namespace that it is in."""
     status = _read(pid, "status")
     start = status.find(b"\nNSpid:\t")
@@ -59,12 +59,12 @@ def find_first_command(init_pid: int) -> int | None:
     and not of the command.
     """
     children = map(int, _read(init_pid, f"task/{init_pid}/children").split())
-    first = next((pid for pid in children if read_inner_id(pid) == 2), None)
+    first = next((pid for pid in children if read_namespace_pid(pid) == 2), None)
     return None if first is None or _read(first, "cmdline") == _read(init_pid, "cmdline") else first
 
 
 @contextmanager
-def held(pid: int) -> Iterator[int | None]:
+def open_pidfd(pid: int) -> Iterator[int | None]:
     """A descriptor that means this very process and no later one of the same id; None when it is gone."""
     try:
         descriptor = os.pidfd_open(pid)
@@ -77,25 +77,25 @@ def held(pid: int) -> Iterator[int | None]:
         os.close(descriptor)
 
 
-def send_signal(pid: int, number: int, is_still_it: Callable[[int], bool]) -> None:
+def send_signal(pid: int, number: int, is_same_process: Callable[[int], bool]) -> None:
     """Signal a process if it is still the one that was meant once it cannot be replaced any more."""
-    with held(pid) as descriptor:
-        if descriptor is not None and is_still_it(pid):
+    with open_pidfd(pid) as descriptor:
+        if descriptor is not None and is_same_process(pid):
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(descriptor, number)
 
 
-def reap_adopted(uid: int | None) -> None:
+def reap_orphans(uid: int | None) -> None:
     """Collect ended children that were sandboxes': the first of a process namespace, and those of this uid."""
     for pid in _own_children():
-        if read_inner_id(pid) == 1 or _is_ended_of(pid, uid):
+        if read_namespace_pid(pid) == 1 or _is_zombie_of(pid, uid):
             with suppress(ChildProcessError):
                 os.waitpid(pid, os.WNOHANG)
 
 
-def reap_joined() -> bool:
+def reap_exec_children() -> bool:
     """Collect ended children that had joined a process namespace; False while one of them has not ended."""
-    joined = [pid for pid in _own_children() if read_inner_id(pid) not in {None, 1, pid}]
+    joined = [pid for pid in _own_children() if read_namespace_pid(pid) not in {None, 1, pid}]
     ended = [pid for pid in joined if not read_uids(pid)]
     for pid in ended:
         with suppress(ChildProcessError):
@@ -108,12 +108,12 @@ def _own_children() -> list[int]:
     return [int(pid) for task in tasks for pid in _read(os.getpid(), f"task/{task}/children").split()]
 
 
-def _is_ended_of(pid: int, uid: int | None) -> bool:
+def _is_zombie_of(pid: int, uid: int | None) -> bool:
     status = _read(pid, "status")
     return uid is not None and b"\nState:\tZ" in status and b"\nUid:\t%d\t" % uid in status
 
 
-def _is_real_of_any(uid: int) -> bool:
+def _is_real_uid_in_use(uid: int) -> bool:
     """Whether a process has it as its real one, zombies included. Reading /proc costs 50 µs a process instead."""
     try:
         os.getpriority(os.PRIO_USER, uid)
@@ -124,7 +124,7 @@ def _is_real_of_any(uid: int) -> bool:
     return True
 
 
-def _every_id() -> list[int]:
+def _list_pids() -> list[int]:
     return [int(name) for name in os.listdir("/proc") if name.isdigit()]  # noqa: PTH208  (a hot path)
 
 
@@ -148,22 +148,22 @@ class SandboxLeftovers:
     """
 
     kind = "sandbox"
-    is_private = False
+    is_exclusive = False
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
 
     def attempt_ids(self) -> Collection[str]:
         """Those with a control group, or with a marked process."""
-        return self._runtime.leftovers()
+        return self._runtime.attempt_ids()
 
-    async def end(self, attempt_id: str, files: AttemptLayout) -> None:
+    async def clean_up(self, attempt_id: str, files: AttemptLayout) -> None:
         """By the handle on disk, or as far as the machine remembers. The disk is the caller's afterwards."""
         # An event loop of its own: looking at every process of the machine would hold the server's up.
         await asyncio.to_thread(lambda: asyncio.run(self._destroy(attempt_id, files)))
 
     async def _destroy(self, attempt_id: str, files: AttemptLayout) -> None:
-        handle = _read_handle(files.handle) or self._runtime.recall(attempt_id)
+        handle = _read_handle(files.handle) or self._runtime.recover(attempt_id)
         await self._runtime.destroy(handle, files.disk)
 
 

@@ -13,7 +13,7 @@ _CHUNK_BYTES = 64 * 1024
 _BUFFER_BYTES = 256 * 1024
 
 
-class TerminalEnd(asyncio.ReadTransport):
+class PtyMaster(asyncio.ReadTransport):
     """Reads and writes one descriptor, which it takes over. What is not read is not taken from the terminal either."""
 
     def __init__(self, descriptor: int) -> None:
@@ -22,8 +22,8 @@ class TerminalEnd(asyncio.ReadTransport):
         self.output = asyncio.StreamReader(limit=_BUFFER_BYTES)
         self._descriptor = descriptor
         self._loop = asyncio.get_running_loop()
-        self._writing = asyncio.Lock()
-        self._room: asyncio.Future[None] | None = None
+        self._write_lock = asyncio.Lock()
+        self._writable: asyncio.Future[None] | None = None
         self.output.set_transport(self)
         self.resume_reading()
 
@@ -42,12 +42,12 @@ class TerminalEnd(asyncio.ReadTransport):
 
     async def write(self, data: bytes) -> None:
         """Write it all, however long nobody reads. Nothing happens on a closed end."""
-        async with self._writing:
+        async with self._write_lock:
             while data and self._descriptor >= 0:
                 try:
                     data = data[os.write(self._descriptor, data[:_CHUNK_BYTES]) :]
                 except BlockingIOError:
-                    await self._wait_for_room()
+                    await self._wait_writable()
                 except OSError:
                     return
 
@@ -63,7 +63,7 @@ class TerminalEnd(asyncio.ReadTransport):
             return
         self._loop.remove_reader(self._descriptor)
         self._loop.remove_writer(self._descriptor)
-        self._give_room()
+        self._set_writable()
         os.close(self._descriptor)
         self._descriptor = -1
         self.output.feed_eof()
@@ -80,15 +80,15 @@ class TerminalEnd(asyncio.ReadTransport):
         else:
             self.close()
 
-    async def _wait_for_room(self) -> None:
-        self._room = self._loop.create_future()
-        self._loop.add_writer(self._descriptor, self._give_room)
+    async def _wait_writable(self) -> None:
+        self._writable = self._loop.create_future()
+        self._loop.add_writer(self._descriptor, self._set_writable)
         try:
-            await self._room
+            await self._writable
         finally:
             if self._descriptor >= 0:
                 self._loop.remove_writer(self._descriptor)
 
-    def _give_room(self) -> None:
-        if self._room is not None and not self._room.done():
-            self._room.set_result(None)
+    def _set_writable(self) -> None:
+        if self._writable is not None and not self._writable.done():
+            self._writable.set_result(None)

@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 import msgspec
 
 from sandbox.interfaces.images import IMAGE_FILES
-from sandbox.interfaces.layout import HOME, UID, USER, WORKSPACE
+from sandbox.interfaces.layout import SANDBOX_HOME, SANDBOX_UID, SANDBOX_USER, SANDBOX_WORKSPACE
 from sandbox.interfaces.runtime import SandboxSpec
 from sandbox.runtimes import node
 
@@ -19,7 +19,7 @@ _ETC_LINKS = {"/etc/localtime": "/usr/share/zoneinfo/Etc/UTC", "/etc/os-release"
 LINKS = {**HOST_LINKS, **_ETC_LINKS}
 
 
-class Root(msgspec.Struct, frozen=True):
+class RootFsSpec(msgspec.Struct, frozen=True):
     """What / is made of, all of it read-only; a runtime lays it in the order of the fields.
 
     image: the host directory that becomes /; it has every place that a runtime mounts over (`IMAGE_DIRECTORIES`,
@@ -30,52 +30,52 @@ class Root(msgspec.Struct, frozen=True):
     """
 
     image: Path | None
-    covered: Sequence[str]
+    tmpfs_mounts: Sequence[str]
     directories: Sequence[str]
     links: Mapping[str, str]
     host_paths: Sequence[str]
     files: Mapping[str, bytes]
-    parts: Mapping[Path, str] = {}
+    mounts: Mapping[Path, str] = {}
 
 
-def describe_root(spec: SandboxSpec) -> Root:
+def describe_rootfs(spec: SandboxSpec) -> RootFsSpec:
     """What the / of this sandbox is made of. With an image, programs must be laid below /run."""
     files = etc_files(spec.attempt_id)
     if spec.image is None:
-        return Root(
+        return RootFsSpec(
             image=None,
-            covered=(),
+            tmpfs_mounts=(),
             directories=(*DIRECTORIES, *node.DIRECTORIES),
             links={**LINKS, **node.LINKS},
             host_paths=("/usr", *HOST_PATHS),
             files=files,
-            parts={**spec.programs, **node.find_parts()},
+            mounts={**spec.programs, **node.find_mounts()},
         )
     parents = {str(one) for inside in spec.programs.values() for one in PurePosixPath(inside).parents}
-    return Root(
+    return RootFsSpec(
         image=spec.image,
-        covered=("/run",),
+        tmpfs_mounts=("/run",),
         directories=sorted(parents - {"/", "/run"}),
         links={},
         host_paths=(),
         files={path: files[path] for path in IMAGE_FILES},
-        parts=spec.programs,
+        mounts=spec.programs,
     )
 
 
 def etc_files(host_name: str) -> Mapping[str, bytes]:
     """The synthetic files of /etc, readable by everybody."""
     texts = {
-        "/etc/passwd": f"root:x:0:0:root:/root:/usr/sbin/nologin\n{USER}:x:{UID}:{UID}:{USER}:{HOME}:/bin/bash\n"
+        "/etc/passwd": f"root:x:0:0:root:/root:/usr/sbin/nologin\n{SANDBOX_USER}:x:{SANDBOX_UID}:{SANDBOX_UID}:{SANDBOX_USER}:{SANDBOX_HOME}:/bin/bash\n"
         "nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n",
-        "/etc/group": f"root:x:0:\n{USER}:x:{UID}:\nnogroup:x:65534:\n",
+        "/etc/group": f"root:x:0:\n{SANDBOX_USER}:x:{SANDBOX_UID}:\nnogroup:x:65534:\n",
         "/etc/hosts": f"127.0.0.1 localhost\n::1 localhost ip6-localhost\n127.0.1.1 {host_name}\n",
         "/etc/hostname": f"{host_name}\n",
         "/etc/resolv.conf": "nameserver 198.18.0.1\n",
         "/etc/nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\n",
         "/etc/gitconfig": '[user]\n\tname = "Claude Code (Sandbox)"\n\temail = agent@sandbox.invalid\n'
-        f"[safe]\n\tdirectory = {WORKSPACE}\n",
-        node.NPM_CONFIGURATION: f"prefix={HOME}/.local\nupdate-notifier=false\n"
+        f"[safe]\n\tdirectory = {SANDBOX_WORKSPACE}\n",
+        node.NPM_CONFIGURATION: f"prefix={SANDBOX_HOME}/.local\nupdate-notifier=false\n"
         "fetch-retry-mintimeout=500\nfetch-retry-maxtimeout=2000\n",
     }
     return {path: text.encode() for path, text in texts.items()}

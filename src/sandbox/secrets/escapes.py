@@ -9,17 +9,17 @@ from sandbox.model.printable import INVISIBLE_RANGES
 from sandbox.secrets.limits import REDACTED_ZEROS_MAX
 
 _LAST_ASCII = 0x7F
-_LENGTH_ENDS = (_LAST_ASCII, 0x7FF, 0xFFFF)
+_LAST_BY_LENGTH = (_LAST_ASCII, 0x7FF, 0xFFFF)
 """The last code point of one, two and three bytes."""
 _CONTINUATION_BITS = 6
 
-_Sequence = tuple[tuple[int, int], ...]
+_ByteRanges = tuple[tuple[int, int], ...]
 """To each byte of a character its least and its greatest value."""
 
 
-def _sequences(first: int, last: int) -> Iterator[_Sequence]:
+def _sequences(first: int, last: int) -> Iterator[_ByteRanges]:
     """The range of code points as sequences whose bytes vary independently of each other."""
-    for split in _splits(first, last):
+    for split in _split_points(first, last):
         if first <= split < last:
             yield from _sequences(first, split)
             yield from _sequences(split + 1, last)
@@ -28,8 +28,8 @@ def _sequences(first: int, last: int) -> Iterator[_Sequence]:
     yield tuple(zip(least, greatest, strict=True))
 
 
-def _splits(first: int, last: int) -> Iterator[int]:
-    yield from _LENGTH_ENDS
+def _split_points(first: int, last: int) -> Iterator[int]:
+    yield from _LAST_BY_LENGTH
     for count in range(1, 4):
         low = (1 << _CONTINUATION_BITS * count) - 1
         if first | low != last | low:
@@ -39,22 +39,22 @@ def _splits(first: int, last: int) -> Iterator[int]:
                 yield (last & ~low) - 1
 
 
-def _alternatives(sequences: Iterable[_Sequence]) -> tuple[bytes, ...]:
+def _alternatives(sequences: Iterable[_ByteRanges]) -> tuple[bytes, ...]:
     """Patterns that together match any of the sequences, one for each first byte."""
-    rests: dict[tuple[int, int], list[_Sequence]] = {}
+    rests: dict[tuple[int, int], list[_ByteRanges]] = {}
     for first, *rest in sequences:
         rests.setdefault(first, []).append(tuple(rest))
-    return tuple(_byte(*first) + _rest(found) for first, found in rests.items())
+    return tuple(_byte_pattern(*first) + _suffix_pattern(found) for first, found in rests.items())
 
 
-def _rest(sequences: list[_Sequence]) -> bytes:
+def _suffix_pattern(sequences: list[_ByteRanges]) -> bytes:
     longer = list(filter(None, sequences))
     if not longer:
         return b""
     return b"(?:%b)%b" % (b"|".join(_alternatives(longer)), b"?" if len(longer) < len(sequences) else b"")
 
 
-def _byte(least: int, greatest: int) -> bytes:
+def _byte_pattern(least: int, greatest: int) -> bytes:
     return rb"\x%02x" % least if least == greatest else rb"[\x%02x-\x%02x]" % (least, greatest)
 
 
@@ -65,28 +65,28 @@ _SEQUENCES = [
     for sequence in _sequences(max(first, _LAST_ASCII + 1), last)
 ]
 
-WHOLE = _alternatives(_SEQUENCES)
+INVISIBLE_PATTERNS = _alternatives(_SEQUENCES)
 """For one invisible character."""
 
-CUT_OFF = _alternatives(sequence[:length] for sequence in _SEQUENCES for length in range(1, len(sequence)))
+TRUNCATED_PATTERNS = _alternatives(sequence[:length] for sequence in _SEQUENCES for length in range(1, len(sequence)))
 """For the first bytes of one."""
 
 
 _NAMED_REFERENCES = {name.encode(): meaning.encode() for name, meaning in html5.items()}
-_OPEN_LENGTHS = sorted({len(name) for name in _NAMED_REFERENCES if not name.endswith(b";")}, reverse=True)
+_BARE_NAME_LENGTHS = sorted({len(name) for name in _NAMED_REFERENCES if not name.endswith(b";")}, reverse=True)
 
 LONGEST_NAME_BYTES = max(map(len, _NAMED_REFERENCES)) - 1
 """The longest name, without its semicolon."""
 
 
-def resolve_name(name: bytes) -> tuple[int, bytes] | None:
+def resolve_reference(name: bytes) -> tuple[int, bytes] | None:
     """How much of `name`, with the semicolon if there is one, is a reference, and its text in UTF-8.
 
     As in HTML: the longest name counts, and some names need no semicolon.
     """
     if name.endswith(b";") and (meaning := _NAMED_REFERENCES.get(name)) is not None:
         return len(name), meaning
-    for length in _OPEN_LENGTHS:
+    for length in _BARE_NAME_LENGTHS:
         if length <= len(name) and (meaning := _NAMED_REFERENCES.get(name[:length])) is not None:
             return length, meaning
     return None
@@ -95,14 +95,14 @@ def resolve_name(name: bytes) -> tuple[int, bytes] | None:
 _BACKSLASHES_MAX = 64
 """Backslashes before an escape that belong to it: every level of nesting doubles them."""
 
-_ZEROS = rb"0{0,%d}+" % REDACTED_ZEROS_MAX
+_LEADING_ZEROS = rb"0{0,%d}+" % REDACTED_ZEROS_MAX
 
 _CONTROLS = rb"[\x00-\x06\x08\x0b-\x17\x19\x1c-\x1f\x7f]"
 """Without tabs and line feeds, and without what begins, ends and cuts short terminal escapes."""
 
 _ESCAPE_CHARACTER = rb"(?: u001[bB] | u\{ 0{0,4}+ 1[bB] \} | U0000001[bB] | x1[bB] | 033 | e )"
 
-_WRITTEN = rb"""
+_ESCAPE_SYNTAX = rb"""
       \\ (?P<nesting> \\{0,31}+ ) $ESCAPE_CHARACTER \\ (?P=nesting) \\ (?P=nesting) (?!\\) (?P<string_end> )
     | \\\\{0,63}+ (?:
           u (?P<pair> [dD][89abAB][0-9a-fA-F]{2} \\{1,64}+ u[dD][c-fC-F][0-9a-fA-F]{2} )
@@ -118,28 +118,28 @@ _WRITTEN = rb"""
         | \# (?P<decimal> (?=[0-9]) $ZEROS [0-9]{0,7}+ ) (?![0-9]) ;?
         | \#[xX] (?P<hex> (?=[0-9a-fA-F]) $ZEROS [0-9a-fA-F]{0,6}+ ) (?![0-9a-fA-F]) ;? )
     | ' (?P<quote> \\{1,64}+'' | \\{0,64}+"'\\{0,64}+"' )
-    """.replace(b"$ZEROS", _ZEROS)
-_WRITTEN = _WRITTEN.replace(b"$NAME_REST", b"%d" % (LONGEST_NAME_BYTES - 1))
-_WRITTEN = _WRITTEN.replace(b"$ESCAPE_CHARACTER", _ESCAPE_CHARACTER)
-_NO_INTRODUCER = rb"(?<!\xc2[\x90\x98\x9b-\x9f])"
+    """.replace(b"$ZEROS", _LEADING_ZEROS)
+_ESCAPE_SYNTAX = _ESCAPE_SYNTAX.replace(b"$NAME_REST", b"%d" % (LONGEST_NAME_BYTES - 1))
+_ESCAPE_SYNTAX = _ESCAPE_SYNTAX.replace(b"$ESCAPE_CHARACTER", _ESCAPE_CHARACTER)
+_NOT_INTRODUCER = rb"(?<!\xc2[\x90\x98\x9b-\x9f])"
 """The C1 controls that begin terminal escapes are no tokens by themselves."""
 
 _ESCAPES = [
-    _WRITTEN,
-    *(alternative + _NO_INTRODUCER for alternative in WHOLE),
+    _ESCAPE_SYNTAX,
+    *(alternative + _NOT_INTRODUCER for alternative in INVISIBLE_PATTERNS),
     *(rb"\x%02x %b{0,63}+" % (first, _CONTROLS) for first in range(128) if re.match(_CONTROLS, bytes([first]))),
 ]
 _ESCAPE = re.compile(b"|".join(_ESCAPES), re.VERBOSE)
 
-_STRAYS = rb"[\x80-\x9f\xad]"
+_LATIN1_CONTROLS = rb"[\x80-\x9f\xad]"
 """Controls and the soft hyphen in Latin-1."""
 
-_STRAY_ESCAPES = [
-    rb"\x%02x (?<![\x80-\xff][\x80-\xff]) %b{0,63}+" % (first, _STRAYS)
+_LATIN1_ESCAPES = [
+    rb"\x%02x (?<![\x80-\xff][\x80-\xff]) %b{0,63}+" % (first, _LATIN1_CONTROLS)
     for first in range(256)
-    if re.match(_STRAYS, bytes([first]))
+    if re.match(_LATIN1_CONTROLS, bytes([first]))
 ]
-_ESCAPE_BETWEEN_STRAYS = re.compile(b"|".join(_ESCAPES + _STRAY_ESCAPES), re.VERBOSE)
+_ESCAPE_OR_LATIN1 = re.compile(b"|".join(_ESCAPES + _LATIN1_ESCAPES), re.VERBOSE)
 """For bytes that are not UTF-8."""
 
 _PARAMETERS = rb"[0-?]{0,1024}+ [\ -/]{0,8}+"
@@ -175,7 +175,7 @@ _MAY_HOLD_ESCAPES = re.compile(
 )
 """A terminal escape that has bytes in it which `find_escapes` may take for an escape."""
 
-_BEGINNING = re.compile(
+_PARTIAL_ESCAPE = re.compile(
     rb"""
       \\\\{0,63}+ (?: u[0-9a-fA-F]{0,3} | u\{$ZEROS[0-9a-fA-F]{0,6} | U[0-9a-fA-F]{0,7} )? \Z
     | \\\\{0,63}+ (?: x[0-9a-fA-F]? | [0-7]{1,2} ) \Z
@@ -187,36 +187,36 @@ _BEGINNING = re.compile(
     | \xc2 (?: \x9b $PARAMETERS | [\x90\x98\x9d-\x9f] $STRING \x1b? ) \Z
     | \x9b (?<![\x80-\xff].) $PARAMETERS \Z
     | [\x90\x98\x9d-\x9f] (?<![\x80-\xff].) [\x20-\x7e]{0,1024}+ \x1b? \Z
-    """.replace(b"$ZEROS", _ZEROS)
+    """.replace(b"$ZEROS", _LEADING_ZEROS)
     .replace(b"$NAME_REST", b"%d" % (LONGEST_NAME_BYTES - 1))
     .replace(b"$STRING", _STRING)
     .replace(b"$PARAMETERS", _PARAMETERS)
-    + b"".join(rb"| %b\Z" % start for start in CUT_OFF),
+    + b"".join(rb"| %b\Z" % start for start in TRUNCATED_PATTERNS),
     re.VERBOSE,
 )
 
-Token = tuple[int, int, bytes]
+EscapeToken = tuple[int, int, bytes]
 """Where it begins and ends, and what it stands for: nothing, a character in UTF-8, or a byte."""
 
 _TOKEN_BYTES_MAX = 1200
 """No token is longer."""
 
 
-def find_escapes(data: bytes) -> Iterator[Token]:
+def find_escapes(data: bytes) -> Iterator[EscapeToken]:
     """What is written as something else, and invisible characters."""
-    escape = _ESCAPE if _is_utf_8(data) else _ESCAPE_BETWEEN_STRAYS
+    escape = _ESCAPE if _is_utf_8(data) else _ESCAPE_OR_LATIN1
     for found in escape.finditer(data):
         group = found.lastgroup
         start, end = found.span()
         if group is None:
             yield start, end, b""
         elif group != "name":
-            yield start, end, _MEANINGS[group](found[group].decode())
-        elif (resolved := resolve_name(found[group])) is not None:
+            yield start, end, _DECODERS[group](found[group].decode())
+        elif (resolved := resolve_reference(found[group])) is not None:
             yield start, start + 1 + resolved[0], resolved[1]
 
 
-def find_terminal_escapes(data: bytes) -> Iterator[Token]:
+def find_terminal_escapes(data: bytes) -> Iterator[EscapeToken]:
     """What a terminal takes for a command, which may be a letter behind a control character."""
     return ((*found.span(), b"") for found in _TERMINAL_ESCAPE.finditer(data))
 
@@ -238,13 +238,13 @@ def _is_utf_8(data: bytes) -> bool:
     return True
 
 
-def find_beginning(data: bytes, end: int) -> int:
+def find_partial_escape(data: bytes, end: int) -> int:
     """Where a token begins that ends at `end` or goes on there; `end` if there is none."""
-    found = _BEGINNING.search(data, max(0, end - _TOKEN_BYTES_MAX, data.rfind(b"\n", 0, end) + 1), end)
+    found = _PARTIAL_ESCAPE.search(data, max(0, end - _TOKEN_BYTES_MAX, data.rfind(b"\n", 0, end) + 1), end)
     return found.start() if found else end
 
 
-def step_back(data: bytes, position: int) -> int:
+def before_backslashes(data: bytes, position: int) -> int:
     """The place before the backslashes around `position`, as many of them as can belong to an escape."""
     end = position
     while data[end : end + 1] == b"\\" and end < position + _BACKSLASHES_MAX:
@@ -255,26 +255,26 @@ def step_back(data: bytes, position: int) -> int:
     return position
 
 
-def _pair(both: str) -> bytes:
+def _decode_surrogate_pair(both: str) -> bytes:
     high, low = int(both[:4], 16), int(both[-4:], 16)
-    return _character(0x10000 + ((high & 0x3FF) << 10) + (low & 0x3FF))
+    return _encode_code_point(0x10000 + ((high & 0x3FF) << 10) + (low & 0x3FF))
 
 
-def _character(code: int) -> bytes:
+def _encode_code_point(code: int) -> bytes:
     return chr(code).encode("utf-8", "surrogatepass") if code <= 0x10FFFF else b""
 
 
-_MEANINGS: dict[str, Callable[[str], bytes]] = {
-    "pair": _pair,
-    "character": lambda digits: _character(int(digits, 16)),
-    "braced": lambda digits: _character(int(digits, 16)),
-    "long": lambda digits: _character(int(digits, 16)),
+_DECODERS: dict[str, Callable[[str], bytes]] = {
+    "pair": _decode_surrogate_pair,
+    "character": lambda digits: _encode_code_point(int(digits, 16)),
+    "braced": lambda digits: _encode_code_point(int(digits, 16)),
+    "long": lambda digits: _encode_code_point(int(digits, 16)),
     "byte": bytes.fromhex,
     "octal": lambda digits: bytes([int(digits, 8)]),
     "percent": bytes.fromhex,
     "string_end": lambda _: b"\x07",
     "letter": {"a": b"\x07", "e": b"\x1b"}.__getitem__,
-    "decimal": lambda digits: _character(int(digits)),
-    "hex": lambda digits: _character(int(digits, 16)),
+    "decimal": lambda digits: _encode_code_point(int(digits)),
+    "hex": lambda digits: _encode_code_point(int(digits, 16)),
     "quote": lambda _: b"'",
 }

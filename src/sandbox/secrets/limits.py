@@ -31,8 +31,8 @@ REDACTED_SPREAD_BYTES_MAX = 1024 * 1024
 """A value that is spread over more bytes is not found, nor over 32 times the longest form it is searched in and 4 KiB;
 but over four times that form it is."""
 
-REDACTED_ANEW_BYTES_MAX = 16 * 1024
+RESCAN_BYTES_MAX = 16 * 1024
 """While more than this is held back of a stream, it is looked at anew once it has grown by a quarter, or at a pause."""
 
-VAULT_QUESTIONS_MAX = 8
+VAULT_REQUESTS_MAX = 8
 """Values that Vault is asked for at once; further ones wait, within their time."""

@@ -8,12 +8,12 @@ terminal escapes, carriage returns and characters without a width in between.
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from sandbox.secrets.decoders import peel
-from sandbox.secrets.limits import REDACTED_ANEW_BYTES_MAX, REDACTED_CHARACTERS_MIN
-from sandbox.secrets.scanner import Scanner, replace
+from sandbox.secrets.decoders import decode_layers
+from sandbox.secrets.limits import REDACTED_CHARACTERS_MIN, RESCAN_BYTES_MAX
+from sandbox.secrets.scanner import Scanner, replace_spans
 
 
-class StreamRedactor:
+class SecretStreamRedactor:
     """Lets go what is settled; put together, that is the redaction of the whole stream, however it is cut.
 
     What may be the beginning of a value is held back until it is known: at most `Scanner.span_bytes_max` bytes and the
@@ -23,70 +23,70 @@ class StreamRedactor:
 
     def __init__(self, scanner: Scanner) -> None:
         self._scanner = scanner
-        self._held = b""
-        self._fresh = bytearray()
-        self._done = 0
+        self._pending = b""
+        self._unscanned = bytearray()
+        self._emitted = 0
         self.has_redacted = False
 
     @property
-    def held_bytes(self) -> int:
+    def pending_bytes(self) -> int:
         """How many bytes are held back."""
-        return len(self._held) + len(self._fresh) - self._done
+        return len(self._pending) + len(self._unscanned) - self._emitted
 
     def feed(self, chunk: bytes) -> bytes:
         """What may be let go now."""
         if not self._scanner.span_bytes_max:
             return chunk
-        self._fresh += chunk
+        self._unscanned += chunk
         # To look at all that is held with every chunk would take the square of its length.
-        if len(self._held) > max(REDACTED_ANEW_BYTES_MAX, 4 * len(self._fresh)):
+        if len(self._pending) > max(RESCAN_BYTES_MAX, 4 * len(self._unscanned)):
             return b""
-        return self._let_go(is_end=False)
+        return self._release(is_end=False)
 
-    def pause(self) -> bytes:
+    def flush_lines(self) -> bytes:
         """The whole lines that are held back, for when nothing has come for a while.
 
         Wrapped base64 or a value of several lines may begin in them. If it does go on, it vanishes from there on.
         """
-        settled = self._let_go(is_end=False) if self._fresh else b""
-        end = self._held.rfind(b"\n") + 1
-        gone = self._held[self._done : end]
-        self._done = max(self._done, end)
+        settled = self._release(is_end=False) if self._unscanned else b""
+        end = self._pending.rfind(b"\n") + 1
+        gone = self._pending[self._emitted : end]
+        self._emitted = max(self._emitted, end)
         return settled + gone
 
     def flush(self) -> bytes:
         """What is held back, at the end of the stream."""
-        return self._let_go(is_end=True)
+        return self._release(is_end=True)
 
-    def _let_go(self, *, is_end: bool) -> bytes:
-        data = self._held + self._fresh
-        self._fresh.clear()
-        layers = peel(data)
-        settled = len(data) if is_end else self._scanner.settled_length(layers)
+    def _release(self, *, is_end: bool) -> bytes:
+        data = self._pending + self._unscanned
+        self._unscanned.clear()
+        layers = decode_layers(data)
+        settled = len(data) if is_end else self._scanner.safe_length(layers)
         spans = [span for span in self._scanner.find(layers) if span.start < settled]
         self.has_redacted = self.has_redacted or bool(spans)
-        gone = replace(data, spans, self._done, settled)
-        self._done = max(0, max([self._done, *(span.end for span in spans)]) - settled)
-        self._held = data[settled:]
+        gone = replace_spans(data, spans, self._emitted, settled)
+        self._emitted = max(0, max([self._emitted, *(span.end for span in spans)]) - settled)
+        self._pending = data[settled:]
         return gone
 
 
-class Redactor:
+class SecretRedactor:
     """Knows the values of one task's secrets, by name. Neither its repr nor its errors tell them."""
 
     def __init__(self, values: Mapping[str, str]) -> None:
-        self.too_short: tuple[str, ...] = tuple(
+        self.too_short_names: tuple[str, ...] = tuple(
             name for name, value in values.items() if len(value) < REDACTED_CHARACTERS_MIN
         )
-        self._scanner = Scanner({name: value for name, value in values.items() if name not in self.too_short})
+        self._scanner = Scanner({name: value for name, value in values.items() if name not in self.too_short_names})
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}>"
 
     def redact(self, data: bytes) -> bytes:
         """The bytes without values; the very same object where there are none."""
-        spans = self._scanner.find(peel(data)) if self._scanner.span_bytes_max else []
-        return replace(data, spans) if spans else data
+        spans = self._scanner.find(decode_layers(data)) if self._scanner.span_bytes_max else []
+        return replace_spans(data, spans) if spans else data
 
     def redact_text(self, text: str) -> str:
         """The text without values."""
@@ -99,14 +99,14 @@ class Redactor:
         except UnicodeDecodeError:  # a value that is no text once its escapes are undone was found within a character
             return redacted.decode("utf-8", "replace")
 
-    def redact_value(self, value: Any) -> Any:
+    def redact_json(self, value: Any) -> Any:
         """Plain JSON data without values, neither in texts nor in keys."""
         if isinstance(value, str):
             return self.redact_text(value)
         if isinstance(value, dict):
-            return {self.redact_value(key): self.redact_value(item) for key, item in value.items()}
+            return {self.redact_json(key): self.redact_json(item) for key, item in value.items()}
         if isinstance(value, list | tuple):
-            return [self.redact_value(item) for item in value]
+            return [self.redact_json(item) for item in value]
         return value
 
     def contains(self, chunks: Iterable[bytes]) -> bool:
@@ -119,6 +119,6 @@ class Redactor:
         stream.flush()
         return stream.has_redacted
 
-    def stream(self) -> StreamRedactor:
+    def stream(self) -> SecretStreamRedactor:
         """A redaction for one more stream."""
-        return StreamRedactor(self._scanner)
+        return SecretStreamRedactor(self._scanner)

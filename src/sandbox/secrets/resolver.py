@@ -4,19 +4,19 @@ import asyncio
 from collections.abc import Mapping, Sequence
 
 from sandbox.interfaces.secrets import SecretSource, SecretUnavailableError
-from sandbox.model.errors import secrets_missing
+from sandbox.model.errors import missing_secrets_message
 from sandbox.model.manifest.schema import Secret
 from sandbox.secrets.limits import SECRET_BYTES_MAX, SECRETS_BYTES_MAX
-from sandbox.secrets.sources import unavailable
+from sandbox.secrets.sources import unavailable_error
 
-_HOW_TO_OFFER = {
+_SOURCE_REMEDIES = {
     "file": "this server has no secrets directory; its operator sets secrets.directory (SANDBOX_SECRETS_DIRECTORY).",
     "vault": "this server has no access to Vault; its operator sets secrets.vault.address "
     "(SANDBOX_SECRETS_VAULT_ADDRESS) and VAULT_TOKEN.",
 }
 
 
-class Secrets:
+class SecretResolver:
     """Asks the sources of a manifest's secrets. `sources`: by the words that manifests use."""
 
     def __init__(self, sources: Mapping[str, SecretSource]) -> None:
@@ -35,7 +35,7 @@ class Secrets:
             else:
                 raise answer
         if missing:
-            raise SecretUnavailableError(secrets_missing(missing), " ".join(missing.values()))
+            raise SecretUnavailableError(missing_secrets_message(missing), " ".join(missing.values()))
         if sum(len(value.encode()) for value in values.values()) > SECRETS_BYTES_MAX:
             raise SecretUnavailableError(
                 f"The secrets of the task are larger than {SECRETS_BYTES_MAX // 1024} KiB together; use fewer."
@@ -45,18 +45,20 @@ class Secrets:
     async def _resolve(self, secret: Secret) -> str:
         source = self._sources.get(secret.source)
         if source is None:
-            raise unavailable(secret, _HOW_TO_OFFER.get(secret.source, "this server does not offer the source."))
-        return _checked(secret, await source.resolve(secret))
+            raise unavailable_error(
+                secret, _SOURCE_REMEDIES.get(secret.source, "this server does not offer the source.")
+            )
+        return _validated(secret, await source.resolve(secret))
 
 
-def _checked(secret: Secret, value: str) -> str:
+def _validated(secret: Secret, value: str) -> str:
     """What can be an environment variable, and be redacted."""
     if not value:
-        raise unavailable(secret, "the value is empty.")
+        raise unavailable_error(secret, "the value is empty.")
     if "\0" in value:
-        raise unavailable(secret, "the value holds a NUL, which no environment variable can.")
+        raise unavailable_error(secret, "the value holds a NUL, which no environment variable can.")
     if any("\ud800" <= letter <= "\udfff" for letter in value):
-        raise unavailable(secret, "the value is no UTF-8 text; encode it, for example in base64.")
+        raise unavailable_error(secret, "the value is no UTF-8 text; encode it, for example in base64.")
     if len(value.encode()) > SECRET_BYTES_MAX:
-        raise unavailable(secret, f"the value is larger than {SECRET_BYTES_MAX // 1024} KiB.")
+        raise unavailable_error(secret, f"the value is larger than {SECRET_BYTES_MAX // 1024} KiB.")
     return value

@@ -8,15 +8,15 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from sandbox.interfaces.secrets import SecretUnavailableError
-from sandbox.model.errors import secrets_missing
+from sandbox.model.errors import missing_secrets_message
 from sandbox.model.manifest.schema import Secret
 from sandbox.secrets.limits import SECRET_BYTES_MAX
 
 
-def unavailable(secret: Secret, what: str) -> SecretUnavailableError:
+def unavailable_error(secret: Secret, reason: str) -> SecretUnavailableError:
     """`what` says what is wrong and what to do. It must not hold a value: operators read it with the task."""
-    detail = f"Secret {secret.name} (source {secret.source}, key {secret.key}): {what}"
-    return SecretUnavailableError(secrets_missing([secret.name]), detail)
+    detail = f"Secret {secret.name} (source {secret.source}, key {secret.key}): {reason}"
+    return SecretUnavailableError(missing_secrets_message([secret.name]), detail)
 
 
 _DIRECTORY = "the server's secrets directory (secrets.directory, SANDBOX_SECRETS_DIRECTORY)"
@@ -40,31 +40,33 @@ class FileSource:
 
     def _read(self, secret: Secret) -> str:
         if secret.key.startswith("/") or not {"", ".", ".."}.isdisjoint(secret.key.split("/")):
-            raise unavailable(secret, "the key must be a path relative to the secrets directory, without . and ..")
+            raise unavailable_error(
+                secret, "the key must be a path relative to the secrets directory, without . and .."
+            )
         try:
-            content = self._content(secret)
+            content = self._read_content(secret)
         except OSError as error:
             reason = _REASONS.get(error.errno or 0, f"the file cannot be read ({error.strerror}).")
-            raise unavailable(secret, reason) from None
+            raise unavailable_error(secret, reason) from None
         try:
             return content.removesuffix(b"\n").decode()
         except UnicodeDecodeError:
-            raise unavailable(secret, "the file is no UTF-8 text; encode it, for example in base64.") from None
+            raise unavailable_error(secret, "the file is no UTF-8 text; encode it, for example in base64.") from None
 
-    def _content(self, secret: Secret) -> bytes:
+    def _read_content(self, secret: Secret) -> bytes:
         """Look at what the path leads to before it is opened for reading: opening a FIFO or device does something."""
         try:
             directory = os.open(self._directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
             reason = f"{_DIRECTORY} cannot be opened ({error.strerror}); the server's user must be able to enter it."
-            raise unavailable(secret, reason) from None
+            raise unavailable_error(secret, reason) from None
         try:
             node = os.open(secret.key, os.O_PATH | os.O_CLOEXEC, dir_fd=directory)
             try:
-                if not _place(node).is_relative_to(_place(directory)):
-                    raise unavailable(secret, "this is a symbolic link that leads out of the secrets directory.")
+                if not _real_path(node).is_relative_to(_real_path(directory)):
+                    raise unavailable_error(secret, "this is a symbolic link that leads out of the secrets directory.")
                 if not stat.S_ISREG(os.fstat(node).st_mode):
-                    raise unavailable(secret, "this is not a regular file.")
+                    raise unavailable_error(secret, "this is not a regular file.")
                 with Path(f"/proc/self/fd/{node}").open("rb") as file:
                     content = file.read(SECRET_BYTES_MAX + 2)
             finally:
@@ -72,16 +74,16 @@ class FileSource:
         finally:
             os.close(directory)
         if len(content.removesuffix(b"\n")) > SECRET_BYTES_MAX:
-            raise unavailable(secret, f"the file is larger than {SECRET_BYTES_MAX // 1024} KiB.")
+            raise unavailable_error(secret, f"the file is larger than {SECRET_BYTES_MAX // 1024} KiB.")
         return content
 
 
-def _place(descriptor: int) -> Path:
+def _real_path(descriptor: int) -> Path:
     """Where the opened file really is, whatever links led to it."""
     return Path(f"/proc/self/fd/{descriptor}").readlink()
 
 
-OWN_PREFIXES = ("SANDBOX_", "ANTHROPIC_", "VAULT_TOKEN")
+SERVER_PREFIXES = ("SANDBOX_", "ANTHROPIC_", "VAULT_TOKEN")
 """The server's own variables. They never enter a sandbox, whatever the configuration says."""
 
 
@@ -94,15 +96,15 @@ class EnvironmentSource:
 
     async def resolve(self, secret: Secret) -> str:
         """The variable's value. Raises SecretUnavailableError."""
-        if secret.key.upper().startswith(OWN_PREFIXES):
-            raise unavailable(secret, "the server's own variables are not given away; choose another one.")
+        if secret.key.upper().startswith(SERVER_PREFIXES):
+            raise unavailable_error(secret, "the server's own variables are not given away; choose another one.")
         if self._allowed is not None and secret.key not in self._allowed:
-            raise unavailable(
+            raise unavailable_error(
                 secret, "this variable is not among those that the server's configuration gives away; ask its operator."
             )
         value = self._variables.get(secret.key)
         if value is None:
-            raise unavailable(
+            raise unavailable_error(
                 secret, "this variable is not set where the server runs; set it and start the server again."
             )
         return value

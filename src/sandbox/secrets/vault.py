@@ -6,11 +6,11 @@ from functools import partial
 from typing import Any
 
 from sandbox.model.manifest.schema import Secret
-from sandbox.secrets.limits import VAULT_QUESTIONS_MAX, VAULT_SECONDS
-from sandbox.secrets.sources import unavailable
-from sandbox.system.threads import wait_in_thread
+from sandbox.secrets.limits import VAULT_REQUESTS_MAX, VAULT_SECONDS
+from sandbox.secrets.sources import unavailable_error
+from sandbox.system.threads import run_in_daemon_thread
 
-_STATUSES = {
+_STATUS_MESSAGES = {
     "Forbidden": "Vault refuses to show it to the server (403); give the server's token a policy that reads this path.",
     "Unauthorized": "Vault does not take the server's token (401); give the server a valid one.",
     "InvalidPath": "Vault has nothing at this path (404) in the engine mounted at {mount}; check path and mount.",
@@ -37,27 +37,27 @@ class VaultSource:
 
     def __init__(self, settings: VaultSettings) -> None:
         self._settings = settings
-        self._turns = asyncio.Semaphore(VAULT_QUESTIONS_MAX)
+        self._slots = asyncio.Semaphore(VAULT_REQUESTS_MAX)
 
     async def resolve(self, secret: Secret) -> str:
         """The field of the latest version. Raises SecretUnavailableError."""
         path, _, name = secret.key.rpartition("#")
         # Dots would lead to other parts of Vault's API.
         if not path or not name or not {"", ".", ".."}.isdisjoint(path.split("/")):
-            raise unavailable(secret, "the key must be path#field, without . and .. in the path.")
+            raise unavailable_error(secret, "the key must be path#field, without . and .. in the path.")
         try:
             async with asyncio.timeout(self._settings.timeout_seconds):
-                await self._turns.acquire()
-                value = await wait_in_thread(partial(self._ask, secret, path, name), self._turns.release)
+                await self._slots.acquire()
+                value = await run_in_daemon_thread(partial(self._read_field, secret, path, name), self._slots.release)
         except TimeoutError:
-            raise unavailable(secret, f"Vault at {self._settings.address} did not answer in time.") from None
+            raise unavailable_error(secret, f"Vault at {self._settings.address} did not answer in time.") from None
         if value is None:
-            raise unavailable(secret, f"what Vault has at this path has no field {name}.")
+            raise unavailable_error(secret, f"what Vault has at this path has no field {name}.")
         if not isinstance(value, str):
-            raise unavailable(secret, "the field's value is not a text; store it as one.")
+            raise unavailable_error(secret, "the field's value is not a text; store it as one.")
         return value
 
-    def _ask(self, secret: Secret, path: str, name: str) -> Any:
+    def _read_field(self, secret: Secret, path: str, name: str) -> Any:
         """Slow to import, and only needed by servers whose users have secrets in Vault."""
         import hvac
         import requests
@@ -79,20 +79,20 @@ class VaultSource:
             )
             return answer["data"]["data"].get(name)
         except VaultError as error:
-            what = _STATUSES.get(type(error).__name__, "Vault answers with an error; look at its log.")
-            raise unavailable(secret, what.format(mount=settings.mount)) from None
+            what = _STATUS_MESSAGES.get(type(error).__name__, "Vault answers with an error; look at its log.")
+            raise unavailable_error(secret, what.format(mount=settings.mount)) from None
         except requests.exceptions.SSLError:
-            raise unavailable(
+            raise unavailable_error(
                 secret, f"the certificate of Vault at {settings.address} is not trusted; configure who signs it."
             ) from None
         except requests.exceptions.Timeout:
-            raise unavailable(secret, f"Vault at {settings.address} did not answer in time.") from None
+            raise unavailable_error(secret, f"Vault at {settings.address} did not answer in time.") from None
         except requests.exceptions.RequestException:
-            raise unavailable(
+            raise unavailable_error(
                 secret, f"Vault at {settings.address} is not reached; check its address, and that it runs."
             ) from None
         except (AttributeError, KeyError, TypeError):
-            raise unavailable(
+            raise unavailable_error(
                 secret,
                 f"what answers at {settings.address} is no key-value engine of version 2; check the address.",
             ) from None

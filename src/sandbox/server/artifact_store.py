@@ -10,26 +10,26 @@ from sandbox.model.events import Artifact
 from sandbox.model.task import Task
 
 
-class Shelf:
+class ArtifactStore:
     """Finds the files of recorded artifacts; names come from the journal, never from a request."""
 
     def __init__(self, data_dir: Path) -> None:
         self._data_dir = data_dir
 
-    def artifacts(self, task: Task) -> Sequence[StoredArtifact]:
+    def list_artifacts(self, task: Task) -> Sequence[StoredArtifact]:
         """All of a task's that are there, in the order they were collected."""
-        stored = (self._stored(task, artifact) for artifact in task.artifacts)
+        stored = (self._locate(task, artifact) for artifact in task.artifacts)
         return [each for each in stored if each is not None]
 
-    def artifact(self, task: Task, name: str) -> StoredArtifact:
+    def find_artifact(self, task: Task, name: str) -> StoredArtifact:
         """By name, else by path. Raises ArtifactNotFoundError."""
         for key in ("name", "path"):
             for artifact in task.artifacts:
-                if getattr(artifact, key) == name and (stored := self._stored(task, artifact)) is not None:
+                if getattr(artifact, key) == name and (stored := self._locate(task, artifact)) is not None:
                     return stored
         raise ArtifactNotFoundError(task.id, name)
 
-    def _stored(self, task: Task, artifact: Artifact) -> StoredArtifact | None:
+    def _locate(self, task: Task, artifact: Artifact) -> StoredArtifact | None:
         file = TaskLayout(self._data_dir, task.id).artifacts / artifact.name
         try:
             modified = file.stat().st_mtime

@@ -4,8 +4,8 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator
 
-from sandbox.model.limits import SUBSCRIBER_BYTES_MAX, SUBSCRIBER_FRAMES_MAX
-from sandbox.model.wire.events import Frame, size_bytes
+from sandbox.model.limits import SUBSCRIBER_BYTES_MAX, SUBSCRIBER_EVENTS_MAX
+from sandbox.model.wire.events import WireEvent, wire_size_bytes
 
 
 class Broadcast:
@@ -19,18 +19,18 @@ class Broadcast:
         """Whether making a frame is worth it."""
         return bool(self._subscribers)
 
-    def send(self, frame: Frame) -> None:
+    def publish(self, frame: WireEvent) -> None:
         """Hand a frame to every subscriber."""
         for subscriber in self._subscribers:
-            subscriber.take(frame)
+            subscriber.push(frame)
 
-    def subscribe(self) -> AsyncGenerator[Frame, None]:
+    def subscribe(self) -> AsyncGenerator[WireEvent, None]:
         """Frames from this call on, until the iterator is closed."""
         subscriber = _Subscriber()
         self._subscribers.add(subscriber)
-        return self._frames(subscriber)
+        return self._stream(subscriber)
 
-    async def _frames(self, subscriber: "_Subscriber") -> AsyncGenerator[Frame, None]:
+    async def _stream(self, subscriber: "_Subscriber") -> AsyncGenerator[WireEvent, None]:
         try:
             while True:
                 yield await subscriber.next()
@@ -40,40 +40,40 @@ class Broadcast:
 
 class _Subscriber:
     def __init__(self) -> None:
-        self._frames: deque[Frame] = deque()
-        self._bytes = 0
-        self._missed: dict[str, Frame] = {}
+        self._queue: deque[WireEvent] = deque()
+        self._queued_bytes = 0
+        self._gaps: dict[str, WireEvent] = {}
         self._arrived = asyncio.Event()
 
-    def take(self, frame: Frame) -> None:
-        is_full = len(self._frames) >= SUBSCRIBER_FRAMES_MAX or self._bytes >= SUBSCRIBER_BYTES_MAX
-        if self._missed or is_full:
-            self._miss(frame)
+    def push(self, frame: WireEvent) -> None:
+        is_full = len(self._queue) >= SUBSCRIBER_EVENTS_MAX or self._queued_bytes >= SUBSCRIBER_BYTES_MAX
+        if self._gaps or is_full:
+            self._record_gap(frame)
         else:
-            self._frames.append(frame)
-            self._bytes += size_bytes(frame)
+            self._queue.append(frame)
+            self._queued_bytes += wire_size_bytes(frame)
         self._arrived.set()
 
-    async def next(self) -> Frame:
-        while not self._frames:
-            if self._missed:
-                self._frames.extend(self._missed.values())
-                self._bytes = sum(map(size_bytes, self._frames))
-                self._missed.clear()
+    async def next(self) -> WireEvent:
+        while not self._queue:
+            if self._gaps:
+                self._queue.extend(self._gaps.values())
+                self._queued_bytes = sum(map(wire_size_bytes, self._queue))
+                self._gaps.clear()
                 continue
             self._arrived.clear()
             await self._arrived.wait()
-        frame = self._frames.popleft()
-        self._bytes -= size_bytes(frame)
+        frame = self._queue.popleft()
+        self._queued_bytes -= wire_size_bytes(frame)
         return frame
 
-    def _miss(self, frame: Frame) -> None:
+    def _record_gap(self, frame: WireEvent) -> None:
         task_id = str(frame["task_id"])
-        gap = self._missed.setdefault(
-            task_id, {**_identity(frame), "type": "gap", "first_seq": frame["seq"], "reason": "slow_client"}
+        gap = self._gaps.setdefault(
+            task_id, {**_identity_fields(frame), "type": "gap", "first_seq": frame["seq"], "reason": "slow_client"}
         )
-        gap.update(_identity(frame), last_seq=frame["seq"])
+        gap.update(_identity_fields(frame), last_seq=frame["seq"])
 
 
-def _identity(frame: Frame) -> Frame:
+def _identity_fields(frame: WireEvent) -> WireEvent:
     return {key: frame[key] for key in ("task_id", "seq", "timestamp")}

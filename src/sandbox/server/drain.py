@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sandbox.interfaces.tasks import UnavailableError
 
-REASON = "The server is being drained: it takes and begins no tasks until `sandbox admin drain --undo`."
+DRAINING_REASON = "The server is being drained: it takes and begins no tasks until `sandbox admin drain --undo`."
 
 
 class Drain:
@@ -15,22 +15,22 @@ class Drain:
 
     def __init__(self, data_dir: Path) -> None:
         self._file = data_dir / "draining"
-        self._changing = threading.Lock()
+        self._lock = threading.Lock()
         self.since = self._read()
 
-    def begin(self, now: datetime) -> None:
+    def start(self, now: datetime) -> None:
         """Again is fine: it began when it began. Raises UnavailableError."""
-        with self._changing:
+        with self._lock:
             if self.since is None:
                 self._write(now)
                 self.since = now
 
-    def end(self) -> None:
+    def undo(self) -> None:
         """Take it back; again is fine. Raises UnavailableError."""
-        with self._changing:
+        with self._lock:
             try:
                 self._file.unlink(missing_ok=True)
-                self._flush_name()
+                self._sync_directory()
             except OSError as error:
                 raise UnavailableError(f"The drain could not be taken back: {error}; try again.") from error
             self.since = None
@@ -43,7 +43,7 @@ class Drain:
                 file.flush()
                 os.fsync(file.fileno())
             part.rename(self._file)
-            self._flush_name()
+            self._sync_directory()
         except OSError as error:
             raise UnavailableError(
                 f"That the server is drained could not be written down: {error}; try again."
@@ -58,7 +58,7 @@ class Drain:
         except (OSError, ValueError):
             return datetime.fromtimestamp(0, UTC)
 
-    def _flush_name(self) -> None:
+    def _sync_directory(self) -> None:
         directory_fd = os.open(self._file.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             os.fsync(directory_fd)

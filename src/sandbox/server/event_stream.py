@@ -8,95 +8,97 @@ from sandbox.interfaces.journal import JournalDamagedError, Journals
 from sandbox.interfaces.store import Store
 from sandbox.interfaces.tasks import TaskNotFoundError
 from sandbox.model.limits import FOLLOW_BATCH_BYTES, RETRY_SECONDS
-from sandbox.model.wire.events import Frame, end_frame, frame, present_state_frame, trouble_frame
+from sandbox.model.wire.events import WireEvent, current_state_event, end_event, error_event, to_wire_event
 from sandbox.server.broadcast import Broadcast
-from sandbox.server.journal_tailer import Follower
-from sandbox.server.tracked_task import Feed
+from sandbox.server.journal_tailer import JournalTailer
+from sandbox.server.tracked_task import TrackedTask
 
 _CHANGE_WAIT_SECONDS = 60.0
 
 
-class Telling:
+class EventStream:
     """Every reader has an offset of its own into the journal, and is never shown what the index does not know yet."""
 
-    def __init__(self, journals: Journals, store: Store, follower: Follower, broadcast: Broadcast) -> None:
+    def __init__(self, journals: Journals, store: Store, journal_tailer: JournalTailer, broadcast: Broadcast) -> None:
         self._journals = journals
         self._store = store
-        self._follower = follower
+        self._journal_tailer = journal_tailer
         self._broadcast = broadcast
 
-    async def frames(self, task_id: str, *, after: int) -> AsyncIterator[Frame]:
+    async def replay(self, task_id: str, *, after: int) -> AsyncIterator[WireEvent]:
         """What is there now; `end` too if the task is finished."""
-        feed = self._feed(task_id)
-        async for shown in self._told(feed, None, feed.offset, after):
+        feed = self._load_tracked(task_id)
+        async for shown in self._replay_range(feed, None, feed.offset, after):
             yield shown
         if feed.task.state.is_terminal:
-            yield end_frame(feed.task)
+            yield end_event(feed.task)
 
-    async def follow(self, task_id: str, *, after: int | None) -> AsyncIterator[Frame]:
+    async def follow(self, task_id: str, *, after: int | None) -> AsyncIterator[WireEvent]:
         """What is there past `after`, then what comes, then `end`."""
-        feed = self._feed(task_id)
+        feed = self._load_tracked(task_id)
         if after is None:
             offset: int | None = feed.offset
             after = feed.task.last_seq
-            yield present_state_frame(feed.shown)
+            yield current_state_event(feed.snapshot)
         else:
             offset = None
         while True:
             reached, is_over = feed.offset, feed.task.state.is_terminal
-            async for shown in self._told(feed, offset, reached, after):
+            async for shown in self._replay_range(feed, offset, reached, after):
                 # A writer takes a record back that it could not flush, and then writes it again.
                 after = max(after, shown["seq"])
                 yield shown
             offset = reached
             if is_over:
-                yield end_frame(feed.task)
+                yield end_event(feed.task)
                 return
             if feed.offset == reached and not feed.task.state.is_terminal:
-                feed = await self._on(feed)
+                feed = await self._wait_for_more(feed)
 
-    async def follow_all(self) -> AsyncIterator[Frame]:
+    async def follow_all(self) -> AsyncIterator[WireEvent]:
         """Live frames of all tasks, from the first step of the iterator on."""
         async with contextlib.aclosing(self._broadcast.subscribe()) as frames:
             async for shown in frames:
                 yield shown
 
-    async def _on(self, feed: Feed) -> Feed:
+    async def _wait_for_more(self, tracked: TrackedTask) -> TrackedTask:
         """Where its story goes on, after a wait. Nobody advances one that came from the index: a task is in it for a
         moment before it is followed."""
-        if self._follower.feeds.get(feed.task.id) is feed:
-            await feed.changed(_CHANGE_WAIT_SECONDS)
-            return feed
+        if self._journal_tailer.tracked_tasks.get(tracked.task.id) is tracked:
+            await tracked.wait_for_change(_CHANGE_WAIT_SECONDS)
+            return tracked
         await asyncio.sleep(RETRY_SECONDS)
-        return self._feed(feed.task.id)
+        return self._load_tracked(tracked.task.id)
 
-    def _feed(self, task_id: str) -> Feed:
-        feed = self._follower.feeds.get(task_id)
+    def _load_tracked(self, task_id: str) -> TrackedTask:
+        feed = self._journal_tailer.tracked_tasks.get(task_id)
         if feed is not None:
             return feed
         indexed = self._store.load(task_id)
         if indexed is None:
             raise TaskNotFoundError(task_id)
-        return Feed(indexed)
+        return TrackedTask(indexed)
 
-    async def _told(self, feed: Feed, offset: int | None, end: int, after: int) -> AsyncIterator[Frame]:
+    async def _replay_range(
+        self, tracked: TrackedTask, offset: int | None, end: int, after: int
+    ) -> AsyncIterator[WireEvent]:
         """What lies between, as far as it can be read; offset: None for the place of what follows `after`."""
-        task_id = feed.task.id
+        task_id = tracked.task.id
         try:
-            begin = self._journals.find(task_id, after + 1) if offset is None else offset
-            async for shown in self._between(task_id, begin, end, after):
+            begin = self._journals.find_offset(task_id, after + 1) if offset is None else offset
+            async for shown in self._read_range(task_id, begin, end, after):
                 yield shown
         except JournalDamagedError as error:
-            yield trouble_frame(feed.task, error.code, error.message)
+            yield error_event(tracked.task, error.code, error.message)
         except FileNotFoundError:
-            yield self._without_journal(feed)
+            yield self._journal_missing_frame(tracked)
 
-    def _without_journal(self, feed: Feed) -> Frame:
-        if self._store.load(feed.task.id) is None:
-            return trouble_frame(feed.task, TaskNotFoundError.code, "The task is kept no longer; the rest is gone.")
-        return trouble_frame(feed.task, JournalDamagedError.code, "The journal is gone; restore it from a backup.")
+    def _journal_missing_frame(self, tracked: TrackedTask) -> WireEvent:
+        if self._store.load(tracked.task.id) is None:
+            return error_event(tracked.task, TaskNotFoundError.code, "The task is kept no longer; the rest is gone.")
+        return error_event(tracked.task, JournalDamagedError.code, "The journal is gone; restore it from a backup.")
 
-    async def _between(self, task_id: str, offset: int, end: int, after: int) -> AsyncIterator[Frame]:
+    async def _read_range(self, task_id: str, offset: int, end: int, after: int) -> AsyncIterator[WireEvent]:
         """However much of it shows nothing, everybody else has a turn after each batch."""
         while offset < end:
             await asyncio.sleep(0)
@@ -105,5 +107,5 @@ class Telling:
                 return
             offset = batch.next_offset
             for record in batch.records:
-                if record.seq > after and (shown := frame(task_id, record)) is not None:
+                if record.seq > after and (shown := to_wire_event(task_id, record)) is not None:
                     yield shown

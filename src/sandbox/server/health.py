@@ -7,12 +7,12 @@ from sandbox.interfaces.clock import Clock
 from sandbox.interfaces.store import Store, StoreError
 from sandbox.interfaces.tasks import Health
 from sandbox.model.task_state import TaskState
-from sandbox.server.drain import REASON, Drain
-from sandbox.server.maintenance.disk_monitor import SpaceKeeper
+from sandbox.server.drain import DRAINING_REASON, Drain
+from sandbox.server.maintenance.disk_monitor import DiskMonitor
 from sandbox.server.runtime_prober import RuntimeProber
 
 
-class HealthReport:
+class HealthCheck:
     """Looks afresh each time it is asked.
 
     blockers: sentences, found at start, that say why no task can run for as long as this server lives.
@@ -22,35 +22,35 @@ class HealthReport:
         self,
         store: Store,
         clock: Clock,
-        space: SpaceKeeper,
+        disk_monitor: DiskMonitor,
         drain: Drain,
         prober: RuntimeProber,
-        blockers: Sequence[str],
+        permanent_reasons: Sequence[str],
     ) -> None:
         self._store = store
         self._clock = clock
-        self._space = space
+        self._disk_monitor = disk_monitor
         self._drain = drain
         self._prober = prober
-        self._blockers = blockers
+        self._permanent_reasons = permanent_reasons
         self._started_at = clock.monotonic()
 
     @property
-    def blockers(self) -> Sequence[str]:
+    def blocked_reasons(self) -> Sequence[str]:
         """Why no task can run now, whatever room there is; empty when tasks can."""
-        obstacle = self._prober.obstacle
-        return self._blockers if obstacle is None else [obstacle, *self._blockers]
+        obstacle = self._prober.blocked_reason
+        return self._permanent_reasons if obstacle is None else [obstacle, *self._permanent_reasons]
 
-    def make(self) -> Health:
+    def run(self) -> Health:
         """The report; `reasons` tells what keeps tasks from being taken or run."""
-        counts = self._counts()
-        reasons = list(self.blockers)
+        counts = self._count_by_state()
+        reasons = list(self.blocked_reasons)
         if counts is None:
             reasons.append("The index of tasks cannot be read.")
-        if (shortage := self._space.look()) is not None:
+        if (shortage := self._disk_monitor.check()) is not None:
             reasons.append(shortage)
         if self._drain.since is not None:
-            reasons.append(REASON)
+            reasons.append(DRAINING_REASON)
         return Health(
             version=__version__,
             uptime_seconds=self._clock.monotonic() - self._started_at,
@@ -58,15 +58,15 @@ class HealthReport:
             runtimes=self._prober.result.probes,
             next_probe_at=self._prober.next_probe_at,
             retry_after_seconds=self._prober.retry_after_seconds,
-            store_ok=counts is not None,
-            disk_free_bytes=self._space.space.free_bytes,
-            disk_total_bytes=self._space.space.total_bytes,
+            is_store_ok=counts is not None,
+            disk_free_bytes=self._disk_monitor.space.free_bytes,
+            disk_total_bytes=self._disk_monitor.space.total_bytes,
             draining_since=self._drain.since,
-            ready=not reasons,
+            is_ready=not reasons,
             reasons=reasons,
         )
 
-    def _counts(self) -> Mapping[TaskState, int] | None:
+    def _count_by_state(self) -> Mapping[TaskState, int] | None:
         try:
             return self._store.count_by_state()
         except (OSError, StoreError):

@@ -9,38 +9,38 @@ from pathlib import Path
 
 import msgspec
 
-from sandbox.interfaces.disks import Remove
+from sandbox.interfaces.disks import RemovePaths
 from sandbox.interfaces.images import Image, ImageUnusableError
 from sandbox.interfaces.layout import AttemptLayout, TaskLayout
-from sandbox.interfaces.placement import Placement, RunnerControl, RunnerUnreachableError, TerminalOrder
-from sandbox.interfaces.secrets import SecretUnavailableError, has_fingerprint
+from sandbox.interfaces.placement import Placement, RunnerClient, RunnerUnreachableError, TerminalOrder
+from sandbox.interfaces.secrets import SecretUnavailableError, matches_fingerprint
 from sandbox.interfaces.tasks import SandboxNotPreservedError, UnavailableError
-from sandbox.interfaces.terminals import TerminalLine, TerminalRefusedError
-from sandbox.model.errors import reason_of
-from sandbox.model.limits import SANDBOX_TEARDOWN_SECONDS, VISIT_END_SECONDS, VISIT_START_SECONDS
+from sandbox.interfaces.terminals import TerminalConnection, TerminalRefusedError
+from sandbox.model.errors import error_reason
+from sandbox.model.limits import DEBUG_SESSION_END_SECONDS, DEBUG_SESSION_START_SECONDS, SANDBOX_TEARDOWN_SECONDS
 from sandbox.model.task import Task
 from sandbox.model.task_state import TaskState
 from sandbox.server.launcher import ResolveSecrets
 from sandbox.server.runtime_prober import RuntimeProber
-from sandbox.server.tracked_task import Locks
+from sandbox.server.tracked_task import KeyedLock
 
 _POLL_SECONDS = 0.1
 
 
-class Preservation:
+class PreservedSandboxes:
     """Knows what is kept, and removes it."""
 
-    def __init__(self, data_dir: Path, remove: Remove) -> None:
+    def __init__(self, data_dir: Path, remove: RemovePaths) -> None:
         self._data_dir = data_dir
         self._remove = remove
-        self._locks = Locks()
+        self._locks = KeyedLock()
 
-    def is_kept(self, task: Task) -> bool:
+    def is_preserved(self, task: Task) -> bool:
         """Whether files of the task's sandbox are still there for its user."""
-        files = self._files(task)
+        files = self._layout(task)
         return files is not None and (files.handle.exists() or _has_disk(files))
 
-    def attempt_of(self, task: Task) -> str | None:
+    def disk_attempt_id(self, task: Task) -> str | None:
         """In whose directory the files are: the last one's, or an earlier one's whose disk it was to take over."""
         last = task.attempt
         if task.state is not TaskState.FAILED_PRESERVED or last is None:
@@ -49,37 +49,37 @@ class Preservation:
         layout = TaskLayout(self._data_dir, task.id)
         return next((attempt.id for attempt in attempts if _has_disk(layout.attempt(attempt.id))), last.id)
 
-    def was_made_with(self, task: Task, secrets: Mapping[str, str]) -> bool:
+    def has_same_secrets(self, task: Task, secrets: Mapping[str, str]) -> bool:
         """Whether the agent that made the kept files had these values, and no others that nobody knows any more."""
-        files = self._files(task)
-        return not secrets or (files is not None and has_fingerprint(files.secret_fingerprint, secrets))
+        files = self._layout(task)
+        return not secrets or (files is not None and matches_fingerprint(files.secret_fingerprint, secrets))
 
     async def release(self, task: Task) -> None:
         """Remove the files; what is left of a release that was broken off goes as well.
 
         Raises SandboxNotPreservedError, UnavailableError.
         """
-        async with self._locks.of(task.id):
-            files = self._files(task)
+        async with self._locks.lock_for(task.id):
+            files = self._layout(task)
             try:
-                if files is None or not await asyncio.to_thread(self.is_kept, task):
+                if files is None or not await asyncio.to_thread(self.is_preserved, task):
                     raise SandboxNotPreservedError(task)
-                async with self._holding_after_a_visit(task):
+                async with self._lock_when_idle(task):
                     async with asyncio.timeout(SANDBOX_TEARDOWN_SECONDS):
-                        await self._empty(files)
+                        await self._remove_files(files)
             except (OSError, TimeoutError) as error:
-                reason = reason_of(error)
+                reason = error_reason(error)
                 raise UnavailableError(f"The sandbox could not be removed: {reason}; release it again.") from error
 
     @asynccontextmanager
-    async def _holding_after_a_visit(self, task: Task) -> AsyncIterator[None]:
+    async def _lock_when_idle(self, task: Task) -> AsyncIterator[None]:
         """The lock, when a shell that was just left has let it go.
 
         Raises SandboxNotPreservedError, UnavailableError.
         """
-        deadline = asyncio.get_running_loop().time() + VISIT_END_SECONDS
+        deadline = asyncio.get_running_loop().time() + DEBUG_SESSION_END_SECONDS
         while True:
-            with self.holding(task) as lock_fd:
+            with self.try_lock(task) as lock_fd:
                 if lock_fd is not None:
                     yield
                     return
@@ -88,15 +88,15 @@ class Preservation:
             await asyncio.sleep(_POLL_SECONDS)
 
     @contextmanager
-    def holding(self, task: Task) -> Iterator[int | None]:
+    def try_lock(self, task: Task) -> Iterator[int | None]:
         """The lock on the kept files, which a copy of the descriptor goes on holding; None while another has it.
 
         Raises SandboxNotPreservedError, OSError.
         """
-        files = self._files(task)
-        if files is None or not self.is_kept(task):
+        files = self._layout(task)
+        if files is None or not self.is_preserved(task):
             raise SandboxNotPreservedError(task)
-        lock_fd = os.open(files.visit_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        lock_fd = os.open(files.debug_session_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -104,33 +104,33 @@ class Preservation:
             yield None
             return
         try:
-            if not self.is_kept(task):  # it was released meanwhile
-                files.visit_lock.unlink(missing_ok=True)
+            if not self.is_preserved(task):  # it was released meanwhile
+                files.debug_session_lock.unlink(missing_ok=True)
                 raise SandboxNotPreservedError(task)
             yield lock_fd
         finally:
             os.close(lock_fd)
 
     @asynccontextmanager
-    async def undisturbed(self, task: Task) -> AsyncIterator[bool]:
+    async def exclusive(self, task: Task) -> AsyncIterator[bool]:
         """Whether the files are kept and nobody uses or releases them, for as long as the context lasts."""
-        async with self._locks.of(task.id):
+        async with self._locks.lock_for(task.id):
             try:
-                with self.holding(task) as lock_fd:
+                with self.try_lock(task) as lock_fd:
                     yield lock_fd is not None
             except SandboxNotPreservedError:
                 yield False
 
-    async def _empty(self, files: AttemptLayout) -> None:
+    async def _remove_files(self, files: AttemptLayout) -> None:
         """The handle goes last, but for the lock: without that somebody could begin to use what is half removed."""
-        kept = (files.handle, files.visit_lock, files.runner_log)
+        kept = (files.handle, files.debug_session_lock, files.runner_log)
         paths = [path for path in await asyncio.to_thread(lambda: list(files.root.iterdir())) if path not in kept]
         await self._remove(paths)
         files.handle.unlink(missing_ok=True)
-        files.visit_lock.unlink(missing_ok=True)
+        files.debug_session_lock.unlink(missing_ok=True)
 
-    def _files(self, task: Task) -> AttemptLayout | None:
-        attempt_id = self.attempt_of(task)
+    def _layout(self, task: Task) -> AttemptLayout | None:
+        attempt_id = self.disk_attempt_id(task)
         return None if attempt_id is None else TaskLayout(self._data_dir, task.id).attempt(attempt_id)
 
 
@@ -141,7 +141,7 @@ def _has_disk(files: AttemptLayout) -> bool:
 _SHELL_POLL_SECONDS = 0.05
 
 
-class Visits:
+class DebugSessions:
     """Starts a runner for whoever comes first, and sends those who come meanwhile to it.
 
     The runner holds a lock beside the kept files, handed over as a journal's is: one sandbox a disk, and none that
@@ -151,63 +151,63 @@ class Visits:
     def __init__(
         self,
         placement: Placement,
-        runners: RunnerControl,
-        preservation: Preservation,
-        resolve: ResolveSecrets,
+        runners: RunnerClient,
+        preserved_sandboxes: PreservedSandboxes,
+        resolve_secrets: ResolveSecrets,
         find_image: Callable[[str], Image | None],
         prober: RuntimeProber,
     ) -> None:
         self._placement = placement
         self._runners = runners
-        self._preservation = preservation
-        self._resolve = resolve
+        self._preserved_sandboxes = preserved_sandboxes
+        self._secret_resolver = resolve_secrets
         self._find_image = find_image
         self._prober = prober
 
-    async def open_terminal(self, task: Task, order: TerminalOrder) -> TerminalLine:
+    async def open_terminal(self, task: Task, order: TerminalOrder) -> TerminalConnection:
         """A shell in what a failed task left. Raises TerminalRefusedError, UnavailableError."""
         try:
-            return await self._open(task, order)
+            return await self._open_terminal(task, order)
         except SandboxNotPreservedError as error:
             raise TerminalRefusedError(error.message) from error
         except OSError as error:
-            reason = reason_of(error)
+            reason = error_reason(error)
             raise UnavailableError(f"No shell of task {task.id} can be opened: {reason}; try again.") from error
 
-    async def _open(self, task: Task, order: TerminalOrder) -> TerminalLine:
+    async def _open_terminal(self, task: Task, order: TerminalOrder) -> TerminalConnection:
         """Raises what `open_terminal` does, SandboxNotPreservedError, OSError."""
-        if not self._preservation.is_kept(task):
+        if not self._preserved_sandboxes.is_preserved(task):
             raise SandboxNotPreservedError(task)
         if order.agent:
             raise TerminalRefusedError(f"The agent of task {task.id} has ended; open a shell in what it left.")
-        deadline = asyncio.get_running_loop().time() + VISIT_START_SECONDS
+        deadline = asyncio.get_running_loop().time() + DEBUG_SESSION_START_SECONDS
         has_launched = False
         while asyncio.get_running_loop().time() < deadline:
             with suppress(RunnerUnreachableError):
-                return await self._runners.open_terminal(self._preservation.attempt_of(task) or "", order)
-            with self._preservation.holding(task) as lock_fd:
+                return await self._runners.open_terminal(self._preserved_sandboxes.disk_attempt_id(task) or "", order)
+            with self._preserved_sandboxes.try_lock(task) as lock_fd:
                 if lock_fd is not None and has_launched:
                     break
                 if lock_fd is not None:
-                    await self._launch(task, lock_fd)
+                    await self._launch_runner(task, lock_fd)
                     has_launched = True
             await asyncio.sleep(_SHELL_POLL_SECONDS)
         raise UnavailableError(f"No sandbox could be made of what task {task.id} left; its runner.log tells more.")
 
-    async def _launch(self, task: Task, lock_fd: int) -> None:
+    async def _launch_runner(self, task: Task, lock_fd: int) -> None:
         """Raises TerminalRefusedError where another try would be no better, UnavailableError."""
-        if (obstacle := self._prober.obstacle) is not None:
+        if (obstacle := self._prober.blocked_reason) is not None:
             problem = f"No shell of task {task.id} can be opened. {obstacle}"
             raise UnavailableError(problem, retry_after_seconds=self._prober.retry_after_seconds)
-        secrets = await self._secrets(task)
+        secrets = await self._resolve_secrets(task)
         try:
-            if not await asyncio.to_thread(self._preservation.was_made_with, task, secrets):
+            if not await asyncio.to_thread(self._preserved_sandboxes.has_same_secrets, task, secrets):
                 reason = "its secrets have other values now than its agent had, which could not be redacted"
                 raise UnavailableError(f"No shell of task {task.id} can be opened: {reason}.")
             order = msgspec.structs.replace(
-                self._prober.result.template,
+                self._prober.result.order_template,
                 task_id=task.id,
-                attempt_id=self._preservation.attempt_of(task) or "",
+                attempt_id=self._preserved_sandboxes.disk_attempt_id(task) or "",
                 upstream=None,
                 secrets=secrets,
                 image=await asyncio.to_thread(self._find_image, task.manifest.vm.profile),
@@ -219,10 +219,10 @@ class Visits:
         except OSError as error:
             raise UnavailableError(f"No runner could be started: {error}; try again.") from error
 
-    async def _secrets(self, task: Task) -> dict[str, str]:
+    async def _resolve_secrets(self, task: Task) -> dict[str, str]:
         """They are for redaction only, and without them nobody may see what the agent left."""
         try:
-            return dict(await self._resolve(task.manifest.secrets))
+            return dict(await self._secret_resolver(task.manifest.secrets))
         except SecretUnavailableError as error:
             reason = error.detail  # only operators open terminals
         except Exception as error:

@@ -5,24 +5,24 @@ import logging
 from collections.abc import Collection, Iterable
 
 from sandbox.interfaces.clock import Clock
-from sandbox.interfaces.journal import Journals, Reading, Recorder, read_task
-from sandbox.interfaces.store import IndexDamagedError, Indexed, Store
+from sandbox.interfaces.journal import Journals, Recorder, ReplayState, replay_task
+from sandbox.interfaces.store import IndexDamagedError, IndexedTask, Store
 from sandbox.model.errors import SandboxError
 from sandbox.model.events import TaskFinished
 from sandbox.model.task_state import TaskState
-from sandbox.server.tracked_task import Feed
+from sandbox.server.tracked_task import TrackedTask
 
-_TASKS_AT_ONCE = 200
+_BATCH_SIZE = 200
 
 
-def catch_up(journals: Journals, store: Store) -> dict[str, str]:
+def update_index(journals: Journals, store: Store) -> dict[str, str]:
     """Bring in what the store does not know, or knows by other rules; as `index_journals`."""
-    unknown, outdated = set(journals.task_ids()) - store.task_ids(), frozenset(store.outdated())
-    return index_journals(journals, store, sorted(unknown | outdated), known=outdated)
+    unknown, outdated = set(journals.task_ids()) - store.task_ids(), frozenset(store.outdated_task_ids())
+    return index_journals(journals, store, sorted(unknown | outdated), previously_indexed=outdated)
 
 
 def index_journals(
-    journals: Journals, store: Store, task_ids: Iterable[str], *, known: Collection[str] = ()
+    journals: Journals, store: Store, task_ids: Iterable[str], *, previously_indexed: Collection[str] = ()
 ) -> dict[str, str]:
     """Bring these tasks into the store as their journals tell them now; gives why where that was not possible.
 
@@ -30,44 +30,44 @@ def index_journals(
     not what a crash left before a submission was acknowledged. Raises StoreError.
     """
     refused: dict[str, str] = {}
-    found: list[Indexed] = []
+    found: list[IndexedTask] = []
     for task_id in task_ids:
         try:
-            found += _read(journals, task_id, is_known=task_id in known)
+            found += _read_indexed(journals, task_id, is_indexed=task_id in previously_indexed)
         except (SandboxError, OSError) as error:
             refused[task_id] = str(error)
-        if len(found) >= _TASKS_AT_ONCE:
+        if len(found) >= _BATCH_SIZE:
             store.save_all(found)
             found.clear()
     store.save_all(found)
     return refused
 
 
-def _read(journals: Journals, task_id: str, *, is_known: bool) -> list[Indexed]:
-    reading = read_task(journals, task_id)
+def _read_indexed(journals: Journals, task_id: str, *, is_indexed: bool) -> list[IndexedTask]:
+    reading = replay_task(journals, task_id)
     if reading.task is None:
-        if is_known:
+        if is_indexed:
             raise OSError(f"The journal of {task_id} tells of no task any more; restore it from a backup.")
         return []
     if reading.task.id != task_id:
         raise OSError(f"The journal in the directory of {task_id} is of task {reading.task.id}; put it back there.")
-    return [Indexed(reading.task, reading.offset)]
+    return [IndexedTask(reading.task, reading.offset)]
 
 
 _log = logging.getLogger(__name__)
 
 
-def recover(journals: Journals, store: Store, clock: Clock) -> list[Feed]:
+def recover(journals: Journals, store: Store, clock: Clock) -> list[TrackedTask]:
     """Bring the index up to the journals; gives the unfinished tasks: those under way, then those that wait.
 
     A pending task's journal is taken back, so that the server can launch it. All others are followed: a living
     runner holds its journal, and the follower finds out about a dead one. A journal that cannot be read or taken
     costs nobody but its own task anything; where its row is damaged as well, the task is not found any more.
     """
-    for task_id, reason in catch_up(journals, store).items():
+    for task_id, reason in update_index(journals, store).items():
         _log.error("Task %s cannot be taken into the index: %s", task_id, reason, extra={"task_id": task_id})
         _drop_damaged(store, task_id)
-    feeds = [_feed(journals, clock, indexed) for indexed in store.unfinished()]
+    feeds = [_track(journals, clock, indexed) for indexed in store.unfinished()]
     return sorted(feeds, key=lambda feed: feed.recorder is not None)
 
 
@@ -76,29 +76,29 @@ def _drop_damaged(store: Store, task_id: str) -> None:
     try:
         store.load(task_id)
     except IndexDamagedError:
-        store.forget(task_id)
+        store.delete(task_id)
         _log.error("Task %s is not in the index any more: its row is damaged", task_id, extra={"task_id": task_id})
 
 
-def _feed(journals: Journals, clock: Clock, indexed: Indexed) -> Feed:
+def _track(journals: Journals, clock: Clock, indexed: IndexedTask) -> TrackedTask:
     if indexed.task.state is not TaskState.PENDING:
-        return Feed(indexed)
+        return TrackedTask(indexed)
     try:
         writer = journals.open(indexed.task.id)
     except (SandboxError, OSError):
-        return Feed(indexed)
+        return TrackedTask(indexed)
     try:
-        reading = read_task(journals, indexed.task.id)
+        reading = replay_task(journals, indexed.task.id)
     except (SandboxError, OSError):
-        reading = Reading(None, 0)
+        reading = ReplayState(None, 0)
     if reading.task is None or reading.task.state is not TaskState.PENDING:
         writer.close()
-        return Feed(indexed)
+        return TrackedTask(indexed)
     recorder = Recorder(writer, reading.task, clock.now)
     if reading.task.cancel is not None or reading.task.failure is not None:
         # Where this fails, the launch tries again.
         with contextlib.suppress(OSError):
             recorder.record(TaskFinished())
             writer.close()
-            return Feed(indexed)
-    return Feed(Indexed(reading.task, reading.offset), recorder)
+            return TrackedTask(indexed)
+    return TrackedTask(IndexedTask(reading.task, reading.offset), recorder)

@@ -10,10 +10,10 @@ from random import SystemRandom
 
 from sandbox.interfaces.clock import Clock
 from sandbox.interfaces.placement import LaunchOrder
-from sandbox.interfaces.runtime import Probe
-from sandbox.model.errors import reason_of
-from sandbox.model.limits import PROBE_JITTER, PROBE_PAUSE_SECONDS, PROBE_PAUSE_SECONDS_MAX
-from sandbox.model.wire.events import timestamp
+from sandbox.interfaces.runtime import RuntimeProbe
+from sandbox.model.errors import error_reason
+from sandbox.model.limits import PROBE_BACKOFF_SECONDS, PROBE_BACKOFF_SECONDS_MAX, PROBE_JITTER
+from sandbox.model.wire.events import format_timestamp
 
 _log = logging.getLogger(__name__)
 _RANDOM = SystemRandom()
@@ -28,8 +28,8 @@ class ProbeResult:
     can have another result.
     """
 
-    probes: Sequence[Probe]
-    template: LaunchOrder
+    probes: Sequence[RuntimeProbe]
+    order_template: LaunchOrder
     tier: str
     failure: str | None = None
     is_final: bool = False
@@ -46,17 +46,17 @@ class RuntimeProber:
         self.result = first
         self._probe = probe
         self._clock = clock
-        self._pause_seconds = PROBE_PAUSE_SECONDS
+        self._pause_seconds = PROBE_BACKOFF_SECONDS
         self._due_at: float | None = None
-        self._plan()
+        self._schedule_next()
 
     @property
-    def obstacle(self) -> str | None:
+    def blocked_reason(self) -> str | None:
         """Why no task can begin, and when the next probe is, for people; None where tasks can."""
         if self.result.failure is None or self.result.is_final:
             return self.result.failure
         at = self.next_probe_at
-        when = "a probe is under way" if at is None else f"the next probe is at {timestamp(at)}"
+        when = "a probe is under way" if at is None else f"the next probe is at {format_timestamp(at)}"
         return f"No sandbox can be made; {when}. {self.result.failure}"
 
     @property
@@ -79,19 +79,19 @@ class RuntimeProber:
             try:
                 self.result = await self._probe()
             except Exception as error:
-                _log.warning("The runtimes could not be probed: %s", reason_of(error))
-            self._plan()
-            self._tell()
+                _log.warning("The runtimes could not be probed: %s", error_reason(error))
+            self._schedule_next()
+            self._log_result()
 
-    def _plan(self) -> None:
+    def _schedule_next(self) -> None:
         if self.result.failure is None or self.result.is_final:
             return
         pause = self._pause_seconds * _RANDOM.uniform(1 - PROBE_JITTER, 1)
         self._due_at = self._clock.monotonic() + pause
-        self._pause_seconds = min(self._pause_seconds * 2, PROBE_PAUSE_SECONDS_MAX)
+        self._pause_seconds = min(self._pause_seconds * 2, PROBE_BACKOFF_SECONDS_MAX)
 
-    def _tell(self) -> None:
+    def _log_result(self) -> None:
         if self.result.failure is None:
-            _log.info("The runtime %s works now, and the server takes tasks.", self.result.template.runtime)
+            _log.info("The runtime %s works now, and the server takes tasks.", self.result.order_template.runtime)
         else:
-            _log.warning("The server takes no tasks. %s", self.obstacle)
+            _log.warning("The server takes no tasks. %s", self.blocked_reason)

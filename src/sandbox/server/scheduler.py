@@ -4,12 +4,12 @@ import itertools
 from dataclasses import dataclass
 
 from sandbox.interfaces.tasks import Occupancy
-from sandbox.model.limits import MEMORY_AVAILABLE_BYTES_MIN, PASSES_MAX
+from sandbox.model.limits import MEMORY_AVAILABLE_BYTES_MIN, QUEUE_OVERTAKES_MAX
 from sandbox.model.manifest.schema import Vm
 
 
 @dataclass(frozen=True, slots=True)
-class Capacity:
+class Resources:
     """CPUs, memory and disk, in all or of one task."""
 
     cpus: int
@@ -17,41 +17,47 @@ class Capacity:
     disk_bytes: int
 
     def __str__(self) -> str:
-        return f"{self.cpus} CPUs, {_gib(self.memory_bytes)} of memory and {_gib(self.disk_bytes)} of disk"
+        return (
+            f"{self.cpus} CPUs, {_format_gib(self.memory_bytes)} of memory and {_format_gib(self.disk_bytes)} of disk"
+        )
 
     @classmethod
-    def asked_by(cls, vm: Vm) -> "Capacity":
+    def requested_by(cls, vm: Vm) -> "Resources":
         """What a manifest asks for."""
         return cls(vm.cpus, vm.memory_bytes, vm.disk_bytes)
 
-    def fits_in(self, room: "Capacity") -> bool:
+    def fits_in(self, available: "Resources") -> bool:
         """Whether there is room enough in every respect."""
-        return self.cpus <= room.cpus and self.memory_bytes <= room.memory_bytes and self.disk_bytes <= room.disk_bytes
+        return (
+            self.cpus <= available.cpus
+            and self.memory_bytes <= available.memory_bytes
+            and self.disk_bytes <= available.disk_bytes
+        )
 
-    def lacking_in(self, room: "Capacity", word: str = "free") -> list[str]:
+    def describe_shortfall(self, available: "Resources", qualifier: str = "free") -> list[str]:
         """What is missing in `room`, for people; empty when nothing is."""
         lacking = []
-        if self.cpus > room.cpus:
-            lacking.append(f"{self.cpus} CPUs ({max(room.cpus, 0)} {word})")
+        if self.cpus > available.cpus:
+            lacking.append(f"{self.cpus} CPUs ({max(available.cpus, 0)} {qualifier})")
         for name, need, there in (
-            ("memory", self.memory_bytes, room.memory_bytes),
-            ("disk", self.disk_bytes, room.disk_bytes),
+            ("memory", self.memory_bytes, available.memory_bytes),
+            ("disk", self.disk_bytes, available.disk_bytes),
         ):
             if need > there:
-                lacking.append(f"{_gib(need)} of {name} ({_gib(max(there, 0))} {word})")
+                lacking.append(f"{_format_gib(need)} of {name} ({_format_gib(max(there, 0))} {qualifier})")
         return lacking
 
 
 @dataclass(slots=True)
-class _Waiting:
+class _QueuedTask:
     """A task in the line, and how many times younger ones passed it. can_fit: there may be room for it one day."""
 
-    need: Capacity
-    can_fit: bool
-    passes: int = 0
+    requested: Resources
+    can_ever_fit: bool
+    overtaken_count: int = 0
 
 
-class WaitingRoom:
+class Scheduler:
     """Which tasks wait, in order, and what is promised to those that were let in. Pure; ids in, ids out.
 
     A task that does not fit now may be passed by smaller ones PASSES_MAX times; then all behind it wait for it. One
@@ -62,28 +68,28 @@ class WaitingRoom:
     asks for less.
     """
 
-    def __init__(self, total: Capacity) -> None:
+    def __init__(self, total: Resources) -> None:
         self.total = total
-        self._waiting: dict[str, _Waiting] = {}
-        self._claims: dict[str, Capacity] = {}
-        self._count = itertools.count()
-        self._numbers: dict[str, int] = {}
+        self._queue: dict[str, _QueuedTask] = {}
+        self._reservations: dict[str, Resources] = {}
+        self._sequence = itertools.count()
+        self._queue_numbers: dict[str, int] = {}
 
     @property
-    def is_empty(self) -> bool:
+    def is_queue_empty(self) -> bool:
         """Whether nobody waits."""
-        return not self._waiting
+        return not self._queue
 
     @property
-    def waiting_count(self) -> int:
+    def queued_count(self) -> int:
         """How many wait."""
-        return len(self._waiting)
+        return len(self._queue)
 
     @property
-    def free(self) -> Capacity:
+    def free(self) -> Resources:
         """What is not promised."""
-        claims = self._claims.values()
-        return Capacity(
+        claims = self._reservations.values()
+        return Resources(
             self.total.cpus - sum(claim.cpus for claim in claims),
             self.total.memory_bytes - sum(claim.memory_bytes for claim in claims),
             self.total.disk_bytes - sum(claim.disk_bytes for claim in claims),
@@ -100,66 +106,71 @@ class WaitingRoom:
             memory_promised_bytes=total.memory_bytes - free.memory_bytes,
             disk_bytes=total.disk_bytes,
             disk_promised_bytes=total.disk_bytes - free.disk_bytes,
-            waiting=len(self._waiting),
+            waiting=len(self._queue),
         )
 
-    def enter(self, task_id: str, need: Capacity) -> None:
+    def enqueue(self, task_id: str, requested: Resources) -> None:
         """Wait at the end of the line."""
-        self._numbers[task_id] = next(self._count)
-        self._waiting[task_id] = _Waiting(need, need.fits_in(self.total))
+        self._queue_numbers[task_id] = next(self._sequence)
+        self._queue[task_id] = _QueuedTask(requested, requested.fits_in(self.total))
 
-    def claim(self, task_id: str, need: Capacity) -> None:
+    def reserve(self, task_id: str, requested: Resources) -> None:
         """Promise room to a task that is under way already."""
-        self._claims[task_id] = need
+        self._reservations[task_id] = requested
 
-    def holds(self, task_id: str) -> bool:
+    def has_reservation(self, task_id: str) -> bool:
         """Whether room is promised to the task."""
-        return task_id in self._claims
+        return task_id in self._reservations
 
-    def leave(self, task_id: str) -> None:
+    def remove(self, task_id: str) -> None:
         """Give up the place in the line or the room; unknown ids are fine."""
-        self._claims.pop(task_id, None)
-        self._waiting.pop(task_id, None)
-        self._numbers.pop(task_id, None)
+        self._reservations.pop(task_id, None)
+        self._queue.pop(task_id, None)
+        self._queue_numbers.pop(task_id, None)
 
-    def put_back(self, task_id: str) -> None:
+    def requeue(self, task_id: str) -> None:
         """Give up the room that was promised, for the place in the line that one had; who has none is left alone."""
-        need = self._claims.pop(task_id, None)
+        need = self._reservations.pop(task_id, None)
         if need is not None:
-            line = {**self._waiting, task_id: _Waiting(need, need.fits_in(self.total))}
-            self._waiting = {each: line[each] for each in sorted(line, key=lambda each: self._numbers.get(each, 0))}
+            line = {**self._queue, task_id: _QueuedTask(need, need.fits_in(self.total))}
+            self._queue = {each: line[each] for each in sorted(line, key=lambda each: self._queue_numbers.get(each, 0))}
 
-    def admit(self, memory_available_bytes: int | None = None) -> str | None:
+    def admit_next(self, memory_available_bytes: int | None = None) -> str | None:
         """Let the oldest in that there is room for and that may pass those before it; gives its id."""
         free = self.free
-        passed: list[_Waiting] = []
-        for task_id, waiting in self._waiting.items():
-            if not waiting.can_fit:
+        passed: list[_QueuedTask] = []
+        for task_id, waiting in self._queue.items():
+            if not waiting.can_ever_fit:
                 continue
-            if waiting.need.fits_in(free) and not _lacks_memory(waiting.need, memory_available_bytes):
+            if waiting.requested.fits_in(free) and not _describe_memory_shortfall(
+                waiting.requested, memory_available_bytes
+            ):
                 for each in passed:
-                    each.passes += 1
-                self._claims[task_id] = self._waiting.pop(task_id).need
+                    each.overtaken_count += 1
+                self._reservations[task_id] = self._queue.pop(task_id).requested
                 return task_id
-            if waiting.passes >= PASSES_MAX:
+            if waiting.overtaken_count >= QUEUE_OVERTAKES_MAX:
                 return None
             passed.append(waiting)
         return None
 
-    def held_back(self, obstacle: str) -> dict[str, str]:
+    def blocked_reasons(self, reason: str) -> dict[str, str]:
         """What each task that waits is told while nobody is let in."""
-        return dict.fromkeys(self._waiting, f"Waiting: {obstacle}")
+        return dict.fromkeys(self._queue, f"Waiting: {reason}")
 
-    def complaints(self, memory_available_bytes: int | None = None) -> dict[str, str]:
+    def pending_reasons(self, memory_available_bytes: int | None = None) -> dict[str, str]:
         """For each task that waits, what it waits for."""
         free, complaints, place = self.free, {}, 0
-        for task_id, waiting in self._waiting.items():
-            if not waiting.can_fit:
-                lacking = " and ".join(waiting.need.lacking_in(self.total, "in all"))
+        for task_id, waiting in self._queue.items():
+            if not waiting.can_ever_fit:
+                lacking = " and ".join(waiting.requested.describe_shortfall(self.total, "in all"))
                 complaints[task_id] = f"Waiting for a larger machine: asks for {lacking}; cancel it, or raise capacity"
                 continue
             if place == 0:
-                lacks = [*waiting.need.lacking_in(free), *_lacks_memory(waiting.need, memory_available_bytes)]
+                lacks = [
+                    *waiting.requested.describe_shortfall(free),
+                    *_describe_memory_shortfall(waiting.requested, memory_available_bytes),
+                ]
                 complaints[task_id] = f"Waiting for {' and '.join(lacks)}"
             else:
                 complaints[task_id] = f"Waiting behind {place} other task{'s' if place > 1 else ''}"
@@ -167,14 +178,16 @@ class WaitingRoom:
         return complaints
 
 
-def _lacks_memory(need: Capacity, available_bytes: int | None) -> list[str]:
+def _describe_memory_shortfall(requested: Resources, available_bytes: int | None) -> list[str]:
     """What the machine itself could not give now, for people; empty where it could."""
-    wanted = min(need.memory_bytes, MEMORY_AVAILABLE_BYTES_MIN)
+    wanted = min(requested.memory_bytes, MEMORY_AVAILABLE_BYTES_MIN)
     if available_bytes is None or wanted <= available_bytes:
         return []
-    return [f"{_gib(wanted)} of memory that nobody uses (the machine has {_gib(max(available_bytes, 0))})"]
+    return [
+        f"{_format_gib(wanted)} of memory that nobody uses (the machine has {_format_gib(max(available_bytes, 0))})"
+    ]
 
 
-def _gib(byte_count: int) -> str:
+def _format_gib(byte_count: int) -> str:
     gibibytes = byte_count / 1024**3
     return f"{gibibytes:.0f} GiB" if gibibytes >= 1000 else f"{gibibytes:.3g} GiB"

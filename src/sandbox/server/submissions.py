@@ -4,20 +4,20 @@ import logging
 from datetime import timedelta
 
 from sandbox.interfaces.clock import Clock
-from sandbox.interfaces.journal import JournalDamagedError, Journals, Recorder, read_task
-from sandbox.interfaces.store import DuplicateTaskError, Indexed, Store, StoreError
+from sandbox.interfaces.journal import JournalDamagedError, Journals, Recorder, replay_task
+from sandbox.interfaces.store import DuplicateTaskError, IndexedTask, Store, StoreError
 from sandbox.interfaces.tasks import IdempotencyKeyReusedError, UnavailableError
 from sandbox.model.events import Idempotency, Record, TaskSubmitted
 from sandbox.model.limits import IDEMPOTENCY_SECONDS
 from sandbox.model.manifest.schema import Manifest
 from sandbox.model.state_machine import IllegalEventError, advance
 from sandbox.model.task import Task
-from sandbox.server.tracked_task import Feed
+from sandbox.server.tracked_task import TrackedTask
 
 _log = logging.getLogger(__name__)
 
 
-class Register:
+class SubmissionLog:
     """Journal first, index second: a crash between them is mended from the journal. Blocks on the disk."""
 
     def __init__(self, journals: Journals, store: Store, clock: Clock) -> None:
@@ -25,14 +25,14 @@ class Register:
         self._store = store
         self._clock = clock
 
-    def find(self, idempotency: Idempotency, living: list[Task]) -> Task | None:
+    def find(self, idempotency: Idempotency, unfinished: list[Task]) -> Task | None:
         """The task that came with this key, as it was when it was taken.
 
         living: looked at too, because the index may not know them yet. Raises IdempotencyKeyReusedError, StoreError.
         """
         since = self._clock.now() - timedelta(seconds=IDEMPOTENCY_SECONDS)
         indexed = self._store.find_by_idempotency_key(idempotency.key, since)
-        known = [*living, indexed.task] if indexed is not None else living
+        known = [*unfinished, indexed.task] if indexed is not None else unfinished
         for task in known:
             if task.idempotency is None or task.idempotency.key != idempotency.key or task.created_at < since:
                 continue
@@ -42,7 +42,7 @@ class Register:
             return advance(None, submitted, seq=1, at=task.created_at).task
         return None
 
-    def add(self, manifest: Manifest, idempotency: Idempotency | None) -> tuple[Feed, Record]:
+    def add(self, manifest: Manifest, idempotency: Idempotency | None) -> tuple[TrackedTask, Record]:
         """A new task and its record 1, which is on disk.
 
         Raises DuplicateTaskError, UnavailableError, StoreError, OSError.
@@ -54,28 +54,28 @@ class Register:
         try:
             writer = self._journals.create(task_id)
         except FileExistsError:
-            raise self._duplicate(task_id) from None
+            raise self._duplicate_error(task_id) from None
         recorder = Recorder(writer, None, self._clock.now)
         try:
             submission = recorder.record(TaskSubmitted(task_id, manifest, idempotency))
         except BaseException:
-            self._journals.give_up(task_id, writer)
+            self._journals.discard(task_id, writer)
             raise
-        return Feed(self._index(recorder.task), recorder), submission
+        return TrackedTask(self._index(recorder.task), recorder), submission
 
-    def _index(self, task: Task) -> Indexed:
+    def _index(self, task: Task) -> IndexedTask:
         """From record 1 on the task is taken: an index that cannot be written now is caught up with later."""
-        indexed = Indexed(task, 0)
+        indexed = IndexedTask(task, 0)
         try:
-            indexed = Indexed(task, read_task(self._journals, task.id).offset)
+            indexed = IndexedTask(task, replay_task(self._journals, task.id).offset)
             self._store.insert(indexed)
         except (OSError, StoreError) as error:
             _log.error("Task %s is not in the index yet: %s", task.id, error, extra={"task_id": task.id})
         return indexed
 
-    def _duplicate(self, task_id: str) -> Exception:
+    def _duplicate_error(self, task_id: str) -> Exception:
         try:
-            existing = read_task(self._journals, task_id).task
+            existing = replay_task(self._journals, task_id).task
         except FileNotFoundError:
             existing = None
         except (JournalDamagedError, IllegalEventError) as error:

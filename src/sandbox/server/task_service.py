@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 from sandbox.interfaces.clock import Clock
 from sandbox.interfaces.journal import Journals
-from sandbox.interfaces.placement import CancelOrder, RunnerControl, RunnerUnreachableError, TerminalOrder
+from sandbox.interfaces.placement import CancelOrder, RunnerClient, RunnerUnreachableError, TerminalOrder
 from sandbox.interfaces.store import DuplicateTaskError, Store, StoreError, TaskPage, TaskQuery
 from sandbox.interfaces.tasks import (
     Cancellation,
-    Draining,
+    DrainStatus,
     Health,
     InsufficientResourcesError,
     PrunedTask,
@@ -26,38 +26,43 @@ from sandbox.interfaces.tasks import (
     TaskTerminalError,
     UnavailableError,
 )
-from sandbox.interfaces.terminals import TerminalLine, TerminalRefusedError
-from sandbox.model.errors import reason_of
+from sandbox.interfaces.terminals import TerminalConnection, TerminalRefusedError
+from sandbox.model.errors import error_reason
 from sandbox.model.events import Idempotency, Record
-from sandbox.model.limits import LAUNCH_END_SECONDS, MEMORY_AVAILABLE_BYTES_MIN, RETRY_SECONDS, ROOM_CHECK_SECONDS
+from sandbox.model.limits import (
+    LAUNCH_SHUTDOWN_SECONDS,
+    MEMORY_AVAILABLE_BYTES_MIN,
+    MEMORY_CHECK_SECONDS,
+    RETRY_SECONDS,
+)
 from sandbox.model.manifest.schema import Manifest
 from sandbox.model.task import Task
 from sandbox.model.task_state import TaskState
-from sandbox.model.wire.events import Frame
-from sandbox.server.artifact_store import Shelf
-from sandbox.server.cancellation import Cancelling
-from sandbox.server.drain import REASON, Drain
-from sandbox.server.event_stream import Telling
-from sandbox.server.health import HealthReport
-from sandbox.server.journal_tailer import Follower
+from sandbox.model.wire.events import WireEvent
+from sandbox.server.artifact_store import ArtifactStore
+from sandbox.server.cancellation import Canceller
+from sandbox.server.drain import DRAINING_REASON, Drain
+from sandbox.server.event_stream import EventStream
+from sandbox.server.health import HealthCheck
+from sandbox.server.journal_tailer import JournalTailer
 from sandbox.server.launcher import Launcher
-from sandbox.server.maintenance.disk_monitor import SpaceKeeper
-from sandbox.server.maintenance.pruning import Pruning
-from sandbox.server.preserved_sandboxes import Preservation, Visits
+from sandbox.server.maintenance.disk_monitor import DiskMonitor
+from sandbox.server.maintenance.pruning import Pruner
+from sandbox.server.preserved_sandboxes import DebugSessions, PreservedSandboxes
 from sandbox.server.runtime_prober import RuntimeProber
-from sandbox.server.scheduler import Capacity, WaitingRoom
-from sandbox.server.submissions import Register
-from sandbox.server.tracked_task import Feed, Locks
-from sandbox.server.watchdog import Watch
-from sandbox.system.log_context import work_on
+from sandbox.server.scheduler import Resources, Scheduler
+from sandbox.server.submissions import SubmissionLog
+from sandbox.server.tracked_task import KeyedLock, TrackedTask
+from sandbox.server.watchdog import RunnerWatchdog
+from sandbox.system.log_context import bind_task
 
 _log = logging.getLogger(__name__)
-_SHUTS_DOWN = "The server is shutting down; submit to it again when it is back."
+_SHUTTING_DOWN_MESSAGE = "The server is shutting down; submit to it again when it is back."
 _STARTING = frozenset({TaskState.PENDING, TaskState.STAGING, TaskState.PROVISIONING, TaskState.READY})
 
 
 @dataclass(frozen=True, slots=True)
-class Equipment:
+class ServiceDependencies:
     """What the service is handed by its wiring.
 
     retention: how long finished tasks are kept unless somebody asks otherwise.
@@ -66,21 +71,21 @@ class Equipment:
 
     journals: Journals
     store: Store
-    register: Register
+    submissions: SubmissionLog
     clock: Clock
-    runners: RunnerControl
-    room: WaitingRoom
-    follower: Follower
+    runners: RunnerClient
+    scheduler: Scheduler
+    journal_tailer: JournalTailer
     prober: RuntimeProber
     launcher: Launcher
-    telling: Telling
-    shelf: Shelf
-    health: HealthReport
-    space: SpaceKeeper
+    event_stream: EventStream
+    artifact_store: ArtifactStore
+    health_check: HealthCheck
+    disk_monitor: DiskMonitor
     drain: Drain
-    preservation: Preservation
-    visits: Visits
-    pruning: Pruning
+    preserved_sandboxes: PreservedSandboxes
+    debug_sessions: DebugSessions
+    pruner: Pruner
     retention: Retention
     read_memory_available_bytes: Callable[[], int | None]
 
@@ -88,60 +93,64 @@ class Equipment:
 class TaskService:
     """Implements `contracts.tasks.Tasks`."""
 
-    def __init__(self, equipment: Equipment) -> None:
-        self.equipment = equipment
+    def __init__(self, dependencies: ServiceDependencies) -> None:
+        self.dependencies = dependencies
         self._launches: set[asyncio.Task[None]] = set()
         self._closing = asyncio.Event()
-        self._keys = Locks()
-        self._next_look: asyncio.TimerHandle | None = None
-        self._cancelling = Cancelling(equipment.journals, equipment.runners, equipment.launcher, equipment.clock)
-        equipment.follower.on_finished = self._finished
-        equipment.follower.on_lost = self._lost
-        equipment.follower.on_held = Watch(equipment.runners, equipment.journals, equipment.clock).look
-        equipment.space.on_more = self._admit
+        self._idempotency_locks = KeyedLock()
+        self._next_scheduling: asyncio.TimerHandle | None = None
+        self._canceller = Canceller(
+            dependencies.journals, dependencies.runners, dependencies.launcher, dependencies.clock
+        )
+        dependencies.journal_tailer.on_finished = self._on_finished
+        dependencies.journal_tailer.on_writer_lost = self._on_writer_lost
+        dependencies.journal_tailer.on_writer_silent = RunnerWatchdog(
+            dependencies.runners, dependencies.journals, dependencies.clock
+        ).check
+        dependencies.disk_monitor.on_space_freed = self._schedule
 
-    def take_in(self, *feeds: Feed, submission: Record | None = None) -> None:
+    def track(self, *tracked_tasks: TrackedTask, submission: Record | None = None) -> None:
         """Follow tasks that are in journal and store; those that have not begun wait for room."""
-        for feed in feeds:
-            self._follow(feed, submission)
-        self._admit()
+        for feed in tracked_tasks:
+            self._track_one(feed, submission)
+        self._schedule()
 
-    def _follow(self, feed: Feed, submission: Record | None) -> None:
-        need = Capacity.asked_by(feed.task.manifest.vm)
-        self.equipment.room.leave(feed.task.id)  # who had this id before was pruned, perhaps a moment ago
-        if feed.recorder is not None:
-            self.equipment.room.enter(feed.task.id, need)
+    def _track_one(self, tracked: TrackedTask, submission: Record | None) -> None:
+        need = Resources.requested_by(tracked.task.manifest.vm)
+        self.dependencies.scheduler.remove(tracked.task.id)  # who had this id before was pruned, perhaps a moment ago
+        if tracked.recorder is not None:
+            self.dependencies.scheduler.enqueue(tracked.task.id, need)
         else:
-            self.equipment.room.claim(feed.task.id, need)
-        self.equipment.follower.follow(feed, submission)
+            self.dependencies.scheduler.reserve(tracked.task.id, need)
+        self.dependencies.journal_tailer.start(tracked, submission)
 
     async def close(self) -> None:
         """Take nothing more, let launches that have begun end, stop following. The tasks go on."""
         self._closing.set()
-        if self._next_look is not None:
-            self._next_look.cancel()
-        await self._end_launches()
-        await self.equipment.follower.close()
-        for feed in self.equipment.follower.feeds.values():
+        if self._next_scheduling is not None:
+            self._next_scheduling.cancel()
+        await self._wait_for_launches()
+        await self.dependencies.journal_tailer.close()
+        for feed in self.dependencies.journal_tailer.tracked_tasks.values():
             if feed.recorder is not None:
                 with contextlib.suppress(OSError):
                     feed.recorder.writer.close()
-        await asyncio.to_thread(self.equipment.store.close)
+        await asyncio.to_thread(self.dependencies.store.close)
 
-    async def _end_launches(self) -> None:
+    async def _wait_for_launches(self) -> None:
         """Those that write or start something come to their end; the others have left no trace of themselves yet."""
         if self._launches:
-            await asyncio.wait(self._launches, timeout=LAUNCH_END_SECONDS)
-        self.equipment.launcher.break_off_questions()
+            await asyncio.wait(self._launches, timeout=LAUNCH_SHUTDOWN_SECONDS)
+        self.dependencies.launcher.cancel_secret_lookups()
         await asyncio.gather(*self._launches, return_exceptions=True)
 
     async def find_submission(self, idempotency: Idempotency) -> Submission | None:
         """See `Tasks.find_submission`."""
         if self._closing.is_set():
-            raise UnavailableError(_SHUTS_DOWN)
-        living = [feed.task for feed in self.equipment.follower.feeds.values()]
+            raise UnavailableError(_SHUTTING_DOWN_MESSAGE)
+        living = [feed.task for feed in self.dependencies.journal_tailer.tracked_tasks.values()]
         try:
-            before = await asyncio.to_thread(self.equipment.register.find, idempotency, living)
+            before = await asyncio.to_thread(self.dependencies.submissions.find, idempotency, living)
         except StoreError as error:
             raise UnavailableError(error.message) from error
         return None if before is None else Submission(before, is_replayed=True)
@@ -149,237 +158,249 @@ class TaskService:
     async def submit(self, manifest: Manifest, idempotency: Idempotency | None = None) -> Submission:
         """See `Tasks.submit`."""
         if idempotency is None:
-            return Submission(await self._take(manifest, None))
-        async with self._keys.of(idempotency.key):
+            return Submission(await self._accept(manifest, None))
+        async with self._idempotency_locks.lock_for(idempotency.key):
             before = await self.find_submission(idempotency)
-            return before or Submission(await self._take(manifest, idempotency))
+            return before or Submission(await self._accept(manifest, idempotency))
 
-    async def check(self, manifest: Manifest) -> None:
+    async def check_admission(self, manifest: Manifest) -> None:
         """See `Tasks.check`."""
-        self._refuse_what_cannot_run(manifest)
+        self._check_admissible(manifest)
         if manifest.metadata.id:
             with contextlib.suppress(TaskNotFoundError):
                 raise DuplicateTaskError(await self.status(manifest.metadata.id))
 
-    async def _take(self, manifest: Manifest, idempotency: Idempotency | None) -> Task:
-        self._refuse_what_cannot_run(manifest)
+    async def _accept(self, manifest: Manifest, idempotency: Idempotency | None) -> Task:
+        self._check_admissible(manifest)
         task_id = manifest.metadata.id or str(uuid.uuid4())
         metadata = dataclasses.replace(manifest.metadata, id=task_id)
         named = dataclasses.replace(manifest, metadata=metadata)
         try:
-            feed, submission = await asyncio.to_thread(self.equipment.register.add, named, idempotency)
+            feed, submission = await asyncio.to_thread(self.dependencies.submissions.add, named, idempotency)
         except (OSError, StoreError) as error:
             raise UnavailableError(f"The task could not be written down: {error}; submit it again.") from error
         submitted = feed.task
         _log.info("Task %s was accepted", submitted.id, extra={"task_id": submitted.id, "state": submitted.state})
-        self.take_in(feed, submission=submission)
+        self.track(feed, submission=submission)
         return submitted
 
     async def status(self, task_id: str) -> Task:
         """See `Tasks.status`."""
-        feed = self.equipment.follower.feeds.get(task_id)
-        return feed.shown if feed is not None else await self._load(task_id)
+        feed = self.dependencies.journal_tailer.tracked_tasks.get(task_id)
+        return feed.snapshot if feed is not None else await self._load(task_id)
 
     async def query(self, query: TaskQuery) -> TaskPage:
         """See `Tasks.query`."""
-        page = await asyncio.to_thread(self.equipment.store.query, query)
-        return dataclasses.replace(page, tasks=[self._with_note(task) for task in page.tasks])
+        page = await asyncio.to_thread(self.dependencies.store.query, query)
+        return dataclasses.replace(page, tasks=[self._with_status_message(task) for task in page.tasks])
 
-    def _with_note(self, task: Task) -> Task:
+    def _with_status_message(self, task: Task) -> Task:
         """What a task waits for is told by its feed, which the index does not know."""
-        feed = self.equipment.follower.feeds.get(task.id)
-        return feed.with_note(task) if feed is not None else task
+        feed = self.dependencies.journal_tailer.tracked_tasks.get(task.id)
+        return feed.with_status_message(task) if feed is not None else task
 
     async def release(self, task_id: str) -> None:
         """See `Tasks.release`."""
-        await self.equipment.preservation.release(await self.status(task_id))
+        await self.dependencies.preserved_sandboxes.release(await self.status(task_id))
 
     async def prune(self, retention: Retention | None, *, dry_run: bool) -> Sequence[PrunedTask]:
         """See `Tasks.prune`."""
         try:
-            return await self.equipment.pruning.prune(retention or self.equipment.retention, dry_run=dry_run)
+            return await self.dependencies.pruner.prune(retention or self.dependencies.retention, dry_run=dry_run)
         except (OSError, TimeoutError) as error:
-            reason = reason_of(error)
+            reason = error_reason(error)
             raise UnavailableError(f"Finished tasks could not be removed: {reason}; try again.") from error
 
-    async def keeps_sandbox(self, task: Task) -> bool:
+    async def has_preserved_sandbox(self, task: Task) -> bool:
         """See `Tasks.keeps_sandbox`."""
         if task.state is not TaskState.FAILED_PRESERVED:
             return False
         try:
-            return await asyncio.to_thread(self.equipment.preservation.is_kept, task)
+            return await asyncio.to_thread(self.dependencies.preserved_sandboxes.is_preserved, task)
         except OSError:
             return True
 
-    async def open_terminal(self, task_id: str, order: TerminalOrder) -> TerminalLine:
+    async def open_terminal(self, task_id: str, order: TerminalOrder) -> TerminalConnection:
         """See `Tasks.open_terminal`."""
         task = await self.status(task_id)
         if task.state is TaskState.FAILED_PRESERVED:
-            return await self.equipment.visits.open_terminal(task, order)
+            return await self.dependencies.debug_sessions.open_terminal(task, order)
         if task.state.is_terminal or task.attempt is None:
             raise TerminalRefusedError(f"Task {task_id} is {task.state}; only a sandbox that runs has terminals.")
         try:
-            return await self.equipment.runners.open_terminal(task.attempt.id, order)
+            return await self.dependencies.runners.open_terminal(task.attempt.id, order)
         except RunnerUnreachableError as error:
             raise UnavailableError(f"The runner of task {task_id} does not answer; try again.") from error
 
     async def wait(self, task_id: str, timeout_seconds: float) -> Task:
         """See `Tasks.wait`."""
-        deadline = self.equipment.clock.monotonic() + timeout_seconds
-        feed = self.equipment.follower.feeds.get(task_id)
+        deadline = self.dependencies.clock.monotonic() + timeout_seconds
+        feed = self.dependencies.journal_tailer.tracked_tasks.get(task_id)
         if feed is None:
             return await self._load(task_id)
-        while not feed.task.state.is_terminal and (left := deadline - self.equipment.clock.monotonic()) > 0:
-            await feed.changed(left)
-        return feed.shown
+        while not feed.task.state.is_terminal and (left := deadline - self.dependencies.clock.monotonic()) > 0:
+            await feed.wait_for_change(left)
+        return feed.snapshot
 
     async def cancel(self, task_id: str, *, reason: str, force: bool) -> Cancellation:
         """See `Tasks.cancel`."""
-        feed = self.equipment.follower.feeds.get(task_id)
+        feed = self.dependencies.journal_tailer.tracked_tasks.get(task_id)
         before = feed.task if feed is not None else await self._load(task_id)
         if before.state.is_terminal:
             raise TaskTerminalError(before)
-        feed = feed or self.equipment.follower.feeds.get(task_id)
+        feed = feed or self.dependencies.journal_tailer.tracked_tasks.get(task_id)
         if feed is None:
             raise UnavailableError(f"Task {task_id} is being accepted at this moment; try again.")
-        message = await self._cancelling.cancel(feed, CancelOrder(reason, force))
-        return Cancellation(before, self.equipment.clock.now(), message)
+        message = await self._canceller.cancel(feed, CancelOrder(reason, force))
+        return Cancellation(before, self.dependencies.clock.now(), message)
 
-    def frames(self, task_id: str, *, after: int = 0) -> AsyncIterator[Frame]:
+    def replay(self, task_id: str, *, after: int = 0) -> AsyncIterator[WireEvent]:
         """See `Tasks.frames`."""
-        return self.equipment.telling.frames(task_id, after=after)
+        return self.dependencies.event_stream.replay(task_id, after=after)
 
-    def follow(self, task_id: str, *, after: int | None = None) -> AsyncIterator[Frame]:
+    def follow(self, task_id: str, *, after: int | None = None) -> AsyncIterator[WireEvent]:
         """See `Tasks.follow`."""
-        return self.equipment.telling.follow(task_id, after=after)
+        return self.dependencies.event_stream.follow(task_id, after=after)
 
-    def follow_all(self) -> AsyncIterator[Frame]:
+    def follow_all(self) -> AsyncIterator[WireEvent]:
         """See `Tasks.follow_all`."""
-        return self.equipment.telling.follow_all()
+        return self.dependencies.event_stream.follow_all()
 
     async def artifacts(self, task_id: str) -> Sequence[StoredArtifact]:
         """See `Tasks.artifacts`."""
-        return await asyncio.to_thread(self.equipment.shelf.artifacts, await self.status(task_id))
+        return await asyncio.to_thread(self.dependencies.artifact_store.list_artifacts, await self.status(task_id))
 
     async def artifact(self, task_id: str, name: str) -> StoredArtifact:
         """See `Tasks.artifact`."""
-        return await asyncio.to_thread(self.equipment.shelf.artifact, await self.status(task_id), name)
+        return await asyncio.to_thread(self.dependencies.artifact_store.find_artifact, await self.status(task_id), name)
 
-    async def drain(self) -> Draining:
+    async def drain(self) -> DrainStatus:
         """See `Tasks.drain`."""
-        await asyncio.to_thread(self.equipment.drain.begin, self.equipment.clock.now())
-        self._admit()
-        return await self.draining()
+        await asyncio.to_thread(self.dependencies.drain.start, self.dependencies.clock.now())
+        self._schedule()
+        return await self.drain_status()
 
-    async def undo_drain(self) -> Draining:
+    async def undo_drain(self) -> DrainStatus:
         """See `Tasks.undo_drain`."""
-        await asyncio.to_thread(self.equipment.drain.end)
-        self._admit()
-        return await self.draining()
+        await asyncio.to_thread(self.dependencies.drain.undo)
+        self._schedule()
+        return await self.drain_status()
 
-    async def draining(self) -> Draining:
+    async def drain_status(self) -> DrainStatus:
         """See `Tasks.draining`."""
-        waiting = self.equipment.room.waiting_count
-        unfinished = sum(not feed.task.state.is_terminal for feed in self.equipment.follower.feeds.values())
-        return Draining(self.equipment.drain.since, max(unfinished - waiting, 0), waiting)
+        waiting = self.dependencies.scheduler.queued_count
+        unfinished = sum(
+            not feed.task.state.is_terminal for feed in self.dependencies.journal_tailer.tracked_tasks.values()
+        )
+        return DrainStatus(self.dependencies.drain.since, max(unfinished - waiting, 0), waiting)
 
     async def health(self) -> Health:
         """See `Tasks.health`."""
-        health = await asyncio.to_thread(self.equipment.health.make)
-        return dataclasses.replace(health, occupancy=self.equipment.room.occupancy)
+        health = await asyncio.to_thread(self.dependencies.health_check.run)
+        return dataclasses.replace(health, occupancy=self.dependencies.scheduler.occupancy)
 
     async def _load(self, task_id: str) -> Task:
-        indexed = await asyncio.to_thread(self.equipment.store.load, task_id)
+        indexed = await asyncio.to_thread(self.dependencies.store.load, task_id)
         if indexed is None:
             raise TaskNotFoundError(task_id)
         return indexed.task
 
-    def _refuse_what_cannot_run(self, manifest: Manifest) -> None:
+    def _check_admissible(self, manifest: Manifest) -> None:
         if self._closing.is_set():
-            raise UnavailableError(_SHUTS_DOWN)
-        if blockers := self.equipment.health.blockers:
-            seconds = self.equipment.prober.retry_after_seconds
+            raise UnavailableError(_SHUTTING_DOWN_MESSAGE)
+        if blockers := self.dependencies.health_check.blocked_reasons:
+            seconds = self.dependencies.prober.retry_after_seconds
             raise UnavailableError(" ".join(blockers), retry_after_seconds=seconds)
-        if self.equipment.drain.since is not None:
-            raise UnavailableError(REASON)
-        need, total = Capacity.asked_by(manifest.vm), self.equipment.room.total
+        if self.dependencies.drain.since is not None:
+            raise UnavailableError(DRAINING_REASON)
+        need, total = Resources.requested_by(manifest.vm), self.dependencies.scheduler.total
         if not need.fits_in(total):
             raise InsufficientResourcesError(
-                need.lacking_in(total, "in all"),
+                need.describe_shortfall(total, "in all"),
                 requested_cpus=need.cpus,
                 available_cpus=total.cpus,
                 requested_memory_bytes=need.memory_bytes,
                 available_memory_bytes=total.memory_bytes,
             )
 
-    def _finished(self, feed: Feed) -> None:
-        self.equipment.room.leave(feed.task.id)
-        self._admit()
+    def _on_finished(self, tracked: TrackedTask) -> None:
+        self.dependencies.scheduler.remove(tracked.task.id)
+        self._schedule()
 
-    def _admit(self) -> None:
+    def _schedule(self) -> None:
         """Let in whom there is room for; look again later while somebody waits, for memory comes back unasked."""
-        if self._next_look is not None:
-            self._next_look.cancel()
-        if self._closing.is_set() or self.equipment.room.is_empty:
+        if self._next_scheduling is not None:
+            self._next_scheduling.cancel()
+        if self._closing.is_set() or self.dependencies.scheduler.is_queue_empty:
             return
         # First of all: whatever breaks below, who waits is looked at again; not on behalf of who asked now.
-        self._next_look = asyncio.get_running_loop().call_later(ROOM_CHECK_SECONDS, self._admit, context=Context())
-        if (obstacle := self._obstacle()) is None:
-            complaints = self._let_in()
+        self._next_scheduling = asyncio.get_running_loop().call_later(
+            MEMORY_CHECK_SECONDS, self._schedule, context=Context()
+        )
+        if (obstacle := self._blocked_reason()) is None:
+            complaints = self._launch_admitted()
         else:
-            complaints = self.equipment.room.held_back(obstacle)
+            complaints = self.dependencies.scheduler.blocked_reasons(obstacle)
         for task_id, complaint in complaints.items():
-            self.equipment.follower.feeds[task_id].note = complaint
+            self.dependencies.journal_tailer.tracked_tasks[task_id].status_message = complaint
 
-    def _obstacle(self) -> str | None:
+    def _blocked_reason(self) -> str | None:
         """What keeps all waiting tasks from beginning, however much room was promised to them."""
-        if self.equipment.drain.since is not None:
-            return REASON
-        return self.equipment.prober.obstacle or self.equipment.space.look()
+        if self.dependencies.drain.since is not None:
+            return DRAINING_REASON
+        return self.dependencies.prober.blocked_reason or self.dependencies.disk_monitor.check()
 
-    async def _lost(self, feed: Feed) -> None:
+    async def _on_writer_lost(self, tracked: TrackedTask) -> None:
         """Nobody holds the journal. A pending task's could not be taken when the server started: now it waits, too."""
-        if not feed.task.waits_to_begin:
-            await self.equipment.launcher.finish(feed)
-        elif await self.equipment.launcher.take_back(feed):
-            self.equipment.room.leave(feed.task.id)
-            self.equipment.room.enter(feed.task.id, Capacity.asked_by(feed.task.manifest.vm))
-            self._admit()
+        if not tracked.task.is_waiting_to_start:
+            await self.dependencies.launcher.recover(tracked)
+        elif await self.dependencies.launcher.acquire_journal(tracked):
+            self.dependencies.scheduler.remove(tracked.task.id)
+            self.dependencies.scheduler.enqueue(tracked.task.id, Resources.requested_by(tracked.task.manifest.vm))
+            self._schedule()
 
-    def _let_in(self) -> Mapping[str, str]:
+    def _launch_admitted(self) -> Mapping[str, str]:
         """Gives what those wait for that there is no room for."""
         available_bytes = self._memory_available_bytes()
-        while (task_id := self.equipment.room.admit(available_bytes)) is not None:
-            feed = self.equipment.follower.feeds[task_id]
-            feed.note = ""
+        while (task_id := self.dependencies.scheduler.admit_next(available_bytes)) is not None:
+            feed = self.dependencies.journal_tailer.tracked_tasks[task_id]
+            feed.status_message = ""
             launch = asyncio.create_task(self._launch(feed), name=f"launch {task_id}")
             self._launches.add(launch)
             launch.add_done_callback(self._launches.discard)
             if available_bytes is not None:
                 available_bytes -= MEMORY_AVAILABLE_BYTES_MIN
-        return self.equipment.room.complaints(available_bytes)
+        return self.dependencies.scheduler.pending_reasons(available_bytes)
 
     def _memory_available_bytes(self) -> int | None:
         """Without what those will soon use that are just starting."""
-        available_bytes = self.equipment.read_memory_available_bytes()
+        available_bytes = self.dependencies.read_memory_available_bytes()
         if available_bytes is None:
             return None
-        feeds = self.equipment.follower.feeds.values()
-        starting = [feed for feed in feeds if feed.task.state in _STARTING and self.equipment.room.holds(feed.task.id)]
+        feeds = self.dependencies.journal_tailer.tracked_tasks.values()
+        starting = [
+            feed
+            for feed in feeds
+            if feed.task.state in _STARTING and self.dependencies.scheduler.has_reservation(feed.task.id)
+        ]
         return available_bytes - len(starting) * MEMORY_AVAILABLE_BYTES_MIN
 
-    async def _launch(self, feed: Feed) -> None:
+    async def _launch(self, tracked: TrackedTask) -> None:
         """Until it has worked, or is kept from beginning, or the server ends; the next one goes on then."""
-        work_on(feed.task.id)
+        bind_task(tracked.task.id)
         while not self._closing.is_set():
-            if feed.recorder is not None and feed.recorder.task.waits_to_begin and self._obstacle() is not None:
-                self.equipment.room.put_back(feed.task.id)
-                self._admit()
+            if (
+                tracked.recorder is not None
+                and tracked.recorder.task.is_waiting_to_start
+                and self._blocked_reason() is not None
+            ):
+                self.dependencies.scheduler.requeue(tracked.task.id)
+                self._schedule()
                 return
             try:
-                await self.equipment.launcher.launch(feed)
+                await self.dependencies.launcher.launch(tracked)
                 return
             except Exception as error:
-                feed.complain(error)
+                tracked.report_error(error)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._closing.wait(), RETRY_SECONDS)

@@ -7,15 +7,15 @@ from weakref import WeakValueDictionary
 
 import msgspec
 
-from sandbox.interfaces.journal import Reading, Recorder
-from sandbox.interfaces.store import Indexed, StoreError
-from sandbox.model.limits import FINISHER_PAUSE_FACTOR, FINISHER_PAUSE_SECONDS, FINISHERS_MAX
+from sandbox.interfaces.journal import Recorder, ReplayState
+from sandbox.interfaces.store import IndexedTask, StoreError
+from sandbox.model.limits import FINISHER_BACKOFF_FACTOR, FINISHER_BACKOFF_SECONDS, FINISHERS_MAX
 from sandbox.model.task import Task
 
 _log = logging.getLogger(__name__)
 
 
-class Feed:
+class TrackedTask:
     """The task, how far its journal is read, and a bell for whoever waits for more.
 
     recorder: set while the server itself holds the journal (until launch); whoever uses it holds `writing`.
@@ -23,90 +23,90 @@ class Feed:
     told_seq: the last record that this server has told those who follow all tasks; 0 for none.
     """
 
-    def __init__(self, indexed: Indexed, recorder: Recorder | None = None) -> None:
+    def __init__(self, indexed: IndexedTask, recorder: Recorder | None = None) -> None:
         self.task: Task = indexed.task
         self.offset: int = indexed.offset
-        self.told_seq = 0
+        self.published_seq = 0
         self.recorder = recorder
-        self.writing = asyncio.Lock()
+        self.write_lock = asyncio.Lock()
         self.finishers_launched = 0
-        self.has_told_of_leftovers = False
-        self.note = ""
-        self._logged = ""
-        self._pause_began: tuple[int, float] | None = None
+        self.has_reported_leftovers = False
+        self.status_message = ""
+        self._logged_message = ""
+        self._idle_since: tuple[int, float] | None = None
         self._finisher_launched_at = 0.0
-        self._bell = asyncio.Event()
-        self._stirred = asyncio.Event()
+        self._changed_event = asyncio.Event()
+        self._wake_event = asyncio.Event()
 
     @property
-    def reading(self) -> Reading:
+    def reading(self) -> ReplayState:
         """Where the follower goes on."""
-        return Reading(self.task, self.offset)
+        return ReplayState(self.task, self.offset)
 
     @property
-    def indexed(self) -> Indexed:
+    def indexed(self) -> IndexedTask:
         """What the store keeps of it."""
-        return Indexed(self.task, self.offset)
+        return IndexedTask(self.task, self.offset)
 
     @property
-    def shown(self) -> Task:
+    def snapshot(self) -> Task:
         """The task as its users see it."""
-        return self.with_note(self.task)
+        return self.with_status_message(self.task)
 
-    def with_note(self, task: Task) -> Task:
+    def with_status_message(self, task: Task) -> Task:
         """This task with the note in place of the message, where there is one and the task has not ended."""
-        if not self.note or task.state.is_terminal:
+        if not self.status_message or task.state.is_terminal:
             return task
-        return msgspec.structs.replace(task, state_message=self.note)
+        return msgspec.structs.replace(task, state_message=self.status_message)
 
-    def complain(self, error: Exception) -> None:
+    def report_error(self, error: Exception) -> None:
         """Something keeps the task from going on: tell its users, and operators once."""
         note = f"Held up, and tried again every second: {error}"
-        if note != self._logged:
+        if note != self._logged_message:
             is_expected = isinstance(error, OSError | StoreError)
             _log.error("Task %s: %s", self.task.id, note, exc_info=None if is_expected else error)
-        self._logged = note
-        self.note = note
+        self._logged_message = note
+        self.status_message = note
 
-    def advance(self, task: Task, offset: int) -> None:
+    def update(self, task: Task, offset: int) -> None:
         """Take what was read, and wake everybody who waits."""
-        self.task, self.offset, self.note, self._logged = task, offset, "", ""
-        bell, self._bell = self._bell, asyncio.Event()
+        self.task, self.offset, self.status_message, self._logged_message = task, offset, "", ""
+        bell, self._changed_event = self._changed_event, asyncio.Event()
         bell.set()
 
-    def has_paused(self, seconds: float, monotonic: float) -> bool:
+    def has_been_idle(self, seconds: float, monotonic: float) -> bool:
         """Whether nothing has happened for so long, since this was asked first; a new server asks anew."""
-        if self._pause_began is None or self._pause_began[0] != self.task.last_seq:
-            self._pause_began = (self.task.last_seq, monotonic)
-        return monotonic - self._pause_began[1] >= seconds
+        if self._idle_since is None or self._idle_since[0] != self.task.last_seq:
+            self._idle_since = (self.task.last_seq, monotonic)
+        return monotonic - self._idle_since[1] >= seconds
 
-    def count_finisher(self, monotonic: float) -> None:
+    def record_finisher_launch(self, monotonic: float) -> None:
         """One was launched at this moment."""
         self.finishers_launched += 1
         self._finisher_launched_at = monotonic
 
-    def has_rested(self, monotonic: float) -> bool:
+    def is_finisher_backoff_over(self, monotonic: float) -> bool:
         """Whether what ended the last finisher had time to pass, where another one follows that may save the work."""
         if not 0 < self.finishers_launched < FINISHERS_MAX:
             return True
-        pause: float = FINISHER_PAUSE_SECONDS * FINISHER_PAUSE_FACTOR ** (self.finishers_launched - 1)
+        pause: float = FINISHER_BACKOFF_SECONDS * FINISHER_BACKOFF_FACTOR ** (self.finishers_launched - 1)
         return monotonic - self._finisher_launched_at >= pause
 
-    def stir(self) -> None:
+    def wake(self) -> None:
         """The server has written or handed over the journal: let the follower look at once."""
-        self._stirred.set()
+        self._wake_event.set()
 
-    async def rest(self, seconds: float) -> None:
+    async def wait_for_wake(self, seconds: float) -> None:
         """What the follower does between two looks."""
         # Not wait_for, which in Python 3.11 loses a cancellation that comes together with the stir.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                await self._stirred.wait()
-        self._stirred.clear()
+                await self._wake_event.wait()
+        self._wake_event.clear()
 
-    async def changed(self, timeout_seconds: float) -> None:
+    async def wait_for_change(self, timeout_seconds: float) -> None:
         """Return at the next change, or when the time is over."""
-        bell = self._bell
+        bell = self._changed_event
         try:
             async with asyncio.timeout(timeout_seconds):
                 await bell.wait()
@@ -114,13 +114,13 @@ class Feed:
             return
 
 
-class Locks:
+class KeyedLock:
     """One lock a name, which is there as long as anybody holds it or waits for it."""
 
     def __init__(self) -> None:
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
-    def of(self, name: str) -> asyncio.Lock:
+    def lock_for(self, name: str) -> asyncio.Lock:
         """The lock of this name."""
         lock = self._locks.get(name)
         if lock is None:

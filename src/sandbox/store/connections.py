@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sandbox.interfaces.store import StoreError
 
-_ROOM_BYTES_MIN = 64 * 1024
+_FREE_BYTES_MIN = 64 * 1024
 """SQLite needs about half of it beside a database to open it."""
 
 
@@ -23,7 +23,7 @@ def is_disk_full(error: sqlite3.Error | OSError, database: Path) -> bool:
         return code == sqlite3.SQLITE_FULL
     with suppress(OSError):
         there = os.statvfs(database.parent)
-        return there.f_bavail * there.f_frsize < _ROOM_BYTES_MIN
+        return there.f_bavail * there.f_frsize < _FREE_BYTES_MIN
     return False
 
 
@@ -42,7 +42,7 @@ class Connections:
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self._path = path
-        self._writing_lock = threading.Lock()
+        self._writer_lock = threading.Lock()
         self._idle_lock = threading.Lock()
         self._idle: list[sqlite3.Connection] = []
         self._closed = False
@@ -63,23 +63,23 @@ class Connections:
         return self._writer
 
     @contextmanager
-    def writing(self) -> Iterator[sqlite3.Connection]:
+    def write_transaction(self) -> Iterator[sqlite3.Connection]:
         """A transaction that is on disk once the block is left without an exception, and undone otherwise."""
-        with _complaints_as_ours(self._path), self._writing_lock, _transaction(self._writer, "IMMEDIATE") as connection:
+        with _translate_errors(self._path), self._writer_lock, _transaction(self._writer, "IMMEDIATE") as connection:
             yield connection
 
     @contextmanager
-    def reading(self) -> Iterator[sqlite3.Connection]:
+    def read_transaction(self) -> Iterator[sqlite3.Connection]:
         """A transaction that sees one state of the database throughout."""
-        with _complaints_as_ours(self._path):
-            connection = self._take()
+        with _translate_errors(self._path):
+            connection = self._acquire_reader()
             try:
                 with _transaction(connection, "DEFERRED"):
                     yield connection
             except BaseException:
                 connection.close()
                 raise
-            self._give_back(connection)
+            self._release_reader(connection)
 
     def close(self) -> None:
         """Close everything; a reader that is at work closes its own when it is done."""
@@ -87,10 +87,10 @@ class Connections:
             self._closed = True
             while self._idle:
                 self._idle.pop().close()
-        with self._writing_lock:
+        with self._writer_lock:
             self._writer.close()
 
-    def _take(self) -> sqlite3.Connection:
+    def _acquire_reader(self) -> sqlite3.Connection:
         with self._idle_lock:
             if self._closed:
                 raise sqlite3.ProgrammingError("The store is closed")
@@ -98,7 +98,7 @@ class Connections:
                 return self._idle.pop()
         return self._connect("ro")
 
-    def _give_back(self, connection: sqlite3.Connection) -> None:
+    def _release_reader(self, connection: sqlite3.Connection) -> None:
         with self._idle_lock:
             if not self._closed and len(self._idle) < IDLE_READERS_MAX:
                 self._idle.append(connection)
@@ -115,7 +115,7 @@ class Connections:
         )
 
 
-def fold_in_log(path: Path) -> bool:
+def checkpoint_wal(path: Path) -> bool:
     """Bring what stands only in a database's write-ahead log into the database, and tell whether that worked."""
     try:
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=BUSY_SECONDS)) as opened:
@@ -127,7 +127,7 @@ def fold_in_log(path: Path) -> bool:
 
 
 @contextmanager
-def _complaints_as_ours(path: Path) -> Iterator[None]:
+def _translate_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:

@@ -11,7 +11,7 @@ from sandbox.interfaces.store import Cursor, InvalidCursorError, TaskQuery
 from sandbox.model.limits import LABELS_MAX
 from sandbox.model.task import Task
 
-Place = tuple[int | str | None, str]
+PagePosition = tuple[int | str | None, str]
 """The value of the sorted field (times are microseconds since 1970 in UTC), and the id."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -19,27 +19,27 @@ _MICROSECOND = timedelta(microseconds=1)
 _DIGITS_MAX = 18
 
 
-def place_of(task: Task, sort: str) -> Place:
+def position_of(task: Task, sort: str) -> PagePosition:
     """Where the task stands."""
     if sort == "name":
         return task.manifest.metadata.name, task.id
     at: datetime | None = getattr(task, sort)
-    return None if at is None else microseconds(at), task.id
+    return None if at is None else to_microseconds(at), task.id
 
 
-def cursor_of(place: Place) -> Cursor:
+def to_cursor(position: PagePosition) -> Cursor:
     """The place, as a cursor."""
-    value, task_id = place
+    value, task_id = position
     return Cursor(None if value is None else str(value), task_id)
 
 
-def cursor_place(query: TaskQuery) -> Place | None:
+def cursor_position(query: TaskQuery) -> PagePosition | None:
     """The place that a query begins behind, None for the beginning. Raises InvalidCursorError."""
     cursor = query.cursor
     if cursor is None:
         return None
     value, task_id = cursor.value, cursor.task_id
-    if not all(_is_text(text) for text in (task_id, value or "")):
+    if not all(_is_valid_text(text) for text in (task_id, value or "")):
         raise InvalidCursorError
     if value is None and query.sort == "started_at":
         return None, task_id
@@ -51,17 +51,17 @@ def cursor_place(query: TaskQuery) -> Place | None:
     return int(value), task_id
 
 
-def microseconds(at: datetime) -> int:
+def to_microseconds(at: datetime) -> int:
     """Whole numbers sort as the times do and lose nothing."""
     return (at - _EPOCH) // _MICROSECOND
 
 
-def _is_text(text: str) -> bool:
+def _is_valid_text(text: str) -> bool:
     """Half a surrogate pair is no text that a database takes."""
     return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
-_FEW = 1000
+_SORT_ROWS_MAX = 1000
 """So many tasks are sorted sooner than that many are found along an order."""
 
 
@@ -73,15 +73,15 @@ class ListedRow(NamedTuple):
     encoded: bytes
 
 
-class Listing:
+class PageReader:
     """One question. Raises InvalidCursorError when it is made."""
 
     def __init__(self, sql: Mapping[str, str], query: TaskQuery) -> None:
         self._sql = sql
         self._query = query
         self._values: dict[str, object] = {"limit": query.limit + 1, "offset": query.offset}
-        self._states = self._choose_states()
-        self._behind = self._choose_place()
+        self._state_filters = self._build_state_filters()
+        self._cursor_filters = self._build_cursor_filters()
 
     def read(self, connection: sqlite3.Connection) -> tuple[list[ListedRow], int]:
         """The rows of the page, one more where there are more, and how many there are on all pages."""
@@ -91,23 +91,25 @@ class Listing:
         if 0 in counts:
             return [], 0
         count = self._count(connection, counts)
-        if not counts and self._states and count <= _FEW:
-            page = self._format("page_of_rare_states", self._behind)
+        if not counts and self._state_filters and count <= _SORT_ROWS_MAX:
+            page = self._format("page_of_rare_states", self._cursor_filters)
         else:
-            is_few = bool(counts) and counts[0] <= _FEW
-            labels = self._choose_labels(range(int(is_few), len(counts)), "tasks.id")
-            page = self._format("page_of_few" if is_few else "task_page", [*self._states, *labels, *self._behind])
+            is_few = bool(counts) and counts[0] <= _SORT_ROWS_MAX
+            labels = self._build_label_filters(range(int(is_few), len(counts)), "tasks.id")
+            page = self._format(
+                "page_of_few" if is_few else "task_page", [*self._state_filters, *labels, *self._cursor_filters]
+            )
         return [ListedRow(*row) for row in connection.execute(page, self._values)], count
 
     def _count(self, connection: sqlite3.Connection, counts: list[int]) -> int:
-        if len(counts) == 1 and not self._states:
+        if len(counts) == 1 and not self._state_filters:
             return counts[0]
         if counts:
-            labels = self._choose_labels(range(1, len(counts)), "few.task_id")
-            name = "count_labelled_in_states" if self._states else "count_labelled"
-            question = self._format(name, [*self._states, *labels])
+            labels = self._build_label_filters(range(1, len(counts)), "few.task_id")
+            name = "count_labelled_in_states" if self._state_filters else "count_labelled"
+            question = self._format(name, [*self._state_filters, *labels])
         else:
-            question = self._sql["count_in_states" if self._states else "count_all"]
+            question = self._sql["count_in_states" if self._state_filters else "count_all"]
         [count] = connection.execute(question, self._values).fetchone()
         return int(count)
 
@@ -124,17 +126,17 @@ class Listing:
             self._values |= {f"key_{number}": key, f"value_{number}": value}
         return [count for count, _, _ in counted]
 
-    def _choose_states(self) -> list[str]:
+    def _build_state_filters(self) -> list[str]:
         if not self._query.states:
             return []
         self._values["states"] = msgspec.json.encode(sorted(self._query.states)).decode()
         return [self._sql["filter_states"]]
 
-    def _choose_labels(self, numbers: range, task_id: str) -> list[str]:
+    def _build_label_filters(self, numbers: range, task_id: str) -> list[str]:
         return [self._sql["filter_label"].format(number=number, task_id=task_id) for number in numbers]
 
-    def _choose_place(self) -> list[str]:
-        place = cursor_place(self._query)
+    def _build_cursor_filters(self) -> list[str]:
+        place = cursor_position(self._query)
         if place is None:
             return []
         value, task_id = place

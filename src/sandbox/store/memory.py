@@ -5,80 +5,80 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from operator import gt, itemgetter, lt
 
-from sandbox.interfaces.store import DuplicateTaskError, Indexed, TaskPage, TaskQuery, as_listed
+from sandbox.interfaces.store import DuplicateTaskError, IndexedTask, TaskPage, TaskQuery, without_large_fields
 from sandbox.model.task import Task
 from sandbox.model.task_state import TaskState
-from sandbox.store.listing import Place, cursor_of, cursor_place, place_of
+from sandbox.store.listing import PagePosition, cursor_position, position_of, to_cursor
 
 
 class MemoryStore:
     """The contract's `Store`, for any thread; forgets everything with its process."""
 
     def __init__(self) -> None:
-        self._known: dict[str, Indexed] = {}
+        self._tasks: dict[str, IndexedTask] = {}
         self._lock = threading.Lock()
 
-    def insert(self, indexed: Indexed) -> None:
+    def insert(self, indexed: IndexedTask) -> None:
         """Add a new task. Raises DuplicateTaskError."""
         with self._lock:
-            existing = self._known.get(indexed.task.id)
+            existing = self._tasks.get(indexed.task.id)
             if existing is not None:
                 raise DuplicateTaskError(existing.task)
-            self._known[indexed.task.id] = indexed
+            self._tasks[indexed.task.id] = indexed
 
-    def save(self, indexed: Indexed) -> None:
+    def save(self, indexed: IndexedTask) -> None:
         """Replace what is known of a task, or add it."""
         with self._lock:
-            self._known[indexed.task.id] = indexed
+            self._tasks[indexed.task.id] = indexed
 
-    def save_all(self, indexed: Sequence[Indexed]) -> None:
+    def save_all(self, indexed: Sequence[IndexedTask]) -> None:
         """`save` for many."""
         with self._lock:
-            self._known |= {each.task.id: each for each in indexed}
+            self._tasks |= {each.task.id: each for each in indexed}
 
-    def forget(self, task_id: str) -> None:
+    def delete(self, task_id: str) -> None:
         """Take a task out of the index."""
         with self._lock:
-            self._known.pop(task_id, None)
+            self._tasks.pop(task_id, None)
 
-    def outdated(self) -> Sequence[str]:
+    def outdated_task_ids(self) -> Sequence[str]:
         """None: it is as old as its process."""
         return ()
 
-    def load(self, task_id: str) -> Indexed | None:
+    def load(self, task_id: str) -> IndexedTask | None:
         """What is known of a task, None for an unknown one."""
-        return self._known.get(task_id)
+        return self._tasks.get(task_id)
 
-    def unfinished(self) -> Sequence[Indexed]:
+    def unfinished(self) -> Sequence[IndexedTask]:
         """All tasks in a state that is not terminal, oldest first."""
         found = [indexed for indexed in self._all() if not indexed.task.state.is_terminal]
         return sorted(found, key=lambda indexed: (indexed.task.created_at, indexed.task.id))
 
-    def find_by_idempotency_key(self, key: str, since: datetime) -> Indexed | None:
+    def find_by_idempotency_key(self, key: str, since: datetime) -> IndexedTask | None:
         """The newest task that was submitted with this key, not before `since`."""
         found = [indexed for indexed in self._all() if _has_key(indexed.task, key, since)]
         return max(found, key=lambda indexed: (indexed.task.created_at, indexed.task.id), default=None)
 
     def query(self, query: TaskQuery) -> TaskPage:
         """A page of tasks, `as_listed`. Raises InvalidCursorError."""
-        begin, is_descending = cursor_place(query), query.order == "desc"
+        begin, is_descending = cursor_position(query), query.order == "desc"
 
-        def rank(place: Place) -> tuple[bool, int | str, str]:
+        def rank(place: PagePosition) -> tuple[bool, int | str, str]:
             """What has no value is last in either direction."""
             value, task_id = place
             return (value is None) is not is_descending, "" if value is None else value, task_id
 
         matching = [indexed.task for indexed in self._all() if _matches(indexed.task, query)]
-        ranked = sorted(((rank(place_of(task, query.sort)), task) for task in matching), key=itemgetter(0))
+        ranked = sorted(((rank(position_of(task, query.sort)), task) for task in matching), key=itemgetter(0))
         if is_descending:
             ranked.reverse()
         if begin is not None:
             is_behind = lt if is_descending else gt
             ranked = [(place, task) for place, task in ranked if is_behind(place, rank(begin))]
         end = query.offset + query.limit
-        tasks = [as_listed(task) for _, task in ranked[query.offset : end]]
+        tasks = [without_large_fields(task) for _, task in ranked[query.offset : end]]
         has_more = bool(tasks) and len(ranked) > end
-        return TaskPage(tasks, len(matching), cursor_of(place_of(tasks[-1], query.sort)) if has_more else None)
+        return TaskPage(tasks, len(matching), to_cursor(position_of(tasks[-1], query.sort)) if has_more else None)
 
     def count_by_state(self) -> Mapping[TaskState, int]:
         """How many tasks are in each state; every state is a key."""
@@ -92,9 +92,9 @@ class MemoryStore:
     def close(self) -> None:
         """Nothing to let go of."""
 
-    def _all(self) -> list[Indexed]:
+    def _all(self) -> list[IndexedTask]:
         with self._lock:
-            return list(self._known.values())
+            return list(self._tasks.values())
 
 
 def _matches(task: Task, query: TaskQuery) -> bool:

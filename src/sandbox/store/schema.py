@@ -28,18 +28,18 @@ def migrate(connection: sqlite3.Connection, path: Path) -> None:
 
     Raises StoreTooNewError, sqlite3.Error, OSError.
     """
-    present, steps = refuse_newer(connection), _load_steps()
+    present, steps = check_not_newer(connection), _load_migrations()
     missing = [number for number in sorted(steps) if number > present]
     if present and missing:
-        _keep_copy(connection, path.with_name(f"{path.name}.v{present}"))
+        _back_up(connection, path.with_name(f"{path.name}.v{present}"))
     for number in missing:
-        _take_step(connection, number, steps[number])
+        _apply_migration(connection, number, steps[number])
 
 
-def refuse_newer(connection: sqlite3.Connection) -> int:
+def check_not_newer(connection: sqlite3.Connection) -> int:
     """The version of the database. Raises StoreTooNewError, sqlite3.Error."""
     [present] = connection.execute("PRAGMA user_version").fetchone()
-    newest = max(_load_steps())
+    newest = max(_load_migrations())
     if present > newest:
         raise StoreTooNewError(
             f"The index has version {present}, this Sandbox knows {newest}: start the newer Sandbox again, "
@@ -48,9 +48,9 @@ def refuse_newer(connection: sqlite3.Connection) -> int:
     return int(present)
 
 
-def refuse_other(connection: sqlite3.Connection) -> None:
+def check_current(connection: sqlite3.Connection) -> None:
     """For who changes nothing. Raises StoreTooNewError, StoreUnusableError for an older one, sqlite3.Error."""
-    present, newest = refuse_newer(connection), max(_load_steps())
+    present, newest = check_not_newer(connection), max(_load_migrations())
     if present < newest:
         raise StoreUnusableError(
             f"The index has version {present}, this Sandbox knows {newest}: start the server, which brings it up to "
@@ -58,7 +58,7 @@ def refuse_other(connection: sqlite3.Connection) -> None:
         )
 
 
-def _keep_copy(connection: sqlite3.Connection, copy: Path) -> None:
+def _back_up(connection: sqlite3.Connection, copy: Path) -> None:
     """The index as it was, written beside and renamed. What a crash left of an earlier try is written anew."""
     beside = copy.with_name(f"{copy.name}.new")
     beside.unlink(missing_ok=True)
@@ -75,12 +75,12 @@ def _keep_copy(connection: sqlite3.Connection, copy: Path) -> None:
     beside.rename(copy)
 
 
-def _load_steps() -> dict[int, str]:
+def _load_migrations() -> dict[int, str]:
     found = ((_FILE_NAME.fullmatch(file.name), file) for file in (files(__package__) / "migrations").iterdir())
     return {int(name[1]): file.read_text(encoding="utf-8") for name, file in found if name}
 
 
-def _take_step(connection: sqlite3.Connection, number: int, sql: str) -> None:
+def _apply_migration(connection: sqlite3.Connection, number: int, sql: str) -> None:
     try:
         connection.executescript(f"BEGIN IMMEDIATE;\n{sql}\nPRAGMA user_version = {number};\nCOMMIT;")
     except BaseException:

@@ -12,14 +12,21 @@ from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
-from sandbox.interfaces.store import DuplicateTaskError, IndexDamagedError, Indexed, TaskPage, TaskQuery, as_listed
+from sandbox.interfaces.store import (
+    DuplicateTaskError,
+    IndexDamagedError,
+    IndexedTask,
+    TaskPage,
+    TaskQuery,
+    without_large_fields,
+)
 from sandbox.model.errors import DECODE_ERRORS
 from sandbox.model.events import Artifact
-from sandbox.model.task import FOLD, Task
+from sandbox.model.task import PROJECTION_VERSION, Task
 from sandbox.model.task_state import TaskState
 from sandbox.store.connections import Connections, is_disk_full
-from sandbox.store.listing import ListedRow, Listing, cursor_of, microseconds
-from sandbox.store.schema import StoreUnusableError, migrate, refuse_other
+from sandbox.store.listing import ListedRow, PageReader, to_cursor, to_microseconds
+from sandbox.store.schema import StoreUnusableError, check_current, migrate
 
 _NAME = re.compile(r"^-- name: (\w+)$", re.MULTILINE)
 
@@ -50,107 +57,111 @@ class SqliteStore:
         read_only: take it as it is and change nothing; no method that writes may be called.
         """
         self._sql = load_queries()
-        self._noted: set[tuple[str, str]] = set()
+        self._logged_errors: set[tuple[str, str]] = set()
         try:
             self._connections = _open(path, read_only=read_only)
         except (sqlite3.Error, OSError) as error:
             raise StoreUnusableError(f"The index {path} cannot be used ({error}); {_advice(error, path)}.") from error
 
-    def insert(self, indexed: Indexed) -> None:
+    def insert(self, indexed: IndexedTask) -> None:
         """Add a new task. Raises DuplicateTaskError."""
         row = _row(indexed)
-        with self._connections.writing() as connection:
+        with self._connections.write_transaction() as connection:
             if connection.execute(self._sql["insert_task"], row).rowcount == 0:
                 [known] = connection.execute(self._sql["load_task"], row).fetchall()
-                raise DuplicateTaskError(_indexed(known).task)
-            self._write_beside(connection, indexed.task)
+                raise DuplicateTaskError(_to_indexed(known).task)
+            self._write_texts_and_labels(connection, indexed.task)
 
-    def save(self, indexed: Indexed) -> None:
+    def save(self, indexed: IndexedTask) -> None:
         """Replace what is known of a task, or add it."""
         self.save_all([indexed])
 
-    def save_all(self, indexed: Sequence[Indexed]) -> None:
+    def save_all(self, indexed: Sequence[IndexedTask]) -> None:
         """`save` for many, all of them or none."""
-        with self._connections.writing() as connection:
+        with self._connections.write_transaction() as connection:
             for each in indexed:
                 connection.execute(self._sql["save_task"], _row(each))
-                self._write_beside(connection, each.task)
+                self._write_texts_and_labels(connection, each.task)
 
-    def forget(self, task_id: str) -> None:
+    def delete(self, task_id: str) -> None:
         """Take a task out of the index, and with it what stands beside it."""
-        with self._connections.writing() as connection:
+        with self._connections.write_transaction() as connection:
             connection.execute(self._sql["forget_task"], {"id": task_id})
 
-    def outdated(self) -> Sequence[str]:
+    def outdated_task_ids(self) -> Sequence[str]:
         """The tasks that a program with other rules worked out of their journals (see `FOLD`), and damaged ones."""
-        with self._connections.reading() as connection:
+        with self._connections.read_transaction() as connection:
             rows = connection.execute(self._sql["every_task"])
-            return [row[0] for fold, changed_at, *row in rows if fold != FOLD or not _is_readable(row, changed_at)]
+            return [
+                row[0]
+                for fold, changed_at, *row in rows
+                if fold != PROJECTION_VERSION or not _is_readable(row, changed_at)
+            ]
 
-    def load(self, task_id: str) -> Indexed | None:
+    def load(self, task_id: str) -> IndexedTask | None:
         """What is known of a task, None for an unknown one."""
-        rows = self._read("load_task", {"id": task_id})
-        return _indexed(rows[0]) if rows else None
+        rows = self._fetch_all("load_task", {"id": task_id})
+        return _to_indexed(rows[0]) if rows else None
 
-    def unfinished(self) -> Sequence[Indexed]:
+    def unfinished(self) -> Sequence[IndexedTask]:
         """All tasks in a state that is not terminal, oldest first; without those whose row is damaged."""
-        found: list[Indexed] = []
-        for row in self._read("unfinished_tasks", {"states": _UNFINISHED}):
+        found: list[IndexedTask] = []
+        for row in self._fetch_all("unfinished_tasks", {"states": _UNFINISHED}):
             try:
-                found.append(_indexed(row))
+                found.append(_to_indexed(row))
             except IndexDamagedError as error:
-                self._note(row[0], error)
+                self._log_once(row[0], error)
         return found
 
-    def find_by_idempotency_key(self, key: str, since: datetime) -> Indexed | None:
+    def find_by_idempotency_key(self, key: str, since: datetime) -> IndexedTask | None:
         """The newest task that was submitted with this key, not before `since`."""
-        rows = self._read("find_by_idempotency_key", {"key": key, "since": microseconds(since)})
-        return _indexed(rows[0]) if rows else None
+        rows = self._fetch_all("find_by_idempotency_key", {"key": key, "since": to_microseconds(since)})
+        return _to_indexed(rows[0]) if rows else None
 
     def query(self, query: TaskQuery) -> TaskPage:
         """A page of tasks, `as_listed`. Raises InvalidCursorError."""
-        listing = Listing(self._sql, query)
-        with self._connections.reading() as connection:
+        listing = PageReader(self._sql, query)
+        with self._connections.read_transaction() as connection:
             found, total = listing.read(connection)
         rows, tasks, damaged = found[: query.limit], [], {}
         for row in rows:
             try:
-                tasks.append(_listed(row, query))
+                tasks.append(_to_listed(row, query))
             except IndexDamagedError as error:
-                self._note(row.id, error)
+                self._log_once(row.id, error)
                 damaged[row.id] = error.message
         has_more = bool(rows) and len(found) > query.limit
-        return TaskPage(tasks, total, cursor_of((rows[-1].value, rows[-1].id)) if has_more else None, damaged)
+        return TaskPage(tasks, total, to_cursor((rows[-1].value, rows[-1].id)) if has_more else None, damaged)
 
     def count_by_state(self) -> Mapping[TaskState, int]:
         """How many tasks are in each state; every state is a key. Rows with a damaged state are not counted."""
         counts = dict.fromkeys(TaskState, 0)
-        for state, count in self._read("count_by_state"):
+        for state, count in self._fetch_all("count_by_state"):
             try:
                 counts[TaskState(state)] = count
             except ValueError as error:
-                self._note("", IndexDamagedError(error))
+                self._log_once("", IndexDamagedError(error))
         return counts
 
     def task_ids(self) -> frozenset[str]:
         """Every task in the index."""
-        return frozenset(task_id for (task_id,) in self._read("task_ids"))
+        return frozenset(task_id for (task_id,) in self._fetch_all("task_ids"))
 
     def close(self) -> None:
         """Let go of the files."""
         self._connections.close()
 
-    def _note(self, task_id: str, error: IndexDamagedError) -> None:
+    def _log_once(self, task_id: str, error: IndexDamagedError) -> None:
         """Log a damaged row once."""
-        if (told := (task_id, error.message)) not in self._noted:
-            self._noted.add(told)
+        if (told := (task_id, error.message)) not in self._logged_errors:
+            self._logged_errors.add(told)
             _log.error("Task %s is left out: %s", task_id or "?", error.message, extra={"task_id": task_id or None})
 
-    def _read(self, name: str, values: Mapping[str, object] | None = None) -> list[Any]:
-        with self._connections.reading() as connection:
+    def _fetch_all(self, name: str, values: Mapping[str, object] | None = None) -> list[Any]:
+        with self._connections.read_transaction() as connection:
             return connection.execute(self._sql[name], values or {}).fetchall()
 
-    def _write_beside(self, connection: sqlite3.Connection, task: Task) -> None:
+    def _write_texts_and_labels(self, connection: sqlite3.Connection, task: Task) -> None:
         """Most saves find texts and labels as they are, and then write nothing."""
         connection.execute(self._sql["keep_texts"], _texts(task))
         labels = task.manifest.metadata.labels
@@ -170,7 +181,7 @@ def _open(path: Path, *, read_only: bool) -> Connections:
     connections = Connections(path, read_only=read_only)
     try:
         if read_only:
-            refuse_other(connections.writer)
+            check_current(connections.writer)
         else:
             migrate(connections.writer, path)
     except BaseException:
@@ -179,19 +190,19 @@ def _open(path: Path, *, read_only: bool) -> Connections:
     return connections
 
 
-def _row(indexed: Indexed) -> dict[str, object]:
+def _row(indexed: IndexedTask) -> dict[str, object]:
     task = indexed.task
     return {
         "id": task.id,
         "name": task.manifest.metadata.name,
         "state": task.state.value,
-        "created_at": microseconds(task.created_at),
-        "started_at": microseconds(task.started_at) if task.started_at else None,
-        "state_changed_at": microseconds(task.state_changed_at),
+        "created_at": to_microseconds(task.created_at),
+        "started_at": to_microseconds(task.started_at) if task.started_at else None,
+        "state_changed_at": to_microseconds(task.state_changed_at),
         "idempotency_key": task.idempotency.key if task.idempotency else None,
         "journal_offset": indexed.offset,
-        "task": msgspec.json.encode(as_listed(task)),
-        "fold": FOLD,
+        "task": msgspec.json.encode(without_large_fields(task)),
+        "fold": PROJECTION_VERSION,
         "artifacts": msgspec.json.encode(task.artifacts),
     }
 
@@ -201,15 +212,15 @@ def _texts(task: Task) -> dict[str, object]:
     return {"id": task.id, "prompt": prompt.encode(), "patch": None if patch is None else patch.encode()}
 
 
-def _listed(row: ListedRow, query: TaskQuery) -> Task:
+def _to_listed(row: ListedRow, query: TaskQuery) -> Task:
     """Rows of before have their texts in them. What the age of tasks is asked for relies on the order of the rows."""
-    task = _task(row.id, row.encoded)
+    task = _decode_task(row.id, row.encoded)
     if query.sort == "state_changed_at":
         _check_time(task, row.value)
-    return as_listed(task) if task.manifest.claude.prompt else task
+    return without_large_fields(task) if task.manifest.claude.prompt else task
 
 
-class _Parts(NamedTuple):
+class _DecodedRow(NamedTuple):
     """What a row has, each of it readable."""
 
     task: Task
@@ -218,46 +229,46 @@ class _Parts(NamedTuple):
     patch: str | None
 
 
-def _parts(row: Sequence[Any]) -> _Parts:
+def _decode_row(row: Sequence[Any]) -> _DecodedRow:
     task_id, encoded, _, state, artifacts, prompt, patch = row
-    task = _task(task_id, encoded)
+    task = _decode_task(task_id, encoded)
     if task.state != state:
         raise IndexDamagedError(f"task {task.id} is {task.state}, and {state!r} by its row")
     kept = task.manifest.claude.prompt, task.manifest.repository.patch
-    texts = kept if kept[0] else (_text(prompt), None if patch is None else _text(patch))
+    texts = kept if kept[0] else (_decode_text(prompt), None if patch is None else _decode_text(patch))
     if not texts[0]:
         raise IndexDamagedError(f"task {task.id} has no prompt")
-    return _Parts(task, _decoded(_artifacts_decoder, artifacts), *texts)
+    return _DecodedRow(task, _decode(_artifacts_decoder, artifacts), *texts)
 
 
-def _task(task_id: str, encoded: bytes) -> Task:
-    task = _decoded(_decoder, encoded)
+def _decode_task(task_id: str, encoded: bytes) -> Task:
+    task = _decode(_decoder, encoded)
     if task.id != task_id:
         raise IndexDamagedError(f"the row of task {task_id} tells of task {task.id}")
     return task
 
 
 def _check_time(task: Task, changed_at: object) -> None:
-    if microseconds(task.state_changed_at) != changed_at:
+    if to_microseconds(task.state_changed_at) != changed_at:
         raise IndexDamagedError(f"task {task.id} changed at {task.state_changed_at}, and at {changed_at!r} by its row")
 
 
-def _text(data: bytes | None) -> str:
+def _decode_text(data: bytes | None) -> str:
     try:
         return (data or b"").decode()
     except ValueError as error:
         raise IndexDamagedError(error) from error
 
 
-def _indexed(row: Sequence[Any]) -> Indexed:
-    task, artifacts, prompt, patch = _parts(row)
+def _to_indexed(row: Sequence[Any]) -> IndexedTask:
+    task, artifacts, prompt, patch = _decode_row(row)
     manifest, offset = task.manifest, row[2]
     claude, repository = replace(manifest.claude, prompt=prompt), replace(manifest.repository, patch=patch)
     manifest = replace(manifest, claude=claude, repository=repository)
-    return Indexed(msgspec.structs.replace(task, artifacts=artifacts, manifest=manifest), offset)
+    return IndexedTask(msgspec.structs.replace(task, artifacts=artifacts, manifest=manifest), offset)
 
 
-def _decoded(decoder: msgspec.json.Decoder[T], encoded: bytes) -> T:
+def _decode(decoder: msgspec.json.Decoder[T], encoded: bytes) -> T:
     try:
         return decoder.decode(encoded)
     except (*DECODE_ERRORS, ValueError) as error:
@@ -266,7 +277,7 @@ def _decoded(decoder: msgspec.json.Decoder[T], encoded: bytes) -> T:
 
 def _is_readable(row: Sequence[Any], changed_at: int) -> bool:
     try:
-        _check_time(_parts(row).task, changed_at)
+        _check_time(_decode_row(row).task, changed_at)
     except IndexDamagedError:
         return False
     return True

@@ -14,20 +14,20 @@ class CpuBudget:
     """
 
     def __init__(self, monotonic: float, cpu_seconds: float) -> None:
-        self._level_seconds = RUNNER_CPU_BURST_SECONDS
+        self._balance_seconds = RUNNER_CPU_BURST_SECONDS
         self._monotonic = monotonic
         self._cpu_seconds = cpu_seconds
 
     def update(self, monotonic: float, cpu_seconds: float) -> None:
         """Account for the time and the CPU seconds of the process since the last update."""
         gained = (monotonic - self._monotonic) * RUNNER_CPU_CORES
-        level = min(self._level_seconds + gained, RUNNER_CPU_BURST_SECONDS) - (cpu_seconds - self._cpu_seconds)
-        self._level_seconds = max(level, -RUNNER_CPU_DEBT_SECONDS_MAX)
+        level = min(self._balance_seconds + gained, RUNNER_CPU_BURST_SECONDS) - (cpu_seconds - self._cpu_seconds)
+        self._balance_seconds = max(level, -RUNNER_CPU_DEBT_SECONDS_MAX)
         self._monotonic, self._cpu_seconds = monotonic, cpu_seconds
 
     def wait_seconds(self, debt_seconds: float = 0.0) -> float:
         """Seconds until work that is allowed this much debt may continue; 0 if it may now."""
-        return max(0.0, -debt_seconds - self._level_seconds) / RUNNER_CPU_CORES
+        return max(0.0, -debt_seconds - self._balance_seconds) / RUNNER_CPU_CORES
 
 
 _PAUSE_SECONDS_MIN = 0.005
@@ -68,23 +68,23 @@ class CpuQueue:
     def __init__(self, throttle: CpuThrottle, debt_seconds: float) -> None:
         self._throttle = throttle
         self._debt_seconds = debt_seconds
-        self._first = asyncio.Lock()
+        self._turn = asyncio.Lock()
 
     @property
     def is_waiting(self) -> bool:
         """Whether any work waits or runs in it."""
-        return self._first.locked()
+        return self._turn.locked()
 
     async def __aenter__(self) -> None:
-        await self._first.acquire()
+        await self._turn.acquire()
         try:
             await self._throttle.wait(self._debt_seconds)
         except BaseException:
-            self._first.release()
+            self._turn.release()
             raise
 
     async def __aexit__(self, *_: object) -> None:
-        self._first.release()
+        self._turn.release()
 
     async def wait(self) -> None:
         """Wait for a turn, and give it up at once."""

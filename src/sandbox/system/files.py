@@ -7,10 +7,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-_NODE = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+_PATH_FLAGS = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def open_unlocked(name: str | bytes | Path, flags: int, directory: int | None = None, *, rights: int = os.X_OK) -> int:
+def open_restricted(
+    name: str | bytes | Path, flags: int, directory: int | None = None, *, access_mode: int = os.X_OK
+) -> int:
     """Open a file or directory below `directory`, after giving its owner back the right to read it.
 
     rights: what else a directory is opened for (access(2)); where they are missing, its owner has all of them
@@ -19,10 +21,10 @@ def open_unlocked(name: str | bytes | Path, flags: int, directory: int | None = 
     try:
         opened = os.open(name, flags, dir_fd=directory)
     except PermissionError:
-        _allow_reading(name, directory)
+        _grant_read_access(name, directory)
         opened = os.open(name, flags, dir_fd=directory)
     try:
-        if flags & os.O_DIRECTORY and not os.access(".", rights, dir_fd=opened):
+        if flags & os.O_DIRECTORY and not os.access(".", access_mode, dir_fd=opened):
             os.fchmod(opened, stat.S_IRWXU)
     except BaseException:
         os.close(opened)
@@ -30,8 +32,8 @@ def open_unlocked(name: str | bytes | Path, flags: int, directory: int | None = 
     return opened
 
 
-def _allow_reading(name: str | bytes | Path, directory: int | None) -> None:
-    node = os.open(name, _NODE, dir_fd=directory)
+def _grant_read_access(name: str | bytes | Path, directory: int | None) -> None:
+    node = os.open(name, _PATH_FLAGS, dir_fd=directory)
     try:
         status = os.fstat(node)
         if stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode):
@@ -42,7 +44,7 @@ def _allow_reading(name: str | bytes | Path, directory: int | None) -> None:
         os.close(node)
 
 
-def flush(path: Path) -> None:
+def fsync_path(path: Path) -> None:
     """Bring a directory's entries, or a file's content, to disk. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -51,25 +53,25 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def give_name(part: Path, target: Path) -> None:
+def replace_durably(source: Path, target: Path) -> None:
     """Flush a file that is written and move it to its name, in place of whatever has it. Raises OSError."""
-    flush(part)
-    part.rename(target)
-    flush(target.parent)
+    fsync_path(source)
+    source.rename(target)
+    fsync_path(target.parent)
 
 
 @contextmanager
-def removing_unless_done(part: Path) -> Iterator[None]:
+def remove_on_failure(path: Path) -> Iterator[None]:
     """Where the block fails, what is there of the file goes: on a full disk others need its room until the next try."""
     try:
         yield
     except BaseException:
         with suppress(OSError):
-            part.unlink()
+            path.unlink()
         raise
 
 
-def create(path: Path) -> IO[bytes]:
+def create_private_file(path: Path) -> IO[bytes]:
     """An empty file to write to, in place of whatever was there; a symbolic link is not followed. Raises OSError."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
     return os.fdopen(os.open(path, flags, 0o600), "wb")

@@ -8,7 +8,7 @@ TASK_ID: ContextVar[str | None] = ContextVar("task_id", default=None)
 ATTEMPT_ID: ContextVar[str | None] = ContextVar("attempt_id", default=None)
 
 
-def work_on(task_id: str) -> None:
+def bind_task(task_id: str) -> None:
     """What follows, in this asyncio task, is about one task of the server, and not about the request that began it."""
     REQUEST_ID.set(None)
     TOKEN_ID.set(None)

@@ -11,7 +11,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-async def wait_in_thread(work: Callable[[], T], leave: Callable[[], None] = lambda: None) -> T:
+async def run_in_daemon_thread(work: Callable[[], T], on_exit: Callable[[], None] = lambda: None) -> T:
     """What `work` gives or raises. When cancelled, or when the program ends, the thread is left to itself.
 
     leave: called once the thread has ended, whether somebody still waits for it or not. Raises OSError (EAGAIN) where
@@ -23,7 +23,7 @@ async def wait_in_thread(work: Callable[[], T], leave: Callable[[], None] = lamb
 
     def end() -> None:
         answered.set()
-        leave()
+        on_exit()
 
     def run() -> None:
         try:
@@ -36,7 +36,7 @@ async def wait_in_thread(work: Callable[[], T], leave: Callable[[], None] = lamb
     try:
         threading.Thread(target=run, name="wait", daemon=True).start()
     except RuntimeError as error:
-        leave()
+        on_exit()
         raise OSError(errno.EAGAIN, "The machine has no more threads") from error
     await answered.wait()
     return done.result()

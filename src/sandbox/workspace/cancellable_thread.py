@@ -8,29 +8,29 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-class StoppedError(Exception):
+class WorkStoppedError(Exception):
     """The work was told to stop and did."""
 
 
-class Stop:
+class StopFlag:
     """A wish to stop. The work looks at it between files and between chunks."""
 
     def __init__(self) -> None:
-        self._wished = threading.Event()
+        self._event = threading.Event()
 
     def request(self) -> None:
         """Wish it."""
-        self._wished.set()
+        self._event.set()
 
-    def check(self) -> None:
+    def raise_if_requested(self) -> None:
         """Raise StoppedError when somebody wished it."""
-        if self._wished.is_set():
-            raise StoppedError
+        if self._event.is_set():
+            raise WorkStoppedError
 
 
-async def run_in_thread(work: Callable[[Stop], T]) -> T:
+async def run_in_thread(work: Callable[[StopFlag], T]) -> T:
     """Run `work` off the event loop. When cancelled, the thread has ended before CancelledError goes on."""
-    stop = Stop()
+    stop = StopFlag()
     running = asyncio.ensure_future(asyncio.to_thread(work, stop))
     try:
         return await asyncio.shield(running)

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import msgspec
 
-from sandbox.model.printable import printable
-from sandbox.system.files import open_unlocked
-from sandbox.workspace.cancellable_thread import Stop
+from sandbox.model.printable import replace_unprintable
+from sandbox.system.files import open_restricted
+from sandbox.workspace.cancellable_thread import StopFlag
 
 PATH_BYTES_MAX = 3500
 """Longer paths are not looked at; the kernel takes 4095 in one call, and git with it."""
@@ -30,8 +30,8 @@ PATHS_BYTES_MAX = 256 * 1024**2
 """Of all paths of one commit, or of one workspace that is looked at, together: they are held in memory."""
 
 _CHUNK_BYTES = 256 * 1024
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+_DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
 class TooManyEntriesError(Exception):
@@ -74,15 +74,15 @@ class Entry(msgspec.Struct, frozen=True):
         return len(self.path) <= PATH_BYTES_MAX and self.path.count(b"/") < DEPTH_MAX
 
 
-class Files:
+class RootedFiles:
     """Files below one root. A context manager: the root stays open in between. Calls raise OSError."""
 
     def __init__(self, root: Path) -> None:
-        self._root = open_unlocked(root, _DIRECTORY)
-        self._seen = 0
+        self._root = open_restricted(root, _DIRECTORY_FLAGS)
+        self._entry_count = 0
         self._path_bytes = 0
 
-    def __enter__(self) -> "Files":
+    def __enter__(self) -> "RootedFiles":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -94,7 +94,7 @@ class Files:
         directory = os.dup(self._root)
         try:
             for name in path.split(b"/") if path else ():
-                child = open_unlocked(name, _DIRECTORY, directory)
+                child = open_restricted(name, _DIRECTORY_FLAGS, directory)
                 os.close(directory)
                 directory = child
             yield directory
@@ -108,9 +108,9 @@ class Files:
         with self.open_directory(path) as directory, os.scandir(directory) as listing:
             for item in listing:
                 name = os.fsencode(item.name)
-                self._seen += 1
+                self._entry_count += 1
                 self._path_bytes += len(prefix) + len(name)
-                if self._seen > ENTRIES_MAX:
+                if self._entry_count > ENTRIES_MAX:
                     raise TooManyEntriesError(f"more than {ENTRIES_MAX} files")
                 if self._path_bytes > PATHS_BYTES_MAX:
                     raise TooManyEntriesError(f"files with more than {PATHS_BYTES_MAX // 1024**2} MiB of paths")
@@ -122,7 +122,7 @@ class Files:
         """Descriptor and size of a regular file. Raises OSError for anything else."""
         parent, _, name = path.rpartition(b"/")
         with self.open_directory(parent) as directory:
-            file = open_unlocked(name, _FILE, directory)
+            file = open_restricted(name, _FILE_FLAGS, directory)
         try:
             status = os.fstat(file)
             if not stat.S_ISREG(status.st_mode):
@@ -138,10 +138,10 @@ class Files:
             return os.readlink(name, dir_fd=directory)
 
 
-def read_chunks(file: int, size: int, stop: Stop) -> Iterator[bytes]:
+def read_chunks(file: int, size: int, stop: StopFlag) -> Iterator[bytes]:
     """Exactly `size` bytes: what a file grows by afterwards is not read. Raises UnreadableError, StoppedError."""
     while size:
-        stop.check()
+        stop.raise_if_requested()
         try:
             chunk = os.read(file, min(size, _CHUNK_BYTES))
         except OSError as error:
@@ -152,9 +152,9 @@ def read_chunks(file: int, size: int, stop: Stop) -> Iterator[bytes]:
         yield chunk
 
 
-def show(path: bytes) -> str:
+def printable_path(path: bytes) -> str:
     """Text of a path: what is not UTF-8, and what is no visible character, stands as %XX for each of its bytes."""
-    return printable(path.decode(errors="surrogateescape"), _escape)
+    return replace_unprintable(path.decode(errors="surrogateescape"), _escape)
 
 
 def _escape(character: str) -> str:

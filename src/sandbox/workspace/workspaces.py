@@ -7,20 +7,20 @@ from pathlib import Path
 
 from sandbox.interfaces.layout import AttemptLayout
 from sandbox.interfaces.runtime import Confine
-from sandbox.interfaces.workspace import ContainsSecret, LeftOut, Patch
+from sandbox.interfaces.workspace import ContainsSecret, PatchResult, SkippedFile
 from sandbox.model.errors import AttemptError, FailureCode
 from sandbox.model.events import Artifact
 from sandbox.model.manifest.schema import Repository
 from sandbox.workspace.cancellable_thread import run_in_thread
-from sandbox.workspace.clone.relay import Reach
-from sandbox.workspace.clone.staging import REPOSITORY_BYTES_MAX, Staging
+from sandbox.workspace.clone.relay import DialPolicy
+from sandbox.workspace.clone.staging import REPOSITORY_BYTES_MAX, WorkspaceStaging
 from sandbox.workspace.collect import collect
 from sandbox.workspace.diff.changed_files_archive import write_changed_files
-from sandbox.workspace.diff.ignore_rules import make_rules_directory
+from sandbox.workspace.diff.ignore_rules import create_rules_directory
 from sandbox.workspace.diff.patch import write_patch
 from sandbox.workspace.git.command import Git
 
-_OWN_HOST = Reach(lambda address: address.is_global, follows_redirects=False)
+_DEFAULT_DIAL_POLICY = DialPolicy(lambda address: address.is_global, follows_redirects=False)
 
 
 class GitWorkspaces:
@@ -30,42 +30,42 @@ class GitWorkspaces:
     reach: of clones.
     """
 
-    def __init__(self, environment: Mapping[str, str], reach: Reach = _OWN_HOST) -> None:
+    def __init__(self, environment: Mapping[str, str], dial_policy: DialPolicy = _DEFAULT_DIAL_POLICY) -> None:
         self._environment = environment
-        self._reach = reach
+        self._dial_policy = dial_policy
 
     async def stage(self, repository: Repository, attempt_dir: Path, confine: Confine, disk_bytes: int) -> str:
         """Clone; gives the full base commit. Raises AttemptError (clone_failed)."""
         layout = AttemptLayout(attempt_dir)
         bytes_max = min(disk_bytes, REPOSITORY_BYTES_MAX)
-        staging = Staging(
+        staging = WorkspaceStaging(
             self._environment,
             repository,
             layout,
             confine,
             bytes_max=bytes_max,
-            reach=self._reach,
+            dial_policy=self._dial_policy,
         )
         return await staging.run()
 
     async def patch(
         self, attempt_dir: Path, base_commit: str, target: Path, confine: Confine, contains_secret: ContainsSecret
-    ) -> Patch:
+    ) -> PatchResult:
         """Write what the agent changed, an empty file when nothing was. Raises AttemptError (collect_failed)."""
-        async with self._git_for(AttemptLayout(attempt_dir), confine) as git:
+        async with self._confined_git(AttemptLayout(attempt_dir), confine) as git:
             return await write_patch(git, AttemptLayout(attempt_dir), base_commit, target, contains_secret)
 
     async def changed_files(self, attempt_dir: Path, base_commit: str, target: Path, confine: Confine) -> str | None:
         """Write a tar of what the agent made or changed. Raises AttemptError (collect_failed)."""
-        async with self._git_for(AttemptLayout(attempt_dir), confine) as git:
+        async with self._confined_git(AttemptLayout(attempt_dir), confine) as git:
             return await write_changed_files(git, AttemptLayout(attempt_dir), base_commit, target)
 
     @asynccontextmanager
-    async def _git_for(self, attempt: AttemptLayout, confine: Confine) -> AsyncIterator[Git]:
+    async def _confined_git(self, attempt: AttemptLayout, confine: Confine) -> AsyncIterator[Git]:
         """One that compares: without the settings of the server's user. Raises AttemptError (collect_failed)."""
         async with AsyncExitStack() as stack:
             try:
-                await run_in_thread(lambda _: make_rules_directory(attempt.ignore_rules))
+                await run_in_thread(lambda _: create_rules_directory(attempt.ignore_rules))
                 confinement = await stack.enter_async_context(confine([attempt.repository], [attempt.ignore_rules]))
             except (AttemptError, OSError) as error:
                 reason = f"The patch could not be made: {error}"
@@ -74,6 +74,6 @@ class GitWorkspaces:
 
     def collect(
         self, workspace: Path, patterns: Sequence[str], target: Path, taken_names: frozenset[str]
-    ) -> AsyncIterator[Artifact | LeftOut]:
+    ) -> AsyncIterator[Artifact | SkippedFile]:
         """Copy each regular file that matches, in the order of their paths. Raises AttemptError (collect_failed)."""
         return collect(workspace, patterns, target, taken_names)

@@ -12,11 +12,11 @@ import pytest
 from doubles.fake_access import FakeAccess
 from doubles.fake_tasks import FakeTasks
 from sandbox.api.app import create_app, create_stream_app
-from sandbox.api.auth.authenticator import Guard
-from sandbox.api.context import Context
+from sandbox.api.auth.authenticator import Authenticator
+from sandbox.api.context import AppContext
 from sandbox.api.http.server import bind, serve
 from sandbox.api.settings import ApiSettings
-from sandbox.interfaces.auth import Access
+from sandbox.interfaces.auth import TokenStore
 
 
 @dataclass
@@ -26,7 +26,7 @@ class Doors:
     stream_port: int
     shutting_down: asyncio.Event
     serving: asyncio.Task[None]
-    context: Context
+    context: AppContext
 
     @property
     def http(self) -> str:
@@ -37,7 +37,7 @@ class Doors:
 
     def open_streams(self, kind: str) -> int:
         """How many followers are being told, as the metrics count them."""
-        told = self.context.metrics.text(self.tasks.health_now, is_ready=True).decode()
+        told = self.context.metrics.render(self.tasks.health_now, is_ready=True).decode()
         return int(float(re.search(rf'sandbox_streams_open{{kind="{kind}"}} (\S+)', told)[1]))
 
     async def stop(self) -> float:
@@ -49,13 +49,13 @@ class Doors:
 
 
 @asynccontextmanager
-async def _open_doors(access: Access | None = None) -> AsyncIterator[Doors]:
+async def _open_doors(access: TokenStore | None = None) -> AsyncIterator[Doors]:
     tasks, shutting_down, started = FakeTasks(), asyncio.Event(), asyncio.Event()
     sockets, stream_sockets = bind("127.0.0.1", 0), bind("127.0.0.1", 0)
     port, stream_port = sockets[0].getsockname()[1], stream_sockets[0].getsockname()[1]
     settings = ApiSettings("0.1.0", frozenset({port, stream_port}))
-    guard = Guard(access or FakeAccess(), settings)
-    app = create_app(tasks, settings=settings, shutting_down=shutting_down, guard=guard)
+    guard = Authenticator(access or FakeAccess(), settings)
+    app = create_app(tasks, settings=settings, shutting_down=shutting_down, authenticator=guard)
     stream_app = create_stream_app(app)
     serving = asyncio.create_task(
         serve(app, stream_app, sockets, stream_sockets, shutting_down=shutting_down, on_started=started.set)

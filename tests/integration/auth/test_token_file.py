@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from sandbox.auth.token_file import InvalidTokenNameError, TokenFile, TokenFileError, TokenNotFoundError
-from sandbox.bootstrap.data_dir_lock import held
+from sandbox.bootstrap.data_dir_lock import lock_data_dir
 from sandbox.interfaces.auth import Role
 
 
@@ -49,7 +49,7 @@ def test_a_running_server_notices_new_and_revoked_tokens(tokens, tmp_path):
     assert server.authenticate(second).role is Role.VIEWER
     tokens.revoke(first_record.id)
     assert server.authenticate(first) is None
-    assert server.find(first_record.id) is None
+    assert server.find_principal(first_record.id) is None
     assert server.authenticate(second)
 
 
@@ -58,11 +58,11 @@ def test_an_expired_token_lets_nobody_in_and_still_counts_as_one(tmp_path):
     tokens = TokenFile(tmp_path, now=lambda: now[0])
     token, record = tokens.create(Role.OPERATOR, expires_at=now[0] + timedelta(hours=1))
     assert tokens.authenticate(token)
-    assert tokens.good()
+    assert tokens.list_valid()
     now[0] += timedelta(hours=2)
     assert tokens.authenticate(token) is None
-    assert tokens.find(record.id) is None
-    assert tokens.good() == []
+    assert tokens.find_principal(record.id) is None
+    assert tokens.list_valid() == []
     assert tokens.has_tokens
 
 
@@ -125,7 +125,7 @@ def test_tokens_made_at_the_same_time_are_all_kept(tmp_path):
 
 
 def test_tokens_are_made_and_revoked_while_a_server_works_on_the_directory(tokens, tmp_path):
-    with held(tmp_path):
+    with lock_data_dir(tmp_path):
         _, record = tokens.create(Role.VIEWER, "wall")
         tokens.revoke(record.id)
     assert tokens.list() == ()

@@ -16,10 +16,10 @@ from doubles.ordinary_user import as_ordinary_user, ordinary_place
 from doubles.stored_tasks import KeptTasks
 from sandbox.auth.token_file import TokenFile
 from sandbox.bootstrap import data_dir_lock, machine
-from sandbox.bootstrap.data_dir_lock import DataDirBusyError, held
+from sandbox.bootstrap.data_dir_lock import DataDirBusyError, lock_data_dir
 from sandbox.bootstrap.doctor.examination import _probe_dir
 from sandbox.bootstrap.machine import choose_run_dir
-from sandbox.bootstrap.private_directory import UnsafePlaceError, make_data_dir
+from sandbox.bootstrap.private_directory import UnsafeDirectoryError, make_data_dir
 from sandbox.bootstrap.settings.schema import ServerSection, ServerSettings
 from sandbox.cli.errors import ExitCode
 from sandbox.interfaces.auth import Role
@@ -39,7 +39,7 @@ def serve(data_dir, *, prefix=()):
 
 
 def test_a_second_server_says_whose_directory_it_is_and_what_to_do(tmp_path):
-    with held(tmp_path):
+    with lock_data_dir(tmp_path):
         refused = serve(tmp_path)
     assert refused.returncode == 4
     assert refused.stderr == (
@@ -51,21 +51,21 @@ def test_a_copy_of_it_is_refused_while_the_original_is_there(tmp_path):
     """It names the same attempts: a server on it would take those that run for its own, and end them."""
     data_dir, copy, moved = tmp_path / "data", tmp_path / "a copy", tmp_path / "moved"
     data_dir.mkdir(mode=0o700)
-    with held(data_dir):
+    with lock_data_dir(data_dir):
         shutil.copytree(data_dir, copy, copy_function=shutil.copy2)
     refused = serve(copy)
     assert refused.returncode == 4
     assert f"{copy} is a copy of {data_dir}, whose tasks it would end." in refused.stderr
     assert f"rm '{copy}/server.lock'" in refused.stderr
-    with held(data_dir):
+    with lock_data_dir(data_dir):
         pass
     data_dir.rename(moved)
     for place in (moved, copy):
-        with held(place):
+        with lock_data_dir(place):
             pass
     shutil.copytree(copy, tmp_path / "on another disk", copy_function=shutil.copy2)
     (copy / "server.lock").unlink()  # all that was in it went there
-    with held(tmp_path / "on another disk"):
+    with lock_data_dir(tmp_path / "on another disk"):
         pass
 
 
@@ -73,7 +73,7 @@ def test_another_path_to_it_is_the_same_directory(tmp_path):
     data_dir, link = tmp_path / "real" / "data", tmp_path / "link"
     data_dir.mkdir(parents=True)
     link.symlink_to(data_dir.parent)
-    with held(data_dir):
+    with lock_data_dir(data_dir):
         assert serve(link / "data").returncode == 4
     assert choose_run_dir(link / "data") == choose_run_dir(data_dir)
 
@@ -84,7 +84,7 @@ def test_a_bind_mount_of_it_is_the_same_directory(tmp_path):
     data_dir.mkdir(mode=0o700)
     mounted.mkdir()
     prefix = ("unshare", "--mount", "sh", "-c", f'mount --bind "{data_dir}" "{mounted}" && exec "$@"', "sh")
-    with held(data_dir):
+    with lock_data_dir(data_dir):
         refused = serve(mounted, prefix=prefix)
     assert refused.returncode == 4
     assert f"process id {os.getpid()}" in refused.stderr
@@ -152,7 +152,7 @@ def test_an_empty_place_that_is_everybodys_is_not_taken_from_them(tmp_path):
     place = tmp_path / "tmp"
     place.mkdir()
     place.chmod(0o1777)
-    with pytest.raises(UnsafePlaceError, match="open to other users"):
+    with pytest.raises(UnsafeDirectoryError, match="open to other users"):
         make_data_dir(place)
 
 
@@ -215,21 +215,24 @@ with held(Path(sys.argv[1])):
 @pytest.mark.parametrize(("seconds", "is_let_in"), [(0.2, True), (5, False)])
 def test_what_a_killed_server_had_just_forked_is_waited_for(tmp_path, monkeypatch, seconds, is_let_in):
     """A child that has not begun its program yet holds what its server held."""
-    monkeypatch.setattr(data_dir_lock, "LEFT_BEHIND_SECONDS", 2.0 if is_let_in else 0.1)
+    monkeypatch.setattr(data_dir_lock, "FORKED_LOCK_WAIT_SECONDS", 2.0 if is_let_in else 0.1)
     command = [sys.executable, "-c", KILLED_WHILE_IT_STARTS_A_CHILD, str(tmp_path), str(seconds)]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as server:
         assert server.stdout.readline() == b"forked\n"
         server.wait(20)
-        with nullcontext() if is_let_in else pytest.raises(DataDirBusyError, match=str(server.pid)), held(tmp_path):
+        with (
+            nullcontext() if is_let_in else pytest.raises(DataDirBusyError, match=str(server.pid)),
+            lock_data_dir(tmp_path),
+        ):
             pass
 
 
 def test_removing_the_file_of_the_lock_lets_nobody_in(tmp_path):
-    with held(tmp_path):
+    with lock_data_dir(tmp_path):
         (tmp_path / "server.lock").unlink()
-        with pytest.raises(DataDirBusyError, match="Another server works on"), held(tmp_path):
+        with pytest.raises(DataDirBusyError, match="Another server works on"), lock_data_dir(tmp_path):
             pass
-    with held(tmp_path):
+    with lock_data_dir(tmp_path):
         pass
 
 
@@ -237,7 +240,7 @@ def test_two_directories_have_two_servers_and_two_places_for_sockets(tmp_path):
     one, other = tmp_path / "one", tmp_path / "other"
     one.mkdir()
     other.mkdir()
-    with held(one), held(other):
+    with lock_data_dir(one), lock_data_dir(other):
         assert choose_run_dir(one) != choose_run_dir(other)
 
 
@@ -247,8 +250,8 @@ def test_a_server_of_another_session_finds_the_sockets_of_the_one_before():
 
 
 async def _restarted_in_other_sessions(place):
-    machine._LOGINS = place / "logins"
-    data_dir, session, other = place / "data", machine._LOGINS / str(os.geteuid()), place / "other"
+    machine._USER_RUNTIME_ROOT = place / "logins"
+    data_dir, session, other = place / "data", machine._USER_RUNTIME_ROOT / str(os.geteuid()), place / "other"
     for directory in (data_dir, session, other):
         directory.mkdir(mode=0o700, parents=True)
     os.environ["XDG_RUNTIME_DIR"] = str(session)
@@ -264,5 +267,5 @@ async def _restarted_in_other_sessions(place):
     # Somebody else's link in its place is not followed.
     (other / "sandbox").rename(place / "elsewhere")
     (other / "sandbox").symlink_to(place / "elsewhere")
-    with pytest.raises(UnsafePlaceError):
+    with pytest.raises(UnsafeDirectoryError):
         choose_run_dir(data_dir)

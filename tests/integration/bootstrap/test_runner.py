@@ -10,11 +10,11 @@ import pytest
 
 from doubles.manifests import manifest
 from sandbox.bootstrap.machine import SystemClock
-from sandbox.interfaces.journal import Recorder, read_task
+from sandbox.interfaces.journal import Recorder, replay_task
 from sandbox.interfaces.placement import LaunchOrder
 from sandbox.journal.journals import FileJournals
 from sandbox.model.errors import Failure, FailureCode
-from sandbox.model.events import AttemptFailed, AttemptStarted, TaskFinished, TaskSubmitted, Trouble
+from sandbox.model.events import AttemptFailed, AttemptStarted, ErrorReported, TaskFinished, TaskSubmitted
 
 IMPATIENT = """
 import sandbox.model.limits
@@ -33,9 +33,9 @@ def test_a_runner_that_never_gets_its_order_ends_and_frees_the_journal(tmp_path)
     )
     try:
         writer.close()
-        assert journals.is_held("task-1")
+        assert journals.is_locked("task-1")
         assert runner.wait(20) == -signal.SIGALRM
-        assert not journals.is_held("task-1")
+        assert not journals.is_locked("task-1")
     finally:
         runner.kill()
         runner.wait()
@@ -85,7 +85,7 @@ def test_a_runner_has_time_to_read_the_journal_that_it_takes_over(tmp_path, byte
 @pytest.mark.parametrize(
     ("events", "finish"),
     [
-        ((*BEGUN, Trouble("a", "Somebody is at work.")), False),
+        ((*BEGUN, ErrorReported("a", "Somebody is at work.")), False),
         (FOLLOWED, False),
         (FOLLOWED, True),
         (ENDED, False),
@@ -161,5 +161,5 @@ def test_what_a_dead_runner_left_is_finished_also_where_no_socket_can_be_made(tm
         input=msgspec.json.encode(order), pass_fds=(lock_fd,), capture_output=True, timeout=60, check=False,
     )  # fmt: skip
     recorder.writer.close()
-    task = read_task(journals, "task-1").task
+    task = replay_task(journals, "task-1").task
     assert (ran.returncode == 0, task.state.is_terminal) == (finish, finish), ran.stderr

@@ -8,11 +8,11 @@ import pytest
 
 from sandbox.bootstrap import server
 from sandbox.bootstrap.doctor import findings
-from sandbox.bootstrap.runtime import Choice
-from sandbox.interfaces.runtime import Probe
+from sandbox.bootstrap.runtime import RuntimeChoice
+from sandbox.interfaces.runtime import RuntimeProbe
 from sandbox.model.errors import AttemptError, FailureCode
 
-WORKS = Probe("slow", works=True, tier="none", strength=1)
+WORKS = RuntimeProbe("slow", is_available=True, tier="none", strength=1)
 
 
 class Slow:
@@ -21,7 +21,7 @@ class Slow:
     def __init__(self, error=None):
         self.error = error
 
-    def plan(self, attempt_id):
+    def prepare(self, attempt_id):
         return SimpleNamespace(attempt_id=attempt_id)
 
     @asynccontextmanager
@@ -50,7 +50,7 @@ def missing():
 
 
 def confines(tmp_path, probe=WORKS):
-    return asyncio.run(server.find_confining(Choice(probe, [probe]), tmp_path))
+    return asyncio.run(server.can_confine_git(RuntimeChoice(probe, [probe]), tmp_path))
 
 
 def test_a_slow_start_costs_no_confinement(tmp_path, offers, caplog):
@@ -69,7 +69,7 @@ def test_where_bubblewrap_is_missing_git_runs_as_it_is(tmp_path, offers, caplog)
 def test_git_may_be_confined_where_no_sandbox_can_be_made(tmp_path, offers, runtime, is_confined):
     """A finisher of an earlier attempt reads its workspace there too."""
     offers(runtime)
-    assert confines(tmp_path, Probe("slow", works=False, tier="none", strength=1)) is is_confined
+    assert confines(tmp_path, RuntimeProbe("slow", is_available=False, tier="none", strength=1)) is is_confined
 
 
 @pytest.mark.parametrize(
@@ -77,10 +77,10 @@ def test_git_may_be_confined_where_no_sandbox_can_be_made(tmp_path, offers, runt
 )
 def test_the_doctor_says_what_a_server_would_do(tmp_path, offers, monkeypatch, runtime, told):
     async def choose(*_):
-        return Choice(WORKS, [WORKS])
+        return RuntimeChoice(WORKS, [WORKS])
 
     monkeypatch.setattr(findings, "choose_runtime", choose)
     offers(runtime)
-    [git] = [one for one in findings.find_runtimes("slow", tmp_path) if one.name == "git"]
+    [git] = [one for one in findings.check_runtimes("slow", tmp_path) if one.name == "git"]
     assert told in git.message
     assert not git.ok

@@ -52,7 +52,7 @@ def api():
 @pytest.fixture(params=[Client, Awaited], ids=["Client", "AsyncClient"])
 def client_class(request, monkeypatch):
     """Either client."""
-    monkeypatch.setattr(operations, "PAUSES_SECONDS", (0.01,) * 5)
+    monkeypatch.setattr(operations, "DELAYS_SECONDS", (0.01,) * 5)
     return request.param
 
 

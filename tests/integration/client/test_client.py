@@ -18,7 +18,7 @@ from sandbox.client import (
     TooLargeError,
     UnreachableError,
 )
-from sandbox.client.connection import connection_to
+from sandbox.client.connection import resolve_connection
 from sandbox.client.terminal import open_terminal
 
 LOGS = f"/tasks/{TASK}/logs"
@@ -49,7 +49,10 @@ def test_a_key_that_no_request_can_bring_is_refused_at_once(api, client, key):
 
 def test_what_cannot_be_sent_is_no_broken_connection(api, client):
     api.on("POST", "/tasks", of_json({"task_id": TASK}, 202))
-    with pytest.raises(InvalidParameterError, match="cannot be sent"), connection_to(api.url, None, 1).translating():
+    with (
+        pytest.raises(InvalidParameterError, match="cannot be sent"),
+        resolve_connection(api.url, None, 1).translate_errors(),
+    ):
         raise httpx.LocalProtocolError("Illegal header value")
     assert api.asked == []
 

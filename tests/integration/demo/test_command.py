@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from doubles.live_server import until
-from sandbox.demo.command import _left_by_signals
+from sandbox.demo.command import _exit_on_signals
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_the_task_and_every_process_end_with_the_demo(demo, tmp_path, number, co
 def test_who_ends_it_otherwise_leaves_it_as_a_closed_terminal_does():
     before = signal.getsignal(signal.SIGTERM)
     for number in (signal.SIGTERM, signal.SIGHUP):
-        with pytest.raises(SystemExit) as ended, _left_by_signals():
+        with pytest.raises(SystemExit) as ended, _exit_on_signals():
             signal.raise_signal(number)
         assert ended.value.code == 128 + number
     assert signal.getsignal(signal.SIGTERM) == before

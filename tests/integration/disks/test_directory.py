@@ -6,22 +6,22 @@ from contextlib import contextmanager
 import pytest
 
 from doubles.ordinary_user import as_ordinary_user, ordinary_place
-from sandbox.disks.directory import PlainDisks
-from sandbox.disks.removal import remove
+from sandbox.disks.directory import DirectoryDisks
+from sandbox.disks.removal import remove_trees
 from sandbox.interfaces.layout import AttemptLayout
 
 MIB = 1024 * 1024
 
 
 async def hides_what_it_writes(place):
-    files, disks = AttemptLayout(place), PlainDisks()
+    files, disks = AttemptLayout(place), DirectoryDisks()
     await disks.open(files, 4 * MIB)
     hidden = files.disk / "workspace" / "hidden"
     hidden.mkdir(parents=True)
     (hidden / "large").write_bytes(b"x" * 5 * MIB)
     # Without the right to list it, the agent goes on writing in it by name.
     hidden.chmod(0o300)
-    assert (await disks.use(files)).is_full
+    assert (await disks.usage(files)).is_full
 
 
 @contextmanager
@@ -42,32 +42,32 @@ def held_by_children(path, size_bytes, *, unlinks, children=1):
 
 
 async def holds_what_it_has_unlinked(place):
-    files, disks = AttemptLayout(place), PlainDisks()
+    files, disks = AttemptLayout(place), DirectoryDisks()
     await disks.open(files, 4 * MIB)
     with held_by_children(files.disk / "large", 5 * MIB, unlinks=True):
-        use = await disks.use(files)
+        use = await disks.usage(files)
         assert use.is_full
         assert use.used_bytes >= 5 * MIB
-    assert not (await disks.use(files)).is_full
+    assert not (await disks.usage(files)).is_full
 
 
 async def holds_what_fits(place):
-    files, disks = AttemptLayout(place), PlainDisks()
+    files, disks = AttemptLayout(place), DirectoryDisks()
     await disks.open(files, 4 * MIB)
     with held_by_children(files.disk / "named", 3 * MIB, unlinks=False):
-        assert not (await disks.use(files)).is_full
+        assert not (await disks.usage(files)).is_full
     (files.disk / "named").unlink()
     with held_by_children(files.disk / "unlinked", 3 * MIB, unlinks=True, children=2):
-        assert not (await disks.use(files)).is_full
+        assert not (await disks.usage(files)).is_full
 
 
 async def opens_more_than_can_be_looked_at(place):
-    files, disks = AttemptLayout(place), PlainDisks()
+    files, disks = AttemptLayout(place), DirectoryDisks()
     await disks.open(files, 4 * MIB)
     with held_by_children(files.disk / "large", 5 * MIB, unlinks=True), pytest.MonkeyPatch.context() as patched:
         patched.setattr("sandbox.disks.directory.DISK_COMMAND_SECONDS", -1)
         with pytest.raises(OSError, match="cannot be told how full"):
-            await disks.use(files)
+            await disks.usage(files)
 
 
 async def closes_what_it_leaves(place):
@@ -78,16 +78,16 @@ async def closes_what_it_leaves(place):
     (place / "kept").mkdir(mode=0o500)
     closed.chmod(0o500)
     closed.parent.chmod(0)
-    await remove([place / "disk"])
+    await remove_trees([place / "disk"])
     assert [path.name for path in place.iterdir()] == ["kept"]
     assert (place / "kept").stat().st_mode & 0o777 == 0o500
 
 
 async def removes_what_is_open(place):
     (place / "disk" / "a").mkdir(parents=True)
-    await remove([place / "disk"])
-    await remove([place / "disk"])
-    await remove([])
+    await remove_trees([place / "disk"])
+    await remove_trees([place / "disk"])
+    await remove_trees([])
     assert not list(place.iterdir())
 
 

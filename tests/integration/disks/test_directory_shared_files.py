@@ -51,7 +51,7 @@ def test_processes_that_share_their_open_files_are_looked_at_once(tmp_path: Path
     before = looked_at()
     with holding(tmp_path / "file", _CLONE_FILES):
         assert looked_at() - before < 2 * _FILES
-        found = directory.measure_unnamed(tmp_path.stat().st_dev)
+        found = directory.measure_deleted_files(tmp_path.stat().st_dev)
     assert found.file_count >= 1
     assert found.size_bytes >= 8192
 

@@ -11,7 +11,7 @@ import pytest
 from doubles.child_processes import OWN_PROCESSES
 from doubles.live_server import until
 from sandbox.disks.leftovers import DiskLeftovers
-from sandbox.disks.loop import LoopDisks, find_devices, hide_mounts, why_no_loop
+from sandbox.disks.loop import LoopDisks, find_devices, loop_unavailable_reason, unshare_mounts
 from sandbox.interfaces.layout import TaskLayout
 
 ATTEMPT_ID = "abcdefghijkl"
@@ -20,7 +20,7 @@ MIB = 1024 * 1024
 
 @pytest.fixture
 def files(tmp_path):
-    reason = asyncio.run(why_no_loop(tmp_path))
+    reason = asyncio.run(loop_unavailable_reason(tmp_path))
     if reason is not None:
         pytest.skip(f"no file system can be mounted here: {reason}")
     layout = TaskLayout(tmp_path, "task-1").attempt(ATTEMPT_ID)
@@ -30,7 +30,7 @@ def files(tmp_path):
 
 def run_runner(files, told):
     """A runner that dies and leaves a process of its own behind, in its mount namespace."""
-    hide_mounts()
+    unshare_mounts()
     asyncio.run(LoopDisks().open(files, 16 * MIB))
     told.put(subprocess.Popen(["sleep", "600"], start_new_session=True).pid)
     told.close()
@@ -59,7 +59,7 @@ def test_the_process_that_holds_it_goes_and_the_disk_comes_free(files, tmp_path)
     with subprocess.Popen(["sleep", "600"], cwd=files.root) as bystander:
         try:
             assert DiskLeftovers(tmp_path).attempt_ids() == {ATTEMPT_ID}
-            asyncio.run(DiskLeftovers(tmp_path).end(ATTEMPT_ID, files))
+            asyncio.run(DiskLeftovers(tmp_path).clean_up(ATTEMPT_ID, files))
             until(lambda: not is_alive(pid), what="the end of who held it")
             assert not find_devices(files.disk_image)
             assert not DiskLeftovers(tmp_path).attempt_ids()
@@ -81,10 +81,10 @@ def test_that_of_another_data_directory_is_not_listed(files, tmp_path):
 
 def look_on(files, data_dir, told):
     """As an operator who has mounted it for everybody, this process included."""
-    hide_mounts()
+    unshare_mounts()
     asyncio.run(LoopDisks().open(files, 16 * MIB))
     with subprocess.Popen(["sleep", "600"]) as beside:
-        asyncio.run(DiskLeftovers(data_dir).end(ATTEMPT_ID, files))
+        asyncio.run(DiskLeftovers(data_dir).clean_up(ATTEMPT_ID, files))
         told.put(beside.poll())
         beside.kill()
 

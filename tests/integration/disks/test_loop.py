@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from doubles.child_processes import OWN_PROCESSES
-from sandbox.disks.directory import PlainDisks
-from sandbox.disks.loop import LoopDisks, hide_mounts, run_command, why_no_loop
+from sandbox.disks.directory import DirectoryDisks
+from sandbox.disks.loop import LoopDisks, loop_unavailable_reason, run_command, unshare_mounts
 from sandbox.interfaces.layout import AttemptLayout
 from sandbox.model.errors import AttemptError
 
@@ -30,7 +30,7 @@ def files(tmp_path):
 
 @pytest.fixture
 def loop_works(tmp_path):
-    reason = asyncio.run(why_no_loop(tmp_path))
+    reason = asyncio.run(loop_unavailable_reason(tmp_path))
     if reason is not None:
         pytest.skip(f"no file system can be mounted here: {reason}")
 
@@ -47,7 +47,7 @@ def in_a_process_of_its_own(story, *arguments, ends_by=0):
 
 
 def _with_hidden_mounts(story, *arguments):
-    hide_mounts()
+    unshare_mounts()
     asyncio.run(story(LoopDisks(), *arguments))
 
 
@@ -261,13 +261,13 @@ def test_a_file_system_that_was_not_finished_is_made_anew(loop_works, files):
 
 def test_a_plain_disk_is_measured_with_everything_in_it(files):
     async def story():
-        disks = PlainDisks()
+        disks = DirectoryDisks()
         await disks.open(files, 2 * MIB)
         deep = files.disk / "workspace" / "a" / "b"
         deep.mkdir(parents=True)
-        assert not (await disks.use(files)).is_full
+        assert not (await disks.usage(files)).is_full
         (deep / "large").write_bytes(b"x" * 3 * MIB)
-        use = await disks.use(files)
+        use = await disks.usage(files)
         assert use.is_full
         assert use.used_bytes >= 3 * MIB
         assert use.total_bytes == 2 * MIB
@@ -279,12 +279,12 @@ def test_a_plain_disk_is_measured_with_everything_in_it(files):
 
 def test_a_plain_disk_holds_so_many_empty_files_and_no_more(files):
     async def story():
-        disks = PlainDisks()
+        disks = DirectoryDisks()
         await disks.open(files, 2 * MIB)
         make_files(files.disk, 100)
-        assert not (await disks.use(files)).is_full
+        assert not (await disks.usage(files)).is_full
         make_files(files.disk, 600)
-        use = await disks.use(files)
+        use = await disks.usage(files)
         assert use.used_bytes < use.total_bytes
         assert use.is_full
 
@@ -293,10 +293,10 @@ def test_a_plain_disk_holds_so_many_empty_files_and_no_more(files):
 
 def test_a_plain_disk_that_is_gone_is_an_error_and_not_an_empty_one(files):
     async def story():
-        disks = PlainDisks()
+        disks = DirectoryDisks()
         await disks.open(files, 2 * MIB)
         files.disk.rmdir()
-        await disks.use(files)
+        await disks.usage(files)
 
     with pytest.raises(OSError, match="cannot be told how full"):
         asyncio.run(story())
@@ -310,4 +310,4 @@ def test_a_process_that_may_not_hide_its_mounts_says_so(monkeypatch):
 
     monkeypatch.setattr("sandbox.disks.loop.ctypes.CDLL", lambda *_, **__: Refusing())
     with pytest.raises(PermissionError):
-        hide_mounts()
+        unshare_mounts()

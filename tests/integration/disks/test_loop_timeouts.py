@@ -7,7 +7,7 @@ import signal
 import pytest
 
 from sandbox.disks.loop import CommandFailedError, run_command
-from sandbox.disks.removal import remove
+from sandbox.disks.removal import remove_trees
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_a_removal_that_does_not_die_is_given_up(undying, monkeypatch, tmp_path)
 
     async def removal():
         async with asyncio.timeout(0.5):
-            await remove([tmp_path / "x"])
+            await remove_trees([tmp_path / "x"])
 
     with pytest.raises(TimeoutError):
         asyncio.run(within_a_moment(removal(), undying))

@@ -8,8 +8,8 @@ import pytest
 
 from doubles.child_processes import OWN_PROCESSES
 from doubles.faults import fill, small_file_system
-from sandbox.disks.loop import LoopDisks, hide_mounts, why_no_loop
-from sandbox.disks.space import ReserveFile, measure_space
+from sandbox.disks.loop import LoopDisks, loop_unavailable_reason, unshare_mounts
+from sandbox.disks.space import ReserveFile, measure_disk_space
 from sandbox.interfaces.layout import AttemptLayout
 
 MIB = 1024**2
@@ -17,7 +17,7 @@ MIB = 1024**2
 
 @pytest.fixture
 def host(tmp_path):
-    reason = asyncio.run(why_no_loop(tmp_path))
+    reason = asyncio.run(loop_unavailable_reason(tmp_path))
     if reason is not None:
         pytest.skip(f"no file system can be mounted here: {reason}")
     with small_file_system(tmp_path / "host", 64 * MIB) as directory:
@@ -26,19 +26,19 @@ def host(tmp_path):
 
 def test_what_a_reserve_gives_back_can_be_written_to_on_a_full_disk(host):
     reserve = ReserveFile(host / "reserve", 4 * MIB)
-    reserve.take()
-    reserve.take()
+    reserve.allocate()
+    reserve.allocate()
     fill(host)
     with pytest.raises(OSError, match="No space left"):
         (host / "end").write_bytes(b"x" * MIB)
-    assert reserve.give_back()
+    assert reserve.release()
     (host / "end").write_bytes(b"x" * 3 * MIB)
-    assert not reserve.give_back()
+    assert not reserve.release()
     with pytest.raises(OSError, match="No space left"):
-        reserve.take()
-    assert not reserve.is_taken
+        reserve.allocate()
+    assert not reserve.is_allocated
     assert not (host / "reserve.part").exists()
-    assert measure_space(host).free_bytes < 2 * MIB
+    assert measure_disk_space(host).free_bytes < 2 * MIB
 
 
 @pytest.mark.parametrize(("written_bytes", "is_lost"), [(8 * MIB, False), (200 * MIB, True)])
@@ -51,7 +51,7 @@ def test_a_disk_tells_of_what_the_host_had_no_room_for(host, written_bytes, is_l
 
 
 def _write(host, written_bytes, is_lost):
-    hide_mounts()
+    unshare_mounts()
     asyncio.run(_play(host, written_bytes, is_lost))
 
 

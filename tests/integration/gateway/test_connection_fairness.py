@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 from doubles.served_gateway import run, served_gateway, until_true
 from sandbox.gateway import transport
-from sandbox.gateway.model.protocol import ModelConversation
+from sandbox.gateway.model.protocol import ModelProtocol
 from sandbox.gateway.protocol import Phase
 from sandbox.interfaces.gateway import GatewayRules
 
@@ -34,7 +34,7 @@ async def others_at_work():
 def test_many_who_send_tiny_chunks_never_keep_the_loop_from_others(monkeypatch):
     turns: Counter[int] = Counter()
     turn, judged, longest = [0], 0, 0
-    judge = ModelConversation.client_sent
+    judge = ModelProtocol.client_data_received
 
     def client_sent(self, data):
         nonlocal judged, longest
@@ -42,7 +42,7 @@ def test_many_who_send_tiny_chunks_never_keep_the_loop_from_others(monkeypatch):
         judged, longest = judged + len(data), max(longest, len(data))
         return judge(self, data)
 
-    monkeypatch.setattr(ModelConversation, "client_sent", client_sent)
+    monkeypatch.setattr(ModelProtocol, "client_data_received", client_sent)
 
     async def story():
         nonlocal turn
@@ -61,25 +61,25 @@ def test_many_who_send_tiny_chunks_never_keep_the_loop_from_others(monkeypatch):
 def test_many_who_were_held_back_are_judged_in_turns_when_they_are_released(monkeypatch):
     turns: Counter[int] = Counter()
     turn = [0]
-    judge = ModelConversation.go_on
+    judge = ModelProtocol.resume
 
     def go_on(self):
         turns[turn[0]] += 1
         return judge(self)
 
-    monkeypatch.setattr(ModelConversation, "go_on", go_on)
+    monkeypatch.setattr(ModelProtocol, "resume", go_on)
 
     async def story():
         nonlocal turn
         async with (
-            served_gateway("http://127.0.0.1:9", GatewayRules(holds_model=True)) as served,
+            served_gateway("http://127.0.0.1:9", GatewayRules(hold_model_requests=True)) as served,
             others_at_work() as turn,
         ):
             for _ in range(CLIENTS):
                 (await served.connect()).ask()
             held = served.gateway._model_conversations
             await until_true(lambda: sum(one.phase is Phase.HELD for one in held) == CLIENTS)
-            served.gateway.release_model()
+            served.gateway.release_model_requests()
             await until_true(lambda: sum(turns.values()) == CLIENTS)
 
     run(story)

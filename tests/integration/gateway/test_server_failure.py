@@ -16,7 +16,7 @@ from sandbox.interfaces.gateway import GatewayRules
 from sandbox.model.egress import EgressRules
 
 HOST_ADDRESS = "8.8.4.4"
-RULES = msgspec.json.encode(GatewayRules(egress=EgressRules(is_full=True))).decode()
+RULES = msgspec.json.encode(GatewayRules(egress=EgressRules(is_unrestricted=True))).decode()
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 import pytest
 
 from doubles.served_gateway import run, served_gateway
-from sandbox.gateway.dns import NameService
+from sandbox.gateway.dns import DnsResponder
 from sandbox.gateway.egress.policy import ISOLATED
-from sandbox.model.events import EgressDenied, Trouble
+from sandbox.model.events import EgressDenied, ErrorReported
 
 NOBODY = "http://127.0.0.1:9"
 
@@ -94,14 +94,14 @@ def test_no_name_exists_over_udp():
 
 
 def test_a_query_that_fails_inside_ends_alone(monkeypatch):
-    answer = NameService.answer
+    answer = DnsResponder.respond
 
     def breaks_at_some(self, asked):
         if b"breaks" in asked:
             raise UnicodeDecodeError("utf-8", b"", 0, 1, "a mistake of ours")
         return answer(self, asked)
 
-    monkeypatch.setattr(NameService, "answer", breaks_at_some)
+    monkeypatch.setattr(DnsResponder, "respond", breaks_at_some)
 
     async def story():
         async with served_gateway(NOBODY) as served:
@@ -110,7 +110,7 @@ def test_a_query_that_fails_inside_ends_alone(monkeypatch):
                 await loop.sock_sendall(resolver, query("breaks.example.org"))
                 await loop.sock_sendall(resolver, query("files.example.org"))
                 assert (await asyncio.wait_for(loop.sock_recv(resolver, 4096), 10))[3] & 0x0F == 3
-            assert [trouble.error for trouble in served.of(Trouble)] == ["gateway_error"]
+            assert [trouble.error for trouble in served.of(ErrorReported)] == ["gateway_error"]
 
     run(story)
 
@@ -118,7 +118,7 @@ def test_a_query_that_fails_inside_ends_alone(monkeypatch):
 def test_no_name_exists_over_tcp():
     async def story():
         async with served_gateway(NOBODY) as served:
-            client = await served.connect(served.listeners.names_tcp.getsockname()[1])
+            client = await served.connect(served.listeners.dns_tcp.getsockname()[1])
             asked = query("files.example.org")
             for _ in range(2):
                 client.writer.write(len(asked).to_bytes(2) + asked)
@@ -134,7 +134,7 @@ def test_a_flood_of_name_queries_leaves_the_runner_and_its_journal_in_peace():
     async def story():
         async with served_gateway(NOBODY) as served:
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as flood:
-                flood.connect(served.listeners.names_udp.getsockname())
+                flood.connect(served.listeners.dns_udp.getsockname())
                 for _ in range(2000):
                     flood.send(query("files.example.org"))
                 await asyncio.sleep(0.3)
@@ -143,6 +143,6 @@ def test_a_flood_of_name_queries_leaves_the_runner_and_its_journal_in_peace():
             assert (await client.error())[0] == 401
             await served.stop()
             assert len(served.of(EgressDenied)) <= 60
-            assert served.of(Trouble)[-1].error == "egress_denials_dropped"
+            assert served.of(ErrorReported)[-1].error == "egress_denials_dropped"
 
     run(story)

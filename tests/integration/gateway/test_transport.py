@@ -63,7 +63,7 @@ def test_a_host_fills_no_more_than_one_buffer_of_a_task_that_stops_reading():
             return struct.unpack("9I", connected.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, 36))[0]
 
         assert 0 < await _settled(held) <= 2 * UPSTREAM_RECEIVE_BYTES_MAX + 256 * 1024
-        line.cut()
+        line.abort()
         server.close()
 
     run(story)
@@ -90,7 +90,7 @@ def test_a_task_leaves_little_unsent_at_a_host_that_stops_reading():
         await asyncio.sleep(1)
         assert 0 < await _settled(unsent) <= UNSENT_BYTES_MAX + 256 * 1024
         sending.cancel()
-        line.cut()
+        line.abort()
         server.close()
 
     run(story)

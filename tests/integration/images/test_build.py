@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.bootstrap.runtime import image_parts
+from sandbox.bootstrap.runtime import image_components
 from sandbox.images import debian
 from sandbox.images.build import build_image
-from sandbox.images.catalog import Catalog
-from sandbox.images.debian import add_packages, find_sources
-from sandbox.images.definition import Declaration, read_shipped
+from sandbox.images.catalog import ProfileCatalog
+from sandbox.images.debian import find_sources, install_packages
+from sandbox.images.definition import ImageDefinition, read_shipped
 from sandbox.images.errors import BuildFailedError
-from sandbox.images.rootfs import Tree
+from sandbox.images.rootfs import RootFs
 
 WANTED = os.environ.get("SANDBOX_TEST_BUILDS")
 real = pytest.mark.skipif(not WANTED, reason="set SANDBOX_TEST_BUILDS=1 to build images of real packages")
@@ -25,12 +25,12 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root builds")
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", ["basic", "agentic-dev"])
 def test_a_shipped_profile_is_built_and_built_again_the_same(tmp_path, name):
-    catalog = Catalog(tmp_path)
+    catalog = ProfileCatalog(tmp_path)
     mounts = Path("/proc/self/mounts").read_text()
-    one, again = (build_image(catalog.place(name), read_shipped(name), image_parts()) for _ in range(2))
+    one, again = (build_image(catalog.image_store(name), read_shipped(name), image_components()) for _ in range(2))
     assert one.digest == again.digest
     assert {"git", "curl"} <= set(one.versions)
-    root = catalog.place(name).tree(one.digest)
+    root = catalog.image_store(name).rootfs_path(one.digest)
     assert inside(root, "git", "--version").startswith("git version")
     assert not (root / "etc/apt").exists()
     assert str(tmp_path) not in mounts + Path("/proc/self/mounts").read_text()
@@ -65,7 +65,7 @@ def run(program, tmp_path):
     scratch.mkdir()
     root = tmp_path / "root"
     root.mkdir()
-    add_packages(Declaration("x", read_shipped("basic").date, ("git", "curl")), Tree(root), scratch, program)
+    install_packages(ImageDefinition("x", read_shipped("basic").date, ("git", "curl")), RootFs(root), scratch, program)
     return root
 
 
@@ -102,7 +102,7 @@ def test_a_machine_whose_apt_does_not_tell_its_settings_is_told_so(program, tmp_
     apt_config.write_text(f"#!/bin/sh\n{asked}\n")
     apt_config.chmod(0o755)
     monkeypatch.setattr(debian, "_APT_CONFIG", str(apt_config))
-    monkeypatch.setattr(debian, "_ASK_SECONDS", 0.5)
+    monkeypatch.setattr(debian, "_COMMAND_SECONDS", 0.5)
     with pytest.raises(BuildFailedError, match="apt-config"):
         run(program("exit 1"), tmp_path)
 

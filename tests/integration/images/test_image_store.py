@@ -16,18 +16,18 @@ import msgspec
 import pytest
 
 from doubles.image_archives import directory, entry, layer, oci_archive, small_root, symlink
-from sandbox.bootstrap.doctor.examination import find_profiles
+from sandbox.bootstrap.doctor.examination import check_images
 from sandbox.images import image_store
-from sandbox.images.build import Part, build_image, import_image
-from sandbox.images.catalog import Catalog
-from sandbox.images.definition import Declaration
+from sandbox.images.build import Component, build_image, import_image
+from sandbox.images.catalog import ProfileCatalog
+from sandbox.images.definition import ImageDefinition
 from sandbox.images.errors import BuildFailedError, ImageRefusedError, ProfileBusyError, ProfileNotFoundError
-from sandbox.images.image_store import HeldImages
+from sandbox.images.image_store import ImageLeases
 from sandbox.interfaces.images import IMAGE_DIRECTORIES, IMAGE_FILES, Image, ImageUnusableError
 from sandbox.model.errors import AttemptError
 
 LOADER = {"aarch64": "usr/lib/ld-linux-aarch64.so.1"}.get(os.uname().machine, "usr/lib64/ld-linux-x86-64.so.2")
-DECLARED = Declaration("tools", date(2026, 11, 1), files={"/etc/motd": "hello\n"})
+DECLARED = ImageDefinition("tools", date(2026, 11, 1), files={"/etc/motd": "hello\n"})
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def root_layer():
 @pytest.fixture
 def catalog(tmp_path):
     """The profiles of an empty data directory."""
-    return Catalog(tmp_path / "data")
+    return ProfileCatalog(tmp_path / "data")
 
 
 @pytest.fixture
@@ -49,11 +49,11 @@ def brought(root_layer):
     def bring(**files):
         def add(declaration, tree, scratch):
             from sandbox.images.oci.layer import apply_layer
-            from sandbox.images.oci.tar_stream import Meter, TarStream
+            from sandbox.images.oci.tar_stream import ByteBudget, TarStream
 
             more = layer(*(entry(name.replace("__", "/"), content) for name, content in files.items()))
             for one in (root_layer, more):
-                apply_layer(TarStream(io.BytesIO(one), Meter(1 << 30)), tree)
+                apply_layer(TarStream(io.BytesIO(one), ByteBudget(1 << 30)), tree)
 
         return add
 
@@ -101,7 +101,7 @@ def test_an_image_has_places_to_mount_over_and_no_passwords(catalog, root_layer,
 def test_building_twice_gives_the_same_image(catalog, brought, tmp_path):
     one = build(catalog, brought())
     again = build(catalog, brought())
-    elsewhere = build(Catalog(tmp_path / "elsewhere"), brought())
+    elsewhere = build(ProfileCatalog(tmp_path / "elsewhere"), brought())
     assert {again.digest, elsewhere.digest} == {one.digest}
     assert build(catalog, brought(etc__other=b"x")).digest != one.digest
 
@@ -109,7 +109,7 @@ def test_building_twice_gives_the_same_image(catalog, brought, tmp_path):
 def test_the_same_files_may_be_asked_to_run_in_a_stronger_tier(catalog, brought):
     build(catalog, brought())
     assert image_of(catalog)
-    stronger = Declaration("tools", DECLARED.date, files=DECLARED.files, minimum_tier="vm")
+    stronger = ImageDefinition("tools", DECLARED.date, files=DECLARED.files, minimum_tier="vm")
     build(catalog, brought(), declaration=stronger)
     with pytest.raises(ImageUnusableError, match="vm"):
         image_of(catalog)
@@ -122,8 +122,8 @@ def test_a_part_of_sandbox_is_copied(catalog, brought, tmp_path):
     (source / "lib").mkdir(parents=True)
     (source / "lib" / "code.js").write_text("1")
     (source / "link").symlink_to("lib")
-    part = Part({source: "/opt/node"}, {"/opt/node/bin": "lib"}, {"/opt/node/rc": b"x"}, {"node": "v1"})
-    wanting = Declaration("tools", DECLARED.date, parts=("node",))
+    part = Component({source: "/opt/node"}, {"/opt/node/bin": "lib"}, {"/opt/node/rc": b"x"}, {"node": "v1"})
+    wanting = ImageDefinition("tools", DECLARED.date, parts=("node",))
     record = build(catalog, brought(), declaration=wanting, parts={"node": part})
     root = catalog.place("tools").tree(record.digest) / "opt/node"
     assert (root / "lib/code.js").read_text() == "1"
@@ -251,7 +251,7 @@ def test_an_image_that_a_task_was_told_of_outlives_the_build_that_replaces_it(ca
     build(catalog, brought(etc__one=b"1"))
     told = image_of(catalog)
     build(catalog, brought(etc__one=b"2"))
-    HeldImages(tmp_path / "data").hold(told)
+    ImageLeases(tmp_path / "data").acquire(told)
 
 
 def test_an_image_in_use_is_not_removed(catalog, brought, hold):
@@ -269,13 +269,13 @@ def test_an_image_in_use_is_not_removed(catalog, brought, hold):
 def test_a_build_does_not_come_between_a_task_and_the_current_image(catalog, brought, monkeypatch):
     build(catalog, brought(etc__one=b"1"))
     current = build(catalog, brought(etc__one=b"2"))
-    locked, held = [], image_store._held
+    locked, held = [], image_store._try_lock
 
     def watched(directory, kind):
         locked.append(directory.name)
         return held(directory, kind)
 
-    monkeypatch.setattr(image_store, "_held", watched)
+    monkeypatch.setattr(image_store, "_try_lock", watched)
     build(catalog, brought(etc__one=b"2"))
     assert len(locked) == 2
     assert current.digest[7:] not in locked
@@ -289,9 +289,9 @@ def test_a_task_tries_again_where_a_removal_that_is_refused_locks_its_image_for_
     remover = os.open(catalog.place("tools").tree(told.digest).parent, os.O_RDONLY)
     fcntl.flock(remover, fcntl.LOCK_EX)
     with pytest.raises(AttemptError, match="is being removed"):
-        HeldImages(tmp_path / "data").hold(told)
+        ImageLeases(tmp_path / "data").acquire(told)
     monkeypatch.setattr(image_store.time, "sleep", lambda _: fcntl.flock(remover, fcntl.LOCK_UN))
-    HeldImages(tmp_path / "data").hold(told)
+    ImageLeases(tmp_path / "data").acquire(told)
     os.close(remover)
 
 
@@ -300,7 +300,7 @@ def test_an_image_that_is_gone_cannot_be_held(catalog, brought, tmp_path):
     told = image_of(catalog)
     catalog.place("tools").remove()
     with pytest.raises(AttemptError, match="tools"):
-        HeldImages(tmp_path / "data").hold(told)
+        ImageLeases(tmp_path / "data").acquire(told)
     with pytest.raises(ImageUnusableError, match="tools"):
         image_of(catalog)
     with pytest.raises(ProfileNotFoundError):
@@ -451,12 +451,12 @@ def test_doctor_tells_what_is_in_the_sandboxes(catalog, brought, tmp_path):
     settings = SimpleNamespace(server=SimpleNamespace(data_dir=tmp_path / "data"))
     record = build(catalog, brought(), name="basic")
     host = "agentic-dev: the host's own /usr; no image is built"
-    assert [(one.ok, one.message) for one in find_profiles(settings)] == [
+    assert [(one.ok, one.message) for one in check_images(settings)] == [
         (True, host),
         (True, f"basic: image {record.digest}"),
     ]
     (catalog.place("basic").tree(record.digest).parent / "record.json").unlink()
-    assert [(one.ok, one.mend) for one in find_profiles(settings)] == [
+    assert [(one.ok, one.mend) for one in check_images(settings)] == [
         (True, ""),
         (False, "sandbox profile build basic"),
     ]

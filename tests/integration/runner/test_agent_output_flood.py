@@ -32,7 +32,7 @@ def test_a_flood_of_lines_leaves_everybody_else_their_turn(tmp_path):
 
     async def story():
         other = asyncio.create_task(others())
-        await scene.life.carry_out()
+        await scene.life.run()
         other.cancel()
 
     asyncio.run(story())
@@ -44,7 +44,7 @@ def test_a_flood_of_lines_leaves_everybody_else_their_turn(tmp_path):
 def test_output_past_the_total_is_told_and_the_result_is_heard_all_the_same(tmp_path, monkeypatch):
     monkeypatch.setattr("sandbox.runner.agent_output.OUTPUT_BYTES_MAX", 1000)
     scene = Stage(tmp_path, Script(stdout=b"+Bash\n" + b"line\n" * 100 + b"-Bash\n"))
-    asyncio.run(scene.life.carry_out())
+    asyncio.run(scene.life.run())
     scene.writer.close()
     events = [record.event for record in read_records(scene.journals, "task-1")]
     kept = [event for event in events if isinstance(event, Output)]
@@ -61,7 +61,7 @@ def test_a_flood_of_tool_calls_that_nobody_made_is_counted_and_does_not_fill_the
     monkeypatch.setattr("sandbox.runner.agent_output.OUTPUT_BYTES_MAX", 1000)
     monkeypatch.setattr("sandbox.runner.progress.TOOL_CALLS_TOLD_MAX", 10, raising=False)
     scene = Stage(tmp_path, Script(stdout=b"+Bash\n-Bash\n" * 1000))
-    asyncio.run(scene.life.carry_out())
+    asyncio.run(scene.life.run())
     scene.writer.close()
     assert scene.states[-1] == "completed"
     assert len(scene.events(ToolCall)) == 10

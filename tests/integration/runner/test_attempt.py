@@ -9,17 +9,17 @@ import pytest
 from doubles.attempt_dependencies import ATTEMPT_ID, BOOT_ID, Script
 from sandbox.interfaces.journal import read_records
 from sandbox.interfaces.placement import CancelOrder
-from sandbox.interfaces.runtime import Exit
+from sandbox.interfaces.runtime import ExitStatus
 from sandbox.model.errors import AttemptError, Failure, FailureCode
 from sandbox.model.events import (
-    METADATA,
+    METADATA_NAME,
     AgentExited,
     AgentStarted,
     Artifact,
     ArtifactCollected,
+    ErrorReported,
     Output,
     SandboxCreated,
-    Trouble,
     WorkspacePrepared,
 )
 from sandbox.model.task_state import TaskState
@@ -52,7 +52,9 @@ def test_a_patch_that_does_not_hold_everything_comes_with_the_files_and_fails_no
     asyncio.run(scene.life.carry_out())
     assert scene.states[-1] == "completed"
     assert scene.artifacts >= {"task-1.patch", "task-1.changes.tar"}
-    [told] = [record.event for record in read_records(scene.journals, "task-1") if isinstance(record.event, Trouble)]
+    [told] = [
+        record.event for record in read_records(scene.journals, "task-1") if isinstance(record.event, ErrorReported)
+    ]
     assert told.error == "patch_truncated"
     assert "it is too large" in told.message
 
@@ -108,7 +110,7 @@ def test_everything_inside_is_dead_before_anything_is_collected(stage):
             "provision_failed",
         ),
         (
-            Script(exit=Exit(3), stderr=b"boom"),
+            Script(exit=ExitStatus(3), stderr=b"boom"),
             ["pending", "staging", "provisioning", "ready", "running", "completing", "failed"],
             "agent_failed",
         ),
@@ -228,7 +230,7 @@ def test_the_finisher_ends_what_a_dead_runner_left(stage):
 
     for event in (WorkspacePrepared("c0ffee" + "0" * 34), SandboxCreated("v", "scripted", "host"), AgentStarted("s")):
         scene.recorder.record(event)
-    scene.recorder.record(Output.of("stdout", b"half a story\n"))
+    scene.recorder.record(Output.from_bytes("stdout", b"half a story\n"))
     scene.attempt.files.workspace.mkdir(parents=True)
     scene.attempt.files.repository.mkdir()
     write_handle(scene.attempt.files.handle, scene.attempt.equipment.runtime.plan(ATTEMPT_ID))
@@ -255,7 +257,7 @@ def test_a_finisher_of_a_task_that_is_collected_does_not_wait_for_what_does_not_
     scene = left_with(stage, exit_event, metadata=True)
     asyncio.run(scene.life.finish())
     assert scene.task.state is (TaskState.COMPLETED if exit_event.failure is None else TaskState.FAILED)
-    assert [trouble.error for trouble in scene.events(Trouble)] == ["teardown_failed"]
+    assert [trouble.error for trouble in scene.events(ErrorReported)] == ["teardown_failed"]
 
 
 def test_a_finisher_does_not_read_what_a_sandbox_may_still_write_to(stage):
@@ -273,7 +275,7 @@ def left_with(stage, exit_event, *, metadata):
         scene.recorder.record(event)
     scene.recorder.record(exit_event)
     if metadata:
-        artifact = Artifact(METADATA, f".sandbox/{METADATA}", 2, "application/json", "0" * 64)
+        artifact = Artifact(METADATA_NAME, f".sandbox/{METADATA_NAME}", 2, "application/json", "0" * 64)
         scene.recorder.record(ArtifactCollected(artifact))
     scene.attempt.files.workspace.mkdir(parents=True)
     write_handle(scene.attempt.files.handle, scene.attempt.equipment.runtime.plan(ATTEMPT_ID))

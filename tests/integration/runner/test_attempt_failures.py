@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from doubles.attempt_dependencies import ATTEMPT_ID, Script
-from sandbox.interfaces.disks import DiskUse
+from sandbox.interfaces.disks import DiskUsage
 from sandbox.interfaces.placement import CancelOrder
 from sandbox.model.events import (
     AgentExited,
@@ -20,7 +20,7 @@ from sandbox.model.events import (
     WorkspacePrepared,
 )
 from sandbox.model.task_state import TaskState
-from sandbox.runner.attempt import AttemptLife
+from sandbox.runner.attempt import AttemptRunner
 
 
 def refuse(scene, monkeypatch, kind):
@@ -90,8 +90,8 @@ def test_a_task_that_is_cancelled_before_its_runner_begins_never_runs(stage):
     script = Script()
     scene = stage(script)
     scene.recorder.record(CancelRequested("", force=False))
-    life = AttemptLife(scene.attempt)
-    asyncio.run(life.carry_out())
+    life = AttemptRunner(scene.attempt)
+    asyncio.run(life.run())
     assert scene.task.state is TaskState.CANCELLED
     assert "start" not in script.seen
 
@@ -156,7 +156,7 @@ def test_a_disk_that_cannot_tell_the_agent_that_it_is_full_ends_it_at_once(stage
     """The twin is every other test: a disk with room ends nobody."""
 
     async def use(self, files):
-        return DiskUse(2, 1, is_full=True)
+        return DiskUsage(2, 1, is_full=True)
 
     monkeypatch.setattr("sandbox.disks.directory.PlainDisks.use", use)
     scene = stage(Script(stays=True, deaf=True))
@@ -186,7 +186,7 @@ def test_a_disk_that_could_not_be_measured_now_and_then_ends_nobody(stage, monke
         looks.append(files)
         if len(looks) % 3:
             raise OSError("It cannot be told how full the disk is")
-        return DiskUse(1, 2, is_full=False)
+        return DiskUsage(1, 2, is_full=False)
 
     monkeypatch.setattr("sandbox.disks.directory.PlainDisks.use", use)
     monkeypatch.setattr("sandbox.runner.resource_exhaustion.DISK_CHECK_SECONDS", 0.01)

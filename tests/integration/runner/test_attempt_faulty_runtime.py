@@ -8,12 +8,12 @@ from msgspec.structs import replace
 
 from doubles.attempt_dependencies import Script, Stage
 from doubles.faulty_runtime import Lies, LyingRuntime
-from sandbox.agents.claude_code.driver import ClaudeCode
+from sandbox.agents.claude_code.driver import ClaudeCodeDriver
 from sandbox.interfaces.placement import CancelOrder
 from sandbox.interfaces.runtime import Runtime
-from sandbox.model.events import Trouble
+from sandbox.model.events import ErrorReported
 from sandbox.model.task_state import TaskState
-from sandbox.runner.attempt import AttemptLife
+from sandbox.runner.attempt import AttemptRunner
 
 PATIENCE_SECONDS = 20
 
@@ -27,12 +27,14 @@ def play(tmp_path):
         scene = Stage(tmp_path, Script(), **parts)
         stages.append(scene)
         runtime: Runtime = LyingRuntime(lies)
-        agent = ClaudeCode(Path("/usr/bin/true"))
-        scene.attempt = replace(scene.attempt, equipment=replace(scene.attempt.equipment, runtime=runtime, agent=agent))
-        scene.life = AttemptLife(scene.attempt)
+        agent = ClaudeCodeDriver(Path("/usr/bin/true"))
+        scene.attempt = replace(
+            scene.attempt, equipment=replace(scene.attempt.dependencies, runtime=runtime, agent=agent)
+        )
+        scene.life = AttemptRunner(scene.attempt)
 
         async def story():
-            work = asyncio.create_task(scene.life.carry_out())
+            work = asyncio.create_task(scene.life.run())
             if cancel_in is not None:
                 await scene.until(cancel_in)
                 async with asyncio.timeout(PATIENCE_SECONDS):
@@ -112,7 +114,7 @@ def test_one_that_cannot_be_destroyed_in_time_changes_no_outcome(play, monkeypat
 
 
 def test_a_sandbox_that_is_slower_than_it_has_to_be_says_why(play):
-    slow = play(Lies(dies_silently=True, slow_because="No guest booted with KVM."))
+    slow = play(Lies(dies_silently=True, slow_reason="No guest booted with KVM."))
     assert ("sandbox_slow", "No guest booted with KVM.") in troubles(slow)
 
 
@@ -121,4 +123,4 @@ def test_one_that_is_not_says_nothing(play):
 
 
 def troubles(scene):
-    return [(trouble.error, trouble.message) for trouble in scene.events(Trouble)]
+    return [(trouble.error, trouble.message) for trouble in scene.events(ErrorReported)]

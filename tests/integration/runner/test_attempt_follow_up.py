@@ -8,9 +8,9 @@ import pytest
 
 from doubles.attempt_dependencies import ATTEMPT_ID, BASE, BOOT_ID, Script
 from sandbox.disks import removal
-from sandbox.disks.directory import PlainDisks
+from sandbox.disks.directory import DirectoryDisks
 from sandbox.interfaces.placement import CancelOrder
-from sandbox.interfaces.runtime import Exit
+from sandbox.interfaces.runtime import ExitStatus
 from sandbox.interfaces.secrets import make_fingerprint
 from sandbox.model.errors import AttemptError, Failure, FailureCode
 from sandbox.model.events import (
@@ -19,16 +19,16 @@ from sandbox.model.events import (
     AttemptFailed,
     AttemptStarted,
     CancelRequested,
-    FollowUpForgone,
     Progress,
+    RetrySkipped,
     SandboxCreated,
     Usage,
     WorkspacePrepared,
 )
 from sandbox.model.task_state import TaskState
-from sandbox.runner.attempt import AttemptLife
+from sandbox.runner.attempt import AttemptRunner
 from sandbox.runner.steps.provision import write_handle
-from sandbox.secrets.redactor import Redactor
+from sandbox.secrets.redactor import SecretRedactor
 
 TO_RUNNING = (WorkspacePrepared(BASE), SandboxCreated("v", "scripted", "host"), AgentStarted("session"))
 SECOND_ID = "bcdefghijklm"
@@ -54,11 +54,11 @@ def second(scene, *, resumes, **parts):
     scene.recorder.record(AttemptStarted(SECOND_ID, "scripted", "here", BOOT_ID, number=2, resumes=resumes))
     attempt = msgspec.structs.replace(scene.attempt, id=SECOND_ID, **parts)
     attempt.files.root.mkdir()
-    return AttemptLife(attempt)
+    return AttemptRunner(attempt)
 
 
 def test_a_failed_agent_with_a_retry_left_is_cleared_away_and_nothing_collected(stage):
-    scene = stage(Script(exit=Exit(1)), lifecycle={"retries": 1})
+    scene = stage(Script(exit=ExitStatus(1)), lifecycle={"retries": 1})
     asyncio.run(scene.life.carry_out())
     assert (scene.task.state, scene.task.attempt.follow_up) == (TaskState.RUNNING, "retry")
     assert scene.task.attempt.failure.code == "agent_failed"
@@ -70,24 +70,24 @@ def test_a_failed_agent_with_a_retry_left_is_cleared_away_and_nothing_collected(
 def test_what_is_told_of_a_task_that_is_cancelled_before_its_next_attempt_is_no_secret(stage):
     """There is no disk any more on which anything could stand that nobody finds."""
     scene = stage(
-        Script(exit=Exit(1)),
+        Script(exit=ExitStatus(1)),
         secrets={"TOKEN": "a value of hers"},
         manifest_secrets=("TOKEN",),
         lifecycle={"retries": 1},
     )
     asyncio.run(scene.life.carry_out())
     scene.recorder.record(CancelRequested())
-    asyncio.run(AttemptLife(scene.attempt).finish())
+    asyncio.run(AttemptRunner(scene.attempt).finish())
     assert scene.task.state is TaskState.CANCELLED
     flags = {artifact.name: artifact.contains_secret for artifact in scene.task.artifacts}
     assert flags == {"transcript.ndjson": False, "metadata.json": False}
 
 
 def test_the_next_attempt_begins_with_a_fresh_workspace_and_its_end_is_the_tasks(stage):
-    scene = stage(Script(exit=Exit(1)), lifecycle={"retries": 1})
+    scene = stage(Script(exit=ExitStatus(1)), lifecycle={"retries": 1})
     asyncio.run(scene.life.carry_out())
-    scene.script.exit = Exit(0)
-    asyncio.run(second(scene, resumes=False).carry_out())
+    scene.script.exit = ExitStatus(0)
+    asyncio.run(second(scene, resumes=False).run())
     assert scene.task.state is TaskState.COMPLETED
     assert scene.states == ["pending", "staging", "provisioning", "ready", "running", "completing", "completed"]
     assert {"task-1.patch", "metadata.json"} <= scene.artifacts
@@ -95,16 +95,16 @@ def test_the_next_attempt_begins_with_a_fresh_workspace_and_its_end_is_the_tasks
 
 
 def test_of_rendered_output_only_the_last_attempts_is_shown(stage):
-    scene = stage(Script(exit=Exit(1)), lifecycle={"retries": 1}, claude={"output_format": "json"})
+    scene = stage(Script(exit=ExitStatus(1)), lifecycle={"retries": 1}, claude={"output_format": "json"})
     asyncio.run(scene.life.carry_out())
     assert scene.outputs("stdout") == []
-    scene.script.exit = Exit(0)
-    asyncio.run(second(scene, resumes=False).carry_out())
+    scene.script.exit = ExitStatus(0)
+    asyncio.run(second(scene, resumes=False).run())
     assert scene.outputs("stdout") == [b"rendered\n"]
 
 
 def test_rendered_output_is_shown_when_the_next_attempt_is_forgone(stage):
-    script = Script(exit=Exit(1), destroy_error=AttemptError(FailureCode.SANDBOX_LOST, "It does not end."))
+    script = Script(exit=ExitStatus(1), destroy_error=AttemptError(FailureCode.SANDBOX_LOST, "It does not end."))
     scene = stage(script, lifecycle={"retries": 1}, claude={"output_format": "json"})
     asyncio.run(scene.life.carry_out())
     assert scene.task.state is TaskState.FAILED
@@ -112,20 +112,20 @@ def test_rendered_output_is_shown_when_the_next_attempt_is_forgone(stage):
 
 
 def test_rendered_output_is_shown_when_the_task_is_cancelled_before_the_next_attempt(stage):
-    scene = stage(Script(exit=Exit(1)), lifecycle={"retries": 1}, claude={"output_format": "text"})
+    scene = stage(Script(exit=ExitStatus(1)), lifecycle={"retries": 1}, claude={"output_format": "text"})
     asyncio.run(scene.life.carry_out())
     assert scene.outputs("stdout") == []
     scene.recorder.record(CancelRequested("enough"))
-    asyncio.run(AttemptLife(scene.attempt).finish())
+    asyncio.run(AttemptRunner(scene.attempt).finish())
     assert scene.task.state is TaskState.CANCELLED
     assert scene.outputs("stdout") == [b"rendered\n"]
 
 
 def test_no_attempt_follows_while_something_of_the_sandbox_will_not_go(stage):
-    script = Script(exit=Exit(1), destroy_error=AttemptError(FailureCode.SANDBOX_LOST, "It does not end."))
+    script = Script(exit=ExitStatus(1), destroy_error=AttemptError(FailureCode.SANDBOX_LOST, "It does not end."))
     scene = stage(script, lifecycle={"retries": 5})
     asyncio.run(scene.life.carry_out())
-    [forgone] = scene.events(FollowUpForgone)
+    [forgone] = scene.events(RetrySkipped)
     assert (forgone.follow_up, forgone.reason) == ("retry", "It does not end.")
     assert (scene.task.state, scene.task.failure.code) == (TaskState.FAILED, "agent_failed")
     assert scene.events(AttemptEnded) == []
@@ -134,15 +134,15 @@ def test_no_attempt_follows_while_something_of_the_sandbox_will_not_go(stage):
 
 def test_of_a_workspace_that_is_half_removed_no_patch_is_made(stage):
     """It would say that the agent had removed the files."""
-    scene = stage(Script(exit=Exit(1)), lifecycle={"retries": 1})
+    scene = stage(Script(exit=ExitStatus(1)), lifecycle={"retries": 1})
 
     async def break_off(paths):
         if paths:
             raise OSError("some files would not go")
 
     equipment = msgspec.structs.replace(scene.attempt.equipment, remove=break_off)
-    asyncio.run(AttemptLife(msgspec.structs.replace(scene.attempt, equipment=equipment)).carry_out())
-    assert len(scene.events(FollowUpForgone)) == 1
+    asyncio.run(AttemptRunner(msgspec.structs.replace(scene.attempt, equipment=equipment)).run())
+    assert len(scene.events(RetrySkipped)) == 1
     assert scene.task.failure.code == "agent_failed"
     assert "metadata.json" in scene.artifacts
     assert "task-1.patch" not in scene.artifacts
@@ -181,7 +181,7 @@ def test_a_lost_agent_with_resume_hands_its_disk_and_its_session_on(stage):
     asyncio.run(scene.life.finish())
     assert scene.task.attempt.follow_up == "resume"
     assert left(scene) == {"disk", "repository.git"}
-    asyncio.run(second(scene, resumes=True).carry_out())
+    asyncio.run(second(scene, resumes=True).run())
     assert scene.task.state is TaskState.COMPLETED
     assert "resume" in scene.script.seen
     assert [event.session_id for event in scene.events(AgentStarted)] == ["session", "session"]
@@ -198,7 +198,7 @@ def test_an_agent_whose_secrets_are_others_by_now_does_not_go_on_with_the_old_on
     scene.attempt.files.secret_fingerprint.write_bytes(make_fingerprint(scene.attempt.secrets))
     asyncio.run(scene.life.finish())
     assert scene.task.attempt.follow_up == "resume"  # the values changed after that
-    asyncio.run(second(scene, resumes=True, secrets=secrets, redaction=Redactor(secrets)).carry_out())
+    asyncio.run(second(scene, resumes=True, secrets=secrets, redaction=SecretRedactor(secrets)).run())
     assert (scene.task.state, scene.task.failure.code) == (TaskState.FAILED, "secret_unavailable")
     assert "start" not in scene.script.seen
     unflagged = {artifact.name for artifact in scene.task.artifacts if not artifact.contains_secret}
@@ -212,10 +212,10 @@ def test_who_cannot_be_resumed_with_other_secrets_begins_anew_where_that_is_aske
     scene = stage(Script(), secrets={"TOKEN": "first of all"}, lifecycle={"resume": True, "retries": retries})
     killed(scene, *TO_RUNNING)
     scene.attempt.files.secret_fingerprint.write_bytes(make_fingerprint(scene.attempt.secrets))
-    attempt = msgspec.structs.replace(scene.attempt, secrets=rotated, redaction=Redactor(rotated))
-    asyncio.run(AttemptLife(attempt).finish())
+    attempt = msgspec.structs.replace(scene.attempt, secrets=rotated, redaction=SecretRedactor(rotated))
+    asyncio.run(AttemptRunner(attempt).finish())
     assert scene.task.attempt.follow_up == follow_up
-    assert [event.follow_up for event in scene.events(FollowUpForgone)] == ["resume"]
+    assert [event.follow_up for event in scene.events(RetrySkipped)] == ["resume"]
 
 
 def test_an_agent_whose_secrets_are_the_same_goes_on(stage):
@@ -223,7 +223,7 @@ def test_an_agent_whose_secrets_are_the_same_goes_on(stage):
     killed(scene, *TO_RUNNING)
     scene.attempt.files.secret_fingerprint.write_bytes(make_fingerprint(scene.attempt.secrets))
     asyncio.run(scene.life.finish())
-    asyncio.run(second(scene, resumes=True).carry_out())
+    asyncio.run(second(scene, resumes=True).run())
     assert scene.task.state is TaskState.COMPLETED
     assert "resume" in scene.script.seen
 
@@ -267,7 +267,7 @@ def test_a_wish_to_cancel_while_the_disk_is_taken_over_keeps_what_was_there(stag
     asyncio.run(scene.life.finish())
     life = second(scene, resumes=True)
     assert life.cancel(CancelOrder("enough")).done
-    asyncio.run(life.carry_out())
+    asyncio.run(life.run())
     assert scene.task.state is TaskState.CANCELLED
     assert {"task-1.patch", "metadata.json"} <= scene.artifacts
 
@@ -278,7 +278,7 @@ def test_a_lost_agent_whose_time_is_over_before_it_can_go_on_loses_no_work(stage
     killed(scene, *TO_RUNNING[:-1], AgentStarted("session", scene.attempt.equipment.clock.monotonic() - 3600))
     asyncio.run(scene.life.finish())
     assert scene.task.attempt.follow_up == "resume"
-    asyncio.run(second(scene, resumes=True).carry_out())
+    asyncio.run(second(scene, resumes=True).run())
     assert (scene.task.state, scene.task.failure.code) == (TaskState.FAILED, "timeout")
     assert "task-1.patch" in scene.artifacts
     assert (left(scene), left(scene, SECOND_ID)) == (set(), set())
@@ -288,17 +288,17 @@ def test_the_files_of_an_agent_that_could_not_go_on_are_kept_where_that_is_asked
     scene = stage(Script(), lifecycle={"resume": True, "timeout": "1s", "failure_action": "preserve"})
     killed(scene, *TO_RUNNING[:-1], AgentStarted("session", scene.attempt.equipment.clock.monotonic() - 3600))
     asyncio.run(scene.life.finish())
-    asyncio.run(second(scene, resumes=True).carry_out())
+    asyncio.run(second(scene, resumes=True).run())
     assert scene.task.state is TaskState.FAILED_PRESERVED
     kept = scene.attempt.task_files.attempt(SECOND_ID).workspace / "edited.txt"
     assert kept.read_text() == "half done\n"
 
 
 def test_nothing_is_called_preserved_that_made_way_for_a_retry(stage):
-    scene = stage(Script(exit=Exit(1)), lifecycle={"retries": 1, "failure_action": "preserve"})
+    scene = stage(Script(exit=ExitStatus(1)), lifecycle={"retries": 1, "failure_action": "preserve"})
     asyncio.run(scene.life.carry_out())
     scene.recorder.record(AttemptFailed(Failure(FailureCode.SECRET_UNAVAILABLE, "gone")))
-    asyncio.run(AttemptLife(scene.attempt).finish())
+    asyncio.run(AttemptRunner(scene.attempt).finish())
     assert left(scene) == set()
     assert (scene.task.state, scene.task.failure.code) == (TaskState.FAILED, "secret_unavailable")
 
@@ -308,14 +308,14 @@ def test_a_session_that_was_not_kept_is_not_resumed(stage, retries, follow_up):
     scene = stage(Script(has_session=False), lifecycle={"resume": True, "retries": retries})
     killed(scene, *TO_RUNNING)
     asyncio.run(scene.life.finish())
-    [forgone] = scene.events(FollowUpForgone)
+    [forgone] = scene.events(RetrySkipped)
     assert forgone.follow_up == "resume"
     assert scene.task.attempt.follow_up == follow_up
     assert scene.task.state is (TaskState.RUNNING if retries else TaskState.FAILED)
 
 
 def test_a_task_whose_time_is_over_begins_no_other_agent(stage):
-    scene = stage(Script(exit=Exit(1)), lifecycle={"retries": 1, "timeout": "1s"})
+    scene = stage(Script(exit=ExitStatus(1)), lifecycle={"retries": 1, "timeout": "1s"})
     asyncio.run(scene.life.carry_out())
     life = second(scene, resumes=False)
 
@@ -324,7 +324,7 @@ def test_a_task_whose_time_is_over_begins_no_other_agent(stage):
             while scene.attempt.equipment.clock.monotonic() - scene.task.beginning.monotonic_seconds < 1:
                 await asyncio.sleep(0.05)
         scene.script.seen.clear()
-        await life.carry_out()
+        await life.run()
 
     asyncio.run(later())
     assert (scene.task.state, scene.task.failure.code) == (TaskState.FAILED, "timeout")
@@ -391,9 +391,9 @@ def test_no_agent_goes_on_with_a_disk_that_lost_something(stage, monkeypatch, re
         assert scene.script.seen[-1] == "destroy"
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(PlainDisks, "verify", verify)
+    monkeypatch.setattr(DirectoryDisks, "verify", verify)
     asyncio.run(scene.life.finish())
-    [forgone] = scene.events(FollowUpForgone)
+    [forgone] = scene.events(RetrySkipped)
     assert forgone.follow_up == "resume"
     assert "could not store all that the agent wrote (Input/output error)" in forgone.reason
     assert scene.task.attempt.follow_up == follow_up
@@ -403,7 +403,7 @@ def test_no_agent_goes_on_with_a_disk_that_lost_something(stage, monkeypatch, re
         assert "task-1.patch" in scene.artifacts
 
 
-class MountedDisks(PlainDisks):
+class MountedDisks(DirectoryDisks):
     """What is on them is seen only from `open` to `close`, as with a file system in a file."""
 
     async def open(self, files, size_bytes):
@@ -429,10 +429,10 @@ def test_a_wish_to_cancel_while_the_disk_is_let_go_for_the_next_attempt_keeps_wh
     async def remove(paths):
         if scene.task.cancel is None:
             scene.recorder.record(CancelRequested("enough"))
-        await removal.remove(paths)
+        await removal.remove_trees(paths)
 
     equipment = msgspec.structs.replace(scene.attempt.equipment, remove=remove, disks=MountedDisks())
-    asyncio.run(AttemptLife(msgspec.structs.replace(scene.attempt, equipment=equipment)).finish())
+    asyncio.run(AttemptRunner(msgspec.structs.replace(scene.attempt, equipment=equipment)).finish())
     assert scene.task.state is TaskState.CANCELLED
     assert {"task-1.patch", "metadata.json"} <= scene.artifacts
     assert left(scene) <= {"disk", "disk.img"}

@@ -9,7 +9,7 @@ from doubles.attempt_dependencies import Script
 from sandbox.interfaces.images import Image
 from sandbox.model.errors import AttemptError, FailureCode
 from sandbox.model.events import SandboxCreated
-from sandbox.runner.attempt import AttemptLife
+from sandbox.runner.attempt import AttemptRunner
 
 IMAGE = Image("my-tools", "sha256:" + "0" * 64, "/data/profiles/my-tools/0/root")
 
@@ -22,7 +22,7 @@ def carried(stage):
         scene = stage(Script())
         if hold is not None:
             scene.attempt.equipment.images.hold = hold
-        asyncio.run(AttemptLife(msgspec.structs.replace(scene.attempt, image=image)).carry_out())
+        asyncio.run(AttemptRunner(msgspec.structs.replace(scene.attempt, image=image)).run())
         return scene
 
     return carry

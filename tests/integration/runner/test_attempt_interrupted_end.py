@@ -10,7 +10,7 @@ from doubles.attempt_dependencies import Script
 from sandbox.interfaces.placement import CancelOrder
 from sandbox.model.errors import AttemptError, FailureCode
 from sandbox.model.task_state import TaskState
-from sandbox.runner.attempt import AttemptLife
+from sandbox.runner.attempt import AttemptRunner
 
 
 class KilledError(BaseException):
@@ -34,7 +34,7 @@ def test_a_half_removed_workspace_is_not_collected_over_what_was_collected_of_th
     kill_while_files_are_removed(scene, monkeypatch)
     collected = scene.task.artifacts
     script.patch_error = AttemptError(FailureCode.COLLECT_FAILED, "There is no workspace.")
-    asyncio.run(AttemptLife(scene.attempt).finish())
+    asyncio.run(AttemptRunner(scene.attempt).finish())
     assert scene.task.state is TaskState.COMPLETED
     assert scene.task.artifacts == collected
     assert {artifact.name for artifact in collected} >= {"task-1.patch", "task-1.changes.tar", "report.md"}
@@ -52,7 +52,7 @@ def test_an_end_that_was_broken_off_before_the_metadata_is_collected_again(stage
         with pytest.raises(KilledError):
             asyncio.run(scene.life.carry_out())
     assert scene.task.artifacts == ()
-    asyncio.run(AttemptLife(scene.attempt).finish())
+    asyncio.run(AttemptRunner(scene.attempt).finish())
     assert scene.task.state is TaskState.COMPLETED
     assert scene.artifacts == {"task-1.patch", "transcript.ndjson", "metadata.json"}
 

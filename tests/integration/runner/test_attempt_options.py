@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 from doubles.attempt_dependencies import Script
-from sandbox.interfaces.gateway import BudgetReached
-from sandbox.interfaces.runtime import Exit
+from sandbox.interfaces.gateway import BudgetExhausted
+from sandbox.interfaces.runtime import ExitStatus
 from sandbox.interfaces.secrets import make_fingerprint
 from sandbox.model.egress import EgressRule
 from sandbox.model.errors import Failure, FailureCode
@@ -18,13 +18,13 @@ from sandbox.model.events import (
     Artifact,
     ArtifactCollected,
     EgressDenied,
+    ErrorReported,
     Metrics,
     SandboxCreated,
-    Trouble,
     WorkspacePrepared,
 )
 from sandbox.model.task_state import TaskState
-from sandbox.runner.steps.collect import _checked
+from sandbox.runner.steps.collect import _flag_secrets
 
 VALUE = "hunter2-hunter2-hunter2"
 SECRETS = {"TOKEN": VALUE}
@@ -32,7 +32,7 @@ FROM_THE_JOURNAL = {"transcript.ndjson", "metadata.json"}
 
 
 def test_the_value_of_a_secret_is_in_nothing_that_is_kept(stage, tmp_path):
-    script = Script(stdout=f"+{VALUE}\n-{VALUE}\nit is {VALUE}!\n".encode(), stderr=VALUE.encode(), exit=Exit(3))
+    script = Script(stdout=f"+{VALUE}\n-{VALUE}\nit is {VALUE}!\n".encode(), stderr=VALUE.encode(), exit=ExitStatus(3))
     scene = stage(script, secrets=SECRETS)
     asyncio.run(scene.life.carry_out())
     assert b"it is [REDACTED:TOKEN]!\n" in scene.outputs()
@@ -49,7 +49,7 @@ def test_what_a_refusal_names_is_redacted_too(stage):
         work = asyncio.create_task(scene.life.carry_out())
         await scene.until(TaskState.RUNNING)
         script.report(EgressDenied(f"{VALUE}.evil.example", 443, "not allowed"))
-        script.report(BudgetReached("enough"))
+        script.report(BudgetExhausted("enough"))
         await work
 
     asyncio.run(play())
@@ -89,7 +89,7 @@ def test_an_artifact_that_holds_a_secret_is_delivered_and_flagged(stage):
 def test_a_value_too_short_to_be_found_is_told(stage):
     scene = stage(Script(), secrets={"PIN": "1234"})
     asyncio.run(scene.life.carry_out())
-    told = [event for event in scene.events(Trouble) if event.error == "secret_not_redacted"]
+    told = [event for event in scene.events(ErrorReported) if event.error == "secret_not_redacted"]
     assert len(told) == 1
     assert "PIN" in told[0].message
 
@@ -102,7 +102,7 @@ def test_a_budget_that_is_reached_ends_the_task(stage):
         work = asyncio.create_task(scene.life.carry_out())
         await scene.until(TaskState.RUNNING)
         assert (script.rules.budget.usd, script.rules.budget.tokens) == (0.05, 1000)
-        script.report(BudgetReached("0.05 USD are spent; raise lifecycle.budget_usd."))
+        script.report(BudgetExhausted("0.05 USD are spent; raise lifecycle.budget_usd."))
         await work
 
     asyncio.run(play())
@@ -161,7 +161,7 @@ def test_a_terminal_tells_no_events_whatever_is_written_to_it(stage, output_form
 
 
 def test_a_preserved_failure_keeps_the_files_and_nothing_else(stage):
-    scene = stage(Script(exit=Exit(3)), lifecycle={"failure_action": "preserve"})
+    scene = stage(Script(exit=ExitStatus(3)), lifecycle={"failure_action": "preserve"})
     asyncio.run(scene.life.carry_out())
     assert scene.task.state is TaskState.FAILED_PRESERVED
     assert scene.attempt.files.workspace.is_dir()
@@ -282,7 +282,7 @@ def test_looking_for_secrets_ends_soon_after_the_time_for_collecting(tmp_path):
     async def play():
         slow = SlowRedaction()
         large = Artifact("large", "large", 0, "", "")
-        checking = asyncio.create_task(_checked(SimpleNamespace(redaction=slow), tmp_path, large))
+        checking = asyncio.create_task(_flag_secrets(SimpleNamespace(redaction=slow), tmp_path, large))
         while not slow.chunks:
             await asyncio.sleep(0.005)
         checking.cancel()

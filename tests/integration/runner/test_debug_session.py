@@ -8,16 +8,16 @@ from msgspec.structs import replace
 
 from doubles.attempt_dependencies import Script, ScriptedRuntime, ScriptedSandbox, scripted_equipment
 from doubles.manifests import manifest
-from sandbox.interfaces.agent import AgentStart
-from sandbox.interfaces.disks import DiskUse
-from sandbox.interfaces.layout import HOME, AttemptLayout
-from sandbox.interfaces.placement import Receipt, TerminalOrder
-from sandbox.interfaces.runtime import Command, Exit, KernelUse
-from sandbox.interfaces.terminals import Ended, Role
-from sandbox.placements.local.runner_client import UnixRunnerControl
-from sandbox.runner.control_socket import listening
-from sandbox.runner.debug_session import Visit
-from sandbox.runner.terminals import Terminals
+from sandbox.interfaces.agent import AgentLaunchSpec
+from sandbox.interfaces.disks import DiskUsage
+from sandbox.interfaces.layout import SANDBOX_HOME, AttemptLayout
+from sandbox.interfaces.placement import Reply, TerminalOrder
+from sandbox.interfaces.runtime import Command, ExitStatus, KernelUsage
+from sandbox.interfaces.terminals import EndFrame, RoleFrame
+from sandbox.placements.local.runner_client import UnixRunnerClient
+from sandbox.runner.control_socket import serve_control_socket
+from sandbox.runner.debug_session import DebugSession
+from sandbox.runner.terminals import TerminalServer
 from sandbox.system.cpu_throttle import CpuThrottle
 
 ATTEMPT_ID = "abcdefghijkl"
@@ -29,15 +29,15 @@ class FillingDisk:
     """Tells what it is told to hold."""
 
     def __init__(self, used_bytes=0, *, tells_when_full=False):
-        self.used_bytes, self.tells_when_full, self.is_broken = used_bytes, tells_when_full, False
+        self.used_bytes, self.enforces_size, self.is_broken = used_bytes, tells_when_full, False
 
     async def open(self, files, size_bytes):
         self.size_bytes = size_bytes
 
-    async def use(self, files):
+    async def usage(self, files):
         if self.is_broken:
             raise OSError("It cannot be told how full the disk is")
-        return DiskUse(self.used_bytes, self.size_bytes, self.used_bytes >= self.size_bytes)
+        return DiskUsage(self.used_bytes, self.size_bytes, self.used_bytes >= self.size_bytes)
 
     async def close(self, files):
         pass
@@ -51,7 +51,7 @@ class StillTerminal:
 
     async def wait(self):
         await self._over.wait()
-        return Exit(129)
+        return ExitStatus(129)
 
     async def hang_up(self):
         self._over.set()
@@ -65,7 +65,7 @@ class SandboxOfShells(ScriptedSandbox):
         self.listeners = self
         self._sockets = sockets
 
-    async def kernel_use(self):
+    async def kernel_usage(self):
         return self._sockets.kernel_use
 
     def close(self):
@@ -94,21 +94,21 @@ async def visited(tmp_path, disk, sockets=None):
     files.root.mkdir()
     runtime = RuntimeOfShells(sockets or Script())
     equipment = replace(scripted_equipment(Script(), None), disks=disk, runtime=runtime)
-    start = AgentStart(command=Command(("claude",), {}, HOME), programs={}, session_id="")
-    visit = Visit(ATTEMPT_ID, files, manifest(vm={"disk": "1G"}).vm, start, None, equipment)
-    terminals, is_open = Terminals(None, CpuThrottle().queue()), asyncio.Event()
+    start = AgentLaunchSpec(command=Command(("claude",), {}, SANDBOX_HOME), programs={}, session_id="")
+    visit = DebugSession(ATTEMPT_ID, files, manifest(vm={"disk": "1G"}).vm, start, None, equipment)
+    terminals, is_open = TerminalServer(None, CpuThrottle().queue()), asyncio.Event()
 
     @asynccontextmanager
     async def listen():
-        async with listening(tmp_path / f"{ATTEMPT_ID}.sock", lambda _: Receipt(done=False), terminals):
+        async with serve_control_socket(tmp_path / f"{ATTEMPT_ID}.sock", lambda _: Reply(done=False), terminals):
             is_open.set()
             yield
 
     async with asyncio.timeout(SECONDS):
-        work = asyncio.create_task(visit.carry_out(terminals, listen))
+        work = asyncio.create_task(visit.run(terminals, listen))
         await asyncio.wait({work, asyncio.create_task(is_open.wait())}, return_when=asyncio.FIRST_COMPLETED)
-        line = await UnixRunnerControl(tmp_path).open_terminal(ATTEMPT_ID, TerminalOrder(24, 80))
-        assert await line.read() == Role(types=True)
+        line = await UnixRunnerClient(tmp_path).open_terminal(ATTEMPT_ID, TerminalOrder(24, 80))
+        assert await line.read() == RoleFrame(types=True)
         try:
             yield line, work
         finally:
@@ -122,7 +122,7 @@ def test_it_ends_once_the_disk_is_full_and_says_why(tmp_path):
         async with visited(tmp_path, disk) as (line, work):
             disk.used_bytes = 2 * GIB
             told = await line.read()
-            assert isinstance(told, Ended)
+            assert isinstance(told, EndFrame)
             assert "no room for more on the disk" in told.message
             await work
 
@@ -175,9 +175,9 @@ def test_what_is_looked_at_on_a_full_disk_may_not_grow_for_ever(tmp_path):
 
 def test_it_ends_once_there_are_more_sockets_than_a_sandbox_may_have(tmp_path):
     async def story():
-        sockets = Script(kernel_use=KernelUse(10))
+        sockets = Script(kernel_usage=KernelUsage(10))
         async with visited(tmp_path, FillingDisk(), sockets) as (line, work):
-            sockets.kernel_use = KernelUse(9000)
+            sockets.kernel_usage = KernelUsage(9000)
             assert "9000 sockets" in (await line.read()).message
             await work
 

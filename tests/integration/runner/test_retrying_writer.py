@@ -9,8 +9,8 @@ import pytest
 from doubles.attempt_dependencies import Script
 from sandbox.interfaces.placement import CancelOrder, TerminalOrder
 from sandbox.interfaces.terminals import TerminalRefusedError
-from sandbox.interfaces.workspace import Patch
-from sandbox.model.disk_space import Space
+from sandbox.interfaces.workspace import PatchResult
+from sandbox.model.disk_space import DiskSpace
 from sandbox.model.errors import AttemptError, FailureCode
 from sandbox.model.events import (
     AgentExited,
@@ -24,7 +24,7 @@ from sandbox.model.events import (
 )
 from sandbox.model.task_state import TaskState
 
-FULL, ROOMY = Space(9, 100), Space(100, 100)
+FULL, ROOMY = DiskSpace(9, 100), DiskSpace(100, 100)
 LINES = b"".join(b"line %d\n" % number for number in range(50))
 
 
@@ -218,7 +218,7 @@ def test_artifacts_wait_for_room_as_long_as_collecting_may_take(stage, monkeypat
         if len(tries) < 3:
             raise OSError(errno.ENOSPC, "No space left on device")
         target.write_bytes(b"diff --git a/a b/a\n")
-        return Patch()
+        return PatchResult()
 
     monkeypatch.setattr("doubles.attempt_dependencies.ScriptedWorkspaces.patch", patch)
     monkeypatch.setattr("sandbox.runner.attempt.RETRY_SECONDS", 0.01)

@@ -5,14 +5,14 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from sandbox.interfaces.placement import Receipt, TerminalOrder
-from sandbox.interfaces.runtime import Exit, TerminalSize
-from sandbox.interfaces.terminals import Ended, Resized, Role, Shown, TerminalRefusedError, Typed
+from sandbox.interfaces.placement import Reply, TerminalOrder
+from sandbox.interfaces.runtime import ExitStatus, TerminalSize
+from sandbox.interfaces.terminals import EndFrame, InputFrame, OutputFrame, ResizeFrame, RoleFrame, TerminalRefusedError
 from sandbox.model.limits import TERMINAL_REPLAY_BYTES, TERMINALS_MAX
-from sandbox.placements.local.runner_client import UnixRunnerControl
+from sandbox.placements.local.runner_client import UnixRunnerClient
 from sandbox.runner import terminals as terminals_module
-from sandbox.runner.control_socket import listening
-from sandbox.runner.terminals import SharedTerminal, Terminals
+from sandbox.runner.control_socket import serve_control_socket
+from sandbox.runner.terminals import SharedTerminal, TerminalServer
 from sandbox.system.cpu_throttle import CpuThrottle
 
 AGENT = TerminalOrder(30, 100, agent=True)
@@ -43,21 +43,21 @@ class PlayedTerminal:
 @asynccontextmanager
 async def attended(tmp_path):
     """A played terminal that many can come to; `open` brings one more client."""
-    terminals, played = Terminals(None, CpuThrottle().queue()), PlayedTerminal()
-    terminals.begin(object(), {}, "/")
-    terminals.agent = SharedTerminal(played)
-    control, lines = UnixRunnerControl(tmp_path), []
+    terminals, played = TerminalServer(None, CpuThrottle().queue()), PlayedTerminal()
+    terminals.enable(object(), {}, "/")
+    terminals.agent_terminal = SharedTerminal(played)
+    control, lines = UnixRunnerClient(tmp_path), []
 
     async def come(order=AGENT):
         lines.append(await control.open_terminal("abcdefghijkl", order))
         return lines[-1]
 
-    async with listening(tmp_path / "abcdefghijkl.sock", lambda _: Receipt(done=True), terminals):
+    async with serve_control_socket(tmp_path / "abcdefghijkl.sock", lambda _: Reply(done=True), terminals):
         yield terminals, played, come
         for line in lines:
             await line.close()
         async with asyncio.timeout(10):
-            await terminals.deserted(0.01)
+            await terminals.wait_until_idle(0.01)
 
 
 async def heard(line):
@@ -69,28 +69,28 @@ def test_who_came_first_types_and_the_next_takes_over(tmp_path):
     async def story():
         async with attended(tmp_path) as (terminals, played, come):
             first = await come()
-            assert [await heard(first) for _ in range(2)] == [Role(types=True), Shown(b"")]
+            assert [await heard(first) for _ in range(2)] == [RoleFrame(types=True), OutputFrame(b"")]
             watching = await come(LOOK)
             second = await come(TerminalOrder(40, 120, agent=True))
             for line in (watching, second):
-                assert [await heard(line) for _ in range(2)] == [Role(types=False), Shown(b"")]
-            await second.send(Typed(b"not mine"))
-            await second.send(Resized(11, 22))
-            await first.send(Typed(b"mine"))
+                assert [await heard(line) for _ in range(2)] == [RoleFrame(types=False), OutputFrame(b"")]
+            await second.send(InputFrame(b"not mine"))
+            await second.send(ResizeFrame(11, 22))
+            await first.send(InputFrame(b"mine"))
             await played.until(lambda: played.typed == b"mine")
             await first.close()
-            assert await heard(second) == Role(types=True)
-            await second.send(Typed(b" now"))
+            assert await heard(second) == RoleFrame(types=True)
+            await second.send(InputFrame(b" now"))
             await played.until(lambda: played.typed == b"mine now")
             assert played.sizes == [TerminalSize(30, 100), TerminalSize(11, 22)]
-            assert terminals.agent_is_attended
+            assert terminals.has_agent_clients
 
     asyncio.run(story())
 
 
 def test_who_types_what_nobody_reads_can_leave(tmp_path, monkeypatch):
     """Else an agent that takes no keys would count as attended for ever, and nobody else could type."""
-    monkeypatch.setattr(terminals_module, "TERMINAL_TYPING_SECONDS", 0.1)
+    monkeypatch.setattr(terminals_module, "TERMINAL_INPUT_SECONDS", 0.1)
 
     async def story():
         async with attended(tmp_path) as (terminals, played, come):
@@ -102,14 +102,14 @@ def test_who_types_what_nobody_reads_can_leave(tmp_path, monkeypatch):
 
             monkeypatch.setattr(played, "write", never)
             first, second = await come(), await come()
-            assert [await heard(second) for _ in range(2)] == [Role(types=False), Shown(b"")]
-            await first.send(Typed(b"a long paste"))
+            assert [await heard(second) for _ in range(2)] == [RoleFrame(types=False), OutputFrame(b"")]
+            await first.send(InputFrame(b"a long paste"))
             await asyncio.wait_for(begun.wait(), 10)
             await first.close()
-            assert await heard(second) == Role(types=True)
+            assert await heard(second) == RoleFrame(types=True)
             await second.close()
             async with asyncio.timeout(10):
-                while terminals.agent_is_attended:
+                while terminals.has_agent_clients:
                     await asyncio.sleep(0.01)
 
     asyncio.run(story())
@@ -118,18 +118,18 @@ def test_who_types_what_nobody_reads_can_leave(tmp_path, monkeypatch):
 def test_all_see_the_same_and_who_comes_later_what_was_last(tmp_path):
     async def story():
         async with attended(tmp_path) as (terminals, _, come):
-            shared = terminals.agent
-            shared.show(b"x" * TERMINAL_REPLAY_BYTES)
-            shared.show(b"the last")
+            shared = terminals.agent_terminal
+            shared.broadcast(b"x" * TERMINAL_REPLAY_BYTES)
+            shared.broadcast(b"the last")
             lines = [await come(), await come()]
             for line in lines:
                 await heard(line)
                 replayed = await heard(line)
                 assert (len(replayed.data), replayed.data[-8:]) == (TERMINAL_REPLAY_BYTES, b"the last")
-            shared.show(b"news")
-            assert [await heard(line) for line in lines] == [Shown(b"news")] * 2
-            terminals.end_agent(Exit(5))
-            assert [await heard(line) for line in lines] == [Ended(5)] * 2
+            shared.broadcast(b"news")
+            assert [await heard(line) for line in lines] == [OutputFrame(b"news")] * 2
+            terminals.close_agent_terminal(ExitStatus(5))
+            assert [await heard(line) for line in lines] == [EndFrame(5)] * 2
 
     asyncio.run(story())
 
@@ -142,17 +142,17 @@ def test_one_who_does_not_read_is_cut_off_and_the_others_are_not(tmp_path):
                 await heard(quick)
             shown, roles = 0, []
             for _ in range(200):
-                terminals.agent.show(b"x" * 20_000)
-                while not isinstance(told := await heard(quick), Shown):
+                terminals.agent_terminal.broadcast(b"x" * 20_000)
+                while not isinstance(told := await heard(quick), OutputFrame):
                     roles.append(told)
                 shown += len(told.data)
-            assert (shown, roles) == (4_000_000, [Role(types=True)])
+            assert (shown, roles) == (4_000_000, [RoleFrame(types=True)])
             last = None
-            while not isinstance(last, Ended):
+            while not isinstance(last, EndFrame):
                 last = await heard(slow)
             assert last.exit_code is None
             again = await come(LOOK)
-            assert await heard(again) == Role(types=False)
+            assert await heard(again) == RoleFrame(types=False)
 
     asyncio.run(story())
 
@@ -171,10 +171,10 @@ def test_there_is_a_bound_on_clients(tmp_path):
 def test_an_agent_without_a_terminal_and_a_sandbox_that_is_over_are_told(tmp_path):
     async def story():
         async with attended(tmp_path) as (terminals, _, come):
-            terminals.agent = None
+            terminals.agent_terminal = None
             with pytest.raises(TerminalRefusedError, match="headless"):
                 await come()
-            terminals.close()
+            terminals.disable()
             with pytest.raises(TerminalRefusedError, match="does not run"):
                 await come(TerminalOrder(24, 80))
 
@@ -183,8 +183,8 @@ def test_an_agent_without_a_terminal_and_a_sandbox_that_is_over_are_told(tmp_pat
 
 def test_what_is_closed_before_it_could_begin_stays_closed():
     """An agent may have ended by the time that the disk takes its start."""
-    terminals = Terminals(None, CpuThrottle().queue())
-    terminals.close()
-    terminals.begin(PlayedTerminal(), {}, "/")
+    terminals = TerminalServer(None, CpuThrottle().queue())
+    terminals.disable()
+    terminals.enable(PlayedTerminal(), {}, "/")
     with pytest.raises(TerminalRefusedError, match="does not run now"):
         terminals.check(TerminalOrder(24, 80))

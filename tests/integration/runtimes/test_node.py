@@ -11,8 +11,8 @@ import pytest
 from doubles.claude_on_host import TASK_KEY, manifest
 from doubles.sandbox_lifecycle import MEBIBYTE, living, run_in
 from sandbox.agents.claude_code.binary import install_binary
-from sandbox.agents.claude_code.driver import ClaudeCode
-from sandbox.bootstrap.doctor.examination import examine
+from sandbox.agents.claude_code.driver import ClaudeCodeDriver
+from sandbox.bootstrap.doctor.examination import run_checks
 from sandbox.bootstrap.settings.schema import ServerSection, ServerSettings
 from sandbox.demo.model_script import Script, Text, ToolUse, Turn
 from sandbox.demo.scripted_model import ScriptedModel
@@ -22,7 +22,7 @@ from sandbox.runtimes import node
 from sandbox.runtimes.bubblewrap import BubblewrapRuntime
 
 SERVER = "@modelcontextprotocol/server-github"
-START = ClaudeCode(Path("/no/binary")).prepare(manifest(), session_id="0", task_key=TASK_KEY, secrets={})
+START = ClaudeCodeDriver(Path("/no/binary")).prepare(manifest(), session_id="0", task_key=TASK_KEY, secrets={})
 CLIENT = {"protocolVersion": "2024-11-05", "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}}
 REQUESTS = [
     {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": CLIENT},
@@ -56,8 +56,8 @@ cd /workspace
 def runtime(tmp_path):
     runtime = BubblewrapRuntime(tmp_path / "run")
     found = asyncio.run(runtime.probe())
-    if not found.works:
-        pytest.skip(found.mend)
+    if not found.is_available:
+        pytest.skip(found.remedy)
     return runtime
 
 
@@ -72,7 +72,7 @@ def disk(tmp_path):
 async def gateway_of(sandbox, model_url="http://127.0.0.1:1"):
     """The real gateway at the sandbox's listeners; gives what it tells."""
     told = []
-    gateway = SocketGateways().open(ModelUpstream(model_url, api_key="sk-the-servers-own"), TASK_KEY, told.append)
+    gateway = SocketGateways().create(ModelUpstream(model_url, api_key="sk-the-servers-own"), TASK_KEY, told.append)
     serving = asyncio.ensure_future(gateway.serve(sandbox.listeners))
     try:
         yield told
@@ -174,7 +174,7 @@ def test_the_real_agent_connects_to_the_pinned_server(runtime, disk, tmp_path):
     call = ToolUse("mcp__github__create_issue", {"owner": "o", "repo": "r", "title": 1})
     turns = (Turn((call,)), Turn((Text("Done."),)))
     binary = install_binary(tmp_path)
-    start = ClaudeCode(binary).prepare(
+    start = ClaudeCodeDriver(binary).prepare(
         manifest(), session_id="00000000-0000-4000-8000-0000000000aa", task_key=TASK_KEY, secrets={}
     )
 
@@ -201,7 +201,7 @@ def test_the_real_agent_connects_to_the_pinned_server(runtime, disk, tmp_path):
 def node_finding(data_dir, monkeypatch):
     monkeypatch.setattr("sandbox.bootstrap.doctor.examination.find_runtimes", lambda *_: [])
     settings = ServerSettings(server=ServerSection(data_dir=data_dir))
-    (finding,) = [one for one in examine(settings) if one.name == "node"]
+    (finding,) = [one for one in run_checks(settings) if one.name == "node"]
     return finding
 
 
@@ -213,12 +213,12 @@ def test_doctor_says_what_npx_runs_without_a_registry(tmp_path, monkeypatch):
 
 def test_without_the_wheel_sandboxes_work_and_doctor_says_what_to_install(runtime, disk, monkeypatch):
     monkeypatch.setattr(node, "_WHEEL", "no_such_wheel")
-    node.find_parts.cache_clear()
+    node.find_mounts.cache_clear()
     try:
         ended = run_shell(runtime, disk, "test ! -e /opt/node/bin/node && echo fine")
     finally:
         monkeypatch.undo()
-        node.find_parts.cache_clear()
+        node.find_mounts.cache_clear()
     assert ended.output == "fine\n"
 
 

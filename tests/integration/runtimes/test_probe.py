@@ -6,19 +6,19 @@ from types import SimpleNamespace
 
 import pytest
 
-from sandbox.interfaces.runtime import ConfinementLostError, Exit
+from sandbox.interfaces.runtime import ConfinementLostError, ExitStatus
 from sandbox.model.errors import AttemptError, FailureCode, SandboxError
-from sandbox.runtimes.bubblewrap.runtime import probe_by_trying
-from sandbox.runtimes.probe import MachineBusyError, try_once, why_not_confined
+from sandbox.runtimes.bubblewrap.runtime import probe_bubblewrap
+from sandbox.runtimes.probe import MachineBusyError, find_confinement_problem, run_probe
 
 
 class Failing:
     """A runtime whose programs end as `exit_` says, or never; it is its sandboxes and its control groups, too."""
 
-    def __init__(self, exit_: Exit | None, said: bytes = b"") -> None:
+    def __init__(self, exit_: ExitStatus | None, said: bytes = b"") -> None:
         self.exit_, self.said = exit_, said
 
-    def plan(self, attempt_id):
+    def prepare(self, attempt_id):
         return SimpleNamespace(attempt_id=attempt_id)
 
     async def create(self, handle, spec):
@@ -57,33 +57,37 @@ class Failing:
 @pytest.mark.parametrize(
     ("exit_", "said", "told"),
     [
-        (Exit(1), b"no room\n", "'true' ended in a sandbox with exit code 1: no room."),
-        (Exit(137), b"", "'true' ended in a sandbox with exit code 137."),
-        (Exit(None), b"bwrap: gone.\n", "'true' did not end in a sandbox, which was gone before it: bwrap: gone."),
+        (ExitStatus(1), b"no room\n", "'true' ended in a sandbox with exit code 1: no room."),
+        (ExitStatus(137), b"", "'true' ended in a sandbox with exit code 137."),
+        (
+            ExitStatus(None),
+            b"bwrap: gone.\n",
+            "'true' did not end in a sandbox, which was gone before it: bwrap: gone.",
+        ),
         (None, b"", "'true' did not end in a sandbox within 0.1 s."),
     ],
 )
 def test_how_the_first_program_ended_is_a_sentence(tmp_path, exit_, said, told):
     runtime = Failing(exit_, said)
     with pytest.raises((SandboxError, TimeoutError)) as caught:
-        asyncio.run(try_once(runtime, tmp_path, runtime, memory_bytes=1, within_seconds=0.1))
+        asyncio.run(run_probe(runtime, tmp_path, runtime, memory_bytes=1, within_seconds=0.1))
     assert str(caught.value) == told
 
 
 def test_what_keeps_bubblewrap_from_working_stands_in_whole_sentences(tmp_path):
-    runtime = Failing(Exit(1))
-    mend = asyncio.run(probe_by_trying(runtime, tmp_path, runtime)).mend
+    runtime = Failing(ExitStatus(1))
+    mend = asyncio.run(probe_bubblewrap(runtime, tmp_path, runtime)).remedy
     assert mend.startswith(("'true' ended in a sandbox with exit code 1. User", "The kernel does not let users"))
     runtime.create = None  # something else than this house's own errors: no full stop
-    runtime.plan = lambda _: (_ for _ in ()).throw(OSError(5, "Input/output error"))
-    assert "error. User namespaces" in asyncio.run(probe_by_trying(runtime, tmp_path, runtime)).mend
+    runtime.prepare = lambda _: (_ for _ in ()).throw(OSError(5, "Input/output error"))
+    assert "error. User namespaces" in asyncio.run(probe_bubblewrap(runtime, tmp_path, runtime)).remedy
 
 
 class FailingAtFirst(Failing):
     """One whose first tries to confine raise these, or end so; None is one that never ends."""
 
-    def __init__(self, *errors: Exception | Exit | None) -> None:
-        super().__init__(Exit(0))
+    def __init__(self, *errors: Exception | ExitStatus | None) -> None:
+        super().__init__(ExitStatus(0))
         self.errors = list(errors)
 
     async def run(self, command):
@@ -92,7 +96,7 @@ class FailingAtFirst(Failing):
         error = self.errors.pop(0)
         if error is None:
             await asyncio.Event().wait()
-        if isinstance(error, Exit):
+        if isinstance(error, ExitStatus):
             return error.code
         raise error
 
@@ -118,23 +122,23 @@ def _is_impatient(monkeypatch):
 @pytest.mark.parametrize(
     ("runtime", "told"),
     [
-        (Failing(Exit(0)), None),
-        (Failing(Exit(2)), "git ended with exit code 2"),
+        (Failing(ExitStatus(0)), None),
+        (Failing(ExitStatus(2)), "git ended with exit code 2"),
         (FailingAtFirst(MISSING, MISSING), "bubblewrap is missing."),
         (FailingAtFirst(NO_NAMESPACES, NO_NAMESPACES), "[Errno 1] no namespaces"),
         (FailingAtFirst(None, MISSING), "bubblewrap is missing."),
     ],
 )
 def test_why_git_is_not_confined_is_told_in_words(tmp_path, runtime, told):
-    assert asyncio.run(why_not_confined(runtime, tmp_path)) == told
+    assert asyncio.run(find_confinement_problem(runtime, tmp_path)) == told
 
 
 @pytest.mark.usefixtures("_is_impatient")
 @pytest.mark.parametrize(
-    "error", [None, NO_MEMORY, no_process(), KILLED, ConfinementLostError("it is gone"), Exit(1), Exit(137)]
+    "error", [None, NO_MEMORY, no_process(), KILLED, ConfinementLostError("it is gone"), ExitStatus(1), ExitStatus(137)]
 )
 def test_a_machine_that_is_busy_for_a_moment_is_no_reason_not_to_confine(tmp_path, error):
-    assert asyncio.run(why_not_confined(FailingAtFirst(error), tmp_path)) is None
+    assert asyncio.run(find_confinement_problem(FailingAtFirst(error), tmp_path)) is None
 
 
 @pytest.mark.usefixtures("_is_impatient")
@@ -145,9 +149,9 @@ def test_a_machine_that_is_busy_for_a_moment_is_no_reason_not_to_confine(tmp_pat
         (NO_MEMORY, "Cannot allocate memory"),
         (no_process(), "Programs could not be confined"),
         (KILLED, "ended by signal 9"),
-        (Exit(137), "git was ended by signal 9"),
+        (ExitStatus(137), "git was ended by signal 9"),
     ],
 )
 def test_of_a_machine_that_stays_busy_nothing_is_concluded(tmp_path, error, told):
     with pytest.raises(MachineBusyError, match=told):
-        asyncio.run(why_not_confined(FailingAtFirst(error, error), tmp_path))
+        asyncio.run(find_confinement_problem(FailingAtFirst(error, error), tmp_path))

@@ -16,7 +16,7 @@ import pytest
 from doubles.fake_vault import TOKEN, KeyValueVault, serving
 from sandbox.interfaces.secrets import SecretUnavailableError
 from sandbox.model.manifest.schema import Secret
-from sandbox.secrets.limits import VAULT_QUESTIONS_MAX
+from sandbox.secrets.limits import VAULT_REQUESTS_MAX
 from sandbox.secrets.vault import VaultSettings, VaultSource
 
 VALUE = "s3cr3t-value-of-the-database"
@@ -67,16 +67,16 @@ def test_a_vault_that_hangs_is_never_asked_more_at_once_than_the_bound(monkeypat
         may_answer.wait(20)
         return VALUE
 
-    monkeypatch.setattr(VaultSource, "_ask", hang)
+    monkeypatch.setattr(VaultSource, "_read_field", hang)
     secret = Secret(name="DB", source="vault", key="team/app#password")
 
     async def story() -> None:
         source = VaultSource(VaultSettings(address="http://127.0.0.1:1", token=TOKEN, timeout_seconds=1))
         for _ in range(2):
-            many = [source.resolve(secret) for _ in range(VAULT_QUESTIONS_MAX + 1)]
+            many = [source.resolve(secret) for _ in range(VAULT_REQUESTS_MAX + 1)]
             told = await asyncio.gather(*many, return_exceptions=True)
             assert {type(one) for one in told} == {SecretUnavailableError}
-            assert len(asked) == VAULT_QUESTIONS_MAX
+            assert len(asked) == VAULT_REQUESTS_MAX
         may_answer.set()
         assert await source.resolve(secret) == VALUE
 

@@ -8,13 +8,13 @@ import pytest
 
 from doubles.manifests import manifest
 from doubles.server_components import TO_RUNNING
-from sandbox.interfaces.journal import read_task
+from sandbox.interfaces.journal import replay_task
 from sandbox.interfaces.tasks import UnavailableError
 from sandbox.model.errors import Failure, FailureCode
 from sandbox.model.events import AgentExited, TaskFinished
-from sandbox.model.limits import JOURNALS_LOOKED_THROUGH_MAX
+from sandbox.model.limits import JOURNAL_SCANS_MAX
 from sandbox.model.task_state import TaskState
-from sandbox.server.journal_scan import LongJournals
+from sandbox.server.journal_scan import JournalScanner
 
 SHARED_THREADS = 3
 LOST = (AgentExited(None, None, Failure(FailureCode.RUNNER_LOST, "lost")), TaskFinished())
@@ -69,7 +69,7 @@ def test_many_lost_tasks_with_long_journals_keep_nobody_from_the_server(world, o
             for task_id in task_ids:
                 world.runners.die(task_id)
             try:
-                await opening.has_begun(JOURNALS_LOOKED_THROUGH_MAX)
+                await opening.has_begun(JOURNAL_SCANS_MAX)
                 await asyncio.sleep(0.3)
                 await asyncio.wait_for(service.health(), 5)
                 await asyncio.wait_for(service.submit(manifest("new")), 5)
@@ -81,7 +81,7 @@ def test_many_lost_tasks_with_long_journals_keep_nobody_from_the_server(world, o
                 assert (await service.wait(task_id, 10)).failure.code == "runner_lost"
 
     asyncio.run(play())
-    assert opening.most == JOURNALS_LOOKED_THROUGH_MAX
+    assert opening.most == JOURNAL_SCANS_MAX
 
 
 def test_who_is_cancelled_leaves_no_lock_and_no_turn_taken(world, opening):
@@ -92,8 +92,8 @@ def test_who_is_cancelled_leaves_no_lock_and_no_turn_taken(world, opening):
             return await journals.open("task-1", turn)
 
     async def play():
-        journals = LongJournals(world.journals)
-        for _ in range(JOURNALS_LOOKED_THROUGH_MAX + 1):
+        journals = JournalScanner(world.journals)
+        for _ in range(JOURNAL_SCANS_MAX + 1):
             opening.may_end.clear()
             given_up = asyncio.create_task(opened(journals))
             await opening.has_begun()
@@ -114,7 +114,7 @@ def test_who_is_cancelled_leaves_no_lock_and_no_turn_taken(world, opening):
 def test_a_cancel_is_written_down_while_long_journals_of_other_lost_tasks_are_read(world, opening):
     """Its own task is short, and waits for a finisher behind the others."""
     opening.short.add("short")
-    long = [f"long-{number}" for number in range(JOURNALS_LOOKED_THROUGH_MAX)]
+    long = [f"long-{number}" for number in range(JOURNAL_SCANS_MAX)]
 
     async def play():
         async with world.server() as service:
@@ -125,13 +125,13 @@ def test_a_cancel_is_written_down_while_long_journals_of_other_lost_tasks_are_re
                 await world.until(service, task_id, TaskState.RUNNING)
             for task_id in long:
                 world.runners.die(task_id)
-            await opening.has_begun(JOURNALS_LOOKED_THROUGH_MAX)
+            await opening.has_begun(JOURNAL_SCANS_MAX)
             world.runners.die("short")
             await asyncio.sleep(0.5)  # it is found lost, and waits for its turn
             try:
                 cancelled = await asyncio.wait_for(service.cancel("short", reason="no need", force=True), 2)
                 assert cancelled.message == "The task is being stopped; what it made until now is kept."
-                assert read_task(world.journals, "short").task.cancel.reason == "no need"
+                assert replay_task(world.journals, "short").task.cancel.reason == "no need"
             finally:
                 opening.may_end.set()
             await world.launched("short", 2)
@@ -144,7 +144,7 @@ def test_a_cancel_is_written_down_while_long_journals_of_other_lost_tasks_are_re
 def test_a_cancel_that_waits_behind_other_cancels_is_answered_in_a_bounded_time(world, opening, monkeypatch):
     monkeypatch.setattr("sandbox.server.cancellation.CANCEL_SECONDS", 1.0)
     monkeypatch.setattr("sandbox.server.journal_tailer.LOSS_CHECK_SECONDS", 60.0)
-    task_ids = [f"long-{number}" for number in range(JOURNALS_LOOKED_THROUGH_MAX + 1)]
+    task_ids = [f"long-{number}" for number in range(JOURNAL_SCANS_MAX + 1)]
 
     async def play():
         async with world.server() as service:
@@ -155,11 +155,11 @@ def test_a_cancel_that_waits_behind_other_cancels_is_answered_in_a_bounded_time(
                 await world.until(service, task_id, TaskState.RUNNING)
                 world.runners.die(task_id)
             first = [asyncio.create_task(service.cancel(one, reason="", force=False)) for one in task_ids[:-1]]
-            await opening.has_begun(JOURNALS_LOOKED_THROUGH_MAX)
+            await opening.has_begun(JOURNAL_SCANS_MAX)
             with pytest.raises(UnavailableError, match="still cancelling other tasks whose runners died"):
                 await asyncio.wait_for(service.cancel(task_ids[-1], reason="", force=False), 5)
             opening.may_end.set()
-            assert len(await asyncio.gather(*first)) == JOURNALS_LOOKED_THROUGH_MAX
+            assert len(await asyncio.gather(*first)) == JOURNAL_SCANS_MAX
             await service.cancel(task_ids[-1], reason="", force=False)
 
     asyncio.run(play())

@@ -13,7 +13,7 @@ from doubles.manifests import manifest
 from doubles.server_components import TO_END, TO_RUNNING, Rooms
 from sandbox.interfaces.gateway import ModelUpstream
 from sandbox.interfaces.journal import read_records
-from sandbox.interfaces.store import Indexed
+from sandbox.interfaces.store import IndexedTask
 from sandbox.model.errors import Failure, FailureCode
 from sandbox.model.events import (
     AgentExited,
@@ -22,9 +22,9 @@ from sandbox.model.events import (
     AttemptEnded,
     AttemptFailed,
     CancelRequested,
+    ErrorReported,
     Output,
     TaskFinished,
-    Trouble,
 )
 from sandbox.model.limits import FINISHERS_MAX
 from sandbox.model.task_state import TaskState
@@ -245,7 +245,7 @@ def test_a_success_that_was_kept_stays_one_though_nobody_can_clean_up(world, mon
     task = asyncio.run(when_nobody_can_clean_up(world, TO_END[0], ArtifactCollected(metadata)))
     assert (task.state, task.failure) == (TaskState.COMPLETED, None)
     *_, trouble, finished = [record.event for record in read_records(world.journals, "task-1")]
-    assert isinstance(trouble, Trouble)
+    assert isinstance(trouble, ErrorReported)
     assert (trouble.error, finished) == ("teardown_failed", TaskFinished())
 
 
@@ -270,7 +270,7 @@ def test_who_comes_back_is_told_what_it_has_not_seen_and_nothing_twice(world):
         async with world.server() as service:
             await service.submit(manifest())
             await world.launched("task-1")
-            lines = [Output.of("stdout", b"%d\n" % number) for number in range(5)]
+            lines = [Output.from_bytes("stdout", b"%d\n" % number) for number in range(5)]
             world.runners.play("task-1", *TO_RUNNING, *lines, *TO_END)
             await service.wait("task-1", 10)
             whole = await collect(service.frames("task-1"))
@@ -360,5 +360,5 @@ def test_an_index_whose_task_and_place_disagree_is_read_anew(world):
 
     asyncio.run(before())
     first_two = b"".join((world.data_dir / "tasks/task-1/journal/records").read_bytes().splitlines(keepends=True)[:2])
-    world.store.save(Indexed(world.store.load("task-1").task, len(first_two)))
+    world.store.save(IndexedTask(world.store.load("task-1").task, len(first_two)))
     assert asyncio.run(after()) == [1, 2, 3, 4, 5]

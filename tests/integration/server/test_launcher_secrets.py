@@ -12,7 +12,7 @@ from sandbox.interfaces.journal import read_records
 from sandbox.model.events import AttemptStarted
 from sandbox.model.manifest.schema import Secret
 from sandbox.model.task_state import TaskState
-from sandbox.server.scheduler import Capacity
+from sandbox.server.scheduler import Resources
 from sandbox.store.sqlite import SqliteStore
 
 VALUE = "t0p-secret-value-of-a-test"
@@ -122,7 +122,7 @@ def test_a_source_that_breaks_fails_the_task_without_telling_what_it_said(world,
 
 
 def test_secrets_are_asked_for_when_a_task_begins_and_not_while_it_waits(world):
-    world.capacity = Capacity(4, 10**12, 10**12)
+    world.capacity = Resources(4, 10**12, 10**12)
     world.secrets = {"TOKEN": VALUE}
 
     async def play():

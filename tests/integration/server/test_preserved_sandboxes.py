@@ -9,7 +9,7 @@ import pytest
 
 from doubles.manifests import manifest
 from doubles.server_components import TO_END, TO_RUNNING, Rooms
-from sandbox.disks.removal import remove
+from sandbox.disks.removal import remove_trees
 from sandbox.interfaces.layout import TaskLayout
 from sandbox.interfaces.placement import RunnerUnreachableError, TerminalOrder
 from sandbox.interfaces.tasks import SandboxNotPreservedError, TaskNotFoundError, UnavailableError
@@ -17,9 +17,9 @@ from sandbox.interfaces.terminals import TerminalRefusedError
 from sandbox.model.errors import Failure, FailureCode
 from sandbox.model.events import AgentExited, AttemptEnded, TaskFinished
 from sandbox.model.task_state import TaskState
-from sandbox.server.maintenance.garbage_collector import Clearing
-from sandbox.server.maintenance.garbage_collector import Rooms as ClearingRooms
-from sandbox.server.maintenance.pruning import Expiry
+from sandbox.server.maintenance.garbage_collector import GarbageCollector
+from sandbox.server.maintenance.garbage_collector import GarbageCollectorDependencies as ClearingRooms
+from sandbox.server.maintenance.pruning import PreservationExpiry
 from sandbox.store.sqlite import SqliteStore
 
 FAILED = (AgentExited(1, None, Failure(FailureCode.AGENT_FAILED, "It failed.")), TaskFinished())
@@ -94,8 +94,10 @@ def test_the_disk_that_nobody_came_to_take_over_is_kept_where_it_is(world, monke
             assert task.state is TaskState.FAILED_PRESERVED
             assert await service.keeps_sandbox(task)
             rooms = service.equipment
-            clearing_rooms = ClearingRooms(world.data_dir, rooms.journals, rooms.store, rooms.preservation, remove)
-            await Clearing(clearing_rooms, ()).clear()
+            clearing_rooms = ClearingRooms(
+                world.data_dir, rooms.journals, rooms.store, rooms.preservation, remove_trees
+            )
+            await GarbageCollector(clearing_rooms, ()).sweep()
             assert kept.workspace.exists()
             monkeypatch.setattr(world.runners, "launch", launch)
             monkeypatch.setattr(world.runners, "open_terminal", open_terminal)
@@ -336,7 +338,7 @@ def test_what_was_kept_for_its_time_goes_and_what_is_younger_stays(world):
     async def play():
         async with world.server() as service:
             rooms = service.equipment
-            expiry = Expiry(rooms.store, rooms.preservation, rooms.clock, DAY)
+            expiry = PreservationExpiry(rooms.store, rooms.preservation, rooms.clock, DAY)
             world.clock.set_back = timedelta(hours=25)
             old = await fail(world, service, "old")
             world.clock.set_back = timedelta(hours=23)
@@ -358,7 +360,7 @@ def test_a_hundred_and_fifty_that_are_over_all_go(world, monkeypatch):
             world.clock.set_back = timedelta(hours=25)
             kept = [await fail(world, service, f"task-{number}") for number in range(150)]
             world.clock.set_back = timedelta()
-            expiry = Expiry(rooms.store, rooms.preservation, rooms.clock, DAY)
+            expiry = PreservationExpiry(rooms.store, rooms.preservation, rooms.clock, DAY)
             await expiry.sweep()
             left = [each for each in kept if each.disk.exists()]
             queries = []
@@ -377,7 +379,7 @@ def test_one_that_cannot_be_looked_at_is_tried_again_and_keeps_no_other(world, m
             world.clock.set_back = timedelta(hours=25)
             kept = [await fail(world, service, name) for name in ("a", "b")]
             world.clock.set_back = timedelta()
-            expiry = Expiry(rooms.store, rooms.preservation, rooms.clock, DAY)
+            expiry = PreservationExpiry(rooms.store, rooms.preservation, rooms.clock, DAY)
             is_kept = rooms.preservation.is_kept
 
             def refuse(task):
@@ -405,7 +407,7 @@ def test_one_that_cannot_be_removed_is_tried_again_and_keeps_no_other(world):
             world.clock.set_back = timedelta(hours=25)
             kept = [await fail(world, service, name) for name in ("a", "b")]
             world.clock.set_back = timedelta()
-            expiry = Expiry(rooms.store, rooms.preservation, rooms.clock, DAY)
+            expiry = PreservationExpiry(rooms.store, rooms.preservation, rooms.clock, DAY)
             remove = world.remove
 
             async def refuse(paths):

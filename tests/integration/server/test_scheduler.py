@@ -9,11 +9,11 @@ from doubles.server_components import GIB, TO_END, TO_RUNNING, Rooms
 from sandbox.interfaces.store import TaskQuery
 from sandbox.interfaces.tasks import Retention, UnavailableError
 from sandbox.journal.writer import FileJournalWriter
-from sandbox.model.disk_space import Space
+from sandbox.model.disk_space import DiskSpace
 from sandbox.model.events import AttemptStarted, Idempotency, TaskFinished
 from sandbox.model.task_state import TaskState
-from sandbox.server.scheduler import Capacity, WaitingRoom
-from sandbox.server.tracked_task import Feed
+from sandbox.server.scheduler import Resources, Scheduler
+from sandbox.server.tracked_task import TrackedTask
 from sandbox.store.memory import MemoryStore
 
 MIB = 1024**2
@@ -69,7 +69,7 @@ def test_tasks_that_are_just_starting_are_counted_and_those_that_run_are_not(wor
 
 
 def test_who_is_let_in_no_longer_says_that_it_waits_for_room(world):
-    world.capacity = Capacity(4, 100 * GIB, 100 * GIB)
+    world.capacity = Resources(4, 100 * GIB, 100 * GIB)
     launch, go_on = world.runners.launch, asyncio.Event()
 
     async def slow(order, lock_fd):
@@ -97,7 +97,7 @@ def test_who_is_let_in_no_longer_says_that_it_waits_for_room(world):
 
 
 def test_a_task_that_no_longer_fits_after_a_restart_keeps_nobody_waiting_and_can_be_cancelled(world):
-    world.capacity = Capacity(8, 100 * GIB, 100 * GIB)
+    world.capacity = Resources(8, 100 * GIB, 100 * GIB)
 
     async def before():
         async with world.server() as service:
@@ -114,20 +114,20 @@ def test_a_task_that_no_longer_fits_after_a_restart_keeps_nobody_waiting_and_can
             return (await service.wait("huge", 10)).state
 
     asyncio.run(before())
-    world.capacity = Capacity(4, 100 * GIB, 100 * GIB)
+    world.capacity = Resources(4, 100 * GIB, 100 * GIB)
     assert asyncio.run(after()) is TaskState.CANCELLED
 
 
 def test_a_task_waits_while_the_disk_is_nearly_full_and_begins_when_there_is_room(world):
     async def play():
         async with world.server() as service:
-            world.space = Space(GIB, 1000 * GIB)
+            world.space = DiskSpace(GIB, 1000 * GIB)
             await service.submit(manifest("task-1"))
             status = await service.status("task-1")
             assert status.state is TaskState.PENDING
             assert "is nearly full" in status.state_message
             assert not (await service.health()).ready
-            world.space = Space(100 * GIB, 1000 * GIB)
+            world.space = DiskSpace(100 * GIB, 1000 * GIB)
             await world.launched("task-1")
             assert (await service.health()).ready
 
@@ -135,14 +135,14 @@ def test_a_task_waits_while_the_disk_is_nearly_full_and_begins_when_there_is_roo
 
 
 def test_a_task_begins_although_what_lets_tasks_in_broke_once(world, monkeypatch):
-    admit, breaks = WaitingRoom.admit, [OSError(5, "Input/output error")]
+    admit, breaks = Scheduler.admit_next, [OSError(5, "Input/output error")]
 
     def admit_later(room, available_bytes):
         if breaks:
             raise breaks.pop()
         return admit(room, available_bytes)
 
-    monkeypatch.setattr(WaitingRoom, "admit", admit_later)
+    monkeypatch.setattr(Scheduler, "admit_next", admit_later)
 
     async def play():
         async with world.server() as service:
@@ -158,10 +158,10 @@ def test_a_drained_server_begins_and_takes_nothing_and_lets_what_runs_end(world)
         async with world.server() as service:
             await service.submit(manifest("task-1"), Idempotency("key", "sha"))
             await world.launched("task-1")
-            world.space = Space(GIB, 1000 * GIB)
+            world.space = DiskSpace(GIB, 1000 * GIB)
             await service.submit(manifest("task-2"))
             assert await service.drain() == await service.drain()
-            world.space = Space(100 * GIB, 1000 * GIB)
+            world.space = DiskSpace(100 * GIB, 1000 * GIB)
             with pytest.raises(UnavailableError, match="being drained"):
                 await service.submit(manifest("task-3"))
             assert (await service.submit(manifest("task-1"), Idempotency("key", "sha"))).is_replayed
@@ -183,7 +183,7 @@ def test_a_drained_server_begins_and_takes_nothing_and_lets_what_runs_end(world)
 @pytest.mark.parametrize("is_cancelled", [False, True])
 def test_a_task_that_was_let_in_and_held_up_before_the_drain_does_not_begin_after_it(world, monkeypatch, is_cancelled):
     monkeypatch.setattr("sandbox.server.task_service.RETRY_SECONDS", 0.05)
-    world.capacity = Capacity(4, 100 * GIB, 100 * GIB)
+    world.capacity = Resources(4, 100 * GIB, 100 * GIB)
     trouble = [OSError(5, "Input/output error")]
 
     def find_image(_):
@@ -249,12 +249,12 @@ def test_a_held_up_task_whose_wish_is_written_ends_though_the_server_is_drained(
 @pytest.fixture
 def may_look_up(monkeypatch):
     """Who follows a task that was cancelled rests behind its end until the test lets it look up."""
-    rest, let = Feed.rest, asyncio.Event()
+    rest, let = TrackedTask.wait_for_wake, asyncio.Event()
 
     async def rest_until_let(feed, seconds):
         await (let.wait() if feed.task.state is TaskState.CANCELLED else rest(feed, seconds))
 
-    monkeypatch.setattr(Feed, "rest", rest_until_let)
+    monkeypatch.setattr(TrackedTask, "wait_for_wake", rest_until_let)
     return let
 
 
@@ -272,7 +272,7 @@ async def prune_one_that_waits(world, service, task_id):
 
 
 def test_a_task_that_takes_the_id_of_a_pruned_one_keeps_its_place_in_the_line(world, may_look_up):
-    world.capacity = Capacity(4, 100 * GIB, 100 * GIB)
+    world.capacity = Resources(4, 100 * GIB, 100 * GIB)
 
     async def play():
         async with world.server() as service:
@@ -290,7 +290,7 @@ def test_a_task_that_takes_the_id_of_a_pruned_one_keeps_its_place_in_the_line(wo
 
 
 def test_a_task_that_takes_the_id_of_a_pruned_one_keeps_its_room(world, may_look_up):
-    world.capacity = Capacity(4, 100 * GIB, 100 * GIB)
+    world.capacity = Resources(4, 100 * GIB, 100 * GIB)
 
     async def play():
         async with world.server() as service:

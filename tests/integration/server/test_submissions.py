@@ -12,7 +12,7 @@ from sandbox.interfaces.store import DuplicateTaskError, StoreError
 from sandbox.interfaces.tasks import IdempotencyKeyReusedError, InsufficientResourcesError, UnavailableError
 from sandbox.model.events import Idempotency
 from sandbox.model.task_state import TaskState
-from sandbox.server.scheduler import Capacity
+from sandbox.server.scheduler import Resources
 from sandbox.store.memory import MemoryStore
 from sandbox.store.sqlite import SqliteStore
 
@@ -98,7 +98,7 @@ def test_other_keys_make_other_tasks(world):
 
 
 def test_a_refused_submission_uses_up_no_key(world):
-    world.capacity = Capacity(4, 10**12, 10**12)
+    world.capacity = Resources(4, 10**12, 10**12)
 
     async def play():
         async with world.server() as service:
@@ -134,7 +134,7 @@ def test_another_server_on_the_same_data_knows_the_key(tmp_path):
             return await service.submit(manifest(""), KEY)
 
     first = asyncio.run(play())
-    world.store, world.capacity = MemoryStore(), Capacity(1, 1, 1)
+    world.store, world.capacity = MemoryStore(), Resources(1, 1, 1)
     again = asyncio.run(play())
     assert (again.task, again.is_replayed) == (first.task, True)
 
@@ -144,7 +144,7 @@ def test_a_living_task_is_found_though_the_index_did_not_take_it(tmp_path):
         def insert(self, indexed):
             raise StoreError("full")
 
-    world = Rooms(tmp_path, Forgetful(), capacity=Capacity(4, 10**12, 10**12))
+    world = Rooms(tmp_path, Forgetful(), capacity=Resources(4, 10**12, 10**12))
 
     async def play():
         async with world.server() as service:

@@ -8,7 +8,7 @@ import pytest
 
 from doubles.manifests import manifest
 from doubles.server_components import GIB, TO_END, TO_RUNNING
-from sandbox.interfaces.journal import read_task
+from sandbox.interfaces.journal import replay_task
 from sandbox.interfaces.store import DuplicateTaskError, TaskQuery
 from sandbox.interfaces.tasks import InsufficientResourcesError, TaskNotFoundError, TaskTerminalError, UnavailableError
 from sandbox.journal.journals import FileJournals
@@ -16,7 +16,7 @@ from sandbox.model.errors import Failure, FailureCode
 from sandbox.model.events import AgentExited, AttemptFailed, Output, TaskFinished
 from sandbox.model.limits import FINISHERS_MAX
 from sandbox.model.task_state import TaskState
-from sandbox.server.scheduler import Capacity
+from sandbox.server.scheduler import Resources
 from sandbox.store.memory import MemoryStore
 
 
@@ -34,7 +34,7 @@ async def until_the_end(frames):
 
 
 def test_a_check_tells_what_a_submission_would_and_leaves_nothing(world):
-    world.capacity = Capacity(8, 16 * GIB, 100 * GIB)
+    world.capacity = Resources(8, 16 * GIB, 100 * GIB)
 
     async def play():
         async with world.server() as service:
@@ -62,7 +62,7 @@ def test_a_task_is_taken_launched_followed_and_finished(world):
             assert submitted.task.state is TaskState.PENDING
             await world.launched("task-1")
             story = asyncio.create_task(collect(service.follow("task-1", after=0)))
-            world.runners.play("task-1", *TO_RUNNING, Output.of("stdout", b"hello\n"), *TO_END)
+            world.runners.play("task-1", *TO_RUNNING, Output.from_bytes("stdout", b"hello\n"), *TO_END)
             done = await service.wait("task-1", 10)
             assert done.state is TaskState.COMPLETED
             return await story
@@ -114,7 +114,7 @@ def test_an_id_is_taken_once(world):
 
 
 def test_what_never_fits_is_refused_and_what_does_not_fit_now_waits(world):
-    world.capacity = Capacity(8, 100 * GIB, 100 * GIB)
+    world.capacity = Resources(8, 100 * GIB, 100 * GIB)
 
     async def play():
         async with world.server() as service:
@@ -132,7 +132,7 @@ def test_what_never_fits_is_refused_and_what_does_not_fit_now_waits(world):
 
 
 def test_a_waiting_task_is_cancelled_without_a_runner(world):
-    world.capacity = Capacity(4, 100 * GIB, 100 * GIB)
+    world.capacity = Resources(4, 100 * GIB, 100 * GIB)
 
     async def play():
         async with world.server() as service:
@@ -155,7 +155,7 @@ def test_cancel_reaches_the_runner_and_is_durable_before_the_answer(world):
         async with world.server() as service:
             await world.running(service)
             await service.cancel("task-1", reason="why not", force=False)
-            assert read_task(world.journals, "task-1").task.cancel.reason == "why not"
+            assert replay_task(world.journals, "task-1").task.cancel.reason == "why not"
             world.runners.play("task-1", AgentExited(143, None, Failure(FailureCode.AGENT_FAILED, "x")), TaskFinished())
             return (await service.wait("task-1", 10)).state
 
@@ -163,19 +163,19 @@ def test_cancel_reaches_the_runner_and_is_durable_before_the_answer(world):
 
 
 def test_a_server_that_comes_back_goes_on_with_everything(world):
-    world.capacity = Capacity(8, 100 * GIB, 100 * GIB)
+    world.capacity = Resources(8, 100 * GIB, 100 * GIB)
 
     async def before():
         async with world.server() as service:
             for name in ("running", "cancelled-late", "waiting"):
                 await service.submit(manifest(name, vm={"cpus": 4}))
             await world.launched("running")
-            world.runners.play("running", *TO_RUNNING, Output.of("stdout", b"1\n"))
+            world.runners.play("running", *TO_RUNNING, Output.from_bytes("stdout", b"1\n"))
             await world.until(service, "running", TaskState.RUNNING)
 
     async def after():
         async with world.server() as service:
-            world.runners.play("running", Output.of("stdout", b"2\n"), *TO_END)
+            world.runners.play("running", Output.from_bytes("stdout", b"2\n"), *TO_END)
             await service.wait("running", 10)
             await world.launched("waiting")
             return await collect(service.follow("running", after=0))
@@ -340,13 +340,13 @@ def test_who_follows_from_now_gets_the_present_state_first(world):
         async with world.server() as service:
             await service.submit(manifest())
             await world.launched("task-1")
-            world.runners.play("task-1", *TO_RUNNING, Output.of("stdout", b"old\n"))
+            world.runners.play("task-1", *TO_RUNNING, Output.from_bytes("stdout", b"old\n"))
             async with asyncio.timeout(10):
                 while (await service.status("task-1")).last_seq < 6:
                     await asyncio.sleep(0.005)
             follower = service.follow("task-1")
             first = await anext(follower)
-            world.runners.play("task-1", Output.of("stdout", b"new\n"), *TO_END)
+            world.runners.play("task-1", Output.from_bytes("stdout", b"new\n"), *TO_END)
             return first, await collect(follower)
 
     first, rest = asyncio.run(play())
@@ -424,7 +424,7 @@ def test_who_follows_all_tasks_hears_the_end_of_one_whose_journal_lost_its_last_
 
 
 def test_one_damaged_journal_does_not_keep_the_server_from_starting(world):
-    world.capacity = Capacity(4, 100 * GIB, 100 * GIB)
+    world.capacity = Resources(4, 100 * GIB, 100 * GIB)
 
     async def before():
         async with world.server() as service:

@@ -11,9 +11,9 @@ from doubles.attempt_dependencies import Script, Stage
 from doubles.manifests import manifest
 from doubles.server_components import GIB, TO_END, TO_RUNNING, Rooms
 from sandbox.bootstrap.machine import SystemClock
-from sandbox.interfaces.journal import read_records, read_task
+from sandbox.interfaces.journal import read_records, replay_task
 from sandbox.model.task_state import TaskState
-from sandbox.server.scheduler import Capacity
+from sandbox.server.scheduler import Resources
 from sandbox.store.memory import MemoryStore
 
 
@@ -30,7 +30,7 @@ def _jumps(monkeypatch):
 def test_an_agents_time_is_as_long_as_it_is(tmp_path, lifecycle, code):
     scene = Stage(tmp_path, Script(stays=code is not None, stdout=b"a line\n" * 20), lifecycle=lifecycle)
     begin = time.monotonic()
-    asyncio.run(asyncio.wait_for(scene.life.carry_out(), 60))
+    asyncio.run(asyncio.wait_for(scene.life.run(), 60))
     seconds = time.monotonic() - begin
     scene.writer.close()
     if code is None:
@@ -43,7 +43,7 @@ def test_an_agents_time_is_as_long_as_it_is(tmp_path, lifecycle, code):
 
 
 def test_tasks_begin_in_the_order_in_which_they_came_and_waits_are_as_long_as_they_are(tmp_path):
-    world = Rooms(tmp_path, MemoryStore(), capacity=Capacity(4, 100 * GIB, 100 * GIB))
+    world = Rooms(tmp_path, MemoryStore(), capacity=Resources(4, 100 * GIB, 100 * GIB))
 
     async def play():
         async with world.server() as service:
@@ -61,4 +61,4 @@ def test_tasks_begin_in_the_order_in_which_they_came_and_waits_are_as_long_as_th
     assert [order.task_id for order in world.runners.orders] == [f"task-{number}" for number in range(6)]
     for number in range(6):
         told = world.store.load(f"task-{number}").task
-        assert told == read_task(world.journals, told.id).task
+        assert told == replay_task(world.journals, told.id).task

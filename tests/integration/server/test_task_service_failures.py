@@ -12,16 +12,16 @@ from doubles.manifests import manifest
 from doubles.server_components import GIB, TO_END, TO_RUNNING, Rooms
 from doubles.stored_tasks import KeptTasks
 from sandbox.bootstrap.machine import SystemClock
-from sandbox.interfaces.journal import Recorder, read_task
+from sandbox.interfaces.journal import Recorder, replay_task
 from sandbox.interfaces.store import StoreError, TaskQuery
 from sandbox.interfaces.tasks import TaskNotFoundError, UnavailableError
 from sandbox.journal.writer import FileJournalWriter
-from sandbox.model.disk_space import Space
+from sandbox.model.disk_space import DiskSpace
 from sandbox.model.errors import Failure, FailureCode
 from sandbox.model.events import AttemptFailed, AttemptStarted, CancelRequested, TaskFinished, TaskSubmitted
 from sandbox.model.limits import FINISHERS_MAX
 from sandbox.model.task_state import TaskState
-from sandbox.server.scheduler import Capacity, WaitingRoom
+from sandbox.server.scheduler import Resources, Scheduler
 from sandbox.store.memory import MemoryStore
 from sandbox.store.sqlite import SqliteStore
 
@@ -184,7 +184,7 @@ def test_the_end_of_a_task_that_nobody_can_finish_is_written_once_there_is_room(
 
 
 def test_a_wish_whose_task_could_not_be_ended_at_once_still_holds(world, disk):
-    world.capacity = Capacity(4, 100 * GIB, 100 * GIB)
+    world.capacity = Resources(4, 100 * GIB, 100 * GIB)
 
     async def play():
         async with world.server() as service:
@@ -223,12 +223,12 @@ def test_a_pending_task_whose_journal_was_busy_at_the_start_is_launched_not_fail
     """As when a child of the killed server still holds the lock for an instant."""
 
     async def before():
-        world.capacity = Capacity(0, 0, 0)
+        world.capacity = Resources(0, 0, 0)
         async with world.server() as service:
             service.take_in((await asyncio.to_thread(service.equipment.register.add, manifest(), None))[0])
 
     async def after():
-        world.capacity = Capacity(4, 100 * GIB, 100 * GIB)
+        world.capacity = Resources(4, 100 * GIB, 100 * GIB)
         busy = world.journals.open("task-1")
         async with world.server() as service:
             busy.close()
@@ -241,12 +241,12 @@ def test_a_pending_task_whose_journal_was_busy_at_the_start_is_launched_not_fail
 
 def test_a_pending_task_whose_journal_was_busy_at_the_start_waits_for_room_as_others_do(world):
     async def before():
-        world.capacity = Capacity(0, 0, 0)
+        world.capacity = Resources(0, 0, 0)
         async with world.server() as service:
             service.take_in((await asyncio.to_thread(service.equipment.register.add, manifest(), None))[0])
 
     async def after():
-        world.capacity, world.memory_available_bytes = Capacity(4, 100 * GIB, 100 * GIB), 0
+        world.capacity, world.memory_available_bytes = Resources(4, 100 * GIB, 100 * GIB), 0
         busy = world.journals.open("task-1")
         async with world.server() as service:
             busy.close()
@@ -265,13 +265,13 @@ def test_a_pending_task_whose_journal_was_busy_at_the_start_waits_for_room_as_ot
 @pytest.mark.parametrize("is_cancelled", [False, True])
 def test_a_pending_task_whose_journal_was_busy_at_the_start_waits_for_the_drain_to_be_undone(world, is_cancelled):
     async def before():
-        world.capacity = Capacity(0, 0, 0)
+        world.capacity = Resources(0, 0, 0)
         async with world.server() as service:
             service.take_in((await asyncio.to_thread(service.equipment.register.add, manifest(), None))[0])
             await service.drain()
 
     async def after():
-        world.capacity = Capacity(4, 100 * GIB, 100 * GIB)
+        world.capacity = Resources(4, 100 * GIB, 100 * GIB)
         busy = world.journals.open("task-1")
         async with world.server() as service:
             busy.close()
@@ -405,7 +405,7 @@ def damage(records):
 
 def test_a_server_that_starts_looks_once_for_whom_of_all_that_wait_there_is_room(world, monkeypatch):
     """Not once for each: thousands may wait, and each look is at all of them."""
-    world.capacity, looks = Capacity(4, 1000 * GIB, 1000 * GIB), []
+    world.capacity, looks = Resources(4, 1000 * GIB, 1000 * GIB), []
     monkeypatch.setattr("sandbox.server.task_service.ROOM_CHECK_SECONDS", 60)
 
     async def before():
@@ -415,13 +415,13 @@ def test_a_server_that_starts_looks_once_for_whom_of_all_that_wait_there_is_room
             await world.launched("task-00")
 
     asyncio.run(before())
-    complaints = WaitingRoom.complaints
+    complaints = Scheduler.pending_reasons
 
     def look(room, available_bytes):
         looks.append(room.waiting_count)
         return complaints(room, available_bytes)
 
-    monkeypatch.setattr(WaitingRoom, "complaints", look)
+    monkeypatch.setattr(Scheduler, "pending_reasons", look)
 
     async def after():
         async with world.server():
@@ -431,7 +431,7 @@ def test_a_server_that_starts_looks_once_for_whom_of_all_that_wait_there_is_room
 
 
 def test_sixty_tasks_with_room_for_three_begin_in_their_order_and_all_end(world):
-    world.capacity = Capacity(12, 1000 * GIB, 1000 * GIB)
+    world.capacity = Resources(12, 1000 * GIB, 1000 * GIB)
     names = [f"task-{number:03}" for number in range(60)]
 
     async def play():
@@ -453,7 +453,7 @@ def test_sixty_tasks_with_room_for_three_begin_in_their_order_and_all_end(world)
 
 
 def test_twenty_waiting_tasks_survive_a_restart_in_their_order(world):
-    world.capacity = Capacity(4, 1000 * GIB, 1000 * GIB)
+    world.capacity = Resources(4, 1000 * GIB, 1000 * GIB)
     names = [f"task-{number:02}" for number in range(20)]
 
     async def before():
@@ -476,7 +476,7 @@ def test_twenty_waiting_tasks_survive_a_restart_in_their_order(world):
 
 def test_what_is_under_way_keeps_its_room_though_a_waiting_task_is_older(world):
     """As after a wall clock went back between the two submissions."""
-    world.capacity = Capacity(4, 100 * GIB, 100 * GIB)
+    world.capacity = Resources(4, 100 * GIB, 100 * GIB)
 
     async def before():
         async with world.server() as service:
@@ -570,7 +570,7 @@ def test_a_task_that_has_failed_waits_for_no_room_to_end(world):
         recorder.record(TaskSubmitted("task-1", manifest()))
         recorder.record(AttemptFailed(Failure(FailureCode.SECRET_UNAVAILABLE, "The vault was away.")))
         recorder.writer.close()
-        world.space = Space(0, 100 * GIB)
+        world.space = DiskSpace(0, 100 * GIB)
         async with world.server() as service:
             return await service.wait("task-1", 10)
 
@@ -630,7 +630,7 @@ def test_nobody_reads_what_could_neither_be_flushed_nor_taken_back_yet(world, mo
 
     shown = asyncio.run(play())
     assert refused == ["flush", "cut"]
-    assert shown == read_task(world.journals, "task-1").task
+    assert shown == replay_task(world.journals, "task-1").task
     assert world.store.load("task-1").task == shown
 
 
@@ -657,7 +657,7 @@ def test_nobody_reads_what_the_server_takes_back_because_it_could_not_be_flushed
 
     shown = asyncio.run(play())
     assert len(failures) == 3
-    assert shown == read_task(world.journals, "task-1").task
+    assert shown == replay_task(world.journals, "task-1").task
     assert world.store.load("task-1").task == shown
 
 
@@ -671,6 +671,6 @@ def test_a_wish_that_the_runners_disk_does_not_take_is_refused_with_that_reason_
                 await service.cancel("task-1", reason="", force=False)
             disk.is_full = False
             await service.cancel("task-1", reason="", force=False)
-            assert read_task(world.journals, "task-1").task.cancel is not None
+            assert replay_task(world.journals, "task-1").task.cancel is not None
 
     asyncio.run(play())

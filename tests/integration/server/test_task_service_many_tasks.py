@@ -10,7 +10,7 @@ from doubles.manifests import manifest
 from doubles.server_components import TO_END, TO_RUNNING, Rooms
 from sandbox.interfaces.tasks import Retention
 from sandbox.model.task_state import TaskState
-from sandbox.server.maintenance.compaction import Packing
+from sandbox.server.maintenance.compaction import JournalCompactor
 from sandbox.store.sqlite import SqliteStore
 
 PACE, HOURS_KEPT = timedelta(minutes=15), 6
@@ -52,7 +52,7 @@ def test_a_day_of_tasks_leaves_what_is_kept_and_nothing_else(world):
 
     async def play():
         async with world.server() as service:
-            packing = Packing(world.journals, world.store, world.clock)
+            packing = JournalCompactor(world.journals, world.store, world.clock)
             for number in range(KEPT + 1):
                 await live(service, packing, number)
             early = await held(service)

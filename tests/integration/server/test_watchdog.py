@@ -18,7 +18,7 @@ from doubles.manifests import manifest
 from doubles.server_components import Rooms
 from sandbox.interfaces.layout import runner_socket
 from sandbox.journal.journals import FileJournals
-from sandbox.placements.local.runner_client import UnixRunnerControl
+from sandbox.placements.local.runner_client import UnixRunnerClient
 from sandbox.store.sqlite import SqliteStore
 
 RUNNER = "sandbox.bootstrap.runner"
@@ -132,21 +132,21 @@ while True:
 
 def test_a_stopped_runner_does_not_answer_and_a_waking_one_does(process, tmp_path, monkeypatch):
     monkeypatch.setattr("sandbox.placements.local.runner_client.CONTROL_SECONDS", 1.0)
-    path, runners = runner_socket(tmp_path, "abcdefghijkl"), UnixRunnerControl(tmp_path)
+    path, runners = runner_socket(tmp_path, "abcdefghijkl"), UnixRunnerClient(tmp_path)
     runner = process(LISTENER, str(path))
-    until(lambda: path.exists() and asyncio.run(runners.answers("abcdefghijkl")), what="the runner to listen")
+    until(lambda: path.exists() and asyncio.run(runners.is_responsive("abcdefghijkl")), what="the runner to listen")
     os.kill(runner.pid, signal.SIGSTOP)
-    until(lambda: not asyncio.run(runners.answers("abcdefghijkl")), what="silence")
+    until(lambda: not asyncio.run(runners.is_responsive("abcdefghijkl")), what="silence")
     os.kill(runner.pid, signal.SIGCONT)
-    until(lambda: asyncio.run(runners.answers("abcdefghijkl")), what="an answer")
+    until(lambda: asyncio.run(runners.is_responsive("abcdefghijkl")), what="an answer")
 
 
 def test_a_stopped_runner_does_not_answer_however_many_wait_for_it(process, tmp_path, monkeypatch):
     """Past its backlog a connection seems to be made, and what is written to it fails."""
     monkeypatch.setattr("sandbox.placements.local.runner_client.CONTROL_SECONDS", 1.0)
-    path, runners = runner_socket(tmp_path, "abcdefghijkl"), UnixRunnerControl(tmp_path)
+    path, runners = runner_socket(tmp_path, "abcdefghijkl"), UnixRunnerClient(tmp_path)
     runner = process(LISTENER, str(path))
-    until(lambda: path.exists() and asyncio.run(runners.answers("abcdefghijkl")), what="the runner to listen")
+    until(lambda: path.exists() and asyncio.run(runners.is_responsive("abcdefghijkl")), what="the runner to listen")
     os.kill(runner.pid, signal.SIGSTOP)
     with contextlib.ExitStack() as waiting:
         while True:
@@ -154,7 +154,7 @@ def test_a_stopped_runner_does_not_answer_however_many_wait_for_it(process, tmp_
             caller.setblocking(False)
             if caller.connect_ex(str(path)) == errno.EAGAIN:
                 break
-        assert not asyncio.run(runners.answers("abcdefghijkl"))
+        assert not asyncio.run(runners.is_responsive("abcdefghijkl"))
 
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])
@@ -163,17 +163,17 @@ def test_a_runner_is_not_blamed_for_what_the_server_lacks_to_ask_it(tmp_path, mo
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr("asyncio.open_unix_connection", refuse)
-    assert asyncio.run(UnixRunnerControl(tmp_path).answers("abcdefghijkl"))
+    assert asyncio.run(UnixRunnerClient(tmp_path).is_responsive("abcdefghijkl"))
 
 
 def test_where_nobody_listens_any_more_nobody_is_blamed(tmp_path):
     with socket.socket(socket.AF_UNIX) as ear:
         ear.bind(str(runner_socket(tmp_path, "abcdefghijkl")))
-    assert asyncio.run(UnixRunnerControl(tmp_path).answers("abcdefghijkl"))
+    assert asyncio.run(UnixRunnerClient(tmp_path).is_responsive("abcdefghijkl"))
 
 
 def test_where_there_is_no_socket_nobody_is_blamed(tmp_path):
-    assert asyncio.run(UnixRunnerControl(tmp_path).answers("abcdefghijkl"))
+    assert asyncio.run(UnixRunnerClient(tmp_path).is_responsive("abcdefghijkl"))
 
 
 @pytest.fixture

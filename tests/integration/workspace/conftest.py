@@ -8,7 +8,7 @@ import pytest
 
 from doubles.git_http_server import GitHttpServer
 from doubles.workspace_fixture import House, Upstream
-from sandbox.workspace.files import Entry, Files
+from sandbox.workspace.files import Entry, RootedFiles
 
 MakeHouse = Callable[..., House]
 Housed = Callable[[Upstream], House]
@@ -52,11 +52,11 @@ def house(housed: Housed, first_commit: Upstream, tmp_path: Path) -> House:
 def searched(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     """The directories of a workspace that were listed, in their order."""
     listed = []
-    entries = Files.entries
+    entries = RootedFiles.entries
 
-    def note(self: Files, path: bytes) -> list[Entry]:
+    def note(self: RootedFiles, path: bytes) -> list[Entry]:
         listed.append(path)
         return entries(self, path)
 
-    monkeypatch.setattr(Files, "entries", note)
+    monkeypatch.setattr(RootedFiles, "entries", note)
     return listed

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.interfaces.workspace import LeftOut
+from sandbox.interfaces.workspace import SkippedFile
 from sandbox.model.errors import AttemptError
 from sandbox.model.events import Artifact
 from sandbox.workspace import collect as workspace_collect
 from sandbox.workspace import files
-from sandbox.workspace.collect import TEMPORARY_NAME
-from sandbox.workspace.files import Files
+from sandbox.workspace.collect import TEMPORARY_FILE_NAME
+from sandbox.workspace.files import RootedFiles
 from sandbox.workspace.workspaces import GitWorkspaces
 
 
@@ -37,8 +37,8 @@ class Desk:
     def stored(self) -> list[str]:
         return sorted(path.name for path in self.target.iterdir())
 
-    def collect(self, *patterns: str, taken: frozenset[str] = frozenset()) -> list[Artifact | LeftOut]:
-        async def everything() -> list[Artifact | LeftOut]:
+    def collect(self, *patterns: str, taken: frozenset[str] = frozenset()) -> list[Artifact | SkippedFile]:
+        async def everything() -> list[Artifact | SkippedFile]:
             workspaces = GitWorkspaces({"PATH": os.environ["PATH"]})
             return [item async for item in workspaces.collect(self.workspace, patterns, self.target, taken)]
 
@@ -141,10 +141,10 @@ def test_only_regular_files_and_never_through_a_link(desk, tmp_path):
     made = desk.collect("*.txt", "directory/*", "**/secret.txt")
 
     assert [item.path for item in made if isinstance(item, Artifact)] == ["real.txt", "twin.txt"]
-    assert [item for item in made if isinstance(item, LeftOut)] == [
-        LeftOut("dangling.txt", "it is not a regular file"),
-        LeftOut("link.txt", "it is not a regular file"),
-        LeftOut("pipe.txt", "it is not a regular file"),
+    assert [item for item in made if isinstance(item, SkippedFile)] == [
+        SkippedFile("dangling.txt", "it is not a regular file"),
+        SkippedFile("link.txt", "it is not a regular file"),
+        SkippedFile("pipe.txt", "it is not a regular file"),
     ]
     assert all(b"secret" not in path.read_bytes() for path in desk.target.iterdir())
 
@@ -165,7 +165,7 @@ def test_what_goes_over_the_bound_is_left_out_and_smaller_ones_still_come(desk, 
     made = desk.collect("*")
 
     assert [item.path for item in made if isinstance(item, Artifact)] == ["a", "c"]
-    assert [item.path for item in made if isinstance(item, LeftOut)] == ["b", "d"]
+    assert [item.path for item in made if isinstance(item, SkippedFile)] == ["b", "d"]
     assert "1099511627776 bytes the files that match" in made[1].reason
 
 
@@ -176,8 +176,8 @@ def test_too_many_files_are_bounded_and_told(desk, monkeypatch):
 
     made = desk.collect("*")
 
-    assert [type(item) for item in made] == [Artifact, Artifact, Artifact, LeftOut]
-    assert made[-1] == LeftOut("f3", "and 2 more: over 3 files")
+    assert [type(item) for item in made] == [Artifact, Artifact, Artifact, SkippedFile]
+    assert made[-1] == SkippedFile("f3", "and 2 more: over 3 files")
 
 
 def test_what_was_found_before_the_search_grew_too_large_is_kept(desk, monkeypatch):
@@ -208,7 +208,7 @@ def test_many_names_take_little_memory(desk):
     for number in range(1000):
         desk.file(f"many/{number}").touch()
     tracemalloc.start()
-    with Files(desk.workspace) as found:
+    with RootedFiles(desk.workspace) as found:
         kept = found.entries(b"many")
         size, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
@@ -250,7 +250,7 @@ def test_a_workspace_that_is_gone_is_told(desk):
 
     (told,) = desk.collect("*")
 
-    assert isinstance(told, LeftOut)
+    assert isinstance(told, SkippedFile)
     assert "could not be read" in told.reason
 
 
@@ -290,7 +290,7 @@ def test_cancelling_stops_between_files(desk):
 def test_cancelling_leaves_no_half_file(desk):
     with desk.file("big").open("wb") as file:
         file.truncate(1024**3)
-    part = desk.target / TEMPORARY_NAME
+    part = desk.target / TEMPORARY_FILE_NAME
 
     async def cancel_while_it_is_copied():
         workspaces = GitWorkspaces({"PATH": os.environ["PATH"]})

@@ -7,8 +7,8 @@ from contextlib import closing
 
 import pytest
 
-from sandbox.system.files import create
-from sandbox.workspace.files import Files
+from sandbox.system.files import create_private_file
+from sandbox.workspace.files import RootedFiles
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def root(tmp_path):
 
 
 def read(root, path):
-    with Files(root) as files, files.open_file(path) as (file, size):
+    with RootedFiles(root) as files, files.open_file(path) as (file, size):
         return os.read(file, size)
 
 
@@ -34,7 +34,7 @@ def test_a_file_is_read(root):
 def test_names_are_held_in_memory_once(root):
     for number in range(2000):
         (root / "directory" / f"{number:0240}").touch()
-    with Files(root) as files:
+    with RootedFiles(root) as files:
         tracemalloc.start()
         try:
             entries = files.entries(b"directory")
@@ -47,7 +47,7 @@ def test_names_are_held_in_memory_once(root):
 def test_entries_are_sorted_by_their_names(root):
     for name in ("b", "a.b", "a", "a-b", "\u00e4"):
         (root / "directory" / name).mkdir()
-    with Files(root) as files:
+    with RootedFiles(root) as files:
         entries = files.entries(b"directory")
     assert [entry.name for entry in entries] == [b"a", b"a-b", b"a.b", b"b", b"file", "\u00e4".encode()]
     assert {entry.path.rpartition(b"/")[0] for entry in entries} == {b"directory"}
@@ -66,7 +66,7 @@ def test_a_link_on_the_way_is_not_followed(root):
     (root / "directory").symlink_to(root.parent / "outside")
     with pytest.raises(OSError, match="Not a directory"):
         read(root, b"directory/file")
-    with Files(root) as files, pytest.raises(OSError, match="Not a directory"):
+    with RootedFiles(root) as files, pytest.raises(OSError, match="Not a directory"):
         files.entries(b"directory")
 
 
@@ -94,8 +94,8 @@ def test_a_pipe_in_its_place_is_refused_and_not_waited_for(root):
 def test_a_link_is_not_written_through(root):
     (root / "new").symlink_to(root.parent / "outside" / "file")
     with pytest.raises(OSError, match="symbolic links"):
-        create(root / "new")
+        create_private_file(root / "new")
     assert (root.parent / "outside" / "file").read_text() == "secret"
-    with closing(create(root / "directory" / "file")) as file:
+    with closing(create_private_file(root / "directory" / "file")) as file:
         file.write(b"new")
     assert read(root, b"directory/file") == b"new"

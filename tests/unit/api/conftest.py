@@ -12,10 +12,10 @@ from jsonschema import Draft202012Validator
 
 from doubles.fake_access import FakeAccess
 from doubles.fake_tasks import FakeTasks
-from sandbox.api.app import create_app, describe_api
-from sandbox.api.auth.authenticator import Guard
+from sandbox.api.app import create_api_schema_app, create_app
+from sandbox.api.auth.authenticator import Authenticator
 from sandbox.api.settings import ApiSettings
-from sandbox.interfaces.auth import Access
+from sandbox.interfaces.auth import TokenStore
 
 VERSION = "0.1.0"
 
@@ -23,18 +23,18 @@ VERSION = "0.1.0"
 @functools.cache
 def _schema() -> dict[str, Any]:
     """Of every app of this version: what is behind its addresses has no part in it."""
-    return describe_api(VERSION).openapi()
+    return create_api_schema_app(VERSION).openapi()
 
 
 class Api:
     """The API with `tasks` behind it."""
 
-    def __init__(self, tasks: FakeTasks, access: Access | None = None, **settings: Any) -> None:
+    def __init__(self, tasks: FakeTasks, access: TokenStore | None = None, **settings: Any) -> None:
         self.tasks = tasks
         self.shutting_down = asyncio.Event()
         told = ApiSettings(VERSION, frozenset({8121, 8122}), frozenset({"builds.example.org"}), **settings)
-        guard = Guard(access or FakeAccess(), told)
-        self.app = create_app(tasks, settings=told, shutting_down=self.shutting_down, guard=guard)
+        guard = Authenticator(access or FakeAccess(), told)
+        self.app = create_app(tasks, settings=told, shutting_down=self.shutting_down, authenticator=guard)
         self.schema = _schema()
 
     def __call__(self, method: str, path: str, **options: Any) -> httpx.Response:
@@ -85,7 +85,7 @@ def tasks() -> FakeTasks:
 def guarded_api(tasks: FakeTasks) -> Callable[..., Api]:
     """Makes an API with tokens; settings as those of `ApiSettings`."""
 
-    def make(access: Access, **settings: Any) -> Api:
+    def make(access: TokenStore, **settings: Any) -> Api:
         return Api(tasks, access, **settings)
 
     return make

@@ -5,7 +5,7 @@ import json
 import pytest
 from starlette.requests import HTTPConnection
 
-from sandbox.api.responses import problem
+from sandbox.api.responses import problem_response
 
 
 def test_it_is_served_and_lists_every_address(api):
@@ -43,7 +43,7 @@ def test_every_operation_documents_its_errors_in_the_one_shape(api):
 )
 def test_a_problem_has_the_title_that_the_schema_gives_it(api, status, name):
     asked = HTTPConnection({"type": "http", "path": "/", "headers": []})
-    assert json.loads(problem(asked, status, "some_code", "Some message.").body)["title"] == name
+    assert json.loads(problem_response(asked, status, "some_code", "Some message.").body)["title"] == name
     told = [operation["responses"] for paths in api.schema["paths"].values() for operation in paths.values()]
     assert {answers[str(status)]["description"] for answers in told if str(status) in answers} == {name}
 

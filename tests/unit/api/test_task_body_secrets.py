@@ -5,8 +5,8 @@ import pytest
 
 from doubles.fake_access import FakeAccess
 from doubles.fake_tasks import TO_RUNNING
-from sandbox.model.errors import Failure, FailureCode, secrets_missing
-from sandbox.model.events import AttemptFailed, FollowUp, Record, TaskFinished
+from sandbox.model.errors import Failure, FailureCode, missing_secrets_message
+from sandbox.model.events import AttemptFailed, Record, RetryKind, TaskFinished
 from sandbox.model.task import Task
 
 DETAIL = "Secret TOKEN (source vault, key team/app#password): Vault has nothing at this path."
@@ -20,7 +20,7 @@ STORIES = (
     "/api/v1/tasks/task-001/artifacts",
     "/metrics",
 )
-NEW = AttemptFailed(Failure(FailureCode.SECRET_UNAVAILABLE, secrets_missing(["TOKEN"]), detail=DETAIL))
+NEW = AttemptFailed(Failure(FailureCode.SECRET_UNAVAILABLE, missing_secrets_message(["TOKEN"]), detail=DETAIL))
 OLD = msgspec.json.decode(
     b'{"type": "attempt_failed", "failure": {"code": "secret_unavailable", "message": "%s"}}' % DETAIL.encode(),
     type=AttemptFailed,
@@ -52,7 +52,7 @@ def test_a_story_tells_nobody(failed, path, headers, who):
 
 def test_a_status_tells_of_earlier_attempts_by_role(guarded_api, tasks):
     task = tasks.add("task-001", *TO_RUNNING)
-    attempt = msgspec.structs.replace(task.attempt, failure=NEW.failure, follow_up=FollowUp.RETRY)
+    attempt = msgspec.structs.replace(task.attempt, failure=NEW.failure, follow_up=RetryKind.RETRY)
     tasks.stories["task-001"].task = msgspec.structs.replace(task, past_attempts=(attempt,))
     api = guarded_api(FakeAccess(olga="operator", vera="viewer"))
     shown = api.get("/api/v1/tasks/task-001", headers=VIEWER)
@@ -76,7 +76,7 @@ def test_what_an_earlier_version_stamped_is_read_without_it():
         "transition": {"previous_state": "pending", "new_state": "failed", "message": DETAIL},
     }
     record = msgspec.convert(written, Record)
-    assert record.transition.message == secrets_missing(["TOKEN"])
+    assert record.transition.message == missing_secrets_message(["TOKEN"])
     other = written | {"transition": written["transition"] | {"message": "The agent said: Secret A (source b."}}
     assert msgspec.convert(other, Record).transition.message == "The agent said: Secret A (source b."
 
@@ -84,7 +84,7 @@ def test_what_an_earlier_version_stamped_is_read_without_it():
 def test_several_are_named_once_each_and_other_reasons_stay():
     old = f"{DETAIL} Secret OTHER (source env, key X): it is not set. {DETAIL}"
     failure = Failure(FailureCode.SECRET_UNAVAILABLE, old)
-    assert (failure.message, failure.detail) == (secrets_missing(["TOKEN", "OTHER"]), old)
+    assert (failure.message, failure.detail) == (missing_secrets_message(["TOKEN", "OTHER"]), old)
     for code, message in (
         (FailureCode.SECRET_UNAVAILABLE, "The secrets of the task are larger than 256 KiB together; use fewer."),
         (FailureCode.AGENT_FAILED, DETAIL),

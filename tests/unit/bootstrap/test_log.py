@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sandbox.bootstrap import log as wired_log
-from sandbox.system.log_context import ATTEMPT_ID, REQUEST_ID, TASK_ID, TOKEN_ID, work_on
+from sandbox.system.log_context import ATTEMPT_ID, REQUEST_ID, TASK_ID, TOKEN_ID, bind_task
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def log(monkeypatch):
     def begin(form="json", level="info"):
         monkeypatch.setattr(sys, "stderr", written)
         monkeypatch.setattr(sys, "excepthook", sys.excepthook)
-        begin.lines = wired_log.begin_log(form, level)
+        begin.lines = wired_log.configure_logging(form, level)
         return lambda: written.getvalue().splitlines()
 
     yield begin
@@ -70,7 +70,7 @@ def test_the_follower_of_a_task_no_longer_speaks_for_the_request_that_brought_it
     written = log()
 
     def work():
-        work_on("t")
+        bind_task("t")
         logging.getLogger("sandbox.x").info("x")
 
     about(work, request_id="r", token_id="o")

@@ -6,12 +6,12 @@ import msgspec
 import pytest
 
 from sandbox.bootstrap.runner import choose_disks
-from sandbox.disks.directory import PlainDisks
+from sandbox.disks.directory import DirectoryDisks
 from sandbox.disks.loop import LoopDisks
 from sandbox.interfaces.layout import TaskLayout
 from sandbox.interfaces.placement import LaunchOrder
 
-KINDS = {"loop": LoopDisks, "plain": PlainDisks}
+KINDS = {"loop": LoopDisks, "plain": DirectoryDisks}
 
 
 @pytest.fixture

@@ -4,12 +4,18 @@ import asyncio
 
 import pytest
 
-from sandbox.bootstrap.runtime import UnknownRuntimeError, choose, choose_runtime, explain_failure, make_runtime
-from sandbox.interfaces.runtime import Probe
+from sandbox.bootstrap.runtime import (
+    UnknownRuntimeError,
+    choose_runtime,
+    describe_failure,
+    make_runtime,
+    select_strongest,
+)
+from sandbox.interfaces.runtime import RuntimeProbe
 
 
 def probe(name, strength, *, works=True, only_by_name=False):
-    return Probe(name, works, name, strength, mend=f"Mend {name}.", only_by_name=only_by_name)
+    return RuntimeProbe(name, works, name, strength, remedy=f"Mend {name}.", is_explicit_only=only_by_name)
 
 
 WEAK, MIDDLE, STRONG = probe("weak", 1), probe("middle", 2), probe("strong", 3)
@@ -26,22 +32,22 @@ WEAK, MIDDLE, STRONG = probe("weak", 1), probe("middle", 2), probe("strong", 3)
     ],
 )
 def test_the_strongest_that_works_is_taken_and_a_slow_one_only_by_its_name(probes, chosen):
-    choice = choose(probes)
+    choice = select_strongest(probes)
     assert choice.chosen.runtime == chosen
     assert [one.strength for one in choice.probes] == sorted((one.strength for one in probes), reverse=True)
 
 
 def test_where_something_works_there_is_nothing_to_explain():
-    assert explain_failure(choose([WEAK, probe("strong", 3, works=False)])) is None
+    assert describe_failure(select_strongest([WEAK, probe("strong", 3, works=False)])) is None
 
 
 def test_where_nothing_works_every_mend_is_told():
-    told = explain_failure(choose([probe("weak", 1, works=False), probe("strong", 3, works=False)]))
+    told = describe_failure(select_strongest([probe("weak", 1, works=False), probe("strong", 3, works=False)]))
     assert told == "No runtime works, and nothing runs without one. weak: Mend weak. strong: Mend strong."
 
 
 def test_a_runtime_asked_for_by_name_that_does_not_work_is_named():
-    told = explain_failure(choose([probe("strong", 3, works=False)]))
+    told = describe_failure(select_strongest([probe("strong", 3, works=False)]))
     assert told == "The runtime strong does not work here. Mend strong."
 
 

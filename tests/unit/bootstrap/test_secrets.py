@@ -8,7 +8,7 @@ import pytest
 
 from doubles.fake_access import FakeAccess
 from sandbox.bootstrap.machine import read_memory_available_bytes
-from sandbox.bootstrap.secrets import ServerSecrets
+from sandbox.bootstrap.secrets import ServerSecretResolver
 from sandbox.bootstrap.settings.schema import SecretsSection, VaultSection
 from sandbox.interfaces.secrets import SecretUnavailableError
 from sandbox.model.manifest.schema import Secret
@@ -29,7 +29,7 @@ def refused(what):
 
 
 def test_a_single_user_may_use_every_variable_but_the_servers_own():
-    secrets = ServerSecrets(SecretsSection(), ENVIRONMENT, FakeAccess())
+    secrets = ServerSecretResolver(SecretsSection(), ENVIRONMENT, FakeAccess())
     assert resolve(secrets, ("env", "MINE")) == {"S": "my-value"}
     for own in ("ANTHROPIC_API_KEY", "SANDBOX_X"):
         with refused("own variables"):
@@ -38,7 +38,7 @@ def test_a_single_user_may_use_every_variable_but_the_servers_own():
 
 def test_with_tokens_only_named_variables_are_given_away_from_then_on():
     access = FakeAccess()
-    secrets = ServerSecrets(SecretsSection(environment=("NAMED", "ANTHROPIC_API_KEY")), ENVIRONMENT, access)
+    secrets = ServerSecretResolver(SecretsSection(environment=("NAMED", "ANTHROPIC_API_KEY")), ENVIRONMENT, access)
     assert resolve(secrets, ("env", "MINE")) == {"S": "my-value"}
     access.has_tokens = True
     assert resolve(secrets, ("env", "NAMED")) == {"S": "named-value"}
@@ -49,25 +49,25 @@ def test_with_tokens_only_named_variables_are_given_away_from_then_on():
 
 def test_files_and_vault_are_there_where_they_are_configured(tmp_path):
     (tmp_path / "token").write_text("file-value\n")
-    secrets = ServerSecrets(SecretsSection(directory=tmp_path), {}, FakeAccess())
+    secrets = ServerSecretResolver(SecretsSection(directory=tmp_path), {}, FakeAccess())
     assert resolve(secrets, ("file", "token")) == {"S": "file-value"}
     with refused("no access to Vault"):
         resolve(secrets, ("vault", "a#b"))
     without_token = SecretsSection(vault=VaultSection(address="http://127.0.0.1:1/"))
     with refused("no access to Vault"):
-        resolve(ServerSecrets(without_token, {}, FakeAccess()), ("vault", "a#b"))
+        resolve(ServerSecretResolver(without_token, {}, FakeAccess()), ("vault", "a#b"))
     with refused(r"Vault at http://127\.0\.0\.1:1 is not reached"):
-        resolve(ServerSecrets(without_token, {"VAULT_TOKEN": "t"}, FakeAccess()), ("vault", "a#b"))
+        resolve(ServerSecretResolver(without_token, {"VAULT_TOKEN": "t"}, FakeAccess()), ("vault", "a#b"))
     with refused("no secrets directory"):
-        resolve(ServerSecrets(SecretsSection(), {}, FakeAccess()), ("file", "token"))
+        resolve(ServerSecretResolver(SecretsSection(), {}, FakeAccess()), ("file", "token"))
 
 
 def test_vault_is_reached_as_its_own_command_line_would(monkeypatch):
     made = []
     monkeypatch.setattr("sandbox.bootstrap.secrets.VaultSource", made.append)
     section = SecretsSection(vault=VaultSection(address="https://vault.example/", mount="kv"))
-    ServerSecrets(section, {"VAULT_TOKEN": "t", "VAULT_NAMESPACE": "n", "VAULT_CACERT": "/ca.pem"}, FakeAccess())
-    ServerSecrets(section, {"VAULT_TOKEN": "t"}, FakeAccess())
+    ServerSecretResolver(section, {"VAULT_TOKEN": "t", "VAULT_NAMESPACE": "n", "VAULT_CACERT": "/ca.pem"}, FakeAccess())
+    ServerSecretResolver(section, {"VAULT_TOKEN": "t"}, FakeAccess())
     full, plain = made
     assert (full.address, full.token, full.mount) == ("https://vault.example", "t", "kv")
     assert (full.namespace, full.ca_file) == ("n", "/ca.pem")

@@ -76,7 +76,7 @@ def seen(monkeypatch):
     @click.command()
     @options.common_options
     def probe():
-        found["chosen"] = options.chosen()
+        found["chosen"] = options.current_options()
 
     monkeypatch.setitem(sys.modules, "probe_module", type(sys)("probe_module"))
     sys.modules["probe_module"].probe = probe
@@ -93,7 +93,7 @@ def seen(monkeypatch):
 
 
 def test_without_options_everything_has_its_default(seen):
-    assert seen("task", "probe") == options.Chosen("http://localhost:8122", None, "text", True)
+    assert seen("task", "probe") == options.CliOptions("http://localhost:8122", None, "text", True)
 
 
 COMMON = ["--server", "http://a", "--token", "t", "-f", "json", "--no-color"]
@@ -103,7 +103,7 @@ COMMON = ["--server", "http://a", "--token", "t", "-f", "json", "--no-color"]
     "arguments", [[*COMMON, "task", "probe"], ["task", *COMMON, "probe"], ["task", "probe", *COMMON]]
 )
 def test_common_options_stand_before_or_after_the_command(seen, arguments):
-    assert seen(*arguments) == options.Chosen("http://a", "t", "json", False)
+    assert seen(*arguments) == options.CliOptions("http://a", "t", "json", False)
 
 
 def test_the_option_closest_to_the_command_wins_over_others_and_the_environment(seen):
@@ -113,7 +113,7 @@ def test_the_option_closest_to_the_command_wins_over_others_and_the_environment(
 
 def test_the_environment_is_heard(seen):
     chosen = seen("task", "probe", SANDBOX_SERVER="http://c", SANDBOX_TOKEN="s", NO_COLOR="1")
-    assert chosen == options.Chosen("http://c", "s", "text", False)
+    assert chosen == options.CliOptions("http://c", "s", "text", False)
 
 
 @pytest.mark.parametrize(

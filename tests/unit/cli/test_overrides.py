@@ -3,12 +3,12 @@
 import click
 import pytest
 
-from sandbox.cli.overrides import AssignmentError, parse
+from sandbox.cli.overrides import OverrideError, parse_override
 
 
 def assigned(text: str, data: dict | None = None) -> dict:
     data = {} if data is None else data
-    parse(text).apply(data)
+    parse_override(text).apply(data)
     return data
 
 
@@ -51,7 +51,7 @@ def test_a_dot_in_a_name_is_written_with_a_backslash():
 
 def test_a_list_begins_at_its_first_entry():
     assert assigned("lifecycle.artifact_patterns[0]=*.md") == {"lifecycle": {"artifact_patterns": ["*.md"]}}
-    with pytest.raises(AssignmentError, match=r"so the next one is \[0\]"):
+    with pytest.raises(OverrideError, match=r"so the next one is \[0\]"):
         assigned("lifecycle.artifact_patterns[1]=*.md")
 
 
@@ -64,9 +64,9 @@ def test_what_is_in_the_way_makes_room_for_the_server_to_judge():
 )
 def test_what_is_no_path_says_how_one_looks(text):
     with pytest.raises(click.BadParameter, match=r"vm\.cpus=16"):
-        parse(text)
+        parse_override(text)
 
 
 def test_a_number_that_nobody_can_use_is_refused():
     with pytest.raises(click.BadParameter):
-        parse("vm.cpus=99999999999999999999")
+        parse_override("vm.cpus=99999999999999999999")

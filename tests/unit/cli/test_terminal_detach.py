@@ -3,12 +3,12 @@
 import click
 import pytest
 
-from sandbox.cli.terminal import Detaching, detach_keys
+from sandbox.cli.terminal import DetachKeyDetector, parse_detach_keys
 
 
 def parse(value: str) -> bytes:
     command = click.Command("x")
-    return detach_keys(click.Context(command), click.Option(["--detach-keys"]), value)
+    return parse_detach_keys(click.Context(command), click.Option(["--detach-keys"]), value)
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ def test_what_is_no_key_is_refused(written: str):
 
 
 def typed(*chunks: bytes) -> tuple[bytes, bool]:
-    detaching, sent = Detaching(b"\x10\x11"), b""
+    detaching, sent = DetachKeyDetector(b"\x10\x11"), b""
     for chunk in chunks:
         data, detaches = detaching.feed(chunk)
         sent += data

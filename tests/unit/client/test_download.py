@@ -16,7 +16,7 @@ def save(chunks, checksum, target):
     with Download(target, checksum) as download:
         for chunk in chunks:
             download.write(chunk)
-        return download.keep()
+        return download.finish()
 
 
 SHA256 = hashlib.sha256(b"".join(BYTES)).hexdigest()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sandbox import client
-from sandbox.client.errors import OF_THE_API, OF_THE_CLIENT, checked_against, error_of
+from sandbox.client.errors import API_ERRORS, LOCAL_ERRORS, error_from_response, refine_not_found
 from sandbox.client.terminal import open_terminal
 
 SERVER = "http://localhost:8122"
@@ -38,7 +38,7 @@ def answer(code: str, details=None, **fields) -> bytes:
     ],
 )
 def test_a_code_has_its_exception_in_its_family(status, code, error, family):
-    found = error_of(SERVER, status, answer(code, [1]))
+    found = error_from_response(SERVER, status, answer(code, [1]))
     assert type(found) is error
     assert isinstance(found, family)
     assert (found.code, found.status, found.message, found.details) == (code, status, "So it is.", [1])
@@ -51,12 +51,12 @@ def listed(section: str) -> list[str]:
 
 
 def test_every_code_of_the_documents_has_one_exception():
-    assert [error.code for error in OF_THE_API] == listed("Answers of the API")
-    assert [error.code for error in OF_THE_CLIENT] == listed("Of the client")
+    assert [error.code for error in API_ERRORS] == listed("Answers of the API")
+    assert [error.code for error in LOCAL_ERRORS] == listed("Of the client")
 
 
 def test_every_exception_is_public():
-    assert {error.__name__ for error in (*OF_THE_API, *OF_THE_CLIENT)} <= set(client.__all__)
+    assert {error.__name__ for error in (*API_ERRORS, *LOCAL_ERRORS)} <= set(client.__all__)
 
 
 @pytest.mark.parametrize(
@@ -64,41 +64,45 @@ def test_every_exception_is_public():
     [(404, "NotFoundError"), (418, "InvalidRequestError"), (599, "ServerError")],
 )
 def test_a_code_of_a_newer_server_is_known_by_its_family(status, family):
-    found = checked_against(error_of(SERVER, status, answer("brand_new")), SERVER, "/api/v1/tasks")
+    found = refine_not_found(error_from_response(SERVER, status, answer("brand_new")), SERVER, "/api/v1/tasks")
     assert (type(found).__name__, found.code) == (family, "brand_new")
 
 
 @pytest.mark.parametrize("path", ["/api/v1/tasks", "/api/v1/tasks/a/terminal", "/api/v1/admin/drain"])
 def test_an_address_that_the_server_does_not_know_says_nothing_of_tasks(path):
     told = answer("not_found", request_id="r-1")
-    found = checked_against(error_of(SERVER, 404, told), SERVER, path)
+    found = refine_not_found(error_from_response(SERVER, 404, told), SERVER, path)
     assert (type(found).__name__, found.status, found.request_id) == ("UnexpectedAnswerError", 404, "r-1")
-    kept = checked_against(error_of(SERVER, 404, told), SERVER, "/api/v1/tasks/a/vm")
+    kept = refine_not_found(error_from_response(SERVER, 404, told), SERVER, "/api/v1/tasks/a/vm")
     assert type(kept).__name__ == "NotFoundError"
 
 
 def test_the_fields_of_an_error_are_its_attributes():
     existing = {"id": "a", "state": "running", "created_at": "2026-01-29T10:10:01.000Z"}
-    assert error_of(SERVER, 409, answer("duplicate_task_id", existing_task=existing)).existing_task == existing
-    assert error_of(SERVER, 409, answer("task_already_terminal", task_state="failed")).task_state == "failed"
+    assert (
+        error_from_response(SERVER, 409, answer("duplicate_task_id", existing_task=existing)).existing_task == existing
+    )
+    assert error_from_response(SERVER, 409, answer("task_already_terminal", task_state="failed")).task_state == "failed"
     figures = {"requested_cpus": 64, "available_cpus": 8, "requested_memory": "1024G", "available_memory": "64G"}
-    found = error_of(SERVER, 507, answer("insufficient_resources", **figures))
+    found = error_from_response(SERVER, 507, answer("insufficient_resources", **figures))
     assert {name: getattr(found, name) for name in figures} == figures
     mistake = {"field": "vm.cpus", "rule": "range", "message": "must be …", "line": 4, "column": 9}
-    assert error_of(SERVER, 400, answer("invalid_manifest", [mistake])).mistakes == [mistake]
-    assert error_of(SERVER, 503, answer("service_unavailable", request_id="r-1"), "5").request_id == "r-1"
+    assert error_from_response(SERVER, 400, answer("invalid_manifest", [mistake])).mistakes == [mistake]
+    assert error_from_response(SERVER, 503, answer("service_unavailable", request_id="r-1"), "5").request_id == "r-1"
 
 
 def test_fields_that_make_no_sense_are_left_out_and_do_no_harm():
-    assert error_of(SERVER, 409, answer("duplicate_task_id", existing_task=3)).existing_task is None
-    assert error_of(SERVER, 507, answer("insufficient_resources", requested_cpus="many")).requested_cpus is None
-    assert error_of(SERVER, 400, answer("invalid_manifest", "no list")).mistakes == []
-    assert error_of(SERVER, 429, answer("rate_limit_exceeded"), "tomorrow").retry_after_seconds is None
+    assert error_from_response(SERVER, 409, answer("duplicate_task_id", existing_task=3)).existing_task is None
+    assert (
+        error_from_response(SERVER, 507, answer("insufficient_resources", requested_cpus="many")).requested_cpus is None
+    )
+    assert error_from_response(SERVER, 400, answer("invalid_manifest", "no list")).mistakes == []
+    assert error_from_response(SERVER, 429, answer("rate_limit_exceeded"), "tomorrow").retry_after_seconds is None
 
 
 @pytest.mark.parametrize("body", [b"<html>nginx</html>", b"", b"[]", b'"text"', b'{"detail": "Not Found"}', b"\xff"])
 def test_an_answer_that_is_not_sandboxs_says_so(body):
-    error = error_of(SERVER, 404, body)
+    error = error_from_response(SERVER, 404, body)
     assert type(error) is client.UnexpectedAnswerError
     assert "Check the address" in error.message
     assert not error.retryable

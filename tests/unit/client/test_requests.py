@@ -7,11 +7,16 @@ import pytest
 
 from doubles.recorded_task import status
 from sandbox.client import InvalidParameterError, UnexpectedAnswerError, requests
-from sandbox.client.connection import connection_to
-from sandbox.client.response_dict import fits
+from sandbox.client.connection import resolve_connection
+from sandbox.client.response_dict import matches_schema
 from sandbox.client.responses import Health, Task
-from sandbox.client.terminal import OPEN_SECONDS, Exit, Terminal, open_terminal
-from sandbox.model.limits import BODY_BYTES_MAX, SANDBOX_TEARDOWN_SECONDS, VISIT_END_SECONDS, VISIT_START_SECONDS
+from sandbox.client.terminal import OPEN_TIMEOUT_SECONDS, Exit, Terminal, open_terminal
+from sandbox.model.limits import (
+    BODY_BYTES_MAX,
+    DEBUG_SESSION_END_SECONDS,
+    DEBUG_SESSION_START_SECONDS,
+    SANDBOX_TEARDOWN_SECONDS,
+)
 from sandbox.model.manifest.formats import PROMPT_BYTES_MAX
 
 CALLS = [
@@ -32,13 +37,13 @@ CALLS = [
 
 
 def answer(call, told):
-    return connection_to(None, None, 1).answer(call, 200, json.dumps(told).encode())
+    return resolve_connection(None, None, 1).parse_response(call, 200, json.dumps(told).encode())
 
 
 def test_who_waits_for_the_server_waits_longer_than_the_server_may_take():
     """Else its sentence about what took so long never arrives."""
-    assert requests.release("t").read_seconds > SANDBOX_TEARDOWN_SECONDS + VISIT_END_SECONDS
-    assert OPEN_SECONDS > VISIT_START_SECONDS
+    assert requests.release("t").read_seconds > SANDBOX_TEARDOWN_SECONDS + DEBUG_SESSION_END_SECONDS
+    assert OPEN_TIMEOUT_SECONDS > DEBUG_SESSION_START_SECONDS
 
 
 def test_a_manifest_is_sent_as_long_as_it_is():
@@ -68,7 +73,7 @@ def test_a_key_that_an_older_server_does_not_tell_is_missed_by_whoever_reads_it(
 
 def test_what_a_newer_server_tells_is_taken():
     for changes in ({"state": "paused"}, {"vm_ip": "10.0.0.1"}, {"more": {"a": [1]}}, {"result": {"a": 1e999}}):
-        assert fits({**status("running"), **changes}, Task)
+        assert matches_schema({**status("running"), **changes}, Task)
 
 
 @pytest.mark.parametrize(
@@ -87,12 +92,12 @@ def test_what_a_newer_server_tells_is_taken():
     ],
 )
 def test_a_value_of_another_kind_is_no_answer(changes):
-    assert not fits({**status("running"), **changes}, Task)
+    assert not matches_schema({**status("running"), **changes}, Task)
 
 
 def test_times_without_end_are_no_figures():
-    assert fits({"uptime_seconds": 3}, Health)
-    assert not fits({"uptime_seconds": float("inf")}, Health)
+    assert matches_schema({"uptime_seconds": 3}, Health)
+    assert not matches_schema({"uptime_seconds": float("inf")}, Health)
 
 
 class Socket:
@@ -110,7 +115,7 @@ class Socket:
 
 def shown(*messages):
     async def read():
-        frames = Terminal("http://localhost:8122", Socket(*messages)).frames()
+        frames = Terminal("http://localhost:8122", Socket(*messages)).messages()
         return [await anext(frames) for _ in messages]
 
     return asyncio.run(read())

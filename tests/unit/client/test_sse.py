@@ -6,11 +6,11 @@ from datetime import UTC, datetime
 
 import pytest
 
-from sandbox.api.streaming.websocket import TYPES
+from sandbox.api.streaming.websocket import EVENT_TYPES
 from sandbox.client import Event, UnexpectedAnswerError
-from sandbox.client.sse import EventStream, read_event
+from sandbox.client.sse import SseParser, parse_event
 from sandbox.model import events as e
-from sandbox.model.wire.events import frame
+from sandbox.model.wire.events import to_wire_event
 
 
 def event(seq: int, **fields) -> bytes:
@@ -19,7 +19,7 @@ def event(seq: int, **fields) -> bytes:
 
 
 def read(*chunks: bytes) -> list[dict]:
-    stream = EventStream()
+    stream = SseParser()
     return [event for chunk in chunks for event in stream.feed(chunk)]
 
 
@@ -78,17 +78,17 @@ def test_an_event_without_an_end_is_given_up_before_it_fills_the_memory():
         e.Usage("m", 1, 2, 3, 4, cost_usd=0.5),
         e.Metrics(),
         e.Metrics(cpu_percent=1.5, memory_used_bytes=1, disk_used_bytes=2, load_avg=0.5),
-        e.Trouble("upstream_unreachable", "no"),
+        e.ErrorReported("upstream_unreachable", "no"),
         e.EgressDenied("host", 443, "no"),
         e.ToolCall("Bash", "t1", 25),
-        e.Output.of("stdout", b"x\n"),
+        e.Output.from_bytes("stdout", b"x\n"),
     ],
 )
 def test_what_the_server_tells_is_taken(event):
-    sent = frame("task-1", e.Record(7, 1, datetime(2026, 1, 2, tzinfo=UTC), event))
-    assert read_event(json.dumps(sent).encode())["seq"] == 7
+    sent = to_wire_event("task-1", e.Record(7, 1, datetime(2026, 1, 2, tzinfo=UTC), event))
+    assert parse_event(json.dumps(sent).encode())["seq"] == 7
 
 
 def test_whoever_matches_events_by_their_type_finds_each_that_a_server_sends():
     hints = [typing.get_type_hints(kind)["type"] for kind in typing.get_args(Event)]
-    assert {typing.get_args(hint)[0] for hint in hints} == {*TYPES, "usage"}
+    assert {typing.get_args(hint)[0] for hint in hints} == {*EVENT_TYPES, "usage"}

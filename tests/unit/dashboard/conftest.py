@@ -9,10 +9,10 @@ import pytest
 from doubles.fake_access import FakeAccess
 from doubles.fake_tasks import FakeTasks
 from sandbox.api.app import create_app
-from sandbox.api.auth.authenticator import Guard
+from sandbox.api.auth.authenticator import Authenticator
 from sandbox.api.settings import ApiSettings
 from sandbox.dashboard.routes import add_dashboard
-from sandbox.interfaces.auth import Access
+from sandbox.interfaces.auth import TokenStore
 
 PAGE = {"accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
 
@@ -20,11 +20,11 @@ PAGE = {"accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
 class Pages:
     """The pages of a server with these tasks."""
 
-    def __init__(self, tasks: FakeTasks, access: Access | None = None) -> None:
+    def __init__(self, tasks: FakeTasks, access: TokenStore | None = None) -> None:
         self.tasks = tasks
         settings = ApiSettings("0.1.0", frozenset({8121, 8122}))
-        guard = Guard(access or FakeAccess(), settings)
-        self.app = create_app(tasks, settings=settings, shutting_down=asyncio.Event(), guard=guard)
+        guard = Authenticator(access or FakeAccess(), settings)
+        self.app = create_app(tasks, settings=settings, shutting_down=asyncio.Event(), authenticator=guard)
         add_dashboard(self.app)
 
     def get(self, path: str, method: str = "GET", **headers: str) -> httpx.Response:

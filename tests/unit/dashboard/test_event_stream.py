@@ -17,7 +17,7 @@ def told(answer):
 
 @pytest.fixture
 def ended(pages):
-    output = e.Output.of("stdout", b"\x00\x1b[31m<script>\xff\n")
+    output = e.Output.from_bytes("stdout", b"\x00\x1b[31m<script>\xff\n")
     metrics = e.Metrics(cpu_percent=12.5)
     pages.tasks.add("task-001", *TO_RUNNING, output, metrics, *TO_COMPLETED)
     return pages
@@ -50,7 +50,7 @@ def test_what_is_no_number_is_refused(ended, after):
 
 
 def test_a_long_story_comes_in_messages_of_some_size(pages):
-    pages.tasks.add("task-001", *TO_RUNNING, *[e.Output.of("stdout", b"x" * 1000)] * 500, *TO_COMPLETED)
+    pages.tasks.add("task-001", *TO_RUNNING, *[e.Output.from_bytes("stdout", b"x" * 1000)] * 500, *TO_COMPLETED)
     ids, frames = told(pages.get("/tasks/task-001/story"))
     assert len(frames) > 500
     assert 5 < len(ids) < 20

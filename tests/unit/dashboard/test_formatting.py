@@ -61,14 +61,14 @@ def test_scripts_and_templates_agree_on_every_character(as_module: Path):
         text = f"a{chr(code)}b"
         is_of_this_version = unicodedata.category(chr(code)) != "Cn"
         if code not in {0x09, 0x0A}:
-            assert without_signs(prose) == formatting.prose(text), hex(code)
+            assert without_signs(prose) == formatting.escape_text(text), hex(code)
         if is_of_this_version:
-            assert without_signs(name) == formatting.name(text), hex(code)
+            assert without_signs(name) == formatting.escape_name(text), hex(code)
 
 
 def test_scripts_and_templates_agree_on_what_is_around(as_module: Path):
     for text, (prose, name) in zip(TEXTS, shown_by_scripts(as_module, TEXTS), strict=True):
-        assert (prose, name) == (formatting.prose(text), formatting.name(text)), text
+        assert (prose, name) == (formatting.escape_text(text), formatting.escape_name(text)), text
 
 
 def test_names_and_labels_show_on_the_list_and_on_the_page_of_a_task(pages):

@@ -8,19 +8,19 @@ import pytest
 
 from doubles.fake_access import FakeAccess
 from doubles.fake_tasks import FakeTasks, manifest
-from sandbox.dashboard.manifest_templates import PATTERNS, write_manifest
+from sandbox.dashboard.manifest_templates import MANIFEST_TEMPLATES, manifest_yaml
 from sandbox.model.manifest.parser import parse_manifest
 from sandbox.model.manifest.schema import Secret
 
 
-@pytest.mark.parametrize("pattern", PATTERNS, ids=lambda pattern: pattern.name)
+@pytest.mark.parametrize("pattern", MANIFEST_TEMPLATES, ids=lambda pattern: pattern.name)
 def test_a_pattern_is_a_manifest_and_is_written_as_it_was_read(pattern):
     manifest = parse_manifest(pattern.text.encode(), is_json=False)
-    assert parse_manifest(write_manifest(manifest).encode(), is_json=False) == manifest
+    assert parse_manifest(manifest_yaml(manifest).encode(), is_json=False) == manifest
 
 
 def test_a_manifest_is_written_without_what_the_defaults_say():
-    text = write_manifest(parse_manifest(PATTERNS[0].text.encode(), is_json=False))
+    text = manifest_yaml(parse_manifest(MANIFEST_TEMPLATES[0].text.encode(), is_json=False))
     assert text.splitlines() == [
         'version: "1"',
         "kind: Task",
@@ -59,7 +59,7 @@ def test_whatever_a_prompt_says_comes_back_as_it_was(prompt):
         "repository": {"url": "https://h/x", "branch": "m"},
     }
     manifest = parse_manifest(json.dumps({**minimal, **body}).encode(), is_json=True)
-    assert parse_manifest(write_manifest(manifest).encode(), is_json=False).claude.prompt == prompt
+    assert parse_manifest(manifest_yaml(manifest).encode(), is_json=False).claude.prompt == prompt
 
 
 SERVER = {"type": "stdio", "command": "npx", "args": ["-y", ""], "env": {"A": ""}}
@@ -93,12 +93,12 @@ def test_every_field_comes_back_as_it_was_said(part, said):
     }
     body[part] = body.get(part, {}) | said
     manifest = parse_manifest(json.dumps(body).encode(), is_json=True)
-    assert parse_manifest(write_manifest(manifest).encode(), is_json=False) == manifest
+    assert parse_manifest(manifest_yaml(manifest).encode(), is_json=False) == manifest
 
 
 def test_a_second_task_does_not_claim_the_id_of_the_first(pages):
     task = FakeTasks().add("task-001")
-    assert ("id:" in write_manifest(task.manifest), "id:" in write_manifest(task.manifest, with_id=True)) == (
+    assert ("id:" in manifest_yaml(task.manifest), "id:" in manifest_yaml(task.manifest, with_id=True)) == (
         False,
         True,
     )

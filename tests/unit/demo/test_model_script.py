@@ -49,7 +49,7 @@ def test_the_script_shows_a_handful_of_calls_in_a_few_seconds():
     assert [call.name for call in calls()] == ["Bash", "Read", "Edit", "Write", "Bash"]
     turns = example_script().turns
     assert sum(turn.delay_seconds + turn.block_delay_seconds * (len(turn.content) + 2) for turn in turns) < 5
-    assert turns[-1].reason == "end_turn"
+    assert turns[-1].effective_stop_reason == "end_turn"
 
 
 @pytest.mark.parametrize(
@@ -81,9 +81,9 @@ def test_a_script_with_a_mistake_is_refused(tmp_path):
 
 
 def test_a_turn_says_why_it_ends():
-    assert Turn((ToolUse("Bash", {}),)).reason == "tool_use"
-    assert Turn().reason == "end_turn"
-    assert Turn(stop_reason="refusal").reason == "refusal"
+    assert Turn((ToolUse("Bash", {}),)).effective_stop_reason == "tool_use"
+    assert Turn().effective_stop_reason == "end_turn"
+    assert Turn(stop_reason="refusal").effective_stop_reason == "refusal"
 
 
 def test_faults_follow_one_another():
@@ -93,4 +93,4 @@ def test_faults_follow_one_another():
 
 
 def test_a_script_past_its_end_has_no_more_to_say():
-    assert Script(()).turn("", 3).reason == "end_turn"
+    assert Script(()).turn("", 3).effective_stop_reason == "end_turn"

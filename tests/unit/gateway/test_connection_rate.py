@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from sandbox.gateway.connection_rate import Pace
+from sandbox.gateway.connection_rate import ConnectionRateLimiter
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def clock(monkeypatch):
 
 def test_what_is_past_the_number_at_once_waits_for_the_rate(clock):
     async def story():
-        pace = Pace(3, 4, lambda: clock[0])
+        pace = ConnectionRateLimiter(3, 4, lambda: clock[0])
         at = []
         for _ in range(7):
             await pace.wait()
@@ -35,7 +35,7 @@ def test_what_is_past_the_number_at_once_waits_for_the_rate(clock):
 
 def test_what_rests_may_be_done_at_once_again_and_no_more_often_than_that(clock):
     async def story():
-        pace = Pace(2, 4, lambda: clock[0])
+        pace = ConnectionRateLimiter(2, 4, lambda: clock[0])
         for _ in range(2):
             await pace.wait()
         clock[0] += 1000
@@ -49,7 +49,7 @@ def test_what_rests_may_be_done_at_once_again_and_no_more_often_than_that(clock)
 
 def test_who_gives_up_waiting_takes_nothing_from_those_behind():
     async def story():
-        pace = Pace(1, 20)
+        pace = ConnectionRateLimiter(1, 20)
         await pace.wait()
         first, second = asyncio.create_task(pace.wait()), asyncio.create_task(pace.wait())
         await asyncio.sleep(0)

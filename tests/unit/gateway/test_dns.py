@@ -5,18 +5,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sandbox.gateway import dns
-from sandbox.gateway.dns import Answer, NameAddresses, NamesConversation, NameService
+from sandbox.gateway.dns import DnsResponder, DnsResponse, DnsTcpProtocol, SyntheticIps
 from sandbox.gateway.egress.policy import ISOLATED, EgressPolicy
-from sandbox.gateway.event_reporter import Reports
+from sandbox.gateway.event_reporter import EventReporter
 from sandbox.model.egress import EgressRule, EgressRules
 from sandbox.model.events import EgressDenied
 
 A, AAAA, TXT, SRV, ANY, HTTPS = 1, 28, 16, 33, 255, 65
 
 
-def answer(message: bytes) -> Answer:
+def answer(message: bytes) -> DnsResponse:
     """As where nothing may be reached."""
-    return dns.answer(message, lambda _: None)
+    return dns.respond(message, lambda _: None)
 
 
 def query(
@@ -35,7 +35,7 @@ def code(message: bytes) -> int:
 def test_every_kind_of_question_is_told_that_there_is_no_such_name(kind):
     asked = query(kind=kind)
     told = answer(asked)
-    assert told.refused == "example.org"
+    assert told.denied_name == "example.org"
     assert told.message is not None
     assert told.message[:2] == asked[:2]
     assert told.message[2] & 0x80, "an answer, not a query"
@@ -67,7 +67,7 @@ def test_what_resolvers_add_to_a_question_does_not_matter():
 def test_a_malformed_question_is_told_so(malformed):
     told = answer(malformed)
     assert told.message is not None
-    assert (code(told.message), told.refused, len(told.message)) == (1, None, 12)
+    assert (code(told.message), told.denied_name, len(told.message)) == (1, None, 12)
 
 
 def test_updates_and_other_operations_are_not_offered():
@@ -92,28 +92,28 @@ def test_no_question_makes_it_raise(data):
     assert answer(data).message is not None
 
 
-def service(*hosts: str, model: str = "api.anthropic.com") -> tuple[NameService, list]:
+def service(*hosts: str, model: str = "api.anthropic.com") -> tuple[DnsResponder, list]:
     told: list = []
     policy = EgressPolicy(EgressRules(tuple(EgressRule(host) for host in hosts)), model)
-    return NameService(policy, NameAddresses(policy.knows), Reports(told.append, lambda: 0.0)), told
+    return DnsResponder(policy, SyntheticIps(policy.allows_host), EventReporter(told.append, lambda: 0.0)), told
 
 
 def test_an_allowed_name_has_an_address_of_its_own_and_keeps_it():
     asked, told = service("files.example.org", "git.example.org")
-    first = asked.answer(query("files.example.org"))
+    first = asked.respond(query("files.example.org"))
     assert code(first) == 0
     assert first[4:12] == b"\0\1\0\1\0\0\0\0", "the question and one answer"
     assert first[12 : len(query("files.example.org"))] == query("files.example.org")[12:]
     assert first[-4:] == bytes([198, 18, 0, 2])
-    assert asked.answer(query("git.example.org"))[-4:] == bytes([198, 18, 0, 3])
-    assert asked.answer(query("FILES.example.ORG"))[-4:] == bytes([198, 18, 0, 2])
+    assert asked.respond(query("git.example.org"))[-4:] == bytes([198, 18, 0, 3])
+    assert asked.respond(query("FILES.example.ORG"))[-4:] == bytes([198, 18, 0, 2])
     assert told == []
 
 
 @pytest.mark.parametrize("kind", [AAAA, TXT, SRV, ANY, HTTPS])
 def test_an_allowed_name_has_nothing_else(kind):
     asked, told = service("files.example.org")
-    reply = asked.answer(query("files.example.org", kind))
+    reply = asked.respond(query("files.example.org", kind))
     assert code(reply) == 0
     assert reply[4:12] == b"\0\1\0\0\0\0\0\0"
     assert told == []
@@ -125,12 +125,12 @@ def test_an_allowed_name_has_nothing_else(kind):
 )
 def test_every_other_name_does_not_exist_and_is_told(name):
     asked, told = service("files.example.org", "api.anthropic.com")
-    assert code(asked.answer(query(name))) == 3
+    assert code(asked.respond(query(name))) == 3
     assert [(denied.host, denied.port) for denied in told] == [(name, 53)]
 
 
 def test_addresses_leave_out_networks_own_and_the_resolvers():
-    addresses = NameAddresses(lambda _: True)
+    addresses = SyntheticIps(lambda _: True)
     given = [addresses.address_of(f"host{number}.example") for number in range(1000)]
     assert len(set(given)) == 1000
     assert {address.packed[3] for address in given}.isdisjoint({0, 255})
@@ -141,30 +141,30 @@ def test_addresses_leave_out_networks_own_and_the_resolvers():
 
 
 def test_a_name_keeps_its_first_spelling_so_that_a_secret_in_it_is_known():
-    addresses = NameAddresses(lambda _: True)
+    addresses = SyntheticIps(lambda _: True)
     given = addresses.address_of("SeCrEt.example.org")
     assert addresses.address_of("secret.EXAMPLE.org") == given
     assert addresses.name_of(str(given)) == "SeCrEt.example.org"
 
 
 def test_names_have_a_bound(monkeypatch):
-    monkeypatch.setattr(dns, "NAMES_MAX", 2)
-    addresses = NameAddresses(lambda _: True)
+    monkeypatch.setattr(dns, "SYNTHETIC_IPS_MAX", 2)
+    addresses = SyntheticIps(lambda _: True)
     assert [addresses.address_of(name) is None for name in ("a", "b", "c", "a")] == [False, False, True, False]
 
 
 def test_a_refused_name_is_reported_so_that_it_can_be_read():
     asked, told = service()
-    asked.answer(query("evil\n\x1b[31m.example"))
+    asked.respond(query("evil\n\x1b[31m.example"))
     assert told == [EgressDenied("evil??[31m.example", 53, ISOLATED)]
 
 
 def test_queries_over_tcp_are_answered_however_they_are_cut():
     asked, told = service()
     framed = b"".join(len(q).to_bytes(2) + q for q in (query("a.example"), query("b.example")))
-    conversation = NamesConversation(asked)
-    sent = b"".join(bytes(conversation.client_sent(framed[i : i + 1]).to_client) for i in range(len(framed)))
-    assert NamesConversation(asked).client_sent(framed).to_client == sent
+    conversation = DnsTcpProtocol(asked)
+    sent = b"".join(bytes(conversation.client_data_received(framed[i : i + 1]).to_client) for i in range(len(framed)))
+    assert DnsTcpProtocol(asked).client_data_received(framed).to_client == sent
     first = int.from_bytes(sent[:2])
     assert sent[2 : 2 + first] == answer(query("a.example")).message
     assert [denied.host for denied in told] == ["a.example", "b.example"] * 2
@@ -172,7 +172,7 @@ def test_queries_over_tcp_are_answered_however_they_are_cut():
 
 @given(st.lists(st.binary(max_size=50)))
 def test_no_stream_of_queries_makes_it_raise(pieces):
-    conversation = NamesConversation(service()[0])
+    conversation = DnsTcpProtocol(service()[0])
     for piece in pieces:
-        conversation.client_sent(piece)
-    assert conversation.client_sent(b"").hang_up_client
+        conversation.client_data_received(piece)
+    assert conversation.client_data_received(b"").close_client

@@ -2,10 +2,10 @@
 
 import pytest
 
-from sandbox.bootstrap.runtime import image_parts
-from sandbox.images.definition import check_name, read_declaration, read_shipped, shipped_profiles
+from sandbox.bootstrap.runtime import image_components
+from sandbox.images.definition import check_profile_name, read_definition, read_shipped, shipped_profiles
 from sandbox.images.errors import InvalidProfileError
-from sandbox.model.manifest.parser import OFFERED_PROFILES
+from sandbox.model.manifest.parser import BUILT_IN_PROFILES
 from sandbox.model.tier import TIERS, is_strong_enough
 
 GOOD = 'description = "tools"\ndate = 2026-11-01\n'
@@ -18,20 +18,20 @@ def read(tmp_path):
     def read(text):
         path = tmp_path / "tools.toml"
         path.write_text(text)
-        return read_declaration(path)
+        return read_definition(path)
 
     return read
 
 
 def test_the_shipped_profiles_are_those_that_a_manifest_may_always_name():
-    assert shipped_profiles() == tuple(sorted(OFFERED_PROFILES))
+    assert shipped_profiles() == tuple(sorted(BUILT_IN_PROFILES))
 
 
-@pytest.mark.parametrize("name", OFFERED_PROFILES)
+@pytest.mark.parametrize("name", BUILT_IN_PROFILES)
 def test_a_shipped_profile_can_be_read_and_its_parts_are_known(name):
     declaration = read_shipped(name)
     assert {"ca-certificates", "curl", "git"} <= set(declaration.packages)
-    assert set(declaration.parts) <= set(image_parts())
+    assert set(declaration.parts) <= set(image_components())
 
 
 def test_agentic_dev_has_what_agents_reach_for():
@@ -68,13 +68,13 @@ def test_a_file_that_makes_no_sense_is_refused(read, text):
 
 @pytest.mark.parametrize("name", ["my-tools", "a", "node20.1", "x" * 64])
 def test_a_profile_may_have_this_name(name):
-    assert check_name(name) == name
+    assert check_profile_name(name) == name
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a..b", "a/b", "../x", "-x", "x-", "Upper", "host", "x" * 65, "a\n"])
 def test_a_profile_cannot_have_this_name(name):
     with pytest.raises(InvalidProfileError):
-        check_name(name)
+        check_profile_name(name)
 
 
 @pytest.mark.parametrize("tier", TIERS)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.interfaces.journal import JournalBusyError, JournalDamagedError, PlaceLostError
+from sandbox.interfaces.journal import JournalBusyError, JournalDamagedError, JournalOffsetError
 from sandbox.journal import compressed as packed_module
 from sandbox.journal.journals import FileJournals
 from sandbox.model import events as e
@@ -19,7 +19,7 @@ PIECE_BYTES = 2000
 
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch):
-    monkeypatch.setattr(packed_module, "PIECE_BYTES", PIECE_BYTES)
+    monkeypatch.setattr(packed_module, "MEMBER_BYTES", PIECE_BYTES)
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def journals(tmp_path):
     writer = journals.create("t")
     for number in range(150):
         length = 3 * PIECE_BYTES if number == 60 else chance.randrange(200)
-        writer.append(e.Output.of("stdout", chance.randbytes(length // 2).hex().encode() + b"\n"), at=AT)
+        writer.append(e.Output.from_bytes("stdout", chance.randbytes(length // 2).hex().encode() + b"\n"), at=AT)
     writer.append(e.TaskFinished(), at=AT)
     writer.close()
     return journals
@@ -81,7 +81,7 @@ def test_a_batch_ends_where_it_is_told_to(journals):
 @pytest.mark.parametrize("shift", [-1, 1, 10_000])
 def test_an_offset_that_no_record_ends_at_is_told(journals, shift):
     journals.pack("t")
-    with pytest.raises(PlaceLostError, match="from the beginning"):
+    with pytest.raises(JournalOffsetError, match="from the beginning"):
         journals.read("t", journals.size("t") + shift)
 
 
@@ -114,7 +114,7 @@ def test_no_flipped_bit_and_no_cut_goes_unnoticed(journals, directory):
 def replace(file, data):
     """Faster than the clock of a file system goes, by which a file is told from its successor."""
     file.write_bytes(data)
-    packed_module._pieces.cache_clear()
+    packed_module._read_members.cache_clear()
 
 
 def unlink_but(name, crash):
@@ -131,7 +131,7 @@ def test_a_crash_at_any_step_leaves_a_whole_journal_and_the_next_try_succeeds(jo
 
     with monkeypatch.context() as broken:
         if step == "write":
-            broken.setattr(packed_module, "_member", crash)
+            broken.setattr(packed_module, "_encode_member", crash)
         elif step == "fsync":
             broken.setattr(os, "fsync", crash)
         else:

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.interfaces.journal import JournalDamagedError, PlaceLostError
+from sandbox.interfaces.journal import JournalDamagedError, JournalOffsetError
 from sandbox.journal import compressed as packed_module
 from sandbox.journal import record_format
-from sandbox.journal.compressed import Packed
+from sandbox.journal.compressed import CompressedJournal
 from sandbox.journal.journals import FileJournals
 from sandbox.model import events as e
 
@@ -28,11 +28,11 @@ HEADER_BYTES, CRC_BYTES, TRAILER_BYTES = 32, 2, 8
 @pytest.fixture
 def journals(tmp_path, monkeypatch):
     """Of a finished task, in several pieces."""
-    monkeypatch.setattr(packed_module, "PIECE_BYTES", PIECE_BYTES)
+    monkeypatch.setattr(packed_module, "MEMBER_BYTES", PIECE_BYTES)
     journals = FileJournals(tmp_path)
     writer = journals.create("t")
     for number in range(20):
-        writer.append(e.Output.of("stdout", b"%03d" % number * (number + 1) + b"\n"), at=AT)
+        writer.append(e.Output.from_bytes("stdout", b"%03d" % number * (number + 1) + b"\n"), at=AT)
     writer.append(e.TaskFinished(), at=AT)
     writer.close()
     return journals
@@ -57,7 +57,7 @@ class Steps:
         self.done: list[tuple[str, str]] = []
         self.flushed: dict[str, bytes] = {}
         self.after_flush = lambda path: None
-        fsync, rename, unlink, unpacked = os.fsync, Path.rename, Path.unlink, Packed.unpacked
+        fsync, rename, unlink, unpacked = os.fsync, Path.rename, Path.unlink, CompressedJournal.iter_content
 
         def watched_fsync(descriptor: int) -> None:
             path = Path(f"/proc/self/fd/{descriptor}").readlink()
@@ -76,14 +76,14 @@ class Steps:
                 self.done.append(("remove", path.name))
             unlink(path, missing_ok=missing_ok)
 
-        def watched_unpacked(packed: Packed):
+        def watched_unpacked(packed: CompressedJournal):
             self.done.append(("read again", packed._path.name))
             return unpacked(packed)
 
         monkeypatch.setattr(os, "fsync", watched_fsync)
         monkeypatch.setattr(Path, "rename", watched_rename)
         monkeypatch.setattr(Path, "unlink", watched_unlink)
-        monkeypatch.setattr(Packed, "unpacked", watched_unpacked)
+        monkeypatch.setattr(CompressedJournal, "iter_content", watched_unpacked)
 
 
 def test_the_plain_journal_goes_after_the_packed_one_is_on_disk_proved_and_in_its_place(
@@ -119,8 +119,8 @@ def test_a_packed_journal_that_the_disk_did_not_keep_replaces_nothing(journals, 
 
 
 def test_a_packed_journal_with_other_records_replaces_nothing_although_it_is_whole(journals, directory, monkeypatch):
-    plain, member = (directory / "records").read_bytes(), packed_module._member
-    monkeypatch.setattr(packed_module, "_member", lambda data: member(data.replace(b"003003", b"004004")))
+    plain, member = (directory / "records").read_bytes(), packed_module._encode_member
+    monkeypatch.setattr(packed_module, "_encode_member", lambda data: member(data.replace(b"003003", b"004004")))
     with pytest.raises(JournalDamagedError, match="look at the disk"):
         journals.pack("t")
     assert names(directory) == ["lock", "records"]
@@ -152,7 +152,7 @@ def test_no_file_that_is_there_is_written_over(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "kept")
     for name in ("kept", "link"):
         with pytest.raises(FileExistsError):
-            packed_module._write([b"x\n"], tmp_path / name)
+            packed_module._write_members([b"x\n"], tmp_path / name)
     assert (tmp_path / "kept").read_bytes() == b"kept"
 
 
@@ -203,7 +203,7 @@ def test_each_member_says_with_which_record_it_begins_and_how_long_it_is(journal
 def in_pieces(*sizes: int) -> list[list[int]]:
     """How many bytes each line of each piece has."""
     lines = [b"%d" % (number % 10) * size for number, size in enumerate(sizes)]
-    pieces = list(packed_module._in_pieces(lines))
+    pieces = list(packed_module._in_chunks(lines))
     assert b"".join(pieces) == b"".join(lines)
     counts, rest = [], list(sizes)
     for piece in pieces:
@@ -218,7 +218,7 @@ def test_a_piece_has_256_kibibytes():
 
 
 def test_a_piece_has_as_many_whole_lines_as_fit(monkeypatch):
-    monkeypatch.setattr(packed_module, "PIECE_BYTES", 10)
+    monkeypatch.setattr(packed_module, "MEMBER_BYTES", 10)
     assert in_pieces() == []
     assert in_pieces(10, 10) == [[10], [10]]
     assert in_pieces(4, 6, 4, 6) == [[4, 6], [4, 6]]
@@ -254,11 +254,11 @@ def text(seq: int, more: str = "") -> bytes:
     return b"%08x %b\n" % (zlib.crc32(payload), payload)
 
 
-def opened(tmp_path: Path, *parts: bytes) -> Packed:
+def opened(tmp_path: Path, *parts: bytes) -> CompressedJournal:
     path = tmp_path / "records.gz"
     path.write_bytes(b"".join(parts))
-    packed_module._pieces.cache_clear()
-    return Packed(path)
+    packed_module._read_members.cache_clear()
+    return CompressedJournal(path)
 
 
 FIRST, SECOND = member(text(1) + text(2)), member(text(3), seq=3)
@@ -268,8 +268,8 @@ PLAIN = text(1) + text(2) + text(3)
 def test_a_file_that_another_program_wrote_by_the_format_is_read(tmp_path):
     with opened(tmp_path, FIRST, SECOND) as packed:
         assert packed.size_bytes == len(PLAIN)
-        assert list(packed.unpacked()) == [text(1) + text(2), text(3)]
-        assert [packed.find(seq) for seq in (0, 1, 2, 3, 4)] == [
+        assert list(packed.iter_content()) == [text(1) + text(2), text(3)]
+        assert [packed.find_offset(seq) for seq in (0, 1, 2, 3, 4)] == [
             *(0, 0, len(text(1)), len(text(1) + text(2)), len(PLAIN)),
         ]
 
@@ -321,7 +321,7 @@ def test_a_piece_is_no_longer_than_a_line_may_be(tmp_path, monkeypatch):
     longest = text(1, "x" * 500)
     monkeypatch.setattr(record_format, "LINE_BYTES_MAX", len(longest))
     with opened(tmp_path, member(longest)) as packed:
-        assert list(packed.unpacked()) == [longest]
+        assert list(packed.iter_content()) == [longest]
     with pytest.raises(JournalDamagedError):
         opened(tmp_path, member(text(1, "x" * 501)))
 
@@ -340,7 +340,7 @@ def test_a_piece_is_no_longer_than_a_line_may_be(tmp_path, monkeypatch):
 )
 def test_content_that_is_not_what_its_member_says_is_damage(tmp_path, wrong):
     with opened(tmp_path, wrong) as packed:
-        for read in (lambda: list(packed.unpacked()), lambda: packed.lines(0, 100), lambda: packed.find(1)):
+        for read in (lambda: list(packed.iter_content()), lambda: packed.lines(0, 100), lambda: packed.find_offset(1)):
             with pytest.raises(JournalDamagedError, match="restore it"):
                 read()
 
@@ -358,7 +358,7 @@ def test_a_member_that_unpacks_to_far_more_than_it_says_is_not_unpacked_in_full(
 
     monkeypatch.setattr(zlib, "decompressobj", Unpacking)
     with opened(tmp_path, member(b"x" * 10**6, size=10)) as packed, pytest.raises(JournalDamagedError):
-        list(packed.unpacked())
+        list(packed.iter_content())
     assert [len(data) for data in unpacked] == [11]
 
 
@@ -374,14 +374,14 @@ def test_a_file_that_is_changed_in_its_place_is_looked_at_again(tmp_path):
     path = tmp_path / "records.gz"
     opened(tmp_path, FIRST, SECOND).__exit__()
     os.utime(path, ns=(10**18, 10**18))
-    Packed(path).__exit__()
+    CompressedJournal(path).__exit__()
     with path.open("r+b") as file:
         file.seek(HEADER_BYTES - 1)
         file.write(b"\xff")
     os.utime(path, ns=(10**18 + 1, 10**18 + 1))
     before = sorted(Path("/proc/self/fd").iterdir())
     with pytest.raises(JournalDamagedError):
-        Packed(path)
+        CompressedJournal(path)
     assert sorted(Path("/proc/self/fd").iterdir()) == before
 
 
@@ -405,12 +405,17 @@ def test_a_place_where_no_record_ends_is_lost(tmp_path):
     with opened(tmp_path, FIRST, SECOND) as packed:
         ends = (0, len(text(1)), len(text(1) + text(2)), len(PLAIN))
         for offset in set(range(-3, len(PLAIN) + 3)) - {*ends}:
-            with pytest.raises(PlaceLostError, match=f"ends at byte {offset} of .*; read it from the beginning"):
+            with pytest.raises(JournalOffsetError, match=f"ends at byte {offset} of .*; read it from the beginning"):
                 packed.lines(offset, 10_000)
 
 
 def test_an_empty_file_has_no_records_and_no_places(tmp_path):
     with opened(tmp_path) as packed:
-        assert (packed.size_bytes, packed.lines(0, 10), packed.find(1), list(packed.unpacked())) == (0, [], 0, [])
-        with pytest.raises(PlaceLostError):
+        assert (packed.size_bytes, packed.lines(0, 10), packed.find_offset(1), list(packed.iter_content())) == (
+            0,
+            [],
+            0,
+            [],
+        )
+        with pytest.raises(JournalOffsetError):
             packed.lines(1, 10)

@@ -5,12 +5,12 @@ from zlib import crc32
 
 import pytest
 
-from sandbox.interfaces.journal import JournalDamagedError, PlaceLostError
+from sandbox.interfaces.journal import JournalDamagedError, JournalOffsetError
 from sandbox.journal.journals import FileJournals
 from sandbox.model import events as e
 
 AT = datetime(2026, 1, 29, 10, 10, 15, 123456, tzinfo=UTC)
-EVENTS = (e.Gap(1, 2, "a"), e.Output.of("stdout", b"\xff\n"), e.TaskFinished())
+EVENTS = (e.Gap(1, 2, "a"), e.Output.from_bytes("stdout", b"\xff\n"), e.TaskFinished())
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def test_an_offset_that_no_record_ends_at_is_told(journals, records, shift):
     offset = len(records.read_bytes())
 
     assert journals.read("t", offset).records == []
-    with pytest.raises(PlaceLostError, match="from the beginning"):
+    with pytest.raises(JournalOffsetError, match="from the beginning"):
         journals.read("t", offset + shift)
 
 

@@ -42,7 +42,7 @@ streams = st.sampled_from(["stdout", "stderr"])
 events = st.one_of(
     st.builds(e.TaskSubmitted, words, manifests),
     st.builds(e.AttemptStarted, ids, words, words, words),
-    st.builds(e.Output.of, streams, st.binary() | words.map(str.encode), continued=st.booleans()),
+    st.builds(e.Output.from_bytes, streams, st.binary() | words.map(str.encode), continued=st.booleans()),
     st.builds(e.ToolCall, words, words, counts, st.booleans()),
     st.builds(e.Usage, words, counts, counts, counts, counts, st.none() | st.floats(0, 1e6)),
     st.builds(
@@ -85,7 +85,7 @@ def test_a_journal_gives_back_what_was_written(happened, bytes_max):
 def test_output_bytes_are_kept_exactly(tmp_path, data):
     journals = FileJournals(tmp_path)
     writer = journals.create("task-1")
-    writer.append(e.Output.of("stdout", data), at=datetime.now(UTC))
+    writer.append(e.Output.from_bytes("stdout", data), at=datetime.now(UTC))
     writer.close()
 
     [record] = journals.read("task-1").records

@@ -22,12 +22,12 @@ def line_of(output):
 )
 def test_output_takes_at_most_twice_its_bytes(piece):
     data = (piece * SIZE)[:SIZE] if piece.isascii() else piece * (SIZE // len(piece))
-    output = Output.of("stdout", data)
+    output = Output.from_bytes("stdout", data)
     line = line_of(output)
     assert len(line) < 2 * len(data) + 200
     assert decode(line).event == output
     assert output.data == data
-    assert output.shown == data.decode(errors="replace")
+    assert output.display_text == data.decode(errors="replace")
 
 
 @pytest.mark.parametrize(
@@ -42,13 +42,13 @@ def test_output_takes_at_most_twice_its_bytes(piece):
     ids=repr,
 )
 def test_ordinary_output_is_kept_as_text_that_people_can_search(data):
-    assert Output.of("stdout", data).text == data.decode()
+    assert Output.from_bytes("stdout", data).text == data.decode()
 
 
 def test_any_output_comes_back_byte_for_byte():
     chance = random.Random(7)
     for _ in range(500):
         data = bytes(chance.choices(range(128), k=chance.randrange(40)))
-        output = decode(line_of(Output.of("stderr", data))).event
+        output = decode(line_of(Output.from_bytes("stderr", data))).event
         assert isinstance(output, Output)
-        assert (output.data, output.shown) == (data, data.decode())
+        assert (output.data, output.display_text) == (data, data.decode())

@@ -19,8 +19,8 @@ AT = datetime(2026, 1, 29, tzinfo=UTC)
 AGAIN_BYTES = 1000
 
 
-def trouble(byte_count: int = 10) -> e.Trouble:
-    return e.Trouble("x", "y" * byte_count)
+def trouble(byte_count: int = 10) -> e.ErrorReported:
+    return e.ErrorReported("x", "y" * byte_count)
 
 
 class Kernel:
@@ -82,7 +82,7 @@ def journals(tmp_path: Path) -> FileJournals:
 
 @pytest.fixture
 def writer(journals: FileJournals, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(writer_module, "_AGAIN_BYTES", AGAIN_BYTES)
+    monkeypatch.setattr(writer_module, "_REWRITE_CHUNK_BYTES", AGAIN_BYTES)
     with closing(journals.create("t")) as writer:
         yield writer
 
@@ -168,7 +168,7 @@ def test_a_large_journal_is_written_again_in_pieces_of_eight_mebibytes(journals,
     with closing(journals.create("t")) as writer:
         kernel = Kernel(monkeypatch, records)
         for _ in range(9):
-            writer.append(e.Output.of("stdout", b"x" * 1024 * 1024), at=AT)
+            writer.append(e.Output.from_bytes("stdout", b"x" * 1024 * 1024), at=AT)
         kernel.fail("flush")
         with pytest.raises(OSError, match="Input/output"):
             writer.sync()

@@ -65,8 +65,8 @@ def test_a_port_stands_instead_of_the_two():
     assert not rules.allows("db.example.org", 443)
     assert not rules.allows("x.example.net", 443)
     assert not rules.allows("git.example.org", 5432), "a port of one host is none of another's"
-    assert rules.knows("db.example.org")
-    assert not rules.knows("example.net")
+    assert rules.allows_host("db.example.org")
+    assert not rules.allows_host("example.net")
 
 
 def test_a_host_may_stand_there_twice():
@@ -78,9 +78,9 @@ def test_a_host_may_stand_there_twice():
 @pytest.mark.parametrize("vm", [Vm(), Vm(network_mode="outbound"), Vm(network_mode="isolated")])
 def test_nothing_is_allowed_where_nothing_is_asked_for(vm):
     rules = egress_rules(vm)
-    assert rules.allow_nothing
+    assert rules.is_isolated
     assert not rules.allows("git.example.org", 443)
-    assert not rules.knows("git.example.org")
+    assert not rules.allows_host("git.example.org")
 
 
 @pytest.mark.parametrize("host", ["git.example.org", "a.b.co.uk", "xn--bcher-kva.example.org", "GIT.EXAMPLE.ORG."])
@@ -99,7 +99,7 @@ def test_full_is_every_public_name_at_every_port(host, port):
 )
 def test_full_is_no_local_name_and_no_address(host):
     assert not is_public_name(host)
-    assert not egress_rules(Vm(network_mode="full")).knows(host)
+    assert not egress_rules(Vm(network_mode="full")).allows_host(host)
 
 
 def test_programs_without_proxy_support_reach_the_ports_that_are_named():

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from sandbox.model.egress import may_clone
+from sandbox.model.egress import is_clone_allowed
 from sandbox.model.manifest.parser import InvalidManifestError, parse_manifest
 
 
@@ -27,7 +27,7 @@ from sandbox.model.manifest.parser import InvalidManifestError, parse_manifest
     ],
 )
 def test_a_named_host_is_cloned_from(url, entry):
-    assert may_clone(url, [entry])
+    assert is_clone_allowed(url, [entry])
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_a_named_host_is_cloned_from(url, entry):
     ],
 )
 def test_another_host_is_not(url, entry):
-    assert not may_clone(url, [entry])
+    assert not is_clone_allowed(url, [entry])
 
 
 def manifest(url: str) -> bytes:
@@ -67,7 +67,7 @@ def mistakes(url: str, clone_hosts) -> list[tuple[str, str]]:
     try:
         parse_manifest(manifest(url), is_json=True, clone_hosts=clone_hosts)
     except InvalidManifestError as error:
-        return [(mistake.field, mistake.rule) for mistake in error.mistakes]
+        return [(mistake.field, mistake.rule) for mistake in error.errors]
     return []
 
 
@@ -82,7 +82,7 @@ def test_a_repository_elsewhere_is_a_mistake_in_the_manifest():
 def test_the_mistake_names_the_setting_that_allows_a_host(clone_hosts, offered):
     with pytest.raises(InvalidManifestError) as refused:
         parse_manifest(manifest("https://git.example/repo.git"), is_json=True, clone_hosts=clone_hosts)
-    (mistake,) = refused.value.mistakes
+    (mistake,) = refused.value.errors
     assert f"clones from: {offered};" in mistake.message
     assert "git.allowed_hosts in sandbox.toml" in mistake.message
     assert "SANDBOX_GIT_ALLOWED_HOSTS" in mistake.message

@@ -4,7 +4,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandbox.model.printable import escaped, is_printable, legible, printable, replaced
+from sandbox.model.printable import (
+    escape_character,
+    is_printable,
+    replace_invisible,
+    replace_unprintable,
+    replacement_character,
+)
 
 
 @pytest.mark.parametrize(
@@ -25,27 +31,27 @@ from sandbox.model.printable import escaped, is_printable, legible, printable, r
     ],
 )
 def test_what_does_not_show_is_written_out(hostile, shown):
-    assert printable(hostile, escaped) == shown
-    assert printable(hostile, replaced).count("\ufffd") >= 1
+    assert replace_unprintable(hostile, escape_character) == shown
+    assert replace_unprintable(hostile, replacement_character).count("\ufffd") >= 1
 
 
 @pytest.mark.parametrize(
     "text", ["", "plain text", "grün 日本 🎉", "报告.txt", "تقرير", "रिपोर्ट", "דוח", "e\u0301t\u00e9", "❤👍🏽🇩🇪"]
 )
 def test_what_shows_stays(text):
-    assert printable(text, escaped) == printable(text, replaced) == text
+    assert replace_unprintable(text, escape_character) == replace_unprintable(text, replacement_character) == text
 
 
 @given(st.text())
 def test_whatever_comes_stays_one_line(text):
-    for write in (escaped, replaced):
-        assert printable(text, write).isprintable()
-        assert is_printable(printable(text, write))
+    for write in (escape_character, replacement_character):
+        assert replace_unprintable(text, write).isprintable()
+        assert is_printable(replace_unprintable(text, write))
 
 
 @pytest.mark.parametrize("text", ["⚠️ 1️⃣ ℹ️ ❤︎ ↔️", "non\u00a0breaking", "a\tb", "\u0301", "\ue0b0", "e\u0301"])
 def test_prose_keeps_what_a_reader_sees(text):
-    assert legible(text, escaped, "\t") == text
+    assert replace_invisible(text, escape_character, "\t") == text
 
 
 @pytest.mark.parametrize(
@@ -62,4 +68,4 @@ def test_prose_keeps_what_a_reader_sees(text):
     ],
 )
 def test_prose_hides_nothing(hostile, shown):
-    assert legible(hostile, escaped, "\t") == shown
+    assert replace_invisible(hostile, escape_character, "\t") == shown

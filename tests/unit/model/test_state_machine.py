@@ -13,20 +13,20 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from sandbox.model import events as e
 from sandbox.model.errors import Failure, FailureCode
 from sandbox.model.events import Artifact
-from sandbox.model.limits import ATTEMPTS_MAX, RESUMES_MAX, RETRY_PAUSE_SECONDS_MAX
+from sandbox.model.limits import ATTEMPTS_MAX, RESUMES_MAX, RETRY_BACKOFF_SECONDS_MAX
 from sandbox.model.manifest.schema import Claude, Lifecycle, Manifest, Metadata, Repository
-from sandbox.model.retry import LOST, RETRIED, find_follow_up, pause_seconds
+from sandbox.model.retry import LOST_CODES, RETRIABLE_CODES, backoff_seconds, next_retry
 from sandbox.model.state_machine import (
-    Advance,
-    EndAttempt,
-    Finish,
+    AdvanceResult,
+    FinishTask,
     IllegalEventError,
+    StopAttempt,
     advance,
     final_state,
-    is_followed,
+    will_retry,
 )
 from sandbox.model.task import Task
-from sandbox.model.task_state import GRAPH, TERMINAL_STATES, TaskState
+from sandbox.model.task_state import ALLOWED_TRANSITIONS, TERMINAL_STATES, TaskState
 
 MANIFEST = Manifest(
     version="1",
@@ -52,8 +52,8 @@ def failed(code: FailureCode = FailureCode.CLONE_FAILED) -> e.AttemptFailed:
     return e.AttemptFailed(Failure(code, f"because of {code}"))
 
 
-def life(*events: e.Event) -> list[Advance]:
-    steps: list[Advance] = []
+def life(*events: e.Event) -> list[AdvanceResult]:
+    steps: list[AdvanceResult] = []
     for number, event in enumerate(events, 1):
         before = steps[-1].task if steps else None
         steps.append(advance(before, event, seq=number, at=BEGAN + timedelta(seconds=number)))
@@ -95,7 +95,7 @@ def test_what_fails_before_the_agent_works_fails_the_task_at_once(begun):
     steps = life(*TO_RUNNING[:begun], failed(), FINISHED)
     assert steps[-1].task.state is TaskState.FAILED
     assert steps[-1].task.state_message == "because of clone_failed"
-    assert steps[-2].effects == ((Finish(),) if begun == 1 else (EndAttempt(),))
+    assert steps[-2].effects == ((FinishTask(),) if begun == 1 else (StopAttempt(),))
 
 
 @pytest.mark.parametrize("begun", range(1, 5))
@@ -103,7 +103,7 @@ def test_what_is_cancelled_before_the_agent_works_is_cancelled_at_once(begun):
     steps = life(*TO_RUNNING[:begun], e.CancelRequested("not needed"), FINISHED)
     assert steps[-1].task.state is TaskState.CANCELLED
     assert steps[-1].task.state_message == "Cancelled: not needed"
-    assert steps[-2].effects == ((Finish(),) if begun == 1 else (EndAttempt(),))
+    assert steps[-2].effects == ((FinishTask(),) if begun == 1 else (StopAttempt(),))
 
 
 @pytest.mark.parametrize("wish", [e.CancelRequested(), failed(FailureCode.TIMEOUT)])
@@ -140,7 +140,7 @@ def test_a_cancellation_after_the_outcome_changes_nothing():
 def test_a_second_wish_may_hurry_but_not_slow_down_and_keeps_the_first_reason():
     steps = life(*TO_RUNNING, e.CancelRequested("a"), e.CancelRequested("b", force=True), e.CancelRequested("c"))
     assert [step.effects for step in steps[-3:]] == [
-        (EndAttempt(force=False),), (EndAttempt(force=True),), (EndAttempt(force=True),),
+        (StopAttempt(force=False),), (StopAttempt(force=True),), (StopAttempt(force=True),),
     ]  # fmt: skip
     assert steps[-1].task.cancel == e.CancelRequested("a", force=True)
 
@@ -250,7 +250,7 @@ def test_a_further_artifact_is_not_compared_with_all_that_were_collected():
         (*TO_RUNNING, SUCCESS, SUCCESS),
         (*TO_RUNNING, SUCCESS, FINISHED, FINISHED),
         (*TO_RUNNING, SUCCESS, FINISHED, e.CancelRequested()),
-        (*TO_RUNNING, SUCCESS, FINISHED, e.Output.of("stdout", b"x")),
+        (*TO_RUNNING, SUCCESS, FINISHED, e.Output.from_bytes("stdout", b"x")),
     ],
 )
 def test_what_cannot_happen_is_refused(events):
@@ -272,7 +272,7 @@ EVENTS: st.SearchStrategy[e.Event] = st.one_of(
     st.just(STARTED),
     st.just(FINISHED),
     st.just(ENDED),
-    st.builds(e.FollowUpForgone, st.sampled_from(e.FollowUp), st.just("would not go")),
+    st.builds(e.RetrySkipped, st.sampled_from(e.RetryKind), st.just("would not go")),
     st.builds(e.CancelRequested, st.sampled_from(["", "a", "b"]), st.booleans()),
     st.builds(e.AttemptFailed, FAILURES),
     st.builds(e.AgentExited, st.sampled_from([0, 1, 143, None]), st.none(), st.none() | FAILURES),
@@ -280,13 +280,13 @@ EVENTS: st.SearchStrategy[e.Event] = st.one_of(
     st.builds(e.Progress, turns=st.integers(0, 9)),
     st.sampled_from(
         [
-            e.Output.of("stdout", b"x"),
+            e.Output.from_bytes("stdout", b"x"),
             e.ToolCall("Bash", "toolu_1", 5),
             e.Usage("m", 1, 2),
             e.Metrics(12.5, 1, 2),
             e.EgressDenied("git.example", 443, "not allowed"),
             e.Gap(0, 0, "full"),
-            e.Trouble("x", "y"),
+            e.ErrorReported("x", "y"),
         ]
     ),
 )
@@ -329,16 +329,16 @@ class AnyLife(RuleBasedStateMachine):
         self.happen(NEXT_STEP[self.task.attempt_state])
 
     @precondition(lambda self: self.task is not None and self.task.attempt_state in NEXT_STEP)
-    @rule(code=st.sampled_from(sorted(LOST)))
+    @rule(code=st.sampled_from(sorted(LOST_CODES)))
     def the_machine_loses_it(self, code: FailureCode) -> None:
         self.happen(failed(code))
 
     @precondition(lambda self: self.task is not None and self.task.attempt_state is TaskState.RUNNING)
-    @rule(code=st.sampled_from(sorted(RETRIED)))
+    @rule(code=st.sampled_from(sorted(RETRIABLE_CODES)))
     def the_agent_fails(self, code: FailureCode) -> None:
         self.happen(e.AgentExited(1, failure=Failure(code, "it failed")))
 
-    @precondition(lambda self: self.task is not None and find_follow_up(self.task) is not None)
+    @precondition(lambda self: self.task is not None and next_retry(self.task) is not None)
     @rule()
     def the_next_attempt_begins(self) -> None:
         self.happen(ENDED)
@@ -359,7 +359,7 @@ class AnyLife(RuleBasedStateMachine):
         self.task = step.task
         self.check_end()
 
-    def check_step(self, before: Task | None, step: Advance) -> None:
+    def check_step(self, before: Task | None, step: AdvanceResult) -> None:
         assert step.task.last_seq == self.seq
         state_before = before.state if before else None
         assert state_before is None or not state_before.is_terminal
@@ -369,9 +369,13 @@ class AnyLife(RuleBasedStateMachine):
         assert step.transition.previous_state is state_before
         assert step.transition.new_state is step.task.state
         assert step.transition.message == step.task.state_message
-        assert step.task.state is TaskState.PENDING if before is None else step.task.state in GRAPH[before.state]
+        assert (
+            step.task.state is TaskState.PENDING
+            if before is None
+            else step.task.state in ALLOWED_TRANSITIONS[before.state]
+        )
         if before is not None and step.task.state is TaskState.COMPLETING:
-            assert find_follow_up(step.task) is None
+            assert next_retry(step.task) is None
 
     def keep_account(self, event: e.Event) -> None:
         if isinstance(event, e.CancelRequested) and (self.outcome is None or self.is_followed):
@@ -380,7 +384,7 @@ class AnyLife(RuleBasedStateMachine):
             self.begun.append("agent")
         if isinstance(event, e.AttemptEnded):
             assert self.task is not None
-            self.begun.append(str(find_follow_up(self.task)))
+            self.begun.append(str(next_retry(self.task)))
             self.first_failure = self.outcome = None
         if isinstance(event, e.AttemptFailed | e.AgentExited):
             self.first_failure = self.first_failure or event.failure
@@ -389,7 +393,7 @@ class AnyLife(RuleBasedStateMachine):
 
     @property
     def is_followed(self) -> bool:
-        return self.task is not None and find_follow_up(self.task) is not None
+        return self.task is not None and next_retry(self.task) is not None
 
     def check_end(self) -> None:
         if self.task is None or not self.task.state.is_terminal:
@@ -412,7 +416,7 @@ class AnyLife(RuleBasedStateMachine):
         assert self.task.agent_has_exited == (self.outcome is not None)
         assert self.task.history[-1].state is self.task.state
         assert [
-            later.state in GRAPH[entry.state]
+            later.state in ALLOWED_TRANSITIONS[entry.state]
             for entry, later in zip(self.task.history, self.task.history[1:], strict=False)
         ].count(False) == 0
 
@@ -437,7 +441,7 @@ class AnyLife(RuleBasedStateMachine):
             ending: list[Any] = []
             if task.attempt_state is TaskState.RUNNING:
                 ending.append(e.AgentExited(None, failure=Failure(FailureCode.RUNNER_LOST, "gone")))
-            ending += [e.FollowUpForgone(one, "enough") for one in e.FollowUp]
+            ending += [e.RetrySkipped(one, "enough") for one in e.RetryKind]
             for event in (*ending, FINISHED):
                 task = advance(task, event, seq=task.last_seq + 1, at=BEGAN).task
             assert task.state.is_terminal
@@ -448,30 +452,30 @@ TestAnyLife.settings = settings(max_examples=100, stateful_step_count=40, deadli
 
 
 def test_the_graph_ends_in_terminal_states_only():
-    assert {state for state in TaskState if not GRAPH[state]} == TERMINAL_STATES
-    assert set(GRAPH) == set(TaskState)
+    assert {state for state in TaskState if not ALLOWED_TRANSITIONS[state]} == TERMINAL_STATES
+    assert set(ALLOWED_TRANSITIONS) == set(TaskState)
 
 
 def test_every_kind_of_event_was_tried():
     tried = {type(event) for event in (SUBMITTED, ATTEMPT, PREPARED, CREATED, STARTED, FINISHED)}
     tried |= {
         e.AttemptEnded,
-        e.FollowUpForgone,
+        e.RetrySkipped,
         e.CancelRequested,
         e.AttemptFailed,
         e.AgentExited,
         e.ArtifactCollected,
         e.Progress,
     }
-    tried |= {e.Output, e.ToolCall, e.Usage, e.Metrics, e.EgressDenied, e.Gap, e.Trouble}
+    tried |= {e.Output, e.ToolCall, e.Usage, e.Metrics, e.EgressDenied, e.Gap, e.ErrorReported}
     assert tried == set(e.Event.__args__)
 
 
-def carrying(lifecycle: Lifecycle, *events: e.Event) -> list[Advance]:
+def carrying(lifecycle: Lifecycle, *events: e.Event) -> list[AdvanceResult]:
     return life(e.TaskSubmitted("t", dataclasses.replace(MANIFEST, lifecycle=lifecycle)), *events)
 
 
-def changes(steps: list[Advance]) -> list[TaskState]:
+def changes(steps: list[AdvanceResult]) -> list[TaskState]:
     return [step.transition.new_state for step in steps if step.transition]
 
 
@@ -482,7 +486,7 @@ AGAIN = e.AttemptStarted("bcdefghi2345", "bubblewrap", "here", number=2)
 
 
 @pytest.mark.parametrize("come_to", range(1, 4))
-@pytest.mark.parametrize("code", sorted(LOST))
+@pytest.mark.parametrize("code", sorted(LOST_CODES))
 def test_what_the_machine_loses_before_the_agent_begins_is_made_again(come_to, code):
     rest = (PREPARED, CREATED, STARTED, SUCCESS, FINISHED)
     steps = carrying(Lifecycle(), *TO_READY[:come_to], failed(code), ENDED, AGAIN, *rest)
@@ -496,7 +500,7 @@ def test_what_the_machine_loses_before_the_agent_begins_is_made_again(come_to, c
 def test_losses_before_the_agent_begins_are_bounded_in_a_row():
     lost = failed(FailureCode.RUNNER_LOST)
     steps = carrying(Lifecycle(), ATTEMPT, *(lost, ENDED, AGAIN) * (ATTEMPTS_MAX - 1), lost)
-    assert find_follow_up(steps[-1].task) is None
+    assert next_retry(steps[-1].task) is None
     with pytest.raises(IllegalEventError):
         advance(steps[-1].task, ENDED, seq=99, at=BEGAN)
 
@@ -506,21 +510,21 @@ def test_losses_before_the_agent_begins_are_bounded_in_a_row():
     [FailureCode.CLONE_FAILED, FailureCode.PROVISION_FAILED, FailureCode.SECRET_UNAVAILABLE, FailureCode.STAGE_TIMEOUT],
 )
 def test_what_would_fail_again_is_not_made_again(code):
-    assert find_follow_up(carrying(Lifecycle(retries=3), ATTEMPT, failed(code))[-1].task) is None
+    assert next_retry(carrying(Lifecycle(retries=3), ATTEMPT, failed(code))[-1].task) is None
 
 
 def test_a_clone_that_broke_on_the_way_is_made_again_after_a_pause():
     broke = e.AttemptFailed(Failure(FailureCode.CLONE_FAILED, "the connection broke", is_transient=True))
     steps = carrying(Lifecycle(), ATTEMPT, broke, ENDED, AGAIN, broke, ENDED)
-    assert [pause_seconds(steps[index].task) for index in (3, 6)] == [2.0, 4.0]
+    assert [backoff_seconds(steps[index].task) for index in (3, 6)] == [2.0, 4.0]
     assert steps[3].task.state_message == "Attempt 1 ended with clone_failed; another one follows in 2 s"
 
 
-@pytest.mark.parametrize("code", sorted(RETRIED))
+@pytest.mark.parametrize("code", sorted(RETRIABLE_CODES))
 def test_an_agent_that_has_begun_is_run_again_only_where_the_manifest_says_so(code):
     exited = e.AgentExited(1, failure=Failure(code, "no"))
-    assert find_follow_up(carrying(Lifecycle(), *TO_READY, STARTED, exited)[-1].task) is None
-    assert find_follow_up(carrying(Lifecycle(retries=1), *TO_READY, STARTED, exited)[-1].task) == "retry"
+    assert next_retry(carrying(Lifecycle(), *TO_READY, STARTED, exited)[-1].task) is None
+    assert next_retry(carrying(Lifecycle(retries=1), *TO_READY, STARTED, exited)[-1].task) == "retry"
 
 
 @pytest.mark.parametrize("code", [FailureCode.BUDGET_EXCEEDED, FailureCode.TIMEOUT, FailureCode.TOOL_UNKNOWN])
@@ -560,9 +564,9 @@ def test_pauses_between_retries_double_up_to_a_bound():
     pauses = []
     for _ in range(12):
         events += [*TO_READY, STARTED, AGENT_FAILED, ENDED]
-        pauses.append(pause_seconds(carrying(Lifecycle(retries=20), *events)[-1].task))
+        pauses.append(backoff_seconds(carrying(Lifecycle(retries=20), *events)[-1].task))
     assert pauses[:4] == [2.0, 4.0, 8.0, 16.0]
-    assert pauses[-1] == RETRY_PAUSE_SECONDS_MAX
+    assert pauses[-1] == RETRY_BACKOFF_SECONDS_MAX
 
 
 def test_a_lost_agent_is_resumed_first_and_retried_when_it_was_resumed_often_enough():
@@ -571,7 +575,7 @@ def test_a_lost_agent_is_resumed_first_and_retried_when_it_was_resumed_often_eno
     events: list[e.Event] = []
     for _ in range(RESUMES_MAX + 2):
         events += once
-        follow_ups.append(find_follow_up(carrying(Lifecycle(retries=1, resume=True), *events)[-1].task))
+        follow_ups.append(next_retry(carrying(Lifecycle(retries=1, resume=True), *events)[-1].task))
         events.append(ENDED)
     assert follow_ups == [*["resume"] * RESUMES_MAX, "retry", None]
 
@@ -579,12 +583,12 @@ def test_a_lost_agent_is_resumed_first_and_retried_when_it_was_resumed_often_eno
 @pytest.mark.parametrize("end", [e.CancelRequested("enough"), failed(FailureCode.SECRET_UNAVAILABLE)])
 def test_nobody_waits_for_an_attempt_that_will_not_follow(end):
     steps = carrying(Lifecycle(retries=1), *TO_READY, STARTED, AGENT_FAILED, ENDED, end)
-    assert [pause_seconds(step.task) for step in steps[-2:]] == [2.0, 0.0]
+    assert [backoff_seconds(step.task) for step in steps[-2:]] == [2.0, 0.0]
     assert "another one follows in 2 s" in steps[-2].task.state_message
 
 
 def test_an_agent_that_failed_by_itself_is_not_resumed():
-    assert find_follow_up(carrying(Lifecycle(resume=True), *TO_READY, STARTED, AGENT_FAILED)[-1].task) is None
+    assert next_retry(carrying(Lifecycle(resume=True), *TO_READY, STARTED, AGENT_FAILED)[-1].task) is None
 
 
 def test_a_resumed_attempt_that_is_lost_before_its_agent_goes_on_keeps_the_disk():
@@ -592,8 +596,8 @@ def test_a_resumed_attempt_that_is_lost_before_its_agent_goes_on_keeps_the_disk(
     steps = carrying(
         Lifecycle(resume=True), *TO_READY, STARTED, AGENT_LOST, ENDED, resumed, failed(FailureCode.RUNNER_LOST)
     )
-    assert find_follow_up(steps[-1].task) == "again"
-    assert steps[-1].task.attempt.hands_disk_on(e.FollowUp.AGAIN)
+    assert next_retry(steps[-1].task) == "again"
+    assert steps[-1].task.attempt.transfers_disk(e.RetryKind.RESTART)
     assert steps[-1].task.base_commit == PREPARED.base_commit
 
 
@@ -606,16 +610,16 @@ def test_a_wish_to_cancel_ends_a_task_between_and_in_attempts(after):
 
 def test_what_is_forgone_does_not_follow():
     exited = carrying(Lifecycle(retries=1, resume=True), *TO_READY, STARTED, AGENT_LOST)[-1].task
-    no_resume = advance(exited, e.FollowUpForgone(e.FollowUp.RESUME, "no session"), seq=7, at=BEGAN)
-    assert (find_follow_up(no_resume.task), no_resume.transition) == ("retry", None)
-    nothing = advance(no_resume.task, e.FollowUpForgone(e.FollowUp.RETRY, "would not go"), seq=8, at=BEGAN)
+    no_resume = advance(exited, e.RetrySkipped(e.RetryKind.RESUME, "no session"), seq=7, at=BEGAN)
+    assert (next_retry(no_resume.task), no_resume.transition) == ("retry", None)
+    nothing = advance(no_resume.task, e.RetrySkipped(e.RetryKind.RETRY, "would not go"), seq=8, at=BEGAN)
     assert nothing.transition.new_state is TaskState.COMPLETING
 
 
 def test_whether_an_end_is_followed_is_known_before_it_is_written_down():
     running = carrying(Lifecycle(retries=1), *TO_READY, STARTED)[-1].task
-    assert is_followed(running, AGENT_FAILED)
-    assert not is_followed(running, SUCCESS)
+    assert will_retry(running, AGENT_FAILED)
+    assert not will_retry(running, SUCCESS)
 
 
 def test_what_the_model_used_adds_up_over_attempts():

@@ -10,17 +10,17 @@ from sandbox.model import events as e
 from sandbox.model.errors import Failure, FailureCode
 from sandbox.model.events import Artifact
 from sandbox.model.manifest.schema import Claude, Lifecycle, Manifest, Metadata, Repository
-from sandbox.model.retry import find_follow_up
+from sandbox.model.retry import next_retry
 from sandbox.model.state_machine import (
-    Advance,
-    EndAttempt,
-    Finish,
+    AdvanceResult,
+    FinishTask,
     IllegalEventError,
+    StopAttempt,
     advance,
     final_state,
-    is_followed,
+    will_retry,
 )
-from sandbox.model.task import Beginning, Spent, StateEntry, Task
+from sandbox.model.task import AgentStartTime, StateHistoryEntry, Task, TotalUsage
 from sandbox.model.task_state import TaskState
 
 BEGAN = datetime(2026, 1, 29, 10, 0, tzinfo=UTC)
@@ -59,9 +59,9 @@ def running(number: int = 1, seconds: float = 50.0) -> tuple[e.Event, ...]:
     return attempt(number), PREPARED, CREATED, agent(seconds)
 
 
-def life(*events: e.Event, **lifecycle: object) -> list[Advance]:
+def life(*events: e.Event, **lifecycle: object) -> list[AdvanceResult]:
     manifest = dataclasses.replace(MANIFEST, lifecycle=Lifecycle(**lifecycle))
-    steps: list[Advance] = []
+    steps: list[AdvanceResult] = []
     for number, event in enumerate((e.TaskSubmitted("t", manifest, e.Idempotency("k", "d")), *events), 1):
         before = steps[-1].task if steps else None
         steps.append(advance(before, event, seq=number, at=BEGAN + timedelta(seconds=number)))
@@ -81,7 +81,7 @@ def at(second: int) -> datetime:
 
 def test_the_time_of_a_task_goes_on_with_each_attempt_and_does_not_begin_again():
     """`lifecycle.timeout` counts from the first agent on, however many follow."""
-    first = Beginning(50.0, "boot-1")
+    first = AgentStartTime(50.0, "boot-1")
     task = end(*running(), retries=2)
     assert task.beginning == first
     for number in (2, 3):
@@ -93,7 +93,7 @@ def test_the_time_of_a_task_goes_on_with_each_attempt_and_does_not_begin_again()
 def test_no_time_has_begun_before_the_first_agent():
     assert end(*running()[:3]).beginning is None
     task = end(*running()[:3], failed(), ENDED, *running(2, seconds=70.0))
-    assert task.beginning == Beginning(70.0, "boot-2")
+    assert task.beginning == AgentStartTime(70.0, "boot-2")
 
 
 def test_each_attempt_has_its_own_begin_and_end():
@@ -110,8 +110,8 @@ def test_a_submitted_task_waits_and_has_its_key():
     [step] = life()
     task = step.task
     assert (task.id, task.state, task.state_message, task.last_seq) == ("t", "pending", "Waiting to be started", 1)
-    assert (task.history, task.idempotency) == ((StateEntry(TaskState.PENDING, at(1)),), e.Idempotency("k", "d"))
-    assert (task.attempts, task.past_attempts, task.spent) == (0, (), Spent())
+    assert (task.history, task.idempotency) == ((StateHistoryEntry(TaskState.PENDING, at(1)),), e.Idempotency("k", "d"))
+    assert (task.attempts, task.past_attempts, task.spent) == (0, (), TotalUsage())
     assert step.transition == e.Transition(None, TaskState.PENDING, "Waiting to be started")
     assert step.effects == ()
 
@@ -138,7 +138,7 @@ def test_an_attempt_has_all_that_is_known_of_it():
         assert (one.number, one.boot_id, one.resumes) == (number, f"boot-{number}", False)
         assert (one.vm_name, one.tier, one.image) == (CREATED.vm_name, "namespaces", "host")
         assert (one.base_commit, one.session_id) == (PREPARED.base_commit, agent().session_id)
-    assert (first.failure, first.exit_code, first.follow_up) == (BROKEN, 7, e.FollowUp.RETRY)
+    assert (first.failure, first.exit_code, first.follow_up) == (BROKEN, 7, e.RetryKind.RETRY)
     assert (found.attempt.failure, found.attempt.exit_code, found.attempt.follow_up) == (None, None, None)
     assert found.attempts == 2
 
@@ -177,14 +177,14 @@ def test_the_next_attempt_begins_without_what_the_last_one_left():
 
 
 def test_what_was_forgone_for_one_attempt_may_follow_the_next():
-    forgone = e.FollowUpForgone(e.FollowUp.RESUME, "no session")
+    forgone = e.RetrySkipped(e.RetryKind.RESUME, "no session")
     events = (*running(), exited(LOST), forgone)
-    assert end(*events, retries=2, resume=True).forgone == (e.FollowUp.RESUME,)
-    assert find_follow_up(end(*events, retries=2, resume=True)) is e.FollowUp.RETRY
+    assert end(*events, retries=2, resume=True).forgone == (e.RetryKind.RESUME,)
+    assert next_retry(end(*events, retries=2, resume=True)) is e.RetryKind.RETRY
     again = end(*events, ENDED, *running(2), exited(LOST), retries=2, resume=True)
-    assert (again.forgone, find_follow_up(again)) == ((), e.FollowUp.RESUME)
-    twice = end(*events, e.FollowUpForgone(e.FollowUp.RETRY, "no"), retries=2, resume=True)
-    assert twice.forgone == (e.FollowUp.RESUME, e.FollowUp.RETRY)
+    assert (again.forgone, next_retry(again)) == ((), e.RetryKind.RESUME)
+    twice = end(*events, e.RetrySkipped(e.RetryKind.RETRY, "no"), retries=2, resume=True)
+    assert twice.forgone == (e.RetryKind.RESUME, e.RetryKind.RETRY)
 
 
 # What it costs
@@ -192,10 +192,10 @@ def test_what_was_forgone_for_one_attempt_may_follow_the_next():
 
 def test_costs_add_up_to_a_billionth_of_a_dollar():
     task = end(*running(), *[e.Usage("m", 1, 2, 4, 8, 0.1)] * 3)
-    assert task.spent == Spent(39, 6, 0.3)
+    assert task.spent == TotalUsage(39, 6, 0.3)
     small = end(*running(), *[e.Usage("m", 0, 0, cost_usd=0.000_000_001_4)] * 2)
     assert small.spent.usd == 0.000_000_002
-    assert end(*running(), e.Usage("m", 5, 5), e.Usage("m", 1, 1, cost_usd=0.5)).spent == Spent(6, 6, 0.5)
+    assert end(*running(), e.Usage("m", 5, 5), e.Usage("m", 1, 1, cost_usd=0.5)).spent == TotalUsage(6, 6, 0.5)
 
 
 # Ends
@@ -228,18 +228,18 @@ def test_an_outcome_is_kept_with_its_failure_and_its_counters(retries):
 
 def test_a_failure_of_an_attempt_whose_agent_has_exited_ends_nothing():
     assert life(*running(), SUCCESS, failed())[-1].effects == ()
-    assert life(*running(), failed())[-1].effects == (EndAttempt(),)
-    assert life(failed())[-1].effects == (Finish(),)
-    assert [life(*running()[:begun], failed())[-1].effects for begun in (1, 2, 3)] == [(EndAttempt(),)] * 3
+    assert life(*running(), failed())[-1].effects == (StopAttempt(),)
+    assert life(failed())[-1].effects == (FinishTask(),)
+    assert [life(*running()[:begun], failed())[-1].effects for begun in (1, 2, 3)] == [(StopAttempt(),)] * 3
     assert [step.effects for step in life(*running(), SUCCESS, FINISHED)] == [()] * 7
 
 
 @pytest.mark.parametrize("force", [True, False])
 def test_a_wish_to_cancel_says_how_the_attempt_ends(force):
     steps = life(*running(), e.CancelRequested("a", force=force))
-    assert steps[-1].effects == (EndAttempt(force=force),)
+    assert steps[-1].effects == (StopAttempt(force=force),)
     assert steps[-1].task.cancel == e.CancelRequested("a", force)
-    assert life(e.CancelRequested("a", force=force))[-1].effects == (Finish(),)
+    assert life(e.CancelRequested("a", force=force))[-1].effects == (FinishTask(),)
     assert final_state(steps[-1].task) == (TaskState.CANCELLED, "Cancelled: a")
     assert final_state(end(*running(), e.CancelRequested())) == (TaskState.CANCELLED, "Cancelled")
 
@@ -247,7 +247,7 @@ def test_a_wish_to_cancel_says_how_the_attempt_ends(force):
 def test_a_wish_counts_while_another_attempt_would_follow_the_exit():
     steps = life(*running(), exited(), e.CancelRequested("a"), retries=1)
     assert steps[-1].task.cancel == e.CancelRequested("a")
-    assert steps[-1].effects == (EndAttempt(),)
+    assert steps[-1].effects == (StopAttempt(),)
     late = life(*running(), exited(), e.CancelRequested("a"))
     assert (late[-1].task.cancel, late[-1].effects) == (None, ())
 
@@ -265,10 +265,10 @@ def test_final_states_are_told_with_their_reason():
 def test_whether_an_end_is_followed_is_asked_without_ending_anything():
     task = end(*running(), retries=1)
     kept = msgspec.json.encode(task)
-    assert (is_followed(task, exited()), is_followed(task, exited(None))) == (True, False)
+    assert (will_retry(task, exited()), will_retry(task, exited(None))) == (True, False)
     assert msgspec.json.encode(task) == kept
     with pytest.raises(IllegalEventError):
-        is_followed(end(*running()[:2]), exited())
+        will_retry(end(*running()[:2]), exited())
 
 
 # What cannot happen
@@ -306,12 +306,12 @@ def test_no_step_of_an_attempt_is_left_out_or_made_twice(events):
 @pytest.mark.parametrize(
     "event",
     [
-        e.Output.of("stdout", b"x"),
+        e.Output.from_bytes("stdout", b"x"),
         e.ToolCall("Bash", "toolu_1", 5),
         e.Metrics(12.5),
         e.EgressDenied("h", 443, "no"),
         e.Gap(1, 2, "full"),
-        e.Trouble("x", "y"),
+        e.ErrorReported("x", "y"),
     ],
 )
 def test_what_is_only_noted_changes_nothing_but_the_number_of_the_last_record(event):

@@ -6,7 +6,7 @@ import pytest
 
 from sandbox.bootstrap.machine import SystemClock
 from sandbox.model.limits import RUNNER_CPU_BURST_SECONDS
-from sandbox.runner.agent_output import AgentOutput, OutputAllowance, redacted_chunks
+from sandbox.runner.agent_output import AgentOutput, OutputQuota, redacted_chunks
 from sandbox.system.cpu_throttle import CpuThrottle
 
 SAID = b"".join(b"line %d\n" % number for number in range(3000))
@@ -44,8 +44,8 @@ def output(process, written):
         lambda _: None,
         lambda _: None,
         redaction=None,
-        stdout_as="stdout",
-        allowance=OutputAllowance(SystemClock()),
+        stdout_stream="stdout",
+        quota=OutputQuota(SystemClock()),
         queue=process.throttle.queue(),
     )
 
@@ -59,7 +59,7 @@ def test_lines_wait_for_the_budget_and_all_of_them_come(process, stream):
     async def story():
         written = []
         agent = output(process, written)
-        take = agent.take_stdout if stream == "stdout" else agent.take_stderr
+        take = agent.read_stdout if stream == "stdout" else agent.read_stderr
         process.spend()
         taking = asyncio.create_task(take(reader()))
         await asyncio.sleep(0.05)
@@ -82,7 +82,7 @@ def test_a_flood_of_lines_stops_as_soon_as_the_budget_is_spent(process):
 
         agent = output(process, written)
         agent._record = record
-        taking = asyncio.create_task(agent.take_stdout(reader()))
+        taking = asyncio.create_task(agent.read_stdout(reader()))
         for _ in range(100):
             await asyncio.sleep(0.01)
         assert 1000 <= len(written) <= 1000 + LINES_OF_A_TURN

@@ -12,14 +12,14 @@ from sandbox.runner.agent_output import LineJoiner, LineSplitter
 def split(chunks, line_bytes_max=1024):
     splitter = LineSplitter(line_bytes_max)
     pieces = [piece for chunk in chunks for piece in splitter.feed(chunk)]
-    return pieces + list(splitter.end())
+    return pieces + list(splitter.flush())
 
 
 def test_a_line_comes_when_it_is_whole():
     splitter = LineSplitter()
     assert list(splitter.feed(b"hel")) == []
     assert list(splitter.feed(b"lo\nwor")) == [(b"hello\n", False)]
-    assert list(splitter.end()) == [(b"wor", False)]
+    assert list(splitter.flush()) == [(b"wor", False)]
 
 
 def test_a_line_over_the_bound_comes_in_marked_parts():
@@ -34,8 +34,8 @@ def test_a_line_over_the_bound_comes_in_marked_parts():
 def test_a_stream_that_ends_at_the_bound_has_no_part_missing():
     splitter = LineSplitter(3)
     assert list(splitter.feed(b"abc")) == []
-    assert list(splitter.end()) == [(b"abc", False)]
-    assert list(splitter.end()) == []
+    assert list(splitter.flush()) == [(b"abc", False)]
+    assert list(splitter.flush()) == []
 
 
 def test_a_line_without_end_does_not_grow_in_memory():

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from sandbox.runner import agent_output as module
-from sandbox.runner.agent_output import OutputAllowance
+from sandbox.runner.agent_output import OutputQuota
 
 MIB = 1024 * 1024
 
@@ -37,17 +37,17 @@ def take(allowance, size_bytes, times=1):
 
 
 def test_an_agent_that_writes_much_at_once_does_not_wait(clock):
-    assert all(take(OutputAllowance(clock), MIB, 60))
+    assert all(take(OutputQuota(clock), MIB, 60))
     assert clock.now_seconds == 0.0
 
 
 def test_one_that_goes_on_is_held_to_the_speed_and_loses_nothing(clock):
-    assert all(take(OutputAllowance(clock), MIB, 144))
+    assert all(take(OutputQuota(clock), MIB, 144))
     assert clock.now_seconds == pytest.approx(10.0, rel=0.01)
 
 
 def test_a_pause_gives_the_burst_back(clock):
-    allowance = OutputAllowance(clock)
+    allowance = OutputQuota(clock)
     take(allowance, MIB, 80)
     waited = clock.now_seconds
     clock.now_seconds += 60
@@ -56,13 +56,13 @@ def test_a_pause_gives_the_burst_back(clock):
 
 
 def test_empty_lines_count_too(clock):
-    assert all(take(OutputAllowance(clock), 1, 1_000_000))
+    assert all(take(OutputQuota(clock), 1, 1_000_000))
     assert clock.now_seconds > 5
 
 
 def test_past_the_total_everything_is_counted_and_nothing_waits(clock, monkeypatch):
     monkeypatch.setattr(module, "OUTPUT_BYTES_MAX", 2 * MIB)
-    allowance = OutputAllowance(clock)
+    allowance = OutputQuota(clock)
     assert take(allowance, MIB, 4) == [True, False, False, False]
     assert take(allowance, 1000) == [True]
-    assert allowance.left_out_bytes == 3 * MIB
+    assert allowance.dropped_bytes == 3 * MIB

@@ -9,10 +9,10 @@ import pytest
 from doubles.manifests import manifest
 from sandbox.interfaces.gateway import Budget
 from sandbox.model.events import Progress
-from sandbox.model.task import Attempt, Beginning, Spent, StateEntry, Task
+from sandbox.model.task import AgentStartTime, Attempt, StateHistoryEntry, Task, TotalUsage
 from sandbox.model.task_state import TaskState
 from sandbox.runner import agent_output
-from sandbox.runner.progress import budget_of, remaining_seconds
+from sandbox.runner.progress import remaining_budget, remaining_seconds
 
 BEGAN = datetime(2026, 1, 29, 10, 0, tzinfo=UTC)
 
@@ -28,11 +28,11 @@ class Clock:
         return self._now
 
 
-FIRST_AGENT = Beginning(100.0, "boot")
+FIRST_AGENT = AgentStartTime(100.0, "boot")
 
 
 def task(*, boot_id="boot", beginning=FIRST_AGENT, **parts):
-    history = (StateEntry(TaskState.PENDING, BEGAN), StateEntry(TaskState.RUNNING, BEGAN))
+    history = (StateHistoryEntry(TaskState.PENDING, BEGAN), StateHistoryEntry(TaskState.RUNNING, BEGAN))
     made = manifest(lifecycle={"timeout": "60s", "budget_usd": 2.0, "budget_tokens": 1000})
     attempt = Attempt("bcdefghi2345", "bubblewrap", "here", number=2, boot_id=boot_id)
     return Task("t", made, TaskState.RUNNING, "", history, 9, attempt=attempt, attempts=2, beginning=beginning, **parts)
@@ -53,21 +53,21 @@ def test_after_a_start_of_the_machine_the_wall_clock_is_all_there_is(later, left
 
 
 def test_what_earlier_gateways_counted_is_spent():
-    spent = Spent(input_tokens=300, output_tokens=20, usd=0.5)
-    assert budget_of(task(spent=spent)) == Budget(2.0, 1000, spent_usd=0.5, spent_tokens=320)
+    spent = TotalUsage(input_tokens=300, output_tokens=20, usd=0.5)
+    assert remaining_budget(task(spent=spent)) == Budget(2.0, 1000, spent_usd=0.5, spent_tokens=320)
 
 
 def test_a_flood_of_empty_lines_is_a_flood_for_all_attempts_together(monkeypatch):
     monkeypatch.setattr(agent_output, "OUTPUT_BYTES_MAX", 1024**2)
     flooded = msgspec.structs.replace(task(progress=Progress(output_bytes=9000)), last_seq=9000)
-    used_up = agent_output.OutputAllowance(Clock(0.0, BEGAN), agent_output.output_cost_bytes(flooded))
-    assert not asyncio.run(used_up.admits(1))
-    fresh = agent_output.OutputAllowance(Clock(0.0, BEGAN), agent_output.output_cost_bytes(task()))
-    assert asyncio.run(fresh.admits(1))
+    used_up = agent_output.OutputQuota(Clock(0.0, BEGAN), agent_output.earlier_output_bytes(flooded))
+    assert not asyncio.run(used_up.acquire(1))
+    fresh = agent_output.OutputQuota(Clock(0.0, BEGAN), agent_output.earlier_output_bytes(task()))
+    assert asyncio.run(fresh.acquire(1))
 
 
 def test_counters_go_on_from_what_was_told_of_every_request():
     progress = Progress(turns=3, current_tool="Bash", input_tokens=100, output_tokens=10, cost_usd=0.25)
-    before = task(progress=progress, spent=Spent(300, 20, 0.5)).counted
+    before = task(progress=progress, spent=TotalUsage(300, 20, 0.5)).final_progress
     wanted = msgspec.structs.replace(progress, current_tool=None, input_tokens=300, output_tokens=20, cost_usd=0.5)
     assert before == wanted

@@ -2,8 +2,8 @@
 
 import pytest
 
-from sandbox.runner.redaction import TimelyRedaction
-from sandbox.secrets.redactor import Redactor
+from sandbox.runner.redaction import DeadlineRedactor
+from sandbox.secrets.redactor import SecretRedactor
 
 SECRET = b"s3cret-value-of-the-customer"
 LARGE = [b"ordinary\n"] * 5
@@ -14,7 +14,7 @@ class Scene:
 
     def __init__(self, wait_seconds=0.0):
         self.now, self.seen, self._wait_seconds = 100.0, [], wait_seconds
-        self._redactor = Redactor({"KEY": SECRET.decode()})
+        self._redactor = SecretRedactor({"KEY": SECRET.decode()})
 
     def contains(self, chunks):
         return self._redactor.contains(self._looked_through(chunks))
@@ -32,7 +32,7 @@ class Scene:
         self.now += self._wait_seconds
 
     def timely(self, seconds):
-        return TimelyRedaction(self, seconds, lambda: self.now)
+        return DeadlineRedactor(self, seconds, lambda: self.now)
 
 
 def test_what_there_is_time_for_is_looked_through():
@@ -77,11 +77,11 @@ def test_chunks_that_are_not_looked_at_are_left_to_who_has_them():
 
 @pytest.mark.parametrize("seconds", [0, 1])
 def test_all_else_is_as_ever(seconds):
-    redactor = Redactor({"KEY": SECRET.decode(), "PIN": "short"})
-    timely = TimelyRedaction(redactor, seconds, lambda: 0.0)
-    assert timely.too_short == ("PIN",)
+    redactor = SecretRedactor({"KEY": SECRET.decode(), "PIN": "short"})
+    timely = DeadlineRedactor(redactor, seconds, lambda: 0.0)
+    assert timely.too_short_names == ("PIN",)
     assert timely.redact(SECRET) == b"[REDACTED:KEY]"
     assert timely.redact_text(SECRET.decode()) == "[REDACTED:KEY]"
-    assert timely.redact_value([SECRET.decode()]) == ["[REDACTED:KEY]"]
+    assert timely.redact_json([SECRET.decode()]) == ["[REDACTED:KEY]"]
     stream = timely.stream()
     assert stream.feed(SECRET) + stream.flush() == b"[REDACTED:KEY]"

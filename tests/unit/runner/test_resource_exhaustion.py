@@ -5,16 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.interfaces.agent import Outcome
-from sandbox.interfaces.disks import DiskUse
+from sandbox.interfaces.agent import AgentOutcome
+from sandbox.interfaces.disks import DiskUsage
 from sandbox.interfaces.layout import AttemptLayout
-from sandbox.interfaces.runtime import FileUse, KernelUse, Stats
+from sandbox.interfaces.runtime import FileUsage, KernelUsage, Stats
 from sandbox.model.errors import Failure, FailureCode
 from sandbox.model.manifest.schema import Vm
-from sandbox.runner.resource_exhaustion import Shortages
+from sandbox.runner.resource_exhaustion import ExhaustionDetector
 
 DIED = Failure(FailureCode.AGENT_FAILED, "Claude Code was ended by signal 9.")
-SILENT = Outcome(None, DIED)
+SILENT = AgentOutcome(None, DIED)
 """An agent that died without a word."""
 CALM = Stats(1.0, 1, 1)
 
@@ -22,25 +22,25 @@ CALM = Stats(1.0, 1, 1)
 class ToldDisks:
     """Disks as full as they are told to be."""
 
-    tells_when_full = True
+    enforces_size = True
 
     def __init__(self):
         self.is_full, self.is_lost = False, False
 
-    async def use(self, files):
+    async def usage(self, files):
         if self.is_lost:
             raise OSError("gone")
-        return DiskUse(100 if self.is_full else 50, 100, self.is_full)
+        return DiskUsage(100 if self.is_full else 50, 100, self.is_full)
 
 
 class Scene:
     def __init__(self):
         self.disks, self.told = ToldDisks(), []
         files = AttemptLayout(Path("/nowhere"))
-        self.shortages = Shortages(Vm(disk="1G", memory="2G"), self.disks, files, self.told.append)
+        self.shortages = ExhaustionDetector(Vm(disk="1G", memory="2G"), self.disks, files, self.told.append)
 
     def look(self):
-        asyncio.run(self.shortages.look_at_disk())
+        asyncio.run(self.shortages.check_disk())
 
     @property
     def codes(self):
@@ -56,9 +56,9 @@ def test_a_sandbox_with_room_for_everything_is_told_nothing_of(scene):
     scene.shortages.see(CALM)
     scene.look()
     assert scene.told == []
-    assert scene.shortages.disk == DiskUse(50, 100, False)
+    assert scene.shortages.disk == DiskUsage(50, 100, False)
     assert scene.shortages.explain(SILENT) is DIED
-    assert scene.shortages.explain(Outcome(None, None)) is None
+    assert scene.shortages.explain(AgentOutcome(None, None)) is None
 
 
 def test_a_full_disk_is_told_once_and_explains_the_agents_death(scene):
@@ -76,19 +76,19 @@ def test_a_full_disk_is_told_once_and_explains_the_agents_death(scene):
 def test_what_has_a_reason_of_its_own_keeps_it(scene, code):
     scene.disks.is_full = True
     scene.look()
-    assert scene.shortages.explain(Outcome(None, Failure(code, "known"))).code == code
-    assert scene.shortages.explain(Outcome(None, None)) is None
+    assert scene.shortages.explain(AgentOutcome(None, Failure(code, "known"))).code == code
+    assert scene.shortages.explain(AgentOutcome(None, None)) is None
 
 
 def test_processes_that_could_not_be_born_are_told(scene):
-    scene.shortages.see(Stats(1.0, 1, 512, forks_refused=9))
-    scene.shortages.see(Stats(1.0, 1, 512, forks_refused=10))
+    scene.shortages.see(Stats(1.0, 1, 512, fork_failures=9))
+    scene.shortages.see(Stats(1.0, 1, 512, fork_failures=10))
     assert scene.codes == ["process_limit"]
     assert scene.shortages.explain(SILENT).code == "process_limit"
 
 
 def explained(scene, said, result):
-    return scene.shortages.explain(Outcome(result, Failure(FailureCode.AGENT_FAILED, said))).code
+    return scene.shortages.explain(AgentOutcome(result, Failure(FailureCode.AGENT_FAILED, said))).code
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def explained(scene, said, result):
 def test_an_end_that_the_agent_explains_is_not_put_down_to_what_passed_long_before(scene, said):
     scene.disks.is_full = True
     scene.look()
-    scene.shortages.see(Stats(1.0, 1, 512, forks_refused=9))
+    scene.shortages.see(Stats(1.0, 1, 512, fork_failures=9))
     assert scene.codes == ["disk_full", "process_limit"]
     assert explained(scene, said, {"is_error": True}) == "agent_failed"
     assert explained(scene, "Claude Code exited with code 1.", {"is_error": False}) == "disk_full"
@@ -110,7 +110,7 @@ def test_an_agent_that_names_the_shortage_itself_failed_for_it(scene):
     scene.look()
     assert explained(scene, no_room, {"is_error": True}) == "disk_full"
     assert explained(scene, no_process, {"is_error": True}) == "agent_failed"
-    scene.shortages.see(Stats(1.0, 1, 512, forks_refused=9))
+    scene.shortages.see(Stats(1.0, 1, 512, fork_failures=9))
     assert explained(scene, no_process, {"is_error": True}) == "process_limit"
 
 
@@ -124,7 +124,7 @@ def test_a_disk_that_was_full_once_and_has_room_again_explains_nothing(scene):
 
 
 def test_a_process_that_died_for_memory_is_told_though_the_agent_lives_on(scene):
-    scene.shortages.see(Stats(1.0, 1, 1, memory_kills=1))
+    scene.shortages.see(Stats(1.0, 1, 1, oom_kills=1))
     assert scene.codes == ["out_of_memory"]
     assert "vm.memory" in scene.told[0].message
 
@@ -140,14 +140,14 @@ def test_a_disk_that_cannot_be_looked_at_is_told_and_the_last_figures_stay(scene
 class CountedSockets:
     """A sandbox that has so many sockets at each look; the last figures stay."""
 
-    def __init__(self, *uses, files=FileUse()):  # noqa: B008
+    def __init__(self, *uses, files=FileUsage()):  # noqa: B008
         self.uses = list(uses)
         self.files = files
 
-    async def kernel_use(self):
+    async def kernel_usage(self):
         return self.uses.pop(0) if len(self.uses) > 1 else self.uses[0]
 
-    async def file_use(self):
+    async def file_usage(self):
         return self.files
 
 
@@ -162,15 +162,15 @@ def excess(scene, monkeypatch, *uses):
 
 
 def test_more_sockets_than_a_sandbox_may_have_are_a_reason_to_end_it(scene, monkeypatch):
-    why = excess(scene, monkeypatch, KernelUse(10), KernelUse(8192), KernelUse(8193))
+    why = excess(scene, monkeypatch, KernelUsage(10), KernelUsage(8192), KernelUsage(8193))
     assert (why.code, why.message.partition(";")[0]) == (
         "out_of_memory", "The sandbox had 8193 sockets, and the limit is 8192",
     )  # fmt: skip
 
 
 def test_more_in_buffers_than_may_be_is_one_where_nothing_else_keeps_the_bound(scene, monkeypatch):
-    at, over = KernelUse(10, 64 << 20, 64 << 20), KernelUse(10, 65 << 20, 64 << 20)
-    why = excess(scene, monkeypatch, KernelUse(10, 1 << 40, None), at, over)
+    at, over = KernelUsage(10, 64 << 20, 64 << 20), KernelUsage(10, 65 << 20, 64 << 20)
+    why = excess(scene, monkeypatch, KernelUsage(10, 1 << 40, None), at, over)
     assert why.code == "out_of_memory"
     assert "held 65 MiB in their buffers, and the limit for its vm.memory is 64 MiB" in why.message
 
@@ -178,15 +178,15 @@ def test_more_in_buffers_than_may_be_is_one_where_nothing_else_keeps_the_bound(s
 @pytest.mark.parametrize(
     ("files", "told"),
     [
-        (FileUse(131_073), "had 131073 open files, and 131072 is the most"),
-        (FileUse(9000, directories=8193), "more than 8192 open directories"),
-        (FileUse(9000, locks=8193), "more than 8192 locks on files"),
+        (FileUsage(131_073), "had 131073 open files, and 131072 is the most"),
+        (FileUsage(9000, directories=8193), "more than 8192 open directories"),
+        (FileUsage(9000, locks=8193), "more than 8192 locks on files"),
     ],
 )
 def test_more_open_files_directories_or_locks_are_a_reason_to_end_it(scene, files, told):
     async def story():
         async with asyncio.timeout(10):
-            return await scene.shortages.watch_kernel_use(CountedSockets(KernelUse(), files=files))
+            return await scene.shortages.watch_kernel_use(CountedSockets(KernelUsage(), files=files))
 
     why = asyncio.run(story())
     assert why.code == "out_of_memory"
@@ -194,8 +194,8 @@ def test_more_open_files_directories_or_locks_are_a_reason_to_end_it(scene, file
 
 
 def test_open_files_within_bounds_are_none(scene):
-    for files in (FileUse(), FileUse(131_072, directories=8192, locks=8192)):
-        assert files.excess() == ""
+    for files in (FileUsage(), FileUsage(131_072, directories=8192, locks=8192)):
+        assert files.find_violation() == ""
 
 
 def test_sockets_within_bounds_and_those_that_nobody_counts_are_none(scene, monkeypatch):
@@ -206,5 +206,5 @@ def test_sockets_within_bounds_and_those_that_nobody_counts_are_none(scene, monk
             async with asyncio.timeout(0.05):
                 await scene.shortages.watch_kernel_use(CountedSockets(use))
 
-    for use in (KernelUse(), KernelUse(8192, 64 << 20, 64 << 20), KernelUse(None, 1 << 40, None)):
+    for use in (KernelUsage(), KernelUsage(8192, 64 << 20, 64 << 20), KernelUsage(None, 1 << 40, None)):
         asyncio.run(story(use))

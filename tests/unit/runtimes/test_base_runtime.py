@@ -5,7 +5,7 @@ from contextlib import suppress
 
 import pytest
 
-from sandbox.interfaces.runtime import FileUse, KernelUse
+from sandbox.interfaces.runtime import FileUsage, KernelUsage
 from sandbox.model.limits import SOCKETS_MAX
 from sandbox.runtimes import base_runtime
 
@@ -25,24 +25,24 @@ class PlayedLaunch:
 class PlayedGroup:
     """Gives these one after the other, the last one on and on; raises those that are errors."""
 
-    def __init__(self, *uses: KernelUse | Exception) -> None:
+    def __init__(self, *uses: KernelUsage | Exception) -> None:
         self._uses = list(uses)
         self.looks = 0
 
-    def kernel_use(self, _pid: int, _memory_bytes: int, _counter: object, _slabs: object) -> KernelUse:
+    def kernel_usage(self, _pid: int, _memory_bytes: int, _counter: object, _slabs: object) -> KernelUsage:
         self.looks += 1
         use = self._uses.pop(0) if len(self._uses) > 1 else self._uses[0]
         if isinstance(use, Exception):
             raise use
         return use
 
-    def file_use(self) -> FileUse:
-        return FileUse(1)
+    def file_usage(self) -> FileUsage:
+        return FileUsage(1)
 
 
 async def was_killed(group: PlayedGroup, looks: int) -> bool:
     launch = PlayedLaunch()
-    watch = asyncio.create_task(base_runtime._end_past_bounds(launch, group, 1 << 30))
+    watch = asyncio.create_task(base_runtime._kill_on_excess(launch, group, 1 << 30))
     try:
         while group.looks < looks and not watch.done():
             await asyncio.sleep(0.001)
@@ -54,21 +54,21 @@ async def was_killed(group: PlayedGroup, looks: int) -> bool:
             await watch
 
 
-WITHIN, PAST = KernelUse(sockets=SOCKETS_MAX), KernelUse(sockets=SOCKETS_MAX + 1)
+WITHIN, PAST = KernelUsage(sockets=SOCKETS_MAX), KernelUsage(sockets=SOCKETS_MAX + 1)
 
 
 @pytest.mark.parametrize(
     ("uses", "is_killed"),
     [
         ([WITHIN], False),
-        ([KernelUse()], False),
+        ([KernelUsage()], False),
         ([WITHIN, PAST], True),
         ([WITHIN, OSError(23, "Too many open files in system")], True),
         ([ValueError("no number")], True),
     ],
 )
 def test_confined_programs_end_past_a_bound_and_where_nobody_can_count(
-    monkeypatch: pytest.MonkeyPatch, uses: list[KernelUse | Exception], is_killed: bool
+    monkeypatch: pytest.MonkeyPatch, uses: list[KernelUsage | Exception], is_killed: bool
 ):
     monkeypatch.setattr("sandbox.interfaces.kernel_watch.KERNEL_USE_CHECK_SECONDS", 0.001)
     assert asyncio.run(was_killed(PlayedGroup(*uses), looks=3)) is is_killed

@@ -37,4 +37,4 @@ def test_git_is_not_blamed_for_what_an_agent_was_ended_for(tmp_path: Path, kills
         with pytest.raises(GitError) as raised:
             asyncio.run(Git(os.defpath, confinement=programs).run("diff-tree", directory=tmp_path))
     assert raised.value.is_out_of_memory is is_gits
-    assert "No space left" in raised.value.complaint
+    assert "No space left" in raised.value.stderr

@@ -23,15 +23,15 @@ def here(monkeypatch):
 
 
 def probe_bubblewrap():
-    return asyncio.run(bubblewrap.probe_by_trying(None, None, None))
+    return asyncio.run(bubblewrap.probe_bubblewrap(None, None, None))
 
 
 def probe_gvisor():
-    return asyncio.run(gvisor.probe_by_trying(None, None, None))
+    return asyncio.run(gvisor.probe_gvisor(None, None, None))
 
 
 def probe_qemu():
-    return asyncio.run(qemu.probe_by_trying(None, None, None, only_kvm=False))
+    return asyncio.run(qemu.probe_qemu(None, None, None, only_kvm=False))
 
 
 @pytest.mark.parametrize(
@@ -68,4 +68,4 @@ def test_what_was_tried_and_failed_may_work_later(here, monkeypatch, error):
         monkeypatch.setattr(room, "try_once", fail)
         monkeypatch.setattr(room, "find_program", lambda: "/usr/bin/true")
         found = probe()
-        assert (found.works, found.is_final) == (False, False)
+        assert (found.is_available, found.is_final) == (False, False)

@@ -17,7 +17,7 @@ class Machine:
     def __init__(self):
         self.ended = []
 
-    def recall(self, attempt_id):
+    def recover(self, attempt_id):
         return SandboxHandle("remembered", attempt_id)
 
     async def destroy(self, handle, disk):
@@ -37,5 +37,5 @@ def test_a_sandbox_is_ended_by_its_handle_or_as_it_is_remembered(tmp_path, writt
     machine, files = Machine(), AttemptLayout(tmp_path)
     if written is not None:
         files.handle.write_bytes(written)
-    asyncio.run(SandboxLeftovers(machine).end("a" * 12, files))
+    asyncio.run(SandboxLeftovers(machine).clean_up("a" * 12, files))
     assert machine.ended == [runtime]

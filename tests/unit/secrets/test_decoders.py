@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from sandbox.secrets.redactor import Redactor
+from sandbox.secrets.redactor import SecretRedactor
 
 LIKE_ESCAPES = [
     *("\\b", "\\n", "\\t", "\\r", "\\f", "\\e", "\\6", "\\033", "\\x41", "\\u0041", "\\u{41}", "\\U00000041", "\\\\"),
@@ -47,8 +47,8 @@ ENDS = [b">>", b"n", b"b", b"41", b"0m", b";", b"'", b'"', b"\\"]
 LETTERS = ["a", "0", "n", "b", '"', "'", " ", "é"]
 
 
-def shown(value: str, before: bytes = b"<<", after: bytes = b">>", redactor: Redactor | None = None) -> bytes:
-    redactor, said = redactor or Redactor({"S": value}), before + value.encode() + after
+def shown(value: str, before: bytes = b"<<", after: bytes = b">>", redactor: SecretRedactor | None = None) -> bytes:
+    redactor, said = redactor or SecretRedactor({"S": value}), before + value.encode() + after
     stream = redactor.stream()
     redacted = b"".join([*(stream.feed(bytes([byte])) for byte in said), stream.flush()])
     assert redacted == redactor.redact(said)
@@ -69,7 +69,7 @@ def test_a_value_with_what_looks_like_an_escape_in_it(escape: str, core: str):
     "value", ["npasswor", "fpasswor", "41234567", "00000     ", "\\b\\b\\b\\b", "[0mabcde", "\\n\\nabcd"]
 )
 def test_what_stands_before_and_after_takes_nothing_of_a_short_value(value: str, before: bytes):
-    redactor = Redactor({"S": value})
+    redactor = SecretRedactor({"S": value})
     for after in ENDS:
         assert b"[REDACTED:S]" in shown(value, before, after, redactor)
 
@@ -93,7 +93,7 @@ def test_any_value_is_found_where_it_stands_plainly(pieces: list[str], before: b
     "value", ['0000012"""\\b', "\\b0\\b1\\b2", "a\x00\x00\x00\x00\x00bc", '%40é""-a', '\\\\\\\\01"x']
 )
 def test_a_value_of_which_escapes_leave_little_is_found_in_nested_json(value: str):
-    redactor, text = Redactor({"S": value}), value
+    redactor, text = SecretRedactor({"S": value}), value
     for _ in range(4):
         text = json.dumps({"text": text})
         assert "[REDACTED:S]" in redactor.redact_text(text)
@@ -103,7 +103,7 @@ def test_a_value_of_which_escapes_leave_little_is_found_in_nested_json(value: st
 
 @pytest.mark.parametrize("value", ['"default"', "'content'", "\\\\default"])
 def test_a_word_that_is_too_short_is_not_found_without_what_stands_around_it(value: str):
-    redactor = Redactor({"S": value})
+    redactor = SecretRedactor({"S": value})
     assert b"[REDACTED:S]" in redactor.redact(f"say {value} now".encode())
     for text in (b"the default {", b'{"content":1}'):
         assert redactor.redact(text) == text
@@ -140,13 +140,13 @@ def test_a_value_of_which_escapes_leave_little_is_found_in_html_and_shells(
     text = f"<{write(value)}>"
     for _ in range(depth):
         text = json.dumps(text)
-    assert "[REDACTED:S]" in Redactor({"S": value}).redact_text(text)
+    assert "[REDACTED:S]" in SecretRedactor({"S": value}).redact_text(text)
 
 
 @pytest.mark.parametrize("write", WRITINGS)
 @pytest.mark.parametrize("value", SHORT_WITH_ESCAPES)
 def test_html_and_shells_with_another_value_stay_as_they_are(value: str, write: Callable[[str], str]):
-    redactor = Redactor({"S": value})
+    redactor = SecretRedactor({"S": value})
     for other in (value.swapcase(), value.translate(str.maketrans("abnrt", "cdmqs"))):
         said = f"<{write(other)}>".encode()
         assert redactor.redact(said) is said

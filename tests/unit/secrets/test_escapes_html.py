@@ -9,29 +9,29 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from doubles.redaction_attacks import REFERENCES
-from sandbox.secrets.decoders import peel
-from sandbox.secrets.redactor import Redactor
+from sandbox.secrets.decoders import decode_layers
+from sandbox.secrets.redactor import SecretRedactor
 
 VALUE = "gH7_p&ss#/w=rd."
 WITHOUT_SEMICOLON = sorted(name for name in html5 if not name.endswith(";"))
 
 
 @pytest.fixture(scope="module")
-def redactor() -> Redactor:
-    return Redactor({"S": VALUE})
+def redactor() -> SecretRedactor:
+    return SecretRedactor({"S": VALUE})
 
 
 @pytest.mark.parametrize("name", ["amp", "quot", "lt", "gt", "apos", "lowbar", "period", "num", "sol", "AMP", "Tab"])
 def test_a_name(name: str):
     value = f"gH7{html5[f'{name};']}pass-word"
-    assert Redactor({"S": value}).redact_text(f"<gH7&{name};pass-word>") == "<[REDACTED:S]>"
+    assert SecretRedactor({"S": value}).redact_text(f"<gH7&{name};pass-word>") == "<[REDACTED:S]>"
 
 
 def test_every_name_that_html_has():
     names = list(html5)
     for some in (names[start : start + 25] for start in range(0, len(names), 25)):
         value = "-".join(html5[name] for name in some)
-        redacted = Redactor({"S": f"gH7_{value}_password"}).redact_text(f"<gH7_&{'-&'.join(some)}_password>")
+        redacted = SecretRedactor({"S": f"gH7_{value}_password"}).redact_text(f"<gH7_&{'-&'.join(some)}_password>")
         assert redacted == "<[REDACTED:S]>", some
 
 
@@ -40,7 +40,7 @@ def test_every_name_that_html_has():
 def test_a_name_without_semicolon_wherever_html_allows_it(name: str, after: str):
     shown = html.unescape(f"&{name}{after}")
     value = f"gH7_{shown}_word"
-    assert "[REDACTED:S]" in Redactor({"S": value}).redact_text(f"gH7_&{name}{after}_word")
+    assert "[REDACTED:S]" in SecretRedactor({"S": value}).redact_text(f"gH7_&{name}{after}_word")
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_a_name_without_semicolon_wherever_html_allows_it(name: str, after: str)
     ],
 )
 @pytest.mark.parametrize("wrap", ["{}", "json", "twice"])
-def test_ways_to_write_a_value(redactor: Redactor, written: str, wrap: str):
+def test_ways_to_write_a_value(redactor: SecretRedactor, written: str, wrap: str):
     if wrap == "json":
         written = json.dumps(written)[1:-1]
     if wrap == "twice":
@@ -69,7 +69,7 @@ def test_ways_to_write_a_value(redactor: Redactor, written: str, wrap: str):
 
 
 def test_numbers_that_html_reads_as_windows_1252():
-    redactor = Redactor({"S": "gH7€_password"})
+    redactor = SecretRedactor({"S": "gH7€_password"})
     assert redactor.redact_text("<gH7&#128;_password>") == "<[REDACTED:S]>"
     assert redactor.redact_text("<gH7&#x80;_password>") == "<[REDACTED:S]>"
     assert redactor.redact_text("<gH7_password>") == "<gH7_password>"
@@ -84,7 +84,7 @@ def test_numbers_that_html_reads_as_windows_1252():
     ).map("".join)
 )
 def test_one_layer_reads_what_python_reads(text: str):
-    layers = peel(text.encode())
+    layers = decode_layers(text.encode())
     assert layers[min(1, len(layers) - 1)].data.decode() == html.unescape(text)
 
 
@@ -97,7 +97,7 @@ def test_one_layer_reads_what_python_reads(text: str):
         "&" * 100,
     ],
 )
-def test_ordinary_text_with_ampersands_stays(redactor: Redactor, text: str):
+def test_ordinary_text_with_ampersands_stays(redactor: SecretRedactor, text: str):
     data = text.encode()
     assert redactor.redact(data) is data
 
@@ -106,7 +106,7 @@ def test_ordinary_text_with_ampersands_stays(redactor: Redactor, text: str):
     "value", ["u=x&copy=region&lt=5", "&notasecret&amp", "copy&paste&order=1", "&#65&#x42password"]
 )
 def test_a_value_that_looks_like_references_is_found_in_every_writing(value: str):
-    redactor = Redactor({"S": value})
+    redactor = SecretRedactor({"S": value})
     for written in (
         value,
         html.escape(value),
@@ -120,12 +120,12 @@ def test_a_value_that_looks_like_references_is_found_in_every_writing(value: str
 def test_an_open_reference_before_a_value_takes_nothing_of_it():
     for before in ("&", "&#", "&#x", "&#1", "&am"):
         for value in ("12345678ä0", "deadbeefdeädbeef", "amp;pässword"):
-            redacted = Redactor({"S": value}).redact_text(f"{before}{value} {before}{json.dumps(value)[1:-1]}")
+            redacted = SecretRedactor({"S": value}).redact_text(f"{before}{value} {before}{json.dumps(value)[1:-1]}")
             assert redacted.count("[REDACTED:S]") == 2, (before, value)
 
 
 @pytest.mark.parametrize("size", [1, 2, 5])
-def test_references_that_are_cut(redactor: Redactor, size: int):
+def test_references_that_are_cut(redactor: SecretRedactor, size: int):
     said = b"?a=1&copy=2\n" + b"gH7&lowbar;p&ampss&#0035/w&equals;rd&period; &CounterClockwiseContourIntegral &lt"
     stream = redactor.stream()
     pieces = [said[start : start + size] for start in range(0, len(said), size)]

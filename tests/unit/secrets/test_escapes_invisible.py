@@ -10,7 +10,7 @@ import pytest
 
 from doubles.redaction_attacks import html_by_name, html_by_number
 from sandbox.model.printable import INVISIBLE
-from sandbox.secrets.redactor import Redactor
+from sandbox.secrets.redactor import SecretRedactor
 
 VALUE = "gH7_pässwörd-к"
 INVISIBLES = [code for code in range(sys.maxunicode + 1) if INVISIBLE.match(chr(code)) and chr(code) != "\n"]
@@ -18,8 +18,8 @@ INVISIBLES = [code for code in range(sys.maxunicode + 1) if INVISIBLE.match(chr(
 
 
 @pytest.fixture(scope="module")
-def redactor() -> Redactor:
-    return Redactor({"S": VALUE})
+def redactor() -> SecretRedactor:
+    return SecretRedactor({"S": VALUE})
 
 
 def between(filling: str) -> str:
@@ -63,7 +63,7 @@ WRITINGS: list[Callable[[str], str]] = [
 
 
 @pytest.mark.parametrize("write", WRITINGS)
-def test_every_invisible_character_in_every_writing(redactor: Redactor, write: Callable[[str], str]):
+def test_every_invisible_character_in_every_writing(redactor: SecretRedactor, write: Callable[[str], str]):
     """All of them, a line each; in most writings those that differ in their last digit are one case."""
     step = 1 if write is plain else 7
     tried = INVISIBLES[::step]
@@ -74,7 +74,7 @@ def test_every_invisible_character_in_every_writing(redactor: Redactor, write: C
 
 
 @pytest.mark.parametrize("write", WRITINGS)
-def test_a_run_of_them_in_one_place(redactor: Redactor, write: Callable[[str], str]):
+def test_a_run_of_them_in_one_place(redactor: SecretRedactor, write: Callable[[str], str]):
     for run in ("\u061c\u3164\ufe0f\t\x85", "\U000e0041" * 40, "\ufff9\ufffb", "\x9d0;title\x9c", "\x9b1m"):
         assert redactor.redact_text(f"<{write(VALUE[:5] + run + VALUE[5:])}>") == "<[REDACTED:S]>"
 
@@ -83,20 +83,20 @@ def test_a_run_of_them_in_one_place(redactor: Redactor, write: Callable[[str], s
 @pytest.mark.parametrize("filling", ["\x1b", "\x9b", "\x9d", "\x90", "\x9c"])
 def test_what_begins_a_terminal_escape_before_any_letter(write: Callable[[str], str], filling: str):
     for value in ("c[1mP]8;;x/word", "a]b[cPd^e_f(Bg7h"):
-        redactor = Redactor({"S": value})
+        redactor = SecretRedactor({"S": value})
         for mixed in (filling, filling + "\u200b", "\x00" + filling):
             assert redactor.redact_text(f"<{write(mixed.join(value))}>") == "<[REDACTED:S]>"
 
 
 @pytest.mark.parametrize("filling", ["\t", "\\t", "\\\\t", "\\u0009", "%09", "&Tab;", "&#9;", "\\x09", "\\011"])
-def test_tabs_in_every_form(redactor: Redactor, filling: str):
+def test_tabs_in_every_form(redactor: SecretRedactor, filling: str):
     assert redactor.redact_text(f"<{filling.join(VALUE)}>") == "<[REDACTED:S]>"
 
 
 @pytest.mark.parametrize(
     "filling", ["\\a", "\\b", "\\v", "\\f", "\\r", "\\e[1m", "\\e]0;title\\a", "\\e(B", "\\033[1m"]
 )
-def test_controls_as_shells_and_c_write_them(redactor: Redactor, filling: str):
+def test_controls_as_shells_and_c_write_them(redactor: SecretRedactor, filling: str):
     assert redactor.redact_text(f"<{filling.join(VALUE)}>") == "<[REDACTED:S]>"
 
 
@@ -104,16 +104,16 @@ def test_controls_as_shells_and_c_write_them(redactor: Redactor, filling: str):
 def test_controls_of_latin_1(filling: bytes):
     value = "gH7_password"
     written = b"<" + filling.join(bytes([letter]) for letter in value.encode()) + b">"
-    assert Redactor({"S": value}).redact(written) == b"<[REDACTED:S]>"
+    assert SecretRedactor({"S": value}).redact(written) == b"<[REDACTED:S]>"
 
 
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-16", "utf-32-le", "utf-32-be"])
 def test_an_ascii_value_in_wider_encodings(encoding: str):
     value = "gH7_password"
-    assert b"[REDACTED:S]" in Redactor({"S": value}).redact(f"a {value} b".encode(encoding))
+    assert b"[REDACTED:S]" in SecretRedactor({"S": value}).redact(f"a {value} b".encode(encoding))
 
 
-def test_tabs_and_invisible_characters_in_base64(redactor: Redactor):
+def test_tabs_and_invisible_characters_in_base64(redactor: SecretRedactor):
     code = base64.b64encode(f"user:{VALUE}:end".encode()).decode()
     for filling in ("\t", "\u200b", "\U000e0041", "\x85"):
         assert "[REDACTED:S]" in redactor.redact_text(filling.join(code))
@@ -125,7 +125,7 @@ def chunks(data: bytes, size: int) -> Iterator[bytes]:
 
 @pytest.mark.parametrize("write", WRITINGS)
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
-def test_split_over_chunks(redactor: Redactor, write: Callable[[str], str], size: int):
+def test_split_over_chunks(redactor: SecretRedactor, write: Callable[[str], str], size: int):
     for filling in ("\t", "\x85", "\u2060", "\ufffb", "\U000e0041", "\U0001d159", "\x9b1m"):
         said = f"before\n<{write(between(filling))}> after\n".encode()
         stream = redactor.stream()
@@ -147,7 +147,7 @@ def test_split_over_chunks(redactor: Redactor, write: Callable[[str], str], size
     ],
 )
 @pytest.mark.parametrize("size", [1, 5, 10_000])
-def test_text_without_a_value_keeps_every_character(redactor: Redactor, text: str, size: int):
+def test_text_without_a_value_keeps_every_character(redactor: SecretRedactor, text: str, size: int):
     data = text.encode()
     assert redactor.redact(data) is data
     stream = redactor.stream()
@@ -156,18 +156,18 @@ def test_text_without_a_value_keeps_every_character(redactor: Redactor, text: st
 
 def test_a_value_that_has_invisible_characters_is_found_with_and_without_them():
     value = "👩‍💻-❤️-geheim"
-    redactor = Redactor({"S": value})
+    redactor = SecretRedactor({"S": value})
     for written in (value, value.replace("\u200d", "").replace("\ufe0f", ""), json.dumps(value)[1:-1]):
         assert redactor.redact_text(f"<{written}>") == "<[REDACTED:S]>"
 
 
 @pytest.mark.parametrize("value", ["\u3164" * 9, "\t" * 8, "\x80\u2800" * 5, "\ud800" * 8, "a\u200b" * 5])
 def test_a_value_of_little_else_is_found_as_it_is(value: str):
-    redactor = Redactor({"S": value})
+    redactor = SecretRedactor({"S": value})
     assert redactor.redact_text(f"a {value} b") == "a [REDACTED:S] b"
     assert redactor.redact_text("nothing\tof it\u200b") == "nothing\tof it\u200b"
 
 
 @pytest.mark.parametrize("filling", [" ", "\n", "\u00a0", "\u3000", "-", "\u0301", "\ufffd"])
-def test_characters_that_show_are_no_filling(redactor: Redactor, filling: str):
+def test_characters_that_show_are_no_filling(redactor: SecretRedactor, filling: str):
     assert redactor.redact_text(between(filling)) == between(filling)

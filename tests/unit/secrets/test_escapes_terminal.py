@@ -6,7 +6,7 @@ from urllib.parse import quote
 
 import pytest
 
-from sandbox.secrets.redactor import Redactor
+from sandbox.secrets.redactor import SecretRedactor
 
 LIKE_ESCAPES = ["0123456789ab", "abefnrtvx41u0041", "p4ssw0rd"]
 """Behind the backslash that ends a string, each of these letters begins an escape."""
@@ -52,7 +52,7 @@ WRITINGS: list[Callable[[str], str]] = [
 ]
 
 
-def in_pieces(redactor: Redactor, data: bytes, size: int) -> bytes:
+def in_pieces(redactor: SecretRedactor, data: bytes, size: int) -> bytes:
     stream = redactor.stream()
     pieces = [stream.feed(data[start : start + size]) for start in range(0, len(data), size)]
     return b"".join((*pieces, stream.flush()))
@@ -62,7 +62,7 @@ def in_pieces(redactor: Redactor, data: bytes, size: int) -> bytes:
 @pytest.mark.parametrize("string", STRINGS)
 @pytest.mark.parametrize("value", LIKE_ESCAPES)
 def test_a_terminal_string_between_characters_hides_nothing(value: str, string: str, write: Callable[[str], str]):
-    redactor = Redactor({"S": value})
+    redactor = SecretRedactor({"S": value})
     written = write(f"<{string.join(value)}>").encode()
     redacted = redactor.redact(written)
     assert b"[REDACTED:S]" in redacted
@@ -73,7 +73,7 @@ def test_a_terminal_string_between_characters_hides_nothing(value: str, string: 
 @pytest.mark.parametrize("write", WRITINGS)
 @pytest.mark.parametrize("string", STRINGS)
 def test_a_terminal_string_around_other_text_stays_as_it_is(string: str, write: Callable[[str], str]):
-    redactor = Redactor({value: value for value in LIKE_ESCAPES})
+    redactor = SecretRedactor({value: value for value in LIKE_ESCAPES})
     written = write(f"<{string.join('012345678-')}{string}abef{string}p4ss{string}>").encode()
     assert redactor.redact(written) is written
     assert in_pieces(redactor, written, 3) == written
@@ -83,7 +83,7 @@ def test_a_terminal_string_around_other_text_stays_as_it_is(string: str, write: 
 @pytest.mark.parametrize("joint", ["'\\''", "'\"'\"'"])
 @pytest.mark.parametrize("value", ["it's-a-secret", "a'b'c'd'e"])
 def test_quotes_of_a_shell_are_undone_in_nested_json(value: str, joint: str, depth: int):
-    redactor = Redactor({"S": value})
+    redactor = SecretRedactor({"S": value})
     text = "x='" + value.replace("'", joint) + "'"
     for _ in range(depth):
         text = json.dumps(text)
@@ -95,7 +95,7 @@ def test_quotes_of_a_shell_are_undone_in_nested_json(value: str, joint: str, dep
 
 @pytest.mark.parametrize("depth", range(3))
 def test_quotes_of_a_shell_in_other_text_stay(depth: int):
-    redactor = Redactor({"S": "it's-a-secret"})
+    redactor = SecretRedactor({"S": "it's-a-secret"})
     text = "echo 'it'\"'\"'s-no-secret' 'it'\\''s a'"
     for _ in range(depth):
         text = json.dumps(text)
@@ -110,7 +110,7 @@ CUT_SHORT = ["\x1b[12\x18", "\x1b[1;2\x1a", "\x1b]x\x18", "\x1bPq\x1a", "\x1b[1\
 @pytest.mark.parametrize("write", WRITINGS)
 @pytest.mark.parametrize("string", [*CUT_SHORT, "\x1b[" + "38;2;255;255;255;" * 12 + "1m"])
 def test_a_terminal_escape_that_is_cut_short_or_long_hides_nothing(string: str, write: Callable[[str], str]):
-    redactor = Redactor({"S": "gHi7_pwssKrd-k"})
+    redactor = SecretRedactor({"S": "gHi7_pwssKrd-k"})
     written = write(f"<{string.join('gHi7_pwssKrd-k')}>").encode()
     redacted = redactor.redact(written)
     assert b"[REDACTED:S]" in redacted
@@ -121,7 +121,7 @@ def test_a_terminal_escape_that_is_cut_short_or_long_hides_nothing(string: str, 
 @pytest.mark.parametrize("write", WRITINGS)
 @pytest.mark.parametrize("string", CUT_SHORT)
 def test_a_terminal_escape_that_is_cut_short_stays_in_other_text(string: str, write: Callable[[str], str]):
-    redactor = Redactor({"S": "gHi7_pwssKrd-k"})
+    redactor = SecretRedactor({"S": "gHi7_pwssKrd-k"})
     written = write(f"<{string.join('gHi7_pwssKrd+k')}>").encode()
     assert redactor.redact(written) is written
     assert in_pieces(redactor, written, 3) == written

@@ -14,8 +14,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from doubles.redaction_attacks import ESCAPES, VALUES, as_base64, letters_of_attack, values, with_noise
-from sandbox.secrets.patterns import Needle
-from sandbox.secrets.redactor import Redactor
+from sandbox.secrets.patterns import SecretPattern
+from sandbox.secrets.redactor import SecretRedactor
 
 TOKEN = "ghp_aB3dE6gH9jK2mN5pQ8sT1vW4yZ7bC0eF3hI6"
 MARK = "[REDACTED:TOKEN]"
@@ -24,14 +24,14 @@ SPREAD_MAX = 32
 
 
 @pytest.fixture(scope="module")
-def redactor() -> Redactor:
-    return Redactor({"TOKEN": TOKEN, "OTHER": VALUES[2], "KEY": VALUES[5]})
+def redactor() -> SecretRedactor:
+    return SecretRedactor({"TOKEN": TOKEN, "OTHER": VALUES[2], "KEY": VALUES[5]})
 
 
 @pytest.fixture(scope="module")
-def one_by_one() -> dict[str, Redactor]:
+def one_by_one() -> dict[str, SecretRedactor]:
     """To each value one that knows it alone."""
-    return {value: Redactor({"S": value}) for value in VALUES}
+    return {value: SecretRedactor({"S": value}) for value in VALUES}
 
 
 @settings(max_examples=200, deadline=None)
@@ -40,7 +40,7 @@ def one_by_one() -> dict[str, Redactor]:
 )
 def test_no_piece_of_a_written_down_value_is_left(story: tuple[str, list[list[bytes]]]):
     value, attacks = story
-    redactor = Redactor({"S": value})
+    redactor = SecretRedactor({"S": value})
     for letters in attacks:
         if sum(map(len, letters)) > SPREAD_MAX * len(value) + 4096:
             continue
@@ -54,7 +54,7 @@ def test_no_piece_of_a_written_down_value_is_left(story: tuple[str, list[list[by
 
 @settings(max_examples=100, deadline=None)
 @given(st.binary(max_size=300) | st.text(max_size=300).map(str.encode))
-def test_what_holds_no_value_stays_as_it_is(one_by_one: dict[str, Redactor], data: bytes):
+def test_what_holds_no_value_stays_as_it_is(one_by_one: dict[str, SecretRedactor], data: bytes):
     for value, redactor in one_by_one.items():
         if value != "aaaaaaaaaaaa":
             assert redactor.redact(data) is data
@@ -62,7 +62,7 @@ def test_what_holds_no_value_stays_as_it_is(one_by_one: dict[str, Redactor], dat
 
 @settings(max_examples=100, deadline=None)
 @given(st.sampled_from(VALUES), st.text(max_size=60), st.text(max_size=60))
-def test_what_stands_around_a_value_stays(one_by_one: dict[str, Redactor], value: str, before: str, after: str):
+def test_what_stands_around_a_value_stays(one_by_one: dict[str, SecretRedactor], value: str, before: str, after: str):
     assume(not before.endswith("\\"))
     redacted = one_by_one[value].redact_text(f"{before}|{value}|{after}")
     assert redacted.startswith(f"{before}|")
@@ -71,7 +71,7 @@ def test_what_stands_around_a_value_stays(one_by_one: dict[str, Redactor], value
 
 @pytest.mark.parametrize("escape", ESCAPES)
 @pytest.mark.parametrize("value", VALUES)
-def test_every_escape_of_every_value(one_by_one: dict[str, Redactor], value: str, escape: Any):
+def test_every_escape_of_every_value(one_by_one: dict[str, SecretRedactor], value: str, escape: Any):
     redacted = one_by_one[value].redact_text(f"<{escape(value)}>")
     assert redacted.startswith("<")
     assert "[REDACTED:S]" in redacted
@@ -83,7 +83,7 @@ def test_every_escape_of_every_value(one_by_one: dict[str, Redactor], value: str
 )
 @pytest.mark.parametrize("first", ["", "Ĥ", "ä", "¤", "п", "ѿ", "😀", "🐀", "\ud83d", "\\"])
 def test_a_value_that_begins_with_another_letter_than_ascii_is_found_in_texts(value: str, first: str):
-    redactor = Redactor({"S": value})
+    redactor = SecretRedactor({"S": value})
     redacted = redactor.redact_text(f"<{value}> {first}{value[1:]} {first}hnlich-geheim-1 {first}{value}>")
     assert redacted.startswith("<[REDACTED:S]> ")
     assert value not in redacted
@@ -109,20 +109,20 @@ LETTERS = "pässwörd-x1 & 7"
     ],
 )
 def test_letters_with_a_number_of_two_digits_and_short_escapes(written: bytes):
-    redacted = Redactor({"S": LETTERS}).redact(written)
+    redacted = SecretRedactor({"S": LETTERS}).redact(written)
     assert b"[REDACTED:S]" in redacted
     assert len(redacted.strip(b'"')) <= len("[REDACTED:S]") + 5
 
 
 def test_letters_of_several_kinds_as_python_writes_them():
     value = "pässwörd-€-😀-1"
-    assert Redactor({"S": value}).redact_text(f"<{value!a}>") == "<'[REDACTED:S]'>"
+    assert SecretRedactor({"S": value}).redact_text(f"<{value!a}>") == "<'[REDACTED:S]'>"
 
 
 @pytest.mark.parametrize("value", ["pässwordxyz%", "pässwordxyz%4", "pässwordxyz\\", "pässwordxyz\\x", "pässwordxyz&"])
 @pytest.mark.parametrize("after", ["41", "1", "x41", "#65;", " 41", "n"])
 def test_what_stands_behind_a_value_may_make_an_escape_of_its_end(value: str, after: str):
-    redacted = Redactor({"S": value}).redact_text(json.dumps(value + after))
+    redacted = SecretRedactor({"S": value}).redact_text(json.dumps(value + after))
     assert redacted.startswith('"[REDACTED:S]')
     assert len(redacted) <= len('"[REDACTED:S]"') + 3 + len(after)
 
@@ -130,7 +130,7 @@ def test_what_stands_behind_a_value_may_make_an_escape_of_its_end(value: str, af
 @pytest.mark.parametrize("value", VALUES)
 @pytest.mark.parametrize("before", [0, 1, 2])
 @pytest.mark.parametrize("url_safe", [True, False])
-def test_base64_at_every_alignment(one_by_one: dict[str, Redactor], value: str, before: int, url_safe: bool):
+def test_base64_at_every_alignment(one_by_one: dict[str, SecretRedactor], value: str, before: int, url_safe: bool):
     code = as_base64(value * 1, before, url_safe)
     for written in (code, code.replace("\n", "\r\n"), json.dumps(code), json.dumps(json.dumps(code))):
         redacted = one_by_one[value].redact_text(written)
@@ -138,13 +138,13 @@ def test_base64_at_every_alignment(one_by_one: dict[str, Redactor], value: str, 
         assert len(redacted.strip('"\\')) <= len("[REDACTED:S]") + 12
 
 
-def test_a_docker_login_is_base64_in_base64(redactor: Redactor):
+def test_a_docker_login_is_base64_in_base64(redactor: SecretRedactor):
     login = base64.b64encode(f"user:{TOKEN}".encode()).decode()
     config = json.dumps({"auths": {"registry.example": {"auth": login}}})
     assert MARK in redactor.redact_text(base64.b64encode(config.encode()).decode())
 
 
-def test_a_tools_answer_inside_a_line_of_events(redactor: Redactor):
+def test_a_tools_answer_inside_a_line_of_events(redactor: SecretRedactor):
     answer = json.dumps({"env": {"GITHUB_TOKEN": TOKEN, "PASSWORD": VALUES[2]}}, indent=2)
     line = json.dumps({"type": "user", "message": {"content": [{"type": "tool_result", "content": answer}]}})
     event = json.loads(redactor.redact_text(line))
@@ -155,7 +155,7 @@ def test_a_tools_answer_inside_a_line_of_events(redactor: Redactor):
 @settings(max_examples=60, deadline=None)
 @given(values, st.booleans())
 def test_json_stays_json(value: str, ascii_only: bool):
-    text, redactor = f"it is {value} there", Redactor({"S": value})
+    text, redactor = f"it is {value} there", SecretRedactor({"S": value})
     for depth in range(1, 5):
         text = json.dumps({"text": text}, ensure_ascii=ascii_only)
         redacted = redactor.redact_text(text)
@@ -164,7 +164,7 @@ def test_json_stays_json(value: str, ascii_only: bool):
             redacted = json.loads(redacted)["text"]
 
 
-def test_terminal_escapes_in_between(redactor: Redactor):
+def test_terminal_escapes_in_between(redactor: SecretRedactor):
     for seed in range(20):
         noisy = with_noise(TOKEN, seed)
         in_c = noisy.replace("\\", "\\\\").replace("\x1b", "\\033")
@@ -173,38 +173,38 @@ def test_terminal_escapes_in_between(redactor: Redactor):
             assert MARK in redactor.redact_text(written)
 
 
-def test_a_value_with_its_letters_apart_as_in_utf_16(redactor: Redactor):
+def test_a_value_with_its_letters_apart_as_in_utf_16(redactor: SecretRedactor):
     assert MARK.encode() in redactor.redact(TOKEN.encode("utf-16-le"))
 
 
-def test_dumps_in_hex_with_blanks_and_breaks(redactor: Redactor):
+def test_dumps_in_hex_with_blanks_and_breaks(redactor: SecretRedactor):
     code = TOKEN.encode().hex()
     pairs = " ".join(code[start : start + 2] for start in range(0, len(code), 2))
     for written in (code, code.upper(), pairs, code[:60] + "\n" + code[60:]):
         assert redactor.redact_text(written) == MARK
 
 
-def test_a_host_name_is_told_in_lower_case(redactor: Redactor):
+def test_a_host_name_is_told_in_lower_case(redactor: SecretRedactor):
     assert redactor.redact_text(f"{TOKEN.lower()}.evil.example") == f"{MARK}.evil.example"
 
 
-def test_file_and_branch_names_as_git_quotes_them(redactor: Redactor):
+def test_file_and_branch_names_as_git_quotes_them(redactor: SecretRedactor):
     value = "naïve-schlüssel-ß"
     quoted = "".join(chr(byte) if byte < 128 else f"\\{byte:03o}" for byte in value.encode())
-    redacted = Redactor({"S": value}).redact_text(f'diff --git "a/{quoted}" "b/{quoted}"')
+    redacted = SecretRedactor({"S": value}).redact_text(f'diff --git "a/{quoted}" "b/{quoted}"')
     assert redacted == 'diff --git "a/[REDACTED:S]" "b/[REDACTED:S]"'
     assert redactor.redact_text(f"error: cannot open refs/heads/{TOKEN}") == f"error: cannot open refs/heads/{MARK}"
 
 
-def test_lines_of_a_value_are_found_one_by_one_as_in_a_diff(redactor: Redactor):
+def test_lines_of_a_value_are_found_one_by_one_as_in_a_diff(redactor: SecretRedactor):
     diff = "".join(f"+{line}\n" for line in VALUES[5].splitlines())
     assert "MIIEvQ" not in redactor.redact_text(diff)
     assert redactor.redact_text(diff).startswith("+-----BEGIN KEY-----\n+[REDACTED:KEY]\n")
 
 
 def test_values_of_a_task_that_are_too_short_are_named_and_left():
-    redactor = Redactor({"PIN": "1234567", "TOKEN": TOKEN, "NONE": ""})
-    assert redactor.too_short == ("PIN", "NONE")
+    redactor = SecretRedactor({"PIN": "1234567", "TOKEN": TOKEN, "NONE": ""})
+    assert redactor.too_short_names == ("PIN", "NONE")
     assert redactor.redact_text(f"1234567 {TOKEN}") == f"1234567 {MARK}"
 
 
@@ -221,40 +221,40 @@ def test_values_of_a_task_that_are_too_short_are_named_and_left():
     ],
 )
 def test_strange_values_are_found_where_they_stand(value: str):
-    redactor = Redactor({"S": value})
+    redactor = SecretRedactor({"S": value})
     assert redactor.redact_text(f"a{value}b") == "a[REDACTED:S]b"
     assert redactor.redact_text("nothing of it") == "nothing of it"
 
 
-def test_plain_json_data_is_redacted_in_texts_and_keys(redactor: Redactor):
+def test_plain_json_data_is_redacted_in_texts_and_keys(redactor: SecretRedactor):
     value = {"a": [TOKEN, 1, None, True, 2.5], TOKEN: {"b": f"x {TOKEN}"}, "c": ("y",)}
-    assert redactor.redact_value(value) == {
+    assert redactor.redact_json(value) == {
         "a": [MARK, 1, None, True, 2.5],
         MARK: {"b": f"x {MARK}"},
         "c": ["y"],
     }
 
 
-def test_text_of_any_kind_goes_through(redactor: Redactor):
+def test_text_of_any_kind_goes_through(redactor: SecretRedactor):
     for text in ("", "\ud800 lone", "é🔑", "\0"):
         assert redactor.redact_text(text) == text
         assert redactor.redact_text(text + TOKEN) == text + MARK
 
 
-def test_nothing_tells_the_values(redactor: Redactor):
+def test_nothing_tells_the_values(redactor: SecretRedactor):
     stream = redactor.stream()
     stream.feed(TOKEN[:20].encode())
     for thing in (redactor, stream):
         assert "ghp" not in repr(thing) + str(thing)
-    assert "ghp" not in repr(Needle(TOKEN.encode(), "TOKEN"))
+    assert "ghp" not in repr(SecretPattern(TOKEN.encode(), "TOKEN"))
 
 
 def test_many_secrets_cost_no_more_than_few():
     line = b'{"type":"assistant","text":"' + b"some ordinary words, \\n and more of them " * 24 + b'"}\n'
-    many = Redactor({f"S{index}": f"{index:02}x{TOKEN}" for index in range(64)})
-    few = Redactor({"S": TOKEN})
+    many = SecretRedactor({f"S{index}": f"{index:02}x{TOKEN}" for index in range(64)})
+    few = SecretRedactor({"S": TOKEN})
 
-    def seconds(redactor: Redactor) -> float:
+    def seconds(redactor: SecretRedactor) -> float:
         begin = time.process_time()
         for _ in range(300):
             redactor.redact(line)
@@ -300,7 +300,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("data", HOSTILE.values(), ids=HOSTILE)
-def test_nothing_takes_long(redactor: Redactor, data: bytes):
+def test_nothing_takes_long(redactor: SecretRedactor, data: bytes):
     begin = time.process_time()
     redactor.redact(data)
     stream = redactor.stream()
@@ -329,12 +329,12 @@ def test_a_long_value_in_wrapped_base64_or_hex_that_is_encoded_once_more(inner: 
     }
     text = ways[outer](ways[inner]((LONG + end).encode()).encode())
     other = ways[outer](ways[inner]((LONG[::-1] + end).encode()).encode())
-    redactor = Redactor({"KEY": LONG})
+    redactor = SecretRedactor({"KEY": LONG})
     assert redactor.redact_text(f"it is {text}!").startswith("it is [REDACTED:KEY]")
     assert redactor.redact_text(other) is other
 
 
 def test_a_line_of_a_value_may_begin_with_dashes():
-    redactor = Redactor({"KEY": "the first line of it\n-----5f1d7c3a9e8b2d4f6a0c\n-----BEGIN RSA KEY-----"})
+    redactor = SecretRedactor({"KEY": "the first line of it\n-----5f1d7c3a9e8b2d4f6a0c\n-----BEGIN RSA KEY-----"})
     assert redactor.redact_text("+-----5f1d7c3a9e8b2d4f6a0c\n") == "+[REDACTED:KEY]\n"
     assert redactor.redact_text("-----BEGIN RSA KEY-----\n") == "-----BEGIN RSA KEY-----\n"

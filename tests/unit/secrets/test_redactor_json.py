@@ -6,7 +6,7 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from sandbox.secrets.redactor import Redactor
+from sandbox.secrets.redactor import SecretRedactor
 
 KEY = "sk-live-0123456789abcdef"
 QUOTED = [f'"{KEY}"', f"'{KEY}'", f' "{KEY}"\n', f'{KEY}"', f'"{KEY}', f'{KEY}"\\', f"{KEY}%22", f"%22{KEY}&quot;"]
@@ -24,11 +24,11 @@ def nested(text: str, depth: int) -> str:
 @pytest.mark.parametrize("depth", [1, 2, 3])
 def test_a_value_with_quotes_around_is_found_without_them_and_its_line_is_still_json(value: str, depth: int):
     line = nested(f"The key is {KEY}", depth)
-    assert Redactor({"S": value}).redact_text(line) == nested("The key is [REDACTED:S]", depth)
+    assert SecretRedactor({"S": value}).redact_text(line) == nested("The key is [REDACTED:S]", depth)
 
 
 def test_a_value_with_quotes_around_is_found_without_them_in_base64():
-    redactor = Redactor({"S": f'"{KEY}"'})
+    redactor = SecretRedactor({"S": f'"{KEY}"'})
     assert redactor.redact(KEY.encode().hex().encode()) == b"[REDACTED:S]"
 
 
@@ -36,7 +36,7 @@ def test_a_value_with_quotes_around_is_found_without_them_in_base64():
 @pytest.mark.parametrize("text", ["abcdefg", '"abcdefg"', 'abcdefg"', "x abcdefg\\"])
 @pytest.mark.parametrize("depth", [1, 2, 3])
 def test_a_value_that_is_short_without_its_quotes_leaves_json_whole(value: str, text: str, depth: int):
-    redacted = Redactor({"S": value}).redact_text(nested(text, depth))
+    redacted = SecretRedactor({"S": value}).redact_text(nested(text, depth))
     for _ in range(depth):
         redacted = json.loads(redacted)["text"]
     assert value not in redacted
@@ -44,7 +44,7 @@ def test_a_value_that_is_short_without_its_quotes_leaves_json_whole(value: str, 
 
 def test_a_line_of_a_value_that_ends_in_a_quote_leaves_json_whole():
     line = 'password = "hunter2-hunter2"'
-    redactor = Redactor({"S": f"[default]\n{line}\nregion = somewhere\n"})
+    redactor = SecretRedactor({"S": f"[default]\n{line}\nregion = somewhere\n"})
     assert json.loads(redactor.redact_text(json.dumps([line[:-1], line]))) == ["[REDACTED:S]", '[REDACTED:S]"']
 
 
@@ -52,14 +52,14 @@ def test_a_line_of_a_value_that_ends_in_a_quote_leaves_json_whole():
 @pytest.mark.parametrize("depth", [0, 1, 2])
 def test_a_value_that_is_json_may_stand_as_a_part_of_the_document(value: str, depth: int):
     document = nested(f'{{"type":"tool_use","input":{value}}}', depth)
-    redacted = Redactor({"S": value}).redact_text(document)
+    redacted = SecretRedactor({"S": value}).redact_text(document)
     for _ in range(depth):
         redacted = json.loads(redacted)["text"]
     assert json.loads(redacted) == {"type": "tool_use", "input": "[REDACTED:S]"}
 
 
 def test_a_value_that_is_json_may_stand_in_a_text():
-    redacted = Redactor({"S": OBJECT}).redact_text(json.dumps({"text": f"It is {OBJECT}."}))
+    redacted = SecretRedactor({"S": OBJECT}).redact_text(json.dumps({"text": f"It is {OBJECT}."}))
     assert json.loads(redacted) == {"text": 'It is "[REDACTED:S]".'}
 
 
@@ -77,7 +77,7 @@ letters = st.sampled_from("\\\"'nu041ab%/&\n\té😀 x-")
 )
 def test_json_with_values_of_any_letters_stays_json(value: str, before: str, after: str):
     assume(len(set(value)) > 5)
-    redactor = Redactor({"S": value})
+    redactor = SecretRedactor({"S": value})
     for ascii_only in (True, False):
         text = before + value + after
         for _ in range(3):

@@ -6,8 +6,8 @@ import pytest
 
 from sandbox.interfaces.secrets import SecretUnavailableError
 from sandbox.model.manifest.schema import Secret
-from sandbox.secrets.resolver import Secrets
-from sandbox.secrets.sources import EnvironmentSource, unavailable
+from sandbox.secrets.resolver import SecretResolver
+from sandbox.secrets.sources import EnvironmentSource, unavailable_error
 
 VARIABLES = {
     "GITHUB_TOKEN": "ghp_the-value",
@@ -25,7 +25,7 @@ def secret(name: str, key: str = "", source: str = "env") -> Secret:
 
 
 def resolve(*secrets: Secret, allowed: set[str] | None = None) -> dict[str, str]:
-    return asyncio.run(Secrets({"env": EnvironmentSource(VARIABLES, allowed)}).resolve(secrets))
+    return asyncio.run(SecretResolver({"env": EnvironmentSource(VARIABLES, allowed)}).resolve(secrets))
 
 
 def refusal(*secrets: Secret, allowed: set[str] | None = None) -> str:
@@ -101,7 +101,7 @@ class Meeting:
 
 def test_slow_sources_are_asked_at_the_same_time():
     async def story() -> dict[str, str]:
-        return await Secrets({"vault": Meeting(3)}).resolve([secret(name, "k#f", "vault") for name in "ABC"])
+        return await SecretResolver({"vault": Meeting(3)}).resolve([secret(name, "k#f", "vault") for name in "ABC"])
 
     assert asyncio.run(story()) == {name: f"value of {name}" for name in "ABC"}
 
@@ -118,12 +118,12 @@ class Answering:
 
 def test_what_no_environment_variable_can_hold():
     with pytest.raises(SecretUnavailableError) as caught:
-        asyncio.run(Secrets({"vault": Answering("a\0b")}).resolve([secret("A", "k#f", "vault")]))
+        asyncio.run(SecretResolver({"vault": Answering("a\0b")}).resolve([secret("A", "k#f", "vault")]))
     assert "NUL" in caught.value.detail
 
 
 def test_all_values_together_have_a_bound():
-    source = Secrets({"vault": Answering("x" * 65536)})
+    source = SecretResolver({"vault": Answering("x" * 65536)})
     assert len(asyncio.run(source.resolve([secret(f"S{i}", "k#f", "vault") for i in range(4)]))) == 4
     with pytest.raises(SecretUnavailableError, match="larger than 256 KiB together"):
         asyncio.run(source.resolve([secret(f"S{i}", "k#f", "vault") for i in range(5)]))
@@ -131,11 +131,11 @@ def test_all_values_together_have_a_bound():
 
 def test_a_mistake_of_ours_is_not_called_a_missing_secret():
     with pytest.raises(ZeroDivisionError):
-        asyncio.run(Secrets({"vault": Answering(ZeroDivisionError())}).resolve([secret("A", "k#f", "vault")]))
+        asyncio.run(SecretResolver({"vault": Answering(ZeroDivisionError())}).resolve([secret("A", "k#f", "vault")]))
 
 
 def test_the_sentence_names_the_secret():
-    error = unavailable(secret("TOKEN", "a/b#c", "vault"), "it rained.")
+    error = unavailable_error(secret("TOKEN", "a/b#c", "vault"), "it rained.")
     assert (error.code, error.detail) == ("secret_unavailable", "Secret TOKEN (source vault, key a/b#c): it rained.")
 
 

@@ -5,18 +5,18 @@ import sys
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandbox.secrets.patterns import Needle
-from sandbox.secrets.scanner import Search
+from sandbox.secrets.patterns import SecretPattern
+from sandbox.secrets.scanner import MultiPatternSearch
 
 HOSTS = [f"node{number:04d}.internal.example.com:secretpw{number:04d}".encode() for number in range(1200)]
 
 
-def search_for(*skeletons: bytes) -> Search:
-    return Search(Needle(skeleton, f"N{number}") for number, skeleton in enumerate(skeletons))
+def search_for(*skeletons: bytes) -> MultiPatternSearch:
+    return MultiPatternSearch(SecretPattern(skeleton, f"N{number}") for number, skeleton in enumerate(skeletons))
 
 
 def test_of_lines_that_share_their_middle_few_are_compared_wherever_that_middle_stands():
-    known = search_for(*HOSTS)._words
+    known = search_for(*HOSTS)._patterns_by_word
     middle = b"".join(HOSTS[0][9:36] for _ in range(4))
     words = {int.from_bytes(middle[at : at + 4], sys.byteorder) for at in range(len(middle) - 3)}
     assert sum(len(known.get(word, ())) for word in words) < len(HOSTS) / 4

@@ -29,11 +29,11 @@ def test_a_gap_stands_where_the_frames_would_have_stood():
         broadcast = Broadcast()
         frames = broadcast.subscribe()
         for seq in (1, 2, 3):
-            broadcast.send(frame(seq))
+            broadcast.publish(frame(seq))
         seen = await read(frames, 1)
-        broadcast.send(frame(4))
+        broadcast.publish(frame(4))
         seen += await read(frames, 2)
-        broadcast.send(frame(5))
+        broadcast.publish(frame(5))
         return seen + await read(frames, 1)
 
     assert shown(asyncio.run(play())) == [
@@ -49,7 +49,7 @@ def test_each_task_has_a_gap_of_its_own():
         broadcast = Broadcast()
         frames = broadcast.subscribe()
         for seq in (1, 2, 3, 4):
-            broadcast.send(frame(seq, "a" if seq % 2 else "b"))
+            broadcast.publish(frame(seq, "a" if seq % 2 else "b"))
         return await read(frames, 4)
 
     assert shown(asyncio.run(play()))[2:] == [("a", 3, 3, "gap"), ("b", 4, 4, "gap")]
@@ -63,9 +63,9 @@ def test_long_output_is_bounded_by_its_bytes(monkeypatch):
         broadcast = Broadcast()
         frames = broadcast.subscribe()
         for seq in range(1, 10):
-            broadcast.send({**frame(seq), "data": "x" * 1000})
+            broadcast.publish({**frame(seq), "data": "x" * 1000})
         seen = await read(frames, 4)
-        broadcast.send({**frame(10), "data": "x" * 1000})
+        broadcast.publish({**frame(10), "data": "x" * 1000})
         return seen + await read(frames, 1)
 
     assert shown(asyncio.run(play())) == [
@@ -81,7 +81,7 @@ def test_who_keeps_up_misses_nothing_whatever_the_others_do():
         slow, quick = broadcast.subscribe(), broadcast.subscribe()
         seen = []
         for seq in range(1, 10):
-            broadcast.send(frame(seq))
+            broadcast.publish(frame(seq))
             seen += await read(quick, 1)
         await slow.aclose()
         return seen

@@ -10,17 +10,17 @@ from hypothesis import strategies as st
 
 from doubles.manifests import manifest
 from sandbox.bootstrap.machine import SystemClock
-from sandbox.interfaces.journal import Recorder, read_task
-from sandbox.interfaces.store import Indexed
+from sandbox.interfaces.journal import Recorder, replay_task
+from sandbox.interfaces.store import IndexedTask
 from sandbox.journal.journals import FileJournals
 from sandbox.model import events as e
 from sandbox.model.limits import FOLLOW_BATCH_BYTES
 from sandbox.model.task import Task
 from sandbox.model.task_state import TERMINAL_STATES, TaskState
 from sandbox.server.broadcast import Broadcast
-from sandbox.server.event_stream import Telling
-from sandbox.server.journal_tailer import Follower
-from sandbox.server.tracked_task import Feed
+from sandbox.server.event_stream import EventStream
+from sandbox.server.journal_tailer import JournalTailer
+from sandbox.server.tracked_task import TrackedTask
 from sandbox.store.memory import MemoryStore
 
 TO_RUNNING = (
@@ -34,18 +34,20 @@ UNSEEN_LINES = 50
 
 def test_a_task_that_has_ended_waits_for_nothing_whatever_its_feed_was_told():
     states = {state: Task("t", manifest("t"), state, "So it is", (), last_seq=1) for state in TaskState}
-    feed = Feed(Indexed(states[TaskState.PENDING], 0))
-    feed.note = "Waiting for 4 CPUs (0 free)"
-    told = {state for state, task in states.items() if feed.with_note(task).state_message == feed.note}
+    feed = TrackedTask(IndexedTask(states[TaskState.PENDING], 0))
+    feed.status_message = "Waiting for 4 CPUs (0 free)"
+    told = {
+        state for state, task in states.items() if feed.with_status_message(task).state_message == feed.status_message
+    }
     assert told == set(TaskState) - TERMINAL_STATES
 
 
 TO_END = (e.AgentExited(0, {"is_error": False}), e.TaskFinished())
 
-UNSEEN = e.Output.of("transcript", b"what no client is shown\n")
+UNSEEN = e.Output.from_bytes("transcript", b"what no client is shown\n")
 
 happenings = st.lists(
-    st.integers(0, 30_000).map(lambda size: e.Output.of("stdout", b"x" * size + b"\n"))
+    st.integers(0, 30_000).map(lambda size: e.Output.from_bytes("stdout", b"x" * size + b"\n"))
     | st.sampled_from([UNSEEN, e.Progress(turns=1), e.Gap(0, 0, "full")]),
     max_size=30,
 )
@@ -63,11 +65,11 @@ class Story:
 
     def start_server(self):
         """It knows the task as far as the journal reaches now."""
-        reading = read_task(self.journals, "task-1")
-        follower = Follower(self.journals, self.store, SystemClock(), Broadcast())
-        self.feeds.append(Feed(Indexed(reading.task, reading.offset)))
-        follower.feeds["task-1"] = self.feeds[-1]
-        self.telling = Telling(self.journals, self.store, follower, Broadcast())
+        reading = replay_task(self.journals, "task-1")
+        follower = JournalTailer(self.journals, self.store, SystemClock(), Broadcast())
+        self.feeds.append(TrackedTask(IndexedTask(reading.task, reading.offset)))
+        follower.tracked_tasks["task-1"] = self.feeds[-1]
+        self.telling = EventStream(self.journals, self.store, follower, Broadcast())
 
     def play(self, *events):
         for event in events:
@@ -75,11 +77,11 @@ class Story:
 
     def learn(self):
         for feed in self.feeds:
-            reading = read_task(self.journals, "task-1", feed.reading)
+            reading = replay_task(self.journals, "task-1", feed.reading)
             feed.advance(reading.task, reading.offset)
 
     async def told(self, after):
-        return [frame async for frame in self.telling.frames("task-1", after=after)]
+        return [frame async for frame in self.telling.replay("task-1", after=after)]
 
     async def followed(self, after):
         return [frame async for frame in self.telling.follow("task-1", after=after)]
@@ -129,7 +131,7 @@ def test_others_have_their_turn_while_a_long_story_shows_nothing():
         return turns
 
     with a_story() as story:
-        story.play(*[e.Output.of("transcript", b"x" * 100_000 + b"\n")] * UNSEEN_LINES)
+        story.play(*[e.Output.from_bytes("transcript", b"x" * 100_000 + b"\n")] * UNSEEN_LINES)
         story.learn()
         assert asyncio.run(tell(story)) >= UNSEEN_LINES * 100_000 // FOLLOW_BATCH_BYTES
 
@@ -166,7 +168,7 @@ def test_who_comes_back_while_the_task_works_is_told_the_rest_to_the_end(before,
 
 def test_who_has_nearly_everything_has_nearly_nothing_read_for_it(monkeypatch):
     with a_story() as story:
-        story.play(*[e.Output.of("stdout", b"x" * 200 + b"\n")] * 3000)
+        story.play(*[e.Output.from_bytes("stdout", b"x" * 200 + b"\n")] * 3000)
         story.learn()
         read, offsets = story.journals.read, []
         monkeypatch.setattr(

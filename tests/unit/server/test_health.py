@@ -9,17 +9,17 @@ from msgspec import structs
 from sandbox.bootstrap.machine import SystemClock
 from sandbox.disks.space import ReserveFile
 from sandbox.interfaces.placement import LaunchOrder
-from sandbox.interfaces.runtime import Probe
+from sandbox.interfaces.runtime import RuntimeProbe
 from sandbox.interfaces.store import StoreError
-from sandbox.model.disk_space import Space, Watermark
+from sandbox.model.disk_space import DiskSpace, Watermark
 from sandbox.server.drain import Drain
-from sandbox.server.health import HealthReport
-from sandbox.server.maintenance.disk_monitor import SpaceKeeper
+from sandbox.server.health import HealthCheck
+from sandbox.server.maintenance.disk_monitor import DiskMonitor
 from sandbox.server.runtime_prober import ProbeResult, RuntimeProber
 from sandbox.store.memory import MemoryStore
 
 GIB = 1024**3
-ROOMY = Space(100 * GIB, 1000 * GIB, 10**6, 10**7)
+ROOMY = DiskSpace(100 * GIB, 1000 * GIB, 10**6, 10**7)
 
 
 class Machine:
@@ -28,13 +28,13 @@ class Machine:
     def __init__(self, data_dir):
         self.space = ROOMY
         self.reserve = ReserveFile(data_dir / "reserve", 4096)
-        self.keeper = SpaceKeeper(data_dir, self.measure, Watermark(5, 4 * GIB), self.reserve)
+        self.keeper = DiskMonitor(data_dir, self.measure, Watermark(5, 4 * GIB), self.reserve)
         self.drain = Drain(data_dir)
-        probes = [Probe("bubblewrap", True, "namespaces", 1)]
+        probes = [RuntimeProbe("bubblewrap", True, "namespaces", 1)]
         prober = RuntimeProber(
             ProbeResult(probes, LaunchOrder("", "", "", "", "bubblewrap"), "namespaces"), None, SystemClock()
         )
-        self.report = HealthReport(MemoryStore(), SystemClock(), self.keeper, self.drain, prober, ())
+        self.report = HealthCheck(MemoryStore(), SystemClock(), self.keeper, self.drain, prober, ())
 
     def measure(self):
         if isinstance(self.space, OSError):
@@ -43,15 +43,15 @@ class Machine:
 
     def reasons(self, space=None):
         self.space = space or self.space
-        health = self.report.make()
-        assert health.ready == (not health.reasons)
+        health = self.report.run()
+        assert health.is_ready == (not health.reasons)
         return " ".join(health.reasons)
 
 
 @pytest.fixture
 def machine(tmp_path):
     made = Machine(tmp_path)
-    made.keeper.look()
+    made.keeper.check()
     return made
 
 
@@ -98,8 +98,8 @@ def test_a_reserve_that_cannot_be_looked_at_is_told_and_looked_at_again(machine,
 
 
 def test_a_small_disk_is_measured_by_its_share_and_a_file_system_that_counts_no_files_by_its_bytes(machine):
-    assert machine.reasons(Space(free_bytes=2 * GIB, total_bytes=20 * GIB)) == ""
-    assert "nearly full" in machine.reasons(Space(free_bytes=GIB - 1, total_bytes=20 * GIB))
+    assert machine.reasons(DiskSpace(free_bytes=2 * GIB, total_bytes=20 * GIB)) == ""
+    assert "nearly full" in machine.reasons(DiskSpace(free_bytes=GIB - 1, total_bytes=20 * GIB))
 
 
 def test_the_server_is_ready_again_only_when_there_is_clearly_more_room(machine):
@@ -110,7 +110,7 @@ def test_the_server_is_ready_again_only_when_there_is_clearly_more_room(machine)
 
 
 def test_the_reserve_that_was_given_back_is_no_room_for_new_tasks(machine):
-    tiny = Space(free_bytes=0, total_bytes=100 * 1024**2)
+    tiny = DiskSpace(free_bytes=0, total_bytes=100 * 1024**2)
     assert "0 MiB are free" in machine.reasons(tiny)
     assert "0 MiB are free" in machine.reasons(structs.replace(tiny, free_bytes=16 * 1024**2))
     assert machine.reasons(structs.replace(tiny, free_bytes=32 * 1024**2)) == ""
@@ -139,7 +139,7 @@ def test_the_reserve_is_a_file_too_where_no_other_can_be_made(machine):
 
 
 def test_a_file_system_that_counts_no_files_has_some(machine):
-    machine.reasons(Space(free_bytes=GIB, total_bytes=100 * GIB))
+    machine.reasons(DiskSpace(free_bytes=GIB, total_bytes=100 * GIB))
     assert machine.reserve.is_taken
 
 

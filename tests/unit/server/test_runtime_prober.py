@@ -7,12 +7,12 @@ import pytest
 
 from sandbox.bootstrap.machine import SystemClock
 from sandbox.interfaces.placement import LaunchOrder
-from sandbox.interfaces.runtime import Probe
-from sandbox.model.limits import PROBE_JITTER, PROBE_PAUSE_SECONDS, PROBE_PAUSE_SECONDS_MAX
+from sandbox.interfaces.runtime import RuntimeProbe
+from sandbox.model.limits import PROBE_BACKOFF_SECONDS, PROBE_BACKOFF_SECONDS_MAX, PROBE_JITTER
 from sandbox.server.runtime_prober import ProbeResult, RuntimeProber
 
 FAILS = ProbeResult(
-    [Probe("bubblewrap", False, "namespaces", 1, mend="Install it.")],
+    [RuntimeProbe("bubblewrap", False, "namespaces", 1, remedy="Install it.")],
     LaunchOrder("", "", "", "", "bubblewrap"),
     "namespaces",
     "It does not work.",
@@ -58,19 +58,23 @@ def run(clock, first, *later):
 
 
 def test_what_works_at_once_is_not_probed_again(clock):
-    assert run(clock, WORKS).obstacle is None
+    assert run(clock, WORKS).blocked_reason is None
     assert clock.slept == []
 
 
 def test_what_never_can_work_is_not_probed_again_and_no_next_try_is_promised(clock):
     prober = run(clock, replace(FAILS, is_final=True))
-    assert (prober.obstacle, prober.next_probe_at, prober.retry_after_seconds) == ("It does not work.", None, None)
+    assert (prober.blocked_reason, prober.next_probe_at, prober.retry_after_seconds) == (
+        "It does not work.",
+        None,
+        None,
+    )
 
 
 def test_pauses_double_up_to_a_bound_and_none_is_longer_than_it_may_be(clock):
     prober = run(clock, *[FAILS] * 12, WORKS)
     assert prober.result is WORKS
-    bounds = [min(PROBE_PAUSE_SECONDS * 2**number, PROBE_PAUSE_SECONDS_MAX) for number in range(12)]
+    bounds = [min(PROBE_BACKOFF_SECONDS * 2**number, PROBE_BACKOFF_SECONDS_MAX) for number in range(12)]
     for slept, bound in zip(clock.slept, bounds, strict=True):
         assert bound * (1 - PROBE_JITTER) <= slept <= bound
     assert len({round(slept / bound, 6) for slept, bound in zip(clock.slept, bounds, strict=True)}) > 1
@@ -85,11 +89,11 @@ def test_until_the_next_probe_it_says_when_that_is_and_during_a_probe_that_one_i
     told = []
 
     async def probe():
-        told.append((prober.obstacle, prober.retry_after_seconds))
+        told.append((prober.blocked_reason, prober.retry_after_seconds))
         return WORKS
 
     prober = RuntimeProber(FAILS, probe, clock)
-    assert 1 <= prober.retry_after_seconds <= PROBE_PAUSE_SECONDS
-    assert "the next probe is at 20" in prober.obstacle
+    assert 1 <= prober.retry_after_seconds <= PROBE_BACKOFF_SECONDS
+    assert "the next probe is at 20" in prober.blocked_reason
     asyncio.run(prober.run())
     assert told == [("No sandbox can be made; a probe is under way. It does not work.", None)]

@@ -2,18 +2,18 @@
 
 import pytest
 
-from sandbox.model.limits import PASSES_MAX
-from sandbox.server.scheduler import Capacity, WaitingRoom
+from sandbox.model.limits import QUEUE_OVERTAKES_MAX
+from sandbox.server.scheduler import Resources, Scheduler
 
 GIB = 1024**3
-TOTAL = Capacity(cpus=8, memory_bytes=16 * GIB, disk_bytes=100 * GIB)
-SMALL = Capacity(2, 2 * GIB, 10 * GIB)
-HALF = Capacity(4, 8 * GIB, 40 * GIB)
+TOTAL = Resources(cpus=8, memory_bytes=16 * GIB, disk_bytes=100 * GIB)
+SMALL = Resources(2, 2 * GIB, 10 * GIB)
+HALF = Resources(4, 8 * GIB, 40 * GIB)
 
 
 @pytest.fixture
 def room():
-    return WaitingRoom(TOTAL)
+    return Scheduler(TOTAL)
 
 
 def test_the_first_in_line_is_let_in_while_there_is_room(room):
@@ -31,32 +31,32 @@ def test_who_leaves_makes_room(room):
 
 
 def test_small_tasks_pass_a_large_one_that_waits_a_few_times_and_then_wait_for_it(room):
-    room.claim("running", Capacity(6, GIB, GIB))
+    room.claim("running", Resources(6, GIB, GIB))
     room.enter("large", HALF)
-    for number in range(PASSES_MAX + 1):
+    for number in range(QUEUE_OVERTAKES_MAX + 1):
         room.enter(f"small-{number}", SMALL)
-        room.enter(f"smaller-{number}", Capacity(1, GIB, GIB))
+        room.enter(f"smaller-{number}", Resources(1, GIB, GIB))
     begun = []
     while (task_id := room.admit()) is not None:
         begun.append(task_id)
         room.leave(task_id)
-    assert begun == [f"{size}-{number}" for number in range(PASSES_MAX // 2) for size in ("small", "smaller")]
+    assert begun == [f"{size}-{number}" for number in range(QUEUE_OVERTAKES_MAX // 2) for size in ("small", "smaller")]
 
     room.leave("running")
     assert room.admit() == "large"
-    assert room.admit() == f"small-{PASSES_MAX // 2}"
+    assert room.admit() == f"small-{QUEUE_OVERTAKES_MAX // 2}"
 
 
 def test_each_task_that_is_passed_has_a_bound_of_its_own(room):
-    room.claim("running", Capacity(6, GIB, GIB))
-    for number in range(PASSES_MAX):
+    room.claim("running", Resources(6, GIB, GIB))
+    for number in range(QUEUE_OVERTAKES_MAX):
         room.enter(f"large-{number}", HALF)
         room.enter(f"small-{number}", SMALL)
     begun = []
     while (task_id := room.admit()) is not None:
         begun.append(task_id)
         room.leave(task_id)
-    assert begun == [f"small-{number}" for number in range(PASSES_MAX)]
+    assert begun == [f"small-{number}" for number in range(QUEUE_OVERTAKES_MAX)]
     room.leave("running")
     assert [room.admit(), room.admit()] == ["large-0", "large-1"]
 
@@ -68,8 +68,8 @@ def test_a_task_is_never_passed_where_there_is_room_for_it(room):
 
 
 def test_a_task_that_a_shrunken_machine_has_no_room_for_keeps_nobody_waiting(room):
-    room.enter("huge", Capacity(9, 17 * GIB, GIB))
-    for number in range(3 * PASSES_MAX):
+    room.enter("huge", Resources(9, 17 * GIB, GIB))
+    for number in range(3 * QUEUE_OVERTAKES_MAX):
         room.enter(str(number), SMALL)
         assert room.admit() == str(number)
         room.leave(str(number))
@@ -92,12 +92,12 @@ def test_a_task_waits_while_the_machine_itself_has_no_memory(room):
 
 
 def test_sizes_are_told_in_digits_however_large():
-    assert str(Capacity(16, GIB // 4, 12345 * GIB)) == "16 CPUs, 0.25 GiB of memory and 12345 GiB of disk"
+    assert str(Resources(16, GIB // 4, 12345 * GIB)) == "16 CPUs, 0.25 GiB of memory and 12345 GiB of disk"
 
 
 def test_a_task_that_asks_for_little_waits_for_no_more_than_that(room):
     room.enter("large", SMALL)
-    room.enter("tiny", Capacity(1, 128 * 1024**2, GIB))
+    room.enter("tiny", Resources(1, 128 * 1024**2, GIB))
     assert room.admit(127 * 1024**2) is None
     assert room.admit(128 * 1024**2) == "tiny"
     assert room.admit(128 * 1024**2) is None
@@ -109,7 +109,7 @@ def test_a_machine_that_does_not_tell_its_memory_keeps_nobody_waiting(room):
 
 
 def test_who_waits_is_told_for_what(room):
-    room.claim("running", Capacity(6, 15 * GIB, GIB))
+    room.claim("running", Resources(6, 15 * GIB, GIB))
     room.enter("large", HALF)
     room.enter("next", SMALL)
     assert room.complaints() == {
@@ -147,8 +147,8 @@ def test_those_who_are_put_back_stand_in_the_order_in_which_they_came(room):
 
 
 def test_disk_is_promised_too():
-    room = WaitingRoom(Capacity(100, 100 * GIB, 50 * GIB))
-    room.enter("a", HALF)
-    room.enter("b", HALF)
-    assert [room.admit(), room.admit()] == ["a", None]
-    assert room.complaints() == {"b": "Waiting for 40 GiB of disk (10 GiB free)"}
+    room = Scheduler(Resources(100, 100 * GIB, 50 * GIB))
+    room.enqueue("a", HALF)
+    room.enqueue("b", HALF)
+    assert [room.admit_next(), room.admit_next()] == ["a", None]
+    assert room.pending_reasons() == {"b": "Waiting for 40 GiB of disk (10 GiB free)"}

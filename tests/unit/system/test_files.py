@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.system.files import open_unlocked
+from sandbox.system.files import open_restricted
 
 OPEN = Path("/proc/self/fd")
 
@@ -19,5 +19,5 @@ def test_a_directory_that_cannot_be_unlocked_is_not_left_open(tmp_path, monkeypa
     monkeypatch.setattr(os, "fchmod", refuse)
     before = sorted(OPEN.iterdir())
     with pytest.raises(OSError, match="Read-only"):
-        open_unlocked(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+        open_restricted(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
     assert sorted(OPEN.iterdir()) == before

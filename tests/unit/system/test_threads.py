@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from sandbox.system.threads import wait_in_thread
+from sandbox.system.threads import run_in_daemon_thread
 
 
 def test_where_there_are_no_more_threads_the_machine_says_so_and_the_place_is_left(monkeypatch):
@@ -16,7 +16,7 @@ def test_where_there_are_no_more_threads_the_machine_says_so_and_the_place_is_le
     monkeypatch.setattr(threading.Thread, "start", refuse)
     left = []
     with pytest.raises(OSError, match="no more threads") as caught:
-        asyncio.run(wait_in_thread(lambda: None, lambda: left.append(1)))
+        asyncio.run(run_in_daemon_thread(lambda: None, lambda: left.append(1)))
     assert caught.value.errno == errno.EAGAIN
     assert left == [1]
 
@@ -27,7 +27,7 @@ def test_who_is_answered_has_left(work):
 
     async def ask():
         try:
-            return await wait_in_thread(work, lambda: left.append(1))
+            return await run_in_daemon_thread(work, lambda: left.append(1))
         except ValueError:
             return None
 

@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandbox.workspace.collect import Globs
+from sandbox.workspace.collect import GlobSet
 
 
 def matches(pattern, path):
-    globs = Globs([pattern])
+    globs = GlobSet([pattern])
     state = globs.start
     for name in path.split("/"):
-        state = globs.enter(state, name)
+        state = globs.advance(state, name)
     return globs.is_match(state)
 
 
@@ -70,15 +70,15 @@ def test_a_pattern_does_not_mean_these(pattern, path):
 
 
 def test_several_patterns_mean_what_any_of_them_means():
-    globs = Globs(["a", "b/c"])
+    globs = GlobSet(["a", "b/c"])
 
-    assert globs.is_match(globs.enter(globs.start, "a"))
-    assert globs.enter(globs.start, "b")
-    assert not globs.enter(globs.start, "c")
+    assert globs.is_match(globs.advance(globs.start, "a"))
+    assert globs.advance(globs.start, "b")
+    assert not globs.advance(globs.start, "c")
 
 
 def test_no_pattern_means_nothing():
-    assert not Globs([]).start
+    assert not GlobSet([]).start
 
 
 @pytest.mark.parametrize("pattern", ["*a" * 120 + "b", "/".join(["**"] * 120) + "/b", "**/" + "*a/**/" * 60 + "b"])

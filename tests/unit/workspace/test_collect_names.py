@@ -5,22 +5,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sandbox.model.printable import is_printable
-from sandbox.workspace.collect import TEMPORARY_NAME, ArtifactNames, content_type
-from sandbox.workspace.files import show
+from sandbox.workspace.collect import TEMPORARY_FILE_NAME, ArtifactNames, content_type
+from sandbox.workspace.files import printable_path
 
 
 def test_the_base_name_comes_first_then_the_whole_path_then_a_number():
     names = ArtifactNames(frozenset({"task.patch"}))
 
     given_names = [
-        names.claim(path) for path in (b"a/x.txt", b"b/x.txt", b"b__x.txt", b"x.txt", b"task.patch", b".env")
+        names.allocate(path) for path in (b"a/x.txt", b"b/x.txt", b"b__x.txt", b"x.txt", b"task.patch", b".env")
     ]
 
     assert given_names == ["x.txt", "b__x.txt", "b__x-2.txt", "x-2.txt", "task-2.patch", ".env"]
 
 
 def test_a_long_name_keeps_its_end():
-    name = ArtifactNames(frozenset()).claim("ü".encode() * 120 + b".json")
+    name = ArtifactNames(frozenset()).allocate("ü".encode() * 120 + b".json")
 
     assert name.endswith("ü.json")
     assert len(name.encode()) <= 200
@@ -30,9 +30,9 @@ def test_a_long_name_keeps_its_end():
 def test_every_name_is_one_of_its_own(paths):
     names = ArtifactNames(frozenset({"metadata.json"}))
 
-    claimed = [names.claim(path.strip(b"/")) for path in paths]
+    claimed = [names.allocate(path.strip(b"/")) for path in paths]
 
-    assert len({*claimed, "metadata.json", TEMPORARY_NAME}) == len(paths) + 2
+    assert len({*claimed, "metadata.json", TEMPORARY_FILE_NAME}) == len(paths) + 2
     for name in claimed:
         assert is_printable(name)
         assert "/" not in name
@@ -40,8 +40,8 @@ def test_every_name_is_one_of_its_own(paths):
 
 
 def test_a_visible_path_is_unchanged_and_anything_else_is_escaped():
-    assert show("src/ünï code.py".encode()) == "src/ünï code.py"
-    assert show(b"a\nb\x7f\xff\xe2\x80\xae") == "a%0Ab%7F%FF%E2%80%AE"
+    assert printable_path("src/ünï code.py".encode()) == "src/ünï code.py"
+    assert printable_path(b"a\nb\x7f\xff\xe2\x80\xae") == "a%0Ab%7F%FF%E2%80%AE"
 
 
 @pytest.mark.parametrize(
@@ -56,18 +56,18 @@ def test_a_visible_path_is_unchanged_and_anything_else_is_escaped():
     ],
 )
 def test_what_does_not_show_is_escaped_so_that_no_two_names_look_alike(path, shown):
-    assert show(path.encode()) == shown
-    assert ArtifactNames(frozenset()).claim(path.encode()) == shown.rpartition("/")[2]
+    assert printable_path(path.encode()) == shown
+    assert ArtifactNames(frozenset()).allocate(path.encode()) == shown.rpartition("/")[2]
 
 
 @pytest.mark.parametrize("name", ["报告.txt", "تقرير.pdf", "रिपोर्ट.md", "été.txt", "e\u0301.txt", "❤👍🏽🇩🇪.png"])
 def test_a_name_in_any_script_stays(name):
-    assert ArtifactNames(frozenset()).claim(f"out/{name}".encode()) == name
+    assert ArtifactNames(frozenset()).allocate(f"out/{name}".encode()) == name
 
 
 def test_a_name_that_is_cut_does_not_begin_with_a_combining_mark():
     for number in range(90, 100):
-        name = ArtifactNames(frozenset()).claim(b"a" * 7 + "e\u0301".encode() * number)
+        name = ArtifactNames(frozenset()).allocate(b"a" * 7 + "e\u0301".encode() * number)
         assert is_printable(name)
         assert len(name.encode()) <= 200
 
@@ -81,6 +81,6 @@ def test_content_types_go_by_suffix():
 
 def test_as_many_as_may_be_collected_are_told_apart_at_once():
     names = ArtifactNames(frozenset())
-    claimed = [names.claim(b"%d/" % number + b"x" * 200) for number in range(10_000)]
+    claimed = [names.allocate(b"%d/" % number + b"x" * 200) for number in range(10_000)]
     assert len(set(claimed)) == 10_000
     assert claimed[-1] == "x" * 200 + "-10000"

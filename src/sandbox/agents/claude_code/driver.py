@@ -13,27 +13,34 @@ from typing import Any
 
 import msgspec
 
-from sandbox.agents.claude_code.outcome import judge_beginning, judge_session
-from sandbox.agents.claude_code.output_parser import ClaudeConversation
+from sandbox.agents.claude_code.outcome import check_init, determine_session_failure
+from sandbox.agents.claude_code.output_parser import ClaudeOutputParser
 from sandbox.agents.claude_code.tools import tool_options
-from sandbox.interfaces.agent import AgentBegan, AgentStart
-from sandbox.interfaces.layout import HOME, MODEL_PORT, NODE, PROXY_PORT, USER, WORKSPACE
-from sandbox.interfaces.runtime import Command, Exit
+from sandbox.interfaces.agent import AgentLaunchSpec, AgentReady
+from sandbox.interfaces.layout import (
+    MODEL_PORT,
+    NODE_DIRECTORY,
+    PROXY_PORT,
+    SANDBOX_HOME,
+    SANDBOX_USER,
+    SANDBOX_WORKSPACE,
+)
+from sandbox.interfaces.runtime import Command, ExitStatus
 from sandbox.model.errors import Failure
 from sandbox.model.manifest.schema import Claude, Manifest, McpConfig, McpServer
-from sandbox.system.files import open_unlocked
+from sandbox.system.files import open_restricted
 
-TEXT_MARK = "Task:\n"
+PLAIN_TEXT_PREFIX = "Task:\n"
 """Before a prompt that would be taken for a command."""
 
-_TRIMMED = re.compile(r"[\s\ufeff]*")
+_LEADING_WHITE_SPACE = re.compile(r"[\s\ufeff]*")
 """What JavaScript trims: a byte order mark, too, which is no white space to Python."""
 
 
-def as_text(prompt: str, marks: tuple[str, ...]) -> str:
+def escape_commands(prompt: str, command_prefixes: tuple[str, ...]) -> str:
     """The prompt, with words in front where one of the marks comes first, or would as soon as somebody trims it."""
-    begin = _TRIMMED.match(prompt)
-    return TEXT_MARK + prompt if begin and prompt.startswith(marks, begin.end()) else prompt
+    begin = _LEADING_WHITE_SPACE.match(prompt)
+    return PLAIN_TEXT_PREFIX + prompt if begin and prompt.startswith(command_prefixes, begin.end()) else prompt
 
 
 PROMPT_FILE = ".sandbox/prompt.md"
@@ -41,14 +48,14 @@ PROMPT_FILE = ".sandbox/prompt.md"
 _ARGUMENT_BYTES_MAX = 100 * 1024
 """A prompt over it goes through a file: the kernel takes no argument of more than 128 KiB."""
 
-_KEY_CHARACTERS = 20
-_ASKS = {"dontAsk": "default"}
-_MARKS = ("/", "!", "#", "@")
+_KEY_SUFFIX_CHARACTERS = 20
+_PERMISSION_MODES = {"dontAsk": "default"}
+_COMMAND_PREFIXES = ("/", "!", "#", "@")
 
 
 def interactive_arguments(options: tuple[str, ...], prompt: str) -> tuple[str, ...]:
     """What follows the program's name. `options`: those of a run without a person, where nobody could be asked."""
-    return (*(_ASKS.get(option, option) for option in options), "--", _first_words(prompt))
+    return (*(_PERMISSION_MODES.get(option, option) for option in options), "--", _initial_prompt(prompt))
 
 
 def interactive_files(prompt: str, task_key: str, directory: str) -> Mapping[str, bytes]:
@@ -56,12 +63,12 @@ def interactive_files(prompt: str, task_key: str, directory: str) -> Mapping[str
     answers = {
         "hasCompletedOnboarding": True,
         "theme": "dark",
-        "customApiKeyResponses": {"approved": [task_key[-_KEY_CHARACTERS:]], "rejected": []},
+        "customApiKeyResponses": {"approved": [task_key[-_KEY_SUFFIX_CHARACTERS:]], "rejected": []},
         "bypassPermissionsModeAccepted": True,
         "projects": {directory: {"hasTrustDialogAccepted": True}},
     }
     files = {".claude.json": msgspec.json.encode(answers)}
-    if _is_long(prompt):
+    if _exceeds_argument_limit(prompt):
         files[PROMPT_FILE] = prompt.encode(errors="replace")
     return files
 
@@ -75,14 +82,14 @@ def interactive_variables() -> Mapping[str, str]:
     }
 
 
-def _first_words(prompt: str) -> str:
+def _initial_prompt(prompt: str) -> str:
     """The prompt as text: what begins with a mark would be a command to Claude Code."""
-    if _is_long(prompt):
-        return f"Your task is in the file {HOME}/{PROMPT_FILE}. Read it whole and carry it out."
-    return as_text(prompt.replace("\0", "\ufffd"), _MARKS)
+    if _exceeds_argument_limit(prompt):
+        return f"Your task is in the file {SANDBOX_HOME}/{PROMPT_FILE}. Read it whole and carry it out."
+    return escape_commands(prompt.replace("\0", "\ufffd"), _COMMAND_PREFIXES)
 
 
-def _is_long(prompt: str) -> bool:
+def _exceeds_argument_limit(prompt: str) -> bool:
     return len(prompt.encode(errors="replace")) > _ARGUMENT_BYTES_MAX
 
 
@@ -90,31 +97,35 @@ MCP_CONNECT_SECONDS = 60
 """How long Claude Code waits for its MCP servers; a cold `npx` on a busy machine needs more than its own 30 s."""
 
 
-def mcp_file(config: McpConfig) -> bytes:
+def encode_mcp_config(config: McpConfig) -> bytes:
     """The file for `--mcp-config`. `${NAME}` stays as it is: Claude Code expands it from its environment, inside."""
-    servers = {name: _entry(server) for name, server in config.mcpServers.items()}
+    servers = {name: _server_entry(server) for name, server in config.mcpServers.items()}
     return msgspec.json.encode({"mcpServers": servers})
 
 
-def _entry(server: McpServer) -> dict[str, Any]:
+def _server_entry(server: McpServer) -> dict[str, Any]:
     if server.url is not None:
         # Claude Code leaves out, without a word, a server that has a url and no type.
         return {"type": server.type or "http", "url": server.url, "headers": server.headers}
     return {"type": "stdio", "command": server.command, "args": server.args, "env": server.env}
 
 
-PROJECTS_LOOKED_AT_MAX = 1000
+PROJECTS_SCANNED_MAX = 1000
 """Claude Code keeps a directory for each place that it was started in; an agent can make any number of them."""
 
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def is_kept(home: Path, session_id: str) -> bool:
+def has_transcript(home: Path, session_id: str) -> bool:
     """Whether its transcript is there as a regular file: names are looked at, nothing is read and no link followed."""
     try:
-        with _opened(str(home)) as top, _opened(".claude", top) as settings, _opened("projects", settings) as projects:
+        with (
+            _open_directory(str(home)) as top,
+            _open_directory(".claude", top) as settings,
+            _open_directory("projects", settings) as projects,
+        ):
             with os.scandir(projects) as entries:
-                names = [entry.name for entry in islice(entries, PROJECTS_LOOKED_AT_MAX)]
+                names = [entry.name for entry in islice(entries, PROJECTS_SCANNED_MAX)]
             return any(_has_file(projects, name, f"{session_id}.jsonl") for name in names)
     except OSError:
         return False
@@ -122,15 +133,15 @@ def is_kept(home: Path, session_id: str) -> bool:
 
 def _has_file(projects: int, project: str, name: str) -> bool:
     try:
-        with _opened(project, projects) as directory:
+        with _open_directory(project, projects) as directory:
             return stat.S_ISREG(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode)
     except OSError:
         return False
 
 
 @contextmanager
-def _opened(name: str, parent: int | None = None) -> Iterator[int]:
-    directory = open_unlocked(name, _DIRECTORY, parent)
+def _open_directory(name: str, parent: int | None = None) -> Iterator[int]:
+    directory = open_restricted(name, _DIRECTORY_FLAGS, parent)
     try:
         yield directory
     finally:
@@ -145,12 +156,12 @@ def render_result(output_format: str, result: Mapping[str, Any] | None) -> bytes
         case "json":
             return msgspec.json.encode(result) + b"\n"
         case "text":
-            return _words(result)
+            return _result_text(result)
         case _:
             return b""
 
 
-def _words(result: Mapping[str, Any]) -> bytes:
+def _result_text(result: Mapping[str, Any]) -> bytes:
     """What Claude Code says at the end; where it was stopped, the reason stands in `errors`."""
     errors = result.get("errors")
     texts = [result.get("result"), *(errors if isinstance(errors, list) else ())]
@@ -164,13 +175,13 @@ PROXY_URL = f"http://127.0.0.1:{PROXY_PORT}"
 
 _PROGRAM_PATH = (
     str(PurePosixPath(PROGRAM).parent),
-    f"{HOME}/.local/bin",
-    f"{NODE}/bin",
+    f"{SANDBOX_HOME}/.local/bin",
+    f"{NODE_DIRECTORY}/bin",
     *("/usr/local/bin", "/usr/bin", "/bin", "/usr/local/sbin", "/usr/sbin", "/sbin"),
 )
 _MCP_FILE = ".sandbox/mcp.json"
 
-RESUMED = (
+RESUME_PROMPT = (
     b"You were interrupted: the machine lost your sandbox, and every process in it ended. The files of the workspace "
     b"are as they were then; whatever you did last may be half done. Look at where you are, and go on with the task."
 )
@@ -181,7 +192,7 @@ _SETTINGS = '{"skipWebFetchPreflight":true,"skipDangerousModePermissionPrompt":t
 nobody is asked whether skipping permissions is meant: the manifest says so."""
 
 
-class ClaudeCode:
+class ClaudeCodeDriver:
     """Starts the binary at `binary` (a host path, see `install_binary`) and reads what it says."""
 
     def __init__(self, binary: Path) -> None:
@@ -195,78 +206,78 @@ class ClaudeCode:
         task_key: str,
         secrets: Mapping[str, str],
         resumes: bool = False,
-    ) -> AgentStart:
+    ) -> AgentLaunchSpec:
         """Command, environment and files. `secrets` become variables of the agent, and of all that it starts.
 
         The repository is not looked at: the agent itself reads CLAUDE.md, inside. resumes: see `Agent.prepare`.
         """
         claude = manifest.claude
-        directory = _directory(manifest.repository.subpath)
-        options = _options(claude, directory, session=("--resume" if resumes else "--session-id", session_id))
+        directory = _working_directory(manifest.repository.subpath)
+        options = _common_options(claude, directory, session=("--resume" if resumes else "--session-id", session_id))
         environment = {**secrets, **_environment(task_key)}
         # A file: the configuration may be larger than an argument, and arguments are read by everybody on the host.
-        files = {_MCP_FILE: mcp_file(claude.mcp_config)} if claude.mcp_config is not None else {}
+        files = {_MCP_FILE: encode_mcp_config(claude.mcp_config)} if claude.mcp_config is not None else {}
         if claude.headless:
-            argv = (PROGRAM, "-p", *_printing(claude), *options)
-            command = Command(argv, environment, directory, RESUMED if resumes else prompt_bytes(claude.prompt))
+            argv = (PROGRAM, "-p", *_headless_options(claude), *options)
+            command = Command(argv, environment, directory, RESUME_PROMPT if resumes else encode_prompt(claude.prompt))
         else:
             argv = (PROGRAM, *interactive_arguments(options, claude.prompt))
             command = Command(argv, {**environment, **interactive_variables()}, directory)
             files |= interactive_files(claude.prompt, task_key, directory)
-        return AgentStart(command, session_id, programs={self._binary: PROGRAM}, home_files=files)
+        return AgentLaunchSpec(command, session_id, programs={self._binary: PROGRAM}, home_files=files)
 
     def has_session(self, home: Path, session_id: str) -> bool:
         """Whether Claude Code's own transcript is there. The home is not trusted."""
-        return is_kept(home, session_id)
+        return has_transcript(home, session_id)
 
-    def conversation(self, session_id: str) -> ClaudeConversation:
+    def create_parser(self, session_id: str) -> ClaudeOutputParser:
         """A reader for one run."""
-        return ClaudeConversation(session_id)
+        return ClaudeOutputParser(session_id)
 
-    def judge_start(self, manifest: Manifest, began: AgentBegan, redact: Callable[[str], str]) -> Failure | None:
+    def check_ready(self, manifest: Manifest, began: AgentReady, redact: Callable[[str], str]) -> Failure | None:
         """Whether the agent has the tools and MCP servers that were asked for; why not, if not."""
-        return judge_beginning(manifest.claude, began, redact)
+        return check_init(manifest.claude, began, redact)
 
-    def judge_session(self, exit_: Exit) -> Failure | None:
+    def check_session_exit(self, exit_: ExitStatus) -> Failure | None:
         """Whether a session on a terminal ended well, which its process alone tells; why not, if not."""
-        return judge_session(exit_)
+        return determine_session_failure(exit_)
 
-    def render(self, manifest: Manifest, result: Mapping[str, Any] | None) -> bytes:
+    def render_output(self, manifest: Manifest, result: Mapping[str, Any] | None) -> bytes:
         """What the task's stdout is, made from the last result, where `output_format` is not `stream-json`."""
         return render_result(manifest.claude.output_format, result)
 
 
-def prompt_bytes(prompt: str) -> bytes:
+def encode_prompt(prompt: str) -> bytes:
     """The prompt for stdin, such that Claude Code takes it as text.
 
     It obeys `/clear`, `/init` and others when they come first. Words in front are safe where white space is safe
     only as long as nobody trims it. Leading `-`, `!` and `#` mean nothing on stdin.
     """
-    return as_text(prompt, ("/",)).encode(errors="replace")
+    return escape_commands(prompt, ("/",)).encode(errors="replace")
 
 
-def _directory(subpath: str | None) -> str:
-    return str(PurePosixPath(WORKSPACE, subpath or "."))
+def _working_directory(subpath: str | None) -> str:
+    return str(PurePosixPath(SANDBOX_WORKSPACE, subpath or "."))
 
 
 def _instruction_directories(directory: str) -> Iterator[str]:
     """The workspace and each directory down to where the agent starts: every CLAUDE.md on the way counts."""
-    inside = PurePosixPath(directory).relative_to(WORKSPACE).parts
+    inside = PurePosixPath(directory).relative_to(SANDBOX_WORKSPACE).parts
     for depth in range(len(inside) + 1):
-        yield str(PurePosixPath(WORKSPACE, *inside[:depth]))
+        yield str(PurePosixPath(SANDBOX_WORKSPACE, *inside[:depth]))
 
 
-def _printing(claude: Claude) -> tuple[str, ...]:
+def _headless_options(claude: Claude) -> tuple[str, ...]:
     """What only a run without a person understands."""
     turns = () if claude.max_turns is None else ("--max-turns", str(claude.max_turns))
     return ("--output-format", "stream-json", "--verbose", *turns)
 
 
-def _options(claude: Claude, directory: str, session: tuple[str, str]) -> tuple[str, ...]:
+def _common_options(claude: Claude, directory: str, session: tuple[str, str]) -> tuple[str, ...]:
     # No setting source and `--strict-mcp-config` keep the repository's settings, hooks, skills and MCP servers out, and
     # the home's too: they are obeyed as soon as they are written, so any program inside could send the agent to a
     # model of its own. `--add-dir` (with its variable in the environment) brings CLAUDE.md files and rules back.
-    servers = () if claude.mcp_config is None else ("--mcp-config", f"{HOME}/{_MCP_FILE}")
+    servers = () if claude.mcp_config is None else ("--mcp-config", f"{SANDBOX_HOME}/{_MCP_FILE}")
     return (
         *tool_options(claude),
         *("--setting-sources", ""),
@@ -284,9 +295,9 @@ def _environment(task_key: str) -> dict[str, str]:
     direct = dict.fromkeys(("NO_PROXY", "no_proxy"), "127.0.0.1,localhost,::1")
     return {
         "PATH": ":".join(_PROGRAM_PATH),
-        "HOME": HOME,
-        "USER": USER,
-        "LOGNAME": USER,
+        "HOME": SANDBOX_HOME,
+        "USER": SANDBOX_USER,
+        "LOGNAME": SANDBOX_USER,
         "SHELL": "/bin/bash",
         "LANG": "C.UTF-8",
         "TMPDIR": "/tmp",  # noqa: S108  (inside the sandbox, which has a /tmp of its own)

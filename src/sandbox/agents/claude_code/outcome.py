@@ -6,51 +6,51 @@ import signal
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from sandbox.agents.claude_code.stream_json import clean
+from sandbox.agents.claude_code.stream_json import sanitize
 from sandbox.agents.claude_code.tools import unknown_entries
-from sandbox.interfaces.agent import AgentBegan
-from sandbox.interfaces.runtime import Exit
+from sandbox.interfaces.agent import AgentReady
+from sandbox.interfaces.runtime import ExitStatus
 from sandbox.model.errors import Failure, FailureCode
 from sandbox.model.manifest.schema import Claude, McpServer
 
 _QUOTE_CHARACTERS_MAX = 500
-_CHATTER = ("[claude-code:", "Warning:")
-_LOST = "The sandbox went away before it was known how the agent ended; submit the task again."
-_LOOK = "its output in the task's logs may say why."
-_NO_RESULT = f"without a final result; {_LOOK}"
-_AFTER_RESULT = f"after a result that tells of success; {_LOOK}"
+_NOISE_PREFIXES = ("[claude-code:", "Warning:")
+_SANDBOX_LOST_MESSAGE = "The sandbox went away before it was known how the agent ended; submit the task again."
+_SEE_LOGS = "its output in the task's logs may say why."
+_NO_RESULT_MESSAGE = f"without a final result; {_SEE_LOGS}"
+_AFTER_RESULT_MESSAGE = f"after a result that tells of success; {_SEE_LOGS}"
 
 
-def judge(exit_: Exit, result: dict[str, Any] | None, stderr_tail: bytes) -> Failure | None:
+def determine_failure(exit_: ExitStatus, result: dict[str, Any] | None, stderr_tail: bytes) -> Failure | None:
     """None for success, which is exit 0 and a last result with `is_error: false`, nothing less."""
     if exit_.code == 0 and result is not None and result.get("is_error") is False:
         return None
     # Memory may have run out for a program long before: an end that the agent itself explains goes first.
-    if exit_.out_of_memory and (result is None or result.get("is_error") is False):
+    if exit_.was_oom_killed and (result is None or result.get("is_error") is False):
         return Failure(FailureCode.OUT_OF_MEMORY, "The sandbox ran out of memory; raise vm.memory.")
     if exit_.code is None:
-        return Failure(FailureCode.SANDBOX_LOST, _LOST)
+        return Failure(FailureCode.SANDBOX_LOST, _SANDBOX_LOST_MESSAGE)
     if result is not None and result.get("is_error") is not False:
-        return Failure(FailureCode.AGENT_FAILED, _explain(result))
+        return Failure(FailureCode.AGENT_FAILED, _describe_error_result(result))
     if exit_.code == 0:
-        return Failure(FailureCode.AGENT_NO_RESULT, f"Claude Code exited with code 0 {_NO_RESULT}")
-    return Failure(FailureCode.AGENT_FAILED, _exit_sentence(exit_.code, result, stderr_tail))
+        return Failure(FailureCode.AGENT_NO_RESULT, f"Claude Code exited with code 0 {_NO_RESULT_MESSAGE}")
+    return Failure(FailureCode.AGENT_FAILED, _exit_message(exit_.code, result, stderr_tail))
 
 
-def judge_session(exit_: Exit) -> Failure | None:
+def determine_session_failure(exit_: ExitStatus) -> Failure | None:
     """None for success, which is exit 0."""
     if exit_.code == 0:
         return None
-    if exit_.out_of_memory:
+    if exit_.was_oom_killed:
         return Failure(FailureCode.OUT_OF_MEMORY, "The sandbox ran out of memory; raise vm.memory.")
     if exit_.code is None:
-        return Failure(FailureCode.SANDBOX_LOST, _LOST)
-    return Failure(FailureCode.AGENT_FAILED, f"{_ended(exit_.code)} in the middle of its session.")
+        return Failure(FailureCode.SANDBOX_LOST, _SANDBOX_LOST_MESSAGE)
+    return Failure(FailureCode.AGENT_FAILED, f"{_describe_exit(exit_.code)} in the middle of its session.")
 
 
-def _explain(result: dict[str, Any]) -> str:
+def _describe_error_result(result: dict[str, Any]) -> str:
     """Why a result says `is_error`."""
-    said = _said(result)
+    said = _error_text(result)
     match result.get("terminal_reason"), result.get("stop_reason"):
         case "max_turns", _:
             return f"Claude Code did not finish within its turns ({said}); raise claude.max_turns."
@@ -59,12 +59,12 @@ def _explain(result: dict[str, Any]) -> str:
         case _, "refusal":
             return f"The model refused: {said.rstrip('.')}; change claude.prompt."
         case "api_error", _:
-            return _api_sentence(result.get("api_error_status"), said)
+            return _api_error_message(result.get("api_error_status"), said)
         case _:
             return f"Claude Code ended with an error: {said}"
 
 
-def _api_sentence(status: Any, said: str) -> str:
+def _api_error_message(status: Any, error_text: str) -> str:
     match status:
         case 401 | 403:
             todo = "check the server's ANTHROPIC_API_KEY or ANTHROPIC_AUTH_TOKEN"
@@ -74,23 +74,23 @@ def _api_sentence(status: Any, said: str) -> str:
             todo = "check claude.model and claude.prompt"
         case _:
             todo = "submit the task again later"
-    return f"The model could not be used: {said.rstrip('.')}; {todo}."
+    return f"The model could not be used: {error_text.rstrip('.')}; {todo}."
 
 
-def _said(result: dict[str, Any]) -> str:
+def _error_text(result: dict[str, Any]) -> str:
     errors = result.get("errors")
     texts = [result.get("result"), *(errors[:1] if isinstance(errors, list) else ())]
     return next((_quote(text) for text in texts if isinstance(text, str) and text.strip()), "no reason given")
 
 
-def _exit_sentence(code: int, result: dict[str, Any] | None, stderr_tail: bytes) -> str:
-    said = _last_words(stderr_tail)
+def _exit_message(code: int, result: dict[str, Any] | None, stderr_tail: bytes) -> str:
+    said = _last_stderr_line(stderr_tail)
     if said:
-        return f"{_ended(code)}; its last words were: {said}"
-    return f"{_ended(code)} {_NO_RESULT if result is None else _AFTER_RESULT}"
+        return f"{_describe_exit(code)}; its last words were: {said}"
+    return f"{_describe_exit(code)} {_NO_RESULT_MESSAGE if result is None else _AFTER_RESULT_MESSAGE}"
 
 
-def _ended(code: int) -> str:
+def _describe_exit(code: int) -> str:
     if code <= 128:
         return f"Claude Code exited with code {code}"
     number = code - 128
@@ -98,57 +98,57 @@ def _ended(code: int) -> str:
     return f"Claude Code was ended by signal {number} ({name})"
 
 
-def _last_words(stderr_tail: bytes) -> str:
+def _last_stderr_line(stderr_tail: bytes) -> str:
     lines = [line.strip() for line in stderr_tail.decode(errors="replace").splitlines()]
-    meant = [line for line in lines if line and not line.startswith(_CHATTER)]
+    meant = [line for line in lines if line and not line.startswith(_NOISE_PREFIXES)]
     return _quote(meant[-1]) if meant else ""
 
 
 def _quote(text: str) -> str:
     """The text on one line and not too long."""
-    return clean(" ".join(text[: 4 * _QUOTE_CHARACTERS_MAX].split()), _QUOTE_CHARACTERS_MAX)
+    return sanitize(" ".join(text[: 4 * _QUOTE_CHARACTERS_MAX].split()), _QUOTE_CHARACTERS_MAX)
 
 
-_NAMES_TOLD_MAX = 10
+_NAMES_SHOWN_MAX = 10
 
 
-def judge_beginning(claude: Claude, began: AgentBegan, redact: Callable[[str], str]) -> Failure | None:
+def check_init(claude: Claude, init: AgentReady, redact: Callable[[str], str]) -> Failure | None:
     """None when every MCP server is connected and every entry of `allowed_tools` stands for a tool.
 
     redact: what has been done to the names that the agent told.
     """
     servers = claude.mcp_config.mcpServers if claude.mcp_config is not None else {}
     for name, server in servers.items():
-        status = began.mcp_servers.get(clean(redact(name)), "not started")
+        status = init.mcp_servers.get(sanitize(redact(name)), "not started")
         if status not in {"connected", redact("connected")}:
-            return Failure(FailureCode.MCP_FAILED, _server_sentence(name, status, server))
-    unknown = unknown_entries(claude.allowed_tools or (), began.tools, servers, redact)
+            return Failure(FailureCode.MCP_FAILED, _mcp_failure_message(name, status, server))
+    unknown = unknown_entries(claude.allowed_tools or (), init.tools, servers, redact)
     if unknown:
-        return Failure(FailureCode.TOOL_UNKNOWN, _tools_sentence(unknown, servers))
+        return Failure(FailureCode.TOOL_UNKNOWN, _unknown_tools_message(unknown, servers))
     return None
 
 
-def _server_sentence(name: str, status: str, server: McpServer) -> str:
+def _mcp_failure_message(name: str, status: str, server: McpServer) -> str:
     if server.command is None:
         todo = "check its url, its headers and vm.allowed_hosts"
     else:
         todo = "check its command, args and env, and that the sandbox has the program and reaches what it needs"
-    return f"The MCP server {clean(name)} is not connected (status: {clean(status)}); {todo}."
+    return f"The MCP server {sanitize(name)} is not connected (status: {sanitize(status)}); {todo}."
 
 
-def _tools_sentence(unknown: list[str], servers: Mapping[str, McpServer]) -> str:
-    more = f" and {len(unknown) - _NAMES_TOLD_MAX} others" if len(unknown) > _NAMES_TOLD_MAX else ""
+def _unknown_tools_message(unknown: list[str], servers: Mapping[str, McpServer]) -> str:
+    more = f" and {len(unknown) - _NAMES_SHOWN_MAX} others" if len(unknown) > _NAMES_SHOWN_MAX else ""
     return (
-        f"Claude Code has no such tool: {_listed(unknown[:_NAMES_TOLD_MAX])}{more}; correct claude.allowed_tools. "
-        f"Names are exact, such as Bash, Edit, Glob, Grep, Read, WebFetch and Write{_hint(unknown, servers)}."
+        f"Claude Code has no such tool: {_join_names(unknown[:_NAMES_SHOWN_MAX])}{more}; correct claude.allowed_tools. "
+        f"Names are exact, such as Bash, Edit, Glob, Grep, Read, WebFetch and Write{_mcp_servers_hint(unknown, servers)}."
     )
 
 
-def _hint(unknown: list[str], servers: Mapping[str, McpServer]) -> str:
+def _mcp_servers_hint(unknown: list[str], servers: Mapping[str, McpServer]) -> str:
     if not any(entry.startswith("mcp__") for entry in unknown):
         return ""
-    return f"; the MCP servers of this task are: {_listed(servers) or 'none'}"
+    return f"; the MCP servers of this task are: {_join_names(servers) or 'none'}"
 
 
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(map(clean, names))
+def _join_names(names: Iterable[str]) -> str:
+    return ", ".join(map(sanitize, names))

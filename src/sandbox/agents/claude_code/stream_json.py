@@ -8,7 +8,7 @@ import msgspec
 
 from sandbox.model.errors import DECODE_ERRORS
 from sandbox.model.limits import OUTPUT_LINE_BYTES_MAX
-from sandbox.model.printable import printable
+from sandbox.model.printable import replace_unprintable
 
 TEXT_CHARACTERS_MAX = 256
 """Names, ids and words that the agent gives; longer ones are cut."""
@@ -29,7 +29,7 @@ _INTEGER_BITS_MAX = 53
 _MALFORMED = (*DECODE_ERRORS, ValueError, OverflowError)
 
 
-class Line(msgspec.Struct):
+class StreamEvent(msgspec.Struct):
     """The outer part of an event; the inner part is decoded only where it matters."""
 
     type: str = ""
@@ -47,7 +47,7 @@ class Message(msgspec.Struct):
     content: list[msgspec.Raw] | str = ""
 
 
-class Block(msgspec.Struct):
+class ContentBlock(msgspec.Struct):
     """A block of a message: a tool_use has `id` and `name`, a tool_result `tool_use_id` and `is_error`."""
 
     type: str = ""
@@ -57,21 +57,21 @@ class Block(msgspec.Struct):
     is_error: bool | None = None
 
 
-class Server(msgspec.Struct):
+class McpServerStatus(msgspec.Struct):
     """An MCP server in an init event."""
 
     name: str = ""
     status: str = ""
 
 
-class Beginning(msgspec.Struct):
+class InitEvent(msgspec.Struct):
     """A `system/init` event."""
 
     tools: list[str] = []
-    mcp_servers: list[Server] = []
+    mcp_servers: list[McpServerStatus] = []
 
 
-class Retry(msgspec.Struct):
+class ApiRetryEvent(msgspec.Struct):
     """A `system/api_retry` event."""
 
     attempt: int = 0
@@ -81,80 +81,80 @@ class Retry(msgspec.Struct):
 
 
 _Shape = TypeVar("_Shape")
-_LINE = msgspec.json.Decoder(Line)
+_EVENT = msgspec.json.Decoder(StreamEvent)
 _MESSAGE = msgspec.json.Decoder(Message)
-_BLOCK = msgspec.json.Decoder(Block)
-_BEGINNING = msgspec.json.Decoder(Beginning)
-_RETRY = msgspec.json.Decoder(Retry)
+_BLOCK = msgspec.json.Decoder(ContentBlock)
+_INIT = msgspec.json.Decoder(InitEvent)
+_RETRY = msgspec.json.Decoder(ApiRetryEvent)
 _RESULT = msgspec.json.Decoder(dict[str, Any])
 
 
-def read_line(line: bytes) -> Line | None:
+def read_event(line: bytes) -> StreamEvent | None:
     """The event on a line; None for anything else."""
-    return _decoded(_LINE, line)
+    return _decode(_EVENT, line)
 
 
-def read_message(line: Line) -> Message:
+def read_message(event: StreamEvent) -> Message:
     """The message of an event; an empty one where it has none."""
-    return _decoded_if_sparse(_MESSAGE, line.message) or Message()
+    return _decode_if_sparse(_MESSAGE, event.message) or Message()
 
 
-def read_blocks(message: Message) -> list[Block]:
+def read_blocks(message: Message) -> list[ContentBlock]:
     """The blocks of a message that have a block's shape."""
     if isinstance(message.content, str):
         return []
-    return [block for raw in message.content if (block := _decoded(_BLOCK, raw)) is not None]
+    return [block for raw in message.content if (block := _decode(_BLOCK, raw)) is not None]
 
 
-def read_beginning(line: bytes) -> Beginning:
+def read_init(line: bytes) -> InitEvent:
     """What an `init` event says; nothing is there where it has another shape."""
-    return _decoded_if_sparse(_BEGINNING, line) or Beginning()
+    return _decode_if_sparse(_INIT, line) or InitEvent()
 
 
-def read_retry(line: bytes) -> Retry:
+def read_retry(line: bytes) -> ApiRetryEvent:
     """What an `api_retry` event says."""
-    return _decoded(_RETRY, line) or Retry()
+    return _decode(_RETRY, line) or ApiRetryEvent()
 
 
 def read_result(line: bytes) -> dict[str, Any] | None:
     """A result event, bounded in size, depth and numbers, so that it can be encoded anywhere."""
-    result = _decoded_if_sparse(_RESULT, line)
+    result = _decode_if_sparse(_RESULT, line)
     if result is None:
         return None
     if len(line) > RESULT_BYTES_MAX:
-        result = {key: _shortened(key, value) for key, value in result.items() if not isinstance(value, dict | list)}
-    return {clean(key): _bounded(value, _DEPTH_MAX) for key, value in list(result.items())[:64]}
+        result = {key: _truncate(key, value) for key, value in result.items() if not isinstance(value, dict | list)}
+    return {sanitize(key): _bound_depth(value, _DEPTH_MAX) for key, value in list(result.items())[:64]}
 
 
-def clean(text: str, characters_max: int = TEXT_CHARACTERS_MAX) -> str:
+def sanitize(text: str, characters_max: int = TEXT_CHARACTERS_MAX) -> str:
     """Text for a person's eyes on one line: cut, and every control or format character replaced."""
-    return printable(text[:characters_max], lambda _: " ")
+    return replace_unprintable(text[:characters_max], lambda _: " ")
 
 
-def _decoded_if_sparse(decoder: msgspec.json.Decoder[_Shape], data: bytes | msgspec.Raw) -> _Shape | None:
+def _decode_if_sparse(decoder: msgspec.json.Decoder[_Shape], data: bytes | msgspec.Raw) -> _Shape | None:
     text = bytes(data)
     if len(text) > OUTPUT_LINE_BYTES_MAX and sum(map(text.count, (b",", b"[", b"{"))) > LONG_LINE_VALUES_MAX:
         return None
-    return _decoded(decoder, text)
+    return _decode(decoder, text)
 
 
-def _decoded(decoder: msgspec.json.Decoder[_Shape], data: bytes | msgspec.Raw) -> _Shape | None:
+def _decode(decoder: msgspec.json.Decoder[_Shape], data: bytes | msgspec.Raw) -> _Shape | None:
     try:
         return decoder.decode(data)
     except _MALFORMED:
         return None
 
 
-def _shortened(key: str, value: Any) -> Any:
+def _truncate(key: str, value: Any) -> Any:
     limit = _RESULT_TEXT_CHARACTERS_MAX if key == "result" else _FIELD_CHARACTERS_MAX
     return value[:limit] if isinstance(value, str) else value
 
 
-def _bounded(value: Any, depth: int) -> Any:
+def _bound_depth(value: Any, depth: int) -> Any:
     if isinstance(value, dict):
-        return {key: _bounded(item, depth - 1) for key, item in value.items()} if depth else None
+        return {key: _bound_depth(item, depth - 1) for key, item in value.items()} if depth else None
     if isinstance(value, list):
-        return [_bounded(item, depth - 1) for item in value] if depth else None
+        return [_bound_depth(item, depth - 1) for item in value] if depth else None
     if isinstance(value, int) and value.bit_length() > _INTEGER_BITS_MAX:
         return None  # no client's JSON reader would get it right
     return value

@@ -8,10 +8,10 @@ from fnmatch import fnmatchcase
 from sandbox.model.manifest.schema import Claude
 
 _MCP = "mcp__"
-_OTHER_NAMES = {"Agent": "Task"}
+_INIT_NAMES = {"Agent": "Task"}
 """The name in requests and permission rules, and the one in the `init` event."""
 
-_EDITORS = frozenset({"Write", "NotebookEdit"})
+_EDIT_TOOLS = frozenset({"Write", "NotebookEdit"})
 
 
 def tool_options(claude: Claude) -> tuple[str, ...]:
@@ -22,67 +22,69 @@ def tool_options(claude: Claude) -> tuple[str, ...]:
     """
     entries = claude.allowed_tools
     if entries is None:
-        return _skipping() if claude.skip_permissions else _denying()
-    names = list(dict.fromkeys(_base(entry) for entry in entries if not entry.startswith(_MCP)))
+        return _skip_permissions_options() if claude.skip_permissions else _deny_permissions_options()
+    names = list(dict.fromkeys(_tool_name(entry) for entry in entries if not entry.startswith(_MCP)))
     restricted = ("--tools", ",".join(names))
-    if claude.skip_permissions and names == list(dict.fromkeys(entries)) and not _has_servers(claude):
-        return (*restricted, *_skipping())
-    allowed = ("--allowedTools", *map(_rule, entries)) if entries else ()
-    return (*restricted, *allowed, *_denying())
+    if claude.skip_permissions and names == list(dict.fromkeys(entries)) and not _has_mcp_servers(claude):
+        return (*restricted, *_skip_permissions_options())
+    allowed = ("--allowedTools", *map(_permission_rule, entries)) if entries else ()
+    return (*restricted, *allowed, *_deny_permissions_options())
 
 
 def unknown_entries(
     entries: Sequence[str], tools: Collection[str], servers: Collection[str], redact: Callable[[str], str]
 ) -> list[str]:
     """Those entries that none of the agent's tools answers to. redact: what has been done to the names of tools."""
-    return [entry for entry in entries if not _is_known(entry, tools, servers, redact)]
+    return [entry for entry in entries if not _matches_any_tool(entry, tools, servers, redact)]
 
 
-def _is_known(entry: str, tools: Collection[str], servers: Collection[str], redact: Callable[[str], str]) -> bool:
+def _matches_any_tool(
+    entry: str, tools: Collection[str], servers: Collection[str], redact: Callable[[str], str]
+) -> bool:
     if not entry.startswith(_MCP):
-        name = _base(entry)
-        return not {redact(name), redact(_OTHER_NAMES.get(name, name))}.isdisjoint(tools)
-    if entry.removesuffix("__*") in {_MCP + _in_tool_names(server) for server in servers}:
+        name = _tool_name(entry)
+        return not {redact(name), redact(_INIT_NAMES.get(name, name))}.isdisjoint(tools)
+    if entry.removesuffix("__*") in {_MCP + _server_name_in_tools(server) for server in servers}:
         return True
     patterns = {entry, redact(entry).replace("[", "[[]")}
-    return any(_may_be(tool, entry) or any(fnmatchcase(tool, each) for each in patterns) for tool in tools)
+    return any(_may_match_redacted(tool, entry) or any(fnmatchcase(tool, each) for each in patterns) for tool in tools)
 
 
-def _may_be(tool: str, pattern: str) -> bool:
+def _may_match_redacted(tool: str, pattern: str) -> bool:
     """Whether a tool in whose name a secret's value stood may match: what is before it and before the `*` agrees."""
     told, mark, _ = tool.partition("[REDACTED:")
     wanted, star, _ = pattern.partition("*")
     return bool(mark and star) and (told.startswith(wanted) or wanted.startswith(told))
 
 
-def _in_tool_names(server: str) -> str:
+def _server_name_in_tools(server: str) -> str:
     """A server's name as it stands in the names of its tools."""
-    return "".join(_letters(server))
+    return "".join(_replace_special_characters(server))
 
 
-def _letters(server: str) -> Iterator[str]:
+def _replace_special_characters(server: str) -> Iterator[str]:
     for letter in server:
         yield letter if letter.isascii() and (letter.isalnum() or letter in "_-") else "_"
 
 
-def _base(entry: str) -> str:
+def _tool_name(entry: str) -> str:
     return entry.partition("(")[0]
 
 
-def _rule(entry: str) -> str:
+def _permission_rule(entry: str) -> str:
     """The entry as a permission rule: which paths may be written is asked of `Edit` rules, whatever the tool."""
     name, bracket, rest = entry.partition("(")
-    return f"Edit({rest}" if bracket and name in _EDITORS else entry
+    return f"Edit({rest}" if bracket and name in _EDIT_TOOLS else entry
 
 
-def _has_servers(claude: Claude) -> bool:
+def _has_mcp_servers(claude: Claude) -> bool:
     return claude.mcp_config is not None and bool(claude.mcp_config.mcpServers)
 
 
-def _skipping() -> tuple[str, ...]:
+def _skip_permissions_options() -> tuple[str, ...]:
     return ("--dangerously-skip-permissions",)
 
 
-def _denying() -> tuple[str, ...]:
+def _deny_permissions_options() -> tuple[str, ...]:
     """Whatever would have to be asked for is denied, and the run goes on."""
     return ("--permission-mode", "dontAsk")

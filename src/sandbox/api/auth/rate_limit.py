@@ -16,11 +16,11 @@ _IPV6_NETWORK_BITS = 64
 
 @dataclass(slots=True)
 class _Bucket:
-    left: float
-    at_seconds: float
+    tokens: float
+    updated_at_seconds: float
 
 
-class RateLimit:
+class RateLimiter:
     """Buckets of `per_minute` requests that fill up in a minute; 0 means no limit. Pure but for the clock given."""
 
     def __init__(self, per_minute: int, monotonic: Callable[[], float]) -> None:
@@ -28,24 +28,24 @@ class RateLimit:
         self._monotonic = monotonic
         self._buckets: OrderedDict[str, _Bucket] = OrderedDict()
 
-    def take(self, client: str) -> int:
+    def acquire(self, client: str) -> int:
         """Count one request. 0 when it may be answered, else in how many seconds to try again."""
         if self._per_minute == 0:
             return 0
         now, rate = self._monotonic(), self._per_minute / 60
         bucket = self._buckets.pop(client, None) or _Bucket(self._per_minute, now)
-        bucket.left = min(bucket.left + (now - bucket.at_seconds) * rate, self._per_minute)
-        bucket.at_seconds = now
+        bucket.tokens = min(bucket.tokens + (now - bucket.updated_at_seconds) * rate, self._per_minute)
+        bucket.updated_at_seconds = now
         self._buckets[client] = bucket
         if len(self._buckets) > CLIENTS_MAX:
             self._buckets.popitem(last=False)
-        if bucket.left < 1:
-            return math.ceil((1 - bucket.left) / rate)
-        bucket.left -= 1
+        if bucket.tokens < 1:
+            return math.ceil((1 - bucket.tokens) / rate)
+        bucket.tokens -= 1
         return 0
 
 
-def name_client(address: str | None) -> str:
+def client_key(address: str | None) -> str:
     """What an address counts as: itself, or its /64 for IPv6, where one client has a whole network."""
     try:
         parsed = ipaddress.ip_address((address or "").partition("%")[0])

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from uvicorn.server import ServerState
 
-STRANGERS_MAX = 1024
+UNAUTHENTICATED_CONNECTIONS_MAX = 1024
 """Such connections of one port; one more ends the oldest of them."""
 
 _DESCRIPTORS_SHARE = 8
@@ -26,18 +26,18 @@ class Connection(Protocol):
         """End it at once."""
 
 
-class Strangers:
+class UnauthenticatedConnections:
     """Those that may be ended, the one that came or was answered first at the front. Pure."""
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
         self._waiting: OrderedDict[Connection, None] = OrderedDict()
 
     def add(self, connection: Connection) -> None:
         """One has come, or its answer has ended. Those on which somebody known has begun to be answered leave."""
         self._waiting[connection] = None
         self._waiting.move_to_end(connection)
-        while len(self._waiting) > self._most:
+        while len(self._waiting) > self._limit:
             oldest, _ = self._waiting.popitem(last=False)
             if not oldest.is_known:
                 oldest.cut()
@@ -53,5 +53,9 @@ class DoorState(ServerState):
     def __init__(self) -> None:
         super().__init__()
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        most = STRANGERS_MAX if soft == resource.RLIM_INFINITY else min(STRANGERS_MAX, soft // _DESCRIPTORS_SHARE)
-        self.strangers = Strangers(most)
+        most = (
+            UNAUTHENTICATED_CONNECTIONS_MAX
+            if soft == resource.RLIM_INFINITY
+            else min(UNAUTHENTICATED_CONNECTIONS_MAX, soft // _DESCRIPTORS_SHARE)
+        )
+        self.strangers = UnauthenticatedConnections(most)

@@ -24,13 +24,13 @@ _REQUEST_LINE = re.compile(_TOKEN + rb" [\x21-\x7e]+ HTTP/1\.([01])")
 _FIELD = re.compile(rb"(" + _TOKEN + rb"):([\t\x20-\x7e\x80-\xff]*)")
 _LENGTH = re.compile(rb"0|[1-9][0-9]{0,17}")
 _CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})((?:;[\t\x20-\x7e\x80-\xff]*)?)")
-_BLANKS = b" \t"
+_WHITESPACE = b" \t"
 _FRAMING_FIELDS = frozenset({b"content-length", b"transfer-encoding"})
 _Fields = Sequence[tuple[bytes, bytes]]
 """Names in lower case, and values."""
 
 
-class _RefusedError(Exception):
+class _FramingError(Exception):
     """Why these bytes are no request; the text is for people."""
 
 
@@ -41,143 +41,143 @@ class RequestFraming:
     """
 
     def __init__(self) -> None:
-        self.refusal: str | None = None
+        self.error: str | None = None
         self._buffer = bytearray()
-        self._searched = 0
-        self._body_left = 0
+        self._searched_bytes = 0
+        self._body_bytes_left = 0
         self._line_bytes_left = HEAD_BYTES_MAX
         self._extension_bytes_left = 0
-        self._lines: list[bytes] = []
-        self._closes = False
-        self._step: Callable[[], bytes | None] = self._read_head
+        self._head_lines: list[bytes] = []
+        self._is_last_request = False
+        self._parse_step: Callable[[], bytes | None] = self._read_head
 
     def feed(self, data: bytes) -> bytes:
         """The part of what has arrived that may be interpreted."""
         self._buffer += data
         passed = bytearray()
         try:
-            while (part := self._step()) is not None:
+            while (part := self._parse_step()) is not None:
                 passed += part
-        except _RefusedError as refused:
-            self.refusal = str(refused)
-            self._step = self._drop
+        except _FramingError as refused:
+            self.error = str(refused)
+            self._parse_step = self._discard
         return bytes(passed)
 
     def _read_head(self) -> bytes | None:
-        if not self._lines and self._buffer and re.match(_TOKEN, self._buffer) is None:
-            raise _RefusedError("The request line does not begin with a method.")
-        while (line := self._take_head_line()) is not None:
-            if not self._lines:
+        if not self._head_lines and self._buffer and re.match(_TOKEN, self._buffer) is None:
+            raise _FramingError("The request line does not begin with a method.")
+        while (line := self._consume_head_line()) is not None:
+            if not self._head_lines:
                 if _REQUEST_LINE.fullmatch(line) is None:
-                    raise _RefusedError("The request line is not METHOD TARGET HTTP/1.1, with one space between them.")
+                    raise _FramingError("The request line is not METHOD TARGET HTTP/1.1, with one space between them.")
             elif line:
-                _field(line)
+                _parse_field(line)
             else:
-                return self._end_head()
-            self._lines.append(line)
+                return self._finish_head()
+            self._head_lines.append(line)
         return None
 
-    def _end_head(self) -> bytes:
-        lines, self._lines, self._line_bytes_left = self._lines, [], HEAD_BYTES_MAX
-        fields = [_field(line) for line in lines[1:]]
+    def _finish_head(self) -> bytes:
+        lines, self._head_lines, self._line_bytes_left = self._head_lines, [], HEAD_BYTES_MAX
+        fields = [_parse_field(line) for line in lines[1:]]
         is_old = lines[0].endswith(b"HTTP/1.0")
         length, is_chunked = _body_framing(fields, is_old=is_old)
-        if b"websocket" in _words(fields, b"upgrade") and (is_old or is_chunked or length):
-            raise _RefusedError("The WebSocket handshake has a body, or is one of HTTP/1.0.")
-        self._closes = is_old or b"close" in _words(fields, b"connection")
-        self._body_left = length
+        if b"websocket" in _list_values(fields, b"upgrade") and (is_old or is_chunked or length):
+            raise _FramingError("The WebSocket handshake has a body, or is one of HTTP/1.0.")
+        self._is_last_request = is_old or b"close" in _list_values(fields, b"connection")
+        self._body_bytes_left = length
         if is_chunked:
             self._extension_bytes_left = CHUNK_EXTENSIONS_BYTES_MAX
-            self._step = self._read_chunk_line
+            self._parse_step = self._read_chunk_line
         elif length:
-            self._step = self._read_body
+            self._parse_step = self._read_body
         else:
-            self._end_request()
+            self._finish_request()
         return b"".join(line + b"\r\n" for line in (*lines, b""))
 
     def _read_body(self) -> bytes | None:
-        part = self._take_body()
-        if part is not None and self._body_left == 0:
-            self._end_request()
+        part = self._consume_body()
+        if part is not None and self._body_bytes_left == 0:
+            self._finish_request()
         return part
 
     def _read_chunk_line(self) -> bytes | None:
-        line = self._take_line(CHUNK_LINE_BYTES_MAX)
+        line = self._consume_line(CHUNK_LINE_BYTES_MAX)
         if line is None:
             return None
         match = _CHUNK_LINE.fullmatch(line)
         if match is None:
-            raise _RefusedError(
+            raise _FramingError(
                 "The size of a chunk is not a hexadecimal number, or its extension has control characters."
             )
         self._extension_bytes_left -= len(match[2])
         if self._extension_bytes_left < 0:
-            raise _RefusedError(f"The extensions of the chunks have more than {CHUNK_EXTENSIONS_BYTES_MAX} bytes.")
-        self._body_left = int(match[1], 16)
-        self._step = self._read_chunk if self._body_left else self._read_trailers
+            raise _FramingError(f"The extensions of the chunks have more than {CHUNK_EXTENSIONS_BYTES_MAX} bytes.")
+        self._body_bytes_left = int(match[1], 16)
+        self._parse_step = self._read_chunk if self._body_bytes_left else self._read_trailers
         return line + b"\r\n"
 
     def _read_chunk(self) -> bytes | None:
-        part = self._take_body()
-        if part is not None and self._body_left == 0:
-            self._step = self._read_chunk_end
+        part = self._consume_body()
+        if part is not None and self._body_bytes_left == 0:
+            self._parse_step = self._read_chunk_end
         return part
 
     def _read_chunk_end(self) -> bytes | None:
         end = bytes(self._buffer[:2])
         if not b"\r\n".startswith(end):
-            raise _RefusedError("A chunk is not as long as its size says.")
+            raise _FramingError("A chunk is not as long as its size says.")
         if len(end) < 2:
             return None
         del self._buffer[:2]
-        self._step = self._read_chunk_line
+        self._parse_step = self._read_chunk_line
         return end
 
     def _read_trailers(self) -> bytes | None:
-        line = self._take_head_line()
+        line = self._consume_head_line()
         if line is None:
             return None
         if not line:
-            self._end_request()
-        elif _field(line)[0] in _FRAMING_FIELDS:
-            raise _RefusedError("A trailer field is Content-Length or Transfer-Encoding.")
+            self._finish_request()
+        elif _parse_field(line)[0] in _FRAMING_FIELDS:
+            raise _FramingError("A trailer field is Content-Length or Transfer-Encoding.")
         return line + b"\r\n"
 
-    def _end_request(self) -> None:
+    def _finish_request(self) -> None:
         self._line_bytes_left = HEAD_BYTES_MAX
-        self._step = self._drop if self._closes else self._read_head
+        self._parse_step = self._discard if self._is_last_request else self._read_head
 
-    def _drop(self) -> None:
+    def _discard(self) -> None:
         """What follows the last request of a connection is never looked at."""
         self._buffer.clear()
 
-    def _take_body(self) -> bytes | None:
+    def _consume_body(self) -> bytes | None:
         if not self._buffer:
             return None
-        part = bytes(self._buffer[: self._body_left])
+        part = bytes(self._buffer[: self._body_bytes_left])
         del self._buffer[: len(part)]
-        self._body_left -= len(part)
+        self._body_bytes_left -= len(part)
         return part
 
-    def _take_head_line(self) -> bytes | None:
-        line = self._take_line(self._line_bytes_left)
+    def _consume_head_line(self) -> bytes | None:
+        line = self._consume_line(self._line_bytes_left)
         if line is not None:
             self._line_bytes_left -= len(line) + 2
         return line
 
-    def _take_line(self, bytes_max: int) -> bytes | None:
+    def _consume_line(self, bytes_max: int) -> bytes | None:
         """The next line without its end; None until it is whole."""
-        end = self._buffer.find(b"\n", self._searched)
-        self._searched = len(self._buffer)
-        if (self._searched if end < 0 else end + 1) > bytes_max:
-            raise _RefusedError("The header fields, the trailer fields or the line of a chunk's size are too long.")
+        end = self._buffer.find(b"\n", self._searched_bytes)
+        self._searched_bytes = len(self._buffer)
+        if (self._searched_bytes if end < 0 else end + 1) > bytes_max:
+            raise _FramingError("The header fields, the trailer fields or the line of a chunk's size are too long.")
         if end < 0:
             return None
         line = bytes(self._buffer[: end + 1])
         del self._buffer[: end + 1]
-        self._searched = 0
+        self._searched_bytes = 0
         if not line.endswith(b"\r\n"):
-            raise _RefusedError("A line ends in LF without CR.")
+            raise _FramingError("A line ends in LF without CR.")
         return line[:-2]
 
 
@@ -189,9 +189,9 @@ class FramedConnection(h11.Connection):
         self._framing = RequestFraming()
 
     @property
-    def refusal(self) -> str | None:
+    def framing_error(self) -> str | None:
         """Why the connection has to end, None while all is well."""
-        return self._framing.refusal
+        return self._framing.error
 
     def receive_data(self, data: bytes) -> None:
         """Take what has arrived."""
@@ -201,12 +201,12 @@ class FramedConnection(h11.Connection):
     def next_event(self) -> Any:
         """As the original; requests before the one that is refused are answered first."""
         event = super().next_event()
-        if event is not h11.NEED_DATA or self.refusal is None:
+        if event is not h11.NEED_DATA or self.framing_error is None:
             return event
         if self.their_state is h11.DONE:
             return h11.PAUSED
         if self.their_state in {h11.IDLE, h11.SEND_BODY}:
-            raise h11.RemoteProtocolError(self.refusal)
+            raise h11.RemoteProtocolError(self.framing_error)
         return event
 
     def send(self, event: Any) -> Any:
@@ -217,39 +217,39 @@ class FramedConnection(h11.Connection):
         return super().send(event)
 
 
-def _field(line: bytes) -> tuple[bytes, bytes]:
+def _parse_field(line: bytes) -> tuple[bytes, bytes]:
     match = _FIELD.fullmatch(line)
     if match is None:
-        raise _RefusedError(
+        raise _FramingError(
             "A header field is not NAME: VALUE on one line, has a space before its colon, or has control characters."
         )
     name, value = match[1].lower(), match[2]
-    if name in _FRAMING_FIELDS and value.removeprefix(b" ").strip(_BLANKS) != value.removeprefix(b" "):
-        raise _RefusedError("Content-Length or Transfer-Encoding has tabs or spaces around its value.")
-    return name, value.strip(_BLANKS)
+    if name in _FRAMING_FIELDS and value.removeprefix(b" ").strip(_WHITESPACE) != value.removeprefix(b" "):
+        raise _FramingError("Content-Length or Transfer-Encoding has tabs or spaces around its value.")
+    return name, value.strip(_WHITESPACE)
 
 
-def _values(fields: _Fields, name: bytes) -> list[bytes]:
+def _field_values(fields: _Fields, name: bytes) -> list[bytes]:
     return [value for each, value in fields if each == name]
 
 
-def _words(fields: _Fields, name: bytes) -> set[bytes]:
-    return {word.strip(_BLANKS).lower() for value in _values(fields, name) for word in value.split(b",")}
+def _list_values(fields: _Fields, name: bytes) -> set[bytes]:
+    return {word.strip(_WHITESPACE).lower() for value in _field_values(fields, name) for word in value.split(b",")}
 
 
 def _body_framing(fields: _Fields, *, is_old: bool) -> tuple[int, bool]:
     """The length of the body, and whether it comes in chunks instead. Raises _RefusedError (RFC 9112, 6.1 to 6.3)."""
-    lengths, codings = _values(fields, b"content-length"), _values(fields, b"transfer-encoding")
+    lengths, codings = _field_values(fields, b"content-length"), _field_values(fields, b"transfer-encoding")
     if lengths and codings:
-        raise _RefusedError("The request has both Content-Length and Transfer-Encoding.")
+        raise _FramingError("The request has both Content-Length and Transfer-Encoding.")
     if codings:
         if is_old:
-            raise _RefusedError("HTTP/1.0 has no Transfer-Encoding.")
+            raise _FramingError("HTTP/1.0 has no Transfer-Encoding.")
         if [coding.lower() for coding in codings] != [b"chunked"]:
-            raise _RefusedError("Transfer-Encoding is not exactly chunked, or is repeated.")
+            raise _FramingError("Transfer-Encoding is not exactly chunked, or is repeated.")
         return 0, True
     if not lengths:
         return 0, False
     if len(lengths) > 1 or _LENGTH.fullmatch(lengths[0]) is None:
-        raise _RefusedError("Content-Length is not one decimal number, or is repeated.")
+        raise _FramingError("Content-Length is not one decimal number, or is repeated.")
     return int(lengths[0]), False

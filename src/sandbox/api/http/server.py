@@ -12,11 +12,11 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from sandbox.api.http.connection_limits import DoorState
-from sandbox.api.http.protocols import HttpConnection, WebSocketConnection
+from sandbox.api.http.protocols import HttpProtocol, WebSocketProtocol
 from sandbox.model.errors import SandboxError
 from sandbox.model.limits import SHUTDOWN_SECONDS
 
-GRACE_SECONDS = round(SHUTDOWN_SECONDS / 2)
+GRACEFUL_SHUTDOWN_SECONDS = round(SHUTDOWN_SECONDS / 2)
 """Until answers under way are cut, once the streams were told to end."""
 
 CLIENT_MESSAGE_BYTES_MAX = 64 * 1024
@@ -39,24 +39,24 @@ async def serve(
     on_started: Callable[[], None] = lambda: None,
 ) -> None:
     """Serve until `shutting_down` is set, then end streams, answers and sockets. `on_started` once both answer."""
-    doors = [_Door(app), _Door(stream_app)]
+    doors = [_UvicornServer(app), _UvicornServer(stream_app)]
     try:
         async with asyncio.TaskGroup() as group:
             for door, bound in zip(doors, (sockets, stream_sockets), strict=True):
                 group.create_task(door.serve(sockets=list(bound)))
-            group.create_task(_announce(doors, on_started))
+            group.create_task(_notify_started(doors, on_started))
             await shutting_down.wait()
             for door in doors:
                 door.should_exit = True
     finally:
         for door in doors:
-            door.cut()
+            door.abort_connections()
         for bound_socket in (*sockets, *stream_sockets):
             bound_socket.close()
 
 
 @contextmanager
-def set_by_signals(event: asyncio.Event) -> Iterator[None]:
+def set_on_signals(event: asyncio.Event) -> Iterator[None]:
     """SIGTERM and SIGINT set the event of the running loop."""
     loop = asyncio.get_running_loop()
     signals = (signal.SIGTERM, signal.SIGINT)
@@ -69,15 +69,15 @@ def set_by_signals(event: asyncio.Event) -> Iterator[None]:
             loop.remove_signal_handler(number)
 
 
-class _Door(uvicorn.Server):
+class _UvicornServer(uvicorn.Server):
     """A uvicorn server that leaves signals to its caller."""
 
     def __init__(self, app: ASGIApp) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
-                http=HttpConnection,
-                ws=WebSocketConnection,
+                http=HttpProtocol,
+                ws=WebSocketProtocol,
                 ws_max_size=CLIENT_MESSAGE_BYTES_MAX,
                 ws_per_message_deflate=False,
                 ws_ping_interval=PING_SECONDS,
@@ -88,7 +88,7 @@ class _Door(uvicorn.Server):
                 server_header=False,
                 proxy_headers=False,
                 reset_contextvars=True,
-                timeout_graceful_shutdown=GRACE_SECONDS,
+                timeout_graceful_shutdown=GRACEFUL_SHUTDOWN_SECONDS,
             )
         )
         self.server_state = DoorState()
@@ -104,22 +104,22 @@ class _Door(uvicorn.Server):
         await super().startup(sockets)
         self.listening.set()
 
-    def cut(self) -> None:
+    def abort_connections(self) -> None:
         """Close what clients have left open past the grace."""
         for connection in list(self.server_state.connections):
             connection.transport.abort()
 
 
-async def _announce(doors: Sequence[_Door], on_started: Callable[[], None]) -> None:
+async def _notify_started(doors: Sequence[_UvicornServer], on_started: Callable[[], None]) -> None:
     for door in doors:
         await door.listening.wait()
     on_started()
 
 
-_LOOPBACKS = ("127.0.0.1", "::1")
-_FREE_PORT_TRIES = 20
+_LOOPBACK_HOSTS = ("127.0.0.1", "::1")
+_EPHEMERAL_PORT_ATTEMPTS = 20
 _BACKLOG = 2048
-_NO_IPV6 = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
+_NO_IPV6_ERRNOS = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
 
 
 class AddressError(SandboxError):
@@ -128,7 +128,7 @@ class AddressError(SandboxError):
     code = "address_unavailable"
 
 
-class OpenAddressError(SandboxError):
+class UnprotectedAddressError(SandboxError):
     """Others than this machine's users reach the address, and nothing tells them apart from the operator."""
 
     code = "address_open"
@@ -141,7 +141,7 @@ class OpenAddressError(SandboxError):
         )
 
 
-def is_open(sockets: Sequence[socket.socket]) -> bool:
+def is_externally_reachable(sockets: Sequence[socket.socket]) -> bool:
     """Whether one of the bound sockets can be reached from another machine."""
     addresses = (bound.getsockname()[0].partition("%")[0] for bound in sockets)
     return not all(ip_address(address).is_loopback for address in addresses)
@@ -152,13 +152,13 @@ def bind(host: str, port: int, key: str = "port") -> list[socket.socket]:
 
     Port 0 means any free port; `key` of the configuration says which one. Raises AddressError.
     """
-    hosts = _LOOPBACKS if host in {"127.0.0.1", "localhost"} else (host,)
-    for _ in range(_FREE_PORT_TRIES if port == 0 else 1):
+    hosts = _LOOPBACK_HOSTS if host in {"127.0.0.1", "localhost"} else (host,)
+    for _ in range(_EPHEMERAL_PORT_ATTEMPTS if port == 0 else 1):
         try:
             return _bind_all(hosts, port)
         except OSError as error:
             cause = error
-    raise _taken(host, port, key, cause)
+    raise _address_error(host, port, key, cause)
 
 
 def listen(sockets: Sequence[socket.socket], key: str = "port") -> None:
@@ -171,10 +171,10 @@ def listen(sockets: Sequence[socket.socket], key: str = "port") -> None:
             bound.listen(_BACKLOG)
         except OSError as error:
             host, port, *_ = bound.getsockname()
-            raise _taken(host, port, key, error) from None
+            raise _address_error(host, port, key, error) from None
 
 
-def _taken(host: str, port: int, key: str, cause: OSError) -> AddressError:
+def _address_error(host: str, port: int, key: str, cause: OSError) -> AddressError:
     return AddressError(
         f"Cannot listen on {host} port {port}: {cause.strerror}. Choose another port with --{key.replace('_', '-')} "
         f"(SANDBOX_{key.upper()}, server.{key} in sandbox.toml), or another address with --host."
@@ -203,7 +203,7 @@ def _bind_one(host: str, port: int, *, is_optional: bool) -> socket.socket | Non
     try:
         opened = socket.socket(family, kind, protocol)
     except OSError as error:
-        if is_optional and error.errno in _NO_IPV6:
+        if is_optional and error.errno in _NO_IPV6_ERRNOS:
             return None
         raise
     try:
@@ -213,7 +213,7 @@ def _bind_one(host: str, port: int, *, is_optional: bool) -> socket.socket | Non
         opened.bind(address)
     except OSError as error:
         opened.close()
-        if is_optional and error.errno in _NO_IPV6:
+        if is_optional and error.errno in _NO_IPV6_ERRNOS:
             return None
         raise
     return opened

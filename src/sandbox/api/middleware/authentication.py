@@ -11,8 +11,8 @@ from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sandbox.api import paths
-from sandbox.api.auth.authenticator import STREAM_PROTOCOL, Guard, Refusal, Visitor, without_token
-from sandbox.api.responses import problem
+from sandbox.api.auth.authenticator import STREAM_PROTOCOL, Authenticator, Caller, Denied, strip_token_protocol
+from sandbox.api.responses import problem_response
 from sandbox.api.streaming import fair_share
 from sandbox.system.log_context import TOKEN_ID
 
@@ -20,21 +20,21 @@ RECHECK_SECONDS = 5.0
 """A stream tells and takes nothing more this long after its token was revoked or has expired."""
 
 _CONTENT = frozenset({"http.response.body", "websocket.send"})
-_LEAVE: Message = {"type": "websocket.close", "code": 1008, "reason": "The token is not good any more."}
-_LEFT: Message = {"type": "websocket.disconnect", "code": 1008}
+_CLOSE_MESSAGE: Message = {"type": "websocket.close", "code": 1008, "reason": "The token is not good any more."}
+_DISCONNECT_MESSAGE: Message = {"type": "websocket.disconnect", "code": 1008}
 _log = logging.getLogger(__name__)
 
 
-class VisitorUnknownError(OSError):
+class CredentialsRevokedError(OSError):
     """The visitor is not known any more; an OSError, as servers raise for a client that is gone."""
 
 
-class Doorkeeper:
+class AuthenticationMiddleware:
     """Lets requests in, or answers them with 401, 403 or 429. Routes learn from `visitor_of` who came."""
 
-    def __init__(self, app: ASGIApp, guard: Guard) -> None:
+    def __init__(self, app: ASGIApp, authenticator: Authenticator) -> None:
         self._app = app
-        self._guard = guard
+        self._authenticator = authenticator
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on or refuse."""
@@ -42,20 +42,20 @@ class Doorkeeper:
             await self._app(scope, receive, send)
             return
         connection = HTTPConnection(scope)
-        found = self._guard.admit(connection)
+        found = self._authenticator.authenticate(connection)
         # Not only where there is one: the context may be that of an earlier request on this connection.
         TOKEN_ID.set((found.principal.id or None) if found.principal is not None else None)
-        if isinstance(found, Refusal):
-            await _answer(connection, found)(scope, receive, send)
+        if isinstance(found, Denied):
+            await _denied_response(connection, found)(scope, receive, send)
             return
         scope.setdefault("state", {})["visitor"] = found
-        fair_share.use(self._guard.share_of(found))
+        fair_share.use(self._authenticator.share_of(found))
         if scope.get("subprotocols"):
-            scope, send = _agreeing(scope, send)
-        with suppress(VisitorUnknownError), self._guard.answering(found):
-            await self._app(scope, *self._watching(found, scope["type"], receive, _in_turn(send)))
+            scope, send = _with_subprotocol(scope, send)
+        with suppress(CredentialsRevokedError), self._authenticator.answering(found):
+            await self._app(scope, *self._with_rechecks(found, scope["type"], receive, _in_turn(send)))
 
-    def _watching(self, visitor: Visitor, kind: str, receive: Receive, send: Send) -> tuple[Receive, Send]:
+    def _with_rechecks(self, caller: Caller, kind: str, receive: Receive, send: Send) -> tuple[Receive, Send]:
         """Pass on as long as the visitor is known; then break off as if the client had gone."""
         checked_at, has_left = time.monotonic(), False
 
@@ -65,7 +65,7 @@ class Doorkeeper:
             if has_left or now - checked_at < RECHECK_SECONDS:
                 return has_left
             checked_at = now
-            return not self._guard.still_knows(visitor)
+            return not self._authenticator.is_still_valid(caller)
 
         async def dismiss() -> None:
             nonlocal has_left
@@ -74,19 +74,19 @@ class Doorkeeper:
             has_left = True
             _log.info("An answer was broken off: the token or the session is not good any more")
             if kind == "websocket":
-                await send(_LEAVE)
+                await send(_CLOSE_MESSAGE)
 
         async def receive_watched() -> Message:
             message = await receive()
             if message["type"] == "websocket.receive" and is_unknown():
                 await dismiss()
-                return _LEFT
+                return _DISCONNECT_MESSAGE
             return message
 
         async def send_watched(message: Message) -> None:
             if has_left or (message["type"] in _CONTENT and is_unknown()):
                 await dismiss()
-                raise VisitorUnknownError
+                raise CredentialsRevokedError
             await send(message)
 
         return receive_watched, send_watched
@@ -103,35 +103,35 @@ def _in_turn(send: Send) -> Send:
     return send_in_turn
 
 
-def _answer(connection: HTTPConnection, refusal: Refusal) -> Response:
+def _denied_response(connection: HTTPConnection, denied: Denied) -> Response:
     """People at a browser are led to where they can show their token; everybody else is told."""
-    if refusal.status == HTTPStatus.UNAUTHORIZED and _is_page(connection):
+    if denied.status == HTTPStatus.UNAUTHORIZED and _is_page_request(connection):
         back = urlencode({"to": connection.url.path + ("?" + connection.url.query if connection.url.query else "")})
         return RedirectResponse(f"{paths.SIGN_IN}?{back}", 303, headers={"vary": "accept"})
-    return problem(connection, refusal.status, refusal.code, refusal.message, headers=refusal.headers)
+    return problem_response(connection, denied.status, denied.code, denied.message, headers=denied.headers)
 
 
-def _is_page(connection: HTTPConnection) -> bool:
+def _is_page_request(connection: HTTPConnection) -> bool:
     scope = connection.scope
     is_read = scope["type"] == "http" and scope["method"] == "GET"
-    return is_read and wants_page(connection) and not scope["path"].startswith("/api/")
+    return is_read and accepts_html(connection) and not scope["path"].startswith("/api/")
 
 
-def wants_page(connection: HTTPConnection) -> bool:
+def accepts_html(connection: HTTPConnection) -> bool:
     """Whether a browser asks for something to show, rather than a program for data."""
     return "text/html" in connection.headers.get("accept", "").lower()
 
 
-def visitor_of(connection: HTTPConnection) -> Visitor:
+def get_caller(connection: HTTPConnection) -> Caller:
     """Who came in with this request."""
     visitor = connection.scope["state"]["visitor"]
-    assert isinstance(visitor, Visitor)
+    assert isinstance(visitor, Caller)
     return visitor
 
 
-def _agreeing(scope: Scope, send: Send) -> tuple[Scope, Send]:
+def _with_subprotocol(scope: Scope, send: Send) -> tuple[Scope, Send]:
     """The handshake without the token, answered with the protocol that the client offered beside it."""
-    protocols = without_token(scope["subprotocols"])
+    protocols = strip_token_protocol(scope["subprotocols"])
 
     async def send_agreed(message: Message) -> None:
         if message["type"] == "websocket.accept" and STREAM_PROTOCOL in protocols:

@@ -30,11 +30,11 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 NO_ROUTE = "none"
 """The route of what was refused before any address was looked for, or is at no address."""
 
-_CREATED = re.compile(rb"(# (HELP|TYPE) )?sandbox_\w+_created\b")
+_CREATED_SERIES = re.compile(rb"(# (HELP|TYPE) )?sandbox_\w+_created\b")
 """When a series began, which OpenMetrics has and this format has not: noise, a line for each series."""
 
-_METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
-_ANSWER_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60, 600)
+_KNOWN_METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
+_RESPONSE_SECONDS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60, 600)
 
 
 class ServerMetrics:
@@ -49,11 +49,11 @@ class ServerMetrics:
         self._requests = Counter(
             "sandbox_http_requests", "Requests that were answered.", ["route", "method", "status"], registry=registry
         )
-        self._answer_seconds = Histogram(
+        self._response_seconds = Histogram(
             "sandbox_http_answer_seconds",
             "From a request to the beginning of its answer.",
             ["route", "method"],
-            buckets=_ANSWER_SECONDS,
+            buckets=_RESPONSE_SECONDS_BUCKETS,
             registry=registry,
         )
         self._streams = Gauge("sandbox_streams_open", "Followers that are being told.", ["kind"], registry=registry)
@@ -64,17 +64,17 @@ class ServerMetrics:
         self._disk_free = Gauge("sandbox_disk_free_bytes", "Free where the data directory is.", registry=registry)
         self._disk_total = Gauge("sandbox_disk_total_bytes", "Size of that file system.", registry=registry)
 
-    def note_answer(self, route: str, method: str, status: int, seconds: float) -> None:
+    def record_response(self, route: str, method: str, status: int, seconds: float) -> None:
         """A request has begun to be answered, `seconds` after it came. route: the template, not the address."""
-        shown = method if method in _METHODS else "other"
+        shown = method if method in _KNOWN_METHODS else "other"
         self._requests.labels(route, shown, status).inc()
-        self._answer_seconds.labels(route, shown).observe(seconds)
+        self._response_seconds.labels(route, shown).observe(seconds)
 
-    def streaming(self, kind: Literal["logs", "websocket"]) -> AbstractContextManager[object]:
+    def track_stream(self, kind: Literal["logs", "websocket"]) -> AbstractContextManager[object]:
         """Within it one more follower is counted."""
         return self._streams.labels(kind).track_inprogress()
 
-    def text(self, health: Health, *, is_ready: bool) -> bytes:
+    def render(self, health: Health, *, is_ready: bool) -> bytes:
         """Everything as Prometheus reads it."""
         for state in TaskState:
             self._tasks.labels(state).set(health.tasks_by_state.get(state, 0))
@@ -83,28 +83,28 @@ class ServerMetrics:
         self._disk_free.set(health.disk_free_bytes)
         self._disk_total.set(health.disk_total_bytes)
         lines = generate_latest(self._registry).splitlines(keepends=True)
-        return b"".join(line for line in lines if not _CREATED.match(line))
+        return b"".join(line for line in lines if not _CREATED_SERIES.match(line))
 
 
-_STARTS = {"http.response.start", "websocket.http.response.start"}
-_SWITCHING = 101
-_PROBED = paths.OPEN_PATHS | {paths.METRICS}
+_START_MESSAGES = {"http.response.start", "websocket.http.response.start"}
+_SWITCHING_PROTOCOLS = 101
+_POLLED_PATHS = paths.PUBLIC_PATHS | {paths.METRICS}
 _log = logging.getLogger(__name__)
 
 
-async def note_api_route(connection: HTTPConnection) -> None:
+async def set_api_route(connection: HTTPConnection) -> None:
     """The address that this request is for, for whoever counts it."""
-    note_route(connection, connection.scope["route"].path_format)
+    set_route(connection, connection.scope["route"].path_format)
     if (task_id := connection.path_params.get("task_id")) is not None:
         TASK_ID.set(task_id)
 
 
-def note_route(connection: HTTPConnection, template: str) -> None:
+def set_route(connection: HTTPConnection, template: str) -> None:
     """The same for an address that is no operation of the API."""
     connection.scope["state"]["route"] = template
 
 
-class Measured:
+class MetricsMiddleware:
     """The outermost of all, so that it sees what was refused too."""
 
     def __init__(self, app: ASGIApp, metrics: ServerMetrics) -> None:
@@ -123,11 +123,11 @@ class Measured:
             has_begun = True
             seconds = time.monotonic() - began
             route = scope.setdefault("state", {}).get("route", NO_ROUTE)
-            self._metrics.note_answer(route, scope.get("method", "GET"), status, seconds)
-            _log_answer(scope, status, seconds)
+            self._metrics.record_response(route, scope.get("method", "GET"), status, seconds)
+            _log_response(scope, status, seconds)
 
         async def send_measured(message: Message) -> None:
-            if (status := _status(message)) is not None:
+            if (status := _response_status(message)) is not None:
                 note(status)
             await send(message)
 
@@ -140,10 +140,10 @@ class Measured:
             raise
 
 
-def _log_answer(scope: Scope, status: int, seconds: float) -> None:
+def _log_response(scope: Scope, status: int, seconds: float) -> None:
     """Probes and open pages ask again and again: they are told of when something is wrong."""
     path, client = scope["path"], scope.get("client")
-    is_asked_again = path in _PROBED or path.startswith(paths.ASSETS) or "hx-request" in Headers(scope=scope)
+    is_asked_again = path in _POLLED_PATHS or path.startswith(paths.ASSETS) or "hx-request" in Headers(scope=scope)
     is_dull = status < 400 and is_asked_again
     _log.log(
         logging.DEBUG if is_dull else logging.INFO,
@@ -158,7 +158,7 @@ def _log_answer(scope: Scope, status: int, seconds: float) -> None:
     )
 
 
-def _status(message: Message) -> int | None:
+def _response_status(message: Message) -> int | None:
     if message["type"] == "websocket.accept":
-        return _SWITCHING
-    return int(message["status"]) if message["type"] in _STARTS else None
+        return _SWITCHING_PROTOCOLS
+    return int(message["status"]) if message["type"] in _START_MESSAGES else None

@@ -10,24 +10,26 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from sandbox.system.log_context import REQUEST_ID
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
-_POLICY = "script-src 'none'; object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+_CONTENT_SECURITY_POLICY = (
+    "script-src 'none'; object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
 """For every answer without a policy of its own: nothing in it runs, wherever it is shown."""
-_STARTS = {"http.response.start", "websocket.accept", "websocket.http.response.start"}
+_START_MESSAGES = {"http.response.start", "websocket.accept", "websocket.http.response.start"}
 
 
-def request_id(connection: HTTPConnection) -> str:
+def get_request_id(connection: HTTPConnection) -> str:
     """The id that the client gave this request, or the one made for it."""
     found: str = connection.scope.setdefault("state", {}).get("request_id") or uuid.uuid4().hex
     connection.scope["state"]["request_id"] = found
     return found
 
 
-def wants_head_only(scope: Scope) -> bool:
+def is_head_request(scope: Scope) -> bool:
     """The client asked with HEAD; routes see GET."""
     return bool(scope.get("state", {}).get("wants_head_only"))
 
 
-class Envelope:
+class ResponseHeadersMiddleware:
     """Puts X-Request-Id and safety headers on, and lets HEAD through as a GET whose body is left out."""
 
     def __init__(self, app: ASGIApp) -> None:
@@ -42,7 +44,7 @@ class Envelope:
         state = scope.setdefault("state", {})
         if _REQUEST_ID.fullmatch(given):
             state["request_id"] = given
-        identity = request_id(HTTPConnection(scope))
+        identity = get_request_id(HTTPConnection(scope))
         # Never taken back: a server gives each request a context of its own, and logs there what went wrong.
         REQUEST_ID.set(identity)
         if scope.get("method") == "HEAD":
@@ -50,13 +52,13 @@ class Envelope:
             scope = {**scope, "method": "GET"}
 
         async def send_wrapped(message: Message) -> None:
-            await send(_wrapped(message, identity, head_only=bool(state.get("wants_head_only"))))
+            await send(_with_headers(message, identity, head_only=bool(state.get("wants_head_only"))))
 
         await self._app(scope, receive, send_wrapped)
 
 
-def _wrapped(message: Message, identity: str, *, head_only: bool) -> Message:
-    if message["type"] in _STARTS:
+def _with_headers(message: Message, identity: str, *, head_only: bool) -> Message:
+    if message["type"] in _START_MESSAGES:
         message = {**message, "headers": list(message.get("headers", []))}
         headers = MutableHeaders(raw=message["headers"])
         headers.setdefault("x-request-id", identity)
@@ -64,7 +66,7 @@ def _wrapped(message: Message, identity: str, *, head_only: bool) -> Message:
             headers.setdefault("x-content-type-options", "nosniff")
             headers.setdefault("cache-control", "no-store")
             headers.setdefault("cross-origin-resource-policy", "same-origin")
-            headers.setdefault("content-security-policy", _POLICY)
+            headers.setdefault("content-security-policy", _CONTENT_SECURITY_POLICY)
     elif head_only and message["type"] == "http.response.body":
         return {**message, "body": b""}
     return message

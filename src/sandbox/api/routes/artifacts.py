@@ -13,20 +13,27 @@ from starlette.responses import FileResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from sandbox.api import paths
-from sandbox.api.context import Asked
+from sandbox.api.context import ContextDep
 from sandbox.api.errors import RangeNotSatisfiableError, SecretArtifactError
-from sandbox.api.middleware.authentication import visitor_of
-from sandbox.api.middleware.response_headers import wants_head_only
-from sandbox.api.openapi import Responses, answers, content, header, parameters, problems
-from sandbox.api.responses import Json
+from sandbox.api.middleware.authentication import get_caller
+from sandbox.api.middleware.response_headers import is_head_request
+from sandbox.api.openapi import (
+    Responses,
+    declare_parameters,
+    header_parameter,
+    problem_responses,
+    raw_content,
+    responses_for,
+)
+from sandbox.api.responses import JsonResponse
 from sandbox.interfaces.tasks import ArtifactNotFoundError, StoredArtifact
-from sandbox.model.wire.events import timestamp
+from sandbox.model.wire.events import format_timestamp
 
 _MEDIA_TYPE = re.compile(r"([\w.+-]{1,100}/[\w.+-]{1,100})(; ?charset=[\w-]{1,40})?", re.ASCII)
-_TEXT = "text/plain; charset=utf-8"
-_BYTES = "application/octet-stream"
-_IMAGES = frozenset({"image/gif", "image/jpeg", "image/png", "image/webp"})
-_TEXTS = frozenset(
+_PLAIN_TEXT = "text/plain; charset=utf-8"
+_OCTET_STREAM = "application/octet-stream"
+_IMAGE_TYPES = frozenset({"image/gif", "image/jpeg", "image/png", "image/webp"})
+_TEXT_TYPES = frozenset(
     {
         "application/javascript",
         "application/json",
@@ -38,39 +45,39 @@ _TEXTS = frozenset(
         "image/svg+xml",
     }
 )
-_POLICY = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; sandbox"
-_ONE_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII | re.IGNORECASE)
-_DOWNLOAD: Responses = {
-    200: content("The bytes; as `text/plain`, as a raster image or as `application/octet-stream`", "*/*"),
-    206: content("The bytes of the range", "*/*"),
+_CONTENT_SECURITY_POLICY = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; sandbox"
+_SINGLE_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII | re.IGNORECASE)
+_DOWNLOAD_RESPONSES: Responses = {
+    200: raw_content("The bytes; as `text/plain`, as a raster image or as `application/octet-stream`", "*/*"),
+    206: raw_content("The bytes of the range", "*/*"),
     304: {"description": "The client has them already"},
 }
 
 
 def add_artifact_routes(app: FastAPI) -> None:
     """Put the routes of this module on the app."""
-    app.get(paths.ARTIFACTS, responses=answers("ArtifactListBody") | problems(404, 503))(list_artifacts)
+    app.get(paths.ARTIFACTS, responses=responses_for("ArtifactListBody") | problem_responses(404, 503))(list_artifacts)
     app.get(
         paths.ARTIFACT,
         response_class=Response,
-        responses={**_DOWNLOAD, **problems(404, 416, 503)},
-        openapi_extra=parameters(
-            header("Range", "One range of bytes"),
-            header("If-Range", "The ETag that the range is of"),
-            header("If-None-Match", "ETags that the client has"),
+        responses={**_DOWNLOAD_RESPONSES, **problem_responses(404, 416, 503)},
+        openapi_extra=declare_parameters(
+            header_parameter("Range", "One range of bytes"),
+            header_parameter("If-Range", "The ETag that the range is of"),
+            header_parameter("If-None-Match", "ETags that the client has"),
         ),
     )(download_artifact)
 
 
-async def list_artifacts(asked: Asked, task_id: paths.TaskId) -> Json:
+async def list_artifacts(context: ContextDep, task_id: paths.TaskId) -> JsonResponse:
     """List the artifacts of a task."""
-    stored = await asked.tasks.artifacts(task_id)
-    items = [_item(task_id, one) for one in stored]
+    stored = await context.tasks.artifacts(task_id)
+    items = [_artifact_body(task_id, one) for one in stored]
     total = sum(one.artifact.size_bytes for one in stored)
-    return Json({"task_id": task_id, "artifacts": items, "total_count": len(items), "total_size_bytes": total})
+    return JsonResponse({"task_id": task_id, "artifacts": items, "total_count": len(items), "total_size_bytes": total})
 
 
-def _item(task_id: str, stored: StoredArtifact) -> dict[str, object]:
+def _artifact_body(task_id: str, stored: StoredArtifact) -> dict[str, object]:
     artifact = stored.artifact
     return {
         "name": artifact.name,
@@ -78,34 +85,34 @@ def _item(task_id: str, stored: StoredArtifact) -> dict[str, object]:
         "size_bytes": artifact.size_bytes,
         "content_type": artifact.content_type,
         "checksum": artifact.checksum,
-        "created_at": timestamp(stored.created_at),
+        "created_at": format_timestamp(stored.created_at),
         "download_url": paths.artifact_path(task_id, artifact.name),
         "contains_secret": artifact.contains_secret,
     }
 
 
-async def download_artifact(request: Request, asked: Asked, task_id: paths.TaskId, name: str) -> Response:
+async def download_artifact(request: Request, context: ContextDep, task_id: paths.TaskId, name: str) -> Response:
     """Download an artifact by its name, else by its path. One that contains a secret is for operators."""
-    stored = await asked.tasks.artifact(task_id, name)
-    if stored.artifact.contains_secret and not visitor_of(request).is_operator:
+    stored = await context.tasks.artifact(task_id, name)
+    if stored.artifact.contains_secret and not get_caller(request).is_operator:
         raise SecretArtifactError(stored.artifact.name)
-    found = await asyncio.to_thread(_regular_file, stored.file)
+    found = await asyncio.to_thread(_stat_regular_file, stored.file)
     if found is None:
         raise ArtifactNotFoundError(task_id, name)
     etag = f'"{stored.artifact.checksum}"'
-    headers = {"etag": etag, "cache-control": "private, no-cache", "content-security-policy": _POLICY}
-    if _tags(request, "if-none-match") & {"*", etag, f"W/{etag}"}:
+    headers = {"etag": etag, "cache-control": "private, no-cache", "content-security-policy": _CONTENT_SECURITY_POLICY}
+    if _etags(request, "if-none-match") & {"*", etag, f"W/{etag}"}:
         return Response(status_code=304, headers=headers)
     headers |= {
-        "content-type": served_type(stored.artifact.content_type),
+        "content-type": download_content_type(stored.artifact.content_type),
         "content-disposition": content_disposition(stored.artifact.name),
         "x-checksum-sha256": stored.artifact.checksum.removeprefix("sha256:"),
     }
-    byte_range = served_range(request.headers, etag, found.st_size)
-    return _Download(stored.file, headers, found, byte_range)
+    byte_range = parse_range(request.headers, etag, found.st_size)
+    return _ArtifactResponse(stored.file, headers, found, byte_range)
 
 
-def _regular_file(file: Path) -> os.stat_result | None:
+def _stat_regular_file(file: Path) -> os.stat_result | None:
     try:
         found = file.lstat()
     except FileNotFoundError:
@@ -113,20 +120,20 @@ def _regular_file(file: Path) -> os.stat_result | None:
     return found if stat.S_ISREG(found.st_mode) else None
 
 
-def _tags(request: Request, name: str) -> set[str]:
+def _etags(request: Request, name: str) -> set[str]:
     """The ETags of a header as they were written, over all its lines; `*` among them stands for any."""
     return {tag.strip() for line in request.headers.getlist(name) for tag in line.split(",")} - {""}
 
 
-def served_type(content_type: str) -> str:
+def download_content_type(content_type: str) -> str:
     """The type that a download is sent with, of these few: no browser runs, styles or frames anything by them."""
     match = _MEDIA_TYPE.fullmatch(content_type)
     if match is None:
-        return _BYTES
+        return _OCTET_STREAM
     kind = match[1].lower()
-    if kind in _IMAGES:
+    if kind in _IMAGE_TYPES:
         return kind
-    return _TEXT if kind.startswith("text/") or kind in _TEXTS else _BYTES
+    return _PLAIN_TEXT if kind.startswith("text/") or kind in _TEXT_TYPES else _OCTET_STREAM
 
 
 def content_disposition(name: str) -> str:
@@ -135,12 +142,12 @@ def content_disposition(name: str) -> str:
     return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{quote(name, safe='', errors='replace')}"
 
 
-def served_range(headers: Mapping[str, str], etag: str, size_bytes: int) -> str | None:
+def parse_range(headers: Mapping[str, str], etag: str, size_bytes: int) -> str | None:
     """The one range that is served; None for the whole file, which RFC 9110 allows for any range.
 
     Raises RangeNotSatisfiableError when it begins past the end.
     """
-    match = _ONE_RANGE.fullmatch(headers.get("range", "").strip())
+    match = _SINGLE_RANGE.fullmatch(headers.get("range", "").strip())
     if match is None or headers.get("if-range", etag) != etag:
         return None
     first, last = match.groups()
@@ -151,14 +158,16 @@ def served_range(headers: Mapping[str, str], etag: str, size_bytes: int) -> str 
     return match[0]
 
 
-class _Download(FileResponse):
+class _ArtifactResponse(FileResponse):
     """Sees the range only where it was found good, and HEAD again where the envelope took it away.
 
     It names no time of a change: the ETag alone says whether these are the same bytes.
     """
 
-    def __init__(self, file: Path, headers: dict[str, str], found: os.stat_result, byte_range: str | None) -> None:
-        super().__init__(file, headers=headers, stat_result=found)
+    def __init__(
+        self, file: Path, headers: dict[str, str], stat_result: os.stat_result, byte_range: str | None
+    ) -> None:
+        super().__init__(file, headers=headers, stat_result=stat_result)
         del self.headers["last-modified"]
         self._byte_range = byte_range
 
@@ -166,5 +175,5 @@ class _Download(FileResponse):
         kept = [(name, value) for name, value in scope["headers"] if name not in {b"range", b"if-range"}]
         if self._byte_range is not None:
             kept.append((b"range", self._byte_range.encode()))
-        method = "HEAD" if wants_head_only(scope) else scope["method"]
+        method = "HEAD" if is_head_request(scope) else scope["method"]
         await super().__call__({**scope, "headers": kept, "method": method}, receive, send)

@@ -8,13 +8,17 @@ from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, HTMLResponse, Response
 
 from sandbox.api import paths
-from sandbox.api.responses import Json
+from sandbox.api.responses import JsonResponse
 
-_POLICY = (
+_CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-_HEADERS = {"cache-control": "private, no-cache", "content-security-policy": _POLICY, "referrer-policy": "no-referrer"}
+_HEADERS = {
+    "cache-control": "private, no-cache",
+    "content-security-policy": _CONTENT_SECURITY_POLICY,
+    "referrer-policy": "no-referrer",
+}
 _PAGE = """<!doctype html>
 <html lang="en">
 <head>
@@ -32,7 +36,7 @@ _PAGE = """<!doctype html>
 </body>
 </html>
 """
-_START = """SwaggerUIBundle({
+_START_SCRIPT = """SwaggerUIBundle({
   url: "/openapi.json",
   dom_id: "#page",
   deepLinking: true,
@@ -56,9 +60,12 @@ _STYLE = """body { margin: 0; }
   .swagger-ui table.headers thead { display: none; }
 }
 """
-_ASSETS = {"swagger-ui-bundle.js": "text/javascript; charset=utf-8", "swagger-ui.css": "text/css; charset=utf-8"}
+_SWAGGER_ASSETS = {
+    "swagger-ui-bundle.js": "text/javascript; charset=utf-8",
+    "swagger-ui.css": "text/css; charset=utf-8",
+}
 
-_OWN = {"start.js": (_START, "text/javascript"), "page.css": (_STYLE, "text/css")}
+_INLINE_ASSETS = {"start.js": (_START_SCRIPT, "text/javascript"), "page.css": (_STYLE, "text/css")}
 
 
 def add_docs_routes(app: FastAPI) -> None:
@@ -68,9 +75,9 @@ def add_docs_routes(app: FastAPI) -> None:
     app.get(f"{paths.DOCS}/{{name}}", include_in_schema=False)(read_asset)
 
 
-async def read_schema(request: Request) -> Json:
+async def read_schema(request: Request) -> JsonResponse:
     """The schema of the API."""
-    return Json(request.app.openapi())
+    return JsonResponse(request.app.openapi())
 
 
 async def read_docs() -> HTMLResponse:
@@ -80,12 +87,12 @@ async def read_docs() -> HTMLResponse:
 
 async def read_asset(name: str) -> Response:
     """What the page loads."""
-    if name in _OWN:
-        text, media_type = _OWN[name]
+    if name in _INLINE_ASSETS:
+        text, media_type = _INLINE_ASSETS[name]
         return Response(text, headers=_HEADERS, media_type=media_type)
-    if name not in _ASSETS:
+    if name not in _SWAGGER_ASSETS:
         raise HTTPException(404)
-    return FileResponse(_asset_directory() / name, headers=_HEADERS, media_type=_ASSETS[name])
+    return FileResponse(_asset_directory() / name, headers=_HEADERS, media_type=_SWAGGER_ASSETS[name])
 
 
 def _asset_directory() -> Path:

@@ -7,41 +7,41 @@ from fastapi import FastAPI, Request
 from starlette.responses import Response
 
 from sandbox.api import paths
-from sandbox.api.context import Asked, Context
-from sandbox.api.errors import retry_after
+from sandbox.api.context import AppContext, ContextDep
+from sandbox.api.errors import retry_after_header
 from sandbox.api.middleware.metrics import CONTENT_TYPE
-from sandbox.api.openapi import answers, content, problems
-from sandbox.api.responses import Json, problem
-from sandbox.interfaces.runtime import Probe
+from sandbox.api.openapi import problem_responses, raw_content, responses_for
+from sandbox.api.responses import JsonResponse, problem_response
+from sandbox.interfaces.runtime import RuntimeProbe
 from sandbox.interfaces.tasks import Health
 from sandbox.model.task_state import TaskState
-from sandbox.model.wire.events import timestamp
+from sandbox.model.wire.events import format_timestamp
 
-_DRAINS = "The server is shutting down."
+_SHUTTING_DOWN = "The server is shutting down."
 
 
 def add_health_routes(app: FastAPI) -> None:
     """Put the routes of this module on the app."""
-    app.get(paths.BASIC_HEALTH, responses=answers("AliveBody") | problems())(read_basic_health)
-    app.get(paths.HEALTH, responses=answers("HealthBody") | problems())(read_health)
-    app.get(paths.READINESS, responses=answers("ReadyBody") | problems(503))(read_readiness)
-    app.get(paths.LIVENESS, responses=answers("AliveBody") | problems())(read_liveness)
+    app.get(paths.BASIC_HEALTH, responses=responses_for("AliveBody") | problem_responses())(read_basic_health)
+    app.get(paths.HEALTH, responses=responses_for("HealthBody") | problem_responses())(read_health)
+    app.get(paths.READINESS, responses=responses_for("ReadyBody") | problem_responses(503))(read_readiness)
+    app.get(paths.LIVENESS, responses=responses_for("AliveBody") | problem_responses())(read_liveness)
 
 
-async def read_basic_health(asked: Asked) -> Json:
+async def read_basic_health(context: ContextDep) -> JsonResponse:
     """The server answers."""
-    return Json({"status": "ok", "version": asked.settings.version})
+    return JsonResponse({"status": "ok", "version": context.settings.version})
 
 
-async def read_liveness(asked: Asked) -> Json:
+async def read_liveness(context: ContextDep) -> JsonResponse:
     """The server is alive: its event loop turns."""
-    return await read_basic_health(asked)
+    return await read_basic_health(context)
 
 
-async def read_health(asked: Asked) -> Json:
+async def read_health(context: ContextDep) -> JsonResponse:
     """How the server is, in detail."""
-    health = await asked.tasks.health()
-    reasons = reasons_against(health, asked)
+    health = await context.tasks.health()
+    reasons = not_ready_reasons(health, context)
     answer: dict[str, Any] = {
         "status": "degraded" if reasons else "ok",
         "ready": not reasons,
@@ -49,54 +49,56 @@ async def read_health(asked: Asked) -> Json:
         "version": health.version,
         "uptime_seconds": round(health.uptime_seconds, 3),
         "tasks": {state: health.tasks_by_state.get(state, 0) for state in TaskState},
-        "runtimes": [_runtime(probe) for probe in health.runtimes],
-        "next_probe_at": None if health.next_probe_at is None else timestamp(health.next_probe_at),
-        "store": {"ok": health.store_ok},
+        "runtimes": [_runtime_body(probe) for probe in health.runtimes],
+        "next_probe_at": None if health.next_probe_at is None else format_timestamp(health.next_probe_at),
+        "store": {"ok": health.is_store_ok},
         "occupancy": None if health.occupancy is None else asdict(health.occupancy),
         "disk": {"free_bytes": health.disk_free_bytes, "total_bytes": health.disk_total_bytes},
-        "draining_since": None if health.draining_since is None else timestamp(health.draining_since),
+        "draining_since": None if health.draining_since is None else format_timestamp(health.draining_since),
     }
-    return Json(answer)
+    return JsonResponse(answer)
 
 
-async def read_readiness(request: Request, asked: Asked) -> Response:
+async def read_readiness(request: Request, context: ContextDep) -> Response:
     """Whether the server can take and run tasks; 503 when it cannot."""
-    health = await asked.tasks.health()
-    reasons = reasons_against(health, asked)
+    health = await context.tasks.health()
+    reasons = not_ready_reasons(health, context)
     if not reasons:
-        return Json({"status": "ready"})
-    headers = retry_after(health.retry_after_seconds)
-    return problem(request, 503, "service_unavailable", " ".join(reasons), fields={"reasons": reasons}, headers=headers)
+        return JsonResponse({"status": "ready"})
+    headers = retry_after_header(health.retry_after_seconds)
+    return problem_response(
+        request, 503, "service_unavailable", " ".join(reasons), fields={"reasons": reasons}, headers=headers
+    )
 
 
-def reasons_against(health: Health, asked: Context) -> list[str]:
+def not_ready_reasons(health: Health, context: AppContext) -> list[str]:
     """Why the server is not ready; that it shuts down is known here, at its doors, first."""
     reasons = list(health.reasons)
-    if not health.ready and not reasons:
+    if not health.is_ready and not reasons:
         reasons = ["The server is not ready."]
-    return [*reasons, _DRAINS] if asked.shutting_down.is_set() else reasons
+    return [*reasons, _SHUTTING_DOWN] if context.shutting_down.is_set() else reasons
 
 
-def _runtime(probe: Probe) -> dict[str, Any]:
+def _runtime_body(probe: RuntimeProbe) -> dict[str, Any]:
     return {
         "name": probe.runtime,
-        "works": probe.works,
+        "works": probe.is_available,
         "tier": probe.tier,
         "isolates": probe.isolates,
         "gaps": probe.gaps,
         "limits": sorted(probe.limits),
-        "mend": probe.mend,
+        "mend": probe.remedy,
     }
 
 
 def add_metrics_route(app: FastAPI) -> None:
     """Put the route of this module on the app."""
-    answer = content("The figures in Prometheus' text format", "text/plain")
-    app.get(paths.METRICS, response_class=Response, responses={200: answer, **problems(503)})(read_metrics)
+    answer = raw_content("The figures in Prometheus' text format", "text/plain")
+    app.get(paths.METRICS, response_class=Response, responses={200: answer, **problem_responses(503)})(read_metrics)
 
 
-async def read_metrics(asked: Asked) -> Response:
+async def read_metrics(context: ContextDep) -> Response:
     """How the server is, in figures for Prometheus."""
-    health = await asked.tasks.health()
-    is_ready = not reasons_against(health, asked)
-    return Response(asked.metrics.text(health, is_ready=is_ready), headers={"content-type": CONTENT_TYPE})
+    health = await context.tasks.health()
+    is_ready = not not_ready_reasons(health, context)
+    return Response(context.metrics.render(health, is_ready=is_ready), headers={"content-type": CONTENT_TYPE})

@@ -14,15 +14,15 @@ from pydantic.config import JsonDict
 from starlette.responses import Response
 
 from sandbox.api import paths
-from sandbox.api.context import Asked
+from sandbox.api.context import ContextDep
 from sandbox.api.errors import InvalidParameterError
-from sandbox.api.openapi import Responses, content, header, parameters, problems
-from sandbox.api.request_parameters import SEQ_MAX, read_seq
+from sandbox.api.openapi import Responses, declare_parameters, header_parameter, problem_responses, raw_content
+from sandbox.api.request_parameters import SEQ_MAX, parse_seq
 from sandbox.api.streaming import fair_share
-from sandbox.api.streaming.response import SSE_KEEP_ALIVE, Messages, Streamed, seen_alone
+from sandbox.api.streaming.response import SSE_KEEP_ALIVE, EventStreamResponse, Messages, encode_each
 from sandbox.interfaces.tasks import Tasks
 from sandbox.model.task import Task
-from sandbox.model.wire.events import Frame, LogStream, log_stream, size_bytes, timestamp
+from sandbox.model.wire.events import LogStream, WireEvent, format_timestamp, log_stream_of, wire_size_bytes
 
 TAIL_MAX = 1_000_000
 TEXT_LINE_BYTES_MAX = 16 * 1024 * 1024
@@ -32,14 +32,14 @@ _SSE = "text/event-stream"
 _TEXT = "text/plain; charset=utf-8"
 _RFC_3339 = re.compile(r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d:\d\d(?:\.\d+)?)([Zz]|[+ -]\d\d:\d\d)", re.ASCII)
 
-_TAIL_STRIDE = 4
+_TAIL_GROWTH_FACTOR = 4
 """Records looked at for each line of a tail, and that many times more until there are enough."""
 
-_Form = Callable[[Frame], bytes]
+_Formatter = Callable[[WireEvent], bytes]
 
 
 @dataclass(frozen=True, slots=True)
-class LogView:
+class LogEncoder:
     """What of a task's story is shown, and how. Followers are told of gaps and of the end whatever they filter.
 
     since: as frames have times; empty for all.
@@ -47,30 +47,30 @@ class LogView:
 
     stream: LogStream
     since: str
-    form: _Form
-    follows: bool
+    format_event: _Formatter
+    is_following: bool
 
-    def wants(self, frame: Frame) -> bool:
+    def includes(self, frame: WireEvent) -> bool:
         """Whether the frame is shown."""
-        if self.follows and frame["type"] in {"gap", "end"}:
+        if self.is_following and frame["type"] in {"gap", "end"}:
             return True
-        belongs_to = log_stream(frame)
+        belongs_to = log_stream_of(frame)
         return belongs_to is not None and self.stream in {"all", belongs_to} and str(frame["timestamp"]) >= self.since
 
-    def messages(self, frames: Sequence[Frame]) -> Messages:
+    def encode(self, frames: Sequence[WireEvent]) -> Messages:
         """One piece of all of them."""
-        text = b"".join([self.form(frame) for frame in frames if self.wants(frame)])
+        text = b"".join([self.format_event(frame) for frame in frames if self.includes(frame)])
         return (text,) if text else ()
 
 
-_MOMENT: JsonDict = {"anyOf": [{"format": "date-time"}, {"maxLength": 0}]}
+_TIME_SCHEMA: JsonDict = {"anyOf": [{"format": "date-time"}, {"maxLength": 0}]}
 
 
 class LogQuery(BaseModel):
     """What the logs are asked for with."""
 
     stream: LogStream = "all"
-    since: str = Field("", description="RFC 3339, inclusive", json_schema_extra=_MOMENT)
+    since: str = Field("", description="RFC 3339, inclusive", json_schema_extra=_TIME_SCHEMA)
     tail: int = Field(0, ge=0, le=TAIL_MAX, description="Lines after filtering; 0 for all")
     after: int | None = Field(None, ge=0, le=SEQ_MAX, description="Only what has a greater seq")
     follow: bool = False
@@ -79,15 +79,15 @@ class LogQuery(BaseModel):
 def add_log_routes(app: FastAPI) -> None:
     """Put the routes of this module on the app."""
     described: Responses = {
-        200: content("The log as text, or as a stream when followed", "text/plain", _SSE, _NDJSON),
+        200: raw_content("The log as text, or as a stream when followed", "text/plain", _SSE, _NDJSON),
         204: {"description": "The client has had the last event already"},
     }
     app.get(
         paths.LOGS,
         response_class=Response,
-        responses={**described, **problems(404, 503)},
-        openapi_extra=parameters(
-            header(
+        responses={**described, **problem_responses(404, 503)},
+        openapi_extra=declare_parameters(
+            header_parameter(
                 "Last-Event-ID",
                 "Follow after this seq; `after` in the query wins",
                 {"type": "string", "pattern": "^([0-9]{0,18}|[0-8][0-9]{18})$"},
@@ -98,34 +98,34 @@ def add_log_routes(app: FastAPI) -> None:
 
 async def read_logs(
     request: Request,
-    asked: Asked,
+    context: ContextDep,
     task_id: paths.TaskId,
     query: Annotated[LogQuery, Query()],
 ) -> Response:
     """What the agent printed and what happened, in the order of `seq`."""
-    task = await asked.tasks.status(task_id)
-    media_type, form = _form(request) if query.follow else (_TEXT, _Lines().line)
-    view = LogView(query.stream, _moment(query.since), form, query.follow)
-    last_event_id = read_seq(request.headers.get("last-event-id", "").strip(), "Last-Event-ID")
+    task = await context.tasks.status(task_id)
+    media_type, form = _choose_format(request) if query.follow else (_TEXT, _TextFormatter().format_event)
+    view = LogEncoder(query.stream, _normalize_time(query.since), form, query.follow)
+    last_event_id = parse_seq(request.headers.get("last-event-id", "").strip(), "Last-Event-ID")
     resumed = last_event_id if query.follow else None
     if task.state.is_terminal and resumed is not None and resumed > task.last_seq:
         return Response(status_code=204)
     position = query.after if query.after is not None else resumed
     start = position or 0
     if query.tail and not (query.follow and position is not None):
-        start = await _start_of_tail(asked.tasks, task, start, query.tail, view)
+        start = await _find_tail_start(context.tasks, task, start, query.tail, view)
     if not query.follow:
-        return Streamed(seen_alone(asked.tasks.frames(task_id, after=start), view), _TEXT)
-    return Streamed(
-        asked.tails.follow(task, view, after=start),
+        return EventStreamResponse(encode_each(context.tasks.replay(task_id, after=start), view), _TEXT)
+    return EventStreamResponse(
+        context.stream_cache.follow(task, view, after=start),
         media_type,
-        ending=asked.shutting_down,
+        stop_event=context.shutting_down,
         keep_alive=SSE_KEEP_ALIVE if media_type == _SSE else b"",
-        counted=asked.metrics.streaming("logs"),
+        tracker=context.metrics.track_stream("logs"),
     )
 
 
-def _moment(since: str) -> str:
+def _normalize_time(since: str) -> str:
     """As frames have it, so that text compares as time does."""
     match = _RFC_3339.fullmatch(since)
     try:
@@ -134,21 +134,21 @@ def _moment(since: str) -> str:
                 raise ValueError(since)
             return ""
         # A plus sign that was not escaped in a URL arrives as a space.
-        return timestamp(datetime.fromisoformat(f"{match[1]}T{match[2]}{match[3].upper().replace(' ', '+')}"))
+        return format_timestamp(datetime.fromisoformat(f"{match[1]}T{match[2]}{match[3].upper().replace(' ', '+')}"))
     except (ValueError, OverflowError):
         raise InvalidParameterError("since", "must be a time such as 2026-01-29T10:10:15Z") from None
 
 
-async def _start_of_tail(tasks: Tasks, task: Task, after: int, lines: int, view: LogView) -> int:
+async def _find_tail_start(tasks: Tasks, task: Task, after: int, lines: int, view: LogEncoder) -> int:
     """The `after` that leaves the last `lines` lines of what is there now: read from as near to the end as will do."""
     reach = lines
     while True:
-        reach *= _TAIL_STRIDE
+        reach *= _TAIL_GROWTH_FACTOR
         begin = max(after, task.last_seq - reach)
         last: deque[int] = deque(maxlen=lines + 1)
-        async for frame in tasks.frames(task.id, after=begin):
-            await fair_share.take(size_bytes(frame))
-            if frame["type"] != "end" and view.wants(frame):
+        async for frame in tasks.replay(task.id, after=begin):
+            await fair_share.take(wire_size_bytes(frame))
+            if frame["type"] != "end" and view.includes(frame):
                 last.append(frame["seq"])
         if len(last) > lines:
             return last[0]
@@ -156,39 +156,39 @@ async def _start_of_tail(tasks: Tasks, task: Task, after: int, lines: int, view:
             return after
 
 
-def _form(request: Request) -> tuple[str, _Form]:
+def _choose_format(request: Request) -> tuple[str, _Formatter]:
     if _NDJSON in request.headers.get("accept", "").lower():
-        return _NDJSON, _json_line
-    return _SSE, _sse
+        return _NDJSON, _format_ndjson
+    return _SSE, _format_sse
 
 
-class _Lines:
+class _TextFormatter:
     """Frames as lines. What came in parts is one line again, unless something else came in between."""
 
     def __init__(self) -> None:
-        self._unfinished = ""
+        self._open_source = ""
         self._length = 0
 
-    def line(self, frame: Frame) -> bytes:
+    def format_event(self, frame: WireEvent) -> bytes:
         """`[time] [STDOUT] text` for each line of output, `[time] [EVENT] {json}` for everything else."""
         is_output = frame["type"] == "output"
         source = str(frame["stream"]).upper() if is_output else "EVENT"
         text = str(frame["data"]).removesuffix("\n").encode() if is_output else msgspec.json.encode(frame)
         prefix = f"[{frame['timestamp']}] [{source}] ".encode()
-        if source == self._unfinished and self._length + len(text) <= TEXT_LINE_BYTES_MAX:
+        if source == self._open_source and self._length + len(text) <= TEXT_LINE_BYTES_MAX:
             begin = b""
         else:
-            begin, self._length = (b"\n" if self._unfinished else b"") + prefix, 0
+            begin, self._length = (b"\n" if self._open_source else b"") + prefix, 0
         is_continued = is_output and bool(frame["continued"])
-        self._unfinished = source if is_continued else ""
+        self._open_source = source if is_continued else ""
         self._length += len(text)
         # What a terminal shows is written down as it comes: a line without a prefix could be taken for an event.
         return begin + text.replace(b"\n", b"\n" + prefix) + (b"" if is_continued else b"\n")
 
 
-def _json_line(frame: Frame) -> bytes:
+def _format_ndjson(frame: WireEvent) -> bytes:
     return msgspec.json.encode(frame) + b"\n"
 
 
-def _sse(frame: Frame) -> bytes:
+def _format_sse(frame: WireEvent) -> bytes:
     return f"id: {frame['seq']}\nevent: {frame['type']}\ndata: ".encode() + msgspec.json.encode(frame) + b"\n\n"

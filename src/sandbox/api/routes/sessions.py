@@ -4,29 +4,29 @@ from fastapi import FastAPI, Request
 from starlette.responses import Response
 
 from sandbox.api import paths
-from sandbox.api.auth.sessions import COOKIE, SESSION_SECONDS
-from sandbox.api.context import Asked
-from sandbox.api.middleware.authentication import visitor_of
-from sandbox.api.openapi import answers, problems
-from sandbox.api.responses import Json
+from sandbox.api.auth.sessions import SESSION_COOKIE, SESSION_SECONDS
+from sandbox.api.context import ContextDep
+from sandbox.api.middleware.authentication import get_caller
+from sandbox.api.openapi import problem_responses, responses_for
+from sandbox.api.responses import JsonResponse
 
 
 def add_session_routes(app: FastAPI) -> None:
     """Put the routes of this module on the app."""
-    app.post(paths.SESSION, responses=answers("SessionBody") | problems())(open_session)
-    app.delete(paths.SESSION, status_code=204, response_class=Response, responses=problems())(close_session)
+    app.post(paths.SESSION, responses=responses_for("SessionBody") | problem_responses())(open_session)
+    app.delete(paths.SESSION, status_code=204, response_class=Response, responses=problem_responses())(close_session)
 
 
-async def open_session(request: Request, asked: Asked) -> Json:
+async def open_session(request: Request, context: ContextDep) -> JsonResponse:
     """Begin a session: the token of this request is good for a cookie. Without tokens there is nothing to prove."""
-    visitor = visitor_of(request)
+    visitor = get_caller(request)
     assert visitor.principal is not None
     principal = visitor.principal
-    answer = Json({"role": principal.role, "name": principal.name})
-    if visitor.proof is not None and visitor.proof.kind == "token":
+    answer = JsonResponse({"role": principal.role, "name": principal.name})
+    if visitor.credentials is not None and visitor.credentials.kind == "token":
         answer.set_cookie(
-            COOKIE,
-            asked.guard.sessions.open(principal.id),
+            SESSION_COOKIE,
+            context.authenticator.sessions.open(principal.id),
             max_age=SESSION_SECONDS,
             secure=_is_encrypted(request),
             httponly=True,
@@ -35,12 +35,12 @@ async def open_session(request: Request, asked: Asked) -> Json:
     return answer
 
 
-async def close_session(request: Request, asked: Asked) -> Response:
+async def close_session(request: Request, context: ContextDep) -> Response:
     """End the session of this request's cookie."""
-    if cookie := request.cookies.get(COOKIE):
-        asked.guard.sessions.close(cookie)
+    if cookie := request.cookies.get(SESSION_COOKIE):
+        context.authenticator.sessions.close(cookie)
     answer = Response(status_code=204)
-    answer.delete_cookie(COOKIE, secure=_is_encrypted(request), httponly=True, samesite="strict")
+    answer.delete_cookie(SESSION_COOKIE, secure=_is_encrypted(request), httponly=True, samesite="strict")
     return answer
 
 

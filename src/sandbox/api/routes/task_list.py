@@ -8,13 +8,13 @@ from pydantic import BaseModel, Field
 from starlette.datastructures import QueryParams
 
 from sandbox.api import paths
-from sandbox.api.context import Asked
-from sandbox.api.cursor import CURSOR_LENGTH_MAX, Order, Sort, read_cursor, write_cursor
+from sandbox.api.context import ContextDep
+from sandbox.api.cursor import CURSOR_LENGTH_MAX, Order, Sort, decode_cursor, encode_cursor
 from sandbox.api.errors import InvalidParameterError
-from sandbox.api.middleware.authentication import visitor_of
-from sandbox.api.openapi import answers, parameters, problems
-from sandbox.api.responses import Json
-from sandbox.api.task_body import item_body
+from sandbox.api.middleware.authentication import get_caller
+from sandbox.api.openapi import declare_parameters, problem_responses, responses_for
+from sandbox.api.responses import JsonResponse
+from sandbox.api.task_body import task_summary_body
 from sandbox.interfaces.store import TaskPage, TaskQuery
 from sandbox.interfaces.tasks import Tasks
 from sandbox.model.task_state import TaskState
@@ -22,8 +22,8 @@ from sandbox.model.task_state import TaskState
 LIMIT_MAX = 1000
 OFFSET_MAX = 2**53
 
-_LABEL = "label."
-_LABELS = {
+_LABEL_PREFIX = "label."
+_LABEL_PARAMETER = {
     "name": "labels",
     "in": "query",
     "required": False,
@@ -33,14 +33,16 @@ _LABELS = {
     "explode": True,
     "schema": {"type": "object", "patternProperties": {"^label\\.": {"type": "string"}}, "additionalProperties": False},
 }
-_STATE = "|".join(TaskState)
+_STATE_ALTERNATIVES = "|".join(TaskState)
 
 
 class ListQuery(BaseModel):
     """What a list is asked for with."""
 
     state: str = Field(
-        "", description="States, separated by commas", json_schema_extra={"pattern": f"^(({_STATE})(,({_STATE}))*)?$"}
+        "",
+        description="States, separated by commas",
+        json_schema_extra={"pattern": f"^(({_STATE_ALTERNATIVES})(,({_STATE_ALTERNATIVES}))*)?$"},
     )
     sort: Sort = "created_at"
     order: Order = "desc"
@@ -56,58 +58,67 @@ class ListQuery(BaseModel):
 
 def add_list_routes(app: FastAPI) -> None:
     """Put the routes of this module on the app."""
-    app.get(paths.TASKS, responses=answers("TaskListBody") | problems(503), openapi_extra=parameters(_LABELS))(
-        list_tasks
-    )
+    app.get(
+        paths.TASKS,
+        responses=responses_for("TaskListBody") | problem_responses(503),
+        openapi_extra=declare_parameters(_LABEL_PARAMETER),
+    )(list_tasks)
 
 
-async def list_tasks(request: Request, asked: Asked, query: Annotated[ListQuery, Query()]) -> Json:
+async def list_tasks(request: Request, context: ContextDep, query: Annotated[ListQuery, Query()]) -> JsonResponse:
     """List tasks. `label.KEY=VALUE`, which may be repeated, keeps those that have all these labels."""
-    wanted = read_query(query, request.query_params)
-    page = await list_page(asked.tasks, wanted, request.query_params)
+    wanted = parse_query(query, request.query_params)
+    page = await query_page(context.tasks, wanted, request.query_params)
     answer = {
-        "tasks": [item_body(task, is_operator=visitor_of(request).is_operator) for task in page.tasks],
+        "tasks": [task_summary_body(task, is_operator=get_caller(request).is_operator) for task in page.tasks],
         "total_count": page.total_count,
         "limit": wanted.limit,
         "offset": wanted.offset,
         "has_more": page.next_cursor is not None,
-        "next_cursor": write_cursor(page.next_cursor, wanted),
+        "next_cursor": encode_cursor(page.next_cursor, wanted),
     }
-    return Json(answer)
+    return JsonResponse(answer)
 
 
-def read_query(asked: ListQuery, given: QueryParams) -> TaskQuery:
+def parse_query(list_query: ListQuery, params: QueryParams) -> TaskQuery:
     """What is asked for. Raises InvalidParameterError."""
-    query = TaskQuery(_states(asked.state), _labels(given) or {}, asked.sort, asked.order, asked.limit, asked.offset)
-    return query if asked.cursor is None else _resumed(query, asked.cursor, given)
+    query = TaskQuery(
+        _parse_states(list_query.state),
+        _parse_labels(params) or {},
+        list_query.sort,
+        list_query.order,
+        list_query.limit,
+        list_query.offset,
+    )
+    return query if list_query.cursor is None else _apply_cursor(query, list_query.cursor, params)
 
 
-async def list_page(tasks: Tasks, wanted: TaskQuery, given: QueryParams) -> TaskPage:
+async def query_page(tasks: Tasks, query: TaskQuery, params: QueryParams) -> TaskPage:
     """The page that is wanted; an empty one when a label is asked to have two values."""
-    return await tasks.query(wanted) if _labels(given) is not None else TaskPage((), 0)
+    return await tasks.query(query) if _parse_labels(params) is not None else TaskPage((), 0)
 
 
-def _resumed(query: TaskQuery, text: str, given: QueryParams) -> TaskQuery:
+def _apply_cursor(query: TaskQuery, text: str, params: QueryParams) -> TaskQuery:
     """The query from the cursor on, in the cursor's own order."""
     if query.offset:
         raise InvalidParameterError("offset", "counts from the start; it cannot come with a cursor")
-    bookmark = read_cursor(text)
+    bookmark = decode_cursor(text)
     for name, value in (("sort", bookmark.sort), ("order", bookmark.order)):
-        if given.get(name, value) != value:
+        if params.get(name, value) != value:
             raise InvalidParameterError(name, f"must be {value}, as it was when the cursor was made, or left out")
     return replace(query, sort=bookmark.sort, order=bookmark.order, cursor=bookmark.cursor)
 
 
-def _labels(given: QueryParams) -> dict[str, str] | None:
+def _parse_labels(params: QueryParams) -> dict[str, str] | None:
     """The labels asked for; None when no task can have them, because one key is asked to have two values."""
     labels: dict[str, str] = {}
-    for name, value in given.multi_items():
-        if name.startswith(_LABEL) and labels.setdefault(name.removeprefix(_LABEL), value) != value:
+    for name, value in params.multi_items():
+        if name.startswith(_LABEL_PREFIX) and labels.setdefault(name.removeprefix(_LABEL_PREFIX), value) != value:
             return None
     return labels
 
 
-def _states(text: str) -> frozenset[TaskState]:
+def _parse_states(text: str) -> frozenset[TaskState]:
     names = {name.strip() for name in text.split(",")} - {""}
     unknown = names - set(TaskState)
     if unknown:

@@ -10,73 +10,86 @@ from typing import Annotated, Any
 from fastapi import FastAPI, Query, Request
 
 from sandbox.api import paths
-from sandbox.api.context import Asked, Context
+from sandbox.api.context import AppContext, ContextDep
 from sandbox.api.errors import InvalidParameterError
-from sandbox.api.middleware.authentication import visitor_of
-from sandbox.api.openapi import MANIFEST_REF, answers, header, parameters, problems, request_body
-from sandbox.api.request_parameters import REASON_LENGTH_MAX, CancelWish, is_json, read_body, read_cancel_wish
-from sandbox.api.responses import Json
-from sandbox.api.streaming.response import disconnected
-from sandbox.api.task_body import definition_body, status_body
+from sandbox.api.middleware.authentication import get_caller
+from sandbox.api.openapi import (
+    MANIFEST_REF,
+    declare_parameters,
+    header_parameter,
+    problem_responses,
+    request_body,
+    responses_for,
+)
+from sandbox.api.request_parameters import (
+    REASON_LENGTH_MAX,
+    CancelRequest,
+    has_json_body,
+    read_body,
+    read_cancel_request,
+)
+from sandbox.api.responses import JsonResponse
+from sandbox.api.streaming.response import wait_for_disconnect
+from sandbox.api.task_body import definition_body, task_body
 from sandbox.interfaces.tasks import Submission, Tasks
 from sandbox.model.events import Idempotency
 from sandbox.model.manifest.parser import parse_manifest
 from sandbox.model.manifest.schema import Manifest
 from sandbox.model.task import Task
 from sandbox.model.task_state import TaskState
-from sandbox.model.wire.events import timestamp
+from sandbox.model.wire.events import format_timestamp
 from sandbox.system.log_context import TASK_ID
 
-HEADER = "Idempotency-Key"
-KEY_LENGTH_MAX = 255
-KEY_PATTERN = rf"^[!-~]{{1,{KEY_LENGTH_MAX}}}$"
+IDEMPOTENCY_KEY_HEADER = "Idempotency-Key"
+IDEMPOTENCY_KEY_LENGTH_MAX = 255
+IDEMPOTENCY_KEY_PATTERN = rf"^[!-~]{{1,{IDEMPOTENCY_KEY_LENGTH_MAX}}}$"
 
-_IDEMPOTENCY_KEY = re.compile(KEY_PATTERN.strip("^$"), re.ASCII)
+_IDEMPOTENCY_KEY_REGEX = re.compile(IDEMPOTENCY_KEY_PATTERN.strip("^$"), re.ASCII)
 
 
 def read_idempotency(request: Request, body: bytes) -> Idempotency | None:
     """The key with the digest of the body that it came with; None without one. Raises InvalidParameterError."""
-    keys = request.headers.getlist(HEADER)
+    keys = request.headers.getlist(IDEMPOTENCY_KEY_HEADER)
     if not keys:
         return None
-    if len(keys) > 1 or not _IDEMPOTENCY_KEY.fullmatch(keys[0]):
-        message = f"must be one key of 1 to {KEY_LENGTH_MAX} visible ASCII characters"
-        raise InvalidParameterError(HEADER, message)
+    if len(keys) > 1 or not _IDEMPOTENCY_KEY_REGEX.fullmatch(keys[0]):
+        message = f"must be one key of 1 to {IDEMPOTENCY_KEY_LENGTH_MAX} visible ASCII characters"
+        raise InvalidParameterError(IDEMPOTENCY_KEY_HEADER, message)
     return Idempotency(keys[0], hashlib.sha256(body).hexdigest())
 
 
-REPLAYED = "Idempotent-Replayed"
+REPLAYED_HEADER = "Idempotent-Replayed"
 WAIT_SECONDS_MAX = 600
 
-_SUBMITTED = {
+_SUBMITTED_HEADERS = {
     "Location": {"description": "Where the task is", "required": True, "schema": {"type": "string"}},
-    REPLAYED: {
+    REPLAYED_HEADER: {
         "description": "`true` when the key and the body came before; the answer is the one of then",
         "schema": {"type": "string", "enum": ["true"]},
     },
 }
-_TAKEN = answers("SubmittedBody", 202, headers=_SUBMITTED) | answers(
+_ACCEPTED = responses_for("SubmittedBody", 202, headers=_SUBMITTED_HEADERS) | responses_for(
     "DryRunBody", description="The answer to `dry_run=true`: the manifest would be taken"
 )
-_WRAPPED = [
+_WRAPPED_MANIFEST_SCHEMAS = [
     {"type": "object", "properties": {name: schema}, "required": [name], "additionalProperties": False}
     for name, schema in (("manifest", MANIFEST_REF), ("manifest_yaml", {"type": "string"}))
 ]
-_MANIFEST = request_body(
+_MANIFEST_BODY = request_body(
     'The manifest. JSON may also be wrapped as `{"manifest": {…}}` or `{"manifest_yaml": "…"}`.',
     required=True,
     application_yaml=MANIFEST_REF,
-    application_json={"anyOf": [MANIFEST_REF, *_WRAPPED]},
+    application_json={"anyOf": [MANIFEST_REF, *_WRAPPED_MANIFEST_SCHEMAS]},
 )
-_KEY = header(
-    HEADER,
+_IDEMPOTENCY_KEY_PARAMETER = header_parameter(
+    IDEMPOTENCY_KEY_HEADER,
     "The same key and body give the same task again, for 24 hours; nothing is submitted twice",
-    {"type": "string", "minLength": 1, "maxLength": KEY_LENGTH_MAX, "pattern": KEY_PATTERN},
+    {"type": "string", "minLength": 1, "maxLength": IDEMPOTENCY_KEY_LENGTH_MAX, "pattern": IDEMPOTENCY_KEY_PATTERN},
 )
 _DryRun = Annotated[bool, Query(description="Check the manifest as a submission does, and submit nothing")]
 _Reason = Annotated[str, Query(description=f"Kept with the task; {REASON_LENGTH_MAX} characters at most")]
 _Force = Annotated[bool, Query(description="Give the agent no time to end by itself")]
-_CANCEL_WISH = request_body(
+_CANCEL_BODY = request_body(
     "What the query says may be said here instead.",
     required=False,
     application_json={
@@ -92,34 +105,34 @@ def add_task_routes(app: FastAPI) -> None:
     app.post(
         paths.TASKS,
         status_code=202,
-        responses=_TAKEN | problems(408, 409, 413, 422, 503, 507),
-        openapi_extra=_MANIFEST | parameters(_KEY),
+        responses=_ACCEPTED | problem_responses(408, 409, 413, 422, 503, 507),
+        openapi_extra=_MANIFEST_BODY | declare_parameters(_IDEMPOTENCY_KEY_PARAMETER),
     )(submit_task)
-    app.get(paths.TASK, responses=answers("TaskBody") | problems(404, 503))(read_task)
-    app.get(paths.WAIT, responses=answers("TaskBody") | problems(404, 503))(wait_for_task)
+    app.get(paths.TASK, responses=responses_for("TaskBody") | problem_responses(404, 503))(read_task)
+    app.get(paths.WAIT, responses=responses_for("TaskBody") | problem_responses(404, 503))(wait_for_task)
     app.delete(
         paths.TASK,
-        responses=answers("CancelledBody") | problems(404, 408, 409, 413, 503),
-        openapi_extra=_CANCEL_WISH,
+        responses=responses_for("CancelledBody") | problem_responses(404, 408, 409, 413, 503),
+        openapi_extra=_CANCEL_BODY,
     )(cancel_task)
 
 
-async def submit_task(request: Request, asked: Asked, dry_run: _DryRun = False) -> Json:
+async def submit_task(request: Request, context: ContextDep, dry_run: _DryRun = False) -> JsonResponse:
     """Submit a task. It is durable once the answer is sent."""
     body = await read_body(request)
     idempotency = read_idempotency(request, body)
-    if idempotency is not None and not dry_run and (before := await asked.tasks.find_submission(idempotency)):
+    if idempotency is not None and not dry_run and (before := await context.tasks.find_submission(idempotency)):
         # What the server takes may have changed since; what it took has not.
-        return _submitted(before)
-    manifest = await asyncio.to_thread(_parse, body, request, asked)
+        return _submitted_response(before)
+    manifest = await asyncio.to_thread(_parse_submission, body, request, context)
     if dry_run:
-        await asked.tasks.check(manifest)
+        await context.tasks.check_admission(manifest)
         message = "The manifest is valid; nothing was submitted."
-        return Json({"dry_run": True, "message": message, "definition": definition_body(manifest)})
-    return _submitted(await asked.tasks.submit(manifest, idempotency))
+        return JsonResponse({"dry_run": True, "message": message, "definition": definition_body(manifest)})
+    return _submitted_response(await context.tasks.submit(manifest, idempotency))
 
 
-def _submitted(submission: Submission) -> Json:
+def _submitted_response(submission: Submission) -> JsonResponse:
     task = submission.task
     TASK_ID.set(task.id)
     here = paths.task_path(task.id)
@@ -127,81 +140,83 @@ def _submitted(submission: Submission) -> Json:
         "task_id": task.id,
         "state": TaskState.PENDING,
         "message": f"Task {task.id} was accepted.",
-        "created_at": timestamp(task.created_at),
+        "created_at": format_timestamp(task.created_at),
         "links": {"self": here, "logs": f"{here}/logs", "artifacts": f"{here}/artifacts"},
     }
-    return Json(answer, 202, {"location": here} | ({REPLAYED: "true"} if submission.is_replayed else {}))
+    return JsonResponse(answer, 202, {"location": here} | ({REPLAYED_HEADER: "true"} if submission.is_replayed else {}))
 
 
-def _parse(body: bytes, request: Request, asked: Asked) -> Manifest:
-    profiles = asked.settings.profiles
+def _parse_submission(body: bytes, request: Request, context: ContextDep) -> Manifest:
+    profiles = context.settings.profiles
     return parse_manifest(
         body,
-        is_json=is_json(request),
+        is_json=has_json_body(request),
         profiles=None if profiles is None else profiles(),
-        clone_hosts=asked.guard.clone_hosts(),
-        priced=asked.settings.priced,
+        clone_hosts=context.authenticator.clone_hosts(),
+        has_price=context.settings.priced,
     )
 
 
-async def read_task(request: Request, asked: Asked, task_id: paths.TaskId) -> Json:
+async def read_task(request: Request, context: ContextDep, task_id: paths.TaskId) -> JsonResponse:
     """The status of a task."""
-    return Json(await _status(request, asked, await asked.tasks.status(task_id)))
+    return JsonResponse(await _current_task_body(request, context, await context.tasks.status(task_id)))
 
 
-async def _status(request: Request, asked: Context, task: Task) -> dict[str, Any]:
-    return await status_body(asked.tasks, task, is_operator=visitor_of(request).is_operator)
+async def _current_task_body(request: Request, context: AppContext, task: Task) -> dict[str, Any]:
+    return await task_body(context.tasks, task, is_operator=get_caller(request).is_operator)
 
 
 async def wait_for_task(
     request: Request,
-    asked: Asked,
+    context: ContextDep,
     task_id: paths.TaskId,
     timeout: Annotated[float, Query(ge=0, le=WAIT_SECONDS_MAX, description="Seconds")] = 60,  # noqa: ASYNC109
-) -> Json:
+) -> JsonResponse:
     """The status of a task once it is terminal, or as it is when the time is over."""
-    waiting = asyncio.create_task(asked.tasks.wait(task_id, timeout))
+    waiting = asyncio.create_task(context.tasks.wait(task_id, timeout))
     interruptions = [
-        asyncio.create_task(asked.shutting_down.wait()),
-        asyncio.create_task(disconnected(request.receive)),
+        asyncio.create_task(context.shutting_down.wait()),
+        asyncio.create_task(wait_for_disconnect(request.receive)),
     ]
     try:
         await asyncio.wait([waiting, *interruptions], return_when=asyncio.FIRST_COMPLETED)
-        return Json(await _status(request, asked, await _answer(waiting, asked.tasks, task_id)))
+        return JsonResponse(
+            await _current_task_body(request, context, await _wait_result(waiting, context.tasks, task_id))
+        )
     finally:
         for task in (waiting, *interruptions):
             task.cancel()
         await asyncio.gather(waiting, *interruptions, return_exceptions=True)
 
 
-async def _answer(waiting: asyncio.Task[Task], tasks: Tasks, task_id: str) -> Task:
+async def _wait_result(waiting: asyncio.Task[Task], tasks: Tasks, task_id: str) -> Task:
     return await waiting if waiting.done() else await tasks.status(task_id)
 
 
 async def cancel_task(
-    request: Request, asked: Asked, task_id: paths.TaskId, reason: _Reason = "", *, force: _Force = False
-) -> Json:
+    request: Request, context: ContextDep, task_id: paths.TaskId, reason: _Reason = "", *, force: _Force = False
+) -> JsonResponse:
     """Cancel a task. Again before the end: `force` hurries it."""
-    wish = await read_cancel_wish(request, CancelWish(reason, force))
-    cancellation = await asked.tasks.cancel(task_id, reason=wish.reason, force=wish.force)
+    wish = await read_cancel_request(request, CancelRequest(reason, force))
+    cancellation = await context.tasks.cancel(task_id, reason=wish.reason, force=wish.force)
     answer = {
         "success": True,
         "task_id": cancellation.task.id,
         "previous_state": cancellation.task.state,
         "new_state": TaskState.CANCELLED,
         "message": cancellation.message,
-        "cancelled_at": timestamp(cancellation.at),
+        "cancelled_at": format_timestamp(cancellation.at),
     }
-    return Json(answer)
+    return JsonResponse(answer)
 
 
 def add_preserved_routes(app: FastAPI) -> None:
     """Put the routes of this module on the app."""
-    app.delete(paths.VM, responses=answers("ReleasedBody") | problems(404, 503))(release_sandbox)
+    app.delete(paths.VM, responses=responses_for("ReleasedBody") | problem_responses(404, 503))(release_sandbox)
 
 
-async def release_sandbox(asked: Asked, task_id: paths.TaskId) -> Json:
+async def release_sandbox(context: ContextDep, task_id: paths.TaskId) -> JsonResponse:
     """Release the preserved sandbox of a task, and the disk that it takes."""
-    await asked.tasks.release(task_id)
+    await context.tasks.release(task_id)
     answer = {"success": True, "task_id": task_id, "message": f"The preserved sandbox of task {task_id} is released."}
-    return Json(answer)
+    return JsonResponse(answer)

@@ -6,17 +6,17 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 
-from sandbox.api.streaming.response import Messages, View, close, seen_alone
+from sandbox.api.streaming.response import Encoder, Messages, close_iterator, encode_each
 from sandbox.interfaces.tasks import Tasks
 from sandbox.model.task import Task
-from sandbox.model.wire.events import Frame, size_bytes
+from sandbox.model.wire.events import WireEvent, wire_size_bytes
 
 BATCH_SECONDS = 0.05
-TAIL_BYTES_MAX = 1024 * 1024
-PAST_BYTES_MAX = 4 * 1024 * 1024
-_PIECE_BYTES = 64 * 1024
-_PAST_PIECE_BYTES = 256 * 1024
-VIEWS_KEPT_MAX = 8
+BUFFER_BYTES_MAX = 1024 * 1024
+HISTORY_BYTES_MAX = 4 * 1024 * 1024
+_BATCH_BYTES = 64 * 1024
+_HISTORY_BATCH_BYTES = 256 * 1024
+CACHED_ENCODERS_MAX = 8
 
 
 class Batch:
@@ -25,98 +25,98 @@ class Batch:
     Views are chosen by those who follow: not as many are kept as they can think of.
     """
 
-    def __init__(self, after: int, frames: Sequence[Frame], size_bytes: int) -> None:
+    def __init__(self, after: int, frames: Sequence[WireEvent], size_bytes: int) -> None:
         self.after = after
         self.last_seq = int(frames[-1]["seq"])
         self.is_end = frames[-1]["type"] == "end"
         self.size_bytes = size_bytes
         self._frames = frames
-        self._shown: dict[View, Messages] = {}
+        self._encoded: dict[Encoder, Messages] = {}
 
-    def messages(self, view: View, after: int) -> Messages:
+    def encode(self, view: Encoder, after: int) -> Messages:
         """What the view makes of what is past `after`."""
         if after > self.after:
-            return view.messages([frame for frame in self._frames if frame["seq"] > after])
-        found = self._shown.get(view)
+            return view.encode([frame for frame in self._frames if frame["seq"] > after])
+        found = self._encoded.get(view)
         if found is None:
-            found = view.messages(self._frames)
-            if len(self._shown) < VIEWS_KEPT_MAX:
-                self._shown[view] = found
+            found = view.encode(self._frames)
+            if len(self._encoded) < CACHED_ENCODERS_MAX:
+                self._encoded[view] = found
         return found
 
 
-class Past:
+class HistoryCache:
     """What was last read for those who are behind the tail; others who come by the same place share it."""
 
     def __init__(self) -> None:
-        self._pieces: deque[Batch] = deque()
-        self._kept_bytes = 0
-        self._reading = asyncio.Lock()
+        self._batches: deque[Batch] = deque()
+        self._cached_bytes = 0
+        self._load_lock = asyncio.Lock()
 
-    async def after(self, position: int, frames: Callable[[], AsyncIterator[Frame]]) -> Batch | None:
+    async def get_or_load(self, position: int, frames: Callable[[], AsyncIterator[WireEvent]]) -> Batch | None:
         """A batch that begins with, or has, what comes next; None when there is nothing.
 
         frames: all past `position`. One reads at a time, so that many who come at once share what the first has read.
         """
-        async with self._reading:
-            return self.around(position) or await self.read(frames(), position)
+        async with self._load_lock:
+            return self.find(position) or await self.load(frames(), position)
 
-    def around(self, position: int) -> Batch | None:
+    def find(self, position: int) -> Batch | None:
         """A batch that has what comes next after `position`."""
-        return next((piece for piece in self._pieces if piece.after <= position < piece.last_seq), None)
+        return next((piece for piece in self._batches if piece.after <= position < piece.last_seq), None)
 
-    async def read(self, frames: AsyncIterator[Frame], after: int) -> Batch | None:
+    async def load(self, frames: AsyncIterator[WireEvent], after: int) -> Batch | None:
         """A batch of the first of these frames, which are those past `after`; None when there are none."""
-        found: list[Frame] = []
+        found: list[WireEvent] = []
         kept_bytes = 0
         try:
             async for frame in frames:
                 found.append(frame)
-                kept_bytes += size_bytes(frame)
-                if kept_bytes > _PAST_PIECE_BYTES:
+                kept_bytes += wire_size_bytes(frame)
+                if kept_bytes > _HISTORY_BATCH_BYTES:
                     break
         finally:
-            await close(frames)
-        return self._keep(Batch(after, found, kept_bytes)) if found else None
+            await close_iterator(frames)
+        return self._store(Batch(after, found, kept_bytes)) if found else None
 
-    def _keep(self, piece: Batch) -> Batch:
-        self._pieces.append(piece)
-        self._kept_bytes += piece.size_bytes
-        while self._kept_bytes > PAST_BYTES_MAX and len(self._pieces) > 1:
-            self._kept_bytes -= self._pieces.popleft().size_bytes
+    def _store(self, piece: Batch) -> Batch:
+        self._batches.append(piece)
+        self._cached_bytes += piece.size_bytes
+        while self._cached_bytes > HISTORY_BYTES_MAX and len(self._batches) > 1:
+            self._cached_bytes -= self._batches.popleft().size_bytes
         return piece
 
 
-class Tail:
+class StreamBuffer:
     """The last batches of one task. `frames` begins with the present state, as `Tasks.follow` without `after` does."""
 
-    def __init__(self, frames: AsyncIterator[Frame]) -> None:
-        self.followers = 0
-        self.bell = asyncio.Event()
-        self.before = Past()
+    def __init__(self, frames: AsyncIterator[WireEvent]) -> None:
+        self.subscriber_count = 0
+        self.changed = asyncio.Event()
+        self.history = HistoryCache()
         self._batches: deque[Batch] = deque()
-        self._kept_bytes = 0
-        self._fresh: list[Frame] = []
-        self._fresh_bytes = 0
-        self._floor: int | None = None
-        self._reached = 0
-        self.is_over = False
+        self._buffered_bytes = 0
+        self._pending: list[WireEvent] = []
+        self._pending_bytes = 0
+        self._oldest_seq: int | None = None
+        self._last_seq = 0
+        self.is_finished = False
         self._loop = asyncio.get_running_loop()
         self._published_at = 0.0
         self._timer: asyncio.TimerHandle | None = None
-        self._reading = asyncio.create_task(self._read(frames))
+        self._reader = asyncio.create_task(self._read(frames))
 
-    async def started(self) -> None:
+    async def wait_started(self) -> None:
         """Return as soon as `reaches` can tell."""
-        while self._floor is None and not self.is_over:
-            await self.bell.wait()
+        while self._oldest_seq is None and not self.is_finished:
+            await self.changed.wait()
 
-    def reaches(self, position: int) -> bool:
+    def covers(self, position: int) -> bool:
         """Whether everything past `position` is here, or will be."""
-        is_to_come = not self.is_over or position < self._reached
-        return is_to_come and self._floor is not None and position >= self._floor
+        is_to_come = not self.is_finished or position < self._last_seq
+        return is_to_come and self._oldest_seq is not None and position >= self._oldest_seq
 
-    def past(self, position: int) -> list[Batch]:
+    def batches_after(self, position: int) -> list[Batch]:
         """The batches with something past `position`, oldest first."""
         found: list[Batch] = []
         for batch in reversed(self._batches):
@@ -127,19 +127,19 @@ class Tail:
 
     async def close(self) -> None:
         """Read no more."""
-        self._reading.cancel()
-        await asyncio.gather(self._reading, return_exceptions=True)
+        self._reader.cancel()
+        await asyncio.gather(self._reader, return_exceptions=True)
 
-    async def _read(self, frames: AsyncIterator[Frame]) -> None:
+    async def _read(self, frames: AsyncIterator[WireEvent]) -> None:
         try:
             async for frame in frames:
-                if self._floor is None:
-                    self._floor = self._reached = int(frame["seq"])
-                    self._ring()
+                if self._oldest_seq is None:
+                    self._oldest_seq = self._last_seq = int(frame["seq"])
+                    self._notify()
                     continue
-                self._fresh.append(frame)
-                self._fresh_bytes += size_bytes(frame)
-                if self._fresh_bytes > _PIECE_BYTES:
+                self._pending.append(frame)
+                self._pending_bytes += wire_size_bytes(frame)
+                if self._pending_bytes > _BATCH_BYTES:
                     self._publish()
                     await asyncio.sleep(0)
                 elif self._timer is None:
@@ -147,99 +147,101 @@ class Tail:
             self._publish()
         finally:
             # Who has not read the end here goes on alone, and meets there what went wrong.
-            self.is_over = True
+            self.is_finished = True
             if self._timer is not None:
                 self._timer.cancel()
-            self._ring()
-            await close(frames)
+            self._notify()
+            await close_iterator(frames)
 
     def _publish(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if not self._fresh:
+        if not self._pending:
             return
-        batch = Batch(self._reached, self._fresh, self._fresh_bytes)
-        self._fresh, self._fresh_bytes = [], 0
+        batch = Batch(self._last_seq, self._pending, self._pending_bytes)
+        self._pending, self._pending_bytes = [], 0
         self._batches.append(batch)
-        self._kept_bytes += batch.size_bytes
-        while self._kept_bytes > TAIL_BYTES_MAX and len(self._batches) > 1:
+        self._buffered_bytes += batch.size_bytes
+        while self._buffered_bytes > BUFFER_BYTES_MAX and len(self._batches) > 1:
             dropped = self._batches.popleft()
-            self._kept_bytes -= dropped.size_bytes
-            self._floor = dropped.last_seq
-        self._reached, self._published_at = batch.last_seq, self._loop.time()
-        self._ring()
+            self._buffered_bytes -= dropped.size_bytes
+            self._oldest_seq = dropped.last_seq
+        self._last_seq, self._published_at = batch.last_seq, self._loop.time()
+        self._notify()
 
-    def _ring(self) -> None:
-        bell, self.bell = self.bell, asyncio.Event()
+    def _notify(self) -> None:
+        bell, self.changed = self.changed, asyncio.Event()
         bell.set()
 
 
-class Tails:
+class StreamCache:
     """Followers of one task share what was read and encoded; each has a place of its own, and nothing is left out."""
 
     def __init__(self, tasks: Tasks) -> None:
         self._tasks = tasks
-        self._open: dict[str, Tail] = {}
+        self._buffers: dict[str, StreamBuffer] = {}
 
-    def follow(self, task: Task, view: View, *, after: int | None) -> AsyncIterator[Messages]:
+    def follow(self, task: Task, view: Encoder, *, after: int | None) -> AsyncIterator[Messages]:
         """As `Tasks.follow`, encoded."""
         if task.state.is_terminal:
-            return seen_alone(self._tasks.follow(task.id, after=after), view)
+            return encode_each(self._tasks.follow(task.id, after=after), view)
         return self._follow(task.id, view, after)
 
-    async def _follow(self, task_id: str, view: View, position: int | None) -> AsyncIterator[Messages]:
-        tail = self._join(task_id)
+    async def _follow(self, task_id: str, view: Encoder, position: int | None) -> AsyncIterator[Messages]:
+        tail = self._acquire(task_id)
         try:
             while True:
-                batches = None if position is None else await self._next(task_id, tail, position)
+                batches = None if position is None else await self._next_batches(task_id, tail, position)
                 if position is None or batches is None:
                     frames = self._tasks.follow(task_id, after=position)
                     try:
                         async for frame in frames:
-                            yield view.messages((frame,))
+                            yield view.encode((frame,))
                             position = int(frame["seq"])
                             if frame["type"] == "end":
                                 return
-                            await tail.started()
-                            if tail.reaches(position):
+                            await tail.wait_started()
+                            if tail.covers(position):
                                 break
                     finally:
-                        await close(frames)
+                        await close_iterator(frames)
                     continue
                 for batch in batches:
-                    yield batch.messages(view, position)
+                    yield batch.encode(view, position)
                     position = batch.last_seq
                     if batch.is_end:
                         return
         finally:
-            await self._leave(task_id, tail)
+            await self._release(task_id, tail)
 
-    async def _next(self, task_id: str, tail: Tail, position: int) -> Sequence[Batch] | None:
+    async def _next_batches(self, task_id: str, tail: StreamBuffer, position: int) -> Sequence[Batch] | None:
         """What there is past `position`, nothing after a wait; None when it is neither here nor to come.
 
         Who is behind the tail has a piece of the past read, or shares what others had read, until the tail is reached.
         """
-        await tail.started()
-        if tail.reaches(position):
-            bell, batches = tail.bell, tail.past(position)
+        await tail.wait_started()
+        if tail.covers(position):
+            bell, batches = tail.changed, tail.batches_after(position)
             if not batches:
                 await bell.wait()
             return batches
         await asyncio.sleep(0)
-        piece = await tail.before.after(position, lambda: self._tasks.frames(task_id, after=position))
+        piece = await tail.history.get_or_load(position, lambda: self._tasks.replay(task_id, after=position))
         return None if piece is None else [piece]
 
-    def _join(self, task_id: str) -> Tail:
-        tail = self._open.get(task_id)
-        if tail is None or tail.is_over:  # a pruned task's id may be taken again while somebody still reads of its end
-            tail = self._open[task_id] = Tail(self._tasks.follow(task_id))
-        tail.followers += 1
+    def _acquire(self, task_id: str) -> StreamBuffer:
+        tail = self._buffers.get(task_id)
+        if (
+            tail is None or tail.is_finished
+        ):  # a pruned task's id may be taken again while somebody still reads of its end
+            tail = self._buffers[task_id] = StreamBuffer(self._tasks.follow(task_id))
+        tail.subscriber_count += 1
         return tail
 
-    async def _leave(self, task_id: str, tail: Tail) -> None:
-        tail.followers -= 1
-        if tail.followers == 0:
-            if self._open.get(task_id) is tail:
-                del self._open[task_id]
+    async def _release(self, task_id: str, tail: StreamBuffer) -> None:
+        tail.subscriber_count -= 1
+        if tail.subscriber_count == 0:
+            if self._buffers.get(task_id) is tail:
+                del self._buffers[task_id]
             await tail.close()

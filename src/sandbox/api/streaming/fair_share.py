@@ -7,67 +7,67 @@ from collections import deque
 from contextvars import ContextVar
 from weakref import WeakValueDictionary
 
-MESSAGES_OF_TURN_MAX = 64
+MESSAGES_PER_TURN_MAX = 64
 """Messages of up to 4 KiB that are made or sent for one client in one turn of the event loop."""
 
 _UNIT_BYTES = 4 * 1024
 
 
-class Share:
+class FairShare:
     """Of one client, whatever it asks for on whichever connection. First in, first out."""
 
     def __init__(self) -> None:
-        self._left = MESSAGES_OF_TURN_MAX
+        self._messages_left = MESSAGES_PER_TURN_MAX
         self._waiting: deque[tuple[asyncio.Future[None], int]] = deque()
-        self._is_renewed_next = False
+        self._has_renewal_scheduled = False
 
     async def take(self, size_bytes: int) -> None:
         """Return when a message of this size may be made or sent."""
         units = 1 + size_bytes // _UNIT_BYTES
-        if self._left > 0 and not self._waiting:
-            self._left -= units
-            self._renew_next()
+        if self._messages_left > 0 and not self._waiting:
+            self._messages_left -= units
+            self._schedule_renewal()
             return
         turn = asyncio.get_running_loop().create_future()
         self._waiting.append((turn, units))
-        self._renew_next()
+        self._schedule_renewal()
         await turn
 
-    def _renew_next(self) -> None:
-        if not self._is_renewed_next:
-            self._is_renewed_next = True
+    def _schedule_renewal(self) -> None:
+        if not self._has_renewal_scheduled:
+            self._has_renewal_scheduled = True
             asyncio.get_running_loop().call_soon(self._renew)
 
     def _renew(self) -> None:
-        self._is_renewed_next = False
-        self._left = MESSAGES_OF_TURN_MAX
-        while self._waiting and self._left > 0:
+        self._has_renewal_scheduled = False
+        self._messages_left = MESSAGES_PER_TURN_MAX
+        while self._waiting and self._messages_left > 0:
             turn, units = self._waiting.popleft()
             if not turn.done():  # else it was given up
                 turn.set_result(None)
-                self._left -= units
+                self._messages_left -= units
         if self._waiting:
-            self._renew_next()
+            self._schedule_renewal()
 
 
-class Shares:
+class FairShares:
     """Those of all clients that are being answered."""
 
     def __init__(self) -> None:
-        self._shares: WeakValueDictionary[str, Share] = WeakValueDictionary()
+        self._shares: WeakValueDictionary[str, FairShare] = WeakValueDictionary()
 
-    def of(self, client: str) -> Share:
+    def of(self, client: str) -> FairShare:
         """The same one, as long as somebody holds it."""
         share = self._shares.get(client)
         if share is None:
-            share = self._shares[client] = Share()
+            share = self._shares[client] = FairShare()
         return share
 
 
-_SHARE: ContextVar[Share | None] = ContextVar("share", default=None)
+_SHARE: ContextVar[FairShare | None] = ContextVar("share", default=None)
 
 
-def use(share: Share) -> None:
+def use(share: FairShare) -> None:
     """What this asyncio task does from now on, and those that it begins, is part of this share."""
     _SHARE.set(share)
 

@@ -11,60 +11,60 @@ from typing import Any, Protocol, Self
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from sandbox.api.middleware.response_headers import wants_head_only
+from sandbox.api.middleware.response_headers import is_head_request
 from sandbox.api.streaming import fair_share
-from sandbox.model.wire.events import Frame
+from sandbox.model.wire.events import WireEvent
 
 Messages = Sequence[bytes]
 """What goes out together; nothing when all of it was filtered out."""
 
 
-class View(Protocol):
+class Encoder(Protocol):
     """Views that are equal show the same, so that clients can share what was encoded once."""
 
     def __hash__(self) -> int: ...
 
-    def messages(self, frames: Sequence[Frame]) -> Messages:
+    def encode(self, frames: Sequence[WireEvent]) -> Messages:
         """What a client with this view is sent of these frames."""
         ...
 
 
-async def seen_alone(frames: AsyncIterator[Frame], view: View) -> AsyncIterator[Messages]:
+async def encode_each(frames: AsyncIterator[WireEvent], view: Encoder) -> AsyncIterator[Messages]:
     """Frames that nobody shares, one at a time."""
     try:
         async for frame in frames:
-            yield view.messages((frame,))
+            yield view.encode((frame,))
     finally:
-        await close(frames)
+        await close_iterator(frames)
 
 
-async def close(source: AsyncIterator[Any]) -> None:
+async def close_iterator(source: AsyncIterator[Any]) -> None:
     """Let go of what a source holds."""
     if isinstance(source, AsyncGenerator):
         await source.aclose()
 
 
-READ_AHEAD_BYTES_MAX = 256 * 1024
+PREFETCH_BYTES_MAX = 256 * 1024
 """What waits in memory for one client; past it the source is not asked for more until the client took some."""
 
-_SKIPPED_MAX = 256
+_EMPTY_MESSAGES_PER_YIELD = 256
 
 
-class ReadAhead:
+class Prefetcher:
     """Reads `source` in a task of its own from `__aenter__` on, until it ends or one of `end_after` comes."""
 
     def __init__(self, source: AsyncIterator[Messages]) -> None:
         self._source = source
-        self._waiting: list[bytes] = []
-        self._waiting_bytes = 0
-        self._is_over = False
+        self._pending: list[bytes] = []
+        self._pending_bytes = 0
+        self._is_finished = False
         self._changed = asyncio.Event()
-        self._has_room = asyncio.Event()
-        self._helpers: list[asyncio.Task[Any]] = []
+        self._has_capacity = asyncio.Event()
+        self._tasks: list[asyncio.Task[Any]] = []
 
     async def __aenter__(self) -> Self:
         """The source has taken its first step on return, so a subscription stands."""
-        self.end_after(self._read())
+        self.stop_after(self._read())
         await asyncio.sleep(0)
         return self
 
@@ -72,21 +72,21 @@ class ReadAhead:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Nothing of it runs any longer on return."""
-        for helper in self._helpers:
+        for helper in self._tasks:
             helper.cancel()
-        await asyncio.gather(*self._helpers, return_exceptions=True)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def end_after(self, occasion: Coroutine[Any, Any, Any]) -> None:
+    def stop_after(self, coroutine: Coroutine[Any, Any, Any]) -> None:
         """End when `occasion` is over; what is in memory by then is still handed out."""
-        helper: asyncio.Task[Any] = asyncio.create_task(occasion)
-        helper.add_done_callback(self._note_end)
-        self._helpers.append(helper)
+        helper: asyncio.Task[Any] = asyncio.create_task(coroutine)
+        helper.add_done_callback(self._on_task_done)
+        self._tasks.append(helper)
 
-    def _note_end(self, _: asyncio.Task[Any]) -> None:
-        self._is_over = True
+    def _on_task_done(self, _: asyncio.Task[Any]) -> None:
+        self._is_finished = True
         self._changed.set()
 
-    async def batch(self, idle_seconds: float | None = None) -> list[bytes] | None:
+    async def next_batch(self, idle_seconds: float | None = None) -> list[bytes] | None:
         """Everything that waits; empty when nothing came for `idle_seconds`, None at the end.
 
         Raises what the source raised.
@@ -94,17 +94,17 @@ class ReadAhead:
         with suppress(TimeoutError):
             async with asyncio.timeout(idle_seconds):
                 await self._changed.wait()
-        batch, self._waiting, self._waiting_bytes = self._waiting, [], 0
-        self._has_room.set()
-        if not self._is_over:
+        batch, self._pending, self._pending_bytes = self._pending, [], 0
+        self._has_capacity.set()
+        if not self._is_finished:
             self._changed.clear()
             return batch
         if not batch:
-            self._raise_what_went_wrong()
+            self._raise_task_error()
         return batch or None
 
-    def _raise_what_went_wrong(self) -> None:
-        for helper in self._helpers:
+    def _raise_task_error(self) -> None:
+        for helper in self._tasks:
             if helper.done() and not helper.cancelled() and (error := helper.exception()):
                 raise error
 
@@ -114,30 +114,30 @@ class ReadAhead:
             async for messages in self._source:
                 await fair_share.take(sum(map(len, messages)))
                 if messages:
-                    await self._hand_over(messages)
+                    await self._enqueue(messages)
                     continue
                 skipped += 1
-                if skipped % _SKIPPED_MAX == 0:
+                if skipped % _EMPTY_MESSAGES_PER_YIELD == 0:
                     await asyncio.sleep(0)
         finally:
-            await close(self._source)
+            await close_iterator(self._source)
 
-    async def _hand_over(self, messages: Messages) -> None:
-        self._waiting.extend(messages)
-        self._waiting_bytes += sum(map(len, messages))
+    async def _enqueue(self, messages: Messages) -> None:
+        self._pending.extend(messages)
+        self._pending_bytes += sum(map(len, messages))
         self._changed.set()
-        if self._waiting_bytes > READ_AHEAD_BYTES_MAX:
-            self._has_room.clear()
-            await self._has_room.wait()
+        if self._pending_bytes > PREFETCH_BYTES_MAX:
+            self._has_capacity.clear()
+            await self._has_capacity.wait()
 
 
 KEEP_ALIVE_SECONDS = 15.0
 SSE_KEEP_ALIVE = b": keep-alive\n\n"
 
-_UNCOUNTED = nullcontext()
+_NO_TRACKER = nullcontext()
 
 
-class Streamed(Response):
+class EventStreamResponse(Response):
     """Sends what comes, in batches, until it ends, the client leaves or `ending` is set.
 
     keep_alive: what is sent when nothing came for KEEP_ALIVE_SECONDS; empty for none.
@@ -149,42 +149,42 @@ class Streamed(Response):
         source: AsyncIterator[Messages],
         media_type: str,
         *,
-        ending: asyncio.Event | None = None,
+        stop_event: asyncio.Event | None = None,
         keep_alive: bytes = b"",
-        counted: AbstractContextManager[object] = _UNCOUNTED,
+        tracker: AbstractContextManager[object] = _NO_TRACKER,
     ) -> None:
         self.status_code = 200
         self.media_type = media_type
         self.background = None
         self.init_headers({"x-accel-buffering": "no"})
-        self._read_ahead = ReadAhead(source)
-        self._counted = counted
-        self._ending = ending
+        self._prefetcher = Prefetcher(source)
+        self._tracker = tracker
+        self._stop_event = stop_event
         self._keep_alive = keep_alive
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it all."""
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        if not wants_head_only(scope):
+        if not is_head_request(scope):
             await self._stream(receive, send)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _stream(self, receive: Receive, send: Send) -> None:
         idle_seconds = KEEP_ALIVE_SECONDS if self._keep_alive else None
-        with self._counted:
+        with self._tracker:
             await self._send_batches(idle_seconds, receive, send)
 
     async def _send_batches(self, idle_seconds: float | None, receive: Receive, send: Send) -> None:
-        async with self._read_ahead as read_ahead:
-            read_ahead.end_after(disconnected(receive))
-            if self._ending is not None:
-                read_ahead.end_after(self._ending.wait())
-            while (batch := await read_ahead.batch(idle_seconds)) is not None:
+        async with self._prefetcher as read_ahead:
+            read_ahead.stop_after(wait_for_disconnect(receive))
+            if self._stop_event is not None:
+                read_ahead.stop_after(self._stop_event.wait())
+            while (batch := await read_ahead.next_batch(idle_seconds)) is not None:
                 body = b"".join(batch) or self._keep_alive
                 await send({"type": "http.response.body", "body": body, "more_body": True})
 
 
-async def disconnected(receive: Receive) -> None:
+async def wait_for_disconnect(receive: Receive) -> None:
     """Return when the client is gone; whatever it still sends is ignored."""
     while (await receive())["type"] not in {"http.disconnect", "websocket.disconnect"}:
         pass

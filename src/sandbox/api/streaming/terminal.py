@@ -12,39 +12,39 @@ from starlette.datastructures import QueryParams
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from sandbox.api import paths
-from sandbox.api.context import Context, context
+from sandbox.api.context import AppContext, get_context
 from sandbox.api.errors import InvalidParameterError
-from sandbox.api.middleware.metrics import note_route
-from sandbox.api.request_parameters import refuse_unknown
+from sandbox.api.middleware.metrics import set_route
+from sandbox.api.request_parameters import reject_unknown_params
 from sandbox.interfaces.placement import TerminalOrder
-from sandbox.interfaces.terminals import Ended, Resized, Role, Shown, TerminalLine, Typed
+from sandbox.interfaces.terminals import EndFrame, InputFrame, OutputFrame, ResizeFrame, RoleFrame, TerminalConnection
 from sandbox.model.errors import DECODE_ERRORS
 from sandbox.system.log_context import TASK_ID
 
-_NORMAL, _GOING_AWAY, _NOT_UNDERSTOOD = 1000, 1001, 1008
+_NORMAL, _GOING_AWAY, _POLICY_VIOLATION = 1000, 1001, 1008
 _TERM = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_-]{0,63}", re.ASCII)
 _SIZE_MAX = 1000
 _log = logging.getLogger(__name__)
 
 
-class _Message(msgspec.Struct, forbid_unknown_fields=True, tag="resize", tag_field="type"):
+class _ResizeMessage(msgspec.Struct, forbid_unknown_fields=True, tag="resize", tag_field="type"):
     """The only text that a client sends."""
 
     rows: int
     columns: int
 
 
-async def terminal(websocket: WebSocket) -> None:
+async def serve_terminal(websocket: WebSocket) -> None:
     """Answer a handshake. Errors before the first message are HTTP answers to it."""
-    note_route(websocket, paths.TERMINAL)
-    asked = await context(websocket)
+    set_route(websocket, paths.TERMINAL)
+    asked = await get_context(websocket)
     task_id = websocket.path_params["task_id"]
     TASK_ID.set(task_id)
-    order = read_order(websocket.query_params)
+    order = parse_terminal_order(websocket.query_params)
     line = await asked.tasks.open_terminal(task_id, order)
     _log.info("A terminal was opened", extra={"kind": "agent" if order.agent else "shell"})
     try:
-        with asked.metrics.streaming("websocket"):
+        with asked.metrics.track_stream("websocket"):
             await websocket.accept()
             await _serve(websocket, asked, line)
     except WebSocketDisconnect:
@@ -54,9 +54,9 @@ async def terminal(websocket: WebSocket) -> None:
         _log.info("A terminal was left")
 
 
-def read_order(query: QueryParams) -> TerminalOrder:
+def parse_terminal_order(query: QueryParams) -> TerminalOrder:
     """From the address. Raises InvalidParameterError."""
-    refuse_unknown(query, known=("of", "watch", "rows", "columns", "term"))
+    reject_unknown_params(query, known=("of", "watch", "rows", "columns", "term"))
     of, watch, term = query.get("of", "shell"), query.get("watch", "false"), query.get("term", "xterm-256color")
     if of not in {"shell", "agent"}:
         raise InvalidParameterError("of", "must be shell or agent", rule="enum")
@@ -64,59 +64,59 @@ def read_order(query: QueryParams) -> TerminalOrder:
         raise InvalidParameterError("watch", "must be true or false, and true only with of=agent", rule="enum")
     if not _TERM.fullmatch(term):
         raise InvalidParameterError("term", "must be the name of a kind of terminal, such as xterm-256color")
-    rows, columns = (_number(query, name, default) for name, default in (("rows", 24), ("columns", 80)))
+    rows, columns = (_parse_dimension(query, name, default) for name, default in (("rows", 24), ("columns", 80)))
     return TerminalOrder(rows, columns, agent=of == "agent", looks_on=watch == "true", term=term)
 
 
-def _number(query: QueryParams, name: str, default: int) -> int:
+def _parse_dimension(query: QueryParams, name: str, default: int) -> int:
     text = query.get(name, str(default))
     if not (text.isascii() and text.isdecimal() and len(text) <= 4 and 1 <= int(text) <= _SIZE_MAX):
         raise InvalidParameterError(name, f"must be a number from 1 to {_SIZE_MAX}", rule="range")
     return int(text)
 
 
-async def _serve(websocket: WebSocket, asked: Context, line: TerminalLine) -> None:
+async def _serve(websocket: WebSocket, context: AppContext, line: TerminalConnection) -> None:
     """Until the terminal is over, the client leaves, or the server ends: a shell ends then, a runner goes on."""
-    telling = _tell(websocket, line)
-    done = await _first(telling, _listen(websocket, line), asked.shutting_down.wait())
-    if asked.shutting_down.is_set() and done is not None:
+    telling = _send_output(websocket, line)
+    done = await _wait_first(telling, _receive_input(websocket, line), context.shutting_down.wait())
+    if context.shutting_down.is_set() and done is not None:
         await websocket.close(_GOING_AWAY)
 
 
-async def _tell(websocket: WebSocket, line: TerminalLine) -> None:
+async def _send_output(websocket: WebSocket, line: TerminalConnection) -> None:
     """No faster than the client takes it: what the runner has for a slow one waits there, within its bound."""
     while True:
         match await line.read():
-            case Shown(data=data):
+            case OutputFrame(data=data):
                 if data:
                     await websocket.send_bytes(data)
-            case Role(types=types):
+            case RoleFrame(types=types):
                 await websocket.send_text(json.dumps({"type": "role", "types": types}))
-            case Ended(exit_code=exit_code, message=message):
+            case EndFrame(exit_code=exit_code, message=message):
                 await websocket.send_text(json.dumps({"type": "exit", "exit_code": exit_code, "message": message}))
                 await websocket.close(_NORMAL)
                 return
 
 
-async def _listen(websocket: WebSocket, line: TerminalLine) -> None:
+async def _receive_input(websocket: WebSocket, line: TerminalConnection) -> None:
     while True:
         message = await websocket.receive()
         if message["type"] == "websocket.disconnect":
             return
         if (data := message.get("bytes")) is not None:
             if data:
-                await line.send(Typed(data))
+                await line.send(InputFrame(data))
             continue
         try:
-            size = msgspec.json.decode(message.get("text") or "", type=_Message)
+            size = msgspec.json.decode(message.get("text") or "", type=_ResizeMessage)
         except DECODE_ERRORS:
-            await websocket.close(_NOT_UNDERSTOOD, "Text must be a resize; what is typed goes in binary frames.")
+            await websocket.close(_POLICY_VIOLATION, "Text must be a resize; what is typed goes in binary frames.")
             return
         if 1 <= size.rows <= _SIZE_MAX and 1 <= size.columns <= _SIZE_MAX:
-            await line.send(Resized(size.rows, size.columns))
+            await line.send(ResizeFrame(size.rows, size.columns))
 
 
-async def _first(*works: Coroutine[Any, Any, object]) -> object:
+async def _wait_first(*works: Coroutine[Any, Any, object]) -> object:
     """Until one of them is done; the others are ended. Raises what it raised."""
     tasks = [asyncio.ensure_future(work) for work in works]
     try:

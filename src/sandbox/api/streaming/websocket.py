@@ -10,27 +10,27 @@ from starlette.datastructures import QueryParams
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from sandbox.api import paths
-from sandbox.api.context import Context, context
+from sandbox.api.context import AppContext, get_context
 from sandbox.api.errors import InvalidParameterError
-from sandbox.api.middleware.authentication import visitor_of
-from sandbox.api.middleware.metrics import note_route
-from sandbox.api.request_parameters import read_seq, refuse_unknown
-from sandbox.api.streaming.response import Messages, ReadAhead, disconnected, seen_alone
-from sandbox.model.wire.events import Frame
+from sandbox.api.middleware.authentication import get_caller
+from sandbox.api.middleware.metrics import set_route
+from sandbox.api.request_parameters import parse_seq, reject_unknown_params
+from sandbox.api.streaming.response import Messages, Prefetcher, encode_each, wait_for_disconnect
+from sandbox.model.wire.events import WireEvent
 from sandbox.system.log_context import TASK_ID
 
-TYPES = frozenset(
+EVENT_TYPES = frozenset(
     {"state_change", "attempt", "output", "progress", "metrics", "tool_call", "egress_denied", "error", "gap", "end"}
 )
 """What the stream carries."""
 
-_ALWAYS = frozenset({"gap", "end"})
+_UNFILTERED_TYPES = frozenset({"gap", "end"})
 _NORMAL, _GOING_AWAY, _INTERNAL = 1000, 1001, 1011
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class StreamRequest:
     """What a client asked to be sent; no task id means all tasks."""
 
     task_id: str | None
@@ -38,46 +38,46 @@ class Wish:
     after: int | None
 
     @classmethod
-    def of(cls, query: QueryParams) -> "Wish":
+    def parse(cls, query: QueryParams) -> "StreamRequest":
         """From the address. Raises InvalidParameterError."""
-        refuse_unknown(query, known=("task_id", "filter", "after"))
+        reject_unknown_params(query, known=("task_id", "filter", "after"))
         task_id = query.get("task_id") or None
-        after = read_seq(query.get("after", ""), "after")
+        after = parse_seq(query.get("after", ""), "after")
         if after is not None and task_id is None:
             raise InvalidParameterError("after", "needs a task_id, for seq counts within a task")
-        return cls(task_id, _types(query.get("filter", "")), after)
+        return cls(task_id, _parse_types(query.get("filter", "")), after)
 
 
 @dataclass(frozen=True, slots=True)
-class StreamView:
+class WebSocketEncoder:
     """A message for each frame of one of these types."""
 
     types: frozenset[str]
 
-    def messages(self, frames: Sequence[Frame]) -> Messages:
+    def encode(self, frames: Sequence[WireEvent]) -> Messages:
         """The messages."""
         return [msgspec.json.encode(frame) for frame in frames if frame["type"] in self.types]
 
 
-async def stream(websocket: WebSocket) -> None:
+async def serve_event_stream(websocket: WebSocket) -> None:
     """Answer a handshake. Errors before the first message are HTTP answers to it."""
-    note_route(websocket, paths.STREAM)
-    asked = await context(websocket)
-    wish = Wish.of(websocket.query_params)
+    set_route(websocket, paths.STREAM)
+    asked = await get_context(websocket)
+    wish = StreamRequest.parse(websocket.query_params)
     TASK_ID.set(wish.task_id)
-    follows_all = asked.guard.following_all(visitor_of(websocket)) if wish.task_id is None else nullcontext()
-    with follows_all, asked.metrics.streaming("websocket"):
-        await _tell(websocket, asked, wish)
+    follows_all = asked.authenticator.following_all(get_caller(websocket)) if wish.task_id is None else nullcontext()
+    with follows_all, asked.metrics.track_stream("websocket"):
+        await _serve(websocket, asked, wish)
 
 
-async def _tell(websocket: WebSocket, asked: Context, wish: Wish) -> None:
-    async with ReadAhead(await _messages(asked, wish)) as read_ahead:
+async def _serve(websocket: WebSocket, context: AppContext, request: StreamRequest) -> None:
+    async with Prefetcher(await _open_source(context, request)) as read_ahead:
         await websocket.accept()
-        read_ahead.end_after(disconnected(websocket.receive))
-        read_ahead.end_after(asked.shutting_down.wait())
+        read_ahead.stop_after(wait_for_disconnect(websocket.receive))
+        read_ahead.stop_after(context.shutting_down.wait())
         try:
-            await _send(websocket, read_ahead)
-            await websocket.close(_GOING_AWAY if asked.shutting_down.is_set() else _NORMAL)
+            await _send_messages(websocket, read_ahead)
+            await websocket.close(_GOING_AWAY if context.shutting_down.is_set() else _NORMAL)
         except WebSocketDisconnect:
             return
         except Exception:
@@ -85,21 +85,21 @@ async def _tell(websocket: WebSocket, asked: Context, wish: Wish) -> None:
             await websocket.close(_INTERNAL, "The server could not go on; its log tells more.")
 
 
-async def _messages(asked: Context, wish: Wish) -> AsyncIterator[Messages]:
-    view = StreamView(wish.types)
-    if wish.task_id is None:
-        return seen_alone(asked.tasks.follow_all(), view)
-    return asked.tails.follow(await asked.tasks.status(wish.task_id), view, after=wish.after)
+async def _open_source(context: AppContext, request: StreamRequest) -> AsyncIterator[Messages]:
+    view = WebSocketEncoder(request.types)
+    if request.task_id is None:
+        return encode_each(context.tasks.follow_all(), view)
+    return context.stream_cache.follow(await context.tasks.status(request.task_id), view, after=request.after)
 
 
-async def _send(websocket: WebSocket, read_ahead: ReadAhead) -> None:
-    while (batch := await read_ahead.batch()) is not None:
+async def _send_messages(websocket: WebSocket, read_ahead: Prefetcher) -> None:
+    while (batch := await read_ahead.next_batch()) is not None:
         for message in batch:
             await websocket.send_text(message.decode())
 
 
-def _types(text: str) -> frozenset[str]:
+def _parse_types(text: str) -> frozenset[str]:
     names = frozenset(name.strip() for name in text.split(",")) - {""}
-    if names - TYPES:
-        raise InvalidParameterError("filter", f"must be one of {', '.join(sorted(TYPES))}", rule="enum")
-    return names | _ALWAYS if names else TYPES
+    if names - EVENT_TYPES:
+        raise InvalidParameterError("filter", f"must be one of {', '.join(sorted(EVENT_TYPES))}", rule="enum")
+    return names | _UNFILTERED_TYPES if names else EVENT_TYPES

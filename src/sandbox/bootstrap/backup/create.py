@@ -21,18 +21,18 @@ import msgspec
 
 from sandbox import __version__
 from sandbox.bootstrap.private_directory import try_link
-from sandbox.interfaces.journal import read_task
+from sandbox.interfaces.journal import replay_task
 from sandbox.interfaces.layout import TaskLayout
 from sandbox.journal.journals import FileJournals
 from sandbox.model.errors import SandboxError
 from sandbox.model.events import Artifact
 from sandbox.model.limits import BACKUP_MANIFEST_BYTES_MAX
-from sandbox.model.wire.events import timestamp
-from sandbox.system.files import flush
+from sandbox.model.wire.events import format_timestamp
+from sandbox.system.files import fsync_path
 
-MANIFEST = "manifest.json"
-TOKENS = "tokens.json"
-VERSION = 1
+MANIFEST_NAME = "manifest.json"
+TOKENS_NAME = "tokens.json"
+BACKUP_VERSION = 1
 """The newest shape of backups that this program knows."""
 
 
@@ -48,7 +48,7 @@ class BackupTooLargeError(SandboxError):
     code = "backup_too_large"
 
 
-class Entry(msgspec.Struct, frozen=True):
+class BackupEntry(msgspec.Struct, frozen=True):
     """One file of a backup. sha256: 64 hex digits."""
 
     size_bytes: int
@@ -61,46 +61,46 @@ class BackupManifest(msgspec.Struct, frozen=True):
     version: int
     sandbox: str
     created_at: str
-    files: dict[str, Entry]
+    files: dict[str, BackupEntry]
     remarks: list[str]
 
 
 @dataclass(slots=True)
-class Backup:
+class BackupWriter:
     """What has been written so far."""
 
     tar: tarfile.TarFile
-    files: dict[str, Entry] = field(default_factory=dict)
+    files: dict[str, BackupEntry] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
     tasks_count: int = 0
 
 
-def back_up(data_dir: Path, target: Path) -> BackupManifest:
+def create_backup(data_dir: Path, target: Path) -> BackupManifest:
     """Write a backup beside and rename it, for nobody else to read (0600). May be done while tasks run.
 
     Each task is as its journal told at one moment. Raises BackupExistsError, BackupTooLargeError, OSError.
     """
     if os.path.lexists(target):
-        raise _exists(target)
+        raise _exists_error(target)
     beside = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
-    descriptor = _create(beside, target)
+    descriptor = _create_part(beside, target)
     try:
         with os.fdopen(descriptor, "wb") as file:
             with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
-                manifest = _write(data_dir, Backup(tar))
+                manifest = _write_backup(data_dir, BackupWriter(tar))
             file.flush()
             os.fsync(file.fileno())
-        _give_name(beside, target)
+        _rename_to_target(beside, target)
     finally:
         beside.unlink(missing_ok=True)
-    flush(target.parent)
+    fsync_path(target.parent)
     return manifest
 
 
-def _create(beside: Path, target: Path) -> int:
+def _create_part(part: Path, target: Path) -> int:
     """Raises OSError, which names what was asked for."""
     try:
-        return os.open(beside, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        return os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except FileNotFoundError as error:
         advice = "There is no such directory; make it first"
         raise FileNotFoundError(error.errno, advice, str(target.parent)) from None
@@ -108,47 +108,47 @@ def _create(beside: Path, target: Path) -> int:
         raise OSError(error.errno, error.strerror, str(target)) from None
 
 
-def _give_name(beside: Path, target: Path) -> None:
+def _rename_to_target(part: Path, target: Path) -> None:
     """Nothing is overwritten. Where a disk has no hard links only a look before tells."""
     try:
-        if not try_link(beside, target):
+        if not try_link(part, target):
             if os.path.lexists(target):
-                raise _exists(target)
-            beside.rename(target)
+                raise _exists_error(target)
+            part.rename(target)
     except FileExistsError:
-        raise _exists(target) from None
+        raise _exists_error(target) from None
 
 
-def _exists(target: Path) -> BackupExistsError:
+def _exists_error(target: Path) -> BackupExistsError:
     return BackupExistsError(f"{target} is there already; choose another name, or remove it.")
 
 
-def _write(data_dir: Path, backup: Backup) -> BackupManifest:
-    tokens = data_dir / TOKENS
+def _write_backup(data_dir: Path, backup: BackupWriter) -> BackupManifest:
+    tokens = data_dir / TOKENS_NAME
     if tokens.exists():
-        with _opened(tokens) as file:
-            _add(backup, TOKENS, file, os.fstat(file.fileno()).st_size)
+        with _open_hashing(tokens) as file:
+            _add(backup, TOKENS_NAME, file, os.fstat(file.fileno()).st_size)
     journals = FileJournals(data_dir)
     for task_id in journals.task_ids():
         _add_task(backup, journals, TaskLayout(data_dir, task_id))
-    created_at = timestamp(datetime.now(UTC))
-    manifest = BackupManifest(VERSION, __version__, created_at, backup.files, backup.remarks)
+    created_at = format_timestamp(datetime.now(UTC))
+    manifest = BackupManifest(BACKUP_VERSION, __version__, created_at, backup.files, backup.remarks)
     content = msgspec.json.format(msgspec.json.encode(manifest), indent=1)
     if len(content) > BACKUP_MANIFEST_BYTES_MAX:
         told = f"{len(backup.files)} files take a manifest of {len(content)} bytes, over {BACKUP_MANIFEST_BYTES_MAX}"
         raise BackupTooLargeError(f"{told}; remove finished tasks with sandbox admin prune, and try again.")
-    backup.tar.addfile(_info(MANIFEST, len(content)), io.BytesIO(content))
+    backup.tar.addfile(_tar_info(MANIFEST_NAME, len(content)), io.BytesIO(content))
     return manifest
 
 
-def _add_task(backup: Backup, journals: FileJournals, layout: TaskLayout) -> None:
+def _add_task(backup: BackupWriter, journals: FileJournals, layout: TaskLayout) -> None:
     """Nothing of a task that was removed before. Raises OSError when the backup cannot be written."""
     with ExitStack() as held:
         try:
             # Whether a runner holds it or we do: the task is neither removed nor packed meanwhile.
-            held.enter_context(journals.holding(layout.task_id))
+            held.enter_context(journals.try_lock(layout.task_id))
             name, file = _open_journal(held, layout)
-            size_bytes, artifacts = _look_at(backup, journals, layout, name, file)
+            size_bytes, artifacts = _inspect_journal(backup, journals, layout, name, file)
         except FileNotFoundError:
             return
         except OSError as error:
@@ -159,22 +159,22 @@ def _add_task(backup: Backup, journals: FileJournals, layout: TaskLayout) -> Non
             _add_artifact(backup, layout, artifact)
 
 
-def _open_journal(held: ExitStack, layout: TaskLayout) -> tuple[str, _Hashing]:
+def _open_journal(stack: ExitStack, layout: TaskLayout) -> tuple[str, _HashingReader]:
     """The plain one first: it goes when the packed one is there, which may be at this moment."""
     directory = layout.root / "journal"
     try:
-        return "records", held.enter_context(_opened(directory / "records"))
+        return "records", stack.enter_context(_open_hashing(directory / "records"))
     except FileNotFoundError:
-        return "records.gz", held.enter_context(_opened(directory / "records.gz"))
+        return "records.gz", stack.enter_context(_open_hashing(directory / "records.gz"))
 
 
-def _look_at(
-    backup: Backup, journals: FileJournals, layout: TaskLayout, name: str, file: _Hashing
+def _inspect_journal(
+    backup: BackupWriter, journals: FileJournals, layout: TaskLayout, name: str, file: _HashingReader
 ) -> tuple[int, tuple[Artifact, ...]]:
     """How much of the journal's file is to be kept, and the artifacts that it tells of."""
     size_bytes = os.fstat(file.fileno()).st_size
     try:
-        reading = read_task(journals, layout.task_id)
+        reading = replay_task(journals, layout.task_id)
     except SandboxError as error:
         backup.remarks.append(f"Task {layout.task_id}: {error.message}")
         return size_bytes, ()
@@ -182,12 +182,12 @@ def _look_at(
     return reading.offset if name == "records" else size_bytes, artifacts
 
 
-def _add_artifact(backup: Backup, layout: TaskLayout, artifact: Artifact) -> None:
+def _add_artifact(backup: BackupWriter, layout: TaskLayout, artifact: Artifact) -> None:
     name = f"tasks/{layout.task_id}/artifacts/{artifact.name}"
     entry = None
     with ExitStack() as held:
         try:
-            file = held.enter_context(_opened(layout.artifacts / artifact.name))
+            file = held.enter_context(_open_hashing(layout.artifacts / artifact.name))
             found = os.fstat(file.fileno())
         except OSError as error:
             backup.remarks.append(f"Task {layout.task_id}: artifact {artifact.name!r} is missing ({error.strerror})")
@@ -198,27 +198,27 @@ def _add_artifact(backup: Backup, layout: TaskLayout, artifact: Artifact) -> Non
         backup.remarks.append(f"Task {layout.task_id}: artifact {artifact.name!r} does not match its checksum")
 
 
-def _add(backup: Backup, name: str, file: _Hashing, size_bytes: int) -> Entry:
-    backup.tar.addfile(_info(name, size_bytes), file)
+def _add(backup: BackupWriter, name: str, file: _HashingReader, size_bytes: int) -> BackupEntry:
+    backup.tar.addfile(_tar_info(name, size_bytes), file)
     if file.failure is not None:
         backup.remarks.append(f"{name!r} cannot be read to its end ({file.failure.strerror}): zeros fill its place")
-    entry = backup.files[name] = Entry(size_bytes, file.digest.hexdigest())
+    entry = backup.files[name] = BackupEntry(size_bytes, file.digest.hexdigest())
     return entry
 
 
-def _info(name: str, size_bytes: int) -> tarfile.TarInfo:
+def _tar_info(name: str, size_bytes: int) -> tarfile.TarInfo:
     info = tarfile.TarInfo(name)
     info.size, info.mode = size_bytes, 0o600
     return info
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[_Hashing]:
-    with _Hashing(io.FileIO(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK))) as file:
+def _open_hashing(path: Path) -> Iterator[_HashingReader]:
+    with _HashingReader(io.FileIO(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK))) as file:
         yield file
 
 
-class _Hashing(io.BufferedReader):
+class _HashingReader(io.BufferedReader):
     """A file whose bytes are hashed as they are read.
 
     From what its disk does not give on it is zeros: the tar has told its size by then, and others are to follow.
@@ -231,11 +231,11 @@ class _Hashing(io.BufferedReader):
 
     def read(self, size: int | None = -1) -> bytes:
         """The next bytes; `size` is given."""
-        data = self._read(size or 0)
+        data = self._read_or_pad(size or 0)
         self.digest.update(data)
         return data
 
-    def _read(self, size: int) -> bytes:
+    def _read_or_pad(self, size: int) -> bytes:
         if self.failure is None:
             try:
                 return super().read(size)

@@ -17,25 +17,27 @@ from typing import IO
 
 import msgspec
 
-from sandbox.bootstrap.administration import check_data, rebuild_index
-from sandbox.bootstrap.backup.create import MANIFEST, TOKENS, VERSION, BackupManifest, Entry
+from sandbox.bootstrap.administration import check_data_dir, rebuild_index
+from sandbox.bootstrap.backup.create import BACKUP_VERSION, MANIFEST_NAME, TOKENS_NAME, BackupEntry, BackupManifest
 from sandbox.bootstrap.machine import SystemClock
-from sandbox.bootstrap.private_directory import only_ours
-from sandbox.interfaces.journal import Recorder, read_task
+from sandbox.bootstrap.private_directory import private_umask
+from sandbox.interfaces.journal import Recorder, replay_task
 from sandbox.interfaces.layout import TaskLayout, tasks_root
 from sandbox.journal.journals import FileJournals
 from sandbox.model.errors import DECODE_ERRORS, Failure, FailureCode, SandboxError
 from sandbox.model.limits import BACKUP_MANIFEST_BYTES_MAX
 from sandbox.model.manifest.formats import TASK_ID
 from sandbox.model.task import Task
-from sandbox.server.launcher import end_books
-from sandbox.server.maintenance.integrity import Discrepancy, Kind
-from sandbox.system.files import flush
+from sandbox.server.launcher import finalize
+from sandbox.server.maintenance.integrity import Discrepancy, DiscrepancyKind
+from sandbox.system.files import fsync_path
 
 _TASK_FILE = re.compile(r"tasks/([^/]+)/(journal/records(?:\.gz)?|artifacts/([^/\0]+))")
 _NAME_BYTES_MAX = 255
 _READ_BYTES_MAX = 1024 * 1024
-_LOST = "The task was under way when the backup was made; what was kept of it until then is here. Submit it again."
+_HOST_LOST_MESSAGE = (
+    "The task was under way when the backup was made; what was kept of it until then is here. Submit it again."
+)
 
 
 class BackupUnusableError(SandboxError):
@@ -44,20 +46,20 @@ class BackupUnusableError(SandboxError):
     code = "backup_unusable"
 
 
-class NotEmptyError(SandboxError):
+class DataDirNotEmptyError(SandboxError):
     """There is something where the data directory was to be made."""
 
     code = "data_dir_not_empty"
 
 
-class PlaceUnusableError(SandboxError):
+class RestoreTargetUnusableError(SandboxError):
     """No directory can be put there by one rename."""
 
     code = "restore_place_unusable"
 
 
 @dataclass(frozen=True, slots=True)
-class Restored:
+class RestoreResult:
     """What is there now. lost: unfinished tasks that ended with the machine they were on."""
 
     tasks_count: int
@@ -66,62 +68,62 @@ class Restored:
     discrepancies: Sequence[Discrepancy]
 
 
-def restore(source: Path, data_dir: Path) -> Restored:
+def restore(source: Path, data_dir: Path) -> RestoreResult:
     """Make `data_dir`, which must not be there or be empty, of a backup; it is there whole or not at all.
 
     Tasks that had begun end as `host_lost`; those that had not are begun by the next server.
     Raises BackupUnusableError, NotEmptyError, PlaceUnusableError, StoreUnusableError, StoreError, OSError.
     """
-    _refuse_place(data_dir)
-    _refuse_endless(source)
+    _check_target(data_dir)
+    _check_regular_file(source)
     data_dir.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{data_dir.name}.", dir=data_dir.parent))
     try:
-        with only_ours(), _Bounded(io.FileIO(source)) as file:
+        with private_umask(), _BoundedReader(io.FileIO(source)) as file:
             manifest = _unpack(file, beside)
-            lost, endless = _end_lost(beside)
+            lost, endless = _end_lost_tasks(beside)
         tasks_count = rebuild_index(beside).tasks_count
-        _, found = check_data(beside, deep=False)
+        _, found = check_data_dir(beside, deep=False)
         os.sync()
         beside.rename(data_dir)
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
         raise
-    flush(data_dir.parent)
-    return Restored(tasks_count, lost, manifest.remarks, [*endless, *found])
+    fsync_path(data_dir.parent)
+    return RestoreResult(tasks_count, lost, manifest.remarks, [*endless, *found])
 
 
-def _refuse_place(data_dir: Path) -> None:
+def _check_target(data_dir: Path) -> None:
     if data_dir.is_symlink():
-        raise PlaceUnusableError(f"{data_dir} is a symbolic link; name the directory that it leads to.")
+        raise RestoreTargetUnusableError(f"{data_dir} is a symbolic link; name the directory that it leads to.")
     if data_dir.exists() and (not data_dir.is_dir() or any(data_dir.iterdir())):
-        raise NotEmptyError(f"{data_dir} is not empty; restore into a directory that is not there yet.")
+        raise DataDirNotEmptyError(f"{data_dir} is not empty; restore into a directory that is not there yet.")
     if os.path.ismount(data_dir):
-        raise PlaceUnusableError(
+        raise RestoreTargetUnusableError(
             f"{data_dir} is a file system of its own, which cannot be replaced; restore into a directory below it."
         )
 
 
-def _refuse_endless(source: Path) -> None:
+def _check_regular_file(source: Path) -> None:
     """Nobody may ever write to a pipe, and a device may have no end."""
     if not stat.S_ISREG(source.stat().st_mode):
         raise BackupUnusableError(f"{source} is no regular file, as every backup is; nothing was restored.")
 
 
-def _unpack(file: _Bounded, directory: Path) -> BackupManifest:
+def _unpack(file: _BoundedReader, directory: Path) -> BackupManifest:
     """Everything, and the manifest that it was held against."""
-    found: dict[str, Entry] = {}
+    found: dict[str, BackupEntry] = {}
     manifest: BackupManifest | None = None
     try:
         with tarfile.open(fileobj=file, mode="r:", errorlevel=2) as tar:
             for member in tar:
-                content = _content(tar, member)
+                content = _member_content(tar, member)
                 if manifest is not None:
                     raise BackupUnusableError("Something follows the backup's manifest; it was made by somebody else.")
-                if member.name == MANIFEST:
-                    manifest = _decode(_read_manifest(content, member.size))
+                if member.name == MANIFEST_NAME:
+                    manifest = _decode_manifest(_read_manifest(content, member.size))
                 else:
-                    found[member.name] = _store(content, directory, member.name)
+                    found[member.name] = _store_member(content, directory, member.name)
     except (tarfile.TarError, ValueError, EOFError, OverflowError, RecursionError) as error:
         raise BackupUnusableError(f"This is no whole backup ({error}); take another one.") from error
     if manifest is None:
@@ -132,7 +134,7 @@ def _unpack(file: _Bounded, directory: Path) -> BackupManifest:
     return manifest
 
 
-def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
+def _member_content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
     is_plain = member.type in {tarfile.REGTYPE, tarfile.AREGTYPE} and not member.sparse
     content = tar.extractfile(member) if is_plain else None
     if content is None:
@@ -149,19 +151,19 @@ def _read_manifest(content: IO[bytes], size_bytes: int) -> bytearray:
     return data
 
 
-def _decode(content: bytearray) -> BackupManifest:
+def _decode_manifest(content: bytearray) -> BackupManifest:
     try:
         manifest = msgspec.json.decode(content, type=BackupManifest)
     except DECODE_ERRORS as error:
         raise BackupUnusableError(f"The backup's manifest cannot be understood ({error}).") from error
-    if manifest.version > VERSION:
+    if manifest.version > BACKUP_VERSION:
         raise BackupUnusableError(f"The backup has version {manifest.version}; restore it with a newer Sandbox.")
     return manifest
 
 
-def _store(content: IO[bytes], directory: Path, name: str) -> Entry:
+def _store_member(content: IO[bytes], directory: Path, name: str) -> BackupEntry:
     """A new file below `directory`. Raises BackupUnusableError for any name that no backup has."""
-    path = _place(directory, name)
+    path = _member_path(directory, name)
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     digest, size_bytes = hashlib.sha256(), 0
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -174,20 +176,20 @@ def _store(content: IO[bytes], directory: Path, name: str) -> Entry:
             digest.update(data)
             size_bytes += len(data)
             file.write(data)
-    return Entry(size_bytes, digest.hexdigest())
+    return BackupEntry(size_bytes, digest.hexdigest())
 
 
-def _place(directory: Path, name: str) -> Path:
-    if name == TOKENS:
-        return directory / TOKENS
+def _member_path(directory: Path, name: str) -> Path:
+    if name == TOKENS_NAME:
+        return directory / TOKENS_NAME
     match = _TASK_FILE.fullmatch(name)
     is_short = len(os.fsencode(name.rpartition("/")[2])) <= _NAME_BYTES_MAX
-    if match is None or not is_short or TASK_ID.complain(match[1]) is not None or match[3] in {".", ".."}:
+    if match is None or not is_short or TASK_ID.find_error(match[1]) is not None or match[3] in {".", ".."}:
         raise BackupUnusableError(f"{name!r} is no name that a backup has; nothing was restored.")
     return directory / name
 
 
-def _end_lost(data_dir: Path) -> tuple[list[str], list[Discrepancy]]:
+def _end_lost_tasks(data_dir: Path) -> tuple[list[str], list[Discrepancy]]:
     """Whoever carried these tasks out is not on this machine, or works for the directory that was backed up.
 
     Gives those that have ended now, and those that could not be ended.
@@ -198,36 +200,36 @@ def _end_lost(data_dir: Path) -> tuple[list[str], list[Discrepancy]]:
     for task_id in journals.task_ids():
         (TaskLayout(data_dir, task_id).root / "journal" / "lock").touch(0o600)
         try:
-            task = read_task(journals, task_id).task
+            task = replay_task(journals, task_id).task
         except SandboxError:
             continue
         # By the name of its directory: which task a journal tells of is for its writer to say, who may lie.
         if task is None or task.id != task_id or task.state.is_terminal or task.attempt is None:
             continue
         try:
-            _end(journals, task)
+            _end_task(journals, task)
         except (FileNotFoundError, SandboxError) as error:
-            endless.append(Discrepancy(task_id, Kind.JOURNAL_DAMAGED, _why_endless(task_id, error)))
+            endless.append(Discrepancy(task_id, DiscrepancyKind.JOURNAL_DAMAGED, _describe_end_failure(task_id, error)))
         else:
             lost.append(task_id)
     return lost, endless
 
 
-def _why_endless(task_id: str, error: FileNotFoundError | SandboxError) -> str:
+def _describe_end_failure(task_id: str, error: FileNotFoundError | SandboxError) -> str:
     if isinstance(error, SandboxError):
         return f"It was under way and cannot be ended: {error.message}"
     return f"Its journal was packed too early; before a server starts: gunzip tasks/{task_id}/journal/records.gz"
 
 
-def _end(journals: FileJournals, task: Task) -> None:
+def _end_task(journals: FileJournals, task: Task) -> None:
     recorder = Recorder(journals.open(task.id), task, SystemClock().now)
     try:
-        end_books(recorder, Failure(FailureCode.HOST_LOST, _LOST))
+        finalize(recorder, Failure(FailureCode.HOST_LOST, _HOST_LOST_MESSAGE))
     finally:
         recorder.writer.close()
 
 
-class _Bounded(io.BufferedReader):
+class _BoundedReader(io.BufferedReader):
     """A file for `tarfile`, which believes the headers of a hostile archive.
 
     It reads one in one piece, however long that says it is, and goes to where one says that the next begins.

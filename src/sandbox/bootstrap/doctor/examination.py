@@ -10,58 +10,58 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from sandbox.agents.claude_code.binary import binary_version, find_binary
-from sandbox.bootstrap.doctor.findings import Finding, find_runtimes
+from sandbox.bootstrap.doctor.findings import Finding, check_runtimes
 from sandbox.bootstrap.machine import choose_run_dir, measure_capacity
-from sandbox.bootstrap.private_directory import refuse_foreign
+from sandbox.bootstrap.private_directory import check_usable_data_dir
 from sandbox.bootstrap.secrets import read_upstream
 from sandbox.bootstrap.settings.schema import ServerSettings
-from sandbox.disks.loop import why_no_loop
-from sandbox.disks.space import measure_space
-from sandbox.images.catalog import Catalog
+from sandbox.disks.loop import loop_unavailable_reason
+from sandbox.disks.space import measure_disk_space
+from sandbox.images.catalog import ProfileCatalog
 from sandbox.interfaces.layout import tasks_root
 from sandbox.model.errors import SandboxError
 from sandbox.model.limits import DISK_CHECK_SECONDS
 from sandbox.model.manifest.schema import Vm
 from sandbox.runtimes.limits.cgroups import find_hierarchies
 from sandbox.runtimes.node import node_version, pinned_packages
-from sandbox.server.maintenance.probe_cleanup import probing
-from sandbox.server.scheduler import Capacity
+from sandbox.server.maintenance.probe_cleanup import probe_lock
+from sandbox.server.scheduler import Resources
 
 
-def find_profiles(settings: ServerSettings) -> list[Finding]:
+def check_images(settings: ServerSettings) -> list[Finding]:
     """What is in the sandboxes; a damaged image keeps the tasks of its profile from running, and no others."""
-    catalog = Catalog(settings.server.data_dir.absolute())
+    catalog = ProfileCatalog(settings.server.data_dir.absolute())
     findings = []
     for entry in catalog.entries():
         if entry.problem:
             mend = f"sandbox profile build {entry.name}"
             findings.append(Finding("profiles", False, entry.problem, mend, is_needed=False))
         else:
-            image = f"image {entry.record.digest}" if entry.record else "the host's own /usr; no image is built"
+            image = f"image {entry.metadata.digest}" if entry.metadata else "the host's own /usr; no image is built"
             findings.append(Finding("profiles", True, f"{entry.name}: {image}"))
     return findings
 
 
 _PROGRAMS = ("bash", "git", "curl", "python3")
 _PROGRAMS_PATH = "/usr/local/bin:/usr/bin:/bin"
-_ASK_SECONDS = 10.0
+_COMMAND_TIMEOUT_SECONDS = 10.0
 
 
-def examine(settings: ServerSettings) -> list[Finding]:
+def run_checks(settings: ServerSettings) -> list[Finding]:
     """Look at everything, one after the other; never raises for what it finds."""
     checks: list[tuple[str, Callable[[ServerSettings], list[Finding]]]] = [
-        ("data directory", _data_dir),
-        ("git", _git),
-        ("ssh", _ssh),
-        ("Claude Code", _claude_code),
-        ("sandbox", _sandbox),
-        ("capacity", _capacity),
-        ("disks", _disks),
-        ("leftovers", _leftovers),
-        ("profiles", find_profiles),
-        ("agentic-dev", _programs),
-        ("node", _node),
-        ("model", _model),
+        ("data directory", _check_data_dir),
+        ("git", _check_git),
+        ("ssh", _check_ssh),
+        ("Claude Code", _check_claude_code),
+        ("sandbox", _check_sandbox),
+        ("capacity", _check_capacity),
+        ("disks", _check_disks),
+        ("leftovers", _check_leftovers),
+        ("profiles", check_images),
+        ("agentic-dev", _check_programs),
+        ("node", _check_node),
+        ("model", _check_model),
     ]
     findings = []
     for name, check in checks:
@@ -72,22 +72,22 @@ def examine(settings: ServerSettings) -> list[Finding]:
     return findings
 
 
-def _data_dir(settings: ServerSettings) -> list[Finding]:
+def _check_data_dir(settings: ServerSettings) -> list[Finding]:
     directory = settings.server.data_dir.absolute()
-    refuse_foreign(directory)
-    nearest = _nearest(directory)
+    check_usable_data_dir(directory)
+    nearest = _nearest_existing(directory)
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
         message = f"{directory} cannot be used: {nearest} is no directory that this user may write to"
         return [Finding("data directory", False, message, "Choose another --data-dir.")]
-    space = measure_space(nearest)
+    space = measure_disk_space(nearest)
     is_new = "" if nearest == directory else ", which the first start makes"
     message = f"{directory}{is_new}, {space.free_bytes / 1024**3:.1f} GiB free"
-    if space.is_read_only or settings.disk.new_tasks.is_short(space, was_short=False):
+    if space.is_read_only or settings.disk.new_tasks.is_low(space, was_low=False):
         return [Finding("data directory", False, message, "Free some space, or choose another --data-dir.")]
     return [Finding("data directory", True, message)]
 
 
-def _nearest(directory: Path) -> Path:
+def _nearest_existing(directory: Path) -> Path:
     """Itself, or what it will be made in."""
     return next(place for place in (directory, *directory.parents) if place.exists())
 
@@ -101,19 +101,19 @@ def _probe_dir(settings: ServerSettings) -> Iterator[Path]:
             data_dir = Path(passing.enter_context(TemporaryDirectory(prefix="sandbox-doctor-")))
             passing.callback(shutil.rmtree, choose_run_dir(data_dir), ignore_errors=True)
         run_dir = choose_run_dir(data_dir)
-        with probing(run_dir):
+        with probe_lock(run_dir):
             yield run_dir
 
 
-def _git(_: ServerSettings) -> list[Finding]:
+def _check_git(_: ServerSettings) -> list[Finding]:
     if shutil.which("git") is None:
         return [Finding("git", False, "git is not installed", "apt-get install git")]
     argv = ["git", "--version"]
-    ran = subprocess.run(argv, capture_output=True, text=True, timeout=_ASK_SECONDS, check=True)
+    ran = subprocess.run(argv, capture_output=True, text=True, timeout=_COMMAND_TIMEOUT_SECONDS, check=True)
     return [Finding("git", True, ran.stdout.strip())]
 
 
-def _ssh(_: ServerSettings) -> list[Finding]:
+def _check_ssh(_: ServerSettings) -> list[Finding]:
     found = shutil.which("ssh")
     if found is None:
         message = "there is no ssh client; repositories at ssh:// and git@ addresses cannot be cloned"
@@ -121,19 +121,19 @@ def _ssh(_: ServerSettings) -> list[Finding]:
     return [Finding("ssh", True, found)]
 
 
-def _claude_code(_: ServerSettings) -> list[Finding]:
+def _check_claude_code(_: ServerSettings) -> list[Finding]:
     return [Finding("Claude Code", True, binary_version(find_binary()))]
 
 
-def _sandbox(settings: ServerSettings) -> list[Finding]:
+def _check_sandbox(settings: ServerSettings) -> list[Finding]:
     with _probe_dir(settings) as run_dir:
-        return find_runtimes(settings.server.runtime, run_dir)
+        return check_runtimes(settings.server.runtime, run_dir)
 
 
-def _capacity(settings: ServerSettings) -> list[Finding]:
+def _check_capacity(settings: ServerSettings) -> list[Finding]:
     """Whether a task that says nothing of `vm` would ever be let in."""
-    total = measure_capacity(_nearest(settings.server.data_dir.absolute()), settings.capacity)
-    lacking = Capacity.asked_by(Vm()).lacking_in(total, "in all")
+    total = measure_capacity(_nearest_existing(settings.server.data_dir.absolute()), settings.capacity)
+    lacking = Resources.requested_by(Vm()).describe_shortfall(total, "in all")
     if not lacking:
         return [Finding("capacity", True, f"tasks may be promised {total} in all")]
     message = f"a task whose manifest says nothing of vm asks for {' and '.join(lacking)}, and is refused"
@@ -141,9 +141,9 @@ def _capacity(settings: ServerSettings) -> list[Finding]:
     return [Finding("capacity", False, message, mend, is_needed=False)]
 
 
-def _disks(settings: ServerSettings) -> list[Finding]:
+def _check_disks(settings: ServerSettings) -> list[Finding]:
     with _probe_dir(settings) as run_dir:
-        reason = asyncio.run(why_no_loop(run_dir))
+        reason = asyncio.run(loop_unavailable_reason(run_dir))
     if reason is None:
         return [Finding("disks", True, "each task has a file system of its own, of the size vm.disk")]
     message = f"vm.disk is looked at every {DISK_CHECK_SECONDS:.0f} s, and a task that is past it ends: {reason}"
@@ -151,7 +151,7 @@ def _disks(settings: ServerSettings) -> list[Finding]:
     return [Finding("disks", False, message, mend, is_needed=False)]
 
 
-def _leftovers(settings: ServerSettings) -> list[Finding]:
+def _check_leftovers(settings: ServerSettings) -> list[Finding]:
     """Nobody's control groups, which cost next to nothing. Those of this data directory are the janitor's."""
     hierarchies = find_hierarchies()
     tasks = tasks_root(settings.server.data_dir.absolute())
@@ -164,7 +164,7 @@ def _leftovers(settings: ServerSettings) -> list[Finding]:
     return [Finding("leftovers", False, message, mend, is_needed=False)]
 
 
-def _programs(_: ServerSettings) -> list[Finding]:
+def _check_programs(_: ServerSettings) -> list[Finding]:
     missing = [program for program in _PROGRAMS if shutil.which(program, path=_PROGRAMS_PATH) is None]
     if missing:
         words = " ".join(missing)
@@ -172,7 +172,7 @@ def _programs(_: ServerSettings) -> list[Finding]:
     return [Finding("agentic-dev", True, f"sandboxes have {', '.join(_PROGRAMS)}")]
 
 
-def _node(_: ServerSettings) -> list[Finding]:
+def _check_node(_: ServerSettings) -> list[Finding]:
     try:
         version = node_version()
     except (OSError, subprocess.SubprocessError) as error:
@@ -187,7 +187,7 @@ def _node(_: ServerSettings) -> list[Finding]:
     return [Finding("node", True, f"{version}, npm and npx; needs no registry for {pinned}")]
 
 
-def _model(_: ServerSettings) -> list[Finding]:
+def _check_model(_: ServerSettings) -> list[Finding]:
     upstream = read_upstream(os.environ)
     if upstream is None:
         mend = "export ANTHROPIC_API_KEY=… before sandbox serve (sandbox demo needs none)."

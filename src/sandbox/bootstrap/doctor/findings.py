@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sandbox.bootstrap.runtime import AUTO, choose_runtime, make_runtime
-from sandbox.interfaces.runtime import Probe
+from sandbox.interfaces.runtime import RuntimeProbe
 from sandbox.model.limits import SANDBOX_PROCESSES_MAX
-from sandbox.runtimes.probe import MachineBusyError, why_not_confined
+from sandbox.runtimes.probe import MachineBusyError, find_confinement_problem
 from sandbox.runtimes.programs.process_limits import OPEN_FILES_MAX
 
 
@@ -29,37 +29,37 @@ class Finding:
     is_needed: bool = True
 
 
-_SETTINGS = Path("/proc/sys")
-_ANY_NUMBER = 2**63 - 1
+_SYSCTL_ROOT = Path("/proc/sys")
+_UNLIMITED = 2**63 - 1
 """What the kernel takes for no bound."""
 
 
-def find_open_files(probe: Probe) -> list[Finding]:
+def check_open_files(probe: RuntimeProbe) -> list[Finding]:
     """Nothing, where one sandbox cannot hold so many that others get none."""
-    machine = _read("fs/file-max")
-    if not probe.works or _held_by_one(probe) < machine:
+    machine = _read_sysctl("fs/file-max")
+    if not probe.is_available or _open_files_per_task(probe) < machine:
         return []
     message = (
         f"one task on {probe.runtime} can hold all {machine} files that this machine may have open (fs.file-max); "
         "then nobody but root can open one"
     )
-    mend = f"sysctl -w fs.file-max={_ANY_NUMBER}, as systemd does; what files take of a task's memory bounds them then."
+    mend = f"sysctl -w fs.file-max={_UNLIMITED}, as systemd does; what files take of a task's memory bounds them then."
     return [Finding("limits", False, message, mend, is_needed=False)]
 
 
-def _held_by_one(probe: Probe) -> int:
+def _open_files_per_task(probe: RuntimeProbe) -> int:
     """A file that is mapped and closed is open all the same, and counts for no limit of the process.
 
     In a tier with a kernel of its own one process of the host holds the files of all.
     """
     if probe.tier == "namespaces":
-        return SANDBOX_PROCESSES_MAX * (OPEN_FILES_MAX + _read("vm/max_map_count"))
+        return SANDBOX_PROCESSES_MAX * (OPEN_FILES_MAX + _read_sysctl("vm/max_map_count"))
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return _ANY_NUMBER if hard == resource.RLIM_INFINITY else hard
+    return _UNLIMITED if hard == resource.RLIM_INFINITY else hard
 
 
-def _read(name: str) -> int:
-    return int(Path(_SETTINGS, name).read_text())
+def _read_sysctl(name: str) -> int:
+    return int(Path(_SYSCTL_ROOT, name).read_text())
 
 
 _LIMITS = {
@@ -70,27 +70,27 @@ _LIMITS = {
 }
 
 
-def find_runtimes(wish: str, run_dir: Path) -> list[Finding]:
+def check_runtimes(requested: str, run_dir: Path) -> list[Finding]:
     """The one that a server started now would take, then the others. Raises UnknownRuntimeError."""
-    asked_for = None if wish == AUTO else asyncio.run(choose_runtime(wish, run_dir)).chosen
+    asked_for = None if requested == AUTO else asyncio.run(choose_runtime(requested, run_dir)).chosen
     unasked = asyncio.run(choose_runtime(AUTO, run_dir))
     chosen = asked_for or unasked.chosen
     others = [probe for probe in unasked.probes if probe.runtime != chosen.runtime]
-    confined = _confined(chosen, run_dir) if chosen.works else []
-    rest = [finding for probe in others for finding in _other(probe)]
-    return [*_chosen(chosen), *confined, *rest, *_limits(chosen), *find_open_files(chosen)]
+    confined = _confinement_findings(chosen, run_dir) if chosen.is_available else []
+    rest = [finding for probe in others for finding in _other_findings(probe)]
+    return [*_chosen_findings(chosen), *confined, *rest, *_limit_findings(chosen), *check_open_files(chosen)]
 
 
-def _chosen(probe: Probe) -> list[Finding]:
-    if not probe.works:
-        return [Finding("sandbox", False, f"{probe.runtime} does not work here", probe.mend)]
+def _chosen_findings(probe: RuntimeProbe) -> list[Finding]:
+    if not probe.is_available:
+        return [Finding("sandbox", False, f"{probe.runtime} does not work here", probe.remedy)]
     isolates = [Finding("isolates", True, sentence) for sentence in probe.isolates]
-    return [Finding("sandbox", True, f"{probe.runtime} makes the sandboxes"), *isolates, *_gaps(probe)]
+    return [Finding("sandbox", True, f"{probe.runtime} makes the sandboxes"), *isolates, *_gap_findings(probe)]
 
 
-def _confined(chosen: Probe, run_dir: Path) -> list[Finding]:
+def _confinement_findings(chosen: RuntimeProbe, run_dir: Path) -> list[Finding]:
     try:
-        reason = asyncio.run(why_not_confined(make_runtime(chosen.runtime, run_dir), run_dir))
+        reason = asyncio.run(find_confinement_problem(make_runtime(chosen.runtime, run_dir), run_dir))
     except MachineBusyError as busy:
         message = f"trying to confine it failed twice, and a server confines it all the same: {busy}"
         return [Finding("git", False, message, "Run it again when the machine is less busy.", is_needed=False)]
@@ -101,20 +101,20 @@ def _confined(chosen: Probe, run_dir: Path) -> list[Finding]:
     return [Finding("git", False, message, mend, is_needed=False)]
 
 
-def _other(probe: Probe) -> list[Finding]:
-    if not probe.works:
+def _other_findings(probe: RuntimeProbe) -> list[Finding]:
+    if not probe.is_available:
         message = f"{probe.runtime} does not work here"
-        return [Finding("runtime", False, message, probe.mend, is_needed=False)]
-    how = "works, and is taken only by its name" if probe.only_by_name else "works too"
-    return [Finding("runtime", True, f"{probe.runtime} {how}"), *_gaps(probe)]
+        return [Finding("runtime", False, message, probe.remedy, is_needed=False)]
+    how = "works, and is taken only by its name" if probe.is_explicit_only else "works too"
+    return [Finding("runtime", True, f"{probe.runtime} {how}"), *_gap_findings(probe)]
 
 
-def _gaps(probe: Probe) -> list[Finding]:
+def _gap_findings(probe: RuntimeProbe) -> list[Finding]:
     return [Finding("gap", False, f"{probe.runtime}: {sentence}", is_needed=False) for sentence in probe.gaps]
 
 
-def _limits(probe: Probe) -> list[Finding]:
-    if not probe.works:
+def _limit_findings(probe: RuntimeProbe) -> list[Finding]:
+    if not probe.is_available:
         return []
     held = [name for limit, name in _LIMITS.items() if limit in probe.limits]
     missing = {limit: name for limit, name in _LIMITS.items() if limit not in probe.limits}

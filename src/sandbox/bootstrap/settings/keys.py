@@ -8,23 +8,23 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from sandbox.bootstrap.settings.schema import Purpose, ServerSettings
+from sandbox.bootstrap.settings.schema import Description, ServerSettings
 
-_UNSECTIONED = "server"
+_ROOT_SECTION = "server"
 """The section whose keys need no section in names of variables, and have options."""
 
-_SHOWN_DEFAULTS = {"server.data_dir": "$XDG_DATA_HOME/sandbox"}
+_DEFAULT_TEXTS = {"server.data_dir": "$XDG_DATA_HOME/sandbox"}
 
 
 @dataclass(frozen=True)
-class Key:
+class SettingKey:
     """One thing that can be set. section: its way in the file; kind: its type without bounds."""
 
     section: tuple[str, ...]
     name: str
-    kind: Any
+    value_type: Any
     default: Any
-    purpose: str
+    description: str
 
     @property
     def path(self) -> str:
@@ -34,44 +34,44 @@ class Key:
     @property
     def variable(self) -> str:
         """The environment variable."""
-        section = () if self.section == (_UNSECTIONED,) else self.section
+        section = () if self.section == (_ROOT_SECTION,) else self.section
         return "_".join(("SANDBOX", *section, self.name)).upper()
 
     @property
     def option(self) -> str | None:
         """The option of the command line; only where the server listens and keeps its data has some."""
-        is_option = self.section == (_UNSECTIONED,) and self.kind is not tuple
+        is_option = self.section == (_ROOT_SECTION,) and self.value_type is not tuple
         return "--" + self.name.replace("_", "-") if is_option else None
 
     @property
-    def shown_default(self) -> str:
+    def default_text(self) -> str:
         """The default for people."""
-        if self.path in _SHOWN_DEFAULTS:
-            return _SHOWN_DEFAULTS[self.path]
+        if self.path in _DEFAULT_TEXTS:
+            return _DEFAULT_TEXTS[self.path]
         return {None: "none", (): "[]"}.get(self.default, str(self.default))
 
     def parse(self, text: str) -> Any:
         """The value of a text from outside the file; what does not parse stays text, which the schema then refuses."""
-        if self.kind is tuple:
+        if self.value_type is tuple:
             return [part.strip() for part in text.split(",") if part.strip()]
-        if self.kind in {int, float}:
+        if self.value_type in {int, float}:
             try:
-                return self.kind(text)
+                return self.value_type(text)
             except ValueError:
                 return text
         return text
 
 
 @cache
-def keys() -> tuple[Key, ...]:
+def setting_keys() -> tuple[SettingKey, ...]:
     """All keys, in the order of the record."""
-    return tuple(_keys(ServerSettings, ()))
+    return tuple(_iterate_keys(ServerSettings, ()))
 
 
 def sections() -> dict[tuple[str, ...], list[str]]:
     """What each section may hold."""
     found: dict[tuple[str, ...], list[str]] = {}
-    for key in keys():
+    for key in setting_keys():
         for depth in range(len(key.section) + 1):
             inside = (*key.section, key.name)[depth]
             known = found.setdefault(key.section[:depth], [])
@@ -80,16 +80,16 @@ def sections() -> dict[tuple[str, ...], list[str]]:
     return found
 
 
-def _keys(record: Any, section: tuple[str, ...]) -> Iterator[Key]:
+def _iterate_keys(record: Any, section: tuple[str, ...]) -> Iterator[SettingKey]:
     hints = get_type_hints(record, include_extras=True)
     for field in fields(record):
         kind = hints[field.name]
         if is_dataclass(kind):
-            yield from _keys(kind, (*section, field.name))
+            yield from _iterate_keys(kind, (*section, field.name))
             continue
         if get_origin(kind) in {Union, types.UnionType}:
             kind = next(member for member in get_args(kind) if member is not type(None))
         bare, *marks = get_args(kind)
-        purpose = next(mark.text for mark in marks if isinstance(mark, Purpose))
+        purpose = next(mark.text for mark in marks if isinstance(mark, Description))
         default = field.default if field.default is not MISSING else None
-        yield Key(section, field.name, get_origin(bare) or bare, default, purpose)
+        yield SettingKey(section, field.name, get_origin(bare) or bare, default, purpose)

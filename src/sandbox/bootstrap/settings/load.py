@@ -15,16 +15,16 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from sandbox.bootstrap.settings.keys import Key, keys, sections
+from sandbox.bootstrap.settings.keys import SettingKey, sections, setting_keys
 from sandbox.bootstrap.settings.schema import ServerSection, ServerSettings, default_config_file
 from sandbox.model.errors import SandboxError
-from sandbox.model.printable import printable, replaced
+from sandbox.model.printable import replace_unprintable, replacement_character
 
 FILE_VARIABLE = "SANDBOX_CONFIG"
 FILE_BYTES_MAX = 1024 * 1024
 """A configuration file; a larger one is refused."""
 
-DEFAULT = "default"
+DEFAULT_ORIGIN = "default"
 
 
 class ConfigurationError(SandboxError):
@@ -41,7 +41,7 @@ class Configuration:
     origins: Mapping[str, str]
     file: Path | None
 
-    def value(self, key: Key) -> Any:
+    def value(self, key: SettingKey) -> Any:
         """What the key is set to."""
         record: Any = self.settings
         for name in (*key.section, key.name):
@@ -49,7 +49,7 @@ class Configuration:
         return record
 
 
-def find_file(option: str | None, environment: Mapping[str, str]) -> tuple[Path, bool]:
+def find_config_file(option: str | None, environment: Mapping[str, str]) -> tuple[Path, bool]:
     """The file to read, and whether somebody asked for it, so that it has to be there. Raises ConfigurationError."""
     if option == "":
         raise ConfigurationError("--config must not be empty.")
@@ -65,18 +65,18 @@ def load(options: Mapping[str, Any], environment: Mapping[str, str]) -> Configur
     """
     pass
 
-    file, is_asked = find_file(options.get("config"), environment)
+    file, is_asked = find_config_file(options.get("config"), environment)
     has_file = is_asked or file.exists()
     data = _read(file) if has_file else {}
-    origins = dict.fromkeys(_paths(data, ()), str(file))
-    for key in keys():
+    origins = dict.fromkeys(_dotted_paths(data, ()), str(file))
+    for key in setting_keys():
         for origin, text in _overrides(key, options, environment):
-            if _put(data, key, key.parse(text)):
+            if _set_value(data, key, key.parse(text)):
                 origins[key.path] = origin
     settings, mistakes = validate(data, origins)
     if settings is None:
-        raise ConfigurationError(_sentence(mistakes))
-    shown = {key.path: origins.get(key.path, DEFAULT) for key in keys()}
+        raise ConfigurationError(_error_message(mistakes))
+    shown = {key.path: origins.get(key.path, DEFAULT_ORIGIN) for key in setting_keys()}
     return Configuration(settings, shown, file if has_file else None)
 
 
@@ -92,39 +92,39 @@ def _read(file: Path) -> dict[str, Any]:
         data = tomllib.loads(content.decode())
     except (ValueError, RecursionError) as error:
         raise ConfigurationError(f"{file} is not TOML: {error}.") from None
-    return _with_absolute_paths(data, file)
+    return _resolve_paths(data, file)
 
 
-def _with_absolute_paths(data: dict[str, Any], file: Path) -> dict[str, Any]:
+def _resolve_paths(data: dict[str, Any], file: Path) -> dict[str, Any]:
     """A path in a file is meant from where the file is; `~` is this user's home."""
-    for key in keys():
+    for key in setting_keys():
         section = _section(data, key)
         value = section.get(key.name) if section is not None else None
-        if section is not None and key.kind is Path and isinstance(value, str) and value:
-            section[key.name] = str(file.parent / _expanded(key, value, file))
+        if section is not None and key.value_type is Path and isinstance(value, str) and value:
+            section[key.name] = str(file.parent / _expand_user(key, value, file))
     return data
 
 
-def _expanded(key: Key, value: str, file: Path) -> Path:
+def _expand_user(key: SettingKey, value: str, file: Path) -> Path:
     try:
         return Path(value).expanduser()
     except RuntimeError:
         mistake = f"{key.path} ({file}) begins with the home of a user who has none here"
-        raise ConfigurationError(_sentence([mistake])) from None
+        raise ConfigurationError(_error_message([mistake])) from None
 
 
-def _paths(data: Mapping[str, Any], section: tuple[str, ...]) -> list[str]:
+def _dotted_paths(data: Mapping[str, Any], section: tuple[str, ...]) -> list[str]:
     """The paths of all values and sections."""
     found = []
     for name, value in data.items():
         path = (*section, name)
         found.append(".".join(path))
         if isinstance(value, dict):
-            found += _paths(value, path)
+            found += _dotted_paths(value, path)
     return found
 
 
-def _overrides(key: Key, options: Mapping[str, Any], environment: Mapping[str, str]) -> list[tuple[str, str]]:
+def _overrides(key: SettingKey, options: Mapping[str, Any], environment: Mapping[str, str]) -> list[tuple[str, str]]:
     """What stands above the file, the weaker first. An empty variable counts as not set."""
     found = []
     if environment.get(key.variable):
@@ -134,7 +134,7 @@ def _overrides(key: Key, options: Mapping[str, Any], environment: Mapping[str, s
     return found
 
 
-def _put(data: dict[str, Any], key: Key, value: Any) -> bool:
+def _set_value(data: dict[str, Any], key: SettingKey, value: Any) -> bool:
     """Set a value, unless what should be a section is something else, which is a mistake of its own."""
     section = data
     for name in key.section:
@@ -145,21 +145,21 @@ def _put(data: dict[str, Any], key: Key, value: Any) -> bool:
     return True
 
 
-def _section(data: Any, key: Key) -> dict[str, Any] | None:
+def _section(data: Any, key: SettingKey) -> dict[str, Any] | None:
     for name in key.section:
         data = data.get(name) if isinstance(data, dict) else None
     return data if isinstance(data, dict) else None
 
 
-def _sentence(mistakes: list[str]) -> str:
-    if len(mistakes) == 1:
-        return f"The configuration has a mistake: {mistakes[0]}{'' if mistakes[0].endswith('?') else '.'}"
-    return "\n  ".join([f"The configuration has {len(mistakes)} mistakes:", *mistakes])
+def _error_message(errors: list[str]) -> str:
+    if len(errors) == 1:
+        return f"The configuration has a mistake: {errors[0]}{'' if errors[0].endswith('?') else '.'}"
+    return "\n  ".join([f"The configuration has {len(errors)} mistakes:", *errors])
 
 
 _NAME_LENGTH_SHOWN_MAX = 64
 _SECRET_NAME = re.compile(r"token|passw|secret|credential|api_?key", re.IGNORECASE)
-_TELLINGS = (
+_ERROR_MESSAGES = (
     (r"string_type|path_type", "must be text"),
     (r"int_type|int_parsing|int_from_float", "must be a whole number"),
     (r"float_type|float_parsing|finite_number", "must be a number"),
@@ -177,12 +177,12 @@ def validate(data: dict[str, Any], origins: Mapping[str, str]) -> tuple[ServerSe
     """The settings that the data is, or None and everything that is wrong with it. origins: by dotted path."""
     # A date is the one value of TOML that JSON lacks; no key takes one, so it is made what no key takes.
     text = json.dumps(data, default=lambda value: {"date": str(value)})
-    clashes = _clashes(data, origins)
+    clashes = _find_conflicts(data, origins)
     try:
         settings = _adapter().validate_json(text, strict=True)
     except ValidationError as error:
         found = error.errors(include_url=False, include_input=False)
-        return None, [*(_mistake(detail, origins) for detail in found), *clashes]
+        return None, [*(_format_error(detail, origins) for detail in found), *clashes]
     return (None, clashes) if clashes else (settings, [])
 
 
@@ -191,7 +191,7 @@ def _adapter() -> TypeAdapter[ServerSettings]:
     return TypeAdapter(ServerSettings)
 
 
-def _clashes(data: dict[str, Any], origins: Mapping[str, str]) -> list[str]:
+def _find_conflicts(data: dict[str, Any], origins: Mapping[str, str]) -> list[str]:
     """What no value is to blame for alone: two doors on one port."""
     section = data.get("server", {})
     if not isinstance(section, dict):
@@ -199,32 +199,32 @@ def _clashes(data: dict[str, Any], origins: Mapping[str, str]) -> list[str]:
     port, ws_port = section.get("port", ServerSection.port), section.get("ws_port", ServerSection.ws_port)
     if not isinstance(port, int) or port == 0 or port != ws_port:
         return []
-    wheres = {name: _where(f"server.{name}", origins) for name in ("port", "ws_port")}
+    wheres = {name: _describe_origin(f"server.{name}", origins) for name in ("port", "ws_port")}
     return [f"server.ws_port{wheres['ws_port']} must differ from server.port{wheres['port']}"]
 
 
-def _mistake(error: ErrorDetails, origins: Mapping[str, str]) -> str:
+def _format_error(error: ErrorDetails, origins: Mapping[str, str]) -> str:
     path = [str(part)[:_NAME_LENGTH_SHOWN_MAX] for part in error["loc"]]
     names = [part for part in path if not part.isdecimal()]
-    shown = printable(".".join(path), replaced)
-    return f"{shown}{_where('.'.join(names), origins)} {_tell(error, names)}"
+    shown = replace_unprintable(".".join(path), replacement_character)
+    return f"{shown}{_describe_origin('.'.join(names), origins)} {_describe_error(error, names)}"
 
 
-def _where(path: str, origins: Mapping[str, str]) -> str:
+def _describe_origin(path: str, origins: Mapping[str, str]) -> str:
     place = origins.get(path)
     return f" ({place})" if place else ""
 
 
-def _tell(error: ErrorDetails, path: list[str]) -> str:
+def _describe_error(error: ErrorDetails, path: list[str]) -> str:
     if error["type"] in {"unexpected_keyword_argument", "extra_forbidden"}:
-        return _tell_unknown(path)
-    for pattern, telling in _TELLINGS:
+        return _describe_unknown_key(path)
+    for pattern, telling in _ERROR_MESSAGES:
         if re.fullmatch(pattern, error["type"]):
             return telling.format(**error.get("ctx", {}))
     return "is not valid"
 
 
-def _tell_unknown(path: list[str]) -> str:
+def _describe_unknown_key(path: list[str]) -> str:
     *section, name = path
     if path == ["secrets", "vault", "token"]:
         return "must not stand in a file; give it to the server as VAULT_TOKEN in its environment"

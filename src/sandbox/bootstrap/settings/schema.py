@@ -41,18 +41,18 @@ _UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _UNIT_BYTES = {"M": 1024**2, "G": 1024**3, "T": 1024**4}
 
 
-def _age(text: str) -> str | None:
+def _check_age(text: str) -> str | None:
     is_one = text == UNLIMITED or re.fullmatch(r"[1-9][0-9]{0,5}[smhd]", text, re.ASCII)
     return None if is_one else "must be a whole number and a unit, such as 12h or 90d, or unlimited"
 
 
-def _disk_size(text: str) -> str | None:
+def _check_disk_size(text: str) -> str | None:
     is_one = text == UNLIMITED or re.fullmatch(r"[1-9][0-9]{0,5}[MGT]", text, re.ASCII)
     return None if is_one else "must be a whole number and a unit, such as 500M or 20G, or unlimited"
 
 
-AGE = Format("age", _age)
-DISK_SIZE = Format("disk_size", _disk_size)
+AGE = Format("age", _check_age)
+DISK_SIZE = Format("disk_size", _check_disk_size)
 
 
 def parse_age(text: str) -> int | None:
@@ -65,11 +65,11 @@ def parse_disk_size(text: str) -> int | None:
     return None if text == UNLIMITED else int(text[:-1]) * _UNIT_BYTES[text[-1]]
 
 
-_CLOSED = {"extra": "forbid"}
+_FORBID_EXTRA = {"extra": "forbid"}
 
 
 @dataclass(frozen=True)
-class Purpose:
+class Description:
     """What a key is for, as help and documents tell it."""
 
     text: str
@@ -90,28 +90,28 @@ class _NotEmpty:
         return core_schema.no_info_before_validator_function(check, handler(source))
 
 
-def _written_as(pattern: str, complaint: str) -> Callable[[str], str | None]:
+def _pattern_check(pattern: str, message: str) -> Callable[[str], str | None]:
     compiled = re.compile(pattern, re.ASCII)
-    return lambda value: None if compiled.fullmatch(value) else complaint
+    return lambda value: None if compiled.fullmatch(value) else message
 
 
 _HOST_NAME = Format(
-    "host_name", _written_as(r"[A-Za-z0-9._-]{1,253}|[0-9A-Fa-f:.]{2,45}", "must be a host name or an IP address")
+    "host_name", _pattern_check(r"[A-Za-z0-9._-]{1,253}|[0-9A-Fa-f:.]{2,45}", "must be a host name or an IP address")
 )
 _CLONE_HOST = Format(
     "clone_host",
-    _written_as(CLONE_HOST_PATTERN, "must be a host name, or '*.' and a domain, with an optional ':port'"),
+    _pattern_check(CLONE_HOST_PATTERN, "must be a host name, or '*.' and a domain, with an optional ':port'"),
 )
 _SERVER_ADDRESS = Format(
     "server_address",
-    _written_as(r"https?://[^\s/@?#]+/?", "must be http:// or https:// and a host, without credentials"),
+    _pattern_check(r"https?://[^\s/@?#]+/?", "must be http:// or https:// and a host, without credentials"),
 )
-_RUNTIME = Format("runtime", _written_as("auto|bubblewrap|gvisor|qemu", "must be auto, bubblewrap, gvisor or qemu"))
-_LOG_FORMAT = Format("log_format", _written_as("text|json", "must be text or json"))
-_LOG_LEVEL = Format("log_level", _written_as("debug|info|warning|error", "must be debug, info, warning or error"))
+_RUNTIME = Format("runtime", _pattern_check("auto|bubblewrap|gvisor|qemu", "must be auto, bubblewrap, gvisor or qemu"))
+_LOG_FORMAT = Format("log_format", _pattern_check("text|json", "must be text or json"))
+_LOG_LEVEL = Format("log_level", _pattern_check("debug|info|warning|error", "must be debug, info, warning or error"))
 Port = Annotated[int, Ge(0), Le(65535)]
 Percent = Annotated[float, Ge(0), Le(90)]
-Place = Annotated[Path, _NotEmpty()]
+DirectoryPath = Annotated[Path, _NotEmpty()]
 Factor = Annotated[float, Ge(0.1), Le(1000)]
 
 
@@ -135,20 +135,20 @@ def _user_directory(variable: str, otherwise: str) -> Path:
 class ServerSection:
     """Where the server listens, keeps its data and makes its sandboxes."""
 
-    __pydantic_config__ = _CLOSED
-    host: Annotated[str, Len(1, 253), VISIBLE, Purpose("The address to listen on.")] = "127.0.0.1"
-    port: Annotated[Port, Purpose("The port of the API; 0 for any free one.")] = 8122
-    ws_port: Annotated[Port, Purpose("The port of the WebSocket; 0 for any free one.")] = 8121
-    data_dir: Annotated[Place, Purpose("Where tasks are kept.")] = field(default_factory=default_data_dir)
+    __pydantic_config__ = _FORBID_EXTRA
+    host: Annotated[str, Len(1, 253), VISIBLE, Description("The address to listen on.")] = "127.0.0.1"
+    port: Annotated[Port, Description("The port of the API; 0 for any free one.")] = 8122
+    ws_port: Annotated[Port, Description("The port of the WebSocket; 0 for any free one.")] = 8121
+    data_dir: Annotated[DirectoryPath, Description("Where tasks are kept.")] = field(default_factory=default_data_dir)
     runtime: Annotated[
         str,
         _RUNTIME,
-        Purpose("What makes the sandboxes: bubblewrap, gvisor or qemu; auto takes the strongest that works."),
+        Description("What makes the sandboxes: bubblewrap, gvisor or qemu; auto takes the strongest that works."),
     ] = "auto"
     host_names: Annotated[
         tuple[Annotated[str, _HOST_NAME], ...],
         MaxLen(64),
-        Purpose("Names beside localhost that requests may reach the server by."),
+        Description("Names beside localhost that requests may reach the server by."),
     ] = ()
 
 
@@ -156,27 +156,27 @@ class ServerSection:
 class CapacitySection:
     """How many times the machine may be promised to tasks."""
 
-    __pydantic_config__ = _CLOSED
-    cpus: Annotated[Factor, Purpose("How many times all CPUs may be promised.")] = OVERCOMMIT_CPUS
-    memory: Annotated[Factor, Purpose("How many times all memory may be promised.")] = OVERCOMMIT_MEMORY
-    disk: Annotated[Factor, Purpose("How many times the data directory's disk may be promised.")] = OVERCOMMIT_DISK
+    __pydantic_config__ = _FORBID_EXTRA
+    cpus: Annotated[Factor, Description("How many times all CPUs may be promised.")] = OVERCOMMIT_CPUS
+    memory: Annotated[Factor, Description("How many times all memory may be promised.")] = OVERCOMMIT_MEMORY
+    disk: Annotated[Factor, Description("How many times the data directory's disk may be promised.")] = OVERCOMMIT_DISK
 
 
 @dataclass(frozen=True, kw_only=True)
 class DiskSection:
     """What must be free on the file system of the data directory."""
 
-    __pydantic_config__ = _CLOSED
+    __pydantic_config__ = _FORBID_EXTRA
     new_tasks_percent: Annotated[
-        Percent, Purpose("With less than this share free, new tasks wait and the server is not ready.")
+        Percent, Description("With less than this share free, new tasks wait and the server is not ready.")
     ] = NEW_TASKS_FREE_PERCENT
-    new_tasks_size: Annotated[str, BYTE_SIZE, Purpose("So much free is enough for new tasks, whatever its share.")] = (
-        f"{NEW_TASKS_FREE_BYTES // 1024**3}G"
-    )
-    output_percent: Annotated[Percent, Purpose("With less than this share free, output is left out.")] = (
+    new_tasks_size: Annotated[
+        str, BYTE_SIZE, Description("So much free is enough for new tasks, whatever its share.")
+    ] = f"{NEW_TASKS_FREE_BYTES // 1024**3}G"
+    output_percent: Annotated[Percent, Description("With less than this share free, output is left out.")] = (
         OUTPUT_FREE_PERCENT
     )
-    output_size: Annotated[str, BYTE_SIZE, Purpose("So much free is enough for output, whatever its share.")] = (
+    output_size: Annotated[str, BYTE_SIZE, Description("So much free is enough for output, whatever its share.")] = (
         f"{OUTPUT_FREE_BYTES // 1024**3}G"
     )
 
@@ -195,11 +195,11 @@ class DiskSection:
 class GitSection:
     """Where repositories come from."""
 
-    __pydantic_config__ = _CLOSED
+    __pydantic_config__ = _FORBID_EXTRA
     allowed_hosts: Annotated[
         tuple[Annotated[str, _CLONE_HOST], ...],
         MaxLen(256),
-        Purpose("Hosts that may be cloned from; looked at as soon as there are tokens."),
+        Description("Hosts that may be cloned from; looked at as soon as there are tokens."),
     ] = ()
 
 
@@ -207,21 +207,21 @@ class GitSection:
 class VaultSection:
     """HashiCorp Vault, KV version 2. Its token is `VAULT_TOKEN` of the server's environment, nowhere else."""
 
-    __pydantic_config__ = _CLOSED
-    address: Annotated[str, Len(1, 2048), _SERVER_ADDRESS, Purpose("The address of Vault.")] | None = None
-    mount: Annotated[str, Len(1, 256), VISIBLE, Purpose("Where the KV engine is mounted.")] = "secret"
+    __pydantic_config__ = _FORBID_EXTRA
+    address: Annotated[str, Len(1, 2048), _SERVER_ADDRESS, Description("The address of Vault.")] | None = None
+    mount: Annotated[str, Len(1, 256), VISIBLE, Description("Where the KV engine is mounted.")] = "secret"
 
 
 @dataclass(frozen=True, kw_only=True)
 class SecretsSection:
     """What secrets of tasks may be taken from."""
 
-    __pydantic_config__ = _CLOSED
-    directory: Annotated[Place, Purpose("Secrets with `source: file` are files below it.")] | None = None
+    __pydantic_config__ = _FORBID_EXTRA
+    directory: Annotated[DirectoryPath, Description("Secrets with `source: file` are files below it.")] | None = None
     environment: Annotated[
         tuple[Annotated[str, ENVIRONMENT_NAME], ...],
         MaxLen(1024),
-        Purpose("Variables of the server that `source: env` may name as soon as there are tokens."),
+        Description("Variables of the server that `source: env` may name as soon as there are tokens."),
     ] = ()
     vault: VaultSection = field(default_factory=VaultSection)
 
@@ -230,8 +230,8 @@ class SecretsSection:
 class PreserveSection:
     """What is kept of failed tasks with `failure_action: preserve`."""
 
-    __pydantic_config__ = _CLOSED
-    time_to_live: Annotated[str, DURATION, Purpose("How long a preserved sandbox is kept, 1s to 168h.")] = "24h"
+    __pydantic_config__ = _FORBID_EXTRA
+    time_to_live: Annotated[str, DURATION, Description("How long a preserved sandbox is kept, 1s to 168h.")] = "24h"
 
     @property
     def time_to_live_seconds(self) -> int:
@@ -243,19 +243,21 @@ class PreserveSection:
 class RetentionSection:
     """How long finished tasks are kept; those that ended first go first."""
 
-    __pydantic_config__ = _CLOSED
+    __pydantic_config__ = _FORBID_EXTRA
     older_than: Annotated[
-        str, AGE, Purpose("A finished task goes when its end is so long ago, such as 12h or 90d; or unlimited.")
+        str, AGE, Description("A finished task goes when its end is so long ago, such as 12h or 90d; or unlimited.")
     ] = "90d"
     keep: Annotated[
-        int, Ge(0), Le(10_000_000), Purpose("So many finished tasks are kept, the oldest go; 0 for any number.")
+        int, Ge(0), Le(10_000_000), Description("So many finished tasks are kept, the oldest go; 0 for any number.")
     ] = 10_000
     max_bytes: Annotated[
-        str, DISK_SIZE, Purpose("The disk that finished tasks may take together, such as 500M or 20G; or unlimited.")
+        str,
+        DISK_SIZE,
+        Description("The disk that finished tasks may take together, such as 500M or 20G; or unlimited."),
     ] = UNLIMITED
 
     @property
-    def bounds(self) -> Retention:
+    def retention(self) -> Retention:
         """As numbers."""
         return Retention(parse_age(self.older_than), self.keep or None, parse_disk_size(self.max_bytes))
 
@@ -264,12 +266,12 @@ class RetentionSection:
 class AccessSection:
     """How much one client may ask for."""
 
-    __pydantic_config__ = _CLOSED
+    __pydantic_config__ = _FORBID_EXTRA
     requests_per_minute: Annotated[
         int,
         Ge(0),
         Le(10_000_000),
-        Purpose("Requests of one token, or of one address without a token; 0 for any number."),
+        Description("Requests of one token, or of one address without a token; 0 for any number."),
     ] = 6000
 
 
@@ -277,16 +279,16 @@ class AccessSection:
 class LogSection:
     """What the server and its runners write to their logs."""
 
-    __pydantic_config__ = _CLOSED
-    format: Annotated[str, _LOG_FORMAT, Purpose("How the lines of the log are written: text or json.")] = "text"
-    level: Annotated[str, _LOG_LEVEL, Purpose("The least that is written: debug, info, warning or error.")] = "info"
+    __pydantic_config__ = _FORBID_EXTRA
+    format: Annotated[str, _LOG_FORMAT, Description("How the lines of the log are written: text or json.")] = "text"
+    level: Annotated[str, _LOG_LEVEL, Description("The least that is written: debug, info, warning or error.")] = "info"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServerSettings:
     """All sections. Pure values."""
 
-    __pydantic_config__ = _CLOSED
+    __pydantic_config__ = _FORBID_EXTRA
     server: ServerSection = field(default_factory=ServerSection)
     capacity: CapacitySection = field(default_factory=CapacitySection)
     disk: DiskSection = field(default_factory=DiskSection)

@@ -12,23 +12,30 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sandbox.cli.checkout.worktree import ChangedFile, Checkout, Place
+from sandbox.cli.checkout.worktree import ChangedFile, Checkout, Head
 from sandbox.cli.errors import ExitCode, fail
-from sandbox.cli.options import Chosen
-from sandbox.cli.output.console import talk_console
-from sandbox.cli.output.formatting import counted
-from sandbox.cli.output.patch import fetch_patch, painted, patch_lines, print_changes, say_missing, told_applied
-from sandbox.cli.output.text import visible
+from sandbox.cli.options import CliOptions
+from sandbox.cli.output.console import stderr_console
+from sandbox.cli.output.formatting import pluralize
+from sandbox.cli.output.patch import (
+    applied_message,
+    colorize,
+    fetch_patch,
+    patch_lines,
+    print_changed_files,
+    print_omissions,
+)
+from sandbox.cli.output.text import escape_text
 
 if TYPE_CHECKING:
     from sandbox.client import Client
 
-SHOWN_LINES_MAX = 200
+PREVIEW_LINES_MAX = 200
 """Of the patch, before it is asked whether to apply it."""
 
 
 @dataclass(frozen=True)
-class Offer:
+class ApplyPrompt:
     """applies: whether the patch is wanted in the checkout; None: a terminal is asked.
 
     is_beside: the task began with changes that are not committed, which stay apart from its own. place: the commit and
@@ -36,96 +43,96 @@ class Offer:
     """
 
     checkout: Checkout
-    options: Chosen
-    applies: bool | None
+    options: CliOptions
+    should_apply: bool | None
     allows_secrets: bool
-    is_beside: bool
-    place: Place
+    has_local_changes: bool
+    head: Head
 
-    def make(self, client: Client, task_id: str) -> None:
+    def run(self, client: Client, task_id: str) -> None:
         """Show what changed, and apply it where that is wanted."""
         with TemporaryDirectory() as directory:
             patch = Path(directory) / "patch"
-            advice = f"{self._command(task_id)} --allow-secrets"  # the same command again would be another task
+            advice = f"{self._apply_command(task_id)} --allow-secrets"  # the same command again would be another task
             fetch_patch(client, task_id, patch, allows_secrets=self.allows_secrets, secrets_advice=advice)
-            self._deal_with(patch, task_id, holds_diffs=say_missing(client, task_id, patch))
+            self._show_and_apply(patch, task_id, has_diff=print_omissions(client, task_id, patch))
 
-    def _deal_with(self, patch: Path, task_id: str, *, holds_diffs: bool) -> None:
+    def _show_and_apply(self, patch: Path, task_id: str, *, has_diff: bool) -> None:
         is_empty = not patch.stat().st_size
-        changed = self.checkout.list_changes(patch) if holds_diffs else []
+        changed = self.checkout.list_changed_files(patch) if has_diff else []
         is_json = self.options.format == "json"
-        applies, place = self.applies, self.place
-        if applies is None and holds_diffs and not is_json:
-            place = self._say_other_place()
-            applies = _ask(patch, self.options)
-        obstacle = self._obstacle(task_id, place, holds_diffs=holds_diffs) if applies and not is_empty else None
-        is_applied, stages = bool(applies and changed and obstacle is None), self._stages()
+        applies, place = self.should_apply, self.head
+        if applies is None and has_diff and not is_json:
+            place = self._warn_if_moved()
+            applies = _confirm_apply(patch, self.options)
+        obstacle = self._blocked_reason(task_id, place, has_diff=has_diff) if applies and not is_empty else None
+        is_applied, stages = bool(applies and changed and obstacle is None), self._should_stage()
         if is_applied:
-            self.checkout.apply(patch, stages=stages, advice=_look(task_id))
+            self.checkout.apply(patch, should_stage=stages, advice=_diff_hint(task_id))
         if is_json:
             files = [asdict(file) for file in changed]
             click.echo(json.dumps({"type": "patch", "task_id": task_id, "applied": is_applied, "files": files}))
         if obstacle is not None:
             fail(obstacle, ExitCode.CONFLICT)
         if not is_json:
-            self._tell(task_id, changed, is_empty=is_empty, is_applied=is_applied, is_staged=stages)
+            self._print_result(task_id, changed, is_empty=is_empty, is_applied=is_applied, is_staged=stages)
 
-    def _stages(self) -> bool:
+    def _should_stage(self) -> bool:
         """What else is in the index is the user's own business, and stays apart."""
-        return not (self.is_beside or self.checkout.changed())
+        return not (self.has_local_changes or self.checkout.count_changed())
 
-    def _command(self, task_id: str) -> str:
-        return f"sandbox task apply {visible(task_id)}{'' if self._stages() else ' --beside-changes'}"
+    def _apply_command(self, task_id: str) -> str:
+        return f"sandbox task apply {escape_text(task_id)}{'' if self._should_stage() else ' --beside-changes'}"
 
-    def _say_other_place(self) -> Place:
-        place = self.checkout.place()
-        if place != self.place:
-            click.echo(self._moved(place), err=True)
+    def _warn_if_moved(self) -> Head:
+        place = self.checkout.head()
+        if place != self.head:
+            click.echo(self._moved_message(place), err=True)
         return place
 
-    def _obstacle(self, task_id: str, expected: Place, *, holds_diffs: bool) -> str | None:
+    def _blocked_reason(self, task_id: str, expected: Head, *, has_diff: bool) -> str | None:
         """Why nothing is applied, though it is wanted: nothing goes unasked to what was checked out meanwhile."""
-        if not holds_diffs:
+        if not has_diff:
             return "Error: Nothing is in the patch that git could apply."
-        if (place := self.checkout.place()) != expected:
-            advice = f"Apply it all the same: {self._command(task_id)}"
-            return f"Error: {self._moved(place)} Nothing was applied.\n  {advice}"
+        if (place := self.checkout.head()) != expected:
+            advice = f"Apply it all the same: {self._apply_command(task_id)}"
+            return f"Error: {self._moved_message(place)} Nothing was applied.\n  {advice}"
         return None
 
-    def _moved(self, place: Place) -> str:
-        return f"This checkout was at {_named(self.place)} as the task began, and is at {_named(place)} now."
+    def _moved_message(self, place: Head) -> str:
+        return f"This checkout was at {_describe_head(self.head)} as the task began, and is at {_describe_head(place)} now."
 
-    def _tell(
+    def _print_result(
         self, task_id: str, changed: list[ChangedFile], *, is_empty: bool, is_applied: bool, is_staged: bool
     ) -> None:
         if changed:
-            print_changes(changed, talk_console(has_color=self.options.has_color))
+            print_changed_files(changed, stderr_console(has_color=self.options.has_color))
         if is_applied:
-            click.echo(told_applied(len(changed), is_staged=is_staged), err=True)
+            click.echo(applied_message(len(changed), is_staged=is_staged), err=True)
         elif changed:
-            click.echo(f"  {_look(task_id)}\n  Apply it:   {self._command(task_id)}", err=True)
+            click.echo(f"  {_diff_hint(task_id)}\n  Apply it:   {self._apply_command(task_id)}", err=True)
         elif is_empty:
             click.echo("It changed nothing.", err=True)
 
 
-def _look(task_id: str) -> str:
-    return f"Look at it: sandbox task diff {visible(task_id)}"
+def _diff_hint(task_id: str) -> str:
+    return f"Look at it: sandbox task diff {escape_text(task_id)}"
 
 
-def _named(place: Place) -> str:
+def _describe_head(place: Head) -> str:
     commit, branch = place
-    return visible(f"{commit[:12] if commit else 'no commit'}{f' ({branch})' if branch else ''}")
+    return escape_text(f"{commit[:12] if commit else 'no commit'}{f' ({branch})' if branch else ''}")
 
 
-def _ask(patch: Path, options: Chosen) -> bool:
+def _confirm_apply(patch: Path, options: CliOptions) -> bool:
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         return False
     lines = patch_lines(patch)
     click.echo("", err=True)
-    for line in painted(islice(lines, SHOWN_LINES_MAX), has_color=options.has_color):
+    for line in colorize(islice(lines, PREVIEW_LINES_MAX), has_color=options.has_color):
         click.echo(line, err=True, color=True)
     if more := sum(1 for _ in lines):
-        click.echo(f"… {counted(more, 'more line')}", err=True)
+        click.echo(f"… {pluralize(more, 'more line')}", err=True)
     try:
         return click.confirm("Apply this to the checkout?", default=None, err=True)
     except click.Abort:  # ^C, or the end of the terminal: the task is done all the same

@@ -13,17 +13,17 @@ from pathlib import Path, PurePosixPath
 from tempfile import mkdtemp
 from typing import NamedTuple
 
-_HELD_SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
-_HELD = b"\nInterrupted; this ends once git has written the files.\n"
+_DEFERRED_SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
+_DEFERRED_MESSAGE = b"\nInterrupted; this ends once git has written the files.\n"
 
 
-class _State(NamedTuple):
+class _FileState(NamedTuple):
     inode: int
     size_bytes: int
-    changed_ns: int
+    modified_ns: int
 
 
-class KeptFiles:
+class FileBackup:
     """What stood at some paths of a checkout: a copy of each file in `copies`, or that there was none.
 
     found: what stood there instead when it was put back. was_interrupted: a signal waits for the end.
@@ -32,39 +32,39 @@ class KeptFiles:
     def __init__(self, root: Path, git_directory: Path, paths: Collection[str]) -> None:
         self._root = root
         inside = [path for path in paths if _is_inside(root, path, paths)]
-        self._files = {path: state for path in inside if (state := _state(root, path))}
-        self._absent = [path for path in inside if path not in self._files]
+        self._states = {path: state for path in inside if (state := _file_state(root, path))}
+        self._absent = [path for path in inside if path not in self._states]
         parents = {str(parent) for path in self._absent for parent in PurePosixPath(path).parents}
         self._new_directories = sorted((root / one for one in parents if not _is_directory(root / one)), reverse=True)
         self.was_interrupted = False
-        self._place = Path(mkdtemp(prefix="sandbox-kept-", dir=git_directory))
-        self.copies, self.found = self._place / "copies", self._place / "found"
+        self._directory = Path(mkdtemp(prefix="sandbox-kept-", dir=git_directory))
+        self.copies, self.replaced = self._directory / "copies", self._directory / "found"
 
-    def copy(self) -> None:
+    def create(self) -> None:
         """Copy the files. Raises OSError."""
         self.copies.mkdir()
-        for path in self._files:
+        for path in self._states:
             target = self.copies / path
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(self._root / path, target, follow_symlinks=False)
 
-    def put_back(self) -> list[str]:
+    def restore(self) -> list[str]:
         """Make all as it was, as far as it can be; gives the paths where that was not possible, whose copies stay.
 
         What stands there, by whomever it was written, is moved to `found` and never lost.
         """
         failed = []
         for path in self._absent:
-            if _state(self._root, path) and not self._move(self._root, self.found, path):
+            if _file_state(self._root, path) and not self._move(self._root, self.replaced, path):
                 failed.append(path)
         for directory in self._new_directories:
             with suppress(OSError):  # it is not there, or somebody else has put something into it
                 directory.rmdir()
-        for path, before in self._files.items():
-            now = _state(self._root, path)
+        for path, before in self._states.items():
+            now = _file_state(self._root, path)
             if now == before:
                 (self.copies / path).unlink()
-            elif (now and not self._move(self._root, self.found, path)) or not self._move(
+            elif (now and not self._move(self._root, self.replaced, path)) or not self._move(
                 self.copies, self._root, path
             ):
                 failed.append(path)
@@ -85,31 +85,31 @@ class KeptFiles:
             return False
         return True
 
-    def forget_copies(self) -> None:
+    def discard(self) -> None:
         """They are not needed any more."""
         shutil.rmtree(self.copies, ignore_errors=True)
         with suppress(OSError):  # what was found is for the user
-            self._place.rmdir()
+            self._directory.rmdir()
 
 
 @contextmanager
-def keeping(root: Path, git_directory: Path, paths: Collection[str]) -> Iterator[KeptFiles]:
+def backed_up(root: Path, git_directory: Path, paths: Collection[str]) -> Iterator[FileBackup]:
     """Copies of files, which stay until they are forgotten. Signals wait for the end of the context. Raises OSError."""
-    kept = KeptFiles(root, git_directory, paths)
+    kept = FileBackup(root, git_directory, paths)
     came: list[int] = []
 
     def note(number: int, _: object) -> None:
         came.append(number)
         kept.was_interrupted = True
         with suppress(OSError):
-            os.write(2, _HELD)
+            os.write(2, _DEFERRED_MESSAGE)
 
-    before = {one: signal.signal(one, note) for one in _HELD_SIGNALS if signal.getsignal(one) is not signal.SIG_IGN}
+    before = {one: signal.signal(one, note) for one in _DEFERRED_SIGNALS if signal.getsignal(one) is not signal.SIG_IGN}
     try:
         try:
-            kept.copy()
+            kept.create()
         except BaseException:
-            kept.forget_copies()
+            kept.discard()
             raise
         yield kept
     finally:
@@ -135,7 +135,7 @@ def _is_directory(path: Path) -> bool:
     return path.is_dir() and not path.is_symlink()
 
 
-def _state(root: Path, path: str) -> _State | None:
+def _file_state(root: Path, path: str) -> _FileState | None:
     """None where there is no file and no link, or the way leads through a link."""
     if _links_above(root, path):
         return None
@@ -145,4 +145,4 @@ def _state(root: Path, path: str) -> _State | None:
         return None
     if not (stat.S_ISREG(found.st_mode) or stat.S_ISLNK(found.st_mode)):
         return None
-    return _State(found.st_ino, found.st_size, found.st_mtime_ns)
+    return _FileState(found.st_ino, found.st_size, found.st_mtime_ns)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 
 from sandbox.cli.errors import ExitCode, fail
-from sandbox.cli.output.formatting import counted, size
-from sandbox.cli.output.text import visible, visible_name, window_cells, wrapped
+from sandbox.cli.output.formatting import format_size, pluralize
+from sandbox.cli.output.text import escape_name, escape_text, terminal_width, wrap_text
 from sandbox.model.manifest.formats import GIT_PATCH_BYTES_MAX, REPOSITORY_URL
 
 if TYPE_CHECKING:
@@ -43,43 +43,43 @@ def find_origin(checkout: Checkout, remote: str | None) -> Origin:
     """
     head = checkout.commit()
     if head is None:
-        _refuse("This checkout has no commit yet.", "Commit something and push it first")
-    name = remote or _remote(checkout)
-    url, has_credentials = _url(checkout, name)
-    branch, commit = _pushed(checkout, name, head)
-    unpushed = int(checkout.ask("rev-list", "--count", f"{commit}..{head}") or 0)
+        _fail("This checkout has no commit yet.", "Commit something and push it first")
+    name = remote or _choose_remote(checkout)
+    url, has_credentials = _remote_url(checkout, name)
+    branch, commit = _find_pushed_base(checkout, name, head)
+    unpushed = int(checkout.git_output("rev-list", "--count", f"{commit}..{head}") or 0)
     return Origin(name, url, branch, commit, unpushed, has_credentials)
 
 
-def _remote(checkout: Checkout) -> str:
-    names = (checkout.ask("remote") or "").splitlines()
+def _choose_remote(checkout: Checkout) -> str:
+    names = (checkout.git_output("remote") or "").splitlines()
     branch = checkout.branch()
-    followed = checkout.ask("config", "--get", f"branch.{branch}.remote") if branch else None
+    followed = checkout.git_output("config", "--get", f"branch.{branch}.remote") if branch else None
     for name in (followed, "origin"):
         if name in names:
             return str(name)
     if not names:
-        _refuse("This checkout has no remote, and a task begins with a clone.", "Add one: git remote add origin URL")
+        _fail("This checkout has no remote, and a task begins with a clone.", "Add one: git remote add origin URL")
     if len(names) > 1:
-        _refuse(f"This checkout has several remotes: {', '.join(names)}.", "Say which one: add --remote NAME")
+        _fail(f"This checkout has several remotes: {', '.join(names)}.", "Say which one: add --remote NAME")
     return names[0]
 
 
-def _url(checkout: Checkout, remote: str) -> tuple[str, bool]:
+def _remote_url(checkout: Checkout, remote: str) -> tuple[str, bool]:
     """As it is written, since the server has git settings of its own; else as git here resolves it."""
-    told = checkout.ask("config", "--get-all", f"remote.{remote}.url") or ""
+    told = checkout.git_output("config", "--get-all", f"remote.{remote}.url") or ""
     written = told.partition("\n")[0]  # git fetches from the first, and pushes to all
     if not written:
-        _refuse(f"There is no remote {remote}.", "See those that there are: git remote -v")
-    addresses = [_without_credentials(one) for one in (written, checkout.ask("remote", "get-url", remote) or "")]
-    good = next((one for one in addresses if REPOSITORY_URL.complain(one[0]) is None), None)
+        _fail(f"There is no remote {remote}.", "See those that there are: git remote -v")
+    addresses = [_strip_credentials(one) for one in (written, checkout.git_output("remote", "get-url", remote) or "")]
+    good = next((one for one in addresses if REPOSITORY_URL.find_error(one[0]) is None), None)
     if good is None:
-        complaint = REPOSITORY_URL.complain(addresses[0][0])
-        _refuse(f"The address of {remote} {complaint}.", f"Mend it: git remote set-url {remote} URL")
+        complaint = REPOSITORY_URL.find_error(addresses[0][0])
+        _fail(f"The address of {remote} {complaint}.", f"Mend it: git remote set-url {remote} URL")
     return good
 
 
-def _without_credentials(address: str) -> tuple[str, bool]:
+def _strip_credentials(address: str) -> tuple[str, bool]:
     scheme, separator, rest = address.partition("://")
     user, at, host = rest.partition("/")[0].rpartition("@")
     if scheme not in {"http", "https"} or not at:
@@ -87,92 +87,92 @@ def _without_credentials(address: str) -> tuple[str, bool]:
     return f"{scheme}{separator}{host}{rest[len(user + at + host) :]}", True
 
 
-def _pushed(checkout: Checkout, remote: str, head: str) -> tuple[str, str]:
+def _find_pushed_base(checkout: Checkout, remote: str, head: str) -> tuple[str, str]:
     """The remote's branch to clone, and the latest commit of `head`'s history in it."""
     prefix = f"refs/remotes/{remote}/"
-    followed = _followed(checkout, remote)
-    containing = checkout.ask("for-each-ref", f"--contains={head}", "--format=%(refname)", prefix) or ""
+    followed = _upstream_branch(checkout, remote)
+    containing = checkout.git_output("for-each-ref", f"--contains={head}", "--format=%(refname)", prefix) or ""
     holders = [ref for ref in containing.splitlines() if ref != f"{prefix}HEAD"]
-    main = checkout.ask("symbolic-ref", "--quiet", f"{prefix}HEAD")
+    main = checkout.git_output("symbolic-ref", "--quiet", f"{prefix}HEAD")
     own = f"{prefix}{followed}" if followed else None
-    if own and own not in holders and checkout.ask("rev-parse", "--verify", "--quiet", own):
+    if own and own not in holders and checkout.git_output("rev-parse", "--verify", "--quiet", own):
         holders = [own]
     preferred = [ref for ref in (own, main) if ref in holders]
-    bases = ((ref, checkout.ask("merge-base", head, ref)) for ref in (*preferred, *holders, main) if ref)
+    bases = ((ref, checkout.git_output("merge-base", head, ref)) for ref in (*preferred, *holders, main) if ref)
     found = next(((ref.removeprefix(prefix), commit) for ref, commit in bases if commit), None)
     if found is None:
         push = f"git push -u {remote} {checkout.branch() or 'HEAD'}"
-        _refuse(f"Nothing of this checkout is known to be on {remote}.", f"Push it first: {push}")
+        _fail(f"Nothing of this checkout is known to be on {remote}.", f"Push it first: {push}")
     return found
 
 
-def _followed(checkout: Checkout, remote: str) -> str | None:
+def _upstream_branch(checkout: Checkout, remote: str) -> str | None:
     """The remote's branch that the present one follows, else the one of the same name."""
     branch = checkout.branch()
-    if branch and checkout.ask("config", "--get", f"branch.{branch}.remote") == remote:
-        merged = checkout.ask("config", "--get", f"branch.{branch}.merge")
+    if branch and checkout.git_output("config", "--get", f"branch.{branch}.remote") == remote:
+        merged = checkout.git_output("config", "--get", f"branch.{branch}.merge")
         return merged.removeprefix("refs/heads/") if merged else branch
     return branch
 
 
-def _refuse(sentence: str, advice: str) -> NoReturn:
-    fail(f"Error: {visible(sentence)}\n  {visible(advice)}", ExitCode.USAGE)
+def _fail(sentence: str, advice: str) -> NoReturn:
+    fail(f"Error: {escape_text(sentence)}\n  {escape_text(advice)}", ExitCode.USAGE)
 
 
-SHOWN_FILES_MAX = 10
+LISTED_FILES_MAX = 10
 CHANGED_BYTES_MAX = 256 * 1024**2
 """Of files, of which a large one may be changed a little only."""
 
-_ADVICE = "  Commit and push it, or keep large files out of it: .gitignore"
+_TOO_LARGE_HINT = "  Commit and push it, or keep large files out of it: .gitignore"
 
 
-def pack_local_work(checkout: Checkout, commit: str) -> bytes:
+def create_local_patch(checkout: Checkout, commit: str) -> bytes:
     """The patch that makes what is here of `commit`, empty where that is the same; says what is in it.
 
     Ignored files stay. Ends the command where it is more than can be sent.
     """
-    sizes = checkout.sizes_of_changes()
-    _refuse_other_repositories(checkout, sizes)
-    _refuse_far_too_much(sizes)
+    sizes = checkout.changed_file_sizes()
+    _reject_nested_repositories(checkout, sizes)
+    _reject_oversized(sizes)
     with TemporaryDirectory() as directory:
         path = Path(directory) / "patch"
-        checkout.write_difference(commit, path, Path(directory))
+        checkout.write_diff(commit, path, Path(directory))
         if path.stat().st_size > GIT_PATCH_BYTES_MAX:
-            found, most = size(path.stat().st_size), size(GIT_PATCH_BYTES_MAX)
+            found, most = format_size(path.stat().st_size), format_size(GIT_PATCH_BYTES_MAX)
             fail(
-                f"Error: What is only here makes a patch of {found}, and {most} can be sent.\n{_ADVICE}",
+                f"Error: What is only here makes a patch of {found}, and {most} can be sent.\n{_TOO_LARGE_HINT}",
                 ExitCode.CONFLICT,
             )
         patch = path.read_bytes()
         if patch:
-            _say_files(checkout.list_changes(path))
+            _print_files(checkout.list_changed_files(path))
         return patch
 
 
-def _refuse_other_repositories(checkout: Checkout, paths: Iterable[str]) -> None:
+def _reject_nested_repositories(checkout: Checkout, paths: Iterable[str]) -> None:
     """What is inside of them is in no patch of this one."""
     if submodules := checkout.changed_submodules():
         message = (
-            f"Error: The submodule {visible_name(submodules[0])} has changes of its own, which cannot be sent along."
+            f"Error: The submodule {escape_name(submodules[0])} has changes of its own, which cannot be sent along."
         )
         fail(f"{message}\n  Commit and push them there, or put them aside there with: git stash -u", ExitCode.CONFLICT)
     if nested := sorted(path for path in paths if path.endswith("/")):
-        message = f"Error: {visible_name(nested[0])} is a git repository of its own, which cannot be sent along."
+        message = f"Error: {escape_name(nested[0])} is a git repository of its own, which cannot be sent along."
         fail(f"{message}\n  Keep it out of this one: .gitignore", ExitCode.CONFLICT)
 
 
-def _refuse_far_too_much(sizes: Mapping[str, int]) -> None:
+def _reject_oversized(sizes: Mapping[str, int]) -> None:
     """Before git reads it all: so much makes no patch that could be sent."""
     if sum(sizes.values()) > CHANGED_BYTES_MAX:
         largest = max(sizes, key=sizes.__getitem__)
-        found, most = size(sum(sizes.values())), size(GIT_PATCH_BYTES_MAX)
+        found, most = format_size(sum(sizes.values())), format_size(GIT_PATCH_BYTES_MAX)
         message = f"Error: What is only here is {found}, and a patch of {most} can be sent. "
-        largest_told = f"The largest is {visible_name(largest)} ({size(sizes[largest])})."
-        fail(f"{message}{largest_told}\n{_ADVICE}", ExitCode.CONFLICT)
+        largest_told = f"The largest is {escape_name(largest)} ({format_size(sizes[largest])})."
+        fail(f"{message}{largest_told}\n{_TOO_LARGE_HINT}", ExitCode.CONFLICT)
 
 
-def _say_files(files: list[ChangedFile]) -> None:
-    names = [file.path for file in files[:SHOWN_FILES_MAX]]
+def _print_files(files: list[ChangedFile]) -> None:
+    names = [file.path for file in files[:LISTED_FILES_MAX]]
     more = [f"{len(files) - len(names):,} more"] if len(files) > len(names) else []
-    line = f"With {counted(len(files), 'file')} as they are here: {', '.join([*names, *more])}."
-    click.echo("\n".join(wrapped(visible(line), window_cells(sys.stderr), "  ")), err=True)
+    line = f"With {pluralize(len(files), 'file')} as they are here: {', '.join([*names, *more])}."
+    click.echo("\n".join(wrap_text(escape_text(line), terminal_width(sys.stderr), "  ")), err=True)

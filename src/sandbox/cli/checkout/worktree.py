@@ -14,32 +14,32 @@ from typing import NoReturn, Self
 
 import click
 
-from sandbox.cli.checkout.file_backup import KeptFiles, keeping
+from sandbox.cli.checkout.file_backup import FileBackup, backed_up
 from sandbox.cli.errors import ExitCode, fail
-from sandbox.cli.output.text import visible, visible_name
+from sandbox.cli.output.text import escape_name, escape_text
 
-GIT_SECONDS = 300.0
-WRITING_SECONDS = 3600.0
+GIT_TIMEOUT_SECONDS = 300.0
+APPLY_TIMEOUT_SECONDS = 3600.0
 """For git to apply a patch, filters included; then what it has written is taken back."""
 
-LEAVING_SECONDS = 10.0
+TERMINATE_GRACE_SECONDS = 10.0
 """For git to let go of its locks then."""
 
-_REFUSED = 1
+_PATCH_REJECTED = 1
 """How git ends when it finds that a patch does not fit, before it has written anything."""
 
-COMPLAINT_LINES_MAX = 20
+GIT_ERROR_LINES_MAX = 20
 
-Place = tuple[str | None, str | None]
+Head = tuple[str | None, str | None]
 """The commit and the branch that are checked out."""
 
-_PLAIN_DIFF = (
+_DIFF_OPTIONS = (
     *("--binary", "--full-index", "--unified=3", "--no-color", "--no-ext-diff", "--no-textconv", "--no-renames"),
     *("--no-relative", "--src-prefix=a/", "--dst-prefix=b/", "--submodule=short", "--ignore-submodules=none"),
 )
 """Whatever the user's configuration says of diffs."""
 
-_QUIET = ("-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null")
+_SAFE_CONFIG = ("-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null")
 """No program starts because it lies in the checkout's git directory, which may have come from anywhere."""
 
 
@@ -57,10 +57,10 @@ class Checkout:
 
     def __init__(self, directory: Path) -> None:
         self.root = self._directory = directory
-        asked = self._run("rev-parse", "--show-toplevel", environment={**os.environ, "LC_ALL": "C"})
+        asked = self._git("rev-parse", "--show-toplevel", environment={**os.environ, "LC_ALL": "C"})
         found = os.fsdecode(asked.stdout).removesuffix("\n")
         if not found:
-            raise click.UsageError(_why_no_checkout(directory, asked.stderr))
+            raise click.UsageError(_not_a_checkout_message(directory, asked.stderr))
         self.root = Path(found)
 
     @classmethod
@@ -73,14 +73,14 @@ class Checkout:
 
     def commit(self) -> str | None:
         """The commit that is checked out; None before the first."""
-        asked = self._run("rev-parse", "--verify", "--quiet", "HEAD")
+        asked = self._git("rev-parse", "--verify", "--quiet", "HEAD")
         return asked.stdout.decode(errors="replace").strip() or None
 
     def branch(self) -> str | None:
         """The branch that is checked out; None for a commit without one."""
-        return self.ask("symbolic-ref", "--quiet", "--short", "HEAD")
+        return self.git_output("symbolic-ref", "--quiet", "--short", "HEAD")
 
-    def place(self) -> Place:
+    def head(self) -> Head:
         """What is checked out."""
         return self.commit(), self.branch()
 
@@ -89,47 +89,50 @@ class Checkout:
         inside = os.path.relpath(self._directory.resolve(), self.root.resolve())
         return "" if inside == "." else inside
 
-    def ask(self, *arguments: str) -> str | None:
+    def git_output(self, *arguments: str) -> str | None:
         """What git answers, without the last line's end; None where it has no answer, or an empty one."""
-        asked = self._run(*arguments)
+        asked = self._git(*arguments)
         answer = asked.stdout.decode(errors="surrogateescape").removesuffix("\n")
         return answer if answer and not asked.returncode else None
 
-    def changed(self, *, untracked: bool = False) -> int:
+    def count_changed(self, *, untracked: bool = False) -> int:
         """How many files were changed and not committed; of those that git tracks, or of the others."""
         which = f"--untracked-files={'all' if untracked else 'no'}"
-        entries = self._list("status", "--porcelain", "--no-renames", which)
+        entries = self._list_entries("status", "--porcelain", "--no-renames", which)
         return sum(entry.startswith(b"??") for entry in entries) if untracked else len(entries)
 
-    def _list(self, *arguments: str) -> list[bytes]:
-        asked = self._run(*arguments, "-z")
+    def _list_entries(self, *arguments: str) -> list[bytes]:
+        asked = self._git(*arguments, "-z")
         if asked.returncode:
-            _refuse("The state of the checkout cannot be told.", asked.stderr)
+            _fail("The state of the checkout cannot be told.", asked.stderr)
         return [entry for entry in asked.stdout.split(b"\0") if entry]
 
-    def sizes_of_changes(self) -> dict[str, int]:
+    def changed_file_sizes(self) -> dict[str, int]:
         """How many bytes there are in each file that was changed, or that git does not track.
 
         What ends in a slash is a repository of its own.
         """
-        paths = {os.fsdecode(entry) for entry in self._list("ls-files", "--others", "--modified", "--exclude-standard")}
+        paths = {
+            os.fsdecode(entry)
+            for entry in self._list_entries("ls-files", "--others", "--modified", "--exclude-standard")
+        }
         return {path: (self.root / path).lstat().st_size for path in paths if os.path.lexists(self.root / path)}
 
     def changed_submodules(self) -> list[str]:
         """Those with files that were changed and are not committed there."""
-        told = self._list(
+        told = self._list_entries(
             "status", "--porcelain=v2", "--no-renames", "--untracked-files=no", "--ignore-submodules=none"
         )
         entries = [os.fsdecode(entry).split(" ", 8) for entry in told if entry.startswith(b"1 ")]
         return [entry[8] for entry in entries if entry[2].startswith("S") and entry[2][2:] != ".."]
 
-    def write_difference(self, commit: str, target: Path, scratch: Path) -> None:
+    def write_diff(self, commit: str, target: Path, scratch: Path) -> None:
         """What makes the files that are here of a commit, those that git does not track included, as a patch.
 
         scratch: a directory for git to keep an index and objects in, in place of the user's own.
         """
-        objects = self.root / (self.ask("rev-parse", "--git-path", "objects") or "")
-        others = [_quoted(str(objects)), os.environ.get("GIT_ALTERNATE_OBJECT_DIRECTORIES")]
+        objects = self.root / (self.git_output("rev-parse", "--git-path", "objects") or "")
+        others = [_quote_path(str(objects)), os.environ.get("GIT_ALTERNATE_OBJECT_DIRECTORIES")]
         (scratch / "objects").mkdir()
         environment = {
             **os.environ,
@@ -137,16 +140,16 @@ class Checkout:
             "GIT_OBJECT_DIRECTORY": str(scratch / "objects"),
             "GIT_ALTERNATE_OBJECT_DIRECTORIES": os.pathsep.join(filter(None, others)),
         }
-        difference = ("diff", "--cached", *_PLAIN_DIFF, f"--output={target}", commit, "--")
+        difference = ("diff", "--cached", *_DIFF_OPTIONS, f"--output={target}", commit, "--")
         begin = () if self._copy_index(scratch / "index") else (("read-tree", "HEAD"),)
         for arguments in (*begin, ("add", "--all"), difference):
-            done = self._run(*arguments, environment=environment)
+            done = self._git(*arguments, environment=environment)
             if done.returncode:
-                _refuse("git could not gather what is only here.", done.stderr)
+                _fail("git could not gather what is only here.", done.stderr)
 
     def _copy_index(self, target: Path) -> bool:
         """Whether there is one. It knows what git shall overlook (skip-worktree): often files with secrets."""
-        own = self.root / (self.ask("rev-parse", "--git-path", "index") or "")
+        own = self.root / (self.git_output("rev-parse", "--git-path", "index") or "")
         if not own.is_file():
             return False
         shutil.copy2(own, target)  # with its time, by which git tells what may have changed since
@@ -154,72 +157,72 @@ class Checkout:
 
     def require_clean(self) -> None:
         """Refuse where something that git tracks was changed and is not committed."""
-        if self.changed():
-            message = f"{visible_name(str(self.root))} has changes that are not committed, so nothing was applied."
+        if self.count_changed():
+            message = f"{escape_name(str(self.root))} has changes that are not committed, so nothing was applied."
             advice = "  Commit them, or put them aside with: git stash\n  Apply it beside them: add --beside-changes"
             fail(f"Error: {message}\n{advice}", ExitCode.CONFLICT)
 
-    def apply(self, patch: Path, *, stages: bool = True, advice: str = "") -> list[ChangedFile]:
+    def apply(self, patch: Path, *, should_stage: bool = True, advice: str = "") -> list[ChangedFile]:
         """Apply a patch to the files, all of it or nothing, and stage that; give what it changed.
 
         advice: what to do where it does not fit.
         """
-        place = ["--index"] if stages else []
-        with keeping(self.root, self._git_directory(), self._touched(patch)) as kept:
-            code, complaint = self._write_files(*_apply_words(*place, patch=patch))
-            if code == _REFUSED:
-                kept.forget_copies()
-                _refuse("The patch does not fit this checkout, so nothing was applied.", complaint, advice)
+        place = ["--index"] if should_stage else []
+        with backed_up(self.root, self._git_directory(), self._patched_paths(patch)) as kept:
+            code, complaint = self._run_in_new_session(*_apply_arguments(*place, patch=patch))
+            if code == _PATCH_REJECTED:
+                kept.discard()
+                _fail("The patch does not fit this checkout, so nothing was applied.", complaint, advice)
             if code:
-                _refuse(_put_back(kept), complaint, advice)
-            kept.forget_copies()
+                _fail(_restore_backup(kept), complaint, advice)
+            kept.discard()
             if kept.was_interrupted:
                 click.echo("All of the patch was applied before.", err=True)
-        return self.list_changes(patch)
+        return self.list_changed_files(patch)
 
     def _git_directory(self) -> Path:
-        return Path(self.ask("rev-parse", "--absolute-git-dir") or self.root / ".git")
+        return Path(self.git_output("rev-parse", "--absolute-git-dir") or self.root / ".git")
 
-    def _touched(self, patch: Path) -> set[str]:
+    def _patched_paths(self, patch: Path) -> set[str]:
         """The paths that a patch writes or removes; played back it tells the names that files had before."""
-        told = [self._apply("--numstat", "-z", *back, patch=patch) for back in ([], ["--reverse"])]
+        told = [self._git_apply("--numstat", "-z", *back, patch=patch) for back in ([], ["--reverse"])]
         for one in told:
             if one.returncode:
-                _refuse("The patch cannot be read, so nothing was applied.", one.stderr)
+                _fail("The patch cannot be read, so nothing was applied.", one.stderr)
         entries = [entry for one in told for entry in one.stdout.split(b"\0") if entry]
         return {os.fsdecode(entry.split(b"\t", 2)[2]) for entry in entries}
 
-    def list_changes(self, patch: Path) -> list[ChangedFile]:
+    def list_changed_files(self, patch: Path) -> list[ChangedFile]:
         """What a patch changes."""
-        counted = self._apply("--numstat", "-z", patch=patch)
-        return [_changed(entry) for entry in counted.stdout.split(b"\0") if entry]
+        counted = self._git_apply("--numstat", "-z", patch=patch)
+        return [_parse_numstat(entry) for entry in counted.stdout.split(b"\0") if entry]
 
-    def _apply(self, *options: str, patch: Path) -> subprocess.CompletedProcess[bytes]:
-        return self._run(*_apply_words(*options, patch=patch))
+    def _git_apply(self, *options: str, patch: Path) -> subprocess.CompletedProcess[bytes]:
+        return self._git(*_apply_arguments(*options, patch=patch))
 
-    def _write_files(self, *arguments: str) -> tuple[int, bytes]:
+    def _run_in_new_session(self, *arguments: str) -> tuple[int, bytes]:
         """Exit code and complaint of git, which has a session of its own: ^C would leave files removed."""
         process = subprocess.Popen(
-            ["git", *_QUIET, *arguments],  # noqa: S607
+            ["git", *_SAFE_CONFIG, *arguments],  # noqa: S607
             cwd=self.root, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
             start_new_session=True,
         )  # fmt: skip
-        for seconds, number in ((WRITING_SECONDS, signal.SIGTERM), (LEAVING_SECONDS, signal.SIGKILL)):
+        for seconds, number in ((APPLY_TIMEOUT_SECONDS, signal.SIGTERM), (TERMINATE_GRACE_SECONDS, signal.SIGKILL)):
             with suppress(subprocess.TimeoutExpired):
                 complaint = process.communicate(timeout=seconds)[1]
                 return process.returncode, complaint
             os.killpg(process.pid, number)
-        return process.wait(LEAVING_SECONDS), b""
+        return process.wait(TERMINATE_GRACE_SECONDS), b""
 
-    def _run(self, *arguments: str, environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[bytes]:
+    def _git(self, *arguments: str, environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[bytes]:
         try:
             return subprocess.run(
-                ["git", *_QUIET, *arguments],  # noqa: S607
+                ["git", *_SAFE_CONFIG, *arguments],  # noqa: S607
                 cwd=self.root,
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
-                timeout=GIT_SECONDS,
+                timeout=GIT_TIMEOUT_SECONDS,
                 check=False,
             )
         except FileNotFoundError:
@@ -227,48 +230,48 @@ class Checkout:
                 fail("Error: git is not installed here; install it and try again.", ExitCode.USAGE)
             raise
         except subprocess.TimeoutExpired:
-            fail(f"Error: git {arguments[0]} did not end within {GIT_SECONDS:.0f} s.", ExitCode.CONFLICT)
+            fail(f"Error: git {arguments[0]} did not end within {GIT_TIMEOUT_SECONDS:.0f} s.", ExitCode.CONFLICT)
 
 
-def _why_no_checkout(directory: Path, complaint: bytes) -> str:
+def _not_a_checkout_message(directory: Path, complaint: bytes) -> str:
     """In git's own words where there is one that git does not take, such as another user's."""
     if complaint and b"not a git repository" not in complaint:
         lines = complaint.decode(errors="replace").removeprefix("fatal: ").splitlines()
-        return "\n".join(visible(line) for line in lines if line.strip())
+        return "\n".join(escape_text(line) for line in lines if line.strip())
     hint = "Go to a checkout of the task's repository, or name one with --directory."
-    return f"{visible_name(str(directory.resolve()))} is not in a git checkout. {hint}"
+    return f"{escape_name(str(directory.resolve()))} is not in a git checkout. {hint}"
 
 
-def _quoted(path: str) -> str:
+def _quote_path(path: str) -> str:
     """As git takes it in a list of paths, where a colon would part it."""
     return '"' + path.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
-def _apply_words(*options: str, patch: Path) -> tuple[str, ...]:
+def _apply_arguments(*options: str, patch: Path) -> tuple[str, ...]:
     """Whatever the user's configuration says of white space: the patch is taken as it is."""
     return ("apply", "--whitespace=nowarn", *options, "--", str(patch.resolve()))
 
 
-def _put_back(kept: KeptFiles) -> str:
+def _restore_backup(backup: FileBackup) -> str:
     """Put back what git had begun to write; gives what is to be said of it."""
-    failed = kept.put_back()
+    failed = backup.restore()
     if failed:
-        names = "".join(f"\n  {visible_name(path)}" for path in sorted(failed))
-        copies = visible_name(str(kept.copies))
+        names = "".join(f"\n  {escape_name(path)}" for path in sorted(failed))
+        copies = escape_name(str(backup.copies))
         return f"git did not apply the patch to its end, and what is in {copies} could not be put back:{names}"
-    kept.forget_copies()
-    where = f" What stood there instead is in {visible_name(str(kept.found))}." if kept.found.exists() else ""
+    backup.discard()
+    where = f" What stood there instead is in {escape_name(str(backup.replaced))}." if backup.replaced.exists() else ""
     return f"git did not apply the patch to its end, so all files were put back as they were.{where}"
 
 
-def _refuse(sentence: str, complaint: bytes, advice: str = "") -> NoReturn:
+def _fail(sentence: str, complaint: bytes, advice: str = "") -> NoReturn:
     lines = [line for line in complaint.decode(errors="replace").splitlines() if line.strip()]
-    more = [f"  … {len(lines) - COMPLAINT_LINES_MAX} more lines"] if len(lines) > COMPLAINT_LINES_MAX else []
-    told = [f"  {visible(line.removeprefix('error: '))}" for line in lines[:COMPLAINT_LINES_MAX]]
+    more = [f"  … {len(lines) - GIT_ERROR_LINES_MAX} more lines"] if len(lines) > GIT_ERROR_LINES_MAX else []
+    told = [f"  {escape_text(line.removeprefix('error: '))}" for line in lines[:GIT_ERROR_LINES_MAX]]
     advised = [f"  {advice}"] if advice else []
     fail("\n".join([f"Error: {sentence}", *told, *more, *advised]), ExitCode.CONFLICT)
 
 
-def _changed(entry: bytes) -> ChangedFile:
+def _parse_numstat(entry: bytes) -> ChangedFile:
     added, removed, path = entry.decode(errors="replace").split("\t", 2)
     return ChangedFile(path, *(int(number) if number.isdecimal() else None for number in (added, removed)))

@@ -5,15 +5,15 @@ from __future__ import annotations
 import click
 
 SHELLS = ("bash", "zsh", "fish")
-VARIABLE = "_SANDBOX_COMPLETE"
+COMPLETION_VARIABLE = "_SANDBOX_COMPLETE"
 
-_INSTALL = """\b
+_INSTALL_HELP = """\b
 bash:  sandbox completion bash > ~/.local/share/bash-completion/completions/sandbox
 zsh:   sandbox completion zsh > "${fpath[1]}/_sandbox"
 fish:  sandbox completion fish > ~/.config/fish/completions/sandbox.fish"""
 
 
-@click.command(epilog=_INSTALL)
+@click.command(epilog=_INSTALL_HELP)
 @click.argument("shell", type=click.Choice(SHELLS))
 def completion(shell: str) -> None:
     """Print the script with which a shell completes.
@@ -24,4 +24,4 @@ def completion(shell: str) -> None:
 
     kind = get_completion_class(shell)
     assert kind is not None
-    click.echo(kind(click.get_current_context().find_root().command, {}, "sandbox", VARIABLE).source())
+    click.echo(kind(click.get_current_context().find_root().command, {}, "sandbox", COMPLETION_VARIABLE).source())

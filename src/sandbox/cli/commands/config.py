@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sandbox.cli.errors import ExitCode, fail
-from sandbox.cli.options import chosen, output_options
+from sandbox.cli.options import current_options, output_options
 from sandbox.cli.output.json_output import print_json
-from sandbox.cli.output.text import visible
+from sandbox.cli.output.text import escape_text
 from sandbox.cli.server_options import load_configuration, settings_options
 
 if TYPE_CHECKING:
-    from sandbox.bootstrap.settings.keys import Key
+    from sandbox.bootstrap.settings.keys import SettingKey
     from sandbox.bootstrap.settings.load import Configuration
 
 
@@ -39,58 +39,58 @@ def show(*, shows_origin: bool, **options: Any) -> None:
     With --format json as one JSON document; with --origin each value then is {value, origin}.
     """
     configuration = load_configuration(options)
-    from sandbox.bootstrap.settings.keys import keys
+    from sandbox.bootstrap.settings.keys import setting_keys
 
-    if chosen().format == "json":
-        print_json(_document(configuration, keys(), shows_origin=shows_origin))
+    if current_options().format == "json":
+        print_json(_document(configuration, setting_keys(), shows_origin=shows_origin))
     else:
-        _print_toml(configuration, keys(), shows_origin=shows_origin)
+        _print_toml(configuration, setting_keys(), shows_origin=shows_origin)
 
 
 @config.command()
 @click.option("--config", "file", metavar="FILE", help="The file sandbox.toml.  [env var: SANDBOX_CONFIG]")
 def path(file: str | None) -> None:
     """Print where sandbox.toml is looked for."""
-    from sandbox.bootstrap.settings.load import ConfigurationError, find_file
+    from sandbox.bootstrap.settings.load import ConfigurationError, find_config_file
 
     try:
-        found, _ = find_file(file, os.environ)
+        found, _ = find_config_file(file, os.environ)
     except ConfigurationError as error:
         fail(f"Error: {error.message}", ExitCode.USAGE)
-    click.echo(visible(str(found)))
+    click.echo(escape_text(str(found)))
     if not found.exists():
         click.echo("There is no such file; without one the defaults hold.", err=True)
 
 
-def _document(configuration: Configuration, wanted: Iterable[Key], *, shows_origin: bool) -> dict[str, Any]:
+def _document(configuration: Configuration, selected: Iterable[SettingKey], *, shows_origin: bool) -> dict[str, Any]:
     document: dict[str, Any] = {}
-    for key in wanted:
+    for key in selected:
         section = document
         for name in key.section:
             section = section.setdefault(name, {})
-        value = _plain(configuration.value(key))
+        value = _to_json_value(configuration.value(key))
         section[key.name] = {"value": value, "origin": configuration.origins[key.path]} if shows_origin else value
     return document
 
 
-def _print_toml(configuration: Configuration, wanted: Iterable[Key], *, shows_origin: bool) -> None:
+def _print_toml(configuration: Configuration, selected: Iterable[SettingKey], *, shows_origin: bool) -> None:
     section = None
-    for key in wanted:
+    for key in selected:
         if key.section != section:
             click.echo(f"{'' if section is None else chr(10)}[{'.'.join(key.section)}]")
             section = key.section
-        value = _plain(configuration.value(key))
+        value = _to_json_value(configuration.value(key))
         # TOML has no word for nothing: such a key is left out there.
-        line = f"# {key.name} is not set" if value is None else f"{key.name} = {_toml(value)}"
-        click.echo(visible(f"{line}  # {configuration.origins[key.path]}" if shows_origin else line))
+        line = f"# {key.name} is not set" if value is None else f"{key.name} = {_toml_value(value)}"
+        click.echo(escape_text(f"{line}  # {configuration.origins[key.path]}" if shows_origin else line))
 
 
-def _plain(value: Any) -> Any:
+def _to_json_value(value: Any) -> Any:
     if isinstance(value, tuple):
         return list(value)
     return str(value) if isinstance(value, Path) else value
 
 
-def _toml(value: Any) -> str:
+def _toml_value(value: Any) -> str:
     """Texts, numbers and lists of texts are written the same in JSON."""
     return json.dumps(value, ensure_ascii=False)

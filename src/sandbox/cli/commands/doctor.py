@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sandbox.cli.errors import ExitCode, fail
-from sandbox.cli.options import chosen, output_options
-from sandbox.cli.output.console import output_console
+from sandbox.cli.options import current_options, output_options
+from sandbox.cli.output.console import stdout_console
 from sandbox.cli.output.json_output import print_json
-from sandbox.cli.output.text import visible, wrapped
+from sandbox.cli.output.text import escape_text, wrap_text
 from sandbox.cli.server_options import load_configuration, settings_options
 
 if TYPE_CHECKING:
@@ -22,39 +22,39 @@ if TYPE_CHECKING:
 @click.command()
 @settings_options
 @output_options("text", "json")
-def doctor(**given: Any) -> None:
+def doctor(**server_options: Any) -> None:
     """Say what works on this machine and what to mend.
 
     Exit code: 0 when tasks can run here, 1 when not.
     """
-    settings = load_configuration(given).settings
-    from sandbox.bootstrap.doctor.examination import examine
+    settings = load_configuration(server_options).settings
+    from sandbox.bootstrap.doctor.examination import run_checks
 
-    findings, options = examine(settings), chosen()
+    findings, options = run_checks(settings), current_options()
     can_run = all(finding.ok or not finding.is_needed for finding in findings)
     if options.format == "json":
         print_json({"can_run_tasks": can_run, "findings": [asdict(finding) for finding in findings]})
     else:
-        _print(findings, has_color=options.has_color)
+        _print_findings(findings, has_color=options.has_color)
     if not can_run:
         fail("No task can run here yet. Mend what is marked with ✗ and look again.", ExitCode.TASK_FAILED)
     is_perfect = all(finding.ok for finding in findings)
     click.echo(f"Tasks can run here{'' if is_perfect else '; what is marked with ! is good to know'}.", err=True)
 
 
-def _print(findings: Sequence[Finding], *, has_color: bool) -> None:
+def _print_findings(findings: Sequence[Finding], *, has_color: bool) -> None:
     from rich.text import Text
 
-    console = output_console(has_color=has_color)
+    console = stdout_console(has_color=has_color)
     width = max((len(finding.name) for finding in findings), default=0)
     room = console.width - width - 5 if console.is_terminal else None
     above = None
     for finding in findings:
-        name = visible(finding.name) if finding.name != above else ""
+        name = escape_text(finding.name) if finding.name != above else ""
         above = finding.name
         mark = ("✓", "green") if finding.ok else ("✗", "bold red") if finding.is_needed else ("!", "yellow")
-        first, *others = wrapped(finding.message, room)
+        first, *others = wrap_text(finding.message, room)
         console.print(Text.assemble(mark, " ", (f"{name:<{width}}", "bold"), "  ", first), soft_wrap=True)
-        mend = wrapped(f"→ {finding.mend}", room) if finding.mend else []
+        mend = wrap_text(f"→ {finding.mend}", room) if finding.mend else []
         for line in (*others, *mend):
             console.print(Text(" " * (width + 4) + line), soft_wrap=True)

@@ -12,9 +12,9 @@ import click
 from sandbox.cli.checkout.origin import find_origin
 from sandbox.cli.checkout.worktree import Checkout
 from sandbox.cli.errors import ExitCode, fail
-from sandbox.cli.manifest_file import ManifestFile, details, fail_with_mistakes
-from sandbox.cli.output.text import visible, window_cells, wrapped
-from sandbox.cli.overrides import Assignment, AssignmentError, assignments
+from sandbox.cli.manifest_file import ManifestFile, fail_with_field_errors, field_error_details
+from sandbox.cli.output.text import escape_text, terminal_width, wrap_text
+from sandbox.cli.overrides import Override, OverrideError, parse_overrides
 from sandbox.model.manifest.formats import (
     ALLOWED_HOST,
     BRANCH,
@@ -26,10 +26,10 @@ from sandbox.model.manifest.formats import (
     Format,
 )
 
-PLACEHOLDER = "Say here what is to be done, and how it can be checked."
+PROMPT_PLACEHOLDER = "Say here what is to be done, and how it can be checked."
 NETWORK_MODES = ("isolated", "outbound", "full")
 
-_HEAD = """\
+_HEADER = """\
 # A task for Sandbox. Check it with:  sandbox task validate {name}
 # Submit it and watch:                sandbox task submit {name} --follow
 # All fields and their defaults:      docs/manifest.md
@@ -45,10 +45,10 @@ _HEAD = """\
     "settings",
     metavar="PATH=VALUE",
     multiple=True,
-    callback=assignments,
+    callback=parse_overrides,
     help="Set a field, such as claude.prompt=...; repeat it for more. It is not asked for then.",
 )
-def init(file: Path, yes: bool, force: bool, settings: list[Assignment]) -> None:
+def init(file: Path, yes: bool, force: bool, settings: list[Override]) -> None:
     """Write a manifest by asking, from the git checkout that you are in.
 
     FILE is task.yaml when it is left out; '-' stands for stdout.
@@ -56,110 +56,110 @@ def init(file: Path, yes: bool, force: bool, settings: list[Assignment]) -> None
     from sandbox.model.manifest.yaml import write_yaml
 
     if file.exists() and str(file) != "-" and not force:
-        message = f"Error: {visible(str(file))} exists already.\n  Write over it: add --force, or give another FILE"
+        message = f"Error: {escape_text(str(file))} exists already.\n  Write over it: add --force, or give another FILE"
         fail(message, ExitCode.CONFLICT)
     if not yes and not (sys.stdin.isatty() and sys.stderr.isatty()):
         fail("Error: This asks questions and needs a terminal.\n  Take the defaults: add --yes", ExitCode.USAGE)
     given = {".".join(map(str, setting.path)) for setting in settings}
-    data = _found(given, asks=not yes)
-    _set(data, settings)
+    data = _manifest_from_checkout(given, is_interactive=not yes)
+    _apply_overrides(data, settings)
     if not yes:
-        _ask(data, given)
-    text = _HEAD.format(name="FILE" if str(file) == "-" else file.name) + write_yaml(data)
+        _prompt_fields(data, given)
+    text = _HEADER.format(name="FILE" if str(file) == "-" else file.name) + write_yaml(data)
     _require_valid(text)
     if str(file) == "-":
         click.echo(text, nl=False)
         return
     file.write_text(text)
-    shown = visible(str(file))
+    shown = escape_text(str(file))
     click.echo(f"Wrote {shown}.", err=True)
-    if PLACEHOLDER in text:
+    if PROMPT_PLACEHOLDER in text:
         click.echo("  First say in it what is to be done: claude.prompt", err=True)
     click.echo(f"  Submit it and watch: sandbox task submit {shown} --follow", err=True)
 
 
-def _found(given: set[str], *, asks: bool) -> dict[str, Any]:
+def _manifest_from_checkout(preset: set[str], *, is_interactive: bool) -> dict[str, Any]:
     """The manifest that the checkout says, without what only a person knows."""
     repository: dict[str, Any] = {}
     checkout = Checkout.find(Path())
     name = (checkout.root if checkout else Path.cwd()).name
-    missing = [path for path in ("repository.url", "repository.branch") if path not in given]
-    if missing and checkout and checkout.ask("remote"):
+    missing = [path for path in ("repository.url", "repository.branch") if path not in preset]
+    if missing and checkout and checkout.git_output("remote"):
         origin = find_origin(checkout, None)
         repository = {"url": origin.url, "branch": origin.branch}
-    elif missing and not asks:
-        _refuse_unknown_repository(checkout, missing)
+    elif missing and not is_interactive:
+        _fail_unknown_repository(checkout, missing)
     return {
         "version": "1",
         "kind": "Task",
         "metadata": {"name": f"A task for {name}"},
         "repository": repository,
-        "claude": {} if asks else {"prompt": PLACEHOLDER},
+        "claude": {} if is_interactive else {"prompt": PROMPT_PLACEHOLDER},
         "vm": {"network_mode": "isolated"},
         "lifecycle": {"timeout": "1h"},
     }
 
 
-def _refuse_unknown_repository(checkout: Checkout | None, missing: list[str]) -> NoReturn:
+def _fail_unknown_repository(checkout: Checkout | None, missing: list[str]) -> NoReturn:
     reason = f"{checkout.root} has no remote" if checkout else f"{Path.cwd()} is not in a git checkout"
     options = " ".join(f"--set {path}={path.rpartition('.')[2].upper()}" for path in missing)
-    message = f"Error: {visible(reason)}, so nothing says which repository the task is for."
+    message = f"Error: {escape_text(reason)}, so nothing says which repository the task is for."
     fail(f"{message}\n  Say it: add {options}", ExitCode.USAGE)
 
 
-def _set(data: dict[str, Any], settings: list[Assignment]) -> None:
+def _apply_overrides(data: dict[str, Any], settings: list[Override]) -> None:
     try:
         for setting in settings:
             setting.apply(data)
-    except AssignmentError as error:
+    except OverrideError as error:
         raise click.BadParameter(str(error)) from None
 
 
-def _ask(data: dict[str, Any], given: set[str]) -> None:
+def _prompt_fields(data: dict[str, Any], preset: set[str]) -> None:
     """What was not given; a wrong answer is asked for again with what is wrong."""
 
     def ask(path: str, question: str, check: Callable[[str], Any], default: str | None = None) -> None:
         section, field = path.split(".")
-        if path not in given and isinstance(data[section], dict):
+        if path not in preset and isinstance(data[section], dict):
             default = default or data[section].pop(field, None)
             answer = click.prompt(question, default=default, value_proc=check, err=True)
             data[section] |= {field: answer} if answer else {}
 
-    ask("repository.url", "Repository", _checked(REPOSITORY_URL))
-    ask("repository.branch", "Branch", _checked(BRANCH))
-    ask("claude.prompt", "What is to be done", _checked(PROMPT))
-    ask("metadata.name", "Name", _checked(VISIBLE))
-    ask("vm.network_mode", f"Network beside the model ({', '.join(NETWORK_MODES)})", _network_mode)
+    ask("repository.url", "Repository", _validator(REPOSITORY_URL))
+    ask("repository.branch", "Branch", _validator(BRANCH))
+    ask("claude.prompt", "What is to be done", _validator(PROMPT))
+    ask("metadata.name", "Name", _validator(VISIBLE))
+    ask("vm.network_mode", f"Network beside the model ({', '.join(NETWORK_MODES)})", _parse_network_mode)
     if isinstance(data["vm"], dict) and data["vm"].get("network_mode") == "outbound":
-        ask("vm.allowed_hosts", "Hosts that it may reach, with commas", _hosts)
-    ask("lifecycle.timeout", "Longest time for the work", _checked(DURATION))
-    ask("lifecycle.artifact_patterns", "Files to keep beside the patch, with commas", _patterns, "none")
+        ask("vm.allowed_hosts", "Hosts that it may reach, with commas", _parse_hosts)
+    ask("lifecycle.timeout", "Longest time for the work", _validator(DURATION))
+    ask("lifecycle.artifact_patterns", "Files to keep beside the patch, with commas", _parse_patterns, "none")
 
 
-def _checked(form: Format) -> Callable[[str], str]:
+def _validator(form: Format) -> Callable[[str], str]:
     def check(value: str) -> str:
-        complaint = form.complain(value)
+        complaint = form.find_error(value)
         if complaint is not None:
-            width = window_cells(sys.stderr)
+            width = terminal_width(sys.stderr)
             room = width - len("Error: ") if width else None
-            raise click.UsageError("\n".join(wrapped(f"It {complaint}.", room, "  ")))
+            raise click.UsageError("\n".join(wrap_text(f"It {complaint}.", room, "  ")))
         return value
 
     return check
 
 
-def _network_mode(value: str) -> str:
+def _parse_network_mode(value: str) -> str:
     if value not in NETWORK_MODES:
         raise click.UsageError(f"It must be one of {', '.join(NETWORK_MODES)}.")
     return value
 
 
-def _hosts(value: str) -> list[str]:
-    return [_checked(ALLOWED_HOST)(host.strip()) for host in value.split(",")]
+def _parse_hosts(value: str) -> list[str]:
+    return [_validator(ALLOWED_HOST)(host.strip()) for host in value.split(",")]
 
 
-def _patterns(value: str) -> list[str]:
-    return [] if value.strip() == "none" else [_checked(PATTERN)(pattern.strip()) for pattern in value.split(",")]
+def _parse_patterns(value: str) -> list[str]:
+    return [] if value.strip() == "none" else [_validator(PATTERN)(pattern.strip()) for pattern in value.split(",")]
 
 
 def _require_valid(text: str) -> None:
@@ -169,5 +169,5 @@ def _require_valid(text: str) -> None:
         ManifestFile("manifest", text.encode()).parse()
     except InvalidManifestError as error:
         # The lines are those of a file that is not there.
-        mistakes = [{**mistake, "line": None, "column": None} for mistake in details(error.mistakes)]
-        fail_with_mistakes("manifest", error.message, mistakes)
+        mistakes = [{**mistake, "line": None, "column": None} for mistake in field_error_details(error.errors)]
+        fail_with_field_errors("manifest", error.message, mistakes)

@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sandbox.cli.errors import ExitCode, fail
-from sandbox.cli.options import chosen, output_options
-from sandbox.cli.output.console import output_console
-from sandbox.cli.output.formatting import counted, size
+from sandbox.cli.options import current_options, output_options
+from sandbox.cli.output.console import stdout_console
+from sandbox.cli.output.formatting import format_size, pluralize
 from sandbox.cli.output.json_output import print_json
-from sandbox.cli.output.text import visible
+from sandbox.cli.output.text import escape_text
 from sandbox.cli.server_options import data_dir_options, load_configuration
 from sandbox.model.tier import TIERS
 
 if TYPE_CHECKING:
-    from sandbox.images.catalog import Catalog, Entry
-    from sandbox.images.image_store import ImageRecord
+    from sandbox.images.catalog import ProfileCatalog, ProfileEntry
+    from sandbox.images.image_store import ImageMetadata
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -40,8 +40,8 @@ def profile() -> None:
 def list_profiles(**options: Any) -> None:
     """List the profiles."""
     entries = _catalog(options).entries()
-    if chosen().format == "json":
-        print_json({"profiles": [_shown(entry) for entry in entries]})
+    if current_options().format == "json":
+        print_json({"profiles": [_profile_json(entry) for entry in entries]})
     else:
         _print_table(entries)
 
@@ -52,13 +52,13 @@ def list_profiles(**options: Any) -> None:
 @output_options("text", "json")
 def show(*, name: str, **options: Any) -> None:
     """Show a profile and its image."""
-    with _telling():
+    with _translate_errors():
         entry = _catalog(options).find(name)
-    if chosen().format == "json":
-        print_json({**_shown(entry), "versions": dict(entry.record.versions) if entry.record else {}})
+    if current_options().format == "json":
+        print_json({**_profile_json(entry), "versions": dict(entry.metadata.versions) if entry.metadata else {}})
         return
-    for label, text in _lines(entry):
-        click.echo(f"{label + ':':<14}{visible(text)}")
+    for label, text in _detail_lines(entry):
+        click.echo(f"{label + ':':<14}{escape_text(text)}")
 
 
 @profile.command()
@@ -78,15 +78,17 @@ def build(
     if (from_file and from_oci) or (minimum_tier and not from_oci):
         raise click.UsageError("Give --from-file or --from-oci; --minimum-tier goes with --from-oci only.")
     catalog = _catalog(options, makes_directory=True)
-    if chosen().format == "text":
-        click.echo(f"Making the image of {visible(name)}; this takes a minute or more.", err=True)
-    with _telling():
-        record = _import(catalog, name, from_oci, minimum_tier) if from_oci else _build(catalog, name, from_file)
-    if chosen().format == "json":
-        print_json(_told(record))
+    if current_options().format == "text":
+        click.echo(f"Making the image of {escape_text(name)}; this takes a minute or more.", err=True)
+    with _translate_errors():
+        record = (
+            _import_image(catalog, name, from_oci, minimum_tier) if from_oci else _build_image(catalog, name, from_file)
+        )
+    if current_options().format == "json":
+        print_json(_image_json(record))
         return
     click.echo(f"{record.profile}@{record.digest}")
-    told = f"{counted(record.entries, 'file')}, {size(record.size_bytes)}"
+    told = f"{pluralize(record.entries, 'file')}, {format_size(record.size_bytes)}"
     click.echo(f"Tasks that begin from now on with the profile {name} run in it: {told}.", err=True)
 
 
@@ -96,44 +98,44 @@ def build(
 def remove(*, name: str, **options: Any) -> None:
     """Remove the images of a profile. Refused while a task uses one."""
     catalog = _catalog(options)
-    with _telling():
-        catalog.place(name).remove()
+    with _translate_errors():
+        catalog.image_store(name).remove_images()
         is_left = name in catalog.names()
     then = "tasks run in the host's own /usr again" if is_left else "the profile is no longer offered"
     click.echo(f"Removed the images of {name}; {then}.", err=True)
 
 
-def _catalog(options: Mapping[str, Any], *, makes_directory: bool = False) -> Catalog:
+def _catalog(options: Mapping[str, Any], *, makes_directory: bool = False) -> ProfileCatalog:
     from sandbox.bootstrap.private_directory import make_data_dir
-    from sandbox.images.catalog import Catalog
+    from sandbox.images.catalog import ProfileCatalog
 
     data_dir = load_configuration(options).settings.server.data_dir.absolute()
-    return Catalog(make_data_dir(data_dir) if makes_directory else data_dir)
+    return ProfileCatalog(make_data_dir(data_dir) if makes_directory else data_dir)
 
 
-def _build(catalog: Catalog, name: str, from_file: Path | None) -> ImageRecord:
-    from sandbox.bootstrap.runtime import image_parts
+def _build_image(catalog: ProfileCatalog, name: str, from_file: Path | None) -> ImageMetadata:
+    from sandbox.bootstrap.runtime import image_components
     from sandbox.images.build import build_image
-    from sandbox.images.definition import read_declaration, read_shipped, shipped_profiles
+    from sandbox.images.definition import read_definition, read_shipped, shipped_profiles
 
-    place = catalog.place(name)
+    place = catalog.image_store(name)
     if from_file is None and name not in shipped_profiles():
         shipped = ", ".join(shipped_profiles())
         fail(
             f"Error: {name} does not come with Sandbox ({shipped} do); give --from-file or --from-oci.", ExitCode.USAGE
         )
-    declaration = read_declaration(from_file) if from_file else read_shipped(name)
-    return build_image(place, declaration, image_parts())
+    declaration = read_definition(from_file) if from_file else read_shipped(name)
+    return build_image(place, declaration, image_components())
 
 
-def _import(catalog: Catalog, name: str, file: Path, minimum_tier: str | None) -> ImageRecord:
+def _import_image(catalog: ProfileCatalog, name: str, file: Path, minimum_tier: str | None) -> ImageMetadata:
     from sandbox.images.build import import_image
 
-    return import_image(catalog.place(name), file, minimum_tier or "")
+    return import_image(catalog.image_store(name), file, minimum_tier or "")
 
 
 @contextmanager
-def _telling() -> Iterator[None]:
+def _translate_errors() -> Iterator[None]:
     from sandbox.images import errors
 
     codes = {
@@ -144,34 +146,34 @@ def _telling() -> Iterator[None]:
     try:
         yield
     except tuple(codes) as error:
-        fail(f"Error: {visible(error.message)}", codes[type(error)])
+        fail(f"Error: {escape_text(error.message)}", codes[type(error)])
 
 
-def _told(record: ImageRecord) -> dict[str, Any]:
-    from sandbox.model.wire.events import timestamp
+def _image_json(record: ImageMetadata) -> dict[str, Any]:
+    from sandbox.model.wire.events import format_timestamp
 
     return {
         "name": f"{record.profile}@{record.digest}",
         "digest": record.digest,
-        "created_at": timestamp(record.created_at),
+        "created_at": format_timestamp(record.created_at),
         "source": record.source,
         "size_bytes": record.size_bytes,
         "entries": record.entries,
     }
 
 
-def _shown(entry: Entry) -> dict[str, Any]:
+def _profile_json(entry: ProfileEntry) -> dict[str, Any]:
     return {
         "name": entry.name,
         "description": entry.description,
         "shipped": entry.is_shipped,
         "minimum_tier": entry.minimum_tier or None,
-        "image": _told(entry.record) if entry.record else None,
+        "image": _image_json(entry.metadata) if entry.metadata else None,
         "problem": entry.problem or None,
     }
 
 
-def _lines(entry: Entry) -> Iterator[tuple[str, str]]:
+def _detail_lines(entry: ProfileEntry) -> Iterator[tuple[str, str]]:
     yield "profile", entry.name
     if entry.description:
         yield "has", entry.description
@@ -179,32 +181,32 @@ def _lines(entry: Entry) -> Iterator[tuple[str, str]]:
         yield "minimum tier", entry.minimum_tier
     if entry.problem:
         yield "problem", entry.problem
-    elif entry.record is None:
+    elif entry.metadata is None:
         yield "image", f"host; build one with: sandbox profile build {entry.name}"
     else:
-        shown = _told(entry.record)
+        shown = _image_json(entry.metadata)
         yield "image", shown["name"]
-        yield "made", f"{shown['created_at']} from {entry.record.source}"
-        yield "size", f"{size(entry.record.size_bytes)} in {counted(entry.record.entries, 'file')}"
-        yield "versions", f"of {counted(len(entry.record.versions), 'package')}; see --format json"
+        yield "made", f"{shown['created_at']} from {entry.metadata.source}"
+        yield "size", f"{format_size(entry.metadata.size_bytes)} in {pluralize(entry.metadata.entries, 'file')}"
+        yield "versions", f"of {pluralize(len(entry.metadata.versions), 'package')}; see --format json"
 
 
-def _print_table(entries: list[Entry]) -> None:
+def _print_table(entries: list[ProfileEntry]) -> None:
     from rich.text import Text
 
     from sandbox.cli.output.table import print_table
 
-    options = chosen()
-    rows = [[Text(visible(cell)) for cell in _cells(entry)] for entry in entries]
-    console = output_console(has_color=options.has_color)
+    options = current_options()
+    rows = [[Text(escape_text(cell)) for cell in _cells(entry)] for entry in entries]
+    console = stdout_console(has_color=options.has_color)
     columns = ("NAME", "IMAGE", "SIZE", "MADE", "TIER", "HAS")
-    print_table(console, columns, rows, has_lines=options.format == "table", shrinkable=("HAS",))
+    print_table(console, columns, rows, has_border=options.format == "table", shrinkable=("HAS",))
 
 
-def _cells(entry: Entry) -> tuple[str, ...]:
+def _cells(entry: ProfileEntry) -> tuple[str, ...]:
     tier = entry.minimum_tier or "any"
-    if entry.record is None:
+    if entry.metadata is None:
         return entry.name, "unusable" if entry.problem else "host", "-", "-", tier, entry.description
-    shown = _told(entry.record)
-    digest = entry.record.digest[: len("sha256:") + 12]
-    return entry.name, digest, size(entry.record.size_bytes), shown["created_at"], tier, entry.description
+    shown = _image_json(entry.metadata)
+    digest = entry.metadata.digest[: len("sha256:") + 12]
+    return entry.name, digest, format_size(entry.metadata.size_bytes), shown["created_at"], tier, entry.description

@@ -9,18 +9,18 @@ from typing import Any
 
 import click
 
-from sandbox.cli.checkout.apply_prompt import Offer
-from sandbox.cli.checkout.origin import Origin, find_origin, pack_local_work
+from sandbox.cli.checkout.apply_prompt import ApplyPrompt
+from sandbox.cli.checkout.origin import Origin, create_local_patch, find_origin
 from sandbox.cli.checkout.worktree import Checkout
-from sandbox.cli.errors import ExitCode, fail, watching
+from sandbox.cli.errors import ExitCode, fail, interrupt_hint
 from sandbox.cli.manifest_file import ManifestFile
-from sandbox.cli.options import chosen, common_options
-from sandbox.cli.output.formatting import counted
-from sandbox.cli.output.text import visible, window_cells, wrapped
-from sandbox.cli.overrides import Assignment, assignments
-from sandbox.cli.secret_guard import secrets_option
-from sandbox.cli.submission import announce, end, submit_manifest
-from sandbox.model.printable import printable
+from sandbox.cli.options import common_options, current_options
+from sandbox.cli.output.formatting import pluralize
+from sandbox.cli.output.text import escape_text, terminal_width, wrap_text
+from sandbox.cli.overrides import Override, parse_overrides
+from sandbox.cli.secret_guard import allow_secrets_option
+from sandbox.cli.submission import print_submitted, submit_manifest, wait_for_end
+from sandbox.model.printable import replace_unprintable
 
 NAME_CHARACTERS_MAX = 72
 
@@ -52,7 +52,7 @@ secret was found in the patch; 9 the manifest has mistakes."""
     "settings",
     metavar="PATH=VALUE",
     multiple=True,
-    callback=assignments,
+    callback=parse_overrides,
     help="Set a field of the manifest, such as vm.network_mode=full; repeat it for more.",
 )
 @click.option(
@@ -61,7 +61,7 @@ secret was found in the patch; 9 the manifest has mistakes."""
     default=".",
     help="The checkout, instead of the one that you are in.",
 )
-@secrets_option
+@allow_secrets_option
 @common_options
 def run(
     prompt: str,
@@ -78,27 +78,27 @@ def run(
     """
     from sandbox.model.manifest.document import write_json
 
-    options, checkout = chosen(), Checkout(directory)
+    options, checkout = current_options(), Checkout(directory)
     text = _read_prompt(prompt)
     origin = find_origin(checkout, wanted["remote"])
     if includes_dirty is None:
         _require_pushed(checkout, origin)
-    settings: list[Assignment] = wanted["settings"]
+    settings: list[Override] = wanted["settings"]
     if wanted["task_id"] is not None:
-        settings.append(Assignment(("metadata", "id"), wanted["task_id"], f"--id {wanted['task_id']}"))
-    _say_origin(origin, checkout, includes_dirty=bool(includes_dirty))
-    is_beside = bool(includes_dirty) and bool(checkout.changed() or checkout.changed(untracked=True))
-    offer = Offer(checkout, options, applies, allows_secrets, is_beside, checkout.place())
-    patch = pack_local_work(checkout, origin.commit) if includes_dirty else b""
-    manifest = ManifestFile("sandbox run", write_json(_manifest(text, origin, checkout.subpath(), patch)))
+        settings.append(Override(("metadata", "id"), wanted["task_id"], f"--id {wanted['task_id']}"))
+    _print_origin(origin, checkout, includes_dirty=bool(includes_dirty))
+    is_beside = bool(includes_dirty) and bool(checkout.count_changed() or checkout.count_changed(untracked=True))
+    offer = ApplyPrompt(checkout, options, applies, allows_secrets, is_beside, checkout.head())
+    patch = create_local_patch(checkout, origin.commit) if includes_dirty else b""
+    manifest = ManifestFile("sandbox run", write_json(_build_manifest(text, origin, checkout.subpath(), patch)))
     with options.connect() as client:
         answer = submit_manifest(client, manifest, settings)
         task_id = answer["task_id"]
         if options.format != "json":
-            announce(answer, is_watched=True)
-        with watching(task_id):
-            end(client, task_id, options, follows=True)
-        offer.make(client, task_id)
+            print_submitted(answer, is_watched=True)
+        with interrupt_hint(task_id):
+            wait_for_end(client, task_id, options, should_follow=True)
+        offer.run(client, task_id)
 
 
 def _read_prompt(prompt: str) -> str:
@@ -110,18 +110,18 @@ def _read_prompt(prompt: str) -> str:
 
 
 def _require_pushed(checkout: Checkout, origin: Origin) -> None:
-    changed = checkout.changed()
-    missing = [f"{counted(changed, 'file')} changed and not committed"] if changed else []
-    missing += [f"{counted(origin.unpushed, 'commit')} not on {origin.remote}"] if origin.unpushed else []
+    changed = checkout.count_changed()
+    missing = [f"{pluralize(changed, 'file')} changed and not committed"] if changed else []
+    missing += [f"{pluralize(origin.unpushed, 'commit')} not on {origin.remote}"] if origin.unpushed else []
     if missing:
         message = f"Error: The task would begin without what is only here: {' and '.join(missing)}."
         advice = "  Send it along:       add --include-dirty\n  Go ahead without it: add --leave-dirty"
-        fail(f"{visible(message)}\n{advice}", ExitCode.CONFLICT)
+        fail(f"{escape_text(message)}\n{advice}", ExitCode.CONFLICT)
 
 
-def _manifest(prompt: str, origin: Origin, subpath: str, patch: bytes) -> dict[str, Any]:
+def _build_manifest(prompt: str, origin: Origin, subpath: str, patch: bytes) -> dict[str, Any]:
     first = next((line.strip() for line in prompt.splitlines() if line.strip()), "Task")
-    name = printable(first, lambda _: "")
+    name = replace_unprintable(first, lambda _: "")
     short = name if len(name) <= NAME_CHARACTERS_MAX else name[: NAME_CHARACTERS_MAX - 1].rstrip() + "…"
     repository = {"url": origin.url, "branch": origin.branch, "commit": origin.commit}
     repository |= {"patch": base64.b64encode(patch).decode()} if patch else {}
@@ -134,14 +134,14 @@ def _manifest(prompt: str, origin: Origin, subpath: str, patch: bytes) -> dict[s
     }
 
 
-def _say_origin(origin: Origin, checkout: Checkout, *, includes_dirty: bool) -> None:
+def _print_origin(origin: Origin, checkout: Checkout, *, includes_dirty: bool) -> None:
     lines = [f"From {origin.url}, {origin.branch} at {origin.commit[:12]}."]
     if origin.has_credentials:
         lines.append(f"The credentials in the address of {origin.remote} stay here; the server clones with its own.")
-    untracked = 0 if includes_dirty else checkout.changed(untracked=True)
+    untracked = 0 if includes_dirty else checkout.count_changed(untracked=True)
     if untracked:
         lines.append(
-            f"{counted(untracked, 'file')} that git does not track {'stays' if untracked == 1 else 'stay'} here."
+            f"{pluralize(untracked, 'file')} that git does not track {'stays' if untracked == 1 else 'stay'} here."
         )
     for line in lines:
-        click.echo("\n".join(wrapped(line, window_cells(sys.stderr), "  ")), err=True)
+        click.echo("\n".join(wrap_text(line, terminal_width(sys.stderr), "  ")), err=True)

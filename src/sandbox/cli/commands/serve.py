@@ -6,9 +6,9 @@ from typing import Any
 
 import click
 
-from sandbox.cli.options import chosen, output_options
+from sandbox.cli.options import current_options, output_options
 from sandbox.cli.server_options import load_configuration, settings_options
-from sandbox.cli.startup import lasting
+from sandbox.cli.startup import gc_frozen
 
 
 @click.command(epilog="The key of the model is ANTHROPIC_API_KEY or ANTHROPIC_AUTH_TOKEN; no sandbox ever sees it.")
@@ -21,6 +21,6 @@ def serve(**options: Any) -> None:
     answers. What has no option stands in sandbox.toml or the environment: see sandbox config show.
     """
     settings = load_configuration(options).settings
-    with lasting():
+    with gc_frozen():
         from sandbox.bootstrap.server import run
-    run(settings, announce="json" if chosen().format == "json" else "text")
+    run(settings, announce="json" if current_options().format == "json" else "text")

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sandbox.cli.errors import ExitCode, fail
-from sandbox.cli.options import UNIT_SECONDS, chosen, output_options
-from sandbox.cli.output.console import output_console
+from sandbox.cli.options import UNIT_SECONDS, current_options, output_options
+from sandbox.cli.output.console import stdout_console
 from sandbox.cli.output.json_output import print_json
-from sandbox.cli.output.text import visible
+from sandbox.cli.output.text import escape_text
 from sandbox.cli.server_options import data_dir_options, load_configuration
 from sandbox.interfaces.auth import Role
 
@@ -28,7 +28,7 @@ Name them, and start the server again:
   or its environment: SANDBOX_GIT_ALLOWED_HOSTS=github.com"""
 
 
-def _lifetime(ctx: click.Context, parameter: click.Parameter, value: str | None) -> timedelta | None:
+def _parse_lifetime(ctx: click.Context, parameter: click.Parameter, value: str | None) -> timedelta | None:
     if value is None:
         return None
     if not re.fullmatch(r"[1-9][0-9]{0,5}[smhd]", value, re.ASCII):
@@ -48,7 +48,7 @@ def token() -> None:
 @token.command()
 @click.option("--role", type=click.Choice([role.value for role in Role]), required=True, help="What it may do.")
 @click.option("--name", default="", help="What it is for; shown in lists.")
-@click.option("--expires-in", "lifetime", metavar="DURATION", callback=_lifetime, help="Such as 12h or 90d.")
+@click.option("--expires-in", "lifetime", metavar="DURATION", callback=_parse_lifetime, help="Such as 12h or 90d.")
 @data_dir_options
 @output_options("text", "json")
 def create(*, role: str, name: str, lifetime: timedelta | None, **options: Any) -> None:
@@ -61,8 +61,8 @@ def create(*, role: str, name: str, lifetime: timedelta | None, **options: Any) 
         secret, record = _token_file(settings, makes_directory=True).create(Role(role), name, expires_at)
     except InvalidTokenNameError as error:
         fail(f"Error: {error.message}", ExitCode.USAGE)
-    if chosen().format == "json":
-        print_json({**_shown(record), "token": secret})
+    if current_options().format == "json":
+        print_json({**_token_json(record), "token": secret})
     else:
         click.echo(secret)
         click.echo(f"Token {record.id} ({role}) is shown this once; the server keeps only its hash.", err=True)
@@ -77,12 +77,14 @@ def list_tokens(**options: Any) -> None:
     """List the tokens."""
     file = _token_file(load_configuration(options).settings)
     records = file.list()
-    if chosen().format == "json":
-        print_json({"tokens": [_shown(record) for record in records]})
+    if current_options().format == "json":
+        print_json({"tokens": [_token_json(record) for record in records]})
     elif records:
-        _print(records)
+        _print_tokens(records)
     elif file.has_tokens:
-        click.echo(f"No token is left, so nobody is let in. Make one, or remove {visible(str(file.path))}.", err=True)
+        click.echo(
+            f"No token is left, so nobody is let in. Make one, or remove {escape_text(str(file.path))}.", err=True
+        )
     else:
         click.echo("There are no tokens. Make one with: sandbox token create --role operator", err=True)
 
@@ -93,19 +95,19 @@ def list_tokens(**options: Any) -> None:
 def revoke(token_id: str, **options: Any) -> None:
     """End a token, and the sessions that it opened."""
     from sandbox.auth.token_file import TokenNotFoundError
-    from sandbox.bootstrap.private_directory import refuse_anothers
+    from sandbox.bootstrap.private_directory import check_owner
 
     file = _token_file(load_configuration(options).settings)
-    refuse_anothers(file.path.parent)
+    check_owner(file.path.parent)
     try:
         file.revoke(token_id)
     except TokenNotFoundError as error:
-        fail(f"Error: {visible(error.message)}", ExitCode.NOT_FOUND)
+        fail(f"Error: {escape_text(error.message)}", ExitCode.NOT_FOUND)
     click.echo(f"Token {token_id} is revoked.", err=True)
     if not file.list():
         click.echo(
             f"It was the last one; now nobody is let in. To let everybody of this machine in again, remove "
-            f"{visible(str(file.path))}.",
+            f"{escape_text(str(file.path))}.",
             err=True,
         )
 
@@ -118,32 +120,32 @@ def _token_file(settings: ServerSettings, *, makes_directory: bool = False) -> T
     return TokenFile(make_data_dir(data_dir) if makes_directory else data_dir)
 
 
-def _shown(record: TokenRecord) -> dict[str, Any]:
-    from sandbox.model.wire.events import timestamp
+def _token_json(record: TokenRecord) -> dict[str, Any]:
+    from sandbox.model.wire.events import format_timestamp
 
     return {
         "id": record.id,
         "role": record.role.value,
         "name": record.name,
-        "created_at": timestamp(record.created_at),
-        "expires_at": timestamp(record.expires_at) if record.expires_at is not None else None,
+        "created_at": format_timestamp(record.created_at),
+        "expires_at": format_timestamp(record.expires_at) if record.expires_at is not None else None,
     }
 
 
-def _print(records: Any) -> None:
+def _print_tokens(records: Any) -> None:
     from sandbox.cli.output.table import cell, print_table
 
     now = datetime.now(UTC)
     rows = [[cell(text) for text in _cells(record, now)] for record in records]
-    options = chosen()
+    options = current_options()
     columns = ("ID", "ROLE", "NAME", "CREATED", "EXPIRES")
-    console = output_console(has_color=options.has_color)
-    print_table(console, columns, rows, has_lines=options.format == "table", shrinkable=("NAME",))
+    console = stdout_console(has_color=options.has_color)
+    print_table(console, columns, rows, has_border=options.format == "table", shrinkable=("NAME",))
 
 
 def _cells(record: TokenRecord, now: datetime) -> tuple[str, ...]:
-    shown = _shown(record)
+    shown = _token_json(record)
     expires = shown["expires_at"] or "never"
-    if not record.is_good(now):
+    if not record.is_valid(now):
         expires = f"expired {expires}"
     return record.id, shown["role"], record.name, shown["created_at"], expires

@@ -12,12 +12,12 @@ WIDTH_OFF_TERMINAL = 120
 """Where prose and summaries are cut when nobody's window says otherwise."""
 
 
-def output_console(*, has_color: bool) -> Console:
+def stdout_console(*, has_color: bool) -> Console:
     """The console of stdout, for data."""
     return _console(sys.stdout, has_color=has_color)
 
 
-def talk_console(*, has_color: bool) -> Console:
+def stderr_console(*, has_color: bool) -> Console:
     """The console of stderr, for talk."""
     return _console(sys.stderr, has_color=has_color)
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from datetime import date, datetime
 from typing import TYPE_CHECKING, Any
 
-from sandbox.cli.output.formatting import clock, counted, day
-from sandbox.cli.output.text import visible
+from sandbox.cli.output.formatting import format_date, format_time, pluralize
+from sandbox.cli.output.text import escape_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,7 +22,7 @@ STATE_STYLES = {
 }
 
 
-class StoryPage:
+class EventLayout:
     """Prints each kind of line. `frame` is what a line is about; its time stands before it, and its day where it is
     not the day of the line above; a story of today begins without."""
 
@@ -35,7 +35,7 @@ class StoryPage:
         from rich.text import Text
 
         style = STATE_STYLES.get(state, "bold")
-        line = Text.assemble((self._time(frame), "dim"), (f"{visible(state):<13} ", style))
+        line = Text.assemble((self._time_column(frame), "dim"), (f"{escape_text(state):<13} ", style))
         indent, told = line.cell_len, Text(one_line(message))
         wraps = self._console.is_terminal and bool(message)
         first, *others = told.wrap(self._console, max(self._console.width - indent - 1, 20)) if wraps else [told]
@@ -48,7 +48,7 @@ class StoryPage:
         from rich.text import Text
 
         mark = ("  ✗ ", "red") if is_error else ("  ▸ ", "cyan")
-        line = Text.assemble((self._time(frame), "dim"), mark, (one_line(str(frame.get("tool"))), "bold"), "  ")
+        line = Text.assemble((self._time_column(frame), "dim"), mark, (one_line(str(frame.get("tool"))), "bold"), "  ")
         room = self._console.width - line.cell_len - len(took) - 2
         what = Text(one_line(summary))
         what.truncate(max(room, 0), overflow="ellipsis")
@@ -60,47 +60,47 @@ class StoryPage:
         """`text` beside the time, wrapped, at most so many lines of it (None: all)."""
         from rich.text import Text
 
-        time, indent = self._time(frame), "  " + mark
-        for number, line in enumerate(self._wrapped(text, len(time) + len(indent), lines_max)):
+        time, indent = self._time_column(frame), "  " + mark
+        for number, line in enumerate(self._wrap(text, len(time) + len(indent), lines_max)):
             self._print(Text.assemble((time if number == 0 else " " * len(time), "dim"), indent, (line, style)))
 
-    def print_complaint(self, frame: Mapping[str, Any], text: str, *, lines_max: int) -> None:
+    def print_error(self, frame: Mapping[str, Any], text: str, *, lines_max: int) -> None:
         """Why a tool call failed: at most so many lines below the call."""
         from rich.text import Text
 
-        indent = " " * (len(self._time(frame)) + 4)
-        for line in self._wrapped(text, len(indent), lines_max):
+        indent = " " * (len(self._time_column(frame)) + 4)
+        for line in self._wrap(text, len(indent), lines_max):
             self._print(Text.assemble(indent, (line, "red")))
 
-    def print_folded(self, frame: Mapping[str, Any], text: str, *, lines_max: int) -> None:
+    def print_result(self, frame: Mapping[str, Any], text: str, *, lines_max: int) -> None:
         """What a tool answered: its first lines, each on one line, and how many more there are."""
         from rich.text import Text
 
         lines = [line for line in text.splitlines() if line.strip()]
-        indent = " " * (len(self._time(frame)) + 4)
+        indent = " " * (len(self._time_column(frame)) + 4)
         for line in lines[:lines_max]:
-            shown = Text(visible(line.rstrip()).expandtabs(4))
+            shown = Text(escape_text(line.rstrip()).expandtabs(4))
             shown.truncate(max(self._console.width - len(indent) - 1, 20), overflow="ellipsis")
             self._print(Text.assemble(indent, (shown.plain, "dim")))
         if len(lines) > lines_max:
-            self._print(Text.assemble(indent, (f"… {counted(len(lines) - lines_max, 'more line')}", "dim italic")))
+            self._print(Text.assemble(indent, (f"… {pluralize(len(lines) - lines_max, 'more line')}", "dim italic")))
 
-    def _wrapped(self, text: str, indent_cells: int, lines_max: int | None) -> list[str]:
+    def _wrap(self, text: str, indent_cells: int, lines_max: int | None) -> list[str]:
         from rich.text import Text
 
-        written = Text("\n".join(visible(line) for line in text.strip().splitlines() if line.strip()))
+        written = Text("\n".join(escape_text(line) for line in text.strip().splitlines() if line.strip()))
         room = max(self._console.width - indent_cells - 1, 20)
         lines = [line.plain.rstrip() for line in written.wrap(self._console, room)]
         return [*lines[: lines_max - 1], lines[lines_max - 1] + "…"] if lines_max and len(lines) > lines_max else lines
 
-    def _time(self, frame: Mapping[str, Any]) -> str:
+    def _time_column(self, frame: Mapping[str, Any]) -> str:
         timestamp = frame.get("timestamp")
-        if (today := day(timestamp)) and today != self._day:
+        if (today := format_date(timestamp)) and today != self._day:
             self._day = today
             from rich.text import Text
 
             self._print(Text(today, "dim"))
-        return f"{clock(timestamp)}  "
+        return f"{format_time(timestamp)}  "
 
     def _print(self, line: Text) -> None:
         self._console.print(line, soft_wrap=True)
@@ -108,4 +108,4 @@ class StoryPage:
 
 def one_line(text: str) -> str:
     """Without breaks, and harmless."""
-    return visible(" ".join(text.split()))
+    return escape_text(" ".join(text.split()))

@@ -8,22 +8,32 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sandbox.cli.output.event_layout import STATE_STYLES, StoryPage, one_line
-from sandbox.cli.output.formatting import counted, duration, money, span
-from sandbox.cli.output.transcript import Printed, Retried, Said, ToolAnswered, ToolUsed, Transcript
+from sandbox.cli.output.event_layout import STATE_STYLES, EventLayout, one_line
+from sandbox.cli.output.formatting import format_cost, format_duration, format_elapsed, pluralize
+from sandbox.cli.output.transcript import AgentMessage, ApiRetry, TextOutput, ToolCall, ToolResult, TranscriptParser
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from sandbox.cli.options import Chosen
+    from sandbox.cli.options import CliOptions
     from sandbox.client.responses import Task
 
-__all__ = ["FULL", "SHORT", "STATES", "STATE_STYLES", "STDOUT", "Detail", "Story", "is_interactive", "tell"]
+__all__ = [
+    "FULL",
+    "SHORT",
+    "STATES",
+    "STATE_STYLES",
+    "STDOUT",
+    "Detail",
+    "EventPrinter",
+    "is_interactive",
+    "print_events",
+]
 
 TEXT_LINES_MAX = 6
 ERROR_LINES_MAX = 4
 NOTICE_LINES_MAX = 3
-UNFINISHED_TOOLS_MAX = 100
+OPEN_TOOL_CALLS_MAX = 100
 """Calls whose end is awaited; of more, the oldest are told without what they were about."""
 
 
@@ -35,7 +45,7 @@ class Detail:
     result_lines_max: of what a tool answers; has_events: calls have events of their own, which tell their end.
     """
 
-    has_work: bool = True
+    shows_activity: bool = True
     text_lines_max: int | None = TEXT_LINES_MAX
     result_lines_max: int = 0
     has_events: bool = True
@@ -44,27 +54,27 @@ class Detail:
 SHORT = Detail()
 FULL = Detail(text_lines_max=None, result_lines_max=3)
 STDOUT = Detail(text_lines_max=None, result_lines_max=3, has_events=False)
-STATES = Detail(has_work=False)
+STATES = Detail(shows_activity=False)
 
 
-def tell(
+def print_events(
     frames: Iterable[Mapping[str, Any]],
     console: Console,
     detail: Detail = SHORT,
     *,
     is_live: bool = True,
-    is_believed: bool = True,
-    why_pending: Callable[[], str] = str,
+    is_trusted: bool = True,
+    pending_reason: Callable[[], str] = str,
 ) -> str | None:
     """Print the story that `frames` tell, as they come; give the final state, None if they stop before it.
 
     On a terminal a last line, gone afterwards, shows what is going on at the moment, if the story `is_live`;
     `why_pending` is asked for it what a pending task waits for. Unless it `is_believed`, stdout is no more than text.
     """
-    story = Story(console, detail, why_pending, is_believed=is_believed)
-    with _live(story, console) if console.is_terminal and is_live else nullcontext():
+    story = EventPrinter(console, detail, pending_reason, is_trusted=is_trusted)
+    with _status_context(story, console) if console.is_terminal and is_live else nullcontext():
         for frame in frames:
-            story.add(frame)
+            story.handle(frame)
     return story.final_state
 
 
@@ -73,16 +83,16 @@ def is_interactive(task: Task) -> bool:
     return task["definition"].get("claude", {}).get("headless") is False
 
 
-class Story:
+class EventPrinter:
     """What is known so far; prints what is new."""
 
     def __init__(
         self,
         console: Console,
         detail: Detail = SHORT,
-        why_pending: Callable[[], str] = str,
+        pending_reason: Callable[[], str] = str,
         *,
-        is_believed: bool = True,
+        is_trusted: bool = True,
     ) -> None:
         self.final_state: str | None = None
         self.tool_calls = 0
@@ -91,166 +101,168 @@ class Story:
         self.cost_usd = 0.0
         self.state = ""
         self._detail = detail
-        self._why_pending = why_pending
-        self._page = StoryPage(console)
-        self._transcript = Transcript(is_believed=is_believed)
-        self._unfinished: dict[str, ToolUsed] = {}
-        self._answers: dict[str, str] = {}
+        self._pending_reason = pending_reason
+        self._layout = EventLayout(console)
+        self._transcript = TranscriptParser(is_trusted=is_trusted)
+        self._open_calls: dict[str, ToolCall] = {}
+        self._results: dict[str, str] = {}
         self._first_at: str | None = None
         self._last_error = ""
 
     @property
-    def now(self) -> str:
+    def current_activity(self) -> str:
         """What is going on: the oldest tool call that has no end yet, else the state."""
-        use = next(iter(self._unfinished.values()), None)
+        use = next(iter(self._open_calls.values()), None)
         if use is not None:
             return one_line(f"{use.tool}  {use.summary}")
-        return one_line(f"{self.state}  {self._why_pending()}" if self.state == "pending" else self.state)
+        return one_line(f"{self.state}  {self._pending_reason()}" if self.state == "pending" else self.state)
 
     @property
-    def figures(self) -> list[str]:
+    def totals(self) -> list[str]:
         """Tool calls, tokens and dollars until now, as far as there were any."""
-        told = [counted(self.tool_calls, "tool call")] if self.tool_calls else []
+        told = [pluralize(self.tool_calls, "tool call")] if self.tool_calls else []
         if self.input_tokens or self.output_tokens:
             told.append(f"{self.input_tokens:,} tokens in, {self.output_tokens:,} out")
         if self.cost_usd:
-            told.append(money(self.cost_usd))
+            told.append(format_cost(self.cost_usd))
         return told
 
-    def add(self, frame: Mapping[str, Any]) -> None:
+    def handle(self, frame: Mapping[str, Any]) -> None:
         """Take one frame; types that are not known are passed over."""
         self._first_at = self._first_at or frame.get("timestamp")
         tell_frame = getattr(self, f"_tell_{frame.get('type')}", None)
         if tell_frame is not None:
             tell_frame(frame)
 
-    def _tell_state_change(self, frame: Mapping[str, Any]) -> None:
+    def _on_state_change(self, frame: Mapping[str, Any]) -> None:
         self.state = str(frame.get("new_state"))
         message = str(frame.get("state_message") or "")
-        self._page.print_state(frame, self.state, message if message != self._last_error else "")
+        self._layout.print_state(frame, self.state, message if message != self._last_error else "")
 
-    def _tell_attempt(self, frame: Mapping[str, Any]) -> None:
+    def _on_attempt(self, frame: Mapping[str, Any]) -> None:
         """What the earlier agent had begun has no end."""
-        self._unfinished.clear()
+        self._open_calls.clear()
         how = "goes on where the last one was lost" if frame.get("resumes") else "begins anew"
-        self._page.print_lines(frame, f"Attempt {frame.get('attempt')} {how}", "yellow", lines_max=NOTICE_LINES_MAX)
+        self._layout.print_lines(frame, f"Attempt {frame.get('attempt')} {how}", "yellow", lines_max=NOTICE_LINES_MAX)
 
-    def _tell_output(self, frame: Mapping[str, Any]) -> None:
+    def _on_output(self, frame: Mapping[str, Any]) -> None:
         data = str(frame.get("data", ""))
         if frame.get("stream") == "stderr":
-            if self._detail.has_work:
-                self._page.print_lines(frame, data, "dim", lines_max=self._detail.text_lines_max, mark="stderr  ")
+            if self._detail.shows_activity:
+                self._layout.print_lines(frame, data, "dim", lines_max=self._detail.text_lines_max, mark="stderr  ")
             return
-        for saying in self._transcript.read(data, continued=bool(frame.get("continued"))):
+        for saying in self._transcript.feed(data, continued=bool(frame.get("continued"))):
             match saying:
-                case Said(text) | Printed(text) if self._detail.has_work:
-                    self._page.print_lines(frame, text, "", lines_max=self._detail.text_lines_max)
-                case ToolUsed():
-                    self._begin_tool(saying)
-                case ToolAnswered():
-                    self._hear_answer(frame, saying)
-                case Retried(attempt, attempts_max, reason):
+                case AgentMessage(text) | TextOutput(text) if self._detail.shows_activity:
+                    self._layout.print_lines(frame, text, "", lines_max=self._detail.text_lines_max)
+                case ToolCall():
+                    self._start_tool(saying)
+                case ToolResult():
+                    self._record_result(frame, saying)
+                case ApiRetry(attempt, attempts_max, reason):
                     again = f"The model did not answer ({reason}); trying again, {attempt} of {attempts_max}"
-                    self._page.print_lines(frame, again, "yellow", lines_max=NOTICE_LINES_MAX)
+                    self._layout.print_lines(frame, again, "yellow", lines_max=NOTICE_LINES_MAX)
 
-    def _begin_tool(self, use: ToolUsed) -> None:
-        _remember(self._unfinished, use.id, use)
+    def _start_tool(self, use: ToolCall) -> None:
+        _put_bounded(self._open_calls, use.id, use)
 
-    def _hear_answer(self, frame: Mapping[str, Any], answer: ToolAnswered) -> None:
+    def _record_result(self, frame: Mapping[str, Any], answer: ToolResult) -> None:
         if answer.text and (answer.is_error or self._detail.result_lines_max):
-            _remember(self._answers, answer.id, answer.text)
+            _put_bounded(self._results, answer.id, answer.text)
         if not self._detail.has_events:
-            use = self._unfinished.get(answer.id)
+            use = self._open_calls.get(answer.id)
             tool = use.tool if use else "tool"
             told = {"tool": tool, "tool_use_id": answer.id, "is_error": answer.is_error}
-            self._tell_tool_call({"timestamp": frame.get("timestamp"), **told})
+            self._on_tool_call({"timestamp": frame.get("timestamp"), **told})
 
-    def _tell_tool_call(self, frame: Mapping[str, Any]) -> None:
+    def _on_tool_call(self, frame: Mapping[str, Any]) -> None:
         self.tool_calls += 1
         use_id = str(frame.get("tool_use_id"))
-        use = self._unfinished.pop(use_id, None)
-        answer, is_error = self._answers.pop(use_id, ""), bool(frame.get("is_error"))
-        if not self._detail.has_work:
+        use = self._open_calls.pop(use_id, None)
+        answer, is_error = self._results.pop(use_id, ""), bool(frame.get("is_error"))
+        if not self._detail.shows_activity:
             return
-        took = duration(float(frame["duration_ms"]) / 1000) if frame.get("duration_ms") is not None else ""
-        self._page.print_tool(frame, use.summary if use else "", took, is_error=is_error)
+        took = format_duration(float(frame["duration_ms"]) / 1000) if frame.get("duration_ms") is not None else ""
+        self._layout.print_tool(frame, use.summary if use else "", took, is_error=is_error)
         if is_error and answer:
-            self._page.print_complaint(frame, _telling(answer), lines_max=ERROR_LINES_MAX)
+            self._layout.print_error(frame, _drop_decoration(answer), lines_max=ERROR_LINES_MAX)
         elif self._detail.result_lines_max:
-            self._page.print_folded(frame, answer, lines_max=self._detail.result_lines_max)
+            self._layout.print_result(frame, answer, lines_max=self._detail.result_lines_max)
 
-    def _tell_usage(self, frame: Mapping[str, Any]) -> None:
+    def _on_usage(self, frame: Mapping[str, Any]) -> None:
         for field in ("input_tokens", "cache_read_tokens", "cache_write_tokens"):
             self.input_tokens += int(frame.get(field) or 0)
         self.output_tokens += int(frame.get("output_tokens") or 0)
         self.cost_usd += float(frame.get("cost_usd") or 0)
 
-    def _tell_egress_denied(self, frame: Mapping[str, Any]) -> None:
+    def _on_egress_denied(self, frame: Mapping[str, Any]) -> None:
         denied = f"Refused {frame.get('host')}:{frame.get('port')}: {frame.get('reason')}"
-        self._page.print_lines(frame, denied, "yellow", lines_max=NOTICE_LINES_MAX)
+        self._layout.print_lines(frame, denied, "yellow", lines_max=NOTICE_LINES_MAX)
 
-    def _tell_error(self, frame: Mapping[str, Any]) -> None:
+    def _on_error(self, frame: Mapping[str, Any]) -> None:
         self._last_error = str(frame.get("message"))
-        self._page.print_lines(frame, self._last_error, "red", lines_max=TEXT_LINES_MAX)
+        self._layout.print_lines(frame, self._last_error, "red", lines_max=TEXT_LINES_MAX)
 
-    def _tell_gap(self, frame: Mapping[str, Any]) -> None:
+    def _on_gap(self, frame: Mapping[str, Any]) -> None:
         missing = f"Some events are missing: {frame.get('reason')}"
-        self._page.print_lines(frame, missing, "yellow", lines_max=NOTICE_LINES_MAX)
+        self._layout.print_lines(frame, missing, "yellow", lines_max=NOTICE_LINES_MAX)
 
-    def _tell_end(self, frame: Mapping[str, Any]) -> None:
+    def _on_end(self, frame: Mapping[str, Any]) -> None:
         self.final_state = str(frame.get("state"))
-        self._unfinished.clear()
-        took = span(self._first_at, frame.get("timestamp"))
-        summary = " · ".join(part for part in (took, *self.figures) if part)
+        self._open_calls.clear()
+        took = format_elapsed(self._first_at, frame.get("timestamp"))
+        summary = " · ".join(part for part in (took, *self.totals) if part)
         if summary:
-            self._page.print_lines(frame, summary, "dim", lines_max=NOTICE_LINES_MAX)
+            self._layout.print_lines(frame, summary, "dim", lines_max=NOTICE_LINES_MAX)
 
 
-def _remember(known: dict[str, Any], key: str, value: Any) -> None:
+def _put_bounded(known: dict[str, Any], key: str, value: Any) -> None:
     """Keep a bounded number, the latest."""
     known[key] = value
-    if len(known) > UNFINISHED_TOOLS_MAX:
+    if len(known) > OPEN_TOOL_CALLS_MAX:
         del known[next(iter(known))]
 
 
-def _telling(complaint: str) -> str:
+def _drop_decoration(complaint: str) -> str:
     """Without rulers and frames: only the first lines are shown."""
     return "\n".join(line for line in complaint.splitlines() if any(map(str.isalnum, line)))
 
 
-def _live(story: Story, console: Console) -> Any:
-    from sandbox.cli.output.status_line import now_line
+def _status_context(story: EventPrinter, console: Console) -> Any:
+    from sandbox.cli.output.status_line import live_status_line
 
-    return now_line(story, console)
+    return live_status_line(story, console)
 
 
-ASK_EVERY_SECONDS = 2.0
-SERVER_SECONDS = 2.0
+PENDING_POLL_SECONDS = 2.0
+PENDING_POLL_TIMEOUT_SECONDS = 2.0
 """The line is not drawn anew meanwhile; without an answer it shows what was known."""
 
 
 class PendingReason:
     """Asks over a connection of its own, from whatever thread draws the screen."""
 
-    def __init__(self, options: Chosen, task_id: str) -> None:
+    def __init__(self, options: CliOptions, task_id: str) -> None:
         self._options = options
         self._task_id = task_id
         self._reason = ""
-        self._asked_at: float | None = None
+        self._polled_at: float | None = None
 
     def __call__(self) -> str:
         """The latest sentence; empty where there is none."""
         now = time.monotonic()
-        if self._asked_at is None or now - self._asked_at >= ASK_EVERY_SECONDS:
-            self._asked_at = now
-            self._reason = self._ask() or self._reason
+        if self._polled_at is None or now - self._polled_at >= PENDING_POLL_SECONDS:
+            self._polled_at = now
+            self._reason = self._poll() or self._reason
         return self._reason
 
-    def _ask(self) -> str:
+    def _poll(self) -> str:
         from sandbox.client import Client, ClientError
 
         try:
-            with Client(self._options.server, self._options.token, timeout_seconds=SERVER_SECONDS) as client:
+            with Client(
+                self._options.server, self._options.token, timeout_seconds=PENDING_POLL_TIMEOUT_SECONDS
+            ) as client:
                 return str(client.status(self._task_id)["state_message"] or "")
         except ClientError:
             return ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 
-def moment(timestamp: str | None) -> datetime | None:
+def parse_timestamp(timestamp: str | None) -> datetime | None:
     """The API's time (RFC 3339) as it is here, None for none and for what is not one."""
     try:
         at = datetime.fromisoformat(timestamp) if timestamp else None
@@ -14,31 +14,31 @@ def moment(timestamp: str | None) -> datetime | None:
         return None
 
 
-def clock(timestamp: str | None) -> str:
+def format_time(timestamp: str | None) -> str:
     """The time of day here, `12:00:01`."""
-    at = moment(timestamp)
+    at = parse_timestamp(timestamp)
     return at.strftime("%H:%M:%S") if at else "--:--:--"
 
 
-def day(timestamp: str | None) -> str:
+def format_date(timestamp: str | None) -> str:
     """The date here, `2026-01-29`; empty for no time."""
-    at = moment(timestamp)
+    at = parse_timestamp(timestamp)
     return at.strftime("%Y-%m-%d") if at else ""
 
 
-def date(timestamp: str | None) -> str:
+def format_datetime(timestamp: str | None) -> str:
     """Date and time here, `2026-01-29 12:00:01`."""
-    at = moment(timestamp)
+    at = parse_timestamp(timestamp)
     return at.strftime("%Y-%m-%d %H:%M:%S") if at else "-"
 
 
-def span(first: str | None, last: str | None) -> str:
+def format_elapsed(first: str | None, last: str | None) -> str:
     """The time between two times, `2 min 5 s`; empty without both."""
-    begin, end = moment(first), moment(last)
-    return duration((end - begin).total_seconds()) if begin and end else ""
+    begin, end = parse_timestamp(first), parse_timestamp(last)
+    return format_duration((end - begin).total_seconds()) if begin and end else ""
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """`12 ms`, `0.3 s`, `42 s`, `2 min 5 s`, `3 h 12 min`."""
     seconds = max(seconds, 0.0)
     if seconds < 0.1:
@@ -52,9 +52,9 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
-def age(timestamp: str | None, now: datetime) -> str:
+def format_age(timestamp: str | None, now: datetime) -> str:
     """How long ago in one unit, `42 s`, `12 min`, `3 h`, `4 d`."""
-    at = moment(timestamp)
+    at = parse_timestamp(timestamp)
     seconds = max(int((now - at).total_seconds()), 0) if at else 0
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * length:
@@ -62,7 +62,7 @@ def age(timestamp: str | None, now: datetime) -> str:
     return f"{seconds} s" if at else "-"
 
 
-def size(size_bytes: int) -> str:
+def format_size(size_bytes: int) -> str:
     """`512 B`, `1.5 KiB`, `3.0 MiB`."""
     amount = float(size_bytes)
     for unit in ("B", "KiB", "MiB"):
@@ -72,11 +72,11 @@ def size(size_bytes: int) -> str:
     return f"{amount:.1f} GiB"
 
 
-def money(usd: float) -> str:
+def format_cost(usd: float) -> str:
     """`$1.25`; four digits where it is little."""
     return f"${usd:.2f}" if usd >= 1 else f"${usd:.4f}"
 
 
-def counted(number: int, noun: str) -> str:
+def pluralize(number: int, noun: str) -> str:
     """`1 task`, `2 tasks`."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

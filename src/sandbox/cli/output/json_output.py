@@ -9,12 +9,12 @@ from typing import Any
 
 import click
 
-from sandbox.cli.output.text import visible, visible_json
+from sandbox.cli.output.text import escape_json, escape_text
 
 
 def print_json(answer: Mapping[str, Any]) -> None:
     """The API's answer as it is."""
-    click.echo(visible_json(answer))
+    click.echo(escape_json(answer))
 
 
 def print_json_lines(frames: Iterable[Mapping[str, Any]]) -> str | None:
@@ -27,13 +27,13 @@ def print_json_lines(frames: Iterable[Mapping[str, Any]]) -> str | None:
     return state
 
 
-def ending(status: Mapping[str, Any], *, has_reason: bool = True) -> str:
+def outcome_summary(status: Mapping[str, Any], *, has_reason: bool = True) -> str:
     """How a task ended, with its reason unless that was told before, and what to do with the rest."""
-    task_id, error = visible(str(status.get("id") or status.get("task_id"))), status.get("error")
-    lines = [f"Task {task_id} {_ENDED.get(str(status.get('state')), 'ended')}."]
+    task_id, error = escape_text(str(status.get("id") or status.get("task_id"))), status.get("error")
+    lines = [f"Task {task_id} {_OUTCOMES.get(str(status.get('state')), 'ended')}."]
     if isinstance(error, Mapping):
         if has_reason:
-            reason = visible(f"{error.get('message')} ({error.get('code')})")
+            reason = escape_text(f"{error.get('message')} ({error.get('code')})")
             lines = [f"{lines[0].removesuffix('.')}: {reason}"]
         lines.append(f"  See what happened: sandbox task logs {task_id}")
     if status.get("sandbox_kept"):
@@ -45,7 +45,7 @@ def ending(status: Mapping[str, Any], *, has_reason: bool = True) -> str:
     return "\n".join(lines)
 
 
-_ENDED = {
+_OUTCOMES = {
     "completed": "completed",
     "cancelled": "was cancelled",
     "failed": "failed",

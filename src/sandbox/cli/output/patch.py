@@ -12,9 +12,9 @@ import click
 
 from sandbox.cli.checkout.worktree import ChangedFile
 from sandbox.cli.errors import ExitCode, fail
-from sandbox.cli.output.formatting import counted
-from sandbox.cli.output.text import visible, visible_name
-from sandbox.cli.secret_guard import refuse_secrets
+from sandbox.cli.output.formatting import pluralize
+from sandbox.cli.output.text import escape_name, escape_text
+from sandbox.cli.secret_guard import reject_secrets
 from sandbox.model.task_state import TERMINAL_STATES
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from sandbox.client.responses import Artifact
 
 
-def print_changes(changed: Sequence[ChangedFile], console: Console) -> None:
+def print_changed_files(changed: Sequence[ChangedFile], console: Console) -> None:
     """At least one file."""
     from rich.text import Text
 
@@ -39,22 +39,22 @@ def print_changes(changed: Sequence[ChangedFile], console: Console) -> None:
             (f"-{file.removed}".rjust(removed_width), "red"),
         )
         binary = (("binary".rjust(added_width + removed_width + 1), "dim"),)
-        line = Text.assemble(*(binary if file.added is None else numbers), "  ", visible_name(file.path))
+        line = Text.assemble(*(binary if file.added is None else numbers), "  ", escape_name(file.path))
         console.print(line, soft_wrap=True)
 
 
-def told_applied(files: int, *, is_staged: bool) -> str:
+def applied_message(files: int, *, is_staged: bool) -> str:
     """What is said of so many files that were changed, and how to look at them."""
     if is_staged:
-        return f"Applied to {counted(files, 'file')} and staged. Look at it with: git diff --cached"
-    return f"Applied to {counted(files, 'file')}, beside your own changes. Look at it with: git status"
+        return f"Applied to {pluralize(files, 'file')} and staged. Look at it with: git diff --cached"
+    return f"Applied to {pluralize(files, 'file')}, beside your own changes. Look at it with: git status"
 
 
 REMARKS_MAX = 50
 """More than a server writes."""
 
 _HUNK = re.compile(r"@@ -[0-9]+(?:,([0-9]{1,9}))? \+[0-9]+(?:,([0-9]{1,9}))? @@")
-_BLOBS = re.compile(r"\Aindex ([0-9a-f]{10})[0-9a-f]{30,54}\.\.([0-9a-f]{10})[0-9a-f]{30,54}")
+_INDEX_LINE = re.compile(r"\Aindex ([0-9a-f]{10})[0-9a-f]{30,54}\.\.([0-9a-f]{10})[0-9a-f]{30,54}")
 _BOLD, _RED, _GREEN, _CYAN, _RESET = "\x1b[1m", "\x1b[31m", "\x1b[32m", "\x1b[36m", "\x1b[m"
 
 
@@ -63,34 +63,34 @@ def fetch_patch(
 ) -> None:
     """Store the task's patch, verified, as the file `target`. Ends the command where there is none."""
     path = f".sandbox/{task_id}.patch"
-    entries = _entries(client, task_id, path)
+    entries = _patch_entries(client, task_id, path)
     has_ended = not entries and client.status(task_id)["state"] in TERMINAL_STATES
     if has_ended:
-        entries = _entries(client, task_id, path)  # it may have ended, with a patch, since they were listed
+        entries = _patch_entries(client, task_id, path)  # it may have ended, with a patch, since they were listed
     if not entries:
-        shown = visible(task_id)
+        shown = escape_text(task_id)
         if has_ended:
             message = f"Error: Task {shown} has no patch: it ended without one."
             fail(f"{message}\n  See why: sandbox task status {shown}", ExitCode.NOT_FOUND)
         message = f"Error: Task {shown} has no patch yet; it is made when the agent has ended."
         fail(f"{message}\n  Wait for it: sandbox task wait {shown}", ExitCode.NOT_FOUND)
-    refuse_secrets(entries, allows_secrets=allows_secrets, advice=secrets_advice)
+    reject_secrets(entries, allows_secrets=allows_secrets, advice=secrets_advice)
     client.download(task_id, path, target)
 
 
-def _entries(client: Client, task_id: str, path: str) -> list[Artifact]:
+def _patch_entries(client: Client, task_id: str, path: str) -> list[Artifact]:
     return [entry for entry in client.artifacts(task_id)["artifacts"] if entry["path"] == path]
 
 
-def say_missing(client: Client, task_id: str, patch: Path) -> bool:
+def print_omissions(client: Client, task_id: str, patch: Path) -> bool:
     """Say what the server could not put into a patch, and where that is; gives whether there is anything for git."""
     told = list(islice(takewhile(_is_remark, patch_lines(patch)), REMARKS_MAX))
     if not told:
         return bool(patch.stat().st_size)
-    lines = ["Not everything is in the patch:", *(f"  {visible(line[2:])}" for line in told)]
+    lines = ["Not everything is in the patch:", *(f"  {escape_text(line[2:])}" for line in told)]
     name = f"{task_id}.changes.tar"
     if any(entry["path"] == f".sandbox/{name}" for entry in client.artifacts(task_id)["artifacts"]):
-        lines.append(f"  Take all that is new or changed: sandbox task download {visible(f'{task_id} {name}')}")
+        lines.append(f"  Take all that is new or changed: sandbox task download {escape_text(f'{task_id} {name}')}")
     click.echo("\n".join(lines), err=True)
     return not all(map(_is_remark, patch_lines(patch)))
 
@@ -106,7 +106,7 @@ def patch_lines(patch: Path) -> Iterator[str]:
             yield line.removesuffix("\n")
 
 
-def painted(lines: Iterable[str], *, has_color: bool) -> Iterator[str]:
+def colorize(lines: Iterable[str], *, has_color: bool) -> Iterator[str]:
     """The lines of a patch, harmless on a terminal, in git's colours."""
     minus = plus = 0
     for line in lines:
@@ -120,5 +120,5 @@ def painted(lines: Iterable[str], *, has_color: bool) -> Iterator[str]:
             style, minus, plus = _CYAN, int(hunk[1] or 1), int(hunk[2] or 1)
         else:
             style = "" if line.startswith("\\") else _BOLD
-        shown = visible(_BLOBS.sub(r"index \1..\2", line) if style == _BOLD else line)
+        shown = escape_text(_INDEX_LINE.sub(r"index \1..\2", line) if style == _BOLD else line)
         yield f"{style}{shown}{_RESET}" if has_color and style and shown else shown

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sandbox.cli.output.text import visible_name
+from sandbox.cli.output.text import escape_name
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,7 +22,7 @@ def print_table(
     columns: Sequence[str],
     rows: Sequence[Sequence[Text]],
     *,
-    has_lines: bool,
+    has_border: bool,
     shrinkable: Sequence[str],
 ) -> None:
     """Print rows under their headings.
@@ -32,11 +32,11 @@ def print_table(
     """
     kept = columns
     if console.is_terminal:
-        kept, rows = fit_table(columns, rows, shrinkable, console.width, has_lines=has_lines)
+        kept, rows = fit_table(columns, rows, shrinkable, console.width, has_border=has_border)
     left_out, columns = [name for name in columns if name not in kept], kept
     console.width = UNBOUNDED_CELLS  # in its own width Rich would cut every column, ids as well
-    if has_lines:
-        _print_framed(console, columns, rows)
+    if has_border:
+        _print_bordered(console, columns, rows)
     else:
         for line in plain_lines(columns, rows):
             console.print(line, soft_wrap=True)
@@ -50,12 +50,12 @@ def fit_table(
     shrinkable: Sequence[str],
     width: int,
     *,
-    has_lines: bool = False,
+    has_border: bool = False,
 ) -> tuple[Sequence[str], Sequence[Sequence[Text]]]:
     """The columns that there is room for, and their cells, cut where they have to be."""
-    kept = _fitting(columns, rows, shrinkable, width, has_lines=has_lines)
+    kept = _fitting_columns(columns, rows, shrinkable, width, has_border=has_border)
     rows = [[cell for name, cell in zip(columns, row, strict=True) if name in kept] for row in rows]
-    _shrink(kept, rows, shrinkable, width - _frame_cells(kept, has_lines=has_lines))
+    _shrink(kept, rows, shrinkable, width - _border_cells(kept, has_border=has_border))
     return kept, rows
 
 
@@ -79,10 +79,10 @@ def cell(text: str, style: str = "") -> Text:
     """Something that others chose, in one line and harmless."""
     from rich.text import Text
 
-    return Text(visible_name(text.replace("\t", " ")), style)
+    return Text(escape_name(text.replace("\t", " ")), style)
 
 
-def _print_framed(console: Console, columns: Sequence[str], rows: Sequence[Sequence[Text]]) -> None:
+def _print_bordered(console: Console, columns: Sequence[str], rows: Sequence[Sequence[Text]]) -> None:
     from rich.table import Table
 
     table = Table()
@@ -97,12 +97,12 @@ def _widths(columns: Sequence[str], rows: Sequence[Sequence[Text]]) -> list[int]
     return [max([len(name), *(row[at].cell_len for row in rows)]) for at, name in enumerate(columns)]
 
 
-def _frame_cells(columns: Sequence[str], *, has_lines: bool) -> int:
-    return 3 * len(columns) + 1 if has_lines else 2 * (len(columns) - 1)
+def _border_cells(columns: Sequence[str], *, has_border: bool) -> int:
+    return 3 * len(columns) + 1 if has_border else 2 * (len(columns) - 1)
 
 
-def _fitting(
-    columns: Sequence[str], rows: Sequence[Sequence[Text]], shrinkable: Sequence[str], width: int, *, has_lines: bool
+def _fitting_columns(
+    columns: Sequence[str], rows: Sequence[Sequence[Text]], shrinkable: Sequence[str], width: int, *, has_border: bool
 ) -> list[str]:
     """The columns that there is room for, once those that can be cut have been cut."""
     least = {
@@ -112,7 +112,7 @@ def _fitting(
     kept = [name for name in columns if name not in shrinkable]
     for name in reversed(shrinkable):
         wanted = [*kept, name]
-        if sum(least[column] for column in wanted) + _frame_cells(wanted, has_lines=has_lines) <= width:
+        if sum(least[column] for column in wanted) + _border_cells(wanted, has_border=has_border) <= width:
             kept = wanted
     return [name for name in columns if name in kept]
 

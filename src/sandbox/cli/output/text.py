@@ -8,22 +8,24 @@ import re
 from collections.abc import Iterator
 from typing import TextIO
 
-from sandbox.model.printable import escaped, legible, printable
+from sandbox.model.printable import escape_character, replace_invisible, replace_unprintable
 
 
-def visible(text: str) -> str:
+def escape_text(text: str) -> str:
     r"""Prose with what would steer a terminal, or not show, written out: ESC as `\x1b`. Tabs stay."""
-    return legible(text, escaped, "\t")
+    return replace_invisible(text, escape_character, "\t")
 
 
-def visible_name(name: str) -> str:
+def escape_name(name: str) -> str:
     """A name or path with everything written out that does not show, so that no two look alike."""
-    return printable(name, escaped)
+    return replace_unprintable(name, escape_character)
 
 
-def visible_json(value: object) -> str:
+def escape_json(value: object) -> str:
     """JSON for people and programs, indented, harmless on a terminal and still the same value."""
-    return legible(json.dumps(value, indent=2, ensure_ascii=False), lambda hidden: json.dumps(hidden)[1:-1], "\n")
+    return replace_invisible(
+        json.dumps(value, indent=2, ensure_ascii=False), lambda hidden: json.dumps(hidden)[1:-1], "\n"
+    )
 
 
 COLUMN_CELLS_MIN = 20
@@ -33,7 +35,7 @@ _WORD = re.compile(r"\s*(?:sandbox(?: task)? \S+|\S+)|\s+\Z")
 """The beginning of a command stays together too."""
 
 
-def window_cells(stream: TextIO) -> int | None:
+def terminal_width(stream: TextIO) -> int | None:
     """How wide the terminal is that `stream` writes to; None for a file or a pipe."""
     try:
         return os.get_terminal_size(stream.fileno()).columns or None
@@ -41,9 +43,9 @@ def window_cells(stream: TextIO) -> int | None:
         return None
 
 
-def wrapped(text: str, width_cells: int | None, hanging: str = "") -> list[str]:
+def wrap_text(text: str, width_cells: int | None, hanging: str = "") -> list[str]:
     """The lines of `text`, harmless on a terminal; all but the first begin with `hanging`. No width: one line."""
-    shown = visible(text).expandtabs(1)
+    shown = escape_text(text).expandtabs(1)
     if width_cells is None:
         return [shown]
     from rich.cells import cell_len
@@ -51,7 +53,7 @@ def wrapped(text: str, width_cells: int | None, hanging: str = "") -> list[str]:
     room = max(width_cells - cell_len(hanging), COLUMN_CELLS_MIN)
     lines: list[str] = []
     line, cells = "", 0
-    for piece in _pieces(shown):
+    for piece in _wrap_units(shown):
         if line.strip() and cells + cell_len(piece.rstrip()) > room + (0 if lines else cell_len(hanging)):
             lines.append(line.rstrip())
             line, cells, piece = "", 0, piece.lstrip()  # noqa: PLW2901
@@ -60,7 +62,7 @@ def wrapped(text: str, width_cells: int | None, hanging: str = "") -> list[str]:
     return [f"{hanging if number else ''}{told}" for number, told in enumerate([*lines, line.rstrip()])]
 
 
-def _pieces(text: str) -> Iterator[str]:
+def _wrap_units(text: str) -> Iterator[str]:
     """What may stand at the end of a line: words with the spaces before them, and characters of double width."""
     from rich.cells import cell_len
 

@@ -8,20 +8,20 @@ from datetime import UTC, datetime, timedelta
 from starlette.requests import Request
 from starlette.responses import Response
 
-from sandbox.api.context import Context
-from sandbox.api.routes.health import reasons_against
-from sandbox.dashboard.templates import show
+from sandbox.api.context import AppContext
+from sandbox.api.routes.health import not_ready_reasons
+from sandbox.dashboard.templates import render_page
 from sandbox.interfaces.store import TaskQuery
 from sandbox.interfaces.tasks import Tasks
 from sandbox.model.task import Task
 from sandbox.model.task_state import TERMINAL_STATES, TaskState
 
 _HOURS = 24
-TASKS_LOOKED_AT = 1000
+STATS_TASKS_MAX = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class Hour:
+class HourStats:
     """What ended within an hour. began_at: its beginning; share: of the busiest hour, in percent."""
 
     began_at: datetime
@@ -30,18 +30,18 @@ class Hour:
     share: int
 
 
-async def show_server(request: Request, asked: Context) -> Response:
+async def show_server(request: Request, context: AppContext) -> Response:
     """How the server is now."""
-    health = await asked.tasks.health()
-    ended, is_cut = await _ended(asked.tasks)
+    health = await context.tasks.health()
+    ended, is_cut = await _finished_tasks(context.tasks)
     completed = [task for task in ended if task.state is TaskState.COMPLETED]
-    return show(
+    return render_page(
         request,
         "server",
         health=health,
-        reasons=reasons_against(health, asked),
+        reasons=not_ready_reasons(health, context),
         uptime=timedelta(seconds=health.uptime_seconds),
-        hours=_hours(ended, datetime.now(UTC)),
+        hours=_hourly_stats(ended, datetime.now(UTC)),
         ended_count=len(ended),
         is_cut=is_cut,
         completed_count=len(completed),
@@ -50,16 +50,16 @@ async def show_server(request: Request, asked: Context) -> Response:
     )
 
 
-async def _ended(tasks: Tasks) -> tuple[list[Task], bool]:
+async def _finished_tasks(tasks: Tasks) -> tuple[list[Task], bool]:
     """What ended within the last day, as far as one look goes, and whether there was more."""
-    query = TaskQuery(TERMINAL_STATES, sort="state_changed_at", limit=TASKS_LOOKED_AT)
+    query = TaskQuery(TERMINAL_STATES, sort="state_changed_at", limit=STATS_TASKS_MAX)
     since = datetime.now(UTC) - timedelta(hours=_HOURS)
     page = await tasks.query(query)
     ended = [task for task in page.tasks if task.state_changed_at >= since]
     return ended, page.next_cursor is not None and len(ended) == len(page.tasks)
 
 
-def _hours(ended: Sequence[Task], now: datetime) -> list[Hour]:
+def _hourly_stats(ended: Sequence[Task], now: datetime) -> list[HourStats]:
     this_hour = now.replace(minute=0, second=0, microsecond=0)
     counts = Counter(
         (task.state_changed_at.replace(minute=0, second=0, microsecond=0), task.state is TaskState.COMPLETED)
@@ -68,7 +68,7 @@ def _hours(ended: Sequence[Task], now: datetime) -> list[Hour]:
     beginnings = [this_hour - timedelta(hours=back) for back in reversed(range(_HOURS))]
     most = max((counts[at, True] + counts[at, False] for at in beginnings), default=0) or 1
     return [
-        Hour(at, counts[at, True], counts[at, False], round(100 * (counts[at, True] + counts[at, False]) / most))
+        HourStats(at, counts[at, True], counts[at, False], round(100 * (counts[at, True] + counts[at, False]) / most))
         for at in beginnings
     ]
 

@@ -8,19 +8,19 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from sandbox.api import paths
-from sandbox.api.context import Context
-from sandbox.api.middleware.authentication import visitor_of
-from sandbox.dashboard.manifest_templates import write_manifest
-from sandbox.dashboard.templates import show
+from sandbox.api.context import AppContext
+from sandbox.api.middleware.authentication import get_caller
+from sandbox.dashboard.manifest_templates import manifest_yaml
+from sandbox.dashboard.templates import render_page
 from sandbox.model.task import Task
 from sandbox.model.task_state import TaskState
-from sandbox.model.tier import ISOLATION
-from sandbox.model.wire.events import error
+from sandbox.model.tier import TIER_DESCRIPTIONS
+from sandbox.model.wire.events import error_fields
 
-STORY_RECORDS_MAX = 200_000
+PAGE_EVENTS_MAX = 200_000
 """Of a longer story the page tells the end; the log has all of it."""
 
-_WAY = (
+_STATE_SEQUENCE = (
     TaskState.PENDING,
     TaskState.STAGING,
     TaskState.PROVISIONING,
@@ -31,52 +31,52 @@ _WAY = (
 
 
 @dataclass(frozen=True, slots=True)
-class Station:
+class StateStep:
     """A state on the task's way. began_at: None when it was not, or not yet, there; stayed: None while it is."""
 
     state: TaskState
     began_at: datetime | None
-    stayed: timedelta | None
-    is_present: bool
+    duration: timedelta | None
+    is_current: bool
 
 
-async def show_task(request: Request, asked: Context) -> Response:
+async def show_task(request: Request, context: AppContext) -> Response:
     """What is known now; its modules bring the story and keep it fresh."""
-    task = await asked.tasks.status(request.path_params["task_id"])
-    is_operator = visitor_of(request).is_operator
-    return show(
+    task = await context.tasks.status(request.path_params["task_id"])
+    is_operator = get_caller(request).is_operator
+    return render_page(
         request,
         "task",
         task=task,
         here=f"/tasks/{request.path_params['task_id']}",
         api=paths.task_path(task.id),
-        manifest_text=write_manifest(task.manifest, with_sources=is_operator),
-        stations=stations(task),
-        took=_took(task),
-        failure=error(task, is_operator=is_operator),
-        isolates=ISOLATION.get(task.attempt.tier or "") if task.attempt else None,
-        artifacts=await asked.tasks.artifacts(task.id),
+        manifest_text=manifest_yaml(task.manifest, with_sources=is_operator),
+        stations=state_steps(task),
+        took=_total_duration(task),
+        failure=error_fields(task, is_operator=is_operator),
+        isolates=TIER_DESCRIPTIONS.get(task.attempt.tier or "") if task.attempt else None,
+        artifacts=await context.tasks.artifacts(task.id),
         patch=f"{task.id}.patch",
-        after=max(0, task.last_seq - STORY_RECORDS_MAX),
-        is_kept=await asked.tasks.keeps_sandbox(task),
+        after=max(0, task.last_seq - PAGE_EVENTS_MAX),
+        is_kept=await context.tasks.has_preserved_sandbox(task),
     )
 
 
-def stations(task: Task) -> Sequence[Station]:
+def state_steps(task: Task) -> Sequence[StateStep]:
     """The six states before the end, then the end; what was skipped on the way has no time."""
     entered = {entry.state: entry.at for entry in task.history}
     left = {entry.state: after.at for entry, after in zip(task.history, task.history[1:], strict=False)}
     end = task.state if task.state.is_terminal else TaskState.COMPLETED
     return [
-        Station(
+        StateStep(
             state,
             entered.get(state),
             left[state] - entered[state] if state in left else None,
             task.state is state,
         )
-        for state in (*_WAY, end)
+        for state in (*_STATE_SEQUENCE, end)
     ]
 
 
-def _took(task: Task) -> timedelta | None:
+def _total_duration(task: Task) -> timedelta | None:
     return task.finished_at - task.created_at if task.finished_at else None

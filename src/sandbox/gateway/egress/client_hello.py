@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 import msgspec
 
-from sandbox.gateway.egress.policy import EgressPolicy, normal
-from sandbox.gateway.limits import CLIENT_HELLO_BYTES_MAX, HELLOS_BEGUN_MAX, UNKNOWN_OPENING_BYTES_MAX
+from sandbox.gateway.egress.policy import EgressPolicy, normalize_host
+from sandbox.gateway.limits import CLIENT_HELLO_BYTES_MAX, PARTIAL_HELLOS_MAX, UNKNOWN_PROTOCOL_BYTES_MAX
 
 _HANDSHAKE_RECORD = 22
 _CLIENT_HELLO = 1
@@ -17,7 +17,7 @@ _HOST_NAME = 0
 _RECORD_BYTES_MAX = 16384 + 256
 
 
-class Hello(msgspec.Struct, frozen=True):
+class ClientHello(msgspec.Struct, frozen=True):
     """What the bytes so far tell. `server_name` is None in a whole hello without one, and in what is no hello or
     not alone in its record.
 
@@ -26,26 +26,26 @@ class Hello(msgspec.Struct, frozen=True):
     byte_count: of the records that it stands in, or the first of them: some servers may find a hello in what is odd.
     """
 
-    is_whole: bool
+    is_complete: bool
     server_name: str | None = None
-    hides_name: bool = False
-    is_before_data: bool = False
+    has_encrypted_name: bool = False
+    has_early_data: bool = False
     byte_count: int = 0
 
 
-class HelloNames(msgspec.Struct, frozen=True):
+class ServerNames(msgspec.Struct, frozen=True):
     """What a ClientHello says of servers' names. The last two are as in `Hello`."""
 
     names: tuple[str, ...] = ()
-    hides_name: bool = False
-    is_before_data: bool = False
+    has_encrypted_name: bool = False
+    has_early_data: bool = False
 
 
-class _CutShortError(Exception):
+class _TruncatedError(Exception):
     """A length points past the end."""
 
 
-def read_hello(data: bytes) -> Hello:
+def parse_client_hello(data: bytes) -> ClientHello:
     """Look at the first bytes of a connection. Not whole means: more bytes may tell more. Never raises."""
     message = bytearray()
     offset = 0
@@ -53,22 +53,26 @@ def read_hello(data: bytes) -> Hello:
         length = int.from_bytes(data[offset + 3 : offset + 5])
         is_handshake = data[offset] == _HANDSHAKE_RECORD
         if not is_handshake or data[offset + 1] != 3 or not 0 < length <= _RECORD_BYTES_MAX:
-            return Hello(is_whole=True, byte_count=offset + 5 if is_handshake or message else 0)
+            return ClientHello(is_complete=True, byte_count=offset + 5 if is_handshake or message else 0)
         message += data[offset + 5 : offset + 5 + length]
         if message and message[0] != _CLIENT_HELLO:
-            return Hello(is_whole=True)
+            return ClientHello(is_complete=True)
         end = 4 + int.from_bytes(message[1:4])
         if len(message) >= 4 and len(message) >= end:
             # No client sends more in the same record, and the server might take what follows for the hello that counts.
             byte_count = offset + 5 + length
             is_alone = len(message) == end and len(data) >= byte_count
-            return _told_by(bytes(message[4:end]), byte_count) if is_alone else Hello(True, byte_count=byte_count)
+            return (
+                _hello_from_body(bytes(message[4:end]), byte_count)
+                if is_alone
+                else ClientHello(True, byte_count=byte_count)
+            )
         offset += 5 + length
     is_odd = data[:1] == b"\x16" and data[1:2] not in (b"", b"\x03")
-    return Hello(is_whole=is_odd or data[:1] not in (b"", b"\x16"), byte_count=len(data) if is_odd else 0)
+    return ClientHello(is_complete=is_odd or data[:1] not in (b"", b"\x16"), byte_count=len(data) if is_odd else 0)
 
 
-def names_in(body: bytes) -> HelloNames | None:
+def parse_server_names(body: bytes) -> ServerNames | None:
     """The names in the body of a ClientHello; None when a length in it points past its end."""
     names, hides_name, is_before_data = [], False, False
     try:
@@ -77,35 +81,35 @@ def names_in(body: bytes) -> HelloNames | None:
                 names += _host_names(content)
             hides_name |= kind == _ENCRYPTED_HELLO_EXTENSION
             is_before_data |= kind == _EARLY_DATA_EXTENSION
-    except _CutShortError:
+    except _TruncatedError:
         return None
-    return HelloNames(tuple(names), hides_name, is_before_data)
+    return ServerNames(tuple(names), hides_name, is_before_data)
 
 
-def _told_by(body: bytes, byte_count: int) -> Hello:
-    told = names_in(body)
+def _hello_from_body(body: bytes, byte_count: int) -> ClientHello:
+    told = parse_server_names(body)
     if told is None:
-        return Hello(True, byte_count=byte_count)
+        return ClientHello(True, byte_count=byte_count)
     # Several names are against the rules, and the server might take another one than we.
     name = told.names[0] if len(told.names) == 1 else None
-    return Hello(True, name, told.hides_name, told.is_before_data, byte_count)
+    return ClientHello(True, name, told.has_encrypted_name, told.has_early_data, byte_count)
 
 
 def _extensions(body: bytes) -> Iterator[tuple[int, bytes]]:
     reader = _Reader(body)
-    reader.take(2 + 32)
-    reader.vector(1)
-    reader.vector(2)
-    reader.vector(1)
-    extensions = _Reader(reader.vector(2))
-    while extensions.left:
-        yield extensions.number(2), extensions.vector(2)
+    reader.read(2 + 32)
+    reader.read_vector(1)
+    reader.read_vector(2)
+    reader.read_vector(1)
+    extensions = _Reader(reader.read_vector(2))
+    while extensions.remaining:
+        yield extensions.read_integer(2), extensions.read_vector(2)
 
 
 def _host_names(content: bytes) -> list[str]:
-    names, found = _Reader(_Reader(content).vector(2)), []
-    while names.left:
-        kind, name = names.number(1), names.vector(2)
+    names, found = _Reader(_Reader(content).read_vector(2)), []
+    while names.remaining:
+        kind, name = names.read_integer(1), names.read_vector(2)
         if kind == _HOST_NAME and name:
             found.append(name.decode("ascii", errors="replace"))
     return found
@@ -117,42 +121,42 @@ class _Reader:
         self._offset = 0
 
     @property
-    def left(self) -> int:
+    def remaining(self) -> int:
         return len(self._data) - self._offset
 
-    def take(self, count: int) -> bytes:
-        if count > self.left:
-            raise _CutShortError
+    def read(self, count: int) -> bytes:
+        if count > self.remaining:
+            raise _TruncatedError
         self._offset += count
         return self._data[self._offset - count : self._offset]
 
-    def number(self, size: int) -> int:
-        return int.from_bytes(self.take(size))
+    def read_integer(self, size: int) -> int:
+        return int.from_bytes(self.read(size))
 
-    def vector(self, size: int) -> bytes:
-        return self.take(self.number(size))
+    def read_vector(self, size: int) -> bytes:
+        return self.read(self.read_integer(size))
 
 
-_BEGIN = re.compile(rb"\x16(?=[\x00-\x0f].[\x00-\x40].\x01)", re.DOTALL)
-_BEGIN_BYTES = 6
+_HELLO_START = re.compile(rb"\x16(?=[\x00-\x0f].[\x00-\x40].\x01)", re.DOTALL)
+_HELLO_START_BYTES = 6
 _RECORD_HEADER = re.compile(rb"[\x14-\x16][\x00-\x0f].[\x00-\x40].", re.DOTALL)
 """Some servers take an alert or a change of the cipher between the records of a hello, and look at the version in
 the hello only, where its first byte is 3."""
 
 _HEADER_BYTES = 5
 _HANDSHAKE = 22
-_SHORTEST_BODY_BYTES = 39
-_LONGEST_BODY_BYTES = 0x2FFFF
+_BODY_BYTES_MIN = 39
+_BODY_BYTES_MAX = 0x2FFFF
 
 
-class _Begun(msgspec.Struct, frozen=True):
+class _PartialHello(msgspec.Struct, frozen=True):
     """What there is of a ClientHello. `is_whole`: all of it, and of the records that it stands in."""
 
     message: bytes
-    is_whole: bool
+    is_complete: bool
 
 
-class HelloSearch:
+class ClientHelloSearch:
     """For one client that speaks to `name`. A hello may name nobody, as the protocol around it did not."""
 
     def __init__(self, policy: EgressPolicy, name: str) -> None:
@@ -161,64 +165,64 @@ class HelloSearch:
         self._searched = 0
         self._offsets: list[int] = []
 
-    def objection(self, seen: bytearray) -> str | None:
+    def deny_reason(self, received: bytearray) -> str | None:
         """What is wrong with a hello in all that the client has said so far."""
-        self._find_beginnings(seen)
-        if len(self._offsets) > HELLOS_BEGUN_MAX:
+        self._find_offsets(received)
+        if len(self._offsets) > PARTIAL_HELLOS_MAX:
             return "TLS seems to begin in it too often."
         for offset in tuple(self._offsets):
-            begun = _read(seen, offset)
+            begun = _read_partial_hello(received, offset)
             objection = None
-            if begun is None or begun.is_whole:
+            if begun is None or begun.is_complete:
                 self._offsets.remove(offset)
                 objection = self._mismatch(begun.message) if begun is not None else None
-            elif len(seen) - offset >= CLIENT_HELLO_BYTES_MAX:
+            elif len(received) - offset >= CLIENT_HELLO_BYTES_MAX:
                 objection = f"the connection to {self._name} has TLS that does not come to its end."
             if objection is not None:
                 return objection
         return None
 
-    def _find_beginnings(self, seen: bytearray) -> None:
-        last = UNKNOWN_OPENING_BYTES_MAX - CLIENT_HELLO_BYTES_MAX
-        while (begin := _BEGIN.search(seen, self._searched)) is not None and begin.start() <= last:
+    def _find_offsets(self, received: bytearray) -> None:
+        last = UNKNOWN_PROTOCOL_BYTES_MAX - CLIENT_HELLO_BYTES_MAX
+        while (begin := _HELLO_START.search(received, self._searched)) is not None and begin.start() <= last:
             self._searched = begin.end()
             self._offsets.append(begin.start())
-        self._searched = max(self._searched, len(seen) - _BEGIN_BYTES + 1)
+        self._searched = max(self._searched, len(received) - _HELLO_START_BYTES + 1)
 
     def _mismatch(self, message: bytes) -> str | None:
-        end = _end(message)
-        told = names_in(message[4:end])
+        end = _message_end(message)
+        told = parse_server_names(message[4:end])
         if told is None or len(message) != end or len(told.names) > 1:
             return f"the connection to {self._name} has TLS that servers read differently."
-        if told.names and normal(told.names[0]) != normal(self._name):
+        if told.names and normalize_host(told.names[0]) != normalize_host(self._name):
             return f"the connection is to {self._name}, but its TLS asks for another server."
-        if told.hides_name and not self._policy.takes_hidden_names:
+        if told.has_encrypted_name and not self._policy.allows_encrypted_hello:
             return "its TLS has a second server name that is encrypted (ECH); turn that off in the program."
         return None
 
 
-def _read(seen: bytearray, offset: int) -> _Begun | None:
+def _read_partial_hello(received: bytearray, offset: int) -> _PartialHello | None:
     """The ClientHello whose first record begins here; None where there is none."""
     message = bytearray()
-    while len(header := bytes(seen[offset : offset + _HEADER_BYTES])) == _HEADER_BYTES:
+    while len(header := bytes(received[offset : offset + _HEADER_BYTES])) == _HEADER_BYTES:
         if _RECORD_HEADER.match(header) is None:
             return None
         end = offset + _HEADER_BYTES + int.from_bytes(header[3:])
         if header[0] == _HANDSHAKE:
-            message += seen[offset + _HEADER_BYTES : end]
-        if not _is_hello_so_far(message):
+            message += received[offset + _HEADER_BYTES : end]
+        if not _may_be_hello(message):
             return None
         offset = end
-        if offset <= len(seen) and 4 <= _end(message) <= len(message):
-            return _Begun(bytes(message), is_whole=True)
-    return _Begun(bytes(message), is_whole=False)
+        if offset <= len(received) and 4 <= _message_end(message) <= len(message):
+            return _PartialHello(bytes(message), is_complete=True)
+    return _PartialHello(bytes(message), is_complete=False)
 
 
-def _end(message: bytes | bytearray) -> int:
+def _message_end(message: bytes | bytearray) -> int:
     """Where the message ends; 0 while that is not known."""
     return 4 + int.from_bytes(message[1:4]) if len(message) >= 4 else 0
 
 
-def _is_hello_so_far(message: bytes | bytearray) -> bool:
-    is_length = len(message) < 4 or _SHORTEST_BODY_BYTES <= int.from_bytes(message[1:4]) <= _LONGEST_BODY_BYTES
+def _may_be_hello(message: bytes | bytearray) -> bool:
+    is_length = len(message) < 4 or _BODY_BYTES_MIN <= int.from_bytes(message[1:4]) <= _BODY_BYTES_MAX
     return message[:1] in (b"", b"\x01") and is_length and message[4:5] in (b"", b"\x03")

@@ -4,131 +4,135 @@ import asyncio
 from functools import partial
 
 from sandbox.gateway import limits
-from sandbox.gateway.connection import Turns
-from sandbox.gateway.egress.dialer import NotDialledError, NotReachedError, Outward
-from sandbox.gateway.egress.policy import Opening, Passage, Refusal, Sieve, sentence
-from sandbox.gateway.event_reporter import Reports
-from sandbox.gateway.transport import READ_BYTES, RELAY_BYTES, Line
+from sandbox.gateway.connection import ConnectionQueues
+from sandbox.gateway.egress.dialer import AddressDeniedError, HostUnreachableError, PublicDialer
+from sandbox.gateway.egress.policy import Denial, Handshake, StreamFilter, Tunnel, denial_message
+from sandbox.gateway.event_reporter import EventReporter
+from sandbox.gateway.transport import READ_BYTES, RELAY_BYTES, Stream
 
 
-class EgressVisit:
+class EgressConnection:
     """One of them; `opening` may be judged already. Its work waits for its turn among the sandbox's connections."""
 
     def __init__(
         self,
-        opening: Opening | Passage | Refusal,
-        client: Line,
-        reports: Reports,
-        outward: Outward,
-        turns: Turns,
+        handshake: Handshake | Tunnel | Denial,
+        client: Stream,
+        reporter: EventReporter,
+        dialer: PublicDialer,
+        queues: ConnectionQueues,
     ) -> None:
-        self._opening = opening
+        self._handshake = handshake
         self._client = client
-        self._reports = reports
-        self._outward = outward
-        self._turns = turns
-        self._has_half_ended = False
-        self._host_was_heard = False
-        self._refusal: Refusal | None = None
+        self._reporter = reporter
+        self._dialer = dialer
+        self._queues = queues
+        self._is_half_closed = False
+        self._has_host_data = False
+        self._denial: Denial | None = None
 
     async def run(self) -> None:
         """Until both sides have ended, or one is silent for too long."""
         try:
-            opening = self._opening
-            outcome = opening if isinstance(opening, Passage | Refusal) else await self._open(opening)
-            host = await self._dial(outcome) if isinstance(outcome, Passage) else outcome
-            if isinstance(host, Refusal):
-                await self._refuse(host)
-            elif isinstance(outcome, Passage) and host is not None:
-                await self._carry(outcome, host)
+            opening = self._handshake
+            outcome = opening if isinstance(opening, Tunnel | Denial) else await self._run_handshake(opening)
+            host = await self._dial(outcome) if isinstance(outcome, Tunnel) else outcome
+            if isinstance(host, Denial):
+                await self._deny(host)
+            elif isinstance(outcome, Tunnel) and host is not None:
+                await self._relay(outcome, host)
         finally:
-            self._client.cut()
+            self._client.abort()
 
-    async def _open(self, opening: Opening) -> Passage | Refusal:
-        self._client.renew(limits.HEAD_SECONDS)
+    async def _run_handshake(self, handshake: Handshake) -> Tunnel | Denial:
+        self._client.set_timeout(limits.HEAD_SECONDS)
         while True:
             data = await self._client.read()
-            outcome = await self._turns.judge(self._turns.others, partial(opening.client_sent, data))
+            outcome = await self._queues.run(self._queues.low_priority, partial(handshake.client_data_received, data))
             if outcome is not None:
                 return outcome
 
-    async def _dial(self, passage: Passage) -> Line | Refusal | None:
+    async def _dial(self, tunnel: Tunnel) -> Stream | Denial | None:
         waiting_seconds = limits.CONNECTIONS_MAX / limits.HOST_CONNECTIONS_PER_SECOND  # for those that came before
-        self._client.renew(waiting_seconds + limits.CONNECT_SECONDS + 2 * limits.LOOKUP_SECONDS)
-        host, port = passage.host, passage.port
+        self._client.set_timeout(waiting_seconds + limits.CONNECT_SECONDS + 2 * limits.LOOKUP_SECONDS)
+        host, port = tunnel.host, tunnel.port
         try:
-            return await self._outward.dial(host, port)
-        except NotDialledError as error:
-            return Refusal(host, port, str(error), passage.unreached(403, sentence(host, port, str(error))))
-        except NotReachedError as error:
-            self._reports.trouble("host_unreachable", str(error))
-            await self._say_last(passage.unreached(error.status, str(error)))
+            return await self._dialer.dial(host, port)
+        except AddressDeniedError as error:
+            return Denial(
+                host, port, str(error), tunnel.unreachable_response(403, denial_message(host, port, str(error)))
+            )
+        except HostUnreachableError as error:
+            self._reporter.report_trouble("host_unreachable", str(error))
+            await self._send_and_linger(tunnel.unreachable_response(error.status, str(error)))
             return None
 
-    async def _refuse(self, refusal: Refusal) -> None:
-        self._reports.denied(refusal.host, refusal.port, refusal.reason)
-        await self._say_last(refusal.answer)
+    async def _deny(self, denial: Denial) -> None:
+        self._reporter.report_denied(denial.host, denial.port, denial.reason)
+        await self._send_and_linger(denial.response)
 
-    async def _say_last(self, answer: bytes) -> None:
+    async def _send_and_linger(self, response: bytes) -> None:
         """What the client has sent beyond is read, so that its answer is not lost."""
-        self._client.renew(limits.LINGER_SECONDS)
-        self._client.write(answer)
-        self._client.end()
+        self._client.set_timeout(limits.LINGER_SECONDS)
+        self._client.write(response)
+        self._client.write_eof()
         while await self._client.read():
-            await self._turns.others.wait()
+            await self._queues.low_priority.wait()
 
-    async def _carry(self, passage: Passage, host: Line) -> None:
+    async def _relay(self, tunnel: Tunnel, host: Stream) -> None:
         try:
-            self._client.write(passage.greeting)
+            self._client.write(tunnel.greeting)
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._carry_out(passage.sieve, host))
-                group.create_task(self._carry_in(passage.sieve, host))
+                group.create_task(self._relay_to_host(tunnel.stream_filter, host))
+                group.create_task(self._relay_to_client(tunnel.stream_filter, host))
         finally:
-            host.cut()
-        if self._refusal is not None:
-            await self._refuse(self._refusal)
+            host.abort()
+        if self._denial is not None:
+            await self._deny(self._denial)
 
-    async def _carry_out(self, sieve: Sieve, host: Line) -> None:
-        onward = sieve.begin()
+    async def _relay_to_host(self, stream_filter: StreamFilter, host: Stream) -> None:
+        onward = stream_filter.start()
         data = b"-"
         while True:
-            self._renew(host)
-            if isinstance(onward, Refusal):
-                self._refusal = onward
-                host.cut()  # which ends the other way too
-                if self._host_was_heard:  # and an answer of ours would stand in the middle of the host's
-                    self._client.cut()
+            self._reset_timeouts(host)
+            if isinstance(onward, Denial):
+                self._denial = onward
+                host.abort()  # which ends the other way too
+                if self._has_host_data:  # and an answer of ours would stand in the middle of the host's
+                    self._client.abort()
                 return
             host.write(onward)
             await host.drain()
             if not data:
-                host.end()
-                self._has_half_ended = True
-                self._renew(host)
+                host.write_eof()
+                self._is_half_closed = True
+                self._reset_timeouts(host)
                 return
-            data = await self._client.read(RELAY_BYTES if sieve.is_free else READ_BYTES)
-            onward = await self._turns.judge(self._turns.others, partial(sieve.client_sent, data))
+            data = await self._client.read(RELAY_BYTES if stream_filter.is_passthrough else READ_BYTES)
+            onward = await self._queues.run(
+                self._queues.low_priority, partial(stream_filter.client_data_received, data)
+            )
 
-    async def _carry_in(self, sieve: Sieve, host: Line) -> None:
-        while (data := await host.read(RELAY_BYTES)) and not self._client.is_gone:
-            await self._turns.others.wait()
-            self._renew(host)
-            self._host_was_heard = True
-            sieve.host_spoke()
+    async def _relay_to_client(self, stream_filter: StreamFilter, host: Stream) -> None:
+        while (data := await host.read(RELAY_BYTES)) and not self._client.is_closing:
+            await self._queues.low_priority.wait()
+            self._reset_timeouts(host)
+            self._has_host_data = True
+            stream_filter.host_data_received()
             self._client.write(data)
             await self._client.drain()
-        if self._refusal is not None:
+        if self._denial is not None:
             return
-        self._host_was_heard = True
-        self._client.end()
-        self._has_half_ended = True
-        self._renew(host)
-        if sieve.is_over:
-            self._client.renew(limits.LINGER_SECONDS)
-        if self._client.is_gone:
-            host.cut()
+        self._has_host_data = True
+        self._client.write_eof()
+        self._is_half_closed = True
+        self._reset_timeouts(host)
+        if stream_filter.is_done:
+            self._client.set_timeout(limits.LINGER_SECONDS)
+        if self._client.is_closing:
+            host.abort()
 
-    def _renew(self, host: Line) -> None:
-        seconds = limits.HALF_OPEN_SECONDS if self._has_half_ended else limits.TUNNEL_IDLE_SECONDS
-        self._client.renew(seconds)
-        host.renew(seconds)
+    def _reset_timeouts(self, host: Stream) -> None:
+        seconds = limits.HALF_OPEN_SECONDS if self._is_half_closed else limits.TUNNEL_IDLE_SECONDS
+        self._client.set_timeout(seconds)
+        host.set_timeout(seconds)

@@ -9,9 +9,9 @@ from functools import partial
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 
 from sandbox.gateway import limits
-from sandbox.gateway.connection_rate import Pace
-from sandbox.gateway.transport import Line, WideLines
-from sandbox.system.threads import wait_in_thread
+from sandbox.gateway.connection_rate import ConnectionRateLimiter
+from sandbox.gateway.transport import Stream, WideConnections
+from sandbox.system.threads import run_in_daemon_thread
 
 Address = IPv4Address | IPv6Address
 
@@ -49,7 +49,7 @@ _NOT_GLOBAL_V6 = [
 ]
 
 
-def unwrapped(address: Address) -> Address:
+def unmap_ipv4(address: Address) -> Address:
     """The IPv4 address that an IPv4-mapped IPv6 address stands for; every other address itself."""
     mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
     return mapped or address
@@ -57,7 +57,7 @@ def unwrapped(address: Address) -> Address:
 
 def is_global(address: Address) -> bool:
     """Whether this is one address of one public host, as far as its number tells."""
-    address = unwrapped(address)
+    address = unmap_ipv4(address)
     if isinstance(address, IPv4Address):
         return not any(address in block for block in _NOT_GLOBAL_V4)
     is_plain = address.scope_id is None and address in _GLOBAL_V6
@@ -67,11 +67,11 @@ def is_global(address: Address) -> bool:
 AddressPolicy = Callable[[Address], bool]
 
 
-class NotDialledError(Exception):
+class AddressDeniedError(Exception):
     """An address behind the name is none that may be dialled; the message says why, for people."""
 
 
-class NotReachedError(Exception):
+class HostUnreachableError(Exception):
     """The host was not reached; `status` is HTTP's for a gateway, the message is for people."""
 
     def __init__(self, status: int, message: str) -> None:
@@ -79,12 +79,12 @@ class NotReachedError(Exception):
         self.status = status
 
 
-def may_be_dialled(address: Address) -> bool:
+def is_dialable(address: Address) -> bool:
     """Whether this is another host's public address. Only tests have another policy."""
-    return is_global(address) and not _is_own(address)
+    return is_global(address) and not _is_local_address(address)
 
 
-class Outward:
+class PublicDialer:
     """Dials hosts by name, by the system's resolver (/etc/hosts included), but never the model's.
 
     model_addresses: where the model has been found; it grows here and where the model is dialled.
@@ -93,71 +93,71 @@ class Outward:
     def __init__(self, model_host: str, address_policy: AddressPolicy, model_addresses: set[Address]) -> None:
         self._model_host = model_host
         self._model_addresses = model_addresses
-        self._model_looked_up_at = float("-inf")
-        self._may_be_dialled = address_policy
+        self._model_resolved_at = float("-inf")
+        self._address_policy = address_policy
         self._lookups = asyncio.Semaphore(limits.LOOKUPS_MAX)
-        self._wide = WideLines()
-        self._pace = Pace(limits.HOST_CONNECTIONS_AT_ONCE, limits.HOST_CONNECTIONS_PER_SECOND)
+        self._wide = WideConnections()
+        self._pace = ConnectionRateLimiter(limits.HOST_CONNECTIONS_AT_ONCE, limits.HOST_CONNECTIONS_PER_SECOND)
 
-    async def dial(self, host: str, port: int) -> Line:
+    async def dial(self, host: str, port: int) -> Stream:
         """Raises NotDialledError, NotReachedError. Waits where connections are opened too often."""
-        addresses = await self._look_up(host)
-        await self._look_for_model()
+        addresses = await self._resolve_host(host)
+        await self._refresh_model_addresses()
         if not self._model_addresses.isdisjoint(addresses):
-            raise NotDialledError("its address is the model's, which is reached through the gateway only.")
-        allowed = [address for address in addresses if self._may_be_dialled(address)]
+            raise AddressDeniedError("its address is the model's, which is reached through the gateway only.")
+        allowed = [address for address in addresses if self._address_policy(address)]
         if not allowed:
-            raise NotDialledError("its name resolves to no public address of another host.")
+            raise AddressDeniedError("its name resolves to no public address of another host.")
         await self._pace.wait()
         line = await _connect(host, port, allowed[: limits.ADDRESSES_MAX])
         self._wide.add(line)
         return line
 
-    async def _look_for_model(self) -> None:
+    async def _refresh_model_addresses(self) -> None:
         """Every address that it ever had counts. As long as none is known, no host can be told from the model."""
         now = asyncio.get_running_loop().time()
-        if now - self._model_looked_up_at < limits.MODEL_LOOKUP_SECONDS:
+        if now - self._model_resolved_at < limits.MODEL_LOOKUP_SECONDS:
             return
         try:
-            self._model_addresses.update(await self._look_up(self._model_host))
-            self._model_looked_up_at = now
-        except NotReachedError:
+            self._model_addresses.update(await self._resolve_host(self._model_host))
+            self._model_resolved_at = now
+        except HostUnreachableError:
             if not self._model_addresses:
                 message = "The model's host does not resolve, and unless it does no other host is reached."
-                raise NotReachedError(502, message) from None
+                raise HostUnreachableError(502, message) from None
 
-    async def _look_up(self, host: str) -> list[Address]:
+    async def _resolve_host(self, host: str) -> list[Address]:
         with suppress(ValueError):
-            return [unwrapped(ip_address(host))]
+            return [unmap_ipv4(ip_address(host))]
         try:
             async with asyncio.timeout(limits.LOOKUP_SECONDS):
                 await self._lookups.acquire()
-                return _sorted(await wait_in_thread(partial(_resolve, host), self._lookups.release))
+                return _sort_ipv4_first(await run_in_daemon_thread(partial(_resolve, host), self._lookups.release))
         except TimeoutError:
-            raise NotReachedError(504, f"{host} was not resolved within {limits.LOOKUP_SECONDS:.0f} s.") from None
+            raise HostUnreachableError(504, f"{host} was not resolved within {limits.LOOKUP_SECONDS:.0f} s.") from None
         except (OSError, UnicodeError):
-            raise NotReachedError(502, f"{host} does not resolve.") from None
+            raise HostUnreachableError(502, f"{host} does not resolve.") from None
 
 
-async def _connect(host: str, port: int, addresses: list[Address]) -> Line:
+async def _connect(host: str, port: int, addresses: list[Address]) -> Stream:
     for address in addresses:
         with suppress(OSError):  # TimeoutError included
             async with asyncio.timeout(limits.CONNECT_SECONDS / len(addresses)):
-                return await Line.to(str(address), port)
-    raise NotReachedError(502, f"{host}:{port} does not answer.")
+                return await Stream.connect(str(address), port)
+    raise HostUnreachableError(502, f"{host}:{port} does not answer.")
 
 
 def _resolve(host: str) -> set[str]:
     return {str(info[4][0]) for info in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
 
 
-def _sorted(found: set[str]) -> list[Address]:
+def _sort_ipv4_first(addresses_text: set[str]) -> list[Address]:
     """IPv4 first, which more machines can reach."""
-    addresses = {unwrapped(ip_address(one)) for one in found}
+    addresses = {unmap_ipv4(ip_address(one)) for one in addresses_text}
     return sorted(addresses, key=lambda address: (not isinstance(address, IPv4Address), int(address)))
 
 
-def _is_own(address: Address) -> bool:
+def _is_local_address(address: Address) -> bool:
     """Whether the address is this host's: only then a socket can be bound to it. In doubt it is."""
     family = socket.AF_INET if isinstance(address, IPv4Address) else socket.AF_INET6
     try:

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import msgspec
 
-from sandbox.gateway.event_reporter import printable
+from sandbox.gateway.event_reporter import printable_host
 from sandbox.model.egress import EgressRules, ends_in_number
 
 HTTP_PORT, HTTPS_PORT = 80, 443
@@ -23,155 +23,157 @@ class EgressPolicy:
     takes_addresses: where every public host is allowed, so is an address instead of its name.
     """
 
-    def __init__(self, rules: EgressRules, model_host: str, *, takes_addresses: bool = False) -> None:
+    def __init__(self, rules: EgressRules, model_host: str, *, allows_ip_addresses: bool = False) -> None:
         self._rules = rules
-        self._model_host = normal(model_host)
-        self._takes_addresses = takes_addresses and rules.is_full
+        self._model_host = normalize_host(model_host)
+        self._allows_ip_addresses = allows_ip_addresses and rules.is_unrestricted
 
     @property
-    def takes_hidden_names(self) -> bool:
+    def allows_encrypted_hello(self) -> bool:
         """Whether a TLS ClientHello may have a second name that is encrypted."""
-        return self._rules.is_full
+        return self._rules.is_unrestricted
 
-    def knows(self, host: str) -> bool:
+    def allows_host(self, host: str) -> bool:
         """Whether the host may be reached at any port, so that its name resolves inside."""
-        return is_host_name(host) and normal(host) != self._model_host and self._rules.knows(host)
+        return is_host_name(host) and normalize_host(host) != self._model_host and self._rules.allows_host(host)
 
-    def name_objection(self, host: str) -> str:
+    def name_deny_reason(self, host: str) -> str:
         """Why a name is not resolved."""
-        if self.knows(host):
+        if self.allows_host(host):
             return "too many names were resolved."
-        return self.objection(host, HTTPS_PORT) or "it cannot be resolved."
+        return self.deny_reason(host, HTTPS_PORT) or "it cannot be resolved."
 
-    def objection(self, host: str, port: int) -> str | None:
+    def deny_reason(self, host: str, port: int) -> str | None:
         """Why this may not be reached; None when it may."""
-        if self._rules.allow_nothing:
+        if self._rules.is_isolated:
             return NO_HOSTS if self._rules.is_outbound else ISOLATED
-        if normal(host) == self._model_host:
+        if normalize_host(host) == self._model_host:
             return "the model is reached through the gateway's own address only."
         if not 1 <= port <= 65535:
             return "there is no such port."
         if ends_in_number(host) or ":" in host:
-            return self._address_objection(host)
-        if not self.knows(host):
-            return NOT_PUBLIC if self._rules.is_full else "vm.allowed_hosts does not list it."
+            return self._address_deny_reason(host)
+        if not self.allows_host(host):
+            return NOT_PUBLIC if self._rules.is_unrestricted else "vm.allowed_hosts does not list it."
         return None if self._rules.allows(host, port) else "vm.allowed_hosts does not list it at this port."
 
-    def _address_objection(self, host: str) -> str | None:
-        if not self._takes_addresses:
-            told = "with network_mode full, by the proxy" if self._rules.is_full else "only with network_mode full"
+    def _address_deny_reason(self, host: str) -> str | None:
+        if not self._allows_ip_addresses:
+            told = (
+                "with network_mode full, by the proxy" if self._rules.is_unrestricted else "only with network_mode full"
+            )
             return f"hosts are reached by their names; addresses {told}."
         return None if is_address(host) else "an address is written as four decimal numbers, or as IPv6."
 
 
-class Refusal(msgspec.Struct, frozen=True):
+class Denial(msgspec.Struct, frozen=True):
     """Not let through. `answer`: bytes for the client before its connection ends."""
 
     host: str
     port: int
     reason: str
-    answer: bytes = b""
+    response: bytes = b""
 
 
-class Sieve(Protocol):
+class StreamFilter(Protocol):
     """Looks at what the client sends to the host, for as long as there is something to look for."""
 
     @property
-    def is_over(self) -> bool:
+    def is_done(self) -> bool:
         """Whether nothing more of the client's goes to the host."""
         ...
 
     @property
-    def is_free(self) -> bool:
+    def is_passthrough(self) -> bool:
         """Whether everything that comes from now on goes to the host unread."""
         ...
 
-    def begin(self) -> bytes | Refusal:
+    def start(self) -> bytes | Denial:
         """What goes to the host as soon as it is reached."""
         ...
 
-    def client_sent(self, data: bytes) -> bytes | Refusal:
+    def client_data_received(self, data: bytes) -> bytes | Denial:
         """What of this goes to the host; no data mean that no more will come."""
         ...
 
-    def host_spoke(self) -> None:
+    def host_data_received(self) -> None:
         """Bytes came from the host."""
         ...
 
 
-class Passage(msgspec.Struct, frozen=True):
+class Tunnel(msgspec.Struct, frozen=True):
     """Let through to `host`. `greeting`: for the client once it is reached; `unreached`: its answer if it is not."""
 
     host: str
     port: int
-    sieve: Sieve
+    stream_filter: StreamFilter
     greeting: bytes = b""
-    unreached: Callable[[int, str], bytes] = lambda _status, _sentence: b""
+    unreachable_response: Callable[[int, str], bytes] = lambda _status, _sentence: b""
 
 
-class Opening(Protocol):
+class Handshake(Protocol):
     """The beginning of a connection from inside. Never raises on what comes; says how it ends when no more comes."""
 
-    def client_sent(self, data: bytes) -> Passage | Refusal | None:
+    def client_data_received(self, data: bytes) -> Tunnel | Denial | None:
         """What to do, None: wait for more. No data mean that no more will come."""
         ...
 
 
-class Checked:
+class InspectingFilter:
     """What is inside a tunnel has to open as `opening` demands; `came` is what came of it already."""
 
-    def __init__(self, opening: Opening, came: bytes) -> None:
-        self._opening = opening
-        self._came = came
-        self._sieve: Sieve | None = None
-        self._host_has_spoken = False
+    def __init__(self, handshake: Handshake, initial_data: bytes) -> None:
+        self._handshake = handshake
+        self._initial_data = initial_data
+        self._stream_filter: StreamFilter | None = None
+        self._has_host_data = False
 
     @property
-    def is_over(self) -> bool:
+    def is_done(self) -> bool:
         """As the one that comes after says."""
-        return self._sieve is not None and self._sieve.is_over
+        return self._stream_filter is not None and self._stream_filter.is_done
 
     @property
-    def is_free(self) -> bool:
+    def is_passthrough(self) -> bool:
         """As the one that comes after says."""
-        return self._sieve is not None and self._sieve.is_free
+        return self._stream_filter is not None and self._stream_filter.is_passthrough
 
-    def begin(self) -> bytes | Refusal:
+    def start(self) -> bytes | Denial:
         """Nothing before it was looked at."""
-        return self.client_sent(self._came) if self._came else b""
+        return self.client_data_received(self._initial_data) if self._initial_data else b""
 
-    def client_sent(self, data: bytes) -> bytes | Refusal:
+    def client_data_received(self, data: bytes) -> bytes | Denial:
         """Nothing until the beginning is whole."""
-        if self._sieve is not None:
-            return self._sieve.client_sent(data)
-        outcome = self._opening.client_sent(data)
-        if outcome is None or isinstance(outcome, Refusal):
+        if self._stream_filter is not None:
+            return self._stream_filter.client_data_received(data)
+        outcome = self._handshake.client_data_received(data)
+        if outcome is None or isinstance(outcome, Denial):
             return outcome or b""
-        self._sieve = outcome.sieve
-        if self._host_has_spoken:
-            self._sieve.host_spoke()
-        return self._sieve.begin()
+        self._stream_filter = outcome.stream_filter
+        if self._has_host_data:
+            self._stream_filter.host_data_received()
+        return self._stream_filter.start()
 
-    def host_spoke(self) -> None:
+    def host_data_received(self) -> None:
         """Also for the sieve that comes after."""
-        self._host_has_spoken = True
-        if self._sieve is not None:
-            self._sieve.host_spoke()
+        self._has_host_data = True
+        if self._stream_filter is not None:
+            self._stream_filter.host_data_received()
 
 
-def normal(host: str) -> str:
+def normalize_host(host: str) -> str:
     """A host as it is compared: lower case, without a final dot."""
     return host.removesuffix(".").lower()
 
 
-def sentence(host: str, port: int, reason: str) -> str:
+def denial_message(host: str, port: int, reason: str) -> str:
     """A refusal as it is told to the client."""
-    return f"Sandbox refused {printable(host)}:{port}: {reason}"
+    return f"Sandbox refused {printable_host(host)}:{port}: {reason}"
 
 
 def is_host_name(host: str) -> bool:
     """Whether a name is well-formed ASCII, and none that resolvers may take for an address."""
-    return len(host) <= 254 and _HOST.fullmatch(normal(host)) is not None and not ends_in_number(host)
+    return len(host) <= 254 and _HOST.fullmatch(normalize_host(host)) is not None and not ends_in_number(host)
 
 
 def is_address(host: str) -> bool:

@@ -5,87 +5,87 @@ from typing import Any
 import h11
 
 from sandbox.gateway import http
-from sandbox.gateway.egress.http_handshake import HttpOpening, lone_passage
+from sandbox.gateway.egress.http_handshake import HttpHandshake, open_single_request_tunnel
 from sandbox.gateway.egress.policy import (
     HTTP_PORT,
     HTTPS_PORT,
-    Checked,
+    Denial,
     EgressPolicy,
-    Opening,
-    Passage,
-    Refusal,
-    normal,
-    sentence,
+    Handshake,
+    InspectingFilter,
+    Tunnel,
+    denial_message,
+    normalize_host,
 )
-from sandbox.gateway.egress.tls_handshake import TlsOpening
-from sandbox.gateway.egress.unknown_protocol import AnyOpening
-from sandbox.gateway.http import Authority, parse_absolute, parse_authority
+from sandbox.gateway.egress.tls_handshake import TlsHandshake
+from sandbox.gateway.egress.unknown_protocol import SniffingHandshake
+from sandbox.gateway.http import HostPort, parse_absolute_form, parse_authority
 
 _ESTABLISHED = b"HTTP/1.1 200 Connection established\r\n\r\n"
 
 
-class ProxyOpening:
+class ProxyHandshake:
     """The first request of a connection to the proxy on `port`."""
 
     def __init__(self, policy: EgressPolicy, port: int) -> None:
         self._policy = policy
-        self._asked = Authority("proxy", port)
-        self._side = http.client_side()
+        self._target = HostPort("proxy", port)
+        self._client_side = http.client_side()
 
-    def client_sent(self, data: bytes) -> Passage | Refusal | None:
+    def client_data_received(self, data: bytes) -> Tunnel | Denial | None:
         """Wait for a whole head."""
         try:
-            self._side.receive_data(data)
-            event: Any = self._side.next_event()
+            self._client_side.receive_data(data)
+            event: Any = self._client_side.next_event()
         except h11.RemoteProtocolError:
-            return self._refuse("this is not valid HTTP/1.1.", status=400)
+            return self._deny("this is not valid HTTP/1.1.", status=400)
         if not isinstance(event, h11.Request):
-            return None if data else Refusal(self._asked.host, self._asked.port, "the request is not whole.")
-        return self._tunnel(event) if event.method == b"CONNECT" else self._plain(event)
+            return None if data else Denial(self._target.host, self._target.port, "the request is not whole.")
+        return self._open_tunnel(event) if event.method == b"CONNECT" else self._forward_plain(event)
 
-    def _tunnel(self, request: h11.Request) -> Passage | Refusal:
+    def _open_tunnel(self, request: h11.Request) -> Tunnel | Denial:
         wanted = parse_authority(request.target, default_port=HTTPS_PORT)
         if wanted is None or http.has_body(request):
-            return self._refuse("CONNECT takes a host and a port, and no body.", status=400)
-        self._asked = wanted
-        objection = self._policy.objection(wanted.host, wanted.port)
+            return self._deny("CONNECT takes a host and a port, and no body.", status=400)
+        self._target = wanted
+        objection = self._policy.deny_reason(wanted.host, wanted.port)
         if objection is not None:
-            return self._refuse(objection)
-        inside = self._inside(wanted)
-        return Passage(
+            return self._deny(objection)
+        inside = self._inner_handshake(wanted)
+        return Tunnel(
             wanted.host,
             wanted.port,
-            Checked(inside, self._side.trailing_data[0]),
+            InspectingFilter(inside, self._client_side.trailing_data[0]),
             greeting=_ESTABLISHED,
-            unreached=lambda status, told: http.plain_refusal(status, told).send(self._side),
+            unreachable_response=lambda status, told: http.plain_text_error(status, told).encode(self._client_side),
         )
 
-    def _inside(self, wanted: Authority) -> Opening:
-        if wanted.port not in (HTTP_PORT, HTTPS_PORT):
-            return AnyOpening(self._policy, wanted.host, wanted.port)
-        kind = HttpOpening if wanted.port == HTTP_PORT else TlsOpening
-        return kind(self._policy, wanted.host, wanted.host, wanted.port)
+    def _inner_handshake(self, target: HostPort) -> Handshake:
+        if target.port not in (HTTP_PORT, HTTPS_PORT):
+            return SniffingHandshake(self._policy, target.host, target.port)
+        kind = HttpHandshake if target.port == HTTP_PORT else TlsHandshake
+        return kind(self._policy, target.host, target.host, target.port)
 
-    def _plain(self, request: h11.Request) -> Passage | Refusal:
-        target = parse_absolute(request.target)
+    def _forward_plain(self, request: h11.Request) -> Tunnel | Denial:
+        target = parse_absolute_form(request.target)
         if target is None:
             reason = "a request to the proxy has CONNECT, or an absolute target without a user's name."
-            return self._refuse(reason, request.method, status=400)
-        self._asked = wanted = target.authority
+            return self._deny(reason, request.method, status=400)
+        self._target = wanted = target.authority
         hosts = [value for name, value in request.headers if name == b"host"]
         named = parse_authority(hosts[0], default_port=80) if len(hosts) == 1 else None
-        objection = self._policy.objection(wanted.host, wanted.port)
+        objection = self._policy.deny_reason(wanted.host, wanted.port)
         if objection is None and (target.scheme != "http" or wanted.port == HTTPS_PORT):
             objection = "the proxy takes https by CONNECT only."
         if objection is None and (
-            named is None or (normal(named.host), named.port) != (normal(wanted.host), wanted.port)
+            named is None or (normalize_host(named.host), named.port) != (normalize_host(wanted.host), wanted.port)
         ):
             objection = "the Host header asks for another host than the target."
         if objection is not None:
-            return self._refuse(objection, request.method)
-        return lone_passage(self._side, request, target.path, wanted)
+            return self._deny(objection, request.method)
+        return open_single_request_tunnel(self._client_side, request, target.path, wanted)
 
-    def _refuse(self, reason: str, method: bytes = b"", status: int = 403) -> Refusal:
-        host, port = self._asked.host, self._asked.port
-        answer = http.plain_refusal(status, sentence(host, port, reason)).send(self._side, method)
-        return Refusal(host, port, reason, answer)
+    def _deny(self, reason: str, method: bytes = b"", status: int = 403) -> Denial:
+        host, port = self._target.host, self._target.port
+        answer = http.plain_text_error(status, denial_message(host, port, reason)).encode(self._client_side, method)
+        return Denial(host, port, reason, answer)

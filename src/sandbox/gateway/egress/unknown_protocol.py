@@ -8,17 +8,17 @@ speaks first, and closes after its answer to what it does not understand. TLS ma
 
 import re
 
-from sandbox.gateway.egress.client_hello import HelloSearch
-from sandbox.gateway.egress.http_handshake import HttpOpening
-from sandbox.gateway.egress.policy import Checked, EgressPolicy, Opening, Passage, Refusal, normal
-from sandbox.gateway.egress.tls_handshake import TlsOpening
+from sandbox.gateway.egress.client_hello import ClientHelloSearch
+from sandbox.gateway.egress.http_handshake import HttpHandshake
+from sandbox.gateway.egress.policy import Denial, EgressPolicy, Handshake, InspectingFilter, Tunnel, normalize_host
+from sandbox.gateway.egress.tls_handshake import TlsHandshake
 from sandbox.gateway.http import parse_authority
-from sandbox.gateway.limits import CLIENT_HELLO_BYTES_MAX, UNKNOWN_OPENING_BYTES_MAX
+from sandbox.gateway.limits import CLIENT_HELLO_BYTES_MAX, UNKNOWN_PROTOCOL_BYTES_MAX
 
 _TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]"
 _SPACE = rb"[^\x21-\x7e]"  # whatever does not show: some server takes it for white space
 _ABSOLUTE = rb"[A-Za-z][A-Za-z0-9+.-]*://"
-_BEFORE = re.compile(rb"[^\x21-\x7e]*")
+_LEADING_INVISIBLE = re.compile(rb"[^\x21-\x7e]*")
 _PROXY_LINE = re.compile(rb"PROXY(%s|\Z)" % _SPACE, re.IGNORECASE)
 _VERSIONED_LINE = re.compile(
     rb"%s+%s.*%s(HTTP|RTSP|ICE)/|[\x21-\x7e]+%s.*%sHTTP/[0-9][0-9.]*%s*\Z" % (_TOKEN, *[_SPACE] * 5),
@@ -26,15 +26,15 @@ _VERSIONED_LINE = re.compile(
 )
 _SIMPLE_LINE = re.compile(rb"[A-Z]{3,}%s+/" % _SPACE)
 _ABSOLUTE_LINE = re.compile(rb"[\x21-\x39\x3b-\x7e]{3,}%s+%s" % (_SPACE, _ABSOLUTE))
-_WORDS = re.compile(rb"[\x21-\x7e]+%s[ \t\r]*[^ \t\r]" % _SPACE)
+_TWO_WORDS = re.compile(rb"[\x21-\x7e]+%s[ \t\r]*[^ \t\r]" % _SPACE)
 _TARGET = re.compile(rb"[A-Za-z]%s+(/|\*|%s)" % (_SPACE, _ABSOLUTE))
 _VERSION = re.compile(rb"%sHTTP/[0-9][0-9.]*(%s|\Z)" % (_SPACE, _SPACE), re.IGNORECASE)
-_VERSION_BEGUN = re.compile(rb"%sHTTP/[0-9]" % _SPACE, re.IGNORECASE)
+_VERSION_START = re.compile(rb"%sHTTP/[0-9]" % _SPACE, re.IGNORECASE)
 _CONNECTION_LINE = re.compile(rb"%s*(proxy-)?connection%s*:" % (_SPACE, _SPACE), re.IGNORECASE)
 _HOST_LINE = re.compile(rb"%s*host%s*:(.*)" % (_SPACE, _SPACE), re.IGNORECASE | re.DOTALL)
 
 
-class RequestSearch:
+class HttpRequestSearch:
     """For one client that speaks to `name` at `port`. `line_end`: what ends a line.
 
     is_like_request: the first line has two words, or a later one has a version. Some servers take two words for a
@@ -45,57 +45,60 @@ class RequestSearch:
         self._name = name
         self._port = port
         self._line_end = line_end
-        self._line_begin = 0
+        self._line_start = 0
         self._searched = 0
         self._has_first_line = False
-        self.is_like_request = False
+        self.is_possible_request = False
 
-    def objection(self, seen: bytearray, *, is_last: bool) -> str | None:
+    def deny_reason(self, received: bytearray, *, is_last: bool) -> str | None:
         """What is wrong with a line in all that the client has said so far; is_last: no more of it will be seen."""
-        while (end := self._line_end.search(seen, self._searched)) is not None:
-            objection = self._line_objection(bytes(seen[self._line_begin : end.start()]))
-            self._line_begin = self._searched = end.end()
+        while (end := self._line_end.search(received, self._searched)) is not None:
+            objection = self._line_deny_reason(bytes(received[self._line_start : end.start()]))
+            self._line_start = self._searched = end.end()
             if objection is not None:
                 return objection
-        self._searched = len(seen)
-        return self._line_objection(bytes(seen[self._line_begin :])) if is_last else None
+        self._searched = len(received)
+        return self._line_deny_reason(bytes(received[self._line_start :])) if is_last else None
 
-    def _line_objection(self, line: bytes) -> str | None:
+    def _line_deny_reason(self, line: bytes) -> str | None:
         if not self._has_first_line:
-            line = _BEFORE.sub(b"", line, count=1)
+            line = _LEADING_INVISIBLE.sub(b"", line, count=1)
             if not line:
                 return None
             self._has_first_line = True
-            self.is_like_request = _WORDS.match(line) is not None
+            self.is_possible_request = _TWO_WORDS.match(line) is not None
             if _PROXY_LINE.match(line):
                 return "a PROXY protocol header stands before it."
             if any(odd.match(line) for odd in (_VERSIONED_LINE, _SIMPLE_LINE, _ABSOLUTE_LINE)):
                 return "its first line is HTTP that servers read differently."
-        elif self.is_like_request:
-            objection = self._header_objection(line)
+        elif self.is_possible_request:
+            objection = self._header_deny_reason(line)
             if objection is not None:
                 return objection
         else:
-            self.is_like_request = _VERSION_BEGUN.search(line) is not None
+            self.is_possible_request = _VERSION_START.search(line) is not None
         version = max((found.start() for found in _VERSION.finditer(line)), default=0)
         return "an HTTP request stands behind other bytes." if _TARGET.search(line, 0, version) else None
 
-    def _header_objection(self, line: bytes) -> str | None:
+    def _header_deny_reason(self, line: bytes) -> str | None:
         if _ABSOLUTE_LINE.match(line) or _CONNECTION_LINE.match(line):
             return "it is HTTP that servers read differently."
         host = _HOST_LINE.match(line)
         if host is None:
             return None
         asked = parse_authority(host[1].strip(), default_port=self._port)
-        is_right = asked is not None and (normal(asked.host), asked.port) == (normal(self._name), self._port)
+        is_right = asked is not None and (normalize_host(asked.host), asked.port) == (
+            normalize_host(self._name),
+            self._port,
+        )
         return None if is_right else f"the connection is to {self._name}, but its Host header asks for another."
 
 
 _LINE_ENDS = (re.compile(rb"\n"), re.compile(rb"[\r\n]"))
 """To some servers a carriage return alone ends a line, to others it is white space."""
 
-_PROXY_BINARY = b"\r\n\r\n\0\r\nQUIT\n"
-_ODD_TLS = re.compile(
+_PROXY_V2_SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
+_NONSTANDARD_TLS = re.compile(
     rb"\x15[\x00-\x0f].\x00\x02[\x01\x02]"  # an alert
     rb"|\x14[\x00-\x0f].\x00\x01\x01"  # a change of the cipher
     rb"|[\x80-\xff].\x01(\x03[\x00-\x04]|\x00\x02)",  # a hello of SSL 2, which names nobody
@@ -103,69 +106,71 @@ _ODD_TLS = re.compile(
 )
 
 
-class UnknownProtocol:
+class UnknownProtocolFilter:
     """To `name`. `first`: what the client has said; `is_ended`: it says no more."""
 
-    is_over = False
+    is_done = False
 
-    def __init__(self, policy: EgressPolicy, name: str, port: int, first: bytes, *, is_ended: bool = False) -> None:
+    def __init__(
+        self, policy: EgressPolicy, name: str, port: int, initial_data: bytes, *, is_eof: bool = False
+    ) -> None:
         self._name = name
         self._port = port
-        self._first = first
-        self._is_ended = is_ended
-        self._hellos = HelloSearch(policy, name)
-        self._requests = [RequestSearch(name, port, end) for end in _LINE_ENDS]
-        self._seen = bytearray()
-        self._is_no_http = False
+        self._initial_data = initial_data
+        self._is_eof = is_eof
+        self._hello_search = ClientHelloSearch(policy, name)
+        self._request_searches = [HttpRequestSearch(name, port, end) for end in _LINE_ENDS]
+        self._received = bytearray()
+        self._is_not_http = False
 
     @property
-    def is_free(self) -> bool:
+    def is_passthrough(self) -> bool:
         """Whether everything that is searched has come."""
-        return len(self._seen) == UNKNOWN_OPENING_BYTES_MAX
+        return len(self._received) == UNKNOWN_PROTOCOL_BYTES_MAX
 
-    def host_spoke(self) -> None:
+    def host_data_received(self) -> None:
         """From now on it is no HTTP, unless the client has said what may be a request."""
-        self._is_no_http |= not any(one.is_like_request for one in self._requests)
+        self._is_not_http |= not any(one.is_possible_request for one in self._request_searches)
 
-    def begin(self) -> bytes | Refusal:
+    def start(self) -> bytes | Denial:
         """What came before."""
-        onward = self.client_sent(self._first)
-        rest = self.client_sent(b"") if self._is_ended else b""
-        return rest if isinstance(rest, Refusal) else onward
+        onward = self.client_data_received(self._initial_data)
+        rest = self.client_data_received(b"") if self._is_eof else b""
+        return rest if isinstance(rest, Denial) else onward
 
-    def client_sent(self, data: bytes) -> bytes | Refusal:
+    def client_data_received(self, data: bytes) -> bytes | Denial:
         """All of it, as long as nothing in it is HTTP, or TLS for another host."""
-        if len(self._seen) == UNKNOWN_OPENING_BYTES_MAX:
+        if len(self._received) == UNKNOWN_PROTOCOL_BYTES_MAX:
             return data
-        self._seen += data[: UNKNOWN_OPENING_BYTES_MAX - len(self._seen)]
-        reason = None if self._is_no_http else self._http_objection(is_ended=not data)
-        reason = reason or self._hellos.objection(self._seen)
-        return data if reason is None else Refusal(self._name, self._port, reason)
+        self._received += data[: UNKNOWN_PROTOCOL_BYTES_MAX - len(self._received)]
+        reason = None if self._is_not_http else self._http_deny_reason(is_eof=not data)
+        reason = reason or self._hello_search.deny_reason(self._received)
+        return data if reason is None else Denial(self._name, self._port, reason)
 
-    def _http_objection(self, *, is_ended: bool) -> str | None:
-        if _PROXY_BINARY in self._seen:
+    def _http_deny_reason(self, *, is_eof: bool) -> str | None:
+        if _PROXY_V2_SIGNATURE in self._received:
             return "a PROXY protocol header stands before it."
-        if _ODD_TLS.match(self._seen):
+        if _NONSTANDARD_TLS.match(self._received):
             return "its TLS does not begin with a ClientHello that names its server (SNI)."
-        is_last = is_ended or len(self._seen) == UNKNOWN_OPENING_BYTES_MAX
-        objections = (one.objection(self._seen, is_last=is_last) for one in self._requests)
+        is_last = is_eof or len(self._received) == UNKNOWN_PROTOCOL_BYTES_MAX
+        objections = (one.deny_reason(self._received, is_last=is_last) for one in self._request_searches)
         return next((objection for objection in objections if objection is not None), None)
 
 
 _TLS_RECORD = b"\x16"
-_TLS = b"\x16\x03"
+_TLS_PREFIX = b"\x16\x03"
 _TOKEN_BYTE = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]"
-_WHITE_SPACE = rb"[ \t\v\f]"  # what lenient servers take for one (RFC 9112 §3)
+_LENIENT_SPACE = rb"[ \t\v\f]"  # what lenient servers take for one (RFC 9112 §3)
 _LEADING_SPACE = rb"[ \t\v\f\r\n]*"
 _TEXT = rb"[^\x00-\x08\x0a\x0e-\x1f\x7f]"  # with other bytes it is no line, and its client may wait for an answer
-_FIRST_LINE_BEGUN = re.compile(rb"%s(%s+(%s%s*)?)?" % (_LEADING_SPACE, _TOKEN_BYTE, _WHITE_SPACE, _TEXT))
+_PARTIAL_FIRST_LINE = re.compile(rb"%s(%s+(%s%s*)?)?" % (_LEADING_SPACE, _TOKEN_BYTE, _LENIENT_SPACE, _TEXT))
 _REQUEST_LINE = re.compile(
-    rb"%s%s+%s[^\n]*[ \t\v\f\r]HTTP/" % (_LEADING_SPACE, _TOKEN_BYTE, _WHITE_SPACE), re.IGNORECASE
+    rb"%s%s+%s[^\n]*[ \t\v\f\r]HTTP/" % (_LEADING_SPACE, _TOKEN_BYTE, _LENIENT_SPACE), re.IGNORECASE
 )
-_HTTP_2 = b"PRI * HTTP/2"
+_HTTP_2_PREFACE = b"PRI * HTTP/2"
 
 
-class AnyOpening:
+class SniffingHandshake:
     """To `name`. Looks at what the client says first; where the host speaks first it has spoken by then."""
 
     def __init__(self, policy: EgressPolicy, name: str, port: int) -> None:
@@ -173,41 +178,41 @@ class AnyOpening:
         self._name = name
         self._port = port
         self._received = b""
-        self._proper: Opening | None = None
+        self._delegate: Handshake | None = None
 
-    def client_sent(self, data: bytes) -> Passage | Refusal | None:
+    def client_data_received(self, data: bytes) -> Tunnel | Denial | None:
         """Wait until it is clear which protocol this is, then for what that one's opening waits for."""
-        if self._proper is not None:
-            return self._proper.client_sent(data)
+        if self._delegate is not None:
+            return self._delegate.client_data_received(data)
         self._received += data
         if _REQUEST_LINE.match(self._received):
-            if self._received.startswith(_HTTP_2):
-                return self._refuse("HTTP/2 without TLS is not looked into; use HTTP/1.1 or TLS.")
-            return self._go_on(HttpOpening(self._policy, self._name, self._name, self._port), data)
-        if self._received.startswith(_TLS):
-            return self._go_on(TlsOpening(self._policy, self._name, self._name, self._port), data)
+            if self._received.startswith(_HTTP_2_PREFACE):
+                return self._deny("HTTP/2 without TLS is not looked into; use HTTP/1.1 or TLS.")
+            return self._delegate_to(HttpHandshake(self._policy, self._name, self._name, self._port), data)
+        if self._received.startswith(_TLS_PREFIX):
+            return self._delegate_to(TlsHandshake(self._policy, self._name, self._name, self._port), data)
         if data and self._received == _TLS_RECORD:
             return None
-        if data and _FIRST_LINE_BEGUN.fullmatch(self._received):
+        if data and _PARTIAL_FIRST_LINE.fullmatch(self._received):
             too_long = len(self._received) > CLIENT_HELLO_BYTES_MAX
-            return self._refuse("its first line does not come to an end.") if too_long else None
-        sieve = UnknownProtocol(self._policy, self._name, self._port, self._received, is_ended=not data)
-        return Passage(self._name, self._port, sieve)
+            return self._deny("its first line does not come to an end.") if too_long else None
+        sieve = UnknownProtocolFilter(self._policy, self._name, self._port, self._received, is_eof=not data)
+        return Tunnel(self._name, self._port, sieve)
 
-    def _go_on(self, proper: Opening, data: bytes) -> Passage | Refusal | None:
-        self._proper = proper
-        outcome = proper.client_sent(self._received)
-        return outcome if outcome is not None or data else proper.client_sent(b"")
+    def _delegate_to(self, handshake: Handshake, data: bytes) -> Tunnel | Denial | None:
+        self._delegate = handshake
+        outcome = handshake.client_data_received(self._received)
+        return outcome if outcome is not None or data else handshake.client_data_received(b"")
 
-    def _refuse(self, reason: str) -> Refusal:
-        return Refusal(self._name, self._port, reason)
+    def _deny(self, reason: str) -> Denial:
+        return Denial(self._name, self._port, reason)
 
 
-def open_at_once(policy: EgressPolicy, name: str | None, shown: str, port: int) -> Passage | Refusal:
+def open_transparent_tunnel(policy: EgressPolicy, name: str | None, address: str, port: int) -> Tunnel | Denial:
     """Let a transparent connection through to `name` before it has said anything, and look at it as it speaks."""
     if name is None:
-        return Refusal(shown, port, policy.objection(shown, port) or "it is no address that its name resolved to.")
-    objection = policy.objection(name, port)
+        return Denial(address, port, policy.deny_reason(address, port) or "it is no address that its name resolved to.")
+    objection = policy.deny_reason(name, port)
     if objection is not None:
-        return Refusal(name, port, objection)
-    return Passage(name, port, Checked(AnyOpening(policy, name, port), b""))
+        return Denial(name, port, objection)
+    return Tunnel(name, port, InspectingFilter(SniffingHandshake(policy, name, port), b""))

@@ -5,152 +5,152 @@ from typing import Any
 
 import msgspec
 
-from sandbox.gateway.event_reporter import Reports
-from sandbox.gateway.limits import HELD_BYTES_MAX
-from sandbox.gateway.model.pricing import Asked, asked_by, price_objection
-from sandbox.gateway.model.request_body import reach_objection, read_document
-from sandbox.gateway.model.request_policy import Refused
-from sandbox.gateway.model.usage_meter import Meter
+from sandbox.gateway.event_reporter import EventReporter
+from sandbox.gateway.limits import BUFFERED_BYTES_MAX
+from sandbox.gateway.model.pricing import CostBound, estimate_cost_bound, unpriced_reason
+from sandbox.gateway.model.request_body import decode_body, external_access_reason
+from sandbox.gateway.model.request_policy import Rejected
+from sandbox.gateway.model.usage_meter import UsageMeter
 from sandbox.interfaces.gateway import Budget, GatewayRules
 from sandbox.model.events import Usage
 
 
-class Admitted(msgspec.Struct, frozen=True):
+class ApprovedRequest(msgspec.Struct, frozen=True):
     """A body to forward. `asked` is there where what comes of it may not go uncounted."""
 
     body: bytes
-    asked: Asked | None
+    cost_bound: CostBound | None
 
 
-class Admission:
+class BudgetGate:
     """Shared by all conversations of a gateway. `is_holding` ends by `release`, once and for all."""
 
-    def __init__(self, rules: GatewayRules, reports: Reports) -> None:
-        self._reports = reports
-        self._reaches_beyond = rules.egress.is_full
-        self._has_been_answered = False
-        self._key_refusal: Refused | None = None
+    def __init__(self, rules: GatewayRules, reporter: EventReporter) -> None:
+        self._reporter = reporter
+        self._has_full_egress = rules.egress.is_unrestricted
+        self._has_accepted_key = False
+        self._key_rejection: Rejected | None = None
         self._budget = rules.budget
-        self._spending = Spending(rules.budget, reports)
-        self._held_bytes = 0
-        self.is_holding = rules.holds_model
+        self._spending = Spending(rules.budget, reporter)
+        self._buffered_bytes = 0
+        self.is_holding = rules.hold_model_requests
 
     @property
     def needs_body(self) -> bool:
         """Whether a request can be judged only when its body is there too."""
-        return self.is_holding or self.counts or not self._reaches_beyond
+        return self.is_holding or self.has_budget or not self._has_full_egress
 
     @property
-    def counts(self) -> bool:
+    def has_budget(self) -> bool:
         """Whether there is a budget, so that nothing may go uncounted."""
-        return self._spending.is_bounded
+        return self._spending.has_budget
 
     def release(self) -> None:
         """Requests are held back no longer."""
         self.is_holding = False
 
-    def keep(self, byte_count: int) -> Refused | None:
+    def reserve_bytes(self, byte_count: int) -> Rejected | None:
         """Make room for bytes that wait to be judged and sent; `give_back` ends it."""
-        if self._held_bytes + byte_count > HELD_BYTES_MAX:
-            return Refused(
+        if self._buffered_bytes + byte_count > BUFFERED_BYTES_MAX:
+            return Rejected(
                 429, "rate_limit_error", "Too many bytes of requests wait for the model; ask for less at once."
             )
-        self._held_bytes += byte_count
+        self._buffered_bytes += byte_count
         return None
 
-    def give_back(self, byte_count: int) -> None:
+    def free_bytes(self, byte_count: int) -> None:
         """These bytes wait no longer."""
-        self._held_bytes -= byte_count
+        self._buffered_bytes -= byte_count
 
-    def judge(self) -> Refused | None:
+    def check(self) -> Rejected | None:
         """Whether the next request is forwarded, as far as that does not depend on its body."""
-        if self._key_refusal is not None:
-            return self._key_refusal
-        reached = self._spending.reached()
-        return None if reached is None else Refused(403, "permission_error", reached)
+        if self._key_rejection is not None:
+            return self._key_rejection
+        reached = self._spending.exhausted_reason()
+        return None if reached is None else Rejected(403, "permission_error", reached)
 
-    def judge_body(self, body: bytes | bytearray, *, is_metered: bool) -> Refused | Admitted:
+    def check_body(self, body: bytes | bytearray, *, is_metered: bool) -> Rejected | ApprovedRequest:
         """The body to forward, or why not. is_metered: its answer spends tokens."""
-        document = read_document(body)
-        if isinstance(document, Refused):
+        document = decode_body(body)
+        if isinstance(document, Rejected):
             return document
-        refused = None if self._reaches_beyond else self._reach_refusal(document)
+        refused = None if self._has_full_egress else self._external_access_rejection(document)
         if refused is None and self._budget.usd is not None and is_metered:
-            refused = self._price_refusal(document)
+            refused = self._price_rejection(document)
         if refused is not None:
             return refused
-        asked = asked_by(document, len(body)) if self.counts and is_metered else None
-        return Admitted(msgspec.json.encode(document), asked)
+        asked = estimate_cost_bound(document, len(body)) if self.has_budget and is_metered else None
+        return ApprovedRequest(msgspec.json.encode(document), asked)
 
-    def hear(self, status: int, model_address: str) -> Refused | None:
+    def check_response_status(self, status: int, model_address: str) -> Rejected | None:
         """The upstream answered with this status: what to say instead when that means that it refused our key.
 
         403 may be about what was asked for, so it means that only while the key was never good for anything.
         """
-        self._has_been_answered |= status < 300
-        if status == 401 or (status == 403 and not self._has_been_answered):
+        self._has_accepted_key |= status < 300
+        if status == 401 or (status == 403 and not self._has_accepted_key):
             message = f"The model at {model_address} refused the server's key ({status}); check the key that it has."
-            if self._key_refusal is None:
-                self._reports.key_refused(message)
+            if self._key_rejection is None:
+                self._reporter.report_key_refused(message)
             # 403, because Claude Code asks again for minutes after a 401.
-            self._key_refusal = Refused(403, "permission_error", message)
-            return self._key_refusal
+            self._key_rejection = Rejected(403, "permission_error", message)
+            return self._key_rejection
         return None
 
-    def watch(self, spender: object, meter: Meter) -> None:
+    def record_progress(self, source: object, meter: UsageMeter) -> None:
         """An answer to `spender` goes on."""
-        if self._spending.is_bounded:
-            self._spending.running(spender, meter.so_far())
+        if self._spending.has_budget:
+            self._spending.update(source, meter.partial_usage())
 
-    def settle(self, spender: object, usage: Usage | None) -> None:
+    def settle(self, source: object, usage: Usage | None) -> None:
         """The answer to `spender` is over."""
-        self._spending.finished(spender, usage)
+        self._spending.finish(source, usage)
 
-    def _reach_refusal(self, document: dict[str, Any]) -> Refused | None:
-        objection = reach_objection(document, self._reports.shown)
+    def _external_access_rejection(self, document: dict[str, Any]) -> Rejected | None:
+        objection = external_access_reason(document, self._reporter.sanitize)
         if objection is None:
             return None
         message = (
             f"{objection} makes the model's servers reach elsewhere for the agent, "
             "which Sandbox lets through with vm.network_mode full only."
         )
-        return Refused(403, "permission_error", message)
+        return Rejected(403, "permission_error", message)
 
-    def _price_refusal(self, document: dict[str, Any]) -> Refused | None:
-        message = price_objection(document, self._reports.shown)
-        return None if message is None else Refused(403, "permission_error", message)
+    def _price_rejection(self, document: dict[str, Any]) -> Rejected | None:
+        message = unpriced_reason(document, self._reporter.sanitize)
+        return None if message is None else Rejected(403, "permission_error", message)
 
 
 class Spending:
     """What all answers together have cost so far, and whether that is the budget. Tells once that it is."""
 
-    def __init__(self, budget: Budget, reports: Reports) -> None:
+    def __init__(self, budget: Budget, reporter: EventReporter) -> None:
         self._budget = budget
-        self._reports = reports
+        self._reporter = reporter
         self._finished = (budget.spent_tokens, budget.spent_usd)
         self._running: dict[object, tuple[int, float]] = {}
         self._unpriced: str | None = None
-        self._reached: str | None = None
-        self.is_bounded = budget.usd is not None or budget.tokens is not None
+        self._exhausted_reason: str | None = None
+        self.has_budget = budget.usd is not None or budget.tokens is not None
 
-    def running(self, spender: object, usage: Usage | None) -> None:
+    def update(self, source: object, usage: Usage | None) -> None:
         """What an answer has cost by now, instead of what was told of it before."""
         if usage is not None:
-            self._running[spender] = self._cost(usage)
-            self._look()
+            self._running[source] = self._cost(usage)
+            self._check_budget()
 
-    def finished(self, spender: object, usage: Usage | None) -> None:
+    def finish(self, source: object, usage: Usage | None) -> None:
         """What an answer has cost in all."""
-        self._running.pop(spender, None)
+        self._running.pop(source, None)
         if usage is not None:
             tokens, usd = self._cost(usage)
             self._finished = (self._finished[0] + tokens, self._finished[1] + usd)
-            self._look()
+            self._check_budget()
 
-    def reached(self) -> str | None:
+    def exhausted_reason(self) -> str | None:
         """A sentence about the budget that is spent; None while none is."""
-        self._look()
-        return self._reached
+        self._check_budget()
+        return self._exhausted_reason
 
     def _cost(self, usage: Usage) -> tuple[int, float]:
         if usage.cost_usd is None:
@@ -158,19 +158,19 @@ class Spending:
         cached = usage.cache_read_tokens + usage.cache_write_tokens
         return usage.input_tokens + cached + usage.output_tokens, usage.cost_usd or 0.0
 
-    def _look(self) -> None:
-        if self.is_bounded and self._reached is None:
-            self._reached = self._exceeded()
-            if self._reached is not None:
-                self._reports.budget_reached(self._reached)
+    def _check_budget(self) -> None:
+        if self.has_budget and self._exhausted_reason is None:
+            self._exhausted_reason = self._find_exhausted_reason()
+            if self._exhausted_reason is not None:
+                self._reporter.report_budget_reached(self._exhausted_reason)
 
-    def _exceeded(self) -> str | None:
+    def _find_exhausted_reason(self) -> str | None:
         costs = [self._finished, *self._running.values()]
         tokens = sum(cost[0] for cost in costs)
         usd = round(sum(cost[1] for cost in costs), 6)
         end = "no further model request is forwarded"
         if self._budget.usd is not None and self._unpriced is not None:
-            model = self._reports.shown(self._unpriced)
+            model = self._reporter.sanitize(self._unpriced)
             return f"The model {model} answered, which has no price, so that lifecycle.budget_usd cannot hold; {end}."
         if self._budget.usd is not None and usd >= self._budget.usd:
             return f"lifecycle.budget_usd is spent ({usd:.6g} of {self._budget.usd:.6g} USD); {end}. Raise it."

@@ -9,9 +9,9 @@ from urllib.parse import urlsplit
 import msgspec
 
 from sandbox.gateway import limits
-from sandbox.gateway.connection_rate import Pace
-from sandbox.gateway.egress.dialer import Address, unwrapped
-from sandbox.gateway.transport import Line, WideLines, bound_buffers
+from sandbox.gateway.connection_rate import ConnectionRateLimiter
+from sandbox.gateway.egress.dialer import Address, unmap_ipv4
+from sandbox.gateway.transport import Stream, WideConnections, limit_buffers
 from sandbox.interfaces.gateway import ModelUpstream
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ class Upstream(msgspec.Struct, frozen=True):
     host: str
     port: int
     is_tls: bool
-    prefix: bytes
+    path_prefix: bytes
     authority: bytes
     credential: tuple[bytes, bytes]
 
@@ -57,7 +57,7 @@ def parse_upstream(upstream: ModelUpstream) -> Upstream:
     if port == 0:
         raise ValueError("ANTHROPIC_BASE_URL has port 0, at which nothing is reached.")
     is_tls = parts.scheme == "https"
-    host, port = _host(host), port or (443 if is_tls else 80)
+    host, port = _normalize_host(host), port or (443 if is_tls else 80)
     prefix = parts.path.rstrip("/")
     if not re.fullmatch(r"(/[A-Za-z0-9._~!$&'()*+,;=:@%-]+)*", prefix):
         raise ValueError("ANTHROPIC_BASE_URL has a path with characters that a path cannot have.")
@@ -66,7 +66,7 @@ def parse_upstream(upstream: ModelUpstream) -> Upstream:
     return Upstream(host, port, is_tls, prefix.encode(), authority.encode(), _credential(upstream))
 
 
-def _host(host: str) -> str:
+def _normalize_host(host: str) -> str:
     try:
         return host if ":" in host else host.encode("idna").decode()
     except UnicodeError:
@@ -85,7 +85,7 @@ def _credential(upstream: ModelUpstream) -> tuple[bytes, bytes]:
     return b"authorization", b"Bearer " + key.encode()
 
 
-class UnreachableError(Exception):
+class UpstreamUnreachableError(Exception):
     """The upstream could not be dialled."""
 
     def __init__(self, status: int, message: str) -> None:
@@ -94,21 +94,21 @@ class UnreachableError(Exception):
         self.message = message
 
 
-class ModelDialler:
+class UpstreamDialer:
     """Opens connections to the upstream, and remembers at which addresses it was."""
 
     def __init__(self, upstream: Upstream) -> None:
         self.upstream = upstream
         self.addresses: set[Address] = set()
-        self._tls: SSLContext | None = None
-        self._wide = WideLines()
-        self._pace = Pace(limits.MODEL_CONNECTIONS_AT_ONCE, limits.MODEL_CONNECTIONS_PER_SECOND)
+        self._ssl_context: SSLContext | None = None
+        self._wide = WideConnections()
+        self._pace = ConnectionRateLimiter(limits.MODEL_CONNECTIONS_AT_ONCE, limits.MODEL_CONNECTIONS_PER_SECOND)
 
-    async def dial(self) -> Line:
+    async def dial(self) -> Stream:
         """Raises UnreachableError. Waits where connections are opened too often."""
         await self._pace.wait()
         upstream = self.upstream
-        tls = self._context() if upstream.is_tls else None
+        tls = self._tls_context() if upstream.is_tls else None
         try:
             async with asyncio.timeout(limits.CONNECT_SECONDS):
                 reader, writer = await asyncio.open_connection(
@@ -116,31 +116,31 @@ class ModelDialler:
                 )
         except TimeoutError:
             message = f"The model at {upstream.address} could not be reached within {limits.CONNECT_SECONDS:.0f} s."
-            raise UnreachableError(504, message) from None
+            raise UpstreamUnreachableError(504, message) from None
         except OSError as error:
             reason = error.strerror or type(error).__name__
             message = f"The model at {upstream.address} cannot be reached ({reason}); check ANTHROPIC_BASE_URL."
-            raise UnreachableError(502, message) from None
-        bound_buffers(writer.get_extra_info("socket"))
-        self.addresses.add(unwrapped(ip_address(writer.get_extra_info("peername")[0])))
-        line = Line(reader, writer)
+            raise UpstreamUnreachableError(502, message) from None
+        limit_buffers(writer.get_extra_info("socket"))
+        self.addresses.add(unmap_ipv4(ip_address(writer.get_extra_info("peername")[0])))
+        line = Stream(reader, writer)
         self._wide.add(line)
         return line
 
-    def _context(self) -> "SSLContext":
-        if self._tls is None:
+    def _tls_context(self) -> "SSLContext":
+        if self._ssl_context is None:
             import ssl
 
-            self._tls = ssl.create_default_context()
-            self._tls.set_alpn_protocols(["http/1.1"])
-        return self._tls
+            self._ssl_context = ssl.create_default_context()
+            self._ssl_context.set_alpn_protocols(["http/1.1"])
+        return self._ssl_context
 
 
 _KEY_BYTES_MIN = 8
 """Shorter keys cannot be told from other text, so they are not looked for."""
 
 
-class KeyScreen:
+class KeyRedactor:
     """Blanks the key in one answer's body, cut anywhere, and changes no length.
 
     What might be the key's beginning is held back until more comes, and nothing else.
@@ -148,22 +148,22 @@ class KeyScreen:
 
     def __init__(self, key: bytes) -> None:
         self._key = key if len(key) >= _KEY_BYTES_MIN else b""
-        self._held = b""
+        self._pending = b""
 
     def feed(self, data: bytes) -> bytes:
         """The next bytes of the body; gives what can go on."""
         if not self._key:
             return data
-        clean = self.blank(self._held + data)
+        clean = self.redact(self._pending + data)
         held = next((n for n in range(min(len(self._key) - 1, len(clean)), 0, -1) if clean.endswith(self._key[:n])), 0)
-        self._held = clean[len(clean) - held :]
+        self._pending = clean[len(clean) - held :]
         return clean[: len(clean) - held]
 
-    def end(self) -> bytes:
+    def flush(self) -> bytes:
         """What was held back, at the body's end."""
-        held, self._held = self._held, b""
+        held, self._pending = self._pending, b""
         return held
 
-    def blank(self, text: bytes) -> bytes:
+    def redact(self, text: bytes) -> bytes:
         """A whole text without the key."""
         return text.replace(self._key, b"*" * len(self._key)) if self._key else text

@@ -12,429 +12,433 @@ import h11
 import msgspec
 
 from sandbox.gateway import http
-from sandbox.gateway.event_reporter import Reports
+from sandbox.gateway.event_reporter import EventReporter
 from sandbox.gateway.limits import PIPELINED_BYTES_MAX, REQUEST_BODY_BYTES_MAX
-from sandbox.gateway.model.budget import Admission, Admitted
-from sandbox.gateway.model.dialer import KeyScreen, Upstream
-from sandbox.gateway.model.pricing import Asked
-from sandbox.gateway.model.request_policy import Allowed, ModelPolicy, Refused, too_large
-from sandbox.gateway.model.usage_meter import Meter, meter_for
-from sandbox.gateway.protocol import Phase, Reaction
+from sandbox.gateway.model.budget import ApprovedRequest, BudgetGate
+from sandbox.gateway.model.dialer import KeyRedactor, Upstream
+from sandbox.gateway.model.pricing import CostBound
+from sandbox.gateway.model.request_policy import Allowed, ModelPolicy, Rejected, too_large
+from sandbox.gateway.model.usage_meter import UsageMeter, create_meter
+from sandbox.gateway.protocol import Effects, Phase
 from sandbox.model.events import Usage
 
 
-class Exchange(msgspec.Struct):
+class InflightRequest(msgspec.Struct):
     """`asked` is there where the answer may not go uncounted, `meter` once an answer has begun that is to be read."""
 
     is_metered: bool
-    screen: KeyScreen
-    asked: Asked | None = None
-    is_answered: bool = False
-    is_silent: bool = False
-    meter: Meter | None = None
+    redactor: KeyRedactor
+    cost_bound: CostBound | None = None
+    has_response: bool = False
+    has_timed_out: bool = False
+    meter: UsageMeter | None = None
 
-    def tell(self, reports: Reports, *, is_whole: bool, is_given_up: bool) -> Usage | None:
+    def report_usage(self, reporter: EventReporter, *, is_complete: bool, is_abandoned: bool) -> Usage | None:
         """What it has cost, now that it is over.
 
         is_whole: the answer came to its end; is_given_up: it is we who do not listen any more.
         """
-        bound = self._at_most(is_given_up=is_given_up)
+        bound = self._upper_bound(is_abandoned=is_abandoned)
         usage = bound or (None if self.meter is None else self.meter.usage())
         if usage is not None:
-            reports.used(usage)
+            reporter.report_usage(usage)
         if bound is not None:
             message = "An answer of the model ended before it told its usage; the most that it may be is counted."
-            reports.trouble("usage_unread", message)
-        elif usage is None and is_whole and self.meter is not None:
-            reports.trouble("usage_unread", "An answer of the model told no usage; its tokens are not counted.")
+            reporter.report_trouble("usage_unread", message)
+        elif usage is None and is_complete and self.meter is not None:
+            reporter.report_trouble("usage_unread", "An answer of the model told no usage; its tokens are not counted.")
         return usage
 
-    def _at_most(self, *, is_given_up: bool) -> Usage | None:
+    def _upper_bound(self, *, is_abandoned: bool) -> Usage | None:
         """None where the answer has told, refuses or may go uncounted, and where the upstream broke before it began."""
-        asked, meter = self.asked, self.meter
-        is_refused = self.is_answered and meter is None
-        if asked is None or is_refused or (meter is not None and meter.has_told_all):
+        asked, meter = self.cost_bound, self.meter
+        is_refused = self.has_response and meter is None
+        if asked is None or is_refused or (meter is not None and meter.is_complete):
             return None
-        has_begun = meter is not None and meter.has_begun
-        if not (has_begun or is_given_up or self.is_silent):
+        has_begun = meter is not None and meter.has_started
+        if not (has_begun or is_abandoned or self.has_timed_out):
             return None
-        meter = meter or meter_for(b"text/event-stream" if asked.is_streamed else b"")
-        return meter.at_most(asked, is_heard=not self.is_silent)
+        meter = meter or create_meter(b"text/event-stream" if asked.is_streamed else b"")
+        return meter.upper_bound(asked, is_fully_received=not self.has_timed_out)
 
 
-_WAITS = (h11.NEED_DATA, h11.PAUSED)
+_NEEDS_MORE = (h11.NEED_DATA, h11.PAUSED)
 
 
-class _Waiting(msgspec.Struct):
+class _PendingRequest(msgspec.Struct):
     """A request of the right shape and key that cannot be forwarded before more is known."""
 
     request: h11.Request
     allowed: Allowed
     body: bytearray = bytearray()
-    is_whole: bool = False
+    is_complete: bool = False
 
 
-class ModelConversation:
+class ModelProtocol:
     """Bytes of both sides in, reactions out. A request that `admission` holds back goes on by `go_on`."""
 
     def __init__(
-        self, policy: ModelPolicy, admission: Admission, upstream: Upstream, reports: Reports, port: int
+        self, policy: ModelPolicy, budget_gate: BudgetGate, upstream: Upstream, reporter: EventReporter, port: int
     ) -> None:
         self._policy = policy
-        self._admission = admission
+        self._budget_gate = budget_gate
         self._upstream = upstream
-        self._reports = reports
+        self._reporter = reporter
         self._port = port
         self._client_side = http.client_side()
         self._upstream_side: h11.Connection | None = None
-        self._waiting: _Waiting | None = None
-        self._exchange: Exchange | None = None
+        self._pending: _PendingRequest | None = None
+        self._inflight: InflightRequest | None = None
         self._body_bytes = 0
         self._unsent_bytes = 0
-        self._has_answered = False
-        self._client_is_gone = False
-        self._is_over = False
+        self._has_responded = False
+        self._is_client_gone = False
+        self._is_closed = False
 
     @property
     def phase(self) -> Phase:
         """What the connection from inside waits for."""
-        if self._is_over or self._client_is_gone:
-            return Phase.OVER
+        if self._is_closed or self._is_client_gone:
+            return Phase.CLOSING
         if self._client_side.their_state is h11.SEND_BODY:
             return Phase.BODY
-        if self._waiting is not None:
+        if self._pending is not None:
             return Phase.HELD
-        if self._exchange is not None:
-            return Phase.ANSWER
-        is_quiet = self._has_answered and not self._client_side.trailing_data[0]
+        if self._inflight is not None:
+            return Phase.RESPONSE
+        is_quiet = self._has_responded and not self._client_side.trailing_data[0]
         return Phase.IDLE if is_quiet else Phase.HEAD
 
     @property
     def is_in_flight(self) -> bool:
         """A request was forwarded and is not answered to its end."""
-        return self._exchange is not None
+        return self._inflight is not None
 
     @property
-    def must_be_heard(self) -> bool:
+    def should_read_full_response(self) -> bool:
         """What is in flight may not go uncounted, whether its client waits for it or not."""
-        return self._exchange is not None and self._exchange.asked is not None
+        return self._inflight is not None and self._inflight.cost_bound is not None
 
-    def client_sent(self, data: bytes) -> Reaction:
+    def client_data_received(self, data: bytes) -> Effects:
         """Bytes came from inside; none mean that no more will."""
-        reaction = Reaction()
-        if self.phase is Phase.OVER:
+        reaction = Effects()
+        if self.phase is Phase.CLOSING:
             return reaction
-        if not data or (self.phase in (Phase.ANSWER, Phase.HELD) and self._is_flooded(data)):
-            self._let_go(reaction)
+        if not data or (self.phase in (Phase.RESPONSE, Phase.HELD) and self._exceeds_pipeline_limit(data)):
+            self._detach_client(reaction)
             return reaction
         try:
             self._client_side.receive_data(data)
-            self._hear_client(reaction)
+            self._process_client_events(reaction)
         except h11.RemoteProtocolError as error:
-            self._refuse_malformed(reaction, error)
+            self._reject_malformed(reaction, error)
         return reaction
 
-    def client_stalled(self) -> Reaction:
+    def client_stalled(self) -> Effects:
         """It has kept its answer waiting for too long."""
-        reaction = Reaction()
-        if self.phase is not Phase.OVER:
-            self._let_go(reaction)
+        reaction = Effects()
+        if self.phase is not Phase.CLOSING:
+            self._detach_client(reaction)
         return reaction
 
-    def go_on(self) -> Reaction:
+    def resume(self) -> Effects:
         """Requests are held back no longer."""
-        reaction = Reaction()
-        if self._waiting is not None and self._waiting.is_whole:
-            self._admit(reaction)
+        reaction = Effects()
+        if self._pending is not None and self._pending.is_complete:
+            self._forward_pending(reaction)
         return reaction
 
-    def give_up_waiting(self) -> Reaction:
+    def hold_timed_out(self) -> Effects:
         """The request was held back for too long."""
-        reaction = Reaction()
-        if self._waiting is not None and self._waiting.is_whole:
-            self._forget_waiting()
+        reaction = Effects()
+        if self._pending is not None and self._pending.is_complete:
+            self._discard_pending()
             message = "Sandbox still waits to hear what the agent has; no model request goes on before."
-            self._refuse(reaction, Refused(503, "api_error", message))
-            self._end_cycle(reaction)
+            self._reject(reaction, Rejected(503, "api_error", message))
+            self._finish_cycle(reaction)
         return reaction
 
-    def abandon(self) -> None:
+    def connection_lost(self) -> None:
         """Both connections are gone: tell what was spent, if that was not told."""
-        self._settle(is_given_up=True)
-        self._forget_waiting()
-        self.upstream_took()
+        self._settle(is_abandoned=True)
+        self._discard_pending()
+        self.upstream_drained()
 
-    def upstream_took(self) -> None:
+    def upstream_drained(self) -> None:
         """What was to be sent there is sent, or never will be."""
-        self._admission.give_back(self._unsent_bytes)
+        self._budget_gate.free_bytes(self._unsent_bytes)
         self._unsent_bytes = 0
 
-    def upstream_sent(self, data: bytes) -> Reaction:
+    def upstream_data_received(self, data: bytes) -> Effects:
         """Bytes came from the upstream; none mean that no more will."""
-        reaction = Reaction()
+        reaction = Effects()
         if self._upstream_side is None:
             return reaction
-        if self._exchange is None:
-            self._drop_upstream(reaction)  # whatever comes unasked, the connection is of no more use
+        if self._inflight is None:
+            self._close_upstream(reaction)  # whatever comes unasked, the connection is of no more use
             return reaction
         try:
             self._upstream_side.receive_data(data)
-            self._hear_upstream(reaction)
+            self._process_upstream_events(reaction)
         except h11.RemoteProtocolError:
-            self._break(reaction, 502, f"The model at {self._upstream.address} broke off its answer.")
+            self._fail_upstream(reaction, 502, f"The model at {self._upstream.address} broke off its answer.")
         if not data:  # an answer may end with its connection
-            self._drop_upstream(reaction)
+            self._close_upstream(reaction)
         return reaction
 
-    def upstream_failed(self, status: int, message: str) -> Reaction:
+    def upstream_failed(self, status: int, message: str) -> Effects:
         """The upstream could not be reached (502), or not in time (504)."""
-        reaction = Reaction()
-        if self._exchange is None:
-            self._drop_upstream(reaction)
+        reaction = Effects()
+        if self._inflight is None:
+            self._close_upstream(reaction)
         else:
-            self._break(reaction, status, message)
+            self._fail_upstream(reaction, status, message)
         return reaction
 
-    def upstream_fell_silent(self) -> Reaction:
+    def upstream_timed_out(self) -> Effects:
         """The upstream did not answer, or go on with its answer, in time."""
-        if self._exchange is not None:
-            self._exchange.is_silent = True
+        if self._inflight is not None:
+            self._inflight.has_timed_out = True
         return self.upstream_failed(504, "The model did not answer in time.")
 
     # From inside.
 
-    def _hear_client(self, reaction: Reaction) -> None:
-        while not self._is_over:
+    def _process_client_events(self, effects: Effects) -> None:
+        while not self._is_closed:
             event: Any = self._client_side.next_event()
-            if event in _WAITS:
+            if event in _NEEDS_MORE:
                 return
             if isinstance(event, h11.Request):
-                self._begin(reaction, event)
+                self._start_request(effects, event)
             elif isinstance(event, h11.Data):
-                self._pass_body(reaction, bytes(event.data))
+                self._handle_body(effects, bytes(event.data))
             elif isinstance(event, h11.EndOfMessage):
-                self._end_body(reaction)
+                self._finish_body(effects)
 
-    def _begin(self, reaction: Reaction, request: h11.Request) -> None:
+    def _start_request(self, effects: Effects, request: h11.Request) -> None:
         self._body_bytes = 0
-        verdict = self._policy.judge(request)
-        if isinstance(verdict, Refused):
-            self._refuse(reaction, verdict, request.method)
+        verdict = self._policy.check(request)
+        if isinstance(verdict, Rejected):
+            self._reject(effects, verdict, request.method)
             return
         refused = None
-        if self._admission.needs_body:
-            self._waiting = _Waiting(request, verdict)
-        elif (refused := self._admission.judge()) is None:
-            self._forward(reaction, request, verdict)
+        if self._budget_gate.needs_body:
+            self._pending = _PendingRequest(request, verdict)
+        elif (refused := self._budget_gate.check()) is None:
+            self._forward(effects, request, verdict)
         if refused is not None:
-            self._refuse(reaction, refused, request.method)
+            self._reject(effects, refused, request.method)
         elif self._client_side.they_are_waiting_for_100_continue:
-            self._to_client(reaction, h11.InformationalResponse(status_code=100, headers=[]))
+            self._send_to_client(effects, h11.InformationalResponse(status_code=100, headers=[]))
 
     def _forward(
-        self, reaction: Reaction, request: h11.Request, allowed: Allowed, admitted: Admitted | None = None
+        self, effects: Effects, request: h11.Request, allowed: Allowed, approved: ApprovedRequest | None = None
     ) -> None:
-        asked, body = (admitted.asked, admitted.body) if admitted is not None else (None, None)
-        self._exchange = Exchange(allowed.is_metered, KeyScreen(self._upstream.key), asked)
+        asked, body = (approved.cost_bound, approved.body) if approved is not None else (None, None)
+        self._inflight = InflightRequest(allowed.is_metered, KeyRedactor(self._upstream.key), asked)
         if self._upstream_side is None:
             self._upstream_side = http.upstream_side()
-            reaction.dial = True
+            effects.dial = True
         forwarded, dropped = http.forwarded_request(request, allowed.target, self._upstream, body)
-        self._reports.headers_dropped(dropped)
-        self._to_upstream(reaction, forwarded)
+        self._reporter.report_dropped_headers(dropped)
+        self._send_to_upstream(effects, forwarded)
 
-    def _admit(self, reaction: Reaction) -> None:
-        waiting, self._waiting = self._waiting, None
+    def _forward_pending(self, effects: Effects) -> None:
+        waiting, self._pending = self._pending, None
         if waiting is None:
             return
         self._unsent_bytes += len(waiting.body)
-        verdict = self._admission.judge() or self._admission.judge_body(
+        verdict = self._budget_gate.check() or self._budget_gate.check_body(
             waiting.body, is_metered=waiting.allowed.is_metered
         )
         waiting.body.clear()
-        if isinstance(verdict, Refused):
-            self.upstream_took()
-            self._refuse(reaction, verdict)
-            if not self._is_over:
-                self._end_cycle(reaction)
+        if isinstance(verdict, Rejected):
+            self.upstream_drained()
+            self._reject(effects, verdict)
+            if not self._is_closed:
+                self._finish_cycle(effects)
             return
-        self._forward(reaction, waiting.request, waiting.allowed, verdict)
-        self._to_upstream(reaction, h11.Data(data=verdict.body))
-        self._to_upstream(reaction, h11.EndOfMessage())
+        self._forward(effects, waiting.request, waiting.allowed, verdict)
+        self._send_to_upstream(effects, h11.Data(data=verdict.body))
+        self._send_to_upstream(effects, h11.EndOfMessage())
 
-    def _forget_waiting(self) -> _Waiting | None:
-        waiting, self._waiting = self._waiting, None
+    def _discard_pending(self) -> _PendingRequest | None:
+        waiting, self._pending = self._pending, None
         if waiting is not None:
-            self._admission.give_back(len(waiting.body))
+            self._budget_gate.free_bytes(len(waiting.body))
         return waiting
 
-    def _keep_body(self, reaction: Reaction, waiting: _Waiting, data: bytes) -> None:
-        refused = self._admission.keep(len(data))
+    def _buffer_body(self, effects: Effects, pending: _PendingRequest, data: bytes) -> None:
+        refused = self._budget_gate.reserve_bytes(len(data))
         if refused is None:
-            waiting.body += data
+            pending.body += data
         else:
-            self._forget_waiting()
-            self._refuse(reaction, refused)
-            self._end(reaction)
+            self._discard_pending()
+            self._reject(effects, refused)
+            self._close(effects)
 
-    def _pass_body(self, reaction: Reaction, data: bytes) -> None:
+    def _handle_body(self, effects: Effects, data: bytes) -> None:
         self._body_bytes += len(data)
         if self._body_bytes > REQUEST_BODY_BYTES_MAX:
-            if self._waiting is not None or (self._exchange is not None and not self._exchange.is_answered):
-                self._refuse(reaction, too_large())
-            self._end(reaction)
-        elif self._waiting is not None:
-            self._keep_body(reaction, self._waiting, data)
-        elif self._exchange is not None:
-            self._to_upstream(reaction, h11.Data(data=data))
+            if self._pending is not None or (self._inflight is not None and not self._inflight.has_response):
+                self._reject(effects, too_large())
+            self._close(effects)
+        elif self._pending is not None:
+            self._buffer_body(effects, self._pending, data)
+        elif self._inflight is not None:
+            self._send_to_upstream(effects, h11.Data(data=data))
 
-    def _end_body(self, reaction: Reaction) -> None:
-        if self._waiting is not None:
-            self._waiting.is_whole = True
-            if not self._admission.is_holding:
-                self._admit(reaction)
-        elif self._exchange is not None:
-            self._to_upstream(reaction, h11.EndOfMessage())
+    def _finish_body(self, effects: Effects) -> None:
+        if self._pending is not None:
+            self._pending.is_complete = True
+            if not self._budget_gate.is_holding:
+                self._forward_pending(effects)
+        elif self._inflight is not None:
+            self._send_to_upstream(effects, h11.EndOfMessage())
         else:
             # It was answered before its body had ended, so whatever follows may well be meant for after the answer.
-            self._end_cycle(reaction, is_followed=True)
+            self._finish_cycle(effects, has_next_request=True)
 
-    def _refuse(self, reaction: Reaction, refused: Refused, method: bytes = b"") -> None:
+    def _reject(self, effects: Effects, rejected: Rejected, method: bytes = b"") -> None:
         """Answer now; what is left of the request is read and thrown away, so that the answer arrives."""
-        self._reports.denied("model", self._port, refused.message)
+        self._reporter.report_denied("model", self._port, rejected.message)
         # What does not look like Claude Code's HTTP is not read any further than it must be.
-        is_last = refused.status in (400, 413)
-        answer = http.api_error(refused.status, refused.kind, refused.message, is_last=is_last)
-        reaction.to_client += answer.send(self._client_side, method)
-        self._has_answered = True
+        is_last = rejected.status in (400, 413)
+        answer = http.api_error(rejected.status, rejected.error_type, rejected.message, should_close=is_last)
+        effects.to_client += answer.encode(self._client_side, method)
+        self._has_responded = True
         if is_last:
-            self._end(reaction)
+            self._close(effects)
 
-    def _refuse_malformed(self, reaction: Reaction, error: h11.RemoteProtocolError) -> None:
+    def _reject_malformed(self, effects: Effects, error: h11.RemoteProtocolError) -> None:
         message = "The request is not valid HTTP/1.1."
-        self._reports.denied("model", self._port, message)
-        if not self.must_be_heard and self._client_side.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            answer = http.api_error(error.error_status_hint, "invalid_request_error", message, is_last=True)
-            reaction.to_client += answer.send(self._client_side)
-        self._let_go(reaction)
+        self._reporter.report_denied("model", self._port, message)
+        if not self.should_read_full_response and self._client_side.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            answer = http.api_error(error.error_status_hint, "invalid_request_error", message, should_close=True)
+            effects.to_client += answer.encode(self._client_side)
+        self._detach_client(effects)
 
-    def _is_flooded(self, data: bytes) -> bool:
+    def _exceeds_pipeline_limit(self, data: bytes) -> bool:
         return len(self._client_side.trailing_data[0]) + len(data) > PIPELINED_BYTES_MAX
 
     # From the upstream.
 
-    def _hear_upstream(self, reaction: Reaction) -> None:
-        while self._exchange is not None and self._upstream_side is not None:
+    def _process_upstream_events(self, effects: Effects) -> None:
+        while self._inflight is not None and self._upstream_side is not None:
             event: Any = self._upstream_side.next_event()
-            if event in _WAITS:
+            if event in _NEEDS_MORE:
                 return
             if isinstance(event, h11.Response):
-                self._begin_answer(reaction, self._exchange, event)
+                self._start_response(effects, self._inflight, event)
             elif isinstance(event, h11.Data):
-                self._to_client(reaction, h11.Data(data=self._exchange.screen.feed(bytes(event.data))))
-                if self._exchange.meter is not None:
-                    self._exchange.meter.feed(bytes(event.data))
-                    self._admission.watch(self, self._exchange.meter)
+                self._send_to_client(effects, h11.Data(data=self._inflight.redactor.feed(bytes(event.data))))
+                if self._inflight.meter is not None:
+                    self._inflight.meter.feed(bytes(event.data))
+                    self._budget_gate.record_progress(self, self._inflight.meter)
             elif isinstance(event, h11.EndOfMessage):
-                self._to_client(reaction, h11.Data(data=self._exchange.screen.end()))
-                self._end_answer(reaction)
+                self._send_to_client(effects, h11.Data(data=self._inflight.redactor.flush()))
+                self._finish_response(effects)
 
-    def _begin_answer(self, reaction: Reaction, exchange: Exchange, response: h11.Response) -> None:
+    def _start_response(self, effects: Effects, inflight: InflightRequest, response: h11.Response) -> None:
         if 300 <= response.status_code < 400:
             address = self._upstream.address
-            self._break(reaction, 502, f"The model at {address} redirects elsewhere; set ANTHROPIC_BASE_URL to there.")
+            self._fail_upstream(
+                effects, 502, f"The model at {address} redirects elsewhere; set ANTHROPIC_BASE_URL to there."
+            )
             return
-        refused = self._admission.hear(response.status_code, self._upstream.address)
+        refused = self._budget_gate.check_response_status(response.status_code, self._upstream.address)
         if refused is not None:
-            self._answer_instead(reaction, refused)
+            self._respond_instead(effects, refused)
             return
-        exchange.is_answered = True
-        if exchange.is_metered and response.status_code < 300:
-            exchange.meter = meter_for(http.header(response.headers, b"content-type"))
-        self._to_client(reaction, http.forwarded_response(response, exchange.screen))
+        inflight.has_response = True
+        if inflight.is_metered and response.status_code < 300:
+            inflight.meter = create_meter(http.header(response.headers, b"content-type"))
+        self._send_to_client(effects, http.forwarded_response(response, inflight.redactor))
 
-    def _end_answer(self, reaction: Reaction) -> None:
-        self._to_client(reaction, h11.EndOfMessage())
-        self._settle(is_whole=True)
-        self._has_answered = True
+    def _finish_response(self, effects: Effects) -> None:
+        self._send_to_client(effects, h11.EndOfMessage())
+        self._settle(is_complete=True)
+        self._has_responded = True
         side = self._upstream_side
         if side is not None and side.our_state is h11.DONE and side.their_state is h11.DONE:
             side.start_next_cycle()
         else:
-            self._drop_upstream(reaction)
-        if self._client_is_gone:
-            self._end(reaction)
+            self._close_upstream(effects)
+        if self._is_client_gone:
+            self._close(effects)
         elif self._client_side.their_state is not h11.SEND_BODY:
-            self._end_cycle(reaction)
+            self._finish_cycle(effects)
 
-    def _break(self, reaction: Reaction, status: int, message: str) -> None:
+    def _fail_upstream(self, effects: Effects, status: int, message: str) -> None:
         """The upstream failed: an error if the answer has not begun, else an end that the client sees as a break."""
-        self._reports.trouble("upstream_unreachable", message)
-        if self._exchange is not None and self._exchange.is_answered:
-            self._end(reaction)
+        self._reporter.report_trouble("upstream_unreachable", message)
+        if self._inflight is not None and self._inflight.has_response:
+            self._close(effects)
         else:
-            self._answer_instead(reaction, Refused(status, "timeout_error" if status == 504 else "api_error", message))
+            self._respond_instead(effects, Rejected(status, "timeout_error" if status == 504 else "api_error", message))
 
-    def _answer_instead(self, reaction: Reaction, told: Refused) -> None:
+    def _respond_instead(self, effects: Effects, rejected: Rejected) -> None:
         """The upstream's answer has not begun for the client, and never will."""
-        if self._client_is_gone:
-            self._end(reaction)
+        if self._is_client_gone:
+            self._close(effects)
             return
         self._settle()
-        self._drop_upstream(reaction)
-        reaction.to_client += http.api_error(told.status, told.kind, told.message).send(self._client_side)
-        self._has_answered = True
+        self._close_upstream(effects)
+        effects.to_client += http.api_error(rejected.status, rejected.error_type, rejected.message).encode(
+            self._client_side
+        )
+        self._has_responded = True
         if self._client_side.their_state is not h11.SEND_BODY:
-            self._end_cycle(reaction)
+            self._finish_cycle(effects)
 
     # Both.
 
-    def _to_client(self, reaction: Reaction, event: Any) -> None:
-        if not self._client_is_gone:
-            reaction.to_client += self._client_side.send(event) or b""
+    def _send_to_client(self, effects: Effects, event: Any) -> None:
+        if not self._is_client_gone:
+            effects.to_client += self._client_side.send(event) or b""
 
-    def _to_upstream(self, reaction: Reaction, event: Any) -> None:
+    def _send_to_upstream(self, effects: Effects, event: Any) -> None:
         if self._upstream_side is not None:
-            reaction.to_upstream += self._upstream_side.send(event) or b""
+            effects.to_upstream += self._upstream_side.send(event) or b""
 
-    def _settle(self, *, is_whole: bool = False, is_given_up: bool = False) -> None:
+    def _settle(self, *, is_complete: bool = False, is_abandoned: bool = False) -> None:
         """Tell what the exchange has spent; it is over."""
-        exchange, self._exchange = self._exchange, None
+        exchange, self._inflight = self._inflight, None
         if exchange is not None:
-            usage = exchange.tell(self._reports, is_whole=is_whole, is_given_up=is_given_up)
-            self._admission.settle(self, usage)
+            usage = exchange.report_usage(self._reporter, is_complete=is_complete, is_abandoned=is_abandoned)
+            self._budget_gate.settle(self, usage)
 
-    def _end_cycle(self, reaction: Reaction, *, is_followed: bool = False) -> None:
+    def _finish_cycle(self, effects: Effects, *, has_next_request: bool = False) -> None:
         """The request is read and answered: be ready for the next one, which is there if `is_followed`, or end."""
         side = self._client_side
         is_done = side.our_state is h11.DONE and side.their_state is h11.DONE
-        if not is_done or (side.trailing_data[0] and not is_followed):
-            self._end(reaction)
+        if not is_done or (side.trailing_data[0] and not has_next_request):
+            self._close(effects)
         else:
             side.start_next_cycle()
 
-    def _drop_upstream(self, reaction: Reaction) -> None:
-        self.upstream_took()
+    def _close_upstream(self, effects: Effects) -> None:
+        self.upstream_drained()
         if self._upstream_side is None:
             return
         self._upstream_side = None
-        reaction.to_upstream.clear()
-        if reaction.dial:
-            reaction.dial = False
+        effects.to_upstream.clear()
+        if effects.dial:
+            effects.dial = False
         else:
-            reaction.hang_up_upstream = True
+            effects.close_upstream = True
 
-    def _let_go(self, reaction: Reaction) -> None:
+    def _detach_client(self, effects: Effects) -> None:
         """The client has gone, or might as well have. What may not go uncounted is heard to its end all the same."""
-        if self.must_be_heard:
-            self._client_is_gone = True
-            reaction.hang_up_client = True
+        if self.should_read_full_response:
+            self._is_client_gone = True
+            effects.close_client = True
         else:
-            self._end(reaction)
+            self._close(effects)
 
-    def _end(self, reaction: Reaction) -> None:
-        self._forget_waiting()
+    def _close(self, effects: Effects) -> None:
+        self._discard_pending()
         self._settle()
-        self._drop_upstream(reaction)
-        self._is_over = True
-        reaction.hang_up_client = True
+        self._close_upstream(effects)
+        self._is_closed = True
+        effects.close_client = True

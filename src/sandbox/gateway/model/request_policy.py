@@ -15,11 +15,11 @@ class Allowed(msgspec.Struct, frozen=True):
     is_metered: bool
 
 
-class Refused(msgspec.Struct, frozen=True):
+class Rejected(msgspec.Struct, frozen=True):
     """Not let through. `kind` is the Messages API's word, `message` a sentence for people."""
 
     status: int
-    kind: str
+    error_type: str
     message: str
 
 
@@ -36,11 +36,11 @@ class ModelPolicy:
         self._task_key = task_key.encode()
         self._hosts = {b"127.0.0.1:%d" % port, b"localhost:%d" % port}
 
-    def judge(self, request: h11.Request) -> Allowed | Refused:
+    def check(self, request: h11.Request) -> Allowed | Rejected:
         """Shape first, then the key, then what is asked for."""
-        return self._misshapen(request) or self._unauthorised(request) or _judge_target(request)
+        return self._check_shape(request) or self._check_key(request) or _check_target(request)
 
-    def _misshapen(self, request: h11.Request) -> Refused | None:
+    def _check_shape(self, request: h11.Request) -> Rejected | None:
         names = [name for name, _ in request.headers]
         if request.http_version != b"1.1":
             return _invalid("The gateway speaks HTTP/1.1 only.")
@@ -52,26 +52,28 @@ class ModelPolicy:
             return _invalid("A request has either Content-Length or Transfer-Encoding, not both.")
         return None
 
-    def _unauthorised(self, request: h11.Request) -> Refused | None:
-        keys = [_key(name, value) for name, value in request.headers if name in (b"x-api-key", b"authorization")]
+    def _check_key(self, request: h11.Request) -> Rejected | None:
+        keys = [
+            _presented_key(name, value) for name, value in request.headers if name in (b"x-api-key", b"authorization")
+        ]
         if len(keys) == 1 and compare_digest(keys[0], self._task_key):
             return None
         told = "brings no key" if not keys else "brings another key" if len(keys) == 1 else "brings several keys"
-        return Refused(401, "authentication_error", f"The request {told}; the gateway takes this task's key only.")
+        return Rejected(401, "authentication_error", f"The request {told}; the gateway takes this task's key only.")
 
 
-def _key(name: bytes, value: bytes) -> bytes:
+def _presented_key(name: bytes, value: bytes) -> bytes:
     if name == b"x-api-key":
         return value
     scheme, _, token = value.partition(b" ")
     return token.strip() if scheme.lower() == b"bearer" else b""
 
 
-def _judge_target(request: h11.Request) -> Allowed | Refused:
+def _check_target(request: h11.Request) -> Allowed | Rejected:
     path, _, query = request.target.partition(b"?")
     is_metered = _ENDPOINTS.get(path)
     if is_metered is None or request.method != b"POST" or query not in _QUERIES:
-        return Refused(403, "permission_error", "The gateway offers POST /v1/messages and its count_tokens only.")
+        return Rejected(403, "permission_error", "The gateway offers POST /v1/messages and its count_tokens only.")
     if _content_length(request) > REQUEST_BODY_BYTES_MAX:
         return too_large()
     return Allowed(path + (b"?" + query if query else b""), is_metered)
@@ -82,14 +84,14 @@ def _content_length(request: h11.Request) -> int:
     return next((int(value) for name, value in request.headers if name == b"content-length"), 0)
 
 
-def too_large() -> Refused:
+def too_large() -> Rejected:
     """The body is over the bound."""
     limit = REQUEST_BODY_BYTES_MAX // 1024**2
-    return Refused(413, "request_too_large", f"The request's body is over {limit} MiB.")
+    return Rejected(413, "request_too_large", f"The request's body is over {limit} MiB.")
 
 
-def _invalid(message: str) -> Refused:
-    return Refused(400, "invalid_request_error", message)
+def _invalid(message: str) -> Rejected:
+    return Rejected(400, "invalid_request_error", message)
 
 
 Headers = list[tuple[bytes, bytes]]
@@ -112,14 +114,14 @@ _FORWARDED = frozenset(
         b"x-client-request-id",
     }
 )
-_FAMILIES = (b"x-claude-code-", b"x-stainless-")
+_FORWARDED_PREFIXES = (b"x-claude-code-", b"x-stainless-")
 """Beginnings of the names of all that Claude Code and its library tell of themselves."""
 
-_LISTS = frozenset({b"accept", b"anthropic-beta"})
+_LIST_HEADERS = frozenset({b"accept", b"anthropic-beta"})
 """What may come in several lines; of others the first counts."""
 
-_ABOUT_THE_BODY = frozenset({b"content-type", b"content-encoding"})
-_OF_THIS_CONNECTION = frozenset(
+_BODY_HEADERS = frozenset({b"content-type", b"content-encoding"})
+_CONNECTION_HEADERS = frozenset(
     {
         b"accept-encoding",
         b"authorization",
@@ -137,20 +139,20 @@ _OF_THIS_CONNECTION = frozenset(
 """What every client sends to the gateway itself: it answers them or sets its own."""
 
 
-def named_by_connection(message: h11.Request | h11.Response) -> set[bytes]:
+def connection_header_names(message: h11.Request | h11.Response) -> set[bytes]:
     """The headers that the sender wants to go no further than this."""
     connection = b",".join(value for name, value in message.headers if name == b"connection")
     return {token.strip().lower() for token in connection.split(b",")}
 
 
-def sift(request: h11.Request, *, with_body: bool) -> tuple[Headers, list[bytes]]:
+def select_headers(request: h11.Request, *, is_body_unchanged: bool) -> tuple[Headers, list[bytes]]:
     """The headers that go on, spelt as they came, and the names of those that were dropped.
 
     with_body: the body goes on as it came, so what says how to read it does too.
     """
-    taken = _FORWARDED | _ABOUT_THE_BODY if with_body else _FORWARDED
-    expected = _OF_THIS_CONNECTION if with_body else _OF_THIS_CONNECTION | _ABOUT_THE_BODY
-    named = named_by_connection(request)
+    taken = _FORWARDED | _BODY_HEADERS if is_body_unchanged else _FORWARDED
+    expected = _CONNECTION_HEADERS if is_body_unchanged else _CONNECTION_HEADERS | _BODY_HEADERS
+    named = connection_header_names(request)
     forwarded: Headers = []
     dropped: list[bytes] = []
     seen: set[bytes] = set()
@@ -158,8 +160,8 @@ def sift(request: h11.Request, *, with_body: bool) -> tuple[Headers, list[bytes]
         name = spelt.lower()
         if name in expected:
             continue
-        is_known = name in taken or name.startswith(_FAMILIES)
-        if is_known and name not in named and (name not in seen or name in _LISTS):
+        is_known = name in taken or name.startswith(_FORWARDED_PREFIXES)
+        if is_known and name not in named and (name not in seen or name in _LIST_HEADERS):
             seen.add(name)
             forwarded.append((spelt, value))
         else:

@@ -6,22 +6,29 @@ import msgspec
 from msgspec.structs import astuple
 
 from sandbox.gateway.limits import JSON_BODY_BYTES_MAX, SSE_LINE_BYTES_MAX
-from sandbox.gateway.model.pricing import ONE_COUNTRY_FACTOR, WEB_SEARCH_USD, Asked, Tokens, cost_usd, is_priced
+from sandbox.gateway.model.pricing import (
+    SINGLE_REGION_FACTOR,
+    WEB_SEARCH_USD,
+    CostBound,
+    TokenCounts,
+    cost_usd,
+    is_priced,
+)
 from sandbox.model.errors import DECODE_ERRORS
 from sandbox.model.events import Usage
 
 _MODEL_CHARACTERS_MAX = 128
-_DELTA_FRAME_BYTES = 80
+_DELTA_OVERHEAD_BYTES = 80
 """What stands at least around the text in the line of an event that brings some."""
 
-_COUNTED_ABOVE = ("message", "fallback_message")
+_INCLUDED_ITERATIONS = ("message", "fallback_message")
 """Iterations that the counts of the whole answer hold, if only in part: not what the model read anew after an advisor's
 word, nor what was begun by another model. All others are billed beside: compaction, an advisor."""
 
-_ANYWHERE = ("", "global", "not_available")
+_GLOBAL_REGIONS = ("", "global", "not_available")
 
 
-class Meter(Protocol):
+class UsageMeter(Protocol):
     """Never raises on what an upstream sends; what it does not understand counts nothing."""
 
     def feed(self, data: bytes) -> None:
@@ -32,21 +39,21 @@ class Meter(Protocol):
         """What has been used by the bytes so far; None while no answer of a model is in them."""
         ...
 
-    def so_far(self) -> Usage | None:
+    def partial_usage(self) -> Usage | None:
         """The same, where that is cheap to tell while the body is under way; else None."""
         ...
 
     @property
-    def has_begun(self) -> bool:
+    def has_started(self) -> bool:
         """Whether a model has begun to answer."""
         ...
 
     @property
-    def has_told_all(self) -> bool:
+    def is_complete(self) -> bool:
         """Whether `usage` is that of the whole answer."""
         ...
 
-    def at_most(self, asked: Asked, *, is_heard: bool) -> Usage | None:
+    def upper_bound(self, cost_bound: CostBound, *, is_fully_received: bool) -> Usage | None:
         """What an answer to this may have used that went no further; nothing may be asked afterwards.
 
         is_heard: all that the model has said by then has come here.
@@ -54,10 +61,10 @@ class Meter(Protocol):
         ...
 
 
-def meter_for(content_type: bytes) -> Meter:
+def create_meter(content_type: bytes) -> UsageMeter:
     """A meter for a body of this type."""
     is_stream = content_type.split(b";")[0].strip().lower() == b"text/event-stream"
-    return StreamMeter() if is_stream else DocumentMeter()
+    return StreamMeter() if is_stream else JsonMeter()
 
 
 _COUNT_MAX = 10**12
@@ -109,69 +116,71 @@ class StreamMeter:
         self._line = bytearray()
         self._is_skipping = False
         self._tally = _Tally()
-        self._heard_bytes = 0
-        self.has_told_all = False
+        self._received_bytes = 0
+        self.is_complete = False
 
     def feed(self, data: bytes) -> None:
         """The next bytes of the body, cut anywhere."""
         first, *others = data.split(b"\n")
-        self._extend(first)
+        self._append(first)
         for other in others:
-            self._end_line()
-            self._extend(other)
+            self._finish_line()
+            self._append(other)
 
     def usage(self) -> Usage | None:
         """The counts of the latest `message_delta` over those of `message_start`."""
         return self._tally.usage()
 
-    def so_far(self) -> Usage | None:
+    def partial_usage(self) -> Usage | None:
         """The same: it is told piece by piece."""
         return self.usage()
 
     @property
-    def has_begun(self) -> bool:
+    def has_started(self) -> bool:
         """Whether it was told which model answers."""
         return self.usage() is not None
 
-    def at_most(self, asked: Asked, *, is_heard: bool) -> Usage | None:
+    def upper_bound(self, cost_bound: CostBound, *, is_fully_received: bool) -> Usage | None:
         """No token is shorter than a byte, so the model has said no more of them than bytes have come."""
-        heard = self._heard_bytes + len(self._line)
-        return self._tally.at_most(asked, min(heard, asked.output_tokens) if is_heard else asked.output_tokens)
+        heard = self._received_bytes + len(self._line)
+        return self._tally.upper_bound(
+            cost_bound, min(heard, cost_bound.output_tokens_max) if is_fully_received else cost_bound.output_tokens_max
+        )
 
-    def _extend(self, part: bytes) -> None:
+    def _append(self, part: bytes) -> None:
         if self._is_skipping or len(self._line) + len(part) > SSE_LINE_BYTES_MAX:
             self._is_skipping = True
-            self._heard_bytes += len(self._line) + len(part)
+            self._received_bytes += len(self._line) + len(part)
             self._line.clear()
         else:
             self._line += part
 
-    def _end_line(self) -> None:
+    def _finish_line(self) -> None:
         line, self._is_skipping = bytes(self._line), False
         self._line.clear()
         if line.startswith(b"data:"):
-            self._heard_bytes += max(0, len(line) - _DELTA_FRAME_BYTES)
+            self._received_bytes += max(0, len(line) - _DELTA_OVERHEAD_BYTES)
         # Most lines are pieces of text: only those that can matter are worth decoding.
         if line.startswith(b"data:") and (b'"message_start"' in line or b'"message_delta"' in line):
-            self._read(line[len(b"data:") :])
+            self._decode(line[len(b"data:") :])
 
-    def _read(self, data: bytes) -> None:
+    def _decode(self, data: bytes) -> None:
         try:
             event = _event_decoder.decode(data)
         except DECODE_ERRORS:
             return
         if event.type == "message_start" and event.message is not None:
-            self._tally.name(event.message.model)
-            self._tally.count(event.message.usage)
+            self._tally.set_model(event.message.model)
+            self._tally.record(event.message.usage)
         elif event.type == "message_delta":
-            self._tally.count(event.usage)
-            self.has_told_all |= event.usage is not None and event.usage.output_tokens is not None
+            self._tally.record(event.usage)
+            self.is_complete |= event.usage is not None and event.usage.output_tokens is not None
 
 
-class DocumentMeter:
+class JsonMeter:
     """For one JSON document with `model` and `usage` on its top level, written in full before its first byte comes."""
 
-    has_begun = True
+    has_started = True
 
     def __init__(self) -> None:
         self._body = bytearray()
@@ -194,25 +203,25 @@ class DocumentMeter:
         if message.usage is None:
             return None
         tally = _Tally()
-        tally.name(message.model)
-        tally.count(message.usage)
+        tally.set_model(message.model)
+        tally.record(message.usage)
         return tally.usage()
 
-    def so_far(self) -> Usage | None:
+    def partial_usage(self) -> Usage | None:
         """Nothing: the document tells at its end only."""
         return None
 
     @property
-    def has_told_all(self) -> bool:
+    def is_complete(self) -> bool:
         """Whether it has come to its end."""
         return self.usage() is not None
 
-    def at_most(self, asked: Asked, *, is_heard: bool) -> Usage | None:
+    def upper_bound(self, cost_bound: CostBound, *, is_fully_received: bool) -> Usage | None:
         """All that was asked for: what has come does not say how much more there is."""
-        return _Tally().at_most(asked, asked.output_tokens)
+        return _Tally().upper_bound(cost_bound, cost_bound.output_tokens_max)
 
 
-_Part = tuple[str, Tokens]
+_ModelUsage = tuple[str, TokenCounts]
 """What a model has used."""
 
 
@@ -223,39 +232,39 @@ class _Tally:
         self._model: str | None = None
         self._counts: dict[str, int] = {}
         self._iterations: list[_Iteration] = []
-        self._searches = 0
-        self._factor = 1.0
+        self._web_searches = 0
+        self._price_factor = 1.0
 
-    def name(self, model: str) -> None:
+    def set_model(self, model: str) -> None:
         self._model = model[:_MODEL_CHARACTERS_MAX]
 
-    def count(self, told: _Usage | None) -> None:
-        if told is None:
+    def record(self, usage: _Usage | None) -> None:
+        if usage is None:
             return
-        self._counts |= _told_counts(told)
-        if told.iterations is not None:
-            self._iterations = told.iterations
-        if isinstance(told.inference_geo, str):
-            self._factor = 1.0 if told.inference_geo in _ANYWHERE else ONE_COUNTRY_FACTOR
-        searches = told.server_tool_use.get("web_search_requests") if isinstance(told.server_tool_use, dict) else None
+        self._counts |= _reported_counts(usage)
+        if usage.iterations is not None:
+            self._iterations = usage.iterations
+        if isinstance(usage.inference_geo, str):
+            self._price_factor = 1.0 if usage.inference_geo in _GLOBAL_REGIONS else SINGLE_REGION_FACTOR
+        searches = usage.server_tool_use.get("web_search_requests") if isinstance(usage.server_tool_use, dict) else None
         if isinstance(searches, int) and 0 <= searches <= _COUNT_MAX:
-            self._searches = searches
+            self._web_searches = searches
 
-    def at_most(self, asked: Asked, output: int) -> Usage | None:
+    def upper_bound(self, cost_bound: CostBound, output: int) -> Usage | None:
         if self._model is None:
-            self.name(asked.model)
-        self._counts = {"input": asked.input_tokens} | self._counts
+            self.set_model(cost_bound.model)
+        self._counts = {"input": cost_bound.input_tokens} | self._counts
         self._counts["output"] = max(output, self._counts.get("output", 0))
         return self.usage()
 
     def usage(self) -> Usage | None:
         if self._model is None:
             return None
-        whole = (self._model, Tokens(**self._counts))
-        within, beside = self._told(is_counted_above=True), self._told(is_counted_above=False)
-        parts = [*within, (self._model, _beyond(whole[1], within)), *beside]
+        whole = (self._model, TokenCounts(**self._counts))
+        within, beside = self._iteration_usages(is_included=True), self._iteration_usages(is_included=False)
+        parts = [*within, (self._model, _remainder(whole[1], within)), *beside]
         unpriced = next((model for model, _ in parts if not is_priced(model)), None)
-        usd = max(_cost(parts), _cost([whole, *beside])) * self._factor + self._searches * WEB_SEARCH_USD
+        usd = max(_cost(parts), _cost([whole, *beside])) * self._price_factor + self._web_searches * WEB_SEARCH_USD
         return Usage(
             model=unpriced or self._model,
             input_tokens=sum(tokens.input for _, tokens in parts),
@@ -265,31 +274,31 @@ class _Tally:
             cost_usd=round(usd, 6) if unpriced is None else None,
         )
 
-    def _told(self, *, is_counted_above: bool) -> list[_Part]:
+    def _iteration_usages(self, *, is_included: bool) -> list[_ModelUsage]:
         return [
-            ((one.model or self._model or "")[:_MODEL_CHARACTERS_MAX], Tokens(**_told_counts(one)))
+            ((one.model or self._model or "")[:_MODEL_CHARACTERS_MAX], TokenCounts(**_reported_counts(one)))
             for one in self._iterations
-            if (one.type in _COUNTED_ABOVE) is is_counted_above
+            if (one.type in _INCLUDED_ITERATIONS) is is_included
         ]
 
 
-def _beyond(whole: Tokens, within: list[_Part]) -> Tokens:
+def _remainder(whole: TokenCounts, parts: list[_ModelUsage]) -> TokenCounts:
     """What the whole has and its parts do not."""
-    counts = zip(astuple(whole), *(astuple(tokens) for _, tokens in within), strict=True)
-    return Tokens(*(max(0, first - sum(others)) for first, *others in counts))
+    counts = zip(astuple(whole), *(astuple(tokens) for _, tokens in parts), strict=True)
+    return TokenCounts(*(max(0, first - sum(others)) for first, *others in counts))
 
 
-def _cost(parts: list[_Part]) -> float:
+def _cost(parts: list[_ModelUsage]) -> float:
     return sum(cost_usd(model, tokens) or 0.0 for model, tokens in parts)
 
 
-def _told_counts(told: _Counts) -> dict[str, int]:
-    hour = told.cache_creation.ephemeral_1h_input_tokens if told.cache_creation else None
+def _reported_counts(counts: _Counts) -> dict[str, int]:
+    hour = counts.cache_creation.ephemeral_1h_input_tokens if counts.cache_creation else None
     latest = {
-        "input": told.input_tokens,
-        "output": told.output_tokens,
-        "cache_read": told.cache_read_input_tokens,
-        "cache_write": told.cache_creation_input_tokens,
+        "input": counts.input_tokens,
+        "output": counts.output_tokens,
+        "cache_read": counts.cache_read_input_tokens,
+        "cache_write": counts.cache_creation_input_tokens,
         "cache_write_hour": hour,
     }
     return {name: count for name, count in latest.items() if count is not None}

@@ -16,27 +16,27 @@ import msgspec
 
 from sandbox.images.definition import ARCHIVE_MEMBERS_MAX, IMAGE_METADATA_BYTES_MAX
 from sandbox.images.errors import ImageRefusedError
-from sandbox.images.oci.layer import refuse_many_words, refusing_damage
-from sandbox.images.oci.tar_stream import GuardedFile, Source
+from sandbox.images.oci.layer import check_global_headers, converting_tar_errors
+from sandbox.images.oci.tar_stream import ByteSource, HeaderLimitedFile
 from sandbox.model.errors import DECODE_ERRORS
 
 DIGEST = re.compile(r"sha256:([0-9a-f]{64})", re.ASCII)
 _CHUNK_BYTES = 1024 * 1024
-_Kind = TypeVar("_Kind")
+_T = TypeVar("_Kind")
 
 
-class Archive:
+class OciArchive:
     """An open one. Nothing of it is unpacked but what is asked for, and no name in it is a path on the host."""
 
-    def __init__(self, tar: tarfile.TarFile, file: GuardedFile) -> None:
+    def __init__(self, tar: tarfile.TarFile, file: HeaderLimitedFile) -> None:
         self._tar = tar
         self._members: dict[str, tarfile.TarInfo] = {}
         count = 0
         while (member := tar.next()) is not None:
-            file.begin_header()
+            file.start_header()
             if member.size < 0:
                 raise ImageRefusedError("The archive has a member of less than no bytes.")
-            refuse_many_words(tar)
+            check_global_headers(tar)
             cast("Any", member).pax_headers = {}  # what it had to say is said, and all members are kept
             self._members[member.name.removeprefix("./")] = member
             count += 1
@@ -55,7 +55,7 @@ class Archive:
             file.seek(0)
         return cast("BinaryIO", file)
 
-    def decode(self, name: str, kind: type[_Kind], digest: str = "") -> _Kind:
+    def decode(self, name: str, kind: type[_T], digest: str = "") -> _T:
         """A JSON member. Raises ImageRefusedError."""
         if self._find(name).size > IMAGE_METADATA_BYTES_MAX:
             raise ImageRefusedError(f"{name[:200]} in the archive is too large.")
@@ -82,17 +82,17 @@ class Archive:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Archive]:
+def open_archive(path: Path) -> Iterator[OciArchive]:
     """Open one. Raises ImageRefusedError, also for what goes wrong inside, and OSError."""
-    with refusing_damage(), path.open("rb") as file:
-        if not _is_plain(file):
+    with converting_tar_errors(), path.open("rb") as file:
+        if not _is_uncompressed_tar(file):
             raise ImageRefusedError(f"{path} is no plain tar; uncompress it first, or save it as oci-archive.")
-        guarded = GuardedFile(file)
+        guarded = HeaderLimitedFile(file)
         with tarfile.open(fileobj=cast("IO[bytes]", guarded), mode="r:") as tar:
-            yield Archive(tar, guarded)
+            yield OciArchive(tar, guarded)
 
 
-def _is_plain(file: BinaryIO) -> bool:
+def _is_uncompressed_tar(file: BinaryIO) -> bool:
     """Before `tarfile` sees it, which would read a header of any size."""
     file.seek(257)
     magic = file.read(5)
@@ -102,27 +102,27 @@ def _is_plain(file: BinaryIO) -> bool:
 
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _PROGRAM = "/usr/bin/zstd"
-_MEMORY = "--memory=128MB"
-_END_SECONDS = 30
+_MEMORY_LIMIT = "--memory=128MB"
+_EXIT_SECONDS = 30
 
 
 @contextmanager
-def uncompressed(blob: BinaryIO, scratch: Path) -> Iterator[Source]:
+def uncompressed(blob: BinaryIO, scratch: Path) -> Iterator[ByteSource]:
     """A stream of the plain bytes. `blob` is at its beginning and can seek. Raises ImageRefusedError."""
     beginning = blob.read(4)
     blob.seek(0)
     if beginning.startswith(_GZIP):
-        with refusing_gzip(), gzip.GzipFile(fileobj=blob, mode="rb") as file:
-            yield cast("Source", file)
+        with converting_gzip_errors(), gzip.GzipFile(fileobj=blob, mode="rb") as file:
+            yield cast("ByteSource", file)
     elif beginning == _ZSTD:
-        with _zstd(blob, scratch) as source:
+        with _uncompressed_zstd(blob, scratch) as source:
             yield source
     else:
         yield blob
 
 
 @contextmanager
-def refusing_gzip() -> Iterator[None]:
+def converting_gzip_errors() -> Iterator[None]:
     """Damage is the archive's fault."""
     try:
         yield
@@ -131,7 +131,7 @@ def refusing_gzip() -> Iterator[None]:
 
 
 @contextmanager
-def _zstd(blob: BinaryIO, scratch: Path) -> Iterator[Source]:
+def _uncompressed_zstd(blob: BinaryIO, scratch: Path) -> Iterator[ByteSource]:
     """By its program: Python has no zstd of its own, and this way hostile bytes are read in another process."""
     if not Path(_PROGRAM).exists():
         raise ImageRefusedError("A layer of the image is compressed by zstd; install it: apt-get install zstd")
@@ -140,12 +140,12 @@ def _zstd(blob: BinaryIO, scratch: Path) -> Iterator[Source]:
             copy.write(chunk)
         copy.seek(0)
         process = subprocess.Popen(
-            [_PROGRAM, "-dc", _MEMORY], stdin=copy, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env={}
+            [_PROGRAM, "-dc", _MEMORY_LIMIT], stdin=copy, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env={}
         )
         assert process.stdout is not None
         try:
             yield process.stdout
-            code = process.wait(timeout=_END_SECONDS)
+            code = process.wait(timeout=_EXIT_SECONDS)
         except subprocess.TimeoutExpired as error:
             raise ImageRefusedError("A layer of the image is damaged: zstd did not end with it.") from error
         finally:

@@ -9,14 +9,14 @@ import msgspec
 
 from sandbox.images.definition import IMAGE_BYTES_MAX, IMAGE_LAYERS_MAX
 from sandbox.images.errors import ImageRefusedError
-from sandbox.images.oci.archive import DIGEST, Archive, opened, uncompressed
+from sandbox.images.oci.archive import DIGEST, OciArchive, open_archive, uncompressed
 from sandbox.images.oci.layer import apply_layer
-from sandbox.images.oci.tar_stream import Meter, TarStream
-from sandbox.images.rootfs import Tree
+from sandbox.images.oci.tar_stream import ByteBudget, TarStream
+from sandbox.images.rootfs import RootFs
 
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 _INDEXES = ("application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json")
-_NESTED_MAX = 4
+_INDEX_DEPTH_MAX = 4
 
 
 class _Platform(msgspec.Struct, frozen=True):
@@ -39,16 +39,16 @@ class _Manifest(msgspec.Struct, frozen=True):
     layers: list[_Descriptor]
 
 
-class _Root(msgspec.Struct, frozen=True):
+class _RootFsConfig(msgspec.Struct, frozen=True):
     diff_ids: list[str]
 
 
 class _Config(msgspec.Struct, frozen=True):
-    rootfs: _Root
+    rootfs: _RootFsConfig
     architecture: str = ""
 
 
-class _Saved(msgspec.Struct, frozen=True, rename={"config": "Config", "layers": "Layers"}):
+class _DockerManifest(msgspec.Struct, frozen=True, rename={"config": "Config", "layers": "Layers"}):
     config: str
     layers: list[str]
 
@@ -59,55 +59,57 @@ class _Layer:
 
     name: str
     digest: str
-    plain_digest: str
+    diff_id: str
 
 
-def add_layers(path: Path, tree: Tree, scratch: Path) -> str:
+def import_layers(path: Path, rootfs: RootFs, scratch: Path) -> str:
     """Lay the layers of an archive over each other; gives the digest of the image's configuration.
 
     Every digest is verified. Raises ImageRefusedError, OSError.
     """
-    with opened(path) as archive:
+    with open_archive(path) as archive:
         digest, layers = _read_layers(archive)
-        meter = Meter(IMAGE_BYTES_MAX)
+        meter = ByteBudget(IMAGE_BYTES_MAX)
         for layer in layers:
             with uncompressed(archive.open(layer.name, layer.digest), scratch) as source:
-                found = apply_layer(TarStream(source, meter), tree)
-            if found != layer.plain_digest:
+                found = apply_layer(TarStream(source, meter), rootfs)
+            if found != layer.diff_id:
                 raise ImageRefusedError(f"The layer {layer.name[:200]} is not what its digest says.")
         return digest
 
 
-def _read_layers(archive: Archive) -> tuple[str, Sequence[_Layer]]:
+def _read_layers(archive: OciArchive) -> tuple[str, Sequence[_Layer]]:
     if "index.json" in archive:
         return _read_oci(archive)
     if "manifest.json" in archive:
-        return _read_saved(archive)
+        return _read_docker(archive)
     raise ImageRefusedError("The archive has neither index.json nor manifest.json, so it is no image.")
 
 
-def _read_oci(archive: Archive) -> tuple[str, Sequence[_Layer]]:
-    manifest = archive.decode(*_manifest_of(archive, "index.json"))
-    config = archive.decode(_blob(manifest.config.digest), _Config, manifest.config.digest)
-    names = [_blob(layer.digest) for layer in manifest.layers]
+def _read_oci(archive: OciArchive) -> tuple[str, Sequence[_Layer]]:
+    manifest = archive.decode(*_find_manifest(archive, "index.json"))
+    config = archive.decode(_blob_path(manifest.config.digest), _Config, manifest.config.digest)
+    names = [_blob_path(layer.digest) for layer in manifest.layers]
     digests = [layer.digest for layer in manifest.layers]
-    return manifest.config.digest, _join(names, digests, config)
+    return manifest.config.digest, _build_layers(names, digests, config)
 
 
-def _manifest_of(archive: Archive, name: str, digest: str = "", depth: int = 0) -> tuple[str, type[_Manifest], str]:
+def _find_manifest(
+    archive: OciArchive, name: str, digest: str = "", depth: int = 0
+) -> tuple[str, type[_Manifest], str]:
     index = archive.decode(name, _Index, digest)
-    fitting = {one.digest: one for one in index.manifests if _fits(one.platform)}
-    if len(fitting) != 1 or depth > _NESTED_MAX:
+    fitting = {one.digest: one for one in index.manifests if _matches_platform(one.platform)}
+    if len(fitting) != 1 or depth > _INDEX_DEPTH_MAX:
         kinds = "several images" if fitting else f"no image for linux/{_architecture()}"
         raise ImageRefusedError(f"The archive holds {kinds}; save just one.")
     (chosen,) = fitting.values()
     if chosen.media_type in _INDEXES:
-        return _manifest_of(archive, _blob(chosen.digest), chosen.digest, depth + 1)
-    return _blob(chosen.digest), _Manifest, chosen.digest
+        return _find_manifest(archive, _blob_path(chosen.digest), chosen.digest, depth + 1)
+    return _blob_path(chosen.digest), _Manifest, chosen.digest
 
 
-def _read_saved(archive: Archive) -> tuple[str, Sequence[_Layer]]:
-    saved = archive.decode("manifest.json", list[_Saved])
+def _read_docker(archive: OciArchive) -> tuple[str, Sequence[_Layer]]:
+    saved = archive.decode("manifest.json", list[_DockerManifest])
     if len(saved) != 1:
         raise ImageRefusedError("The archive holds several images; save just one.")
     (image,) = saved
@@ -115,10 +117,10 @@ def _read_saved(archive: Archive) -> tuple[str, Sequence[_Layer]]:
     if not DIGEST.fullmatch(digest):
         raise ImageRefusedError("The configuration in the archive is not named after its digest.")
     config = archive.decode(image.config, _Config, digest)
-    return digest, _join(image.layers, [""] * len(image.layers), config)
+    return digest, _build_layers(image.layers, [""] * len(image.layers), config)
 
 
-def _join(names: Sequence[str], digests: Sequence[str], config: _Config) -> Sequence[_Layer]:
+def _build_layers(names: Sequence[str], digests: Sequence[str], config: _Config) -> Sequence[_Layer]:
     plain = config.rootfs.diff_ids
     if config.architecture not in {"", _architecture()}:
         raise ImageRefusedError(f"The image is for {config.architecture[:50]}, this machine is {_architecture()}.")
@@ -127,14 +129,14 @@ def _join(names: Sequence[str], digests: Sequence[str], config: _Config) -> Sequ
     return [_Layer(*one) for one in zip(names, digests, plain, strict=True)]
 
 
-def _blob(digest: str) -> str:
+def _blob_path(digest: str) -> str:
     match = DIGEST.fullmatch(digest)
     if match is None:
         raise ImageRefusedError(f"The archive has a digest that is no sha256: {digest[:100]}")
     return f"blobs/sha256/{match[1]}"
 
 
-def _fits(platform: _Platform | None) -> bool:
+def _matches_platform(platform: _Platform | None) -> bool:
     return platform is None or (platform.os in {"", "linux"} and platform.architecture in {"", _architecture()})
 
 

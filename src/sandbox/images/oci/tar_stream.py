@@ -9,7 +9,7 @@ from sandbox.images.errors import ImageRefusedError
 _CHUNK_BYTES = 1024 * 1024
 
 
-class Source(Protocol):
+class ByteSource(Protocol):
     """What has bytes to give."""
 
     def read(self, size: int, /) -> bytes:
@@ -17,50 +17,50 @@ class Source(Protocol):
         ...
 
 
-class Meter:
+class ByteBudget:
     """How many bytes may still come, of several streams together."""
 
     def __init__(self, bytes_max: int) -> None:
-        self._left = bytes_max
+        self._bytes_left = bytes_max
 
-    def take(self, size: int) -> None:
+    def consume(self, size: int) -> None:
         """Count them. Raises ImageRefusedError past the bound."""
-        self._left -= size
-        if self._left < 0:
+        self._bytes_left -= size
+        if self._bytes_left < 0:
             raise ImageRefusedError("The image is too large once it is uncompressed.")
 
 
-class HeaderBound:
+class HeaderLimit:
     """All that `tarfile` reads of one entry before it tells of it is no more than IMAGE_METADATA_BYTES_MAX.
 
     How large a header is, and how long the map of a sparse file, stands in the tar itself.
     """
 
     def __init__(self) -> None:
-        self._left: int | None = IMAGE_METADATA_BYTES_MAX
+        self._bytes_left: int | None = IMAGE_METADATA_BYTES_MAX
 
     def end_header(self) -> None:
         """What is read from here on is an entry's content."""
-        self._left = None
+        self._bytes_left = None
 
-    def begin_header(self) -> None:
+    def start_header(self) -> None:
         """The next entry comes."""
-        self._left = IMAGE_METADATA_BYTES_MAX
+        self._bytes_left = IMAGE_METADATA_BYTES_MAX
 
     def _count(self, size: int) -> None:
-        if self._left is not None:
-            self._left -= size
-        if not 0 <= size <= IMAGE_METADATA_BYTES_MAX or (self._left or 0) < 0:
+        if self._bytes_left is not None:
+            self._bytes_left -= size
+        if not 0 <= size <= IMAGE_METADATA_BYTES_MAX or (self._bytes_left or 0) < 0:
             raise ImageRefusedError("The image has a header that is too large.")
 
 
-class TarStream(HeaderBound):
+class TarStream(HeaderLimit):
     """What `tarfile` takes for a file: it seeks forward only, so that a pipe will do."""
 
-    def __init__(self, source: Source, meter: Meter) -> None:
+    def __init__(self, source: ByteSource, budget: ByteBudget) -> None:
         super().__init__()
         self._source = source
-        self._meter = meter
+        self._budget = budget
         self._hash = hashlib.sha256()
         self._position = 0
 
@@ -72,7 +72,7 @@ class TarStream(HeaderBound):
         """Skip to a place ahead. Raises ImageRefusedError for one behind."""
         if position < self._position:
             raise ImageRefusedError("The image cannot be read from its beginning to its end.")
-        while self._position < position and self._take(min(position - self._position, _CHUNK_BYTES)):
+        while self._position < position and self._read_part(min(position - self._position, _CHUNK_BYTES)):
             pass
         return self._position
 
@@ -84,26 +84,26 @@ class TarStream(HeaderBound):
         """Just so many bytes; fewer at the end only."""
         self._count(size)
         parts, left = [], size
-        while left and (part := self._take(left)):
+        while left and (part := self._read_part(left)):
             parts.append(part)
             left -= len(part)
         return b"".join(parts)
 
-    def finish(self) -> str:
+    def read_digest(self) -> str:
         """Read to the end; gives the digest of everything."""
-        while self._take(_CHUNK_BYTES):
+        while self._read_part(_CHUNK_BYTES):
             pass
         return f"sha256:{self._hash.hexdigest()}"
 
-    def _take(self, size: int) -> bytes:
+    def _read_part(self, size: int) -> bytes:
         part = self._source.read(size)
-        self._meter.take(len(part))
+        self._budget.consume(len(part))
         self._hash.update(part)
         self._position += len(part)
         return part
 
 
-class GuardedFile(HeaderBound):
+class HeaderLimitedFile(HeaderLimit):
     """A seekable file that gives no more than IMAGE_METADATA_BYTES_MAX at once."""
 
     def __init__(self, file: BinaryIO) -> None:

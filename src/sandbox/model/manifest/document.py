@@ -13,19 +13,19 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, NoReturn
 
 from sandbox.model import limits
-from sandbox.model.manifest.errors import InvalidManifestError, Mark, Mistake, Path, Rule
+from sandbox.model.manifest.errors import FieldError, FieldPath, InvalidManifestError, RuleName, SourceLocation
 
-_UNFIT_TEXT = re.compile("[\x00\ud800-\udfff]")
+_INVALID_TEXT = re.compile("[\x00\ud800-\udfff]")
 
 
-class Refused(NamedTuple):
+class InvalidValue(NamedTuple):
     """A value that cannot be part of any manifest, and why."""
 
-    rule: Rule
+    rule: RuleName
     message: str
 
 
-TOO_LARGE = Refused("range", "is no number that can be used; text that looks like a number needs quotes")
+TOO_LARGE = InvalidValue("range", "is no number that can be used; text that looks like a number needs quotes")
 
 
 class Pair(NamedTuple):
@@ -33,8 +33,8 @@ class Pair(NamedTuple):
 
     key: str
     value: Any
-    mark: Mark | None = None
-    complaint: str | None = None
+    location: SourceLocation | None = None
+    key_error: str | None = None
 
 
 class Pairs(list[Pair]):
@@ -46,7 +46,7 @@ class Node:
     """A value (scalar, list of nodes, `Pairs` or `Refused`) and where it stood."""
 
     value: Any
-    mark: Mark
+    location: SourceLocation
 
 
 @dataclass(slots=True)
@@ -54,128 +54,128 @@ class Document:
     """Plain data; `refused` are the places whose value was refused and stands as None."""
 
     data: Any = None
-    key_marks: dict[Path, Mark] = field(default_factory=dict)
-    value_marks: dict[Path, Mark] = field(default_factory=dict)
-    mistakes: list[Mistake] = field(default_factory=list)
-    refused: set[Path] = field(default_factory=set)
+    key_locations: dict[FieldPath, SourceLocation] = field(default_factory=dict)
+    value_locations: dict[FieldPath, SourceLocation] = field(default_factory=dict)
+    errors: list[FieldError] = field(default_factory=list)
+    invalid_paths: set[FieldPath] = field(default_factory=set)
 
-    def mark_of_value(self, path: Path) -> Mark | None:
+    def value_location(self, path: FieldPath) -> SourceLocation | None:
         """Where the value stood, or the nearest thing around it that has a place."""
         for length in range(len(path), -1, -1):
-            mark = self.value_marks.get(path[:length])
+            mark = self.value_locations.get(path[:length])
             if mark is not None:
                 return mark
         return None
 
-    def mark_of_key(self, path: Path) -> Mark | None:
+    def key_location(self, path: FieldPath) -> SourceLocation | None:
         """Where the key of this value stood."""
-        return self.key_marks.get(path) or self.mark_of_value(path)
+        return self.key_locations.get(path) or self.value_location(path)
 
 
-def refuse(message: str, *, rule: Rule = "format", mark: Mark | None = None) -> NoReturn:
+def reject(message: str, *, rule: RuleName = "format", location: SourceLocation | None = None) -> NoReturn:
     """Raise InvalidManifestError about the document as a whole."""
-    raise InvalidManifestError([Mistake.at((), rule, message, mark)])
+    raise InvalidManifestError([FieldError.at((), rule, message, location)])
 
 
-def refuse_depth(mark: Mark | None = None) -> NoReturn:
+def reject_depth(location: SourceLocation | None = None) -> NoReturn:
     """Raise InvalidManifestError about nesting."""
-    refuse(f"is nested more than {limits.MANIFEST_DEPTH_MAX} levels deep", rule="range", mark=mark)
+    reject(f"is nested more than {limits.MANIFEST_DEPTH_MAX} levels deep", rule="range", location=location)
 
 
-def refuse_count(mark: Mark | None = None) -> NoReturn:
+def reject_count(location: SourceLocation | None = None) -> NoReturn:
     """Raise InvalidManifestError about too many values."""
-    refuse(f"has more than {limits.MANIFEST_VALUES_MAX} values", rule="range", mark=mark)
+    reject(f"has more than {limits.MANIFEST_VALUES_MAX} values", rule="range", location=location)
 
 
-def settle(root: Any) -> Document:
+def to_document(root: Any) -> Document:
     """Make plain data of nodes, all aliases expanded. Raises InvalidManifestError past a bound."""
-    return _Settling().settle(root)
+    return _DocumentBuilder().build(root)
 
 
-class _Settling:
+class _DocumentBuilder:
     """One walk over the nodes. What is still to be placed waits in a list, not on the stack."""
 
     def __init__(self) -> None:
         self._document = Document()
-        self._waiting: list[tuple[Any, Path, Any, str | int]] = []
-        self._values = 1
-        self._characters = 0
+        self._pending: list[tuple[Any, FieldPath, Any, str | int]] = []
+        self._value_count = 1
+        self._character_count = 0
 
-    def settle(self, root: Any) -> Document:
+    def build(self, root: Any) -> Document:
         place: list[Any] = [None]
-        self._waiting.append((root, (), place, 0))
-        while self._waiting:
-            node, path, target, key = self._waiting.pop()
-            target[key] = self._plain(node, path)
+        self._pending.append((root, (), place, 0))
+        while self._pending:
+            node, path, target, key = self._pending.pop()
+            target[key] = self._convert(node, path)
         self._document.data = place[0]
         return self._document
 
-    def _plain(self, node: Any, path: Path) -> Any:
+    def _convert(self, node: Any, path: FieldPath) -> Any:
         if isinstance(node, Node):
-            self._document.value_marks[path] = node.mark
+            self._document.value_locations[path] = node.location
             node = node.value
-        if isinstance(node, Refused):
-            return self._refused(node, path)
+        if isinstance(node, InvalidValue):
+            return self._reject_value(node, path)
         if isinstance(node, str):
-            return self._text(node, path)
+            return self._convert_text(node, path)
         if not isinstance(node, list):
             return node
         if len(path) >= limits.MANIFEST_DEPTH_MAX:
-            refuse_depth(self._document.mark_of_value(path))
+            reject_depth(self._document.value_location(path))
         self._count(values=len(node))
-        return self._mapping(node, path) if isinstance(node, Pairs) else self._list(node, path)
+        return self._convert_mapping(node, path) if isinstance(node, Pairs) else self._convert_list(node, path)
 
-    def _refused(self, value: Refused, path: Path) -> None:
-        self._document.refused.add(path)
-        self._complain(path, value.rule, value.message, self._document.mark_of_value(path))
+    def _reject_value(self, value: InvalidValue, path: FieldPath) -> None:
+        self._document.invalid_paths.add(path)
+        self._add_error(path, value.rule, value.message, self._document.value_location(path))
 
-    def _text(self, text: str, path: Path) -> str | None:
+    def _convert_text(self, text: str, path: FieldPath) -> str | None:
         self._count(characters=len(text))
-        if _UNFIT_TEXT.search(text):
-            self._refused(Refused("format", "must not contain NUL characters or halves of characters"), path)
+        if _INVALID_TEXT.search(text):
+            self._reject_value(InvalidValue("format", "must not contain NUL characters or halves of characters"), path)
             return None
         return text
 
-    def _list(self, items: list[Any], path: Path) -> list[Any]:
+    def _convert_list(self, items: list[Any], path: FieldPath) -> list[Any]:
         plain: list[Any] = [None] * len(items)
-        self._waiting.extend((item, (*path, index), plain, index) for index, item in enumerate(items))
+        self._pending.extend((item, (*path, index), plain, index) for index, item in enumerate(items))
         return plain
 
-    def _mapping(self, pairs: Pairs, path: Path) -> dict[str, Any]:
+    def _convert_mapping(self, pairs: Pairs, path: FieldPath) -> dict[str, Any]:
         plain: dict[str, Any] = {}
         for pair in pairs:
             place = (*path, pair.key)
             self._count(characters=len(pair.key))
-            complaint = pair.complaint
+            complaint = pair.key_error
             if complaint is None and pair.key in plain:
                 complaint = "appears more than once; keep one of them"
-            if complaint is None and _UNFIT_TEXT.search(pair.key):
+            if complaint is None and _INVALID_TEXT.search(pair.key):
                 complaint = "has a name that is not proper text"
             if complaint is not None:
-                self._complain(place, "format", complaint, pair.mark)
+                self._add_error(place, "format", complaint, pair.location)
                 continue
-            if pair.mark is not None:
-                self._document.key_marks[place] = pair.mark
+            if pair.location is not None:
+                self._document.key_locations[place] = pair.location
             plain[pair.key] = None
-            self._waiting.append((pair.value, place, plain, pair.key))
+            self._pending.append((pair.value, place, plain, pair.key))
         return plain
 
-    def _complain(self, path: Path, rule: Rule, message: str, mark: Mark | None) -> None:
-        self._document.mistakes.append(Mistake.at(path, rule, message, mark))
+    def _add_error(self, path: FieldPath, rule: RuleName, message: str, location: SourceLocation | None) -> None:
+        self._document.errors.append(FieldError.at(path, rule, message, location))
 
     def _count(self, *, values: int = 0, characters: int = 0) -> None:
         """Only aliases can make more characters than the body had bytes."""
-        self._values += values
-        self._characters += characters
-        if self._values > limits.MANIFEST_VALUES_MAX:
-            refuse_count()
-        if self._characters > limits.BODY_BYTES_MAX:
-            refuse("grows past 1 MiB when its aliases are expanded", rule="range")
+        self._value_count += values
+        self._character_count += characters
+        if self._value_count > limits.MANIFEST_VALUES_MAX:
+            reject_count()
+        if self._character_count > limits.BODY_BYTES_MAX:
+            reject("grows past 1 MiB when its aliases are expanded", rule="range")
 
 
 _INTEGER_DIGITS_MAX = 18
 # The closing quote is optional so that an open string is passed over once, not once for every quote in it.
-_STRING_OR_MARK = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[\]{},]', re.DOTALL)
+_STRING_OR_PUNCTUATION = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[\]{},]', re.DOTALL)
 
 
 def read_json(text: str) -> Any:
@@ -184,14 +184,14 @@ def read_json(text: str) -> Any:
     try:
         return json.loads(
             text,
-            object_pairs_hook=_pairs,
-            parse_int=_integer,
-            parse_float=_real,
-            parse_constant=_constant,
+            object_pairs_hook=_to_pairs,
+            parse_int=_parse_integer,
+            parse_float=_parse_float,
+            parse_constant=_reject_constant,
         )
     except json.JSONDecodeError as error:
         message = error.msg[:1].lower() + error.msg[1:]
-        refuse(f"is not valid JSON: {message}", mark=Mark(error.lineno, error.colno))
+        reject(f"is not valid JSON: {message}", location=SourceLocation(error.lineno, error.colno))
 
 
 def write_json(data: Any) -> bytes:
@@ -205,7 +205,7 @@ def write_json(data: Any) -> bytes:
 def _check_bounds(text: str) -> None:
     """Before the parser sees it, because that one is recursive and takes whatever comes."""
     depth = opened = commas = 0
-    for token in _STRING_OR_MARK.finditer(text):
+    for token in _STRING_OR_PUNCTUATION.finditer(text):
         mark = token[0]
         if mark in "[{":
             depth += 1
@@ -215,23 +215,23 @@ def _check_bounds(text: str) -> None:
         elif mark == ",":
             commas += 1
         if depth > limits.MANIFEST_DEPTH_MAX:
-            refuse_depth()
+            reject_depth()
         if max(opened, commas) >= limits.MANIFEST_VALUES_MAX:
-            refuse_count()
+            reject_count()
 
 
-def _pairs(pairs: list[tuple[str, Any]]) -> Pairs:
+def _to_pairs(pairs: list[tuple[str, Any]]) -> Pairs:
     return Pairs(Pair(key, value) for key, value in pairs)
 
 
-def _integer(text: str) -> int | Refused:
+def _parse_integer(text: str) -> int | InvalidValue:
     return int(text) if len(text.lstrip("-")) <= _INTEGER_DIGITS_MAX else TOO_LARGE
 
 
-def _real(text: str) -> float | Refused:
+def _parse_float(text: str) -> float | InvalidValue:
     value = float(text)
     return value if math.isfinite(value) else TOO_LARGE
 
 
-def _constant(_: str) -> Refused:
+def _reject_constant(_: str) -> InvalidValue:
     return TOO_LARGE

@@ -8,24 +8,24 @@ from typing import Literal
 import msgspec
 
 from sandbox.model.errors import SandboxError
-from sandbox.model.printable import printable, replaced
+from sandbox.model.printable import replace_unprintable, replacement_character
 
-Path = tuple[str | int, ...]
+FieldPath = tuple[str | int, ...]
 """The way to a value: field names and list positions."""
 
-Rule = Literal["required", "type", "enum", "format", "range", "unknown_field", "not_offered"]
+RuleName = Literal["required", "type", "enum", "format", "range", "unknown_field", "not_offered"]
 
-_KEY_LENGTH_SHOWN_MAX = 100
+_KEY_DISPLAY_LENGTH_MAX = 100
 
 
-class Mark(msgspec.Struct, frozen=True):
+class SourceLocation(msgspec.Struct, frozen=True):
     """A place in the text, counted from 1 as editors do."""
 
     line: int
     column: int
 
 
-class Mistake(msgspec.Struct, frozen=True):
+class FieldError(msgspec.Struct, frozen=True):
     """One thing that its author has to change.
 
     field: the path, such as `secrets[0].name`; empty for the document as a whole.
@@ -33,15 +33,15 @@ class Mistake(msgspec.Struct, frozen=True):
     """
 
     field: str
-    rule: Rule
+    rule: RuleName
     message: str
     line: int | None = None
     column: int | None = None
 
     @classmethod
-    def at(cls, path: Path, rule: Rule, message: str, mark: Mark | None = None) -> Mistake:
+    def at(cls, path: FieldPath, rule: RuleName, message: str, location: SourceLocation | None = None) -> FieldError:
         """A mistake of the value at `path`."""
-        line, column = (mark.line, mark.column) if mark is not None else (None, None)
+        line, column = (location.line, location.column) if location is not None else (None, None)
         return cls(field_name(path), rule, message, line, column)
 
 
@@ -50,25 +50,25 @@ class InvalidManifestError(SandboxError):
 
     code = "invalid_manifest"
 
-    def __init__(self, mistakes: Sequence[Mistake], *, left_out: int = 0) -> None:
-        super().__init__(_sentence(mistakes, left_out))
-        self.mistakes = tuple(mistakes)
+    def __init__(self, errors: Sequence[FieldError], *, omitted_count: int = 0) -> None:
+        super().__init__(_summary(errors, omitted_count))
+        self.errors = tuple(errors)
 
 
-def field_name(path: Path) -> str:
+def field_name(path: FieldPath) -> str:
     """`("secrets", 0, "name")` as `secrets[0].name`, fit to be shown on a terminal."""
     name = ""
     for part in path:
         if isinstance(part, int):
             name += f"[{part}]"
         else:
-            name += ("." if name else "") + printable(part[:_KEY_LENGTH_SHOWN_MAX], replaced)
+            name += ("." if name else "") + replace_unprintable(part[:_KEY_DISPLAY_LENGTH_MAX], replacement_character)
     return name
 
 
-def _sentence(mistakes: Sequence[Mistake], left_out: int) -> str:
-    if len(mistakes) == 1:
-        only = mistakes[0]
+def _summary(errors: Sequence[FieldError], omitted_count: int) -> str:
+    if len(errors) == 1:
+        only = errors[0]
         return f"The manifest cannot be accepted: {only.field or 'it'} {only.message}."
-    listed = f"; the first {len(mistakes)} are listed" if left_out else ""
-    return f"The manifest has {len(mistakes) + left_out} mistakes{listed}."
+    listed = f"; the first {len(errors)} are listed" if omitted_count else ""
+    return f"The manifest has {len(errors) + omitted_count} mistakes{listed}."

@@ -19,7 +19,7 @@ _UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600}
 _UNIT_BYTES = {"M": 1024**2, "G": 1024**3}
 
 
-class OutOfRange(str):
+class RangeMessage(str):
     """A complaint about how much there is, not about how it is written."""
 
     __slots__ = ()
@@ -30,16 +30,16 @@ class Format:
     """A check on a string. `complain` gives the sentence that says what is wrong, or None."""
 
     name: str
-    complain: Callable[[str], str | None]
+    find_error: Callable[[str], str | None]
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], Any]) -> Any:
         """How pydantic runs the check (it is imported only where manifests are parsed)."""
         from pydantic_core import PydanticCustomError, core_schema
 
         def check(value: str) -> str:
-            complaint = self.complain(value)
+            complaint = self.find_error(value)
             if complaint is not None:
-                kind = "range" if isinstance(complaint, OutOfRange) else "format"
+                kind = "range" if isinstance(complaint, RangeMessage) else "format"
                 raise PydanticCustomError(kind, "{complaint}", {"complaint": complaint})
             return value
 
@@ -56,17 +56,17 @@ def parse_byte_size(text: str) -> int:
     return int(text[:-1]) * _UNIT_BYTES[text[-1]]
 
 
-def _matching(pattern: str, complaint: str) -> Callable[[str], str | None]:
+def _pattern_check(pattern: str, message: str) -> Callable[[str], str | None]:
     compiled = re.compile(pattern, re.ASCII)
-    return lambda value: None if compiled.fullmatch(value) else complaint
+    return lambda value: None if compiled.fullmatch(value) else message
 
 
 # Control characters, the two line separators, and the marks that make text read in another order than it stands.
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+_CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 
 def _visible(value: str) -> str | None:
-    return "must not contain control characters" if _CONTROL.search(value) else None
+    return "must not contain control characters" if _CONTROL_CHARACTERS.search(value) else None
 
 
 def _label_key(value: str) -> str | None:
@@ -92,7 +92,7 @@ _URL = re.compile(
     rf"(?:{_HOST}|\[(?P<address>[0-9A-Fa-f:.]+)\])(?::(?P<port>[0-9]{{1,5}}))?/[^\s]+"
 )
 _SCP_URL = re.compile(rf"git@{_HOST}:(?!-)[^\s]+")
-_URL_COMPLAINT = "must be https://…, http://…, ssh://… or git@host:path"
+_URL_MESSAGE = "must be https://…, http://…, ssh://… or git@host:path"
 
 
 def _repository_url(value: str) -> str | None:
@@ -102,13 +102,13 @@ def _repository_url(value: str) -> str | None:
         return None
     match = _URL.fullmatch(value)
     if match is None:
-        return _URL_COMPLAINT
+        return _URL_MESSAGE
     # As git takes it, which reads what is escaped before it looks for the host.
     user = unquote(match["user"] or "")
     if ":" in user or (user and match["scheme"] != "ssh"):
         return "must not contain credentials; put them into the server user's git configuration"
     if user.startswith("-") or "/" in user or not user.isprintable():
-        return _URL_COMPLAINT
+        return _URL_MESSAGE
     return _address(match["address"]) or _port(match["port"])
 
 
@@ -124,7 +124,7 @@ def _address(text: str | None) -> str | None:
 def _port(text: str | None) -> str | None:
     if text is None or 1 <= int(text) <= 65535:
         return None
-    return OutOfRange("must have a port between 1 and 65535")
+    return RangeMessage("must have a port between 1 and 65535")
 
 
 def _branch(value: str) -> str | None:
@@ -149,7 +149,7 @@ def _prompt(value: str) -> str | None:
     if "\x00" in value:
         return "must not contain NUL characters"
     if len(value.encode(errors="replace")) > PROMPT_BYTES_MAX:
-        return OutOfRange(f"must be at most {PROMPT_BYTES_MAX // 1024} KiB")
+        return RangeMessage(f"must be at most {PROMPT_BYTES_MAX // 1024} KiB")
     return None
 
 
@@ -159,21 +159,21 @@ def _git_patch(value: str) -> str | None:
     except ValueError:  # its binascii.Error, and characters beyond ASCII
         return "must be base64 of what git diff --binary writes"
     if len(patch) > GIT_PATCH_BYTES_MAX:
-        return OutOfRange(f"must be at most {GIT_PATCH_BYTES_MAX // 1024} KiB before base64")
+        return RangeMessage(f"must be at most {GIT_PATCH_BYTES_MAX // 1024} KiB before base64")
     return None if patch.strip() else "must not be empty; leave it out"
 
 
 def _byte_size(value: str) -> str | None:
     if not re.fullmatch(r"[0-9]{1,9}[MG]", value):
         return "must be a whole number and a unit, such as 512M or 8G"
-    return None if parse_byte_size(value) else OutOfRange("must be at least 1M")
+    return None if parse_byte_size(value) else RangeMessage("must be at least 1M")
 
 
 def _duration(value: str) -> str | None:
     if not re.fullmatch(r"[0-9]{1,8}[smh]", value):
         return "must be a whole number and a unit, such as 90s, 15m or 24h"
     if not 1 <= parse_duration(value) <= DURATION_SECONDS_MAX:
-        return OutOfRange("must be between 1s and 168h")
+        return RangeMessage("must be between 1s and 168h")
     return None
 
 
@@ -196,7 +196,7 @@ LABEL_KEY = Format("label_key", _label_key)
 TASK_ID = Format("task_id", _task_id)
 REPOSITORY_URL = Format("repository_url", _repository_url)
 BRANCH = Format("branch", _branch)
-COMMIT = Format("commit", _matching(r"[0-9a-fA-F]{7,64}", "must be 7 to 64 hexadecimal digits"))
+COMMIT = Format("commit", _pattern_check(r"[0-9a-fA-F]{7,64}", "must be 7 to 64 hexadecimal digits"))
 SUBPATH = Format("subpath", _subpath)
 PROMPT = Format("prompt", _prompt)
 GIT_PATCH = Format("git_patch", _git_patch)
@@ -206,5 +206,5 @@ PATTERN = Format("pattern", _pattern)
 ALLOWED_HOST = Format("allowed_host", _allowed_host)
 ENVIRONMENT_NAME = Format(
     "environment_name",
-    _matching(r"[A-Za-z_][A-Za-z0-9_]{0,127}", "must be an environment variable name"),
+    _pattern_check(r"[A-Za-z_][A-Za-z0-9_]{0,127}", "must be an environment variable name"),
 )

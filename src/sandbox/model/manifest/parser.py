@@ -17,36 +17,38 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from sandbox.model import limits
-from sandbox.model.manifest.document import Document, Pairs, read_json, refuse, settle
-from sandbox.model.manifest.errors import InvalidManifestError, Mark, Mistake, Path, Rule
-from sandbox.model.manifest.rules import Breach, breaches
+from sandbox.model.manifest.document import Document, Pairs, read_json, reject, to_document
+from sandbox.model.manifest.errors import FieldError, FieldPath, InvalidManifestError, RuleName, SourceLocation
+from sandbox.model.manifest.rules import RuleViolation, find_violations
 from sandbox.model.manifest.schema import Manifest
 from sandbox.model.manifest.yaml import read_yaml
 
-_NAME_LENGTH_MATCHED_MAX = 64
+_SUGGESTION_NAME_LENGTH_MAX = 64
 
 
-def validate(data: dict[str, Any]) -> Manifest | list[Breach]:
+def validate(data: dict[str, Any]) -> Manifest | list[RuleViolation]:
     """The manifest that the data is, or everything that the schema has against it."""
     try:
         return _adapter().validate_json(json.dumps(data), strict=True)
     except ValidationError as error:
-        return [_breach(detail) for detail in error.errors(include_url=False)]
+        return [_to_violation(detail) for detail in error.errors(include_url=False)]
 
 
 def without_nulls(data: Any, kind: Any = Manifest) -> Any:
     """The data without those fields of records that are null, which means that they are absent."""
     if _is_record(kind) and isinstance(data, dict):
-        kinds = _kinds(kind)
+        kinds = _field_types(kind)
         return {
             name: without_nulls(value, kinds.get(name))
             for name, value in data.items()
             if value is not None or name not in kinds
         }
     if isinstance(data, list):
-        return [without_nulls(item, _item(kind)) for item in data] if _item(kind) else data
+        return [without_nulls(item, _item_type(kind)) for item in data] if _item_type(kind) else data
     if isinstance(data, dict):
-        return {key: without_nulls(value, _item(kind)) for key, value in data.items()} if _item(kind) else data
+        return (
+            {key: without_nulls(value, _item_type(kind)) for key, value in data.items()} if _item_type(kind) else data
+        )
     return data
 
 
@@ -60,67 +62,67 @@ def _adapter() -> TypeAdapter[Manifest]:
 
 
 @cache
-def _kinds(record: Any) -> dict[str, Any]:
+def _field_types(record: Any) -> dict[str, Any]:
     """The type of each field of a record, without bounds and without `None`."""
     hints = get_type_hints(record)
-    return {field.name: _bare(hints[field.name]) for field in fields(record)}
+    return {field.name: _strip_optional(hints[field.name]) for field in fields(record)}
 
 
-def _bare(kind: Any) -> Any:
+def _strip_optional(kind: Any) -> Any:
     if get_origin(kind) in {Union, types.UnionType}:
         return next(member for member in get_args(kind) if member is not type(None))
     return kind
 
 
-def _item(kind: Any) -> Any:
+def _item_type(kind: Any) -> Any:
     """What is in a list or mapping of this type, None for anything else."""
     if get_origin(kind) is tuple:
         return get_args(kind)[0]
     return get_args(kind)[1] if get_origin(kind) is dict else None
 
 
-def _kind_at(path: Path) -> Any:
+def _type_at(path: FieldPath) -> Any:
     kind: Any = Manifest
     for part in path:
-        kind = _kinds(kind).get(str(part)) if _is_record(kind) else _item(kind)
+        kind = _field_types(kind).get(str(part)) if _is_record(kind) else _item_type(kind)
     return kind
 
 
-def _breach(error: ErrorDetails) -> Breach:
+def _to_violation(error: ErrorDetails) -> RuleViolation:
     path = tuple(part for part in error["loc"] if part != "[key]")
-    for pattern, rule, tell in _TELLERS:
+    for pattern, rule, tell in _MESSAGES:
         if re.fullmatch(pattern, error["type"]):
-            return Breach(path, rule, tell(path, error))
-    return Breach(path, "format", "is not valid")
+            return RuleViolation(path, rule, tell(path, error))
+    return RuleViolation(path, "format", "is not valid")
 
 
-def _tell_unknown(path: Path, _: ErrorDetails) -> str:
-    name, record = str(path[-1]), _kind_at(path[:-1])
-    if len(name) > _NAME_LENGTH_MATCHED_MAX or not _is_record(record):
+def _unknown_field_message(path: FieldPath, _: ErrorDetails) -> str:
+    name, record = str(path[-1]), _type_at(path[:-1])
+    if len(name) > _SUGGESTION_NAME_LENGTH_MAX or not _is_record(record):
         return "is an unknown field"
-    near = get_close_matches(name, sorted(_kinds(record)), n=1)
+    near = get_close_matches(name, sorted(_field_types(record)), n=1)
     return f"is an unknown field; did you mean '{near[0]}'?" if near else "is an unknown field"
 
 
-def _tell_enum(path: Path, _: ErrorDetails) -> str:
-    offered = [str(value) for value in get_args(_kind_at(path))]
+def _enum_message(path: FieldPath, _: ErrorDetails) -> str:
+    offered = [str(value) for value in get_args(_type_at(path))]
     return f"must be one of {', '.join(offered)}" if len(offered) > 1 else f'must be "{offered[0]}"'
 
 
-def _tell_complaint(_: Path, error: ErrorDetails) -> str:
+def _format_message(_: FieldPath, error: ErrorDetails) -> str:
     return error["msg"]
 
 
-def _tell_type(wanted: str) -> Callable[[Path, ErrorDetails], str]:
-    def tell(_: Path, error: ErrorDetails) -> str:
+def _type_message(expected: str) -> Callable[[FieldPath, ErrorDetails], str]:
+    def tell(_: FieldPath, error: ErrorDetails) -> str:
         given = error["input"]
-        hint = "; put it in quotes" if wanted == "text" and isinstance(given, bool | int | float) else ""
-        return f"must be {wanted}, not {_shown_kind(given)}{hint}"
+        hint = "; put it in quotes" if expected == "text" and isinstance(given, bool | int | float) else ""
+        return f"must be {expected}, not {_describe_type(given)}{hint}"
 
     return tell
 
 
-def _shown_kind(value: Any) -> str:
+def _describe_type(value: Any) -> str:
     kinds: dict[type, str] = {
         bool: str(value).lower(),
         str: "text",
@@ -132,38 +134,38 @@ def _shown_kind(value: Any) -> str:
     return kinds.get(type(value), "null")
 
 
-def _tell_number(_: Path, error: ErrorDetails) -> str:
+def _bound_message(_: FieldPath, error: ErrorDetails) -> str:
     context = error.get("ctx", {})
     return f"must be at least {context['ge']}" if "ge" in context else f"must be at most {context['le']}"
 
 
-def _tell_length(_: Path, error: ErrorDetails) -> str:
+def _length_message(_: FieldPath, error: ErrorDetails) -> str:
     context, unit = error.get("ctx", {}), "characters" if error["type"].startswith("string") else "entries"
     if "max_length" in context:
         return f"must have at most {context['max_length']} {unit}"
     return "must not be empty"
 
 
-_TELLERS: tuple[tuple[str, Rule, Callable[[Path, ErrorDetails], str]], ...] = (
+_MESSAGES: tuple[tuple[str, RuleName, Callable[[FieldPath, ErrorDetails], str]], ...] = (
     ("missing", "required", lambda *_: "is required"),
-    ("unexpected_keyword_argument|extra_forbidden", "unknown_field", _tell_unknown),
-    ("literal_error", "enum", _tell_enum),
-    ("format", "format", _tell_complaint),
-    ("range", "range", _tell_complaint),
-    ("string_type", "type", _tell_type("text")),
-    ("int_type|int_from_float", "type", _tell_type("a whole number")),
-    ("float_type", "type", _tell_type("a number")),
-    ("bool_type", "type", _tell_type("true or false")),
-    ("tuple_type|list_type", "type", _tell_type("a list")),
-    ("dataclass_type|dict_type", "type", _tell_type("a mapping")),
-    ("(greater|less)_than_equal", "range", _tell_number),
-    ("(string_)?too_(short|long)", "range", _tell_length),
+    ("unexpected_keyword_argument|extra_forbidden", "unknown_field", _unknown_field_message),
+    ("literal_error", "enum", _enum_message),
+    ("format", "format", _format_message),
+    ("range", "range", _format_message),
+    ("string_type", "type", _type_message("text")),
+    ("int_type|int_from_float", "type", _type_message("a whole number")),
+    ("float_type", "type", _type_message("a number")),
+    ("bool_type", "type", _type_message("true or false")),
+    ("tuple_type|list_type", "type", _type_message("a list")),
+    ("dataclass_type|dict_type", "type", _type_message("a mapping")),
+    ("(greater|less)_than_equal", "range", _bound_message),
+    ("(string_)?too_(short|long)", "range", _length_message),
 )
 
 
-__all__ = ["InvalidManifestError", "Mistake", "parse_manifest", "read_document"]
+__all__ = ["InvalidManifestError", "FieldError", "parse_manifest", "read_document"]
 
-OFFERED_PROFILES: Mapping[str, str] = {"agentic-dev": "", "basic": ""}
+BUILT_IN_PROFILES: Mapping[str, str] = {"agentic-dev": "", "basic": ""}
 """The profiles that come with Sandbox; nothing is in their way."""
 
 _WRAPPERS = ("manifest", "manifest_yaml")
@@ -173,9 +175,9 @@ def parse_manifest(
     body: bytes,
     *,
     is_json: bool,
-    profiles: Mapping[str, str] | None = OFFERED_PROFILES,
+    profiles: Mapping[str, str] | None = BUILT_IN_PROFILES,
     clone_hosts: Collection[str] | None = None,
-    priced: Callable[[str], bool] | None = None,
+    has_price: Callable[[str], bool] | None = None,
 ) -> Manifest:
     """The manifest in a request's body, with all defaults filled in.
 
@@ -191,9 +193,12 @@ def parse_manifest(
         data["version"] = str(data["version"])
     verdict = validate(data)
     found = [] if isinstance(verdict, Manifest) else verdict
-    mistakes = [*document.mistakes, *_told(document, found, [*breaches(data, profiles, clone_hosts, priced)])]
+    mistakes = [
+        *document.errors,
+        *_to_field_errors(document, found, [*find_violations(data, profiles, clone_hosts, has_price)]),
+    ]
     if mistakes or not isinstance(verdict, Manifest):
-        _raise(mistakes)
+        _raise_invalid(mistakes)
     return verdict
 
 
@@ -202,48 +207,48 @@ def read_document(body: bytes, *, is_json: bool) -> Document:
 
     Raises InvalidManifestError where it cannot be read; mistakes that leave the rest readable are in the document.
     """
-    document = settle(_root(_text(body), is_json=is_json))
+    document = to_document(_unwrap(_decode_text(body), is_json=is_json))
     if not isinstance(document.data, dict):
-        refuse("must be a mapping with version, kind, metadata, repository and claude", rule="type")
+        reject("must be a mapping with version, kind, metadata, repository and claude", rule="type")
     return document
 
 
-def _text(body: bytes) -> str:
+def _decode_text(body: bytes) -> str:
     if len(body) > limits.BODY_BYTES_MAX:
-        refuse(f"must be at most {limits.BODY_BYTES_MAX // 1024} KiB", rule="range")
+        reject(f"must be at most {limits.BODY_BYTES_MAX // 1024} KiB", rule="range")
     body = body.removeprefix(BOM_UTF8)
     try:
         text = body.decode()
     except UnicodeDecodeError as error:
-        refuse("must be UTF-8 text", mark=_mark_of_byte(body, error.start))
+        reject("must be UTF-8 text", location=_location_of_byte(body, error.start))
     if text.startswith("\ufeff"):
-        refuse("must begin with one byte order mark at most; save it as plain UTF-8", mark=Mark(1, 1))
+        reject("must begin with one byte order mark at most; save it as plain UTF-8", location=SourceLocation(1, 1))
     if "\x00" in text:
-        refuse("must not contain NUL characters", mark=_mark_of_byte(body, body.index(0)))
+        reject("must not contain NUL characters", location=_location_of_byte(body, body.index(0)))
     if not text.strip():
-        refuse("is empty", rule="required")
+        reject("is empty", rule="required")
     return text
 
 
-def _mark_of_byte(body: bytes, index: int) -> Mark:
+def _location_of_byte(body: bytes, index: int) -> SourceLocation:
     before = body[:index]
-    return Mark(before.count(b"\n") + 1, index - before.rfind(b"\n"))
+    return SourceLocation(before.count(b"\n") + 1, index - before.rfind(b"\n"))
 
 
-def _root(text: str, *, is_json: bool) -> Any:
-    root = _read(text, is_json=is_json)
+def _unwrap(text: str, *, is_json: bool) -> Any:
+    root = _read_json_or_yaml(text, is_json=is_json)
     if not isinstance(root, Pairs) or len(root) != 1 or root[0].key not in _WRAPPERS:
         return root
     wrapped = root[0]
     if wrapped.key == "manifest":
         return wrapped.value
     if not isinstance(wrapped.value, str):
-        refuse("must have the text of a manifest in manifest_yaml", rule="type")
+        reject("must have the text of a manifest in manifest_yaml", rule="type")
     # Through bytes again, for the same checks; half a character is refused there.
-    return read_yaml(_text(wrapped.value.encode(errors="surrogatepass")))
+    return read_yaml(_decode_text(wrapped.value.encode(errors="surrogatepass")))
 
 
-def _read(text: str, *, is_json: bool) -> Any:
+def _read_json_or_yaml(text: str, *, is_json: bool) -> Any:
     if is_json:
         return read_json(text)
     if text.lstrip().startswith("{"):
@@ -253,19 +258,21 @@ def _read(text: str, *, is_json: bool) -> Any:
     return read_yaml(text)
 
 
-def _told(document: Document, found: list[Breach], broken: list[Breach]) -> list[Mistake]:
+def _to_field_errors(
+    document: Document, schema_violations: list[RuleViolation], rule_violations: list[RuleViolation]
+) -> list[FieldError]:
     """With their places; what the document itself refused is told already."""
-    kept = [breach for breach in found if breach.path not in document.refused]
-    return [_mistake(document, breach) for breach in [*kept, *broken]]
+    kept = [breach for breach in schema_violations if breach.path not in document.invalid_paths]
+    return [_to_field_error(document, breach) for breach in [*kept, *rule_violations]]
 
 
-def _mistake(document: Document, breach: Breach) -> Mistake:
-    by_key = breach.rule == "unknown_field"
-    mark = document.mark_of_key(breach.path) if by_key else document.mark_of_value(breach.path)
-    return Mistake.at(breach.path, breach.rule, breach.message, mark)
+def _to_field_error(document: Document, violation: RuleViolation) -> FieldError:
+    by_key = violation.rule == "unknown_field"
+    mark = document.key_location(violation.path) if by_key else document.value_location(violation.path)
+    return FieldError.at(violation.path, violation.rule, violation.message, mark)
 
 
-def _raise(mistakes: list[Mistake]) -> NoReturn:
-    ordered = sorted(mistakes, key=lambda mistake: (mistake.line or 0, mistake.column or 0))
-    told = ordered[: limits.MANIFEST_MISTAKES_MAX]
-    raise InvalidManifestError(told, left_out=len(ordered) - len(told))
+def _raise_invalid(errors: list[FieldError]) -> NoReturn:
+    ordered = sorted(errors, key=lambda mistake: (mistake.line or 0, mistake.column or 0))
+    told = ordered[: limits.MANIFEST_ERRORS_MAX]
+    raise InvalidManifestError(told, omitted_count=len(ordered) - len(told))

@@ -6,8 +6,8 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from sandbox.model.egress import clone_place, may_clone
-from sandbox.model.manifest.errors import Path, Rule
+from sandbox.model.egress import clone_endpoint, is_clone_allowed
+from sandbox.model.manifest.errors import FieldPath, RuleName
 from sandbox.model.manifest.schema import Claude, Vm
 
 _PLACEHOLDER = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
@@ -27,136 +27,138 @@ _RESERVED_NAMES = frozenset(
 _RESERVED_PREFIXES = ("ANTHROPIC_", "CLAUDE_", "LD_", "BUN_")
 
 
-class Breach(NamedTuple):
+class RuleViolation(NamedTuple):
     """A rule that plain data breaks at a path."""
 
-    path: Path
-    rule: Rule
+    path: FieldPath
+    rule: RuleName
     message: str
 
 
-def breaches(
+def find_violations(
     data: dict[str, Any],
     profiles: Mapping[str, str] | None,
     clone_hosts: Collection[str] | None = None,
-    priced: Callable[[str], bool] | None = None,
-) -> Iterator[Breach]:
+    has_price: Callable[[str], bool] | None = None,
+) -> Iterator[RuleViolation]:
     """Every broken rule of plain data whose types need not be right (that is told by the schema)."""
     yield from _unknown_clone_host(data, clone_hosts)
     yield from _hosts_without_outbound(data)
     yield from _unusable_profile(data, profiles)
-    yield from _repeated_secrets(data)
+    yield from _duplicate_secrets(data)
     yield from _reserved_secrets(data)
-    yield from _misspelt_tools(data)
-    yield from _mcp_servers(data)
-    yield from _unpriced_model(data, priced)
-    yield from _resumed_session(data)
+    yield from _invalid_tools(data)
+    yield from _invalid_mcp_servers(data)
+    yield from _unpriced_model(data, has_price)
+    yield from _resume_without_headless(data)
 
 
-def _hosts_without_outbound(data: dict[str, Any]) -> Iterator[Breach]:
-    vm = _mapping(data.get("vm"))
+def _hosts_without_outbound(data: dict[str, Any]) -> Iterator[RuleViolation]:
+    vm = _as_mapping(data.get("vm"))
     if vm.get("allowed_hosts") and vm.get("network_mode", Vm.network_mode) in ("isolated", "full"):
-        yield Breach(("vm", "allowed_hosts"), "format", "can only be given with network_mode: outbound")
+        yield RuleViolation(("vm", "allowed_hosts"), "format", "can only be given with network_mode: outbound")
 
 
-def _unusable_profile(data: dict[str, Any], profiles: Mapping[str, str] | None) -> Iterator[Breach]:
-    profile = _mapping(data.get("vm")).get("profile", Vm.profile)
+def _unusable_profile(data: dict[str, Any], profiles: Mapping[str, str] | None) -> Iterator[RuleViolation]:
+    profile = _as_mapping(data.get("vm")).get("profile", Vm.profile)
     if profiles is None or not isinstance(profile, str):
         return
     if profile not in profiles:
         offered = ", ".join(name for name in sorted(profiles) if not profiles[name])
-        yield Breach(("vm", "profile"), "not_offered", f"must be a profile that this server offers: {offered}")
+        yield RuleViolation(("vm", "profile"), "not_offered", f"must be a profile that this server offers: {offered}")
     elif profiles[profile]:
-        yield Breach(("vm", "profile"), "not_offered", profiles[profile])
+        yield RuleViolation(("vm", "profile"), "not_offered", profiles[profile])
 
 
-def _unknown_clone_host(data: dict[str, Any], clone_hosts: Collection[str] | None) -> Iterator[Breach]:
-    url = _text(_mapping(data.get("repository")).get("url"))
-    if clone_hosts is None or clone_place(url) is None or may_clone(url, clone_hosts):
+def _unknown_clone_host(data: dict[str, Any], clone_hosts: Collection[str] | None) -> Iterator[RuleViolation]:
+    url = _as_text(_as_mapping(data.get("repository")).get("url"))
+    if clone_hosts is None or clone_endpoint(url) is None or is_clone_allowed(url, clone_hosts):
         return
     offered = ", ".join(sorted(clone_hosts)) or "none"
     setting = "the operator lists them as git.allowed_hosts in sandbox.toml, or in SANDBOX_GIT_ALLOWED_HOSTS"
     message = f"must be on a host that this server clones from: {offered}; {setting}"
-    yield Breach(("repository", "url"), "not_offered", message)
+    yield RuleViolation(("repository", "url"), "not_offered", message)
 
 
-def _repeated_secrets(data: dict[str, Any]) -> Iterator[Breach]:
+def _duplicate_secrets(data: dict[str, Any]) -> Iterator[RuleViolation]:
     seen: set[str] = set()
-    for index, secret in enumerate(_list(data.get("secrets"))):
-        name = _mapping(secret).get("name")
+    for index, secret in enumerate(_as_list(data.get("secrets"))):
+        name = _as_mapping(secret).get("name")
         if isinstance(name, str) and name in seen:
-            yield Breach(("secrets", index, "name"), "format", "is the name of another secret; names must differ")
+            yield RuleViolation(
+                ("secrets", index, "name"), "format", "is the name of another secret; names must differ"
+            )
         elif isinstance(name, str):
             seen.add(name)
 
 
-def _reserved_secrets(data: dict[str, Any]) -> Iterator[Breach]:
+def _reserved_secrets(data: dict[str, Any]) -> Iterator[RuleViolation]:
     """Secrets are variables of the agent: none may send it elsewhere or load something into it."""
-    for index, secret in enumerate(_list(data.get("secrets"))):
-        name = _text(_mapping(secret).get("name"))
+    for index, secret in enumerate(_as_list(data.get("secrets"))):
+        name = _as_text(_as_mapping(secret).get("name"))
         if name in _RESERVED_NAMES or name.startswith(_RESERVED_PREFIXES):
             message = "is a variable that the sandbox or the agent needs itself; choose another name"
-            yield Breach(("secrets", index, "name"), "format", message)
+            yield RuleViolation(("secrets", index, "name"), "format", message)
 
 
-def _misspelt_tools(data: dict[str, Any]) -> Iterator[Breach]:
+def _invalid_tools(data: dict[str, Any]) -> Iterator[RuleViolation]:
     """One entry is one tool: Claude Code would split it at a comma, and leave out in silence what it cannot read."""
-    for index, entry in enumerate(_list(_mapping(data.get("claude")).get("allowed_tools"))):
-        text = _text(entry)
+    for index, entry in enumerate(_as_list(_as_mapping(data.get("claude")).get("allowed_tools"))):
+        text = _as_text(entry)
         if text and (not _TOOL.fullmatch(text) or _SECOND_TOOL.search(text)):
             message = "must be one tool, such as Read, Bash(git *), mcp__server or mcp__server__tool"
-            yield Breach(("claude", "allowed_tools", index), "format", message)
+            yield RuleViolation(("claude", "allowed_tools", index), "format", message)
 
 
-def _unpriced_model(data: dict[str, Any], priced: Callable[[str], bool] | None) -> Iterator[Breach]:
-    model = _mapping(data.get("claude")).get("model", Claude.model)
-    has_budget = "budget_usd" in _mapping(data.get("lifecycle"))
-    if priced is not None and has_budget and isinstance(model, str) and not priced(model):
+def _unpriced_model(data: dict[str, Any], has_price: Callable[[str], bool] | None) -> Iterator[RuleViolation]:
+    model = _as_mapping(data.get("claude")).get("model", Claude.model)
+    has_budget = "budget_usd" in _as_mapping(data.get("lifecycle"))
+    if has_price is not None and has_budget and isinstance(model, str) and not has_price(model):
         message = "cannot be kept, since no price of claude.model is known; give budget_tokens instead"
-        yield Breach(("lifecycle", "budget_usd"), "not_offered", message)
+        yield RuleViolation(("lifecycle", "budget_usd"), "not_offered", message)
 
 
-def _mcp_servers(data: dict[str, Any]) -> Iterator[Breach]:
-    secrets = {_text(_mapping(secret).get("name")) for secret in _list(data.get("secrets"))}
-    config = _mapping(_mapping(data.get("claude")).get("mcp_config"))
-    for name, server in _mapping(config.get("mcpServers")).items():
+def _invalid_mcp_servers(data: dict[str, Any]) -> Iterator[RuleViolation]:
+    secrets = {_as_text(_as_mapping(secret).get("name")) for secret in _as_list(data.get("secrets"))}
+    config = _as_mapping(_as_mapping(data.get("claude")).get("mcp_config"))
+    for name, server in _as_mapping(config.get("mcpServers")).items():
         path = ("claude", "mcp_config", "mcpServers", name)
         if not isinstance(server, dict):
             continue
         if ("command" in server) == ("url" in server):
-            yield Breach(path, "format", "must have either a command or a url")
+            yield RuleViolation(path, "format", "must have either a command or a url")
         elif server.get("type") in (("http", "sse") if "command" in server else ("stdio",)):
-            yield Breach((*path, "type"), "format", "must be stdio with a command, http or sse with a url")
+            yield RuleViolation((*path, "type"), "format", "must be stdio with a command, http or sse with a url")
         for place, text in _expanded_texts(server):
             missing = sorted(set(_PLACEHOLDER.findall(text)) - secrets)
             if missing:
                 message = f"stands for a secret named {missing[0][:100]}, which secrets does not have"
-                yield Breach((*path, *place), "format", message)
+                yield RuleViolation((*path, *place), "format", message)
 
 
-def _expanded_texts(server: dict[str, Any]) -> Iterator[tuple[Path, str]]:
+def _expanded_texts(server: dict[str, Any]) -> Iterator[tuple[FieldPath, str]]:
     """The texts in which Claude Code expands `${NAME}`."""
-    yield ("url",), _text(server.get("url"))
-    for index, argument in enumerate(_list(server.get("args"))):
-        yield ("args", index), _text(argument)
+    yield ("url",), _as_text(server.get("url"))
+    for index, argument in enumerate(_as_list(server.get("args"))):
+        yield ("args", index), _as_text(argument)
     for field in ("env", "headers"):
-        for key, value in _mapping(server.get(field)).items():
-            yield (field, key), _text(value)
+        for key, value in _as_mapping(server.get(field)).items():
+            yield (field, key), _as_text(value)
 
 
-def _resumed_session(data: dict[str, Any]) -> Iterator[Breach]:
-    is_headless = _mapping(data.get("claude")).get("headless", True)
-    if is_headless is False and _mapping(data.get("lifecycle")).get("resume") is True:
-        yield Breach(("lifecycle", "resume"), "format", "can only be given with headless: true")
+def _resume_without_headless(data: dict[str, Any]) -> Iterator[RuleViolation]:
+    is_headless = _as_mapping(data.get("claude")).get("headless", True)
+    if is_headless is False and _as_mapping(data.get("lifecycle")).get("resume") is True:
+        yield RuleViolation(("lifecycle", "resume"), "format", "can only be given with headless: true")
 
 
-def _mapping(value: Any) -> dict[str, Any]:
+def _as_mapping(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _list(value: Any) -> list[Any]:
+def _as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
-def _text(value: Any) -> str:
+def _as_text(value: Any) -> str:
     return value if isinstance(value, str) else ""

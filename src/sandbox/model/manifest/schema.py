@@ -30,14 +30,14 @@ from sandbox.model.manifest.formats import (
     parse_duration,
 )
 
-_CLOSED = {"extra": "forbid"}
+_FORBID_EXTRA = {"extra": "forbid"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Metadata:
     """Who the task is."""
 
-    __pydantic_config__ = _CLOSED
+    __pydantic_config__ = _FORBID_EXTRA
     name: Annotated[str, Len(1, 256), VISIBLE]
     id: Annotated[str, TASK_ID] = ""
     labels: Annotated[
@@ -49,7 +49,7 @@ class Metadata:
 class Repository:
     """What is cloned into the workspace."""
 
-    __pydantic_config__ = _CLOSED
+    __pydantic_config__ = _FORBID_EXTRA
     url: Annotated[str, REPOSITORY_URL]
     branch: Annotated[str, BRANCH]
     commit: Annotated[str, COMMIT] | None = None
@@ -61,7 +61,7 @@ class Repository:
 class McpServer:
     """One MCP server: a command to run inside the sandbox, or a URL to reach."""
 
-    __pydantic_config__ = _CLOSED
+    __pydantic_config__ = _FORBID_EXTRA
     type: Literal["stdio", "http", "sse"] | None = None
     command: str | None = None
     args: tuple[str, ...] = ()
@@ -74,7 +74,7 @@ class McpServer:
 class McpConfig:
     """The MCP servers of the agent, by name."""
 
-    __pydantic_config__ = _CLOSED
+    __pydantic_config__ = _FORBID_EXTRA
     mcpServers: dict[str, McpServer]  # noqa: N815  (the name that Claude Code's own files use)
 
 
@@ -82,7 +82,7 @@ class McpConfig:
 class Claude:
     """What Claude Code is told and how it runs."""
 
-    __pydantic_config__ = _CLOSED
+    __pydantic_config__ = _FORBID_EXTRA
     prompt: Annotated[str, PROMPT]
     headless: bool = True
     skip_permissions: bool = True
@@ -97,7 +97,7 @@ class Claude:
 class Vm:
     """What the sandbox is made of and what it may reach."""
 
-    __pydantic_config__ = _CLOSED
+    __pydantic_config__ = _FORBID_EXTRA
     profile: Annotated[str, Len(1, 64), VISIBLE] = "agentic-dev"
     cpus: Annotated[int, Ge(1), Le(4096)] = 4
     memory: Annotated[str, BYTE_SIZE] = "8G"
@@ -120,7 +120,7 @@ class Vm:
 class Secret:
     """Where the value of an environment variable of the agent comes from."""
 
-    __pydantic_config__ = _CLOSED
+    __pydantic_config__ = _FORBID_EXTRA
     name: Annotated[str, ENVIRONMENT_NAME]
     source: Literal["env", "file", "vault"]
     key: Annotated[str, Len(1, 1024), VISIBLE]
@@ -130,7 +130,7 @@ class Secret:
 class Lifecycle:
     """How long things may take and what is kept."""
 
-    __pydantic_config__ = _CLOSED
+    __pydantic_config__ = _FORBID_EXTRA
     timeout: Annotated[str, DURATION] = "24h"
     failure_action: Literal["destroy", "preserve"] = "destroy"
     artifact_patterns: Annotated[tuple[Annotated[str, PATTERN], ...], MaxLen(256)] = ()
@@ -173,7 +173,7 @@ class Lifecycle:
 class Manifest:
     """One task, as its user asked for it, with the defaults filled in."""
 
-    __pydantic_config__ = _CLOSED
+    __pydantic_config__ = _FORBID_EXTRA
     version: Literal["1"]
     kind: Literal["Task"]
     metadata: Metadata

@@ -11,74 +11,74 @@ from sandbox.model import events as e
 from sandbox.model.errors import Failure
 from sandbox.model.task import Attempt, Task
 
-Frame = dict[str, Any]
+WireEvent = dict[str, Any]
 
 LogStream = Literal["all", "stdout", "stderr", "events"]
 """What `stream=` of the logs takes; a frame belongs to exactly one of the last three, or to none."""
 
 
-_FRAME_BYTES = 256
+_OVERHEAD_BYTES = 256
 
 
-def size_bytes(frame: Frame) -> int:
+def wire_size_bytes(event: WireEvent) -> int:
     """About what a frame takes in memory, for bounds: its text, and a round figure for the rest."""
-    return _FRAME_BYTES + len(frame.get("data", ""))
+    return _OVERHEAD_BYTES + len(event.get("data", ""))
 
 
-def timestamp(at: datetime) -> str:
+def format_timestamp(at: datetime) -> str:
     """UTC, RFC 3339 with milliseconds and `Z`."""
     return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def frame(task_id: str, record: e.Record) -> Frame | None:
+def to_wire_event(task_id: str, record: e.Record) -> WireEvent | None:
     """The frame of a record; None where it is nothing that clients are shown."""
-    fields = _fields(record.event) if record.transition is None else _change_fields(record.transition)
+    fields = _event_fields(record.event) if record.transition is None else _transition_fields(record.transition)
     if fields is None:
         return None
     kind = fields.pop("type")
-    return {"type": kind, "task_id": task_id, "seq": record.seq, "timestamp": timestamp(record.at), **fields}
+    return {"type": kind, "task_id": task_id, "seq": record.seq, "timestamp": format_timestamp(record.at), **fields}
 
 
-def end_frame(task: Task) -> Frame:
+def end_event(task: Task) -> WireEvent:
     """The last frame of a finished task. It takes the number after the last record's, which no record has."""
     return {
         "type": "end",
         "task_id": task.id,
         "seq": task.last_seq + 1,
-        "timestamp": timestamp(task.state_changed_at),
+        "timestamp": format_timestamp(task.state_changed_at),
         "state": task.state,
         "exit_code": task.exit_code,
-        "error": error(task),
+        "error": error_fields(task),
     }
 
 
-def trouble_frame(task: Task, code: str, message: str) -> Frame:
+def error_event(task: Task, code: str, message: str) -> WireEvent:
     """What keeps the rest of the story from being told; it takes the number of the last record, which is not told."""
     return {
         "type": "error",
         "task_id": task.id,
         "seq": task.last_seq,
-        "timestamp": timestamp(task.state_changed_at),
+        "timestamp": format_timestamp(task.state_changed_at),
         "error": code,
         "message": message,
         "details": None,
     }
 
 
-def present_state_frame(task: Task) -> Frame:
+def current_state_event(task: Task) -> WireEvent:
     """The first frame for a client that begins now: the present state, without a previous one."""
     return {
         "type": "state_change",
         "task_id": task.id,
         "seq": task.last_seq,
-        "timestamp": timestamp(task.state_changed_at),
+        "timestamp": format_timestamp(task.state_changed_at),
         "previous_state": None,
         "new_state": task.state,
         "state_message": task.state_message,
     }
 
 
-def error(task: Task, *, is_operator: bool = False) -> dict[str, str] | None:
+def error_fields(task: Task, *, is_operator: bool = False) -> dict[str, str] | None:
     """`{code, message}` of a failed task."""
     if task.failure is None or task.cancel is not None:
         return None
@@ -101,8 +101,8 @@ def _attempt_fields(attempt: Attempt, *, is_operator: bool) -> dict[str, Any]:
     return {
         "number": attempt.number,
         "id": attempt.id,
-        "started_at": timestamp(attempt.started_at) if attempt.started_at else None,
-        "ended_at": timestamp(attempt.ended_at) if attempt.ended_at else None,
+        "started_at": format_timestamp(attempt.started_at) if attempt.started_at else None,
+        "ended_at": format_timestamp(attempt.ended_at) if attempt.ended_at else None,
         "resumes": attempt.resumes,
         "exit_code": attempt.exit_code,
         "error": {"code": failure.code, "message": message} if failure is not None else None,
@@ -114,35 +114,35 @@ def progress_fields(progress: e.Progress) -> dict[str, Any]:
     """The counters of a task as JSON, every key present."""
     fields: dict[str, Any] = msgspec.structs.asdict(progress)
     at = progress.last_activity_at
-    return {**fields, "last_activity_at": timestamp(at) if at else None}
+    return {**fields, "last_activity_at": format_timestamp(at) if at else None}
 
 
-def log_stream(shown: Frame) -> str | None:
+def log_stream_of(event: WireEvent) -> str | None:
     """The log stream a frame belongs to: stdout, stderr, events, or None."""
-    if shown["type"] == "output":
-        return str(shown["stream"])
-    return "events" if shown["type"] in _LOGGED_EVENTS else None
+    if event["type"] == "output":
+        return str(event["stream"])
+    return "events" if event["type"] in _LOG_EVENT_TYPES else None
 
 
-_LOGGED_EVENTS = frozenset({"state_change", "attempt", "tool_call", "usage", "egress_denied", "gap", "error"})
+_LOG_EVENT_TYPES = frozenset({"state_change", "attempt", "tool_call", "usage", "egress_denied", "gap", "error"})
 
 
-def _change_fields(change: e.Transition) -> dict[str, Any]:
+def _transition_fields(transition: e.Transition) -> dict[str, Any]:
     return {
         "type": "state_change",
-        "previous_state": change.previous_state,
-        "new_state": change.new_state,
-        "state_message": change.message,
+        "previous_state": transition.previous_state,
+        "new_state": transition.new_state,
+        "state_message": transition.message,
     }
 
 
-def _fields(event: e.Event) -> dict[str, Any] | None:
+def _event_fields(event: e.Event) -> dict[str, Any] | None:
     match event:
         case e.Output() as output if output.stream != "transcript":
             return {
                 "type": "output",
                 "stream": output.stream,
-                "data": output.shown,
+                "data": output.display_text,
                 "bytes": len(output.data),
                 "continued": output.continued,
             }
@@ -150,7 +150,7 @@ def _fields(event: e.Event) -> dict[str, Any] | None:
             return {"type": "progress", "progress": progress_fields(progress)}
         case e.Metrics() as metrics:
             return {"type": "metrics", "metrics": msgspec.structs.asdict(metrics)}
-        case e.Trouble() as trouble:
+        case e.ErrorReported() as trouble:
             return {"type": "error", "error": trouble.error, "message": trouble.message, "details": None}
         case e.AttemptStarted() as started if started.number > 1:
             return {

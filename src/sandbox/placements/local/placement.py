@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from sandbox.interfaces.layout import AttemptLayout, probe_place
+from sandbox.interfaces.layout import AttemptLayout, probe_directory
 from sandbox.interfaces.placement import LaunchOrder
 
 ORDER_SECONDS = 30.0
@@ -57,7 +57,7 @@ class LocalPlacement:
             finally:
                 os.close(order_in)
             try:
-                _hand_over(order_out, msgspec.json.encode(order), pidfd, log_path)
+                _send_order(order_out, msgspec.json.encode(order), pidfd, log_path)
             finally:
                 loop.call_soon_threadsafe(loop.add_reader, pidfd, _reap, loop, pidfd)
 
@@ -89,7 +89,7 @@ class LocalPlacement:
         return pidfd
 
 
-def _hand_over(order_out: int, order: bytes, pidfd: int, log_path: Path) -> None:
+def _send_order(order_out: int, order: bytes, pidfd: int, log_path: Path) -> None:
     """Write the order to a runner's stdin; a runner that does not take it is killed. Raises OSError."""
     try:
         _write_all(order_out, order, ORDER_SECONDS)
@@ -119,7 +119,7 @@ def _reap(loop: asyncio.AbstractEventLoop, pidfd: int) -> None:
     os.close(pidfd)
 
 
-_OF_AN_ATTEMPT = re.compile(r"([a-z2-7]{12})\.(sock|files)")
+_ATTEMPT_SOCKET = re.compile(r"([a-z2-7]{12})\.(sock|files)")
 """A runner's ear, and what a guest's files pass through for a moment while it is made."""
 
 
@@ -127,7 +127,7 @@ class SocketLeftovers:
     """Implements `contracts.leftovers.Leftovers` for one run directory, which is one data directory's alone."""
 
     kind = "socket"
-    is_private = True
+    is_exclusive = True
 
     def __init__(self, run_dir: Path) -> None:
         self._run_dir = run_dir
@@ -135,9 +135,9 @@ class SocketLeftovers:
     def attempt_ids(self) -> Collection[str]:
         """Those that have one, whoever listens there; but no probe, whose directory is there before its socket."""
         found = {attempt_id for attempt_id, _ in self._sockets()}
-        return {attempt_id for attempt_id in found if not probe_place(self._run_dir, attempt_id).exists()}
+        return {attempt_id for attempt_id in found if not probe_directory(self._run_dir, attempt_id).exists()}
 
-    async def end(self, attempt_id: str, files: AttemptLayout) -> None:
+    async def clean_up(self, attempt_id: str, files: AttemptLayout) -> None:
         """Remove them."""
         await asyncio.to_thread(self._remove, attempt_id)
 
@@ -152,7 +152,7 @@ class SocketLeftovers:
         except FileNotFoundError:  # a cleaner of temporary files was there
             return
         for path in paths:
-            found = _OF_AN_ATTEMPT.fullmatch(path.name)
+            found = _ATTEMPT_SOCKET.fullmatch(path.name)
             if found and _is_socket(path):
                 yield found[1], path
 

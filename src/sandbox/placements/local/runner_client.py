@@ -8,40 +8,40 @@ from pathlib import Path
 import msgspec
 
 from sandbox.interfaces.layout import runner_socket
-from sandbox.interfaces.placement import CancelOrder, Receipt, RunnerUnreachableError, TerminalOrder
+from sandbox.interfaces.placement import CancelOrder, Reply, RunnerUnreachableError, TerminalOrder
 from sandbox.interfaces.terminals import (
     FRAME_BYTES_MAX,
-    Ended,
-    FromClient,
-    FromRunner,
+    ClientFrame,
+    EndFrame,
+    RunnerFrame,
     TerminalRefusedError,
-    pack,
+    encode_frame,
     read_frame,
 )
 from sandbox.model.limits import CONTROL_SECONDS
 
-_decoder: "msgspec.msgpack.Decoder[FromRunner]" = msgspec.msgpack.Decoder(FromRunner)
+_decoder: "msgspec.msgpack.Decoder[RunnerFrame]" = msgspec.msgpack.Decoder(RunnerFrame)
 
 
-class UnixTerminalLine:
+class UnixTerminalConnection:
     """The contract's `TerminalLine`."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
         self._writer = writer
 
-    async def read(self) -> FromRunner:
+    async def read(self) -> RunnerFrame:
         """See `TerminalLine.read`."""
         try:
             frame = await read_frame(self._reader, _decoder)
         except (OSError, ValueError):
             frame = None
-        return frame or Ended(message="The task's runner hung up; look at the task's status.")
+        return frame or EndFrame(message="The task's runner hung up; look at the task's status.")
 
-    async def send(self, wished: FromClient) -> None:
+    async def send(self, frame: ClientFrame) -> None:
         """See `TerminalLine.send`."""
         with suppress(OSError):
-            self._writer.write(pack(wished))
+            self._writer.write(encode_frame(frame))
             await self._writer.drain()
 
     async def close(self) -> None:
@@ -51,13 +51,13 @@ class UnixTerminalLine:
             await self._writer.wait_closed()
 
 
-async def open_line(path: Path, order: TerminalOrder) -> UnixTerminalLine:
+async def open_terminal_connection(path: Path, order: TerminalOrder) -> UnixTerminalConnection:
     """Raises RunnerUnreachableError, TerminalRefusedError."""
     try:
         async with asyncio.timeout(CONTROL_SECONDS):
             reader, writer = await asyncio.open_unix_connection(path, limit=FRAME_BYTES_MAX)
             try:
-                return await _ask(reader, writer, order)
+                return await _request_terminal(reader, writer, order)
             except BaseException:
                 writer.close()
                 raise
@@ -65,15 +65,17 @@ async def open_line(path: Path, order: TerminalOrder) -> UnixTerminalLine:
         raise RunnerUnreachableError("The task's runner does not answer.") from error
 
 
-async def _ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, order: TerminalOrder) -> UnixTerminalLine:
+async def _request_terminal(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, order: TerminalOrder
+) -> UnixTerminalConnection:
     writer.write(msgspec.json.encode(order) + b"\n")
-    receipt = msgspec.json.decode(await reader.readline(), type=Receipt)
+    receipt = msgspec.json.decode(await reader.readline(), type=Reply)
     if not receipt.done:
         raise TerminalRefusedError(receipt.message)
-    return UnixTerminalLine(reader, writer)
+    return UnixTerminalConnection(reader, writer)
 
 
-_BLAMES_NO_RUNNER = frozenset(
+_INCONCLUSIVE_ERRNOS = frozenset(
     {errno.ENOENT, errno.ECONNREFUSED, errno.EACCES, errno.ENOTDIR, errno.ELOOP}
     | {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
 )
@@ -82,33 +84,33 @@ connection past the runner's backlog is reset, though it seemed to be made) come
 take what comes."""
 
 
-class UnixRunnerControl:
+class UnixRunnerClient:
     """Speaks to runners of this machine."""
 
     def __init__(self, run_dir: Path) -> None:
         self._run_dir = run_dir
 
-    async def answers(self, attempt_id: str) -> bool:
+    async def is_responsive(self, attempt_id: str) -> bool:
         """See `RunnerControl.answers`. A runner has a receipt for everything, also for what is no order."""
         try:
             async with asyncio.timeout(CONTROL_SECONDS):
                 await _exchange(runner_socket(self._run_dir, attempt_id), b"{}")
         except OSError as error:
-            return error.errno in _BLAMES_NO_RUNNER
+            return error.errno in _INCONCLUSIVE_ERRNOS
         return True
 
-    async def cancel(self, attempt_id: str, order: CancelOrder) -> Receipt:
+    async def cancel(self, attempt_id: str, order: CancelOrder) -> Reply:
         """See `RunnerControl.cancel`."""
         try:
             async with asyncio.timeout(CONTROL_SECONDS):
                 answer = await _exchange(runner_socket(self._run_dir, attempt_id), msgspec.json.encode(order))
-            return msgspec.json.decode(answer, type=Receipt)
+            return msgspec.json.decode(answer, type=Reply)
         except (OSError, TimeoutError, ValueError) as error:
             raise RunnerUnreachableError(f"The runner of attempt {attempt_id} does not answer.") from error
 
-    async def open_terminal(self, attempt_id: str, order: TerminalOrder) -> UnixTerminalLine:
+    async def open_terminal(self, attempt_id: str, order: TerminalOrder) -> UnixTerminalConnection:
         """See `RunnerControl.open_terminal`."""
-        return await open_line(runner_socket(self._run_dir, attempt_id), order)
+        return await open_terminal_connection(runner_socket(self._run_dir, attempt_id), order)
 
 
 async def _exchange(path: Path, line: bytes) -> bytes:

@@ -12,32 +12,32 @@ from pathlib import Path
 import msgspec
 
 from sandbox.interfaces.journal import read_records
-from sandbox.interfaces.secrets import has_fingerprint
-from sandbox.interfaces.workspace import ContainsSecret, LeftOut, Patch
-from sandbox.model.disk_space import refusal_of
+from sandbox.interfaces.secrets import matches_fingerprint
+from sandbox.interfaces.workspace import ContainsSecret, PatchResult, SkippedFile
+from sandbox.model.disk_space import transient_disk_error
 from sandbox.model.errors import AttemptError, Failure, FailureCode
 from sandbox.model.events import (
-    METADATA,
-    OWN_DIRECTORY,
+    GENERATED_DIRECTORY,
+    METADATA_NAME,
     Artifact,
     ArtifactCollected,
     Artifacts,
     AttemptFailed,
     EgressDenied,
+    ErrorReported,
     Output,
-    Trouble,
 )
-from sandbox.model.limits import LOOK_SECONDS_MIN
+from sandbox.model.limits import SECRET_SCAN_SECONDS_MIN
 from sandbox.model.state_machine import final_state
 from sandbox.model.task import Task
-from sandbox.model.wire.events import attempts_fields, error, timestamp
-from sandbox.runner.dependencies import Attempt
-from sandbox.runner.redaction import TimelyRedaction
-from sandbox.runner.steps.provision import confine_for
-from sandbox.system.files import flush, give_name, removing_unless_done
+from sandbox.model.wire.events import attempts_fields, error_fields, format_timestamp
+from sandbox.runner.dependencies import AttemptContext
+from sandbox.runner.redaction import DeadlineRedactor
+from sandbox.runner.steps.provision import make_confine
+from sandbox.system.files import fsync_path, remove_on_failure, replace_durably
 
 
-async def collect(attempt: Attempt) -> None:
+async def collect(attempt: AttemptContext) -> None:
     """Store patch, transcript, what the patterns match, and the metadata.
 
     Whatever can be kept is kept, also when the patch cannot be made; the metadata comes last and tells of it.
@@ -48,47 +48,49 @@ async def collect(attempt: Attempt) -> None:
     """
     if attempt.task.is_collected:
         return
-    timely = msgspec.structs.replace(attempt, redaction=await asyncio.to_thread(_timely_redaction, attempt))
+    timely = msgspec.structs.replace(attempt, redaction=await asyncio.to_thread(_make_deadline_redactor, attempt))
     directory = attempt.task_files.artifacts
     directory.mkdir(mode=0o700, exist_ok=True)
-    flush(directory.parent)
+    fsync_path(directory.parent)
     try:
         await _collect_patch(timely, directory)
     except AttemptError as error:
-        if refusal_of(error) is not None:
+        if transient_disk_error(error) is not None:
             raise
-        if attempt.recorder.space.is_short():
+        if attempt.recorder.disk_space.is_short():
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
         untold = "The patch could not be made; why is not told, for the secrets' values are not known any more."
-        failure = Failure(error.failure.code, untold) if _is_blind(timely) else error.failure
+        failure = Failure(error.failure.code, untold) if _is_unredactable(timely) else error.failure
         attempt.recorder.record_once(AttemptFailed(failure))
-    await _keep_transcript(timely, directory)
-    await _collect_matches(timely, directory)
+    await _store_transcript(timely, directory)
+    await _collect_pattern_matches(timely, directory)
     # Short enough to be looked through, whatever time the rest has left for that.
-    await _keep(attempt, directory, METADATA, "application/json", _metadata(attempt))
+    await _store_chunks(attempt, directory, METADATA_NAME, "application/json", _encode_metadata(attempt))
 
 
-async def keep_metadata(attempt: Attempt) -> None:
+async def store_metadata(attempt: AttemptContext) -> None:
     """What can always be told of a task, where collecting came to no end. Raises OSError."""
     attempt.task_files.artifacts.mkdir(mode=0o700, exist_ok=True)
     # A thread that nobody waits for any more may still have the part of the ordinary name.
-    await _keep(attempt, attempt.task_files.artifacts, METADATA, "application/json", _metadata(attempt), ".last")
+    await _store_chunks(
+        attempt, attempt.task_files.artifacts, METADATA_NAME, "application/json", _encode_metadata(attempt), ".last"
+    )
 
 
-def _timely_redaction(attempt: Attempt) -> TimelyRedaction | None:
+def _make_deadline_redactor(attempt: AttemptContext) -> DeadlineRedactor | None:
     """What looks for the secrets in all that is collected; None where there are none, or others."""
-    if attempt.redaction is None or not _knows_secrets(attempt):
+    if attempt.redaction is None or not _has_same_secrets(attempt):
         return None
-    seconds = max(LOOK_SECONDS_MIN, attempt.task.manifest.lifecycle.collect_timeout_seconds * _LOOK_SHARE)
-    return TimelyRedaction(attempt.redaction, seconds, attempt.equipment.clock.monotonic)
+    seconds = max(SECRET_SCAN_SECONDS_MIN, attempt.task.manifest.lifecycle.collect_timeout_seconds * _SCAN_SHARE)
+    return DeadlineRedactor(attempt.redaction, seconds, attempt.dependencies.clock.monotonic)
 
 
-def _knows_secrets(attempt: Attempt) -> bool:
+def _has_same_secrets(attempt: AttemptContext) -> bool:
     """Whether the values are those that an agent had on this disk; none are on one that is gone, or never was."""
-    return not attempt.files.disk.exists() or has_fingerprint(attempt.files.secret_fingerprint, attempt.secrets)
+    return not attempt.files.disk.exists() or matches_fingerprint(attempt.files.secret_fingerprint, attempt.secrets)
 
 
-async def _collect_patch(attempt: Attempt, directory: Path) -> None:
+async def _collect_patch(attempt: AttemptContext, directory: Path) -> None:
     base_commit, is_ended = (
         attempt.task.base_commit,
         attempt.task.failure is not None or attempt.task.cancel is not None,
@@ -100,178 +102,185 @@ async def _collect_patch(attempt: Attempt, directory: Path) -> None:
     seconds = attempt.task.manifest.lifecycle.collect_timeout_seconds * _PATCH_SHARE
     try:
         async with asyncio.timeout(seconds):
-            patch = await attempt.equipment.workspaces.patch(
-                attempt.files.root, base_commit, part, confine_for(attempt), _looking(attempt)
+            patch = await attempt.dependencies.workspaces.patch(
+                attempt.files.root, base_commit, part, make_confine(attempt), _secret_scanner(attempt)
             )
     except TimeoutError:
-        patch = Patch(unfinished=f"making it took longer than {seconds:.1f} s")
-        part.write_text(f"# truncated: {patch.unfinished}\n")
-    has_secret = patch.contains_secret or _is_blind(attempt)
-    await _record(attempt, directory, name, "text/x-diff", part, contains_secret=has_secret)
-    if patch.unfinished is not None:
-        await _collect_changed_files(attempt, directory, base_commit, patch.unfinished)
+        patch = PatchResult(incomplete_reason=f"making it took longer than {seconds:.1f} s")
+        part.write_text(f"# truncated: {patch.incomplete_reason}\n")
+    has_secret = patch.contains_secret or _is_unredactable(attempt)
+    await _store_file(attempt, directory, name, "text/x-diff", part, contains_secret=has_secret)
+    if patch.incomplete_reason is not None:
+        await _collect_changed_files(attempt, directory, base_commit, patch.incomplete_reason)
 
 
-def _looking(attempt: Attempt) -> ContainsSecret:
+def _secret_scanner(attempt: AttemptContext) -> ContainsSecret:
     return (lambda _: False) if attempt.redaction is None else attempt.redaction.contains
 
 
-async def _collect_changed_files(attempt: Attempt, directory: Path, base_commit: str, reason: str) -> None:
+async def _collect_changed_files(attempt: AttemptContext, directory: Path, base_commit: str, reason: str) -> None:
     """What the patch does not hold is kept as it is; no success becomes a failure for it."""
     name = _tar_name(attempt)
     part = attempt.files.root / name
     seconds = attempt.task.manifest.lifecycle.collect_timeout_seconds * _CHANGED_FILES_SHARE
     try:
         async with asyncio.timeout(seconds):
-            missing = await attempt.equipment.workspaces.changed_files(
-                attempt.files.root, base_commit, part, confine_for(attempt)
+            missing = await attempt.dependencies.workspaces.changed_files(
+                attempt.files.root, base_commit, part, make_confine(attempt)
             )
     except TimeoutError:
         problem = f"The patch does not hold everything: {reason}. Keeping the changed files took longer than "
         limit = f"{seconds:.1f} s; raise lifecycle.collect_timeout."
         raise AttemptError(FailureCode.COLLECT_FAILED, problem + limit) from None
-    await _record(attempt, directory, name, "application/x-tar", part, contains_secret=_is_blind(attempt))
+    await _store_file(attempt, directory, name, "application/x-tar", part, contains_secret=_is_unredactable(attempt))
     but = f" but for some: {missing}" if missing else ""
     message = f"The patch does not hold everything: {reason}. The new and changed files are in {name}{but}."
-    attempt.recorder.record_once(Trouble("patch_truncated", message))
+    attempt.recorder.record_once(ErrorReported("patch_truncated", message))
 
 
-async def _collect_matches(attempt: Attempt, directory: Path) -> None:
+async def _collect_pattern_matches(attempt: AttemptContext, directory: Path) -> None:
     patterns = attempt.task.manifest.lifecycle.artifact_patterns
     if not patterns or not attempt.files.workspace.is_dir():
         return
-    own = frozenset({f"{attempt.task.id}.patch", _tar_name(attempt), _TRANSCRIPT, METADATA})
+    own = frozenset({f"{attempt.task.id}.patch", _tar_name(attempt), _TRANSCRIPT, METADATA_NAME})
     telling: list[Artifact] = []
     names: set[str] = set()
-    async for found in attempt.equipment.workspaces.collect(attempt.files.workspace, patterns, directory, own):
-        if isinstance(found, LeftOut):
-            path = "a file" if _is_blind(attempt) else found.path
-            attempt.recorder.record_once(Trouble("artifact_left_out", f"{path}: {found.reason}"), about=found.path)
-        elif (kept := _kept(attempt, found.name)) is None and _tells(attempt, found):
+    async for found in attempt.dependencies.workspaces.collect(attempt.files.workspace, patterns, directory, own):
+        if isinstance(found, SkippedFile):
+            path = "a file" if _is_unredactable(attempt) else found.path
+            attempt.recorder.record_once(
+                ErrorReported("artifact_left_out", f"{path}: {found.reason}"), subject=found.path
+            )
+        elif (kept := _find_collected(attempt, found.name)) is None and _has_secret_in_name(attempt, found):
             telling.append(found)
         else:
             names.add(found.name)
-            _tell(attempt, await _checked(attempt, directory, _trusted_as_kept(attempt, found, kept)))
-    for found, name in zip(telling, _telling_nothing(names.union(one.name for one in telling)), strict=False):
-        renamed = _renamed(directory, found, name)
-        if _is_blind(attempt):
+            _record_artifact(attempt, await _flag_secrets(attempt, directory, _reuse_collected(attempt, found, kept)))
+    for found, name in zip(telling, _redacted_names(names.union(one.name for one in telling)), strict=False):
+        renamed = _rename(directory, found, name)
+        if _is_unredactable(attempt):
             renamed = msgspec.structs.replace(renamed, path=name)
-        _tell(attempt, await _checked(attempt, directory, _distrusted(attempt, renamed)))
+        _record_artifact(attempt, await _flag_secrets(attempt, directory, _flag_if_unredactable(attempt, renamed)))
 
 
-def _tar_name(attempt: Attempt) -> str:
+def _tar_name(attempt: AttemptContext) -> str:
     return f"{attempt.task.id}.changes.tar"
 
 
-def _is_blind(attempt: Attempt) -> bool:
+def _is_unredactable(attempt: AttemptContext) -> bool:
     """Whether the task's secrets may stand anywhere, and cannot be found."""
     return attempt.redaction is None and bool(attempt.task.manifest.secrets)
 
 
-def _distrusted(attempt: Attempt, artifact: Artifact) -> Artifact:
+def _flag_if_unredactable(attempt: AttemptContext, artifact: Artifact) -> Artifact:
     """Flagged where nobody can look through it."""
-    return msgspec.structs.replace(artifact, contains_secret=_is_blind(attempt))
+    return msgspec.structs.replace(artifact, contains_secret=_is_unredactable(attempt))
 
 
-def _trusted_as_kept(attempt: Attempt, found: Artifact, kept: Artifact | None) -> Artifact:
+def _reuse_collected(attempt: AttemptContext, artifact: Artifact, collected: Artifact | None) -> Artifact:
     """Where nobody can look through it, only what was told before is trusted: a name, of one path, with one content."""
-    if kept is None or not _is_blind(attempt):
-        return _distrusted(attempt, found)
-    if kept.path != found.path:
-        return _distrusted(attempt, msgspec.structs.replace(found, path=found.name))
-    return kept if kept.checksum == found.checksum else _distrusted(attempt, found)
+    if collected is None or not _is_unredactable(attempt):
+        return _flag_if_unredactable(attempt, artifact)
+    if collected.path != artifact.path:
+        return _flag_if_unredactable(attempt, msgspec.structs.replace(artifact, path=artifact.name))
+    return collected if collected.checksum == artifact.checksum else _flag_if_unredactable(attempt, artifact)
 
 
-def _tells(attempt: Attempt, artifact: Artifact) -> bool:
+def _has_secret_in_name(attempt: AttemptContext, artifact: Artifact) -> bool:
     """Whether the name holds the value of a secret, or a part of one where the name was cut, or may."""
     redaction = attempt.redaction
     if redaction is None:
-        return _is_blind(attempt)
+        return _is_unredactable(attempt)
     is_whole = artifact.name == artifact.path.rpartition("/")[2]
     return any(
         redaction.redact_text(text) != text for text in {artifact.name, artifact.name if is_whole else artifact.path}
     )
 
 
-def _telling_nothing(names: Collection[str]) -> Iterator[str]:
+def _redacted_names(names: Collection[str]) -> Iterator[str]:
     """Names that no other artifact has; each time the same, so that what is collected again takes its own place."""
     return (name for number in itertools.count(1) if (name := f"redacted-{number}") not in names)
 
 
-def _renamed(directory: Path, artifact: Artifact, name: str) -> Artifact:
+def _rename(directory: Path, artifact: Artifact, name: str) -> Artifact:
     (directory / artifact.name).rename(directory / name)
-    flush(directory)
+    fsync_path(directory)
     return msgspec.structs.replace(artifact, name=name)
 
 
-async def _keep(
-    attempt: Attempt, directory: Path, name: str, content_type: str, chunks: Iterable[bytes], part_suffix: str = ""
+async def _store_chunks(
+    attempt: AttemptContext,
+    directory: Path,
+    name: str,
+    content_type: str,
+    chunks: Iterable[bytes],
+    part_suffix: str = "",
 ) -> None:
     part = attempt.files.root / f"{name}{part_suffix}"
     is_over = threading.Event()
     try:
-        await asyncio.to_thread(_fill, part, chunks, is_over)
+        await asyncio.to_thread(_write_chunks, part, chunks, is_over)
     finally:
         is_over.set()
     # The journal was redacted by who knew the values.
-    await _record(attempt, directory, name, content_type, part, contains_secret=False)
+    await _store_file(attempt, directory, name, content_type, part, contains_secret=False)
 
 
-def _fill(part: Path, chunks: Iterable[bytes], is_over: threading.Event) -> None:
+def _write_chunks(part: Path, chunks: Iterable[bytes], is_abandoned: threading.Event) -> None:
     """Nothing is left of the file when it cannot be written whole, or nobody waits for it any more."""
-    with removing_unless_done(part), part.open("wb") as file:
+    with remove_on_failure(part), part.open("wb") as file:
         for chunk in chunks:
-            if is_over.is_set():
+            if is_abandoned.is_set():
                 raise TimeoutError("Nobody waits for the file any more")
             file.write(chunk)
 
 
-async def _record(
-    attempt: Attempt, directory: Path, name: str, content_type: str, part: Path, *, contains_secret: bool
+async def _store_file(
+    attempt: AttemptContext, directory: Path, name: str, content_type: str, part: Path, *, contains_secret: bool
 ) -> None:
     """Flush, take the checksum, give the file its name, then say that it is there."""
     is_over = threading.Event()
     try:
-        checksum, size_bytes = await asyncio.to_thread(_store, part, directory / name, is_over)
+        checksum, size_bytes = await asyncio.to_thread(_finalize_file, part, directory / name, is_over)
     finally:
         is_over.set()
-    path = f"{OWN_DIRECTORY}/{name}"
+    path = f"{GENERATED_DIRECTORY}/{name}"
     artifact = Artifact(name, path, size_bytes, content_type, f"sha256:{checksum}", contains_secret=contains_secret)
-    _tell(attempt, await _checked(attempt, directory, artifact))
+    _record_artifact(attempt, await _flag_secrets(attempt, directory, artifact))
 
 
-def _store(part: Path, target: Path, is_over: threading.Event) -> tuple[str, int]:
+def _finalize_file(part: Path, target: Path, is_abandoned: threading.Event) -> tuple[str, int]:
     """Gives the SHA-256 in hex and the size. Without its name is left what nobody waits for any more."""
-    with removing_unless_done(part):
+    with remove_on_failure(part):
         with part.open("rb") as file:
             checksum = hashlib.file_digest(file, "sha256").hexdigest()
             size_bytes = os.fstat(file.fileno()).st_size
-        flush(part)
-        if is_over.is_set():
+        fsync_path(part)
+        if is_abandoned.is_set():
             raise TimeoutError("Nobody waits for the file any more")
-        give_name(part, target)
+        replace_durably(part, target)
     return checksum, size_bytes
 
 
-def _tell(attempt: Attempt, artifact: Artifact) -> None:
+def _record_artifact(attempt: AttemptContext, artifact: Artifact) -> None:
     """Unless an earlier try has told the same."""
-    if _kept(attempt, artifact.name) != artifact:
+    if _find_collected(attempt, artifact.name) != artifact:
         attempt.recorder.record(ArtifactCollected(artifact))
 
 
-def _kept(attempt: Attempt, name: str) -> Artifact | None:
+def _find_collected(attempt: AttemptContext, name: str) -> Artifact | None:
     """By this try, or by an earlier one."""
     kept = attempt.task.artifacts
-    return (kept if isinstance(kept, Artifacts) else Artifacts(kept)).named(name)
+    return (kept if isinstance(kept, Artifacts) else Artifacts(kept)).find(name)
 
 
-async def _checked(attempt: Attempt, directory: Path, artifact: Artifact) -> Artifact:
+async def _flag_secrets(attempt: AttemptContext, directory: Path, artifact: Artifact) -> Artifact:
     """Flagged when it holds the value of a secret, or there was no time to find out, if it is not already."""
     redaction = attempt.redaction
     if redaction is None or artifact.contains_secret:
         return artifact
     is_over = threading.Event()
-    chunks = itertools.takewhile(lambda _: not is_over.is_set(), _chunks(directory / artifact.name))
+    chunks = itertools.takewhile(lambda _: not is_over.is_set(), _read_chunks(directory / artifact.name))
     try:
         contains_secret = await asyncio.to_thread(redaction.contains, chunks)
     finally:
@@ -279,82 +288,87 @@ async def _checked(attempt: Attempt, directory: Path, artifact: Artifact) -> Art
     return msgspec.structs.replace(artifact, contains_secret=contains_secret)
 
 
-def _chunks(path: Path) -> Iterator[bytes]:
+def _read_chunks(path: Path) -> Iterator[bytes]:
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK_BYTES):
             yield chunk
 
 
-async def _keep_transcript(attempt: Attempt, directory: Path) -> None:
+async def _store_transcript(attempt: AttemptContext, directory: Path) -> None:
     """One that an earlier try has kept is whole, for the agent has ended: another needs room that there may not be."""
-    kept = _kept(attempt, _TRANSCRIPT)
+    kept = _find_collected(attempt, _TRANSCRIPT)
     if kept is not None and (directory / _TRANSCRIPT).is_file():
-        _tell(attempt, await _checked(attempt, directory, kept))
+        _record_artifact(attempt, await _flag_secrets(attempt, directory, kept))
     else:
-        await _keep(attempt, directory, _TRANSCRIPT, "application/x-ndjson", _transcript(attempt))
+        await _store_chunks(attempt, directory, _TRANSCRIPT, "application/x-ndjson", _read_transcript(attempt))
 
 
-def _transcript(attempt: Attempt) -> Iterator[bytes]:
+def _read_transcript(attempt: AttemptContext) -> Iterator[bytes]:
     """Claude Code's own events: its stdout, where that is not rendered from them."""
-    if not _has_room_for_transcript(attempt):
+    if not _has_space_for_transcript(attempt):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    yield from _told_events(attempt)
+    yield from _read_agent_output(attempt)
 
 
-def _told_events(attempt: Attempt) -> Iterator[bytes]:
+def _read_agent_output(attempt: AttemptContext) -> Iterator[bytes]:
     """None of a session: anything inside may write to its terminal."""
     claude = attempt.task.manifest.claude
     if not claude.headless:
         return
     stream = "stdout" if claude.output_format == "stream-json" else "transcript"
-    for record in read_records(attempt.equipment.journals, attempt.task.id):
+    for record in read_records(attempt.dependencies.journals, attempt.task.id):
         if isinstance(record.event, Output) and record.event.stream == stream:
             yield record.event.data
 
 
-def _has_room_for_transcript(attempt: Attempt) -> bool:
+def _has_space_for_transcript(attempt: AttemptContext) -> bool:
     """A large one that would only take the last room and be given up then is not begun.
 
     It is no longer than the journal, so that this is mostly known without reading it.
     """
-    space = attempt.recorder.space
-    if space.has_room_for(attempt.equipment.journals.size(attempt.task.id)):
+    space = attempt.recorder.disk_space
+    if space.has_space_for(attempt.dependencies.journals.size_bytes(attempt.task.id)):
         return True
-    size_bytes = sum(map(len, _told_events(attempt)))
-    return size_bytes <= _TRIED_BYTES or space.has_room_for(size_bytes)
+    size_bytes = sum(map(len, _read_agent_output(attempt)))
+    return size_bytes <= _SMALL_TRANSCRIPT_BYTES or space.has_space_for(size_bytes)
 
 
-def _metadata(attempt: Attempt) -> Iterator[bytes]:
-    refusals, told_count = _refusals(attempt)
+def _encode_metadata(attempt: AttemptContext) -> Iterator[bytes]:
+    refusals, told_count = _read_egress_denials(attempt)
     total = max(told_count, attempt.task.progress.egress_denied)
-    content = {**_story(attempt.task), "refusals": refusals, "refusals_total": total}
+    content = {**_summarize(attempt.task), "refusals": refusals, "refusals_total": total}
     yield msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n"
 
 
-def _refusals(attempt: Attempt) -> tuple[list[dict[str, object]], int]:
+def _read_egress_denials(attempt: AttemptContext) -> tuple[list[dict[str, object]], int]:
     """The first ones, and how many there are: a day has room for more than a runner's memory has."""
     first: list[dict[str, object]] = []
     count = 0
-    for record in read_records(attempt.equipment.journals, attempt.task.id):
+    for record in read_records(attempt.dependencies.journals, attempt.task.id):
         if isinstance(denied := record.event, EgressDenied):
             count += 1
-            if count <= _REFUSALS_MAX:
-                told = {"at": timestamp(record.at), "host": denied.host, "port": denied.port, "reason": denied.reason}
+            if count <= _DENIALS_MAX:
+                told = {
+                    "at": format_timestamp(record.at),
+                    "host": denied.host,
+                    "port": denied.port,
+                    "reason": denied.reason,
+                }
                 first.append(told)
     return first, count
 
 
 _TRANSCRIPT = "transcript.ndjson"
-_REFUSALS_MAX = 1000
-_PATCH_SHARE, _CHANGED_FILES_SHARE, _LOOK_SHARE = 0.5, 0.3, 0.2
+_DENIALS_MAX = 1000
+_PATCH_SHARE, _CHANGED_FILES_SHARE, _SCAN_SHARE = 0.5, 0.3, 0.2
 """Of the time for collecting: for the patch, for the tar, for looking for secrets; the rest needs some too."""
 
 _CHUNK_BYTES = 256 * 1024
-_TRIED_BYTES = 4 * 1024**2
+_SMALL_TRANSCRIPT_BYTES = 4 * 1024**2
 """Of a transcript that is not larger a full disk is simply asked: to root it may give more than it tells."""
 
 
-def _story(task: Task) -> dict[str, object]:
+def _summarize(task: Task) -> dict[str, object]:
     state, message = final_state(task)
     manifest, attempt, progress = task.manifest, task.attempt, task.progress
     return {
@@ -363,9 +377,9 @@ def _story(task: Task) -> dict[str, object]:
         "labels": manifest.metadata.labels,
         "state": state,
         "state_message": message,
-        "error": error(task),
+        "error": error_fields(task),
         "exit_code": task.exit_code,
-        "states": [{"state": entry.state, "at": timestamp(entry.at)} for entry in task.history],
+        "states": [{"state": entry.state, "at": format_timestamp(entry.at)} for entry in task.history],
         "repository": {
             "url": manifest.repository.url,
             "branch": manifest.repository.branch,

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 import msgspec
 
-from sandbox.interfaces.agent import AgentStart
+from sandbox.interfaces.agent import AgentLaunchSpec
 from sandbox.interfaces.images import HOST_IMAGE
 from sandbox.interfaces.runtime import (
     HANDLE_VERSION,
@@ -22,58 +22,58 @@ from sandbox.interfaces.runtime import (
 )
 from sandbox.model.egress import egress_rules, transparent_ports
 from sandbox.model.errors import SandboxError
-from sandbox.model.events import SandboxCreated, Trouble
+from sandbox.model.events import ErrorReported, SandboxCreated
 from sandbox.model.limits import SANDBOX_PROCESSES_MAX
-from sandbox.runner.dependencies import Attempt
-from sandbox.system.files import give_name, open_unlocked
+from sandbox.runner.dependencies import AttemptContext
+from sandbox.system.files import open_restricted, replace_durably
 
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_NEW_FILE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def write_home(home: Path, files: Mapping[str, bytes]) -> None:
+def write_home_files(home: Path, files: Mapping[str, bytes]) -> None:
     """Put files there by their relative paths, in place of what has the name. No link is followed. Raises OSError."""
     for name, content in files.items():
         *directories, last = PurePosixPath(name).parts
-        here = _open(home)
+        here = _open_directory(home)
         try:
             for directory in directories:
-                here = _enter(here, directory)
-            _replace(here, last, content)
+                here = _open_or_make_directory(here, directory)
+            _replace_file(here, last, content)
         finally:
             os.close(here)
 
 
-def _enter(here: int, name: str) -> int:
+def _open_or_make_directory(directory_fd: int, name: str) -> int:
     """Into the directory of this name, made where there is none."""
     try:
-        there = _open(name, here)
+        there = _open_directory(name, directory_fd)
     except OSError:
-        _unlink(here, name)
-        os.mkdir(name, mode=0o700, dir_fd=here)
-        there = _open(name, here)
-    os.close(here)
+        _remove_entry(directory_fd, name)
+        os.mkdir(name, mode=0o700, dir_fd=directory_fd)
+        there = _open_directory(name, directory_fd)
+    os.close(directory_fd)
     return there
 
 
-def _open(name: str | Path, here: int | None = None) -> int:
-    return open_unlocked(name, _DIRECTORY, here, rights=os.W_OK | os.X_OK)
+def _open_directory(name: str | Path, directory_fd: int | None = None) -> int:
+    return open_restricted(name, _DIRECTORY_FLAGS, directory_fd, access_mode=os.W_OK | os.X_OK)
 
 
-def _replace(here: int, name: str, content: bytes) -> None:
-    _unlink(here, name)
-    with os.fdopen(os.open(name, _NEW_FILE, 0o600, dir_fd=here), "wb") as file:
+def _replace_file(directory_fd: int, name: str, content: bytes) -> None:
+    _remove_entry(directory_fd, name)
+    with os.fdopen(os.open(name, _NEW_FILE_FLAGS, 0o600, dir_fd=directory_fd), "wb") as file:
         file.write(content)
 
 
-def _unlink(here: int, name: str) -> None:
+def _remove_entry(directory_fd: int, name: str) -> None:
     """A directory is moved aside: emptying one that an agent filled may take without end."""
     try:
-        os.unlink(name, dir_fd=here)
+        os.unlink(name, dir_fd=directory_fd)
     except FileNotFoundError:
         return
     except IsADirectoryError:
-        os.rename(name, f"{name}.aside-{secrets.token_hex(4)}", src_dir_fd=here, dst_dir_fd=here)
+        os.rename(name, f"{name}.aside-{secrets.token_hex(4)}", src_dir_fd=directory_fd, dst_dir_fd=directory_fd)
 
 
 class HandleTooNewError(SandboxError):
@@ -82,30 +82,30 @@ class HandleTooNewError(SandboxError):
     code = "handle_too_new"
 
 
-class Provisioned(msgspec.Struct, frozen=True):
+class ProvisionedSandbox(msgspec.Struct, frozen=True):
     """A sandbox that answers, and what will run in it."""
 
     sandbox: Sandbox
-    start: AgentStart
+    start: AgentLaunchSpec
     task_key: str
 
 
-async def provision(attempt: Attempt) -> Provisioned:
+async def provision(attempt: AttemptContext) -> ProvisionedSandbox:
     """Write the handle down, then make what it names. Raises AttemptError (provision_failed)."""
-    runtime, image = attempt.equipment.runtime, attempt.image
+    runtime, image = attempt.dependencies.runtime, attempt.image
     if image is not None:
-        attempt.equipment.images.hold(image)
+        attempt.dependencies.images.acquire(image)
     manifest = attempt.task.manifest
     task_key = f"sk-ant-sandbox-{secrets.token_urlsafe(32)}"
-    start = attempt.equipment.agent.prepare(
+    start = attempt.dependencies.agent.prepare(
         manifest,
         session_id=_session_id(attempt),
         task_key=task_key,
         secrets=attempt.secrets,
         resumes=attempt.resumes,
     )
-    write_home(attempt.files.home, start.home_files)
-    handle = plan(attempt)
+    write_home_files(attempt.files.home, start.home_files)
+    handle = plan_handle(attempt)
     spec = SandboxSpec(
         attempt_id=attempt.id,
         disk=attempt.files.disk,
@@ -115,20 +115,20 @@ async def provision(attempt: Attempt) -> Provisioned:
         programs=start.programs,
         image=None if image is None else Path(image.directory),
         transparent_ports=transparent_ports(egress_rules(manifest.vm)),
-        disk_was_used=attempt.resumes,
+        is_disk_reused=attempt.resumes,
     )
     sandbox = await runtime.create(handle, spec)
     attempt.recorder.record(
         SandboxCreated(vm_name=attempt.id, tier=runtime.tier, image=HOST_IMAGE if image is None else image.name)
     )
-    if sandbox.slow_because is not None:
-        attempt.recorder.record(Trouble("sandbox_slow", sandbox.slow_because))
-    return Provisioned(sandbox, start, task_key)
+    if sandbox.slow_reason is not None:
+        attempt.recorder.record(ErrorReported("sandbox_slow", sandbox.slow_reason))
+    return ProvisionedSandbox(sandbox, start, task_key)
 
 
-def plan(attempt: Attempt) -> SandboxHandle:
+def plan_handle(attempt: AttemptContext) -> SandboxHandle:
     """The handle of what will be made, on disk before anything of it is. Raises AttemptError (provision_failed)."""
-    handle = attempt.equipment.runtime.plan(attempt.id)
+    handle = attempt.dependencies.runtime.prepare(attempt.id)
     if read_handle(attempt.files.handle) != handle:
         write_handle(attempt.files.handle, handle)
     return handle
@@ -138,7 +138,7 @@ def write_handle(path: Path, handle: SandboxHandle) -> None:
     """Put the handle on disk, whole and flushed."""
     part = path.with_suffix(".part")
     part.write_bytes(msgspec.json.encode(handle))
-    give_name(part, path)
+    replace_durably(part, path)
 
 
 def read_handle(path: Path) -> SandboxHandle | None:
@@ -152,24 +152,24 @@ def read_handle(path: Path) -> SandboxHandle | None:
     return handle
 
 
-def _session_id(attempt: Attempt) -> str:
+def _session_id(attempt: AttemptContext) -> str:
     """A new one, or the one that is gone on with."""
     if not attempt.resumes:
         return str(uuid.uuid4())
     return next(one.session_id for one in reversed(attempt.task.past_attempts) if one.session_id is not None)
 
 
-def confine_for(attempt: Attempt) -> Confine:
+def make_confine(attempt: AttemptContext) -> Confine:
     """Makes confinements for the attempt, the handle on disk before anything of them is there."""
-    if attempt.equipment.confine is not None:
-        return attempt.equipment.confine
+    if attempt.dependencies.confine is not None:
+        return attempt.dependencies.confine
     vm = attempt.task.manifest.vm
 
     @asynccontextmanager
     async def confine(directories: Sequence[Path], read_only: Sequence[Path]) -> AsyncIterator[Confinement]:
-        handle = plan(attempt)
+        handle = plan_handle(attempt)
         spec = ConfinementSpec(vm.cpus, vm.memory_bytes, SANDBOX_PROCESSES_MAX, directories, read_only)
-        async with attempt.equipment.runtime.confine(handle, spec) as confinement:
+        async with attempt.dependencies.runtime.confine(handle, spec) as confinement:
             yield confinement
 
     return confine

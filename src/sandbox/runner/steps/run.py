@@ -8,13 +8,22 @@ import signal
 from collections.abc import AsyncIterator, Callable, Coroutine
 from functools import partial
 
-from sandbox.interfaces.agent import AgentBegan, Conversation, Outcome
-from sandbox.interfaces.disks import DiskUse
-from sandbox.interfaces.gateway import BudgetReached, Gateway, GatewayRules, KeyRefused
-from sandbox.interfaces.runtime import Exit, Sandbox, Stats
+from sandbox.interfaces.agent import AgentOutcome, AgentReady, OutputParser
+from sandbox.interfaces.disks import DiskUsage
+from sandbox.interfaces.gateway import BudgetExhausted, Gateway, GatewayRules, KeyRejected
+from sandbox.interfaces.runtime import ExitStatus, Sandbox, Stats
 from sandbox.model.egress import egress_rules
 from sandbox.model.errors import AttemptError, Failure, FailureCode
-from sandbox.model.events import AgentExited, AgentStarted, AttemptFailed, EgressDenied, Gap, Metrics, Trouble, Usage
+from sandbox.model.events import (
+    AgentExited,
+    AgentStarted,
+    AttemptFailed,
+    EgressDenied,
+    ErrorReported,
+    Gap,
+    Metrics,
+    Usage,
+)
 from sandbox.model.limits import (
     KILL_SECONDS,
     METRICS_INTERVAL_SECONDS,
@@ -24,14 +33,14 @@ from sandbox.model.limits import (
     TERM_GRACE_SECONDS,
 )
 from sandbox.model.manifest.schema import Manifest
-from sandbox.model.state_machine import is_followed
+from sandbox.model.state_machine import will_retry
 from sandbox.model.task import Task
-from sandbox.runner.agent_output import AgentOutput, OutputAllowance, output_cost_bytes, redacted_chunks
-from sandbox.runner.dependencies import Attempt, EndWish
-from sandbox.runner.progress import EAGER_INTERVAL_SECONDS, ProgressMeter, budget_of, remaining_seconds
-from sandbox.runner.resource_exhaustion import Shortages
-from sandbox.runner.steps.provision import Provisioned
-from sandbox.runner.terminals import AgentSession, SharedTerminal, Terminals, begin_session, without_secrets
+from sandbox.runner.agent_output import AgentOutput, OutputQuota, earlier_output_bytes, redacted_chunks
+from sandbox.runner.dependencies import AttemptContext, StopSignal
+from sandbox.runner.progress import URGENT_INTERVAL_SECONDS, ProgressTracker, remaining_budget, remaining_seconds
+from sandbox.runner.resource_exhaustion import ExhaustionDetector
+from sandbox.runner.steps.provision import ProvisionedSandbox
+from sandbox.runner.terminals import AgentSession, SharedTerminal, TerminalServer, start_session, without_secrets
 
 
 class MetricsSampler:
@@ -39,9 +48,9 @@ class MetricsSampler:
 
     def __init__(self, memory_total_bytes: int) -> None:
         self._memory_total_bytes = memory_total_bytes
-        self._last: tuple[float, float] | None = None
+        self._previous: tuple[float, float] | None = None
 
-    def sample(self, stats: Stats, disk: DiskUse | None, monotonic: float) -> Metrics:
+    def sample(self, stats: Stats, disk: DiskUsage | None, monotonic: float) -> Metrics:
         """The figures at a moment."""
         return Metrics(
             cpu_percent=self._cpu_percent(stats.cpu_seconds, monotonic),
@@ -53,64 +62,72 @@ class MetricsSampler:
         )
 
     def _cpu_percent(self, cpu_seconds: float | None, monotonic: float) -> float | None:
-        last, self._last = self._last, None if cpu_seconds is None else (cpu_seconds, monotonic)
+        last, self._previous = self._previous, None if cpu_seconds is None else (cpu_seconds, monotonic)
         if cpu_seconds is None or last is None or monotonic <= last[1]:
             return None
         return round(max(cpu_seconds - last[0], 0.0) / (monotonic - last[1]) * 100, 1)
 
 
-Helper = Callable[[], Coroutine[None, None, None]]
-_DRAIN_LOOKS = 5
+BackgroundJob = Callable[[], Coroutine[None, None, None]]
+_DRAIN_CHECKS = 5
 """In which nothing came, until output is given up."""
 
 
-async def run(attempt: Attempt, provisioned: Provisioned, wish: EndWish, terminals: Terminals) -> None:
+async def run(
+    attempt: AttemptContext, provisioned: ProvisionedSandbox, stop_signal: StopSignal, terminals: TerminalServer
+) -> None:
     """From the agent's start to its recorded outcome; on return nothing runs inside any more."""
-    await _Run(attempt, provisioned, wish, terminals).carry_out()
+    await _AgentRun(attempt, provisioned, stop_signal, terminals).run()
 
 
-class _Run:
-    def __init__(self, attempt: Attempt, provisioned: Provisioned, wish: EndWish, terminals: Terminals) -> None:
-        equipment = attempt.equipment
+class _AgentRun:
+    def __init__(
+        self,
+        attempt: AttemptContext,
+        provisioned: ProvisionedSandbox,
+        stop_signal: StopSignal,
+        terminals: TerminalServer,
+    ) -> None:
+        equipment = attempt.dependencies
         self._attempt = attempt
         self._clock = equipment.clock
         self._record = attempt.recorder.record
         self._sandbox: Sandbox = provisioned.sandbox
-        self._start = provisioned.start
-        self._wish = wish
+        self._agent_start = provisioned.start
+        self._stop_signal = stop_signal
         self._terminals = terminals
         self._session: AgentSession | None = None
         self._lifecycle = attempt.task.manifest.lifecycle
-        self._conversation: Conversation = equipment.agent.conversation(provisioned.start.session_id)
-        self._meter = ProgressMeter(self._record, self._clock.now, attempt.task.counted)
-        self._active_at = self._clock.monotonic()
+        self._output_parser: OutputParser = equipment.agent.create_parser(provisioned.start.session_id)
+        self._progress = ProgressTracker(self._record, self._clock.now, attempt.task.final_progress)
+        self._last_active_at = self._clock.monotonic()
         manifest = attempt.task.manifest
-        self._shortages = Shortages(manifest.vm, equipment.disks, attempt.files, self._record)
+        self._exhaustion = ExhaustionDetector(manifest.vm, equipment.disks, attempt.files, self._record)
         equipment.throttle.start()
         self._output_queue = equipment.throttle.queue()
         self._output = AgentOutput(
             self._record,
-            self._heard,
-            self._listen,
+            self._on_output,
+            self._on_line,
             redaction=attempt.redaction,
-            allowance=OutputAllowance(equipment.clock, output_cost_bytes(attempt.task)),
+            quota=OutputQuota(equipment.clock, earlier_output_bytes(attempt.task)),
             queue=self._output_queue,
-            stdout_as="transcript" if manifest.claude.headless and _is_rendered(manifest) else "stdout",
+            stdout_stream="transcript" if manifest.claude.headless and _is_rendered(manifest) else "stdout",
         )
         self._killed = asyncio.Event()
-        self._unreported: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._report_error: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._gateway = self._open_gateway(provisioned.task_key)
 
-    async def carry_out(self) -> None:
-        ended = Exit(None)
-        async with _helpers() as helpers:
+    async def run(self) -> None:
+        ended = ExitStatus(None)
+        async with _background_jobs() as helpers:
             try:
-                ended = await self._work(helpers)
+                ended = await self._supervise(helpers)
             finally:
-                self._terminals.end_agent(ended)
-        self._meter.denied(self._gateway.denials)
-        self._meter.close()
-        await self._conclude(ended)
+                self._terminals.close_agent_terminal(ended)
+        self._progress.set_denied_count(self._gateway.denied_count)
+        self._progress.close()
+        await self._record_exit(ended)
 
     def _open_gateway(self, task_key: str) -> Gateway:
         attempt = self._attempt
@@ -119,41 +136,41 @@ class _Run:
                 FailureCode.PROVISION_FAILED, "The server has no model key; set ANTHROPIC_API_KEY and start it again."
             )
         try:
-            return attempt.equipment.gateways.open(
+            return attempt.dependencies.gateways.create(
                 attempt.upstream,
                 task_key,
-                self._report,
+                self._on_gateway_event,
                 _gateway_rules(attempt.task),
                 redact=attempt.redaction.redact_text if attempt.redaction is not None else str,
             )
         except ValueError as error:
             raise AttemptError(FailureCode.PROVISION_FAILED, str(error)) from None
 
-    async def _work(self, helpers: list["asyncio.Task[None]"]) -> Exit:
+    async def _supervise(self, helpers: list["asyncio.Task[None]"]) -> ExitStatus:
         """From the agent's start until nothing is left of it but what was read."""
         try:
-            pumps = [self._guard(pump) for pump in await self._begin()]
+            pumps = [self._start_guarded(pump) for pump in await self._start_agent()]
             helpers.extend(pumps)
-            self._record(AgentStarted(self._start.session_id, self._clock.monotonic()))
+            self._record(AgentStarted(self._agent_start.session_id, self._clock.monotonic()))
             for helper in (
-                self._open_doors,
-                self._tell_progress,
-                self._tell_metrics,
-                self._watch_clock,
+                self._open_access,
+                self._record_progress,
+                self._record_metrics,
+                self._watch_timeouts,
                 self._watch_disk,
                 self._watch_kernel_use,
-                self._watch_reports,
-                self._end_on_wish,
+                self._watch_report_errors,
+                self._stop_on_signal,
             ):
-                helpers.append(self._guard(helper))
-            ended = await self._await_end()
+                helpers.append(self._start_guarded(helper))
+            ended = await self._wait_for_exit()
         finally:
-            self._terminals.close()
+            self._terminals.disable()
             await self._kill()
-        await self._drain(pumps)
+        await self._drain_output(pumps)
         return ended
 
-    async def _begin(self) -> list[Helper]:
+    async def _start_agent(self) -> list[BackgroundJob]:
         """Start the agent; gives what takes its output.
 
         Runtimes bound their starts themselves; this bound is for those that do not keep their word.
@@ -162,17 +179,17 @@ class _Run:
         try:
             async with asyncio.timeout(SANDBOX_START_SECONDS):
                 if not self._attempt.task.manifest.claude.headless:
-                    self._session = await begin_session(self._sandbox, self._start.command)
+                    self._session = await start_session(self._sandbox, self._agent_start.command)
                     chunks = redacted_chunks(self._session.terminal.output, self._attempt.redaction, self._output_queue)
-                    shared = self._terminals.agent = SharedTerminal(self._session.terminal)
-                    return [partial(output.take_terminal, chunks, shared.show)]
-                stdout, stderr = await self._sandbox.start(self._start.command)
-                return [partial(output.take_stdout, stdout), partial(output.take_stderr, stderr)]
+                    shared = self._terminals.agent_terminal = SharedTerminal(self._session.terminal)
+                    return [partial(output.read_terminal, chunks, shared.broadcast)]
+                stdout, stderr = await self._sandbox.start(self._agent_start.command)
+                return [partial(output.read_stdout, stdout), partial(output.read_stderr, stderr)]
         except TimeoutError:
             message = "The agent did not begin in its sandbox in time; submit the task again."
             raise AttemptError(FailureCode.PROVISION_FAILED, message) from None
 
-    def _guard(self, helper: Helper) -> "asyncio.Task[None]":
+    def _start_guarded(self, helper: BackgroundJob) -> "asyncio.Task[None]":
         """A helper that breaks takes everything inside with it: no agent goes on without its bounds."""
 
         async def guarded() -> None:
@@ -184,7 +201,7 @@ class _Run:
 
         return asyncio.create_task(guarded())
 
-    async def _await_end(self) -> Exit:
+    async def _wait_for_exit(self) -> ExitStatus:
         """How the command ended. Raises AttemptError (sandbox_lost) when it does not, KILL_SECONDS after KILL."""
         ended = asyncio.create_task((self._session or self._sandbox).wait())
         killed = asyncio.create_task(self._killed.wait())
@@ -201,104 +218,106 @@ class _Run:
             FailureCode.SANDBOX_LOST, "Processes of the sandbox would not die; look at the machine's log."
         )
 
-    async def _conclude(self, ended: Exit) -> None:
-        self._shortages.see(await self._sandbox.stats())
-        await self._shortages.look_at_disk()
-        agent = self._attempt.equipment.agent
+    async def _record_exit(self, exit_: ExitStatus) -> None:
+        self._exhaustion.update(await self._sandbox.stats())
+        await self._exhaustion.check_disk()
+        agent = self._attempt.dependencies.agent
         if self._session is not None:
-            outcome = Outcome(None, agent.judge_session(ended))
+            outcome = AgentOutcome(None, agent.check_session_exit(exit_))
         else:
-            outcome = self._conversation.outcome(ended, self._output.stderr_tail)
-        exited = AgentExited(ended.code, outcome.result, self._shortages.explain(outcome))
-        if self._session is None and not is_followed(self._attempt.task, exited):
-            await self._output.show(agent.render(self._attempt.task.manifest, outcome.result))
+            outcome = self._output_parser.outcome(exit_, self._output.stderr_tail)
+        exited = AgentExited(exit_.code, outcome.result, self._exhaustion.explain_failure(outcome))
+        if self._session is None and not will_retry(self._attempt.task, exited):
+            await self._output.record_stdout(agent.render_output(self._attempt.task.manifest, outcome.result))
         self._output.close()
         self._record(exited)
 
-    def _heard(self, byte_count: int) -> None:
-        self._active_at = self._clock.monotonic()
-        self._meter.output(byte_count)
+    def _on_output(self, byte_count: int) -> None:
+        self._last_active_at = self._clock.monotonic()
+        self._progress.add_output(byte_count)
 
-    def _listen(self, line: bytes) -> None:
-        for event in self._conversation.feed(line):
-            if isinstance(event, AgentBegan):
-                self._judge_start(event)
+    def _on_line(self, line: bytes) -> None:
+        for event in self._output_parser.parse_line(line):
+            if isinstance(event, AgentReady):
+                self._check_start(event)
             else:
-                self._meter.agent_event(event, self._clock.monotonic())
+                self._progress.handle_agent_event(event, self._clock.monotonic())
 
-    def _judge_start(self, began: AgentBegan) -> None:
+    def _check_start(self, began: AgentReady) -> None:
         """The first model request waits until the agent is known to have what was asked for, and nothing else."""
         redaction = self._attempt.redaction
         redact = redaction.redact_text if redaction is not None else str
-        failure = self._attempt.equipment.agent.judge_start(self._attempt.task.manifest, began, redact)
+        failure = self._attempt.dependencies.agent.check_ready(self._attempt.task.manifest, began, redact)
         if failure is not None:
             self._record(AttemptFailed(failure))
         else:
-            self._gateway.release_model()
+            self._gateway.release_model_requests()
 
-    def _report(self, event: Usage | EgressDenied | Trouble | BudgetReached | KeyRefused) -> None:
+    def _on_gateway_event(self, event: Usage | EgressDenied | ErrorReported | BudgetExhausted | KeyRejected) -> None:
         """Called by the gateway, which has nobody to tell when this fails."""
         try:
-            if isinstance(event, BudgetReached):
-                self._fail(FailureCode.BUDGET_EXCEEDED, event.message)
-            elif isinstance(event, KeyRefused):
-                self._fail(FailureCode.AGENT_FAILED, event.message)
+            if isinstance(event, BudgetExhausted):
+                self._record_failure(FailureCode.BUDGET_EXCEEDED, event.message)
+            elif isinstance(event, KeyRejected):
+                self._record_failure(FailureCode.AGENT_FAILED, event.message)
             else:
                 self._record(event)
         except Exception as error:
-            if not self._unreported.done():
-                self._unreported.set_exception(error)
+            if not self._report_error.done():
+                self._report_error.set_exception(error)
         if isinstance(event, Usage):
-            self._meter.usage(event)
+            self._progress.add_usage(event)
 
-    async def _watch_reports(self) -> None:
-        await self._unreported
+    async def _watch_report_errors(self) -> None:
+        await self._report_error
 
-    async def _open_doors(self) -> None:
+    async def _open_access(self) -> None:
         """No earlier: an agent that is not written down on disk must not have asked the model for anything."""
-        await self._attempt.recorder.settle()
-        command = self._start.command
+        await self._attempt.recorder.wait_until_written()
+        command = self._agent_start.command
         variables = without_secrets(command.environment, self._attempt.secrets)
-        self._terminals.begin(self._sandbox, variables, command.directory)
+        self._terminals.enable(self._sandbox, variables, command.directory)
         await self._serve_gateway()
 
     async def _serve_gateway(self) -> None:
         try:
             await self._gateway.serve(self._sandbox.listeners)
         except Exception as error:
-            self._fail(FailureCode.SANDBOX_LOST, f"The sandbox's gateway broke ({type(error).__name__}); submit again.")
+            self._record_failure(
+                FailureCode.SANDBOX_LOST, f"The sandbox's gateway broke ({type(error).__name__}); submit again."
+            )
 
-    async def _tell_progress(self) -> None:
+    async def _record_progress(self) -> None:
         while True:
-            await asyncio.sleep(EAGER_INTERVAL_SECONDS)
-            self._meter.denied(self._gateway.denials)
-            self._meter.tell(self._clock.monotonic())
+            await asyncio.sleep(URGENT_INTERVAL_SECONDS)
+            self._progress.set_denied_count(self._gateway.denied_count)
+            self._progress.record_if_due(self._clock.monotonic())
 
-    async def _tell_metrics(self) -> None:
+    async def _record_metrics(self) -> None:
         sampler = MetricsSampler(self._attempt.task.manifest.vm.memory_bytes)
         while True:
             stats = await self._sandbox.stats()
-            self._shortages.see(stats)
-            self._record(sampler.sample(stats, self._shortages.disk, self._clock.monotonic()))
+            self._exhaustion.update(stats)
+            self._record(sampler.sample(stats, self._exhaustion.disk_use, self._clock.monotonic()))
             await asyncio.sleep(METRICS_INTERVAL_SECONDS)
 
-    async def _watch_clock(self) -> None:
+    async def _watch_timeouts(self) -> None:
         """Bounds are counted by the monotonic clock; a hang is silence with no model request in flight."""
         deadline = self._clock.monotonic() + remaining_seconds(self._attempt.task, self._clock)
         while True:
             now = self._clock.monotonic()
-            if self._gateway.requests_in_flight or self._terminals.agent_is_attended:
-                self._active_at = now
-            silence_end = self._active_at + self._lifecycle.hang_timeout_seconds
+            if self._gateway.requests_in_flight or self._terminals.has_agent_clients:
+                self._last_active_at = now
+            silence_end = self._last_active_at + self._lifecycle.hang_timeout_seconds
             if now >= deadline:
-                self._fail(
+                self._record_failure(
                     FailureCode.TIMEOUT,
                     f"The agent was still working after {self._lifecycle.timeout}; raise lifecycle.timeout.",
                 )
                 return
             if now >= silence_end:
                 silence = self._lifecycle.hang_timeout
-                self._fail(
+                self._record_failure(
                     FailureCode.HANG, f"The agent said nothing for {silence}; raise lifecycle.hang_timeout or retry."
                 )
                 return
@@ -306,22 +325,22 @@ class _Run:
 
     async def _watch_disk(self) -> None:
         """A disk without a bound of its own ends the agent once it is full or past looking at, without any grace."""
-        failure = await self._shortages.watch_disk(self._clock)
-        self._fail(failure.code, failure.message)
+        failure = await self._exhaustion.watch_disk(self._clock)
+        self._record_failure(failure.code, failure.message)
         await self._kill()
 
     async def _watch_kernel_use(self) -> None:
         """A sandbox past a bound on what the kernel holds for it is killed at once."""
-        failure = await self._shortages.watch_kernel_use(self._sandbox)
-        self._fail(failure.code, failure.message)
+        failure = await self._exhaustion.watch_kernel_use(self._sandbox)
+        self._record_failure(failure.code, failure.message)
         await self._kill()
 
-    async def _end_on_wish(self) -> None:
-        await self._wish.made.wait()
-        if not self._wish.is_forced:
+    async def _stop_on_signal(self) -> None:
+        await self._stop_signal.requested.wait()
+        if not self._stop_signal.is_forced:
             await (self._session.hang_up() if self._session else self._sandbox.signal(signal.SIGTERM))
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wish.forced.wait(), TERM_GRACE_SECONDS)
+                await asyncio.wait_for(self._stop_signal.forced.wait(), TERM_GRACE_SECONDS)
         await self._kill()
 
     async def _kill(self) -> None:
@@ -331,8 +350,8 @@ class _Run:
         finally:
             self._killed.set()
 
-    async def _drain(self, pumps: list["asyncio.Task[None]"]) -> None:
-        missing = await self._read_on(pumps)
+    async def _drain_output(self, pumps: list["asyncio.Task[None]"]) -> None:
+        missing = await self._wait_for_output(pumps)
         done, late = await asyncio.wait(pumps, timeout=0)
         for pump in late:
             pump.cancel()
@@ -342,23 +361,23 @@ class _Run:
         for pump in done:
             pump.result()
 
-    async def _read_on(self, pumps: list["asyncio.Task[None]"]) -> str:
+    async def _wait_for_output(self, pumps: list["asyncio.Task[None]"]) -> str:
         """Until all is read; gives why not. A stall of the machine costs one look, not what is ready meanwhile.
 
         Output that waits for the CPU budget is not silent.
         """
-        look_seconds = OUTPUT_DRAIN_SECONDS / _DRAIN_LOOKS
+        look_seconds = OUTPUT_DRAIN_SECONDS / _DRAIN_CHECKS
         silent_looks = 0
         for _ in range(math.ceil(OUTPUT_DRAIN_SECONDS_MAX / look_seconds)):
-            moved_bytes = self._output.moved_bytes
+            moved_bytes = self._output.processed_bytes
             _, late = await asyncio.wait(pumps, timeout=look_seconds)
-            is_silent = self._output.moved_bytes == moved_bytes and not self._output_queue.is_waiting
+            is_silent = self._output.processed_bytes == moved_bytes and not self._output_queue.is_waiting
             silent_looks = silent_looks + 1 if is_silent else 0
-            if not late or silent_looks == _DRAIN_LOOKS:
+            if not late or silent_looks == _DRAIN_CHECKS:
                 return f"nothing of it came for {OUTPUT_DRAIN_SECONDS:g} s"
         return f"it was not over {OUTPUT_DRAIN_SECONDS_MAX:g} s"
 
-    def _fail(self, code: FailureCode, message: str) -> None:
+    def _record_failure(self, code: FailureCode, message: str) -> None:
         self._record(AttemptFailed(Failure(code, message)))
 
 
@@ -367,8 +386,8 @@ def _gateway_rules(task: Task) -> GatewayRules:
     manifest, claude = task.manifest, task.manifest.claude
     return GatewayRules(
         egress=egress_rules(manifest.vm),
-        budget=budget_of(task),
-        holds_model=claude.headless and (claude.allowed_tools is not None or claude.mcp_config is not None),
+        budget=remaining_budget(task),
+        hold_model_requests=claude.headless and (claude.allowed_tools is not None or claude.mcp_config is not None),
     )
 
 
@@ -377,7 +396,7 @@ def _is_rendered(manifest: Manifest) -> bool:
 
 
 @contextlib.asynccontextmanager
-async def _helpers() -> AsyncIterator[list["asyncio.Task[None]"]]:
+async def _background_jobs() -> AsyncIterator[list["asyncio.Task[None]"]]:
     """Tasks put into the list are ended and waited for when the block ends; the first error among them is raised."""
     tasks: list[asyncio.Task[None]] = []
     try:

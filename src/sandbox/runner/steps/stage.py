@@ -2,66 +2,66 @@
 
 import asyncio
 
-from sandbox.interfaces.secrets import has_fingerprint, make_fingerprint
+from sandbox.interfaces.secrets import make_fingerprint, matches_fingerprint
 from sandbox.model.errors import AttemptError, FailureCode
 from sandbox.model.events import WorkspacePrepared
-from sandbox.runner.dependencies import Attempt
-from sandbox.runner.earlier_attempts import end_earlier_attempts, left_by_earlier_attempts, take_over
+from sandbox.runner.dependencies import AttemptContext
+from sandbox.runner.earlier_attempts import destroy_earlier_sandboxes, earlier_attempt_files, take_over_files
 from sandbox.runner.progress import remaining_seconds
-from sandbox.runner.steps.provision import confine_for
-from sandbox.system.files import give_name
+from sandbox.runner.steps.provision import make_confine
+from sandbox.system.files import replace_durably
 
 
-async def stage(attempt: Attempt) -> None:
+async def stage(attempt: AttemptContext) -> None:
     """Clone onto the attempt's disk, or take one over.
 
     Raises AttemptError (clone_failed, provision_failed, secret_unavailable, timeout), OSError.
     """
     lifecycle = attempt.task.manifest.lifecycle
-    if remaining_seconds(attempt.task, attempt.equipment.clock) <= 0:
+    if remaining_seconds(attempt.task, attempt.dependencies.clock) <= 0:
         raise AttemptError(FailureCode.TIMEOUT, f"The task's {lifecycle.timeout} were over; raise lifecycle.timeout.")
-    await end_earlier_attempts(attempt)
+    await destroy_earlier_sandboxes(attempt)
     if attempt.resumes:
         # In no thread, which would still move files while others conclude an attempt that was told to end.
-        take_over(attempt)
+        take_over_files(attempt)
         await require_same_secrets(attempt)
     elif attempt.secrets:
-        await _leave_fingerprint(attempt)
-    await attempt.equipment.remove(left_by_earlier_attempts(attempt))
+        await _write_fingerprint(attempt)
+    await attempt.dependencies.remove(earlier_attempt_files(attempt))
     manifest = attempt.task.manifest
-    await attempt.equipment.disks.open(attempt.files, manifest.vm.disk_bytes)
+    await attempt.dependencies.disks.open(attempt.files, manifest.vm.disk_bytes)
     for directory in (attempt.files.home, attempt.files.tmp):
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    attempt.recorder.record(WorkspacePrepared(await _prepare(attempt)))
+    attempt.recorder.record(WorkspacePrepared(await _prepare_workspace(attempt)))
 
 
-async def require_same_secrets(attempt: Attempt) -> None:
+async def require_same_secrets(attempt: AttemptContext) -> None:
     """Of other values nobody would find again what a resumed agent has on its disk, and may print.
 
     Raises AttemptError (secret_unavailable), OSError.
     """
     if attempt.secrets and not await asyncio.to_thread(
-        has_fingerprint, attempt.files.secret_fingerprint, attempt.secrets
+        matches_fingerprint, attempt.files.secret_fingerprint, attempt.secrets
     ):
         message = "The secrets may have other values than the agent had, so only a new attempt or task may go on."
         raise AttemptError(FailureCode.SECRET_UNAVAILABLE, message)
 
 
-async def _leave_fingerprint(attempt: Attempt) -> None:
+async def _write_fingerprint(attempt: AttemptContext) -> None:
     path = attempt.files.secret_fingerprint
     fingerprint = await asyncio.to_thread(make_fingerprint, attempt.secrets)
     # In no thread, for the same reason.
     part = path.with_suffix(".part")
     part.write_bytes(fingerprint)
-    give_name(part, path)
+    replace_durably(part, path)
 
 
-async def _prepare(attempt: Attempt) -> str:
+async def _prepare_workspace(attempt: AttemptContext) -> str:
     """Gives the base commit."""
     if attempt.resumes:
         if (kept := attempt.task.base_commit) is None:
             raise AttemptError(FailureCode.SANDBOX_LOST, "The disk of the attempt before has no workspace.")
         return kept
-    manifest, workspaces = attempt.task.manifest, attempt.equipment.workspaces
-    confine, disk_bytes = confine_for(attempt), manifest.vm.disk_bytes
+    manifest, workspaces = attempt.task.manifest, attempt.dependencies.workspaces
+    confine, disk_bytes = make_confine(attempt), manifest.vm.disk_bytes
     return await workspaces.stage(manifest.repository, attempt.files.root, confine, disk_bytes)

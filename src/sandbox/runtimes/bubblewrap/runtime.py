@@ -3,17 +3,17 @@
 import os
 from pathlib import Path
 
-from sandbox.interfaces.runtime import Listeners, Probe, Runtime, SandboxHandle, SandboxSpec
+from sandbox.interfaces.runtime import Listeners, Runtime, RuntimeProbe, SandboxHandle, SandboxSpec
 from sandbox.model.errors import SandboxError
-from sandbox.runtimes.base_runtime import LaunchedSandboxes
-from sandbox.runtimes.base_sandbox import Made
+from sandbox.runtimes.base_runtime import BaseRuntime
+from sandbox.runtimes.base_sandbox import ReadySandbox
 from sandbox.runtimes.bubblewrap.sandbox import BubblewrapSandbox, staged_paths
-from sandbox.runtimes.bwrap import find_program, need_program
-from sandbox.runtimes.launcher_client import Launch, start_launcher
+from sandbox.runtimes.bwrap import find_bwrap, require_bwrap
+from sandbox.runtimes.launcher_client import LauncherProcess, start_launcher
 from sandbox.runtimes.limits import cgroups, seccomp
 from sandbox.runtimes.limits.cgroups import ControlGroup
 from sandbox.runtimes.limits.kernel_uid import SANDBOX_UIDS
-from sandbox.runtimes.probe import missing_limits, try_once
+from sandbox.runtimes.probe import find_limit_gaps, run_probe
 
 NAME = "bubblewrap"
 TIER = "namespaces"
@@ -31,7 +31,7 @@ _GAPS = (
     "the host's path of the workspace can be read inside (/proc/self/mountinfo)",
     "32-bit programs do not run",
 )
-_GAP_ONE_UID = "all sandboxes of an ordinary user have that user's kernel uid; as root each has its own"
+_SHARED_UID_GAP = "all sandboxes of an ordinary user have that user's kernel uid; as root each has its own"
 _SYSCTLS = (
     ("kernel/unprivileged_userns_clone", "0", "sysctl -w kernel.unprivileged_userns_clone=1"),
     ("kernel/apparmor_restrict_unprivileged_userns", "1", "sysctl -w kernel.apparmor_restrict_unprivileged_userns=0"),
@@ -40,26 +40,28 @@ _SYSCTLS = (
 )
 
 
-async def probe_by_trying(runtime: Runtime, run_dir: Path, hierarchies: cgroups.Hierarchies) -> Probe:
+async def probe_bubblewrap(runtime: Runtime, run_dir: Path, hierarchies: cgroups.Hierarchies) -> RuntimeProbe:
     """Create, run `true`, destroy; within 10 s."""
     if os.uname().machine not in seccomp.ARCHITECTURES:
         mend = f"No system call filter is written for {os.uname().machine}; use another runtime."
-        return _failing(mend, is_final=True)
-    if find_program() is None:
-        return _failing("bubblewrap is missing; install it: apt-get install bubblewrap")
+        return _failed_probe(mend, is_final=True)
+    if find_bwrap() is None:
+        return _failed_probe("bubblewrap is missing; install it: apt-get install bubblewrap")
     try:
-        limits = await try_once(runtime, run_dir, hierarchies, memory_bytes=_MEMORY_BYTES)
+        limits = await run_probe(runtime, run_dir, hierarchies, memory_bytes=_MEMORY_BYTES)
     except (SandboxError, OSError, TimeoutError) as error:
-        return _failing(_explain(str(error)))
-    gaps = (*_GAPS, *(() if os.getuid() == 0 else (_GAP_ONE_UID,)), *missing_limits(limits))
-    return Probe(NAME, works=True, tier=TIER, strength=_STRENGTH, isolates=_ISOLATES, gaps=gaps, limits=limits)
+        return _failed_probe(_explain_failure(str(error)))
+    gaps = (*_GAPS, *(() if os.getuid() == 0 else (_SHARED_UID_GAP,)), *find_limit_gaps(limits))
+    return RuntimeProbe(
+        NAME, is_available=True, tier=TIER, strength=_STRENGTH, isolates=_ISOLATES, gaps=gaps, limits=limits
+    )
 
 
-def _failing(mend: str, *, is_final: bool = False) -> Probe:
-    return Probe(NAME, works=False, tier=TIER, strength=_STRENGTH, mend=mend, is_final=is_final)
+def _failed_probe(remedy: str, *, is_final: bool = False) -> RuntimeProbe:
+    return RuntimeProbe(NAME, is_available=False, tier=TIER, strength=_STRENGTH, remedy=remedy, is_final=is_final)
 
 
-def _explain(reason: str) -> str:
+def _explain_failure(reason: str) -> str:
     """The setting that is known to forbid user namespaces, where there is one, before what was said."""
     reason = reason.removesuffix(".")
     for name, bad, mend in _SYSCTLS:
@@ -69,35 +71,40 @@ def _explain(reason: str) -> str:
     return f"{reason}. User namespaces must be allowed for ordinary users; some containers forbid them."
 
 
-class BubblewrapKind:
+class BubblewrapDriver:
     """The launcher becomes bubblewrap, and everything is of the one kernel uid."""
 
     name = NAME
 
     def find_program(self) -> str:
         """bubblewrap's path."""
-        return need_program()
+        return require_bwrap()
 
     def files_uid(self, kernel_uid: int) -> int:
         """The same."""
         return kernel_uid
 
-    def count_tasks(self, processes_max: int) -> int:
+    def host_tasks_max(self, processes_max: int) -> int:
         """As many."""
         return processes_max
 
-    def launch(self, spec: SandboxSpec, kernel_uid: int | None) -> Launch:
+    def start_launcher(self, spec: SandboxSpec, kernel_uid: int | None) -> LauncherProcess:
         """Lay the disk's places and the programs for bubblewrap to bind."""
         return start_launcher(spec.attempt_id, kernel_uid, staged_paths(spec), transparent_ports=spec.transparent_ports)
 
-    def make_sandbox(
-        self, handle: SandboxHandle, spec: SandboxSpec, group: ControlGroup, launch: Launch, listeners: Listeners
+    def create_sandbox(
+        self,
+        handle: SandboxHandle,
+        spec: SandboxSpec,
+        group: ControlGroup,
+        launcher: LauncherProcess,
+        listeners: Listeners,
     ) -> BubblewrapSandbox:
         """Of a launcher that is ready."""
-        return BubblewrapSandbox(Made(handle, spec, self.find_program(), group, launch, listeners))
+        return BubblewrapSandbox(ReadySandbox(handle, spec, self.find_program(), group, launcher, listeners))
 
 
-class BubblewrapRuntime(LaunchedSandboxes):
+class BubblewrapRuntime(BaseRuntime):
     """Sandboxes on the host's own kernel.
 
     run_dir: a short private directory, for what the probe makes.
@@ -107,9 +114,9 @@ class BubblewrapRuntime(LaunchedSandboxes):
     tier = TIER
 
     def __init__(self, run_dir: Path, uid_range: range = SANDBOX_UIDS) -> None:
-        super().__init__(BubblewrapKind(), uid_range)
+        super().__init__(BubblewrapDriver(), uid_range)
         self._run_dir = run_dir
 
-    async def probe(self) -> Probe:
+    async def probe(self) -> RuntimeProbe:
         """Make a sandbox, run `true` in it, end it."""
-        return await probe_by_trying(self, self._run_dir, self.hierarchies)
+        return await probe_bubblewrap(self, self._run_dir, self.hierarchies)

@@ -11,48 +11,48 @@ from typing import Any
 
 import msgspec
 
-from sandbox.interfaces.layout import UID
+from sandbox.interfaces.layout import SANDBOX_UID
 from sandbox.interfaces.runtime import Command, SandboxSpec
 from sandbox.runtimes import launcher_client
-from sandbox.runtimes.disk_layout import PLACES
-from sandbox.runtimes.launcher_client import Payload, refuse_nul
+from sandbox.runtimes.disk_layout import DISK_DIRECTORIES
+from sandbox.runtimes.launcher_client import ExecSpec, reject_nul
 from sandbox.runtimes.programs import launcher, process_limits
-from sandbox.runtimes.rootfs import Root, describe_root
+from sandbox.runtimes.rootfs import RootFsSpec, describe_rootfs
 
-STATE = f"{launcher.STAGE}/state"
-BUNDLE = f"{launcher.STAGE}/bundle"
-_ROOT = "root"
-_MOUNT_POINTS = (*PLACES.values(), "/dev", "/proc", "/sys")
+STATE_DIRECTORY = f"{launcher.STAGING_DIRECTORY}/state"
+BUNDLE_DIRECTORY = f"{launcher.STAGING_DIRECTORY}/bundle"
+_ROOT_NAME = "root"
+_MOUNT_POINTS = (*DISK_DIRECTORIES.values(), "/dev", "/proc", "/sys")
 _NAMESPACES = ("pid", "ipc", "uts", "mount")
-Entry = tuple[str, str, str]
+StagedEntry = tuple[str, str, str]
 
 
-def lay_out(spec: SandboxSpec) -> Iterator[Entry]:
+def staged_entries(spec: SandboxSpec) -> Iterator[StagedEntry]:
     """What the launcher lays beside the disk's places: runsc's own directories, and the sandbox's /."""
     yield ("own", "state", "")
     yield ("link", "bundle/config.json", f"/proc/self/fd/{launcher.FIRST_DESCRIPTOR}")
-    yield from _root(describe_root(spec))
+    yield from _rootfs_entries(describe_rootfs(spec))
 
 
-def _root(root: Root) -> Iterator[Entry]:
+def _rootfs_entries(root: RootFsSpec) -> Iterator[StagedEntry]:
     if root.image is not None:
-        yield ("image", _ROOT, str(root.image))
-    for place in root.covered:
-        yield ("memory", _ROOT + place, "")
+        yield ("image", _ROOT_NAME, str(root.image))
+    for place in root.tmpfs_mounts:
+        yield ("memory", _ROOT_NAME + place, "")
     for directory in (*root.directories, *(_MOUNT_POINTS if root.image is None else ())):
-        yield ("directory", _ROOT + directory, "")
+        yield ("directory", _ROOT_NAME + directory, "")
     for link, target in root.links.items():
-        yield ("link", _ROOT + link, target)
-    for path in filter(_is_there, root.host_paths):
-        yield ("image", _ROOT + path, path)
+        yield ("link", _ROOT_NAME + link, target)
+    for path in filter(_exists, root.host_paths):
+        yield ("image", _ROOT_NAME + path, path)
     for path, content in root.files.items():
-        yield ("file", _ROOT + path, content.decode())
+        yield ("file", _ROOT_NAME + path, content.decode())
     # gVisor runs no program that the agent cannot read.
-    for source, inside in root.parts.items():
-        yield ("program", _ROOT + inside, str(source))
+    for source, inside in root.mounts.items():
+        yield ("program", _ROOT_NAME + inside, str(source))
 
 
-def _is_there(path: str) -> bool:
+def _exists(path: str) -> bool:
     return Path(path).exists()
 
 
@@ -61,9 +61,9 @@ def encode_config(spec: SandboxSpec, command: Command) -> bytes:
     config = {
         "ociVersion": "1.0.2",
         "hostname": spec.attempt_id,
-        "root": {"path": f"{launcher.STAGE}/{_ROOT}", "readonly": True},
-        "process": {**_process(command), "rlimits": list(_limits(spec))},
-        "mounts": [*_kernels_mounts(spec), *_places()],
+        "root": {"path": f"{launcher.STAGING_DIRECTORY}/{_ROOT_NAME}", "readonly": True},
+        "process": {**_process_config(command), "rlimits": list(_rlimits(spec))},
+        "mounts": [*_kernel_mounts(spec), *_disk_mounts()],
         "linux": {"namespaces": [{"type": name} for name in _NAMESPACES]},
     }
     return msgspec.json.encode(config)
@@ -71,15 +71,15 @@ def encode_config(spec: SandboxSpec, command: Command) -> bytes:
 
 def encode_process(command: Command) -> bytes:
     """process.json of a further command on a terminal. Raises AttemptError (provision_failed) for NUL characters."""
-    return msgspec.json.encode({**_process(command), "terminal": True})
+    return msgspec.json.encode({**_process_config(command), "terminal": True})
 
 
-def _process(command: Command) -> Mapping[str, Any]:
+def _process_config(command: Command) -> Mapping[str, Any]:
     variables = {"PWD": command.directory, **command.environment}
     words = [f"{name}={value}" for name, value in variables.items()]
-    refuse_nul([*words, *command.argv])
+    reject_nul([*words, *command.argv])
     return {
-        "user": {"uid": UID, "gid": UID},
+        "user": {"uid": SANDBOX_UID, "gid": SANDBOX_UID},
         "args": [_as_text(word) for word in command.argv],
         "env": [_as_text(word) for word in words],
         "cwd": command.directory,
@@ -93,7 +93,7 @@ def _as_text(word: str) -> str:
     return word.encode(errors="replace").decode()
 
 
-def _limits(spec: SandboxSpec) -> Iterator[Mapping[str, Any]]:
+def _rlimits(spec: SandboxSpec) -> Iterator[Mapping[str, Any]]:
     for name, soft, hard in (
         ("NPROC", spec.processes_max, spec.processes_max),
         ("CORE", 0, 0),
@@ -102,7 +102,7 @@ def _limits(spec: SandboxSpec) -> Iterator[Mapping[str, Any]]:
         yield {"type": f"RLIMIT_{name}", "soft": soft, "hard": hard}
 
 
-def _kernels_mounts(spec: SandboxSpec) -> Iterator[Mapping[str, Any]]:
+def _kernel_mounts(spec: SandboxSpec) -> Iterator[Mapping[str, Any]]:
     """Of gVisor's own kernel: nothing of the host is in them."""
     yield {"destination": "/proc", "type": "proc", "source": "proc"}
     yield {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["ro"]}
@@ -111,14 +111,19 @@ def _kernels_mounts(spec: SandboxSpec) -> Iterator[Mapping[str, Any]]:
     yield {"destination": "/dev/shm", "type": "tmpfs", "source": "tmpfs", "options": ["mode=1777", size]}  # noqa: S108
 
 
-def _places() -> Iterator[Mapping[str, Any]]:
-    for name, inside in PLACES.items():
+def _disk_mounts() -> Iterator[Mapping[str, Any]]:
+    for name, inside in DISK_DIRECTORIES.items():
         options = ["rbind", "rw", "nosuid", "nodev"]
-        yield {"destination": inside, "type": "bind", "source": f"{launcher.STAGE}/{name}", "options": options}
+        yield {
+            "destination": inside,
+            "type": "bind",
+            "source": f"{launcher.STAGING_DIRECTORY}/{name}",
+            "options": options,
+        }
 
 
-_FLAGS = (
-    f"--root={STATE}",
+_RUNSC_FLAGS = (
+    f"--root={STATE_DIRECTORY}",
     "--platform=systrap",
     # The "host" is the sandbox's own network namespace, in which only the gateway listens.
     "--network=host",
@@ -129,33 +134,33 @@ _FLAGS = (
 )
 
 
-def build_payload(program: str, spec: SandboxSpec, command: Command, log: int) -> Payload:
+def build_exec_spec(program: str, spec: SandboxSpec, command: Command, log_fd: int) -> ExecSpec:
     """Everything for the start. `log` is the descriptor of runsc's own messages, taken over.
 
     Raises AttemptError (provision_failed) for NUL characters.
     """
-    payload = Payload()
+    payload = ExecSpec()
     try:
         config = encode_config(spec, command)
         # The first one: the bundle's config.json is a link to its number.
-        payload.place(launcher_client.write_memory("config", config))
-        log_number = payload.place(log)
+        payload.add_descriptor(launcher_client.create_memfd("config", config))
+        log_number = payload.add_descriptor(log_fd)
     except BaseException:
         payload.close()
-        os.close(log)
+        os.close(log_fd)
         raise
-    marker = launcher_client.mark_attempt(spec.attempt_id)
-    flags = (*_FLAGS, f"--log-fd={log_number}", "--log-format=json")
-    payload.argv = [program, marker, *flags, "run", f"--bundle={BUNDLE}", spec.attempt_id]
+    marker = launcher_client.attempt_marker(spec.attempt_id)
+    flags = (*_RUNSC_FLAGS, f"--log-fd={log_number}", "--log-format=json")
+    payload.argv = [program, marker, *flags, "run", f"--bundle={BUNDLE_DIRECTORY}", spec.attempt_id]
     return payload
 
 
-def signal_words(program: str, attempt_id: str, number: int) -> list[str]:
+def kill_arguments(program: str, attempt_id: str, number: int) -> list[str]:
     """To signal the sandbox's command and nothing else."""
-    return [program, *_FLAGS, "kill", attempt_id, str(number)]
+    return [program, *_RUNSC_FLAGS, "kill", attempt_id, str(number)]
 
 
-def execute_words(program: str, attempt_id: str, process: int, log: int, begun: int) -> list[str]:
+def exec_arguments(program: str, attempt_id: str, process: int, log: int, started: int) -> list[str]:
     """To run a further command, on the terminal that runsc itself has. The numbers are of files in memory."""
-    files = [f"--process=/proc/self/fd/{process}", f"--internal-pid-file=/proc/self/fd/{begun}"]
-    return [program, *_FLAGS, f"--log-fd={log}", "exec", *files, attempt_id]
+    files = [f"--process=/proc/self/fd/{process}", f"--internal-pid-file=/proc/self/fd/{started}"]
+    return [program, *_RUNSC_FLAGS, f"--log-fd={log}", "exec", *files, attempt_id]

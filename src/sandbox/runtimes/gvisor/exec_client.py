@@ -9,22 +9,22 @@ from contextlib import suppress
 from sandbox.interfaces.runtime import TerminalSize
 from sandbox.model.errors import AttemptError, FailureCode
 from sandbox.runtimes import launcher_client
-from sandbox.runtimes.exec_client import Joiner, start_program
+from sandbox.runtimes.exec_client import ExecProcess, start_program
 from sandbox.runtimes.programs import launcher
 
 _SIGNAL_SECONDS = 10.0
-_PROGRAM = "import sys; sys.path.append(sys.argv.pop(1)); import runsc_exec; runsc_exec.main(sys.argv[1:])"
-PROCESS_NUMBER, MESSAGES_NUMBER, BEGUN_NUMBER = range(launcher.FIRST_DESCRIPTOR, launcher.FIRST_DESCRIPTOR + 3)
+_RUNSC_EXEC_PROGRAM = "import sys; sys.path.append(sys.argv.pop(1)); import runsc_exec; runsc_exec.main(sys.argv[1:])"
+PROCESS_FD, LOG_FD, STARTED_FD = range(launcher.FIRST_DESCRIPTOR, launcher.FIRST_DESCRIPTOR + 3)
 """Descriptors of a runsc on a terminal."""
 
 
-async def call(attempt_id: str, runsc_fd: int, words: Sequence[str]) -> bool:
+async def run_runsc(attempt_id: str, runsc_pidfd: int, argv: Sequence[str]) -> bool:
     """Run runsc to its end, within 10 s; whether it did what it was asked to. Raises OSError."""
-    process, control = start_program(_PROGRAM, attempt_id, 0, 0)
+    process, control = start_program(_RUNSC_EXEC_PROGRAM, attempt_id, 0, 0)
     ended_fd = os.pidfd_open(process.pid)
     try:
         with control, suppress(OSError):
-            _send(control, runsc_fd, words)
+            _send(control, runsc_pidfd, argv)
             async with asyncio.timeout(_SIGNAL_SECONDS):
                 await launcher_client.wait_readable(ended_fd)
     finally:
@@ -35,46 +35,46 @@ async def call(attempt_id: str, runsc_fd: int, words: Sequence[str]) -> bool:
     return code == 0
 
 
-async def call_on_terminal(
+async def start_runsc_on_pty(
     attempt_id: str,
-    runsc_fd: int,
+    runsc_pidfd: int,
     add_to_group: Callable[[int], None],
-    words: Sequence[str],
-    process: bytes,
+    argv: Sequence[str],
+    process_config: bytes,
     size: TerminalSize,
-) -> tuple[Joiner, int, int]:
+) -> tuple[ExecProcess, int, int]:
     """Start runsc on a terminal; gives its entrant, the terminal's outer end and a descriptor of runsc's process.
 
     `process` is process.json, which runsc reads as PROCESS_NUMBER. Raises AttemptError (sandbox_lost).
     """
     try:
-        started, control = start_program(_PROGRAM, attempt_id, size.rows, size.columns)
+        started, control = start_program(_RUNSC_EXEC_PROGRAM, attempt_id, size.rows, size.columns)
     except OSError as error:
         raise AttemptError(FailureCode.SANDBOX_LOST, f"No process could be started: {error}; try again.") from error
-    entrant = Joiner(started, control)
+    entrant = ExecProcess(started, control)
     try:
         await asyncio.to_thread(add_to_group, entrant.pid)
-        contents = {"process": process, "messages": b"", "begun": b""}
+        contents = {"process": process_config, "messages": b"", "begun": b""}
         _send(
             control,
-            runsc_fd,
-            words,
-            *(launcher_client.write_memory(name, content) for name, content in contents.items()),
+            runsc_pidfd,
+            argv,
+            *(launcher_client.create_memfd(name, content) for name, content in contents.items()),
         )
-        return entrant, *await entrant.opened()
+        return entrant, *await entrant.wait_opened()
     except BaseException as error:
-        await entrant.end()
+        await entrant.kill()
         if isinstance(error, OSError):
             reason = f"The sandbox could not be entered: {error}; it may be over."
             raise AttemptError(FailureCode.SANDBOX_LOST, reason) from error
         raise
 
 
-def _send(control: socket.socket, runsc_fd: int, words: Sequence[str], *files: int) -> None:
+def _send(control: socket.socket, runsc_pidfd: int, argv: Sequence[str], *files: int) -> None:
     """Takes the files over. Raises OSError when the entrant is gone."""
-    words_file = launcher_client.write_memory("words", "\0".join(words).encode(errors="surrogateescape"))
+    words_file = launcher_client.create_memfd("words", "\0".join(argv).encode(errors="surrogateescape"))
     try:
-        socket.send_fds(control, [b"join"], [runsc_fd, words_file, *files])
+        socket.send_fds(control, [b"join"], [runsc_pidfd, words_file, *files])
     finally:
         for file in (words_file, *files):
             os.close(file)

@@ -3,18 +3,18 @@
 import os
 from pathlib import Path
 
-from sandbox.interfaces.runtime import Listeners, Probe, Runtime, SandboxHandle, SandboxSpec
+from sandbox.interfaces.runtime import Listeners, Runtime, RuntimeProbe, SandboxHandle, SandboxSpec
 from sandbox.model.errors import AttemptError, FailureCode, SandboxError
-from sandbox.runtimes.base_runtime import LaunchedSandboxes
-from sandbox.runtimes.base_sandbox import Made
-from sandbox.runtimes.disk_layout import PLACES
-from sandbox.runtimes.gvisor.bundle import lay_out
+from sandbox.runtimes.base_runtime import BaseRuntime
+from sandbox.runtimes.base_sandbox import ReadySandbox
+from sandbox.runtimes.disk_layout import DISK_DIRECTORIES
+from sandbox.runtimes.gvisor.bundle import staged_entries
 from sandbox.runtimes.gvisor.sandbox import GvisorSandbox
-from sandbox.runtimes.launcher_client import Launch, start_launcher
+from sandbox.runtimes.launcher_client import LauncherProcess, start_launcher
 from sandbox.runtimes.limits import cgroups, seccomp
 from sandbox.runtimes.limits.cgroups import ControlGroup
 from sandbox.runtimes.limits.kernel_uid import FILES_UIDS_OFFSET, SANDBOX_UIDS
-from sandbox.runtimes.probe import missing_limits, try_once
+from sandbox.runtimes.probe import find_limit_gaps, run_probe
 
 NAME = "gvisor"
 TIER = "gvisor"
@@ -38,42 +38,44 @@ _GAPS = (
 )
 
 
-def find_program() -> str | None:
+def find_runsc() -> str | None:
     """runsc's path, from fixed places and not from PATH."""
     return next((str(path) for path in _PROGRAMS if os.access(path, os.X_OK)), None)
 
 
-async def probe_by_trying(runtime: Runtime, run_dir: Path, hierarchies: cgroups.Hierarchies) -> Probe:
+async def probe_gvisor(runtime: Runtime, run_dir: Path, hierarchies: cgroups.Hierarchies) -> RuntimeProbe:
     """Create, run `true`, destroy; within 10 s."""
-    if find_program() is None:
-        return _failing("runsc is missing; install it: apt-get install runsc", is_final=os.getuid() != 0)
+    if find_runsc() is None:
+        return _failed_probe("runsc is missing; install it: apt-get install runsc", is_final=os.getuid() != 0)
     if os.getuid() != 0:
         mend = "gVisor needs two kernel uids a sandbox, which only root can give; run the server as root."
-        return _failing(mend, is_final=True)
+        return _failed_probe(mend, is_final=True)
     try:
-        limits = await try_once(runtime, run_dir, hierarchies, memory_bytes=_MEMORY_BYTES)
+        limits = await run_probe(runtime, run_dir, hierarchies, memory_bytes=_MEMORY_BYTES)
     except (SandboxError, OSError, TimeoutError) as error:
-        return _failing(str(error))
-    gaps = (*_GAPS, *missing_limits(limits))
-    return Probe(NAME, works=True, tier=TIER, strength=_STRENGTH, isolates=_ISOLATES, gaps=gaps, limits=limits)
+        return _failed_probe(str(error))
+    gaps = (*_GAPS, *find_limit_gaps(limits))
+    return RuntimeProbe(
+        NAME, is_available=True, tier=TIER, strength=_STRENGTH, isolates=_ISOLATES, gaps=gaps, limits=limits
+    )
 
 
-def _failing(mend: str, *, is_final: bool = False) -> Probe:
-    return Probe(NAME, works=False, tier=TIER, strength=_STRENGTH, mend=mend, is_final=is_final)
+def _failed_probe(remedy: str, *, is_final: bool = False) -> RuntimeProbe:
+    return RuntimeProbe(NAME, is_available=False, tier=TIER, strength=_STRENGTH, remedy=remedy, is_final=is_final)
 
 
 _TASKS_PER_PROCESS = 4
-_TASKS_OF_KERNEL = 256
+_KERNEL_TASKS = 256
 
 
-class GvisorKind:
+class GvisorDriver:
     """The launcher becomes runsc; gVisor is of the kernel uid, and the agent's files are of one that no process has."""
 
     name = NAME
 
     def find_program(self) -> str:
         """runsc's path."""
-        program = find_program()
+        program = find_runsc()
         if program is None:
             raise AttemptError(FailureCode.PROVISION_FAILED, "runsc is missing; install it (package runsc).")
         return program
@@ -82,34 +84,39 @@ class GvisorKind:
         """The one that is 1000 inside."""
         return kernel_uid + FILES_UIDS_OFFSET
 
-    def count_tasks(self, processes_max: int) -> int:
+    def host_tasks_max(self, processes_max: int) -> int:
         """gVisor itself keeps the limit; this one is above it, and keeps a gVisor that does not."""
-        return processes_max * _TASKS_PER_PROCESS + _TASKS_OF_KERNEL
+        return processes_max * _TASKS_PER_PROCESS + _KERNEL_TASKS
 
-    def launch(self, spec: SandboxSpec, kernel_uid: int | None) -> Launch:
+    def start_launcher(self, spec: SandboxSpec, kernel_uid: int | None) -> LauncherProcess:
         """Lay the whole file system of the sandbox."""
         if kernel_uid is None:
             raise AttemptError(FailureCode.PROVISION_FAILED, "gVisor needs root; run the server as root.")
-        places = {name: spec.disk / name for name in PLACES}
+        places = {name: spec.disk / name for name in DISK_DIRECTORIES}
         files_uid = self.files_uid(kernel_uid)
         return start_launcher(
             spec.attempt_id,
             kernel_uid,
             places,
             agent_uid=files_uid,
-            tree=lay_out(spec),
-            shared_filter=seccomp.assemble_socket_filter(os.uname().machine),
+            entries=staged_entries(spec),
+            seccomp_filter=seccomp.assemble_socket_filter(os.uname().machine),
             transparent_ports=spec.transparent_ports,
         )
 
-    def make_sandbox(
-        self, handle: SandboxHandle, spec: SandboxSpec, group: ControlGroup, launch: Launch, listeners: Listeners
+    def create_sandbox(
+        self,
+        handle: SandboxHandle,
+        spec: SandboxSpec,
+        group: ControlGroup,
+        launcher: LauncherProcess,
+        listeners: Listeners,
     ) -> GvisorSandbox:
         """Of a launcher that is ready."""
-        return GvisorSandbox(Made(handle, spec, self.find_program(), group, launch, listeners))
+        return GvisorSandbox(ReadySandbox(handle, spec, self.find_program(), group, launcher, listeners))
 
 
-class GvisorRuntime(LaunchedSandboxes):
+class GvisorRuntime(BaseRuntime):
     """Sandboxes on gVisor's kernel, as root only.
 
     run_dir: a short private directory, for what the probe makes.
@@ -119,9 +126,9 @@ class GvisorRuntime(LaunchedSandboxes):
     tier = TIER
 
     def __init__(self, run_dir: Path, uid_range: range = SANDBOX_UIDS) -> None:
-        super().__init__(GvisorKind(), uid_range)
+        super().__init__(GvisorDriver(), uid_range)
         self._run_dir = run_dir
 
-    async def probe(self) -> Probe:
+    async def probe(self) -> RuntimeProbe:
         """Make a sandbox, run `true` in it, end it."""
-        return await probe_by_trying(self, self._run_dir, self.hierarchies)
+        return await probe_gvisor(self, self._run_dir, self.hierarchies)

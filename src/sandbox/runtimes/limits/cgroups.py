@@ -14,14 +14,14 @@ from pathlib import Path
 
 import msgspec
 
-from sandbox.interfaces.runtime import FileUse, KernelUse, Stats
+from sandbox.interfaces.runtime import FileUsage, KernelUsage, Stats
 from sandbox.model.limits import RECEIVED_BYTES_BESIDE_BUFFERS, SOCKET_BUFFER_BYTES_MAX, SOCKET_BUFFER_BYTES_MIN
 from sandbox.runtimes import processes
 from sandbox.runtimes.limits import kernel_usage
 from sandbox.runtimes.limits.kernel_usage import SocketCounter
-from sandbox.runtimes.limits.slab_usage import IdleSlabs
+from sandbox.runtimes.limits.slab_usage import IdleSlabMeter
 
-PARENT = "sandbox"
+PARENT_GROUP = "sandbox"
 """The directory that all attempts' groups are in."""
 
 _PERIOD_MICROSECONDS = 100_000
@@ -33,17 +33,17 @@ _LIMIT_FILES = {
     "processes": ("pids.max",),
     "sockets": ("memory.max", "memory.kmem.tcp.limit_in_bytes"),
 }
-_SOCKETS_V1 = "memory.kmem.tcp"
-_COMMAND_LINE = Path("/proc/cmdline")
-_TCP_MEMORY = Path("/proc/sys/net/ipv4/tcp_mem")
-_DEFAULT_SHARE_OF_TCP = 16
+_TCP_CONTROLLER_V1 = "memory.kmem.tcp"
+_KERNEL_COMMAND_LINE = Path("/proc/cmdline")
+_TCP_MEM_SYSCTL = Path("/proc/sys/net/ipv4/tcp_mem")
+_DEFAULT_TCP_MEMORY_DIVISOR = 16
 """One of so many parts of the machine's memory may TCP use before there is pressure, unless tcp_mem was changed."""
 
-_SHARE_OF_SOCKETS = 8
+_SOCKET_MEMORY_DIVISOR = 8
 """One of so many parts of vm.memory may be in buffers of sockets."""
 _FEW_SOCKETS = 64
 """What so many hold is not counted for each. They can hold a MiB each, and 4096 half-open connections for each."""
-_FEWEST_AT_BOUND = 8
+_SANDBOXES_AT_LIMIT_MIN = 8
 """So many sandboxes it takes at least to use up the buffers of all: then datagrams of the others are dropped."""
 
 
@@ -60,8 +60,8 @@ class ControlGroup(msgspec.Struct, frozen=True):
             _enable_controllers(directory.parent)
             directory.mkdir(exist_ok=True)
             with suppress(PermissionError):  # another user may have made it
-                _bound_sockets(directory.parent, _sockets_of_all_bytes())
-            _bound_sockets(directory, _fair_socket_buffer_bytes(memory_bytes))
+                _limit_socket_buffers(directory.parent, _total_socket_buffer_bytes())
+            _limit_socket_buffers(directory, _fair_socket_buffer_bytes(memory_bytes))
         self._write("memory.max", memory_bytes)
         self._write("memory.swap.max", 0)
         self._write("memory.limit_in_bytes", memory_bytes)
@@ -83,7 +83,7 @@ class ControlGroup(msgspec.Struct, frozen=True):
             for name, files in _LIMIT_FILES.items()
             if any((d / f).exists() for d in self.directories for f in files)
         )
-        return held - {"sockets"} if self._is_unified and _counts_no_sockets() else held
+        return held - {"sockets"} if self._is_unified and _is_socket_accounting_disabled() else held
 
     def process_ids(self) -> frozenset[int]:
         """Processes in it, zombies left out by the kernel."""
@@ -97,32 +97,38 @@ class ControlGroup(msgspec.Struct, frozen=True):
         for pid in self.process_ids():
             processes.send_signal(pid, signal.SIGKILL, self._contains)
 
-    def has_killed_for_memory(self) -> bool:
+    def was_oom_killed(self) -> bool:
         """The kernel ended a process of it because the memory was used up."""
         return bool(self.memory_kills())
 
     def memory_kills(self) -> int:
         """How often the kernel did so, since the group was made."""
-        return self._number("memory.events", "oom_kill") or self._number("memory.oom_control", "oom_kill") or 0
+        return (
+            self._read_number("memory.events", "oom_kill") or self._read_number("memory.oom_control", "oom_kill") or 0
+        )
 
     def stats(self) -> Stats:
         """What it uses now. Memory is without file pages that can be dropped at once."""
-        used = _first(self._number("memory.current"), self._number("memory.usage_in_bytes"))
-        cached = self._number("memory.stat", "total_inactive_file") or self._number("memory.stat", "inactive_file") or 0
-        nanoseconds, microseconds = self._number("cpuacct.usage"), self._number("cpu.stat", "usage_usec")
+        used = _first_known(self._read_number("memory.current"), self._read_number("memory.usage_in_bytes"))
+        cached = (
+            self._read_number("memory.stat", "total_inactive_file")
+            or self._read_number("memory.stat", "inactive_file")
+            or 0
+        )
+        nanoseconds, microseconds = self._read_number("cpuacct.usage"), self._read_number("cpu.stat", "usage_usec")
         cpu = nanoseconds / 1e9 if nanoseconds is not None else microseconds / 1e6 if microseconds is not None else None
-        count = _first(self._number("pids.current"), len(self.process_ids()) if self.directories else None)
+        count = _first_known(self._read_number("pids.current"), len(self.process_ids()) if self.directories else None)
         return Stats(
             cpu_seconds=cpu,
             memory_bytes=None if used is None else max(0, used - cached),
             processes=count,
-            memory_kills=self.memory_kills(),
-            forks_refused=self._number("pids.events", "max") or 0,
+            oom_kills=self.memory_kills(),
+            fork_failures=self._read_number("pids.events", "max") or 0,
         )
 
-    def kernel_use(
-        self, pid: int, memory_bytes: int, counter: SocketCounter | None = None, slabs: IdleSlabs | None = None
-    ) -> KernelUse:
+    def kernel_usage(
+        self, pid: int, memory_bytes: int, counter: SocketCounter | None = None, slabs: IdleSlabMeter | None = None
+    ) -> KernelUsage:
         """Of the group, and of the network namespace of a process in it. May take a tenth of a second.
 
         Version 1 bounds buffers of sockets itself, version 2 counts them as memory. memory_bytes: what the group was
@@ -130,10 +136,10 @@ class ControlGroup(msgspec.Struct, frozen=True):
         """
         sockets = kernel_usage.count_sockets(pid)
         waiting = counter.count() if counter is not None and (sockets or 0) > _FEW_SOCKETS else None
-        buffers, buffers_max = self._number(f"{_SOCKETS_V1}.usage_in_bytes"), None
+        buffers, buffers_max = self._read_number(f"{_TCP_CONTROLLER_V1}.usage_in_bytes"), None
         if self._is_unified:
-            buffers, buffers_max = self._number("memory.stat", "sock"), socket_buffer_bytes(memory_bytes)
-        return KernelUse(
+            buffers, buffers_max = self._read_number("memory.stat", "sock"), socket_buffer_bytes(memory_bytes)
+        return KernelUsage(
             sockets=None if sockets is None else sockets + (waiting.half_open if waiting else 0),
             received_bytes=waiting.received_bytes if waiting else None,
             received_bytes_max=socket_buffer_bytes(memory_bytes) + RECEIVED_BYTES_BESIDE_BUFFERS,
@@ -143,11 +149,11 @@ class ControlGroup(msgspec.Struct, frozen=True):
             idle_slab_bytes=slabs.count(self._kernel_bytes(), self._kernel_bytes_of_all) if slabs else None,
         )
 
-    def file_use(self) -> FileUse:
+    def file_usage(self) -> FileUsage:
         """Of the processes in it; nothing is known where it has no directory. Reads many files of the kernel."""
-        return kernel_usage.count_files(self.process_ids()) if self.directories else FileUse()
+        return kernel_usage.count_files(self.process_ids()) if self.directories else FileUsage()
 
-    def directory_use(self, *, descriptors_each: int) -> FileUse:
+    def directory_use(self, *, descriptors_each: int) -> FileUsage:
         """Of a kernel that is a program in it: only its open directories are counted."""
         return kernel_usage.count_directories(self.process_ids(), descriptors_each=descriptors_each)
 
@@ -160,7 +166,7 @@ class ControlGroup(msgspec.Struct, frozen=True):
 
     def _kernel_bytes(self) -> int | None:
         """What is charged for memory of the kernel itself."""
-        return _first(self._number("memory.kmem.usage_in_bytes"), self._number("memory.stat", "kernel"))
+        return _first_known(self._read_number("memory.kmem.usage_in_bytes"), self._read_number("memory.stat", "kernel"))
 
     @property
     def _is_unified(self) -> bool:
@@ -186,7 +192,7 @@ class ControlGroup(msgspec.Struct, frozen=True):
         ]
         return bool(written)
 
-    def _number(self, name: str, key: str = "") -> int | None:
+    def _read_number(self, name: str, key: str = "") -> int | None:
         """The one number in a file, or the one after `key`."""
         for directory in self.directories:
             match = re.search(rf"^{key} ?(\d+)$", _read(directory / name), re.MULTILINE)
@@ -202,16 +208,16 @@ class Hierarchies(msgspec.Struct, frozen=True):
 
     def group(self, attempt_id: str) -> ControlGroup:
         """The group of an attempt, made or not."""
-        return ControlGroup([root / PARENT / attempt_id for root in self.roots])
+        return ControlGroup([root / PARENT_GROUP / attempt_id for root in self.roots])
 
     def attempt_ids(self) -> frozenset[str]:
         """Attempts that have a group here."""
-        parents = [root / PARENT for root in self.roots if (root / PARENT).is_dir()]
+        parents = [root / PARENT_GROUP for root in self.roots if (root / PARENT_GROUP).is_dir()]
         return frozenset(entry.name for parent in parents for entry in parent.iterdir() if entry.is_dir())
 
 
 def find_hierarchies(
-    mountinfo: Path = Path("/proc/self/mountinfo"), own: Path = Path("/proc/self/cgroup")
+    mountinfo: Path = Path("/proc/self/mountinfo"), own_cgroup: Path = Path("/proc/self/cgroup")
 ) -> Hierarchies:
     """The version 1 hierarchies of our controllers where there are any, else the version 2 one; only writable ones."""
     first, second = [], []
@@ -225,13 +231,13 @@ def find_hierarchies(
             second.append(point)
     if first:
         return Hierarchies([point for point in dict.fromkeys(first) if _is_writable(point)])
-    tops = (_topmost_writable(point, own) for point in second[:1])
+    tops = (_topmost_writable(point, own_cgroup) for point in second[:1])
     return Hierarchies([top for top in tops if top is not None])
 
 
-def _topmost_writable(mount_point: Path, own: Path) -> Path | None:
+def _topmost_writable(mount_point: Path, own_cgroup: Path) -> Path | None:
     """The highest directory over this process's own group that this user may make groups in."""
-    line = next((one for one in own.read_text().splitlines() if one.startswith("0::")), "0::/")
+    line = next((one for one in own_cgroup.read_text().splitlines() if one.startswith("0::")), "0::/")
     here = mount_point / line[3:].lstrip("/")
     candidates = [one for one in (here, *here.parents) if one.is_relative_to(mount_point)]
     return next((one for one in reversed(candidates) if _is_writable(one)), None)
@@ -243,12 +249,12 @@ def _is_writable(directory: Path) -> bool:
 
 def socket_buffer_bytes(memory_bytes: int) -> int:
     """What the sockets of a sandbox with so much memory may hold in their buffers."""
-    return min(max(memory_bytes // _SHARE_OF_SOCKETS, SOCKET_BUFFER_BYTES_MIN), SOCKET_BUFFER_BYTES_MAX)
+    return min(max(memory_bytes // _SOCKET_MEMORY_DIVISOR, SOCKET_BUFFER_BYTES_MIN), SOCKET_BUFFER_BYTES_MAX)
 
 
-def _bound_sockets(directory: Path, buffer_bytes: int) -> None:
+def _limit_socket_buffers(directory: Path, buffer_bytes: int) -> None:
     """Version 1. While a group holds more than its bound, the kernel refuses to set it again; it is set already."""
-    path = directory / f"{_SOCKETS_V1}.limit_in_bytes"
+    path = directory / f"{_TCP_CONTROLLER_V1}.limit_in_bytes"
     if not path.exists():
         return
     try:
@@ -258,26 +264,26 @@ def _bound_sockets(directory: Path, buffer_bytes: int) -> None:
             raise
 
 
-def _sockets_of_all_bytes() -> int:
+def _total_socket_buffer_bytes() -> int:
     """For all sandboxes together: half of what TCP may use before the machine is under pressure.
 
     Only the machine's own network has that setting; in a container it is what the kernel chooses by default.
     """
     try:
-        pressure_pages = int(_TCP_MEMORY.read_text().split()[1])
+        pressure_pages = int(_TCP_MEM_SYSCTL.read_text().split()[1])
     except FileNotFoundError:
-        pressure_pages = os.sysconf("SC_PHYS_PAGES") // _DEFAULT_SHARE_OF_TCP
+        pressure_pages = os.sysconf("SC_PHYS_PAGES") // _DEFAULT_TCP_MEMORY_DIVISOR
     return pressure_pages // 2 * os.sysconf("SC_PAGE_SIZE")
 
 
 def _fair_socket_buffer_bytes(memory_bytes: int) -> int:
-    fair = max(_sockets_of_all_bytes() // _FEWEST_AT_BOUND, SOCKET_BUFFER_BYTES_MIN)
+    fair = max(_total_socket_buffer_bytes() // _SANDBOXES_AT_LIMIT_MIN, SOCKET_BUFFER_BYTES_MIN)
     return min(socket_buffer_bytes(memory_bytes), fair)
 
 
-def _counts_no_sockets() -> bool:
+def _is_socket_accounting_disabled() -> bool:
     """The machine was started with cgroup.memory=nosocket, which version 2 obeys."""
-    options = re.findall(r"cgroup\.memory=(\S+)", _read(_COMMAND_LINE))
+    options = re.findall(r"cgroup\.memory=(\S+)", _read(_KERNEL_COMMAND_LINE))
     return any("nosocket" in one.split(",") for one in options)
 
 
@@ -288,7 +294,7 @@ def _enable_controllers(directory: Path) -> None:
             _write(directory / "cgroup.subtree_control", f"+{controller}")
 
 
-def _first(*numbers: int | None) -> int | None:
+def _first_known(*numbers: int | None) -> int | None:
     return next((number for number in numbers if number is not None), None)
 
 
@@ -308,18 +314,18 @@ def _read(path: Path) -> str:
         return ""
 
 
-def parse_directories(text: str) -> ControlGroup:
+def parse_control_group(text: str) -> ControlGroup:
     """A group from its line in a handle. Raises ValueError for a path that is no attempt's group."""
-    return ControlGroup([_group_path(line) for line in text.splitlines()])
+    return ControlGroup([_parse_group_path(line) for line in text.splitlines()])
 
 
-def format_directories(group: ControlGroup) -> str:
+def format_control_group(group: ControlGroup) -> str:
     """A group as its line in a handle."""
     return "\n".join(map(str, group.directories))
 
 
-def _group_path(line: str) -> Path:
+def _parse_group_path(line: str) -> Path:
     path = Path(line)
-    if not path.is_absolute() or ".." in path.parts or path.parent.name != PARENT:
+    if not path.is_absolute() or ".." in path.parts or path.parent.name != PARENT_GROUP:
         raise ValueError(f"{line} is not the control group of an attempt")
     return path

@@ -22,26 +22,26 @@ the machine's users run with, and past those of systemd's containers (up to 1,87
 FILES_UIDS_OFFSET = 100_000
 """From a kernel uid to that of its sandbox's files, in runtimes whose sandboxes have two: the claim holds both."""
 
-_SPREAD = 2_654_435_761
+_HASH_MULTIPLIER = 2_654_435_761
 """A prime near 2**32 divided by the golden ratio: neighbouring directories land far apart."""
 
 
-class KernelUids:
+class KernelUidPool:
     """The uids of a range, for root only: an ordinary user has but one."""
 
     def __init__(self, uid_range: range, directory: Path = LOCK_DIRECTORY) -> None:
         self._range = uid_range
         self._directory = directory
-        self._claims: dict[str, tuple[int, int]] = {}
+        self._allocations: dict[str, tuple[int, int]] = {}
 
-    def claim(self, attempt_id: str) -> int:
+    def allocate(self, attempt_id: str) -> int:
         """A uid that nobody has claimed and no process has. Raises AttemptError (provision_failed)."""
-        if attempt_id in self._claims:
-            return self._claims[attempt_id][0]
+        if attempt_id in self._allocations:
+            return self._allocations[attempt_id][0]
         try:
             self._ensure_directory()
-            for uid in self._rotated():
-                if self._try_claim(uid, attempt_id):
+            for uid in self._iterate_from_offset():
+                if self._try_allocate(uid, attempt_id):
                     return uid
         except OSError as error:
             raise AttemptError(
@@ -54,28 +54,28 @@ class KernelUids:
         )
 
     @contextmanager
-    def owned(self, uid: int, attempt_id: str) -> Iterator[Callable[[], bool]]:
+    def guard_ownership(self, uid: int, attempt_id: str) -> Iterator[Callable[[], bool]]:
         """A question that is answered with yes as long as the uid is this attempt's, or nobody's.
 
         Nobody's uid cannot be claimed meanwhile. Another living process's claim can end and the uid become another
         attempt's, so ask again when a process that has it is held by a pidfd, and only then signal it.
         """
-        if attempt_id in self._claims:
+        if attempt_id in self._allocations:
             yield lambda: True
             return
         self._ensure_directory()
         descriptor = self._open(uid)
         try:
-            is_nobodys = _lock(descriptor)
-            yield lambda: is_nobodys or self.names(uid, attempt_id)
+            is_nobodys = _try_lock(descriptor)
+            yield lambda: is_nobodys or self.is_allocated_to(uid, attempt_id)
         finally:
             os.close(descriptor)
 
-    def names(self, uid: int, attempt_id: str) -> bool:
+    def is_allocated_to(self, uid: int, attempt_id: str) -> bool:
         """The last claim of the uid is this attempt's."""
         return (self._directory / str(uid)).read_bytes() == attempt_id.encode()
 
-    def find(self, attempt_id: str) -> int | None:
+    def find_uid(self, attempt_id: str) -> int | None:
         """The uid whose last claim names the attempt, whoever made it; None where there is none."""
         name = attempt_id.encode()
         try:
@@ -86,31 +86,31 @@ class KernelUids:
 
     def release(self, attempt_id: str) -> None:
         """Give the uid back; nothing happens when this process has not claimed one for the attempt."""
-        _, descriptor = self._claims.pop(attempt_id, (0, None))
+        _, descriptor = self._allocations.pop(attempt_id, (0, None))
         if descriptor is not None:
             os.close(descriptor)
 
-    def holds(self, uid: int | None, attempt_id: str) -> bool:
+    def has_allocated(self, uid: int | None, attempt_id: str) -> bool:
         """This process has claimed the uid for the attempt."""
-        return attempt_id in self._claims and self._claims[attempt_id][0] == uid
+        return attempt_id in self._allocations and self._allocations[attempt_id][0] == uid
 
     def __contains__(self, uid: int) -> bool:
         return uid in self._range
 
-    def _rotated(self) -> Iterator[int]:
+    def _iterate_from_offset(self) -> Iterator[int]:
         """The range, begun at a place that belongs to this lock directory.
 
         A container beside this host has a lock directory of its own and cannot see the host's processes, yet shares
         its uids: two that begin far apart do not meet in practice.
         """
         status = self._directory.stat()
-        begin = (status.st_dev * 31 + status.st_ino) * _SPREAD % len(self._range)
+        begin = (status.st_dev * 31 + status.st_ino) * _HASH_MULTIPLIER % len(self._range)
         for step in range(len(self._range)):
             yield self._range[(begin + step) % len(self._range)]
 
-    def _try_claim(self, uid: int, attempt_id: str) -> bool:
+    def _try_allocate(self, uid: int, attempt_id: str) -> bool:
         descriptor = self._open(uid)
-        if not _lock(descriptor):
+        if not _try_lock(descriptor):
             os.close(descriptor)
             return False
         # Named before it is looked at, so that whoever reads the old name after this knows that it lost the uid.
@@ -119,7 +119,7 @@ class KernelUids:
         if processes.find_by_uid(uid):
             os.close(descriptor)
             return False
-        self._claims[attempt_id] = (uid, descriptor)
+        self._allocations[attempt_id] = (uid, descriptor)
         return True
 
     def _open(self, uid: int) -> int:
@@ -132,7 +132,7 @@ class KernelUids:
             raise PermissionError(1, "it is not a directory of root's own, mode 0700")
 
 
-def _lock(descriptor: int) -> bool:
+def _try_lock(descriptor: int) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -19,79 +19,81 @@ from pathlib import Path
 
 import msgspec
 
-from sandbox.interfaces.runtime import FileUse
+from sandbox.interfaces.runtime import FileUsage
 from sandbox.model.limits import OPEN_DIRECTORIES_MAX, OPEN_FILES_OF_SANDBOX_MAX
 
-_LOCKS = Path("/proc/locks")
-_LOCKS_OF_MACHINE = 1024
+_PROC_LOCKS = Path("/proc/locks")
+_MACHINE_LOCKS_MIN = 1024
 """While the whole machine has fewer, those of a sandbox are not counted. The kernel takes long to list many."""
 
-_SAMPLE = 4096
+_SAMPLE_SIZE_MAX = 4096
 """Of more open files so many are looked at, chosen at random anew each time."""
 
 _FLAGS = re.compile(r"^flags:\s*(\d+)$", re.MULTILINE)
 _POSIX_LOCK = re.compile(r"^lock:.* POSIX ", re.MULTILINE)
 
 
-def count_files(process_ids: Collection[int]) -> FileUse:
+def count_files(process_ids: Collection[int]) -> FileUsage:
     """Of the processes of one sandbox. Where there are many, directories are estimated, and there may be more locks.
 
     Locks are no estimate, because one file can have all of them.
     """
-    tables = {table: count for pid in process_ids if (table := find_table(pid)) and (count := count_table(table))}
+    tables = {
+        table: count for pid in process_ids if (table := find_fd_table(pid)) and (count := count_open_files(table))
+    }
     total = sum(tables.values())
     are_locks_counted, are_directories_counted = has_many_locks(), total > OPEN_DIRECTORIES_MAX
     if total > OPEN_FILES_OF_SANDBOX_MAX or not (are_locks_counted or are_directories_counted):
-        return FileUse(total)
-    files = [f"{table}/{{}}/{name}" for table in tables for name in list_names(f"{table}/fd")]
-    sample = random.sample(files, min(len(files), _SAMPLE))
+        return FileUsage(total)
+    files = [f"{table}/{{}}/{name}" for table in tables for name in list_directory(f"{table}/fd")]
+    sample = random.sample(files, min(len(files), _SAMPLE_SIZE_MAX))
     directories = sum(map(is_directory, sample)) if are_directories_counted else 0
     locks = sum(map(count_locks, sample)) if are_locks_counted else 0
-    return FileUse(total, directories=round(directories * len(files) / max(1, len(sample))), locks=locks)
+    return FileUsage(total, directories=round(directories * len(files) / max(1, len(sample))), locks=locks)
 
 
-def count_directories(process_ids: Collection[int], *, descriptors_each: int) -> FileUse:
+def count_directories(process_ids: Collection[int], *, descriptors_each: int) -> FileUsage:
     """Open directories of a sandbox whose own kernel is a program of the host: only one of its processes has them.
 
     Other processes may share that one's table of files, so it is not a sum. descriptors_each: what the program opens
     for a directory. Paths (O_PATH) hold nothing.
     """
-    tables = {table: count_table(table) for pid in process_ids if (table := find_table(pid))}
+    tables = {table: count_open_files(table) for pid in process_ids if (table := find_fd_table(pid))}
     table = max(tables, key=lambda one: tables[one], default="")
     if tables.get(table, 0) <= OPEN_DIRECTORIES_MAX:
-        return FileUse()
-    files = [f"{table}/{{}}/{name}" for name in list_names(f"{table}/fd")]
-    sample = random.sample(files, min(len(files), _SAMPLE))
+        return FileUsage()
+    files = [f"{table}/{{}}/{name}" for name in list_directory(f"{table}/fd")]
+    sample = random.sample(files, min(len(files), _SAMPLE_SIZE_MAX))
     found = sum(is_directory(file) and not is_path(file) for file in sample)
-    return FileUse(directories=round(found * len(files) / max(1, len(sample)) / descriptors_each))
+    return FileUsage(directories=round(found * len(files) / max(1, len(sample)) / descriptors_each))
 
 
 def has_many_locks() -> bool:
     """Whether the machine has so many locks on files that a sandbox may have too many of them."""
     try:
-        with _LOCKS.open() as file:
-            return sum(1 for _ in islice(file, _LOCKS_OF_MACHINE)) == _LOCKS_OF_MACHINE
+        with _PROC_LOCKS.open() as file:
+            return sum(1 for _ in islice(file, _MACHINE_LOCKS_MIN)) == _MACHINE_LOCKS_MIN
     except OSError:
         return False
 
 
-def find_table(pid: int) -> str | None:
+def find_fd_table(pid: int) -> str | None:
     """The directory that stands for a process's open files; its first thread may have ended before the others."""
     own = f"/proc/{pid}"
-    if count_table(own):
+    if count_open_files(own):
         return own
-    threads = (f"{own}/task/{thread}" for thread in list_names(f"{own}/task"))
-    return next((thread for thread in threads if count_table(thread)), None)
+    threads = (f"{own}/task/{thread}" for thread in list_directory(f"{own}/task"))
+    return next((thread for thread in threads if count_open_files(thread)), None)
 
 
-def count_table(table: str) -> int:
+def count_open_files(table: str) -> int:
     """How many files are open; 0 where that cannot be seen. Before Linux 6.2 the size of the directory is 0."""
     with suppress(OSError):
-        return Path(f"{table}/fd").stat().st_size or len(list_names(f"{table}/fd"))
+        return Path(f"{table}/fd").stat().st_size or len(list_directory(f"{table}/fd"))
     return 0
 
 
-def list_names(directory: str) -> list[str]:
+def list_directory(directory: str) -> list[str]:
     """In a directory of /proc; none where it is gone or hidden."""
     with suppress(OSError), os.scandir(directory) as entries:
         return [entry.name for entry in entries]
@@ -120,7 +122,7 @@ def count_locks(file: str) -> int:
     return 0
 
 
-_NETLINK_QUEUE_COLUMN = 4
+_RMEM_COLUMN = 4
 
 
 def count_sockets(pid: int) -> int | None:
@@ -141,7 +143,7 @@ def count_netlink_bytes(pid: int) -> int | None:
         lines = Path(f"/proc/{pid}/net/netlink").read_text().splitlines()
     except OSError:
         return None
-    return sum(int(line.split()[_NETLINK_QUEUE_COLUMN]) for line in lines[1:])
+    return sum(int(line.split()[_RMEM_COLUMN]) for line in lines[1:])
 
 
 SOCK_DIAG = 4

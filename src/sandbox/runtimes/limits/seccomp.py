@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 AF_UNIX, AF_INET, AF_INET6, AF_NETLINK = 1, 2, 10, 16
-FAMILIES = (AF_UNIX, AF_INET, AF_INET6, AF_NETLINK)
+ALLOWED_FAMILIES = (AF_UNIX, AF_INET, AF_INET6, AF_NETLINK)
 INTERNET_FAMILIES = (AF_INET, AF_INET6)
 TYPE_MASK = 0xF
-INTERNET_TYPES = (1, 2)
+ALLOWED_INTERNET_TYPES = (1, 2)
 """SOCK_STREAM and SOCK_DGRAM. SOCK_PACKET would make a packet socket of an AF_INET one."""
-INTERNET_PROTOCOLS = (0, 6, 17)
+ALLOWED_INTERNET_PROTOCOLS = (0, 6, 17)
 """The type's own, TCP and UDP. For any other protocol the kernel looks for a module of the host."""
 
 MSG_MORE, SPLICE_F_MORE = 0x8000, 0x4
@@ -30,7 +30,7 @@ IGNORED_OPTIONS: Mapping[int, tuple[int, ...]] = {_SOL_SOCKET: (8,), _SOL_IP: (1
 IP_RECVERR, IPV6_RECVERR: no control group counts the queue of errors, and the C library insists on it for DNS.
 TCP_DEFER_ACCEPT: a connection stays half-open for hours when its other side has gone without a word."""
 
-OPTIONS: Mapping[int, frozenset[int]] = {
+ALLOWED_OPTIONS: Mapping[int, frozenset[int]] = {
     # REUSEADDR TYPE ERROR DONTROUTE BROADCAST SNDBUF KEEPALIVE OOBINLINE NO_CHECK PRIORITY LINGER REUSEPORT PASSCRED
     # SNDLOWAT RCVTIMEO SNDTIMEO BINDTODEVICE TIMESTAMP PASSSEC TIMESTAMPNS RXQ_OVFL PEEK_OFF
     # MAX_PACING_RATE INCOMING_CPU and the variants with 64-bit times, PASSPIDFD
@@ -70,33 +70,33 @@ TCP_LEVEL, TCP_ZEROCOPY_RECEIVE = _SOL_TCP, 35
 
 _LOAD, _JUMP_EQUAL, _JUMP_GREATER, _JUMP_SET, _RETURN = 0x20, 0x15, 0x25, 0x45, 0x06
 _AND = 0x54
-_NUMBER, _ARCHITECTURE, _ARGUMENTS = 0, 4, 16
+_NR_OFFSET, _ARCH_OFFSET, _ARGS_OFFSET = 0, 4, 16
 _ALLOW, _KILL_PROCESS, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
 
-_NEW_NAMESPACES = 0x7E020000
-_SHARED_FILES, _SAME_PROCESS = 0x400, 0x10000
+_CLONE_NAMESPACES = 0x7E020000
+_CLONE_FILES, _CLONE_THREAD = 0x400, 0x10000
 """CLONE_FILES, CLONE_THREAD. All threads of a process share its open files, which are counted from outside."""
-_NEW_TIME_NAMESPACE = 0x80
+_CLONE_NEWTIME = 0x80
 _X32_BIT = 0x40000000
-_NUMBER_MAX = 462
+_SYSCALL_NUMBER_MAX = 462
 """The last system call that was known when this was written (mseal); newer ones do not exist inside."""
 
-_REQUESTS = (
+_DENIED_IOCTLS = (
     0x5412, 0x541C,  # TIOCSTI types into a terminal, TIOCLINUX pastes into one
     0x5423,  # TIOCSETD: loads a module of the host for another line discipline
     0x8940, 0x8941, 0x8982, 0x8983,  # SIOCGIFBR, SIOCSIFBR, SIOCGIFVLAN, SIOCSIFVLAN: load a module of the host
     0x8980, 0x8981,  # SIOCADDDLCI, SIOCDELDLCI: the same, before Linux 5.11
     0x89A0, 0x89A1, 0x89A2, 0x89A3,  # SIOCBRADDBR, SIOCBRDELBR, SIOCBRADDIF, SIOCBRDELIF: the same
 )  # fmt: skip
-_PERSONALITIES = (0x0, 0x8, 0x20000, 0x20008, 0xFFFFFFFF)
+_ALLOWED_PERSONALITIES = (0x0, 0x8, 0x20000, 0x20008, 0xFFFFFFFF)
 
 # Numbers from 424 on are the same on every architecture.
-_DENIED_EVERYWHERE = {
+_DENIED_ON_ALL_ARCHITECTURES = {
     "open_tree": 428, "move_mount": 429, "fsopen": 430, "fsconfig": 431, "fsmount": 432, "fspick": 433,
     "pidfd_getfd": 438, "mount_setattr": 442, "quotactl_fd": 443, "set_mempolicy_home_node": 450,
 }  # fmt: skip
 _CLOSE_RANGE = 436
-_ABSENT = {
+_ABSENT_CALLS = {
     "io_uring_setup": 425, "io_uring_enter": 426, "io_uring_register": 427, "clone3": 435, "memfd_secret": 447,
 }  # fmt: skip
 """clone3 keeps its flags in memory where no filter sees them; the C library falls back to clone. memfd_secret takes
@@ -109,7 +109,7 @@ _MAP_HUGETLB, _MFD_HUGETLB, _SHM_HUGETLB = 0x40000, 0x4, 0x800
 _OFD_LOCKS = (36, 37, 38)
 """F_OFD_GETLK, F_OFD_SETLK, F_OFD_SETLKW: locks without a process, so that nobody can count them for a sandbox."""
 
-_OWN_FILES = 0x2
+_CLOSE_RANGE_UNSHARE = 0x2
 """CLOSE_RANGE_UNSHARE: open files of one thread alone."""
 
 _CONFINING_MODES = (0, 1)
@@ -124,7 +124,7 @@ _NOTIFICATION_PIPE = 0x80
 _ATTRIBUTE_BYTES_MAX = 256
 """Of one extended attribute. The kernel keeps access lists of a file in memory that no control group is charged for."""
 
-_WAITED_FILES_MAX = 4096
+_POLLED_FILES_MAX = 4096
 """In one call of poll or select. The kernel holds 72 bytes for each, which the control group does not count."""
 
 _MERGEABLE = 12
@@ -136,7 +136,7 @@ _PROCESS_OPTIONS = (
     67,  # PR_SET_MEMORY_MERGE: MADV_MERGEABLE for the whole process
 )
 
-_FIRST, _SECOND, _THIRD, _FOURTH, _FIFTH, _SIXTH = range(_ARGUMENTS, _ARGUMENTS + 48, 8)
+_ARG0, _ARG1, _ARG2, _ARG3, _ARG4, _ARG5 = range(_ARGS_OFFSET, _ARGS_OFFSET + 48, 8)
 
 
 class Architecture(msgspec.Struct, frozen=True):
@@ -162,15 +162,15 @@ class Architecture(msgspec.Struct, frozen=True):
     sendfile: int
     seccomp: int
     pipe2: int
-    set_attributes: tuple[int, ...]
+    setxattr_calls: tuple[int, ...]
     mmap: int
     madvise: int
     memfd_create: int
     shmget: int
     fcntl: int
     prctl: int
-    polls: tuple[int, ...]
-    selects: tuple[int, ...]
+    poll_calls: tuple[int, ...]
+    select_calls: tuple[int, ...]
     ioctl: int
     personality: int
     io_setup: int
@@ -180,9 +180,9 @@ class Architecture(msgspec.Struct, frozen=True):
 _X86_64 = Architecture(
     audit=0xC000003E, clone=56, unshare=272, socket=41, socketpair=53, setsockopt=54, getsockopt=55, sendto=44,
     sendmsg=46, sendmmsg=307, splice=275, vmsplice=278, sendfile=40, seccomp=317, pipe2=293,
-    set_attributes=(188, 189, 190),
+    setxattr_calls=(188, 189, 190),
     mmap=9, madvise=28, memfd_create=319, shmget=29, fcntl=72, prctl=157,
-    polls=(7, 271), selects=(23, 270), ioctl=16, personality=135, io_setup=206,
+    poll_calls=(7, 271), select_calls=(23, 270), ioctl=16, personality=135, io_setup=206,
     denied={
         "ptrace": 101, "syslog": 103, "uselib": 134, "ustat": 136, "sysfs": 139, "vhangup": 153, "pivot_root": 155,
         "_sysctl": 156, "adjtimex": 159, "chroot": 161, "acct": 163, "settimeofday": 164, "mount": 165,
@@ -200,9 +200,9 @@ _X86_64 = Architecture(
 _AARCH64 = Architecture(
     audit=0xC00000B7, clone=220, unshare=97, socket=198, socketpair=199, setsockopt=208, getsockopt=209, sendto=206,
     sendmsg=211, sendmmsg=269, splice=76, vmsplice=75, sendfile=71, seccomp=277, pipe2=59,
-    set_attributes=(5, 6, 7), mmap=222,
+    setxattr_calls=(5, 6, 7), mmap=222,
     madvise=233, memfd_create=279, shmget=194, fcntl=25, prctl=167,
-    polls=(73,), selects=(72,), ioctl=29, personality=92, io_setup=0,
+    poll_calls=(73,), select_calls=(72,), ioctl=29, personality=92, io_setup=0,
     denied={
         "lookup_dcookie": 18, "umount2": 39, "mount": 40, "pivot_root": 41, "nfsservctl": 42, "chroot": 51,
         "vhangup": 58, "quotactl": 60, "acct": 89, "kexec_load": 104, "init_module": 105, "delete_module": 106,
@@ -222,37 +222,45 @@ def assemble_filter(machine: str) -> bytes:
     """The filter for a machine as `os.uname` names it. Raises KeyError for one that no table is written for."""
     architecture = ARCHITECTURES[machine]
     program = [
-        *_when_other(_ARCHITECTURE, architecture.audit, _KILL_PROCESS),
-        _load(_NUMBER),
-        *_when_absent(architecture),
-        *_when_denied(architecture),
-        *_when_flags(architecture.clone, _FIRST, _NEW_NAMESPACES, errno.EPERM),
-        *_when_flags(architecture.unshare, _FIRST, _NEW_NAMESPACES | _NEW_TIME_NAMESPACE | _SHARED_FILES, errno.EPERM),
-        *_when_thread_with_own_files(architecture.clone),
-        *_when_flags(_CLOSE_RANGE, _THIRD, _OWN_FILES, errno.EINVAL),
-        *_when_called(architecture.splice, errno.EINVAL),
-        *_when_called(architecture.vmsplice, errno.EINVAL),
-        *_when_called(architecture.sendfile, errno.EINVAL),
-        *_when_among(architecture.seccomp, _FIRST, _CONFINING_MODES, errno.EINVAL),
-        *_when_flags(architecture.pipe2, _SECOND, _NOTIFICATION_PIPE, errno.ENOPKG),
+        *_return_unless_equal(_ARCH_OFFSET, architecture.audit, _KILL_PROCESS),
+        _load(_NR_OFFSET),
+        *_refuse_absent_calls(architecture),
+        *_refuse_denied_calls(architecture),
+        *_refuse_flags(architecture.clone, _ARG0, _CLONE_NAMESPACES, errno.EPERM),
+        *_refuse_flags(architecture.unshare, _ARG0, _CLONE_NAMESPACES | _CLONE_NEWTIME | _CLONE_FILES, errno.EPERM),
+        *_refuse_threads_with_own_files(architecture.clone),
+        *_refuse_flags(_CLOSE_RANGE, _ARG2, _CLOSE_RANGE_UNSHARE, errno.EINVAL),
+        *_refuse_call(architecture.splice, errno.EINVAL),
+        *_refuse_call(architecture.vmsplice, errno.EINVAL),
+        *_refuse_call(architecture.sendfile, errno.EINVAL),
+        *_refuse_values(architecture.seccomp, _ARG0, _CONFINING_MODES, errno.EINVAL),
+        *_refuse_flags(architecture.pipe2, _ARG1, _NOTIFICATION_PIPE, errno.ENOPKG),
         *(
             word
-            for call in architecture.set_attributes
-            for word in _when_more(call, _FOURTH, _ATTRIBUTE_BYTES_MAX, errno.EOPNOTSUPP)
+            for call in architecture.setxattr_calls
+            for word in _refuse_above(call, _ARG3, _ATTRIBUTE_BYTES_MAX, errno.EOPNOTSUPP)
         ),
-        *_when_flags(architecture.mmap, _FOURTH, _MAP_HUGETLB, errno.ENOMEM),
-        *_when_among(architecture.madvise, _THIRD, (_MERGEABLE,), errno.EINVAL),
-        *_when_among(architecture.prctl, _FIRST, _PROCESS_OPTIONS, errno.EINVAL),
-        *_when_flags(architecture.memfd_create, _SECOND, _MFD_HUGETLB, errno.ENOMEM),
-        *_when_flags(architecture.shmget, _THIRD, _SHM_HUGETLB, errno.ENOMEM),
-        *_when_among(architecture.fcntl, _SECOND, _OFD_LOCKS, errno.EINVAL),
-        *(word for call in architecture.polls for word in _when_more(call, _SECOND, _WAITED_FILES_MAX, errno.EINVAL)),
-        *(word for call in architecture.selects for word in _when_more(call, _FIRST, _WAITED_FILES_MAX, errno.EINVAL)),
-        *_when_socket(architecture.socket),
-        *_when_socket(architecture.socketpair),
-        *_socket_use(architecture),
-        *_when_among(architecture.ioctl, _SECOND, _REQUESTS, errno.EPERM),
-        *_when_odd_personality(architecture.personality),
+        *_refuse_flags(architecture.mmap, _ARG3, _MAP_HUGETLB, errno.ENOMEM),
+        *_refuse_values(architecture.madvise, _ARG2, (_MERGEABLE,), errno.EINVAL),
+        *_refuse_values(architecture.prctl, _ARG0, _PROCESS_OPTIONS, errno.EINVAL),
+        *_refuse_flags(architecture.memfd_create, _ARG1, _MFD_HUGETLB, errno.ENOMEM),
+        *_refuse_flags(architecture.shmget, _ARG2, _SHM_HUGETLB, errno.ENOMEM),
+        *_refuse_values(architecture.fcntl, _ARG1, _OFD_LOCKS, errno.EINVAL),
+        *(
+            word
+            for call in architecture.poll_calls
+            for word in _refuse_above(call, _ARG1, _POLLED_FILES_MAX, errno.EINVAL)
+        ),
+        *(
+            word
+            for call in architecture.select_calls
+            for word in _refuse_above(call, _ARG0, _POLLED_FILES_MAX, errno.EINVAL)
+        ),
+        *_restrict_sockets(architecture.socket),
+        *_restrict_sockets(architecture.socketpair),
+        *_restrict_socket_use(architecture),
+        *_refuse_values(architecture.ioctl, _ARG1, _DENIED_IOCTLS, errno.EPERM),
+        *_restrict_personality(architecture.personality),
         _return(_ALLOW),
     ]
     return b"".join(program)
@@ -263,8 +271,8 @@ def assemble_socket_filter(machine: str) -> bytes:
 
     Raises KeyError as `assemble_filter` does.
     """
-    rules = _socket_use(ARCHITECTURES[machine])
-    return b"".join([_load(_NUMBER), *rules, _return(_ALLOW)])
+    rules = _restrict_socket_use(ARCHITECTURES[machine])
+    return b"".join([_load(_NR_OFFSET), *rules, _return(_ALLOW)])
 
 
 def _instruction(code: int, value: int, when_true: int = 0, when_false: int = 0) -> bytes:
@@ -279,118 +287,118 @@ def _return(action: int) -> bytes:
     return _instruction(_RETURN, action)
 
 
-def _refuse(number: int) -> bytes:
+def _return_errno(number: int) -> bytes:
     return _return(_ERRNO | number)
 
 
-def _only_for(call: int, body: Sequence[bytes]) -> list[bytes]:
+def _for_call(call: int, body: Sequence[bytes]) -> list[bytes]:
     """`body` may use the accumulator; after it the accumulator is the call's number again."""
-    whole = [*body, _load(_NUMBER)]
+    whole = [*body, _load(_NR_OFFSET)]
     return [_instruction(_JUMP_EQUAL, call, 0, len(whole)), *whole]
 
 
-def _when_other(offset: int, value: int, action: int) -> list[bytes]:
+def _return_unless_equal(offset: int, value: int, action: int) -> list[bytes]:
     return [_load(offset), _instruction(_JUMP_EQUAL, value, 1, 0), _return(action)]
 
 
-def _when_absent(architecture: Architecture) -> list[bytes]:
+def _refuse_absent_calls(architecture: Architecture) -> list[bytes]:
     """The x32 calls of x86_64 have a high bit set, so they are past the last known number too."""
-    assert _X32_BIT > _NUMBER_MAX
-    program = [_instruction(_JUMP_GREATER, _NUMBER_MAX, 0, 1), _refuse(errno.ENOSYS)]
-    for number in (*_ABSENT.values(), architecture.io_setup):
-        program += _when_called(number, errno.ENOSYS)
+    assert _X32_BIT > _SYSCALL_NUMBER_MAX
+    program = [_instruction(_JUMP_GREATER, _SYSCALL_NUMBER_MAX, 0, 1), _return_errno(errno.ENOSYS)]
+    for number in (*_ABSENT_CALLS.values(), architecture.io_setup):
+        program += _refuse_call(number, errno.ENOSYS)
     return program
 
 
-def _when_called(call: int, error: int) -> list[bytes]:
-    return [_instruction(_JUMP_EQUAL, call, 0, 1), _refuse(error)]
+def _refuse_call(call: int, error: int) -> list[bytes]:
+    return [_instruction(_JUMP_EQUAL, call, 0, 1), _return_errno(error)]
 
 
-def _when_denied(architecture: Architecture) -> list[bytes]:
-    numbers = sorted({**architecture.denied, **_DENIED_EVERYWHERE}.values())
+def _refuse_denied_calls(architecture: Architecture) -> list[bytes]:
+    numbers = sorted({**architecture.denied, **_DENIED_ON_ALL_ARCHITECTURES}.values())
     checks = [_instruction(_JUMP_EQUAL, number, len(numbers) - index, 0) for index, number in enumerate(numbers)]
     skip = _instruction(_JUMP_GREATER, 0, 1, 1)
-    return [*checks, skip, _refuse(errno.EPERM)]
+    return [*checks, skip, _return_errno(errno.EPERM)]
 
 
-def _when_flags(call: int, argument: int, flags: int, error: int) -> list[bytes]:
-    return _only_for(call, [_load(argument), _instruction(_JUMP_SET, flags, 0, 1), _refuse(error)])
+def _refuse_flags(call: int, argument: int, flags: int, error: int) -> list[bytes]:
+    return _for_call(call, [_load(argument), _instruction(_JUMP_SET, flags, 0, 1), _return_errno(error)])
 
 
-def _when_thread_with_own_files(call: int) -> list[bytes]:
+def _refuse_threads_with_own_files(call: int) -> list[bytes]:
     """A thread of the process that does not share its open files."""
-    without = [_instruction(_JUMP_SET, _SHARED_FILES, 1, 0), _refuse(errno.EPERM)]
-    return _only_for(call, [_load(_FIRST), _instruction(_JUMP_SET, _SAME_PROCESS, 0, len(without)), *without])
+    without = [_instruction(_JUMP_SET, _CLONE_FILES, 1, 0), _return_errno(errno.EPERM)]
+    return _for_call(call, [_load(_ARG0), _instruction(_JUMP_SET, _CLONE_THREAD, 0, len(without)), *without])
 
 
-def _when_more(call: int, argument: int, most: int, error: int) -> list[bytes]:
-    return _only_for(call, [_load(argument), _instruction(_JUMP_GREATER, most, 0, 1), _refuse(error)])
+def _refuse_above(call: int, argument: int, value_max: int, error: int) -> list[bytes]:
+    return _for_call(call, [_load(argument), _instruction(_JUMP_GREATER, value_max, 0, 1), _return_errno(error)])
 
 
-def _when_among(call: int, argument: int, values: Sequence[int], error: int) -> list[bytes]:
-    return _only_for(call, [_load(argument), *_skip_unless_among(values, [_refuse(error)])])
+def _refuse_values(call: int, argument: int, values: Sequence[int], error: int) -> list[bytes]:
+    return _for_call(call, [_load(argument), *_skip_unless_in(values, [_return_errno(error)])])
 
 
-def _when_socket(call: int) -> list[bytes]:
+def _restrict_sockets(call: int) -> list[bytes]:
     """The families, types and protocols of `socket_rules`. Others reach code of the kernel that loads modules."""
-    only_route = [_load(_THIRD), *_unless_among((0,), errno.EPROTONOSUPPORT)]
-    return _only_for(
+    only_route = [_load(_ARG2), *_refuse_unless_in((0,), errno.EPROTONOSUPPORT)]
+    return _for_call(
         call,
         [
-            _load(_FIRST),
-            *_unless_among(FAMILIES, errno.EAFNOSUPPORT),
-            *_skip_unless_among(INTERNET_FAMILIES, _internet_socket()),
-            _load(_FIRST),
-            *_skip_unless_among((AF_NETLINK,), only_route),
+            _load(_ARG0),
+            *_refuse_unless_in(ALLOWED_FAMILIES, errno.EAFNOSUPPORT),
+            *_skip_unless_in(INTERNET_FAMILIES, _restrict_internet_sockets()),
+            _load(_ARG0),
+            *_skip_unless_in((AF_NETLINK,), only_route),
         ],
     )
 
 
-def _internet_socket() -> list[bytes]:
+def _restrict_internet_sockets() -> list[bytes]:
     return [
-        _load(_SECOND),
+        _load(_ARG1),
         _instruction(_AND, TYPE_MASK),
-        *_unless_among(INTERNET_TYPES, errno.EPERM),
-        _load(_THIRD),
-        *_unless_among(INTERNET_PROTOCOLS, errno.EPROTONOSUPPORT),
+        *_refuse_unless_in(ALLOWED_INTERNET_TYPES, errno.EPERM),
+        _load(_ARG2),
+        *_refuse_unless_in(ALLOWED_INTERNET_PROTOCOLS, errno.EPROTONOSUPPORT),
     ]
 
 
-def _socket_use(architecture: Architecture) -> list[bytes]:
+def _restrict_socket_use(architecture: Architecture) -> list[bytes]:
     """Refuse what has the kernel hold memory that the control group does not count, see `socket_rules`."""
     return [
-        *_when_option(architecture.setsockopt),
+        *_restrict_socket_options(architecture.setsockopt),
         *_when_mapped(architecture.getsockopt),
-        *_when_flags(architecture.sendto, _FOURTH, MSG_MORE, errno.EOPNOTSUPP),
-        *_when_flags(architecture.sendmsg, _THIRD, MSG_MORE, errno.EOPNOTSUPP),
-        *_when_flags(architecture.sendmmsg, _FOURTH, MSG_MORE, errno.EOPNOTSUPP),
-        *_when_flags(architecture.splice, _SIXTH, SPLICE_F_MORE, errno.EINVAL),
+        *_refuse_flags(architecture.sendto, _ARG3, MSG_MORE, errno.EOPNOTSUPP),
+        *_refuse_flags(architecture.sendmsg, _ARG2, MSG_MORE, errno.EOPNOTSUPP),
+        *_refuse_flags(architecture.sendmmsg, _ARG3, MSG_MORE, errno.EOPNOTSUPP),
+        *_refuse_flags(architecture.splice, _ARG5, SPLICE_F_MORE, errno.EINVAL),
     ]
 
 
-def _when_option(call: int) -> list[bytes]:
+def _restrict_socket_options(call: int) -> list[bytes]:
     """An ignored option succeeds without an effect; an unknown level or option is not there."""
     levels: list[bytes] = []
-    for level, options in OPTIONS.items():
+    for level, options in ALLOWED_OPTIONS.items():
         ignored = IGNORED_OPTIONS.get(level, ())
-        rules = [_load(_THIRD), *(_skip_unless_among(ignored, [_refuse(0)]) if ignored else ())]
-        rules += [*_unless_among(sorted(options), errno.ENOPROTOOPT), _return(_ALLOW)]
-        levels += _skip_unless_among((level,), rules)
-    return _only_for(call, [_load(_SECOND), *levels, _refuse(errno.ENOPROTOOPT)])
+        rules = [_load(_ARG2), *(_skip_unless_in(ignored, [_return_errno(0)]) if ignored else ())]
+        rules += [*_refuse_unless_in(sorted(options), errno.ENOPROTOOPT), _return(_ALLOW)]
+        levels += _skip_unless_in((level,), rules)
+    return _for_call(call, [_load(_ARG1), *levels, _return_errno(errno.ENOPROTOOPT)])
 
 
 def _when_mapped(call: int) -> list[bytes]:
-    refused = [_load(_THIRD), *_skip_unless_among((TCP_ZEROCOPY_RECEIVE,), [_refuse(errno.ENOPROTOOPT)])]
-    return _only_for(call, [_load(_SECOND), *_skip_unless_among((TCP_LEVEL,), refused)])
+    refused = [_load(_ARG2), *_skip_unless_in((TCP_ZEROCOPY_RECEIVE,), [_return_errno(errno.ENOPROTOOPT)])]
+    return _for_call(call, [_load(_ARG1), *_skip_unless_in((TCP_LEVEL,), refused)])
 
 
-def _unless_among(values: Sequence[int], error: int) -> list[bytes]:
+def _refuse_unless_in(values: Sequence[int], error: int) -> list[bytes]:
     """Refuse what the accumulator has, unless it is one of these."""
     checks = [_instruction(_JUMP_EQUAL, one, len(values) - index, 0) for index, one in enumerate(values)]
-    return [*checks, _refuse(error)]
+    return [*checks, _return_errno(error)]
 
 
-def _skip_unless_among(values: Sequence[int], body: Sequence[bytes]) -> list[bytes]:
+def _skip_unless_in(values: Sequence[int], body: Sequence[bytes]) -> list[bytes]:
     """Do `body` only where the accumulator has one of these. Behind it the accumulator is what `body` left."""
     last = len(values) - 1
     checks = [
@@ -400,6 +408,9 @@ def _skip_unless_among(values: Sequence[int], body: Sequence[bytes]) -> list[byt
     return [*checks, *body]
 
 
-def _when_odd_personality(call: int) -> list[bytes]:
-    known = [_instruction(_JUMP_EQUAL, one, len(_PERSONALITIES) - i, 0) for i, one in enumerate(_PERSONALITIES)]
-    return _only_for(call, [_load(_ARGUMENTS), *known, _refuse(errno.EPERM)])
+def _restrict_personality(call: int) -> list[bytes]:
+    known = [
+        _instruction(_JUMP_EQUAL, one, len(_ALLOWED_PERSONALITIES) - i, 0)
+        for i, one in enumerate(_ALLOWED_PERSONALITIES)
+    ]
+    return _for_call(call, [_load(_ARGS_OFFSET), *known, _return_errno(errno.EPERM)])

@@ -44,7 +44,7 @@ def is_reclaimable(name: str, flags: Path) -> bool:
         return False
 
 
-class IdleSlabs:
+class IdleSlabMeter:
     """What of them is put down to one sandbox, from the first count on."""
 
     def __init__(
@@ -56,27 +56,27 @@ class IdleSlabs:
         self._clock = clock
         self._first: int | None = None
         self._last = 0
-        self._looked_at = 0.0
-        self._own_most = 0
+        self._updated_at = 0.0
+        self._peak_charge_bytes = 0
         self._bytes = 0.0
 
     def count(self, charged: int | None, charged_to_all: Callable[[], int]) -> int | None:
         """charged: kernel memory of the sandbox; charged_to_all: of all sandboxes. None where it cannot be counted."""
         if charged is None:
             return None
-        self._own_most = max(self._own_most, charged)
-        if self._first is None or self._clock() - self._looked_at >= _INTERVAL_SECONDS:
-            self._look(max(0, charged_to_all() - charged))
-        return None if self._first is None else round(min(self._bytes, _KINDS * self._own_most))
+        self._peak_charge_bytes = max(self._peak_charge_bytes, charged)
+        if self._first is None or self._clock() - self._updated_at >= _INTERVAL_SECONDS:
+            self._update(max(0, charged_to_all() - charged))
+        return None if self._first is None else round(min(self._bytes, _KINDS * self._peak_charge_bytes))
 
-    def _look(self, charged_to_others: int) -> None:
+    def _update(self, charged_to_others: int) -> None:
         idle = self._count_all()
-        self._looked_at = self._clock()
+        self._updated_at = self._clock()
         if idle is None:
             return
         if self._first is None:
             self._first = self._last = idle
-        share = self._own_most / max(1, self._own_most + charged_to_others)
+        share = self._peak_charge_bytes / max(1, self._peak_charge_bytes + charged_to_others)
         self._bytes += max(0, idle - self._last) * share
         self._bytes = min(self._bytes, max(0, idle - self._first))
         self._last = idle

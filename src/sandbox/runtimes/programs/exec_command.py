@@ -23,7 +23,7 @@ _signal = __import__("_signal")  # built in, and unknown to type checkers
 launcher = __import__("launcher")
 process_limits = __import__("process_limits")
 
-TERMINAL_MAKER = "/dev/pts/ptmx"
+PTMX_PATH = "/dev/pts/ptmx"
 """Below a mount point, which nobody inside can move away; `/dev/ptmx` itself may be anything."""
 
 NAMESPACES = 0x00020000 | 0x02000000 | 0x04000000 | 0x08000000 | 0x10000000 | 0x20000000 | 0x40000000
@@ -32,8 +32,8 @@ NAMESPACES = 0x00020000 | 0x02000000 | 0x04000000 | 0x08000000 | 0x10000000 | 0x
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 1, 4, 24, 38
 CAPABILITY_VERSION, CAPABILITIES_MAX = 0x20080522, 64
 TIOCSCTTY, TIOCSWINSZ, TIOCSPTLCK, TIOCGPTPEER = 0x540E, 0x5414, 0x40045431, 0x5441
-NOT_STARTED = 127
-DESCRIPTORS_HANDED = 8
+EXIT_NOT_STARTED = 127
+DESCRIPTORS_MAX = 8
 """At most, in the one message."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -44,24 +44,24 @@ def _prctl(option: int, *values: int) -> int:
     return int(_libc.prctl(option, *numbers))
 
 
-def receive(control: _socket.socket) -> list[int]:
+def receive_descriptors(control: _socket.socket) -> list[int]:
     """The descriptors of the one message. Ends quietly when the runner hangs up instead."""
-    message, ancillary, _, _ = control.recvmsg(16, _socket.CMSG_SPACE(4 * DESCRIPTORS_HANDED), _socket.MSG_CMSG_CLOEXEC)
+    message, ancillary, _, _ = control.recvmsg(16, _socket.CMSG_SPACE(4 * DESCRIPTORS_MAX), _socket.MSG_CMSG_CLOEXEC)
     if message != b"join":
         os._exit(0)
     return [number for _, _, data in ancillary for (number,) in struct.iter_unpack("i", data)]
 
 
-def read_whole(descriptor: int) -> bytes:
+def read_file(descriptor: int) -> bytes:
     """A file in memory, from its beginning."""
     return os.pread(descriptor, os.fstat(descriptor).st_size, 0)
 
 
-def enter(first_process: int, uid: int) -> None:
+def enter_sandbox(init_pidfd: int, uid: int) -> None:
     """Into the namespaces, then down to a user without privileges who cannot get any."""
     if os.getuid() == 0:
         os.setgroups([])
-    launcher._check(_libc.setns(first_process, NAMESPACES), "setns")
+    launcher._check(_libc.setns(init_pidfd, NAMESPACES), "setns")
     os.setresgid(uid, uid, uid)
     os.setresuid(uid, uid, uid)
     for capability in range(CAPABILITIES_MAX):
@@ -72,12 +72,12 @@ def enter(first_process: int, uid: int) -> None:
     launcher._check(_prctl(PR_SET_NO_NEW_PRIVS, 1), "no_new_privs")
 
 
-def open_terminal(rows: int, columns: int) -> tuple[int, int]:
+def open_pty(rows: int, columns: int) -> tuple[int, int]:
     """Both ends of a terminal of the sandbox's own."""
-    ours = os.open(TERMINAL_MAKER, os.O_RDWR | os.O_NOCTTY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    ours = os.open(PTMX_PATH, os.O_RDWR | os.O_NOCTTY | os.O_NOFOLLOW | os.O_NONBLOCK)
     status = os.fstat(ours)
     if not stat.S_ISCHR(status.st_mode) or status.st_rdev != os.makedev(5, 2):
-        raise OSError(f"{TERMINAL_MAKER} makes no terminals")
+        raise OSError(f"{PTMX_PATH} makes no terminals")
     fcntl.ioctl(ours, TIOCSPTLCK, struct.pack("i", 0))
     fcntl.ioctl(ours, TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
     # By the end that is open and not by its name, which could be another's by now.
@@ -85,32 +85,32 @@ def open_terminal(rows: int, columns: int) -> tuple[int, int]:
     return ours, theirs
 
 
-def become(words: list[bytes], variables: list[bytes], directory: str, filter_: bytes, terminal: int) -> None:
+def exec_on_pty(argv: list[bytes], environment_entries: list[bytes], directory: str, filter_: bytes, pty: int) -> None:
     """In the child: a session of its own on the terminal, then the command. Never returns."""
     try:
         os.setsid()
-        fcntl.ioctl(terminal, TIOCSCTTY, 0)
+        fcntl.ioctl(pty, TIOCSCTTY, 0)
         for number in range(3):
-            os.dup2(terminal, number)
+            os.dup2(pty, number)
         os.chdir(directory)
-        environment = dict(variable.split(b"=", 1) for variable in variables)
+        environment = dict(variable.split(b"=", 1) for variable in environment_entries)
         launcher.install_filter(filter_)
-        os.execvpe(words[0], words, environment)  # noqa: S606
+        os.execvpe(argv[0], argv, environment)  # noqa: S606
     except OSError as error:
-        os.write(2, f"{os.fsdecode(words[0])} could not be started: {error.strerror}\r\n".encode(errors="replace"))
+        os.write(2, f"{os.fsdecode(argv[0])} could not be started: {error.strerror}\r\n".encode(errors="replace"))
     finally:
-        os._exit(NOT_STARTED)
+        os._exit(EXIT_NOT_STARTED)
 
 
-def wait_for_parent(line: _socket.socket) -> None:
+def wait_for_parent(channel: _socket.socket) -> None:
     """In the child: end with the parent, also if that has ended already (its id is not known inside)."""
     launcher._check(_prctl(PR_SET_PDEATHSIG, _signal.SIGKILL), "prctl")
-    line.send(b"ready")
-    if line.recv(2) != b"go":
-        os._exit(NOT_STARTED)
+    channel.send(b"ready")
+    if channel.recv(2) != b"go":
+        os._exit(EXIT_NOT_STARTED)
 
 
-def find_arguments() -> tuple[int, int]:
+def locate_argv() -> tuple[int, int]:
     """Where this process's arguments are in its memory, and how many bytes they have."""
     with open("/proc/self/stat", "rb") as file:  # noqa: PTH123  (pathlib doubles the start)
         numbers = file.read().rpartition(b")")[2].split()
@@ -118,14 +118,16 @@ def find_arguments() -> tuple[int, int]:
     return begin, end - begin
 
 
-def start(first_process: int, files: list[int], uid: int, size: tuple[int, int], directory: str) -> tuple[int, int]:
+def start_command(
+    init_pidfd: int, files: list[int], uid: int, size: tuple[int, int], directory: str
+) -> tuple[int, int]:
     """Enter, and start the command; gives its process id and the outer end of its terminal."""
-    words, variables = (read_whole(file).split(b"\0")[:-1] for file in files[:2])
-    filter_ = read_whole(files[2])
-    parent, place = os.getppid(), find_arguments()
-    enter(first_process, uid)
+    words, variables = (read_file(file).split(b"\0")[:-1] for file in files[:2])
+    filter_ = read_file(files[2])
+    parent, place = os.getppid(), locate_argv()
+    enter_sandbox(init_pidfd, uid)
     launcher.die_with(parent)
-    ours, theirs = open_terminal(*size)
+    ours, theirs = open_pty(*size)
     line, line_of_child = _socket.socketpair()
     # The child's arguments are a copy of these, and would tell paths of the host to whoever looks from inside.
     told = ctypes.string_at(*place)
@@ -134,7 +136,7 @@ def start(first_process: int, files: list[int], uid: int, size: tuple[int, int],
     if child == 0:
         line.close()
         wait_for_parent(line_of_child)
-        become(words, variables, directory, filter_, theirs)
+        exec_on_pty(words, variables, directory, filter_, theirs)
     ctypes.memmove(place[0], told, place[1])  # the host finds this process by its mark
     line_of_child.close()
     os.close(theirs)
@@ -153,8 +155,8 @@ def main(arguments: list[str]) -> None:
         launcher.die_with(int(parent))
         process_limits.settle(are_files_bounded=True)
         launcher._check(_prctl(PR_SET_DUMPABLE, 0), "prctl")
-        first_process, *files = receive(control)
-        child, terminal = start(first_process, files, int(uid), (int(rows), int(columns)), directory)
+        first_process, *files = receive_descriptors(control)
+        child, terminal = start_command(first_process, files, int(uid), (int(rows), int(columns)), directory)
         numbers = struct.pack("ii", terminal, os.pidfd_open(child))
         control.sendmsg([b"open"], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, numbers)])
         os.close(terminal)

@@ -25,11 +25,11 @@ import sys
 
 _signal = __import__("_signal")  # built in, and unknown to type checkers
 
-STAGE = "/run"
-TERMINALS = f"{STAGE}/terminals"
+STAGING_DIRECTORY = "/run"
+DEVPTS_DIRECTORY = f"{STAGING_DIRECTORY}/terminals"
 """A file system of terminals that has none of the host's."""
 
-TERMINALS_MAX = 256
+PTYS_MAX = 256
 """Open in it at once; all together the machine has kernel.pty.max."""
 
 NETWORK_SETTINGS = {
@@ -42,7 +42,7 @@ NETWORK_SETTINGS = {
 """Of the sandbox's network, in bytes but for the number of connections in TIME_WAIT. A connection that nobody has
 accepted holds about the second number of tcp_rmem. tstamp_allow_data: nothing that was sent waits with its time."""
 
-OF_THE_HOST = ("bind", "image", "program")
+HOST_PATH_KINDS = ("bind", "image", "program")
 FIRST_DESCRIPTOR = 100
 """Descriptors of the command, from the third one of the message on, get the numbers from here on."""
 
@@ -58,7 +58,7 @@ LOOPBACK_INDEX, SOCK_DIAG = 1, 4
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def _check(result: int, what: str) -> None:
+def check_errno(result: int, what: str) -> None:
     if result != 0:
         number = ctypes.get_errno()
         raise OSError(number, f"{what}: {os.strerror(number)}")
@@ -66,12 +66,12 @@ def _check(result: int, what: str) -> None:
 
 def _mount(source: str, target: str, kind: str | None, flags: int, data: str | None = None) -> None:
     texts = [None if text is None else os.fsencode(text) for text in (source, target, kind, data)]
-    _check(_libc.mount(texts[0], texts[1], texts[2], ctypes.c_ulong(flags), texts[3]), f"mount {target}")
+    check_errno(_libc.mount(texts[0], texts[1], texts[2], ctypes.c_ulong(flags), texts[3]), f"mount {target}")
 
 
-def die_with(parent: int) -> None:
+def set_parent_death_signal(parent: int) -> None:
     """End when the thread that started this process ends. Lost by every change of uid, so ask again after it."""
-    _check(_libc.prctl(PR_SET_PDEATHSIG, _signal.SIGKILL, 0, 0, 0), "prctl")
+    check_errno(_libc.prctl(PR_SET_PDEATHSIG, _signal.SIGKILL, 0, 0, 0), "prctl")
     if os.getppid() != parent:
         os._exit(1)
 
@@ -79,7 +79,7 @@ def die_with(parent: int) -> None:
 def enter_namespaces(as_root: bool) -> None:
     """Leave the host's network and mounts; an ordinary user becomes root of a user namespace to be able to."""
     uid, gid = os.getuid(), os.getgid()
-    _check(_libc.unshare(CLONE_NEWNET | CLONE_NEWNS | (0 if as_root else CLONE_NEWUSER)), "unshare")
+    check_errno(_libc.unshare(CLONE_NEWNET | CLONE_NEWNS | (0 if as_root else CLONE_NEWUSER)), "unshare")
     if not as_root:
         for name, text in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
             with open(f"/proc/self/{name}", "w") as file:  # noqa: PTH123  (pathlib doubles the start)
@@ -87,10 +87,10 @@ def enter_namespaces(as_root: bool) -> None:
     # Nothing goes back to the host, but what the host unmounts goes here too and is not kept busy.
     _mount("none", "/", None, MS_REC | MS_SLAVE)
     if as_root:
-        uncover_processes()
+        mount_unmasked_proc()
 
 
-def uncover_processes() -> None:
+def mount_unmasked_proc() -> None:
     """Lay a whole /proc over the one of the host.
 
     In a container some files of /proc are covered, and the kernel lets a user namespace mount a /proc of its own
@@ -99,7 +99,7 @@ def uncover_processes() -> None:
     _mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
 
 
-def bound_network() -> None:
+def limit_network_buffers() -> None:
     """Bound what one socket of this network namespace can hold that no control group counts.
 
     A container's /proc/sys may be read-only, and older kernels have some of these settings for the machine only.
@@ -112,7 +112,7 @@ def bound_network() -> None:
             pass
 
 
-def raise_loopback() -> None:
+def configure_loopback() -> None:
     """Bring `lo` up and make all of 198.18.0.0/15 addresses of this namespace."""
     any_socket = _socket.socket(_socket.AF_INET, _socket.SOCK_DGRAM)
     fcntl.ioctl(any_socket.fileno(), SIOCSIFFLAGS, struct.pack("16sh22x", b"lo", IFF_UP))
@@ -155,7 +155,7 @@ def _open_listener(kind: int, address: str, port: int) -> _socket.socket:
     return listener
 
 
-def lay(entries: list[tuple[str, str, str]], kernel_uid: int | None) -> None:
+def stage_entries(entries: list[tuple[str, str, str]], kernel_uid: int | None) -> None:
     """Lay each at STAGE/NAME, where a kernel uid that cannot walk the host's directories reaches it.
 
     Kinds, and what their value is: `bind`, `image` (the same, read-only), `program` (the same, readable by everybody):
@@ -163,22 +163,24 @@ def lay(entries: list[tuple[str, str, str]], kernel_uid: int | None) -> None:
     of the kernel uid's) · `memory` (an empty one, over what is there).
     """
     # Before anything is laid, because STAGE hides what the host has there.
-    sources = {path: os.open(path, os.O_PATH) for kind, _, path in entries if kind in OF_THE_HOST}
+    sources = {path: os.open(path, os.O_PATH) for kind, _, path in entries if kind in HOST_PATH_KINDS}
     programs = [path for kind, _, path in entries if kind == "program"]
     folders = {path: os.open(os.path.dirname(path), os.O_PATH) for path in programs}  # noqa: PTH120
-    _mount("tmpfs", STAGE, "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755,size=1m")
+    _mount("tmpfs", STAGING_DIRECTORY, "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755,size=1m")
     for kind, name, value in entries:
-        target = f"{STAGE}/{name}"
+        target = f"{STAGING_DIRECTORY}/{name}"
         os.makedirs(os.path.dirname(target), exist_ok=True)  # noqa: PTH103, PTH120
-        if kind in OF_THE_HOST:
+        if kind in HOST_PATH_KINDS:
             source = f"/proc/self/fd/{sources[value]}"
             if kind == "program" and not os.stat(source).st_mode & 0o004:  # noqa: PTH116
-                source = uncover_program(folders[value], os.path.basename(value), f"{STAGE}/readable/{name}")  # noqa: PTH119
+                source = make_program_readable(
+                    folders[value], os.path.basename(value), f"{STAGING_DIRECTORY}/readable/{name}"
+                )  # noqa: PTH119
             _bind(source, target, is_read_only=kind != "bind")
         elif kind == "link":
             os.symlink(value, target)  # noqa: PTH211
         elif kind == "file":
-            _lay_file(target, f"{STAGE}/files/{name}", value)
+            _stage_file(target, f"{STAGING_DIRECTORY}/files/{name}", value)
         else:
             os.makedirs(target, exist_ok=True)  # noqa: PTH103
         if kind == "own" and kernel_uid is not None:
@@ -189,14 +191,14 @@ def lay(entries: list[tuple[str, str, str]], kernel_uid: int | None) -> None:
         os.close(descriptor)
 
 
-def uncover_program(folder: int, program: str, place: str) -> str:
+def make_program_readable(directory: int, program: str, overlay: str) -> str:
     """A view of an execute-only program that can be read; gives its path. Only the mode is copied, not the program."""
     for name in ("upper", "scratch", "view"):
-        os.makedirs(f"{place}/{name}")  # noqa: PTH103
-    places = f"lowerdir=/proc/self/fd/{folder},upperdir={place}/upper,workdir={place}/scratch"
-    _mount("overlay", f"{place}/view", "overlay", MS_NOSUID | MS_NODEV, f"{places},metacopy=on,xino=off")
-    os.chmod(f"{place}/view/{program}", 0o555)  # noqa: PTH101, S103
-    return f"{place}/view/{program}"
+        os.makedirs(f"{overlay}/{name}")  # noqa: PTH103
+    places = f"lowerdir=/proc/self/fd/{directory},upperdir={overlay}/upper,workdir={overlay}/scratch"
+    _mount("overlay", f"{overlay}/view", "overlay", MS_NOSUID | MS_NODEV, f"{places},metacopy=on,xino=off")
+    os.chmod(f"{overlay}/view/{program}", 0o555)  # noqa: PTH101, S103
+    return f"{overlay}/view/{program}"
 
 
 def _bind(path: str, target: str, *, is_read_only: bool) -> None:
@@ -209,9 +211,9 @@ def _bind(path: str, target: str, *, is_read_only: bool) -> None:
         _mount("none", target, None, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV)
 
 
-def _lay_file(target: str, spare: str, text: str) -> None:
+def _stage_file(target: str, fallback: str, text: str) -> None:
     """What is there may be of an image, which is never written to."""
-    path = spare if os.path.exists(target) else target  # noqa: PTH110
+    path = fallback if os.path.exists(target) else target  # noqa: PTH110
     os.makedirs(os.path.dirname(path), exist_ok=True)  # noqa: PTH103, PTH120
     with open(path, "w", errors="surrogateescape") as file:  # noqa: PTH123
         file.write(text)
@@ -219,17 +221,17 @@ def _lay_file(target: str, spare: str, text: str) -> None:
         _bind(path, target, is_read_only=True)
 
 
-def lay_terminals() -> None:
+def mount_devpts() -> None:
     """At TERMINALS, and in the place where gVisor looks for them, where the host has one."""
-    os.mkdir(TERMINALS)  # noqa: PTH102
-    options = f"newinstance,ptmxmode=0666,mode=0600,max={TERMINALS_MAX}"
-    _mount("devpts", TERMINALS, "devpts", MS_NOSUID | MS_NOEXEC, options)
-    for source, place in ((TERMINALS, "/dev/pts"), (f"{TERMINALS}/ptmx", "/dev/ptmx")):
+    os.mkdir(DEVPTS_DIRECTORY)  # noqa: PTH102
+    options = f"newinstance,ptmxmode=0666,mode=0600,max={PTYS_MAX}"
+    _mount("devpts", DEVPTS_DIRECTORY, "devpts", MS_NOSUID | MS_NOEXEC, options)
+    for source, place in ((DEVPTS_DIRECTORY, "/dev/pts"), (f"{DEVPTS_DIRECTORY}/ptmx", "/dev/ptmx")):
         if os.path.exists(place):  # noqa: PTH110
             _mount(source, place, None, MS_BIND)
 
 
-def own_users(kernel_uid: int, agent_uid: int) -> None:
+def enter_user_namespace(kernel_uid: int, agent_uid: int) -> None:
     """Become root of a user namespace: the kernel uid is its root, and files of `agent_uid` are files of 1000 there.
 
     A child makes it, because whoever is in it already may not map two uids. 1000 is the uid of contracts/inside.py.
@@ -248,28 +250,28 @@ def own_users(kernel_uid: int, agent_uid: int) -> None:
         with open(f"/proc/{child}/{name}", "w") as file:  # noqa: PTH123
             file.write(f"0 {kernel_uid} 1\n1000 {agent_uid} 1\n")
     made = os.open(f"/proc/{child}/ns/user", os.O_RDONLY)
-    _check(_libc.setns(made, CLONE_NEWUSER), "setns")
+    check_errno(_libc.setns(made, CLONE_NEWUSER), "setns")
     os.close(made)
     ours.close()
     os.waitpid(child, 0)
-    drop_to(0)
+    switch_to_uid(0)
 
 
-def drop_to(uid: int) -> None:
+def switch_to_uid(uid: int) -> None:
     """Become this uid and the group of the same number, with no other groups."""
     os.setgroups([])
     os.setresgid(uid, uid, uid)
     os.setresuid(uid, uid, uid)
 
 
-def install_filter(rules: bytes) -> None:
+def install_seccomp_filter(instructions: bytes) -> None:
     """Filter the system calls of this process, and of all that comes of it, from here on."""
-    _check(_libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
-    program = struct.pack("H", len(rules) // 8) + bytes(6) + struct.pack("P", _address(rules))
-    _check(_libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.c_void_p(_address(program)), 0, 0), "seccomp")
+    check_errno(_libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
+    program = struct.pack("H", len(instructions) // 8) + bytes(6) + struct.pack("P", _pointer(instructions))
+    check_errno(_libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.c_void_p(_pointer(program)), 0, 0), "seccomp")
 
 
-def _address(data: bytes) -> int:
+def _pointer(data: bytes) -> int:
     return ctypes.cast(ctypes.c_char_p(data), ctypes.c_void_p).value or 0
 
 
@@ -298,7 +300,7 @@ def serve(control: _socket.socket) -> None:
         if message == b"start":
             argv_file, stdin, *rest = numbers
             os.dup2(stdin, 0)
-            become(argv_file, rest)
+            exec_command(argv_file, rest)
         if not message.startswith(b"run "):
             os._exit(0)
         # The kernel collects those who watch.
@@ -306,29 +308,29 @@ def serve(control: _socket.socket) -> None:
         parent = os.getpid()
         if os.fork() == 0:
             control.close()
-            die_with(parent)
-            watch(int(message[4:]), *numbers)
+            set_parent_death_signal(parent)
+            supervise(int(message[4:]), *numbers)
         for number in numbers:
             os.close(number)
 
 
-def watch(low: int, status_number: int, argv_file: int, *descriptors: int) -> None:
+def supervise(low_count: int, status_fd: int, argv_file: int, *descriptors: int) -> None:
     """Start a program, kill it when the runner hangs up `status`, and tell there what it ended with.
 
     low: so many of the descriptors are numbered from 0 on, the others from FIRST_DESCRIPTOR on.
     """
     _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
-    status, parent = _socket.socket(fileno=status_number), os.getpid()
+    status, parent = _socket.socket(fileno=status_fd), os.getpid()
     child = os.fork()
     if child == 0:
         try:
             os.setpgid(0, 0)
-            die_with(parent)
+            set_parent_death_signal(parent)
             # Out of the way first, because a number that is given may be one that is still to be read from.
             high = [fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, 300) for number in (argv_file, *descriptors)]
-            for target, number in enumerate(high[1 : low + 1]):
+            for target, number in enumerate(high[1 : low_count + 1]):
                 os.dup2(number, target)
-            become(high[0], high[low + 1 :])
+            exec_command(high[0], high[low_count + 1 :])
         finally:
             os._exit(127)
     for number in descriptors:
@@ -350,7 +352,7 @@ def watch(low: int, status_number: int, argv_file: int, *descriptors: int) -> No
         os._exit(0)
 
 
-def become(argv_file: int, descriptors: list[int]) -> None:
+def exec_command(argv_file: int, descriptors: list[int]) -> None:
     """Exec what the file names: a path, then its arguments from number 0 on."""
     program, *argv = os.pread(argv_file, os.fstat(argv_file).st_size, 0).split(b"\0")
     for target, number in enumerate(descriptors, FIRST_DESCRIPTOR):
@@ -366,25 +368,27 @@ def main(arguments: list[str]) -> None:
     os.set_inheritable(control.fileno(), False)
     process_limits = __import__("process_limits")  # from the folder of this file, where it is a program
     try:
-        die_with(int(parent))
+        set_parent_death_signal(int(parent))
         os.umask(0o022)
         as_root = kernel_uid != "-"
         if as_root != (os.getuid() == 0) or kernel_uid == "0":
             raise ValueError("a sandbox of root's must have a kernel uid of its own")
         enter_namespaces(as_root)
-        bound_network()
-        raise_loopback()
+        limit_network_buffers()
+        configure_loopback()
         sockets = open_listeners([int(port) for port in ports.split(",") if port]) + open_counter()
-        lay(list(zip(words[::3], words[1::3], words[2::3], strict=True)), int(kernel_uid) if as_root else None)
-        lay_terminals()
+        stage_entries(
+            list(zip(words[::3], words[1::3], words[2::3], strict=True)), int(kernel_uid) if as_root else None
+        )
+        mount_devpts()
         process_limits.settle(are_files_bounded=filter_number == "-")
         if agent_uid != "-":
-            own_users(int(kernel_uid), int(agent_uid))
+            enter_user_namespace(int(kernel_uid), int(agent_uid))
         elif as_root:
-            drop_to(int(kernel_uid))
-        die_with(int(parent))
+            switch_to_uid(int(kernel_uid))
+        set_parent_death_signal(int(parent))
         if filter_number != "-":
-            install_filter(os.pread(int(filter_number), 65536, 0))
+            install_seccomp_filter(os.pread(int(filter_number), 65536, 0))
             os.close(int(filter_number))
         report_ready(control, sockets)
         serve(control)

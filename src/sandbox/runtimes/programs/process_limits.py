@@ -20,14 +20,14 @@ _LIMITS = (
 )
 
 
-def settle(*, are_files_bounded: bool) -> None:
+def apply_process_limits(*, limits_open_files: bool) -> None:
     """What the command inherits: no core dumps, the first to go when the host is out of memory, plain signals.
 
     One byte and not none, because a core_pattern with a pipe takes no notice of none.
     """
     resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
-    if are_files_bounded:
-        bound_open_files()
+    if limits_open_files:
+        limit_open_files()
     lower_limits()
     with open("/proc/self/oom_score_adj", "w") as file:  # noqa: PTH123
         file.write("500")
@@ -36,7 +36,7 @@ def settle(*, are_files_bounded: bool) -> None:
         _signal.signal(number, _signal.SIG_DFL)
 
 
-def bound_open_files() -> None:
+def limit_open_files() -> None:
     """For this process and all that come of it. Where less may be asked for already, that stays."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = OPEN_FILES_MAX if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES_MAX)
@@ -49,8 +49,8 @@ def lower_limits() -> None:
         lower_limit(kind, most)
 
 
-def lower_limit(kind: int, most: int) -> None:
+def lower_limit(kind: int, value_max: int) -> None:
     """Where less may be asked for already, that stays."""
     _, hard = resource.getrlimit(kind)
-    bound = most if hard == resource.RLIM_INFINITY else min(hard, most)
+    bound = value_max if hard == resource.RLIM_INFINITY else min(hard, value_max)
     resource.setrlimit(kind, (bound, bound))

@@ -25,36 +25,36 @@ process_limits = __import__("process_limits")
 NAMESPACES = launcher.CLONE_NEWNS | launcher.CLONE_NEWUSER | launcher.CLONE_NEWNET
 ENVIRONMENT = {"PATH": "/usr/bin:/bin"}
 TIOCSCTTY = 0x540E
-NOT_STARTED = 127
-FAILED = 128
+EXIT_NOT_STARTED = 127
+EXIT_RUNSC_FAILED = 128
 """What runsc ends with when it could not do its work, and then its messages say why."""
-KILLED = 128 + 9
+EXIT_KILLED = 128 + 9
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def enter(runsc: int, parent: int) -> None:
+def enter_sandbox(runsc_pidfd: int, parent: int) -> None:
     """Become root of the sandbox's users, within its mounts and network."""
-    launcher._check(_libc.setns(runsc, NAMESPACES), "setns")
+    launcher._check(_libc.setns(runsc_pidfd, NAMESPACES), "setns")
     launcher.drop_to(0)
     launcher.die_with(parent)
 
 
-def become(words: list[bytes], terminal: int, files: list[int]) -> None:
+def exec_runsc(argv: list[bytes], pty: int, files: list[int]) -> None:
     """In the child: a session of its own on the terminal, then runsc. Never returns."""
     try:
         os.setsid()
-        fcntl.ioctl(terminal, TIOCSCTTY, 0)
+        fcntl.ioctl(pty, TIOCSCTTY, 0)
         for number in range(3):
-            os.dup2(terminal, number)
+            os.dup2(pty, number)
         for number, file in enumerate(files, launcher.FIRST_DESCRIPTOR):
             os.dup2(file, number)
-        os.execve(words[0], words, ENVIRONMENT)  # noqa: S606
+        os.execve(argv[0], argv, ENVIRONMENT)  # noqa: S606
     finally:
-        os._exit(NOT_STARTED)
+        os._exit(EXIT_NOT_STARTED)
 
 
-def run_on_terminal(control: _socket.socket, words: list[bytes], files: list[int], size: tuple[int, int]) -> None:
+def run_on_pty(control: _socket.socket, argv: list[bytes], files: list[int], size: tuple[int, int]) -> None:
     """Start runsc, hand the outer end of its terminal over, wait for runsc and tell how it ended."""
     ours, theirs = exec_command.open_terminal(*size)
     line, line_of_child = _socket.socketpair()
@@ -62,7 +62,7 @@ def run_on_terminal(control: _socket.socket, words: list[bytes], files: list[int
     if child == 0:
         line.close()
         exec_command.wait_for_parent(line_of_child)
-        become(words, theirs, files)
+        exec_runsc(argv, theirs, files)
     line_of_child.close()
     if line.recv(5) != b"ready":
         raise OSError("runsc ended before it began")
@@ -72,11 +72,11 @@ def run_on_terminal(control: _socket.socket, words: list[bytes], files: list[int
     os.close(ours)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     _, messages, begun = (os.fstat(file).st_size for file in files)
-    if code == FAILED and begun and messages:
-        code = KILLED  # with its sandbox
-    elif code == FAILED and messages:
+    if code == EXIT_RUNSC_FAILED and begun and messages:
+        code = EXIT_KILLED  # with its sandbox
+    elif code == EXIT_RUNSC_FAILED and messages:
         os.write(theirs, b"The command could not be started.\r\n")
-        code = NOT_STARTED
+        code = EXIT_NOT_STARTED
     control.send(b"exit %d" % (code if code >= 0 else 128 - code))
 
 
@@ -90,9 +90,9 @@ def main(arguments: list[str]) -> None:
         process_limits.settle(are_files_bounded=False)
         runsc, words_file, *files = exec_command.receive(control)
         words = exec_command.read_whole(words_file).split(b"\0")
-        enter(runsc, parent)
+        enter_sandbox(runsc, parent)
         if files:
-            run_on_terminal(control, words, files, (rows, columns))
+            run_on_pty(control, words, files, (rows, columns))
         else:
             os.execve(words[0], words, ENVIRONMENT)  # noqa: S606
     except Exception as error:

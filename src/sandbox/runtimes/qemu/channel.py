@@ -4,10 +4,10 @@ import asyncio
 import socket
 from collections.abc import Callable
 
-from sandbox.interfaces.runtime import Exit, TerminalSize
+from sandbox.interfaces.runtime import ExitStatus, TerminalSize
 from sandbox.runtimes.qemu.guest import frames
 
-GUEST_BEHIND_BYTES_MAX = 4 * 1024 * 1024
+GUEST_BACKLOG_BYTES_MAX = 4 * 1024 * 1024
 ANSWERS_MAX = 4
 """A guest sends no more frames for one of the host's, output not counted: as a command starts and ends, with both of
 its streams."""
@@ -27,7 +27,7 @@ CONSOLE_PAUSE_SECONDS = 0.1
 
 _BUFFER_BYTES = 256 * 1024
 
-Hear = Callable[[bytes, int, bytes], bool]
+FrameHandler = Callable[[bytes, int, bytes], bool]
 """Told of a frame: its kind, number and body. True for output that a stream takes, which bounds it."""
 
 
@@ -37,9 +37,9 @@ class Channel(asyncio.Protocol):
     One that says little at a time, as a byte a frame or a read, is listened to with pauses.
     """
 
-    def __init__(self, hear: Hear) -> None:
+    def __init__(self, on_frame: FrameHandler) -> None:
         self.ended = asyncio.get_running_loop().create_future()
-        self._hear = hear
+        self._on_frame = on_frame
         self._inbox = b""
         self._answers_left = UNASKED_MAX
         self._paid_until = 0.0
@@ -79,7 +79,7 @@ class Channel(asyncio.Protocol):
             end = position + frames.HEADER.size + length
             if len(self._inbox) < end:
                 break
-            is_output = self._hear(kind, number[0], self._inbox[position + frames.HEADER.size : end])
+            is_output = self._on_frame(kind, number[0], self._inbox[position + frames.HEADER.size : end])
             self._answers_left -= not is_output
             if self._answers_left < 0:
                 self.abort()
@@ -107,7 +107,7 @@ class Channel(asyncio.Protocol):
             self._transport.resume_reading()
 
 
-class Stream(asyncio.ReadTransport):
+class GuestStream(asyncio.ReadTransport):
     """What a stream of the guest's looks like to its reader, who has the guest wait when it is slow."""
 
     def __init__(self, channel: Channel, number: int) -> None:
@@ -116,17 +116,17 @@ class Stream(asyncio.ReadTransport):
         self._channel = channel
         self._number = number
         self._has_ended = False
-        self._behind_bytes: int | None = None
+        self._backlog_bytes: int | None = None
         self.reader.set_transport(self)
 
-    def hear(self, data: bytes) -> bool:
+    def feed(self, data: bytes) -> bool:
         """The guest said this; whether it was anything, and is read.
 
         One that goes on and on though it was told to wait is not listened to any more.
         """
-        if self._behind_bytes is not None:
-            self._behind_bytes += len(data)
-            if self._behind_bytes > GUEST_BEHIND_BYTES_MAX:
+        if self._backlog_bytes is not None:
+            self._backlog_bytes += len(data)
+            if self._backlog_bytes > GUEST_BACKLOG_BYTES_MAX:
                 self._channel.abort()
                 return False
         if self._has_ended:
@@ -134,7 +134,7 @@ class Stream(asyncio.ReadTransport):
         self.reader.feed_data(data)
         return bool(data)
 
-    def end(self) -> None:
+    def finish(self) -> None:
         """It will say no more."""
         if not self._has_ended:
             self._has_ended = True
@@ -146,19 +146,19 @@ class Stream(asyncio.ReadTransport):
 
     def pause_reading(self) -> None:
         """For the reader, whose buffer is full."""
-        self._behind_bytes = 0
+        self._backlog_bytes = 0
         self._channel.send(frames.PAUSE, self._number)
 
     def resume_reading(self) -> None:
         """For the reader, which has room again."""
-        self._behind_bytes = None
+        self._backlog_bytes = None
         self._channel.send(frames.RESUME, self._number)
 
     def close(self) -> None:
         """asyncio's; the stream ends with the guest."""
 
 
-class Tail(asyncio.Protocol):
+class OutputTail(asyncio.Protocol):
     """The end of what a process of the host said, for telling why it failed.
 
     A guest can have its machine write to the console a byte at a time for ever, so that is not read as it comes.
@@ -207,10 +207,10 @@ class QemuTerminal:
         self.started: asyncio.Future[str] = loop.create_future()
         self._channel = channel
         self._number = number
-        self._stream = Stream(channel, number)
-        self._typing = asyncio.Lock()
-        self._typed: asyncio.Future[None] | None = None
-        self._exit: asyncio.Future[Exit] = loop.create_future()
+        self._stream = GuestStream(channel, number)
+        self._write_lock = asyncio.Lock()
+        self._write_ack: asyncio.Future[None] | None = None
+        self._exit: asyncio.Future[ExitStatus] = loop.create_future()
 
     @property
     def output(self) -> asyncio.StreamReader:
@@ -219,12 +219,12 @@ class QemuTerminal:
 
     async def write(self, data: bytes) -> None:
         """Type, a piece at a time: the next one when the guest says that the terminal took the last."""
-        async with self._typing:
+        async with self._write_lock:
             for start in range(0, len(data), _CHUNK_BYTES):
                 if self._stream.is_reading():
-                    self._typed = asyncio.get_running_loop().create_future()
-                    self._channel.send(frames.TYPE, self._number, data[start : start + _CHUNK_BYTES])
-                    await self._typed
+                    self._write_ack = asyncio.get_running_loop().create_future()
+                    self._channel.send(frames.INPUT, self._number, data[start : start + _CHUNK_BYTES])
+                    await self._write_ack
 
     async def resize(self, size: TerminalSize) -> None:
         """Tell it a new size."""
@@ -234,36 +234,36 @@ class QemuTerminal:
         """Have the agent close the outer end."""
         self._channel.send(frames.HANG_UP, self._number)
 
-    async def wait(self) -> Exit:
+    async def wait(self) -> ExitStatus:
         """How the command ended."""
         return await asyncio.shield(self._exit)
 
-    def hear(self, kind: bytes, body: bytes) -> bool:
+    def handle_frame(self, kind: bytes, body: bytes) -> bool:
         """A frame of this terminal's; whether it was output. What makes no sense is left alone."""
-        if kind == frames.SAID:
-            return self._stream.hear(body)
+        if kind == frames.DATA:
+            return self._stream.feed(body)
         self._hear_answer(kind, body)
         return False
 
     def _hear_answer(self, kind: bytes, body: bytes) -> None:
         if kind == frames.CLOSED:
-            self._stream.end()
-            self._end_typing()
-        elif kind == frames.TYPED:
-            self._end_typing()
+            self._stream.finish()
+            self._finish_write()
+        elif kind == frames.INPUT_WRITTEN:
+            self._finish_write()
         elif kind in (frames.READY, frames.FAILED) and not self.started.done():
             self.started.set_result(body.decode(errors="replace"))
         elif kind == frames.EXIT and len(body) == frames.EXIT_BODY.size and not self._exit.done():
             code, was_out_of_memory = frames.EXIT_BODY.unpack(body)
-            self._exit.set_result(Exit(code if 0 <= code < 256 else None, was_out_of_memory))
+            self._exit.set_result(ExitStatus(code if 0 <= code < 256 else None, was_out_of_memory))
 
-    def end(self, how: Exit) -> None:
+    def finish(self, exit_: ExitStatus) -> None:
         """The guest is gone."""
-        self._stream.end()
-        self._end_typing()
+        self._stream.finish()
+        self._finish_write()
         if not self._exit.done():
-            self._exit.set_result(how)
+            self._exit.set_result(exit_)
 
-    def _end_typing(self) -> None:
-        if self._typed is not None and not self._typed.done():
-            self._typed.set_result(None)
+    def _finish_write(self) -> None:
+        if self._write_ack is not None and not self._write_ack.done():
+            self._write_ack.set_result(None)

@@ -13,26 +13,26 @@ from pathlib import Path, PurePosixPath
 
 import msgspec
 
-from sandbox.interfaces.layout import MODEL_PORT, PROXY_PORT, UID
+from sandbox.interfaces.layout import MODEL_PORT, PROXY_PORT, SANDBOX_UID
 from sandbox.interfaces.runtime import SandboxSpec
 from sandbox.runtimes import bwrap, launcher_client, rootfs
-from sandbox.runtimes.disk_layout import PLACES
-from sandbox.runtimes.launcher_client import Payload, refuse_nul
+from sandbox.runtimes.disk_layout import DISK_DIRECTORIES
+from sandbox.runtimes.launcher_client import ExecSpec, reject_nul
 from sandbox.runtimes.limits import seccomp
 from sandbox.runtimes.programs import launcher, process_limits
 from sandbox.runtimes.qemu import machine
-from sandbox.runtimes.qemu.parts import Parts
+from sandbox.runtimes.qemu.parts import GuestComponents
 
 _DIRECTORY = Path(__file__).parent / "guest"
 _MODULES = ("frames", "redirection", "machine", "confinement", "streams", "agent")
 """Each after those that it imports."""
 
-CODE = "/agent"
+AGENT_PATH = "/agent"
 """In the guest."""
 
-_START = f"""#!{{interpreter}} -ISE
+_START_SCRIPT = f"""#!{{interpreter}} -ISE
 import marshal, sys
-with open({CODE!r}, "rb") as file:
+with open({AGENT_PATH!r}, "rb") as file:
     for name, code in marshal.load(file):
         module = sys.modules[name] = type(sys)(name)
         module.__package__, module.__path__ = "guest", []
@@ -41,9 +41,9 @@ sys.modules["guest.agent"].main()
 """
 
 
-def describe_start(interpreter: Path) -> bytes:
+def build_start_script(interpreter: Path) -> bytes:
     """The script to start, which runs the code."""
-    return _START.format(interpreter=interpreter).encode()
+    return _START_SCRIPT.format(interpreter=interpreter).encode()
 
 
 @cache
@@ -58,9 +58,9 @@ def _compile(name: str) -> object:
     return compile(source, f"guest/{name}.py", "exec", dont_inherit=True, optimize=2)
 
 
-SHARE = "/share"
-_INSIDE = f"{SHARE}/inside"
-_PAIR = """
+SHARE_DIRECTORY = "/share"
+_COMMAND_ROOT = f"{SHARE_DIRECTORY}/inside"
+_JAIL_SCRIPT = """
 import os, sys
 listener, files, channel, accelerator, count = map(int, sys.argv[1:6])
 qemu, virtiofsd = sys.argv[6:6 + count], sys.argv[6 + count:]
@@ -76,79 +76,95 @@ os.execv(virtiofsd[0], virtiofsd)
 _TOOL_DIRECTORIES = ("/dev", "/modules", "/proc", "/programs", "/run", "/sys", "/tmp")  # noqa: S108
 
 
-class Plan(msgspec.Struct, frozen=True):
+class GuestPlan(msgspec.Struct, frozen=True):
     """One guest. hidden: those of its programs that may be executed and not read. run_dir: a private directory."""
 
     spec: SandboxSpec
-    parts: Parts
-    hidden: Mapping[Path, str]
+    components: GuestComponents
+    execute_only_programs: Mapping[Path, str]
     accelerator: machine.Accelerator
     run_dir: Path
 
 
-def staged_paths(plan: Plan) -> dict[str, Path]:
+def staged_paths(plan: GuestPlan) -> dict[str, Path]:
     """Names below the launcher's stage, and the host paths that are laid there."""
-    paths: dict[str, Path] = {name: plan.spec.disk / name for name in PLACES}
-    parts = rootfs.describe_root(plan.spec).parts
-    paths.update({f"part-{index}": path for index, path in enumerate(parts) if path not in plan.hidden})
-    paths.update({f"module-{index}": path for index, path in enumerate(plan.parts.modules)})
+    paths: dict[str, Path] = {name: plan.spec.disk / name for name in DISK_DIRECTORIES}
+    parts = rootfs.describe_rootfs(plan.spec).mounts
+    paths.update({f"part-{index}": path for index, path in enumerate(parts) if path not in plan.execute_only_programs})
+    paths.update({f"module-{index}": path for index, path in enumerate(plan.components.modules)})
     if plan.spec.image is not None:
         paths["image"] = plan.spec.image
-    return {**paths, "kernel": _choose_kernel(plan), "python": plan.parts.python}
+    return {**paths, "kernel": _choose_kernel(plan), "python": plan.components.python}
 
 
-def _choose_kernel(plan: Plan) -> Path:
+def _choose_kernel(plan: GuestPlan) -> Path:
     """An emulated processor takes seconds to unpack one; KVM's does it at once, and lays it where nobody knows."""
     is_emulated = plan.accelerator is machine.Accelerator.TCG
-    return plan.parts.unpacked if is_emulated and plan.parts.unpacked is not None else plan.parts.kernel
+    return plan.components.vmlinux if is_emulated and plan.components.vmlinux is not None else plan.components.kernel
 
 
-def staged_programs(plan: Plan) -> list[tuple[str, str, str]]:
+def staged_program_entries(plan: GuestPlan) -> list[tuple[str, str, str]]:
     """The hidden ones, laid so that virtiofsd can read them."""
-    return [("program", f"hidden-{index}", str(path)) for index, path in enumerate(plan.hidden)]
+    return [("program", f"hidden-{index}", str(path)) for index, path in enumerate(plan.execute_only_programs)]
 
 
-def build_payload(program: str, plan: Plan, ends: machine.Ends, status: int) -> Payload:
+def build_exec_spec(program: str, plan: GuestPlan, descriptors: machine.QemuDescriptors, status_fd: int) -> ExecSpec:
     """For one boot. `ends` and `status`, the descriptor of bubblewrap's reports, are taken over."""
-    payload = Payload()
+    payload = ExecSpec()
     try:
-        numbers = machine.Ends(*(int(payload.place(one)) for one in ends))
-        words = list(_arguments(payload, plan, payload.place(status)))
-        refuse_nul(words)
+        numbers = machine.QemuDescriptors(*(int(payload.add_descriptor(one)) for one in descriptors))
+        words = list(_bwrap_arguments(payload, plan, payload.add_descriptor(status_fd)))
+        reject_nul(words)
         text = "".join(f"{word}\0" for word in words).encode(errors="surrogateescape")
-        number = payload.place(launcher_client.write_memory("arguments", text))
+        number = payload.add_descriptor(launcher_client.create_memfd("arguments", text))
     except BaseException:
         payload.close()
         raise
-    qemu = machine.qemu_words(plan.spec, plan.accelerator, numbers)
-    virtiofsd = machine.virtiofsd_words(plan.parts.virtiofsd, SHARE, numbers)
-    pair = (str(plan.parts.interpreter), "-ISE", "-c", _PAIR, *map(str, (*numbers, len(qemu))), *qemu, *virtiofsd)
-    payload.argv = [program, launcher_client.mark_attempt(plan.spec.attempt_id), "--args", number, "--", *pair]
+    qemu = machine.qemu_arguments(plan.spec, plan.accelerator, numbers)
+    virtiofsd = machine.virtiofsd_arguments(plan.components.virtiofsd, SHARE_DIRECTORY, numbers)
+    pair = (
+        str(plan.components.interpreter),
+        "-ISE",
+        "-c",
+        _JAIL_SCRIPT,
+        *map(str, (*numbers, len(qemu))),
+        *qemu,
+        *virtiofsd,
+    )
+    payload.argv = [program, launcher_client.attempt_marker(plan.spec.attempt_id), "--args", number, "--", *pair]
     return payload
 
 
-def _arguments(payload: Payload, plan: Plan, status: str) -> Iterator[str]:
+def _bwrap_arguments(payload: ExecSpec, plan: GuestPlan, status: str) -> Iterator[str]:
     filter_ = seccomp.assemble_filter(os.uname().machine)
     yield from ("--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try")
-    yield from ("--disable-userns", "--uid", str(UID), "--gid", str(UID), "--hostname", plan.spec.attempt_id)
+    yield from (
+        "--disable-userns",
+        "--uid",
+        str(SANDBOX_UID),
+        "--gid",
+        str(SANDBOX_UID),
+        "--hostname",
+        plan.spec.attempt_id,
+    )
     yield from ("--new-session", "--die-with-parent", "--cap-drop", "ALL")
     yield from ("--json-status-fd", status)
-    yield from bwrap.filter_arguments(payload)
-    yield from _host_programs(plan, "")
-    yield from (*bwrap.PROC, *bwrap.READ_ONLY_PROC, *bwrap.DEVICES)
-    yield from ("--ro-bind", f"{launcher.STAGE}/kernel", machine.KERNEL)
-    yield from _tools(payload, plan, filter_)
-    yield from _inside(payload, plan)
+    yield from bwrap.seccomp_arguments(payload)
+    yield from _host_program_arguments(plan, "")
+    yield from (*bwrap.PROC_ARGUMENTS, *bwrap.READ_ONLY_PROC_ARGUMENTS, *bwrap.DEVICE_ARGUMENTS)
+    yield from ("--ro-bind", f"{launcher.STAGING_DIRECTORY}/kernel", machine.KERNEL)
+    yield from _tool_arguments(payload, plan, filter_)
+    yield from _command_root_arguments(payload, plan)
     yield from ("--remount-ro", "/", "--chdir", "/", "--clearenv")
 
 
-def _host_programs(plan: Plan, root: str) -> Iterator[str]:
-    yield from _usr(root)
-    if not plan.parts.python.is_relative_to("/usr"):
-        yield from ("--ro-bind", f"{launcher.STAGE}/python", f"{root}{plan.parts.python}")
+def _host_program_arguments(plan: GuestPlan, root: str) -> Iterator[str]:
+    yield from _usr_arguments(root)
+    if not plan.components.python.is_relative_to("/usr"):
+        yield from ("--ro-bind", f"{launcher.STAGING_DIRECTORY}/python", f"{root}{plan.components.python}")
 
 
-def _usr(root: str) -> Iterator[str]:
+def _usr_arguments(root: str) -> Iterator[str]:
     yield from ("--ro-bind", "/usr", f"{root}/usr")
     for link, target in rootfs.HOST_LINKS.items():
         yield from ("--symlink", target, f"{root}{link}")
@@ -156,69 +172,73 @@ def _usr(root: str) -> Iterator[str]:
         yield from ("--ro-bind-try", path, f"{root}{path}")
 
 
-def _tools(payload: Payload, plan: Plan, filter_: bytes) -> Iterator[str]:
-    yield from ("--dir", SHARE)
-    yield from _host_programs(plan, SHARE)
+def _tool_arguments(payload: ExecSpec, plan: GuestPlan, filter_: bytes) -> Iterator[str]:
+    yield from ("--dir", SHARE_DIRECTORY)
+    yield from _host_program_arguments(plan, SHARE_DIRECTORY)
     for directory in _TOOL_DIRECTORIES:
-        yield from ("--perms", "0755", "--dir", f"{SHARE}{directory}")
-    for index, path in enumerate(plan.parts.modules):
+        yield from ("--perms", "0755", "--dir", f"{SHARE_DIRECTORY}{directory}")
+    for index, path in enumerate(plan.components.modules):
         suffix = "".join(path.suffixes[-2:] if path.suffix == ".xz" else path.suffixes[-1:])
-        yield from ("--ro-bind", f"{launcher.STAGE}/module-{index}", f"{SHARE}/modules/{index}{suffix}")
-    for index in range(len(plan.hidden)):
-        yield from ("--ro-bind", f"{launcher.STAGE}/hidden-{index}", f"{SHARE}/programs/{index}")
+        yield from (
+            "--ro-bind",
+            f"{launcher.STAGING_DIRECTORY}/module-{index}",
+            f"{SHARE_DIRECTORY}/modules/{index}{suffix}",
+        )
+    for index in range(len(plan.execute_only_programs)):
+        yield from ("--ro-bind", f"{launcher.STAGING_DIRECTORY}/hidden-{index}", f"{SHARE_DIRECTORY}/programs/{index}")
     files = {
-        "/start": describe_start(plan.parts.interpreter),
-        CODE: compile_agent(),
+        "/start": build_start_script(plan.components.interpreter),
+        AGENT_PATH: compile_agent(),
         "/filter": filter_,
-        "/settings": _settings(plan),
+        "/settings": _encode_settings(plan),
     }
     for place, content in files.items():
-        number = payload.place(launcher_client.write_memory(place.strip("/"), content))
-        yield from ("--perms", "0755", "--file", number, f"{SHARE}{place}")
+        number = payload.add_descriptor(launcher_client.create_memfd(place.strip("/"), content))
+        yield from ("--perms", "0755", "--file", number, f"{SHARE_DIRECTORY}{place}")
 
 
-def _settings(plan: Plan) -> bytes:
+def _encode_settings(plan: GuestPlan) -> bytes:
     spec = plan.spec
     numbers = (spec.memory_bytes, spec.processes_max, spec.memory_bytes // 2)
     ports = f"{MODEL_PORT},{PROXY_PORT}"
-    files = (machine.files_kept(), process_limits.OPEN_FILES_SOFT_MAX, process_limits.OPEN_FILES_MAX)
-    words = (spec.attempt_id, *map(str, numbers), ports, *map(str, files), *plan.hidden.values())
+    files = (machine.cached_files_max(), process_limits.OPEN_FILES_SOFT_MAX, process_limits.OPEN_FILES_MAX)
+    words = (spec.attempt_id, *map(str, numbers), ports, *map(str, files), *plan.execute_only_programs.values())
     return "\0".join(words).encode(errors="surrogateescape")
 
 
-def _inside(payload: Payload, plan: Plan) -> Iterator[str]:
-    root = rootfs.describe_root(plan.spec)
+def _command_root_arguments(payload: ExecSpec, plan: GuestPlan) -> Iterator[str]:
+    root = rootfs.describe_rootfs(plan.spec)
     if root.image is not None:
-        yield from ("--ro-bind", f"{launcher.STAGE}/image", _INSIDE)
-    for place in root.covered:
-        yield from ("--perms", "0755", "--tmpfs", f"{_INSIDE}{place}")
+        yield from ("--ro-bind", f"{launcher.STAGING_DIRECTORY}/image", _COMMAND_ROOT)
+    for place in root.tmpfs_mounts:
+        yield from ("--perms", "0755", "--tmpfs", f"{_COMMAND_ROOT}{place}")
     for directory in (*root.directories, *(() if root.image else ("", "/dev", "/proc"))):
-        yield from ("--perms", "0755", "--dir", f"{_INSIDE}{directory}")
+        yield from ("--perms", "0755", "--dir", f"{_COMMAND_ROOT}{directory}")
     for link, target in root.links.items():
-        yield from ("--symlink", target, f"{_INSIDE}{link}")
+        yield from ("--symlink", target, f"{_COMMAND_ROOT}{link}")
     for path in root.host_paths:
-        yield from ("--ro-bind-try", path, f"{_INSIDE}{path}")
-    for name, inside in PLACES.items():
-        yield from ("--bind", f"{launcher.STAGE}/{name}", f"{_INSIDE}{inside}")
-    yield from _files(payload, plan, root)
-    for place in root.covered:
-        yield from ("--remount-ro", f"{_INSIDE}{place}")
+        yield from ("--ro-bind-try", path, f"{_COMMAND_ROOT}{path}")
+    for name, inside in DISK_DIRECTORIES.items():
+        yield from ("--bind", f"{launcher.STAGING_DIRECTORY}/{name}", f"{_COMMAND_ROOT}{inside}")
+    yield from _file_arguments(payload, plan, root)
+    for place in root.tmpfs_mounts:
+        yield from ("--remount-ro", f"{_COMMAND_ROOT}{place}")
 
 
-def _files(payload: Payload, plan: Plan, root: rootfs.Root) -> Iterator[str]:
+def _file_arguments(payload: ExecSpec, plan: GuestPlan, root: rootfs.RootFsSpec) -> Iterator[str]:
     option = "--file" if root.image is None else "--ro-bind-data"
     for path, content in root.files.items():
-        number = payload.place(launcher_client.write_memory(PurePosixPath(path).name, content))
-        yield from ("--perms", "0644", option, number, f"{_INSIDE}{path}")
-    for index, (part, inside) in enumerate(root.parts.items()):
-        if part in plan.hidden:
+        number = payload.add_descriptor(launcher_client.create_memfd(PurePosixPath(path).name, content))
+        yield from ("--perms", "0644", option, number, f"{_COMMAND_ROOT}{path}")
+    for index, (part, inside) in enumerate(root.mounts.items()):
+        if part in plan.execute_only_programs:
             # Only a place: the guest lays the program there, so that it cannot be read.
             yield from (
                 "--perms",
                 "0755",
                 "--file",
-                payload.place(launcher_client.write_memory("place", b"")),
-                _INSIDE + inside,
+                payload.add_descriptor(launcher_client.create_memfd("place", b"")),
+                _COMMAND_ROOT + inside,
             )
         else:
-            yield from ("--ro-bind", f"{launcher.STAGE}/part-{index}", f"{_INSIDE}{inside}")
+            yield from ("--ro-bind", f"{launcher.STAGING_DIRECTORY}/part-{index}", f"{_COMMAND_ROOT}{inside}")

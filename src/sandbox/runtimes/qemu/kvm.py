@@ -10,25 +10,25 @@ from pathlib import Path
 
 from sandbox.model.limits import KILL_SECONDS
 
-_NAME = "kvm-does-not-work"
-_PROGRAM = Path(__file__).with_name("kvm_selftest.py")
-_COUNTING_SECONDS = 20.0
+_FAILURE_FILE = "kvm-does-not-work"
+_SELFTEST_PROGRAM = Path(__file__).with_name("kvm_selftest.py")
+_SELFTEST_SECONDS = 20.0
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
-class KvmFinding:
+class KvmStatus:
     """Shared by all processes that have the run directory, until the machine boots again or it is probed."""
 
     def __init__(self, run_dir: Path) -> None:
-        self._file = run_dir / _NAME
+        self._file = run_dir / _FAILURE_FILE
 
-    def is_there(self) -> bool:
+    def is_present(self) -> bool:
         """There is a device."""
         return os.access("/dev/kvm", os.R_OK | os.W_OK)
 
-    def may_work(self) -> bool:
+    def is_usable(self) -> bool:
         """There is a device, and it has not failed since the machine was booted."""
-        if not self.is_there():
+        if not self.is_present():
             return False
         try:
             return self._file.read_text() != _BOOT_ID.read_text()
@@ -40,29 +40,29 @@ class KvmFinding:
 
         Twice, because a pause of the whole machine can look like work. One that only waits tells nothing.
         """
-        return await _counts_too_slowly(arguments) and await _counts_too_slowly(arguments)
+        return await _is_selftest_too_slow(arguments) and await _is_selftest_too_slow(arguments)
 
-    def note_failure(self) -> None:
+    def record_failure(self) -> None:
         """No guest boots with it, however much time it has."""
         with suppress(OSError):
             self._file.parent.mkdir(parents=True, exist_ok=True)
             self._file.write_text(_BOOT_ID.read_text())
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """Try again."""
         self._file.unlink(missing_ok=True)
 
 
-async def _counts_too_slowly(arguments: Sequence[str]) -> bool:
+async def _is_selftest_too_slow(arguments: Sequence[str]) -> bool:
     counting = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-ISE", str(_PROGRAM), *arguments),
+        *(sys.executable, "-ISE", str(_SELFTEST_PROGRAM), *arguments),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.DEVNULL,
         env={},
     )
     try:
-        return await asyncio.wait_for(counting.wait(), _COUNTING_SECONDS) == -signal.SIGPROF
+        return await asyncio.wait_for(counting.wait(), _SELFTEST_SECONDS) == -signal.SIGPROF
     except TimeoutError:
         return False
     finally:

@@ -13,11 +13,11 @@ import signal
 import struct
 import sys
 
-COUNTING_CPU_SECONDS = 0.5
+SELFTEST_CPU_SECONDS = 0.5
 """Thirty times what a processor takes that counts by itself."""
 
-_COUNT = bytes.fromhex("b900000001 49 75fd f4")  # mov ecx, 1 << 24; dec ecx; jnz; hlt
-_MEMORY_BYTES, _PLACE = 0x10000, 0x1000
+_COUNTDOWN_CODE = bytes.fromhex("b900000001 49 75fd f4")  # mov ecx, 1 << 24; dec ecx; jnz; hlt
+_MEMORY_BYTES, _CODE_ADDRESS = 0x10000, 0x1000
 _CREATE_VM, _MAPPED_BYTES, _CREATE_VCPU, _RUN = 0xAE01, 0xAE04, 0xAE41, 0xAE80
 _SET_MEMORY, _GET_SYSTEM, _SET_SYSTEM, _SET_REGISTERS = 0x4020AE46, 0x8138AE83, 0x4138AE84, 0x4090AE82
 _SYSTEM_BYTES, _REGISTERS_BYTES = 312, 144
@@ -30,21 +30,21 @@ _EXIT_REASON, _HALTED = 8, 5
 def main(instructions: bytes) -> int:
     """Run them. Raises OSError."""
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
-    signal.setitimer(signal.ITIMER_PROF, COUNTING_CPU_SECONDS)
+    signal.setitimer(signal.ITIMER_PROF, SELFTEST_CPU_SECONDS)
     kvm = os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC)
     vm = fcntl.ioctl(kvm, _CREATE_VM, 0)
     memory = mmap.mmap(-1, _MEMORY_BYTES)
-    memory[_PLACE : _PLACE + len(instructions)] = instructions
+    memory[_CODE_ADDRESS : _CODE_ADDRESS + len(instructions)] = instructions
     address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
     fcntl.ioctl(vm, _SET_MEMORY, struct.pack("IIQQQ", 0, 0, 0, _MEMORY_BYTES, address))
     vcpu = fcntl.ioctl(vm, _CREATE_VCPU, 0)
     state = mmap.mmap(vcpu, fcntl.ioctl(kvm, _MAPPED_BYTES, 0))
     system = bytearray(_SYSTEM_BYTES)
     fcntl.ioctl(vcpu, _GET_SYSTEM, system)
-    _protect(system)
+    _set_protected_mode(system)
     fcntl.ioctl(vcpu, _SET_SYSTEM, system)
     registers = bytearray(_REGISTERS_BYTES)
-    struct.pack_into("Q", registers, _PROGRAM_COUNTER, _PLACE)
+    struct.pack_into("Q", registers, _PROGRAM_COUNTER, _CODE_ADDRESS)
     struct.pack_into("Q", registers, _FLAGS, _FLAGS_OF_A_RESET)
     fcntl.ioctl(vcpu, _SET_REGISTERS, registers)
     fcntl.ioctl(vcpu, _RUN, 0)
@@ -52,7 +52,7 @@ def main(instructions: bytes) -> int:
     return 0 if reason == _HALTED else 1
 
 
-def _protect(system: bytearray) -> None:
+def _set_protected_mode(system: bytearray) -> None:
     """Protected mode with all of memory in each segment, which every KVM has a processor carry out by itself."""
     for index, selector, kind in [(0, 8, _CODE), *((index, 16, _DATA) for index in _OF_DATA)]:
         _SEGMENT.pack_into(system, index * _SEGMENT.size, 0, 0xFFFFFFFF, selector, kind, 1, 0, 1, 1, 0, 1, 0, 0, 0)
@@ -61,4 +61,4 @@ def _protect(system: bytearray) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(bytes.fromhex(sys.argv[1]) if len(sys.argv) > 1 else _COUNT))
+    sys.exit(main(bytes.fromhex(sys.argv[1]) if len(sys.argv) > 1 else _COUNTDOWN_CODE))

@@ -20,16 +20,16 @@ _MEBIBYTE = 1024 * 1024
 GUEST_BYTES = 160 * _MEBIBYTE
 """Memory of the guest beside the command's: its kernel, its agent, what tmpfs holds."""
 
-CAGE_BYTES = GUEST_BYTES + 384 * _MEBIBYTE
+JAIL_BYTES = GUEST_BYTES + 384 * _MEBIBYTE
 """Memory of the host beside the command's: the same, and QEMU with its cache of translations, and virtiofsd."""
 
-CAGE_TASKS = 160
+JAIL_TASKS = 160
 """Threads of QEMU and virtiofsd."""
 
-_TRANSLATIONS_MEBIBYTES = 128
-_FILES_KEPT_MAX = 500_000
-_NAMES = "root=share rootfstype=virtiofs rw init=/start console=ttyS0 loglevel=4 reboot=t panic=-1"
-_EMULATED_NAMES = (
+_TB_CACHE_MEBIBYTES = 128
+_CACHED_FILES_MAX = 500_000
+_KERNEL_PARAMETERS = "root=share rootfstype=virtiofs rw init=/start console=ttyS0 loglevel=4 reboot=t panic=-1"
+_EMULATED_KERNEL_PARAMETERS = (
     # The counter is the host's. A watchdog compares it with ticks, which come late on a busy host, and gives it up.
     "tsc=reliable",
     "nowatchdog",
@@ -57,29 +57,39 @@ class Accelerator(StrEnum):
         return "/dev/kvm" if self is Accelerator.KVM else "/dev/null"
 
 
-class Ends(NamedTuple):
+class QemuDescriptors(NamedTuple):
     """Descriptors: the listening socket of virtiofsd, QEMU's connection to it, QEMU's end of the channel, KVM's device.
 
     The last is there in any case, opened or not, so that the numbers are always the same.
     """
 
     files_listener: int
-    files: int
+    files_connection: int
     channel: int
     accelerator: int
 
 
-def qemu_words(spec: SandboxSpec, accelerator: Accelerator, ends: Ends) -> Sequence[str]:
+def qemu_arguments(spec: SandboxSpec, accelerator: Accelerator, descriptors: QemuDescriptors) -> Sequence[str]:
     """For the one machine that every guest is."""
     mebibytes = -(-(spec.memory_bytes + GUEST_BYTES) // _MEBIBYTE)
     return [
-        *(QEMU, "-M", "microvm,pcie=on,acpi=on,rtc=on,memory-backend=mem", *_accelerator(accelerator, ends)),
+        *(
+            QEMU,
+            "-M",
+            "microvm,pcie=on,acpi=on,rtc=on,memory-backend=mem",
+            *_accelerator_arguments(accelerator, descriptors),
+        ),
         *("-smp", str(min(spec.cpus, os.cpu_count() or 1)), "-m", str(mebibytes)),
         *("-object", f"memory-backend-memfd,id=mem,size={mebibytes}M,share=on"),
         *("-nodefaults", "-no-user-config", "-nographic", "-no-reboot", "-monitor", "none", "-serial", "stdio"),
-        *("-kernel", KERNEL, "-append", _kernel_line(accelerator)),
-        *("-chardev", f"socket,id=files,fd={ends.files}", "-device", "vhost-user-fs-pci,chardev=files,tag=share"),
-        *("-device", "virtio-serial-pci", "-chardev", f"socket,id=agent,fd={ends.channel}"),
+        *("-kernel", KERNEL, "-append", _kernel_command_line(accelerator)),
+        *(
+            "-chardev",
+            f"socket,id=files,fd={descriptors.files_connection}",
+            "-device",
+            "vhost-user-fs-pci,chardev=files,tag=share",
+        ),
+        *("-device", "virtio-serial-pci", "-chardev", f"socket,id=agent,fd={descriptors.channel}"),
         *("-device", "virtserialport,chardev=agent,name=agent"),
         # Its user network dials from the network namespace that QEMU is in, where nothing but the gateway is.
         *("-netdev", "user,id=net,ipv6=off", "-device", "virtio-net-pci,netdev=net,romfile="),
@@ -87,53 +97,61 @@ def qemu_words(spec: SandboxSpec, accelerator: Accelerator, ends: Ends) -> Seque
     ]
 
 
-def virtiofsd_words(program: str, directory: str, ends: Ends) -> Sequence[str]:
+def virtiofsd_arguments(program: str, directory: str, descriptors: QemuDescriptors) -> Sequence[str]:
     """Nothing but the guest changes the files as long as it lives, so that it may keep what it knows of them.
 
     virtiofsd is confined by the cage: it has one uid and no capability, so it need not make a sandbox of its own.
     """
     return [
-        *(program, f"--fd={ends.files_listener}", f"--shared-dir={directory}", "--sandbox=none", "--cache=always"),
+        *(
+            program,
+            f"--fd={descriptors.files_listener}",
+            f"--shared-dir={directory}",
+            "--sandbox=none",
+            "--cache=always",
+        ),
         *("--inode-file-handles=never", "--log-level=error"),
     ]
 
 
-def files_kept() -> int:
+def cached_files_max() -> int:
     """How many files a guest may keep in mind: virtiofsd holds each of them open, and another half is for what it opens
     before the guest has looked again."""
     _, open_files_max = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return _FILES_KEPT_MAX if open_files_max == resource.RLIM_INFINITY else min(open_files_max // 2, _FILES_KEPT_MAX)
+    return (
+        _CACHED_FILES_MAX if open_files_max == resource.RLIM_INFINITY else min(open_files_max // 2, _CACHED_FILES_MAX)
+    )
 
 
-def _accelerator(accelerator: Accelerator, ends: Ends) -> Sequence[str]:
+def _accelerator_arguments(accelerator: Accelerator, descriptors: QemuDescriptors) -> Sequence[str]:
     if accelerator is Accelerator.KVM:
         # Opened by root, because the uid that QEMU has must not be able to.
-        return ("-add-fd", f"fd={ends.accelerator},set=1", "-accel", "kvm,device=/dev/fdset/1", "-cpu", "host")
-    return ("-accel", f"tcg,thread=multi,tb-size={_TRANSLATIONS_MEBIBYTES}", "-cpu", _EMULATED_CPU)
+        return ("-add-fd", f"fd={descriptors.accelerator},set=1", "-accel", "kvm,device=/dev/fdset/1", "-cpu", "host")
+    return ("-accel", f"tcg,thread=multi,tb-size={_TB_CACHE_MEBIBYTES}", "-cpu", _EMULATED_CPU)
 
 
-def _kernel_line(accelerator: Accelerator) -> str:
+def _kernel_command_line(accelerator: Accelerator) -> str:
     """The kernel cannot find out how fast an emulated processor counts, and often waits for ever when it tries."""
     pass
 
     if accelerator is Accelerator.KVM:
-        return _NAMES
-    return " ".join((_NAMES, *_EMULATED_NAMES, f"tsc_early_khz={ticks_per_millisecond()}"))
+        return _KERNEL_PARAMETERS
+    return " ".join((_KERNEL_PARAMETERS, *_EMULATED_KERNEL_PARAMETERS, f"tsc_early_khz={measure_tsc_khz()}"))
 
 
-_READ_COUNTER = bytes.fromhex("0f31 48c1e220 4809d0 c3")  # rdtsc; shl rdx, 32; or rax, rdx; ret
-_SECONDS = 0.02
+_RDTSC_CODE = bytes.fromhex("0f31 48c1e220 4809d0 c3")  # rdtsc; shl rdx, 32; or rax, rdx; ret
+_MEASURE_SECONDS = 0.02
 
 
 @cache
-def ticks_per_millisecond() -> int:
+def measure_tsc_khz() -> int:
     """Measured, because /proc tells how fast the processor is at the moment. Raises OSError."""
     with mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC) as page:
-        page.write(_READ_COUNTER)
+        page.write(_RDTSC_CODE)
         place = ctypes.c_char.from_buffer(page)
         read = ctypes.CFUNCTYPE(ctypes.c_uint64)(ctypes.addressof(place))
         began, first = time.perf_counter_ns(), read()
-        time.sleep(_SECONDS)
+        time.sleep(_MEASURE_SECONDS)
         ended, last = time.perf_counter_ns(), read()
         del place, read
     return int((last - first) * 1_000_000 / (ended - began))

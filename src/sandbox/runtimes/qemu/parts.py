@@ -12,7 +12,7 @@ from sandbox.model.errors import AttemptError, FailureCode
 
 QEMU = "/usr/bin/qemu-system-x86_64"
 _VIRTIOFSD = ("/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd", "/usr/lib/virtiofsd", "/usr/bin/virtiofsd")
-_MODULES = (
+_KERNEL_MODULES = (
     "net/core/failover.ko",
     "drivers/net/net_failover.ko",
     "drivers/net/virtio_net.ko",
@@ -20,10 +20,12 @@ _MODULES = (
 )
 """In the order in which they need each other."""
 
-MEND = "install them: script/setup --with-qemu (or apt-get install qemu-system-x86 virtiofsd linux-image-cloud-amd64)"
+INSTALL_HINT = (
+    "install them: script/setup --with-qemu (or apt-get install qemu-system-x86 virtiofsd linux-image-cloud-amd64)"
+)
 
 
-class Parts(msgspec.Struct, frozen=True):
+class GuestComponents(msgspec.Struct, frozen=True):
     """Host paths. unpacked: the kernel once more, as it is in memory, where there is one. python: the directory of an
     installation, with `interpreter` in it."""
 
@@ -32,13 +34,13 @@ class Parts(msgspec.Struct, frozen=True):
     modules: Sequence[Path]
     python: Path
     interpreter: Path
-    unpacked: Path | None = None
+    vmlinux: Path | None = None
 
 
-def find_parts() -> Parts:
+def find_components() -> GuestComponents:
     """All of them. Raises AttemptError (provision_failed) that names what is missing."""
     virtiofsd = next((path for path in _VIRTIOFSD if os.access(path, os.X_OK)), None)
-    kernel = next((found for root in _kernels() if (found := _complete(*root)) is not None), None)
+    kernel = next((found for root in _kernels() if (found := _find_modules(*root)) is not None), None)
     missing = [
         name
         for name, is_there in (
@@ -49,12 +51,12 @@ def find_parts() -> Parts:
         if not is_there
     ]
     if kernel is None or virtiofsd is None or missing:
-        raise AttemptError(FailureCode.PROVISION_FAILED, f"Not found: {', '.join(missing)}; {MEND}.")
+        raise AttemptError(FailureCode.PROVISION_FAILED, f"Not found: {', '.join(missing)}; {INSTALL_HINT}.")
     python = Path(sys.base_prefix)
     interpreter = python / "bin" / f"python{sys.version_info.major}.{sys.version_info.minor}"
-    unpacked = _own_kernel() / "vmlinux"
+    unpacked = _bundled_kernel() / "vmlinux"
     has_unpacked = kernel[0].parent == unpacked.parent and unpacked.is_file()
-    return Parts(virtiofsd, *kernel, python, interpreter, unpacked if has_unpacked else None)
+    return GuestComponents(virtiofsd, *kernel, python, interpreter, unpacked if has_unpacked else None)
 
 
 def _kernels() -> list[tuple[Path, Path]]:
@@ -62,7 +64,7 @@ def _kernels() -> list[tuple[Path, Path]]:
 
     Only Debian's cloud kernel is known to have all that a guest needs before there are modules.
     """
-    own = _own_kernel()
+    own = _bundled_kernel()
     installed = sorted(Path("/boot").glob("vmlinuz-*-cloud-amd64"), key=_version, reverse=True)
     return [
         (own / "vmlinuz", own),
@@ -70,7 +72,7 @@ def _kernels() -> list[tuple[Path, Path]]:
     ]
 
 
-def _own_kernel() -> Path:
+def _bundled_kernel() -> Path:
     return Path(sys.prefix, "share", "sandbox", "kernel")
 
 
@@ -78,6 +80,8 @@ def _version(path: Path) -> list[int]:
     return [int(number) for number in re.findall(r"\d+", path.name)]
 
 
-def _complete(kernel: Path, directory: Path) -> tuple[Path, list[Path]] | None:
-    found = [path for name in _MODULES for suffix in ("", ".xz") if (path := directory / f"{name}{suffix}").is_file()]
-    return (kernel, found) if kernel.is_file() and len(found) == len(_MODULES) else None
+def _find_modules(kernel: Path, directory: Path) -> tuple[Path, list[Path]] | None:
+    found = [
+        path for name in _KERNEL_MODULES for suffix in ("", ".xz") if (path := directory / f"{name}{suffix}").is_file()
+    ]
+    return (kernel, found) if kernel.is_file() and len(found) == len(_KERNEL_MODULES) else None

@@ -8,19 +8,19 @@ from typing import Protocol
 
 from msgspec.structs import replace
 
-from sandbox.interfaces.runtime import Listeners, Probe, Runtime, SandboxHandle, SandboxSpec
+from sandbox.interfaces.runtime import Listeners, Runtime, RuntimeProbe, SandboxHandle, SandboxSpec
 from sandbox.model.errors import AttemptError, FailureCode, SandboxError
-from sandbox.runtimes.base_runtime import LaunchedSandboxes
-from sandbox.runtimes.bwrap import need_program
-from sandbox.runtimes.launcher_client import Launch, start_launcher
+from sandbox.runtimes.base_runtime import BaseRuntime
+from sandbox.runtimes.bwrap import require_bwrap
+from sandbox.runtimes.launcher_client import LauncherProcess, start_launcher
 from sandbox.runtimes.limits import cgroups, seccomp
 from sandbox.runtimes.limits.cgroups import ControlGroup
 from sandbox.runtimes.limits.kernel_uid import SANDBOX_UIDS
-from sandbox.runtimes.probe import missing_limits, try_once
+from sandbox.runtimes.probe import find_limit_gaps, run_probe
 from sandbox.runtimes.qemu import jail, machine
-from sandbox.runtimes.qemu.kvm import KvmFinding
+from sandbox.runtimes.qemu.kvm import KvmStatus
 from sandbox.runtimes.qemu.machine import Accelerator
-from sandbox.runtimes.qemu.parts import find_parts
+from sandbox.runtimes.qemu.parts import find_components
 from sandbox.runtimes.qemu.sandbox import BootError, QemuSandbox
 
 NAME = "qemu"
@@ -29,7 +29,7 @@ _STRENGTH = 30
 _MEMORY_BYTES = 128 * 1024 * 1024
 _EMULATED_SECONDS = 60.0
 _KVM_SECONDS = 10.0
-_NEEDS_KVM = "KVM does not work here, so every instruction would be emulated: ask for the runtime by its name, qemu."
+_KVM_REQUIRED = "KVM does not work here, so every instruction would be emulated: ask for the runtime by its name, qemu."
 
 _ISOLATES = (
     "kernel: one of its own; the host's is reached only through QEMU and virtiofsd",
@@ -41,106 +41,111 @@ _GAPS = (
     "a hole in QEMU or virtiofsd leads to a sandbox of namespaces, on the host's kernel",
     "a task needs 544 MiB of the host's memory more than it asks for",
 )
-_GAP_EMULATED = "no KVM: all is emulated, five to twenty times slower, and QEMU promises no isolation by its emulator"
+_EMULATION_GAP = "no KVM: all is emulated, five to twenty times slower, and QEMU promises no isolation by its emulator"
 
 
-class Guests(Runtime, Protocol):
+class BootingRuntime(Runtime, Protocol):
     """What is probed: a runtime that knows its control groups, and what its last guest booted with."""
 
     hierarchies: cgroups.Hierarchies
-    booted_by: Accelerator | None
+    last_accelerator: Accelerator | None
 
 
-async def probe_by_trying(runtime: Guests, run_dir: Path, kvm: KvmFinding, *, only_kvm: bool) -> Probe:
+async def probe_qemu(runtime: BootingRuntime, run_dir: Path, kvm: KvmStatus, *, only_kvm: bool) -> RuntimeProbe:
     """Create, run `true`, destroy."""
     if os.uname().machine != "x86_64":
-        return _failing("The qemu runtime is for x86_64; use another runtime.", is_final=True)
+        return _failed_probe("The qemu runtime is for x86_64; use another runtime.", is_final=True)
     if os.getuid() != 0:
         mend = "Only root can read the agent's program for a guest; use another runtime, or run as root."
-        return _failing(mend, is_final=True)
+        return _failed_probe(mend, is_final=True)
     try:
-        find_parts()
-        kvm.forget()
-        if kvm.is_there() and await kvm.is_too_slow():
-            kvm.note_failure()
-        if only_kvm and not kvm.may_work():
-            return _failing(_NEEDS_KVM)
+        find_components()
+        kvm.reset()
+        if kvm.is_present() and await kvm.is_too_slow():
+            kvm.record_failure()
+        if only_kvm and not kvm.is_usable():
+            return _failed_probe(_KVM_REQUIRED)
         seconds = _KVM_SECONDS if only_kvm else _EMULATED_SECONDS
-        limits = await try_once(
+        limits = await run_probe(
             runtime, run_dir, runtime.hierarchies, memory_bytes=_MEMORY_BYTES, within_seconds=seconds
         )
     except (SandboxError, OSError, TimeoutError) as error:
         has_not_booted = isinstance(error, TimeoutError) or isinstance(error.__cause__, BootError)
-        return _failing(_NEEDS_KVM if only_kvm and has_not_booted else str(error))
-    has_kvm = runtime.booted_by is Accelerator.KVM
-    return Probe(
+        return _failed_probe(_KVM_REQUIRED if only_kvm and has_not_booted else str(error))
+    has_kvm = runtime.last_accelerator is Accelerator.KVM
+    return RuntimeProbe(
         NAME,
-        works=True,
+        is_available=True,
         tier=TIER,
         strength=_STRENGTH,
         isolates=_ISOLATES,
-        gaps=(*_GAPS, *(() if has_kvm else (_GAP_EMULATED,)), *missing_limits(limits)),
+        gaps=(*_GAPS, *(() if has_kvm else (_EMULATION_GAP,)), *find_limit_gaps(limits)),
         limits=limits,
-        only_by_name=not has_kvm,
+        is_explicit_only=not has_kvm,
     )
 
 
-def _failing(mend: str, *, is_final: bool = False) -> Probe:
-    return Probe(NAME, works=False, tier=TIER, strength=_STRENGTH, mend=mend, is_final=is_final)
+def _failed_probe(remedy: str, *, is_final: bool = False) -> RuntimeProbe:
+    return RuntimeProbe(NAME, is_available=False, tier=TIER, strength=_STRENGTH, remedy=remedy, is_final=is_final)
 
 
 BOOTS_MAX = 3
 BOOT_SECONDS = 30.0
 KVM_BOOT_SECONDS = 3.0
-KVM_SECOND_BOOT_SECONDS = 12.0
+KVM_RETRY_BOOT_SECONDS = 12.0
 """A busy machine may need longer than one with KVM does, so KVM has not failed before this is over."""
 
-_EMULATED_BESIDE_KVM = (
+_KVM_FALLBACK_MESSAGE = (
     "The machine has KVM, but no guest booted with it, so this one is emulated, five to twenty times slower. KVM is "
     "tried again when the server starts anew."
 )
 
 
-class QemuKind:
+class QemuDriver:
     """The launcher becomes the cage of a guest, for which there must be a plan by then."""
 
     name = NAME
 
     def __init__(self) -> None:
-        self.plans: dict[str, jail.Plan] = {}
+        self.plans: dict[str, jail.GuestPlan] = {}
 
     def find_program(self) -> str:
         """bubblewrap's path."""
-        return need_program()
+        return require_bwrap()
 
     def files_uid(self, kernel_uid: int) -> int:
         """The same."""
         return kernel_uid
 
-    def count_tasks(self, processes_max: int) -> int:
+    def host_tasks_max(self, processes_max: int) -> int:
         """Those of the cage, whatever there is inside."""
-        return machine.CAGE_TASKS
+        return machine.JAIL_TASKS
 
-    def launch(self, spec: SandboxSpec, kernel_uid: int | None) -> Launch:
+    def start_launcher(self, spec: SandboxSpec, kernel_uid: int | None) -> LauncherProcess:
         """Lay everything for bubblewrap to bind."""
         plan = self.plans[spec.attempt_id]
         return start_launcher(
             spec.attempt_id,
             kernel_uid,
             jail.staged_paths(plan),
-            tree=jail.staged_programs(plan),
-            shared_filter=seccomp.assemble_socket_filter(os.uname().machine),
+            entries=jail.staged_program_entries(plan),
+            seccomp_filter=seccomp.assemble_socket_filter(os.uname().machine),
             transparent_ports=spec.transparent_ports,
         )
 
-    def make_sandbox(
-        self, handle: SandboxHandle, spec: SandboxSpec, group: ControlGroup, launch: Launch, listeners: Listeners
+    def create_sandbox(
+        self,
+        handle: SandboxHandle,
+        spec: SandboxSpec,
+        group: ControlGroup,
+        launcher: LauncherProcess,
+        listeners: Listeners,
     ) -> QemuSandbox:
         """Of a launcher that is ready; its guest is not booted."""
-        return QemuSandbox(handle, self.plans[spec.attempt_id], self.find_program(), group, launch, listeners)
+        return QemuSandbox(handle, self.plans[spec.attempt_id], self.find_program(), group, launcher, listeners)
 
 
-class QemuRuntime(LaunchedSandboxes):
+class QemuRuntime(BaseRuntime):
     """Sandboxes with a kernel of their own, emulated where KVM does not work.
 
     run_dir: a short private directory, for what the probe makes and finds out. only_kvm: nothing is emulated.
@@ -151,17 +156,17 @@ class QemuRuntime(LaunchedSandboxes):
     tier = TIER
 
     def __init__(self, run_dir: Path, uid_range: range = SANDBOX_UIDS, *, only_kvm: bool = False) -> None:
-        kind = QemuKind()
+        kind = QemuDriver()
         super().__init__(kind, uid_range)
         self._plans = kind.plans
         self._run_dir = run_dir
-        self._kvm = KvmFinding(run_dir)
+        self._kvm = KvmStatus(run_dir)
         self._only_kvm = only_kvm
-        self.booted_by: Accelerator | None = None
+        self.last_accelerator: Accelerator | None = None
 
-    async def probe(self) -> Probe:
+    async def probe(self) -> RuntimeProbe:
         """Boot a guest, run `true` in it, end it; within 10 s by KVM alone, within 60 s where it may be emulated."""
-        return await probe_by_trying(self, self._run_dir, self._kvm, only_kvm=self._only_kvm)
+        return await probe_qemu(self, self._run_dir, self._kvm, only_kvm=self._only_kvm)
 
     async def create(self, handle: SandboxHandle, spec: SandboxSpec) -> QemuSandbox:
         """Boot a guest. An emulated one may stop on the way for no reason of ours, so it is tried again."""
@@ -169,56 +174,58 @@ class QemuRuntime(LaunchedSandboxes):
             hidden = {path: inside for path, inside in spec.programs.items() if not _is_readable(path)}
         except OSError as error:
             raise AttemptError(FailureCode.PROVISION_FAILED, f"A program cannot be laid in: {error}.") from error
-        parts = find_parts()
+        parts = find_components()
         try:
-            return await self._boot_somehow(handle, jail.Plan(spec, parts, hidden, Accelerator.KVM, self._run_dir))
+            return await self._boot_with_fallback(
+                handle, jail.GuestPlan(spec, parts, hidden, Accelerator.KVM, self._run_dir)
+            )
         except BootError as error:
             raise AttemptError(FailureCode.PROVISION_FAILED, f"The guest did not boot: {error}") from error
         finally:
             self._plans.pop(handle.attempt_id, None)
 
-    async def _boot_somehow(self, handle: SandboxHandle, plan: jail.Plan) -> QemuSandbox:
+    async def _boot_with_fallback(self, handle: SandboxHandle, plan: jail.GuestPlan) -> QemuSandbox:
         """By the first of all ways that works. Raises BootError of the last."""
-        for accelerator, within_seconds in self._tries():
+        for accelerator, within_seconds in self._boot_attempts():
             self._plans[handle.attempt_id] = replace(plan, accelerator=accelerator)
             try:
                 made = await self._boot(handle, plan.spec, within_seconds)
             except BootError as error:
                 problem = error
             else:
-                self.booted_by = accelerator
-                if accelerator is Accelerator.TCG and self._kvm.is_there():
-                    made.slow_because = _EMULATED_BESIDE_KVM
+                self.last_accelerator = accelerator
+                if accelerator is Accelerator.TCG and self._kvm.is_present():
+                    made.slow_reason = _KVM_FALLBACK_MESSAGE
                 return made
-            if problem.is_late and within_seconds == KVM_SECOND_BOOT_SECONDS:
-                self._kvm.note_failure()
+            if problem.has_timed_out and within_seconds == KVM_RETRY_BOOT_SECONDS:
+                self._kvm.record_failure()
         raise problem
 
-    def _tries(self) -> Sequence[tuple[Accelerator, float]]:
+    def _boot_attempts(self) -> Sequence[tuple[Accelerator, float]]:
         """Each emulated boot has twice the time of the one before, should it have been slow and not at a stop."""
-        kvm = [(Accelerator.KVM, seconds) for seconds in (KVM_BOOT_SECONDS, KVM_SECOND_BOOT_SECONDS)]
+        kvm = [(Accelerator.KVM, seconds) for seconds in (KVM_BOOT_SECONDS, KVM_RETRY_BOOT_SECONDS)]
         emulated = [(Accelerator.TCG, BOOT_SECONDS * 2**number) for number in range(BOOTS_MAX)]
         if self._only_kvm:
             return kvm
-        return [*kvm, *emulated] if self._kvm.may_work() else emulated
+        return [*kvm, *emulated] if self._kvm.is_usable() else emulated
 
     async def _boot(self, handle: SandboxHandle, spec: SandboxSpec, within_seconds: float) -> QemuSandbox:
-        made = await super().create(handle, replace(spec, memory_bytes=spec.memory_bytes + machine.CAGE_BYTES))
+        made = await super().create(handle, replace(spec, memory_bytes=spec.memory_bytes + machine.JAIL_BYTES))
         assert isinstance(made, QemuSandbox)
         try:
             await made.boot(within_seconds)
         except BaseException:
-            await self._end(handle, spec.disk)
+            await self._discard(handle, spec.disk)
             raise
         return made
 
-    async def _end(self, handle: SandboxHandle, disk: Path) -> None:
+    async def _discard(self, handle: SandboxHandle, disk: Path) -> None:
         """As `destroy`, but the kernel uid stays the attempt's."""
         made = self._sandboxes.pop(handle.attempt_id)
         await made.close()
-        await self._sweep(handle)
-        await self._take_back(handle, disk)
-        self._orphans.end(handle.attempt_id)
+        await self._kill_all(handle)
+        await self._restore_disk(handle, disk)
+        self._subreaper.release(handle.attempt_id)
 
 
 def _is_readable(path: Path) -> bool:

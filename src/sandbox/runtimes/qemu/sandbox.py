@@ -12,9 +12,9 @@ import msgspec
 
 from sandbox.interfaces.runtime import (
     Command,
-    Exit,
-    FileUse,
-    KernelUse,
+    ExitStatus,
+    FileUsage,
+    KernelUsage,
     Listeners,
     SandboxHandle,
     SandboxSpec,
@@ -24,85 +24,93 @@ from sandbox.interfaces.runtime import (
 )
 from sandbox.model.errors import DECODE_ERRORS, AttemptError, FailureCode
 from sandbox.model.limits import KILL_SECONDS
-from sandbox.runtimes.launcher_client import Launch, Payload, has_ended, read_from, refuse_nul
+from sandbox.runtimes.launcher_client import ExecSpec, LauncherProcess, open_reader, reject_nul, wait_for_exit
 from sandbox.runtimes.limits.cgroups import ControlGroup
-from sandbox.runtimes.qemu.channel import Channel, QemuTerminal, Stream, Tail
+from sandbox.runtimes.qemu.channel import Channel, GuestStream, OutputTail, QemuTerminal
 from sandbox.runtimes.qemu.guest import frames
-from sandbox.runtimes.qemu.jail import Plan, build_payload
-from sandbox.runtimes.qemu.machine import Ends
+from sandbox.runtimes.qemu.jail import GuestPlan, build_exec_spec
+from sandbox.runtimes.qemu.machine import QemuDescriptors
 
 _START_SECONDS = 60.0
-_ASK_SECONDS = 1.0
+_STATS_SECONDS = 1.0
 GUEST_TERMINALS_MAX = 200
-_FORCED = 128 + signal.SIGKILL
+_KILLED_EXIT_CODE = 128 + signal.SIGKILL
 
 
 class BootError(Exception):
     """The guest did not come to its agent; the text says how far it came. is_late: it may have been on its way."""
 
-    def __init__(self, message: str, *, is_late: bool = False) -> None:
+    def __init__(self, message: str, *, has_timed_out: bool = False) -> None:
         super().__init__(message)
-        self.is_late = is_late
+        self.has_timed_out = has_timed_out
 
 
 class QemuSandbox:
     """Made by QemuRuntime.create. What its frames say is hostile until it is understood."""
 
     def __init__(
-        self, handle: SandboxHandle, plan: Plan, program: str, group: ControlGroup, launch: Launch, listeners: Listeners
+        self,
+        handle: SandboxHandle,
+        plan: GuestPlan,
+        program: str,
+        group: ControlGroup,
+        launcher: LauncherProcess,
+        listeners: Listeners,
     ) -> None:
         self.handle = handle
         self.listeners = listeners
         self._plan = plan
         self._program = program
         self._group = group
-        self._launch = launch
-        self._channel = Channel(self._hear)
-        self._console, self._complaints = Tail(), Tail()
-        self._streams = {number: Stream(self._channel, number) for number in (frames.OUTPUT, frames.ERRORS)}
+        self._launcher = launcher
+        self._channel = Channel(self._handle_frame)
+        self._console, self._stderr = OutputTail(), OutputTail()
+        self._streams = {number: GuestStream(self._channel, number) for number in (frames.OUTPUT, frames.ERRORS)}
         self._terminals: dict[int, QemuTerminal] = {}
         self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._started: asyncio.Future[str] | None = None
-        self._told: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
-        self._figures: asyncio.Future[tuple[int, ...]] | None = None
-        self._init_descriptor: int | None = None
+        self._reported_exit: asyncio.Future[ExitStatus] = asyncio.get_running_loop().create_future()
+        self._stats_reply: asyncio.Future[tuple[int, ...]] | None = None
+        self._init_pidfd: int | None = None
         self._status: asyncio.Transport | None = None
         self._was_killed = False
-        self._exit: asyncio.Task[Exit] | None = None
-        self.slow_because: str | None = None
+        self._exit_task: asyncio.Task[ExitStatus] | None = None
+        self.slow_reason: str | None = None
 
     async def boot(self, within_seconds: float) -> None:
         """Until the agent answers. Raises BootError, and AttemptError (provision_failed) when nothing begins."""
         try:
             async with asyncio.timeout(within_seconds):
                 reports = await self._execute()
-                await self._console.open(self._launch.output)
-                await self._complaints.open(self._launch.errors)
-                await self._hold_first(reports)
-                await _first_of(self._ready, self._channel.ended)
+                await self._console.open(self._launcher.output)
+                await self._stderr.open(self._launcher.errors)
+                await self._open_init_pidfd(reports)
+                await _wait_first(self._ready, self._channel.ended)
         except TimeoutError:
-            raise BootError(f"not within {within_seconds:.0f} s; {self._last_words()}", is_late=True) from None
+            raise BootError(
+                f"not within {within_seconds:.0f} s; {self._last_output_line()}", has_timed_out=True
+            ) from None
         except OSError as error:
             raise BootError(f"what it needs cannot be opened: {error.strerror or error}") from error
         if not self._ready.done():
-            raise BootError(self._last_words())
+            raise BootError(self._last_output_line())
 
     async def start(self, command: Command) -> tuple[asyncio.StreamReader, asyncio.StreamReader]:
         """Run the one command. Raises AttemptError (provision_failed)."""
         if self._started is not None:
             raise AttemptError(FailureCode.PROVISION_FAILED, "A sandbox runs one command; make another one.")
         self._started = asyncio.get_running_loop().create_future()
-        self._channel.send(frames.START, frames.COMMAND, _describe(command) + command.stdin)
-        self._watch()
+        self._channel.send(frames.START, frames.COMMAND, _encode_command(command) + command.stdin)
+        self._watch_exit()
         try:
             async with asyncio.timeout(_START_SECONDS):
-                await _first_of(self._started, self._channel.ended)
+                await _wait_first(self._started, self._channel.ended)
         except TimeoutError:
             raise AttemptError(FailureCode.PROVISION_FAILED, "The guest did not start the command in time.") from None
         if not self._started.done():
-            raise AttemptError(FailureCode.PROVISION_FAILED, f"The guest is gone: {self._last_words()}")
+            raise AttemptError(FailureCode.PROVISION_FAILED, f"The guest is gone: {self._last_output_line()}")
         if self._started.result():
-            self._streams[frames.ERRORS].hear(f"sandbox: {self._started.result()}\n".encode())
+            self._streams[frames.ERRORS].feed(f"sandbox: {self._started.result()}\n".encode())
         return self._streams[frames.OUTPUT].reader, self._streams[frames.ERRORS].reader
 
     async def open_terminal(self, command: Command, size: TerminalSize) -> Terminal:
@@ -111,10 +119,12 @@ class QemuSandbox:
             raise AttemptError(FailureCode.SANDBOX_LOST, "Nothing runs in the sandbox, or too many terminals.")
         number = next(one for one in range(frames.TERMINALS, 256) if one not in self._terminals)
         terminal = self._terminals[number] = QemuTerminal(self._channel, number)
-        self._channel.send(frames.START, number, _describe(command) + frames.SIZE_BODY.pack(size.rows, size.columns))
+        self._channel.send(
+            frames.START, number, _encode_command(command) + frames.SIZE_BODY.pack(size.rows, size.columns)
+        )
         try:
             async with asyncio.timeout(_START_SECONDS):
-                await _first_of(terminal.started, self._channel.ended)
+                await _wait_first(terminal.started, self._channel.ended)
         except TimeoutError:
             raise AttemptError(FailureCode.SANDBOX_LOST, "The terminal was not there in time; try again.") from None
         reason = terminal.started.result() if terminal.started.done() else "the guest is gone"
@@ -130,25 +140,25 @@ class QemuSandbox:
         """The whole guest at once."""
         if self._is_running():
             self._was_killed = True
-            self._end_cage()
+            self._kill_jail()
 
-    async def wait(self) -> Exit:
+    async def wait(self) -> ExitStatus:
         """How the command ended, once nothing is left of the guest."""
-        return await asyncio.shield(self._watch())
+        return await asyncio.shield(self._watch_exit())
 
-    async def kernel_use(self) -> KernelUse:
+    async def kernel_usage(self) -> KernelUsage:
         """For QEMU and virtiofsd: what the guest's kernel holds is in the guest's memory."""
-        launch, memory_bytes = self._launch, self._plan.spec.memory_bytes
-        return await asyncio.to_thread(self._group.kernel_use, launch.pid, memory_bytes, launch.counter)
+        launch, memory_bytes = self._launcher, self._plan.spec.memory_bytes
+        return await asyncio.to_thread(self._group.kernel_usage, launch.pid, memory_bytes, launch.counter)
 
-    async def file_use(self) -> FileUse:
+    async def file_usage(self) -> FileUsage:
         """Directories that virtiofsd has open to list them; what other open files hold is charged."""
         return await asyncio.to_thread(self._group.directory_use, descriptors_each=1)
 
     async def stats(self) -> Stats:
         """The machine tells of the CPU, which QEMU uses for the guest; the guest of what is inside."""
         used = self._group.stats()
-        figures = await self._ask()
+        figures = await self._request_stats()
         return used if figures is None else join_figures(used, figures, self._plan.spec)
 
     async def close(self) -> None:
@@ -161,46 +171,48 @@ class QemuSandbox:
             raise AttemptError(
                 FailureCode.SANDBOX_LOST, "The guest's processes do not end; restart the machine."
             ) from None
-        for one in (self._channel, self._console, self._complaints, self._status):
+        for one in (self._channel, self._console, self._stderr, self._status):
             if one is not None:
                 one.abort()
-        self._launch.close()
+        self._launcher.close()
         self.listeners.close()
 
     def _is_running(self) -> bool:
-        return self._exit is None or not self._exit.done()
+        return self._exit_task is None or not self._exit_task.done()
 
     def _is_booting(self) -> bool:
         return not self._ready.done()
 
-    def _watch(self) -> asyncio.Task[Exit]:
-        if self._exit is None:
-            self._exit = asyncio.create_task(self._await_end())
-        return self._exit
+    def _watch_exit(self) -> asyncio.Task[ExitStatus]:
+        if self._exit_task is None:
+            self._exit_task = asyncio.create_task(self._wait_for_exit())
+        return self._exit_task
 
     async def _execute(self) -> asyncio.StreamReader:
         """Have the launcher become the cage; gives bubblewrap's reports."""
         status, status_inside = socket.socketpair()
         ours, guests = socket.socketpair()
         with status_inside, guests:
-            reports, self._status = await read_from(status)
+            reports, self._status = await open_reader(status)
             await self._channel.open(ours)
-            payload = self._build_payload(guests, status_inside)
+            payload = self._build_exec_spec(guests, status_inside)
         try:
-            self._launch.execute(payload.argv, b"", payload.descriptors)
+            self._launcher.exec_command(payload.argv, b"", payload.descriptors)
         except OSError as error:
             raise BootError(f"the sandbox is gone: {error.strerror}") from error
         finally:
             payload.close()
         return reports
 
-    def _build_payload(self, guests: socket.socket, status: socket.socket) -> Payload:
+    def _build_exec_spec(self, guest_socket: socket.socket, status: socket.socket) -> ExecSpec:
         with ExitStack() as opened:
             accelerator = self._open_accelerator()
             opened.callback(os.close, accelerator)
-            files = _join_files(self._plan.run_dir, self.handle.attempt_id)
+            files = _connect_virtiofsd(self._plan.run_dir, self.handle.attempt_id)
             opened.pop_all()
-        return build_payload(self._program, self._plan, Ends(*files, guests.detach(), accelerator), status.detach())
+        return build_exec_spec(
+            self._program, self._plan, QemuDescriptors(*files, guest_socket.detach(), accelerator), status.detach()
+        )
 
     def _open_accelerator(self) -> int:
         device = self._plan.accelerator.device
@@ -209,77 +221,81 @@ class QemuSandbox:
         except OSError as error:
             raise BootError(f"{device} cannot be opened: {error.strerror}") from error
 
-    async def _hold_first(self, reports: asyncio.StreamReader) -> None:
+    async def _open_init_pidfd(self, reports: asyncio.StreamReader) -> None:
         """Hold the cage's first process by a descriptor: it ends only when nothing else is left in the cage."""
         with suppress(*DECODE_ERRORS, KeyError, ProcessLookupError):
-            self._init_descriptor = os.pidfd_open(msgspec.json.decode(await reports.readline())["child-pid"])
+            self._init_pidfd = os.pidfd_open(msgspec.json.decode(await reports.readline())["child-pid"])
 
-    async def _await_end(self) -> Exit:
-        ended = asyncio.create_task(self._launch.ended())
-        await _first_of(ended, self._told, self._channel.ended)
-        self._end_cage()
+    async def _wait_for_exit(self) -> ExitStatus:
+        ended = asyncio.create_task(self._launcher.wait())
+        await _wait_first(ended, self._reported_exit, self._channel.ended)
+        self._kill_jail()
         await ended
         is_over = True
-        if self._init_descriptor is not None:
-            is_over = await has_ended(self._init_descriptor)
-            os.close(self._init_descriptor)
-            self._init_descriptor = None
+        if self._init_pidfd is not None:
+            is_over = await wait_for_exit(self._init_pidfd)
+            os.close(self._init_pidfd)
+            self._init_pidfd = None
         # What was said before the end is still read.
         if self._is_booting() or not is_over:
             self._channel.abort()
         await self._channel.ended
-        told = self._told.result() if self._told.done() else Exit(_FORCED if self._was_killed else None)
+        told = (
+            self._reported_exit.result()
+            if self._reported_exit.done()
+            else ExitStatus(_KILLED_EXIT_CODE if self._was_killed else None)
+        )
         for stream in self._streams.values():
-            stream.end()
+            stream.finish()
         for terminal in self._terminals.values():
-            terminal.end(Exit(_FORCED if self._was_killed else None))
-        return told if told.code == 0 or not self._group.has_killed_for_memory() else Exit(told.code, True)
+            terminal.finish(ExitStatus(_KILLED_EXIT_CODE if self._was_killed else None))
+        return told if told.code == 0 or not self._group.was_oom_killed() else ExitStatus(told.code, True)
 
-    def _end_cage(self) -> None:
-        if self._init_descriptor is not None:
+    def _kill_jail(self) -> None:
+        if self._init_pidfd is not None:
             with suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self._init_descriptor, signal.SIGKILL)
-        self._launch.kill()
+                signal.pidfd_send_signal(self._init_pidfd, signal.SIGKILL)
+        self._launcher.kill()
         self._group.kill()
 
-    def _hear(self, kind: bytes, number: int, body: bytes) -> bool:
+    def _handle_frame(self, kind: bytes, number: int, body: bytes) -> bool:
         """A frame of the guest's; whether it was output. What makes no sense is left alone."""
         terminal = self._terminals.get(number)
         if terminal is not None:
-            return terminal.hear(kind, body)
-        if kind == frames.SAID and number in self._streams:
-            return self._streams[number].hear(body)
+            return terminal.handle_frame(kind, body)
+        if kind == frames.DATA and number in self._streams:
+            return self._streams[number].feed(body)
         self._hear_answer(kind, number, body)
         return False
 
     def _hear_answer(self, kind: bytes, number: int, body: bytes) -> None:
         if kind == frames.READY and number == frames.COMMAND:
-            _resolve(self._ready if self._started is None else self._started, "")
+            _set_result(self._ready if self._started is None else self._started, "")
         elif kind == frames.FAILED and number == frames.COMMAND:
-            self._fail(body)
+            self._report_failed_start(body)
         elif kind == frames.EXIT and len(body) == frames.EXIT_BODY.size:
             code, was_out_of_memory = frames.EXIT_BODY.unpack(body)
-            _resolve(self._told, Exit(code if 0 <= code < 256 else None, was_out_of_memory))
-        elif kind == frames.FIGURES and len(body) == frames.FIGURES_BODY.size:
-            _resolve(self._figures, frames.FIGURES_BODY.unpack(body))
+            _set_result(self._reported_exit, ExitStatus(code if 0 <= code < 256 else None, was_out_of_memory))
+        elif kind == frames.STATS and len(body) == frames.STATS_BODY.size:
+            _set_result(self._stats_reply, frames.STATS_BODY.unpack(body))
 
-    def _fail(self, reason: bytes) -> None:
+    def _report_failed_start(self, reason: bytes) -> None:
         """The command could not be run; then nothing is said of its end that counts."""
-        _resolve(self._told, Exit(None))
-        _resolve(self._started, reason.decode(errors="replace"))
+        _set_result(self._reported_exit, ExitStatus(None))
+        _set_result(self._started, reason.decode(errors="replace"))
 
-    async def _ask(self) -> tuple[int, ...] | None:
-        if self._figures is None:
-            self._figures = asyncio.get_running_loop().create_future()
-            self._channel.send(frames.ASK, 0)
-        asked = self._figures
-        await asyncio.wait({asked}, timeout=_ASK_SECONDS)
-        if asked is self._figures:
-            self._figures = None
+    async def _request_stats(self) -> tuple[int, ...] | None:
+        if self._stats_reply is None:
+            self._stats_reply = asyncio.get_running_loop().create_future()
+            self._channel.send(frames.GET_STATS, 0)
+        asked = self._stats_reply
+        await asyncio.wait({asked}, timeout=_STATS_SECONDS)
+        if asked is self._stats_reply:
+            self._stats_reply = None
         return asked.result() if asked.done() else None
 
-    def _last_words(self) -> str:
-        text = (self._complaints.text.strip() or self._console.text.strip()).decode(errors="replace")
+    def _last_output_line(self) -> str:
+        text = (self._stderr.text.strip() or self._console.text.strip()).decode(errors="replace")
         return text.splitlines()[-1][-300:] if text else "it ended without a word"
 
 
@@ -290,28 +306,28 @@ def join_figures(used: Stats, figures: tuple[int, ...], spec: SandboxSpec) -> St
         cpu_seconds=used.cpu_seconds,
         memory_bytes=min(memory, spec.memory_bytes),
         processes=min(processes, spec.processes_max),
-        memory_kills=memory_kills + used.memory_kills,
-        forks_refused=forks_refused,
+        oom_kills=memory_kills + used.oom_kills,
+        fork_failures=forks_refused,
     )
 
 
-def _resolve(future: "asyncio.Future[Any] | None", value: object) -> None:
+def _set_result(future: "asyncio.Future[Any] | None", value: object) -> None:
     if future is not None and not future.done():
         future.set_result(value)
 
 
-async def _first_of(*futures: "asyncio.Future[Any]") -> None:
+async def _wait_first(*futures: "asyncio.Future[Any]") -> None:
     await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
 
 
-def _describe(command: Command) -> bytes:
+def _encode_command(command: Command) -> bytes:
     variables = {"PWD": command.directory, **command.environment}
     lists = [[command.directory], command.argv, [f"{name}={value}" for name, value in variables.items()]]
-    refuse_nul(word for words in lists for word in words)
-    return frames.pack_words(*([word.encode(errors="surrogateescape") for word in words] for words in lists))
+    reject_nul(word for words in lists for word in words)
+    return frames.pack_string_lists(*([word.encode(errors="surrogateescape") for word in words] for words in lists))
 
 
-def _join_files(run_dir: Path, attempt_id: str) -> tuple[int, int]:
+def _connect_virtiofsd(run_dir: Path, attempt_id: str) -> tuple[int, int]:
     """virtiofsd's listening socket and QEMU's connection to it, which waits there already. No path of it is left.
 
     Nobody else can have connected before, because the directory is private.

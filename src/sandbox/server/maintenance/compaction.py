@@ -8,24 +8,24 @@ from functools import partial
 from sandbox.interfaces.clock import Clock
 from sandbox.interfaces.journal import JournalBusyError, JournalDamagedError, Journals
 from sandbox.interfaces.store import Cursor, Store, TaskQuery
-from sandbox.model.limits import JOURNAL_PLAIN_SECONDS
+from sandbox.model.limits import JOURNAL_COMPRESSION_DELAY_SECONDS
 from sandbox.model.task import Task
 from sandbox.model.task_state import TERMINAL_STATES
-from sandbox.system.threads import wait_in_thread
+from sandbox.system.threads import run_in_daemon_thread
 
-_FAILURES_TOLD = 5
+_FAILURES_SHOWN_MAX = 5
 _log = logging.getLogger(__name__)
 
 
-class Packing:
+class JournalCompactor:
     """What is asked for most is of tasks that have just ended; after JOURNAL_PLAIN_SECONDS room counts for more."""
 
     def __init__(self, journals: Journals, store: Store, clock: Clock) -> None:
         self._journals = journals
         self._store = store
         self._clock = clock
-        self._packed_until: Cursor | None = None
-        self._refused: set[str] = set()
+        self._compacted_until: Cursor | None = None
+        self._damaged: set[str] = set()
 
     async def sweep(self) -> None:
         """Pack all that are due, the oldest end first. What a disk refuses keeps no other from its turn.
@@ -36,11 +36,11 @@ class Packing:
         failures: list[str] = []
         await self._sweep(failures)
         if failures:
-            raise OSError("; ".join(failures[:_FAILURES_TOLD]))
+            raise OSError("; ".join(failures[:_FAILURES_SHOWN_MAX]))
 
     async def _sweep(self, failures: list[str]) -> None:
-        ended_before = self._clock.now() - timedelta(seconds=JOURNAL_PLAIN_SECONDS)
-        place, is_busy = self._packed_until, False
+        ended_before = self._clock.now() - timedelta(seconds=JOURNAL_COMPRESSION_DELAY_SECONDS)
+        place, is_busy = self._compacted_until, False
         while True:
             query = TaskQuery(TERMINAL_STATES, sort="state_changed_at", order="asc", cursor=place)
             page = await asyncio.to_thread(self._store.query, query)
@@ -49,25 +49,25 @@ class Packing:
                     return
                 try:
                     # It may take longer than a server has that is told to end; what is half done is begun anew.
-                    is_busy |= not await wait_in_thread(partial(self._pack, task))
+                    is_busy |= not await run_in_daemon_thread(partial(self._compact, task))
                 except OSError as error:
                     failures.append(f"journal of task {task.id}: {error.strerror or error}")
             if page.next_cursor is None:
                 return
             place = page.next_cursor
-            self._packed_until = self._packed_until if failures or is_busy else place
+            self._compacted_until = self._compacted_until if failures or is_busy else place
 
-    def _pack(self, task: Task) -> bool:
+    def _compact(self, task: Task) -> bool:
         """Whether there is nothing left to do for it. What is damaged is read and told once in a server's life."""
-        if task.id in self._refused:
+        if task.id in self._damaged:
             return True
         try:
-            self._journals.pack(task.id)
+            self._journals.compress(task.id)
         except JournalBusyError:
             return False
         except FileNotFoundError:
             return True
         except JournalDamagedError as error:
-            self._refused.add(task.id)
+            self._damaged.add(task.id)
             _log.error("Task %s: its journal is kept as it is: %s", task.id, error, extra={"task_id": task.id})
         return True

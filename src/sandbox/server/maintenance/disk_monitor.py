@@ -6,25 +6,25 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from sandbox.interfaces.disks import MeasureSpace, Reserve
-from sandbox.model.disk_space import Space, Watermark
-from sandbox.model.limits import SERVER_RESERVE_BYTES, SPACE_CHECK_SECONDS, WATERMARK_LIFT_FACTOR
+from sandbox.interfaces.disks import DiskReserve, MeasureDiskSpace
+from sandbox.model.disk_space import DiskSpace, Watermark
+from sandbox.model.limits import DISK_SPACE_CHECK_SECONDS, SERVER_RESERVE_BYTES, WATERMARK_HYSTERESIS_FACTOR
 
 _log = logging.getLogger(__name__)
-_UNKNOWN = Space(0, 0)
+_UNKNOWN_SPACE = DiskSpace(0, 0)
 
 
-class SpaceKeeper:
+class DiskMonitor:
     """Says whether new tasks wait for room, and keeps a reserve for what has to be written all the same.
 
     on_more: called when new tasks need not wait any longer.
     """
 
-    def __init__(self, data_dir: Path, measure: MeasureSpace, watermark: Watermark, reserve: Reserve) -> None:
-        self.space = _UNKNOWN
+    def __init__(self, data_dir: Path, measure: MeasureDiskSpace, watermark: Watermark, reserve: DiskReserve) -> None:
+        self.space = _UNKNOWN_SPACE
         self.shortage: str | None = None
         """Why new tasks wait, for people; as `look` has found it."""
-        self.on_more: Callable[[], None] = lambda: None
+        self.on_space_freed: Callable[[], None] = lambda: None
         self._data_dir = data_dir
         self._measure = measure
         self._watermark = watermark
@@ -33,18 +33,18 @@ class SpaceKeeper:
     async def run(self) -> None:
         """Look again and again."""
         while True:
-            was_short = self.look() is not None
-            await asyncio.sleep(SPACE_CHECK_SECONDS)
-            if was_short and self.look() is None:
-                self.on_more()
+            was_short = self.check() is not None
+            await asyncio.sleep(DISK_SPACE_CHECK_SECONDS)
+            if was_short and self.check() is None:
+                self.on_space_freed()
 
-    def look(self) -> str | None:
+    def check(self) -> str | None:
         """Measure, give the reserve back where nothing else is left or take it again; gives the shortage."""
         before = self.shortage
         try:
             self.space = self._measure()
-            self.shortage = self._judge(was_short=before is not None)
-            self._mind_reserve()
+            self.shortage = self._find_shortage(was_short=before is not None)
+            self._adjust_reserve()
         except OSError as error:
             self.shortage = f"The disk of {self._data_dir} cannot be looked at: {error.strerror}."
         if self.shortage is not None and before is None:
@@ -53,29 +53,29 @@ class SpaceKeeper:
             _log.info("The disk of %s has room again", self._data_dir)
         return self.shortage
 
-    def _judge(self, *, was_short: bool) -> str | None:
+    def _find_shortage(self, *, was_short: bool) -> str | None:
         if self.space.is_read_only:
             return f"The disk of {self._data_dir} is read-only."
         # What was given back is no room for new tasks: it is taken again before they begin.
-        space = self.space if self._reserve.is_taken else self.space.without(SERVER_RESERVE_BYTES)
-        if not self._watermark.is_short(space, was_short=was_short):
+        space = self.space if self._reserve.is_allocated else self.space.minus_reserve(SERVER_RESERVE_BYTES)
+        if not self._watermark.is_low(space, was_low=was_short):
             return None
-        wanted = int(self._watermark.bytes_of(self.space) * WATERMARK_LIFT_FACTOR)
+        wanted = int(self._watermark.threshold_bytes(self.space) * WATERMARK_HYSTERESIS_FACTOR)
         if space.free_bytes >= wanted:
             return f"The disk of {self._data_dir} takes hardly any more files; remove some."
         return (
-            f"The disk of {self._data_dir} is nearly full: {_mebibytes(max(space.free_bytes, 0))} are free, new tasks "
-            f"begin with {_mebibytes(wanted)}."
+            f"The disk of {self._data_dir} is nearly full: {_format_mebibytes(max(space.free_bytes, 0))} are free, new tasks "
+            f"begin with {_format_mebibytes(wanted)}."
         )
 
-    def _mind_reserve(self) -> None:
+    def _adjust_reserve(self) -> None:
         takes_no_file = self.space.files_total > 0 and self.space.files_free == 0
         if self.shortage is not None and (takes_no_file or self.space.free_bytes < SERVER_RESERVE_BYTES):
-            self._reserve.give_back()
+            self._reserve.release()
         elif self.shortage is None:
             with contextlib.suppress(OSError):
-                self._reserve.take()
+                self._reserve.allocate()
 
 
-def _mebibytes(byte_count: int) -> str:
+def _format_mebibytes(byte_count: int) -> str:
     return f"{byte_count // 1024**2} MiB"

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from sandbox.interfaces.journal import JournalDamagedError, Journals, Reading
+from sandbox.interfaces.journal import JournalDamagedError, Journals, ReplayState
 from sandbox.interfaces.layout import TaskLayout
-from sandbox.interfaces.store import IndexDamagedError, Indexed, Store
+from sandbox.interfaces.store import IndexDamagedError, IndexedTask, Store
 from sandbox.model.events import Artifact
 from sandbox.model.state_machine import IllegalEventError, advance
 from sandbox.model.task import Task
@@ -19,7 +19,7 @@ from sandbox.model.task import Task
 _BATCH_BYTES = 1024 * 1024
 
 
-class Kind(StrEnum):
+class DiscrepancyKind(StrEnum):
     """What does not agree. Stable: scripts branch on these words."""
 
     INDEX_UNUSABLE = "index_unusable"
@@ -39,68 +39,68 @@ class Discrepancy:
     """One thing that does not agree, and what to do about it. task_id: empty when it is about the index as a whole."""
 
     task_id: str
-    kind: Kind
+    kind: DiscrepancyKind
     message: str
 
 
-class Audit:
+class IntegrityCheck:
     """One look at everything. deep: the bytes of artifacts are read and compared with their checksums."""
 
     def __init__(
-        self, journals: Journals, store: Store, data_dir: Path, *, deep: bool, pause: Callable[[], None]
+        self, journals: Journals, store: Store, data_dir: Path, *, deep: bool, wait_for_flush: Callable[[], None]
     ) -> None:
         """Take what is to be compared. pause: waits until a server has written down what it has just taken."""
         self._journals = journals
         self._store = store
         self._data_dir = data_dir
         self._deep = deep
-        self._pause = pause
+        self._wait_for_flush = wait_for_flush
         self.tasks_count = 0
         """How many tasks were looked at."""
 
-    def discrepancies(self) -> Iterator[Discrepancy]:
+    def find_discrepancies(self) -> Iterator[Discrepancy]:
         """Everything that does not agree, in the order of the tasks' ids. Raises StoreError, OSError."""
         written, indexed = set(self._journals.task_ids()), self._store.task_ids()
         if written - indexed:
-            self._pause()
+            self._wait_for_flush()
             indexed = self._store.task_ids()
         for task_id in sorted(written | indexed):
             self.tasks_count += 1
             try:
-                yield from self._look_at(task_id, is_in_index=task_id in indexed)
+                yield from self._check_task(task_id, is_in_index=task_id in indexed)
             except FileNotFoundError:
                 if self._store.load(task_id) is not None:
                     what = (
                         "The index knows this task, and its journal is gone; restore it or run: sandbox admin rebuild"
                     )
-                    yield Discrepancy(task_id, Kind.JOURNAL_MISSING, what)
+                    yield Discrepancy(task_id, DiscrepancyKind.JOURNAL_MISSING, what)
             except IndexDamagedError as error:
-                yield Discrepancy(task_id, Kind.INDEX_DIFFERS, error.message)
+                yield Discrepancy(task_id, DiscrepancyKind.INDEX_DIFFERS, error.message)
             except JournalDamagedError as error:
-                yield Discrepancy(task_id, Kind.JOURNAL_DAMAGED, error.message)
+                yield Discrepancy(task_id, DiscrepancyKind.JOURNAL_DAMAGED, error.message)
             except IllegalEventError as error:
                 what = f"Its records tell no life of a task ({error.message}); restore it from a backup."
-                yield Discrepancy(task_id, Kind.JOURNAL_DAMAGED, what)
+                yield Discrepancy(task_id, DiscrepancyKind.JOURNAL_DAMAGED, what)
             except OSError as error:
                 what = f"Its journal cannot be read ({error}); look at its disk, or restore it from a backup."
-                yield Discrepancy(task_id, Kind.JOURNAL_UNREADABLE, what)
+                yield Discrepancy(task_id, DiscrepancyKind.JOURNAL_UNREADABLE, what)
 
-    def _look_at(self, task_id: str, *, is_in_index: bool) -> Iterator[Discrepancy]:
+    def _check_task(self, task_id: str, *, is_in_index: bool) -> Iterator[Discrepancy]:
         known = self._store.load(task_id) if is_in_index else None
-        at_index = self._fold(task_id, Reading(None, 0), known.offset if known else 0)
-        at_end = self._fold(task_id, at_index, None)
+        at_index = self._replay(task_id, ReplayState(None, 0), known.offset if known else 0)
+        at_end = self._replay(task_id, at_index, None)
         if known is not None:
-            yield from _compare(known, at_index, at_end)
+            yield from _compare_with_index(known, at_index, at_end)
         elif is_in_index:
             return  # it was pruned meanwhile
         else:
             what = "Its journal is not in the index; start a server, or run: sandbox admin rebuild"
-            yield Discrepancy(task_id, Kind.NOT_IN_INDEX, what)
-        yield from self._torn(task_id, at_end)
+            yield Discrepancy(task_id, DiscrepancyKind.NOT_IN_INDEX, what)
+        yield from self._check_torn_tail(task_id, at_end)
         for artifact in at_end.task.artifacts if at_end.task else ():
-            yield from self._artifact(task_id, artifact)
+            yield from self._check_artifact(task_id, artifact)
 
-    def _fold(self, task_id: str, start: Reading, end: int | None) -> Reading:
+    def _replay(self, task_id: str, start: ReplayState, end: int | None) -> ReplayState:
         """The story from `start` to the offset `end`, or the first one after it, or to the present end."""
         task, offset, last_seq = start.task, start.offset, start.task.last_seq if start.task else 0
         while end is None or offset < end:
@@ -113,29 +113,29 @@ class Audit:
                     raise JournalDamagedError(f"Record {record.seq} follows {last_seq}; restore it from a backup.")
                 task, last_seq = advance(task, record.event, seq=record.seq, at=record.at).task, record.seq
             offset = batch.next_offset
-        return Reading(task, offset)
+        return ReplayState(task, offset)
 
-    def _torn(self, task_id: str, reading: Reading) -> Iterator[Discrepancy]:
+    def _check_torn_tail(self, task_id: str, reading: ReplayState) -> Iterator[Discrepancy]:
         """Behind the last whole record is something else, and nobody is there who could be writing it."""
-        if self._journals.is_held(task_id):
+        if self._journals.is_locked(task_id):
             return
-        torn_bytes = self._journals.size(task_id) - self._fold(task_id, reading, None).offset
+        torn_bytes = self._journals.size_bytes(task_id) - self._replay(task_id, reading, None).offset
         if torn_bytes > 0:
             what = f"{torn_bytes} bytes behind its last record are none; whoever writes it next drops them."
-            yield Discrepancy(task_id, Kind.JOURNAL_TORN, what)
+            yield Discrepancy(task_id, DiscrepancyKind.JOURNAL_TORN, what)
 
-    def _artifact(self, task_id: str, artifact: Artifact) -> Iterator[Discrepancy]:
-        kind = Kind.ARTIFACT_DAMAGED
+    def _check_artifact(self, task_id: str, artifact: Artifact) -> Iterator[Discrepancy]:
+        kind = DiscrepancyKind.ARTIFACT_DAMAGED
         try:
-            fault = self._fault(TaskLayout(self._data_dir, task_id).artifacts / artifact.name, artifact)
+            fault = self._describe_fault(TaskLayout(self._data_dir, task_id).artifacts / artifact.name, artifact)
         except FileNotFoundError:
-            kind, fault = Kind.ARTIFACT_MISSING, "is gone" if self._store.load(task_id) is not None else ""
+            kind, fault = DiscrepancyKind.ARTIFACT_MISSING, "is gone" if self._store.load(task_id) is not None else ""
         except OSError as error:
             fault = f"cannot be read ({error.strerror})"
         if fault:
             yield Discrepancy(task_id, kind, f"Artifact {artifact.name!r} {fault}; restore it from a backup.")
 
-    def _fault(self, file: Path, artifact: Artifact) -> str:
+    def _describe_fault(self, file: Path, artifact: Artifact) -> str:
         found = file.lstat()
         if not stat.S_ISREG(found.st_mode) or found.st_size != artifact.size_bytes:
             return f"is no file of {artifact.size_bytes} bytes"
@@ -150,25 +150,25 @@ def checksum(file: Path) -> str:
         return f"sha256:{hashlib.file_digest(opened, 'sha256').hexdigest()}"
 
 
-def _compare(known: Indexed, at_index: Reading, at_end: Reading) -> Iterator[Discrepancy]:
+def _compare_with_index(indexed: IndexedTask, at_index: ReplayState, at_end: ReplayState) -> Iterator[Discrepancy]:
     """The same story up to the index's place; past it only the journal of an unfinished task may have more."""
-    task_id = known.task.id
-    if at_index.offset < known.offset:
+    task_id = indexed.task.id
+    if at_index.offset < indexed.offset:
         what = "The index knows more than the journal kept; start a server, or run: sandbox admin rebuild"
-        yield Discrepancy(task_id, Kind.INDEX_AHEAD, what)
-    elif at_index.offset > known.offset or at_index.task != known.task:
-        told = f"The index tells {_brief(known.task)}, the journal {_brief(at_index.task)}"
-        what = f"{told}{_name_differing(known.task, at_index.task)}; run: sandbox admin rebuild"
-        yield Discrepancy(task_id, Kind.INDEX_DIFFERS, what)
-    elif known.task.state.is_terminal and at_end.offset > known.offset:
+        yield Discrepancy(task_id, DiscrepancyKind.INDEX_AHEAD, what)
+    elif at_index.offset > indexed.offset or at_index.task != indexed.task:
+        told = f"The index tells {_summarize(indexed.task)}, the journal {_summarize(at_index.task)}"
+        what = f"{told}{_describe_difference(indexed.task, at_index.task)}; run: sandbox admin rebuild"
+        yield Discrepancy(task_id, DiscrepancyKind.INDEX_DIFFERS, what)
+    elif indexed.task.state.is_terminal and at_end.offset > indexed.offset:
         what = "The journal goes on after the task's end; run: sandbox admin rebuild"
-        yield Discrepancy(task_id, Kind.INDEX_DIFFERS, what)
+        yield Discrepancy(task_id, DiscrepancyKind.INDEX_DIFFERS, what)
 
 
-def _name_differing(known: Task, told: Task | None) -> str:
-    names = [name for name in Task.__struct_fields__ if told and getattr(known, name) != getattr(told, name)]
+def _describe_difference(indexed: Task, replayed: Task | None) -> str:
+    names = [name for name in Task.__struct_fields__ if replayed and getattr(indexed, name) != getattr(replayed, name)]
     return f", with another {', '.join(names)}" if names else ""
 
 
-def _brief(task: Task | None) -> str:
+def _summarize(task: Task | None) -> str:
     return f"{task.state} at record {task.last_seq}" if task is not None else "nothing"

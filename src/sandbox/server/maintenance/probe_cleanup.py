@@ -8,82 +8,82 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
-from sandbox.interfaces.disks import Remove
-from sandbox.interfaces.layout import AttemptLayout, probe_place
+from sandbox.interfaces.disks import RemovePaths
+from sandbox.interfaces.layout import AttemptLayout, probe_directory
 from sandbox.interfaces.placement import Leftovers
-from sandbox.model.errors import SandboxError, reason_of
+from sandbox.model.errors import SandboxError, error_reason
 from sandbox.model.limits import PROBE_WAIT_SECONDS, SANDBOX_TEARDOWN_SECONDS
 
 _POLL_SECONDS = 0.05
 
 
 @contextmanager
-def probing(run_dir: Path) -> Iterator[None]:
+def probe_lock(run_dir: Path) -> Iterator[None]:
     """Whoever probes is in this context, so that nothing is taken away from it.
 
     Blocks while a server clears away what earlier probes left. Raises TimeoutError past PROBE_WAIT_SECONDS.
     """
-    with _opened(run_dir) as descriptor:
-        for _ in _until_shared(descriptor, run_dir):
+    with _open_directory(run_dir) as descriptor:
+        for _ in _poll_shared_lock(descriptor, run_dir):
             time.sleep(_POLL_SECONDS)
         yield
 
 
 @asynccontextmanager
-async def probing_in_background(run_dir: Path) -> AsyncIterator[None]:
+async def probe_lock_async(run_dir: Path) -> AsyncIterator[None]:
     """The same without blocking the event loop, on which the server itself clears away."""
-    with _opened(run_dir) as descriptor:
-        for _ in _until_shared(descriptor, run_dir):
+    with _open_directory(run_dir) as descriptor:
+        for _ in _poll_shared_lock(descriptor, run_dir):
             await asyncio.sleep(_POLL_SECONDS)
         yield
 
 
-def _until_shared(descriptor: int, run_dir: Path) -> Iterator[None]:
+def _poll_shared_lock(descriptor: int, run_dir: Path) -> Iterator[None]:
     """Yields before each further try; ends once the lock is held."""
     deadline = time.monotonic() + PROBE_WAIT_SECONDS
-    while not _lock(descriptor, fcntl.LOCK_SH):
+    while not _try_lock(descriptor, fcntl.LOCK_SH):
         if time.monotonic() > deadline:
             raise TimeoutError(f"The server that uses {run_dir} is busy there; try again.")
         yield
 
 
-class ProbeClearing:
+class ProbeCleanup:
     """Clears away what is in a run directory, and what is on the machine by the names found there."""
 
-    def __init__(self, run_dir: Path, kinds: Sequence[Leftovers], remove: Remove) -> None:
+    def __init__(self, run_dir: Path, kinds: Sequence[Leftovers], remove: RemovePaths) -> None:
         self._run_dir = run_dir
         self._kinds = kinds
         self._remove = remove
 
-    async def clear(self) -> None:
+    async def sweep(self) -> None:
         """Nothing happens while anybody probes. What does not go keeps no other; raises OSError for it at the end."""
         try:
-            with _opened(self._run_dir) as descriptor:
-                if _lock(descriptor, fcntl.LOCK_EX):
-                    await self._clear()
+            with _open_directory(self._run_dir) as descriptor:
+                if _try_lock(descriptor, fcntl.LOCK_EX):
+                    await self._sweep()
         except FileNotFoundError:  # a cleaner of temporary files was there
             return
 
-    async def _clear(self) -> None:
-        prefix = probe_place(self._run_dir, "").name
+    async def _sweep(self) -> None:
+        prefix = probe_directory(self._run_dir, "").name
         failures: list[str] = []
         for place in [path for path in self._run_dir.iterdir() if path.name.startswith(prefix)]:
             try:
                 async with asyncio.timeout(SANDBOX_TEARDOWN_SECONDS):
-                    await self._clear_place(place, place.name.removeprefix(prefix))
+                    await self._remove_probe(place, place.name.removeprefix(prefix))
             except (SandboxError, OSError, ValueError, TimeoutError) as error:
-                failures.append(f"{place.name}: {reason_of(error)}")
+                failures.append(f"{place.name}: {error_reason(error)}")
         if failures:
             raise OSError("; ".join(failures))
 
-    async def _clear_place(self, place: Path, probe_id: str) -> None:
+    async def _remove_probe(self, directory: Path, probe_id: str) -> None:
         for kind in self._kinds if probe_id.isalnum() else ():
-            await kind.end(probe_id, AttemptLayout(place))
-        await self._remove([place])
+            await kind.clean_up(probe_id, AttemptLayout(directory))
+        await self._remove([directory])
 
 
 @contextmanager
-def _opened(directory: Path) -> Iterator[int]:
+def _open_directory(directory: Path) -> Iterator[int]:
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         yield descriptor
@@ -91,9 +91,9 @@ def _opened(directory: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _lock(descriptor: int, kind: int) -> bool:
+def _try_lock(descriptor: int, operation: int) -> bool:
     try:
-        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, operation | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True

@@ -18,22 +18,22 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from sandbox.interfaces.clock import Clock
-from sandbox.interfaces.disks import Remove
+from sandbox.interfaces.disks import RemovePaths
 from sandbox.interfaces.journal import Journals
 from sandbox.interfaces.layout import TaskLayout, pruned_root
-from sandbox.interfaces.store import Cursor, IndexDamagedError, Indexed, Store, TaskQuery
+from sandbox.interfaces.store import Cursor, IndexDamagedError, IndexedTask, Store, TaskQuery
 from sandbox.interfaces.tasks import PrunedTask, Retention, SandboxNotPreservedError, UnavailableError
-from sandbox.model.errors import reason_of
-from sandbox.model.limits import MEASUREMENT_KEPT_SECONDS, SANDBOX_TEARDOWN_SECONDS
+from sandbox.model.errors import error_reason
+from sandbox.model.limits import MEASUREMENT_CACHE_SECONDS, SANDBOX_TEARDOWN_SECONDS
 from sandbox.model.task import Task
 from sandbox.model.task_state import TERMINAL_STATES, TaskState
-from sandbox.server.preserved_sandboxes import Preservation
-from sandbox.system.threads import wait_in_thread
+from sandbox.server.preserved_sandboxes import PreservedSandboxes
+from sandbox.system.threads import run_in_daemon_thread
 
 T = TypeVar("T")
 
 
-class Measuring(Generic[T]):
+class SingleFlight(Generic[T]):
     """One measurement at a time: who asks while one is under way gets what that gives.
 
     monotonic: gives seconds.
@@ -48,8 +48,8 @@ class Measuring(Generic[T]):
     async def result(self) -> T:
         """What `measure` gives or raises. Who is cancelled leaves it for the next who asks, unless that comes late."""
         if self._running is None or self._is_stale(self._running):
-            self._running = asyncio.create_task(wait_in_thread(self._measure), name="measure")
-            self._running.add_done_callback(self._note_end)
+            self._running = asyncio.create_task(run_in_daemon_thread(self._measure), name="measure")
+            self._running.add_done_callback(self._record_end)
         running = self._running
         try:
             return await asyncio.shield(running)
@@ -57,7 +57,7 @@ class Measuring(Generic[T]):
             if running.done() and self._running is running:
                 self._running = None
 
-    def _note_end(self, _: "asyncio.Task[T]") -> None:
+    def _record_end(self, _: "asyncio.Task[T]") -> None:
         self._ended_at = self._monotonic()
 
     def _is_stale(self, running: "asyncio.Task[T]") -> bool:
@@ -65,32 +65,32 @@ class Measuring(Generic[T]):
         if not running.done():
             return False
         has_failed = running.cancelled() or running.exception() is not None
-        return has_failed or self._monotonic() - self._ended_at > MEASUREMENT_KEPT_SECONDS
+        return has_failed or self._monotonic() - self._ended_at > MEASUREMENT_CACHE_SECONDS
 
 
 _PRESERVED = frozenset({TaskState.FAILED_PRESERVED})
 _DISK_BLOCK_BYTES = 512
-_REMOVED_AT_ONCE = 500
-_REASONS_TOLD = 5
-_Stays = dict[str, str]
+_REMOVE_BATCH_SIZE = 500
+_REASONS_SHOWN_MAX = 5
+_Skipped = dict[str, str]
 """Why tasks stay that could not be looked at, by their ids."""
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class PruningRooms:
+class PruningDependencies:
     """What pruning needs of the server. flush: brings a directory's entries to disk."""
 
     data_dir: Path
     journals: Journals
     store: Store
-    preservation: Preservation
+    preservation: PreservedSandboxes
     clock: Clock
-    remove: Remove
+    remove: RemovePaths
     flush: Callable[[Path], None]
 
 
-class Need:
+class PruneSelector:
     """Says of finished tasks, the oldest first, whether they must go. Pure."""
 
     def __init__(self, retention: Retention, now: datetime, tasks_count: int, total_bytes: int) -> None:
@@ -100,7 +100,7 @@ class Need:
         self._tasks_count = tasks_count
         self._total_bytes = total_bytes
 
-    def asks_for(self, finished_at: datetime) -> bool:
+    def should_prune(self, finished_at: datetime) -> bool:
         """The next one has to go."""
         bounds = self._retention
         seconds, keep, max_bytes = bounds.older_than_seconds, bounds.keep, bounds.max_bytes
@@ -108,24 +108,24 @@ class Need:
         is_one_too_many = keep is not None and self._tasks_count > keep
         return is_too_old or is_one_too_many or (max_bytes is not None and self._total_bytes > max_bytes)
 
-    def met_by(self, size_bytes: int) -> None:
+    def record_pruned(self, size_bytes: int) -> None:
         """It goes."""
         self._tasks_count -= 1
         self._total_bytes -= size_bytes
 
 
-class Pruning:
+class Pruner:
     """One at a time. Never an unfinished task, nor one whose preserved sandbox is still there for its user."""
 
-    def __init__(self, rooms: PruningRooms) -> None:
-        self._rooms = rooms
-        self._turn = asyncio.Lock()
-        self._measuring = Measuring(self._measure)
+    def __init__(self, dependencies: PruningDependencies) -> None:
+        self._dependencies = dependencies
+        self._lock = asyncio.Lock()
+        self._size_measurement = SingleFlight(self._measure_sizes)
 
-    def make_ready(self) -> None:
+    def prepare(self) -> None:
         """Make the directory for what is pruned: where no file can be made any more it is too late."""
         with contextlib.suppress(OSError):
-            self._make_place()
+            self._make_directory()
 
     async def prune(self, retention: Retention, *, dry_run: bool = False) -> Sequence[PrunedTask]:
         """Remove what is to go; gives it, the oldest first. dry_run: only say so.
@@ -134,187 +134,191 @@ class Pruning:
         A task that cannot be looked at stays, and keeps no other from its turn. Raises StoreError, OSError;
         UnavailableError at the end, where only such tasks stay, or what is left of others could not be removed.
         """
-        stays: _Stays = {}
-        gone, refusal = await self._carry_out(self._choose(retention, stays), stays, dry_run=dry_run)
+        stays: _Skipped = {}
+        gone, refusal = await self._prune_selected(self._select(retention, stays), stays, dry_run=dry_run)
         if retention.max_bytes is not None:
-            measured, unmeasured = await self._measuring.result()
+            measured, unmeasured = await self._size_measurement.result()
             stays |= unmeasured
-            chosen = self._choose_of(measured, gone, retention.max_bytes)
-            more, refusal = await self._carry_out(chosen, stays, dry_run=dry_run)
+            chosen = self._select_by_size(measured, gone, retention.max_bytes)
+            more, refusal = await self._prune_selected(chosen, stays, dry_run=dry_run)
             gone += more
         if not dry_run and (stays or refusal):
             raise UnavailableError(
-                f"Finished tasks that are gone for good: {len(gone)}. {self._why_not_all(stays, refusal)}"
+                f"Finished tasks that are gone for good: {len(gone)}. {self._describe_incomplete(stays, refusal)}"
             )
         return gone
 
-    def _why_not_all(self, stays: _Stays, refusal: str) -> str:
+    def _describe_incomplete(self, skipped: _Skipped, refusal: str) -> str:
         why = []
-        if stays:
-            told = "; ".join(f"{task_id}: {reason}" for task_id, reason in list(stays.items())[:_REASONS_TOLD])
-            why.append(f"Kept, because they could not be looked at: {len(stays)} ({told}); look at the disk.")
+        if skipped:
+            told = "; ".join(f"{task_id}: {reason}" for task_id, reason in list(skipped.items())[:_REASONS_SHOWN_MAX])
+            why.append(f"Kept, because they could not be looked at: {len(skipped)} ({told}); look at the disk.")
         if refusal:
-            place = pruned_root(self._rooms.data_dir)
+            place = pruned_root(self._dependencies.data_dir)
             rest = f"What is left of pruned ones still takes room in {place}: {refusal}"
             why.append(f"{rest}; see why it stays there, and try again.")
         return " ".join(why)
 
-    async def _carry_out(
-        self, chosen: AsyncIterator[PrunedTask], stays: _Stays, *, dry_run: bool
+    async def _prune_selected(
+        self, selected: AsyncIterator[PrunedTask], skipped: _Skipped, *, dry_run: bool
     ) -> tuple[list[PrunedTask], str]:
         """Gives what went, and why something is left in `pruned/`, empty where nothing is."""
-        async with self._turn:
+        async with self._lock:
             if dry_run:
-                return [task async for task in chosen], ""
-            return await self._take_all_away(chosen, stays), await self._remove_rest()
+                return [task async for task in selected], ""
+            return await self._detach_all(selected, skipped), await self._remove_detached()
 
-    async def _take_all_away(self, chosen: AsyncIterator[PrunedTask], stays: _Stays) -> list[PrunedTask]:
+    async def _detach_all(self, selected: AsyncIterator[PrunedTask], skipped: _Skipped) -> list[PrunedTask]:
         gone = []
-        async for task in chosen:
+        async for task in selected:
             try:
-                if await asyncio.to_thread(self._take_away, task):
+                if await asyncio.to_thread(self._detach, task):
                     gone.append(task)
             except (OSError, IndexDamagedError) as error:
-                stays[task.id] = reason_of(error)
+                skipped[task.id] = error_reason(error)
         if gone:
             size_bytes = sum(task.size_bytes for task in gone)
             _log.info("Finished tasks that are kept no longer are gone: %d of %d bytes", len(gone), size_bytes)
         return gone
 
-    async def _choose(self, retention: Retention, stays: _Stays) -> AsyncIterator[PrunedTask]:
+    async def _select(self, retention: Retention, skipped: _Skipped) -> AsyncIterator[PrunedTask]:
         """By age and number."""
-        tasks_count = 0 if retention.keep is None else await asyncio.to_thread(self._count, retention.keep, stays)
-        need = Need(replace(retention, max_bytes=None), self._rooms.clock.now(), tasks_count, 0)
+        tasks_count = (
+            0 if retention.keep is None else await asyncio.to_thread(self._count_prunable, retention.keep, skipped)
+        )
+        need = PruneSelector(replace(retention, max_bytes=None), self._dependencies.clock.now(), tasks_count, 0)
         place: Cursor | None = None
         while True:
-            page = await asyncio.to_thread(self._rooms.store.query, _oldest(TERMINAL_STATES, place))
-            stays |= page.damaged
+            page = await asyncio.to_thread(self._dependencies.store.query, _oldest_first(TERMINAL_STATES, place))
+            skipped |= page.damaged
             for task in page.tasks:
-                if not need.asks_for(task.state_changed_at):
+                if not need.should_prune(task.state_changed_at):
                     return
-                if await asyncio.to_thread(self._is_kept, task, stays):
+                if await asyncio.to_thread(self._is_preserved, task, skipped):
                     continue
-                pruned = await wait_in_thread(partial(self._sized, task))
-                need.met_by(pruned.size_bytes)
+                pruned = await run_in_daemon_thread(partial(self._with_size, task))
+                need.record_pruned(pruned.size_bytes)
                 yield pruned
             if page.next_cursor is None:
                 return
             place = page.next_cursor
 
-    async def _choose_of(
-        self, measured: Sequence[PrunedTask], gone: Sequence[PrunedTask], max_bytes: int
+    async def _select_by_size(
+        self, measured: Sequence[PrunedTask], pruned: Sequence[PrunedTask], max_bytes: int
     ) -> AsyncIterator[PrunedTask]:
         """By size. gone: what went, or would have gone, since it was measured."""
-        there = (await asyncio.to_thread(self._rooms.store.task_ids)).difference(task.id for task in gone)
+        there = (await asyncio.to_thread(self._dependencies.store.task_ids)).difference(task.id for task in pruned)
         left = [task for task in measured if task.id in there]
         total_bytes = sum(task.size_bytes for task in left)
-        need = Need(Retention(max_bytes=max_bytes), self._rooms.clock.now(), len(left), total_bytes)
+        need = PruneSelector(Retention(max_bytes=max_bytes), self._dependencies.clock.now(), len(left), total_bytes)
         for task in left:
-            if not need.asks_for(task.finished_at):
+            if not need.should_prune(task.finished_at):
                 return
-            need.met_by(task.size_bytes)
+            need.record_pruned(task.size_bytes)
             yield task
 
-    def _count(self, enough: int, stays: _Stays) -> int:
+    def _count_prunable(self, limit: int, skipped: _Skipped) -> int:
         """The finished tasks that could go; all of them where they are not more than `enough`."""
-        counts = self._rooms.store.count_by_state()
+        counts = self._dependencies.store.count_by_state()
         finished_count = sum(counts[state] for state in TERMINAL_STATES)
-        if finished_count <= enough:
+        if finished_count <= limit:
             return finished_count
-        return finished_count - sum(self._is_kept(task, stays) for task in self._tasks(_PRESERVED, stays))
+        return finished_count - sum(
+            self._is_preserved(task, skipped) for task in self._iterate_tasks(_PRESERVED, skipped)
+        )
 
-    def _is_kept(self, task: Task, stays: _Stays) -> bool:
+    def _is_preserved(self, task: Task, skipped: _Skipped) -> bool:
         """Whether there are files for its user, or nobody can tell: then it stays, and that is noted."""
         try:
-            return self._rooms.preservation.is_kept(task)
+            return self._dependencies.preservation.is_preserved(task)
         except OSError as error:
-            stays[task.id] = reason_of(error)
+            skipped[task.id] = error_reason(error)
             return True
 
-    def _measure(self) -> tuple[Sequence[PrunedTask], _Stays]:
+    def _measure_sizes(self) -> tuple[Sequence[PrunedTask], _Skipped]:
         """The finished tasks that could go, the oldest first."""
-        stays: _Stays = {}
-        tasks = self._tasks(TERMINAL_STATES, stays)
-        measured = [self._sized(task) for task in tasks if not self._is_kept(task, stays)]
+        stays: _Skipped = {}
+        tasks = self._iterate_tasks(TERMINAL_STATES, stays)
+        measured = [self._with_size(task) for task in tasks if not self._is_preserved(task, stays)]
         return measured, stays
 
-    def _tasks(self, states: frozenset[TaskState], stays: _Stays) -> Iterator[Task]:
+    def _iterate_tasks(self, states: frozenset[TaskState], skipped: _Skipped) -> Iterator[Task]:
         place: Cursor | None = None
         while True:
-            page = self._rooms.store.query(_oldest(states, place))
-            stays |= page.damaged
+            page = self._dependencies.store.query(_oldest_first(states, place))
+            skipped |= page.damaged
             yield from page.tasks
             if page.next_cursor is None:
                 return
             place = page.next_cursor
 
-    def _sized(self, task: Task) -> PrunedTask:
-        size_bytes = disk_bytes(TaskLayout(self._rooms.data_dir, task.id).root)
+    def _with_size(self, task: Task) -> PrunedTask:
+        size_bytes = disk_usage_bytes(TaskLayout(self._dependencies.data_dir, task.id).root)
         return PrunedTask(task.id, task.state, task.state_changed_at, size_bytes)
 
-    def _take_away(self, pruned: PrunedTask) -> bool:
+    def _detach(self, pruned: PrunedTask) -> bool:
         """Out of the lists and out of `tasks/`; whether it was possible now."""
         task_id = pruned.id
-        with self._rooms.journals.holding(task_id) as is_over:
-            if not is_over and self._rooms.journals.is_held(task_id):
+        with self._dependencies.journals.try_lock(task_id) as is_over:
+            if not is_over and self._dependencies.journals.is_locked(task_id):
                 return False
-            indexed = self._rooms.store.load(task_id)
+            indexed = self._dependencies.store.load(task_id)
             if indexed is None or indexed.task.finished_at != pruned.finished_at:
                 return False
-            if any(files.handle.exists() for files in TaskLayout(self._rooms.data_dir, task_id).attempts()):
+            if any(files.handle.exists() for files in TaskLayout(self._dependencies.data_dir, task_id).attempts()):
                 # Something of a sandbox is on the machine, and nothing else would tell whose it is.
                 return False
-            self._rooms.store.forget(task_id)
+            self._dependencies.store.delete(task_id)
             try:
-                self._set_aside(task_id)
+                self._move_aside(task_id)
             except OSError as error:
-                if not TaskLayout(self._rooms.data_dir, task_id).root.exists():
+                if not TaskLayout(self._dependencies.data_dir, task_id).root.exists():
                     return True  # only that it is gone is not on disk yet
-                self._take_back(indexed, error)
+                self._restore_index_row(indexed, error)
                 return False
             return True
 
-    def _set_aside(self, task_id: str) -> None:
-        rest = self._make_place()
-        directory = TaskLayout(self._rooms.data_dir, task_id).root
+    def _move_aside(self, task_id: str) -> None:
+        rest = self._make_directory()
+        directory = TaskLayout(self._dependencies.data_dir, task_id).root
         if directory.exists():
             directory.rename(rest / f"{task_id}.{secrets.token_hex(4)}")
-            self._rooms.flush(directory.parent)
+            self._dependencies.flush(directory.parent)
 
-    def _make_place(self) -> Path:
-        place = pruned_root(self._rooms.data_dir)
+    def _make_directory(self) -> Path:
+        place = pruned_root(self._dependencies.data_dir)
         place.mkdir(mode=0o700, exist_ok=True)
         return place
 
-    def _take_back(self, indexed: Indexed, error: OSError) -> None:
+    def _restore_index_row(self, indexed: IndexedTask, error: OSError) -> None:
         task_id = indexed.task.id
         _log.error("Task %s could not be pruned, and is kept: %s", task_id, error, extra={"task_id": task_id})
-        self._rooms.store.save(indexed)
+        self._dependencies.store.save(indexed)
 
-    async def _remove_rest(self) -> str:
+    async def _remove_detached(self) -> str:
         """What lies in `pruned/`, from now or from before a crash; gives the last reason why some of it stays."""
-        rest = pruned_root(self._rooms.data_dir)
+        rest = pruned_root(self._dependencies.data_dir)
         refusal = ""
         try:
             paths = await asyncio.to_thread(lambda: list(rest.iterdir()) if rest.exists() else [])
         except OSError as error:
-            return reason_of(error)
-        for begin in range(0, len(paths), _REMOVED_AT_ONCE):
+            return error_reason(error)
+        for begin in range(0, len(paths), _REMOVE_BATCH_SIZE):
             try:
                 async with asyncio.timeout(SANDBOX_TEARDOWN_SECONDS):
-                    await self._rooms.remove(paths[begin : begin + _REMOVED_AT_ONCE])
+                    await self._dependencies.remove(paths[begin : begin + _REMOVE_BATCH_SIZE])
             except TimeoutError as error:
-                return reason_of(error)
+                return error_reason(error)
             except OSError as error:
-                refusal = reason_of(error)
+                refusal = error_reason(error)
         return refusal
 
 
-def _oldest(states: frozenset[TaskState], place: Cursor | None) -> TaskQuery:
-    return TaskQuery(states, sort="state_changed_at", order="asc", cursor=place)
+def _oldest_first(states: frozenset[TaskState], cursor: Cursor | None) -> TaskQuery:
+    return TaskQuery(states, sort="state_changed_at", order="asc", cursor=cursor)
 
 
-def disk_bytes(directory: Path) -> int:
+def disk_usage_bytes(directory: Path) -> int:
     """What everything below takes on its disk, links not followed; what goes meanwhile does not count."""
     total, waiting = 0, [os.fspath(directory)]
     while waiting:
@@ -329,20 +333,22 @@ def disk_bytes(directory: Path) -> int:
     return total
 
 
-class Expiry:
+class PreservationExpiry:
     """Releases preserved sandboxes after their time to live, counted from the task's end."""
 
-    def __init__(self, store: Store, preservation: Preservation, clock: Clock, time_to_live_seconds: float) -> None:
+    def __init__(
+        self, store: Store, preserved_sandboxes: PreservedSandboxes, clock: Clock, time_to_live_seconds: float
+    ) -> None:
         self._store = store
-        self._preservation = preservation
+        self._preserved_sandboxes = preserved_sandboxes
         self._clock = clock
         self._time_to_live = timedelta(seconds=time_to_live_seconds)
-        self._swept: Cursor | None = None
+        self._swept_until: Cursor | None = None
         """Everything up to this place was released."""
 
     async def sweep(self) -> None:
         """Release all whose time is over."""
-        begun_before, place, is_swept = self._clock.now() - self._time_to_live, self._swept, True
+        begun_before, place, is_swept = self._clock.now() - self._time_to_live, self._swept_until, True
         while True:
             query = TaskQuery(
                 frozenset({TaskState.FAILED_PRESERVED}), sort="state_changed_at", order="asc", cursor=place
@@ -355,11 +361,11 @@ class Expiry:
             if page.next_cursor is None:
                 return
             place = page.next_cursor
-            self._swept = place if is_swept else self._swept
+            self._swept_until = place if is_swept else self._swept_until
 
     async def _release(self, task: Task) -> bool:
         try:
-            await self._preservation.release(task)
+            await self._preserved_sandboxes.release(task)
         except SandboxNotPreservedError:
             return True
         except UnavailableError as error:

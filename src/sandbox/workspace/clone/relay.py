@@ -19,30 +19,30 @@ CLONE_CONNECT_SECONDS = 30.0
 CLONE_CONNECTIONS_MAX = 32
 """At once, two descriptors of the runner's each; git itself needs a handful. A further one waits at the door."""
 
-_REST_SECONDS = 0.1
+_ACCEPT_RETRY_SECONDS = 0.1
 _CHUNK_BYTES = 256 * 1024
 _WEB_PORTS = (80, 443)
-_GRANTED, _FORBIDDEN, _UNREACHABLE, _UNKNOWN_NAME, _REFUSED = 0, 2, 3, 4, 5
-_IPV4, _NAME, _IPV6 = 1, 3, 4
-_TRANSLATED = IPv6Network("64:ff9b::/96")
+_SUCCEEDED, _NOT_ALLOWED, _HOST_UNREACHABLE, _NAME_NOT_RESOLVED, _CONNECTION_REFUSED = 0, 2, 3, 4, 5
+_ADDRESS_IPV4, _ADDRESS_DOMAIN, _ADDRESS_IPV6 = 1, 3, 4
+_NAT64_PREFIX = IPv6Network("64:ff9b::/96")
 """RFC 6052: an IPv4 address as machines without IPv4 reach it."""
 
 
-class Reach(NamedTuple):
+class DialPolicy(NamedTuple):
     """is_public: which addresses are other hosts' public ones. follows_redirects: whether a clone may be sent on."""
 
     is_public: Callable[[IPv4Address | IPv6Address], bool]
     follows_redirects: bool
 
 
-class Address(NamedTuple):
+class HostPort(NamedTuple):
     """A host, by name or address, and a port."""
 
     host: str
     port: int
 
 
-def canonical(host: str) -> str:
+def canonical_host(host: str) -> str:
     """One spelling of a host, however it was written: of an IPv4 address too the short, octal and hexadecimal forms."""
     name = host.lower().rstrip(".")
     with suppress(ValueError):
@@ -52,7 +52,7 @@ def canonical(host: str) -> str:
     return name
 
 
-class Relay:
+class SocksProxy:
     """Connects to `wanted`; where redirects are followed also to other ports of its host, and to the web's ports of
     public addresses.
 
@@ -60,14 +60,14 @@ class Relay:
     via: the proxy of the server's user; then everything goes there, and what git says is for that proxy to read.
     """
 
-    def __init__(self, wanted: Address, *, via: Address | None, reach: Reach) -> None:
-        self._wanted = wanted
-        self._via = via
-        self._reach = reach
-        self._was_public = False
+    def __init__(self, target: HostPort, *, upstream_proxy: HostPort | None, dial_policy: DialPolicy) -> None:
+        self._target = target
+        self._upstream_proxy = upstream_proxy
+        self._dial_policy = dial_policy
+        self._has_public_address = False
 
     @asynccontextmanager
-    async def serving(self, door: socket.socket) -> AsyncIterator[None]:
+    async def serving(self, listener: socket.socket) -> AsyncIterator[None]:
         """Answer at the door until the block ends; then every connection is cut."""
         serving: set[asyncio.Task[None]] = set()
         room = asyncio.Semaphore(CLONE_CONNECTIONS_MAX)
@@ -80,16 +80,16 @@ class Relay:
             while True:
                 await room.acquire()
                 try:
-                    client, _ = await asyncio.get_running_loop().sock_accept(door)
+                    client, _ = await asyncio.get_running_loop().sock_accept(listener)
                 except OSError:  # git is gone already, or there is no descriptor left
                     room.release()
-                    await asyncio.sleep(_REST_SECONDS)
+                    await asyncio.sleep(_ACCEPT_RETRY_SECONDS)
                     continue
                 task = asyncio.create_task(self._serve(client))
                 serving.add(task)
                 task.add_done_callback(end)
 
-        door.setblocking(False)
+        listener.setblocking(False)
         accepting = asyncio.create_task(accept())
         try:
             yield
@@ -102,17 +102,17 @@ class Relay:
     async def _serve(self, client: socket.socket) -> None:
         reader, writer = await asyncio.open_connection(sock=client)
         try:
-            if self._via is not None:
-                far = await asyncio.wait_for(asyncio.open_connection(*self._via), CLONE_CONNECT_SECONDS)
+            if self._upstream_proxy is not None:
+                far = await asyncio.wait_for(asyncio.open_connection(*self._upstream_proxy), CLONE_CONNECT_SECONDS)
             else:
                 far = await self._negotiate(reader, writer)
-            await _join((reader, writer), far)
+            await _relay_streams((reader, writer), far)
         except (OSError, TimeoutError, ValueError, EOFError):
             pass
         finally:
             writer.transport.abort()
 
-    async def _negotiate(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> "Ends":
+    async def _negotiate(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> "StreamPair":
         """RFC 1928, without authentication, CONNECT only."""
         async with asyncio.timeout(CLONE_CONNECT_SECONDS):
             _, methods = await reader.readexactly(2)
@@ -123,56 +123,56 @@ class Relay:
             async with asyncio.timeout(CLONE_CONNECT_SECONDS):
                 far = await self._dial(address)
         except OSError as error:
-            writer.write(_answer(_code_of(error)))
+            writer.write(_encode_reply(_reply_code(error)))
             await writer.drain()
             raise
-        writer.write(_answer(_GRANTED))
+        writer.write(_encode_reply(_SUCCEEDED))
         return far
 
-    async def _dial(self, address: Address) -> "Ends":
-        is_wanted = self._is_wanted(address)
-        if not is_wanted and not (self._reach.follows_redirects and address.port in _WEB_PORTS):
+    async def _dial(self, address: HostPort) -> "StreamPair":
+        is_wanted = self._is_target(address)
+        if not is_wanted and not (self._dial_policy.follows_redirects and address.port in _WEB_PORTS):
             # Not even asked for: a name can carry what a clone has read, and its answer tells what names there are.
-            raise _forbidden()
+            raise _not_allowed_error()
         loop = asyncio.get_running_loop()
         found = await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
-        addresses = [Address(str(one[4][0]), address.port) for one in found]
-        public = [one for one in addresses if self._reach.is_public(_translated(one.host))]
+        addresses = [HostPort(str(one[4][0]), address.port) for one in found]
+        public = [one for one in addresses if self._dial_policy.is_public(_unmap_nat64(one.host))]
         if not is_wanted:
             return await _dial_any(public)
-        self._was_public = self._was_public or bool(public)
-        return await _dial_any(public if self._was_public else addresses)
+        self._has_public_address = self._has_public_address or bool(public)
+        return await _dial_any(public if self._has_public_address else addresses)
 
-    def _is_wanted(self, address: Address) -> bool:
-        return address == self._wanted or (self._reach.follows_redirects and address.host == self._wanted.host)
-
-
-Ends = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+    def _is_target(self, address: HostPort) -> bool:
+        return address == self._target or (self._dial_policy.follows_redirects and address.host == self._target.host)
 
 
-async def _read_address(reader: asyncio.StreamReader) -> Address:
+StreamPair = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+async def _read_address(reader: asyncio.StreamReader) -> HostPort:
     _, command, _, kind = await reader.readexactly(4)
     if command != 1:
         raise ValueError("only CONNECT is spoken")
-    if kind == _IPV4:
+    if kind == _ADDRESS_IPV4:
         host = socket.inet_ntop(socket.AF_INET, await reader.readexactly(4))
-    elif kind == _IPV6:
+    elif kind == _ADDRESS_IPV6:
         host = socket.inet_ntop(socket.AF_INET6, await reader.readexactly(16))
     else:
         (length,) = await reader.readexactly(1)
         host = (await reader.readexactly(length)).decode("ascii")
     (port,) = struct.unpack("!H", await reader.readexactly(2))
-    return Address(canonical(host), port)
+    return HostPort(canonical_host(host), port)
 
 
-def _translated(host: str) -> IPv4Address | IPv6Address:
+def _unmap_nat64(host: str) -> IPv4Address | IPv6Address:
     """What an address leads to."""
     address = ip_address(host)
-    return IPv4Address(address.packed[-4:]) if address in _TRANSLATED else address
+    return IPv4Address(address.packed[-4:]) if address in _NAT64_PREFIX else address
 
 
-async def _dial_any(addresses: Sequence[Address]) -> Ends:
-    problem = _forbidden()
+async def _dial_any(addresses: Sequence[HostPort]) -> StreamPair:
+    problem = _not_allowed_error()
     for address in addresses:
         try:
             return await asyncio.open_connection(*address)
@@ -181,29 +181,31 @@ async def _dial_any(addresses: Sequence[Address]) -> Ends:
     raise problem
 
 
-def _forbidden() -> OSError:
+def _not_allowed_error() -> OSError:
     return OSError(errno.EACCES, "no such host may be reached")
 
 
-def _answer(code: int) -> bytes:
-    return bytes([5, code, 0, _IPV4]) + bytes(6)
+def _encode_reply(code: int) -> bytes:
+    return bytes([5, code, 0, _ADDRESS_IPV4]) + bytes(6)
 
 
-def _code_of(error: OSError) -> int:
+def _reply_code(error: OSError) -> int:
     if isinstance(error, socket.gaierror):
-        return _UNKNOWN_NAME
-    return {errno.EACCES: _FORBIDDEN, errno.ECONNREFUSED: _REFUSED}.get(error.errno or 0, _UNREACHABLE)
+        return _NAME_NOT_RESOLVED
+    return {errno.EACCES: _NOT_ALLOWED, errno.ECONNREFUSED: _CONNECTION_REFUSED}.get(
+        error.errno or 0, _HOST_UNREACHABLE
+    )
 
 
-async def _join(one: Ends, other: Ends) -> None:
+async def _relay_streams(one: StreamPair, other: StreamPair) -> None:
     """Pass bytes on both ways until both sides have ended."""
     try:
-        await asyncio.gather(_pass_on(one[0], other[1]), _pass_on(other[0], one[1]))
+        await asyncio.gather(_copy_stream(one[0], other[1]), _copy_stream(other[0], one[1]))
     finally:
         other[1].transport.abort()
 
 
-async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def _copy_stream(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     while chunk := await reader.read(_CHUNK_BYTES):
         writer.write(chunk)
         await writer.drain()

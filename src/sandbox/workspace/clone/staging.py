@@ -16,30 +16,30 @@ from typing import IO
 
 from sandbox.interfaces.layout import AttemptLayout
 from sandbox.interfaces.runtime import Confine, Confinement, ConfinementLostError
-from sandbox.model.disk_space import NO_ROOM
+from sandbox.model.disk_space import DISK_FULL_ERRNOS
 from sandbox.model.errors import AttemptError, FailureCode
-from sandbox.model.limits import KILLED_GIT_SECONDS
+from sandbox.model.limits import GIT_KILLED_GRACE_SECONDS
 from sandbox.model.manifest.schema import Repository
-from sandbox.model.printable import escaped, printable
-from sandbox.workspace.cancellable_thread import Stop, run_in_thread
-from sandbox.workspace.clone.cloning import NO_REDIRECTS, Cloning
-from sandbox.workspace.clone.relay import Reach
-from sandbox.workspace.clone.remote import SSH
-from sandbox.workspace.diff.trees import BaseEntry, list_tree, read_entries
-from sandbox.workspace.files import DEPTH_MAX, ENTRIES_MAX, PATH_BYTES_MAX, PATHS_BYTES_MAX, Files
-from sandbox.workspace.git.command import Git, GitError, Setting, pipe, run_with_thread
-from sandbox.workspace.git.directory import OBJECT_ID, neutralise, read_branch, write_git_directory
-from sandbox.workspace.git.errors import NO_ROOM_MEANING, explain, is_transient
-from sandbox.workspace.git.user_config import read_user_settings, secrets_in, variables_of_user
+from sandbox.model.printable import escape_character, replace_unprintable
+from sandbox.workspace.cancellable_thread import StopFlag, run_in_thread
+from sandbox.workspace.clone.cloning import NO_REDIRECTS, ConfinedClone
+from sandbox.workspace.clone.relay import DialPolicy
+from sandbox.workspace.clone.remote import DEFAULT_SSH_COMMAND
+from sandbox.workspace.diff.trees import BaseTreeEntry, ls_tree_arguments, parse_ls_tree
+from sandbox.workspace.files import DEPTH_MAX, ENTRIES_MAX, PATH_BYTES_MAX, PATHS_BYTES_MAX, RootedFiles
+from sandbox.workspace.git.command import Git, GitError, GitSetting, pipe, run_with_thread
+from sandbox.workspace.git.directory import OBJECT_ID, neutralize_attributes, read_branch_commit, write_git_directory
+from sandbox.workspace.git.errors import DISK_FULL_MESSAGE, explain_clone_failure, is_transient
+from sandbox.workspace.git.user_config import find_secrets, read_user_config, user_environment
 
-COMMIT_MESSAGE = "Work that came with the task"
-_WHO = "Sandbox <sandbox@localhost> 0 +0000"
+INITIAL_COMMIT_MESSAGE = "Work that came with the task"
+_IDENTITY = "Sandbox <sandbox@localhost> 0 +0000"
 """The same work makes the same commit, in every attempt."""
 
-_COMPLAINT_CHARACTERS_MAX = 300
+_STDERR_CHARACTERS_MAX = 300
 
 
-async def commit_sent_work(path: str, confinement: Confinement, repository: Path, base: str, patch: str) -> str:
+async def commit_initial_patch(path: str, confinement: Confinement, repository: Path, base: str, patch: str) -> str:
     """The commit, in a pack of its own. repository: the host's bare one; patch: base64 of what `git diff` wrote.
 
     Raises AttemptError (clone_failed) when it does not apply; GitError, OSError.
@@ -48,30 +48,34 @@ async def commit_sent_work(path: str, confinement: Confinement, repository: Path
     run = partial(git.run, "--git-dir=.", directory=repository)
     await run("read-tree", base)
     try:
-        await run("apply", "--cached", "--whitespace=nowarn", "-", stdin=_file(base64.b64decode(patch)))
+        await run("apply", "--cached", "--whitespace=nowarn", "-", stdin=_memory_file(base64.b64decode(patch)))
     except GitError as error:
-        if error.was_hindered:
+        if error.is_inconclusive:
             raise
-        complaint = printable(error.complaint.strip().replace("error: ", ""), escaped)[:_COMPLAINT_CHARACTERS_MAX]
+        complaint = replace_unprintable(error.stderr.strip().replace("error: ", ""), escape_character)[
+            :_STDERR_CHARACTERS_MAX
+        ]
         message = f"repository.patch does not apply to commit {base[:12]}: {complaint or 'git gave it up'}."
         raise AttemptError(FailureCode.CLONE_FAILED, message) from None
-    tree = _object_id(await run("write-tree"))
-    text = f"tree {tree}\nparent {base}\nauthor {_WHO}\ncommitter {_WHO}\n\n{COMMIT_MESSAGE}\n"
-    commit = _object_id(await run("hash-object", "-t", "commit", "-w", "--stdin", stdin=_file(text.encode())))
+    tree = _parse_object_id(await run("write-tree"))
+    text = f"tree {tree}\nparent {base}\nauthor {_IDENTITY}\ncommitter {_IDENTITY}\n\n{INITIAL_COMMIT_MESSAGE}\n"
+    commit = _parse_object_id(
+        await run("hash-object", "-t", "commit", "-w", "--stdin", stdin=_memory_file(text.encode()))
+    )
     # The workspace's git directory gets packs alone.
-    wanted = _file(f"{commit}\n^{base}\n".encode())
+    wanted = _memory_file(f"{commit}\n^{base}\n".encode())
     await run("pack-objects", "--quiet", "--revs", "objects/pack/pack", stdin=wanted)
     return commit
 
 
-def _object_id(answer: bytes) -> str:
+def _parse_object_id(answer: bytes) -> str:
     found = answer.decode(errors="replace").strip()
     if not OBJECT_ID.fullmatch(found):
         raise GitError(0, b"fatal: git did not name what it wrote")
     return found
 
 
-def _file(data: bytes) -> IO[bytes]:
+def _memory_file(data: bytes) -> IO[bytes]:
     """In memory, to be read from its beginning."""
     file = os.fdopen(os.memfd_create("sent"), "w+b")
     file.write(data)
@@ -83,14 +87,14 @@ REPOSITORY_BYTES_MAX = 32 * 1024**3
 """A file of a clone (its pack), and the files of a commit together, or `vm.disk` where that is less; over it:
 `clone_failed`."""
 
-_NETWORK: tuple[Setting, ...] = (
+_NETWORK_SETTINGS: tuple[GitSetting, ...] = (
     ("http.lowSpeedLimit", "1"),
     ("http.lowSpeedTime", "60"),
     ("credential.interactive", "false"),
     ("transfer.fsckObjects", "true"),
 )
-_UNCONFINED: tuple[Setting, ...] = (("core.sshCommand", SSH),)
-_TOLERATED = (
+_UNCONFINED_SETTINGS: tuple[GitSetting, ...] = (("core.sshCommand", DEFAULT_SSH_COMMAND),)
+_TOLERATED_FSCK_FAULTS = (
     *("badDate", "badDateOverflow", "badEmail", "badName", "badTimezone", "missingEmail", "missingNameBeforeEmail"),
     *("missingSpaceBeforeDate", "missingSpaceBeforeEmail", "multipleAuthors", "nulInCommit", "zeroPaddedDate"),
     *("zeroPaddedFilemode", "badTagName", "missingTaggerEntry"),
@@ -98,7 +102,7 @@ _TOLERATED = (
 """Old faults in who and when, and in the spelling of modes, which real histories have and which harm nobody."""
 
 
-class Staging:
+class WorkspaceStaging:
     """One clone."""
 
     def __init__(
@@ -109,55 +113,55 @@ class Staging:
         confine: Confine,
         *,
         bytes_max: int,
-        reach: Reach,
+        dial_policy: DialPolicy,
     ) -> None:
         """bytes_max: of each file of the clone, and of the commit's files together."""
         self._environment = environment
         self._path = environment.get("PATH", os.defpath)
         self._confine = confine
-        self._wanted = repository
+        self._repository = repository
         self._attempt = attempt
         self._bytes_max = bytes_max
-        self._redirects: Sequence[Setting] = () if reach.follows_redirects else (NO_REDIRECTS,)
-        self._reach = reach
+        self._redirect_settings: Sequence[GitSetting] = () if dial_policy.follows_redirects else (NO_REDIRECTS,)
+        self._dial_policy = dial_policy
         self._secrets: set[str] = set()
 
     async def run(self) -> str:
         """Gives the full base commit. Raises AttemptError (clone_failed, sandbox_lost)."""
         try:
-            await run_in_thread(lambda _: self._clear())
+            await run_in_thread(lambda _: self._reset_directories())
             async with self._confine([self._attempt.repository], []) as confinement:
                 await self._clone(confinement)
-                commit = await self._prepare(confinement)
+                commit = await self._prepare_commit(confinement)
             # No git has seen the workspace until here: what is written there leads nowhere else.
             await run_in_thread(lambda stop: self._write_git_directory(commit, stop))
             async with self._confine([self._attempt.workspace], []) as confinement:
                 await self._check_out(Git(self._path, confinement=confinement), commit)
             await run_in_thread(lambda _: self._check_subpath())
         except GitError as error:
-            if error.may_be_killed:
+            if error.is_possibly_killed:
                 # Who kills git may be about to kill its runner: then that is why, and another attempt follows.
-                await asyncio.sleep(KILLED_GIT_SECONDS)
-            message = explain(error.complaint, self._wanted, self._secrets)
-            code, transient = FailureCode.CLONE_FAILED, is_transient(error.complaint)
+                await asyncio.sleep(GIT_KILLED_GRACE_SECONDS)
+            message = explain_clone_failure(error.stderr, self._repository, self._secrets)
+            code, transient = FailureCode.CLONE_FAILED, is_transient(error.stderr)
             raise AttemptError(code, message, is_transient=transient) from None
         except ConfinementLostError as error:
             raise AttemptError(FailureCode.SANDBOX_LOST, f"Cloning was broken off: {error}.") from error
         except OSError as error:
-            reason = NO_ROOM_MEANING if error.errno in NO_ROOM else error.strerror or error
-            raise _failed(f"Cannot clone {self._wanted.url}: {reason}.") from error
+            reason = DISK_FULL_MESSAGE if error.errno in DISK_FULL_ERRNOS else error.strerror or error
+            raise _clone_failed(f"Cannot clone {self._repository.url}: {reason}.") from error
         return commit
 
-    async def _prepare(self, confinement: Confinement) -> str:
+    async def _prepare_commit(self, confinement: Confinement) -> str:
         git = Git(self._path, confinement=confinement)
         commit = await self._find_commit(git)
-        if self._wanted.patch is not None:
+        if self._repository.patch is not None:
             where = (self._path, confinement, self._attempt.repository)
-            commit = await commit_sent_work(*where, commit, self._wanted.patch)
+            commit = await commit_initial_patch(*where, commit, self._repository.patch)
         await self._check_size(git, commit)
         return commit
 
-    def _clear(self) -> None:
+    def _reset_directories(self) -> None:
         """Take away what an earlier, broken try left, and begin with two empty directories."""
         self._attempt.disk.mkdir(mode=0o700, parents=True, exist_ok=True)
         for left in (self._attempt.repository, self._attempt.workspace):
@@ -168,20 +172,22 @@ class Staging:
             left.mkdir(mode=0o755)
 
     async def _clone(self, confinement: Confinement) -> None:
-        user_settings = await read_user_settings(self._environment, self._path)
-        self._secrets = set(secrets_in(user_settings))
-        settings = [*_NETWORK, *((f"fetch.fsck.{fault}", "ignore") for fault in _TOLERATED)]
+        user_settings = await read_user_config(self._environment, self._path)
+        self._secrets = set(find_secrets(user_settings))
+        settings = [*_NETWORK_SETTINGS, *((f"fetch.fsck.{fault}", "ignore") for fault in _TOLERATED_FSCK_FAULTS)]
         arguments = (
             *("clone", "--quiet", "--bare", "--template=", "--single-branch", "--no-tags"),
-            *(f"--branch={self._wanted.branch}", *(("--depth=1",) if self._wanted.commit is None else ())),
-            *("--", self._wanted.url, "."),
+            *(f"--branch={self._repository.branch}", *(("--depth=1",) if self._repository.commit is None else ())),
+            *("--", self._repository.url, "."),
         )
-        if confinement.door is None:
-            variables = variables_of_user(self._environment)
-            git = Git(self._path, [*_UNCONFINED, *settings, *user_settings, *self._redirects], variables)
+        if confinement.proxy_listener is None:
+            variables = user_environment(self._environment)
+            git = Git(
+                self._path, [*_UNCONFINED_SETTINGS, *settings, *user_settings, *self._redirect_settings], variables
+            )
             await git.run(*arguments, directory=self._attempt.repository, file_bytes_max=self._bytes_max)
             return
-        cloning = Cloning(self._wanted.url, user_settings, self._environment, reach=self._reach)
+        cloning = ConfinedClone(self._repository.url, user_settings, self._environment, dial_policy=self._dial_policy)
         try:
             await cloning.run(
                 confinement, settings, arguments, self._attempt.repository, file_bytes_max=self._bytes_max
@@ -191,41 +197,49 @@ class Staging:
 
     async def _find_commit(self, git: Git) -> str:
         repository = self._attempt.repository
-        tip = await run_in_thread(lambda _: read_branch(repository, self._wanted.branch))
+        tip = await run_in_thread(lambda _: read_branch_commit(repository, self._repository.branch))
         if tip is None:
-            raise _failed(f"'{self._wanted.branch}' is no branch of {self._wanted.url}; check repository.branch.")
-        await run_in_thread(lambda _: neutralise(repository))
-        return tip if self._wanted.commit is None else await self._find_on_branch(git, self._wanted.commit.lower(), tip)
+            raise _clone_failed(
+                f"'{self._repository.branch}' is no branch of {self._repository.url}; check repository.branch."
+            )
+        await run_in_thread(lambda _: neutralize_attributes(repository))
+        return (
+            tip
+            if self._repository.commit is None
+            else await self._find_on_branch(git, self._repository.commit.lower(), tip)
+        )
 
-    async def _find_on_branch(self, git: Git, wanted: str, tip: str) -> str:
-        problem = f"Commit {wanted} is not on branch '{self._wanted.branch}' of {self._wanted.url}"
+    async def _find_on_branch(self, git: Git, commit_prefix: str, tip: str) -> str:
+        problem = f"Commit {commit_prefix} is not on branch '{self._repository.branch}' of {self._repository.url}"
         try:
-            found = await self._run(git, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{wanted}^{{commit}}")
+            found = await self._run(
+                git, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{commit_prefix}^{{commit}}"
+            )
             commit = found.decode(errors="replace").strip()
-            if commit.startswith(wanted) and OBJECT_ID.fullmatch(commit):
+            if commit.startswith(commit_prefix) and OBJECT_ID.fullmatch(commit):
                 await self._run(git, "merge-base", "--is-ancestor", commit, tip)
                 return commit
         except GitError as error:
-            if error.was_hindered:
+            if error.is_inconclusive:
                 raise
-            if "ambiguous" in error.complaint:
-                problem = f"Commit {wanted} stands for more than one object of {self._wanted.url}"
-        raise _failed(f"{problem}; give the full name of a commit that the branch contains in repository.commit.")
+            if "ambiguous" in error.stderr:
+                problem = f"Commit {commit_prefix} stands for more than one object of {self._repository.url}"
+        raise _clone_failed(f"{problem}; give the full name of a commit that the branch contains in repository.commit.")
 
     async def _check_size(self, git: Git, commit: str) -> None:
         with pipe() as (reading, writing):
 
-            def work(stop: Stop) -> None:
-                problem = _oversize(read_entries(reading), self._bytes_max)
+            def work(stop: StopFlag) -> None:
+                problem = _find_size_problem(parse_ls_tree(reading), self._bytes_max)
                 if problem is not None:
-                    raise _failed(f"Cannot check out {self._wanted.url}: {problem}.")
+                    raise _clone_failed(f"Cannot check out {self._repository.url}: {problem}.")
 
             repository = self._attempt.repository
-            listing = git.run(*list_tree(commit), directory=repository, stdout=writing)
+            listing = git.run(*ls_tree_arguments(commit), directory=repository, stdout=writing)
             await run_with_thread(work, listing)
 
-    def _write_git_directory(self, commit: str, stop: Stop) -> None:
-        write_git_directory(self._attempt.workspace, self._attempt.repository, self._wanted, commit, stop)
+    def _write_git_directory(self, commit: str, stop: StopFlag) -> None:
+        write_git_directory(self._attempt.workspace, self._attempt.repository, self._repository, commit, stop)
 
     async def _check_out(self, git: Git, commit: str) -> None:
         await git.run(
@@ -234,17 +248,17 @@ class Staging:
         )
 
     def _check_subpath(self) -> None:
-        if self._wanted.subpath is None:
+        if self._repository.subpath is None:
             return
-        names = [name for name in self._wanted.subpath.split("/") if name not in ("", ".")]
-        with Files(self._attempt.workspace) as files:
+        names = [name for name in self._repository.subpath.split("/") if name not in ("", ".")]
+        with RootedFiles(self._attempt.workspace) as files:
             try:
                 with files.open_directory("/".join(names).encode()):
                     return
             except OSError:
                 pass
-        raise _failed(
-            f"'{self._wanted.subpath}' is not a directory in branch '{self._wanted.branch}' of {self._wanted.url} "
+        raise _clone_failed(
+            f"'{self._repository.subpath}' is not a directory in branch '{self._repository.branch}' of {self._repository.url} "
             "(symbolic links do not count); check repository.subpath."
         )
 
@@ -252,7 +266,7 @@ class Staging:
         return await git.run("--git-dir=.", *arguments, directory=self._attempt.repository)
 
 
-def _oversize(entries: Iterator[BaseEntry], bytes_max: int) -> str | None:
+def _find_size_problem(entries: Iterator[BaseTreeEntry], bytes_max: int) -> str | None:
     """A few small trees can name each other so often that a checkout never ends: find that out before."""
     bytes_left, path_bytes_left = bytes_max, PATHS_BYTES_MAX
     for number, entry in enumerate(entries):
@@ -273,5 +287,5 @@ def _oversize(entries: Iterator[BaseEntry], bytes_max: int) -> str | None:
     return None
 
 
-def _failed(message: str) -> AttemptError:
+def _clone_failed(message: str) -> AttemptError:
     return AttemptError(FailureCode.CLONE_FAILED, message)

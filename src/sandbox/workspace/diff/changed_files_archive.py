@@ -7,31 +7,31 @@ from typing import IO
 from sandbox.interfaces.layout import AttemptLayout
 from sandbox.model.errors import AttemptError, FailureCode
 from sandbox.model.limits import ARTIFACT_BYTES_MAX
-from sandbox.system.files import create, flush, removing_unless_done
-from sandbox.workspace.cancellable_thread import Stop, run_in_thread
-from sandbox.workspace.diff.comparison import compare
-from sandbox.workspace.diff.trees import EXECUTABLE, mode_of, read_base_tree
-from sandbox.workspace.files import Entry, Files, TooManyEntriesError, read_chunks
+from sandbox.system.files import create_private_file, fsync_path, remove_on_failure
+from sandbox.workspace.cancellable_thread import StopFlag, run_in_thread
+from sandbox.workspace.diff.comparison import compare_workspace
+from sandbox.workspace.diff.trees import EXECUTABLE_MODE, git_mode, read_base_tree
+from sandbox.workspace.files import Entry, RootedFiles, TooManyEntriesError, read_chunks
 from sandbox.workspace.git.command import Git, GitError
-from sandbox.workspace.git.errors import last_line
+from sandbox.workspace.git.errors import last_error_line
 
-_END = b"\0" * 2 * tarfile.BLOCKSIZE
+_END_OF_ARCHIVE = b"\0" * 2 * tarfile.BLOCKSIZE
 
 
-class ChangesTar:
+class ChangedFilesTar:
     """Writes a tar of new and changed files and links, without owners and times. What is gone is not in it.
 
     left_out: how many files would have made it larger than `bytes_max`.
     """
 
     def __init__(self, file: IO[bytes], bytes_max: int) -> None:
-        self.left_out = 0
-        self._files: Files
-        self._stop: Stop
+        self.skipped_count = 0
+        self._files: RootedFiles
+        self._stop: StopFlag
         self._file = file
-        self._bytes_left = bytes_max - len(_END)
+        self._bytes_left = bytes_max - len(_END_OF_ARCHIVE)
 
-    def read_from(self, files: Files, stop: Stop) -> "ChangesTar":
+    def set_source(self, files: RootedFiles, stop: StopFlag) -> "ChangedFilesTar":
         """Take what is put from here on out of `files`."""
         self._files, self._stop = files, stop
         return self
@@ -41,36 +41,36 @@ class ChangesTar:
 
     def put(self, entry: Entry) -> None:
         """See `Changes.put`."""
-        member = tarfile.TarInfo(_text(entry.path))
+        member = tarfile.TarInfo(_decode_path(entry.path))
         if entry.is_link:
-            member.type, member.linkname = tarfile.SYMTYPE, _text(self._files.read_link(entry.path))
-            self._announce(member)
+            member.type, member.linkname = tarfile.SYMTYPE, _decode_path(self._files.read_link(entry.path))
+            self._write_header(member)
             return
         with self._files.open_file(entry.path) as (file, size):
             member.size = size
-            member.mode = 0o755 if mode_of(entry) == EXECUTABLE else 0o644
-            if self._announce(member):
+            member.mode = 0o755 if git_mode(entry) == EXECUTABLE_MODE else 0o644
+            if self._write_header(member):
                 for chunk in read_chunks(file, size, self._stop):
                     self._file.write(chunk)
                 self._file.write(b"\0" * (-size % tarfile.BLOCKSIZE))
 
     def close(self) -> None:
         """Write the end of the archive."""
-        self._file.write(_END)
+        self._file.write(_END_OF_ARCHIVE)
 
-    def _announce(self, member: tarfile.TarInfo) -> bool:
+    def _write_header(self, member: tarfile.TarInfo) -> bool:
         """Write its header, unless it would be too much with its content."""
         header = member.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
         need = len(header) + member.size + -member.size % tarfile.BLOCKSIZE
         if need > self._bytes_left:
-            self.left_out += 1
+            self.skipped_count += 1
             return False
         self._bytes_left -= need
         self._file.write(header)
         return True
 
 
-def _text(path: bytes) -> str:
+def _decode_path(path: bytes) -> str:
     """A PAX header carries bytes that are no text as they are, when they come this way."""
     return path.decode(errors="surrogateescape")
 
@@ -83,31 +83,31 @@ async def write_changed_files(git: Git, attempt: AttemptLayout, base_commit: str
     try:
         return await _write(git, attempt, base_commit, target)
     except GitError as error:
-        raise _failed(f"git said: {last_line(error.complaint)}") from error
+        raise _collect_failed(f"git said: {last_error_line(error.stderr)}") from error
     except OSError as error:
-        raise _failed(error.strerror or str(error)) from error
+        raise _collect_failed(error.strerror or str(error)) from error
 
 
 async def _write(git: Git, attempt: AttemptLayout, base_commit: str, target: Path) -> str | None:
     base = await read_base_tree(git, attempt.repository, base_commit)
     reason = None
-    with removing_unless_done(target):
-        with create(target) as file:
-            tar = ChangesTar(file, ARTIFACT_BYTES_MAX // 2)
+    with remove_on_failure(target):
+        with create_private_file(target) as file:
+            tar = ChangedFilesTar(file, ARTIFACT_BYTES_MAX // 2)
 
-            def begin(files: Files, stop: Stop) -> ChangesTar:
-                return tar.read_from(files, stop)
+            def begin(files: RootedFiles, stop: StopFlag) -> ChangedFilesTar:
+                return tar.set_source(files, stop)
 
             try:
-                await compare(git, attempt, base, begin, lambda _: None)
+                await compare_workspace(git, attempt, base, begin, lambda _: None)
             except TooManyEntriesError as error:
                 reason = f"there are {error}, and only the first were looked at"
             await run_in_thread(lambda _: tar.close())
-        await run_in_thread(lambda _: flush(target))
-    if tar.left_out:
-        reason = f"{tar.left_out} files would have made it larger than {ARTIFACT_BYTES_MAX // 2 // 1024**2} MiB"
+        await run_in_thread(lambda _: fsync_path(target))
+    if tar.skipped_count:
+        reason = f"{tar.skipped_count} files would have made it larger than {ARTIFACT_BYTES_MAX // 2 // 1024**2} MiB"
     return reason
 
 
-def _failed(reason: str) -> AttemptError:
+def _collect_failed(reason: str) -> AttemptError:
     return AttemptError(FailureCode.COLLECT_FAILED, f"The changed files could not be kept: {reason}.")

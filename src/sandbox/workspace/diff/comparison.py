@@ -6,33 +6,35 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 from sandbox.interfaces.layout import AttemptLayout
-from sandbox.workspace.cancellable_thread import Stop
-from sandbox.workspace.diff.ignore_rules import IgnoreRules, NoRules, lay_out_ignore_files
-from sandbox.workspace.diff.trees import GITLINK, BaseEntry, BaseTree, canonical_mode, mode_of
-from sandbox.workspace.files import Entry, Files, read_chunks
+from sandbox.workspace.cancellable_thread import StopFlag
+from sandbox.workspace.diff.ignore_rules import IgnoreRules, NoIgnoreRules, write_ignore_files
+from sandbox.workspace.diff.trees import GITLINK_MODE, BaseTree, BaseTreeEntry, canonical_mode, git_mode
+from sandbox.workspace.files import Entry, RootedFiles, read_chunks
 from sandbox.workspace.git.command import Git, pipe, run_with_thread
 
-_HASHED = "gi7eba"
-_SHORT = "|".join(f"{_HASHED[:length]}~[1-9][0-9]{{{6 - length}}}" for length in range(len(_HASHED) + 1))
+_HASHED_SHORT_NAME = "gi7eba"
+_SHORT_NAMES = "|".join(
+    f"{_HASHED_SHORT_NAME[:length]}~[1-9][0-9]{{{6 - length}}}" for length in range(len(_HASHED_SHORT_NAME) + 1)
+)
 _NTFS_GIT = re.compile(rb"(?:^|/|[^/]\\)(?:\.git|git~1)[ .]*(?:[:/\\]|\Z)", re.IGNORECASE)
 _NTFS_MODULES = re.compile(
-    rf"(?:^|/|[^/]\\)(?:\.gitmodules|gitmod~[1-4]|{_SHORT})[ .]*(?::|\Z)".encode(), re.IGNORECASE
+    rf"(?:^|/|[^/]\\)(?:\.gitmodules|gitmod~[1-4]|{_SHORT_NAMES})[ .]*(?::|\Z)".encode(), re.IGNORECASE
 )
 # A byte that is no UTF-8 is the end of a name to git here.
 _HFS_GIT = re.compile(r"(?:^|/)\.git(?:[/\udc80-\udcff]|\Z)", re.IGNORECASE | re.ASCII)
 _HFS_MODULES = re.compile(r"(?:^|/)\.gitmodules(?:[/\udc80-\udcff]|\Z)", re.IGNORECASE | re.ASCII)
-_UNSEEN_BY_HFS = re.compile(r"[\u200c-\u200f\u202a-\u202e\u206a-\u206f\ufeff]")
+_HFS_IGNORED_CHARACTERS = re.compile(r"[\u200c-\u200f\u202a-\u202e\u206a-\u206f\ufeff]")
 
 
-def is_refused(path: bytes, *, is_link: bool) -> bool:
+def is_forbidden_path(path: bytes, *, is_link: bool) -> bool:
     """Whether git takes no such path, here or on the machine where a patch is applied."""
-    seen = _UNSEEN_BY_HFS.sub("", path.decode(errors="surrogateescape"))
+    seen = _HFS_IGNORED_CHARACTERS.sub("", path.decode(errors="surrogateescape"))
     if _NTFS_GIT.search(path) or _HFS_GIT.search(seen):
         return True
     return is_link and bool(_NTFS_MODULES.search(path) or _HFS_MODULES.search(seen))
 
 
-class Changes(Protocol):
+class ChangeSink(Protocol):
     """Takes every difference, in the order of the walk. Calls raise OSError, StoppedError."""
 
     def delete(self, path: bytes) -> None:
@@ -44,15 +46,15 @@ class Changes(Protocol):
         ...
 
 
-class Rules(Protocol):
+class IgnoreMatcher(Protocol):
     """What the base commit ignores."""
 
-    def ignored(self, entries: Sequence[Entry]) -> frozenset[bytes]:
+    def ignored_paths(self, entries: Sequence[Entry]) -> frozenset[bytes]:
         """The paths that are ignored among these of one directory, all of them untracked. Raises OSError."""
         ...
 
 
-class Comparison:
+class TreeComparison:
     """One walk. What the base commit has is always compared, the rest only where no rule ignores it.
 
     Only the working tree counts: commits, branches and stashes that the agent made are in its `.git`, which is not
@@ -61,41 +63,43 @@ class Comparison:
     are nothing to git. `left_out` says why no patch can carry what is at these paths.
     """
 
-    def __init__(self, files: Files, base: BaseTree, rules: Rules, changes: Changes, stop: Stop) -> None:
+    def __init__(
+        self, files: RootedFiles, base: BaseTree, ignore_matcher: IgnoreMatcher, sink: ChangeSink, stop: StopFlag
+    ) -> None:
         self._files = files
         self._base = base
-        self._rules = rules
-        self._changes = changes
+        self._ignore_matcher = ignore_matcher
+        self._sink = sink
         self._stop = stop
-        self._gone = dict.fromkeys(base.entries)
-        self.left_out: dict[bytes, str] = {}
+        self._missing = dict.fromkeys(base.entries)
+        self.skipped: dict[bytes, str] = {}
 
     def run(self) -> None:
         """Tell every difference. Raises OSError, TooManyEntriesError, StoppedError."""
         pending = [b""]
         while pending:
-            pending += self._visit(pending.pop())
-        for path in self._gone:
-            self._changes.delete(path)
+            pending += self._compare_directory(pending.pop())
+        for path in self._missing:
+            self._sink.delete(path)
 
-    def _visit(self, directory: bytes) -> list[bytes]:
+    def _compare_directory(self, directory: bytes) -> list[bytes]:
         """Compare one directory; gives the directories in it that are to be visited."""
-        self._stop.check()
-        entries = [entry for entry in self._files.entries(directory) if self._is_carried(entry)]
-        ignored = self._rules.ignored([entry for entry in entries if not self._is_tracked(entry)])
+        self._stop.raise_if_requested()
+        entries = [entry for entry in self._files.entries(directory) if self._is_includable(entry)]
+        ignored = self._ignore_matcher.ignored_paths([entry for entry in entries if not self._is_tracked(entry)])
         visited = [entry for entry in entries if entry.path not in ignored]
         for entry in visited:
-            self._compare(entry)
+            self._compare_entry(entry)
         return [entry.path for entry in visited if entry.is_directory and not self._is_gitlink(entry)]
 
-    def _is_carried(self, entry: Entry) -> bool:
+    def _is_includable(self, entry: Entry) -> bool:
         if entry.path == b".git":
             return False
-        if is_refused(entry.path, is_link=entry.is_link):
-            self.left_out[entry.path] = "git takes no such path"
+        if is_forbidden_path(entry.path, is_link=entry.is_link):
+            self.skipped[entry.path] = "git takes no such path"
         elif not entry.is_reachable:
-            self.left_out[entry.path] = "its path is too long or too deep"
-        return entry.path not in self.left_out
+            self.skipped[entry.path] = "its path is too long or too deep"
+        return entry.path not in self.skipped
 
     def _is_tracked(self, entry: Entry) -> bool:
         if entry.is_directory:
@@ -104,39 +108,38 @@ class Comparison:
 
     def _is_gitlink(self, entry: Entry) -> bool:
         base = self._base.entries.get(entry.path)
-        return base is not None and base.mode == GITLINK
+        return base is not None and base.mode == GITLINK_MODE
 
-    def _compare(self, entry: Entry) -> None:
+    def _compare_entry(self, entry: Entry) -> None:
         base = self._base.entries.get(entry.path)
         if entry.is_directory:
             if base is not None:
                 self._replace_by_directory(entry)
         elif entry.is_file or entry.is_link:
-            self._gone.pop(entry.path, None)
-            if base is None or base.mode == GITLINK or not self._is_same(entry, base):
-                self._changes.put(entry)
+            self._missing.pop(entry.path, None)
+            if base is None or base.mode == GITLINK_MODE or not self._is_same(entry, base):
+                self._sink.put(entry)
 
     def _replace_by_directory(self, entry: Entry) -> None:
-        del self._gone[entry.path]
+        del self._missing[entry.path]
         if not self._is_gitlink(entry):
             # Said before what is in the directory: a deletion said later would take that along.
-            self._changes.delete(entry.path)
+            self._sink.delete(entry.path)
 
-    def _is_same(self, entry: Entry, base: BaseEntry) -> bool:
-        if mode_of(entry) != canonical_mode(base.mode):
+    def _is_same(self, entry: Entry, base: BaseTreeEntry) -> bool:
+        if git_mode(entry) != canonical_mode(base.mode):
             return False
         if entry.is_link:
             target = self._files.read_link(entry.path)
-            return _blob_name(base, len(target), [target]) == base.object_id
+            return _blob_id(base, len(target), [target]) == base.object_id
         with self._files.open_file(entry.path) as (file, size):
             # Sizes first: what is of another size, such as a huge sparse file, is not read at all.
             return (
-                size == base.size_bytes
-                and _blob_name(base, size, read_chunks(file, size, self._stop)) == base.object_id
+                size == base.size_bytes and _blob_id(base, size, read_chunks(file, size, self._stop)) == base.object_id
             )
 
 
-def _blob_name(base: BaseEntry, size: int, chunks: Iterable[bytes]) -> bytes:
+def _blob_id(base: BaseTreeEntry, size: int, chunks: Iterable[bytes]) -> bytes:
     """Git's name of a blob, in the hash function of the base commit's repository."""
     algorithm = hashlib.sha1 if len(base.object_id) == 40 else hashlib.sha256
     digest = algorithm(b"blob %d\0" % size, usedforsecurity=False)
@@ -146,51 +149,54 @@ def _blob_name(base: BaseEntry, size: int, chunks: Iterable[bytes]) -> bytes:
 
 
 T = TypeVar("T")
-C = TypeVar("C", bound=Changes)
-NotCarried = Mapping[bytes, str]
+C = TypeVar("C", bound=ChangeSink)
+SkippedPaths = Mapping[bytes, str]
 """Paths, and why no patch can carry what is there."""
 
 
-async def compare(
+async def compare_workspace(
     git: Git,
     attempt: AttemptLayout,
     base: BaseTree,
-    begin: Callable[[Files, Stop], C],
-    end: Callable[[C], None],
-    *beside: Coroutine[Any, Any, bytes],
-) -> tuple[C, NotCarried]:
+    open_sink: Callable[[RootedFiles, StopFlag], C],
+    close_sink: Callable[[C], None],
+    *background: Coroutine[Any, Any, bytes],
+) -> tuple[C, SkippedPaths]:
     """Walk the workspace in a thread and tell every change to what `begin` gives; `beside` runs meanwhile.
 
     The directory of the ignore rules must be there, empty. Gives what took the changes, and what
     no patch can carry, sorted. Raises GitError, OSError, TooManyEntriesError.
     """
     try:
-        await lay_out_ignore_files(git, attempt.repository, base.ignore_files, attempt.ignore_rules)
+        await write_ignore_files(git, attempt.repository, base.ignore_files, attempt.ignore_rules)
     except BaseException:
-        for waiting in beside:
+        for waiting in background:
             waiting.close()
         raise
 
-    def walk(stop: Stop, rules: Rules) -> tuple[C, NotCarried]:
-        with Files(attempt.workspace) as files:
-            changes = begin(files, stop)
-            comparison = Comparison(files, base, rules, changes, stop)
+    def walk(stop: StopFlag, rules: IgnoreMatcher) -> tuple[C, SkippedPaths]:
+        with RootedFiles(attempt.workspace) as files:
+            changes = open_sink(files, stop)
+            comparison = TreeComparison(files, base, rules, changes, stop)
             comparison.run()
-            end(changes)
-            return changes, dict(sorted(comparison.left_out.items()))
+            close_sink(changes)
+            return changes, dict(sorted(comparison.skipped.items()))
 
     if not base.ignore_files:
-        return await run_with_thread(lambda stop: walk(stop, NoRules()), *beside)
-    return await _walk_judged(walk, git, attempt, beside)
+        return await run_with_thread(lambda stop: walk(stop, NoIgnoreRules()), *background)
+    return await _walk_with_ignore_rules(walk, git, attempt, background)
 
 
-async def _walk_judged(
-    walk: Callable[[Stop, Rules], T], git: Git, attempt: AttemptLayout, beside: Sequence[Coroutine[Any, Any, bytes]]
+async def _walk_with_ignore_rules(
+    walk: Callable[[StopFlag, IgnoreMatcher], T],
+    git: Git,
+    attempt: AttemptLayout,
+    background: Sequence[Coroutine[Any, Any, bytes]],
 ) -> T:
     """With a git that is asked about what the base commit ignores."""
     with pipe() as (asked, asking), pipe() as (answers, answering):
 
-        def work(stop: Stop) -> T:
+        def work(stop: StopFlag) -> T:
             with asking, IgnoreRules(attempt.ignore_rules, asking, answers) as rules:
                 return walk(stop, rules)
 
@@ -200,6 +206,6 @@ async def _walk_judged(
             directory=attempt.ignore_rules,
             stdin=asked,
             stdout=answering,
-            good_codes=(0, 1),
+            ok_exit_codes=(0, 1),
         )
-        return await run_with_thread(work, *beside, judging)
+        return await run_with_thread(work, *background, judging)

@@ -13,13 +13,13 @@ from pathlib import Path
 from shutil import rmtree
 from typing import IO
 
-from sandbox.workspace.cancellable_thread import Stop
-from sandbox.workspace.diff.trees import BaseEntry
+from sandbox.workspace.cancellable_thread import StopFlag
+from sandbox.workspace.diff.trees import BaseTreeEntry
 from sandbox.workspace.files import Entry
 from sandbox.workspace.git.command import Git, GitError, pipe, read_exactly, run_with_thread, write_all
 
-_PAGE_BYTES = 4096
-_ASIDE = b".git"
+_BATCH_BYTES = 4096
+_SET_ASIDE_DIRECTORY = b".git"
 """Nothing of this name is ever asked about."""
 
 _DIRECTORY_MODE, _FILE_MODE = 0o755, 0o644
@@ -44,19 +44,19 @@ class IgnoreRules:
     long as that is asked about. A context manager: afterwards nothing is there but what was there before.
     """
 
-    def __init__(self, directory: Path, questions: IO[bytes], answers: IO[bytes]) -> None:
+    def __init__(self, directory: Path, requests: IO[bytes], responses: IO[bytes]) -> None:
         self._directory = directory
-        self._ancestors = _Ancestors(os.fsencode(directory))
-        self._questions = questions
-        self._fields = _fields(answers)
+        self._ancestors = _AncestorDirectories(os.fsencode(directory))
+        self._requests = requests
+        self._fields = _fields(responses)
 
     def __enter__(self) -> "IgnoreRules":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._ancestors.reach(b"")
+        self._ancestors.move_to(b"")
 
-    def ignored(self, entries: Sequence[Entry]) -> frozenset[bytes]:
+    def ignored_paths(self, entries: Sequence[Entry]) -> frozenset[bytes]:
         """The paths that the rules ignore among these of one directory, all of them untracked.
 
         Raises OSError, BrokenPipeError without git.
@@ -65,38 +65,38 @@ class IgnoreRules:
         others = {entry.path for entry in entries if not entry.is_directory}
         found: set[bytes] = set()
         if shown:
-            self._ancestors.reach(next(iter(shown)).rpartition(b"/")[0])
-        for page in _pages(entries):
+            self._ancestors.move_to(next(iter(shown)).rpartition(b"/")[0])
+        for page in _batches(entries):
             with (
-                _directories(self._directory, shown.intersection(page)),
+                _temporary_directories(self._directory, shown.intersection(page)),
                 _set_aside(self._directory, others.intersection(page)),
             ):
-                found.update(self._ask(page))
+                found.update(self._query(page))
         return frozenset(found)
 
-    def _ask(self, page: Sequence[bytes]) -> Iterator[bytes]:
+    def _query(self, batch: Sequence[bytes]) -> Iterator[bytes]:
         # "./" keeps a name such as ":(top)x" from being read as pathspec magic.
-        write_all(self._questions, b"".join(b"./" + path + b"\0" for path in page))
-        for path in page:
+        write_all(self._requests, b"".join(b"./" + path + b"\0" for path in batch))
+        for path in batch:
             _source, _line, pattern, _path = (next(self._fields) for _ in range(4))
             if pattern and not pattern.startswith(b"!"):
                 yield path
 
 
-class NoRules:
+class NoIgnoreRules:
     """Of a base commit without a `.gitignore`: git need not be asked, because it would read no other rules either."""
 
-    def ignored(self, entries: Sequence[Entry]) -> frozenset[bytes]:
+    def ignored_paths(self, entries: Sequence[Entry]) -> frozenset[bytes]:
         """None of them."""
         return frozenset()
 
 
-def _pages(entries: Sequence[Entry]) -> Iterator[list[bytes]]:
+def _batches(entries: Sequence[Entry]) -> Iterator[list[bytes]]:
     page: list[bytes] = []
     size = 0
     for entry in entries:
         bytes_asked = len(entry.path) + len(b"./\0")
-        if page and size + bytes_asked > _PAGE_BYTES:
+        if page and size + bytes_asked > _BATCH_BYTES:
             yield page
             page, size = [], 0
         page.append(entry.path)
@@ -105,9 +105,9 @@ def _pages(entries: Sequence[Entry]) -> Iterator[list[bytes]]:
         yield page
 
 
-def _fields(answers: IO[bytes]) -> Iterator[bytes]:
+def _fields(responses: IO[bytes]) -> Iterator[bytes]:
     rest = b""
-    while chunk := answers.read(_CHUNK_BYTES):
+    while chunk := responses.read(_CHUNK_BYTES):
         *fields, rest = (rest + chunk).split(b"\0")
         if len(rest) > _FIELD_BYTES_MAX:
             raise BrokenPipeError("git check-ignore said more than it can have to say")
@@ -115,7 +115,7 @@ def _fields(answers: IO[bytes]) -> Iterator[bytes]:
     raise BrokenPipeError("git check-ignore ended early")
 
 
-class _Ancestors:
+class _AncestorDirectories:
     """Of a directory below `root`, and itself: those are made, and removed, that were not there.
 
     All that is in one directory is asked about before the next, so that each is made about once, however deep it is.
@@ -124,23 +124,23 @@ class _Ancestors:
     def __init__(self, root: bytes) -> None:
         self._root = root
         self._names: list[bytes] = []
-        self._made: list[bytes] = []
+        self._created: list[bytes] = []
 
-    def reach(self, path: bytes) -> None:
+    def move_to(self, path: bytes) -> None:
         names = path.split(b"/") if path else []
         pairs = zip(self._names, names, strict=False)
         shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-        while self._made and self._made[-1].count(b"/") >= shared:
-            os.rmdir(os.path.join(self._root, self._made.pop()))  # noqa: PTH106, PTH118 (bytes)
+        while self._created and self._created[-1].count(b"/") >= shared:
+            os.rmdir(os.path.join(self._root, self._created.pop()))  # noqa: PTH106, PTH118 (bytes)
         for end in range(shared + 1, len(names) + 1):
             here = b"/".join(names[:end])
             if _make_directory(os.path.join(self._root, here)):  # noqa: PTH118 (bytes)
-                self._made.append(here)
+                self._created.append(here)
         self._names = names
 
 
 @contextmanager
-def _directories(root: Path, paths: Iterable[bytes]) -> Iterator[None]:
+def _temporary_directories(root: Path, paths: Iterable[bytes]) -> Iterator[None]:
     """There for as long as the block lasts, unless they were there before; those above them are there."""
     made: list[bytes] = []
     try:
@@ -158,7 +158,7 @@ def _directories(root: Path, paths: Iterable[bytes]) -> Iterator[None]:
 def _set_aside(root: Path, paths: Iterable[bytes]) -> Iterator[None]:
     """Those of them that are directories are not there for as long as the block lasts."""
     moved: list[tuple[bytes, bytes]] = []
-    aside = os.path.join(os.fsencode(root), _ASIDE)  # noqa: PTH118 (bytes)
+    aside = os.path.join(os.fsencode(root), _SET_ASIDE_DIRECTORY)  # noqa: PTH118 (bytes)
     try:
         for path in paths:
             place = os.path.join(os.fsencode(root), path)  # noqa: PTH118 (bytes)
@@ -185,7 +185,7 @@ def _make_directory(path: bytes) -> bool:
     return True
 
 
-def make_rules_directory(directory: Path) -> None:
+def create_rules_directory(directory: Path) -> None:
     """Make it anew, empty. Raises OSError."""
     if directory.exists():
         rmtree(directory, ignore_errors=True)
@@ -193,7 +193,7 @@ def make_rules_directory(directory: Path) -> None:
     directory.chmod(_DIRECTORY_MODE)
 
 
-async def lay_out_ignore_files(git: Git, repository: Path, entries: Sequence[BaseEntry], directory: Path) -> None:
+async def write_ignore_files(git: Git, repository: Path, entries: Sequence[BaseTreeEntry], directory: Path) -> None:
     """Write the base commit's `.gitignore` files into the empty `directory`. Raises GitError, OSError."""
     obeyed = [entry for entry in entries if entry.size_bytes <= IGNORE_FILE_BYTES_MAX]
     if sum(entry.size_bytes for entry in obeyed) > IGNORE_FILES_BYTES_MAX:
@@ -202,9 +202,9 @@ async def lay_out_ignore_files(git: Git, repository: Path, entries: Sequence[Bas
         return
     with pipe() as (asked, asking), pipe() as (answers, answering):
 
-        def write(stop: Stop) -> None:
+        def write(stop: StopFlag) -> None:
             for entry in obeyed:
-                stop.check()
+                stop.raise_if_requested()
                 write_all(asking, entry.object_id + b"\n")
                 _write_ignore_file(directory, entry, answers)
             asking.close()
@@ -218,8 +218,8 @@ async def lay_out_ignore_files(git: Git, repository: Path, entries: Sequence[Bas
         await run_with_thread(write, contents)
 
 
-def _write_ignore_file(directory: Path, entry: BaseEntry, answers: IO[bytes]) -> None:
-    read_exactly(answers, len(b"%d\n" % entry.size_bytes))
+def _write_ignore_file(directory: Path, entry: BaseTreeEntry, contents: IO[bytes]) -> None:
+    read_exactly(contents, len(b"%d\n" % entry.size_bytes))
     *parents, name = entry.path.split(b"/")
     here = os.fsencode(directory)
     for parent in parents:
@@ -229,7 +229,7 @@ def _write_ignore_file(directory: Path, entry: BaseEntry, answers: IO[bytes]) ->
         os.fchmod(file.fileno(), _FILE_MODE)
         remaining = entry.size_bytes
         while remaining:
-            chunk = read_exactly(answers, min(remaining, _CHUNK_BYTES))
+            chunk = read_exactly(contents, min(remaining, _CHUNK_BYTES))
             file.write(chunk)
             remaining -= len(chunk)
-    read_exactly(answers, 1)
+    read_exactly(contents, 1)

@@ -14,106 +14,106 @@ from pathlib import Path
 from typing import IO
 
 from sandbox.interfaces.layout import AttemptLayout
-from sandbox.interfaces.workspace import ContainsSecret, Patch
+from sandbox.interfaces.workspace import ContainsSecret, PatchResult
 from sandbox.model.errors import AttemptError, FailureCode
 from sandbox.model.limits import PATCH_BYTES_MAX
-from sandbox.system.files import create, flush, removing_unless_done
-from sandbox.workspace.cancellable_thread import Stop, run_in_thread
-from sandbox.workspace.diff.comparison import NotCarried, compare
-from sandbox.workspace.diff.trees import NEW_TREE_REF, BaseTree, NewTree, read_base_tree
-from sandbox.workspace.files import Files, TooManyEntriesError, show
-from sandbox.workspace.git.command import Git, GitError, is_written_to, pipe
-from sandbox.workspace.git.errors import last_line
+from sandbox.system.files import create_private_file, fsync_path, remove_on_failure
+from sandbox.workspace.cancellable_thread import StopFlag, run_in_thread
+from sandbox.workspace.diff.comparison import SkippedPaths, compare_workspace
+from sandbox.workspace.diff.trees import NEW_TREE_REF, BaseTree, FastImportWriter, read_base_tree
+from sandbox.workspace.files import RootedFiles, TooManyEntriesError, printable_path
+from sandbox.workspace.git.command import Git, GitError, pipe, wait_for_data
+from sandbox.workspace.git.errors import last_error_line
 
-_LEFT_OUT_SHOWN_MAX = 20
-_HELD = {b"objects/pack": ".keep", NEW_TREE_REF.rpartition("/")[0].encode(): ".lock"}
+_SKIPPED_LISTED_MAX = 20
+_STALE_LOCK_SUFFIXES = {b"objects/pack": ".keep", NEW_TREE_REF.rpartition("/")[0].encode(): ".lock"}
 
 
 async def write_patch(
     git: Git, attempt: AttemptLayout, base_commit: str, target: Path, contains_secret: ContainsSecret
-) -> Patch:
+) -> PatchResult:
     """Write the patch to `target`, flushed; an empty file when nothing was changed. Raises AttemptError.
 
     Where not every change is in it, it is a patch of the others, or of none.
     """
     try:
-        return await _write(git, attempt, base_commit, target, contains_secret)
+        return await _write_patch(git, attempt, base_commit, target, contains_secret)
     except TooManyEntriesError as error:
         reason: str | None = f"there are {error} that are not ignored"
     except GitError as error:
-        reason = _bound_of(error, git.memory_bytes_max)
+        reason = _exceeded_limit(error, git.memory_bytes_max)
         if reason is None:
-            raise _failed(f"git said: {last_line(error.complaint)}") from error
+            raise _patch_failed(f"git said: {last_error_line(error.stderr)}") from error
     except OSError as error:
-        raise _failed(error.strerror or str(error)) from error
-    await run_in_thread(lambda _: _write_text(target, f"# truncated: {reason}\n".encode()))
-    return Patch(reason)
+        raise _patch_failed(error.strerror or str(error)) from error
+    await run_in_thread(lambda _: _write_without_diff(target, f"# truncated: {reason}\n".encode()))
+    return PatchResult(reason)
 
 
-async def _write(
+async def _write_patch(
     git: Git, attempt: AttemptLayout, base_commit: str, target: Path, contains_secret: ContainsSecret
-) -> Patch:
+) -> PatchResult:
     base = await read_base_tree(git, attempt.repository, base_commit)
-    tree, left_out = await _build_new_tree(git, attempt, base, base_commit, contains_secret)
+    tree, left_out = await _import_workspace(git, attempt, base, base_commit, contains_secret)
     too_large = sorted(tree.too_large)
     preamble = _preamble(left_out, too_large)
     if tree.is_changed:
-        await _write_difference(git, attempt.repository, base_commit, target, preamble)
+        await _write_diff(git, attempt.repository, base_commit, target, preamble)
     else:
-        await run_in_thread(lambda _: _write_text(target, preamble))
-    return Patch(_over_bounds(too_large), tree.contains_secret)
+        await run_in_thread(lambda _: _write_without_diff(target, preamble))
+    return PatchResult(_too_large_reason(too_large), tree.contains_secret)
 
 
-def _over_bounds(too_large: Sequence[bytes]) -> str | None:
+def _too_large_reason(too_large: Sequence[bytes]) -> str | None:
     if not too_large:
         return None
     return (
-        f"{len(too_large)} files of what the agent changed, {show(too_large[0])} the first, are over what a patch may "
+        f"{len(too_large)} files of what the agent changed, {printable_path(too_large[0])} the first, are over what a patch may "
         f"be ({PATCH_BYTES_MAX // 1024**2} MiB)"
     )
 
 
-async def _build_new_tree(
+async def _import_workspace(
     git: Git, attempt: AttemptLayout, base: BaseTree, base_commit: str, contains_secret: ContainsSecret
-) -> tuple[NewTree, NotCarried]:
+) -> tuple[FastImportWriter, SkippedPaths]:
     """Put the agent's tree into the host's repository; gives what was told of it, and what no patch can carry."""
     repository = attempt.repository
-    _let_go(repository)
+    _remove_stale_locks(repository)
     with pipe() as (told, telling):
 
-        def begin(files: Files, stop: Stop) -> NewTree:
-            return NewTree(files, telling, stop, contains_secret, base_commit)
+        def begin(files: RootedFiles, stop: StopFlag) -> FastImportWriter:
+            return FastImportWriter(files, telling, stop, contains_secret, base_commit)
 
-        importing = _import_tree(git, repository, told)
-        return await compare(git, attempt, base, begin, NewTree.end, importing)
+        importing = _run_fast_import(git, repository, told)
+        return await compare_workspace(git, attempt, base, begin, FastImportWriter.finish, importing)
 
 
-async def _import_tree(git: Git, repository: Path, told: IO[bytes]) -> bytes:
+async def _run_fast_import(git: Git, repository: Path, stream: IO[bytes]) -> bytes:
     """Where nothing was changed nothing is told, and there is nothing for git to do."""
-    with told:
-        if not await is_written_to(told):
+    with stream:
+        if not await wait_for_data(stream):
             return b""
         return await git.run(
             *("--git-dir=.", "-c", "fastimport.unpackLimit=0", "-c", "core.compression=1"),
             *("fast-import", "--quiet", "--force"),
             directory=repository,
-            stdin=told,
+            stdin=stream,
         )
 
 
-def _let_go(repository: Path) -> None:
+def _remove_stale_locks(repository: Path) -> None:
     """Of what a git held that was killed with an earlier runner: it keeps its pack until its reference is written."""
-    with Files(repository) as files:
-        for place, ending in _HELD.items():
+    with RootedFiles(repository) as files:
+        for place, ending in _STALE_LOCK_SUFFIXES.items():
             with suppress(FileNotFoundError), files.open_directory(place) as directory:
                 for entry in [*os.scandir(directory)]:
                     if entry.name.endswith(ending):
                         os.unlink(entry.name, dir_fd=directory)
 
 
-async def _write_difference(git: Git, repository: Path, base_commit: str, target: Path, preamble: bytes) -> None:
-    with removing_unless_done(target):
-        with create(target) as file:
+async def _write_diff(git: Git, repository: Path, base_commit: str, target: Path, preamble: bytes) -> None:
+    with remove_on_failure(target):
+        with create_private_file(target) as file:
             file.write(preamble)
             file.flush()
             await git.run(
@@ -127,33 +127,33 @@ async def _write_difference(git: Git, repository: Path, base_commit: str, target
         await run_in_thread(lambda _: _flush(target))
 
 
-def _preamble(left_out: NotCarried, too_large: Sequence[bytes]) -> bytes:
+def _preamble(skipped: SkippedPaths, too_large: Sequence[bytes]) -> bytes:
     """What the patch does not carry, said where `git apply` does not look: before the first difference."""
-    lines = [*_listed(left_out), *_listed(dict.fromkeys(too_large, "too large for a patch"))]
+    lines = [*_comment_lines(skipped), *_comment_lines(dict.fromkeys(too_large, "too large for a patch"))]
     return "".join(lines).encode()
 
 
-def _listed(paths: NotCarried) -> Iterator[str]:
-    for path, reason in islice(paths.items(), _LEFT_OUT_SHOWN_MAX):
-        yield f"# left out, {reason}: {show(path)}\n"
-    if len(paths) > _LEFT_OUT_SHOWN_MAX:
-        yield f"# left out as well: {len(paths) - _LEFT_OUT_SHOWN_MAX} more\n"
+def _comment_lines(paths: SkippedPaths) -> Iterator[str]:
+    for path, reason in islice(paths.items(), _SKIPPED_LISTED_MAX):
+        yield f"# left out, {reason}: {printable_path(path)}\n"
+    if len(paths) > _SKIPPED_LISTED_MAX:
+        yield f"# left out as well: {len(paths) - _SKIPPED_LISTED_MAX} more\n"
 
 
-def _write_text(target: Path, text: bytes) -> None:
+def _write_without_diff(target: Path, text: bytes) -> None:
     """In place of a difference. Raises OSError."""
-    with removing_unless_done(target):
-        with create(target) as file:
+    with remove_on_failure(target):
+        with create_private_file(target) as file:
             file.write(text)
         _flush(target)
 
 
 def _flush(target: Path) -> None:
-    flush(target)
-    flush(target.parent)
+    fsync_path(target)
+    fsync_path(target.parent)
 
 
-def _bound_of(error: GitError, memory_bytes_max: int) -> str | None:
+def _exceeded_limit(error: GitError, memory_bytes_max: int) -> str | None:
     """Which bound git met, for people; None when it is no bound that stopped it."""
     if error.returncode == 128 + signal.SIGXFSZ:
         return f"it is larger than a patch may be ({PATCH_BYTES_MAX // 1024**2} MiB)"
@@ -165,5 +165,5 @@ def _bound_of(error: GitError, memory_bytes_max: int) -> str | None:
     return None
 
 
-def _failed(reason: str) -> AttemptError:
+def _patch_failed(reason: str) -> AttemptError:
     return AttemptError(FailureCode.COLLECT_FAILED, f"The patch could not be made: {reason}.")

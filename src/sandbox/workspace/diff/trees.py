@@ -7,33 +7,33 @@ from typing import IO, NamedTuple
 
 from sandbox.interfaces.workspace import ContainsSecret
 from sandbox.model.limits import PATCH_BYTES_MAX
-from sandbox.workspace.cancellable_thread import Stop
-from sandbox.workspace.files import ENTRIES_MAX, PATHS_BYTES_MAX, Entry, Files, read_chunks
+from sandbox.workspace.cancellable_thread import StopFlag
+from sandbox.workspace.files import ENTRIES_MAX, PATHS_BYTES_MAX, Entry, RootedFiles, read_chunks
 from sandbox.workspace.git.command import Git, GitError, pipe, run_with_thread, write_all
 
-GITLINK = b"160000"
-LINK = b"120000"
-EXECUTABLE = b"100755"
-_FILE = b"100644"
+GITLINK_MODE = b"160000"
+SYMLINK_MODE = b"120000"
+EXECUTABLE_MODE = b"100755"
+_FILE_MODE = b"100644"
 _CHUNK_BYTES = 256 * 1024
-_LINE = re.compile(
+_LS_TREE_LINE = re.compile(
     rb"(?P<mode>[0-7]{6}) [a-z]+ (?P<id>[0-9a-f]{40}|[0-9a-f]{64}) +(?P<size>[0-9]{1,18}|-)\t(?P<path>.+)", re.DOTALL
 )
 
 
-def mode_of(entry: Entry) -> bytes:
+def git_mode(entry: Entry) -> bytes:
     """What git would record of a file or link in the workspace."""
     if entry.is_link:
-        return LINK
-    return EXECUTABLE if entry.mode & 0o100 else _FILE
+        return SYMLINK_MODE
+    return EXECUTABLE_MODE if entry.mode & 0o100 else _FILE_MODE
 
 
 def canonical_mode(mode: bytes) -> bytes:
     """Old repositories have 100664, which git reads as 100644."""
-    return mode if mode in (LINK, EXECUTABLE) else _FILE
+    return mode if mode in (SYMLINK_MODE, EXECUTABLE_MODE) else _FILE_MODE
 
 
-class BaseEntry(NamedTuple):
+class BaseTreeEntry(NamedTuple):
     """A file, symbolic link or gitlink of the base commit. `size_bytes` is 0 for a gitlink."""
 
     path: bytes
@@ -42,30 +42,30 @@ class BaseEntry(NamedTuple):
     size_bytes: int
 
 
-def read_entries(listing: IO[bytes]) -> Iterator[BaseEntry]:
+def parse_ls_tree(listing: IO[bytes]) -> Iterator[BaseTreeEntry]:
     """The entries in what `git ls-tree -r -l -z` writes. Raises GitError for what no git that is sound would write."""
     rest = b""
     while chunk := listing.read(_CHUNK_BYTES):
         *lines, rest = (rest + chunk).split(b"\0")
         if len(rest) > _CHUNK_BYTES:
             raise GitError(0, b"fatal: a path is too long")
-        yield from map(_entry, lines)
+        yield from map(_parse_entry, lines)
 
 
-def _entry(line: bytes) -> BaseEntry:
+def _parse_entry(line: bytes) -> BaseTreeEntry:
     """A repository may have taken git over: then this is whatever it likes, and still is used for paths here."""
-    match = _LINE.fullmatch(line)
+    match = _LS_TREE_LINE.fullmatch(line)
     if match is None or not {b"", b".", b".."}.isdisjoint(match["path"].split(b"/")):
         raise GitError(0, b"fatal: invalid path in a tree")
     size = match["size"]
-    return BaseEntry(match["path"], match["mode"], match["id"], 0 if size == b"-" else int(size))
+    return BaseTreeEntry(match["path"], match["mode"], match["id"], 0 if size == b"-" else int(size))
 
 
 class BaseTree:
     """All entries by path, and every directory they lie in."""
 
-    def __init__(self, entries: Iterator[BaseEntry]) -> None:
-        self.entries: dict[bytes, BaseEntry] = {}
+    def __init__(self, entries: Iterator[BaseTreeEntry]) -> None:
+        self.entries: dict[bytes, BaseTreeEntry] = {}
         self.directories: set[bytes] = set()
         path_bytes_left = PATHS_BYTES_MAX
         for number, entry in enumerate(entries):
@@ -83,24 +83,24 @@ class BaseTree:
             self.directories.add(path)
 
     @property
-    def ignore_files(self) -> list[BaseEntry]:
+    def ignore_files(self) -> list[BaseTreeEntry]:
         """The `.gitignore` files, which git reads only where they are regular files."""
         named = (entry for entry in self.entries.values() if entry.path.rpartition(b"/")[2] == b".gitignore")
-        return [entry for entry in named if entry.mode not in (LINK, GITLINK)]
+        return [entry for entry in named if entry.mode not in (SYMLINK_MODE, GITLINK_MODE)]
 
 
 async def read_base_tree(git: Git, repository: Path, commit: str) -> BaseTree:
     """Read the whole tree of a commit. Raises GitError."""
     with pipe() as (reading, writing):
 
-        def read(stop: Stop) -> BaseTree:
-            return BaseTree(read_entries(reading))
+        def read(stop: StopFlag) -> BaseTree:
+            return BaseTree(parse_ls_tree(reading))
 
-        listing = git.run(*list_tree(commit), directory=repository, stdout=writing)
+        listing = git.run(*ls_tree_arguments(commit), directory=repository, stdout=writing)
         return await run_with_thread(read, listing)
 
 
-def list_tree(commit: str) -> tuple[str, ...]:
+def ls_tree_arguments(commit: str) -> tuple[str, ...]:
     """The arguments that make git, in a git directory, list a commit's tree for `read_entries`."""
     return ("--git-dir=.", "ls-tree", "-r", "-l", "-z", "--full-tree", commit)
 
@@ -108,7 +108,7 @@ def list_tree(commit: str) -> tuple[str, ...]:
 NEW_TREE_REF = "refs/sandbox/new"
 
 
-class NewTree:
+class FastImportWriter:
     """Writes one commit. Contents go through the pipe: git never opens a file of the agent's.
 
     too_large: paths whose content did not fit into what a patch may hold; the commit has them as they were before.
@@ -117,22 +117,22 @@ class NewTree:
     """
 
     def __init__(
-        self, files: Files, stream: IO[bytes], stop: Stop, contains_secret: ContainsSecret, base_commit: str
+        self, files: RootedFiles, stream: IO[bytes], stop: StopFlag, contains_secret: ContainsSecret, base_commit: str
     ) -> None:
         self.is_changed = False
         self.too_large: list[bytes] = []
         self.contains_secret = False
-        self._looks = contains_secret
+        self._find_secret = contains_secret
         self._files = files
         self._stream = stream
         self._stop = stop
         self._bytes_left = PATCH_BYTES_MAX
-        self._beginning = (
+        self._commit_header = (
             b"feature done\ncommit %b\ncommitter Sandbox <sandbox@localhost> 0 +0000\ndata 0\nfrom %b\n"
             % (NEW_TREE_REF.encode(), base_commit.encode())
         )
 
-    def end(self) -> None:
+    def finish(self) -> None:
         """Everything has been told."""
         if self.is_changed:
             self._write(b"done\n")
@@ -140,43 +140,43 @@ class NewTree:
 
     def delete(self, path: bytes) -> None:
         """See `Changes.delete`."""
-        self._change(b"D %b\n" % _quote(path))
+        self._write_command(b"D %b\n" % _quote(path))
 
     def put(self, entry: Entry) -> None:
         """See `Changes.put`."""
         if entry.is_link:
             target = self._files.read_link(entry.path)
-            if self._announce(LINK, entry.path, len(target)):
-                self._tell([target])
+            if self._start_file(SYMLINK_MODE, entry.path, len(target)):
+                self._write_content([target])
             return
         with self._files.open_file(entry.path) as (file, size):
-            if self._announce(mode_of(entry), entry.path, size):
-                self._tell(read_chunks(file, size, self._stop))
+            if self._start_file(git_mode(entry), entry.path, size):
+                self._write_content(read_chunks(file, size, self._stop))
 
-    def _announce(self, mode: bytes, path: bytes, size: int) -> bool:
+    def _start_file(self, mode: bytes, path: bytes, size: int) -> bool:
         if size > self._bytes_left:
             self.too_large.append(path)
             return False
         self._bytes_left -= size
-        self._change(b"M %b inline %b\ndata %d\n" % (mode, _quote(path), size))
+        self._write_command(b"M %b inline %b\ndata %d\n" % (mode, _quote(path), size))
         return True
 
-    def _tell(self, content: Iterable[bytes]) -> None:
-        told = self._told(content)
-        self.contains_secret = self.contains_secret or self._looks(told)
+    def _write_content(self, content: Iterable[bytes]) -> None:
+        told = self._write_chunks(content)
+        self.contains_secret = self.contains_secret or self._find_secret(told)
         for _ in told:
             pass
         self._write(b"\n")
 
-    def _told(self, content: Iterable[bytes]) -> Iterator[bytes]:
+    def _write_chunks(self, content: Iterable[bytes]) -> Iterator[bytes]:
         for chunk in content:
             self._write(chunk)
             yield chunk
 
-    def _change(self, command: bytes) -> None:
+    def _write_command(self, command: bytes) -> None:
         """From the base commit's tree on."""
         if not self.is_changed:
-            self._write(self._beginning)
+            self._write(self._commit_header)
             self.is_changed = True
         self._write(command)
 

@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from sandbox.interfaces.runtime import ConfinedCommand, Confinement
-from sandbox.workspace.cancellable_thread import Stop, run_in_thread
-from sandbox.workspace.git.errors import WORDLESS
-from sandbox.workspace.git.host_process import Unconfined
+from sandbox.workspace.cancellable_thread import StopFlag, run_in_thread
+from sandbox.workspace.git.errors import SILENT_INDEX_PACK_ERROR
+from sandbox.workspace.git.host_process import NoConfinement
 
 T = TypeVar("T")
-_ECHO_SECONDS = 5.0
+_BROKEN_PIPE_SECONDS = 5.0
 
 
 @contextmanager
@@ -55,7 +55,7 @@ def read_exactly(stream: IO[bytes], size: int) -> bytes:
     return bytes(read)
 
 
-async def is_written_to(reading: IO[bytes]) -> bool:
+async def wait_for_data(reading: IO[bytes]) -> bool:
     """Wait until there is something to read from a pipe, or its writing end is closed without a word."""
     loop, seen = asyncio.get_running_loop(), asyncio.Event()
     loop.add_reader(reading, seen.set)
@@ -68,18 +68,18 @@ async def is_written_to(reading: IO[bytes]) -> bool:
     return any(events & select.POLLIN for _, events in poll.poll(0))
 
 
-async def run_with_thread(work: Callable[[Stop], T], *gits: Coroutine[Any, Any, bytes]) -> T:
+async def run_with_thread(work: Callable[[StopFlag], T], *git_runs: Coroutine[Any, Any, bytes]) -> T:
     """Run a thread's work and, beside it, git at the other ends of its pipes; gives what the work gives.
 
     When one of them fails, or the caller is cancelled, the others are ended before the error goes on. If git failed
     that is the error: a broken pipe in the thread is only its echo.
     """
-    running = [asyncio.ensure_future(git) for git in gits]
+    running = [asyncio.ensure_future(git) for git in git_runs]
     thread = asyncio.ensure_future(run_in_thread(work))
     try:
         await asyncio.wait([*running, thread], return_when=asyncio.FIRST_EXCEPTION)
         if thread.done() and isinstance(thread.exception(), BrokenPipeError) and running:
-            await asyncio.wait(running, timeout=_ECHO_SECONDS)
+            await asyncio.wait(running, timeout=_BROKEN_PIPE_SECONDS)
     finally:
         for task in (*running, thread):
             task.cancel()
@@ -90,9 +90,9 @@ async def run_with_thread(work: Callable[[Stop], T], *gits: Coroutine[Any, Any, 
     return thread.result()
 
 
-Setting = tuple[str, str]
+GitSetting = tuple[str, str]
 
-_SURROUNDINGS = {
+_CLEAN_ENVIRONMENT = {
     "LC_ALL": "C",
     "GIT_CONFIG_NOSYSTEM": "1",
     "GIT_CONFIG_GLOBAL": "/dev/null",
@@ -103,7 +103,7 @@ _SURROUNDINGS = {
     "GIT_ALLOW_PROTOCOL": "https:http:ssh",
     "GIT_DEFAULT_REF_FORMAT": "files",
 }
-_NEUTRAL: Sequence[Setting] = (
+_NEUTRAL_SETTINGS: Sequence[GitSetting] = (
     ("core.hooksPath", "/dev/null"),
     ("core.fsmonitor", "false"),
     ("core.attributesFile", "/dev/null"),
@@ -121,9 +121,9 @@ Where its confinement may not have that much beside what else runs there, it is 
 _MEMORY_SHARE = 0.75
 """Of the confinement's memory, so that git gives up, with a word, before the kernel ends it without one."""
 
-_NOT_FOUND, _SIGNAL = 127, 128
-_NO_ROOM = ("no space left on device", "disk quota exceeded")
-_KILLED = b"\nfatal: out of memory: the kernel ended git"
+_NOT_FOUND_EXIT_CODE, _SIGNAL_EXIT_BASE = 127, 128
+_DISK_FULL_PHRASES = ("no space left on device", "disk quota exceeded")
+_KILLED_MESSAGE = b"\nfatal: out of memory: the kernel ended git"
 _OUTPUT_BYTES_MAX = 1024 * 1024
 _DRAIN_SECONDS = 1.0
 
@@ -131,26 +131,30 @@ _DRAIN_SECONDS = 1.0
 class GitError(Exception):
     """Git failed (128+n after signal n). `complaint` is the end of its stderr: hostile text."""
 
-    def __init__(self, returncode: int, complaint: bytes) -> None:
+    def __init__(self, returncode: int, stderr: bytes) -> None:
         super().__init__(f"git ended with {returncode}")
         self.returncode = returncode
-        self.complaint = complaint.decode(errors="replace")
+        self.stderr = stderr.decode(errors="replace")
 
     @property
     def is_out_of_memory(self) -> bool:
         """Git said that it was given no more memory, or was ended for it."""
-        return "out of memory" in self.complaint.lower()
+        return "out of memory" in self.stderr.lower()
 
     @property
-    def may_be_killed(self) -> bool:
+    def is_possibly_killed(self) -> bool:
         """Git, or a program of its own, ended without saying why, as it does when somebody kills it."""
-        return self.returncode > _SIGNAL or _KILLED.decode() in self.complaint or WORDLESS in self.complaint
+        return (
+            self.returncode > _SIGNAL_EXIT_BASE
+            or _KILLED_MESSAGE.decode() in self.stderr
+            or SILENT_INDEX_PACK_ERROR in self.stderr
+        )
 
     @property
-    def was_hindered(self) -> bool:
+    def is_inconclusive(self) -> bool:
         """Git was not found, was ended, or lacked memory or room: that tells nothing of what it was asked about."""
-        is_ended = self.returncode == _NOT_FOUND or self.returncode > _SIGNAL
-        return is_ended or self.is_out_of_memory or any(words in self.complaint.lower() for words in _NO_ROOM)
+        is_ended = self.returncode == _NOT_FOUND_EXIT_CODE or self.returncode > _SIGNAL_EXIT_BASE
+        return is_ended or self.is_out_of_memory or any(words in self.stderr.lower() for words in _DISK_FULL_PHRASES)
 
 
 class Git:
@@ -159,7 +163,7 @@ class Git:
     def __init__(
         self,
         path: str,
-        settings: Sequence[Setting] = (),
+        settings: Sequence[GitSetting] = (),
         variables: Mapping[str, str | None] | None = None,
         confinement: Confinement | None = None,
         *,
@@ -170,9 +174,14 @@ class Git:
 
         Unconfined without a confinement; `files` and `descriptors` are for one, as in `ConfinedCommand`.
         """
-        wanted = {"PATH": path, **_SURROUNDINGS, **_as_variables([*_NEUTRAL, *settings]), **(variables or {})}
+        wanted = {
+            "PATH": path,
+            **_CLEAN_ENVIRONMENT,
+            **_settings_environment([*_NEUTRAL_SETTINGS, *settings]),
+            **(variables or {}),
+        }
         self._environment = {name: value for name, value in wanted.items() if value is not None}
-        self._confinement = confinement or Unconfined()
+        self._confinement = confinement or NoConfinement()
         self._files = files or {}
         self._descriptors = descriptors
 
@@ -183,7 +192,7 @@ class Git:
         stdin: IO[bytes] | None = None,
         stdout: IO[bytes] | None = None,
         file_bytes_max: int | None = None,
-        good_codes: Collection[int] = (0,),
+        ok_exit_codes: Collection[int] = (0,),
     ) -> bytes:
         """Run git in `directory`, to its end; gives its output when no `stdout` is given (the last MiB of it).
 
@@ -192,14 +201,14 @@ class Git:
         """
         # Closed also where git never begins: whoever waits at the other end of a pipe would wait for ever.
         with stdin or nullcontext(), stdout or nullcontext():
-            argv = [*_limits(self.memory_bytes_max, file_bytes_max), "git", *arguments]
-            async with reading(stdout) as (out, output), reading() as (err, complaints):
+            argv = [*_prlimit_arguments(self.memory_bytes_max, file_bytes_max), "git", *arguments]
+            async with capture_output(stdout) as (out, output), capture_output() as (err, complaints):
                 with open(os.devnull, "rb") as nothing, out, err, stdin or nothing as given:  # noqa: ASYNC230, PTH123
                     ends = (given.fileno(), out.fileno(), err.fileno())
                     command = ConfinedCommand(argv, self._environment, directory, *ends, self._descriptors, self._files)
                     code = await self._run(command)
-        if code not in good_codes:
-            raise GitError(code, complaints() + (_KILLED if self._was_killed_for_memory(code) else b""))
+        if code not in ok_exit_codes:
+            raise GitError(code, complaints() + (_KILLED_MESSAGE if self._was_killed_for_memory(code) else b""))
         return output()
 
     @property
@@ -210,16 +219,16 @@ class Git:
 
     def _was_killed_for_memory(self, code: int) -> bool:
         """Itself, or a program that it started. Nobody else kills git and lets its runner go on for long."""
-        return code == _SIGNAL + signal.SIGKILL or self._confinement.has_killed_for_memory()
+        return code == _SIGNAL_EXIT_BASE + signal.SIGKILL or self._confinement.was_oom_killed()
 
     async def _run(self, command: ConfinedCommand) -> int:
         try:
             return await self._confinement.run(command)
         except FileNotFoundError as error:
-            raise GitError(_NOT_FOUND, f"fatal: {error.filename} is not installed".encode()) from error
+            raise GitError(_NOT_FOUND_EXIT_CODE, f"fatal: {error.filename} is not installed".encode()) from error
 
 
-def _as_variables(settings: Sequence[Setting]) -> dict[str, str]:
+def _settings_environment(settings: Sequence[GitSetting]) -> dict[str, str]:
     variables = {"GIT_CONFIG_COUNT": str(len(settings))}
     for number, (key, value) in enumerate(settings):
         variables[f"GIT_CONFIG_KEY_{number}"] = key
@@ -227,16 +236,16 @@ def _as_variables(settings: Sequence[Setting]) -> dict[str, str]:
     return variables
 
 
-def _limits(memory_bytes_max: int, file_bytes_max: int | None) -> Sequence[str]:
+def _prlimit_arguments(memory_bytes_max: int, file_bytes_max: int | None) -> Sequence[str]:
     files = () if file_bytes_max is None else (f"--fsize={file_bytes_max}",)
     return ("prlimit", f"--data={memory_bytes_max}", *files, "--core=0")
 
 
 @asynccontextmanager
-async def reading(given: IO[bytes] | None = None) -> AsyncIterator[tuple[IO[bytes], Callable[[], bytes]]]:
+async def capture_output(target: IO[bytes] | None = None) -> AsyncIterator[tuple[IO[bytes], Callable[[], bytes]]]:
     """Where a program writes to, and what it wrote, after the block: nothing when it is a given file."""
-    if given is not None:
-        yield given, bytes
+    if target is not None:
+        yield target, bytes
         return
     with pipe() as (ours, theirs):
         kept = bytearray()
@@ -244,7 +253,7 @@ async def reading(given: IO[bytes] | None = None) -> AsyncIterator[tuple[IO[byte
         transport, _ = await asyncio.get_running_loop().connect_read_pipe(
             lambda: asyncio.StreamReaderProtocol(reader), ours
         )
-        task = asyncio.create_task(_read_end(reader, kept))
+        task = asyncio.create_task(_read_tail(reader, kept))
         try:
             yield theirs, lambda: bytes(kept)
         finally:
@@ -254,8 +263,8 @@ async def reading(given: IO[bytes] | None = None) -> AsyncIterator[tuple[IO[byte
             transport.close()
 
 
-async def _read_end(reader: asyncio.StreamReader, kept: bytearray) -> None:
+async def _read_tail(reader: asyncio.StreamReader, tail: bytearray) -> None:
     """Everything up to the pipe's end, of which the last MiB is kept."""
     while chunk := await reader.read(64 * 1024):
-        kept += chunk
-        del kept[:-_OUTPUT_BYTES_MAX]
+        tail += chunk
+        del tail[:-_OUTPUT_BYTES_MAX]

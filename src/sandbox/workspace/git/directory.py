@@ -16,32 +16,32 @@ from contextlib import suppress
 from pathlib import Path
 
 from sandbox.model.manifest.schema import Repository
-from sandbox.workspace.cancellable_thread import Stop
-from sandbox.workspace.files import Files, read_chunks
+from sandbox.workspace.cancellable_thread import StopFlag
+from sandbox.workspace.files import RootedFiles, read_chunks
 
 OBJECT_ID = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _REFS_BYTES_MAX = 1024 * 1024
 NEUTRAL_ATTRIBUTES = "* -text !eol !crlf -ident !filter !working-tree-encoding\n"
 
 
-def neutralise(repository: Path) -> None:
+def neutralize_attributes(repository: Path) -> None:
     """Make the host's bare repository blind to attributes.
 
     Newer versions of git read those of HEAD in a bare repository, so HEAD points to a branch that is never born.
     """
-    with Files(repository) as files:
-        _replace(files, b"", "HEAD", "ref: refs/sandbox/unborn\n")
+    with RootedFiles(repository) as files:
+        _replace_file(files, b"", "HEAD", "ref: refs/sandbox/unborn\n")
         with files.open_directory(b"") as directory, suppress(FileExistsError):
             os.mkdir("info", dir_fd=directory)
         with files.open_directory(b"info") as directory:
             os.fchmod(directory, 0o755)
-        _replace(files, b"info", "attributes", NEUTRAL_ATTRIBUTES.replace("\n", " !diff\n"))
+        _replace_file(files, b"info", "attributes", NEUTRAL_ATTRIBUTES.replace("\n", " !diff\n"))
 
 
-def read_branch(repository: Path, branch: str) -> str | None:
+def read_branch_commit(repository: Path, branch: str) -> str | None:
     """The commit of the branch in a fresh clone, None where the name is not a branch's."""
     wanted = f"refs/heads/{branch}"
-    with Files(repository) as files, files.open_file(b"packed-refs") as (file, size):
+    with RootedFiles(repository) as files, files.open_file(b"packed-refs") as (file, size):
         text = os.read(file, min(size, _REFS_BYTES_MAX)).decode(errors="replace")
     for line in text.splitlines():
         object_id, _, name = line.partition(" ")
@@ -50,21 +50,21 @@ def read_branch(repository: Path, branch: str) -> str | None:
     return None
 
 
-def write_git_directory(workspace: Path, source: Path, repository: Repository, commit: str, stop: Stop) -> None:
+def write_git_directory(workspace: Path, source: Path, repository: Repository, commit: str, stop: StopFlag) -> None:
     """Make the workspace's `.git` from the host's repository, on the branch at `commit`, with nothing checked out."""
     directory = workspace / ".git"
     (directory / "objects" / "info").mkdir(parents=True)
     (directory / "objects" / "pack").mkdir()
     (directory / "refs").mkdir()
-    with Files(source) as files:
+    with RootedFiles(source) as files:
         for entry in files.entries(b"objects/pack"):
             if entry.name.endswith((b".pack", b".idx", b".rev")):
-                _copy(files, entry.path, directory, stop)
+                _copy_file(files, entry.path, directory, stop)
         with suppress(FileNotFoundError):
-            _copy(files, b"shallow", directory, stop)
+            _copy_file(files, b"shallow", directory, stop)
     (directory / "config").write_text(_config(repository, commit))
     (directory / "packed-refs").write_text(
-        _packed_refs(repository.branch, commit, read_branch(source, repository.branch))
+        _packed_refs(repository.branch, commit, read_branch_commit(source, repository.branch))
     )
     (directory / "HEAD").write_text(f"ref: refs/heads/{repository.branch}\n")
     _write_attributes(directory, NEUTRAL_ATTRIBUTES)
@@ -75,7 +75,7 @@ def _write_attributes(directory: Path, attributes: str) -> None:
     (directory / "info" / "attributes").write_text(attributes)
 
 
-def _replace(files: Files, parent: bytes, name: str, text: str) -> None:
+def _replace_file(files: RootedFiles, parent: bytes, name: str, text: str) -> None:
     """Whatever stands there is taken away, not written through; git, of another uid, may read what is put there."""
     with files.open_directory(parent) as directory:
         with suppress(FileNotFoundError):
@@ -86,7 +86,7 @@ def _replace(files: Files, parent: bytes, name: str, text: str) -> None:
             file.write(text)
 
 
-def _copy(files: Files, path: bytes, target: Path, stop: Stop) -> None:
+def _copy_file(files: RootedFiles, path: bytes, target: Path, stop: StopFlag) -> None:
     """A regular file, to the same path below `target`."""
     with files.open_file(path) as (file, size), (target / os.fsdecode(path)).open("xb") as copy:
         for chunk in read_chunks(file, size, stop):

@@ -7,21 +7,21 @@ import re
 from collections.abc import Collection
 
 from sandbox.model.manifest.schema import Repository
-from sandbox.model.printable import printable
+from sandbox.model.printable import replace_unprintable
 
 _LINE_CHARACTERS_MAX = 300
 _CREDENTIALS_IN_URL = re.compile(r"(?<=://)[^/@\s]+@")
-_AT_CREDENTIALS = (
+_CREDENTIALS_HINT = (
     "put credentials into the git configuration of the server's user (credential.helper, http.<url>.extraHeader, a "
     "key for ssh), and check that they may read it"
 )
-WORDLESS = "fatal: fetch-pack: invalid index-pack output"
+SILENT_INDEX_PACK_ERROR = "fatal: fetch-pack: invalid index-pack output"
 """All that git tells of an index-pack that a signal ended, at a file's bound or otherwise."""
 
-NO_ROOM_MEANING = "there is no room for it; raise vm.disk, or make room in the server's data directory"
+DISK_FULL_MESSAGE = "there is no room for it; raise vm.disk, or make room in the server's data directory"
 # Tried once a word, and for so many letters: whoever sends the text may send a megabyte of them without an end.
 _URL = re.compile(r"(?<![a-z0-9+.-])[a-z][a-z0-9+.-]{0,31}://[^\s']+", re.IGNORECASE)
-_MEANINGS = (
+_EXPLANATIONS = (
     # First: what git says when a program of its own was ended for this reads as a connection that broke.
     (
         r"out of memory",
@@ -31,7 +31,7 @@ _MEANINGS = (
     (
         r"could not read (username|password)|authentication failed|returned error: 40[13]|permission denied"
         r"|terminal prompts disabled|unable to get password",
-        f"it does not exist or needs credentials; check repository.url, or {_AT_CREDENTIALS}",
+        f"it does not exist or needs credentials; check repository.url, or {_CREDENTIALS_HINT}",
     ),
     (
         r"host key verification failed",
@@ -40,7 +40,7 @@ _MEANINGS = (
     (
         r"repository '.*' not found|not valid: is this a git repository|returned error: 404"
         r"|does not appear to be a git repository|repository not found",
-        f"there is no repository, or it needs credentials; check repository.url, or {_AT_CREDENTIALS}",
+        f"there is no repository, or it needs credentials; check repository.url, or {_CREDENTIALS_HINT}",
     ),
     (
         r"could not resolve (host|hostname|proxy)|name or service not known|SOCKS5 connection to .* \(4\)",
@@ -65,7 +65,7 @@ _MEANINGS = (
         "it redirects to somewhere else; use the final URL",
     ),
     (r"returned error: 5\d\d", "its host answers with a server error; try again later"),
-    (r"no space left on device|disk quota", NO_ROOM_MEANING),
+    (r"no space left on device|disk quota", DISK_FULL_MESSAGE),
     (r"file too large|died of signal 25", "it is larger than a clone may be; raise vm.disk (to 32G at most)"),
     (r"fsck error|invalid path|badtree|refusing to create", "it holds objects that git refuses as malformed"),
     (
@@ -74,7 +74,7 @@ _MEANINGS = (
     ),
     (r"(?<![\w/.-])ssh: (command )?not found", "the server lacks ssh; install openssh-client"),
     (
-        rf"\A\s*{WORDLESS}\s*\Z",
+        rf"\A\s*{SILENT_INDEX_PACK_ERROR}\s*\Z",
         "it is most likely larger than a clone may be; raise vm.disk (to 32G at most)",
     ),
 )
@@ -87,33 +87,33 @@ _TRANSIENT = re.compile(
 answer at all is as often a mistake in the manifest."""
 
 
-def is_transient(complaint: str) -> bool:
+def is_transient(stderr: str) -> bool:
     """Whether git may well succeed the next time."""
-    is_memory = "out of memory" in complaint.lower()
-    return _TRANSIENT.search(complaint) is not None and not is_memory
+    is_memory = "out of memory" in stderr.lower()
+    return _TRANSIENT.search(stderr) is not None and not is_memory
 
 
-def explain(complaint: str, repository: Repository, secrets: Collection[str]) -> str:
+def explain_clone_failure(stderr: str, repository: Repository, secrets: Collection[str]) -> str:
     """Why cloning failed. Of git's own words only one line is ever shown, without the secrets."""
     # Words in a URL, such as openssl, tell nothing of what went wrong.
-    lines = _URL.sub("", complaint.replace(repository.url, "")).split("\n")
+    lines = _URL.sub("", stderr.replace(repository.url, "")).split("\n")
     told = "\n".join(line[:_LINE_CHARACTERS_MAX] for line in lines)
-    for pattern, meaning in _MEANINGS:
+    for pattern, meaning in _EXPLANATIONS:
         if re.search(pattern, told, re.IGNORECASE):
             return f"Cannot clone {repository.url}: {meaning.format(branch=repository.branch)}."
-    line = last_line(scrub(complaint, secrets)) or "nothing"
+    line = last_error_line(redact_credentials(stderr, secrets)) or "nothing"
     return f"Cannot clone {repository.url}: git said: {line}"
 
 
-def scrub(text: str, secrets: Collection[str]) -> str:
+def redact_credentials(text: str, secrets: Collection[str]) -> str:
     """Take out the secrets and whatever stands for credentials in URLs."""
     for secret in sorted(secrets, key=len, reverse=True):
         text = text.replace(secret, "***")
     return _CREDENTIALS_IN_URL.sub("***@", text)
 
 
-def last_line(complaint: str) -> str:
+def last_error_line(stderr: str) -> str:
     """The last line that begins with `fatal:` or `error:`, else the last one; printable and cut."""
-    lines = [line.strip() for line in complaint.splitlines() if line.strip()]
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     telling = [line for line in lines if line.startswith(("fatal:", "error:"))] or lines
-    return printable(telling[-1], lambda _: "?")[:_LINE_CHARACTERS_MAX] if telling else ""
+    return replace_unprintable(telling[-1], lambda _: "?")[:_LINE_CHARACTERS_MAX] if telling else ""

@@ -18,23 +18,23 @@ from pathlib import Path
 
 from sandbox.interfaces.runtime import ConfinedCommand
 
-_PARENT_DEATH = ("setpriv", "--pdeathsig", "KILL")
+_DIE_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL")
 
 
-class Unconfined:
+class NoConfinement:
     """Implements `contracts.confinement.Confinement` without confining; descriptors and files are not given."""
 
-    door = None
+    proxy_listener = None
     memory_bytes = None
 
-    def has_killed_for_memory(self) -> bool:
+    def was_oom_killed(self) -> bool:
         """Nobody counts."""
         return False
 
     async def run(self, command: ConfinedCommand) -> int:
         """Its exit code, 128+n after signal n. Raises OSError, FileNotFoundError when setpriv is not installed."""
         process = await asyncio.create_subprocess_exec(
-            *_PARENT_DEATH,
+            *_DIE_WITH_PARENT,
             *command.argv,
             stdin=command.stdin,
             stdout=command.stdout,
@@ -51,9 +51,9 @@ class Unconfined:
 
 
 @asynccontextmanager
-async def confine_nothing(_directories: Sequence[Path], _read_only: Sequence[Path]) -> AsyncIterator[Unconfined]:
+async def no_confinement(_directories: Sequence[Path], _read_only: Sequence[Path]) -> AsyncIterator[NoConfinement]:
     """Is a `Confine` for machines where nothing can be confined."""
-    yield Unconfined()
+    yield NoConfinement()
 
 
 async def _kill(process: Process) -> None:

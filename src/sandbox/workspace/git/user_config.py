@@ -4,24 +4,24 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from sandbox.workspace.git.command import Git, Setting
+from sandbox.workspace.git.command import Git, GitSetting
 
-_TAKEN = re.compile(r"(credential|url|http|ssh)\..+|core\.sshcommand|remote\.origin\.proxy(authmethod)?", re.DOTALL)
-_PASSED_ON = ("HOME", "XDG_CONFIG_HOME", "SSH_AUTH_SOCK")
+_USED_KEYS = re.compile(r"(credential|url|http|ssh)\..+|core\.sshcommand|remote\.origin\.proxy(authmethod)?", re.DOTALL)
+_USER_VARIABLES = ("HOME", "XDG_CONFIG_HOME", "SSH_AUTH_SOCK")
 _SECRET_CHARACTERS_MIN = 8
 
 
-async def read_user_settings(environment: Mapping[str, str], path: str) -> Sequence[Setting]:
+async def read_user_config(environment: Mapping[str, str], path: str) -> Sequence[GitSetting]:
     """The settings, in git's order of reading. Raises GitError when the configuration is not readable."""
     # An unset GIT_CONFIG_GLOBAL means the files in XDG_CONFIG_HOME and HOME, both of them; `--global` would read one.
     given = {"GIT_CONFIG_GLOBAL": environment.get("GIT_CONFIG_GLOBAL")}
-    reader = Git(path, variables={**variables_of_user(environment), **given})
+    reader = Git(path, variables={**user_environment(environment), **given})
     # A git directory that is none: nothing but the user's files is read, wherever this process stands.
     listed = await reader.run("--git-dir=/dev/null", "config", "--includes", "--list", "-z", directory=Path("/"))
     return parse_settings(listed)
 
 
-async def find_proxy(url: str, settings: Sequence[Setting], path: str) -> str:
+async def find_proxy(url: str, settings: Sequence[GitSetting], path: str) -> str:
     """What the settings say for this URL, as git understands them; empty for none. Raises GitError."""
     chosen = [value for key, value in settings if key == "remote.origin.proxy"]
     if chosen:
@@ -29,26 +29,26 @@ async def find_proxy(url: str, settings: Sequence[Setting], path: str) -> str:
     if not any(key.startswith("http.") and key.endswith(".proxy") for key, _ in settings):
         return ""
     asked = ("--git-dir=/dev/null", "config", "--get-urlmatch", "http.proxy", url)
-    told = await Git(path, settings).run(*asked, directory=Path("/"), good_codes=(0, 1))
+    told = await Git(path, settings).run(*asked, directory=Path("/"), ok_exit_codes=(0, 1))
     return told.decode(errors="surrogateescape").strip()
 
 
-def variables_of_user(environment: Mapping[str, str]) -> dict[str, str]:
+def user_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """What credential helpers and ssh need to find the user's files and keys."""
-    return {name: environment[name] for name in _PASSED_ON if name in environment}
+    return {name: environment[name] for name in _USER_VARIABLES if name in environment}
 
 
-def parse_settings(listed: bytes) -> Sequence[Setting]:
+def parse_settings(listed: bytes) -> Sequence[GitSetting]:
     """The settings that are taken, of `git config --list -z`. A key without a value means true."""
     settings = []
     for item in listed.decode(errors="surrogateescape").split("\0"):
         key, has_value, value = item.partition("\n")
-        if _TAKEN.fullmatch(key):
+        if _USED_KEYS.fullmatch(key):
             settings.append((key, value if has_value else "true"))
     return settings
 
 
-def secrets_in(settings: Sequence[Setting]) -> frozenset[str]:
+def find_secrets(settings: Sequence[GitSetting]) -> frozenset[str]:
     """Values that no message may show, with the words they are made of (`Authorization: Basic …`)."""
     values = [value for key, value in settings if key.startswith(("credential.", "http."))]
     words = [word for value in values for word in (value, *value.split())]

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from doubles.claude_on_host import SESSION_ID, TASK_KEY, Outside
-from sandbox.agents.claude_code.output_parser import ClaudeConversation
+from sandbox.agents.claude_code.output_parser import ClaudeOutputParser
 from sandbox.demo.model_script import Script, Text, ToolUse, Turn
 from sandbox.demo.scripted_model import ScriptedModel
-from sandbox.interfaces.runtime import Exit
+from sandbox.interfaces.runtime import ExitStatus
 
 DONE = Turn((Text("All done."),))
 ENVIRONMENT = Turn((ToolUse("Bash", {"command": "env; echo ran", "description": "look"}),))
@@ -32,10 +32,10 @@ def play(directory, *turns, prepare=lambda workspace: None, **options):
 
 
 def outcome(ran):
-    conversation = ClaudeConversation(SESSION_ID)
+    conversation = ClaudeOutputParser(SESSION_ID)
     for line in ran.lines:
-        conversation.feed(line)
-    return conversation.outcome(Exit(ran.exit_code), ran.stderr)
+        conversation.parse_line(line)
+    return conversation.outcome(ExitStatus(ran.exit_code), ran.stderr)
 
 
 def told_first(model):

@@ -43,7 +43,7 @@ def test_all_that_claude_code_sends_arrives_with_the_servers_key(tmp_path):
         told: list = []
         async with ScriptedModel(Script(TURNS)) as model:
             with loopback_listeners() as listeners:
-                gateway = SocketGateways().open(
+                gateway = SocketGateways().create(
                     ModelUpstream(model.url, api_key=SERVER_KEY), TASK_KEY, told.append, GatewayRules()
                 )
                 serving = asyncio.ensure_future(gateway.serve(listeners))

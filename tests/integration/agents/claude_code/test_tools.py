@@ -11,12 +11,12 @@ import pytest
 
 from doubles import mcp_token_server
 from doubles.claude_on_host import SESSION_ID, Outside, manifest
-from sandbox.agents.claude_code.driver import ClaudeCode
-from sandbox.agents.claude_code.output_parser import ClaudeConversation
+from sandbox.agents.claude_code.driver import ClaudeCodeDriver
+from sandbox.agents.claude_code.output_parser import ClaudeOutputParser
 from sandbox.demo.model_script import Fault, Script, Text, ToolUse, Turn
 from sandbox.demo.scripted_model import ScriptedModel
-from sandbox.interfaces.agent import AgentBegan
-from sandbox.interfaces.runtime import Exit
+from sandbox.interfaces.agent import AgentReady
+from sandbox.interfaces.runtime import ExitStatus
 from sandbox.model.errors import FailureCode
 from sandbox.model.manifest.schema import McpConfig, McpServer
 
@@ -47,9 +47,9 @@ class Play:
     def __init__(self, directory, *turns, secrets=None, **claude):
         self.workspace = directory / "workspace"
         self.ran, self.model = asyncio.run(self._run(directory, turns, secrets, claude))
-        self._conversation = ClaudeConversation(SESSION_ID)
-        events = [event for line in self.ran.lines for event in self._conversation.feed(line)]
-        (self.began,) = [event for event in events if isinstance(event, AgentBegan)]
+        self._conversation = ClaudeOutputParser(SESSION_ID)
+        events = [event for line in self.ran.lines for event in self._conversation.parse_line(line)]
+        (self.began,) = [event for event in events if isinstance(event, AgentReady)]
         self.wanted = manifest(**claude)
         self.failure = self.judge(**claude)
 
@@ -60,11 +60,11 @@ class Play:
 
     def judge(self, **claude):
         """What is thought of this beginning if that is what was asked for."""
-        return ClaudeCode(Path("/none")).judge_start(manifest(**claude), self.began, str)
+        return ClaudeCodeDriver(Path("/none")).check_ready(manifest(**claude), self.began, str)
 
     @property
     def outcome(self):
-        return self._conversation.outcome(Exit(self.ran.exit_code), self.ran.stderr)
+        return self._conversation.outcome(ExitStatus(self.ran.exit_code), self.ran.stderr)
 
     @property
     def offered(self):
@@ -111,7 +111,7 @@ def test_a_task_without_options_has_every_tool(tmp_path):
     for output_format in ("text", "json", "stream-json"):
         wanted = manifest(output_format=output_format)
         assert _command(wanted) == _command(play.wanted)
-        rendered[output_format] = ClaudeCode(Path("/none")).render(wanted, play.outcome.result)
+        rendered[output_format] = ClaudeCodeDriver(Path("/none")).render_output(wanted, play.outcome.result)
     assert rendered["text"] == b"All done.\n"
     assert json.loads(rendered["json"]) == json.loads(play.ran.lines[-1])
     assert rendered["json"].count(b"\n") == 1
@@ -119,7 +119,7 @@ def test_a_task_without_options_has_every_tool(tmp_path):
 
 
 def _command(wanted):
-    return ClaudeCode(Path("/none")).prepare(wanted, session_id=SESSION_ID, task_key="key", secrets={}).command
+    return ClaudeCodeDriver(Path("/none")).prepare(wanted, session_id=SESSION_ID, task_key="key", secrets={}).command
 
 
 def test_names_alone_leave_no_other_tool_and_run_freely(tmp_path):
@@ -300,5 +300,5 @@ def test_the_beginning_is_told_while_the_first_model_request_waits(tmp_path):
             return await outside.run(model.url, on_line=on_line, mcp_config=servers(broken=McpServer(command="false")))
 
     assert asyncio.run(run()).exit_code == 137
-    (event,) = ClaudeConversation(SESSION_ID).feed(begun[0])
+    (event,) = ClaudeOutputParser(SESSION_ID).parse_line(begun[0])
     assert event.mcp_servers == {"broken": "failed"}

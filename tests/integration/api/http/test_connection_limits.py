@@ -29,7 +29,7 @@ def as_vera(doors, **options):
 
 @pytest.mark.parametrize("sent", SENT.values(), ids=SENT)
 def test_connections_of_strangers_are_bounded_and_those_who_are_known_stay(open_doors, until, monkeypatch, sent):
-    monkeypatch.setattr(connection_limits, "STRANGERS_MAX", 20)
+    monkeypatch.setattr(connection_limits, "UNAUTHENTICATED_CONNECTIONS_MAX", 20)
 
     async def scene():
         async with open_doors(FakeAccess(vera="viewer")) as doors, as_vera(doors) as client:

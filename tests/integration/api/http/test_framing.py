@@ -121,7 +121,7 @@ def test_who_was_not_told_to_send_a_body_is_not_taken_for_sending_one(open_doors
 
 
 def test_a_body_that_goes_on_behind_its_answer_ends_in_time(open_doors, monkeypatch):
-    monkeypatch.setattr(protocols, "HEAD_SECONDS", 1.0)
+    monkeypatch.setattr(protocols, "HEAD_TIMEOUT_SECONDS", 1.0)
 
     async def scene():
         async with open_doors() as doors:

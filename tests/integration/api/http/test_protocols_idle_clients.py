@@ -16,7 +16,7 @@ HALVES = {"nothing": b"", "half a head": HEAD[:30], "an answered request and hal
 
 @pytest.fixture
 def in_haste(monkeypatch):
-    monkeypatch.setattr(protocols, "HEAD_SECONDS", 1.0)
+    monkeypatch.setattr(protocols, "HEAD_TIMEOUT_SECONDS", 1.0)
 
 
 @pytest.mark.usefixtures("in_haste")
@@ -59,13 +59,13 @@ def test_a_slow_client_is_answered_and_a_follower_told_to_the_end(open_doors):
 
 def test_who_still_takes_an_answer_is_not_let_go():
     waits, aborts, behind = [], [], [4096, 0]
-    connection = protocols.HttpConnection.__new__(protocols.HttpConnection)
+    connection = protocols.HttpProtocol.__new__(protocols.HttpProtocol)
     connection.loop = SimpleNamespace(call_later=lambda seconds, call: waits.append((seconds, call)))
     connection.conn = SimpleNamespace(their_state=h11.IDLE)
     connection.transport = SimpleNamespace(
         get_write_buffer_size=lambda: behind.pop(0), abort=lambda: aborts.append("cut off")
     )
-    connection._time_head()
+    connection._update_head_timer()
     waits.pop()[1]()
     assert aborts == []
     waits.pop()[1]()

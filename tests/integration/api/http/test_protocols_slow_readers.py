@@ -18,7 +18,7 @@ from sandbox.api.http import protocols
 from sandbox.model import events as e
 
 PATH = "/api/v1/tasks/task-001/logs?follow=true&after=0"
-MUCH = [e.Output.of("stdout", os.urandom(30_000).hex().encode() + b"\n") for _ in range(200)]
+MUCH = [e.Output.from_bytes("stdout", os.urandom(30_000).hex().encode() + b"\n") for _ in range(200)]
 
 
 @contextmanager
@@ -37,7 +37,7 @@ async def follow(client: httpx.AsyncClient) -> list[dict]:
 
 
 def test_a_follower_that_takes_nothing_is_let_go_and_others_are_not(open_doors, until, monkeypatch):
-    monkeypatch.setattr(protocols, "STALLED_SECONDS", 0.3)
+    monkeypatch.setattr(protocols, "STALL_TIMEOUT_SECONDS", 0.3)
 
     async def scene():
         async with open_doors() as doors, httpx.AsyncClient(base_url=doors.http, timeout=30) as client:
@@ -65,7 +65,7 @@ def test_a_new_task_of_a_pruned_ones_name_has_its_own_story(open_doors, until):
                 doors.tasks.add("task-001", *TO_RUNNING)
                 taking = asyncio.create_task(follow(client))
                 await until(lambda: doors.open_streams("logs") == 2)
-                doors.tasks.tell("task-001", e.Trouble("slow", "Slow."), *TO_COMPLETED)
+                doors.tasks.tell("task-001", e.ErrorReported("slow", "Slow."), *TO_COMPLETED)
                 told = await asyncio.wait_for(taking, 10)
         assert [one["seq"] for one in told] == list(range(1, len(told) + 1))
         assert [one["type"] for one in told].count("error") == 1
@@ -98,9 +98,9 @@ def test_only_the_latest_ping_of_who_takes_nothing_is_answered():
         await receive()
 
     async def scene():
-        config = uvicorn.Config(app, ws=protocols.WebSocketConnection, lifespan="off", log_config=None)
+        config = uvicorn.Config(app, ws=protocols.WebSocketProtocol, lifespan="off", log_config=None)
         config.load()
-        connection, transport = protocols.WebSocketConnection(config, ServerState(), {}), Transport()
+        connection, transport = protocols.WebSocketProtocol(config, ServerState(), {}), Transport()
         connection.connection_made(transport)
         client = ClientProtocol(parse_uri("ws://localhost/"))
         client.send_request(client.connect())

@@ -13,7 +13,7 @@ import pytest
 from websockets.asyncio.client import connect
 
 from doubles.fake_tasks import TO_RUNNING
-from sandbox.api.http.server import AddressError, bind, set_by_signals
+from sandbox.api.http.server import AddressError, bind, set_on_signals
 from sandbox.model import events as e
 from sandbox.model import limits
 
@@ -36,7 +36,7 @@ def test_twenty_followers_are_sent_home_in_time(open_doors, until):
             sockets += [await stack.enter_async_context(connect(doors.ws())) for _ in range(5)]
             await until(lambda: (doors.open_streams("logs"), doors.open_streams("websocket")) == (10, 10))
             await until(lambda: doors.tasks.open_followers == 1 and len(doors.tasks.subscribers) == 5)
-            with set_by_signals(doors.shutting_down):
+            with set_on_signals(doors.shutting_down):
                 started = time.monotonic()
                 os.kill(os.getpid(), signal.SIGTERM)
                 await asyncio.wait_for(doors.serving, 10)
@@ -62,7 +62,7 @@ def test_a_client_that_reads_nothing_cannot_hold_it_up(open_doors, until):
         async with open_doors() as doors:
             doors.tasks.add("task-001", *TO_RUNNING)
             for number in range(300):
-                doors.tasks.tell("task-001", e.Output.of("stdout", b"%d" % number + b"x" * 100_000))
+                doors.tasks.tell("task-001", e.Output.from_bytes("stdout", b"%d" % number + b"x" * 100_000))
             stuck = socket.create_connection(("127.0.0.1", doors.port))
             stuck.sendall(f"GET {LOGS} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
             plain = socket.create_connection(("127.0.0.1", doors.port))

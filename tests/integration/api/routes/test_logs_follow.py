@@ -25,7 +25,7 @@ def test_a_follower_hears_of_things_as_they_happen_and_of_the_end(open_doors):
             async with client.stream("GET", LOGS) as response:
                 told = events(response)
                 assert (await anext(told))["new_state"] == "pending"
-                doors.tasks.tell("task-001", *TO_RUNNING, e.Output.of("stdout", b"hello\n"))
+                doors.tasks.tell("task-001", *TO_RUNNING, e.Output.from_bytes("stdout", b"hello\n"))
                 assert [(await anext(told))["seq"] for _ in range(5)] == [2, 3, 4, 5, 6]
                 doors.tasks.tell("task-001", *TO_COMPLETED)
                 assert [frame["type"] async for frame in told] == ["state_change", "state_change", "end"]

@@ -37,14 +37,14 @@ async def follow_restlessly(client, last, chance):
 
 
 def lines(first, count):
-    return [e.Output.of("stdout", f"line {number}\n".encode()) for number in range(first, first + count)]
+    return [e.Output.from_bytes("stdout", f"line {number}\n".encode()) for number in range(first, first + count)]
 
 
 def test_each_has_everything_once_however_often_they_leave(open_doors, monkeypatch):
     # So small that who was away is behind the tail, and has the past read anew.
-    monkeypatch.setattr(buffer, "TAIL_BYTES_MAX", 20_000)
-    monkeypatch.setattr(buffer, "PAST_BYTES_MAX", 20_000)
-    monkeypatch.setattr(buffer, "_PAST_PIECE_BYTES", 7_000)
+    monkeypatch.setattr(buffer, "BUFFER_BYTES_MAX", 20_000)
+    monkeypatch.setattr(buffer, "HISTORY_BYTES_MAX", 20_000)
+    monkeypatch.setattr(buffer, "_HISTORY_BATCH_BYTES", 7_000)
 
     async def scene():
         async with open_doors() as doors:
@@ -67,7 +67,7 @@ def test_each_has_everything_once_however_often_they_leave(open_doors, monkeypat
 
 
 def test_what_happens_is_encoded_once_and_goes_out_in_batches(open_doors, monkeypatch):
-    encoded, sent, encode, take = [], [], logs._sse, streaming_response.ReadAhead.batch
+    encoded, sent, encode, take = [], [], logs._format_sse, streaming_response.Prefetcher.next_batch
 
     def counted(frame):
         encoded.append(frame["seq"])
@@ -77,8 +77,8 @@ def test_what_happens_is_encoded_once_and_goes_out_in_batches(open_doors, monkey
         sent.append(found := await take(feed, idle_seconds))
         return found
 
-    monkeypatch.setattr(logs, "_sse", counted)
-    monkeypatch.setattr(streaming_response.ReadAhead, "batch", batch)
+    monkeypatch.setattr(logs, "_format_sse", counted)
+    monkeypatch.setattr(streaming_response.Prefetcher, "next_batch", batch)
 
     async def scene():
         async with open_doors() as doors:
@@ -102,34 +102,34 @@ def test_what_happens_is_encoded_once_and_goes_out_in_batches(open_doors, monkey
 
 
 def test_what_is_kept_of_the_past_has_a_bound(monkeypatch):
-    monkeypatch.setattr(buffer, "_PAST_PIECE_BYTES", 1000)
-    monkeypatch.setattr(buffer, "PAST_BYTES_MAX", 5000)
+    monkeypatch.setattr(buffer, "_HISTORY_BATCH_BYTES", 1000)
+    monkeypatch.setattr(buffer, "HISTORY_BYTES_MAX", 5000)
 
     async def frames(after):
         for seq in range(after + 1, 101):
             yield {"type": "output", "seq": seq, "data": "x" * 100}
 
     async def scene():
-        past, position, reads = buffer.Past(), 0, 0
+        past, position, reads = buffer.HistoryCache(), 0, 0
         while position < 100:
-            position, reads = (await past.read(frames(position), position)).last_seq, reads + 1
+            position, reads = (await past.load(frames(position), position)).last_seq, reads + 1
         assert reads == 34
-        assert await past.read(frames(100), 100) is None
-        kept = [position for position in range(101) if past.around(position)]
+        assert await past.load(frames(100), 100) is None
+        kept = [position for position in range(101) if past.find(position)]
         assert kept == list(range(87, 100))
 
     asyncio.run(scene())
 
 
 def test_what_was_missed_is_encoded_once_for_all_who_missed_it(open_doors, monkeypatch):
-    monkeypatch.setattr(buffer, "TAIL_BYTES_MAX", 20_000)
-    encoded, encode = [], logs._sse
+    monkeypatch.setattr(buffer, "BUFFER_BYTES_MAX", 20_000)
+    encoded, encode = [], logs._format_sse
 
     def counted(frame):
         encoded.append(frame["seq"])
         return encode(frame)
 
-    monkeypatch.setattr(logs, "_sse", counted)
+    monkeypatch.setattr(logs, "_format_sse", counted)
 
     async def scene():
         async with open_doors() as doors:
@@ -190,14 +190,14 @@ def test_a_place_past_the_end_is_told_the_end(open_doors):
 
 
 def test_who_reads_slowly_is_left_out_of_nothing(open_doors, monkeypatch):
-    monkeypatch.setattr(buffer, "TAIL_BYTES_MAX", 20_000)
+    monkeypatch.setattr(buffer, "BUFFER_BYTES_MAX", 20_000)
 
     async def scene():
         async with open_doors() as doors:
             doors.tasks.add("task-001", *TO_RUNNING)
             async with connect(doors.ws("?task_id=task-001&after=0"), max_queue=1) as slow:
                 for _ in range(40):
-                    doors.tasks.tell("task-001", *[e.Output.of("stdout", b"x" * 20_000 + b"\n")] * 25)
+                    doors.tasks.tell("task-001", *[e.Output.from_bytes("stdout", b"x" * 20_000 + b"\n")] * 25)
                     await asyncio.sleep(0)
                 doors.tasks.tell("task-001", *TO_COMPLETED)
                 seqs = [json.loads(message)["seq"] async for message in slow]

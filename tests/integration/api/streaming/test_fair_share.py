@@ -11,7 +11,7 @@ from doubles.fake_access import FakeAccess
 from doubles.fake_tasks import TO_RUNNING
 from sandbox.api.auth import authenticator
 from sandbox.api.streaming import websocket
-from sandbox.api.streaming.fair_share import MESSAGES_OF_TURN_MAX
+from sandbox.api.streaming.fair_share import MESSAGES_PER_TURN_MAX
 from sandbox.model import events as e
 
 STREAMS, LINES = 20, 300
@@ -35,7 +35,7 @@ class TurnCount:
 
     def __init__(self, monkeypatch):
         self.most = self._now = 0
-        original = websocket.StreamView.messages
+        original = websocket.WebSocketEncoder.encode
 
         def messages(view, frames):
             made = original(view, frames)
@@ -43,7 +43,7 @@ class TurnCount:
             self.most = max(self.most, self._now)
             return made
 
-        monkeypatch.setattr(websocket.StreamView, "messages", messages)
+        monkeypatch.setattr(websocket.WebSocketEncoder, "encode", messages)
 
     async def watch(self):
         while True:
@@ -61,7 +61,7 @@ def test_all_streams_of_a_token_are_told_in_small_parts_and_everything(open_door
             heard = [[] for _ in followings]
             hearing = [asyncio.create_task(hear(*each)) for each in zip(followings, heard, strict=True)]
             watching = asyncio.create_task(made.watch())
-            doors.tasks.tell("task-001", *(e.Output.of("stdout", b"a line\n") for _ in range(LINES)))
+            doors.tasks.tell("task-001", *(e.Output.from_bytes("stdout", b"a line\n") for _ in range(LINES)))
             async with httpx.AsyncClient(base_url=doors.http, headers={"Authorization": "Bearer otto"}) as otto:
                 assert (await otto.get("/api/v1/tasks/task-001")).status_code == 200
             await until(lambda: outputs(heard) == [LINES] * STREAMS, 30)
@@ -71,7 +71,7 @@ def test_all_streams_of_a_token_are_told_in_small_parts_and_everything(open_door
             await asyncio.gather(*hearing)
 
     asyncio.run(scene())
-    assert made.most <= 2 * MESSAGES_OF_TURN_MAX
+    assert made.most <= 2 * MESSAGES_PER_TURN_MAX
 
 
 def test_a_token_has_so_many_streams_of_all_tasks_and_others_their_own(open_doors, until, monkeypatch):

@@ -10,7 +10,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from doubles.fake_access import FakeAccess
 from doubles.fake_tasks import TO_RUNNING
 from sandbox.api.middleware import authentication
-from sandbox.interfaces.terminals import Ended, Resized, Role, Shown, Typed
+from sandbox.interfaces.terminals import EndFrame, InputFrame, OutputFrame, ResizeFrame, RoleFrame
 
 
 class PlayedLine:
@@ -28,10 +28,10 @@ class PlayedLine:
     async def read(self):
         return await self._frames.get()
 
-    async def send(self, wished):
-        self.wished.append(wished)
-        if wished == Typed(b"exit"):
-            self.show(Ended(7))
+    async def send(self, frame):
+        self.wished.append(frame)
+        if frame == InputFrame(b"exit"):
+            self.show(EndFrame(7))
 
     async def close(self):
         self.is_closed.set()
@@ -64,7 +64,7 @@ def test_bytes_and_sizes_go_through_on_both_ports(open_doors):
     async def story():
         async with open_doors() as doors:
             for port in (doors.port, doors.stream_port):
-                line = PlayedLine(Role(types=True), Shown(b"\x1b[1mhi\xff"))
+                line = PlayedLine(RoleFrame(types=True), OutputFrame(b"\x1b[1mhi\xff"))
                 orders = opening(doors, line, f"task-{port}")
                 where = address(doors, "?rows=50&columns=132", port=port, task_id=f"task-{port}")
                 async with connect(where) as terminal:
@@ -78,7 +78,7 @@ def test_bytes_and_sizes_go_through_on_both_ports(open_doors):
                         await terminal.recv()
                 assert closed.value.rcvd.code == 1000
                 assert (orders[0].rows, orders[0].columns) == (50, 132)
-                assert line.wished == [Resized(10, 20), Typed(b"exit")]
+                assert line.wished == [ResizeFrame(10, 20), InputFrame(b"exit")]
                 await asyncio.wait_for(line.is_closed.wait(), 10)
 
     asyncio.run(story())
@@ -87,7 +87,7 @@ def test_bytes_and_sizes_go_through_on_both_ports(open_doors):
 def test_a_client_that_leaves_leaves_the_terminal(open_doors):
     async def story():
         async with open_doors() as doors:
-            line = PlayedLine(Role(types=True))
+            line = PlayedLine(RoleFrame(types=True))
             opening(doors, line)
             async with connect(address(doors)) as terminal:
                 await terminal.recv()
@@ -124,7 +124,7 @@ def test_text_that_is_no_resize_ends_it(open_doors, text: str):
 def test_a_server_that_shuts_down_lets_go_of_it(open_doors):
     async def story():
         async with open_doors() as doors:
-            line = PlayedLine(Role(types=True))
+            line = PlayedLine(RoleFrame(types=True))
             opening(doors, line)
             async with connect(address(doors)) as terminal:
                 await terminal.recv()
@@ -159,7 +159,7 @@ def test_mistakes_are_answers_to_the_handshake(open_doors):
 def test_only_an_operator_gets_one(open_doors):
     async def story():
         async with open_doors(FakeAccess(vera="viewer", otto="operator")) as doors:
-            opening(doors, PlayedLine(Role(types=True)))
+            opening(doors, PlayedLine(RoleFrame(types=True)))
             assert await refused(address(doors)) == (401, "unauthorized")
             vera = {"Authorization": "Bearer vera"}
             assert await refused(address(doors), additional_headers=vera) == (403, "forbidden")
@@ -176,7 +176,7 @@ def test_whose_token_is_revoked_types_nothing_more(open_doors, monkeypatch):
 
     async def story():
         async with open_doors(tokens) as doors:
-            line = PlayedLine(Role(types=True))
+            line = PlayedLine(RoleFrame(types=True))
             opening(doors, line)
             async with connect(address(doors), additional_headers={"Authorization": "Bearer otto"}) as terminal:
                 await terminal.recv()
@@ -188,6 +188,6 @@ def test_whose_token_is_revoked_types_nothing_more(open_doors, monkeypatch):
                     await asyncio.wait_for(terminal.recv(), 5)
                 assert closed.value.rcvd.code == 1008
                 await asyncio.wait_for(line.is_closed.wait(), 5)
-                assert line.wished == [Typed(b"good")]
+                assert line.wished == [InputFrame(b"good")]
 
     asyncio.run(story())

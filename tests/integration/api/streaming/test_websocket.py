@@ -43,7 +43,7 @@ def test_a_task_is_told_to_its_end_and_the_socket_closed(open_doors):
             doors.tasks.add("task-001", *TO_RUNNING)
             async with connect(doors.ws("?task_id=task-001&after=3")) as socket:
                 doors.tasks.tell(
-                    "task-001", e.Output.of("stdout", "grüß\n".encode()), e.Progress(turns=1), *TO_COMPLETED
+                    "task-001", e.Output.from_bytes("stdout", "grüß\n".encode()), e.Progress(turns=1), *TO_COMPLETED
                 )
                 told, code = await rest(socket)
             assert [(frame["seq"], frame["type"]) for frame in told] == [
@@ -93,7 +93,7 @@ def test_who_leaves_is_noticed_at_once_and_what_he_says_is_ignored(open_doors, u
                 for _ in range(50):
                     await socket.send("whatever")
                     await other.send(b"\x00")
-                doors.tasks.tell("task-001", e.Trouble("slow", "Slow."))
+                doors.tasks.tell("task-001", e.ErrorReported("slow", "Slow."))
                 await other.recv()
                 assert json.loads(await socket.recv())["type"] == "state_change"
                 assert json.loads(await socket.recv())["type"] == "error"
@@ -196,7 +196,7 @@ def test_who_answers_no_ping_is_gone_and_who_answers_stays(open_doors, until, mo
                 assert b"101" in await asyncio.wait_for(reader.readuntil(b"\r\n"), 5)
                 await asyncio.wait_for(reader.read(), 5)
                 await until(lambda: not doors.tasks.subscribers)
-                doors.tasks.tell("task-001", e.Trouble("slow", "Slow."))
+                doors.tasks.tell("task-001", e.ErrorReported("slow", "Slow."))
                 assert json.loads(await answering.recv())["type"] == "state_change"
                 assert json.loads(await asyncio.wait_for(answering.recv(), 5))["type"] == "error"
             writer.close()

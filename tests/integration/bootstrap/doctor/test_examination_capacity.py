@@ -2,7 +2,7 @@
 
 import pytest
 
-from sandbox.bootstrap.doctor.examination import examine
+from sandbox.bootstrap.doctor.examination import run_checks
 from sandbox.bootstrap.settings.schema import CapacitySection, ServerSection, ServerSettings
 
 pytestmark = pytest.mark.usefixtures("without_sandboxes")
@@ -14,7 +14,7 @@ def test_the_defaults_are_held_against_the_machine(tmp_path, monkeypatch, factor
     settings = ServerSettings(
         server=ServerSection(data_dir=tmp_path / "data"), capacity=CapacitySection(cpus=factor, memory=1000, disk=1000)
     )
-    (finding,) = [one for one in examine(settings) if one.name == "capacity"]
+    (finding,) = [one for one in run_checks(settings) if one.name == "capacity"]
     assert finding.ok == is_fine
     assert ("1000 CPUs, " if is_fine else "asks for 4 CPUs (0 in all)") in finding.message
     assert is_fine or "capacity settings" in finding.mend

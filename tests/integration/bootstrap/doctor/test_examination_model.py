@@ -2,7 +2,7 @@
 
 import pytest
 
-from sandbox.bootstrap.doctor.examination import examine
+from sandbox.bootstrap.doctor.examination import run_checks
 from sandbox.bootstrap.settings.schema import ServerSection, ServerSettings
 
 pytestmark = pytest.mark.usefixtures("without_sandboxes")
@@ -19,6 +19,6 @@ def test_an_address_is_looked_at(monkeypatch, tmp_path, base_url, is_fine, told)
     monkeypatch.setenv("ANTHROPIC_BASE_URL", base_url)
     monkeypatch.setenv("ANTHROPIC_API_KEY", "k")
     settings = ServerSettings(server=ServerSection(data_dir=tmp_path / "data"))
-    (finding,) = [one for one in examine(settings) if one.name == "model"]
+    (finding,) = [one for one in run_checks(settings) if one.name == "model"]
     assert (finding.ok, finding.message) == (is_fine, told)
     assert finding.is_needed

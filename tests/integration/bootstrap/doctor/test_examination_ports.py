@@ -2,7 +2,7 @@
 
 import pytest
 
-from sandbox.bootstrap.doctor.examination import examine
+from sandbox.bootstrap.doctor.examination import run_checks
 from sandbox.bootstrap.settings.schema import ServerSection, ServerSettings
 
 pytestmark = pytest.mark.usefixtures("without_sandboxes")
@@ -10,7 +10,7 @@ pytestmark = pytest.mark.usefixtures("without_sandboxes")
 
 def found(name, data_dir):
     settings = ServerSettings(server=ServerSection(data_dir=data_dir))
-    (finding,) = [one for one in examine(settings) if one.name == name]
+    (finding,) = [one for one in run_checks(settings) if one.name == name]
     return finding
 
 

@@ -5,21 +5,21 @@ from types import SimpleNamespace
 import pytest
 
 from sandbox.bootstrap.doctor import findings as doctor_findings
-from sandbox.bootstrap.runtime import AUTO, Choice
-from sandbox.interfaces.runtime import Probe
+from sandbox.bootstrap.runtime import AUTO, RuntimeChoice
+from sandbox.interfaces.runtime import RuntimeProbe
 
-NAMESPACES = Probe("bubblewrap", works=True, tier="namespaces", strength=10)
-NEEDS_KVM = Probe("qemu", works=False, tier="vm", strength=30, mend="Ask for it by its name.")
-EMULATED = Probe("qemu", works=True, tier="vm", strength=30, only_by_name=True)
+NAMESPACES = RuntimeProbe("bubblewrap", is_available=True, tier="namespaces", strength=10)
+NEEDS_KVM = RuntimeProbe("qemu", is_available=False, tier="vm", strength=30, remedy="Ask for it by its name.")
+EMULATED = RuntimeProbe("qemu", is_available=True, tier="vm", strength=30, is_explicit_only=True)
 
 
 @pytest.fixture(autouse=True)
 def machine_without_kvm(monkeypatch):
     async def choose(wish, _):
         by_wish = {
-            AUTO: Choice(NAMESPACES, [NEEDS_KVM, NAMESPACES]),
-            "qemu": Choice(EMULATED, [EMULATED]),
-            "bubblewrap": Choice(NAMESPACES, [NAMESPACES]),
+            AUTO: RuntimeChoice(NAMESPACES, [NEEDS_KVM, NAMESPACES]),
+            "qemu": RuntimeChoice(EMULATED, [EMULATED]),
+            "bubblewrap": RuntimeChoice(NAMESPACES, [NAMESPACES]),
         }
         return by_wish[wish]
 
@@ -27,12 +27,12 @@ def machine_without_kvm(monkeypatch):
         return None
 
     monkeypatch.setattr(doctor_findings, "choose_runtime", choose)
-    monkeypatch.setattr(doctor_findings, "why_not_confined", why_not_confined)
+    monkeypatch.setattr(doctor_findings, "find_confinement_problem", why_not_confined)
     monkeypatch.setattr(doctor_findings, "make_runtime", lambda *_, **__: SimpleNamespace())
 
 
 def told(wish, tmp_path):
-    findings = doctor_findings.find_runtimes(wish, tmp_path)
+    findings = doctor_findings.check_runtimes(wish, tmp_path)
     return {(one.ok, one.message) for one in findings if one.name in ("sandbox", "runtime")}
 
 
@@ -80,12 +80,12 @@ def test_unasked_it_is_none_that_works(tmp_path, wish):
     ],
 )
 def test_the_limits_that_hold_and_those_that_do_not_are_listed(tmp_path, monkeypatch, limits, findings):
-    probe = Probe("bubblewrap", works=True, tier="namespaces", strength=10, limits=frozenset(limits))
+    probe = RuntimeProbe("bubblewrap", is_available=True, tier="namespaces", strength=10, limits=frozenset(limits))
 
     async def choose(*_):
-        return Choice(probe, [probe])
+        return RuntimeChoice(probe, [probe])
 
     monkeypatch.setattr(doctor_findings, "choose_runtime", choose)
-    found = doctor_findings.find_runtimes(AUTO, tmp_path)
+    found = doctor_findings.check_runtimes(AUTO, tmp_path)
     told = {(one.ok, one.message) for one in found if one.name == "limits" and "fs.file-max" not in one.message}
     assert told == findings

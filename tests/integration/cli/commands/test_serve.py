@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from doubles.forked_commands import ForkedCommand, run
-from sandbox.api.http.server import bind, is_open
+from sandbox.api.http.server import bind, is_externally_reachable
 
 SANDBOX = [sys.executable, "-m", "sandbox"]
 
@@ -125,7 +125,7 @@ def test_another_loopback_address_answers_where_it_is_announced_and_to_no_other_
 def test_a_loopback_address_is_this_machines_only(host):
     sockets = bind(host, 0)
     try:
-        assert not is_open(sockets)
+        assert not is_externally_reachable(sockets)
     finally:
         for bound in sockets:
             bound.close()

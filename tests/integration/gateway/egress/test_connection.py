@@ -13,7 +13,7 @@ from sandbox.gateway import limits
 from sandbox.gateway.egress import dialer
 from sandbox.interfaces.gateway import GatewayRules
 from sandbox.model.egress import EgressRule, EgressRules
-from sandbox.model.events import EgressDenied, Trouble
+from sandbox.model.events import EgressDenied, ErrorReported
 
 
 async def echo_reversed_order(reader, writer):
@@ -135,10 +135,10 @@ def test_a_name_behind_which_the_model_is_is_not_dialled(monkeypatch):
 
 
 def test_addresses_of_this_machine_are_its_own():
-    assert not dialer.may_be_dialled(ip_address("127.0.0.1"))
-    assert dialer._is_own(ip_address("127.0.0.1"))
-    assert not dialer._is_own(ip_address("8.8.4.4"))
-    assert dialer.may_be_dialled(ip_address("8.8.4.4"))
+    assert not dialer.is_dialable(ip_address("127.0.0.1"))
+    assert dialer._is_local_address(ip_address("127.0.0.1"))
+    assert not dialer._is_local_address(ip_address("8.8.4.4"))
+    assert dialer.is_dialable(ip_address("8.8.4.4"))
 
 
 def test_resolvers_that_hang_keep_neither_clients_nor_the_gateway(monkeypatch):
@@ -153,7 +153,7 @@ def test_resolvers_that_hang_keep_neither_clients_nor_the_gateway(monkeypatch):
             for client in clients:
                 assert b" 504 " in await client.until(b"\r\n\r\n")
             assert threading.active_count() - before <= limits.LOOKUPS_MAX
-            assert [one.error for one in served.of(Trouble)] == ["host_unreachable"]
+            assert [one.error for one in served.of(ErrorReported)] == ["host_unreachable"]
 
     run(story)
     hung.set()
@@ -168,7 +168,7 @@ def test_a_host_that_does_not_resolve_is_told_to_the_client_and_in_an_event(monk
             client = await tunnel(served)
             assert b" 502 " in await client.until(b"\r\n\r\n")
             assert "does not resolve" in (await client.rest()).decode()
-            assert served.of(Trouble) == [Trouble("host_unreachable", f"{HOST} does not resolve.")]
+            assert served.of(ErrorReported) == [ErrorReported("host_unreachable", f"{HOST} does not resolve.")]
 
     run(story)
 
@@ -358,7 +358,7 @@ def test_a_name_is_resolved_once_for_each_connection_and_dialled_where_it_was_fo
 )
 def test_addresses_are_dialled_where_everything_is_reached_and_only_global_ones(monkeypatch, address, is_dialled):
     async def story():
-        full = GatewayRules(egress=EgressRules(is_full=True))
+        full = GatewayRules(egress=EgressRules(is_unrestricted=True))
         async with played(echo_reversed_order, monkeypatch, rules=full) as served:
             client = await tunnel(served, host=address, port=8443)
             answer = await client.until(b"\r\n\r\n")

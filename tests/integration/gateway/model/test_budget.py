@@ -8,7 +8,7 @@ import pytest
 from doubles.scripted_upstream import scripted_upstream
 from doubles.served_gateway import run, served_gateway, until_true
 from sandbox.gateway.model import budget as model_budget
-from sandbox.interfaces.gateway import Budget, BudgetReached, GatewayRules
+from sandbox.interfaces.gateway import Budget, BudgetExhausted, GatewayRules
 from sandbox.model.events import Usage
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -51,18 +51,18 @@ def test_requests_go_on_until_the_budget_is_reached_and_not_one_after(budget, na
         async with scripted_upstream(answers()) as upstream, served_gateway(upstream.base_url, rules) as served:
             client = await served.connect()
             for _ in range(3):
-                assert not served.of(BudgetReached)
+                assert not served.of(BudgetExhausted)
                 client.ask(ASKED)
                 assert (await client.answer())[0] == 200
-            assert len(served.of(BudgetReached)) == 1, "told when the answer ends, not only at the next request"
-            assert served.of(BudgetReached)[0].message.startswith(named)
+            assert len(served.of(BudgetExhausted)) == 1, "told when the answer ends, not only at the next request"
+            assert served.of(BudgetExhausted)[0].message.startswith(named)
             for _ in range(2):
                 client.ask(ASKED)
                 status, kind, message = await client.error()
                 assert (status, kind) == (403, "permission_error")
                 assert message.startswith(named)
             assert len(upstream.requests) == 3
-            assert len(served.of(BudgetReached)) == 1
+            assert len(served.of(BudgetExhausted)) == 1
             assert len(served.of(Usage)) == 3
 
     run(story)
@@ -75,7 +75,7 @@ def test_an_answer_under_way_may_reach_it_and_is_still_delivered_to_its_end():
             writer.write(HEAD + chunk(start) + chunk(delta))
             await writer.drain()
             await request.reader.readexactly(0)
-            await until_true(lambda: bool(served.of(BudgetReached)))
+            await until_true(lambda: bool(served.of(BudgetExhausted)))
             other = await served.connect()
             other.ask(ASKED)
             assert (await other.error())[0] == 403
@@ -121,7 +121,7 @@ def test_who_leaves_early_pays_for_the_whole_answer(leaves):
             await asyncio.sleep(0.05)
             assert not upstream.hung_up.is_set()
             gone.set()
-            await until_true(lambda: bool(served.of(BudgetReached)))
+            await until_true(lambda: bool(served.of(BudgetExhausted)))
             assert served.of(Usage)[0].cost_usd == 0.006
             await until_true(lambda: not served.gateway._model_conversations and upstream.hung_up.is_set())
 
@@ -157,7 +157,7 @@ def test_a_model_without_a_price_is_refused_where_dollars_are_bounded_and_passes
                 client.ask(b"no JSON at all")
                 assert (await client.error())[0] == 400
                 assert not upstream.requests
-                assert not served.of(BudgetReached)
+                assert not served.of(BudgetExhausted)
             async with served_gateway(upstream.base_url, GatewayRules(budget=Budget(tokens=10_000))) as served:
                 client = await served.connect()
                 client.ask(asked)
@@ -173,7 +173,7 @@ def test_an_upstream_that_answers_with_a_model_without_a_price_ends_the_budget()
             client = await served.connect()
             client.ask(ASKED)
             assert (await client.answer())[0] == 200
-            assert "The model another answered" in served.of(BudgetReached)[0].message
+            assert "The model another answered" in served.of(BudgetExhausted)[0].message
             client.ask(ASKED)
             assert (await client.error())[0] == 403
 
@@ -209,7 +209,7 @@ def test_a_body_that_waits_for_its_judgement_arrives_byte_for_byte():
 
 
 def test_bodies_that_wait_have_a_bound_together_and_room_comes_back(monkeypatch):
-    monkeypatch.setattr(model_budget, "HELD_BYTES_MAX", 100_000)
+    monkeypatch.setattr(model_budget, "BUFFERED_BYTES_MAX", 100_000)
 
     async def story():
         async with scripted_upstream(answers()) as upstream, served_gateway(upstream.base_url, usd(1.0)) as served:

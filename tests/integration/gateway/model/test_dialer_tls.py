@@ -8,7 +8,7 @@ import pytest
 
 from doubles.scripted_upstream import UpstreamRequest, scripted_upstream
 from doubles.served_gateway import SERVER_KEY, run, served_gateway
-from sandbox.model.events import Trouble
+from sandbox.model.events import ErrorReported
 
 CERTIFICATE = Path(__file__).parents[3] / "doubles" / "loopback_only.pem"
 """A certificate of its own authority for localhost and 127.0.0.1, with its key; trusted by nobody but these tests."""
@@ -84,6 +84,6 @@ def test_a_host_that_nobody_vouches_for_never_sees_the_key():
             assert (status, kind) == (502, "api_error")
             assert "certificate" in message.lower()
             assert upstream.requests == []
-            assert served.told == [Trouble("upstream_unreachable", message)]
+            assert served.told == [ErrorReported("upstream_unreachable", message)]
 
     run(story)

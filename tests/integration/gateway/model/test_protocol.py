@@ -15,7 +15,7 @@ from doubles.served_gateway import SERVER_KEY, TASK_KEY, run, served_gateway, un
 from sandbox.gateway import connection, limits
 from sandbox.interfaces.gateway import GatewayRules
 from sandbox.model.egress import EgressRules
-from sandbox.model.events import EgressDenied, Trouble, Usage
+from sandbox.model.events import EgressDenied, ErrorReported, Usage
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 EVENTS = [
@@ -186,7 +186,7 @@ def test_an_answer_that_breaks_off_is_seen_as_broken_by_the_client():
             received = await client.rest()
             assert chunk(EVENTS[0]) in received
             assert not received.endswith(b"0\r\n\r\n")
-            assert [type(one) for one in served.told] in ([Trouble, Usage], [Usage, Trouble])
+            assert [type(one) for one in served.told] in ([ErrorReported, Usage], [Usage, ErrorReported])
             assert served.gateway.requests_in_flight == 0
 
     run(story)
@@ -203,7 +203,7 @@ def test_a_model_that_cannot_be_reached_is_an_error_and_told_once():
                     status, kind, message = await client.error()
                     assert (status, kind) == (502, "api_error")
                     assert "ANTHROPIC_BASE_URL" in message
-                assert served.told == [Trouble("upstream_unreachable", message)]
+                assert served.told == [ErrorReported("upstream_unreachable", message)]
 
     run(story)
 
@@ -276,7 +276,7 @@ def test_large_bodies_pass_in_both_directions_in_bounded_memory():
             await writer.drain()
 
     async def story():
-        unread = GatewayRules(egress=EgressRules(is_full=True))
+        unread = GatewayRules(egress=EgressRules(is_unrestricted=True))
         async with scripted_upstream(plenty) as upstream, served_gateway(upstream.base_url, unread) as served:
             client = await served.connect()
             client.ask(bytes(size))
@@ -312,7 +312,7 @@ def test_a_client_that_does_not_read_holds_the_model_back():
 
 @pytest.mark.parametrize("dribble", [b"", b"POST /v1/messages HTTP/1.1\r\n"])
 def test_a_client_that_dribbles_its_head_is_cut_off(monkeypatch, dribble):
-    monkeypatch.setitem(connection.PATIENCE, connection.Phase.HEAD, 0.3)
+    monkeypatch.setitem(connection.PHASE_TIMEOUT_SECONDS, connection.Phase.HEAD, 0.3)
 
     async def story():
         async with scripted_upstream(at_once) as upstream, served_gateway(upstream.base_url) as served:
@@ -329,7 +329,7 @@ def test_a_client_that_dribbles_its_head_is_cut_off(monkeypatch, dribble):
 
 
 def test_an_idle_client_is_let_go_and_a_busy_one_is_not(monkeypatch):
-    monkeypatch.setitem(connection.PATIENCE, connection.Phase.IDLE, 0.3)
+    monkeypatch.setitem(connection.PHASE_TIMEOUT_SECONDS, connection.Phase.IDLE, 0.3)
 
     async def story():
         script = Stepwise()
@@ -416,11 +416,11 @@ def test_a_connection_that_fails_inside_ends_alone(monkeypatch):
     async def story():
         async with scripted_upstream(at_once) as upstream, served_gateway(upstream.base_url) as served:
             with monkeypatch.context() as patched:
-                patched.setattr(connection.ModelConversation, "client_sent", broken)
+                patched.setattr(connection.ModelProtocol, "client_sent", broken)
                 client = await served.connect()
                 client.ask()
                 assert await client.rest() == b""
-            assert [trouble.error for trouble in served.of(Trouble)] == ["gateway_error"]
+            assert [trouble.error for trouble in served.of(ErrorReported)] == ["gateway_error"]
             client = await served.connect()
             client.ask()
             assert (await client.answer())[0] == 200

@@ -7,10 +7,10 @@ import pytest
 from doubles.scripted_upstream import scripted_upstream
 from doubles.served_gateway import run, served_gateway, until_true
 from sandbox.gateway import limits
-from sandbox.gateway.model.dialer import ModelDialler
+from sandbox.gateway.model.dialer import UpstreamDialer
 from sandbox.interfaces.gateway import GatewayRules
 
-HELD = GatewayRules(holds_model=True)
+HELD = GatewayRules(hold_model_requests=True)
 
 
 async def answers(_, writer):
@@ -29,11 +29,11 @@ def test_requests_wait_and_go_on_unchanged_when_they_are_released():
                 client.ask(b'{"n":%d}' % number)
             await until_true(lambda: waiting(served) == 3)
             assert (upstream.connections, served.gateway.requests_in_flight) == (0, 0)
-            served.gateway.release_model()
+            served.gateway.release_model_requests()
             for client in clients:
                 assert (await client.answer())[0] == 200
             assert {request.body for request in upstream.requests} == {b'{"n":0}', b'{"n":1}', b'{"n":2}'}
-            served.gateway.release_model()
+            served.gateway.release_model_requests()
             clients[0].ask(b"{}")
             assert (await clients[0].answer())[0] == 200
 
@@ -52,7 +52,7 @@ def test_a_body_that_ends_after_the_release_goes_on_too():
             )
             late.writer.write(head.encode() + b'Content-Length: 7\r\n\r\n{"a"')
             await until_true(lambda: served.gateway._admission._held_bytes == 6)
-            served.gateway.release_model()
+            served.gateway.release_model_requests()
             late.writer.write(b":1}")
             assert (await late.answer())[0] == 200
             assert {request.body for request in upstream.requests} == {b"{}", b'{"a":1}'}
@@ -80,7 +80,7 @@ def test_who_waits_too_long_is_told_so_and_may_ask_again(monkeypatch):
             client.ask()
             assert (await client.error())[:2] == (503, "api_error")
             assert not upstream.connections
-            served.gateway.release_model()
+            served.gateway.release_model_requests()
             client.ask()
             assert (await client.answer())[0] == 200
 
@@ -95,7 +95,7 @@ def test_who_leaves_while_waiting_is_forgotten():
             await until_true(lambda: waiting(served) == 1)
             client.leave()
             await until_true(lambda: not served.gateway._model_conversations)
-            served.gateway.release_model()
+            served.gateway.release_model_requests()
             await asyncio.sleep(0.05)
             assert not upstream.connections
 
@@ -104,21 +104,21 @@ def test_who_leaves_while_waiting_is_forgotten():
 
 @pytest.mark.parametrize("stays", [False, True])
 def test_who_leaves_while_the_model_is_dialled_spends_nothing(monkeypatch, stays):
-    dialling, may_go_on, dial = asyncio.Event(), asyncio.Event(), ModelDialler.dial
+    dialling, may_go_on, dial = asyncio.Event(), asyncio.Event(), UpstreamDialer.dial
 
     async def dial_slowly(dialler):
         dialling.set()
         await may_go_on.wait()
         return await dial(dialler)
 
-    monkeypatch.setattr(ModelDialler, "dial", dial_slowly)
+    monkeypatch.setattr(UpstreamDialer, "dial", dial_slowly)
 
     async def story():
         async with scripted_upstream(answers) as upstream, served_gateway(upstream.base_url, HELD) as served:
             client = await served.connect()
             client.ask()
             await until_true(lambda: waiting(served) == 1)
-            served.gateway.release_model()
+            served.gateway.release_model_requests()
             await until_true(dialling.is_set)
             if not stays:
                 client.leave()

@@ -37,7 +37,7 @@ async def slow_model(reads: asyncio.Event):
 
 
 def test_no_more_is_taken_in_than_a_bound_until_the_model_has_taken_it(monkeypatch):
-    monkeypatch.setattr(budget, "HELD_BYTES_MAX", 20 * MEBIBYTE)
+    monkeypatch.setattr(budget, "BUFFERED_BYTES_MAX", 20 * MEBIBYTE)
 
     async def story():
         reads = asyncio.Event()

@@ -59,7 +59,7 @@ async def asked(served: ServedGateway) -> socket.socket:
 
 @pytest.mark.parametrize("script", [stream, document])
 def test_its_answer_is_heard_to_the_end_without_it(monkeypatch, script):
-    monkeypatch.setattr(limits, "TAKING_SECONDS", 0.2)
+    monkeypatch.setattr(limits, "CLIENT_STALL_SECONDS", 0.2)
 
     async def story():
         async with scripted_upstream(script) as upstream, served_gateway(upstream.base_url, BUDGET) as served:
@@ -72,7 +72,7 @@ def test_its_answer_is_heard_to_the_end_without_it(monkeypatch, script):
 
 
 def test_taking_a_little_now_and_then_does_not_help_it(monkeypatch):
-    monkeypatch.setattr(limits, "TAKING_SECONDS", 0.3)
+    monkeypatch.setattr(limits, "CLIENT_STALL_SECONDS", 0.3)
 
     async def story():
         loop = asyncio.get_running_loop()
@@ -115,7 +115,7 @@ def test_who_is_slow_but_takes_it_within_its_time_gets_all_of_it(monkeypatch, ru
 
 
 def test_without_a_budget_it_may_take_its_time(monkeypatch):
-    monkeypatch.setattr(limits, "TAKING_SECONDS", 0.05)
+    monkeypatch.setattr(limits, "CLIENT_STALL_SECONDS", 0.05)
 
     async def story():
         async with scripted_upstream(stream) as upstream, served_gateway(upstream.base_url) as served:

@@ -5,7 +5,7 @@ import socket
 
 import pytest
 
-from sandbox.interfaces.layout import AttemptLayout, probe_place
+from sandbox.interfaces.layout import AttemptLayout, probe_directory
 from sandbox.placements.local.placement import SocketLeftovers
 
 
@@ -27,7 +27,7 @@ def bound(tmp_path):
 
 
 def end(run_dir, attempt_id):
-    asyncio.run(SocketLeftovers(run_dir).end(attempt_id, AttemptLayout(run_dir / attempt_id)))
+    asyncio.run(SocketLeftovers(run_dir).clean_up(attempt_id, AttemptLayout(run_dir / attempt_id)))
 
 
 def test_that_of_the_attempt_that_is_over_goes_and_every_other_stays(bound, tmp_path):
@@ -49,7 +49,7 @@ def test_what_is_no_attempts_socket_is_let_alone(bound, tmp_path):
 
 
 def test_that_of_a_probe_is_no_attempts(bound, tmp_path):
-    probe_place(tmp_path, "aaaaaaaaaaaa").mkdir()
+    probe_directory(tmp_path, "aaaaaaaaaaaa").mkdir()
     bound("aaaaaaaaaaaa.files")
     assert not SocketLeftovers(tmp_path).attempt_ids()
 

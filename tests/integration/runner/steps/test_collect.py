@@ -10,21 +10,21 @@ import time
 import pytest
 
 from doubles.attempt_dependencies import BASE, Script
-from sandbox.interfaces.workspace import LeftOut, Patch
-from sandbox.model.disk_space import Space
+from sandbox.interfaces.workspace import PatchResult, SkippedFile
+from sandbox.model.disk_space import DiskSpace
 from sandbox.model.errors import AttemptError, FailureCode
-from sandbox.model.events import Artifact, ArtifactCollected, AttemptFailed, EgressDenied, Trouble
+from sandbox.model.events import Artifact, ArtifactCollected, AttemptFailed, EgressDenied, ErrorReported
 from sandbox.model.task_state import TaskState
 from sandbox.runner import attempt as runner_attempt
 from sandbox.runner.steps import collect
-from sandbox.secrets.redactor import Redactor
+from sandbox.secrets.redactor import SecretRedactor
 from sandbox.workspace.collect import ArtifactNames
 
 SECRET = "s3cret-value-of-the-customer"
 
 
 def test_of_many_refusals_the_first_are_told_and_all_are_counted(stage, monkeypatch):
-    monkeypatch.setattr(collect, "_REFUSALS_MAX", 3)
+    monkeypatch.setattr(collect, "_DENIALS_MAX", 3)
     scene = stage(Script(reports=[EgressDenied(f"host-{number}.test", 443, "not allowed") for number in range(7)]))
     asyncio.run(scene.life.carry_out())
     metadata = json.loads((scene.attempt.task_files.artifacts / "metadata.json").read_text())
@@ -39,7 +39,7 @@ def test_a_full_disk_multiplies_no_artifact_whose_name_had_to_be_changed(stage, 
     scene = stage(
         Script(collected=found), secrets={"KEY": SECRET}, lifecycle={"artifact_patterns": ("*",), "timeout": "20s"}
     )
-    refused, keep = [], collect._keep
+    refused, keep = [], collect._store_chunks
 
     async def keep_when_there_is_room(attempt, directory, name, *rest):
         if name == "metadata.json" and len(refused) < 4:
@@ -47,7 +47,7 @@ def test_a_full_disk_multiplies_no_artifact_whose_name_had_to_be_changed(stage, 
             raise OSError(errno.ENOSPC, "No space left on device")
         await keep(attempt, directory, name, *rest)
 
-    monkeypatch.setattr(collect, "_keep", keep_when_there_is_room)
+    monkeypatch.setattr(collect, "_store_chunks", keep_when_there_is_room)
     asyncio.run(asyncio.wait_for(scene.life.carry_out(), 20))
     artifacts = scene.attempt.task_files.artifacts
     kept = {path.name: path.read_bytes() for path in artifacts.glob("redacted-*")}
@@ -63,7 +63,7 @@ def test_a_name_that_was_cut_within_a_secret_is_not_told(stage, monkeypatch):
     async def collect_files(self, workspace, patterns, target, taken_names):
         names = ArtifactNames(taken_names)
         for path in paths:
-            name = names.claim(path.encode())
+            name = names.allocate(path.encode())
             (target / name).write_bytes(path.encode())
             yield Artifact(name, path, len(path), "text/markdown", "sha256:0")
 
@@ -103,8 +103,8 @@ def test_a_secret_that_is_part_of_a_name_of_ours_takes_no_artifact_away(stage, v
 
 def test_codes_are_told_as_they_are_though_a_secret_is_a_word_of_them(stage):
     scene = stage(Script(), secrets={"WORD": "artifact"})
-    scene.recorder.record(Trouble("artifact_left_out", "An artifact was left out."))
-    assert scene.events(Trouble) == [Trouble("artifact_left_out", "An [REDACTED:WORD] was left out.")]
+    scene.recorder.record(ErrorReported("artifact_left_out", "An artifact was left out."))
+    assert scene.events(ErrorReported) == [ErrorReported("artifact_left_out", "An [REDACTED:WORD] was left out.")]
 
 
 @pytest.mark.parametrize("step", ["read_records", "give_name"], ids=["writing", "flushing"])
@@ -123,7 +123,7 @@ def test_what_a_full_disk_took_of_a_file_takes_no_room_until_the_next_try(stage,
     async def patch(self, attempt_dir, base_commit, target, confine, contains_secret):
         left.append(part.exists())
         target.write_bytes(b"diff --git a/a b/a\n")
-        return Patch()
+        return PatchResult()
 
     monkeypatch.setattr(collect, step, refuse)
     monkeypatch.setattr("doubles.attempt_dependencies.ScriptedWorkspaces.patch", patch)
@@ -134,12 +134,12 @@ def test_what_a_full_disk_took_of_a_file_takes_no_room_until_the_next_try(stage,
 
 @pytest.mark.parametrize("lacking_bytes", [0, 1])
 def test_a_large_copy_that_would_fill_the_disk_is_not_begun(stage, monkeypatch, lacking_bytes):
-    monkeypatch.setattr(collect, "_TRIED_BYTES", 10)
+    monkeypatch.setattr(collect, "_SMALL_TRANSCRIPT_BYTES", 10)
     said = b'{"type":"result"}\n' * 10
     scene = stage(
         Script(stdout=said, stderr=said), claude={"output_format": "stream-json"}, lifecycle={"collect_timeout": "1s"}
     )
-    scene.space = Space(len(said) - lacking_bytes, 200)
+    scene.space = DiskSpace(len(said) - lacking_bytes, 200)
     asyncio.run(asyncio.wait_for(scene.life.carry_out(), 20))
     assert ("transcript.ndjson" in scene.artifacts) is (not lacking_bytes)
     failure = scene.task.failure
@@ -151,11 +151,11 @@ def test_what_is_tried_again_on_a_full_disk_tells_nothing_twice(stage, monkeypat
     monkeypatch.setattr("sandbox.runner.attempt.RETRY_SECONDS", 0.01)
     broken = AttemptError(FailureCode.COLLECT_FAILED, "The patch could not be made: it is odd.")
     scene = stage(Script(patch_error=broken), lifecycle={"artifact_patterns": ("*",), "collect_timeout": "20s"})
-    refused, keep = [], collect._keep
+    refused, keep = [], collect._store_chunks
 
     async def leave_out(self, *_):
         for name in ("fifo", "link"):
-            yield LeftOut(name, "it is not a regular file")
+            yield SkippedFile(name, "it is not a regular file")
 
     async def keep_when_there_is_room(attempt, directory, name, *rest):
         if name == "metadata.json" and len(refused) < 4:
@@ -164,28 +164,28 @@ def test_what_is_tried_again_on_a_full_disk_tells_nothing_twice(stage, monkeypat
         await keep(attempt, directory, name, *rest)
 
     monkeypatch.setattr("doubles.attempt_dependencies.ScriptedWorkspaces.collect", leave_out)
-    monkeypatch.setattr(collect, "_keep", keep_when_there_is_room)
+    monkeypatch.setattr(collect, "_store_chunks", keep_when_there_is_room)
     asyncio.run(asyncio.wait_for(scene.life.carry_out(), 20))
     assert len(refused) == 4
-    assert [trouble.message.partition(":")[0] for trouble in scene.events(Trouble)] == ["fifo", "link"]
+    assert [trouble.message.partition(":")[0] for trouble in scene.events(ErrorReported)] == ["fifo", "link"]
     assert [failed.failure.code for failed in scene.events(AttemptFailed)] == [FailureCode.COLLECT_FAILED]
     assert [each.artifact.name for each in scene.events(ArtifactCollected)] == ["transcript.ndjson", "metadata.json"]
 
 
 def test_a_transcript_that_is_kept_needs_no_room_for_another_one_when_the_rest_is_tried_again(stage, monkeypatch):
     monkeypatch.setattr("sandbox.runner.attempt.RETRY_SECONDS", 0.01)
-    monkeypatch.setattr(collect, "_TRIED_BYTES", 10)
+    monkeypatch.setattr(collect, "_SMALL_TRANSCRIPT_BYTES", 10)
     scene = stage(Script(), claude={"output_format": "stream-json"}, lifecycle={"collect_timeout": "20s"})
-    refused, keep = [], collect._keep
+    refused, keep = [], collect._store_chunks
 
     async def keep_when_there_is_room(attempt, directory, name, *rest):
         if name == "metadata.json" and len(refused) < 4:
             refused.append(name)
-            scene.space = Space(10, 100)
+            scene.space = DiskSpace(10, 100)
             raise OSError(errno.ENOSPC, "No space left on device")
         await keep(attempt, directory, name, *rest)
 
-    monkeypatch.setattr(collect, "_keep", keep_when_there_is_room)
+    monkeypatch.setattr(collect, "_store_chunks", keep_when_there_is_room)
     asyncio.run(asyncio.wait_for(scene.life.carry_out(), 20))
     assert (scene.task.state, len(refused)) == (TaskState.COMPLETED, 4)
     assert (scene.attempt.task_files.artifacts / "transcript.ndjson").read_bytes() == scene.script.stdout
@@ -209,12 +209,12 @@ def test_what_there_was_no_time_to_look_through_is_kept_and_flagged(stage, look_
 def test_no_patch_is_lost_because_looking_through_it_takes_long(stage, look_slowly, monkeypatch):
     async def patch(self, attempt_dir, base_commit, target, confine, contains_secret):
         target.write_bytes(b"diff --git a/a b/a\n")
-        return Patch(contains_secret=await asyncio.to_thread(contains_secret, [b"slow"] * 50))
+        return PatchResult(contains_secret=await asyncio.to_thread(contains_secret, [b"slow"] * 50))
 
     monkeypatch.setattr("doubles.attempt_dependencies.ScriptedWorkspaces.patch", patch)
     scene = stage(Script(), secrets={"KEY": SECRET}, lifecycle={"collect_timeout": "5s"})
     asyncio.run(asyncio.wait_for(scene.life.carry_out(), 20))
-    assert (scene.task.state, scene.events(Trouble)) == (TaskState.COMPLETED, [])
+    assert (scene.task.state, scene.events(ErrorReported)) == (TaskState.COMPLETED, [])
     flags = {artifact.name: artifact.contains_secret for artifact in scene.task.artifacts}
     assert (flags["task-1.patch"], flags["metadata.json"]) == (True, False)
     assert (scene.attempt.task_files.artifacts / "task-1.patch").read_bytes() == b"diff --git a/a b/a\n"
@@ -223,15 +223,15 @@ def test_no_patch_is_lost_because_looking_through_it_takes_long(stage, look_slow
 @pytest.fixture
 def look_slowly(monkeypatch):
     """A tenth of a second for each `slow` that is looked through."""
-    contains = Redactor.contains
+    contains = SecretRedactor.contains
 
     def slowly(chunks):
         for chunk in chunks:
             time.sleep(0.1 * chunk.count(b"slow"))
             yield chunk
 
-    monkeypatch.setattr(Redactor, "contains", lambda self, chunks: contains(self, slowly(chunks)))
-    monkeypatch.setattr(collect, "LOOK_SECONDS_MIN", 0.1, raising=False)
+    monkeypatch.setattr(SecretRedactor, "contains", lambda self, chunks: contains(self, slowly(chunks)))
+    monkeypatch.setattr(collect, "SECRET_SCAN_SECONDS_MIN", 0.1, raising=False)
 
 
 def test_a_task_whose_artifacts_took_too_long_has_its_metadata_all_the_same(stage, monkeypatch):
@@ -252,7 +252,7 @@ def test_the_metadata_outlive_who_began_to_write_them_and_came_to_no_end(stage, 
     """That thread is still busy when the time is over, and takes its part with it when it gives up."""
     scene = stage(Script(), lifecycle={"collect_timeout": "1s"})
     goes_on, has_ended, begun = threading.Event(), threading.Event(), []
-    fill, store = collect._fill, collect._store
+    fill, store = collect._write_chunks, collect._finalize_file
 
     def fill_late(part, chunks, is_over):
         if part.name == "transcript.ndjson" or begun:
@@ -269,8 +269,8 @@ def test_the_metadata_outlive_who_began_to_write_them_and_came_to_no_end(stage, 
             assert has_ended.wait(20)
         return store(part, target, is_over)
 
-    monkeypatch.setattr(collect, "_fill", fill_late)
-    monkeypatch.setattr(collect, "_store", store_when_it_has_given_up)
+    monkeypatch.setattr(collect, "_write_chunks", fill_late)
+    monkeypatch.setattr(collect, "_finalize_file", store_when_it_has_given_up)
     asyncio.run(asyncio.wait_for(scene.life.carry_out(), 60))
     assert (scene.task.failure.code, len(begun)) == ("collect_failed", 1)
     assert scene.artifacts == {"task-1.patch", "transcript.ndjson", "metadata.json"}
@@ -281,7 +281,7 @@ def test_what_takes_longer_than_collecting_may_is_no_artifact_of_which_nobody_te
     """The thread that stores the patch is still busy when the time is over, and goes on before all is removed."""
     scene = stage(Script(), lifecycle={"collect_timeout": "1s"})
     is_over, has_ended = threading.Event(), threading.Event()
-    store, digest, teardown = collect._store, hashlib.file_digest, runner_attempt.teardown
+    store, digest, teardown = collect._finalize_file, hashlib.file_digest, runner_attempt.teardown
 
     def digest_late(*arguments):
         assert is_over.wait(20)
@@ -299,7 +299,7 @@ def test_what_takes_longer_than_collecting_may_is_no_artifact_of_which_nobody_te
         await teardown(*arguments)
 
     monkeypatch.setattr(hashlib, "file_digest", digest_late)
-    monkeypatch.setattr(collect, "_store", store_and_tell)
+    monkeypatch.setattr(collect, "_finalize_file", store_and_tell)
     monkeypatch.setattr(runner_attempt, "teardown", tear_down_late)
     monkeypatch.setattr(runner_attempt, "METADATA_SECONDS", 0.1)
     asyncio.run(asyncio.wait_for(scene.life.carry_out(), 60))

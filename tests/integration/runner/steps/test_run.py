@@ -8,23 +8,23 @@ import time
 
 from doubles.attempt_dependencies import ATTEMPT_ID, Script, ScriptedAgent, SilentGateway
 from sandbox.interfaces.journal import Recorder
-from sandbox.interfaces.placement import CancelOrder, Receipt
-from sandbox.interfaces.runtime import KernelUse
+from sandbox.interfaces.placement import CancelOrder, Reply
+from sandbox.interfaces.runtime import KernelUsage
 from sandbox.model.events import AgentStarted, ArtifactCollected, Gap, Output, SandboxCreated, Usage, WorkspacePrepared
 from sandbox.model.limits import OUTPUT_LINE_BYTES_MAX, RUNNER_CPU_CORES
 from sandbox.model.task_state import TaskState
-from sandbox.placements.local.runner_client import UnixRunnerControl
+from sandbox.placements.local.runner_client import UnixRunnerClient
 from sandbox.runner.agent_output import AgentOutput
-from sandbox.runner.control_socket import listening
+from sandbox.runner.control_socket import serve_control_socket
 from sandbox.runner.steps.provision import write_handle
-from sandbox.runner.terminals import Terminals
+from sandbox.runner.terminals import TerminalServer
 from sandbox.system.cpu_throttle import CpuThrottle
 
 SECRET = {"WORD": "open sesame"}
 
 
 def test_an_agent_with_more_sockets_than_a_sandbox_may_have_is_ended_and_told_why(stage):
-    scene = stage(Script(stays=True, kernel_use=KernelUse(9000)))
+    scene = stage(Script(stays=True, kernel_usage=KernelUsage(9000)))
     asyncio.run(asyncio.wait_for(scene.life.carry_out(), 10))
     assert scene.task.state is TaskState.FAILED
     assert scene.task.failure.code == "out_of_memory"
@@ -32,7 +32,7 @@ def test_an_agent_with_more_sockets_than_a_sandbox_may_have_is_ended_and_told_wh
 
 
 def test_an_agent_with_as_many_sockets_as_a_sandbox_may_have_works_to_its_end(stage):
-    scene = stage(Script(kernel_use=KernelUse(8192)))
+    scene = stage(Script(kernel_usage=KernelUsage(8192)))
     asyncio.run(asyncio.wait_for(scene.life.carry_out(), 10))
     assert scene.task.state is TaskState.COMPLETED
 
@@ -46,7 +46,7 @@ def test_the_tail_of_a_split_line_is_kept_and_not_taken_for_an_event(stage):
 
 
 def test_a_line_that_is_kept_in_parts_is_listened_to_whole_and_without_secrets(stage, monkeypatch):
-    heard, feed = [], ScriptedAgent.feed
+    heard, feed = [], ScriptedAgent.parse_line
     monkeypatch.setattr(ScriptedAgent, "feed", lambda agent, line: heard.append(line) or feed(agent, line))
     middle = OUTPUT_LINE_BYTES_MAX - 4  # the value is cut by the bound
     scene = stage(Script(stdout=b"+" + b"x" * middle + b"open sesame" + b"y" * 2_000_000 + b"\n"), secrets=SECRET)
@@ -74,7 +74,7 @@ def test_tokens_and_dollars_are_those_that_the_gateway_counted(stage):
 
 def test_output_that_nobody_could_read_in_time_is_told_to_be_missing(stage, monkeypatch):
     monkeypatch.setattr("sandbox.runner.steps.run.OUTPUT_DRAIN_SECONDS", 0.1)
-    monkeypatch.setattr(AgentOutput, "take_stderr", lambda *_: asyncio.Event().wait())
+    monkeypatch.setattr(AgentOutput, "read_stderr", lambda *_: asyncio.Event().wait())
     scene = stage(Script())
     asyncio.run(asyncio.wait_for(scene.life.carry_out(), 10))
     (gap,) = scene.events(Gap)
@@ -133,8 +133,8 @@ def test_what_goes_on_for_ever_after_the_agents_end_is_given_up(stage, monkeypat
         finally:
             writing.cancel()
 
-    take_stdout = AgentOutput.take_stdout
-    monkeypatch.setattr(AgentOutput, "take_stderr", go_on)
+    take_stdout = AgentOutput.read_stdout
+    monkeypatch.setattr(AgentOutput, "read_stderr", go_on)
     scene = stage(Script())
     asyncio.run(asyncio.wait_for(scene.life.carry_out(), 10))
     (gap,) = scene.events(Gap)
@@ -218,10 +218,10 @@ def test_orders_are_taken_where_a_dead_runner_left_its_socket(tmp_path):
         dead.bind(str(path))
 
     async def play():
-        async with listening(
-            path, lambda order: Receipt(done=True, message=order.reason), Terminals(None, CpuThrottle().queue())
+        async with serve_control_socket(
+            path, lambda order: Reply(done=True, message=order.reason), TerminalServer(None, CpuThrottle().queue())
         ):
-            return await UnixRunnerControl(tmp_path).cancel(ATTEMPT_ID, CancelOrder("enough"))
+            return await UnixRunnerClient(tmp_path).cancel(ATTEMPT_ID, CancelOrder("enough"))
 
-    assert asyncio.run(play()) == Receipt(done=True, message="enough")
+    assert asyncio.run(play()) == Reply(done=True, message="enough")
     assert not path.exists()

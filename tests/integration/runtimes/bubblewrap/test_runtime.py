@@ -29,8 +29,8 @@ NOBODY = 65534
 def runtime(tmp_path: Path) -> BubblewrapRuntime:
     runtime = BubblewrapRuntime(tmp_path / "run")
     found = asyncio.run(runtime.probe())
-    if not found.works:
-        pytest.skip(found.mend)
+    if not found.is_available:
+        pytest.skip(found.remedy)
     return runtime
 
 
@@ -51,7 +51,7 @@ def open_folder() -> Iterator[Path]:
 
 def test_the_probe_says_what_holds_and_leaves_nothing(runtime: BubblewrapRuntime, tmp_path: Path):
     found = asyncio.run(runtime.probe())
-    assert (found.runtime, found.works, found.mend) == ("bubblewrap", True, "")
+    assert (found.runtime, found.is_available, found.remedy) == ("bubblewrap", True, "")
     assert found.tier == runtime.tier
     assert found.isolates
     assert any("kernel is shared" in gap for gap in found.gaps)
@@ -65,8 +65,8 @@ def test_without_bubblewrap_the_probe_says_what_to_install(
 ):
     monkeypatch.setattr(bwrap, "_PROGRAMS", (Path("/nowhere/bwrap"),))
     found = asyncio.run(runtime.probe())
-    assert not found.works
-    assert "apt-get install bubblewrap" in found.mend
+    assert not found.is_available
+    assert "apt-get install bubblewrap" in found.remedy
     with pytest.raises(AttemptError, match="bubblewrap is missing"):
         run_story(runtime, disk, "true")
 
@@ -79,9 +79,9 @@ def test_where_bubblewrap_fails_the_probe_tells_its_words(
     broken.chmod(0o755)
     monkeypatch.setattr(bwrap, "_PROGRAMS", (broken,))
     found = asyncio.run(runtime.probe())
-    assert not found.works
-    assert "setting up uid map: Permission denied" in found.mend
-    assert "namespaces" in found.mend
+    assert not found.is_available
+    assert "setting up uid map: Permission denied" in found.remedy
+    assert "namespaces" in found.remedy
 
 
 def test_without_a_filter_for_the_processor_it_does_not_run(
@@ -89,8 +89,8 @@ def test_without_a_filter_for_the_processor_it_does_not_run(
 ):
     monkeypatch.setattr(seccomp, "ARCHITECTURES", {})
     found = asyncio.run(runtime.probe())
-    assert not found.works
-    assert "filter" in found.mend
+    assert not found.is_available
+    assert "filter" in found.remedy
 
 
 def test_as_root_each_sandbox_has_an_unprivileged_kernel_uid_of_its_own(runtime: BubblewrapRuntime, disk: Path):
@@ -151,8 +151,8 @@ def test_the_launcher_itself_refuses_to_stay_root(uid: int | None):
     async def story() -> None:
         launch = start_launcher(new_attempt_id(), uid, {})
         with pytest.raises(AttemptError, match="kernel uid of its own"):
-            await launch.ready()
-        await launch.ended()
+            await launch.wait_ready()
+        await launch.wait()
         launch.close()
 
     asyncio.run(story())
@@ -161,7 +161,7 @@ def test_the_launcher_itself_refuses_to_stay_root(uid: int | None):
 def test_odd_attempt_ids_are_refused(runtime: BubblewrapRuntime):
     for odd in ("", "../up", "with space", "a" * 33, "\u00fcber"):
         with pytest.raises(AttemptError):
-            runtime.plan(odd)
+            runtime.prepare(odd)
 
 
 def list_children() -> set[str]:
@@ -265,10 +265,10 @@ def test_an_ordinary_user_can_make_and_end_sandboxes_too(open_folder: Path):
 
 def test_a_second_create_with_the_same_handle_after_destroy_is_another_plan(runtime: BubblewrapRuntime, disk: Path):
     async def story() -> None:
-        handle = runtime.plan(new_attempt_id())
+        handle = runtime.prepare(new_attempt_id())
         await runtime.create(handle, describe(disk, handle.attempt_id))
         await runtime.destroy(handle, disk)
-        again = runtime.plan(handle.attempt_id)
+        again = runtime.prepare(handle.attempt_id)
         sandbox = await runtime.create(again, describe(disk, handle.attempt_id))
         assert (await run_in(sandbox, ["/bin/echo", "again"])).output == "again\n"
         await runtime.destroy(again, disk)

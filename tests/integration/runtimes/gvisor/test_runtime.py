@@ -13,7 +13,7 @@ from sandbox.model.errors import AttemptError
 from sandbox.runtimes.gvisor import GvisorRuntime
 from sandbox.runtimes.gvisor import runtime as gvisor_runtime
 from sandbox.runtimes.gvisor import sandbox as made
-from sandbox.runtimes.gvisor.sandbox import State
+from sandbox.runtimes.gvisor.sandbox import RunscState
 from sandbox.runtimes.limits.kernel_uid import FILES_UIDS_OFFSET
 
 
@@ -22,8 +22,8 @@ def runtime(tmp_path: Path) -> GvisorRuntime:
     """Skipped where it does not work."""
     runtime = GvisorRuntime(tmp_path / "run")
     found = asyncio.run(runtime.probe())
-    if not found.works:
-        pytest.skip(f"gvisor does not work here: {found.mend}")
+    if not found.is_available:
+        pytest.skip(f"gvisor does not work here: {found.remedy}")
     return runtime
 
 
@@ -36,7 +36,7 @@ def disk(tmp_path: Path) -> Path:
 
 def test_the_probe_says_what_holds_and_leaves_nothing(runtime: GvisorRuntime, tmp_path: Path):
     found = asyncio.run(runtime.probe())
-    assert (found.runtime, found.tier, found.only_by_name) == ("gvisor", "gvisor", False)
+    assert (found.runtime, found.tier, found.is_explicit_only) == ("gvisor", "gvisor", False)
     assert any("kernel of the sandbox's own" in sentence for sentence in found.isolates)
     assert any("environment" in sentence for sentence in found.gaps)
     assert not list((tmp_path / "run").iterdir())
@@ -45,15 +45,15 @@ def test_the_probe_says_what_holds_and_leaves_nothing(runtime: GvisorRuntime, tm
 def test_a_machine_without_runsc_is_told_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(gvisor_runtime, "_PROGRAMS", (tmp_path / "no-runsc",))
     found = asyncio.run(GvisorRuntime(tmp_path / "run").probe())
-    assert (found.works, found.mend) == (False, "runsc is missing; install it: apt-get install runsc")
+    assert (found.is_available, found.remedy) == (False, "runsc is missing; install it: apt-get install runsc")
 
 
 def test_an_ordinary_user_is_told_why_it_does_not_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(gvisor_runtime, "_PROGRAMS", (Path("/usr/bin/true"),))
     monkeypatch.setattr("os.getuid", lambda: 1000)
     found = asyncio.run(GvisorRuntime(tmp_path / "run").probe())
-    assert not found.works
-    assert "run the server as root" in found.mend
+    assert not found.is_available
+    assert "run the server as root" in found.remedy
 
 
 def test_nothing_of_it_has_a_uid_that_the_host_knows_or_a_privilege_on_the_host(runtime: GvisorRuntime, disk: Path):
@@ -123,7 +123,7 @@ def test_a_runsc_that_never_says_that_it_began_is_not_waited_for_for_ever(
     runtime: GvisorRuntime, disk: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(made, "_START_SECONDS", 0.3)
-    monkeypatch.setattr(made, "read_state", lambda *_: State())
+    monkeypatch.setattr(made, "read_state", lambda *_: RunscState())
 
     async def story() -> None:
         async with living(runtime, disk) as sandbox:

@@ -9,7 +9,7 @@ import pytest
 
 from sandbox.model.errors import AttemptError
 from sandbox.runtimes import processes
-from sandbox.runtimes.limits.kernel_uid import KernelUids
+from sandbox.runtimes.limits.kernel_uid import KernelUidPool
 
 pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="only root has kernel uids to give")
 _FIRST = 270_000 + os.getpid() % 9_000 * 3  # another run of the tests on this machine has others
@@ -30,25 +30,25 @@ def process_with_first_uid():
 
 
 def test_claims_are_distinct_until_none_is_left_and_come_back(directory: Path):
-    one, other = KernelUids(UIDS, directory), KernelUids(UIDS, directory)
-    claimed = [one.claim("a"), other.claim("b"), one.claim("c")]
+    one, other = KernelUidPool(UIDS, directory), KernelUidPool(UIDS, directory)
+    claimed = [one.allocate("a"), other.allocate("b"), one.allocate("c")]
     assert sorted(claimed) == list(UIDS)
     with pytest.raises(AttemptError, match="in use"):
-        other.claim("d")
+        other.allocate("d")
     other.release("b")
-    assert one.claim("d") == one.claim("d") == claimed[1]
-    assert one.holds(claimed[1], "d")
-    assert not one.holds(claimed[1], "a")
+    assert one.allocate("d") == one.allocate("d") == claimed[1]
+    assert one.has_allocated(claimed[1], "d")
+    assert not one.has_allocated(claimed[1], "a")
     for attempt_id in "acd":
         one.release(attempt_id)
 
 
 def test_a_uid_that_a_process_has_is_passed_over(directory: Path, process_with_first_uid: subprocess.Popen[bytes]):
-    uids = KernelUids(UIDS, directory)
+    uids = KernelUidPool(UIDS, directory)
     assert processes.find_by_uid(UIDS[0]) == [process_with_first_uid.pid]
-    assert {uids.claim("a"), uids.claim("b")} == set(UIDS[1:])
+    assert {uids.allocate("a"), uids.allocate("b")} == set(UIDS[1:])
     with pytest.raises(AttemptError, match="in use"):
-        uids.claim("c")
+        uids.allocate("c")
     for attempt_id in "ab":
         uids.release(attempt_id)
 
@@ -63,21 +63,21 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
     ran = subprocess.run([sys.executable, "-c", source], check=False, timeout=30, capture_output=True)
     uid = int(ran.stdout)
-    uids = KernelUids(UIDS, directory)
-    with uids.owned(uid, "dead") as is_ours:
+    uids = KernelUidPool(UIDS, directory)
+    with uids.guard_ownership(uid, "dead") as is_ours:
         assert is_ours()
-        assert KernelUids(UIDS, directory).claim("other") != uid
+        assert KernelUidPool(UIDS, directory).allocate("other") != uid
 
 
 def test_a_uid_that_became_another_attempts_is_not_the_old_ones_any_more(directory: Path):
-    holder, asker = KernelUids(UIDS, directory), KernelUids(UIDS, directory)
-    uid = holder.claim("new")
-    with asker.owned(uid, "old") as is_ours:
+    holder, asker = KernelUidPool(UIDS, directory), KernelUidPool(UIDS, directory)
+    uid = holder.allocate("new")
+    with asker.guard_ownership(uid, "old") as is_ours:
         assert not is_ours()
-    with asker.owned(uid, "new") as is_ours:
+    with asker.guard_ownership(uid, "new") as is_ours:
         assert is_ours()
         holder.release("new")
-        assert holder.claim("newer") == uid
+        assert holder.allocate("newer") == uid
         assert not is_ours()
     holder.release("newer")
 
@@ -87,8 +87,8 @@ def test_servers_that_cannot_see_each_others_claims_begin_far_apart(tmp_path: Pa
     many = range(300_000, 364_000)
     claims = []
     for name in ("host", "container", "other"):
-        uids = KernelUids(many, tmp_path / name)
-        claims.append(uids.claim("a"))
+        uids = KernelUidPool(many, tmp_path / name)
+        claims.append(uids.allocate("a"))
         uids.release("a")
     assert all(abs(one - other) > 64 for one in claims for other in claims if one != other)
     assert len(set(claims)) == 3
@@ -97,7 +97,7 @@ def test_servers_that_cannot_see_each_others_claims_begin_far_apart(tmp_path: Pa
 def test_a_directory_that_others_can_write_is_not_trusted(directory: Path):
     directory.mkdir(mode=0o755)
     with pytest.raises(AttemptError, match="0700"):
-        KernelUids(UIDS, directory).claim("a")
+        KernelUidPool(UIDS, directory).allocate("a")
 
 
 def test_a_zombie_holds_nothing(process_with_first_uid: subprocess.Popen[bytes]):

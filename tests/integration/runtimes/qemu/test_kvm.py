@@ -18,8 +18,8 @@ def is_too_slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def ask(program: str) -> bool:
         place = tmp_path / "guest.py"
         place.write_text(program)
-        monkeypatch.setattr(kvm, "_PROGRAM", place)
-        return asyncio.run(kvm.KvmFinding(tmp_path / "run").is_too_slow(str(tmp_path / "note")))
+        monkeypatch.setattr(kvm, "_SELFTEST_PROGRAM", place)
+        return asyncio.run(kvm.KvmStatus(tmp_path / "run").is_too_slow(str(tmp_path / "note")))
 
     return ask
 
@@ -38,7 +38,7 @@ def test_one_that_ends_by_itself_is_none(is_too_slow, ending):
 
 
 def test_one_that_only_waits_is_ended_and_tells_nothing(is_too_slow, tmp_path, monkeypatch):
-    monkeypatch.setattr(kvm, "_COUNTING_SECONDS", 1.0)
+    monkeypatch.setattr(kvm, "_SELFTEST_SECONDS", 1.0)
     waits = "import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(600)"
     began = time.monotonic()
     assert not is_too_slow(waits)

@@ -18,7 +18,7 @@ from sandbox.agents.claude_code.binary import find_binary
 from sandbox.interfaces.runtime import Command, Sandbox, TerminalSize
 from sandbox.model.errors import AttemptError, FailureCode
 from sandbox.runtimes.qemu import QemuRuntime, kvm_selftest, parts
-from sandbox.runtimes.qemu.kvm import KvmFinding
+from sandbox.runtimes.qemu.kvm import KvmStatus
 
 
 @pytest.fixture
@@ -40,22 +40,22 @@ def test_a_machine_without_its_parts_is_told_how_to_get_them(tmp_path: Path, mon
     monkeypatch.setattr(parts, "QEMU", "/nowhere/qemu")
     monkeypatch.setattr("os.getuid", lambda: 0)
     found = asyncio.run(QemuRuntime(tmp_path / "run").probe())
-    assert not found.works
-    assert "script/setup --with-qemu" in found.mend
+    assert not found.is_available
+    assert "script/setup --with-qemu" in found.remedy
 
 
 def test_an_ordinary_user_is_told_why_it_does_not_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("os.getuid", lambda: 1000)
     found = asyncio.run(QemuRuntime(tmp_path / "run").probe())
-    assert not found.works
-    assert "run as root" in found.mend
+    assert not found.is_available
+    assert "run as root" in found.remedy
 
 
 def test_unasked_nothing_is_emulated(runtime: QemuRuntime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("os.access", lambda path, mode: path != "/dev/kvm")
     found = asyncio.run(QemuRuntime(tmp_path / "run", only_kvm=True).probe())
-    assert not found.works
-    assert "by its name" in found.mend
+    assert not found.is_available
+    assert "by its name" in found.remedy
 
 
 @pytest.mark.skipif(
@@ -67,7 +67,7 @@ def test_a_guest_that_goes_on_for_ever_is_too_slow_and_one_that_counts_to_its_en
 ):
     ran = subprocess.run([sys.executable, "-ISE", kvm_selftest.__file__, instructions], timeout=60, check=False)
     assert ran.returncode == code
-    assert asyncio.run(KvmFinding(tmp_path).is_too_slow(instructions)) is (code != 0)
+    assert asyncio.run(KvmStatus(tmp_path).is_too_slow(instructions)) is (code != 0)
 
 
 def test_a_guest_whose_files_cannot_be_passed_on_is_told_of_and_leaves_nothing_open(
@@ -178,7 +178,7 @@ def test_one_guest_passes_on_much_has_no_route_out_confines_terminals_and_ends_f
 
     async def story() -> None:
         async with living(runtime, disk, memory_bytes=96 * MEBIBYTE) as sandbox:
-            answering = asyncio.create_task(answer(sandbox.listeners.names_udp))
+            answering = asyncio.create_task(answer(sandbox.listeners.dns_udp))
             command = Command(["/bin/bash", "-c", _STORY], {"PATH": "/usr/bin:/bin"}, "/workspace")
             output, _ = await sandbox.start(command)
             of_the_command, _, rest = (await read_until(output, b"asked all\n")).decode().partition("the end\n")
@@ -190,6 +190,6 @@ def test_one_guest_passes_on_much_has_no_route_out_confines_terminals_and_ends_f
             assert (await ask_on_a_terminal(sandbox)).splitlines() == of_the_command.splitlines()
             async with asyncio.timeout(PATIENCE_SECONDS):
                 ended = await sandbox.wait()
-            assert (ended.code, ended.out_of_memory) == (128 + signal.SIGKILL, True)
+            assert (ended.code, ended.was_oom_killed) == (128 + signal.SIGKILL, True)
 
     asyncio.run(story())

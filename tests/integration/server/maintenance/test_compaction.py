@@ -11,8 +11,8 @@ import pytest
 from doubles.server_components import Rooms
 from doubles.stored_tasks import KeptTasks
 from sandbox.interfaces.store import TaskQuery
-from sandbox.model.limits import JOURNAL_PLAIN_SECONDS
-from sandbox.server.maintenance.compaction import Packing
+from sandbox.model.limits import JOURNAL_COMPRESSION_DELAY_SECONDS
+from sandbox.server.maintenance.compaction import JournalCompactor
 from sandbox.store.sqlite import SqliteStore
 
 
@@ -22,7 +22,7 @@ def kept(tmp_path):
     made = KeptTasks(tmp_path)
     made.finish("old-1", lines=2000)
     made.finish("old-2")
-    made.at = datetime.now(UTC) - timedelta(seconds=JOURNAL_PLAIN_SECONDS / 2)
+    made.at = datetime.now(UTC) - timedelta(seconds=JOURNAL_COMPRESSION_DELAY_SECONDS / 2)
     made.finish("young")
     made.run("running").writer.close()
     made.index()
@@ -50,7 +50,7 @@ def test_only_what_ended_long_ago_is_packed_and_told_as_before(kept, world):
     async def play():
         async with world.server() as service:
             before = {task_id: await story(service, task_id) for task_id in ("old-1", "old-2", "young")}
-            packing = Packing(world.journals, world.store, world.clock)
+            packing = JournalCompactor(world.journals, world.store, world.clock)
             reading = service.frames("old-1")
             first = await anext(reading)
             await packing.sweep()
@@ -72,7 +72,7 @@ def test_a_damaged_journal_stays_as_it_is_and_keeps_no_other_from_its_turn(kept,
     data = bytearray(kept.records("old-1").read_bytes())
     data[1000] ^= 1
     kept.records("old-1").write_bytes(data)
-    packing = Packing(world.journals, world.store, world.clock)
+    packing = JournalCompactor(world.journals, world.store, world.clock)
     for _ in range(2):
         asyncio.run(packing.sweep())
     assert packed(kept) == ["old-2"]
@@ -83,14 +83,14 @@ def test_a_damaged_journal_stays_as_it_is_and_keeps_no_other_from_its_turn(kept,
 def test_an_older_journal_that_somebody_put_back_stays_as_it_is(kept, world, caplog):
     data = b"".join(kept.records("old-1").read_bytes().splitlines(keepends=True)[:-1])
     kept.records("old-1").write_bytes(data)
-    asyncio.run(Packing(world.journals, world.store, world.clock).sweep())
+    asyncio.run(JournalCompactor(world.journals, world.store, world.clock).sweep())
     assert packed(kept) == ["old-2"]
     assert kept.records("old-1").read_bytes() == data
     assert "old-1" in caplog.text
 
 
 def test_what_a_full_disk_left_over_is_done_in_the_next_round(kept, world, monkeypatch):
-    packing = Packing(world.journals, world.store, world.clock)
+    packing = JournalCompactor(world.journals, world.store, world.clock)
     with monkeypatch.context() as full:
         full.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
         with pytest.raises(OSError, match="No space"):
@@ -104,7 +104,7 @@ def test_what_a_full_disk_left_over_is_done_in_the_next_round(kept, world, monke
 
 def test_a_journal_that_somebody_holds_is_packed_in_a_later_round(kept, world, monkeypatch):
     monkeypatch.setattr("sandbox.server.maintenance.compaction.TaskQuery", partial(TaskQuery, limit=1))
-    packing = Packing(world.journals, world.store, world.clock)
+    packing = JournalCompactor(world.journals, world.store, world.clock)
     with kept.journals.holding("old-1"):
         asyncio.run(packing.sweep())
     assert packed(kept) == ["old-2"]
@@ -124,7 +124,7 @@ def test_a_server_that_ends_does_not_wait_for_a_large_journal(world, monkeypatch
     monkeypatch.setattr(world.journals, "pack", pack)
 
     async def play():
-        sweeping = asyncio.create_task(Packing(world.journals, world.store, world.clock).sweep())
+        sweeping = asyncio.create_task(JournalCompactor(world.journals, world.store, world.clock).sweep())
         async with asyncio.timeout(10):
             while not begun.is_set():
                 await asyncio.sleep(0.005)
@@ -146,5 +146,5 @@ def test_a_journal_that_its_disk_does_not_read_keeps_no_other_from_its_turn(kept
 
     monkeypatch.setattr(world.journals, "pack", pack)
     with pytest.raises(OSError, match=r"old-1.*Input/output error"):
-        asyncio.run(Packing(world.journals, world.store, world.clock).sweep())
+        asyncio.run(JournalCompactor(world.journals, world.store, world.clock).sweep())
     assert packed(kept) == ["old-2"]

@@ -11,15 +11,15 @@ import pytest
 
 from doubles.manifests import manifest
 from doubles.server_components import TO_END, TO_RUNNING, Rooms
-from sandbox.disks.removal import remove
-from sandbox.interfaces.layout import AttemptLayout, TaskLayout, probe_place
+from sandbox.disks.removal import remove_trees
+from sandbox.interfaces.layout import AttemptLayout, TaskLayout, probe_directory
 from sandbox.model.errors import Failure, FailureCode
 from sandbox.model.events import AgentExited, TaskFinished
 from sandbox.model.task_state import TaskState
-from sandbox.server.maintenance.garbage_collector import Clearing, ClearingFailedError
-from sandbox.server.maintenance.garbage_collector import Rooms as ClearingRooms
-from sandbox.server.maintenance.janitor import Duty, Janitor
-from sandbox.server.maintenance.probe_cleanup import ProbeClearing, probing
+from sandbox.server.maintenance.garbage_collector import GarbageCollectionError, GarbageCollector
+from sandbox.server.maintenance.garbage_collector import GarbageCollectorDependencies as ClearingRooms
+from sandbox.server.maintenance.janitor import Janitor, PeriodicJob
+from sandbox.server.maintenance.probe_cleanup import ProbeCleanup, probe_lock
 from sandbox.store.sqlite import SqliteStore
 
 FAILED = (AgentExited(1, None, Failure(FailureCode.AGENT_FAILED, "It failed.")), TaskFinished())
@@ -31,13 +31,13 @@ class PlayedLeftovers:
     kind = "sandbox"
 
     def __init__(self, *, is_private=False):
-        self.is_private = is_private
+        self.is_exclusive = is_private
         self.there, self.stuck = set(), set()
 
     def attempt_ids(self):
         return set(self.there)
 
-    async def end(self, attempt_id, files):
+    async def clean_up(self, attempt_id, files):
         if attempt_id in self.stuck:
             raise OSError("It does not end")
         self.there.discard(attempt_id)
@@ -53,7 +53,9 @@ def world(tmp_path):
 
 def clearing(world, service, *kinds):
     rooms = service.equipment
-    return Clearing(ClearingRooms(world.data_dir, rooms.journals, rooms.store, rooms.preservation, remove), kinds)
+    return GarbageCollector(
+        ClearingRooms(world.data_dir, rooms.journals, rooms.store, rooms.preservation, remove_trees), kinds
+    )
 
 
 async def begin(world, service, task_id, **parts):
@@ -84,7 +86,7 @@ def test_what_is_left_of_an_attempt_that_is_over_goes(world):
             files, machine = await begin(world, service, "task-1"), PlayedLeftovers()
             machine.there.add(files.root.name)
             await end(world, service, "task-1", *TO_END)
-            await clearing(world, service, machine).clear()
+            await clearing(world, service, machine).sweep()
             return names(files), machine.there
 
     assert asyncio.run(play()) == (["runner.log"], set())
@@ -96,7 +98,7 @@ def test_what_goes_on_is_let_alone_and_so_is_what_is_not_ours(world):
             files, machine = await begin(world, service, "task-1"), PlayedLeftovers()
             machine.there |= {files.root.name, "of-another-server"}
             before = names(files)
-            await clearing(world, service, machine).clear()
+            await clearing(world, service, machine).sweep()
             world.runners.play("task-1", *TO_END)
             return before == names(files), len(machine.there)
 
@@ -113,10 +115,10 @@ def test_somebody_who_still_holds_the_journal_of_a_task_that_has_ended_is_not_di
                 recorder.record(event)
             await world.until(service, "task-1", TaskState.COMPLETED)
             before = names(files)
-            await clearing(world, service, machine).clear()
+            await clearing(world, service, machine).sweep()
             held = (before == names(files), len(machine.there))
             world.runners.die("task-1")
-            await clearing(world, service, machine).clear()
+            await clearing(world, service, machine).sweep()
             return held, names(files), machine.there
 
     assert asyncio.run(play()) == ((True, 1), ["runner.log"], set())
@@ -133,8 +135,8 @@ def test_what_ended_while_no_server_was_there_is_over_before_the_index_has_heard
         rooms = service.equipment
         with closing(SqliteStore(world.data_dir / "index.sqlite")) as store:
             assert not store.load("task-1").task.state.is_terminal
-            here = ClearingRooms(world.data_dir, rooms.journals, store, rooms.preservation, remove)
-            await Clearing(here, [machine]).clear()
+            here = ClearingRooms(world.data_dir, rooms.journals, store, rooms.preservation, remove_trees)
+            await GarbageCollector(here, [machine]).sweep()
         return names(files), machine.there
 
     assert asyncio.run(play()) == (["runner.log"], set())
@@ -152,13 +154,13 @@ def test_a_directory_that_cannot_be_read_keeps_no_other_task_from_being_cleared_
         async with world.server() as service:
             await begin(world, service, "task-1")
             files, machine, sockets = await begin(world, service, "task-2"), PlayedLeftovers(), PlayedLeftovers()
-            sockets.is_private, sockets.there = True, {"of-task-1"}
+            sockets.is_exclusive, sockets.there = True, {"of-task-1"}
             machine.there.add(files.root.name)
             for task_id in ("task-1", "task-2"):
                 await end(world, service, task_id, *TO_END)
             monkeypatch.setattr("os.listdir", read)
-            with pytest.raises(ClearingFailedError, match="attempts of task task-1"):
-                await clearing(world, service, machine, sockets).clear()
+            with pytest.raises(GarbageCollectionError, match="attempts of task task-1"):
+                await clearing(world, service, machine, sockets).sweep()
             monkeypatch.undo()
             return names(files), machine.there, sockets.there
 
@@ -176,8 +178,8 @@ def test_a_lock_that_cannot_be_opened_keeps_no_other_task_from_being_cleared_awa
             lock = TaskLayout(world.data_dir, "task-1").root / "journal" / "lock"
             lock.unlink()
             lock.mkdir()
-            with pytest.raises(ClearingFailedError, match="lock of task task-1"):
-                await clearing(world, service, machine).clear()
+            with pytest.raises(GarbageCollectionError, match="lock of task task-1"):
+                await clearing(world, service, machine).sweep()
             return names(files), machine.there == {broken.root.name}
 
     assert asyncio.run(play()) == (["runner.log"], True)
@@ -192,8 +194,8 @@ def test_a_damaged_row_keeps_no_other_task_from_being_cleared_away(world):
             with closing(sqlite3.connect(world.data_dir / "index.sqlite")) as connection, connection:
                 connection.execute("UPDATE tasks SET task = X'7B' WHERE id = 'task-1'")
             before = names(damaged)
-            with pytest.raises(ClearingFailedError, match="task task-1: The index of tasks is damaged"):
-                await clearing(world, service, PlayedLeftovers()).clear()
+            with pytest.raises(GarbageCollectionError, match="task task-1: The index of tasks is damaged"):
+                await clearing(world, service, PlayedLeftovers()).sweep()
             return names(files), names(damaged) == before
 
     assert asyncio.run(play()) == (["runner.log"], True)
@@ -207,7 +209,7 @@ def test_a_task_that_waits_for_its_finisher_is_the_finishers(world):
             world.runners.refuses = True
             world.runners.die("task-1")
             before = names(files)
-            await clearing(world, service, machine).clear()
+            await clearing(world, service, machine).sweep()
             return before == names(files), len(machine.there)
 
     assert asyncio.run(play()) == (True, 1)
@@ -222,9 +224,9 @@ def test_of_a_preserved_sandbox_the_files_stay_and_a_dead_visit_goes(world):
             machine.there.add(files.root.name)
             task = await service.status("task-1")
             with service.equipment.preservation.holding(task):
-                await clearing(world, service, machine).clear()
+                await clearing(world, service, machine).sweep()
                 visited = len(machine.there)
-            await clearing(world, service, machine).clear()
+            await clearing(world, service, machine).sweep()
             return visited, machine.there, files.workspace.is_dir(), files.handle.exists()
 
     assert asyncio.run(play()) == (1, set(), True, False)
@@ -240,11 +242,11 @@ def test_what_does_not_end_is_told_tried_again_and_keeps_nothing_else(world):
                 await end(world, service, task_id, *TO_END)
                 kept.append(files)
             machine.stuck = {kept[0].root.name}
-            with pytest.raises(ClearingFailedError, match="task a: It does not end"):
-                await clearing(world, service, machine).clear()
+            with pytest.raises(GarbageCollectionError, match="task a: It does not end"):
+                await clearing(world, service, machine).sweep()
             first = [path.handle.exists() for path in kept]
             machine.stuck = set()
-            await clearing(world, service, machine).clear()
+            await clearing(world, service, machine).sweep()
             return first, [names(path) for path in kept]
 
     assert asyncio.run(play()) == ([True, False], [["runner.log"], ["runner.log"]])
@@ -255,38 +257,38 @@ def test_what_is_found_in_a_place_of_ones_own_goes_also_without_a_directory(worl
         async with world.server() as service:
             sockets, sandboxes = PlayedLeftovers(is_private=True), PlayedLeftovers()
             sockets.there, sandboxes.there = {"aaaaaaaaaaaa"}, {"aaaaaaaaaaaa"}
-            await clearing(world, service, sandboxes, sockets).clear()
+            await clearing(world, service, sandboxes, sockets).sweep()
             return sockets.there, sandboxes.there
 
     assert asyncio.run(play()) == (set(), {"aaaaaaaaaaaa"})
 
 
 def test_a_killed_probe_is_cleared_away_and_a_living_one_is_not(tmp_path):
-    machine, place = PlayedLeftovers(), probe_place(tmp_path, "aaaaaaaaaaaa")
+    machine, place = PlayedLeftovers(), probe_directory(tmp_path, "aaaaaaaaaaaa")
     AttemptLayout(place).disk.mkdir(parents=True)
     machine.there = {"aaaaaaaaaaaa", "bbbbbbbbbbbb"}
-    probes = ProbeClearing(tmp_path, [machine], remove)
-    with probing(tmp_path), probing(tmp_path):
-        asyncio.run(probes.clear())
+    probes = ProbeCleanup(tmp_path, [machine], remove_trees)
+    with probe_lock(tmp_path), probe_lock(tmp_path):
+        asyncio.run(probes.sweep())
         assert place.exists()
-    asyncio.run(probes.clear())
+    asyncio.run(probes.sweep())
     assert (place.exists(), machine.there) == (False, {"bbbbbbbbbbbb"})
-    asyncio.run(ProbeClearing(tmp_path / "none", [machine], remove).clear())
+    asyncio.run(ProbeCleanup(tmp_path / "none", [machine], remove_trees).sweep())
 
 
 def test_a_killed_probe_that_does_not_go_keeps_no_other(tmp_path):
     machine, probe_ids = PlayedLeftovers(), [letter * 12 for letter in "abc"]
     for probe_id in probe_ids:
-        AttemptLayout(probe_place(tmp_path, probe_id)).disk.mkdir(parents=True)
+        AttemptLayout(probe_directory(tmp_path, probe_id)).disk.mkdir(parents=True)
     machine.there, machine.stuck = set(probe_ids), {probe_ids[0], probe_ids[1]}
-    probes = ProbeClearing(tmp_path, [machine], remove)
+    probes = ProbeCleanup(tmp_path, [machine], remove_trees)
     with pytest.raises(OSError, match=r"a{12}: It does not end") as caught:
-        asyncio.run(probes.clear())
+        asyncio.run(probes.sweep())
     assert f"{probe_ids[1]}: It does not end" in str(caught.value)
     assert machine.there == machine.stuck
-    assert [probe_place(tmp_path, probe_id).exists() for probe_id in probe_ids] == [True, True, False]
+    assert [probe_directory(tmp_path, probe_id).exists() for probe_id in probe_ids] == [True, True, False]
     machine.stuck = set()
-    asyncio.run(probes.clear())
+    asyncio.run(probes.sweep())
     assert machine.there == set()
 
 
@@ -303,9 +305,11 @@ def test_a_duty_that_fails_or_hangs_keeps_no_other_from_its_turn(monkeypatch, ca
     async def works():
         done.append("works")
 
-    janitor = Janitor([Duty("a", fails, "Mend a."), Duty("b", hangs, "Mend b."), Duty("c", works, "Mend c.")])
+    janitor = Janitor(
+        [PeriodicJob("a", fails, "Mend a."), PeriodicJob("b", hangs, "Mend b."), PeriodicJob("c", works, "Mend c.")]
+    )
     with caplog.at_level(logging.ERROR):
-        asyncio.run(janitor.round())
+        asyncio.run(janitor.run_once())
     assert done == ["works"]
     assert [record.getMessage() for record in caplog.records] == [
         "The janitor could not look after a: no such luck; tried again in 5 minutes. Mend a.",
@@ -319,8 +323,8 @@ def test_a_leftover_of_nobody_that_does_not_go_keeps_no_other(world):
 
     async def play():
         async with world.server() as service:
-            with pytest.raises(ClearingFailedError, match="nobody7: It does not end"):
-                await clearing(world, service, private).clear()
+            with pytest.raises(GarbageCollectionError, match="nobody7: It does not end"):
+                await clearing(world, service, private).sweep()
 
     asyncio.run(play())
     assert private.there == {"nobody7"}

@@ -8,7 +8,7 @@ import pytest
 
 from doubles.server_components import RoomClock, Rooms
 from doubles.stored_tasks import KeptTasks
-from sandbox.bootstrap.maintenance import gather_duties
+from sandbox.bootstrap.maintenance import create_maintenance_jobs
 from sandbox.bootstrap.settings.schema import PreserveSection, ServerSettings
 from sandbox.interfaces.layout import TaskLayout
 from sandbox.interfaces.tasks import Retention
@@ -58,10 +58,10 @@ def rounds(world, bounds, *steps, time_to_live="24h"):
     async def play():
         async with world.server() as service:
             rooms, found = replace(service.equipment, retention=bounds), []
-            janitor = Janitor(gather_duties(world.data_dir, world.data_dir.parent / "run", rooms, settings))
+            janitor = Janitor(create_maintenance_jobs(world.data_dir, world.data_dir.parent / "run", rooms, settings))
             for step in (lambda: None, *steps):
                 step()
-                await janitor.round()
+                await janitor.run_once()
                 files = TaskLayout(world.data_dir, "preserved").attempt("b" * 12)
                 found.append((TaskLayout(world.data_dir, "done").root.exists(), files.disk.exists()))
             return found

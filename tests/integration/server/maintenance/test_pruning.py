@@ -11,7 +11,7 @@ import pytest
 
 from doubles.server_components import Rooms
 from doubles.stored_tasks import KeptTasks
-from sandbox.disks.removal import remove
+from sandbox.disks.removal import remove_trees
 from sandbox.interfaces.layout import TaskLayout
 from sandbox.interfaces.store import TaskQuery
 from sandbox.interfaces.tasks import Retention, TaskNotFoundError, UnavailableError
@@ -235,7 +235,7 @@ def test_a_rest_that_cannot_be_removed_keeps_no_other_task_and_no_bound(kept, wo
     with pytest.raises(UnavailableError, match=GONE_BUT_THERE):
         prune(world, Retention(keep=4, max_bytes=300_000))
     assert directories(kept) == ["task-3", "task-4", "task-5"]
-    world.remove = remove
+    world.remove = remove_trees
     assert prune(world, Retention(keep=4)) == ([], ["task-3", "task-4", "task-5"])
     assert list((kept.data_dir / "pruned").iterdir()) == []
 
@@ -362,7 +362,7 @@ def test_bounds_together_take_no_more_than_each_alone(kept, world):
 def slow_disk(world, monkeypatch):
     """Measuring task-2 takes until the test lets it go on; how often it was begun."""
     begun, may_end = [], threading.Event()
-    real = pruning.disk_bytes
+    real = pruning.disk_usage_bytes
 
     def measure(directory):
         if directory.name == "task-2":
@@ -370,7 +370,7 @@ def slow_disk(world, monkeypatch):
             may_end.wait(60)
         return real(directory)
 
-    monkeypatch.setattr(pruning, "disk_bytes", measure)
+    monkeypatch.setattr(pruning, "disk_usage_bytes", measure)
     yield begun, may_end
     may_end.set()
 

@@ -12,18 +12,18 @@ from pathlib import Path
 import pytest
 
 from doubles.git_http_server import GitHttpServer
-from sandbox.gateway.egress.dialer import may_be_dialled
+from sandbox.gateway.egress.dialer import is_dialable
 from sandbox.model.errors import AttemptError
 from sandbox.model.manifest.schema import Repository
-from sandbox.workspace.cancellable_thread import Stop
-from sandbox.workspace.clone.cloning import CREDENTIALS_ASKED_MAX, Credentials
-from sandbox.workspace.clone.relay import Address, Reach, Relay
-from sandbox.workspace.clone.remote import SETTINGS_FILES_MAX, describe_remote
-from sandbox.workspace.git.directory import neutralise, read_branch, write_git_directory
+from sandbox.workspace.cancellable_thread import StopFlag
+from sandbox.workspace.clone.cloning import CREDENTIAL_REQUESTS_MAX, CredentialHelper
+from sandbox.workspace.clone.relay import DialPolicy, HostPort, SocksProxy
+from sandbox.workspace.clone.remote import SETTINGS_FILES_MAX, resolve_remote
+from sandbox.workspace.git.directory import neutralize_attributes, read_branch_commit, write_git_directory
 
 KNOWN = b"username=me\npassword=let-me-in\n"
 GRANTED, FORBIDDEN, UNREACHABLE, UNKNOWN_NAME, REFUSED = 0, 2, 3, 4, 5
-STRICT, LENIENT = (Reach(may_be_dialled, follows_redirects) for follows_redirects in (False, True))
+STRICT, LENIENT = (DialPolicy(is_dialable, follows_redirects) for follows_redirects in (False, True))
 
 
 @pytest.fixture
@@ -41,9 +41,9 @@ def ask(url, helper, *questions, secrets=None):
 
     async def story():
         outside, inside = socket.socketpair()
-        credentials = Credentials(url, [("credential.helper", str(helper))], {}, os.environ["PATH"])
+        credentials = CredentialHelper(url, [("credential.helper", str(helper))], {}, os.environ["PATH"])
         credentials.secrets = set() if secrets is None else secrets
-        answering = asyncio.create_task(credentials.answer(outside))
+        answering = asyncio.create_task(credentials.serve(outside))
         reader, writer = await asyncio.open_connection(sock=inside)
         answers = []
         for question in questions:
@@ -119,9 +119,9 @@ def test_it_is_not_asked_without_end(helper):
     program, _ = helper
     question = b"protocol=https\nhost=git.example\n\n"
 
-    answers = ask("https://git.example/demo.git", program, *[question] * (CREDENTIALS_ASKED_MAX + 1))
+    answers = ask("https://git.example/demo.git", program, *[question] * (CREDENTIAL_REQUESTS_MAX + 1))
 
-    assert [one for one in answers if one] == [KNOWN] * CREDENTIALS_ASKED_MAX
+    assert [one for one in answers if one] == [KNOWN] * CREDENTIAL_REQUESTS_MAX
 
 
 class ExhaustedDoor(socket.socket):
@@ -137,7 +137,7 @@ class ExhaustedDoor(socket.socket):
 
 
 def test_a_connection_that_could_not_be_taken_is_taken_a_little_later(greeter):
-    relay = Relay(Address("localhost", greeter), via=None, reach=STRICT)
+    relay = SocksProxy(HostPort("localhost", greeter), upstream_proxy=None, dial_policy=STRICT)
 
     async def story():
         with ExhaustedDoor() as door:
@@ -187,15 +187,15 @@ def greeter():
 
 
 def test_the_wanted_host_is_connected_to(greeter):
-    relay = Relay(Address("localhost", greeter), via=None, reach=STRICT)
+    relay = SocksProxy(HostPort("localhost", greeter), upstream_proxy=None, dial_policy=STRICT)
 
     assert connect(relay, "localhost", greeter) == (GRANTED, b"hello")
 
 
 @pytest.mark.parametrize("asked", ["127.0.0.1", "127.1", "0x7f.1", "2130706433"])
 def test_an_address_is_the_same_however_it_is_written(greeter, asked):
-    remote = describe_remote(f"http://127.1:{greeter}/demo.git", [], "", Path("/"))
-    relay = Relay(remote.address, via=None, reach=STRICT)
+    remote = resolve_remote(f"http://127.1:{greeter}/demo.git", [], "", Path("/"))
+    relay = SocksProxy(remote.address, upstream_proxy=None, dial_policy=STRICT)
 
     assert connect(relay, asked, greeter) == (GRANTED, b"hello")
     assert connect(relay, "127.2", greeter)[0] == FORBIDDEN
@@ -203,7 +203,7 @@ def test_an_address_is_the_same_however_it_is_written(greeter, asked):
 
 def test_a_git_that_was_taken_over_has_so_many_connections_and_no_more(greeter, monkeypatch):
     monkeypatch.setattr("sandbox.workspace.clone.relay.CLONE_CONNECTIONS_MAX", 2)
-    relay = Relay(Address("localhost", greeter), via=None, reach=STRICT)
+    relay = SocksProxy(HostPort("localhost", greeter), upstream_proxy=None, dial_policy=STRICT)
 
     async def greeted(door):
         reader, writer = await asyncio.open_connection(*door.getsockname())
@@ -235,7 +235,7 @@ PRIVATE = (
 @pytest.mark.parametrize("reach", [LENIENT, STRICT])
 @pytest.mark.parametrize("host", PRIVATE)
 def test_no_private_address_is_connected_to_that_was_not_wanted(greeter, host, reach):
-    relay = Relay(Address("git.example", greeter), via=None, reach=reach)
+    relay = SocksProxy(HostPort("git.example", greeter), upstream_proxy=None, dial_policy=reach)
 
     assert connect(relay, host, greeter)[0] == FORBIDDEN
     assert connect(relay, host, 80)[0] == FORBIDDEN
@@ -258,8 +258,8 @@ def resolve(monkeypatch):
 
 @pytest.mark.parametrize("follows_redirects", [True, False])
 def test_the_name_of_a_public_host_does_not_lead_to_the_machines_own_addresses(greeter, resolve, follows_redirects):
-    reach = Reach(lambda address: str(address) == PUBLIC, follows_redirects)
-    relay = Relay(Address("git.example", greeter), via=None, reach=reach)
+    reach = DialPolicy(lambda address: str(address) == PUBLIC, follows_redirects)
+    relay = SocksProxy(HostPort("git.example", greeter), upstream_proxy=None, dial_policy=reach)
 
     resolve(PUBLIC, OWN)
     assert connect(relay, "git.example", greeter)[0] == REFUSED
@@ -277,7 +277,11 @@ def test_a_host_with_a_public_and_a_private_address_is_dialled_at_the_public_one
         raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
 
     monkeypatch.setattr("sandbox.workspace.clone.relay._dial_any", dial)
-    relay = Relay(Address("git.example", 443), via=None, reach=Reach(lambda address: str(address) == PUBLIC, False))
+    relay = SocksProxy(
+        HostPort("git.example", 443),
+        upstream_proxy=None,
+        dial_policy=DialPolicy(lambda address: str(address) == PUBLIC, False),
+    )
 
     resolve(*addresses)
     assert connect(relay, "git.example", 443)[0] == REFUSED
@@ -285,7 +289,11 @@ def test_a_host_with_a_public_and_a_private_address_is_dialled_at_the_public_one
 
 
 def test_a_name_of_the_machines_own_addresses_alone_is_a_host_like_any_other(greeter, resolve):
-    relay = Relay(Address("git.example", greeter), via=None, reach=Reach(lambda address: str(address) == PUBLIC, True))
+    relay = SocksProxy(
+        HostPort("git.example", greeter),
+        upstream_proxy=None,
+        dial_policy=DialPolicy(lambda address: str(address) == PUBLIC, True),
+    )
 
     resolve(OWN)
     assert connect(relay, "git.example", greeter) == (GRANTED, b"hello")
@@ -300,7 +308,11 @@ def test_an_address_of_a_translating_network_is_judged_by_where_it_leads(monkeyp
         raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
 
     monkeypatch.setattr("sandbox.workspace.clone.relay._dial_any", dial)
-    relay = Relay(Address("git.example", 443), via=None, reach=Reach(lambda address: str(address) == PUBLIC, True))
+    relay = SocksProxy(
+        HostPort("git.example", 443),
+        upstream_proxy=None,
+        dial_policy=DialPolicy(lambda address: str(address) == PUBLIC, True),
+    )
 
     resolve(asked, PUBLIC)
     assert connect(relay, "git.example", 443)[0] == REFUSED
@@ -308,7 +320,9 @@ def test_an_address_of_a_translating_network_is_judged_by_where_it_leads(monkeyp
 
 
 def test_another_port_of_the_host_needs_redirects(greeter):
-    strict, lenient = (Relay(Address("localhost", 1), via=None, reach=one) for one in (STRICT, LENIENT))
+    strict, lenient = (
+        SocksProxy(HostPort("localhost", 1), upstream_proxy=None, dial_policy=one) for one in (STRICT, LENIENT)
+    )
 
     assert connect(strict, "localhost", greeter)[0] == FORBIDDEN
     assert connect(lenient, "localhost", greeter) == (GRANTED, b"hello")
@@ -316,19 +330,21 @@ def test_another_port_of_the_host_needs_redirects(greeter):
 
 def test_no_other_name_is_looked_up(monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", None)
-    strict, lenient = (Relay(Address("git.example", 1), via=None, reach=one) for one in (STRICT, LENIENT))
+    strict, lenient = (
+        SocksProxy(HostPort("git.example", 1), upstream_proxy=None, dial_policy=one) for one in (STRICT, LENIENT)
+    )
 
     assert connect(strict, "c2VjcmV0.evil.example", 443)[0] == FORBIDDEN
     assert connect(lenient, "c2VjcmV0.evil.example", 53)[0] == FORBIDDEN
 
 
 def test_git_is_told_why_it_is_not_connected(greeter):
-    relay = Relay(Address("no-such-host.invalid", 80), via=None, reach=STRICT)
+    relay = SocksProxy(HostPort("no-such-host.invalid", 80), upstream_proxy=None, dial_policy=STRICT)
     assert connect(relay, "no-such-host.invalid", 80)[0] == UNKNOWN_NAME
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         port = bound.getsockname()[1]
-        relay = Relay(Address("127.0.0.1", port), via=None, reach=STRICT)
+        relay = SocksProxy(HostPort("127.0.0.1", port), upstream_proxy=None, dial_policy=STRICT)
         assert connect(relay, "127.0.0.1", port)[0] == REFUSED
 
 
@@ -338,14 +354,14 @@ def test_git_is_told_that_nobody_answers(monkeypatch):
 
     monkeypatch.setattr("sandbox.workspace.clone.relay._dial_any", hang)
     monkeypatch.setattr("sandbox.workspace.clone.relay.CLONE_CONNECT_SECONDS", 0.1)
-    relay = Relay(Address("localhost", 80), via=None, reach=STRICT)
+    relay = SocksProxy(HostPort("localhost", 80), upstream_proxy=None, dial_policy=STRICT)
 
     assert connect(relay, "localhost", 80) == (UNREACHABLE, b"")
 
 
 def test_who_asks_for_nothing_is_not_waited_for(monkeypatch):
     monkeypatch.setattr("sandbox.workspace.clone.relay.CLONE_CONNECT_SECONDS", 0.1)
-    relay = Relay(Address("localhost", 80), via=None, reach=STRICT)
+    relay = SocksProxy(HostPort("localhost", 80), upstream_proxy=None, dial_policy=STRICT)
 
     async def story():
         with socket.create_server(("127.0.0.1", 0)) as door:
@@ -421,12 +437,12 @@ def test_what_stands_in_a_clone_is_never_followed(house, tmp_path):
     (repository / "objects" / "pack" / "pack-x.pack").symlink_to(secret)
 
     with pytest.raises(OSError, match="Too many levels of symbolic links"):
-        read_branch(repository, "main")
-    neutralise(repository)
+        read_branch_commit(repository, "main")
+    neutralize_attributes(repository)
     workspace, wanted = tmp_path / "other", Repository(url="https://git.example/demo.git", branch="main")
     workspace.mkdir()
     with pytest.raises(OSError, match="Too many levels of symbolic links"):
-        write_git_directory(workspace, repository, wanted, base, Stop())
+        write_git_directory(workspace, repository, wanted, base, StopFlag())
 
     assert secret.read_text() == f"{base} refs/heads/main\n"
     assert not (repository / "HEAD").is_symlink()

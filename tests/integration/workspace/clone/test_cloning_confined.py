@@ -24,7 +24,7 @@ from sandbox.model.errors import AttemptError
 from sandbox.runtimes import launcher_client
 from sandbox.runtimes.bubblewrap import BubblewrapRuntime
 from sandbox.runtimes.programs import launcher, process_limits
-from sandbox.runtimes.programs.launcher import TERMINALS_MAX
+from sandbox.runtimes.programs.launcher import PTYS_MAX
 from sandbox.runtimes.programs.process_limits import OPEN_FILES_MAX, OPEN_FILES_SOFT_MAX
 
 VARIABLES = {"PATH": "/usr/local/bin:/usr/bin:/bin"}
@@ -38,7 +38,7 @@ class Hold:
         self.repository, self.rules = place / "repository.git", place / "ignore-rules"
         self.secret = place / "secret"
         self.runtime = BubblewrapRuntime(place)
-        self.handle = self.runtime.plan(new_attempt_id())
+        self.handle = self.runtime.prepare(new_attempt_id())
         for directory in (self.repository, self.rules):
             directory.mkdir()
             directory.chmod(0o755)
@@ -109,7 +109,7 @@ def test_only_its_own_directory_can_be_written(tmp_path):
 async def takes_no_whole_table_of_the_machine(hold):
     count = "import pty\nfor count in range(300):\n try: pty.openpty()\n except OSError: break\nprint(count)"
     _, said = await hold.shell(f"ulimit -Sn; ulimit -Hn; python3 -c '{count}'")
-    assert said.split() == [str(number) for number in (OPEN_FILES_SOFT_MAX, OPEN_FILES_MAX, TERMINALS_MAX)]
+    assert said.split() == [str(number) for number in (OPEN_FILES_SOFT_MAX, OPEN_FILES_MAX, PTYS_MAX)]
 
 
 def test_files_and_terminals_are_left_for_others(tmp_path):

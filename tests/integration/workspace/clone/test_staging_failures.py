@@ -21,7 +21,7 @@ from sandbox.model.errors import AttemptError
 from sandbox.model.manifest.schema import Repository
 from sandbox.workspace.clone import staging
 from sandbox.workspace.git import directory
-from sandbox.workspace.git.errors import WORDLESS
+from sandbox.workspace.git.errors import SILENT_INDEX_PACK_ERROR
 
 
 def complaint(house, *args, **wanted):
@@ -124,7 +124,7 @@ MISSING = b"fatal: Remote branch main not found in upstream origin\n"
     ("code", "said", "waits"),
     [
         (137, b"", True),
-        (128, WORDLESS.encode(), True),
+        (128, SILENT_INDEX_PACK_ERROR.encode(), True),
         (128, MISSING, False),
         (128, b"fatal: unable to access: Connection refused\n", False),
     ],
@@ -134,7 +134,7 @@ def test_a_clone_whose_git_may_have_been_killed_fails_only_if_its_runner_lives_o
 ):
     """Who kills everything kills git first now and then; the runner, a moment later, has to have said nothing."""
     interfere("clone", code, said=said)
-    monkeypatch.setattr(staging, "KILLED_GIT_SECONDS", 60.0)
+    monkeypatch.setattr(staging, "GIT_KILLED_GRACE_SECONDS", 60.0)
 
     async def play():
         repository = Repository(url=PUBLIC_URL, branch="main")

@@ -6,7 +6,7 @@ import subprocess
 import pytest
 
 from doubles.workspace_fixture import run_git
-from sandbox.workspace.diff.comparison import is_refused
+from sandbox.workspace.diff.comparison import is_forbidden_path
 
 NAMES = (
     *(b".git", b".GIT", b"git~1", b".git. .", b".git::$INDEX_ALLOCATION", b".git\\x", b".git:x", b"deep/.Git/x"),
@@ -33,7 +33,7 @@ def clone(tmp_path):
 def test_a_name_is_left_out_exactly_where_git_refuses_it_on_some_machine(clone, name, is_link):
     results = [applies(clone, name, is_link, mac) for mac in ("false", "true")]
 
-    assert is_refused(name, is_link=is_link) is (not all(results))
+    assert is_forbidden_path(name, is_link=is_link) is (not all(results))
 
 
 def applies(clone, name, is_link, as_on_a_mac):

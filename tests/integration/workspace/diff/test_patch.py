@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from doubles.workspace_fixture import run_git, snapshot
-from sandbox.interfaces.workspace import Patch
-from sandbox.model.disk_space import refusal_of
+from sandbox.interfaces.workspace import PatchResult
+from sandbox.model.disk_space import transient_disk_error
 from sandbox.model.errors import AttemptError
-from sandbox.secrets.redactor import Redactor
+from sandbox.secrets.redactor import SecretRedactor
 from sandbox.workspace.diff import changed_files_archive as changed_files_module
 from sandbox.workspace.diff import patch, trees
 from sandbox.workspace.git.command import Git
@@ -394,11 +394,11 @@ def test_what_a_full_disk_took_of_the_changed_files_takes_no_room_afterwards(hou
         assert (house.root / "changes.tar").exists()
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(changed_files_module, "flush", refuse)
+    monkeypatch.setattr(changed_files_module, "fsync_path", refuse)
     with pytest.raises(AttemptError) as failed:
         changed_files(house, base)
 
-    assert refusal_of(failed.value) is not None
+    assert transient_disk_error(failed.value) is not None
     assert not (house.root / "changes.tar").exists()
 
 
@@ -497,8 +497,8 @@ TOKEN = b"tok_5f9c1e77aa0b4d2c"
 def test_a_value_in_a_file_is_seen_however_git_writes_it_into_the_patch(house, content, is_flagged):
     base = house.stage()
     (house.workspace / "state.db").write_bytes(content)
-    made, became = house.patch_looked_through(base, Redactor({"TOKEN": TOKEN.decode()}).contains)
-    assert became == Patch(contains_secret=is_flagged)
+    made, became = house.patch_looked_through(base, SecretRedactor({"TOKEN": TOKEN.decode()}).contains)
+    assert became == PatchResult(contains_secret=is_flagged)
     clone = house.apply(base, made)
     assert (clone / "state.db").read_bytes() == content
 
@@ -506,7 +506,7 @@ def test_a_value_in_a_file_is_seen_however_git_writes_it_into_the_patch(house, c
 def test_a_value_in_a_link_is_seen(house):
     base = house.stage()
     (house.workspace / "link").symlink_to(TOKEN)
-    _, became = house.patch_looked_through(base, Redactor({"TOKEN": TOKEN.decode()}).contains)
+    _, became = house.patch_looked_through(base, SecretRedactor({"TOKEN": TOKEN.decode()}).contains)
     assert became.contains_secret
 
 
@@ -521,7 +521,7 @@ def test_what_follows_a_value_is_not_looked_through_and_is_in_the_patch_all_the_
         return looked_at[-1] == b"b\n"
 
     made, became = house.patch_looked_through(base, find_in_the_second)
-    assert (became, looked_at) == (Patch(contains_secret=True), [b"a\n", b"b\n"])
+    assert (became, looked_at) == (PatchResult(contains_secret=True), [b"a\n", b"b\n"])
     clone = house.apply(base, made)
     assert [(clone / name).read_text() for name in ("a", "b", "c")] == ["a\n", "b\n", "c\n"]
 
@@ -530,5 +530,5 @@ def test_a_value_that_was_in_the_repository_before_is_not_the_agents(house):
     house.upstream.commit({"old": TOKEN})
     base = house.stage()
     (house.workspace / "new").write_bytes(b"nothing of it\n")
-    _, became = house.patch_looked_through(base, Redactor({"TOKEN": TOKEN.decode()}).contains)
+    _, became = house.patch_looked_through(base, SecretRedactor({"TOKEN": TOKEN.decode()}).contains)
     assert not became.contains_secret

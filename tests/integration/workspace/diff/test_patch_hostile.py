@@ -219,7 +219,7 @@ def test_files_that_the_agent_locked_are_read_all_the_same(staged):
         "patch = GitWorkspaces(json.loads(sys.argv[1])).patch\n"
         "asyncio.run(patch(Path(sys.argv[2]), sys.argv[3], Path(sys.argv[4]), confine_nothing, lambda _: False))\n"
     )
-    disk_layout.take_tree(str(staged.attempt / "repository.git"))
+    disk_layout.restore_ownership(str(staged.attempt / "repository.git"))
     target = staged.root / "locked.patch"
     arguments = [json.dumps(staged.environment), str(staged.attempt), staged.base, str(target)]
     lowered = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []

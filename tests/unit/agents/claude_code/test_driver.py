@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from doubles.claude_on_host import manifest
-from sandbox.agents.claude_code.driver import ClaudeCode, prompt_bytes
+from sandbox.agents.claude_code.driver import ClaudeCodeDriver, encode_prompt
 from sandbox.model.manifest.schema import McpConfig, McpServer
 
 COMMANDS = ["/clear", "/compact", "/init now", "/nope", " /clear", " /compact"]
@@ -17,7 +17,7 @@ BINARY = Path("/data/agent/claude-1")
 
 
 def prepare(secrets=None, **parts):
-    return ClaudeCode(BINARY).prepare(
+    return ClaudeCodeDriver(BINARY).prepare(
         manifest(**parts), session_id="the-session", task_key="the-task-key", secrets=secrets or {}
     )
 
@@ -108,15 +108,15 @@ def test_without_mcp_servers_there_is_no_file():
 
 @pytest.mark.parametrize("prompt", [*COMMANDS, *BLANKS, "\n\t/clear", "\n/compact", "/tmp/x is broken", "/"])
 def test_a_prompt_that_looks_like_a_command_gets_words_in_front(prompt):
-    assert prompt_bytes(prompt) == f"Task:\n{prompt}".encode()
+    assert encode_prompt(prompt) == f"Task:\n{prompt}".encode()
 
 
 @pytest.mark.parametrize(
     "prompt", ["Fix it.", "-p", "--help", "!ls", "#note", "a\n/clear", " spaces ", "né — ✓", "\ufeffFix it."]
 )
 def test_any_other_prompt_is_given_as_it_is(prompt):
-    assert prompt_bytes(prompt) == prompt.encode()
+    assert encode_prompt(prompt) == prompt.encode()
 
 
 def test_a_prompt_that_is_no_unicode_is_given_all_the_same():
-    assert prompt_bytes("half \ud800 a pair") == b"half ? a pair"
+    assert encode_prompt("half \ud800 a pair") == b"half ? a pair"

@@ -7,16 +7,16 @@ from pathlib import Path
 import pytest
 
 from doubles.claude_on_host import manifest
-from sandbox.agents.claude_code.driver import ClaudeCode
-from sandbox.interfaces.agent import AgentStart
-from sandbox.interfaces.runtime import Exit
+from sandbox.agents.claude_code.driver import ClaudeCodeDriver
+from sandbox.interfaces.agent import AgentLaunchSpec
+from sandbox.interfaces.runtime import ExitStatus
 
 KEY = "sk-ant-sandbox-0123456789-abcdefghij"
 
 
-def prepare(**claude: object) -> AgentStart:
+def prepare(**claude: object) -> AgentLaunchSpec:
     asked = manifest(**{"prompt": "Do it.", "headless": False, **claude})
-    agent = ClaudeCode(Path("/opt/claude"))
+    agent = ClaudeCodeDriver(Path("/opt/claude"))
     return agent.prepare(asked, session_id=str(uuid.uuid4()), task_key=KEY, secrets={})
 
 
@@ -73,13 +73,13 @@ def test_a_person_is_asked_for_permissions_where_nobody_could_be():
 @pytest.mark.parametrize(
     ("exit_", "code"),
     [
-        (Exit(0), None),
-        (Exit(1), "agent_failed"),
-        (Exit(129), "agent_failed"),
-        (Exit(None), "sandbox_lost"),
-        (Exit(137, out_of_memory=True), "out_of_memory"),
+        (ExitStatus(0), None),
+        (ExitStatus(1), "agent_failed"),
+        (ExitStatus(129), "agent_failed"),
+        (ExitStatus(None), "sandbox_lost"),
+        (ExitStatus(137, was_oom_killed=True), "out_of_memory"),
     ],
 )
-def test_its_exit_code_is_its_outcome(exit_: Exit, code: str | None):
-    failure = ClaudeCode(Path("/opt/claude")).judge_session(exit_)
+def test_its_exit_code_is_its_outcome(exit_: ExitStatus, code: str | None):
+    failure = ClaudeCodeDriver(Path("/opt/claude")).check_session_exit(exit_)
     assert (failure and failure.code) == code

@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 
 from doubles.claude_on_host import manifest
-from sandbox.agents.claude_code.driver import ClaudeCode
+from sandbox.agents.claude_code.driver import ClaudeCodeDriver
 
 RESULT = {"type": "result", "is_error": False, "result": "All done.\nReally — ✓", "total_cost_usd": 0.5}
 TURNS_OVER = {"type": "result", "is_error": True, "errors": ["Reached maximum number of turns (2)"]}
 
 
 def render(output_format, result):
-    return ClaudeCode(Path("/none")).render(manifest(output_format=output_format), result)
+    return ClaudeCodeDriver(Path("/none")).render_output(manifest(output_format=output_format), result)
 
 
 def test_text_is_the_words_of_the_result():

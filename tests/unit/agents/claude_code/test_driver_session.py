@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from doubles.ordinary_user import as_ordinary_user, ordinary_place
-from sandbox.agents.claude_code.driver import PROJECTS_LOOKED_AT_MAX, ClaudeCode
+from sandbox.agents.claude_code.driver import PROJECTS_SCANNED_MAX, ClaudeCodeDriver
 
 SESSION = "0e4cf8c5-3f5c-4e0d-9d0a-000000000001"
 
@@ -20,7 +20,7 @@ def projects(tmp_path):
 
 
 def is_kept(tmp_path):
-    return ClaudeCode(Path("/none")).has_session(tmp_path / "home", SESSION)
+    return ClaudeCodeDriver(Path("/none")).has_session(tmp_path / "home", SESSION)
 
 
 def keep(projects, *, name=f"{SESSION}.jsonl"):
@@ -80,11 +80,11 @@ def test_a_file_among_the_directories_hides_no_session(tmp_path, projects):
 
 def test_of_a_flood_of_directories_only_some_are_looked_at(tmp_path, projects, monkeypatch):
     looked_at = []
-    for number in range(PROJECTS_LOOKED_AT_MAX + 50):
+    for number in range(PROJECTS_SCANNED_MAX + 50):
         (projects / f"flood-{number}").mkdir()
     really_open = os.open
     monkeypatch.setattr(
         os, "open", lambda path, *rest, **more: looked_at.append(path) or really_open(path, *rest, **more)
     )
     assert not is_kept(tmp_path)
-    assert len([path for path in looked_at if str(path).startswith("flood")]) == PROJECTS_LOOKED_AT_MAX
+    assert len([path for path in looked_at if str(path).startswith("flood")]) == PROJECTS_SCANNED_MAX

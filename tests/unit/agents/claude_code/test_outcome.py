@@ -2,21 +2,21 @@
 
 import pytest
 
-from sandbox.agents.claude_code.outcome import judge
-from sandbox.interfaces.runtime import Exit
+from sandbox.agents.claude_code.outcome import determine_failure
+from sandbox.interfaces.runtime import ExitStatus
 from sandbox.model.errors import FailureCode
 
 
 def test_the_last_meant_line_of_stderr_is_quoted():
     stderr = b"Warning: slow\nError: Session ID is already in use.\n\n[claude-code:unrecognized_model] {}\n"
-    failure = judge(Exit(1), None, stderr)
+    failure = determine_failure(ExitStatus(1), None, stderr)
     assert failure.code is FailureCode.AGENT_FAILED
     assert "code 1" in failure.message
     assert "Session ID is already in use." in failure.message
 
 
 def test_a_quoted_line_is_cut_and_printable():
-    failure = judge(Exit(1), None, b"\x1b[31m\xff" + b"x" * 8000)
+    failure = determine_failure(ExitStatus(1), None, b"\x1b[31m\xff" + b"x" * 8000)
     assert failure.message.isprintable()
     assert len(failure.message) < 700
 
@@ -24,27 +24,29 @@ def test_a_quoted_line_is_cut_and_printable():
 @pytest.mark.parametrize(
     ("exit_", "code", "advice"),
     [
-        (Exit(0), FailureCode.AGENT_NO_RESULT, "without a final result"),
-        (Exit(None), FailureCode.SANDBOX_LOST, "submit the task again"),
-        (Exit(137, out_of_memory=True), FailureCode.OUT_OF_MEMORY, "raise vm.memory"),
-        (Exit(139), FailureCode.AGENT_FAILED, "SIGSEGV"),
-        (Exit(255), FailureCode.AGENT_FAILED, "signal 127 (unknown)"),
+        (ExitStatus(0), FailureCode.AGENT_NO_RESULT, "without a final result"),
+        (ExitStatus(None), FailureCode.SANDBOX_LOST, "submit the task again"),
+        (ExitStatus(137, was_oom_killed=True), FailureCode.OUT_OF_MEMORY, "raise vm.memory"),
+        (ExitStatus(139), FailureCode.AGENT_FAILED, "SIGSEGV"),
+        (ExitStatus(255), FailureCode.AGENT_FAILED, "signal 127 (unknown)"),
     ],
     ids=str,
 )
 def test_an_end_without_a_result(exit_, code, advice):
-    failure = judge(exit_, None, b"")
+    failure = determine_failure(exit_, None, b"")
     assert failure.code is code
     assert advice in failure.message
 
 
 @pytest.mark.parametrize("code", [1, 137])
 def test_an_end_after_a_result_does_not_say_that_there_was_none(code):
-    failure = judge(Exit(code), {"is_error": False, "result": "Done."}, b"")
+    failure = determine_failure(ExitStatus(code), {"is_error": False, "result": "Done."}, b"")
     assert failure.code is FailureCode.AGENT_FAILED
     assert "after a result that tells of success" in failure.message
     assert "without a final result" not in failure.message
-    assert "its last words were: Killed" in judge(Exit(code), {"is_error": False}, b"Killed\n").message
+    assert (
+        "its last words were: Killed" in determine_failure(ExitStatus(code), {"is_error": False}, b"Killed\n").message
+    )
 
 
 @pytest.mark.parametrize(
@@ -53,19 +55,19 @@ def test_an_end_after_a_result_does_not_say_that_there_was_none(code):
 )
 def test_trouble_with_the_model_says_where_to_look(status, advice):
     result = {"is_error": True, "terminal_reason": "api_error", "api_error_status": status, "result": "API Error"}
-    assert advice in judge(Exit(1), result, b"").message
+    assert advice in determine_failure(ExitStatus(1), result, b"").message
 
 
 def test_an_end_that_the_agent_explains_is_not_put_down_to_memory():
     """One of its programs ran out of memory some time before."""
     result = {"is_error": True, "terminal_reason": "api_error", "api_error_status": 401, "result": "API Error"}
-    assert judge(Exit(1, out_of_memory=True), result, b"").code is FailureCode.AGENT_FAILED
+    assert determine_failure(ExitStatus(1, was_oom_killed=True), result, b"").code is FailureCode.AGENT_FAILED
     said_before = {"is_error": False, "result": "Done."}
-    assert judge(Exit(137, out_of_memory=True), said_before, b"").code is FailureCode.OUT_OF_MEMORY
+    assert determine_failure(ExitStatus(137, was_oom_killed=True), said_before, b"").code is FailureCode.OUT_OF_MEMORY
 
 
 @pytest.mark.parametrize(
     "result", [{}, {"is_error": True, "result": 5, "errors": {}}, {"is_error": True, "errors": [1]}]
 )
 def test_a_result_of_odd_shape_is_an_error_without_a_reason(result):
-    assert "no reason given" in judge(Exit(1), result, b"").message
+    assert "no reason given" in determine_failure(ExitStatus(1), result, b"").message

@@ -7,17 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandbox.agents.claude_code.output_parser import OPEN_CALLS_MAX, ClaudeConversation
+from sandbox.agents.claude_code.output_parser import OPEN_CALLS_MAX, ClaudeOutputParser
 from sandbox.agents.claude_code.stream_json import (
     RESULT_BYTES_MAX,
-    read_beginning,
     read_blocks,
-    read_line,
+    read_event,
+    read_init,
     read_message,
     read_result,
 )
-from sandbox.interfaces.agent import RetryTold, ToolEnded, ToolStarted, TurnBegan
-from sandbox.interfaces.runtime import Exit
+from sandbox.interfaces.agent import ApiRetry, ToolFinished, ToolStarted, TurnStarted
+from sandbox.interfaces.runtime import ExitStatus
 from sandbox.model.errors import FailureCode
 
 SESSION = "5ddb80a7-f209-4a6e-9cd9-29f469dd8600"
@@ -38,13 +38,13 @@ def tool_result(tool_use_id, **fields):
     return line(type="user", message={"role": "user", "content": [block]})
 
 
-DONE = Exit(0)
+DONE = ExitStatus(0)
 
 
 def outcome(*lines, exit_=DONE):
-    conversation = ClaudeConversation(SESSION)
+    conversation = ClaudeOutputParser(SESSION)
     for one in lines:
-        conversation.feed(one)
+        conversation.parse_line(one)
     return conversation.outcome(exit_, b"")
 
 
@@ -79,11 +79,14 @@ GARBAGE = [
 
 @pytest.mark.parametrize("garbage", GARBAGE, ids=range(len(GARBAGE)))
 def test_garbage_is_read_past(garbage):
-    conversation = ClaudeConversation(SESSION)
-    assert not [event for event in conversation.feed(garbage) if isinstance(event, ToolStarted | ToolEnded)]
-    assert conversation.feed(tool_use("t1")) in [(TurnBegan(), ToolStarted("t1", "Bash")), (ToolStarted("t1", "Bash"),)]
-    conversation.feed(line(**GOOD_RESULT))
-    assert conversation.outcome(Exit(0), b"").failure is None
+    conversation = ClaudeOutputParser(SESSION)
+    assert not [event for event in conversation.parse_line(garbage) if isinstance(event, ToolStarted | ToolFinished)]
+    assert conversation.parse_line(tool_use("t1")) in [
+        (TurnStarted(), ToolStarted("t1", "Bash")),
+        (ToolStarted("t1", "Bash"),),
+    ]
+    conversation.parse_line(line(**GOOD_RESULT))
+    assert conversation.outcome(ExitStatus(0), b"").failure is None
 
 
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5), lambda inner: (
@@ -91,18 +94,18 @@ def test_garbage_is_read_past(garbage):
     | st.dictionaries(st.sampled_from(["type", "message", "content", "id", "name", "is_error", "subtype"]), inner)
 )))  # fmt: skip
 def test_no_json_value_makes_it_raise(value):
-    conversation = ClaudeConversation(SESSION)
+    conversation = ClaudeOutputParser(SESSION)
     for kind in ("assistant", "user", "result", "system"):
-        conversation.feed(line(type=kind, subtype="api_retry", message=value))
-        conversation.feed(line(**{**(value if isinstance(value, dict) else {}), "type": kind}))
-    msgspec.json.encode(conversation.outcome(Exit(1), b"\xff").result)
+        conversation.parse_line(line(type=kind, subtype="api_retry", message=value))
+        conversation.parse_line(line(**{**(value if isinstance(value, dict) else {}), "type": kind}))
+    msgspec.json.encode(conversation.outcome(ExitStatus(1), b"\xff").result)
 
 
 @given(st.binary(max_size=200))
 def test_no_bytes_make_it_raise(data):
-    conversation = ClaudeConversation(SESSION)
-    assert not conversation.feed(data)
-    assert conversation.outcome(Exit(0), data).failure.code is FailureCode.AGENT_NO_RESULT
+    conversation = ClaudeOutputParser(SESSION)
+    assert not conversation.parse_line(data)
+    assert conversation.outcome(ExitStatus(0), data).failure.code is FailureCode.AGENT_NO_RESULT
 
 
 def test_a_good_result_is_a_success():
@@ -164,11 +167,11 @@ def test_what_may_follow_a_last_result_leaves_it_the_last(later):
 @pytest.mark.parametrize(
     ("exit_", "code"),
     [
-        (Exit(1), FailureCode.AGENT_FAILED),
-        (Exit(137), FailureCode.AGENT_FAILED),
-        (Exit(137, out_of_memory=True), FailureCode.OUT_OF_MEMORY),
-        (Exit(None), FailureCode.SANDBOX_LOST),
-        (Exit(None, out_of_memory=True), FailureCode.OUT_OF_MEMORY),
+        (ExitStatus(1), FailureCode.AGENT_FAILED),
+        (ExitStatus(137), FailureCode.AGENT_FAILED),
+        (ExitStatus(137, was_oom_killed=True), FailureCode.OUT_OF_MEMORY),
+        (ExitStatus(None), FailureCode.SANDBOX_LOST),
+        (ExitStatus(None, was_oom_killed=True), FailureCode.OUT_OF_MEMORY),
     ],
     ids=str,
 )
@@ -177,52 +180,54 @@ def test_a_forged_result_does_not_make_up_for_the_exit(exit_, code):
 
 
 def test_a_tool_that_ran_out_of_memory_does_not_spoil_a_success():
-    assert outcome(line(**GOOD_RESULT), exit_=Exit(0, out_of_memory=True)).failure is None
+    assert outcome(line(**GOOD_RESULT), exit_=ExitStatus(0, was_oom_killed=True)).failure is None
 
 
 def test_names_are_cut_and_printable():
-    conversation = ClaudeConversation(SESSION)
-    *_, started = conversation.feed(tool_use("t\x1b[31m" + "x" * 9999, name="\x1b]0;owned\x07\u202e" + "n" * 9999))
+    conversation = ClaudeOutputParser(SESSION)
+    *_, started = conversation.parse_line(
+        tool_use("t\x1b[31m" + "x" * 9999, name="\x1b]0;owned\x07\u202e" + "n" * 9999)
+    )
     assert started.tool.isprintable()
     assert started.tool_use_id.isprintable()
     assert len(started.tool) == len(started.tool_use_id) == 256
-    (ended,) = conversation.feed(tool_result("t\x1b[31m" + "x" * 9999))
+    (ended,) = conversation.parse_line(tool_result("t\x1b[31m" + "x" * 9999))
     assert (ended.tool_use_id, ended.tool) == (started.tool_use_id, started.tool)
 
 
 def test_a_tool_answers_once_and_only_when_it_was_called():
-    conversation = ClaudeConversation(SESSION)
-    assert not conversation.feed(tool_result("t1"))
-    conversation.feed(tool_use("t1"))
-    assert not conversation.feed(tool_use("t1"))
-    assert conversation.feed(tool_use("t\x1b2"))
-    assert not conversation.feed(tool_use("t\x1b2"))
-    assert conversation.feed(tool_result("t1", is_error=True)) == (ToolEnded("t1", "Bash", is_error=True),)
-    assert not conversation.feed(tool_result("t1"))
+    conversation = ClaudeOutputParser(SESSION)
+    assert not conversation.parse_line(tool_result("t1"))
+    conversation.parse_line(tool_use("t1"))
+    assert not conversation.parse_line(tool_use("t1"))
+    assert conversation.parse_line(tool_use("t\x1b2"))
+    assert not conversation.parse_line(tool_use("t\x1b2"))
+    assert conversation.parse_line(tool_result("t1", is_error=True)) == (ToolFinished("t1", "Bash", is_error=True),)
+    assert not conversation.parse_line(tool_result("t1"))
 
 
 def test_endless_tool_calls_take_bounded_memory():
-    conversation = ClaudeConversation(SESSION)
+    conversation = ClaudeOutputParser(SESSION)
     for number in range(OPEN_CALLS_MAX + 10):
-        conversation.feed(tool_use(f"t{number}"))
-    assert not conversation.feed(tool_result("t9"))
-    assert conversation.feed(tool_result("t10"))
-    assert conversation.feed(tool_result(f"t{OPEN_CALLS_MAX + 9}"))
+        conversation.parse_line(tool_use(f"t{number}"))
+    assert not conversation.parse_line(tool_result("t9"))
+    assert conversation.parse_line(tool_result("t10"))
+    assert conversation.parse_line(tool_result(f"t{OPEN_CALLS_MAX + 9}"))
 
 
 def test_retries_with_odd_numbers_stay_short():
-    conversation = ClaudeConversation(SESSION)
-    (told,) = conversation.feed(line(type="system", subtype="api_retry", error="\x1b" * 9999))
-    assert isinstance(told, RetryTold)
+    conversation = ClaudeOutputParser(SESSION)
+    (told,) = conversation.parse_line(line(type="system", subtype="api_retry", error="\x1b" * 9999))
+    assert isinstance(told, ApiRetry)
     assert told.message.isprintable()
     assert len(told.message) < 300
 
 
 def test_a_line_of_300_kb_is_read():
-    conversation = ClaudeConversation(SESSION)
+    conversation = ClaudeOutputParser(SESSION)
     block = {"type": "tool_use", "id": "t1", "name": "Write", "input": {"content": "x" * 300_000}}
     content = {"id": "m", "content": [block]}
-    assert ToolStarted("t1", "Write") in conversation.feed(line(type="assistant", message=content))
+    assert ToolStarted("t1", "Write") in conversation.parse_line(line(type="assistant", message=content))
 
 
 def test_a_result_of_300_kb_keeps_its_short_fields():
@@ -234,10 +239,10 @@ def test_a_result_of_300_kb_keeps_its_short_fields():
 
 
 def test_an_image_of_several_megabytes_is_the_answer_to_its_tool_call():
-    conversation = ClaudeConversation(SESSION)
-    conversation.feed(tool_use("t1", "Read"))
+    conversation = ClaudeOutputParser(SESSION)
+    conversation.parse_line(tool_use("t1", "Read"))
     image = {"type": "image", "source": {"type": "base64", "data": "iVBORw0K" * 500_000}}
-    assert conversation.feed(tool_result("t1", content=[image])) == (ToolEnded("t1", "Read", is_error=False),)
+    assert conversation.parse_line(tool_result("t1", content=[image])) == (ToolFinished("t1", "Read", is_error=False),)
 
 
 def test_a_result_with_all_that_was_denied_keeps_its_short_fields():
@@ -253,8 +258,8 @@ def test_a_long_line_of_nothing_but_values_is_not_taken_apart(values):
     values = values[:-1].encode()
     assert read_result(b'{"type":"result","is_error":false,"x":[%s]}\n' % values) is None
     told = b'{"type":"user","session_id":"%s","message":{"content":[%s]}}\n' % (SESSION.encode(), values)
-    assert read_blocks(read_message(read_line(told))) == []
-    assert read_beginning(b'{"type":"system","tools":[%s]}\n' % values).tools == []
+    assert read_blocks(read_message(read_event(told))) == []
+    assert read_init(b'{"type":"system","tools":[%s]}\n' % values).tools == []
 
 
 def test_a_result_can_always_be_written_down():

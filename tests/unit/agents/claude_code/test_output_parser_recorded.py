@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.agents.claude_code.output_parser import ClaudeConversation
-from sandbox.interfaces.agent import AgentBegan, RetryTold, ToolEnded, ToolStarted, TurnBegan
-from sandbox.interfaces.runtime import Exit
+from sandbox.agents.claude_code.output_parser import ClaudeOutputParser
+from sandbox.interfaces.agent import AgentReady, ApiRetry, ToolFinished, ToolStarted, TurnStarted
+from sandbox.interfaces.runtime import ExitStatus
 from sandbox.model.errors import FailureCode
 
 RECORDINGS = Path(__file__).parent / "recordings"
@@ -17,11 +17,11 @@ SESSION_ID = "00000000-0000-4000-8000-0000000000aa"
 
 def replay(name, *, lines=None, exit_code=None):
     """Events and outcome of a recording, or of some of its lines."""
-    conversation = ClaudeConversation(SESSION_ID)
+    conversation = ClaudeOutputParser(SESSION_ID)
     lines = recorded(name) if lines is None else lines
-    events = [event for line in lines for event in conversation.feed(line)]
+    events = [event for line in lines for event in conversation.parse_line(line)]
     code = INDEX[name]["exit_code"] if exit_code is None else exit_code
-    return events, conversation.outcome(Exit(code), INDEX[name]["stderr"].encode())
+    return events, conversation.outcome(ExitStatus(code), INDEX[name]["stderr"].encode())
 
 
 def recorded(name):
@@ -30,10 +30,10 @@ def recorded(name):
 
 def story(events):
     """The events after the first one in short: `turn`, `Bash(`, `)` for a good answer, `!)` for a bad one, `retry`."""
-    words = {TurnBegan: lambda e: "turn", RetryTold: lambda e: "retry", ToolStarted: lambda e: f"{e.tool}("}
-    words[ToolEnded] = lambda e: "!)" if e.is_error else ")"
+    words = {TurnStarted: lambda e: "turn", ApiRetry: lambda e: "retry", ToolStarted: lambda e: f"{e.tool}("}
+    words[ToolFinished] = lambda e: "!)" if e.is_error else ")"
     begun, *later = events
-    assert isinstance(begun, AgentBegan)
+    assert isinstance(begun, AgentReady)
     return " ".join(words[type(event)](event) for event in later)
 
 
@@ -60,7 +60,7 @@ def test_a_run_that_finished_is_a_success(name, told):
 def test_the_agent_begins_once_however_many_rounds_there_are(name, rounds):
     assert sum(b'"subtype":"init"' in line for line in recorded(name)) == rounds
     events, _ = replay(name)
-    (began,) = [event for event in events if isinstance(event, AgentBegan)]
+    (began,) = [event for event in events if isinstance(event, AgentReady)]
     assert {"Bash", "Read", "Task", "Write"} <= began.tools
     assert began.mcp_servers == {}
 
@@ -68,14 +68,14 @@ def test_the_agent_begins_once_however_many_rounds_there_are(name, rounds):
 def test_every_tool_that_ended_had_begun_under_the_same_name():
     events, _ = replay("success_with_tools")
     begun = {event.tool_use_id: event.tool for event in events if isinstance(event, ToolStarted)}
-    ended = {event.tool_use_id: event.tool for event in events if isinstance(event, ToolEnded)}
+    ended = {event.tool_use_id: event.tool for event in events if isinstance(event, ToolFinished)}
     assert ended == begun
     assert len(begun) == 5
 
 
 def test_retries_say_which_and_why():
     events, _ = replay("retried_500")
-    first, second = (event.message for event in events if isinstance(event, RetryTold))
+    first, second = (event.message for event in events if isinstance(event, ApiRetry))
     assert "status 500 (server_error)" in first
     assert "retry 1 of 10" in first
     assert "retry 2 of 10" in second

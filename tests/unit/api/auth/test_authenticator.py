@@ -4,7 +4,7 @@ import pytest
 from starlette.requests import HTTPConnection
 
 from doubles.fake_access import FakeAccess
-from sandbox.api.auth.authenticator import LOCAL_OPERATOR, Guard, Refusal, Visitor
+from sandbox.api.auth.authenticator import LOCAL_OPERATOR, Authenticator, Caller, Denied
 from sandbox.api.auth.sessions import SESSION_SECONDS
 from sandbox.api.settings import ApiSettings
 from sandbox.interfaces.auth import Role
@@ -19,11 +19,11 @@ class Server:
         self.now = 100.0
         self.access = access
         told = ApiSettings("0.1.0", frozenset({8122}), frozenset({"Builds.Example.ORG"}), **settings)
-        self.guard = Guard(access, told, lambda: self.now)
+        self.guard = Authenticator(access, told, lambda: self.now)
 
     def admit(
         self, path: str = "/api/v1/tasks", method: str = "GET", kind: str = "http", **headers: str
-    ) -> Visitor | Refusal:
+    ) -> Caller | Denied:
         """Who comes from this address with these headers."""
         lines = {"host": "localhost:8122", **headers}
         scope = {
@@ -33,16 +33,16 @@ class Server:
             "client": ("127.0.0.1", 5),
             **({"method": method} if kind == "http" else {"subprotocols": []}),
         }
-        return self.guard.admit(HTTPConnection(scope))
+        return self.guard.authenticate(HTTPConnection(scope))
 
-    def visitor(self, **how: str) -> Visitor:
+    def visitor(self, **how: str) -> Caller:
         found = self.admit(**how)
-        assert isinstance(found, Visitor), found
+        assert isinstance(found, Caller), found
         return found
 
-    def refusal(self, **how: str) -> Refusal:
+    def refusal(self, **how: str) -> Denied:
         found = self.admit(**how)
-        assert isinstance(found, Refusal), found
+        assert isinstance(found, Denied), found
         return found
 
     def session_of(self, principal: str) -> str:
@@ -87,17 +87,17 @@ def test_a_stream_of_a_session_outlives_no_token(server):
 def test_a_stream_that_was_opened_without_a_token_ends_when_there_are_tokens():
     server = Server(FakeAccess())
     anybody = server.visitor(path=STREAM)
-    assert anybody == Visitor(LOCAL_OPERATOR)
-    assert server.guard.still_knows(anybody)
+    assert anybody == Caller(LOCAL_OPERATOR)
+    assert server.guard.is_still_valid(anybody)
     server.access.has_tokens = True
-    assert not server.guard.still_knows(anybody)
+    assert not server.guard.is_still_valid(anybody)
 
 
 def test_a_wrong_token_of_a_server_without_tokens_is_no_right_either():
     server = Server(FakeAccess())
     anybody = server.visitor(authorization="Bearer of another server")
     server.access.has_tokens = True
-    assert not server.guard.still_knows(anybody)
+    assert not server.guard.is_still_valid(anybody)
 
 
 def test_who_needed_no_name_may_stay(server):
@@ -218,7 +218,7 @@ def test_each_token_has_its_own_count_and_who_has_none_that_of_the_address():
     server = Server(FakeAccess(olga="operator", vera="viewer"), requests_per_minute=2)
     for name in ("olga", "vera"):
         answers = [server.admit(authorization=f"Bearer {name}") for _ in range(3)]
-        assert [type(one) for one in answers] == [Visitor, Visitor, Refusal]
+        assert [type(one) for one in answers] == [Caller, Caller, Denied]
         refused = answers[-1]
         assert (refused.status, refused.code, refused.principal.id) == (429, "rate_limit_exceeded", name)
         assert refused.headers == {"retry-after": "30"}
@@ -241,4 +241,4 @@ def test_hosts_of_repositories_are_named_as_soon_as_tokens_are_asked_for():
 def test_a_server_that_needs_a_token_lets_nobody_in_without_one():
     server = Server(FakeAccess(), needs_token=True)
     assert server.refusal().status == 401
-    assert not server.guard.still_knows(Visitor(LOCAL_OPERATOR))
+    assert not server.guard.is_still_valid(Caller(LOCAL_OPERATOR))

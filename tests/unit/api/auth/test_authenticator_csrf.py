@@ -2,7 +2,7 @@
 
 import pytest
 
-from sandbox.api.auth.authenticator import LOOPBACK_NAMES, refusal
+from sandbox.api.auth.authenticator import LOOPBACK_NAMES, check_host
 
 NAMES = LOOPBACK_NAMES | {"builds.example.org"}
 
@@ -24,7 +24,7 @@ NAMES = LOOPBACK_NAMES | {"builds.example.org"}
     ],
 )
 def test_programs_and_own_pages_are_let_in(host, origin):
-    assert refusal(host, origin, names=NAMES, ports={8121, 8122}) is None
+    assert check_host(host, origin, names=NAMES, ports={8121, 8122}) is None
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ def test_programs_and_own_pages_are_let_in(host, origin):
      "localhost#", "2130706433", "[::1", "0.0.0.0:8122", "localhost\t"],
 )  # fmt: skip
 def test_a_rebound_name_is_turned_away(host):
-    assert refusal(host, None, names=NAMES, ports={8121, 8122}) is not None
+    assert check_host(host, None, names=NAMES, ports={8121, 8122}) is not None
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_a_rebound_name_is_turned_away(host):
      "http://localhost:8122/page", "ftp://localhost:8122"],
 )  # fmt: skip
 def test_a_page_of_another_site_is_turned_away(origin):
-    assert refusal("localhost:8122", origin, names=NAMES, ports={8121, 8122}) is not None
+    assert check_host("localhost:8122", origin, names=NAMES, ports={8121, 8122}) is not None
 
 
 def fetched(site, mode, **more):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sandbox.api.auth.rate_limit import CLIENTS_MAX, RateLimit, name_client
+from sandbox.api.auth.rate_limit import CLIENTS_MAX, RateLimiter, client_key
 
 
 class Time:
@@ -14,34 +14,34 @@ class Time:
 
 def test_a_client_may_ask_as_often_as_was_said_and_again_after_a_while():
     time = Time()
-    limit = RateLimit(60, time)
-    assert [limit.take("a") for _ in range(60)] == [0] * 60
-    assert limit.take("a") == 1
-    assert limit.take("b") == 0
+    limit = RateLimiter(60, time)
+    assert [limit.acquire("a") for _ in range(60)] == [0] * 60
+    assert limit.acquire("a") == 1
+    assert limit.acquire("b") == 0
     time.seconds += 1
-    assert limit.take("a") == 0
-    assert limit.take("a") == 1
+    assert limit.acquire("a") == 0
+    assert limit.acquire("a") == 1
     time.seconds += 3600
-    assert [limit.take("a") for _ in range(61)] == [0] * 60 + [1]
+    assert [limit.acquire("a") for _ in range(61)] == [0] * 60 + [1]
 
 
 def test_a_small_allowance_says_how_long_to_wait():
-    limit = RateLimit(2, Time())
-    assert [limit.take("a") for _ in range(3)] == [0, 0, 30]
+    limit = RateLimiter(2, Time())
+    assert [limit.acquire("a") for _ in range(3)] == [0, 0, 30]
 
 
 def test_zero_means_no_limit():
-    limit = RateLimit(0, Time())
-    assert {limit.take("a") for _ in range(1000)} == {0}
+    limit = RateLimiter(0, Time())
+    assert {limit.acquire("a") for _ in range(1000)} == {0}
 
 
 def test_only_so_many_clients_are_remembered():
-    limit = RateLimit(1, Time())
+    limit = RateLimiter(1, Time())
     for number in range(CLIENTS_MAX + 50):
-        limit.take(str(number))
+        limit.acquire(str(number))
     assert len(limit._buckets) == CLIENTS_MAX
-    assert limit.take(str(CLIENTS_MAX + 49)) > 0
-    assert limit.take("0") == 0
+    assert limit.acquire(str(CLIENTS_MAX + 49)) > 0
+    assert limit.acquire("0") == 0
 
 
 @pytest.mark.parametrize(
@@ -60,4 +60,4 @@ def test_only_so_many_clients_are_remembered():
     ],
 )
 def test_a_client_is_named_by_its_address_or_its_network(address, name):
-    assert name_client(address) == name
+    assert client_key(address) == name

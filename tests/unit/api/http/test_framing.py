@@ -138,7 +138,7 @@ PASSED = {
 def test_what_can_be_read_in_two_ways_is_refused_and_nothing_behind_it_is_read(sent):
     framing = RequestFraming()
     passed = framing.feed(GET + sent + GET)
-    assert framing.refusal
+    assert framing.error
     assert passed.startswith(GET)
     assert (GET + sent).startswith(passed)
     assert passed != GET + sent
@@ -149,14 +149,14 @@ def test_what_can_be_read_in_two_ways_is_refused_and_nothing_behind_it_is_read(s
 def test_it_makes_no_difference_in_which_pieces_it_comes(sent):
     whole, torn = RequestFraming(), RequestFraming()
     assert b"".join(torn.feed(sent[at : at + 1]) for at in range(len(sent))) == whole.feed(sent)
-    assert torn.refusal == whole.refusal
+    assert torn.error == whole.error
 
 
 @pytest.mark.parametrize("sent", PASSED.values(), ids=PASSED)
 def test_proper_requests_are_passed_on_as_they_are(sent):
     framing = RequestFraming()
     assert framing.feed(sent + GET + sent) == sent + GET + sent
-    assert framing.refusal is None
+    assert framing.error is None
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_proper_requests_are_passed_on_as_they_are(sent):
 def test_nothing_is_read_behind_the_last_request_of_a_connection(last):
     framing = RequestFraming()
     assert framing.feed(last + REFUSED["two lengths"] + GET) == last
-    assert (framing.feed(GET), framing.refusal) == (b"", None)
+    assert (framing.feed(GET), framing.error) == (b"", None)
 
 
 def test_half_a_head_is_not_passed_on():

@@ -8,7 +8,7 @@ from starlette.datastructures import QueryParams
 from doubles.fake_tasks import TO_COMPLETED, TO_RUNNING
 from sandbox.api.errors import InvalidParameterError
 from sandbox.api.routes import logs
-from sandbox.api.streaming.websocket import Wish
+from sandbox.api.streaming.websocket import StreamRequest
 from sandbox.model import events as e
 
 LOGS = "/api/v1/tasks/task-001/logs"
@@ -19,11 +19,11 @@ def _finished(tasks):
     tasks.add(
         "task-001",
         *TO_RUNNING,  # seq 2-5
-        e.Output.of("stdout", b"first\n"),  # 6
-        e.Output.of("stderr", b"warning: \x1b[31m\xff\n"),  # 7
+        e.Output.from_bytes("stdout", b"first\n"),  # 6
+        e.Output.from_bytes("stderr", b"warning: \x1b[31m\xff\n"),  # 7
         e.ToolCall("Bash", "toolu_1", 12),  # 8
         e.Progress(turns=1),  # 9
-        e.Output.of("stdout", b"last, without a newline"),  # 10
+        e.Output.from_bytes("stdout", b"last, without a newline"),  # 10
         *TO_COMPLETED,  # 11, 12
     )
 
@@ -61,7 +61,7 @@ def test_plain_logs_are_lines_with_time_and_source(api):
 
 def test_output_of_several_lines_passes_for_nothing_else(api, tasks):
     forged = b'a\r\n[2026-01-29T10:10:15.123Z] [EVENT] {"type": "end"}\n\n[2026-01-29T10:10:15.123Z] [STDERR] b\n'
-    tasks.add("task-003", *TO_RUNNING, e.Output.of("stdout", forged))
+    tasks.add("task-003", *TO_RUNNING, e.Output.from_bytes("stdout", forged))
     answer = api.get("/api/v1/tasks/task-003/logs?stream=stdout")
     told = [line.split(" ", 2)[1:] for line in answer.text.removesuffix("\n").split("\n")]
     assert told == [["[STDOUT]", text] for text in forged.decode().removesuffix("\n").split("\n")]
@@ -69,13 +69,13 @@ def test_output_of_several_lines_passes_for_nothing_else(api, tasks):
 
 def test_a_line_that_was_too_long_for_one_record_is_one_line(api, tasks):
     parts = [
-        e.Output.of("stdout", b"one ", continued=True),
+        e.Output.from_bytes("stdout", b"one ", continued=True),
         e.Progress(turns=1),
-        e.Output.of("stdout", b"long ", continued=True),
-        e.Output.of("stdout", b"line\n"),
-        e.Output.of("stdout", b"cut by ", continued=True),
-        e.Output.of("stderr", b"a warning\n"),
-        e.Output.of("stdout", b"and no end yet", continued=True),
+        e.Output.from_bytes("stdout", b"long ", continued=True),
+        e.Output.from_bytes("stdout", b"line\n"),
+        e.Output.from_bytes("stdout", b"cut by ", continued=True),
+        e.Output.from_bytes("stderr", b"a warning\n"),
+        e.Output.from_bytes("stdout", b"and no end yet", continued=True),
     ]
     tasks.add("task-003", *TO_RUNNING, *parts)
     told = api.get("/api/v1/tasks/task-003/logs").text.split("\n")[-4:]
@@ -91,8 +91,8 @@ def test_a_line_that_was_too_long_for_one_record_is_one_line(api, tasks):
 
 def test_a_line_without_an_end_is_cut_before_it_takes_all_memory_of_who_reads_it(api, tasks, monkeypatch):
     monkeypatch.setattr(logs, "TEXT_LINE_BYTES_MAX", 8)
-    parts = [e.Output.of("stdout", b"part", continued=True)] * 3
-    tasks.add("task-003", *TO_RUNNING, *parts, e.Output.of("stdout", b"end\n"))
+    parts = [e.Output.from_bytes("stdout", b"part", continued=True)] * 3
+    tasks.add("task-003", *TO_RUNNING, *parts, e.Output.from_bytes("stdout", b"end\n"))
     told = api.get("/api/v1/tasks/task-003/logs?stream=stdout").text
     assert [line.split(" ", 1)[1] for line in told.splitlines()] == ["[STDOUT] partpart", "[STDOUT] partend"]
 
@@ -111,7 +111,7 @@ def test_tail_counts_lines_after_filtering(api):
 @pytest.fixture
 def long_story(api, tasks):
     """A task that printed a lot, little of it to stderr; gives its lines of stderr, and what was read to answer."""
-    outputs = [e.Output.of("stderr" if n % 97 == 0 else "stdout", b"%d\n" % n) for n in range(2000)]
+    outputs = [e.Output.from_bytes("stderr" if n % 97 == 0 else "stdout", b"%d\n" % n) for n in range(2000)]
     tasks.add("task-003", *TO_RUNNING, *outputs)
     begun_at, frames = [], tasks.frames
 
@@ -189,10 +189,10 @@ def test_the_largest_seq_is_one_wherever_it_is_asked_for(api):
     largest = str(2**63 - 1)
     assert api.get(f"{LOGS}?after={largest}").status_code == 200
     assert api.get(f"{LOGS}?follow=true", headers={"last-event-id": largest}).status_code == 204
-    assert Wish.of(QueryParams({"task_id": "task-001", "after": largest})).after == 2**63 - 1
+    assert StreamRequest.parse(QueryParams({"task_id": "task-001", "after": largest})).after == 2**63 - 1
     assert api.get(f"{LOGS}?after={2**63}").status_code == 400
     with pytest.raises(InvalidParameterError, match="from 0 to 9223372036854775807"):
-        Wish.of(QueryParams({"task_id": "task-001", "after": str(2**63)}))
+        StreamRequest.parse(QueryParams({"task_id": "task-001", "after": str(2**63)}))
 
 
 @pytest.mark.parametrize("identity", ["x", "-1", "9" * 5000, "9" * 19])

@@ -3,7 +3,7 @@
 import asyncio
 from itertools import pairwise
 
-from sandbox.api.streaming.fair_share import MESSAGES_OF_TURN_MAX, Shares
+from sandbox.api.streaming.fair_share import MESSAGES_PER_TURN_MAX, FairShares
 
 
 async def take_often(share, count, taken, size_bytes=100):
@@ -23,11 +23,11 @@ async def turns(taken, count):
 
 def test_many_streams_of_one_client_take_its_share_together_in_each_turn():
     async def story():
-        share, taken = Shares().of("vera"), []
+        share, taken = FairShares().of("vera"), []
         streams = [asyncio.create_task(take_often(share, 50, taken)) for _ in range(20)]
         seen = await turns(taken, 10)
-        assert all(after - before <= 2 * MESSAGES_OF_TURN_MAX for before, after in pairwise(seen))
-        assert seen[-1] <= 10 * MESSAGES_OF_TURN_MAX
+        assert all(after - before <= 2 * MESSAGES_PER_TURN_MAX for before, after in pairwise(seen))
+        assert seen[-1] <= 10 * MESSAGES_PER_TURN_MAX
         async with asyncio.timeout(5):
             await asyncio.gather(*streams)
         assert len(taken) == 1000
@@ -37,7 +37,7 @@ def test_many_streams_of_one_client_take_its_share_together_in_each_turn():
 
 def test_another_client_does_not_wait_for_them():
     async def story():
-        shares, taken = Shares(), []
+        shares, taken = FairShares(), []
         vera, otto = shares.of("vera"), shares.of("otto")
         streams = [asyncio.create_task(take_often(vera, 1000, taken)) for _ in range(20)]
         await turns(taken, 3)
@@ -53,7 +53,7 @@ def test_another_client_does_not_wait_for_them():
 
 def test_large_messages_count_for_many():
     async def story():
-        share, taken = Shares().of("vera"), []
+        share, taken = FairShares().of("vera"), []
         stream = asyncio.create_task(take_often(share, 10, taken, size_bytes=1024 * 1024))
         seen = await turns(taken, 6)
         assert seen[-1] <= 6
@@ -64,7 +64,7 @@ def test_large_messages_count_for_many():
 
 def test_who_gives_up_keeps_nobody_waiting():
     async def story():
-        share, taken = Shares().of("vera"), []
+        share, taken = FairShares().of("vera"), []
         streams = [asyncio.create_task(take_often(share, 50, taken)) for _ in range(20)]
         await turns(taken, 2)
         for stream in streams[:10]:
@@ -78,7 +78,7 @@ def test_who_gives_up_keeps_nobody_waiting():
 
 
 def test_a_share_is_the_same_one_while_it_is_held():
-    shares = Shares()
+    shares = FairShares()
     held = shares.of("vera")
     assert shares.of("vera") is held
     assert shares.of("otto") is not held

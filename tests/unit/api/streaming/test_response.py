@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from sandbox.api.streaming.buffer import Batch
-from sandbox.api.streaming.response import READ_AHEAD_BYTES_MAX, ReadAhead
+from sandbox.api.streaming.response import PREFETCH_BYTES_MAX, Prefetcher
 
 
 async def every(frames):
@@ -26,7 +26,7 @@ async def _messages(read_ahead):
 def test_everything_comes_in_order_and_then_the_end():
     async def scene():
         frames = [{"data": str(number).encode(), "hidden": number % 3 == 0} for number in range(1000)]
-        async with ReadAhead(every(frames)) as read_ahead:
+        async with Prefetcher(every(frames)) as read_ahead:
             return await taken(read_ahead)
 
     assert asyncio.run(scene()) == [str(number).encode() for number in range(1000) if number % 3]
@@ -42,13 +42,13 @@ def test_a_client_that_takes_nothing_holds_the_source_back():
             yield (b"x" * 1024,)
 
     async def scene():
-        async with ReadAhead(endless()) as read_ahead:
+        async with Prefetcher(endless()) as read_ahead:
             for _ in range(20):
                 await asyncio.sleep(0)
-            assert asked_for <= READ_AHEAD_BYTES_MAX // 1024 + 2
-            await read_ahead.batch()
-            await read_ahead.batch()
-            assert asked_for > READ_AHEAD_BYTES_MAX // 1024 + 2
+            assert asked_for <= PREFETCH_BYTES_MAX // 1024 + 2
+            await read_ahead.next_batch()
+            await read_ahead.next_batch()
+            assert asked_for > PREFETCH_BYTES_MAX // 1024 + 2
 
     asyncio.run(scene())
 
@@ -61,11 +61,11 @@ def test_silence_is_told_and_does_not_end_it():
             await more.wait()
             yield (b"late",)
 
-        async with ReadAhead(late()) as read_ahead:
-            assert await read_ahead.batch(0.01) == []
+        async with Prefetcher(late()) as read_ahead:
+            assert await read_ahead.next_batch(0.01) == []
             more.set()
-            assert await read_ahead.batch(5) == [b"late"]
-            assert await read_ahead.batch(5) is None
+            assert await read_ahead.next_batch(5) == [b"late"]
+            assert await read_ahead.next_batch(5) is None
 
     asyncio.run(scene())
 
@@ -83,11 +83,11 @@ def test_an_occasion_ends_it_at_once_and_closes_the_source():
 
     async def scene():
         ending = asyncio.Event()
-        async with ReadAhead(silent()) as read_ahead:
-            read_ahead.end_after(ending.wait())
+        async with Prefetcher(silent()) as read_ahead:
+            read_ahead.stop_after(ending.wait())
             ending.set()
             async with asyncio.timeout(1):
-                assert await read_ahead.batch() is None
+                assert await read_ahead.next_batch() is None
 
     asyncio.run(scene())
     assert is_closed
@@ -99,10 +99,10 @@ def test_what_the_source_raises_is_raised_after_what_it_gave():
         raise ValueError("damaged")
 
     async def scene():
-        async with ReadAhead(broken()) as read_ahead:
-            assert await read_ahead.batch() == [b"before"]
+        async with Prefetcher(broken()) as read_ahead:
+            assert await read_ahead.next_batch() == [b"before"]
             with pytest.raises(ValueError, match="damaged"):
-                await read_ahead.batch()
+                await read_ahead.next_batch()
 
     asyncio.run(scene())
 
@@ -118,6 +118,6 @@ def test_no_more_views_of_a_batch_are_kept_than_a_few():
     batch = Batch(0, [{"seq": 1, "type": "output"}], 1)
     first, *others = [View() for _ in range(50)]
     for view in (first, *others, *others, first):
-        assert batch.messages(view, 0) == (b"1",)
+        assert batch.encode(view, 0) == (b"1",)
     assert made.count(first) == 1
     assert made.count(others[-1]) == 2

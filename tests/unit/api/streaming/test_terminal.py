@@ -4,7 +4,7 @@ import pytest
 from starlette.datastructures import QueryParams
 
 from sandbox.api.errors import InvalidParameterError
-from sandbox.api.streaming.terminal import read_order
+from sandbox.api.streaming.terminal import parse_terminal_order
 from sandbox.interfaces.placement import TerminalOrder
 
 
@@ -18,7 +18,7 @@ from sandbox.interfaces.placement import TerminalOrder
     ],
 )
 def test_what_is_asked_for_is_ordered(query: str, order: TerminalOrder):
-    assert read_order(QueryParams(query)) == order
+    assert parse_terminal_order(QueryParams(query)) == order
 
 
 @pytest.mark.parametrize(
@@ -38,5 +38,5 @@ def test_what_is_asked_for_is_ordered(query: str, order: TerminalOrder):
 )
 def test_what_means_nothing_is_refused(query: str, field: str):
     with pytest.raises(InvalidParameterError) as caught:
-        read_order(QueryParams(query))
+        parse_terminal_order(QueryParams(query))
     assert caught.value.details[0]["field"] == field

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.bootstrap.settings.keys import keys
+from sandbox.bootstrap.settings.keys import setting_keys
 from sandbox.bootstrap.settings.load import ConfigurationError, load
 from sandbox.bootstrap.settings.schema import ServerSettings
 from sandbox.interfaces.tasks import Retention
@@ -95,11 +95,11 @@ def test_every_key_can_be_set_in_the_file(written):
     found = load({}, {})
     assert set(found.origins.values()) == {str(file)}
     settings, defaults = found.settings, ServerSettings()
-    unchanged = [key.path for key in keys() if found.value(key) == load({"config": "/dev/null"}, {}).value(key)]
+    unchanged = [key.path for key in setting_keys() if found.value(key) == load({"config": "/dev/null"}, {}).value(key)]
     assert unchanged == []
     assert settings.preserve.time_to_live_seconds == 5400
-    assert settings.retention.bounds == Retention(None, None, 2 * 1024**4)
-    assert defaults.retention.bounds == Retention(90 * 86_400, 10_000, None)
+    assert settings.retention.retention == Retention(None, None, 2 * 1024**4)
+    assert defaults.retention.retention == Retention(90 * 86_400, 10_000, None)
     assert settings.git.allowed_hosts[1] == "*.example.org"
     assert settings != defaults
 
@@ -107,12 +107,12 @@ def test_every_key_can_be_set_in_the_file(written):
 def test_every_key_can_be_set_in_the_environment(written):
     by_file = load({"config": str(written(WHOLE_FILE))}, {})
     texts = {}
-    for key in keys():
+    for key in setting_keys():
         value = by_file.value(key)
         texts[key.variable] = ",".join(value) if isinstance(value, tuple) else str(value)
     by_environment = load({"config": "/dev/null"}, texts)
     assert by_environment.settings == by_file.settings
-    assert by_environment.origins == {key.path: key.variable for key in keys()}
+    assert by_environment.origins == {key.path: key.variable for key in setting_keys()}
 
 
 def test_an_option_wins_over_the_environment_over_the_file_over_the_default(written):

@@ -4,7 +4,7 @@ import signal
 
 import pytest
 
-from sandbox.cli.checkout.file_backup import keeping
+from sandbox.cli.checkout.file_backup import backed_up
 
 
 @pytest.fixture
@@ -16,12 +16,12 @@ def root(tmp_path):
 
 def put_back(root, paths, change):
     """Gives what git had written, which is kept aside."""
-    with keeping(root, root / ".git", paths) as kept:
+    with backed_up(root, root / ".git", paths) as kept:
         change()
-        assert kept.put_back() == []
-        kept.forget_copies()
+        assert kept.restore() == []
+        kept.discard()
     assert not kept.copies.exists()
-    return sorted(str(file.relative_to(kept.found)) for file in kept.found.rglob("*") if not file.is_dir())
+    return sorted(str(file.relative_to(kept.replaced)) for file in kept.replaced.rglob("*") if not file.is_dir())
 
 
 def test_a_file_that_became_a_directory_is_a_file_again(root):
@@ -83,21 +83,21 @@ def test_a_new_directory_with_a_file_of_somebody_else_stays(root):
 @pytest.mark.parametrize("path", ["../outside", "through/outside", ".git/config"])
 def test_nothing_is_removed_where_git_would_not_write(root, path):
     (root / "through").symlink_to(root.parent)
-    with keeping(root, root / ".git", [path]) as kept:
+    with backed_up(root, root / ".git", [path]) as kept:
         (root / path).write_text("theirs")
-        assert kept.put_back() == []
-        assert not kept.found.exists()
+        assert kept.restore() == []
+        assert not kept.replaced.exists()
     assert (root / path).read_text() == "theirs"
 
 
 def test_what_cannot_be_put_back_is_named_and_all_else_comes_back(root):
     for name in ("a", "b"):
         (root / name).write_text(f"mine {name}")
-    with keeping(root, root / ".git", ["a", "b"]) as kept:
+    with backed_up(root, root / ".git", ["a", "b"]) as kept:
         for name in ("a", "b"):
             (root / name).unlink()
         (root / "a" / "full").mkdir(parents=True)
-        assert kept.put_back() == ["a"]
+        assert kept.restore() == ["a"]
     assert ((kept.copies / "a").read_text(), (root / "b").read_text()) == ("mine a", "mine b")
 
 
@@ -122,12 +122,12 @@ def test_what_was_written_meanwhile_is_moved_aside_and_never_lost(root):
         (root / "a").write_text("saved by an editor")
         (root / "b").write_text("new")
 
-    with keeping(root, root / ".git", ["a", "b"]) as kept:
+    with backed_up(root, root / ".git", ["a", "b"]) as kept:
         change()
-        assert kept.put_back() == []
-        kept.forget_copies()
+        assert kept.restore() == []
+        kept.discard()
     assert ((root / "a").read_text(), (root / "b").exists()) == ("mine", False)
-    assert [(kept.found / name).read_text() for name in ("a", "b")] == ["saved by an editor", "new"]
+    assert [(kept.replaced / name).read_text() for name in ("a", "b")] == ["saved by an editor", "new"]
 
 
 def test_a_signal_comes_when_all_is_done(root):

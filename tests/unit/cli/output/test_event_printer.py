@@ -8,12 +8,21 @@ import pytest
 from rich.console import Console
 
 from doubles import recorded_task
-from sandbox.cli.output.event_printer import FULL, SHORT, STATES, STDOUT, Detail, Story, is_interactive, tell
+from sandbox.cli.output.event_printer import (
+    FULL,
+    SHORT,
+    STATES,
+    STDOUT,
+    Detail,
+    EventPrinter,
+    is_interactive,
+    print_events,
+)
 
 
 def told(frames, *, width: int = 80, detail: Detail = SHORT, is_believed: bool = True) -> str:
     console = Console(file=io.StringIO(), width=width, force_terminal=False, markup=False, highlight=False)
-    tell(frames, console, detail, is_believed=is_believed)
+    print_events(frames, console, detail, is_trusted=is_believed)
     return console.file.getvalue()
 
 
@@ -94,8 +103,8 @@ def test_no_line_is_wider_than_the_window(width):
 
 def test_the_final_state_is_given_back():
     console = Console(file=io.StringIO())
-    assert tell(recorded_task.frames(), console) == "completed"
-    assert tell(recorded_task.frames()[:-1], console) is None
+    assert print_events(recorded_task.frames(), console) == "completed"
+    assert print_events(recorded_task.frames()[:-1], console) is None
 
 
 def test_a_task_cannot_draw_on_the_terminal_through_its_story():
@@ -133,7 +142,7 @@ def test_a_long_reason_stays_in_its_column_on_a_terminal_and_whole_elsewhere():
     frame = {"type": "state_change", "new_state": "failed", "state_message": reason}
     assert len(told([frame]).splitlines()) == 1
     screen = io.StringIO()
-    Story(Console(file=screen, width=80, force_terminal=True, color_system=None)).add(frame)
+    EventPrinter(Console(file=screen, width=80, force_terminal=True, color_system=None)).handle(frame)
     first, *others = screen.getvalue().splitlines()
     column = first.index("Claude Code")
     assert others
@@ -219,11 +228,11 @@ def test_a_session_is_told_from_a_task_that_works_alone():
 
 
 def test_answers_without_an_end_do_not_pile_up():
-    story = Story(Console(file=io.StringIO()), FULL)
+    story = EventPrinter(Console(file=io.StringIO()), FULL)
     for number in range(1000):
         result = {"type": "tool_result", "tool_use_id": f"t{number}", "content": "x" * 1000}
-        story.add(output(json.dumps({"type": "user", "message": {"content": [result]}})))
-    assert len(story._answers) <= 100
+        story.handle(output(json.dumps({"type": "user", "message": {"content": [result]}})))
+    assert len(story._results) <= 100
 
 
 def test_a_further_attempt_is_told_and_what_the_earlier_agent_had_begun_is_forgotten():

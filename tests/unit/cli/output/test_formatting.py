@@ -23,7 +23,7 @@ NOW = datetime(2026, 1, 29, 12, 0, tzinfo=UTC)
     ],
 )
 def test_durations(seconds, shown):
-    assert formatting.duration(seconds) == shown
+    assert formatting.format_duration(seconds) == shown
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_durations(seconds, shown):
     ],
 )
 def test_ages(at, shown):
-    assert formatting.age(at, NOW) == shown
+    assert formatting.format_age(at, NOW) == shown
 
 
 @pytest.mark.parametrize(
@@ -48,14 +48,18 @@ def test_ages(at, shown):
     [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (3 * 1024**2, "3.0 MiB"), (5 * 1024**3, "5.0 GiB")],
 )
 def test_sizes(size_bytes, shown):
-    assert formatting.size(size_bytes) == shown
+    assert formatting.format_size(size_bytes) == shown
 
 
 def test_small_amounts_of_money_keep_their_digits():
-    assert (formatting.money(0.0374), formatting.money(12.5)) == ("$0.0374", "$12.50")
+    assert (formatting.format_cost(0.0374), formatting.format_cost(12.5)) == ("$0.0374", "$12.50")
 
 
 def test_a_time_that_is_none_is_shown_as_none():
     for before_and_after_all in ("0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00"):
-        assert formatting.clock(before_and_after_all) == "--:--:--"
-    assert (formatting.clock("nonsense"), formatting.date(None), formatting.span(None, "x")) == ("--:--:--", "-", "")
+        assert formatting.format_time(before_and_after_all) == "--:--:--"
+    assert (
+        formatting.format_time("nonsense"),
+        formatting.format_datetime(None),
+        formatting.format_elapsed(None, "x"),
+    ) == ("--:--:--", "-", "")

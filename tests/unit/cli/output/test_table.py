@@ -14,7 +14,7 @@ ID = "3f2c1d7e-2222-4222-8222-abcdefabcdef"
 def printed(name: str, *, width: int, is_terminal: bool = True, has_lines: bool = False) -> list[str]:
     console = Console(file=io.StringIO(), width=width, force_terminal=is_terminal, color_system=None)
     rows = [[Text(ID), Text(name), Text("team=platform")], [Text("b"), Text("c"), Text("")]]
-    print_table(console, ("ID", "NAME", "LABELS"), rows, has_lines=has_lines, shrinkable=("LABELS", "NAME"))
+    print_table(console, ("ID", "NAME", "LABELS"), rows, has_border=has_lines, shrinkable=("LABELS", "NAME"))
     return console.file.getvalue().splitlines()
 
 
@@ -49,11 +49,11 @@ def test_where_there_is_no_room_even_for_shortened_names_columns_are_left_out(ha
 def test_a_column_that_does_not_help_by_going_stays():
     console = Console(file=io.StringIO(), width=50, force_terminal=True, color_system=None)
     rows = [[Text(ID), Text("12 min"), Text("n" * 30)]]
-    print_table(console, ("ID", "AGE", "NAME"), rows, has_lines=False, shrinkable=("AGE", "NAME"))
+    print_table(console, ("ID", "AGE", "NAME"), rows, has_border=False, shrinkable=("AGE", "NAME"))
     assert console.file.getvalue().splitlines()[-1] == f"{ID}  nnnnnnnnnnn…"
     console = Console(file=io.StringIO(), width=45, force_terminal=True, color_system=None)
     rows = [[Text(ID), Text("12 min"), Text("n" * 30)]]
-    print_table(console, ("ID", "AGE", "NAME"), rows, has_lines=False, shrinkable=("AGE", "NAME"))
+    print_table(console, ("ID", "AGE", "NAME"), rows, has_border=False, shrinkable=("AGE", "NAME"))
     assert console.file.getvalue().splitlines()[-1] == f"{ID}  12 min"
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from sandbox.cli.output.text import visible, visible_json, visible_name
+from sandbox.cli.output.text import escape_json, escape_name, escape_text
 
 
 @pytest.mark.parametrize(
@@ -24,23 +24,23 @@ from sandbox.cli.output.text import visible, visible_json, visible_name
     ],
 )
 def test_what_steers_a_terminal_is_written_out(hostile, shown):
-    assert visible(hostile) == shown
+    assert escape_text(hostile) == shown
 
 
 @pytest.mark.parametrize("text", ["", "plain", "grün 日本 🎉", "a\tb", "non\u00a0breaking", "⚠️ done 1️⃣ ❤️"])
 def test_what_only_shows_stays(text):
-    assert visible(text) == text
+    assert escape_text(text) == text
 
 
 def test_names_are_written_out_further():
-    assert visible_name("a\u00a0b\u3164\ufe0f\t") == r"a\xa0b\u3164\ufe0f\t"
-    assert visible_name("\u0301x ❤️") == r"\u0301x ❤\ufe0f"
-    assert visible_name("报告 तقرير.txt") == "报告 तقرير.txt"
+    assert escape_name("a\u00a0b\u3164\ufe0f\t") == r"a\xa0b\u3164\ufe0f\t"
+    assert escape_name("\u0301x ❤️") == r"\u0301x ❤\ufe0f"
+    assert escape_name("报告 तقرير.txt") == "报告 तقرير.txt"
 
 
 def test_json_stays_the_same_value_and_is_harmless():
     value = {"name": "\x1b[31m 日本 \u202e \U000e0041 \x9b \u3164 \ud800 \ufe0f", "list": ["\n", 1, None]}
-    text = visible_json(value)
+    text = escape_json(value)
     assert json.loads(text) == value
     assert "日本" in text
     assert not set(text) & {"\x1b", "\u202e", "\U000e0041", "\x9b", "\u3164", "\ud800", "\ufe0f"}

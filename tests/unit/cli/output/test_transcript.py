@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from sandbox.cli.output.transcript import Printed, Retried, Said, ToolAnswered, ToolUsed, Transcript
+from sandbox.cli.output.transcript import AgentMessage, ApiRetry, TextOutput, ToolCall, ToolResult, TranscriptParser
 
 
 def read(line: object) -> list:
-    return list(Transcript().read(line if isinstance(line, str) else json.dumps(line), continued=False))
+    return list(TranscriptParser().feed(line if isinstance(line, str) else json.dumps(line), continued=False))
 
 
 def assistant(*blocks: object) -> dict:
@@ -21,8 +21,8 @@ def tool_use(**given: object) -> dict:
 
 def test_what_the_agent_says_and_does():
     said = read(assistant({"type": "text", "text": "Hello."}, {"type": "thinking", "thinking": "hm"}))
-    assert said == [Said("Hello.")]
-    assert read(tool_use(command="ls -l", description="List files")) == [ToolUsed("t", "Tool", "ls -l")]
+    assert said == [AgentMessage("Hello.")]
+    assert read(tool_use(command="ls -l", description="List files")) == [ToolCall("t", "Tool", "ls -l")]
 
 
 @pytest.mark.parametrize(
@@ -37,40 +37,40 @@ def test_what_the_agent_says_and_does():
     ],
 )
 def test_a_tool_call_is_summed_up_by_its_telling_field(given, summary):
-    assert read(tool_use(**given)) == [ToolUsed("t", "Tool", summary)]
+    assert read(tool_use(**given)) == [ToolCall("t", "Tool", summary)]
 
 
 @pytest.mark.parametrize("content", ["No such file", [{"type": "text", "text": "No such file"}]])
 def test_the_complaint_of_a_failed_call_is_kept(content):
     block = {"type": "tool_result", "tool_use_id": "t", "content": content, "is_error": True}
-    assert read({"type": "user", "message": {"content": [block]}}) == [ToolAnswered("t", "No such file", True)]
+    assert read({"type": "user", "message": {"content": [block]}}) == [ToolResult("t", "No such file", True)]
 
 
 def test_the_answer_of_a_call_that_went_well_is_kept_too():
     block = {"type": "tool_result", "tool_use_id": "t", "content": "fine"}
-    assert read({"type": "user", "message": {"content": [block]}}) == [ToolAnswered("t", "fine", False)]
+    assert read({"type": "user", "message": {"content": [block]}}) == [ToolResult("t", "fine", False)]
 
 
 def test_a_model_that_does_not_answer_is_told():
     event = {"type": "system", "subtype": "api_retry", "attempt": 2, "max_retries": 10, "error": "overloaded"}
-    assert read(event) == [Retried(2, 10, "overloaded")]
+    assert read(event) == [ApiRetry(2, 10, "overloaded")]
 
 
 def test_the_parts_of_a_long_line_are_read_together():
-    line, transcript = json.dumps(assistant({"type": "text", "text": "long"})), Transcript()
-    assert list(transcript.read(line[:20], continued=True)) == []
-    assert list(transcript.read(line[20:], continued=False)) == [Said("long")]
-    assert list(transcript.read(line, continued=False)) == [Said("long")]
+    line, transcript = json.dumps(assistant({"type": "text", "text": "long"})), TranscriptParser()
+    assert list(transcript.feed(line[:20], continued=True)) == []
+    assert list(transcript.feed(line[20:], continued=False)) == [AgentMessage("long")]
+    assert list(transcript.feed(line, continued=False)) == [AgentMessage("long")]
 
 
 def test_a_line_that_never_ends_is_not_collected_and_the_next_one_is_read():
-    transcript = Transcript()
+    transcript = TranscriptParser()
     for _ in range(20):
-        assert list(transcript.read("x" * 1024 * 1024, continued=True)) == []
+        assert list(transcript.feed("x" * 1024 * 1024, continued=True)) == []
     assert sum(map(len, transcript._parts)) <= 8 * 1024 * 1024
-    assert list(transcript.read("x", continued=False)) == []
-    assert list(transcript.read(json.dumps(assistant({"type": "text", "text": "next"})), continued=False)) == [
-        Said("next")
+    assert list(transcript.feed("x", continued=False)) == []
+    assert list(transcript.feed(json.dumps(assistant({"type": "text", "text": "next"})), continued=False)) == [
+        AgentMessage("next")
     ]
 
 
@@ -93,11 +93,11 @@ def test_what_is_not_understood_is_passed_over(line):
 
 @pytest.mark.parametrize("line", ["plain text", "[" * 100_000, "null", "[]", "{}"])
 def test_a_line_that_is_no_event_was_printed(line):
-    assert read(line) == [Printed(line)]
+    assert read(line) == [TextOutput(line)]
 
 
 def test_a_result_is_told_where_it_is_all_there_is():
     result = json.dumps({"type": "result", "subtype": "success", "result": "Fixed."})
-    transcript = Transcript()
-    assert list(transcript.read(result, continued=False)) == [Said("Fixed.")]
-    assert list(transcript.read(result, continued=False)) == []
+    transcript = TranscriptParser()
+    assert list(transcript.feed(result, continued=False)) == [AgentMessage("Fixed.")]
+    assert list(transcript.feed(result, continued=False)) == []

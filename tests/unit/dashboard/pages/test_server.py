@@ -12,7 +12,7 @@ from sandbox.dashboard.pages import server
 @pytest.mark.parametrize(("count", "says_so"), [(2, False), (3, True)])
 def test_figures_of_a_part_of_the_day_are_called_that(pages, monkeypatch, count, says_so):
     monkeypatch.setattr(fake_tasks, "BEGINNING", datetime.now(UTC) - timedelta(hours=1))
-    monkeypatch.setattr(server, "TASKS_LOOKED_AT", 2)
+    monkeypatch.setattr(server, "STATS_TASKS_MAX", 2)
     for number in range(count):
         pages.tasks.add(f"task-{number}", *TO_RUNNING, *TO_COMPLETED)
     text = pages.get("/server").text

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandbox.gateway.egress.client_hello import Hello, read_hello
+from sandbox.gateway.egress.client_hello import ClientHello, parse_client_hello
 
 
 def client_hello(server_name: str | None) -> bytes:
@@ -31,25 +31,25 @@ def refragmented(hello: bytes, size: int) -> bytes:
 
 
 def test_the_name_of_a_real_client_is_read():
-    assert read_hello(REAL) == Hello(True, "files.example.org", byte_count=len(REAL))
+    assert parse_client_hello(REAL) == ClientHello(True, "files.example.org", byte_count=len(REAL))
 
 
 def test_a_client_that_names_nobody_is_whole_without_a_name():
-    assert read_hello(client_hello(None)).server_name is None
+    assert parse_client_hello(client_hello(None)).server_name is None
 
 
 def test_every_beginning_of_a_hello_asks_for_more():
-    assert {read_hello(REAL[:end]) for end in range(len(REAL))} == {Hello(False)}
+    assert {parse_client_hello(REAL[:end]) for end in range(len(REAL))} == {ClientHello(False)}
 
 
 def test_what_follows_the_hello_does_not_matter():
-    assert read_hello(REAL + b"\x17\x03\x03\0\5early").server_name == "files.example.org"
+    assert parse_client_hello(REAL + b"\x17\x03\x03\0\5early").server_name == "files.example.org"
 
 
 @pytest.mark.parametrize("size", [1, 7, 100])
 def test_a_hello_in_many_records_is_read(size):
     said = refragmented(REAL, size)
-    assert read_hello(said + b"\x14\3\3") == Hello(True, "files.example.org", byte_count=len(said))
+    assert parse_client_hello(said + b"\x14\3\3") == ClientHello(True, "files.example.org", byte_count=len(said))
 
 
 @pytest.mark.parametrize(
@@ -62,21 +62,21 @@ def test_a_hello_in_many_records_is_read(size):
     ],
 )
 def test_what_is_no_hello_is_told_at_once(other):
-    assert read_hello(other) == Hello(True, None)
+    assert parse_client_hello(other) == ClientHello(True, None)
 
 
 @pytest.mark.parametrize("odd", [b"\x16\x02", b"\x16\x02\0\0\1\1", b"\x16\x03\1\0\0\1", b"\x16\x03\1\xff\xff\1"])
 def test_what_some_servers_may_take_for_a_hello_names_nobody(odd):
-    hello = read_hello(odd)
-    assert (hello.is_whole, hello.server_name) == (True, None)
+    hello = parse_client_hello(odd)
+    assert (hello.is_complete, hello.server_name) == (True, None)
     assert hello.byte_count > 0
 
 
 @given(st.binary(max_size=300))
 def test_no_bytes_make_it_raise(data):
-    read_hello(data)
+    parse_client_hello(data)
 
 
 @given(st.integers(0, len(REAL) - 1), st.binary(min_size=1, max_size=8))
 def test_no_damaged_hello_makes_it_raise(at, damage):
-    read_hello(REAL[:at] + damage + REAL[at + len(damage) :])
+    parse_client_hello(REAL[:at] + damage + REAL[at + len(damage) :])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sandbox.gateway.egress.client_hello import Hello, read_hello
+from sandbox.gateway.egress.client_hello import ClientHello, parse_client_hello
 
 NAME, OTHER = b"files.example.org", b"other.example"
 ALPN, EARLY_DATA, ENCRYPTED_HELLO, KEY_SHARE = 16, 42, 0xFE0D, 51
@@ -30,10 +30,10 @@ def records(handshake: bytes, size: int = 16384, version: bytes = b"\3\1") -> by
     return b"".join(b"\x16" + version + vector(2, piece) for piece in pieces)
 
 
-def read(*extensions: tuple[int, bytes], **fields: bytes) -> Hello:
+def read(*extensions: tuple[int, bytes], **fields: bytes) -> ClientHello:
     said = records(message(*extensions, **fields))
-    hello = read_hello(said)
-    assert hello.is_whole
+    hello = parse_client_hello(said)
+    assert hello.is_complete
     assert hello.byte_count == len(said)
     return hello
 
@@ -46,7 +46,9 @@ def test_the_name_is_read_wherever_its_extension_stands():
     others = [(ALPN, b"\0\3\2h2"), (KEY_SHARE, bytes(300)), (0xFFFF, b"")]
     for place in range(4):
         extensions = [*others[:place], server_names((0, NAME)), *others[place:]]
-        assert read(*extensions) == Hello(True, "files.example.org", byte_count=len(records(message(*extensions))))
+        assert read(*extensions) == ClientHello(
+            True, "files.example.org", byte_count=len(records(message(*extensions)))
+        )
 
 
 @pytest.mark.parametrize("session", [b"", b"s" * 32, b"s" * 255])
@@ -104,16 +106,16 @@ def test_an_encrypted_hello_and_early_data_are_told_apart():
     plain, encrypted, early = (
         read(server_names((0, NAME)), *more) for more in ([], [(ENCRYPTED_HELLO, b"x")], [(EARLY_DATA, b"")])
     )
-    assert [(one.hides_name, one.is_before_data) for one in (plain, encrypted, early)] == [
+    assert [(one.has_encrypted_name, one.has_early_data) for one in (plain, encrypted, early)] == [
         (False, False),
         (True, False),
         (False, True),
     ]
     for kind in (EARLY_DATA - 1, EARLY_DATA + 1, ENCRYPTED_HELLO - 1, ENCRYPTED_HELLO + 1, 0x0D, 0xFE):
         other = read(server_names((0, NAME)), (kind, b""))
-        assert (other.hides_name, other.is_before_data) == (False, False)
+        assert (other.has_encrypted_name, other.has_early_data) == (False, False)
     both = read((ENCRYPTED_HELLO, b""), (EARLY_DATA, b""), (ALPN, b""), server_names((0, NAME)))
-    assert (both.hides_name, both.is_before_data, both.server_name) == (True, True, "files.example.org")
+    assert (both.has_encrypted_name, both.has_early_data, both.server_name) == (True, True, "files.example.org")
 
 
 # Lengths
@@ -123,26 +125,26 @@ def test_a_long_hello_is_read_by_all_three_bytes_of_its_length():
     long = message((ALPN, bytes(40_000)), server_names((0, NAME)), ciphers=bytes(40_000))
     assert long[1] == 1, "more than 65535 bytes"
     said = records(long)
-    assert read_hello(said) == Hello(True, "files.example.org", byte_count=len(said))
-    assert read_hello(said[:-1]) == Hello(False)
+    assert parse_client_hello(said) == ClientHello(True, "files.example.org", byte_count=len(said))
+    assert parse_client_hello(said[:-1]) == ClientHello(False)
 
 
 @pytest.mark.parametrize("length", [b"\1\0\0", b"\0\1\0", b"\0\0\1"])
 def test_a_message_that_says_it_is_longer_is_waited_for(length):
     whole = message(server_names((0, NAME)))
     told = int.from_bytes(whole[1:4]) + int.from_bytes(length)
-    assert read_hello(records(b"\1" + told.to_bytes(3) + whole[4:])) == Hello(False)
+    assert parse_client_hello(records(b"\1" + told.to_bytes(3) + whole[4:])) == ClientHello(False)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 6])
 def test_the_head_of_the_message_may_come_in_pieces(size):
     said = records(message(server_names((0, NAME))), size)
-    assert read_hello(said) == Hello(True, "files.example.org", byte_count=len(said))
+    assert parse_client_hello(said) == ClientHello(True, "files.example.org", byte_count=len(said))
 
 
 def test_an_empty_hello_names_nobody():
-    assert read_hello(records(b"\1\0\0\0")) == Hello(True, byte_count=9)
-    assert read_hello(records(b"\1\0\0")) == Hello(False)
+    assert parse_client_hello(records(b"\1\0\0\0")) == ClientHello(True, byte_count=9)
+    assert parse_client_hello(records(b"\1\0\0")) == ClientHello(False)
 
 
 @pytest.mark.parametrize("size", [1, 100])
@@ -150,9 +152,9 @@ def test_what_follows_in_the_same_record_leaves_the_hello_without_a_name(size):
     """The server might take that for the hello that counts."""
     whole = message(server_names((0, NAME)))
     said = records(whole + bytes(size))
-    assert read_hello(said) == Hello(True, byte_count=len(said))
+    assert parse_client_hello(said) == ClientHello(True, byte_count=len(said))
     # The rest of the record need not be there.
-    assert read_hello(said[:-1]) == Hello(True, byte_count=len(said))
+    assert parse_client_hello(said[:-1]) == ClientHello(True, byte_count=len(said))
 
 
 def test_a_record_has_at_most_so_many_bytes():
@@ -160,14 +162,14 @@ def test_a_record_has_at_most_so_many_bytes():
         rest = size - len(message(server_names((0, NAME)), (ALPN, b"")))
         said = records(message(server_names((0, NAME)), (ALPN, bytes(rest))), size)
         assert int.from_bytes(said[3:5]) == size
-        hello = read_hello(said)
-        assert (hello.is_whole, hello.server_name is not None) == (True, is_read)
+        hello = parse_client_hello(said)
+        assert (hello.is_complete, hello.server_name is not None) == (True, is_read)
         assert hello.byte_count == (len(said) if is_read else 5)
 
 
 def test_an_empty_record_is_odd():
-    assert read_hello(b"\x16\3\1\0\0") == Hello(True, byte_count=5)
-    assert read_hello(records(WHOLE[5:9]) + b"\x16\3\1\0\0") == Hello(True, byte_count=14)
+    assert parse_client_hello(b"\x16\3\1\0\0") == ClientHello(True, byte_count=5)
+    assert parse_client_hello(records(WHOLE[5:9]) + b"\x16\3\1\0\0") == ClientHello(True, byte_count=14)
 
 
 @pytest.mark.parametrize("beside", [b"\0", b"\0\0", b"\0\0\0\1"])
@@ -178,7 +180,7 @@ def test_extensions_that_are_cut_short_name_nobody(beside):
     at = 2 + 32 + 1 + 4 + 2
     longer = body[:at] + (int.from_bytes(body[at : at + 2]) + len(beside)).to_bytes(2) + body[at + 2 :] + beside
     said = records(b"\1" + vector(3, longer))
-    assert read_hello(said) == Hello(True, byte_count=len(said))
+    assert parse_client_hello(said) == ClientHello(True, byte_count=len(said))
 
 
 def test_bytes_behind_the_extensions_are_no_extensions():
@@ -202,31 +204,31 @@ def test_bytes_behind_the_list_of_names_are_no_names():
 
 @pytest.mark.parametrize("kind", [0, 2, 11, 255])
 def test_another_handshake_message_is_no_hello(kind):
-    assert read_hello(records(kind.to_bytes(1) + message(server_names((0, NAME)))[1:])) == Hello(True)
+    assert parse_client_hello(records(kind.to_bytes(1) + message(server_names((0, NAME)))[1:])) == ClientHello(True)
 
 
 @pytest.mark.parametrize("kind", [0x14, 0x15, 0x17, 0x18, 0x80])
 def test_another_record_is_no_hello_and_one_between_the_pieces_of_a_hello_makes_it_odd(kind):
-    assert read_hello(kind.to_bytes(1) + WHOLE[1:]) == Hello(True)
+    assert parse_client_hello(kind.to_bytes(1) + WHOLE[1:]) == ClientHello(True)
     first = records(WHOLE[5:30])
-    assert read_hello(first + kind.to_bytes(1) + b"\3\1\0\1x") == Hello(True, byte_count=len(first) + 5)
+    assert parse_client_hello(first + kind.to_bytes(1) + b"\3\1\0\1x") == ClientHello(True, byte_count=len(first) + 5)
 
 
 @pytest.mark.parametrize("version", [b"\2\1", b"\4\1", b"\0\3", b"\x7f\1"])
 def test_a_record_of_another_version_is_odd_as_soon_as_that_shows(version):
     said = records(WHOLE[5:], version=version)
-    assert read_hello(said) == Hello(True, byte_count=5)
-    assert read_hello(said[:4]) == Hello(True, byte_count=4)
-    assert read_hello(said[:2]) == Hello(True, byte_count=2)
-    assert read_hello(said[:1]) == Hello(False)
+    assert parse_client_hello(said) == ClientHello(True, byte_count=5)
+    assert parse_client_hello(said[:4]) == ClientHello(True, byte_count=4)
+    assert parse_client_hello(said[:2]) == ClientHello(True, byte_count=2)
+    assert parse_client_hello(said[:1]) == ClientHello(False)
 
 
 @pytest.mark.parametrize("minor", [0, 1, 3, 4, 255])
 def test_the_minor_version_of_a_record_does_not_matter(minor):
-    assert read_hello(records(WHOLE[5:], version=bytes([3, minor]))).server_name == "files.example.org"
+    assert parse_client_hello(records(WHOLE[5:], version=bytes([3, minor]))).server_name == "files.example.org"
 
 
 @pytest.mark.parametrize("first", [b"\x15", b"G", b"\x17\3", b"\0"])
 def test_one_byte_shows_that_there_is_no_handshake(first):
-    assert read_hello(first) == Hello(True)
-    assert read_hello(b"") == Hello(False)
+    assert parse_client_hello(first) == ClientHello(True)
+    assert parse_client_hello(b"") == ClientHello(False)

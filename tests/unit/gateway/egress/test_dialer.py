@@ -4,7 +4,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from sandbox.gateway.egress.dialer import is_global, unwrapped
+from sandbox.gateway.egress.dialer import is_global, unmap_ipv4
 
 
 @pytest.mark.parametrize(
@@ -41,5 +41,5 @@ def test_their_neighbours_are(address):
 
 
 def test_an_ipv4_address_in_ipv6_clothes_is_what_it_is():
-    assert unwrapped(ip_address("::ffff:10.0.0.1")) == ip_address("10.0.0.1")
-    assert unwrapped(ip_address("2606:4700::1")) == ip_address("2606:4700::1")
+    assert unmap_ipv4(ip_address("::ffff:10.0.0.1")) == ip_address("10.0.0.1")
+    assert unmap_ipv4(ip_address("2606:4700::1")) == ip_address("2606:4700::1")

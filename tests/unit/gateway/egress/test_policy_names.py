@@ -2,38 +2,40 @@
 
 import pytest
 
-from sandbox.gateway.egress.http_handshake import HttpOpening
-from sandbox.gateway.egress.policy import ISOLATED, NOT_PUBLIC, EgressPolicy, Passage, Refusal, is_host_name
-from sandbox.gateway.egress.proxy_handshake import ProxyOpening
+from sandbox.gateway.egress.http_handshake import HttpHandshake
+from sandbox.gateway.egress.policy import ISOLATED, NOT_PUBLIC, Denial, EgressPolicy, Tunnel, is_host_name
+from sandbox.gateway.egress.proxy_handshake import ProxyHandshake
 from sandbox.model.egress import EgressRule, EgressRules
 
 MODEL = "api.anthropic.com"
 LISTED = EgressRules((EgressRule("files.example.org"), EgressRule("*.example.net"), EgressRule("8.8.4.4")))
 # The gateway makes its proxy's policy so for every task, whatever the rules are.
-ALLOW_LIST = EgressPolicy(LISTED, MODEL, takes_addresses=True)
-FULL = EgressPolicy(EgressRules(is_full=True), MODEL, takes_addresses=True)
-FULL_DIRECT = EgressPolicy(EgressRules(is_full=True), MODEL)
+ALLOW_LIST = EgressPolicy(LISTED, MODEL, allows_ip_addresses=True)
+FULL = EgressPolicy(EgressRules(is_unrestricted=True), MODEL, allows_ip_addresses=True)
+FULL_DIRECT = EgressPolicy(EgressRules(is_unrestricted=True), MODEL)
 
 LABEL = "a" * 63
 LONGEST = ".".join([LABEL] * 3 + ["a" * 61])
 
 
 def connect(authority: str, policy: EgressPolicy):
-    return ProxyOpening(policy, 3128).client_sent(f"CONNECT {authority} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    return ProxyHandshake(policy, 3128).client_data_received(
+        f"CONNECT {authority} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+    )
 
 
 @pytest.mark.parametrize("authority", ["8.8.4.4:443", "8.8.8.8:443", "8.8.8.8:80", "[2606:4700::1]:443"])
 def test_a_task_with_an_allow_list_reaches_no_address_by_the_proxy(authority):
     refusal = connect(authority, ALLOW_LIST)
-    assert isinstance(refusal, Refusal)
+    assert isinstance(refusal, Denial)
     assert refusal.reason == "hosts are reached by their names; addresses only with network_mode full."
-    assert isinstance(connect(authority, FULL), Passage), "the same tunnel passes with network_mode full"
+    assert isinstance(connect(authority, FULL), Tunnel), "the same tunnel passes with network_mode full"
 
 
 def test_where_addresses_may_be_reached_is_told():
-    assert ALLOW_LIST.objection("8.8.8.8", 443).endswith("addresses only with network_mode full.")
-    assert FULL_DIRECT.objection("8.8.8.8", 443).endswith("addresses with network_mode full, by the proxy.")
-    assert FULL.objection("010.8.8.8", 443) == "an address is written as four decimal numbers, or as IPv6."
+    assert ALLOW_LIST.deny_reason("8.8.8.8", 443).endswith("addresses only with network_mode full.")
+    assert FULL_DIRECT.deny_reason("8.8.8.8", 443).endswith("addresses with network_mode full, by the proxy.")
+    assert FULL.deny_reason("010.8.8.8", 443) == "an address is written as four decimal numbers, or as IPv6."
 
 
 ODD_NAMES = [
@@ -45,19 +47,19 @@ ODD_NAMES = [
 
 @pytest.mark.parametrize("name", ODD_NAMES)
 def test_a_malformed_name_is_refused_although_a_wildcard_fits_it(name):
-    assert not ALLOW_LIST.knows(name)
-    assert ALLOW_LIST.objection(name, 443) == "vm.allowed_hosts does not list it."
-    assert FULL.objection(name, 443) == NOT_PUBLIC
-    assert ALLOW_LIST.name_objection(name) == "vm.allowed_hosts does not list it."
+    assert not ALLOW_LIST.allows_host(name)
+    assert ALLOW_LIST.deny_reason(name, 443) == "vm.allowed_hosts does not list it."
+    assert FULL.deny_reason(name, 443) == NOT_PUBLIC
+    assert ALLOW_LIST.name_deny_reason(name) == "vm.allowed_hosts does not list it."
 
 
 @pytest.mark.parametrize(
     "name", ["a.example.net", "a-b.example.net", "_acme.example.net", "A.EXAMPLE.NET.", "1.b.example.net"]
 )
 def test_a_well_formed_name_that_the_wildcard_fits_is_reached(name):
-    assert ALLOW_LIST.knows(name)
-    assert ALLOW_LIST.objection(name, 443) is None
-    assert FULL.objection(name, 443) is None
+    assert ALLOW_LIST.allows_host(name)
+    assert ALLOW_LIST.deny_reason(name, 443) is None
+    assert FULL.deny_reason(name, 443) is None
 
 
 def test_the_longest_name_is_one_and_no_longer_one_is():
@@ -65,7 +67,7 @@ def test_the_longest_name_is_one_and_no_longer_one_is():
     assert is_host_name(LONGEST)
     assert is_host_name(f"{LONGEST}.")
     assert not is_host_name(f"{LONGEST}a.")
-    assert FULL.objection(LONGEST, 443) is None
+    assert FULL.deny_reason(LONGEST, 443) is None
 
 
 @pytest.mark.parametrize("number", ["1.2.3.4", "127.1", "0x7f000001", "a.0x1f", "2130706433", "a.example.9"])
@@ -75,26 +77,26 @@ def test_what_a_resolver_may_take_for_an_address_is_no_name(number):
 
 def test_a_listed_host_is_reached_at_its_own_ports_only():
     policy = EgressPolicy(EgressRules((EgressRule("a.example.org", (1, 65535)),)), MODEL)
-    assert [policy.objection("a.example.org", port) for port in (1, 65535)] == [None, None]
-    assert [policy.objection("a.example.org", port) for port in (0, 65536, -1)] == ["there is no such port."] * 3
-    assert policy.objection("a.example.org", 443) == "vm.allowed_hosts does not list it at this port."
-    assert policy.objection("b.example.org", 1) == "vm.allowed_hosts does not list it."
+    assert [policy.deny_reason("a.example.org", port) for port in (1, 65535)] == [None, None]
+    assert [policy.deny_reason("a.example.org", port) for port in (0, 65536, -1)] == ["there is no such port."] * 3
+    assert policy.deny_reason("a.example.org", 443) == "vm.allowed_hosts does not list it at this port."
+    assert policy.deny_reason("b.example.org", 1) == "vm.allowed_hosts does not list it."
 
 
 def test_why_a_name_is_not_resolved_is_told():
-    assert ALLOW_LIST.name_objection("files.example.org") == "too many names were resolved."
-    assert ALLOW_LIST.name_objection("other.example") == "vm.allowed_hosts does not list it."
-    assert FULL.name_objection("printer.local") == NOT_PUBLIC
-    assert EgressPolicy(EgressRules(), MODEL).name_objection("files.example.org") == ISOLATED
+    assert ALLOW_LIST.name_deny_reason("files.example.org") == "too many names were resolved."
+    assert ALLOW_LIST.name_deny_reason("other.example") == "vm.allowed_hosts does not list it."
+    assert FULL.name_deny_reason("printer.local") == NOT_PUBLIC
+    assert EgressPolicy(EgressRules(), MODEL).name_deny_reason("files.example.org") == ISOLATED
 
 
 def test_a_name_whose_host_may_be_reached_as_an_address_only_is_not_resolved():
-    assert FULL.name_objection("8.8.4.4") == "it cannot be resolved."
+    assert FULL.name_deny_reason("8.8.4.4") == "it cannot be resolved."
 
 
 def test_a_plain_request_to_an_odd_host_is_refused():
     head = b"GET / HTTP/1.1\r\nHost: a..example.net\r\n\r\n"
-    assert isinstance(HttpOpening(ALLOW_LIST, "a..example.net", "198.18.0.2", 80).client_sent(head), Refusal)
+    assert isinstance(HttpHandshake(ALLOW_LIST, "a..example.net", "198.18.0.2", 80).client_data_received(head), Denial)
 
 
 @pytest.mark.parametrize("port", [80, 443])
@@ -102,6 +104,6 @@ def test_a_plain_request_to_an_odd_host_is_refused():
 @pytest.mark.parametrize("policy", [ALLOW_LIST, FULL])
 def test_a_tunnel_to_the_port_of_http_or_https_carries_nothing_else(policy, port, said):
     passage = connect(f"files.example.org:{port}", policy)
-    assert isinstance(passage, Passage)
-    onward = passage.sieve.client_sent(said)
-    assert isinstance(onward or passage.sieve.client_sent(b""), Refusal)
+    assert isinstance(passage, Tunnel)
+    onward = passage.stream_filter.client_data_received(said)
+    assert isinstance(onward or passage.stream_filter.client_data_received(b""), Denial)

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandbox.gateway.egress.policy import Checked, EgressPolicy, Passage, Refusal, Sieve
-from sandbox.gateway.egress.unknown_protocol import AnyOpening, open_at_once
-from sandbox.gateway.limits import CLIENT_HELLO_BYTES_MAX, HELLOS_BEGUN_MAX, UNKNOWN_OPENING_BYTES_MAX
+from sandbox.gateway.egress.policy import Denial, EgressPolicy, InspectingFilter, StreamFilter, Tunnel
+from sandbox.gateway.egress.unknown_protocol import SniffingHandshake, open_transparent_tunnel
+from sandbox.gateway.limits import CLIENT_HELLO_BYTES_MAX, PARTIAL_HELLOS_MAX, UNKNOWN_PROTOCOL_BYTES_MAX
 from sandbox.model.egress import EgressRule, EgressRules
 
 HOST, PORT, OTHER = "db.example.org", 8080, "other.example"
@@ -33,18 +33,18 @@ PROXY_2 = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\xc0\0\2\1\xc0\0\2\2\x0f\xa0\x1f\x
 SSL_REQUEST = b"\0\0\0\x08\x04\xd2\x16\x2f"
 
 
-def sieve() -> Sieve:
-    passage = open_at_once(POLICY, HOST, "198.18.0.2", PORT)
-    assert isinstance(passage, Passage)
-    return passage.sieve
+def sieve() -> StreamFilter:
+    passage = open_transparent_tunnel(POLICY, HOST, "198.18.0.2", PORT)
+    assert isinstance(passage, Tunnel)
+    return passage.stream_filter
 
 
-def fed(to: Sieve, said: bytes, step: int) -> tuple[bytes, Refusal | None]:
+def fed(to: StreamFilter, said: bytes, step: int) -> tuple[bytes, Denial | None]:
     """What goes to the host, and the refusal that ends it."""
     onward = bytearray()
     for piece in [*(said[begin : begin + step] for begin in range(0, len(said), step)), b""]:
-        told = to.client_sent(piece)
-        if isinstance(told, Refusal):
+        told = to.client_data_received(piece)
+        if isinstance(told, Denial):
             return bytes(onward), told
         onward += told
     return bytes(onward), None
@@ -114,7 +114,7 @@ HTTP_ATTACKS = {
     "behind many lines": b"NOOP x\r\n" * 100 + OF_ANOTHER,
     "behind an empty WebSocket frame": b"\x89\x80\0\0\0\0" + OF_ANOTHER,
     "behind SOCKS": b"\5\1\0\5\1\0\3\x0dother.example\0\x50" + OF_ANOTHER,
-    "behind a long line without an end": b"\x1c" + b"GET /" + b"a" * UNKNOWN_OPENING_BYTES_MAX + b" HTTP/1.1\r\n",
+    "behind a long line without an end": b"\x1c" + b"GET /" + b"a" * UNKNOWN_PROTOCOL_BYTES_MAX + b" HTTP/1.1\r\n",
 }
 
 TLS_ATTACKS = {
@@ -143,7 +143,7 @@ TLS_ATTACKS = {
     "behind SOCKS": b"\5\1\0\5\1\0\3\x0dother.example\1\xbb" + HELLO_OF_ANOTHER,
     "behind a NUL": b"\0" + HELLO_OF_ANOTHER,
     "that does not come to its end": b"\0\x16\3\1\x3f\xff\1\0\x3f\xfb\3\3" + bytes(CLIENT_HELLO_BYTES_MAX),
-    "that begins too often": b"\0" + b"\x16\3\1\x3f\xff\1\0\x3f\xfb\3\3" * (HELLOS_BEGUN_MAX + 1),
+    "that begins too often": b"\0" + b"\x16\3\1\x3f\xff\1\0\x3f\xfb\3\3" * (PARTIAL_HELLOS_MAX + 1),
 }
 
 LEGITIMATE = {
@@ -229,14 +229,14 @@ def test_another_protocol_passes_as_it_comes(name, step):
 @pytest.mark.parametrize("step", [1, 100])
 def test_what_waits_for_its_answer_is_not_held_back(said, step):
     to = sieve()
-    onward = [to.client_sent(said[begin : begin + step]) for begin in range(0, len(said), step)]
+    onward = [to.client_data_received(said[begin : begin + step]) for begin in range(0, len(said), step)]
     assert b"".join(one for one in onward if isinstance(one, bytes)) == said
 
 
 def test_a_host_that_speaks_first_is_no_http_server():
     mail = b"EHLO me\r\nDATA\r\nThey sent this:\r\nGET /x HTTP/1.1\r\nHost: other.example\r\n\r\n.\r\n"
     to = sieve()
-    to.host_spoke()
+    to.host_data_received()
     assert fed(to, mail, 1000) == (mail, None)
     assert fed(sieve(), mail, 1000)[1] is not None, "nobody answered before it was said"
 
@@ -252,55 +252,55 @@ def test_a_host_that_speaks_first_is_no_http_server():
 )
 def test_a_host_that_answered_what_may_be_a_request_may_be_asked_no_other(again):
     to = sieve()
-    assert to.client_sent(b"GET *\r\nA: b\r\n\r\n") == b"GET *\r\nA: b\r\n\r\n"
-    to.host_spoke()
-    assert isinstance(to.client_sent(again), Refusal)
+    assert to.client_data_received(b"GET *\r\nA: b\r\n\r\n") == b"GET *\r\nA: b\r\n\r\n"
+    to.host_data_received()
+    assert isinstance(to.client_data_received(again), Denial)
 
 
 def test_a_host_that_answered_what_is_no_request_may_be_told_anything():
     to = sieve()
-    assert to.client_sent(b"*1\r\n$4\r\nPING\r\n") == b"*1\r\n$4\r\nPING\r\n"
-    to.host_spoke()
+    assert to.client_data_received(b"*1\r\n$4\r\nPING\r\n") == b"*1\r\n$4\r\nPING\r\n"
+    to.host_data_received()
     stored = b"*3\r\n$3\r\nSET\r\n$1\r\nx\r\n$41\r\n" + OF_ANOTHER + b"\r\n"
     assert fed(to, stored, 1000) == (stored, None)
 
 
 def test_tls_is_looked_for_after_the_host_has_spoken_too():
     to = sieve()
-    assert to.client_sent(SSL_REQUEST) == SSL_REQUEST
-    to.host_spoke()
-    assert isinstance(to.client_sent(HELLO_OF_ANOTHER), Refusal)
+    assert to.client_data_received(SSL_REQUEST) == SSL_REQUEST
+    to.host_data_received()
+    assert isinstance(to.client_data_received(HELLO_OF_ANOTHER), Denial)
 
 
 def test_http_after_the_first_line_of_a_host_that_spoke_first_is_still_held_to_its_host():
     to = sieve()
-    to.host_spoke()
-    assert isinstance(to.client_sent(OF_ANOTHER), Refusal)
+    to.host_data_received()
+    assert isinstance(to.client_data_received(OF_ANOTHER), Denial)
 
 
 def test_the_beginning_is_searched_and_no_more():
-    filled = b"\0" + b"x" * (UNKNOWN_OPENING_BYTES_MAX - 2) + b"\n"
+    filled = b"\0" + b"x" * (UNKNOWN_PROTOCOL_BYTES_MAX - 2) + b"\n"
     to = sieve()
-    assert to.client_sent(filled) == filled
-    assert to.client_sent(OF_ANOTHER) == OF_ANOTHER
+    assert to.client_data_received(filled) == filled
+    assert to.client_data_received(OF_ANOTHER) == OF_ANOTHER
     to = sieve()
-    assert to.client_sent(filled[:-200]) == filled[:-200]
-    assert isinstance(to.client_sent(b"\n" + OF_ANOTHER), Refusal)
+    assert to.client_data_received(filled[:-200]) == filled[:-200]
+    assert isinstance(to.client_data_received(b"\n" + OF_ANOTHER), Denial)
 
 
 def test_random_bytes_pass():
     source = random.Random(7)
     for _ in range(200):
-        said = b"\xff" + source.randbytes(UNKNOWN_OPENING_BYTES_MAX)
+        said = b"\xff" + source.randbytes(UNKNOWN_PROTOCOL_BYTES_MAX)
         assert fed(sieve(), said, 4096) == (said, None)
 
 
 @given(st.lists(st.binary(max_size=40) | st.sampled_from([OF_ANOTHER, HELLO, PROXY_2, b"\x16\3\1\0\5\1"]), max_size=8))
 def test_nothing_makes_it_raise_and_what_passes_is_what_came(pieces):
-    to, onward = Checked(AnyOpening(POLICY, HOST, PORT), b""), b""
+    to, onward = InspectingFilter(SniffingHandshake(POLICY, HOST, PORT), b""), b""
     for piece in [*pieces, b""]:
-        told = to.client_sent(piece)
-        if isinstance(told, Refusal) or to.is_over:
+        told = to.client_data_received(piece)
+        if isinstance(told, Denial) or to.is_done:
             return
         onward += told
     assert onward == b"".join(pieces)

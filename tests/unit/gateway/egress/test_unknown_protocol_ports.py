@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from doubles.remote_host import client_hello
-from sandbox.gateway.egress.policy import EgressPolicy, Passage, Refusal
-from sandbox.gateway.egress.proxy_handshake import ProxyOpening
-from sandbox.gateway.egress.unknown_protocol import AnyOpening, open_at_once
+from sandbox.gateway.egress.policy import Denial, EgressPolicy, Tunnel
+from sandbox.gateway.egress.proxy_handshake import ProxyHandshake
+from sandbox.gateway.egress.unknown_protocol import SniffingHandshake, open_transparent_tunnel
 from sandbox.gateway.limits import CLIENT_HELLO_BYTES_MAX
 from sandbox.model.egress import EgressRule, EgressRules
 
@@ -16,14 +16,14 @@ RULES = EgressRules((EgressRule(HOST, (5432, 8080)), EgressRule(MODEL, (8080,)),
 POLICY = EgressPolicy(RULES, MODEL)
 
 
-def opened(host: str = HOST, port: int = 8080) -> AnyOpening:
-    return AnyOpening(POLICY, host, port)
+def opened(host: str = HOST, port: int = 8080) -> SniffingHandshake:
+    return SniffingHandshake(POLICY, host, port)
 
 
 def told(outcome) -> bytes:
     """What goes to the host at once."""
-    assert isinstance(outcome, Passage), outcome
-    onward = outcome.sieve.begin()
+    assert isinstance(outcome, Tunnel), outcome
+    onward = outcome.stream_filter.start()
     assert isinstance(onward, bytes)
     return onward
 
@@ -47,25 +47,25 @@ def told(outcome) -> bytes:
     ],
 )
 def test_a_protocol_that_names_no_host_passes_as_it_comes(said):
-    assert told(opened().client_sent(said)) == said
+    assert told(opened().client_data_received(said)) == said
 
 
 def test_a_protocol_in_pieces_is_waited_for_until_it_is_known():
     opening = opened()
-    assert opening.client_sent(b"PI") is None
-    assert opening.client_sent(b"NG") is None
-    assert told(opening.client_sent(b"\r\nrest")) == b"PING\r\nrest"
+    assert opening.client_data_received(b"PI") is None
+    assert opening.client_data_received(b"NG") is None
+    assert told(opening.client_data_received(b"\r\nrest")) == b"PING\r\nrest"
 
 
 def test_a_client_that_ends_before_it_is_known_is_let_through():
     opening = opened()
-    assert opening.client_sent(b"quit") is None
-    assert told(opening.client_sent(b"")) == b"quit"
+    assert opening.client_data_received(b"quit") is None
+    assert told(opening.client_data_received(b"")) == b"quit"
 
 
 def test_http_for_the_host_passes_as_one_request():
     said = f"GET /a HTTP/1.1\r\nHost: {HOST}:8080\r\n\r\nGET /b HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode()
-    onward = told(opened().client_sent(said))
+    onward = told(opened().client_data_received(said))
     assert onward.startswith(b"GET /a HTTP/1.1\r\n")
     assert b"/b" not in onward
 
@@ -94,32 +94,32 @@ def test_http_for_the_host_passes_as_one_request():
 def test_http_and_tls_for_another_host_are_refused_however_they_come(said, step):
     opening, outcome = opened(), None
     for begin in range(0, len(said), step):
-        outcome = opening.client_sent(said[begin : begin + step])
+        outcome = opening.client_data_received(said[begin : begin + step])
         if outcome is not None:
             break
-    assert isinstance(outcome, Refusal)
+    assert isinstance(outcome, Denial)
 
 
 def test_tls_for_the_host_passes():
     said = client_hello(HOST)
-    assert told(opened().client_sent(said)) == said
+    assert told(opened().client_data_received(said)) == said
     opening = opened()
-    assert opening.client_sent(said[:1]) is None
-    assert opening.client_sent(said[1:20]) is None
-    assert told(opening.client_sent(said[20:])) == said
+    assert opening.client_data_received(said[:1]) is None
+    assert opening.client_data_received(said[1:20]) is None
+    assert told(opening.client_data_received(said[20:])) == said
 
 
 def test_an_endless_first_line_is_refused():
     opening = opened()
-    assert opening.client_sent(b"GET " + b"a" * (CLIENT_HELLO_BYTES_MAX - 4)) is None
-    assert isinstance(opening.client_sent(b"a"), Refusal)
+    assert opening.client_data_received(b"GET " + b"a" * (CLIENT_HELLO_BYTES_MAX - 4)) is None
+    assert isinstance(opening.client_data_received(b"a"), Denial)
 
 
 def test_a_transparent_connection_is_let_through_before_it_speaks():
-    passage = open_at_once(POLICY, "git.example.net", "198.18.0.2", 22)
-    assert isinstance(passage, Passage)
-    assert passage.sieve.begin() == b""
-    assert passage.sieve.client_sent(b"SSH-2.0-x\r\n") == b"SSH-2.0-x\r\n"
+    passage = open_transparent_tunnel(POLICY, "git.example.net", "198.18.0.2", 22)
+    assert isinstance(passage, Tunnel)
+    assert passage.stream_filter.start() == b""
+    assert passage.stream_filter.client_data_received(b"SSH-2.0-x\r\n") == b"SSH-2.0-x\r\n"
 
 
 @pytest.mark.parametrize(
@@ -132,8 +132,8 @@ def test_a_transparent_connection_is_let_through_before_it_speaks():
     ],
 )
 def test_a_transparent_connection_elsewhere_is_not(name, port, host):
-    refusal = open_at_once(POLICY, name, "198.18.0.9", port)
-    assert isinstance(refusal, Refusal)
+    refusal = open_transparent_tunnel(POLICY, name, "198.18.0.9", port)
+    assert isinstance(refusal, Denial)
     assert (refusal.host, refusal.port) == (host, port)
 
 
@@ -149,22 +149,24 @@ def test_a_transparent_connection_elsewhere_is_not(name, port, host):
 )
 def test_the_proxy_opens_tunnels_to_the_ports_that_are_listed(host, port, is_allowed):
     asked = f"CONNECT {host}:{port} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()
-    outcome = ProxyOpening(POLICY, 3128).client_sent(asked)
-    assert isinstance(outcome, Passage if is_allowed else Refusal)
+    outcome = ProxyHandshake(POLICY, 3128).client_data_received(asked)
+    assert isinstance(outcome, Tunnel if is_allowed else Denial)
 
 
 def test_a_tunnel_to_another_port_is_looked_into_as_well():
     asked = f"CONNECT {HOST}:8080 HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode()
-    fronted = ProxyOpening(POLICY, 3128).client_sent(asked)
-    assert isinstance(fronted, Passage)
-    assert isinstance(fronted.sieve.client_sent(b"GET / HTTP/1.1\r\nHost: other.example\r\n\r\n"), Refusal)
+    fronted = ProxyHandshake(POLICY, 3128).client_data_received(asked)
+    assert isinstance(fronted, Tunnel)
+    assert isinstance(
+        fronted.stream_filter.client_data_received(b"GET / HTTP/1.1\r\nHost: other.example\r\n\r\n"), Denial
+    )
 
 
 @given(st.lists(st.binary(max_size=40), max_size=6))
 def test_no_bytes_make_it_raise_or_wait_for_ever(pieces):
     opening, outcome = opened(), None
     for piece in [*pieces, b""]:
-        outcome = opening.client_sent(piece)
+        outcome = opening.client_data_received(piece)
         if outcome is not None:
             break
-    assert isinstance(outcome, Passage | Refusal)
+    assert isinstance(outcome, Tunnel | Denial)

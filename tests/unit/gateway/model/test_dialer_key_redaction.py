@@ -3,15 +3,15 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandbox.gateway.model.dialer import KeyScreen
+from sandbox.gateway.model.dialer import KeyRedactor
 
 KEY = b"sk-ant-the-servers-own"
 BLANKED = b"*" * len(KEY)
 
 
 def screened(chunks, key=KEY):
-    screen = KeyScreen(key)
-    return b"".join([*map(screen.feed, chunks), screen.end()])
+    screen = KeyRedactor(key)
+    return b"".join([*map(screen.feed, chunks), screen.flush()])
 
 
 def cut(body, size):
@@ -33,7 +33,7 @@ def test_everything_else_passes_byte_for_byte(parts, size):
 
 
 def test_an_event_is_not_held_back():
-    assert KeyScreen(KEY).feed(b"data: {}\n\n") == b"data: {}\n\n"
+    assert KeyRedactor(KEY).feed(b"data: {}\n\n") == b"data: {}\n\n"
 
 
 def test_a_key_too_short_to_be_told_from_text_is_not_looked_for():

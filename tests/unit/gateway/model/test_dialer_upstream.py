@@ -9,14 +9,14 @@ from sandbox.interfaces.gateway import ModelUpstream
 def test_an_api_key_goes_to_the_public_address():
     upstream = parse_upstream(ModelUpstream("https://api.example.com", api_key="sk-1"))
     assert (upstream.host, upstream.port, upstream.is_tls) == ("api.example.com", 443, True)
-    assert (upstream.prefix, upstream.authority) == (b"", b"api.example.com")
+    assert (upstream.path_prefix, upstream.authority) == (b"", b"api.example.com")
     assert upstream.credential == (b"x-api-key", b"sk-1")
 
 
 def test_a_token_goes_to_a_proxy_below_a_path():
     upstream = parse_upstream(ModelUpstream("http://10.0.0.7:8080/anthropic/", auth_token="t"))
     assert (upstream.host, upstream.port, upstream.is_tls) == ("10.0.0.7", 8080, False)
-    assert (upstream.prefix, upstream.authority) == (b"/anthropic", b"10.0.0.7:8080")
+    assert (upstream.path_prefix, upstream.authority) == (b"/anthropic", b"10.0.0.7:8080")
     assert upstream.credential == (b"authorization", b"Bearer t")
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sandbox.gateway.model.pricing import PRICES_DATE, Tokens, cost_usd, price
+from sandbox.gateway.model.pricing import PRICES_DATE, TokenCounts, cost_usd, find_price
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,7 @@ from sandbox.gateway.model.pricing import PRICES_DATE, Tokens, cost_usd, price
     ],
 )
 def test_a_model_is_known_by_its_dated_and_its_undated_name(model, input_, output):
-    found = price(model)
+    found = find_price(model)
     assert found is not None
     assert (found.input, found.output) == (input_, output)
 
@@ -31,18 +31,20 @@ def test_a_model_is_known_by_its_dated_and_its_undated_name(model, input_, outpu
     "model", ["", "claude", "claude-opus-4-99", "claude-opus-4-20250514-x", "my-own-model", "gpt-5"]
 )
 def test_an_unknown_model_takes_no_relatives_price(model):
-    assert price(model) is None
-    assert cost_usd(model, Tokens(1, 1)) is None
+    assert find_price(model) is None
+    assert cost_usd(model, TokenCounts(1, 1)) is None
 
 
 def test_every_kind_of_token_is_paid_for():
-    tokens = Tokens(input=1_000_000, output=1_000_000, cache_read=1_000_000, cache_write=1_000_000)
+    tokens = TokenCounts(input=1_000_000, output=1_000_000, cache_read=1_000_000, cache_write=1_000_000)
     assert cost_usd("claude-opus-4-8", tokens) == 5 + 25 + 0.5 + 6.25
 
 
 def test_a_long_prompt_costs_more_from_its_first_token():
-    assert cost_usd("claude-haiku-5-5", Tokens(100_000, 1000)) == pytest.approx(0.01 + 0.0005)
-    assert cost_usd("claude-haiku-5-5", Tokens(1, 1000, cache_read=100_000)) == pytest.approx(0.005 + 0.0025, abs=1e-5)
+    assert cost_usd("claude-haiku-5-5", TokenCounts(100_000, 1000)) == pytest.approx(0.01 + 0.0005)
+    assert cost_usd("claude-haiku-5-5", TokenCounts(1, 1000, cache_read=100_000)) == pytest.approx(
+        0.005 + 0.0025, abs=1e-5
+    )
 
 
 def test_the_table_says_of_which_day_it_is():

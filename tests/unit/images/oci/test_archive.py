@@ -21,8 +21,8 @@ from doubles.image_archives import (
 )
 from sandbox.images.errors import ImageRefusedError
 from sandbox.images.oci import archive, importer
-from sandbox.images.oci.importer import add_layers
-from sandbox.images.rootfs import Tree
+from sandbox.images.oci.importer import import_layers
+from sandbox.images.rootfs import RootFs
 
 BASE = layer(entry("etc/base", b"base"), entry("etc/gone", b"base"))
 ABOVE = layer(entry("etc/above", b"above"), entry("etc/.wh.gone"))
@@ -37,7 +37,7 @@ def unpack(tmp_path):
     scratch.mkdir()
 
     def unpack(path):
-        add_layers(path, Tree(root), scratch)
+        import_layers(path, RootFs(root), scratch)
         assert list(scratch.iterdir()) == []
         return {path.name: path.read_text() for path in root.rglob("*") if path.is_file()}
 
@@ -184,7 +184,7 @@ def test_a_layer_whose_compression_does_not_end_is_refused(unpack, tmp_path, mon
     program.write_text(f"#!/bin/sh\ncat {tmp_path}/plain\nexec >&-\nexec sleep 60\n")
     program.chmod(0o755)
     monkeypatch.setattr(archive, "_PROGRAM", str(program))
-    monkeypatch.setattr(archive, "_END_SECONDS", 0.5)
+    monkeypatch.setattr(archive, "_EXIT_SECONDS", 0.5)
     with pytest.raises(ImageRefusedError, match="did not end"):
         unpack(oci_archive(tmp_path / "image.tar", BASE, packing="+zstd"))
 

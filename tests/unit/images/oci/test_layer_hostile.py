@@ -10,11 +10,11 @@ import pytest
 from doubles.image_archives import directory, entry, hardlink, layer, symlink
 from sandbox.images import definition, rootfs
 from sandbox.images.errors import ImageRefusedError
-from sandbox.images.finalize import packages
+from sandbox.images.finalize import read_packages
 from sandbox.images.oci import tar_stream
 from sandbox.images.oci.layer import apply_layer
-from sandbox.images.oci.tar_stream import Meter, TarStream
-from sandbox.images.rootfs import Tree
+from sandbox.images.oci.tar_stream import ByteBudget, TarStream
+from sandbox.images.rootfs import RootFs
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def planted(tmp_path, outside):
     """A tree, and what lays layers over it."""
     root = tmp_path / "root"
     root.mkdir()
-    planted = Tree(root)
+    planted = RootFs(root)
     planted.lay = lambda *layers: [lay(planted, one) for one in layers]
     yield planted
     assert {path.name for path in outside.iterdir()} == {"file"}
@@ -40,7 +40,7 @@ def planted(tmp_path, outside):
 
 
 def lay(planted, data, bytes_max=1 << 30):
-    return apply_layer(TarStream(io.BytesIO(data), Meter(bytes_max)), planted)
+    return apply_layer(TarStream(io.BytesIO(data), ByteBudget(bytes_max)), planted)
 
 
 def test_files_directories_and_links_are_laid(planted):
@@ -276,7 +276,7 @@ def test_packages_are_read_from_a_list_that_makes_no_sense_as_fast(planted):
     status = "Package: git\nStatus: install ok installed\nDescription: x\n Version: 0\nVersion: 1:2.3\n\n"
     status += "Package: gone\nStatus: deinstall ok config-files\nVersion: 1\n\nStatus: install ok installed\n"
     planted.lay(layer(entry("var/lib/dpkg/status", (status + "Package: a\n" * 200_000).encode())))
-    assert packages(planted) == {"git": "1:2.3"}
+    assert read_packages(planted) == {"git": "1:2.3"}
 
 
 @pytest.mark.parametrize("data", [b"", b"no tar at all" * 100, layer(entry("cut", bytes(5000)))[:3000]])

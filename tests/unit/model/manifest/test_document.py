@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sandbox.model import limits
-from sandbox.model.manifest.parser import InvalidManifestError, Mistake, parse_manifest
+from sandbox.model.manifest.parser import FieldError, InvalidManifestError, parse_manifest
 from sandbox.model.manifest.schema import Manifest
 
 MINIMAL = """\
@@ -27,13 +27,13 @@ claude:
 MIB = 1024 * 1024
 
 
-def mistakes_of(body: str | bytes, *, is_json: bool = False) -> tuple[Mistake, ...]:
+def mistakes_of(body: str | bytes, *, is_json: bool = False) -> tuple[FieldError, ...]:
     with pytest.raises(InvalidManifestError) as caught:
         parse_manifest(body if isinstance(body, bytes) else body.encode(), is_json=is_json)
-    return caught.value.mistakes
+    return caught.value.errors
 
 
-def only(body: str | bytes, *, is_json: bool = False) -> Mistake:
+def only(body: str | bytes, *, is_json: bool = False) -> FieldError:
     (mistake,) = mistakes_of(body, is_json=is_json)
     return mistake
 
@@ -306,8 +306,8 @@ def is_manifest_or_refused(body: bytes, *, is_json: bool) -> None:
     else:
         assert isinstance(manifest, Manifest)
         return
-    assert refusal.mistakes
-    assert all(mistake.rule and mistake.message for mistake in refusal.mistakes)
+    assert refusal.errors
+    assert all(mistake.rule and mistake.message for mistake in refusal.errors)
 
 
 @given(NEAR_MANIFESTS | st.dictionaries(FIELDS, NEAR_MANIFESTS), st.booleans())

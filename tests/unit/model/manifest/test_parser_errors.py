@@ -38,7 +38,7 @@ def with_value(path: str, value: Any) -> dict[str, Any]:
 def mistakes_of(manifest: object) -> list[tuple[str, str]]:
     with pytest.raises(InvalidManifestError) as caught:
         parse_manifest(json.dumps(manifest).encode(), is_json=True)
-    return [(mistake.field, mistake.rule) for mistake in caught.value.mistakes]
+    return [(mistake.field, mistake.rule) for mistake in caught.value.errors]
 
 
 BAD: list[tuple[str, Any, str, str]] = [
@@ -245,7 +245,7 @@ def test_a_prompt_is_bounded_in_bytes_not_characters(characters, fits):
         return
     with pytest.raises(InvalidManifestError, match="must be at most 512 KiB") as caught:
         parse_manifest(body, is_json=True)
-    assert [(mistake.field, mistake.rule) for mistake in caught.value.mistakes] == [("claude.prompt", "range")]
+    assert [(mistake.field, mistake.rule) for mistake in caught.value.errors] == [("claude.prompt", "range")]
 
 
 def test_the_manifest_that_all_of_them_are_made_from_is_good():
@@ -352,7 +352,7 @@ def test_a_budget_in_dollars_needs_a_model_with_a_price():
     manifest["claude"]["model"] = "claude-unheard-of"
     with pytest.raises(InvalidManifestError, match="give budget_tokens instead") as caught:
         accepted(manifest, priced=is_priced)
-    assert [(mistake.field, mistake.rule) for mistake in caught.value.mistakes] == [
+    assert [(mistake.field, mistake.rule) for mistake in caught.value.errors] == [
         ("lifecycle.budget_usd", "not_offered")
     ]
 
@@ -430,7 +430,7 @@ def test_a_hundred_mistakes_are_listed_and_the_others_counted():
     manifest = GOOD | {f"x{number}": 1 for number in range(250)}
     with pytest.raises(InvalidManifestError, match="250 mistakes; the first 100 are listed") as caught:
         parse_manifest(json.dumps(manifest).encode(), is_json=True)
-    assert len(caught.value.mistakes) == 100
+    assert len(caught.value.errors) == 100
 
 
 @pytest.mark.parametrize(
@@ -456,7 +456,7 @@ def test_a_hundred_mistakes_are_listed_and_the_others_counted():
 def test_messages_are_for_people(path, value, message):
     with pytest.raises(InvalidManifestError) as caught:
         parse_manifest(json.dumps(with_value(path, value)).encode(), is_json=True)
-    assert message in [mistake.message for mistake in caught.value.mistakes]
-    assert message in caught.value.message or len(caught.value.mistakes) > 1
+    assert message in [mistake.message for mistake in caught.value.errors]
+    assert message in caught.value.message or len(caught.value.errors) > 1
     assert caught.value.code == "invalid_manifest"
-    assert all("\x1b" not in mistake.field for mistake in caught.value.mistakes)
+    assert all("\x1b" not in mistake.field for mistake in caught.value.errors)

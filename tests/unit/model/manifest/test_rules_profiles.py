@@ -26,7 +26,7 @@ def told(vm, profiles):
     """The only mistake of such a manifest."""
     with pytest.raises(InvalidManifestError) as caught:
         parse(vm, profiles=profiles)
-    (mistake,) = caught.value.mistakes
+    (mistake,) = caught.value.errors
     return mistake.field, mistake.rule, mistake.message
 
 

@@ -22,7 +22,7 @@ TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"
 def test_any_text_comes_back_as_it_was(name, value):
     data = {"x": {name: value, "list": [value, {"y": value}]}, "text": value}
     document = read_document(write_yaml(data).encode(), is_json=False)
-    assert (document.data, document.mistakes) == (data, [])
+    assert (document.data, document.errors) == (data, [])
 
 
 @pytest.mark.parametrize(

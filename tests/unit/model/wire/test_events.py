@@ -10,9 +10,17 @@ from sandbox.model import events as e
 from sandbox.model.errors import Failure, FailureCode
 from sandbox.model.events import Artifact
 from sandbox.model.manifest.schema import Claude, Manifest, Metadata, Repository
-from sandbox.model.task import StateEntry, Task
+from sandbox.model.task import StateHistoryEntry, Task
 from sandbox.model.task_state import TaskState
-from sandbox.model.wire.events import LogStream, end_frame, error, frame, log_stream, present_state_frame, timestamp
+from sandbox.model.wire.events import (
+    LogStream,
+    current_state_event,
+    end_event,
+    error_fields,
+    format_timestamp,
+    log_stream_of,
+    to_wire_event,
+)
 
 AT = datetime(2026, 1, 29, 10, 10, 15, 123456, tzinfo=UTC)
 STAMP = "2026-01-29T10:10:15.123Z"
@@ -35,7 +43,7 @@ ONE_OF_EACH: dict[type, tuple[e.Event, dict[str, Any] | None]] = {
     e.SandboxCreated: (e.SandboxCreated("sandbox-x", "namespaces", "host"), None),
     e.AgentStarted: (e.AgentStarted("id"), None),
     e.Output: (
-        e.Output.of("stderr", b"h\xc3\xa4\xff\n", continued=True),
+        e.Output.from_bytes("stderr", b"h\xc3\xa4\xff\n", continued=True),
         {"type": "output", "stream": "stderr", "data": "h\u00e4\ufffd\n", "bytes": 5, "continued": True},
     ),
     e.ToolCall: (
@@ -63,8 +71,8 @@ ONE_OF_EACH: dict[type, tuple[e.Event, dict[str, Any] | None]] = {
         {"type": "egress_denied", "host": "git.example", "port": 443, "reason": "not allowed"},
     ),
     e.Gap: (e.Gap(4, 9, "full"), {"type": "gap", "first_seq": 4, "last_seq": 9, "reason": "full"}),
-    e.Trouble: (
-        e.Trouble("journal_full", "No space."),
+    e.ErrorReported: (
+        e.ErrorReported("journal_full", "No space."),
         {"type": "error", "error": "journal_full", "message": "No space.", "details": None},
     ),
     e.CancelRequested: (e.CancelRequested("why", True), None),
@@ -73,7 +81,7 @@ ONE_OF_EACH: dict[type, tuple[e.Event, dict[str, Any] | None]] = {
         {"type": "error", "error": "timeout", "message": "It took too long.", "details": None},
     ),
     e.AttemptEnded: (e.AttemptEnded(), None),
-    e.FollowUpForgone: (e.FollowUpForgone(e.FollowUp.RETRY, "would not go"), None),
+    e.RetrySkipped: (e.RetrySkipped(e.RetryKind.RETRY, "would not go"), None),
     e.AgentExited: (
         e.AgentExited(1, {"is_error": True}, FAILURE),
         {"type": "error", "error": "timeout", "message": "It took too long.", "details": None},
@@ -90,7 +98,7 @@ def test_there_is_an_example_of_every_kind_of_event():
 
 @pytest.mark.parametrize(("event", "fields"), ONE_OF_EACH.values(), ids=lambda value: type(value).__name__)
 def test_every_event_is_shown_or_deliberately_hidden(event, fields):
-    shown = frame("t", e.Record(7, 1, AT, event))
+    shown = to_wire_event("t", e.Record(7, 1, AT, event))
     wanted = None if fields is None else {"task_id": "t", "seq": 7, "timestamp": STAMP, **fields}
     assert shown == wanted
 
@@ -98,7 +106,7 @@ def test_every_event_is_shown_or_deliberately_hidden(event, fields):
 @pytest.mark.parametrize("event", EXAMPLES, ids=lambda value: type(value).__name__)
 def test_a_change_of_state_is_shown_whatever_caused_it(event):
     change = e.Transition(TaskState.READY, TaskState.RUNNING, "Claude Code is working")
-    assert frame("t", e.Record(7, 1, AT, event, change)) == {
+    assert to_wire_event("t", e.Record(7, 1, AT, event, change)) == {
         "type": "state_change",
         "task_id": "t",
         "seq": 7,
@@ -110,12 +118,12 @@ def test_a_change_of_state_is_shown_whatever_caused_it(event):
 
 
 def test_what_stdout_is_rendered_from_is_shown_to_nobody():
-    assert frame("t", e.Record(7, 1, AT, e.Output.of("transcript", b"{}\n"))) is None
+    assert to_wire_event("t", e.Record(7, 1, AT, e.Output.from_bytes("transcript", b"{}\n"))) is None
 
 
 @pytest.mark.parametrize("event", EXAMPLES, ids=lambda value: type(value).__name__)
 def test_frames_are_json(event):
-    shown = frame("t", e.Record(7, 1, AT, event))
+    shown = to_wire_event("t", e.Record(7, 1, AT, event))
     assert msgspec.json.decode(msgspec.json.encode(shown)) == shown
 
 
@@ -123,11 +131,11 @@ def test_each_kind_of_frame_is_in_one_log_stream_or_in_none():
     streams: dict[str, set[str | None]] = {}
     change = e.Transition(None, TaskState.PENDING, "Waiting")
     records = [e.Record(1, 1, AT, event) for event in EXAMPLES] + [e.Record(1, 1, AT, EXAMPLES[0], change)]
-    records.append(e.Record(1, 1, AT, e.Output.of("stdout", b"x")))
+    records.append(e.Record(1, 1, AT, e.Output.from_bytes("stdout", b"x")))
     for record in records:
-        shown = frame("t", record)
+        shown = to_wire_event("t", record)
         if shown is not None:
-            streams.setdefault(shown["type"], set()).add(log_stream(shown))
+            streams.setdefault(shown["type"], set()).add(log_stream_of(shown))
     assert streams == {
         "output": {"stdout", "stderr"},
         "progress": {None},
@@ -153,10 +161,10 @@ def test_every_event_survives_the_journal(event):
     "data", [b"", b"plain\n", "h\u00e4\u2028\n".encode(), b"\xff\x00\n", b"\xed\xa0\x80", bytes(range(256))]
 )
 def test_output_keeps_every_byte(data):
-    event = msgspec.json.decode(msgspec.json.encode(e.Output.of("stdout", data)), type=e.Event)
+    event = msgspec.json.decode(msgspec.json.encode(e.Output.from_bytes("stdout", data)), type=e.Event)
     assert isinstance(event, e.Output)
     assert event.data == data
-    assert event.shown == data.decode(errors="replace")
+    assert event.display_text == data.decode(errors="replace")
     assert (event.text is None) != (event.base64 is None)
 
 
@@ -166,18 +174,18 @@ def test_an_event_of_a_type_that_nobody_knows_is_refused():
 
 
 def test_times_are_utc_with_milliseconds():
-    assert timestamp(AT.astimezone(timezone(timedelta(hours=5, minutes=30)))) == STAMP
-    assert timestamp(datetime(2026, 1, 1, tzinfo=UTC)) == "2026-01-01T00:00:00.000Z"
+    assert format_timestamp(AT.astimezone(timezone(timedelta(hours=5, minutes=30)))) == STAMP
+    assert format_timestamp(datetime(2026, 1, 1, tzinfo=UTC)) == "2026-01-01T00:00:00.000Z"
 
 
 def task(**changes: Any) -> Task:
-    history = (StateEntry(TaskState.PENDING, AT), StateEntry(TaskState.FAILED, AT))
+    history = (StateHistoryEntry(TaskState.PENDING, AT), StateHistoryEntry(TaskState.FAILED, AT))
     fields: dict[str, Any] = {"state": TaskState.FAILED, "state_message": "x", "failure": FAILURE, "exit_code": 143}
     return Task(id="t", manifest=MANIFEST, history=history, last_seq=9, **fields | changes)
 
 
 def test_the_last_frame_says_how_it_ended_with_a_number_no_record_has():
-    assert end_frame(task()) == {
+    assert end_event(task()) == {
         "type": "end",
         "task_id": "t",
         "seq": 10,
@@ -189,11 +197,11 @@ def test_the_last_frame_says_how_it_ended_with_a_number_no_record_has():
 
 
 def test_a_cancelled_task_has_no_error():
-    assert error(task(cancel=e.CancelRequested())) is None
-    assert error(task(failure=None)) is None
+    assert error_fields(task(cancel=e.CancelRequested())) is None
+    assert error_fields(task(failure=None)) is None
 
 
 def test_a_client_that_begins_now_hears_the_present_state_first():
-    shown = present_state_frame(task(state=TaskState.RUNNING, state_message="Claude Code is working"))
+    shown = current_state_event(task(state=TaskState.RUNNING, state_message="Claude Code is working"))
     assert (shown["previous_state"], shown["new_state"], shown["seq"]) == (None, "running", 9)
-    assert log_stream(shown) == "events"
+    assert log_stream_of(shown) == "events"

@@ -7,8 +7,8 @@ import pytest
 
 from sandbox.interfaces.runtime import Command, SandboxSpec
 from sandbox.model.errors import AttemptError
-from sandbox.runtimes.gvisor.bundle import encode_config, encode_process, execute_words, lay_out, signal_words
-from sandbox.runtimes.gvisor.sandbox import State, is_of_a_lost_process, last_error, read_state
+from sandbox.runtimes.gvisor.bundle import encode_config, encode_process, exec_arguments, kill_arguments, staged_entries
+from sandbox.runtimes.gvisor.sandbox import RunscState, is_lost_peer_error, last_error, read_state
 
 PROGRAM = Path("/data/tool")
 SPEC = SandboxSpec("attemptattem", Path("/data/attempt"), 2, 1 << 30, 64, programs={PROGRAM: "/opt/tool"})
@@ -43,7 +43,7 @@ def test_it_has_no_network_of_its_own_because_it_begins_in_one():
 
 
 def test_programs_are_laid_so_that_they_can_be_read_and_the_rest_read_only():
-    entries = list(lay_out(SPEC))
+    entries = list(staged_entries(SPEC))
     assert ("program", "root/opt/tool", str(PROGRAM)) in entries
     assert ("image", "root/usr", "/usr") in entries
     assert "bind" not in {kind for kind, _, _ in entries}
@@ -52,7 +52,7 @@ def test_programs_are_laid_so_that_they_can_be_read_and_the_rest_read_only():
 
 def test_an_image_is_laid_whole_and_its_files_are_covered():
     spec = SandboxSpec("attemptattem", Path("/data/attempt"), 2, 1 << 30, 64, image=Path("/images/one"))
-    entries = list(lay_out(spec))
+    entries = list(staged_entries(spec))
     kinds = [kind for kind, name, _ in entries if name.startswith("root")]
     assert kinds[:2] == ["image", "memory"]
     assert ("image", "root", "/images/one") in entries
@@ -74,10 +74,10 @@ def test_a_further_command_has_a_terminal_and_no_other_rights():
 
 
 def test_a_signal_goes_to_the_command_alone():
-    words = signal_words("/usr/bin/runsc", "attemptattem", 15)
+    words = kill_arguments("/usr/bin/runsc", "attemptattem", 15)
     assert words[-3:] == ["kill", "attemptattem", "15"]
     assert "-all" not in words
-    assert execute_words("/usr/bin/runsc", "attemptattem", 100, 101, 102)[-4:] == [
+    assert exec_arguments("/usr/bin/runsc", "attemptattem", 100, 101, 102)[-4:] == [
         "exec", "--process=/proc/self/fd/100", "--internal-pid-file=/proc/self/fd/102", "attemptattem",
     ]  # fmt: skip
 
@@ -90,7 +90,7 @@ def test_the_last_error_of_a_log_counts_and_what_is_no_log_does_not():
 
 def test_the_state_of_what_is_not_there_is_nothing_yet():
     assert not read_state(2**22 + 1, "attemptattem").is_running
-    assert not State(status="running").is_running
+    assert not RunscState(status="running").is_running
 
 
 @pytest.mark.parametrize(
@@ -108,4 +108,4 @@ def test_the_state_of_what_is_not_there_is_nothing_yet():
     ],
 )
 def test_what_breaks_because_another_process_of_gvisors_is_gone_is_told_apart(error, is_lost):
-    assert is_of_a_lost_process(error) is is_lost
+    assert is_lost_peer_error(error) is is_lost

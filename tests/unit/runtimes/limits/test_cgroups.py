@@ -64,7 +64,7 @@ def test_version_2_counts_no_buffers_of_sockets_where_the_machine_was_told_not_t
 ):
     _, group = _unified(tmp_path)
     line = tmp_path / "cmdline"
-    monkeypatch.setattr(cgroups, "_COMMAND_LINE", line)
+    monkeypatch.setattr(cgroups, "_KERNEL_COMMAND_LINE", line)
     for told, held in (("quiet", True), ("cgroup.memory=nokmem,nosocket quiet", False), ("cgroup.memory=nokmem", True)):
         line.write_text(f"root=/dev/vda {told}\n")
         assert ("sockets" in group.limits()) == held
@@ -73,7 +73,7 @@ def test_version_2_counts_no_buffers_of_sockets_where_the_machine_was_told_not_t
 def test_version_2_tells_what_sockets_hold_and_who_must_keep_the_bound(tmp_path: Path):
     root, group = _unified(tmp_path)
     (root / "sandbox" / "attempt" / "memory.stat").write_text("anon 5\nsock 7340032\nshmem 9\n")
-    use = group.kernel_use(os.getpid(), 1 << 30)
+    use = group.kernel_usage(os.getpid(), 1 << 30)
     assert (use.buffer_bytes, use.buffer_bytes_max) == (7 << 20, 128 << 20)
 
 
@@ -110,14 +110,14 @@ def test_version_2_tells_memory_deaths_and_figures(tmp_path: Path):
     root, group = _unified(tmp_path)
     made = root / "sandbox" / "attempt"
     (made / "memory.events").write_text("low 0\noom 1\noom_kill 0\noom_group_kill 7\n")
-    assert not group.has_killed_for_memory()
+    assert not group.was_oom_killed()
     (made / "memory.events").write_text("low 0\noom 1\noom_kill 2\noom_group_kill 0\n")
-    assert group.has_killed_for_memory()
+    assert group.was_oom_killed()
     (made / "memory.current").write_text("5000\n")
     (made / "memory.stat").write_text("anon 1\ninactive_file 1000\n")
     (made / "pids.current").write_text("4\n")
     (made / "cpu.stat").write_text("usage_usec 2500000\nuser_usec 1\n")
-    assert group.stats() == Stats(cpu_seconds=2.5, memory_bytes=4000, processes=4, memory_kills=2)
+    assert group.stats() == Stats(cpu_seconds=2.5, memory_bytes=4000, processes=4, oom_kills=2)
 
 
 def test_version_2_without_controllers_counts_processes_and_limits_nothing(tmp_path: Path):
@@ -169,7 +169,7 @@ def test_version_1_bounds_the_buffers_of_all_sandboxes_together_and_none_can_use
         (directory / "memory.kmem.tcp.limit_in_bytes").touch()
     tcp_memory = tmp_path / "tcp_mem"
     tcp_memory.write_text(f"1000\t{pressure_pages}\t900000\n")
-    monkeypatch.setattr(cgroups, "_TCP_MEMORY", tcp_memory)
+    monkeypatch.setattr(cgroups, "_TCP_MEM_SYSCTL", tcp_memory)
     group = Hierarchies([tmp_path / "memory"]).group("attempt")
     group.create(cpus=1, memory_bytes=1 << 30, processes_max=7)
     limit = tmp_path / "memory" / "sandbox" / "memory.kmem.tcp.limit_in_bytes"
@@ -185,7 +185,7 @@ def test_version_1_bounds_all_sandboxes_by_the_memory_of_a_machine_whose_setting
     made.mkdir(parents=True)
     for directory in (made, made.parent):
         (directory / "memory.kmem.tcp.limit_in_bytes").touch()
-    monkeypatch.setattr(cgroups, "_TCP_MEMORY", tmp_path / "not there")
+    monkeypatch.setattr(cgroups, "_TCP_MEM_SYSCTL", tmp_path / "not there")
     Hierarchies([tmp_path / "memory"]).group("attempt").create(cpus=1, memory_bytes=1 << 30, processes_max=7)
     machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     bound = int((made.parent / "memory.kmem.tcp.limit_in_bytes").read_text())
@@ -217,7 +217,7 @@ def test_version_1_keeps_the_bound_of_a_group_that_holds_more_at_the_moment(
 
 def test_version_1_tells_what_sockets_hold_and_keeps_the_bound_itself(tmp_path: Path):
     (tmp_path / "memory.kmem.tcp.usage_in_bytes").write_text("8192\n")
-    use = ControlGroup([tmp_path]).kernel_use(os.getpid(), 1 << 30)
+    use = ControlGroup([tmp_path]).kernel_usage(os.getpid(), 1 << 30)
     assert (use.buffer_bytes, use.buffer_bytes_max) == (8192, None)
 
 
@@ -230,8 +230,8 @@ def test_version_1_tells_memory_deaths_and_figures(tmp_path: Path):
     (memory / "memory.stat").write_text("inactive_file 1\ntotal_inactive_file 400\n")
     (account / "cpuacct.usage").write_text("1500000000\n")
     group = ControlGroup([memory, account])
-    assert group.has_killed_for_memory()
-    assert group.stats() == Stats(cpu_seconds=1.5, memory_bytes=500, processes=0, memory_kills=1)
+    assert group.was_oom_killed()
+    assert group.stats() == Stats(cpu_seconds=1.5, memory_bytes=500, processes=0, oom_kills=1)
 
 
 def test_removing_is_fine_twice_and_says_when_it_must_be_tried_again(tmp_path: Path):
@@ -283,8 +283,8 @@ def test_attempts_are_listed_over_all_hierarchies(tmp_path: Path):
 
 def test_a_handles_line_comes_back_and_others_are_refused():
     group = Hierarchies([Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup/pids")]).group("attempt")
-    assert cgroups.parse_directories(cgroups.format_directories(group)) == group
-    assert cgroups.parse_directories("") == ControlGroup([])
+    assert cgroups.parse_control_group(cgroups.format_control_group(group)) == group
+    assert cgroups.parse_control_group("") == ControlGroup([])
     for line in ("/sys/fs/cgroup/memory", "sandbox/attempt", "/sys/fs/cgroup/sandbox/../../etc"):
         with pytest.raises(ValueError, match="not the control group"):
-            cgroups.parse_directories(line)
+            cgroups.parse_control_group(line)

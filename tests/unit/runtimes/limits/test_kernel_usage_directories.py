@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.interfaces.runtime import FileUse
+from sandbox.interfaces.runtime import FileUsage
 from sandbox.runtimes.limits import kernel_usage
 
 _OPENED = 30
@@ -61,6 +61,6 @@ def test_processes_that_share_their_files_count_once(holding: Holder):
 
 
 def test_few_files_and_no_process_are_no_use(holding: Holder, monkeypatch: pytest.MonkeyPatch):
-    assert kernel_usage.count_directories([], descriptors_each=1) == FileUse()
+    assert kernel_usage.count_directories([], descriptors_each=1) == FileUsage()
     monkeypatch.setattr(kernel_usage, "OPEN_DIRECTORIES_MAX", 1000)
-    assert kernel_usage.count_directories([holding(0)], descriptors_each=1) == FileUse()
+    assert kernel_usage.count_directories([holding(0)], descriptors_each=1) == FileUsage()

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from sandbox.interfaces.runtime import KernelUse
+from sandbox.interfaces.runtime import KernelUsage
 from sandbox.model.limits import IDLE_SLAB_BYTES_MAX
-from sandbox.runtimes.limits.slab_usage import IdleSlabs, count_idle_bytes
+from sandbox.runtimes.limits.slab_usage import IdleSlabMeter, count_idle_bytes
 
 MEBIBYTE = 1 << 20
 SLABS = """slabinfo - version: 2.1
@@ -19,8 +19,8 @@ class Machine:
     def __init__(self, idle: int | None = 0) -> None:
         self.idle, self.now = idle, 100.0
 
-    def slabs(self) -> IdleSlabs:
-        return IdleSlabs(lambda: self.idle, lambda: self.now)
+    def slabs(self) -> IdleSlabMeter:
+        return IdleSlabMeter(lambda: self.idle, lambda: self.now)
 
     def comes(self, more: int) -> None:
         assert self.idle is not None
@@ -85,9 +85,9 @@ def test_a_sandbox_that_the_kernel_held_little_for_is_not_over_the_bound_for_wha
     machine.comes(4096 * MEBIBYTE)
     count = slabs.count(30 * MEBIBYTE, lambda: 30 * MEBIBYTE)
     assert count == 480 * MEBIBYTE
-    assert not KernelUse(idle_slab_bytes=count).excess()
+    assert not KernelUsage(idle_slab_bytes=count).find_violation()
 
 
 def test_over_the_bound_the_sandbox_ends():
-    assert not KernelUse(idle_slab_bytes=IDLE_SLAB_BYTES_MAX).excess()
-    assert "1025 MiB" in KernelUse(idle_slab_bytes=IDLE_SLAB_BYTES_MAX + MEBIBYTE).excess()
+    assert not KernelUsage(idle_slab_bytes=IDLE_SLAB_BYTES_MAX).find_violation()
+    assert "1025 MiB" in KernelUsage(idle_slab_bytes=IDLE_SLAB_BYTES_MAX + MEBIBYTE).find_violation()

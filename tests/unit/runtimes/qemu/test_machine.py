@@ -22,20 +22,28 @@ from sandbox.runtimes.qemu.channel import (
     READ_COST,
     UNASKED_MAX,
     Channel,
-    Stream,
-    Tail,
+    GuestStream,
+    OutputTail,
 )
 from sandbox.runtimes.qemu.guest import frames, redirection
-from sandbox.runtimes.qemu.kvm import KvmFinding
-from sandbox.runtimes.qemu.machine import Accelerator, Ends, qemu_words, ticks_per_millisecond, virtiofsd_words
+from sandbox.runtimes.qemu.kvm import KvmStatus
+from sandbox.runtimes.qemu.machine import (
+    Accelerator,
+    QemuDescriptors,
+    measure_tsc_khz,
+    qemu_arguments,
+    virtiofsd_arguments,
+)
 from sandbox.runtimes.qemu.sandbox import join_figures
 
 SPEC = SandboxSpec("abcdefghijkl", Path("/disk"), 2, 512 << 20, 64, {Path("/host/claude"): "/run/sandbox/claude"})
-PARTS = parts.Parts("/usr/libexec/virtiofsd", Path("/k"), [Path("/m/a.ko.xz")], Path("/py"), Path("/py/bin/python3"))
+PARTS = parts.GuestComponents(
+    "/usr/libexec/virtiofsd", Path("/k"), [Path("/m/a.ko.xz")], Path("/py"), Path("/py/bin/python3")
+)
 
 
-def plan(**hidden: str) -> jail.Plan:
-    return jail.Plan(
+def plan(**hidden: str) -> jail.GuestPlan:
+    return jail.GuestPlan(
         SPEC, PARTS, {Path(path): inside for path, inside in hidden.items()}, Accelerator.TCG, Path("/run/s")
     )
 
@@ -44,7 +52,7 @@ def plan(**hidden: str) -> jail.Plan:
 
 
 def test_the_guest_has_no_network_but_the_one_that_dials_from_the_cage_and_no_device_of_the_hosts():
-    words = qemu_words(SPEC, Accelerator.TCG, Ends(1, 2, 3, 4))
+    words = qemu_arguments(SPEC, Accelerator.TCG, QemuDescriptors(1, 2, 3, 4))
     devices = {words[index + 1].partition(",")[0] for index, word in enumerate(words) if word == "-device"}
     assert devices == {"vhost-user-fs-pci", "virtio-serial-pci", "virtserialport", "virtio-net-pci"}
     assert words[words.index("-netdev") + 1] == "user,id=net,ipv6=off"
@@ -53,16 +61,16 @@ def test_the_guest_has_no_network_but_the_one_that_dials_from_the_cage_and_no_de
 
 
 def test_kvm_is_used_by_a_descriptor_that_qemu_could_not_open():
-    words = " ".join(qemu_words(SPEC, Accelerator.KVM, Ends(1, 2, 3, 104)))
+    words = " ".join(qemu_arguments(SPEC, Accelerator.KVM, QemuDescriptors(1, 2, 3, 104)))
     assert "-add-fd fd=104,set=1 -accel kvm,device=/dev/fdset/1 -cpu host" in words
     assert "tsc_early_khz" not in words
 
 
 def test_only_an_emulated_kernel_leaves_out_guards_of_the_processor_and_what_is_dear_to_emulate():
-    ends = Ends(1, 2, 3, 4)
+    ends = QemuDescriptors(1, 2, 3, 4)
     emulated, by_kvm = (
         words[words.index("-append") + 1].split()
-        for words in (qemu_words(SPEC, Accelerator.TCG, ends), qemu_words(SPEC, Accelerator.KVM, ends))
+        for words in (qemu_arguments(SPEC, Accelerator.TCG, ends), qemu_arguments(SPEC, Accelerator.KVM, ends))
     )
     left_out = {"mitigations", "tsc", "lsm", "initcall_blacklist", "cryptomgr.notests", "nowatchdog"}
     assert left_out <= {word.partition("=")[0] for word in emulated}
@@ -72,19 +80,19 @@ def test_only_an_emulated_kernel_leaves_out_guards_of_the_processor_and_what_is_
 
 
 def test_the_guests_memory_is_the_tasks_and_what_it_needs_itself():
-    words = qemu_words(SPEC, Accelerator.TCG, Ends(1, 2, 3, 4))
+    words = qemu_arguments(SPEC, Accelerator.TCG, QemuDescriptors(1, 2, 3, 4))
     assert words[words.index("-m") + 1] == str(512 + 160)
 
 
 def test_virtiofsd_serves_the_share_and_not_the_cages_root():
-    words = virtiofsd_words("/usr/libexec/virtiofsd", jail.SHARE, Ends(1, 2, 3, 4))
+    words = virtiofsd_arguments("/usr/libexec/virtiofsd", jail.SHARE_DIRECTORY, QemuDescriptors(1, 2, 3, 4))
     assert "--shared-dir=/share" in words
     assert "--fd=1" in words
 
 
 def test_a_program_that_cannot_be_read_is_laid_for_virtiofsd_and_not_where_the_command_sees_it():
-    hidden = jail.Plan(SPEC, PARTS, SPEC.programs, Accelerator.TCG, Path("/run/s"))
-    assert jail.staged_programs(hidden) == [("program", "hidden-0", "/host/claude")]
+    hidden = jail.GuestPlan(SPEC, PARTS, SPEC.programs, Accelerator.TCG, Path("/run/s"))
+    assert jail.staged_program_entries(hidden) == [("program", "hidden-0", "/host/claude")]
     assert Path("/host/claude") not in jail.staged_paths(hidden).values()
     assert Path("/host/claude") in jail.staged_paths(plan()).values()
 
@@ -101,11 +109,11 @@ def test_what_is_missing_is_named_with_what_to_do(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(parts, "QEMU", "/nowhere/qemu")
     monkeypatch.setattr(parts, "_VIRTIOFSD", ("/nowhere/virtiofsd",))
     with pytest.raises(AttemptError, match=r"Not found: QEMU, virtiofsd.*script/setup --with-qemu"):
-        parts.find_parts()
+        parts.find_components()
 
 
 def test_the_processor_counts_faster_than_a_megahertz_and_slower_than_a_terahertz():
-    assert 10**3 < ticks_per_millisecond() < 10**9
+    assert 10**3 < measure_tsc_khz() < 10**9
 
 
 # The agent
@@ -122,9 +130,9 @@ print(json.dumps([name for name, origin in origins.items() if origin.endswith(".
 def test_the_guests_first_program_is_compiled_already_and_loads_little_beside_itself(tmp_path: Path):
     code = tmp_path / "code"
     code.write_bytes(jail.compile_agent())
-    start = jail.describe_start(Path("/py/bin/python3")).decode()
+    start = jail.build_start_script(Path("/py/bin/python3")).decode()
     assert start.startswith("#!/py/bin/python3 -ISE\n")
-    there = start.replace(repr(jail.CODE), repr(str(code))).replace(".main()", ".main")
+    there = start.replace(repr(jail.AGENT_PATH), repr(str(code))).replace(".main()", ".main")
     python = Path(sys.base_prefix, "bin", f"python3.{sys.version_info.minor}")
     command = [str(python), "-ISEc", _FINDS_ITS_AGENT.format(start=there)]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
@@ -140,20 +148,20 @@ def test_a_failure_of_kvm_is_kept_in_mind_by_every_process_until_it_is_forgotten
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("os.access", lambda path, mode: path == "/dev/kvm")
-    finding = KvmFinding(tmp_path / "run")
-    assert finding.may_work()
-    finding.note_failure()
-    assert not KvmFinding(tmp_path / "run").may_work()
-    finding.forget()
-    assert finding.may_work()
+    finding = KvmStatus(tmp_path / "run")
+    assert finding.is_usable()
+    finding.record_failure()
+    assert not KvmStatus(tmp_path / "run").is_usable()
+    finding.reset()
+    assert finding.is_usable()
 
 
 def test_a_failure_before_the_machine_was_booted_counts_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("os.access", lambda path, mode: True)
-    finding = KvmFinding(tmp_path)
-    finding.note_failure()
+    finding = KvmStatus(tmp_path)
+    finding.record_failure()
     (tmp_path / "kvm-does-not-work").write_text("another boot")
-    assert finding.may_work()
+    assert finding.is_usable()
 
 
 # Frames
@@ -161,7 +169,7 @@ def test_a_failure_before_the_machine_was_booted_counts_no_more(tmp_path: Path, 
 
 def test_words_come_back_as_they_were_with_the_bytes_after_them():
     lists = [[b"/workspace"], [b"/bin/sh", b"-c", b""], [b"A=1\n", b"B="]]
-    assert frames.unpack_words(frames.pack_words(*lists) + b"in\0put") == (lists, b"in\0put")
+    assert frames.unpack_string_lists(frames.pack_string_lists(*lists) + b"in\0put") == (lists, b"in\0put")
 
 
 def heard(*chunks: bytes, asked: int = 0) -> list[tuple[bytes, int, bytes]]:
@@ -170,14 +178,14 @@ def heard(*chunks: bytes, asked: int = 0) -> list[tuple[bytes, int, bytes]]:
 
     async def story() -> None:
         ours, guests = socket.socketpair()
-        stream = Stream(channel := Channel(lambda *frame: told.append(frame) or is_output(frame)), frames.OUTPUT)
+        stream = GuestStream(channel := Channel(lambda *frame: told.append(frame) or is_output(frame)), frames.OUTPUT)
 
         def is_output(frame: tuple[bytes, int, bytes]) -> bool:
-            return frame[0] == frames.SAID and stream.hear(frame[2])
+            return frame[0] == frames.DATA and stream.feed(frame[2])
 
         await channel.open(ours)
         for _ in range(asked):
-            channel.send(frames.ASK, 0)
+            channel.send(frames.GET_STATS, 0)
         with guests:
             for chunk in chunks:
                 guests.send(chunk)
@@ -189,21 +197,21 @@ def heard(*chunks: bytes, asked: int = 0) -> list[tuple[bytes, int, bytes]]:
 
 
 def test_frames_are_heard_however_they_are_cut():
-    whole = frames.pack(frames.SAID, 1, b"abc") + frames.pack(frames.CLOSED, 1)
-    expected = [(frames.SAID, 1, b"abc"), (frames.CLOSED, 1, b"")]
+    whole = frames.pack(frames.DATA, 1, b"abc") + frames.pack(frames.CLOSED, 1)
+    expected = [(frames.DATA, 1, b"abc"), (frames.CLOSED, 1, b"")]
     assert heard(*(bytes([one]) for one in whole)) == heard(whole) == expected
 
 
 def test_a_guest_that_says_no_frame_is_not_listened_to_any_more():
-    huge = frames.HEADER.pack(frames.SAID, b"\1", frames.GUEST_FRAME_BYTES_MAX + 1)
-    assert heard(frames.pack(frames.SAID, 1, b"a") + huge + frames.pack(frames.SAID, 1, b"b")) == [
-        (frames.SAID, 1, b"a")
+    huge = frames.HEADER.pack(frames.DATA, b"\1", frames.GUEST_FRAME_BYTES_MAX + 1)
+    assert heard(frames.pack(frames.DATA, 1, b"a") + huge + frames.pack(frames.DATA, 1, b"b")) == [
+        (frames.DATA, 1, b"a")
     ]
 
 
 @pytest.mark.parametrize(
     "frame",
-    [(frames.SAID, 1, b""), (b"?", 9, b"x"), (frames.FIGURES, 0, bytes(32)), (frames.EXIT, 0, b"")],
+    [(frames.DATA, 1, b""), (b"?", 9, b"x"), (frames.STATS, 0, bytes(32)), (frames.EXIT, 0, b"")],
     ids=["output without a byte", "of no kind", "figures", "an end"],
 )
 def test_a_guest_that_sends_frames_for_nothing_is_not_listened_to_any_more(frame: tuple[bytes, int, bytes]):
@@ -212,7 +220,7 @@ def test_a_guest_that_sends_frames_for_nothing_is_not_listened_to_any_more(frame
 
 
 def test_answers_and_output_are_listened_to_however_many_there_are():
-    answers, output = frames.pack(frames.FIGURES, 0, bytes(32)) * 200, frames.pack(frames.SAID, 1, b"x") * 2000
+    answers, output = frames.pack(frames.STATS, 0, bytes(32)) * 200, frames.pack(frames.DATA, 1, b"x") * 2000
     assert len(heard(answers + output, output, asked=50)) == 4200
 
 
@@ -257,7 +265,7 @@ def test_a_guest_that_says_a_byte_at_a_time_is_read_with_pauses():
 
 
 def test_a_guest_that_sends_a_byte_a_frame_is_read_with_pauses():
-    flood = frames.pack(frames.SAID, 1, b"x") * 4000
+    flood = frames.pack(frames.DATA, 1, b"x") * 4000
     _, heard = reads_and_frames(flood)
     assert heard <= 2 * COST_PER_SECOND_MAX + 40_000
 
@@ -275,7 +283,7 @@ def test_output_is_read_without_a_pause(size: int, count: int, monkeypatch: pyte
         await channel.open(ours)
         with guests:
             for _ in range(count // 1000):
-                await asyncio.get_running_loop().sock_sendall(guests, frames.pack(frames.SAID, 1, bytes(size)) * 1000)
+                await asyncio.get_running_loop().sock_sendall(guests, frames.pack(frames.DATA, 1, bytes(size)) * 1000)
         await asyncio.wait_for(channel.ended, 10)
         return sum(told)
 
@@ -285,8 +293,8 @@ def test_output_is_read_without_a_pause(size: int, count: int, monkeypatch: pyte
 
 def test_a_guest_uses_no_more_than_it_has_whatever_it_says():
     spec = SandboxSpec("attempt", Path("/disk"), cpus=1, memory_bytes=1000, processes_max=10)
-    said = join_figures(Stats(1.5, 5000, 4, memory_kills=1), (2**64 - 1, 2**64 - 1, 2, 3), spec)
-    assert said == Stats(1.5, 1000, 10, memory_kills=3, forks_refused=3)
+    said = join_figures(Stats(1.5, 5000, 4, oom_kills=1), (2**64 - 1, 2**64 - 1, 2, 3), spec)
+    assert said == Stats(1.5, 1000, 10, oom_kills=3, fork_failures=3)
     assert join_figures(Stats(1.5, 5000, 4), (700, 7, 0, 0), spec) == Stats(1.5, 700, 7)
 
 
@@ -294,7 +302,7 @@ def test_a_console_is_read_with_pauses_once_it_has_said_much():
     async def story() -> tuple[bytes, int]:
         ours, machines = socket.socketpair()
         machines.setblocking(False)
-        tail, reads = Tail(), 0
+        tail, reads = OutputTail(), 0
         hear = tail.data_received
 
         def count(data: bytes) -> None:
@@ -324,7 +332,7 @@ def test_a_console_is_read_with_pauses_once_it_has_said_much():
 def test_what_a_console_says_at_first_is_read_at_once():
     async def story() -> bytes:
         ours, machines = socket.socketpair()
-        tail = Tail()
+        tail = OutputTail()
         await tail.open(ours)
         with machines:
             for line in (b"one\n", b"two\n", b"three\n"):
@@ -338,13 +346,15 @@ def test_what_a_console_says_at_first_is_read_at_once():
 
 
 def test_a_start_has_the_directory_in_the_environment_and_no_nul():
-    from sandbox.runtimes.qemu.sandbox import _describe
+    from sandbox.runtimes.qemu.sandbox import _encode_command
 
-    (directory, argv, environment), rest = frames.unpack_words(_describe(Command(["a", "b"], {"X": "y"}, "/workspace")))
+    (directory, argv, environment), rest = frames.unpack_string_lists(
+        _encode_command(Command(["a", "b"], {"X": "y"}, "/workspace"))
+    )
     assert (directory, argv, rest) == ([b"/workspace"], [b"a", b"b"], b"")
     assert environment == [b"PWD=/workspace", b"X=y"]
     with pytest.raises(AttemptError, match="NUL"):
-        _describe(Command(["a\0b"], {}, "/workspace"))
+        _encode_command(Command(["a\0b"], {}, "/workspace"))
 
 
 # Redirection

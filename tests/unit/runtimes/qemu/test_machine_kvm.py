@@ -8,12 +8,12 @@ import pytest
 from sandbox.interfaces.runtime import SandboxSpec
 from sandbox.model.errors import AttemptError
 from sandbox.runtimes.qemu import parts, runtime
-from sandbox.runtimes.qemu.kvm import KvmFinding
+from sandbox.runtimes.qemu.kvm import KvmStatus
 from sandbox.runtimes.qemu.machine import Accelerator
-from sandbox.runtimes.qemu.runtime import KVM_BOOT_SECONDS, KVM_SECOND_BOOT_SECONDS, QemuRuntime
+from sandbox.runtimes.qemu.runtime import KVM_BOOT_SECONDS, KVM_RETRY_BOOT_SECONDS, QemuRuntime
 from sandbox.runtimes.qemu.sandbox import BootError, QemuSandbox
 
-LATE = BootError("not in time", is_late=True)
+LATE = BootError("not in time", has_timed_out=True)
 BROKEN = BootError("no memory for it")
 ANSWERS = None
 
@@ -32,12 +32,12 @@ class Guests(QemuRuntime):
         if outcome is not ANSWERS:
             raise outcome
         made = QemuSandbox.__new__(QemuSandbox)
-        made.slow_because = None
+        made.slow_reason = None
         return made
 
     def make(self):
         spec = SandboxSpec("abcdefghijkl", Path("/disk"), 1, 1 << 28, 64)
-        return asyncio.run(self.create(self._describe("abcdefghijkl", None), spec))
+        return asyncio.run(self.create(self._build_handle("abcdefghijkl", None), spec))
 
     @property
     def accelerators(self):
@@ -47,9 +47,9 @@ class Guests(QemuRuntime):
 @pytest.fixture(autouse=True)
 def machine(monkeypatch):
     """One with everything that a guest needs, and with KVM's device."""
-    found = parts.Parts("/v", Path("/k"), [], Path("/py"), Path("/py/bin/python3"))
-    monkeypatch.setattr(runtime, "find_parts", lambda: found)
-    monkeypatch.setattr(runtime, "find_parts", lambda: found)
+    found = parts.GuestComponents("/v", Path("/k"), [], Path("/py"), Path("/py/bin/python3"))
+    monkeypatch.setattr(runtime, "find_components", lambda: found)
+    monkeypatch.setattr(runtime, "find_components", lambda: found)
     monkeypatch.setattr("os.access", lambda path, mode: path == "/dev/kvm")
     counting(monkeypatch, is_too_slow=False)
 
@@ -58,13 +58,13 @@ def counting(monkeypatch, *, is_too_slow):
     async def counted(_):
         return is_too_slow
 
-    monkeypatch.setattr(KvmFinding, "is_too_slow", counted)
+    monkeypatch.setattr(KvmStatus, "is_too_slow", counted)
 
 
 def test_a_boot_that_a_busy_machine_makes_slow_is_given_more_time_and_changes_nothing(tmp_path):
     busy = Guests(tmp_path, LATE)
-    assert busy.make().slow_because is None
-    assert busy.tried == [(Accelerator.KVM, KVM_BOOT_SECONDS), (Accelerator.KVM, KVM_SECOND_BOOT_SECONDS)]
+    assert busy.make().slow_reason is None
+    assert busy.tried == [(Accelerator.KVM, KVM_BOOT_SECONDS), (Accelerator.KVM, KVM_RETRY_BOOT_SECONDS)]
 
     later = Guests(tmp_path)
     later.make()
@@ -73,23 +73,23 @@ def test_a_boot_that_a_busy_machine_makes_slow_is_given_more_time_and_changes_no
 
 def test_where_kvm_does_not_come_to_an_end_guests_are_emulated_and_each_says_so(tmp_path):
     first, later = Guests(tmp_path, LATE, LATE), Guests(tmp_path)
-    assert "emulated" in first.make().slow_because
-    assert "emulated" in later.make().slow_because
+    assert "emulated" in first.make().slow_reason
+    assert "emulated" in later.make().slow_reason
     assert first.accelerators == [Accelerator.KVM, Accelerator.KVM, Accelerator.TCG]
     assert later.accelerators == [Accelerator.TCG]
 
 
 def test_what_is_not_kvms_fault_is_not_kept_in_mind(tmp_path):
     first, later = Guests(tmp_path, BROKEN, BROKEN), Guests(tmp_path)
-    assert "emulated" in first.make().slow_because
-    assert later.make().slow_because is None
+    assert "emulated" in first.make().slow_reason
+    assert later.make().slow_reason is None
     assert later.accelerators == [Accelerator.KVM]
 
 
 def test_a_machine_without_kvm_has_emulated_guests_and_nothing_to_tell(tmp_path, monkeypatch):
     monkeypatch.setattr("os.access", lambda path, mode: False)
     guests = Guests(tmp_path)
-    assert guests.make().slow_because is None
+    assert guests.make().slow_reason is None
     assert guests.accelerators == [Accelerator.TCG]
 
 
@@ -112,15 +112,15 @@ def test_a_probe_tells_by_what_its_guest_booted(tmp_path, monkeypatch, outcomes,
         await guests.create(guests._describe("abcdefghijkl", None), SandboxSpec("abcdefghijkl", Path("/d"), 1, 1, 1))
         return frozenset({"memory", "cpus", "processes"})
 
-    monkeypatch.setattr(runtime, "try_once", try_once)
+    monkeypatch.setattr(runtime, "run_probe", try_once)
     monkeypatch.setattr("os.getuid", lambda: 0)
     found = asyncio.run(Guests(tmp_path, *outcomes).probe())
-    assert (found.works, found.only_by_name) == (True, only_by_name)
+    assert (found.is_available, found.is_explicit_only) == (True, only_by_name)
     assert any("no KVM" in gap for gap in found.gaps) is only_by_name
 
     unasked = asyncio.run(Guests(tmp_path, *outcomes, only_kvm=True).probe())
-    assert unasked.works is not only_by_name
-    assert ("by its name" in unasked.mend) is only_by_name
+    assert unasked.is_available is not only_by_name
+    assert ("by its name" in unasked.remedy) is only_by_name
 
 
 def test_where_kvm_is_too_slow_to_count_no_boot_is_waited_for(tmp_path, monkeypatch):
@@ -128,11 +128,11 @@ def test_where_kvm_is_too_slow_to_count_no_boot_is_waited_for(tmp_path, monkeypa
     monkeypatch.setattr("os.getuid", lambda: 0)
     guests = Guests(tmp_path, only_kvm=True)
     unasked = asyncio.run(guests.probe())
-    assert (unasked.works, guests.tried) == (False, [])
-    assert "by its name" in unasked.mend
+    assert (unasked.is_available, guests.tried) == (False, [])
+    assert "by its name" in unasked.remedy
 
     later = Guests(tmp_path)
-    assert "emulated" in later.make().slow_because
+    assert "emulated" in later.make().slow_reason
     assert later.accelerators == [Accelerator.TCG]
 
 

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from sandbox.interfaces.tasks import Retention
-from sandbox.server.maintenance.pruning import Need
+from sandbox.server.maintenance.pruning import PruneSelector
 
 NOW = datetime(2026, 1, 29, tzinfo=UTC)
 HOURS = [50, 40, 30, 20, 10]
@@ -13,12 +13,12 @@ HOURS = [50, 40, 30, 20, 10]
 
 
 def gone(retention, kept=()):
-    need, found = Need(retention, NOW, len(HOURS), 100 * len(HOURS)), []
+    need, found = PruneSelector(retention, NOW, len(HOURS), 100 * len(HOURS)), []
     for hours in HOURS:
-        if not need.asks_for(NOW - timedelta(hours=hours)):
+        if not need.should_prune(NOW - timedelta(hours=hours)):
             break
         if hours not in kept:
-            need.met_by(100)
+            need.record_pruned(100)
             found.append(hours)
     return found
 

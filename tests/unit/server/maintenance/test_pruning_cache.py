@@ -7,14 +7,14 @@ import threading
 
 import pytest
 
-from sandbox.model.limits import MEASUREMENT_KEPT_SECONDS
-from sandbox.server.maintenance.pruning import Measuring
+from sandbox.model.limits import MEASUREMENT_CACHE_SECONDS
+from sandbox.server.maintenance.pruning import SingleFlight
 
 
 class Scene:
     def __init__(self):
         self.now, self.is_broken, self._numbers, self.may_end = 0.0, False, itertools.count(1), threading.Event()
-        self.measuring = Measuring(self._measure, lambda: self.now)
+        self.measuring = SingleFlight(self._measure, lambda: self.now)
 
     def _measure(self):
         self.may_end.wait(20)
@@ -33,7 +33,7 @@ class Scene:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "given"), [(0, 1), (MEASUREMENT_KEPT_SECONDS, 1), (MEASUREMENT_KEPT_SECONDS + 1, 2)]
+    ("seconds", "given"), [(0, 1), (MEASUREMENT_CACHE_SECONDS, 1), (MEASUREMENT_CACHE_SECONDS + 1, 2)]
 )
 def test_it_is_kept_for_a_while(seconds, given):
     scene = Scene()

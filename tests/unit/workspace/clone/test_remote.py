@@ -4,8 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.workspace.clone.relay import Address
-from sandbox.workspace.clone.remote import SETTINGS_FILES_MAX, Far, describe_remote, find_far, rewrite
+from sandbox.workspace.clone.relay import HostPort
+from sandbox.workspace.clone.remote import (
+    SETTINGS_FILES_MAX,
+    SshRemote,
+    apply_instead_of,
+    parse_ssh_url,
+    resolve_remote,
+)
 
 RELAY = ("http.proxy", "socks5h://127.0.0.1:3128")
 
@@ -26,25 +32,25 @@ def test_the_longest_rule_of_the_user_counts(url, meant):
         ("url.https://me:pw@new.example/.insteadof", "https://old.example/"),
         ("url.https://push.example/.pushinsteadof", "https://git.example/"),
     ]
-    assert rewrite(url, rules) == meant
+    assert apply_instead_of(url, rules) == meant
 
 
 @pytest.mark.parametrize(
     ("url", "address"),
     [
-        ("https://git.example/a", Address("git.example", 443)),
-        ("http://git.example:8080/a", Address("git.example", 8080)),
-        ("https://me:pw@GIT.example./a", Address("git.example", 443)),
-        ("https://[2001:db8::1]/a", Address("2001:db8::1", 443)),
-        ("https://[2001:DB8:0:0::1]/a", Address("2001:db8::1", 443)),
-        ("http://127.1/a", Address("127.0.0.1", 80)),
-        ("http://0x7f.0.0.1/a", Address("127.0.0.1", 80)),
+        ("https://git.example/a", HostPort("git.example", 443)),
+        ("http://git.example:8080/a", HostPort("git.example", 8080)),
+        ("https://me:pw@GIT.example./a", HostPort("git.example", 443)),
+        ("https://[2001:db8::1]/a", HostPort("2001:db8::1", 443)),
+        ("https://[2001:DB8:0:0::1]/a", HostPort("2001:db8::1", 443)),
+        ("http://127.1/a", HostPort("127.0.0.1", 80)),
+        ("http://0x7f.0.0.1/a", HostPort("127.0.0.1", 80)),
         ("git://git.example/a", None),
         ("/srv/a", None),
     ],
 )
 def test_one_host_is_dialled(url, address):
-    assert describe_remote(url, [], "", Path("/")).address == address
+    assert resolve_remote(url, [], "", Path("/")).address == address
 
 
 def test_only_settings_for_the_host_go_in():
@@ -59,14 +65,14 @@ def test_only_settings_for_the_host_go_in():
         ("url.https://me:pw@x/.insteadof", "x:"),
         ("core.sshcommand", "ssh -i key"),
     ]
-    taken = describe_remote("https://git.example/a", settings, "", Path("/")).settings
+    taken = resolve_remote("https://git.example/a", settings, "", Path("/")).settings
     assert [value for _, value in taken] == ["X: everywhere", "X: own", "X: domain", RELAY[1]]
 
 
 def test_files_that_settings_name_go_in_by_their_content(tmp_path):
     (tmp_path / "ca.pem").write_bytes(b"certificate")
     settings = [("http.sslcainfo", "~/ca.pem"), ("http.https://other.org/.sslkey", "/nonexistent")]
-    remote = describe_remote("https://git.example/a", settings, "", tmp_path)
+    remote = resolve_remote("https://git.example/a", settings, "", tmp_path)
     assert remote.settings == [("http.sslcainfo", "/etc/clone/0"), RELAY]
     assert remote.files == {"/etc/clone/0": b"certificate"}
 
@@ -80,7 +86,7 @@ def test_no_setting_names_what_is_not_in_the_confinement(tmp_path):
         (tmp_path / name).write_bytes(name.encode())
     named = {"sslcapath": "~/certificates", "sslcainfo": "~/ca.pem", "pinnedpubkey": f"{tmp_path}/pinned.pem"}
 
-    remote = describe_remote(
+    remote = resolve_remote(
         "https://git.example/a", [(f"http.{name}", path) for name, path in named.items()], "", tmp_path
     )
 
@@ -97,7 +103,7 @@ def test_no_setting_names_what_is_not_in_the_confinement(tmp_path):
 def test_certificates_need_no_name_by_their_hash(tmp_path):
     (tmp_path / "below").mkdir()
     (tmp_path / "company.pem").write_bytes(b"certificate")
-    remote = describe_remote("https://git.example/a", [("http.sslcapath", str(tmp_path))], "", tmp_path)
+    remote = resolve_remote("https://git.example/a", [("http.sslcapath", str(tmp_path))], "", tmp_path)
     assert remote.settings == [("http.sslcapath", "/etc/clone/0"), RELAY]
     assert remote.files == {"/etc/clone/0/company.pem": b"certificate"}
 
@@ -106,38 +112,38 @@ def test_of_too_many_certificates_those_that_are_found_by_their_hash_go_in(tmp_p
     for number in range(SETTINGS_FILES_MAX):
         (tmp_path / f"{number}.pem").write_bytes(b"certificate")
     (tmp_path / "0a1b2c3d.0").symlink_to("0.pem")
-    remote = describe_remote("https://git.example/a", [("http.sslcapath", str(tmp_path))], "", tmp_path)
+    remote = resolve_remote("https://git.example/a", [("http.sslcapath", str(tmp_path))], "", tmp_path)
     assert remote.files == {"/etc/clone/0/0a1b2c3d.0": b"certificate"}
 
 
 @pytest.mark.parametrize("directory", ["/etc/ssl/certs", "/usr/share/certificates", ""])
 def test_certificates_of_the_machine_are_in_sight_already(directory):
     setting = ("http.sslcapath", directory)
-    remote = describe_remote("https://git.example/a", [setting], "", Path("/"))
+    remote = resolve_remote("https://git.example/a", [setting], "", Path("/"))
     assert (remote.settings, remote.files) == ([setting, RELAY], {})
 
 
 def test_a_pinned_key_by_its_hash_is_no_file(tmp_path):
     pinned = ("http.pinnedpubkey", "sha256//YhKJKSzoTt2b5FP18fvpHo7fJYqQCjAa3HWY3tvRMwE=")
-    remote = describe_remote("https://git.example/a", [pinned], "", tmp_path)
+    remote = resolve_remote("https://git.example/a", [pinned], "", tmp_path)
     assert (remote.settings, remote.files) == ([pinned, RELAY], {})
 
 
 def test_certificates_that_cannot_go_in_are_told_by_the_setting(tmp_path):
     settings = [("http.https://me:pw@git.example/.sslcapath", "~/")]
     with pytest.raises(OSError, match=r"http\.sslcapath of the server's user .*holds no certificate"):
-        describe_remote("https://git.example/a", settings, "", tmp_path)
+        resolve_remote("https://git.example/a", settings, "", tmp_path)
     for number in range(SETTINGS_FILES_MAX + 1):
         (tmp_path / f"{number}.pem").touch()
     with pytest.raises(OSError, match=r"http\.sslcapath .*put them into one file .* http\.sslCAInfo"):
-        describe_remote("https://git.example/a", settings, "", tmp_path)
+        resolve_remote("https://git.example/a", settings, "", tmp_path)
     with pytest.raises(OSError, match=r"http\.sslcapath .*gone, .*: No such file"):
-        describe_remote("https://git.example/a", [("http.sslcapath", "~/gone")], "", tmp_path)
+        resolve_remote("https://git.example/a", [("http.sslcapath", "~/gone")], "", tmp_path)
 
 
 def test_cookies_need_no_file(tmp_path):
     settings = [("http.cookiefile", ""), ("http.https://git.example/.cookiefile", "~/not-yet")]
-    remote = describe_remote("https://git.example/a", settings, "", tmp_path)
+    remote = resolve_remote("https://git.example/a", settings, "", tmp_path)
     assert remote.settings == [("http.cookiefile", ""), ("http.https://git.example/.cookiefile", ""), RELAY]
     assert remote.files == {}
 
@@ -145,48 +151,48 @@ def test_cookies_need_no_file(tmp_path):
 def test_a_file_that_cannot_be_read_is_named_with_its_setting(tmp_path):
     settings = [("http.https://me:pw@git.example/.sslcainfo", "~/gone.pem")]
     with pytest.raises(OSError, match=r"http\.sslcainfo of the server's user names .*/gone\.pem, .*: No such file"):
-        describe_remote("https://git.example/a", settings, "", tmp_path)
+        resolve_remote("https://git.example/a", settings, "", tmp_path)
     with pytest.raises(OSError, match=r"http\.cookiefile .*: Is a directory"):
-        describe_remote("https://git.example/a", [("http.cookiefile", "~/.")], "", tmp_path)
+        resolve_remote("https://git.example/a", [("http.cookiefile", "~/.")], "", tmp_path)
 
 
 def test_how_a_proxy_is_asked_for_credentials_goes_in():
     settings = [("remote.origin.proxyauthmethod", "basic"), ("http.proxyauthmethod", "digest")]
-    taken = describe_remote("https://git.example/a", settings, "http://me:pw@proxy.corp:8080", Path("/")).settings
+    taken = resolve_remote("https://git.example/a", settings, "http://me:pw@proxy.corp:8080", Path("/")).settings
     assert set(settings) < set(taken)
 
 
 @pytest.mark.parametrize(
     ("proxy", "via", "inside", "hosts"),
     [
-        ("http://me:pw@proxy.corp:8080", Address("proxy.corp", 8080), "http://me:pw@proxy.corp:3128", True),
-        ("proxy.corp:8080", Address("proxy.corp", 8080), "http://proxy.corp:3128", True),
-        ("socks5h://10.0.0.1:1080", Address("10.0.0.1", 1080), "socks5h://127.0.0.1:3128", False),
-        ("https://proxy.corp", Address("proxy.corp", 443), "https://proxy.corp:3128", True),
-        ("socks5://proxy.corp", Address("proxy.corp", 1080), "socks5h://proxy.corp:3128", True),
-        ("socks4://10.0.0.1:1081", Address("10.0.0.1", 1081), "socks4a://127.0.0.1:3128", False),
+        ("http://me:pw@proxy.corp:8080", HostPort("proxy.corp", 8080), "http://me:pw@proxy.corp:3128", True),
+        ("proxy.corp:8080", HostPort("proxy.corp", 8080), "http://proxy.corp:3128", True),
+        ("socks5h://10.0.0.1:1080", HostPort("10.0.0.1", 1080), "socks5h://127.0.0.1:3128", False),
+        ("https://proxy.corp", HostPort("proxy.corp", 443), "https://proxy.corp:3128", True),
+        ("socks5://proxy.corp", HostPort("proxy.corp", 1080), "socks5h://proxy.corp:3128", True),
+        ("socks4://10.0.0.1:1081", HostPort("10.0.0.1", 1081), "socks4a://127.0.0.1:3128", False),
     ],
 )
 def test_a_proxy_of_the_users_is_found_at_the_door(proxy, via, inside, hosts):
-    remote = describe_remote("https://git.example/a", [], proxy, Path("/"))
-    assert (remote.via, remote.settings) == (via, [("http.proxy", inside)])
+    remote = resolve_remote("https://git.example/a", [], proxy, Path("/"))
+    assert (remote.upstream_proxy, remote.settings) == (via, [("http.proxy", inside)])
     assert ("/etc/hosts" in remote.files) == hosts
 
 
 @pytest.mark.parametrize(
     ("url", "far"),
     [
-        ("ssh://git@git.example/a/b.git", Far("git@git.example", "", "/a/b.git")),
-        ("ssh://git.example:2222/a", Far("git.example", "2222", "/a")),
-        ("ssh://git@[2001:db8::1]:22/a", Far("git@2001:db8::1", "22", "/a")),
-        ("ssh://git.example/~me/a", Far("git.example", "", "~me/a")),
-        ("ssh://me%40corp@git.example/my%20work.git", Far("me@corp@git.example", "", "/my work.git")),
-        ("ssh://git.example/%7Eme/a", Far("git.example", "", "~me/a")),
-        ("ssh://git.example/a%FFb", Far("git.example", "", "/a\udcffb")),
-        ("ssh://git.example%2F@other.example/a", Far("git.example/@other.example", "", "/a")),
-        ("git@git.example:a%20b", Far("git@git.example", "", "a%20b")),
-        ("git@git.example:a/b", Far("git@git.example", "", "a/b")),
-        ("git.example:/srv/a", Far("git.example", "", "/srv/a")),
+        ("ssh://git@git.example/a/b.git", SshRemote("git@git.example", "", "/a/b.git")),
+        ("ssh://git.example:2222/a", SshRemote("git.example", "2222", "/a")),
+        ("ssh://git@[2001:db8::1]:22/a", SshRemote("git@2001:db8::1", "22", "/a")),
+        ("ssh://git.example/~me/a", SshRemote("git.example", "", "~me/a")),
+        ("ssh://me%40corp@git.example/my%20work.git", SshRemote("me@corp@git.example", "", "/my work.git")),
+        ("ssh://git.example/%7Eme/a", SshRemote("git.example", "", "~me/a")),
+        ("ssh://git.example/a%FFb", SshRemote("git.example", "", "/a\udcffb")),
+        ("ssh://git.example%2F@other.example/a", SshRemote("git.example/@other.example", "", "/a")),
+        ("git@git.example:a%20b", SshRemote("git@git.example", "", "a%20b")),
+        ("git@git.example:a/b", SshRemote("git@git.example", "", "a/b")),
+        ("git.example:/srv/a", SshRemote("git.example", "", "/srv/a")),
         ("https://git.example/a", None),
         ("/srv/odd:name", None),
         ("ext::sh -c x", None),
@@ -201,4 +207,4 @@ def test_a_proxy_of_the_users_is_found_at_the_door(proxy, via, inside, hosts):
     ],
 )
 def test_the_far_end_of_ssh(url, far):
-    assert find_far(url) == far
+    assert parse_ssh_url(url) == far

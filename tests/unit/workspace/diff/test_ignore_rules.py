@@ -44,7 +44,7 @@ MANY = directories(*(b"deep/down/here/%06d" % number for number in range(1500)))
 def test_only_those_that_are_asked_about_are_there_and_none_afterwards(tmp_path):
     judge = Judge(tmp_path)
     with IgnoreRules(tmp_path, judge, judge) as rules:
-        ignored = rules.ignored(MANY)
+        ignored = rules.ignored_paths(MANY)
     assert len(ignored) == len(MANY) // 2
     assert judge.unseen == []
     assert judge.seen_max < 500
@@ -54,7 +54,7 @@ def test_only_those_that_are_asked_about_are_there_and_none_afterwards(tmp_path)
 def test_nothing_is_left_when_git_ends_early(tmp_path):
     judge = Judge(tmp_path, answers_max=3)
     with pytest.raises(BrokenPipeError), IgnoreRules(tmp_path, judge, judge) as rules:
-        rules.ignored(MANY)
+        rules.ignored_paths(MANY)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -63,7 +63,7 @@ def test_what_was_laid_out_before_stays(tmp_path):
     (tmp_path / "deep" / ".gitignore").write_text("*.o\n")
     judge = Judge(tmp_path)
     with IgnoreRules(tmp_path, judge, judge) as rules:
-        rules.ignored([*MANY, *directories(b"deep/.gitignore/x")])
+        rules.ignored_paths([*MANY, *directories(b"deep/.gitignore/x")])
     assert (tmp_path / "deep" / ".gitignore").read_text() == "*.o\n"
     assert [path.name for path in (tmp_path / "deep").iterdir()] == [".gitignore"]
 
@@ -76,11 +76,11 @@ def test_a_deep_tree_is_made_once_however_often_it_is_asked_about(tmp_path, monk
     trunk = [b"/".join([b"d"] * depth) for depth in range(1, 250)]
     with IgnoreRules(tmp_path, judge, judge) as rules:
         for path in trunk:
-            rules.ignored(directories(path))
+            rules.ignored_paths(directories(path))
         for child in (b"a", b"b"):
-            rules.ignored(directories(trunk[-1] + b"/" + child))
-            rules.ignored(directories(trunk[-1] + b"/" + child + b"/leaf"))
-        rules.ignored(directories(trunk[9] + b"/other/leaf"))
+            rules.ignored_paths(directories(trunk[-1] + b"/" + child))
+            rules.ignored_paths(directories(trunk[-1] + b"/" + child + b"/leaf"))
+        rules.ignored_paths(directories(trunk[9] + b"/other/leaf"))
     assert judge.unseen == []
     assert len(made) < 3 * len(trunk)
     assert list(tmp_path.iterdir()) == []

@@ -13,10 +13,10 @@ from sandbox.workspace.git.command import Git, pipe, run_with_thread
 class EndlessGit:
     """A confinement in which no program ends by itself."""
 
-    door = None
+    proxy_listener = None
     memory_bytes = None
 
-    def has_killed_for_memory(self):
+    def was_oom_killed(self):
         return False
 
     async def run(self, _command):

@@ -5,8 +5,8 @@ import time
 import pytest
 
 from sandbox.model.manifest.schema import Repository
-from sandbox.workspace.git.errors import explain, last_line, scrub
-from sandbox.workspace.git.user_config import secrets_in
+from sandbox.workspace.git.errors import explain_clone_failure, last_error_line, redact_credentials
+from sandbox.workspace.git.user_config import find_secrets
 
 REPOSITORY = Repository(url="https://git.example/x.git", branch="main")
 
@@ -47,19 +47,19 @@ REPOSITORY = Repository(url="https://git.example/x.git", branch="main")
     ],
 )
 def test_known_complaints_say_what_to_do(complaint, says):
-    sentence = explain(complaint, REPOSITORY, ())
+    sentence = explain_clone_failure(complaint, REPOSITORY, ())
 
     assert sentence.startswith("Cannot clone https://git.example/x.git: ")
     assert says in sentence
 
 
 def test_an_unknown_complaint_is_shown_without_what_must_not_be_seen():
-    secrets = secrets_in(
+    secrets = find_secrets(
         [("http.https://x/.extraheader", "Authorization: Bearer abcdefghijkl"), ("credential.helper", "store")]
     )
     complaint = "warning: odd\nfatal: odd thing at http://me:pw@proxy/ with abcdefghijkl\x1b[2J" + "x" * 1000
 
-    sentence = explain(complaint, REPOSITORY, secrets)
+    sentence = explain_clone_failure(complaint, REPOSITORY, secrets)
 
     assert "odd thing at http://***@proxy/ with ***?[2J" in sentence
     assert "abcdefghijkl" not in sentence
@@ -67,17 +67,17 @@ def test_an_unknown_complaint_is_shown_without_what_must_not_be_seen():
 
 
 def test_words_of_a_helper_are_hidden_but_short_ones_are_left():
-    assert secrets_in([("credential.helper", "!f() { echo password=hunter2hunter2; }; f")]) >= {
+    assert find_secrets([("credential.helper", "!f() { echo password=hunter2hunter2; }; f")]) >= {
         "password=hunter2hunter2;"
     }
-    assert scrub("store of stores", secrets_in([("credential.helper", "store")])) == "store of stores"
-    assert secrets_in([("url.https://x/.insteadof", "https://public.example/")]) == frozenset()
+    assert redact_credentials("store of stores", find_secrets([("credential.helper", "store")])) == "store of stores"
+    assert find_secrets([("url.https://x/.insteadof", "https://public.example/")]) == frozenset()
 
 
 def test_the_last_line_that_tells_something_is_taken():
-    assert last_line("remote: hello\nfatal: one\nhint: try that\n") == "fatal: one"
-    assert last_line("only\nwords") == "words"
-    assert last_line("") == ""
+    assert last_error_line("remote: hello\nfatal: one\nhint: try that\n") == "fatal: one"
+    assert last_error_line("only\nwords") == "words"
+    assert last_error_line("") == ""
 
 
 @pytest.mark.parametrize(
@@ -88,10 +88,10 @@ def test_a_megabyte_without_an_end_is_understood_at_once(word):
     complaint = "remote: " + word * (1024**2 // len(word)) + "\nfatal: early EOF"
     began = time.process_time()
 
-    assert "the connection broke" in explain(complaint, REPOSITORY, ())
+    assert "the connection broke" in explain_clone_failure(complaint, REPOSITORY, ())
     assert time.process_time() - began < 5
 
 
 def test_words_far_in_a_line_are_found_behind_a_long_address():
     complaint = f"fatal: unable to access 'https://git.example/{'x' * 2000}/': Failed to connect to x port 443"
-    assert "does not accept the connection" in explain(complaint, REPOSITORY, ())
+    assert "does not accept the connection" in explain_clone_failure(complaint, REPOSITORY, ())

@@ -11,10 +11,10 @@ import click
 
 from sandbox.cli.commands.admin.check import print_discrepancies
 from sandbox.cli.errors import ExitCode, fail
-from sandbox.cli.options import chosen, output_options
-from sandbox.cli.output.formatting import counted
+from sandbox.cli.options import current_options, output_options
+from sandbox.cli.output.formatting import pluralize
 from sandbox.cli.output.json_output import print_json
-from sandbox.cli.output.text import visible
+from sandbox.cli.output.text import escape_text
 from sandbox.cli.server_options import data_dir_options, load_configuration
 
 
@@ -30,18 +30,18 @@ def backup(file: Path, **options: Any) -> None:
     left out.
     """
     data_dir = load_configuration(options).settings.server.data_dir.absolute()
-    from sandbox.bootstrap.administration import refuse_nothing
-    from sandbox.bootstrap.backup.create import back_up
+    from sandbox.bootstrap.administration import require_data_dir
+    from sandbox.bootstrap.backup.create import create_backup
 
-    refuse_nothing(data_dir)
-    manifest = back_up(data_dir, file.absolute())
+    require_data_dir(data_dir)
+    manifest = create_backup(data_dir, file.absolute())
     tasks_count = len({name.split("/")[1] for name in manifest.files if name.startswith("tasks/")})
     size_bytes = file.stat().st_size
-    if chosen().format == "json":
+    if current_options().format == "json":
         print_json({"file": str(file), "tasks": tasks_count, "size_bytes": size_bytes, "remarks": manifest.remarks})
     else:
         _print_remarks(manifest.remarks)
-    said = f"{visible(str(file))} has {counted(tasks_count, 'task')}, {size_bytes} bytes"
+    said = f"{escape_text(str(file))} has {pluralize(tasks_count, 'task')}, {size_bytes} bytes"
     if manifest.remarks:
         fail(f"{said}; {len(manifest.remarks)} things in it are damaged.", ExitCode.TASK_FAILED)
     click.echo(f"{said}.", err=True)
@@ -61,20 +61,20 @@ def restore(file: Path, **options: Any) -> None:
     from sandbox.bootstrap.backup import restore as backup_restore
 
     done = backup_restore.restore(file, data_dir)
-    if chosen().format == "json":
+    if current_options().format == "json":
         print_json(asdict(done))
     else:
         _print_remarks(done.remarks)
         print_discrepancies(done.discrepancies)
         for task_id in done.lost:
-            click.echo(f"{visible(task_id)}  had begun, and has ended as host_lost")
-    said = f"{visible(str(data_dir))} has {counted(done.tasks_count, 'task')}"
+            click.echo(f"{escape_text(task_id)}  had begun, and has ended as host_lost")
+    said = f"{escape_text(str(data_dir))} has {pluralize(done.tasks_count, 'task')}"
     if done.discrepancies:
         fail(f"{said}; {len(done.discrepancies)} things do not agree.", ExitCode.TASK_FAILED)
-    command = f"sandbox serve --data-dir {shlex.quote(visible(str(data_dir)))}"
+    command = f"sandbox serve --data-dir {shlex.quote(escape_text(str(data_dir)))}"
     click.echo(f"{said}.\nWhere no server works on the old one any more, start one on it:\n  {command}", err=True)
 
 
 def _print_remarks(remarks: Any) -> None:
     for remark in remarks:
-        click.echo(visible(remark))
+        click.echo(escape_text(remark))

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sandbox.cli.errors import ExitCode, fail
-from sandbox.cli.options import chosen, output_options
-from sandbox.cli.output.formatting import counted
+from sandbox.cli.options import current_options, output_options
+from sandbox.cli.output.formatting import pluralize
 from sandbox.cli.output.json_output import print_json
-from sandbox.cli.output.text import visible
+from sandbox.cli.output.text import escape_text
 from sandbox.cli.server_options import data_dir_options, load_configuration
 
 if TYPE_CHECKING:
@@ -31,21 +31,21 @@ def check(*, deep: bool, **options: Any) -> None:
     well, 1 when something does not agree.
     """
     data_dir = load_configuration(options).settings.server.data_dir.absolute()
-    from sandbox.bootstrap.administration import check_data
+    from sandbox.bootstrap.administration import check_data_dir
 
-    tasks_count, found = check_data(data_dir, deep=deep)
-    if chosen().format == "json":
+    tasks_count, found = check_data_dir(data_dir, deep=deep)
+    if current_options().format == "json":
         print_json({"clean": not found, "tasks": tasks_count, "findings": [asdict(each) for each in found]})
     else:
         print_discrepancies(found)
-    tasks = counted(tasks_count, "task")
+    tasks = pluralize(tasks_count, "task")
     if found:
-        things = counted(len(found), "thing") + (" does" if len(found) == 1 else " do")
+        things = pluralize(len(found), "thing") + (" does" if len(found) == 1 else " do")
         fail(f"Looked at {tasks}: {things} not agree.", ExitCode.TASK_FAILED)
     click.echo(f"Looked at {tasks}: index, journals and artifacts agree.", err=True)
 
 
-def print_discrepancies(found: Sequence[Discrepancy]) -> None:
+def print_discrepancies(discrepancies: Sequence[Discrepancy]) -> None:
     """One a line: the task, what is wrong, what to do."""
-    for each in found:
-        click.echo(f"{visible(each.task_id or '-')}  {each.kind}  {visible(each.message)}")
+    for each in discrepancies:
+        click.echo(f"{escape_text(each.task_id or '-')}  {each.kind}  {escape_text(each.message)}")

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import click
 
 from sandbox.cli.errors import ExitCode, fail
-from sandbox.cli.options import chosen, common_options, span_seconds
-from sandbox.cli.output.formatting import counted, duration
+from sandbox.cli.options import common_options, current_options, parse_duration_option
+from sandbox.cli.output.formatting import format_duration, pluralize
 from sandbox.cli.output.json_output import print_json
-from sandbox.cli.output.text import visible
+from sandbox.cli.output.text import escape_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,7 +29,7 @@ _POLL_SECONDS = 0.5
 @click.option(
     "--timeout",
     "timeout_seconds",
-    callback=span_seconds,
+    callback=parse_duration_option,
     metavar="SPAN",
     help="With --wait: give up after this time, such as 90s, 15m or 2h.",
 )
@@ -44,23 +44,23 @@ def drain(*, undo: bool, wait: bool, timeout_seconds: int | None) -> None:
         raise click.UsageError("--undo waits for nothing")
     if timeout_seconds is not None and not wait:
         raise click.UsageError("--timeout counts with --wait")
-    options = chosen()
+    options = current_options()
     with options.connect() as client:
         told = client.undo_drain() if undo else client.drain()
         if wait:
-            with _looking_on():
-                told = _await_end(client, told, timeout_seconds)
+            with _interrupt_hint():
+                told = _wait_until_drained(client, told, timeout_seconds)
     if options.format == "json":
         print_json(told)
     if wait and told["running"]:
-        running, waited = counted(told["running"], "task"), duration(timeout_seconds or 0)
+        running, waited = pluralize(told["running"], "task"), format_duration(timeout_seconds or 0)
         fail(f"{running} still running after {waited}; the drain goes on.", ExitCode.WAIT_TIMEOUT)
     if options.format != "json":
-        click.echo(_sentence(told), err=True)
+        click.echo(_drain_message(told), err=True)
 
 
 @contextmanager
-def _looking_on() -> Iterator[None]:
+def _interrupt_hint() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
@@ -68,16 +68,16 @@ def _looking_on() -> Iterator[None]:
         fail(message, ExitCode.INTERRUPTED)
 
 
-def _await_end(client: Client, told: Draining, timeout_seconds: int | None) -> Draining:
+def _wait_until_drained(client: Client, status: Draining, timeout_seconds: int | None) -> Draining:
     deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
-    while told["running"] and (deadline is None or time.monotonic() < deadline):
+    while status["running"] and (deadline is None or time.monotonic() < deadline):
         time.sleep(_POLL_SECONDS)
-        told = client.draining()
-    return told
+        status = client.draining()
+    return status
 
 
-def _sentence(told: Draining) -> str:
-    if not told["draining"]:
+def _drain_message(status: Draining) -> str:
+    if not status["draining"]:
         return "The server takes and begins tasks again."
-    running, waiting = counted(told["running"], "task"), counted(told["waiting"], "task")
-    return f"The server is drained since {visible(str(told['since']))}: running {running}, waiting {waiting}."
+    running, waiting = pluralize(status["running"], "task"), pluralize(status["waiting"], "task")
+    return f"The server is drained since {escape_text(str(status['since']))}: running {running}, waiting {waiting}."

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from sandbox.cli.options import chosen, output_options, server_options
-from sandbox.cli.output.formatting import counted
+from sandbox.cli.options import current_options, output_options, server_options
+from sandbox.cli.output.formatting import pluralize
 from sandbox.cli.output.json_output import print_json
-from sandbox.cli.output.text import visible
+from sandbox.cli.output.text import escape_text
 from sandbox.cli.server_options import data_dir_options, load_configuration
 
 if TYPE_CHECKING:
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
     from sandbox.client.responses import Pruned, PrunedTask
 
 
-def _age(ctx: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
+def _parse_age_option(ctx: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
     from sandbox.bootstrap.settings.schema import AGE, UNLIMITED, parse_age
 
-    return None if value is None else parse_age(_written(value, AGE.complain(value), UNLIMITED))
+    return None if value is None else parse_age(_check_bound(value, AGE.find_error(value), UNLIMITED))
 
 
-def _size(ctx: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
+def _parse_size_option(ctx: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
     from sandbox.bootstrap.settings.schema import DISK_SIZE, UNLIMITED, parse_disk_size
 
-    return None if value is None else parse_disk_size(_written(value, DISK_SIZE.complain(value), UNLIMITED))
+    return None if value is None else parse_disk_size(_check_bound(value, DISK_SIZE.find_error(value), UNLIMITED))
 
 
-def _written(value: str, complaint: str | None, unlimited: str) -> str:
+def _check_bound(value: str, complaint: str | None, unlimited: str) -> str:
     """Who leaves a bound out bounds nothing by it, so that nobody has to say `unlimited` here."""
     if complaint is not None or value == unlimited:
         raise click.BadParameter((complaint or "leave the option out").removesuffix(f", or {unlimited}"))
@@ -39,9 +39,13 @@ def _written(value: str, complaint: str | None, unlimited: str) -> str:
 
 
 @click.command()
-@click.option("--older-than", metavar="AGE", callback=_age, help="Those whose end is so long ago go, such as 30d.")
+@click.option(
+    "--older-than", metavar="AGE", callback=_parse_age_option, help="Those whose end is so long ago go, such as 30d."
+)
 @click.option("--keep", type=click.IntRange(min=1), help="So many finished tasks may stay; the oldest go.")
-@click.option("--max-bytes", metavar="SIZE", callback=_size, help="What they may take on disk together, such as 20G.")
+@click.option(
+    "--max-bytes", metavar="SIZE", callback=_parse_size_option, help="What they may take on disk together, such as 20G."
+)
 @click.option("--dry-run", is_flag=True, help="Only say which would go.")
 @click.option("--offline", is_flag=True, help="Do it here, on the data directory, while no server works on it.")
 @data_dir_options
@@ -63,29 +67,29 @@ def prune(
         raise click.UsageError(message)
     bounds = {"older_than_seconds": older_than, "keep": keep, "max_bytes": max_bytes}
     if offline:
-        answer = _prune_here(bounds, options, dry_run=dry_run)
+        answer = _prune_offline(bounds, options, dry_run=dry_run)
     else:
-        with chosen().connect() as client:
+        with current_options().connect() as client:
             answer = client.prune(**bounds, dry_run=dry_run)
-    if chosen().format == "json":
+    if current_options().format == "json":
         print_json(answer)
         return
     for task in answer["tasks"]:
-        click.echo(visible(f"{task['id']}  {task['state']}  {task['finished_at']}  {task['size_bytes']} bytes"))
+        click.echo(escape_text(f"{task['id']}  {task['state']}  {task['finished_at']}  {task['size_bytes']} bytes"))
     said = "would go" if dry_run else "gone"
-    click.echo(f"{counted(answer['total_count'], 'task')} {said}, {answer['total_size_bytes']} bytes.", err=True)
+    click.echo(f"{pluralize(answer['total_count'], 'task')} {said}, {answer['total_size_bytes']} bytes.", err=True)
 
 
-def _prune_here(bounds: Mapping[str, int | None], options: Mapping[str, Any], *, dry_run: bool) -> Pruned:
+def _prune_offline(bounds: Mapping[str, int | None], options: Mapping[str, Any], *, dry_run: bool) -> Pruned:
     settings = load_configuration(options).settings
-    from sandbox.bootstrap.administration import prune_data
+    from sandbox.bootstrap.administration import prune_data_dir
     from sandbox.interfaces.tasks import Retention
-    from sandbox.model.wire.events import timestamp
+    from sandbox.model.wire.events import format_timestamp
 
     is_bounded = any(bound is not None for bound in bounds.values())
-    retention = Retention(**bounds) if is_bounded else settings.retention.bounds
-    pruned = prune_data(settings.server.data_dir.absolute(), retention, dry_run=dry_run)
-    tasks = [cast("PrunedTask", {**asdict(one), "finished_at": timestamp(one.finished_at)}) for one in pruned]
+    retention = Retention(**bounds) if is_bounded else settings.retention.retention
+    pruned = prune_data_dir(settings.server.data_dir.absolute(), retention, dry_run=dry_run)
+    tasks = [cast("PrunedTask", {**asdict(one), "finished_at": format_timestamp(one.finished_at)}) for one in pruned]
     return {
         "dry_run": dry_run,
         "tasks": tasks,

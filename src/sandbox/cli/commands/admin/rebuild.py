@@ -7,10 +7,10 @@ from typing import Any
 import click
 
 from sandbox.cli.errors import ExitCode, fail
-from sandbox.cli.options import chosen, output_options
-from sandbox.cli.output.formatting import counted
+from sandbox.cli.options import current_options, output_options
+from sandbox.cli.output.formatting import pluralize
 from sandbox.cli.output.json_output import print_json
-from sandbox.cli.output.text import visible
+from sandbox.cli.output.text import escape_text
 from sandbox.cli.server_options import data_dir_options, load_configuration
 
 
@@ -28,12 +28,12 @@ def rebuild(**options: Any) -> None:
     from sandbox.bootstrap.administration import rebuild_index
 
     done = rebuild_index(data_dir)
-    if chosen().format == "json":
-        print_json({"tasks": done.tasks_count, "refused": dict(done.refused)})
+    if current_options().format == "json":
+        print_json({"tasks": done.tasks_count, "refused": dict(done.skipped)})
     else:
-        for task_id, reason in done.refused.items():
-            click.echo(f"{visible(task_id)}  {visible(reason)}")
-    tasks = counted(done.tasks_count, "task")
-    if done.refused:
-        fail(f"The new index has {tasks}; {len(done.refused)} could not be read.", ExitCode.TASK_FAILED)
+        for task_id, reason in done.skipped.items():
+            click.echo(f"{escape_text(task_id)}  {escape_text(reason)}")
+    tasks = pluralize(done.tasks_count, "task")
+    if done.skipped:
+        fail(f"The new index has {tasks}; {len(done.skipped)} could not be read.", ExitCode.TASK_FAILED)
     click.echo(f"The new index has {tasks}.", err=True)

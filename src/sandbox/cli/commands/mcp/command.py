@@ -7,7 +7,7 @@ import sys
 import click
 
 from sandbox.cli.errors import ExitCode, fail
-from sandbox.cli.options import chosen, server_options
+from sandbox.cli.options import current_options, server_options
 
 _ADVICE = """\
 Error: This speaks the Model Context Protocol on stdin and stdout; a program starts it, and not a person.
@@ -25,5 +25,5 @@ def mcp() -> None:
         fail(_ADVICE, ExitCode.USAGE)
     from sandbox.cli.commands.mcp.protocol import serve_tools
 
-    options = chosen()
+    options = current_options()
     serve_tools(options.server, options.token)

@@ -27,9 +27,9 @@ claude.model, claude.allowed_tools, claude.max_turns; vm.cpus, vm.memory, vm.dis
 vm.network_mode (isolated, outbound, full), vm.allowed_hosts; lifecycle.timeout, lifecycle.budget_usd, \
 lifecycle.artifact_patterns."""
 
-_LOOKS = ToolAnnotations(read_only_hint=True, open_world_hint=False)
-_ENDS = ToolAnnotations(read_only_hint=False, destructive_hint=True, idempotent_hint=True, open_world_hint=False)
-_BEGINS = ToolAnnotations(read_only_hint=False, destructive_hint=False, idempotent_hint=False, open_world_hint=True)
+_READ_ONLY = ToolAnnotations(read_only_hint=True, open_world_hint=False)
+_DESTRUCTIVE = ToolAnnotations(read_only_hint=False, destructive_hint=True, idempotent_hint=True, open_world_hint=False)
+_CREATING = ToolAnnotations(read_only_hint=False, destructive_hint=False, idempotent_hint=False, open_world_hint=True)
 
 _TaskId = Annotated[str, Field(description="The id that submit gave.")]
 _Offset = Annotated[int, Field(ge=0, description="The character to begin at, as a cut answer says.")]
@@ -44,15 +44,15 @@ _Lines = Annotated[int, Field(ge=1, le=tools.LINES_MAX, description="So many, th
 def serve_tools(server: str, token: str | None) -> None:
     """Until stdin ends."""
     mcp: MCPServer[Any] = MCPServer("sandbox", instructions=INSTRUCTIONS, version=__version__, log_level="WARNING")
-    shown = ShownTools(server, token)
+    shown = TaskTools(server, token)
     for tool in (shown.status, shown.logs, shown.diff, shown.artifacts):
-        mcp.add_tool(tool, annotations=_LOOKS, structured_output=False)
-    mcp.add_tool(shown.submit, annotations=_BEGINS, structured_output=False)
-    mcp.add_tool(shown.cancel, annotations=_ENDS, structured_output=False)
+        mcp.add_tool(tool, annotations=_READ_ONLY, structured_output=False)
+    mcp.add_tool(shown.submit, annotations=_CREATING, structured_output=False)
+    mcp.add_tool(shown.cancel, annotations=_DESTRUCTIVE, structured_output=False)
     mcp.run("stdio")
 
 
-class ShownTools:
+class TaskTools:
     """One method a tool; names, parameters and first lines are what agents read."""
 
     def __init__(self, server: str, token: str | None) -> None:
@@ -61,23 +61,23 @@ class ShownTools:
 
     async def submit(self, manifest: Annotated[dict[str, Any] | str, Field(description=_MANIFEST)]) -> str:
         """Submit a task: Claude Code works on a clone of a repository, in a sandbox. Gives the task's id at once."""
-        async with self._asking() as client:
+        async with self._client() as client:
             return await tools.submit(client, manifest)
 
     async def status(self, task_id: _TaskId, wait_seconds: _Wait = 0) -> str:
         """The state of a task, its counters, cost and error. It has ended once the state is completed, failed,
         failed_preserved or cancelled."""
-        async with self._asking() as client:
+        async with self._client() as client:
             return await tools.status(client, task_id, wait_seconds)
 
     async def logs(self, task_id: _TaskId, stream: _Stream = "events", lines: _Lines = 100) -> str:
         """The last lines of what a task printed, or of what happened to it."""
-        async with self._asking() as client:
+        async with self._client() as client:
             return await tools.logs(client, task_id, stream, lines)
 
     async def diff(self, task_id: _TaskId, offset: _Offset = 0) -> str:
         """What an ended task changed, as a patch that git apply takes."""
-        async with self._asking() as client:
+        async with self._client() as client:
             return await tools.diff(client, task_id, offset)
 
     async def artifacts(
@@ -87,7 +87,7 @@ class ShownTools:
         offset: _Offset = 0,
     ) -> str:
         """The files that were kept of a task: a list, or the text of one of them."""
-        async with self._asking() as client:
+        async with self._client() as client:
             return await tools.artifacts(client, task_id, name, offset)
 
     async def cancel(
@@ -97,11 +97,11 @@ class ShownTools:
         force: Annotated[bool, Field(description="Give its agent no time to end by itself.")] = False,
     ) -> str:
         """Cancel a task. What it made until then is kept."""
-        async with self._asking() as client:
+        async with self._client() as client:
             return await tools.cancel(client, task_id, reason, force=force)
 
     @asynccontextmanager
-    async def _asking(self) -> AsyncIterator[AsyncClient]:
+    async def _client(self) -> AsyncIterator[AsyncClient]:
         """A client whose errors come out as the API's code and sentence, for the model to read."""
         try:
             async with AsyncClient(self._server, self._token) as client:
@@ -111,5 +111,5 @@ class ShownTools:
             raise ToolError("\n".join([f"{error.code}: {error.message}", *mistakes])) from error
         except ClientError as error:
             raise ToolError(f"{error.code}: {error.message}") from error
-        except tools.RefusedError as error:
+        except tools.ToolFailedError as error:
             raise ToolError(str(error)) from error

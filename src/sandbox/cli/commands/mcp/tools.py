@@ -11,17 +11,27 @@ from sandbox.client import Artifact, AsyncClient
 from sandbox.client.responses import TaskSummary
 from sandbox.model.task_state import TERMINAL_STATES
 
-ANSWER_CHARACTERS_MAX = 40_000
+RESPONSE_CHARACTERS_MAX = 40_000
 LINES_MAX = 1_000
 LINE_CHARACTERS_MAX = 2_000
 WAIT_SECONDS_MAX = 300
 READ_BYTES_MAX = 64 * 1024 * 1024
 
-_TOLD = ("name", "state", "state_message", "created_at", "started_at", "finished_at", "exit_code", "error", "progress")
-_LISTED = ("name", "path", "size_bytes", "content_type", "contains_secret")
+_STATUS_FIELDS = (
+    "name",
+    "state",
+    "state_message",
+    "created_at",
+    "started_at",
+    "finished_at",
+    "exit_code",
+    "error",
+    "progress",
+)
+_ARTIFACT_FIELDS = ("name", "path", "size_bytes", "content_type", "contains_secret")
 
 
-class RefusedError(Exception):
+class ToolFailedError(Exception):
     """A tool that cannot do what it was asked for; a code and a sentence."""
 
 
@@ -35,8 +45,8 @@ async def status(client: AsyncClient, task_id: str, wait_seconds: int) -> str:
     """The task, once it has ended or the time is over."""
     task: TaskSummary = await client.wait(task_id, timeout_seconds=wait_seconds)
     result = (task["result"] or {}).get("result")
-    told = {field: value for field, value in task.items() if field in _TOLD}
-    return _json({"task_id": task["id"], **told, "result": _cut(result) if isinstance(result, str) else None})
+    told = {field: value for field, value in task.items() if field in _STATUS_FIELDS}
+    return _json({"task_id": task["id"], **told, "result": _truncate(result) if isinstance(result, str) else None})
 
 
 async def logs(client: AsyncClient, task_id: str, stream: str, lines: int) -> str:
@@ -44,9 +54,9 @@ async def logs(client: AsyncClient, task_id: str, stream: str, lines: int) -> st
     kept: list[str] = []
     async with aclosing(client.logs(task_id, stream=stream, tail=lines)) as found:
         async for line in found:
-            kept.append(_cut(line.decode(errors="replace").rstrip("\n"), LINE_CHARACTERS_MAX))
+            kept.append(_truncate(line.decode(errors="replace").rstrip("\n"), LINE_CHARACTERS_MAX))
     left_out = 0
-    while sum(map(len, kept)) + len(kept) > ANSWER_CHARACTERS_MAX:
+    while sum(map(len, kept)) + len(kept) > RESPONSE_CHARACTERS_MAX:
         kept.pop(0)
         left_out += 1
     told = [f"[{left_out} earlier lines left out: too long]"] if left_out else []
@@ -56,18 +66,18 @@ async def logs(client: AsyncClient, task_id: str, stream: str, lines: int) -> st
 async def diff(client: AsyncClient, task_id: str, offset: int) -> str:
     """A part of the patch."""
     path = f".sandbox/{task_id}.patch"
-    entry = await _entry(client, task_id, path)
+    entry = await _find_artifact(client, task_id, path)
     has_ended = entry is None and (await client.status(task_id))["state"] in TERMINAL_STATES
     if has_ended:
-        entry = await _entry(client, task_id, path)  # it may have ended, with a patch, since they were listed
+        entry = await _find_artifact(client, task_id, path)  # it may have ended, with a patch, since they were listed
     if entry is None:
         ended = "The task ended without a patch; its status says why."
         message = ended if has_ended else "There is no patch yet; it is made when the agent has ended."
-        raise RefusedError(f"artifact_not_found: {message}")
-    return await _text(client, task_id, entry, offset) or "It changed nothing."
+        raise ToolFailedError(f"artifact_not_found: {message}")
+    return await _artifact_text(client, task_id, entry, offset) or "It changed nothing."
 
 
-async def _entry(client: AsyncClient, task_id: str, path: str) -> Artifact | None:
+async def _find_artifact(client: AsyncClient, task_id: str, path: str) -> Artifact | None:
     listed = (await client.artifacts(task_id))["artifacts"]
     return next((entry for entry in listed if entry["path"] == path), None)
 
@@ -76,13 +86,13 @@ async def artifacts(client: AsyncClient, task_id: str, name: str | None, offset:
     """The list, or a part of one."""
     listed = (await client.artifacts(task_id))["artifacts"]
     if name is None:
-        rows = [{field: value for field, value in entry.items() if field in _LISTED} for entry in listed]
-        return _part(_json(rows), offset)
+        rows = [{field: value for field, value in entry.items() if field in _ARTIFACT_FIELDS} for entry in listed]
+        return _text_page(_json(rows), offset)
     found = {entry[key]: entry for key in ("path", "name") for entry in listed}
     entry = found.get(name)
     if entry is None:
-        raise RefusedError("artifact_not_found: The task has no such artifact. List them: leave out the name.")
-    return await _text(client, task_id, entry, offset)
+        raise ToolFailedError("artifact_not_found: The task has no such artifact. List them: leave out the name.")
+    return await _artifact_text(client, task_id, entry, offset)
 
 
 async def cancel(client: AsyncClient, task_id: str, reason: str | None, *, force: bool) -> str:
@@ -90,25 +100,27 @@ async def cancel(client: AsyncClient, task_id: str, reason: str | None, *, force
     return _json(await client.cancel(task_id, reason=reason, force=force))
 
 
-async def _text(client: AsyncClient, task_id: str, entry: Artifact, offset: int) -> str:
+async def _artifact_text(client: AsyncClient, task_id: str, entry: Artifact, offset: int) -> str:
     if entry["contains_secret"]:
         message = "artifact_contains_secret: It has the value of a secret in it, which no model is to be sent."
-        raise RefusedError(message)
+        raise ToolFailedError(message)
     data = await client.read(task_id, entry["name"], bytes_max=READ_BYTES_MAX)
     if b"\0" in data[:8000]:
-        raise RefusedError(f"artifact_not_text: {entry['name']} is {entry['content_type']}; a person can download it.")
-    return _part(data.decode(errors="replace"), offset)
+        raise ToolFailedError(
+            f"artifact_not_text: {entry['name']} is {entry['content_type']}; a person can download it."
+        )
+    return _text_page(data.decode(errors="replace"), offset)
 
 
-def _part(text: str, offset: int) -> str:
+def _text_page(text: str, offset: int) -> str:
     if offset and offset >= len(text):
         return f"[That is all: it has {len(text)} characters.]"
-    end = offset + ANSWER_CHARACTERS_MAX
+    end = offset + RESPONSE_CHARACTERS_MAX
     more = f"\n[{len(text) - end} more characters: go on with offset={end}]" if len(text) > end else ""
     return text[offset:end] + more
 
 
-def _cut(text: str, characters_max: int = ANSWER_CHARACTERS_MAX // 2) -> str:
+def _truncate(text: str, characters_max: int = RESPONSE_CHARACTERS_MAX // 2) -> str:
     return text if len(text) <= characters_max else f"{text[:characters_max]} […]"
 
 

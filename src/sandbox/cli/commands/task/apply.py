@@ -13,12 +13,12 @@ import click
 
 from sandbox.cli.checkout.worktree import ChangedFile, Checkout
 from sandbox.cli.errors import ExitCode, fail
-from sandbox.cli.options import Chosen, chosen, common_options, task_argument
-from sandbox.cli.output.console import output_console
+from sandbox.cli.options import CliOptions, common_options, current_options, task_argument
+from sandbox.cli.output.console import stdout_console
 from sandbox.cli.output.json_output import print_json
-from sandbox.cli.output.patch import fetch_patch, print_changes, say_missing, told_applied
-from sandbox.cli.output.text import visible
-from sandbox.cli.secret_guard import secrets_option
+from sandbox.cli.output.patch import applied_message, fetch_patch, print_changed_files, print_omissions
+from sandbox.cli.output.text import escape_text
+from sandbox.cli.secret_guard import allow_secrets_option
 
 if TYPE_CHECKING:
     from sandbox.client import Client
@@ -41,7 +41,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40,64}")
     is_flag=True,
     help="Apply it beside changes of your own that are not committed, and stage nothing.",
 )
-@secrets_option
+@allow_secrets_option
 @common_options
 def apply(task_id: str, directory: Path, is_beside: bool, allows_secrets: bool) -> None:
     """Apply what a task changed to a git checkout.
@@ -49,28 +49,28 @@ def apply(task_id: str, directory: Path, is_beside: bool, allows_secrets: bool) 
     The checkout must have no uncommitted changes, unless --beside-changes is there. All of the patch is applied, or
     nothing.
     """
-    options, checkout = chosen(), Checkout(directory)
+    options, checkout = current_options(), Checkout(directory)
     if not is_beside:
         checkout.require_clean()
     with TemporaryDirectory() as temporary:
         patch = Path(temporary) / "patch"
         with options.connect() as client:
             fetch_patch(client, task_id, patch, allows_secrets=allows_secrets)
-            if not say_missing(client, task_id, patch) and patch.stat().st_size:
+            if not print_omissions(client, task_id, patch) and patch.stat().st_size:
                 fail("Error: Nothing is in the patch that git could apply.", ExitCode.CONFLICT)
             base = _base_commit(client, task_id, Path(temporary) / "metadata.json")
         commit = checkout.commit()
         if base and base != commit:
             here = f"this checkout is at {commit[:12]}" if commit else "this checkout has no commit yet"
             click.echo(f"The patch was made on commit {base[:12]}; {here}.", err=True)
-        changed = checkout.apply(patch, stages=not is_beside) if patch.stat().st_size else []
+        changed = checkout.apply(patch, should_stage=not is_beside) if patch.stat().st_size else []
     if options.format == "json":
         files = [asdict(file) for file in changed]
         print_json(
             {"task_id": task_id, "directory": str(checkout.root), "base_commit": base, "commit": commit, "files": files}
         )
     else:
-        _tell(task_id, changed, options, is_staged=not is_beside)
+        _print_result(task_id, changed, options, is_staged=not is_beside)
 
 
 def _base_commit(client: Client, task_id: str, file: Path) -> str | None:
@@ -93,9 +93,9 @@ def _base_commit(client: Client, task_id: str, file: Path) -> str | None:
     return None
 
 
-def _tell(task_id: str, changed: Sequence[ChangedFile], options: Chosen, *, is_staged: bool) -> None:
+def _print_result(task_id: str, changed: Sequence[ChangedFile], options: CliOptions, *, is_staged: bool) -> None:
     if not changed:
-        click.echo(f"Task {visible(task_id)} changed nothing, so nothing was applied.", err=True)
+        click.echo(f"Task {escape_text(task_id)} changed nothing, so nothing was applied.", err=True)
         return
-    print_changes(changed, output_console(has_color=options.has_color))
-    click.echo(told_applied(len(changed), is_staged=is_staged), err=True)
+    print_changed_files(changed, stdout_console(has_color=options.has_color))
+    click.echo(applied_message(len(changed), is_staged=is_staged), err=True)

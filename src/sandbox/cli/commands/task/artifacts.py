@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sandbox.cli.options import chosen, common_options, task_argument
-from sandbox.cli.output.console import output_console
-from sandbox.cli.output.formatting import size
+from sandbox.cli.options import common_options, current_options, task_argument
+from sandbox.cli.output.console import stdout_console
+from sandbox.cli.output.formatting import format_size
 from sandbox.cli.output.json_output import print_json
 from sandbox.cli.output.table import cell, print_table
 
@@ -23,17 +23,17 @@ if TYPE_CHECKING:
 @common_options
 def artifacts(task_id: str) -> None:
     """List a task's artifacts: what was kept from it."""
-    options = chosen()
+    options = current_options()
     with options.connect() as client:
         answer = client.artifacts(task_id)
     if options.format == "json":
         print_json(answer)
     elif answer["artifacts"]:
         print_table(
-            output_console(has_color=options.has_color),
+            stdout_console(has_color=options.has_color),
             ("NAME", "SIZE", "TYPE", "PATH"),
             [_row(artifact) for artifact in answer["artifacts"]],
-            has_lines=options.format == "table",
+            has_border=options.format == "table",
             shrinkable=("TYPE", "PATH"),
         )
     else:
@@ -42,4 +42,6 @@ def artifacts(task_id: str) -> None:
 
 def _row(artifact: Artifact) -> list[Text]:
     path = artifact["path"] + ("  (contains a secret)" if artifact["contains_secret"] else "")
-    return [cell(text) for text in (artifact["name"], size(artifact["size_bytes"]), artifact["content_type"], path)]
+    return [
+        cell(text) for text in (artifact["name"], format_size(artifact["size_bytes"]), artifact["content_type"], path)
+    ]

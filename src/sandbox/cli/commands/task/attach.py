@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import click
 
-from sandbox.cli.options import chosen, server_options, task_argument
-from sandbox.cli.output.text import visible
-from sandbox.cli.terminal import DETACH_KEYS, detach_keys, run_terminal, tell_end
+from sandbox.cli.options import current_options, server_options, task_argument
+from sandbox.cli.output.text import escape_text
+from sandbox.cli.terminal import DETACH_KEYS, exit_with_terminal, parse_detach_keys, run_terminal
 
 
 @click.command()
@@ -15,7 +15,7 @@ from sandbox.cli.terminal import DETACH_KEYS, detach_keys, run_terminal, tell_en
 @click.option(
     "--detach-keys",
     "keys",
-    callback=detach_keys,
+    callback=parse_detach_keys,
     metavar="KEYS",
     default=DETACH_KEYS,
     help=f"What leaves the agent's terminal [default: {DETACH_KEYS}]",
@@ -27,6 +27,6 @@ def attach(task_id: str, watch: bool, keys: bytes) -> None:
     Only with claude.headless: false an agent has one. Who came first types, others look on and take over when it
     leaves. The agent goes on when everybody has left. Ends with the agent's exit code when it ends meanwhile.
     """
-    found = run_terminal(chosen(), task_id, keys, of="agent", watch=str(watch).lower())
-    shown = visible(task_id)
-    tell_end(found, task_id, f"\nLeft. The agent goes on.\n  Come back: sandbox task attach {shown}")
+    found = run_terminal(current_options(), task_id, keys, of="agent", watch=str(watch).lower())
+    shown = escape_text(task_id)
+    exit_with_terminal(found, task_id, f"\nLeft. The agent goes on.\n  Come back: sandbox task attach {shown}")

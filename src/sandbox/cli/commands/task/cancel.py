@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import click
 
 from sandbox.cli.errors import ExitCode, fail
-from sandbox.cli.options import chosen, common_options, task_argument
-from sandbox.cli.output.json_output import ending, print_json
-from sandbox.cli.output.text import visible
+from sandbox.cli.options import common_options, current_options, task_argument
+from sandbox.cli.output.json_output import outcome_summary, print_json
+from sandbox.cli.output.text import escape_text
 
 if TYPE_CHECKING:
     from sandbox.client import Client
@@ -28,27 +28,27 @@ def cancel(task_id: str, reason: str | None, force: bool, yes: bool) -> None:
 
     What it made until then is kept.
     """
-    options = chosen()
+    options = current_options()
     asks = not yes and sys.stdin.isatty() and sys.stderr.isatty()
-    if asks and not click.confirm(f"Cancel task {visible(task_id)}?", err=True):
+    if asks and not click.confirm(f"Cancel task {escape_text(task_id)}?", err=True):
         fail("Nothing was cancelled.", ExitCode.INTERRUPTED)
     with options.connect() as client:
         answer = client.cancel(task_id, reason=reason, force=force)
         if sys.stderr.isatty():
-            click.echo(f"{visible(answer['message'])}", err=True)
-        status = _end(client, task_id)
+            click.echo(f"{escape_text(answer['message'])}", err=True)
+        status = _wait_for_end(client, task_id)
     if options.format == "json":
         print_json(answer)
     if status["state"] != "cancelled":
-        fail(f"Too late to cancel it. {ending(status)}", ExitCode.CONFLICT)
+        fail(f"Too late to cancel it. {outcome_summary(status)}", ExitCode.CONFLICT)
     if options.format != "json":
-        click.echo(ending(status), err=True)
+        click.echo(outcome_summary(status), err=True)
 
 
-def _end(client: Client, task_id: str) -> Task:
+def _wait_for_end(client: Client, task_id: str) -> Task:
     try:
         return client.wait(task_id)
     except KeyboardInterrupt:
-        shown = visible(task_id)
+        shown = escape_text(task_id)
         message = f"\nStopped waiting; task {shown} is being cancelled all the same."
         fail(f"{message} Hurry it with: sandbox task cancel {shown} --force", ExitCode.INTERRUPTED)

@@ -13,15 +13,15 @@ from tempfile import TemporaryDirectory
 
 import click
 
-from sandbox.cli.options import chosen, common_options, task_argument
+from sandbox.cli.options import common_options, current_options, task_argument
 from sandbox.cli.output.json_output import print_json
-from sandbox.cli.output.patch import fetch_patch, painted, patch_lines
-from sandbox.cli.output.text import visible
-from sandbox.cli.secret_guard import secrets_option
+from sandbox.cli.output.patch import colorize, fetch_patch, patch_lines
+from sandbox.cli.output.text import escape_text
+from sandbox.cli.secret_guard import allow_secrets_option
 
-GIT_SECONDS = 10.0
-_TRUE = {"", "true", "yes", "on", "1"}
-_FALSE = {"false", "no", "off", "0"}
+GIT_TIMEOUT_SECONDS = 10.0
+_TRUE_VALUES = {"", "true", "yes", "on", "1"}
+_FALSE_VALUES = {"false", "no", "off", "0"}
 
 
 def show_paged(lines: Iterable[str]) -> None:
@@ -40,27 +40,27 @@ def show_paged(lines: Iterable[str]) -> None:
             for line in lines:
                 stdin.write(line.encode(errors="replace") + b"\n")
     finally:
-        _wait(paging)
+        _wait_for_pager(paging)
 
 
 def find_pager() -> str | None:
     """The command line of the pager; None where git would use none."""
-    configured = _ask("config", "--get", "pager.diff")
-    if configured is not None and configured.lower() in _FALSE:
+    configured = _git_output("config", "--get", "pager.diff")
+    if configured is not None and configured.lower() in _FALSE_VALUES:
         return None
-    is_command = configured is not None and configured.lower() not in _TRUE
-    pager = configured if is_command and "GIT_PAGER" not in os.environ else _ask("var", "GIT_PAGER")
+    is_command = configured is not None and configured.lower() not in _TRUE_VALUES
+    pager = configured if is_command and "GIT_PAGER" not in os.environ else _git_output("var", "GIT_PAGER")
     return None if pager in {None, "", "cat"} else pager
 
 
-def _ask(*arguments: str) -> str | None:
+def _git_output(*arguments: str) -> str | None:
     """What git answers; None where it does not, or is not there."""
     try:
         asked = subprocess.run(
             ["git", *arguments],  # noqa: S607
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            timeout=GIT_SECONDS,
+            timeout=GIT_TIMEOUT_SECONDS,
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired):
@@ -68,7 +68,7 @@ def _ask(*arguments: str) -> str | None:
     return asked.stdout.decode(errors="replace").strip() if asked.returncode == 0 else None
 
 
-def _wait(paging: subprocess.Popen[bytes]) -> None:
+def _wait_for_pager(paging: subprocess.Popen[bytes]) -> None:
     while True:
         try:
             paging.wait()  # for as long as somebody reads
@@ -79,14 +79,14 @@ def _wait(paging: subprocess.Popen[bytes]) -> None:
 
 @click.command(epilog="Apply it to a checkout with: sandbox task apply TASK_ID")
 @task_argument
-@secrets_option
+@allow_secrets_option
 @common_options
 def diff(task_id: str, allows_secrets: bool) -> None:
     """Show what a task changed, as a patch.
 
     On a terminal in colour and in git's pager, elsewhere as the bytes that git apply takes.
     """
-    options = chosen()
+    options = current_options()
     with TemporaryDirectory() as directory:
         patch = Path(directory) / "patch"
         with options.connect() as client:
@@ -94,9 +94,9 @@ def diff(task_id: str, allows_secrets: bool) -> None:
         if options.format == "json":
             print_json({"task_id": task_id, "patch": patch.read_bytes().decode(errors="replace")})
         elif not patch.stat().st_size:
-            click.echo(f"Task {visible(task_id)} changed nothing.", err=True)
+            click.echo(f"Task {escape_text(task_id)} changed nothing.", err=True)
         elif sys.stdout.isatty():
-            show_paged(painted(patch_lines(patch), has_color=options.has_color))
+            show_paged(colorize(patch_lines(patch), has_color=options.has_color))
         else:
             with patch.open("rb") as file:
                 shutil.copyfileobj(file, sys.stdout.buffer)

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sandbox.cli.errors import ExitCode, fail
-from sandbox.cli.options import chosen, common_options, task_argument
-from sandbox.cli.output.formatting import size
+from sandbox.cli.options import common_options, current_options, task_argument
+from sandbox.cli.output.formatting import format_size
 from sandbox.cli.output.json_output import print_json
 from sandbox.cli.output.patch import patch_lines
-from sandbox.cli.output.text import visible, visible_name
-from sandbox.cli.secret_guard import refuse_secrets, secrets_option
+from sandbox.cli.output.text import escape_name, escape_text
+from sandbox.cli.secret_guard import allow_secrets_option, reject_secrets
 from sandbox.model.task_state import TERMINAL_STATES
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 @click.option("--all", "takes_all", is_flag=True, help="All artifacts, into a directory named after the task.")
 @click.option("--output", "-o", metavar="PATH", help="The file or directory to write to; '-' for stdout.")
 @click.option("--verify", "verifies", is_flag=True, help="Read every file back from the disk and print its SHA-256.")
-@secrets_option
+@allow_secrets_option
 @common_options
 def download(
     task_id: str, name: str | None, takes_all: bool, output: str | None, verifies: bool, allows_secrets: bool
@@ -44,47 +44,47 @@ def download(
         raise click.UsageError("Give the NAME of one artifact, or --all.")
     if output == "-" and (takes_all or verifies):
         raise click.UsageError("Only one artifact fits on stdout, without --verify; give its NAME.")
-    options = chosen()
+    options = current_options()
     with options.connect() as client:
-        wanted = _wanted(client, task_id, name)
+        wanted = _select_artifacts(client, task_id, name)
         taken = [entry for entry in wanted if allows_secrets or not entry["contains_secret"]]
         if name is not None:
-            refuse_secrets(wanted, allows_secrets=allows_secrets)
+            reject_secrets(wanted, allows_secrets=allows_secrets)
         if output == "-":
-            _print(client, task_id, taken[0]["name"])
+            _print_artifact(client, task_id, taken[0]["name"])
             return
         targets = _targets(task_id, name, taken, output)
         if missing := next((target.parent for _, target in targets if not target.parent.is_dir()), None):
             raise click.UsageError(
-                f"There is no directory {visible_name(str(missing))}; make it, or choose another place."
+                f"There is no directory {escape_name(str(missing))}; make it, or choose another place."
             )
         if verifies and any(target.exists() and not target.is_file() for _, target in targets):
             raise click.UsageError("Only a file can be read back; leave --verify out, or choose a file with --output.")
         saved = [_save(client, task_id, entry, target, verifies=verifies) for entry, target in targets]
     if options.format == "json":
         print_json({"task_id": task_id, "files": saved})
-    refuse_secrets(wanted, allows_secrets=allows_secrets)
+    reject_secrets(wanted, allows_secrets=allows_secrets)
 
 
-def _wanted(client: Client, task_id: str, name: str | None) -> list[Artifact]:
+def _select_artifacts(client: Client, task_id: str, name: str | None) -> list[Artifact]:
     """The artifacts that are asked for: all, or the one of this name, else of this path."""
     listed = client.artifacts(task_id)["artifacts"]
     if name is None:
-        return listed or _came_late(client, task_id)
+        return listed or _list_again(client, task_id)
     by_name, by_path = ([entry for entry in listed if entry[field] == name] for field in ("name", "path"))
     found = by_name or by_path
     if not found:
-        message = f"Error: Task {visible(task_id)} has no artifact {visible_name(repr(name))}."
-        fail(f"{message}\n  See which there are: sandbox task artifacts {visible(task_id)}", ExitCode.NOT_FOUND)
+        message = f"Error: Task {escape_text(task_id)} has no artifact {escape_name(repr(name))}."
+        fail(f"{message}\n  See which there are: sandbox task artifacts {escape_text(task_id)}", ExitCode.NOT_FOUND)
     return found[:1]
 
 
-def _came_late(client: Client, task_id: str) -> list[Artifact]:
+def _list_again(client: Client, task_id: str) -> list[Artifact]:
     """What a task has that had nothing a moment ago; ends the command where that is nothing still."""
     has_ended = client.status(task_id)["state"] in TERMINAL_STATES
     if has_ended and (listed := client.artifacts(task_id)["artifacts"]):
         return listed
-    shown = visible(task_id)
+    shown = escape_text(task_id)
     message = f"artifacts yet; they are kept when the agent has ended.\n  Wait for them: sandbox task wait {shown}"
     if has_ended:
         message = f"artifacts: it ended without any.\n  See why: sandbox task status {shown}"
@@ -110,8 +110,8 @@ def _save(client: Client, task_id: str, entry: Artifact, target: Path, *, verifi
     checksum = entry["checksum"]
     if verifies:
         _verify(target, checksum)
-    told = f"  {visible(checksum)}" if verifies else ""
-    click.echo(f"{visible_name(str(target))}  {size(size_bytes)}{told}", err=True)
+    told = f"  {escape_text(checksum)}" if verifies else ""
+    click.echo(f"{escape_name(str(target))}  {format_size(size_bytes)}{told}", err=True)
     return {"name": entry["name"], "file": str(target), "size_bytes": size_bytes, "checksum": checksum}
 
 
@@ -119,16 +119,16 @@ def _verify(target: Path, checksum: str) -> None:
     with target.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if f"sha256:{found}" != checksum:
-        fail(f"Error: {visible_name(str(target))} is damaged: it has the SHA-256 {found}.", ExitCode.SERVER_ERROR)
+        fail(f"Error: {escape_name(str(target))} is damaged: it has the SHA-256 {found}.", ExitCode.SERVER_ERROR)
 
 
-def _print(client: Client, task_id: str, name: str) -> None:
+def _print_artifact(client: Client, task_id: str, name: str) -> None:
     with TemporaryDirectory() as directory:
         target = Path(directory) / "artifact"
         client.download(task_id, name, target)
         if sys.stdout.isatty():
             for line in patch_lines(target):
-                click.echo(visible(line))
+                click.echo(escape_text(line))
             return
         with target.open("rb") as file:
             shutil.copyfileobj(file, sys.stdout.buffer)
@@ -138,6 +138,6 @@ def _file_name(name: str) -> str:
     last = name.rpartition("/")[2]
     if last in {"", ".", ".."} or "\x00" in last:
         fail(
-            f"Error: {visible_name(repr(name))} cannot be the name of a file; choose one with --output.", ExitCode.USAGE
+            f"Error: {escape_name(repr(name))} cannot be the name of a file; choose one with --output.", ExitCode.USAGE
         )
     return last

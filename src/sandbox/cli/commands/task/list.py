@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sandbox.cli.options import chosen, common_options
-from sandbox.cli.output.console import output_console
+from sandbox.cli.options import common_options, current_options
+from sandbox.cli.output.console import stdout_console
 from sandbox.cli.output.event_printer import STATE_STYLES
-from sandbox.cli.output.formatting import age, counted
+from sandbox.cli.output.formatting import format_age, pluralize
 from sandbox.cli.output.json_output import print_json
 from sandbox.cli.output.table import cell, print_table
 from sandbox.model.task_state import TaskState
@@ -25,7 +25,7 @@ PAGE_TASKS_MAX = 1000
 SORTS = ("created_at", "started_at", "state_changed_at", "name")
 
 
-def _label(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+def _parse_labels(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
     pairs = [value.partition("=") for value in values]
     labels: dict[str, str] = {}
     for key, equals, value in pairs:
@@ -36,7 +36,7 @@ def _label(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ..
     return labels
 
 
-def _states(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> list[str]:
+def _parse_states(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> list[str]:
     states = [state.strip() for value in values for state in value.split(",")]
     for state in states:
         if state not in set(TaskState):
@@ -50,7 +50,7 @@ def _states(ctx: click.Context, parameter: click.Parameter, values: tuple[str, .
     "states",
     metavar="STATE",
     multiple=True,
-    callback=_states,
+    callback=_parse_states,
     help=f"Only in this state, or these: repeat it, or use commas. States are {', '.join(TaskState)}.",
 )
 @click.option(
@@ -58,7 +58,7 @@ def _states(ctx: click.Context, parameter: click.Parameter, values: tuple[str, .
     "labels",
     metavar="KEY=VALUE",
     multiple=True,
-    callback=_label,
+    callback=_parse_labels,
     help="Only with this label; repeat it for more labels.",
 )
 @click.option("--limit", type=click.IntRange(1, PAGE_TASKS_MAX), help="At most so many [default: 100]")
@@ -69,7 +69,7 @@ def list_tasks(states: list[str], labels: dict[str, str], limit: int | None, tak
     """List tasks, the newest first."""
     if takes_all and limit is not None:
         raise click.UsageError("Give --limit or --all.")
-    options = chosen()
+    options = current_options()
     wanted: dict[str, Any] = {
         "states": states,
         "labels": labels,
@@ -83,20 +83,20 @@ def list_tasks(states: list[str], labels: dict[str, str], limit: int | None, tak
         return
     if page["tasks"]:
         print_table(
-            output_console(has_color=options.has_color),
+            stdout_console(has_color=options.has_color),
             ("ID", "STATE", "AGE", "NAME", "LABELS"),
             [_row(task) for task in page["tasks"]],
-            has_lines=options.format == "table",
+            has_border=options.format == "table",
             shrinkable=("LABELS", "AGE", "NAME"),
         )
-    _say_what_is_missing(page, is_filtered=bool(states or labels))
+    _print_omitted_count(page, is_filtered=bool(states or labels))
 
 
-def _all_pages(client: Client, wanted: dict[str, Any]) -> TaskPage:
-    page = client.tasks(limit=PAGE_TASKS_MAX, **wanted)
+def _all_pages(client: Client, filters: dict[str, Any]) -> TaskPage:
+    page = client.tasks(limit=PAGE_TASKS_MAX, **filters)
     tasks, cursor = [*page["tasks"]], page["next_cursor"]
     while cursor is not None:
-        page = client.tasks(limit=PAGE_TASKS_MAX, cursor=cursor, **wanted)
+        page = client.tasks(limit=PAGE_TASKS_MAX, cursor=cursor, **filters)
         tasks += page["tasks"]
         cursor = page["next_cursor"] if page["tasks"] else None
     return {**page, "tasks": tasks, "limit": len(tasks), "offset": 0, "has_more": False, "next_cursor": None}
@@ -105,13 +105,13 @@ def _all_pages(client: Client, wanted: dict[str, Any]) -> TaskPage:
 def _row(task: TaskSummary) -> list[Text]:
     labels = ",".join(f"{key}={value}" for key, value in task["labels"].items())
     state = cell(task["state"], STATE_STYLES.get(task["state"], ""))
-    after = (age(task["created_at"], datetime.now(UTC)), task["name"], labels)
+    after = (format_age(task["created_at"], datetime.now(UTC)), task["name"], labels)
     return [cell(task["id"]), state, *map(cell, after)]
 
 
-def _say_what_is_missing(page: TaskPage, *, is_filtered: bool) -> None:
+def _print_omitted_count(page: TaskPage, *, is_filtered: bool) -> None:
     shown, total = len(page["tasks"]), page["total_count"]
     if not total:
         click.echo("No such tasks." if is_filtered else "No tasks yet.", err=True)
     elif shown < total:
-        click.echo(f"{shown:,} of {counted(total, 'task')}; see more with --limit, or --all.", err=True)
+        click.echo(f"{shown:,} of {pluralize(total, 'task')}; see more with --limit, or --all.", err=True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import click
 
-from sandbox.cli.options import chosen, common_options, task_argument
+from sandbox.cli.options import common_options, current_options, task_argument
 from sandbox.cli.output.json_output import print_json
-from sandbox.cli.output.text import visible
+from sandbox.cli.output.text import escape_text
 
 
 @click.command()
@@ -17,10 +17,10 @@ def release(task_id: str) -> None:
 
     Only lifecycle.failure_action: preserve keeps one. Artifacts and logs stay.
     """
-    options = chosen()
+    options = current_options()
     with options.connect() as client:
         answer = client.release(task_id)
     if options.format == "json":
         print_json(answer)
     else:
-        click.echo(visible(answer["message"]), err=True)
+        click.echo(escape_text(answer["message"]), err=True)

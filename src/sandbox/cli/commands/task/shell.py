@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
-from sandbox.cli.options import chosen, server_options, task_argument
-from sandbox.cli.terminal import DETACH_KEYS, detach_keys, run_terminal, tell_end
+from sandbox.cli.options import current_options, server_options, task_argument
+from sandbox.cli.terminal import DETACH_KEYS, exit_with_terminal, parse_detach_keys, run_terminal
 
 
 @click.command()
@@ -13,7 +13,7 @@ from sandbox.cli.terminal import DETACH_KEYS, detach_keys, run_terminal, tell_en
 @click.option(
     "--detach-keys",
     "keys",
-    callback=detach_keys,
+    callback=parse_detach_keys,
     metavar="KEYS",
     default=DETACH_KEYS,
     help=f"What ends the shell from outside [default: {DETACH_KEYS}]",
@@ -26,5 +26,5 @@ def shell(task_id: str, keys: bytes) -> None:
     After a failure with lifecycle.failure_action: preserve it is in a new sandbox of the kept files, which cannot reach
     the model. Leaving ends the shell, and the command with its exit code.
     """
-    found = run_terminal(chosen(), task_id, keys, of="shell")
-    tell_end(found, task_id, "\nThe shell was left, and is ended.")
+    found = run_terminal(current_options(), task_id, keys, of="shell")
+    exit_with_terminal(found, task_id, "\nThe shell was left, and is ended.")

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sandbox.cli.errors import watching
-from sandbox.cli.options import Chosen, chosen, common_options, task_argument
-from sandbox.cli.output.console import output_console
-from sandbox.cli.output.event_printer import STATE_STYLES, STATES, PendingReason, is_interactive, tell
-from sandbox.cli.output.formatting import counted, date, money, span
+from sandbox.cli.errors import interrupt_hint
+from sandbox.cli.options import CliOptions, common_options, current_options, task_argument
+from sandbox.cli.output.console import stdout_console
+from sandbox.cli.output.event_printer import STATE_STYLES, STATES, PendingReason, is_interactive, print_events
+from sandbox.cli.output.formatting import format_cost, format_datetime, format_elapsed, pluralize
 from sandbox.cli.output.json_output import print_json, print_json_lines
-from sandbox.cli.output.text import visible_name, wrapped
-from sandbox.cli.output.transcript import frames_of
+from sandbox.cli.output.text import escape_name, wrap_text
+from sandbox.cli.output.transcript import parse_log_events
 from sandbox.model.task_state import TERMINAL_STATES
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from sandbox.client.responses import Task
 
 
-_LASTING = frozenset({"Task", "Name", "Labels", "Repository", "Created"})
+_STATIC_ROWS = frozenset({"Task", "Name", "Labels", "Repository", "Created"})
 """What stays as it is while a task is watched."""
 
 _LABEL_CELLS = 12
@@ -36,16 +36,16 @@ _LABEL_CELLS = 12
 @common_options
 def status(task_id: str, watches: bool) -> None:
     """Show a task."""
-    options = chosen()
+    options = current_options()
     with options.connect() as client:
         if not watches:
             _show(client.status(task_id), options)
             return
-        with watching(task_id):
+        with interrupt_hint(task_id):
             _watch(client, task_id, options)
 
 
-def _watch(client: Client, task_id: str, options: Chosen) -> None:
+def _watch(client: Client, task_id: str, options: CliOptions) -> None:
     if options.format == "json":
         print_json_lines(client.events(task_id))
         return
@@ -53,17 +53,23 @@ def _watch(client: Client, task_id: str, options: Chosen) -> None:
     if task["state"] in TERMINAL_STATES:
         _show(task, options)
         return
-    console = output_console(has_color=options.has_color)
-    _print_rows(((label, value) for label, value in _rows(task) if label in _LASTING), console)
+    console = stdout_console(has_color=options.has_color)
+    _print_rows(((label, value) for label, value in _rows(task) if label in _STATIC_ROWS), console)
     console.print()
     reason = PendingReason(options, task_id)
-    tell(_story(client, task_id), console, STATES, is_believed=not is_interactive(task), why_pending=reason)
+    print_events(
+        _events_with_history(client, task_id),
+        console,
+        STATES,
+        is_trusted=not is_interactive(task),
+        pending_reason=reason,
+    )
 
 
-def _story(client: Client, task_id: str) -> Iterator[Mapping[str, Any]]:
+def _events_with_history(client: Client, task_id: str) -> Iterator[Mapping[str, Any]]:
     """Until now the events alone, which are few; then everything, from where the tool that is at work began."""
     told = begin = 0
-    for frame in frames_of(client.logs(task_id, stream="events"), task_id):
+    for frame in parse_log_events(client.logs(task_id, stream="events"), task_id):
         told = int(frame.get("seq") or told)
         begin = told if frame.get("type") in {"state_change", "tool_call"} else begin
         yield frame
@@ -72,11 +78,11 @@ def _story(client: Client, task_id: str) -> Iterator[Mapping[str, Any]]:
             yield event
 
 
-def _show(task: Task, options: Chosen) -> None:
+def _show(task: Task, options: CliOptions) -> None:
     if options.format == "json":
         print_json(task)
         return
-    _print_rows(_rows(task), output_console(has_color=options.has_color), STATE_STYLES.get(task["state"], ""))
+    _print_rows(_rows(task), stdout_console(has_color=options.has_color), STATE_STYLES.get(task["state"], ""))
 
 
 def _print_rows(rows: Iterable[tuple[str, str]], console: Console, state_style: str = "") -> None:
@@ -85,34 +91,34 @@ def _print_rows(rows: Iterable[tuple[str, str]], console: Console, state_style: 
     room = console.width - _LABEL_CELLS if console.is_terminal else None
     for label, value in rows:
         style = state_style if label == "State" else ""
-        for number, line in enumerate(wrapped(value, room)):
+        for number, line in enumerate(wrap_text(value, room)):
             shown = label if number == 0 else ""
             console.print(Text.assemble((f"{shown:<{_LABEL_CELLS}}", "dim"), (line, style)), soft_wrap=True)
 
 
 def _rows(task: Task) -> Iterator[tuple[str, str]]:
     yield "Task", task["id"]
-    yield "Name", visible_name(task["name"])
+    yield "Name", escape_name(task["name"])
     told = task["error"]["message"] if task["error"] else None
     message = task["state_message"] if task["state_message"] != told else ""
     yield "State", f"{task['state']}  {message or ''}".rstrip()
     if task["labels"]:
-        yield "Labels", visible_name(", ".join(f"{key}={value}" for key, value in task["labels"].items()))
-    yield from _repository(task)
-    yield "Created", date(task["created_at"])
+        yield "Labels", escape_name(", ".join(f"{key}={value}" for key, value in task["labels"].items()))
+    yield from _repository_row(task)
+    yield "Created", format_datetime(task["created_at"])
     if task["started_at"]:
-        yield "Started", date(task["started_at"])
+        yield "Started", format_datetime(task["started_at"])
     if task["finished_at"]:
-        took = span(task["started_at"], task["finished_at"])
-        yield "Finished", date(task["finished_at"]) + (f"  after {took}" if took else "")
+        took = format_elapsed(task["started_at"], task["finished_at"])
+        yield "Finished", format_datetime(task["finished_at"]) + (f"  after {took}" if took else "")
     if task["vm_name"] and task["vm"]:
         facts = [str(task["vm"][key]) for key in ("runtime", "tier", "profile") if task["vm"].get(key)]
         yield "Sandbox", " · ".join(dict.fromkeys(facts))  # gvisor is the runtime's name, and its tier's
-    yield from _attempts(task)
-    yield from _work(task)
+    yield from _attempt_rows(task)
+    yield from _progress_rows(task)
 
 
-def _attempts(task: Task) -> Iterator[tuple[str, str]]:
+def _attempt_rows(task: Task) -> Iterator[tuple[str, str]]:
     """Only where there was more than one. A server of the version before tells nothing of them."""
     attempts = task.get("attempts", [])
     for attempt in attempts if len(attempts) > 1 else []:
@@ -121,24 +127,24 @@ def _attempts(task: Task) -> Iterator[tuple[str, str]]:
         yield f"Attempt {attempt['number']}", f"{'resumed · ' if attempt['resumes'] else ''}{ended}"
 
 
-def _repository(task: Task) -> Iterator[tuple[str, str]]:
+def _repository_row(task: Task) -> Iterator[tuple[str, str]]:
     match task["definition"]:
         case {"repository": {"url": url, "branch": branch, **more}}:
             commit = f" at {more['commit']}" if more.get("commit") else ""
             yield "Repository", f"{url} ({branch}{commit})"
 
 
-def _work(task: Task) -> Iterator[tuple[str, str]]:
+def _progress_rows(task: Task) -> Iterator[tuple[str, str]]:
     progress = task["progress"]
     done = [(progress["turns"], "turn"), (progress["tool_calls"], "tool call")]
-    told = [counted(number, noun) for number, noun in done if number]
+    told = [pluralize(number, noun) for number, noun in done if number]
     if progress["current_tool"]:
         told.append(f"{progress['current_tool']} now")
     if told:
         yield "Work", " · ".join(told)
     if progress["input_tokens"] or progress["output_tokens"]:
         tokens = f"{progress['input_tokens']:,} tokens in, {progress['output_tokens']:,} out"
-        yield "Model", tokens + (f" · {money(progress['cost_usd'])}" if progress["cost_usd"] else "")
+        yield "Model", tokens + (f" · {format_cost(progress['cost_usd'])}" if progress["cost_usd"] else "")
     if task["exit_code"] is not None:
         yield "Exit code", str(task["exit_code"])
     if task["error"]:

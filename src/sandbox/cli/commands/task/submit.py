@@ -6,13 +6,13 @@ from typing import BinaryIO
 
 import click
 
-from sandbox.cli.errors import watching
+from sandbox.cli.errors import interrupt_hint
 from sandbox.cli.manifest_file import ManifestFile
-from sandbox.cli.options import Chosen, chosen, common_options
+from sandbox.cli.options import CliOptions, common_options, current_options
 from sandbox.cli.output.json_output import print_json
-from sandbox.cli.output.text import visible
-from sandbox.cli.overrides import Assignment, assignments
-from sandbox.cli.submission import announce, end, submit_manifest
+from sandbox.cli.output.text import escape_text
+from sandbox.cli.overrides import Override, parse_overrides
+from sandbox.cli.submission import print_submitted, submit_manifest, wait_for_end
 
 
 @click.command(epilog="Prints the task's id alone on stdout, so that ID=$(sandbox task submit task.yaml) works.")
@@ -25,33 +25,33 @@ from sandbox.cli.submission import announce, end, submit_manifest
     "settings",
     metavar="PATH=VALUE",
     multiple=True,
-    callback=assignments,
+    callback=parse_overrides,
     help="Set a field of the manifest, such as vm.cpus=16 or secrets[0].key=TOKEN; repeat it for more.",
 )
 @common_options
-def submit(file: BinaryIO, waits: bool, follows: bool, task_id: str | None, settings: list[Assignment]) -> None:
+def submit(file: BinaryIO, waits: bool, follows: bool, task_id: str | None, settings: list[Override]) -> None:
     """Submit a manifest as a task.
 
     FILE is YAML or JSON; '-' stands for stdin.
     """
-    options, manifest = chosen(), ManifestFile.read(file)
+    options, manifest = current_options(), ManifestFile.read(file)
     if task_id is not None:
-        settings.append(Assignment(("metadata", "id"), task_id, f"--id {task_id}"))
+        settings.append(Override(("metadata", "id"), task_id, f"--id {task_id}"))
     with options.connect() as client:
         answer = submit_manifest(client, manifest, settings)
         if options.format == "json":
             print_json(answer) if not (waits or follows) else None
         else:
-            announce(answer, is_watched=waits or follows)
+            print_submitted(answer, is_watched=waits or follows)
         if waits or follows:
-            with watching(answer["task_id"]):
-                end(client, answer["task_id"], options, follows=follows)
+            with interrupt_hint(answer["task_id"]):
+                wait_for_end(client, answer["task_id"], options, should_follow=follows)
                 _hint(answer["task_id"], options)
 
 
-def _hint(task_id: str, options: Chosen) -> None:
+def _hint(task_id: str, options: CliOptions) -> None:
     if options.format != "json":
         # On a line of its own a command can be copied, also in a narrow window.
-        shown = visible(task_id)
+        shown = escape_text(task_id)
         click.echo(f"  What it changed: sandbox task diff {shown}", err=True)
         click.echo(f"  What it made:    sandbox task artifacts {shown}", err=True)

@@ -8,11 +8,11 @@ from typing import BinaryIO
 import click
 
 from sandbox.cli.errors import ExitCode, fail
-from sandbox.cli.manifest_file import ManifestFile, details, mistake_lines
-from sandbox.cli.options import chosen, output_options
-from sandbox.cli.output.formatting import counted
+from sandbox.cli.manifest_file import ManifestFile, field_error_details, field_error_lines
+from sandbox.cli.options import current_options, output_options
+from sandbox.cli.output.formatting import pluralize
 from sandbox.cli.output.json_output import print_json
-from sandbox.cli.output.text import visible, window_cells, wrapped
+from sandbox.cli.output.text import escape_text, terminal_width, wrap_text
 
 
 @click.command()
@@ -25,7 +25,7 @@ def validate(file: BinaryIO) -> None:
     Exit code: 0 without mistakes, 9 with some.
     """
     from sandbox.model.manifest.errors import InvalidManifestError
-    from sandbox.model.manifest.parser import OFFERED_PROFILES
+    from sandbox.model.manifest.parser import BUILT_IN_PROFILES
 
     manifest = ManifestFile.read(file)
     mistakes = []
@@ -33,13 +33,15 @@ def validate(file: BinaryIO) -> None:
     try:
         profile = manifest.parse().vm.profile
     except InvalidManifestError as error:
-        mistakes = details(error.mistakes)
-    if chosen().format == "json":
+        mistakes = field_error_details(error.errors)
+    if current_options().format == "json":
         print_json({"valid": not mistakes, "details": mistakes})
-    for line in mistake_lines(manifest.name, mistakes) if chosen().format != "json" else ():
-        click.echo("\n".join(wrapped(line, window_cells(sys.stdout), "  ")))
+    for line in field_error_lines(manifest.name, mistakes) if current_options().format != "json" else ():
+        click.echo("\n".join(wrap_text(line, terminal_width(sys.stdout), "  ")))
     if mistakes:
-        fail(f"Error: {visible(manifest.name)} has {counted(len(mistakes), 'mistake')}.", ExitCode.INVALID_MANIFEST)
-    click.echo(f"{visible(manifest.name)} is a valid manifest.", err=True)
-    if profile not in OFFERED_PROFILES:
-        click.echo(f"Only the server can say whether it offers the profile {visible(profile)}.", err=True)
+        fail(
+            f"Error: {escape_text(manifest.name)} has {pluralize(len(mistakes), 'mistake')}.", ExitCode.INVALID_MANIFEST
+        )
+    click.echo(f"{escape_text(manifest.name)} is a valid manifest.", err=True)
+    if profile not in BUILT_IN_PROFILES:
+        click.echo(f"Only the server can say whether it offers the profile {escape_text(profile)}.", err=True)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import click
 
-from sandbox.cli.errors import ExitCode, fail, of_final_state, watching
-from sandbox.cli.options import chosen, common_options, span_seconds, task_argument
-from sandbox.cli.output.formatting import duration
-from sandbox.cli.output.json_output import ending, print_json
-from sandbox.cli.output.text import visible
+from sandbox.cli.errors import ExitCode, exit_code_for_state, fail, interrupt_hint
+from sandbox.cli.options import common_options, current_options, parse_duration_option, task_argument
+from sandbox.cli.output.formatting import format_duration
+from sandbox.cli.output.json_output import outcome_summary, print_json
+from sandbox.cli.output.text import escape_text
 from sandbox.model.task_state import TERMINAL_STATES
 
 
@@ -17,7 +17,7 @@ from sandbox.model.task_state import TERMINAL_STATES
 @click.option(
     "--timeout",
     "timeout_seconds",
-    callback=span_seconds,
+    callback=parse_duration_option,
     metavar="SPAN",
     help="Give up after this time, such as 90s, 15m or 2h.",
 )
@@ -27,16 +27,16 @@ def wait(task_id: str, timeout_seconds: int | None) -> None:
 
     Prints its final state. Exit code: 0 completed, 1 failed, 8 cancelled, 7 not ended in time.
     """
-    options = chosen()
-    with options.connect() as client, watching(task_id):
+    options = current_options()
+    with options.connect() as client, interrupt_hint(task_id):
         status = client.wait(task_id, timeout_seconds=timeout_seconds)
     if options.format == "json":
         print_json(status)
     else:
-        click.echo(visible(status["state"]))
+        click.echo(escape_text(status["state"]))
     if status["state"] not in TERMINAL_STATES:
-        message = f"Task {task_id} has not ended within {duration(timeout_seconds or 0)}; it goes on."
-        fail(visible(message), ExitCode.WAIT_TIMEOUT)
-    code = of_final_state(status["state"])
-    if code is not ExitCode.DONE:
-        fail(ending(status), code)
+        message = f"Task {task_id} has not ended within {format_duration(timeout_seconds or 0)}; it goes on."
+        fail(escape_text(message), ExitCode.WAIT_TIMEOUT)
+    code = exit_code_for_state(status["state"])
+    if code is not ExitCode.SUCCESS:
+        fail(outcome_summary(status), code)

@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 import click
 
 from sandbox.cli.errors import ExitCode
-from sandbox.cli.options import Chosen, chosen, common_options
-from sandbox.cli.output.console import output_console
+from sandbox.cli.options import CliOptions, common_options, current_options
+from sandbox.cli.output.console import stdout_console
 from sandbox.cli.output.json_output import print_json
 from sandbox.cli.output.table import print_table
 
@@ -23,33 +23,33 @@ def top() -> None:
     Those at work first, then those that wait and what for, then the latest that ended. Arrows choose a task and enter
     watches it; q leaves.
     """
-    options = chosen()
+    options = current_options()
     if options.format != "text" or not (sys.stdout.isatty() and sys.stdin.isatty()):
         _print_once(options)
         return
-    from sandbox.cli.commands.top.screen import watch_all
+    from sandbox.cli.commands.top.screen import run_top
 
     try:
-        watch_all(options)
+        run_top(options)
     except KeyboardInterrupt:
         raise click.exceptions.Exit(ExitCode.INTERRUPTED) from None  # leaving is no news
 
 
-def _print_once(options: Chosen) -> None:
-    from sandbox.cli.commands.top.view import COLUMNS, SHRINKABLE, Snapshot, table_rows, take_snapshot
+def _print_once(options: CliOptions) -> None:
+    from sandbox.cli.commands.top.view import COLUMNS, SHRINKABLE, Snapshot, fetch_snapshot, table_rows
     from sandbox.client import AsyncClient
 
     async def ask() -> Snapshot:
         async with AsyncClient(options.server, options.token) as client:
-            return await take_snapshot(client)
+            return await fetch_snapshot(client)
 
     snapshot = asyncio.run(ask())
     if options.format == "json":
         print_json({"health": snapshot.health, "tasks": snapshot.tasks})
         return
-    console = output_console(has_color=options.has_color)
+    console = stdout_console(has_color=options.has_color)
     rows = table_rows(snapshot.tasks, datetime.now(UTC))
     if rows:
-        print_table(console, COLUMNS, rows, has_lines=options.format == "table", shrinkable=SHRINKABLE)
+        print_table(console, COLUMNS, rows, has_border=options.format == "table", shrinkable=SHRINKABLE)
     else:
         click.echo("No tasks yet.", err=True)

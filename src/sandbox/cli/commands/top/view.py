@@ -11,7 +11,14 @@ from rich.text import Text
 
 from sandbox.cli.output.event_layout import one_line
 from sandbox.cli.output.event_printer import STATE_STYLES
-from sandbox.cli.output.formatting import age, counted, duration, money, size, span
+from sandbox.cli.output.formatting import (
+    format_age,
+    format_cost,
+    format_duration,
+    format_elapsed,
+    format_size,
+    pluralize,
+)
 from sandbox.cli.output.table import cell, fit_table, plain_lines
 from sandbox.model.task_state import TERMINAL_STATES, TaskState
 
@@ -23,111 +30,115 @@ COLUMNS = ("ID", "STATE", "AGE", "TURNS", "TOKENS", "COST", "NOW", "NAME")
 SHRINKABLE = ("TURNS", "TOKENS", "COST", "NAME", "AGE", "NOW")
 """What gives way in a narrow window, the first one first."""
 
-KEYS = "↑ ↓ choose   enter watch it   q leave"
+KEY_HELP = "↑ ↓ choose   enter watch it   q leave"
 _HEAD_LINES = 3
 _FOOT_LINES = 2
 
 
-class Page:
+class TopView:
     """What is chosen stays so when tasks come and go. complaint: why the figures are old, empty when they are not."""
 
     def __init__(self, server: str) -> None:
-        self.complaint = ""
+        self.error_message = ""
         self._server = server
         self._snapshot: Snapshot | None = None
-        self._chosen_id: str | None = None
-        self._first = 0
+        self._selected_id: str | None = None
+        self._scroll_offset = 0
 
-    def show(self, snapshot: Snapshot) -> None:
+    def update(self, snapshot: Snapshot) -> None:
         """New figures."""
-        self._snapshot, self.complaint = snapshot, ""
+        self._snapshot, self.error_message = snapshot, ""
 
     @property
-    def chosen_id(self) -> str | None:
+    def selected_id(self) -> str | None:
         """The task that the mark stands before; None where there is none."""
         tasks = self._snapshot.tasks if self._snapshot else ()
-        return tasks[self._chosen_at()]["id"] if tasks else None
+        return tasks[self._selected_index()]["id"] if tasks else None
 
-    def move(self, lines: int) -> None:
+    def move_selection(self, lines: int) -> None:
         """Choose the task so many lines below."""
         tasks = self._snapshot.tasks if self._snapshot else ()
         if tasks:
-            self._chosen_id = tasks[min(max(self._chosen_at() + lines, 0), len(tasks) - 1)]["id"]
+            self._selected_id = tasks[min(max(self._selected_index() + lines, 0), len(tasks) - 1)]["id"]
 
-    def lines(self, width: int, height: int, now: datetime) -> list[Text]:
+    def render(self, width: int, height: int, now: datetime) -> list[Text]:
         """The whole screen, no line wider than it and no more than it has."""
         if self._snapshot is None:
             return [Text(f"Asking {self._server} …")]
         room = max(height - _HEAD_LINES - _FOOT_LINES - 1, 1)
-        head = [_head(self._snapshot, self._server, now), _counts(self._snapshot), Text()]
+        head = [_header_line(self._snapshot, self._server, now), _counts_line(self._snapshot), Text()]
         table = self._table(self._snapshot, width, room, now)
-        lines = [*head, *table, *[Text()] * (room + 1 - len(table)), self._missing(room), self._foot()]
+        lines = [*head, *table, *[Text()] * (room + 1 - len(table)), self._overflow_line(room), self._footer()]
         for line in lines:
             line.truncate(width, overflow="ellipsis")
         return lines[:height]
 
-    def _chosen_at(self) -> int:
+    def _selected_index(self) -> int:
         ids = [task["id"] for task in self._snapshot.tasks] if self._snapshot else []
-        return ids.index(self._chosen_id) if self._chosen_id in ids else 0
+        return ids.index(self._selected_id) if self._selected_id in ids else 0
 
     def _table(self, snapshot: Snapshot, width: int, room: int, now: datetime) -> list[Text]:
         if not snapshot.tasks:
             return [Text("No tasks yet. Submit one: sandbox task submit task.yaml", "dim")]
-        chosen_at = self._chosen_at()
+        chosen_at = self._selected_index()
         last_first = max(len(snapshot.tasks) - room, 0)
-        self._first = min(max(self._first, chosen_at - room + 1), chosen_at, last_first)
-        shown = snapshot.tasks[self._first : self._first + room]
-        heading, *rows = plain_lines(*fit_table(COLUMNS, [row(task, now) for task in shown], SHRINKABLE, width - 2))
+        self._scroll_offset = min(max(self._scroll_offset, chosen_at - room + 1), chosen_at, last_first)
+        shown = snapshot.tasks[self._scroll_offset : self._scroll_offset + room]
+        heading, *rows = plain_lines(
+            *fit_table(COLUMNS, [task_row(task, now) for task in shown], SHRINKABLE, width - 2)
+        )
         marked = [Text.assemble("  ", heading)]
-        for at, line in enumerate(rows, self._first):
+        for at, line in enumerate(rows, self._scroll_offset):
             marked.append(Text.assemble(("▸ ", "cyan") if at == chosen_at else "  ", line))
             if at == chosen_at:
                 marked[-1].stylize("bold")
         return marked
 
-    def _missing(self, room: int) -> Text:
+    def _overflow_line(self, room: int) -> Text:
         assert self._snapshot is not None
-        below = max(len(self._snapshot.tasks) - self._first - room, 0)
-        told = [f"{counted(below, 'more task')} below"] if below else []
-        told += [f"{self._snapshot.missing:,} older ones: sandbox task list"] if self._snapshot.missing else []
+        below = max(len(self._snapshot.tasks) - self._scroll_offset - room, 0)
+        told = [f"{pluralize(below, 'more task')} below"] if below else []
+        told += (
+            [f"{self._snapshot.omitted_count:,} older ones: sandbox task list"] if self._snapshot.omitted_count else []
+        )
         return Text(" · ".join(told), "dim")
 
-    def _foot(self) -> Text:
-        return Text(one_line(self.complaint), "red") if self.complaint else Text(KEYS, "dim")
+    def _footer(self) -> Text:
+        return Text(one_line(self.error_message), "red") if self.error_message else Text(KEY_HELP, "dim")
 
 
-def row(task: TaskSummary, now: datetime) -> list[Text]:
+def task_row(task: TaskSummary, now: datetime) -> list[Text]:
     """The cells of one task."""
     progress = task["progress"]
     tokens = progress["input_tokens"] + progress["output_tokens"]
     return [
         cell(task["id"]),
         cell(task["state"], STATE_STYLES.get(task["state"], "")),
-        cell(age(task["created_at"], now)),
+        cell(format_age(task["created_at"], now)),
         cell(str(progress["turns"] or "")),
         cell(f"{tokens:,}" if tokens else ""),
-        cell(money(progress["cost_usd"]) if progress["cost_usd"] else ""),
-        cell(_now(task)),
+        cell(format_cost(progress["cost_usd"]) if progress["cost_usd"] else ""),
+        cell(_current_activity(task)),
         cell(task["name"]),
     ]
 
 
-def _now(task: TaskSummary) -> str:
+def _current_activity(task: TaskSummary) -> str:
     if task["state"] in TERMINAL_STATES:
-        took = span(task["started_at"], task["finished_at"])
+        took = format_elapsed(task["started_at"], task["finished_at"])
         return task["error"]["code"] if task["error"] else f"took {took}" if took else ""
     return task["progress"]["current_tool"] or task["state_message"]
 
 
-def _head(snapshot: Snapshot, server: str, now: datetime) -> Text:
+def _header_line(snapshot: Snapshot, server: str, now: datetime) -> Text:
     health = snapshot.health
     disk = health["disk"]
-    told = [f"Sandbox {health['version']} at {server}", f"up {duration(health['uptime_seconds'])}"]
-    told += [f"{size(disk['free_bytes'])} of disk free"] if "free_bytes" in disk else []
+    told = [f"Sandbox {health['version']} at {server}", f"up {format_duration(health['uptime_seconds'])}"]
+    told += [f"{format_size(disk['free_bytes'])} of disk free"] if "free_bytes" in disk else []
     return Text.assemble((f"{now.astimezone():%H:%M:%S}  ", "dim"), (one_line(" · ".join(told)), "bold"))
 
 
-def _counts(snapshot: Snapshot) -> Text:
+def _counts_line(snapshot: Snapshot) -> Text:
     health = snapshot.health
     told: list[Text] = []
     for state in TaskState:
@@ -141,14 +152,14 @@ def _counts(snapshot: Snapshot) -> Text:
 
 def table_rows(tasks: Sequence[TaskSummary], now: datetime) -> list[list[Text]]:
     """All tasks, for where there is no screen."""
-    return [row(task, now) for task in tasks]
+    return [task_row(task, now) for task in tasks]
 
 
 UNFINISHED_MAX = 500
 ENDED_MAX = 100
 
-_AT_WORK = ("running", "completing", "ready", "provisioning", "staging", "pending")
-_ORDER = {state: place for place, state in enumerate(_AT_WORK)}
+_ACTIVE_STATES = ("running", "completing", "ready", "provisioning", "staging", "pending")
+_STATE_ORDER = {state: place for place, state in enumerate(_ACTIVE_STATES)}
 
 
 @dataclass(frozen=True)
@@ -157,15 +168,15 @@ class Snapshot:
 
     health: Health
     tasks: tuple[TaskSummary, ...]
-    missing: int
+    omitted_count: int
 
 
-async def take_snapshot(client: AsyncClient) -> Snapshot:
+async def fetch_snapshot(client: AsyncClient) -> Snapshot:
     """Ask the server. Raises ClientError."""
     unfinished = [state for state in TaskState if state not in TERMINAL_STATES]
     health = await client.health()
     living = await client.tasks(states=unfinished, limit=UNFINISHED_MAX, sort="created_at", order="asc")
     ended = await client.tasks(states=sorted(TERMINAL_STATES), limit=ENDED_MAX, sort="state_changed_at", order="desc")
-    ordered = sorted(living["tasks"], key=lambda task: _ORDER.get(task["state"], 0))
+    ordered = sorted(living["tasks"], key=lambda task: _STATE_ORDER.get(task["state"], 0))
     missing = living["total_count"] + ended["total_count"] - len(ordered) - len(ended["tasks"])
     return Snapshot(health, (*ordered, *ended["tasks"]), missing)

@@ -9,7 +9,7 @@ import time
 from _collections_abc import Callable
 
 from . import confinement, frames, machine
-from .streams import Streams, make_pairs
+from .streams import Streams, create_output_pairs
 
 _signal = __import__("_signal")  # built in, and unknown to type checkers
 
@@ -17,10 +17,10 @@ _PORT_NAME = "agent"
 _PORTS = "/sys/class/virtio-ports"
 _SETTINGS = "/settings"
 _READ_BYTES = 32 * 1024
-_WAITING_BYTES_MAX = 256 * 1024
+_OUTBOX_BYTES_MAX = 256 * 1024
 _POWER_OFF = 0x4321FEDC
-_LOOK_MILLISECONDS = 1000
-_FILES_KEPT = 5
+_POLL_MILLISECONDS = 1000
+_CACHED_FILES_INDEX = 5
 """Its place in the settings."""
 
 _TIOCGPTN, _TIOCSPTLCK = 0x80045430, 0x40045431
@@ -29,25 +29,25 @@ _TIOCGPTN, _TIOCSPTLCK = 0x80045430, 0x40045431
 class Agent:
     """Waits for one of: the port, an output, a terminal's input, an end of a process."""
 
-    def __init__(self, port: int, first: int, files_kept: int) -> None:
+    def __init__(self, port: int, init_pid: int, cached_files_max: int) -> None:
         self._port = port
-        self._files_kept = files_kept
-        self._first = first
+        self._cached_files_max = cached_files_max
+        self._init_pid = init_pid
         self._inbox = b""
         self._outbox = bytearray()
         self._streams = Streams(self._send)
         self._processes: dict[int, int] = {}
-        self._watched: dict[int, tuple[int, int]] = {os.pidfd_open(first): (-1, first)}
+        self._watched: dict[int, tuple[int, int]] = {os.pidfd_open(init_pid): (-1, init_pid)}
         self._command_code: int | None = None
-        self._answers: dict[bytes, Callable[[int, bytes], None]] = {
+        self._handlers: dict[bytes, Callable[[int, bytes], None]] = {
             frames.START: self._start,
-            frames.TYPE: self._streams.type,
+            frames.INPUT: self._streams.write_input,
             frames.RESIZE: self._resize,
             frames.HANG_UP: lambda number, _: self._streams.close(number),
             frames.SIGNAL: self._signal,
             frames.PAUSE: lambda number, _: self._streams.pause(number),
             frames.RESUME: lambda number, _: self._streams.resume(number),
-            frames.ASK: lambda _, __: self._send(frames.FIGURES, 0, _figures()),
+            frames.GET_STATS: lambda _, __: self._send(frames.STATS, 0, _encode_stats()),
         }
 
     def run(self) -> None:
@@ -59,27 +59,27 @@ class Agent:
             poll.register(self._port, select.POLLIN | (select.POLLOUT if self._outbox else 0))
             for descriptor in self._watched:
                 poll.register(descriptor, select.POLLIN)
-            for descriptor, events in self._streams.wanted(has_room=len(self._outbox) < _WAITING_BYTES_MAX):
+            for descriptor, events in self._streams.poll_events(can_send=len(self._outbox) < _OUTBOX_BYTES_MAX):
                 poll.register(descriptor, events)
-            for descriptor, events in poll.poll(_LOOK_MILLISECONDS):
-                self._serve(descriptor, events)
-            self._end_if_over()
-            if time.monotonic() > looked + _LOOK_MILLISECONDS / 1000:
-                machine.forget_files(self._files_kept)
+            for descriptor, events in poll.poll(_POLL_MILLISECONDS):
+                self._handle_event(descriptor, events)
+            self._report_exit_if_done()
+            if time.monotonic() > looked + _POLL_MILLISECONDS / 1000:
+                machine.drop_file_caches(self._cached_files_max)
                 looked = time.monotonic()
 
-    def _serve(self, descriptor: int, events: int) -> None:
+    def _handle_event(self, descriptor: int, events: int) -> None:
         if descriptor in self._watched:
-            self._collect(descriptor)
+            self._reap(descriptor)
         elif descriptor != self._port:
-            self._streams.serve(descriptor, events)
+            self._streams.handle_events(descriptor, events)
         else:
             if events & select.POLLOUT:
                 self._flush()
             if events & select.POLLIN:
-                self._hear()
+                self._read_port()
 
-    def _hear(self) -> None:
+    def _read_port(self) -> None:
         self._inbox += os.read(self._port, _READ_BYTES)
         while len(self._inbox) >= frames.HEADER.size:
             kind, number, length = frames.HEADER.unpack_from(self._inbox)
@@ -87,7 +87,7 @@ class Agent:
             if len(self._inbox) < end:
                 return
             body, self._inbox = self._inbox[frames.HEADER.size : end], self._inbox[end:]
-            self._answers[kind](number[0], body)
+            self._handlers[kind](number[0], body)
 
     def _send(self, kind: bytes, number: int, body: bytes = b"") -> None:
         self._outbox += frames.pack(kind, number, body)
@@ -99,7 +99,7 @@ class Agent:
             pass
 
     def _start(self, number: int, body: bytes) -> None:
-        words, rest = frames.unpack_words(body)
+        words, rest = frames.unpack_string_lists(body)
         try:
             if number == frames.COMMAND:
                 self._start_command(words, rest)
@@ -112,27 +112,29 @@ class Agent:
         given = os.memfd_create("stdin")
         os.write(given, stdin)
         os.lseek(given, 0, os.SEEK_SET)
-        (output, output_inside), (errors, errors_inside) = make_pairs()
-        self._watch(frames.COMMAND, confinement.start(words, (given, output_inside, errors_inside), None))
+        (output, output_inside), (errors, errors_inside) = create_output_pairs()
+        self._track_process(
+            frames.COMMAND, confinement.start_command(words, (given, output_inside, errors_inside), None)
+        )
         for descriptor in (given, output_inside, errors_inside):
             os.close(descriptor)
         self._streams.add(frames.OUTPUT, output)
         self._streams.add(frames.ERRORS, errors)
 
     def _start_terminal(self, number: int, words: list[list[bytes]], size: bytes) -> None:
-        outer = os.open(f"{machine.INSIDE}/dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
+        outer = os.open(f"{machine.COMMAND_ROOT}/dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
         fcntl.ioctl(outer, _TIOCSPTLCK, struct.pack("i", 0))
         (name,) = struct.unpack("i", fcntl.ioctl(outer, _TIOCGPTN, bytes(4)))
-        inner = f"{machine.INSIDE}/dev/pts/{name}"
+        inner = f"{machine.COMMAND_ROOT}/dev/pts/{name}"
         os.chown(inner, confinement.UID, confinement.UID)
         self._streams.add(number, outer)
         self._resize(number, size)
         # Held until the command has it, because a terminal that nobody holds is at its end.
         held = os.open(inner, os.O_RDWR | os.O_NOCTTY)
-        self._watch(number, confinement.start(words, (held, held, held), inner))
+        self._track_process(number, confinement.start_command(words, (held, held, held), inner))
         os.close(held)
 
-    def _watch(self, number: int, started: tuple[int, str]) -> None:
+    def _track_process(self, number: int, started: tuple[int, str]) -> None:
         pid, reason = started
         self._processes[number] = pid
         self._watched[os.pidfd_open(pid)] = (number, pid)
@@ -148,7 +150,7 @@ class Agent:
         if number in self._processes:
             os.kill(self._processes[number], body[0])
 
-    def _collect(self, descriptor: int) -> None:
+    def _reap(self, descriptor: int) -> None:
         number, pid = self._watched.pop(descriptor)
         os.close(descriptor)
         _, status = os.waitpid(pid, 0)
@@ -159,29 +161,33 @@ class Agent:
         code = code if code >= 0 else 128 - code
         if number == frames.COMMAND:
             self._command_code = code
-            os.kill(self._first, _signal.SIGKILL)
+            os.kill(self._init_pid, _signal.SIGKILL)
         else:
-            self._send(frames.EXIT, number, _ending(code))
+            self._send(frames.EXIT, number, _encode_exit(code))
 
-    def _end_if_over(self) -> None:
+    def _report_exit_if_done(self) -> None:
         """When the command has ended, everything else inside is dead, and all that it said is on its way."""
         if self._command_code is not None and not self._watched and self._streams.are_closed():
-            self._send(frames.EXIT, frames.COMMAND, _ending(self._command_code))
+            self._send(frames.EXIT, frames.COMMAND, _encode_exit(self._command_code))
             self._command_code = None
 
 
-def _ending(code: int) -> bytes:
-    return frames.EXIT_BODY.pack(code, code != 0 and _number("memory.events", "oom_kill ") > 0)
+def _encode_exit(code: int) -> bytes:
+    return frames.EXIT_BODY.pack(code, code != 0 and _read_number("memory.events", "oom_kill ") > 0)
 
 
-def _figures() -> bytes:
-    used = max(0, _number("memory.current") - _number("memory.stat", "inactive_file "))
-    counts = _number("pids.current"), _number("memory.events", "oom_kill "), _number("pids.events", "max ")
-    return frames.FIGURES_BODY.pack(used, *counts)
+def _encode_stats() -> bytes:
+    used = max(0, _read_number("memory.current") - _read_number("memory.stat", "inactive_file "))
+    counts = (
+        _read_number("pids.current"),
+        _read_number("memory.events", "oom_kill "),
+        _read_number("pids.events", "max "),
+    )
+    return frames.STATS_BODY.pack(used, *counts)
 
 
-def _number(name: str, key: str = "") -> int:
-    text = machine.read(f"{machine.GROUP}/{name}")
+def _read_number(name: str, key: str = "") -> int:
+    text = machine.read(f"{machine.COMMAND_CGROUP}/{name}")
     line = next((line for line in text.splitlines() if line.startswith(key)), "")
     return int(line.removeprefix(key) or 0)
 
@@ -198,8 +204,8 @@ def main() -> None:
     try:
         settings = machine.read(_SETTINGS).split("\0")
         machine.prepare(settings)
-        first = confinement.start_first()
-        Agent(_open_port(), first, int(settings[_FILES_KEPT])).run()
+        first = confinement.start_init()
+        Agent(_open_port(), first, int(settings[_CACHED_FILES_INDEX])).run()
     except BaseException as error:
         console = os.open("/dev/console", os.O_WRONLY)
         os.write(console, f"agent: {error!r}\n".encode())

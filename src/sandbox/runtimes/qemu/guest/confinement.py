@@ -9,16 +9,16 @@ from . import machine
 _signal = __import__("_signal")  # built in, and unknown to type checkers
 
 _CLONE_NEWIPC, _CLONE_NEWPID = 0x08000000, 0x20000000
-_PR_SET_SECCOMP, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS, _FILTER_MODE = 22, 24, 38, 2
-_FILTER = "/filter"
+_PR_SET_SECCOMP, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS, _SECCOMP_MODE_FILTER = 22, 24, 38, 2
+_SECCOMP_FILTER_FILE = "/filter"
 UID = 1000
 
 
-class _Program(ctypes.Structure):
+class _SockFprog(ctypes.Structure):
     _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.c_void_p)]
 
 
-def start_first() -> int:
+def start_init() -> int:
     """A process namespace for commands, with a first process that collects orphans; killing it ends them all.
 
     Every later child of this process is in the namespace. Gives its pid. Raises OSError.
@@ -27,7 +27,7 @@ def start_first() -> int:
     done, done_inside = os.pipe()
     pid = os.fork()
     if pid == 0:
-        _collect_orphans(done_inside)
+        _run_init(done_inside)
     os.close(done_inside)
     said = os.read(done, 4096)
     os.close(done)
@@ -36,10 +36,10 @@ def start_first() -> int:
     return pid
 
 
-def _collect_orphans(done: int) -> None:
+def _run_init(ready_fd: int) -> None:
     try:
-        machine.cover_processes()
-        os.write(done, b"ready")
+        machine.mount_proc()
+        os.write(ready_fd, b"ready")
         _signal.pthread_sigmask(_signal.SIG_BLOCK, [_signal.SIGCHLD])
         while True:
             _signal.sigwait([_signal.SIGCHLD])
@@ -49,12 +49,12 @@ def _collect_orphans(done: int) -> None:
             except ChildProcessError:
                 pass
     except BaseException as error:
-        os.write(done, str(error).encode())
+        os.write(ready_fd, str(error).encode())
     finally:
         os._exit(1)
 
 
-def start(words: list[list[bytes]], standard: tuple[int, int, int], terminal: str | None) -> tuple[int, str]:
+def start_command(words: list[list[bytes]], standard: tuple[int, int, int], terminal: str | None) -> tuple[int, str]:
     """Fork a command: directory, argv and environment; its first three descriptors, or the path of its terminal.
 
     Gives its pid, and why it could not be run, empty when it could.
@@ -62,26 +62,26 @@ def start(words: list[list[bytes]], standard: tuple[int, int, int], terminal: st
     told, told_inside = os.pipe()
     pid = os.fork()
     if pid == 0:
-        _run(words, standard, terminal, told_inside)
+        _run_child(words, standard, terminal, told_inside)
     os.close(told_inside)
     reason = os.read(told, 4096).decode(errors="replace")
     os.close(told)
     return pid, reason
 
 
-def _run(words: list[list[bytes]], standard: tuple[int, int, int], terminal: str | None, told: int) -> None:
+def _run_child(words: list[list[bytes]], standard: tuple[int, int, int], terminal: str | None, status_fd: int) -> None:
     try:
-        told = os.dup2(told, 1023, inheritable=False)
+        status_fd = os.dup2(status_fd, 1023, inheritable=False)
         os.setsid()
-        machine.write(f"{machine.GROUP}/cgroup.procs", str(os.getpid()))
+        machine.write(f"{machine.COMMAND_CGROUP}/cgroup.procs", str(os.getpid()))
         opened = None if terminal is None else os.open(terminal, os.O_RDWR)
         for number, descriptor in enumerate(standard if opened is None else (opened,) * 3):
             os.dup2(descriptor, number)
-        os.closerange(3, told)
-        _become(words)
+        os.closerange(3, status_fd)
+        _exec_command(words)
     except BaseException as error:
         if terminal is None:
-            os.write(told, str(error).encode())
+            os.write(status_fd, str(error).encode())
         else:
             name = os.fsdecode(words[1][0])
             os.write(2, f"{name} could not be started: {error}\r\n".encode(errors="replace"))
@@ -89,9 +89,9 @@ def _run(words: list[list[bytes]], standard: tuple[int, int, int], terminal: str
         os._exit(127)
 
 
-def _become(words: list[list[bytes]]) -> None:
+def _exec_command(words: list[list[bytes]]) -> None:
     (directory,), argv, environment = words
-    file = os.open(_FILTER, os.O_RDONLY)
+    file = os.open(_SECCOMP_FILTER_FILE, os.O_RDONLY)
     program = os.read(file, 65536)
     os.close(file)
     for number in range(1, _signal.NSIG):
@@ -99,14 +99,14 @@ def _become(words: list[list[bytes]]) -> None:
             _signal.signal(number, _signal.SIG_DFL)
     os.umask(0o022)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    os.chroot(machine.INSIDE)
-    _drop()
+    os.chroot(machine.COMMAND_ROOT)
+    _drop_privileges()
     os.chdir(directory)
-    _filter(program)
+    _install_seccomp_filter(program)
     os.execve(argv[0], argv, dict(word.split(b"=", 1) for word in environment))  # noqa: S606
 
 
-def _drop() -> None:
+def _drop_privileges() -> None:
     number = 0
     while machine.libc.prctl(_PR_CAPBSET_DROP, number, 0, 0, 0) == 0:
         number += 1
@@ -115,8 +115,8 @@ def _drop() -> None:
     os.setresuid(UID, UID, UID)
 
 
-def _filter(program: bytes) -> None:
+def _install_seccomp_filter(program: bytes) -> None:
     buffer = ctypes.create_string_buffer(program, len(program))
-    header = _Program(len(program) // 8, ctypes.addressof(buffer))
+    header = _SockFprog(len(program) // 8, ctypes.addressof(buffer))
     machine.check(machine.libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
-    machine.check(machine.libc.prctl(_PR_SET_SECCOMP, _FILTER_MODE, ctypes.byref(header), 0, 0), "seccomp")
+    machine.check(machine.libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(header), 0, 0), "seccomp")

@@ -12,15 +12,15 @@ GUEST_FRAME_BYTES_MAX = 64 * 1024
 COMMAND, OUTPUT, ERRORS, TERMINALS = 0, 1, 2, 3
 
 # From the host.
-START, TYPE, RESIZE, HANG_UP, SIGNAL, PAUSE, RESUME, ASK = b"S", b"T", b"Z", b"H", b"K", b"P", b"R", b"A"
+START, INPUT, RESIZE, HANG_UP, SIGNAL, PAUSE, RESUME, GET_STATS = b"S", b"T", b"Z", b"H", b"K", b"P", b"R", b"A"
 
 # From the guest. EXIT of the command says that nothing is left inside and nothing more will be said.
-READY, SAID, CLOSED, TYPED, EXIT, FIGURES, FAILED = b"r", b"s", b"c", b"t", b"e", b"f", b"x"
+READY, DATA, CLOSED, INPUT_WRITTEN, EXIT, STATS, FAILED = b"r", b"s", b"c", b"t", b"e", b"f", b"x"
 
 EXIT_BODY = struct.Struct("<i?")
 """Code, and whether the memory was used up."""
 
-FIGURES_BODY = struct.Struct("<QQQQ")
+STATS_BODY = struct.Struct("<QQQQ")
 """Bytes of memory, processes, processes ended for want of memory, processes that could not be born."""
 
 SIZE_BODY = struct.Struct("<HH")
@@ -32,12 +32,12 @@ def pack(kind: bytes, number: int, body: bytes = b"") -> bytes:
     return HEADER.pack(kind, bytes([number]), len(body)) + body
 
 
-def pack_words(*lists: list[bytes]) -> bytes:
+def pack_string_lists(*lists: list[bytes]) -> bytes:
     """Lists of words without NUL, each list with the number of its words before it."""
     return b"".join(b"%d\0" % len(one) + b"".join(word + b"\0" for word in one) for one in lists)
 
 
-def unpack_words(body: bytes) -> tuple[list[list[bytes]], bytes]:
+def unpack_string_lists(body: bytes) -> tuple[list[list[bytes]], bytes]:
     """Three lists as `pack_words` made them, and the bytes after them."""
     lists = []
     for _ in range(3):

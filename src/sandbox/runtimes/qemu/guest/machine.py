@@ -12,16 +12,16 @@ import struct
 
 from . import redirection
 
-INSIDE = "/inside"
-GROUP = "/sys/fs/cgroup/command"
-_MODULES, _PROGRAMS, _HIDDEN = "/modules", "/programs", "/run/hidden"
+COMMAND_ROOT = "/inside"
+COMMAND_CGROUP = "/sys/fs/cgroup/command"
+_MODULES, _PROGRAMS, _EXECUTE_ONLY_OVERLAY = "/modules", "/programs", "/run/hidden"
 
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_BIND = 1, 2, 4, 8, 32, 0x1000
 _FINIT_MODULE, _COMPRESSED = 313, 4
 _SIOCADDRT, _SIOCSIFFLAGS, _SIOCSIFADDR, _SIOCSIFNETMASK = 0x890B, 0x8914, 0x8916, 0x891C
 _IFF_UP, _RTF_UP, _RTF_GATEWAY = 1, 1, 2
-_OWN, _HOST = "10.0.2.15", "10.0.2.2"
-_EXECUTE_ONLY = 0o111
+_GUEST_ADDRESS, _HOST_ADDRESS = "10.0.2.15", "10.0.2.2"
+_EXECUTE_ONLY_MODE = 0o111
 _DEVICES = {"null": (1, 3), "zero": (1, 5), "full": (1, 7), "random": (1, 8), "urandom": (1, 9), "tty": (5, 0)}
 _LINKS = {
     "fd": "/proc/self/fd",
@@ -66,25 +66,25 @@ def prepare(settings: list[str]) -> None:
     check(libc.sethostname(host_name.encode(), len(host_name)), "sethostname")
     for name in sorted(os.listdir(_MODULES)):  # noqa: PTH208
         _load_module(f"{_MODULES}/{name}")
-    _connect()
-    _limit(memory, processes)
-    redirection.attach(GROUP, [int(port) for port in ports.split(",")], _HOST)
-    _lay_devices(shm_bytes)
-    _hide(hidden)
+    _configure_network()
+    _create_cgroup(memory, processes)
+    redirection.attach(COMMAND_CGROUP, [int(port) for port in ports.split(",")], _HOST_ADDRESS)
+    _create_devices(shm_bytes)
+    _make_execute_only(hidden)
 
 
-def cover_processes() -> None:
+def mount_proc() -> None:
     """The command's /proc; for the first process of the command's process namespace."""
-    target = f"{INSIDE}/proc"
+    target = f"{COMMAND_ROOT}/proc"
     mount("proc", target, "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
     mount(f"{target}/sys", f"{target}/sys", None, MS_BIND)
     mount("none", f"{target}/sys", None, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC)
     mount("tmpfs", f"{target}/1", "tmpfs", MS_RDONLY | MS_NOSUID | MS_NODEV, "mode=0555")
 
 
-def forget_files(kept: int) -> None:
+def drop_file_caches(files_max: int) -> None:
     """Let go of files that nobody uses once there are more than this: the host holds each of them open."""
-    if int(read("/proc/sys/fs/inode-nr").split()[0]) > kept:
+    if int(read("/proc/sys/fs/inode-nr").split()[0]) > files_max:
         write("/proc/sys/vm/drop_caches", "3")
 
 
@@ -95,34 +95,34 @@ def _load_module(path: str) -> None:
     os.close(file)
 
 
-def _connect() -> None:
+def _configure_network() -> None:
     """Bring both interfaces up. The host's side of the network, and with it the gateway, is _HOST."""
     card = next(name for name in os.listdir("/sys/class/net") if name != "lo").encode()  # noqa: PTH208
-    network, mask = _address("198.18.0.0"), _address("255.254.0.0")
+    network, mask = _socket_address("198.18.0.0"), _socket_address("255.254.0.0")
     any_socket = _socket.socket(_socket.AF_INET, _socket.SOCK_DGRAM)
-    fcntl.ioctl(any_socket, _SIOCSIFADDR, struct.pack("16s16s8x", card, _address(_OWN)))
-    fcntl.ioctl(any_socket, _SIOCSIFNETMASK, struct.pack("16s16s8x", card, _address("255.255.255.0")))
+    fcntl.ioctl(any_socket, _SIOCSIFADDR, struct.pack("16s16s8x", card, _socket_address(_GUEST_ADDRESS)))
+    fcntl.ioctl(any_socket, _SIOCSIFNETMASK, struct.pack("16s16s8x", card, _socket_address("255.255.255.0")))
     for name in (b"lo", card):
         fcntl.ioctl(any_socket, _SIOCSIFFLAGS, struct.pack("16sh22x", name, _IFF_UP))
-    route = (0, network, _address(_HOST), mask, _RTF_UP | _RTF_GATEWAY, 0, 0, 0, 0, 0, 0, 0, 0)
+    route = (0, network, _socket_address(_HOST_ADDRESS), mask, _RTF_UP | _RTF_GATEWAY, 0, 0, 0, 0, 0, 0, 0, 0)
     fcntl.ioctl(any_socket, _SIOCADDRT, struct.pack("@L16s16s16sHhLPhPLLH", *route))
     any_socket.close()
 
 
-def _address(text: str) -> bytes:
+def _socket_address(text: str) -> bytes:
     return struct.pack("HH4s8x", _socket.AF_INET, 0, _socket.inet_aton(text))
 
 
-def _limit(memory: str, processes: str) -> None:
+def _create_cgroup(memory: str, processes: str) -> None:
     """The command's memory is counted without the kernel's and the agent's, which the guest has besides."""
-    parent = os.path.dirname(GROUP)  # noqa: PTH120
+    parent = os.path.dirname(COMMAND_CGROUP)  # noqa: PTH120
     mount("cgroup2", parent, "cgroup2")
     # The kernel would refuse what is more than the whole machine has, before the limit could be reached and told.
     write("/proc/sys/vm/overcommit_memory", "1")
     write(f"{parent}/cgroup.subtree_control", "+memory +pids")
-    os.mkdir(GROUP)  # noqa: PTH102
-    write(f"{GROUP}/memory.max", memory)
-    write(f"{GROUP}/pids.max", processes)
+    os.mkdir(COMMAND_CGROUP)  # noqa: PTH102
+    write(f"{COMMAND_CGROUP}/memory.max", memory)
+    write(f"{COMMAND_CGROUP}/pids.max", processes)
 
 
 def write(path: str, text: str) -> None:
@@ -143,8 +143,8 @@ def read(path: str) -> str:
         os.close(file)
 
 
-def _lay_devices(shm_bytes: str) -> None:
-    root = f"{INSIDE}/dev"
+def _create_devices(shm_bytes: str) -> None:
+    root = f"{COMMAND_ROOT}/dev"
     os.umask(0)
     mount("tmpfs", root, "tmpfs", MS_NOSUID | MS_NOEXEC, "mode=0755")
     for name, (major, minor) in _DEVICES.items():
@@ -157,14 +157,14 @@ def _lay_devices(shm_bytes: str) -> None:
     mount("tmpfs", f"{root}/shm", "tmpfs", MS_NOSUID | MS_NODEV, f"mode=1777,size={shm_bytes}")
 
 
-def _hide(paths: list[str]) -> None:
+def _make_execute_only(paths: list[str]) -> None:
     """Programs that may be executed and not read: what is laid over them has their content and another mode."""
     if not paths:
         return
     for name in ("", "/upper", "/scratch", "/merged"):
-        os.mkdir(_HIDDEN + name)  # noqa: PTH102
-    layers = f"metacopy=on,lowerdir={_PROGRAMS},upperdir={_HIDDEN}/upper,workdir={_HIDDEN}/scratch"
-    mount("overlay", f"{_HIDDEN}/merged", "overlay", MS_NOSUID | MS_NODEV, layers)
+        os.mkdir(_EXECUTE_ONLY_OVERLAY + name)  # noqa: PTH102
+    layers = f"metacopy=on,lowerdir={_PROGRAMS},upperdir={_EXECUTE_ONLY_OVERLAY}/upper,workdir={_EXECUTE_ONLY_OVERLAY}/scratch"
+    mount("overlay", f"{_EXECUTE_ONLY_OVERLAY}/merged", "overlay", MS_NOSUID | MS_NODEV, layers)
     for index, path in enumerate(paths):
-        os.chmod(f"{_HIDDEN}/merged/{index}", _EXECUTE_ONLY)  # noqa: PTH101
-        mount(f"{_HIDDEN}/merged/{index}", INSIDE + path, None, MS_BIND)
+        os.chmod(f"{_EXECUTE_ONLY_OVERLAY}/merged/{index}", _EXECUTE_ONLY_MODE)  # noqa: PTH101
+        mount(f"{_EXECUTE_ONLY_OVERLAY}/merged/{index}", COMMAND_ROOT + path, None, MS_BIND)

@@ -17,7 +17,7 @@ class Streams:
         self._send = send
         self._descriptors: dict[int, int] = {}
         self._paused: set[int] = set()
-        self._typed: dict[int, bytes] = {}
+        self._pending_input: dict[int, bytes] = {}
 
     def add(self, number: int, descriptor: int) -> None:
         """Take a descriptor over."""
@@ -40,12 +40,12 @@ class Streams:
         """Read it again."""
         self._paused.discard(number)
 
-    def type(self, number: int, data: bytes) -> None:
+    def write_input(self, number: int, data: bytes) -> None:
         """Write into a terminal; told when all is written."""
         if number in self._descriptors:
-            self._typed[number] = self._typed.get(number, b"") + data
+            self._pending_input[number] = self._pending_input.get(number, b"") + data
         else:
-            self._send(frames.TYPED, number, b"")
+            self._send(frames.INPUT_WRITTEN, number, b"")
 
     def close(self, number: int) -> None:
         """Let go of it; for a terminal that is hanging up."""
@@ -53,23 +53,23 @@ class Streams:
         if descriptor is not None:
             os.close(descriptor)
             self._send(frames.CLOSED, number, b"")
-        if self._typed.pop(number, None) is not None:
-            self._send(frames.TYPED, number, b"")
+        if self._pending_input.pop(number, None) is not None:
+            self._send(frames.INPUT_WRITTEN, number, b"")
 
-    def wanted(self, *, has_room: bool) -> Iterator[tuple[int, int]]:
+    def poll_events(self, *, can_send: bool) -> Iterator[tuple[int, int]]:
         """Descriptors, and what to wait for."""
         for number, descriptor in self._descriptors.items():
-            events = select.POLLIN if has_room and number not in self._paused else 0
-            events |= select.POLLOUT if number in self._typed else 0
+            events = select.POLLIN if can_send and number not in self._paused else 0
+            events |= select.POLLOUT if number in self._pending_input else 0
             if events:
                 yield descriptor, events
 
-    def serve(self, descriptor: int, events: int) -> None:
+    def handle_events(self, descriptor: int, events: int) -> None:
         """Read and write what can be."""
         number = next((one for one, other in self._descriptors.items() if other == descriptor), None)
         if number is None:
             return
-        if events & select.POLLOUT and number in self._typed:
+        if events & select.POLLOUT and number in self._pending_input:
             self._write(number, descriptor)
         if events & ~select.POLLOUT and number not in self._paused:
             self._read(number, descriptor)
@@ -82,29 +82,29 @@ class Streams:
         except OSError:  # of a terminal that nobody holds any more
             data = b""
         if data:
-            self._send(frames.SAID, number, data)
+            self._send(frames.DATA, number, data)
         else:
             self.close(number)
 
     def _write(self, number: int, descriptor: int) -> None:
         try:
-            left = self._typed[number][os.write(descriptor, self._typed[number]) :]
+            left = self._pending_input[number][os.write(descriptor, self._pending_input[number]) :]
         except BlockingIOError:
             return
         except OSError:
             left = b""
         if left:
-            self._typed[number] = left
+            self._pending_input[number] = left
         else:
-            del self._typed[number]
-            self._send(frames.TYPED, number, b"")
+            del self._pending_input[number]
+            self._send(frames.INPUT_WRITTEN, number, b"")
 
 
-def make_pairs() -> tuple[tuple[int, int], tuple[int, int]]:
+def create_output_pairs() -> tuple[tuple[int, int], tuple[int, int]]:
     """For output and errors, ours first. Sockets, because nothing that has the path of one in /proc can open it."""
-    return _pair(), _pair()
+    return _create_pair(), _create_pair()
 
 
-def _pair() -> tuple[int, int]:
+def _create_pair() -> tuple[int, int]:
     ours, inside = _socket.socketpair()
     return ours.detach(), inside.detach()

@@ -10,14 +10,14 @@ import pytest
 
 from doubles.stored_tasks import KeptTasks
 from sandbox.auth.token_file import TokenFile
-from sandbox.bootstrap.administration import prune_data
+from sandbox.bootstrap.administration import prune_data_dir
 from sandbox.bootstrap.backup import create as backups
 from sandbox.bootstrap.backup import restore as backup_restore
-from sandbox.bootstrap.backup.create import BackupExistsError, BackupTooLargeError, back_up
-from sandbox.bootstrap.backup.restore import BackupUnusableError, PlaceUnusableError
+from sandbox.bootstrap.backup.create import BackupExistsError, BackupTooLargeError, create_backup
+from sandbox.bootstrap.backup.restore import BackupUnusableError, RestoreTargetUnusableError
 from sandbox.bootstrap.backup.restore import restore as restore_here
 from sandbox.interfaces.auth import Role
-from sandbox.interfaces.journal import JournalDamagedError, read_task
+from sandbox.interfaces.journal import JournalDamagedError, replay_task
 from sandbox.interfaces.tasks import Retention
 from sandbox.journal import compressed
 from sandbox.journal.journals import FileJournals
@@ -31,7 +31,7 @@ def kept(tmp_path):
     made = KeptTasks(tmp_path / "data")
     made.finish("done", artifacts=(("notes.txt", b"kept\n"), ("größer – λ.bin", os.urandom(3_000_000))))
     made.finish("packed", lines=40, line_bytes=8000)  # more than one piece
-    made.journals.pack("packed")
+    made.journals.compress("packed")
     made.running = made.run("running")
     made.waiting = made.begin("waiting")
     made.leaving = made.run("leaving")
@@ -65,7 +65,7 @@ def test_what_was_backed_up_beside_runners_comes_back(sandbox, backup, restore, 
     assert told == {"file": str(file), "tasks": 5, "size_bytes": file.stat().st_size, "remarks": []}
     assert file.stat().st_mode & 0o777 == 0o600
     assert [path.name for path in tmp_path.iterdir() if "backup" in path.name] == ["backup.tar"]
-    kept.running.record(Output.of("stdout", b"after the backup\n"))
+    kept.running.record(Output.from_bytes("stdout", b"after the backup\n"))
 
     done = restore(file, "-f", "json")
     assert done.returncode == 0, done.stderr
@@ -76,13 +76,13 @@ def test_what_was_backed_up_beside_runners_comes_back(sandbox, backup, restore, 
     assert new.stat().st_mode & 0o777 == 0o700
     assert sandbox("admin", "check", "--deep", "--data-dir", str(new)).returncode == 0
     journals = FileJournals(new)
-    tasks = {task_id: read_task(journals, task_id).task for task_id in journals.task_ids()}
+    tasks = {task_id: replay_task(journals, task_id).task for task_id in journals.task_ids()}
     assert {task_id: task.state for task_id, task in tasks.items()} == {
         "done": "completed", "packed": "completed", "leaving": "completed", "running": "failed", "waiting": "pending",
     }  # fmt: skip
     assert tasks["running"].failure.code == "host_lost"
     assert [artifact.name for artifact in tasks["running"].artifacts] == ["notes.txt"]
-    assert tasks["done"] == read_task(kept.journals, "done").task
+    assert tasks["done"] == replay_task(kept.journals, "done").task
     assert [token.name for token in TokenFile(new).list()] == ["wall"]
     assert all(path.stat().st_mode & 0o077 == 0 for path in new.rglob("*"))
 
@@ -115,7 +115,7 @@ def test_a_backup_into_a_directory_that_is_not_there_tells_which(sandbox, kept, 
 def test_a_backup_into_a_place_that_cannot_be_written_names_what_was_asked_for(kept, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(NotADirectoryError, match=r"/file/backup\.tar'$"):
-        back_up(kept.data_dir, tmp_path / "file" / "backup.tar")
+        create_backup(kept.data_dir, tmp_path / "file" / "backup.tar")
 
 
 def test_what_is_no_regular_file_is_refused_and_not_waited_for(restore, tmp_path):
@@ -133,14 +133,14 @@ def test_a_link_to_a_backup_is_one(backup, restore, tmp_path):
 
 
 def test_a_place_that_cannot_become_the_directory_is_refused_before_anything_is_unpacked(kept, tmp_path, monkeypatch):
-    back_up(kept.data_dir, tmp_path / "backup.tar")
+    create_backup(kept.data_dir, tmp_path / "backup.tar")
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "link").symlink_to("elsewhere")
     (tmp_path / "volume").mkdir()
     monkeypatch.setattr(os.path, "ismount", lambda path: str(path) == str(tmp_path / "volume"))
     monkeypatch.setattr("sandbox.bootstrap.backup.restore._unpack", None)
     for place, reason in (("link", "a symbolic link"), ("volume", "a file system of its own")):
-        with pytest.raises(PlaceUnusableError, match=reason):
+        with pytest.raises(RestoreTargetUnusableError, match=reason):
             restore_here(tmp_path / "backup.tar", tmp_path / place)
 
 
@@ -149,10 +149,10 @@ def test_a_disk_without_hard_links_takes_backups_and_overwrites_none(kept, tmp_p
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr(os, "link", refuse)
-    back_up(kept.data_dir, tmp_path / "backup.tar")
+    create_backup(kept.data_dir, tmp_path / "backup.tar")
     content = (tmp_path / "backup.tar").read_bytes()
     with pytest.raises(BackupExistsError):
-        back_up(kept.data_dir, tmp_path / "backup.tar")
+        create_backup(kept.data_dir, tmp_path / "backup.tar")
     assert (tmp_path / "backup.tar").read_bytes() == content
     assert [path.name for path in tmp_path.iterdir() if "backup" in path.name] == ["backup.tar"]
     assert restore_here(tmp_path / "backup.tar", tmp_path / "new").tasks_count == 5
@@ -178,11 +178,11 @@ def test_a_task_is_not_pruned_before_its_artifacts_are_copied(kept, tmp_path, mo
     add = backups._add_artifact
 
     def prune_first(written, layout, artifact):
-        prune_data(kept.data_dir, Retention(keep=0), dry_run=False)
+        prune_data_dir(kept.data_dir, Retention(keep=0), dry_run=False)
         add(written, layout, artifact)
 
     monkeypatch.setattr(backups, "_add_artifact", prune_first)
-    manifest = back_up(kept.data_dir, tmp_path / "backup.tar")
+    manifest = create_backup(kept.data_dir, tmp_path / "backup.tar")
     assert manifest.remarks == []
     assert restore_here(tmp_path / "backup.tar", tmp_path / "new").discrepancies == []
     assert kept.journals.task_ids() == ["leaving", "running", "waiting"]
@@ -192,9 +192,9 @@ def test_a_task_whose_books_cannot_be_ended_is_told_and_keeps_no_other_from_its_
     """A packed journal is written no more, and this one was packed too early."""
     kept.run("early").writer.close()
     records = kept.records("early")
-    compressed._write_proved(records.read_bytes().splitlines(keepends=True), records.with_name("records.gz"))
+    compressed._write_verified(records.read_bytes().splitlines(keepends=True), records.with_name("records.gz"))
     records.unlink()
-    back_up(kept.data_dir, tmp_path / "backup.tar")
+    create_backup(kept.data_dir, tmp_path / "backup.tar")
     restored = restore_here(tmp_path / "backup.tar", tmp_path / "new")
     assert (restored.tasks_count, restored.lost) == (6, ["leaving", "running"])
     (told,) = restored.discrepancies
@@ -245,7 +245,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_archive_leaves_nothing_anywhere(kept, tmp_path, name):
-    back_up(kept.data_dir, tmp_path / "backup.tar")
+    create_backup(kept.data_dir, tmp_path / "backup.tar")
     whole = members(tmp_path / "backup.tar")
     write(tmp_path / "hostile.tar", [*HOSTILE[name], *whole])
     before = everything(tmp_path)
@@ -262,7 +262,7 @@ def everything(directory):
 
 def test_a_backup_that_is_not_as_it_was_written_is_refused(kept, tmp_path):
     file, new = tmp_path / "backup.tar", tmp_path / "new"
-    back_up(kept.data_dir, file)
+    create_backup(kept.data_dir, file)
     whole, data, middle = members(file), file.read_bytes(), file.stat().st_size // 2
     manifest = json.loads(whole[-1][1])
     harmed = {
@@ -321,7 +321,7 @@ def test_a_manifest_without_sense_is_refused_by_a_sentence(tmp_path, more):
 
 
 def test_a_manifest_that_restoring_would_not_read_is_not_written(kept, tmp_path, monkeypatch):
-    back_up(kept.data_dir, tmp_path / "good.tar")
+    create_backup(kept.data_dir, tmp_path / "good.tar")
     size_bytes = len(members(tmp_path / "good.tar")[-1][1])
     for module in (backups, backup_restore):
         monkeypatch.setattr(module, "BACKUP_MANIFEST_BYTES_MAX", size_bytes)
@@ -330,7 +330,7 @@ def test_a_manifest_that_restoring_would_not_read_is_not_written(kept, tmp_path,
     for module in (backups, backup_restore):
         monkeypatch.setattr(module, "BACKUP_MANIFEST_BYTES_MAX", size_bytes - 1)
     with pytest.raises(BackupTooLargeError, match="sandbox admin prune"):
-        back_up(kept.data_dir, tmp_path / "large.tar")
+        create_backup(kept.data_dir, tmp_path / "large.tar")
     with pytest.raises(BackupUnusableError, match=f"{size_bytes} bytes"):
         restore_here(tmp_path / "good.tar", tmp_path / "newer")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "good.tar", "new"]
@@ -352,13 +352,13 @@ def test_a_journal_that_names_places_elsewhere_leads_nobody_there(tmp_path, lie)
     recorder.writer.close()
     task = recorder.task
     kept.finish("good")
-    back_up(kept.data_dir, tmp_path / "backup.tar")
+    create_backup(kept.data_dir, tmp_path / "backup.tar")
 
     restored = restore_here(tmp_path / "backup.tar", tmp_path / "new")
     assert [(each.task_id, each.kind) for each in restored.discrepancies] == [("evil", "journal_damaged")]
     assert restored.tasks_count == 1
     with pytest.raises(JournalDamagedError):
-        read_task(FileJournals(tmp_path / "new"), task.id)
+        replay_task(FileJournals(tmp_path / "new"), task.id)
 
 
 def tell(name):
@@ -371,7 +371,7 @@ def test_a_journal_in_the_place_of_another_tasks_is_refused(tmp_path):
     kept.finish("two")
     (kept.data_dir / "tasks" / "one").rename(kept.data_dir / "tasks" / "three")
     kept.run("one", attempt_id="b" * 12).writer.close()
-    back_up(kept.data_dir, tmp_path / "backup.tar")
+    create_backup(kept.data_dir, tmp_path / "backup.tar")
     restored = restore_here(tmp_path / "backup.tar", tmp_path / "new")
     assert (restored.tasks_count, restored.lost) == (2, ["one"])
     assert {each.task_id for each in restored.discrepancies} == {"three"}

@@ -8,7 +8,7 @@ import os
 import pytest
 
 from doubles.stored_tasks import KeptTasks
-from sandbox.bootstrap.backup.create import back_up
+from sandbox.bootstrap.backup.create import create_backup
 from sandbox.bootstrap.backup.restore import restore
 from sandbox.journal.journals import FileJournals
 
@@ -62,14 +62,16 @@ def test_a_lock_that_cannot_be_opened_is_told_too(kept, tmp_path):
     lock = kept.records("task-1").with_name("lock")
     lock.unlink()
     lock.mkdir()
-    assert any("task-1 is left out" in remark for remark in back_up(kept.data_dir, tmp_path / "backup.tar").remarks)
+    assert any(
+        "task-1 is left out" in remark for remark in create_backup(kept.data_dir, tmp_path / "backup.tar").remarks
+    )
 
 
 def test_an_artifact_whose_disk_gives_up_in_the_middle_is_told_and_what_follows_is_whole(kept, tmp_path, monkeypatch):
     whole = os.urandom(300_000)
     kept.finish("broken", artifacts=(("big.bin", whole), ("small.txt", b"kept\n")))
     monkeypatch.setattr(io, "FileIO", _weak_after(100_000))
-    manifest = back_up(kept.data_dir, tmp_path / "backup.tar")
+    manifest = create_backup(kept.data_dir, tmp_path / "backup.tar")
     monkeypatch.undo()
     assert any("big.bin" in remark and "zeros" in remark for remark in manifest.remarks)
     restore(tmp_path / "backup.tar", tmp_path / "new")
@@ -96,7 +98,7 @@ def test_a_backup_whose_own_disk_is_full_fails_and_leaves_nothing(kept, tmp_path
 
     monkeypatch.setattr("tarfile.TarFile.addfile", refuse)
     with pytest.raises(OSError, match="No space left"):
-        back_up(kept.data_dir, tmp_path / "backup.tar")
+        create_backup(kept.data_dir, tmp_path / "backup.tar")
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
@@ -112,4 +114,4 @@ def test_a_journal_that_is_packed_while_the_backup_opens_it_is_in_it(kept, tmp_p
     # As when the janitor holds the lock, so that the backup does not.
     monkeypatch.setattr("sandbox.journal.lock.take", lambda _: opened(os.devnull, os.O_RDONLY))
     monkeypatch.setattr(os, "open", pack_first)
-    assert "tasks/task-3/journal/records.gz" in back_up(kept.data_dir, tmp_path / "backup.tar").files
+    assert "tasks/task-3/journal/records.gz" in create_backup(kept.data_dir, tmp_path / "backup.tar").files

@@ -7,7 +7,7 @@ import os
 import pytest
 
 from doubles.stored_tasks import KeptTasks
-from sandbox.interfaces.store import Indexed
+from sandbox.interfaces.store import IndexedTask
 from sandbox.model.events import Output
 
 
@@ -48,7 +48,7 @@ def snapshot(directory):
 def test_a_task_that_runs_may_be_ahead_of_the_index(check, kept):
     running = kept.run("task-4")
     kept.index("task-4")
-    running.record(Output.of("stdout", b"more\n"))
+    running.record(Output.from_bytes("stdout", b"more\n"))
     # The writer is in the middle of a record.
     with kept.records("task-4").open("ab") as records:
         records.write(b"0123")
@@ -70,9 +70,9 @@ def test_every_kind_of_disagreement_is_told_at_once(check, kept, sandbox):
     with kept.records("task-7").open("ab") as records:
         records.write(b"torn")
     store = kept.store()
-    store.save(Indexed(store.load("task-7").task, store.load("task-8").offset))
+    store.save(IndexedTask(store.load("task-7").task, store.load("task-8").offset))
     row = store.load("task-7")
-    store.save(Indexed(row.task, kept.journals.find("task-7", 5)))
+    store.save(IndexedTask(row.task, kept.journals.find("task-7", 5)))
     store.close()
 
     found = [

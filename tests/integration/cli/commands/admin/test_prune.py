@@ -6,7 +6,7 @@ import pytest
 
 from doubles.recorded_api import of_json
 from doubles.stored_tasks import KeptTasks
-from sandbox.bootstrap.data_dir_lock import held
+from sandbox.bootstrap.data_dir_lock import lock_data_dir
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_a_damaged_row_whose_journal_is_gone_is_told_with_what_to_do(prune, kept
 
 
 def test_beside_a_server_it_is_refused(prune, kept):
-    with held(kept.data_dir):
+    with lock_data_dir(kept.data_dir):
         refused = prune("--keep", "1")
     assert refused.returncode == 4
     assert b"works on" in refused.stderr

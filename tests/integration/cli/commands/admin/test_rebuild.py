@@ -11,8 +11,8 @@ import pytest
 from doubles.stored_tasks import KeptTasks
 from sandbox.bootstrap import administration
 from sandbox.bootstrap.administration import rebuild_index
-from sandbox.bootstrap.data_dir_lock import held
-from sandbox.interfaces.store import Indexed, TaskQuery
+from sandbox.bootstrap.data_dir_lock import lock_data_dir
+from sandbox.interfaces.store import IndexedTask, TaskQuery
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_whatever_happened_to_the_index_it_is_as_before(admin, kept, harm):
         (kept.data_dir / "index.sqlite.new-wal").write_bytes(b"half")
     else:
         store = kept.store()
-        store.save(Indexed(store.load("task-6").task, 1))
+        store.save(IndexedTask(store.load("task-6").task, 1))
         store.close()
 
     done = admin("rebuild")
@@ -90,7 +90,7 @@ def test_a_damaged_journal_is_told_and_kept_and_costs_no_other_task_anything(adm
 
 
 def test_beside_a_server_nothing_is_touched_and_it_says_so(admin, kept):
-    with held(kept.data_dir):
+    with lock_data_dir(kept.data_dir):
         before = (kept.data_dir / "index.sqlite").read_bytes()
         refused = admin("rebuild")
     assert refused.returncode == 4

@@ -7,7 +7,7 @@ import pytest
 
 from doubles.recorded_api import Answer, of_error, of_frames, of_json
 from doubles.recorded_task import TASK, frames, status
-from sandbox.cli.manifest_file import details
+from sandbox.cli.manifest_file import field_error_details
 from sandbox.model.manifest.parser import InvalidManifestError, parse_manifest
 
 MANIFEST = b"""\
@@ -421,7 +421,7 @@ def test_mistakes_after_set_are_told_with_the_place_that_they_come_from(sandbox,
         try:
             parse_manifest(asked.body, is_json=True)
         except InvalidManifestError as error:
-            return of_error(400, "invalid_manifest", error.message, details(error.mistakes))
+            return of_error(400, "invalid_manifest", error.message, field_error_details(error.errors))
 
     api.on("POST", "/tasks", judge)
     result = sandbox("task", "submit", manifest, "--set", "vm.cpus=many", "--set", "vm.size=1")

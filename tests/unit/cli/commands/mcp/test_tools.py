@@ -43,14 +43,14 @@ class Bare:
 
 @pytest.mark.parametrize(("state", "words"), [("running", "no patch yet"), ("failed", "ended without a patch")])
 def test_who_asks_for_a_patch_that_is_not_there_hears_whether_it_will_be(state, words):
-    with pytest.raises(tools.RefusedError, match=f"artifact_not_found: .*{words}"):
+    with pytest.raises(tools.ToolFailedError, match=f"artifact_not_found: .*{words}"):
         asyncio.run(tools.diff(Bare(state), "t", 0))
 
 
 def test_of_long_lines_the_last_ones_are_kept_and_cut():
     lines = [f"{number} ".encode() + b"x" * 5000 + b"\n" for number in range(200)]
     answer = asyncio.run(tools.logs(Kept(lines), "t", "stdout", 1000)).split("\n")
-    assert sum(map(len, answer)) < tools.ANSWER_CHARACTERS_MAX + 200
+    assert sum(map(len, answer)) < tools.RESPONSE_CHARACTERS_MAX + 200
     assert answer[0].endswith("earlier lines left out: too long]")
     assert answer[-1].startswith("199 xxx")
     assert answer[-1].endswith("[…]")
@@ -68,7 +68,7 @@ def test_a_long_text_is_read_part_by_part_without_a_hole():
         got += part
         if not mark:
             break
-        offset += tools.ANSWER_CHARACTERS_MAX
+        offset += tools.RESPONSE_CHARACTERS_MAX
     assert got == text
 
 
@@ -82,7 +82,7 @@ def test_who_asks_for_more_than_there_is_is_not_told_that_nothing_changed():
     "ask", [lambda kept: tools.diff(kept, "t", 0), lambda kept: tools.artifacts(kept, "t", "a.md", 0)]
 )
 def test_what_contains_a_secret_is_not_sent_to_a_model(ask):
-    with pytest.raises(tools.RefusedError, match="artifact_contains_secret"):
+    with pytest.raises(tools.ToolFailedError, match="artifact_contains_secret"):
         asyncio.run(ask(Kept(data=b"s3cr3t", contains_secret=True)))
     assert asyncio.run(ask(Kept(data=b"fine"))) == "fine"
 
@@ -106,13 +106,13 @@ def test_what_is_read_is_the_artifact_whose_flag_was_looked_at():
     assert asyncio.run(tools.artifacts(client, "t", "a.md", 0)) == "a.md"
     assert asyncio.run(tools.artifacts(client, "t", "patch", 0)) == "patch"
     assert asyncio.run(tools.diff(client, "t", 0)) == "a.md"
-    with pytest.raises(tools.RefusedError, match="artifact_contains_secret"):
+    with pytest.raises(tools.ToolFailedError, match="artifact_contains_secret"):
         asyncio.run(tools.artifacts(client, "t", "b.md", 0))
 
 
 def test_an_artifact_is_found_by_its_name_and_by_its_path():
     for name in ("a.md", "docs/a.md"):
         assert asyncio.run(tools.artifacts(Kept(data=b"text"), "t", name, 0)) == "text"
-    with pytest.raises(tools.RefusedError, match="artifact_not_found"):
+    with pytest.raises(tools.ToolFailedError, match="artifact_not_found"):
         asyncio.run(tools.artifacts(Kept(), "t", "b.md", 0))
     assert json.loads(asyncio.run(tools.artifacts(Kept(), "t", None, 0)))[0]["path"] == "docs/a.md"

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 import pytest
 
 from doubles.recorded_task import status
-from sandbox.cli.commands.top.view import KEYS, Page, Snapshot
+from sandbox.cli.commands.top.view import KEY_HELP, Snapshot, TopView
 
 NOW = datetime(2026, 1, 29, 10, 12, tzinfo=UTC)
 HEALTH = {
@@ -20,8 +20,8 @@ HEALTH = {
 
 
 def page_of(*tasks, missing=0, **health):
-    page = Page("http://localhost:8122")
-    page.show(Snapshot({**HEALTH, **health}, tasks, missing))
+    page = TopView("http://localhost:8122")
+    page.update(Snapshot({**HEALTH, **health}, tasks, missing))
     return page
 
 
@@ -46,12 +46,12 @@ def test_a_task_is_a_line_with_what_it_does_now():
     assert "Waiting for room: needs 8 CPUs" in lines[5]
     assert "agent_failed" in lines[6]
     assert "took 27 s" in lines[7]
-    assert lines[-1] == KEYS
+    assert lines[-1] == KEY_HELP
 
 
 @pytest.mark.parametrize(("width", "height"), [(80, 24), (140, 50), (60, 10), (20, 5), (300, 3)])
 def test_nothing_is_wider_or_higher_than_the_window(width, height):
-    lines = page_of(*TASKS * 30, missing=7).lines(width, height, NOW)
+    lines = page_of(*TASKS * 30, missing=7).render(width, height, NOW)
     assert len(lines) <= height
     assert max(line.cell_len for line in lines) <= width
 
@@ -63,25 +63,25 @@ def test_an_id_is_never_cut(width):
 
 def test_the_chosen_task_stays_chosen_when_others_come_and_go():
     page = page_of(*TASKS)
-    page.move(2)
-    assert page.chosen_id == "broken"
-    page.show(Snapshot(HEALTH, (status("running", "new"), *TASKS), 0))
-    assert page.chosen_id == "broken"
-    page.show(Snapshot(HEALTH, tuple(TASKS[:2]), 0))
-    assert page.chosen_id == "fix-42"
+    page.move_selection(2)
+    assert page.selected_id == "broken"
+    page.update(Snapshot(HEALTH, (status("running", "new"), *TASKS), 0))
+    assert page.selected_id == "broken"
+    page.update(Snapshot(HEALTH, tuple(TASKS[:2]), 0))
+    assert page.selected_id == "fix-42"
 
 
 def test_the_mark_stops_at_both_ends_and_the_list_follows_it():
     tasks = [status("running", f"task-{number}") for number in range(100)]
     page = page_of(*tasks, missing=3)
-    page.move(-5)
-    assert page.chosen_id == "task-0"
-    page.move(1000)
+    page.move_selection(-5)
+    assert page.selected_id == "task-0"
+    page.move_selection(1000)
     lines = shown(page, height=24)
-    assert page.chosen_id == "task-99"
+    assert page.selected_id == "task-99"
     assert any(line.startswith("▸ task-99") for line in lines)
     assert lines[-2] == "3 older ones: sandbox task list"
-    page.move(-1000)
+    page.move_selection(-1000)
     lines = shown(page, height=24)
     assert lines[4].startswith("▸ task-0")
     assert lines[-2].startswith("82 more tasks below")
@@ -90,7 +90,7 @@ def test_the_mark_stops_at_both_ends_and_the_list_follows_it():
 def test_a_server_that_takes_no_tasks_or_is_gone_says_so():
     page = page_of(*TASKS, ready=False, reasons=["The disk is full."])
     assert "Takes no tasks: The disk is full." in shown(page)[1]
-    page.complaint = "Cannot reach http://localhost:8122. Asking again."
+    page.error_message = "Cannot reach http://localhost:8122. Asking again."
     lines = shown(page)
     assert lines[-1] == "Cannot reach http://localhost:8122. Asking again."
     assert any("fix-42" in line for line in lines)
