@@ -14,7 +14,7 @@ from escape.attack import Outcome
 from escape.attack_runner import Battlefield
 from sandbox.bootstrap.runtime import make_runtime
 from sandbox.runtimes.bwrap import find_bwrap as find_bubblewrap
-from sandbox.runtimes.gvisor.runtime import find_runsc as find_runsc
+from sandbox.runtimes.gvisor.runtime import find_runsc
 from sandbox.runtimes.qemu.parts import QEMU
 
 
@@ -38,7 +38,8 @@ def play(tier, *, is_asked_for):
         Path(directory, "field").mkdir()
         with Battlefield(Path(directory, "field"), tier) as field:
             found = verdicts.judge(field)
-    versions = f"{version(tier)}{' without KVM' if tier == 'qemu' and probe.is_explicit_only else ''}, Linux {os.uname().release}"
+    suffix = " without KVM" if tier == "qemu" and probe.is_explicit_only else ""
+    versions = f"{version(tier)}{suffix}, Linux {os.uname().release}"
     text = table.DOCUMENT.read_text()
     whole = table.read(text)
     try:

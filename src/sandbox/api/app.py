@@ -145,7 +145,7 @@ def _configure(app: Starlette, context: AppContext) -> None:
     app.router.redirect_slashes = False
     app.router.default = _not_found
     add_error_handlers(app)
-    app.add_middleware(AuthenticationMiddleware, guard=context.authenticator)
+    app.add_middleware(AuthenticationMiddleware, authenticator=context.authenticator)
     app.add_middleware(EncodedSlashMiddleware)
     app.add_middleware(ResponseHeadersMiddleware)
     app.add_middleware(MetricsMiddleware, metrics=context.metrics)

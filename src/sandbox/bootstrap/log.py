@@ -88,7 +88,8 @@ def _render_json(fields: Mapping[str, Any]) -> str:
 
 def _render_text(fields: Mapping[str, Any]) -> str:
     rest = dict(fields)
-    head = f"{rest.pop('time')} {rest.pop('level').upper():<7} {replace_unprintable(rest.pop('message'), escape_character)}"
+    message = replace_unprintable(rest.pop("message"), escape_character)
+    head = f"{rest.pop('time')} {rest.pop('level').upper():<7} {message}"
     del rest["logger"]
     exception = rest.pop("exception", "")
     line = "  ".join([head, " ".join(f"{name}={_quote_value(value)}" for name, value in rest.items())]).rstrip()

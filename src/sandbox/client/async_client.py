@@ -36,7 +36,7 @@ from sandbox.client.sse import LineBuffer
 if TYPE_CHECKING:
     import httpx
 
-ResponseT = TypeVar("AnswerT")
+ResponseT = TypeVar("ResponseT")
 
 
 class AsyncClient:

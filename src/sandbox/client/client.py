@@ -35,7 +35,7 @@ from sandbox.client.sse import LineBuffer
 if TYPE_CHECKING:
     import httpx
 
-ResponseT = TypeVar("AnswerT")
+ResponseT = TypeVar("ResponseT")
 
 READ_BYTES_MAX = 16 * 1024 * 1024
 """What an artifact that is read into memory may have unless the caller says otherwise."""

@@ -32,7 +32,7 @@ _HEADER_VALUE = re.compile("[!-~]([ -~]*[!-~])?")
 if TYPE_CHECKING:
     import httpx
 
-ResponseT = TypeVar("AnswerT")
+ResponseT = TypeVar("ResponseT")
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Connection:
         told = parse_object(body)
         if told is None or not told.keys() >= set(call.required_keys) or not matches_schema(told, call.response_type):
             raise unexpected_response_error(self.server, status)
-        return cast("AnswerT", told)
+        return cast("ResponseT", told)
 
     def parse_error(self, response: httpx.Response, body: bytes) -> ClientError:
         """The error that an answer stands for; `body`: its beginning."""

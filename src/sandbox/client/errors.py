@@ -17,7 +17,7 @@ class ClientError(SandboxError):
     code: the API's stable word, or one of the client's own (`unreachable`, `unexpected_answer`, `checksum_mismatch`).
     status: the HTTP status, None without an answer; request_id: what the server's log knows the request by;
     details: the API's, mostly a list of mistakes; retry_after_seconds: when the server would have it tried again;
-    told: the whole answer.
+    body: the whole response.
     """
 
     def __init__(
@@ -307,13 +307,13 @@ _FAMILY_BY_STATUS: dict[int, type[ClientError]] = {
 def error_from_response(server: str, status: int, body: bytes, retry_after: str | None = None) -> ClientError:
     """The exception for an answer of `server` that is not the one hoped for; `retry_after`: its header."""
     try:
-        told = json.loads(body)
-        code, message = str(told["error"]), str(told["message"])
+        response = json.loads(body)
+        code, message = str(response["error"]), str(response["message"])
     except (ValueError, TypeError, KeyError, RecursionError):
         return unexpected_response_error(server, status)
     family = _FAMILY_BY_STATUS.get(status, InvalidRequestError if 400 <= status < 500 else ServerError)
     seconds = float(retry_after) if retry_after and retry_after.isascii() and retry_after.isdecimal() else None
-    return _BY_CODE.get(code, family)(message, code=code, status=status, told=told, retry_after_seconds=seconds)
+    return _BY_CODE.get(code, family)(message, code=code, status=status, body=response, retry_after_seconds=seconds)
 
 
 def refine_not_found(error: ClientError, server: str, path: str) -> ClientError:

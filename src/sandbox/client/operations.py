@@ -68,7 +68,7 @@ class Sleep:
     seconds: float
 
 
-ResponseT = TypeVar("AnswerT")
+ResponseT = TypeVar("ResponseT")
 OperationSteps = Generator[Request[Any] | Sleep, Any, ResponseT]
 
 

@@ -21,7 +21,7 @@ from sandbox.client.responses import (
 )
 from sandbox.client.url import task_path
 
-ResponseT = TypeVar("AnswerT")
+ResponseT = TypeVar("ResponseT")
 
 Manifest = Mapping[str, Any] | str | bytes | Path
 """A manifest as data; as YAML or JSON text; or the file that it is in."""

@@ -100,7 +100,8 @@ class ApplyPrompt:
         return None
 
     def _moved_message(self, place: Head) -> str:
-        return f"This checkout was at {_describe_head(self.head)} as the task began, and is at {_describe_head(place)} now."
+        was, is_now = _describe_head(self.head), _describe_head(place)
+        return f"This checkout was at {was} when the task started, and is at {is_now} now."
 
     def _print_result(
         self, task_id: str, changed: list[ChangedFile], *, is_empty: bool, is_applied: bool, is_staged: bool

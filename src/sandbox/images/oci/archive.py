@@ -22,7 +22,7 @@ from sandbox.model.errors import DECODE_ERRORS
 
 DIGEST = re.compile(r"sha256:([0-9a-f]{64})", re.ASCII)
 _CHUNK_BYTES = 1024 * 1024
-_T = TypeVar("_Kind")
+_T = TypeVar("_T")
 
 
 class OciArchive:

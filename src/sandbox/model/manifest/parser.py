@@ -163,7 +163,7 @@ _MESSAGES: tuple[tuple[str, RuleName, Callable[[FieldPath, ErrorDetails], str]],
 )
 
 
-__all__ = ["InvalidManifestError", "FieldError", "parse_manifest", "read_document"]
+__all__ = ["FieldError", "InvalidManifestError", "parse_manifest", "read_document"]
 
 BUILT_IN_PROFILES: Mapping[str, str] = {"agentic-dev": "", "basic": ""}
 """The profiles that come with Sandbox; nothing is in their way."""

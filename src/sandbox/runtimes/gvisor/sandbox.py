@@ -147,7 +147,7 @@ class GvisorSandbox(BaseSandbox):
         counted = self._group.stats()
         return Stats(counted.cpu_seconds, counted.memory_bytes, None, oom_kills=counted.oom_kills)
 
-    async def file_use(self) -> FileUsage:
+    async def file_usage(self) -> FileUsage:
         """Directories that gVisor has open on the host; what other open files hold is charged."""
         return await asyncio.to_thread(self._group.directory_use, descriptors_each=_DESCRIPTORS_OF_DIRECTORY)
 

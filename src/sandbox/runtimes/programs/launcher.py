@@ -173,9 +173,8 @@ def stage_entries(entries: list[tuple[str, str, str]], kernel_uid: int | None) -
         if kind in HOST_PATH_KINDS:
             source = f"/proc/self/fd/{sources[value]}"
             if kind == "program" and not os.stat(source).st_mode & 0o004:  # noqa: PTH116
-                source = make_program_readable(
-                    folders[value], os.path.basename(value), f"{STAGING_DIRECTORY}/readable/{name}"
-                )  # noqa: PTH119
+                readable = f"{STAGING_DIRECTORY}/readable/{name}"
+                source = make_program_readable(folders[value], os.path.basename(value), readable)  # noqa: PTH119
             _bind(source, target, is_read_only=kind != "bind")
         elif kind == "link":
             os.symlink(value, target)  # noqa: PTH211

@@ -64,8 +64,8 @@ class DiskMonitor:
         if space.free_bytes >= wanted:
             return f"The disk of {self._data_dir} takes hardly any more files; remove some."
         return (
-            f"The disk of {self._data_dir} is nearly full: {_format_mebibytes(max(space.free_bytes, 0))} are free, new tasks "
-            f"begin with {_format_mebibytes(wanted)}."
+            f"The disk of {self._data_dir} is nearly full: {_format_mebibytes(max(space.free_bytes, 0))} are free, "
+            f"new tasks begin with {_format_mebibytes(wanted)}."
         )
 
     def _adjust_reserve(self) -> None:

@@ -25,7 +25,10 @@ from sandbox.workspace.clone.remote import (
 from sandbox.workspace.git.command import Git, GitError, GitSetting, capture_output, pipe
 from sandbox.workspace.git.user_config import find_proxy, user_environment
 
-HELPER_COMMAND = f'!f() {{ test "$1" != get || {{ {{ cat; echo; }} >&{FIRST_EXTRA_DESCRIPTOR}; sed "/^$/q" <&{FIRST_EXTRA_DESCRIPTOR}; }}; }}; f'
+HELPER_COMMAND = (
+    f'!f() {{ test "$1" != get || {{ {{ cat; echo; }} >&{FIRST_EXTRA_DESCRIPTOR}; '
+    f'sed "/^$/q" <&{FIRST_EXTRA_DESCRIPTOR}; }}; }}; f'
+)
 """What git asks inside; it passes the question on, and the answer back. Answers are neither stored nor erased."""
 
 CREDENTIAL_REQUESTS_MAX = 8

@@ -258,8 +258,8 @@ class WorkspaceStaging:
             except OSError:
                 pass
         raise _clone_failed(
-            f"'{self._repository.subpath}' is not a directory in branch '{self._repository.branch}' of {self._repository.url} "
-            "(symbolic links do not count); check repository.subpath."
+            f"'{self._repository.subpath}' is not a directory in branch '{self._repository.branch}' of "
+            f"{self._repository.url} (symbolic links do not count); check repository.subpath."
         )
 
     async def _run(self, git: Git, *arguments: str) -> bytes:

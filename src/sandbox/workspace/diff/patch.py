@@ -68,8 +68,8 @@ def _too_large_reason(too_large: Sequence[bytes]) -> str | None:
     if not too_large:
         return None
     return (
-        f"{len(too_large)} files of what the agent changed, {printable_path(too_large[0])} the first, are over what a patch may "
-        f"be ({PATCH_BYTES_MAX // 1024**2} MiB)"
+        f"{len(too_large)} files of what the agent changed, {printable_path(too_large[0])} the first, are over what "
+        f"a patch may be ({PATCH_BYTES_MAX // 1024**2} MiB)"
     )
 
 

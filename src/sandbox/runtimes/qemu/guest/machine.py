@@ -163,7 +163,8 @@ def _make_execute_only(paths: list[str]) -> None:
         return
     for name in ("", "/upper", "/scratch", "/merged"):
         os.mkdir(_EXECUTE_ONLY_OVERLAY + name)  # noqa: PTH102
-    layers = f"metacopy=on,lowerdir={_PROGRAMS},upperdir={_EXECUTE_ONLY_OVERLAY}/upper,workdir={_EXECUTE_ONLY_OVERLAY}/scratch"
+    upper, work = f"{_EXECUTE_ONLY_OVERLAY}/upper", f"{_EXECUTE_ONLY_OVERLAY}/scratch"
+    layers = f"metacopy=on,lowerdir={_PROGRAMS},upperdir={upper},workdir={work}"
     mount("overlay", f"{_EXECUTE_ONLY_OVERLAY}/merged", "overlay", MS_NOSUID | MS_NODEV, layers)
     for index, path in enumerate(paths):
         os.chmod(f"{_EXECUTE_ONLY_OVERLAY}/merged/{index}", _EXECUTE_ONLY_MODE)  # noqa: PTH101
