@@ -140,8 +140,8 @@ def _unknown_tools_message(unknown: list[str], servers: Mapping[str, McpServer])
     more = f" and {len(unknown) - _NAMES_SHOWN_MAX} others" if len(unknown) > _NAMES_SHOWN_MAX else ""
     return (
         f"Claude Code has no such tool: {_join_names(unknown[:_NAMES_SHOWN_MAX])}{more}; "
-        "correct claude.allowed_tools. "
-        f"Names are exact, such as Bash, Edit, Glob, Grep, Read, WebFetch and Write{_mcp_servers_hint(unknown, servers)}."
+        "correct claude.allowed_tools. Names are exact, such as Bash, Edit, Glob, Grep, Read, WebFetch and Write"
+        f"{_mcp_servers_hint(unknown, servers)}."
     )
 
 
