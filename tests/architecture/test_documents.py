@@ -1,8 +1,7 @@
-"""The documents list every limit, error and manifest field, and nothing that is not there."""
+"""The documents list every error and manifest field, and nothing else."""
 
 import ast
 import dataclasses
-import importlib
 import re
 import types
 import typing
@@ -28,58 +27,6 @@ def rows(document: Path) -> list[list[str]]:
     return cells
 
 
-BOUND = re.compile(r"_?[A-Z][A-Z_]*_(MAX|MIN|SECONDS)")
-
-
-def spoken(name: str, value: float) -> str:
-    """The number of a bound as `docs/limits.md` writes it."""
-    if "_BYTES" in name:
-        for unit, size in (("GiB", 1024**3), ("MiB", 1024**2), ("KiB", 1024)):
-            if value % size == 0:
-                return f"{int(value) // size} {unit}"
-        return f"{value} bytes"
-    return f"{value:.15g} s" if "_SECONDS" in name else str(value)
-
-
-def bounds(path: Path, tree: ast.Module, root: Path) -> Iterator[tuple[str, str]]:
-    """The bounds that a module defines: all that `limits.py` has, and what is called one elsewhere. Numbers only."""
-    names = [
-        target.id
-        for statement in tree.body
-        if isinstance(statement, ast.Assign)
-        for target in statement.targets
-        if isinstance(target, ast.Name) and target.id.isupper()
-    ]
-    wanted = [name for name in names if path.name == "limits.py" or BOUND.fullmatch(name)]
-    if wanted:
-        module = importlib.import_module(".".join(path.relative_to(root / "src").with_suffix("").parts))
-        values = ((name, getattr(module, name)) for name in wanted)
-        yield from ((name, spoken(name, value)) for name, value in values if isinstance(value, int | float))
-
-
-def test_every_limit_has_its_number_owner_and_end(root: Path, trees: dict[Path, ast.Module]):
-    # What two modules of one room call by one name, with one number, has one row.
-    wanted = {
-        (path.relative_to(root / "src" / "sandbox").parts[0], *bound)
-        for path, tree in trees.items()
-        for bound in bounds(path, tree, root)
-    }
-    assert len(wanted) > 300
-    listed = rows(root / "docs" / "limits.md")
-    assert sorted((row[0].strip("`"), row[1]) for row in listed) == sorted((name, number) for _, name, number in wanted)
-    assert all(end.endswith(".") for _, _, _, end in listed)
-
-
-def test_every_limit_is_kept_by_its_owner(root: Path):
-    words: dict[str, set[str]] = {}
-    for name, _, owners, _ in rows(root / "docs" / "limits.md"):
-        for owner in (owner.strip(" `") for owner in owners.split(",")):
-            if owner not in words:
-                room = [path for path in (root / "src" / "sandbox" / owner).rglob("*.py") if path.name != "limits.py"]
-                words[owner] = {word for path in room for word in re.findall(r"\w+", path.read_text())}
-            assert name.strip("`") in words[owner], f"{name} is not kept by {owner}"
-
-
 def codes_in(tree: ast.AST) -> Iterator[str]:
     """Codes as they stand in the source: of error classes, of calls, of answers and of events."""
     for node in ast.walk(tree):
@@ -91,7 +38,10 @@ def codes_in(tree: ast.AST) -> Iterator[str]:
                             yield code
                         case ast.AnnAssign(target=ast.Name("code"), value=ast.Constant(str(code))):
                             yield code
-            case ast.Call(func=ast.Name("Trouble") | ast.Attribute(attr="Trouble" | "trouble"), args=[first, *_]):
+            case ast.Call(
+                func=ast.Name("ErrorReported") | ast.Attribute(attr="ErrorReported" | "report_trouble"),
+                args=[first, *_],
+            ):
                 if isinstance(first, ast.Constant):
                     yield str(first.value)
             case ast.Call(func=ast.Name("problem"), args=[_, _, ast.Constant(str(code)), *_]):

@@ -1,0 +1,119 @@
+"""docs/limits.md states the values that the code enforces."""
+
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+# section, limit, constant
+ROWS = [
+    ("Manifests", "Request body or manifest", "model.limits.BODY_BYTES_MAX"),
+    ("Manifests", "Nesting depth of a manifest", "model.limits.MANIFEST_DEPTH_MAX"),
+    ("Manifests", "Values in a manifest", "model.limits.MANIFEST_VALUES_MAX"),
+    ("Manifests", "YAML aliases in a manifest", "model.limits.MANIFEST_ALIASES_MAX"),
+    ("Manifests", "Labels of a task", "model.limits.LABELS_MAX"),
+    ("Manifests", "Prompt", "model.manifest.formats.PROMPT_BYTES_MAX"),
+    ("Manifests", "`repository.patch`", "model.manifest.formats.GIT_PATCH_BYTES_MAX"),
+    ("Manifests", "A duration in a manifest", "model.manifest.formats.DURATION_SECONDS_MAX"),
+    ("Manifests", "Errors listed for one manifest", "model.limits.MANIFEST_ERRORS_MAX"),
+    ("Output and journal", "One line of output", "model.limits.OUTPUT_LINE_BYTES_MAX"),
+    ("Output and journal", "One line of the agent that is parsed", "model.limits.PARSED_LINE_BYTES_MAX"),
+    ("Output and journal", "Output of a task", "model.limits.OUTPUT_BYTES_MAX"),
+    ("Output and journal", "Output per second", "model.limits.OUTPUT_BYTES_PER_SECOND"),
+    ("Output and journal", "Output delay before a flush to disk", "model.limits.OUTPUT_SYNC_SECONDS"),
+    ("Output and journal", "Events of tool calls", "model.limits.TOOL_CALL_EVENTS_MAX"),
+    ("Sandboxes", "Processes and threads", "model.limits.SANDBOX_PROCESSES_MAX"),
+    ("Sandboxes", "Open files of one process", "runtimes.programs.process_limits.OPEN_FILES_MAX"),
+    ("Sandboxes", "Open files of all processes", "model.limits.OPEN_FILES_OF_SANDBOX_MAX"),
+    ("Sandboxes", "Open directories", "model.limits.OPEN_DIRECTORIES_MAX"),
+    ("Sandboxes", "Sockets", "model.limits.SOCKETS_MAX"),
+    ("Sandboxes", "Locks on files", "model.limits.FILE_LOCKS_MAX"),
+    ("Sandboxes", "Pseudo-terminals", "runtimes.programs.launcher.PTYS_MAX"),
+    ("Sandboxes", "Memory that must be available on the host", "model.limits.MEMORY_AVAILABLE_BYTES_MIN"),
+    ("Sandboxes", "Start of the agent", "model.limits.SANDBOX_START_SECONDS"),
+    ("Sandboxes", "Grace period after TERM", "model.limits.TERM_GRACE_SECONDS"),
+    ("Sandboxes", "Removal of a sandbox", "model.limits.SANDBOX_TEARDOWN_SECONDS"),
+    ("Gateway", "Headers of a request", "gateway.limits.HEAD_BYTES_MAX"),
+    ("Gateway", "Body of a model request", "gateway.limits.REQUEST_BODY_BYTES_MAX"),
+    ("Gateway", "Connections to the model", "gateway.limits.CONNECTIONS_MAX"),
+    ("Gateway", "Connection attempt to a host", "gateway.limits.CONNECT_SECONDS"),
+    ("Gateway", "Silence of the model", "gateway.limits.UPSTREAM_SECONDS"),
+    ("Gateway", "Idle tunnel", "gateway.limits.TUNNEL_IDLE_SECONDS"),
+    ("Gateway", "Names that resolve", "gateway.limits.SYNTHETIC_IPS_MAX"),
+    ("Gateway", "Ports of `vm.allowed_hosts`", "model.egress.TRANSPARENT_PORTS_MAX"),
+    ("Gateway", "Events of refused connections", "gateway.limits.DENIALS_REPORTED_MAX"),
+    ("Gateway", "Refusals reported per second", "gateway.limits.DENIALS_PER_SECOND_MAX"),
+    ("Gateway", "CPU of the runner for traffic of the sandbox", "model.limits.RUNNER_CPU_CORES"),
+    ("Secrets", "One value", "secrets.limits.SECRET_BYTES_MAX"),
+    ("Secrets", "All values of a task", "secrets.limits.SECRETS_BYTES_MAX"),
+    ("Secrets", "Shortest value that is redacted", "secrets.limits.REDACTED_CHARACTERS_MIN"),
+    ("Secrets", "Request to Vault", "secrets.limits.VAULT_SECONDS"),
+    ("Artifacts and patches", "Patch", "model.limits.PATCH_BYTES_MAX"),
+    ("Artifacts and patches", "All files that match the artifact patterns", "model.limits.ARTIFACT_BYTES_MAX"),
+    ("Artifacts and patches", "Number of these files", "workspace.collect.ARTIFACTS_MAX"),
+    ("Artifacts and patches", "Files of a repository", "workspace.files.ENTRIES_MAX"),
+    ("Retries and waiting", "Attempts in a row that fail before the agent starts", "model.limits.ATTEMPTS_MAX"),
+    ("Retries and waiting", "Resumes of an agent", "model.limits.RESUMES_MAX"),
+    ("Retries and waiting", "First pause before a retry", "model.limits.RETRY_BACKOFF_SECONDS"),
+    ("Retries and waiting", "Longest pause before a retry", "model.limits.RETRY_BACKOFF_SECONDS_MAX"),
+    ("Retries and waiting", "Silent runner before the server checks it", "model.limits.RUNNER_SILENCE_SECONDS"),
+    ("Retries and waiting", "Younger tasks that may overtake a waiting one", "model.limits.QUEUE_OVERTAKES_MAX"),
+    ("Retries and waiting", "Lifetime of an `Idempotency-Key`", "model.limits.IDEMPOTENCY_SECONDS"),
+    (
+        "Retries and waiting",
+        "Age at which a finished journal is compressed",
+        "model.limits.JOURNAL_COMPRESSION_DELAY_SECONDS",
+    ),
+    ("Server", "`limit` of a list", "api.routes.task_list.LIMIT_MAX"),
+    ("Server", "`timeout` of a wait", "api.routes.tasks.WAIT_SECONDS_MAX"),
+    ("Server", "`tail` of logs", "api.routes.logs.TAIL_MAX"),
+    ("Server", "`Idempotency-Key`", "api.routes.tasks.IDEMPOTENCY_KEY_LENGTH_MAX"),
+    ("Server", "`reason` of a cancellation", "api.request_parameters.REASON_LENGTH_MAX"),
+    ("Server", "Headers of a request", "api.http.framing.HEAD_BYTES_MAX"),
+    ("Server", "Connections without a valid token", "api.http.connection_limits.STRANGERS_MAX"),
+    ("Server", "Requests of one token at once", "api.auth.authenticator.REQUESTS_AT_ONCE_MAX"),
+    ("Server", "Session of a browser", "api.auth.sessions.SESSION_SECONDS"),
+    ("Server", "Events that wait for a slow subscriber of all tasks", "model.limits.SUBSCRIBER_EVENTS_MAX"),
+    ("Server", "Terminals of a sandbox", "model.limits.TERMINALS_MAX"),
+]
+
+
+def format_value(name: str, value: float) -> str:
+    if "_BYTES" in name:
+        for unit, size in (("GiB", 1024**3), ("MiB", 1024**2), ("KiB", 1024)):
+            if value % size == 0:
+                return f"{int(value) // size} {unit}" + (" per second" if name.endswith("PER_SECOND") else "")
+        return f"{value} bytes"
+    if "_SECONDS" in name:
+        for unit, size in (("day", 86400), ("hour", 3600), ("minute", 60)):
+            if value % size == 0:
+                count = int(value) // size
+                return f"{count} {unit}{'s' if count != 1 else ''}"
+        return f"{value:.15g} s"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.15g}"
+
+
+def documented(root: Path) -> dict[tuple[str, str], str]:
+    """Values of docs/limits.md by section and limit."""
+    values: dict[tuple[str, str], str] = {}
+    section = ""
+    for line in (root / "docs" / "limits.md").read_text().splitlines():
+        if line.startswith("## "):
+            section = line.removeprefix("## ")
+        elif section and line.startswith("| ") and not line.startswith(("| limit ", "| --- ")):
+            limit, value, effect = (cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1])
+            assert effect.endswith(".")
+            values[section, limit] = value
+    return values
+
+
+def test_every_row_of_the_page_has_a_constant(root: Path):
+    assert list(documented(root)) == [(section, limit) for section, limit, _ in ROWS]
+
+
+@pytest.mark.parametrize(("section", "limit", "constant"), ROWS)
+def test_the_page_states_the_value_of_the_constant(root: Path, section: str, limit: str, constant: str):
+    module, _, name = constant.rpartition(".")
+    value = getattr(importlib.import_module(f"sandbox.{module}"), name)
+    assert documented(root)[section, limit] == format_value(name, value)

@@ -1,0 +1,198 @@
+"""The layout that ARCHITECTURE.md describes: layers, sizes of packages and modules, names, tests that mirror src."""
+
+import ast
+import re
+import subprocess
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+MODULE_LINES_MAX = 600
+FUNCTION_LINES_MAX = 50
+PACKAGE_MODULES_MAX = 20
+FRAGMENT_LINES_MAX = 70
+FRAGMENTS_MAX = 15
+MEANINGLESS_NAMES = {"utils", "util", "helpers", "helper", "common", "misc", "core", "manager"}
+
+FRAGMENTS = {
+    "api.auth.rate_limit": "token buckets, without HTTP",
+    "api.routes.sessions": "routes of one resource; the sessions themselves are in api.auth",
+    "cli.main": "the entry point, which must import nothing that only commands need",
+    "cli.output.status_line": "loads the library of live displays, which only a terminal needs",
+    "dashboard.event_stream": "one kind of response",
+    "dashboard.pages.forms": "pages of one kind",
+    "dashboard.proof_bundle": "one kind of response",
+    "dashboard.routes": "the routes of the package",
+    "runner.steps.stage": "one step per module",
+    "secrets.resolver": "all secrets of a task, without the sources",
+    "server.watchdog": "ends runners that are stuck; nothing else of the server does that",
+}
+"""Short modules with a single importer, and why each is a module."""
+
+COMMAND_PACKAGE = "cli.commands"
+"""One module per command, however short; the command line imports them by name when a command runs."""
+
+
+def functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
+
+
+def line_count(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    assert function.end_lineno is not None
+    return function.end_lineno - function.lineno + 1
+
+
+def module_names(root: Path) -> dict[str, Path]:
+    """Modules by dotted name below `sandbox`, packages without `.__init__`."""
+    package = root / "src" / "sandbox"
+    return {
+        ".".join(path.relative_to(package).with_suffix("").parts).removesuffix("__init__").rstrip("."): path
+        for path in package.rglob("*.py")
+    }
+
+
+def imports(tree: ast.AST, known: dict[str, Path], *, only_top_level: bool) -> Iterator[str]:
+    """Modules of the package that a module imports."""
+    nodes = tree.body if only_top_level and isinstance(tree, ast.Module) else ast.walk(tree)
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("sandbox"):
+            parent = node.module.removeprefix("sandbox").lstrip(".")
+            for alias in node.names:
+                name = f"{parent}.{alias.name}".lstrip(".")
+                yield name if name in known else parent
+        elif isinstance(node, ast.Import):
+            yield from (alias.name.removeprefix("sandbox.") for alias in node.names if "sandbox." in alias.name)
+
+
+def test_imports_go_down_only(root: Path):
+    linting = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "from importlinter.cli import lint_imports_command; lint_imports_command()",
+            "--no-cache",
+        ],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert linting.returncode == 0, linting.stdout + linting.stderr
+    assert re.search(r"Contracts: [1-9]\d* kept, 0 broken", linting.stdout)
+
+
+def test_no_modules_import_each_other(root: Path):
+    known = module_names(root)
+    graph = {
+        name: set(imports(ast.parse(path.read_text()), known, only_top_level=True)) & known.keys() - {name}
+        for name, path in known.items()
+    }
+    # Remove modules without imports until only cycles are left.
+    while leaves := [name for name, targets in graph.items() if not targets & graph.keys()]:
+        for name in leaves:
+            del graph[name]
+    assert {name: sorted(targets & graph.keys()) for name, targets in graph.items()} == {}
+
+
+def test_modules_are_not_too_long(modules: list[Path]):
+    lengths = {str(path): len(path.read_text().splitlines()) for path in modules}
+    assert {path: length for path, length in lengths.items() if length > MODULE_LINES_MAX} == {}
+
+
+def test_packages_are_not_too_wide(root: Path):
+    names = (name for name, path in module_names(root).items() if path.name != "__init__.py")
+    widths = Counter(name.rpartition(".")[0] for name in names)
+    assert {package: width for package, width in widths.items() if width > PACKAGE_MODULES_MAX} == {}
+
+
+def test_short_modules_have_more_than_one_importer_or_a_reason(root: Path):
+    known = module_names(root)
+    importers: dict[str, set[str]] = defaultdict(set)
+    for name, path in known.items():
+        for target in imports(ast.parse(path.read_text()), known, only_top_level=False):
+            importers[target].add(name)
+    fragments = {
+        name
+        for name, path in known.items()
+        if path.name != "__init__.py"
+        and len(path.read_text().splitlines()) < FRAGMENT_LINES_MAX
+        and len(importers[name]) == 1
+        and not name.startswith(COMMAND_PACKAGE)
+    }
+    assert fragments == set(FRAGMENTS)
+    assert len(FRAGMENTS) <= FRAGMENTS_MAX
+
+
+def test_functions_are_not_too_long(trees: dict[Path, ast.Module]):
+    long = [
+        f"{path}:{function.lineno} {function.name}"
+        for path, tree in trees.items()
+        for function in functions(tree)
+        if line_count(function) > FUNCTION_LINES_MAX
+    ]
+    assert long == []
+
+
+def test_every_module_has_a_docstring(trees: dict[Path, ast.Module]):
+    assert [str(path) for path, tree in trees.items() if not ast.get_docstring(tree)] == []
+
+
+def test_no_module_has_a_meaningless_name(modules: list[Path]):
+    names = {part.removesuffix(".py") for path in modules for part in path.relative_to(path.parents[-2]).parts}
+    assert names & MEANINGLESS_NAMES == set()
+
+
+def test_types_are_not_silenced(modules: list[Path]):
+    assert [str(path) for path in modules if re.search(r"#\s*type:\s*ignore", path.read_text())] == []
+
+
+def test_unit_and_integration_tests_are_named_after_a_module(root: Path):
+    known = module_names(root)
+    misplaced = []
+    for kind in ("unit", "integration"):
+        tests = root / "tests" / kind
+        for path in sorted(tests.rglob("test_*.py")):
+            package = ".".join(path.parent.relative_to(tests).parts)
+            topic = path.stem.removeprefix("test_")
+            names = [topic[:end] for end in range(1, len(topic) + 1) if end == len(topic) or topic[end] == "_"]
+            # In a package of commands a test may be about the whole package.
+            if not any(f"{package}.{name}" in known for name in names) and topic != "commands":
+                misplaced.append(str(path.relative_to(root)))
+    assert misplaced == []
+
+
+# A runner must not load libraries that only the server needs: they cost memory and start time of every task.
+SERVER_LIBRARIES = (
+    "pydantic",
+    "fastapi",
+    "starlette",
+    "uvicorn",
+    "httpx",
+    "yaml",
+    "click",
+    "rich",
+    "anyio",
+    "websockets",
+)
+
+
+def loaded_libraries(*names: str) -> str:
+    script = f"import sys, {', '.join(names)}; print(sorted(set(sys.modules) & set({SERVER_LIBRARIES!r})))"
+    loading = subprocess.run(
+        [sys.executable, "-I", "-c", script], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert loading.returncode == 0, loading.stderr
+    return loading.stdout.strip()
+
+
+def test_a_runner_does_not_load_libraries_of_the_server():
+    assert loaded_libraries("sandbox.bootstrap.runner") == "[]"
+
+
+def test_the_model_does_not_load_a_schema_library():
+    names = ("manifest.schema", "task", "events", "state_machine", "wire.events")
+    assert loaded_libraries(*(f"sandbox.model.{name}" for name in names)) == "[]"
