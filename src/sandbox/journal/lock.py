@@ -79,8 +79,8 @@ def _try_lock(lock_fd: int, kind: int) -> bool:
     return True
 
 
-RUNNER_MODULE = b"sandbox.bootstrap.runner"
-"""An argument of every runner, and of nobody else who may hold the lock."""
+RUNNER_MODULES = frozenset({b"sandbox.bootstrap.runner", b"sandbox.wiring.runner"})
+"""Every runner has one of these arguments, and no other process that may hold the lock has. The second is of version 0.1."""
 
 
 def kill_lock_holder(lock: Path) -> bool:
@@ -112,7 +112,7 @@ def _kill_if_holding(pid: int, lock: os.stat_result) -> bool:
 def _holds_lock(pid: int, lock: os.stat_result) -> bool:
     place = Path("/proc", str(pid))
     try:
-        if RUNNER_MODULE not in (place / "cmdline").read_bytes().split(b"\0"):
+        if RUNNER_MODULES.isdisjoint((place / "cmdline").read_bytes().split(b"\0")):
             return False
         descriptors = os.listdir(place / "fdinfo")  # noqa: PTH208
     except OSError:

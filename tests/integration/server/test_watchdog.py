@@ -54,8 +54,9 @@ def hold(journals, process, *words):
     return holder
 
 
-def test_the_stopped_runner_that_holds_the_lock_is_killed_and_the_lock_is_free(journals, process):
-    runner = hold(journals, process, RUNNER)
+@pytest.mark.parametrize("module", [RUNNER, "sandbox.wiring.runner"])
+def test_a_stopped_runner_of_this_or_an_earlier_version_is_killed_and_the_lock_is_free(journals, process, module):
+    runner = hold(journals, process, module)
     assert processes.stop(runner.pid)
     assert journals.is_held("task-1")
     assert journals.evict("task-1")
