@@ -80,7 +80,7 @@ def _try_lock(lock_fd: int, kind: int) -> bool:
 
 
 RUNNER_MODULES = frozenset({b"sandbox.bootstrap.runner", b"sandbox.wiring.runner"})
-"""Every runner has one of these arguments, and no other process that may hold the lock has. The second is of version 0.1."""
+"""Every runner has one of these arguments; other holders of the lock have neither. The second is of version 0.1."""
 
 
 def kill_lock_holder(lock: Path) -> bool:
