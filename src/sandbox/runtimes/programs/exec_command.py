@@ -61,15 +61,15 @@ def enter_sandbox(init_pidfd: int, uid: int) -> None:
     """Into the namespaces, then down to a user without privileges who cannot get any."""
     if os.getuid() == 0:
         os.setgroups([])
-    launcher._check(_libc.setns(init_pidfd, NAMESPACES), "setns")
+    launcher.check_errno(_libc.setns(init_pidfd, NAMESPACES), "setns")
     os.setresgid(uid, uid, uid)
     os.setresuid(uid, uid, uid)
     for capability in range(CAPABILITIES_MAX):
         if _prctl(PR_CAPBSET_DROP, capability) != 0:
             break
     header, none = struct.pack("Ii", CAPABILITY_VERSION, 0), bytes(24)
-    launcher._check(_libc.capset(header, none), "capset")
-    launcher._check(_prctl(PR_SET_NO_NEW_PRIVS, 1), "no_new_privs")
+    launcher.check_errno(_libc.capset(header, none), "capset")
+    launcher.check_errno(_prctl(PR_SET_NO_NEW_PRIVS, 1), "no_new_privs")
 
 
 def open_pty(rows: int, columns: int) -> tuple[int, int]:
@@ -94,7 +94,7 @@ def exec_on_pty(argv: list[bytes], environment_entries: list[bytes], directory: 
             os.dup2(pty, number)
         os.chdir(directory)
         environment = dict(variable.split(b"=", 1) for variable in environment_entries)
-        launcher.install_filter(filter_)
+        launcher.install_seccomp_filter(filter_)
         os.execvpe(argv[0], argv, environment)  # noqa: S606
     except OSError as error:
         os.write(2, f"{os.fsdecode(argv[0])} could not be started: {error.strerror}\r\n".encode(errors="replace"))
@@ -104,7 +104,7 @@ def exec_on_pty(argv: list[bytes], environment_entries: list[bytes], directory: 
 
 def wait_for_parent(channel: _socket.socket) -> None:
     """In the child: end with the parent, also if that has ended already (its id is not known inside)."""
-    launcher._check(_prctl(PR_SET_PDEATHSIG, _signal.SIGKILL), "prctl")
+    launcher.check_errno(_prctl(PR_SET_PDEATHSIG, _signal.SIGKILL), "prctl")
     channel.send(b"ready")
     if channel.recv(2) != b"go":
         os._exit(EXIT_NOT_STARTED)
@@ -126,7 +126,7 @@ def start_command(
     filter_ = read_file(files[2])
     parent, place = os.getppid(), locate_argv()
     enter_sandbox(init_pidfd, uid)
-    launcher.die_with(parent)
+    launcher.set_parent_death_signal(parent)
     ours, theirs = open_pty(*size)
     line, line_of_child = _socket.socketpair()
     # The child's arguments are a copy of these, and would tell paths of the host to whoever looks from inside.
@@ -152,9 +152,9 @@ def main(arguments: list[str]) -> None:
     control = _socket.socket(fileno=int(control_number))
     os.set_inheritable(control.fileno(), False)
     try:
-        launcher.die_with(int(parent))
-        process_limits.settle(are_files_bounded=True)
-        launcher._check(_prctl(PR_SET_DUMPABLE, 0), "prctl")
+        launcher.set_parent_death_signal(int(parent))
+        process_limits.apply_process_limits(limits_open_files=True)
+        launcher.check_errno(_prctl(PR_SET_DUMPABLE, 0), "prctl")
         first_process, *files = receive_descriptors(control)
         child, terminal = start_command(first_process, files, int(uid), (int(rows), int(columns)), directory)
         numbers = struct.pack("ii", terminal, os.pidfd_open(child))

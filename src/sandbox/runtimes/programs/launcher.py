@@ -380,7 +380,7 @@ def main(arguments: list[str]) -> None:
             list(zip(words[::3], words[1::3], words[2::3], strict=True)), int(kernel_uid) if as_root else None
         )
         mount_devpts()
-        process_limits.settle(are_files_bounded=filter_number == "-")
+        process_limits.apply_process_limits(limits_open_files=filter_number == "-")
         if agent_uid != "-":
             enter_user_namespace(int(kernel_uid), int(agent_uid))
         elif as_root:

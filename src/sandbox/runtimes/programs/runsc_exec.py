@@ -35,9 +35,9 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 def enter_sandbox(runsc_pidfd: int, parent: int) -> None:
     """Become root of the sandbox's users, within its mounts and network."""
-    launcher._check(_libc.setns(runsc_pidfd, NAMESPACES), "setns")
-    launcher.drop_to(0)
-    launcher.die_with(parent)
+    launcher.check_errno(_libc.setns(runsc_pidfd, NAMESPACES), "setns")
+    launcher.switch_to_uid(0)
+    launcher.set_parent_death_signal(parent)
 
 
 def exec_runsc(argv: list[bytes], pty: int, files: list[int]) -> None:
@@ -56,7 +56,7 @@ def exec_runsc(argv: list[bytes], pty: int, files: list[int]) -> None:
 
 def run_on_pty(control: _socket.socket, argv: list[bytes], files: list[int], size: tuple[int, int]) -> None:
     """Start runsc, hand the outer end of its terminal over, wait for runsc and tell how it ended."""
-    ours, theirs = exec_command.open_terminal(*size)
+    ours, theirs = exec_command.open_pty(*size)
     line, line_of_child = _socket.socketpair()
     child = os.fork()
     if child == 0:
@@ -86,10 +86,10 @@ def main(arguments: list[str]) -> None:
     control = _socket.socket(fileno=control_number)
     os.set_inheritable(control.fileno(), False)
     try:
-        launcher.die_with(parent)
-        process_limits.settle(are_files_bounded=False)
-        runsc, words_file, *files = exec_command.receive(control)
-        words = exec_command.read_whole(words_file).split(b"\0")
+        launcher.set_parent_death_signal(parent)
+        process_limits.apply_process_limits(limits_open_files=False)
+        runsc, words_file, *files = exec_command.receive_descriptors(control)
+        words = exec_command.read_file(words_file).split(b"\0")
         enter_sandbox(runsc, parent)
         if files:
             run_on_pty(control, words, files, (rows, columns))
