@@ -146,7 +146,7 @@ def _byte_size(size_bytes: int) -> str:
 
 
 _ERROR_RESPONSES: dict[type[SandboxError], tuple[int, _Fields]] = {
-    InvalidManifestError: (400, lambda error: {"details": error.mistakes}),
+    InvalidManifestError: (400, lambda error: {"details": error.errors}),
     InvalidParameterError: (400, lambda error: {"details": error.details}),
     InvalidCursorError: (400, lambda error: {"details": [_detail("cursor", "format", error.message)]}),
     SecretArtifactError: (403, _no_fields),

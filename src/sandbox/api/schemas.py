@@ -1,11 +1,11 @@
 """The shapes of all answers, for `openapi.json`. Answers are held against them by tests, not at run time."""
 
 from datetime import datetime
+from enum import StrEnum
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from sandbox.model.events import RetryKind
 from sandbox.model.task_state import TaskState
 
 
@@ -76,6 +76,17 @@ class ProgressBody(Body):
     egress_denied: int
 
 
+class FollowUp(StrEnum):
+    """Why an attempt follows another; the first one that may be is taken.
+
+    again: the agent had not begun. resume: a lost agent goes on in its session, on its disk. retry: from the beginning.
+    """
+
+    AGAIN = "again"
+    RESUME = "resume"
+    RETRY = "retry"
+
+
 class AttemptBody(Body):
     """One try at carrying the task out. followed_by: why another one came after it."""
 
@@ -86,7 +97,7 @@ class AttemptBody(Body):
     resumes: bool
     exit_code: int | None
     error: FailureBody | None
-    followed_by: RetryKind | None
+    followed_by: FollowUp | None
 
 
 class SecretBody(Body):
