@@ -101,7 +101,7 @@ class ApplyPrompt:
 
     def _moved_message(self, place: Head) -> str:
         was, is_now = _describe_head(self.head), _describe_head(place)
-        return f"This checkout was at {was} when the task started, and is at {is_now} now."
+        return f"This checkout was at {was} as the task began, and is at {is_now} now."
 
     def _print_result(
         self, task_id: str, changed: list[ChangedFile], *, is_empty: bool, is_applied: bool, is_staged: bool

@@ -130,9 +130,9 @@ class EventPrinter:
     def handle(self, frame: Mapping[str, Any]) -> None:
         """Take one frame; types that are not known are passed over."""
         self._first_at = self._first_at or frame.get("timestamp")
-        tell_frame = getattr(self, f"_tell_{frame.get('type')}", None)
-        if tell_frame is not None:
-            tell_frame(frame)
+        handler = getattr(self, f"_on_{frame.get('type')}", None)
+        if handler is not None:
+            handler(frame)
 
     def _on_state_change(self, frame: Mapping[str, Any]) -> None:
         self.state = str(frame.get("new_state"))
