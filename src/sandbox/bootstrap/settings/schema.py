@@ -10,11 +10,10 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Ge, Le, Len, MaxLen
 
-from sandbox.interfaces.tasks import Retention
 from sandbox.model.disk_space import Watermark
 from sandbox.model.egress import CLONE_HOST_PATTERN
 from sandbox.model.limits import (
@@ -35,6 +34,9 @@ from sandbox.model.manifest.formats import (
     parse_byte_size,
     parse_duration,
 )
+
+if TYPE_CHECKING:
+    from sandbox.interfaces.tasks import Retention
 
 UNLIMITED = "unlimited"
 _UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
@@ -258,7 +260,9 @@ class RetentionSection:
 
     @property
     def retention(self) -> Retention:
-        """As numbers."""
+        """As numbers. Their type is imported here because its module imports asyncio, which a command need not have."""
+        from sandbox.interfaces.tasks import Retention
+
         return Retention(parse_age(self.older_than), self.keep or None, parse_disk_size(self.max_bytes))
 
 
