@@ -60,28 +60,28 @@ def server() -> Server:
 @pytest.mark.parametrize("path", [STREAM, "/api/v1/tasks/task-001/logs"])
 def test_a_stream_outlives_no_token(server, path):
     olga, vera = (server.visitor(path=path, authorization=f"Bearer {name}") for name in ("olga", "vera"))
-    assert server.guard.still_knows(olga)
-    assert server.guard.still_knows(vera)
+    assert server.guard.is_still_valid(olga)
+    assert server.guard.is_still_valid(vera)
     del server.access.roles["vera"]
-    assert not server.guard.still_knows(vera)
-    assert server.guard.still_knows(olga), "another token's stream goes on"
+    assert not server.guard.is_still_valid(vera)
+    assert server.guard.is_still_valid(olga), "another token's stream goes on"
 
 
 def test_a_stream_outlives_no_session(server):
     ended, kept = server.session_of("vera"), server.session_of("vera")
     one, other = server.visitor(cookie=ended), server.visitor(cookie=kept)
-    assert server.guard.still_knows(one)
+    assert server.guard.is_still_valid(one)
     server.guard.sessions.close(ended.partition("=")[2])
-    assert not server.guard.still_knows(one)
-    assert server.guard.still_knows(other), "the session of another page goes on"
+    assert not server.guard.is_still_valid(one)
+    assert server.guard.is_still_valid(other), "the session of another page goes on"
     server.now += SESSION_SECONDS
-    assert not server.guard.still_knows(other)
+    assert not server.guard.is_still_valid(other)
 
 
 def test_a_stream_of_a_session_outlives_no_token(server):
     vera = server.visitor(cookie=server.session_of("vera"))
     del server.access.roles["vera"]
-    assert not server.guard.still_knows(vera)
+    assert not server.guard.is_still_valid(vera)
 
 
 def test_a_stream_that_was_opened_without_a_token_ends_when_there_are_tokens():
@@ -105,7 +105,7 @@ def test_who_needed_no_name_may_stay(server):
     assert probe.principal is None
     assert not probe.is_operator
     del server.access.roles["vera"]
-    assert server.guard.still_knows(probe)
+    assert server.guard.is_still_valid(probe)
 
 
 # Who is let in
@@ -113,15 +113,20 @@ def test_who_needed_no_name_may_stay(server):
 
 def test_a_visitor_is_who_showed_the_proof_and_that_proof(server):
     olga, vera = (server.visitor(authorization=f"Bearer {name}") for name in ("olga", "vera"))
-    assert (olga.principal.id, olga.proof.kind, olga.proof.text, olga.is_operator) == ("olga", "token", "olga", True)
+    assert (olga.principal.id, olga.credentials.kind, olga.credentials.value, olga.is_operator) == (
+        "olga",
+        "token",
+        "olga",
+        True,
+    )
     assert (vera.principal.role, vera.is_operator) == (Role.VIEWER, False)
     session = server.visitor(cookie=server.session_of("vera"))
-    assert (session.principal.id, session.proof.kind) == ("vera", "session")
+    assert (session.principal.id, session.credentials.kind) == ("vera", "session")
 
 
 def test_a_wrong_proof_at_an_open_address_is_no_proof(server):
     probe = server.visitor(path="/api/v1/health", authorization="Bearer mallory")
-    assert (probe.principal, probe.proof) == (None, None)
+    assert (probe.principal, probe.credentials) == (None, None)
 
 
 def test_a_secret_of_a_session_is_no_token_and_a_token_no_session(server):
@@ -186,7 +191,7 @@ def test_a_page_of_another_site_is_refused_where_it_could_use_what_a_browser_has
         assert (refused.status, refused.code, refused.principal) == (403, "forbidden", None)
     assert server.visitor(authorization="Bearer olga", **headers), "no page has the token"
     assert server.refusal(**headers).status == 401
-    assert server.visitor(authorization="Bearer olga", **session, **headers).proof.kind == "token"
+    assert server.visitor(authorization="Bearer olga", **session, **headers).credentials.kind == "token"
 
 
 def test_any_host_may_be_named_where_there_are_tokens_and_only_the_own_where_there_are_none(server):
@@ -234,11 +239,11 @@ def test_each_token_has_its_own_count_and_who_has_none_that_of_the_address():
 def test_hosts_of_repositories_are_named_as_soon_as_tokens_are_asked_for():
     hosts = frozenset({"github.com"})
     assert Server(FakeAccess(olga="operator"), clone_hosts=hosts).guard.clone_hosts() == hosts
-    assert Server(FakeAccess(), clone_hosts=hosts, needs_token=True).guard.clone_hosts() == hosts
+    assert Server(FakeAccess(), clone_hosts=hosts, requires_token=True).guard.clone_hosts() == hosts
     assert Server(FakeAccess(), clone_hosts=hosts).guard.clone_hosts() is None
 
 
 def test_a_server_that_needs_a_token_lets_nobody_in_without_one():
-    server = Server(FakeAccess(), needs_token=True)
+    server = Server(FakeAccess(), requires_token=True)
     assert server.refusal().status == 401
     assert not server.guard.is_still_valid(Caller(LOCAL_OPERATOR))

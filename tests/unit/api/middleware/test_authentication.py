@@ -98,7 +98,7 @@ def test_with_a_token_any_host_name_and_page_may_be_used(api):
 
 
 def test_an_exposed_server_lets_nobody_in_when_its_tokens_are_gone(guarded_api):
-    api = guarded_api(FakeAccess(), needs_token=True)
+    api = guarded_api(FakeAccess(), requires_token=True)
     assert api.get("/api/v1/tasks").status_code == 401
     assert api.get("/api/health").status_code == 200
 

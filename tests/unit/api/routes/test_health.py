@@ -16,7 +16,7 @@ def test_a_healthy_server(api):
 
 def test_a_server_that_cannot_run_tasks_says_why(api, tasks):
     reason = "No runtime works here; run sandbox doctor."
-    tasks.health_now = replace(tasks.health_now, ready=False, reasons=[reason])
+    tasks.health_now = replace(tasks.health_now, is_ready=False, reasons=[reason])
     answer = api.get("/api/v1/health/ready")
     assert (answer.status_code, answer.json()["error"], answer.json()["reasons"]) == (
         503,

@@ -113,13 +113,13 @@ def long_story(api, tasks):
     """A task that printed a lot, little of it to stderr; gives its lines of stderr, and what was read to answer."""
     outputs = [e.Output.from_bytes("stderr" if n % 97 == 0 else "stdout", b"%d\n" % n) for n in range(2000)]
     tasks.add("task-003", *TO_RUNNING, *outputs)
-    begun_at, frames = [], tasks.frames
+    begun_at, replay = [], tasks.replay
 
     def watched(task_id, *, after=0):
         begun_at.append(after)
-        return frames(task_id, after=after)
+        return replay(task_id, after=after)
 
-    tasks.frames = watched
+    tasks.replay = watched
     return begun_at
 
 

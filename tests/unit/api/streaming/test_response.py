@@ -18,7 +18,7 @@ async def taken(read_ahead):
 
 
 async def _messages(read_ahead):
-    while (batch := await read_ahead.batch()) is not None:
+    while (batch := await read_ahead.next_batch()) is not None:
         for message in batch:
             yield message
 
@@ -111,7 +111,7 @@ def test_no_more_views_of_a_batch_are_kept_than_a_few():
     made = []
 
     class View:
-        def messages(self, frames):
+        def encode(self, frames):
             made.append(self)
             return tuple(str(frame["seq"]).encode() for frame in frames)
 
