@@ -25,7 +25,7 @@ IMPORTED_LATE = (
     "anyio._backends._asyncio",
     "concurrent.futures.thread",
 )
-PROGRAMS_OF_SANDBOXES = {"joiner", "entrant"}
+PROGRAMS_OF_SANDBOXES = {"exec_command", "runsc_exec"}
 
 
 def serve():

@@ -90,10 +90,10 @@ def test_a_reader_that_leaves_and_an_interruption_end_it_the_same(api, both):
 EACH_ALONE = """
 import os, sys
 from importlib import import_module
-from sandbox.cli import command
-from sandbox.cli.task import command as task_command
+from sandbox.cli import main
+from sandbox.cli.commands.task import group as task_command
 
-for place in [entry[0] for entries in (command.ENTRIES, task_command.ENTRIES) for entry in entries.values()]:
+for place in [entry[0] for entries in (main.ENTRIES, task_command.ENTRIES) for entry in entries.values()]:
     if os.fork() == 0:
         import_module(place.partition(":")[0])
         os._exit(0)

@@ -21,7 +21,7 @@ SLOW = (
     "msgspec",
     "asyncio",
     "sandbox.client",
-    "sandbox.wiring",
+    "sandbox.bootstrap",
 )
 
 

@@ -7,11 +7,11 @@ import pytest
 
 STORY = """
 import gc
-from sandbox.cli.startup import lasting
+from sandbox.cli.startup import gc_frozen
 
 before = gc.get_freeze_count()
 try:
-    with lasting():
+    with gc_frozen():
         collects_meanwhile, kept = gc.isenabled(), [[] for _ in range(10_000)]
         {happens}
 except ImportError:

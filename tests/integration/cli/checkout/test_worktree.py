@@ -224,7 +224,7 @@ def test_a_signal_waits_until_the_patch_is_applied(sandbox_process, offered, che
 
 
 def test_a_filter_that_does_not_end_is_ended_and_the_files_are_put_back(checkout, filtered, tmp_path, monkeypatch):
-    monkeypatch.setattr("sandbox.cli.checkout.worktree.WRITING_SECONDS", 1.0)
+    monkeypatch.setattr("sandbox.cli.checkout.worktree.APPLY_TIMEOUT_SECONDS", 1.0)
     (checkout / "a.txt").write_text("changed\n")
     (tmp_path / "patch").write_text(git("diff", "--full-index", cwd=checkout) + "\n")
     git("checkout", "-q", "a.txt", cwd=checkout)

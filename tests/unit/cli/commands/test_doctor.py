@@ -23,7 +23,7 @@ def server(monkeypatch, tmp_path):
         wiring.settings, wiring.announce = settings, announce
 
     wiring.run = run
-    wiring.examine = lambda settings: wiring.findings
+    wiring.run_checks = lambda settings: wiring.findings
     for module in ("sandbox.bootstrap.server", "sandbox.bootstrap.doctor.examination"):
         monkeypatch.setitem(sys.modules, module, wiring)
     for name in ("HOST", "PORT", "WS_PORT", "DATA_DIR", "RUNTIME", "CONFIG"):

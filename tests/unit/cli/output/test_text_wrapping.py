@@ -48,8 +48,8 @@ def test_what_steers_a_terminal_is_written_out_before_it_is_measured():
 class Busy:
     """A story in the middle of a long command."""
 
-    now = "Bash  python3 -m pytest -q tests/integration/test_the_parser.py"
-    figures = ("2 tool calls", "3,000 tokens in, 150 out", "$0.0112")
+    current_activity = "Bash  python3 -m pytest -q tests/integration/test_the_parser.py"
+    totals = ("2 tool calls", "3,000 tokens in, 150 out", "$0.0112")
 
 
 def test_in_a_narrow_window_what_goes_on_has_half_of_the_line_and_the_price_stays():

@@ -108,10 +108,10 @@ def test_a_journal_that_is_packed_while_the_backup_opens_it_is_in_it(kept, tmp_p
     def pack_first(path, *rest):
         if str(path).endswith("task-3/journal/records"):
             monkeypatch.undo()
-            kept.journals.pack("task-3")
+            kept.journals.compress("task-3")
         return opened(path, *rest)
 
     # As when the janitor holds the lock, so that the backup does not.
-    monkeypatch.setattr("sandbox.journal.lock.take", lambda _: opened(os.devnull, os.O_RDONLY))
+    monkeypatch.setattr("sandbox.journal.lock.acquire", lambda _: opened(os.devnull, os.O_RDONLY))
     monkeypatch.setattr(os, "open", pack_first)
     assert "tasks/task-3/journal/records.gz" in create_backup(kept.data_dir, tmp_path / "backup.tar").files

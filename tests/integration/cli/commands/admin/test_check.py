@@ -72,7 +72,7 @@ def test_every_kind_of_disagreement_is_told_at_once(check, kept, sandbox):
     store = kept.store()
     store.save(IndexedTask(store.load("task-7").task, store.load("task-8").offset))
     row = store.load("task-7")
-    store.save(IndexedTask(row.task, kept.journals.find("task-7", 5)))
+    store.save(IndexedTask(row.task, kept.journals.find_offset("task-7", 5)))
     store.close()
 
     found = [

@@ -154,7 +154,7 @@ def killed(kept):
     store = kept.store()
     indexed = store.load("task-1")
     assert indexed is not None
-    store.forget("task-1")
+    store.delete("task-1")
     store.close()
     store = kept.store()
     store.save(indexed)

@@ -25,7 +25,7 @@ ROOMS = """
 import os, sys
 from pathlib import Path
 from sandbox.interfaces.store import StoreError
-from sandbox.bootstrap.administration import check_data, rebuild_index
+from sandbox.bootstrap.administration import check_data_dir, rebuild_index
 
 data = Path(sys.argv[1])
 fill, told = data.parent / "fill", []
@@ -40,7 +40,7 @@ for room in range(256 * 1024, 3 * 1024 * 1024, 128 * 1024):
         assert "make room" in error.message, error.message
         told.append("refused")
     fill.unlink()
-    assert check_data(data, deep=False)[1] == [], room
+    assert check_data_dir(data, deep=False)[1] == [], room
 print(*told)
 """
 

@@ -26,7 +26,7 @@ def page_of(*tasks, missing=0, **health):
 
 
 def shown(page, width=140, height=24):
-    return [line.plain.rstrip() for line in page.lines(width, height, NOW)]
+    return [line.plain.rstrip() for line in page.render(width, height, NOW)]
 
 
 TASKS = [
