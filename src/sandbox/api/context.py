@@ -28,9 +28,9 @@ class AppContext:
 
 async def get_context(connection: HTTPConnection) -> AppContext:
     """The context of the app that answers this request."""
-    found = connection.app.state.context
-    assert isinstance(found, AppContext)
-    return found
+    app_context = connection.app.state.context
+    assert isinstance(app_context, AppContext)
+    return app_context
 
 
 ContextDep = Annotated[AppContext, Depends(get_context)]

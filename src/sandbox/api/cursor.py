@@ -50,9 +50,9 @@ def decode_cursor(text: str) -> PageCursor:
     if not _CURSOR_PATTERN.fullmatch(text):
         raise InvalidParameterError("cursor", _ADVICE)
     try:
-        found = msgspec.json.decode(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)), type=PageCursor)
+        page_cursor = msgspec.json.decode(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)), type=PageCursor)
     except (binascii.Error, ValueError, RecursionError):
         raise InvalidParameterError("cursor", _ADVICE) from None
-    if found.version != _VERSION or (found.value is None and found.sort != "started_at"):
+    if page_cursor.version != _VERSION or (page_cursor.value is None and page_cursor.sort != "started_at"):
         raise InvalidParameterError("cursor", _ADVICE)
-    return found
+    return page_cursor

@@ -175,7 +175,7 @@ _RANGE_ERROR_TYPES = ("greater_than", "less_than", "finite_number", "too_long", 
 
 
 async def _invalid_parameters(connection: HTTPConnection, error: RequestValidationError) -> Response:
-    details = [_parameter_detail(found) for found in error.errors()]
+    details = [_parameter_detail(methods) for methods in error.errors()]
     message = "; ".join(f"{detail['field']}: {detail['message']}" for detail in details) + "."
     return problem_response(connection, 400, "invalid_parameter", message, fields={"details": details})
 
@@ -217,11 +217,11 @@ def _not_found_message(connection: HTTPConnection) -> str:
 
 def allowed_methods(routes: Sequence[Any], path: str) -> list[str]:
     """The methods of all routes that know this path."""
-    found: set[str] = set()
+    methods: set[str] = set()
     for route in routes:
         if isinstance(route, Route) and route.path_regex.match(path):
-            found |= route.methods or set()
-    return sorted(found | {"HEAD"} if "GET" in found else found)
+            methods |= route.methods or set()
+    return sorted(methods | {"HEAD"} if "GET" in methods else methods)
 
 
 async def _client_disconnected(_: HTTPConnection, __: ClientDisconnect) -> Response:

@@ -48,11 +48,11 @@ def responses_for(model: str, status: int = 200, **extra: Any) -> Responses:
 
 def problem_responses(*statuses: int) -> Responses:
     """The error answers of an operation; those that any operation may give are added."""
-    told = [*statuses, 400, 401, 403, 429, 500]
+    value = [*statuses, 400, 401, 403, 429, 500]
     return {
         status: _response(reason_phrase(status), "application/problem+json", _PROBLEM_REF)
         | ({"headers": _RETRY_AFTER} if status in {429, 503} else {})
-        for status in told
+        for status in value
     }
 
 
@@ -74,8 +74,8 @@ def declare_parameters(*described: dict[str, Any]) -> dict[str, Any]:
 
 def header_parameter(name: str, description: str, schema: dict[str, Any] | None = None) -> dict[str, Any]:
     """A header that a client may send."""
-    told = schema or {"type": "string"}
-    return {"name": name, "in": "header", "required": False, "description": description, "schema": told}
+    value = schema or {"type": "string"}
+    return {"name": name, "in": "header", "required": False, "description": description, "schema": value}
 
 
 def build_schema(app: FastAPI) -> dict[str, Any]:
@@ -110,9 +110,9 @@ def _manifest_schemas() -> dict[str, Any]:
     for record in schemas.values():
         optional = record["properties"].keys() - set(record.get("required", ()))
         for name in optional:
-            told = record["properties"][name]
-            if {"type": "null"} not in told.get("anyOf", ()):
-                record["properties"][name] = {"anyOf": [told, {"type": "null"}]}
+            value = record["properties"][name]
+            if {"type": "null"} not in value.get("anyOf", ()):
+                record["properties"][name] = {"anyOf": [value, {"type": "null"}]}
     manifest["properties"]["version"] = {"enum": ["1", 1]}
     return schemas
 

@@ -53,8 +53,8 @@ def _declared_names(route: APIRoute) -> list[str]:
 
 def _declared_patterns(route: APIRoute) -> list[str]:
     """Of what the route reads by itself: a header has no such pattern."""
-    told = (route.openapi_extra or {}).get("parameters", ())
-    return [pattern for parameter in told for pattern in parameter["schema"].get("patternProperties", {})]
+    parameters = (route.openapi_extra or {}).get("parameters", ())
+    return [pattern for parameter in parameters for pattern in parameter["schema"].get("patternProperties", {})]
 
 
 def reject_repeated_params(params: QueryParams, known: Collection[str]) -> None:
@@ -140,9 +140,9 @@ async def read_cancel_request(request: Request, defaults: CancelRequest) -> Canc
     if not body.strip():
         return defaults.validated()
     try:
-        given: Any = msgspec.json.decode(body)
-        wish = msgspec.convert({**msgspec.structs.asdict(defaults), **given}, CancelRequest)
+        fields: Any = msgspec.json.decode(body)
+        cancel_request = msgspec.convert({**msgspec.structs.asdict(defaults), **fields}, CancelRequest)
     except (TypeError, *DECODE_ERRORS) as error:
         allowed = json.dumps({"reason": "…", "force": False}, ensure_ascii=False)
         raise InvalidParameterError("body", f"must be a JSON object such as {allowed} ({error})", rule="type") from None
-    return wish.validated()
+    return cancel_request.validated()

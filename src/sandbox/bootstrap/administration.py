@@ -61,8 +61,8 @@ def check_data_dir(data_dir: Path, *, deep: bool) -> tuple[int, list[Discrepancy
         audit = IntegrityCheck(
             journals, store, data_dir, deep=deep, wait_for_flush=lambda: time.sleep(2 * INDEX_INTERVAL_SECONDS)
         )
-        found = list(audit.find_discrepancies())
-        return audit.tasks_count, found
+        discrepancies = list(audit.find_discrepancies())
+        return audit.tasks_count, discrepancies
     finally:
         store.close()
 
@@ -81,13 +81,13 @@ def rebuild_index(data_dir: Path) -> RebuildResult:
     """
     require_data_dir(data_dir)
     with lock_data_dir(data_dir), private_umask():
-        beside = data_dir / "index.sqlite.new"
-        _remove_database(beside)
+        part = data_dir / "index.sqlite.new"
+        _remove_database(part)
         try:
-            rebuilt = _build_index(FileJournals(data_dir), beside)
-            _replace_index(index_file(data_dir), beside)
+            rebuilt = _build_index(FileJournals(data_dir), part)
+            _replace_index(index_file(data_dir), part)
         finally:
-            _remove_database(beside)  # on a full disk it would take the room that is left
+            _remove_database(part)  # on a full disk it would take the room that is left
         return rebuilt
 
 
@@ -116,8 +116,8 @@ def prune_data_dir(data_dir: Path, retention: Retention, *, dry_run: bool) -> Se
         try:
             update_index(journals, store)
             preservation = PreservedSandboxes(data_dir, remove_trees)
-            rooms = PruningDependencies(data_dir, journals, store, preservation, clock, remove_trees, fsync_path)
-            return asyncio.run(Pruner(rooms).prune(retention, dry_run=dry_run))
+            dependencies = PruningDependencies(data_dir, journals, store, preservation, clock, remove_trees, fsync_path)
+            return asyncio.run(Pruner(dependencies).prune(retention, dry_run=dry_run))
         finally:
             store.close()
 
@@ -128,11 +128,11 @@ def _replace_index(index: Path, new: Path) -> None:
     Of an old one that SQLite cannot read it may leave none: then the next server makes it of the journals.
     """
     if index.exists():
-        kept = index.with_name("index.sqlite.before")
+        backup = index.with_name("index.sqlite.before")
         if checkpoint_wal(index):
-            _back_up_index(index, kept)
+            _back_up_index(index, backup)
         else:
-            index.rename(kept)
+            index.rename(backup)
     for name in _sidecar_files(index):
         name.unlink(missing_ok=True)
     fsync_path(index.parent)  # before the new one has the name: with the old one's log it would be damaged
@@ -142,15 +142,15 @@ def _replace_index(index: Path, new: Path) -> None:
 
 def _back_up_index(index: Path, target: Path) -> None:
     """The one that was kept before goes when there is another."""
-    beside = target.with_name(f"{target.name}.new")
-    beside.unlink(missing_ok=True)
+    part = target.with_name(f"{target.name}.new")
+    part.unlink(missing_ok=True)
     try:
-        if not try_link(index, beside):
-            shutil.copyfile(index, beside)
-            fsync_path(beside)
-        beside.rename(target)
+        if not try_link(index, part):
+            shutil.copyfile(index, part)
+            fsync_path(part)
+        part.rename(target)
     finally:
-        beside.unlink(missing_ok=True)  # of two names of one file rename leaves both
+        part.unlink(missing_ok=True)  # of two names of one file rename leaves both
 
 
 def _remove_database(file: Path) -> None:

@@ -66,20 +66,20 @@ def _is_owner_dead(owner: bytes) -> bool:
 
 
 def _encode_owner(data_dir: Path) -> bytes:
-    found = data_dir.stat()
-    return f"{os.getpid()}\n{found.st_dev} {found.st_ino}\n".encode() + os.fsencode(data_dir.resolve())
+    status = data_dir.stat()
+    return f"{os.getpid()}\n{status.st_dev} {status.st_ino}\n".encode() + os.fsencode(data_dir.resolve())
 
 
 def _check_not_copy(data_dir: Path, owner: bytes) -> None:
     """What was moved is no copy: nothing is left where it was."""
     try:
-        _, there, path = owner.split(b"\n", 2)
+        _, recorded_identity, path = owner.split(b"\n", 2)
         original = Path(os.fsdecode(path))
-        found = original.stat()
+        status = original.stat()
     except (ValueError, OSError):
         return
-    is_there = there == f"{found.st_dev} {found.st_ino}".encode() and (original / "server.lock").exists()
-    if is_there and not os.path.samestat(found, data_dir.stat()):
+    is_there = recorded_identity == f"{status.st_dev} {status.st_ino}".encode() and (original / "server.lock").exists()
+    if is_there and not os.path.samestat(status, data_dir.stat()):
         raise DataDirBusyError(
             f"{data_dir} is a copy of {original}, whose tasks it would end. Copies are made by 'sandbox admin backup' "
             f"and 'sandbox admin restore'. Or, once nothing runs there any more: "

@@ -62,24 +62,27 @@ class LogFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """One line; as text, a traceback stands below it."""
-        told = {name: value for name, value in self._collect_fields(record).items() if value is not None}
+        fields = {name: value for name, value in self._collect_fields(record).items() if value is not None}
         return self._render(
-            {name: value if isinstance(value, int | float) else self.redact(str(value)) for name, value in told.items()}
+            {
+                name: value if isinstance(value, int | float) else self.redact(str(value))
+                for name, value in fields.items()
+            }
         )
 
     def _collect_fields(self, record: logging.LogRecord) -> dict[str, Any]:
         at = datetime.fromtimestamp(record.created, UTC)
-        told: dict[str, Any] = {
+        fields: dict[str, Any] = {
             "time": at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
         }
-        told |= {name: getattr(record, name, None) for name in _EXTRA_FIELDS}
-        told |= {name: getattr(record, name, None) or subject.get() for name, subject in _CONTEXT_FIELDS.items()}
+        fields |= {name: getattr(record, name, None) for name in _EXTRA_FIELDS}
+        fields |= {name: getattr(record, name, None) or subject.get() for name, subject in _CONTEXT_FIELDS.items()}
         if record.exc_info:
-            told["exception"] = self.formatException(record.exc_info)
-        return told
+            fields["exception"] = self.formatException(record.exc_info)
+        return fields
 
 
 def _render_json(fields: Mapping[str, Any]) -> str:

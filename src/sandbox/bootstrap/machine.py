@@ -65,13 +65,13 @@ def choose_run_dir(data_dir: Path) -> Path:
 
     By the directory itself and not by its path: another path to it must lead to the sockets of runners that live.
     """
-    found = data_dir.stat()
-    name = hashlib.sha256(f"{found.st_dev}:{found.st_ino}".encode()).hexdigest()[:12]
-    places = _run_dir_candidates()
+    status = data_dir.stat()
+    name = hashlib.sha256(f"{status.st_dev}:{status.st_ino}".encode()).hexdigest()[:12]
+    candidates = _run_dir_candidates()
     # What a login session tells differs from one to the next; the runners of an earlier server stay where they are.
-    place = next((place for place in places if (place / name).is_dir()), places[0])
-    make_private_directory(place)
-    return make_private_directory(place / name)
+    parent = next((place for place in candidates if (place / name).is_dir()), candidates[0])
+    make_private_directory(parent)
+    return make_private_directory(parent / name)
 
 
 def _run_dir_candidates() -> Sequence[Path]:
@@ -79,5 +79,5 @@ def _run_dir_candidates() -> Sequence[Path]:
     user = os.geteuid()
     if user == 0:
         return (Path("/run/sandbox"),)
-    told, usual = os.environ.get("XDG_RUNTIME_DIR"), _USER_RUNTIME_ROOT / str(user)
-    return (*((Path(told) / "sandbox",) if told else ()), Path(f"/tmp/sandbox-{user}"), usual / "sandbox")  # noqa: S108
+    runtime_dir, usual = os.environ.get("XDG_RUNTIME_DIR"), _USER_RUNTIME_ROOT / str(user)
+    return (*((Path(runtime_dir) / "sandbox",) if runtime_dir else ()), Path(f"/tmp/sandbox-{user}"), usual / "sandbox")  # noqa: S108

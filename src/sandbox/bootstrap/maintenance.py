@@ -31,11 +31,11 @@ def create_maintenance_jobs(
         DiskLeftovers(data_dir),
         SocketLeftovers(run_dir),
     )
-    calendar, time_to_live_seconds = ClockCheck(dependencies.clock), settings.preserve.time_to_live_seconds
+    clock_check, time_to_live_seconds = ClockCheck(dependencies.clock), settings.preserve.time_to_live_seconds
     expiry = PreservationExpiry(
         dependencies.store, dependencies.preserved_sandboxes, dependencies.clock, time_to_live_seconds
     )
-    clearing = GarbageCollector(
+    garbage_collector = GarbageCollector(
         GarbageCollectorDependencies(
             data_dir, dependencies.journals, dependencies.store, dependencies.preserved_sandboxes, remove_trees
         ),
@@ -43,15 +43,15 @@ def create_maintenance_jobs(
     )
     probes = ProbeCleanup(run_dir, kinds, remove_trees)
 
-    packing = JournalCompactor(dependencies.journals, dependencies.store, dependencies.clock)
+    compactor = JournalCompactor(dependencies.journals, dependencies.store, dependencies.clock)
 
     async def expire() -> None:
-        if calendar.is_trusted(time_to_live_seconds):
+        if clock_check.is_trusted(time_to_live_seconds):
             await expiry.sweep()
 
     async def prune() -> None:
         bounds = dependencies.retention
-        if not calendar.is_trusted(bounds.older_than_seconds or 0):
+        if not clock_check.is_trusted(bounds.older_than_seconds or 0):
             bounds = replace(bounds, older_than_seconds=None)
         await dependencies.pruner.prune(bounds)
 
@@ -61,9 +61,11 @@ def create_maintenance_jobs(
     return (
         PeriodicJob("preserved sandboxes", expire, "Look at the index and the disk of the data directory."),
         PeriodicJob(
-            "what crashes left of attempts", clearing.sweep, "docs/operations.md tells how to remove it by hand."
+            "what crashes left of attempts",
+            garbage_collector.sweep,
+            "docs/operations.md tells how to remove it by hand.",
         ),
-        PeriodicJob("journals of finished tasks", packing.sweep, "Make room on the disk of the data directory."),
+        PeriodicJob("journals of finished tasks", compactor.sweep, "Make room on the disk of the data directory."),
         PeriodicJob("tasks that are kept no longer", prune, "Look at [retention] and the disk of the data directory."),
         PeriodicJob("what probes left", probes.sweep, f"Look into {run_dir}."),
         PeriodicJob("half-made images", clear_profiles, f"Look into {data_dir / 'profiles'}."),

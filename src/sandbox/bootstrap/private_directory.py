@@ -26,11 +26,11 @@ class UnsafeDirectoryError(SandboxError):
 @contextmanager
 def private_umask() -> Iterator[None]:
     """What is made meanwhile nobody else reads."""
-    before = os.umask(0o077)
+    previous = os.umask(0o077)
     try:
         yield
     finally:
-        os.umask(before)
+        os.umask(previous)
 
 
 def make_private_directory(directory: Path) -> Path:
@@ -54,29 +54,29 @@ def check_usable_data_dir(directory: Path) -> None:
     """
     try:
         check_owner(directory)
-        found = _require_own_directory(directory)
+        status = _require_own_directory(directory)
     except (FileNotFoundError, NotADirectoryError):
         return
-    is_anybodys = bool(found.st_mode & stat.S_ISVTX)
-    if _is_open_to_others(found) and (is_anybodys or _has_foreign_files(directory)):
+    is_anybodys = bool(status.st_mode & stat.S_ISVTX)
+    if _is_open_to_others(status) and (is_anybodys or _has_foreign_files(directory)):
         message = f"{directory} is open to other users and is no data directory of Sandbox; choose another --data-dir."
-        mend = f" Or, if it is to be this server's alone: chmod 0700 {shlex.quote(str(directory))}"
-        raise UnsafeDirectoryError(message if is_anybodys else message + mend)
+        remedy = f" Or, if it is to be this server's alone: chmod 0700 {shlex.quote(str(directory))}"
+        raise UnsafeDirectoryError(message if is_anybodys else message + remedy)
 
 
 def check_owner(directory: Path) -> None:
     """Of a data directory: what would be made there its own user could not use. Raises UnsafePlaceError, OSError."""
-    found = directory.stat()
-    if found.st_uid != os.geteuid():
-        mend = f"work as its user (sudo -u {_user_name(found.st_uid)}), or choose another"
-        raise UnsafeDirectoryError(f"{directory} is not this user's own directory; {mend}.")
+    status = directory.stat()
+    if status.st_uid != os.geteuid():
+        remedy = f"work as its user (sudo -u {_user_name(status.st_uid)}), or choose another"
+        raise UnsafeDirectoryError(f"{directory} is not this user's own directory; {remedy}.")
 
 
 def _require_own_directory(directory: Path) -> os.stat_result:
-    found = directory.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+    status = directory.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
         raise UnsafeDirectoryError(f"{directory} is not this user's own directory; remove it or choose another.")
-    return found
+    return status
 
 
 def _user_name(uid: int) -> str:

@@ -103,16 +103,16 @@ async def _run(order: LaunchOrder, lock_fd: int, redaction: Redactor | None) -> 
         return
     attempt = build_attempt(order, lock_fd, redaction)
     signal.alarm(0)
-    life = AttemptRunner(attempt)
-    async with contextlib.AsyncExitStack() as held:
+    runner = AttemptRunner(attempt)
+    async with contextlib.AsyncExitStack() as stack:
         try:
-            await held.enter_async_context(_control_socket(order, life))
+            await stack.enter_async_context(_control_socket(order, runner))
         except (OSError, UnsafeDirectoryError) as error:
             if not order.finish:
                 raise
             _log.warning("What a dead runner left is collected by one that nobody can reach: %s", error)
         _log.info("A dead runner's attempt is finished" if order.finish else "The attempt begins")
-        await (life.finish() if order.finish else life.run())
+        await (runner.finish() if order.finish else runner.run())
     _log.info("The attempt has ended", extra={"state": attempt.task.state})
     attempt.recorder.close()
 
@@ -128,34 +128,34 @@ def _control_socket(order: LaunchOrder, life: AttemptRunner) -> contextlib.Abstr
 async def _run_debug_session(order: LaunchOrder, redaction: Redactor | None) -> None:
     """The lock is held by being open; it goes with this process."""
     data_dir, run_dir = Path(order.data_dir), Path(order.run_dir)
-    equipment = _build_dependencies(order)
-    terminals = TerminalServer(redaction, equipment.throttle.queue())
-    task = replay_task(equipment.journals, order.task_id).task
+    dependencies = _build_dependencies(order)
+    terminals = TerminalServer(redaction, dependencies.throttle.queue())
+    task = replay_task(dependencies.journals, order.task_id).task
     signal.alarm(0)
     if task is None:
         raise ValueError("the task's journal is empty")
-    start = equipment.agent.prepare(task.manifest, session_id="", task_key="", secrets={})
+    start = dependencies.agent.prepare(task.manifest, session_id="", task_key="", secrets={})
     files = TaskLayout(data_dir, order.task_id).attempt(order.attempt_id)
-    visit = DebugSession(order.attempt_id, files, task.manifest.vm, start, order.image, equipment)
+    session = DebugSession(order.attempt_id, files, task.manifest.vm, start, order.image, dependencies)
     make_private_directory(run_dir.parent)
     make_private_directory(run_dir)
-    over = Reply(done=False, message=f"Task {task.id} is {task.state} already.")
+    reply = Reply(done=False, message=f"Task {task.id} is {task.state} already.")
     socket = runner_socket(run_dir, order.attempt_id)
     _log.info("A preserved sandbox is visited")
-    await visit.run(terminals, lambda: serve_control_socket(socket, lambda _: over, terminals))
+    await session.run(terminals, lambda: serve_control_socket(socket, lambda _: reply, terminals))
     _log.info("The visit has ended")
 
 
 def build_attempt(order: LaunchOrder, lock_fd: int, redaction: Redactor | None) -> AttemptContext:
     """Take the journal over and gather the equipment. Raises StaleOrderError."""
-    data_dir, equipment = Path(order.data_dir), _build_dependencies(order)
-    writer = equipment.journals.adopt(order.task_id, lock_fd)
-    task = replay_task(equipment.journals, order.task_id).task
-    newest = equipment.journals.find_offset(order.task_id, writer.last_seq)
-    check_fencing(order, task, next(read_records(equipment.journals, order.task_id, newest), None))
-    recorder = _build_recorder(order, writer, task, equipment, redaction)
+    data_dir, dependencies = Path(order.data_dir), _build_dependencies(order)
+    writer = dependencies.journals.adopt(order.task_id, lock_fd)
+    task = replay_task(dependencies.journals, order.task_id).task
+    newest = dependencies.journals.find_offset(order.task_id, writer.last_seq)
+    check_fencing(order, task, next(read_records(dependencies.journals, order.task_id, newest), None))
+    recorder = _build_recorder(order, writer, task, dependencies, redaction)
     return AttemptContext(
-        order.attempt_id, data_dir, order.upstream, recorder, equipment, order.secrets, redaction, order.image
+        order.attempt_id, data_dir, order.upstream, recorder, dependencies, order.secrets, redaction, order.image
     )
 
 
@@ -179,8 +179,8 @@ def _build_recorder(
 
     def measure() -> DiskSpace:
         """What was given back is for the end, not for output."""
-        found = measure_disk_space(data_dir)
-        return found if reserve.is_allocated else found.minus_reserve(RUNNER_RESERVE_BYTES)
+        space = measure_disk_space(data_dir)
+        return space if reserve.is_allocated else space.minus_reserve(RUNNER_RESERVE_BYTES)
 
     return AttemptRecorder(make, writer, HostDiskSpace(measure, order.output_watermark, dependencies.clock), reserve)
 

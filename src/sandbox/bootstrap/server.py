@@ -116,8 +116,8 @@ class RestrictedPlacement:
 
     async def launch(self, order: LaunchOrder, lock_fd: int) -> None:
         """See `Placement.launch`."""
-        told = msgspec.structs.replace(order, follow_redirects=not self.access.has_tokens)
-        await self.placement.launch(told, lock_fd)
+        restricted_order = msgspec.structs.replace(order, follow_redirects=not self.access.has_tokens)
+        await self.placement.launch(restricted_order, lock_fd)
 
 
 AnnounceFormat = Literal["text", "json"]
@@ -156,12 +156,12 @@ def run(settings: ServerSettings, *, announce: AnnounceFormat = "text") -> None:
 
 
 async def _serve(settings: ServerSettings, directories: ServerDirectories, announce: AnnounceFormat) -> None:
-    where, access = settings.server, TokenFile(directories.data_dir)
-    sockets = bind(where.host, where.port)
-    stream_sockets = bind(where.host, where.ws_port, "ws_port")
+    section, access = settings.server, TokenFile(directories.data_dir)
+    sockets = bind(section.host, section.port)
+    stream_sockets = bind(section.host, section.ws_port, "ws_port")
     needs_token = is_externally_reachable([*sockets, *stream_sockets])
     if needs_token and not access.list_valid():
-        raise UnprotectedAddressError(where.host)
+        raise UnprotectedAddressError(section.host)
     port, stream_port = (bound[0].getsockname()[1] for bound in (sockets, stream_sockets))
     api_settings = _api_settings(settings, [*sockets, *stream_sockets], needs_token=needs_token)
     guard = Authenticator(access, api_settings)
@@ -187,7 +187,7 @@ async def _serve(settings: ServerSettings, directories: ServerDirectories, annou
                 stream_sockets,
                 shutting_down=shutting_down,
                 on_started=lambda: _announce(
-                    where.host,
+                    section.host,
                     directories,
                     (port, stream_port),
                     announce,
@@ -286,9 +286,9 @@ async def _start_service(
     placement = RestrictedPlacement(_make_placement(directories, settings.log), access)
     secrets = ServerSecretResolver(settings.secrets, os.environ, access)
     service = _build_service(directories, prober, placement, secrets, space, settings)
-    rooms = service.dependencies
-    rooms.pruner.prepare()
-    service.track(*await asyncio.to_thread(recover, rooms.journals, rooms.store, rooms.clock))
+    dependencies = service.dependencies
+    dependencies.pruner.prepare()
+    service.track(*await asyncio.to_thread(recover, dependencies.journals, dependencies.store, dependencies.clock))
     return service
 
 

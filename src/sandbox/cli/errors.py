@@ -134,9 +134,11 @@ def interrupt_hint(task_id: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        shown = escape_text(task_id)
-        message = f"\nStopped watching. Task {shown} goes on.\n  Watch again: sandbox task status {shown} --watch"
-        fail(f"{message}\n  Cancel it:   sandbox task cancel {shown}", ExitCode.INTERRUPTED)
+        escaped_id = escape_text(task_id)
+        message = (
+            f"\nStopped watching. Task {escaped_id} goes on.\n  Watch again: sandbox task status {escaped_id} --watch"
+        )
+        fail(f"{message}\n  Cancel it:   sandbox task cancel {escaped_id}", ExitCode.INTERRUPTED)
 
 
 def _fail_with_os_error(error: OSError) -> NoReturn:

@@ -39,8 +39,8 @@ def submit_manifest(client: Client, manifest: ManifestFile, settings: Sequence[O
     except InvalidManifestError as error:
         fail_with_field_errors(manifest.name, error.message, field_error_details(error.errors))
     except api.InvalidManifestError as error:
-        found = changed.locate_errors(error.details) if changed else error.details
-        fail_with_field_errors(manifest.name, error.message, found)
+        field_errors = changed.locate_errors(error.details) if changed else error.details
+        fail_with_field_errors(manifest.name, error.message, field_errors)
 
 
 def _fail_duplicate(error: DuplicateTaskIdError) -> NoReturn:

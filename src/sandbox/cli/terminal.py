@@ -36,8 +36,8 @@ _RESET = b"\x18\x1b[?1049l\x1b[?1000;1002;1003;1006;2004;1004l\x1b[?25h\x1b[0m\x
 
 def parse_detach_keys(ctx: click.Context, parameter: click.Parameter, value: str) -> bytes:
     """The bytes of keys that are written as docker writes them: `ctrl-p,ctrl-q`, `a`, `ctrl-]`."""
-    found = [re.fullmatch(r"(?P<control>ctrl-)?(?P<key>[\x21-\x7e])", part) for part in value.split(",")]
-    codes = [None if one is None else _key_code(one) for one in found]
+    matches = [re.fullmatch(r"(?P<control>ctrl-)?(?P<key>[\x21-\x7e])", part) for part in value.split(",")]
+    codes = [None if one is None else _key_code(one) for one in matches]
     if None in codes:
         message = "write keys as ctrl-p,ctrl-q: one character each, or ctrl- and one of a-z @ [ ] \\ ^ _"
         raise click.BadParameter(message, ctx, parameter)
@@ -107,8 +107,8 @@ async def _copy_output(terminal: Terminal) -> Exit | None:
     async for frame in terminal.messages():
         if isinstance(frame, Exit):
             return frame
-        shown = frame if isinstance(frame, bytes) else _ROLE_MESSAGES[frame]
-        await asyncio.to_thread(_write_all, sys.stdout.fileno(), shown)
+        output = frame if isinstance(frame, bytes) else _ROLE_MESSAGES[frame]
+        await asyncio.to_thread(_write_all, sys.stdout.fileno(), output)
     return None
 
 

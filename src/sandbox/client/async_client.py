@@ -105,9 +105,9 @@ class AsyncClient:
         self, *, states: Iterable[str] = (), labels: Mapping[str, str] | None = None
     ) -> AsyncGenerator[TaskSummary, None]:
         """Every task, page after page; none skipped and none twice whatever happens in between."""
-        wanted, cursor = tuple(states), None
+        state_names, cursor = tuple(states), None
         while True:
-            page = await self.tasks(states=wanted, labels=labels, limit=PAGE_TASKS_MAX, cursor=cursor)
+            page = await self.tasks(states=state_names, labels=labels, limit=PAGE_TASKS_MAX, cursor=cursor)
             for task in page["tasks"]:
                 yield task
             cursor = page["next_cursor"]
@@ -188,20 +188,20 @@ class AsyncClient:
         A broken connection is resumed where it broke, without loss or doubling, within bounds.
         """
         await self.status(task_id)  # the first contact must succeed at once; only later ones are tried again
-        following = ResumableStream(task_id, stream, since=since, tail=tail, after=after)
-        while not following.is_finished:
+        stream_state = ResumableStream(task_id, stream, since=since, tail=tail, after=after)
+        while not stream_state.is_finished:
             failure = None
             try:
-                async with self._stream(following.next_request()) as response:
+                async with self._stream(stream_state.next_request()) as response:
                     if response.status_code == 204:
                         return
                     async for chunk in response.aiter_bytes():
-                        for event in following.feed(chunk):
+                        for event in stream_state.feed(chunk):
                             yield event
             except ClientError as error:
                 failure = error
-            if not following.is_finished:
-                await asyncio.sleep(following.next_delay_seconds(failure))
+            if not stream_state.is_finished:
+                await asyncio.sleep(stream_state.next_delay_seconds(failure))
 
     async def artifacts(self, task_id: str) -> ArtifactList:
         """What was kept from the task."""
@@ -227,19 +227,19 @@ class AsyncClient:
             return reading.finish()
 
     async def _run_operation(self, conversation: OperationSteps[ResponseT]) -> ResponseT:
-        talk = Operation(conversation)
-        while talk.step is not None:
-            if isinstance(talk.step, Sleep):
-                await asyncio.sleep(talk.step.seconds)
-                talk.send(None)
+        operation = Operation(conversation)
+        while operation.step is not None:
+            if isinstance(operation.step, Sleep):
+                await asyncio.sleep(operation.step.seconds)
+                operation.send(None)
                 continue
             try:
-                answer = await self._request(talk.step)
+                answer = await self._request(operation.step)
             except ClientError as error:
-                talk.throw(error)
+                operation.throw(error)
             else:
-                talk.send(answer)
-        return talk.result
+                operation.send(answer)
+        return operation.result
 
     async def _request(self, call: Request[ResponseT]) -> ResponseT:
         async with self._stream(call) as response:

@@ -108,9 +108,9 @@ class Client:
         self, *, states: Iterable[str] = (), labels: Mapping[str, str] | None = None
     ) -> Iterator[TaskSummary]:
         """Every task, page after page; none skipped and none twice whatever happens in between."""
-        wanted, cursor = tuple(states), None
+        state_names, cursor = tuple(states), None
         while True:
-            page = self.tasks(states=wanted, labels=labels, limit=PAGE_TASKS_MAX, cursor=cursor)
+            page = self.tasks(states=state_names, labels=labels, limit=PAGE_TASKS_MAX, cursor=cursor)
             yield from page["tasks"]
             cursor = page["next_cursor"]
             if cursor is None or not page["tasks"]:
@@ -188,19 +188,19 @@ class Client:
         A broken connection is resumed where it broke, without loss or doubling, within bounds.
         """
         self.status(task_id)  # the first contact must succeed at once; only later ones are tried again
-        following = ResumableStream(task_id, stream, since=since, tail=tail, after=after)
-        while not following.is_finished:
+        stream_state = ResumableStream(task_id, stream, since=since, tail=tail, after=after)
+        while not stream_state.is_finished:
             failure = None
             try:
-                with self._stream(following.next_request()) as response:
+                with self._stream(stream_state.next_request()) as response:
                     if response.status_code == 204:
                         return
                     for chunk in response.iter_bytes():
-                        yield from following.feed(chunk)
+                        yield from stream_state.feed(chunk)
             except ClientError as error:
                 failure = error
-            if not following.is_finished:
-                time.sleep(following.next_delay_seconds(failure))
+            if not stream_state.is_finished:
+                time.sleep(stream_state.next_delay_seconds(failure))
 
     def artifacts(self, task_id: str) -> ArtifactList:
         """What was kept from the task."""
@@ -228,19 +228,19 @@ class Client:
             return reading.finish()
 
     def _run_operation(self, conversation: OperationSteps[ResponseT]) -> ResponseT:
-        talk = Operation(conversation)
-        while talk.step is not None:
-            if isinstance(talk.step, Sleep):
-                time.sleep(talk.step.seconds)
-                talk.send(None)
+        operation = Operation(conversation)
+        while operation.step is not None:
+            if isinstance(operation.step, Sleep):
+                time.sleep(operation.step.seconds)
+                operation.send(None)
                 continue
             try:
-                answer = self._request(talk.step)
+                answer = self._request(operation.step)
             except ClientError as error:
-                talk.throw(error)
+                operation.throw(error)
             else:
-                talk.send(answer)
-        return talk.result
+                operation.send(answer)
+        return operation.result
 
     def _request(self, call: Request[ResponseT]) -> ResponseT:
         with self._stream(call) as response:

@@ -77,10 +77,14 @@ class Connection:
 
     def parse_response(self, call: Request[ResponseT], status: int, body: bytes) -> ResponseT:
         """The JSON object of an answer. Raises UnexpectedAnswerError for what is no answer to this call."""
-        told = parse_object(body)
-        if told is None or not told.keys() >= set(call.required_keys) or not matches_schema(told, call.response_type):
+        response = parse_object(body)
+        if (
+            response is None
+            or not response.keys() >= set(call.required_keys)
+            or not matches_schema(response, call.response_type)
+        ):
             raise unexpected_response_error(self.server, status)
-        return cast("ResponseT", told)
+        return cast("ResponseT", response)
 
     def parse_error(self, response: httpx.Response, body: bytes) -> ClientError:
         """The error that an answer stands for; `body`: its beginning."""
@@ -111,9 +115,9 @@ class Connection:
 def resolve_connection(server: str | None, token: str | None, timeout_seconds: float) -> Connection:
     """None: what the environment says, SANDBOX_SERVER and SANDBOX_TOKEN. Raises InvalidParameterError."""
     address = server if server is not None else os.environ.get("SANDBOX_SERVER") or DEFAULT_SERVER
-    shown = token if token is not None else os.environ.get("SANDBOX_TOKEN")
-    authorization_header(shown)
-    return Connection(validate_base_url(address), shown or None, timeout_seconds)
+    resolved_token = token if token is not None else os.environ.get("SANDBOX_TOKEN")
+    authorization_header(resolved_token)
+    return Connection(validate_base_url(address), resolved_token or None, timeout_seconds)
 
 
 def authorization_header(token: str | None) -> dict[str, str]:

@@ -99,7 +99,7 @@ class Operation(Generic[ResponseT]):
 
 def submit(call: Request[Submitted]) -> OperationSteps[Submitted]:
     """The same is asked again where its answer was lost: its idempotency key makes one task of it."""
-    deadline, patience, is_lost = time.monotonic() + RESUBMIT_SECONDS, Backoff(), False
+    deadline, backoff, is_lost = time.monotonic() + RESUBMIT_SECONDS, Backoff(), False
     while True:
         try:
             answer: Submitted = yield call
@@ -107,7 +107,7 @@ def submit(call: Request[Submitted]) -> OperationSteps[Submitted]:
             is_lost = is_lost or (isinstance(error, UnreachableError) and error.may_have_arrived)
             if not is_lost or time.monotonic() > deadline:
                 raise
-            yield Sleep(patience.next_delay_seconds(error))
+            yield Sleep(backoff.next_delay_seconds(error))
         else:
             return answer
 
@@ -116,7 +116,7 @@ def wait(task_id: str, timeout_seconds: float | None) -> OperationSteps[Task]:
     """A server that is restarted meanwhile is waited for, within bounds."""
     deadline = time.monotonic() + timeout_seconds if timeout_seconds is not None else None
     status: Task = yield requests.status(task_id)
-    patience = Backoff()
+    backoff = Backoff()
     while status["state"] not in TERMINAL_STATES:
         left = LONG_POLL_SECONDS if deadline is None else min(LONG_POLL_SECONDS, deadline - time.monotonic())
         if left <= 0:
@@ -124,9 +124,9 @@ def wait(task_id: str, timeout_seconds: float | None) -> OperationSteps[Task]:
         try:
             status = yield requests.wait(task_id, left)
         except ClientError as error:
-            yield Sleep(patience.next_delay_seconds(error))
+            yield Sleep(backoff.next_delay_seconds(error))
             continue
-        patience.reset()
+        backoff.reset()
         if status["state"] not in TERMINAL_STATES:
             yield Sleep(LONG_POLL_PAUSE_SECONDS)
     return status

@@ -77,8 +77,8 @@ def check(manifest: Manifest, content_type: str | None) -> Request[Checked]:
 def tasks(states: Iterable[str], labels: Mapping[str, str] | None, **filters: str | int | None) -> Request[TaskPage]:
     """A page of the list."""
     parameters = {"state": ",".join(states) or None, **filters}
-    wanted = {**drop_none(parameters), **{f"label.{key}": value for key, value in (labels or {}).items()}}
-    return Request("GET", "/tasks", TaskPage, ("tasks",), wanted)
+    params = {**drop_none(parameters), **{f"label.{key}": value for key, value in (labels or {}).items()}}
+    return Request("GET", "/tasks", TaskPage, ("tasks",), params)
 
 
 def status(task_id: str) -> Request[Task]:

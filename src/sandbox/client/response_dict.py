@@ -23,10 +23,10 @@ class ResponseDict(dict[str, Any]):
 def parse_object(text: bytes | str) -> ResponseDict | None:
     """The JSON object, None for everything else."""
     try:
-        told = json.loads(text, object_hook=ResponseDict)
+        value = json.loads(text, object_hook=ResponseDict)
     except (ValueError, RecursionError):
         return None
-    return told if isinstance(told, ResponseDict) else None
+    return value if isinstance(value, ResponseDict) else None
 
 
 def matches_schema(value: Any, kind: Any) -> bool:

@@ -47,11 +47,11 @@ class SseParser:
 
 def parse_event(data: bytes) -> Event:
     """One event from its JSON. Raises UnexpectedAnswerError for what is none of Sandbox's."""
-    told = parse_object(data)
-    kind = told.get("type") if told is not None and "seq" in told else None
-    if not isinstance(kind, str) or not matches_schema(told, _event_types().get(kind, BaseEvent)):
+    data_object = parse_object(data)
+    kind = data_object.get("type") if data_object is not None and "seq" in data_object else None
+    if not isinstance(kind, str) or not matches_schema(data_object, _event_types().get(kind, BaseEvent)):
         raise UnexpectedAnswerError("The server sent an event that is not Sandbox's.")
-    return cast("Event", told)
+    return cast("Event", data_object)
 
 
 @cache

@@ -48,14 +48,16 @@ class Terminal:
                 if isinstance(message, bytes):
                     yield message
                     continue
-                told = parse_object(message)
-                if told is None:
+                message_object = parse_object(message)
+                if message_object is None:
                     raise UnexpectedAnswerError(f"{self._server} sent a message that is not Sandbox's.")
-                if told.get("type") == "exit":
-                    exit_code = told.get("exit_code")
-                    yield Exit(exit_code if isinstance(exit_code, int) else None, str(told.get("message", "")))
+                if message_object.get("type") == "exit":
+                    exit_code = message_object.get("exit_code")
+                    yield Exit(
+                        exit_code if isinstance(exit_code, int) else None, str(message_object.get("message", ""))
+                    )
                     return
-                yield bool(told.get("types"))
+                yield bool(message_object.get("types"))
         except websockets.ConnectionClosedError as error:
             raise UnreachableError(f"The connection to {self._server} broke.") from error
         raise UnreachableError(f"{self._server} closed the connection; the task goes on.")

@@ -146,8 +146,8 @@ def manifest_yaml(manifest: Manifest, *, with_id: bool = False, with_sources: bo
 
 def _explicit_fields(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
-        told = [(field, getattr(value, field.name)) for field in fields(value)]
-        return {field.name: _explicit_fields(each) for field, each in told if each != _field_default(field)}
+        values = [(field, getattr(value, field.name)) for field in fields(value)]
+        return {field.name: _explicit_fields(each) for field, each in values if each != _field_default(field)}
     if isinstance(value, dict):
         return {key: _explicit_fields(each) for key, each in value.items()}
     if isinstance(value, tuple | list):

@@ -40,8 +40,8 @@ _ROUTES: dict[str, _PageHandler] = {
 
 def add_dashboard(app: FastAPI) -> None:
     """Put the pages on the app. They are no part of the API's schema."""
-    for path, shown in _ROUTES.items():
-        app.router.routes.append(Route(path, _endpoint(path, shown)))
+    for path, handler in _ROUTES.items():
+        app.router.routes.append(Route(path, _endpoint(path, handler)))
 
 
 def _endpoint(path: str, handler: _PageHandler) -> Callable[[Request], Awaitable[Response]]:

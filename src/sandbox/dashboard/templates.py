@@ -34,14 +34,14 @@ HEADERS = {
 
 def render_page(request: Request, template: str, status: int = 200, **values: Any) -> HTMLResponse:
     """A page made of the template of this name."""
-    visitor = get_caller(request)
+    caller = get_caller(request)
     text = _environment().get_template(f"{template}.html")
     common = {
         "page": template,
         "version": request.app.state.context.settings.version,
-        "who": visitor.principal,
-        "may_change": visitor.is_operator,
-        "has_session": visitor.credentials is not None,
+        "who": caller.principal,
+        "may_change": caller.is_operator,
+        "has_session": caller.credentials is not None,
     }
     return HTMLResponse(text.render(common | values), status, HEADERS)
 
@@ -50,7 +50,7 @@ def render_page(request: Request, template: str, status: int = 200, **values: An
 def _environment() -> Environment:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    made = Environment(
+    environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
         undefined=StrictUndefined,
@@ -58,7 +58,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         auto_reload=False,
     )
-    made.filters |= {
+    environment.filters |= {
         "size": formatting.format_size,
         "span": formatting.format_duration,
         "money": formatting.format_cost,
@@ -70,7 +70,7 @@ def _environment() -> Environment:
         "as_name": formatting.escape_name,
         "as_prose": formatting.escape_text,
     }
-    return made
+    return environment
 
 
 _ASSET_MEDIA_TYPES = {

@@ -59,17 +59,17 @@ async def _run_backend(root: Path, request: HttpRequest) -> bytes:
 
 def _cgi_environment(root: Path, request: HttpRequest) -> dict[str, str]:
     path, _, query = request.path.partition("?")
-    given = request.headers
+    headers = request.headers
     return git_environment() | {
         "GIT_PROJECT_ROOT": str(root),
         "GIT_HTTP_EXPORT_ALL": "1",
-        "GIT_PROTOCOL": given.get("git-protocol", ""),
+        "GIT_PROTOCOL": headers.get("git-protocol", ""),
         "REQUEST_METHOD": request.method,
         "PATH_INFO": path,
         "QUERY_STRING": query,
-        "CONTENT_TYPE": given.get("content-type", ""),
+        "CONTENT_TYPE": headers.get("content-type", ""),
         "CONTENT_LENGTH": str(len(request.body)),
-        "HTTP_CONTENT_ENCODING": given.get("content-encoding", ""),
+        "HTTP_CONTENT_ENCODING": headers.get("content-encoding", ""),
     }
 
 

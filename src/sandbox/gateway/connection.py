@@ -142,11 +142,11 @@ class ModelConnection(ConnectionHandler):
         return reaction
 
     def _measure_cpu(self, work: Callable[[], Effects]) -> Effects:
-        began = time.thread_time()
+        started_at = time.thread_time()
         try:
             return work()
         finally:
-            self._unforwarded_cpu_seconds += time.thread_time() - began
+            self._unforwarded_cpu_seconds += time.thread_time() - started_at
 
     async def _apply(self, effects: Effects) -> None:
         if effects.close_upstream:
@@ -173,13 +173,13 @@ class ModelConnection(ConnectionHandler):
             await super()._drain_client()
             return
         loop = asyncio.get_running_loop()
-        began = loop.time()
+        started_at = loop.time()
         try:
             async with asyncio.timeout(self._stall_seconds_left):
                 await super()._drain_client()
         except TimeoutError:
             await self._apply(self._model_protocol.client_stalled())
-        self._stall_seconds_left -= loop.time() - began
+        self._stall_seconds_left -= loop.time() - started_at
 
     def _reset_upstream_timeout(self) -> None:
         if self._upstream is not None:

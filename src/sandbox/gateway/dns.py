@@ -25,13 +25,13 @@ class SyntheticIps:
 
     def address_of(self, name: str) -> IPv4Address | None:
         """The address that stands for a name (any case); None for one that is not known, and over the bound."""
-        spelt, name = name, name.lower()
+        original, name = name, name.lower()
         if name not in self._addresses:
             if not self._is_allowed(name) or len(self._addresses) >= SYNTHETIC_IPS_MAX:
                 return None
             block, host = divmod(len(self._addresses) + 1, _HOSTS_PER_BLOCK)
             address = IPv4Address(_FIRST_ADDRESS + block * 256 + host + 1)
-            self._addresses[name], self._names[address] = address, spelt
+            self._addresses[name], self._names[address] = address, original
         return self._addresses[name]
 
     def name_of(self, address: str) -> str | None:
@@ -72,12 +72,12 @@ def respond(query: bytes, look_up: AddressLookup) -> DnsResponse:
     if question is None:
         return DnsResponse(_encode_response(query, flags, _FORMERR))
     name, end = question
-    asked = query[_HEADER_BYTES:end]
+    question_bytes = query[_HEADER_BYTES:end]
     address = look_up(name)
     if address is None:
-        return DnsResponse(_encode_response(query, flags, _NXDOMAIN, asked), name)
-    is_for_address = asked[-4:] == _TYPE_A.to_bytes(2) + _CLASS_IN.to_bytes(2)
-    return DnsResponse(_encode_response(query, flags, _NOERROR, asked, address if is_for_address else None))
+        return DnsResponse(_encode_response(query, flags, _NXDOMAIN, question_bytes), name)
+    is_for_address = question_bytes[-4:] == _TYPE_A.to_bytes(2) + _CLASS_IN.to_bytes(2)
+    return DnsResponse(_encode_response(query, flags, _NOERROR, question_bytes, address if is_for_address else None))
 
 
 def _encode_response(
@@ -147,12 +147,12 @@ class DnsTcpProtocol:
 
     def client_data_received(self, data: bytes) -> Effects:
         """Bytes came from inside; none mean that no more will."""
-        reaction = Effects(close_client=not data)
+        effects = Effects(close_client=not data)
         self._received += data
         begin = 0
         while (end := begin + 2 + int.from_bytes(self._received[begin : begin + 2])) <= len(self._received):
             reply = self._responder.respond(self._received[begin + 2 : end]) or b""
-            reaction.to_client += len(reply).to_bytes(2) + reply if reply else b""
+            effects.to_client += len(reply).to_bytes(2) + reply if reply else b""
             begin = end
         self._received = self._received[begin:]
-        return reaction
+        return effects

@@ -78,8 +78,8 @@ class EventReporter:
     def report_dropped_headers(self, names: list[bytes]) -> None:
         """Headers of a model request were not forwarded. Each name is reported once, up to DROPPED_HEADERS_TOLD_MAX."""
         self._dropped_headers += len(names)
-        room = DROPPED_HEADERS_REPORTED_MAX - len(self._reported_headers)
-        new = [name for name in dict.fromkeys(names) if name not in self._reported_headers][:room]
+        names_left = DROPPED_HEADERS_REPORTED_MAX - len(self._reported_headers)
+        new = [name for name in dict.fromkeys(names) if name not in self._reported_headers][:names_left]
         if new:
             self._reported_headers.update(new)
             listed = ", ".join(self.sanitize(name.decode("latin-1")) for name in new)

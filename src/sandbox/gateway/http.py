@@ -76,9 +76,9 @@ def forwarded_response(response: h11.Response, redactor: KeyRedactor) -> h11.Res
     )
 
 
-def header(headers: Iterable[tuple[bytes, bytes]], wanted: bytes) -> bytes:
+def header(headers: Iterable[tuple[bytes, bytes]], header_name: bytes) -> bytes:
     """The first value of a header, empty without one."""
-    return next((value for name, value in headers if name == wanted), b"")
+    return next((value for name, value in headers if name == header_name), b"")
 
 
 def has_body(request: h11.Request) -> bool:
@@ -119,9 +119,9 @@ def _forwarded_headers(message: h11.Request | h11.Response, dropped: frozenset[b
     """What is left, each name spelt as it came. Some servers take `X_Api_Key` or `X.Api.Key` for `X-Api-Key`."""
     named = connection_header_names(message)
     return [
-        (spelt, value)
-        for spelt, value in message.headers.raw_items()
-        if (name := _ODD.sub(b"-", spelt.lower())) not in dropped
+        (original, value)
+        for original, value in message.headers.raw_items()
+        if (name := _ODD.sub(b"-", original.lower())) not in dropped
         and name not in named
         and not name.startswith(_DROPPED_PREFIXES)
     ]

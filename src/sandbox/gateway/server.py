@@ -87,7 +87,7 @@ class SocketGateway:
     @property
     def requests_in_flight(self) -> int:
         """Model requests that were forwarded and are not answered to their end; those held back are not among them."""
-        return sum(conversation.is_in_flight for conversation in self._model_protocols)
+        return sum(protocol.is_in_flight for protocol in self._model_protocols)
 
     @property
     def denied_count(self) -> int:
@@ -105,7 +105,7 @@ class SocketGateway:
         Raises ExceptionGroup when a listener is lost.
         """
         others, names = asyncio.Semaphore(limits.CONNECTIONS_MAX), asyncio.Semaphore(limits.CONNECTIONS_MAX)
-        doors: list[tuple[socket, Callable[[socket], Coroutine[Any, Any, None]], asyncio.Semaphore]] = [
+        handlers: list[tuple[socket, Callable[[socket], Coroutine[Any, Any, None]], asyncio.Semaphore]] = [
             (listeners.model, self._create_model_handler(listeners.model), asyncio.Semaphore(limits.CONNECTIONS_MAX)),
             (listeners.proxy, self._serve_proxy, others),
             (listeners.dns_tcp, self._serve_dns_tcp, names),
@@ -116,12 +116,12 @@ class SocketGateway:
         ]
         try:
             async with asyncio.TaskGroup() as group:
-                for listener, attend, room in doors:
+                for listener, attend, room in handlers:
                     queue = self._queues.new_model if listener is listeners.model else self._queues.low_priority
                     group.create_task(self._accept_loop(group, listener, attend, room, queue))
                 group.create_task(self._serve_dns_udp(listeners.dns_udp))
         finally:
-            for listener in (listeners.dns_udp, *(listener for listener, _, _ in doors)):
+            for listener in (listeners.dns_udp, *(listener for listener, _, _ in handlers)):
                 listener.close()
             self._reporter.flush()
 
@@ -164,16 +164,14 @@ class SocketGateway:
         async def attend(accepted: socket) -> None:
             if _is_peer_closed(accepted):
                 return
-            conversation = ModelProtocol(
-                policy, self._budget_gate, self._upstream_dialer.upstream, self._reporter, port
-            )
-            self._model_protocols.add(conversation)
+            protocol = ModelProtocol(policy, self._budget_gate, self._upstream_dialer.upstream, self._reporter, port)
+            self._model_protocols.add(protocol)
             try:
-                line = await self._line(accepted)
-                await ModelConnection(conversation, line, self._queues, self._upstream_dialer, self._released).run()
+                stream = await self._line(accepted)
+                await ModelConnection(protocol, stream, self._queues, self._upstream_dialer, self._released).run()
             finally:
-                self._model_protocols.discard(conversation)
-                conversation.connection_lost()
+                self._model_protocols.discard(protocol)
+                protocol.connection_lost()
 
         return attend
 
@@ -195,12 +193,12 @@ class SocketGateway:
         return line
 
     async def _serve_egress(self, handshake: Handshake | Tunnel | Denial, accepted: socket) -> None:
-        line = await self._line(accepted)
-        await EgressConnection(handshake, line, self._reporter, self._public_dialer, self._queues).run()
+        stream = await self._line(accepted)
+        await EgressConnection(handshake, stream, self._reporter, self._public_dialer, self._queues).run()
 
     async def _serve_dns_tcp(self, accepted: socket) -> None:
-        line = await self._line(accepted)
-        await ConnectionHandler(DnsTcpProtocol(self._dns), line, self._queues, self._queues.low_priority).run()
+        stream = await self._line(accepted)
+        await ConnectionHandler(DnsTcpProtocol(self._dns), stream, self._queues, self._queues.low_priority).run()
 
     async def _serve_dns_udp(self, listener: socket) -> None:
         loop = asyncio.get_running_loop()

@@ -48,20 +48,20 @@ def _files(source: Path, inside: str) -> Iterator[tuple[Path, str]]:
         return
     for directory, names, files in os.walk(source):
         names.sort()
-        place = f"{inside}/{Path(directory).relative_to(source)}"
+        directory_inside = f"{inside}/{Path(directory).relative_to(source)}"
         links = [name for name in names if Path(directory, name).is_symlink()]
         for name in sorted([*files, *links]):
-            yield Path(directory, name), f"{place}/{name}"
+            yield Path(directory, name), f"{directory_inside}/{name}"
 
 
 def _copy_entry(path: Path, inside: str, rootfs: RootFs, mtime: float) -> None:
-    found = path.lstat()
-    if stat.S_ISLNK(found.st_mode):
+    status = path.lstat()
+    if stat.S_ISLNK(status.st_mode):
         rootfs.add_link(inside, str(path.readlink()))
         return
     with path.open("rb") as content:
-        is_executable = bool(found.st_mode & 0o111)
-        rootfs.add_file(inside, content, found.st_size, is_executable=is_executable, mtime=mtime)
+        is_executable = bool(status.st_mode & 0o111)
+        rootfs.add_file(inside, content, status.st_size, is_executable=is_executable, mtime=mtime)
 
 
 InstallPackages = Callable[[ImageDefinition, RootFs, Path], None]
@@ -117,15 +117,15 @@ def _install_image(
     versions: Mapping[str, str],
 ) -> ImageMetadata:
     finalize(rootfs)
-    found = compute_digest(rootfs.root)
-    record = ImageMetadata(
+    digest = compute_digest(rootfs.root)
+    metadata = ImageMetadata(
         profile=store.name,
-        digest=found.digest,
+        digest=digest.digest,
         created_at=datetime.now(UTC).replace(microsecond=0),
         source=source,
-        size_bytes=found.size_bytes,
-        entries=found.entries,
+        size_bytes=digest.size_bytes,
+        entries=digest.entries,
         versions={**read_packages(rootfs), **versions},
         minimum_tier=minimum_tier,
     )
-    return store.install(build_directory, record)
+    return store.install(build_directory, metadata)

@@ -48,25 +48,25 @@ class ProfileCatalog:
 
     def find(self, name: str) -> ProfileEntry:
         """One profile. Raises ProfileNotFoundError."""
-        declared = read_shipped(name) if name in shipped_profiles() else None
-        tier, description = (declared.minimum_tier, declared.description) if declared else ("", "")
+        definition = read_shipped(name) if name in shipped_profiles() else None
+        tier, description = (definition.minimum_tier, definition.description) if definition else ("", "")
         try:
             record = self.image_store(name).read_current() if is_profile_name(name) else None
         except ImageUnusableError as error:
-            return ProfileEntry(name, declared is not None, description, tier, None, error.message)
-        if declared is None and record is None:
+            return ProfileEntry(name, definition is not None, description, tier, None, error.message)
+        if definition is None and record is None:
             offered = ", ".join(self.names())
             raise ProfileNotFoundError(f"There is no profile {name[:64]}; there are: {offered}.")
         tier = record.minimum_tier if record else tier
-        return ProfileEntry(name, declared is not None, description, tier, record)
+        return ProfileEntry(name, definition is not None, description, tier, record)
 
     def entries(self) -> list[ProfileEntry]:
         """All profiles, without those that go meanwhile."""
-        found = []
+        entries = []
         for name in self.names():
             with suppress(ProfileNotFoundError):
-                found.append(self.find(name))
-        return found
+                entries.append(self.find(name))
+        return entries
 
     def list_profiles(self) -> Mapping[str, str]:
         """See `Profiles`."""
@@ -75,17 +75,17 @@ class ProfileCatalog:
     def find_image(self, profile: str, tier: str) -> Image | None:
         """See `Profiles`."""
         try:
-            found = self.find(profile)
+            entry = self.find(profile)
         except ProfileNotFoundError as error:
             raise ImageUnusableError(error.message) from error
-        if found.problem:
-            raise ImageUnusableError(found.problem)
-        if not is_strong_enough(tier, found.minimum_tier):
+        if entry.problem:
+            raise ImageUnusableError(entry.problem)
+        if not is_strong_enough(tier, entry.minimum_tier):
             raise ImageUnusableError(
-                f"The profile {profile} takes a runtime of the tier {found.minimum_tier} or a stronger one; this "
+                f"The profile {profile} takes a runtime of the tier {entry.minimum_tier} or a stronger one; this "
                 f"server's is of the tier {tier}."
             )
-        record = found.metadata
+        record = entry.metadata
         if record is None:
             return None
         if record.layout != IMAGE_LAYOUT:

@@ -48,19 +48,19 @@ def install_packages(definition: ImageDefinition, rootfs: RootFs, scratch: Path,
     argv = [*_NAMESPACE_COMMAND, *_NAMESPACE_OPTIONS, *_mmdebstrap_command(definition, settings, program)]
     with (scratch / "said").open("w+b") as said:
         _run_mmdebstrap(argv, _environment(definition, scratch), said, rootfs)
-    for place in _HOST_SPECIFIC_PATHS:
-        rootfs.remove(place)
-    for place in ("/var/cache", "/var/log"):
-        rootfs.add_directory(place)
+    for path in _HOST_SPECIFIC_PATHS:
+        rootfs.remove(path)
+    for path in ("/var/cache", "/var/log"):
+        rootfs.add_directory(path)
 
 
 def find_sources(directory: Path = Path("/etc/apt")) -> list[Path]:
     """The files in which this machine's apt is told where packages come from. Raises BuildFailedError."""
     listed = [directory / "sources.list", *sorted((directory / "sources.list.d").glob("*"))]
-    found = [path for path in listed if path.suffix in {".list", ".sources"} and _has_source(path)]
-    if not found:
+    sources = [path for path in listed if path.suffix in {".list", ".sources"} and _has_source(path)]
+    if not sources:
         raise BuildFailedError("apt of this machine has no sources, so nobody knows where packages come from.")
-    return found
+    return sources
 
 
 def _has_source(path: Path) -> bool:

@@ -59,10 +59,10 @@ def read_packages(rootfs: RootFs) -> dict[str, str]:
     if path is None or not stat.S_ISREG(os.lstat(path).st_mode):
         return {}
     with Path(path).open(encoding="utf-8", errors="replace") as file:
-        found = map(_fields, file.read(_STATUS_BYTES_MAX).split("\n\n"))
+        paragraphs = map(_fields, file.read(_STATUS_BYTES_MAX).split("\n\n"))
         return {
             one["Package"]: one["Version"]
-            for one in found
+            for one in paragraphs
             if one.get("Status") == _INSTALLED_STATUS and one.keys() >= _REQUIRED_FIELDS
         }
 
@@ -74,17 +74,17 @@ def _fields(paragraph: str) -> dict[str, str]:
 
 def compute_digest(root: Path) -> TreeDigest:
     """Read all of it once."""
-    hashed = hashlib.sha256()
+    digest = hashlib.sha256()
     size = entries = 0
     for path, name in _walk(str(root), "."):
-        found = os.lstat(path)
-        hashed.update(_header(path, name, found))
+        status = os.lstat(path)
+        digest.update(_header(path, name, status))
         entries += 1
-        if stat.S_ISREG(found.st_mode):
-            size += found.st_size
-            _hash_file(path, found.st_size, hashed.update)
-    hashed.update(bytes(1024))
-    return TreeDigest(f"sha256:{hashed.hexdigest()}", size, entries)
+        if stat.S_ISREG(status.st_mode):
+            size += status.st_size
+            _hash_file(path, status.st_size, digest.update)
+    digest.update(bytes(1024))
+    return TreeDigest(f"sha256:{digest.hexdigest()}", size, entries)
 
 
 def _walk(path: str, name: str) -> Iterator[tuple[str, str]]:
@@ -97,15 +97,15 @@ def _walk(path: str, name: str) -> Iterator[tuple[str, str]]:
             yield entry.path, inside
 
 
-def _header(path: str, name: str, found: os.stat_result) -> bytes:
+def _header(path: str, name: str, status: os.stat_result) -> bytes:
     info = tarfile.TarInfo(name)
-    info.mode = stat.S_IMODE(found.st_mode)
-    if stat.S_ISDIR(found.st_mode):
+    info.mode = stat.S_IMODE(status.st_mode)
+    if stat.S_ISDIR(status.st_mode):
         info.type = tarfile.DIRTYPE
-    elif stat.S_ISLNK(found.st_mode):
+    elif stat.S_ISLNK(status.st_mode):
         info.type, info.linkname, info.mode = tarfile.SYMTYPE, os.readlink(path), 0o777  # noqa: PTH115
     else:
-        info.size, info.mtime = found.st_size, int(found.st_mtime)
+        info.size, info.mtime = status.st_size, int(status.st_mtime)
     return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
 
 

@@ -111,16 +111,16 @@ class ImageStore:
         """
         final = self._image_directory(metadata.digest)
         metadata = msgspec.structs.replace(metadata, created_at=_existing_created_at(final) or metadata.created_at)
-        written = build_directory / "record.json"
-        written.write_bytes(msgspec.json.format(msgspec.json.encode(metadata)))
+        metadata_file = build_directory / "record.json"
+        metadata_file.write_bytes(msgspec.json.format(msgspec.json.encode(metadata)))
         if _is_intact(final / "root", metadata.digest):
-            _sync_file_system(written)
-            written.rename(final / "record.json")
+            _sync_file_system(metadata_file)
+            metadata_file.rename(final / "record.json")
         else:
             made = build_directory / "made"
             made.mkdir(mode=0o700)
             (build_directory / "root").rename(made / "root")
-            written.rename(made / "record.json")
+            metadata_file.rename(made / "record.json")
             _sync_file_system(made)
             self._replace(final, made, build_directory / "before")
         pointer = build_directory / "current"
@@ -146,10 +146,10 @@ class ImageStore:
         """Take all images away. Raises ProfileNotFoundError, ProfileBusyError: then nothing was taken away."""
         if not self._root.is_dir():
             raise ProfileNotFoundError(f"The profile {self.name} has no image here.")
-        with self._locked(), ExitStack() as held:
+        with self._locked(), ExitStack() as locks:
             images = list(self._images())
             for image in images:
-                if not held.enter_context(_try_lock(image, fcntl.LOCK_EX)):
+                if not locks.enter_context(_try_lock(image, fcntl.LOCK_EX)):
                     raise ProfileBusyError(f"A task uses the image of {self.name}; wait for its end, or cancel it.")
             (self._root / "current").unlink(missing_ok=True)
             _sync_file_system(self._root)
@@ -242,9 +242,9 @@ def _existing_created_at(image: Path) -> datetime | None:
         return None
 
 
-def _is_intact(tree: Path, digest: str) -> bool:
+def _is_intact(rootfs: Path, digest: str) -> bool:
     try:
-        return compute_digest(tree).digest == digest
+        return compute_digest(rootfs).digest == digest
     except OSError:
         return False
 

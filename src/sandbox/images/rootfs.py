@@ -75,10 +75,10 @@ class RootFs:
         Its bytes count again, since whoever reads the whole tree reads them again.
         """
         source = self.find(target)
-        found = None if source is None else os.lstat(source)
-        if source is None or found is None or not stat.S_ISREG(found.st_mode):
+        status = None if source is None else os.lstat(source)
+        if source is None or status is None or not stat.S_ISREG(status.st_mode):
             raise ImageRefusedError(f"The image has a hard link to what is no file of its own: {name[:200]}")
-        self._count_bytes(found.st_size)
+        self._count_bytes(status.st_size)
         path = self._make_vacant(name)
         if not os.path.lexists(source):
             raise ImageRefusedError(f"The image has a hard link to itself: {name[:200]}")
@@ -147,28 +147,28 @@ class RootFs:
 
     def _walk(self, parts: Sequence[str], *, creates_missing: bool) -> str:
         """The host path of a directory; there is no link in it. Raises ImageRefusedError, FileNotFoundError."""
-        ahead, done, links = deque(parts), [str(self.root)], 0
-        while ahead:
-            part = ahead.popleft()
-            if part in {"", "."}:
+        pending, resolved, links = deque(parts), [str(self.root)], 0
+        while pending:
+            build_directory = pending.popleft()
+            if build_directory in {"", "."}:
                 continue
-            if part == "..":
-                done = done[: max(len(done) - 1, 1)]
+            if build_directory == "..":
+                resolved = resolved[: max(len(resolved) - 1, 1)]
                 continue
-            path = "/".join((*done, part))
+            path = "/".join((*resolved, build_directory))
             mode = self._mode_or_create(path, creates_missing=creates_missing)
             if stat.S_ISLNK(mode):
                 links += 1
                 target = os.readlink(path)  # noqa: PTH115
-                done = done[:1] if target.startswith("/") else done
-                ahead.extendleft(reversed(target.split("/")))
+                resolved = resolved[:1] if target.startswith("/") else resolved
+                pending.extendleft(reversed(target.split("/")))
             elif stat.S_ISDIR(mode):
-                done.append(part)
-            if len(done) > IMAGE_DEPTH_MAX:
+                resolved.append(build_directory)
+            if len(resolved) > IMAGE_DEPTH_MAX:
                 raise ImageRefusedError(f"The image has directories more than {IMAGE_DEPTH_MAX} deep.")
             if links > IMAGE_LINKS_MAX or not (stat.S_ISLNK(mode) or stat.S_ISDIR(mode)):
                 raise ImageRefusedError(f"The image has a path through what is no directory: {'/'.join(parts)[:200]}")
-        return "/".join(done)
+        return "/".join(resolved)
 
     def _mode_or_create(self, path: str, *, creates_missing: bool) -> int:
         try:
@@ -216,7 +216,7 @@ def split_path(name: str) -> list[str]:
     """The parts of a path inside; a leading slash means nothing. Raises ImageRefusedError for one that could leave."""
     if "\0" in name or len(os.fsencode(name)) > IMAGE_PATH_BYTES_MAX:
         raise ImageRefusedError(f"The image has a path that is too long or not one at all: {name[:200]!r}")
-    parts = [part for part in name.split("/") if part not in {"", "."}]
+    parts = [build_directory for build_directory in name.split("/") if build_directory not in {"", "."}]
     if any(len(os.fsencode(part)) > _NAME_BYTES_MAX for part in parts):
         raise ImageRefusedError(f"The image has a name that is too long: {name[:200]!r}")
     if ".." in parts:
@@ -225,12 +225,12 @@ def split_path(name: str) -> list[str]:
 
 
 def _chunks(content: BinaryIO, size: int) -> Iterator[bytes]:
-    left = size
-    while left:
-        chunk = content.read(min(left, _CHUNK_BYTES))
+    remaining = size
+    while remaining:
+        chunk = content.read(min(remaining, _CHUNK_BYTES))
         if not chunk:
             raise ImageRefusedError("The image is cut off.")
-        left -= len(chunk)
+        remaining -= len(chunk)
         yield chunk
 
 

@@ -189,10 +189,10 @@ class Recorder:
         Raises IllegalEventError when it cannot happen now, OSError when it cannot be written; nothing changed then.
         """
         event, at = self.transform(event), self._now()
-        moved = advance(self._task, event, seq=self.writer.last_seq + 1, at=at)
-        durable = moved.transition is not None or isinstance(event, _DURABLE_EVENTS)
-        record = self.writer.append(event, moved.transition, at=at, durable=durable)
-        self._task = moved.task
-        for effect in moved.effects:
+        result = advance(self._task, event, seq=self.writer.last_seq + 1, at=at)
+        durable = result.transition is not None or isinstance(event, _DURABLE_EVENTS)
+        record = self.writer.append(event, result.transition, at=at, durable=durable)
+        self._task = result.task
+        for effect in result.effects:
             self.on_effect(effect)
         return record

@@ -76,10 +76,10 @@ def make_fingerprint(secrets: Mapping[str, str]) -> bytes:
 def matches_fingerprint(path: Path, secrets: Mapping[str, str]) -> bool:
     """Whether these are the values that the fingerprint was made of. Raises OSError."""
     try:
-        kept = path.read_bytes()
+        stored = path.read_bytes()
     except FileNotFoundError:
         return False
-    salt, digest = kept[:_SALT_BYTES], kept[_SALT_BYTES:]
+    salt, digest = stored[:_SALT_BYTES], stored[_SALT_BYTES:]
     return hmac.compare_digest(digest, _digest(secrets, salt))
 
 

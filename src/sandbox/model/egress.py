@@ -34,10 +34,10 @@ class EgressRule(msgspec.Struct, frozen=True):
 
     def matches_host(self, host: str) -> bool:
         """Whether it is about this host, at whatever port."""
-        wanted = host.removesuffix(".").lower()
+        normalized = host.removesuffix(".").lower()
         if self.name.startswith("*."):
-            return wanted.endswith(self.name[1:]) and len(wanted) > len(self.name) - 1
-        return wanted == self.name
+            return normalized.endswith(self.name[1:]) and len(normalized) > len(self.name) - 1
+        return normalized == self.name
 
 
 class EgressRules(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -79,8 +79,8 @@ def egress_rules(vm: Vm) -> EgressRules:
 
 def transparent_ports(rules: EgressRules) -> tuple[int, ...]:
     """At which ports the gateway listens for programs that know no proxy: 80, 443 and what the rules name."""
-    asked = {_SSH_PORT} if rules.is_unrestricted else {port for rule in rules.rules for port in rule.ports}
-    further = sorted(asked - _GATEWAY_PORTS - set(DEFAULT_PORTS))
+    requested = {_SSH_PORT} if rules.is_unrestricted else {port for rule in rules.rules for port in rule.ports}
+    further = sorted(requested - _GATEWAY_PORTS - set(DEFAULT_PORTS))
     return (*DEFAULT_PORTS, *further)[:TRANSPARENT_PORTS_MAX]
 
 
@@ -131,8 +131,8 @@ def clone_endpoint(url: str) -> CloneEndpoint | None:
 
 def is_clone_allowed(url: str, allowed: Collection[str]) -> bool:
     """Whether an entry allows the place. An entry without a port stands for the scheme's own port only."""
-    place = clone_endpoint(url)
-    return place is not None and any(_entry_allows(entry, place) for entry in allowed)
+    endpoint = clone_endpoint(url)
+    return endpoint is not None and any(_entry_allows(entry, endpoint) for entry in allowed)
 
 
 def _entry_allows(entry: str, endpoint: CloneEndpoint) -> bool:

@@ -223,8 +223,8 @@ def _usage(task: Task, event: e.Usage) -> _HandlerResult:
 
 
 def _artifact_collected(task: Task, event: e.ArtifactCollected) -> _HandlerResult:
-    known = task.artifacts if isinstance(task.artifacts, Artifacts) else Artifacts(task.artifacts)
-    return {"artifacts": known.with_artifact(event.artifact)}, None, ()
+    artifacts = task.artifacts if isinstance(task.artifacts, Artifacts) else Artifacts(task.artifacts)
+    return {"artifacts": artifacts.with_artifact(event.artifact)}, None, ()
 
 
 def _task_finished(task: Task, _: e.TaskFinished) -> _HandlerResult:

@@ -132,13 +132,13 @@ class Task(msgspec.Struct, frozen=True, omit_defaults=True):
     @property
     def final_progress(self) -> Progress:
         """The counters when nobody counts any more: a runner that died may not have come to its last requests."""
-        told, spent = self.progress, self.spent
+        latest, spent = self.progress, self.spent
         return msgspec.structs.replace(
-            told,
+            latest,
             current_tool=None,
-            input_tokens=max(told.input_tokens, spent.input_tokens),
-            output_tokens=max(told.output_tokens, spent.output_tokens),
-            cost_usd=max(told.cost_usd, spent.usd),
+            input_tokens=max(latest.input_tokens, spent.input_tokens),
+            output_tokens=max(latest.output_tokens, spent.output_tokens),
+            cost_usd=max(latest.cost_usd, spent.usd),
         )
 
     @property

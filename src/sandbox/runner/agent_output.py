@@ -258,7 +258,7 @@ async def redacted_chunks(
         await queue.wait()
         if stream is None:
             yield chunk or b""
-        elif shown := stream.flush_lines() if chunk is None else stream.feed(chunk):
-            yield shown
-    if stream is not None and (rest := stream.flush()):
-        yield rest
+        elif redacted := stream.flush_lines() if chunk is None else stream.feed(chunk):
+            yield redacted
+    if stream is not None and (remaining := stream.flush()):
+        yield remaining

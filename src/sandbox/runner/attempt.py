@@ -200,15 +200,15 @@ class AttemptRunner:
     async def _run_step(self, step: Coroutine[None, None, T], timeout_seconds: float, timeout_failure: Failure) -> T:
         """Run a step until it is done, the attempt is told to end, or its time is over."""
         work = asyncio.ensure_future(step)
-        wish = asyncio.ensure_future(self._stop_signal.requested.wait())
+        stop = asyncio.ensure_future(self._stop_signal.requested.wait())
         try:
-            await asyncio.wait({work, wish}, timeout=timeout_seconds, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({work, stop}, timeout=timeout_seconds, return_when=asyncio.FIRST_COMPLETED)
             if work.done() and not self._stop_signal.requested.is_set():
                 return work.result()
         finally:
-            for task in (work, wish):
+            for task in (work, stop):
                 task.cancel()
-            await asyncio.gather(work, wish, return_exceptions=True)
+            await asyncio.gather(work, stop, return_exceptions=True)
         if not self._stop_signal.requested.is_set():
             raise AttemptError(timeout_failure.code, timeout_failure.message)
         raise AttemptStoppedError
@@ -304,16 +304,16 @@ class AttemptRunner:
             self._attempt.recorder.record(AttemptFailed(failure))
 
     async def _flush_periodically(self) -> None:
-        told = ""
+        logged = ""
         while True:
             await asyncio.sleep(OUTPUT_SYNC_SECONDS)
             try:
                 self._attempt.recorder.flush_pending()
                 await asyncio.to_thread(self._attempt.recorder.sync)
             except OSError as error:
-                if str(error) != told:
+                if str(error) != logged:
                     _log.error("Output could not be flushed: %s; it is tried again.", error)
-                told = str(error)
+                logged = str(error)
 
 
 def _to_failure(error: Exception) -> Failure:

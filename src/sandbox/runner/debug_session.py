@@ -95,11 +95,11 @@ class DebugSession(msgspec.Struct, frozen=True):
 
     async def _wait_until_over(self, sandbox: Sandbox, terminals: TerminalServer) -> None:
         """Until nobody has been there for a moment, the sandbox or the disk's room has ended, or the longest time."""
-        equipment = self.dependencies
-        shortages = ExhaustionDetector(self.vm, equipment.disks, self.files, _log_event)
+        dependencies = self.dependencies
+        shortages = ExhaustionDetector(self.vm, dependencies.disks, self.files, _log_event)
         ended = asyncio.create_task(sandbox.wait())
         deserted = asyncio.create_task(terminals.wait_until_idle(DEBUG_SESSION_IDLE_SECONDS))
-        out_of_room = asyncio.create_task(shortages.watch_disk(equipment.clock))
+        out_of_room = asyncio.create_task(shortages.watch_disk(dependencies.clock))
         past_bounds = asyncio.create_task(shortages.watch_kernel_use(sandbox))
         tasks = (ended, deserted, out_of_room, past_bounds)
         try:

@@ -64,16 +64,16 @@ class TerminalClient:
     async def serve(self, terminal: Terminal, can_type: "asyncio.Event") -> None:
         """Do what the client wishes until it leaves."""
         with contextlib.suppress(OSError, ValueError):
-            while (wished := await read_frame(self._reader, _decoder)) is not None:
-                if isinstance(wished, ResizeFrame):
-                    told = (wished.rows, wished.columns)
-                    self.size = TerminalSize(*(min(max(number, 1), _SIZE_MAX) for number in told))
-                if can_type.is_set() and isinstance(wished, ResizeFrame):
+            while (message := await read_frame(self._reader, _decoder)) is not None:
+                if isinstance(message, ResizeFrame):
+                    size = (message.rows, message.columns)
+                    self.size = TerminalSize(*(min(max(number, 1), _SIZE_MAX) for number in size))
+                if can_type.is_set() and isinstance(message, ResizeFrame):
                     await terminal.resize(self.size)
-                elif can_type.is_set() and isinstance(wished, InputFrame):
+                elif can_type.is_set() and isinstance(message, InputFrame):
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(TERMINAL_INPUT_SECONDS):
-                            await terminal.write(wished.data)
+                            await terminal.write(message.data)
 
 
 class SharedTerminal:
@@ -209,10 +209,10 @@ class TerminalServer:
     async def close_all(self) -> None:
         """Cut everybody off."""
         self.disable()
-        served = tuple(self._connections)
-        for serving in served:
+        connections = tuple(self._connections)
+        for serving in connections:
             serving.cancel()
-        await asyncio.gather(*served, return_exceptions=True)
+        await asyncio.gather(*connections, return_exceptions=True)
 
     async def _serve(self, order: TerminalOrder, client: TerminalClient) -> None:
         with contextlib.suppress(OSError):
@@ -242,13 +242,13 @@ class TerminalServer:
 
     async def _forward_shell(self, terminal: Terminal, client: TerminalClient) -> None:
         """What it shows, no faster than the client takes it, and its end."""
-        telling = asyncio.create_task(self._forward_output(terminal, client))
+        forwarding = asyncio.create_task(self._forward_output(terminal, client))
         try:
             exit_ = await terminal.wait()
-            await asyncio.wait({telling}, timeout=OUTPUT_DRAIN_SECONDS)
+            await asyncio.wait({forwarding}, timeout=OUTPUT_DRAIN_SECONDS)
         finally:
-            telling.cancel()
-            await asyncio.gather(telling, return_exceptions=True)
+            forwarding.cancel()
+            await asyncio.gather(forwarding, return_exceptions=True)
         await client.send_and_drain(EndFrame(exit_.code))
 
     async def _forward_output(self, terminal: Terminal, client: TerminalClient) -> None:

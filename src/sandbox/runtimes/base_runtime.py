@@ -153,9 +153,9 @@ class BaseRuntime:
                 reason = f"The sandbox could not be made: {error}. 'sandbox doctor' tells what to do."
                 raise AttemptError(FailureCode.PROVISION_FAILED, reason) from error
             raise
-        made = self._driver.create_sandbox(handle, spec, group, launch, listeners)
-        self._sandboxes[handle.attempt_id] = made
-        return made
+        sandbox = self._driver.create_sandbox(handle, spec, group, launch, listeners)
+        self._sandboxes[handle.attempt_id] = sandbox
+        return sandbox
 
     @asynccontextmanager
     async def confine(self, handle: SandboxHandle, spec: ConfinementSpec) -> AsyncIterator[ConfinedPrograms]:
@@ -205,9 +205,9 @@ class BaseRuntime:
 
     async def destroy(self, handle: SandboxHandle, disk: Path | None) -> None:
         """End it by its own means where this process made it, by control group, by kernel uid, by marker."""
-        made = self._sandboxes.get(handle.attempt_id)
-        if made is not None:
-            await made.close()
+        sandbox = self._sandboxes.get(handle.attempt_id)
+        if sandbox is not None:
+            await sandbox.close()
         await self._kill_all(handle)
         await self._restore_disk(handle, disk)
         if self._uids is not None:
@@ -269,9 +269,9 @@ class BaseRuntime:
 
     def _kill_processes(self, handle: SandboxHandle, group: ControlGroup) -> Set[int]:
         """KILL its processes; return their ids."""
-        if found := group.process_ids():
+        if pids := group.process_ids():
             group.kill()
-            return found
+            return pids
         uid = _uid_of(handle)
         if uid is not None:
             return self._kill_by_uid(uid, handle.attempt_id)
@@ -282,10 +282,10 @@ class BaseRuntime:
         if self._uids is None or uid not in self._uids:
             return frozenset()
         with self._uids.guard_ownership(uid, attempt_id) as is_ours:
-            found = processes.find_by_uid(uid) if is_ours() else []
-            for pid in found:
+            pids = processes.find_by_uid(uid) if is_ours() else []
+            for pid in pids:
                 processes.send_signal(pid, signal.SIGKILL, lambda one: is_ours() and uid in processes.read_uids(one))
-        return frozenset(found)
+        return frozenset(pids)
 
 
 def _group_of(handle: SandboxHandle) -> ControlGroup:
@@ -303,10 +303,10 @@ def _find_by_marker(marker: str) -> Set[int]:
 
 
 def _kill_by_marker(marker: str) -> Set[int]:
-    found = _find_by_marker(marker)
-    for pid in found:
+    pids = _find_by_marker(marker)
+    for pid in pids:
         processes.send_signal(pid, signal.SIGKILL, lambda one: one in processes.find_by_marker(marker))
-    return found
+    return pids
 
 
 def _assign_sandbox(group: ControlGroup, launcher_pid: int, spec: SandboxSpec, files_uid: int | None) -> None:

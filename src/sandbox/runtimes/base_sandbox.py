@@ -70,13 +70,13 @@ class BaseSandbox(ABC):
         reports, reports_inside = socket.socketpair()
         with reports_inside:
             reader = await self._open_reader(reports)
-            payload = self._build_exec_spec(command, reports_inside.dup().detach())
+            exec_spec = self._build_exec_spec(command, reports_inside.dup().detach())
             try:
-                self._launcher.exec_command(payload.argv, command.stdin, payload.descriptors)
+                self._launcher.exec_command(exec_spec.argv, command.stdin, exec_spec.descriptors)
             except OSError as error:
                 raise AttemptError(FailureCode.SANDBOX_LOST, f"The sandbox is gone: {error.strerror}.") from error
             finally:
-                payload.close()
+                exec_spec.close()
         return reader
 
     async def kill(self) -> None:

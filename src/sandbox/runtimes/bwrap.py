@@ -23,10 +23,10 @@ READ_ONLY_PROC_ARGUMENTS = ("--remount-ro", "/proc")
 """Without it a process could lower its oom_score_adj, which the launcher raised."""
 
 
-def seccomp_arguments(payload: ExecSpec) -> Iterator[str]:
+def seccomp_arguments(exec_spec: ExecSpec) -> Iterator[str]:
     """The filter on system calls."""
     filter_ = seccomp.assemble_filter(os.uname().machine)
-    yield from ("--add-seccomp-fd", payload.add_descriptor(create_memfd("filter", filter_)))
+    yield from ("--add-seccomp-fd", exec_spec.add_descriptor(create_memfd("filter", filter_)))
 
 
 def find_bwrap() -> str | None:

@@ -51,28 +51,28 @@ class ConfinedPrograms:
 
     async def run(self, command: ConfinedCommand) -> int:
         """Its exit code, 128+n after signal n. Raises OSError, AttemptError (provision_failed) for NUL characters."""
-        payload = self._build_exec_spec(command)
+        exec_spec = self._build_exec_spec(command)
         try:
-            low = (command.stdin, command.stdout, command.stderr, *command.descriptors)
-            code = await self._launcher.run_command(payload.argv, low, payload.descriptors)
+            low_fds = (command.stdin, command.stdout, command.stderr, *command.descriptors)
+            code = await self._launcher.run_command(exec_spec.argv, low_fds, exec_spec.descriptors)
         finally:
-            payload.close()
+            exec_spec.close()
         return code if code >= 0 else 128 - code
 
     def _build_exec_spec(self, command: ConfinedCommand) -> ExecSpec:
-        payload = ExecSpec()
+        exec_spec = ExecSpec()
         try:
-            words = list(self._arguments(payload, command))
-            reject_nul([*words, *command.argv])
-            text = "".join(f"{word}\0" for word in words).encode(errors="surrogateescape")
-            number = payload.add_descriptor(launcher_client.create_memfd("arguments", text))
+            arguments = list(self._arguments(exec_spec, command))
+            reject_nul([*arguments, *command.argv])
+            text = "".join(f"{word}\0" for word in arguments).encode(errors="surrogateescape")
+            number = exec_spec.add_descriptor(launcher_client.create_memfd("arguments", text))
         except BaseException:
-            payload.close()
+            exec_spec.close()
             raise
-        payload.argv = [self._program, attempt_marker(self._attempt_id), "--args", number, "--", *command.argv]
-        return payload
+        exec_spec.argv = [self._program, attempt_marker(self._attempt_id), "--args", number, "--", *command.argv]
+        return exec_spec
 
-    def _arguments(self, payload: ExecSpec, command: ConfinedCommand) -> Iterator[str]:
+    def _arguments(self, exec_spec: ExecSpec, command: ConfinedCommand) -> Iterator[str]:
         yield from ("--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try")
         yield from (
             "--disable-userns",
@@ -84,7 +84,7 @@ class ConfinedPrograms:
             self._attempt_id,
         )
         yield from ("--new-session", "--die-with-parent", "--cap-drop", "ALL")
-        yield from bwrap.seccomp_arguments(payload)
+        yield from bwrap.seccomp_arguments(exec_spec)
         yield from self._root_arguments()
         etc = rootfs.etc_files(self._attempt_id)
         files = {**{path: etc[path] for path in IMAGE_FILES}, **command.files}
@@ -93,7 +93,7 @@ class ConfinedPrograms:
                 "--perms",
                 "0444",
                 "--file",
-                payload.add_descriptor(launcher_client.create_memfd("file", content)),
+                exec_spec.add_descriptor(launcher_client.create_memfd("file", content)),
                 path,
             )
         yield from ("--remount-ro", "/", "--chdir", self._path_inside(command.directory), "--clearenv")

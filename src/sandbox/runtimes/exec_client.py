@@ -64,11 +64,11 @@ class ExecTerminal:
 
     async def _wait_for_exit(self) -> ExitStatus:
         """The joiner tells; where it was killed itself, what is left of the command is this process's to collect."""
-        told = await self._process.read_status()
+        status = await self._process.read_status()
         await self._process.wait()
         await wait_readable(self._command_pidfd)
         _reap(self._command_pidfd)
-        kind, _, number = told.partition(b" ")
+        kind, _, number = status.partition(b" ")
         code = int(number) if kind == b"exit" else None
         return ExitStatus(code, was_oom_killed=code != 0 and self._is_out_of_memory())
 
@@ -196,7 +196,7 @@ def start_program(
     return process, control
 
 
-def _join_nul(words: Sequence[str]) -> bytes:
-    if any("\0" in word for word in words):
+def _join_nul(items: Sequence[str]) -> bytes:
+    if any("\0" in word for word in items):
         raise AttemptError(FailureCode.SANDBOX_LOST, "A NUL character cannot be in an argument or the environment.")
-    return "".join(f"{word}\0" for word in words).encode(errors="surrogateescape")
+    return "".join(f"{word}\0" for word in items).encode(errors="surrogateescape")

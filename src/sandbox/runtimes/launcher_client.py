@@ -79,14 +79,14 @@ class LauncherProcess:
         """Have it become `argv`: path, then its arguments from number 0 on. `descriptors` are numbered from
         FIRST_DESCRIPTOR on. Raises OSError."""
         words = _write_argv(argv)
-        given = create_memfd("stdin", stdin)
+        stdin_file = create_memfd("stdin", stdin)
         try:
-            socket.send_fds(self._control, [b"start"], [words, given, *descriptors])
+            socket.send_fds(self._control, [b"start"], [words, stdin_file, *descriptors])
         finally:
             os.close(words)
-            os.close(given)
+            os.close(stdin_file)
 
-    async def run_command(self, argv: Sequence[str], low: Sequence[int], descriptors: Sequence[int]) -> int:
+    async def run_command(self, argv: Sequence[str], low_fds: Sequence[int], descriptors: Sequence[int]) -> int:
         """Have it start `argv`, and stay; gives what that ended with.
 
         low: its descriptors from 0 on, the three standard ones first; the others are numbered as in `execute`.
@@ -99,8 +99,8 @@ class LauncherProcess:
         with status:
             try:
                 with status_inside:
-                    given = [status_inside.fileno(), words, *low, *descriptors]
-                    socket.send_fds(self._control, [b"run %d" % len(low)], given)
+                    passed = [status_inside.fileno(), words, *low_fds, *descriptors]
+                    socket.send_fds(self._control, [b"run %d" % len(low_fds)], passed)
             except (BrokenPipeError, ConnectionResetError) as error:
                 raise ConfinementLostError("the program's confinement is gone") from error
             finally:
@@ -311,7 +311,7 @@ class ExecSpec(msgspec.Struct):
             os.close(self.descriptors.pop())
 
 
-def reject_nul(words: Iterable[str]) -> None:
+def reject_nul(strings: Iterable[str]) -> None:
     """Raises AttemptError (provision_failed) for words that the kernel would cut short."""
-    if any("\0" in word for word in words):
+    if any("\0" in word for word in strings):
         raise AttemptError(FailureCode.PROVISION_FAILED, "A NUL character cannot be in an argument or the environment.")

@@ -141,6 +141,6 @@ async def _run_true(
     if exit_.code != 0:
         gone = "did not end in a sandbox, which was gone before it"
         how = gone if exit_.code is None else f"ended in a sandbox with exit code {exit_.code}"
-        said = (await errors.read(4096)).decode(errors="replace").strip().removesuffix(".")
-        raise SandboxError(f"'true' {how}{': ' if said else ''}{said}.")
+        stderr = (await errors.read(4096)).decode(errors="replace").strip().removesuffix(".")
+        raise SandboxError(f"'true' {how}{': ' if stderr else ''}{stderr}.")
     return limits

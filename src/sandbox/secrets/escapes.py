@@ -205,14 +205,14 @@ _TOKEN_BYTES_MAX = 1200
 def find_escapes(data: bytes) -> Iterator[EscapeToken]:
     """What is written as something else, and invisible characters."""
     escape = _ESCAPE if _is_utf_8(data) else _ESCAPE_OR_LATIN1
-    for found in escape.finditer(data):
-        group = found.lastgroup
-        start, end = found.span()
+    for match in escape.finditer(data):
+        group = match.lastgroup
+        start, end = match.span()
         if group is None:
             yield start, end, b""
         elif group != "name":
-            yield start, end, _DECODERS[group](found[group].decode())
-        elif (resolved := resolve_reference(found[group])) is not None:
+            yield start, end, _DECODERS[group](match[group].decode())
+        elif (resolved := resolve_reference(match[group])) is not None:
             yield start, start + 1 + resolved[0], resolved[1]
 
 

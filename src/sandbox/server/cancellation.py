@@ -50,21 +50,21 @@ class Canceller:
 
     async def _try_cancel(self, tracked: TrackedTask, order: CancelOrder, deadline: float) -> str | None:
         """None to try again."""
-        wish = CancelRequested(order.reason, order.force)
+        cancel_requested = CancelRequested(order.reason, order.force)
         async with self._write_lock(tracked, deadline):
             if tracked.recorder is not None:
-                await asyncio.to_thread(cancel_pending, tracked.recorder, wish)
+                await asyncio.to_thread(cancel_pending, tracked.recorder, cancel_requested)
                 tracked.recorder = None
                 tracked.wake()
                 return _NOT_STARTED_MESSAGE
         if tracked.task.state.is_terminal:
             raise TaskTerminalError(tracked.task)
         if tracked.task.attempt is None:
-            return await self._record_cancel(tracked, wish, deadline)
+            return await self._record_cancel(tracked, cancel_requested, deadline)
         try:
             receipt = await self._runners.cancel(tracked.task.attempt.id, order)
         except RunnerUnreachableError:
-            return await self._record_cancel(tracked, wish, deadline)
+            return await self._record_cancel(tracked, cancel_requested, deadline)
         if receipt.unwritten:
             raise OSError(receipt.message)
         if not receipt.done:

@@ -27,33 +27,33 @@ class EventStream:
 
     async def replay(self, task_id: str, *, after: int) -> AsyncIterator[WireEvent]:
         """What is there now; `end` too if the task is finished."""
-        feed = self._load_tracked(task_id)
-        async for shown in self._replay_range(feed, None, feed.offset, after):
+        tracked = self._load_tracked(task_id)
+        async for shown in self._replay_range(tracked, None, tracked.offset, after):
             yield shown
-        if feed.task.state.is_terminal:
-            yield end_event(feed.task)
+        if tracked.task.state.is_terminal:
+            yield end_event(tracked.task)
 
     async def follow(self, task_id: str, *, after: int | None) -> AsyncIterator[WireEvent]:
         """What is there past `after`, then what comes, then `end`."""
-        feed = self._load_tracked(task_id)
+        tracked = self._load_tracked(task_id)
         if after is None:
-            offset: int | None = feed.offset
-            after = feed.task.last_seq
-            yield current_state_event(feed.snapshot)
+            offset: int | None = tracked.offset
+            after = tracked.task.last_seq
+            yield current_state_event(tracked.snapshot)
         else:
             offset = None
         while True:
-            reached, is_over = feed.offset, feed.task.state.is_terminal
-            async for shown in self._replay_range(feed, offset, reached, after):
+            reached, is_over = tracked.offset, tracked.task.state.is_terminal
+            async for shown in self._replay_range(tracked, offset, reached, after):
                 # A writer takes a record back that it could not flush, and then writes it again.
                 after = max(after, shown["seq"])
                 yield shown
             offset = reached
             if is_over:
-                yield end_event(feed.task)
+                yield end_event(tracked.task)
                 return
-            if feed.offset == reached and not feed.task.state.is_terminal:
-                feed = await self._wait_for_more(feed)
+            if tracked.offset == reached and not tracked.task.state.is_terminal:
+                tracked = await self._wait_for_more(tracked)
 
     async def follow_all(self) -> AsyncIterator[WireEvent]:
         """Live frames of all tasks, from the first step of the iterator on."""
@@ -71,9 +71,9 @@ class EventStream:
         return self._load_tracked(tracked.task.id)
 
     def _load_tracked(self, task_id: str) -> TrackedTask:
-        feed = self._journal_tailer.tracked_tasks.get(task_id)
-        if feed is not None:
-            return feed
+        tracked = self._journal_tailer.tracked_tasks.get(task_id)
+        if tracked is not None:
+            return tracked
         indexed = self._store.load(task_id)
         if indexed is None:
             raise TaskNotFoundError(task_id)

@@ -38,8 +38,8 @@ class HealthCheck:
     @property
     def blocked_reasons(self) -> Sequence[str]:
         """Why no task can run now, whatever room there is; empty when tasks can."""
-        obstacle = self._prober.blocked_reason
-        return self._permanent_reasons if obstacle is None else [obstacle, *self._permanent_reasons]
+        reason = self._prober.blocked_reason
+        return self._permanent_reasons if reason is None else [reason, *self._permanent_reasons]
 
     def run(self) -> Health:
         """The report; `reasons` tells what keeps tasks from being taken or run."""

@@ -70,17 +70,17 @@ class JournalTailer:
 
     async def _tail(self, tracked: TrackedTask) -> None:
         pause = FOLLOW_POLL_SECONDS
-        heard_at = indexed_at = self._clock.monotonic()
+        last_record_at = indexed_at = self._clock.monotonic()
         while not tracked.task.state.is_terminal:
             batch = await self._read_batch(tracked)
             now = self._clock.monotonic()
             if batch.records:
                 due = now - indexed_at >= INDEX_INTERVAL_SECONDS or _needs_indexing(batch)
                 await self._apply(tracked, batch, is_due=due)
-                heard_at, pause = now, FOLLOW_POLL_SECONDS
+                last_record_at, pause = now, FOLLOW_POLL_SECONDS
                 indexed_at = now if due else indexed_at
-            elif now - heard_at >= LOSS_CHECK_SECONDS:
-                heard_at = now
+            elif now - last_record_at >= LOSS_CHECK_SECONDS:
+                last_record_at = now
                 await self._check_writer(tracked)
             # Nobody but the server writes what the server holds, and it stirs the feed when it does.
             await tracked.wait_for_wake(pause if tracked.recorder is None else LOSS_CHECK_SECONDS)

@@ -97,13 +97,13 @@ class Launcher:
         Raises OSError when nothing could be written; the task is still pending then.
         """
         # Before the lock is taken: a wish to cancel does not wait for somebody else's Vault.
-        answer = await self._resolve_cancellably(tracked.task)
+        resolved = await self._resolve_cancellably(tracked.task)
         async with tracked.write_lock:
             recorder = tracked.recorder
             if recorder is None:
                 return
             try:
-                await self._start_pending(recorder, answer)
+                await self._start_pending(recorder, resolved)
             finally:
                 # Also when the end could not be written: a free lock is what a finisher waits for.
                 if recorder.task.state is not TaskState.PENDING:
@@ -190,8 +190,10 @@ class Launcher:
             await asyncio.to_thread(_fail_start, recorder, failure, is_first)
 
     def _next_attempt(self, task: Task) -> AttemptStarted:
-        before = task.attempt
-        resumes = before is not None and before.follow_up is not None and before.transfers_disk(before.follow_up)
+        previous = task.attempt
+        resumes = (
+            previous is not None and previous.follow_up is not None and previous.transfers_disk(previous.follow_up)
+        )
         return AttemptStarted(
             new_attempt_id(),
             self._prober.result.order_template.runtime,
@@ -210,8 +212,8 @@ class Launcher:
         """
         if not tracked.has_been_idle(backoff_seconds(tracked.task), self._clock.monotonic()):
             return
-        if _can_continue(tracked.task) and (obstacle := self._prober.blocked_reason) is not None:
-            tracked.status_message = f"Waiting: {obstacle}"
+        if _can_continue(tracked.task) and (reason := self._prober.blocked_reason) is not None:
+            tracked.status_message = f"Waiting: {reason}"
             return
         if (
             not _can_continue(tracked.task)
@@ -221,7 +223,7 @@ class Launcher:
             tracked.status_message = "Who cleans up after the task died too; another one is tried after a pause."
             return
         # As in `launch`: asked before anything is taken.
-        answer = await self._resolve_secrets(tracked.task)
+        resolved = await self._resolve_secrets(tracked.task)
         # The turn first: a wish to cancel does not wait while this waits for the journals of other tasks.
         async with (
             self._journal_scanner.slot() as turn,
@@ -229,7 +231,7 @@ class Launcher:
             self._locked_recorder(tracked, self._journal_scanner, turn) as recorder,
         ):
             if recorder is not None and not recorder.task.state.is_terminal:
-                await self._recover(recorder, tracked, answer)
+                await self._recover(recorder, tracked, resolved)
 
     @asynccontextmanager
     async def cancel_slot(self, within_seconds: float) -> AsyncIterator[ScanSlot]:
@@ -237,10 +239,10 @@ class Launcher:
 
         Raises UnavailableError where others need theirs for longer.
         """
-        async with AsyncExitStack() as held:
+        async with AsyncExitStack() as stack:
             try:
                 async with asyncio.timeout(within_seconds):
-                    turn = await held.enter_async_context(self._cancel_journal_scanner.slot())
+                    turn = await stack.enter_async_context(self._cancel_journal_scanner.slot())
             except TimeoutError as error:
                 raise UnavailableError(
                     "The server is still cancelling other tasks whose runners died; try again."

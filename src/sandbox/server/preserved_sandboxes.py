@@ -123,8 +123,10 @@ class PreservedSandboxes:
 
     async def _remove_files(self, files: AttemptLayout) -> None:
         """The handle goes last, but for the lock: without that somebody could begin to use what is half removed."""
-        kept = (files.handle, files.debug_session_lock, files.runner_log)
-        paths = [path for path in await asyncio.to_thread(lambda: list(files.root.iterdir())) if path not in kept]
+        removed_last = (files.handle, files.debug_session_lock, files.runner_log)
+        paths = [
+            path for path in await asyncio.to_thread(lambda: list(files.root.iterdir())) if path not in removed_last
+        ]
         await self._remove(paths)
         files.handle.unlink(missing_ok=True)
         files.debug_session_lock.unlink(missing_ok=True)

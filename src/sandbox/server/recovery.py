@@ -30,16 +30,16 @@ def index_journals(
     not what a crash left before a submission was acknowledged. Raises StoreError.
     """
     refused: dict[str, str] = {}
-    found: list[IndexedTask] = []
+    indexed: list[IndexedTask] = []
     for task_id in task_ids:
         try:
-            found += _read_indexed(journals, task_id, is_indexed=task_id in previously_indexed)
+            indexed += _read_indexed(journals, task_id, is_indexed=task_id in previously_indexed)
         except (SandboxError, OSError) as error:
             refused[task_id] = str(error)
-        if len(found) >= _BATCH_SIZE:
-            store.save_all(found)
-            found.clear()
-    store.save_all(found)
+        if len(indexed) >= _BATCH_SIZE:
+            store.save_all(indexed)
+            indexed.clear()
+    store.save_all(indexed)
     return refused
 
 
@@ -67,8 +67,8 @@ def recover(journals: Journals, store: Store, clock: Clock) -> list[TrackedTask]
     for task_id, reason in update_index(journals, store).items():
         _log.error("Task %s cannot be taken into the index: %s", task_id, reason, extra={"task_id": task_id})
         _drop_damaged(store, task_id)
-    feeds = [_track(journals, clock, indexed) for indexed in store.unfinished()]
-    return sorted(feeds, key=lambda feed: feed.recorder is not None)
+    tracked_tasks = [_track(journals, clock, indexed) for indexed in store.unfinished()]
+    return sorted(tracked_tasks, key=lambda feed: feed.recorder is not None)
 
 
 def _drop_damaged(store: Store, task_id: str) -> None:

@@ -36,16 +36,16 @@ class Resources:
 
     def describe_shortfall(self, available: "Resources", qualifier: str = "free") -> list[str]:
         """What is missing in `room`, for people; empty when nothing is."""
-        lacking = []
+        shortfall = []
         if self.cpus > available.cpus:
-            lacking.append(f"{self.cpus} CPUs ({max(available.cpus, 0)} {qualifier})")
-        for name, need, there in (
+            shortfall.append(f"{self.cpus} CPUs ({max(available.cpus, 0)} {qualifier})")
+        for name, need, available_bytes in (
             ("memory", self.memory_bytes, available.memory_bytes),
             ("disk", self.disk_bytes, available.disk_bytes),
         ):
-            if need > there:
-                lacking.append(f"{_format_gib(need)} of {name} ({_format_gib(max(there, 0))} {qualifier})")
-        return lacking
+            if need > available_bytes:
+                shortfall.append(f"{_format_gib(need)} of {name} ({_format_gib(max(available_bytes, 0))} {qualifier})")
+        return shortfall
 
 
 @dataclass(slots=True)
@@ -132,26 +132,28 @@ class Scheduler:
         """Give up the room that was promised, for the place in the line that one had; who has none is left alone."""
         need = self._reservations.pop(task_id, None)
         if need is not None:
-            line = {**self._queue, task_id: _QueuedTask(need, need.fits_in(self.total))}
-            self._queue = {each: line[each] for each in sorted(line, key=lambda each: self._queue_numbers.get(each, 0))}
+            queue = {**self._queue, task_id: _QueuedTask(need, need.fits_in(self.total))}
+            self._queue = {
+                each: queue[each] for each in sorted(queue, key=lambda each: self._queue_numbers.get(each, 0))
+            }
 
     def admit_next(self, memory_available_bytes: int | None = None) -> str | None:
         """Let the oldest in that there is room for and that may pass those before it; gives its id."""
         free = self.free
-        passed: list[_QueuedTask] = []
+        overtaken: list[_QueuedTask] = []
         for task_id, waiting in self._queue.items():
             if not waiting.can_ever_fit:
                 continue
             if waiting.requested.fits_in(free) and not _describe_memory_shortfall(
                 waiting.requested, memory_available_bytes
             ):
-                for each in passed:
+                for each in overtaken:
                     each.overtaken_count += 1
                 self._reservations[task_id] = self._queue.pop(task_id).requested
                 return task_id
             if waiting.overtaken_count >= QUEUE_OVERTAKES_MAX:
                 return None
-            passed.append(waiting)
+            overtaken.append(waiting)
         return None
 
     def blocked_reasons(self, reason: str) -> dict[str, str]:
@@ -160,32 +162,33 @@ class Scheduler:
 
     def pending_reasons(self, memory_available_bytes: int | None = None) -> dict[str, str]:
         """For each task that waits, what it waits for."""
-        free, complaints, place = self.free, {}, 0
+        free, pending_reasons, position = self.free, {}, 0
         for task_id, waiting in self._queue.items():
             if not waiting.can_ever_fit:
-                lacking = " and ".join(waiting.requested.describe_shortfall(self.total, "in all"))
-                complaints[task_id] = f"Waiting for a larger machine: asks for {lacking}; cancel it, or raise capacity"
+                shortfall = " and ".join(waiting.requested.describe_shortfall(self.total, "in all"))
+                pending_reasons[task_id] = (
+                    f"Waiting for a larger machine: asks for {shortfall}; cancel it, or raise capacity"
+                )
                 continue
-            if place == 0:
-                lacks = [
+            if position == 0:
+                shortfall_now = [
                     *waiting.requested.describe_shortfall(free),
                     *_describe_memory_shortfall(waiting.requested, memory_available_bytes),
                 ]
-                complaints[task_id] = f"Waiting for {' and '.join(lacks)}"
+                pending_reasons[task_id] = f"Waiting for {' and '.join(shortfall_now)}"
             else:
-                complaints[task_id] = f"Waiting behind {place} other task{'s' if place > 1 else ''}"
-            place += 1
-        return complaints
+                pending_reasons[task_id] = f"Waiting behind {position} other task{'s' if position > 1 else ''}"
+            position += 1
+        return pending_reasons
 
 
 def _describe_memory_shortfall(requested: Resources, available_bytes: int | None) -> list[str]:
     """What the machine itself could not give now, for people; empty where it could."""
-    wanted = min(requested.memory_bytes, MEMORY_AVAILABLE_BYTES_MIN)
-    if available_bytes is None or wanted <= available_bytes:
+    required_bytes = min(requested.memory_bytes, MEMORY_AVAILABLE_BYTES_MIN)
+    if available_bytes is None or required_bytes <= available_bytes:
         return []
-    return [
-        f"{_format_gib(wanted)} of memory that nobody uses (the machine has {_format_gib(max(available_bytes, 0))})"
-    ]
+    required, available = _format_gib(required_bytes), _format_gib(max(available_bytes, 0))
+    return [f"{required} of memory that nobody uses (the machine has {available})"]
 
 
 def _format_gib(byte_count: int) -> str:

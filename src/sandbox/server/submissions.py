@@ -32,8 +32,8 @@ class SubmissionLog:
         """
         since = self._clock.now() - timedelta(seconds=IDEMPOTENCY_SECONDS)
         indexed = self._store.find_by_idempotency_key(idempotency.key, since)
-        known = [*unfinished, indexed.task] if indexed is not None else unfinished
-        for task in known:
+        candidates = [*unfinished, indexed.task] if indexed is not None else unfinished
+        for task in candidates:
             if task.idempotency is None or task.idempotency.key != idempotency.key or task.created_at < since:
                 continue
             if task.idempotency.body_sha256 != idempotency.body_sha256:

@@ -111,8 +111,8 @@ class TaskService:
 
     def track(self, *tracked_tasks: TrackedTask, submission: Record | None = None) -> None:
         """Follow tasks that are in journal and store; those that have not begun wait for room."""
-        for feed in tracked_tasks:
-            self._track_one(feed, submission)
+        for tracked in tracked_tasks:
+            self._track_one(tracked, submission)
         self._schedule()
 
     def _track_one(self, tracked: TrackedTask, submission: Record | None) -> None:
@@ -131,10 +131,10 @@ class TaskService:
             self._next_scheduling.cancel()
         await self._wait_for_launches()
         await self.dependencies.journal_tailer.close()
-        for feed in self.dependencies.journal_tailer.tracked_tasks.values():
-            if feed.recorder is not None:
+        for tracked in self.dependencies.journal_tailer.tracked_tasks.values():
+            if tracked.recorder is not None:
                 with contextlib.suppress(OSError):
-                    feed.recorder.writer.close()
+                    tracked.recorder.writer.close()
         await asyncio.to_thread(self.dependencies.store.close)
 
     async def _wait_for_launches(self) -> None:
@@ -148,20 +148,20 @@ class TaskService:
         """See `Tasks.find_submission`."""
         if self._closing.is_set():
             raise UnavailableError(_SHUTTING_DOWN_MESSAGE)
-        living = [feed.task for feed in self.dependencies.journal_tailer.tracked_tasks.values()]
+        unfinished = [tracked.task for tracked in self.dependencies.journal_tailer.tracked_tasks.values()]
         try:
-            before = await asyncio.to_thread(self.dependencies.submissions.find, idempotency, living)
+            previous = await asyncio.to_thread(self.dependencies.submissions.find, idempotency, unfinished)
         except StoreError as error:
             raise UnavailableError(error.message) from error
-        return None if before is None else Submission(before, is_replayed=True)
+        return None if previous is None else Submission(previous, is_replayed=True)
 
     async def submit(self, manifest: Manifest, idempotency: Idempotency | None = None) -> Submission:
         """See `Tasks.submit`."""
         if idempotency is None:
             return Submission(await self._accept(manifest, None))
         async with self._idempotency_locks.lock_for(idempotency.key):
-            before = await self.find_submission(idempotency)
-            return before or Submission(await self._accept(manifest, idempotency))
+            previous = await self.find_submission(idempotency)
+            return previous or Submission(await self._accept(manifest, idempotency))
 
     async def check_admission(self, manifest: Manifest) -> None:
         """See `Tasks.check`."""
@@ -176,18 +176,18 @@ class TaskService:
         metadata = dataclasses.replace(manifest.metadata, id=task_id)
         named = dataclasses.replace(manifest, metadata=metadata)
         try:
-            feed, submission = await asyncio.to_thread(self.dependencies.submissions.add, named, idempotency)
+            tracked, submission = await asyncio.to_thread(self.dependencies.submissions.add, named, idempotency)
         except (OSError, StoreError) as error:
             raise UnavailableError(f"The task could not be written down: {error}; submit it again.") from error
-        submitted = feed.task
+        submitted = tracked.task
         _log.info("Task %s was accepted", submitted.id, extra={"task_id": submitted.id, "state": submitted.state})
-        self.track(feed, submission=submission)
+        self.track(tracked, submission=submission)
         return submitted
 
     async def status(self, task_id: str) -> Task:
         """See `Tasks.status`."""
-        feed = self.dependencies.journal_tailer.tracked_tasks.get(task_id)
-        return feed.snapshot if feed is not None else await self._load(task_id)
+        tracked = self.dependencies.journal_tailer.tracked_tasks.get(task_id)
+        return tracked.snapshot if tracked is not None else await self._load(task_id)
 
     async def query(self, query: TaskQuery) -> TaskPage:
         """See `Tasks.query`."""
@@ -196,8 +196,8 @@ class TaskService:
 
     def _with_status_message(self, task: Task) -> Task:
         """What a task waits for is told by its feed, which the index does not know."""
-        feed = self.dependencies.journal_tailer.tracked_tasks.get(task.id)
-        return feed.with_status_message(task) if feed is not None else task
+        tracked = self.dependencies.journal_tailer.tracked_tasks.get(task.id)
+        return tracked.with_status_message(task) if tracked is not None else task
 
     async def release(self, task_id: str) -> None:
         """See `Tasks.release`."""
@@ -235,24 +235,24 @@ class TaskService:
     async def wait(self, task_id: str, timeout_seconds: float) -> Task:
         """See `Tasks.wait`."""
         deadline = self.dependencies.clock.monotonic() + timeout_seconds
-        feed = self.dependencies.journal_tailer.tracked_tasks.get(task_id)
-        if feed is None:
+        tracked = self.dependencies.journal_tailer.tracked_tasks.get(task_id)
+        if tracked is None:
             return await self._load(task_id)
-        while not feed.task.state.is_terminal and (left := deadline - self.dependencies.clock.monotonic()) > 0:
-            await feed.wait_for_change(left)
-        return feed.snapshot
+        while not tracked.task.state.is_terminal and (left := deadline - self.dependencies.clock.monotonic()) > 0:
+            await tracked.wait_for_change(left)
+        return tracked.snapshot
 
     async def cancel(self, task_id: str, *, reason: str, force: bool) -> Cancellation:
         """See `Tasks.cancel`."""
-        feed = self.dependencies.journal_tailer.tracked_tasks.get(task_id)
-        before = feed.task if feed is not None else await self._load(task_id)
-        if before.state.is_terminal:
-            raise TaskTerminalError(before)
-        feed = feed or self.dependencies.journal_tailer.tracked_tasks.get(task_id)
-        if feed is None:
+        tracked = self.dependencies.journal_tailer.tracked_tasks.get(task_id)
+        previous = tracked.task if tracked is not None else await self._load(task_id)
+        if previous.state.is_terminal:
+            raise TaskTerminalError(previous)
+        tracked = tracked or self.dependencies.journal_tailer.tracked_tasks.get(task_id)
+        if tracked is None:
             raise UnavailableError(f"Task {task_id} is being accepted at this moment; try again.")
-        message = await self._canceller.cancel(feed, CancelOrder(reason, force))
-        return Cancellation(before, self.dependencies.clock.now(), message)
+        message = await self._canceller.cancel(tracked, CancelOrder(reason, force))
+        return Cancellation(previous, self.dependencies.clock.now(), message)
 
     def replay(self, task_id: str, *, after: int = 0) -> AsyncIterator[WireEvent]:
         """See `Tasks.frames`."""
@@ -290,7 +290,7 @@ class TaskService:
         """See `Tasks.draining`."""
         waiting = self.dependencies.scheduler.queued_count
         unfinished = sum(
-            not feed.task.state.is_terminal for feed in self.dependencies.journal_tailer.tracked_tasks.values()
+            not tracked.task.state.is_terminal for tracked in self.dependencies.journal_tailer.tracked_tasks.values()
         )
         return DrainStatus(self.dependencies.drain.since, max(unfinished - waiting, 0), waiting)
 
@@ -337,12 +337,12 @@ class TaskService:
         self._next_scheduling = asyncio.get_running_loop().call_later(
             MEMORY_CHECK_SECONDS, self._schedule, context=Context()
         )
-        if (obstacle := self._blocked_reason()) is None:
-            complaints = self._launch_admitted()
+        if (reason := self._blocked_reason()) is None:
+            pending_reasons = self._launch_admitted()
         else:
-            complaints = self.dependencies.scheduler.blocked_reasons(obstacle)
-        for task_id, complaint in complaints.items():
-            self.dependencies.journal_tailer.tracked_tasks[task_id].status_message = complaint
+            pending_reasons = self.dependencies.scheduler.blocked_reasons(reason)
+        for task_id, reason in pending_reasons.items():
+            self.dependencies.journal_tailer.tracked_tasks[task_id].status_message = reason
 
     def _blocked_reason(self) -> str | None:
         """What keeps all waiting tasks from beginning, however much room was promised to them."""
@@ -363,9 +363,9 @@ class TaskService:
         """Gives what those wait for that there is no room for."""
         available_bytes = self._memory_available_bytes()
         while (task_id := self.dependencies.scheduler.admit_next(available_bytes)) is not None:
-            feed = self.dependencies.journal_tailer.tracked_tasks[task_id]
-            feed.status_message = ""
-            launch = asyncio.create_task(self._launch(feed), name=f"launch {task_id}")
+            tracked = self.dependencies.journal_tailer.tracked_tasks[task_id]
+            tracked.status_message = ""
+            launch = asyncio.create_task(self._launch(tracked), name=f"launch {task_id}")
             self._launches.add(launch)
             launch.add_done_callback(self._launches.discard)
             if available_bytes is not None:
@@ -377,11 +377,11 @@ class TaskService:
         available_bytes = self.dependencies.read_memory_available_bytes()
         if available_bytes is None:
             return None
-        feeds = self.dependencies.journal_tailer.tracked_tasks.values()
+        tracked_tasks = self.dependencies.journal_tailer.tracked_tasks.values()
         starting = [
-            feed
-            for feed in feeds
-            if feed.task.state in _STARTING and self.dependencies.scheduler.has_reservation(feed.task.id)
+            tracked
+            for tracked in tracked_tasks
+            if tracked.task.state in _STARTING and self.dependencies.scheduler.has_reservation(tracked.task.id)
         ]
         return available_bytes - len(starting) * MEMORY_AVAILABLE_BYTES_MIN
 

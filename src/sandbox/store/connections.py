@@ -22,8 +22,8 @@ def is_disk_full(error: sqlite3.Error | OSError, database: Path) -> bool:
     if code not in {sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN}:
         return code == sqlite3.SQLITE_FULL
     with suppress(OSError):
-        there = os.statvfs(database.parent)
-        return there.f_bavail * there.f_frsize < _FREE_BYTES_MIN
+        filesystem = os.statvfs(database.parent)
+        return filesystem.f_bavail * filesystem.f_frsize < _FREE_BYTES_MIN
     return False
 
 

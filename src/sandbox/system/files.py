@@ -38,8 +38,8 @@ def _grant_read_access(name: str | bytes | Path, directory: int | None) -> None:
         status = os.fstat(node)
         if stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode):
             # A descriptor without rights to read takes no fchmod; its /proc name does, and is no other file's.
-            wanted = stat.S_IRWXU if stat.S_ISDIR(status.st_mode) else stat.S_IRUSR
-            Path(f"/proc/self/fd/{node}").chmod(stat.S_IMODE(status.st_mode) | wanted)
+            needed_mode = stat.S_IRWXU if stat.S_ISDIR(status.st_mode) else stat.S_IRUSR
+            Path(f"/proc/self/fd/{node}").chmod(stat.S_IMODE(status.st_mode) | needed_mode)
     finally:
         os.close(node)
 

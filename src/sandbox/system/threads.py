@@ -18,11 +18,11 @@ async def run_in_daemon_thread(work: Callable[[], T], on_exit: Callable[[], None
     the machine has no more threads.
     """
     loop = asyncio.get_running_loop()
-    answered = asyncio.Event()
+    finished = asyncio.Event()
     done: concurrent.futures.Future[T] = concurrent.futures.Future()
 
     def end() -> None:
-        answered.set()
+        finished.set()
         on_exit()
 
     def run() -> None:
@@ -38,5 +38,5 @@ async def run_in_daemon_thread(work: Callable[[], T], on_exit: Callable[[], None
     except RuntimeError as error:
         on_exit()
         raise OSError(errno.EAGAIN, "The machine has no more threads") from error
-    await answered.wait()
+    await finished.wait()
     return done.result()

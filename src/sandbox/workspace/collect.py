@@ -130,28 +130,28 @@ class GlobSet:
 
     def advance(self, state: GlobState, name: str) -> GlobState:
         """The state inside a directory; when it is empty, nothing below can match."""
-        moved = set()
-        for number, place in state:
-            if place == len(self._patterns[number]):
+        advanced = set()
+        for number, index in state:
+            if index == len(self._patterns[number]):
                 continue
-            part = self._patterns[number][place]
+            part = self._patterns[number][index]
             if part is None and not name.startswith("."):
-                moved.add((number, place))
+                advanced.add((number, index))
             elif part is not None and part.match(name):
-                moved.add((number, place + 1))
-        return self._epsilon_closure(moved)
+                advanced.add((number, index + 1))
+        return self._epsilon_closure(advanced)
 
     def is_match(self, state: GlobState) -> bool:
         """Whether a file that was entered as a directory would be is at the end of a pattern."""
-        return any(place == len(self._patterns[number]) for number, place in state)
+        return any(index == len(self._patterns[number]) for number, index in state)
 
     def _epsilon_closure(self, state: set[tuple[int, int]]) -> GlobState:
         """With the places behind each `**`, which may stand for no part at all."""
         closed = set(state)
-        for number, place in state:
+        for number, index in state:
             parts = self._patterns[number]
-            behind = next((at for at in range(place, len(parts)) if parts[at] is not None), len(parts))
-            closed.update((number, at) for at in range(place, behind + 1))
+            behind = next((at for at in range(index, len(parts)) if parts[at] is not None), len(parts))
+            closed.update((number, at) for at in range(index, behind + 1))
         return frozenset(closed)
 
 
@@ -182,14 +182,14 @@ async def collect(
     """As in the contract, in the order of the paths. Raises AttemptError when `target` is not writable."""
     names = ArtifactNames(taken_names)
     bytes_left = ARTIFACT_BYTES_MAX
-    found, left_out = await run_in_thread(lambda stop: _find_matches(workspace, patterns, stop))
-    for path in found:
-        taken = await run_in_thread(partial(_collect_file, workspace, path, target, names, bytes_left))
-        if isinstance(taken, Artifact):
-            bytes_left -= taken.size_bytes
-        yield taken
-    for problem in left_out:
-        yield problem
+    result, left_out = await run_in_thread(lambda stop: _find_matches(workspace, patterns, stop))
+    for path in result:
+        collected = await run_in_thread(partial(_collect_file, workspace, path, target, names, bytes_left))
+        if isinstance(collected, Artifact):
+            bytes_left -= collected.size_bytes
+        yield collected
+    for reason in left_out:
+        yield reason
 
 
 def _find_matches(workspace: Path, patterns: Sequence[str], stop: StopFlag) -> tuple[list[bytes], list[SkippedFile]]:
@@ -203,13 +203,13 @@ def _find_matches(workspace: Path, patterns: Sequence[str], stop: StopFlag) -> t
         search.skipped.append(SkippedFile(".", reason))
     except OSError as error:
         search.skipped.append(SkippedFile(".", f"the workspace could not be read: {error.strerror or error}"))
-    found = sorted(search.matches)
-    if len(found) > ARTIFACTS_MAX:
-        more = len(found) - ARTIFACTS_MAX
+    result = sorted(search.matches)
+    if len(result) > ARTIFACTS_MAX:
+        more = len(result) - ARTIFACTS_MAX
         search.skipped.append(
-            SkippedFile(printable_path(found[ARTIFACTS_MAX]), f"and {more - 1} more: over {ARTIFACTS_MAX} files")
+            SkippedFile(printable_path(result[ARTIFACTS_MAX]), f"and {more - 1} more: over {ARTIFACTS_MAX} files")
         )
-    return found[:ARTIFACTS_MAX], search.skipped
+    return result[:ARTIFACTS_MAX], search.skipped
 
 
 class _MatchSearch:
@@ -290,8 +290,8 @@ def _store(chunks: Iterable[bytes], target: Path, name: str) -> str:
     except UnreadableError:
         raise
     except OSError as error:
-        problem = f"The artifact {name} could not be stored: {error.strerror or error}."
-        raise AttemptError(FailureCode.COLLECT_FAILED, problem) from error
+        reason = f"The artifact {name} could not be stored: {error.strerror or error}."
+        raise AttemptError(FailureCode.COLLECT_FAILED, reason) from error
     finally:
         with suppress(OSError):
             part.unlink()

@@ -103,7 +103,7 @@ class RootedFiles:
 
     def entries(self, path: bytes) -> list[Entry]:
         """What is in the directory, by name. Raises TooManyEntriesError over all calls together."""
-        found = []
+        result = []
         prefix = path + b"/" if path else b""
         with self.open_directory(path) as directory, os.scandir(directory) as listing:
             for item in listing:
@@ -114,8 +114,8 @@ class RootedFiles:
                     raise TooManyEntriesError(f"more than {ENTRIES_MAX} files")
                 if self._path_bytes > PATHS_BYTES_MAX:
                     raise TooManyEntriesError(f"files with more than {PATHS_BYTES_MAX // 1024**2} MiB of paths")
-                found.append(Entry(prefix + name, item.stat(follow_symlinks=False).st_mode))
-        return sorted(found, key=lambda entry: entry.path)
+                result.append(Entry(prefix + name, item.stat(follow_symlinks=False).st_mode))
+        return sorted(result, key=lambda entry: entry.path)
 
     @contextmanager
     def open_file(self, path: bytes) -> Iterator[tuple[int, int]]:

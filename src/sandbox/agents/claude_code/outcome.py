@@ -50,18 +50,18 @@ def determine_session_failure(exit_: ExitStatus) -> Failure | None:
 
 def _describe_error_result(result: dict[str, Any]) -> str:
     """Why a result says `is_error`."""
-    said = _error_text(result)
+    text = _error_text(result)
     match result.get("terminal_reason"), result.get("stop_reason"):
         case "max_turns", _:
-            return f"Claude Code did not finish within its turns ({said}); raise claude.max_turns."
+            return f"Claude Code did not finish within its turns ({text}); raise claude.max_turns."
         case "aborted_tools" | "aborted_streaming", _:
             return "Claude Code was interrupted before it had finished; submit the task again."
         case _, "refusal":
-            return f"The model refused: {said.rstrip('.')}; change claude.prompt."
+            return f"The model refused: {text.rstrip('.')}; change claude.prompt."
         case "api_error", _:
-            return _api_error_message(result.get("api_error_status"), said)
+            return _api_error_message(result.get("api_error_status"), text)
         case _:
-            return f"Claude Code ended with an error: {said}"
+            return f"Claude Code ended with an error: {text}"
 
 
 def _api_error_message(status: Any, error_text: str) -> str:
@@ -84,9 +84,9 @@ def _error_text(result: dict[str, Any]) -> str:
 
 
 def _exit_message(code: int, result: dict[str, Any] | None, stderr_tail: bytes) -> str:
-    said = _last_stderr_line(stderr_tail)
-    if said:
-        return f"{_describe_exit(code)}; its last words were: {said}"
+    stderr_line = _last_stderr_line(stderr_tail)
+    if stderr_line:
+        return f"{_describe_exit(code)}; its last words were: {stderr_line}"
     return f"{_describe_exit(code)} {_NO_RESULT_MESSAGE if result is None else _AFTER_RESULT_MESSAGE}"
 
 

@@ -78,9 +78,9 @@ class ClaudeOutputParser:
         if self._is_initialized:
             return
         self._is_initialized = True
-        told = read_init(line)
-        servers = {sanitize(server.name): sanitize(server.status) for server in told.mcp_servers}
-        yield AgentReady(frozenset(map(sanitize, told.tools)), servers)
+        init = read_init(line)
+        servers = {sanitize(server.name): sanitize(server.status) for server in init.mcp_servers}
+        yield AgentReady(frozenset(map(sanitize, init.tools)), servers)
 
     def _handle_assistant_message(self, event: StreamEvent) -> Iterator[AgentEvent]:
         message = read_message(event)

@@ -52,9 +52,11 @@ def _matches_any_tool(
 
 def _may_match_redacted(tool: str, pattern: str) -> bool:
     """Whether a tool in whose name a secret's value stood may match: what is before it and before the `*` agrees."""
-    told, mark, _ = tool.partition("[REDACTED:")
-    wanted, star, _ = pattern.partition("*")
-    return bool(mark and star) and (told.startswith(wanted) or wanted.startswith(told))
+    visible_prefix, mark, _ = tool.partition("[REDACTED:")
+    pattern_prefix, star, _ = pattern.partition("*")
+    return bool(mark and star) and (
+        visible_prefix.startswith(pattern_prefix) or pattern_prefix.startswith(visible_prefix)
+    )
 
 
 def _server_name_in_tools(server: str) -> str:

@@ -186,12 +186,12 @@ class Authenticator:
 
     def authenticate(self, connection: HTTPConnection) -> Caller | Denied:
         """Let a request in or not."""
-        proof = extract_credentials(connection)
-        principal = self._find_principal(proof)
+        credentials = extract_credentials(connection)
+        principal = self._find_principal(credentials)
         asks_for_tokens = self._requires_token()
         # Before it is counted: what pages of other sites send must not use up what the operator may ask.
-        if refused := self._deny_cross_site(connection, proof, requires_token=asks_for_tokens):
-            return refused
+        if denied := self._deny_cross_site(connection, credentials, requires_token=asks_for_tokens):
+            return denied
         client = f"token {principal.id}" if principal else client_key(connection.client and connection.client.host)
         if wait_seconds := self._rate_limiter.acquire(client):
             return _rate_limited(wait_seconds, principal)
@@ -200,7 +200,9 @@ class Authenticator:
         if not asks_for_tokens:
             return Caller(LOCAL_OPERATOR)
         return _authorize(
-            connection, Caller(principal, proof if principal else None), has_invalid_credentials=proof is not None
+            connection,
+            Caller(principal, credentials if principal else None),
+            has_invalid_credentials=credentials is not None,
         )
 
     @contextmanager

@@ -188,10 +188,10 @@ class WebSocketProtocol(_BackpressureMixin, WebSocketsSansIOProtocol):
 
 
 def _bad_request_response(cause: str, client: tuple[str, int | None] | None) -> Response:
-    asked = HTTPConnection({"type": "http", "path": "", "headers": []})
-    told = {"status": 400, "client": client and client[0], "request_id": get_request_id(asked)}
-    _log.info("Refused what is no HTTP", extra=told)
-    return problem_response(asked, 400, "bad_request", f"{_BAD_REQUEST} {cause}", headers=_BAD_REQUEST_HEADERS)
+    connection = HTTPConnection({"type": "http", "path": "", "headers": []})
+    fields = {"status": 400, "client": client and client[0], "request_id": get_request_id(connection)}
+    _log.info("Refused what is no HTTP", extra=fields)
+    return problem_response(connection, 400, "bad_request", f"{_BAD_REQUEST} {cause}", headers=_BAD_REQUEST_HEADERS)
 
 
 def _bad_handshake_response(client: tuple[str, int | None] | None) -> bytes:

@@ -39,18 +39,18 @@ async def serve(
     on_started: Callable[[], None] = lambda: None,
 ) -> None:
     """Serve until `shutting_down` is set, then end streams, answers and sockets. `on_started` once both answer."""
-    doors = [_UvicornServer(app), _UvicornServer(stream_app)]
+    servers = [_UvicornServer(app), _UvicornServer(stream_app)]
     try:
         async with asyncio.TaskGroup() as group:
-            for door, bound in zip(doors, (sockets, stream_sockets), strict=True):
-                group.create_task(door.serve(sockets=list(bound)))
-            group.create_task(_notify_started(doors, on_started))
+            for server, bound in zip(servers, (sockets, stream_sockets), strict=True):
+                group.create_task(server.serve(sockets=list(bound)))
+            group.create_task(_notify_started(servers, on_started))
             await shutting_down.wait()
-            for door in doors:
-                door.should_exit = True
+            for server in servers:
+                server.should_exit = True
     finally:
-        for door in doors:
-            door.abort_connections()
+        for server in servers:
+            server.abort_connections()
         for bound_socket in (*sockets, *stream_sockets):
             bound_socket.close()
 
@@ -111,8 +111,8 @@ class _UvicornServer(uvicorn.Server):
 
 
 async def _notify_started(doors: Sequence[_UvicornServer], on_started: Callable[[], None]) -> None:
-    for door in doors:
-        await door.listening.wait()
+    for server in doors:
+        await server.listening.wait()
     on_started()
 
 

@@ -42,18 +42,18 @@ class AuthenticationMiddleware:
             await self._app(scope, receive, send)
             return
         connection = HTTPConnection(scope)
-        found = self._authenticator.authenticate(connection)
+        result = self._authenticator.authenticate(connection)
         # Not only where there is one: the context may be that of an earlier request on this connection.
-        TOKEN_ID.set((found.principal.id or None) if found.principal is not None else None)
-        if isinstance(found, Denied):
-            await _denied_response(connection, found)(scope, receive, send)
+        TOKEN_ID.set((result.principal.id or None) if result.principal is not None else None)
+        if isinstance(result, Denied):
+            await _denied_response(connection, result)(scope, receive, send)
             return
-        scope.setdefault("state", {})["visitor"] = found
-        fair_share.use(self._authenticator.share_of(found))
+        scope.setdefault("state", {})["visitor"] = result
+        fair_share.use(self._authenticator.share_of(result))
         if scope.get("subprotocols"):
             scope, send = _with_subprotocol(scope, send)
-        with suppress(CredentialsRevokedError), self._authenticator.answering(found):
-            await self._app(scope, *self._with_rechecks(found, scope["type"], receive, _in_turn(send)))
+        with suppress(CredentialsRevokedError), self._authenticator.answering(result):
+            await self._app(scope, *self._with_rechecks(result, scope["type"], receive, _in_turn(send)))
 
     def _with_rechecks(self, caller: Caller, kind: str, receive: Receive, send: Send) -> tuple[Receive, Send]:
         """Pass on as long as the visitor is known; then break off as if the client had gone."""
@@ -124,9 +124,9 @@ def accepts_html(connection: HTTPConnection) -> bool:
 
 def get_caller(connection: HTTPConnection) -> Caller:
     """Who came in with this request."""
-    visitor = connection.scope["state"]["visitor"]
-    assert isinstance(visitor, Caller)
-    return visitor
+    caller = connection.scope["state"]["visitor"]
+    assert isinstance(caller, Caller)
+    return caller
 
 
 def _with_subprotocol(scope: Scope, send: Send) -> tuple[Scope, Send]:

@@ -66,9 +66,9 @@ class ServerMetrics:
 
     def record_response(self, route: str, method: str, status: int, seconds: float) -> None:
         """A request has begun to be answered, `seconds` after it came. route: the template, not the address."""
-        shown = method if method in _KNOWN_METHODS else "other"
-        self._requests.labels(route, shown, status).inc()
-        self._response_seconds.labels(route, shown).observe(seconds)
+        known_method = method if method in _KNOWN_METHODS else "other"
+        self._requests.labels(route, known_method, status).inc()
+        self._response_seconds.labels(route, known_method).observe(seconds)
 
     def track_stream(self, kind: Literal["logs", "websocket"]) -> AbstractContextManager[object]:
         """Within it one more follower is counted."""

@@ -19,9 +19,9 @@ _START_MESSAGES = {"http.response.start", "websocket.accept", "websocket.http.re
 
 def get_request_id(connection: HTTPConnection) -> str:
     """The id that the client gave this request, or the one made for it."""
-    found: str = connection.scope.setdefault("state", {}).get("request_id") or uuid.uuid4().hex
-    connection.scope["state"]["request_id"] = found
-    return found
+    identity: str = connection.scope.setdefault("state", {}).get("request_id") or uuid.uuid4().hex
+    connection.scope["state"]["request_id"] = identity
+    return identity
 
 
 def is_head_request(scope: Scope) -> bool:
@@ -40,10 +40,10 @@ class ResponseHeadersMiddleware:
         if scope["type"] not in {"http", "websocket"}:
             await self._app(scope, receive, send)
             return
-        given = Headers(scope=scope).get("x-request-id", "")
+        request_id_header = Headers(scope=scope).get("x-request-id", "")
         state = scope.setdefault("state", {})
-        if _REQUEST_ID.fullmatch(given):
-            state["request_id"] = given
+        if _REQUEST_ID.fullmatch(request_id_header):
+            state["request_id"] = request_id_header
         identity = get_request_id(HTTPConnection(scope))
         # Never taken back: a server gives each request a context of its own, and logs there what went wrong.
         REQUEST_ID.set(identity)

@@ -96,8 +96,8 @@ async def download_artifact(request: Request, context: ContextDep, task_id: path
     stored = await context.tasks.artifact(task_id, name)
     if stored.artifact.contains_secret and not get_caller(request).is_operator:
         raise SecretArtifactError(stored.artifact.name)
-    found = await asyncio.to_thread(_stat_regular_file, stored.file)
-    if found is None:
+    stat_result = await asyncio.to_thread(_stat_regular_file, stored.file)
+    if stat_result is None:
         raise ArtifactNotFoundError(task_id, name)
     etag = f'"{stored.artifact.checksum}"'
     headers = {"etag": etag, "cache-control": "private, no-cache", "content-security-policy": _CONTENT_SECURITY_POLICY}
@@ -108,16 +108,16 @@ async def download_artifact(request: Request, context: ContextDep, task_id: path
         "content-disposition": content_disposition(stored.artifact.name),
         "x-checksum-sha256": stored.artifact.checksum.removeprefix("sha256:"),
     }
-    byte_range = parse_range(request.headers, etag, found.st_size)
-    return _ArtifactResponse(stored.file, headers, found, byte_range)
+    byte_range = parse_range(request.headers, etag, stat_result.st_size)
+    return _ArtifactResponse(stored.file, headers, stat_result, byte_range)
 
 
 def _stat_regular_file(file: Path) -> os.stat_result | None:
     try:
-        found = file.lstat()
+        stat_result = file.lstat()
     except FileNotFoundError:
         return None
-    return found if stat.S_ISREG(found.st_mode) else None
+    return stat_result if stat.S_ISREG(stat_result.st_mode) else None
 
 
 def _etags(request: Request, name: str) -> set[str]:
@@ -172,8 +172,8 @@ class _ArtifactResponse(FileResponse):
         self._byte_range = byte_range
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        kept = [(name, value) for name, value in scope["headers"] if name not in {b"range", b"if-range"}]
+        headers = [(name, value) for name, value in scope["headers"] if name not in {b"range", b"if-range"}]
         if self._byte_range is not None:
-            kept.append((b"range", self._byte_range.encode()))
+            headers.append((b"range", self._byte_range.encode()))
         method = "HEAD" if is_head_request(scope) else scope["method"]
-        await super().__call__({**scope, "headers": kept, "method": method}, receive, send)
+        await super().__call__({**scope, "headers": headers, "method": method}, receive, send)

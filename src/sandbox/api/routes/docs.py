@@ -97,7 +97,7 @@ async def read_asset(name: str) -> Response:
 
 def _asset_directory() -> Path:
     """Where fastapi-offline has brought Swagger UI; the package itself is never run."""
-    found = find_spec("fastapi_offline")
-    if found is None or not found.submodule_search_locations:
+    spec = find_spec("fastapi_offline")
+    if spec is None or not spec.submodule_search_locations:
         raise HTTPException(404)
-    return Path(found.submodule_search_locations[0]) / "static"
+    return Path(spec.submodule_search_locations[0]) / "static"

@@ -19,11 +19,11 @@ def add_session_routes(app: FastAPI) -> None:
 
 async def open_session(request: Request, context: ContextDep) -> JsonResponse:
     """Begin a session: the token of this request is good for a cookie. Without tokens there is nothing to prove."""
-    visitor = get_caller(request)
-    assert visitor.principal is not None
-    principal = visitor.principal
+    caller = get_caller(request)
+    assert caller.principal is not None
+    principal = caller.principal
     answer = JsonResponse({"role": principal.role, "name": principal.name})
-    if visitor.credentials is not None and visitor.credentials.kind == "token":
+    if caller.credentials is not None and caller.credentials.kind == "token":
         answer.set_cookie(
             SESSION_COOKIE,
             context.authenticator.sessions.open(principal.id),

@@ -67,15 +67,15 @@ def add_list_routes(app: FastAPI) -> None:
 
 async def list_tasks(request: Request, context: ContextDep, query: Annotated[ListQuery, Query()]) -> JsonResponse:
     """List tasks. `label.KEY=VALUE`, which may be repeated, keeps those that have all these labels."""
-    wanted = parse_query(query, request.query_params)
-    page = await query_page(context.tasks, wanted, request.query_params)
+    task_query = parse_query(query, request.query_params)
+    page = await query_page(context.tasks, task_query, request.query_params)
     answer = {
         "tasks": [task_summary_body(task, is_operator=get_caller(request).is_operator) for task in page.tasks],
         "total_count": page.total_count,
-        "limit": wanted.limit,
-        "offset": wanted.offset,
+        "limit": task_query.limit,
+        "offset": task_query.offset,
         "has_more": page.next_cursor is not None,
-        "next_cursor": encode_cursor(page.next_cursor, wanted),
+        "next_cursor": encode_cursor(page.next_cursor, task_query),
     }
     return JsonResponse(answer)
 

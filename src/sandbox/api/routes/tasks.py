@@ -197,8 +197,8 @@ async def cancel_task(
     request: Request, context: ContextDep, task_id: paths.TaskId, reason: _Reason = "", *, force: _Force = False
 ) -> JsonResponse:
     """Cancel a task. Again before the end: `force` hurries it."""
-    wish = await read_cancel_request(request, CancelRequest(reason, force))
-    cancellation = await context.tasks.cancel(task_id, reason=wish.reason, force=wish.force)
+    cancel_request = await read_cancel_request(request, CancelRequest(reason, force))
+    cancellation = await context.tasks.cancel(task_id, reason=cancel_request.reason, force=cancel_request.force)
     answer = {
         "success": True,
         "task_id": cancellation.task.id,

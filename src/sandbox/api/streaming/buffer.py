@@ -37,12 +37,12 @@ class Batch:
         """What the view makes of what is past `after`."""
         if after > self.after:
             return view.encode([frame for frame in self._frames if frame["seq"] > after])
-        found = self._encoded.get(view)
-        if found is None:
-            found = view.encode(self._frames)
+        result = self._encoded.get(view)
+        if result is None:
+            result = view.encode(self._frames)
             if len(self._encoded) < CACHED_ENCODERS_MAX:
-                self._encoded[view] = found
-        return found
+                self._encoded[view] = result
+        return result
 
 
 class HistoryCache:
@@ -67,17 +67,17 @@ class HistoryCache:
 
     async def load(self, frames: AsyncIterator[WireEvent], after: int) -> Batch | None:
         """A batch of the first of these frames, which are those past `after`; None when there are none."""
-        found: list[WireEvent] = []
+        result: list[WireEvent] = []
         kept_bytes = 0
         try:
             async for frame in frames:
-                found.append(frame)
+                result.append(frame)
                 kept_bytes += wire_size_bytes(frame)
                 if kept_bytes > _HISTORY_BATCH_BYTES:
                     break
         finally:
             await close_iterator(frames)
-        return self._store(Batch(after, found, kept_bytes)) if found else None
+        return self._store(Batch(after, result, kept_bytes)) if result else None
 
     def _store(self, piece: Batch) -> Batch:
         self._batches.append(piece)
@@ -118,12 +118,12 @@ class StreamBuffer:
 
     def batches_after(self, position: int) -> list[Batch]:
         """The batches with something past `position`, oldest first."""
-        found: list[Batch] = []
+        result: list[Batch] = []
         for batch in reversed(self._batches):
             if batch.last_seq <= position:
                 break
-            found.append(batch)
-        return found[::-1]
+            result.append(batch)
+        return result[::-1]
 
     async def close(self) -> None:
         """Read no more."""

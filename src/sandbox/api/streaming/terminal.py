@@ -37,16 +37,16 @@ class _ResizeMessage(msgspec.Struct, forbid_unknown_fields=True, tag="resize", t
 async def serve_terminal(websocket: WebSocket) -> None:
     """Answer a handshake. Errors before the first message are HTTP answers to it."""
     set_route(websocket, paths.TERMINAL)
-    asked = await get_context(websocket)
+    context = await get_context(websocket)
     task_id = websocket.path_params["task_id"]
     TASK_ID.set(task_id)
     order = parse_terminal_order(websocket.query_params)
-    line = await asked.tasks.open_terminal(task_id, order)
+    line = await context.tasks.open_terminal(task_id, order)
     _log.info("A terminal was opened", extra={"kind": "agent" if order.agent else "shell"})
     try:
-        with asked.metrics.track_stream("websocket"):
+        with context.metrics.track_stream("websocket"):
             await websocket.accept()
-            await _serve(websocket, asked, line)
+            await _serve(websocket, context, line)
     except WebSocketDisconnect:
         return
     finally:

@@ -62,12 +62,14 @@ class WebSocketEncoder:
 async def serve_event_stream(websocket: WebSocket) -> None:
     """Answer a handshake. Errors before the first message are HTTP answers to it."""
     set_route(websocket, paths.STREAM)
-    asked = await get_context(websocket)
-    wish = StreamRequest.parse(websocket.query_params)
-    TASK_ID.set(wish.task_id)
-    follows_all = asked.authenticator.following_all(get_caller(websocket)) if wish.task_id is None else nullcontext()
-    with follows_all, asked.metrics.track_stream("websocket"):
-        await _serve(websocket, asked, wish)
+    context = await get_context(websocket)
+    request = StreamRequest.parse(websocket.query_params)
+    TASK_ID.set(request.task_id)
+    follows_all = (
+        context.authenticator.following_all(get_caller(websocket)) if request.task_id is None else nullcontext()
+    )
+    with follows_all, context.metrics.track_stream("websocket"):
+        await _serve(websocket, context, request)
 
 
 async def _serve(websocket: WebSocket, context: AppContext, request: StreamRequest) -> None:

@@ -82,17 +82,17 @@ def create_backup(data_dir: Path, target: Path) -> BackupManifest:
     """
     if os.path.lexists(target):
         raise _exists_error(target)
-    beside = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
-    descriptor = _create_part(beside, target)
+    part = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+    descriptor = _create_part(part, target)
     try:
         with os.fdopen(descriptor, "wb") as file:
             with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
                 manifest = _write_backup(data_dir, BackupWriter(tar))
             file.flush()
             os.fsync(file.fileno())
-        _rename_to_target(beside, target)
+        _rename_to_target(part, target)
     finally:
-        beside.unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
     fsync_path(target.parent)
     return manifest
 
@@ -135,19 +135,19 @@ def _write_backup(data_dir: Path, backup: BackupWriter) -> BackupManifest:
     manifest = BackupManifest(BACKUP_VERSION, __version__, created_at, backup.files, backup.remarks)
     content = msgspec.json.format(msgspec.json.encode(manifest), indent=1)
     if len(content) > BACKUP_MANIFEST_BYTES_MAX:
-        told = f"{len(backup.files)} files take a manifest of {len(content)} bytes, over {BACKUP_MANIFEST_BYTES_MAX}"
-        raise BackupTooLargeError(f"{told}; remove finished tasks with sandbox admin prune, and try again.")
+        problem = f"{len(backup.files)} files take a manifest of {len(content)} bytes, over {BACKUP_MANIFEST_BYTES_MAX}"
+        raise BackupTooLargeError(f"{problem}; remove finished tasks with sandbox admin prune, and try again.")
     backup.tar.addfile(_tar_info(MANIFEST_NAME, len(content)), io.BytesIO(content))
     return manifest
 
 
 def _add_task(backup: BackupWriter, journals: FileJournals, layout: TaskLayout) -> None:
     """Nothing of a task that was removed before. Raises OSError when the backup cannot be written."""
-    with ExitStack() as held:
+    with ExitStack() as stack:
         try:
             # Whether a runner holds it or we do: the task is neither removed nor packed meanwhile.
-            held.enter_context(journals.try_lock(layout.task_id))
-            name, file = _open_journal(held, layout)
+            stack.enter_context(journals.try_lock(layout.task_id))
+            name, file = _open_journal(stack, layout)
             size_bytes, artifacts = _inspect_journal(backup, journals, layout, name, file)
         except FileNotFoundError:
             return
@@ -185,15 +185,15 @@ def _inspect_journal(
 def _add_artifact(backup: BackupWriter, layout: TaskLayout, artifact: Artifact) -> None:
     name = f"tasks/{layout.task_id}/artifacts/{artifact.name}"
     entry = None
-    with ExitStack() as held:
+    with ExitStack() as stack:
         try:
-            file = held.enter_context(_open_hashing(layout.artifacts / artifact.name))
-            found = os.fstat(file.fileno())
+            file = stack.enter_context(_open_hashing(layout.artifacts / artifact.name))
+            status = os.fstat(file.fileno())
         except OSError as error:
             backup.remarks.append(f"Task {layout.task_id}: artifact {artifact.name!r} is missing ({error.strerror})")
             return
-        if stat.S_ISREG(found.st_mode):
-            entry = _add(backup, name, file, found.st_size)
+        if stat.S_ISREG(status.st_mode):
+            entry = _add(backup, name, file, status.st_size)
     if entry is None or f"sha256:{entry.sha256}" != artifact.checksum:
         backup.remarks.append(f"Task {layout.task_id}: artifact {artifact.name!r} does not match its checksum")
 

@@ -77,20 +77,20 @@ def restore(source: Path, data_dir: Path) -> RestoreResult:
     _check_target(data_dir)
     _check_regular_file(source)
     data_dir.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{data_dir.name}.", dir=data_dir.parent))
+    part = Path(tempfile.mkdtemp(prefix=f".{data_dir.name}.", dir=data_dir.parent))
     try:
         with private_umask(), _BoundedReader(io.FileIO(source)) as file:
-            manifest = _unpack(file, beside)
-            lost, endless = _end_lost_tasks(beside)
-        tasks_count = rebuild_index(beside).tasks_count
-        _, found = check_data_dir(beside, deep=False)
+            manifest = _unpack(file, part)
+            lost, not_ended = _end_lost_tasks(part)
+        tasks_count = rebuild_index(part).tasks_count
+        _, discrepancies = check_data_dir(part, deep=False)
         os.sync()
-        beside.rename(data_dir)
+        part.rename(data_dir)
     except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(part, ignore_errors=True)
         raise
     fsync_path(data_dir.parent)
-    return RestoreResult(tasks_count, lost, manifest.remarks, [*endless, *found])
+    return RestoreResult(tasks_count, lost, manifest.remarks, [*not_ended, *discrepancies])
 
 
 def _check_target(data_dir: Path) -> None:
@@ -112,7 +112,7 @@ def _check_regular_file(source: Path) -> None:
 
 def _unpack(file: _BoundedReader, directory: Path) -> BackupManifest:
     """Everything, and the manifest that it was held against."""
-    found: dict[str, BackupEntry] = {}
+    entries: dict[str, BackupEntry] = {}
     manifest: BackupManifest | None = None
     try:
         with tarfile.open(fileobj=file, mode="r:", errorlevel=2) as tar:
@@ -123,13 +123,15 @@ def _unpack(file: _BoundedReader, directory: Path) -> BackupManifest:
                 if member.name == MANIFEST_NAME:
                     manifest = _decode_manifest(_read_manifest(content, member.size))
                 else:
-                    found[member.name] = _store_member(content, directory, member.name)
+                    entries[member.name] = _store_member(content, directory, member.name)
     except (tarfile.TarError, ValueError, EOFError, OverflowError, RecursionError) as error:
         raise BackupUnusableError(f"This is no whole backup ({error}); take another one.") from error
     if manifest is None:
         raise BackupUnusableError("The backup ends before its manifest; take another one.")
-    if manifest.files != found:
-        wrong = sorted(name for name in manifest.files.keys() | found if manifest.files.get(name) != found.get(name))
+    if manifest.files != entries:
+        wrong = sorted(
+            name for name in manifest.files.keys() | entries if manifest.files.get(name) != entries.get(name)
+        )
         raise BackupUnusableError(f"The backup is not as it was written: {wrong[0]!r} is missing or differs.")
     return manifest
 
@@ -194,7 +196,7 @@ def _end_lost_tasks(data_dir: Path) -> tuple[list[str], list[Discrepancy]]:
 
     Gives those that have ended now, and those that could not be ended.
     """
-    journals, lost, endless = FileJournals(data_dir), list[str](), list[Discrepancy]()
+    journals, lost, not_ended = FileJournals(data_dir), list[str](), list[Discrepancy]()
     if not tasks_root(data_dir).exists():
         tasks_root(data_dir).mkdir(mode=0o700)
     for task_id in journals.task_ids():
@@ -209,10 +211,12 @@ def _end_lost_tasks(data_dir: Path) -> tuple[list[str], list[Discrepancy]]:
         try:
             _end_task(journals, task)
         except (FileNotFoundError, SandboxError) as error:
-            endless.append(Discrepancy(task_id, DiscrepancyKind.JOURNAL_DAMAGED, _describe_end_failure(task_id, error)))
+            not_ended.append(
+                Discrepancy(task_id, DiscrepancyKind.JOURNAL_DAMAGED, _describe_end_failure(task_id, error))
+            )
         else:
             lost.append(task_id)
-    return lost, endless
+    return lost, not_ended
 
 
 def _describe_end_failure(task_id: str, error: FileNotFoundError | SandboxError) -> str:

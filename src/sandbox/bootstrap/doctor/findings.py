@@ -43,8 +43,10 @@ def check_open_files(probe: RuntimeProbe) -> list[Finding]:
         f"one task on {probe.runtime} can hold all {machine} files that this machine may have open (fs.file-max); "
         "then nobody but root can open one"
     )
-    mend = f"sysctl -w fs.file-max={_UNLIMITED}, as systemd does; what files take of a task's memory bounds them then."
-    return [Finding("limits", False, message, mend, is_needed=False)]
+    remedy = (
+        f"sysctl -w fs.file-max={_UNLIMITED}, as systemd does; what files take of a task's memory bounds them then."
+    )
+    return [Finding("limits", False, message, remedy, is_needed=False)]
 
 
 def _open_files_per_task(probe: RuntimeProbe) -> int:
@@ -72,10 +74,10 @@ _LIMITS = {
 
 def check_runtimes(requested: str, run_dir: Path) -> list[Finding]:
     """The one that a server started now would take, then the others. Raises UnknownRuntimeError."""
-    asked_for = None if requested == AUTO else asyncio.run(choose_runtime(requested, run_dir)).chosen
-    unasked = asyncio.run(choose_runtime(AUTO, run_dir))
-    chosen = asked_for or unasked.chosen
-    others = [probe for probe in unasked.probes if probe.runtime != chosen.runtime]
+    requested_probe = None if requested == AUTO else asyncio.run(choose_runtime(requested, run_dir)).chosen
+    auto_choice = asyncio.run(choose_runtime(AUTO, run_dir))
+    chosen = requested_probe or auto_choice.chosen
+    others = [probe for probe in auto_choice.probes if probe.runtime != chosen.runtime]
     confined = _confinement_findings(chosen, run_dir) if chosen.is_available else []
     rest = [finding for probe in others for finding in _other_findings(probe)]
     return [*_chosen_findings(chosen), *confined, *rest, *_limit_findings(chosen), *check_open_files(chosen)]
@@ -97,8 +99,8 @@ def _confinement_findings(chosen: RuntimeProbe, run_dir: Path) -> list[Finding]:
     if reason is None:
         return [Finding("git", True, "runs confined where it reads repositories")]
     message = f"git reads repositories with the server's rights, since it cannot be confined: {reason}"
-    mend = "Install bubblewrap, and let ordinary users make namespaces."
-    return [Finding("git", False, message, mend, is_needed=False)]
+    remedy = "Install bubblewrap, and let ordinary users make namespaces."
+    return [Finding("git", False, message, remedy, is_needed=False)]
 
 
 def _other_findings(probe: RuntimeProbe) -> list[Finding]:
@@ -116,16 +118,16 @@ def _gap_findings(probe: RuntimeProbe) -> list[Finding]:
 def _limit_findings(probe: RuntimeProbe) -> list[Finding]:
     if not probe.is_available:
         return []
-    held = [name for limit, name in _LIMITS.items() if limit in probe.limits]
+    enforced = [name for limit, name in _LIMITS.items() if limit in probe.limits]
     missing = {limit: name for limit, name in _LIMITS.items() if limit not in probe.limits}
-    findings = [Finding("limits", True, f"on {', '.join(held)} hold")] if held else []
+    findings = [Finding("limits", True, f"on {', '.join(enforced)} hold")] if enforced else []
     if "memory" in probe.limits and missing.pop("sockets", ""):
         message = "vm.memory does not count buffers of sockets: the kernel was started with cgroup.memory=nosocket"
-        mend = "Start the kernel without nosocket in cgroup.memory."
-        findings.append(Finding("limits", False, message, mend, is_needed=False))
+        remedy = "Start the kernel without nosocket in cgroup.memory."
+        findings.append(Finding("limits", False, message, remedy, is_needed=False))
     if missing:
-        own = "Run as root, or start it in a control group of your own: systemd-run --user --scope sandbox serve"
-        mend = "Mount cgroups writable." if os.getuid() == 0 else own
+        advice = "Run as root, or start it in a control group of your own: systemd-run --user --scope sandbox serve"
+        remedy = "Mount cgroups writable." if os.getuid() == 0 else advice
         message = f"on {', '.join(missing.values())} do not hold: no cgroup can be written to"
-        findings.append(Finding("limits", False, message, mend, is_needed=False))
+        findings.append(Finding("limits", False, message, remedy, is_needed=False))
     return findings

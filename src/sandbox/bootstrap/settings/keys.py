@@ -70,14 +70,14 @@ def setting_keys() -> tuple[SettingKey, ...]:
 
 def sections() -> dict[tuple[str, ...], list[str]]:
     """What each section may hold."""
-    found: dict[tuple[str, ...], list[str]] = {}
+    names_by_section: dict[tuple[str, ...], list[str]] = {}
     for key in setting_keys():
         for depth in range(len(key.section) + 1):
             inside = (*key.section, key.name)[depth]
-            known = found.setdefault(key.section[:depth], [])
-            if inside not in known:
-                known.append(inside)
-    return found
+            names = names_by_section.setdefault(key.section[:depth], [])
+            if inside not in names:
+                names.append(inside)
+    return names_by_section
 
 
 def _iterate_keys(record: Any, section: tuple[str, ...]) -> Iterator[SettingKey]:

@@ -53,8 +53,8 @@ def find_config_file(option: str | None, environment: Mapping[str, str]) -> tupl
     """The file to read, and whether somebody asked for it, so that it has to be there. Raises ConfigurationError."""
     if option == "":
         raise ConfigurationError("--config must not be empty.")
-    asked = option or environment.get(FILE_VARIABLE)
-    return (Path(asked).absolute(), True) if asked else (default_config_file(), False)
+    requested = option or environment.get(FILE_VARIABLE)
+    return (Path(requested).absolute(), True) if requested else (default_config_file(), False)
 
 
 def load(options: Mapping[str, Any], environment: Mapping[str, str]) -> Configuration:
@@ -76,8 +76,8 @@ def load(options: Mapping[str, Any], environment: Mapping[str, str]) -> Configur
     settings, mistakes = validate(data, origins)
     if settings is None:
         raise ConfigurationError(_error_message(mistakes))
-    shown = {key.path: origins.get(key.path, DEFAULT_ORIGIN) for key in setting_keys()}
-    return Configuration(settings, shown, file if has_file else None)
+    all_origins = {key.path: origins.get(key.path, DEFAULT_ORIGIN) for key in setting_keys()}
+    return Configuration(settings, all_origins, file if has_file else None)
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -115,23 +115,23 @@ def _expand_user(key: SettingKey, value: str, file: Path) -> Path:
 
 def _dotted_paths(data: Mapping[str, Any], section: tuple[str, ...]) -> list[str]:
     """The paths of all values and sections."""
-    found = []
+    paths = []
     for name, value in data.items():
         path = (*section, name)
-        found.append(".".join(path))
+        paths.append(".".join(path))
         if isinstance(value, dict):
-            found += _dotted_paths(value, path)
-    return found
+            paths += _dotted_paths(value, path)
+    return paths
 
 
 def _overrides(key: SettingKey, options: Mapping[str, Any], environment: Mapping[str, str]) -> list[tuple[str, str]]:
     """What stands above the file, the weaker first. An empty variable counts as not set."""
-    found = []
+    overrides = []
     if environment.get(key.variable):
-        found.append((key.variable, environment[key.variable]))
+        overrides.append((key.variable, environment[key.variable]))
     if key.option and options.get(key.name) is not None:
-        found.append((key.option, str(options[key.name])))
-    return found
+        overrides.append((key.option, str(options[key.name])))
+    return overrides
 
 
 def _set_value(data: dict[str, Any], key: SettingKey, value: Any) -> bool:
@@ -181,8 +181,8 @@ def validate(data: dict[str, Any], origins: Mapping[str, str]) -> tuple[ServerSe
     try:
         settings = _adapter().validate_json(text, strict=True)
     except ValidationError as error:
-        found = error.errors(include_url=False, include_input=False)
-        return None, [*(_format_error(detail, origins) for detail in found), *clashes]
+        details = error.errors(include_url=False, include_input=False)
+        return None, [*(_format_error(detail, origins) for detail in details), *clashes]
     return (None, clashes) if clashes else (settings, [])
 
 
@@ -206,21 +206,21 @@ def _find_conflicts(data: dict[str, Any], origins: Mapping[str, str]) -> list[st
 def _format_error(error: ErrorDetails, origins: Mapping[str, str]) -> str:
     path = [str(part)[:_NAME_LENGTH_SHOWN_MAX] for part in error["loc"]]
     names = [part for part in path if not part.isdecimal()]
-    shown = replace_unprintable(".".join(path), replacement_character)
-    return f"{shown}{_describe_origin('.'.join(names), origins)} {_describe_error(error, names)}"
+    dotted_path = replace_unprintable(".".join(path), replacement_character)
+    return f"{dotted_path}{_describe_origin('.'.join(names), origins)} {_describe_error(error, names)}"
 
 
 def _describe_origin(path: str, origins: Mapping[str, str]) -> str:
-    place = origins.get(path)
-    return f" ({place})" if place else ""
+    origin = origins.get(path)
+    return f" ({origin})" if origin else ""
 
 
 def _describe_error(error: ErrorDetails, path: list[str]) -> str:
     if error["type"] in {"unexpected_keyword_argument", "extra_forbidden"}:
         return _describe_unknown_key(path)
-    for pattern, telling in _ERROR_MESSAGES:
+    for pattern, message in _ERROR_MESSAGES:
         if re.fullmatch(pattern, error["type"]):
-            return telling.format(**error.get("ctx", {}))
+            return message.format(**error.get("ctx", {}))
     return "is not valid"
 
 
@@ -230,7 +230,7 @@ def _describe_unknown_key(path: list[str]) -> str:
         return "must not stand in a file; give it to the server as VAULT_TOKEN in its environment"
     known = sections().get(tuple(section), [])
     near = get_close_matches(name, known, n=1)
-    told = f"is unknown (known here: {', '.join(known)})" if known else "is unknown"
+    message = f"is unknown (known here: {', '.join(known)})" if known else "is unknown"
     if near:
-        return f"{told}; did you mean '{near[0]}'?"
-    return f"{told}; secrets never stand here" if _SECRET_NAME.search(name) else told
+        return f"{message}; did you mean '{near[0]}'?"
+    return f"{message}; secrets never stand here" if _SECRET_NAME.search(name) else message

@@ -95,23 +95,23 @@ class FileBackup:
 @contextmanager
 def backed_up(root: Path, git_directory: Path, paths: Collection[str]) -> Iterator[FileBackup]:
     """Copies of files, which stay until they are forgotten. Signals wait for the end of the context. Raises OSError."""
-    kept = FileBackup(root, git_directory, paths)
+    backup = FileBackup(root, git_directory, paths)
     came: list[int] = []
 
     def note(number: int, _: object) -> None:
         came.append(number)
-        kept.was_interrupted = True
+        backup.was_interrupted = True
         with suppress(OSError):
             os.write(2, _DEFERRED_MESSAGE)
 
     before = {one: signal.signal(one, note) for one in _DEFERRED_SIGNALS if signal.getsignal(one) is not signal.SIG_IGN}
     try:
         try:
-            kept.create()
+            backup.create()
         except BaseException:
-            kept.discard()
+            backup.discard()
             raise
-        yield kept
+        yield backup
     finally:
         for held, handler in before.items():
             signal.signal(held, handler or signal.SIG_DFL)
@@ -140,9 +140,9 @@ def _file_state(root: Path, path: str) -> _FileState | None:
     if _links_above(root, path):
         return None
     try:
-        found = (root / path).lstat()
+        file_stat = (root / path).lstat()
     except (FileNotFoundError, NotADirectoryError):
         return None
-    if not (stat.S_ISREG(found.st_mode) or stat.S_ISLNK(found.st_mode)):
+    if not (stat.S_ISREG(file_stat.st_mode) or stat.S_ISLNK(file_stat.st_mode)):
         return None
-    return _FileState(found.st_ino, found.st_size, found.st_mtime_ns)
+    return _FileState(file_stat.st_ino, file_stat.st_size, file_stat.st_mtime_ns)

@@ -67,8 +67,8 @@ def _choose_remote(checkout: Checkout) -> str:
 
 def _remote_url(checkout: Checkout, remote: str) -> tuple[str, bool]:
     """As it is written, since the server has git settings of its own; else as git here resolves it."""
-    told = checkout.git_output("config", "--get-all", f"remote.{remote}.url") or ""
-    written = told.partition("\n")[0]  # git fetches from the first, and pushes to all
+    urls = checkout.git_output("config", "--get-all", f"remote.{remote}.url") or ""
+    written = urls.partition("\n")[0]  # git fetches from the first, and pushes to all
     if not written:
         _fail(f"There is no remote {remote}.", "See those that there are: git remote -v")
     addresses = [_strip_credentials(one) for one in (written, checkout.git_output("remote", "get-url", remote) or "")]
@@ -99,11 +99,11 @@ def _find_pushed_base(checkout: Checkout, remote: str, head: str) -> tuple[str, 
         holders = [own]
     preferred = [ref for ref in (own, main) if ref in holders]
     bases = ((ref, checkout.git_output("merge-base", head, ref)) for ref in (*preferred, *holders, main) if ref)
-    found = next(((ref.removeprefix(prefix), commit) for ref, commit in bases if commit), None)
-    if found is None:
+    base = next(((ref.removeprefix(prefix), commit) for ref, commit in bases if commit), None)
+    if base is None:
         push = f"git push -u {remote} {checkout.branch() or 'HEAD'}"
         _fail(f"Nothing of this checkout is known to be on {remote}.", f"Push it first: {push}")
-    return found
+    return base
 
 
 def _upstream_branch(checkout: Checkout, remote: str) -> str | None:
@@ -138,9 +138,9 @@ def create_local_patch(checkout: Checkout, commit: str) -> bytes:
         path = Path(directory) / "patch"
         checkout.write_diff(commit, path, Path(directory))
         if path.stat().st_size > GIT_PATCH_BYTES_MAX:
-            found, most = format_size(path.stat().st_size), format_size(GIT_PATCH_BYTES_MAX)
+            actual_size, most = format_size(path.stat().st_size), format_size(GIT_PATCH_BYTES_MAX)
             fail(
-                f"Error: What is only here makes a patch of {found}, and {most} can be sent.\n{_TOO_LARGE_HINT}",
+                f"Error: What is only here makes a patch of {actual_size}, and {most} can be sent.\n{_TOO_LARGE_HINT}",
                 ExitCode.CONFLICT,
             )
         patch = path.read_bytes()
@@ -165,8 +165,8 @@ def _reject_oversized(sizes: Mapping[str, int]) -> None:
     """Before git reads it all: so much makes no patch that could be sent."""
     if sum(sizes.values()) > CHANGED_BYTES_MAX:
         largest = max(sizes, key=sizes.__getitem__)
-        found, most = format_size(sum(sizes.values())), format_size(GIT_PATCH_BYTES_MAX)
-        message = f"Error: What is only here is {found}, and a patch of {most} can be sent. "
+        actual_size, most = format_size(sum(sizes.values())), format_size(GIT_PATCH_BYTES_MAX)
+        message = f"Error: What is only here is {actual_size}, and a patch of {most} can be sent. "
         largest_told = f"The largest is {escape_name(largest)} ({format_size(sizes[largest])})."
         fail(f"{message}{largest_told}\n{_TOO_LARGE_HINT}", ExitCode.CONFLICT)
 

@@ -57,11 +57,11 @@ class Checkout:
 
     def __init__(self, directory: Path) -> None:
         self.root = self._directory = directory
-        asked = self._git("rev-parse", "--show-toplevel", environment={**os.environ, "LC_ALL": "C"})
-        found = os.fsdecode(asked.stdout).removesuffix("\n")
-        if not found:
-            raise click.UsageError(_not_a_checkout_message(directory, asked.stderr))
-        self.root = Path(found)
+        completed = self._git("rev-parse", "--show-toplevel", environment={**os.environ, "LC_ALL": "C"})
+        output = os.fsdecode(completed.stdout).removesuffix("\n")
+        if not output:
+            raise click.UsageError(_not_a_checkout_message(directory, completed.stderr))
+        self.root = Path(output)
 
     @classmethod
     def find(cls, directory: Path) -> Self | None:
@@ -73,8 +73,8 @@ class Checkout:
 
     def commit(self) -> str | None:
         """The commit that is checked out; None before the first."""
-        asked = self._git("rev-parse", "--verify", "--quiet", "HEAD")
-        return asked.stdout.decode(errors="replace").strip() or None
+        completed = self._git("rev-parse", "--verify", "--quiet", "HEAD")
+        return completed.stdout.decode(errors="replace").strip() or None
 
     def branch(self) -> str | None:
         """The branch that is checked out; None for a commit without one."""
@@ -91,9 +91,9 @@ class Checkout:
 
     def git_output(self, *arguments: str) -> str | None:
         """What git answers, without the last line's end; None where it has no answer, or an empty one."""
-        asked = self._git(*arguments)
-        answer = asked.stdout.decode(errors="surrogateescape").removesuffix("\n")
-        return answer if answer and not asked.returncode else None
+        completed = self._git(*arguments)
+        answer = completed.stdout.decode(errors="surrogateescape").removesuffix("\n")
+        return answer if answer and not completed.returncode else None
 
     def count_changed(self, *, untracked: bool = False) -> int:
         """How many files were changed and not committed; of those that git tracks, or of the others."""
@@ -102,10 +102,10 @@ class Checkout:
         return sum(entry.startswith(b"??") for entry in entries) if untracked else len(entries)
 
     def _list_entries(self, *arguments: str) -> list[bytes]:
-        asked = self._git(*arguments, "-z")
-        if asked.returncode:
-            _fail("The state of the checkout cannot be told.", asked.stderr)
-        return [entry for entry in asked.stdout.split(b"\0") if entry]
+        completed = self._git(*arguments, "-z")
+        if completed.returncode:
+            _fail("The state of the checkout cannot be told.", completed.stderr)
+        return [entry for entry in completed.stdout.split(b"\0") if entry]
 
     def changed_file_sizes(self) -> dict[str, int]:
         """How many bytes there are in each file that was changed, or that git does not track.
@@ -120,10 +120,10 @@ class Checkout:
 
     def changed_submodules(self) -> list[str]:
         """Those with files that were changed and are not committed there."""
-        told = self._list_entries(
+        completed_runs = self._list_entries(
             "status", "--porcelain=v2", "--no-renames", "--untracked-files=no", "--ignore-submodules=none"
         )
-        entries = [os.fsdecode(entry).split(" ", 8) for entry in told if entry.startswith(b"1 ")]
+        entries = [os.fsdecode(entry).split(" ", 8) for entry in completed_runs if entry.startswith(b"1 ")]
         return [entry[8] for entry in entries if entry[2].startswith("S") and entry[2][2:] != ".."]
 
     def write_diff(self, commit: str, target: Path, scratch: Path) -> None:
@@ -168,15 +168,15 @@ class Checkout:
         advice: what to do where it does not fit.
         """
         place = ["--index"] if should_stage else []
-        with backed_up(self.root, self._git_directory(), self._patched_paths(patch)) as kept:
+        with backed_up(self.root, self._git_directory(), self._patched_paths(patch)) as backup:
             code, complaint = self._run_in_new_session(*_apply_arguments(*place, patch=patch))
             if code == _PATCH_REJECTED:
-                kept.discard()
+                backup.discard()
                 _fail("The patch does not fit this checkout, so nothing was applied.", complaint, advice)
             if code:
-                _fail(_restore_backup(kept), complaint, advice)
-            kept.discard()
-            if kept.was_interrupted:
+                _fail(_restore_backup(backup), complaint, advice)
+            backup.discard()
+            if backup.was_interrupted:
                 click.echo("All of the patch was applied before.", err=True)
         return self.list_changed_files(patch)
 
@@ -185,11 +185,11 @@ class Checkout:
 
     def _patched_paths(self, patch: Path) -> set[str]:
         """The paths that a patch writes or removes; played back it tells the names that files had before."""
-        told = [self._git_apply("--numstat", "-z", *back, patch=patch) for back in ([], ["--reverse"])]
-        for one in told:
+        completed_runs = [self._git_apply("--numstat", "-z", *back, patch=patch) for back in ([], ["--reverse"])]
+        for one in completed_runs:
             if one.returncode:
                 _fail("The patch cannot be read, so nothing was applied.", one.stderr)
-        entries = [entry for one in told for entry in one.stdout.split(b"\0") if entry]
+        entries = [entry for one in completed_runs for entry in one.stdout.split(b"\0") if entry]
         return {os.fsdecode(entry.split(b"\t", 2)[2]) for entry in entries}
 
     def list_changed_files(self, patch: Path) -> list[ChangedFile]:
@@ -267,9 +267,9 @@ def _restore_backup(backup: FileBackup) -> str:
 def _fail(sentence: str, complaint: bytes, advice: str = "") -> NoReturn:
     lines = [line for line in complaint.decode(errors="replace").splitlines() if line.strip()]
     more = [f"  … {len(lines) - GIT_ERROR_LINES_MAX} more lines"] if len(lines) > GIT_ERROR_LINES_MAX else []
-    told = [f"  {escape_text(line.removeprefix('error: '))}" for line in lines[:GIT_ERROR_LINES_MAX]]
+    completed_runs = [f"  {escape_text(line.removeprefix('error: '))}" for line in lines[:GIT_ERROR_LINES_MAX]]
     advised = [f"  {advice}"] if advice else []
-    fail("\n".join([f"Error: {sentence}", *told, *more, *advised]), ExitCode.CONFLICT)
+    fail("\n".join([f"Error: {sentence}", *completed_runs, *more, *advised]), ExitCode.CONFLICT)
 
 
 def _parse_numstat(entry: bytes) -> ChangedFile:

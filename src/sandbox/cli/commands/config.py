@@ -54,11 +54,11 @@ def path(file: str | None) -> None:
     from sandbox.bootstrap.settings.load import ConfigurationError, find_config_file
 
     try:
-        found, _ = find_config_file(file, os.environ)
+        config_path, _ = find_config_file(file, os.environ)
     except ConfigurationError as error:
         fail(f"Error: {error.message}", ExitCode.USAGE)
-    click.echo(escape_text(str(found)))
-    if not found.exists():
+    click.echo(escape_text(str(config_path)))
+    if not config_path.exists():
         click.echo("There is no such file; without one the defaults hold.", err=True)
 
 

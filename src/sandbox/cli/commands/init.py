@@ -60,22 +60,22 @@ def init(file: Path, yes: bool, force: bool, settings: list[Override]) -> None:
         fail(message, ExitCode.CONFLICT)
     if not yes and not (sys.stdin.isatty() and sys.stderr.isatty()):
         fail("Error: This asks questions and needs a terminal.\n  Take the defaults: add --yes", ExitCode.USAGE)
-    given = {".".join(map(str, setting.path)) for setting in settings}
-    data = _manifest_from_checkout(given, is_interactive=not yes)
+    preset = {".".join(map(str, setting.path)) for setting in settings}
+    data = _manifest_from_checkout(preset, is_interactive=not yes)
     _apply_overrides(data, settings)
     if not yes:
-        _prompt_fields(data, given)
+        _prompt_fields(data, preset)
     text = _HEADER.format(name="FILE" if str(file) == "-" else file.name) + write_yaml(data)
     _require_valid(text)
     if str(file) == "-":
         click.echo(text, nl=False)
         return
     file.write_text(text)
-    shown = escape_text(str(file))
-    click.echo(f"Wrote {shown}.", err=True)
+    escaped_name = escape_text(str(file))
+    click.echo(f"Wrote {escaped_name}.", err=True)
     if PROMPT_PLACEHOLDER in text:
         click.echo("  First say in it what is to be done: claude.prompt", err=True)
-    click.echo(f"  Submit it and watch: sandbox task submit {shown} --follow", err=True)
+    click.echo(f"  Submit it and watch: sandbox task submit {escaped_name} --follow", err=True)
 
 
 def _manifest_from_checkout(preset: set[str], *, is_interactive: bool) -> dict[str, Any]:

@@ -88,8 +88,8 @@ def build(
         print_json(_image_json(record))
         return
     click.echo(f"{record.profile}@{record.digest}")
-    told = f"{pluralize(record.entries, 'file')}, {format_size(record.size_bytes)}"
-    click.echo(f"Tasks that begin from now on with the profile {name} run in it: {told}.", err=True)
+    summary = f"{pluralize(record.entries, 'file')}, {format_size(record.size_bytes)}"
+    click.echo(f"Tasks that begin from now on with the profile {name} run in it: {summary}.", err=True)
 
 
 @profile.command()
@@ -184,9 +184,9 @@ def _detail_lines(entry: ProfileEntry) -> Iterator[tuple[str, str]]:
     elif entry.metadata is None:
         yield "image", f"host; build one with: sandbox profile build {entry.name}"
     else:
-        shown = _image_json(entry.metadata)
-        yield "image", shown["name"]
-        yield "made", f"{shown['created_at']} from {entry.metadata.source}"
+        image = _image_json(entry.metadata)
+        yield "image", image["name"]
+        yield "made", f"{image['created_at']} from {entry.metadata.source}"
         yield "size", f"{format_size(entry.metadata.size_bytes)} in {pluralize(entry.metadata.entries, 'file')}"
         yield "versions", f"of {pluralize(len(entry.metadata.versions), 'package')}; see --format json"
 
@@ -207,6 +207,6 @@ def _cells(entry: ProfileEntry) -> tuple[str, ...]:
     tier = entry.minimum_tier or "any"
     if entry.metadata is None:
         return entry.name, "unusable" if entry.problem else "host", "-", "-", tier, entry.description
-    shown = _image_json(entry.metadata)
+    image = _image_json(entry.metadata)
     digest = entry.metadata.digest[: len("sha256:") + 12]
-    return entry.name, digest, format_size(entry.metadata.size_bytes), shown["created_at"], tier, entry.description
+    return entry.name, digest, format_size(entry.metadata.size_bytes), image["created_at"], tier, entry.description

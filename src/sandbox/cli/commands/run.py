@@ -102,9 +102,9 @@ def run(
 
 
 def _read_prompt(prompt: str) -> str:
-    told = sys.stdin.buffer.read() if prompt == "-" else prompt.encode(errors="surrogateescape")
+    data = sys.stdin.buffer.read() if prompt == "-" else prompt.encode(errors="surrogateescape")
     try:
-        return told.decode()
+        return data.decode()
     except UnicodeDecodeError:
         raise click.UsageError("The prompt must be UTF-8.") from None
 

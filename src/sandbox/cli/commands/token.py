@@ -144,8 +144,8 @@ def _print_tokens(records: Any) -> None:
 
 
 def _cells(record: TokenRecord, now: datetime) -> tuple[str, ...]:
-    shown = _token_json(record)
-    expires = shown["expires_at"] or "never"
+    summary = _token_json(record)
+    expires = summary["expires_at"] or "never"
     if not record.is_valid(now):
         expires = f"expired {expires}"
-    return record.id, shown["role"], record.name, shown["created_at"], expires
+    return record.id, summary["role"], record.name, summary["created_at"], expires

@@ -36,9 +36,11 @@ class EventLayout:
 
         style = STATE_STYLES.get(state, "bold")
         line = Text.assemble((self._time_column(frame), "dim"), (f"{escape_text(state):<13} ", style))
-        indent, told = line.cell_len, Text(one_line(message))
+        indent, message_text = line.cell_len, Text(one_line(message))
         wraps = self._console.is_terminal and bool(message)
-        first, *others = told.wrap(self._console, max(self._console.width - indent - 1, 20)) if wraps else [told]
+        first, *others = (
+            message_text.wrap(self._console, max(self._console.width - indent - 1, 20)) if wraps else [message_text]
+        )
         self._print(line.append_text(first))
         for other in others:
             self._print(Text(" " * indent).append_text(other))
@@ -79,9 +81,9 @@ class EventLayout:
         lines = [line for line in text.splitlines() if line.strip()]
         indent = " " * (len(self._time_column(frame)) + 4)
         for line in lines[:lines_max]:
-            shown = Text(escape_text(line.rstrip()).expandtabs(4))
-            shown.truncate(max(self._console.width - len(indent) - 1, 20), overflow="ellipsis")
-            self._print(Text.assemble(indent, (shown.plain, "dim")))
+            line_text = Text(escape_text(line.rstrip()).expandtabs(4))
+            line_text.truncate(max(self._console.width - len(indent) - 1, 20), overflow="ellipsis")
+            self._print(Text.assemble(indent, (line_text.plain, "dim")))
         if len(lines) > lines_max:
             self._print(Text.assemble(indent, (f"… {pluralize(len(lines) - lines_max, 'more line')}", "dim italic")))
 

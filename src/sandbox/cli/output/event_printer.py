@@ -120,12 +120,12 @@ class EventPrinter:
     @property
     def totals(self) -> list[str]:
         """Tool calls, tokens and dollars until now, as far as there were any."""
-        told = [pluralize(self.tool_calls, "tool call")] if self.tool_calls else []
+        parts = [pluralize(self.tool_calls, "tool call")] if self.tool_calls else []
         if self.input_tokens or self.output_tokens:
-            told.append(f"{self.input_tokens:,} tokens in, {self.output_tokens:,} out")
+            parts.append(f"{self.input_tokens:,} tokens in, {self.output_tokens:,} out")
         if self.cost_usd:
-            told.append(format_cost(self.cost_usd))
-        return told
+            parts.append(format_cost(self.cost_usd))
+        return parts
 
     def handle(self, frame: Mapping[str, Any]) -> None:
         """Take one frame; types that are not known are passed over."""
@@ -151,14 +151,14 @@ class EventPrinter:
             if self._detail.shows_activity:
                 self._layout.print_lines(frame, data, "dim", lines_max=self._detail.text_lines_max, mark="stderr  ")
             return
-        for saying in self._transcript.feed(data, continued=bool(frame.get("continued"))):
-            match saying:
+        for item in self._transcript.feed(data, continued=bool(frame.get("continued"))):
+            match item:
                 case AgentMessage(text) | TextOutput(text) if self._detail.shows_activity:
                     self._layout.print_lines(frame, text, "", lines_max=self._detail.text_lines_max)
                 case ToolCall():
-                    self._start_tool(saying)
+                    self._start_tool(item)
                 case ToolResult():
-                    self._record_result(frame, saying)
+                    self._record_result(frame, item)
                 case ApiRetry(attempt, attempts_max, reason):
                     again = f"The model did not answer ({reason}); trying again, {attempt} of {attempts_max}"
                     self._layout.print_lines(frame, again, "yellow", lines_max=NOTICE_LINES_MAX)
@@ -172,8 +172,8 @@ class EventPrinter:
         if not self._detail.has_events:
             use = self._open_calls.get(answer.id)
             tool = use.tool if use else "tool"
-            told = {"tool": tool, "tool_use_id": answer.id, "is_error": answer.is_error}
-            self._on_tool_call({"timestamp": frame.get("timestamp"), **told})
+            parts = {"tool": tool, "tool_use_id": answer.id, "is_error": answer.is_error}
+            self._on_tool_call({"timestamp": frame.get("timestamp"), **parts})
 
     def _on_tool_call(self, frame: Mapping[str, Any]) -> None:
         self.tool_calls += 1

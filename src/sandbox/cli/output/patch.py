@@ -68,12 +68,12 @@ def fetch_patch(
     if has_ended:
         entries = _patch_entries(client, task_id, path)  # it may have ended, with a patch, since they were listed
     if not entries:
-        shown = escape_text(task_id)
+        escaped = escape_text(task_id)
         if has_ended:
-            message = f"Error: Task {shown} has no patch: it ended without one."
-            fail(f"{message}\n  See why: sandbox task status {shown}", ExitCode.NOT_FOUND)
-        message = f"Error: Task {shown} has no patch yet; it is made when the agent has ended."
-        fail(f"{message}\n  Wait for it: sandbox task wait {shown}", ExitCode.NOT_FOUND)
+            message = f"Error: Task {escaped} has no patch: it ended without one."
+            fail(f"{message}\n  See why: sandbox task status {escaped}", ExitCode.NOT_FOUND)
+        message = f"Error: Task {escaped} has no patch yet; it is made when the agent has ended."
+        fail(f"{message}\n  Wait for it: sandbox task wait {escaped}", ExitCode.NOT_FOUND)
     reject_secrets(entries, allows_secrets=allows_secrets, advice=secrets_advice)
     client.download(task_id, path, target)
 
@@ -84,10 +84,10 @@ def _patch_entries(client: Client, task_id: str, path: str) -> list[Artifact]:
 
 def print_omissions(client: Client, task_id: str, patch: Path) -> bool:
     """Say what the server could not put into a patch, and where that is; gives whether there is anything for git."""
-    told = list(islice(takewhile(_is_remark, patch_lines(patch)), REMARKS_MAX))
-    if not told:
+    remarks = list(islice(takewhile(_is_remark, patch_lines(patch)), REMARKS_MAX))
+    if not remarks:
         return bool(patch.stat().st_size)
-    lines = ["Not everything is in the patch:", *(f"  {escape_text(line[2:])}" for line in told)]
+    lines = ["Not everything is in the patch:", *(f"  {escape_text(line[2:])}" for line in remarks)]
     name = f"{task_id}.changes.tar"
     if any(entry["path"] == f".sandbox/{name}" for entry in client.artifacts(task_id)["artifacts"]):
         lines.append(f"  Take all that is new or changed: sandbox task download {escape_text(f'{task_id} {name}')}")
@@ -120,5 +120,5 @@ def colorize(lines: Iterable[str], *, has_color: bool) -> Iterator[str]:
             style, minus, plus = _CYAN, int(hunk[1] or 1), int(hunk[2] or 1)
         else:
             style = "" if line.startswith("\\") else _BOLD
-        shown = escape_text(_INDEX_LINE.sub(r"index \1..\2", line) if style == _BOLD else line)
-        yield f"{style}{shown}{_RESET}" if has_color and style and shown else shown
+        escaped = escape_text(_INDEX_LINE.sub(r"index \1..\2", line) if style == _BOLD else line)
+        yield f"{style}{escaped}{_RESET}" if has_color and style and escaped else escaped

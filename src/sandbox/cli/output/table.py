@@ -30,10 +30,10 @@ def print_table(
     has_lines: draw a frame. shrinkable: the columns that may be cut on a terminal that is too narrow, and then be left
     out, the first one first; off a terminal nothing is missing.
     """
-    kept = columns
+    kept_columns = columns
     if console.is_terminal:
-        kept, rows = fit_table(columns, rows, shrinkable, console.width, has_border=has_border)
-    left_out, columns = [name for name in columns if name not in kept], kept
+        kept_columns, rows = fit_table(columns, rows, shrinkable, console.width, has_border=has_border)
+    left_out, columns = [name for name in columns if name not in kept_columns], kept_columns
     console.width = UNBOUNDED_CELLS  # in its own width Rich would cut every column, ids as well
     if has_border:
         _print_bordered(console, columns, rows)
@@ -53,10 +53,10 @@ def fit_table(
     has_border: bool = False,
 ) -> tuple[Sequence[str], Sequence[Sequence[Text]]]:
     """The columns that there is room for, and their cells, cut where they have to be."""
-    kept = _fitting_columns(columns, rows, shrinkable, width, has_border=has_border)
-    rows = [[cell for name, cell in zip(columns, row, strict=True) if name in kept] for row in rows]
-    _shrink(kept, rows, shrinkable, width - _border_cells(kept, has_border=has_border))
-    return kept, rows
+    kept_columns = _fitting_columns(columns, rows, shrinkable, width, has_border=has_border)
+    rows = [[cell for name, cell in zip(columns, row, strict=True) if name in kept_columns] for row in rows]
+    _shrink(kept_columns, rows, shrinkable, width - _border_cells(kept_columns, has_border=has_border))
+    return kept_columns, rows
 
 
 def plain_lines(columns: Sequence[str], rows: Sequence[Sequence[Text]]) -> list[Text]:
@@ -109,12 +109,12 @@ def _fitting_columns(
         name: min(cells, SHRUNK_CELLS_MIN) if name in shrinkable else cells
         for name, cells in zip(columns, _widths(columns, rows), strict=True)
     }
-    kept = [name for name in columns if name not in shrinkable]
+    kept_columns = [name for name in columns if name not in shrinkable]
     for name in reversed(shrinkable):
-        wanted = [*kept, name]
-        if sum(least[column] for column in wanted) + _border_cells(wanted, has_border=has_border) <= width:
-            kept = wanted
-    return [name for name in columns if name in kept]
+        candidate = [*kept_columns, name]
+        if sum(least[column] for column in candidate) + _border_cells(candidate, has_border=has_border) <= width:
+            kept_columns = candidate
+    return [name for name in columns if name in kept_columns]
 
 
 def _shrink(columns: Sequence[str], rows: Sequence[Sequence[Text]], shrinkable: Sequence[str], width: int) -> None:

@@ -45,21 +45,21 @@ def terminal_width(stream: TextIO) -> int | None:
 
 def wrap_text(text: str, width_cells: int | None, hanging: str = "") -> list[str]:
     """The lines of `text`, harmless on a terminal; all but the first begin with `hanging`. No width: one line."""
-    shown = escape_text(text).expandtabs(1)
+    escaped = escape_text(text).expandtabs(1)
     if width_cells is None:
-        return [shown]
+        return [escaped]
     from rich.cells import cell_len
 
     room = max(width_cells - cell_len(hanging), COLUMN_CELLS_MIN)
     lines: list[str] = []
     line, cells = "", 0
-    for piece in _wrap_units(shown):
+    for piece in _wrap_units(escaped):
         if line.strip() and cells + cell_len(piece.rstrip()) > room + (0 if lines else cell_len(hanging)):
             lines.append(line.rstrip())
             line, cells, piece = "", 0, piece.lstrip()  # noqa: PLW2901
         line += piece
         cells += cell_len(piece)
-    return [f"{hanging if number else ''}{told}" for number, told in enumerate([*lines, line.rstrip()])]
+    return [f"{hanging if number else ''}{line_text}" for number, line_text in enumerate([*lines, line.rstrip()])]
 
 
 def _wrap_units(text: str) -> Iterator[str]:

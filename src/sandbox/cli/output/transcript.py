@@ -85,18 +85,18 @@ class TranscriptParser:
 
     def _parse_line(self, line: str) -> Iterator[TranscriptItem]:
         try:
-            told = json.loads(line) if self._is_trusted else None
+            parsed = json.loads(line) if self._is_trusted else None
         except (ValueError, RecursionError):
-            told = None
-        if not isinstance(told, dict) or "type" not in told:
+            parsed = None
+        if not isinstance(parsed, dict) or "type" not in parsed:
             if line.strip():
                 yield TextOutput(line)
             return
-        match told:
+        match parsed:
             case {"type": "result", "result": str(text)} if not self._has_events:
                 yield AgentMessage(text)  # all there is where the task's output is one JSON document
         self._has_events = True
-        yield from _parse_message(told)
+        yield from _parse_message(parsed)
 
 
 def _parse_message(message: dict[str, Any]) -> Iterator[TranscriptItem]:

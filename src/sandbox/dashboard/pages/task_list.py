@@ -98,9 +98,9 @@ def _api_links(context: AppContext) -> Response:
 
 def _parse_list_query(request: Request) -> ListQuery:
     reject_repeated_params(request.query_params, ListQuery.model_fields)
-    given = {name: value for name, value in request.query_params.items() if name in ListQuery.model_fields}
+    params = {name: value for name, value in request.query_params.items() if name in ListQuery.model_fields}
     try:
-        return ListQuery.model_validate({"limit": _PAGE_ROWS, **given, "order": _default_order(given)})
+        return ListQuery.model_validate({"limit": _PAGE_ROWS, **params, "order": _default_order(params)})
     except ValidationError as error:
         first = error.errors()[0]
         raise InvalidParameterError(str(first["loc"][0]), first["msg"]) from None
@@ -139,11 +139,11 @@ def _sort_options(request: Request, query: TaskQuery) -> list[FilterOption]:
 
 def _query_with(request: Request, **changes: str | None) -> str:
     """The address with these parameters in place of what it has, on its first page."""
-    given = request.query_params.multi_items()
-    kept = [(name, value) for name, value in given if name not in {*changes, "cursor", "offset", "label"}]
-    wanted = [*kept, *((name, value) for name, value in changes.items() if value is not None)]
+    params = request.query_params.multi_items()
+    current = [(name, value) for name, value in params if name not in {*changes, "cursor", "offset", "label"}]
+    pairs = [*current, *((name, value) for name, value in changes.items() if value is not None)]
     # Labels may be empty; nothing else is asked for with nothing.
-    return urlencode([(name, value) for name, value in wanted if value or name.startswith("label.")])
+    return urlencode([(name, value) for name, value in pairs if value or name.startswith("label.")])
 
 
 def _with_label(request: Request, label: str) -> str:

@@ -87,12 +87,12 @@ def parse_server_names(body: bytes) -> ServerNames | None:
 
 
 def _hello_from_body(body: bytes, byte_count: int) -> ClientHello:
-    told = parse_server_names(body)
-    if told is None:
+    server_names = parse_server_names(body)
+    if server_names is None:
         return ClientHello(True, byte_count=byte_count)
     # Several names are against the rules, and the server might take another one than we.
-    name = told.names[0] if len(told.names) == 1 else None
-    return ClientHello(True, name, told.has_encrypted_name, told.has_early_data, byte_count)
+    name = server_names.names[0] if len(server_names.names) == 1 else None
+    return ClientHello(True, name, server_names.has_encrypted_name, server_names.has_early_data, byte_count)
 
 
 def _extensions(body: bytes) -> Iterator[tuple[int, bytes]]:
@@ -171,15 +171,15 @@ class ClientHelloSearch:
         if len(self._offsets) > PARTIAL_HELLOS_MAX:
             return "TLS seems to begin in it too often."
         for offset in tuple(self._offsets):
-            begun = _read_partial_hello(received, offset)
-            objection = None
-            if begun is None or begun.is_complete:
+            partial_hello = _read_partial_hello(received, offset)
+            reason = None
+            if partial_hello is None or partial_hello.is_complete:
                 self._offsets.remove(offset)
-                objection = self._mismatch(begun.message) if begun is not None else None
+                reason = self._mismatch(partial_hello.message) if partial_hello is not None else None
             elif len(received) - offset >= CLIENT_HELLO_BYTES_MAX:
-                objection = f"the connection to {self._name} has TLS that does not come to its end."
-            if objection is not None:
-                return objection
+                reason = f"the connection to {self._name} has TLS that does not come to its end."
+            if reason is not None:
+                return reason
         return None
 
     def _find_offsets(self, received: bytearray) -> None:
@@ -191,12 +191,12 @@ class ClientHelloSearch:
 
     def _mismatch(self, message: bytes) -> str | None:
         end = _message_end(message)
-        told = parse_server_names(message[4:end])
-        if told is None or len(message) != end or len(told.names) > 1:
+        server_names = parse_server_names(message[4:end])
+        if server_names is None or len(message) != end or len(server_names.names) > 1:
             return f"the connection to {self._name} has TLS that servers read differently."
-        if told.names and normalize_host(told.names[0]) != normalize_host(self._name):
+        if server_names.names and normalize_host(server_names.names[0]) != normalize_host(self._name):
             return f"the connection is to {self._name}, but its TLS asks for another server."
-        if told.has_encrypted_name and not self._policy.allows_encrypted_hello:
+        if server_names.has_encrypted_name and not self._policy.allows_encrypted_hello:
             return "its TLS has a second server name that is encrypted (ECH); turn that off in the program."
         return None
 

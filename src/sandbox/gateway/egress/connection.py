@@ -91,17 +91,17 @@ class EgressConnection:
             await self._deny(self._denial)
 
     async def _relay_to_host(self, stream_filter: StreamFilter, host: Stream) -> None:
-        onward = stream_filter.start()
+        output = stream_filter.start()
         data = b"-"
         while True:
             self._reset_timeouts(host)
-            if isinstance(onward, Denial):
-                self._denial = onward
+            if isinstance(output, Denial):
+                self._denial = output
                 host.abort()  # which ends the other way too
                 if self._has_host_data:  # and an answer of ours would stand in the middle of the host's
                     self._client.abort()
                 return
-            host.write(onward)
+            host.write(output)
             await host.drain()
             if not data:
                 host.write_eof()
@@ -109,7 +109,7 @@ class EgressConnection:
                 self._reset_timeouts(host)
                 return
             data = await self._client.read(RELAY_BYTES if stream_filter.is_passthrough else READ_BYTES)
-            onward = await self._queues.run(
+            output = await self._queues.run(
                 self._queues.low_priority, partial(stream_filter.client_data_received, data)
             )
 

@@ -59,8 +59,8 @@ class HttpHandshake:
         return None
 
     def _deny(self, host: str, port: int, reason: str, method: bytes = b"", status: int = 403) -> Denial:
-        answer = http.plain_text_error(status, denial_message(host, port, reason)).encode(self._client_side, method)
-        return Denial(host, port, reason, answer)
+        response = http.plain_text_error(status, denial_message(host, port, reason)).encode(self._client_side, method)
+        return Denial(host, port, reason, response)
 
 
 class SingleRequestFilter:
@@ -94,7 +94,7 @@ class SingleRequestFilter:
         """An answer may come before the request has ended."""
 
     def _forward(self) -> bytes | Denial:
-        onward = bytearray()
+        output = bytearray()
         try:
             while not self.is_done:
                 event: Any = self._client_side.next_event()
@@ -103,10 +103,10 @@ class SingleRequestFilter:
                 if isinstance(event, h11.EndOfMessage):
                     event = h11.EndOfMessage()  # without trailers
                     self.is_done = True
-                onward += self._upstream_side.send(event) or b""
+                output += self._upstream_side.send(event) or b""
         except h11.ProtocolError:
             return Denial(self._authority.host, self._authority.port, _MALFORMED)
-        return bytes(onward)
+        return bytes(output)
 
 
 def open_single_request_tunnel(
@@ -115,13 +115,13 @@ def open_single_request_tunnel(
     """Let a request that was found good through to `to`."""
     reason = _ambiguity(request)
     if reason is not None:
-        answer = http.plain_text_error(400, denial_message(authority.host, authority.port, reason)).encode(
+        response = http.plain_text_error(400, denial_message(authority.host, authority.port, reason)).encode(
             client_side, request.method
         )
-        return Denial(authority.host, authority.port, reason, answer)
+        return Denial(authority.host, authority.port, reason, response)
 
-    def unreached(status: int, told: str) -> bytes:
-        return http.plain_text_error(status, told).encode(client_side, request.method)
+    def unreached(status: int, message: str) -> bytes:
+        return http.plain_text_error(status, message).encode(client_side, request.method)
 
     return Tunnel(
         authority.host,

@@ -59,10 +59,10 @@ class EgressPolicy:
 
     def _address_deny_reason(self, host: str) -> str | None:
         if not self._allows_ip_addresses:
-            told = (
+            hint = (
                 "with network_mode full, by the proxy" if self._rules.is_unrestricted else "only with network_mode full"
             )
-            return f"hosts are reached by their names; addresses {told}."
+            return f"hosts are reached by their names; addresses {hint}."
         return None if is_address(host) else "an address is written as four decimal numbers, or as IPv6."
 
 

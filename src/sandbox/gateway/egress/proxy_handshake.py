@@ -48,16 +48,18 @@ class ProxyHandshake:
         if wanted is None or http.has_body(request):
             return self._deny("CONNECT takes a host and a port, and no body.", status=400)
         self._target = wanted
-        objection = self._policy.deny_reason(wanted.host, wanted.port)
-        if objection is not None:
-            return self._deny(objection)
+        reason = self._policy.deny_reason(wanted.host, wanted.port)
+        if reason is not None:
+            return self._deny(reason)
         inside = self._inner_handshake(wanted)
         return Tunnel(
             wanted.host,
             wanted.port,
             InspectingFilter(inside, self._client_side.trailing_data[0]),
             greeting=_ESTABLISHED,
-            unreachable_response=lambda status, told: http.plain_text_error(status, told).encode(self._client_side),
+            unreachable_response=lambda status, message: http.plain_text_error(status, message).encode(
+                self._client_side
+            ),
         )
 
     def _inner_handshake(self, target: HostPort) -> Handshake:
@@ -87,5 +89,5 @@ class ProxyHandshake:
 
     def _deny(self, reason: str, method: bytes = b"", status: int = 403) -> Denial:
         host, port = self._target.host, self._target.port
-        answer = http.plain_text_error(status, denial_message(host, port, reason)).encode(self._client_side, method)
-        return Denial(host, port, reason, answer)
+        response = http.plain_text_error(status, denial_message(host, port, reason)).encode(self._client_side, method)
+        return Denial(host, port, reason, response)

@@ -23,28 +23,28 @@ class TlsHandshake:
         hello = parse_client_hello(self._received)
         if data and not hello.is_complete and len(self._received) <= CLIENT_HELLO_BYTES_MAX:
             return None
-        asked = hello.server_name
-        wanted = self._name or asked or self._address
-        objection = self._policy.deny_reason(wanted, self._port)
-        if objection is None:
-            objection = self._mismatch(hello)
-        if objection is not None:
-            return Denial(asked or wanted, self._port, objection)
-        return Tunnel(wanted, self._port, HelloRetryFilter(self._received, hello, self._check_second_hello))
+        requested = hello.server_name
+        target = self._name or requested or self._address
+        reason = self._policy.deny_reason(target, self._port)
+        if reason is None:
+            reason = self._mismatch(hello)
+        if reason is not None:
+            return Denial(requested or target, self._port, reason)
+        return Tunnel(target, self._port, HelloRetryFilter(self._received, hello, self._check_second_hello))
 
     def _check_second_hello(self, hello: ClientHello) -> Denial | None:
-        objection = self._mismatch(hello)
-        return None if objection is None else Denial(hello.server_name or self._address, self._port, objection)
+        reason = self._mismatch(hello)
+        return None if reason is None else Denial(hello.server_name or self._address, self._port, reason)
 
     def _mismatch(self, hello: ClientHello) -> str | None:
-        asked = hello.server_name
+        requested = hello.server_name
         if self._name is None:
             return f"{self._address} is no address that its name resolved to."
         if not hello.is_complete:
             return f"the connection to {self._name} opens with TLS that does not come to its end."
-        if asked is None and not is_address(self._name):
+        if requested is None and not is_address(self._name):
             return f"the connection to {self._name} does not open with TLS that names its server (SNI)."
-        if asked is not None and normalize_host(asked) != normalize_host(self._name):
+        if requested is not None and normalize_host(requested) != normalize_host(self._name):
             return f"the connection is to {self._name}, but its TLS asks for another server."
         if hello.has_encrypted_name and not self._policy.allows_encrypted_hello:
             return "its TLS has a second server name that is encrypted (ECH); turn that off in the program."
@@ -87,8 +87,8 @@ class HelloRetryFilter:
     def start(self) -> bytes | Denial:
         """The first one, and what came behind it."""
         behind, self._pending = self._pending, b""
-        onward = self.client_data_received(behind) if behind else b""
-        return onward if isinstance(onward, Denial) else self._first_hello_bytes + onward
+        output = self.client_data_received(behind) if behind else b""
+        return output if isinstance(output, Denial) else self._first_hello_bytes + output
 
     def client_data_received(self, data: bytes) -> bytes | Denial:
         """All of it, as soon as it is known to be no other hello."""
@@ -101,11 +101,11 @@ class HelloRetryFilter:
         if data and not is_known and len(self._pending) <= CLIENT_HELLO_BYTES_MAX:
             return between
         is_another = hello.byte_count > 0 or not hello.is_complete
-        refusal = self._check(hello) if is_another and data else None
-        if refusal is not None:
-            return refusal
-        onward, self._pending, self._is_passthrough = between + self._pending, b"", True
-        return onward
+        denial = self._check(hello) if is_another and data else None
+        if denial is not None:
+            return denial
+        output, self._pending, self._is_passthrough = between + self._pending, b"", True
+        return output
 
     def host_data_received(self) -> None:
         """It may ask for a second hello; what follows is looked at in any case."""

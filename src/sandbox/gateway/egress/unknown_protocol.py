@@ -53,10 +53,10 @@ class HttpRequestSearch:
     def deny_reason(self, received: bytearray, *, is_last: bool) -> str | None:
         """What is wrong with a line in all that the client has said so far; is_last: no more of it will be seen."""
         while (end := self._line_end.search(received, self._searched)) is not None:
-            objection = self._line_deny_reason(bytes(received[self._line_start : end.start()]))
+            reason = self._line_deny_reason(bytes(received[self._line_start : end.start()]))
             self._line_start = self._searched = end.end()
-            if objection is not None:
-                return objection
+            if reason is not None:
+                return reason
         self._searched = len(received)
         return self._line_deny_reason(bytes(received[self._line_start :])) if is_last else None
 
@@ -72,12 +72,12 @@ class HttpRequestSearch:
             if any(odd.match(line) for odd in (_VERSIONED_LINE, _SIMPLE_LINE, _ABSOLUTE_LINE)):
                 return "its first line is HTTP that servers read differently."
         elif self.is_possible_request:
-            objection = self._header_deny_reason(line)
-            if objection is not None:
-                return objection
+            reason = self._header_deny_reason(line)
+            if reason is not None:
+                return reason
         else:
             self.is_possible_request = _VERSION_START.search(line) is not None
-        version = max((found.start() for found in _VERSION.finditer(line)), default=0)
+        version = max((match.start() for match in _VERSION.finditer(line)), default=0)
         return "an HTTP request stands behind other bytes." if _TARGET.search(line, 0, version) else None
 
     def _header_deny_reason(self, line: bytes) -> str | None:
@@ -86,8 +86,8 @@ class HttpRequestSearch:
         host = _HOST_LINE.match(line)
         if host is None:
             return None
-        asked = parse_authority(host[1].strip(), default_port=self._port)
-        is_right = asked is not None and (normalize_host(asked.host), asked.port) == (
+        requested = parse_authority(host[1].strip(), default_port=self._port)
+        is_right = requested is not None and (normalize_host(requested.host), requested.port) == (
             normalize_host(self._name),
             self._port,
         )
@@ -134,9 +134,9 @@ class UnknownProtocolFilter:
 
     def start(self) -> bytes | Denial:
         """What came before."""
-        onward = self.client_data_received(self._initial_data)
+        output = self.client_data_received(self._initial_data)
         rest = self.client_data_received(b"") if self._is_eof else b""
-        return rest if isinstance(rest, Denial) else onward
+        return rest if isinstance(rest, Denial) else output
 
     def client_data_received(self, data: bytes) -> bytes | Denial:
         """All of it, as long as nothing in it is HTTP, or TLS for another host."""
@@ -154,7 +154,7 @@ class UnknownProtocolFilter:
             return "its TLS does not begin with a ClientHello that names its server (SNI)."
         is_last = is_eof or len(self._received) == UNKNOWN_PROTOCOL_BYTES_MAX
         objections = (one.deny_reason(self._received, is_last=is_last) for one in self._request_searches)
-        return next((objection for objection in objections if objection is not None), None)
+        return next((reason for reason in objections if reason is not None), None)
 
 
 _TLS_RECORD = b"\x16"
@@ -196,8 +196,8 @@ class SniffingHandshake:
         if data and _PARTIAL_FIRST_LINE.fullmatch(self._received):
             too_long = len(self._received) > CLIENT_HELLO_BYTES_MAX
             return self._deny("its first line does not come to an end.") if too_long else None
-        sieve = UnknownProtocolFilter(self._policy, self._name, self._port, self._received, is_eof=not data)
-        return Tunnel(self._name, self._port, sieve)
+        stream_filter = UnknownProtocolFilter(self._policy, self._name, self._port, self._received, is_eof=not data)
+        return Tunnel(self._name, self._port, stream_filter)
 
     def _delegate_to(self, handshake: Handshake, data: bytes) -> Tunnel | Denial | None:
         self._delegate = handshake
@@ -212,7 +212,7 @@ def open_transparent_tunnel(policy: EgressPolicy, name: str | None, address: str
     """Let a transparent connection through to `name` before it has said anything, and look at it as it speaks."""
     if name is None:
         return Denial(address, port, policy.deny_reason(address, port) or "it is no address that its name resolved to.")
-    objection = policy.deny_reason(name, port)
-    if objection is not None:
-        return Denial(name, port, objection)
+    reason = policy.deny_reason(name, port)
+    if reason is not None:
+        return Denial(name, port, reason)
     return Tunnel(name, port, InspectingFilter(SniffingHandshake(policy, name, port), b""))

@@ -74,11 +74,11 @@ class BudgetGate:
         document = decode_body(body)
         if isinstance(document, Rejected):
             return document
-        refused = None if self._has_full_egress else self._external_access_rejection(document)
-        if refused is None and self._budget.usd is not None and is_metered:
-            refused = self._price_rejection(document)
-        if refused is not None:
-            return refused
+        rejected = None if self._has_full_egress else self._external_access_rejection(document)
+        if rejected is None and self._budget.usd is not None and is_metered:
+            rejected = self._price_rejection(document)
+        if rejected is not None:
+            return rejected
         asked = estimate_cost_bound(document, len(body)) if self.has_budget and is_metered else None
         return ApprovedRequest(msgspec.json.encode(document), asked)
 
@@ -107,11 +107,11 @@ class BudgetGate:
         self._spending.finish(source, usage)
 
     def _external_access_rejection(self, document: dict[str, Any]) -> Rejected | None:
-        objection = external_access_reason(document, self._reporter.sanitize)
-        if objection is None:
+        reason = external_access_reason(document, self._reporter.sanitize)
+        if reason is None:
             return None
         message = (
-            f"{objection} makes the model's servers reach elsewhere for the agent, "
+            f"{reason} makes the model's servers reach elsewhere for the agent, "
             "which Sandbox lets through with vm.network_mode full only."
         )
         return Rejected(403, "permission_error", message)

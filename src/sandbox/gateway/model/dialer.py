@@ -61,8 +61,8 @@ def parse_upstream(upstream: ModelUpstream) -> Upstream:
     prefix = parts.path.rstrip("/")
     if not re.fullmatch(r"(/[A-Za-z0-9._~!$&'()*+,;=:@%-]+)*", prefix):
         raise ValueError("ANTHROPIC_BASE_URL has a path with characters that a path cannot have.")
-    shown = f"[{host}]" if ":" in host else host
-    authority = shown if port == (443 if is_tls else 80) else f"{shown}:{port}"
+    display_host = f"[{host}]" if ":" in host else host
+    authority = display_host if port == (443 if is_tls else 80) else f"{display_host}:{port}"
     return Upstream(host, port, is_tls, prefix.encode(), authority.encode(), _credential(upstream))
 
 
@@ -155,14 +155,16 @@ class KeyRedactor:
         if not self._key:
             return data
         clean = self.redact(self._pending + data)
-        held = next((n for n in range(min(len(self._key) - 1, len(clean)), 0, -1) if clean.endswith(self._key[:n])), 0)
-        self._pending = clean[len(clean) - held :]
-        return clean[: len(clean) - held]
+        held_count = next(
+            (n for n in range(min(len(self._key) - 1, len(clean)), 0, -1) if clean.endswith(self._key[:n])), 0
+        )
+        self._pending = clean[len(clean) - held_count :]
+        return clean[: len(clean) - held_count]
 
     def flush(self) -> bytes:
         """What was held back, at the body's end."""
-        held, self._pending = self._pending, b""
-        return held
+        held_count, self._pending = self._pending, b""
+        return held_count
 
     def redact(self, text: bytes) -> bytes:
         """A whole text without the key."""

@@ -158,7 +158,7 @@ def unpriced_reason(document: dict[str, Any], sanitize: Callable[[str], str]) ->
     if not isinstance(fallbacks, list) or not all(isinstance(one, dict) for one in fallbacks):
         return _denial_text("What 'fallbacks' asks for may cost what Sandbox's table does not say", "leave it out")
     for name, listed in _LIST_PRICE_VALUES.items():
-        if any(asked.get(name) not in listed for asked in (document, *fallbacks)):
+        if any(request.get(name) not in listed for request in (document, *fallbacks)):
             return _denial_text(f"A request with '{name}' costs more than Sandbox's table says", "leave it out")
     objection = unknown_fee_reason(document, sanitize)
     if objection is not None:

@@ -217,15 +217,15 @@ class ModelProtocol:
 
     def _start_request(self, effects: Effects, request: h11.Request) -> None:
         self._body_bytes = 0
-        verdict = self._policy.check(request)
-        if isinstance(verdict, Rejected):
-            self._reject(effects, verdict, request.method)
+        decision = self._policy.check(request)
+        if isinstance(decision, Rejected):
+            self._reject(effects, decision, request.method)
             return
         refused = None
         if self._budget_gate.needs_body:
-            self._pending = _PendingRequest(request, verdict)
+            self._pending = _PendingRequest(request, decision)
         elif (refused := self._budget_gate.check()) is None:
-            self._forward(effects, request, verdict)
+            self._forward(effects, request, decision)
         if refused is not None:
             self._reject(effects, refused, request.method)
         elif self._client_side.they_are_waiting_for_100_continue:
@@ -234,8 +234,8 @@ class ModelProtocol:
     def _forward(
         self, effects: Effects, request: h11.Request, allowed: Allowed, approved: ApprovedRequest | None = None
     ) -> None:
-        asked, body = (approved.cost_bound, approved.body) if approved is not None else (None, None)
-        self._inflight = InflightRequest(allowed.is_metered, KeyRedactor(self._upstream.key), asked)
+        cost_bound, body = (approved.cost_bound, approved.body) if approved is not None else (None, None)
+        self._inflight = InflightRequest(allowed.is_metered, KeyRedactor(self._upstream.key), cost_bound)
         if self._upstream_side is None:
             self._upstream_side = http.upstream_side()
             effects.dial = True
@@ -248,18 +248,18 @@ class ModelProtocol:
         if waiting is None:
             return
         self._unsent_bytes += len(waiting.body)
-        verdict = self._budget_gate.check() or self._budget_gate.check_body(
+        decision = self._budget_gate.check() or self._budget_gate.check_body(
             waiting.body, is_metered=waiting.allowed.is_metered
         )
         waiting.body.clear()
-        if isinstance(verdict, Rejected):
+        if isinstance(decision, Rejected):
             self.upstream_drained()
-            self._reject(effects, verdict)
+            self._reject(effects, decision)
             if not self._is_closed:
                 self._finish_cycle(effects)
             return
-        self._forward(effects, waiting.request, waiting.allowed, verdict)
-        self._send_to_upstream(effects, h11.Data(data=verdict.body))
+        self._forward(effects, waiting.request, waiting.allowed, decision)
+        self._send_to_upstream(effects, h11.Data(data=decision.body))
         self._send_to_upstream(effects, h11.EndOfMessage())
 
     def _discard_pending(self) -> _PendingRequest | None:
@@ -304,8 +304,8 @@ class ModelProtocol:
         self._reporter.report_denied("model", self._port, rejected.message)
         # What does not look like Claude Code's HTTP is not read any further than it must be.
         is_last = rejected.status in (400, 413)
-        answer = http.api_error(rejected.status, rejected.error_type, rejected.message, should_close=is_last)
-        effects.to_client += answer.encode(self._client_side, method)
+        response = http.api_error(rejected.status, rejected.error_type, rejected.message, should_close=is_last)
+        effects.to_client += response.encode(self._client_side, method)
         self._has_responded = True
         if is_last:
             self._close(effects)
@@ -314,8 +314,8 @@ class ModelProtocol:
         message = "The request is not valid HTTP/1.1."
         self._reporter.report_denied("model", self._port, message)
         if not self.should_read_full_response and self._client_side.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            answer = http.api_error(error.error_status_hint, "invalid_request_error", message, should_close=True)
-            effects.to_client += answer.encode(self._client_side)
+            response = http.api_error(error.error_status_hint, "invalid_request_error", message, should_close=True)
+            effects.to_client += response.encode(self._client_side)
         self._detach_client(effects)
 
     def _exceeds_pipeline_limit(self, data: bytes) -> bool:

@@ -68,18 +68,16 @@ def external_access_reason(document: dict[str, Any], sanitize: Callable[[str], s
     shown: makes a text from inside fit to be told.
     """
     for place, value in _iter_objects(document):
-        objection = _tool_deny_reason(place, value, _CLIENT_TOOLS, sanitize) or _access_deny_reason(
-            place, value, sanitize
-        )
-        if objection is not None:
-            return objection
+        reason = _tool_deny_reason(place, value, _CLIENT_TOOLS, sanitize) or _access_deny_reason(place, value, sanitize)
+        if reason is not None:
+            return reason
     return None
 
 
 def unknown_fee_reason(document: dict[str, Any], sanitize: Callable[[str], str]) -> str | None:
     """What in the request may cost a fee beside its tokens that nobody knows, told as in `reach_objection`."""
     objections = (_tool_deny_reason(place, value, _PRICED_TOOLS, sanitize) for place, value in _iter_objects(document))
-    return next((objection for objection in objections if objection is not None), None)
+    return next((reason for reason in objections if reason is not None), None)
 
 
 def additional_models(document: dict[str, Any]) -> Iterator[str]:
@@ -136,15 +134,15 @@ def _is_self_contained_call(call: dict[str, Any]) -> bool:
 def _iter_objects(document: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """Every object that may say what the model's servers shall do, and what stands for a tool and is none; each with
     the name under which it stands, alone or in a list."""
-    waiting: list[tuple[str, Any]] = [("", document)]
-    while waiting:
-        place, value = waiting.pop()
+    pending: list[tuple[str, Any]] = [("", document)]
+    while pending:
+        place, value = pending.pop()
         if isinstance(value, list):
-            waiting += [(place, item) for item in value]
+            pending += [(place, item) for item in value]
         elif isinstance(value, dict):
             yield place, value
             data = _opaque_fields(place, value)
-            waiting += [(_child_context(place, key), item) for key, item in value.items() if key not in data]
+            pending += [(_child_context(place, key), item) for key, item in value.items() if key not in data]
         elif value is not None and (place == "tool" or place in _TOOL_CONTEXTS):
             yield place, value
 

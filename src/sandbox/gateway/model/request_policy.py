@@ -58,8 +58,8 @@ class ModelPolicy:
         ]
         if len(keys) == 1 and compare_digest(keys[0], self._task_key):
             return None
-        told = "brings no key" if not keys else "brings another key" if len(keys) == 1 else "brings several keys"
-        return Rejected(401, "authentication_error", f"The request {told}; the gateway takes this task's key only.")
+        problem = "brings no key" if not keys else "brings another key" if len(keys) == 1 else "brings several keys"
+        return Rejected(401, "authentication_error", f"The request {problem}; the gateway takes this task's key only.")
 
 
 def _presented_key(name: bytes, value: bytes) -> bytes:
@@ -155,15 +155,15 @@ def select_headers(request: h11.Request, *, is_body_unchanged: bool) -> tuple[He
     named = connection_header_names(request)
     forwarded: Headers = []
     dropped: list[bytes] = []
-    seen: set[bytes] = set()
-    for spelt, value in request.headers.raw_items():
-        name = spelt.lower()
+    seen_names: set[bytes] = set()
+    for original, value in request.headers.raw_items():
+        name = original.lower()
         if name in expected:
             continue
         is_known = name in taken or name.startswith(_FORWARDED_PREFIXES)
-        if is_known and name not in named and (name not in seen or name in _LIST_HEADERS):
-            seen.add(name)
-            forwarded.append((spelt, value))
+        if is_known and name not in named and (name not in seen_names or name in _LIST_HEADERS):
+            seen_names.add(name)
+            forwarded.append((original, value))
         else:
             dropped.append(name)
     return forwarded, dropped

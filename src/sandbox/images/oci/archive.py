@@ -109,12 +109,12 @@ _EXIT_SECONDS = 30
 @contextmanager
 def uncompressed(blob: BinaryIO, scratch: Path) -> Iterator[ByteSource]:
     """A stream of the plain bytes. `blob` is at its beginning and can seek. Raises ImageRefusedError."""
-    beginning = blob.read(4)
+    magic = blob.read(4)
     blob.seek(0)
-    if beginning.startswith(_GZIP):
+    if magic.startswith(_GZIP):
         with converting_gzip_errors(), gzip.GzipFile(fileobj=blob, mode="rb") as file:
             yield cast("ByteSource", file)
-    elif beginning == _ZSTD:
+    elif magic == _ZSTD:
         with _uncompressed_zstd(blob, scratch) as source:
             yield source
     else:

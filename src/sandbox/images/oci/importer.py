@@ -72,8 +72,8 @@ def import_layers(path: Path, rootfs: RootFs, scratch: Path) -> str:
         meter = ByteBudget(IMAGE_BYTES_MAX)
         for layer in layers:
             with uncompressed(archive.open(layer.name, layer.digest), scratch) as source:
-                found = apply_layer(TarStream(source, meter), rootfs)
-            if found != layer.diff_id:
+                layer_digest = apply_layer(TarStream(source, meter), rootfs)
+            if layer_digest != layer.diff_id:
                 raise ImageRefusedError(f"The layer {layer.name[:200]} is not what its digest says.")
         return digest
 
@@ -98,11 +98,11 @@ def _find_manifest(
     archive: OciArchive, name: str, digest: str = "", depth: int = 0
 ) -> tuple[str, type[_Manifest], str]:
     index = archive.decode(name, _Index, digest)
-    fitting = {one.digest: one for one in index.manifests if _matches_platform(one.platform)}
-    if len(fitting) != 1 or depth > _INDEX_DEPTH_MAX:
-        kinds = "several images" if fitting else f"no image for linux/{_architecture()}"
+    matching = {one.digest: one for one in index.manifests if _matches_platform(one.platform)}
+    if len(matching) != 1 or depth > _INDEX_DEPTH_MAX:
+        kinds = "several images" if matching else f"no image for linux/{_architecture()}"
         raise ImageRefusedError(f"The archive holds {kinds}; save just one.")
-    (chosen,) = fitting.values()
+    (chosen,) = matching.values()
     if chosen.media_type in _INDEXES:
         return _find_manifest(archive, _blob_path(chosen.digest), chosen.digest, depth + 1)
     return _blob_path(chosen.digest), _Manifest, chosen.digest

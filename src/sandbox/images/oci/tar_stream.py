@@ -83,10 +83,10 @@ class TarStream(HeaderLimit):
     def read(self, size: int) -> bytes:
         """Just so many bytes; fewer at the end only."""
         self._count(size)
-        parts, left = [], size
-        while left and (part := self._read_part(left)):
-            parts.append(part)
-            left -= len(part)
+        parts, remaining = [], size
+        while remaining and (build_directory := self._read_part(remaining)):
+            parts.append(build_directory)
+            remaining -= len(build_directory)
         return b"".join(parts)
 
     def read_digest(self) -> str:
@@ -96,11 +96,11 @@ class TarStream(HeaderLimit):
         return f"sha256:{self._hash.hexdigest()}"
 
     def _read_part(self, size: int) -> bytes:
-        part = self._source.read(size)
-        self._budget.consume(len(part))
-        self._hash.update(part)
-        self._position += len(part)
-        return part
+        build_directory = self._source.read(size)
+        self._budget.consume(len(build_directory))
+        self._hash.update(build_directory)
+        self._position += len(build_directory)
+        return build_directory
 
 
 class HeaderLimitedFile(HeaderLimit):

@@ -102,12 +102,12 @@ class _DocumentBuilder:
         self._character_count = 0
 
     def build(self, root: Any) -> Document:
-        place: list[Any] = [None]
-        self._pending.append((root, (), place, 0))
+        holder: list[Any] = [None]
+        self._pending.append((root, (), holder, 0))
         while self._pending:
             node, path, target, key = self._pending.pop()
             target[key] = self._convert(node, path)
-        self._document.data = place[0]
+        self._document.data = holder[0]
         return self._document
 
     def _convert(self, node: Any, path: FieldPath) -> Any:
@@ -144,20 +144,20 @@ class _DocumentBuilder:
     def _convert_mapping(self, pairs: Pairs, path: FieldPath) -> dict[str, Any]:
         plain: dict[str, Any] = {}
         for pair in pairs:
-            place = (*path, pair.key)
+            child_path = (*path, pair.key)
             self._count(characters=len(pair.key))
-            complaint = pair.key_error
-            if complaint is None and pair.key in plain:
-                complaint = "appears more than once; keep one of them"
-            if complaint is None and _INVALID_TEXT.search(pair.key):
-                complaint = "has a name that is not proper text"
-            if complaint is not None:
-                self._add_error(place, "format", complaint, pair.location)
+            message = pair.key_error
+            if message is None and pair.key in plain:
+                message = "appears more than once; keep one of them"
+            if message is None and _INVALID_TEXT.search(pair.key):
+                message = "has a name that is not proper text"
+            if message is not None:
+                self._add_error(child_path, "format", message, pair.location)
                 continue
             if pair.location is not None:
-                self._document.key_locations[place] = pair.location
+                self._document.key_locations[child_path] = pair.location
             plain[pair.key] = None
-            self._pending.append((pair.value, place, plain, pair.key))
+            self._pending.append((pair.value, child_path, plain, pair.key))
         return plain
 
     def _add_error(self, path: FieldPath, rule: RuleName, message: str, location: SourceLocation | None) -> None:
@@ -206,13 +206,13 @@ def _check_bounds(text: str) -> None:
     """Before the parser sees it, because that one is recursive and takes whatever comes."""
     depth = opened = commas = 0
     for token in _STRING_OR_PUNCTUATION.finditer(text):
-        mark = token[0]
-        if mark in "[{":
+        character = token[0]
+        if character in "[{":
             depth += 1
             opened += 1
-        elif mark in "]}":
+        elif character in "]}":
             depth = max(depth - 1, 0)
-        elif mark == ",":
+        elif character == ",":
             commas += 1
         if depth > limits.MANIFEST_DEPTH_MAX:
             reject_depth()

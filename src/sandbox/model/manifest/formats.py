@@ -37,10 +37,10 @@ class Format:
         from pydantic_core import PydanticCustomError, core_schema
 
         def check(value: str) -> str:
-            complaint = self.find_error(value)
-            if complaint is not None:
-                kind = "range" if isinstance(complaint, RangeMessage) else "format"
-                raise PydanticCustomError(kind, "{complaint}", {"complaint": complaint})
+            message = self.find_error(value)
+            if message is not None:
+                kind = "range" if isinstance(message, RangeMessage) else "format"
+                raise PydanticCustomError(kind, "{complaint}", {"complaint": message})
             return value
 
         return core_schema.no_info_after_validator_function(check, handler(source))

@@ -129,11 +129,11 @@ def _invalid_mcp_servers(data: dict[str, Any]) -> Iterator[RuleViolation]:
             yield RuleViolation(path, "format", "must have either a command or a url")
         elif server.get("type") in (("http", "sse") if "command" in server else ("stdio",)):
             yield RuleViolation((*path, "type"), "format", "must be stdio with a command, http or sse with a url")
-        for place, text in _expanded_texts(server):
+        for subpath, text in _expanded_texts(server):
             missing = sorted(set(_PLACEHOLDER.findall(text)) - secrets)
             if missing:
                 message = f"stands for a secret named {missing[0][:100]}, which secrets does not have"
-                yield RuleViolation((*path, *place), "format", message)
+                yield RuleViolation((*path, *subpath), "format", message)
 
 
 def _expanded_texts(server: dict[str, Any]) -> Iterator[tuple[FieldPath, str]]:

@@ -103,8 +103,8 @@ class UnixRunnerClient:
         """See `RunnerControl.cancel`."""
         try:
             async with asyncio.timeout(CONTROL_SECONDS):
-                answer = await _exchange(runner_socket(self._run_dir, attempt_id), msgspec.json.encode(order))
-            return msgspec.json.decode(answer, type=Reply)
+                response = await _exchange(runner_socket(self._run_dir, attempt_id), msgspec.json.encode(order))
+            return msgspec.json.decode(response, type=Reply)
         except (OSError, TimeoutError, ValueError) as error:
             raise RunnerUnreachableError(f"The runner of attempt {attempt_id} does not answer.") from error
 

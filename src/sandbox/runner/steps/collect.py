@@ -59,8 +59,8 @@ async def collect(attempt: AttemptContext) -> None:
             raise
         if attempt.recorder.disk_space.is_short():
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
-        untold = "The patch could not be made; why is not told, for the secrets' values are not known any more."
-        failure = Failure(error.failure.code, untold) if _is_unredactable(timely) else error.failure
+        message = "The patch could not be made; why is not told, for the secrets' values are not known any more."
+        failure = Failure(error.failure.code, message) if _is_unredactable(timely) else error.failure
         attempt.recorder.record_once(AttemptFailed(failure))
     await _store_transcript(timely, directory)
     await _collect_pattern_matches(timely, directory)
@@ -133,8 +133,8 @@ async def _collect_changed_files(attempt: AttemptContext, directory: Path, base_
         limit = f"{seconds:.1f} s; raise lifecycle.collect_timeout."
         raise AttemptError(FailureCode.COLLECT_FAILED, problem + limit) from None
     await _store_file(attempt, directory, name, "application/x-tar", part, contains_secret=_is_unredactable(attempt))
-    but = f" but for some: {missing}" if missing else ""
-    message = f"The patch does not hold everything: {reason}. The new and changed files are in {name}{but}."
+    exceptions = f" but for some: {missing}" if missing else ""
+    message = f"The patch does not hold everything: {reason}. The new and changed files are in {name}{exceptions}."
     attempt.recorder.record_once(ErrorReported("patch_truncated", message))
 
 
@@ -142,22 +142,28 @@ async def _collect_pattern_matches(attempt: AttemptContext, directory: Path) -> 
     patterns = attempt.task.manifest.lifecycle.artifact_patterns
     if not patterns or not attempt.files.workspace.is_dir():
         return
-    own = frozenset({f"{attempt.task.id}.patch", _tar_name(attempt), _TRANSCRIPT, METADATA_NAME})
-    telling: list[Artifact] = []
+    reserved_names = frozenset({f"{attempt.task.id}.patch", _tar_name(attempt), _TRANSCRIPT, METADATA_NAME})
+    secret_named: list[Artifact] = []
     names: set[str] = set()
-    async for found in attempt.dependencies.workspaces.collect(attempt.files.workspace, patterns, directory, own):
-        if isinstance(found, SkippedFile):
-            path = "a file" if _is_unredactable(attempt) else found.path
+    async for artifact in attempt.dependencies.workspaces.collect(
+        attempt.files.workspace, patterns, directory, reserved_names
+    ):
+        if isinstance(artifact, SkippedFile):
+            path = "a file" if _is_unredactable(attempt) else artifact.path
             attempt.recorder.record_once(
-                ErrorReported("artifact_left_out", f"{path}: {found.reason}"), subject=found.path
+                ErrorReported("artifact_left_out", f"{path}: {artifact.reason}"), subject=artifact.path
             )
-        elif (kept := _find_collected(attempt, found.name)) is None and _has_secret_in_name(attempt, found):
-            telling.append(found)
+        elif (collected := _find_collected(attempt, artifact.name)) is None and _has_secret_in_name(attempt, artifact):
+            secret_named.append(artifact)
         else:
-            names.add(found.name)
-            _record_artifact(attempt, await _flag_secrets(attempt, directory, _reuse_collected(attempt, found, kept)))
-    for found, name in zip(telling, _redacted_names(names.union(one.name for one in telling)), strict=False):
-        renamed = _rename(directory, found, name)
+            names.add(artifact.name)
+            _record_artifact(
+                attempt, await _flag_secrets(attempt, directory, _reuse_collected(attempt, artifact, collected))
+            )
+    for artifact, name in zip(
+        secret_named, _redacted_names(names.union(one.name for one in secret_named)), strict=False
+    ):
+        renamed = _rename(directory, artifact, name)
         if _is_unredactable(attempt):
             renamed = msgspec.structs.replace(renamed, path=name)
         _record_artifact(attempt, await _flag_secrets(attempt, directory, _flag_if_unredactable(attempt, renamed)))
@@ -270,8 +276,8 @@ def _record_artifact(attempt: AttemptContext, artifact: Artifact) -> None:
 
 def _find_collected(attempt: AttemptContext, name: str) -> Artifact | None:
     """By this try, or by an earlier one."""
-    kept = attempt.task.artifacts
-    return (kept if isinstance(kept, Artifacts) else Artifacts(kept)).find(name)
+    collected = attempt.task.artifacts
+    return (collected if isinstance(collected, Artifacts) else Artifacts(collected)).find(name)
 
 
 async def _flag_secrets(attempt: AttemptContext, directory: Path, artifact: Artifact) -> Artifact:
@@ -296,9 +302,9 @@ def _read_chunks(path: Path) -> Iterator[bytes]:
 
 async def _store_transcript(attempt: AttemptContext, directory: Path) -> None:
     """One that an earlier try has kept is whole, for the agent has ended: another needs room that there may not be."""
-    kept = _find_collected(attempt, _TRANSCRIPT)
-    if kept is not None and (directory / _TRANSCRIPT).is_file():
-        _record_artifact(attempt, await _flag_secrets(attempt, directory, kept))
+    collected = _find_collected(attempt, _TRANSCRIPT)
+    if collected is not None and (directory / _TRANSCRIPT).is_file():
+        _record_artifact(attempt, await _flag_secrets(attempt, directory, collected))
     else:
         await _store_chunks(attempt, directory, _TRANSCRIPT, "application/x-ndjson", _read_transcript(attempt))
 
@@ -334,8 +340,8 @@ def _has_space_for_transcript(attempt: AttemptContext) -> bool:
 
 
 def _encode_metadata(attempt: AttemptContext) -> Iterator[bytes]:
-    refusals, told_count = _read_egress_denials(attempt)
-    total = max(told_count, attempt.task.progress.egress_denied)
+    refusals, denied_count = _read_egress_denials(attempt)
+    total = max(denied_count, attempt.task.progress.egress_denied)
     content = {**_summarize(attempt.task), "refusals": refusals, "refusals_total": total}
     yield msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n"
 
@@ -348,13 +354,13 @@ def _read_egress_denials(attempt: AttemptContext) -> tuple[list[dict[str, object
         if isinstance(denied := record.event, EgressDenied):
             count += 1
             if count <= _DENIALS_MAX:
-                told = {
+                denial = {
                     "at": format_timestamp(record.at),
                     "host": denied.host,
                     "port": denied.port,
                     "reason": denied.reason,
                 }
-                first.append(told)
+                first.append(denial)
     return first, count
 
 

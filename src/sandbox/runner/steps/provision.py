@@ -35,25 +35,25 @@ def write_home_files(home: Path, files: Mapping[str, bytes]) -> None:
     """Put files there by their relative paths, in place of what has the name. No link is followed. Raises OSError."""
     for name, content in files.items():
         *directories, last = PurePosixPath(name).parts
-        here = _open_directory(home)
+        directory_fd = _open_directory(home)
         try:
             for directory in directories:
-                here = _open_or_make_directory(here, directory)
-            _replace_file(here, last, content)
+                directory_fd = _open_or_make_directory(directory_fd, directory)
+            _replace_file(directory_fd, last, content)
         finally:
-            os.close(here)
+            os.close(directory_fd)
 
 
 def _open_or_make_directory(directory_fd: int, name: str) -> int:
     """Into the directory of this name, made where there is none."""
     try:
-        there = _open_directory(name, directory_fd)
+        child_fd = _open_directory(name, directory_fd)
     except OSError:
         _remove_entry(directory_fd, name)
         os.mkdir(name, mode=0o700, dir_fd=directory_fd)
-        there = _open_directory(name, directory_fd)
+        child_fd = _open_directory(name, directory_fd)
     os.close(directory_fd)
-    return there
+    return child_fd
 
 
 def _open_directory(name: str | Path, directory_fd: int | None = None) -> int:

@@ -88,9 +88,9 @@ class _AgentRun:
         stop_signal: StopSignal,
         terminals: TerminalServer,
     ) -> None:
-        equipment = attempt.dependencies
+        dependencies = attempt.dependencies
         self._attempt = attempt
-        self._clock = equipment.clock
+        self._clock = dependencies.clock
         self._record = attempt.recorder.record
         self._sandbox: Sandbox = provisioned.sandbox
         self._agent_start = provisioned.start
@@ -98,19 +98,19 @@ class _AgentRun:
         self._terminals = terminals
         self._session: AgentSession | None = None
         self._lifecycle = attempt.task.manifest.lifecycle
-        self._output_parser: OutputParser = equipment.agent.create_parser(provisioned.start.session_id)
+        self._output_parser: OutputParser = dependencies.agent.create_parser(provisioned.start.session_id)
         self._progress = ProgressTracker(self._record, self._clock.now, attempt.task.final_progress)
         self._last_active_at = self._clock.monotonic()
         manifest = attempt.task.manifest
-        self._exhaustion = ExhaustionDetector(manifest.vm, equipment.disks, attempt.files, self._record)
-        equipment.throttle.start()
-        self._output_queue = equipment.throttle.queue()
+        self._exhaustion = ExhaustionDetector(manifest.vm, dependencies.disks, attempt.files, self._record)
+        dependencies.throttle.start()
+        self._output_queue = dependencies.throttle.queue()
         self._output = AgentOutput(
             self._record,
             self._on_output,
             self._on_line,
             redaction=attempt.redaction,
-            quota=OutputQuota(equipment.clock, earlier_output_bytes(attempt.task)),
+            quota=OutputQuota(dependencies.clock, earlier_output_bytes(attempt.task)),
             queue=self._output_queue,
             stdout_stream="transcript" if manifest.claude.headless and _is_rendered(manifest) else "stdout",
         )

@@ -59,9 +59,9 @@ async def _write_fingerprint(attempt: AttemptContext) -> None:
 async def _prepare_workspace(attempt: AttemptContext) -> str:
     """Gives the base commit."""
     if attempt.resumes:
-        if (kept := attempt.task.base_commit) is None:
+        if (base_commit := attempt.task.base_commit) is None:
             raise AttemptError(FailureCode.SANDBOX_LOST, "The disk of the attempt before has no workspace.")
-        return kept
+        return base_commit
     manifest, workspaces = attempt.task.manifest, attempt.dependencies.workspaces
     confine, disk_bytes = make_confine(attempt), manifest.vm.disk_bytes
     return await workspaces.stage(manifest.repository, attempt.files.root, confine, disk_bytes)

@@ -17,9 +17,9 @@ from sandbox.runner.earlier_attempts import destroy_earlier_sandboxes, earlier_a
 async def teardown(attempt: AttemptContext, handle: SandboxHandle | None) -> None:
     """Destroy the sandbox and remove its files. Never raises: what is left is told in an event."""
     try:
-        kept = _preserved_paths(attempt)
+        preserved = _preserved_paths(attempt)
         async with asyncio.timeout(SANDBOX_TEARDOWN_SECONDS):
-            await _destroy_and_remove(attempt, handle, kept)
+            await _destroy_and_remove(attempt, handle, preserved)
     except Exception as error:
         attempt.recorder.record(
             ErrorReported("teardown_failed", f"Something of the sandbox is left: {error_reason(error)}")
@@ -32,9 +32,9 @@ async def teardown_for_follow_up(attempt: AttemptContext, handle: SandboxHandle 
     Where the disk is kept, another agent goes on with it: it has to be whole.
     Raises AttemptError (sandbox_lost, disk_full), OSError, TimeoutError.
     """
-    kept = files_for_resume(attempt.files) if keeps_disk else ()
+    preserved = files_for_resume(attempt.files) if keeps_disk else ()
     async with asyncio.timeout(SANDBOX_TEARDOWN_SECONDS):
-        await _destroy_and_remove(attempt, handle, kept, keeps_disk=keeps_disk)
+        await _destroy_and_remove(attempt, handle, preserved, keeps_disk=keeps_disk)
 
 
 async def verify_disk(attempt: AttemptContext) -> None:

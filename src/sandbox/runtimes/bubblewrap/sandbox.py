@@ -33,34 +33,34 @@ def build_exec_spec(program: str, spec: SandboxSpec, command: Command, status_fd
 
     Raises AttemptError (provision_failed) for NUL characters.
     """
-    payload = ExecSpec()
+    exec_spec = ExecSpec()
     try:
-        words = list(_bwrap_arguments(payload, spec, command, payload.add_descriptor(status_fd)))
-        reject_nul([*words, *command.argv])
-        text = "".join(f"{word}\0" for word in words).encode(errors="surrogateescape")
-        number = payload.add_descriptor(launcher_client.create_memfd("arguments", text))
+        arguments = list(_bwrap_arguments(exec_spec, spec, command, exec_spec.add_descriptor(status_fd)))
+        reject_nul([*arguments, *command.argv])
+        text = "".join(f"{word}\0" for word in arguments).encode(errors="surrogateescape")
+        number = exec_spec.add_descriptor(launcher_client.create_memfd("arguments", text))
     except BaseException:
-        payload.close()
+        exec_spec.close()
         raise
-    payload.argv = [program, launcher_client.attempt_marker(spec.attempt_id), "--args", number, "--", *command.argv]
-    return payload
+    exec_spec.argv = [program, launcher_client.attempt_marker(spec.attempt_id), "--args", number, "--", *command.argv]
+    return exec_spec
 
 
-def _bwrap_arguments(payload: ExecSpec, spec: SandboxSpec, command: Command, status: str) -> Iterator[str]:
+def _bwrap_arguments(exec_spec: ExecSpec, spec: SandboxSpec, command: Command, status: str) -> Iterator[str]:
     yield from ("--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try")
     yield from ("--disable-userns", "--uid", str(SANDBOX_UID), "--gid", str(SANDBOX_UID), "--hostname", spec.attempt_id)
     yield from ("--new-session", "--die-with-parent", "--cap-drop", "ALL")
     yield from ("--json-status-fd", status)
-    yield from bwrap.seccomp_arguments(payload)
+    yield from bwrap.seccomp_arguments(exec_spec)
     root = describe_rootfs(spec)
     yield from _root_arguments(root)
     yield from _system_arguments(spec)
     yield from _disk_arguments()
-    yield from _file_arguments(payload, root)
+    yield from _file_arguments(exec_spec, root)
     for index, inside in enumerate(root.mounts.values()):
         yield from ("--ro-bind", f"{launcher.STAGING_DIRECTORY}/program-{index}", inside)
-    for place in ("/", *root.tmpfs_mounts):
-        yield from ("--remount-ro", place)
+    for target in ("/", *root.tmpfs_mounts):
+        yield from ("--remount-ro", target)
     yield from ("--chdir", command.directory, "--clearenv")
     for name, value in command.environment.items():
         yield from ("--setenv", name, value)
@@ -93,11 +93,11 @@ def _disk_arguments() -> Iterator[str]:
         yield from ("--bind", f"{launcher.STAGING_DIRECTORY}/{name}", inside)
 
 
-def _file_arguments(payload: ExecSpec, root: RootFsSpec) -> Iterator[str]:
+def _file_arguments(exec_spec: ExecSpec, root: RootFsSpec) -> Iterator[str]:
     """An image is read-only, so a file is mounted over the one that it has there."""
     how = "--file" if root.image is None else "--ro-bind-data"
     for path, content in root.files.items():
-        number = payload.add_descriptor(launcher_client.create_memfd(PurePosixPath(path).name, content))
+        number = exec_spec.add_descriptor(launcher_client.create_memfd(PurePosixPath(path).name, content))
         yield from ("--perms", "0644", how, number, path)
 
 

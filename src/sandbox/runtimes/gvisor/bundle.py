@@ -76,12 +76,12 @@ def encode_process(command: Command) -> bytes:
 
 def _process_config(command: Command) -> Mapping[str, Any]:
     variables = {"PWD": command.directory, **command.environment}
-    words = [f"{name}={value}" for name, value in variables.items()]
-    reject_nul([*words, *command.argv])
+    arguments = [f"{name}={value}" for name, value in variables.items()]
+    reject_nul([*arguments, *command.argv])
     return {
         "user": {"uid": SANDBOX_UID, "gid": SANDBOX_UID},
         "args": [_as_text(word) for word in command.argv],
-        "env": [_as_text(word) for word in words],
+        "env": [_as_text(word) for word in arguments],
         "cwd": command.directory,
         "capabilities": {},
         "noNewPrivileges": True,
@@ -139,20 +139,20 @@ def build_exec_spec(program: str, spec: SandboxSpec, command: Command, log_fd: i
 
     Raises AttemptError (provision_failed) for NUL characters.
     """
-    payload = ExecSpec()
+    exec_spec = ExecSpec()
     try:
         config = encode_config(spec, command)
         # The first one: the bundle's config.json is a link to its number.
-        payload.add_descriptor(launcher_client.create_memfd("config", config))
-        log_number = payload.add_descriptor(log_fd)
+        exec_spec.add_descriptor(launcher_client.create_memfd("config", config))
+        log_number = exec_spec.add_descriptor(log_fd)
     except BaseException:
-        payload.close()
+        exec_spec.close()
         os.close(log_fd)
         raise
     marker = launcher_client.attempt_marker(spec.attempt_id)
     flags = (*_RUNSC_FLAGS, f"--log-fd={log_number}", "--log-format=json")
-    payload.argv = [program, marker, *flags, "run", f"--bundle={BUNDLE_DIRECTORY}", spec.attempt_id]
-    return payload
+    exec_spec.argv = [program, marker, *flags, "run", f"--bundle={BUNDLE_DIRECTORY}", spec.attempt_id]
+    return exec_spec
 
 
 def kill_arguments(program: str, attempt_id: str, number: int) -> list[str]:

@@ -57,15 +57,15 @@ def is_lost_peer_error(error: str) -> bool:
 
 def last_error(log: bytes) -> str:
     """The last error in a log of JSON lines; empty when there is none."""
-    found = ""
+    error = ""
     for line in log.splitlines():
         try:
             message = msgspec.json.decode(line, type=_LogMessage)
         except DECODE_ERRORS:
             continue
         if message.level == "error":
-            found = message.msg
-    return found
+            error = message.msg
+    return error
 
 
 _START_SECONDS = 30.0

@@ -78,12 +78,12 @@ class ControlGroup(msgspec.Struct, frozen=True):
 
     def limits(self) -> frozenset[str]:
         """Which limits it holds, of `memory`, `cpus`, `processes` and `sockets`, the buffers of TCP and UDP."""
-        held = frozenset(
+        limits = frozenset(
             name
             for name, files in _LIMIT_FILES.items()
             if any((d / f).exists() for d in self.directories for f in files)
         )
-        return held - {"sockets"} if self._is_unified and _is_socket_accounting_disabled() else held
+        return limits - {"sockets"} if self._is_unified and _is_socket_accounting_disabled() else limits
 
     def process_ids(self) -> frozenset[int]:
         """Processes in it, zombies left out by the kernel."""

@@ -74,15 +74,15 @@ def enter_sandbox(init_pidfd: int, uid: int) -> None:
 
 def open_pty(rows: int, columns: int) -> tuple[int, int]:
     """Both ends of a terminal of the sandbox's own."""
-    ours = os.open(PTMX_PATH, os.O_RDWR | os.O_NOCTTY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    status = os.fstat(ours)
+    outer = os.open(PTMX_PATH, os.O_RDWR | os.O_NOCTTY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    status = os.fstat(outer)
     if not stat.S_ISCHR(status.st_mode) or status.st_rdev != os.makedev(5, 2):
         raise OSError(f"{PTMX_PATH} makes no terminals")
-    fcntl.ioctl(ours, TIOCSPTLCK, struct.pack("i", 0))
-    fcntl.ioctl(ours, TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+    fcntl.ioctl(outer, TIOCSPTLCK, struct.pack("i", 0))
+    fcntl.ioctl(outer, TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
     # By the end that is open and not by its name, which could be another's by now.
-    theirs = fcntl.ioctl(ours, TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
-    return ours, theirs
+    inner = fcntl.ioctl(outer, TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+    return outer, inner
 
 
 def exec_on_pty(argv: list[bytes], environment_entries: list[bytes], directory: str, filter_: bytes, pty: int) -> None:
@@ -124,22 +124,22 @@ def start_command(
     """Enter, and start the command; gives its process id and the outer end of its terminal."""
     words, variables = (read_file(file).split(b"\0")[:-1] for file in files[:2])
     filter_ = read_file(files[2])
-    parent, place = os.getppid(), locate_argv()
+    parent, argv_location = os.getppid(), locate_argv()
     enter_sandbox(init_pidfd, uid)
     launcher.set_parent_death_signal(parent)
-    ours, theirs = open_pty(*size)
+    ours, pty_peer = open_pty(*size)
     line, line_of_child = _socket.socketpair()
     # The child's arguments are a copy of these, and would tell paths of the host to whoever looks from inside.
-    told = ctypes.string_at(*place)
-    ctypes.memset(place[0], 0, place[1])
+    argv_copy = ctypes.string_at(*argv_location)
+    ctypes.memset(argv_location[0], 0, argv_location[1])
     child = os.fork()
     if child == 0:
         line.close()
         wait_for_parent(line_of_child)
-        exec_on_pty(words, variables, directory, filter_, theirs)
-    ctypes.memmove(place[0], told, place[1])  # the host finds this process by its mark
+        exec_on_pty(words, variables, directory, filter_, pty_peer)
+    ctypes.memmove(argv_location[0], argv_copy, argv_location[1])  # the host finds this process by its mark
     line_of_child.close()
-    os.close(theirs)
+    os.close(pty_peer)
     if line.recv(5) != b"ready":
         raise OSError("the command's process ended before it began")
     line.send(b"go")

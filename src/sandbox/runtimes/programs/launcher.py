@@ -225,9 +225,9 @@ def mount_devpts() -> None:
     os.mkdir(DEVPTS_DIRECTORY)  # noqa: PTH102
     options = f"newinstance,ptmxmode=0666,mode=0600,max={PTYS_MAX}"
     _mount("devpts", DEVPTS_DIRECTORY, "devpts", MS_NOSUID | MS_NOEXEC, options)
-    for source, place in ((DEVPTS_DIRECTORY, "/dev/pts"), (f"{DEVPTS_DIRECTORY}/ptmx", "/dev/ptmx")):
-        if os.path.exists(place):  # noqa: PTH110
-            _mount(source, place, None, MS_BIND)
+    for source, target in ((DEVPTS_DIRECTORY, "/dev/pts"), (f"{DEVPTS_DIRECTORY}/ptmx", "/dev/ptmx")):
+        if os.path.exists(target):  # noqa: PTH110
+            _mount(source, target, None, MS_BIND)
 
 
 def enter_user_namespace(kernel_uid: int, agent_uid: int) -> None:
@@ -235,23 +235,23 @@ def enter_user_namespace(kernel_uid: int, agent_uid: int) -> None:
 
     A child makes it, because whoever is in it already may not map two uids. 1000 is the uid of contracts/inside.py.
     """
-    ours, childs = _socket.socketpair()
+    parent_socket, childs = _socket.socketpair()
     child = os.fork()
     if child == 0:
-        ours.close()
+        parent_socket.close()
         childs.send(b"made" if _libc.unshare(CLONE_NEWUSER) == 0 else b"not")
         childs.recv(1)
         os._exit(0)
     childs.close()
-    if ours.recv(4) != b"made":
+    if parent_socket.recv(4) != b"made":
         raise OSError("a user namespace could not be made")
     for name in ("uid_map", "gid_map"):
         with open(f"/proc/{child}/{name}", "w") as file:  # noqa: PTH123
             file.write(f"0 {kernel_uid} 1\n1000 {agent_uid} 1\n")
-    made = os.open(f"/proc/{child}/ns/user", os.O_RDONLY)
-    check_errno(_libc.setns(made, CLONE_NEWUSER), "setns")
-    os.close(made)
-    ours.close()
+    user_namespace = os.open(f"/proc/{child}/ns/user", os.O_RDONLY)
+    check_errno(_libc.setns(user_namespace, CLONE_NEWUSER), "setns")
+    os.close(user_namespace)
+    parent_socket.close()
     os.waitpid(child, 0)
     switch_to_uid(0)
 
@@ -292,9 +292,9 @@ def report_ready(control: _socket.socket, sockets: list[_socket.socket]) -> None
 
 def serve(control: _socket.socket) -> None:
     """Take messages: `run` starts a program, `start` is the command to become. Ends when the runner hangs up."""
-    room = _socket.CMSG_SPACE(4 * (FIRST_DESCRIPTOR - 10))
+    buffer_bytes = _socket.CMSG_SPACE(4 * (FIRST_DESCRIPTOR - 10))
     while True:
-        message, ancillary, _, _ = control.recvmsg(16, room, _socket.MSG_CMSG_CLOEXEC)
+        message, ancillary, _, _ = control.recvmsg(16, buffer_bytes, _socket.MSG_CMSG_CLOEXEC)
         numbers = [number for _, _, data in ancillary for (number,) in struct.iter_unpack("i", data)]
         if message == b"start":
             argv_file, stdin, *rest = numbers

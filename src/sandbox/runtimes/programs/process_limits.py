@@ -39,8 +39,8 @@ def apply_process_limits(*, limits_open_files: bool) -> None:
 def limit_open_files() -> None:
     """For this process and all that come of it. Where less may be asked for already, that stays."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = OPEN_FILES_MAX if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES_MAX)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, OPEN_FILES_SOFT_MAX), most))
+    limit = OPEN_FILES_MAX if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES_MAX)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(limit, OPEN_FILES_SOFT_MAX), limit))
 
 
 def lower_limits() -> None:

@@ -56,17 +56,17 @@ def exec_runsc(argv: list[bytes], pty: int, files: list[int]) -> None:
 
 def run_on_pty(control: _socket.socket, argv: list[bytes], files: list[int], size: tuple[int, int]) -> None:
     """Start runsc, hand the outer end of its terminal over, wait for runsc and tell how it ended."""
-    ours, theirs = exec_command.open_pty(*size)
-    line, line_of_child = _socket.socketpair()
+    ours, pty_peer = exec_command.open_pty(*size)
+    channel, line_of_child = _socket.socketpair()
     child = os.fork()
     if child == 0:
-        line.close()
+        channel.close()
         exec_command.wait_for_parent(line_of_child)
-        exec_runsc(argv, theirs, files)
+        exec_runsc(argv, pty_peer, files)
     line_of_child.close()
-    if line.recv(5) != b"ready":
+    if channel.recv(5) != b"ready":
         raise OSError("runsc ended before it began")
-    line.send(b"go")
+    channel.send(b"go")
     numbers = struct.pack("ii", ours, os.pidfd_open(child))
     control.sendmsg([b"open"], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, numbers)])
     os.close(ours)
@@ -75,7 +75,7 @@ def run_on_pty(control: _socket.socket, argv: list[bytes], files: list[int], siz
     if code == EXIT_RUNSC_FAILED and begun and messages:
         code = EXIT_KILLED  # with its sandbox
     elif code == EXIT_RUNSC_FAILED and messages:
-        os.write(theirs, b"The command could not be started.\r\n")
+        os.write(pty_peer, b"The command could not be started.\r\n")
         code = EXIT_NOT_STARTED
     control.send(b"exit %d" % (code if code >= 0 else 128 - code))
 

@@ -110,15 +110,15 @@ def staged_program_entries(plan: GuestPlan) -> list[tuple[str, str, str]]:
 
 def build_exec_spec(program: str, plan: GuestPlan, descriptors: machine.QemuDescriptors, status_fd: int) -> ExecSpec:
     """For one boot. `ends` and `status`, the descriptor of bubblewrap's reports, are taken over."""
-    payload = ExecSpec()
+    exec_spec = ExecSpec()
     try:
-        numbers = machine.QemuDescriptors(*(int(payload.add_descriptor(one)) for one in descriptors))
-        words = list(_bwrap_arguments(payload, plan, payload.add_descriptor(status_fd)))
-        reject_nul(words)
-        text = "".join(f"{word}\0" for word in words).encode(errors="surrogateescape")
-        number = payload.add_descriptor(launcher_client.create_memfd("arguments", text))
+        numbers = machine.QemuDescriptors(*(int(exec_spec.add_descriptor(one)) for one in descriptors))
+        arguments = list(_bwrap_arguments(exec_spec, plan, exec_spec.add_descriptor(status_fd)))
+        reject_nul(arguments)
+        text = "".join(f"{word}\0" for word in arguments).encode(errors="surrogateescape")
+        number = exec_spec.add_descriptor(launcher_client.create_memfd("arguments", text))
     except BaseException:
-        payload.close()
+        exec_spec.close()
         raise
     qemu = machine.qemu_arguments(plan.spec, plan.accelerator, numbers)
     virtiofsd = machine.virtiofsd_arguments(plan.components.virtiofsd, SHARE_DIRECTORY, numbers)
@@ -131,11 +131,11 @@ def build_exec_spec(program: str, plan: GuestPlan, descriptors: machine.QemuDesc
         *qemu,
         *virtiofsd,
     )
-    payload.argv = [program, launcher_client.attempt_marker(plan.spec.attempt_id), "--args", number, "--", *pair]
-    return payload
+    exec_spec.argv = [program, launcher_client.attempt_marker(plan.spec.attempt_id), "--args", number, "--", *pair]
+    return exec_spec
 
 
-def _bwrap_arguments(payload: ExecSpec, plan: GuestPlan, status: str) -> Iterator[str]:
+def _bwrap_arguments(exec_spec: ExecSpec, plan: GuestPlan, status: str) -> Iterator[str]:
     filter_ = seccomp.assemble_filter(os.uname().machine)
     yield from ("--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try")
     yield from (
@@ -149,12 +149,12 @@ def _bwrap_arguments(payload: ExecSpec, plan: GuestPlan, status: str) -> Iterato
     )
     yield from ("--new-session", "--die-with-parent", "--cap-drop", "ALL")
     yield from ("--json-status-fd", status)
-    yield from bwrap.seccomp_arguments(payload)
+    yield from bwrap.seccomp_arguments(exec_spec)
     yield from _host_program_arguments(plan, "")
     yield from (*bwrap.PROC_ARGUMENTS, *bwrap.READ_ONLY_PROC_ARGUMENTS, *bwrap.DEVICE_ARGUMENTS)
     yield from ("--ro-bind", f"{launcher.STAGING_DIRECTORY}/kernel", machine.KERNEL)
-    yield from _tool_arguments(payload, plan, filter_)
-    yield from _command_root_arguments(payload, plan)
+    yield from _tool_arguments(exec_spec, plan, filter_)
+    yield from _command_root_arguments(exec_spec, plan)
     yield from ("--remount-ro", "/", "--chdir", "/", "--clearenv")
 
 
@@ -172,7 +172,7 @@ def _usr_arguments(root: str) -> Iterator[str]:
         yield from ("--ro-bind-try", path, f"{root}{path}")
 
 
-def _tool_arguments(payload: ExecSpec, plan: GuestPlan, filter_: bytes) -> Iterator[str]:
+def _tool_arguments(exec_spec: ExecSpec, plan: GuestPlan, filter_: bytes) -> Iterator[str]:
     yield from ("--dir", SHARE_DIRECTORY)
     yield from _host_program_arguments(plan, SHARE_DIRECTORY)
     for directory in _TOOL_DIRECTORIES:
@@ -192,9 +192,9 @@ def _tool_arguments(payload: ExecSpec, plan: GuestPlan, filter_: bytes) -> Itera
         "/filter": filter_,
         "/settings": _encode_settings(plan),
     }
-    for place, content in files.items():
-        number = payload.add_descriptor(launcher_client.create_memfd(place.strip("/"), content))
-        yield from ("--perms", "0755", "--file", number, f"{SHARE_DIRECTORY}{place}")
+    for target, content in files.items():
+        number = exec_spec.add_descriptor(launcher_client.create_memfd(target.strip("/"), content))
+        yield from ("--perms", "0755", "--file", number, f"{SHARE_DIRECTORY}{target}")
 
 
 def _encode_settings(plan: GuestPlan) -> bytes:
@@ -202,11 +202,11 @@ def _encode_settings(plan: GuestPlan) -> bytes:
     numbers = (spec.memory_bytes, spec.processes_max, spec.memory_bytes // 2)
     ports = f"{MODEL_PORT},{PROXY_PORT}"
     files = (machine.cached_files_max(), process_limits.OPEN_FILES_SOFT_MAX, process_limits.OPEN_FILES_MAX)
-    words = (spec.attempt_id, *map(str, numbers), ports, *map(str, files), *plan.execute_only_programs.values())
-    return "\0".join(words).encode(errors="surrogateescape")
+    arguments = (spec.attempt_id, *map(str, numbers), ports, *map(str, files), *plan.execute_only_programs.values())
+    return "\0".join(arguments).encode(errors="surrogateescape")
 
 
-def _command_root_arguments(payload: ExecSpec, plan: GuestPlan) -> Iterator[str]:
+def _command_root_arguments(exec_spec: ExecSpec, plan: GuestPlan) -> Iterator[str]:
     root = rootfs.describe_rootfs(plan.spec)
     if root.image is not None:
         yield from ("--ro-bind", f"{launcher.STAGING_DIRECTORY}/image", _COMMAND_ROOT)
@@ -220,15 +220,15 @@ def _command_root_arguments(payload: ExecSpec, plan: GuestPlan) -> Iterator[str]
         yield from ("--ro-bind-try", path, f"{_COMMAND_ROOT}{path}")
     for name, inside in DISK_DIRECTORIES.items():
         yield from ("--bind", f"{launcher.STAGING_DIRECTORY}/{name}", f"{_COMMAND_ROOT}{inside}")
-    yield from _file_arguments(payload, plan, root)
+    yield from _file_arguments(exec_spec, plan, root)
     for place in root.tmpfs_mounts:
         yield from ("--remount-ro", f"{_COMMAND_ROOT}{place}")
 
 
-def _file_arguments(payload: ExecSpec, plan: GuestPlan, root: rootfs.RootFsSpec) -> Iterator[str]:
+def _file_arguments(exec_spec: ExecSpec, plan: GuestPlan, root: rootfs.RootFsSpec) -> Iterator[str]:
     option = "--file" if root.image is None else "--ro-bind-data"
     for path, content in root.files.items():
-        number = payload.add_descriptor(launcher_client.create_memfd(PurePosixPath(path).name, content))
+        number = exec_spec.add_descriptor(launcher_client.create_memfd(PurePosixPath(path).name, content))
         yield from ("--perms", "0644", option, number, f"{_COMMAND_ROOT}{path}")
     for index, (part, inside) in enumerate(root.mounts.items()):
         if part in plan.execute_only_programs:
@@ -237,7 +237,7 @@ def _file_arguments(payload: ExecSpec, plan: GuestPlan, root: rootfs.RootFsSpec)
                 "--perms",
                 "0755",
                 "--file",
-                payload.add_descriptor(launcher_client.create_memfd("place", b"")),
+                exec_spec.add_descriptor(launcher_client.create_memfd("place", b"")),
                 _COMMAND_ROOT + inside,
             )
         else:

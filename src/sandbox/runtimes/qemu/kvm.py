@@ -54,7 +54,7 @@ class KvmStatus:
 
 
 async def _is_selftest_too_slow(arguments: Sequence[str]) -> bool:
-    counting = await asyncio.create_subprocess_exec(
+    process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-ISE", str(_SELFTEST_PROGRAM), *arguments),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.DEVNULL,
@@ -62,11 +62,11 @@ async def _is_selftest_too_slow(arguments: Sequence[str]) -> bool:
         env={},
     )
     try:
-        return await asyncio.wait_for(counting.wait(), _SELFTEST_SECONDS) == -signal.SIGPROF
+        return await asyncio.wait_for(process.wait(), _SELFTEST_SECONDS) == -signal.SIGPROF
     except TimeoutError:
         return False
     finally:
-        if counting.returncode is None:
-            counting.kill()
+        if process.returncode is None:
+            process.kill()
             with suppress(TimeoutError):
-                await asyncio.wait_for(counting.wait(), KILL_SECONDS)
+                await asyncio.wait_for(process.wait(), KILL_SECONDS)

@@ -148,10 +148,10 @@ def measure_tsc_khz() -> int:
     """Measured, because /proc tells how fast the processor is at the moment. Raises OSError."""
     with mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC) as page:
         page.write(_RDTSC_CODE)
-        place = ctypes.c_char.from_buffer(page)
-        read = ctypes.CFUNCTYPE(ctypes.c_uint64)(ctypes.addressof(place))
-        began, first = time.perf_counter_ns(), read()
+        code = ctypes.c_char.from_buffer(page)
+        read = ctypes.CFUNCTYPE(ctypes.c_uint64)(ctypes.addressof(code))
+        started_at, first = time.perf_counter_ns(), read()
         time.sleep(_MEASURE_SECONDS)
         ended, last = time.perf_counter_ns(), read()
-        del place, read
-    return int((last - first) * 1_000_000 / (ended - began))
+        del code, read
+    return int((last - first) * 1_000_000 / (ended - started_at))

@@ -40,7 +40,7 @@ class GuestComponents(msgspec.Struct, frozen=True):
 def find_components() -> GuestComponents:
     """All of them. Raises AttemptError (provision_failed) that names what is missing."""
     virtiofsd = next((path for path in _VIRTIOFSD if os.access(path, os.X_OK)), None)
-    kernel = next((found for root in _kernels() if (found := _find_modules(*root)) is not None), None)
+    kernel = next((kernel_modules for root in _kernels() if (kernel_modules := _find_modules(*root)) is not None), None)
     missing = [
         name
         for name, is_there in (
@@ -81,7 +81,7 @@ def _version(path: Path) -> list[int]:
 
 
 def _find_modules(kernel: Path, directory: Path) -> tuple[Path, list[Path]] | None:
-    found = [
+    modules = [
         path for name in _KERNEL_MODULES for suffix in ("", ".xz") if (path := directory / f"{name}{suffix}").is_file()
     ]
-    return (kernel, found) if kernel.is_file() and len(found) == len(_KERNEL_MODULES) else None
+    return (kernel, modules) if kernel.is_file() and len(modules) == len(_KERNEL_MODULES) else None

@@ -189,14 +189,14 @@ class QemuRuntime(BaseRuntime):
         for accelerator, within_seconds in self._boot_attempts():
             self._plans[handle.attempt_id] = replace(plan, accelerator=accelerator)
             try:
-                made = await self._boot(handle, plan.spec, within_seconds)
+                sandbox = await self._boot(handle, plan.spec, within_seconds)
             except BootError as error:
                 problem = error
             else:
                 self.last_accelerator = accelerator
                 if accelerator is Accelerator.TCG and self._kvm.is_present():
-                    made.slow_reason = _KVM_FALLBACK_MESSAGE
-                return made
+                    sandbox.slow_reason = _KVM_FALLBACK_MESSAGE
+                return sandbox
             if problem.has_timed_out and within_seconds == KVM_RETRY_BOOT_SECONDS:
                 self._kvm.record_failure()
         raise problem
@@ -210,19 +210,19 @@ class QemuRuntime(BaseRuntime):
         return [*kvm, *emulated] if self._kvm.is_usable() else emulated
 
     async def _boot(self, handle: SandboxHandle, spec: SandboxSpec, within_seconds: float) -> QemuSandbox:
-        made = await super().create(handle, replace(spec, memory_bytes=spec.memory_bytes + machine.JAIL_BYTES))
-        assert isinstance(made, QemuSandbox)
+        sandbox = await super().create(handle, replace(spec, memory_bytes=spec.memory_bytes + machine.JAIL_BYTES))
+        assert isinstance(sandbox, QemuSandbox)
         try:
-            await made.boot(within_seconds)
+            await sandbox.boot(within_seconds)
         except BaseException:
             await self._discard(handle, spec.disk)
             raise
-        return made
+        return sandbox
 
     async def _discard(self, handle: SandboxHandle, disk: Path) -> None:
         """As `destroy`, but the kernel uid stays the attempt's."""
-        made = self._sandboxes.pop(handle.attempt_id)
-        await made.close()
+        sandbox = self._sandboxes.pop(handle.attempt_id)
+        await sandbox.close()
         await self._kill_all(handle)
         await self._restore_disk(handle, disk)
         self._subreaper.release(handle.attempt_id)

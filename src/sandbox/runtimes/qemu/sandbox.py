@@ -157,9 +157,9 @@ class QemuSandbox:
 
     async def stats(self) -> Stats:
         """The machine tells of the CPU, which QEMU uses for the guest; the guest of what is inside."""
-        used = self._group.stats()
+        host_stats = self._group.stats()
         figures = await self._request_stats()
-        return used if figures is None else join_figures(used, figures, self._plan.spec)
+        return host_stats if figures is None else join_figures(host_stats, figures, self._plan.spec)
 
     async def close(self) -> None:
         """End it and let go of everything. Raises AttemptError (sandbox_lost) when it does not end within 10 s."""
@@ -191,17 +191,17 @@ class QemuSandbox:
     async def _execute(self) -> asyncio.StreamReader:
         """Have the launcher become the cage; gives bubblewrap's reports."""
         status, status_inside = socket.socketpair()
-        ours, guests = socket.socketpair()
+        host_socket, guests = socket.socketpair()
         with status_inside, guests:
             reports, self._status = await open_reader(status)
-            await self._channel.open(ours)
-            payload = self._build_exec_spec(guests, status_inside)
+            await self._channel.open(host_socket)
+            exec_spec = self._build_exec_spec(guests, status_inside)
         try:
-            self._launcher.exec_command(payload.argv, b"", payload.descriptors)
+            self._launcher.exec_command(exec_spec.argv, b"", exec_spec.descriptors)
         except OSError as error:
             raise BootError(f"the sandbox is gone: {error.strerror}") from error
         finally:
-            payload.close()
+            exec_spec.close()
         return reports
 
     def _build_exec_spec(self, guest_socket: socket.socket, status: socket.socket) -> ExecSpec:
@@ -240,7 +240,7 @@ class QemuSandbox:
         if self._is_booting() or not is_over:
             self._channel.abort()
         await self._channel.ended
-        told = (
+        reported = (
             self._reported_exit.result()
             if self._reported_exit.done()
             else ExitStatus(_KILLED_EXIT_CODE if self._was_killed else None)
@@ -249,7 +249,7 @@ class QemuSandbox:
             stream.finish()
         for terminal in self._terminals.values():
             terminal.finish(ExitStatus(_KILLED_EXIT_CODE if self._was_killed else None))
-        return told if told.code == 0 or not self._group.was_oom_killed() else ExitStatus(told.code, True)
+        return reported if reported.code == 0 or not self._group.was_oom_killed() else ExitStatus(reported.code, True)
 
     def _kill_jail(self) -> None:
         if self._init_pidfd is not None:
@@ -288,11 +288,11 @@ class QemuSandbox:
         if self._stats_reply is None:
             self._stats_reply = asyncio.get_running_loop().create_future()
             self._channel.send(frames.GET_STATS, 0)
-        asked = self._stats_reply
-        await asyncio.wait({asked}, timeout=_STATS_SECONDS)
-        if asked is self._stats_reply:
+        request = self._stats_reply
+        await asyncio.wait({request}, timeout=_STATS_SECONDS)
+        if request is self._stats_reply:
             self._stats_reply = None
-        return asked.result() if asked.done() else None
+        return request.result() if request.done() else None
 
     def _last_output_line(self) -> str:
         text = (self._stderr.text.strip() or self._console.text.strip()).decode(errors="replace")
@@ -323,7 +323,7 @@ async def _wait_first(*futures: "asyncio.Future[Any]") -> None:
 def _encode_command(command: Command) -> bytes:
     variables = {"PWD": command.directory, **command.environment}
     lists = [[command.directory], command.argv, [f"{name}={value}" for name, value in variables.items()]]
-    reject_nul(word for words in lists for word in words)
+    reject_nul(word for strings in lists for word in strings)
     return frames.pack_string_lists(*([word.encode(errors="surrogateescape") for word in words] for words in lists))
 
 

@@ -40,9 +40,9 @@ class JournalCompactor:
 
     async def _sweep(self, failures: list[str]) -> None:
         ended_before = self._clock.now() - timedelta(seconds=JOURNAL_COMPRESSION_DELAY_SECONDS)
-        place, is_busy = self._compacted_until, False
+        cursor, is_busy = self._compacted_until, False
         while True:
-            query = TaskQuery(TERMINAL_STATES, sort="state_changed_at", order="asc", cursor=place)
+            query = TaskQuery(TERMINAL_STATES, sort="state_changed_at", order="asc", cursor=cursor)
             page = await asyncio.to_thread(self._store.query, query)
             for task in page.tasks:
                 if task.state_changed_at > ended_before:
@@ -54,8 +54,8 @@ class JournalCompactor:
                     failures.append(f"journal of task {task.id}: {error.strerror or error}")
             if page.next_cursor is None:
                 return
-            place = page.next_cursor
-            self._compacted_until = self._compacted_until if failures or is_busy else place
+            cursor = page.next_cursor
+            self._compacted_until = self._compacted_until if failures or is_busy else cursor
 
     def _compact(self, task: Task) -> bool:
         """Whether there is nothing left to do for it. What is damaged is read and told once in a server's life."""

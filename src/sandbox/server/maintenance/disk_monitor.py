@@ -40,16 +40,16 @@ class DiskMonitor:
 
     def check(self) -> str | None:
         """Measure, give the reserve back where nothing else is left or take it again; gives the shortage."""
-        before = self.shortage
+        previous = self.shortage
         try:
             self.space = self._measure()
-            self.shortage = self._find_shortage(was_short=before is not None)
+            self.shortage = self._find_shortage(was_short=previous is not None)
             self._adjust_reserve()
         except OSError as error:
             self.shortage = f"The disk of {self._data_dir} cannot be looked at: {error.strerror}."
-        if self.shortage is not None and before is None:
+        if self.shortage is not None and previous is None:
             _log.warning("New tasks wait. %s", self.shortage)
-        elif self.shortage is None and before is not None:
+        elif self.shortage is None and previous is not None:
             _log.info("The disk of %s has room again", self._data_dir)
         return self.shortage
 
@@ -60,12 +60,12 @@ class DiskMonitor:
         space = self.space if self._reserve.is_allocated else self.space.minus_reserve(SERVER_RESERVE_BYTES)
         if not self._watermark.is_low(space, was_low=was_short):
             return None
-        wanted = int(self._watermark.threshold_bytes(self.space) * WATERMARK_HYSTERESIS_FACTOR)
-        if space.free_bytes >= wanted:
+        required_bytes = int(self._watermark.threshold_bytes(self.space) * WATERMARK_HYSTERESIS_FACTOR)
+        if space.free_bytes >= required_bytes:
             return f"The disk of {self._data_dir} takes hardly any more files; remove some."
         return (
             f"The disk of {self._data_dir} is nearly full: {_format_mebibytes(max(space.free_bytes, 0))} are free, "
-            f"new tasks begin with {_format_mebibytes(wanted)}."
+            f"new tasks begin with {_format_mebibytes(required_bytes)}."
         )
 
     def _adjust_reserve(self) -> None:

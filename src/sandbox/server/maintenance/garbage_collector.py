@@ -53,20 +53,20 @@ class GarbageCollector:
 
     async def sweep(self) -> None:
         """Look everywhere once. What cannot be cleared keeps nothing else; raises ClearingFailedError at the end."""
-        found = {kind: frozenset(await asyncio.to_thread(kind.attempt_ids)) for kind in self._kinds}
+        leftovers = {kind: frozenset(await asyncio.to_thread(kind.attempt_ids)) for kind in self._kinds}
         # After the look at the machine: whoever has something there had a directory before it.
         failures: list[str] = []
-        known = await asyncio.to_thread(lambda: dict(_list_attempts(self._dependencies.data_dir, failures)))
+        attempts = await asyncio.to_thread(lambda: dict(_list_attempts(self._dependencies.data_dir, failures)))
         is_all_known = not failures
-        for task_id, attempt_ids in _group_by_task(known, frozenset().union(*found.values())).items():
+        for task_id, attempt_ids in _group_by_task(attempts, frozenset().union(*leftovers.values())).items():
             try:
-                failures += await self._sweep_task(task_id, attempt_ids, found)
+                failures += await self._sweep_task(task_id, attempt_ids, leftovers)
             except OSError as error:
                 failures.append(f"the journal or lock of task {task_id}: {error}")
             except SandboxError as error:
                 failures.append(f"task {task_id}: {error}")
         for kind in filter(lambda kind: kind.is_exclusive and is_all_known, self._kinds):
-            failures += await self._sweep_unowned(kind, found[kind] - known.keys())
+            failures += await self._sweep_unowned(kind, leftovers[kind] - attempts.keys())
         if failures:
             raise GarbageCollectionError("; ".join(failures))
 
@@ -127,8 +127,8 @@ class GarbageCollector:
                 files.handle.unlink(missing_ok=True)
         else:
             await self._end_leftovers(attempt_id, files)
-            kept = (files.runner_log, files.handle)
-            await self._dependencies.remove([path for path in files.root.iterdir() if path not in kept])
+            preserved = (files.runner_log, files.handle)
+            await self._dependencies.remove([path for path in files.root.iterdir() if path not in preserved])
             files.handle.unlink(missing_ok=True)
         _log.info("What was left of attempt %s is gone: %s", attempt_id, ", ".join([*kinds, "files"]))
 

@@ -86,11 +86,11 @@ class IntegrityCheck:
                 yield Discrepancy(task_id, DiscrepancyKind.JOURNAL_UNREADABLE, what)
 
     def _check_task(self, task_id: str, *, is_in_index: bool) -> Iterator[Discrepancy]:
-        known = self._store.load(task_id) if is_in_index else None
-        at_index = self._replay(task_id, ReplayState(None, 0), known.offset if known else 0)
+        indexed = self._store.load(task_id) if is_in_index else None
+        at_index = self._replay(task_id, ReplayState(None, 0), indexed.offset if indexed else 0)
         at_end = self._replay(task_id, at_index, None)
-        if known is not None:
-            yield from _compare_with_index(known, at_index, at_end)
+        if indexed is not None:
+            yield from _compare_with_index(indexed, at_index, at_end)
         elif is_in_index:
             return  # it was pruned meanwhile
         else:
@@ -104,8 +104,8 @@ class IntegrityCheck:
         """The story from `start` to the offset `end`, or the first one after it, or to the present end."""
         task, offset, last_seq = start.task, start.offset, start.task.last_seq if start.task else 0
         while end is None or offset < end:
-            wanted = _BATCH_BYTES if end is None else min(_BATCH_BYTES, end - offset)
-            batch = self._journals.read(task_id, offset, bytes_max=wanted)
+            bytes_max = _BATCH_BYTES if end is None else min(_BATCH_BYTES, end - offset)
+            batch = self._journals.read(task_id, offset, bytes_max=bytes_max)
             if not batch.records:
                 break
             for record in batch.records:
@@ -136,8 +136,8 @@ class IntegrityCheck:
             yield Discrepancy(task_id, kind, f"Artifact {artifact.name!r} {fault}; restore it from a backup.")
 
     def _describe_fault(self, file: Path, artifact: Artifact) -> str:
-        found = file.lstat()
-        if not stat.S_ISREG(found.st_mode) or found.st_size != artifact.size_bytes:
+        status = file.lstat()
+        if not stat.S_ISREG(status.st_mode) or status.st_size != artifact.size_bytes:
             return f"is no file of {artifact.size_bytes} bytes"
         if self._deep and checksum(file) != artifact.checksum:
             return "does not match its checksum"
@@ -157,8 +157,8 @@ def _compare_with_index(indexed: IndexedTask, at_index: ReplayState, at_end: Rep
         what = "The index knows more than the journal kept; start a server, or run: sandbox admin rebuild"
         yield Discrepancy(task_id, DiscrepancyKind.INDEX_AHEAD, what)
     elif at_index.offset > indexed.offset or at_index.task != indexed.task:
-        told = f"The index tells {_summarize(indexed.task)}, the journal {_summarize(at_index.task)}"
-        what = f"{told}{_describe_difference(indexed.task, at_index.task)}; run: sandbox admin rebuild"
+        difference = f"The index tells {_summarize(indexed.task)}, the journal {_summarize(at_index.task)}"
+        what = f"{difference}{_describe_difference(indexed.task, at_index.task)}; run: sandbox admin rebuild"
         yield Discrepancy(task_id, DiscrepancyKind.INDEX_DIFFERS, what)
     elif indexed.task.state.is_terminal and at_end.offset > indexed.offset:
         what = "The journal goes on after the task's end; run: sandbox admin rebuild"

@@ -67,12 +67,12 @@ class ProbeCleanup:
     async def _sweep(self) -> None:
         prefix = probe_directory(self._run_dir, "").name
         failures: list[str] = []
-        for place in [path for path in self._run_dir.iterdir() if path.name.startswith(prefix)]:
+        for directory in [path for path in self._run_dir.iterdir() if path.name.startswith(prefix)]:
             try:
                 async with asyncio.timeout(SANDBOX_TEARDOWN_SECONDS):
-                    await self._remove_probe(place, place.name.removeprefix(prefix))
+                    await self._remove_probe(directory, directory.name.removeprefix(prefix))
             except (SandboxError, OSError, ValueError, TimeoutError) as error:
-                failures.append(f"{place.name}: {error_reason(error)}")
+                failures.append(f"{directory.name}: {error_reason(error)}")
         if failures:
             raise OSError("; ".join(failures))
 

@@ -134,30 +134,32 @@ class Pruner:
         A task that cannot be looked at stays, and keeps no other from its turn. Raises StoreError, OSError;
         UnavailableError at the end, where only such tasks stay, or what is left of others could not be removed.
         """
-        stays: _Skipped = {}
-        gone, refusal = await self._prune_selected(self._select(retention, stays), stays, dry_run=dry_run)
+        skipped: _Skipped = {}
+        pruned, failure = await self._prune_selected(self._select(retention, skipped), skipped, dry_run=dry_run)
         if retention.max_bytes is not None:
             measured, unmeasured = await self._size_measurement.result()
-            stays |= unmeasured
-            chosen = self._select_by_size(measured, gone, retention.max_bytes)
-            more, refusal = await self._prune_selected(chosen, stays, dry_run=dry_run)
-            gone += more
-        if not dry_run and (stays or refusal):
+            skipped |= unmeasured
+            selected = self._select_by_size(measured, pruned, retention.max_bytes)
+            more, failure = await self._prune_selected(selected, skipped, dry_run=dry_run)
+            pruned += more
+        if not dry_run and (skipped or failure):
             raise UnavailableError(
-                f"Finished tasks that are gone for good: {len(gone)}. {self._describe_incomplete(stays, refusal)}"
+                f"Finished tasks that are gone for good: {len(pruned)}. {self._describe_incomplete(skipped, failure)}"
             )
-        return gone
+        return pruned
 
     def _describe_incomplete(self, skipped: _Skipped, refusal: str) -> str:
-        why = []
+        reasons = []
         if skipped:
-            told = "; ".join(f"{task_id}: {reason}" for task_id, reason in list(skipped.items())[:_REASONS_SHOWN_MAX])
-            why.append(f"Kept, because they could not be looked at: {len(skipped)} ({told}); look at the disk.")
+            details = "; ".join(
+                f"{task_id}: {reason}" for task_id, reason in list(skipped.items())[:_REASONS_SHOWN_MAX]
+            )
+            reasons.append(f"Kept, because they could not be looked at: {len(skipped)} ({details}); look at the disk.")
         if refusal:
-            place = pruned_root(self._dependencies.data_dir)
-            rest = f"What is left of pruned ones still takes room in {place}: {refusal}"
-            why.append(f"{rest}; see why it stays there, and try again.")
-        return " ".join(why)
+            directory = pruned_root(self._dependencies.data_dir)
+            rest = f"What is left of pruned ones still takes room in {directory}: {refusal}"
+            reasons.append(f"{rest}; see why it stays there, and try again.")
+        return " ".join(reasons)
 
     async def _prune_selected(
         self, selected: AsyncIterator[PrunedTask], skipped: _Skipped, *, dry_run: bool
@@ -169,17 +171,17 @@ class Pruner:
             return await self._detach_all(selected, skipped), await self._remove_detached()
 
     async def _detach_all(self, selected: AsyncIterator[PrunedTask], skipped: _Skipped) -> list[PrunedTask]:
-        gone = []
+        pruned = []
         async for task in selected:
             try:
                 if await asyncio.to_thread(self._detach, task):
-                    gone.append(task)
+                    pruned.append(task)
             except (OSError, IndexDamagedError) as error:
                 skipped[task.id] = error_reason(error)
-        if gone:
-            size_bytes = sum(task.size_bytes for task in gone)
-            _log.info("Finished tasks that are kept no longer are gone: %d of %d bytes", len(gone), size_bytes)
-        return gone
+        if pruned:
+            size_bytes = sum(task.size_bytes for task in pruned)
+            _log.info("Finished tasks that are kept no longer are gone: %d of %d bytes", len(pruned), size_bytes)
+        return pruned
 
     async def _select(self, retention: Retention, skipped: _Skipped) -> AsyncIterator[PrunedTask]:
         """By age and number."""
@@ -187,9 +189,9 @@ class Pruner:
             0 if retention.keep is None else await asyncio.to_thread(self._count_prunable, retention.keep, skipped)
         )
         need = PruneSelector(replace(retention, max_bytes=None), self._dependencies.clock.now(), tasks_count, 0)
-        place: Cursor | None = None
+        cursor: Cursor | None = None
         while True:
-            page = await asyncio.to_thread(self._dependencies.store.query, _oldest_first(TERMINAL_STATES, place))
+            page = await asyncio.to_thread(self._dependencies.store.query, _oldest_first(TERMINAL_STATES, cursor))
             skipped |= page.damaged
             for task in page.tasks:
                 if not need.should_prune(task.state_changed_at):
@@ -201,14 +203,14 @@ class Pruner:
                 yield pruned
             if page.next_cursor is None:
                 return
-            place = page.next_cursor
+            cursor = page.next_cursor
 
     async def _select_by_size(
         self, measured: Sequence[PrunedTask], pruned: Sequence[PrunedTask], max_bytes: int
     ) -> AsyncIterator[PrunedTask]:
         """By size. gone: what went, or would have gone, since it was measured."""
-        there = (await asyncio.to_thread(self._dependencies.store.task_ids)).difference(task.id for task in pruned)
-        left = [task for task in measured if task.id in there]
+        task_ids = (await asyncio.to_thread(self._dependencies.store.task_ids)).difference(task.id for task in pruned)
+        left = [task for task in measured if task.id in task_ids]
         total_bytes = sum(task.size_bytes for task in left)
         need = PruneSelector(Retention(max_bytes=max_bytes), self._dependencies.clock.now(), len(left), total_bytes)
         for task in left:
@@ -237,20 +239,20 @@ class Pruner:
 
     def _measure_sizes(self) -> tuple[Sequence[PrunedTask], _Skipped]:
         """The finished tasks that could go, the oldest first."""
-        stays: _Skipped = {}
-        tasks = self._iterate_tasks(TERMINAL_STATES, stays)
-        measured = [self._with_size(task) for task in tasks if not self._is_preserved(task, stays)]
-        return measured, stays
+        skipped: _Skipped = {}
+        tasks = self._iterate_tasks(TERMINAL_STATES, skipped)
+        measured = [self._with_size(task) for task in tasks if not self._is_preserved(task, skipped)]
+        return measured, skipped
 
     def _iterate_tasks(self, states: frozenset[TaskState], skipped: _Skipped) -> Iterator[Task]:
-        place: Cursor | None = None
+        cursor: Cursor | None = None
         while True:
-            page = self._dependencies.store.query(_oldest_first(states, place))
+            page = self._dependencies.store.query(_oldest_first(states, cursor))
             skipped |= page.damaged
             yield from page.tasks
             if page.next_cursor is None:
                 return
-            place = page.next_cursor
+            cursor = page.next_cursor
 
     def _with_size(self, task: Task) -> PrunedTask:
         size_bytes = disk_usage_bytes(TaskLayout(self._dependencies.data_dir, task.id).root)
@@ -279,16 +281,16 @@ class Pruner:
             return True
 
     def _move_aside(self, task_id: str) -> None:
-        rest = self._make_directory()
+        pruned_directory = self._make_directory()
         directory = TaskLayout(self._dependencies.data_dir, task_id).root
         if directory.exists():
-            directory.rename(rest / f"{task_id}.{secrets.token_hex(4)}")
+            directory.rename(pruned_directory / f"{task_id}.{secrets.token_hex(4)}")
             self._dependencies.flush(directory.parent)
 
     def _make_directory(self) -> Path:
-        place = pruned_root(self._dependencies.data_dir)
-        place.mkdir(mode=0o700, exist_ok=True)
-        return place
+        directory = pruned_root(self._dependencies.data_dir)
+        directory.mkdir(mode=0o700, exist_ok=True)
+        return directory
 
     def _restore_index_row(self, indexed: IndexedTask, error: OSError) -> None:
         task_id = indexed.task.id
@@ -297,10 +299,10 @@ class Pruner:
 
     async def _remove_detached(self) -> str:
         """What lies in `pruned/`, from now or from before a crash; gives the last reason why some of it stays."""
-        rest = pruned_root(self._dependencies.data_dir)
-        refusal = ""
+        directory = pruned_root(self._dependencies.data_dir)
+        failure = ""
         try:
-            paths = await asyncio.to_thread(lambda: list(rest.iterdir()) if rest.exists() else [])
+            paths = await asyncio.to_thread(lambda: list(directory.iterdir()) if directory.exists() else [])
         except OSError as error:
             return error_reason(error)
         for begin in range(0, len(paths), _REMOVE_BATCH_SIZE):
@@ -310,8 +312,8 @@ class Pruner:
             except TimeoutError as error:
                 return error_reason(error)
             except OSError as error:
-                refusal = error_reason(error)
-        return refusal
+                failure = error_reason(error)
+        return failure
 
 
 def _oldest_first(states: frozenset[TaskState], cursor: Cursor | None) -> TaskQuery:
@@ -348,20 +350,20 @@ class PreservationExpiry:
 
     async def sweep(self) -> None:
         """Release all whose time is over."""
-        begun_before, place, is_swept = self._clock.now() - self._time_to_live, self._swept_until, True
+        ended_before, cursor, is_swept = self._clock.now() - self._time_to_live, self._swept_until, True
         while True:
             query = TaskQuery(
-                frozenset({TaskState.FAILED_PRESERVED}), sort="state_changed_at", order="asc", cursor=place
+                frozenset({TaskState.FAILED_PRESERVED}), sort="state_changed_at", order="asc", cursor=cursor
             )
             page = await asyncio.to_thread(self._store.query, query)
             for task in page.tasks:
-                if task.state_changed_at > begun_before:
+                if task.state_changed_at > ended_before:
                     return
                 is_swept = await self._release(task) and is_swept
             if page.next_cursor is None:
                 return
-            place = page.next_cursor
-            self._swept_until = place if is_swept else self._swept_until
+            cursor = page.next_cursor
+            self._swept_until = cursor if is_swept else self._swept_until
 
     async def _release(self, task: Task) -> bool:
         try:

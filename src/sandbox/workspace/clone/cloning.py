@@ -60,19 +60,19 @@ class CredentialHelper:
             writer.close()
 
     async def _lookup(self, request: bytes) -> bytes:
-        asked = dict(line.partition("=")[::2] for line in request.decode(errors="replace").splitlines())
-        if not self._matches_url(asked.get("protocol", ""), asked.get("host", "")):
+        fields = dict(line.partition("=")[::2] for line in request.decode(errors="replace").splitlines())
+        if not self._matches_url(fields.get("protocol", ""), fields.get("host", "")):
             return b""
-        told = f"protocol={asked['protocol']}\nhost={asked['host']}\npath={self._url.path.lstrip('/')}\n"
-        told += f"username={self._url.username}\n" if self._url.username else ""
-        with pipe() as (reading, writing):
-            writing.write(told.encode())
-            writing.close()
+        query = f"protocol={fields['protocol']}\nhost={fields['host']}\npath={self._url.path.lstrip('/')}\n"
+        query += f"username={self._url.username}\n" if self._url.username else ""
+        with pipe() as (reader, writer):
+            writer.write(query.encode())
+            writer.close()
             try:
-                found = await self._git.run("credential", "fill", directory=Path("/"), stdin=reading)
+                result = await self._git.run("credential", "fill", directory=Path("/"), stdin=reader)
             except (GitError, OSError):
-                found = await run_in_thread(lambda _: self._lookup_netrc(asked["host"].partition(":")[0]))
-        lines = [line for line in found.splitlines() if line.startswith((b"username=", b"password="))]
+                result = await run_in_thread(lambda _: self._lookup_netrc(fields["host"].partition(":")[0]))
+        lines = [line for line in result.splitlines() if line.startswith((b"username=", b"password="))]
         passwords = (line.removeprefix(b"password=") for line in lines if line.startswith(b"password="))
         self.secrets.update(password.decode(errors="replace") for password in passwords if password)
         return b"".join(line + b"\n" for line in lines)
@@ -170,15 +170,15 @@ class ConfinedClone:
     async def _over_ssh(self, remote: SshRemote) -> AsyncIterator["GitInputs"]:
         """With the two ends of an ssh that runs outside; what that complains of is put before what git does."""
         try:
-            async with capture_output() as (said, complaints):
+            async with capture_output() as (said, read_stderr):
                 with said, pipe() as (to_read, to_write), pipe() as (from_read, from_write):
-                    ends = (to_read.fileno(), from_write.fileno())
-                    running = run_ssh(remote, self._user_settings, self._variables, ends, said.fileno())
+                    streams = (to_read.fileno(), from_write.fileno())
+                    running = run_ssh(remote, self._user_settings, self._variables, streams, said.fileno())
                     async with _running_in_background(_close_when_done(running, to_read, from_write, said)):
                         settings = [("core.sshCommand", STUB_SSH_COMMAND), ("ssh.variant", "ssh")]
                         yield settings, {}, (to_write.fileno(), from_read.fileno())
         except GitError as error:
-            raise GitError(error.returncode, complaints()[-_STDERR_BYTES_MAX:] + error.stderr.encode()) from None
+            raise GitError(error.returncode, read_stderr()[-_STDERR_BYTES_MAX:] + error.stderr.encode()) from None
 
 
 GitInputs = tuple[Sequence[GitSetting], Mapping[str, bytes], Sequence[int]]

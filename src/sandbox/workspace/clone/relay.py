@@ -70,19 +70,19 @@ class SocksProxy:
     async def serving(self, listener: socket.socket) -> AsyncIterator[None]:
         """Answer at the door until the block ends; then every connection is cut."""
         serving: set[asyncio.Task[None]] = set()
-        room = asyncio.Semaphore(CLONE_CONNECTIONS_MAX)
+        slots = asyncio.Semaphore(CLONE_CONNECTIONS_MAX)
 
         def end(task: asyncio.Task[None]) -> None:
             serving.discard(task)
-            room.release()
+            slots.release()
 
         async def accept() -> None:
             while True:
-                await room.acquire()
+                await slots.acquire()
                 try:
                     client, _ = await asyncio.get_running_loop().sock_accept(listener)
                 except OSError:  # git is gone already, or there is no descriptor left
-                    room.release()
+                    slots.release()
                     await asyncio.sleep(_ACCEPT_RETRY_SECONDS)
                     continue
                 task = asyncio.create_task(self._serve(client))
@@ -103,10 +103,10 @@ class SocksProxy:
         reader, writer = await asyncio.open_connection(sock=client)
         try:
             if self._upstream_proxy is not None:
-                far = await asyncio.wait_for(asyncio.open_connection(*self._upstream_proxy), CLONE_CONNECT_SECONDS)
+                remote = await asyncio.wait_for(asyncio.open_connection(*self._upstream_proxy), CLONE_CONNECT_SECONDS)
             else:
-                far = await self._negotiate(reader, writer)
-            await _relay_streams((reader, writer), far)
+                remote = await self._negotiate(reader, writer)
+            await _relay_streams((reader, writer), remote)
         except (OSError, TimeoutError, ValueError, EOFError):
             pass
         finally:
@@ -121,13 +121,13 @@ class SocksProxy:
             address = await _read_address(reader)
         try:
             async with asyncio.timeout(CLONE_CONNECT_SECONDS):
-                far = await self._dial(address)
+                remote = await self._dial(address)
         except OSError as error:
             writer.write(_encode_reply(_reply_code(error)))
             await writer.drain()
             raise
         writer.write(_encode_reply(_SUCCEEDED))
-        return far
+        return remote
 
     async def _dial(self, address: HostPort) -> "StreamPair":
         is_wanted = self._is_target(address)
@@ -135,8 +135,8 @@ class SocksProxy:
             # Not even asked for: a name can carry what a clone has read, and its answer tells what names there are.
             raise _not_allowed_error()
         loop = asyncio.get_running_loop()
-        found = await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
-        addresses = [HostPort(str(one[4][0]), address.port) for one in found]
+        resolved = await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+        addresses = [HostPort(str(one[4][0]), address.port) for one in resolved]
         public = [one for one in addresses if self._dial_policy.is_public(_unmap_nat64(one.host))]
         if not is_wanted:
             return await _dial_any(public)
@@ -172,13 +172,13 @@ def _unmap_nat64(host: str) -> IPv4Address | IPv6Address:
 
 
 async def _dial_any(addresses: Sequence[HostPort]) -> StreamPair:
-    problem = _not_allowed_error()
+    last_error = _not_allowed_error()
     for address in addresses:
         try:
             return await asyncio.open_connection(*address)
         except OSError as error:
-            problem = error
-    raise problem
+            last_error = error
+    raise last_error
 
 
 def _not_allowed_error() -> OSError:

@@ -80,9 +80,9 @@ def resolve_remote(url: str, settings: Sequence[GitSetting], proxy: str, home: P
         if match is None or match["name"] in _IGNORED_SETTINGS or not _applies_to_host(match["url"], address.host):
             continue
         place = f"{FILES_DIRECTORY}/{len(files)}"
-        laid = _stage_setting_file(match["name"], value, home, place)
-        files.update(laid or {})
-        taken.append((key, value if laid is None else place if laid else ""))
+        staged = _stage_setting_file(match["name"], value, home, place)
+        files.update(staged or {})
+        taken.append((key, value if staged is None else place if staged else ""))
         if len(files) > SETTINGS_FILES_MAX:
             raise OSError(_TOO_MANY_FILES.format(name=match["name"], value=value))
     if not proxy:
@@ -110,12 +110,12 @@ def _read_directory(name: str, value: str, home: Path, path_inside: str) -> Mapp
         names = sorted(one.name for one in path.iterdir() if one.is_file())
         if len(names) > SETTINGS_FILES_MAX:
             names = [one for one in names if _HASHED_CERTIFICATE_NAME.fullmatch(one)] or names
-        found = {f"{path_inside}/{one}": (path / one).read_bytes() for one in names[: SETTINGS_FILES_MAX + 1]}
+        contents = {f"{path_inside}/{one}": (path / one).read_bytes() for one in names[: SETTINGS_FILES_MAX + 1]}
     except OSError as error:
         raise _unreadable(name, path, error) from error
-    if not found:
+    if not contents:
         raise OSError(f"http.{name} of the server's user names {path}, which holds no certificate")
-    return found
+    return contents
 
 
 def _unreadable(name: str, path: Path, error: OSError) -> OSError:
@@ -144,9 +144,9 @@ def _route_through_proxy(
     is_name = not re.fullmatch(r"[0-9.]+|.*:.*", host)
     inside = host if is_name else "127.0.0.1"
     scheme = _REMOTE_DNS_SCHEMES.get(parts.scheme, parts.scheme)
-    moved = urlunsplit(parts._replace(scheme=scheme, netloc=f"{user}{at}{inside}:{PROXY_PORT}"))
+    proxy_url = urlunsplit(parts._replace(scheme=scheme, netloc=f"{user}{at}{inside}:{PROXY_PORT}"))
     names = {"/etc/hosts": f"127.0.0.1 localhost {host}\n".encode()} if is_name else {}
-    return via, [*settings, ("http.proxy", moved)], {**files, **names}
+    return via, [*settings, ("http.proxy", proxy_url)], {**files, **names}
 
 
 def _applies_to_host(url: str | None, host: str) -> bool:
@@ -214,9 +214,9 @@ async def run_ssh(
     stderr: int,
 ) -> None:
     """Until it ends. ends: its input and output. Raises OSError."""
-    chosen = dict(settings)
-    command = chosen.get("core.sshcommand", DEFAULT_SSH_COMMAND)
-    is_openssh = chosen.get("ssh.variant", "ssh") in ("ssh", "auto")
+    values = dict(settings)
+    command = values.get("core.sshcommand", DEFAULT_SSH_COMMAND)
+    is_openssh = values.get("ssh.variant", "ssh") in ("ssh", "auto")
     options = ["-o", "SendEnv=GIT_PROTOCOL"] if is_openssh else []
     if remote.port:
         options += ["-p" if is_openssh else "-P", remote.port]

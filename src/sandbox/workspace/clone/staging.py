@@ -52,10 +52,10 @@ async def commit_initial_patch(path: str, confinement: Confinement, repository: 
     except GitError as error:
         if error.is_inconclusive:
             raise
-        complaint = replace_unprintable(error.stderr.strip().replace("error: ", ""), escape_character)[
+        stderr = replace_unprintable(error.stderr.strip().replace("error: ", ""), escape_character)[
             :_STDERR_CHARACTERS_MAX
         ]
-        message = f"repository.patch does not apply to commit {base[:12]}: {complaint or 'git gave it up'}."
+        message = f"repository.patch does not apply to commit {base[:12]}: {stderr or 'git gave it up'}."
         raise AttemptError(FailureCode.CLONE_FAILED, message) from None
     tree = _parse_object_id(await run("write-tree"))
     text = f"tree {tree}\nparent {base}\nauthor {_IDENTITY}\ncommitter {_IDENTITY}\n\n{INITIAL_COMMIT_MESSAGE}\n"
@@ -63,16 +63,16 @@ async def commit_initial_patch(path: str, confinement: Confinement, repository: 
         await run("hash-object", "-t", "commit", "-w", "--stdin", stdin=_memory_file(text.encode()))
     )
     # The workspace's git directory gets packs alone.
-    wanted = _memory_file(f"{commit}\n^{base}\n".encode())
-    await run("pack-objects", "--quiet", "--revs", "objects/pack/pack", stdin=wanted)
+    revisions = _memory_file(f"{commit}\n^{base}\n".encode())
+    await run("pack-objects", "--quiet", "--revs", "objects/pack/pack", stdin=revisions)
     return commit
 
 
 def _parse_object_id(answer: bytes) -> str:
-    found = answer.decode(errors="replace").strip()
-    if not OBJECT_ID.fullmatch(found):
+    object_id = answer.decode(errors="replace").strip()
+    if not OBJECT_ID.fullmatch(object_id):
         raise GitError(0, b"fatal: git did not name what it wrote")
-    return found
+    return object_id
 
 
 def _memory_file(data: bytes) -> IO[bytes]:
@@ -164,12 +164,12 @@ class WorkspaceStaging:
     def _reset_directories(self) -> None:
         """Take away what an earlier, broken try left, and begin with two empty directories."""
         self._attempt.disk.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for left in (self._attempt.repository, self._attempt.workspace):
-            if left.is_symlink() or left.is_file():
-                left.unlink()
-            elif left.exists():
-                rmtree(left)
-            left.mkdir(mode=0o755)
+        for path in (self._attempt.repository, self._attempt.workspace):
+            if path.is_symlink() or path.is_file():
+                path.unlink()
+            elif path.exists():
+                rmtree(path)
+            path.mkdir(mode=0o755)
 
     async def _clone(self, confinement: Confinement) -> None:
         user_settings = await read_user_config(self._environment, self._path)
@@ -212,10 +212,10 @@ class WorkspaceStaging:
     async def _find_on_branch(self, git: Git, commit_prefix: str, tip: str) -> str:
         problem = f"Commit {commit_prefix} is not on branch '{self._repository.branch}' of {self._repository.url}"
         try:
-            found = await self._run(
+            result = await self._run(
                 git, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{commit_prefix}^{{commit}}"
             )
-            commit = found.decode(errors="replace").strip()
+            commit = result.decode(errors="replace").strip()
             if commit.startswith(commit_prefix) and OBJECT_ID.fullmatch(commit):
                 await self._run(git, "merge-base", "--is-ancestor", commit, tip)
                 return commit
@@ -227,15 +227,15 @@ class WorkspaceStaging:
         raise _clone_failed(f"{problem}; give the full name of a commit that the branch contains in repository.commit.")
 
     async def _check_size(self, git: Git, commit: str) -> None:
-        with pipe() as (reading, writing):
+        with pipe() as (reader, writer):
 
             def work(stop: StopFlag) -> None:
-                problem = _find_size_problem(parse_ls_tree(reading), self._bytes_max)
-                if problem is not None:
-                    raise _clone_failed(f"Cannot check out {self._repository.url}: {problem}.")
+                reason = _find_size_problem(parse_ls_tree(reader), self._bytes_max)
+                if reason is not None:
+                    raise _clone_failed(f"Cannot check out {self._repository.url}: {reason}.")
 
             repository = self._attempt.repository
-            listing = git.run(*ls_tree_arguments(commit), directory=repository, stdout=writing)
+            listing = git.run(*ls_tree_arguments(commit), directory=repository, stdout=writer)
             await run_with_thread(work, listing)
 
     def _write_git_directory(self, commit: str, stop: StopFlag) -> None:

@@ -28,10 +28,10 @@ _HFS_IGNORED_CHARACTERS = re.compile(r"[\u200c-\u200f\u202a-\u202e\u206a-\u206f\
 
 def is_forbidden_path(path: bytes, *, is_link: bool) -> bool:
     """Whether git takes no such path, here or on the machine where a patch is applied."""
-    seen = _HFS_IGNORED_CHARACTERS.sub("", path.decode(errors="surrogateescape"))
-    if _NTFS_GIT.search(path) or _HFS_GIT.search(seen):
+    visible_path = _HFS_IGNORED_CHARACTERS.sub("", path.decode(errors="surrogateescape"))
+    if _NTFS_GIT.search(path) or _HFS_GIT.search(visible_path):
         return True
-    return is_link and bool(_NTFS_MODULES.search(path) or _HFS_MODULES.search(seen))
+    return is_link and bool(_NTFS_MODULES.search(path) or _HFS_MODULES.search(visible_path))
 
 
 class ChangeSink(Protocol):
@@ -194,18 +194,18 @@ async def _walk_with_ignore_rules(
     background: Sequence[Coroutine[Any, Any, bytes]],
 ) -> T:
     """With a git that is asked about what the base commit ignores."""
-    with pipe() as (asked, asking), pipe() as (answers, answering):
+    with pipe() as (request_reader, request_writer), pipe() as (response_reader, response_writer):
 
         def work(stop: StopFlag) -> T:
-            with asking, IgnoreRules(attempt.ignore_rules, asking, answers) as rules:
+            with request_writer, IgnoreRules(attempt.ignore_rules, request_writer, response_reader) as rules:
                 return walk(stop, rules)
 
         judging = git.run(
             *(f"--git-dir=../{attempt.repository.name}", "--work-tree=."),
             *("check-ignore", "--no-index", "--stdin", "-z", "--verbose", "--non-matching"),
             directory=attempt.ignore_rules,
-            stdin=asked,
-            stdout=answering,
+            stdin=request_reader,
+            stdout=response_writer,
             ok_exit_codes=(0, 1),
         )
         return await run_with_thread(work, *background, judging)

@@ -61,18 +61,20 @@ class IgnoreRules:
 
         Raises OSError, BrokenPipeError without git.
         """
-        shown = {entry.path for entry in entries if entry.is_directory and b".gitignore" not in entry.path.split(b"/")}
+        directories = {
+            entry.path for entry in entries if entry.is_directory and b".gitignore" not in entry.path.split(b"/")
+        }
         others = {entry.path for entry in entries if not entry.is_directory}
-        found: set[bytes] = set()
-        if shown:
-            self._ancestors.move_to(next(iter(shown)).rpartition(b"/")[0])
+        ignored: set[bytes] = set()
+        if directories:
+            self._ancestors.move_to(next(iter(directories)).rpartition(b"/")[0])
         for page in _batches(entries):
             with (
-                _temporary_directories(self._directory, shown.intersection(page)),
+                _temporary_directories(self._directory, directories.intersection(page)),
                 _set_aside(self._directory, others.intersection(page)),
             ):
-                found.update(self._query(page))
-        return frozenset(found)
+                ignored.update(self._query(page))
+        return frozenset(ignored)
 
     def _query(self, batch: Sequence[bytes]) -> Iterator[bytes]:
         # "./" keeps a name such as ":(top)x" from being read as pathspec magic.
@@ -106,10 +108,10 @@ def _batches(entries: Sequence[Entry]) -> Iterator[list[bytes]]:
 
 
 def _fields(responses: IO[bytes]) -> Iterator[bytes]:
-    rest = b""
+    remaining = b""
     while chunk := responses.read(_CHUNK_BYTES):
-        *fields, rest = (rest + chunk).split(b"\0")
-        if len(rest) > _FIELD_BYTES_MAX:
+        *fields, remaining = (remaining + chunk).split(b"\0")
+        if len(remaining) > _FIELD_BYTES_MAX:
             raise BrokenPipeError("git check-ignore said more than it can have to say")
         yield from fields
     raise BrokenPipeError("git check-ignore ended early")
@@ -133,45 +135,45 @@ class _AncestorDirectories:
         while self._created and self._created[-1].count(b"/") >= shared:
             os.rmdir(os.path.join(self._root, self._created.pop()))  # noqa: PTH106, PTH118 (bytes)
         for end in range(shared + 1, len(names) + 1):
-            here = b"/".join(names[:end])
-            if _make_directory(os.path.join(self._root, here)):  # noqa: PTH118 (bytes)
-                self._created.append(here)
+            directory = b"/".join(names[:end])
+            if _make_directory(os.path.join(self._root, directory)):  # noqa: PTH118 (bytes)
+                self._created.append(directory)
         self._names = names
 
 
 @contextmanager
 def _temporary_directories(root: Path, paths: Iterable[bytes]) -> Iterator[None]:
     """There for as long as the block lasts, unless they were there before; those above them are there."""
-    made: list[bytes] = []
+    created: list[bytes] = []
     try:
         for path in paths:
             place = os.path.join(os.fsencode(root), path)  # noqa: PTH118 (bytes)
             if _make_directory(place):
-                made.append(place)
+                created.append(place)
         yield
     finally:
-        for place in reversed(made):
+        for place in reversed(created):
             os.rmdir(place)  # noqa: PTH106 (bytes)
 
 
 @contextmanager
 def _set_aside(root: Path, paths: Iterable[bytes]) -> Iterator[None]:
     """Those of them that are directories are not there for as long as the block lasts."""
-    moved: list[tuple[bytes, bytes]] = []
+    renamed: list[tuple[bytes, bytes]] = []
     aside = os.path.join(os.fsencode(root), _SET_ASIDE_DIRECTORY)  # noqa: PTH118 (bytes)
     try:
         for path in paths:
             place = os.path.join(os.fsencode(root), path)  # noqa: PTH118 (bytes)
             if os.path.isdir(place):  # noqa: PTH112 (bytes)
-                kept = os.path.join(aside, b"%d" % len(moved))  # noqa: PTH118 (bytes)
+                backup = os.path.join(aside, b"%d" % len(renamed))  # noqa: PTH118 (bytes)
                 os.makedirs(aside, _DIRECTORY_MODE, exist_ok=True)  # noqa: PTH103 (bytes)
-                os.rename(place, kept)  # noqa: PTH104 (bytes)
-                moved.append((kept, place))
+                os.rename(place, backup)  # noqa: PTH104 (bytes)
+                renamed.append((backup, place))
         yield
     finally:
-        for kept, place in moved:
-            os.rename(kept, place)  # noqa: PTH104 (bytes)
-        if moved:
+        for backup, place in renamed:
+            os.rename(backup, place)  # noqa: PTH104 (bytes)
+        if renamed:
             os.rmdir(aside)  # noqa: PTH106 (bytes)
 
 
@@ -200,20 +202,20 @@ async def write_ignore_files(git: Git, repository: Path, entries: Sequence[BaseT
         raise GitError(0, b"fatal: the .gitignore files are too large together")
     if not obeyed:
         return
-    with pipe() as (asked, asking), pipe() as (answers, answering):
+    with pipe() as (request_reader, request_writer), pipe() as (response_reader, response_writer):
 
         def write(stop: StopFlag) -> None:
             for entry in obeyed:
                 stop.raise_if_requested()
-                write_all(asking, entry.object_id + b"\n")
-                _write_ignore_file(directory, entry, answers)
-            asking.close()
+                write_all(request_writer, entry.object_id + b"\n")
+                _write_ignore_file(directory, entry, response_reader)
+            request_writer.close()
 
         contents = git.run(
             *("--git-dir=.", "cat-file", "--batch=%(objectsize)"),
             directory=repository,
-            stdin=asked,
-            stdout=answering,
+            stdin=request_reader,
+            stdout=response_writer,
         )
         await run_with_thread(write, contents)
 

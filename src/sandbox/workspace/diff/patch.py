@@ -79,12 +79,12 @@ async def _import_workspace(
     """Put the agent's tree into the host's repository; gives what was told of it, and what no patch can carry."""
     repository = attempt.repository
     _remove_stale_locks(repository)
-    with pipe() as (told, telling):
+    with pipe() as (reader, writer):
 
         def begin(files: RootedFiles, stop: StopFlag) -> FastImportWriter:
-            return FastImportWriter(files, telling, stop, contains_secret, base_commit)
+            return FastImportWriter(files, writer, stop, contains_secret, base_commit)
 
-        importing = _run_fast_import(git, repository, told)
+        importing = _run_fast_import(git, repository, reader)
         return await compare_workspace(git, attempt, base, begin, FastImportWriter.finish, importing)
 
 
@@ -104,8 +104,8 @@ async def _run_fast_import(git: Git, repository: Path, stream: IO[bytes]) -> byt
 def _remove_stale_locks(repository: Path) -> None:
     """Of what a git held that was killed with an earlier runner: it keeps its pack until its reference is written."""
     with RootedFiles(repository) as files:
-        for place, ending in _STALE_LOCK_SUFFIXES.items():
-            with suppress(FileNotFoundError), files.open_directory(place) as directory:
+        for path, ending in _STALE_LOCK_SUFFIXES.items():
+            with suppress(FileNotFoundError), files.open_directory(path) as directory:
                 for entry in [*os.scandir(directory)]:
                     if entry.name.endswith(ending):
                         os.unlink(entry.name, dir_fd=directory)

@@ -44,10 +44,10 @@ class BaseTreeEntry(NamedTuple):
 
 def parse_ls_tree(listing: IO[bytes]) -> Iterator[BaseTreeEntry]:
     """The entries in what `git ls-tree -r -l -z` writes. Raises GitError for what no git that is sound would write."""
-    rest = b""
+    remaining = b""
     while chunk := listing.read(_CHUNK_BYTES):
-        *lines, rest = (rest + chunk).split(b"\0")
-        if len(rest) > _CHUNK_BYTES:
+        *lines, remaining = (remaining + chunk).split(b"\0")
+        if len(remaining) > _CHUNK_BYTES:
             raise GitError(0, b"fatal: a path is too long")
         yield from map(_parse_entry, lines)
 
@@ -91,12 +91,12 @@ class BaseTree:
 
 async def read_base_tree(git: Git, repository: Path, commit: str) -> BaseTree:
     """Read the whole tree of a commit. Raises GitError."""
-    with pipe() as (reading, writing):
+    with pipe() as (reader, writer):
 
         def read(stop: StopFlag) -> BaseTree:
-            return BaseTree(parse_ls_tree(reading))
+            return BaseTree(parse_ls_tree(reader))
 
-        listing = git.run(*ls_tree_arguments(commit), directory=repository, stdout=writing)
+        listing = git.run(*ls_tree_arguments(commit), directory=repository, stdout=writer)
         return await run_with_thread(read, listing)
 
 

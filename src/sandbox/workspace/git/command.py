@@ -32,16 +32,16 @@ _BROKEN_PIPE_SECONDS = 5.0
 @contextmanager
 def pipe() -> Iterator[tuple[IO[bytes], IO[bytes]]]:
     """The reading and the writing end, unbuffered, closed at the end of the block if they are not by then."""
-    reading, writing = (os.fdopen(fd, mode, buffering=0) for fd, mode in zip(os.pipe(), ("rb", "wb"), strict=True))
-    with reading, writing:
-        yield reading, writing
+    reader, writer = (os.fdopen(fd, mode, buffering=0) for fd, mode in zip(os.pipe(), ("rb", "wb"), strict=True))
+    with reader, writer:
+        yield reader, writer
 
 
 def write_all(stream: IO[bytes], data: bytes) -> None:
     """Write everything; one write to a pipe may take less."""
-    rest = memoryview(data)
-    while rest:
-        rest = rest[stream.write(rest) :]
+    remaining = memoryview(data)
+    while remaining:
+        remaining = remaining[stream.write(remaining) :]
 
 
 def read_exactly(stream: IO[bytes], size: int) -> bytes:
@@ -55,16 +55,16 @@ def read_exactly(stream: IO[bytes], size: int) -> bytes:
     return bytes(read)
 
 
-async def wait_for_data(reading: IO[bytes]) -> bool:
+async def wait_for_data(reader: IO[bytes]) -> bool:
     """Wait until there is something to read from a pipe, or its writing end is closed without a word."""
-    loop, seen = asyncio.get_running_loop(), asyncio.Event()
-    loop.add_reader(reading, seen.set)
+    loop, readable = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(reader, readable.set)
     try:
-        await seen.wait()
+        await readable.wait()
     finally:
-        loop.remove_reader(reading)
+        loop.remove_reader(reader)
     poll = select.poll()
-    poll.register(reading, select.POLLIN)
+    poll.register(reader, select.POLLIN)
     return any(events & select.POLLIN for _, events in poll.poll(0))
 
 
@@ -202,13 +202,15 @@ class Git:
         # Closed also where git never begins: whoever waits at the other end of a pipe would wait for ever.
         with stdin or nullcontext(), stdout or nullcontext():
             argv = [*_prlimit_arguments(self.memory_bytes_max, file_bytes_max), "git", *arguments]
-            async with capture_output(stdout) as (out, output), capture_output() as (err, complaints):
-                with open(os.devnull, "rb") as nothing, out, err, stdin or nothing as given:  # noqa: ASYNC230, PTH123
-                    ends = (given.fileno(), out.fileno(), err.fileno())
-                    command = ConfinedCommand(argv, self._environment, directory, *ends, self._descriptors, self._files)
+            async with capture_output(stdout) as (out, output), capture_output() as (err, read_stderr):
+                with open(os.devnull, "rb") as nothing, out, err, stdin or nothing as stdin_file:  # noqa: ASYNC230, PTH123
+                    streams = (stdin_file.fileno(), out.fileno(), err.fileno())
+                    command = ConfinedCommand(
+                        argv, self._environment, directory, *streams, self._descriptors, self._files
+                    )
                     code = await self._run(command)
         if code not in ok_exit_codes:
-            raise GitError(code, complaints() + (_KILLED_MESSAGE if self._was_killed_for_memory(code) else b""))
+            raise GitError(code, read_stderr() + (_KILLED_MESSAGE if self._was_killed_for_memory(code) else b""))
         return output()
 
     @property

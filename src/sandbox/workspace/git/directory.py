@@ -40,12 +40,12 @@ def neutralize_attributes(repository: Path) -> None:
 
 def read_branch_commit(repository: Path, branch: str) -> str | None:
     """The commit of the branch in a fresh clone, None where the name is not a branch's."""
-    wanted = f"refs/heads/{branch}"
+    reference = f"refs/heads/{branch}"
     with RootedFiles(repository) as files, files.open_file(b"packed-refs") as (file, size):
         text = os.read(file, min(size, _REFS_BYTES_MAX)).decode(errors="replace")
     for line in text.splitlines():
         object_id, _, name = line.partition(" ")
-        if name == wanted and OBJECT_ID.fullmatch(object_id):
+        if name == reference and OBJECT_ID.fullmatch(object_id):
             return object_id
     return None
 

@@ -97,9 +97,9 @@ def explain_clone_failure(stderr: str, repository: Repository, secrets: Collecti
     """Why cloning failed. Of git's own words only one line is ever shown, without the secrets."""
     # Words in a URL, such as openssl, tell nothing of what went wrong.
     lines = _URL.sub("", stderr.replace(repository.url, "")).split("\n")
-    told = "\n".join(line[:_LINE_CHARACTERS_MAX] for line in lines)
+    searched = "\n".join(line[:_LINE_CHARACTERS_MAX] for line in lines)
     for pattern, meaning in _EXPLANATIONS:
-        if re.search(pattern, told, re.IGNORECASE):
+        if re.search(pattern, searched, re.IGNORECASE):
             return f"Cannot clone {repository.url}: {meaning.format(branch=repository.branch)}."
     line = last_error_line(redact_credentials(stderr, secrets)) or "nothing"
     return f"Cannot clone {repository.url}: git said: {line}"
@@ -115,5 +115,5 @@ def redact_credentials(text: str, secrets: Collection[str]) -> str:
 def last_error_line(stderr: str) -> str:
     """The last line that begins with `fatal:` or `error:`, else the last one; printable and cut."""
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
-    telling = [line for line in lines if line.startswith(("fatal:", "error:"))] or lines
-    return replace_unprintable(telling[-1], lambda _: "?")[:_LINE_CHARACTERS_MAX] if telling else ""
+    writer = [line for line in lines if line.startswith(("fatal:", "error:"))] or lines
+    return replace_unprintable(writer[-1], lambda _: "?")[:_LINE_CHARACTERS_MAX] if writer else ""

@@ -14,8 +14,8 @@ _SECRET_CHARACTERS_MIN = 8
 async def read_user_config(environment: Mapping[str, str], path: str) -> Sequence[GitSetting]:
     """The settings, in git's order of reading. Raises GitError when the configuration is not readable."""
     # An unset GIT_CONFIG_GLOBAL means the files in XDG_CONFIG_HOME and HOME, both of them; `--global` would read one.
-    given = {"GIT_CONFIG_GLOBAL": environment.get("GIT_CONFIG_GLOBAL")}
-    reader = Git(path, variables={**user_environment(environment), **given})
+    global_config = {"GIT_CONFIG_GLOBAL": environment.get("GIT_CONFIG_GLOBAL")}
+    reader = Git(path, variables={**user_environment(environment), **global_config})
     # A git directory that is none: nothing but the user's files is read, wherever this process stands.
     listed = await reader.run("--git-dir=/dev/null", "config", "--includes", "--list", "-z", directory=Path("/"))
     return parse_settings(listed)
@@ -23,14 +23,14 @@ async def read_user_config(environment: Mapping[str, str], path: str) -> Sequenc
 
 async def find_proxy(url: str, settings: Sequence[GitSetting], path: str) -> str:
     """What the settings say for this URL, as git understands them; empty for none. Raises GitError."""
-    chosen = [value for key, value in settings if key == "remote.origin.proxy"]
-    if chosen:
-        return chosen[-1]
+    values = [value for key, value in settings if key == "remote.origin.proxy"]
+    if values:
+        return values[-1]
     if not any(key.startswith("http.") and key.endswith(".proxy") for key, _ in settings):
         return ""
-    asked = ("--git-dir=/dev/null", "config", "--get-urlmatch", "http.proxy", url)
-    told = await Git(path, settings).run(*asked, directory=Path("/"), ok_exit_codes=(0, 1))
-    return told.decode(errors="surrogateescape").strip()
+    arguments = ("--git-dir=/dev/null", "config", "--get-urlmatch", "http.proxy", url)
+    output = await Git(path, settings).run(*arguments, directory=Path("/"), ok_exit_codes=(0, 1))
+    return output.decode(errors="surrogateescape").strip()
 
 
 def user_environment(environment: Mapping[str, str]) -> dict[str, str]:

@@ -33,14 +33,16 @@ def check(*, deep: bool, **options: Any) -> None:
     data_dir = load_configuration(options).settings.server.data_dir.absolute()
     from sandbox.bootstrap.administration import check_data_dir
 
-    tasks_count, found = check_data_dir(data_dir, deep=deep)
+    tasks_count, discrepancies = check_data_dir(data_dir, deep=deep)
     if current_options().format == "json":
-        print_json({"clean": not found, "tasks": tasks_count, "findings": [asdict(each) for each in found]})
+        print_json(
+            {"clean": not discrepancies, "tasks": tasks_count, "findings": [asdict(each) for each in discrepancies]}
+        )
     else:
-        print_discrepancies(found)
+        print_discrepancies(discrepancies)
     tasks = pluralize(tasks_count, "task")
-    if found:
-        things = pluralize(len(found), "thing") + (" does" if len(found) == 1 else " do")
+    if discrepancies:
+        things = pluralize(len(discrepancies), "thing") + (" does" if len(discrepancies) == 1 else " do")
         fail(f"Looked at {tasks}: {things} not agree.", ExitCode.TASK_FAILED)
     click.echo(f"Looked at {tasks}: index, journals and artifacts agree.", err=True)
 

@@ -46,17 +46,17 @@ def drain(*, undo: bool, wait: bool, timeout_seconds: int | None) -> None:
         raise click.UsageError("--timeout counts with --wait")
     options = current_options()
     with options.connect() as client:
-        told = client.undo_drain() if undo else client.drain()
+        status = client.undo_drain() if undo else client.drain()
         if wait:
             with _interrupt_hint():
-                told = _wait_until_drained(client, told, timeout_seconds)
+                status = _wait_until_drained(client, status, timeout_seconds)
     if options.format == "json":
-        print_json(told)
-    if wait and told["running"]:
-        running, waited = pluralize(told["running"], "task"), format_duration(timeout_seconds or 0)
+        print_json(status)
+    if wait and status["running"]:
+        running, waited = pluralize(status["running"], "task"), format_duration(timeout_seconds or 0)
         fail(f"{running} still running after {waited}; the drain goes on.", ExitCode.WAIT_TIMEOUT)
     if options.format != "json":
-        click.echo(_drain_message(told), err=True)
+        click.echo(_drain_message(status), err=True)
 
 
 @contextmanager

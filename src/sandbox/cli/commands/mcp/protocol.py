@@ -44,11 +44,11 @@ _Lines = Annotated[int, Field(ge=1, le=tools.LINES_MAX, description="So many, th
 def serve_tools(server: str, token: str | None) -> None:
     """Until stdin ends."""
     mcp: MCPServer[Any] = MCPServer("sandbox", instructions=INSTRUCTIONS, version=__version__, log_level="WARNING")
-    shown = TaskTools(server, token)
-    for tool in (shown.status, shown.logs, shown.diff, shown.artifacts):
+    task_tools = TaskTools(server, token)
+    for tool in (task_tools.status, task_tools.logs, task_tools.diff, task_tools.artifacts):
         mcp.add_tool(tool, annotations=_READ_ONLY, structured_output=False)
-    mcp.add_tool(shown.submit, annotations=_CREATING, structured_output=False)
-    mcp.add_tool(shown.cancel, annotations=_DESTRUCTIVE, structured_output=False)
+    mcp.add_tool(task_tools.submit, annotations=_CREATING, structured_output=False)
+    mcp.add_tool(task_tools.cancel, annotations=_DESTRUCTIVE, structured_output=False)
     mcp.run("stdio")
 
 

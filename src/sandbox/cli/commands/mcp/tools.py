@@ -45,22 +45,22 @@ async def status(client: AsyncClient, task_id: str, wait_seconds: int) -> str:
     """The task, once it has ended or the time is over."""
     task: TaskSummary = await client.wait(task_id, timeout_seconds=wait_seconds)
     result = (task["result"] or {}).get("result")
-    told = {field: value for field, value in task.items() if field in _STATUS_FIELDS}
-    return _json({"task_id": task["id"], **told, "result": _truncate(result) if isinstance(result, str) else None})
+    fields = {field: value for field, value in task.items() if field in _STATUS_FIELDS}
+    return _json({"task_id": task["id"], **fields, "result": _truncate(result) if isinstance(result, str) else None})
 
 
 async def logs(client: AsyncClient, task_id: str, stream: str, lines: int) -> str:
     """The last lines, as many as fit."""
-    kept: list[str] = []
-    async with aclosing(client.logs(task_id, stream=stream, tail=lines)) as found:
-        async for line in found:
-            kept.append(_truncate(line.decode(errors="replace").rstrip("\n"), LINE_CHARACTERS_MAX))
+    kept_lines: list[str] = []
+    async with aclosing(client.logs(task_id, stream=stream, tail=lines)) as by_name:
+        async for line in by_name:
+            kept_lines.append(_truncate(line.decode(errors="replace").rstrip("\n"), LINE_CHARACTERS_MAX))
     left_out = 0
-    while sum(map(len, kept)) + len(kept) > RESPONSE_CHARACTERS_MAX:
-        kept.pop(0)
+    while sum(map(len, kept_lines)) + len(kept_lines) > RESPONSE_CHARACTERS_MAX:
+        kept_lines.pop(0)
         left_out += 1
-    told = [f"[{left_out} earlier lines left out: too long]"] if left_out else []
-    return "\n".join([*told, *kept]) or "Nothing yet."
+    fields = [f"[{left_out} earlier lines left out: too long]"] if left_out else []
+    return "\n".join([*fields, *kept_lines]) or "Nothing yet."
 
 
 async def diff(client: AsyncClient, task_id: str, offset: int) -> str:
@@ -88,8 +88,8 @@ async def artifacts(client: AsyncClient, task_id: str, name: str | None, offset:
     if name is None:
         rows = [{field: value for field, value in entry.items() if field in _ARTIFACT_FIELDS} for entry in listed]
         return _text_page(_json(rows), offset)
-    found = {entry[key]: entry for key in ("path", "name") for entry in listed}
-    entry = found.get(name)
+    by_name = {entry[key]: entry for key in ("path", "name") for entry in listed}
+    entry = by_name.get(name)
     if entry is None:
         raise ToolFailedError("artifact_not_found: The task has no such artifact. List them: leave out the name.")
     return await _artifact_text(client, task_id, entry, offset)

@@ -84,10 +84,10 @@ def _base_commit(client: Client, task_id: str, file: Path) -> str | None:
     except (ArtifactContainsSecretError, ArtifactNotFoundError, ForbiddenError):
         return None
     try:
-        told = json.loads(file.read_bytes()) if file.stat().st_size <= METADATA_BYTES_MAX else None
+        metadata = json.loads(file.read_bytes()) if file.stat().st_size <= METADATA_BYTES_MAX else None
     except (ValueError, RecursionError):
         return None
-    match told:
+    match metadata:
         case {"repository": {"base_commit": str(commit)}} if _COMMIT.fullmatch(commit):
             return commit
     return None

@@ -27,6 +27,6 @@ def attach(task_id: str, watch: bool, keys: bytes) -> None:
     Only with claude.headless: false an agent has one. Who came first types, others look on and take over when it
     leaves. The agent goes on when everybody has left. Ends with the agent's exit code when it ends meanwhile.
     """
-    found = run_terminal(current_options(), task_id, keys, of="agent", watch=str(watch).lower())
-    shown = escape_text(task_id)
-    exit_with_terminal(found, task_id, f"\nLeft. The agent goes on.\n  Come back: sandbox task attach {shown}")
+    result = run_terminal(current_options(), task_id, keys, of="agent", watch=str(watch).lower())
+    escaped_id = escape_text(task_id)
+    exit_with_terminal(result, task_id, f"\nLeft. The agent goes on.\n  Come back: sandbox task attach {escaped_id}")

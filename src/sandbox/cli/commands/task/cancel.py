@@ -49,6 +49,6 @@ def _wait_for_end(client: Client, task_id: str) -> Task:
     try:
         return client.wait(task_id)
     except KeyboardInterrupt:
-        shown = escape_text(task_id)
-        message = f"\nStopped waiting; task {shown} is being cancelled all the same."
-        fail(f"{message} Hurry it with: sandbox task cancel {shown} --force", ExitCode.INTERRUPTED)
+        escaped_id = escape_text(task_id)
+        message = f"\nStopped waiting; task {escaped_id} is being cancelled all the same."
+        fail(f"{message} Hurry it with: sandbox task cancel {escaped_id} --force", ExitCode.INTERRUPTED)

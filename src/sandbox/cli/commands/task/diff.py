@@ -56,7 +56,7 @@ def find_pager() -> str | None:
 def _git_output(*arguments: str) -> str | None:
     """What git answers; None where it does not, or is not there."""
     try:
-        asked = subprocess.run(
+        completed = subprocess.run(
             ["git", *arguments],  # noqa: S607
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -65,7 +65,7 @@ def _git_output(*arguments: str) -> str | None:
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return asked.stdout.decode(errors="replace").strip() if asked.returncode == 0 else None
+    return completed.stdout.decode(errors="replace").strip() if completed.returncode == 0 else None
 
 
 def _wait_for_pager(paging: subprocess.Popen[bytes]) -> None:

@@ -46,14 +46,14 @@ def download(
         raise click.UsageError("Only one artifact fits on stdout, without --verify; give its NAME.")
     options = current_options()
     with options.connect() as client:
-        wanted = _select_artifacts(client, task_id, name)
-        taken = [entry for entry in wanted if allows_secrets or not entry["contains_secret"]]
+        requested = _select_artifacts(client, task_id, name)
+        selected = [entry for entry in requested if allows_secrets or not entry["contains_secret"]]
         if name is not None:
-            reject_secrets(wanted, allows_secrets=allows_secrets)
+            reject_secrets(requested, allows_secrets=allows_secrets)
         if output == "-":
-            _print_artifact(client, task_id, taken[0]["name"])
+            _print_artifact(client, task_id, selected[0]["name"])
             return
-        targets = _targets(task_id, name, taken, output)
+        targets = _targets(task_id, name, selected, output)
         if missing := next((target.parent for _, target in targets if not target.parent.is_dir()), None):
             raise click.UsageError(
                 f"There is no directory {escape_name(str(missing))}; make it, or choose another place."
@@ -63,7 +63,7 @@ def download(
         saved = [_save(client, task_id, entry, target, verifies=verifies) for entry, target in targets]
     if options.format == "json":
         print_json({"task_id": task_id, "files": saved})
-    reject_secrets(wanted, allows_secrets=allows_secrets)
+    reject_secrets(requested, allows_secrets=allows_secrets)
 
 
 def _select_artifacts(client: Client, task_id: str, name: str | None) -> list[Artifact]:
@@ -72,11 +72,11 @@ def _select_artifacts(client: Client, task_id: str, name: str | None) -> list[Ar
     if name is None:
         return listed or _list_again(client, task_id)
     by_name, by_path = ([entry for entry in listed if entry[field] == name] for field in ("name", "path"))
-    found = by_name or by_path
-    if not found:
+    matches = by_name or by_path
+    if not matches:
         message = f"Error: Task {escape_text(task_id)} has no artifact {escape_name(repr(name))}."
         fail(f"{message}\n  See which there are: sandbox task artifacts {escape_text(task_id)}", ExitCode.NOT_FOUND)
-    return found[:1]
+    return matches[:1]
 
 
 def _list_again(client: Client, task_id: str) -> list[Artifact]:
@@ -84,11 +84,11 @@ def _list_again(client: Client, task_id: str) -> list[Artifact]:
     has_ended = client.status(task_id)["state"] in TERMINAL_STATES
     if has_ended and (listed := client.artifacts(task_id)["artifacts"]):
         return listed
-    shown = escape_text(task_id)
-    message = f"artifacts yet; they are kept when the agent has ended.\n  Wait for them: sandbox task wait {shown}"
+    escaped_id = escape_text(task_id)
+    message = f"artifacts yet; they are kept when the agent has ended.\n  Wait for them: sandbox task wait {escaped_id}"
     if has_ended:
-        message = f"artifacts: it ended without any.\n  See why: sandbox task status {shown}"
-    return fail(f"Error: Task {shown} has no {message}", ExitCode.NOT_FOUND)
+        message = f"artifacts: it ended without any.\n  See why: sandbox task status {escaped_id}"
+    return fail(f"Error: Task {escaped_id} has no {message}", ExitCode.NOT_FOUND)
 
 
 def _targets(
@@ -110,16 +110,16 @@ def _save(client: Client, task_id: str, entry: Artifact, target: Path, *, verifi
     checksum = entry["checksum"]
     if verifies:
         _verify(target, checksum)
-    told = f"  {escape_text(checksum)}" if verifies else ""
-    click.echo(f"{escape_name(str(target))}  {format_size(size_bytes)}{told}", err=True)
+    suffix = f"  {escape_text(checksum)}" if verifies else ""
+    click.echo(f"{escape_name(str(target))}  {format_size(size_bytes)}{suffix}", err=True)
     return {"name": entry["name"], "file": str(target), "size_bytes": size_bytes, "checksum": checksum}
 
 
 def _verify(target: Path, checksum: str) -> None:
     with target.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if f"sha256:{found}" != checksum:
-        fail(f"Error: {escape_name(str(target))} is damaged: it has the SHA-256 {found}.", ExitCode.SERVER_ERROR)
+        matches = hashlib.file_digest(file, "sha256").hexdigest()
+    if f"sha256:{matches}" != checksum:
+        fail(f"Error: {escape_name(str(target))} is damaged: it has the SHA-256 {matches}.", ExitCode.SERVER_ERROR)
 
 
 def _print_artifact(client: Client, task_id: str, name: str) -> None:

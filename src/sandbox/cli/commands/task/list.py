@@ -70,14 +70,14 @@ def list_tasks(states: list[str], labels: dict[str, str], limit: int | None, tak
     if takes_all and limit is not None:
         raise click.UsageError("Give --limit or --all.")
     options = current_options()
-    wanted: dict[str, Any] = {
+    filters: dict[str, Any] = {
         "states": states,
         "labels": labels,
         "sort": sort,
         "order": "asc" if sort == "name" else None,
     }
     with options.connect() as client:
-        page = _all_pages(client, wanted) if takes_all else client.tasks(limit=limit, **wanted)
+        page = _all_pages(client, filters) if takes_all else client.tasks(limit=limit, **filters)
     if options.format == "json":
         print_json(page)
         return
@@ -110,8 +110,8 @@ def _row(task: TaskSummary) -> list[Text]:
 
 
 def _print_omitted_count(page: TaskPage, *, is_filtered: bool) -> None:
-    shown, total = len(page["tasks"]), page["total_count"]
+    shown_count, total = len(page["tasks"]), page["total_count"]
     if not total:
         click.echo("No such tasks." if is_filtered else "No tasks yet.", err=True)
-    elif shown < total:
-        click.echo(f"{shown:,} of {pluralize(total, 'task')}; see more with --limit, or --all.", err=True)
+    elif shown_count < total:
+        click.echo(f"{shown_count:,} of {pluralize(total, 'task')}; see more with --limit, or --all.", err=True)

@@ -26,5 +26,5 @@ def shell(task_id: str, keys: bytes) -> None:
     After a failure with lifecycle.failure_action: preserve it is in a new sandbox of the kept files, which cannot reach
     the model. Leaving ends the shell, and the command with its exit code.
     """
-    found = run_terminal(current_options(), task_id, keys, of="shell")
-    exit_with_terminal(found, task_id, "\nThe shell was left, and is ended.")
+    result = run_terminal(current_options(), task_id, keys, of="shell")
+    exit_with_terminal(result, task_id, "\nThe shell was left, and is ended.")

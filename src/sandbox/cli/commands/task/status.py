@@ -68,13 +68,13 @@ def _watch(client: Client, task_id: str, options: CliOptions) -> None:
 
 def _events_with_history(client: Client, task_id: str) -> Iterator[Mapping[str, Any]]:
     """Until now the events alone, which are few; then everything, from where the tool that is at work began."""
-    told = begin = 0
+    last_seq = begin = 0
     for frame in parse_log_events(client.logs(task_id, stream="events"), task_id):
-        told = int(frame.get("seq") or told)
-        begin = told if frame.get("type") in {"state_change", "tool_call"} else begin
+        last_seq = int(frame.get("seq") or last_seq)
+        begin = last_seq if frame.get("type") in {"state_change", "tool_call"} else begin
         yield frame
     for event in client.events(task_id, after=begin or None):
-        if event["type"] == "output" or event["seq"] > told:
+        if event["type"] == "output" or event["seq"] > last_seq:
             yield event
 
 
@@ -92,15 +92,15 @@ def _print_rows(rows: Iterable[tuple[str, str]], console: Console, state_style: 
     for label, value in rows:
         style = state_style if label == "State" else ""
         for number, line in enumerate(wrap_text(value, room)):
-            shown = label if number == 0 else ""
-            console.print(Text.assemble((f"{shown:<{_LABEL_CELLS}}", "dim"), (line, style)), soft_wrap=True)
+            label_text = label if number == 0 else ""
+            console.print(Text.assemble((f"{label_text:<{_LABEL_CELLS}}", "dim"), (line, style)), soft_wrap=True)
 
 
 def _rows(task: Task) -> Iterator[tuple[str, str]]:
     yield "Task", task["id"]
     yield "Name", escape_name(task["name"])
-    told = task["error"]["message"] if task["error"] else None
-    message = task["state_message"] if task["state_message"] != told else ""
+    last_seq = task["error"]["message"] if task["error"] else None
+    message = task["state_message"] if task["state_message"] != last_seq else ""
     yield "State", f"{task['state']}  {message or ''}".rstrip()
     if task["labels"]:
         yield "Labels", escape_name(", ".join(f"{key}={value}" for key, value in task["labels"].items()))
@@ -137,11 +137,11 @@ def _repository_row(task: Task) -> Iterator[tuple[str, str]]:
 def _progress_rows(task: Task) -> Iterator[tuple[str, str]]:
     progress = task["progress"]
     done = [(progress["turns"], "turn"), (progress["tool_calls"], "tool call")]
-    told = [pluralize(number, noun) for number, noun in done if number]
+    last_seq = [pluralize(number, noun) for number, noun in done if number]
     if progress["current_tool"]:
-        told.append(f"{progress['current_tool']} now")
-    if told:
-        yield "Work", " · ".join(told)
+        last_seq.append(f"{progress['current_tool']} now")
+    if last_seq:
+        yield "Work", " · ".join(last_seq)
     if progress["input_tokens"] or progress["output_tokens"]:
         tokens = f"{progress['input_tokens']:,} tokens in, {progress['output_tokens']:,} out"
         yield "Model", tokens + (f" · {format_cost(progress['cost_usd'])}" if progress["cost_usd"] else "")

@@ -83,9 +83,9 @@ class TopView:
         chosen_at = self._selected_index()
         last_first = max(len(snapshot.tasks) - room, 0)
         self._scroll_offset = min(max(self._scroll_offset, chosen_at - room + 1), chosen_at, last_first)
-        shown = snapshot.tasks[self._scroll_offset : self._scroll_offset + room]
+        visible_tasks = snapshot.tasks[self._scroll_offset : self._scroll_offset + room]
         heading, *rows = plain_lines(
-            *fit_table(COLUMNS, [task_row(task, now) for task in shown], SHRINKABLE, width - 2)
+            *fit_table(COLUMNS, [task_row(task, now) for task in visible_tasks], SHRINKABLE, width - 2)
         )
         marked = [Text.assemble("  ", heading)]
         for at, line in enumerate(rows, self._scroll_offset):
@@ -97,11 +97,11 @@ class TopView:
     def _overflow_line(self, room: int) -> Text:
         assert self._snapshot is not None
         below = max(len(self._snapshot.tasks) - self._scroll_offset - room, 0)
-        told = [f"{pluralize(below, 'more task')} below"] if below else []
-        told += (
+        parts = [f"{pluralize(below, 'more task')} below"] if below else []
+        parts += (
             [f"{self._snapshot.omitted_count:,} older ones: sandbox task list"] if self._snapshot.omitted_count else []
         )
-        return Text(" · ".join(told), "dim")
+        return Text(" · ".join(parts), "dim")
 
     def _footer(self) -> Text:
         return Text(one_line(self.error_message), "red") if self.error_message else Text(KEY_HELP, "dim")
@@ -133,21 +133,21 @@ def _current_activity(task: TaskSummary) -> str:
 def _header_line(snapshot: Snapshot, server: str, now: datetime) -> Text:
     health = snapshot.health
     disk = health["disk"]
-    told = [f"Sandbox {health['version']} at {server}", f"up {format_duration(health['uptime_seconds'])}"]
-    told += [f"{format_size(disk['free_bytes'])} of disk free"] if "free_bytes" in disk else []
-    return Text.assemble((f"{now.astimezone():%H:%M:%S}  ", "dim"), (one_line(" · ".join(told)), "bold"))
+    parts = [f"Sandbox {health['version']} at {server}", f"up {format_duration(health['uptime_seconds'])}"]
+    parts += [f"{format_size(disk['free_bytes'])} of disk free"] if "free_bytes" in disk else []
+    return Text.assemble((f"{now.astimezone():%H:%M:%S}  ", "dim"), (one_line(" · ".join(parts)), "bold"))
 
 
 def _counts_line(snapshot: Snapshot) -> Text:
     health = snapshot.health
-    told: list[Text] = []
+    parts: list[Text] = []
     for state in TaskState:
         number = health["tasks"].get(state, 0)
         if number:
-            told.append(Text(f"{number:,} {state}", STATE_STYLES.get(state, "")))
+            parts.append(Text(f"{number:,} {state}", STATE_STYLES.get(state, "")))
     if not health["ready"]:
-        told.append(Text(one_line(f"Takes no tasks: {' '.join(health['reasons'])}"), "yellow"))
-    return Text(" · ").join(told)
+        parts.append(Text(one_line(f"Takes no tasks: {' '.join(health['reasons'])}"), "yellow"))
+    return Text(" · ").join(parts)
 
 
 def table_rows(tasks: Sequence[TaskSummary], now: datetime) -> list[list[Text]]:

@@ -53,7 +53,7 @@ class Agent:
     def run(self) -> None:
         """For ever; the host ends the guest."""
         self._send(frames.READY, 0)
-        looked = time.monotonic()
+        dropped_at = time.monotonic()
         while True:
             poll = select.poll()
             poll.register(self._port, select.POLLIN | (select.POLLOUT if self._outbox else 0))
@@ -64,9 +64,9 @@ class Agent:
             for descriptor, events in poll.poll(_POLL_MILLISECONDS):
                 self._handle_event(descriptor, events)
             self._report_exit_if_done()
-            if time.monotonic() > looked + _POLL_MILLISECONDS / 1000:
+            if time.monotonic() > dropped_at + _POLL_MILLISECONDS / 1000:
                 machine.drop_file_caches(self._cached_files_max)
-                looked = time.monotonic()
+                dropped_at = time.monotonic()
 
     def _handle_event(self, descriptor: int, events: int) -> None:
         if descriptor in self._watched:
@@ -99,29 +99,29 @@ class Agent:
             pass
 
     def _start(self, number: int, body: bytes) -> None:
-        words, rest = frames.unpack_string_lists(body)
+        command, rest = frames.unpack_string_lists(body)
         try:
             if number == frames.COMMAND:
-                self._start_command(words, rest)
+                self._start_command(command, rest)
             else:
-                self._start_terminal(number, words, rest)
+                self._start_terminal(number, command, rest)
         except OSError as error:
             self._send(frames.FAILED, number, str(error).encode())
 
-    def _start_command(self, words: list[list[bytes]], stdin: bytes) -> None:
-        given = os.memfd_create("stdin")
-        os.write(given, stdin)
-        os.lseek(given, 0, os.SEEK_SET)
+    def _start_command(self, command: list[list[bytes]], stdin: bytes) -> None:
+        stdin_file = os.memfd_create("stdin")
+        os.write(stdin_file, stdin)
+        os.lseek(stdin_file, 0, os.SEEK_SET)
         (output, output_inside), (errors, errors_inside) = create_output_pairs()
         self._track_process(
-            frames.COMMAND, confinement.start_command(words, (given, output_inside, errors_inside), None)
+            frames.COMMAND, confinement.start_command(command, (stdin_file, output_inside, errors_inside), None)
         )
-        for descriptor in (given, output_inside, errors_inside):
+        for descriptor in (stdin_file, output_inside, errors_inside):
             os.close(descriptor)
         self._streams.add(frames.OUTPUT, output)
         self._streams.add(frames.ERRORS, errors)
 
-    def _start_terminal(self, number: int, words: list[list[bytes]], size: bytes) -> None:
+    def _start_terminal(self, number: int, command: list[list[bytes]], size: bytes) -> None:
         outer = os.open(f"{machine.COMMAND_ROOT}/dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
         fcntl.ioctl(outer, _TIOCSPTLCK, struct.pack("i", 0))
         (name,) = struct.unpack("i", fcntl.ioctl(outer, _TIOCGPTN, bytes(4)))
@@ -130,12 +130,12 @@ class Agent:
         self._streams.add(number, outer)
         self._resize(number, size)
         # Held until the command has it, because a terminal that nobody holds is at its end.
-        held = os.open(inner, os.O_RDWR | os.O_NOCTTY)
-        self._track_process(number, confinement.start_command(words, (held, held, held), inner))
-        os.close(held)
+        inner_fd = os.open(inner, os.O_RDWR | os.O_NOCTTY)
+        self._track_process(number, confinement.start_command(command, (inner_fd, inner_fd, inner_fd), inner))
+        os.close(inner_fd)
 
-    def _track_process(self, number: int, started: tuple[int, str]) -> None:
-        pid, reason = started
+    def _track_process(self, number: int, process: tuple[int, str]) -> None:
+        pid, reason = process
         self._processes[number] = pid
         self._watched[os.pidfd_open(pid)] = (number, pid)
         self._send(frames.FAILED if reason else frames.READY, number, reason.encode()[:4096])

@@ -29,10 +29,10 @@ def start_init() -> int:
     if pid == 0:
         _run_init(done_inside)
     os.close(done_inside)
-    said = os.read(done, 4096)
+    output = os.read(done, 4096)
     os.close(done)
-    if said != b"ready":
-        raise OSError(0, said.decode(errors="replace"))
+    if output != b"ready":
+        raise OSError(0, output.decode(errors="replace"))
     return pid
 
 
@@ -54,7 +54,7 @@ def _run_init(ready_fd: int) -> None:
         os._exit(1)
 
 
-def start_command(words: list[list[bytes]], standard: tuple[int, int, int], terminal: str | None) -> tuple[int, str]:
+def start_command(command: list[list[bytes]], standard: tuple[int, int, int], terminal: str | None) -> tuple[int, str]:
     """Fork a command: directory, argv and environment; its first three descriptors, or the path of its terminal.
 
     Gives its pid, and why it could not be run, empty when it could.
@@ -62,14 +62,16 @@ def start_command(words: list[list[bytes]], standard: tuple[int, int, int], term
     told, told_inside = os.pipe()
     pid = os.fork()
     if pid == 0:
-        _run_child(words, standard, terminal, told_inside)
+        _run_child(command, standard, terminal, told_inside)
     os.close(told_inside)
     reason = os.read(told, 4096).decode(errors="replace")
     os.close(told)
     return pid, reason
 
 
-def _run_child(words: list[list[bytes]], standard: tuple[int, int, int], terminal: str | None, status_fd: int) -> None:
+def _run_child(
+    command: list[list[bytes]], standard: tuple[int, int, int], terminal: str | None, status_fd: int
+) -> None:
     try:
         status_fd = os.dup2(status_fd, 1023, inheritable=False)
         os.setsid()
@@ -78,19 +80,19 @@ def _run_child(words: list[list[bytes]], standard: tuple[int, int, int], termina
         for number, descriptor in enumerate(standard if opened is None else (opened,) * 3):
             os.dup2(descriptor, number)
         os.closerange(3, status_fd)
-        _exec_command(words)
+        _exec_command(command)
     except BaseException as error:
         if terminal is None:
             os.write(status_fd, str(error).encode())
         else:
-            name = os.fsdecode(words[1][0])
+            name = os.fsdecode(command[1][0])
             os.write(2, f"{name} could not be started: {error}\r\n".encode(errors="replace"))
     finally:
         os._exit(127)
 
 
-def _exec_command(words: list[list[bytes]]) -> None:
-    (directory,), argv, environment = words
+def _exec_command(command: list[list[bytes]]) -> None:
+    (directory,), argv, environment = command
     file = os.open(_SECCOMP_FILTER_FILE, os.O_RDONLY)
     program = os.read(file, 65536)
     os.close(file)

@@ -42,6 +42,6 @@ def unpack_string_lists(body: bytes) -> tuple[list[list[bytes]], bytes]:
     lists = []
     for _ in range(3):
         count, _, body = body.partition(b"\0")
-        *words, body = body.split(b"\0", int(count))
-        lists.append(words)
+        *strings, body = body.split(b"\0", int(count))
+        lists.append(strings)
     return lists, body

@@ -88,13 +88,13 @@ class Streams:
 
     def _write(self, number: int, descriptor: int) -> None:
         try:
-            left = self._pending_input[number][os.write(descriptor, self._pending_input[number]) :]
+            remaining = self._pending_input[number][os.write(descriptor, self._pending_input[number]) :]
         except BlockingIOError:
             return
         except OSError:
-            left = b""
-        if left:
-            self._pending_input[number] = left
+            remaining = b""
+        if remaining:
+            self._pending_input[number] = remaining
         else:
             del self._pending_input[number]
             self._send(frames.INPUT_WRITTEN, number, b"")
@@ -106,5 +106,5 @@ def create_output_pairs() -> tuple[tuple[int, int], tuple[int, int]]:
 
 
 def _create_pair() -> tuple[int, int]:
-    ours, inside = _socket.socketpair()
-    return ours.detach(), inside.detach()
+    outer, inside = _socket.socketpair()
+    return outer.detach(), inside.detach()
