@@ -22,7 +22,7 @@ from doubles import floods
 from doubles.live_server import ORGANISATION, TERMINAL, World, bash, make_repository, says, until
 
 HOSTILE = 4
-PORTS = {"model": 8123, "proxy": 3128, "names": 53, "names_tcp": 53, "transparent_80": 80, "transparent_443": 443}
+PORTS = {"model": 8123, "proxy": 3128, "names": 53, "dns_tcp": 53, "transparent_80": 80, "transparent_443": 443}
 FLOODS = ("names that are refused over UDP", "refused tunnels", "requests with a wrong key")
 
 BUFFERS = """

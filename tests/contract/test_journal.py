@@ -27,7 +27,7 @@ def line(text):
 
 
 def texts(batch):
-    return [record.event.shown.rstrip("\n") for record in batch.records]
+    return [record.event.display_text.rstrip("\n") for record in batch.records]
 
 
 @contextlib.contextmanager
@@ -82,17 +82,17 @@ def test_a_journal_without_record_1_was_never_promised(journals):
 def test_there_is_one_writer_at_a_time(journals):
     with writing(journals) as writer:
         writer.append(line("x"), at=AT)
-        assert journals.is_held("task-1")
+        assert journals.is_locked("task-1")
         with pytest.raises(JournalBusyError):
             journals.open("task-1")
-    assert not journals.is_held("task-1")
+    assert not journals.is_locked("task-1")
     journals.open("task-1").close()
 
 
 def test_closing_twice_is_fine(journals):
     with writing(journals) as writer:
         writer.close()
-    assert not journals.is_held("task-1")
+    assert not journals.is_locked("task-1")
 
 
 def test_a_reader_gets_about_as_much_as_it_asks_for(journals):
@@ -129,7 +129,7 @@ def test_a_reader_can_begin_at_any_record(journals):
 @pytest.mark.parametrize("task_id", ["", ".", "..", "../up", "a/b", "a..b", "/etc", "a\0b", ".hidden", "a\n"])
 def test_no_id_leads_out_of_the_directory(journals, tmp_path, task_id):
     (tmp_path / "tasks").mkdir()
-    for act in (journals.create, journals.open, journals.read, journals.is_held, lambda name: journals.find(name, 1)):
+    for act in (journals.create, journals.open, journals.read, journals.is_locked, lambda name: journals.find(name, 1)):
         with pytest.raises(FileNotFoundError):
             act(task_id)
     assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["tasks"]
@@ -144,7 +144,7 @@ def test_ids_of_the_manifest_are_taken(journals, task_id):
 
 def test_an_unknown_task_has_no_journal(journals):
     assert journals.task_ids() == []
-    assert not journals.is_held("task-1")
+    assert not journals.is_locked("task-1")
     for act in (journals.open, journals.read, lambda name: journals.find(name, 1)):
         with pytest.raises(FileNotFoundError):
             act("task-1")
@@ -288,7 +288,7 @@ def test_a_journal_for_which_the_disk_has_no_room_leaves_nothing(journals, tmp_p
 
 def test_a_journal_that_is_given_up_is_gone_and_can_be_begun_again(journals, tmp_path):
     writer = journals.create("task-1")
-    journals.give_up("task-1", writer)
+    journals.discard("task-1", writer)
     assert below_tasks(tmp_path) == []
     with writing(journals) as writer:
         writer.append(line("x"), at=AT)
@@ -306,8 +306,8 @@ def test_what_somebody_begins_while_a_journal_is_given_up_stays(journals, tmp_pa
         rmdir(directory)
 
     monkeypatch.setattr(Path, "rmdir", begin_first)
-    journals.give_up("task-1", given_up)
-    assert journals.is_held("task-1")
+    journals.discard("task-1", given_up)
+    assert journals.is_locked("task-1")
     assert texts(journals.read("task-1")) == ["x"]
     others[0].close()
 
@@ -317,7 +317,7 @@ def test_what_somebody_has_begun_in_the_place_of_one_that_is_given_up_stays(jour
     shutil.rmtree(tmp_path / "tasks" / "task-1")
     with writing(journals) as writer:
         writer.append(line("x"), at=AT)
-        journals.give_up("task-1", given_up)
+        journals.discard("task-1", given_up)
         assert texts(journals.read("task-1")) == ["x"]
 
 

@@ -81,7 +81,7 @@ def process(code, *arguments, pass_fds=()):
 
 def wait_until_free(journals):
     deadline = time.monotonic() + SECONDS
-    while journals.is_held("task-1"):
+    while journals.is_locked("task-1"):
         assert time.monotonic() < deadline, "the lock is still held"
         time.sleep(0.005)
 
@@ -89,7 +89,7 @@ def wait_until_free(journals):
 def test_another_process_is_kept_out_until_the_holder_is_killed(journals, tmp_path):
     with process(HOLD, tmp_path) as holder:
         assert holder.stdout.readline() == "held\n"
-        assert journals.is_held("task-1")
+        assert journals.is_locked("task-1")
         with pytest.raises(JournalBusyError) as refused:
             journals.open("task-1")
         assert (refused.value.code, refused.value.retryable) == ("journal_busy", True)
@@ -105,7 +105,7 @@ def test_the_lock_travels_to_a_child_and_stays_when_the_parent_closes(journals, 
         assert runner.stdout.readline() == "adopted\n"
         before = writer.append(e.ErrorReported("before", ""), at=datetime.now(UTC))
         writer.close()
-        assert journals.is_held("task-1")
+        assert journals.is_locked("task-1")
         with pytest.raises(JournalBusyError):
             journals.open("task-1")
 
@@ -136,9 +136,9 @@ def test_an_adopted_lock_is_not_passed_on_to_children(journals):
     adopted = journals.adopt("task-1", inherited)
     assert not os.get_inheritable(adopted.lock_fd)
     writer.close()
-    assert journals.is_held("task-1")
+    assert journals.is_locked("task-1")
     adopted.close()
-    assert not journals.is_held("task-1")
+    assert not journals.is_locked("task-1")
 
 
 def test_only_the_lock_of_this_journal_is_adopted(journals, tmp_path):
@@ -155,7 +155,7 @@ def test_a_descriptor_without_the_lock_is_not_adopted(journals, tmp_path):
 
 def test_asking_who_holds_the_lock_keeps_nobody_out(journals):
     for _ in range(200):
-        assert not journals.is_held("task-1")
+        assert not journals.is_locked("task-1")
         journals.open("task-1").close()
 
 
@@ -292,7 +292,7 @@ def test_a_promise_is_on_disk_although_a_flush_beside_it_has_just_failed(
 
 def test_a_disk_that_goes_on_failing_is_not_given_the_whole_journal_again_at_every_try(journals, tmp_path, monkeypatch):
     """Nobody knows what of it an earlier writer has flushed; a finisher would do nothing else."""
-    monkeypatch.setattr("sandbox.journal.writer._AGAIN_BYTES", 1000)
+    monkeypatch.setattr("sandbox.journal.writer._REWRITE_CHUNK_BYTES", 1000)
     records = tmp_path / "tasks" / "task-1" / "journal" / "records"
     with closing(journals.open("task-1")) as writer:
         for _ in range(10):
@@ -315,7 +315,7 @@ def test_a_disk_that_goes_on_failing_is_not_given_the_whole_journal_again_at_eve
 
 
 def test_what_was_written_again_in_part_goes_on_from_there(journals, tmp_path, monkeypatch):
-    monkeypatch.setattr("sandbox.journal.writer._AGAIN_BYTES", 1000)
+    monkeypatch.setattr("sandbox.journal.writer._REWRITE_CHUNK_BYTES", 1000)
     records = tmp_path / "tasks" / "task-1" / "journal" / "records"
     with closing(journals.open("task-1")) as writer:
         for _ in range(10):

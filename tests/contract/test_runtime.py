@@ -395,13 +395,13 @@ def test_memory_over_the_limit_is_told_as_such(runtime: Runtime, disk: Path, lim
     ended = run_python(runtime, disk, "x = bytearray(300 << 20)", memory_bytes=128 * MEBIBYTE)
     # Whose memory the kernel takes is gVisor's or what stands for the program, which then ends with 1.
     codes = {128 + signal.SIGKILL, 1} if runtime.name == "gvisor" else {128 + signal.SIGKILL}
-    assert ended.out_of_memory
+    assert ended.was_oom_killed
     assert ended.code in codes
 
 
 def test_memory_below_the_limit_is_no_such_thing(runtime: Runtime, disk: Path):
     ended = run_python(runtime, disk, "x = bytearray(60 << 20); raise SystemExit(9)", memory_bytes=128 * MEBIBYTE)
-    assert (ended.code, ended.out_of_memory) == (9, False)
+    assert (ended.code, ended.was_oom_killed) == (9, False)
 
 
 def test_a_command_that_survives_its_childs_death_succeeds(runtime: Runtime, disk: Path, limits: frozenset[str]):
@@ -411,9 +411,9 @@ def test_a_command_that_survives_its_childs_death_succeeds(runtime: Runtime, dis
     if runtime.name == "gvisor":
         # All memory inside is that of gVisor's kernel, so the whole sandbox ends, and it is told why; or the child did
         # and the command has ended before that was seen.
-        assert (ended.code, ended.out_of_memory) in {(128 + signal.SIGKILL, True), (0, False)}
+        assert (ended.code, ended.was_oom_killed) in {(128 + signal.SIGKILL, True), (0, False)}
     else:
-        assert (ended.output, ended.code, ended.out_of_memory) == ("137\n", 0, False)
+        assert (ended.output, ended.code, ended.was_oom_killed) == ("137\n", 0, False)
 
 
 def test_processes_over_the_limit_cannot_be_made(runtime: Runtime, disk: Path, limits: frozenset[str]):

@@ -38,7 +38,7 @@ def said(runtime, disk, image, tmp_path):
     program.chmod(0o755)
 
     async def run(line):
-        handle = runtime.plan(ATTEMPT)
+        handle = runtime.prepare(ATTEMPT)
         spec = SandboxSpec(
             ATTEMPT, disk, 1, 512 << 20, 128, programs={program: "/run/sandbox/bin/program"}, image=image
         )

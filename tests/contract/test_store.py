@@ -283,7 +283,7 @@ def test_a_place_of_another_list_is_refused(mixed, sort, value):
 @pytest.mark.parametrize("count", [20, 275])
 @pytest.mark.parametrize("sort", SORTS)
 def test_labels_and_states_choose_the_same_whether_few_or_many_match(store, monkeypatch, count, sort):
-    monkeypatch.setattr("sandbox.store.listing._FEW", 25)
+    monkeypatch.setattr("sandbox.store.listing._SORT_ROWS_MAX", 25)
     if isinstance(store, SqliteStore):
         store._connections.writer.execute("PRAGMA synchronous = OFF")
     wanted = set()

@@ -109,7 +109,7 @@ class ScriptedSandbox:
         return Stats(cpu_seconds=1.0, memory_bytes=4096, processes=2)
 
     async def kernel_usage(self):
-        return self._script.kernel_use
+        return self._script.kernel_usage
 
     async def file_usage(self):
         return FileUsage()

@@ -40,7 +40,7 @@ async def main() -> None:
             "model": listeners.model.getsockname()[1],
             "proxy": listeners.proxy.getsockname()[1],
             "names": listeners.dns_udp.getsockname()[1],
-            "names_tcp": listeners.dns_tcp.getsockname()[1],
+            "dns_tcp": listeners.dns_tcp.getsockname()[1],
             "transparent_80": listeners.transparent[80].getsockname()[1],
             "transparent_443": listeners.transparent[443].getsockname()[1],
             "host": host_port,

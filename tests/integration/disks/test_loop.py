@@ -67,14 +67,14 @@ def loop_files():
 
 async def fills_up(disks, files):
     await disks.open(files, 32 * MIB)
-    use = await disks.use(files)
+    use = await disks.usage(files)
     assert not use.is_full
     assert use.total_bytes <= 32 * MIB
     with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
         (files.disk / "large").write_bytes(b"x" * 33 * MIB)
-    assert (await disks.use(files)).is_full
+    assert (await disks.usage(files)).is_full
     (files.disk / "large").unlink()
-    assert not (await disks.use(files)).is_full
+    assert not (await disks.usage(files)).is_full
     (files.disk / "small").write_bytes(b"kept")
     await disks.close(files)
     await disks.close(files)
@@ -95,11 +95,11 @@ def test_a_full_disk_is_full_and_what_fits_is_kept(loop_works, files):
 
 async def begins_with_room(disks, files):
     await disks.open(files, MIB)
-    assert not (await disks.use(files)).is_full
+    assert not (await disks.usage(files)).is_full
     (files.disk / "small").write_bytes(b"x" * (MIB // 4))
-    assert not (await disks.use(files)).is_full
+    assert not (await disks.usage(files)).is_full
     (files.disk / "large").write_bytes(b"x" * (MIB // 4))
-    assert (await disks.use(files)).is_full
+    assert (await disks.usage(files)).is_full
 
 
 def test_the_smallest_disk_is_full_only_when_it_is(loop_works, files):
@@ -115,7 +115,7 @@ async def runs_out_of_names(disks, files):
     await disks.open(files, 4 * MIB)
     with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
         make_files(files.disk, 100_000)
-    assert (await disks.use(files)).is_full
+    assert (await disks.usage(files)).is_full
 
 
 def test_a_disk_without_names_left_is_full_too(loop_works, files):

@@ -77,7 +77,7 @@ def test_many_who_were_held_back_are_judged_in_turns_when_they_are_released(monk
         ):
             for _ in range(CLIENTS):
                 (await served.connect()).ask()
-            held = served.gateway._model_conversations
+            held = served.gateway._model_protocols
             await until_true(lambda: sum(one.phase is Phase.HELD for one in held) == CLIENTS)
             served.gateway.release_model_requests()
             await until_true(lambda: sum(turns.values()) == CLIENTS)

@@ -73,7 +73,7 @@ def test_a_tls_client_that_says_nothing_is_let_go(monkeypatch):
 def resolver_of(served):
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as resolver:
         resolver.setblocking(False)
-        resolver.connect(served.listeners.names_udp.getsockname())
+        resolver.connect(served.listeners.dns_udp.getsockname())
         yield resolver
 
 

@@ -8,7 +8,7 @@ import pytest
 from doubles.served_gateway import run, served_gateway
 
 
-@pytest.mark.parametrize("door", ["model", "proxy", "names_tcp"])
+@pytest.mark.parametrize("door", ["model", "proxy", "dns_tcp"])
 def test_serving_ends_with_an_error(door):
     async def story():
         async with served_gateway("http://127.0.0.1:9") as served:

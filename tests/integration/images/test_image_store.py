@@ -61,12 +61,12 @@ def brought(root_layer):
 
 
 def build(catalog, add, name="tools", declaration=DECLARED, parts=None):
-    return build_image(catalog.place(name), declaration, parts or {}, add)
+    return build_image(catalog.image_store(name), declaration, parts or {}, add)
 
 
 def images(catalog, name="tools"):
-    image_store = catalog.place(name)
-    return sorted(path.name for path in image_store.tree("").parent.iterdir() if len(path.name) == 64)
+    image_store = catalog.image_store(name)
+    return sorted(path.name for path in image_store.rootfs_path("").parent.iterdir() if len(path.name) == 64)
 
 
 def image_of(catalog, name="tools", tier="namespaces"):
@@ -76,9 +76,9 @@ def image_of(catalog, name="tools", tier="namespaces"):
 def test_a_built_image_is_what_the_profile_stands_for(catalog, brought):
     record = build(catalog, brought())
     image = image_of(catalog)
-    assert image == Image("tools", record.digest, str(catalog.place("tools").tree(record.digest)))
+    assert image == Image("tools", record.digest, str(catalog.image_store("tools").rootfs_path(record.digest)))
     assert image.name == f"tools@{record.digest}"
-    motd = catalog.place("tools").tree(record.digest) / "etc/motd"
+    motd = catalog.image_store("tools").rootfs_path(record.digest) / "etc/motd"
     assert (motd.read_text(), motd.stat().st_mtime) == ("hello\n", 1793491200)
 
 
@@ -86,8 +86,8 @@ def test_an_image_has_places_to_mount_over_and_no_passwords(catalog, root_layer,
     odd = layer(
         symlink("tmp", "/etc"), symlink("etc/resolv.conf", "/run/x"), symlink("home", "/root"), directory("etc/hosts")
     )
-    record = import_image(catalog.place("tools"), oci_archive(tmp_path / "image.tar", root_layer, odd))
-    root = catalog.place("tools").tree(record.digest)
+    record = import_image(catalog.image_store("tools"), oci_archive(tmp_path / "image.tar", root_layer, odd))
+    root = catalog.image_store("tools").rootfs_path(record.digest)
     for path in IMAGE_DIRECTORIES:
         assert (root / path[1:]).is_dir()
         assert not (root / path[1:]).is_symlink()
@@ -114,7 +114,7 @@ def test_the_same_files_may_be_asked_to_run_in_a_stronger_tier(catalog, brought)
     with pytest.raises(ImageUnusableError, match="vm"):
         image_of(catalog)
     assert image_of(catalog, tier="vm")
-    assert catalog.offered()["tools"] == "vm"
+    assert catalog.list_profiles()["tools"] == "vm"
 
 
 def test_a_part_of_sandbox_is_copied(catalog, brought, tmp_path):
@@ -125,7 +125,7 @@ def test_a_part_of_sandbox_is_copied(catalog, brought, tmp_path):
     part = Component({source: "/opt/node"}, {"/opt/node/bin": "lib"}, {"/opt/node/rc": b"x"}, {"node": "v1"})
     wanting = ImageDefinition("tools", DECLARED.date, parts=("node",))
     record = build(catalog, brought(), declaration=wanting, parts={"node": part})
-    root = catalog.place("tools").tree(record.digest) / "opt/node"
+    root = catalog.image_store("tools").rootfs_path(record.digest) / "opt/node"
     assert (root / "lib/code.js").read_text() == "1"
     assert [(root / name).readlink().as_posix() for name in ("link", "bin")] == ["lib", "lib"]
     assert record.versions["node"] == "v1"
@@ -166,7 +166,7 @@ def test_an_image_in_which_the_agent_cannot_start_is_refused(catalog, root_layer
     folder, _, name = missing.rpartition("/")
     path = oci_archive(tmp_path / "image.tar", root_layer, layer(entry(f"{folder}/.wh.{name}")))
     with pytest.raises(ImageRefusedError, match="Claude Code"):
-        import_image(catalog.place("tools"), path)
+        import_image(catalog.image_store("tools"), path)
     assert catalog.names() == ["agentic-dev", "basic"]
 
 
@@ -199,7 +199,7 @@ def test_a_build_that_is_killed_leaves_nothing_that_counts(catalog, brought, tmp
     killed.stdout.close()
     assert "tools" not in catalog.names()
     record = build(catalog, brought())
-    root = catalog.place("tools").tree(record.digest)
+    root = catalog.image_store("tools").rootfs_path(record.digest)
     assert not (root / "usr/half").exists()
     assert sorted(path.name for path in root.parent.parent.iterdir()) == sorted([record.digest[7:], "current"])
 
@@ -240,7 +240,7 @@ def test_a_task_keeps_its_image_while_new_ones_replace_it(catalog, brought, hold
     for number in (b"2", b"3", b"4"):
         newest = build(catalog, brought(etc__other=number))
         assert image_of(catalog).digest == newest.digest
-    assert (catalog.place("tools").tree(used.digest) / "etc/one").read_bytes() == b"1"
+    assert (catalog.image_store("tools").rootfs_path(used.digest) / "etc/one").read_bytes() == b"1"
     holder.kill()
     holder.wait()
     last = build(catalog, brought(etc__other=b"5"))
@@ -258,11 +258,11 @@ def test_an_image_in_use_is_not_removed(catalog, brought, hold):
     record = build(catalog, brought())
     holder = hold(record)
     with pytest.raises(ProfileBusyError, match="task"):
-        catalog.place("tools").remove()
+        catalog.image_store("tools").remove_images()
     assert image_of(catalog).digest == record.digest
     holder.kill()
     holder.wait()
-    catalog.place("tools").remove()
+    catalog.image_store("tools").remove_images()
     assert "tools" not in catalog.names()
 
 
@@ -286,7 +286,7 @@ def test_a_task_tries_again_where_a_removal_that_is_refused_locks_its_image_for_
 ):
     build(catalog, brought())
     told = image_of(catalog)
-    remover = os.open(catalog.place("tools").tree(told.digest).parent, os.O_RDONLY)
+    remover = os.open(catalog.image_store("tools").rootfs_path(told.digest).parent, os.O_RDONLY)
     fcntl.flock(remover, fcntl.LOCK_EX)
     with pytest.raises(AttemptError, match="is being removed"):
         ImageLeases(tmp_path / "data").acquire(told)
@@ -298,28 +298,28 @@ def test_a_task_tries_again_where_a_removal_that_is_refused_locks_its_image_for_
 def test_an_image_that_is_gone_cannot_be_held(catalog, brought, tmp_path):
     build(catalog, brought())
     told = image_of(catalog)
-    catalog.place("tools").remove()
+    catalog.image_store("tools").remove_images()
     with pytest.raises(AttemptError, match="tools"):
         ImageLeases(tmp_path / "data").acquire(told)
     with pytest.raises(ImageUnusableError, match="tools"):
         image_of(catalog)
     with pytest.raises(ProfileNotFoundError):
-        catalog.place("tools").remove()
+        catalog.image_store("tools").remove_images()
 
 
 def test_a_shipped_profile_without_an_image_is_the_hosts_own(catalog, brought):
-    assert catalog.offered() == {"agentic-dev": "", "basic": ""}
+    assert catalog.list_profiles() == {"agentic-dev": "", "basic": ""}
     assert image_of(catalog, "basic") is None
     record = build(catalog, brought(), name="basic")
     assert image_of(catalog, "basic").digest == record.digest
-    catalog.place("basic").remove()
+    catalog.image_store("basic").remove_images()
     assert image_of(catalog, "basic") is None
 
 
 @pytest.mark.parametrize("damage", ["record", "pointer", "tree", "another layout", "a pointer that leads away"])
 def test_a_damaged_image_is_never_replaced_by_the_hosts_own(catalog, brought, damage):
     record = build(catalog, brought(), name="basic")
-    image = catalog.place("basic").tree(record.digest).parent
+    image = catalog.image_store("basic").rootfs_path(record.digest).parent
     match damage:
         case "record":
             (image / "record.json").write_text("{")
@@ -334,7 +334,7 @@ def test_a_damaged_image_is_never_replaced_by_the_hosts_own(catalog, brought, da
             (image.parent / "current").write_text(f"../basic/{image.name}")
     with pytest.raises(ImageUnusableError, match="build it again"):
         image_of(catalog, "basic")
-    assert "basic" in catalog.offered()
+    assert "basic" in catalog.list_profiles()
 
 
 @pytest.mark.parametrize("name", ["tools~", "Tools", "host", "a b", "tools..old"])
@@ -343,7 +343,7 @@ def test_a_directory_that_no_profile_is_called_as_is_none_and_hides_none(catalog
     profiles = tmp_path / "data" / "profiles"
     shutil.copytree(profiles / "tools", profiles / name, symlinks=True)
     assert catalog.names() == ["agentic-dev", "basic", "tools"]
-    assert set(catalog.offered()) == {"agentic-dev", "basic", "tools"}
+    assert set(catalog.list_profiles()) == {"agentic-dev", "basic", "tools"}
     with pytest.raises(ProfileNotFoundError, match="there are: agentic-dev, basic, tools"):
         catalog.find(name)
     with pytest.raises(ImageUnusableError):
@@ -355,7 +355,7 @@ def test_a_profile_of_which_nobody_can_read_what_is_current_is_unusable_and_hide
     current = tmp_path / "data" / "profiles" / "tools" / "current"
     current.unlink()
     current.mkdir()
-    assert set(catalog.offered()) == {"agentic-dev", "basic", "tools"}
+    assert set(catalog.list_profiles()) == {"agentic-dev", "basic", "tools"}
     assert "cannot be read" in catalog.find("tools").problem
     with pytest.raises(ImageUnusableError, match="sandbox profile build tools"):
         catalog.find_image("tools", "host")
@@ -364,9 +364,9 @@ def test_a_profile_of_which_nobody_can_read_what_is_current_is_unusable_and_hide
 def test_a_profile_that_goes_while_all_are_looked_at_is_not_offered(catalog, brought, monkeypatch):
     build(catalog, brought())
     names = catalog.names()
-    catalog.place("tools").remove()
+    catalog.image_store("tools").remove_images()
     monkeypatch.setattr(catalog, "names", lambda: names)
-    assert set(catalog.offered()) == {"agentic-dev", "basic"}
+    assert set(catalog.list_profiles()) == {"agentic-dev", "basic"}
 
 
 def test_building_again_keeps_all_images_while_nobody_can_read_which_one_is_current(catalog, brought, tmp_path):
@@ -374,8 +374,8 @@ def test_building_again_keeps_all_images_while_nobody_can_read_which_one_is_curr
     current = tmp_path / "data" / "profiles" / "tools" / "current"
     current.unlink()
     current.mkdir()
-    with catalog.place("tools").building():
-        assert catalog.place("tools").tree(record.digest).is_dir()
+    with catalog.image_store("tools").build_directory():
+        assert catalog.image_store("tools").rootfs_path(record.digest).is_dir()
 
 
 DAMAGES = {
@@ -391,7 +391,7 @@ DAMAGES = {
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 def test_building_again_mends_a_damaged_image(catalog, brought, damage):
     record = build(catalog, brought(etc__one=b"1"))
-    image = catalog.place("tools").tree(record.digest).parent
+    image = catalog.image_store("tools").rootfs_path(record.digest).parent
     damage(image)
     assert build(catalog, brought(etc__one=b"1")).digest == record.digest
     assert image_of(catalog).digest == record.digest
@@ -401,7 +401,7 @@ def test_building_again_mends_a_damaged_image(catalog, brought, damage):
 
 def test_building_again_keeps_a_whole_image_and_its_date_for_the_task_that_uses_it(catalog, brought, hold):
     record = build(catalog, brought())
-    image = catalog.place("tools").tree(record.digest).parent
+    image = catalog.image_store("tools").rootfs_path(record.digest).parent
     older = record.created_at - timedelta(days=1)
     (image / "record.json").write_bytes(msgspec.json.encode(msgspec.structs.replace(record, created_at=older)))
     inode = image.stat().st_ino
@@ -412,7 +412,7 @@ def test_building_again_keeps_a_whole_image_and_its_date_for_the_task_that_uses_
 
 def test_a_damaged_image_is_not_mended_under_the_task_that_uses_it(catalog, brought, hold):
     record = build(catalog, brought(etc__one=b"1"))
-    image = catalog.place("tools").tree(record.digest).parent
+    image = catalog.image_store("tools").rootfs_path(record.digest).parent
     (image / "root/etc/one").unlink()
     holder = hold(record)
     with pytest.raises(ProfileBusyError, match="damaged"):
@@ -426,7 +426,7 @@ def test_a_damaged_image_is_not_mended_under_the_task_that_uses_it(catalog, brou
 
 def test_a_build_that_ends_while_it_mends_is_mended_by_the_next(catalog, brought, monkeypatch):
     record = build(catalog, brought(etc__one=b"1"))
-    image = catalog.place("tools").tree(record.digest).parent
+    image = catalog.image_store("tools").rootfs_path(record.digest).parent
     (image / "root/etc/one").unlink()
     rename = Path.rename
 
@@ -455,7 +455,7 @@ def test_doctor_tells_what_is_in_the_sandboxes(catalog, brought, tmp_path):
         (True, host),
         (True, f"basic: image {record.digest}"),
     ]
-    (catalog.place("basic").tree(record.digest).parent / "record.json").unlink()
+    (catalog.image_store("basic").rootfs_path(record.digest).parent / "record.json").unlink()
     assert [(one.ok, one.mend) for one in check_images(settings)] == [
         (True, ""),
         (False, "sandbox profile build basic"),
@@ -477,7 +477,7 @@ def test_of_two_builds_at_once_one_is_refused(catalog, brought):
     with pytest.raises(ProfileBusyError):
         build(catalog, bring)
     with pytest.raises(ProfileBusyError):
-        catalog.place("tools").remove()
+        catalog.image_store("tools").remove_images()
     goes_on.set()
     other.join(30)
     assert image_of(catalog)
@@ -489,5 +489,5 @@ def test_an_image_can_be_read_whatever_the_mask_is(catalog, brought):
         record = build(catalog, brought())
     finally:
         os.umask(before)
-    root = catalog.place("tools").tree(record.digest)
+    root = catalog.image_store("tools").rootfs_path(record.digest)
     assert {path.stat().st_mode & 0o777 for path in (root, root / "etc", root / "opt") if path.exists()} == {0o755}

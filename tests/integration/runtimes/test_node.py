@@ -199,7 +199,7 @@ def test_the_real_agent_connects_to_the_pinned_server(runtime, disk, tmp_path):
 
 
 def node_finding(data_dir, monkeypatch):
-    monkeypatch.setattr("sandbox.bootstrap.doctor.examination.find_runtimes", lambda *_: [])
+    monkeypatch.setattr("sandbox.bootstrap.doctor.examination.check_runtimes", lambda *_: [])
     settings = ServerSettings(server=ServerSection(data_dir=data_dir))
     (finding,) = [one for one in run_checks(settings) if one.name == "node"]
     return finding

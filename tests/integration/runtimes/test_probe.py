@@ -115,7 +115,7 @@ def no_process():
 
 @pytest.fixture
 def _is_impatient(monkeypatch):
-    monkeypatch.setattr("sandbox.runtimes.probe._TRY_SECONDS", 0.1)
+    monkeypatch.setattr("sandbox.runtimes.probe._PROBE_SECONDS", 0.1)
 
 
 @pytest.mark.usefixtures("_is_impatient")

@@ -70,5 +70,5 @@ WITHIN, PAST = KernelUsage(sockets=SOCKETS_MAX), KernelUsage(sockets=SOCKETS_MAX
 def test_confined_programs_end_past_a_bound_and_where_nobody_can_count(
     monkeypatch: pytest.MonkeyPatch, uses: list[KernelUsage | Exception], is_killed: bool
 ):
-    monkeypatch.setattr("sandbox.interfaces.kernel_watch.KERNEL_USE_CHECK_SECONDS", 0.001)
+    monkeypatch.setattr("sandbox.interfaces.kernel_watch.KERNEL_USAGE_CHECK_SECONDS", 0.001)
     assert asyncio.run(was_killed(PlayedGroup(*uses), looks=3)) is is_killed

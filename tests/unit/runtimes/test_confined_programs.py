@@ -20,7 +20,7 @@ class PlayedLaunch:
         self._events = events
         self._kills = kills
 
-    async def run(self, _argv: object, low: tuple[int, ...], _descriptors: object) -> int:
+    async def run_command(self, _argv: object, low: tuple[int, ...], _descriptors: object) -> int:
         os.write(low[2], b"fatal: write error: No space left on device\n")
         self._events.write_text(f"oom 1\noom_kill {self._kills}\n")
         return 128

@@ -46,15 +46,18 @@ def probe_qemu():
 def test_what_no_later_probe_changes_is_final(here, probe, place):
     here(**place)
     found = probe()
-    assert (found.works, found.is_final) == (False, True)
+    assert (found.is_available, found.is_final) == (False, True)
 
 
-@pytest.mark.parametrize(("room", "probe"), [(bubblewrap, probe_bubblewrap), (gvisor, probe_gvisor)])
-def test_a_program_that_is_missing_may_be_installed(here, monkeypatch, room, probe):
+@pytest.mark.parametrize(
+    ("room", "finder", "probe"),
+    [(bubblewrap, "find_bwrap", probe_bubblewrap), (gvisor, "find_runsc", probe_gvisor)],
+)
+def test_a_program_that_is_missing_may_be_installed(here, monkeypatch, room, finder, probe):
     here()
-    monkeypatch.setattr(room, "find_program", lambda: None)
+    monkeypatch.setattr(room, finder, lambda: None)
     found = probe()
-    assert (found.works, found.is_final) == (False, False)
+    assert (found.is_available, found.is_final) == (False, False)
 
 
 @pytest.mark.parametrize("error", [TimeoutError("busy"), OSError("no more processes")])
@@ -64,8 +67,11 @@ def test_what_was_tried_and_failed_may_work_later(here, monkeypatch, error):
     async def fail(*_, **__):
         raise error
 
-    for room, probe in ((bubblewrap, probe_bubblewrap), (gvisor, probe_gvisor)):
-        monkeypatch.setattr(room, "try_once", fail)
-        monkeypatch.setattr(room, "find_program", lambda: "/usr/bin/true")
+    for room, finder, probe in (
+        (bubblewrap, "find_bwrap", probe_bubblewrap),
+        (gvisor, "find_runsc", probe_gvisor),
+    ):
+        monkeypatch.setattr(room, "run_probe", fail)
+        monkeypatch.setattr(room, finder, lambda: "/usr/bin/true")
         found = probe()
         assert (found.is_available, found.is_final) == (False, False)

@@ -35,7 +35,7 @@ class Price(msgspec.Struct, frozen=True):
 
 
 class TokenCounts(msgspec.Struct, frozen=True):
-    """Tokens of one request. `cache_write_hour` is the part of `cache_write` that is kept for an hour."""
+    """Tokens of one request. `cache_write_1h` is the part of `cache_write` that is kept for an hour."""
 
     input: int = 0
     output: int = 0

@@ -299,6 +299,6 @@ def _reported_counts(counts: _Counts) -> dict[str, int]:
         "output": counts.output_tokens,
         "cache_read": counts.cache_read_input_tokens,
         "cache_write": counts.cache_creation_input_tokens,
-        "cache_write_hour": hour,
+        "cache_write_1h": hour,
     }
     return {name: count for name, count in latest.items() if count is not None}

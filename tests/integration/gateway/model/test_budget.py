@@ -123,7 +123,7 @@ def test_who_leaves_early_pays_for_the_whole_answer(leaves):
             gone.set()
             await until_true(lambda: bool(served.of(BudgetExhausted)))
             assert served.of(Usage)[0].cost_usd == 0.006
-            await until_true(lambda: not served.gateway._model_conversations and upstream.hung_up.is_set())
+            await until_true(lambda: not served.gateway._model_protocols and upstream.hung_up.is_set())
 
     run(story)
 
@@ -219,11 +219,11 @@ def test_bodies_that_wait_have_a_bound_together_and_room_comes_back(monkeypatch)
             )
             slow.writer.write(head.encode() + b"Content-Length: 90000\r\n\r\n" + b"x" * 80_000)
             other = await served.connect()
-            await until_true(lambda: served.gateway._admission._held_bytes == 80_000)
+            await until_true(lambda: served.gateway._budget_gate._buffered_bytes == 80_000)
             other.ask(b" " * 30_000)
             assert (await other.error())[:2] == (429, "rate_limit_error")
             slow.leave()
-            await until_true(lambda: served.gateway._admission._held_bytes == 0)
+            await until_true(lambda: served.gateway._budget_gate._buffered_bytes == 0)
             again = await served.connect()
             again.ask(ASKED + b" " * 30_000)
             assert (await again.answer())[0] == 200

@@ -416,7 +416,7 @@ def test_a_connection_that_fails_inside_ends_alone(monkeypatch):
     async def story():
         async with scripted_upstream(at_once) as upstream, served_gateway(upstream.base_url) as served:
             with monkeypatch.context() as patched:
-                patched.setattr(connection.ModelProtocol, "client_sent", broken)
+                patched.setattr(connection.ModelProtocol, "client_data_received", broken)
                 client = await served.connect()
                 client.ask()
                 assert await client.rest() == b""

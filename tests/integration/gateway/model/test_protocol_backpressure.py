@@ -18,7 +18,7 @@ async def answers(_, writer):
 
 
 def waiting(served):
-    return sum(conversation.phase.value == "held" for conversation in served.gateway._model_conversations)
+    return sum(conversation.phase.value == "held" for conversation in served.gateway._model_protocols)
 
 
 def test_requests_wait_and_go_on_unchanged_when_they_are_released():
@@ -51,7 +51,7 @@ def test_a_body_that_ends_after_the_release_goes_on_too():
                 f"POST /v1/messages HTTP/1.1\r\nHost: 127.0.0.1:{served.port}\r\nX-Api-Key: task-key-of-this-task\r\n"
             )
             late.writer.write(head.encode() + b'Content-Length: 7\r\n\r\n{"a"')
-            await until_true(lambda: served.gateway._admission._held_bytes == 6)
+            await until_true(lambda: served.gateway._budget_gate._buffered_bytes == 6)
             served.gateway.release_model_requests()
             late.writer.write(b":1}")
             assert (await late.answer())[0] == 200
@@ -94,7 +94,7 @@ def test_who_leaves_while_waiting_is_forgotten():
             client.ask()
             await until_true(lambda: waiting(served) == 1)
             client.leave()
-            await until_true(lambda: not served.gateway._model_conversations)
+            await until_true(lambda: not served.gateway._model_protocols)
             served.gateway.release_model_requests()
             await asyncio.sleep(0.05)
             assert not upstream.connections
@@ -127,7 +127,7 @@ def test_who_leaves_while_the_model_is_dialled_spends_nothing(monkeypatch, stays
             if stays:
                 assert (await client.answer())[0] == 200
             else:
-                await until_true(lambda: not served.gateway._model_conversations)
+                await until_true(lambda: not served.gateway._model_protocols)
             assert len(upstream.requests) == stays
 
     run(story)

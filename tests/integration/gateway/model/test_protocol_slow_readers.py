@@ -66,7 +66,7 @@ def test_its_answer_is_heard_to_the_end_without_it(monkeypatch, script):
             with closing(await asked(served)):
                 await until_true(lambda: bool(served.of(Usage)))
                 assert served.of(Usage) == [Usage("claude-haiku-4-5", 1000, 1000, cost_usd=0.006)]
-                await until_true(lambda: not served.gateway._model_conversations)
+                await until_true(lambda: not served.gateway._model_protocols)
 
     run(story)
 

@@ -77,7 +77,7 @@ def test_a_guest_whose_files_cannot_be_passed_on_is_told_of_and_leaves_nothing_o
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     async def story() -> None:
-        monkeypatch.setattr("sandbox.runtimes.qemu.sandbox._join_files", refuse)
+        monkeypatch.setattr("sandbox.runtimes.qemu.sandbox._connect_virtiofsd", refuse)
         with pytest.raises(AttemptError) as refused:
             async with living(runtime, disk):
                 raise AssertionError("it lives")

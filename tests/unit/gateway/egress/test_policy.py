@@ -317,7 +317,7 @@ def test_where_nothing_is_allowed_each_is_refused_with_its_name():
         (tls(None, NOTHING), hello(HOST)),
     ]
     for opening, data in asked:
-        refusal = refused(opening.client_sent(data))
+        refusal = refused(opening.client_data_received(data))
         assert (refusal.host, refusal.reason) == (HOST, ISOLATED)
 
 
@@ -336,7 +336,7 @@ def test_why_nothing_is_allowed_is_told(vm, told):
 def test_no_bytes_make_it_raise_or_wait_for_ever(pieces, kind):
     opening, outcome = kind(), None
     for piece in [*pieces, b""]:
-        outcome = opening.client_sent(piece)
+        outcome = opening.client_data_received(piece)
         if outcome is not None:
             break
     assert isinstance(outcome, Denial)

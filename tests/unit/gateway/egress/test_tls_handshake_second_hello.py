@@ -27,11 +27,11 @@ def sieve(first: bytes = b""):
 
 def through(sieve, said: bytes, step: int):
     """What goes on of it in pieces, or the refusal."""
-    onward = sieve.begin()
+    onward = sieve.start()
     for begin in range(0, len(said), step):
         if isinstance(onward, Denial):
             return onward
-        more = sieve.client_sent(said[begin : begin + step])
+        more = sieve.client_data_received(said[begin : begin + step])
         onward = more if isinstance(more, Denial) else onward + more
     return onward
 

@@ -214,7 +214,7 @@ def test_a_body_is_read_where_it_may_matter(rules, needs_body):
 
 
 def test_a_body_is_read_while_the_agent_is_held_back():
-    admission, _ = opened(egress=EgressRules(is_unrestricted=True), holds_model=True)
+    admission, _ = opened(egress=EgressRules(is_unrestricted=True), hold_model_requests=True)
     assert admission.needs_body
     admission.release()
     assert not admission.needs_body

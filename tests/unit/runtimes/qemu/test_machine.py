@@ -98,8 +98,8 @@ def test_a_program_that_cannot_be_read_is_laid_for_virtiofsd_and_not_where_the_c
 
 
 def test_only_an_emulated_guest_has_the_kernel_that_is_unpacked_already():
-    both = msgspec.structs.replace(PARTS, unpacked=Path("/unpacked"))
-    emulated = msgspec.structs.replace(plan(), parts=both)
+    both = msgspec.structs.replace(PARTS, vmlinux=Path("/unpacked"))
+    emulated = msgspec.structs.replace(plan(), components=both)
     by_kvm = msgspec.structs.replace(emulated, accelerator=Accelerator.KVM)
     chosen = [jail.staged_paths(one)["kernel"] for one in (emulated, by_kvm, plan())]
     assert chosen == [Path("/unpacked"), PARTS.kernel, PARTS.kernel]

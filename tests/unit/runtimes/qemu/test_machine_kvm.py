@@ -109,7 +109,9 @@ def test_nobody_who_did_not_ask_for_it_gets_an_emulated_guest(tmp_path):
 )
 def test_a_probe_tells_by_what_its_guest_booted(tmp_path, monkeypatch, outcomes, only_by_name):
     async def try_once(guests, *_, **__):
-        await guests.create(guests._describe("abcdefghijkl", None), SandboxSpec("abcdefghijkl", Path("/d"), 1, 1, 1))
+        await guests.create(
+            guests._build_handle("abcdefghijkl", None), SandboxSpec("abcdefghijkl", Path("/d"), 1, 1, 1)
+        )
         return frozenset({"memory", "cpus", "processes"})
 
     monkeypatch.setattr(runtime, "run_probe", try_once)
