@@ -47,9 +47,9 @@ def main(seconds: int = 60, pages: int = 200) -> None:
 
 def look_at_one_page(server: Connection, port: int, seconds: int) -> None:
     """The longest tasks and the memory of a page on the busy task."""
-    from doubles.browser import open_browser
+    from doubles.browser import open_chromium
 
-    with open_browser() as browser:
+    with open_chromium() as program, program.browser() as browser:
         page = browser.open(f"http://127.0.0.1:{port}/tasks/{TASK}", before=WATCH)
         page.wait_for_timeout(2000)
         page.evaluate("window.longTasks.length = 0")

@@ -15,7 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from doubles.manifests import manifest
-from sandbox.api.routes.logs import LogEncoder, _find_tail_start, _line
+from sandbox.api.routes.logs import LogEncoder, _find_tail_start, _format_ndjson
 from sandbox.bootstrap.machine import SystemClock
 from sandbox.interfaces.journal import Recorder, read_records, replay_task
 from sandbox.interfaces.store import IndexedTask
@@ -30,7 +30,7 @@ from sandbox.store.memory import MemoryStore
 ROUNDS = 15
 LEFT = 100
 TEXT = "a line of output as agents print it, with some words and a number: %d\n"
-VIEW = LogEncoder("all", "", _line, is_following=False)
+VIEW = LogEncoder("all", "", _format_ndjson, is_following=False)
 
 Read = Callable[[], Awaitable[int]]
 
@@ -52,13 +52,13 @@ class Story:
         follower = JournalTailer(self.journals, store, SystemClock(), Broadcast())
         self.telling = EventStream(self.journals, store, follower, Broadcast())
 
-    def frames(self, task_id: str, *, after: int = 0) -> AsyncIterator[WireEvent]:
-        """As `Tasks.frames`."""
+    def replay(self, task_id: str, *, after: int = 0) -> AsyncIterator[WireEvent]:
+        """As `Tasks.replay`."""
         return self.telling.replay(task_id, after=after)
 
     async def resume(self) -> int:
         """The frames that are left."""
-        return len([shown async for shown in self.frames("task-1", after=self.task.last_seq - LEFT)])
+        return len([shown async for shown in self.replay("task-1", after=self.task.last_seq - LEFT)])
 
     async def resume_from_beginning(self) -> int:
         """The baseline."""
@@ -72,7 +72,7 @@ class Story:
 
     async def tail_from_beginning(self) -> int:
         """The baseline."""
-        shown = [told["seq"] async for told in self.frames("task-1") if VIEW.includes(told)]
+        shown = [told["seq"] async for told in self.replay("task-1") if VIEW.includes(told)]
         return shown[-11]
 
 
