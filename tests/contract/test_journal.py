@@ -113,10 +113,10 @@ def test_a_reader_gets_about_as_much_as_it_asks_for(journals):
 
 def test_a_reader_can_begin_at_any_record(journals):
     with writing(journals) as writer:
-        assert journals.find("task-1", 1) == 0
+        assert journals.find_offset("task-1", 1) == 0
         for text in ("one", "two" * 50_000, "three"):
             writer.append(line(text), at=AT)
-        places = [journals.find("task-1", seq) for seq in (1, 2, 3, 4, 99)]
+        places = [journals.find_offset("task-1", seq) for seq in (1, 2, 3, 4, 99)]
         firsts = [texts(journals.read("task-1", place))[0] for place in places[:3]]
         assert firsts == ["one", "two" * 50_000, "three"]
         assert places[0] == 0
@@ -129,7 +129,13 @@ def test_a_reader_can_begin_at_any_record(journals):
 @pytest.mark.parametrize("task_id", ["", ".", "..", "../up", "a/b", "a..b", "/etc", "a\0b", ".hidden", "a\n"])
 def test_no_id_leads_out_of_the_directory(journals, tmp_path, task_id):
     (tmp_path / "tasks").mkdir()
-    for act in (journals.create, journals.open, journals.read, journals.is_locked, lambda name: journals.find(name, 1)):
+    for act in (
+        journals.create,
+        journals.open,
+        journals.read,
+        journals.is_locked,
+        lambda name: journals.find_offset(name, 1),
+    ):
         with pytest.raises(FileNotFoundError):
             act(task_id)
     assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["tasks"]
@@ -145,7 +151,7 @@ def test_ids_of_the_manifest_are_taken(journals, task_id):
 def test_an_unknown_task_has_no_journal(journals):
     assert journals.task_ids() == []
     assert not journals.is_locked("task-1")
-    for act in (journals.open, journals.read, lambda name: journals.find(name, 1)):
+    for act in (journals.open, journals.read, lambda name: journals.find_offset(name, 1)):
         with pytest.raises(FileNotFoundError):
             act("task-1")
 

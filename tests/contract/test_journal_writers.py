@@ -22,7 +22,7 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from sandbox.journal.journals import FileJournals
-from sandbox.model import event as e
+from sandbox.model import events as e
 
 journals = FileJournals(Path(sys.argv[1]))
 now = lambda: datetime.now(UTC)
@@ -46,7 +46,7 @@ POUR = (
     + """
 writer = journals.open('task-1')
 while True:
-    output = e.Output.of('stdout', b'x' * (writer.last_seq % 7 * 30_000))
+    output = e.Output.from_bytes('stdout', b'x' * (writer.last_seq % 7 * 30_000))
     writer.append(output, at=now(), durable=writer.last_seq % 5 == 0)
     say(writer.last_seq)
 """

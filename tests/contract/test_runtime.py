@@ -306,7 +306,7 @@ import msgspec
 async def main():
     name, disk, attempt_id = sys.argv[1:]
     runtime = make_runtime(name, Path(disk))
-    handle = runtime.plan(attempt_id)
+    handle = runtime.prepare(attempt_id)
     sandbox = await runtime.create(handle, SandboxSpec(attempt_id, Path(disk), 1, 1 << 28, 64))
     script = "setsid sleep 300 & echo up; wait"
     output, _ = await sandbox.start(Command(["/bin/bash", "-c", script], {"PATH": "/usr/bin"}, "/workspace"))

@@ -372,7 +372,7 @@ done | tr '\0' '\n' | sort -u > /tmp/seen; echo done; sleep 300
             seen = await said(await open_shell(sandbox, "/bin/cat", "/tmp/seen"))
             assert "TERM=dumb" in seen
             checkout = str(Path(__file__).parents[2])
-            for secret in ("server-secret-value", str(disk), "site-packages", "joiner", "SANDBOX", checkout):
+            for secret in ("server-secret-value", str(disk), "site-packages", "exec_command", "SANDBOX", checkout):
                 assert secret not in seen, secret
 
     asyncio.run(story())

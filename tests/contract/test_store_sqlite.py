@@ -28,14 +28,14 @@ import sys
 from pathlib import Path
 
 import msgspec
-from sandbox.interfaces.store import Indexed
+from sandbox.interfaces.store import IndexedTask
 from sandbox.model.task import Task
 from sandbox.store.sqlite import SqliteStore
 
 store = SqliteStore(Path(sys.argv[1]))
 task = msgspec.json.decode(sys.argv[2], type=Task)
 for number in range(100_000):
-    store.insert(Indexed(msgspec.structs.replace(task, id=f"task-{number}"), number))
+    store.insert(IndexedTask(msgspec.structs.replace(task, id=f"task-{number}"), number))
     print(number, flush=True)
 """
 

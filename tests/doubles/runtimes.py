@@ -32,7 +32,7 @@ def look_at_runtime(name, run_dir):
 def need_runtime(name, run_dir):
     """Skips the test, with what to mend, where sandboxes of this runtime cannot be made; gives what was found."""
     found = look_at_runtime(name, run_dir)
-    if not found.works:
+    if not found.is_available:
         pytest.skip(f"{name} does not work here: {found.mend}")
     return found
 

@@ -177,15 +177,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from pathlib import Path
 from sandbox.images.build import build_image
-from sandbox.images.catalog import Catalog
-from sandbox.images.definition import Declaration
+from sandbox.images.catalog import ProfileCatalog
+from sandbox.images.definition import ImageDefinition
 
 def add(declaration, tree, scratch):
     tree.add_directory("usr/half")
     print("half", flush=True)
     time.sleep(60)
 
-build_image(Catalog(Path(sys.argv[1])).place("tools"), Declaration("x", date(2026, 1, 1)), {}, add)
+build_image(ProfileCatalog(Path(sys.argv[1])).image_store("tools"), ImageDefinition("x", date(2026, 1, 1)), {}, add)
 """
 
 
@@ -208,9 +208,9 @@ HOLDER = """
 import sys
 from pathlib import Path
 from sandbox.interfaces.images import Image
-from sandbox.images.image_store import HeldImages
+from sandbox.images.image_store import ImageLeases
 
-HeldImages(Path(sys.argv[1])).hold(Image("tools", sys.argv[2], ""))
+ImageLeases(Path(sys.argv[1])).acquire(Image("tools", sys.argv[2], ""))
 print("held", flush=True)
 sys.stdin.read()
 """

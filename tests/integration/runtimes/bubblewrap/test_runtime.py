@@ -204,9 +204,9 @@ from doubles.sandbox_lifecycle import living, run_in
 from sandbox.interfaces.runtime import Command, TerminalSize
 from sandbox.runtimes.bubblewrap import BubblewrapRuntime
 
-folder, interpreter, launcher = sys.argv[1:]
+folder, interpreter, module = sys.argv[1:]
 OPENING = "import pty\\nfor count in range(300):\\n try: pty.openpty()\\n except OSError: break\\nprint(count)"
-sandbox.runtimes.launcher_client.__file__ = sandbox.runtimes.exec_client.__file__ = launcher
+sandbox.runtimes.launcher_client.__file__ = sandbox.runtimes.exec_client.__file__ = module
 sys.executable = interpreter
 os.setgroups([]), os.setgid(65534), os.setuid(65534)
 ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)  # PR_SET_DUMPABLE, lost by the change of uid
@@ -215,8 +215,8 @@ async def story():
     runtime = BubblewrapRuntime(Path(folder, "run"))
     disk = Path(folder, "disk")
     found = await runtime.probe()
-    if not found.works:
-        return {"skip": found.mend}
+    if not found.is_available:
+        return {"skip": found.remedy}
     told = {"gaps": " ".join(found.gaps)}
     async with living(runtime, disk) as one:
         script = "id -u; touch file; (: < /dev/tcp/127.0.0.1/8123) && echo reached; : > /proc/sys/kernel/core_pattern"
@@ -229,10 +229,10 @@ async def story():
         terminal = await other.open_terminal(Command(["/bin/bash", "-c", script], {}, "/"), TerminalSize(24, 80))
         told["terminal"] = (await terminal.output.read()).decode().split()
         told["terminal_code"] = (await terminal.wait()).code
-        told["listed"] = other.handle.attempt_id in runtime.leftovers() or bool(other.handle.details["cgroups"])
+        told["listed"] = other.handle.attempt_id in runtime.attempt_ids() or bool(other.handle.details["cgroups"])
         await BubblewrapRuntime(Path(folder, "run")).destroy(other.handle, disk)
         told["code"] = (await other.wait()).code
-    told["left"] = other.handle.attempt_id in runtime.leftovers()
+    told["left"] = other.handle.attempt_id in runtime.attempt_ids()
     return told
 
 print(msgspec.json.encode(asyncio.run(story())).decode())
@@ -242,12 +242,19 @@ print(msgspec.json.encode(asyncio.run(story())).decode())
 @pytest.mark.skipif(os.getuid() != 0, reason="as an ordinary user every other test here says the same")
 def test_an_ordinary_user_can_make_and_end_sandboxes_too(open_folder: Path):
     # The interpreter and this checkout may lie where another user cannot walk, so the launcher is copied.
-    launcher = Path(shutil.copy(importlib.util.find_spec("sandbox.runtimes.programs.launcher").origin, open_folder))
-    for name in ("joiner", "process_limits"):
-        shutil.copy(importlib.util.find_spec(f"sandbox.runtimes.{name}").origin, open_folder)
+    (programs := open_folder / "programs").mkdir()
+    for name in ("launcher", "exec_command", "process_limits"):
+        shutil.copy(importlib.util.find_spec(f"sandbox.runtimes.programs.{name}").origin, programs)
     os.chown(open_folder, NOBODY, NOBODY)
     environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    argv = [sys.executable, "-c", _AS_ORDINARY_USER, str(open_folder), "/usr/bin/python3", str(launcher)]
+    argv = [
+        sys.executable,
+        "-c",
+        _AS_ORDINARY_USER,
+        str(open_folder),
+        "/usr/bin/python3",
+        str(open_folder / "module.py"),
+    ]
     ran = subprocess.run(argv, capture_output=True, text=True, timeout=60, env=environment, check=False)
     assert ran.returncode == 0, ran.stderr
     told = msgspec.json.decode(ran.stdout)

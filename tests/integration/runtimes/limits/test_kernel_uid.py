@@ -56,9 +56,9 @@ def test_a_uid_that_a_process_has_is_passed_over(directory: Path, process_with_f
 def test_a_dead_processs_claim_is_nobodys(directory: Path):
     source = f"""
 from pathlib import Path
-from sandbox.runtimes.limits.kernel_uid import KernelUids
+from sandbox.runtimes.limits.kernel_uid import KernelUidPool
 import os, signal
-print(KernelUids(range({UIDS.start}, {UIDS.stop}), Path({str(directory)!r})).claim("dead"), flush=True)
+print(KernelUidPool(range({UIDS.start}, {UIDS.stop}), Path({str(directory)!r})).allocate("dead"), flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
     ran = subprocess.run([sys.executable, "-c", source], check=False, timeout=30, capture_output=True)

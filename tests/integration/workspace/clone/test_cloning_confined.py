@@ -309,7 +309,7 @@ def test_it_has_no_more_memory_and_processes_than_the_sandbox(tmp_path):
 
 async def play_as_user(place, *stories):
     """The interpreter and this checkout may lie where another user cannot walk, so the launcher is copied."""
-    launcher_client.__file__, sys.executable = str(Path(place) / "launch.py"), "/usr/bin/python3"
+    launcher_client.__file__, sys.executable = str(Path(place) / "launcher_client.py"), "/usr/bin/python3"
     ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)  # PR_SET_DUMPABLE, lost by the change of uid
     for story in stories:
         (own := Path(place) / story.__name__).mkdir()
@@ -331,6 +331,8 @@ def test_an_ordinary_users_git_is_confined_as_well():
     if not Path("/usr/bin/python3").exists():
         pytest.skip("no interpreter that everybody reaches")
     with ordinary_place(for_sandboxes=True) as place:
+        (programs := Path(place) / "programs").mkdir()
+        programs.chmod(0o755)
         for program in (launcher, process_limits):
-            Path(shutil.copy(program.__file__, place)).chmod(0o644)
+            Path(shutil.copy(program.__file__, programs)).chmod(0o644)
         as_ordinary_user(play_as_user, str(place), *STORIES)

@@ -370,10 +370,10 @@ def test_git_does_not_outlive_a_runner_that_is_killed(house):
     program = (
         "import asyncio, json, sys; from pathlib import Path\n"
         "from sandbox.model.manifest.schema import Repository\n"
-        "from sandbox.workspace.git.host_process import confine_nothing\n"
+        "from sandbox.workspace.git.host_process import no_confinement\n"
         "from sandbox.workspace.workspaces import GitWorkspaces\n"
         "stage = GitWorkspaces(json.loads(sys.argv[1])).stage\n"
-        "asyncio.run(stage(Repository(url=sys.argv[2], branch='main'), Path(sys.argv[3]), confine_nothing, 10**9))\n"
+        "asyncio.run(stage(Repository(url=sys.argv[2], branch='main'), Path(sys.argv[3]), no_confinement, 10**9))\n"
     )
     arguments = [json.dumps(dict(house.environment)), PUBLIC_URL, str(house.attempt)]
     runner = subprocess.Popen([sys.executable, "-c", program, *arguments], cwd="/")

@@ -214,10 +214,10 @@ def test_files_that_the_agent_locked_are_read_all_the_same(staged):
     staged.workspace.chmod(0)
     program = (
         "import asyncio, json, sys; from pathlib import Path\n"
-        "from sandbox.workspace.git.host_process import confine_nothing\n"
+        "from sandbox.workspace.git.host_process import no_confinement\n"
         "from sandbox.workspace.workspaces import GitWorkspaces\n"
         "patch = GitWorkspaces(json.loads(sys.argv[1])).patch\n"
-        "asyncio.run(patch(Path(sys.argv[2]), sys.argv[3], Path(sys.argv[4]), confine_nothing, lambda _: False))\n"
+        "asyncio.run(patch(Path(sys.argv[2]), sys.argv[3], Path(sys.argv[4]), no_confinement, lambda _: False))\n"
     )
     disk_layout.restore_ownership(str(staged.attempt / "repository.git"))
     target = staged.root / "locked.patch"
