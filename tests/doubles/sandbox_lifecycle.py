@@ -21,7 +21,7 @@ class Ended:
     code: int | None
     output: str
     errors: str
-    out_of_memory: bool = False
+    was_oom_killed: bool = False
 
 
 def new_attempt_id() -> str:
