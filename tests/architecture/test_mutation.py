@@ -176,7 +176,7 @@ class Project:
     def start(self, *arguments: str) -> subprocess.Popen:
         code = (
             "import sys; from pathlib import Path; from mutation import main; main.CPU_SECONDS = 1;"
-            "sys.exit(playing.main(sys.argv[2:], Path(sys.argv[1])))"
+            "sys.exit(main.main(sys.argv[2:], Path(sys.argv[1])))"
         )
         environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "COV"))},

@@ -30,7 +30,7 @@ def test_a_token_lets_its_holder_in(tokens):
     assert tokens.has_tokens
     holder = tokens.authenticate(token)
     assert (holder.id, holder.name, holder.role) == (record.id, "dashboard", Role.VIEWER)
-    assert tokens.find(record.id) == holder
+    assert tokens.find_principal(record.id) == holder
     assert tokens.authenticate(token[:-1] + ("0" if token[-1] != "0" else "1")) is None
 
 
@@ -92,7 +92,7 @@ def test_a_damaged_file_lets_nobody_in_and_is_never_overwritten(tokens, caplog, 
     tokens.path.write_bytes(content)
     assert tokens.has_tokens
     assert tokens.authenticate(token) is None
-    for change in (lambda: tokens.create(Role.OPERATOR), lambda: tokens.revoke(record.id), tokens.good):
+    for change in (lambda: tokens.create(Role.OPERATOR), lambda: tokens.revoke(record.id), tokens.list_valid):
         with pytest.raises(TokenFileError, match="is damaged"):
             change()
     assert tokens.path.read_bytes() == content

@@ -38,7 +38,7 @@ def test_a_file_that_was_damaged_meanwhile_ends_tokens_that_were_known(tokens, s
     whole = tokens.path.read_bytes()
     tokens.path.write_bytes(content)
     assert server.authenticate(token) is None
-    assert server.find(record.id) is None
+    assert server.find_principal(record.id) is None
     assert server.has_tokens
     assert caplog.text.count("Nobody is let in") == 1
     tokens.path.write_bytes(whole)
@@ -60,7 +60,7 @@ def test_a_file_that_cannot_be_looked_at_lets_nobody_in_and_is_not_taken_for_non
     tokens.path.symlink_to(tokens.path)
     assert server.has_tokens is True
     assert server.authenticate(token) is None
-    assert server.find(record.id) is None
+    assert server.find_principal(record.id) is None
     assert "Nobody is let in" in caplog.text
 
 
@@ -112,7 +112,7 @@ def test_a_file_that_stays_the_same_is_read_once(tokens, server, monkeypatch):
     monkeypatch.setattr(Path, "read_bytes", lambda path: times.append(path) or read(path))
     for _ in range(3):
         assert server.authenticate(token)
-        assert server.find(record.id)
+        assert server.find_principal(record.id)
     assert times == [tokens.path]
 
 

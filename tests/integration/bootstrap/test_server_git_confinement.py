@@ -38,7 +38,7 @@ class Slow:
 @pytest.fixture
 def offers(monkeypatch):
     def offer(runtime):
-        monkeypatch.setattr("sandbox.runtimes.probe._TRY_SECONDS", 0.1)
+        monkeypatch.setattr("sandbox.runtimes.probe._PROBE_SECONDS", 0.1)
         for room in (server, findings):
             monkeypatch.setattr(room, "make_runtime", lambda *_, **__: runtime)
 

@@ -59,7 +59,7 @@ def test_output_past_the_total_is_told_and_the_result_is_heard_all_the_same(tmp_
 
 def test_a_flood_of_tool_calls_that_nobody_made_is_counted_and_does_not_fill_the_journal(tmp_path, monkeypatch):
     monkeypatch.setattr("sandbox.runner.agent_output.OUTPUT_BYTES_MAX", 1000)
-    monkeypatch.setattr("sandbox.runner.progress.TOOL_CALLS_TOLD_MAX", 10, raising=False)
+    monkeypatch.setattr("sandbox.runner.progress.TOOL_CALL_EVENTS_MAX", 10, raising=False)
     scene = Stage(tmp_path, Script(stdout=b"+Bash\n-Bash\n" * 1000))
     asyncio.run(scene.life.run())
     scene.writer.close()

@@ -38,7 +38,7 @@ def short_grace(monkeypatch, seconds):
 def test_a_task_walks_through_all_its_states(stage):
     script = Script(stdout=b"+Bash\n-Bash\nhello\nlast")
     scene = stage(script, lifecycle={"artifact_patterns": ("*.md",)})
-    asyncio.run(scene.life.carry_out())
+    asyncio.run(scene.life.run())
     assert scene.states == ["pending", "staging", "provisioning", "ready", "running", "completing", "completed"]
     assert scene.outputs() == [b"+Bash\n", b"-Bash\n", b"hello\n", b"last"]
     assert scene.artifacts == {"task-1.patch", "transcript.ndjson", "metadata.json", "report.md"}
@@ -49,7 +49,7 @@ def test_a_task_walks_through_all_its_states(stage):
 
 def test_a_patch_that_does_not_hold_everything_comes_with_the_files_and_fails_nobody(stage):
     scene = stage(Script(patch_lacks="it is too large"))
-    asyncio.run(scene.life.carry_out())
+    asyncio.run(scene.life.run())
     assert scene.states[-1] == "completed"
     assert scene.artifacts >= {"task-1.patch", "task-1.changes.tar"}
     [told] = [
@@ -61,7 +61,7 @@ def test_a_patch_that_does_not_hold_everything_comes_with_the_files_and_fails_no
 
 def test_a_patch_that_takes_too_long_is_given_up_and_the_files_are_kept(stage):
     scene = stage(Script(patch_seconds=60), lifecycle={"collect_timeout": "2s"})
-    asyncio.run(scene.life.carry_out())
+    asyncio.run(scene.life.run())
     assert scene.states[-1] == "completed"
     assert scene.artifacts >= {"task-1.patch", "task-1.changes.tar"}
     assert b"truncated" in (scene.attempt.task_files.artifacts / "task-1.patch").read_bytes()
@@ -72,14 +72,14 @@ def test_what_an_earlier_attempt_left_is_gone_before_the_clone_begins(stage):
     earlier = scene.attempt.task_files.attempt("bcdefghijklm")
     (earlier.disk / "workspace").mkdir(parents=True)
     earlier.runner_log.write_text("killed\n")
-    asyncio.run(scene.life.carry_out())
+    asyncio.run(scene.life.run())
     assert scene.states[-1] == "completed"
     assert list(earlier.root.iterdir()) == [earlier.runner_log]
 
 
 def test_what_is_told_is_on_disk_and_nothing_else_is_left(stage):
     scene = stage(Script(stdout=b"one\ntwo\n", stderr=b"warn\n"))
-    asyncio.run(scene.life.carry_out())
+    asyncio.run(scene.life.run())
     artifacts = scene.attempt.task_files.artifacts
     assert (artifacts / "transcript.ndjson").read_bytes() == b"one\ntwo\n"
     metadata = json.loads((artifacts / "metadata.json").read_text())
@@ -92,7 +92,7 @@ def test_what_is_told_is_on_disk_and_nothing_else_is_left(stage):
 def test_everything_inside_is_dead_before_anything_is_collected(stage):
     script = Script()
     scene = stage(script)
-    asyncio.run(scene.life.carry_out())
+    asyncio.run(scene.life.run())
     assert script.seen == ["create", "start", "kill", "destroy"]
 
 
@@ -123,7 +123,7 @@ def test_everything_inside_is_dead_before_anything_is_collected(stage):
 )
 def test_every_step_can_fail_and_says_so(stage, script, states, code):
     scene = stage(script)
-    asyncio.run(scene.life.carry_out())
+    asyncio.run(scene.life.run())
     assert scene.states == states
     assert scene.task.failure.code == code
     metadata = json.loads((scene.attempt.task_files.artifacts / "metadata.json").read_text())
@@ -133,7 +133,7 @@ def test_every_step_can_fail_and_says_so(stage, script, states, code):
 
 def test_failing_to_clean_up_does_not_turn_success_into_failure(stage):
     scene = stage(Script(destroy_error=AttemptError(FailureCode.SANDBOX_LOST, "still there")))
-    asyncio.run(scene.life.carry_out())
+    asyncio.run(scene.life.run())
     assert scene.task.state is TaskState.COMPLETED
 
 
@@ -142,7 +142,7 @@ def test_cancel_sends_term_and_the_task_is_cancelled_with_its_artifacts(stage):
     scene = stage(script)
 
     async def play():
-        work = asyncio.create_task(scene.life.carry_out())
+        work = asyncio.create_task(scene.life.run())
         await scene.until(TaskState.RUNNING)
         assert scene.life.cancel(CancelOrder("changed my mind")).done
         await work
@@ -159,7 +159,7 @@ def test_an_agent_that_does_not_mind_term_is_killed_after_the_grace(stage, monke
     scene = stage(script)
 
     async def play():
-        work = asyncio.create_task(scene.life.carry_out())
+        work = asyncio.create_task(scene.life.run())
         await scene.until(TaskState.RUNNING)
         scene.life.cancel(CancelOrder())
         await work
@@ -176,7 +176,7 @@ def test_force_skips_the_grace_also_when_it_comes_later(stage):
     scene = stage(script)
 
     async def play():
-        work = asyncio.create_task(scene.life.carry_out())
+        work = asyncio.create_task(scene.life.run())
         await scene.until(TaskState.RUNNING)
         scene.life.cancel(CancelOrder())
         await asyncio.sleep(0)
@@ -191,7 +191,7 @@ def test_cancel_while_cloning_ends_the_clone(stage):
     scene = stage(Script(stage_seconds=60))
 
     async def play():
-        work = asyncio.create_task(scene.life.carry_out())
+        work = asyncio.create_task(scene.life.run())
         await asyncio.sleep(0)
         scene.life.cancel(CancelOrder())
         await asyncio.wait_for(work, 5)
@@ -202,7 +202,7 @@ def test_cancel_while_cloning_ends_the_clone(stage):
 
 def test_after_the_outcome_a_wish_changes_nothing(stage):
     scene = stage(Script())
-    asyncio.run(scene.life.carry_out())
+    asyncio.run(scene.life.run())
     receipt = scene.life.cancel(CancelOrder())
     assert not receipt.done
     assert scene.task.state is TaskState.COMPLETED
@@ -218,7 +218,7 @@ def test_after_the_outcome_a_wish_changes_nothing(stage):
 )
 def test_every_bound_ends_the_task_with_its_own_code(stage, lifecycle, code, script):
     scene = stage(script, lifecycle=lifecycle)
-    asyncio.run(scene.life.carry_out())
+    asyncio.run(scene.life.run())
     assert scene.task.state is TaskState.FAILED
     assert scene.task.failure.code == code
     assert next(iter(lifecycle)) in scene.task.failure.message
@@ -233,7 +233,7 @@ def test_the_finisher_ends_what_a_dead_runner_left(stage):
     scene.recorder.record(Output.from_bytes("stdout", b"half a story\n"))
     scene.attempt.files.workspace.mkdir(parents=True)
     scene.attempt.files.repository.mkdir()
-    write_handle(scene.attempt.files.handle, scene.attempt.equipment.runtime.plan(ATTEMPT_ID))
+    write_handle(scene.attempt.files.handle, scene.attempt.dependencies.runtime.plan(ATTEMPT_ID))
     asyncio.run(scene.life.finish())
     assert scene.task.failure.code == "runner_lost"
     assert scene.states[-2:] == ["completing", "failed"]
@@ -278,13 +278,13 @@ def left_with(stage, exit_event, *, metadata):
         artifact = Artifact(METADATA_NAME, f".sandbox/{METADATA_NAME}", 2, "application/json", "0" * 64)
         scene.recorder.record(ArtifactCollected(artifact))
     scene.attempt.files.workspace.mkdir(parents=True)
-    write_handle(scene.attempt.files.handle, scene.attempt.equipment.runtime.plan(ATTEMPT_ID))
+    write_handle(scene.attempt.files.handle, scene.attempt.dependencies.runtime.plan(ATTEMPT_ID))
     return scene
 
 
 def test_a_broken_step_is_an_internal_error_and_the_task_still_ends(stage, caplog):
     scene = stage(Script(create_error=ZeroDivisionError("bug")))
-    asyncio.run(scene.life.carry_out())
+    asyncio.run(scene.life.run())
     assert scene.task.failure == Failure(
         FailureCode.INTERNAL, "The runner failed (ZeroDivisionError); please report this."
     )

@@ -42,7 +42,7 @@ def refuse(scene, monkeypatch, kind):
 def test_a_helper_that_breaks_ends_the_agent_at_once(stage, monkeypatch, kind, lifecycle):
     scene = stage(Script(stays=True, stdout=b"+Bash\n"), lifecycle=lifecycle)
     refuse(scene, monkeypatch, kind)
-    asyncio.run(asyncio.wait_for(scene.life.carry_out(), 10))
+    asyncio.run(asyncio.wait_for(scene.life.run(), 10))
     assert scene.task.state is TaskState.FAILED
     assert "ArithmeticError" in scene.task.failure.message
 
@@ -52,7 +52,7 @@ def test_a_model_request_whose_usage_cannot_be_written_down_ends_the_agent(stage
     refuse(scene, monkeypatch, Usage)
 
     async def play():
-        work = asyncio.create_task(scene.life.carry_out())
+        work = asyncio.create_task(scene.life.run())
         await scene.until(TaskState.RUNNING)
         scene.script.report(Usage("a-model", 1, 1))
         await asyncio.wait_for(work, 10)
@@ -66,7 +66,7 @@ def test_nothing_is_collected_while_the_agent_lives_though_its_start_could_not_b
     script = Script(stays=True)
     scene = stage(script)
     refuse(scene, monkeypatch, AgentStarted)
-    asyncio.run(asyncio.wait_for(scene.life.carry_out(), 10))
+    asyncio.run(asyncio.wait_for(scene.life.run(), 10))
     assert scene.task.state is TaskState.FAILED
     assert script.seen == ["create", "start", "kill", "destroy"]
 
@@ -76,7 +76,7 @@ def test_what_does_not_die_on_kill_ends_the_attempt_as_lost(stage, monkeypatch):
     scene = stage(Script(stays=True, immortal=True))
 
     async def play():
-        work = asyncio.create_task(scene.life.carry_out())
+        work = asyncio.create_task(scene.life.run())
         await scene.until(TaskState.RUNNING)
         scene.life.cancel(CancelOrder(force=True))
         await asyncio.wait_for(work, 10)
@@ -111,7 +111,7 @@ def test_output_is_flushed_again_after_a_flush_that_failed(stage, monkeypatch, c
     monkeypatch.setattr(scene.writer, "sync", moody)
 
     async def play():
-        work = asyncio.create_task(scene.life.carry_out())
+        work = asyncio.create_task(scene.life.run())
         async with asyncio.timeout(10):
             while len(calls) < 3:
                 await asyncio.sleep(0.01)
@@ -144,7 +144,7 @@ def test_an_attempt_leaves_no_unfinished_file_when_collecting_takes_too_long(sta
     """Neither patch nor files came to an end: the work is lost, but its story is not."""
     scene = stage(Script(patch_seconds=60, tar_seconds=60), lifecycle={"collect_timeout": "5s"})
     scene.attempt.files.runner_log.write_bytes(b"a log\n")
-    asyncio.run(asyncio.wait_for(scene.life.carry_out(), 20))
+    asyncio.run(asyncio.wait_for(scene.life.run(), 20))
     assert scene.task.failure.code == "collect_failed"
     assert "raise lifecycle.collect_timeout" in scene.task.failure.message
     assert scene.artifacts == {"task-1.patch", "transcript.ndjson", "metadata.json"}
@@ -158,9 +158,9 @@ def test_a_disk_that_cannot_tell_the_agent_that_it_is_full_ends_it_at_once(stage
     async def use(self, files):
         return DiskUsage(2, 1, is_full=True)
 
-    monkeypatch.setattr("sandbox.disks.directory.PlainDisks.use", use)
+    monkeypatch.setattr("sandbox.disks.directory.DirectoryDisks.usage", use)
     scene = stage(Script(stays=True, deaf=True))
-    asyncio.run(asyncio.wait_for(scene.life.carry_out(), 10))
+    asyncio.run(asyncio.wait_for(scene.life.run(), 10))
     assert (scene.states[-1], scene.task.failure.code) == ("failed", "disk_full")
     assert "kill" in scene.script.seen
     assert "task-1.patch" in scene.artifacts
@@ -170,10 +170,10 @@ def test_a_disk_that_nobody_can_measure_any_more_ends_the_agent(stage, monkeypat
     async def use(self, files):
         raise OSError("It cannot be told how full the disk is")
 
-    monkeypatch.setattr("sandbox.disks.directory.PlainDisks.use", use)
+    monkeypatch.setattr("sandbox.disks.directory.DirectoryDisks.usage", use)
     monkeypatch.setattr("sandbox.runner.resource_exhaustion.DISK_CHECK_SECONDS", 0.01)
     scene = stage(Script(stays=True, deaf=True))
-    asyncio.run(asyncio.wait_for(scene.life.carry_out(), 10))
+    asyncio.run(asyncio.wait_for(scene.life.run(), 10))
     assert (scene.states[-1], scene.task.failure.code) == ("failed", "sandbox_lost")
     assert "cannot be told how full" in scene.task.failure.message
     assert "kill" in scene.script.seen
@@ -188,12 +188,12 @@ def test_a_disk_that_could_not_be_measured_now_and_then_ends_nobody(stage, monke
             raise OSError("It cannot be told how full the disk is")
         return DiskUsage(1, 2, is_full=False)
 
-    monkeypatch.setattr("sandbox.disks.directory.PlainDisks.use", use)
+    monkeypatch.setattr("sandbox.disks.directory.DirectoryDisks.usage", use)
     monkeypatch.setattr("sandbox.runner.resource_exhaustion.DISK_CHECK_SECONDS", 0.01)
     scene = stage(Script(stays=True))
 
     async def play():
-        work = asyncio.create_task(scene.life.carry_out())
+        work = asyncio.create_task(scene.life.run())
         async with asyncio.timeout(10):
             while len(looks) < 10:
                 await asyncio.sleep(0.01)
@@ -213,9 +213,9 @@ def test_a_clone_that_leaves_no_room_for_the_agents_settings_says_what_to_do(sta
     def refuse_home(home, files):
         raise OSError(number, "The disk")
 
-    monkeypatch.setattr("sandbox.runner.steps.provision.write_home", refuse_home)
+    monkeypatch.setattr("sandbox.runner.steps.provision.write_home_files", refuse_home)
     scene = stage(Script())
-    asyncio.run(scene.life.carry_out())
+    asyncio.run(scene.life.run())
     assert (scene.states[-1], scene.task.failure.code) == ("failed", code)
     assert advice in scene.task.failure.message
 
@@ -231,7 +231,7 @@ def test_nobody_goes_on_reading_the_output_of_an_agent_that_would_not_die(stage,
     scene = stage(Script(stays=True, deaf=True))
 
     async def play():
-        work = asyncio.create_task(scene.life.carry_out())
+        work = asyncio.create_task(scene.life.run())
         await scene.until(TaskState.RUNNING)
         scene.life.cancel(CancelOrder(force=True))
         await asyncio.wait_for(work, 20)
@@ -257,14 +257,14 @@ def test_who_is_attached_is_told_of_an_end_that_is_an_error_before_collecting_be
         monkeypatch.setattr("doubles.attempt_dependencies.ScriptedSandbox.kill", survive)
         monkeypatch.setattr("doubles.attempt_dependencies.ScriptedTerminal.hang_up", survive)
     else:
-        monkeypatch.setattr("sandbox.runner.agent_output.AgentOutput.take_terminal", break_down)
+        monkeypatch.setattr("sandbox.runner.agent_output.AgentOutput.read_terminal", break_down)
     monkeypatch.setattr(
-        "sandbox.runner.terminals.SharedTerminal.end",
+        "sandbox.runner.terminals.SharedTerminal.close",
         lambda _, exit_: told.append((exit_.code, scene.recorder.task.state)),
     )
 
     async def play():
-        work = asyncio.create_task(scene.life.carry_out())
+        work = asyncio.create_task(scene.life.run())
         await scene.until(TaskState.RUNNING)
         if trouble == "it would not die":
             scene.life.cancel(CancelOrder(force=True))

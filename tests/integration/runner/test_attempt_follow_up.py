@@ -46,7 +46,7 @@ def killed(scene, *facts):
     for directory in (scene.attempt.files.workspace, scene.attempt.files.home, scene.attempt.files.repository):
         directory.mkdir(parents=True, exist_ok=True)
     (scene.attempt.files.workspace / "edited.txt").write_text("half done\n")
-    write_handle(scene.attempt.files.handle, scene.attempt.equipment.runtime.plan(ATTEMPT_ID))
+    write_handle(scene.attempt.files.handle, scene.attempt.dependencies.runtime.plan(ATTEMPT_ID))
 
 
 def second(scene, *, resumes, **parts):
@@ -59,7 +59,7 @@ def second(scene, *, resumes, **parts):
 
 def test_a_failed_agent_with_a_retry_left_is_cleared_away_and_nothing_collected(stage):
     scene = stage(Script(exit=ExitStatus(1)), lifecycle={"retries": 1})
-    asyncio.run(scene.life.carry_out())
+    asyncio.run(scene.life.run())
     assert (scene.task.state, scene.task.attempt.follow_up) == (TaskState.RUNNING, "retry")
     assert scene.task.attempt.failure.code == "agent_failed"
     assert isinstance(scene.events(object)[-1], AttemptEnded)
@@ -75,7 +75,7 @@ def test_what_is_told_of_a_task_that_is_cancelled_before_its_next_attempt_is_no_
         manifest_secrets=("TOKEN",),
         lifecycle={"retries": 1},
     )
-    asyncio.run(scene.life.carry_out())
+    asyncio.run(scene.life.run())
     scene.recorder.record(CancelRequested())
     asyncio.run(AttemptRunner(scene.attempt).finish())
     assert scene.task.state is TaskState.CANCELLED
@@ -85,7 +85,7 @@ def test_what_is_told_of_a_task_that_is_cancelled_before_its_next_attempt_is_no_
 
 def test_the_next_attempt_begins_with_a_fresh_workspace_and_its_end_is_the_tasks(stage):
     scene = stage(Script(exit=ExitStatus(1)), lifecycle={"retries": 1})
-    asyncio.run(scene.life.carry_out())
+    asyncio.run(scene.life.run())
     scene.script.exit = ExitStatus(0)
     asyncio.run(second(scene, resumes=False).run())
     assert scene.task.state is TaskState.COMPLETED
@@ -96,7 +96,7 @@ def test_the_next_attempt_begins_with_a_fresh_workspace_and_its_end_is_the_tasks
 
 def test_of_rendered_output_only_the_last_attempts_is_shown(stage):
     scene = stage(Script(exit=ExitStatus(1)), lifecycle={"retries": 1}, claude={"output_format": "json"})
-    asyncio.run(scene.life.carry_out())
+    asyncio.run(scene.life.run())
     assert scene.outputs("stdout") == []
     scene.script.exit = ExitStatus(0)
     asyncio.run(second(scene, resumes=False).run())
@@ -106,14 +106,14 @@ def test_of_rendered_output_only_the_last_attempts_is_shown(stage):
 def test_rendered_output_is_shown_when_the_next_attempt_is_forgone(stage):
     script = Script(exit=ExitStatus(1), destroy_error=AttemptError(FailureCode.SANDBOX_LOST, "It does not end."))
     scene = stage(script, lifecycle={"retries": 1}, claude={"output_format": "json"})
-    asyncio.run(scene.life.carry_out())
+    asyncio.run(scene.life.run())
     assert scene.task.state is TaskState.FAILED
     assert scene.outputs("stdout") == [b"rendered\n"]
 
 
 def test_rendered_output_is_shown_when_the_task_is_cancelled_before_the_next_attempt(stage):
     scene = stage(Script(exit=ExitStatus(1)), lifecycle={"retries": 1}, claude={"output_format": "text"})
-    asyncio.run(scene.life.carry_out())
+    asyncio.run(scene.life.run())
     assert scene.outputs("stdout") == []
     scene.recorder.record(CancelRequested("enough"))
     asyncio.run(AttemptRunner(scene.attempt).finish())
@@ -124,7 +124,7 @@ def test_rendered_output_is_shown_when_the_task_is_cancelled_before_the_next_att
 def test_no_attempt_follows_while_something_of_the_sandbox_will_not_go(stage):
     script = Script(exit=ExitStatus(1), destroy_error=AttemptError(FailureCode.SANDBOX_LOST, "It does not end."))
     scene = stage(script, lifecycle={"retries": 5})
-    asyncio.run(scene.life.carry_out())
+    asyncio.run(scene.life.run())
     [forgone] = scene.events(RetrySkipped)
     assert (forgone.follow_up, forgone.reason) == ("retry", "It does not end.")
     assert (scene.task.state, scene.task.failure.code) == (TaskState.FAILED, "agent_failed")
@@ -140,7 +140,7 @@ def test_of_a_workspace_that_is_half_removed_no_patch_is_made(stage):
         if paths:
             raise OSError("some files would not go")
 
-    equipment = msgspec.structs.replace(scene.attempt.equipment, remove=break_off)
+    equipment = msgspec.structs.replace(scene.attempt.dependencies, remove=break_off)
     asyncio.run(AttemptRunner(msgspec.structs.replace(scene.attempt, equipment=equipment)).run())
     assert len(scene.events(RetrySkipped)) == 1
     assert scene.task.failure.code == "agent_failed"
@@ -275,7 +275,7 @@ def test_a_wish_to_cancel_while_the_disk_is_taken_over_keeps_what_was_there(stag
 def test_a_lost_agent_whose_time_is_over_before_it_can_go_on_loses_no_work(stage):
     """As after a machine that was down for longer than `lifecycle.timeout`."""
     scene = stage(Script(), lifecycle={"resume": True, "timeout": "1s"})
-    killed(scene, *TO_RUNNING[:-1], AgentStarted("session", scene.attempt.equipment.clock.monotonic() - 3600))
+    killed(scene, *TO_RUNNING[:-1], AgentStarted("session", scene.attempt.dependencies.clock.monotonic() - 3600))
     asyncio.run(scene.life.finish())
     assert scene.task.attempt.follow_up == "resume"
     asyncio.run(second(scene, resumes=True).run())
@@ -286,7 +286,7 @@ def test_a_lost_agent_whose_time_is_over_before_it_can_go_on_loses_no_work(stage
 
 def test_the_files_of_an_agent_that_could_not_go_on_are_kept_where_that_is_asked_for(stage):
     scene = stage(Script(), lifecycle={"resume": True, "timeout": "1s", "failure_action": "preserve"})
-    killed(scene, *TO_RUNNING[:-1], AgentStarted("session", scene.attempt.equipment.clock.monotonic() - 3600))
+    killed(scene, *TO_RUNNING[:-1], AgentStarted("session", scene.attempt.dependencies.clock.monotonic() - 3600))
     asyncio.run(scene.life.finish())
     asyncio.run(second(scene, resumes=True).run())
     assert scene.task.state is TaskState.FAILED_PRESERVED
@@ -296,7 +296,7 @@ def test_the_files_of_an_agent_that_could_not_go_on_are_kept_where_that_is_asked
 
 def test_nothing_is_called_preserved_that_made_way_for_a_retry(stage):
     scene = stage(Script(exit=ExitStatus(1)), lifecycle={"retries": 1, "failure_action": "preserve"})
-    asyncio.run(scene.life.carry_out())
+    asyncio.run(scene.life.run())
     scene.recorder.record(AttemptFailed(Failure(FailureCode.SECRET_UNAVAILABLE, "gone")))
     asyncio.run(AttemptRunner(scene.attempt).finish())
     assert left(scene) == set()
@@ -316,12 +316,12 @@ def test_a_session_that_was_not_kept_is_not_resumed(stage, retries, follow_up):
 
 def test_a_task_whose_time_is_over_begins_no_other_agent(stage):
     scene = stage(Script(exit=ExitStatus(1)), lifecycle={"retries": 1, "timeout": "1s"})
-    asyncio.run(scene.life.carry_out())
+    asyncio.run(scene.life.run())
     life = second(scene, resumes=False)
 
     async def later():
         async with asyncio.timeout(20):
-            while scene.attempt.equipment.clock.monotonic() - scene.task.beginning.monotonic_seconds < 1:
+            while scene.attempt.dependencies.clock.monotonic() - scene.task.beginning.monotonic_seconds < 1:
                 await asyncio.sleep(0.05)
         scene.script.seen.clear()
         await life.run()
@@ -339,11 +339,11 @@ def test_an_agent_is_on_record_before_anybody_serves_its_gateway(stage):
         served.append(bool(scene.events(AgentStarted)))
         await asyncio.Event().wait()
 
-    scene.attempt.equipment.gateways.serve = serve
+    scene.attempt.dependencies.gateways.serve = serve
     scene.script.stays = True
 
     async def story():
-        life = asyncio.create_task(scene.life.carry_out())
+        life = asyncio.create_task(scene.life.run())
         async with asyncio.timeout(20):
             while not served:
                 await asyncio.sleep(0.01)
@@ -360,8 +360,8 @@ def test_a_model_at_an_address_that_is_none_is_told_in_its_own_words(stage):
     def refuse(*_, **__):
         raise ValueError("ANTHROPIC_BASE_URL has no host.")
 
-    scene.attempt.equipment.gateways.open = refuse
-    asyncio.run(scene.life.carry_out())
+    scene.attempt.dependencies.gateways.open = refuse
+    asyncio.run(scene.life.run())
     told = (scene.task.state, scene.task.failure.code, scene.task.failure.message)
     assert told == (TaskState.FAILED, "provision_failed", "ANTHROPIC_BASE_URL has no host.")
 
@@ -373,8 +373,8 @@ def test_a_gateway_whose_work_breaks_in_a_living_runner_loses_the_sandbox(stage,
     async def serve(listeners):
         raise OSError("a listener is gone")
 
-    scene.attempt.equipment.gateways.serve = serve
-    asyncio.run(scene.life.carry_out())
+    scene.attempt.dependencies.gateways.serve = serve
+    asyncio.run(scene.life.run())
     failure = scene.task.failure or scene.task.attempt.failure
     assert failure.code == "sandbox_lost"
     assert "gateway broke" in failure.message
@@ -431,7 +431,7 @@ def test_a_wish_to_cancel_while_the_disk_is_let_go_for_the_next_attempt_keeps_wh
             scene.recorder.record(CancelRequested("enough"))
         await removal.remove_trees(paths)
 
-    equipment = msgspec.structs.replace(scene.attempt.equipment, remove=remove, disks=MountedDisks())
+    equipment = msgspec.structs.replace(scene.attempt.dependencies, remove=remove, disks=MountedDisks())
     asyncio.run(AttemptRunner(msgspec.structs.replace(scene.attempt, equipment=equipment)).finish())
     assert scene.task.state is TaskState.CANCELLED
     assert {"task-1.patch", "metadata.json"} <= scene.artifacts

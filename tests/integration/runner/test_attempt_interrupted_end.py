@@ -25,7 +25,7 @@ def kill_while_files_are_removed(scene, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr("sandbox.runner.attempt.teardown", half_removed)
         with pytest.raises(KilledError):
-            asyncio.run(scene.life.carry_out())
+            asyncio.run(scene.life.run())
 
 
 def test_a_half_removed_workspace_is_not_collected_over_what_was_collected_of_the_whole_one(stage, monkeypatch):
@@ -50,7 +50,7 @@ def test_an_end_that_was_broken_off_before_the_metadata_is_collected_again(stage
     with monkeypatch.context() as patched:
         patched.setattr("sandbox.runner.attempt.collect", killed)
         with pytest.raises(KilledError):
-            asyncio.run(scene.life.carry_out())
+            asyncio.run(scene.life.run())
     assert scene.task.artifacts == ()
     asyncio.run(AttemptRunner(scene.attempt).finish())
     assert scene.task.state is TaskState.COMPLETED
@@ -70,7 +70,7 @@ def test_a_runner_answers_while_it_reads_what_it_keeps(stage, monkeypatch):
     monkeypatch.setattr("sandbox.runner.steps.collect.hashlib.file_digest", slowly)
 
     async def play():
-        work = asyncio.create_task(scene.life.carry_out())
+        work = asyncio.create_task(scene.life.run())
         assert await asyncio.to_thread(begun.wait, 10)
         receipt = scene.life.cancel(CancelOrder(force=True))
         answered.set()

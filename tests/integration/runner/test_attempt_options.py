@@ -34,7 +34,7 @@ FROM_THE_JOURNAL = {"transcript.ndjson", "metadata.json"}
 def test_the_value_of_a_secret_is_in_nothing_that_is_kept(stage, tmp_path):
     script = Script(stdout=f"+{VALUE}\n-{VALUE}\nit is {VALUE}!\n".encode(), stderr=VALUE.encode(), exit=ExitStatus(3))
     scene = stage(script, secrets=SECRETS)
-    asyncio.run(scene.life.carry_out())
+    asyncio.run(scene.life.run())
     assert b"it is [REDACTED:TOKEN]!\n" in scene.outputs()
     kept = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert not [path for path in kept if VALUE.encode() in path.read_bytes()]
@@ -46,7 +46,7 @@ def test_what_a_refusal_names_is_redacted_too(stage):
     scene = stage(script, secrets=SECRETS)
 
     async def play():
-        work = asyncio.create_task(scene.life.carry_out())
+        work = asyncio.create_task(scene.life.run())
         await scene.until(TaskState.RUNNING)
         script.report(EgressDenied(f"{VALUE}.evil.example", 443, "not allowed"))
         script.report(BudgetExhausted("enough"))
@@ -59,14 +59,14 @@ def test_what_a_refusal_names_is_redacted_too(stage):
 def test_the_gateway_can_redact_a_name_before_it_cuts_it(stage):
     script = Script()
     scene = stage(script, secrets=SECRETS)
-    asyncio.run(scene.life.carry_out())
+    asyncio.run(scene.life.run())
     assert script.redact(f"{'x' * 250}.{VALUE}") == f"{'x' * 250}.[REDACTED:TOKEN]"
 
 
 def test_without_secrets_nothing_is_changed(stage):
     script = Script(stdout=f"it is {VALUE}!\n".encode())
     scene = stage(script)
-    asyncio.run(scene.life.carry_out())
+    asyncio.run(scene.life.run())
     assert script.redact(VALUE) == VALUE
     assert f"it is {VALUE}!\n".encode() in scene.outputs()
 
@@ -75,7 +75,7 @@ def test_an_artifact_that_holds_a_secret_is_delivered_and_flagged(stage):
     scene = stage(
         Script(collected={"report.md": VALUE.encode()}), secrets=SECRETS, lifecycle={"artifact_patterns": ("*.md",)}
     )
-    asyncio.run(scene.life.carry_out())
+    asyncio.run(scene.life.run())
     flags = {artifact.name: artifact.contains_secret for artifact in scene.task.artifacts}
     assert flags == {
         "report.md": True,
@@ -88,7 +88,7 @@ def test_an_artifact_that_holds_a_secret_is_delivered_and_flagged(stage):
 
 def test_a_value_too_short_to_be_found_is_told(stage):
     scene = stage(Script(), secrets={"PIN": "1234"})
-    asyncio.run(scene.life.carry_out())
+    asyncio.run(scene.life.run())
     told = [event for event in scene.events(ErrorReported) if event.error == "secret_not_redacted"]
     assert len(told) == 1
     assert "PIN" in told[0].message
@@ -99,7 +99,7 @@ def test_a_budget_that_is_reached_ends_the_task(stage):
     scene = stage(script, lifecycle={"budget_usd": 0.05, "budget_tokens": 1000})
 
     async def play():
-        work = asyncio.create_task(scene.life.carry_out())
+        work = asyncio.create_task(scene.life.run())
         await scene.until(TaskState.RUNNING)
         assert (script.rules.budget.usd, script.rules.budget.tokens) == (0.05, 1000)
         script.report(BudgetExhausted("0.05 USD are spent; raise lifecycle.budget_usd."))
@@ -114,8 +114,8 @@ def test_a_budget_that_is_reached_ends_the_task(stage):
 def test_the_model_waits_until_the_start_is_judged(stage, claude):
     script = Script(stdout=b"!\nhello\n")
     scene = stage(script, claude=claude)
-    asyncio.run(scene.life.carry_out())
-    assert script.rules.holds_model
+    asyncio.run(scene.life.run())
+    assert script.rules.hold_model_requests
     assert "release model" in script.seen
 
 
@@ -123,7 +123,7 @@ def test_a_start_without_what_was_asked_for_ends_the_task_before_the_model_is_as
     lost = Failure(FailureCode.MCP_FAILED, "The MCP server 'github' did not connect.")
     script = Script(stdout=b"!\n", stays=True, start_failure=lost)
     scene = stage(script, claude={"allowed_tools": ("mcp__github",)})
-    asyncio.run(scene.life.carry_out())
+    asyncio.run(scene.life.run())
     assert scene.task.failure == lost
     assert "release model" not in script.seen
 
@@ -131,20 +131,20 @@ def test_a_start_without_what_was_asked_for_ends_the_task_before_the_model_is_as
 def test_nothing_to_judge_holds_nothing_back(stage):
     script = Script(stdout=b"!\n")
     scene = stage(script)
-    asyncio.run(scene.life.carry_out())
-    assert not script.rules.holds_model
+    asyncio.run(scene.life.run())
+    assert not script.rules.hold_model_requests
 
 
 def test_the_gateway_is_told_which_hosts_are_allowed(stage):
     script = Script()
     scene = stage(script, vm={"network_mode": "outbound", "allowed_hosts": ("api.github.com",)})
-    asyncio.run(scene.life.carry_out())
+    asyncio.run(scene.life.run())
     assert script.rules.egress.rules == (EgressRule("api.github.com"),)
 
 
 def test_rendered_output_is_stdout_and_the_events_are_the_transcript(stage):
     scene = stage(Script(stdout=b"event one\nevent two\n"), claude={"output_format": "text"})
-    asyncio.run(scene.life.carry_out())
+    asyncio.run(scene.life.run())
     assert scene.outputs("stdout") == [b"rendered\n"]
     transcript = scene.attempt.task_files.artifacts / "transcript.ndjson"
     assert transcript.read_bytes() == b"event one\nevent two\n"
@@ -154,7 +154,7 @@ def test_rendered_output_is_stdout_and_the_events_are_the_transcript(stage):
 def test_a_terminal_tells_no_events_whatever_is_written_to_it(stage, output_format):
     drawn = b'\x1b[2J{"type":"result","is_error":false}\n'
     scene = stage(Script(stdout=drawn), claude={"headless": False, "output_format": output_format})
-    asyncio.run(asyncio.wait_for(scene.life.carry_out(), 20))
+    asyncio.run(asyncio.wait_for(scene.life.run(), 20))
     assert scene.states[-1] == "completed"
     assert scene.outputs("stdout") == [drawn]
     assert (scene.attempt.task_files.artifacts / "transcript.ndjson").read_bytes() == b""
@@ -162,7 +162,7 @@ def test_a_terminal_tells_no_events_whatever_is_written_to_it(stage, output_form
 
 def test_a_preserved_failure_keeps_the_files_and_nothing_else(stage):
     scene = stage(Script(exit=ExitStatus(3)), lifecycle={"failure_action": "preserve"})
-    asyncio.run(scene.life.carry_out())
+    asyncio.run(scene.life.run())
     assert scene.task.state is TaskState.FAILED_PRESERVED
     assert scene.attempt.files.workspace.is_dir()
     assert not scene.attempt.files.handle.exists()
@@ -173,7 +173,7 @@ def test_a_preserved_failure_keeps_the_files_and_nothing_else(stage):
 
 def test_a_success_preserves_nothing(stage):
     scene = stage(Script(), lifecycle={"failure_action": "preserve"})
-    asyncio.run(scene.life.carry_out())
+    asyncio.run(scene.life.run())
     assert scene.task.state is TaskState.COMPLETED
     assert not scene.attempt.files.disk.exists()
     assert scene.script.taken_back == [None]
@@ -181,7 +181,7 @@ def test_a_success_preserves_nothing(stage):
 
 def test_what_the_sandbox_uses_is_sampled(stage):
     scene = stage(Script(), vm={"memory": "2G"})
-    asyncio.run(scene.life.carry_out())
+    asyncio.run(scene.life.run())
     samples = scene.events(Metrics)
     assert samples
     assert (samples[0].memory_used_bytes, samples[0].memory_total_bytes) == (4096, 2 * 1024**3)
@@ -191,7 +191,7 @@ def test_artifacts_whose_names_hold_a_secret_get_names_of_their_own(stage):
     """Two of them never become one file, and what is recorded is what is there."""
     script = Script(collected={f"a-{VALUE}.txt": b"one", f"b-{VALUE}.txt": b"two", "redacted-1": b"three"})
     scene = stage(script, secrets=SECRETS, lifecycle={"artifact_patterns": ("*",)})
-    asyncio.run(scene.life.carry_out())
+    asyncio.run(scene.life.run())
     directory = scene.attempt.task_files.artifacts
     contents = {artifact.name: (directory / artifact.name).read_bytes() for artifact in scene.task.artifacts}
     assert sorted(contents[name] for name in contents if "redacted" in name) == [b"one", b"three", b"two"]

@@ -28,8 +28,8 @@ SECONDS = 5
 class FillingDisk:
     """Tells what it is told to hold."""
 
-    def __init__(self, used_bytes=0, *, tells_when_full=False):
-        self.used_bytes, self.enforces_size, self.is_broken = used_bytes, tells_when_full, False
+    def __init__(self, used_bytes=0, *, enforces_size=False):
+        self.used_bytes, self.enforces_size, self.is_broken = used_bytes, enforces_size, False
 
     async def open(self, files, size_bytes):
         self.size_bytes = size_bytes
@@ -66,7 +66,7 @@ class SandboxOfShells(ScriptedSandbox):
         self._sockets = sockets
 
     async def kernel_usage(self):
-        return self._sockets.kernel_use
+        return self._sockets.kernel_usage
 
     def close(self):
         pass
@@ -84,7 +84,7 @@ class RuntimeOfShells(ScriptedRuntime):
 def _is_quick(monkeypatch):
     monkeypatch.setattr("sandbox.runner.resource_exhaustion.DISK_CHECK_SECONDS", 0.01)
     monkeypatch.setattr("sandbox.runner.resource_exhaustion.DISK_CHECK_SECONDS_MAX", 0.01)
-    monkeypatch.setattr("sandbox.runner.debug_session.VISIT_IDLE_SECONDS", 0.2)
+    monkeypatch.setattr("sandbox.runner.debug_session.DEBUG_SESSION_IDLE_SECONDS", 0.2)
 
 
 @asynccontextmanager
@@ -155,7 +155,7 @@ def test_it_goes_on_as_long_as_there_is_room(tmp_path):
 
 
 def test_it_goes_on_where_the_disk_itself_tells_when_it_is_full(tmp_path):
-    goes_on(tmp_path, FillingDisk(tells_when_full=True), 2 * GIB)
+    goes_on(tmp_path, FillingDisk(enforces_size=True), 2 * GIB)
 
 
 def test_a_task_that_failed_because_its_disk_was_full_can_be_looked_at(tmp_path):

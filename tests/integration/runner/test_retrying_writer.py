@@ -62,7 +62,7 @@ def test_what_the_disk_refuses_for_a_while_is_written_afterwards_and_nothing_is_
     disk = Disk(scene, monkeypatch, kind, number=number)
 
     async def play():
-        work = asyncio.create_task(scene.life.carry_out())
+        work = asyncio.create_task(scene.life.run())
         await until(lambda: disk.refused > 2)
         assert not work.done()
         disk.refuses = False
@@ -79,7 +79,7 @@ def test_the_reserve_is_given_back_for_the_first_thing_that_the_disk_refuses(sta
     scene = stage(Script())
     disk = Disk(scene, monkeypatch, AgentExited)
     scene.reserve.on_given_back = lambda: setattr(disk, "refuses", False)
-    asyncio.run(asyncio.wait_for(scene.life.carry_out(), 20))
+    asyncio.run(asyncio.wait_for(scene.life.run(), 20))
     assert (scene.task.state, disk.refused, scene.reserve.given_back) == (TaskState.COMPLETED, 1, 1)
 
 
@@ -91,7 +91,7 @@ def test_bounds_are_kept_though_the_disk_does_not_take_that_the_agent_began(stag
     disk = Disk(scene, monkeypatch, AgentStarted)
 
     async def play():
-        work = asyncio.create_task(scene.life.carry_out())
+        work = asyncio.create_task(scene.life.run())
         await until(lambda: "kill" in scene.script.seen)
         assert not scene.script.gateway_serves
         disk.refuses = False
@@ -107,7 +107,7 @@ def test_what_ended_is_removed_though_the_disk_does_not_take_that_it_began(stage
     disk = Disk(scene, monkeypatch, AgentStarted)
 
     async def play():
-        work = asyncio.create_task(scene.life.carry_out())
+        work = asyncio.create_task(scene.life.run())
         await until(lambda: disk.refused)
         assert scene.attempt.files.disk.exists()
         await until(lambda: not scene.attempt.files.disk.exists())
@@ -123,7 +123,7 @@ def test_nobody_gets_at_the_model_or_a_shell_before_the_disk_has_taken_that_the_
     disk = Disk(scene, monkeypatch, AgentStarted)
 
     async def play():
-        work = asyncio.create_task(scene.life.carry_out())
+        work = asyncio.create_task(scene.life.run())
         await until(lambda: disk.refused > 2)
         with pytest.raises(TerminalRefusedError):
             scene.life.terminals.check(TerminalOrder(24, 80))
@@ -137,12 +137,12 @@ def test_nobody_gets_at_the_model_or_a_shell_before_the_disk_has_taken_that_the_
 
 
 def test_output_is_left_out_below_the_watermark_and_goes_on_above_it_with_a_gap(stage, monkeypatch):
-    monkeypatch.setattr("sandbox.runner.retrying_writer.SPACE_CHECK_SECONDS", 0.0)
+    monkeypatch.setattr("sandbox.runner.retrying_writer.DISK_SPACE_CHECK_SECONDS", 0.0)
     scene = stage(Script(stays=True, stdout=LINES))
     scene.space = FULL
 
     async def play():
-        work = asyncio.create_task(scene.life.carry_out())
+        work = asyncio.create_task(scene.life.run())
         await scene.until(TaskState.RUNNING)
         await until(lambda: scene.events(Progress))
         assert scene.outputs("stdout") == []
@@ -160,20 +160,20 @@ def test_output_is_left_out_below_the_watermark_and_goes_on_above_it_with_a_gap(
 def test_a_task_ends_completed_and_tells_what_it_lacks_though_there_is_never_room_for_output(stage):
     scene = stage(Script(stdout=LINES))
     scene.space = FULL
-    asyncio.run(asyncio.wait_for(scene.life.carry_out(), 20))
+    asyncio.run(asyncio.wait_for(scene.life.run(), 20))
     assert scene.task.state is TaskState.COMPLETED
     assert scene.outputs("stdout") == []
     assert [gap.reason.partition(" ")[0] for gap in scene.events(Gap)] == ["Output", str(len(LINES))]
 
 
 def test_more_output_than_is_kept_is_left_out_while_the_disk_takes_nothing(stage, monkeypatch):
-    monkeypatch.setattr("sandbox.runner.retrying_writer.KEPT_OUTPUT_BYTES_MAX", 10 * 300)
+    monkeypatch.setattr("sandbox.runner.retrying_writer.BUFFERED_OUTPUT_BYTES_MAX", 10 * 300)
     scene = stage(Script(stays=True, stdout=LINES))
     disk = Disk(scene, monkeypatch, object)
     disk.refuses, disk.begins_with = False, AgentStarted
 
     async def play():
-        work = asyncio.create_task(scene.life.carry_out())
+        work = asyncio.create_task(scene.life.run())
         await until(lambda: disk.refused > 5)
         with pytest.raises(OSError, match="says no"):  # a wish is written now or refused
             scene.life.cancel(CancelOrder(force=True))
@@ -191,13 +191,13 @@ def test_more_output_than_is_kept_is_left_out_while_the_disk_takes_nothing(stage
 
 def test_what_was_paid_for_is_counted_however_little_the_disk_takes(stage, monkeypatch):
     """Else the next attempt has a budget that was spent."""
-    monkeypatch.setattr("sandbox.runner.retrying_writer.KEPT_OUTPUT_BYTES_MAX", 300)
+    monkeypatch.setattr("sandbox.runner.retrying_writer.BUFFERED_OUTPUT_BYTES_MAX", 300)
     scene = stage(Script(stays=True, stdout=LINES))
     disk = Disk(scene, monkeypatch, object)
     disk.refuses, disk.begins_with = False, AgentStarted
 
     async def play():
-        work = asyncio.create_task(scene.life.carry_out())
+        work = asyncio.create_task(scene.life.run())
         await until(lambda: disk.refused > 5)
         for _ in range(2):
             scene.script.report(Usage("m", 100, 20, 0, 0, 0.25))
@@ -222,7 +222,7 @@ def test_artifacts_wait_for_room_as_long_as_collecting_may_take(stage, monkeypat
 
     monkeypatch.setattr("doubles.attempt_dependencies.ScriptedWorkspaces.patch", patch)
     monkeypatch.setattr("sandbox.runner.attempt.RETRY_SECONDS", 0.01)
-    asyncio.run(asyncio.wait_for(scene.life.carry_out(), 20))
+    asyncio.run(asyncio.wait_for(scene.life.run(), 20))
     assert (scene.task.state, len(tries)) == (TaskState.COMPLETED, 3)
     assert "task-1.patch" in scene.artifacts
 
@@ -234,7 +234,7 @@ def test_artifacts_for_which_there_never_is_room_fail_the_task_with_that_reason(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("doubles.attempt_dependencies.ScriptedWorkspaces.patch", patch)
-    asyncio.run(asyncio.wait_for(scene.life.carry_out(), 20))
+    asyncio.run(asyncio.wait_for(scene.life.run(), 20))
     assert (scene.task.state, scene.task.failure.code) == (TaskState.FAILED, "disk_full")
     assert "make room on the server's disk" in scene.task.failure.message
 
@@ -245,9 +245,9 @@ def test_a_workspace_that_the_disk_lost_something_of_is_no_success(stage, monkey
     async def verify(self, files):
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr("sandbox.disks.directory.PlainDisks.verify", verify)
+    monkeypatch.setattr("sandbox.disks.directory.DirectoryDisks.verify", verify)
     scene = stage(Script())
-    asyncio.run(asyncio.wait_for(scene.life.carry_out(), 20))
+    asyncio.run(asyncio.wait_for(scene.life.run(), 20))
     assert (scene.task.state, scene.task.failure.code) == (TaskState.FAILED, "disk_full")
     assert "task-1.patch" in scene.artifacts
 
@@ -260,13 +260,13 @@ def test_no_room_is_kept_for_an_end_that_is_being_made(stage, monkeypatch, is_fi
     monkeypatch.setattr("sandbox.runner.attempt.OUTPUT_SYNC_SECONDS", 0.001)
 
     async def slow(*_, **__):
-        scene.reserve.give_back()
+        scene.reserve.release()
         await asyncio.sleep(0.1)
 
-    for clearing in ("clear_away", "teardown"):
+    for clearing in ("teardown_for_follow_up", "teardown"):
         monkeypatch.setattr(f"sandbox.runner.attempt.{clearing}", slow)
-    asyncio.run(asyncio.wait_for(scene.life.finish() if is_finisher else scene.life.carry_out(), 20))
-    assert not scene.reserve.is_taken
+    asyncio.run(asyncio.wait_for(scene.life.finish() if is_finisher else scene.life.run(), 20))
+    assert not scene.reserve.is_allocated
 
 
 def test_output_is_flushed_though_room_for_the_end_cannot_be_taken_again(stage, monkeypatch, caplog):
@@ -279,11 +279,11 @@ def test_output_is_flushed_though_room_for_the_end_cannot_be_taken_again(stage, 
         tries.append(len(synced))
         raise OSError(errno.EDQUOT, "Disk quota exceeded")
 
-    monkeypatch.setattr(scene.reserve, "take", refuse)
+    monkeypatch.setattr(scene.reserve, "allocate", refuse)
     monkeypatch.setattr(scene.writer, "sync", lambda: synced.append(len(tries)))
 
     async def play():
-        work = asyncio.create_task(scene.life.carry_out())
+        work = asyncio.create_task(scene.life.run())
         await scene.until(TaskState.RUNNING)
         await until(lambda: len(tries) > 5)
         await until(lambda: len(synced) > 5)

@@ -102,10 +102,10 @@ def test_who_is_cancelled_leaves_no_lock_and_no_turn_taken(world, opening):
                 await given_up
             opening.may_end.set()
             async with asyncio.timeout(10):
-                while opening.count or world.journals.is_held("task-1"):
+                while opening.count or world.journals.is_locked("task-1"):
                     await asyncio.sleep(0.005)
         writer = await asyncio.wait_for(opened(journals), 10)
-        assert world.journals.is_held("task-1")
+        assert world.journals.is_locked("task-1")
         writer.close()
 
     asyncio.run(play())

@@ -171,8 +171,8 @@ def test_a_wish_that_a_dead_runner_cannot_take_is_written_before_a_finisher_begi
 
 
 def test_after_a_finisher_that_died_the_next_one_waits_longer_each_time(world, monkeypatch):
-    monkeypatch.setattr("sandbox.server.tracked_task.FINISHER_PAUSE_SECONDS", 0.4)
-    monkeypatch.setattr("sandbox.server.tracked_task.FINISHER_PAUSE_FACTOR", 3)
+    monkeypatch.setattr("sandbox.server.tracked_task.FINISHER_BACKOFF_SECONDS", 0.4)
+    monkeypatch.setattr("sandbox.server.tracked_task.FINISHER_BACKOFF_FACTOR", 3)
     launched_at = []
 
     async def play():
@@ -196,7 +196,7 @@ def test_after_a_finisher_that_died_the_next_one_waits_longer_each_time(world, m
 
 
 def test_a_task_that_is_to_stop_at_once_waits_for_no_pause(world, monkeypatch):
-    monkeypatch.setattr("sandbox.server.tracked_task.FINISHER_PAUSE_SECONDS", 300.0)
+    monkeypatch.setattr("sandbox.server.tracked_task.FINISHER_BACKOFF_SECONDS", 300.0)
 
     async def play():
         async with world.server() as service:
@@ -212,7 +212,7 @@ def test_a_task_that_is_to_stop_at_once_waits_for_no_pause(world, monkeypatch):
 
 
 def test_a_working_agents_task_ends_though_every_finisher_dies(world, monkeypatch):
-    monkeypatch.setattr("sandbox.server.tracked_task.FINISHER_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr("sandbox.server.tracked_task.FINISHER_BACKOFF_SECONDS", 0.0)
 
     async def play():
         async with world.server() as service:
@@ -239,7 +239,7 @@ async def when_nobody_can_clean_up(world, *events):
 
 
 def test_a_success_that_was_kept_stays_one_though_nobody_can_clean_up(world, monkeypatch):
-    monkeypatch.setattr("sandbox.server.tracked_task.FINISHER_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr("sandbox.server.tracked_task.FINISHER_BACKOFF_SECONDS", 0.0)
     metadata = Artifact("metadata.json", ".sandbox/metadata.json", 2, "application/json", "sha256:0")
 
     task = asyncio.run(when_nobody_can_clean_up(world, TO_END[0], ArtifactCollected(metadata)))
@@ -250,7 +250,7 @@ def test_a_success_that_was_kept_stays_one_though_nobody_can_clean_up(world, mon
 
 
 def test_a_success_of_which_not_everything_was_kept_says_what_is_missing(world, monkeypatch):
-    monkeypatch.setattr("sandbox.server.tracked_task.FINISHER_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr("sandbox.server.tracked_task.FINISHER_BACKOFF_SECONDS", 0.0)
     patch = Artifact("task-1.patch", ".sandbox/task-1.patch", 2, "text/x-diff", "sha256:0")
 
     task = asyncio.run(when_nobody_can_clean_up(world, TO_END[0], ArtifactCollected(patch)))
@@ -259,7 +259,7 @@ def test_a_success_of_which_not_everything_was_kept_says_what_is_missing(world, 
 
 
 def test_an_agents_own_failure_stays_the_tasks_though_nobody_can_clean_up(world, monkeypatch):
-    monkeypatch.setattr("sandbox.server.tracked_task.FINISHER_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr("sandbox.server.tracked_task.FINISHER_BACKOFF_SECONDS", 0.0)
 
     failed = AgentExited(1, None, Failure(FailureCode.AGENT_FAILED, "It gave up."))
     assert asyncio.run(when_nobody_can_clean_up(world, failed)).failure == failed.failure
@@ -273,10 +273,10 @@ def test_who_comes_back_is_told_what_it_has_not_seen_and_nothing_twice(world):
             lines = [Output.from_bytes("stdout", b"%d\n" % number) for number in range(5)]
             world.runners.play("task-1", *TO_RUNNING, *lines, *TO_END)
             await service.wait("task-1", 10)
-            whole = await collect(service.frames("task-1"))
+            whole = await collect(service.replay("task-1"))
             for known in (0, 1, 6, 8, whole[-2]["seq"]):
                 rest = [frame for frame in whole if frame["seq"] > known]
-                assert await collect(service.frames("task-1", after=known)) == rest
+                assert await collect(service.replay("task-1", after=known)) == rest
                 assert await collect(service.follow("task-1", after=known)) == rest
             return whole
 
@@ -356,7 +356,7 @@ def test_an_index_whose_task_and_place_disagree_is_read_anew(world):
         async with world.server() as service:
             world.runners.play("task-1", TO_RUNNING[2])
             await world.until(service, "task-1", TaskState.RUNNING)
-            return [frame["seq"] for frame in await collect(service.frames("task-1"))]
+            return [frame["seq"] for frame in await collect(service.replay("task-1"))]
 
     asyncio.run(before())
     first_two = b"".join((world.data_dir / "tasks/task-1/journal/records").read_bytes().splitlines(keepends=True)[:2])

@@ -17,12 +17,12 @@ LOST = AgentExited(None, None, Failure(FailureCode.RUNNER_LOST, "gone"))
 
 @pytest.fixture
 def no_pause(monkeypatch):
-    monkeypatch.setattr("sandbox.model.retry.RETRY_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr("sandbox.model.retry.RETRY_BACKOFF_SECONDS", 0.0)
 
 
 @pytest.fixture
 def long_pause(monkeypatch):
-    monkeypatch.setattr("sandbox.model.retry.RETRY_PAUSE_SECONDS", 300.0)
+    monkeypatch.setattr("sandbox.model.retry.RETRY_BACKOFF_SECONDS", 300.0)
 
 
 def one_attempt(world, end):
@@ -102,7 +102,7 @@ def test_a_wish_to_cancel_in_the_pause_ends_the_task_by_a_finisher(world, long_p
 
 @pytest.mark.parametrize("pause_seconds", [0.0, 300.0])
 def test_a_wish_to_cancel_between_attempts_waits_for_no_vault(world, monkeypatch, pause_seconds):
-    monkeypatch.setattr("sandbox.model.retry.RETRY_PAUSE_SECONDS", pause_seconds)
+    monkeypatch.setattr("sandbox.model.retry.RETRY_BACKOFF_SECONDS", pause_seconds)
     vault = world.resolve
 
     async def play():
@@ -153,7 +153,7 @@ def test_secrets_that_are_gone_meanwhile_end_the_task_with_that_reason(world, no
 
 def test_a_server_that_ends_the_books_itself_begins_no_other_attempt(world, monkeypatch):
     monkeypatch.setattr("sandbox.server.launcher.FINISHERS_MAX", 1)
-    monkeypatch.setattr("sandbox.server.tracked_task.FINISHER_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr("sandbox.server.tracked_task.FINISHER_BACKOFF_SECONDS", 0.0)
 
     async def play():
         async with world.server() as service:
@@ -184,8 +184,8 @@ def test_no_attempt_follows_while_no_runtime_works_and_the_task_says_so(world):
                     await asyncio.sleep(0.01)
             assert "The runtime does not work here." in told
             assert len(world.runners.orders) == 1
-            works = service.equipment.prober.result
-            service.equipment.prober.result = replace(works, failure=None)
+            works = service.dependencies.prober.result
+            service.dependencies.prober.result = replace(works, failure=None)
             await world.launched("task-1", 2)
             world.runners.play("task-1", *TO_RUNNING, *TO_END)
             return await service.wait("task-1", 10)

@@ -76,7 +76,7 @@ async def lose_before_the_disk_is_taken_over(world, service):
 
 def test_the_disk_that_nobody_came_to_take_over_is_kept_where_it_is(world, monkeypatch):
     monkeypatch.setattr("sandbox.server.journal_tailer.LOSS_CHECK_SECONDS", 0.05)
-    monkeypatch.setattr("sandbox.server.tracked_task.FINISHER_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr("sandbox.server.tracked_task.FINISHER_BACKOFF_SECONDS", 0.0)
     visits = []
 
     async def launch(order, _):
@@ -92,8 +92,8 @@ def test_the_disk_that_nobody_came_to_take_over_is_kept_where_it_is(world, monke
             kept = await lose_before_the_disk_is_taken_over(world, service)
             task = await service.status("task-1")
             assert task.state is TaskState.FAILED_PRESERVED
-            assert await service.keeps_sandbox(task)
-            rooms = service.equipment
+            assert await service.has_preserved_sandbox(task)
+            rooms = service.dependencies
             clearing_rooms = ClearingRooms(
                 world.data_dir, rooms.journals, rooms.store, rooms.preservation, remove_trees
             )
@@ -104,7 +104,7 @@ def test_the_disk_that_nobody_came_to_take_over_is_kept_where_it_is(world, monke
             assert await service.open_terminal("task-1", TerminalOrder(24, 80)) == kept.root.name
             assert visits == [(True, kept.root.name)]
             await service.release("task-1")
-            assert not await service.keeps_sandbox(task)
+            assert not await service.has_preserved_sandbox(task)
             return kept
 
     assert [file.name for file in asyncio.run(play()).root.iterdir()] == ["runner.log"]
@@ -170,7 +170,7 @@ def test_nobody_gets_at_what_is_being_released(world):
 
             async def remove_while_somebody_comes(paths):
                 await remove(paths)
-                with service.equipment.preservation.holding(task) as lock_fd:
+                with service.dependencies.preserved_sandboxes.try_lock(task) as lock_fd:
                     got.append(lock_fd)
 
             world.remove = remove_while_somebody_comes
@@ -186,7 +186,7 @@ def test_a_release_right_after_a_shell_waits_until_the_shell_is_gone(world):
     async def play():
         async with world.server() as service:
             kept = await fail(world, service, "task-1")
-            with service.equipment.preservation.holding(await service.status("task-1")):
+            with service.dependencies.preserved_sandboxes.try_lock(await service.status("task-1")):
                 release = asyncio.create_task(service.release("task-1"))
                 done, _ = await asyncio.wait([release], timeout=0.5)
                 assert not done
@@ -197,12 +197,12 @@ def test_a_release_right_after_a_shell_waits_until_the_shell_is_gone(world):
 
 
 def test_a_release_while_somebody_stays_in_the_shell_is_refused_and_removes_nothing(world, monkeypatch):
-    monkeypatch.setattr("sandbox.server.preserved_sandboxes.VISIT_END_SECONDS", 0.2)
+    monkeypatch.setattr("sandbox.server.preserved_sandboxes.DEBUG_SESSION_END_SECONDS", 0.2)
 
     async def play():
         async with world.server() as service:
             kept = await fail(world, service, "task-1")
-            held = service.equipment.preservation.holding(await service.status("task-1"))
+            held = service.dependencies.preserved_sandboxes.try_lock(await service.status("task-1"))
             with held, pytest.raises(UnavailableError, match="Somebody has a shell"):
                 await service.release("task-1")
             return kept.handle.exists()
@@ -216,9 +216,9 @@ def test_who_comes_too_late_for_a_release_leaves_nothing_behind(world, monkeypat
             kept = await fail(world, service, "task-1")
             await service.release("task-1")
             answers = iter([True, False])  # it was there when it was looked at, and not when it was taken
-            monkeypatch.setattr(service.equipment.preservation, "is_kept", lambda _: next(answers))
+            monkeypatch.setattr(service.dependencies.preserved_sandboxes, "is_preserved", lambda _: next(answers))
             task = await service.status("task-1")
-            with pytest.raises(SandboxNotPreservedError), service.equipment.preservation.holding(task):
+            with pytest.raises(SandboxNotPreservedError), service.dependencies.preserved_sandboxes.try_lock(task):
                 pass
             return [file.name for file in kept.root.iterdir()]
 
@@ -264,7 +264,7 @@ def no_shell(world, hinder, match):
 
 def test_a_shell_on_a_disk_that_refuses_is_told_so_and_may_be_opened_later(world):
     def hinder(_, kept):
-        kept.visit_lock.symlink_to("/nowhere")
+        kept.debug_session_lock.symlink_to("/nowhere")
 
     no_shell(world, hinder, r"No shell of task task-1 can be opened: .*; try again\.")
 
@@ -274,7 +274,7 @@ def test_a_preserved_task_that_cannot_be_looked_at_refuses_a_shell_until_it_can(
         raise OSError(errno.EIO, "Input/output error")
 
     def hinder(service, _):
-        monkeypatch.setattr(service.equipment.preservation, "is_kept", refuse)
+        monkeypatch.setattr(service.dependencies.preserved_sandboxes, "is_preserved", refuse)
 
     no_shell(world, hinder, "Input/output error; try again")
 
@@ -307,7 +307,7 @@ def test_a_shell_whose_secrets_break_where_they_come_from_is_refused_and_tells_n
     async def play():
         async with world.server() as service:
             await fail(world, service, "task-1")
-            monkeypatch.setattr(service.equipment.visits, "_resolve", break_)
+            monkeypatch.setattr(service.dependencies.debug_sessions, "_secret_resolver", break_)
             with pytest.raises(UnavailableError, match=r"could not be resolved \(ValueError\)") as refused:
                 await service.open_terminal("task-1", TerminalOrder(24, 80))
             return refused.value
@@ -337,7 +337,7 @@ def test_only_what_is_preserved_can_be_released(world):
 def test_what_was_kept_for_its_time_goes_and_what_is_younger_stays(world):
     async def play():
         async with world.server() as service:
-            rooms = service.equipment
+            rooms = service.dependencies
             expiry = PreservationExpiry(rooms.store, rooms.preservation, rooms.clock, DAY)
             world.clock.set_back = timedelta(hours=25)
             old = await fail(world, service, "old")
@@ -356,7 +356,7 @@ def test_what_was_kept_for_its_time_goes_and_what_is_younger_stays(world):
 def test_a_hundred_and_fifty_that_are_over_all_go(world, monkeypatch):
     async def play():
         async with world.server() as service:
-            rooms = service.equipment
+            rooms = service.dependencies
             world.clock.set_back = timedelta(hours=25)
             kept = [await fail(world, service, f"task-{number}") for number in range(150)]
             world.clock.set_back = timedelta()
@@ -375,7 +375,7 @@ def test_a_hundred_and_fifty_that_are_over_all_go(world, monkeypatch):
 def test_one_that_cannot_be_looked_at_is_tried_again_and_keeps_no_other(world, monkeypatch):
     async def play():
         async with world.server() as service:
-            rooms = service.equipment
+            rooms = service.dependencies
             world.clock.set_back = timedelta(hours=25)
             kept = [await fail(world, service, name) for name in ("a", "b")]
             world.clock.set_back = timedelta()
@@ -388,8 +388,8 @@ def test_one_that_cannot_be_looked_at_is_tried_again_and_keeps_no_other(world, m
                 return is_kept(task)
 
             with monkeypatch.context() as patched:
-                patched.setattr(rooms.preservation, "is_kept", refuse)
-                assert await service.keeps_sandbox(await service.status("a"))
+                patched.setattr(rooms.preservation, "is_preserved", refuse)
+                assert await service.has_preserved_sandbox(await service.status("a"))
                 with pytest.raises(UnavailableError, match="release it again"):
                     await service.release("a")
                 await expiry.sweep()
@@ -403,7 +403,7 @@ def test_one_that_cannot_be_looked_at_is_tried_again_and_keeps_no_other(world, m
 def test_one_that_cannot_be_removed_is_tried_again_and_keeps_no_other(world):
     async def play():
         async with world.server() as service:
-            rooms = service.equipment
+            rooms = service.dependencies
             world.clock.set_back = timedelta(hours=25)
             kept = [await fail(world, service, name) for name in ("a", "b")]
             world.clock.set_back = timedelta()

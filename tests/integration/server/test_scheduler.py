@@ -21,7 +21,7 @@ MIB = 1024**2
 
 @pytest.fixture
 def world(tmp_path, monkeypatch):
-    monkeypatch.setattr("sandbox.server.task_service.ROOM_CHECK_SECONDS", 0.05)
+    monkeypatch.setattr("sandbox.server.task_service.MEMORY_CHECK_SECONDS", 0.05)
     made = Rooms(tmp_path, MemoryStore())
     yield made
     for task_id in list(made.runners.recorders):
@@ -263,7 +263,7 @@ async def prune_one_that_waits(world, service, task_id):
     await service.submit(manifest("before"))
     await world.launched("before")
     await service.submit(manifest(task_id))
-    following = service.equipment.follower._tasks[task_id]
+    following = service.dependencies.journal_tailer._tasks[task_id]
     await service.cancel(task_id, reason="", force=False)
     await service.wait(task_id, 10)
     assert [task.id for task in await service.prune(Retention(older_than_seconds=0), dry_run=False)] == [task_id]

@@ -38,15 +38,15 @@ def test_a_check_tells_what_a_submission_would_and_leaves_nothing(world):
 
     async def play():
         async with world.server() as service:
-            await service.check(manifest())
+            await service.check_admission(manifest())
             with pytest.raises(InsufficientResourcesError):
-                await service.check(manifest(vm={"cpus": 9}))
+                await service.check_admission(manifest(vm={"cpus": 9}))
             assert (await service.query(TaskQuery())).total_count == 0
             assert not world.runners.orders
             await service.submit(manifest())
             with pytest.raises(DuplicateTaskError):
-                await service.check(manifest())
-            await service.check(manifest("task-2"))
+                await service.check_admission(manifest())
+            await service.check_admission(manifest("task-2"))
             await world.launched("task-1")
             world.runners.play("task-1", *TO_RUNNING, *TO_END)
             await service.wait("task-1", 10)
@@ -224,7 +224,7 @@ def test_the_death_of_a_runner_is_found_and_a_finisher_started(world):
 
 
 def test_when_finishers_die_too_the_task_still_ends(world, monkeypatch):
-    monkeypatch.setattr("sandbox.server.tracked_task.FINISHER_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr("sandbox.server.tracked_task.FINISHER_BACKOFF_SECONDS", 0.0)
 
     async def play():
         async with world.server() as service:
@@ -270,7 +270,7 @@ def test_nothing_is_taken_while_nothing_could_run(world):
     async def play():
         async with world.server() as service:
             health = await service.health()
-            assert not health.ready
+            assert not health.is_ready
             with pytest.raises(UnavailableError, match="no key"):
                 await service.submit(manifest())
 
@@ -287,7 +287,7 @@ def test_an_unknown_task_is_not_found_anywhere(world):
                 service.wait("nope", 1),
                 service.artifacts("nope"),
                 collect(service.follow("nope")),
-                collect(service.frames("nope")),
+                collect(service.replay("nope")),
             ):
                 with pytest.raises(TaskNotFoundError):
                     await call
@@ -300,7 +300,7 @@ def test_who_follows_in_the_instant_of_acceptance_hears_all_of_it(world):
 
     async def play():
         async with world.server() as service:
-            register, is_indexed, may_go_on = service.equipment.register, threading.Event(), threading.Event()
+            register, is_indexed, may_go_on = service.dependencies.submissions, threading.Event(), threading.Event()
             add = register.add
 
             def add_slowly(*args):

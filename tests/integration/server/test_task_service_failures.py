@@ -64,8 +64,8 @@ class MoodyStore(MemoryStore):
 
 @pytest.fixture(autouse=True)
 def _quick_retries(monkeypatch):
-    for name in ("follower.LOSS_CHECK_SECONDS", "follower.RETRY_SECONDS", "service.RETRY_SECONDS"):
-        monkeypatch.setattr(f"sandbox.control.{name}", 0.1)
+    for name in ("journal_tailer.LOSS_CHECK_SECONDS", "journal_tailer.RETRY_SECONDS", "task_service.RETRY_SECONDS"):
+        monkeypatch.setattr(f"sandbox.server.{name}", 0.1)
 
 
 async def refused(trouble, times=2):
@@ -165,7 +165,7 @@ def test_a_finisher_that_cannot_be_started_is_tried_again(world):
 
 
 def test_the_end_of_a_task_that_nobody_can_finish_is_written_once_there_is_room(world, disk, monkeypatch):
-    monkeypatch.setattr("sandbox.server.tracked_task.FINISHER_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr("sandbox.server.tracked_task.FINISHER_BACKOFF_SECONDS", 0.0)
 
     async def play():
         async with world.server() as service:
@@ -225,7 +225,7 @@ def test_a_pending_task_whose_journal_was_busy_at_the_start_is_launched_not_fail
     async def before():
         world.capacity = Resources(0, 0, 0)
         async with world.server() as service:
-            service.take_in((await asyncio.to_thread(service.equipment.register.add, manifest(), None))[0])
+            service.track((await asyncio.to_thread(service.dependencies.submissions.add, manifest(), None))[0])
 
     async def after():
         world.capacity = Resources(4, 100 * GIB, 100 * GIB)
@@ -243,7 +243,7 @@ def test_a_pending_task_whose_journal_was_busy_at_the_start_waits_for_room_as_ot
     async def before():
         world.capacity = Resources(0, 0, 0)
         async with world.server() as service:
-            service.take_in((await asyncio.to_thread(service.equipment.register.add, manifest(), None))[0])
+            service.track((await asyncio.to_thread(service.dependencies.submissions.add, manifest(), None))[0])
 
     async def after():
         world.capacity, world.memory_available_bytes = Resources(4, 100 * GIB, 100 * GIB), 0
@@ -267,7 +267,7 @@ def test_a_pending_task_whose_journal_was_busy_at_the_start_waits_for_the_drain_
     async def before():
         world.capacity = Resources(0, 0, 0)
         async with world.server() as service:
-            service.take_in((await asyncio.to_thread(service.equipment.register.add, manifest(), None))[0])
+            service.track((await asyncio.to_thread(service.dependencies.submissions.add, manifest(), None))[0])
             await service.drain()
 
     async def after():
@@ -352,7 +352,7 @@ def test_for_damage_where_a_journal_goes_on_nobody_reads_it_from_its_beginning(w
     async def play():
         async with world.server() as service:
             await world.running(service)
-            place = service.equipment.follower.feeds["task-1"].offset
+            place = service.dependencies.journal_tailer.feeds["task-1"].offset
             monkeypatch.setattr(world.journals, "read", watched)
             with (world.data_dir / "tasks/task-1/journal/records").open("ab") as file:
                 file.write(b"00000000 {}\n")
@@ -406,7 +406,7 @@ def damage(records):
 def test_a_server_that_starts_looks_once_for_whom_of_all_that_wait_there_is_room(world, monkeypatch):
     """Not once for each: thousands may wait, and each look is at all of them."""
     world.capacity, looks = Resources(4, 1000 * GIB, 1000 * GIB), []
-    monkeypatch.setattr("sandbox.server.task_service.ROOM_CHECK_SECONDS", 60)
+    monkeypatch.setattr("sandbox.server.task_service.MEMORY_CHECK_SECONDS", 60)
 
     async def before():
         async with world.server() as service:
@@ -418,7 +418,7 @@ def test_a_server_that_starts_looks_once_for_whom_of_all_that_wait_there_is_room
     complaints = Scheduler.pending_reasons
 
     def look(room, available_bytes):
-        looks.append(room.waiting_count)
+        looks.append(room.queued_count)
         return complaints(room, available_bytes)
 
     monkeypatch.setattr(Scheduler, "pending_reasons", look)
@@ -526,7 +526,7 @@ def test_a_refused_task_leaves_nothing_to_be_found_by_the_next_server(world, dis
         disk.is_full = False
         async with world.server() as service:
             await service.health()
-            return list(service.equipment.follower.feeds)
+            return list(service.dependencies.journal_tailer.feeds)
 
     asyncio.run(before())
     assert asyncio.run(after()) == []

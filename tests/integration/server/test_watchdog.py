@@ -58,10 +58,10 @@ def hold(journals, process, *words):
 def test_a_stopped_runner_of_this_or_an_earlier_version_is_killed_and_the_lock_is_free(journals, process, module):
     runner = hold(journals, process, module)
     assert processes.stop(runner.pid)
-    assert journals.is_held("task-1")
-    assert journals.evict("task-1")
+    assert journals.is_locked("task-1")
+    assert journals.kill_lock_holder("task-1")
     assert runner.wait(20) == -signal.SIGKILL
-    assert not journals.is_held("task-1")
+    assert not journals.is_locked("task-1")
 
 
 def test_nobody_else_is_killed(journals, process, tmp_path):
@@ -70,13 +70,13 @@ def test_nobody_else_is_killed(journals, process, tmp_path):
     lock = tmp_path / "tasks" / "task-1" / "journal" / "lock"
     looks_on = process(f"import time; file = open({str(lock)!r}); time.sleep(600)", RUNNER)
     mends = hold(journals, process)
-    assert not journals.evict("task-1")
-    assert not journals.evict("task-2")
+    assert not journals.kill_lock_holder("task-1")
+    assert not journals.kill_lock_holder("task-2")
     mends.kill()
     mends.wait()
-    until(lambda: not journals.is_held("task-1"), what="the lock to be free")
+    until(lambda: not journals.is_locked("task-1"), what="the lock to be free")
     writer = journals.open("task-1")
-    assert not journals.evict("task-1")
+    assert not journals.kill_lock_holder("task-1")
     writer.close()
     assert looks_on.poll() is None
 
@@ -101,7 +101,7 @@ runner = subprocess.Popen(argv, pass_fds=(lock.lock_fd,), stdout=subprocess.PIPE
 lock.close()
 try:
     assert runner.stdout.readline()  # until a program has begun its arguments cannot be read
-    assert journals.evict("task-1")
+    assert journals.kill_lock_holder("task-1")
     assert runner.wait(20) == -9
 finally:
     runner.kill()

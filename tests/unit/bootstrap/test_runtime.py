@@ -14,8 +14,8 @@ from sandbox.bootstrap.runtime import (
 from sandbox.interfaces.runtime import RuntimeProbe
 
 
-def probe(name, strength, *, works=True, only_by_name=False):
-    return RuntimeProbe(name, works, name, strength, remedy=f"Mend {name}.", is_explicit_only=only_by_name)
+def probe(name, strength, *, works=True, is_explicit_only=False):
+    return RuntimeProbe(name, works, name, strength, remedy=f"Mend {name}.", is_explicit_only=is_explicit_only)
 
 
 WEAK, MIDDLE, STRONG = probe("weak", 1), probe("middle", 2), probe("strong", 3)
@@ -26,8 +26,8 @@ WEAK, MIDDLE, STRONG = probe("weak", 1), probe("middle", 2), probe("strong", 3)
     [
         ([WEAK, STRONG, MIDDLE], "strong"),
         ([WEAK, MIDDLE, probe("strong", 3, works=False)], "middle"),
-        ([WEAK, MIDDLE, probe("strong", 3, only_by_name=True)], "middle"),
-        ([probe("strong", 3, only_by_name=True)], "strong"),
+        ([WEAK, MIDDLE, probe("strong", 3, is_explicit_only=True)], "middle"),
+        ([probe("strong", 3, is_explicit_only=True)], "strong"),
         ([probe("weak", 1, works=False), probe("strong", 3, works=False)], "weak"),
     ],
 )

@@ -55,38 +55,38 @@ def everything(journals, bytes_max=1 << 20, offset=0):
 def test_what_is_read_and_found_is_the_same(journals, directory):
     data = (directory / "records").read_bytes()
     told, size = everything(journals)
-    places = [journals.find("t", seq) for seq in range(155)]
+    places = [journals.find_offset("t", seq) for seq in range(155)]
     narrow = [journals.read("t", offset, bytes_max=500).records[0] for offset in places[1:-4]]
 
-    journals.pack("t")
+    journals.compress("t")
 
     assert names(directory) == ["lock", "records.gz"]
     assert (directory / "records.gz").stat().st_mode & 0o777 == 0o600
     assert everything(journals) == everything(journals, 500) == everything(journals, 1) == (told, size)
-    assert [journals.find("t", seq) for seq in range(155)] == places
+    assert [journals.find_offset("t", seq) for seq in range(155)] == places
     assert [journals.read("t", offset, bytes_max=500).records[0] for offset in places[1:-4]] == narrow
-    assert (journals.size("t"), journals.task_ids()) == (len(data), ["t"])
+    assert (journals.size_bytes("t"), journals.task_ids()) == (len(data), ["t"])
     unpacked = subprocess.run(["gzip", "-dc", directory / "records.gz"], capture_output=True, timeout=10, check=True)
     assert (unpacked.stdout, unpacked.stderr) == (data, b"")
 
 
 def test_a_batch_ends_where_it_is_told_to(journals):
-    journals.pack("t")
+    journals.compress("t")
     for seq in (1, 30, 61, 150):
-        begin, end = journals.find("t", seq), journals.find("t", seq + 1)
+        begin, end = journals.find_offset("t", seq), journals.find_offset("t", seq + 1)
         batch = journals.read("t", begin, bytes_max=end - begin)
         assert ([record.seq for record in batch.records], batch.next_offset) == ([seq], end)
 
 
 @pytest.mark.parametrize("shift", [-1, 1, 10_000])
 def test_an_offset_that_no_record_ends_at_is_told(journals, shift):
-    journals.pack("t")
+    journals.compress("t")
     with pytest.raises(JournalOffsetError, match="from the beginning"):
-        journals.read("t", journals.size("t") + shift)
+        journals.read("t", journals.size_bytes("t") + shift)
 
 
 def test_no_flipped_bit_and_no_cut_goes_unnoticed(journals, directory):
-    journals.pack("t")
+    journals.compress("t")
     file = directory / "records.gz"
     data, told = file.read_bytes(), everything(journals)
     chance, told_damaged = random.Random(8), 0
@@ -137,12 +137,12 @@ def test_a_crash_at_any_step_leaves_a_whole_journal_and_the_next_try_succeeds(jo
         else:
             broken.setattr(f"pathlib.Path.{step}", crash if step == "rename" else unlink_but("records", crash))
         with pytest.raises(KeyboardInterrupt):
-            journals.pack("t")
+            journals.compress("t")
     assert everything(journals) == told
     assert journals.task_ids() == ["t"]
 
-    journals.pack("t")
-    journals.pack("t")
+    journals.compress("t")
+    journals.compress("t")
     assert everything(journals) == told
     assert names(directory) == ["lock", "records.gz"]
 
@@ -151,23 +151,23 @@ def test_a_torn_tail_is_left_out(journals, directory):
     told = everything(journals)
     with (directory / "records").open("ab") as records:
         records.write(b"torn")
-    journals.pack("t")
+    journals.compress("t")
     assert everything(journals) == told
 
 
 def test_a_damaged_journal_and_one_that_is_written_are_not_packed(journals, directory):
     writer = journals.open("t")
     with pytest.raises(JournalBusyError):
-        journals.pack("t")
+        journals.compress("t")
     writer.close()
     data = bytearray((directory / "records").read_bytes())
     data[1000] ^= 1
     (directory / "records").write_bytes(data)
     with pytest.raises(JournalDamagedError):
-        journals.pack("t")
+        journals.compress("t")
     assert names(directory) == ["lock", "records"]
     with pytest.raises(FileNotFoundError):
-        journals.pack("other")
+        journals.compress("other")
 
 
 def test_a_journal_that_tells_of_no_end_is_not_packed_and_goes_on(journals, directory):
@@ -176,21 +176,21 @@ def test_a_journal_that_tells_of_no_end_is_not_packed_and_goes_on(journals, dire
     for kept in (whole[:-1], []):
         (directory / "records").write_bytes(b"".join(kept))
         with pytest.raises(JournalDamagedError, match="rebuild"):
-            journals.pack("t")
+            journals.compress("t")
         assert names(directory) == ["lock", "records"]
     (directory / "records").write_bytes(b"".join(whole[:-1]))
     writer = journals.open("t")
     writer.append(e.TaskFinished(), at=AT)
     writer.close()
-    journals.pack("t")
+    journals.compress("t")
     assert names(directory) == ["lock", "records.gz"]
 
 
 def test_a_packed_journal_is_never_begun_again(journals, directory):
-    journals.pack("t")
+    journals.compress("t")
     with pytest.raises(FileExistsError):
         journals.create("t")
     with pytest.raises(FileNotFoundError):
         journals.open("t")
     assert names(directory) == ["lock", "records.gz"]
-    assert not journals.is_held("t")
+    assert not journals.is_locked("t")

@@ -90,7 +90,7 @@ def test_the_plain_journal_goes_after_the_packed_one_is_on_disk_proved_and_in_it
     journals, directory, monkeypatch
 ):
     plain, steps = (directory / "records").read_bytes(), Steps(monkeypatch, directory)
-    journals.pack("t")
+    journals.compress("t")
     assert steps.done == [
         ("flush", "records.gz.new"),
         ("read again", "records.gz.new"),
@@ -112,7 +112,7 @@ def test_a_packed_journal_that_the_disk_did_not_keep_replaces_nothing(journals, 
 
     steps.after_flush = flip_a_bit
     with pytest.raises(JournalDamagedError, match="not as it was written"):
-        journals.pack("t")
+        journals.compress("t")
     assert steps.done == [("flush", "records.gz.new"), ("read again", "records.gz.new"), ("remove", "records.gz.new")]
     assert names(directory) == ["lock", "records"]
     assert (directory / "records").read_bytes() == plain
@@ -122,12 +122,12 @@ def test_a_packed_journal_with_other_records_replaces_nothing_although_it_is_who
     plain, member = (directory / "records").read_bytes(), packed_module._encode_member
     monkeypatch.setattr(packed_module, "_encode_member", lambda data: member(data.replace(b"003003", b"004004")))
     with pytest.raises(JournalDamagedError, match="look at the disk"):
-        journals.pack("t")
+        journals.compress("t")
     assert names(directory) == ["lock", "records"]
     assert (directory / "records").read_bytes() == plain
 
 
-@pytest.mark.parametrize("step", [(packed_module, "_write"), (packed_module, "_member"), (os, "fsync")])
+@pytest.mark.parametrize("step", [(packed_module, "_write_members"), (packed_module, "_encode_member"), (os, "fsync")])
 def test_what_a_full_disk_refuses_takes_no_room(journals, directory, monkeypatch, step):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -135,15 +135,15 @@ def test_what_a_full_disk_refuses_takes_no_room(journals, directory, monkeypatch
     with monkeypatch.context() as failing:
         failing.setattr(*step, full)
         with pytest.raises(OSError, match="No space"):
-            journals.pack("t")
+            journals.compress("t")
     assert names(directory) == ["lock", "records"]
-    journals.pack("t")
+    journals.compress("t")
     assert names(directory) == ["lock", "records.gz"]
 
 
 def test_what_a_try_that_broke_off_left_is_no_hindrance(journals, directory):
     (directory / "records.gz.new").write_bytes(b"x" * 100_000)
-    journals.pack("t")
+    journals.compress("t")
     assert names(directory) == ["lock", "records.gz"]
 
 
@@ -159,17 +159,17 @@ def test_no_file_that_is_there_is_written_over(tmp_path):
 def test_where_there_is_no_journal_none_is_packed(journals, directory):
     (directory / "records").unlink()
     with pytest.raises(FileNotFoundError):
-        journals.pack("t")
+        journals.compress("t")
     assert names(directory) == ["lock"]
 
 
 def test_packing_leaves_no_descriptor_open(journals):
     before = sorted(Path("/proc/self/fd").iterdir())
-    journals.pack("t")
-    journals.pack("t")
+    journals.compress("t")
+    journals.compress("t")
     for _ in range(3):
         assert journals.read("t").records
-        assert journals.find("t", 5) > 0
+        assert journals.find_offset("t", 5) > 0
     assert sorted(Path("/proc/self/fd").iterdir()) == before
 
 
@@ -192,7 +192,7 @@ def members(data: bytes) -> list[tuple[tuple, bytes]]:
 
 def test_each_member_says_with_which_record_it_begins_and_how_long_it_is(journals, directory):
     plain = (directory / "records").read_bytes()
-    journals.pack("t")
+    journals.compress("t")
     found = members((directory / "records.gz").read_bytes())
     assert len(found) > 3
     assert {header[:-1] for header, _ in found} == {(b"\x1f\x8b", 8, 6, 0, 0, 255, 20, b"SB", 16)}

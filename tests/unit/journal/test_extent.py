@@ -48,10 +48,10 @@ def assert_all_are_found(journals, records):
     told = journals.read("t", bytes_max=1 << 30)
     assert len(told.records) == len(begins)
     for record, begin in zip(told.records, begins, strict=True):
-        assert journals.find("t", record.seq) == begin
+        assert journals.find_offset("t", record.seq) == begin
     for seq in (len(begins) + 1, len(begins) + 2, 2**63):
-        assert journals.find("t", seq) == told.next_offset
-    assert journals.find("t", 0) == journals.find("t", -1) == 0
+        assert journals.find_offset("t", seq) == told.next_offset
+    assert journals.find_offset("t", 0) == journals.find_offset("t", -1) == 0
 
 
 # It begins with what each record of a journal that nothing happened to is asked.

@@ -59,7 +59,7 @@ def test_no_flipped_bit_goes_unnoticed(journals, records):
                     journals.read("t")
                 with pytest.raises(JournalDamagedError):
                     journals.open("t")
-                assert not journals.is_held("t")
+                assert not journals.is_locked("t")
             else:
                 assert list(journals.read("t").records) == told[:whole]
                 writer = journals.open("t")

@@ -249,7 +249,7 @@ def test_a_flush_on_closing_that_fails_is_told_and_lets_go_all_the_same(writer, 
     kernel.fail("flush")
     with pytest.raises(OSError, match="Input/output"):
         writer.close()
-    assert not journals.is_held("t")
+    assert not journals.is_locked("t")
 
 
 # What could not be written
@@ -353,7 +353,7 @@ def test_a_torn_tail_that_cannot_be_cut_off_is_told_and_nothing_stays_open(write
     with pytest.raises(OSError, match="Input/output"):
         journals.open("t")
     assert descriptors() == before
-    assert not journals.is_held("t")
+    assert not journals.is_locked("t")
 
 
 def test_a_lock_that_has_descriptor_0_is_let_go_too(journals, records):

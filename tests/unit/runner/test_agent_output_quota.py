@@ -31,7 +31,7 @@ def clock(monkeypatch):
 
 def take(allowance, size_bytes, times=1):
     async def story():
-        return [await allowance.admits(size_bytes) for _ in range(times)]
+        return [await allowance.acquire(size_bytes) for _ in range(times)]
 
     return asyncio.run(story())
 

@@ -53,12 +53,12 @@ def scene():
 
 
 def test_a_sandbox_with_room_for_everything_is_told_nothing_of(scene):
-    scene.shortages.see(CALM)
+    scene.shortages.update(CALM)
     scene.look()
     assert scene.told == []
-    assert scene.shortages.disk == DiskUsage(50, 100, False)
-    assert scene.shortages.explain(SILENT) is DIED
-    assert scene.shortages.explain(AgentOutcome(None, None)) is None
+    assert scene.shortages.disk_use == DiskUsage(50, 100, False)
+    assert scene.shortages.explain_failure(SILENT) is DIED
+    assert scene.shortages.explain_failure(AgentOutcome(None, None)) is None
 
 
 def test_a_full_disk_is_told_once_and_explains_the_agents_death(scene):
@@ -66,7 +66,7 @@ def test_a_full_disk_is_told_once_and_explains_the_agents_death(scene):
     scene.look()
     scene.look()
     assert scene.codes == ["disk_full"]
-    why = scene.shortages.explain(SILENT)
+    why = scene.shortages.explain_failure(SILENT)
     assert why.code == "disk_full"
     assert "vm.disk is 1G" in why.message
     assert DIED.message in why.message
@@ -76,19 +76,19 @@ def test_a_full_disk_is_told_once_and_explains_the_agents_death(scene):
 def test_what_has_a_reason_of_its_own_keeps_it(scene, code):
     scene.disks.is_full = True
     scene.look()
-    assert scene.shortages.explain(AgentOutcome(None, Failure(code, "known"))).code == code
-    assert scene.shortages.explain(AgentOutcome(None, None)) is None
+    assert scene.shortages.explain_failure(AgentOutcome(None, Failure(code, "known"))).code == code
+    assert scene.shortages.explain_failure(AgentOutcome(None, None)) is None
 
 
 def test_processes_that_could_not_be_born_are_told(scene):
-    scene.shortages.see(Stats(1.0, 1, 512, fork_failures=9))
-    scene.shortages.see(Stats(1.0, 1, 512, fork_failures=10))
+    scene.shortages.update(Stats(1.0, 1, 512, fork_failures=9))
+    scene.shortages.update(Stats(1.0, 1, 512, fork_failures=10))
     assert scene.codes == ["process_limit"]
-    assert scene.shortages.explain(SILENT).code == "process_limit"
+    assert scene.shortages.explain_failure(SILENT).code == "process_limit"
 
 
 def explained(scene, said, result):
-    return scene.shortages.explain(AgentOutcome(result, Failure(FailureCode.AGENT_FAILED, said))).code
+    return scene.shortages.explain_failure(AgentOutcome(result, Failure(FailureCode.AGENT_FAILED, said))).code
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def explained(scene, said, result):
 def test_an_end_that_the_agent_explains_is_not_put_down_to_what_passed_long_before(scene, said):
     scene.disks.is_full = True
     scene.look()
-    scene.shortages.see(Stats(1.0, 1, 512, fork_failures=9))
+    scene.shortages.update(Stats(1.0, 1, 512, fork_failures=9))
     assert scene.codes == ["disk_full", "process_limit"]
     assert explained(scene, said, {"is_error": True}) == "agent_failed"
     assert explained(scene, "Claude Code exited with code 1.", {"is_error": False}) == "disk_full"
@@ -110,7 +110,7 @@ def test_an_agent_that_names_the_shortage_itself_failed_for_it(scene):
     scene.look()
     assert explained(scene, no_room, {"is_error": True}) == "disk_full"
     assert explained(scene, no_process, {"is_error": True}) == "agent_failed"
-    scene.shortages.see(Stats(1.0, 1, 512, fork_failures=9))
+    scene.shortages.update(Stats(1.0, 1, 512, fork_failures=9))
     assert explained(scene, no_process, {"is_error": True}) == "process_limit"
 
 
@@ -120,11 +120,11 @@ def test_a_disk_that_was_full_once_and_has_room_again_explains_nothing(scene):
     scene.disks.is_full = False
     scene.look()
     assert scene.codes == ["disk_full"]
-    assert scene.shortages.explain(SILENT) is DIED
+    assert scene.shortages.explain_failure(SILENT) is DIED
 
 
 def test_a_process_that_died_for_memory_is_told_though_the_agent_lives_on(scene):
-    scene.shortages.see(Stats(1.0, 1, 1, oom_kills=1))
+    scene.shortages.update(Stats(1.0, 1, 1, oom_kills=1))
     assert scene.codes == ["out_of_memory"]
     assert "vm.memory" in scene.told[0].message
 
@@ -134,7 +134,7 @@ def test_a_disk_that_cannot_be_looked_at_is_told_and_the_last_figures_stay(scene
     scene.disks.is_lost = True
     scene.look()
     assert scene.codes == ["internal_error"]
-    assert scene.shortages.disk.used_bytes == 50
+    assert scene.shortages.disk_use.used_bytes == 50
 
 
 class CountedSockets:
@@ -152,7 +152,7 @@ class CountedSockets:
 
 
 def excess(scene, monkeypatch, *uses):
-    monkeypatch.setattr("sandbox.interfaces.kernel_watch.KERNEL_USE_CHECK_SECONDS", 0.001)
+    monkeypatch.setattr("sandbox.interfaces.kernel_watch.KERNEL_USAGE_CHECK_SECONDS", 0.001)
 
     async def story():
         async with asyncio.timeout(10):
@@ -199,7 +199,7 @@ def test_open_files_within_bounds_are_none(scene):
 
 
 def test_sockets_within_bounds_and_those_that_nobody_counts_are_none(scene, monkeypatch):
-    monkeypatch.setattr("sandbox.interfaces.kernel_watch.KERNEL_USE_CHECK_SECONDS", 0.001)
+    monkeypatch.setattr("sandbox.interfaces.kernel_watch.KERNEL_USAGE_CHECK_SECONDS", 0.001)
 
     async def story(use):
         with pytest.raises(TimeoutError):

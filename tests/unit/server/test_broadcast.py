@@ -13,7 +13,7 @@ def frame(seq, task_id="task-1"):
 
 @pytest.fixture(autouse=True)
 def _small_memory(monkeypatch):
-    monkeypatch.setattr("sandbox.server.broadcast.SUBSCRIBER_FRAMES_MAX", 2)
+    monkeypatch.setattr("sandbox.server.broadcast.SUBSCRIBER_EVENTS_MAX", 2)
 
 
 async def read(frames, count):
@@ -56,7 +56,7 @@ def test_each_task_has_a_gap_of_its_own():
 
 
 def test_long_output_is_bounded_by_its_bytes(monkeypatch):
-    monkeypatch.setattr("sandbox.server.broadcast.SUBSCRIBER_FRAMES_MAX", 100)
+    monkeypatch.setattr("sandbox.server.broadcast.SUBSCRIBER_EVENTS_MAX", 100)
     monkeypatch.setattr("sandbox.server.broadcast.SUBSCRIBER_BYTES_MAX", 3000)
 
     async def play():

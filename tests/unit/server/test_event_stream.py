@@ -78,7 +78,7 @@ class Story:
     def learn(self):
         for feed in self.feeds:
             reading = replay_task(self.journals, "task-1", feed.reading)
-            feed.advance(reading.task, reading.offset)
+            feed.update(reading.task, reading.offset)
 
     async def told(self, after):
         return [frame async for frame in self.telling.replay("task-1", after=after)]

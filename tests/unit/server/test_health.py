@@ -57,7 +57,7 @@ def machine(tmp_path):
 
 def test_a_server_with_everything_is_ready(machine):
     assert machine.reasons() == ""
-    assert machine.reserve.is_taken
+    assert machine.reserve.is_allocated
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_a_disk_that_takes_nothing_is_told(machine, space, reason):
 def test_a_reserve_that_cannot_be_looked_at_is_told_and_looked_at_again(machine, monkeypatch):
     more = asyncio.Event()
     machine.keeper.on_more = more.set
-    monkeypatch.setattr("sandbox.server.maintenance.disk_monitor.SPACE_CHECK_SECONDS", 0.005)
+    monkeypatch.setattr("sandbox.server.maintenance.disk_monitor.DISK_SPACE_CHECK_SECONDS", 0.005)
 
     def refuse(_):
         raise PermissionError(errno.EACCES, "Permission denied")
@@ -119,46 +119,46 @@ def test_the_reserve_that_was_given_back_is_no_room_for_new_tasks(machine):
 def test_the_reserve_is_given_back_when_nothing_else_is_left_and_taken_again(machine):
     machine.reasons()
     machine.reasons(structs.replace(ROOMY, free_bytes=GIB))
-    assert machine.reserve.is_taken
+    assert machine.reserve.is_allocated
     machine.reasons(structs.replace(ROOMY, free_bytes=1024))
-    assert not machine.reserve.is_taken
+    assert not machine.reserve.is_allocated
     machine.reasons(ROOMY)
-    assert machine.reserve.is_taken
+    assert machine.reserve.is_allocated
 
 
 def test_the_reserve_is_a_file_too_where_no_other_can_be_made(machine):
     machine.reasons()
     machine.reasons(structs.replace(ROOMY, files_free=1))
-    assert machine.reserve.is_taken
+    assert machine.reserve.is_allocated
     machine.reasons(structs.replace(ROOMY, files_free=0))
-    assert not machine.reserve.is_taken
+    assert not machine.reserve.is_allocated
     machine.reasons(structs.replace(ROOMY, files_free=1))
-    assert not machine.reserve.is_taken
+    assert not machine.reserve.is_allocated
     machine.reasons(ROOMY)
-    assert machine.reserve.is_taken
+    assert machine.reserve.is_allocated
 
 
 def test_a_file_system_that_counts_no_files_has_some(machine):
     machine.reasons(DiskSpace(free_bytes=GIB, total_bytes=100 * GIB))
-    assert machine.reserve.is_taken
+    assert machine.reserve.is_allocated
 
 
 def test_a_server_that_is_drained_says_how_to_undo_it(machine):
-    machine.drain.begin(SystemClock().now())
+    machine.drain.start(SystemClock().now())
     assert "sandbox admin drain --undo" in machine.reasons()
-    machine.drain.end()
+    machine.drain.undo()
     assert machine.reasons() == ""
 
 
 def test_a_drain_outlives_the_server_and_so_does_one_whose_file_is_damaged(machine, tmp_path):
     since = SystemClock().now()
-    machine.drain.begin(since)
-    machine.drain.begin(SystemClock().now())
+    machine.drain.start(since)
+    machine.drain.start(SystemClock().now())
     assert Drain(tmp_path).since == since
     (tmp_path / "draining").write_text("no time")
     assert Drain(tmp_path).since is not None
-    machine.drain.end()
-    machine.drain.end()
+    machine.drain.undo()
+    machine.drain.undo()
     assert Drain(tmp_path).since is None
 
 
@@ -168,5 +168,5 @@ def test_a_server_that_cannot_read_its_index_is_not_ready(machine, monkeypatch):
         raise StoreError("gone")
 
     monkeypatch.setattr(MemoryStore, "count_by_state", broken)
-    health = machine.report.make()
-    assert (health.ready, health.store_ok, len(health.reasons)) == (False, False, 1)
+    health = machine.report.run()
+    assert (health.is_ready, health.is_store_ok, len(health.reasons)) == (False, False, 1)

@@ -26,7 +26,7 @@ SECRET = "s3cret-value-of-the-customer"
 def test_of_many_refusals_the_first_are_told_and_all_are_counted(stage, monkeypatch):
     monkeypatch.setattr(collect, "_DENIALS_MAX", 3)
     scene = stage(Script(reports=[EgressDenied(f"host-{number}.test", 443, "not allowed") for number in range(7)]))
-    asyncio.run(scene.life.carry_out())
+    asyncio.run(scene.life.run())
     metadata = json.loads((scene.attempt.task_files.artifacts / "metadata.json").read_text())
     assert [each["host"] for each in metadata["refusals"]] == ["host-0.test", "host-1.test", "host-2.test"]
     assert metadata["refusals_total"] == 7
@@ -48,7 +48,7 @@ def test_a_full_disk_multiplies_no_artifact_whose_name_had_to_be_changed(stage, 
         await keep(attempt, directory, name, *rest)
 
     monkeypatch.setattr(collect, "_store_chunks", keep_when_there_is_room)
-    asyncio.run(asyncio.wait_for(scene.life.carry_out(), 20))
+    asyncio.run(asyncio.wait_for(scene.life.run(), 20))
     artifacts = scene.attempt.task_files.artifacts
     kept = {path.name: path.read_bytes() for path in artifacts.glob("redacted-*")}
     assert len(refused) == 4
@@ -69,7 +69,7 @@ def test_a_name_that_was_cut_within_a_secret_is_not_told(stage, monkeypatch):
 
     monkeypatch.setattr("doubles.attempt_dependencies.ScriptedWorkspaces.collect", collect_files)
     scene = stage(Script(), secrets={"KEY": SECRET}, lifecycle={"artifact_patterns": ("**",)})
-    asyncio.run(scene.life.carry_out())
+    asyncio.run(scene.life.run())
     found = {one.name: one.path for one in scene.task.artifacts if not one.is_own}
     mark = "[REDACTED:KEY]"
     assert found.pop("redacted-1") == f"{mark}-{'x' * 180}.md"
@@ -82,7 +82,7 @@ def test_a_name_that_was_cut_within_a_secret_is_not_told(stage, monkeypatch):
 def test_a_patch_is_flagged_for_what_stands_in_the_files_that_it_carries(stage, content, is_flagged):
     """In the patch itself git may have compressed it."""
     scene = stage(Script(patched=content), secrets={"KEY": SECRET})
-    asyncio.run(scene.life.carry_out())
+    asyncio.run(scene.life.run())
     flags = {artifact.name: artifact.contains_secret for artifact in scene.task.artifacts}
     assert flags == {"task-1.patch": is_flagged, "transcript.ndjson": False, "metadata.json": False}
 
@@ -92,10 +92,10 @@ def test_a_secret_that_is_part_of_a_name_of_ours_takes_no_artifact_away(stage, v
     """Each value of eight characters is one: also a commit, or the word that a task is named after."""
     asked = []
     scene = stage(Script(), secrets={"WORD": value}, lifecycle={"artifact_patterns": ("*",)})
-    workspaces = scene.attempt.equipment.workspaces
+    workspaces = scene.attempt.dependencies.workspaces
     make = workspaces.patch
     workspaces.patch = lambda root, base, *rest: (asked.append(base), make(root, base, *rest))[1]
-    asyncio.run(scene.life.carry_out())
+    asyncio.run(scene.life.run())
     assert (scene.task.state, scene.task.base_commit, asked) == (TaskState.COMPLETED, BASE, [BASE])
     assert scene.artifacts >= {"task-1.patch", "transcript.ndjson", "metadata.json"}
     assert scene.artifacts == {path.name for path in scene.attempt.task_files.artifacts.iterdir()}
@@ -107,7 +107,7 @@ def test_codes_are_told_as_they_are_though_a_secret_is_a_word_of_them(stage):
     assert scene.events(ErrorReported) == [ErrorReported("artifact_left_out", "An [REDACTED:WORD] was left out.")]
 
 
-@pytest.mark.parametrize("step", ["read_records", "give_name"], ids=["writing", "flushing"])
+@pytest.mark.parametrize("step", ["read_records", "replace_durably"], ids=["writing", "flushing"])
 def test_what_a_full_disk_took_of_a_file_takes_no_room_until_the_next_try(stage, monkeypatch, step):
     """Else one task would hold all that others give back, again and again, for as long as collecting may take."""
     monkeypatch.setattr("sandbox.runner.attempt.RETRY_SECONDS", 0.01)
@@ -127,7 +127,7 @@ def test_what_a_full_disk_took_of_a_file_takes_no_room_until_the_next_try(stage,
 
     monkeypatch.setattr(collect, step, refuse)
     monkeypatch.setattr("doubles.attempt_dependencies.ScriptedWorkspaces.patch", patch)
-    asyncio.run(asyncio.wait_for(scene.life.carry_out(), 20))
+    asyncio.run(asyncio.wait_for(scene.life.run(), 20))
     assert (scene.task.state, len(refused), left) == (TaskState.COMPLETED, 3, [False] * 4)
     assert "transcript.ndjson" in scene.artifacts
 
@@ -140,7 +140,7 @@ def test_a_large_copy_that_would_fill_the_disk_is_not_begun(stage, monkeypatch, 
         Script(stdout=said, stderr=said), claude={"output_format": "stream-json"}, lifecycle={"collect_timeout": "1s"}
     )
     scene.space = DiskSpace(len(said) - lacking_bytes, 200)
-    asyncio.run(asyncio.wait_for(scene.life.carry_out(), 20))
+    asyncio.run(asyncio.wait_for(scene.life.run(), 20))
     assert ("transcript.ndjson" in scene.artifacts) is (not lacking_bytes)
     failure = scene.task.failure
     assert (failure and failure.code) == (FailureCode.DISK_FULL if lacking_bytes else None)
@@ -165,7 +165,7 @@ def test_what_is_tried_again_on_a_full_disk_tells_nothing_twice(stage, monkeypat
 
     monkeypatch.setattr("doubles.attempt_dependencies.ScriptedWorkspaces.collect", leave_out)
     monkeypatch.setattr(collect, "_store_chunks", keep_when_there_is_room)
-    asyncio.run(asyncio.wait_for(scene.life.carry_out(), 20))
+    asyncio.run(asyncio.wait_for(scene.life.run(), 20))
     assert len(refused) == 4
     assert [trouble.message.partition(":")[0] for trouble in scene.events(ErrorReported)] == ["fifo", "link"]
     assert [failed.failure.code for failed in scene.events(AttemptFailed)] == [FailureCode.COLLECT_FAILED]
@@ -186,7 +186,7 @@ def test_a_transcript_that_is_kept_needs_no_room_for_another_one_when_the_rest_i
         await keep(attempt, directory, name, *rest)
 
     monkeypatch.setattr(collect, "_store_chunks", keep_when_there_is_room)
-    asyncio.run(asyncio.wait_for(scene.life.carry_out(), 20))
+    asyncio.run(asyncio.wait_for(scene.life.run(), 20))
     assert (scene.task.state, len(refused)) == (TaskState.COMPLETED, 4)
     assert (scene.attempt.task_files.artifacts / "transcript.ndjson").read_bytes() == scene.script.stdout
 
@@ -199,7 +199,7 @@ def test_what_there_was_no_time_to_look_through_is_kept_and_flagged(stage, look_
         secrets={"KEY": SECRET},
         lifecycle={"collect_timeout": "5s", "artifact_patterns": ("*",)},
     )
-    asyncio.run(asyncio.wait_for(scene.life.carry_out(), 20))
+    asyncio.run(asyncio.wait_for(scene.life.run(), 20))
     assert scene.task.state is TaskState.COMPLETED
     flags = {artifact.name: artifact.contains_secret for artifact in scene.task.artifacts}
     assert flags.keys() == {"task-1.patch", "transcript.ndjson", "metadata.json", *names}
@@ -213,7 +213,7 @@ def test_no_patch_is_lost_because_looking_through_it_takes_long(stage, look_slow
 
     monkeypatch.setattr("doubles.attempt_dependencies.ScriptedWorkspaces.patch", patch)
     scene = stage(Script(), secrets={"KEY": SECRET}, lifecycle={"collect_timeout": "5s"})
-    asyncio.run(asyncio.wait_for(scene.life.carry_out(), 20))
+    asyncio.run(asyncio.wait_for(scene.life.run(), 20))
     assert (scene.task.state, scene.events(ErrorReported)) == (TaskState.COMPLETED, [])
     flags = {artifact.name: artifact.contains_secret for artifact in scene.task.artifacts}
     assert (flags["task-1.patch"], flags["metadata.json"]) == (True, False)
@@ -241,7 +241,7 @@ def test_a_task_whose_artifacts_took_too_long_has_its_metadata_all_the_same(stag
 
     monkeypatch.setattr("doubles.attempt_dependencies.ScriptedWorkspaces.collect", never_end)
     scene = stage(Script(), lifecycle={"artifact_patterns": ("*",), "collect_timeout": "1s"})
-    asyncio.run(asyncio.wait_for(scene.life.carry_out(), 20))
+    asyncio.run(asyncio.wait_for(scene.life.run(), 20))
     assert (scene.task.state, scene.task.failure.code) == (TaskState.FAILED, FailureCode.COLLECT_FAILED)
     assert scene.artifacts == {"task-1.patch", "transcript.ndjson", "metadata.json"}
     metadata = json.loads((scene.attempt.task_files.artifacts / "metadata.json").read_text())
@@ -271,7 +271,7 @@ def test_the_metadata_outlive_who_began_to_write_them_and_came_to_no_end(stage, 
 
     monkeypatch.setattr(collect, "_write_chunks", fill_late)
     monkeypatch.setattr(collect, "_finalize_file", store_when_it_has_given_up)
-    asyncio.run(asyncio.wait_for(scene.life.carry_out(), 60))
+    asyncio.run(asyncio.wait_for(scene.life.run(), 60))
     assert (scene.task.failure.code, len(begun)) == ("collect_failed", 1)
     assert scene.artifacts == {"task-1.patch", "transcript.ndjson", "metadata.json"}
     assert (scene.attempt.task_files.artifacts / "metadata.json").is_file()
@@ -302,6 +302,6 @@ def test_what_takes_longer_than_collecting_may_is_no_artifact_of_which_nobody_te
     monkeypatch.setattr(collect, "_finalize_file", store_and_tell)
     monkeypatch.setattr(runner_attempt, "teardown", tear_down_late)
     monkeypatch.setattr(runner_attempt, "METADATA_SECONDS", 0.1)
-    asyncio.run(asyncio.wait_for(scene.life.carry_out(), 60))
+    asyncio.run(asyncio.wait_for(scene.life.run(), 60))
     assert scene.task.failure.code == "collect_failed"
     assert scene.artifacts == {path.name for path in scene.attempt.task_files.artifacts.iterdir()} == set()

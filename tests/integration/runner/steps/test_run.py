@@ -25,7 +25,7 @@ SECRET = {"WORD": "open sesame"}
 
 def test_an_agent_with_more_sockets_than_a_sandbox_may_have_is_ended_and_told_why(stage):
     scene = stage(Script(stays=True, kernel_usage=KernelUsage(9000)))
-    asyncio.run(asyncio.wait_for(scene.life.carry_out(), 10))
+    asyncio.run(asyncio.wait_for(scene.life.run(), 10))
     assert scene.task.state is TaskState.FAILED
     assert scene.task.failure.code == "out_of_memory"
     assert "9000 sockets" in scene.task.failure.message
@@ -33,24 +33,24 @@ def test_an_agent_with_more_sockets_than_a_sandbox_may_have_is_ended_and_told_wh
 
 def test_an_agent_with_as_many_sockets_as_a_sandbox_may_have_works_to_its_end(stage):
     scene = stage(Script(kernel_usage=KernelUsage(8192)))
-    asyncio.run(asyncio.wait_for(scene.life.carry_out(), 10))
+    asyncio.run(asyncio.wait_for(scene.life.run(), 10))
     assert scene.task.state is TaskState.COMPLETED
 
 
 def test_the_tail_of_a_split_line_is_kept_and_not_taken_for_an_event(stage):
     long = b"x" * OUTPUT_LINE_BYTES_MAX + b"+Bash\n"
     scene = stage(Script(stdout=b"+Read\n" + long + b"-Read\n"))
-    asyncio.run(scene.life.carry_out())
+    asyncio.run(scene.life.run())
     assert b"".join(scene.outputs()) == b"+Read\n" + long + b"-Read\n"
     assert scene.task.progress.tool_calls == 1
 
 
 def test_a_line_that_is_kept_in_parts_is_listened_to_whole_and_without_secrets(stage, monkeypatch):
     heard, feed = [], ScriptedAgent.parse_line
-    monkeypatch.setattr(ScriptedAgent, "feed", lambda agent, line: heard.append(line) or feed(agent, line))
+    monkeypatch.setattr(ScriptedAgent, "parse_line", lambda agent, line: heard.append(line) or feed(agent, line))
     middle = OUTPUT_LINE_BYTES_MAX - 4  # the value is cut by the bound
     scene = stage(Script(stdout=b"+" + b"x" * middle + b"open sesame" + b"y" * 2_000_000 + b"\n"), secrets=SECRET)
-    asyncio.run(scene.life.carry_out())
+    asyncio.run(scene.life.run())
     assert heard == [b"+" + b"x" * middle + b"[REDACTED:WORD]" + b"y" * 2_000_000 + b"\n"]
     assert b"".join(scene.outputs()) == heard[0]
     assert max(map(len, scene.outputs())) <= OUTPUT_LINE_BYTES_MAX
@@ -61,7 +61,7 @@ def test_tokens_and_dollars_are_those_that_the_gateway_counted(stage):
     scene = stage(Script(stays=True))
 
     async def play():
-        work = asyncio.create_task(scene.life.carry_out())
+        work = asyncio.create_task(scene.life.run())
         await scene.until(TaskState.RUNNING)
         scene.script.report(Usage("a-model", 10, 5, cost_usd=0.25))
         scene.life.cancel(CancelOrder())
@@ -76,7 +76,7 @@ def test_output_that_nobody_could_read_in_time_is_told_to_be_missing(stage, monk
     monkeypatch.setattr("sandbox.runner.steps.run.OUTPUT_DRAIN_SECONDS", 0.1)
     monkeypatch.setattr(AgentOutput, "read_stderr", lambda *_: asyncio.Event().wait())
     scene = stage(Script())
-    asyncio.run(asyncio.wait_for(scene.life.carry_out(), 10))
+    asyncio.run(asyncio.wait_for(scene.life.run(), 10))
     (gap,) = scene.events(Gap)
     assert gap.reason == "The end of the output is missing: nothing of it came for 0.1 s after the agent's end."
 
@@ -92,7 +92,7 @@ def test_what_is_ready_is_read_though_the_machine_stood_still_meanwhile(stage, m
         return record(event)
 
     monkeypatch.setattr(scene.recorder, "record", slowly)
-    asyncio.run(asyncio.wait_for(scene.life.carry_out(), 10))
+    asyncio.run(asyncio.wait_for(scene.life.run(), 10))
     assert scene.outputs()[-1] == b"the result\n"
     assert not scene.events(Gap)
 
@@ -100,15 +100,15 @@ def test_what_is_ready_is_read_though_the_machine_stood_still_meanwhile(stage, m
 def test_what_waits_for_the_cpu_budget_after_the_agents_end_is_still_read(stage, monkeypatch):
     monkeypatch.setattr("sandbox.runner.steps.run.OUTPUT_DRAIN_SECONDS", 0.1)
     scene = stage(Script(stdout=b"line\n" * 500 + b"the result\n"))
-    throttle, start = scene.attempt.equipment.throttle, CpuThrottle.start
+    throttle, start = scene.attempt.dependencies.throttle, CpuThrottle.start
 
     def start_in_debt():
         start(throttle)
-        throttle._budget._level_seconds = -RUNNER_CPU_CORES
+        throttle._budget._balance_seconds = -RUNNER_CPU_CORES
 
     monkeypatch.setattr(throttle, "start", start_in_debt)
     began = time.monotonic()
-    asyncio.run(asyncio.wait_for(scene.life.carry_out(), 20))
+    asyncio.run(asyncio.wait_for(scene.life.run(), 20))
     assert time.monotonic() - began > 0.9
     assert scene.outputs()[-1] == b"the result\n"
     assert not scene.events(Gap)
@@ -136,7 +136,7 @@ def test_what_goes_on_for_ever_after_the_agents_end_is_given_up(stage, monkeypat
     take_stdout = AgentOutput.read_stdout
     monkeypatch.setattr(AgentOutput, "read_stderr", go_on)
     scene = stage(Script())
-    asyncio.run(asyncio.wait_for(scene.life.carry_out(), 10))
+    asyncio.run(asyncio.wait_for(scene.life.run(), 10))
     (gap,) = scene.events(Gap)
     assert gap.reason == "The end of the output is missing: it was not over 0.6 s after the agent's end."
     assert scene.states[-1] == "completed"
@@ -147,7 +147,7 @@ def test_silence_is_no_hang_while_the_model_owes_an_answer(stage, monkeypatch):
     scene = stage(Script(stays=True), lifecycle={"hang_timeout": "1s"})
 
     async def play():
-        work = asyncio.create_task(scene.life.carry_out())
+        work = asyncio.create_task(scene.life.run())
         await scene.until(TaskState.RUNNING)
         done, _ = await asyncio.wait({work}, timeout=1.5)
         assert not done
@@ -176,13 +176,13 @@ def test_the_name_of_an_artifact_is_on_disk_before_it_is_told(stage, monkeypatch
 
     monkeypatch.setattr(os, "fsync", watched_fsync)
     monkeypatch.setattr(Recorder, "record", watched_record)
-    asyncio.run(scene.life.carry_out())
+    asyncio.run(scene.life.run())
     assert told == {"task-1.patch": True, "transcript.ndjson": True, "metadata.json": True}
 
 
 def test_no_file_of_the_workspace_takes_the_name_of_what_sandbox_itself_makes(stage, monkeypatch):
     scene = stage(Script(), lifecycle={"artifact_patterns": ("**",)})
-    workspaces = scene.attempt.equipment.workspaces
+    workspaces = scene.attempt.dependencies.workspaces
     asked = []
 
     async def collect(workspace, patterns, target, taken_names):
@@ -191,7 +191,7 @@ def test_no_file_of_the_workspace_takes_the_name_of_what_sandbox_itself_makes(st
             yield
 
     monkeypatch.setattr(workspaces, "collect", collect)
-    asyncio.run(scene.life.carry_out())
+    asyncio.run(scene.life.run())
     assert asked == [{"task-1.patch", "task-1.changes.tar", "transcript.ndjson", "metadata.json"}]
 
 
@@ -199,7 +199,7 @@ def test_a_finisher_ends_the_sandbox_before_it_says_that_the_agent_is_gone(stage
     scene = stage(Script())
     for event in (WorkspacePrepared("c0ffee" + "0" * 34), SandboxCreated("v", "none", "host"), AgentStarted("s")):
         scene.recorder.record(event)
-    runtime = scene.attempt.equipment.runtime
+    runtime = scene.attempt.dependencies.runtime
     write_handle(scene.attempt.files.handle, runtime.plan(ATTEMPT_ID))
     states = []
 

@@ -42,7 +42,7 @@ def packed(kept):
 
 async def story(service, task_id, after=0):
     followed = [frame async for frame in service.follow(task_id, after=after)]
-    assert [frame async for frame in service.frames(task_id, after=after)] == followed
+    assert [frame async for frame in service.replay(task_id, after=after)] == followed
     return followed
 
 
@@ -51,7 +51,7 @@ def test_only_what_ended_long_ago_is_packed_and_told_as_before(kept, world):
         async with world.server() as service:
             before = {task_id: await story(service, task_id) for task_id in ("old-1", "old-2", "young")}
             packing = JournalCompactor(world.journals, world.store, world.clock)
-            reading = service.frames("old-1")
+            reading = service.replay("old-1")
             first = await anext(reading)
             await packing.sweep()
             assert packed(kept) == ["old-1", "old-2"]
@@ -105,7 +105,7 @@ def test_what_a_full_disk_left_over_is_done_in_the_next_round(kept, world, monke
 def test_a_journal_that_somebody_holds_is_packed_in_a_later_round(kept, world, monkeypatch):
     monkeypatch.setattr("sandbox.server.maintenance.compaction.TaskQuery", partial(TaskQuery, limit=1))
     packing = JournalCompactor(world.journals, world.store, world.clock)
-    with kept.journals.holding("old-1"):
+    with kept.journals.try_lock("old-1"):
         asyncio.run(packing.sweep())
     assert packed(kept) == ["old-2"]
     asyncio.run(packing.sweep())
@@ -121,7 +121,7 @@ def test_a_server_that_ends_does_not_wait_for_a_large_journal(world, monkeypatch
         may_end.wait(60)
         ended.set()
 
-    monkeypatch.setattr(world.journals, "pack", pack)
+    monkeypatch.setattr(world.journals, "compress", pack)
 
     async def play():
         sweeping = asyncio.create_task(JournalCompactor(world.journals, world.store, world.clock).sweep())
@@ -137,14 +137,14 @@ def test_a_server_that_ends_does_not_wait_for_a_large_journal(world, monkeypatch
 
 
 def test_a_journal_that_its_disk_does_not_read_keeps_no_other_from_its_turn(kept, world, monkeypatch):
-    real = kept.journals.pack
+    real = kept.journals.compress
 
     def pack(task_id):
         if task_id == "old-1":
             raise OSError(5, "Input/output error")
         real(task_id)
 
-    monkeypatch.setattr(world.journals, "pack", pack)
+    monkeypatch.setattr(world.journals, "compress", pack)
     with pytest.raises(OSError, match=r"old-1.*Input/output error"):
         asyncio.run(JournalCompactor(world.journals, world.store, world.clock).sweep())
     assert packed(kept) == ["old-2"]

@@ -30,8 +30,8 @@ class PlayedLeftovers:
 
     kind = "sandbox"
 
-    def __init__(self, *, is_private=False):
-        self.is_exclusive = is_private
+    def __init__(self, *, is_exclusive=False):
+        self.is_exclusive = is_exclusive
         self.there, self.stuck = set(), set()
 
     def attempt_ids(self):
@@ -52,7 +52,7 @@ def world(tmp_path):
 
 
 def clearing(world, service, *kinds):
-    rooms = service.equipment
+    rooms = service.dependencies
     return GarbageCollector(
         ClearingRooms(world.data_dir, rooms.journals, rooms.store, rooms.preservation, remove_trees), kinds
     )
@@ -132,7 +132,7 @@ def test_what_ended_while_no_server_was_there_is_over_before_the_index_has_heard
         for event in TO_END:
             world.runners.recorders["task-1"].record(event)
         world.runners.die("task-1")
-        rooms = service.equipment
+        rooms = service.dependencies
         with closing(SqliteStore(world.data_dir / "index.sqlite")) as store:
             assert not store.load("task-1").task.state.is_terminal
             here = ClearingRooms(world.data_dir, rooms.journals, store, rooms.preservation, remove_trees)
@@ -223,7 +223,7 @@ def test_of_a_preserved_sandbox_the_files_stay_and_a_dead_visit_goes(world):
             await end(world, service, "task-1", *FAILED)
             machine.there.add(files.root.name)
             task = await service.status("task-1")
-            with service.equipment.preservation.holding(task):
+            with service.dependencies.preserved_sandboxes.try_lock(task):
                 await clearing(world, service, machine).sweep()
                 visited = len(machine.there)
             await clearing(world, service, machine).sweep()
@@ -255,7 +255,7 @@ def test_what_does_not_end_is_told_tried_again_and_keeps_nothing_else(world):
 def test_what_is_found_in_a_place_of_ones_own_goes_also_without_a_directory(world):
     async def play():
         async with world.server() as service:
-            sockets, sandboxes = PlayedLeftovers(is_private=True), PlayedLeftovers()
+            sockets, sandboxes = PlayedLeftovers(is_exclusive=True), PlayedLeftovers()
             sockets.there, sandboxes.there = {"aaaaaaaaaaaa"}, {"aaaaaaaaaaaa"}
             await clearing(world, service, sandboxes, sockets).sweep()
             return sockets.there, sandboxes.there
@@ -293,7 +293,7 @@ def test_a_killed_probe_that_does_not_go_keeps_no_other(tmp_path):
 
 
 def test_a_duty_that_fails_or_hangs_keeps_no_other_from_its_turn(monkeypatch, caplog):
-    monkeypatch.setattr("sandbox.server.maintenance.janitor.DUTY_SECONDS", 0.05)
+    monkeypatch.setattr("sandbox.server.maintenance.janitor.PERIODIC_JOB_SECONDS", 0.05)
     done = []
 
     async def fails():
@@ -318,7 +318,7 @@ def test_a_duty_that_fails_or_hangs_keeps_no_other_from_its_turn(monkeypatch, ca
 
 
 def test_a_leftover_of_nobody_that_does_not_go_keeps_no_other(world):
-    private = PlayedLeftovers(is_private=True)
+    private = PlayedLeftovers(is_exclusive=True)
     private.there, private.stuck = {f"nobody{number}" for number in range(20)}, {"nobody7"}
 
     async def play():

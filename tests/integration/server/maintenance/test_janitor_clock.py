@@ -57,7 +57,7 @@ def rounds(world, bounds, *steps, time_to_live="24h"):
 
     async def play():
         async with world.server() as service:
-            rooms, found = replace(service.equipment, retention=bounds), []
+            rooms, found = replace(service.dependencies, retention=bounds), []
             janitor = Janitor(create_maintenance_jobs(world.data_dir, world.data_dir.parent / "run", rooms, settings))
             for step in (lambda: None, *steps):
                 step()

@@ -79,7 +79,7 @@ def test_what_is_gone_is_not_found_and_its_id_may_come_again(kept, world):
                 with pytest.raises(TaskNotFoundError):
                     await ask("task-1")
             with pytest.raises(TaskNotFoundError):
-                await anext(service.frames("task-1"))
+                await anext(service.replay("task-1"))
             again = await service.submit(kept_manifest())
             await world.launched("task-1")
             world.runners.die("task-1")
@@ -94,7 +94,7 @@ def test_whoever_is_in_the_middle_of_its_story_is_told_that_the_rest_is_gone(kep
 
     async def play():
         async with world.server() as service:
-            story = service.frames("long")
+            story = service.replay("long")
             await anext(story)
             await service.prune(EVERYTHING, dry_run=False)
             *_, trouble, end = [frame async for frame in story]
@@ -128,7 +128,7 @@ def test_neither_unfinished_tasks_nor_preserved_sandboxes_go(kept, world):
 
 
 def test_a_task_whose_journal_somebody_holds_stays(kept, world):
-    with kept.journals.holding("task-1"):
+    with kept.journals.try_lock("task-1"):
         assert prune(world, EVERYTHING)[1] == ["task-1"]
     assert prune(world, EVERYTHING)[0] == ["task-1"]
 
@@ -149,9 +149,9 @@ def test_a_crash_leaves_a_task_whole_or_gone(kept, world, monkeypatch, step):
         where = (
             "pathlib.Path.rename"
             if step == "before the rename"
-            else "sandbox.server.maintenance.pruning.Pruning._set_aside"
+            else "sandbox.server.maintenance.pruning.Pruner._move_aside"
         )
-        real = __import__("sandbox.server.maintenance.pruning", fromlist=["Pruning"]).Pruning._set_aside
+        real = __import__("sandbox.server.maintenance.pruning", fromlist=["Pruner"]).Pruner._move_aside
         broken.setattr(where, crash if step == "before the rename" else lambda *a: (real(*a), crash()))
         with pytest.raises(KeyboardInterrupt):
             prune(world, Retention(keep=4))
@@ -163,7 +163,7 @@ def test_a_crash_leaves_a_task_whole_or_gone(kept, world, monkeypatch, step):
         async with world.server() as service:
             listed = [task.id for task in (await service.query(TaskQuery(order="asc"))).tasks]
             for task_id in listed:
-                assert [frame async for frame in service.frames(task_id)][-1]["type"] == "end"
+                assert [frame async for frame in service.replay(task_id)][-1]["type"] == "end"
                 assert len(await service.artifacts(task_id)) == 1
             return listed
 
@@ -187,12 +187,12 @@ def test_where_pruned_tasks_go_is_made_while_a_directory_can_be_made(kept, world
 
     async def play():
         async with world.server() as service:
-            service.equipment.pruning.make_ready()
-            service.equipment.pruning.make_ready()
+            service.dependencies.pruner.prepare()
+            service.dependencies.pruner.prepare()
             assert list((kept.data_dir / "pruned").iterdir()) == []
             (kept.data_dir / "pruned").rmdir()
             (kept.data_dir / "pruned").write_text("no directory")
-            service.equipment.pruning.make_ready()
+            service.dependencies.pruner.prepare()
 
     asyncio.run(play())
 
@@ -202,21 +202,21 @@ def test_what_cannot_be_moved_is_listed_again(kept, world, monkeypatch, caplog):
         raise OSError("Read-only file system")
 
     with monkeypatch.context() as broken:
-        broken.setattr("sandbox.server.maintenance.pruning.Pruning._set_aside", refuse)
+        broken.setattr("sandbox.server.maintenance.pruning.Pruner._move_aside", refuse)
         assert prune(world, Retention(keep=4)) == ([], [f"task-{number}" for number in range(1, 6)])
     assert "is kept: Read-only" in caplog.text
     assert prune(world, Retention(keep=4))[0] == ["task-1"]
 
 
 def test_a_rename_that_may_not_be_on_disk_yet_is_one_all_the_same(kept, world, monkeypatch):
-    real = __import__("sandbox.server.maintenance.pruning", fromlist=["Pruning"]).Pruning._set_aside
+    real = __import__("sandbox.server.maintenance.pruning", fromlist=["Pruner"]).Pruner._move_aside
 
     def refuse_afterwards(*arguments):
         real(*arguments)
         raise OSError(5, "Input/output error")
 
     with monkeypatch.context() as broken:
-        broken.setattr("sandbox.server.maintenance.pruning.Pruning._set_aside", refuse_afterwards)
+        broken.setattr("sandbox.server.maintenance.pruning.Pruner._move_aside", refuse_afterwards)
         assert prune(world, Retention(keep=4)) == (["task-1"], [f"task-{number}" for number in range(2, 6)])
 
 
@@ -299,7 +299,7 @@ def test_a_kept_sandbox_that_cannot_be_looked_at_stays_and_keeps_no_other_from_i
             raise OSError(errno.EIO, "Input/output error")
         return False
 
-    monkeypatch.setattr("sandbox.server.preserved_sandboxes.Preservation.is_kept", refuse)
+    monkeypatch.setattr("sandbox.server.preserved_sandboxes.PreservedSandboxes.is_preserved", refuse)
     gone = [f"task-{number}" for number in range(1, 6)]
     assert prune(world, Retention(**bounds), dry_run=True)[0] == gone
     with pytest.raises(UnavailableError, match=r"gone for good: 5\. .*preserved: .*Input/output error"):
@@ -314,7 +314,7 @@ def test_for_a_disk_that_does_not_answer_nobody_waits_batch_after_batch(kept, wo
         tried.append(len(paths))
         raise TimeoutError
 
-    monkeypatch.setattr("sandbox.server.maintenance.pruning._REMOVED_AT_ONCE", 1)
+    monkeypatch.setattr("sandbox.server.maintenance.pruning._REMOVE_BATCH_SIZE", 1)
     world.remove = hang
     with pytest.raises(UnavailableError, match="it takes too long; see why it stays there"):
         prune(world, Retention(keep=2))
@@ -408,7 +408,7 @@ def test_nothing_that_is_gone_counts_in_a_measurement_of_before(kept, world, slo
             async with asyncio.timeout(10):
                 while not begun:
                     await asyncio.sleep(0.005)
-            world.store.forget("task-1")
+            world.store.delete("task-1")
             may_end.set()
             return [task.id for task in await measuring]
 

@@ -351,7 +351,7 @@ def test_a_budget_in_dollars_needs_a_model_with_a_price():
     manifest = with_value("lifecycle/budget_usd", 5)
     manifest["claude"]["model"] = "claude-unheard-of"
     with pytest.raises(InvalidManifestError, match="give budget_tokens instead") as caught:
-        accepted(manifest, priced=is_priced)
+        accepted(manifest, has_price=is_priced)
     assert [(mistake.field, mistake.rule) for mistake in caught.value.errors] == [
         ("lifecycle.budget_usd", "not_offered")
     ]
@@ -361,13 +361,13 @@ def test_a_budget_in_dollars_needs_a_model_with_a_price():
 def test_a_budget_in_dollars_is_taken_with_a_known_model(model):
     manifest = with_value("claude/model", model)
     manifest["lifecycle"] = {"budget_usd": 0.05}
-    assert accepted(manifest, priced=is_priced).lifecycle.budget_usd == 0.05
+    assert accepted(manifest, has_price=is_priced).lifecycle.budget_usd == 0.05
 
 
 def test_without_a_budget_in_dollars_a_model_needs_no_price():
     manifest = with_value("claude/model", "claude-unheard-of")
     manifest["lifecycle"] = {"budget_tokens": 100}
-    assert accepted(manifest, priced=is_priced).lifecycle.budget_tokens == 100
+    assert accepted(manifest, has_price=is_priced).lifecycle.budget_tokens == 100
 
 
 @pytest.mark.parametrize(
