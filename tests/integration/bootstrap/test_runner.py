@@ -53,11 +53,11 @@ import sandbox.model.limits
 sandbox.model.limits.LAUNCH_SECONDS = 1
 sandbox.model.limits.JOURNAL_READ_BYTES_PER_SECOND = {rate}
 import sandbox.bootstrap.runner as runner
-read_task = runner.read_task
+read_task = runner.replay_task
 def read_slowly(*arguments):
     time.sleep(3)
     return read_task(*arguments)
-runner.read_task = read_slowly
+runner.replay_task = read_slowly
 runner.main()
 """
 

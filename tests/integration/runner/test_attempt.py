@@ -233,7 +233,7 @@ def test_the_finisher_ends_what_a_dead_runner_left(stage):
     scene.recorder.record(Output.from_bytes("stdout", b"half a story\n"))
     scene.attempt.files.workspace.mkdir(parents=True)
     scene.attempt.files.repository.mkdir()
-    write_handle(scene.attempt.files.handle, scene.attempt.dependencies.runtime.plan(ATTEMPT_ID))
+    write_handle(scene.attempt.files.handle, scene.attempt.dependencies.runtime.prepare(ATTEMPT_ID))
     asyncio.run(scene.life.finish())
     assert scene.task.failure.code == "runner_lost"
     assert scene.states[-2:] == ["completing", "failed"]
@@ -278,7 +278,7 @@ def left_with(stage, exit_event, *, metadata):
         artifact = Artifact(METADATA_NAME, f".sandbox/{METADATA_NAME}", 2, "application/json", "0" * 64)
         scene.recorder.record(ArtifactCollected(artifact))
     scene.attempt.files.workspace.mkdir(parents=True)
-    write_handle(scene.attempt.files.handle, scene.attempt.dependencies.runtime.plan(ATTEMPT_ID))
+    write_handle(scene.attempt.files.handle, scene.attempt.dependencies.runtime.prepare(ATTEMPT_ID))
     return scene
 
 

@@ -29,7 +29,7 @@ def play(tmp_path):
         runtime: Runtime = LyingRuntime(lies)
         agent = ClaudeCodeDriver(Path("/usr/bin/true"))
         scene.attempt = replace(
-            scene.attempt, equipment=replace(scene.attempt.dependencies, runtime=runtime, agent=agent)
+            scene.attempt, dependencies=replace(scene.attempt.dependencies, runtime=runtime, agent=agent)
         )
         scene.life = AttemptRunner(scene.attempt)
 

@@ -46,7 +46,7 @@ def killed(scene, *facts):
     for directory in (scene.attempt.files.workspace, scene.attempt.files.home, scene.attempt.files.repository):
         directory.mkdir(parents=True, exist_ok=True)
     (scene.attempt.files.workspace / "edited.txt").write_text("half done\n")
-    write_handle(scene.attempt.files.handle, scene.attempt.dependencies.runtime.plan(ATTEMPT_ID))
+    write_handle(scene.attempt.files.handle, scene.attempt.dependencies.runtime.prepare(ATTEMPT_ID))
 
 
 def second(scene, *, resumes, **parts):
@@ -141,7 +141,7 @@ def test_of_a_workspace_that_is_half_removed_no_patch_is_made(stage):
             raise OSError("some files would not go")
 
     equipment = msgspec.structs.replace(scene.attempt.dependencies, remove=break_off)
-    asyncio.run(AttemptRunner(msgspec.structs.replace(scene.attempt, equipment=equipment)).run())
+    asyncio.run(AttemptRunner(msgspec.structs.replace(scene.attempt, dependencies=equipment)).run())
     assert len(scene.events(RetrySkipped)) == 1
     assert scene.task.failure.code == "agent_failed"
     assert "metadata.json" in scene.artifacts
@@ -360,7 +360,7 @@ def test_a_model_at_an_address_that_is_none_is_told_in_its_own_words(stage):
     def refuse(*_, **__):
         raise ValueError("ANTHROPIC_BASE_URL has no host.")
 
-    scene.attempt.dependencies.gateways.open = refuse
+    scene.attempt.dependencies.gateways.create = refuse
     asyncio.run(scene.life.run())
     told = (scene.task.state, scene.task.failure.code, scene.task.failure.message)
     assert told == (TaskState.FAILED, "provision_failed", "ANTHROPIC_BASE_URL has no host.")
@@ -432,7 +432,7 @@ def test_a_wish_to_cancel_while_the_disk_is_let_go_for_the_next_attempt_keeps_wh
         await removal.remove_trees(paths)
 
     equipment = msgspec.structs.replace(scene.attempt.dependencies, remove=remove, disks=MountedDisks())
-    asyncio.run(AttemptRunner(msgspec.structs.replace(scene.attempt, equipment=equipment)).finish())
+    asyncio.run(AttemptRunner(msgspec.structs.replace(scene.attempt, dependencies=equipment)).finish())
     assert scene.task.state is TaskState.CANCELLED
     assert {"task-1.patch", "metadata.json"} <= scene.artifacts
     assert left(scene) <= {"disk", "disk.img"}

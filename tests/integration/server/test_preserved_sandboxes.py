@@ -95,7 +95,7 @@ def test_the_disk_that_nobody_came_to_take_over_is_kept_where_it_is(world, monke
             assert await service.has_preserved_sandbox(task)
             rooms = service.dependencies
             clearing_rooms = ClearingRooms(
-                world.data_dir, rooms.journals, rooms.store, rooms.preservation, remove_trees
+                world.data_dir, rooms.journals, rooms.store, rooms.preserved_sandboxes, remove_trees
             )
             await GarbageCollector(clearing_rooms, ()).sweep()
             assert kept.workspace.exists()
@@ -338,7 +338,7 @@ def test_what_was_kept_for_its_time_goes_and_what_is_younger_stays(world):
     async def play():
         async with world.server() as service:
             rooms = service.dependencies
-            expiry = PreservationExpiry(rooms.store, rooms.preservation, rooms.clock, DAY)
+            expiry = PreservationExpiry(rooms.store, rooms.preserved_sandboxes, rooms.clock, DAY)
             world.clock.set_back = timedelta(hours=25)
             old = await fail(world, service, "old")
             world.clock.set_back = timedelta(hours=23)
@@ -360,7 +360,7 @@ def test_a_hundred_and_fifty_that_are_over_all_go(world, monkeypatch):
             world.clock.set_back = timedelta(hours=25)
             kept = [await fail(world, service, f"task-{number}") for number in range(150)]
             world.clock.set_back = timedelta()
-            expiry = PreservationExpiry(rooms.store, rooms.preservation, rooms.clock, DAY)
+            expiry = PreservationExpiry(rooms.store, rooms.preserved_sandboxes, rooms.clock, DAY)
             await expiry.sweep()
             left = [each for each in kept if each.disk.exists()]
             queries = []
@@ -379,8 +379,8 @@ def test_one_that_cannot_be_looked_at_is_tried_again_and_keeps_no_other(world, m
             world.clock.set_back = timedelta(hours=25)
             kept = [await fail(world, service, name) for name in ("a", "b")]
             world.clock.set_back = timedelta()
-            expiry = PreservationExpiry(rooms.store, rooms.preservation, rooms.clock, DAY)
-            is_kept = rooms.preservation.is_kept
+            expiry = PreservationExpiry(rooms.store, rooms.preserved_sandboxes, rooms.clock, DAY)
+            is_kept = rooms.preserved_sandboxes.is_kept
 
             def refuse(task):
                 if task.id == "a":
@@ -388,7 +388,7 @@ def test_one_that_cannot_be_looked_at_is_tried_again_and_keeps_no_other(world, m
                 return is_kept(task)
 
             with monkeypatch.context() as patched:
-                patched.setattr(rooms.preservation, "is_preserved", refuse)
+                patched.setattr(rooms.preserved_sandboxes, "is_preserved", refuse)
                 assert await service.has_preserved_sandbox(await service.status("a"))
                 with pytest.raises(UnavailableError, match="release it again"):
                     await service.release("a")
@@ -407,7 +407,7 @@ def test_one_that_cannot_be_removed_is_tried_again_and_keeps_no_other(world):
             world.clock.set_back = timedelta(hours=25)
             kept = [await fail(world, service, name) for name in ("a", "b")]
             world.clock.set_back = timedelta()
-            expiry = PreservationExpiry(rooms.store, rooms.preservation, rooms.clock, DAY)
+            expiry = PreservationExpiry(rooms.store, rooms.preserved_sandboxes, rooms.clock, DAY)
             remove = world.remove
 
             async def refuse(paths):

@@ -126,10 +126,10 @@ def test_a_task_waits_while_the_disk_is_nearly_full_and_begins_when_there_is_roo
             status = await service.status("task-1")
             assert status.state is TaskState.PENDING
             assert "is nearly full" in status.state_message
-            assert not (await service.health()).ready
+            assert not (await service.health()).is_ready
             world.space = DiskSpace(100 * GIB, 1000 * GIB)
             await world.launched("task-1")
-            assert (await service.health()).ready
+            assert (await service.health()).is_ready
 
     asyncio.run(play())
 
@@ -166,14 +166,14 @@ def test_a_drained_server_begins_and_takes_nothing_and_lets_what_runs_end(world)
                 await service.submit(manifest("task-3"))
             assert (await service.submit(manifest("task-1"), Idempotency("key", "sha"))).is_replayed
             assert "being drained" in (await service.status("task-2")).state_message
-            draining = await service.draining()
+            draining = await service.drain_status()
             assert (draining.running, draining.waiting) == (1, 1)
             world.runners.play("task-1", *TO_RUNNING, *TO_END)
             await world.until(service, "task-1", TaskState.COMPLETED)
-            assert (await service.draining()).running == 0
+            assert (await service.drain_status()).running == 0
         async with world.server() as service:  # a restart changes nothing
             assert (await service.status("task-2")).state is TaskState.PENDING
-            assert (await service.draining()).since == draining.since
+            assert (await service.drain_status()).since == draining.since
             await service.undo_drain()
             await world.launched("task-2")
 
@@ -206,7 +206,7 @@ def test_a_task_that_was_let_in_and_held_up_before_the_drain_does_not_begin_afte
             trouble.clear()
             await until_told(service, "task-1", "being drained")
             await asyncio.sleep(0.2)
-            draining = await service.draining()
+            draining = await service.drain_status()
             assert (draining.running, draining.waiting, world.runners.orders) == (0, 2, [])
             if is_cancelled:
                 await service.cancel("task-1", reason="", force=False)
@@ -263,7 +263,7 @@ async def prune_one_that_waits(world, service, task_id):
     await service.submit(manifest("before"))
     await world.launched("before")
     await service.submit(manifest(task_id))
-    following = service.dependencies.journal_tailer._tasks[task_id]
+    following = service.dependencies.journal_tailer._asyncio_tasks[task_id]
     await service.cancel(task_id, reason="", force=False)
     await service.wait(task_id, 10)
     assert [task.id for task in await service.prune(Retention(older_than_seconds=0), dry_run=False)] == [task_id]

@@ -279,7 +279,7 @@ def test_a_pending_task_whose_journal_was_busy_at_the_start_waits_for_the_drain_
                 while "being drained" not in (await service.status("task-1")).state_message:
                     await asyncio.sleep(0.01)
             assert (await service.status("task-1")).state is TaskState.PENDING
-            draining = await service.draining()
+            draining = await service.drain_status()
             assert (draining.running, draining.waiting) == (0, 1)
             if is_cancelled:
                 await service.cancel("task-1", reason="", force=False)
@@ -352,7 +352,7 @@ def test_for_damage_where_a_journal_goes_on_nobody_reads_it_from_its_beginning(w
     async def play():
         async with world.server() as service:
             await world.running(service)
-            place = service.dependencies.journal_tailer.feeds["task-1"].offset
+            place = service.dependencies.journal_tailer.tracked_tasks["task-1"].offset
             monkeypatch.setattr(world.journals, "read", watched)
             with (world.data_dir / "tasks/task-1/journal/records").open("ab") as file:
                 file.write(b"00000000 {}\n")
@@ -526,7 +526,7 @@ def test_a_refused_task_leaves_nothing_to_be_found_by_the_next_server(world, dis
         disk.is_full = False
         async with world.server() as service:
             await service.health()
-            return list(service.dependencies.journal_tailer.feeds)
+            return list(service.dependencies.journal_tailer.tracked_tasks)
 
     asyncio.run(before())
     assert asyncio.run(after()) == []

@@ -33,7 +33,7 @@ def files_of(world, name):
 async def held(service):
     """Descriptors and tasks of the event loop, once nobody is followed any more."""
     async with asyncio.timeout(10):
-        while service.dependencies.journal_tailer.feeds:
+        while service.dependencies.journal_tailer.tracked_tasks:
             await asyncio.sleep(0.005)
     return len(list(Path("/proc/self/fd").iterdir())), len(asyncio.all_tasks())
 

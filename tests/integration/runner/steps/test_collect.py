@@ -70,7 +70,7 @@ def test_a_name_that_was_cut_within_a_secret_is_not_told(stage, monkeypatch):
     monkeypatch.setattr("doubles.attempt_dependencies.ScriptedWorkspaces.collect", collect_files)
     scene = stage(Script(), secrets={"KEY": SECRET}, lifecycle={"artifact_patterns": ("**",)})
     asyncio.run(scene.life.run())
-    found = {one.name: one.path for one in scene.task.artifacts if not one.is_own}
+    found = {one.name: one.path for one in scene.task.artifacts if not one.is_generated}
     mark = "[REDACTED:KEY]"
     assert found.pop("redacted-1") == f"{mark}-{'x' * 180}.md"
     assert found.pop("redacted-2") == f"{mark}/{'y' * 230}.md"

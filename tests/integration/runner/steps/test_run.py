@@ -200,7 +200,7 @@ def test_a_finisher_ends_the_sandbox_before_it_says_that_the_agent_is_gone(stage
     for event in (WorkspacePrepared("c0ffee" + "0" * 34), SandboxCreated("v", "none", "host"), AgentStarted("s")):
         scene.recorder.record(event)
     runtime = scene.attempt.dependencies.runtime
-    write_handle(scene.attempt.files.handle, runtime.plan(ATTEMPT_ID))
+    write_handle(scene.attempt.files.handle, runtime.prepare(ATTEMPT_ID))
     states = []
 
     async def destroy(handle, disk):

@@ -54,7 +54,7 @@ def world(tmp_path):
 def clearing(world, service, *kinds):
     rooms = service.dependencies
     return GarbageCollector(
-        ClearingRooms(world.data_dir, rooms.journals, rooms.store, rooms.preservation, remove_trees), kinds
+        ClearingRooms(world.data_dir, rooms.journals, rooms.store, rooms.preserved_sandboxes, remove_trees), kinds
     )
 
 
@@ -135,7 +135,7 @@ def test_what_ended_while_no_server_was_there_is_over_before_the_index_has_heard
         rooms = service.dependencies
         with closing(SqliteStore(world.data_dir / "index.sqlite")) as store:
             assert not store.load("task-1").task.state.is_terminal
-            here = ClearingRooms(world.data_dir, rooms.journals, store, rooms.preservation, remove_trees)
+            here = ClearingRooms(world.data_dir, rooms.journals, store, rooms.preserved_sandboxes, remove_trees)
             await GarbageCollector(here, [machine]).sweep()
         return names(files), machine.there
 
