@@ -52,7 +52,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="script/mutate", description="Change the source, and see whether a test fails."
     )
-    parser.add_argument("places", nargs="*", metavar="FILE[:LINE]", help="only here, as gateway/egress.py:29")
+    parser.add_argument("places", nargs="*", metavar="FILE[:LINE]", help="only here, as gateway/egress/policy.py:29")
     parser.add_argument("--sample", type=int, default=400, help="so many mutants, evenly of each file; 0 for all")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**32))
     parser.add_argument("--minimum", type=float, default=97.0, help="exit with 1 when fewer percent are killed")

@@ -21,7 +21,7 @@ def carried(stage):
     def carry(image, hold=None):
         scene = stage(Script())
         if hold is not None:
-            scene.attempt.dependencies.images.hold = hold
+            scene.attempt.dependencies.images.acquire = hold
         asyncio.run(AttemptRunner(msgspec.structs.replace(scene.attempt, image=image)).run())
         return scene
 

@@ -88,7 +88,7 @@ def test_who_is_cancelled_leaves_no_lock_and_no_turn_taken(world, opening):
     world.journals.create("task-1").close()
 
     async def opened(journals):
-        async with journals.turn() as turn:
+        async with journals.slot() as turn:
             return await journals.open("task-1", turn)
 
     async def play():

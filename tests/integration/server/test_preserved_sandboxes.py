@@ -380,7 +380,7 @@ def test_one_that_cannot_be_looked_at_is_tried_again_and_keeps_no_other(world, m
             kept = [await fail(world, service, name) for name in ("a", "b")]
             world.clock.set_back = timedelta()
             expiry = PreservationExpiry(rooms.store, rooms.preserved_sandboxes, rooms.clock, DAY)
-            is_kept = rooms.preserved_sandboxes.is_kept
+            is_kept = rooms.preserved_sandboxes.is_preserved
 
             def refuse(task):
                 if task.id == "a":

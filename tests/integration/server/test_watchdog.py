@@ -201,7 +201,7 @@ def play(world, answers, *, until_asked):
         return True
 
     async def story():
-        world.runners.answers, world.journals.evict = answer, evict
+        world.runners.is_responsive, world.journals.kill_lock_holder = answer, evict
         async with world.server() as service:
             await service.submit(manifest("task-1"))
             await world.launched("task-1")
@@ -231,7 +231,7 @@ def test_a_silent_runner_that_is_not_found_is_told_once(world, caplog):
         return False
 
     async def story():
-        world.runners.answers, world.journals.evict = answer, lambda _: False
+        world.runners.is_responsive, world.journals.kill_lock_holder = answer, lambda _: False
         async with world.server() as service:
             await service.submit(manifest("task-1"))
             await world.launched("task-1")

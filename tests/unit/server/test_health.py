@@ -75,7 +75,7 @@ def test_a_disk_that_takes_nothing_is_told(machine, space, reason):
 
 def test_a_reserve_that_cannot_be_looked_at_is_told_and_looked_at_again(machine, monkeypatch):
     more = asyncio.Event()
-    machine.keeper.on_more = more.set
+    machine.keeper.on_space_freed = more.set
     monkeypatch.setattr("sandbox.server.maintenance.disk_monitor.DISK_SPACE_CHECK_SECONDS", 0.005)
 
     def refuse(_):
