@@ -203,8 +203,8 @@ def everything(directory):
 KILLED_WHILE_IT_STARTS_A_CHILD = """
 import os, signal, sys, time
 from pathlib import Path
-from sandbox.bootstrap.data_dir_lock import held
-with held(Path(sys.argv[1])):
+from sandbox.bootstrap.data_dir_lock import lock_data_dir
+with lock_data_dir(Path(sys.argv[1])):
     if os.fork():
         os.kill(os.getpid(), signal.SIGKILL)
     print("forked", flush=True)
