@@ -33,7 +33,7 @@ def need_runtime(name, run_dir):
     """Skips the test, with what to mend, where sandboxes of this runtime cannot be made; gives what was found."""
     found = look_at_runtime(name, run_dir)
     if not found.is_available:
-        pytest.skip(f"{name} does not work here: {found.mend}")
+        pytest.skip(f"{name} does not work here: {found.remedy}")
     return found
 
 
