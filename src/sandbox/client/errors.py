@@ -37,6 +37,11 @@ class ClientError(SandboxError):
         self.request_id = self._text("request_id")
         self.retry_after_seconds = retry_after_seconds
 
+    @property
+    def told(self) -> dict[str, Any]:
+        """Deprecated: use `body`."""
+        return self.body
+
     def _text(self, field: str) -> str | None:
         value = self.body.get(field)
         return value if isinstance(value, str) else None

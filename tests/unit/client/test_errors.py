@@ -88,7 +88,9 @@ def test_the_fields_of_an_error_are_its_attributes():
     assert {name: getattr(found, name) for name in figures} == figures
     mistake = {"field": "vm.cpus", "rule": "range", "message": "must be …", "line": 4, "column": 9}
     assert error_from_response(SERVER, 400, answer("invalid_manifest", [mistake])).mistakes == [mistake]
-    assert error_from_response(SERVER, 503, answer("service_unavailable", request_id="r-1"), "5").request_id == "r-1"
+    error = error_from_response(SERVER, 503, answer("service_unavailable", request_id="r-1"), "5")
+    assert error.request_id == "r-1"
+    assert error.told == error.body == json.loads(answer("service_unavailable", request_id="r-1"))
 
 
 def test_fields_that_make_no_sense_are_left_out_and_do_no_harm():
