@@ -23,9 +23,9 @@ READ_ONLY_PROC_ARGUMENTS = ("--remount-ro", "/proc")
 """Without it a process could lower its oom_score_adj, which the launcher raised."""
 
 
-def seccomp_arguments(exec_spec: ExecSpec) -> Iterator[str]:
-    """The filter on system calls."""
-    filter_ = seccomp.assemble_filter(os.uname().machine)
+def seccomp_arguments(exec_spec: ExecSpec, *, allows_filters: bool = False) -> Iterator[str]:
+    """The filter on system calls. allows_filters: see `seccomp.assemble_filter`."""
+    filter_ = seccomp.assemble_filter(os.uname().machine, allows_filters=allows_filters)
     yield from ("--add-seccomp-fd", exec_spec.add_descriptor(create_memfd("filter", filter_)))
 
 
