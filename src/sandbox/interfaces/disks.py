@@ -10,10 +10,7 @@ from sandbox.interfaces.layout import AttemptLayout
 from sandbox.model.disk_space import DiskSpace
 
 RemovePaths = Callable[[Sequence[Path]], Awaitable[None]]
-"""Removes files that sandboxes left, whatever state their agents left them in.
-
-The caller sets a time limit. Raises OSError.
-"""
+"""Removes files that sandboxes left, in any state. The caller sets a time limit. Raises OSError."""
 
 
 class DiskUsage(msgspec.Struct, frozen=True):
