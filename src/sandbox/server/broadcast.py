@@ -16,7 +16,7 @@ class Broadcast:
 
     @property
     def has_subscribers(self) -> bool:
-        """Whether anybody subscribes, so creating an event is worthwhile."""
+        """Whether there are subscribers, so creating an event is worthwhile."""
         return bool(self._subscribers)
 
     def publish(self, frame: WireEvent) -> None:
