@@ -27,10 +27,10 @@ async def teardown(attempt: AttemptContext, handle: SandboxHandle | None) -> Non
 
 
 async def teardown_for_follow_up(attempt: AttemptContext, handle: SandboxHandle | None, *, keeps_disk: bool) -> None:
-    """Like `teardown`, for an attempt that another one follows, which must not start while parts of this one live.
+    """Like `teardown`, for an attempt that another one follows. Raises on failure.
 
-    A disk that is kept for the next agent must be intact. Raises AttemptError (sandbox_lost, disk_full), OSError,
-    TimeoutError.
+    The next attempt must not start while parts of this one are alive. A disk that is kept for the next agent must be
+    intact. Raises AttemptError (sandbox_lost, disk_full), OSError, TimeoutError.
     """
     preserved = files_for_resume(attempt.files) if keeps_disk else ()
     async with asyncio.timeout(SANDBOX_TEARDOWN_SECONDS):
