@@ -25,7 +25,7 @@ _RECORD_OVERHEAD_BYTES = 128
 def earlier_output_bytes(task: Task) -> int:
     """Return the output quota that earlier attempts used.
 
-    The output records are not counted separately, so all records count.
+    No counter exists for output records alone, so all records count.
     """
     return task.progress.output_bytes + task.last_seq * _RECORD_OVERHEAD_BYTES
 

@@ -89,9 +89,9 @@ class AttemptRecorder:
         self._allocate_reserve()
 
     def stop_keeping_reserve(self) -> None:
-        """The task is ending:
+        """Stop keeping a reserve, because the task is ending.
 
-        a released reserve is not allocated again, and an existing one is removed with the attempt's files.
+        A released reserve is not allocated again, and an existing one is removed with the attempt's files.
         """
         self._should_keep_reserve = False
 

@@ -57,7 +57,7 @@ class TerminalClient:
             self._writer.transport.abort()
 
     async def send_and_drain(self, frame: RunnerFrame) -> None:
-        """Send, and wait until the client has received most of the backlog."""
+        """Send, and wait until the client keeps up."""
         self._writer.write(encode_frame(frame))
         await self._writer.drain()
 

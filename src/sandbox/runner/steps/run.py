@@ -247,7 +247,7 @@ class _AgentRun:
                 self._progress.handle_agent_event(event, self._clock.monotonic())
 
     def _check_start(self, began: AgentReady) -> None:
-        """Hold the first model request until the agent is known to have what was requested, and nothing else."""
+        """Hold only the first model request until the agent has confirmed its requested tools and MCP servers."""
         redaction = self._attempt.redaction
         redact = redaction.redact_text if redaction is not None else str
         failure = self._attempt.dependencies.agent.check_ready(self._attempt.task.manifest, began, redact)

@@ -36,7 +36,7 @@ async def stage(attempt: AttemptContext) -> None:
 
 
 async def require_same_secrets(attempt: AttemptContext) -> None:
-    """Require the secret values that the agent had: a resumed agent may print other ones that redaction cannot find.
+    """Require unchanged secret values: a resumed agent may print old ones, which could not be redacted.
 
     Raises AttemptError (secret_unavailable), OSError.
     """

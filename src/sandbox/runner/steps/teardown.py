@@ -38,9 +38,9 @@ async def teardown_for_follow_up(attempt: AttemptContext, handle: SandboxHandle 
 
 
 async def verify_disk(attempt: AttemptContext) -> None:
-    """Require that no written data was lost:
+    """Require that the disk lost no written data. Raises AttemptError (disk_full).
 
-    a patch of incomplete files would be wrong. Raises AttemptError (disk_full).
+    A patch of incomplete files would be wrong.
     """
     try:
         await attempt.dependencies.disks.verify(attempt.files)
