@@ -1,6 +1,6 @@
 """Properties of the host: boot id, clock, capacity, run directory.
 
-Runners import this module, so it must load nothing that only the server needs.
+Runners import this module, too. Keep its imports few: each one slows their start.
 """
 
 import hashlib
@@ -38,9 +38,9 @@ _USER_RUNTIME_ROOT = Path("/run/user")
 
 
 def measure_capacity(data_dir: Path, factors: CapacitySection) -> Resources:
-    """Return the capacity for tasks:
+    """Return the capacity for tasks, with each resource overcommitted.
 
-    CPUs of this process, all memory, the data directory's disk, each overcommitted.
+    These are the CPUs of this process, all memory, and the data directory's disk.
     """
     disk = os.statvfs(data_dir)
     return Resources(

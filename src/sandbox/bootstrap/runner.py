@@ -1,6 +1,6 @@
 """Entry point of a runner: `python -m sandbox.bootstrap.runner --lock-fd=N`, with its order on standard input.
 
-Imports nothing of the server, to start fast and stay small.
+Imports as little as possible of the server, to start fast and stay small.
 """
 
 import gc

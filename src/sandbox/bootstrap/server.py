@@ -409,7 +409,7 @@ def _log_shutdown(count: int) -> None:
 
 
 def _raise_descriptor_limit() -> None:
-    """Raise the limit above the 1024 of most sessions: a waiting task needs two descriptors, a follower one."""
+    """Raise the limit above the 1024 of most sessions: a waiting task needs two descriptors, a streaming client one."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY:
         most = DESCRIPTORS_MAX if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS_MAX)
