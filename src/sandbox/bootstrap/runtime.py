@@ -135,7 +135,10 @@ def image_components() -> Mapping[str, Component]:
 
 
 def make_offered_profiles(profiles: ProfileCatalog, find_tier: Callable[[], str]) -> Callable[[], Mapping[str, str]]:
-    """Return a function that maps each profile to the reason why it is unusable (empty if none), for manifest checks."""
+    """Return a function that maps each profile to the reason why it is unusable (empty if none).
+
+    Manifests are checked against its result.
+    """
 
     def tell() -> Mapping[str, str]:
         tier = find_tier()
