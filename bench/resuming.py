@@ -15,8 +15,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from doubles.manifests import manifest
+from doubles.memory_store import MemoryStore
 from sandbox.api.routes.logs import LogEncoder, _find_tail_start, _format_ndjson
-from sandbox.bootstrap.machine import SystemClock
+from sandbox.bootstrap.clock import SystemClock
 from sandbox.interfaces.journal import Recorder, read_records, replay_task
 from sandbox.interfaces.store import IndexedTask
 from sandbox.journal.journals import FileJournals
@@ -25,7 +26,6 @@ from sandbox.model.wire.events import WireEvent, to_wire_event
 from sandbox.server.broadcast import Broadcast
 from sandbox.server.event_stream import EventStream
 from sandbox.server.journal_tailer import JournalTailer
-from doubles.memory_store import MemoryStore
 
 ROUNDS = 15
 LEFT = 100

@@ -10,7 +10,7 @@ import pytest
 from doubles.leftovers import cgroups, files, is_clean, left_behind, processes
 from doubles.live_server import World, bash, says, until
 from doubles.runtimes import need_runtime
-from sandbox.bootstrap.machine import SystemClock
+from sandbox.bootstrap.clock import SystemClock
 from sandbox.interfaces.journal import Recorder, replay_task
 from sandbox.journal.journals import FileJournals
 from sandbox.model.errors import Failure, FailureCode

@@ -7,7 +7,7 @@ WALL_CLOCKS = {"time", "time_ns", "localtime", "gmtime", "ctime", "now", "utcnow
 OF_MODULES = {"time", "datetime", "date", "dt"}
 
 READERS = {
-    "bootstrap/machine.py": "the one clock of server and runners",
+    "bootstrap/clock.py": "the one clock of server and runners",
     "auth/token_file.py": "tokens expire at a date",
     "images/build.py": "an image says when it was built",
     "server/artifact_store.py": "an artifact says when it was stored",

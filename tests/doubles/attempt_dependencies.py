@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from doubles.manifests import manifest
-from sandbox.bootstrap.machine import SystemClock
+from sandbox.bootstrap.clock import SystemClock
 from sandbox.disks.directory import DirectoryDisks
 from sandbox.disks.removal import remove_trees
 from sandbox.interfaces.agent import AgentLaunchSpec, AgentOutcome, AgentReady, ToolFinished, ToolStarted

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 
 from doubles.manifests import manifest
-from sandbox.bootstrap.machine import SystemClock
+from sandbox.bootstrap.clock import SystemClock
 from sandbox.disks.removal import remove_trees
 from sandbox.disks.space import ReserveFile
 from sandbox.interfaces.images import ImageUnusableError

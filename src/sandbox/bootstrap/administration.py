@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sandbox.bootstrap.clock import SystemClock
 from sandbox.bootstrap.data_dir_lock import lock_data_dir
-from sandbox.bootstrap.machine import SystemClock
 from sandbox.bootstrap.private_directory import private_umask, try_link
 from sandbox.disks.removal import remove_trees
 from sandbox.interfaces.store import StoreError

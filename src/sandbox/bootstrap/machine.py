@@ -1,37 +1,14 @@
-"""Properties of the host: boot id, clock, capacity, run directory.
-
-Runners import this module, too. Keep its imports few: each one slows their start.
-"""
+"""Properties of the host that only the server needs: capacity, name, run directory."""
 
 import hashlib
 import os
 import socket
-import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 
 from sandbox.bootstrap.private_directory import make_private_directory
 from sandbox.bootstrap.settings.schema import CapacitySection
 from sandbox.server.scheduler import Resources
-
-
-def read_boot_id() -> str:
-    """Return the boot id, which changes at every boot (proc(5), random/boot_id)."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-
-
-class SystemClock:
-    """Implements `interfaces.clock.Clock`."""
-
-    def now(self) -> datetime:
-        """Return the UTC wall clock time."""
-        return datetime.now(UTC)
-
-    def monotonic(self) -> float:
-        """Return seconds that never go backward."""
-        return time.monotonic()
-
 
 _USER_RUNTIME_ROOT = Path("/run/user")
 """Parent of the runtime directories of logged-in users (pam_systemd(8))."""

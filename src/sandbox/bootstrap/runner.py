@@ -22,8 +22,8 @@ from pathlib import Path
 import msgspec
 
 from sandbox.agents.claude_code.driver import ClaudeCodeDriver
+from sandbox.bootstrap.clock import SystemClock, read_boot_id
 from sandbox.bootstrap.log import FORMAT_VARIABLE, LEVEL_VARIABLE, configure_logging
-from sandbox.bootstrap.machine import SystemClock, read_boot_id
 from sandbox.bootstrap.private_directory import UnsafeDirectoryError, make_private_directory
 from sandbox.bootstrap.runtime import make_runtime
 from sandbox.disks.directory import DirectoryDisks

@@ -32,14 +32,13 @@ from sandbox.api.http.server import (
 )
 from sandbox.api.settings import ApiSettings
 from sandbox.auth.token_file import TokenFile
+from sandbox.bootstrap.clock import SystemClock, read_boot_id
 from sandbox.bootstrap.data_dir_lock import lock_data_dir
 from sandbox.bootstrap.log import FORMAT_VARIABLE, LEVEL_VARIABLE, configure_logging
 from sandbox.bootstrap.machine import (
-    SystemClock,
     choose_run_dir,
     host_name,
     measure_capacity,
-    read_boot_id,
     read_memory_available_bytes,
 )
 from sandbox.bootstrap.maintenance import create_maintenance_jobs

@@ -265,7 +265,7 @@ class ImageLeases:
 
     def acquire(self, image: Image) -> None:
         """See `Images`. The lock goes with the process."""
-        pass  # archives and compression, which most runners do without
+        # archives and compression, which most runners do without
 
         try:
             ImageStore(self._data_dir, image.profile).lease(image.digest)

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from doubles.manifests import manifest
-from sandbox.bootstrap.machine import SystemClock
+from sandbox.bootstrap.clock import SystemClock
 from sandbox.interfaces.journal import Recorder, replay_task
 from sandbox.interfaces.placement import LaunchOrder
 from sandbox.journal.journals import FileJournals

@@ -11,7 +11,7 @@ from doubles.attempt_dependencies import Script, Stage
 from doubles.manifests import manifest
 from doubles.memory_store import MemoryStore
 from doubles.server_components import GIB, TO_END, TO_RUNNING, Rooms
-from sandbox.bootstrap.machine import SystemClock
+from sandbox.bootstrap.clock import SystemClock
 from sandbox.interfaces.journal import read_records, replay_task
 from sandbox.model.task_state import TaskState
 from sandbox.server.scheduler import Resources

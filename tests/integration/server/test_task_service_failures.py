@@ -12,7 +12,7 @@ from doubles.manifests import manifest
 from doubles.memory_store import MemoryStore
 from doubles.server_components import GIB, TO_END, TO_RUNNING, Rooms
 from doubles.stored_tasks import KeptTasks
-from sandbox.bootstrap.machine import SystemClock
+from sandbox.bootstrap.clock import SystemClock
 from sandbox.interfaces.journal import Recorder, replay_task
 from sandbox.interfaces.store import StoreError, TaskQuery
 from sandbox.interfaces.tasks import TaskNotFoundError, UnavailableError

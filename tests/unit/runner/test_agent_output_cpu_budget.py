@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from sandbox.bootstrap.machine import SystemClock
+from sandbox.bootstrap.clock import SystemClock
 from sandbox.model.limits import RUNNER_CPU_BURST_SECONDS
 from sandbox.runner.agent_output import AgentOutput, OutputQuota, redacted_chunks
 from sandbox.system.cpu_throttle import CpuThrottle

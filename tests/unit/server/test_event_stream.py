@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from doubles.manifests import manifest
 from doubles.memory_store import MemoryStore
-from sandbox.bootstrap.machine import SystemClock
+from sandbox.bootstrap.clock import SystemClock
 from sandbox.interfaces.journal import Recorder, replay_task
 from sandbox.interfaces.store import IndexedTask
 from sandbox.journal.journals import FileJournals

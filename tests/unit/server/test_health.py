@@ -7,7 +7,7 @@ import pytest
 from msgspec import structs
 
 from doubles.memory_store import MemoryStore
-from sandbox.bootstrap.machine import SystemClock
+from sandbox.bootstrap.clock import SystemClock
 from sandbox.disks.space import ReserveFile
 from sandbox.interfaces.placement import LaunchOrder
 from sandbox.interfaces.runtime import RuntimeProbe

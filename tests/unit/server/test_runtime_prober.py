@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from sandbox.bootstrap.machine import SystemClock
+from sandbox.bootstrap.clock import SystemClock
 from sandbox.interfaces.placement import LaunchOrder
 from sandbox.interfaces.runtime import RuntimeProbe
 from sandbox.model.limits import PROBE_BACKOFF_SECONDS, PROBE_BACKOFF_SECONDS_MAX, PROBE_JITTER

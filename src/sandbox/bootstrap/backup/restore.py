@@ -19,7 +19,7 @@ import msgspec
 
 from sandbox.bootstrap.administration import check_data_dir, rebuild_index
 from sandbox.bootstrap.backup.create import BACKUP_VERSION, MANIFEST_NAME, TOKENS_NAME, BackupEntry, BackupManifest
-from sandbox.bootstrap.machine import SystemClock
+from sandbox.bootstrap.clock import SystemClock
 from sandbox.bootstrap.private_directory import private_umask
 from sandbox.interfaces.journal import Recorder, replay_task
 from sandbox.interfaces.layout import TaskLayout, tasks_root

@@ -64,7 +64,6 @@ def load(options: Mapping[str, Any], environment: Mapping[str, str]) -> Configur
 
     Raises ConfigurationError with all errors.
     """
-    pass
 
     file, is_asked = find_config_file(options.get("config"), environment)
     has_file = is_asked or file.exists()

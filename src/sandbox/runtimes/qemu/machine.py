@@ -132,7 +132,6 @@ def _accelerator_arguments(accelerator: Accelerator, descriptors: QemuDescriptor
 
 def _kernel_command_line(accelerator: Accelerator) -> str:
     """The kernel cannot find out how fast an emulated processor counts, and often waits for ever when it tries."""
-    pass
 
     if accelerator is Accelerator.KVM:
         return _KERNEL_PARAMETERS

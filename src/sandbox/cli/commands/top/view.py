@@ -23,7 +23,6 @@ from sandbox.cli.output.table import cell, fit_table, plain_lines
 from sandbox.model.task_state import TERMINAL_STATES, TaskState
 
 if TYPE_CHECKING:
-    pass
     from sandbox.client import AsyncClient, Health, TaskSummary
 
 COLUMNS = ("ID", "STATE", "AGE", "TURNS", "TOKENS", "COST", "NOW", "NAME")
