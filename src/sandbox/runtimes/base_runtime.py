@@ -65,7 +65,7 @@ class ClosableSandbox(Sandbox, Protocol):
     """A sandbox that its runtime can close."""
 
     async def close(self) -> None:
-        """End the sandbox and release its resources. Raises AttemptError (sandbox_lost) if it has not ended after 10 s."""
+        """End the sandbox and release its resources. Raises AttemptError (sandbox_lost) if it does not end in 10 s."""
         ...
 
 
@@ -211,7 +211,7 @@ class BaseRuntime:
         self._subreaper.release(handle.attempt_id)
 
     async def destroy(self, handle: SandboxHandle, disk: Path | None) -> None:
-        """End the sandbox: through its object if this process created it, then by control group, kernel uid or marker."""
+        """End the sandbox: by its object if this process created it, then by control group, kernel uid or marker."""
         sandbox = self._sandboxes.get(handle.attempt_id)
         if sandbox is not None:
             await sandbox.close()
@@ -223,7 +223,7 @@ class BaseRuntime:
         self._subreaper.release(handle.attempt_id)
 
     def attempt_ids(self) -> Sequence[str]:
-        """Return the attempts that have a control group or, without control groups, a process with an attempt's marker."""
+        """Return the attempts that have a control group or, without control groups, a process with their marker."""
         if self.hierarchies.roots:
             return sorted(self.hierarchies.attempt_ids())
         marked = (

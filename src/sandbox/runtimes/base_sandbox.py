@@ -38,7 +38,7 @@ class ReadySandbox(msgspec.Struct, frozen=True):
 
 
 class BaseSandbox(ABC):
-    """Base class. A runtime adds how the command starts, how its exit is detected and how everything inside is killed."""
+    """Base class. A runtime adds how the command starts, how its exit is detected and how all inside is killed."""
 
     def __init__(self, ready: ReadySandbox) -> None:
         self.handle = ready.handle
@@ -102,7 +102,7 @@ class BaseSandbox(ABC):
         """Return open files that the host's kernel holds for the sandbox."""
 
     async def close(self) -> None:
-        """End the sandbox and release its resources. Raises AttemptError (sandbox_lost) if it has not ended after 10 s."""
+        """End the sandbox and release its resources. Raises AttemptError (sandbox_lost) if it does not end in 10 s."""
         await self.kill()
         try:
             async with asyncio.timeout(KILL_SECONDS):

@@ -133,7 +133,7 @@ class ExecProcess:
         os.close(self._pidfd)
 
     async def kill(self) -> None:
-        """Kill the process before it has handed over its command. The command dies too and is reaped by this process."""
+        """Kill the process before it has handed over its command. The command dies too and is reaped here."""
         self._process.kill()
         await self.wait()
         deadline = asyncio.get_running_loop().time() + _REAP_SECONDS

@@ -56,7 +56,7 @@ def find_mounts() -> Mapping[Path, str]:
 
 
 def node_version() -> str | None:
-    """Return the version, for example `v24.19.0`; None without the wheel. Raises OSError, SubprocessError if it fails."""
+    """Return the version, such as `v24.19.0`; None without the wheel. Raises OSError, SubprocessError."""
     wheel = _find_wheel()
     if wheel is None:
         return None

@@ -160,7 +160,7 @@ class SandboxLeftovers:
         return self._runtime.attempt_ids()
 
     async def clean_up(self, attempt_id: str, files: AttemptLayout) -> None:
-        """Destroy the sandbox by its handle on disk, or by what the machine shows. The disk is the caller's afterwards."""
+        """Destroy the sandbox by its handle on disk or a recovered one. The disk is the caller's afterwards."""
         # Use a separate event loop: scanning all processes of the machine would block the server's.
         await asyncio.to_thread(lambda: asyncio.run(self._destroy(attempt_id, files)))
 

@@ -101,7 +101,7 @@ class GvisorSandbox(BaseSandbox):
         return bundle.build_exec_spec(self._program, self._spec, command, reports)
 
     async def _wait_started(self) -> None:
-        """Wait until runsc's state file says that the command runs. A command that ended before that has started too."""
+        """Wait until runsc's state file says that the command runs. A command that ended earlier has started too."""
         deadline = asyncio.get_running_loop().time() + _START_SECONDS
         while self._is_running() and not self._has_command_started:
             if asyncio.get_running_loop().time() > deadline:
@@ -151,7 +151,7 @@ class GvisorSandbox(BaseSandbox):
         return Stats(counted.cpu_seconds, counted.memory_bytes, None, oom_kills=counted.oom_kills)
 
     async def file_usage(self) -> FileUsage:
-        """Return the directories that gVisor has open on the host. Memory for other open files is charged to the group."""
+        """Return the directories that gVisor has open on the host. Memory of other files is charged to the group."""
         return await asyncio.to_thread(self._group.directory_use, descriptors_each=_DESCRIPTORS_OF_DIRECTORY)
 
     async def _wait_for_exit(self) -> ExitStatus:
@@ -171,7 +171,7 @@ class GvisorSandbox(BaseSandbox):
         )
 
     async def _wait_for_runsc(self) -> None:
-        """Wait for runsc. If the kernel OOM-kills one of gVisor's processes, kill the rest, which would wait forever."""
+        """Wait for runsc. If one of gVisor's processes is OOM-killed, kill the rest, which would wait forever."""
         ended = asyncio.ensure_future(self._launcher.wait())
         try:
             while not ended.done():

@@ -157,7 +157,7 @@ class ControlGroup(msgspec.Struct, frozen=True):
         return kernel_usage.count_files(self.process_ids()) if self.directories else FileUsage()
 
     def directory_use(self, *, descriptors_each: int) -> FileUsage:
-        """Return the open directories of a sandbox whose kernel is a program in the group; other files are not counted."""
+        """Return the open directories (only those) of a sandbox whose kernel is a program in the group."""
         return kernel_usage.count_directories(self.process_ids(), descriptors_each=descriptors_each)
 
     def _kernel_bytes_of_all(self) -> int:

@@ -73,7 +73,7 @@ def _mount(source: str, target: str, kind: str | None, flags: int, data: str | N
 
 
 def set_parent_death_signal(parent: int) -> None:
-    """Die when the thread that started this process ends. Every change of uid clears this, so call it again afterwards."""
+    """Die when the thread that started this process ends. Each change of uid clears this: call it again then."""
     check_errno(_libc.prctl(PR_SET_PDEATHSIG, _signal.SIGKILL, 0, 0, 0), "prctl")
     if os.getppid() != parent:
         os._exit(1)

@@ -133,7 +133,7 @@ def _accelerator_arguments(accelerator: Accelerator, descriptors: QemuDescriptor
 
 
 def _kernel_command_line(accelerator: Accelerator) -> str:
-    """Return the kernel's parameters. An emulated kernel gets the TSC's frequency: measuring it fails and often hangs."""
+    """Return the kernel's parameters. An emulated kernel gets the TSC's frequency: measuring it often hangs."""
     pass
 
     if accelerator is Accelerator.KVM:

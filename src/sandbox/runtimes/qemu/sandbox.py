@@ -155,7 +155,7 @@ class QemuSandbox:
         return await asyncio.to_thread(self._group.kernel_usage, launch.pid, memory_bytes, launch.counter)
 
     async def file_usage(self) -> FileUsage:
-        """Return the directories that virtiofsd has open for listing. Memory for other open files is charged to the
+        """Return the directories that virtiofsd has open for listing. Memory of other files is charged to the
         group.
         """
         return await asyncio.to_thread(self._group.directory_use, descriptors_each=1)
@@ -167,7 +167,7 @@ class QemuSandbox:
         return host_stats if figures is None else join_figures(host_stats, figures, self._plan.spec)
 
     async def close(self) -> None:
-        """End the sandbox and release its resources. Raises AttemptError (sandbox_lost) if it has not ended after 10 s."""
+        """End the sandbox and release its resources. Raises AttemptError (sandbox_lost) if it does not end in 10 s."""
         await self.kill()
         try:
             async with asyncio.timeout(KILL_SECONDS):

@@ -159,7 +159,7 @@ def _create_devices(shm_bytes: str) -> None:
 
 
 def _make_execute_only(paths: list[str]) -> None:
-    """Make programs executable but not readable: an overlay with their content and another mode is mounted over them."""
+    """Make programs execute-only: an overlay with their content and another mode is mounted over them."""
     if not paths:
         return
     for name in ("", "/upper", "/scratch", "/merged"):
