@@ -88,7 +88,7 @@ class CredentialHelper:
         return f"username={known[0]}\npassword={known[2]}\n".encode() if known and known[0] and known[2] else b""
 
     def _matches_url(self, protocol: str, host: str) -> bool:
-        """Return whether the request is for the URL's host and port, or for the same host by HTTPS (after a redirect)."""
+        """Return whether the request is for the URL's host and port, or for that host by HTTPS (after a redirect)."""
         own = self._url.netloc.rpartition("@")[2].lower()
         return (protocol, host.lower()) in {(self._url.scheme, own), ("https", own.partition(":")[0])}
 

@@ -102,7 +102,7 @@ async def _run_fast_import(git: Git, repository: Path, stream: IO[bytes]) -> byt
 
 
 def _remove_stale_locks(repository: Path) -> None:
-    """Remove locks of a git that was killed with an earlier runner: it keeps its pack until its reference is written."""
+    """Remove locks of a git killed with an earlier runner: its pack is locked until its reference is written."""
     with RootedFiles(repository) as files:
         for path, ending in _STALE_LOCK_SUFFIXES.items():
             with suppress(FileNotFoundError), files.open_directory(path) as directory:
