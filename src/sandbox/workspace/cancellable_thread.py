@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 class WorkStoppedError(Exception):
-    """The work was told to stop and did."""
+    """The work stopped because a stop was requested."""
 
 
 class StopFlag:
