@@ -25,7 +25,7 @@ from sandbox.model.wire.events import WireEvent, to_wire_event
 from sandbox.server.broadcast import Broadcast
 from sandbox.server.event_stream import EventStream
 from sandbox.server.journal_tailer import JournalTailer
-from sandbox.store.memory import MemoryStore
+from doubles.memory_store import MemoryStore
 
 ROUNDS = 15
 LEFT = 100

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 import msgspec
 import pytest
 
+from doubles.memory_store import MemoryStore
 from sandbox.interfaces.store import Cursor, DuplicateTaskError, IndexedTask, InvalidCursorError, TaskQuery
 from sandbox.model import events as e
 from sandbox.model.errors import Failure, FailureCode
@@ -15,7 +16,6 @@ from sandbox.model.limits import LABELS_MAX
 from sandbox.model.manifest.schema import Claude, Manifest, Metadata, Repository
 from sandbox.model.task import Attempt, StateHistoryEntry, Task
 from sandbox.model.task_state import TaskState
-from sandbox.store.memory import MemoryStore
 from sandbox.store.sqlite import SqliteStore
 
 NOON = datetime(2026, 1, 29, 12, 0, 0, 250001, tzinfo=UTC)

@@ -12,7 +12,7 @@ from sandbox.runtimes.programs import launcher
 _PROGRAMS = (Path("/usr/bin/bwrap"), Path("/usr/local/bin/bwrap"), Path("/bin/bwrap"))
 
 DEVICE_ARGUMENTS = ("--dev", "/dev", "--dev-bind", launcher.DEVPTS_DIRECTORY, "/dev/pts")
-"""Mounts the launcher's devpts over bubblewrap's, which has no limit. /dev/ptmx is a link to what is mounted there."""
+"""Mounts the launcher's devpts over bubblewrap's, which has no limit. /dev/ptmx links to its ptmx."""
 
 PROC_ARGUMENTS = ("--proc", "/proc", "--ro-bind", "/proc/sys", "/proc/sys", "--dev-bind", "/dev/null", "/proc/locks")
 """/proc without a usable /proc/locks: while a process reads that file, nobody on the machine can lock a file.
@@ -24,9 +24,9 @@ READ_ONLY_PROC_ARGUMENTS = ("--remount-ro", "/proc")
 """A process could otherwise lower its oom_score_adj, which the launcher raised."""
 
 
-def seccomp_arguments(exec_spec: ExecSpec) -> Iterator[str]:
-    """Yield the arguments that install the system call filter."""
-    filter_ = seccomp.assemble_filter(os.uname().machine)
+def seccomp_arguments(exec_spec: ExecSpec, *, allows_filters: bool = False) -> Iterator[str]:
+    """Yield the arguments that install the system call filter. allows_filters: see `seccomp.assemble_filter`."""
+    filter_ = seccomp.assemble_filter(os.uname().machine, allows_filters=allows_filters)
     yield from ("--add-seccomp-fd", exec_spec.add_descriptor(create_memfd("filter", filter_)))
 
 

@@ -121,7 +121,7 @@ class LauncherProcess:
         return int(code)
 
     async def raise_if_killed(self) -> None:
-        """Raise AttemptError (sandbox_lost) if the process was ended by a signal and not by an error of its own.
+        """Raise AttemptError (sandbox_lost) if the process was ended by a signal and not by an error.
 
         Call it after the process has closed its descriptors: by then it has ended or will end soon.
         """

@@ -13,7 +13,7 @@ from sandbox.runtimes import node
 DIRECTORIES = ("/etc", "/etc/ssl", "/home", "/run", "/run/sandbox", "/var")
 HOST_LINKS = {"/bin": "usr/bin", "/sbin": "usr/sbin", "/lib": "usr/lib", "/lib64": "usr/lib64", "/var/tmp": "../tmp"}  # noqa: S108
 HOST_PATHS = ("/etc/ssl/certs", "/etc/alternatives", "/etc/ld.so.cache")
-"""What programs need of the host's /etc and what is no secret."""
+"""Paths of the host's /etc that programs need and that contain no secrets."""
 
 _ETC_LINKS = {"/etc/localtime": "/usr/share/zoneinfo/Etc/UTC", "/etc/os-release": "../usr/lib/os-release"}
 LINKS = {**HOST_LINKS, **_ETC_LINKS}

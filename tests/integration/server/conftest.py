@@ -2,8 +2,8 @@
 
 import pytest
 
+from doubles.memory_store import MemoryStore
 from doubles.server_components import Rooms
-from sandbox.store.memory import MemoryStore
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from doubles.manifests import manifest
+from doubles.memory_store import MemoryStore
 from doubles.server_components import TO_END, TO_RUNNING, Rooms
 from sandbox.interfaces.gateway import ModelUpstream
 from sandbox.interfaces.journal import read_records
@@ -28,7 +29,6 @@ from sandbox.model.events import (
 )
 from sandbox.model.limits import FINISHERS_MAX
 from sandbox.model.task_state import TaskState
-from sandbox.store.memory import MemoryStore
 
 LOST = AttemptFailed(Failure(FailureCode.RUNNER_LOST, "gone"))
 UPSTREAM = ModelUpstream("https://model.example", api_key="sk-secret")

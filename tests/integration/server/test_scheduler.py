@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from doubles.manifests import manifest
+from doubles.memory_store import MemoryStore
 from doubles.server_components import GIB, TO_END, TO_RUNNING, Rooms
 from sandbox.interfaces.store import TaskQuery
 from sandbox.interfaces.tasks import Retention, UnavailableError
@@ -14,7 +15,6 @@ from sandbox.model.events import AttemptStarted, Idempotency, TaskFinished
 from sandbox.model.task_state import TaskState
 from sandbox.server.scheduler import Resources, Scheduler
 from sandbox.server.tracked_task import TrackedTask
-from sandbox.store.memory import MemoryStore
 
 MIB = 1024**2
 

@@ -6,6 +6,7 @@ from datetime import timedelta
 import pytest
 
 from doubles.manifests import manifest
+from doubles.memory_store import MemoryStore
 from doubles.server_components import TO_END, TO_RUNNING, Rooms
 from sandbox.interfaces.journal import read_records
 from sandbox.interfaces.store import DuplicateTaskError, StoreError
@@ -13,7 +14,6 @@ from sandbox.interfaces.tasks import IdempotencyKeyReusedError, InsufficientReso
 from sandbox.model.events import Idempotency
 from sandbox.model.task_state import TaskState
 from sandbox.server.scheduler import Resources
-from sandbox.store.memory import MemoryStore
 from sandbox.store.sqlite import SqliteStore
 
 KEY = Idempotency("key-1", "aa" * 32)

@@ -7,6 +7,7 @@ import threading
 import pytest
 
 from doubles.manifests import manifest
+from doubles.memory_store import MemoryStore
 from doubles.server_components import GIB, TO_END, TO_RUNNING
 from sandbox.interfaces.journal import replay_task
 from sandbox.interfaces.store import DuplicateTaskError, TaskQuery
@@ -17,7 +18,6 @@ from sandbox.model.events import AgentExited, AttemptFailed, Output, TaskFinishe
 from sandbox.model.limits import FINISHERS_MAX
 from sandbox.model.task_state import TaskState
 from sandbox.server.scheduler import Resources
-from sandbox.store.memory import MemoryStore
 
 
 async def collect(frames):

@@ -9,12 +9,12 @@ import pytest
 
 from doubles.attempt_dependencies import Script, Stage
 from doubles.manifests import manifest
+from doubles.memory_store import MemoryStore
 from doubles.server_components import GIB, TO_END, TO_RUNNING, Rooms
 from sandbox.bootstrap.machine import SystemClock
 from sandbox.interfaces.journal import read_records, replay_task
 from sandbox.model.task_state import TaskState
 from sandbox.server.scheduler import Resources
-from sandbox.store.memory import MemoryStore
 
 
 @pytest.fixture(autouse=True)

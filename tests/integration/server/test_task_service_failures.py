@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from doubles.manifests import manifest
+from doubles.memory_store import MemoryStore
 from doubles.server_components import GIB, TO_END, TO_RUNNING, Rooms
 from doubles.stored_tasks import KeptTasks
 from sandbox.bootstrap.machine import SystemClock
@@ -22,7 +23,6 @@ from sandbox.model.events import AttemptFailed, AttemptStarted, CancelRequested,
 from sandbox.model.limits import FINISHERS_MAX
 from sandbox.model.task_state import TaskState
 from sandbox.server.scheduler import Resources, Scheduler
-from sandbox.store.memory import MemoryStore
 from sandbox.store.sqlite import SqliteStore
 
 

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from doubles.manifests import manifest
+from doubles.memory_store import MemoryStore
 from sandbox.bootstrap.machine import SystemClock
 from sandbox.interfaces.journal import Recorder, replay_task
 from sandbox.interfaces.store import IndexedTask
@@ -21,7 +22,6 @@ from sandbox.server.broadcast import Broadcast
 from sandbox.server.event_stream import EventStream
 from sandbox.server.journal_tailer import JournalTailer
 from sandbox.server.tracked_task import TrackedTask
-from sandbox.store.memory import MemoryStore
 
 TO_RUNNING = (
     e.AttemptStarted("abcdefghijkl", "bubblewrap", "here"),

@@ -6,6 +6,7 @@ import errno
 import pytest
 from msgspec import structs
 
+from doubles.memory_store import MemoryStore
 from sandbox.bootstrap.machine import SystemClock
 from sandbox.disks.space import ReserveFile
 from sandbox.interfaces.placement import LaunchOrder
@@ -16,7 +17,6 @@ from sandbox.server.drain import Drain
 from sandbox.server.health import HealthCheck
 from sandbox.server.maintenance.disk_monitor import DiskMonitor
 from sandbox.server.runtime_prober import ProbeResult, RuntimeProber
-from sandbox.store.memory import MemoryStore
 
 GIB = 1024**3
 ROOMY = DiskSpace(100 * GIB, 1000 * GIB, 10**6, 10**7)

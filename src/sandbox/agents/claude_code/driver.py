@@ -34,7 +34,7 @@ PLAIN_TEXT_PREFIX = "Task:\n"
 """Prefix of a prompt that would otherwise be interpreted as a command."""
 
 _LEADING_WHITE_SPACE = re.compile(r"[\s\ufeff]*")
-"""What JavaScript trims. That includes a byte order mark, which is no white space in Python."""
+"""What JavaScript trims. That includes a byte order mark, which is not white space in Python."""
 
 
 def escape_commands(prompt: str, command_prefixes: tuple[str, ...]) -> str:
@@ -54,12 +54,12 @@ _COMMAND_PREFIXES = ("/", "!", "#", "@")
 
 
 def interactive_arguments(options: tuple[str, ...], prompt: str) -> tuple[str, ...]:
-    """Return the arguments of an interactive session. `options`: those of a headless run, which cannot ask anybody."""
+    """Return the arguments of an interactive session. `options`: those of a headless run, which cannot prompt anybody."""
     return (*(_PERMISSION_MODES.get(option, option) for option in options), "--", _initial_prompt(prompt))
 
 
 def interactive_files(prompt: str, task_key: str, directory: str) -> Mapping[str, bytes]:
-    """Return files of the home: answers to what Claude Code asks about a new home, API key or folder."""
+    """Return files of the home: answers to the questions of Claude Code about a new home, API key or folder."""
     answers = {
         "hasCompletedOnboarding": True,
         "theme": "dark",

@@ -55,7 +55,7 @@ class HeaderLimit:
 
 
 class TarStream(HeaderLimit):
-    """A file object for `tarfile` that seeks forward only, so that a pipe is sufficient."""
+    """A file object for `tarfile` that seeks forward only, as pipes require."""
 
     def __init__(self, source: ByteSource, budget: ByteBudget) -> None:
         super().__init__()

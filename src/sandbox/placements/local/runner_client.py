@@ -95,7 +95,7 @@ class UnixRunnerClient:
     async def is_responsive(self, attempt_id: str) -> bool:
         """Return whether the runner responds. Implements `RunnerClient.is_responsive`.
 
-        A runner replies to every message, even to one that is no order.
+        A runner replies to every message, even to one that is not an order.
         """
         try:
             async with asyncio.timeout(CONTROL_SECONDS):

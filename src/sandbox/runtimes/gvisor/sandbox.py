@@ -51,7 +51,7 @@ def read_state(runsc_pid: int, attempt_id: str) -> RunscState:
 
 
 def is_lost_peer_error(error: str) -> bool:
-    """Return whether runsc failed because another gVisor process was gone, which means that somebody killed it."""
+    """Return whether runsc failed because another gVisor process was gone because it was killed."""
     return error.casefold().endswith(_LOST_PEER_ERRORS)
 
 

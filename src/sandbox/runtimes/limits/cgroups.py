@@ -323,7 +323,7 @@ def _read(path: Path) -> str:
 
 
 def parse_control_group(text: str) -> ControlGroup:
-    """Parse the group from a handle. Raises ValueError for a path that is no attempt's group."""
+    """Parse the group from a handle. Raises ValueError for a path that is not an attempt's group."""
     return ControlGroup([_parse_group_path(line) for line in text.splitlines()])
 
 

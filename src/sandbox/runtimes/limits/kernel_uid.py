@@ -117,7 +117,7 @@ class KernelUidPool:
         if not _try_lock(descriptor):
             os.close(descriptor)
             return False
-        # Write the name before checking for processes, so that an earlier owner reads that it has lost the uid.
+        # Write the name before checking for processes: an earlier owner then reads that it has lost the uid.
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, attempt_id.encode(), 0)
         if processes.find_by_uid(uid):

@@ -141,8 +141,9 @@ _POLLED_FILES_MAX = 4096
 _MERGEABLE = 12
 """MADV_MERGEABLE: a kernel thread looks for equal pages, at 64 bytes for each page, charged to nobody."""
 
+_PR_SET_SECCOMP = 22
+
 _PROCESS_OPTIONS = (
-    22,  # PR_SET_SECCOMP: see `_CONFINING_MODES`
     62,  # PR_SCHED_CORE: blocks the sibling of each used processor for everybody else
     67,  # PR_SET_MEMORY_MERGE: MADV_MERGEABLE for the whole process
 )
@@ -229,8 +230,12 @@ _AARCH64 = Architecture(
 ARCHITECTURES = {"x86_64": _X86_64, "aarch64": _AARCH64}
 
 
-def assemble_filter(machine: str) -> bytes:
-    """Assemble the filter for a machine as named by `os.uname`. Raises KeyError for an unknown architecture."""
+def assemble_filter(machine: str, *, allows_filters: bool = False) -> bytes:
+    """Assemble the seccomp filter for a machine as named by `os.uname`.
+
+    allows_filters: whether programs can install further filters. QEMU and virtiofsd do so; a guest has its own kernel.
+    Raises KeyError for an unknown architecture.
+    """
     architecture = ARCHITECTURES[machine]
     program = [
         *_return_unless_equal(_ARCH_OFFSET, architecture.audit, _KILL_PROCESS),
@@ -244,7 +249,7 @@ def assemble_filter(machine: str) -> bytes:
         *_refuse_call(architecture.splice, errno.EINVAL),
         *_refuse_call(architecture.vmsplice, errno.EINVAL),
         *_refuse_call(architecture.sendfile, errno.EINVAL),
-        *_refuse_values(architecture.seccomp, _ARG0, _CONFINING_MODES, errno.EINVAL),
+        *(() if allows_filters else _refuse_filters(architecture)),
         *_refuse_flags(architecture.pipe2, _ARG1, _NOTIFICATION_PIPE, errno.ENOPKG),
         *(
             word
@@ -275,6 +280,13 @@ def assemble_filter(machine: str) -> bytes:
         _return(_ALLOW),
     ]
     return b"".join(program)
+
+
+def _refuse_filters(architecture: Architecture) -> list[bytes]:
+    return [
+        *_refuse_values(architecture.seccomp, _ARG0, _CONFINING_MODES, errno.EINVAL),
+        *_refuse_values(architecture.prctl, _ARG0, (_PR_SET_SECCOMP,), errno.EINVAL),
+    ]
 
 
 def assemble_socket_filter(machine: str) -> bytes:

@@ -87,7 +87,7 @@ def enter_namespaces(as_root: bool) -> None:
         for name, text in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
             with open(f"/proc/self/{name}", "w") as file:  # noqa: PTH123  (pathlib doubles the start)
                 file.write(text)
-    # Mounts do not propagate to the host, but its unmounts propagate here, so that they do not keep a device busy.
+    # Mounts do not propagate to the host, but its unmounts propagate here: no device stays busy.
     _mount("none", "/", None, MS_REC | MS_SLAVE)
     if as_root:
         mount_unmasked_proc()

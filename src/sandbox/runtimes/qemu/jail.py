@@ -145,7 +145,8 @@ def build_exec_spec(program: str, plan: GuestPlan, descriptors: machine.QemuDesc
 
 
 def _bwrap_arguments(exec_spec: ExecSpec, plan: GuestPlan, status: str) -> Iterator[str]:
-    filter_ = seccomp.assemble_filter(os.uname().machine)
+    # Programs in the guest have their own kernel, and QEMU and virtiofsd confine themselves by filters.
+    filter_ = seccomp.assemble_filter(os.uname().machine, allows_filters=True)
     yield from ("--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try")
     yield from (
         "--disable-userns",
@@ -158,7 +159,7 @@ def _bwrap_arguments(exec_spec: ExecSpec, plan: GuestPlan, status: str) -> Itera
     )
     yield from ("--new-session", "--die-with-parent", "--cap-drop", "ALL")
     yield from ("--json-status-fd", status)
-    yield from bwrap.seccomp_arguments(exec_spec)
+    yield from bwrap.seccomp_arguments(exec_spec, allows_filters=True)
     yield from _host_program_arguments(plan, "")
     yield from (*bwrap.PROC_ARGUMENTS, *bwrap.READ_ONLY_PROC_ARGUMENTS, *bwrap.DEVICE_ARGUMENTS)
     yield from ("--ro-bind", f"{launcher.STAGING_DIRECTORY}/kernel", machine.KERNEL)

@@ -100,7 +100,7 @@ def qemu_arguments(spec: SandboxSpec, accelerator: Accelerator, descriptors: Qem
 def virtiofsd_arguments(program: str, directory: str, descriptors: QemuDescriptors) -> Sequence[str]:
     """Return virtiofsd's argv. Only the guest changes the files while it lives, so it may cache everything.
 
-    The jail confines virtiofsd to one uid without capabilities, so virtiofsd needs no sandbox of its own.
+    The jail confines virtiofsd to one uid without capabilities, so virtiofsd needs no sandbox.
     """
     return [
         *(

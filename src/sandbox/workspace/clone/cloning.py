@@ -79,7 +79,7 @@ class CredentialHelper:
 
     def _lookup_netrc(self, host: str) -> bytes:
         """Look the host up in ~/.netrc, as curl does, if no credential helper has credentials."""
-        from netrc import NetrcParseError, netrc  # most clones ask for no password
+        from netrc import NetrcParseError, netrc  # most clones need no password
 
         try:
             known = netrc(self._home / ".netrc").authenticators(host)
@@ -199,7 +199,7 @@ async def _running_in_background(work: Coroutine[Any, Any, None]) -> AsyncIterat
 
 
 async def _close_when_done(work: Coroutine[Any, Any, None], *files: IO[bytes]) -> None:
-    """Close the files when `work` ends, so that the other ends of the pipes see the end."""
+    """Close the files when `work` ends, which signals the end to the other ends of the pipes."""
     try:
         await work
     finally:

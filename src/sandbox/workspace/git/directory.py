@@ -38,7 +38,7 @@ def neutralize_attributes(repository: Path) -> None:
 
 
 def read_branch_commit(repository: Path, branch: str) -> str | None:
-    """Return the branch's commit in a fresh clone; None if the name is no branch."""
+    """Return the branch's commit in a fresh clone; None if there is no such branch."""
     reference = f"refs/heads/{branch}"
     with RootedFiles(repository) as files, files.open_file(b"packed-refs") as (file, size):
         text = os.read(file, min(size, _REFS_BYTES_MAX)).decode(errors="replace")

@@ -67,6 +67,16 @@ def test_ordinary_calls_pass(machine: str):
 
 
 @machines
+def test_only_programs_around_a_guest_and_in_it_can_install_filters(machine: str):
+    guest = seccomp.assemble_filter(machine, allows_filters=True)
+    seccomp_call, prctl = {"x86_64": (317, 157), "aarch64": (277, 167)}[machine]
+    for number, operation in ((seccomp_call, 0), (seccomp_call, 1), (prctl, 22)):
+        assert judge(machine, number, operation) == errno.EINVAL
+        assert judge(machine, number, operation, code=guest) == ALLOW
+    assert judge(machine, prctl, 67, code=guest) == errno.EINVAL  # PR_SET_MEMORY_MERGE
+
+
+@machines
 def test_another_processors_calls_kill(machine: str):
     other = next(audit for name, audit in AUDIT.items() if name != machine)
     assert judge(machine, READ[machine], audit=other) == KILL
