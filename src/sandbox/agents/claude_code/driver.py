@@ -54,7 +54,7 @@ _COMMAND_PREFIXES = ("/", "!", "#", "@")
 
 
 def interactive_arguments(options: tuple[str, ...], prompt: str) -> tuple[str, ...]:
-    """Return the arguments of an interactive session. `options`: those of a headless run, which cannot prompt anybody."""
+    """Return the arguments of an interactive session. `options`: those of a headless run, which cannot prompt."""
     return (*(_PERMISSION_MODES.get(option, option) for option in options), "--", _initial_prompt(prompt))
 
 
