@@ -1,4 +1,4 @@
-"""The store's twin without a file, for tests."""
+"""In-memory store, for tests."""
 
 import threading
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from sandbox.store.listing import PagePosition, cursor_position, position_of, to
 
 
 class MemoryStore:
-    """The contract's `Store`, for any thread; forgets everything with its process."""
+    """Implements `Store`, thread-safe, without persistence."""
 
     def __init__(self) -> None:
         self._tasks: dict[str, IndexedTask] = {}
@@ -27,44 +27,44 @@ class MemoryStore:
             self._tasks[indexed.task.id] = indexed
 
     def save(self, indexed: IndexedTask) -> None:
-        """Replace what is known of a task, or add it."""
+        """Replace or add a task."""
         with self._lock:
             self._tasks[indexed.task.id] = indexed
 
     def save_all(self, indexed: Sequence[IndexedTask]) -> None:
-        """`save` for many."""
+        """Like `save` for many tasks."""
         with self._lock:
             self._tasks |= {each.task.id: each for each in indexed}
 
     def delete(self, task_id: str) -> None:
-        """Take a task out of the index."""
+        """Remove a task from the index."""
         with self._lock:
             self._tasks.pop(task_id, None)
 
     def outdated_task_ids(self) -> Sequence[str]:
-        """None: it is as old as its process."""
+        """Always empty: the store is never older than its process."""
         return ()
 
     def load(self, task_id: str) -> IndexedTask | None:
-        """What is known of a task, None for an unknown one."""
+        """Return a task, None if it is unknown."""
         return self._tasks.get(task_id)
 
     def unfinished(self) -> Sequence[IndexedTask]:
-        """All tasks in a state that is not terminal, oldest first."""
+        """All tasks in a non-terminal state, oldest first."""
         found = [indexed for indexed in self._all() if not indexed.task.state.is_terminal]
         return sorted(found, key=lambda indexed: (indexed.task.created_at, indexed.task.id))
 
     def find_by_idempotency_key(self, key: str, since: datetime) -> IndexedTask | None:
-        """The newest task that was submitted with this key, not before `since`."""
+        """Return the newest task submitted with this key at or after `since`."""
         found = [indexed for indexed in self._all() if _has_key(indexed.task, key, since)]
         return max(found, key=lambda indexed: (indexed.task.created_at, indexed.task.id), default=None)
 
     def query(self, query: TaskQuery) -> TaskPage:
-        """A page of tasks, `as_listed`. Raises InvalidCursorError."""
+        """Return a page of tasks (`without_large_fields`). Raises InvalidCursorError."""
         begin, is_descending = cursor_position(query), query.order == "desc"
 
         def rank(place: PagePosition) -> tuple[bool, int | str, str]:
-            """What has no value is last in either direction."""
+            """Sort tasks without a value last in either direction."""
             value, task_id = place
             return (value is None) is not is_descending, "" if value is None else value, task_id
 
@@ -81,16 +81,16 @@ class MemoryStore:
         return TaskPage(tasks, len(matching), to_cursor(position_of(tasks[-1], query.sort)) if has_more else None)
 
     def count_by_state(self) -> Mapping[TaskState, int]:
-        """How many tasks are in each state; every state is a key."""
+        """Count the tasks by state; every state is a key."""
         states = [indexed.task.state for indexed in self._all()]
         return {state: states.count(state) for state in TaskState}
 
     def task_ids(self) -> frozenset[str]:
-        """Every task in the index."""
+        """The ids of all tasks."""
         return frozenset(indexed.task.id for indexed in self._all())
 
     def close(self) -> None:
-        """Nothing to let go of."""
+        """Do nothing: there are no resources to release."""
 
     def _all(self) -> list[IndexedTask]:
         with self._lock:

@@ -1,1 +1,1 @@
-"""Tokens: who may ask the server for what."""
+"""Access tokens of the server and their roles."""

@@ -1,4 +1,4 @@
-"""The file that a server's tokens are kept in. Whoever changes it replaces it whole; a running server notices."""
+"""The token file of a server. Changes replace the whole file, and a running server notices them."""
 
 import base64
 import fcntl
@@ -26,9 +26,10 @@ _TOKEN_FORMAT = re.compile(r"sbx_(?P<id>[a-z2-7]{8})_(?P<secret>[0-9a-f]{64})")
 
 
 class TokenRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A token as it is stored.
+    """A stored token.
 
-    sha256: of the secret, in hex. A fast hash is right here: the secret is 256 random bits, so nobody guesses it.
+    sha256: of the secret, in hex. A fast hash is sufficient, because the secret is 256 random bits and cannot be
+    guessed.
     """
 
     id: str
@@ -40,29 +41,29 @@ class TokenRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def principal(self) -> Principal:
-        """Its holder."""
+        """The token's holder."""
         return Principal(self.id, self.name, self.role)
 
     def is_valid(self, now: datetime) -> bool:
-        """Whether it has not expired."""
+        """Whether the token has not expired."""
         return self.expires_at is None or now < self.expires_at
 
 
 def generate_token(role: Role, name: str, now: datetime, expires_at: datetime | None) -> tuple[str, TokenRecord]:
-    """A new token, and the record of it."""
+    """Generate a token and its record."""
     identity = base64.b32encode(secrets.token_bytes(_ID_BYTES)).decode().lower()
     secret = secrets.token_hex(_SECRET_BYTES)
     return f"sbx_{identity}_{secret}", TokenRecord(identity, role, name, now, _digest(secret), expires_at)
 
 
 def parse_token_id(token: str) -> str | None:
-    """The id in a token; None for what is no token at all."""
+    """Return the id of a token, None if the text is not a token."""
     match = _TOKEN_FORMAT.fullmatch(token)
     return match["id"] if match else None
 
 
 def verify_token(token: str, record: TokenRecord) -> bool:
-    """Whether the record is this token's. Takes the same time for every secret."""
+    """Whether the token matches the record. The time does not depend on the secret."""
     match = _TOKEN_FORMAT.fullmatch(token)
     return match is not None and hmac.compare_digest(_digest(match["secret"]), record.sha256)
 
@@ -72,17 +73,17 @@ def _digest(secret: str) -> str:
 
 
 NAME_CHARACTERS_MAX = 64
-"""A token's name; a longer one is refused."""
+"""Maximum length of a token's name; a longer one is rejected."""
 
 LOCK_SECONDS = 5.0
-"""For a change that somebody else makes at the same time; past it a change is given up."""
+"""How long a change waits for a concurrent one; then it fails."""
 
 _LOCK_POLL_SECONDS = 0.02
 _log = logging.getLogger(__name__)
 
 
 class TokenFileError(SandboxError):
-    """The file of tokens is damaged."""
+    """The token file is damaged."""
 
     code = "tokens_unreadable"
 
@@ -94,7 +95,7 @@ class TokenNotFoundError(SandboxError):
 
 
 class InvalidTokenNameError(SandboxError):
-    """A token cannot have this name."""
+    """The name is not allowed for a token."""
 
     code = "invalid_token_name"
 
@@ -105,14 +106,14 @@ class _TokenDocument(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 FileStamp = tuple[int, int, int]
-"""Tells one version of a file from the next: inode, time of change in nanoseconds, size."""
+"""Identifies a version of a file: inode, modification time in nanoseconds, size."""
 
 
 class TokenFile:
-    """Implements `contracts.access.Access`, and changes the tokens.
+    """Implements `interfaces.auth.TokenStore`, and changes the tokens.
 
-    Once there was a token the server never goes back to taking everybody by itself: the file stays when the last
-    token is revoked, and a file that cannot be read lets nobody in.
+    Once a token existed, the server never returns to open access by itself: the file stays when the last token is
+    revoked, and an unreadable file rejects everybody.
     """
 
     def __init__(self, data_dir: Path, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
@@ -123,25 +124,28 @@ class TokenFile:
 
     @property
     def has_tokens(self) -> bool:
-        """See `Access`."""
+        """See `TokenStore.has_tokens`."""
         try:
             return self._read_stamp() is not None
         except OSError:
             return True
 
     def authenticate(self, token: str | None) -> Principal | None:
-        """See `Access`."""
+        """See `TokenStore.authenticate`."""
         identity = parse_token_id(token) if token is not None else None
         record = self._find_valid(identity) if identity is not None else None
         return record.principal if record is not None and token is not None and verify_token(token, record) else None
 
     def find_principal(self, principal_id: str) -> Principal | None:
-        """See `Access`."""
+        """See `TokenStore.find_principal`."""
         record = self._find_valid(principal_id)
         return record.principal if record is not None else None
 
     def create(self, role: Role, name: str = "", expires_at: datetime | None = None) -> tuple[str, TokenRecord]:
-        """A new token, shown this once. Durable on return. Raises OSError, TokenFileError, InvalidTokenNameError."""
+        """Create a token, which is shown only once. Durable on return.
+
+        Raises OSError, TokenFileError, InvalidTokenNameError.
+        """
         if len(name) > NAME_CHARACTERS_MAX or not is_printable(name):
             raise InvalidTokenNameError(f"A name has at most {NAME_CHARACTERS_MAX} printable characters.")
         token, record = generate_token(role, name, self._now(), expires_at)
@@ -150,7 +154,7 @@ class TokenFile:
         return token, record
 
     def list(self) -> Sequence[TokenRecord]:
-        """All tokens, expired ones too, the oldest first. Raises OSError, TokenFileError."""
+        """Return all tokens, including expired ones, oldest first. Raises OSError, TokenFileError."""
         try:
             content = self.path.read_bytes()
         except FileNotFoundError:
@@ -162,12 +166,12 @@ class TokenFile:
             raise TokenFileError(f"{self.path} is damaged ({error}); {advice}.") from None
 
     def list_valid(self) -> Sequence[TokenRecord]:
-        """Those that have not expired. Raises as `list` does."""
+        """Return the tokens that have not expired. Raises like `list`."""
         now = self._now()
         return [record for record in self.list() if record.is_valid(now)]
 
     def revoke(self, token_id: str) -> TokenRecord:
-        """End a token, sessions that it opened included. Raises TokenNotFoundError, and as `list` does."""
+        """Revoke a token, including sessions opened with it. Raises TokenNotFoundError, and like `list`."""
         with self._change_lock():
             records = self.list()
             found = next((record for record in records if record.id == token_id), None)
@@ -186,7 +190,7 @@ class TokenFile:
         return record if record is not None and record.is_valid(self._now()) else None
 
     def _refresh(self) -> None:
-        """Read the file again if it is another one than before."""
+        """Read the file again if it has changed."""
         stamp = self._read_stamp()
         if stamp == self._stamp:
             return
@@ -195,7 +199,7 @@ class TokenFile:
             self._records = {record.id: record for record in self.list()}
         except TokenFileError as error:
             _log.error("Nobody is let in: %s", error)
-        # Read after the look: a file that was replaced in between has another stamp and is read once more.
+        # The stamp is older than the content: a file replaced in between has another stamp and is read again.
         self._stamp = stamp
 
     def _read_stamp(self) -> FileStamp | None:
@@ -207,7 +211,7 @@ class TokenFile:
 
     @contextmanager
     def _change_lock(self) -> Iterator[None]:
-        """One change at a time, over all processes. The directory's own lock is its server's, as long as that lives."""
+        """Hold the lock for changes, across processes. The running server holds the data directory's own lock."""
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         lock = os.open(self.path.with_suffix(".lock"), flags, 0o600)
         try:

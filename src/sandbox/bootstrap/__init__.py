@@ -1,1 +1,1 @@
-"""Floor 5: who is given what, for the server and for the runner."""
+"""Entry points that build the server and the runner from their components."""

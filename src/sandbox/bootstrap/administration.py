@@ -1,4 +1,4 @@
-"""What `sandbox admin` does to a data directory."""
+"""Operations of `sandbox admin` on a data directory."""
 
 from __future__ import annotations
 
@@ -29,26 +29,29 @@ from sandbox.system.files import fsync_path
 
 
 class DataDirNotFoundError(SandboxError):
-    """There is no data directory where one was looked for."""
+    """The data directory does not exist."""
 
     code = "no_data"
 
 
 @dataclass(frozen=True, slots=True)
 class RebuildResult:
-    """A new index. refused: the tasks that are not in it, and why."""
+    """The result of a rebuild. skipped: task ids that are not in the new index, with the reason."""
 
     tasks_count: int
     skipped: Mapping[str, str]
 
 
 def index_file(data_dir: Path) -> Path:
-    """Where the index is."""
+    """Return the path of the index."""
     return data_dir / "index.sqlite"
 
 
 def check_data_dir(data_dir: Path, *, deep: bool) -> tuple[int, list[Discrepancy]]:
-    """How many tasks there are, and what does not agree. Raises NoDataError, StoreTooNewError, StoreError, OSError."""
+    """Return the number of tasks and all discrepancies.
+
+    Raises DataDirNotFoundError, StoreTooNewError, StoreError, OSError.
+    """
     require_data_dir(data_dir)
     journals = FileJournals(data_dir)
     try:
@@ -68,16 +71,16 @@ def check_data_dir(data_dir: Path, *, deep: bool) -> tuple[int, list[Discrepancy
 
 
 def require_data_dir(data_dir: Path) -> None:
-    """Raises NoDataError when this is no data directory."""
+    """Raise DataDirNotFoundError if the data directory does not exist."""
     if not data_dir.is_dir():
         raise DataDirNotFoundError(f"{data_dir} is not there; name the server's directory with --data-dir.")
 
 
 def rebuild_index(data_dir: Path) -> RebuildResult:
-    """Make the index anew from the journals alone; the one before is kept as `index.sqlite.before`.
+    """Rebuild the index from the journals; the previous one is kept as `index.sqlite.before`.
 
-    Raises NoDataError, DataDirBusyError, UnsafePlaceError, StoreUnusableError, StoreError, OSError; the index is then
-    as it was.
+    Raises DataDirNotFoundError, DataDirBusyError, UnsafeDirectoryError, StoreUnusableError, StoreError, OSError; then
+    the index is unchanged.
     """
     require_data_dir(data_dir)
     with lock_data_dir(data_dir), private_umask():
@@ -87,28 +90,28 @@ def rebuild_index(data_dir: Path) -> RebuildResult:
             rebuilt = _build_index(FileJournals(data_dir), part)
             _replace_index(index_file(data_dir), part)
         finally:
-            _remove_database(part)  # on a full disk it would take the room that is left
+            _remove_database(part)  # on a full disk it would use up the remaining space
         return rebuilt
 
 
 def _build_index(journals: FileJournals, file: Path) -> RebuildResult:
-    """A whole index in one file. Raises StoreError."""
+    """Build a complete index in one file. Raises StoreError."""
     store = SqliteStore(file)
     try:
         refused = index_journals(journals, store, journals.task_ids())
         tasks_count = len(store.task_ids())
     finally:
         store.close()
-    if not checkpoint_wal(file):  # which SQLite does at `close`, and says nothing where it could not
+    if not checkpoint_wal(file):  # SQLite does this at `close`, but reports no failure
         raise StoreError("The new index has not come to disk whole, and the old one stays: make room and try again.")
     fsync_path(file)
     return RebuildResult(tasks_count, refused)
 
 
 def prune_data_dir(data_dir: Path, retention: Retention, *, dry_run: bool) -> Sequence[PrunedTask]:
-    """Remove finished tasks that are kept no longer; gives them.
+    """Remove finished tasks beyond the retention, and return them.
 
-    Raises NoDataError, DataDirBusyError, UnsafePlaceError, StoreUnusableError, StoreError, OSError.
+    Raises DataDirNotFoundError, DataDirBusyError, UnsafeDirectoryError, StoreUnusableError, StoreError, OSError.
     """
     require_data_dir(data_dir)
     with lock_data_dir(data_dir):
@@ -123,9 +126,9 @@ def prune_data_dir(data_dir: Path, retention: Retention, *, dry_run: bool) -> Se
 
 
 def _replace_index(index: Path, new: Path) -> None:
-    """A crash leaves the old index whole, or the new one.
+    """Replace the index. A crash leaves the old index or the new one intact.
 
-    Of an old one that SQLite cannot read it may leave none: then the next server makes it of the journals.
+    If SQLite cannot read the old index, a crash may leave none; then the next server rebuilds it from the journals.
     """
     if index.exists():
         backup = index.with_name("index.sqlite.before")
@@ -135,13 +138,13 @@ def _replace_index(index: Path, new: Path) -> None:
             index.rename(backup)
     for name in _sidecar_files(index):
         name.unlink(missing_ok=True)
-    fsync_path(index.parent)  # before the new one has the name: with the old one's log it would be damaged
+    fsync_path(index.parent)  # before the rename: the old one's log would damage the new database
     new.rename(index)
     fsync_path(index.parent)
 
 
 def _back_up_index(index: Path, target: Path) -> None:
-    """The one that was kept before goes when there is another."""
+    """Back up the index, replacing the previous backup only when the new one is complete."""
     part = target.with_name(f"{target.name}.new")
     part.unlink(missing_ok=True)
     try:
@@ -150,7 +153,7 @@ def _back_up_index(index: Path, target: Path) -> None:
             fsync_path(part)
         part.rename(target)
     finally:
-        part.unlink(missing_ok=True)  # of two names of one file rename leaves both
+        part.unlink(missing_ok=True)  # rename leaves both names if they are links to the same file
 
 
 def _remove_database(file: Path) -> None:
@@ -159,5 +162,5 @@ def _remove_database(file: Path) -> None:
 
 
 def _sidecar_files(file: Path) -> tuple[Path, ...]:
-    """What SQLite keeps beside a database; with another database they would be poison."""
+    """Return the files that SQLite keeps next to a database. They would damage another database."""
     return tuple(file.with_name(f"{file.name}-{kind}") for kind in ("wal", "shm"))

@@ -1,4 +1,4 @@
-"""The lock that makes its holder the one who works on a data directory: a server, or who mends it while none runs."""
+"""The lock of a data directory, held by its server or by an administrative command while no server runs."""
 
 import fcntl
 import os
@@ -12,25 +12,26 @@ from sandbox.bootstrap.private_directory import check_owner
 from sandbox.model.errors import SandboxError
 
 FORKED_LOCK_WAIT_SECONDS = 2.0
-"""What a dead server had just forked holds its lock until it begins its own program; it is waited for no longer."""
+"""How long to wait for a child process that a dead server had just forked: it holds the lock until exec."""
 
 _OWNER_BYTES_MAX = 8192
 _POLL_SECONDS = 0.02
 
 
 class DataDirBusyError(SandboxError):
-    """Another server works on this data directory, or on the one that it is a copy of."""
+    """Another server uses this data directory, or the one that it is a copy of."""
 
     code = "data_dir_busy"
 
 
 @contextmanager
 def lock_data_dir(data_dir: Path) -> Iterator[None]:
-    """Work on a data directory as nobody else does meanwhile; the lock goes with the process.
+    """Lock a data directory exclusively; the lock ends with the process.
 
-    The directory itself is locked, whatever path leads to it: no cleaner can take it away, as it can a file. The file
-    `server.lock` says who it is, and where. A copy names the same attempts as what it was copied from, and would end
-    those that run there: it is refused. Raises DataDirBusyError, UnsafePlaceError where it is another user's, OSError.
+    The directory itself is locked, under whatever path: unlike a file, it cannot be removed by a cleaner of temporary
+    files. The file `server.lock` identifies the holder and the directory. A copy of a data directory is rejected: it
+    names the same attempts as the original and would end those that run there. Raises DataDirBusyError,
+    UnsafeDirectoryError if another user owns it, OSError.
     """
     check_owner(data_dir)
     with ExitStack() as opened:
@@ -71,7 +72,7 @@ def _encode_owner(data_dir: Path) -> bytes:
 
 
 def _check_not_copy(data_dir: Path, owner: bytes) -> None:
-    """What was moved is no copy: nothing is left where it was."""
+    """Reject a copy. A moved directory is not a copy: nothing is left at its old path."""
     try:
         _, recorded_identity, path = owner.split(b"\n", 2)
         original = Path(os.fsdecode(path))

@@ -1,6 +1,6 @@
-"""The log of a server or a runner: lines for people or for programs, each with what it is about.
+"""Logging of servers and runners: text or JSON lines with the context of each message.
 
-Built on the standard library, which every process has loaded already: asyncio logs through it.
+Uses the standard library, which every process has loaded anyway: asyncio logs through it.
 """
 
 import json
@@ -18,7 +18,7 @@ FORMATS = ("text", "json")
 LEVELS = ("debug", "info", "warning", "error")
 
 FORMAT_VARIABLE, LEVEL_VARIABLE = "SANDBOX_LOG_FORMAT", "SANDBOX_LOG_LEVEL"
-"""By which a runner learns what its server was set to."""
+"""Variables that pass the server's log settings to its runners."""
 
 _CONTEXT_FIELDS = {"task_id": TASK_ID, "attempt_id": ATTEMPT_ID, "request_id": REQUEST_ID, "token_id": TOKEN_ID}
 _EXTRA_FIELDS = (
@@ -35,11 +35,11 @@ _EXTRA_FIELDS = (
     "data_dir",
     "kind",
 )
-"""What else a line may tell; given by `extra` of the call."""
+"""Further fields of a line, set by `extra` of the call."""
 
 
 def configure_logging(log_format: str, level: str) -> "LogFormatter":
-    """Write everything from `level` up to stderr; of libraries, warnings only. Gives who makes the lines."""
+    """Log everything from `level` up to stderr; from libraries, warnings only. Return the formatter."""
     lines = LogFormatter(_render_json if log_format == "json" else _render_text)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(lines)
@@ -53,7 +53,7 @@ def configure_logging(log_format: str, level: str) -> "LogFormatter":
 
 
 class LogFormatter(logging.Formatter):
-    """Makes a line of a record. redact: takes the values of secrets out of whatever text it is given."""
+    """Formats log records. redact: removes secret values from any text."""
 
     def __init__(self, render: Callable[[Mapping[str, Any]], str]) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class LogFormatter(logging.Formatter):
         self._render = render
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line; as text, a traceback stands below it."""
+        """Format one line; in text format a traceback follows on further lines."""
         fields = {name: value for name, value in self._collect_fields(record).items() if value is not None}
         return self._render(
             {
@@ -96,7 +96,7 @@ def _render_text(fields: Mapping[str, Any]) -> str:
     del rest["logger"]
     exception = rest.pop("exception", "")
     line = "  ".join([head, " ".join(f"{name}={_quote_value(value)}" for name, value in rest.items())]).rstrip()
-    # No line of the log can be made up by whoever chose a name or a path.
+    # Escape everything: an attacker-chosen name or path must not forge log lines.
     return "\n    ".join([line, *(replace_unprintable(below, escape_character) for below in exception.splitlines())])
 
 

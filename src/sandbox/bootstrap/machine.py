@@ -1,4 +1,7 @@
-"""Since when the machine is up. A module of its own, because runners load nothing that only the server needs."""
+"""Properties of the host: boot id, clock, capacity, run directory.
+
+Runners import this module, too. Keep its imports few: each one slows their start.
+"""
 
 import hashlib
 import os
@@ -14,28 +17,31 @@ from sandbox.server.scheduler import Resources
 
 
 def read_boot_id() -> str:
-    """Changes at every boot (proc(5), random/boot_id)."""
+    """Return the boot id, which changes at every boot (proc(5), random/boot_id)."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 class SystemClock:
-    """Implements `contracts.clock.Clock`."""
+    """Implements `interfaces.clock.Clock`."""
 
     def now(self) -> datetime:
-        """UTC wall clock."""
+        """Return the UTC wall clock time."""
         return datetime.now(UTC)
 
     def monotonic(self) -> float:
-        """Seconds that only go forward."""
+        """Return seconds that never go backward."""
         return time.monotonic()
 
 
 _USER_RUNTIME_ROOT = Path("/run/user")
-"""Where a machine with logins has a directory for each user who is there (pam_systemd(8))."""
+"""Parent of the runtime directories of logged-in users (pam_systemd(8))."""
 
 
 def measure_capacity(data_dir: Path, factors: CapacitySection) -> Resources:
-    """What may be promised: CPUs of this process, all memory, the data directory's disk, each overcommitted."""
+    """Return the capacity for tasks, with each resource overcommitted.
+
+    These are the CPUs of this process, all memory, and the data directory's disk.
+    """
     disk = os.statvfs(data_dir)
     return Resources(
         cpus=int(len(os.sched_getaffinity(0)) * factors.cpus),
@@ -45,7 +51,7 @@ def measure_capacity(data_dir: Path, factors: CapacitySection) -> Resources:
 
 
 def read_memory_available_bytes() -> int | None:
-    """What new processes could use without swapping (proc(5), meminfo, MemAvailable); None where it is not told."""
+    """Return the memory available without swapping (proc(5), meminfo, MemAvailable); None if it is unknown."""
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
@@ -56,26 +62,27 @@ def read_memory_available_bytes() -> int | None:
 
 
 def host_name() -> str:
-    """The machine's host name."""
+    """Return the host name."""
     return socket.gethostname()
 
 
 def choose_run_dir(data_dir: Path) -> Path:
-    """A short, private place for sockets (a Unix socket's path has 107 bytes), one a data directory.
+    """Return a short, private directory for sockets, one per data directory.
 
-    By the directory itself and not by its path: another path to it must lead to the sockets of runners that live.
+    A Unix socket's path has at most 107 bytes. The name depends on the directory's identity, not on its path: another
+    path to it must lead to the sockets of live runners.
     """
     status = data_dir.stat()
     name = hashlib.sha256(f"{status.st_dev}:{status.st_ino}".encode()).hexdigest()[:12]
     candidates = _run_dir_candidates()
-    # What a login session tells differs from one to the next; the runners of an earlier server stay where they are.
+    # XDG_RUNTIME_DIR differs between login sessions, but runners of an earlier server keep their sockets.
     parent = next((place for place in candidates if (place / name).is_dir()), candidates[0])
     make_private_directory(parent)
     return make_private_directory(parent / name)
 
 
 def _run_dir_candidates() -> Sequence[Path]:
-    """Where it may be, the best first. Those that anybody could make are made private or refused."""
+    """Return the candidates, best first. Those that any user could create are made private or rejected."""
     user = os.geteuid()
     if user == 0:
         return (Path("/run/sandbox"),)

@@ -1,4 +1,4 @@
-"""What the server's janitor looks after."""
+"""The janitor's jobs."""
 
 import asyncio
 from collections.abc import Sequence
@@ -24,9 +24,9 @@ from sandbox.server.task_service import ServiceDependencies
 def create_maintenance_jobs(
     data_dir: Path, run_dir: Path, dependencies: ServiceDependencies, settings: ServerSettings
 ) -> Sequence[PeriodicJob]:
-    """In the order in which they are done."""
+    """Create the jobs in the order of their execution."""
     kinds: Sequence[Leftovers] = (
-        # Any runtime ends the sandboxes of all; this one needs nothing to be installed.
+        # Any runtime can end the sandboxes of all runtimes; this one needs no installed program.
         SandboxLeftovers(make_runtime("bubblewrap", run_dir)),
         DiskLeftovers(data_dir),
         SocketLeftovers(run_dir),

@@ -1,4 +1,4 @@
-"""Directories that nobody else enters."""
+"""Private directories and files."""
 
 import errno
 import os
@@ -12,20 +12,20 @@ from pathlib import Path
 from sandbox.model.errors import SandboxError
 
 _SERVER_FILES = frozenset({"server.lock", "index.sqlite", "tokens.json", "profiles"})
-"""One of these is in every data directory that a server, a restored backup, a first token or profile has made."""
+"""Every data directory of a server, a restored backup, a first token or a first profile has one of these."""
 
 _FILE_SYSTEM_FILES = frozenset({"lost+found"})
 
 
 class UnsafeDirectoryError(SandboxError):
-    """A directory that must be private belongs to somebody else, or others use it."""
+    """A directory that must be private belongs to another user, or others can access it."""
 
     code = "unsafe_place"
 
 
 @contextmanager
 def private_umask() -> Iterator[None]:
-    """What is made meanwhile nobody else reads."""
+    """Create files and directories without permissions for other users."""
     previous = os.umask(0o077)
     try:
         yield
@@ -34,7 +34,7 @@ def private_umask() -> Iterator[None]:
 
 
 def make_private_directory(directory: Path) -> Path:
-    """Make a directory that only this user enters. Raises UnsafePlaceError, OSError."""
+    """Create a directory that only this user can access. Raises UnsafeDirectoryError, OSError."""
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     if _is_open_to_others(_require_own_directory(directory)):
         directory.chmod(0o700)
@@ -42,15 +42,16 @@ def make_private_directory(directory: Path) -> Path:
 
 
 def make_data_dir(directory: Path) -> Path:
-    """Make a server's data directory, private. Raises as `refuse_foreign` does."""
+    """Create a private data directory for a server. Raises like `check_usable_data_dir`."""
     check_usable_data_dir(directory)
     return make_private_directory(directory)
 
 
 def check_usable_data_dir(directory: Path) -> None:
-    """Look whether a server may make this its data directory, and change nothing. Raises UnsafePlaceError, OSError.
+    """Check whether a server may use this data directory, without changes. Raises UnsafeDirectoryError, OSError.
 
-    One that others use would be closed to them: it is taken only when it is empty, or holds a server's data already.
+    Making a shared directory private would lock others out, so it is accepted only if it is empty or already has a
+    server's data.
     """
     try:
         check_owner(directory)
@@ -65,7 +66,10 @@ def check_usable_data_dir(directory: Path) -> None:
 
 
 def check_owner(directory: Path) -> None:
-    """Of a data directory: what would be made there its own user could not use. Raises UnsafePlaceError, OSError."""
+    """Require that this user owns a data directory: its owner could not use files created here.
+
+    Raises UnsafeDirectoryError, OSError.
+    """
     status = directory.stat()
     if status.st_uid != os.geteuid():
         remedy = f"work as its user (sudo -u {_user_name(status.st_uid)}), or choose another"
@@ -80,7 +84,7 @@ def _require_own_directory(directory: Path) -> os.stat_result:
 
 
 def _user_name(uid: int) -> str:
-    """As sudo knows who it is."""
+    """Return the user in the form that sudo accepts."""
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
@@ -100,7 +104,7 @@ _UNSUPPORTED_ERRNOS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS})
 
 
 def try_link(file: Path, name: Path) -> bool:
-    """Give a file a second name; False where its disk has no hard links. Raises OSError."""
+    """Create a hard link; return False if the disk does not support links. Raises OSError."""
     try:
         os.link(file, name)
     except OSError as error:

@@ -1,12 +1,12 @@
-"""Wires one runner: `python -m sandbox.bootstrap.runner --lock-fd=N`, its order on standard input.
+"""Entry point of a runner: `python -m sandbox.bootstrap.runner --lock-fd=N`, with its order on standard input.
 
-Imports nothing of the server's, so that a runner starts fast and stays small.
+Imports as little as possible of the server, to start fast and stay small.
 """
 
 import gc
 
 if __name__ == "__main__":
-    # What is imported stays, and would be looked through for garbage a hundred times.
+    # Imported modules are permanent and would be scanned for garbage a hundred times.
     gc.disable()
 
 import asyncio
@@ -57,14 +57,14 @@ from sandbox.workspace.clone.relay import DialPolicy
 from sandbox.workspace.git.host_process import no_confinement
 from sandbox.workspace.workspaces import GitWorkspaces
 
-_log = logging.getLogger("sandbox.runner")  # this module is called __main__
+_log = logging.getLogger("sandbox.runner")  # the name of this module is __main__
 
 
 def main() -> None:
-    """Carry out, or finish, the attempt of the order."""
-    # Its default action ends the process, which frees the journal's lock, whatever the process is stuck in.
+    """Run or finish the attempt of the order."""
+    # The default action ends the process, which releases the journal's lock even if the process is stuck.
     signal.alarm(int(LAUNCH_SECONDS))
-    gc.freeze()  # modules are no garbage, and are not looked through for it again, not even at the end
+    gc.freeze()  # modules are permanent; exclude them from garbage collection, even at exit
     gc.enable()
     os.umask(0o077)
     log = configure_logging(os.environ.get(FORMAT_VARIABLE, "text"), os.environ.get(LEVEL_VARIABLE, "info"))
@@ -81,7 +81,7 @@ def main() -> None:
 
 
 def _read_order() -> LaunchOrder:
-    """From standard input. Ends the process where the server died while it gave the order."""
+    """Read the order from standard input. Exits if the server died while it sent the order."""
     try:
         return msgspec.json.decode(sys.stdin.buffer.read(), type=LaunchOrder)
     except msgspec.ValidationError:
@@ -92,7 +92,7 @@ def _read_order() -> LaunchOrder:
 
 
 def _startup_timeout_seconds(order: LaunchOrder) -> int:
-    """Every record of the journal is read, and a busy machine is no reason to give up the work that it tells of."""
+    """Allow time to read the whole journal: a busy host is no reason to lose the work in it."""
     size_bytes = FileJournals(Path(order.data_dir)).size_bytes(order.task_id)
     return math.ceil(LAUNCH_SECONDS + size_bytes / JOURNAL_READ_BYTES_PER_SECOND)
 
@@ -118,7 +118,7 @@ async def _run(order: LaunchOrder, lock_fd: int, redaction: Redactor | None) -> 
 
 
 def _control_socket(order: LaunchOrder, life: AttemptRunner) -> contextlib.AbstractAsyncContextManager[None]:
-    """A cleaner of temporary files may have been there since the server began."""
+    """Serve the control socket. Recreate its directory, which a cleaner of temporary files may have removed."""
     run_dir = Path(order.run_dir)
     make_private_directory(run_dir.parent)
     make_private_directory(run_dir)
@@ -126,7 +126,7 @@ def _control_socket(order: LaunchOrder, life: AttemptRunner) -> contextlib.Abstr
 
 
 async def _run_debug_session(order: LaunchOrder, redaction: Redactor | None) -> None:
-    """The lock is held by being open; it goes with this process."""
+    """Run a debug session. The open descriptor holds its lock until this process ends."""
     data_dir, run_dir = Path(order.data_dir), Path(order.run_dir)
     dependencies = _build_dependencies(order)
     terminals = TerminalServer(redaction, dependencies.throttle.queue())
@@ -147,7 +147,7 @@ async def _run_debug_session(order: LaunchOrder, redaction: Redactor | None) -> 
 
 
 def build_attempt(order: LaunchOrder, lock_fd: int, redaction: Redactor | None) -> AttemptContext:
-    """Take the journal over and gather the equipment. Raises StaleOrderError."""
+    """Take over the journal and build the attempt's context. Raises StaleOrderError."""
     data_dir, dependencies = Path(order.data_dir), _build_dependencies(order)
     writer = dependencies.journals.adopt(order.task_id, lock_fd)
     task = replay_task(dependencies.journals, order.task_id).task
@@ -178,7 +178,7 @@ def _build_recorder(
     reserve = ReserveFile(files.reserve, RUNNER_RESERVE_BYTES)
 
     def measure() -> DiskSpace:
-        """What was given back is for the end, not for output."""
+        """A released reserve is for the end of the task, not for output."""
         space = measure_disk_space(data_dir)
         return space if reserve.is_allocated else space.minus_reserve(RUNNER_RESERVE_BYTES)
 
@@ -204,7 +204,7 @@ def _build_dependencies(order: LaunchOrder) -> RunnerDependencies:
 
 
 def choose_disks(order: LaunchOrder) -> Disks:
-    """What is on the disk of an earlier process decides, whatever the machine is found to be able to make by now."""
+    """Choose the kind that an earlier process of the attempt used, regardless of what the host supports by now."""
     is_loop, data_dir = order.disks == "loop", Path(order.data_dir)
     if order.finish or order.visit or order.resumes:
         is_loop = any(files.disk_image.exists() for files in TaskLayout(data_dir, order.task_id).attempts())
@@ -212,7 +212,7 @@ def choose_disks(order: LaunchOrder) -> Disks:
 
 
 def _make_redactor(secrets: Mapping[str, str]) -> Redactor | None:
-    """Most tasks have no secrets, and their runners stay without what finds them."""
+    """Import redaction only if needed: most tasks have no secrets."""
     if not secrets:
         return None
     from sandbox.secrets.redactor import SecretRedactor

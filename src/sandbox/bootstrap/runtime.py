@@ -1,4 +1,4 @@
-"""The runtimes there are, by name, and the one that a server works with."""
+"""The available runtimes, and the choice of the one that a server uses."""
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +24,7 @@ class UnknownRuntimeError(SandboxError):
 
 
 def make_runtime(name: str, run_dir: Path, *, auto: bool = False) -> Runtime:
-    """The runtime of this name; auto: nobody asked for it by that. Raises UnknownRuntimeError."""
+    """Create the runtime with this name. auto: it was not requested by name. Raises UnknownRuntimeError."""
     maker = (_AUTO_MAKERS if auto else _MAKERS).get(name)
     if maker is None:
         names = ", ".join((AUTO, *_MAKERS))
@@ -32,7 +32,7 @@ def make_runtime(name: str, run_dir: Path, *, auto: bool = False) -> Runtime:
     return maker(run_dir)
 
 
-# A runner needs one of them only, and starts faster without the others.
+# Imports are local: a runner needs only one runtime and starts faster without the others.
 
 
 def _make_bubblewrap(run_dir: Path) -> Runtime:
@@ -65,39 +65,40 @@ _MAKERS: Mapping[str, Callable[[Path], Runtime]] = {
     "qemu": _make_qemu,
 }
 _AUTO_MAKERS = {**_MAKERS, "qemu": _make_qemu_unless_emulated}
-"""An emulated guest is never taken unasked, and to find out that it boots takes seconds."""
+"""Emulation is never chosen automatically, and booting a guest just to probe it takes seconds."""
 
 
 class RuntimeChoice(msgspec.Struct, frozen=True):
-    """The runtime that was chosen, and what all that were looked at can do here, strongest first."""
+    """The chosen runtime, and the probes of all examined runtimes, strongest first."""
 
     chosen: RuntimeProbe
     probes: Sequence[RuntimeProbe]
 
     @property
     def tier(self) -> str:
-        """Of the chosen one; where none works, of the strongest that may work later."""
+        """The tier of the chosen runtime. If none works, that of the strongest, which may work later."""
         return self.chosen.tier if self.chosen.is_available else self.probes[0].tier
 
 
 async def choose_runtime(requested: str, run_dir: Path) -> RuntimeChoice:
-    """`auto` is the strongest that works, but for those that must be asked for by name. Raises UnknownRuntimeError.
+    """Probe and choose a runtime. `auto` selects the strongest that works and is not explicit-only.
 
-    A name is that runtime, working or not; then no other is looked at, because looking makes sandboxes.
+    A name selects that runtime, working or not; no other one is probed then, because a probe creates sandboxes. Raises
+    UnknownRuntimeError.
     """
     runtimes = (
         [make_runtime(name, run_dir, auto=True) for name in _MAKERS]
         if requested == AUTO
         else [make_runtime(requested, run_dir)]
     )
-    # Cancelling waits until all probes have cleaned up.
+    # Cancellation waits until all probes have cleaned up.
     async with asyncio.TaskGroup() as group:
         probes = [group.create_task(runtime.probe()) for runtime in runtimes]
     return select_strongest([probe.result() for probe in probes])
 
 
 def select_strongest(probes: Sequence[RuntimeProbe]) -> RuntimeChoice:
-    """Where none works it is the weakest, which asks the least of a machine."""
+    """Choose the strongest; if none works, the weakest, which has the fewest requirements."""
     by_strength = sorted(probes, key=lambda probe: probe.strength, reverse=True)
     candidates = [
         probe for probe in by_strength if probe.is_available and not (probe.is_explicit_only and len(probes) > 1)
@@ -106,7 +107,7 @@ def select_strongest(probes: Sequence[RuntimeProbe]) -> RuntimeChoice:
 
 
 def describe_failure(choice: RuntimeChoice) -> str | None:
-    """Why no sandbox can be made, and what to mend; None where one can be."""
+    """Return why no sandbox can be created, and what to do; None if one can."""
     if choice.chosen.is_available:
         return None
     if len(choice.probes) == 1:
@@ -116,7 +117,7 @@ def describe_failure(choice: RuntimeChoice) -> str | None:
 
 
 def image_components() -> Mapping[str, Component]:
-    """By the name that a declarative file calls each."""
+    """Return the components by the name that profile definitions use."""
     try:
         version = node.node_version()
     except (OSError, SubprocessError):
@@ -134,7 +135,10 @@ def image_components() -> Mapping[str, Component]:
 
 
 def make_offered_profiles(profiles: ProfileCatalog, find_tier: Callable[[], str]) -> Callable[[], Mapping[str, str]]:
-    """Gives the names of all profiles with what is in the way of each, as manifests are held against them."""
+    """Return a function that maps each profile to the reason why it is unusable (empty if none).
+
+    Manifests are checked against its result.
+    """
 
     def tell() -> Mapping[str, str]:
         tier = find_tier()

@@ -1,4 +1,4 @@
-"""What tasks may have of this server's secrets."""
+"""Secrets that the server provides to tasks, and the key of the model API."""
 
 from collections.abc import Mapping, Sequence
 
@@ -15,7 +15,7 @@ from sandbox.secrets.vault import VaultSettings, VaultSource
 
 
 class ServerSecretResolver:
-    """The sources that the operator configured. As soon as there are tokens, only named variables are given away."""
+    """Resolves secrets from the configured sources. Once there are tokens, only listed variables are accessible."""
 
     def __init__(self, settings: SecretsSection, environment: Mapping[str, str], access: TokenStore) -> None:
         self._settings = settings
@@ -29,14 +29,14 @@ class ServerSecretResolver:
             self._sources["vault"] = VaultSource(vault)
 
     async def resolve(self, secrets: Sequence[Secret]) -> Mapping[str, str]:
-        """The values by name. Raises SecretUnavailableError."""
+        """Return the values by name. Raises SecretUnavailableError."""
         allowed = self._settings.environment if self._access.has_tokens else None
         variables = EnvironmentSource(self._environment, allowed)
         return await SecretResolver({**self._sources, "env": variables}).resolve(secrets)
 
 
 def _vault_settings(settings: SecretsSection, environment: Mapping[str, str]) -> VaultSettings | None:
-    """The address is configured, the rest are the variables that Vault's own command line takes."""
+    """Return the Vault settings: the configured address and the variables of Vault's own command line."""
     address, token = settings.vault.address, environment.get("VAULT_TOKEN")
     if address is None or not token:
         return None
@@ -53,9 +53,9 @@ DEFAULT_BASE_URL = "https://api.anthropic.com"
 
 
 def read_upstream(environment: Mapping[str, str]) -> ModelUpstream | None:
-    """ANTHROPIC_BASE_URL and the key for it; None without a key. The API key goes before the token.
+    """Return ANTHROPIC_BASE_URL and its key; None without a key. The API key takes precedence over the token.
 
-    Raises ConfigurationError where no gateway could use them.
+    Raises ConfigurationError if the gateway cannot use them.
     """
     base_url = environment.get("ANTHROPIC_BASE_URL") or DEFAULT_BASE_URL
     api_key, auth_token = (environment.get(f"ANTHROPIC_{name}", "") for name in ("API_KEY", "AUTH_TOKEN"))

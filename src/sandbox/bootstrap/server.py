@@ -1,4 +1,4 @@
-"""Wires the server: every room, once, and what they are told."""
+"""Builds and runs the server."""
 
 from __future__ import annotations
 
@@ -92,10 +92,10 @@ from sandbox.system.files import fsync_path
 
 
 async def can_confine_git(choice: RuntimeChoice, run_dir: Path) -> bool:
-    """Where something is missing for it, which 'sandbox doctor' tells too, git has the server's rights.
+    """Return whether git can be confined. If not (see `sandbox doctor`), git runs with the server's rights.
 
-    Where the machine is only busy it is confined: an attempt whose confinement then fails ends, and no other does.
-    It is tried also where no sandbox can be made: a finisher of an earlier attempt reads its workspace all the same.
+    On a busy host the answer is yes: at worst an attempt whose confinement fails ends. It is probed even if no sandbox
+    can be created, because a finisher of an earlier attempt still reads its workspace.
     """
     try:
         reason = await find_confinement_problem(make_runtime(choice.chosen.runtime, run_dir), run_dir)
@@ -109,7 +109,7 @@ async def can_confine_git(choice: RuntimeChoice, run_dir: Path) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class RestrictedPlacement:
-    """Looks whether there are tokens each time a runner starts: they may come while the server runs."""
+    """Checks for tokens whenever a runner starts, because they may be created while the server runs."""
 
     placement: Placement
     access: TokenStore
@@ -125,7 +125,7 @@ Result = TypeVar("Result")
 _log = logging.getLogger(__name__)
 
 DESCRIPTORS_MAX = 65_536
-"""Open files of the server, where the machine allows so many; past it tasks are refused with 503."""
+"""Open files of the server, if the host allows as many; beyond it tasks get 503."""
 
 RUNNER_COMMAND = (sys.executable, "-I", "-m", "sandbox.bootstrap.runner")
 _RUNNER_VARIABLES = (
@@ -143,9 +143,9 @@ class ServerDirectories:
 
 
 def run(settings: ServerSettings, *, announce: AnnounceFormat = "text") -> None:
-    """Serve until SIGTERM or SIGINT. Raises SandboxError or OSError when the server cannot start.
+    """Serve until SIGTERM or SIGINT. Raises SandboxError or OSError if the server cannot start.
 
-    announce: how the addresses are printed once the server answers: for people, or as one JSON line.
+    announce: how the addresses are printed once the server is ready: for people, or as one JSON line.
     """
     os.umask(0o077)
     configure_logging(settings.log.format, settings.log.level)
@@ -235,7 +235,7 @@ async def _background_jobs(
 
 
 async def _run_unless_set(event: asyncio.Event, work: Coroutine[Any, Any, Result]) -> Result | None:
-    """The result of `work`; None if the event is set first, which cancels it and waits until it has cleaned up."""
+    """Return the result of `work`; None if the event is set first, which cancels `work` and awaits its cleanup."""
     working, waiting = asyncio.create_task(work), asyncio.create_task(event.wait())
     try:
         await asyncio.wait({working, waiting}, return_when=asyncio.FIRST_COMPLETED)
@@ -344,7 +344,7 @@ def _build_service(
 
 
 def _make_disk_monitor(settings: ServerSettings, directories: ServerDirectories) -> DiskMonitor:
-    """Looked at once before anything is opened: a full disk gives what the server needs to start out of the reserve."""
+    """Create the monitor and check once before any file is opened: on a full disk the server starts on the reserve."""
     reserve = ReserveFile(directories.data_dir / "reserve", SERVER_RESERVE_BYTES)
     keeper = DiskMonitor(
         directories.data_dir, lambda: measure_disk_space(directories.data_dir), settings.disk.new_tasks, reserve
@@ -358,7 +358,7 @@ def _image_finder(directories: ServerDirectories, prober: RuntimeProber) -> Call
 
 
 def _permanent_blocked_reasons(upstream: ModelUpstream | None) -> list[str]:
-    """What keeps every task from running for as long as this server lives."""
+    """Return the reasons why no task can run until the server restarts."""
     if upstream is not None:
         return []
     return ["There is no key for the model: set ANTHROPIC_API_KEY and start the server again."]
@@ -399,7 +399,7 @@ def _announce(
 
 
 def _log_shutdown(count: int) -> None:
-    """Whoever stops a server may take its unfinished tasks for stopped, and they cost money."""
+    """Warn that running tasks continue (and keep costing money) after the server stops."""
     if not count:
         _log.info("Stopped. No task is unfinished.")
         return
@@ -409,7 +409,7 @@ def _log_shutdown(count: int) -> None:
 
 
 def _raise_descriptor_limit() -> None:
-    """A waiting task costs two descriptors, a follower one: more than the 1024 that most sessions begin with."""
+    """Raise the limit above the 1024 of most sessions: a waiting task needs two descriptors, a streaming client one."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY:
         most = DESCRIPTORS_MAX if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS_MAX)

@@ -1,1 +1,1 @@
-"""Floor 2: what control and runners ask of their equipment, as Protocols and small records."""
+"""Interfaces between server, runner and their components: Protocols and small records."""

@@ -1,4 +1,4 @@
-"""The coding agent: how it is started, what its output means, how it ended."""
+"""The coding agent: how to start it, parse its output and judge its exit."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,9 +12,10 @@ from sandbox.model.manifest.schema import Manifest
 
 
 class AgentLaunchSpec(msgspec.Struct, frozen=True):
-    """Everything a sandbox needs to run the agent.
+    """Everything that a sandbox needs to run the agent.
 
-    programs: as in SandboxSpec. home_files: path relative to the home directory to content, written before the start.
+    programs: as in SandboxSpec.
+    home_files: path relative to the home directory to content; written before the start.
     """
 
     command: Command
@@ -31,7 +32,7 @@ class ToolStarted(msgspec.Struct, frozen=True):
 
 
 class ToolFinished(msgspec.Struct, frozen=True):
-    """A tool answered."""
+    """A tool call finished."""
 
     tool_use_id: str
     tool: str
@@ -39,18 +40,18 @@ class ToolFinished(msgspec.Struct, frozen=True):
 
 
 class TurnStarted(msgspec.Struct, frozen=True):
-    """The model answered once more in the main conversation."""
+    """The model responded once more in the main conversation."""
 
 
 class AgentReady(msgspec.Struct, frozen=True):
-    """The agent is set up, before its first model request: its tools, and its MCP servers with how they are."""
+    """The agent is initialized, before its first model request: its tools, and its MCP servers with their status."""
 
     tools: frozenset[str]
     mcp_servers: Mapping[str, str]
 
 
 class ApiRetry(msgspec.Struct, frozen=True):
-    """The agent says that it tries a model request again."""
+    """The agent reported that it retries a model request."""
 
     message: str
 
@@ -59,26 +60,26 @@ AgentEvent = AgentReady | ToolStarted | ToolFinished | TurnStarted | ApiRetry
 
 
 class AgentOutcome(msgspec.Struct, frozen=True):
-    """How the agent's work ended; `failure` is None only for success. `result` is its last result event."""
+    """How the agent's work ended. `failure` is None only for success; `result` is its last result event."""
 
     result: dict[str, Any] | None
     failure: Failure | None
 
 
 class OutputParser(Protocol):
-    """Reads the agent's stdout. Never raises on what comes out of a sandbox."""
+    """Parses the agent's stdout. Never raises on sandbox output, which is untrusted."""
 
     def parse_line(self, line: bytes) -> Sequence[AgentEvent]:
-        """What one whole line of stdout tells."""
+        """Return the events of one whole line of stdout."""
         ...
 
     def outcome(self, exit_: ExitStatus, stderr_tail: bytes) -> AgentOutcome:
-        """Judge the end: success only for exit 0 and a last result with `is_error: false`."""
+        """Judge the exit: success only for exit code 0 and a last result with `is_error: false`."""
         ...
 
 
 class AgentDriver(Protocol):
-    """Claude Code."""
+    """Starts and interprets one kind of agent: Claude Code."""
 
     def prepare(
         self,
@@ -89,31 +90,31 @@ class AgentDriver(Protocol):
         secrets: Mapping[str, str],
         resumes: bool = False,
     ) -> AgentLaunchSpec:
-        """Command, environment and files. `secrets` (name to value) become environment variables of the agent.
+        """Return command, environment and files. `secrets` (name to value) become environment variables of the agent.
 
-        resumes: it goes on in the session of this id, which its home keeps.
+        resumes: the agent continues the session with this id, which its home directory contains.
         """
         ...
 
     def has_session(self, home: Path, session_id: str) -> bool:
-        """Whether a home (a host path, as an agent left it) keeps a session to go on in."""
+        """Whether a home directory (a host path, written by an agent) contains a session that can be resumed."""
         ...
 
     def create_parser(self, session_id: str) -> OutputParser:
-        """A reader for one run."""
+        """Create a parser for one run."""
         ...
 
     def check_ready(self, manifest: Manifest, began: AgentReady, redact: Callable[[str], str]) -> Failure | None:
-        """Whether the agent has the tools and MCP servers that were asked for; why not, if not.
+        """Return why the agent lacks requested tools or MCP servers, None if all are present.
 
-        redact: what has been done to the names in `began`.
+        redact: the redaction that the names in `began` have already been through.
         """
         ...
 
     def check_session_exit(self, exit_: ExitStatus) -> Failure | None:
-        """Whether a session on a terminal ended well, which its process alone tells; why not, if not."""
+        """Return why a terminal session failed, None if it ended well. Only the process's exit status is available."""
         ...
 
     def render_output(self, manifest: Manifest, result: Mapping[str, Any] | None) -> bytes:
-        """What the task's stdout is, made from the last result, where `output_format` is not `stream-json`."""
+        """Render the task's stdout from the last result if `output_format` is not `stream-json`."""
         ...

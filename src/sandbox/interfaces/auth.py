@@ -1,4 +1,4 @@
-"""Who may ask the server for what."""
+"""Roles, principals and tokens."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -14,7 +14,7 @@ class Role(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Somebody who proved who they are. id: of the token; name: the token's, for people."""
+    """An authenticated caller. id: of the token; name: the token's display name."""
 
     id: str
     name: str
@@ -22,17 +22,17 @@ class Principal:
 
 
 class TokenStore(Protocol):
-    """The tokens of a server, as they are at this moment. No method raises or waits for a disk for long."""
+    """The current tokens of a server. No method raises or blocks on a disk for long."""
 
     @property
     def has_tokens(self) -> bool:
-        """Whether tokens were ever configured here, also when all of them are revoked, expired or unreadable."""
+        """Whether tokens were ever configured, even if all of them are revoked, expired or unreadable."""
         ...
 
     def authenticate(self, token: str | None) -> Principal | None:
-        """Whose token this is; None for none, an unknown, a revoked or an expired one."""
+        """Return the holder of a token; None if it is missing, unknown, revoked or expired."""
         ...
 
     def find_principal(self, principal_id: str) -> Principal | None:
-        """The holder of a token that is still good, for those who proved themselves before."""
+        """Return the holder of a token that is still valid, for callers that authenticated earlier."""
         ...

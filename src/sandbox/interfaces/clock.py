@@ -1,16 +1,16 @@
-"""Time, as something that is handed in."""
+"""The clock interface, for injection."""
 
 from datetime import datetime
 from typing import Protocol
 
 
 class Clock(Protocol):
-    """`now` is for people, `monotonic` for every bound."""
+    """`now` is for people, `monotonic` for every time limit."""
 
     def now(self) -> datetime:
-        """UTC wall clock, time zone set."""
+        """Return the UTC wall clock time, with time zone."""
         ...
 
     def monotonic(self) -> float:
-        """Seconds that only go forward."""
+        """Return seconds that never go backward."""
         ...

@@ -1,4 +1,4 @@
-"""The disk of an attempt: workspace, home and /tmp together, with a size."""
+"""The disk of an attempt: workspace, home and /tmp together, with a size limit."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -10,11 +10,11 @@ from sandbox.interfaces.layout import AttemptLayout
 from sandbox.model.disk_space import DiskSpace
 
 RemovePaths = Callable[[Sequence[Path]], Awaitable[None]]
-"""Removes what sandboxes left, whatever their agents made of it; the caller bounds it. Raises OSError."""
+"""Removes files that sandboxes left, in any state. The caller sets a time limit. Raises OSError."""
 
 
 class DiskUsage(msgspec.Struct, frozen=True):
-    """Of one disk, in bytes. is_full: there is no room, or no more files can be made."""
+    """Usage of one disk. is_full: no space is left, or no more files can be created."""
 
     used_bytes: int
     total_bytes: int
@@ -22,52 +22,52 @@ class DiskUsage(msgspec.Struct, frozen=True):
 
 
 class Disks(Protocol):
-    """Makes `AttemptLayout.disk` a directory that holds no more than it may, as long as this process lives."""
+    """Makes `AttemptLayout.disk` a directory with a size limit, for the lifetime of this process."""
 
     @property
     def enforces_size(self) -> bool:
-        """Whether a write past the bound fails inside (ENOSPC). Where not, somebody must look at `use`."""
+        """Whether a write beyond the limit fails inside (ENOSPC). If not, the caller must poll `usage`."""
         ...
 
     async def open(self, files: AttemptLayout, size_bytes: int) -> None:
-        """Make the disk, or find the one that an earlier process of the attempt made: it must be dead by now.
+        """Create the disk, or open the one that an earlier process of the attempt made; that process must be dead.
 
         Raises AttemptError (provision_failed).
         """
         ...
 
     async def usage(self, files: AttemptLayout) -> DiskUsage:
-        """How full an open disk is. Raises OSError."""
+        """Return the usage of an open disk. Raises OSError."""
         ...
 
     async def verify(self, files: AttemptLayout) -> None:
-        """Raises OSError where something that was written to an open disk is lost: the host could not store it.
+        """Raise OSError if data written to an open disk was lost because the host could not store it.
 
-        What is lost stays lost: it is said each time, also after the disk was closed.
+        A loss is permanent: every later call raises too, even after the disk was closed.
         """
         ...
 
     async def close(self, files: AttemptLayout) -> None:
-        """Let go of it; what is in it is kept. Again is fine. Raises AttemptError (sandbox_lost)."""
+        """Close the disk and keep its content. Idempotent. Raises AttemptError (sandbox_lost)."""
         ...
 
 
 MeasureDiskSpace = Callable[[], DiskSpace]
-"""What is free at the moment. Raises OSError."""
+"""Measures the free space. Raises OSError."""
 
 
 class DiskReserve(Protocol):
-    """Room that is kept for writing what must not be lost when there is none any more."""
+    """Disk space reserved for writes that must not be lost when the disk is full."""
 
     @property
     def is_allocated(self) -> bool:
-        """Whether it is there to be given back. Raises OSError."""
+        """Whether the reserve exists and can be released. Raises OSError."""
         ...
 
     def allocate(self) -> None:
-        """Keep it; again is fine. Raises OSError."""
+        """Allocate the reserve. Idempotent. Raises OSError."""
         ...
 
     def release(self) -> bool:
-        """Make room of it. Whether there was any to give. Raises nothing."""
+        """Release the reserve. Return whether there was one. Never raises."""
         ...

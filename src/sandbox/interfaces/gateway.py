@@ -1,4 +1,4 @@
-"""The one door of a sandbox, kept by its runner."""
+"""The gateway: a sandbox's only network access, served by its runner."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -11,21 +11,21 @@ from sandbox.model.events import EgressDenied, ErrorReported, Usage
 
 
 class ModelUpstream(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Where model requests go and the server's own key for it. Exactly one of the two credentials is set."""
+    """Where model requests go, and the server's own key for it. Exactly one of the two credentials is set."""
 
     base_url: str
     api_key: str = ""
     auth_token: str = ""
 
     def __repr__(self) -> str:
-        """Without the credentials, so that no log or traceback has them."""
+        """Omit the credentials, which must not reach logs or tracebacks."""
         return f"ModelUpstream({self.base_url!r})"
 
 
 class Budget(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What the model may cost; None is no bound. tokens: input, cached ones included, and output together.
+    """Limits of the model's cost; None means no limit. tokens: input (including cached) and output together.
 
-    spent_usd, spent_tokens: of it, by earlier gateways of the same task.
+    spent_usd, spent_tokens: already spent by earlier gateways of the same task.
     """
 
     usd: float | None = None
@@ -35,9 +35,9 @@ class Budget(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class GatewayRules(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What one task's gateway lets through.
+    """What the gateway of one task allows.
 
-    holds_model: model requests wait, unanswered, until `release_model`.
+    hold_model_requests: model requests wait, unanswered, until `release_model_requests`.
     """
 
     egress: EgressRules = EgressRules()
@@ -46,19 +46,19 @@ class GatewayRules(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class BudgetExhausted(msgspec.Struct, frozen=True):
-    """The budget is spent: no further model request is forwarded. `message` says which one and how much, for people."""
+    """The budget is spent; no further model request is forwarded. `message` says which limit, for people."""
 
     message: str
 
 
 class KeyRejected(msgspec.Struct, frozen=True):
-    """The model does not take the server's key: no further model request is forwarded. `message` is for people."""
+    """The model API rejects the server's key; no further model request is forwarded. `message` is for people."""
 
     message: str
 
 
 ReportEvent = Callable[[Usage | EgressDenied | ErrorReported | BudgetExhausted | KeyRejected], None]
-"""Told of what passes and what is refused; called on the event loop's thread, must not block."""
+"""Receives usage, refusals and errors. Called on the event loop's thread; must not block."""
 
 
 class Gateway(Protocol):
@@ -66,25 +66,25 @@ class Gateway(Protocol):
 
     @property
     def requests_in_flight(self) -> int:
-        """Model requests that were forwarded and are not answered to their end."""
+        """Model requests that were forwarded and whose responses are not complete."""
         ...
 
     @property
     def denied_count(self) -> int:
-        """Connections, requests and names that were refused so far, reported or not."""
+        """Connections, requests and names refused so far, reported or not."""
         ...
 
     def release_model_requests(self) -> None:
-        """Let model requests pass that `holds_model` held back."""
+        """Forward the model requests that `hold_model_requests` holds back."""
         ...
 
     async def serve(self, listeners: Listeners) -> None:
-        """Answer until cancelled; then every connection is closed. Raises ExceptionGroup when a listener is lost."""
+        """Serve until cancelled, then close every connection. Raises ExceptionGroup if a listener is lost."""
         ...
 
 
 class GatewayFactory(Protocol):
-    """Makes gateways."""
+    """Creates gateways."""
 
     def create(
         self,
@@ -94,8 +94,8 @@ class GatewayFactory(Protocol):
         rules: GatewayRules = GatewayRules(),
         redact: Callable[[str], str] = str,
     ) -> Gateway:
-        """A gateway that knows the agent by `task_key` and the model by `upstream`.
+        """Create a gateway. `task_key` authenticates the agent; `upstream` is the model API.
 
-        redact: takes the values of secrets out of names from inside, before they are cut to be reported.
+        redact: removes secret values from names that come from the sandbox, before they are truncated for a report.
         """
         ...

@@ -1,4 +1,4 @@
-"""What profiles stand for: images, read-only trees that become a sandbox's /."""
+"""Images, the read-only root file systems that profiles resolve to."""
 
 from collections.abc import Mapping
 from typing import Protocol
@@ -9,24 +9,27 @@ from sandbox.interfaces.layout import SANDBOX_HOME, SANDBOX_WORKSPACE
 from sandbox.model.errors import SandboxError
 
 HOST_IMAGE = "host"
-"""What the status calls the host's own /usr."""
+"""The name of the host's own /usr in the status."""
 
 IMAGE_DIRECTORIES = ("/dev", "/etc", "/home", SANDBOX_HOME, "/proc", "/run", "/sys", "/tmp", "/var", SANDBOX_WORKSPACE)  # noqa: S108
 IMAGE_FILES = (
     *("/etc/passwd", "/etc/group", "/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/etc/nsswitch.conf"),
     "/etc/gitconfig",
 )
-"""Every image has these as real directories and files, never links, so that a runtime can mount over each of them
-though the image is read-only. /etc has no passwords, /var/tmp leads to /tmp."""
+"""Directories and files that every image contains, never as links, as mount points for the runtimes.
+
+They must exist because the image is read-only. /etc has no passwords, and /var/tmp links to /tmp.
+"""
 
 IMAGE_LAYOUT = 1
-"""Counts changes to the two above; an image of another number has to be built again."""
+"""Version of the two lists above. An image with another version has to be rebuilt."""
 
 
 class Image(msgspec.Struct, frozen=True):
-    """One image of a profile. It never changes: another build is another image.
+    """One image of a profile. Images are immutable; another build creates another image.
 
-    digest: `sha256:…` of the tree. directory: the host directory that becomes /.
+    digest: `sha256:…` of the tree.
+    directory: the host directory that becomes /.
     """
 
     profile: str
@@ -35,12 +38,12 @@ class Image(msgspec.Struct, frozen=True):
 
     @property
     def name(self) -> str:
-        """What the status calls it."""
+        """The image's name in the status."""
         return f"{self.profile}@{self.digest}"
 
 
 class ImageUnusableError(SandboxError):
-    """A profile has an image that cannot be used: it is damaged, gone, of another Sandbox, or asks for more."""
+    """The profile's image cannot be used: it is damaged, missing, from another Sandbox, or needs a stronger tier."""
 
     code = "image_unusable"
 
@@ -49,11 +52,11 @@ class ProfileCatalog(Protocol):
     """The profiles that a server offers."""
 
     def list_profiles(self) -> Mapping[str, str]:
-        """Name to the weakest tier that the profile takes, empty for any. Looked up anew at each call."""
+        """Return each profile's name and minimum tier (empty for any). Looked up again at each call."""
         ...
 
     def find_image(self, profile: str, tier: str) -> Image | None:
-        """What the profile stands for now, in a runtime of this tier; None for the host's own /usr.
+        """Return the profile's current image for a runtime of this tier; None means the host's own /usr.
 
         Raises ImageUnusableError.
         """
@@ -61,8 +64,8 @@ class ProfileCatalog(Protocol):
 
 
 class ImageLeases(Protocol):
-    """Keeps images from being removed while something uses them."""
+    """Protects images from removal while they are in use."""
 
     def acquire(self, image: Image) -> None:
-        """Until this process ends. Raises AttemptError (provision_failed)."""
+        """Hold the image until this process ends. Raises AttemptError (provision_failed)."""
         ...

@@ -15,7 +15,7 @@ from sandbox.model.task import Task
 
 
 class JournalBusyError(SandboxError):
-    """Somebody else holds the journal's lock, so somebody is alive and writing."""
+    """Another process holds the journal's lock, so its writer is alive."""
 
     code = "journal_busy"
     retryable = True
@@ -28,27 +28,27 @@ class JournalDamagedError(SandboxError):
 
 
 class JournalOffsetError(JournalDamagedError):
-    """No record ends at the place from which somebody wanted to go on: the journal is not the one that it was."""
+    """No record ends at the offset to continue from: the journal was replaced or truncated."""
 
 
 class RecordBatch(msgspec.Struct, frozen=True):
-    """Whole records read from a byte offset on, and the offset after them."""
+    """Whole records read from a byte offset, and the offset after them."""
 
     records: Sequence[Record]
     next_offset: int
 
 
 class JournalWriter(Protocol):
-    """The one writer. Holding it is holding the lock; the kernel gives the lock back when the process dies."""
+    """The only writer of a journal. It holds the lock; the kernel releases the lock when the process dies."""
 
     @property
     def last_seq(self) -> int:
-        """Number of the last record, 0 for none."""
+        """Number of the last record, 0 if there is none."""
         ...
 
     @property
     def lock_fd(self) -> int:
-        """File descriptor that carries the lock; a child process that inherits it holds the lock too."""
+        """File descriptor of the lock. A child process that inherits it also holds the lock."""
         ...
 
     def append(
@@ -56,81 +56,83 @@ class JournalWriter(Protocol):
     ) -> Record:
         """Number and write an event that happened `at` (UTC).
 
-        Visible to readers at once; on disk on return if `durable`.
-
-        Raises OSError; then the journal is as it was before.
+        Readers see it at once. With `durable` it is on disk on return. Raises OSError, and leaves the journal
+        unchanged, if it cannot be written.
         """
         ...
 
     def sync(self) -> None:
-        """Flush to disk what was appended since the last time; cheap when there is nothing."""
+        """Flush what was appended since the last call; cheap if there is nothing."""
         ...
 
     def close(self) -> None:
-        """Flush, and give this process's hold of the lock back."""
+        """Flush, and release this process's hold on the lock."""
         ...
 
 
 class Journals(Protocol):
-    """All journals below one data directory."""
+    """All journals of one data directory."""
 
     def create(self, task_id: str) -> JournalWriter:
-        """Begin a task's journal, epoch 1. Raises FileExistsError when the task has one, OSError."""
+        """Create a task's journal with epoch 1. Raises FileExistsError if the task has one, OSError."""
         ...
 
     def discard(self, task_id: str, writer: JournalWriter) -> None:
-        """Remove what `create` made, as record 1 could not be written, and give the lock back. Raises OSError."""
+        """Remove a journal that `create` made if record 1 could not be written, and release the lock.
+
+        Raises OSError.
+        """
         ...
 
     def open(self, task_id: str) -> JournalWriter:
-        """Take the lock, drop a torn tail, go on with the next epoch. Raises JournalBusyError, FileNotFoundError."""
+        """Take the lock, drop a torn tail and start the next epoch. Raises JournalBusyError, FileNotFoundError."""
         ...
 
     def adopt(self, task_id: str, lock_fd: int) -> JournalWriter:
-        """As `open`, with the lock that this process was handed as an inherited descriptor."""
+        """Like `open`, with a lock that this process inherited as a descriptor."""
         ...
 
     def read(self, task_id: str, offset: int = 0, *, bytes_max: int = 1 << 20) -> RecordBatch:
-        """Whole records from `offset`, about `bytes_max` bytes of them (at least one where there is one).
+        """Read whole records from `offset`, about `bytes_max` bytes (at least one record if there is one).
 
-        Stops without error before a tail that is not whole yet. Raises PlaceLostError where no record ends at
-        `offset`, JournalDamagedError, FileNotFoundError.
+        An incomplete tail ends the batch without an error. Raises JournalOffsetError if no record ends at `offset`,
+        JournalDamagedError, FileNotFoundError.
         """
         ...
 
     def find_offset(self, task_id: str, seq: int) -> int:
-        """The byte offset at which record `seq` begins, or after the last record when there is none so far on.
+        """Return the byte offset of record `seq`, or the end of the last record if there is no such record yet.
 
-        Costs little however long the journal is. Raises JournalDamagedError, FileNotFoundError.
+        Cheap regardless of the journal's length. Raises JournalDamagedError, FileNotFoundError.
         """
         ...
 
     def size_bytes(self, task_id: str) -> int:
-        """Bytes that there are, a tail that is not whole included. Raises FileNotFoundError."""
+        """Return the size in bytes, including an incomplete tail. Raises FileNotFoundError."""
         ...
 
     def try_lock(self, task_id: str) -> AbstractContextManager[bool]:
-        """Take the lock, without a look at the records, for as long as the context lasts; False when it is not free."""
+        """Hold the lock for the duration of the context, without reading records; yields False if it is taken."""
         ...
 
     def kill_lock_holder(self, task_id: str) -> bool:
-        """KILL the runner that holds the lock, so that the lock comes free; whether there was one. Blocks."""
+        """KILL the runner that holds the lock, which frees the lock. Return whether there was one. Blocks."""
         ...
 
     def compress(self, task_id: str) -> None:
-        """Compress the journal of a task that is finished: it can be read as before, and never written again.
+        """Compress the journal of a finished task. It stays readable and is never written again.
 
-        One that is packed already stays so. Raises JournalDamagedError also where its last record is not the end,
+        A compressed journal is left unchanged. Raises JournalDamagedError (also if the last record is not the end),
         JournalBusyError, FileNotFoundError, OSError.
         """
         ...
 
     def is_locked(self, task_id: str) -> bool:
-        """Somebody holds the lock at this moment."""
+        """Whether a process holds the lock now."""
         ...
 
     def task_ids(self) -> Sequence[str]:
-        """The tasks that have a journal with at least record 1."""
+        """The tasks whose journal has at least record 1."""
         ...
 
 
@@ -138,25 +140,25 @@ _DURABLE_EVENTS = (
     *(e.AttemptStarted, e.AgentStarted, e.AgentExited, e.AttemptFailed, e.AttemptEnded, e.RetrySkipped),
     *(e.CancelRequested, e.ArtifactCollected, e.Usage),
 )
-"""Events that are on disk when `record` returns although they change no state."""
+"""Events that are flushed before `record` returns although they change no state."""
 
 
 class ReplayState(msgspec.Struct, frozen=True):
-    """The fold of a journal from some record on, and the byte offset that it reaches to."""
+    """The task folded from a journal up to a byte offset."""
 
     task: Task | None
     offset: int
 
 
 def read_records(journals: Journals, task_id: str, offset: int = 0) -> Iterator[e.Record]:
-    """Every record from a byte offset to the present end. Raises JournalDamagedError, FileNotFoundError."""
+    """Yield every record from a byte offset to the current end. Raises JournalDamagedError, FileNotFoundError."""
     while (batch := journals.read(task_id, offset)).records:
         yield from batch.records
         offset = batch.next_offset
 
 
 def replay_task(journals: Journals, task_id: str, state: ReplayState | None = None) -> ReplayState:
-    """Fold a journal from `start` to its present end. Raises JournalDamagedError, FileNotFoundError."""
+    """Fold a journal from `state` to its current end. Raises JournalDamagedError, FileNotFoundError."""
     reading = state or ReplayState(None, 0)
     while (batch := journals.read(task_id, reading.offset)).records:
         task = reading.task
@@ -167,7 +169,7 @@ def replay_task(journals: Journals, task_id: str, state: ReplayState | None = No
 
 
 class Recorder:
-    """Records what happens to one task; decides with `advance`, hands effects to whoever carries them out."""
+    """Records the events of one task: applies `advance` and passes effects to `on_effect`."""
 
     def __init__(self, writer: JournalWriter, task: Task | None, now: Callable[[], datetime]) -> None:
         self.writer = writer
@@ -178,15 +180,15 @@ class Recorder:
 
     @property
     def task(self) -> Task:
-        """The task as it stands now."""
+        """The current task."""
         if self._task is None:
             raise IllegalEventError("The journal has no record yet.")
         return self._task
 
     def record(self, event: e.Event) -> e.Record:
-        """Write one event, as `revise` leaves it. On disk on return where it changes the state or is a promise.
+        """Write one event, after `transform`. It is on disk on return if it changes the state or must be durable.
 
-        Raises IllegalEventError when it cannot happen now, OSError when it cannot be written; nothing changed then.
+        Raises IllegalEventError if the event is not allowed now, OSError if it cannot be written; then nothing changes.
         """
         event, at = self.transform(event), self._now()
         result = advance(self._task, event, seq=self.writer.last_seq + 1, at=at)

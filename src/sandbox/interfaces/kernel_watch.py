@@ -1,4 +1,4 @@
-"""Looks at what the host's kernel holds for a sandbox, again and again, and uses little of a processor for it."""
+"""Polls what the host's kernel holds for a sandbox, with bounded CPU usage."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -7,13 +7,13 @@ from sandbox.interfaces.runtime import FileUsage, KernelUsage
 from sandbox.model.limits import FILE_USAGE_CHECK_SECONDS, KERNEL_USAGE_CHECK_SECONDS
 
 _IDLE_FACTOR = 10
-"""The pause after a look is at least so many times as long as the look."""
+"""The pause after a measurement is at least this multiple of its duration."""
 
 
 async def wait_for_violation(
     kernel_usage: Callable[[], Awaitable[KernelUsage]], file_usage: Callable[[], Awaitable[FileUsage]]
 ) -> str:
-    """Returns why the sandbox must end. Each kind is looked at in its own time: one may take long."""
+    """Return why the sandbox must end. Each kind is polled separately, because one may take long."""
     looks = [
         asyncio.create_task(_poll_for_violation(kernel_usage, KERNEL_USAGE_CHECK_SECONDS)),
         asyncio.create_task(_poll_for_violation(file_usage, FILE_USAGE_CHECK_SECONDS)),

@@ -1,4 +1,4 @@
-"""Where a task's files lie: below the data directory, and its runner's socket below the run directory."""
+"""File layout: a task's files below the data directory, its runner's socket below the run directory."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,44 +7,44 @@ import msgspec
 
 
 def tasks_root(data_dir: Path) -> Path:
-    """One directory a task, by its id."""
+    """One directory per task, named by its id."""
     return data_dir / "tasks"
 
 
 def pruned_root(data_dir: Path) -> Path:
-    """What is left of tasks that are kept no longer, until it is removed."""
+    """Remains of pruned tasks until they are removed."""
     return data_dir / "pruned"
 
 
 def runner_socket(run_dir: Path, attempt_id: str) -> Path:
-    """Where an attempt's runner takes orders."""
+    """The control socket of an attempt's runner."""
     return run_dir / f"{attempt_id}.sock"
 
 
 def probe_directory(run_dir: Path, probe_id: str) -> Path:
-    """What a probe makes, which has an id as an attempt has."""
+    """The directory of a probe, which has an id like an attempt."""
     return run_dir / f"probe-{probe_id}"
 
 
 class TaskLayout(msgspec.Struct, frozen=True):
-    """The directory of one task. Task ids are safe path components by the manifest's rule."""
+    """The directory of one task. Task ids are safe path components, which the manifest's validation ensures."""
 
     data_dir: Path
     task_id: str
 
     @property
     def root(self) -> Path:
-        """Everything of the task."""
+        """The task's directory."""
         return tasks_root(self.data_dir) / self.task_id
 
     @property
     def artifacts(self) -> Path:
-        """One file an artifact, by its name."""
+        """One file per artifact, by name."""
         return self.root / "artifacts"
 
     @property
     def attempts_root(self) -> Path:
-        """One directory an attempt, by its id."""
+        """One directory per attempt, by id."""
         return self.root / "attempts"
 
     def attempt(self, attempt_id: str) -> "AttemptLayout":
@@ -52,13 +52,13 @@ class TaskLayout(msgspec.Struct, frozen=True):
         return AttemptLayout(self.attempts_root / attempt_id)
 
     def attempts(self) -> Iterator["AttemptLayout"]:
-        """The directories of all attempts, in no order."""
+        """The directories of all attempts, unordered."""
         attempts = self.attempts_root
         return (self.attempt(path.name) for path in (attempts.iterdir() if attempts.is_dir() else ()))
 
 
 class AttemptLayout(msgspec.Struct, frozen=True):
-    """The directory of one attempt; gone after teardown but for the runner's log."""
+    """The directory of one attempt. After teardown only the runner's log is left."""
 
     root: Path
 
@@ -69,17 +69,17 @@ class AttemptLayout(msgspec.Struct, frozen=True):
 
     @property
     def reserve(self) -> Path:
-        """Room for the end of the task, given back when there is none left."""
+        """Space for the records that end the task, released when the disk is full."""
         return self.root / "reserve"
 
     @property
     def debug_session_lock(self) -> Path:
-        """Held by whoever uses a preserved disk: a runner for shells, or who releases it."""
+        """Lock on a preserved disk, held by the runner of a debug session or by a release."""
         return self.root / "visit.lock"
 
     @property
     def secret_fingerprint(self) -> Path:
-        """By what the values that the agent had are known again; it goes where the disk goes."""
+        """Fingerprint of the secret values that the agent had; it moves with the disk."""
         return self.root / "secrets.fingerprint"
 
     @property
@@ -89,22 +89,22 @@ class AttemptLayout(msgspec.Struct, frozen=True):
 
     @property
     def disk_image(self) -> Path:
-        """The file system that is mounted at `disk` while the attempt goes on, where one can be mounted."""
+        """The file system that is mounted at `disk` during the attempt, if one can be mounted."""
         return self.root / "disk.img"
 
     @property
     def workspace(self) -> Path:
-        """The clone, which the sandbox has at `inside.WORKSPACE`."""
+        """The clone, mounted in the sandbox at SANDBOX_WORKSPACE."""
         return self.disk / "workspace"
 
     @property
     def home(self) -> Path:
-        """/home/agent inside."""
+        """/home/agent in the sandbox."""
         return self.disk / "home"
 
     @property
     def tmp(self) -> Path:
-        """The directory for temporary files inside."""
+        """The directory for temporary files in the sandbox."""
         return self.disk / "tmp"
 
     @property
@@ -119,7 +119,7 @@ class AttemptLayout(msgspec.Struct, frozen=True):
 
     @property
     def runner_log(self) -> Path:
-        """What the runner says for operators; nothing of a task's content."""
+        """The runner's log for operators; contains no task content."""
         return self.root / "runner.log"
 
 
@@ -128,10 +128,10 @@ SANDBOX_USER = "agent"
 SANDBOX_HOME = "/home/agent"
 SANDBOX_WORKSPACE = "/workspace"
 NODE_DIRECTORY = "/opt/node"
-"""Where Node.js is installed, its programs in `bin`."""
+"""Where Node.js is installed, with its programs in `bin`."""
 
 MODEL_PORT = 8123
-"""Where the gateway plays the model's API, on 127.0.0.1."""
+"""Port of the gateway's model API on 127.0.0.1."""
 
 PROXY_PORT = 3128
-"""Where the gateway is an HTTP proxy, on 127.0.0.1."""
+"""Port of the gateway's HTTP proxy on 127.0.0.1."""

@@ -1,4 +1,4 @@
-"""Where attempts are carried out, and how their runners are spoken to."""
+"""Starts runners and communicates with them."""
 
 from collections.abc import Collection
 from typing import Literal, Protocol
@@ -15,15 +15,19 @@ from sandbox.model.limits import OUTPUT_FREE_BYTES, OUTPUT_FREE_PERCENT
 
 
 class LaunchOrder(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a runner is told when it starts; goes through a pipe, never an argument list or a file.
+    """The launch order of a runner, sent through a pipe; never an argument list or a file.
 
-    finish: only end and collect what a dead runner left (the finisher). visit: only make a sandbox of a preserved disk,
-    for shells; the lock that comes with the order is that of the visit then, and not the journal's. resumes: the
-    attempt takes the disk of an earlier one over. auto: the server chose the runtime by itself, so nothing is emulated.
-    agent_program: host path of the agent's executable. follow_redirects: git may be sent to another host than the
-    manifest's when it begins to clone. disks: what kind this machine can make. image: what the
-    manifest's profile stands for, None for the host's own /usr. confines: programs of the host's that read what is
-    hostile can be confined on this machine. output_watermark: below it output is left out.
+    finish: only end the attempt and collect what a dead runner left (finisher).
+    visit: only create a sandbox with a preserved disk, for a debug session. The inherited lock is then that of the
+        session, not the journal's.
+    resumes: the attempt takes over an earlier attempt's disk.
+    auto: the server chose the runtime itself, so emulation is excluded.
+    agent_program: host path of the agent's executable.
+    follow_redirects: git may follow a redirect to another host than the manifest's when it starts to clone.
+    disks: the kind of disk that this host supports.
+    image: the image of the manifest's profile, None for the host's own /usr.
+    confines: host programs that read untrusted data can be confined on this host.
+    output_watermark: output is dropped if less disk space is free.
     """
 
     task_id: str
@@ -46,7 +50,7 @@ class LaunchOrder(msgspec.Struct, frozen=True, omit_defaults=True):
     version: int = 1
 
     def __repr__(self) -> str:
-        """Without the secrets, so that no log or traceback has them."""
+        """Omit the secrets, which must not reach logs or tracebacks."""
         return f"LaunchOrder({self.task_id!r}, {self.attempt_id!r})"
 
 
@@ -54,32 +58,34 @@ class Placement(Protocol):
     """Starts runners."""
 
     async def launch(self, order: LaunchOrder, lock_fd: int) -> None:
-        """Start a runner in a session of its own that inherits the journal's lock. Raises OSError."""
+        """Start a runner in a new session that inherits the journal's lock. Raises OSError."""
         ...
 
 
 class RunnerUnreachableError(SandboxError):
-    """No runner answers for this attempt: it has not opened its socket yet, or it is gone."""
+    """No runner answers for this attempt: its socket is not open yet, or the runner is gone."""
 
     code = "runner_unreachable"
     retryable = True
 
 
 CANCEL_TOO_LATE = "The agent had ended already; the task keeps its outcome."
-"""What is said to a wish to cancel that came after the agent's exit, whoever wrote it down."""
+"""The response to a cancel request that came after the agent's exit, whichever process recorded it."""
 
 
 class CancelOrder(msgspec.Struct, frozen=True, tag="cancel"):
-    """Asks a runner to end its attempt; answered with a `Receipt` once the wish is on disk."""
+    """Asks a runner to end its attempt. The `Reply` comes after the cancel request is on disk."""
 
     reason: str = ""
     force: bool = False
 
 
 class TerminalOrder(msgspec.Struct, frozen=True, tag="terminal"):
-    """Asks a runner for a terminal; answered with a `Receipt`, then frames go both ways (`contracts.terminals`).
+    """Asks a runner for a terminal. A `Reply` comes first, then frames in both directions (`interfaces.terminals`).
 
-    agent: the agent's own, else a shell. looks_on: never types. term: the client's kind of terminal.
+    agent: the agent's own terminal instead of a new shell.
+    looks_on: the client never types.
+    term: the client's terminal type.
     """
 
     rows: int
@@ -90,7 +96,7 @@ class TerminalOrder(msgspec.Struct, frozen=True, tag="terminal"):
 
 
 class Reply(msgspec.Struct, frozen=True):
-    """A runner's answer on its control socket: one JSON line for one JSON line. unwritten: the disk did not take it."""
+    """Response on a runner's control socket: one JSON line per request. unwritten: the disk rejected the write."""
 
     done: bool
     message: str = ""
@@ -98,43 +104,47 @@ class Reply(msgspec.Struct, frozen=True):
 
 
 class RunnerClient(Protocol):
-    """Speaks to runners by attempt id."""
+    """Sends requests to runners by attempt id."""
 
     async def is_responsive(self, attempt_id: str) -> bool:
-        """False when something listens at the runner's socket and does not answer within 5 s.
+        """Return False if a process listens at the runner's socket and does not answer within 5 s.
 
-        True where nobody listens, and where this process lacks what it takes to ask: that is no runner's fault.
+        Returns True if no process listens, or if this process lacks the resources to ask, which is not the runner's
+        fault.
         """
         ...
 
     async def cancel(self, attempt_id: str, order: CancelOrder) -> Reply:
-        """Hand the wish over, within 5 s. Raises RunnerUnreachableError."""
+        """Send the cancel request, within 5 s. Raises RunnerUnreachableError."""
         ...
 
     async def open_terminal(self, attempt_id: str, order: TerminalOrder) -> TerminalConnection:
-        """A terminal of the attempt's sandbox, within 5 s. Raises RunnerUnreachableError, TerminalRefusedError."""
+        """Open a terminal in the attempt's sandbox, within 5 s. Raises RunnerUnreachableError, TerminalRefusedError."""
         ...
 
 
 class Leftovers(Protocol):
-    """Of one kind. Whether an attempt is over, and whose it is, the caller knows: it holds the task's lock."""
+    """Leftovers of one kind.
+
+    The caller holds the task's lock, so it determines whose attempt it is and whether it is over.
+    """
 
     @property
     def kind(self) -> str:
-        """In a word or two, for operators."""
+        """The kind in a word or two, for operators."""
         ...
 
     @property
     def is_exclusive(self) -> bool:
-        """Whether what is found is this server's by its place, so that nobody else can have it in use."""
+        """Whether the location guarantees that leftovers belong to this server and nothing else uses them."""
         ...
 
     def attempt_ids(self) -> Collection[str]:
-        """Attempts of which something is there, whoever's they are. Blocks. Raises OSError."""
+        """Return the attempts that have leftovers, of any owner. Blocks. Raises OSError."""
         ...
 
     async def clean_up(self, attempt_id: str, files: AttemptLayout) -> None:
-        """End what is there of an attempt that nobody carries out any more; again is fine.
+        """Remove the leftovers of an attempt that no process runs any more. Idempotent.
 
         Raises AttemptError, OSError.
         """

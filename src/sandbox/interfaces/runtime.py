@@ -1,4 +1,4 @@
-"""What makes sandboxes: a life in verbs around one serialisable handle."""
+"""Runtimes and sandboxes: the lifecycle around one serializable handle."""
 
 from asyncio import StreamReader
 from collections.abc import Callable, Mapping, Sequence
@@ -20,10 +20,12 @@ from sandbox.model.limits import (
 
 
 class ConfinedCommand(msgspec.Struct, frozen=True):
-    """A program to run to its end.
+    """A program to run to completion in a confinement.
 
-    directory: of the host, one of the confinement's or below one. stdin, stdout, stderr: descriptors, which stay the
-    caller's. descriptors: further ones, numbered from FIRST_DESCRIPTOR on. files: path to content, to be read only.
+    directory: of the host; one of the confinement's directories or below one.
+    stdin, stdout, stderr: descriptors; the caller keeps ownership.
+    descriptors: further ones, numbered from FIRST_EXTRA_DESCRIPTOR.
+    files: path to content, read-only.
     """
 
     argv: Sequence[str]
@@ -37,58 +39,64 @@ class ConfinedCommand(msgspec.Struct, frozen=True):
 
 
 CERTIFICATE_DIRECTORIES = ("/etc/ssl/certs", "/etc/pki/ca-trust", "/etc/pki/tls/certs")
-"""Directories of the host that programs in a confinement see by their own names, beside /usr."""
+"""Directories of the host that confined programs see at the same paths, in addition to /usr."""
 
 FIRST_EXTRA_DESCRIPTOR = 3
-"""The number that the first of a command's further descriptors has; small, because shells know no others."""
+"""The number of a command's first extra descriptor; small, because shells support only small numbers."""
 
 
 class ConfinementLostError(OSError):
-    """Somebody ended the confinement from outside, and what ran in it."""
+    """The confinement and the programs in it were ended from outside."""
 
 
 class Confinement(Protocol):
-    """Programs in it see the host's /usr, the directories that it was made with, side by side under their own names,
-    and no network."""
+    """An isolated environment for host programs.
+
+    Programs in it see the host's /usr and the directories that it was created with, at the same paths, and no network.
+    """
 
     @property
     def proxy_listener(self) -> socket | None:
-        """Listens at 127.0.0.1:PROXY_PORT (of `inside`), which is all that can be connected to; None: the host's own
-        network is in sight, because nothing is confined."""
+        """The listener at 127.0.0.1:PROXY_PORT (`interfaces.layout`), the only reachable address.
+
+        None means that nothing is confined and programs use the host's network.
+        """
         ...
 
     @property
     def memory_bytes(self) -> int | None:
-        """What its programs may have together; None: as much as there is."""
+        """The memory limit of all its programs together; None means no limit."""
         ...
 
     def was_oom_killed(self) -> bool:
-        """The kernel ended one of its programs because that was used up."""
+        """Whether the kernel killed one of its programs because of that limit."""
         ...
 
     async def run(self, command: ConfinedCommand) -> int:
-        """Gives the exit code, 128+n after signal n. Cancelled, it kills the program and all that it started.
+        """Return the exit code, 128+n after signal n. Cancellation kills the program and all its descendants.
 
-        Raises OSError, and ConfinementLostError where it has gone meanwhile.
+        Raises OSError, and ConfinementLostError if the confinement is gone.
         """
         ...
 
 
 Confine = Callable[[Sequence[Path], Sequence[Path]], AbstractAsyncContextManager[Confinement]]
-"""Makes one for an attempt, with directories that it may write to and others that it may read; they must exist.
+"""Creates a confinement for an attempt, with existing directories to write to and directories to read.
 
-What stands in the former afterwards is hostile: whoever reads or writes there follows no link.
-Raises AttemptError (provision_failed). All is gone at the end of the block.
+Afterwards the content of writable directories is untrusted: a reader or writer must not follow links there.
+Raises AttemptError (provision_failed). Everything is removed at the end of the block.
 """
 
 
 class RuntimeProbe(msgspec.Struct, frozen=True):
-    """What a runtime can do on this machine, found out by trying.
+    """What a runtime can do on this host, determined by trying.
 
-    strength: more is stronger; isolates, gaps: sentences for people; mend: what to do when it does not work.
-    limits: those that hold here, of memory, cpus, processes and sockets (their buffers).
-    only_by_name: it works but so slowly that `auto` does not take it, however strong it is.
-    is_final: it does not work, and no later probe by this process can find anything else.
+    strength: a larger number means stronger isolation.
+    isolates, gaps: sentences for people.
+    limits: the limits that are enforced here: memory, cpus, processes and sockets (their buffers).
+    remedy: what to do if the runtime does not work.
+    is_explicit_only: the runtime works, but `auto` never selects it because it is too slow.
+    is_final: the runtime does not work, and no later probe by this process can have another result.
     """
 
     runtime: str
@@ -104,13 +112,13 @@ class RuntimeProbe(msgspec.Struct, frozen=True):
 
 
 HANDLE_VERSION = 1
-"""The newest shape of handles that this program knows."""
+"""The newest handle format that this program supports."""
 
 
 class SandboxHandle(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Enough to end a sandbox from another process, written down before anything of it is created.
+    """Enough data to end a sandbox from another process; stored before anything of the sandbox is created.
 
-    details: the runtime's own (text to text): kernel uid, cgroup directories, process ids with start times.
+    details: runtime-specific (text to text): kernel uid, cgroup directories, process ids with start times.
     """
 
     runtime: str
@@ -120,18 +128,18 @@ class SandboxHandle(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 TRANSPARENT_PORTS = (443, 80)
-"""At which programs that know no proxy reach hosts, in every sandbox."""
+"""Ports at which programs without proxy support reach hosts in every sandbox."""
 
 
 class SandboxSpec(msgspec.Struct, frozen=True):
-    """What to make.
+    """The sandbox to create.
 
-    disk: directory of the attempt that holds `workspace`, `home` and `tmp`, which become WORKSPACE, HOME (of
-        `inside`) and /tmp; the runtime gives it to the sandbox's kernel uid and on destroy back to the caller's.
-    disk_was_used: by an earlier sandbox, which is destroyed; hard links in it are its own.
-    programs: host file to absolute path inside, executable and not readable where the runtime can.
-    image: host directory that becomes / (read-only), as a profile's build left it; None: the host's own /usr.
-    transparent_ports: where the gateway listens for programs that know no proxy, at most 100, each of them once.
+    disk: directory of the attempt with `workspace`, `home` and `tmp`, which become SANDBOX_WORKSPACE, SANDBOX_HOME and
+        /tmp. The runtime gives it to the sandbox's kernel uid, and `destroy` gives it back to the caller.
+    programs: host file to absolute path inside; executable, and not readable if the runtime supports that.
+    image: host directory that becomes / (read-only), created by a profile's build; None means the host's own /usr.
+    transparent_ports: where the gateway accepts programs without proxy support; at most 100, without duplicates.
+    is_disk_reused: an earlier, destroyed sandbox used the disk; hard links in it are its own.
     """
 
     attempt_id: str
@@ -146,9 +154,10 @@ class SandboxSpec(msgspec.Struct, frozen=True):
 
 
 class ConfinementSpec(msgspec.Struct, frozen=True):
-    """What programs of the host's may use that run for an attempt, and what they see.
+    """Resources and directories of host programs that run for an attempt.
 
-    directories: to write to, which become theirs; read_only: to read, as far as everybody may.
+    directories: writable; the confinement's uid becomes their owner.
+    read_only: readable as far as their modes let everybody read.
     """
 
     cpus: int
@@ -159,7 +168,7 @@ class ConfinementSpec(msgspec.Struct, frozen=True):
 
 
 class Command(msgspec.Struct, frozen=True):
-    """A process to start inside as uid 1000. `stdin` is given whole, then closed."""
+    """A process to start inside as uid 1000. All of `stdin` is written, then it is closed."""
 
     argv: Sequence[str]
     environment: Mapping[str, str]
@@ -168,17 +177,17 @@ class Command(msgspec.Struct, frozen=True):
 
 
 class ExitStatus(msgspec.Struct, frozen=True):
-    """How the process ended. `code` is 128+n after signal n, None when the sandbox went without saying."""
+    """How the process ended. `code` is 128+n after signal n, None if the sandbox ended without reporting it."""
 
     code: int | None
     was_oom_killed: bool = False
 
 
 class Stats(msgspec.Struct, frozen=True):
-    """What the sandbox uses now; None where the machine does not tell.
+    """Current resource usage of the sandbox; None if the host does not report it.
 
-    memory_kills, forks_refused: how often, until now, a process was ended for want of memory or could not be born
-    for the limit of processes.
+    oom_kills, fork_failures: how often so far a process was killed for lack of memory, or not created because of the
+        process limit.
     """
 
     cpu_seconds: float | None
@@ -189,12 +198,15 @@ class Stats(msgspec.Struct, frozen=True):
 
 
 class KernelUsage(msgspec.Struct, frozen=True):
-    """What the host's kernel holds for a sandbox beyond its memory; None where the machine does not count it.
+    """What the host's kernel holds for a sandbox in addition to its memory; None if the host does not count it.
 
-    sockets: of all kinds and states. buffer_bytes: in TCP and UDP sockets; buffer_bytes_max: the bound on that where
-    the kernel keeps none. netlink_bytes: what waits in netlink sockets. received_bytes: what waits in TCP and UDP
-    sockets, errors and time stamps included; received_bytes_max: the bound on that. idle_slab_bytes: of freed
-    objects of the kernel whose memory is still taken.
+    sockets: of all kinds and states.
+    buffer_bytes: in TCP and UDP sockets.
+    buffer_bytes_max: the limit of buffer_bytes if the kernel does not enforce one.
+    netlink_bytes: unread data in netlink sockets.
+    received_bytes: unread data in TCP and UDP sockets, including errors and time stamps.
+    received_bytes_max: the limit of received_bytes.
+    idle_slab_bytes: memory of freed kernel objects that is still allocated.
     """
 
     sockets: int | None = None
@@ -206,7 +218,7 @@ class KernelUsage(msgspec.Struct, frozen=True):
     idle_slab_bytes: int | None = None
 
     def find_violation(self) -> str:
-        """Why the sandbox must end, for people; empty while all is within bounds."""
+        """Return why the sandbox must end, for people; empty while all is within limits."""
         if self.sockets is not None and self.sockets > SOCKETS_MAX:
             return (
                 f"The sandbox had {self.sockets} sockets, and the limit is {SOCKETS_MAX}; close connections that are "
@@ -234,10 +246,10 @@ class KernelUsage(msgspec.Struct, frozen=True):
 
 
 class FileUsage(msgspec.Struct, frozen=True):
-    """The open files of a sandbox; None where the machine does not count them.
+    """The open files of a sandbox; None if the host does not count them.
 
-    open_files: descriptors of all its processes. directories: those of them that are directories; locks: those of
-    POSIX on files. Both are 0 while they cannot be over their bounds.
+    open_files: descriptors of all its processes.
+    directories, locks: directories among them, and POSIX file locks. Both are 0 while they cannot exceed their limits.
     """
 
     open_files: int | None = None
@@ -245,7 +257,7 @@ class FileUsage(msgspec.Struct, frozen=True):
     locks: int = 0
 
     def find_violation(self) -> str:
-        """Why the sandbox must end, for people; empty while all is within bounds."""
+        """Return why the sandbox must end, for people; empty while all is within limits."""
         if self.open_files is not None and self.open_files > OPEN_FILES_OF_SANDBOX_MAX:
             return (
                 f"The sandbox's processes had {self.open_files} open files, and {OPEN_FILES_OF_SANDBOX_MAX} is the "
@@ -259,9 +271,10 @@ class FileUsage(msgspec.Struct, frozen=True):
 
 
 class Listeners(msgspec.Struct, frozen=True):
-    """Listening sockets inside the sandbox's own network namespace; nothing else listens there.
+    """Listening sockets in the sandbox's own network namespace; nothing else listens there.
 
-    model, proxy: TCP on 127.0.0.1, ports as in `inside` · names_udp, names_tcp: port 53 on every address
+    model, proxy: TCP on 127.0.0.1, ports as in `interfaces.layout`.
+    dns_udp, dns_tcp: port 53 on every address.
     transparent: port to TCP socket on every address of 198.18.0.0/15.
     """
 
@@ -272,40 +285,40 @@ class Listeners(msgspec.Struct, frozen=True):
     transparent: Mapping[int, socket]
 
     def close(self) -> None:
-        """Nobody answers any more; again is fine."""
+        """Close all sockets. Idempotent."""
         for one in (self.model, self.proxy, self.dns_udp, self.dns_tcp, *self.transparent.values()):
             one.close()
 
 
 class TerminalSize(msgspec.Struct, frozen=True):
-    """In characters, each 1 to 1000."""
+    """Size in characters, each 1 to 1000."""
 
     rows: int
     columns: int
 
 
 class Terminal(Protocol):
-    """A process inside that has a pseudo-terminal of its own, made inside: no terminal of the host's."""
+    """A process inside with its own pseudo-terminal, created inside; it is not a terminal of the host."""
 
     @property
     def output(self) -> StreamReader:
-        """What it shows; at its end when nobody holds the terminal any more."""
+        """The terminal's output; ends when no process has the terminal open."""
         ...
 
     async def write(self, data: bytes) -> None:
-        """Type; returns when there is room for more. Nothing happens once it has ended."""
+        """Write input; returns when there is room for more. Does nothing once the terminal has ended."""
         ...
 
     async def resize(self, size: TerminalSize) -> None:
-        """Tell it a new size (SIGWINCH)."""
+        """Set a new size (SIGWINCH)."""
         ...
 
     async def hang_up(self) -> None:
-        """Take the terminal away (SIGHUP); what does not mind is killed with the sandbox."""
+        """Close the terminal (SIGHUP). Processes that ignore this are killed with the sandbox."""
         ...
 
     async def wait(self) -> ExitStatus:
-        """How the process ended. May be called many times."""
+        """Return how the process ended. May be called many times."""
         ...
 
 
@@ -314,66 +327,66 @@ class Sandbox(Protocol):
 
     @property
     def handle(self) -> SandboxHandle:
-        """Everything `Runtime.destroy` needs."""
+        """Everything that `Runtime.destroy` needs."""
         ...
 
     @property
     def listeners(self) -> Listeners:
-        """The only door."""
+        """The sockets through which the sandbox communicates; there is no other network access."""
         ...
 
     @property
     def slow_reason(self) -> str | None:
-        """Why it is slower than such a sandbox has to be, for people; None where it is not."""
+        """Why the sandbox is slower than necessary, for people; None if it is not."""
         ...
 
     async def start(self, command: Command) -> tuple[StreamReader, StreamReader]:
-        """Run the sandbox's one command; gives its stdout and stderr.
+        """Run the sandbox's only command; return its stdout and stderr.
 
-        Raises AttemptError (provision_failed), or (sandbox_lost) where the sandbox has gone meanwhile.
+        Raises AttemptError (provision_failed), or (sandbox_lost) if the sandbox is gone.
         """
         ...
 
     async def open_terminal(self, command: Command, size: TerminalSize) -> Terminal:
-        """Run a further process inside, confined as the sandbox's command is and counted with it; `stdin` is unused.
+        """Run a further process inside, with the same confinement and limits as the command; `stdin` is unused.
 
-        Only after `start` and before its end. Raises AttemptError (sandbox_lost).
+        Only between `start` and the end. Raises AttemptError (sandbox_lost).
         """
         ...
 
     async def signal(self, signal_number: int) -> None:
-        """Send a signal to the command's process; nothing happens when it is gone."""
+        """Send a signal to the command's process; does nothing if the process is gone."""
         ...
 
     async def kill(self) -> None:
-        """KILL everything inside, at once and whole."""
+        """KILL every process inside at once."""
         ...
 
     async def wait(self) -> ExitStatus:
-        """How the command ended, once nothing is left inside, or 10 s later. May be called many times.
+        """Return how the command ended, once no process is left inside, or 10 s later. May be called many times.
 
-        Processes that are left then have been sent KILL and run no further instruction; `destroy` reports them.
+        Processes that are left then were sent KILL and execute no further instruction; `destroy` reports them.
         """
         ...
 
     async def stats(self) -> Stats:
-        """What it uses now."""
+        """Return the current resource usage."""
         ...
 
     async def kernel_usage(self) -> KernelUsage:
-        """What the host's kernel holds for it. Cheap enough to be called ten times a second."""
+        """Return what the host's kernel holds for the sandbox. Cheap enough to call ten times a second."""
         ...
 
     async def file_usage(self) -> FileUsage:
-        """Its open files; only the directories that the host has open for it where it has a kernel of its own.
+        """Return its open files; for a sandbox with its own kernel only the directories that the host opened for it.
 
-        Takes long where there are many.
+        Slow if there are many.
         """
         ...
 
 
 class Runtime(Protocol):
-    """Makes and ends sandboxes of one kind."""
+    """Creates and ends sandboxes of one kind."""
 
     @property
     def name(self) -> str:
@@ -382,45 +395,47 @@ class Runtime(Protocol):
 
     @property
     def tier(self) -> str:
-        """How strongly it isolates, in the word of its probe."""
+        """The isolation tier, as in its probe."""
         ...
 
     async def probe(self) -> RuntimeProbe:
-        """Try it, within 10 s; where all is emulated, which is tried only when it is asked for by name, 60 s."""
+        """Try the runtime, within 10 s. With emulation, which is tried only if requested by name, within 60 s."""
         ...
 
     def prepare(self, attempt_id: str) -> SandboxHandle:
-        """Claim what a sandbox of this attempt needs (a kernel uid, names), creating nothing that could leak."""
+        """Claim what a sandbox of this attempt needs (kernel uid, names); create nothing that could leak."""
         ...
 
     async def create(self, handle: SandboxHandle, spec: SandboxSpec) -> Sandbox:
-        """Make a planned sandbox. Leaves nothing behind where it fails.
+        """Create a prepared sandbox. Leaves nothing behind on failure.
 
-        Raises AttemptError (provision_failed), or (sandbox_lost) where somebody killed it as it began.
+        Raises AttemptError (provision_failed), or (sandbox_lost) if it was killed while it started.
         """
         ...
 
     def confine(self, handle: SandboxHandle, spec: ConfinementSpec) -> AbstractAsyncContextManager[Confinement]:
-        """For programs of the host's, in the kernel uid and the control group of a planned sandbox that does not run.
+        """Confine host programs with the kernel uid and control group of a prepared sandbox that does not run.
 
-        Nothing of it is left at the end of the block; `destroy` ends it as well. Raises AttemptError
-        (provision_failed).
+        Nothing is left at the end of the block; `destroy` ends it as well. Raises AttemptError (provision_failed).
         """
         ...
 
     async def destroy(self, handle: SandboxHandle, disk: Path | None) -> None:
-        """End whatever there is of it; again is fine, from any process, also after a crash or a reboot.
+        """End whatever exists of the sandbox. Idempotent, from any process, even after a crash or a reboot.
 
-        On return no process, mount, namespace or cgroup of it is left, and `disk` belongs to the caller; None: it is
-        removed next, whoever has it, and a million files need no new owner for that.
-        Raises AttemptError (sandbox_lost) when something will not go within 10 s.
+        On return no process, mount, namespace or cgroup of it is left, and `disk` belongs to the caller. Pass None for
+        `disk` if it is removed next, which saves changing the owner of a million files. Raises AttemptError
+        (sandbox_lost) if something does not end within 10 s.
         """
         ...
 
     def recover(self, attempt_id: str) -> SandboxHandle:
-        """A handle without what only the one on disk tells, for `destroy` where that one is lost. Claims nothing."""
+        """Return a handle for `destroy` if the stored one is lost; it lacks what only that one contained.
+
+        Claims nothing.
+        """
         ...
 
     def attempt_ids(self) -> Sequence[str]:
-        """Attempt ids of which something (process, cgroup) is on this machine."""
+        """Attempt ids with a process or cgroup on this host."""
         ...

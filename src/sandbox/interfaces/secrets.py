@@ -1,4 +1,4 @@
-"""Keeps the values of secrets out of what leaves a runner."""
+"""Redaction, fingerprints and sources of secrets."""
 
 import hashlib
 import hmac
@@ -13,68 +13,68 @@ from sandbox.model.manifest.schema import Secret
 
 
 class StreamRedactor(Protocol):
-    """One stream that comes in chunks. What is let go, put together, is what redacting the whole stream gives."""
+    """Redacts one stream that arrives in chunks. The concatenated output equals the redaction of the whole stream."""
 
     @property
     def pending_bytes(self) -> int:
-        """How many bytes are held back because they may be the beginning of a value."""
+        """Number of bytes held back because they may be the start of a secret value."""
         ...
 
     def feed(self, chunk: bytes) -> bytes:
-        """What may be let go now."""
+        """Return the output that may be released now."""
         ...
 
     def flush_lines(self) -> bytes:
-        """The whole lines that are held back, for when nothing has come for a while."""
+        """Release the complete lines that are held back, for use after a pause in the stream."""
         ...
 
     def flush(self) -> bytes:
-        """What is held back, at the end of the stream."""
+        """Release everything that is held back, at the end of the stream."""
         ...
 
 
 class Redactor(Protocol):
-    """Replaces the values of a task's secrets, in every usual encoding, by `[REDACTED:NAME]`."""
+    """Replaces the values of a task's secrets, in every common encoding, by `[REDACTED:NAME]`."""
 
     @property
     def too_short_names(self) -> tuple[str, ...]:
-        """Names of the secrets whose values are too short to be looked for."""
+        """Names of the secrets whose values are too short to search for."""
         ...
 
     def redact(self, data: bytes) -> bytes:
-        """The bytes without values."""
+        """Redact bytes."""
         ...
 
     def redact_text(self, text: str) -> str:
-        """The text without values."""
+        """Redact text."""
         ...
 
     def redact_json(self, value: Any) -> Any:
-        """Plain JSON data without values, neither in texts nor in keys."""
+        """Redact plain JSON data, both strings and keys."""
         ...
 
     def contains(self, chunks: Iterable[bytes]) -> bool:
-        """Whether a value stands in the concatenation of the chunks."""
+        """Whether the concatenation of the chunks contains a secret value."""
         ...
 
     def stream(self) -> StreamRedactor:
-        """A redaction for one more stream."""
+        """Create a redactor for one stream."""
         ...
 
 
 _SALT_BYTES = 16
 _SCRYPT_COST = 2**14
-"""Of scrypt: 16 MiB and some 50 ms for each guess."""
+"""scrypt cost: 16 MiB and about 50 ms per guess."""
 
 
 def make_fingerprint(secrets: Mapping[str, str]) -> bytes:
-    """What is to be kept beside the disk from before an agent has the values."""
+    """Create a fingerprint of the values, to be stored next to the disk before an agent gets them."""
     salt = os.urandom(_SALT_BYTES)
     return salt + _digest(secrets, salt)
 
 
 def matches_fingerprint(path: Path, secrets: Mapping[str, str]) -> bool:
-    """Whether these are the values that the fingerprint was made of. Raises OSError."""
+    """Whether the fingerprint was made from these values. Raises OSError."""
     try:
         stored = path.read_bytes()
     except FileNotFoundError:
@@ -89,9 +89,9 @@ def _digest(secrets: Mapping[str, str], salt: bytes) -> bytes:
 
 
 class SecretUnavailableError(SandboxError):
-    """A value cannot be had. The message is for everybody, `detail` for operators: source, key, what to do.
+    """A secret has no usable value. The message is for everybody, `detail` (source, key, remedy) for operators.
 
-    Neither has a value in it.
+    Neither contains a value.
     """
 
     code = "secret_unavailable"
@@ -102,8 +102,8 @@ class SecretUnavailableError(SandboxError):
 
 
 class SecretSource(Protocol):
-    """One place that holds secrets. Lives in the server's process only."""
+    """One source of secrets. Used only in the server's process."""
 
     async def resolve(self, secret: Secret) -> str:
-        """The value: text without NUL. Raises SecretUnavailableError."""
+        """Return the value: text without NUL. Raises SecretUnavailableError."""
         ...

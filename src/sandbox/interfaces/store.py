@@ -1,4 +1,4 @@
-"""The index of tasks: what the server answers questions from. It can be rebuilt from the journals."""
+"""The index of tasks, which answers the server's queries. It can be rebuilt from the journals."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,14 +23,14 @@ class DuplicateTaskError(SandboxError):
 
 
 class StoreError(SandboxError):
-    """The index cannot be read or written at the moment; what it was asked to change is unchanged."""
+    """The index cannot be read or written now; a requested change was not made."""
 
     code = "service_unavailable"
     retryable = True
 
 
 class IndexDamagedError(StoreError):
-    """What the index holds of a task cannot be read; its journal tells it."""
+    """The index row of a task is unreadable; its journal still has the data."""
 
     def __init__(self, reason: object) -> None:
         super().__init__(
@@ -40,7 +40,7 @@ class IndexDamagedError(StoreError):
 
 
 class InvalidCursorError(SandboxError):
-    """The place cannot be one in a list that is sorted like this."""
+    """The cursor does not match the list's sort order."""
 
     code = "invalid_parameter"
 
@@ -50,7 +50,7 @@ class InvalidCursorError(SandboxError):
 
 @dataclass(frozen=True, slots=True)
 class IndexedTask:
-    """A task and how far its journal has been read into the index (byte offset)."""
+    """A task and the byte offset up to which its journal is indexed."""
 
     task: Task
     offset: int
@@ -58,7 +58,7 @@ class IndexedTask:
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """A place in a sorted list: behind the task with this value of the sorted field (None: it has none) and this id."""
+    """A position in a sorted list: after the task with this sort value (None: it has none) and this id."""
 
     value: str | None
     task_id: str
@@ -66,9 +66,9 @@ class Cursor:
 
 @dataclass(frozen=True, slots=True)
 class TaskQuery:
-    """Which tasks, in which order, and which page of them. Ties are broken by id.
+    """Filter, order and page of a task list. Ties are broken by id.
 
-    cursor: begin behind this place, whatever was added or changed meanwhile; `offset` counts from there.
+    cursor: start after this position, regardless of tasks added or changed in the meantime; `offset` counts from there.
     """
 
     states: frozenset[TaskState] = frozenset()
@@ -82,9 +82,9 @@ class TaskQuery:
 
 @dataclass(frozen=True, slots=True)
 class TaskPage:
-    """A page of tasks, `as_listed`, and how many there are in all; `next_cursor` where more follow.
+    """A page of tasks (`without_large_fields`) and the total number; `next_cursor` is set if more follow.
 
-    damaged: why rows of the page could not be read, by the ids of their tasks, which are not among `tasks`.
+    damaged: task ids of unreadable rows of the page, with the reason. They are not in `tasks`.
     """
 
     tasks: Sequence[Task]
@@ -94,17 +94,17 @@ class TaskPage:
 
 
 def without_large_fields(task: Task) -> Task:
-    """Without what may be large and no list shows: its artifacts, its prompt and its patch."""
+    """Return the task without large fields that no list shows: artifacts, prompt and patch."""
     manifest = task.manifest
     claude, repository = replace(manifest.claude, prompt=""), replace(manifest.repository, patch=None)
     return msgspec.structs.replace(task, artifacts=(), manifest=replace(manifest, claude=claude, repository=repository))
 
 
 class Store(Protocol):
-    """Calls block on the disk for milliseconds; what returned is durable. Each but `close` may raise StoreError.
+    """Calls block on the disk for milliseconds; changes are durable on return. All but `close` may raise StoreError.
 
-    Those that give one task raise IndexDamagedError where its row cannot be read. Those that give many leave such rows
-    out, and log each one once.
+    Calls that return one task raise IndexDamagedError if its row is unreadable. Calls that return many skip such rows
+    and log each one once.
     """
 
     def insert(self, indexed: IndexedTask) -> None:
@@ -112,46 +112,45 @@ class Store(Protocol):
         ...
 
     def save(self, indexed: IndexedTask) -> None:
-        """Replace what is known of a task, and its offset with it, in one transaction. Unknown tasks are added."""
+        """Replace a task and its offset in one transaction. Adds the task if it is unknown."""
         ...
 
     def save_all(self, indexed: Sequence[IndexedTask]) -> None:
-        """`save` for many, all of them or none."""
+        """Like `save` for many tasks, in one transaction."""
         ...
 
     def delete(self, task_id: str) -> None:
-        """Take a task out of the index; nothing happens where it is not in."""
+        """Remove a task from the index; does nothing if it is not there."""
         ...
 
     def outdated_task_ids(self) -> Sequence[str]:
-        """The tasks that a program with other rules worked out of their journals (see `FOLD`), and those whose row is
-        damaged."""
+        """Return the tasks indexed with another PROJECTION_VERSION, and those whose row is damaged."""
         ...
 
     def load(self, task_id: str) -> IndexedTask | None:
-        """What is known of a task, None for an unknown one."""
+        """Return the indexed task, None if it is unknown."""
         ...
 
     def find_by_idempotency_key(self, key: str, since: datetime) -> IndexedTask | None:
-        """The newest task that was submitted with this key, not before `since` (UTC)."""
+        """Return the newest task submitted with this key at or after `since` (UTC)."""
         ...
 
     def unfinished(self) -> Sequence[IndexedTask]:
-        """All tasks in a state that is not terminal, oldest first; without those whose row is damaged."""
+        """All tasks in a non-terminal state, oldest first, without those whose row is damaged."""
         ...
 
     def query(self, query: TaskQuery) -> TaskPage:
-        """A page of tasks, `as_listed`. Raises InvalidCursorError."""
+        """Return a page of tasks (`without_large_fields`). Raises InvalidCursorError."""
         ...
 
     def count_by_state(self) -> Mapping[TaskState, int]:
-        """How many tasks are in each state; every state is a key. Rows with a damaged state are not counted."""
+        """Count the tasks by state; every state is a key. Rows with a damaged state are not counted."""
         ...
 
     def task_ids(self) -> frozenset[str]:
-        """Every task in the index."""
+        """The ids of all indexed tasks."""
         ...
 
     def close(self) -> None:
-        """Let go of the files."""
+        """Close the files."""
         ...

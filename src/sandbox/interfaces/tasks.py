@@ -1,4 +1,4 @@
-"""What the doors ask of the server: tasks as their users know them."""
+"""The task service that the server offers to its API and dashboard."""
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,9 +20,11 @@ from sandbox.model.wire.events import WireEvent
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """Finished tasks go, oldest end first, that any of these is too small for; None: it bounds nothing.
+    """Limits of retention: the oldest finished tasks beyond any limit are removed. None means no limit.
 
-    older_than_seconds: since a task's end. keep: how many there may be. max_bytes: on disk, all of them together.
+    older_than_seconds: since a task's end.
+    keep: number of tasks.
+    max_bytes: disk usage of all of them together.
     """
 
     older_than_seconds: float | None = None
@@ -32,7 +34,7 @@ class Retention:
 
 @dataclass(frozen=True, slots=True)
 class PrunedTask:
-    """A task that is gone, or would be. size_bytes: what it took on disk."""
+    """A task that was removed, or would be. size_bytes: its disk usage."""
 
     id: str
     state: TaskState
@@ -51,7 +53,7 @@ class TaskNotFoundError(SandboxError):
 
 
 class TaskTerminalError(SandboxError):
-    """The task is in its final state, so nothing about it can be changed."""
+    """The task is in its final state and cannot be changed."""
 
     code = "task_already_terminal"
 
@@ -61,7 +63,7 @@ class TaskTerminalError(SandboxError):
 
 
 class InsufficientResourcesError(SandboxError):
-    """The task alone asks for more than this machine may ever promise."""
+    """The task alone requests more than this host's capacity."""
 
     code = "insufficient_resources"
 
@@ -74,7 +76,7 @@ class InsufficientResourcesError(SandboxError):
         requested_memory_bytes: int,
         available_memory_bytes: int,
     ) -> None:
-        """lacking: what there is too little of, with both figures, for people."""
+        """shortages: the missing resources with requested and available amounts, for people."""
         super().__init__(
             f"The task asks for {' and '.join(shortages)}: more than this machine can give. "
             "Lower vm.cpus, vm.memory or vm.disk, or raise the server's capacity settings."
@@ -92,13 +94,13 @@ class UnavailableError(SandboxError):
     retryable = True
 
     def __init__(self, message: str, *, retry_after_seconds: int | None = None) -> None:
-        """retry_after_seconds: when to ask again; None where that is not known."""
+        """retry_after_seconds: when to retry; None if unknown."""
         super().__init__(message)
         self.retry_after_seconds = retry_after_seconds
 
 
 class ArtifactNotFoundError(SandboxError):
-    """The task has no artifact of this name or path."""
+    """The task has no artifact with this name or path."""
 
     code = "artifact_not_found"
 
@@ -108,7 +110,7 @@ class ArtifactNotFoundError(SandboxError):
 
 
 class IdempotencyKeyReusedError(SandboxError):
-    """The key came before, with another body."""
+    """The key was used before with another body."""
 
     code = "idempotency_key_reused"
 
@@ -117,7 +119,7 @@ class IdempotencyKeyReusedError(SandboxError):
 
 
 class SandboxNotPreservedError(SandboxError):
-    """No sandbox of the task is kept, or no longer."""
+    """The task has no preserved sandbox, or it was removed."""
 
     code = "not_found"
 
@@ -130,7 +132,7 @@ class SandboxNotPreservedError(SandboxError):
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """A task that was taken, as it was then; `is_replayed` when the same submission came before."""
+    """An accepted task, as it was at that time. is_replayed: the same submission had been accepted before."""
 
     task: Task
     is_replayed: bool = False
@@ -138,7 +140,7 @@ class Submission:
 
 @dataclass(frozen=True, slots=True)
 class Cancellation:
-    """A wish to cancel that is durable. `task` is as it was before the wish, `message` for people."""
+    """A durable cancel request. `task` is as it was before the request; `message` is for people."""
 
     task: Task
     at: datetime
@@ -147,7 +149,7 @@ class Cancellation:
 
 @dataclass(frozen=True, slots=True)
 class StoredArtifact:
-    """An artifact, where its bytes are on the host, and when they were stored."""
+    """An artifact, the path of its bytes on the host, and when they were stored."""
 
     artifact: Artifact
     file: Path
@@ -156,7 +158,7 @@ class StoredArtifact:
 
 @dataclass(frozen=True, slots=True)
 class Occupancy:
-    """How much may be promised to unfinished tasks, how much is, and how many wait for more."""
+    """Capacity for unfinished tasks, reserved capacity, and the number of waiting tasks."""
 
     cpus: int
     cpus_promised: int
@@ -169,10 +171,10 @@ class Occupancy:
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """How the server is. `reasons` say why it is not ready to take and run tasks; empty when `ready`.
+    """Health of the server. `reasons` say why it cannot take and run tasks; empty if `is_ready`.
 
-    next_probe_at: when the runtimes are probed again; None while they are, and where no further probe is planned.
-    retry_after_seconds: when to ask again, where no runtime works.
+    next_probe_at: the next probe of the runtimes; None during a probe, or if no further probe is planned.
+    retry_after_seconds: when to retry if no runtime works.
     """
 
     version: str
@@ -192,7 +194,7 @@ class Health:
 
 @dataclass(frozen=True, slots=True)
 class DrainStatus:
-    """How far a drain is. since: None when the server is not being drained; running: tasks under way."""
+    """Progress of a drain. since: None if the server is not draining; running: unfinished tasks that do not wait."""
 
     since: datetime | None
     running: int
@@ -203,90 +205,93 @@ class Tasks(Protocol):
     """The server's tasks. Every method about one task may raise TaskNotFoundError."""
 
     async def find_submission(self, idempotency: Idempotency) -> Submission | None:
-        """What came with this key and body within the last 24 h. Raises IdempotencyKeyReusedError, UnavailableError."""
+        """Return the submission with this key and body within 24 h.
+
+        Raises IdempotencyKeyReusedError, UnavailableError.
+        """
         ...
 
     async def submit(self, manifest: Manifest, idempotency: Idempotency | None = None) -> Submission:
-        """Take a task; it is durable on return. The same key and body within 24 h give the same task again.
+        """Accept a task; it is durable on return. The same key and body within 24 h return the same task.
 
         Raises IdempotencyKeyReusedError, DuplicateTaskError, InsufficientResourcesError, UnavailableError.
         """
         ...
 
     async def check_admission(self, manifest: Manifest) -> None:
-        """Whether `submit` would take this now; raises what it would, and changes nothing."""
+        """Check whether `submit` would accept the task now. Raises what `submit` would, and changes nothing."""
         ...
 
     async def status(self, task_id: str) -> Task:
-        """The task as it is now."""
+        """Return the current task."""
         ...
 
     async def query(self, query: TaskQuery) -> TaskPage:
-        """A page of tasks."""
+        """Return a page of tasks."""
         ...
 
     async def cancel(self, task_id: str, *, reason: str, force: bool) -> Cancellation:
-        """Wish the task's end; the wish is durable on return. Raises TaskTerminalError."""
+        """Request the task's cancellation; the request is durable on return. Raises TaskTerminalError."""
         ...
 
     async def release(self, task_id: str) -> None:
-        """Remove the files of a preserved sandbox. Raises SandboxNotPreservedError when there is none (any more)."""
+        """Remove the files of a preserved sandbox. Raises SandboxNotPreservedError if there is none (any more)."""
         ...
 
     async def prune(self, retention: Retention | None, *, dry_run: bool) -> Sequence[PrunedTask]:
-        """Remove finished tasks that are kept no longer, by the server's own bounds for None; gives them.
+        """Remove finished tasks beyond the retention (None: the server's own), and return them.
 
-        dry_run: only say which. Raises UnavailableError.
+        dry_run: only return what would be removed. Raises UnavailableError.
         """
         ...
 
     async def has_preserved_sandbox(self, task: Task) -> bool:
-        """Whether there is a preserved sandbox of the task that `release` would remove."""
+        """Whether the task has a preserved sandbox that `release` would remove."""
         ...
 
     async def open_terminal(self, task_id: str, order: TerminalOrder) -> TerminalConnection:
-        """A terminal in the task's sandbox. Raises TerminalRefusedError, UnavailableError."""
+        """Open a terminal in the task's sandbox. Raises TerminalRefusedError, UnavailableError."""
         ...
 
     async def wait(self, task_id: str, timeout_seconds: float) -> Task:
-        """The task once it is terminal, or as it is when the time is over."""
+        """Return the task once it is terminal, or in its current state after the timeout."""
         ...
 
     def replay(self, task_id: str, *, after: int = 0) -> AsyncIterator[WireEvent]:
-        """What the journal holds now past `after`; the `end` frame only of a finished task."""
+        """Yield the journal's current events after `after`; `end` only for a finished task."""
         ...
 
     def follow(self, task_id: str, *, after: int | None = None) -> AsyncIterator[WireEvent]:
-        """The frames past `after`, then live, the last one `end`.
+        """Yield the events after `after`, then live ones; the last one is `end`.
 
-        None: from now on, preceded by the present state.
+        None: only live events, preceded by the current state.
         """
         ...
 
     def follow_all(self) -> AsyncIterator[WireEvent]:
-        """Live frames of all tasks, from the first step of the iterator on (before it waits for anything)."""
+        """Yield live events of all tasks, starting with the iterator's first step (before it waits for anything)."""
         ...
 
     async def artifacts(self, task_id: str) -> Sequence[StoredArtifact]:
-        """What is stored of the task."""
+        """Return the stored artifacts of the task."""
         ...
 
     async def artifact(self, task_id: str, name: str) -> StoredArtifact:
-        """One artifact by its name, else by its path. Raises ArtifactNotFoundError."""
+        """Return one artifact by name, else by path. Raises ArtifactNotFoundError."""
         ...
 
     async def drain(self) -> DrainStatus:
-        """Begin no task and take none until it is undone, by servers to come too. Raises UnavailableError."""
+        """Stop accepting and starting tasks until it is undone, even across restarts. Raises UnavailableError."""
         ...
 
     async def undo_drain(self) -> DrainStatus:
-        """Take and begin tasks again. Raises UnavailableError."""
+        """Accept and start tasks again. Raises UnavailableError."""
         ...
 
     async def drain_status(self) -> DrainStatus:
-        """How far it is."""
+        """Return the progress of the drain."""
         ...
 
     async def health(self) -> Health:
-        """How the server is."""
+        """Return the health report."""
         ...

@@ -1,4 +1,4 @@
-"""A terminal in a sandbox as its runner gives it to clients: frames both ways, after one order and its receipt."""
+"""Terminal protocol between a runner and its clients: frames in both directions, after one order and its reply."""
 
 import struct
 from asyncio import IncompleteReadError, StreamReader
@@ -15,21 +15,21 @@ T = TypeVar("T")
 
 
 class OutputFrame(msgspec.Struct, frozen=True, tag="shown"):
-    """What the terminal shows."""
+    """Output of the terminal."""
 
     data: bytes
 
 
 class RoleFrame(msgspec.Struct, frozen=True, tag="role"):
-    """Whether what this client types is taken from now on; one client types, all others look on."""
+    """Whether input of this client is accepted from now on. One client types; all others are read-only."""
 
     types: bool
 
 
 class EndFrame(msgspec.Struct, frozen=True, tag="ended"):
-    """Nothing comes after this. exit_code: of the terminal's process, None when it goes on or was never learnt.
+    """The last frame. exit_code: of the terminal's process, None if it still runs or the code is unknown.
 
-    message: for people, why it is over where that is not its process's own end.
+    message: why the connection ended, for people, if the reason is not the process's own exit.
     """
 
     exit_code: int | None = None
@@ -37,7 +37,7 @@ class EndFrame(msgspec.Struct, frozen=True, tag="ended"):
 
 
 class InputFrame(msgspec.Struct, frozen=True, tag="typed"):
-    """What a client types."""
+    """Input from a client."""
 
     data: bytes
 
@@ -54,7 +54,7 @@ ClientFrame = InputFrame | ResizeFrame
 
 
 class TerminalRefusedError(SandboxError):
-    """The task has no such terminal at the moment. The message says what to do."""
+    """The task has no such terminal now. The message says what to do."""
 
     code = "no_terminal"
 
@@ -63,26 +63,26 @@ class TerminalConnection(Protocol):
     """One client's connection to a terminal."""
 
     async def read(self) -> RunnerFrame:
-        """What comes next; `Ended` when it is over, also when the runner is gone."""
+        """Return the next frame; `EndFrame` at the end, also if the runner is gone."""
         ...
 
     async def send(self, frame: ClientFrame) -> None:
-        """Type or resize; waits while the runner does not take more. Nothing happens once it is over."""
+        """Type or resize; blocks while the runner accepts no more. Does nothing after the end."""
         ...
 
     async def close(self) -> None:
-        """Leave. A shell ends with it; the agent's terminal goes on."""
+        """Disconnect. A shell ends with its connection; the agent's terminal continues."""
         ...
 
 
 def encode_frame(frame: RunnerFrame | ClientFrame) -> bytes:
-    """A frame as it goes over the socket."""
+    """Encode a frame for the socket."""
     body = msgspec.msgpack.encode(frame)
     return _LENGTH.pack(len(body)) + body
 
 
 async def read_frame(reader: StreamReader, decoder: "msgspec.msgpack.Decoder[T]") -> T | None:
-    """The next frame, None at the end. Raises ValueError for what is none, OSError."""
+    """Return the next frame, None at the end. Raises ValueError if the data is invalid, OSError."""
     try:
         (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
         if length > FRAME_BYTES_MAX:

@@ -1,4 +1,4 @@
-"""The workspace: cloned by the host, worked on by the agent, read back by the host."""
+"""The workspace: cloned by the host, changed by the agent, read back by the host."""
 
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from pathlib import Path
@@ -19,10 +19,11 @@ class SkippedFile(msgspec.Struct, frozen=True):
 
 
 class PatchResult(msgspec.Struct, frozen=True):
-    """What became of a patch.
+    """The result of making a patch.
 
-    unfinished: why not everything is in it, for people, None when it is.
-    contains_secret: some file's content in it holds a value, which the patch itself may have in git's own encoding.
+    incomplete_reason: why the patch does not contain everything, for people; None if it does.
+    contains_secret: the content of a file in it contains a secret value. The patch itself may hold it in git's binary
+        encoding.
     """
 
     incomplete_reason: str | None = None
@@ -30,38 +31,40 @@ class PatchResult(msgspec.Struct, frozen=True):
 
 
 ContainsSecret = Callable[[Iterable[bytes]], bool]
-"""Whether a value stands in the concatenation of the chunks; they need not be taken to their end."""
+"""Whether the concatenation of the chunks contains a secret value; may stop before the last chunk."""
 
 
 class Workspaces(Protocol):
-    """Git and files. Every call is bounded by the caller (cancellation ends its children).
+    """Git and file operations. The caller sets time limits (cancellation ends child processes).
 
-    What reads what is hostile does so in what `confine` makes.
+    Programs that read untrusted data run in a confinement that `confine` creates.
     """
 
     async def stage(self, repository: Repository, attempt_dir: Path, confine: Confine, disk_bytes: int) -> str:
-        """Clone into the `workspace` of an `AttemptLayout`, keep what `patch` needs in its `repository`.
+        """Clone into the `workspace` of an `AttemptLayout`; keep what `patch` needs in its `repository`.
 
-        disk_bytes: of the attempt's disk; no file of the clone, and no commit's files together, may be larger.
-        Gives the full base commit. Raises AttemptError (clone_failed). May be called again after a crash.
+        disk_bytes: size of the attempt's disk. No file of the clone may be larger, nor may the files of one commit
+            together.
+
+        Returns the full base commit. Raises AttemptError (clone_failed). May be called again after a crash.
         """
         ...
 
     async def patch(
         self, attempt_dir: Path, base_commit: str, target: Path, confine: Confine, contains_secret: ContainsSecret
     ) -> PatchResult:
-        """Write to `target` what the agent changed. Raises AttemptError (collect_failed)."""
+        """Write the agent's changes to `target`. Raises AttemptError (collect_failed)."""
         ...
 
     async def changed_files(self, attempt_dir: Path, base_commit: str, target: Path, confine: Confine) -> str | None:
-        """Write to `target` a tar of the files that the agent made or changed, for a patch that does not hold them.
+        """Write a tar of the files that the agent created or changed to `target`, for a patch that lacks them.
 
-        Gives why not all are in it, for people, None when they are. Raises AttemptError (collect_failed).
+        Returns why some are missing, for people; None if all are in it. Raises AttemptError (collect_failed).
         """
         ...
 
     def collect(
         self, workspace: Path, patterns: Sequence[str], target: Path, taken_names: frozenset[str]
     ) -> AsyncIterator[Artifact | SkippedFile]:
-        """Copy each regular file that matches into `target/<artifact name>`, whole and flushed, one at a time."""
+        """Copy each matching regular file to `target/<artifact name>`, complete and flushed, one at a time."""
         ...

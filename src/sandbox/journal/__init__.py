@@ -1,1 +1,1 @@
-"""Floor 3: the journal of a task, a file that only grows."""
+"""The journal of a task, an append-only file."""

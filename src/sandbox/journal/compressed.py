@@ -1,8 +1,8 @@
-"""The journal of a finished task, compressed: a gzip file that can be read from any place.
+"""Compressed journals of finished tasks: gzip files with random access.
 
-It is a series of gzip members, each with whole records of about `PIECE_BYTES`. The extra field of a member's header
-says which record it begins with and how long it is, packed and unpacked, so that a reader walks the headers and unpacks
-one member. `zcat` and `zgrep` know nothing of that and need not.
+A file is a series of gzip members, each with whole records of about MEMBER_BYTES. The extra field of a member's header
+contains its first record number and its compressed and uncompressed size, so a reader walks the headers and
+decompresses one member. `zcat` and `zgrep` ignore the extra field.
 """
 
 import os
@@ -22,7 +22,7 @@ from sandbox.model.events import TaskFinished
 from sandbox.system.files import fsync_path
 
 MEMBER_BYTES = 256 * 1024
-"""How much of a journal is compressed in one piece, and unpacked to read any record in it."""
+"""Size of a compressed member, which is decompressed to read any record in it."""
 
 _HEADER = struct.Struct("<4sIBBH2sHQII")
 _HEADER_CRC = struct.Struct("<H")
@@ -33,7 +33,7 @@ _CACHED_FILES_MAX = 64
 
 
 class GzipMember(NamedTuple):
-    """One member: its first record, where it is in the unpacked journal, and where in the file."""
+    """One gzip member: its first record, its position in the uncompressed journal and its position in the file."""
 
     first_seq: int
     offset: int
@@ -43,10 +43,10 @@ class GzipMember(NamedTuple):
 
 
 class CompressedJournal:
-    """An open packed journal. Reading raises JournalDamagedError where it is not as it was written."""
+    """An open compressed journal. Reading raises JournalDamagedError if the data is damaged."""
 
     def __init__(self, path: Path) -> None:
-        """Open it. Raises FileNotFoundError, JournalDamagedError."""
+        """Open the file. Raises FileNotFoundError, JournalDamagedError."""
         self._path = path
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -64,13 +64,13 @@ class CompressedJournal:
 
     @property
     def size_bytes(self) -> int:
-        """Of the journal when it is unpacked."""
+        """Size of the uncompressed journal."""
         return self._members[-1].offset + self._members[-1].size_bytes if self._members else 0
 
     def lines(self, offset: int, bytes_max: int) -> list[bytes]:
-        """The lines from `offset` on that end within `bytes_max`, or the first one where that is longer.
+        """Return the lines from `offset` that end within `bytes_max`, or the first one if it is longer.
 
-        Never more than those of one piece.
+        Never returns lines of more than one member.
         """
         if offset == self.size_bytes:
             return []
@@ -85,7 +85,7 @@ class CompressedJournal:
         return [text + b"\n" for text in data[begin : end - 1].split(b"\n")]
 
     def find_offset(self, seq: int) -> int:
-        """The offset of record `seq`, or after the last record."""
+        """Return the offset of record `seq`, or the end of the last record."""
         piece = self._find_member(seq, attrgetter("first_seq"))
         if piece is None:
             return 0
@@ -97,7 +97,7 @@ class CompressedJournal:
         return offset
 
     def iter_content(self) -> Iterator[bytes]:
-        """All of it, piece by piece."""
+        """Yield the uncompressed content, member by member."""
         return map(self._decompress, self._members)
 
     def _find_member(self, value: int, key: "attrgetter[int]") -> GzipMember | None:
@@ -120,12 +120,12 @@ class CompressedJournal:
 
 
 def compress_journal(records: Path, target: Path) -> None:
-    """Put a packed journal in the place of a plain one, whose lock the caller holds; a torn tail is left out.
+    """Replace a plain journal, whose lock the caller holds, with a compressed one. A torn tail is dropped.
 
-    Beside first, read again and compared, then renamed, then the plain one goes: a crash leaves one of them whole, and
-    the next try begins anew. What a full disk refuses takes no room there meanwhile.
-    Raises JournalDamagedError, also where it tells of no end: it could not go on to one. OSError, FileNotFoundError
-    where there is neither.
+    The compressed file is written under a temporary name, read again and compared, and renamed; then the plain file is
+    removed. A crash leaves at least one of them intact, and the next try starts over. After an error the partial file
+    is removed, because a full disk needs the space. Raises JournalDamagedError, also if the journal has no final
+    record, since it could not get one later; OSError; FileNotFoundError if there is neither file.
     """
     beside = target.with_name(f"{target.name}.new")
     beside.unlink(missing_ok=True)
@@ -160,7 +160,7 @@ def _write_verified(texts: Iterable[bytes], target: Path) -> None:
 
 
 def _write_members(texts: Iterable[bytes], target: Path) -> int:
-    """Into a new file, flushed to disk; gives the CRC-32 of all lines."""
+    """Write a new file and flush it to disk; return the CRC-32 of all lines."""
     checksum = 0
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     with os.fdopen(os.open(target, flags, 0o600), "wb") as file:
@@ -199,7 +199,7 @@ def _header_crc(header: bytes) -> bytes:
 
 @lru_cache(_CACHED_FILES_MAX)
 def _read_members(path: Path, identity: tuple[int, ...]) -> tuple[GzipMember, ...]:
-    """Walks the headers; a file that is replaced has another identity."""
+    """Read the headers, cached by the file's identity, which changes when the file is replaced."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         return tuple(_walk_members(path, fd, identity[2]))

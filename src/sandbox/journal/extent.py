@@ -1,4 +1,4 @@
-"""How far a journal reaches: its last record, found by a look at every line in bounded memory."""
+"""Finds the end of a journal and the offsets of records, in bounded memory."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +14,7 @@ _BUFFER_BYTES = 1024 * 1024
 
 
 class Extent(msgspec.Struct, frozen=True):
-    """The last record (None for none) and the byte offset after it. What lies behind is a torn tail."""
+    """The last record (None if there is none) and the byte offset after it. Any data behind it is a torn tail."""
 
     last: Record | None
     end: int
@@ -23,7 +23,7 @@ class Extent(msgspec.Struct, frozen=True):
 def measure_extent(records: Path) -> Extent:
     """Check every line of a journal.
 
-    Raises JournalDamagedError when anything before the last record is not right, FileNotFoundError.
+    Raises JournalDamagedError if anything before the last record is invalid, FileNotFoundError.
     """
     seq, end, last_line = 0, 0, b""
     for offset, text in iter_lines(records):
@@ -37,9 +37,9 @@ def measure_extent(records: Path) -> Extent:
 
 
 def raise_if_damaged(records: Path, offset: int) -> None:
-    """Tell a torn tail at `offset`, which a crash leaves, from damage, which has whole records after it.
+    """Distinguish a torn tail at `offset`, which a crash leaves, from damage, which has whole records after it.
 
-    Returns as well when the line has become whole since it was looked at. Raises JournalDamagedError for damage.
+    Also returns if the line was completed in the meantime. Raises JournalDamagedError for damage.
     """
     for begin, text in iter_lines(records, offset):
         whole = record_format.is_complete(text)
@@ -50,9 +50,9 @@ def raise_if_damaged(records: Path, offset: int) -> None:
 
 
 def iter_lines(records: Path, offset: int = 0) -> Iterator[tuple[int, bytes]]:
-    """Where each line begins, and the line with its newline; the last may lack its own.
+    """Yield each line's offset and the line with its newline; the last line may lack its newline.
 
-    What is longer than any record comes in pieces, so that no damage can fill the memory.
+    A line longer than any record is split, so damage cannot exhaust memory.
     """
     with records.open("rb", buffering=_BUFFER_BYTES) as file:
         file.seek(offset)
@@ -62,11 +62,11 @@ def iter_lines(records: Path, offset: int = 0) -> Iterator[tuple[int, bytes]]:
 
 
 LINEAR_SCAN_BYTES_MAX = 64 * 1024
-"""A stretch that is read line by line; a longer one is halved first."""
+"""Maximum size of a range that is scanned line by line; a larger one is bisected first."""
 
 
 def find_record_offset(records: Path, seq: int) -> int:
-    """The offset of record `seq`, or after the last record; the contract's `Journals.find` for one file."""
+    """Return the offset of record `seq`, or the end of the last record; `Journals.find_offset` for one file."""
     offset = _bisect(records, seq)
     for begin, text in iter_lines(records, offset):
         if not record_format.is_complete(text):
@@ -79,7 +79,7 @@ def find_record_offset(records: Path, seq: int) -> int:
 
 
 def _bisect(records: Path, seq: int) -> int:
-    """The offset of some record up to `seq`, or 0."""
+    """Return the offset of some record up to `seq`, or 0."""
     with records.open("rb") as file:
         low, high = 0, file.seek(0, 2)
         while high - low > LINEAR_SCAN_BYTES_MAX:
@@ -93,7 +93,7 @@ def _bisect(records: Path, seq: int) -> int:
 
 
 def _next_line_offset(file: BinaryIO, offset: int) -> int:
-    """Where the first line begins after the one that has this byte."""
+    """Return the offset of the first line after the one that contains this byte."""
     file.seek(offset)
     return offset + len(file.readline(record_format.LINE_BYTES_MAX))
 

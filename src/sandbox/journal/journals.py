@@ -1,7 +1,7 @@
-"""All journals below one data directory.
+"""All journals of one data directory.
 
-A finished task's journal may be packed: then `records.gz` is there in place of `records`. Where a crash left both, the
-plain one counts. Readers look for that first: it is only removed when the other one is whole and in its place.
+A finished task's journal may be compressed: then it has `records.gz` instead of `records`. If a crash left both, the
+plain file counts. Readers try it first: it is removed only after the compressed file is complete and in its place.
 """
 
 import errno
@@ -25,16 +25,16 @@ _TASK_ID = re.compile(r"[A-Za-z0-9](?!.*\.\.)[A-Za-z0-9._-]{0,127}", re.ASCII)
 
 
 class FileJournals:
-    """`<data_dir>/tasks/<task id>/journal/` with `records` and `lock`; the contract's `Journals`."""
+    """`<data_dir>/tasks/<task id>/journal/` with `records` and `lock`; implements `Journals`."""
 
     def __init__(self, data_dir: Path) -> None:
         self._data_dir = data_dir
 
     def create(self, task_id: str) -> FileJournalWriter:
-        """Begin a journal, its directories on disk. What a crash before record 1 left is taken over.
+        """Create a journal and flush its directories to disk. Leftovers of a crash before record 1 are reused.
 
-        Raises FileExistsError when the task has a journal, or gets one from somebody else at this moment, OSError; of
-        what could not be begun nothing is left.
+        Raises FileExistsError if the task has a journal or another process is creating one, OSError. Nothing is left
+        after a failure.
         """
         directory = self._directory(task_id)
         lock_fd = _create_directories(directory)
@@ -46,14 +46,14 @@ class FileJournals:
             raise
 
     def discard(self, task_id: str, writer: JournalWriter) -> None:
-        """Remove a journal that has no record; the contract's `Journals.give_up`."""
+        """Remove a journal without a record; see `Journals.discard`."""
         try:
             _remove_journal(self._directory(task_id), writer.lock_fd)
         finally:
             writer.close()
 
     def open(self, task_id: str) -> FileJournalWriter:
-        """Take the lock and go on with the next epoch; the contract's `Journals.open`."""
+        """Take the lock and start the next epoch; see `Journals.open`."""
         directory = self._directory(task_id)
         lock_fd = lock.acquire(directory / "lock")
         try:
@@ -63,13 +63,13 @@ class FileJournals:
             raise
 
     def adopt(self, task_id: str, lock_fd: int) -> FileJournalWriter:
-        """As `open`, with an inherited lock. When it raises, `lock_fd` is still the caller's to close."""
+        """Like `open`, with an inherited lock. If it raises, the caller still has to close `lock_fd`."""
         directory = self._directory(task_id)
         lock.adopt(directory / "lock", lock_fd)
         return FileJournalWriter(directory / "records", lock_fd, measure_extent(directory / "records"))
 
     def read(self, task_id: str, offset: int = 0, *, bytes_max: int = 1 << 20) -> RecordBatch:
-        """Whole records from `offset` on; the contract's `Journals.read`."""
+        """Read whole records from `offset`; see `Journals.read`."""
         records = self._directory(task_id) / "records"
         try:
             return read_batch(records, offset, bytes_max)
@@ -78,7 +78,7 @@ class FileJournals:
                 return read_compressed_batch(packed, records, offset, bytes_max)
 
     def find_offset(self, task_id: str, seq: int) -> int:
-        """Where record `seq` begins; the contract's `Journals.find`."""
+        """Return the offset of record `seq`; see `Journals.find_offset`."""
         records = self._directory(task_id) / "records"
         try:
             return find_record_offset(records, seq)
@@ -87,7 +87,7 @@ class FileJournals:
                 return packed.find_offset(seq)
 
     def size_bytes(self, task_id: str) -> int:
-        """Bytes that there are; the contract's `Journals.size`."""
+        """Return the size in bytes; see `Journals.size_bytes`."""
         records = self._directory(task_id) / "records"
         try:
             return records.stat().st_size
@@ -96,7 +96,7 @@ class FileJournals:
                 return packed.size_bytes
 
     def compress(self, task_id: str) -> None:
-        """Compress the journal of a finished task; the contract's `Journals.pack`."""
+        """Compress the journal of a finished task; see `Journals.compress`."""
         directory = self._directory(task_id)
         lock_fd = lock.acquire(directory / "lock")
         try:
@@ -106,7 +106,7 @@ class FileJournals:
 
     @contextmanager
     def try_lock(self, task_id: str) -> Iterator[bool]:
-        """The lock alone; the contract's `Journals.holding`."""
+        """Hold only the lock; see `Journals.try_lock`."""
         try:
             lock_fd = lock.acquire(self._directory(task_id) / "lock")
         except (JournalBusyError, FileNotFoundError):
@@ -118,15 +118,15 @@ class FileJournals:
             os.close(lock_fd)
 
     def kill_lock_holder(self, task_id: str) -> bool:
-        """KILL the runner that holds the lock; the contract's `Journals.evict`."""
+        """KILL the runner that holds the lock; see `Journals.kill_lock_holder`."""
         return kill_lock_holder(self._directory(task_id) / "lock")
 
     def is_locked(self, task_id: str) -> bool:
-        """Somebody holds the lock at this moment."""
+        """Whether a process holds the lock now."""
         return lock.is_locked(self._directory(task_id) / "lock")
 
     def task_ids(self) -> Sequence[str]:
-        """The tasks that have record 1, in the order of their ids."""
+        """The tasks that have record 1, ordered by id."""
         try:
             names = sorted(path.name for path in tasks_root(self._data_dir).iterdir())
         except FileNotFoundError:
@@ -135,7 +135,7 @@ class FileJournals:
         return [task_id for task_id in known if _has_journal(self._directory(task_id) / "records")]
 
     def _directory(self, task_id: str) -> Path:
-        """The manifest's rule keeps ids harmless; this keeps a mistake there from becoming a path elsewhere."""
+        """Check the id, which the manifest's rules already restrict: a bug there must not lead to a path elsewhere."""
         if not _TASK_ID.fullmatch(task_id):
             raise FileNotFoundError(f"No journal can have the task id {task_id!r}")
         return TaskLayout(self._data_dir, task_id).root / "journal"
@@ -150,7 +150,7 @@ def _has_journal(records: Path) -> bool:
 
 
 def _check_no_records(directory: Path) -> None:
-    """A damaged journal is one too. Raises FileExistsError."""
+    """Raise FileExistsError if the task has a journal, even a damaged one."""
     records = directory / "records"
     try:
         if not _compressed_path(records).exists() and (not records.exists() or measure_extent(records).last is None):
@@ -161,7 +161,7 @@ def _check_no_records(directory: Path) -> None:
 
 
 def _create_directories(directory: Path) -> int:
-    """The directories, and the lock, which is held. Raises FileExistsError while somebody else holds it, OSError."""
+    """Create the directories and the lock; return the held lock. Raises FileExistsError if it is taken, OSError."""
     try:
         for parent in reversed((directory, *directory.parents[:3])):
             parent.mkdir(mode=0o700, exist_ok=True)
@@ -174,7 +174,7 @@ def _create_directories(directory: Path) -> int:
 
 
 def _create_records(directory: Path, lock_fd: int) -> FileJournalWriter:
-    """No record yet, and everything before it on disk."""
+    """Create an empty records file and flush everything before it to disk."""
     records = directory / "records"
     try:
         os.close(os.open(records, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
@@ -187,7 +187,10 @@ def _create_records(directory: Path, lock_fd: int) -> FileJournalWriter:
 
 
 def _remove_journal(directory: Path, lock_fd: int) -> None:
-    """A journal without a record, whose lock is held; as far as the disk lets us, for somebody is told of worse."""
+    """Remove a journal without a record, whose lock is held.
+
+    Errors are ignored, because the caller reports a worse one.
+    """
     with suppress(OSError):
         if lock.is_lock_of(lock_fd, directory / "lock"):
             (directory / "records").unlink(missing_ok=True)
@@ -196,7 +199,7 @@ def _remove_journal(directory: Path, lock_fd: int) -> None:
 
 
 def _remove_empty_directories(directory: Path) -> None:
-    """Neither of the two where somebody has begun something in it meanwhile."""
+    """Remove the two directories unless they are in use again."""
     for emptied in (directory, directory.parent):
         with suppress(OSError):
             emptied.rmdir()

@@ -1,6 +1,6 @@
-"""The lock that makes its holder the one writer: `flock` on an open file description.
+"""The journal lock, which makes its holder the only writer: `flock` on an open file description.
 
-Whoever inherits the descriptor holds the lock too, and the kernel frees it when the last copy is closed.
+A process that inherits the descriptor also holds the lock. The kernel releases it when the last copy is closed.
 """
 
 import errno
@@ -18,7 +18,7 @@ _PAUSE_SECONDS = 0.002
 
 
 def acquire(path: Path, *, create: bool = False) -> int:
-    """Open and lock the file, or make it; gives the descriptor. Raises JournalBusyError, FileNotFoundError."""
+    """Open (or create) and lock the file; return the descriptor. Raises JournalBusyError, FileNotFoundError."""
     lock_fd = _open(path, os.O_CREAT if create else 0)
     try:
         _lock(lock_fd, path)
@@ -31,9 +31,9 @@ def acquire(path: Path, *, create: bool = False) -> int:
 
 
 def adopt(path: Path, lock_fd: int) -> None:
-    """Make sure that an inherited descriptor is the lock of this journal, and keep it from this process's children.
+    """Check that an inherited descriptor is the lock of this journal, and do not pass it on to child processes.
 
-    Raises OSError (EBADF) when it is another file, JournalBusyError when somebody else holds the lock.
+    Raises OSError (EBADF) if it is another file, JournalBusyError if another process holds the lock.
     """
     if not is_lock_of(lock_fd, path):
         raise OSError(errno.EBADF, f"Descriptor {lock_fd} is not the lock of this journal", str(path))
@@ -42,12 +42,12 @@ def adopt(path: Path, lock_fd: int) -> None:
 
 
 def is_lock_of(lock_fd: int, path: Path) -> bool:
-    """A descriptor is of the file that is there now, and not of one that was removed. Raises FileNotFoundError."""
+    """Whether a descriptor refers to the current file, not to one that was removed. Raises FileNotFoundError."""
     return os.path.samestat(os.fstat(lock_fd), path.stat())
 
 
 def is_locked(path: Path) -> bool:
-    """Somebody holds the lock at this moment."""
+    """Whether a process holds the lock now."""
     try:
         lock_fd = _open(path)
     except FileNotFoundError:
@@ -63,7 +63,7 @@ def _open(path: Path, flags: int = 0) -> int:
 
 
 def _lock(lock_fd: int, path: Path) -> None:
-    """A few tries, because `is_held` of another process has to take the lock for an instant to see it."""
+    """Try a few times, because `is_locked` in another process takes the lock for an instant."""
     for _ in range(_LOCK_ATTEMPTS):
         if _try_lock(lock_fd, fcntl.LOCK_EX):
             return
@@ -80,11 +80,11 @@ def _try_lock(lock_fd: int, kind: int) -> bool:
 
 
 RUNNER_MODULES = frozenset({b"sandbox.bootstrap.runner", b"sandbox.wiring.runner"})
-"""Every runner has one of these arguments; other holders of the lock have neither. The second is of version 0.1."""
+"""Every runner has one of these arguments; other holders of the lock have neither. The second is from version 0.1."""
 
 
 def kill_lock_holder(lock: Path) -> bool:
-    """KILL every other process that is a runner and holds the exclusive lock of this file; whether there was one."""
+    """KILL every other runner process that holds the exclusive lock of this file. Return whether there was one."""
     try:
         found = lock.stat()
     except FileNotFoundError:
@@ -100,7 +100,7 @@ def _kill_if_holding(pid: int, lock: os.stat_result) -> bool:
     with suppress(ProcessLookupError):
         descriptor = os.pidfd_open(pid)
         try:
-            # Looked at again, now that no later process of the same id can be meant.
+            # Check again: the pidfd now rules out a later process with the same id.
             if _holds_lock(pid, lock):
                 signal.pidfd_send_signal(descriptor, signal.SIGKILL)
                 return True
@@ -121,12 +121,13 @@ def _holds_lock(pid: int, lock: os.stat_result) -> bool:
 
 
 def _descriptor_holds_lock(proc_directory: Path, descriptor: str, lock: os.stat_result) -> bool:
-    """By the descriptor itself: fdinfo's device is the file system's, which overlayfs and btrfs give no file.
+    """Check the descriptor itself, not only its fdinfo.
 
-    One that is closed meanwhile is not: the others tell.
+    fdinfo shows the file system's device, which no file has on overlayfs and btrfs. A descriptor that is closed in the
+    meantime does not count; the other ones are checked too.
     """
     try:
-        # proc(5): a line for each lock that comes with the descriptor.
+        # proc(5): one line for each lock of the descriptor.
         lines = (proc_directory / "fdinfo" / descriptor).read_text().splitlines()
         is_exclusive = any(line.startswith("lock:") and " FLOCK " in line and " WRITE " in line for line in lines)
         return is_exclusive and os.path.samestat((proc_directory / "fd" / descriptor).stat(), lock)

@@ -1,4 +1,4 @@
-"""Reading a journal while somebody may be writing it."""
+"""Reads a journal, possibly while it is being written."""
 
 import os
 from collections.abc import Iterable
@@ -12,12 +12,12 @@ from sandbox.model.events import Record
 
 
 def read_batch(records: Path, offset: int, bytes_max: int) -> RecordBatch:
-    """Whole records from `offset` on; the contract's `Journals.read` for one file."""
+    """Read whole records from `offset`; `Journals.read` for one file."""
     return _decode_batch(records, offset, _read_lines(records, offset, bytes_max))
 
 
 def read_compressed_batch(compressed: CompressedJournal, records: Path, offset: int, bytes_max: int) -> RecordBatch:
-    """The same of a packed journal, at most the records of one piece."""
+    """Like `read_batch` for a compressed journal; returns at most the records of one member."""
     return _decode_batch(records, offset, compressed.lines(offset, bytes_max))
 
 
@@ -37,9 +37,9 @@ def _decode_batch(records: Path, offset: int, texts: Iterable[bytes]) -> RecordB
 
 
 def has_first_record(records: Path) -> bool:
-    """Record 1 is there, so the task was admitted. Where it is damaged, what follows proves that it was there.
+    """Whether record 1 exists, which means that the task was accepted.
 
-    What the system does not let us read counts as there, so that whoever reads it finds out.
+    A damaged record 1 counts if whole records follow it. An unreadable file counts too; its reader reports the error.
     """
     try:
         with records.open("rb") as file:
@@ -54,10 +54,10 @@ def has_first_record(records: Path) -> bool:
 
 
 def _read_lines(records: Path, offset: int, bytes_max: int) -> list[bytes]:
-    """The lines that end within `bytes_max`, or the first one where that is longer; none without its newline.
+    """Return the complete lines that end within `bytes_max`, or the first one if it is longer.
 
-    Raises PlaceLostError when no line ends at `offset`: the journal is shorter than it was when the offset was
-    learnt (records that never reached the disk are gone after a power loss).
+    Raises JournalOffsetError if no line ends at `offset`: the journal became shorter since the offset was read (after a
+    power loss, records that were not flushed are gone).
     """
     with records.open("rb", buffering=0) as file:
         if offset and os.pread(file.fileno(), 1, offset - 1) != b"\n":

@@ -1,4 +1,4 @@
-"""A record as a line of the journal: `<crc32 of the JSON, 8 hex digits> <JSON>\\n`, made for grep and jq."""
+r"""Format of a journal line: `<crc32 of the JSON, 8 hex digits> <JSON>\n`, suitable for grep and jq."""
 
 import re
 from zlib import crc32
@@ -10,10 +10,10 @@ from sandbox.model.errors import DECODE_ERRORS
 from sandbox.model.events import Record
 
 LINE_BYTES_MAX = 32 * 1024 * 1024
-"""A line with its newline. A manifest, a result and a line of output have bounds far below it, escapes included."""
+"""A line with its newline. A manifest, a result and a line of output have far lower limits, even when escaped."""
 
 RECORD_VERSION = 1
-"""The newest shape of records that this program knows."""
+"""The newest record format that this program supports."""
 
 _CHECKSUM_BYTES = 9
 _RECORD_START = re.compile(rb'[0-9a-f]{8} \{"seq":')
@@ -23,34 +23,34 @@ _decoder = msgspec.json.Decoder(Record)
 
 
 def encode(record: Record) -> bytes:
-    """The line of a record, its newline included."""
+    """Return the line of a record, including its newline."""
     payload = _encoder.encode(record)
     return b"%08x %b\n" % (crc32(payload), payload)
 
 
 def is_complete(text: bytes) -> bool:
-    """The line ends with its newline and matches its checksum, to the bit."""
+    """Whether the line ends with its newline and matches its checksum."""
     payload = memoryview(text)[_CHECKSUM_BYTES:-1]
     return text.endswith(b"\n") and text.startswith(b"%08x " % crc32(payload))
 
 
 def has_embedded_record(text: bytes) -> bool:
-    """A line that is not whole ends with a record that is: the newline before it was lost.
+    """Whether an invalid line ends with a valid record, because the newline before it was lost.
 
-    Inside a record the pattern cannot occur, because JSON escapes the quotes of a string.
+    The pattern cannot occur inside a record, because JSON escapes quotes in strings.
     """
     return any(is_complete(text[found.start() :]) for found in _RECORD_START.finditer(text, 1))
 
 
 def has_seq(text: bytes, seq: int) -> bool:
-    """A whole line carries this number; looks at its beginning only, because every line of a journal is asked."""
+    """Whether a valid line has this number. Checks only its start, because it is called for every line of a journal."""
     return text.startswith(b'{"seq":%d,' % seq, _CHECKSUM_BYTES)
 
 
 def seq_of(text: bytes) -> int:
-    """The number that a whole line carries, by a look at its beginning.
+    """Return the number of a valid line, read from its start.
 
-    Raises JournalDamagedError when it has none.
+    Raises JournalDamagedError if it has none.
     """
     found = _SEQ.match(text, _CHECKSUM_BYTES)
     if found is None:
@@ -59,7 +59,7 @@ def seq_of(text: bytes) -> int:
 
 
 def decode(text: bytes) -> Record:
-    """The record of a whole line. Raises JournalDamagedError when it is none that this program knows."""
+    """Decode a valid line. Raises JournalDamagedError if this program does not support the record."""
     try:
         record = _decoder.decode(memoryview(text)[_CHECKSUM_BYTES:-1])
     except DECODE_ERRORS as error:

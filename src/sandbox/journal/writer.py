@@ -1,4 +1,4 @@
-"""The one writer of a journal."""
+"""The writer of a journal."""
 
 import contextlib
 import errno
@@ -12,21 +12,21 @@ from sandbox.journal.extent import Extent
 from sandbox.model.events import Event, Record, Transition
 
 _REWRITE_CHUNK_BYTES = 8 * 1024 * 1024
-"""What may be lost is written again, and flushed, in pieces of this size: a disk that goes on failing costs no more."""
+"""Possibly lost data is rewritten and flushed in chunks of this size, which bounds the cost on a failing disk."""
 
 
 class FileJournalWriter:
-    """Appends records to the file of a journal whose lock it holds. For one thread; `sync` may have another one."""
+    """Appends records to a journal whose lock it holds. For one thread; `sync` may run in another one."""
 
     def __init__(self, records: Path, lock_fd: int, extent: Extent) -> None:
-        """Go on after `extent`, which drops what is behind it. Takes `lock_fd` over once it has succeeded."""
+        """Continue after `extent` and drop what is behind it. Takes ownership of `lock_fd` on success."""
         self._lock_fd = lock_fd
         self._records = records
         self._end = extent.end
         self._last_seq = extent.last.seq if extent.last else 0
         self._epoch = extent.last.epoch + 1 if extent.last else 1
         self._has_torn_tail = records.stat().st_size > extent.end
-        # Whoever wrote before may have died with records that are not on disk yet.
+        # An earlier writer may have died before its records were flushed.
         self._is_dirty = extent.end > 0
         self._flushed_end = 0
         self._unconfirmed_end = 0
@@ -40,18 +40,18 @@ class FileJournalWriter:
 
     @property
     def last_seq(self) -> int:
-        """Number of the last record, 0 for none."""
+        """Number of the last record, 0 if there is none."""
         return self._last_seq
 
     @property
     def lock_fd(self) -> int:
-        """File descriptor that carries the lock; not inherited unless it is passed on by its number."""
+        """File descriptor of the lock; inherited only by a child process that it is explicitly passed to."""
         return self._lock_fd
 
     def append(
         self, event: Event, transition: Transition | None = None, *, at: datetime, durable: bool = False
     ) -> Record:
-        """Number and write an event; the contract's `JournalWriter.append`."""
+        """Number and write an event; see `JournalWriter.append`."""
         record = Record(self._last_seq + 1, self._epoch, at.astimezone(UTC), event, transition)
         text = record_format.encode(record)
         if len(text) > record_format.LINE_BYTES_MAX:
@@ -61,14 +61,14 @@ class FileJournalWriter:
         return record
 
     def sync(self) -> None:
-        """Flush to disk what was appended since the last time."""
+        """Flush what was appended since the last call."""
         if self._is_dirty:
-            # Before the flush, because what is appended during it may be too late for it.
+            # Reset the flag before the flush, which may miss what is appended during it.
             self._is_dirty = False
             self._flush()
 
     def close(self) -> None:
-        """Flush and let go. Closing, unlike unlocking, leaves the lock to a child that inherited it."""
+        """Flush and close. Unlike unlocking, closing leaves the lock to a child process that inherited it."""
         if self._lock_fd < 0:
             return
         try:
@@ -79,10 +79,11 @@ class FileJournalWriter:
             self._records_fd = self._lock_fd = -1
 
     def _flush(self, appended_bytes: int = 0) -> None:
-        """A flush that failed is not made good by another one: the kernel takes what it could not write for written.
+        """Flush to disk. After a failed flush, rewrite the data first: the kernel marks unwritten pages as clean.
 
-        It says so once, and so there is one flush at a time. appended_bytes: behind the last record, of the one that
-        waits for this; whoever flushes beside the writer leaves them alone, because they may be cut off meanwhile.
+        The kernel reports such an error only once, so only one flush runs at a time. appended_bytes: size of the record
+        behind the last one, if its append waits for this flush. Other flushes leave it alone, because it may be cut off
+        in the meantime.
         """
         with self._flush_lock:
             end = self._end + appended_bytes
@@ -92,7 +93,7 @@ class FileJournalWriter:
                     begin, at = at, min(at + _REWRITE_CHUNK_BYTES, end)
                     _rewrite(self._records, begin, at)
                     os.fdatasync(self._records_fd)
-                    # What waits for this flush may be cut off, should the one below fail.
+                    # A record that waits for this flush may be cut off if the flush below fails.
                     self._flushed_end = min(at, self._end)
                 os.fdatasync(self._records_fd)
             except BaseException:
@@ -107,12 +108,12 @@ class FileJournalWriter:
         try:
             _write_all(self._records_fd, text)
             if durable:
-                # Whatever another thread has flushed: it may have begun before this was written.
+                # A flush of another thread does not count: it may have started before this write.
                 self._flush(len(text))
             else:
                 self._is_dirty = True
         except BaseException:
-            # Where even this fails, the next append tries again before it writes.
+            # If even this fails, the next append tries again before it writes.
             with contextlib.suppress(OSError):
                 self._drop_torn_tail()
             raise
@@ -127,7 +128,7 @@ class FileJournalWriter:
 
 
 def _rewrite(records: Path, begin: int, end: int) -> None:
-    """The same bytes in the same place, so that the kernel has to write them to the disk once more."""
+    """Write the same bytes in the same place, which makes the kernel write them to the disk once more."""
     with records.open("r+b", buffering=0) as file:
         data = memoryview(os.pread(file.fileno(), end - begin, begin))
         while data:
@@ -136,7 +137,7 @@ def _rewrite(records: Path, begin: int, end: int) -> None:
 
 
 def _write_all(records_fd: int, text: bytes) -> None:
-    """One write for a whole line is the rule; the kernel may take less when the disk fills."""
+    """Write a whole line. One write is the rule, but the kernel may accept less when the disk is nearly full."""
     rest = memoryview(text)
     while rest:
         rest = rest[os.write(records_fd, rest) :]

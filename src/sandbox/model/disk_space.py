@@ -1,4 +1,4 @@
-"""How much must be free on the file system of the data directory before something is held back."""
+"""Free-space thresholds of the data directory's file system."""
 
 import errno
 
@@ -8,7 +8,10 @@ from sandbox.model.limits import WATERMARK_HYSTERESIS_FACTOR
 
 
 class DiskSpace(msgspec.Struct, frozen=True):
-    """What is free on a file system, for who is not root. Where files are not counted, `files_total` is 0."""
+    """Free and total space of a file system, as seen by a non-root user.
+
+    `files_total` is 0 if the file system does not count files.
+    """
 
     free_bytes: int
     total_bytes: int
@@ -17,25 +20,25 @@ class DiskSpace(msgspec.Struct, frozen=True):
     is_read_only: bool = False
 
     def minus_reserve(self, reserved_bytes: int) -> "DiskSpace":
-        """The same with so much less free."""
+        """Return this with `free_bytes` reduced by `reserved_bytes`."""
         return msgspec.structs.replace(self, free_bytes=self.free_bytes - reserved_bytes)
 
 
 class Watermark(msgspec.Struct, frozen=True):
-    """A share of the file system, but no more than so many bytes: a small disk keeps a little, a large one no waste.
+    """A share of the file system, capped in bytes: a small disk reserves little, and a large one wastes none.
 
-    Of the files that can be made the same share is kept free.
+    The same percentage applies to the number of files, without a cap.
     """
 
     percent: float
     bytes_max: int
 
     def threshold_bytes(self, space: DiskSpace) -> int:
-        """What must be free there."""
+        """Return how many bytes must be free."""
         return min(int(space.total_bytes * self.percent / 100), self.bytes_max)
 
     def is_low(self, space: DiskSpace, *, was_low: bool) -> bool:
-        """Whether too little is free. What was held back goes on when there is clearly more, so that nothing flaps."""
+        """Whether too little is free. Recovery needs clearly more than the threshold, to avoid flapping."""
         factor = WATERMARK_HYSTERESIS_FACTOR if was_low else 1.0
         files_min = space.files_total * self.percent / 100
         return space.free_bytes < factor * self.threshold_bytes(space) or space.files_free < factor * files_min
@@ -46,7 +49,7 @@ _TRANSIENT_ERRNOS = DISK_FULL_ERRNOS | {errno.EIO}
 
 
 def transient_disk_error(error: Exception) -> OSError | None:
-    """The refusal of a disk that is behind an error, if one is: another try may go well."""
+    """Return the disk error behind an exception (full, over quota, I/O error) that a retry may fix, if any."""
     for cause in (error, error.__cause__):
         if isinstance(cause, OSError) and cause.errno in _TRANSIENT_ERRNOS:
             return cause

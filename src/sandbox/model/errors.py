@@ -1,4 +1,4 @@
-"""Errors that carry a stable code and a sentence that says what to do."""
+"""Errors with a stable code and a message that says what to do."""
 
 import re
 from collections.abc import Iterable
@@ -7,7 +7,7 @@ from enum import StrEnum
 import msgspec
 
 _LEAKED_SOURCES = re.compile(r"Secret ([A-Za-z_][A-Za-z0-9_]*) \(source ")
-"""The start of a message of earlier versions that says where the value of a secret comes from."""
+"""The prefix of messages in which earlier versions exposed the source of a secret."""
 
 
 class FailureCode(StrEnum):
@@ -36,7 +36,7 @@ class FailureCode(StrEnum):
 
 
 def missing_secrets_message(names: Iterable[str]) -> str:
-    """The public message about missing secrets; only operators learn where the values come from."""
+    """Return the public message about missing secrets. Only operators may see where the values come from."""
     listed = ", ".join(dict.fromkeys(names))
     return (
         f"The server has no usable value for these secrets: {listed}. Operators find the reason in the status of the "
@@ -45,15 +45,16 @@ def missing_secrets_message(names: Iterable[str]) -> str:
 
 
 def without_secret_sources(message: str) -> str:
-    """The public form of a message, also of one that an earlier version wrote."""
+    """Return the public form of a message, including one written by an earlier version."""
     names = _LEAKED_SOURCES.findall(message) if message.startswith("Secret ") else []
     return missing_secrets_message(names) if names else message
 
 
 class Failure(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The reason a task failed, as users read it. is_transient: plainly of the moment, so that it is tried again.
+    """The reason a task failed, as shown to users.
 
-    detail: the message for operators, if they may read more.
+    is_transient: the cause is temporary, so the attempt is retried.
+    detail: the message for operators, if they may see more.
     """
 
     code: FailureCode
@@ -62,7 +63,7 @@ class Failure(msgspec.Struct, frozen=True, omit_defaults=True):
     detail: str = ""
 
     def __post_init__(self) -> None:
-        """Move what only operators may read into `detail`; earlier versions wrote it into the message."""
+        """Move operator-only content to `detail`; earlier versions wrote it into the message."""
         if (
             self.code is FailureCode.SECRET_UNAVAILABLE
             and (public := without_secret_sources(self.message)) != self.message
@@ -71,12 +72,15 @@ class Failure(msgspec.Struct, frozen=True, omit_defaults=True):
             msgspec.structs.force_setattr(self, "message", public)
 
     def message_for(self, *, is_operator: bool) -> str:
-        """The message for an operator or for everybody."""
+        """Return the message for an operator or for everybody else."""
         return (is_operator and self.detail) or self.message
 
 
 class SandboxError(Exception):
-    """An error with a stable code. `message` is one sentence for a person, `retryable` a claim about trying again."""
+    """Base class of errors with a stable code. `message` is one sentence for people.
+
+    `retryable` says whether the same request may succeed later.
+    """
 
     code: str = "internal_error"
     retryable: bool = False
@@ -96,10 +100,12 @@ class AttemptError(SandboxError):
 
 
 def error_reason(error: BaseException) -> str:
-    """What an error says, also where it is a time that is over, of which Python says nothing."""
+    """Return the error's text, or a fixed text for a timeout, whose exception has no text."""
     return str(error) or "it takes too long"
 
 
 DECODE_ERRORS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-"""What msgspec raises for text that is no JSON or of another shape, that is not UTF-8, and that is too deep. Its
-documentation names the first only; the others are Python's own."""
+"""Exceptions that msgspec raises for input that is invalid, not UTF-8 or nested too deeply.
+
+Its documentation names only the first; the other two are Python's own.
+"""

@@ -1,4 +1,4 @@
-"""What happens to a task: one tagged union, written to the journal and read by everybody else."""
+"""Events of a task: one tagged union, written to the journal and read by all other components."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from sandbox.model.manifest.schema import Manifest
 from sandbox.model.task_state import TaskState
 
 ArtifactName = Annotated[str, msgspec.Meta(pattern=r"\A(?!\.{1,2}\Z)[^/\x00]+\Z")]
-"""What can be a file's name in one directory; journals are held to it when they are read."""
+"""A valid file name within one directory. Checked when a journal is read."""
 
 
 GENERATED_DIRECTORY = ".sandbox"
-"""Where the paths of what Sandbox itself made begin; nothing that an agent wrote has such a path."""
+"""Prefix of the paths of artifacts that Sandbox generates. No file written by an agent has such a path."""
 
 METADATA_NAME = "metadata.json"
-"""The name of the artifact that is kept last: no other follows it. After a failure some may be missing."""
+"""The artifact that is stored last. After a failure, other artifacts may be missing."""
 
 
 class Artifact(msgspec.Struct, frozen=True):
     """A file kept after the sandbox is gone.
 
-    name: unique in the task, never has a `/`.
-    path: relative to the workspace root, or `.sandbox/<name>` for what Sandbox itself made.
-    size_bytes, checksum: of the bytes as stored; checksum is `sha256:<64 hex digits>`.
+    name: unique in the task, without `/`.
+    path: relative to the workspace root, or `.sandbox/<name>` if Sandbox generated it.
+    size_bytes, checksum: of the stored bytes; checksum is `sha256:<64 hex digits>`.
     """
 
     name: ArtifactName
@@ -40,24 +40,25 @@ class Artifact(msgspec.Struct, frozen=True):
 
     @property
     def is_generated(self) -> bool:
-        """Whether Sandbox itself made it."""
+        """Whether Sandbox generated it."""
         return self.path.startswith(f"{GENERATED_DIRECTORY}/")
 
 
 class Artifacts(tuple[Artifact, ...]):
-    """A task's artifacts, each name once, that many can be added to one after the other.
+    """The artifacts of a task, with unique names. Appending one after the other is cheap.
 
-    What finds a name is handed on to the next ones: only who adds to the same artifacts twice looks at all of them.
+    `with_artifact` hands the name index over to the result, so it is rebuilt only if the same instance is extended
+    twice.
     """
 
     _by_name: dict[str, Artifact]
 
     def find(self, name: str) -> Artifact | None:
-        """The one of this name."""
+        """Return the artifact with this name."""
         return self._name_index().get(name)
 
     def with_artifact(self, artifact: Artifact) -> Self:
-        """With this one as the last, in the place of an earlier one of its name."""
+        """Return these artifacts and this one as the last. An earlier artifact with the same name is replaced."""
         by_name = self._name_index()
         del self._by_name
         by_name.pop(artifact.name, None)
@@ -73,18 +74,18 @@ class Artifacts(tuple[Artifact, ...]):
 
 
 Stream = Literal["stdout", "stderr", "transcript"]
-"""`transcript` is the agent's own events where `stdout` is rendered from them; clients see it in the artifact only."""
+"""`transcript` holds the agent's raw events if `stdout` is rendered from them; clients see it only in the artifact."""
 
 AttemptId = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9]{1,64}\Z")]
-"""Names directories, sockets and control groups, so that a journal from elsewhere must not choose it freely."""
+"""Names directories, sockets and control groups, so the pattern keeps a foreign journal from choosing an unsafe one."""
 
 
 class _EventBase(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type"):
-    """Base of all events; the tag stands in `type`."""
+    """Base of all events; the tag is in `type`."""
 
 
 class Idempotency(msgspec.Struct, frozen=True):
-    """The caller's key for one submission, and the SHA-256 (hex) of the body that came with it."""
+    """The caller's idempotency key of a submission, and the SHA-256 (hex) of its body."""
 
     key: str
     body_sha256: str
@@ -99,9 +100,9 @@ class TaskSubmitted(_EventBase, frozen=True, tag="task_submitted"):
 
 
 class AttemptStarted(_EventBase, frozen=True, tag="attempt_started"):
-    """The intent to carry the task out; written before anything of the attempt is created.
+    """The intent to run an attempt; recorded before anything of the attempt is created.
 
-    resumes: it takes the disk of the attempt before over, and the agent goes on in its session.
+    resumes: the attempt takes over the previous attempt's disk, and the agent continues its session.
     """
 
     attempt_id: AttemptId
@@ -113,13 +114,13 @@ class AttemptStarted(_EventBase, frozen=True, tag="attempt_started"):
 
 
 class WorkspacePrepared(_EventBase, frozen=True, tag="workspace_prepared"):
-    """The clone stands in the workspace at `base_commit` (full hex object name)."""
+    """The workspace holds the clone at `base_commit` (full hex object name)."""
 
     base_commit: str
 
 
 class SandboxCreated(_EventBase, frozen=True, tag="sandbox_created"):
-    """The sandbox answers."""
+    """The sandbox is ready."""
 
     vm_name: str
     tier: str
@@ -127,9 +128,9 @@ class SandboxCreated(_EventBase, frozen=True, tag="sandbox_created"):
 
 
 class AgentStarted(_EventBase, frozen=True, tag="agent_started"):
-    """Claude Code's process was started; `session_id` is Claude Code's own UUID for the conversation.
+    """The Claude Code process started; `session_id` is Claude Code's UUID of the session.
 
-    monotonic_seconds: the machine's clock since its boot, which `lifecycle.timeout` is counted by.
+    monotonic_seconds: seconds since the host booted, the clock that `lifecycle.timeout` uses.
     """
 
     session_id: str
@@ -141,17 +142,17 @@ _LONG_ESCAPES = bytes(set(range(32)) - set(_SHORT_ESCAPES))
 
 
 def _escapes_bytes(data: bytes) -> int:
-    """What JSON adds to a text: `\\u0001` for one byte, `\\n` for another."""
+    r"""Return how many bytes JSON escapes add: 5 for `\u0001`, 1 for `\n`."""
     without_long = len(data.translate(None, _LONG_ESCAPES))
     without_any = len(data.translate(None, _LONG_ESCAPES + _SHORT_ESCAPES))
     return 5 * (len(data) - without_long) + (without_long - without_any)
 
 
 class Output(_EventBase, frozen=True, tag="output"):
-    """Bytes of the agent process, a line at a time (its newline included, where it has one).
+    """Output of the agent process, one line per event, including its newline if there is one.
 
-    A line over the bound is split; every part but its last one is `continued`.
-    Exactly one of `text` and `base64` is set: the latter for what is no UTF-8, or is mostly what JSON escapes.
+    A line over the limit is split; every part but the last is `continued`. Exactly one of `text` and `base64` is set:
+    `base64` if the data is not UTF-8 or JSON escaping would more than double it.
     """
 
     stream: Stream
@@ -161,7 +162,7 @@ class Output(_EventBase, frozen=True, tag="output"):
 
     @classmethod
     def from_bytes(cls, stream: Stream, data: bytes, *, continued: bool = False) -> Output:
-        """Keep `data` exactly, as text where it is UTF-8 and JSON does not make more than twice as much of it."""
+        """Keep `data` exactly: as text if it is UTF-8 and JSON escaping at most doubles it, else as base64."""
         if _escapes_bytes(data) > len(data):
             return cls(stream, base64=data, continued=continued)
         try:
@@ -171,17 +172,17 @@ class Output(_EventBase, frozen=True, tag="output"):
 
     @property
     def data(self) -> bytes:
-        """The bytes as they came."""
+        """The original bytes."""
         return self.text.encode() if self.text is not None else self.base64 or b""
 
     @property
     def display_text(self) -> str:
-        """The text for people: what is not UTF-8 stands as U+FFFD."""
+        """The text for display, with U+FFFD in place of invalid UTF-8."""
         return self.text if self.text is not None else (self.base64 or b"").decode(errors="replace")
 
 
 class ToolCall(_EventBase, frozen=True, tag="tool_call"):
-    """A tool call of the agent came to its end."""
+    """A tool call of the agent finished."""
 
     tool: str
     tool_use_id: str
@@ -190,9 +191,9 @@ class ToolCall(_EventBase, frozen=True, tag="tool_call"):
 
 
 class Usage(_EventBase, frozen=True, tag="usage"):
-    """Tokens of one model request, as counted at the gateway; `cost_usd` is null for a model without a price.
+    """Tokens of one model request, counted by the gateway; `cost_usd` is null if the model has no known price.
 
-    `model`: which answered; where several did, the one without a price, if there is one.
+    model: the model that answered. If several did, one without a price takes precedence.
     """
 
     model: str
@@ -204,10 +205,10 @@ class Usage(_EventBase, frozen=True, tag="usage"):
 
 
 class Progress(_EventBase, frozen=True, tag="progress"):
-    """A snapshot of the counters of a task. The runner makes it; everybody else reads the latest.
+    """A snapshot of a task's counters, made by the runner. Readers use the latest one.
 
-    `input_tokens` counts cached tokens too; `cost_usd` sums the requests that have a price; `egress_denied` counts what
-    the gateway refused, whether it was told one by one or not.
+    `input_tokens` includes cached tokens. `cost_usd` sums the requests that have a price. `egress_denied` counts all
+    refusals of the gateway, including those without an event.
     """
 
     output_bytes: int = 0
@@ -222,7 +223,10 @@ class Progress(_EventBase, frozen=True, tag="progress"):
 
 
 class Metrics(_EventBase, frozen=True, tag="metrics"):
-    """What the sandbox used at a moment; null where this machine does not tell. load_avg: the host's, over a minute."""
+    """Resource usage of the sandbox at one moment; null if the host does not report a value.
+
+    load_avg: of the host, over one minute.
+    """
 
     cpu_percent: float | None = None
     memory_used_bytes: int | None = None
@@ -241,7 +245,7 @@ class EgressDenied(_EventBase, frozen=True, tag="egress_denied"):
 
 
 class Gap(_EventBase, frozen=True, tag="gap"):
-    """Events that are not in the journal, and why (`first_seq`/`last_seq` are 0 when they never had a number)."""
+    """Events that are missing in the journal, and why. `first_seq` and `last_seq` are 0 if they never had a number."""
 
     first_seq: int
     last_seq: int
@@ -249,14 +253,14 @@ class Gap(_EventBase, frozen=True, tag="gap"):
 
 
 class ErrorReported(_EventBase, frozen=True, tag="error"):
-    """Something went wrong that did not by itself end the task."""
+    """An error that did not by itself end the task."""
 
     error: str
     message: str
 
 
 class CancelRequested(_EventBase, frozen=True, tag="cancel_requested"):
-    """A wish, not a state; durable before the caller hears yes."""
+    """A cancel request, not a state. It is durable before the caller gets an answer."""
 
     reason: str = ""
     force: bool = False
@@ -280,20 +284,20 @@ class RetryKind(StrEnum):
 
 
 class AttemptEnded(_EventBase, frozen=True, tag="attempt_ended"):
-    """A failed attempt is cleared away: nothing of it lives, and another one may begin."""
+    """A failed attempt was torn down completely; another one may begin."""
 
 
 class RetrySkipped(_EventBase, frozen=True, tag="follow_up_forgone"):
-    """What might have followed a failed attempt does not, and why, for people."""
+    """A possible follow-up of a failed attempt does not happen. `reason` is for people."""
 
     follow_up: RetryKind
     reason: str
 
 
 class AgentExited(_EventBase, frozen=True, tag="agent_exited"):
-    """The agent's process is gone. `exit_code` is 128+n after signal n, null when it was never learnt.
+    """The agent process exited. `exit_code` is 128+n after signal n, null if it is unknown.
 
-    `failure` is null only when the process exited 0 and its last result says `is_error: false`.
+    `failure` is null only if the process exited with 0 and its last result has `is_error: false`.
     """
 
     exit_code: int | None
@@ -302,13 +306,13 @@ class AgentExited(_EventBase, frozen=True, tag="agent_exited"):
 
 
 class ArtifactCollected(_EventBase, frozen=True, tag="artifact_collected"):
-    """An artifact is stored, whole and flushed to disk."""
+    """An artifact is stored completely and flushed to disk."""
 
     artifact: Artifact
 
 
 class TaskFinished(_EventBase, frozen=True, tag="task_finished"):
-    """Everything is done and torn down; the final state follows from what was recorded before."""
+    """The task is done and torn down; the final state follows from earlier records."""
 
 
 Event = (
@@ -336,22 +340,24 @@ Event = (
 
 
 class Transition(msgspec.Struct, frozen=True):
-    """A change of state, stamped into the record of the event that caused it."""
+    """A change of state, stored in the record of the event that caused it."""
 
     previous_state: TaskState | None
     new_state: TaskState
     message: str
 
     def __post_init__(self) -> None:
-        """Remove what only operators may read; earlier versions wrote it into the message."""
+        """Remove operator-only content; earlier versions wrote it into the message."""
         if self.new_state.is_terminal:
             msgspec.structs.force_setattr(self, "message", without_secret_sources(self.message))
 
 
 class Record(msgspec.Struct, frozen=True, omit_defaults=True):
-    """An event at its place in the journal.
+    """An event at its position in the journal.
 
-    seq: 1, 2, 3 … without a hole; epoch: counts the writers; at: UTC wall clock, for people (seq orders).
+    seq: 1, 2, 3 … without gaps; defines the order.
+    epoch: the number of the writer.
+    at: UTC wall clock, for people.
     """
 
     seq: int

@@ -1,4 +1,4 @@
-"""Text that others chose, made fit for a line: nothing in it is invisible, breaks the line, or steers a terminal."""
+"""Makes untrusted text safe for one line: nothing is invisible, breaks the line or controls a terminal."""
 
 import re
 import unicodedata
@@ -25,14 +25,14 @@ INVISIBLE_RANGES = (
     *_BLANK_GLYPHS,
     *_NONCHARACTERS,
 )
-"""First and last code point of every range."""
+"""First and last code point of each range."""
 
 INVISIBLE = re.compile("[" + "".join(f"\\U{first:08x}-\\U{last:08x}" for first, last in INVISIBLE_RANGES) + "]")
 """Matches one invisible character."""
 
 
 _VARIATION_SELECTORS = "\ufe0e\ufe0f"
-"""Choose the plain or the colourful glyph of a symbol."""
+"""Select the text or the emoji presentation of a symbol."""
 
 _SYMBOL_CATEGORIES = frozenset({"So", "Sm", "Po", "Pd"})
 _LETTERLIKE_SYMBOLS = "\N{INFORMATION SOURCE}"
@@ -42,10 +42,10 @@ _NON_BASE_CHARACTERS = frozenset({"", " ", "/"})
 
 
 def replace_unprintable(text: str, replace: Callable[[str], str]) -> str:
-    """`text` with `write(c)` in place of every character `c` that does not show.
+    """Return `text` with `replace(c)` in place of every character `c` that is not printable.
 
-    Written out are invisible characters, spaces other than U+0020, private and unassigned characters, and a combining
-    mark at the beginning of the text or of a part of a path: it would change the character before the text.
+    These are invisible characters, spaces other than U+0020, private-use and unassigned characters, and a combining
+    mark at the start of the text or of a path component, where it would change the preceding character.
     """
     if is_printable(text):
         return text
@@ -63,7 +63,7 @@ def replace_unprintable(text: str, replace: Callable[[str], str]) -> str:
 
 
 def is_printable(text: str) -> bool:
-    """Whether `printable` leaves the text as it is."""
+    """Whether `replace_unprintable` leaves the text unchanged."""
     if not text.isprintable():
         return False
     return text.isascii() or not (
@@ -72,15 +72,15 @@ def is_printable(text: str) -> bool:
 
 
 def _is_lone_combining_mark(character: str, before: str) -> bool:
-    """Whether it is a combining mark without a character to combine with."""
+    """Whether this is a combining mark without a base character."""
     return before in _NON_BASE_CHARACTERS and unicodedata.category(character) in {"Mn", "Mc", "Me"}
 
 
 def replace_invisible(text: str, replace: Callable[[str], str], allowed: str = "") -> str:
-    """Prose with `write(c)` in place of every invisible character `c` that is not `kept`.
+    """Return prose with `replace(c)` in place of every invisible character `c` that is not in `allowed`.
 
-    What `printable` does to names besides, it leaves: spaces, private and unassigned characters, combining marks, and
-    a variation selector of an emoji, which is one behind a symbol or between a key and its keycap.
+    Unlike `replace_unprintable` it keeps spaces, private-use and unassigned characters, combining marks, and the
+    variation selector of an emoji: after a symbol, or between a key and its keycap.
     """
 
     def shown(found: re.Match[str]) -> str:
@@ -92,7 +92,7 @@ def replace_invisible(text: str, replace: Callable[[str], str], allowed: str = "
 
 
 def _selects_symbol(text: str, at: int) -> bool:
-    """Whether the selector there belongs to a symbol that shows."""
+    """Whether the variation selector at this index belongs to a visible symbol."""
     before = text[at - 1 : at]
     if text[at + 1 : at + 2] == _KEYCAP:
         return before in _KEYCAP_BASES
@@ -101,10 +101,10 @@ def _selects_symbol(text: str, at: int) -> bool:
 
 
 def escape_character(character: str) -> str:
-    r"""The character written out, ESC as `\x1b`."""
+    r"""Return the character as an escape sequence, such as `\x1b` for ESC."""
     return character.encode("unicode_escape").decode("ascii")
 
 
 def replacement_character(_: str) -> str:
-    """The sign for a character that cannot be shown."""
+    """Return the replacement character U+FFFD."""
     return "\ufffd"

@@ -1,4 +1,4 @@
-"""What follows an attempt that failed: nothing, or another attempt."""
+"""Retry policy: whether another attempt follows a failed one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sandbox.model.task import Attempt, Task
 from sandbox.model.task_state import TaskState
 
 LOST_CODES = frozenset({FailureCode.HOST_LOST, FailureCode.RUNNER_LOST, FailureCode.SANDBOX_LOST})
-"""The machine lost the attempt; neither the agent nor its task had a part in it."""
+"""The machine lost the attempt; neither the agent nor the task caused it."""
 
 RETRIABLE_CODES = LOST_CODES | {
     FailureCode.AGENT_FAILED,
@@ -21,14 +21,15 @@ RETRIABLE_CODES = LOST_CODES | {
     FailureCode.OUT_OF_MEMORY,
     FailureCode.PROCESS_LIMIT,
 }
-"""Ends of an agent that `lifecycle.retries` is about. A bound that was set for the task is none of them."""
+"""Failures of an agent that `lifecycle.retries` covers. Exceeded limits of the task are not among them."""
 
 
 def next_retry(task: Task) -> RetryKind | None:
-    """What comes after the present attempt, as far as is known: None while it goes on, and when it is the last one.
+    """Return what follows the current attempt, as far as is known. None while it runs, or if it is the last one.
 
-    An attempt whose agent had not begun is made again, where the machine lost it or its clone broke on the way. One
-    whose agent had begun is resumed where the manifest says so and the machine lost it, else retried where it says so.
+    If the agent had not started, the attempt is restarted if the machine lost it or the clone failed temporarily. If it
+    had started, it is resumed if the machine lost it and the manifest allows resuming, else retried if the manifest
+    allows retries.
     """
     attempt, failure = task.attempt, task.failure
     if attempt is None or failure is None or task.cancel is not None or attempt.follow_up is not None:
@@ -45,14 +46,14 @@ def next_retry(task: Task) -> RetryKind | None:
 
 
 def backoff_seconds(task: Task) -> float:
-    """How long to wait between an attempt that has ended and the one that follows it.
+    """Return the pause between an ended attempt and the next one.
 
-    What the machine lost goes on at once; what may fail again for the same reason waits twice as long each time.
+    After a lost machine the next attempt starts at once. After a failure that may repeat, the pause doubles each time.
     """
     attempt = task.attempt
     if attempt is None or attempt.follow_up is None or attempt.failure is None:
         return 0.0
-    if task.cancel is not None or task.failure is not None:  # none follows any more
+    if task.cancel is not None or task.failure is not None:  # no attempt follows any more
         return 0.0
     if attempt.follow_up is not RetryKind.RETRY and attempt.failure.code in LOST_CODES:
         return 0.0
@@ -69,14 +70,14 @@ def _is_within_limit(task: Task, kind: RetryKind) -> bool:
 
 
 def _count_retries(task: Task, kind: RetryKind) -> int:
-    """How often this came after an earlier attempt."""
+    """Count how often this follow-up came after an earlier attempt."""
     return sum(attempt.follow_up is kind for attempt in task.past_attempts)
 
 
 def _count_restarts(task: Task) -> int:
-    """Earlier attempts in a row, up to the present one, whose agent did not begin.
+    """Count consecutive earlier attempts, up to the current one, whose agent did not start.
 
-    Those of earlier versions were followed without a word of why, and only while they cloned.
+    Attempts of earlier versions have no recorded follow-up. They were followed only while they cloned.
     """
     row: list[Attempt] = []
     for attempt in reversed(task.past_attempts):

@@ -1,4 +1,4 @@
-"""The life of a task: the one pure function that says what an event does to it."""
+"""The task state machine: a pure function that applies an event to a task."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ class IllegalEventError(SandboxError):
 
 
 class StopAttempt(msgspec.Struct, frozen=True):
-    """Effect: stop what the attempt is doing. `force` leaves out the grace between TERM and KILL."""
+    """Effect: stop the running attempt. `force` skips the grace period between TERM and KILL."""
 
     force: bool = False
 
 
 class FinishTask(msgspec.Struct, frozen=True):
-    """Effect: nothing is under way; record `TaskFinished` at once."""
+    """Effect: nothing is running; record `TaskFinished` at once."""
 
 
 Effect = StopAttempt | FinishTask
 
 
 class AdvanceResult(msgspec.Struct, frozen=True):
-    """The task after an event, what must be done about it, and the change of state, if any."""
+    """The task after an event, the effects to carry out, and the change of state, if any."""
 
     task: Task
     effects: tuple[Effect, ...] = ()
@@ -44,9 +44,9 @@ class AdvanceResult(msgspec.Struct, frozen=True):
 
 
 def advance(task: Task | None, event: e.Event, *, seq: int, at: datetime) -> AdvanceResult:
-    """Apply `event` to `task` (None before the first one).
+    """Apply `event` to `task` (None before the first event).
 
-    Raises IllegalEventError, and changes nothing, when the event cannot happen now.
+    Raises IllegalEventError, and changes nothing, if the event is not allowed now.
     """
     if task is None:
         return _task_submitted(event, seq=seq, at=at)
@@ -85,7 +85,7 @@ def _task_submitted(event: e.Event, *, seq: int, at: datetime) -> AdvanceResult:
 def _apply_transition(
     task: Task, updated: Task, target: tuple[TaskState, str] | None, effects: tuple[Effect, ...], at: datetime
 ) -> AdvanceResult:
-    """Only forward: while a later attempt does again what an earlier one did, the state stays and the message tells."""
+    """Change the state, only forward. While a later attempt repeats steps, only the message changes."""
     if target is None:
         return AdvanceResult(updated, effects)
     state, message = target
@@ -101,7 +101,7 @@ def _apply_transition(
 
 
 def _completing_target(task: Task) -> tuple[TaskState, str] | None:
-    """A task that ran has to do nothing any more but to keep what is there: no agent works, and none will."""
+    """Move to COMPLETING once no agent runs and none will follow; only collecting is left."""
     is_ending = task.cancel is not None or task.failure is not None
     is_over = task.agent_has_exited or (is_ending and task.attempt_state is not TaskState.RUNNING)
     if task.state is TaskState.RUNNING and is_over and next_retry(task) is None:
@@ -110,16 +110,16 @@ def _completing_target(task: Task) -> tuple[TaskState, str] | None:
 
 
 def _update_attempt(task: Task, state: TaskState, **changes: Any) -> dict[str, Any]:
-    """The next step of the present attempt, from the state that it must have come to."""
+    """Update the current attempt, which must be in `state`."""
     if task.attempt is None or task.attempt_state is not state:
         raise IllegalEventError(f"Task {task.id} has no attempt that is {state}.")
     return {"attempt": msgspec.structs.replace(task.attempt, **changes)}
 
 
 def _attempt_started(task: Task, event: e.AttemptStarted) -> _HandlerResult:
-    """The first attempt, or the one that follows what was cleared away.
+    """The first attempt, or the follow-up of one that was torn down.
 
-    Earlier versions began anew without clearing away while there was no workspace; their journals are still read.
+    Earlier versions started over without a teardown while there was no workspace; their journals are still read.
     """
     before, repository = task.attempt, task.manifest.repository
     if task.cancel is not None or task.failure is not None:
@@ -161,7 +161,10 @@ def _agent_started(task: Task, event: e.AgentStarted) -> _HandlerResult:
 
 
 def _cancel_requested(task: Task, event: e.CancelRequested) -> _HandlerResult:
-    """A wish that comes after the outcome changes nothing; while another attempt is to follow there is none yet."""
+    """A cancel request after the outcome changes nothing.
+
+    While another attempt is to follow, there is no outcome yet.
+    """
     if task.agent_has_exited and next_retry(task) is None:
         return {}, None, ()
     force = event.force or (task.cancel is not None and task.cancel.force)
@@ -178,7 +181,7 @@ def _attempt_failed(task: Task, event: e.AttemptFailed) -> _HandlerResult:
 
 
 def _attempt_ended(task: Task, _: e.AttemptEnded) -> _HandlerResult:
-    """The failure was the attempt's; the task has none until its last attempt has."""
+    """The failure belongs to the attempt. The task has none until its last attempt fails."""
     follow_up, attempt = next_retry(task), task.attempt
     if follow_up is None or attempt is None or task.failure is None:
         raise IllegalEventError(f"Task {task.id}: no other attempt follows.")
@@ -195,7 +198,7 @@ def _retry_skipped(task: Task, event: e.RetrySkipped) -> _HandlerResult:
 
 
 def _agent_exited(task: Task, event: e.AgentExited) -> _HandlerResult:
-    """After this event the outcome stands, but for a failure that another attempt follows."""
+    """Fix the outcome, unless another attempt follows the failure."""
     changes = _update_attempt(task, TaskState.RUNNING)
     changes |= {
         "agent_has_exited": True,
@@ -208,7 +211,7 @@ def _agent_exited(task: Task, event: e.AgentExited) -> _HandlerResult:
 
 
 def will_retry(task: Task, event: e.AgentExited) -> bool:
-    """Whether another attempt would follow this end of the agent. Raises IllegalEventError."""
+    """Whether another attempt would follow this exit of the agent. Raises IllegalEventError."""
     return next_retry(advance(task, event, seq=task.last_seq + 1, at=task.state_changed_at).task) is not None
 
 
@@ -232,7 +235,7 @@ def _task_finished(task: Task, _: e.TaskFinished) -> _HandlerResult:
 
 
 def final_state(task: Task) -> tuple[TaskState, str]:
-    """The state that `TaskFinished` would lead to now, and its message.
+    """Return the state that `TaskFinished` would lead to now, and its message.
 
     Raises IllegalEventError while nothing has ended the task.
     """

@@ -1,4 +1,4 @@
-"""A task as its journal tells it up to some record."""
+"""The state of a task, computed from its journal up to some record."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sandbox.model.manifest.schema import Manifest
 from sandbox.model.task_state import TaskState
 
 PROJECTION_VERSION = 4
-"""Raised with every change by which an old journal makes another `Task`: indexes of before are then made anew."""
+"""Incremented with every change that makes an old journal yield a different `Task`; older indexes are then rebuilt."""
 
 
 class StateHistoryEntry(msgspec.Struct, frozen=True):
@@ -24,11 +24,12 @@ class StateHistoryEntry(msgspec.Struct, frozen=True):
 
 
 class Attempt(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One try at carrying the task out; its id names the sandbox, its directory and its cgroup.
+    """One attempt of a task; its id names the sandbox, the directory and the cgroup.
 
-    boot_id: of the host when it began; empty in journals of before it was read.
-    resumes: it goes on with the disk of the one before. failure, exit_code, ended_at, follow_up: set once it has ended
-    and been cleared away for the one that follows; of the last attempt the task itself has them.
+    boot_id: of the host at the start; empty in journals of versions that did not record it.
+    resumes: the attempt continues with the previous attempt's disk.
+    failure, exit_code, ended_at, follow_up: set once the attempt was torn down for the next one. For the last attempt,
+        the task itself holds them.
     """
 
     id: str
@@ -49,12 +50,12 @@ class Attempt(msgspec.Struct, frozen=True, omit_defaults=True):
     follow_up: RetryKind | None = None
 
     def transfers_disk(self, kind: RetryKind) -> bool:
-        """Whether the attempt that follows goes on with the disk of this one."""
+        """Whether the attempt that follows continues with this one's disk."""
         return kind is RetryKind.RESUME or (kind is RetryKind.RESTART and self.resumes)
 
 
 class TotalUsage(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What the model was asked for over all attempts; input_tokens with cached ones."""
+    """Model usage over all attempts. input_tokens includes cached tokens."""
 
     input_tokens: int = 0
     output_tokens: int = 0
@@ -62,16 +63,17 @@ class TotalUsage(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class AgentStartTime(msgspec.Struct, frozen=True):
-    """When the first agent began, by the monotonic clock of a boot of the machine."""
+    """When the first agent started, by the monotonic clock of one boot of the host."""
 
     monotonic_seconds: float
     boot_id: str
 
 
 class Task(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The fold of a task's events. `last_seq` is the number of the last one; `attempts` counts those begun.
+    """The fold of a task's events. `last_seq` is the number of the last record; `attempts` counts the started ones.
 
-    failure, agent_has_exited, exit_code, result: of the present attempt. forgone: what is not to follow it.
+    failure, agent_has_exited, exit_code, result: of the current attempt.
+    forgone: the follow-ups that were ruled out for it.
     """
 
     id: str
@@ -102,12 +104,12 @@ class Task(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def state_changed_at(self) -> datetime:
-        """When the present state was entered."""
+        """When the current state was entered."""
         return self.history[-1].at
 
     @property
     def started_at(self) -> datetime | None:
-        """When the agent began to work."""
+        """When the agent started to work."""
         return next((entry.at for entry in self.history if entry.state is TaskState.RUNNING), None)
 
     @property
@@ -117,7 +119,7 @@ class Task(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def attempt_state(self) -> TaskState:
-        """How far the present attempt has come, which may be less far than an earlier one had come."""
+        """The progress of the current attempt, which may be behind that of an earlier one."""
         attempt = self.attempt
         if attempt is None:
             return TaskState.PENDING
@@ -131,7 +133,7 @@ class Task(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def final_progress(self) -> Progress:
-        """The counters when nobody counts any more: a runner that died may not have come to its last requests."""
+        """The final counters. A runner that died may not have counted its last requests."""
         latest, spent = self.progress, self.spent
         return msgspec.structs.replace(
             latest,
@@ -143,17 +145,17 @@ class Task(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def is_waiting_to_start(self) -> bool:
-        """No attempt has begun, and nothing keeps the first one from it."""
+        """Whether no attempt has started and nothing prevents the first one."""
         return self.state is TaskState.PENDING and self.cancel is None and self.failure is None
 
     @property
     def is_between_attempts(self) -> bool:
-        """The last attempt was cleared away for another one, which has not begun."""
+        """Whether the last attempt was torn down for another one that has not started."""
         return self.attempt is not None and self.attempt.follow_up is not None
 
     @property
     def base_commit(self) -> str | None:
-        """What the present attempt's workspace is compared with; of one that resumes, what the earlier one's was."""
+        """The commit that the current workspace is compared with. A resumed attempt uses that of an earlier one."""
         if self.attempt is None:
             return None
         attempts = (self.attempt, *reversed(self.past_attempts)) if self.attempt.resumes else (self.attempt,)
@@ -161,17 +163,17 @@ class Task(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def is_collected(self) -> bool:
-        """Whether collecting is over, done or given up, perhaps in a runner that died later."""
+        """Whether collecting is over, complete or given up, possibly in a runner that died later."""
         return any(artifact.name == METADATA_NAME for artifact in self.artifacts)
 
     @property
     def needs_only_teardown(self) -> bool:
-        """Only cleaning up is left, which changes no outcome: the agent has exited, and collecting is over."""
+        """Whether only teardown is left, which changes no outcome: the agent exited, and collecting is over."""
         return self.agent_has_exited and self.is_collected
 
     @property
     def is_preserved(self) -> bool:
-        """A failure leaves the sandbox's files for its user: it was asked for, and there are some of a sandbox."""
+        """Whether a failure keeps the sandbox's files: the manifest asks for it, and a sandbox left files."""
         attempt = self.attempt
         if attempt is None or self.manifest.lifecycle.failure_action != "preserve":
             return False

@@ -1,4 +1,4 @@
-"""The states of a task and the arrows between them."""
+"""The states of a task and the allowed transitions."""
 
 from enum import StrEnum
 
@@ -19,7 +19,7 @@ class TaskState(StrEnum):
 
     @property
     def is_terminal(self) -> bool:
-        """A terminal state is final."""
+        """Whether the state is final."""
         return self in TERMINAL_STATES
 
 
@@ -39,4 +39,4 @@ ALLOWED_TRANSITIONS: dict[TaskState, frozenset[TaskState]] = {
     TaskState.COMPLETING: TERMINAL_STATES,
     **{state: frozenset() for state in TERMINAL_STATES},
 }
-"""Every change of state that may happen; nothing else does."""
+"""All allowed transitions."""

@@ -1,4 +1,4 @@
-"""How strongly runtimes isolate."""
+"""Isolation tiers of runtimes."""
 
 TIERS = ("namespaces", "gvisor", "vm")
 """Weakest first."""
@@ -8,11 +8,11 @@ TIER_DESCRIPTIONS = {
     "gvisor": "a kernel of its own, which is a program of the host that may use few of the host's system calls",
     "vm": "a virtual machine with a kernel of its own",
 }
-"""What a tier puts between the agent and the host."""
+"""What separates the agent from the host in each tier."""
 
 
 def is_strong_enough(tier: str, minimum: str) -> bool:
-    """Whether a runtime of this tier may run what asks for a minimum; empty asks for none, an unknown one never is."""
+    """Whether a runtime of this tier satisfies a minimum. An empty minimum accepts any; an unknown one accepts none."""
     if not minimum:
         return True
     return tier in TIERS and minimum in TIERS and TIERS.index(tier) >= TIERS.index(minimum)

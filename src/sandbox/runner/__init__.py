@@ -1,1 +1,1 @@
-"""Floor 4: one attempt's whole life, in a process of its own that outlives the server."""
+"""The runner: runs one attempt in a separate process that outlives the server."""

@@ -1,4 +1,4 @@
-"""What comes out of the agent: redacted, cut into lines, written down, listened to."""
+"""Agent output: redaction, line splitting, recording and parsing."""
 
 import asyncio
 from collections import deque
@@ -19,18 +19,22 @@ from sandbox.model.task import Task
 from sandbox.system.cpu_throttle import CpuQueue
 
 _RECORD_OVERHEAD_BYTES = 128
-"""What a record takes in the journal beside its text: a flood of empty lines is a flood all the same."""
+"""Bytes of a record in the journal in addition to its text, so a flood of empty lines counts as well."""
 
 
 def earlier_output_bytes(task: Task) -> int:
-    """Of what earlier attempts wrote down. Which of their records were output is told nowhere: all count as such."""
+    """Return the output quota that earlier attempts used.
+
+    No counter exists for output records alone, so all records count.
+    """
     return task.progress.output_bytes + task.last_seq * _RECORD_OVERHEAD_BYTES
 
 
 class OutputQuota:
-    """Holds back whoever writes too fast, loses nothing of it, and ends at a total.
+    """Slows down a fast writer without losing data, and stops recording at a total.
 
-    left_out_bytes: what came after the total was used up. used_bytes: what earlier attempts cost.
+    dropped_bytes: output after the total was used up.
+    used_bytes: quota used by earlier attempts.
     """
 
     def __init__(self, clock: Clock, used_bytes: int = 0) -> None:
@@ -41,7 +45,7 @@ class OutputQuota:
         self._refilled_at = clock.monotonic()
 
     async def acquire(self, size_bytes: int) -> bool:
-        """Whether a piece may be written down; returns when it is its turn."""
+        """Wait until a piece may be recorded. Return False if the total is used up."""
         cost_bytes = size_bytes + _RECORD_OVERHEAD_BYTES
         if self._used_bytes + cost_bytes > OUTPUT_BYTES_MAX:
             self.dropped_bytes += size_bytes
@@ -62,14 +66,17 @@ class OutputQuota:
 
 
 class LineSplitter:
-    """Feed chunks, get `(bytes, continued)`; concatenated, the pieces are the stream."""
+    """Splits a stream into `(bytes, continued)` pieces; concatenated, they are the stream."""
 
     def __init__(self, line_bytes_max: int = OUTPUT_LINE_BYTES_MAX) -> None:
         self._line_bytes_max = line_bytes_max
         self._pending = bytearray()
 
     def feed(self, chunk: bytes) -> Iterator[tuple[bytes, bool]]:
-        """Whole lines, newline included; a line over the bound in parts, all but its last `continued`."""
+        """Yield whole lines, including the newline.
+
+        A line over the limit is split; all parts but the last are `continued`.
+        """
         scanned = len(self._pending)
         self._pending += chunk
         begin = 0
@@ -82,7 +89,7 @@ class LineSplitter:
             del self._pending[: self._line_bytes_max]
 
     def flush(self) -> Iterator[tuple[bytes, bool]]:
-        """What is left when the stream has ended without a newline."""
+        """Yield the rest of a stream that ended without a newline."""
         yield from self._parts(0, len(self._pending))
         self._pending.clear()
 
@@ -95,7 +102,7 @@ class LineSplitter:
 
 
 class LineJoiner:
-    """Feed what a splitter gives, get whole lines. A line over the bound is let go of as soon as it is."""
+    """Joins the pieces of a splitter into whole lines. A line over the limit is discarded as soon as it exceeds it."""
 
     def __init__(self, line_bytes_max: int = PARSED_LINE_BYTES_MAX) -> None:
         self._line_bytes_max = line_bytes_max
@@ -103,7 +110,7 @@ class LineJoiner:
         self._size_bytes = 0
 
     def feed(self, piece: bytes, continued: bool) -> bytes | None:
-        """The line that the piece ends; None within a line, and at the end of one over the bound."""
+        """Return the line that the piece completes; None within a line, and at the end of a line over the limit."""
         self._size_bytes += len(piece)
         if self._size_bytes <= self._line_bytes_max:
             self._parts.append(piece)
@@ -121,16 +128,18 @@ _OUTPUT_LIMIT_MESSAGE = f"Output over {OUTPUT_BYTES_MAX // 1024**2} MiB is not k
 _CHUNK_BYTES = 64 * 1024
 _STDERR_TAIL_BYTES = 8 * 1024
 _LINES_PER_TURN = 100
-"""Lines written down before everything else that the runner has to do gets a turn."""
+"""Lines recorded before other coroutines of the runner get a turn."""
 
 
 class AgentOutput:
-    """Takes stdout and stderr; everything behind it sees redacted lines only.
+    """Processes stdout and stderr; everything downstream sees only redacted lines.
 
-    record: writes an event down. heard: told of the size of every chunk. listen: given each whole line of stdout.
-    stdout_as: the stream that the lines of stdout are written down as. What the allowance leaves out is listened to.
+    record: records an event.
+    on_chunk: called with the size of every chunk.
+    on_line: called with each whole line of stdout, even if the quota drops it from the record.
+    stdout_stream: the stream under which lines of stdout are recorded.
     queue: where output waits for the runner's CPU budget.
-    moved_bytes: grows while anything is read, or what was read is written down.
+    processed_bytes: grows while anything is read or recorded.
     """
 
     def __init__(
@@ -163,19 +172,19 @@ class AgentOutput:
         return b"".join(self._stderr_tail)[-_STDERR_TAIL_BYTES:]
 
     async def read_stdout(self, reader: asyncio.StreamReader) -> None:
-        """Read to the end."""
+        """Read stdout to the end."""
         async for pieces in self._read_pieces(reader):
             await self._record_pieces(pieces, self._stdout_stream, self._handle_stdout_piece)
 
     async def read_stderr(self, reader: asyncio.StreamReader) -> None:
-        """Read to the end."""
+        """Read stderr to the end."""
         async for pieces in self._read_pieces(reader):
             await self._record_pieces(pieces, "stderr", self._append_stderr_tail)
 
     async def read_terminal(self, chunks: AsyncIterator[bytes], broadcast: Callable[[bytes], None]) -> None:
-        """Write down what a terminal shows, as it comes, and show it to those who look on. Nobody listens to it.
+        """Record a terminal's output as it arrives and broadcast it to viewers. It is not parsed.
 
-        A terminal has no lines: anything inside may write to it, and a page is drawn anew many times.
+        A terminal has no lines: any process inside may write to it, and a page is redrawn many times.
         """
         async for chunk in chunks:
             self._count_chunk(len(chunk))
@@ -183,12 +192,12 @@ class AgentOutput:
             await self._record_pieces([(chunk, not chunk.endswith(b"\n"))], "stdout", lambda *_: None)
 
     async def record_stdout(self, text: bytes) -> None:
-        """Write down what stands for stdout where its lines are kept as the transcript only."""
+        """Record the rendered stdout of a task whose raw stdout is kept only as the transcript."""
         splitter = LineSplitter()
         await self._record_pieces([*splitter.feed(text), *splitter.flush()], "stdout", lambda *_: None)
 
     def close(self) -> None:
-        """Say how much is missing in the end."""
+        """Record how much output was dropped."""
         if self._quota.dropped_bytes:
             self._record(Gap(0, 0, f"{self._quota.dropped_bytes} bytes of output were left out at last."))
 
@@ -226,7 +235,7 @@ class AgentOutput:
             self.processed_bytes += len(piece)
 
     def _handle_stdout_piece(self, piece: bytes, continued: bool) -> None:
-        """Only whole lines are listened to: the tail of a split one means nothing."""
+        """Only whole lines are parsed: the tail of a split one is meaningless."""
         line = self._line_joiner.feed(piece, continued)
         if line is not None:
             self._on_line(line)
@@ -239,7 +248,7 @@ class AgentOutput:
 
 
 async def _read_chunk(reader: asyncio.StreamReader, stream: StreamRedactor | None) -> bytes | None:
-    """A chunk, empty at the end; None when something is held back and nothing has come for a while."""
+    """Return a chunk, empty at the end; None if output is held back and nothing arrived for a while."""
     if stream is None or not stream.pending_bytes:
         return await reader.read(_CHUNK_BYTES)
     try:
@@ -252,7 +261,7 @@ async def _read_chunk(reader: asyncio.StreamReader, stream: StreamRedactor | Non
 async def redacted_chunks(
     reader: asyncio.StreamReader, redaction: Redactor | None, queue: CpuQueue
 ) -> AsyncIterator[bytes]:
-    """What is read without the values of secrets; what may be the beginning of one waits for what follows."""
+    """Yield redacted output. Data that may be the start of a secret value waits for what follows."""
     stream = redaction.stream() if redaction is not None else None
     while (chunk := await _read_chunk(reader, stream)) != b"":
         await queue.wait()

@@ -1,4 +1,4 @@
-"""One attempt from its first step to the task's final record."""
+"""One attempt, from its first step to its final record."""
 
 import asyncio
 import contextlib
@@ -37,7 +37,10 @@ from sandbox.runner.terminals import TerminalServer
 
 
 async def record_last_result(attempt: AttemptContext) -> None:
-    """Make stdout of the agent's last end, unless it is there or the agent wrote it itself. Raises OSError."""
+    """Record the stdout rendered from the agent's last result, unless it exists or the agent wrote stdout itself.
+
+    Raises OSError.
+    """
     claude = attempt.task.manifest.claude
     if not claude.headless or claude.output_format == "stream-json":
         return
@@ -66,24 +69,24 @@ _log = logging.getLogger(__name__)
 
 
 class AttemptStoppedError(Exception):
-    """The attempt was told to end; the reason is in the journal."""
+    """The attempt was asked to stop; the reason is in the journal."""
 
 
 class AttemptRunner:
-    """Carries one attempt out, or (the finisher) ends what a dead runner left."""
+    """Runs one attempt, or (as a finisher) ends what a dead runner left."""
 
     def __init__(self, attempt: AttemptContext) -> None:
         self._attempt = attempt
         self._stop_signal = StopSignal()
         self._storage_failure: Failure | None = None
-        """What keeps the artifacts from being stored."""
+        """Why the artifacts cannot be stored."""
         self.terminals = TerminalServer(attempt.redaction, attempt.dependencies.throttle.queue())
         attempt.recorder.set_effect_handler(self._stop_signal.apply_effect)
         if (cancel := attempt.task.cancel) is not None:
             self._stop_signal.apply_effect(StopAttempt(force=cancel.force))
 
     def cancel(self, order: CancelOrder) -> Reply:
-        """Write the wish down; it is durable when the receipt is given."""
+        """Record a cancel request; it is durable when the reply is returned."""
         task = self._attempt.task
         if task.state.is_terminal:
             return Reply(done=False, message=f"Task {task.id} is {task.state} already.")
@@ -93,16 +96,16 @@ class AttemptRunner:
         return Reply(done=True)
 
     async def run(self) -> None:
-        """Stage, provision, run, collect, teardown; the last record is written whatever happens.
+        """Stage, provision, run, collect, teardown. The final record is written in any case.
 
-        That is the task's last one, or the attempt's where another one follows.
+        It is the task's last record, or the attempt's if another one follows.
         """
         self._attempt.recorder.allocate_reserve()
         async with self._flush_on_exit():
             self._record_unredacted_secrets()
             await self._run_steps()
             if self._attempt.resumes:
-                # It may have ended before it had the disk, on which is all that the agent did so far.
+                # The attempt may have failed before taking over the previous disk, which holds the agent's work.
                 await self._reattach_disk()
             await self._finalize()
 
@@ -113,13 +116,13 @@ class AttemptRunner:
             self._attempt.recorder.record(ErrorReported("secret_not_redacted", message))
 
     async def finish(self) -> None:
-        """End what a dead runner left: its sandbox first, then its books."""
+        """End what a dead runner left: its sandbox first, then its records."""
         async with self._flush_on_exit():
             await self._finish_lost_attempt()
 
     @contextlib.asynccontextmanager
     async def _flush_on_exit(self) -> AsyncIterator[None]:
-        """What is recorded within is on disk afterwards."""
+        """Everything recorded in the block is on disk afterwards."""
         syncing = asyncio.create_task(self._flush_periodically())
         try:
             yield
@@ -154,7 +157,7 @@ class AttemptRunner:
             _log.warning("What is left of the sandbox does not end: %s", error_reason(error))
 
     def _loss_failure(self) -> Failure:
-        """With another boot of the machine all of its processes went, and not only the runner."""
+        """If the host has rebooted, all its processes are gone, not only the runner."""
         attempt = self._attempt.task.attempt
         is_other_boot = attempt is not None and attempt.boot_id not in ("", self._attempt.dependencies.boot_id)
         code, what = (
@@ -165,7 +168,7 @@ class AttemptRunner:
         return Failure(code, f"{what}; what the agent had written until then is kept. Submit the task again.")
 
     async def _reattach_disk(self) -> None:
-        """What was on the disk is collected; where there is none that can be read, that is told."""
+        """Open the disk again, so its contents can be collected; record an error if it cannot be read."""
         files = self._attempt.files
         if self._attempt.resumes:
             take_over_files(self._attempt)
@@ -198,7 +201,7 @@ class AttemptRunner:
             self._record_failure(_to_failure(error))
 
     async def _run_step(self, step: Coroutine[None, None, T], timeout_seconds: float, timeout_failure: Failure) -> T:
-        """Run a step until it is done, the attempt is told to end, or its time is over."""
+        """Run a step until it finishes, the attempt is asked to stop, or the timeout is over."""
         work = asyncio.ensure_future(step)
         stop = asyncio.ensure_future(self._stop_signal.requested.wait())
         try:
@@ -214,19 +217,19 @@ class AttemptRunner:
         raise AttemptStoppedError
 
     async def _finalize(self) -> None:
-        """Make way for the attempt that follows; where none does, collect, tear down and end the task."""
+        """Prepare for the next attempt; if none follows, collect, tear down and end the task."""
         self._attempt.recorder.stop_keeping_reserve()
         while (follow_up := next_retry(self._attempt.task)) is not None:
             if await self._prepare_follow_up(follow_up):
                 return
-            # To be handed on it may have been let go; now its work is collected here.
+            # The disk may have been detached for a follow-up attempt; reattach it so its contents can be collected.
             await self._reattach_disk()
         await self._collect_with_timeout()
         await teardown(self._attempt, read_handle(self._attempt.files.handle))
         self._attempt.recorder.record(TaskFinished())
 
     async def _prepare_follow_up(self, follow_up: RetryKind) -> bool:
-        """Whether nothing of the attempt is left that another one would meet; else that one is forgone."""
+        """Tear the attempt down for the next one. Return False, and skip that one, if that fails."""
         attempt = self._attempt
         try:
             if follow_up is RetryKind.RESUME:
@@ -239,13 +242,13 @@ class AttemptRunner:
             reason = error.message if isinstance(error, AttemptError) else _describe(error)
             attempt.recorder.record(RetrySkipped(follow_up, reason))
             return False
-        if next_retry(attempt.task) is not follow_up:  # somebody cancelled meanwhile
+        if next_retry(attempt.task) is not follow_up:  # cancelled in the meantime
             return False
         attempt.recorder.record(AttemptEnded())
         return True
 
     async def _require_resumable(self) -> None:
-        """Raises AttemptError: where the agent cannot go on, a retry still may follow."""
+        """Raises AttemptError if the agent cannot resume; a retry may still follow."""
         if not await asyncio.to_thread(self._has_session):
             raise AttemptError(FailureCode.SANDBOX_LOST, "The agent's session is not on the disk.")
         await require_same_secrets(self._attempt)
@@ -266,7 +269,7 @@ class AttemptRunner:
             _log.error("Collecting failed", exc_info=error)
             self._record_failure(Failure(FailureCode.COLLECT_FAILED, f"Collecting failed ({_describe(error)})."))
         if not self._attempt.task.is_collected:
-            # After the failure was recorded: who dies from here on leaves a concluded task, whose outcome stays.
+            # Record the failure first: if this runner dies from here on, the outcome of the task stays.
             await self._store_metadata()
 
     async def _store_metadata(self) -> None:
@@ -277,7 +280,7 @@ class AttemptRunner:
             _log.error("The metadata could not be kept: %s", error_reason(error))
 
     async def _collect_with_retries(self) -> None:
-        """Again and again while the disk takes nothing: work that is done is worth waiting for."""
+        """Retry while the disk rejects writes: finished work is worth the wait."""
         try:
             await verify_disk(self._attempt)
         except AttemptError as error:

@@ -1,4 +1,4 @@
-"""What an attempt writes down, also while the disk has little room or none."""
+"""Records an attempt's events, even with little or no disk space."""
 
 import asyncio
 import contextlib
@@ -18,10 +18,10 @@ _log = logging.getLogger(__name__)
 
 
 class AttemptRecorder:
-    """Records what happens to the task of an attempt.
+    """Records the events of an attempt's task.
 
-    Below the watermark output is left out, so that states never are; a `gap` tells it at once, another one how much.
-    What the disk does not take waits in memory, in its order; the reserve is given back first.
+    Below the watermark output is dropped to leave space for state changes; one `gap` event says so at once, and another
+    one how much was dropped. Records that the disk rejects wait in memory, in order; the reserve is released first.
     """
 
     def __init__(
@@ -36,30 +36,30 @@ class AttemptRecorder:
         self._recorder = make_recorder(self._writer)
         self._reserve = reserve
         self._recorded_hashes: set[int] = set()
-        """Hashes, for the paths in them may be long and there are thousands."""
+        """Hashes, because the paths in them may be long and there are thousands."""
         self._should_keep_reserve = self._has_logged_reserve_failure = False
         self._is_dropping = False
         self._dropped_bytes = self._dropped_events = 0
 
     @property
     def task(self) -> Task:
-        """The task as it stands now, what is not written yet included."""
+        """The current task, including records that are not written yet."""
         return self._recorder.task
 
     def set_effect_handler(self, handler: Callable[[Effect], None]) -> None:
-        """Let somebody carry effects out."""
+        """Set the handler that carries out effects."""
         self._recorder.on_effect = handler
 
     def record(self, event: e.Event) -> None:
-        """Write an event, now or once the disk takes it.
+        """Record an event, now or once the disk accepts it.
 
-        Raises IllegalEventError when it cannot happen now, OSError for a wish to cancel that cannot be written now,
-        and for a record that is too long.
+        Raises IllegalEventError if the event is not allowed now, OSError for a cancel request that cannot be written
+        now, and for a record that is too long.
         """
         self._record_or_drop(event)
 
     def _record_or_drop(self, event: e.Event) -> bool:
-        """Whether it was not left out."""
+        """Return whether the event was not dropped."""
         if self._is_dropping and (isinstance(event, e.AgentExited) or not self._is_blocked()):
             self._record_dropped()
         if isinstance(event, e.Output) and (self._is_dropping or self.disk_space.is_short()):
@@ -75,35 +75,38 @@ class AttemptRecorder:
         return True
 
     def record_once(self, event: e.AttemptFailed | e.ErrorReported, subject: str = "") -> None:
-        """As `record`, unless this has recorded the same before: what is tried again finds the same again.
+        """Like `record`, unless this instance recorded the same event before: a retry finds the same problems again.
 
-        about: what the event is about, where it does not say so itself.
+        subject: what the event is about, if the event itself does not say so.
         """
         key = hash((event, subject))
         if key not in self._recorded_hashes and self._record_or_drop(event):
             self._recorded_hashes.add(key)
 
     def allocate_reserve(self) -> None:
-        """Keep room for the end, where there is any, until `spend_reserve`."""
+        """Reserve disk space for the end of the task, if available, until `stop_keeping_reserve`."""
         self._should_keep_reserve = True
         self._allocate_reserve()
 
     def stop_keeping_reserve(self) -> None:
-        """The end has come: what was given back is not taken again, and what is there goes with the attempt's files."""
+        """Stop keeping a reserve, because the task is ending.
+
+        A released reserve is not allocated again, and an existing one is removed with the attempt's files.
+        """
         self._should_keep_reserve = False
 
     def flush_pending(self) -> None:
-        """Write what waits. Raises OSError where the disk still does not take it."""
+        """Write pending records. Raises OSError if the disk still rejects them."""
         self._writer.flush_pending()
         if self._should_keep_reserve and not self._reserve.is_allocated and not self.disk_space.is_short():
             self._allocate_reserve()
 
     def sync(self) -> None:
-        """Flush what is written to the disk; may have a thread of its own. Raises OSError."""
+        """Flush written records to disk; may run in a thread. Raises OSError."""
         self._writer.sync()
 
     async def wait_until_written(self) -> None:
-        """Return once all is written, or after JOURNAL_WAIT_SECONDS, with an OSError then."""
+        """Return once all records are written. Raises OSError after JOURNAL_WRITE_RETRY_SECONDS."""
         try:
             async with asyncio.timeout(JOURNAL_WRITE_RETRY_SECONDS):
                 while self._writer.has_pending:
@@ -115,11 +118,11 @@ class AttemptRecorder:
             raise OSError("The end of the task could not be written") from None
 
     def close(self) -> None:
-        """Let go of the journal. Raises OSError."""
+        """Close the journal. Raises OSError."""
         self._writer.close()
 
     def _allocate_reserve(self) -> None:
-        """Without it the task goes on all the same, and what it writes is flushed; why is told once."""
+        """Without a reserve the task continues and its records are flushed; the reason is logged once."""
         try:
             self._reserve.allocate()
         except OSError as error:

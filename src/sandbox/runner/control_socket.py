@@ -1,4 +1,4 @@
-"""The runner's ear: one small Unix socket beside the journal."""
+"""The runner's control socket, a Unix socket in the run directory."""
 
 import asyncio
 import contextlib
@@ -21,7 +21,7 @@ CancelHandler = Callable[[CancelOrder], Reply]
 
 @contextlib.asynccontextmanager
 async def serve_control_socket(path: Path, cancel: CancelHandler, terminals: TerminalServer) -> AsyncIterator[None]:
-    """Answer orders at `path` while the context lasts. The directory is private to the server's user."""
+    """Handle orders at `path` while the context lasts. The directory is private to the server's user."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -47,7 +47,7 @@ async def serve_control_socket(path: Path, cancel: CancelHandler, terminals: Ter
 
 
 def _decode_order(line: bytes) -> CancelOrder | TerminalOrder | Reply:
-    """The order, or what to answer to something that is none."""
+    """Return the order, or the reply to invalid input."""
     try:
         return _decoder.decode(line)
     except DECODE_ERRORS as error:

@@ -1,4 +1,4 @@
-"""A look at what a failed task left: a new sandbox on the kept disk, for shells, without agent, gateway and journal."""
+"""Debug session: a new sandbox on a preserved disk, for shells, without agent, gateway and journal."""
 
 import asyncio
 import contextlib
@@ -30,7 +30,7 @@ ServeClients = Callable[[], AbstractAsyncContextManager[None]]
 
 
 class DebugSession(msgspec.Struct, frozen=True):
-    """What is looked at, and with what. start: how the agent was started, whose variables shells get."""
+    """A preserved disk and what its sandbox needs. start: the agent's launch spec, whose variables shells get."""
 
     attempt_id: str
     files: AttemptLayout
@@ -40,9 +40,9 @@ class DebugSession(msgspec.Struct, frozen=True):
     dependencies: RunnerDependencies
 
     async def run(self, terminals: TerminalServer, serve_clients: ServeClients) -> None:
-        """Until the last client has left. The disk is then as it was kept, with what was done in it.
+        """Run until the last client has left. The disk stays preserved, including changes made in the session.
 
-        listen: lets clients come. Raises AttemptError (provision_failed, sandbox_lost).
+        serve_clients: accepts clients. Raises AttemptError (provision_failed, sandbox_lost).
         """
         await self._destroy_sandbox()
         await self._open_disk()
@@ -57,7 +57,7 @@ class DebugSession(msgspec.Struct, frozen=True):
             await self.dependencies.disks.close(self.files)
 
     async def _destroy_sandbox(self) -> None:
-        """End the sandbox of the handle, this visit's or that of an earlier one whose runner was killed."""
+        """Destroy the sandbox of the handle: this session's, or that of an earlier one whose runner was killed."""
         handle = read_handle(self.files.handle)
         if handle is not None:
             await self.dependencies.runtime.destroy(handle, self.files.disk)
@@ -79,22 +79,22 @@ class DebugSession(msgspec.Struct, frozen=True):
             is_disk_reused=True,
         )
         sandbox = await runtime.create(handle, spec)
-        # Nobody serves the gateway's sockets here: what wants to connect is refused at once.
+        # Nothing serves the gateway's sockets here: connections are refused at once.
         sandbox.listeners.close()
         await sandbox.start(PAUSE_COMMAND)
         return sandbox
 
     async def _open_disk(self) -> None:
-        """One that is full and does not say so itself gets more room: it is there to be looked at."""
+        """Enlarge a full disk without an enforced size, because the session needs some space."""
         disks, size_bytes = self.dependencies.disks, self.vm.disk_bytes
         await disks.open(self.files, size_bytes)
-        with contextlib.suppress(OSError):  # which is for the watch to judge
+        with contextlib.suppress(OSError):  # the disk watch handles errors
             while not disks.enforces_size and (use := await disks.usage(self.files)).is_full:
                 size_bytes = 2 * max(size_bytes, use.used_bytes)
                 await disks.open(self.files, size_bytes)
 
     async def _wait_until_over(self, sandbox: Sandbox, terminals: TerminalServer) -> None:
-        """Until nobody has been there for a moment, the sandbox or the disk's room has ended, or the longest time."""
+        """Wait until no client is left for a moment, the sandbox ends, a limit is exceeded, or time is up."""
         dependencies = self.dependencies
         shortages = ExhaustionDetector(self.vm, dependencies.disks, self.files, _log_event)
         ended = asyncio.create_task(sandbox.wait())
@@ -118,6 +118,6 @@ class DebugSession(msgspec.Struct, frozen=True):
 
 
 def _log_event(event: Event) -> None:
-    """A visit has no journal."""
+    """A debug session has no journal."""
     if isinstance(event, ErrorReported):
         _log.warning("A preserved sandbox is in trouble: %s", event.message)

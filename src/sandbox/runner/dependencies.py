@@ -1,4 +1,4 @@
-"""What a runner is handed by its wiring."""
+"""Dependencies of a runner, and the context of its attempt."""
 
 import asyncio
 from collections.abc import Mapping
@@ -23,10 +23,10 @@ from sandbox.system.cpu_throttle import CpuThrottle
 
 
 class RunnerDependencies(msgspec.Struct, frozen=True):
-    """The rooms of floor 3, behind their contracts. boot_id: of the machine, as it is up now.
+    """The components of a runner, behind their interfaces. boot_id: the host's current boot.
 
-    confine: what the host's programs are confined by, None for the runtime's way. throttle: for all work that
-    a sandbox causes in its runner.
+    confine: confines host programs; None uses the runtime.
+    throttle: for all work that a sandbox causes in its runner.
     """
 
     journals: Journals
@@ -44,9 +44,10 @@ class RunnerDependencies(msgspec.Struct, frozen=True):
 
 
 class AttemptContext(msgspec.Struct, frozen=True):
-    """The attempt under way: who it is, where its files lie, and what it writes with.
+    """The current attempt: its id, files and recorder.
 
-    secrets: name to value; redaction: keeps those values out of everything that is written, None without secrets.
+    secrets: name to value.
+    redaction: keeps those values out of everything that is written, None without secrets.
     image: what becomes the sandbox's /, None for the host's own /usr.
     """
 
@@ -60,17 +61,17 @@ class AttemptContext(msgspec.Struct, frozen=True):
     image: Image | None = None
 
     def __repr__(self) -> str:
-        """Without the secrets."""
+        """Omit the secrets."""
         return f"{type(self).__name__}({self.id!r})"
 
     @property
     def task(self) -> Task:
-        """The task as it stands now."""
+        """The current task."""
         return self.recorder.task
 
     @property
     def resumes(self) -> bool:
-        """Whether it goes on with the disk of the attempt before."""
+        """Whether the attempt continues with the previous attempt's disk."""
         return self.task.attempt is not None and self.task.attempt.resumes
 
     @property
@@ -85,7 +86,7 @@ class AttemptContext(msgspec.Struct, frozen=True):
 
 
 class StopSignal:
-    """Set by effects, awaited by whoever is at work."""
+    """Set by effects, awaited by the running step."""
 
     def __init__(self) -> None:
         self.requested = asyncio.Event()
@@ -93,11 +94,11 @@ class StopSignal:
 
     @property
     def is_forced(self) -> bool:
-        """Without the grace between TERM and KILL."""
+        """Whether to skip the grace period between TERM and KILL."""
         return self.forced.is_set()
 
     def apply_effect(self, effect: Effect) -> None:
-        """Carry out an effect of the recorder."""
+        """Handle an effect of the recorder."""
         if isinstance(effect, StopAttempt):
             self.requested.set()
             if effect.force:

@@ -1,4 +1,4 @@
-"""What earlier attempts of a task left: runners made it that died before they had a workspace."""
+"""Leftovers of a task's earlier attempts, and the fencing of stale orders."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,19 +14,19 @@ from sandbox.system.files import fsync_path
 
 
 def earlier_attempt_files(attempt: AttemptContext) -> list[Path]:
-    """What was not removed when they were cleared away, but for their logs."""
+    """Return the files that the teardown of earlier attempts did not remove, except their logs."""
     return [path for files in _earlier_layouts(attempt) for path in files.root.iterdir() if path != files.runner_log]
 
 
 def files_for_resume(files: AttemptLayout) -> list[Path]:
-    """What an attempt that goes on needs: what the agent wrote, and what the host compares it with."""
+    """Return the files that a resumed attempt needs: what the agent wrote, and what the host compares it with."""
     return [files.disk_image, files.disk, files.repository, files.secret_fingerprint]
 
 
 def take_over_files(attempt: AttemptContext) -> None:
-    """Move what an earlier attempt kept into this one's directory; what a dead runner of this one moved is there.
+    """Move the preserved files of an earlier attempt into this one's directory.
 
-    Raises OSError.
+    Files that a dead runner of this attempt moved are already there. Raises OSError.
     """
     for files in _earlier_layouts(attempt):
         for old, new in zip(files_for_resume(files), files_for_resume(attempt.files), strict=True):
@@ -36,7 +36,7 @@ def take_over_files(attempt: AttemptContext) -> None:
 
 
 async def destroy_earlier_sandboxes(attempt: AttemptContext) -> None:
-    """End what of theirs still has processes or a control group. Raises AttemptError (sandbox_lost)."""
+    """Destroy earlier sandboxes that still have processes or a control group. Raises AttemptError (sandbox_lost)."""
     for earlier in _earlier_layouts(attempt):
         handle = read_handle(earlier.handle)
         if handle is not None:
@@ -48,16 +48,16 @@ def _earlier_layouts(attempt: AttemptContext) -> Iterator[AttemptLayout]:
 
 
 class StaleOrderError(SandboxError):
-    """The order is of an attempt that is over, or that somebody else has begun to carry out."""
+    """The order belongs to an attempt that is over, or that another runner has started."""
 
     code = "internal_error"
 
 
 def check_fencing(order: LaunchOrder, task: Task | None, last_record: Record | None) -> None:
-    """Whoever holds the journal's lock asks before the first step. last: the newest record.
+    """Check, while holding the journal's lock and before the first step, that the order is still valid.
 
-    An attempt is begun once, directly after it was written down; a finisher's is the last one of a task that has not
-    ended. Raises StaleOrderError.
+    An attempt is started once, directly after its AttemptStarted record. A finisher's attempt is the last one of an
+    unfinished task. last_record: the newest record. Raises StaleOrderError.
     """
     if task is None or task.attempt is None or task.attempt.id != order.attempt_id or task.state.is_terminal:
         raise StaleOrderError(f"Task {order.task_id} has no attempt {order.attempt_id} under way.")

@@ -1,4 +1,4 @@
-"""The counters of a running task, and when they are written down."""
+"""Counters of a running task, and when they are recorded."""
 
 from collections.abc import Callable
 from datetime import datetime
@@ -17,10 +17,10 @@ URGENT_INTERVAL_SECONDS = PROGRESS_INTERVAL_SECONDS / 10
 
 
 class ProgressTracker:
-    """Counts what happens and records a snapshot when it is due.
+    """Counts events and records a snapshot when it is due.
 
-    A change of tool, turn or usage is told at most ten times as often as output bytes alone are. before: what earlier
-    attempts of the task came to, which is counted on from.
+    A change of tool, turn or usage is recorded at most ten times as often as output bytes alone. baseline: the counters
+    of earlier attempts, from which counting continues.
     """
 
     def __init__(self, record: Callable[[Event], object], now: Callable[[], datetime], baseline: Progress) -> None:
@@ -36,13 +36,13 @@ class ProgressTracker:
         self._recorded_at = float("-inf")
 
     def add_output(self, byte_count: int) -> None:
-        """Bytes came out of the agent."""
+        """Count output bytes of the agent."""
         self._output_bytes += byte_count
         self._last_activity_at = self._now()
         self._is_dirty = True
 
     def add_usage(self, usage: Usage) -> None:
-        """A model request was answered."""
+        """Count the usage of a model request."""
         cached = usage.cache_read_tokens + usage.cache_write_tokens
         self._update(
             input_tokens=self._counters.input_tokens + usage.input_tokens + cached,
@@ -51,14 +51,17 @@ class ProgressTracker:
         )
 
     def set_denied_count(self, count: int) -> None:
-        """The refusals of this attempt so far. Reported as seldom as output: a sandbox can cause any number of them."""
+        """Set this attempt's refusals so far.
+
+        Recorded as rarely as output, because a sandbox can cause any number of them.
+        """
         count += self._baseline_denied
         if count != self._counters.egress_denied:
             self._counters = msgspec.structs.replace(self._counters, egress_denied=count)
             self._is_dirty = True
 
     def handle_agent_event(self, event: AgentEvent, monotonic: float) -> None:
-        """Something stood in the agent's own event stream."""
+        """Count an event of the agent's own event stream."""
         match event:
             case ToolStarted():
                 if len(self._open_tools) < OPEN_TOOL_CALLS_MAX:
@@ -82,13 +85,13 @@ class ProgressTracker:
             self._record_snapshot(monotonic)
 
     def close(self) -> None:
-        """Record the last snapshot; no tool is open any more."""
+        """Record the last snapshot, without an open tool."""
         self._open_tools.clear()
         self._update(current_tool=None)
         self._record_snapshot(float("inf"))
 
     def _record_bounded(self, event: Event) -> None:
-        """What stands in the agent's stream costs it nothing to make up, and goes on when its output is left out."""
+        """The agent can invent any number of events in its stream, which continues even when output is dropped."""
         self._claims_recorded += 1
         if self._claims_recorded <= TOOL_CALL_EVENTS_MAX:
             self._record(event)
@@ -107,9 +110,9 @@ class ProgressTracker:
 
 
 def remaining_seconds(task: Task, clock: Clock) -> float:
-    """Of `lifecycle.timeout`, which counts from the first agent's start, by the monotonic clock.
+    """Return what is left of `lifecycle.timeout`, which counts from the first agent's start by the monotonic clock.
 
-    That clock begins anew when the machine does; then the wall clock is all there is.
+    A reboot resets that clock; then only the wall clock is available.
     """
     timeout, beginning, attempt = task.manifest.lifecycle.timeout_seconds, task.beginning, task.attempt
     if beginning is None or attempt is None or task.started_at is None:
@@ -120,7 +123,7 @@ def remaining_seconds(task: Task, clock: Clock) -> float:
 
 
 def remaining_budget(task: Task) -> Budget:
-    """What the task may cost, and what the gateways of earlier attempts counted of it."""
+    """Return the task's budget and what the gateways of earlier attempts counted of it."""
     lifecycle, spent = task.manifest.lifecycle, task.spent
     tokens = spent.input_tokens + spent.output_tokens
     return Budget(lifecycle.budget_usd, lifecycle.budget_tokens, spent_usd=spent.usd, spent_tokens=tokens)

@@ -1,4 +1,4 @@
-"""Events without the values of secrets."""
+"""Redaction of events, and a secret scan with a deadline."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -15,11 +15,11 @@ _UNREDACTED_FIELDS: Mapping[type, frozenset[str]] = {
     Artifact: frozenset({"name", "content_type", "checksum"}),
     ErrorReported: frozenset({"error"}),
 }
-"""Codes, and names by which something is found again: words of ours, whatever a secret's value happens to be."""
+"""Codes and lookup names that Sandbox defines. They are never redacted, whatever a secret's value is."""
 
 
 def redact_event(event: Event, redaction: Redactor) -> Event:
-    """The same event with every text of it redacted; output is redacted as a stream, before it is an event."""
+    """Redact every text of an event. Output is redacted as a stream, before it becomes an event."""
     if isinstance(event, Output):
         return event
     redacted: Event = _redact_value(event, redaction)
@@ -27,7 +27,7 @@ def redact_event(event: Event, redaction: Redactor) -> Event:
 
 
 def _redact_value(value: Any, redaction: Redactor) -> Any:
-    """Exactly `str`: what is of a type of its own is a word of ours too."""
+    """Redact exactly `str`: subclasses such as enums are values that Sandbox defines."""
     if type(value) is str:
         return redaction.redact_text(value)
     if isinstance(value, dict):
@@ -43,9 +43,10 @@ def _redact_value(value: Any, redaction: Redactor) -> Any:
 
 
 class DeadlineRedactor:
-    """Implements `contracts.redaction.Redaction`; what it has no time to look at counts as if it held a value.
+    """Implements `interfaces.secrets.Redactor`; data that it has no time to scan counts as containing a secret.
 
-    seconds: for all that is looked through, waiting for it not counted; monotonic: gives seconds.
+    seconds: for all scans together, without the time spent waiting for chunks.
+    monotonic: returns seconds.
     """
 
     def __init__(self, redaction: Redactor, seconds: float, monotonic: Callable[[], float]) -> None:
@@ -55,23 +56,23 @@ class DeadlineRedactor:
 
     @property
     def too_short_names(self) -> tuple[str, ...]:
-        """See `Redaction.too_short`."""
+        """See `Redactor.too_short_names`."""
         return self._redaction.too_short_names
 
     def redact(self, data: bytes) -> bytes:
-        """See `Redaction.redact`."""
+        """See `Redactor.redact`."""
         return self._redaction.redact(data)
 
     def redact_text(self, text: str) -> str:
-        """See `Redaction.redact_text`."""
+        """See `Redactor.redact_text`."""
         return self._redaction.redact_text(text)
 
     def redact_json(self, value: Any) -> Any:
-        """See `Redaction.redact_value`."""
+        """See `Redactor.redact_json`."""
         return self._redaction.redact_json(value)
 
     def contains(self, chunks: Iterable[bytes]) -> bool:
-        """Whether a value stands in the concatenation of the chunks, or there was no time to look at all of them."""
+        """Whether the chunks contain a secret value, or there was no time to scan all of them."""
         over_at = self._monotonic() + self._seconds_left
         is_cut = False
 
@@ -92,5 +93,5 @@ class DeadlineRedactor:
         return contains_secret or is_cut
 
     def stream(self) -> StreamRedactor:
-        """See `Redaction.stream`."""
+        """See `Redactor.stream`."""
         return self._redaction.stream()

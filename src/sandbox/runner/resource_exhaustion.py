@@ -1,4 +1,4 @@
-"""What a sandbox ran out of, told once each as it happens and as the reason when the agent did not survive it."""
+"""Detects exhausted resources of a sandbox; reports each once, and as the failure if the agent did not survive it."""
 
 import asyncio
 from collections.abc import Callable
@@ -21,12 +21,12 @@ from sandbox.model.manifest.schema import Vm
 
 _UNEXPLAINED_CODES = frozenset({FailureCode.AGENT_FAILED, FailureCode.AGENT_NO_RESULT})
 _ERRNO_NAMES = {FailureCode.DISK_FULL: "ENOSPC", FailureCode.PROCESS_LIMIT: "EAGAIN"}
-"""By which an agent that explains its end names what it ran out of."""
+"""Error names with which an agent's own explanation mentions the resource."""
 _IDLE_FACTOR = 10
 
 
 class ExhaustionDetector:
-    """Looks at disk, memory and processes of one sandbox. disk: its latest figures, None before the first."""
+    """Watches disk, memory and processes of one sandbox. disk_use: the latest disk usage, None before the first."""
 
     def __init__(self, vm: Vm, disks: Disks, files: AttemptLayout, record: Callable[[Event], object]) -> None:
         self.disk_use: DiskUsage | None = None
@@ -37,7 +37,7 @@ class ExhaustionDetector:
         self._reported: dict[FailureCode, str] = {}
 
     def update(self, stats: Stats) -> None:
-        """Take the counters of a moment."""
+        """Process the current counters."""
         if stats.oom_kills:
             self._report(FailureCode.OUT_OF_MEMORY, f"A process was ended at vm.memory {self._vm.memory}; raise it.")
         if stats.fork_failures:
@@ -47,7 +47,7 @@ class ExhaustionDetector:
             )
 
     async def watch_disk(self, clock: Clock) -> Failure:
-        """Look again and again; returns why nothing but an end of the agent keeps its disk within bounds."""
+        """Poll the disk; return why only the end of the agent can keep it within limits."""
         misses = 0
         while True:
             began = clock.monotonic()
@@ -62,11 +62,11 @@ class ExhaustionDetector:
             await asyncio.sleep(DISK_CHECK_SECONDS if misses else max(DISK_CHECK_SECONDS, pause))
 
     async def watch_kernel_use(self, sandbox: Sandbox) -> Failure:
-        """Poll until the sandbox is past a bound that the kernel does not enforce; return why it must end."""
+        """Poll until the sandbox exceeds a limit that the kernel does not enforce; return why it must end."""
         return Failure(FailureCode.OUT_OF_MEMORY, await wait_for_violation(sandbox.kernel_usage, sandbox.file_usage))
 
     async def check_disk(self) -> str:
-        """Take the figures of the disk now; those that cannot be had stay as they were, and why is given."""
+        """Measure the disk. On failure keep the last values and return the reason."""
         try:
             self.disk_use = await self._disks.usage(self._files)
         except OSError as error:
@@ -78,13 +78,14 @@ class ExhaustionDetector:
 
     @property
     def disk_full_message(self) -> str:
-        """For people."""
+        """The message about a full disk, for people."""
         return f"The sandbox's disk is full: vm.disk is {self._vm.disk}; raise it."
 
     def explain_failure(self, outcome: AgentOutcome) -> Failure | None:
-        """A failure that the agent does not explain itself, by what it ran out of; of the disk as it is now.
+        """Attribute a failure that the agent does not explain to an exhausted resource.
 
-        An agent that explains it may have met a shortage long before.
+        A disk counts only if it is still full. An agent that explains its failure may have met the shortage long
+        before.
         """
         failure, result = outcome.failure, outcome.result
         if failure is None or failure.code not in _UNEXPLAINED_CODES:

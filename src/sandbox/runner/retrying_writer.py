@@ -1,4 +1,4 @@
-"""A journal's writer that keeps what the disk does not take at the moment, and writes it once it does."""
+"""A journal writer that buffers records while the disk rejects them."""
 
 import contextlib
 import errno
@@ -28,11 +28,11 @@ class _PendingRecord(NamedTuple):
 
 
 class RetryingWriter:
-    """The contract's `JournalWriter`. Records stay in their order, and none gets its number twice.
+    """Implements `JournalWriter`. Records stay in order, and no sequence number is used twice.
 
-    A wish to cancel is a promise to whoever made it, so it is written now or refused. Of what tells neither a state nor
-    what was paid for only KEPT_OUTPUT_BYTES_MAX are kept. make_room: called when the disk refuses something; whether a
-    try again is worth it.
+    A cancel request is a promise to its caller, so it is written now or rejected. Records that contain neither a state
+    nor a cost are buffered only up to BUFFERED_OUTPUT_BYTES_MAX. free_space: called when the disk rejects a write;
+    returns whether to try again.
     """
 
     def __init__(self, writer: JournalWriter, free_space: Callable[[], bool]) -> None:
@@ -43,12 +43,12 @@ class RetryingWriter:
 
     @property
     def has_pending(self) -> bool:
-        """Whether something is not written yet."""
+        """Whether records are not written yet."""
         return bool(self._pending)
 
     @property
     def last_seq(self) -> int:
-        """Number of the last record, the kept ones counted."""
+        """Number of the last record, including buffered ones."""
         return self._writer.last_seq + len(self._pending)
 
     @property
@@ -59,7 +59,7 @@ class RetryingWriter:
     def append(
         self, event: e.Event, transition: e.Transition | None = None, *, at: datetime, durable: bool = False
     ) -> e.Record:
-        """Write an event now or later. Raises OSError for one that is neither; nothing changed then."""
+        """Write or buffer an event. Raises OSError, and changes nothing, if neither is possible."""
         waiting = _PendingRecord(event, transition, at, durable)
         if isinstance(event, e.CancelRequested):
             self.flush_pending()
@@ -79,7 +79,7 @@ class RetryingWriter:
         return e.Record(self.last_seq, 0, at, event, transition)
 
     def flush_pending(self) -> None:
-        """Write what is kept. Raises OSError where the disk still does not take it."""
+        """Write the buffered records. Raises OSError if the disk still rejects them."""
         while self._pending:
             self._write(self._pending[0])
             self._pending_bytes -= _size_bytes(self._pending.popleft().event)
@@ -109,7 +109,7 @@ class RetryingWriter:
 
 
 def is_droppable(event: e.Event) -> bool:
-    """Whether the task is what it is without this event."""
+    """Whether an event may be dropped without changing the task's state or cost."""
     return isinstance(event, _DROPPABLE_EVENTS)
 
 
@@ -118,7 +118,7 @@ def _size_bytes(event: e.Event) -> int:
 
 
 class HostDiskSpace:
-    """Looks when it is asked, and at most every SPACE_CHECK_SECONDS. What cannot be measured is as it was."""
+    """Measures free space on demand, at most every DISK_SPACE_CHECK_SECONDS. On failure the last result stays."""
 
     def __init__(self, measure: MeasureDiskSpace, watermark: Watermark, clock: Clock) -> None:
         self._measure = measure
@@ -128,7 +128,7 @@ class HostDiskSpace:
         self._next_check_at = float("-inf")
 
     def is_short(self) -> bool:
-        """There is less than the watermark, or was until now and it is not clearly more yet."""
+        """Whether less than the watermark is free, or was before and not clearly more is free yet."""
         now = self._clock.monotonic()
         if now >= self._next_check_at:
             self._next_check_at = now + DISK_SPACE_CHECK_SECONDS
@@ -137,7 +137,7 @@ class HostDiskSpace:
         return self._is_short
 
     def has_space_for(self, size_bytes: int) -> bool:
-        """Whether so much is free now, or cannot be measured. For any thread."""
+        """Whether this much is free now, or cannot be measured. Thread-safe."""
         try:
             return self._measure().free_bytes >= size_bytes
         except OSError:

@@ -1,4 +1,4 @@
-"""The terminals of a sandbox: the agent's own, which many may look at and one types into, and shells."""
+"""Terminals of a sandbox: the agent's own, with many viewers and one writer, and shells."""
 
 import asyncio
 import contextlib
@@ -49,7 +49,7 @@ class TerminalClient:
         self._writer = writer
 
     def send(self, frame: RunnerFrame) -> None:
-        """At once, for what may not wait. A client that is too far behind is let go: it can come back."""
+        """Send at once, without waiting. A client with too large a backlog is disconnected; it can reconnect."""
         if self._writer.is_closing():
             return
         self._writer.write(encode_frame(frame))
@@ -57,12 +57,12 @@ class TerminalClient:
             self._writer.transport.abort()
 
     async def send_and_drain(self, frame: RunnerFrame) -> None:
-        """When the client has taken what came before."""
+        """Send, and wait until the client keeps up."""
         self._writer.write(encode_frame(frame))
         await self._writer.drain()
 
     async def serve(self, terminal: Terminal, can_type: "asyncio.Event") -> None:
-        """Do what the client wishes until it leaves."""
+        """Handle the client's frames until it leaves."""
         with contextlib.suppress(OSError, ValueError):
             while (message := await read_frame(self._reader, _decoder)) is not None:
                 if isinstance(message, ResizeFrame):
@@ -77,7 +77,7 @@ class TerminalClient:
 
 
 class SharedTerminal:
-    """The agent's terminal. The client that came first types; when it leaves, the one after it does."""
+    """The agent's terminal. The first client types; when it leaves, the next one does."""
 
     def __init__(self, terminal: Terminal) -> None:
         self._terminal = terminal
@@ -87,24 +87,24 @@ class SharedTerminal:
 
     @property
     def has_clients(self) -> bool:
-        """Whether anybody looks at it."""
+        """Whether any client is connected."""
         return bool(self._clients)
 
     def broadcast(self, data: bytes) -> None:
-        """To all who look on now, and to those who come later as far as it is kept."""
+        """Send data to all current viewers, and keep recent data for later ones."""
         self._replay += data
         del self._replay[: max(0, len(self._replay) - TERMINAL_REPLAY_BYTES)]
         for client in tuple(self._clients):
             client.send(OutputFrame(data))
 
     def close(self, exit_: ExitStatus) -> None:
-        """Tell everybody that it is over."""
+        """Send the end to all clients."""
         for client in tuple(self._clients):
             client.send(EndFrame(exit_.code))
         self._ended.set()
 
     async def serve_client(self, client: TerminalClient) -> None:
-        """Serve one client until it leaves or the terminal is over."""
+        """Serve one client until it leaves or the terminal ends."""
         may_type = self._clients[client] = asyncio.Event()
         try:
             await self._choose_writer()
@@ -128,7 +128,7 @@ class SharedTerminal:
 
 
 class TerminalServer:
-    """What the control socket reaches of the attempt's sandbox. Nothing before `begin` and after `close`.
+    """The terminals of an attempt, opened through the control socket between `enable` and `disable`.
 
     queue: where the output of shells waits for the runner's CPU budget.
     """
@@ -146,32 +146,32 @@ class TerminalServer:
 
     @property
     def has_agent_clients(self) -> bool:
-        """Whether somebody looks at the agent's terminal: then nothing is awaited of the agent."""
+        """Whether the agent's terminal has clients; then no hang timeout applies."""
         return self.agent_terminal is not None and self.agent_terminal.has_clients
 
     def close_agent_terminal(self, exit_: ExitStatus) -> None:
-        """Tell those who look at the agent's terminal that it has ended."""
+        """Send the end to the clients of the agent's terminal."""
         if self.agent_terminal is not None:
             self.agent_terminal.close(exit_)
 
     def enable(self, sandbox: Sandbox, environment: Mapping[str, str], directory: str) -> None:
-        """Shells may be opened from now on, with these variables; not where it is closed already."""
+        """Allow shells, with these variables; does nothing after `disable`."""
         if not self._is_closed:
             self._command = Command(SHELL, environment, directory)
             self._sandbox = sandbox
 
     def disable(self) -> None:
-        """Open nothing more; what is open ends with the sandbox."""
+        """Open no more terminals; open ones end with the sandbox."""
         self._is_closed, self._sandbox = True, None
 
     def close_shells(self, message: str) -> None:
-        """Open nothing more, and tell those who have shells why theirs are over."""
+        """Open no more terminals, and send the reason to the clients of shells."""
         self.disable()
         for client in tuple(self._shell_clients):
             client.send(EndFrame(message=message))
 
     async def wait_until_idle(self, seconds: float) -> None:
-        """Return when there has been no client for so long."""
+        """Return after no client has been connected for this long."""
         while True:
             self._changed.clear()
             try:
@@ -181,7 +181,7 @@ class TerminalServer:
                 return
 
     def check(self, order: TerminalOrder) -> None:
-        """Raises TerminalRefusedError when there is nothing to open."""
+        """Raise TerminalRefusedError if the terminal cannot be opened."""
         if self._sandbox is None:
             raise TerminalRefusedError("The task's sandbox does not run now; look at the task's status.")
         if order.agent and self.agent_terminal is None:
@@ -192,12 +192,12 @@ class TerminalServer:
             raise TerminalRefusedError(f"There are {TERMINALS_MAX} terminals open in this task; close one.")
 
     async def serve(self, order: TerminalOrder, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One client, from its receipt to its end."""
+        """Serve one client, from its reply to its end."""
         serving = asyncio.create_task(self._serve(order, TerminalClient(order, reader, writer)))
         self._connections.add(serving)
         self._changed.set()
         try:
-            # Not awaited itself: what `end` cuts off is no cancellation of whoever waits here.
+            # Not awaited directly: `close_all` cancels the task but must not cancel its waiter.
             await asyncio.wait({serving})
         finally:
             serving.cancel()
@@ -207,7 +207,7 @@ class TerminalServer:
             serving.result()
 
     async def close_all(self) -> None:
-        """Cut everybody off."""
+        """Disconnect all clients."""
         self.disable()
         connections = tuple(self._connections)
         for serving in connections:
@@ -222,7 +222,7 @@ class TerminalServer:
                 await self._serve_shell(self._sandbox, order, client)
 
     async def _serve_shell(self, sandbox: Sandbox, order: TerminalOrder, client: TerminalClient) -> None:
-        """A shell of the client's own; it is hung up when the client leaves."""
+        """Serve a new shell; it is hung up when the client leaves."""
         environment = {**self._command.environment, "TERM": order.term}
         command = Command(self._command.argv, environment, self._command.directory)
         try:
@@ -241,7 +241,7 @@ class TerminalServer:
             await terminal.hang_up()
 
     async def _forward_shell(self, terminal: Terminal, client: TerminalClient) -> None:
-        """What it shows, no faster than the client takes it, and its end."""
+        """Forward the shell's output, no faster than the client reads it, and its end."""
         forwarding = asyncio.create_task(self._forward_output(terminal, client))
         try:
             exit_ = await terminal.wait()
@@ -257,12 +257,12 @@ class TerminalServer:
 
 
 def without_secrets(variables: Mapping[str, str], secrets: Container[str]) -> dict[str, str]:
-    """The agent's variables for a shell: no secrets, and no way to the model."""
+    """Return the agent's variables for a shell, without secrets and model access."""
     return {name: text for name, text in variables.items() if name not in secrets and not name.startswith("ANTHROPIC_")}
 
 
 async def _run_until_first(*works: Coroutine[Any, Any, object]) -> None:
-    """Until the first of them is done; the others are ended. Raises what that one raised."""
+    """Run until the first one is done, and cancel the others. Raises the exception of the first one."""
     tasks = [asyncio.ensure_future(work) for work in works]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -275,20 +275,20 @@ async def _run_until_first(*works: Coroutine[Any, Any, object]) -> None:
 
 
 _INITIAL_SIZE = TerminalSize(rows=24, columns=80)
-"""Until somebody comes with a window."""
+"""Size until a client connects."""
 
 PAUSE_COMMAND = Command(("/bin/sleep", "infinity"), {"PATH": "/usr/bin:/bin"}, SANDBOX_HOME)
-"""The sandbox's own command, which only keeps it open: it ends when the agent does."""
+"""The sandbox's own command, which only keeps it open until the agent ends."""
 
 
 class AgentSession(msgspec.Struct, frozen=True):
-    """An agent that is at work."""
+    """An agent that runs on a terminal."""
 
     sandbox: Sandbox
     terminal: Terminal
 
     async def wait(self) -> ExitStatus:
-        """How the agent ended; that the sandbox went before it said so is an end as well."""
+        """Return how the agent ended; an end of the sandbox before that counts as well."""
         agent = asyncio.create_task(self.terminal.wait())
         sandbox = asyncio.create_task(self.sandbox.wait())
         try:
@@ -300,7 +300,7 @@ class AgentSession(msgspec.Struct, frozen=True):
             await asyncio.gather(agent, sandbox, return_exceptions=True)
 
     async def hang_up(self) -> None:
-        """What TERM is to an agent without a terminal."""
+        """Hang up the terminal, the equivalent of TERM for an agent on a terminal."""
         await self.terminal.hang_up()
 
 

@@ -1,1 +1,1 @@
-"""Floor 4: what the server does with tasks: admit, launch, follow, recover, answer."""
+"""The server: admits, launches, follows and recovers tasks, and answers requests about them."""

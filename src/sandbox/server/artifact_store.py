@@ -1,4 +1,4 @@
-"""Where finished artifacts lie."""
+"""Files of stored artifacts."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -11,18 +11,18 @@ from sandbox.model.task import Task
 
 
 class ArtifactStore:
-    """Finds the files of recorded artifacts; names come from the journal, never from a request."""
+    """Finds the files of recorded artifacts. File names come from the journal, never from a request."""
 
     def __init__(self, data_dir: Path) -> None:
         self._data_dir = data_dir
 
     def list_artifacts(self, task: Task) -> Sequence[StoredArtifact]:
-        """All of a task's that are there, in the order they were collected."""
+        """Return a task's existing artifacts, in the order they were collected."""
         stored = (self._locate(task, artifact) for artifact in task.artifacts)
         return [each for each in stored if each is not None]
 
     def find_artifact(self, task: Task, name: str) -> StoredArtifact:
-        """By name, else by path. Raises ArtifactNotFoundError."""
+        """Find an artifact by name, else by path. Raises ArtifactNotFoundError."""
         for key in ("name", "path"):
             for artifact in task.artifacts:
                 if getattr(artifact, key) == name and (stored := self._locate(task, artifact)) is not None:

@@ -1,4 +1,4 @@
-"""Live frames of all tasks for whoever asked for them."""
+"""Broadcast of live events of all tasks to subscribers."""
 
 import asyncio
 from collections import deque
@@ -9,23 +9,23 @@ from sandbox.model.wire.events import WireEvent, wire_size_bytes
 
 
 class Broadcast:
-    """Never waits for a subscriber: what a slow one misses is told to it as a `gap` a task."""
+    """Never waits for a subscriber: a slow one gets a `gap` event per task instead of the events it missed."""
 
     def __init__(self) -> None:
         self._subscribers: set[_Subscriber] = set()
 
     @property
     def has_subscribers(self) -> bool:
-        """Whether making a frame is worth it."""
+        """Whether there are subscribers, so creating an event is worthwhile."""
         return bool(self._subscribers)
 
     def publish(self, frame: WireEvent) -> None:
-        """Hand a frame to every subscriber."""
+        """Send an event to every subscriber."""
         for subscriber in self._subscribers:
             subscriber.push(frame)
 
     def subscribe(self) -> AsyncGenerator[WireEvent, None]:
-        """Frames from this call on, until the iterator is closed."""
+        """Yield events from this call on, until the iterator is closed."""
         subscriber = _Subscriber()
         self._subscribers.add(subscriber)
         return self._stream(subscriber)

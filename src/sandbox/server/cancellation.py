@@ -1,4 +1,4 @@
-"""Brings a wish to cancel to whoever holds the task's journal: the server, a runner, or nobody."""
+"""Delivers a cancel request to the holder of the task's journal: the server, a runner, or nobody."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -20,7 +20,7 @@ _STOPPING_MESSAGE = "The task is being stopped; what it made until now is kept."
 
 
 class Canceller:
-    """Tries until the wish is on disk, or CANCEL_SECONDS are over, and what the last try takes."""
+    """Tries until the request is on disk or CANCEL_SECONDS are over; the last try may take longer."""
 
     def __init__(self, journals: Journals, runners: RunnerClient, launcher: Launcher, clock: Clock) -> None:
         self._journals = journals
@@ -29,11 +29,11 @@ class Canceller:
         self._clock = clock
 
     async def cancel(self, tracked: TrackedTask, order: CancelOrder) -> str:
-        """Gives the message for the caller once the wish is durable. Raises TaskTerminalError, UnavailableError."""
+        """Return a message for the caller once the request is durable. Raises TaskTerminalError, UnavailableError."""
         deadline = self._clock.monotonic() + CANCEL_SECONDS
         async with self._write_lock(tracked, deadline):
             pass
-        # However long that took: a runner that has just been started is asked.
+        # However long the lock took, leave time to ask a runner that has just started.
         deadline = max(deadline, self._clock.monotonic() + CANCEL_SECONDS_MIN)
         while True:
             try:
@@ -49,7 +49,7 @@ class Canceller:
             await tracked.wait_for_change(0.05)
 
     async def _try_cancel(self, tracked: TrackedTask, order: CancelOrder, deadline: float) -> str | None:
-        """None to try again."""
+        """Return a message, or None to try again."""
         cancel_requested = CancelRequested(order.reason, order.force)
         async with self._write_lock(tracked, deadline):
             if tracked.recorder is not None:
@@ -85,7 +85,7 @@ class Canceller:
 
     @asynccontextmanager
     async def _write_lock(self, tracked: TrackedTask, deadline: float) -> AsyncIterator[None]:
-        """Hold `feed.writing`. Raises UnavailableError where the deadline passes before it is free."""
+        """Hold `tracked.write_lock`. Raises UnavailableError if the deadline passes first."""
         try:
             async with asyncio.timeout(self._remaining_seconds(deadline)):
                 await tracked.write_lock.acquire()
@@ -102,7 +102,7 @@ class Canceller:
 
 
 def _describe_outcome(task: Task) -> str:
-    """What a wish means for a task that has just got it."""
+    """Describe the effect of a cancel request that was just recorded."""
     if task.cancel is None:
         return CANCEL_TOO_LATE
     return _NOT_STARTED_MESSAGE if task.attempt is None else _STOPPING_MESSAGE

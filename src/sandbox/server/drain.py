@@ -1,4 +1,4 @@
-"""Whether the server is being drained: it finishes what it has begun, and begins nothing."""
+"""Drain mode: the server finishes running tasks and starts none."""
 
 import os
 import threading
@@ -11,7 +11,7 @@ DRAINING_REASON = "The server is being drained: it takes and begins no tasks unt
 
 
 class Drain:
-    """Remembered in a file: a server that is started again goes on being drained. since: None when it is not."""
+    """Drain mode, stored in a file, so it survives restarts. since: None if the server is not draining."""
 
     def __init__(self, data_dir: Path) -> None:
         self._file = data_dir / "draining"
@@ -19,14 +19,14 @@ class Drain:
         self.since = self._read()
 
     def start(self, now: datetime) -> None:
-        """Again is fine: it began when it began. Raises UnavailableError."""
+        """Start draining. Idempotent: the first start time is kept. Raises UnavailableError."""
         with self._lock:
             if self.since is None:
                 self._write(now)
                 self.since = now
 
     def undo(self) -> None:
-        """Take it back; again is fine. Raises UnavailableError."""
+        """Stop draining. Idempotent. Raises UnavailableError."""
         with self._lock:
             try:
                 self._file.unlink(missing_ok=True)
@@ -50,7 +50,7 @@ class Drain:
             ) from error
 
     def _read(self) -> datetime | None:
-        """A file that cannot be read stands for a drain all the same."""
+        """An unreadable file counts as a drain."""
         try:
             return datetime.fromisoformat(self._file.read_text())
         except FileNotFoundError:

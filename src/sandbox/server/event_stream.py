@@ -1,4 +1,4 @@
-"""Tells the story of a task from its journal, to whoever asks, at their own pace."""
+"""Event streams of tasks, replayed from the journal and then live, at each reader's pace."""
 
 import asyncio
 import contextlib
@@ -17,7 +17,7 @@ _CHANGE_WAIT_SECONDS = 60.0
 
 
 class EventStream:
-    """Every reader has an offset of its own into the journal, and is never shown what the index does not know yet."""
+    """Each reader has its own journal offset, and sees nothing beyond what is indexed."""
 
     def __init__(self, journals: Journals, store: Store, journal_tailer: JournalTailer, broadcast: Broadcast) -> None:
         self._journals = journals
@@ -26,7 +26,7 @@ class EventStream:
         self._broadcast = broadcast
 
     async def replay(self, task_id: str, *, after: int) -> AsyncIterator[WireEvent]:
-        """What is there now; `end` too if the task is finished."""
+        """Yield the current events; `end` too if the task is finished."""
         tracked = self._load_tracked(task_id)
         async for shown in self._replay_range(tracked, None, tracked.offset, after):
             yield shown
@@ -34,7 +34,7 @@ class EventStream:
             yield end_event(tracked.task)
 
     async def follow(self, task_id: str, *, after: int | None) -> AsyncIterator[WireEvent]:
-        """What is there past `after`, then what comes, then `end`."""
+        """Yield the events after `after`, then live ones, then `end`."""
         tracked = self._load_tracked(task_id)
         if after is None:
             offset: int | None = tracked.offset
@@ -45,7 +45,7 @@ class EventStream:
         while True:
             reached, is_over = tracked.offset, tracked.task.state.is_terminal
             async for shown in self._replay_range(tracked, offset, reached, after):
-                # A writer takes a record back that it could not flush, and then writes it again.
+                # A writer removes a record that it could not flush, and then writes it again.
                 after = max(after, shown["seq"])
                 yield shown
             offset = reached
@@ -56,14 +56,17 @@ class EventStream:
                 tracked = await self._wait_for_more(tracked)
 
     async def follow_all(self) -> AsyncIterator[WireEvent]:
-        """Live frames of all tasks, from the first step of the iterator on."""
+        """Yield live events of all tasks, starting with the iterator's first step."""
         async with contextlib.aclosing(self._broadcast.subscribe()) as frames:
             async for shown in frames:
                 yield shown
 
     async def _wait_for_more(self, tracked: TrackedTask) -> TrackedTask:
-        """Where its story goes on, after a wait. Nobody advances one that came from the index: a task is in it for a
-        moment before it is followed."""
+        """Wait for new events and return the task to continue with.
+
+        A task loaded from the index is never updated, so load it again. It is in the index for a moment before it is
+        followed.
+        """
         if self._journal_tailer.tracked_tasks.get(tracked.task.id) is tracked:
             await tracked.wait_for_change(_CHANGE_WAIT_SECONDS)
             return tracked
@@ -82,7 +85,7 @@ class EventStream:
     async def _replay_range(
         self, tracked: TrackedTask, offset: int | None, end: int, after: int
     ) -> AsyncIterator[WireEvent]:
-        """What lies between, as far as it can be read; offset: None for the place of what follows `after`."""
+        """Yield the readable events of a range. With offset None the range starts after `after`."""
         task_id = tracked.task.id
         try:
             begin = self._journals.find_offset(task_id, after + 1) if offset is None else offset
@@ -99,7 +102,7 @@ class EventStream:
         return error_event(tracked.task, JournalDamagedError.code, "The journal is gone; restore it from a backup.")
 
     async def _read_range(self, task_id: str, offset: int, end: int, after: int) -> AsyncIterator[WireEvent]:
-        """However much of it shows nothing, everybody else has a turn after each batch."""
+        """Yield events in batches. Other coroutines run after each batch, even if it yields no events."""
         while offset < end:
             await asyncio.sleep(0)
             batch = self._journals.read(task_id, offset, bytes_max=min(FOLLOW_BATCH_BYTES, end - offset))

@@ -1,4 +1,4 @@
-"""How the server is."""
+"""Health report of the server."""
 
 from collections.abc import Mapping, Sequence
 
@@ -13,9 +13,9 @@ from sandbox.server.runtime_prober import RuntimeProber
 
 
 class HealthCheck:
-    """Looks afresh each time it is asked.
+    """Measures again at each call.
 
-    blockers: sentences, found at start, that say why no task can run for as long as this server lives.
+    permanent_reasons: sentences, determined at startup, that say why no task can run until the server restarts.
     """
 
     def __init__(
@@ -37,12 +37,12 @@ class HealthCheck:
 
     @property
     def blocked_reasons(self) -> Sequence[str]:
-        """Why no task can run now, whatever room there is; empty when tasks can."""
+        """Why no task can run now, regardless of free capacity; empty if tasks can run."""
         reason = self._prober.blocked_reason
         return self._permanent_reasons if reason is None else [reason, *self._permanent_reasons]
 
     def run(self) -> Health:
-        """The report; `reasons` tells what keeps tasks from being taken or run."""
+        """Return the report. `reasons` say why tasks cannot be accepted or run."""
         counts = self._count_by_state()
         reasons = list(self.blocked_reasons)
         if counts is None:

@@ -1,4 +1,4 @@
-"""Journals of any length, looked through whole: in threads of their own, a few at once."""
+"""Scans journals of any length in dedicated threads, a few at a time."""
 
 import asyncio
 import contextlib
@@ -12,25 +12,25 @@ from sandbox.system.threads import run_in_daemon_thread
 
 
 class ScanSlot:
-    """The right to look through one journal; given back once neither its holder nor a thread needs it."""
+    """The right to scan one journal, released once neither its holder nor a thread needs it."""
 
     def __init__(self, semaphore: asyncio.Semaphore) -> None:
         self._semaphore = semaphore
         self._users = 1
 
     def acquire(self) -> None:
-        """A thread begins to work in it."""
+        """Register a thread that works in the slot."""
         self._users += 1
 
     def release(self) -> None:
-        """A thread, or the holder, needs it no longer."""
+        """Unregister a thread or the holder."""
         self._users -= 1
         if self._users == 0:
             self._semaphore.release()
 
 
 class JournalScanner:
-    """What takes a gigabyte's time keeps neither submissions nor the health from the threads that all share."""
+    """Scans large journals outside the shared thread pool, where they would delay submissions and health checks."""
 
     def __init__(self, journals: Journals) -> None:
         self._journals = journals
@@ -38,7 +38,10 @@ class JournalScanner:
 
     @asynccontextmanager
     async def slot(self) -> AsyncIterator[ScanSlot]:
-        """Wait for a turn, and hold it. Locks that others wait for are taken within, so that nobody waits for both."""
+        """Wait for a slot and hold it.
+
+        Take locks that others wait for inside it, to avoid holding them while waiting.
+        """
         await self._semaphore.acquire()
         turn = ScanSlot(self._semaphore)
         try:
@@ -47,7 +50,10 @@ class JournalScanner:
             turn.release()
 
     async def open(self, task_id: str, slot: ScanSlot) -> JournalWriter:
-        """See `Journals.open`. Who is cancelled holds nothing, though the thread may hold the lock until it ends."""
+        """Like `Journals.open`.
+
+        After a cancellation the caller holds nothing, but the thread may hold the lock until it ends.
+        """
         opened: list[JournalWriter] = []
         is_awaited = True
 
@@ -66,18 +72,18 @@ class JournalScanner:
         return opened.pop()
 
     async def read_from(self, task_id: str, start: ReplayState, slot: ScanSlot) -> ReplayState:
-        """See `read_task`."""
+        """Continue a replay; see `replay_task`."""
         slot.acquire()
         return await run_in_daemon_thread(partial(replay_task, self._journals, task_id, start), slot.release)
 
     async def read_task(self, task_id: str) -> ReplayState:
-        """See `read_task`: from the beginning, in a turn of its own."""
+        """Replay from the beginning, in a new slot; see `replay_task`."""
         async with self.slot() as turn:
             return await self.read_from(task_id, ReplayState(None, 0), turn)
 
 
 def _close_all(writers: list[JournalWriter]) -> None:
-    """Nobody has written with them."""
+    """Close writers that wrote nothing."""
     while writers:
         with contextlib.suppress(OSError):
             writers.pop().close()

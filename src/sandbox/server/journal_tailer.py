@@ -1,4 +1,4 @@
-"""Reads the journals of living tasks into the store and tells subscribers."""
+"""Tails the journals of unfinished tasks, updates the index and notifies subscribers."""
 
 import asyncio
 import logging
@@ -26,7 +26,7 @@ _INDEXED_AT_ONCE = (
 
 
 class JournalTailer:
-    """Follows each living task; the store is never ahead of the journal and at most a second behind."""
+    """Follows each unfinished task. The index is never ahead of the journal and at most a second behind."""
 
     def __init__(self, journals: Journals, store: Store, clock: Clock, broadcast: Broadcast) -> None:
         self.tracked_tasks: dict[str, TrackedTask] = {}
@@ -41,7 +41,7 @@ class JournalTailer:
         self._asyncio_tasks: dict[str, asyncio.Task[None]] = {}
 
     def start(self, tracked: TrackedTask, submission: e.Record | None = None) -> None:
-        """Begin to follow a task until it is finished; `submission` is told if it is new."""
+        """Follow a task until it is finished; `submission` is published if the task is new."""
         task_id = tracked.task.id
         if submission is not None:
             self._publish(task_id, submission)
@@ -49,13 +49,13 @@ class JournalTailer:
         self._asyncio_tasks[task_id] = asyncio.create_task(self._run(tracked), name=f"follow {task_id}")
 
     async def close(self) -> None:
-        """Stop following; the tasks go on without us."""
+        """Stop following; the tasks continue."""
         for task in self._asyncio_tasks.values():
             task.cancel()
         await asyncio.gather(*self._asyncio_tasks.values(), return_exceptions=True)
 
     async def _run(self, tracked: TrackedTask) -> None:
-        """Whatever goes wrong is tried again: a task that nobody follows would never end for its users."""
+        """Retry after every error: a task that is not followed would never end for its users."""
         bind_task(tracked.task.id)
         while not tracked.task.state.is_terminal:
             try:
@@ -63,7 +63,7 @@ class JournalTailer:
             except Exception as error:
                 tracked.report_error(error)
                 await asyncio.sleep(RETRY_SECONDS)
-        # A pruned task's id may be taken again before who followed the first one has looked up.
+        # The id of a pruned task may be reused before the tailer of the first task ends.
         if self.tracked_tasks.get(tracked.task.id) is tracked:
             del self.tracked_tasks[tracked.task.id], self._asyncio_tasks[tracked.task.id]
             self.on_finished(tracked)
@@ -82,17 +82,17 @@ class JournalTailer:
             elif now - last_record_at >= LOSS_CHECK_SECONDS:
                 last_record_at = now
                 await self._check_writer(tracked)
-            # Nobody but the server writes what the server holds, and it stirs the feed when it does.
+            # Only the server writes a journal that it holds, and it calls `wake` after writing.
             await tracked.wait_for_wake(pause if tracked.recorder is None else LOSS_CHECK_SECONDS)
             pause = min(pause * 1.2, FOLLOW_POLL_SECONDS * _IDLE_FACTOR)
 
     async def _read_batch(self, tracked: TrackedTask) -> RecordBatch:
-        """What is new.
+        """Return new records.
 
-        After a power loss the index may know more than the journal kept: then the story is read from its beginning.
+        After a power loss the index may be ahead of the journal; then the journal is replayed from the beginning.
         """
         try:
-            # What the server itself writes at this moment may be taken back, when the disk refuses to flush it.
+            # A record that the server is just writing may be removed again if the disk fails to flush it.
             async with tracked.write_lock:
                 batch = self._journals.read(tracked.task.id, tracked.offset)
                 if tracked.recorder and batch.records and batch.records[-1].seq > tracked.recorder.writer.last_seq:
@@ -108,13 +108,13 @@ class JournalTailer:
         return RecordBatch((), tracked.offset)
 
     async def _apply(self, tracked: TrackedTask, batch: RecordBatch, *, is_due: bool) -> None:
-        """Fold first, index second, tell last: what fails before is tried again, and nobody hears it twice."""
+        """Fold, then index, then publish: a failed step is retried, and nothing is published twice."""
         task = tracked.task
         for record in batch.records:
             task = advance(task, record.event, seq=record.seq, at=record.at).task
         if is_due:
             await asyncio.to_thread(self._store.save, IndexedTask(task, batch.next_offset))
-        # A writer takes a record back that it could not flush, and then writes it again.
+        # A writer removes a record that it could not flush, and then writes it again.
         for record in batch.records[max(0, tracked.published_seq + 1 - batch.records[0].seq) :]:
             self._publish(task.id, record)
             if record.transition is not None:
@@ -129,7 +129,7 @@ class JournalTailer:
             self._broadcast.publish(shown)
 
     async def _check_writer(self, tracked: TrackedTask) -> None:
-        """Silence alone is no loss: only a free lock proves that nobody writes any more."""
+        """Silence alone is no loss: only a free lock proves that no process writes any more."""
         if tracked.recorder is not None:
             return
         if self._journals.is_locked(tracked.task.id):

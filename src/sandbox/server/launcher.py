@@ -1,4 +1,4 @@
-"""Hands tasks over to runners."""
+"""Launches runners for tasks."""
 
 import asyncio
 import base64
@@ -40,15 +40,18 @@ from sandbox.server.tracked_task import TrackedTask
 _log = logging.getLogger(__name__)
 
 ResolveSecrets = Callable[[Sequence[Secret]], Awaitable[Mapping[str, str]]]
-"""The values of secrets by name. Raises SecretUnavailableError."""
+"""Resolves secrets to values by name. Raises SecretUnavailableError."""
 
 FindImage = Callable[[str], Image | None]
-"""What a profile stands for now, None for the host's own /usr. Raises ImageUnusableError."""
+"""Finds the current image of a profile, None for the host's own /usr. Raises ImageUnusableError."""
 
 
 _TRANSIENT_ERRNOS = frozenset({errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EPIPE, errno.ETIMEDOUT})
-"""What a machine says that has no process, memory or descriptor to give just now, and a runner's pipe when somebody
-killed the runner before it had its order, or the machine was too busy for it; no task has a part in it."""
+"""Temporary errors that no task causes.
+
+The host has no process, memory or descriptor to spare, or the runner's pipe broke: the runner was killed before it got
+its order, or the host was too busy.
+"""
 
 _RUNNER_LOST = Failure(FailureCode.RUNNER_LOST, "The task's runner died and nobody could clean up after it.")
 _COLLECT_FAILED = Failure(
@@ -61,14 +64,14 @@ _CLEANUP_FAILED_MESSAGE = (
 
 
 class Host(NamedTuple):
-    """The machine that runners are started on, and since which boot it is up."""
+    """The host that runners are started on, and its current boot id."""
 
     name: str
     boot_id: str
 
 
 class Launcher:
-    """Writes the intent down, starts the runner, and lets go of the journal: its lock goes with the runner."""
+    """Records the intent, starts the runner and releases the journal, whose lock the runner inherits."""
 
     def __init__(
         self,
@@ -92,11 +95,11 @@ class Launcher:
         self._resolving: set[asyncio.Task[object]] = set()
 
     async def launch(self, tracked: TrackedTask) -> None:
-        """Start the first attempt of a pending task; one that was cancelled meanwhile is left alone.
+        """Start the first attempt of a pending task. Does nothing if the task was cancelled in the meantime.
 
-        Raises OSError when nothing could be written; the task is still pending then.
+        Raises OSError if nothing could be written; the task is still pending then.
         """
-        # Before the lock is taken: a wish to cancel does not wait for somebody else's Vault.
+        # Resolve before taking the lock: a cancel request must not wait for an external Vault.
         resolved = await self._resolve_cancellably(tracked.task)
         async with tracked.write_lock:
             recorder = tracked.recorder
@@ -105,14 +108,14 @@ class Launcher:
             try:
                 await self._start_pending(recorder, resolved)
             finally:
-                # Also when the end could not be written: a free lock is what a finisher waits for.
+                # Close the journal even if the end could not be written, because a finisher waits for the lock.
                 if recorder.task.state is not TaskState.PENDING:
                     tracked.recorder = None
                     tracked.wake()
                     recorder.writer.close()
 
     async def acquire_journal(self, tracked: TrackedTask) -> bool:
-        """Take the journal of a pending task for its launch; whether it was free, and the task still waits for that.
+        """Acquire the journal of a pending task for its launch. Return whether it was free and the task still waits.
 
         Raises OSError, JournalDamagedError.
         """
@@ -131,7 +134,7 @@ class Launcher:
             return tracked.recorder is not None
 
     def cancel_secret_lookups(self) -> None:
-        """End the launches that wait for secrets: nothing of them is written, and the next server begins them anew."""
+        """Cancel launches that wait for secrets. Nothing of them is recorded, and the next server starts them again."""
         for launch in self._resolving:
             launch.cancel()
 
@@ -145,7 +148,7 @@ class Launcher:
             self._resolving.discard(launch)
 
     async def _resolve_secrets(self, task: Task) -> Mapping[str, str] | Failure:
-        """The values by name; they go to the runner and nowhere else."""
+        """Return the values by name. They are sent to the runner and nowhere else."""
         try:
             return await self._secret_resolver(task.manifest.secrets)
         except SecretUnavailableError as error:
@@ -153,7 +156,7 @@ class Launcher:
             detail = error.detail if error.detail != error.message else ""
             return Failure(FailureCode.SECRET_UNAVAILABLE, error.message, detail=detail)
         except Exception as error:
-            # Whatever else it says may hold a value.
+            # Only the type: the exception's text may contain a value.
             what = f"The secrets could not be resolved ({type(error).__name__}); look at where they come from."
             return Failure(FailureCode.SECRET_UNAVAILABLE, what)
 
@@ -183,7 +186,8 @@ class Launcher:
             await self._launch_runner(recorder, started.attempt_id, secrets=dict(secrets), image=image)
         except OSError as error:
             if transient_disk_error(error) is not None or error.errno in _TRANSIENT_ERRNOS:
-                # The journal is free now: a finisher ends this attempt once it can be started, and another may follow.
+                # The lock is free now: a finisher ends this attempt once it can be started, and another attempt may
+                # follow.
                 _log.warning("The runner of task %s could not be started: %s", recorder.task.id, error)
                 return
             failure = Failure(FailureCode.INTERNAL, f"The runner could not be started: {error}.")
@@ -204,11 +208,11 @@ class Launcher:
         )
 
     async def recover(self, tracked: TrackedTask) -> None:
-        """Nobody carries the task on: let a finisher end what a dead runner left, or begin the attempt that follows.
+        """Recover a task that no process runs: launch a finisher for a dead runner, or start the next attempt.
 
-        A finisher that dies is followed by another one, each time after a longer pause; after the last one the books
-        are ended here, and so are those of a task that has not begun and is to end.
-        Raises OSError, JournalDamagedError.
+        A finisher that dies is followed by another one, after an increasing pause. After the last one the server
+        finalizes the task itself, as it does for a task that ends before its first attempt. Raises OSError,
+        JournalDamagedError.
         """
         if not tracked.has_been_idle(backoff_seconds(tracked.task), self._clock.monotonic()):
             return
@@ -222,9 +226,9 @@ class Launcher:
         ):
             tracked.status_message = "Who cleans up after the task died too; another one is tried after a pause."
             return
-        # As in `launch`: asked before anything is taken.
+        # As in `launch`: resolve before taking a slot or lock.
         resolved = await self._resolve_secrets(tracked.task)
-        # The turn first: a wish to cancel does not wait while this waits for the journals of other tasks.
+        # Take the slot first: a cancel request must not wait on the lock while this waits for other tasks' journals.
         async with (
             self._journal_scanner.slot() as turn,
             tracked.write_lock,
@@ -235,9 +239,9 @@ class Launcher:
 
     @asynccontextmanager
     async def cancel_slot(self, within_seconds: float) -> AsyncIterator[ScanSlot]:
-        """Wait to look through a journal for a wish to cancel, for which there are turns of their own.
+        """Wait for a scan slot of a cancel request; these slots are separate from those of launches.
 
-        Raises UnavailableError where others need theirs for longer.
+        Raises UnavailableError if all of them are busy for longer.
         """
         async with AsyncExitStack() as stack:
             try:
@@ -252,11 +256,9 @@ class Launcher:
     async def record_cancel(
         self, tracked: TrackedTask, cancel_requested: CancelRequested, slot: ScanSlot
     ) -> Task | None:
-        """Write down a wish that no runner takes; gives the task after it, None where it could not be written now.
+        """Record a cancel request that no runner accepts. Return the updated task, None if it cannot be written now.
 
-        Whoever calls holds `feed.writing`; who follows the task does the rest.
-
-        Raises OSError, JournalDamagedError.
+        The caller holds `tracked.write_lock`; the tailer handles the rest. Raises OSError, JournalDamagedError.
         """
         async with self._locked_recorder(tracked, self._cancel_journal_scanner, slot) as recorder:
             if recorder is None or recorder.task.state.is_terminal:
@@ -269,7 +271,7 @@ class Launcher:
     async def _locked_recorder(
         self, tracked: TrackedTask, scanner: JournalScanner, slot: ScanSlot
     ) -> AsyncIterator[Recorder | None]:
-        """Hold a journal that nobody holds, for as long as the block lasts; None when somebody does."""
+        """Hold a free journal for the duration of the block; yields None if another process holds it."""
         try:
             writer = await scanner.open(tracked.task.id, slot)
         except JournalBusyError:
@@ -303,7 +305,7 @@ class Launcher:
         tracked.record_finisher_launch(self._clock.monotonic())
 
     async def _start_follow_up(self, recorder: Recorder, resolved: Mapping[str, str] | Failure) -> None:
-        """Begin the next attempt; where it cannot, a finisher ends the books."""
+        """Start the next attempt; if that fails, a finisher finalizes the task."""
         if isinstance(resolved, Failure):
             await asyncio.to_thread(recorder.record, AttemptFailed(resolved))
         else:
@@ -318,7 +320,7 @@ class Launcher:
         image: Image | None = None,
         finish: bool = False,
     ) -> None:
-        """A finisher reaches no model; it has the secrets to know them in what it collects."""
+        """A finisher does not access the model. It gets the secrets to redact what it collects."""
         attempt = recorder.task.attempt
         template = self._prober.result.order_template
         order = msgspec.structs.replace(
@@ -335,7 +337,7 @@ class Launcher:
 
 
 def new_attempt_id() -> str:
-    """Twelve base32 characters, random."""
+    """Return twelve random base32 characters."""
     return base64.b32encode(os.urandom(8)).decode().lower()[:12]
 
 
@@ -348,7 +350,10 @@ def _is_force_cancelled(task: Task) -> bool:
 
 
 def _fail_start(recorder: Recorder, failure: Failure, is_first: bool) -> None:
-    """Of a first attempt nothing is there; what earlier ones left is removed by a finisher, which ends the books."""
+    """A failed first attempt left nothing.
+
+    Leftovers of earlier ones are removed by a finisher, which finalizes the task.
+    """
     if is_first:
         finalize(recorder, failure)
     else:
@@ -356,16 +361,16 @@ def _fail_start(recorder: Recorder, failure: Failure, is_first: bool) -> None:
 
 
 def cancel_pending(recorder: Recorder, cancel_requested: CancelRequested) -> None:
-    """A task that has not begun ends at once, and its journal is let go."""
+    """End a task that has not started, and release its journal."""
     recorder.record(cancel_requested)
     recorder.record(TaskFinished())
     recorder.writer.close()
 
 
 def finalize(recorder: Recorder, failure: Failure) -> None:
-    """No attempt follows: what is left of the last one may still live.
+    """End the task without another attempt, because parts of the last one may still be running.
 
-    What has come to its own end and was kept stays as it is; all else fails.
+    An outcome that is complete and collected stays; otherwise the task fails.
     """
     if not recorder.task.needs_only_teardown:
         _record_failure(recorder, failure)

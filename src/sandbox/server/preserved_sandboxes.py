@@ -1,4 +1,4 @@
-"""Sandboxes that failed tasks left for their users, until somebody releases them or their time is over."""
+"""Preserved sandboxes of failed tasks, kept until they are released or expire."""
 
 import asyncio
 import fcntl
@@ -28,7 +28,7 @@ _POLL_SECONDS = 0.1
 
 
 class PreservedSandboxes:
-    """Knows what is kept, and removes it."""
+    """Finds and releases preserved sandboxes."""
 
     def __init__(self, data_dir: Path, remove: RemovePaths) -> None:
         self._data_dir = data_dir
@@ -36,12 +36,15 @@ class PreservedSandboxes:
         self._locks = KeyedLock()
 
     def is_preserved(self, task: Task) -> bool:
-        """Whether files of the task's sandbox are still there for its user."""
+        """Whether files of the task's sandbox are still preserved."""
         files = self._layout(task)
         return files is not None and (files.handle.exists() or _has_disk(files))
 
     def disk_attempt_id(self, task: Task) -> str | None:
-        """In whose directory the files are: the last one's, or an earlier one's whose disk it was to take over."""
+        """Return the attempt whose directory has the files.
+
+        It may be an earlier one whose disk the last one was to take over.
+        """
         last = task.attempt
         if task.state is not TaskState.FAILED_PRESERVED or last is None:
             return None
@@ -50,12 +53,12 @@ class PreservedSandboxes:
         return next((attempt.id for attempt in attempts if _has_disk(layout.attempt(attempt.id))), last.id)
 
     def has_same_secrets(self, task: Task, secrets: Mapping[str, str]) -> bool:
-        """Whether the agent that made the kept files had these values, and no others that nobody knows any more."""
+        """Whether the agent that wrote the preserved files had exactly these secret values. True without secrets."""
         files = self._layout(task)
         return not secrets or (files is not None and matches_fingerprint(files.secret_fingerprint, secrets))
 
     async def release(self, task: Task) -> None:
-        """Remove the files; what is left of a release that was broken off goes as well.
+        """Remove the files, including the remains of an interrupted release.
 
         Raises SandboxNotPreservedError, UnavailableError.
         """
@@ -73,7 +76,7 @@ class PreservedSandboxes:
 
     @asynccontextmanager
     async def _lock_when_idle(self, task: Task) -> AsyncIterator[None]:
-        """The lock, when a shell that was just left has let it go.
+        """Hold the lock, after waiting for a debug session that was just closed.
 
         Raises SandboxNotPreservedError, UnavailableError.
         """
@@ -89,9 +92,9 @@ class PreservedSandboxes:
 
     @contextmanager
     def try_lock(self, task: Task) -> Iterator[int | None]:
-        """The lock on the kept files, which a copy of the descriptor goes on holding; None while another has it.
+        """Hold the lock on the preserved files; yields None if it is taken.
 
-        Raises SandboxNotPreservedError, OSError.
+        A duplicate of the descriptor keeps holding the lock. Raises SandboxNotPreservedError, OSError.
         """
         files = self._layout(task)
         if files is None or not self.is_preserved(task):
@@ -104,7 +107,7 @@ class PreservedSandboxes:
             yield None
             return
         try:
-            if not self.is_preserved(task):  # it was released meanwhile
+            if not self.is_preserved(task):  # released in the meantime
                 files.debug_session_lock.unlink(missing_ok=True)
                 raise SandboxNotPreservedError(task)
             yield lock_fd
@@ -113,7 +116,7 @@ class PreservedSandboxes:
 
     @asynccontextmanager
     async def exclusive(self, task: Task) -> AsyncIterator[bool]:
-        """Whether the files are kept and nobody uses or releases them, for as long as the context lasts."""
+        """Yield whether the files are preserved and unused, and keep others from using them during the context."""
         async with self._locks.lock_for(task.id):
             try:
                 with self.try_lock(task) as lock_fd:
@@ -122,7 +125,7 @@ class PreservedSandboxes:
                 yield False
 
     async def _remove_files(self, files: AttemptLayout) -> None:
-        """The handle goes last, but for the lock: without that somebody could begin to use what is half removed."""
+        """Remove the handle and then the lock last; without the lock a session could start on half-removed files."""
         removed_last = (files.handle, files.debug_session_lock, files.runner_log)
         paths = [
             path for path in await asyncio.to_thread(lambda: list(files.root.iterdir())) if path not in removed_last
@@ -144,10 +147,10 @@ _SHELL_POLL_SECONDS = 0.05
 
 
 class DebugSessions:
-    """Starts a runner for whoever comes first, and sends those who come meanwhile to it.
+    """A debug session of a preserved sandbox: the first client starts a runner, and later clients share it.
 
-    The runner holds a lock beside the kept files, handed over as a journal's is: one sandbox a disk, and none that
-    is released under somebody's feet.
+    The runner inherits a lock next to the preserved files, as it does with a journal. So each disk has at most one
+    sandbox, and none is released while in use.
     """
 
     def __init__(
@@ -167,7 +170,7 @@ class DebugSessions:
         self._prober = prober
 
     async def open_terminal(self, task: Task, order: TerminalOrder) -> TerminalConnection:
-        """A shell in what a failed task left. Raises TerminalRefusedError, UnavailableError."""
+        """Open a shell in a preserved sandbox. Raises TerminalRefusedError, UnavailableError."""
         try:
             return await self._open_terminal(task, order)
         except SandboxNotPreservedError as error:
@@ -197,7 +200,7 @@ class DebugSessions:
         raise UnavailableError(f"No sandbox could be made of what task {task.id} left; its runner.log tells more.")
 
     async def _launch_runner(self, task: Task, lock_fd: int) -> None:
-        """Raises TerminalRefusedError where another try would be no better, UnavailableError."""
+        """Raises TerminalRefusedError if a retry cannot help, UnavailableError."""
         if (obstacle := self._prober.blocked_reason) is not None:
             problem = f"No shell of task {task.id} can be opened. {obstacle}"
             raise UnavailableError(problem, retry_after_seconds=self._prober.retry_after_seconds)
@@ -222,13 +225,13 @@ class DebugSessions:
             raise UnavailableError(f"No runner could be started: {error}; try again.") from error
 
     async def _resolve_secrets(self, task: Task) -> dict[str, str]:
-        """They are for redaction only, and without them nobody may see what the agent left."""
+        """Resolve secrets for redaction only. Without them nobody may see what the agent left."""
         try:
             return dict(await self._secret_resolver(task.manifest.secrets))
         except SecretUnavailableError as error:
             reason = error.detail  # only operators open terminals
         except Exception as error:
-            # Whatever else it says may hold a value, so it is no cause of what is raised either.
+            # Only the type, and no exception chaining: the text may contain a value.
             reason = f"the secrets could not be resolved ({type(error).__name__}); look at where they come from."
         problem = f"No shell of task {task.id} can be opened. What it shows could not be redacted: {reason}"
         raise UnavailableError(problem)

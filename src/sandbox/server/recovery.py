@@ -1,4 +1,4 @@
-"""What a server finds when it starts: tasks that wait, tasks that go on, tasks whose runner is gone."""
+"""Recovery at the server's start: waiting tasks, running tasks, tasks whose runner is gone."""
 
 import contextlib
 import logging
@@ -16,7 +16,7 @@ _BATCH_SIZE = 200
 
 
 def update_index(journals: Journals, store: Store) -> dict[str, str]:
-    """Bring in what the store does not know, or knows by other rules; as `index_journals`."""
+    """Index tasks that are missing in the store or were indexed by another version; returns as `index_journals`."""
     unknown, outdated = set(journals.task_ids()) - store.task_ids(), frozenset(store.outdated_task_ids())
     return index_journals(journals, store, sorted(unknown | outdated), previously_indexed=outdated)
 
@@ -24,10 +24,10 @@ def update_index(journals: Journals, store: Store) -> dict[str, str]:
 def index_journals(
     journals: Journals, store: Store, task_ids: Iterable[str], *, previously_indexed: Collection[str] = ()
 ) -> dict[str, str]:
-    """Bring these tasks into the store as their journals tell them now; gives why where that was not possible.
+    """Index the current journals of these tasks. Return task ids with the reason if that was not possible.
 
-    What the store knew of such a task stays as it is. known: of these a journal that tells of no task is a fault, and
-    not what a crash left before a submission was acknowledged. Raises StoreError.
+    The store's row of such a task is left unchanged. previously_indexed: for these tasks a journal without a task is an
+    error; for others it is a leftover of a crash before the submission was acknowledged. Raises StoreError.
     """
     refused: dict[str, str] = {}
     indexed: list[IndexedTask] = []
@@ -58,11 +58,11 @@ _log = logging.getLogger(__name__)
 
 
 def recover(journals: Journals, store: Store, clock: Clock) -> list[TrackedTask]:
-    """Bring the index up to the journals; gives the unfinished tasks: those under way, then those that wait.
+    """Update the index from the journals; return the unfinished tasks: running ones first, then waiting ones.
 
-    A pending task's journal is taken back, so that the server can launch it. All others are followed: a living
-    runner holds its journal, and the follower finds out about a dead one. A journal that cannot be read or taken
-    costs nobody but its own task anything; where its row is damaged as well, the task is not found any more.
+    The server takes the journal of a pending task, to launch it. All other tasks are followed: a live runner holds its
+    journal, and the tailer detects a dead one. An unreadable or locked journal affects only its own task; if the index
+    row is damaged as well, the task is not found any more.
     """
     for task_id, reason in update_index(journals, store).items():
         _log.error("Task %s cannot be taken into the index: %s", task_id, reason, extra={"task_id": task_id})
@@ -72,7 +72,7 @@ def recover(journals: Journals, store: Store, clock: Clock) -> list[TrackedTask]
 
 
 def _drop_damaged(store: Store, task_id: str) -> None:
-    """A damaged row tells nothing of its task."""
+    """Remove the index row of a task if it is damaged."""
     try:
         store.load(task_id)
     except IndexDamagedError:
@@ -96,7 +96,7 @@ def _track(journals: Journals, clock: Clock, indexed: IndexedTask) -> TrackedTas
         return TrackedTask(indexed)
     recorder = Recorder(writer, reading.task, clock.now)
     if reading.task.cancel is not None or reading.task.failure is not None:
-        # Where this fails, the launch tries again.
+        # If this fails, the launch tries again.
         with contextlib.suppress(OSError):
             recorder.record(TaskFinished())
             writer.close()

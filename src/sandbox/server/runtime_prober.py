@@ -21,11 +21,13 @@ _RANDOM = SystemRandom()
 
 @dataclass(frozen=True, slots=True)
 class ProbeResult:
-    """The result of probing all runtimes of this machine.
+    """The result of probing all runtimes of this host.
 
-    probes: of all runtimes that were tried. template: for the order to every runner. tier: of the sandboxes.
-    failure: why no sandbox can be made, and what to do; None where one can. is_final: no later probe of this process
-    can have another result.
+    probes: of all runtimes that were tried.
+    order_template: template of every runner's launch order.
+    tier: of the sandboxes.
+    failure: why no sandbox can be created, and what to do; None if one can.
+    is_final: no later probe of this process can have another result.
     """
 
     probes: Sequence[RuntimeProbe]
@@ -36,10 +38,10 @@ class ProbeResult:
 
 
 class RuntimeProber:
-    """Holds the last result. A runtime that works is kept until the server ends, so that no tier changes under a task.
+    """Holds the last result. A working runtime is kept until the server ends, so the tier never changes under a task.
 
-    The pause before a probe doubles from PROBE_PAUSE_SECONDS to PROBE_PAUSE_SECONDS_MAX, and is up to PROBE_JITTER
-    shorter at random.
+    The pause before a probe doubles from PROBE_BACKOFF_SECONDS to PROBE_BACKOFF_SECONDS_MAX, and is shortened at random
+    by up to PROBE_JITTER.
     """
 
     def __init__(self, first: ProbeResult, probe: Callable[[], Awaitable[ProbeResult]], clock: Clock) -> None:
@@ -52,7 +54,7 @@ class RuntimeProber:
 
     @property
     def blocked_reason(self) -> str | None:
-        """Why no task can begin, and when the next probe is, for people; None where tasks can."""
+        """Why no task can start, and when the next probe is, for people; None if tasks can start."""
         if self.result.failure is None or self.result.is_final:
             return self.result.failure
         at = self.next_probe_at
@@ -61,18 +63,18 @@ class RuntimeProber:
 
     @property
     def next_probe_at(self) -> datetime | None:
-        """None while a probe is under way, and where none is planned."""
+        """When the next probe starts; None during a probe, and if none is planned."""
         due_at = self._due_at
         return None if due_at is None else self._clock.now() + timedelta(seconds=due_at - self._clock.monotonic())
 
     @property
     def retry_after_seconds(self) -> int | None:
-        """Whole seconds until the next probe; None where none is planned."""
+        """Whole seconds until the next probe; None if none is planned."""
         due_at = self._due_at
         return None if due_at is None else max(1, math.ceil(due_at - self._clock.monotonic()))
 
     async def run(self) -> None:
-        """Probe until something works, or nothing ever can. Never raises for what goes wrong in a probe."""
+        """Probe until a runtime works or none ever can. Never raises for a failed probe."""
         while self._due_at is not None:
             await asyncio.sleep(self._due_at - self._clock.monotonic())
             self._due_at = None

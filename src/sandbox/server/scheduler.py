@@ -1,4 +1,4 @@
-"""The waiting room: oldest first, as room allows; what is small may pass within a bound."""
+"""The scheduler: starts the oldest task that fits; smaller tasks may overtake within a limit."""
 
 import itertools
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from sandbox.model.manifest.schema import Vm
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """CPUs, memory and disk, in all or of one task."""
+    """CPUs, memory and disk, in total or of one task."""
 
     cpus: int
     memory_bytes: int
@@ -23,11 +23,11 @@ class Resources:
 
     @classmethod
     def requested_by(cls, vm: Vm) -> "Resources":
-        """What a manifest asks for."""
+        """Return the resources that a manifest requests."""
         return cls(vm.cpus, vm.memory_bytes, vm.disk_bytes)
 
     def fits_in(self, available: "Resources") -> bool:
-        """Whether there is room enough in every respect."""
+        """Whether all resources are available."""
         return (
             self.cpus <= available.cpus
             and self.memory_bytes <= available.memory_bytes
@@ -35,7 +35,7 @@ class Resources:
         )
 
     def describe_shortfall(self, available: "Resources", qualifier: str = "free") -> list[str]:
-        """What is missing in `room`, for people; empty when nothing is."""
+        """Return the missing resources, for people; empty if all are available."""
         shortfall = []
         if self.cpus > available.cpus:
             shortfall.append(f"{self.cpus} CPUs ({max(available.cpus, 0)} {qualifier})")
@@ -50,7 +50,7 @@ class Resources:
 
 @dataclass(slots=True)
 class _QueuedTask:
-    """A task in the line, and how many times younger ones passed it. can_fit: there may be room for it one day."""
+    """A queued task, and how often younger ones overtook it. can_ever_fit: it fits the host's total capacity."""
 
     requested: Resources
     can_ever_fit: bool
@@ -58,14 +58,13 @@ class _QueuedTask:
 
 
 class Scheduler:
-    """Which tasks wait, in order, and what is promised to those that were let in. Pure; ids in, ids out.
+    """Queue of waiting tasks and resource reservations of admitted ones. Pure; operates on ids.
 
-    A task that does not fit now may be passed by smaller ones PASSES_MAX times; then all behind it wait for it. One
-    that the whole machine has no room for (it shrank meanwhile) keeps nobody waiting.
+    A task that does not fit now may be overtaken QUEUE_OVERTAKES_MAX times; then all tasks behind it wait. A task that
+    exceeds the host's total capacity (which may have shrunk) blocks no other.
 
-    memory_available_bytes: what the machine itself could give now, whatever is promised; None where it does not tell.
-    Few tasks use at once all that they ask for, so MEMORY_AVAILABLE_BYTES_MIN is enough to begin, or less if a task
-    asks for less.
+    memory_available_bytes: memory that the host has available, regardless of reservations; None if unknown. Few tasks
+        use all they request at once, so MEMORY_AVAILABLE_BYTES_MIN suffices to start, or less if a task requests less.
     """
 
     def __init__(self, total: Resources) -> None:
@@ -77,17 +76,17 @@ class Scheduler:
 
     @property
     def is_queue_empty(self) -> bool:
-        """Whether nobody waits."""
+        """Whether no task waits."""
         return not self._queue
 
     @property
     def queued_count(self) -> int:
-        """How many wait."""
+        """Number of waiting tasks."""
         return len(self._queue)
 
     @property
     def free(self) -> Resources:
-        """What is not promised."""
+        """The resources that are not reserved."""
         claims = self._reservations.values()
         return Resources(
             self.total.cpus - sum(claim.cpus for claim in claims),
@@ -97,7 +96,7 @@ class Scheduler:
 
     @property
     def occupancy(self) -> Occupancy:
-        """How full it is."""
+        """Capacity, reservations and the number of waiting tasks."""
         total, free = self.total, self.free
         return Occupancy(
             cpus=total.cpus,
@@ -110,26 +109,26 @@ class Scheduler:
         )
 
     def enqueue(self, task_id: str, requested: Resources) -> None:
-        """Wait at the end of the line."""
+        """Append a task to the queue."""
         self._queue_numbers[task_id] = next(self._sequence)
         self._queue[task_id] = _QueuedTask(requested, requested.fits_in(self.total))
 
     def reserve(self, task_id: str, requested: Resources) -> None:
-        """Promise room to a task that is under way already."""
+        """Reserve resources for a task that is already running."""
         self._reservations[task_id] = requested
 
     def has_reservation(self, task_id: str) -> bool:
-        """Whether room is promised to the task."""
+        """Whether the task has a reservation."""
         return task_id in self._reservations
 
     def remove(self, task_id: str) -> None:
-        """Give up the place in the line or the room; unknown ids are fine."""
+        """Remove a task from the queue and its reservation; unknown ids are ignored."""
         self._reservations.pop(task_id, None)
         self._queue.pop(task_id, None)
         self._queue_numbers.pop(task_id, None)
 
     def requeue(self, task_id: str) -> None:
-        """Give up the room that was promised, for the place in the line that one had; who has none is left alone."""
+        """Return a task with a reservation to its earlier position in the queue; does nothing without a reservation."""
         need = self._reservations.pop(task_id, None)
         if need is not None:
             queue = {**self._queue, task_id: _QueuedTask(need, need.fits_in(self.total))}
@@ -138,7 +137,7 @@ class Scheduler:
             }
 
     def admit_next(self, memory_available_bytes: int | None = None) -> str | None:
-        """Let the oldest in that there is room for and that may pass those before it; gives its id."""
+        """Admit the oldest task that fits and may overtake those before it; return its id."""
         free = self.free
         overtaken: list[_QueuedTask] = []
         for task_id, waiting in self._queue.items():
@@ -157,11 +156,11 @@ class Scheduler:
         return None
 
     def blocked_reasons(self, reason: str) -> dict[str, str]:
-        """What each task that waits is told while nobody is let in."""
+        """Return the status message of each waiting task while no task is admitted."""
         return dict.fromkeys(self._queue, f"Waiting: {reason}")
 
     def pending_reasons(self, memory_available_bytes: int | None = None) -> dict[str, str]:
-        """For each task that waits, what it waits for."""
+        """Return what each waiting task waits for."""
         free, pending_reasons, position = self.free, {}, 0
         for task_id, waiting in self._queue.items():
             if not waiting.can_ever_fit:
@@ -183,7 +182,7 @@ class Scheduler:
 
 
 def _describe_memory_shortfall(requested: Resources, available_bytes: int | None) -> list[str]:
-    """What the machine itself could not give now, for people; empty where it could."""
+    """Return the memory that the host itself lacks now, for people; empty if it lacks none."""
     required_bytes = min(requested.memory_bytes, MEMORY_AVAILABLE_BYTES_MIN)
     if available_bytes is None or required_bytes <= available_bytes:
         return []

@@ -1,4 +1,4 @@
-"""Where submissions are written down, once each."""
+"""Records submissions, each exactly once."""
 
 import logging
 from datetime import timedelta
@@ -18,7 +18,10 @@ _log = logging.getLogger(__name__)
 
 
 class SubmissionLog:
-    """Journal first, index second: a crash between them is mended from the journal. Blocks on the disk."""
+    """Writes the journal first, then the index; after a crash the index is rebuilt from the journal.
+
+    Blocks on the disk.
+    """
 
     def __init__(self, journals: Journals, store: Store, clock: Clock) -> None:
         self._journals = journals
@@ -26,9 +29,10 @@ class SubmissionLog:
         self._clock = clock
 
     def find(self, idempotency: Idempotency, unfinished: list[Task]) -> Task | None:
-        """The task that came with this key, as it was when it was taken.
+        """Return the task that was submitted with this key, in its state at acceptance.
 
-        living: looked at too, because the index may not know them yet. Raises IdempotencyKeyReusedError, StoreError.
+        unfinished: tasks to search as well, because the index may lack them. Raises IdempotencyKeyReusedError,
+            StoreError.
         """
         since = self._clock.now() - timedelta(seconds=IDEMPOTENCY_SECONDS)
         indexed = self._store.find_by_idempotency_key(idempotency.key, since)
@@ -43,7 +47,7 @@ class SubmissionLog:
         return None
 
     def add(self, manifest: Manifest, idempotency: Idempotency | None) -> tuple[TrackedTask, Record]:
-        """A new task and its record 1, which is on disk.
+        """Create a task; return it and its record 1, which is on disk.
 
         Raises DuplicateTaskError, UnavailableError, StoreError, OSError.
         """
@@ -64,7 +68,7 @@ class SubmissionLog:
         return TrackedTask(self._index(recorder.task), recorder), submission
 
     def _index(self, task: Task) -> IndexedTask:
-        """From record 1 on the task is taken: an index that cannot be written now is caught up with later."""
+        """Index a task. From record 1 on it is accepted, so a failure is only logged and the index is updated later."""
         indexed = IndexedTask(task, 0)
         try:
             indexed = IndexedTask(task, replay_task(self._journals, task.id).offset)

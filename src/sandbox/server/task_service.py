@@ -1,4 +1,4 @@
-"""The server's tasks: taken, told, cancelled, answered for."""
+"""The task service: submission, status, cancellation and launching of tasks."""
 
 import asyncio
 import contextlib
@@ -63,10 +63,10 @@ _STARTING = frozenset({TaskState.PENDING, TaskState.STAGING, TaskState.PROVISION
 
 @dataclass(frozen=True, slots=True)
 class ServiceDependencies:
-    """What the service is handed by its wiring.
+    """Dependencies of the service.
 
-    retention: how long finished tasks are kept unless somebody asks otherwise.
-    read_memory_available_bytes: what the machine could give to new processes now, None where it does not tell.
+    retention: the default retention of finished tasks.
+    read_memory_available_bytes: memory that the host has available for new processes, None if unknown.
     """
 
     journals: Journals
@@ -91,7 +91,7 @@ class ServiceDependencies:
 
 
 class TaskService:
-    """Implements `contracts.tasks.Tasks`."""
+    """Implements `interfaces.tasks.Tasks`."""
 
     def __init__(self, dependencies: ServiceDependencies) -> None:
         self.dependencies = dependencies
@@ -110,14 +110,14 @@ class TaskService:
         dependencies.disk_monitor.on_space_freed = self._schedule
 
     def track(self, *tracked_tasks: TrackedTask, submission: Record | None = None) -> None:
-        """Follow tasks that are in journal and store; those that have not begun wait for room."""
+        """Follow tasks that are in journal and store. Tasks that have not started wait for resources."""
         for tracked in tracked_tasks:
             self._track_one(tracked, submission)
         self._schedule()
 
     def _track_one(self, tracked: TrackedTask, submission: Record | None) -> None:
         need = Resources.requested_by(tracked.task.manifest.vm)
-        self.dependencies.scheduler.remove(tracked.task.id)  # who had this id before was pruned, perhaps a moment ago
+        self.dependencies.scheduler.remove(tracked.task.id)  # a pruned task may have had this id a moment ago
         if tracked.recorder is not None:
             self.dependencies.scheduler.enqueue(tracked.task.id, need)
         else:
@@ -125,7 +125,7 @@ class TaskService:
         self.dependencies.journal_tailer.start(tracked, submission)
 
     async def close(self) -> None:
-        """Take nothing more, let launches that have begun end, stop following. The tasks go on."""
+        """Accept nothing more, finish running launches, stop following. The tasks continue."""
         self._closing.set()
         if self._next_scheduling is not None:
             self._next_scheduling.cancel()
@@ -138,7 +138,7 @@ class TaskService:
         await asyncio.to_thread(self.dependencies.store.close)
 
     async def _wait_for_launches(self) -> None:
-        """Those that write or start something come to their end; the others have left no trace of themselves yet."""
+        """Wait for launches that record or start something. The others have left no trace yet and are cancelled."""
         if self._launches:
             await asyncio.wait(self._launches, timeout=LAUNCH_SHUTDOWN_SECONDS)
         self.dependencies.launcher.cancel_secret_lookups()
@@ -164,7 +164,7 @@ class TaskService:
             return previous or Submission(await self._accept(manifest, idempotency))
 
     async def check_admission(self, manifest: Manifest) -> None:
-        """See `Tasks.check`."""
+        """See `Tasks.check_admission`."""
         self._check_admissible(manifest)
         if manifest.metadata.id:
             with contextlib.suppress(TaskNotFoundError):
@@ -195,7 +195,7 @@ class TaskService:
         return dataclasses.replace(page, tasks=[self._with_status_message(task) for task in page.tasks])
 
     def _with_status_message(self, task: Task) -> Task:
-        """What a task waits for is told by its feed, which the index does not know."""
+        """Add the reason why a task waits, which the index does not contain."""
         tracked = self.dependencies.journal_tailer.tracked_tasks.get(task.id)
         return tracked.with_status_message(task) if tracked is not None else task
 
@@ -212,7 +212,7 @@ class TaskService:
             raise UnavailableError(f"Finished tasks could not be removed: {reason}; try again.") from error
 
     async def has_preserved_sandbox(self, task: Task) -> bool:
-        """See `Tasks.keeps_sandbox`."""
+        """See `Tasks.has_preserved_sandbox`."""
         if task.state is not TaskState.FAILED_PRESERVED:
             return False
         try:
@@ -255,7 +255,7 @@ class TaskService:
         return Cancellation(previous, self.dependencies.clock.now(), message)
 
     def replay(self, task_id: str, *, after: int = 0) -> AsyncIterator[WireEvent]:
-        """See `Tasks.frames`."""
+        """See `Tasks.replay`."""
         return self.dependencies.event_stream.replay(task_id, after=after)
 
     def follow(self, task_id: str, *, after: int | None = None) -> AsyncIterator[WireEvent]:
@@ -287,7 +287,7 @@ class TaskService:
         return await self.drain_status()
 
     async def drain_status(self) -> DrainStatus:
-        """See `Tasks.draining`."""
+        """See `Tasks.drain_status`."""
         waiting = self.dependencies.scheduler.queued_count
         unfinished = sum(
             not tracked.task.state.is_terminal for tracked in self.dependencies.journal_tailer.tracked_tasks.values()
@@ -328,12 +328,12 @@ class TaskService:
         self._schedule()
 
     def _schedule(self) -> None:
-        """Let in whom there is room for; look again later while somebody waits, for memory comes back unasked."""
+        """Launch the tasks that fit. While tasks wait, run again later, because freed memory causes no event."""
         if self._next_scheduling is not None:
             self._next_scheduling.cancel()
         if self._closing.is_set() or self.dependencies.scheduler.is_queue_empty:
             return
-        # First of all: whatever breaks below, who waits is looked at again; not on behalf of who asked now.
+        # Set the timer first: later errors must not stop scheduling. The empty context drops the caller's log context.
         self._next_scheduling = asyncio.get_running_loop().call_later(
             MEMORY_CHECK_SECONDS, self._schedule, context=Context()
         )
@@ -345,13 +345,16 @@ class TaskService:
             self.dependencies.journal_tailer.tracked_tasks[task_id].status_message = reason
 
     def _blocked_reason(self) -> str | None:
-        """What keeps all waiting tasks from beginning, however much room was promised to them."""
+        """Return why no waiting task may start, regardless of reservations."""
         if self.dependencies.drain.since is not None:
             return DRAINING_REASON
         return self.dependencies.prober.blocked_reason or self.dependencies.disk_monitor.check()
 
     async def _on_writer_lost(self, tracked: TrackedTask) -> None:
-        """Nobody holds the journal. A pending task's could not be taken when the server started: now it waits, too."""
+        """No process holds the journal.
+
+        If a pending task's journal was locked at the server's start, queue the task now.
+        """
         if not tracked.task.is_waiting_to_start:
             await self.dependencies.launcher.recover(tracked)
         elif await self.dependencies.launcher.acquire_journal(tracked):
@@ -360,7 +363,7 @@ class TaskService:
             self._schedule()
 
     def _launch_admitted(self) -> Mapping[str, str]:
-        """Gives what those wait for that there is no room for."""
+        """Launch the admitted tasks; return what the other ones wait for."""
         available_bytes = self._memory_available_bytes()
         while (task_id := self.dependencies.scheduler.admit_next(available_bytes)) is not None:
             tracked = self.dependencies.journal_tailer.tracked_tasks[task_id]
@@ -373,7 +376,7 @@ class TaskService:
         return self.dependencies.scheduler.pending_reasons(available_bytes)
 
     def _memory_available_bytes(self) -> int | None:
-        """Without what those will soon use that are just starting."""
+        """Available memory minus what starting tasks will soon use."""
         available_bytes = self.dependencies.read_memory_available_bytes()
         if available_bytes is None:
             return None
@@ -386,7 +389,7 @@ class TaskService:
         return available_bytes - len(starting) * MEMORY_AVAILABLE_BYTES_MIN
 
     async def _launch(self, tracked: TrackedTask) -> None:
-        """Until it has worked, or is kept from beginning, or the server ends; the next one goes on then."""
+        """Retry launching until it succeeds, the task is requeued, or the server shuts down."""
         bind_task(tracked.task.id)
         while not self._closing.is_set():
             if (

@@ -1,4 +1,4 @@
-"""One task as the server sees it while it lives."""
+"""The server's in-memory state of one unfinished task."""
 
 import asyncio
 import contextlib
@@ -16,11 +16,11 @@ _log = logging.getLogger(__name__)
 
 
 class TrackedTask:
-    """The task, how far its journal is read, and a bell for whoever waits for more.
+    """A task, the offset up to which its journal was read, and an event for waiters.
 
-    recorder: set while the server itself holds the journal (until launch); whoever uses it holds `writing`.
-    note: what the task waits for, or what keeps it from going on; empty when it does.
-    told_seq: the last record that this server has told those who follow all tasks; 0 for none.
+    recorder: set while the server itself holds the journal (until launch); its users hold `write_lock`.
+    status_message: what the task waits for, or what blocks it; empty if neither.
+    published_seq: the last record that this server published to subscribers of all tasks; 0 for none.
     """
 
     def __init__(self, indexed: IndexedTask, recorder: Recorder | None = None) -> None:
@@ -40,27 +40,27 @@ class TrackedTask:
 
     @property
     def reading(self) -> ReplayState:
-        """Where the follower goes on."""
+        """The state from which to continue reading."""
         return ReplayState(self.task, self.offset)
 
     @property
     def indexed(self) -> IndexedTask:
-        """What the store keeps of it."""
+        """The row for the store."""
         return IndexedTask(self.task, self.offset)
 
     @property
     def snapshot(self) -> Task:
-        """The task as its users see it."""
+        """The task as shown to users."""
         return self.with_status_message(self.task)
 
     def with_status_message(self, task: Task) -> Task:
-        """This task with the note in place of the message, where there is one and the task has not ended."""
+        """Return the task with `status_message`, if there is one and the task has not ended."""
         if not self.status_message or task.state.is_terminal:
             return task
         return msgspec.structs.replace(task, state_message=self.status_message)
 
     def report_error(self, error: Exception) -> None:
-        """Something keeps the task from going on: tell its users, and operators once."""
+        """Show an error that blocks the task to its users, and log it once."""
         note = f"Held up, and tried again every second: {error}"
         if note != self._logged_message:
             is_expected = isinstance(error, OSError | StoreError)
@@ -69,43 +69,46 @@ class TrackedTask:
         self.status_message = note
 
     def update(self, task: Task, offset: int) -> None:
-        """Take what was read, and wake everybody who waits."""
+        """Set the task and offset that were read, and wake all waiters."""
         self.task, self.offset, self.status_message, self._logged_message = task, offset, "", ""
         bell, self._changed_event = self._changed_event, asyncio.Event()
         bell.set()
 
     def has_been_idle(self, seconds: float, monotonic: float) -> bool:
-        """Whether nothing has happened for so long, since this was asked first; a new server asks anew."""
+        """Whether nothing was recorded for this long since the first call; a restarted server starts over."""
         if self._idle_since is None or self._idle_since[0] != self.task.last_seq:
             self._idle_since = (self.task.last_seq, monotonic)
         return monotonic - self._idle_since[1] >= seconds
 
     def record_finisher_launch(self, monotonic: float) -> None:
-        """One was launched at this moment."""
+        """Count a launched finisher."""
         self.finishers_launched += 1
         self._finisher_launched_at = monotonic
 
     def is_finisher_backoff_over(self, monotonic: float) -> bool:
-        """Whether what ended the last finisher had time to pass, where another one follows that may save the work."""
+        """Whether enough time has passed since the last finisher's launch for the cause of its death to pass.
+
+        Always true before the first and after the last one.
+        """
         if not 0 < self.finishers_launched < FINISHERS_MAX:
             return True
         pause: float = FINISHER_BACKOFF_SECONDS * FINISHER_BACKOFF_FACTOR ** (self.finishers_launched - 1)
         return monotonic - self._finisher_launched_at >= pause
 
     def wake(self) -> None:
-        """The server has written or handed over the journal: let the follower look at once."""
+        """Make the tailer check the journal now, after the server wrote it or released it."""
         self._wake_event.set()
 
     async def wait_for_wake(self, seconds: float) -> None:
-        """What the follower does between two looks."""
-        # Not wait_for, which in Python 3.11 loses a cancellation that comes together with the stir.
+        """Wait for `wake` or the timeout."""
+        # Not wait_for, which in Python 3.11 loses a cancellation that coincides with the wake-up.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._wake_event.wait()
         self._wake_event.clear()
 
     async def wait_for_change(self, timeout_seconds: float) -> None:
-        """Return at the next change, or when the time is over."""
+        """Return at the next change, or after the timeout."""
         bell = self._changed_event
         try:
             async with asyncio.timeout(timeout_seconds):
@@ -115,13 +118,13 @@ class TrackedTask:
 
 
 class KeyedLock:
-    """One lock a name, which is there as long as anybody holds it or waits for it."""
+    """One lock per name, kept as long as it is held or awaited."""
 
     def __init__(self) -> None:
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     def lock_for(self, name: str) -> asyncio.Lock:
-        """The lock of this name."""
+        """Return the lock of this name."""
         lock = self._locks.get(name)
         if lock is None:
             lock = self._locks[name] = asyncio.Lock()

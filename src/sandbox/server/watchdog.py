@@ -1,4 +1,4 @@
-"""Ends runners that hold their journal and do nothing any more: stopped by a signal, or stuck."""
+"""Kills runners that hold their journal but no longer work: stopped by a signal, or stuck."""
 
 import asyncio
 import logging
@@ -16,7 +16,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class _Silence:
-    """Since which record, since when or since when it was asked, and how often it did not answer then."""
+    """The last record, when the silence or the last ping began, and the number of unanswered pings."""
 
     seq: int
     started_at: float
@@ -24,9 +24,9 @@ class _Silence:
 
 
 class RunnerWatchdog:
-    """A lock says that its holder lives, not that it works; one that is silent is asked.
+    """Pings silent runners. A lock proves that its holder is alive, not that it works.
 
-    With the runner's death its sandbox ends and its lock comes free, so that a finisher can do the rest.
+    A runner's death ends its sandbox and frees its lock, so a finisher can take over.
     """
 
     def __init__(self, runners: RunnerClient, journals: Journals, clock: Clock) -> None:
@@ -36,7 +36,7 @@ class RunnerWatchdog:
         self._silences: WeakKeyDictionary[TrackedTask, _Silence] = WeakKeyDictionary()
 
     async def check(self, tracked: TrackedTask) -> None:
-        """Called again and again while somebody holds the journal and nothing comes."""
+        """Check a task whose journal is locked and silent. Called repeatedly."""
         now, seq = self._clock.monotonic(), tracked.task.last_seq
         silence = self._silences.get(tracked)
         if silence is None or silence.seq != seq:

@@ -1,1 +1,1 @@
-"""Floor 3: the index of tasks. It can be rebuilt from the journals."""
+"""The index of tasks. It can be rebuilt from the journals."""

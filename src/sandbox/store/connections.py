@@ -1,4 +1,4 @@
-"""Connections to one SQLite database: one that writes, a few that only read."""
+"""SQLite connections: one writer and a few readers."""
 
 import errno
 import os
@@ -11,11 +11,11 @@ from pathlib import Path
 from sandbox.interfaces.store import StoreError
 
 _FREE_BYTES_MIN = 64 * 1024
-"""SQLite needs about half of it beside a database to open it."""
+"""SQLite needs about half of it, in addition to the database, to open one."""
 
 
 def is_disk_full(error: sqlite3.Error | OSError, database: Path) -> bool:
-    """Whether the disk of the database had no room for what was tried."""
+    """Whether the error was caused by a full disk."""
     if isinstance(error, OSError):
         return error.errno in {errno.ENOSPC, errno.EDQUOT}
     code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_OK) & 0xFF
@@ -28,16 +28,16 @@ def is_disk_full(error: sqlite3.Error | OSError, database: Path) -> bool:
 
 
 BUSY_SECONDS = 5.0
-"""How long a transaction waits for another process's; past it: StoreError."""
+"""How long a transaction waits for that of another process; then it fails with StoreError."""
 
 IDLE_READERS_MAX = 4
-"""Reading connections kept open for the next reader."""
+"""Idle reader connections that are kept open."""
 
 
 class Connections:
-    """For any thread. Writing transactions follow one another, reading ones see a state between two of them.
+    """Thread-safe. Write transactions are serialized; read transactions see a consistent snapshot.
 
-    Whatever SQLite complains of within a transaction is a StoreError outside.
+    SQLite errors in a transaction are raised as StoreError.
     """
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
@@ -59,18 +59,18 @@ class Connections:
 
     @property
     def writer(self) -> sqlite3.Connection:
-        """The connection that writes, for setting the database up."""
+        """The writer connection, for setting up the database."""
         return self._writer
 
     @contextmanager
     def write_transaction(self) -> Iterator[sqlite3.Connection]:
-        """A transaction that is on disk once the block is left without an exception, and undone otherwise."""
+        """A transaction that is committed to disk at the end of the block, and rolled back if the block raises."""
         with _translate_errors(self._path), self._writer_lock, _transaction(self._writer, "IMMEDIATE") as connection:
             yield connection
 
     @contextmanager
     def read_transaction(self) -> Iterator[sqlite3.Connection]:
-        """A transaction that sees one state of the database throughout."""
+        """A transaction that sees one consistent state of the database."""
         with _translate_errors(self._path):
             connection = self._acquire_reader()
             try:
@@ -82,7 +82,7 @@ class Connections:
             self._release_reader(connection)
 
     def close(self) -> None:
-        """Close everything; a reader that is at work closes its own when it is done."""
+        """Close all connections; an active reader closes its own at the end."""
         with self._idle_lock:
             self._closed = True
             while self._idle:
@@ -116,7 +116,7 @@ class Connections:
 
 
 def checkpoint_wal(path: Path) -> bool:
-    """Bring what stands only in a database's write-ahead log into the database, and tell whether that worked."""
+    """Copy a database's write-ahead log into the database; return whether that worked."""
     try:
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=BUSY_SECONDS)) as opened:
             opened.execute("PRAGMA user_version").fetchone()

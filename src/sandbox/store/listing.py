@@ -1,4 +1,4 @@
-"""How a page of tasks is read: along the order that is asked for, or from a label that few tasks have."""
+"""Reads a page of tasks, either along the sort order or starting from a rare label."""
 
 import sqlite3
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from sandbox.model.limits import LABELS_MAX
 from sandbox.model.task import Task
 
 PagePosition = tuple[int | str | None, str]
-"""The value of the sorted field (times are microseconds since 1970 in UTC), and the id."""
+"""The value of the sort field (times in microseconds since 1970, UTC) and the id."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -20,7 +20,7 @@ _DIGITS_MAX = 18
 
 
 def position_of(task: Task, sort: str) -> PagePosition:
-    """Where the task stands."""
+    """Return the task's position in the list."""
     if sort == "name":
         return task.manifest.metadata.name, task.id
     at: datetime | None = getattr(task, sort)
@@ -28,13 +28,13 @@ def position_of(task: Task, sort: str) -> PagePosition:
 
 
 def to_cursor(position: PagePosition) -> Cursor:
-    """The place, as a cursor."""
+    """Convert a position to a cursor."""
     value, task_id = position
     return Cursor(None if value is None else str(value), task_id)
 
 
 def cursor_position(query: TaskQuery) -> PagePosition | None:
-    """The place that a query begins behind, None for the beginning. Raises InvalidCursorError."""
+    """Return the position after which a query starts, None for the beginning. Raises InvalidCursorError."""
     cursor = query.cursor
     if cursor is None:
         return None
@@ -52,21 +52,21 @@ def cursor_position(query: TaskQuery) -> PagePosition | None:
 
 
 def to_microseconds(at: datetime) -> int:
-    """Whole numbers sort as the times do and lose nothing."""
+    """Convert to a whole number, which sorts like the time without loss of precision."""
     return (at - _EPOCH) // _MICROSECOND
 
 
 def _is_valid_text(text: str) -> bool:
-    """Half a surrogate pair is no text that a database takes."""
+    """Whether the text has no lone surrogate, which a database rejects."""
     return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 _SORT_ROWS_MAX = 1000
-"""So many tasks are sorted sooner than that many are found along an order."""
+"""Up to this many matching tasks, sorting them is faster than searching along the order."""
 
 
 class ListedRow(NamedTuple):
-    """Where a task stands in the list, and the task, encoded."""
+    """A task's position in the list and its encoded data."""
 
     id: str
     value: int | str | None
@@ -74,7 +74,7 @@ class ListedRow(NamedTuple):
 
 
 class PageReader:
-    """One question. Raises InvalidCursorError when it is made."""
+    """Reads the page of one query. Creating it raises InvalidCursorError."""
 
     def __init__(self, sql: Mapping[str, str], query: TaskQuery) -> None:
         self._sql = sql
@@ -84,7 +84,7 @@ class PageReader:
         self._cursor_filters = self._build_cursor_filters()
 
     def read(self, connection: sqlite3.Connection) -> tuple[list[ListedRow], int]:
-        """The rows of the page, one more where there are more, and how many there are on all pages."""
+        """Return the rows of the page, plus one if more follow, and the number of rows on all pages."""
         if len(self._query.labels) > LABELS_MAX:
             return [], 0
         counts = self._count_labels(connection)
@@ -114,7 +114,7 @@ class PageReader:
         return int(count)
 
     def _count_labels(self, connection: sqlite3.Connection) -> list[int]:
-        """How many tasks have each of the labels, the rarest first; it gets the number 0."""
+        """Count the tasks with each label, rarest first, and number the labels in this order."""
         counted = []
         for key, value in self._query.labels.items():
             [count] = connection.execute(self._sql["count_label"], {"key": key, "value": value}).fetchone()

@@ -1,4 +1,4 @@
-"""The schema of the database, brought up to date by the numbered steps in `migrations/`."""
+"""The database schema, updated by the numbered migrations in `migrations/`."""
 
 import os
 import re
@@ -12,19 +12,19 @@ _FILE_NAME = re.compile(r"(\d{4})_\w+\.sql")
 
 
 class StoreTooNewError(SandboxError):
-    """The database was made by a newer program."""
+    """The database was created by a newer program."""
 
     code = "store_too_new"
 
 
 class StoreUnusableError(SandboxError):
-    """The database cannot be opened or brought up to date."""
+    """The database cannot be opened or migrated."""
 
     code = "store_unusable"
 
 
 def migrate(connection: sqlite3.Connection, path: Path) -> None:
-    """Take the steps that are missing, each in a transaction of its own, after a copy was made of what is there.
+    """Apply the missing migrations, each in its own transaction, after backing up the database.
 
     Raises StoreTooNewError, sqlite3.Error, OSError.
     """
@@ -37,7 +37,7 @@ def migrate(connection: sqlite3.Connection, path: Path) -> None:
 
 
 def check_not_newer(connection: sqlite3.Connection) -> int:
-    """The version of the database. Raises StoreTooNewError, sqlite3.Error."""
+    """Return the version of the database. Raises StoreTooNewError, sqlite3.Error."""
     [present] = connection.execute("PRAGMA user_version").fetchone()
     newest = max(_load_migrations())
     if present > newest:
@@ -49,7 +49,10 @@ def check_not_newer(connection: sqlite3.Connection) -> int:
 
 
 def check_current(connection: sqlite3.Connection) -> None:
-    """For who changes nothing. Raises StoreTooNewError, StoreUnusableError for an older one, sqlite3.Error."""
+    """Require the current version, for read-only use.
+
+    Raises StoreTooNewError, StoreUnusableError for an older one, sqlite3.Error.
+    """
     present, newest = check_not_newer(connection), max(_load_migrations())
     if present < newest:
         raise StoreUnusableError(
@@ -59,7 +62,7 @@ def check_current(connection: sqlite3.Connection) -> None:
 
 
 def _back_up(connection: sqlite3.Connection, copy: Path) -> None:
-    """The index as it was, written beside and renamed. What a crash left of an earlier try is written anew."""
+    """Copy the database under a temporary name and rename it. A leftover of a crash is overwritten."""
     beside = copy.with_name(f"{copy.name}.new")
     beside.unlink(missing_ok=True)
     kept = sqlite3.connect(beside)

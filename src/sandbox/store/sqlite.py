@@ -32,7 +32,7 @@ _NAME = re.compile(r"^-- name: (\w+)$", re.MULTILINE)
 
 
 def load_queries() -> dict[str, str]:
-    """Every query of `queries.sql`, without its comments and the semicolon at its end."""
+    """Return every query of `queries.sql`, without comments and final semicolon."""
     _, *parts = _NAME.split((files(__package__) / "queries.sql").read_text(encoding="utf-8"))
     return {name: _without_comments(text) for name, text in zip(parts[::2], parts[1::2], strict=True)}
 
@@ -49,12 +49,12 @@ _artifacts_decoder = msgspec.json.Decoder(tuple[Artifact, ...])
 
 
 class SqliteStore:
-    """The contract's `Store`, for any thread. What it returned from is on disk."""
+    """Implements `Store`, thread-safe. Changes are on disk on return."""
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
-        """Open or make the file, bringing an older one up to date. Raises StoreTooNewError, StoreUnusableError.
+        """Open or create the file and migrate an older one. Raises StoreTooNewError, StoreUnusableError.
 
-        read_only: take it as it is and change nothing; no method that writes may be called.
+        read_only: open the file unchanged; writing methods must not be called.
         """
         self._sql = load_queries()
         self._logged_errors: set[tuple[str, str]] = set()
@@ -73,23 +73,23 @@ class SqliteStore:
             self._write_texts_and_labels(connection, indexed.task)
 
     def save(self, indexed: IndexedTask) -> None:
-        """Replace what is known of a task, or add it."""
+        """Replace or add a task."""
         self.save_all([indexed])
 
     def save_all(self, indexed: Sequence[IndexedTask]) -> None:
-        """`save` for many, all of them or none."""
+        """Like `save` for many tasks, in one transaction."""
         with self._connections.write_transaction() as connection:
             for each in indexed:
                 connection.execute(self._sql["save_task"], _row(each))
                 self._write_texts_and_labels(connection, each.task)
 
     def delete(self, task_id: str) -> None:
-        """Take a task out of the index, and with it what stands beside it."""
+        """Remove a task from the index, including its texts and labels."""
         with self._connections.write_transaction() as connection:
             connection.execute(self._sql["forget_task"], {"id": task_id})
 
     def outdated_task_ids(self) -> Sequence[str]:
-        """The tasks that a program with other rules worked out of their journals (see `FOLD`), and damaged ones."""
+        """Return the tasks indexed with another PROJECTION_VERSION, and those whose row is damaged."""
         with self._connections.read_transaction() as connection:
             rows = connection.execute(self._sql["every_task"])
             return [
@@ -99,12 +99,12 @@ class SqliteStore:
             ]
 
     def load(self, task_id: str) -> IndexedTask | None:
-        """What is known of a task, None for an unknown one."""
+        """Return a task, None if it is unknown."""
         rows = self._fetch_all("load_task", {"id": task_id})
         return _to_indexed(rows[0]) if rows else None
 
     def unfinished(self) -> Sequence[IndexedTask]:
-        """All tasks in a state that is not terminal, oldest first; without those whose row is damaged."""
+        """All tasks in a non-terminal state, oldest first, without those whose row is damaged."""
         found: list[IndexedTask] = []
         for row in self._fetch_all("unfinished_tasks", {"states": _UNFINISHED}):
             try:
@@ -114,12 +114,12 @@ class SqliteStore:
         return found
 
     def find_by_idempotency_key(self, key: str, since: datetime) -> IndexedTask | None:
-        """The newest task that was submitted with this key, not before `since`."""
+        """Return the newest task submitted with this key at or after `since`."""
         rows = self._fetch_all("find_by_idempotency_key", {"key": key, "since": to_microseconds(since)})
         return _to_indexed(rows[0]) if rows else None
 
     def query(self, query: TaskQuery) -> TaskPage:
-        """A page of tasks, `as_listed`. Raises InvalidCursorError."""
+        """Return a page of tasks (`without_large_fields`). Raises InvalidCursorError."""
         listing = PageReader(self._sql, query)
         with self._connections.read_transaction() as connection:
             found, total = listing.read(connection)
@@ -134,7 +134,7 @@ class SqliteStore:
         return TaskPage(tasks, total, to_cursor((rows[-1].value, rows[-1].id)) if has_more else None, damaged)
 
     def count_by_state(self) -> Mapping[TaskState, int]:
-        """How many tasks are in each state; every state is a key. Rows with a damaged state are not counted."""
+        """Count the tasks by state; every state is a key. Rows with a damaged state are not counted."""
         counts = dict.fromkeys(TaskState, 0)
         for state, count in self._fetch_all("count_by_state"):
             try:
@@ -144,15 +144,14 @@ class SqliteStore:
         return counts
 
     def task_ids(self) -> frozenset[str]:
-        """Every task in the index."""
+        """The ids of all indexed tasks."""
         return frozenset(task_id for (task_id,) in self._fetch_all("task_ids"))
 
     def close(self) -> None:
-        """Let go of the files."""
+        """Close the files."""
         self._connections.close()
 
     def _log_once(self, task_id: str, error: IndexDamagedError) -> None:
-        """Log a damaged row once."""
         if (told := (task_id, error.message)) not in self._logged_errors:
             self._logged_errors.add(told)
             _log.error("Task %s is left out: %s", task_id or "?", error.message, extra={"task_id": task_id or None})
@@ -162,7 +161,7 @@ class SqliteStore:
             return connection.execute(self._sql[name], values or {}).fetchall()
 
     def _write_texts_and_labels(self, connection: sqlite3.Connection, task: Task) -> None:
-        """Most saves find texts and labels as they are, and then write nothing."""
+        """Write texts and labels. Most saves find them unchanged and write nothing."""
         connection.execute(self._sql["keep_texts"], _texts(task))
         labels = task.manifest.metadata.labels
         if dict(connection.execute(self._sql["labels"], {"id": task.id})) == labels:
@@ -213,7 +212,10 @@ def _texts(task: Task) -> dict[str, object]:
 
 
 def _to_listed(row: ListedRow, query: TaskQuery) -> Task:
-    """Rows of before have their texts in them. What the age of tasks is asked for relies on the order of the rows."""
+    """Decode a row.
+
+    Rows of earlier versions include the texts. Cleanup by age relies on the order, so check the time.
+    """
     task = _decode_task(row.id, row.encoded)
     if query.sort == "state_changed_at":
         _check_time(task, row.value)
@@ -221,7 +223,7 @@ def _to_listed(row: ListedRow, query: TaskQuery) -> Task:
 
 
 class _DecodedRow(NamedTuple):
-    """What a row has, each of it readable."""
+    """The decoded fields of a row."""
 
     task: Task
     artifacts: tuple[Artifact, ...]

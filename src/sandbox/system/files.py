@@ -1,4 +1,4 @@
-"""Opening what an agent may have locked: its modes keep nobody out whose files they are."""
+"""File helpers: restricted modes, durable writes, private files."""
 
 import os
 import stat
@@ -13,10 +13,13 @@ _PATH_FLAGS = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 def open_restricted(
     name: str | bytes | Path, flags: int, directory: int | None = None, *, access_mode: int = os.X_OK
 ) -> int:
-    """Open a file or directory below `directory`, after giving its owner back the right to read it.
+    """Open a file or directory below `directory`, restoring the owner's permission to read it if it is missing.
 
-    rights: what else a directory is opened for (access(2)); where they are missing, its owner has all of them
-    afterwards. Raises OSError.
+    Agents may remove permissions from files that the caller owns.
+
+    access_mode: further access(2) rights that a directory is opened for; if one is missing, its owner gets all rights.
+
+    Raises OSError.
     """
     try:
         opened = os.open(name, flags, dir_fd=directory)
@@ -37,7 +40,7 @@ def _grant_read_access(name: str | bytes | Path, directory: int | None) -> None:
     try:
         status = os.fstat(node)
         if stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode):
-            # A descriptor without rights to read takes no fchmod; its /proc name does, and is no other file's.
+            # fchmod fails on an O_PATH descriptor; chmod through its /proc name works and cannot hit another file.
             needed_mode = stat.S_IRWXU if stat.S_ISDIR(status.st_mode) else stat.S_IRUSR
             Path(f"/proc/self/fd/{node}").chmod(stat.S_IMODE(status.st_mode) | needed_mode)
     finally:
@@ -45,7 +48,7 @@ def _grant_read_access(name: str | bytes | Path, directory: int | None) -> None:
 
 
 def fsync_path(path: Path) -> None:
-    """Bring a directory's entries, or a file's content, to disk. Raises OSError."""
+    """Flush a directory's entries, or a file's content, to disk. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
@@ -54,7 +57,7 @@ def fsync_path(path: Path) -> None:
 
 
 def replace_durably(source: Path, target: Path) -> None:
-    """Flush a file that is written and move it to its name, in place of whatever has it. Raises OSError."""
+    """Flush a written file and rename it to its target, replacing what was there. Raises OSError."""
     fsync_path(source)
     source.rename(target)
     fsync_path(target.parent)
@@ -62,7 +65,7 @@ def replace_durably(source: Path, target: Path) -> None:
 
 @contextmanager
 def remove_on_failure(path: Path) -> Iterator[None]:
-    """Where the block fails, what is there of the file goes: on a full disk others need its room until the next try."""
+    """Remove a partly written file if the block fails: on a full disk others need its space until the next try."""
     try:
         yield
     except BaseException:
@@ -72,6 +75,9 @@ def remove_on_failure(path: Path) -> Iterator[None]:
 
 
 def create_private_file(path: Path) -> IO[bytes]:
-    """An empty file to write to, in place of whatever was there; a symbolic link is not followed. Raises OSError."""
+    """Create an empty file (mode 0600) in place of any existing one; a symbolic link is not followed.
+
+    Raises OSError.
+    """
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
     return os.fdopen(os.open(path, flags, 0o600), "wb")

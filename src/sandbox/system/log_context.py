@@ -1,4 +1,4 @@
-"""What the work under way is about, so that every line of the log can say it whoever writes it."""
+"""Context variables with the request, token, task and attempt of the current work, added to every log line."""
 
 from contextvars import ContextVar
 
@@ -9,7 +9,7 @@ ATTEMPT_ID: ContextVar[str | None] = ContextVar("attempt_id", default=None)
 
 
 def bind_task(task_id: str) -> None:
-    """What follows, in this asyncio task, is about one task of the server, and not about the request that began it."""
+    """Attribute the rest of this asyncio task to one task of the server instead of the request that started it."""
     REQUEST_ID.set(None)
     TOKEN_ID.set(None)
     TASK_ID.set(task_id)

@@ -1,4 +1,4 @@
-"""Work that may take long, in a thread that holds nothing up: not the event loop, not the program's end."""
+"""Long-running work in a thread that blocks neither the event loop nor the program's exit."""
 
 import asyncio
 import concurrent.futures
@@ -12,10 +12,13 @@ T = TypeVar("T")
 
 
 async def run_in_daemon_thread(work: Callable[[], T], on_exit: Callable[[], None] = lambda: None) -> T:
-    """What `work` gives or raises. When cancelled, or when the program ends, the thread is left to itself.
+    """Run `work` in a daemon thread; return its result or raise its exception.
 
-    leave: called once the thread has ended, whether somebody still waits for it or not. Raises OSError (EAGAIN) where
-    the machine has no more threads.
+    On cancellation or program exit the thread is abandoned.
+
+    on_exit: called once the thread has ended, even if no caller waits for it any more.
+
+    Raises OSError (EAGAIN) if the host has no more threads.
     """
     loop = asyncio.get_running_loop()
     finished = asyncio.Event()
@@ -30,7 +33,7 @@ async def run_in_daemon_thread(work: Callable[[], T], on_exit: Callable[[], None
             done.set_result(work())
         except Exception as error:
             done.set_exception(error)
-        with contextlib.suppress(RuntimeError):  # the loop is closed, and nobody waits any more
+        with contextlib.suppress(RuntimeError):  # the loop is closed, so no caller waits
             loop.call_soon_threadsafe(end)
 
     try:

@@ -1,6 +1,7 @@
-"""A backup: a tar of journals, artifacts and tokens, with a manifest of checksums as its last member.
+"""Creates backups: a tar of journals, artifacts and tokens, with a manifest of checksums as its last member.
 
-The index is left out, because it is made of the journals. Nor is what attempts work with: a sandbox cannot be restored.
+The index is omitted, because it is rebuilt from the journals. So are the working files of attempts: a sandbox cannot be
+restored.
 """
 
 from __future__ import annotations
@@ -33,17 +34,17 @@ from sandbox.system.files import fsync_path
 MANIFEST_NAME = "manifest.json"
 TOKENS_NAME = "tokens.json"
 BACKUP_VERSION = 1
-"""The newest shape of backups that this program knows."""
+"""The newest backup format that this program supports."""
 
 
 class BackupExistsError(SandboxError):
-    """There is a file where the backup was to be."""
+    """The target file of the backup exists already."""
 
     code = "backup_exists"
 
 
 class BackupTooLargeError(SandboxError):
-    """There are more files than a backup can tell of."""
+    """There are too many files for the manifest of a backup."""
 
     code = "backup_too_large"
 
@@ -56,7 +57,7 @@ class BackupEntry(msgspec.Struct, frozen=True):
 
 
 class BackupManifest(msgspec.Struct, frozen=True):
-    """What is in a backup; `remarks` tell what was damaged before, and is in it as it was."""
+    """The content of a backup. `remarks` list files that were already damaged; they are included unchanged."""
 
     version: int
     sandbox: str
@@ -67,7 +68,7 @@ class BackupManifest(msgspec.Struct, frozen=True):
 
 @dataclass(slots=True)
 class BackupWriter:
-    """What has been written so far."""
+    """The backup written so far."""
 
     tar: tarfile.TarFile
     files: dict[str, BackupEntry] = field(default_factory=dict)
@@ -76,9 +77,9 @@ class BackupWriter:
 
 
 def create_backup(data_dir: Path, target: Path) -> BackupManifest:
-    """Write a backup beside and rename it, for nobody else to read (0600). May be done while tasks run.
+    """Write a backup to a temporary file and rename it. Only its owner may read it (0600). Tasks may run meanwhile.
 
-    Each task is as its journal told at one moment. Raises BackupExistsError, BackupTooLargeError, OSError.
+    Each task is consistent with one moment of its journal. Raises BackupExistsError, BackupTooLargeError, OSError.
     """
     if os.path.lexists(target):
         raise _exists_error(target)
@@ -98,7 +99,7 @@ def create_backup(data_dir: Path, target: Path) -> BackupManifest:
 
 
 def _create_part(part: Path, target: Path) -> int:
-    """Raises OSError, which names what was asked for."""
+    """Create the temporary file. Raises OSError that names the requested target."""
     try:
         return os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except FileNotFoundError as error:
@@ -109,7 +110,7 @@ def _create_part(part: Path, target: Path) -> int:
 
 
 def _rename_to_target(part: Path, target: Path) -> None:
-    """Nothing is overwritten. Where a disk has no hard links only a look before tells."""
+    """Rename without overwriting. On a disk without hard links, only a check beforehand prevents that."""
     try:
         if not try_link(part, target):
             if os.path.lexists(target):
@@ -142,10 +143,10 @@ def _write_backup(data_dir: Path, backup: BackupWriter) -> BackupManifest:
 
 
 def _add_task(backup: BackupWriter, journals: FileJournals, layout: TaskLayout) -> None:
-    """Nothing of a task that was removed before. Raises OSError when the backup cannot be written."""
+    """Add a task, unless it was already removed. Raises OSError if the backup cannot be written."""
     with ExitStack() as stack:
         try:
-            # Whether a runner holds it or we do: the task is neither removed nor packed meanwhile.
+            # With the lock held, by a runner or here, the task is neither removed nor compressed in the meantime.
             stack.enter_context(journals.try_lock(layout.task_id))
             name, file = _open_journal(stack, layout)
             size_bytes, artifacts = _inspect_journal(backup, journals, layout, name, file)
@@ -160,7 +161,7 @@ def _add_task(backup: BackupWriter, journals: FileJournals, layout: TaskLayout) 
 
 
 def _open_journal(stack: ExitStack, layout: TaskLayout) -> tuple[str, _HashingReader]:
-    """The plain one first: it goes when the packed one is there, which may be at this moment."""
+    """Open the plain journal first: it is removed once the compressed one exists, which may happen right now."""
     directory = layout.root / "journal"
     try:
         return "records", stack.enter_context(_open_hashing(directory / "records"))
@@ -171,7 +172,7 @@ def _open_journal(stack: ExitStack, layout: TaskLayout) -> tuple[str, _HashingRe
 def _inspect_journal(
     backup: BackupWriter, journals: FileJournals, layout: TaskLayout, name: str, file: _HashingReader
 ) -> tuple[int, tuple[Artifact, ...]]:
-    """How much of the journal's file is to be kept, and the artifacts that it tells of."""
+    """Return how many bytes of the journal's file belong into the backup, and the artifacts that it records."""
     size_bytes = os.fstat(file.fileno()).st_size
     try:
         reading = replay_task(journals, layout.task_id)
@@ -219,9 +220,9 @@ def _open_hashing(path: Path) -> Iterator[_HashingReader]:
 
 
 class _HashingReader(io.BufferedReader):
-    """A file whose bytes are hashed as they are read.
+    """A file that is hashed while it is read.
 
-    From what its disk does not give on it is zeros: the tar has told its size by then, and others are to follow.
+    After a read error it returns zeros: its size is already in the tar, and more files follow.
     """
 
     def __init__(self, file: io.FileIO) -> None:
@@ -230,7 +231,7 @@ class _HashingReader(io.BufferedReader):
         self.failure: OSError | None = None
 
     def read(self, size: int | None = -1) -> bytes:
-        """The next bytes; `size` is given."""
+        """Return the next bytes; `size` is always given."""
         data = self._read_or_pad(size or 0)
         self.digest.update(data)
         return data

@@ -1,4 +1,4 @@
-"""A data directory made of a backup: nothing is trusted before everything is verified."""
+"""Restores a data directory from a backup. Nothing is trusted before everything is verified."""
 
 from __future__ import annotations
 
@@ -41,26 +41,26 @@ _HOST_LOST_MESSAGE = (
 
 
 class BackupUnusableError(SandboxError):
-    """The file is no backup, or not as it was written; nothing was restored."""
+    """The file is not a backup, or it is damaged; nothing was restored."""
 
     code = "backup_unusable"
 
 
 class DataDirNotEmptyError(SandboxError):
-    """There is something where the data directory was to be made."""
+    """The target of the restore exists and is not empty."""
 
     code = "data_dir_not_empty"
 
 
 class RestoreTargetUnusableError(SandboxError):
-    """No directory can be put there by one rename."""
+    """The target cannot be replaced by one rename."""
 
     code = "restore_place_unusable"
 
 
 @dataclass(frozen=True, slots=True)
 class RestoreResult:
-    """What is there now. lost: unfinished tasks that ended with the machine they were on."""
+    """The restored data. lost: unfinished tasks that ended with the machine they ran on."""
 
     tasks_count: int
     lost: Sequence[str]
@@ -69,10 +69,10 @@ class RestoreResult:
 
 
 def restore(source: Path, data_dir: Path) -> RestoreResult:
-    """Make `data_dir`, which must not be there or be empty, of a backup; it is there whole or not at all.
+    """Restore `data_dir`, which must be missing or empty, from a backup. It appears complete or not at all.
 
-    Tasks that had begun end as `host_lost`; those that had not are begun by the next server.
-    Raises BackupUnusableError, NotEmptyError, PlaceUnusableError, StoreUnusableError, StoreError, OSError.
+    Tasks that had started end as `host_lost`; the next server starts the others. Raises BackupUnusableError,
+    DataDirNotEmptyError, RestoreTargetUnusableError, StoreUnusableError, StoreError, OSError.
     """
     _check_target(data_dir)
     _check_regular_file(source)
@@ -105,13 +105,13 @@ def _check_target(data_dir: Path) -> None:
 
 
 def _check_regular_file(source: Path) -> None:
-    """Nobody may ever write to a pipe, and a device may have no end."""
+    """Reject pipes, to which nothing may ever be written, and devices, which may have no end."""
     if not stat.S_ISREG(source.stat().st_mode):
         raise BackupUnusableError(f"{source} is no regular file, as every backup is; nothing was restored.")
 
 
 def _unpack(file: _BoundedReader, directory: Path) -> BackupManifest:
-    """Everything, and the manifest that it was held against."""
+    """Unpack everything; return the manifest that it was compared with."""
     entries: dict[str, BackupEntry] = {}
     manifest: BackupManifest | None = None
     try:
@@ -164,7 +164,7 @@ def _decode_manifest(content: bytearray) -> BackupManifest:
 
 
 def _store_member(content: IO[bytes], directory: Path, name: str) -> BackupEntry:
-    """A new file below `directory`. Raises BackupUnusableError for any name that no backup has."""
+    """Store a member as a new file below `directory`. Raises BackupUnusableError if its name is not one of a backup."""
     path = _member_path(directory, name)
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     digest, size_bytes = hashlib.sha256(), 0
@@ -192,9 +192,9 @@ def _member_path(directory: Path, name: str) -> Path:
 
 
 def _end_lost_tasks(data_dir: Path) -> tuple[list[str], list[Discrepancy]]:
-    """Whoever carried these tasks out is not on this machine, or works for the directory that was backed up.
+    """End tasks whose runner is on another machine, or works for the directory that was backed up.
 
-    Gives those that have ended now, and those that could not be ended.
+    Returns the ended tasks, and those that could not be ended.
     """
     journals, lost, not_ended = FileJournals(data_dir), list[str](), list[Discrepancy]()
     if not tasks_root(data_dir).exists():
@@ -205,7 +205,7 @@ def _end_lost_tasks(data_dir: Path) -> tuple[list[str], list[Discrepancy]]:
             task = replay_task(journals, task_id).task
         except SandboxError:
             continue
-        # By the name of its directory: which task a journal tells of is for its writer to say, who may lie.
+        # Trust the directory's name, not the journal, which may name any task.
         if task is None or task.id != task_id or task.state.is_terminal or task.attempt is None:
             continue
         try:
@@ -234,19 +234,19 @@ def _end_task(journals: FileJournals, task: Task) -> None:
 
 
 class _BoundedReader(io.BufferedReader):
-    """A file for `tarfile`, which believes the headers of a hostile archive.
+    """A bounded file for `tarfile`, which trusts the headers of a hostile archive.
 
-    It reads one in one piece, however long that says it is, and goes to where one says that the next begins.
+    tarfile reads a header in one piece, whatever length it claims, and seeks to wherever it claims the next one is.
     """
 
     def read(self, size: int | None = -1) -> bytes:
-        """The next bytes. Raises BackupUnusableError."""
+        """Return the next bytes. Raises BackupUnusableError."""
         if size is None or not 0 <= size <= 2 * _READ_BYTES_MAX:
             raise BackupUnusableError("The backup has a header that no backup has; nothing was restored.")
         return super().read(size)
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
-        """Go to a place. Raises BackupUnusableError."""
+        """Seek to a position. Raises BackupUnusableError."""
         if whence == os.SEEK_SET and not 0 <= offset < 2**63:
             raise BackupUnusableError("The backup has a member that no backup has; nothing was restored.")
         return super().seek(offset, whence)

@@ -1,4 +1,4 @@
-"""What `sandbox doctor` looks at: everything a task needs from this machine."""
+"""Checks of `sandbox doctor`: everything that a task needs from this host."""
 
 import asyncio
 import os
@@ -29,7 +29,7 @@ from sandbox.server.scheduler import Resources
 
 
 def check_images(settings: ServerSettings) -> list[Finding]:
-    """What is in the sandboxes; a damaged image keeps the tasks of its profile from running, and no others."""
+    """Check the images. A damaged image affects only tasks with its profile."""
     catalog = ProfileCatalog(settings.server.data_dir.absolute())
     findings = []
     for entry in catalog.entries():
@@ -48,7 +48,7 @@ _COMMAND_TIMEOUT_SECONDS = 10.0
 
 
 def run_checks(settings: ServerSettings) -> list[Finding]:
-    """Look at everything, one after the other; never raises for what it finds."""
+    """Run all checks in order. Never raises for a failed check."""
     checks: list[tuple[str, Callable[[ServerSettings], list[Finding]]]] = [
         ("data directory", _check_data_dir),
         ("git", _check_git),
@@ -88,13 +88,13 @@ def _check_data_dir(settings: ServerSettings) -> list[Finding]:
 
 
 def _nearest_existing(directory: Path) -> Path:
-    """Itself, or what it will be made in."""
+    """Return the directory itself, or its nearest existing parent."""
     return next(path for path in (directory, *directory.parents) if path.exists())
 
 
 @contextmanager
 def _probe_dir(settings: ServerSettings) -> Iterator[Path]:
-    """Where a server makes its probes; as long as there is no data directory, a place that is gone afterwards."""
+    """Yield the directory for a server's probes. Without a data directory it is a temporary one."""
     with ExitStack() as passing:
         data_dir = settings.server.data_dir.absolute()
         if not data_dir.is_dir():
@@ -131,7 +131,7 @@ def _check_sandbox(settings: ServerSettings) -> list[Finding]:
 
 
 def _check_capacity(settings: ServerSettings) -> list[Finding]:
-    """Whether a task that says nothing of `vm` would ever be let in."""
+    """Check that a task without `vm` settings fits the capacity."""
     total = measure_capacity(_nearest_existing(settings.server.data_dir.absolute()), settings.capacity)
     shortfall = Resources.requested_by(Vm()).describe_shortfall(total, "in all")
     if not shortfall:
@@ -152,7 +152,10 @@ def _check_disks(settings: ServerSettings) -> list[Finding]:
 
 
 def _check_leftovers(settings: ServerSettings) -> list[Finding]:
-    """Nobody's control groups, which cost next to nothing. Those of this data directory are the janitor's."""
+    """Check for unowned control groups, which cost next to nothing.
+
+    The janitor removes those of this data directory.
+    """
     hierarchies = find_hierarchies()
     tasks = tasks_root(settings.server.data_dir.absolute())
     ours = {path.name for path in tasks.glob("*/attempts/*")}

@@ -1,4 +1,4 @@
-"""What an examination of this machine finds."""
+"""Findings of `sandbox doctor`, and checks of the runtimes."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from sandbox.runtimes.programs.process_limits import OPEN_FILES_MAX
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at. message: what is so; mend: what to do about it, empty when there is nothing.
+    """The result of one check. message: the state; mend: what to do, empty if nothing.
 
-    is_needed: without it no task can run here; otherwise tasks run, but something is weaker.
+    is_needed: no task can run without it; otherwise tasks run, but something is weaker.
     """
 
     name: str
@@ -31,11 +31,11 @@ class Finding:
 
 _SYSCTL_ROOT = Path("/proc/sys")
 _UNLIMITED = 2**63 - 1
-"""What the kernel takes for no bound."""
+"""The kernel's value for no limit."""
 
 
 def check_open_files(probe: RuntimeProbe) -> list[Finding]:
-    """Nothing, where one sandbox cannot hold so many that others get none."""
+    """Report if one sandbox can hold so many open files that others get none."""
     machine = _read_sysctl("fs/file-max")
     if not probe.is_available or _open_files_per_task(probe) < machine:
         return []
@@ -50,9 +50,9 @@ def check_open_files(probe: RuntimeProbe) -> list[Finding]:
 
 
 def _open_files_per_task(probe: RuntimeProbe) -> int:
-    """A file that is mapped and closed is open all the same, and counts for no limit of the process.
+    """Return the maximum: a mapped, closed file is still open, but does not count for the process's limit.
 
-    In a tier with a kernel of its own one process of the host holds the files of all.
+    In a tier with its own kernel, one host process holds the files of all processes.
     """
     if probe.tier == "namespaces":
         return SANDBOX_PROCESSES_MAX * (OPEN_FILES_MAX + _read_sysctl("vm/max_map_count"))
@@ -73,7 +73,7 @@ _LIMITS = {
 
 
 def check_runtimes(requested: str, run_dir: Path) -> list[Finding]:
-    """The one that a server started now would take, then the others. Raises UnknownRuntimeError."""
+    """Check the runtime that a server would choose now, then the others. Raises UnknownRuntimeError."""
     requested_probe = None if requested == AUTO else asyncio.run(choose_runtime(requested, run_dir)).chosen
     auto_choice = asyncio.run(choose_runtime(AUTO, run_dir))
     chosen = requested_probe or auto_choice.chosen

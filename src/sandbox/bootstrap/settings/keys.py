@@ -1,4 +1,4 @@
-"""The keys of the configuration: their places in the file, their variables and options. Read from `settings`."""
+"""Configuration keys: their paths in the file, environment variables and options, derived from `settings.schema`."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from sandbox.bootstrap.settings.schema import Description, ServerSettings
 
 _ROOT_SECTION = "server"
-"""The section whose keys need no section in names of variables, and have options."""
+"""Its keys omit the section in their variables, and have command-line options."""
 
 _DEFAULT_TEXTS = {"server.data_dir": "$XDG_DATA_HOME/sandbox"}
 
 
 @dataclass(frozen=True)
 class SettingKey:
-    """One thing that can be set. section: its way in the file; kind: its type without bounds."""
+    """One setting. section: its path in the file; value_type: its type without bounds."""
 
     section: tuple[str, ...]
     name: str
@@ -28,7 +28,7 @@ class SettingKey:
 
     @property
     def path(self) -> str:
-        """Such as `secrets.vault.address`."""
+        """The dotted path, such as `secrets.vault.address`."""
         return ".".join((*self.section, self.name))
 
     @property
@@ -39,19 +39,19 @@ class SettingKey:
 
     @property
     def option(self) -> str | None:
-        """The option of the command line; only where the server listens and keeps its data has some."""
+        """The command-line option, None if there is none. Only the server section has options."""
         is_option = self.section == (_ROOT_SECTION,) and self.value_type is not tuple
         return "--" + self.name.replace("_", "-") if is_option else None
 
     @property
     def default_text(self) -> str:
-        """The default for people."""
+        """The default for display."""
         if self.path in _DEFAULT_TEXTS:
             return _DEFAULT_TEXTS[self.path]
         return {None: "none", (): "[]"}.get(self.default, str(self.default))
 
     def parse(self, text: str) -> Any:
-        """The value of a text from outside the file; what does not parse stays text, which the schema then refuses."""
+        """Parse a text from outside the file. Invalid text stays text, which the schema then rejects."""
         if self.value_type is tuple:
             return [part.strip() for part in text.split(",") if part.strip()]
         if self.value_type in {int, float}:
@@ -64,12 +64,12 @@ class SettingKey:
 
 @cache
 def setting_keys() -> tuple[SettingKey, ...]:
-    """All keys, in the order of the record."""
+    """Return all keys, in the order of the schema."""
     return tuple(_iterate_keys(ServerSettings, ()))
 
 
 def sections() -> dict[tuple[str, ...], list[str]]:
-    """What each section may hold."""
+    """Return the names that each section may contain."""
     names_by_section: dict[tuple[str, ...], list[str]] = {}
     for key in setting_keys():
         for depth in range(len(key.section) + 1):

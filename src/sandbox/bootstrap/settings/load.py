@@ -1,4 +1,4 @@
-"""The settings of this server: an option wins over the environment, that over `sandbox.toml`, that over the default."""
+"""Loads the server's settings. Precedence: options, environment, `sandbox.toml`, defaults."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ from sandbox.model.printable import replace_unprintable, replacement_character
 
 FILE_VARIABLE = "SANDBOX_CONFIG"
 FILE_BYTES_MAX = 1024 * 1024
-"""A configuration file; a larger one is refused."""
+"""Maximum size of a configuration file; a larger one is rejected."""
 
 DEFAULT_ORIGIN = "default"
 
 
 class ConfigurationError(SandboxError):
-    """The server cannot be configured like that; the message names every mistake and where it was made."""
+    """The configuration is invalid; the message lists every error and its origin."""
 
     code = "invalid_configuration"
 
 
 @dataclass(frozen=True)
 class Configuration:
-    """The settings; for each key (by its path) where its value came from; and the file, None when none was read."""
+    """The settings; the origin of each value by its key's path; and the file, None if none was read."""
 
     settings: ServerSettings
     origins: Mapping[str, str]
     file: Path | None
 
     def value(self, key: SettingKey) -> Any:
-        """What the key is set to."""
+        """Return the value of the key."""
         record: Any = self.settings
         for name in (*key.section, key.name):
             record = getattr(record, name)
@@ -50,7 +50,7 @@ class Configuration:
 
 
 def find_config_file(option: str | None, environment: Mapping[str, str]) -> tuple[Path, bool]:
-    """The file to read, and whether somebody asked for it, so that it has to be there. Raises ConfigurationError."""
+    """Return the file to read, and whether it was requested and must exist. Raises ConfigurationError."""
     if option == "":
         raise ConfigurationError("--config must not be empty.")
     requested = option or environment.get(FILE_VARIABLE)
@@ -58,10 +58,11 @@ def find_config_file(option: str | None, environment: Mapping[str, str]) -> tupl
 
 
 def load(options: Mapping[str, Any], environment: Mapping[str, str]) -> Configuration:
-    """Read everything there is.
+    """Load the settings from all sources.
 
-    options: values of the command line by their keys' names, None for those not given; `config` is the file.
-    Raises ConfigurationError with all mistakes.
+    options: command-line values by key name, None if not given; `config` is the file.
+
+    Raises ConfigurationError with all errors.
     """
     pass
 
@@ -96,7 +97,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _resolve_paths(data: dict[str, Any], file: Path) -> dict[str, Any]:
-    """A path in a file is meant from where the file is; `~` is this user's home."""
+    """Resolve paths relative to the file's directory; `~` is this user's home."""
     for key in setting_keys():
         section = _section(data, key)
         value = section.get(key.name) if section is not None else None
@@ -114,7 +115,7 @@ def _expand_user(key: SettingKey, value: str, file: Path) -> Path:
 
 
 def _dotted_paths(data: Mapping[str, Any], section: tuple[str, ...]) -> list[str]:
-    """The paths of all values and sections."""
+    """Return the dotted paths of all values and sections."""
     paths = []
     for name, value in data.items():
         path = (*section, name)
@@ -125,7 +126,7 @@ def _dotted_paths(data: Mapping[str, Any], section: tuple[str, ...]) -> list[str
 
 
 def _overrides(key: SettingKey, options: Mapping[str, Any], environment: Mapping[str, str]) -> list[tuple[str, str]]:
-    """What stands above the file, the weaker first. An empty variable counts as not set."""
+    """Return the values that override the file, the weaker first. An empty variable counts as unset."""
     overrides = []
     if environment.get(key.variable):
         overrides.append((key.variable, environment[key.variable]))
@@ -135,7 +136,7 @@ def _overrides(key: SettingKey, options: Mapping[str, Any], environment: Mapping
 
 
 def _set_value(data: dict[str, Any], key: SettingKey, value: Any) -> bool:
-    """Set a value, unless what should be a section is something else, which is a mistake of its own."""
+    """Set a value. Return False if a parent section is not a table, which is reported separately."""
     section = data
     for name in key.section:
         section = section.setdefault(name, {})
@@ -174,8 +175,8 @@ _ERROR_MESSAGES = (
 
 
 def validate(data: dict[str, Any], origins: Mapping[str, str]) -> tuple[ServerSettings | None, list[str]]:
-    """The settings that the data is, or None and everything that is wrong with it. origins: by dotted path."""
-    # A date is the one value of TOML that JSON lacks; no key takes one, so it is made what no key takes.
+    """Validate the data. Return the settings, or None and all errors. origins: by dotted path."""
+    # A date is the only TOML value that JSON lacks. No key accepts one, so encode it as something that no key accepts.
     text = json.dumps(data, default=lambda value: {"date": str(value)})
     clashes = _find_conflicts(data, origins)
     try:
@@ -192,7 +193,7 @@ def _adapter() -> TypeAdapter[ServerSettings]:
 
 
 def _find_conflicts(data: dict[str, Any], origins: Mapping[str, str]) -> list[str]:
-    """What no value is to blame for alone: two doors on one port."""
+    """Find conflicts between values: both listeners on one port."""
     section = data.get("server", {})
     if not isinstance(section, dict):
         return []

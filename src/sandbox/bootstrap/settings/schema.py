@@ -1,6 +1,7 @@
-"""Everything that an operator may set: one record, which is the schema of `sandbox.toml`, environment and options.
+"""The configuration schema: the settings of `sandbox.toml`, environment and options.
 
-Each record is a section of the file, each field a key. `configuration` reads types, bounds and defaults from here.
+Each record is a section of the file, and each field a key. `settings.keys` and `settings.load` read types, bounds and
+defaults from here.
 """
 
 from __future__ import annotations
@@ -58,12 +59,12 @@ DISK_SIZE = Format("disk_size", _check_disk_size)
 
 
 def parse_age(text: str) -> int | None:
-    """Seconds; None for unlimited."""
+    """Return seconds; None for unlimited."""
     return None if text == UNLIMITED else int(text[:-1]) * _UNIT_SECONDS[text[-1]]
 
 
 def parse_disk_size(text: str) -> int | None:
-    """Bytes; None for unlimited."""
+    """Return bytes; None for unlimited."""
     return None if text == UNLIMITED else int(text[:-1]) * _UNIT_BYTES[text[-1]]
 
 
@@ -72,16 +73,16 @@ _FORBID_EXTRA = {"extra": "forbid"}
 
 @dataclass(frozen=True)
 class Description:
-    """What a key is for, as help and documents tell it."""
+    """The description of a key in help texts and documentation."""
 
     text: str
 
 
 class _NotEmpty:
-    """Refuses the empty text, which as a path would be the current directory: a variable of a shell that is not set."""
+    """Rejects empty text, which would be the current directory as a path, for example from an unset shell variable."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], Any]) -> Any:
-        """How pydantic runs the check (it is imported only where a configuration is validated)."""
+        """Run the check in pydantic, which is imported only where a configuration is validated."""
         from pydantic_core import PydanticCustomError, core_schema
 
         def check(value: Any) -> Any:
@@ -118,18 +119,18 @@ Factor = Annotated[float, Ge(0.1), Le(1000)]
 
 
 def default_data_dir() -> Path:
-    """`$XDG_DATA_HOME/sandbox`."""
+    """Return `$XDG_DATA_HOME/sandbox`."""
     return _user_directory("XDG_DATA_HOME", ".local/share") / "sandbox"
 
 
 def default_config_file() -> Path:
-    """`$XDG_CONFIG_HOME/sandbox/sandbox.toml`."""
+    """Return `$XDG_CONFIG_HOME/sandbox/sandbox.toml`."""
     return _user_directory("XDG_CONFIG_HOME", ".config") / "sandbox" / "sandbox.toml"
 
 
 def _user_directory(variable: str, otherwise: str) -> Path:
     home = os.environ.get(variable, "")
-    # The specification says that a relative path there is to be ignored.
+    # The specification requires ignoring relative paths here.
     return Path(home) if home.startswith("/") else Path.home() / otherwise
 
 
@@ -184,12 +185,12 @@ class DiskSection:
 
     @property
     def new_tasks(self) -> Watermark:
-        """The first watermark."""
+        """The watermark for new tasks."""
         return Watermark(self.new_tasks_percent, parse_byte_size(self.new_tasks_size))
 
     @property
     def output(self) -> Watermark:
-        """The second one."""
+        """The watermark for output."""
         return Watermark(self.output_percent, parse_byte_size(self.output_size))
 
 
@@ -237,7 +238,7 @@ class PreserveSection:
 
     @property
     def time_to_live_seconds(self) -> int:
-        """In seconds."""
+        """The time to live in seconds."""
         return parse_duration(self.time_to_live)
 
 
@@ -260,7 +261,7 @@ class RetentionSection:
 
     @property
     def retention(self) -> Retention:
-        """As numbers. Their type is imported here because its module imports asyncio, which a command need not have."""
+        """The limits as numbers. Imported locally, because the module imports asyncio, which commands do not need."""
         from sandbox.interfaces.tasks import Retention
 
         return Retention(parse_age(self.older_than), self.keep or None, parse_disk_size(self.max_bytes))

@@ -1,7 +1,8 @@
-"""A manifest's text as plain data, with the places where everything stood.
+"""A manifest's text as plain data, with source locations.
 
-Readers (`manifest_yaml`, `manifest_json`) make nodes of the text; here the nodes become dicts and lists, aliases
-expanded, within bounds that hold before anything grows. No step is recursive, so no nesting can exhaust the stack.
+The readers (`yaml.read_yaml`, `read_json`) turn text into nodes. This module turns nodes into dicts and lists and
+expands aliases, with limits that are checked before anything grows. No step is recursive, so no nesting can exhaust the
+stack.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ _INVALID_TEXT = re.compile("[\x00\ud800-\udfff]")
 
 
 class InvalidValue(NamedTuple):
-    """A value that cannot be part of any manifest, and why."""
+    """A value that no manifest may contain, and why."""
 
     rule: RuleName
     message: str
@@ -29,7 +30,7 @@ TOO_LARGE = InvalidValue("range", "is no number that can be used; text that look
 
 
 class Pair(NamedTuple):
-    """A key and its value. `complaint` says why the key is refused."""
+    """A key and its value. `key_error` says why the key is rejected."""
 
     key: str
     value: Any
@@ -38,12 +39,12 @@ class Pair(NamedTuple):
 
 
 class Pairs(list[Pair]):
-    """A mapping as it was written, duplicate keys included."""
+    """A mapping as written, including duplicate keys."""
 
 
 @dataclass(slots=True)
 class Node:
-    """A value (scalar, list of nodes, `Pairs` or `Refused`) and where it stood."""
+    """A value (scalar, list of nodes, `Pairs` or `InvalidValue`) and its location."""
 
     value: Any
     location: SourceLocation
@@ -51,7 +52,7 @@ class Node:
 
 @dataclass(slots=True)
 class Document:
-    """Plain data; `refused` are the places whose value was refused and stands as None."""
+    """Plain data. `invalid_paths` are the paths of rejected values, which are None in the data."""
 
     data: Any = None
     key_locations: dict[FieldPath, SourceLocation] = field(default_factory=dict)
@@ -60,7 +61,7 @@ class Document:
     invalid_paths: set[FieldPath] = field(default_factory=set)
 
     def value_location(self, path: FieldPath) -> SourceLocation | None:
-        """Where the value stood, or the nearest thing around it that has a place."""
+        """Return the location of the value, or of the nearest enclosing value that has one."""
         for length in range(len(path), -1, -1):
             mark = self.value_locations.get(path[:length])
             if mark is not None:
@@ -68,7 +69,7 @@ class Document:
         return None
 
     def key_location(self, path: FieldPath) -> SourceLocation | None:
-        """Where the key of this value stood."""
+        """Return the location of the value's key."""
         return self.key_locations.get(path) or self.value_location(path)
 
 
@@ -88,12 +89,12 @@ def reject_count(location: SourceLocation | None = None) -> NoReturn:
 
 
 def to_document(root: Any) -> Document:
-    """Make plain data of nodes, all aliases expanded. Raises InvalidManifestError past a bound."""
+    """Convert nodes to plain data with all aliases expanded. Raises InvalidManifestError beyond a limit."""
     return _DocumentBuilder().build(root)
 
 
 class _DocumentBuilder:
-    """One walk over the nodes. What is still to be placed waits in a list, not on the stack."""
+    """One iterative walk over the nodes. Pending nodes are in a list, not on the stack."""
 
     def __init__(self) -> None:
         self._document = Document()
@@ -164,7 +165,7 @@ class _DocumentBuilder:
         self._document.errors.append(FieldError.at(path, rule, message, location))
 
     def _count(self, *, values: int = 0, characters: int = 0) -> None:
-        """Only aliases can make more characters than the body had bytes."""
+        """Only aliases can yield more characters than the body has bytes."""
         self._value_count += values
         self._character_count += characters
         if self._value_count > limits.MANIFEST_VALUES_MAX:
@@ -174,12 +175,12 @@ class _DocumentBuilder:
 
 
 _INTEGER_DIGITS_MAX = 18
-# The closing quote is optional so that an open string is passed over once, not once for every quote in it.
+# The closing quote is optional, so an unterminated string is skipped once and not once per quote in it.
 _STRING_OR_PUNCTUATION = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[\]{},]', re.DOTALL)
 
 
 def read_json(text: str) -> Any:
-    """The root of a JSON text. Raises InvalidManifestError where it is not one."""
+    """Return the root of a JSON text. Raises InvalidManifestError if it is not valid JSON."""
     _check_bounds(text)
     try:
         return json.loads(
@@ -195,7 +196,7 @@ def read_json(text: str) -> Any:
 
 
 def write_json(data: Any) -> bytes:
-    """Plain data as it is sent: in UTF-8, but for half a surrogate pair, which only an escape can say."""
+    """Encode plain data as UTF-8. Lone surrogates, which UTF-8 cannot represent, are escaped."""
     try:
         return json.dumps(data, ensure_ascii=False).encode()
     except UnicodeEncodeError:
@@ -203,7 +204,7 @@ def write_json(data: Any) -> bytes:
 
 
 def _check_bounds(text: str) -> None:
-    """Before the parser sees it, because that one is recursive and takes whatever comes."""
+    """Check limits before parsing, because the parser is recursive and has none."""
     depth = opened = commas = 0
     for token in _STRING_OR_PUNCTUATION.finditer(text):
         character = token[0]

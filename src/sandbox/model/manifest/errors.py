@@ -1,4 +1,4 @@
-"""What is wrong with a manifest, and where."""
+"""Validation errors of a manifest, with source locations."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sandbox.model.errors import SandboxError
 from sandbox.model.printable import replace_unprintable, replacement_character
 
 FieldPath = tuple[str | int, ...]
-"""The way to a value: field names and list positions."""
+"""Path to a value: field names and list indexes."""
 
 RuleName = Literal["required", "type", "enum", "format", "range", "unknown_field", "not_offered"]
 
@@ -19,17 +19,17 @@ _KEY_DISPLAY_LENGTH_MAX = 100
 
 
 class SourceLocation(msgspec.Struct, frozen=True):
-    """A place in the text, counted from 1 as editors do."""
+    """A position in the text, counted from 1 as in editors."""
 
     line: int
     column: int
 
 
 class FieldError(msgspec.Struct, frozen=True):
-    """One thing that its author has to change.
+    """One error that the author has to fix.
 
     field: the path, such as `secrets[0].name`; empty for the document as a whole.
-    line, column: from 1, null where the text has no lines worth naming (JSON).
+    line, column: from 1; null if the text has no useful lines (JSON).
     """
 
     field: str
@@ -40,13 +40,13 @@ class FieldError(msgspec.Struct, frozen=True):
 
     @classmethod
     def at(cls, path: FieldPath, rule: RuleName, message: str, location: SourceLocation | None = None) -> FieldError:
-        """A mistake of the value at `path`."""
+        """Create an error about the value at `path`."""
         line, column = (location.line, location.column) if location is not None else (None, None)
         return cls(field_name(path), rule, message, line, column)
 
 
 class InvalidManifestError(SandboxError):
-    """The manifest cannot be accepted. `mistakes` are all that were found, in the order of a YAML text."""
+    """The manifest is invalid. `errors` holds the listed errors, in the order of the text if it is YAML."""
 
     code = "invalid_manifest"
 
@@ -56,7 +56,7 @@ class InvalidManifestError(SandboxError):
 
 
 def field_name(path: FieldPath) -> str:
-    """`("secrets", 0, "name")` as `secrets[0].name`, fit to be shown on a terminal."""
+    """Format `("secrets", 0, "name")` as `secrets[0].name`, safe to show on a terminal."""
     name = ""
     for part in path:
         if isinstance(part, int):

@@ -1,4 +1,4 @@
-"""The text formats of the manifest: each one a name, a rule and the sentence a person reads."""
+"""Text formats of the manifest: a name, a check and an error message each."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ _UNIT_BYTES = {"M": 1024**2, "G": 1024**3}
 
 
 class RangeMessage(str):
-    """A complaint about how much there is, not about how it is written."""
+    """An error about an amount, not about the format."""
 
     __slots__ = ()
 
 
 @dataclass(frozen=True)
 class Format:
-    """A check on a string. `complain` gives the sentence that says what is wrong, or None."""
+    """A check on a string. `find_error` returns an error message or None."""
 
     name: str
     find_error: Callable[[str], str | None]
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], Any]) -> Any:
-        """How pydantic runs the check (it is imported only where manifests are parsed)."""
+        """Run the check in pydantic, which is imported only where manifests are parsed."""
         from pydantic_core import PydanticCustomError, core_schema
 
         def check(value: str) -> str:
@@ -47,12 +47,12 @@ class Format:
 
 
 def parse_duration(text: str) -> int:
-    """Seconds in `90s`, `15m` or `24h`."""
+    """Return the seconds of `90s`, `15m` or `24h`."""
     return int(text[:-1]) * _UNIT_SECONDS[text[-1]]
 
 
 def parse_byte_size(text: str) -> int:
-    """Bytes in `512M` or `8G` (binary units)."""
+    """Return the bytes of `512M` or `8G` (binary units)."""
     return int(text[:-1]) * _UNIT_BYTES[text[-1]]
 
 
@@ -61,7 +61,7 @@ def _pattern_check(pattern: str, message: str) -> Callable[[str], str | None]:
     return lambda value: None if compiled.fullmatch(value) else message
 
 
-# Control characters, the two line separators, and the marks that make text read in another order than it stands.
+# Control characters, the two line separators, and bidirectional formatting characters, which reorder displayed text.
 _CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 
@@ -103,7 +103,7 @@ def _repository_url(value: str) -> str | None:
     match = _URL.fullmatch(value)
     if match is None:
         return _URL_MESSAGE
-    # As git takes it, which reads what is escaped before it looks for the host.
+    # Git unescapes the URL before it looks for the host.
     user = unquote(match["user"] or "")
     if ":" in user or (user and match["scheme"] != "ssh"):
         return "must not contain credentials; put them into the server user's git configuration"
@@ -128,7 +128,7 @@ def _port(text: str | None) -> str | None:
 
 
 def _branch(value: str) -> str | None:
-    """The rules of git-check-ref-format(1) for a branch name."""
+    """Check the rules of git-check-ref-format(1) for branch names."""
     forbidden = re.search(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//", value)
     parts_are_fine = all(part and not part.startswith(".") and not part.endswith(".lock") for part in value.split("/"))
     if len(value) > 250 or forbidden or not parts_are_fine or value.startswith("-") or value in {"@", "HEAD"}:
@@ -156,7 +156,7 @@ def _prompt(value: str) -> str | None:
 def _git_patch(value: str) -> str | None:
     try:
         patch = base64.b64decode(value, validate=True)
-    except ValueError:  # its binascii.Error, and characters beyond ASCII
+    except ValueError:  # binascii.Error, or ValueError for non-ASCII characters
         return "must be base64 of what git diff --binary writes"
     if len(patch) > GIT_PATCH_BYTES_MAX:
         return RangeMessage(f"must be at most {GIT_PATCH_BYTES_MAX // 1024} KiB before base64")
@@ -184,7 +184,7 @@ def _pattern(value: str) -> str | None:
 
 
 def _allowed_host(value: str) -> str | None:
-    """A last part that is a number, as in `127.1` or `0x7f000001`, makes the whole an IP address for many resolvers."""
+    """Reject a numeric last label (`127.1`, `0x7f000001`), because many resolvers parse it as an IP address."""
     match = re.fullmatch(rf"(?:\*\.)?(?P<host>{_HOST})(?::(?P<port>[0-9]{{1,5}}))?", value)
     if match is None or len(match["host"]) > 253 or re.fullmatch(r"[0-9]+|0[xX].*", match["host"].split(".")[-1]):
         return "must be a host name, or '*.' and a domain, with an optional ':port'; no IP address"

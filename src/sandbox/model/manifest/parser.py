@@ -1,4 +1,4 @@
-"""From bytes to a valid manifest, or to every mistake in them at once."""
+"""Parses bytes into a valid manifest, or collects all errors."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _SUGGESTION_NAME_LENGTH_MAX = 64
 
 
 def validate(data: dict[str, Any]) -> Manifest | list[RuleViolation]:
-    """The manifest that the data is, or everything that the schema has against it."""
+    """Return the manifest, or all violations of the schema."""
     try:
         return _adapter().validate_json(json.dumps(data), strict=True)
     except ValidationError as error:
@@ -35,7 +35,7 @@ def validate(data: dict[str, Any]) -> Manifest | list[RuleViolation]:
 
 
 def without_nulls(data: Any, kind: Any = Manifest) -> Any:
-    """The data without those fields of records that are null, which means that they are absent."""
+    """Remove the null fields of records; null means absent."""
     if _is_record(kind) and isinstance(data, dict):
         kinds = _field_types(kind)
         return {
@@ -63,7 +63,7 @@ def _adapter() -> TypeAdapter[Manifest]:
 
 @cache
 def _field_types(record: Any) -> dict[str, Any]:
-    """The type of each field of a record, without bounds and without `None`."""
+    """Return the type of each field of a record, without bounds and `None`."""
     hints = get_type_hints(record)
     return {field.name: _strip_optional(hints[field.name]) for field in fields(record)}
 
@@ -75,7 +75,7 @@ def _strip_optional(kind: Any) -> Any:
 
 
 def _item_type(kind: Any) -> Any:
-    """What is in a list or mapping of this type, None for anything else."""
+    """Return the item type of a list or mapping, None for any other type."""
     if get_origin(kind) is tuple:
         return get_args(kind)[0]
     return get_args(kind)[1] if get_origin(kind) is dict else None
@@ -166,7 +166,7 @@ _MESSAGES: tuple[tuple[str, RuleName, Callable[[FieldPath, ErrorDetails], str]],
 __all__ = ["FieldError", "InvalidManifestError", "parse_manifest", "read_document"]
 
 BUILT_IN_PROFILES: Mapping[str, str] = {"agentic-dev": "", "basic": ""}
-"""The profiles that come with Sandbox; nothing is in their way."""
+"""The built-in profiles, all of which are usable."""
 
 _WRAPPERS = ("manifest", "manifest_yaml")
 
@@ -179,13 +179,14 @@ def parse_manifest(
     clone_hosts: Collection[str] | None = None,
     has_price: Callable[[str], bool] | None = None,
 ) -> Manifest:
-    """The manifest in a request's body, with all defaults filled in.
+    """Parse a manifest from a request body and fill in all defaults.
 
-    profiles: names with what is in the way of each, nothing where it can be used; None takes any name on trust.
-    clone_hosts: the hosts that repositories may come from; None for any. priced: whether a model's price is known,
-    which `budget_usd` needs; None takes it on trust.
-    JSON may also be wrapped as `{"manifest": {…}}` or `{"manifest_yaml": "…"}`.
-    Raises InvalidManifestError with all mistakes; a body that cannot be read at all has just one.
+    profiles: profile names and why each one is unusable (empty if it is usable); None accepts any name.
+    clone_hosts: hosts that repositories may be cloned from; None allows any.
+    has_price: whether a model's price is known, which `budget_usd` needs; None accepts any model.
+
+    JSON may also be wrapped as `{"manifest": {…}}` or `{"manifest_yaml": "…"}`. Raises InvalidManifestError with all
+    errors; a body that cannot be parsed has just one.
     """
     document = read_document(body, is_json=is_json)
     data = without_nulls(document.data)
@@ -203,9 +204,9 @@ def parse_manifest(
 
 
 def read_document(body: bytes, *, is_json: bool) -> Document:
-    """The mapping in a request's body, unwrapped, with the places of everything, not held against the schema yet.
+    """Read the mapping in a request body, unwrapped, with source locations. The schema is not checked yet.
 
-    Raises InvalidManifestError where it cannot be read; mistakes that leave the rest readable are in the document.
+    Raises InvalidManifestError if the body is unreadable; other errors are in the document.
     """
     document = to_document(_unwrap(_decode_text(body), is_json=is_json))
     if not isinstance(document.data, dict):
@@ -244,7 +245,7 @@ def _unwrap(text: str, *, is_json: bool) -> Any:
         return wrapped.value
     if not isinstance(wrapped.value, str):
         reject("must have the text of a manifest in manifest_yaml", rule="type")
-    # Through bytes again, for the same checks; half a character is refused there.
+    # Encode again for the same checks; lone surrogates are rejected there.
     return read_yaml(_decode_text(wrapped.value.encode(errors="surrogatepass")))
 
 
@@ -252,7 +253,7 @@ def _read_json_or_yaml(text: str, *, is_json: bool) -> Any:
     if is_json:
         return read_json(text)
     if text.lstrip().startswith("{"):
-        # JSON sent without its content type; YAML does not know all of its escapes.
+        # JSON sent without its content type. YAML does not support all JSON escapes.
         with suppress(InvalidManifestError):
             return read_json(text)
     return read_yaml(text)
@@ -261,7 +262,7 @@ def _read_json_or_yaml(text: str, *, is_json: bool) -> Any:
 def _to_field_errors(
     document: Document, schema_violations: list[RuleViolation], rule_violations: list[RuleViolation]
 ) -> list[FieldError]:
-    """With their places; what the document itself refused is told already."""
+    """Add source locations. Errors that the document already contains are left out."""
     kept = [breach for breach in schema_violations if breach.path not in document.invalid_paths]
     return [_to_field_error(document, breach) for breach in [*kept, *rule_violations]]
 

@@ -1,4 +1,4 @@
-"""What a manifest's fields ask of each other, and what is not offered."""
+"""Rules across the fields of a manifest, and checks of what the server offers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _RESERVED_PREFIXES = ("ANTHROPIC_", "CLAUDE_", "LD_", "BUN_")
 
 
 class RuleViolation(NamedTuple):
-    """A rule that plain data breaks at a path."""
+    """A rule that plain data violates at a path."""
 
     path: FieldPath
     rule: RuleName
@@ -41,7 +41,7 @@ def find_violations(
     clone_hosts: Collection[str] | None = None,
     has_price: Callable[[str], bool] | None = None,
 ) -> Iterator[RuleViolation]:
-    """Every broken rule of plain data whose types need not be right (that is told by the schema)."""
+    """Yield every violation. The types of the data may be wrong; the schema reports that."""
     yield from _unknown_clone_host(data, clone_hosts)
     yield from _hosts_without_outbound(data)
     yield from _unusable_profile(data, profiles)
@@ -93,7 +93,7 @@ def _duplicate_secrets(data: dict[str, Any]) -> Iterator[RuleViolation]:
 
 
 def _reserved_secrets(data: dict[str, Any]) -> Iterator[RuleViolation]:
-    """Secrets are variables of the agent: none may send it elsewhere or load something into it."""
+    """Secrets become environment variables of the agent; none may redirect it or load code into it."""
     for index, secret in enumerate(_as_list(data.get("secrets"))):
         name = _as_text(_as_mapping(secret).get("name"))
         if name in _RESERVED_NAMES or name.startswith(_RESERVED_PREFIXES):
@@ -102,7 +102,7 @@ def _reserved_secrets(data: dict[str, Any]) -> Iterator[RuleViolation]:
 
 
 def _invalid_tools(data: dict[str, Any]) -> Iterator[RuleViolation]:
-    """One entry is one tool: Claude Code would split it at a comma, and leave out in silence what it cannot read."""
+    """Each entry must be one tool: Claude Code splits entries at commas and silently ignores what it cannot parse."""
     for index, entry in enumerate(_as_list(_as_mapping(data.get("claude")).get("allowed_tools"))):
         text = _as_text(entry)
         if text and (not _TOOL.fullmatch(text) or _SECOND_TOOL.search(text)):
@@ -137,7 +137,7 @@ def _invalid_mcp_servers(data: dict[str, Any]) -> Iterator[RuleViolation]:
 
 
 def _expanded_texts(server: dict[str, Any]) -> Iterator[tuple[FieldPath, str]]:
-    """The texts in which Claude Code expands `${NAME}`."""
+    """Yield the texts in which Claude Code expands `${NAME}`."""
     yield ("url",), _as_text(server.get("url"))
     for index, argument in enumerate(_as_list(server.get("args"))):
         yield ("args", index), _as_text(argument)

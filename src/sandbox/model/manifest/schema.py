@@ -1,6 +1,6 @@
-"""The manifest: what a user asks for, once it is known to be valid.
+"""The manifest schema: records of a validated manifest.
 
-These records are the schema as well: `manifest_parsing` reads types, bounds and `Format` marks from them.
+`manifest.parser` reads types, bounds and `Format` marks from these records.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""YAML text as nodes: one document of the core schema of YAML 1.2, read event by event.
+"""Reads YAML events into nodes: one document of the YAML 1.2 core schema.
 
-The library's own composer is recursive and its schema is YAML 1.1, where `no` is false and `1:30` is ninety.
+The library's composer is recursive, and its schema is YAML 1.1, where `no` is false and `1:30` is ninety.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ _UNSUPPORTED_TAG = InvalidValue("format", "has a YAML tag; only the tags of plai
 
 
 def read_yaml(text: str) -> Node | None:
-    """The root of a YAML text, None for an empty one. Raises InvalidManifestError where it is not one."""
+    """Return the root of a YAML text, None for an empty one. Raises InvalidManifestError if it is not valid."""
     unfit = _NON_YAML_CHARACTER.search(text)
     if unfit is not None:
         reject(f"contains the control character U+{ord(unfit[0]):04X}", location=_location_at(text, unfit.start()))
-    # libyaml compares every directive with every other one.
+    # libyaml compares every directive with all other directives.
     if len(_DIRECTIVE.findall(text)) > _DIRECTIVES_MAX:
         reject("has too many YAML directives (lines that begin with %)")
     reading = _NodeBuilder()
@@ -64,7 +64,7 @@ def read_yaml(text: str) -> Node | None:
 
 
 def resolve_scalar(text: str) -> Any:
-    """What an unquoted scalar stands for."""
+    """Resolve an unquoted scalar."""
     if text in _CONSTANTS:
         return _CONSTANTS[text]
     if _INTEGER.fullmatch(text):
@@ -94,7 +94,7 @@ def _location_at(text: str, index: int) -> SourceLocation:
 
 @dataclass(slots=True)
 class _OpenCollection:
-    """A list or mapping whose end was not read yet."""
+    """A list or mapping whose end event is still to come."""
 
     node: Node
     invalid_value: InvalidValue | None
@@ -115,7 +115,7 @@ class _OpenCollection:
 
 @dataclass(slots=True)
 class _NodeBuilder:
-    """Takes events in order and builds the root of them."""
+    """Builds the root node from events in order."""
 
     root: Node | None = None
     _stack: list[_OpenCollection] = field(default_factory=list)
@@ -126,7 +126,7 @@ class _NodeBuilder:
     _document_count: int = 0
 
     def handle_event(self, event: yaml.Event) -> None:
-        """Take the next event."""
+        """Process the next event."""
         match event:
             case yaml.DocumentStartEvent():
                 self._document_count += 1
@@ -198,7 +198,7 @@ class _NodeBuilder:
             reject("has a field whose name is not text", location=_location(event.start_mark))
 
     def _register_anchor(self, anchor: str | None, node: Node) -> None:
-        """An anchor counts from the end of its value on, so nothing can contain itself."""
+        """Register an anchor at the end of its value, so nothing can contain itself."""
         if anchor is None:
             return
         self._anchor_count += 1
@@ -220,11 +220,11 @@ def _scalar_value(event: Any) -> Any:
 
 _WIDTH = 100
 _LINE_ENDS = re.compile("[\r\x85\u2028\u2029]")
-"""What a YAML reader takes for the end of a line, and gives back as another one."""
+"""Characters that a YAML reader treats as line breaks and normalizes."""
 
 
 class _Dumper(yaml.SafeDumper):
-    """Indents lists below their key, and writes texts of several lines as blocks."""
+    """Indents lists below their key and writes multi-line texts as blocks."""
 
     def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
         super().increase_indent(flow, False)
@@ -239,5 +239,5 @@ _Dumper.add_representer(str, _represent_text)
 
 
 def write_yaml(data: dict[str, Any]) -> str:
-    """The text of a document, in the order of the data."""
+    """Return the YAML text of a document, in the order of the data."""
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=_WIDTH)

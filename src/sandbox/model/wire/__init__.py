@@ -1,1 +1,1 @@
-"""Bodies and events as clients see them."""
+"""Events in the form that clients receive."""

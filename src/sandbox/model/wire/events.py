@@ -1,4 +1,4 @@
-"""What a client sees of a record: JSON objects with `type, task_id, seq, timestamp` and the type's own fields."""
+"""Wire format of events: JSON objects with `type, task_id, seq, timestamp` and the fields of the type."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from sandbox.model.task import Attempt, Task
 WireEvent = dict[str, Any]
 
 LogStream = Literal["all", "stdout", "stderr", "events"]
-"""What `stream=` of the logs takes; a frame belongs to exactly one of the last three, or to none."""
+"""Values of the logs' `stream=`. An event belongs to exactly one of the last three, or to none."""
 
 
 _OVERHEAD_BYTES = 256
 
 
 def wire_size_bytes(event: WireEvent) -> int:
-    """About what a frame takes in memory, for bounds: its text, and a round figure for the rest."""
+    """Estimate the memory of an event for limits: its text plus a fixed overhead."""
     return _OVERHEAD_BYTES + len(event.get("data", ""))
 
 
@@ -31,7 +31,7 @@ def format_timestamp(at: datetime) -> str:
 
 
 def to_wire_event(task_id: str, record: e.Record) -> WireEvent | None:
-    """The frame of a record; None where it is nothing that clients are shown."""
+    """Return the wire event of a record, or None if clients do not see it."""
     fields = _event_fields(record.event) if record.transition is None else _transition_fields(record.transition)
     if fields is None:
         return None
@@ -40,7 +40,7 @@ def to_wire_event(task_id: str, record: e.Record) -> WireEvent | None:
 
 
 def end_event(task: Task) -> WireEvent:
-    """The last frame of a finished task. It takes the number after the last record's, which no record has."""
+    """Return the last event of a finished task. Its number follows the last record's; no record has it."""
     return {
         "type": "end",
         "task_id": task.id,
@@ -53,7 +53,7 @@ def end_event(task: Task) -> WireEvent:
 
 
 def error_event(task: Task, code: str, message: str) -> WireEvent:
-    """What keeps the rest of the story from being told; it takes the number of the last record, which is not told."""
+    """Return an error that ends the event stream early. It takes the number of the last record, which is not sent."""
     return {
         "type": "error",
         "task_id": task.id,
@@ -66,7 +66,7 @@ def error_event(task: Task, code: str, message: str) -> WireEvent:
 
 
 def current_state_event(task: Task) -> WireEvent:
-    """The first frame for a client that begins now: the present state, without a previous one."""
+    """Return the first event for a client that starts now: the current state, without a previous one."""
     return {
         "type": "state_change",
         "task_id": task.id,
@@ -79,14 +79,14 @@ def current_state_event(task: Task) -> WireEvent:
 
 
 def error_fields(task: Task, *, is_operator: bool = False) -> dict[str, str] | None:
-    """`{code, message}` of a failed task."""
+    """Return `{code, message}` of a failed task."""
     if task.failure is None or task.cancel is not None:
         return None
     return {"code": task.failure.code, "message": task.failure.message_for(is_operator=is_operator)}
 
 
 def attempts_fields(task: Task, *, is_operator: bool = False) -> list[dict[str, Any]]:
-    """Every attempt of a task, the first one first, as JSON; the end of the last one is the task's."""
+    """Return every attempt of a task as JSON, oldest first. The last one ends as the task does."""
     last = task.attempt
     if last is None:
         return []
@@ -111,14 +111,14 @@ def _attempt_fields(attempt: Attempt, *, is_operator: bool) -> dict[str, Any]:
 
 
 def progress_fields(progress: e.Progress) -> dict[str, Any]:
-    """The counters of a task as JSON, every key present."""
+    """Return the counters of a task as JSON, with every key."""
     fields: dict[str, Any] = msgspec.structs.asdict(progress)
     at = progress.last_activity_at
     return {**fields, "last_activity_at": format_timestamp(at) if at else None}
 
 
 def log_stream_of(event: WireEvent) -> str | None:
-    """The log stream a frame belongs to: stdout, stderr, events, or None."""
+    """Return the log stream of an event: stdout, stderr, events, or None."""
     if event["type"] == "output":
         return str(event["stream"])
     return "events" if event["type"] in _LOG_EVENT_TYPES else None

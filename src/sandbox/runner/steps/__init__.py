@@ -1,1 +1,1 @@
-"""The steps of an attempt, one a file, in the order of its life."""
+"""The steps of an attempt, one per module: stage, provision, run, collect, teardown."""

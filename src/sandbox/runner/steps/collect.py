@@ -1,4 +1,4 @@
-"""Collect: what is worth keeping leaves the workspace before it is gone."""
+"""Collect step: stores artifacts before the workspace is removed."""
 
 import asyncio
 import errno
@@ -38,13 +38,15 @@ from sandbox.system.files import fsync_path, remove_on_failure, replace_durably
 
 
 async def collect(attempt: AttemptContext) -> None:
-    """Store patch, transcript, what the patterns match, and the metadata.
+    """Store patch, transcript, files that match the patterns, and the metadata.
 
-    Whatever can be kept is kept, also when the patch cannot be made; the metadata comes last and tells of it.
-    Where the values of the secrets are not those that the agent had, what is kept of its disk may hold them unseen:
-    then all that is flagged, and nothing is called by its name. Once the metadata is there, also after a collection
-    that came to no end, nothing is collected again: of the workspace some may be removed already. Raises OSError, or
-    an AttemptError because of one, where the server's disk took something not: it can be tried again then.
+    Everything that can be stored is stored, even if the patch fails; the metadata comes last and includes the failure.
+    If the current secret values are not those that the agent had, files of its disk may contain unknown values: then
+    all of them are flagged, and their names are replaced.
+
+    Once the metadata exists, even after an incomplete collection, nothing is collected again, because part of the
+    workspace may be removed already. Raises OSError, or an AttemptError caused by one, if the server's disk rejected a
+    write; then a retry is possible.
     """
     if attempt.task.is_collected:
         return
@@ -64,21 +66,21 @@ async def collect(attempt: AttemptContext) -> None:
         attempt.recorder.record_once(AttemptFailed(failure))
     await _store_transcript(timely, directory)
     await _collect_pattern_matches(timely, directory)
-    # Short enough to be looked through, whatever time the rest has left for that.
+    # Short enough to scan without a deadline.
     await _store_chunks(attempt, directory, METADATA_NAME, "application/json", _encode_metadata(attempt))
 
 
 async def store_metadata(attempt: AttemptContext) -> None:
-    """What can always be told of a task, where collecting came to no end. Raises OSError."""
+    """Store the metadata, which is always available, after a collection that did not finish. Raises OSError."""
     attempt.task_files.artifacts.mkdir(mode=0o700, exist_ok=True)
-    # A thread that nobody waits for any more may still have the part of the ordinary name.
+    # An abandoned thread may still write the part file with the usual name.
     await _store_chunks(
         attempt, attempt.task_files.artifacts, METADATA_NAME, "application/json", _encode_metadata(attempt), ".last"
     )
 
 
 def _make_deadline_redactor(attempt: AttemptContext) -> DeadlineRedactor | None:
-    """What looks for the secrets in all that is collected; None where there are none, or others."""
+    """Create the secret scanner for collected files; None if there are no secrets or their values differ."""
     if attempt.redaction is None or not _has_same_secrets(attempt):
         return None
     seconds = max(SECRET_SCAN_SECONDS_MIN, attempt.task.manifest.lifecycle.collect_timeout_seconds * _SCAN_SHARE)
@@ -86,7 +88,7 @@ def _make_deadline_redactor(attempt: AttemptContext) -> DeadlineRedactor | None:
 
 
 def _has_same_secrets(attempt: AttemptContext) -> bool:
-    """Whether the values are those that an agent had on this disk; none are on one that is gone, or never was."""
+    """Whether the values are those of the agent on this disk. True for a disk that is gone or never existed."""
     return not attempt.files.disk.exists() or matches_fingerprint(attempt.files.secret_fingerprint, attempt.secrets)
 
 
@@ -95,7 +97,7 @@ async def _collect_patch(attempt: AttemptContext, directory: Path) -> None:
         attempt.task.base_commit,
         attempt.task.failure is not None or attempt.task.cancel is not None,
     )
-    if base_commit is None or (is_ended and not attempt.files.repository.is_dir()):  # it was cleared away already
+    if base_commit is None or (is_ended and not attempt.files.repository.is_dir()):  # removed already
         return
     name = f"{attempt.task.id}.patch"
     part = attempt.files.root / name
@@ -119,7 +121,7 @@ def _secret_scanner(attempt: AttemptContext) -> ContainsSecret:
 
 
 async def _collect_changed_files(attempt: AttemptContext, directory: Path, base_commit: str, reason: str) -> None:
-    """What the patch does not hold is kept as it is; no success becomes a failure for it."""
+    """Keep the files that the patch lacks. A success never becomes a failure because of them."""
     name = _tar_name(attempt)
     part = attempt.files.root / name
     seconds = attempt.task.manifest.lifecycle.collect_timeout_seconds * _CHANGED_FILES_SHARE
@@ -174,17 +176,17 @@ def _tar_name(attempt: AttemptContext) -> str:
 
 
 def _is_unredactable(attempt: AttemptContext) -> bool:
-    """Whether the task's secrets may stand anywhere, and cannot be found."""
+    """Whether the task's secrets may be anywhere and cannot be found."""
     return attempt.redaction is None and bool(attempt.task.manifest.secrets)
 
 
 def _flag_if_unredactable(attempt: AttemptContext, artifact: Artifact) -> Artifact:
-    """Flagged where nobody can look through it."""
+    """Flag an artifact that cannot be scanned."""
     return msgspec.structs.replace(artifact, contains_secret=_is_unredactable(attempt))
 
 
 def _reuse_collected(attempt: AttemptContext, artifact: Artifact, collected: Artifact | None) -> Artifact:
-    """Where nobody can look through it, only what was told before is trusted: a name, of one path, with one content."""
+    """If scanning is impossible, trust only an earlier record with the same name, path and content."""
     if collected is None or not _is_unredactable(attempt):
         return _flag_if_unredactable(attempt, artifact)
     if collected.path != artifact.path:
@@ -193,7 +195,7 @@ def _reuse_collected(attempt: AttemptContext, artifact: Artifact, collected: Art
 
 
 def _has_secret_in_name(attempt: AttemptContext, artifact: Artifact) -> bool:
-    """Whether the name holds the value of a secret, or a part of one where the name was cut, or may."""
+    """Whether the name contains a secret value, part of one if the name was cut, or may contain one."""
     redaction = attempt.redaction
     if redaction is None:
         return _is_unredactable(attempt)
@@ -204,7 +206,7 @@ def _has_secret_in_name(attempt: AttemptContext, artifact: Artifact) -> bool:
 
 
 def _redacted_names(names: Collection[str]) -> Iterator[str]:
-    """Names that no other artifact has; each time the same, so that what is collected again takes its own place."""
+    """Yield unused names in a fixed order, so a repeated collection reuses them."""
     return (name for number in itertools.count(1) if (name := f"redacted-{number}") not in names)
 
 
@@ -228,12 +230,12 @@ async def _store_chunks(
         await asyncio.to_thread(_write_chunks, part, chunks, is_over)
     finally:
         is_over.set()
-    # The journal was redacted by who knew the values.
+    # Journal content was already redacted when it was written.
     await _store_file(attempt, directory, name, content_type, part, contains_secret=False)
 
 
 def _write_chunks(part: Path, chunks: Iterable[bytes], is_abandoned: threading.Event) -> None:
-    """Nothing is left of the file when it cannot be written whole, or nobody waits for it any more."""
+    """Remove the file if it cannot be written completely, or if the caller no longer waits."""
     with remove_on_failure(part), part.open("wb") as file:
         for chunk in chunks:
             if is_abandoned.is_set():
@@ -244,7 +246,7 @@ def _write_chunks(part: Path, chunks: Iterable[bytes], is_abandoned: threading.E
 async def _store_file(
     attempt: AttemptContext, directory: Path, name: str, content_type: str, part: Path, *, contains_secret: bool
 ) -> None:
-    """Flush, take the checksum, give the file its name, then say that it is there."""
+    """Compute the checksum, flush and rename the file, then record it."""
     is_over = threading.Event()
     try:
         checksum, size_bytes = await asyncio.to_thread(_finalize_file, part, directory / name, is_over)
@@ -256,7 +258,7 @@ async def _store_file(
 
 
 def _finalize_file(part: Path, target: Path, is_abandoned: threading.Event) -> tuple[str, int]:
-    """Gives the SHA-256 in hex and the size. Without its name is left what nobody waits for any more."""
+    """Return the SHA-256 in hex and the size. Do not rename a file if the caller no longer waits."""
     with remove_on_failure(part):
         with part.open("rb") as file:
             checksum = hashlib.file_digest(file, "sha256").hexdigest()
@@ -269,19 +271,19 @@ def _finalize_file(part: Path, target: Path, is_abandoned: threading.Event) -> t
 
 
 def _record_artifact(attempt: AttemptContext, artifact: Artifact) -> None:
-    """Unless an earlier try has told the same."""
+    """Record an artifact unless an earlier try recorded the same."""
     if _find_collected(attempt, artifact.name) != artifact:
         attempt.recorder.record(ArtifactCollected(artifact))
 
 
 def _find_collected(attempt: AttemptContext, name: str) -> Artifact | None:
-    """By this try, or by an earlier one."""
+    """Find an artifact that this or an earlier try collected."""
     collected = attempt.task.artifacts
     return (collected if isinstance(collected, Artifacts) else Artifacts(collected)).find(name)
 
 
 async def _flag_secrets(attempt: AttemptContext, directory: Path, artifact: Artifact) -> Artifact:
-    """Flagged when it holds the value of a secret, or there was no time to find out, if it is not already."""
+    """Flag an artifact that contains a secret value, or that there was no time to scan."""
     redaction = attempt.redaction
     if redaction is None or artifact.contains_secret:
         return artifact
@@ -290,7 +292,7 @@ async def _flag_secrets(attempt: AttemptContext, directory: Path, artifact: Arti
     try:
         contains_secret = await asyncio.to_thread(redaction.contains, chunks)
     finally:
-        is_over.set()  # the thread goes on where this was cancelled, and then looks at no more than it has begun
+        is_over.set()  # after a cancellation the thread continues, but scans only the chunk that it has started
     return msgspec.structs.replace(artifact, contains_secret=contains_secret)
 
 
@@ -301,7 +303,10 @@ def _read_chunks(path: Path) -> Iterator[bytes]:
 
 
 async def _store_transcript(attempt: AttemptContext, directory: Path) -> None:
-    """One that an earlier try has kept is whole, for the agent has ended: another needs room that there may not be."""
+    """Store the transcript.
+
+    One from an earlier try is complete, because the agent has ended; another one may not fit.
+    """
     collected = _find_collected(attempt, _TRANSCRIPT)
     if collected is not None and (directory / _TRANSCRIPT).is_file():
         _record_artifact(attempt, await _flag_secrets(attempt, directory, collected))
@@ -310,14 +315,14 @@ async def _store_transcript(attempt: AttemptContext, directory: Path) -> None:
 
 
 def _read_transcript(attempt: AttemptContext) -> Iterator[bytes]:
-    """Claude Code's own events: its stdout, where that is not rendered from them."""
+    """Yield Claude Code's own events: its stdout, or the transcript if stdout is rendered from them."""
     if not _has_space_for_transcript(attempt):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     yield from _read_agent_output(attempt)
 
 
 def _read_agent_output(attempt: AttemptContext) -> Iterator[bytes]:
-    """None of a session: anything inside may write to its terminal."""
+    """Yields nothing for a terminal session, because any process inside may write to its terminal."""
     claude = attempt.task.manifest.claude
     if not claude.headless:
         return
@@ -328,9 +333,9 @@ def _read_agent_output(attempt: AttemptContext) -> Iterator[bytes]:
 
 
 def _has_space_for_transcript(attempt: AttemptContext) -> bool:
-    """A large one that would only take the last room and be given up then is not begun.
+    """Do not start a large transcript that would use the last space and fail.
 
-    It is no longer than the journal, so that this is mostly known without reading it.
+    The transcript is no longer than the journal, so reading the journal is rarely necessary.
     """
     space = attempt.recorder.disk_space
     if space.has_space_for(attempt.dependencies.journals.size_bytes(attempt.task.id)):
@@ -347,7 +352,7 @@ def _encode_metadata(attempt: AttemptContext) -> Iterator[bytes]:
 
 
 def _read_egress_denials(attempt: AttemptContext) -> tuple[list[dict[str, object]], int]:
-    """The first ones, and how many there are: a day has room for more than a runner's memory has."""
+    """Return the first denials and their number: a day may have more than fit into a runner's memory."""
     first: list[dict[str, object]] = []
     count = 0
     for record in read_records(attempt.dependencies.journals, attempt.task.id):
@@ -367,11 +372,11 @@ def _read_egress_denials(attempt: AttemptContext) -> tuple[list[dict[str, object
 _TRANSCRIPT = "transcript.ndjson"
 _DENIALS_MAX = 1000
 _PATCH_SHARE, _CHANGED_FILES_SHARE, _SCAN_SHARE = 0.5, 0.3, 0.2
-"""Of the time for collecting: for the patch, for the tar, for looking for secrets; the rest needs some too."""
+"""Shares of collect_timeout: patch, tar, secret scan; the rest needs some time too."""
 
 _CHUNK_BYTES = 256 * 1024
 _SMALL_TRANSCRIPT_BYTES = 4 * 1024**2
-"""Of a transcript that is not larger a full disk is simply asked: to root it may give more than it tells."""
+"""Below this size, try the write even if the disk looks full: root may use reserved blocks."""
 
 
 def _summarize(task: Task) -> dict[str, object]:

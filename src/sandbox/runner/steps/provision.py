@@ -1,4 +1,4 @@
-"""Provision: a sandbox is made for the workspace."""
+"""Provision step: creates the sandbox."""
 
 import os
 import secrets
@@ -32,7 +32,7 @@ _NEW_FILE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CL
 
 
 def write_home_files(home: Path, files: Mapping[str, bytes]) -> None:
-    """Put files there by their relative paths, in place of what has the name. No link is followed. Raises OSError."""
+    """Write files by their relative paths, replacing what has the name. No link is followed. Raises OSError."""
     for name, content in files.items():
         *directories, last = PurePosixPath(name).parts
         directory_fd = _open_directory(home)
@@ -45,7 +45,7 @@ def write_home_files(home: Path, files: Mapping[str, bytes]) -> None:
 
 
 def _open_or_make_directory(directory_fd: int, name: str) -> int:
-    """Into the directory of this name, made where there is none."""
+    """Open the directory with this name; create it if there is none."""
     try:
         child_fd = _open_directory(name, directory_fd)
     except OSError:
@@ -67,7 +67,7 @@ def _replace_file(directory_fd: int, name: str, content: bytes) -> None:
 
 
 def _remove_entry(directory_fd: int, name: str) -> None:
-    """A directory is moved aside: emptying one that an agent filled may take without end."""
+    """Remove an entry. A directory is moved aside, because emptying one that an agent filled may take forever."""
     try:
         os.unlink(name, dir_fd=directory_fd)
     except FileNotFoundError:
@@ -77,13 +77,13 @@ def _remove_entry(directory_fd: int, name: str) -> None:
 
 
 class HandleTooNewError(SandboxError):
-    """The sandbox was made by a newer program, which alone knows how to end it."""
+    """The sandbox was created by a newer program, which alone can end it."""
 
     code = "handle_too_new"
 
 
 class ProvisionedSandbox(msgspec.Struct, frozen=True):
-    """A sandbox that answers, and what will run in it."""
+    """A sandbox that is ready, and what will run in it."""
 
     sandbox: Sandbox
     start: AgentLaunchSpec
@@ -91,7 +91,7 @@ class ProvisionedSandbox(msgspec.Struct, frozen=True):
 
 
 async def provision(attempt: AttemptContext) -> ProvisionedSandbox:
-    """Write the handle down, then make what it names. Raises AttemptError (provision_failed)."""
+    """Store the handle, then create its sandbox. Raises AttemptError (provision_failed)."""
     runtime, image = attempt.dependencies.runtime, attempt.image
     if image is not None:
         attempt.dependencies.images.acquire(image)
@@ -127,7 +127,7 @@ async def provision(attempt: AttemptContext) -> ProvisionedSandbox:
 
 
 def plan_handle(attempt: AttemptContext) -> SandboxHandle:
-    """The handle of what will be made, on disk before anything of it is. Raises AttemptError (provision_failed)."""
+    """Return the handle of the sandbox, stored before anything of it exists. Raises AttemptError (provision_failed)."""
     handle = attempt.dependencies.runtime.prepare(attempt.id)
     if read_handle(attempt.files.handle) != handle:
         write_handle(attempt.files.handle, handle)
@@ -135,14 +135,14 @@ def plan_handle(attempt: AttemptContext) -> SandboxHandle:
 
 
 def write_handle(path: Path, handle: SandboxHandle) -> None:
-    """Put the handle on disk, whole and flushed."""
+    """Write the handle to disk, complete and flushed."""
     part = path.with_suffix(".part")
     part.write_bytes(msgspec.json.encode(handle))
     replace_durably(part, path)
 
 
 def read_handle(path: Path) -> SandboxHandle | None:
-    """The handle that an attempt wrote down; None when it never came to that. Raises HandleTooNewError."""
+    """Read an attempt's handle, None if it stored none. Raises HandleTooNewError."""
     try:
         handle = msgspec.json.decode(path.read_bytes(), type=SandboxHandle)
     except FileNotFoundError:
@@ -153,14 +153,14 @@ def read_handle(path: Path) -> SandboxHandle | None:
 
 
 def _session_id(attempt: AttemptContext) -> str:
-    """A new one, or the one that is gone on with."""
+    """Return a new session id, or the one to resume."""
     if not attempt.resumes:
         return str(uuid.uuid4())
     return next(one.session_id for one in reversed(attempt.task.past_attempts) if one.session_id is not None)
 
 
 def make_confine(attempt: AttemptContext) -> Confine:
-    """Makes confinements for the attempt, the handle on disk before anything of them is there."""
+    """Return a function that creates confinements; it stores the handle before anything of them exists."""
     if attempt.dependencies.confine is not None:
         return attempt.dependencies.confine
     vm = attempt.task.manifest.vm

@@ -1,4 +1,4 @@
-"""Run: the agent works, the gateway watches, every bound is kept."""
+"""Run step: runs the agent, serves its gateway and enforces limits."""
 
 import asyncio
 import contextlib
@@ -44,14 +44,14 @@ from sandbox.runner.terminals import AgentSession, SharedTerminal, TerminalServe
 
 
 class MetricsSampler:
-    """Turns the sandbox's counters into figures; CPU is the share of one processor since the last sample."""
+    """Converts the sandbox's counters to metrics. CPU is the percentage of one processor since the last sample."""
 
     def __init__(self, memory_total_bytes: int) -> None:
         self._memory_total_bytes = memory_total_bytes
         self._previous: tuple[float, float] | None = None
 
     def sample(self, stats: Stats, disk: DiskUsage | None, monotonic: float) -> Metrics:
-        """The figures at a moment."""
+        """Return the metrics at one moment."""
         return Metrics(
             cpu_percent=self._cpu_percent(stats.cpu_seconds, monotonic),
             memory_used_bytes=stats.memory_bytes,
@@ -70,13 +70,13 @@ class MetricsSampler:
 
 BackgroundJob = Callable[[], Coroutine[None, None, None]]
 _DRAIN_CHECKS = 5
-"""In which nothing came, until output is given up."""
+"""Consecutive checks without new output until draining stops."""
 
 
 async def run(
     attempt: AttemptContext, provisioned: ProvisionedSandbox, stop_signal: StopSignal, terminals: TerminalServer
 ) -> None:
-    """From the agent's start to its recorded outcome; on return nothing runs inside any more."""
+    """Run the agent until its outcome is recorded; on return nothing runs inside any more."""
     await _AgentRun(attempt, provisioned, stop_signal, terminals).run()
 
 
@@ -147,7 +147,7 @@ class _AgentRun:
             raise AttemptError(FailureCode.PROVISION_FAILED, str(error)) from None
 
     async def _supervise(self, helpers: list["asyncio.Task[None]"]) -> ExitStatus:
-        """From the agent's start until nothing is left of it but what was read."""
+        """Run from the agent's start until its processes are gone and its output is read."""
         try:
             pumps = [self._start_guarded(pump) for pump in await self._start_agent()]
             helpers.extend(pumps)
@@ -171,9 +171,9 @@ class _AgentRun:
         return ended
 
     async def _start_agent(self) -> list[BackgroundJob]:
-        """Start the agent; gives what takes its output.
+        """Start the agent; return the jobs that read its output.
 
-        Runtimes bound their starts themselves; this bound is for those that do not keep their word.
+        Runtimes limit their start time themselves; this timeout covers runtimes that do not.
         """
         output = self._output
         try:
@@ -190,7 +190,7 @@ class _AgentRun:
             raise AttemptError(FailureCode.PROVISION_FAILED, message) from None
 
     def _start_guarded(self, helper: BackgroundJob) -> "asyncio.Task[None]":
-        """A helper that breaks takes everything inside with it: no agent goes on without its bounds."""
+        """Start a job whose failure kills the sandbox: no agent continues without its limits."""
 
         async def guarded() -> None:
             try:
@@ -202,7 +202,10 @@ class _AgentRun:
         return asyncio.create_task(guarded())
 
     async def _wait_for_exit(self) -> ExitStatus:
-        """How the command ended. Raises AttemptError (sandbox_lost) when it does not, KILL_SECONDS after KILL."""
+        """Wait for the command's exit.
+
+        Raises AttemptError (sandbox_lost) if it does not exit within KILL_SECONDS after KILL.
+        """
         ended = asyncio.create_task((self._session or self._sandbox).wait())
         killed = asyncio.create_task(self._killed.wait())
         try:
@@ -244,7 +247,7 @@ class _AgentRun:
                 self._progress.handle_agent_event(event, self._clock.monotonic())
 
     def _check_start(self, began: AgentReady) -> None:
-        """The first model request waits until the agent is known to have what was asked for, and nothing else."""
+        """Hold only the first model request until the agent has confirmed its requested tools and MCP servers."""
         redaction = self._attempt.redaction
         redact = redaction.redact_text if redaction is not None else str
         failure = self._attempt.dependencies.agent.check_ready(self._attempt.task.manifest, began, redact)
@@ -254,7 +257,7 @@ class _AgentRun:
             self._gateway.release_model_requests()
 
     def _on_gateway_event(self, event: Usage | EgressDenied | ErrorReported | BudgetExhausted | KeyRejected) -> None:
-        """Called by the gateway, which has nobody to tell when this fails."""
+        """Called by the gateway, which cannot handle errors of this method."""
         try:
             if isinstance(event, BudgetExhausted):
                 self._record_failure(FailureCode.BUDGET_EXCEEDED, event.message)
@@ -272,7 +275,7 @@ class _AgentRun:
         await self._report_error
 
     async def _open_access(self) -> None:
-        """No earlier: an agent that is not written down on disk must not have asked the model for anything."""
+        """Open the gateway only after AgentStarted is durable, so every model request belongs to a recorded agent."""
         await self._attempt.recorder.wait_until_written()
         command = self._agent_start.command
         variables = without_secrets(command.environment, self._attempt.secrets)
@@ -302,7 +305,7 @@ class _AgentRun:
             await asyncio.sleep(METRICS_INTERVAL_SECONDS)
 
     async def _watch_timeouts(self) -> None:
-        """Bounds are counted by the monotonic clock; a hang is silence with no model request in flight."""
+        """Enforce timeouts by the monotonic clock. A hang is silence with no model request in flight."""
         deadline = self._clock.monotonic() + remaining_seconds(self._attempt.task, self._clock)
         while True:
             now = self._clock.monotonic()
@@ -324,13 +327,13 @@ class _AgentRun:
             await asyncio.sleep(min(deadline - now, silence_end - now, 1.0))
 
     async def _watch_disk(self) -> None:
-        """A disk without a bound of its own ends the agent once it is full or past looking at, without any grace."""
+        """End the agent, without a grace period, once a disk without an enforced size is full or cannot be measured."""
         failure = await self._exhaustion.watch_disk(self._clock)
         self._record_failure(failure.code, failure.message)
         await self._kill()
 
     async def _watch_kernel_use(self) -> None:
-        """A sandbox past a bound on what the kernel holds for it is killed at once."""
+        """Kill a sandbox that exceeds a limit on what the kernel holds for it."""
         failure = await self._exhaustion.watch_kernel_use(self._sandbox)
         self._record_failure(failure.code, failure.message)
         await self._kill()
@@ -362,9 +365,10 @@ class _AgentRun:
             pump.result()
 
     async def _wait_for_output(self, pumps: list["asyncio.Task[None]"]) -> str:
-        """Until all is read; gives why not. A stall of the machine costs one look, not what is ready meanwhile.
+        """Drain the output pipes; return the reason if draining stopped early.
 
-        Output that waits for the CPU budget is not silent.
+        A stall of the host costs one check, not the output that is ready by then. Output that waits for the CPU budget
+        is not silence.
         """
         look_seconds = OUTPUT_DRAIN_SECONDS / _DRAIN_CHECKS
         silent_looks = 0
@@ -382,7 +386,7 @@ class _AgentRun:
 
 
 def _gateway_rules(task: Task) -> GatewayRules:
-    """The model is held back only where there is something to judge before its first request."""
+    """Hold model requests only if there is something to check before the first one."""
     manifest, claude = task.manifest, task.manifest.claude
     return GatewayRules(
         egress=egress_rules(manifest.vm),
@@ -397,7 +401,7 @@ def _is_rendered(manifest: Manifest) -> bool:
 
 @contextlib.asynccontextmanager
 async def _background_jobs() -> AsyncIterator[list["asyncio.Task[None]"]]:
-    """Tasks put into the list are ended and waited for when the block ends; the first error among them is raised."""
+    """Cancel and await the tasks in the list when the block ends; raise the first error among them."""
     tasks: list[asyncio.Task[None]] = []
     try:
         yield tasks

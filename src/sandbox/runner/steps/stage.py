@@ -1,4 +1,4 @@
-"""Stage: the repository becomes a workspace, or the one of the attempt before is taken over."""
+"""Stage step: clones the repository, or takes over the previous attempt's disk."""
 
 import asyncio
 
@@ -13,7 +13,7 @@ from sandbox.system.files import replace_durably
 
 
 async def stage(attempt: AttemptContext) -> None:
-    """Clone onto the attempt's disk, or take one over.
+    """Clone onto the attempt's disk, or take over a disk.
 
     Raises AttemptError (clone_failed, provision_failed, secret_unavailable, timeout), OSError.
     """
@@ -22,7 +22,7 @@ async def stage(attempt: AttemptContext) -> None:
         raise AttemptError(FailureCode.TIMEOUT, f"The task's {lifecycle.timeout} were over; raise lifecycle.timeout.")
     await destroy_earlier_sandboxes(attempt)
     if attempt.resumes:
-        # In no thread, which would still move files while others conclude an attempt that was told to end.
+        # Not in a thread: it would still move files while others finalize an attempt that was asked to stop.
         take_over_files(attempt)
         await require_same_secrets(attempt)
     elif attempt.secrets:
@@ -36,7 +36,7 @@ async def stage(attempt: AttemptContext) -> None:
 
 
 async def require_same_secrets(attempt: AttemptContext) -> None:
-    """Of other values nobody would find again what a resumed agent has on its disk, and may print.
+    """Require unchanged secret values: a resumed agent may print old ones, which could not be redacted.
 
     Raises AttemptError (secret_unavailable), OSError.
     """
@@ -50,14 +50,14 @@ async def require_same_secrets(attempt: AttemptContext) -> None:
 async def _write_fingerprint(attempt: AttemptContext) -> None:
     path = attempt.files.secret_fingerprint
     fingerprint = await asyncio.to_thread(make_fingerprint, attempt.secrets)
-    # In no thread, for the same reason.
+    # Not in a thread, for the same reason.
     part = path.with_suffix(".part")
     part.write_bytes(fingerprint)
     replace_durably(part, path)
 
 
 async def _prepare_workspace(attempt: AttemptContext) -> str:
-    """Gives the base commit."""
+    """Return the base commit."""
     if attempt.resumes:
         if (base_commit := attempt.task.base_commit) is None:
             raise AttemptError(FailureCode.SANDBOX_LOST, "The disk of the attempt before has no workspace.")

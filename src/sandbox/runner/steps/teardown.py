@@ -1,4 +1,4 @@
-"""Teardown: nothing of the attempt is left but its journal, its artifacts and the runner's log."""
+"""Teardown step: removes everything of the attempt except its journal, its artifacts and the runner's log."""
 
 import asyncio
 from collections.abc import Collection
@@ -15,7 +15,7 @@ from sandbox.runner.earlier_attempts import destroy_earlier_sandboxes, earlier_a
 
 
 async def teardown(attempt: AttemptContext, handle: SandboxHandle | None) -> None:
-    """Destroy the sandbox and remove its files. Never raises: what is left is told in an event."""
+    """Destroy the sandbox and remove its files. Never raises: an event says what is left."""
     try:
         preserved = _preserved_paths(attempt)
         async with asyncio.timeout(SANDBOX_TEARDOWN_SECONDS):
@@ -27,10 +27,10 @@ async def teardown(attempt: AttemptContext, handle: SandboxHandle | None) -> Non
 
 
 async def teardown_for_follow_up(attempt: AttemptContext, handle: SandboxHandle | None, *, keeps_disk: bool) -> None:
-    """The same for an attempt that another one follows, which must not begin while anything of this one lives.
+    """Like `teardown`, for an attempt that another one follows. Raises on failure.
 
-    Where the disk is kept, another agent goes on with it: it has to be whole.
-    Raises AttemptError (sandbox_lost, disk_full), OSError, TimeoutError.
+    The next attempt must not start while parts of this one are alive. A disk that is kept for the next agent must be
+    intact. Raises AttemptError (sandbox_lost, disk_full), OSError, TimeoutError.
     """
     preserved = files_for_resume(attempt.files) if keeps_disk else ()
     async with asyncio.timeout(SANDBOX_TEARDOWN_SECONDS):
@@ -38,7 +38,10 @@ async def teardown_for_follow_up(attempt: AttemptContext, handle: SandboxHandle 
 
 
 async def verify_disk(attempt: AttemptContext) -> None:
-    """A patch of files that lost what was written to them would be a lie. Raises AttemptError (disk_full)."""
+    """Require that the disk lost no written data. Raises AttemptError (disk_full).
+
+    A patch of incomplete files would be wrong.
+    """
     try:
         await attempt.dependencies.disks.verify(attempt.files)
     except OSError as error:
@@ -49,7 +52,7 @@ async def verify_disk(attempt: AttemptContext) -> None:
 async def _destroy_and_remove(
     attempt: AttemptContext, handle: SandboxHandle | None, preserved: Collection[Path], *, keeps_disk: bool = False
 ) -> None:
-    """The handle goes last: as long as it is there, somebody can finish the job."""
+    """Remove the handle last: while it exists, another process can finish the teardown."""
     files = attempt.files
     await destroy_earlier_sandboxes(attempt)
     if handle is not None:
@@ -58,7 +61,7 @@ async def _destroy_and_remove(
         await verify_disk(attempt)
     await attempt.dependencies.disks.close(files)
     if files.repository not in preserved and files.repository.is_dir():
-        # Goes at once, so that nobody compares with it what is left of a workspace that is half removed.
+        # Remove it first, so nothing is compared with a half-removed workspace.
         files.repository.rename(files.root / "repository.gone")
     spared = {files.handle, files.runner_log, *preserved}
     earlier = [] if keeps_disk else earlier_attempt_files(attempt)
@@ -67,7 +70,7 @@ async def _destroy_and_remove(
 
 
 def _preserved_paths(attempt: AttemptContext) -> Collection[Path]:
-    """A preserved sandbox keeps its file systems; who releases it removes them."""
+    """Return the file systems of a preserved sandbox, which are removed by its release."""
     if final_state(attempt.task)[0] is TaskState.FAILED_PRESERVED:
         return attempt.files.disk, attempt.files.disk_image, attempt.files.secret_fingerprint
     return ()

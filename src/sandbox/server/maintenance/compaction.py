@@ -18,7 +18,7 @@ _log = logging.getLogger(__name__)
 
 
 class JournalCompactor:
-    """What is asked for most is of tasks that have just ended; after JOURNAL_PLAIN_SECONDS room counts for more."""
+    """Journals stay uncompressed for JOURNAL_COMPRESSION_DELAY_SECONDS, because recent tasks are read most."""
 
     def __init__(self, journals: Journals, store: Store, clock: Clock) -> None:
         self._journals = journals
@@ -28,10 +28,9 @@ class JournalCompactor:
         self._damaged: set[str] = set()
 
     async def sweep(self) -> None:
-        """Pack all that are due, the oldest end first. What a disk refuses keeps no other from its turn.
+        """Compress all due journals, oldest end first. A disk error of one does not stop the others.
 
-        A journal that somebody holds is left for the next round. Raises StoreError; OSError at the end, for what is
-        left for that as well.
+        A journal in use is left for the next run. Raises StoreError; OSError at the end if some failed.
         """
         failures: list[str] = []
         await self._sweep(failures)
@@ -48,7 +47,7 @@ class JournalCompactor:
                 if task.state_changed_at > ended_before:
                     return
                 try:
-                    # It may take longer than a server has that is told to end; what is half done is begun anew.
+                    # This may take longer than a stopping server has; an unfinished compression starts over later.
                     is_busy |= not await run_in_daemon_thread(partial(self._compact, task))
                 except OSError as error:
                     failures.append(f"journal of task {task.id}: {error.strerror or error}")
@@ -58,7 +57,7 @@ class JournalCompactor:
             self._compacted_until = self._compacted_until if failures or is_busy else cursor
 
     def _compact(self, task: Task) -> bool:
-        """Whether there is nothing left to do for it. What is damaged is read and told once in a server's life."""
+        """Return whether nothing is left to do. A damaged journal is read and logged once per server process."""
         if task.id in self._damaged:
             return True
         try:

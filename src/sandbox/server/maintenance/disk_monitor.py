@@ -1,4 +1,4 @@
-"""Room on the file system of the data directory, as the server sees it."""
+"""Monitors free space in the data directory's file system."""
 
 import asyncio
 import contextlib
@@ -15,15 +15,15 @@ _UNKNOWN_SPACE = DiskSpace(0, 0)
 
 
 class DiskMonitor:
-    """Says whether new tasks wait for room, and keeps a reserve for what has to be written all the same.
+    """Decides whether new tasks wait for disk space, and keeps a reserve for records that must be written anyway.
 
-    on_more: called when new tasks need not wait any longer.
+    on_space_freed: called when new tasks no longer need to wait.
     """
 
     def __init__(self, data_dir: Path, measure: MeasureDiskSpace, watermark: Watermark, reserve: DiskReserve) -> None:
         self.space = _UNKNOWN_SPACE
         self.shortage: str | None = None
-        """Why new tasks wait, for people; as `look` has found it."""
+        """Why new tasks wait, for people; set by `check`."""
         self.on_space_freed: Callable[[], None] = lambda: None
         self._data_dir = data_dir
         self._measure = measure
@@ -31,7 +31,7 @@ class DiskMonitor:
         self._reserve = reserve
 
     async def run(self) -> None:
-        """Look again and again."""
+        """Check periodically."""
         while True:
             was_short = self.check() is not None
             await asyncio.sleep(DISK_SPACE_CHECK_SECONDS)
@@ -39,7 +39,7 @@ class DiskMonitor:
                 self.on_space_freed()
 
     def check(self) -> str | None:
-        """Measure, give the reserve back where nothing else is left or take it again; gives the shortage."""
+        """Measure, then release the reserve if nothing else is left or allocate it again. Return the shortage."""
         previous = self.shortage
         try:
             self.space = self._measure()
@@ -56,7 +56,7 @@ class DiskMonitor:
     def _find_shortage(self, *, was_short: bool) -> str | None:
         if self.space.is_read_only:
             return f"The disk of {self._data_dir} is read-only."
-        # What was given back is no room for new tasks: it is taken again before they begin.
+        # A released reserve is not available to new tasks; it is allocated again before they start.
         space = self.space if self._reserve.is_allocated else self.space.minus_reserve(SERVER_RESERVE_BYTES)
         if not self._watermark.is_low(space, was_low=was_short):
             return None

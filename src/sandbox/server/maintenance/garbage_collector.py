@@ -1,8 +1,9 @@
-"""Clears away what crashes left of attempts that are over.
+"""Removes what crashes left of attempts that are over.
 
-An attempt is this server's if it has a directory in its data directory: that is made before anything else of it, and
-its log stays. It is over if its task has ended and nobody holds the journal's lock, which is taken here meanwhile. So
-whoever plans, carries out, or finishes an attempt is never disturbed, however long ago they began.
+An attempt belongs to this server if it has a directory in its data directory: the directory is created before anything
+else of the attempt, and its log stays. It is over if its task has ended and no process holds the journal's lock, which
+is held here in the meantime. So an attempt that is being planned, run or finished is never disturbed, however long ago
+it started.
 """
 
 import asyncio
@@ -28,14 +29,14 @@ _log = logging.getLogger(__name__)
 
 
 class GarbageCollectionError(SandboxError):
-    """Some of what was found could not be removed."""
+    """Some leftovers could not be removed."""
 
     code = "internal_error"
 
 
 @dataclass(frozen=True, slots=True)
 class GarbageCollectorDependencies:
-    """What clearing needs of the server."""
+    """Dependencies of the garbage collector."""
 
     data_dir: Path
     journals: Journals
@@ -45,16 +46,16 @@ class GarbageCollectorDependencies:
 
 
 class GarbageCollector:
-    """kinds: in the order in which they are ended; files go last."""
+    """Removes leftovers. kinds: in the order of their removal; files are removed last."""
 
     def __init__(self, dependencies: GarbageCollectorDependencies, kinds: Sequence[Leftovers]) -> None:
         self._dependencies = dependencies
         self._kinds = kinds
 
     async def sweep(self) -> None:
-        """Look everywhere once. What cannot be cleared keeps nothing else; raises ClearingFailedError at the end."""
+        """Scan everything once. A failure does not stop the rest; raises GarbageCollectionError at the end."""
         leftovers = {kind: frozenset(await asyncio.to_thread(kind.attempt_ids)) for kind in self._kinds}
-        # After the look at the machine: whoever has something there had a directory before it.
+        # After the scan of the host: the directory of an attempt is older than its leftovers.
         failures: list[str] = []
         attempts = await asyncio.to_thread(lambda: dict(_list_attempts(self._dependencies.data_dir, failures)))
         is_all_known = not failures
@@ -71,7 +72,7 @@ class GarbageCollector:
             raise GarbageCollectionError("; ".join(failures))
 
     async def _sweep_unowned(self, kind: Leftovers, attempt_ids: Collection[str]) -> list[str]:
-        """What has no directory in a place that is this server's alone; gives what went wrong."""
+        """Remove leftovers without a directory, in a location that only this server uses. Return the failures."""
         failures = []
         for attempt_id in attempt_ids:
             try:
@@ -86,7 +87,7 @@ class GarbageCollector:
     async def _sweep_task(
         self, task_id: str, attempt_ids: Sequence[str], leftovers: Mapping[Leftovers, Collection[str]]
     ) -> list[str]:
-        """Gives what went wrong. Raises StoreError; OSError when journal or lock cannot be looked at."""
+        """Return the failures. Raises StoreError; OSError if the journal or lock cannot be read."""
         task = await run_in_daemon_thread(partial(self._load_task, task_id))
         if task is None or not task.state.is_terminal:
             return []
@@ -101,7 +102,7 @@ class GarbageCollector:
         return failures
 
     def _load_task(self, task_id: str) -> Task | None:
-        """By the index, or by a journal that nobody writes: when a server has just started, the index is behind."""
+        """Load from the index, or from an unlocked journal: right after the server's start the index is behind."""
         indexed = self._dependencies.store.load(task_id)
         if indexed is None:
             return None
@@ -110,7 +111,7 @@ class GarbageCollector:
         try:
             return replay_task(self._dependencies.journals, task_id, ReplayState(indexed.task, indexed.offset)).task
         except (JournalDamagedError, FileNotFoundError):
-            return None  # whoever follows it tells
+            return None  # the tailer reports it
 
     async def _sweep_attempt(self, task: Task, attempt_id: str, leftovers: Mapping[Leftovers, Collection[str]]) -> None:
         files = TaskLayout(self._dependencies.data_dir, task.id).attempt(attempt_id)
@@ -133,15 +134,15 @@ class GarbageCollector:
         _log.info("What was left of attempt %s is gone: %s", attempt_id, ", ".join([*kinds, "files"]))
 
     async def _end_leftovers(self, attempt_id: str, files: AttemptLayout) -> None:
-        """All kinds, whatever was found: a sandbox may be ended by its handle alone."""
+        """Clean up every kind regardless of what was found: a handle alone may be enough to end a sandbox."""
         for kind in self._kinds:
             await kind.clean_up(attempt_id, files)
 
 
 def _list_attempts(data_dir: Path, failures: list[str]) -> Iterator[tuple[str, tuple[str, bool]]]:
-    """Every attempt's id, with its task's, and whether it has files beside its log; what cannot be read is noted.
+    """Yield every attempt's id with its task id and whether it has files besides its log. Read errors are collected.
 
-    Text and no paths, since most of it is of tasks that ended long ago and left nothing.
+    Uses strings instead of paths for speed: most attempts ended long ago and left nothing.
     """
     layout = TaskLayout(data_dir, "")
     root, attempts, log = str(tasks_root(data_dir)), layout.attempts_root.name, layout.attempt("").runner_log.name
@@ -163,7 +164,7 @@ def _list_names(directory: str) -> list[str]:
 def _group_by_task(
     attempts: Mapping[str, tuple[str, bool]], attempt_ids: Collection[str]
 ) -> Mapping[str, Sequence[str]]:
-    """The attempts of which something is there, by their tasks."""
+    """Group the attempts that have leftovers by task."""
     tasks: dict[str, list[str]] = {}
     for attempt_id, (task_id, has_files) in attempts.items():
         if has_files or attempt_id in attempt_ids:

@@ -1,4 +1,4 @@
-"""Proves that index, journals and artifacts agree. Changes nothing, and may be done beside a running server."""
+"""Integrity check of index, journals and artifacts. Read-only; may run while a server is running."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _BATCH_BYTES = 1024 * 1024
 
 
 class DiscrepancyKind(StrEnum):
-    """What does not agree. Stable: scripts branch on these words."""
+    """Kinds of discrepancies. Stable: scripts branch on these words."""
 
     INDEX_UNUSABLE = "index_unusable"
     NOT_IN_INDEX = "not_in_index"
@@ -36,7 +36,7 @@ class DiscrepancyKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Discrepancy:
-    """One thing that does not agree, and what to do about it. task_id: empty when it is about the index as a whole."""
+    """One discrepancy and what to do about it. task_id: empty if it concerns the whole index."""
 
     task_id: str
     kind: DiscrepancyKind
@@ -44,22 +44,22 @@ class Discrepancy:
 
 
 class IntegrityCheck:
-    """One look at everything. deep: the bytes of artifacts are read and compared with their checksums."""
+    """One check of everything. deep: the content of artifacts is read and compared with their checksums."""
 
     def __init__(
         self, journals: Journals, store: Store, data_dir: Path, *, deep: bool, wait_for_flush: Callable[[], None]
     ) -> None:
-        """Take what is to be compared. pause: waits until a server has written down what it has just taken."""
+        """wait_for_flush: waits until a running server has indexed newly accepted tasks."""
         self._journals = journals
         self._store = store
         self._data_dir = data_dir
         self._deep = deep
         self._wait_for_flush = wait_for_flush
         self.tasks_count = 0
-        """How many tasks were looked at."""
+        """Number of checked tasks."""
 
     def find_discrepancies(self) -> Iterator[Discrepancy]:
-        """Everything that does not agree, in the order of the tasks' ids. Raises StoreError, OSError."""
+        """Yield every discrepancy, ordered by task id. Raises StoreError, OSError."""
         written, indexed = set(self._journals.task_ids()), self._store.task_ids()
         if written - indexed:
             self._wait_for_flush()
@@ -92,7 +92,7 @@ class IntegrityCheck:
         if indexed is not None:
             yield from _compare_with_index(indexed, at_index, at_end)
         elif is_in_index:
-            return  # it was pruned meanwhile
+            return  # pruned in the meantime
         else:
             what = "Its journal is not in the index; start a server, or run: sandbox admin rebuild"
             yield Discrepancy(task_id, DiscrepancyKind.NOT_IN_INDEX, what)
@@ -101,7 +101,7 @@ class IntegrityCheck:
             yield from self._check_artifact(task_id, artifact)
 
     def _replay(self, task_id: str, start: ReplayState, end: int | None) -> ReplayState:
-        """The story from `start` to the offset `end`, or the first one after it, or to the present end."""
+        """Replay from `start` to the first record boundary at or after offset `end` (None: to the current end)."""
         task, offset, last_seq = start.task, start.offset, start.task.last_seq if start.task else 0
         while end is None or offset < end:
             bytes_max = _BATCH_BYTES if end is None else min(_BATCH_BYTES, end - offset)
@@ -116,7 +116,7 @@ class IntegrityCheck:
         return ReplayState(task, offset)
 
     def _check_torn_tail(self, task_id: str, reading: ReplayState) -> Iterator[Discrepancy]:
-        """Behind the last whole record is something else, and nobody is there who could be writing it."""
+        """Report bytes after the last whole record if no process could be writing them."""
         if self._journals.is_locked(task_id):
             return
         torn_bytes = self._journals.size_bytes(task_id) - self._replay(task_id, reading, None).offset
@@ -145,13 +145,13 @@ class IntegrityCheck:
 
 
 def checksum(file: Path) -> str:
-    """As artifacts have theirs: `sha256:` and hex digits."""
+    """Return `sha256:` and hex digits, the format of artifact checksums."""
     with file.open("rb") as opened:
         return f"sha256:{hashlib.file_digest(opened, 'sha256').hexdigest()}"
 
 
 def _compare_with_index(indexed: IndexedTask, at_index: ReplayState, at_end: ReplayState) -> Iterator[Discrepancy]:
-    """The same story up to the index's place; past it only the journal of an unfinished task may have more."""
+    """Both must agree up to the index's offset. After it, only an unfinished task's journal may have more records."""
     task_id = indexed.task.id
     if at_index.offset < indexed.offset:
         what = "The index knows more than the journal kept; start a server, or run: sandbox admin rebuild"

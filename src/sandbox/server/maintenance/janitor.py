@@ -1,4 +1,4 @@
-"""Who looks after what nobody else does, at the server's start and again and again."""
+"""The janitor: runs maintenance jobs at the server's start and then periodically."""
 
 import asyncio
 import logging
@@ -13,9 +13,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class PeriodicJob:
-    """Something to do in every round. It may be broken off at any await, and does what is left the next time.
+    """A job of every janitor run. It may be cancelled at any await, and must do the rest the next time.
 
-    name: of what is looked after, for operators. mend: what they can do when it fails.
+    name: the object of the job, for operators.
+    remedy: what operators can do if it fails.
     """
 
     name: str
@@ -24,19 +25,19 @@ class PeriodicJob:
 
 
 class Janitor:
-    """Does its duties one after the other; none is kept from its turn by another."""
+    """Runs its jobs one after the other. A failed job does not stop the others."""
 
     def __init__(self, jobs: Sequence[PeriodicJob]) -> None:
         self._jobs = jobs
 
     async def run(self) -> None:
-        """A round at once, and another one after each JANITOR_INTERVAL_SECONDS."""
+        """Run all jobs now, and again after each JANITOR_INTERVAL_SECONDS."""
         while True:
             await self.run_once()
             await asyncio.sleep(JANITOR_INTERVAL_SECONDS)
 
     async def run_once(self) -> None:
-        """Every duty once. Never raises for what goes wrong in one."""
+        """Run every job once. Never raises for a failed job."""
         for duty in self._jobs:
             try:
                 async with asyncio.timeout(PERIODIC_JOB_SECONDS):
@@ -48,10 +49,10 @@ class Janitor:
 
 
 class ClockCheck:
-    """Believes a wall clock that has gone evenly for CLOCK_TRUST_SECONDS, as far as anybody has looked.
+    """Trusts a wall clock that has run evenly for CLOCK_TRUST_SECONDS, as far as was observed.
 
-    A machine may boot with its clock months ahead, until a time server sets it. What is kept for less than that time
-    is not worth the doubt.
+    A host may boot with its clock months ahead until a time server corrects it. For data that is kept for a shorter
+    time, the check is not worthwhile.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -59,7 +60,7 @@ class ClockCheck:
         self._reset()
 
     def is_trusted(self, age_seconds: float) -> bool:
-        """Whether what is older than this by the wall clock may be removed. Notices jumps since it was asked before."""
+        """Whether data older than this by the wall clock may be removed. Detects clock jumps since the last call."""
         even_seconds = self._clock.monotonic() - self._steady_since_monotonic
         passed_seconds = (self._clock.now() - self._steady_since).total_seconds()
         if abs(passed_seconds - even_seconds) > CLOCK_JUMP_SECONDS:

@@ -1,4 +1,4 @@
-"""What killed probes left. A probe is a sandbox of nobody's, made to find out what a machine can do."""
+"""Removes what killed probes left. A probe is a sandbox without a task that tests what the host supports."""
 
 import asyncio
 import fcntl
@@ -19,9 +19,9 @@ _POLL_SECONDS = 0.05
 
 @contextmanager
 def probe_lock(run_dir: Path) -> Iterator[None]:
-    """Whoever probes is in this context, so that nothing is taken away from it.
+    """Hold a shared lock during a probe, which prevents its removal.
 
-    Blocks while a server clears away what earlier probes left. Raises TimeoutError past PROBE_WAIT_SECONDS.
+    Blocks while a server removes leftovers of earlier probes. Raises TimeoutError after PROBE_WAIT_SECONDS.
     """
     with _open_directory(run_dir) as descriptor:
         for _ in _poll_shared_lock(descriptor, run_dir):
@@ -31,7 +31,7 @@ def probe_lock(run_dir: Path) -> Iterator[None]:
 
 @asynccontextmanager
 async def probe_lock_async(run_dir: Path) -> AsyncIterator[None]:
-    """The same without blocking the event loop, on which the server itself clears away."""
+    """Like `probe_lock` without blocking the event loop, on which the server itself runs the cleanup."""
     with _open_directory(run_dir) as descriptor:
         for _ in _poll_shared_lock(descriptor, run_dir):
             await asyncio.sleep(_POLL_SECONDS)
@@ -39,7 +39,7 @@ async def probe_lock_async(run_dir: Path) -> AsyncIterator[None]:
 
 
 def _poll_shared_lock(descriptor: int, run_dir: Path) -> Iterator[None]:
-    """Yields before each further try; ends once the lock is held."""
+    """Yield before each further try; end once the lock is held."""
     deadline = time.monotonic() + PROBE_WAIT_SECONDS
     while not _try_lock(descriptor, fcntl.LOCK_SH):
         if time.monotonic() > deadline:
@@ -48,7 +48,7 @@ def _poll_shared_lock(descriptor: int, run_dir: Path) -> Iterator[None]:
 
 
 class ProbeCleanup:
-    """Clears away what is in a run directory, and what is on the machine by the names found there."""
+    """Removes the probes in a run directory, and what exists on the host under their ids."""
 
     def __init__(self, run_dir: Path, kinds: Sequence[Leftovers], remove: RemovePaths) -> None:
         self._run_dir = run_dir
@@ -56,12 +56,15 @@ class ProbeCleanup:
         self._remove = remove
 
     async def sweep(self) -> None:
-        """Nothing happens while anybody probes. What does not go keeps no other; raises OSError for it at the end."""
+        """Remove all leftovers, unless a probe is running.
+
+        A failure does not stop the rest; raises OSError at the end.
+        """
         try:
             with _open_directory(self._run_dir) as descriptor:
                 if _try_lock(descriptor, fcntl.LOCK_EX):
                     await self._sweep()
-        except FileNotFoundError:  # a cleaner of temporary files was there
+        except FileNotFoundError:  # removed by a cleaner of temporary files
             return
 
     async def _sweep(self) -> None:

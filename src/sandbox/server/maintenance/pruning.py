@@ -1,7 +1,7 @@
-"""Removes finished tasks that are kept no longer, whole: from the lists first, then from the disk.
+"""Removes finished tasks beyond the retention, completely: first from the index, then from the disk.
 
-A task that is not in the index any more and still has its journal is whole again with the next start of a server. Once
-its directory has left `tasks/` by one rename, it is gone for good, and what is left of it only takes room.
+A task that is not in the index but still has its journal is restored by the next start of a server. Once one rename has
+moved its directory out of `tasks/`, it is gone permanently, and its remains only use disk space.
 """
 
 import asyncio
@@ -34,9 +34,9 @@ T = TypeVar("T")
 
 
 class SingleFlight(Generic[T]):
-    """One measurement at a time: who asks while one is under way gets what that gives.
+    """Runs one measurement at a time; concurrent callers share its result.
 
-    monotonic: gives seconds.
+    monotonic: returns seconds.
     """
 
     def __init__(self, measure: Callable[[], T], monotonic: Callable[[], float] = time.monotonic) -> None:
@@ -46,7 +46,10 @@ class SingleFlight(Generic[T]):
         self._ended_at = 0.0
 
     async def result(self) -> T:
-        """What `measure` gives or raises. Who is cancelled leaves it for the next who asks, unless that comes late."""
+        """Return what `measure` returns or raises.
+
+        After a cancelled call the measurement continues, and the next caller gets its result unless it is too old.
+        """
         if self._running is None or self._is_stale(self._running):
             self._running = asyncio.create_task(run_in_daemon_thread(self._measure), name="measure")
             self._running.add_done_callback(self._record_end)
@@ -61,7 +64,7 @@ class SingleFlight(Generic[T]):
         self._ended_at = self._monotonic()
 
     def _is_stale(self, running: "asyncio.Task[T]") -> bool:
-        """Whether it failed, or ended long ago, while nobody waited for it."""
+        """Whether the measurement failed, or ended long ago, without a waiting caller."""
         if not running.done():
             return False
         has_failed = running.cancelled() or running.exception() is not None
@@ -73,13 +76,13 @@ _DISK_BLOCK_BYTES = 512
 _REMOVE_BATCH_SIZE = 500
 _REASONS_SHOWN_MAX = 5
 _Skipped = dict[str, str]
-"""Why tasks stay that could not be looked at, by their ids."""
+"""Task ids of tasks that could not be examined, with the reason. They are kept."""
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class PruningDependencies:
-    """What pruning needs of the server. flush: brings a directory's entries to disk."""
+    """Dependencies of the pruner. flush: flushes a directory's entries to disk."""
 
     data_dir: Path
     journals: Journals
@@ -91,17 +94,17 @@ class PruningDependencies:
 
 
 class PruneSelector:
-    """Says of finished tasks, the oldest first, whether they must go. Pure."""
+    """Decides, oldest task first, whether a finished task must be removed. Pure."""
 
     def __init__(self, retention: Retention, now: datetime, tasks_count: int, total_bytes: int) -> None:
-        """tasks_count, total_bytes: of all that are finished and could go."""
+        """tasks_count, total_bytes: of all finished tasks that may be removed."""
         self._retention = retention
         self._now = now
         self._tasks_count = tasks_count
         self._total_bytes = total_bytes
 
     def should_prune(self, finished_at: datetime) -> bool:
-        """The next one has to go."""
+        """Whether the next task must be removed."""
         bounds = self._retention
         seconds, keep, max_bytes = bounds.older_than_seconds, bounds.keep, bounds.max_bytes
         is_too_old = seconds is not None and self._now - finished_at > timedelta(seconds=seconds)
@@ -109,13 +112,13 @@ class PruneSelector:
         return is_too_old or is_one_too_many or (max_bytes is not None and self._total_bytes > max_bytes)
 
     def record_pruned(self, size_bytes: int) -> None:
-        """It goes."""
+        """Count a removed task."""
         self._tasks_count -= 1
         self._total_bytes -= size_bytes
 
 
 class Pruner:
-    """One at a time. Never an unfinished task, nor one whose preserved sandbox is still there for its user."""
+    """Runs one pruning at a time. Never removes an unfinished task, nor one with a preserved sandbox."""
 
     def __init__(self, dependencies: PruningDependencies) -> None:
         self._dependencies = dependencies
@@ -123,16 +126,16 @@ class Pruner:
         self._size_measurement = SingleFlight(self._measure_sizes)
 
     def prepare(self) -> None:
-        """Make the directory for what is pruned: where no file can be made any more it is too late."""
+        """Create the directory for pruned tasks early: on a full disk that would fail."""
         with contextlib.suppress(OSError):
             self._make_directory()
 
     async def prune(self, retention: Retention, *, dry_run: bool = False) -> Sequence[PrunedTask]:
-        """Remove what is to go; gives it, the oldest first. dry_run: only say so.
+        """Remove tasks beyond the retention and return them, oldest first. dry_run: only return them.
 
-        Age and number wait for no measurement, which may take longer than whoever asks has: then it serves the next.
-        A task that cannot be looked at stays, and keeps no other from its turn. Raises StoreError, OSError;
-        UnavailableError at the end, where only such tasks stay, or what is left of others could not be removed.
+        Age and number need no size measurement. That may take longer than the caller waits; then its result serves the
+        next call. A task that cannot be examined is kept and does not stop the others. Raises StoreError, OSError;
+        UnavailableError at the end if such tasks remain, or if remains of others could not be removed.
         """
         skipped: _Skipped = {}
         pruned, failure = await self._prune_selected(self._select(retention, skipped), skipped, dry_run=dry_run)
@@ -164,7 +167,7 @@ class Pruner:
     async def _prune_selected(
         self, selected: AsyncIterator[PrunedTask], skipped: _Skipped, *, dry_run: bool
     ) -> tuple[list[PrunedTask], str]:
-        """Gives what went, and why something is left in `pruned/`, empty where nothing is."""
+        """Return the pruned tasks, and why something is left in `pruned/` (empty if nothing is)."""
         async with self._lock:
             if dry_run:
                 return [task async for task in selected], ""
@@ -184,7 +187,7 @@ class Pruner:
         return pruned
 
     async def _select(self, retention: Retention, skipped: _Skipped) -> AsyncIterator[PrunedTask]:
-        """By age and number."""
+        """Select tasks by age and number."""
         tasks_count = (
             0 if retention.keep is None else await asyncio.to_thread(self._count_prunable, retention.keep, skipped)
         )
@@ -208,7 +211,7 @@ class Pruner:
     async def _select_by_size(
         self, measured: Sequence[PrunedTask], pruned: Sequence[PrunedTask], max_bytes: int
     ) -> AsyncIterator[PrunedTask]:
-        """By size. gone: what went, or would have gone, since it was measured."""
+        """Select tasks by total size. pruned: tasks that were, or would have been, removed since the measurement."""
         task_ids = (await asyncio.to_thread(self._dependencies.store.task_ids)).difference(task.id for task in pruned)
         left = [task for task in measured if task.id in task_ids]
         total_bytes = sum(task.size_bytes for task in left)
@@ -220,7 +223,10 @@ class Pruner:
             yield task
 
     def _count_prunable(self, limit: int, skipped: _Skipped) -> int:
-        """The finished tasks that could go; all of them where they are not more than `enough`."""
+        """Count the finished tasks that may be removed.
+
+        Exact only if there are more than `limit`; else all finished ones.
+        """
         counts = self._dependencies.store.count_by_state()
         finished_count = sum(counts[state] for state in TERMINAL_STATES)
         if finished_count <= limit:
@@ -230,7 +236,7 @@ class Pruner:
         )
 
     def _is_preserved(self, task: Task, skipped: _Skipped) -> bool:
-        """Whether there are files for its user, or nobody can tell: then it stays, and that is noted."""
+        """Whether the task has files for its user. If that is unknown, the task is kept and noted in `skipped`."""
         try:
             return self._dependencies.preservation.is_preserved(task)
         except OSError as error:
@@ -238,7 +244,7 @@ class Pruner:
             return True
 
     def _measure_sizes(self) -> tuple[Sequence[PrunedTask], _Skipped]:
-        """The finished tasks that could go, the oldest first."""
+        """Measure the finished tasks that may be removed, oldest first."""
         skipped: _Skipped = {}
         tasks = self._iterate_tasks(TERMINAL_STATES, skipped)
         measured = [self._with_size(task) for task in tasks if not self._is_preserved(task, skipped)]
@@ -259,7 +265,7 @@ class Pruner:
         return PrunedTask(task.id, task.state, task.state_changed_at, size_bytes)
 
     def _detach(self, pruned: PrunedTask) -> bool:
-        """Out of the lists and out of `tasks/`; whether it was possible now."""
+        """Move a task out of the index and of `tasks/`. Return whether that was possible."""
         task_id = pruned.id
         with self._dependencies.journals.try_lock(task_id) as is_over:
             if not is_over and self._dependencies.journals.is_locked(task_id):
@@ -268,14 +274,14 @@ class Pruner:
             if indexed is None or indexed.task.finished_at != pruned.finished_at:
                 return False
             if any(files.handle.exists() for files in TaskLayout(self._dependencies.data_dir, task_id).attempts()):
-                # Something of a sandbox is on the machine, and nothing else would tell whose it is.
+                # Part of a sandbox is still on the host, and only the handle identifies its owner.
                 return False
             self._dependencies.store.delete(task_id)
             try:
                 self._move_aside(task_id)
             except OSError as error:
                 if not TaskLayout(self._dependencies.data_dir, task_id).root.exists():
-                    return True  # only that it is gone is not on disk yet
+                    return True  # removed, but not flushed to disk yet
                 self._restore_index_row(indexed, error)
                 return False
             return True
@@ -298,7 +304,10 @@ class Pruner:
         self._dependencies.store.save(indexed)
 
     async def _remove_detached(self) -> str:
-        """What lies in `pruned/`, from now or from before a crash; gives the last reason why some of it stays."""
+        """Remove the content of `pruned/`, including that from before a crash.
+
+        Return the last reason why some is left.
+        """
         directory = pruned_root(self._dependencies.data_dir)
         failure = ""
         try:
@@ -321,7 +330,7 @@ def _oldest_first(states: frozenset[TaskState], cursor: Cursor | None) -> TaskQu
 
 
 def disk_usage_bytes(directory: Path) -> int:
-    """What everything below takes on its disk, links not followed; what goes meanwhile does not count."""
+    """Return the disk usage of a tree without following links. Files that vanish during the scan are not counted."""
     total, waiting = 0, [os.fspath(directory)]
     while waiting:
         try:
@@ -346,10 +355,10 @@ class PreservationExpiry:
         self._clock = clock
         self._time_to_live = timedelta(seconds=time_to_live_seconds)
         self._swept_until: Cursor | None = None
-        """Everything up to this place was released."""
+        """Everything up to this position was released."""
 
     async def sweep(self) -> None:
-        """Release all whose time is over."""
+        """Release all expired sandboxes."""
         ended_before, cursor, is_swept = self._clock.now() - self._time_to_live, self._swept_until, True
         while True:
             query = TaskQuery(
