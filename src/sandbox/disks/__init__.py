@@ -1,1 +1,1 @@
-"""The disk of an attempt: workspace, home and /tmp together, bounded."""
+"""Disks of attempts: a size-limited directory with workspace, home and /tmp."""

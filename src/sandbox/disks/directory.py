@@ -1,4 +1,4 @@
-"""Disks that are plain directories, where nothing can be mounted: somebody has to look how full they are."""
+"""Disks that are plain directories, for machines that cannot mount. Their usage must be polled."""
 
 import ctypes
 import os
@@ -22,17 +22,17 @@ _libc = ctypes.CDLL(None)
 
 
 class DeletedFiles(msgspec.Struct, frozen=True):
-    """How much there is."""
+    """Size and number of deleted files that are still open."""
 
     size_bytes: int
     file_count: int
 
 
 def measure_deleted_files(device: int) -> DeletedFiles:
-    """Those on the device (st_dev) that descendants of this process have open, whatever path leads them there.
+    """Measure deleted files on the device (st_dev) that descendants of this process have open, by any path.
 
-    A process that has closed its /proc to its user is passed over, and so is what is mapped or under way in a
-    socket only. Raises OSError past DISK_COMMAND_SECONDS.
+    Skips processes whose /proc is closed to their user, and files that are only mapped or in flight in a socket. Raises
+    OSError if it takes longer than DISK_COMMAND_SECONDS.
     """
     deadline = time.monotonic() + DISK_COMMAND_SECONDS
     sizes: dict[int, int] = {}
@@ -47,7 +47,7 @@ def measure_deleted_files(device: int) -> DeletedFiles:
 def _open_files() -> Iterator[os.stat_result]:
     for pid in _descendants(os.getpid()):
         if _shares_files(pid, _parent_pid(pid)):
-            continue  # as all the processes in which gVisor has programs run
+            continue  # for example all processes in which gVisor runs programs
         with suppress(OSError), os.scandir(f"/proc/{pid}/fd") as entries:
             for entry in entries:
                 with suppress(OSError):  # closed since
@@ -55,7 +55,7 @@ def _open_files() -> Iterator[os.stat_result]:
 
 
 def _shares_files(pid: int, other: int) -> bool:
-    """Whether two processes have one table of open files (kcmp(2)); no where that cannot be told."""
+    """Return whether two processes share their table of open files (kcmp(2)); False if unknown."""
     number = _KCMP.get(os.uname().machine)
     return number is not None and _libc.syscall(number, pid, other, _KCMP_FILES, 0, 0) == 0
 
@@ -64,7 +64,7 @@ def _descendants(ancestor: int) -> list[int]:
     pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]  # noqa: PTH208  (a hot path)
     children: dict[int, list[int]] = {}
     for pid in pids:
-        if pid == ancestor:  # so that ids that are used anew meanwhile make no circle
+        if pid == ancestor:  # otherwise ids that are reused meanwhile could form a cycle
             continue
         children.setdefault(_parent_pid(pid), []).append(pid)
     found = [*children.get(ancestor, ())]
@@ -74,7 +74,7 @@ def _descendants(ancestor: int) -> list[int]:
 
 
 def _parent_pid(pid: int) -> int:
-    """Its parent's id, 0 when it is gone."""
+    """Return the parent's pid; 0 if the process is gone."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123  (a hot path)
             return int(file.read().rpartition(b")")[2].split()[1])
@@ -83,13 +83,13 @@ def _parent_pid(pid: int) -> int:
 
 
 _BYTES_PER_FILE = 4096
-"""An empty file takes no block, but takes one of the file system's names from everybody else."""
+"""Charged per file: an empty file takes no block, but one of the file system's inodes."""
 
 _MEASURE_FAILED = "It cannot be told how full the disk is"
 
 
 class DirectoryDisks:
-    """Implements `contracts.disks.Disks`."""
+    """Implements `interfaces.disks.Disks`."""
 
     enforces_size = False
 
@@ -97,14 +97,14 @@ class DirectoryDisks:
         self._size_bytes = 0
 
     async def open(self, files: AttemptLayout, size_bytes: int) -> None:
-        """Make the directory."""
+        """Create the directory."""
         files.disk.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._size_bytes = size_bytes
 
     async def usage(self, files: AttemptLayout) -> DiskUsage:
-        """What du(1) counts, which no depth of directories exhausts, and what is open without a name.
+        """Measure with du(1), which handles any depth of directories, and add deleted files that are still open.
 
-        What goes away meanwhile counts nothing, and what loses its name meanwhile not twice.
+        A file removed meanwhile counts nothing, and a file unlinked meanwhile is not counted twice.
         """
         unnamed = await _measure_deleted(files.disk)
         used_bytes = unnamed.size_bytes + await _run_du(files.disk, "--block-size=1")
@@ -113,10 +113,10 @@ class DirectoryDisks:
         return DiskUsage(used_bytes, self._size_bytes, is_full)
 
     async def verify(self, files: AttemptLayout) -> None:
-        """Whoever writes to the host's own file system is told there."""
+        """Do nothing: writers to the host's file system get its errors directly."""
 
     async def close(self, files: AttemptLayout) -> None:
-        """Nothing is to be let go of."""
+        """Do nothing: there is nothing to release."""
 
 
 async def _measure_deleted(directory: Path) -> DeletedFiles:
@@ -131,7 +131,7 @@ async def _run_du(directory: Path, unit: str) -> int:
     told = b""
     try:
         if os.geteuid() != 0:
-            # Else an agent could hide what it writes in a directory that it closes to reading.
+            # Otherwise an agent could hide files in a directory that it makes unreadable.
             told = await run_command(*AS_NAMESPACE_ROOT, *command, ok_codes=(0, 1))
         told = told or await run_command(*command, ok_codes=(0, 1))
         return int(told.split()[0])

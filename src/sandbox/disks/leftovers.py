@@ -1,7 +1,7 @@
-"""Disks that are still mounted somewhere although nobody carries their attempts out any more.
+"""Releases leftover disks: those that are still mounted although no process runs their attempts.
 
-A disk's mount is in the mount namespace of its runner, which lasts as long as any process in it: one that a runner had
-started outside of the sandbox and that did not die with it.
+A disk's mount is in its runner's mount namespace, which exists as long as any process in it. That can be a process that
+the runner started outside of the sandbox and that did not die with it.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ _POLL_SECONDS = 0.01
 
 
 class DiskLeftovers:
-    """Implements `contracts.leftovers.Leftovers` for the disks below one data directory."""
+    """Implements `interfaces.placement.Leftovers` for the disks below one data directory."""
 
     kind = "disk"
     is_exclusive = True
@@ -29,13 +29,13 @@ class DiskLeftovers:
         self._data_dir = data_dir
 
     def attempt_ids(self) -> Collection[str]:
-        """Those whose file a loop device stands for."""
+        """Return the attempts whose disk image is attached to a loop device."""
         images = [Path(file) for _, file in list_devices()]
         roots = [(image.parent, tasks_root(self._data_dir) / image.parts[-4]) for image in images if _is_disk(image)]
         return {root.name for root, task in roots if (task / "attempts" / root.name).exists()}
 
     async def clean_up(self, attempt_id: str, files: AttemptLayout) -> None:
-        """KILL whoever has the mount in sight, until the kernel has let go of it. Raises OSError after 10 s."""
+        """Send KILL to the processes that see the mount, until the kernel detaches it. Raises OSError after 10 s."""
         deadline = time.monotonic() + DISK_RELEASE_SECONDS
         while numbers := await asyncio.to_thread(_device_numbers, files.disk_image):
             await asyncio.to_thread(_kill_holders, numbers, files.disk)
@@ -45,7 +45,7 @@ class DiskLeftovers:
 
 
 def _device_numbers(image: Path) -> frozenset[str]:
-    """`major:minor` of the loop devices that stand for it, but for what an operator has mounted for everybody."""
+    """Return `major:minor` of the image's loop devices, except those that an operator mounted for everybody."""
     numbers = set()
     for device in find_devices(image):
         with suppress(OSError):
@@ -54,8 +54,8 @@ def _device_numbers(image: Path) -> frozenset[str]:
 
 
 def _kill_holders(numbers: Collection[str], disk: Path) -> None:
-    """Whoever has it where the runner had mounted it, which is in sight in a namespace of that runner's only."""
-    point = str(Path("/", *disk.parts[-3:]))  # /attempts/<id>/disk, whatever leads there
+    """Kill the processes that see the disk at the runner's mount point: only that runner's namespace shows it there."""
+    point = str(Path("/", *disk.parts[-3:]))  # /attempts/<id>/disk, whatever precedes it
     pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]  # noqa: PTH208  (a hot path)
     for pid in pids:
         for number in numbers:
@@ -74,7 +74,7 @@ def _kill_if_mounted(pid: int, number: str, point: str) -> None:
 
 
 def _has_mount(pid: str, number: str, point: str) -> bool:
-    """Whether a process has the device in sight, at a path with this end (proc(5), mountinfo)."""
+    """Return whether a process sees the device mounted at a path with this suffix (proc(5), mountinfo)."""
     try:
         lines = Path("/proc", pid, "mountinfo").read_text(errors="surrogateescape").splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""Disks that are ext4 file systems in sparse files of their own, so that a full one is full and nothing else is."""
+"""Disks that are ext4 file systems in sparse files, so a full disk affects only its own attempt."""
 
 import asyncio
 import ctypes
@@ -15,17 +15,20 @@ from sandbox.model.errors import AttemptError, FailureCode
 from sandbox.model.limits import DISK_COMMAND_SECONDS, DISK_RELEASE_SECONDS, KILL_SECONDS
 
 _DIE_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL", "--")
-"""A check of a killed process's that goes on would change a disk that the next process has mounted already."""
+"""An e2fsck that outlives its killed parent would modify a disk that the next process has already mounted."""
 
 _ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
 
 
 class CommandFailedError(Exception):
-    """What the program said, on one line."""
+    """A command failed. The message is its error output on one line."""
 
 
 async def run_command(*command: str, ok_codes: Collection[int] = (0,)) -> bytes:
-    """Its output. Raises CommandFailedError, also past DISK_COMMAND_SECONDS or when it is not installed."""
+    """Run a command and return its output.
+
+    Raises CommandFailedError, also after DISK_COMMAND_SECONDS or if the command is not installed.
+    """
     try:
         process = await asyncio.create_subprocess_exec(
             *_DIE_WITH_PARENT,
@@ -57,13 +60,13 @@ _DELETED = " (deleted)"
 
 
 def find_devices(image: Path) -> Sequence[Path]:
-    """Those in /sys/block that stand for this file, by whatever path it was opened."""
+    """Return the loop devices in /sys/block for this file, by whatever path it was opened."""
     path = str(image.parent.resolve() / image.name)
     return [device for device, file in list_devices() if file == path or _is_same(file, image)]
 
 
 def list_devices() -> Iterator[tuple[Path, str]]:
-    """Each device that is in use, and its file as the kernel names it."""
+    """Yield each loop device in use, and its file as named by the kernel."""
     for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
         with suppress(OSError):
             yield backing.parents[1], backing.read_text().rstrip("\n").removesuffix(_DELETED)
@@ -77,29 +80,29 @@ def _is_same(file: str, image: Path) -> bool:
 
 
 _MKFS_COMMAND = ("mkfs.ext4", "-q", "-F", "-m", "0", "-O", "^has_journal", "-E", "lazy_itable_init=1,nodiscard")
-"""No journal: what a power loss leaves is only collected from, after a check that mends whatever can be mended."""
+"""No journal: after a power loss the disk is only collected from, after a check that repairs what it can."""
 _OPTIONS = "loop,nosuid,nodev,noatime,discard,errors=remount-ro"
-_FULL_BELOW_BYTES = 2 * 1024 * 1024  # a large write that does not fit leaves this much of a full disk
+_FULL_BELOW_BYTES = 2 * 1024 * 1024  # a large write that does not fit leaves this much of a full disk free
 _POLL_SECONDS = 0.01
 _REPAIRED = frozenset({0, 1})  # e2fsck(8): 1 is "errors corrected"
 
 
 class LoopDisks:
-    """Implements `contracts.disks.Disks`, as root, in a process with a mount namespace of its own (`hide_mounts`).
+    """Implements `interfaces.disks.Disks`. Needs root and a separate mount namespace (`unshare_mounts`).
 
-    Such a mount ends with the last process that sees it, whatever that process dies of.
+    The mount ends with the last process of the namespace, however that process dies.
     """
 
     enforces_size = True
 
     def __init__(self) -> None:
         self._disk_fd = -1
-        """Open since the disk was mounted: the kernel tells it of every error from then on, once."""
+        """Open since the disk was mounted: the kernel reports every later error to this descriptor, once."""
 
         self._sync_error: OSError | None = None
 
     async def open(self, files: AttemptLayout, size_bytes: int) -> None:
-        """Make the file system, or check the one that is there, and mount it."""
+        """Create the file system, or check an existing one, and mount it."""
         files.disk.mkdir(mode=0o700, parents=True, exist_ok=True)
         if files.disk.is_mount():
             return
@@ -115,7 +118,7 @@ class LoopDisks:
             raise AttemptError(FailureCode.PROVISION_FAILED, f"The task's disk could not be made: {error}.") from error
 
     async def usage(self, files: AttemptLayout) -> DiskUsage:
-        """What statvfs(3) says."""
+        """Return the usage that statvfs(3) reports."""
         found = os.statvfs(files.disk)
         free_bytes = found.f_bavail * found.f_frsize
         total_bytes = found.f_blocks * found.f_frsize
@@ -123,14 +126,19 @@ class LoopDisks:
         return DiskUsage(total_bytes - free_bytes, total_bytes, is_full)
 
     async def verify(self, files: AttemptLayout) -> None:
-        """What an agent wrote is in memory first, and nobody inside hears that the file behind it took it not."""
+        """Flush the disk and raise the first write error.
+
+        An agent's data is written to memory first, and no process inside learns that the host could not store it.
+        """
         if self._disk_fd >= 0:
             await asyncio.to_thread(self._sync, self._disk_fd)
         if self._sync_error is not None:
             raise self._sync_error
 
     async def close(self, files: AttemptLayout) -> None:
-        """Unmount it; whoever still holds a file of it is waited for, and in the end keeps but the blocks of it."""
+        """Unmount the disk. Waits for processes that use it; finally unmounts lazily, so that they keep only its
+        blocks.
+        """
         if self._disk_fd >= 0:
             os.close(self._disk_fd)
             self._disk_fd = -1
@@ -147,7 +155,7 @@ class LoopDisks:
                 await asyncio.sleep(_POLL_SECONDS)
 
     def _sync(self, disk_fd: int) -> None:
-        """syncfs(2), which since Linux 5.8 tells of what could not be stored."""
+        """Call syncfs(2), which reports failed writes since Linux 5.8."""
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.syncfs(disk_fd) != 0:
             number = ctypes.get_errno()
@@ -155,7 +163,7 @@ class LoopDisks:
 
 
 async def make_file_system(image: Path, size_bytes: int) -> None:
-    """An empty one. It has its name only when it is whole. Raises CommandFailedError, OSError."""
+    """Create an empty file system; the file gets its name when it is complete. Raises CommandFailedError, OSError."""
     part = image.with_suffix(".part")
     part.unlink(missing_ok=True)
     with part.open("xb") as file:
@@ -165,7 +173,7 @@ async def make_file_system(image: Path, size_bytes: int) -> None:
 
 
 async def _wait_until_released(image: Path) -> None:
-    """Wait until no loop device has it: mounted twice, a file system destroys itself. Raises OSError."""
+    """Wait until no loop device uses the image: a file system mounted twice destroys itself. Raises OSError."""
     deadline = time.monotonic() + DISK_RELEASE_SECONDS
     while find_devices(image):
         if time.monotonic() > deadline:
@@ -178,7 +186,10 @@ _MS_REC, _MS_SLAVE = 0x4000, 0x80000
 
 
 def unshare_mounts() -> None:
-    """Enter a new one; what the host unmounts goes here too. As root, before any thread begins. Raises OSError."""
+    """Enter a new mount namespace, to which the host's unmounts still propagate.
+
+    Call it as root before any thread is started. Raises OSError.
+    """
     libc = ctypes.CDLL(None, use_errno=True)
     _check(libc.unshare(_CLONE_NEWNS))
     _check(libc.mount(b"none", b"/", None, ctypes.c_ulong(_MS_REC | _MS_SLAVE), None))
@@ -194,7 +205,7 @@ _SIZE_BYTES = 1024 * 1024
 
 
 async def loop_unavailable_reason(directory: Path) -> str | None:
-    """None when a small file system can be made and mounted, else the reason; nothing stays in `directory`."""
+    """Return why a file system cannot be created and mounted, or None if it can. Leaves nothing in `directory`."""
     if os.geteuid() != 0:
         return "only root can mount"
     with tempfile.TemporaryDirectory(prefix="probe-", dir=directory) as place:
@@ -202,7 +213,7 @@ async def loop_unavailable_reason(directory: Path) -> str | None:
         point.mkdir()
         try:
             await make_file_system(image, _SIZE_BYTES)
-            # In a mount namespace that ends with the command, so that there is nothing to unmount.
+            # The mount namespace ends with the command, so nothing needs to be unmounted.
             await run_command("unshare", "--mount", "mount", "-t", "ext4", "-o", "loop", str(image), str(point))
         except (CommandFailedError, OSError) as error:
             return str(error)

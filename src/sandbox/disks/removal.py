@@ -11,13 +11,13 @@ from sandbox.model.limits import KILL_SECONDS
 _PATH = "/usr/bin:/bin"
 
 AS_NAMESPACE_ROOT = ("unshare", "--user", "--map-root-user")
-"""Before a command: what it may do with files of its user does not depend on their modes, which agents choose."""
+"""Prefix of a command: makes it independent of the modes of its user's files, which agents choose."""
 
 
 async def remove_trees(paths: Sequence[Path]) -> None:
-    """By rm(1), which no depth of directories exhausts, follows no link and can be stopped. Raises OSError.
+    """Remove trees with rm(1), which handles any depth, follows no links and can be stopped. Raises OSError.
 
-    An ordinary user may not empty a directory that is closed to writing; root of a user namespace may.
+    An ordinary user cannot empty a directory without write permission; root of a user namespace can.
     """
     if not paths:
         return
@@ -30,7 +30,7 @@ async def remove_trees(paths: Sequence[Path]) -> None:
 
 
 async def _run(command: Sequence[str]) -> str:
-    """What it complains about, nothing when all went well."""
+    """Run the command and return its error output; empty on success."""
     process = await asyncio.create_subprocess_exec(
         *command, stdin=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE, env={"PATH": _PATH}
     )
@@ -38,7 +38,7 @@ async def _run(command: Sequence[str]) -> str:
         _, complaint = await process.communicate()
     except asyncio.CancelledError:
         process.kill()
-        # Where the file system hangs, the kernel lets it not die.
+        # If the file system hangs, the kernel does not let the process die.
         with suppress(TimeoutError):
             await asyncio.wait_for(process.wait(), KILL_SECONDS)
         raise

@@ -1,4 +1,4 @@
-"""Room on the host's file system: how much there is, and some that is kept for the end."""
+"""Disk space of the host's file system: measures it and keeps a reserve."""
 
 import os
 from pathlib import Path
@@ -7,7 +7,7 @@ from sandbox.model.disk_space import DiskSpace
 
 
 def measure_disk_space(directory: Path) -> DiskSpace:
-    """What statvfs(3) says. Raises OSError."""
+    """Return what statvfs(3) reports. Raises OSError."""
     found = os.statvfs(directory)
     return DiskSpace(
         free_bytes=found.f_bavail * found.f_frsize,
@@ -19,7 +19,7 @@ def measure_disk_space(directory: Path) -> DiskSpace:
 
 
 class ReserveFile:
-    """Implements `contracts.space.Reserve` by a file whose blocks are allocated."""
+    """Implements `interfaces.disks.DiskReserve` with a file whose blocks are allocated."""
 
     def __init__(self, path: Path, size_bytes: int) -> None:
         self._path = path
@@ -27,11 +27,11 @@ class ReserveFile:
 
     @property
     def is_allocated(self) -> bool:
-        """The file is there."""
+        """Whether the file exists."""
         return self._path.exists()
 
     def allocate(self) -> None:
-        """Allocate the file; it is whole or not there."""
+        """Allocate the file completely or not at all. Raises OSError."""
         if self.is_allocated:
             return
         part = self._path.with_suffix(".part")
@@ -47,7 +47,7 @@ class ReserveFile:
             raise
 
     def release(self) -> bool:
-        """Remove the file."""
+        """Remove the file. Returns whether it existed."""
         try:
             self._path.unlink()
         except OSError:

@@ -1,1 +1,1 @@
-"""What is in a sandbox: images built from declarative files or imported, and which of them a profile means."""
+"""Images for sandboxes: builds, imports and stores them, and resolves profiles to images."""

@@ -1,4 +1,4 @@
-"""Makes images: of packages as a declarative file says, or of what another tool has saved."""
+"""Builds images from the packages of a definition file, or imports them from an OCI archive."""
 
 import os
 import stat
@@ -19,7 +19,10 @@ from sandbox.images.rootfs import RootFs
 
 @dataclass(frozen=True, slots=True)
 class Component:
-    """What is copied. paths: host file or directory to path inside. links: path to target. versions: for the record."""
+    """Files that are copied into an image.
+
+    paths: host file or directory to path inside. links: path to target. versions: for the image's metadata.
+    """
 
     paths: Mapping[Path, str]
     links: Mapping[str, str] = field(default_factory=dict)
@@ -28,7 +31,7 @@ class Component:
 
 
 def add_component(name: str, component: Component | None, rootfs: RootFs, mtime: float) -> None:
-    """Copy it into an image. Raises BuildFailedError, OSError."""
+    """Copy the component into an image. Raises BuildFailedError, OSError."""
     if component is None or not component.paths:
         raise BuildFailedError(
             f"The profile has the part {name!r}, which this machine does not have; run script/setup."
@@ -73,7 +76,7 @@ def build_image(
     components: Mapping[str, Component],
     install_packages: InstallPackages = install_packages,
 ) -> ImageMetadata:
-    """Build what is declared; it is current when this returns, and nothing has changed when this raises.
+    """Build an image and make it the profile's current one. On an error nothing has changed.
 
     Raises BuildFailedError, ImageRefusedError, ProfileBusyError, OSError.
     """
@@ -93,7 +96,10 @@ def build_image(
 
 
 def import_image(store: ImageStore, archive: Path, minimum_tier: str = "") -> ImageMetadata:
-    """Take an OCI archive over; the same holds as for a build. Raises ImageRefusedError, ProfileBusyError, OSError."""
+    """Import an OCI archive and make it the current image; see `build_image`.
+
+    Raises ImageRefusedError, ProfileBusyError, OSError.
+    """
     check_tier(minimum_tier)
     with store.build_directory() as part:
         tree = _create_rootfs(part)

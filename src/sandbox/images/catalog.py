@@ -1,4 +1,4 @@
-"""The profiles of a data directory: those that come with Sandbox, and those that have an image there."""
+"""The profiles of a data directory: those shipped with Sandbox, and those that have an image there."""
 
 from collections.abc import Mapping
 from contextlib import suppress
@@ -14,7 +14,10 @@ from sandbox.model.tier import is_strong_enough
 
 @dataclass(frozen=True, slots=True)
 class ProfileEntry:
-    """One profile as it stands. record: of its image, None without one; problem: why the image cannot be used."""
+    """A profile's current state.
+
+    metadata: of its image, None without one. problem: why the image cannot be used.
+    """
 
     name: str
     is_shipped: bool
@@ -25,29 +28,29 @@ class ProfileEntry:
 
 
 class ProfileCatalog:
-    """Implements `contracts.profiles.Profiles`. Everything is looked up anew, so a new image is noticed at once."""
+    """Implements `interfaces.images.ProfileCatalog`. Each call reads the directory, so new images are seen."""
 
     def __init__(self, data_dir: Path) -> None:
         self._data_dir = data_dir
 
     def image_store(self, name: str) -> ImageStore:
-        """Where a profile's images lie. Raises InvalidProfileError."""
+        """Return the store of the profile's images. Raises InvalidProfileError."""
         return ImageStore(self._data_dir, check_profile_name(name))
 
     def names(self) -> list[str]:
-        """Of all profiles; a directory that no profile can be called as is none."""
+        """Return the names of all profiles. Directories with an invalid name are ignored."""
         root = profiles_root(self._data_dir)
         imported = [path.parent.name for path in root.glob("*/current")] if root.is_dir() else []
         return sorted({*shipped_profiles(), *filter(is_profile_name, imported)})
 
     def remove_stale_builds(self) -> None:
-        """Take away what killed builds left. Blocks. Raises OSError."""
+        """Remove what killed builds left. Blocks. Raises OSError."""
         root = profiles_root(self._data_dir)
         for directory in root.iterdir() if root.is_dir() else ():
             ImageStore(self._data_dir, directory.name).remove_stale_build()
 
     def find(self, name: str) -> ProfileEntry:
-        """One profile. Raises ProfileNotFoundError."""
+        """Return a profile. Raises ProfileNotFoundError."""
         definition = read_shipped(name) if name in shipped_profiles() else None
         tier, description = (definition.minimum_tier, definition.description) if definition else ("", "")
         try:
@@ -61,7 +64,7 @@ class ProfileCatalog:
         return ProfileEntry(name, definition is not None, description, tier, record)
 
     def entries(self) -> list[ProfileEntry]:
-        """All profiles, without those that go meanwhile."""
+        """Return all profiles, without those that are removed meanwhile."""
         entries = []
         for name in self.names():
             with suppress(ProfileNotFoundError):
@@ -69,11 +72,11 @@ class ProfileCatalog:
         return entries
 
     def list_profiles(self) -> Mapping[str, str]:
-        """See `Profiles`."""
+        """Return each profile's minimum tier. Implements `ProfileCatalog.list_profiles`."""
         return {entry.name: entry.minimum_tier for entry in self.entries()}
 
     def find_image(self, profile: str, tier: str) -> Image | None:
-        """See `Profiles`."""
+        """Resolve a profile to its image. Implements `ProfileCatalog.find_image`."""
         try:
             entry = self.find(profile)
         except ProfileNotFoundError as error:

@@ -1,7 +1,7 @@
-"""Packages of the machine's distribution, unpacked and configured into a tree by mmdebstrap.
+"""Installs packages of the machine's distribution into a root file system, with mmdebstrap.
 
-Sources, keys, proxy and certificates are those of this machine's apt: where packages come from is its operator's to
-say. Nothing of them is in the image.
+Sources, keys, proxy and certificates are those of this machine's apt, because its operator decides where packages come
+from. Nothing of them is in the image.
 """
 
 import os
@@ -23,7 +23,7 @@ _PROGRAM = "/usr/bin/mmdebstrap"
 _APT_CONFIG = "/usr/bin/apt-config"
 _NAMESPACE_COMMAND = ("/usr/bin/setpriv", "--pdeathsig", "KILL", "--", "/usr/bin/unshare", "--mount", "--pid", "--fork")
 _NAMESPACE_OPTIONS = ("--kill-child=KILL", "--mount-proc", "--")
-"""In namespaces of its own, and gone with us: neither a process nor a mount outlives a build that was killed."""
+"""Runs the build in its own namespaces, which die with this process: no process or mount outlives a killed build."""
 
 _HOOK_DIRECTORY = Path("/usr/share/mmdebstrap/hooks/file-mirror-automount")
 _EXCLUDED_PATHS = ("/usr/share/doc/*", "/usr/share/info/*", "/usr/share/locale/*", "/usr/share/man/*")
@@ -35,9 +35,9 @@ _LOG_BYTES_MAX = 2000
 
 
 def install_packages(definition: ImageDefinition, rootfs: RootFs, scratch: Path, program: str = _PROGRAM) -> None:
-    """Fill the tree. Raises BuildFailedError, ImageRefusedError, OSError.
+    """Install the packages into the root file system. Raises BuildFailedError, ImageRefusedError, OSError.
 
-    scratch: a private directory, for what mmdebstrap writes meanwhile.
+    scratch: a private directory for mmdebstrap's temporary files.
     """
     if os.geteuid() != 0:
         raise BuildFailedError("Only root can build an image; an ordinary user can import one (--from-oci).")
@@ -55,7 +55,7 @@ def install_packages(definition: ImageDefinition, rootfs: RootFs, scratch: Path,
 
 
 def find_sources(directory: Path = Path("/etc/apt")) -> list[Path]:
-    """The files in which this machine's apt is told where packages come from. Raises BuildFailedError."""
+    """Return the files that list the package sources of this machine's apt. Raises BuildFailedError."""
     listed = [directory / "sources.list", *sorted((directory / "sources.list.d").glob("*"))]
     sources = [path for path in listed if path.suffix in {".list", ".sources"} and _has_source(path)]
     if not sources:
@@ -122,7 +122,7 @@ def _run_mmdebstrap(argv: Sequence[str], environment: dict[str, str], log: IO[by
         apply_layer(TarStream(process.stdout, ByteBudget(IMAGE_BYTES_MAX)), rootfs)
         code = process.wait(timeout=_COMMAND_SECONDS)
     except ImageRefusedError as error:
-        # A tar that is cut off means that mmdebstrap failed, and that has the better words.
+        # A truncated tar means that mmdebstrap failed, and its log has the better message.
         with suppress(subprocess.TimeoutExpired):
             process.wait(timeout=_COMMAND_SECONDS)
         raise BuildFailedError(f"mmdebstrap failed: {_last_log_lines(log) or error}") from error

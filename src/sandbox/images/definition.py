@@ -1,4 +1,4 @@
-"""The declarative file of a profile: what its image is built from."""
+"""The definition file of a profile, from which its image is built."""
 
 import re
 import tomllib
@@ -11,38 +11,40 @@ from sandbox.images.errors import InvalidProfileError
 from sandbox.model.tier import TIERS
 
 IMAGE_BYTES_MAX = 16 * 1024**3
-"""All files of an image together, by each of their names, and all its layers uncompressed; over it it is refused."""
+"""Maximum of all files of an image, counted once per name, and of all its layers uncompressed. Beyond it: refused."""
 
 IMAGE_ENTRIES_MAX = 1_000_000
-"""Files, directories, links and whiteouts in all layers together, also directories that only the path of another entry
-asks for; and names that whiteouts of directories look at."""
+"""Maximum number of files, directories, links and whiteouts in all layers.
+
+Directories that only the path of another entry requires count too, and so do names that opaque whiteouts look at.
+"""
 
 IMAGE_LAYERS_MAX = 128
-"""Layers of an archive."""
+"""Maximum number of layers in an archive."""
 
 IMAGE_PATH_BYTES_MAX = 3500
-"""A path inside, as an archive writes it."""
+"""Maximum length of a path inside, as written in an archive."""
 
 IMAGE_DEPTH_MAX = 128
-"""Directories within each other: a deeper tree could not be measured, nor removed again."""
+"""Maximum nesting of directories. A deeper tree could be neither measured nor removed."""
 
 IMAGE_METADATA_BYTES_MAX = 4 * 1024**2
-"""An index, a manifest or a configuration of an archive, and one header of a tar with all that belongs to it."""
+"""Maximum of an index, manifest or configuration in an archive, and of one tar header with its extensions."""
 
 IMAGE_LINKS_MAX = 40
-"""Links that are followed on the way to one entry, as the kernel does."""
+"""Maximum number of links followed on the way to one entry, as in the kernel."""
 
 ARCHIVE_MEMBERS_MAX = 10_000
-"""Members of an OCI archive."""
+"""Maximum number of members in an OCI archive."""
 
 DEFINITION_BYTES_MAX = 64 * 1024
-"""The declarative file of a profile."""
+"""Maximum size of a profile's definition file."""
 
 BUILD_SECONDS = 1800.0
-"""For mmdebstrap; past it it is killed."""
+"""Time limit of mmdebstrap, after which it is killed."""
 
 SYNC_SECONDS = 300.0
-"""For an image to be flushed to disk before it counts."""
+"""Time limit for flushing an image to disk before it becomes current."""
 
 
 SHIPPED_DIRECTORY = Path(__file__).with_name("shipped")
@@ -52,10 +54,11 @@ _PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]+", re.ASCII)
 
 
 class ImageDefinition(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What stands in the file.
+    """Content of the definition file.
 
-    date: what times in the image are set back to. packages: of the distribution, beside its essential ones.
-    parts: what Sandbox brings itself, by name. files: absolute path to text. minimum_tier: the weakest that will do.
+    date: timestamps in the image are set to it. packages: of the distribution, in addition to its essential ones.
+    parts: components that Sandbox provides, by name. files: absolute path to text. minimum_tier: the weakest allowed
+    tier.
     """
 
     description: str
@@ -67,17 +70,17 @@ class ImageDefinition(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def shipped_profiles() -> tuple[str, ...]:
-    """The names of the profiles that come with Sandbox."""
+    """Return the names of the profiles shipped with Sandbox."""
     return tuple(sorted(path.stem for path in SHIPPED_DIRECTORY.glob("*.toml")))
 
 
 def read_shipped(name: str) -> ImageDefinition:
-    """What a profile that comes with Sandbox is built from."""
+    """Return the definition of a profile shipped with Sandbox."""
     return read_definition(SHIPPED_DIRECTORY / f"{name}.toml")
 
 
 def read_definition(path: Path) -> ImageDefinition:
-    """Read one. Raises InvalidProfileError, OSError."""
+    """Read a definition file. Raises InvalidProfileError, OSError."""
     with path.open("rb") as file:
         text = file.read(DEFINITION_BYTES_MAX + 1)
     try:
@@ -91,19 +94,19 @@ def read_definition(path: Path) -> ImageDefinition:
 
 
 def is_profile_name(name: str) -> bool:
-    """Whether a profile can be called so."""
+    """Return whether the name is valid for a profile."""
     return _NAME.fullmatch(name) is not None and ".." not in name and name != "host"
 
 
 def check_profile_name(name: str) -> str:
-    """The name, if a profile can have it. Raises InvalidProfileError."""
+    """Return the name if it is valid. Raises InvalidProfileError."""
     if not is_profile_name(name):
         raise InvalidProfileError("A profile's name is 1 to 64 of a-z, 0-9, '.', '_' and '-', such as my-tools.")
     return name
 
 
 def check_tier(tier: str) -> str:
-    """The tier, if there is one of this name; empty for none. Raises InvalidProfileError."""
+    """Return the tier if it exists or is empty (no minimum). Raises InvalidProfileError."""
     if tier and tier not in TIERS:
         raise InvalidProfileError(f"The minimum tier is one of {', '.join(TIERS)}.")
     return tier

@@ -1,4 +1,4 @@
-"""What can be wrong with profiles and with what images are made from."""
+"""Errors of profiles and of the sources of images."""
 
 from sandbox.model.errors import SandboxError
 
@@ -10,20 +10,20 @@ class ProfileNotFoundError(SandboxError):
 
 
 class InvalidProfileError(SandboxError):
-    """A name or a declarative file that no profile can have."""
+    """A profile's name or definition file is invalid."""
 
     code = "invalid_profile"
 
 
 class ProfileBusyError(SandboxError):
-    """Somebody builds or removes an image of it at this moment, or a task uses it."""
+    """An image of the profile is being built or removed, or a task uses it."""
 
     code = "profile_busy"
     retryable = True
 
 
 class ImageRefusedError(SandboxError):
-    """What an image is to be made from is damaged, hostile or too large."""
+    """The source of an image is damaged, hostile or too large."""
 
     code = "image_refused"
 

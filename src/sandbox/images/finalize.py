@@ -1,4 +1,4 @@
-"""The last things that are done to a tree before it is an image: places to mount over, nothing private, its digest."""
+"""Finalizes a root file system: creates mount points, removes private files, computes its digest."""
 
 import hashlib
 import os
@@ -25,7 +25,7 @@ _CHUNK_BYTES = 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class TreeDigest:
-    """What an image is known by. digest: of the tar of the tree that has names sorted and no owners."""
+    """The identity of an image. digest: of the tree's tar, with sorted names and without owners."""
 
     digest: str
     size_bytes: int
@@ -33,9 +33,9 @@ class TreeDigest:
 
 
 def finalize(rootfs: RootFs) -> None:
-    """Make the places that runtimes mount over, and leave out what is nobody's business.
+    """Create the paths that runtimes mount over, and remove private files.
 
-    Raises ImageRefusedError for a tree in which Claude Code could not be started.
+    Raises ImageRefusedError if Claude Code could not start in this tree.
     """
     for directory in _EMPTIED_DIRECTORIES:
         rootfs.remove(directory)
@@ -54,7 +54,7 @@ def finalize(rootfs: RootFs) -> None:
 
 
 def read_packages(rootfs: RootFs) -> dict[str, str]:
-    """Names and versions of the packages that Debian's database in it knows."""
+    """Return the names and versions of the packages in the image's dpkg database."""
     path = rootfs.resolve(_DPKG_STATUS)
     if path is None or not stat.S_ISREG(os.lstat(path).st_mode):
         return {}
@@ -73,7 +73,7 @@ def _fields(paragraph: str) -> dict[str, str]:
 
 
 def compute_digest(root: Path) -> TreeDigest:
-    """Read all of it once."""
+    """Read the whole tree once and compute its digest."""
     digest = hashlib.sha256()
     size = entries = 0
     for path, name in _walk(str(root), "."):

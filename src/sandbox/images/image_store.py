@@ -1,7 +1,7 @@
-"""Where a profile's images lie, and who holds them.
+"""Stores a profile's images and locks those in use.
 
-An image is a directory named after its digest that is never changed; the file `current` says which one the profile
-stands for. Who uses an image holds a shared lock of its directory, who removes it an exclusive one.
+An image is a directory named after its digest and never changed; the file `current` names the profile's current image.
+Users of an image hold a shared lock on its directory, its remover an exclusive one.
 """
 
 import fcntl
@@ -25,7 +25,7 @@ from sandbox.model.errors import DECODE_ERRORS, AttemptError, FailureCode
 
 
 class ImageMetadata(msgspec.Struct, frozen=True):
-    """digest: of the tree. source: what it was made from, in words. versions: of packages and parts, by name."""
+    """Metadata of an image. digest: of the tree. source: textual. versions: of packages and components, by name."""
 
     profile: str
     digest: str
@@ -47,25 +47,25 @@ _LOCK_RETRY_SECONDS = 0.002
 
 
 def profiles_root(data_dir: Path) -> Path:
-    """One directory a profile, by its name."""
+    """Return the directory that contains one directory per profile."""
     return data_dir / "profiles"
 
 
 class ImageStore:
-    """The directory of one profile; its name was checked."""
+    """The directory of one profile, whose name must be valid."""
 
     def __init__(self, data_dir: Path, name: str) -> None:
         self.name = name
         self._root = profiles_root(data_dir) / name
 
     def rootfs_path(self, digest: str) -> Path:
-        """What becomes / of a sandbox."""
+        """Return the directory that becomes / of a sandbox."""
         return self._image_directory(digest) / "root"
 
     def read_current(self) -> ImageMetadata | None:
-        """The record of the image that the profile stands for; None where it has none, or is none.
+        """Return the metadata of the current image; None if there is no image or no such profile.
 
-        Raises ImageUnusableError when it is damaged or cannot be read.
+        Raises ImageUnusableError if it is damaged or cannot be read.
         """
         name = self._current_name()
         if name is None:
@@ -82,10 +82,10 @@ class ImageStore:
 
     @contextmanager
     def build_directory(self) -> Iterator[Path]:
-        """A private directory to make an image in, gone at the end; what a killed build left goes as well.
+        """Yield a private directory for building an image; it is removed at the end, like the remains of killed builds.
 
-        Images that are no longer current and that nobody holds go too, and not at the end of the build that replaced
-        them: a task may have been told of one just before. Raises ProfileBusyError.
+        Also removes images that are neither current nor leased. That happens at the next build and not right after the
+        one that replaced them, because a task may just have resolved one of them. Raises ProfileBusyError.
         """
         self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
         with self._locked():
@@ -98,16 +98,16 @@ class ImageStore:
                 shutil.rmtree(part, ignore_errors=True)
 
     def remove_stale_build(self) -> None:
-        """Take away what a killed build left; nothing happens while one goes on."""
+        """Remove the remains of a killed build. Does nothing during a build."""
         if not (self._root / _BUILD_DIRECTORY).exists():
             return
         with suppress(ProfileBusyError), self._locked():
             shutil.rmtree(self._root / _BUILD_DIRECTORY)
 
     def install(self, build_directory: Path, metadata: ImageMetadata) -> ImageMetadata:
-        """Give what was made its name, then make it the current one; gives the record that holds from here on.
+        """Rename the built image to its final name and make it current. Returns its final metadata.
 
-        A damaged image of the same digest is replaced. Raises ProfileBusyError when a task uses that one.
+        A damaged image with the same digest is replaced. Raises ProfileBusyError if a task uses that image.
         """
         final = self._image_directory(metadata.digest)
         metadata = msgspec.structs.replace(metadata, created_at=_existing_created_at(final) or metadata.created_at)
@@ -131,7 +131,7 @@ class ImageStore:
         return metadata
 
     def _replace(self, final: Path, built: Path, backup: Path) -> None:
-        """A kill between the two steps leaves no image where a damaged one was, which the next build mends."""
+        """Replace an image. A kill between the two renames leaves no image, which the next build repairs."""
         if final.exists():
             with _try_lock(final, fcntl.LOCK_EX) as is_free:
                 if not is_free:
@@ -143,7 +143,7 @@ class ImageStore:
         built.rename(final)
 
     def remove_images(self) -> None:
-        """Take all images away. Raises ProfileNotFoundError, ProfileBusyError: then nothing was taken away."""
+        """Remove all images. Raises ProfileNotFoundError, ProfileBusyError; then nothing was removed."""
         if not self._root.is_dir():
             raise ProfileNotFoundError(f"The profile {self.name} has no image here.")
         with self._locked(), ExitStack() as locks:
@@ -156,9 +156,9 @@ class ImageStore:
             shutil.rmtree(self._root)
 
     def lease(self, digest: str) -> int:
-        """A descriptor that keeps an image from being removed. Raises ImageUnusableError.
+        """Return a descriptor that prevents the image's removal while it is open. Raises ImageUnusableError.
 
-        A few tries, because a removal that is refused has locked the image for an instant.
+        Retries briefly, because a removal that is refused has locked the image for an instant.
         """
         image = self._image_directory(digest)
         for _ in range(_LOCK_ATTEMPTS):
@@ -171,7 +171,7 @@ class ImageStore:
         return self._root / digest.removeprefix("sha256:")
 
     def _current_name(self) -> str | None:
-        """Raises ImageUnusableError."""
+        """Return the content of `current`; None if it does not exist. Raises ImageUnusableError."""
         try:
             return (self._root / "current").read_text(errors="replace").strip()
         except (FileNotFoundError, NotADirectoryError):
@@ -209,7 +209,7 @@ class ImageStore:
 
 @contextmanager
 def _try_lock(directory: Path, operation: int) -> Iterator[bool]:
-    """Lock a directory meanwhile, without waiting; whether that was possible."""
+    """Try to lock a directory for the duration of the block, without waiting. Yields whether it is locked."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         try:
@@ -223,7 +223,7 @@ def _try_lock(directory: Path, operation: int) -> Iterator[bool]:
 
 
 def _lock_shared(image: Path) -> int:
-    """Raises OSError when somebody removes it, or has just done so."""
+    """Open and lock the image. Raises OSError if it is being removed or was just removed."""
     descriptor = os.open(image, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -250,7 +250,7 @@ def _is_intact(rootfs: Path, digest: str) -> bool:
 
 
 def _sync_file_system(path: Path) -> None:
-    """Everything of the file system that it is on: a tree has too many files to do it one by one. Raises OSError."""
+    """Flush the file system that contains `path`. A tree has too many files to flush each. Raises OSError."""
     try:
         subprocess.run([_SYNC, "-f", "--", str(path)], timeout=SYNC_SECONDS, check=True, env={})
     except subprocess.SubprocessError as error:
@@ -258,14 +258,14 @@ def _sync_file_system(path: Path) -> None:
 
 
 class ImageLeases:
-    """Implements `contracts.profiles.Images`."""
+    """Implements `interfaces.images.ImageLeases`."""
 
     def __init__(self, data_dir: Path) -> None:
         self._data_dir = data_dir
 
     def acquire(self, image: Image) -> None:
-        """See `Images`. The lock goes with the process."""
-        # archives and compression, which most runners do without
+        """Lease the image until the process ends. Implements `ImageLeases.acquire`."""
+        # most runners do without archives and compression
 
         try:
             ImageStore(self._data_dir, image.profile).lease(image.digest)

@@ -1,7 +1,7 @@
-"""The files of an image while it is made: nothing that is written here leaves the tree.
+"""Writes an image's files without ever leaving the image's directory.
 
-What is written comes from archives that may be hostile. A path is walked from the root of the tree, link by link as
-the sandbox will see it, so a link to /etc means the tree's own. Nobody else writes in the tree meanwhile.
+The content may come from hostile archives. Paths are resolved from the image's root, link by link as in the sandbox, so
+a link to /etc means the image's own /etc. Nothing else writes to the directory meanwhile.
 """
 
 import os
@@ -23,11 +23,11 @@ from sandbox.images.definition import (
 from sandbox.images.errors import ImageRefusedError
 
 _CHUNK_BYTES = 1024 * 1024
-_NAME_BYTES_MAX = 255  # what file systems take
+_NAME_BYTES_MAX = 255  # limit of common file systems
 
 
 class RootFs:
-    """A directory that is filled. Everything in it can be read by everybody and belongs to this process."""
+    """A directory that is filled. Its files are readable by everybody and belong to this process's user."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -37,11 +37,11 @@ class RootFs:
         self._added_in_layer: set[str] = set()
 
     def start_layer(self) -> None:
-        """What comes from here on does not fall to the whiteouts that come with it."""
+        """Start a layer. Whiteouts do not apply to files of their own layer."""
         self._added_in_layer.clear()
 
     def add_directory(self, name: str) -> None:
-        """Make it, or keep it as it is. Raises ImageRefusedError."""
+        """Create a directory or keep an existing one. Raises ImageRefusedError."""
         parts = split_path(name)
         if not parts:
             return
@@ -51,7 +51,7 @@ class RootFs:
             _make_directory(path)
 
     def add_file(self, name: str, content: BinaryIO, size: int, *, is_executable: bool, mtime: float) -> None:
-        """Write a file of `size` bytes in place of what is there. Raises ImageRefusedError."""
+        """Write a file of `size` bytes, replacing what exists. Raises ImageRefusedError."""
         self._count_bytes(size)
         path = self._make_vacant(name)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
@@ -64,15 +64,15 @@ class RootFs:
             os.utime(descriptor, (seconds, seconds))
 
     def add_link(self, name: str, target: str) -> None:
-        """Make a symbolic link, wherever it leads: it is followed inside only. Raises ImageRefusedError."""
+        """Create a symbolic link with any target: it is only ever resolved inside. Raises ImageRefusedError."""
         if not target or "\0" in target or len(os.fsencode(target)) > IMAGE_PATH_BYTES_MAX:
             raise ImageRefusedError(f"The image has a link without a proper target: {name[:200]}")
         os.symlink(target, self._make_vacant(name))  # noqa: PTH211
 
     def add_hard_link(self, name: str, target: str) -> None:
-        """Give a file of the tree a second name. Raises ImageRefusedError when there is no such file in it.
+        """Create a hard link to a file of the tree. Raises ImageRefusedError if there is no such file.
 
-        Its bytes count again, since whoever reads the whole tree reads them again.
+        Its bytes count again, because reading the whole tree reads them again.
         """
         source = self.find(target)
         status = None if source is None else os.lstat(source)
@@ -85,27 +85,27 @@ class RootFs:
         os.link(source, path, follow_symlinks=False)
 
     def remove(self, name: str) -> None:
-        """Take away what is at this name. Raises ImageRefusedError."""
+        """Remove the file or directory with this name. Raises ImageRefusedError."""
         path = self.find(name)
         if path is not None and path != str(self.root):
             _remove(path)
 
     def apply_whiteout(self, name: str) -> None:
-        """Take away what earlier layers have at this name. Raises ImageRefusedError."""
+        """Remove what earlier layers have at this name. Raises ImageRefusedError."""
         self._count_entry()
         path = self.find(name)
         if path is not None and path != str(self.root):
             self._remove_earlier(path)
 
     def apply_opaque_whiteout(self, name: str) -> None:
-        """Take away what earlier layers have in this directory. Raises ImageRefusedError."""
+        """Remove what earlier layers have in this directory. Raises ImageRefusedError."""
         self._count_entry()
         path = self.find(name)
         if path is not None and _is_directory(path):
             self._remove_earlier_content(path)
 
     def find(self, name: str) -> str | None:
-        """The host path of what is at this name, its parents' links followed; None when nothing is there."""
+        """Return the host path of a name, following links in its parents only; None if nothing is there."""
         parts = split_path(name)
         if not parts:
             return str(self.root)
@@ -117,7 +117,9 @@ class RootFs:
         return path if os.path.lexists(path) else None
 
     def resolve(self, name: str) -> str | None:
-        """The host path of what the sandbox finds at this name, the last link followed too; None for nothing."""
+        """Return the host path that the sandbox resolves a name to, following the last link too; None if nothing is
+        there.
+        """
         for _ in range(IMAGE_LINKS_MAX):
             path = self.find(name)
             if path is None or not os.path.islink(path):  # noqa: PTH114
@@ -146,16 +148,16 @@ class RootFs:
         return path
 
     def _walk(self, parts: Sequence[str], *, creates_missing: bool) -> str:
-        """The host path of a directory; there is no link in it. Raises ImageRefusedError, FileNotFoundError."""
+        """Return the host path of a directory, without links. Raises ImageRefusedError, FileNotFoundError."""
         pending, resolved, links = deque(parts), [str(self.root)], 0
         while pending:
-            build_directory = pending.popleft()
-            if build_directory in {"", "."}:
+            segment = pending.popleft()
+            if segment in {"", "."}:
                 continue
-            if build_directory == "..":
+            if segment == "..":
                 resolved = resolved[: max(len(resolved) - 1, 1)]
                 continue
-            path = "/".join((*resolved, build_directory))
+            path = "/".join((*resolved, segment))
             mode = self._mode_or_create(path, creates_missing=creates_missing)
             if stat.S_ISLNK(mode):
                 links += 1
@@ -163,7 +165,7 @@ class RootFs:
                 resolved = resolved[:1] if target.startswith("/") else resolved
                 pending.extendleft(reversed(target.split("/")))
             elif stat.S_ISDIR(mode):
-                resolved.append(build_directory)
+                resolved.append(segment)
             if len(resolved) > IMAGE_DEPTH_MAX:
                 raise ImageRefusedError(f"The image has directories more than {IMAGE_DEPTH_MAX} deep.")
             if links > IMAGE_LINKS_MAX or not (stat.S_ISLNK(mode) or stat.S_ISDIR(mode)):
@@ -213,10 +215,10 @@ class RootFs:
 
 
 def split_path(name: str) -> list[str]:
-    """The parts of a path inside; a leading slash means nothing. Raises ImageRefusedError for one that could leave."""
+    """Split a path inside; a leading slash is ignored. Raises ImageRefusedError if it could leave the tree."""
     if "\0" in name or len(os.fsencode(name)) > IMAGE_PATH_BYTES_MAX:
         raise ImageRefusedError(f"The image has a path that is too long or not one at all: {name[:200]!r}")
-    parts = [build_directory for build_directory in name.split("/") if build_directory not in {"", "."}]
+    parts = [segment for segment in name.split("/") if segment not in {"", "."}]
     if any(len(os.fsencode(part)) > _NAME_BYTES_MAX for part in parts):
         raise ImageRefusedError(f"The image has a name that is too long: {name[:200]!r}")
     if ".." in parts:

@@ -1,1 +1,1 @@
-"""Where runners are started: one package per placement."""
+"""Placements: where runners are started. One package per placement."""

@@ -1,1 +1,1 @@
-"""Floor 3: what makes sandboxes."""
+"""Runtimes: implementations that create, recover and destroy sandboxes."""

@@ -1,4 +1,7 @@
-"""What the runtimes share that start their sandboxes by the launcher: all of a sandbox's life but its own program."""
+"""Shared implementation of the runtimes that start sandboxes through the launcher.
+
+A runtime adds a `RuntimeDriver`, which starts the program that the sandbox consists of.
+"""
 
 import asyncio
 import ctypes
@@ -29,14 +32,14 @@ _PR_GET_CHILD_SUBREAPER = 37
 
 
 class Subreaper:
-    """Adopts while at least one attempt asks for it; then all is as it was before."""
+    """Makes this process a child subreaper while at least one attempt needs it, then restores the previous state."""
 
     def __init__(self) -> None:
         self._attempts: set[str] = set()
         self._was_subreaper = False
 
     def acquire(self, attempt_id: str) -> None:
-        """Adopt from now on."""
+        """Adopt orphaned descendants (PR_SET_CHILD_SUBREAPER) until the attempt is released."""
         if not self._attempts:
             before = ctypes.c_int(0)
             ctypes.CDLL(None).prctl(_PR_GET_CHILD_SUBREAPER, ctypes.byref(before), 0, 0, 0)
@@ -45,7 +48,7 @@ class Subreaper:
         self._attempts.add(attempt_id)
 
     def release(self, attempt_id: str) -> None:
-        """This attempt needs it no more; nothing happens when it never did."""
+        """Drop the attempt's claim. Does nothing if it has none."""
         had_any = bool(self._attempts)
         self._attempts.discard(attempt_id)
         if had_any and not self._attempts and not self._was_subreaper:
@@ -62,28 +65,28 @@ class ClosableSandbox(Sandbox, Protocol):
     """A sandbox that its runtime can close."""
 
     async def close(self) -> None:
-        """End it and let go of everything. Raises AttemptError (sandbox_lost) when it does not end within 10 s."""
+        """End the sandbox and release its resources. Raises AttemptError (sandbox_lost) if it does not end in 10 s."""
         ...
 
 
 class RuntimeDriver(Protocol):
-    """What differs from one of these runtimes to the other."""
+    """The operations that differ between the runtimes."""
 
     @property
     def name(self) -> str:
-        """The runtime's."""
+        """The runtime's name."""
         ...
 
     def find_program(self) -> str:
-        """What the launcher becomes. Raises AttemptError (provision_failed)."""
+        """Return the program that the launcher executes. Raises AttemptError (provision_failed) if it is missing."""
         ...
 
     def files_uid(self, kernel_uid: int) -> int:
-        """Whose the disk is while the sandbox lives."""
+        """Return the uid that owns the disk while the sandbox exists."""
         ...
 
     def host_tasks_max(self, processes_max: int) -> int:
-        """How many processes and threads of the host it takes for so many of the sandbox."""
+        """Return the number of host processes and threads needed for `processes_max` processes in the sandbox."""
         ...
 
     def start_launcher(self, spec: SandboxSpec, kernel_uid: int | None) -> LauncherProcess:
@@ -98,15 +101,16 @@ class RuntimeDriver(Protocol):
         launcher: LauncherProcess,
         listeners: Listeners,
     ) -> ClosableSandbox:
-        """The sandbox of a launcher that is ready."""
+        """Create the sandbox object for a launcher that is ready."""
         ...
 
 
 class BaseRuntime:
-    """Makes and ends sandboxes of one kind: a runtime but for its probe.
+    """Creates and destroys the sandboxes of one runtime. Implements `Runtime` except for `probe`.
 
-    uid_range: kernel uids set aside for sandboxes; as root each sandbox has one of its own, as a user all have the
-    user's. A sandbox ends with the thread that created it, so create from one that lives as long as the process.
+    uid_range: kernel uids reserved for sandboxes. As root each sandbox gets its own uid; as an ordinary user all
+    sandboxes run under that user's uid. A sandbox dies with the thread that created it, so create sandboxes from a
+    thread that lives as long as the process.
     """
 
     def __init__(self, driver: RuntimeDriver, uid_range: range = SANDBOX_UIDS) -> None:
@@ -117,11 +121,11 @@ class BaseRuntime:
         self._subreaper = Subreaper()
 
     def prepare(self, attempt_id: str) -> SandboxHandle:
-        """Claim a kernel uid. Raises AttemptError (provision_failed)."""
+        """Allocate a kernel uid. Raises AttemptError (provision_failed)."""
         return self._build_handle(attempt_id, None if self._uids is None else self._uids.allocate(attempt_id))
 
     def recover(self, attempt_id: str) -> SandboxHandle:
-        """With the kernel uid whose last claim names the attempt."""
+        """Return a handle with the kernel uid whose latest claim names the attempt."""
         return self._build_handle(attempt_id, None if self._uids is None else self._uids.find_uid(attempt_id))
 
     def _build_handle(self, attempt_id: str, uid: int | None) -> SandboxHandle:
@@ -133,7 +137,7 @@ class BaseRuntime:
         return SandboxHandle(runtime=self._driver.name, attempt_id=attempt_id, details=details)
 
     async def create(self, handle: SandboxHandle, spec: SandboxSpec) -> Sandbox:
-        """Start the launcher; while it works, give the disk to the kernel uid and move the launcher into its group."""
+        """Start the launcher; while it starts up, chown the disk and move the launcher into its control group."""
         group, uid = _group_of(handle), _uid_of(handle)
         self._driver.find_program()
         self._require_planned(handle)
@@ -159,7 +163,7 @@ class BaseRuntime:
 
     @asynccontextmanager
     async def confine(self, handle: SandboxHandle, spec: ConfinementSpec) -> AsyncIterator[ConfinedPrograms]:
-        """By a launcher that stays, with the door as the only one of its listeners that is kept."""
+        """Run confined programs from a launcher that does not exec. Of its listeners only the proxy's is kept."""
         self._require_planned(handle)
         program = require_bwrap()
         started: LauncherProcess | None = None
@@ -167,7 +171,7 @@ class BaseRuntime:
         left = self._find_processes(handle, _group_of(handle))
         try:
             self._subreaper.acquire(handle.attempt_id)
-            # Those of an ended sandbox count in its group for as long as nobody collects them.
+            # Zombies of an ended sandbox count in its control group until they are reaped.
             processes.reap_orphans(_uid_of(handle))
             try:
                 started = self._start_confinement(handle, spec)
@@ -195,7 +199,10 @@ class BaseRuntime:
     async def _end_confinement(
         self, handle: SandboxHandle, launcher: LauncherProcess | None, remaining: Set[int]
     ) -> None:
-        """left: processes that were there before and do not end on KILL; `destroy` reports them."""
+        """Stop the launcher and the confined programs.
+
+        remaining: processes that existed before and do not end on KILL. `destroy` reports them.
+        """
         if launcher is not None:
             launcher.kill()
             await launcher.wait()
@@ -204,7 +211,7 @@ class BaseRuntime:
         self._subreaper.release(handle.attempt_id)
 
     async def destroy(self, handle: SandboxHandle, disk: Path | None) -> None:
-        """End it by its own means where this process made it, by control group, by kernel uid, by marker."""
+        """End the sandbox: by its object if this process created it, then by control group, kernel uid or marker."""
         sandbox = self._sandboxes.get(handle.attempt_id)
         if sandbox is not None:
             await sandbox.close()
@@ -216,7 +223,7 @@ class BaseRuntime:
         self._subreaper.release(handle.attempt_id)
 
     def attempt_ids(self) -> Sequence[str]:
-        """Attempts with a control group; where there are none, with a process that says so."""
+        """Return the attempts that have a control group or, without control groups, a process with their marker."""
         if self.hierarchies.roots:
             return sorted(self.hierarchies.attempt_ids())
         marked = (
@@ -246,9 +253,10 @@ class BaseRuntime:
             await _run_uncancellable(partial(restore_disk_ownership, disk))
 
     async def _kill_all(self, handle: SandboxHandle, ignored: Set[int] = frozenset()) -> None:
-        """KILL until nothing is left, then remove the control group. Raises AttemptError (sandbox_lost) after 10 s.
+        """Send KILL until no process is left, then remove the control group.
 
-        spared: processes that are not waited for; the group stays for them.
+        ignored: processes that are not waited for; the control group is kept while there are any. Raises AttemptError
+        (sandbox_lost) after 10 s.
         """
         group = _group_of(handle)
         deadline = asyncio.get_running_loop().time() + KILL_SECONDS
@@ -261,14 +269,14 @@ class BaseRuntime:
         processes.reap_orphans(_uid_of(handle))
 
     def _find_processes(self, handle: SandboxHandle, group: ControlGroup) -> Set[int]:
-        """Its processes, by control group where there is one, else by kernel uid or marker."""
+        """Return the sandbox's processes, by control group if there is one, else by kernel uid or marker."""
         if group.directories:
             return group.process_ids()
         uid = _uid_of(handle)
         return _find_by_marker(attempt_marker(handle.attempt_id)) if uid is None else {*processes.find_by_uid(uid)}
 
     def _kill_processes(self, handle: SandboxHandle, group: ControlGroup) -> Set[int]:
-        """KILL its processes; return their ids."""
+        """Send KILL to the sandbox's processes. Returns their ids."""
         if pids := group.process_ids():
             group.kill()
             return pids
@@ -278,7 +286,11 @@ class BaseRuntime:
         return frozenset() if group.directories else _kill_by_marker(attempt_marker(handle.attempt_id))
 
     def _kill_by_uid(self, uid: int, attempt_id: str) -> Set[int]:
-        """The uid may be another attempt's by now; then this one had no process left when that one claimed it."""
+        """Kill by uid only while the uid is this attempt's.
+
+        The uid may belong to another attempt by now. In that case this attempt had no process left when the other one
+        claimed the uid.
+        """
         if self._uids is None or uid not in self._uids:
             return frozenset()
         with self._uids.guard_ownership(uid, attempt_id) as is_ours:
@@ -310,7 +322,11 @@ def _kill_by_marker(marker: str) -> Set[int]:
 
 
 def _assign_sandbox(group: ControlGroup, launcher_pid: int, spec: SandboxSpec, files_uid: int | None) -> None:
-    """Into the group from here and not by the launcher itself: the kernel takes 10 ms, and it starts up meanwhile."""
+    """Move the launcher into its group and chown the disk.
+
+    The launcher does not join the group itself: the kernel takes 10 ms for the move, and the launcher starts up
+    meanwhile.
+    """
     with suppress(ProcessLookupError):
         group.add(launcher_pid)
     if files_uid is not None:
@@ -326,7 +342,7 @@ def _assign_confinement(group: ControlGroup, launcher_pid: int, directories: Seq
 
 
 async def _kill_on_excess(launcher: LauncherProcess, group: ControlGroup, memory_bytes: int) -> None:
-    """Kill confined programs once the kernel holds too much for them, or when that cannot be counted."""
+    """Kill confined programs when the kernel holds too much memory for them, or when that cannot be measured."""
     try:
         await wait_for_violation(
             lambda: asyncio.to_thread(group.kernel_usage, launcher.pid, memory_bytes, launcher.counter, launcher.slabs),
@@ -338,7 +354,7 @@ async def _kill_on_excess(launcher: LauncherProcess, group: ControlGroup, memory
 
 
 async def _run_uncancellable(work: Callable[[], None]) -> None:
-    """Do it in a thread and wait for its end even when cancelled: nothing may change owners after a destroy."""
+    """Run `work` in a thread and wait for it even if cancelled: no ownership may change after a destroy."""
     task = asyncio.create_task(asyncio.to_thread(work))
     try:
         await asyncio.shield(task)

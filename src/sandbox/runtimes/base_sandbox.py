@@ -1,4 +1,4 @@
-"""What the sandboxes that the launcher becomes have in common, from `ready` to their end."""
+"""Base class of sandboxes that the launcher execs, from `ready` to their end."""
 
 import asyncio
 import signal
@@ -27,7 +27,7 @@ KILLED_EXIT_CODE = 128 + signal.SIGKILL
 
 
 class ReadySandbox(msgspec.Struct, frozen=True):
-    """A sandbox in `ready`. program: what the launcher becomes."""
+    """The parts of a sandbox whose launcher reported `ready`. program: what the launcher will exec."""
 
     handle: SandboxHandle
     spec: SandboxSpec
@@ -38,7 +38,7 @@ class ReadySandbox(msgspec.Struct, frozen=True):
 
 
 class BaseSandbox(ABC):
-    """A runtime adds how its command begins, how it is told of its end, and what ends everything inside."""
+    """Base class. A runtime adds how the command starts, how its exit is detected and how all inside is killed."""
 
     def __init__(self, ready: ReadySandbox) -> None:
         self.handle = ready.handle
@@ -56,14 +56,16 @@ class BaseSandbox(ABC):
 
     @abstractmethod
     async def _wait_for_exit(self) -> ExitStatus:
-        """How the command ended, once nothing is left inside."""
+        """Return the command's exit status once nothing is left inside."""
 
     @abstractmethod
     def _build_exec_spec(self, command: Command, reports: int) -> ExecSpec:
-        """What the launcher becomes. `reports` is the descriptor for what the program tells, taken over."""
+        """Return what the launcher execs. `reports`: descriptor for the program's reports; ownership passes to this
+        method.
+        """
 
     async def _execute(self, command: Command) -> asyncio.StreamReader:
-        """Have the launcher become the sandbox; gives what its program reports. Raises AttemptError."""
+        """Make the launcher exec the sandbox's program and return the stream of its reports. Raises AttemptError."""
         if self._has_started:
             raise AttemptError(FailureCode.PROVISION_FAILED, "A sandbox runs one command; make another one.")
         self._has_started = True
@@ -80,27 +82,27 @@ class BaseSandbox(ABC):
         return reader
 
     async def kill(self) -> None:
-        """Everything inside at once: with its program the sandbox dies, with the group whatever there is beside."""
+        """Kill everything inside: the sandbox dies with its program, other processes with the control group."""
         if self._is_running():
             self._was_killed = True
             self._launcher.kill()
             self._group.kill()
 
     async def wait(self) -> ExitStatus:
-        """How the command ended, once nothing is left inside."""
+        """Return the command's exit status once nothing is left inside."""
         return await asyncio.shield(self._watch_exit())
 
     async def kernel_usage(self) -> KernelUsage:
-        """Of its control group, and of the network namespace that the launcher made."""
+        """Return the kernel usage of the control group and of the launcher's network namespace."""
         launch, memory_bytes = self._launcher, self._spec.memory_bytes
         return await asyncio.to_thread(self._group.kernel_usage, launch.pid, memory_bytes, launch.counter, launch.slabs)
 
     @abstractmethod
     async def file_usage(self) -> FileUsage:
-        """As far as it is held by the host's kernel."""
+        """Return open files that the host's kernel holds for the sandbox."""
 
     async def close(self) -> None:
-        """End it and let go of everything. Raises AttemptError (sandbox_lost) when it does not end within 10 s."""
+        """End the sandbox and release its resources. Raises AttemptError (sandbox_lost) if it does not end in 10 s."""
         await self.kill()
         try:
             async with asyncio.timeout(KILL_SECONDS):
@@ -118,7 +120,7 @@ class BaseSandbox(ABC):
         self.listeners.close()
 
     def _track_terminal(self, terminal: ExecTerminal) -> ExecTerminal:
-        """To be closed with the sandbox."""
+        """Register the terminal to be closed with the sandbox."""
         self._terminals = [one for one in self._terminals if not one.has_ended] + [terminal]
         return terminal
 

@@ -1,8 +1,7 @@
-"""Programs of the host's that are confined: the launcher stays, and starts bubblewrap for each of them.
+"""Host programs in confinement: the launcher does not exec and starts bubblewrap for each program.
 
-They have the kernel uid and the control group of a sandbox but are in none: each is in namespaces of its own, with
-the host's /usr, a few directories of the attempt, and the network namespace of the launcher, in which nothing is but
-one door.
+The programs have a sandbox's kernel uid and control group but run in no sandbox. Each gets its own namespaces, the
+host's /usr, a few directories of the attempt, and the launcher's network namespace, which contains a single listener.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,14 +17,17 @@ from sandbox.runtimes.limits.cgroups import ControlGroup
 from sandbox.runtimes.programs import launcher
 
 _ATTEMPT_ROOT = PurePosixPath("/attempt")
-"""Where the directories are inside, by their names, so that no path of the host's is told."""
+"""Directory in the confinement that holds the attempt's directories by name, which hides their host paths."""
 
 _HOST_PATHS = dict.fromkeys((*rootfs.HOST_PATHS, *CERTIFICATE_DIRECTORIES, "/etc/crypto-policies"))
 _TMPFS_BYTES_MAX = 64 * 1024 * 1024
 
 
 class ConfinedPrograms:
-    """Implements `contracts.confinement.Confinement`. program: bubblewrap's path."""
+    """Implements `interfaces.runtime.Confinement`.
+
+    program: bubblewrap's path. door: the listener of the proxy.
+    """
 
     def __init__(
         self,
@@ -46,11 +48,17 @@ class ConfinedPrograms:
         self._spec = spec
 
     def was_oom_killed(self) -> bool:
-        """The group may have been a sandbox's before, whose programs do not count."""
+        """Return whether the kernel killed a process since this confinement started.
+
+        The control group may have been a sandbox's before; its earlier kills do not count.
+        """
         return self._group.memory_kills() > self._initial_memory_kills
 
     async def run(self, command: ConfinedCommand) -> int:
-        """Its exit code, 128+n after signal n. Raises OSError, AttemptError (provision_failed) for NUL characters."""
+        """Run the command and return its exit code, 128+n after signal n.
+
+        Raises OSError, and AttemptError (provision_failed) for NUL characters.
+        """
         exec_spec = self._build_exec_spec(command)
         try:
             low_fds = (command.stdin, command.stdout, command.stderr, *command.descriptors)
@@ -122,7 +130,7 @@ class ConfinedPrograms:
 
 
 def staged_paths(spec: ConfinementSpec) -> dict[str, Path]:
-    """Names below the launcher's stage, and the host paths that are laid there."""
+    """Return the host paths to stage, by their names below the launcher's staging directory."""
     return {_staged_name(number): path for number, path in enumerate(_confined_directories(spec))}
 
 

@@ -1,4 +1,4 @@
-"""The directories of an attempt's disk: made, given to the sandbox's kernel uid, and taken back."""
+"""The directories of an attempt's disk: creates them, chowns them to the sandbox's uid and restores ownership."""
 
 import os
 import stat
@@ -12,15 +12,16 @@ _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 
 
 def chown_tree(path: str, uid: int, *, was_used: bool = False) -> None:
-    """Give a tree of ours away. Raises AttemptError for a file that has a name elsewhere too, OSError.
+    """Chown a tree to a sandbox's uid.
 
-    was_given: a sandbox had it before and was its own mount, so all names of its files are in it.
+    was_used: a sandbox used the tree before as its own mount, so all names of its files are inside the tree. Raises
+    AttemptError for a file that also has a name elsewhere (hard link), and OSError.
     """
     _walk(path, uid, uid, reject_hard_links=not was_used)
 
 
 def restore_ownership(path: str) -> None:
-    """Make a tree that a sandbox had this process's own again. Raises OSError."""
+    """Chown a tree back to this process's user. Raises OSError."""
     _walk(path, os.getuid(), os.getgid(), reject_hard_links=False)
 
 
@@ -48,7 +49,7 @@ def _open_child(here: int, name: str) -> int:
 
 
 def _chown_entries(here: int, uid: int, gid: int, reject_hard_links: bool) -> list[str]:
-    """Change everything in one directory; gives the names of the directories in it."""
+    """Chown every entry of one directory. Returns the names of its subdirectories."""
     directories = []
     with os.scandir(here) as entries:
         for entry in entries:
@@ -71,24 +72,24 @@ def _reject_hard_link(entry: os.DirEntry[str]) -> None:
 
 
 DISK_DIRECTORIES = {"workspace": SANDBOX_WORKSPACE, "home": SANDBOX_HOME, "tmp": "/tmp"}  # noqa: S108
-"""Directories of an attempt's disk and what they are inside."""
+"""Directories of an attempt's disk, and where they are mounted in the sandbox."""
 
 
 def create_disk_directories(disk: Path) -> None:
-    """Make those that are not there. Raises OSError."""
+    """Create the missing directories. Raises OSError."""
     for name in DISK_DIRECTORIES:
         (disk / name).mkdir(exist_ok=True)
     (disk / "tmp").chmod(0o1777)
 
 
 def chown_disk(disk: Path, uid: int, *, was_used: bool = False) -> None:
-    """Everything in them becomes this uid's; was_given: an earlier sandbox had them. Raises AttemptError, OSError."""
+    """Chown the disk's directories to `uid`. was_used: an earlier sandbox used them. Raises AttemptError, OSError."""
     for name in DISK_DIRECTORIES:
         chown_tree(str(disk / name), uid, was_used=was_used)
 
 
 def restore_disk_ownership(disk: Path) -> None:
-    """Everything in them becomes this process's own. Raises OSError."""
+    """Chown the disk's directories back to this process's user. Raises OSError."""
     for name in DISK_DIRECTORIES:
         with suppress(FileNotFoundError):
             restore_ownership(str(disk / name))

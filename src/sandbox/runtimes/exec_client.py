@@ -1,4 +1,4 @@
-"""The runner's side of the joiner: a further command in a sandbox of namespaces, on a terminal of its own."""
+"""Runs further commands in a sandbox of namespaces, each on its own pty. Client of programs/exec_command.py."""
 
 import asyncio
 import os
@@ -24,7 +24,7 @@ _EXEC_PROGRAM = "import sys; sys.path.append(sys.argv.pop(1)); import exec_comma
 
 
 class ExecTerminal:
-    """A command that joined a sandbox; the contract's `Terminal`."""
+    """A further command in a sandbox. Implements `Terminal`."""
 
     def __init__(
         self, process: "ExecProcess", terminal_fd: int, command_pidfd: int, is_out_of_memory: Callable[[], bool]
@@ -33,37 +33,37 @@ class ExecTerminal:
         self._pty = PtyMaster(terminal_fd)
         self._command_pidfd = command_pidfd
         self._is_out_of_memory = is_out_of_memory
-        # At once: what has ended inside must be collected, or the sandbox's first process could not end.
+        # Start at once: processes that ended inside must be reaped, or the sandbox's init could not end.
         self._exit_task = asyncio.create_task(self._wait_for_exit())
 
     @property
     def output(self) -> asyncio.StreamReader:
-        """What it shows."""
+        """The terminal's output."""
         return self._pty.output
 
     @property
     def has_ended(self) -> bool:
-        """Whether its process is gone."""
+        """Whether the command's process is gone."""
         return self._exit_task.done()
 
     async def write(self, data: bytes) -> None:
-        """Type."""
+        """Write to the terminal's input."""
         await self._pty.write(data)
 
     async def resize(self, size: TerminalSize) -> None:
-        """Tell it a new size."""
+        """Change the terminal's size."""
         self._pty.resize(size)
 
     async def hang_up(self) -> None:
-        """Close the outer end."""
+        """Close the master side of the pty."""
         self._pty.close()
 
     async def wait(self) -> ExitStatus:
-        """How the command ended."""
+        """Return the command's exit status."""
         return await asyncio.shield(self._exit_task)
 
     async def _wait_for_exit(self) -> ExitStatus:
-        """The joiner tells; where it was killed itself, what is left of the command is this process's to collect."""
+        """Return the status that the exec process reports. If it was killed, reap the command's process here."""
         status = await self._process.read_status()
         await self._process.wait()
         await wait_readable(self._command_pidfd)
@@ -74,14 +74,14 @@ class ExecTerminal:
 
 
 def _reap(pidfd: int) -> None:
-    """Collect an ended process if this one has adopted it."""
+    """Reap an ended process if this process has adopted it."""
     with suppress(ChildProcessError):
         os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
     os.close(pidfd)
 
 
 class ExecProcess:
-    """One joiner process."""
+    """One process that runs programs/exec_command.py or programs/runsc_exec.py."""
 
     def __init__(self, process: "subprocess.Popen[bytes]", control: socket.socket) -> None:
         self.pid = process.pid
@@ -90,7 +90,7 @@ class ExecProcess:
         self._pidfd = os.pidfd_open(process.pid)
 
     def send_command(self, init_pidfd: int, command: Command) -> None:
-        """Have it join. Raises OSError when it is gone."""
+        """Send the command, which makes the process enter the sandbox. Raises OSError if the process is gone."""
         variables = {"PWD": command.directory, **command.environment}
         files = [
             create_memfd("argv", _join_nul(command.argv)),
@@ -104,7 +104,9 @@ class ExecProcess:
                 os.close(file)
 
     async def wait_opened(self) -> tuple[int, int]:
-        """The outer end of the terminal and the command's process. Raises AttemptError (sandbox_lost), within 30 s."""
+        """Return the pty's master and the pidfd of the command. Raises AttemptError (sandbox_lost), at the latest after
+        30 s.
+        """
         try:
             async with asyncio.timeout(_OPEN_SECONDS):
                 await wait_readable(self._control.fileno())
@@ -117,21 +119,21 @@ class ExecProcess:
         return descriptors[0], descriptors[1]
 
     async def read_status(self) -> bytes:
-        """Its last word; empty when it was killed before."""
+        """Return the final status message; empty if the process was killed before it."""
         await wait_readable(self._control.fileno())
         with suppress(ConnectionError):
             return self._control.recv(4096)
         return b""
 
     async def wait(self) -> None:
-        """Wait for its end, collect it and let go of it."""
+        """Wait for the process to end, reap it and close its descriptors."""
         await wait_readable(self._pidfd)
         self._process.wait()
         self._control.close()
         os.close(self._pidfd)
 
     async def kill(self) -> None:
-        """End it before it has handed over what it started. That ends with it and is then this process's to collect."""
+        """Kill the process before it has handed over its command. The command dies too and is reaped here."""
         self._process.kill()
         await self.wait()
         deadline = asyncio.get_running_loop().time() + _REAP_SECONDS
@@ -144,9 +146,9 @@ class ExecProcess:
 async def start_exec(
     attempt_id: str, init_pidfd: int, add_to_group: Callable[[int], None], command: Command, size: TerminalSize
 ) -> tuple[ExecProcess, int, int]:
-    """Start `command` inside; gives its joiner, the outer end of its terminal and a descriptor of its process.
+    """Start `command` in the sandbox. Returns the exec process, the pty's master and the command's pidfd.
 
-    The joiner is put into the sandbox's control group before it starts anything. Raises AttemptError (sandbox_lost).
+    The exec process joins the sandbox's control group before it starts anything. Raises AttemptError (sandbox_lost).
     """
     try:
         joiner = _start_exec_process(attempt_id, command.directory, size)
@@ -171,9 +173,9 @@ def _start_exec_process(attempt_id: str, directory: str, size: TerminalSize) -> 
 def start_program(
     program: str, attempt_id: str, *arguments: int | str
 ) -> tuple[subprocess.Popen[bytes], socket.socket]:
-    """Start a program of this folder: the number of its control socket and this process's id go before `arguments`.
+    """Start a program of programs/. Its control socket's number and this process's pid precede `arguments`.
 
-    It dies with the thread that calls this. Raises OSError.
+    The program dies with the calling thread. Raises OSError.
     """
     control, control_inside = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     words = map(str, (Path(__file__).parent / "programs", control_inside.fileno(), os.getpid(), *arguments))

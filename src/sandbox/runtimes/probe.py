@@ -1,4 +1,4 @@
-"""Finding out what a runtime can do here: make a sandbox with an execute-only program, as agents are, and confine."""
+"""Probes a runtime: creates a sandbox with an execute-only program, as agents are, and confines a host program."""
 
 import asyncio
 import base64
@@ -28,7 +28,7 @@ _MEMORY_BYTES, _PROCESSES_MAX = 64 * 1024 * 1024, 16
 
 
 class MachineBusyError(Exception):
-    """What was tried failed by something that the machine may do better in a moment; the message says by what."""
+    """A probe failed for a reason that may be temporary. The message contains the reason."""
 
 
 async def run_probe(
@@ -39,9 +39,9 @@ async def run_probe(
     memory_bytes: int,
     within_seconds: float = _PROBE_SECONDS,
 ) -> frozenset[str]:
-    """Create, run a copy of `true`, destroy, within `_TRY_SECONDS` unless told otherwise; gives the limits that hold.
+    """Create a sandbox, run a copy of `true` in it and destroy it. Returns the limits that are enforced.
 
-    Raises SandboxError, OSError, TimeoutError.
+    within_seconds: limit for all of it. Raises SandboxError, OSError, TimeoutError.
     """
     import shutil
 
@@ -63,10 +63,10 @@ async def run_probe(
 
 
 async def find_confinement_problem(runtime: Runtime, run_dir: Path) -> str | None:
-    """None when git, a program of the host's, runs confined here, else the reason; within twice `_TRY_SECONDS`.
+    """Return why the host's git cannot run in confinement, or None if it can. Takes up to twice `_PROBE_SECONDS`.
 
-    What does not work is tried twice, for a moment without processes or memory looks like anything. Raises
-    MachineBusyError where something of the moment was in the way again, from which nothing follows.
+    A failure is tried again, because a temporary lack of processes or memory can look like any error. Raises
+    MachineBusyError if the second try also fails for a temporary reason, which proves nothing.
     """
     with suppress(MachineBusyError):
         if await _find_confinement_problem_once(runtime, run_dir) is None:
@@ -102,7 +102,7 @@ async def _find_confinement_problem_once(runtime: Runtime, run_dir: Path) -> str
 
 
 def _is_transient(error: BaseException | None) -> bool:
-    """No room for one more process, or somebody (the kernel, short of memory) ended one."""
+    """Return whether no further process could be started, or a process was killed (by the kernel, short of memory)."""
     if isinstance(error, AttemptError):
         return error.code is FailureCode.SANDBOX_LOST or _is_transient(error.__cause__)
     return isinstance(error, ConfinementLostError) or (isinstance(error, OSError) and error.errno in _TRANSIENT_ERRNOS)
@@ -124,7 +124,7 @@ def _new_attempt_id() -> str:
 
 
 def find_limit_gaps(limits: frozenset[str]) -> tuple[str, ...]:
-    """The gap, where not all limits hold."""
+    """Return the gap that names the limits that are not enforced."""
     missing = [name for name in ("memory", "cpus", "processes") if name not in limits]
     return (f"no control group limits {', '.join(missing)}",) if missing else ()
 

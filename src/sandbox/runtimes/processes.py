@@ -1,4 +1,4 @@
-"""Processes of this machine, as /proc tells of them. A zombie holds nothing and counts as gone."""
+"""Processes of this machine, read from /proc. A zombie holds nothing and counts as gone."""
 
 import asyncio
 import os
@@ -15,29 +15,31 @@ from sandbox.model.errors import DECODE_ERRORS
 
 
 def find_by_uid(uid: int) -> list[int]:
-    """Ids of living processes that have the user id as a real, effective, saved or file system one.
+    """Return the living processes that have the uid as real, effective, saved or file system uid.
 
-    A uid that no process has as its real one is told by one system call: nothing has it as another then, because who
-    runs under a uid that is set aside for sandboxes can come by no other, but by one that is set aside as well.
+    One system call shows whether a process has it as real uid. If none has, none has it in another role: a process with
+    a uid reserved for sandboxes can get no other uid than another reserved one.
     """
     return [pid for pid in _list_pids() if uid in read_uids(pid)] if _is_real_uid_in_use(uid) else []
 
 
 def find_by_marker(marker: str) -> list[int]:
-    """Ids of living processes that have a whole argument with this text."""
+    """Return the living processes that have an argument equal to `marker`."""
     wanted = os.fsencode(marker)
     return [pid for pid in _list_pids() if wanted in _read(pid, "cmdline").split(b"\0")]
 
 
 def list_markers(prefix: str, is_sandbox_uid: Callable[[int], bool]) -> list[str]:
-    """Arguments that begin with `prefix`, of living processes of known uids. Whoever has a process can forge one."""
+    """Return the arguments with this prefix of living processes with sandbox uids. A process can forge such an
+    argument.
+    """
     known = (pid for pid in _list_pids() if any(map(is_sandbox_uid, read_uids(pid))))
     arguments = (argument for pid in known for argument in _read(pid, "cmdline").split(b"\0"))
     return sorted({os.fsdecode(one) for one in arguments if one.startswith(os.fsencode(prefix))})
 
 
 def read_uids(pid: int) -> frozenset[int]:
-    """The four user ids of a living process; empty when it is gone or a zombie."""
+    """Return the four uids of a living process; empty if it is gone or a zombie."""
     status = _read(pid, "status")
     if not status or status[status.index(b"\nState:\t") + 8 :][:1] in b"ZX":
         return frozenset()
@@ -46,17 +48,17 @@ def read_uids(pid: int) -> frozenset[int]:
 
 
 def read_namespace_pid(pid: int) -> int | None:
-    """A process's id in the innermost process namespace that it is in."""
+    """Return a process's id in its innermost pid namespace."""
     status = _read(pid, "status")
     start = status.find(b"\nNSpid:\t")
     return int(status[start + 8 :].split(b"\n", 1)[0].split()[-1]) if start >= 0 else None
 
 
 def find_first_command(init_pid: int) -> int | None:
-    """The host's id of the first process that the init of a process namespace started, from its exec to its end.
+    """Return the host's pid of the first process that a pid namespace's init started, from its exec to its end.
 
-    Until the exec it is a copy of init, with init's arguments: a signal then would be the end of the sandbox's making
-    and not of the command.
+    Until the exec it is a copy of init with init's arguments. A signal then would break the creation of the sandbox
+    instead of reaching the command.
     """
     children = map(int, _read(init_pid, f"task/{init_pid}/children").split())
     first = next((pid for pid in children if read_namespace_pid(pid) == 2), None)
@@ -65,7 +67,7 @@ def find_first_command(init_pid: int) -> int | None:
 
 @contextmanager
 def open_pidfd(pid: int) -> Iterator[int | None]:
-    """A descriptor that means this very process and no later one of the same id; None when it is gone."""
+    """Open a pidfd, which refers to this process and to no later one with the same id. Yields None if it is gone."""
     try:
         descriptor = os.pidfd_open(pid)
     except OSError:
@@ -78,7 +80,7 @@ def open_pidfd(pid: int) -> Iterator[int | None]:
 
 
 def send_signal(pid: int, number: int, is_same_process: Callable[[int], bool]) -> None:
-    """Signal a process if it is still the one that was meant once it cannot be replaced any more."""
+    """Signal a process if `is_same_process` holds after a pidfd was opened, when its id cannot be reused any more."""
     with open_pidfd(pid) as descriptor:
         if descriptor is not None and is_same_process(pid):
             with suppress(ProcessLookupError):
@@ -86,7 +88,7 @@ def send_signal(pid: int, number: int, is_same_process: Callable[[int], bool]) -
 
 
 def reap_orphans(uid: int | None) -> None:
-    """Collect ended children that were sandboxes': the first of a process namespace, and those of this uid."""
+    """Reap ended children that belonged to sandboxes: init processes of a pid namespace, and those with this uid."""
     for pid in _own_children():
         if read_namespace_pid(pid) == 1 or _is_zombie_of(pid, uid):
             with suppress(ChildProcessError):
@@ -94,7 +96,7 @@ def reap_orphans(uid: int | None) -> None:
 
 
 def reap_exec_children() -> bool:
-    """Collect ended children that had joined a process namespace; False while one of them has not ended."""
+    """Reap ended children that had joined a pid namespace. Returns False while one of them has not ended."""
     joined = [pid for pid in _own_children() if read_namespace_pid(pid) not in {None, 1, pid}]
     ended = [pid for pid in joined if not read_uids(pid)]
     for pid in ended:
@@ -114,7 +116,7 @@ def _is_zombie_of(pid: int, uid: int | None) -> bool:
 
 
 def _is_real_uid_in_use(uid: int) -> bool:
-    """Whether a process has it as its real one, zombies included. Reading /proc costs 50 µs a process instead."""
+    """Return whether a process, zombies included, has this real uid. Reading /proc would cost 50 µs per process."""
     try:
         os.getpriority(os.PRIO_USER, uid)
     except ProcessLookupError:
@@ -142,9 +144,9 @@ def _read(pid: int, name: str) -> bytes:
 
 
 class SandboxLeftovers:
-    """Implements `contracts.leftovers.Leftovers`.
+    """Finds and destroys leftover sandboxes. Implements `interfaces.placement.Leftovers`.
 
-    One runtime is enough for all of them: they are named, marked and ended in the same way.
+    One runtime suffices for the sandboxes of all: they are named, marked and killed in the same way.
     """
 
     kind = "sandbox"
@@ -154,12 +156,12 @@ class SandboxLeftovers:
         self._runtime = runtime
 
     def attempt_ids(self) -> Collection[str]:
-        """Those with a control group, or with a marked process."""
+        """Return the attempts that have a control group or a marked process."""
         return self._runtime.attempt_ids()
 
     async def clean_up(self, attempt_id: str, files: AttemptLayout) -> None:
-        """By the handle on disk, or as far as the machine remembers. The disk is the caller's afterwards."""
-        # An event loop of its own: looking at every process of the machine would hold the server's up.
+        """Destroy the sandbox by its handle on disk or a recovered one. The disk is the caller's afterwards."""
+        # Use a separate event loop: scanning all processes of the machine would block the server's.
         await asyncio.to_thread(lambda: asyncio.run(self._destroy(attempt_id, files)))
 
     async def _destroy(self, attempt_id: str, files: AttemptLayout) -> None:
@@ -168,7 +170,7 @@ class SandboxLeftovers:
 
 
 def _read_handle(path: Path) -> SandboxHandle | None:
-    """None also for one that cannot be read: what it said may be found without it."""
+    """Return None also for an unreadable handle: the sandbox may be found without it."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=SandboxHandle)
     except (OSError, *DECODE_ERRORS):

@@ -1,4 +1,4 @@
-"""The outer end of a pseudo-terminal, whoever holds the inner one."""
+"""The master side of a pty."""
 
 import asyncio
 import fcntl
@@ -14,7 +14,10 @@ _BUFFER_BYTES = 256 * 1024
 
 
 class PtyMaster(asyncio.ReadTransport):
-    """Reads and writes one descriptor, which it takes over. What is not read is not taken from the terminal either."""
+    """Reads and writes a descriptor, of which it takes ownership.
+
+    Output that the reader does not consume stays in the terminal.
+    """
 
     def __init__(self, descriptor: int) -> None:
         super().__init__()
@@ -28,20 +31,20 @@ class PtyMaster(asyncio.ReadTransport):
         self.resume_reading()
 
     def is_reading(self) -> bool:
-        """Whether it is open; a pause is not counted."""
+        """Return whether the descriptor is open, even while reading is paused."""
         return self._descriptor >= 0
 
     def pause_reading(self) -> None:
-        """For the reader, whose buffer is full."""
+        """Stop reading; called by the StreamReader when its buffer is full."""
         self._loop.remove_reader(self._descriptor)
 
     def resume_reading(self) -> None:
-        """For the reader, which has room again."""
+        """Resume reading; called by the StreamReader when its buffer has space."""
         if self._descriptor >= 0:
             self._loop.add_reader(self._descriptor, self._read)
 
     async def write(self, data: bytes) -> None:
-        """Write it all, however long nobody reads. Nothing happens on a closed end."""
+        """Write all data, however long nobody reads it. Does nothing if the master is closed."""
         async with self._write_lock:
             while data and self._descriptor >= 0:
                 try:
@@ -52,13 +55,13 @@ class PtyMaster(asyncio.ReadTransport):
                     return
 
     def resize(self, size: TerminalSize) -> None:
-        """Tell the terminal, which tells its foreground processes."""
+        """Set the size of the terminal, which signals its foreground processes."""
         if self._descriptor >= 0:
             with suppress(OSError):
                 fcntl.ioctl(self._descriptor, termios.TIOCSWINSZ, struct.pack("HHHH", size.rows, size.columns, 0, 0))
 
     def close(self) -> None:
-        """Close it; whoever holds the inner end is hung up. Again is fine."""
+        """Close the master, which hangs up processes on the slave side. Idempotent."""
         if self._descriptor < 0:
             return
         self._loop.remove_reader(self._descriptor)
@@ -73,7 +76,7 @@ class PtyMaster(asyncio.ReadTransport):
             chunk = os.read(self._descriptor, _CHUNK_BYTES)
         except BlockingIOError:
             return
-        except OSError:  # EIO: nobody holds the inner end any more
+        except OSError:  # EIO: nobody has the slave open any more
             chunk = b""
         if chunk:
             self.output.feed_data(chunk)

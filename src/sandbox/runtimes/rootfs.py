@@ -1,4 +1,4 @@
-"""What a sandbox's / is made of: an image or the host's own /usr, and an /etc that tells nothing of the host."""
+"""Describes a sandbox's root file system: an image or the host's /usr, and an /etc that reveals nothing of the host."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -13,20 +13,23 @@ from sandbox.runtimes import node
 DIRECTORIES = ("/etc", "/etc/ssl", "/home", "/run", "/run/sandbox", "/var")
 HOST_LINKS = {"/bin": "usr/bin", "/sbin": "usr/sbin", "/lib": "usr/lib", "/lib64": "usr/lib64", "/var/tmp": "../tmp"}  # noqa: S108
 HOST_PATHS = ("/etc/ssl/certs", "/etc/alternatives", "/etc/ld.so.cache")
-"""Of the host's /etc what programs need and what is no secret."""
+"""Paths of the host's /etc that programs need and that contain no secrets."""
 
 _ETC_LINKS = {"/etc/localtime": "/usr/share/zoneinfo/Etc/UTC", "/etc/os-release": "../usr/lib/os-release"}
 LINKS = {**HOST_LINKS, **_ETC_LINKS}
 
 
 class RootFsSpec(msgspec.Struct, frozen=True):
-    """What / is made of, all of it read-only; a runtime lays it in the order of the fields.
+    """The content of /, all read-only. A runtime mounts it in the order of the fields.
 
-    image: the host directory that becomes /; it has every place that a runtime mounts over (`IMAGE_DIRECTORIES`,
-        `IMAGE_FILES` of contracts/profiles). None: / begins empty, and places are made as they are needed.
-    covered: directories of the image that an empty one in memory is laid over, to make things in.
-    directories: made, readable by everybody. links: path to target. host_paths: of the host, laid at the same path
-        where there is one. files: path to content, readable by everybody. parts: host path to where it is laid.
+    image: the host directory that becomes /. It has every path that a runtime mounts over (`IMAGE_DIRECTORIES`,
+        `IMAGE_FILES` of interfaces/images.py). None: / starts empty, and paths are created as needed.
+    tmpfs_mounts: directories of the image over which an empty tmpfs is mounted, for creating files in it.
+    directories: created, readable by everybody.
+    links: path to target.
+    host_paths: host paths that are mounted at the same path if they exist.
+    files: path to content, readable by everybody.
+    mounts: host path to path inside.
     """
 
     image: Path | None
@@ -39,7 +42,7 @@ class RootFsSpec(msgspec.Struct, frozen=True):
 
 
 def describe_rootfs(spec: SandboxSpec) -> RootFsSpec:
-    """What the / of this sandbox is made of. With an image, programs must be laid below /run."""
+    """Describe the root file system of a sandbox. With an image, programs must be mounted below /run."""
     files = etc_files(spec.attempt_id)
     if spec.image is None:
         return RootFsSpec(
@@ -64,7 +67,7 @@ def describe_rootfs(spec: SandboxSpec) -> RootFsSpec:
 
 
 def etc_files(host_name: str) -> Mapping[str, bytes]:
-    """The synthetic files of /etc, readable by everybody."""
+    """Return the synthetic files of /etc, readable by everybody."""
     texts = {
         "/etc/passwd": "root:x:0:0:root:/root:/usr/sbin/nologin\n"
         f"{SANDBOX_USER}:x:{SANDBOX_UID}:{SANDBOX_UID}:{SANDBOX_USER}:{SANDBOX_HOME}:/bin/bash\n"

@@ -1,4 +1,4 @@
-"""Escapes undone layer by layer, with the way back to where every byte came from."""
+"""Decodes escapes layer by layer and maps positions back to the original bytes."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from sandbox.secrets.limits import REDACTED_LAYERS_MAX
 
 
 class DecodedLayer:
-    """The bytes as they came (layer 0), or with the tokens of the layer below replaced by their meaning."""
+    """The original bytes (layer 0), or those of the layer below with its escape tokens decoded."""
 
     def __init__(self, data: bytes, below: DecodedLayer | None = None) -> None:
         self.data = data
         self.below = below
         self._token_starts, self._token_ends = array("L"), array("L")  # of tokens, in the layer below
-        self._meaning_starts, self._meaning_ends = array("L"), array("L")  # of what they stand for, in this layer
+        self._meaning_starts, self._meaning_ends = array("L"), array("L")  # of their decoded text, in this layer
 
     def decode(self, find_tokens: Callable[[bytes], Iterator[EscapeToken]]) -> DecodedLayer | None:
-        """The next layer; None when there are no such tokens."""
+        """Decode the tokens of this layer into the next one; None if there are none."""
         layer = DecodedLayer(b"", self)
         pieces: list[bytes] = []
         copied = length = 0
@@ -45,7 +45,7 @@ class DecodedLayer:
         return layer if pieces else None
 
     def original_span(self, start: int, end: int) -> tuple[int, int]:
-        """The bytes of layer 0 that a non-empty stretch of this one came from."""
+        """Return the span of layer 0 from which a non-empty span of this layer was decoded."""
         layer = self
         while layer.below is not None:
             start, end = layer._span_below(start)[0], layer._span_below(end - 1)[1]
@@ -53,7 +53,7 @@ class DecodedLayer:
         return start, end
 
     def original_position(self, position: int) -> int:
-        """The place in layer 0 that a place in this one came from; the end stays the end."""
+        """Return the position in layer 0 from which a position in this layer was decoded; the end maps to the end."""
         layer = self
         while layer.below is not None:
             position = layer._span_below(position)[0] if position < len(layer.data) else len(layer.below.data)
@@ -61,7 +61,7 @@ class DecodedLayer:
         return position
 
     def position_from_below(self, position: int) -> int:
-        """Where a place in the layer below is in this one; within a token, where its meaning begins."""
+        """Map a position in the layer below to this layer; within a token, to the start of its decoded text."""
         token = bisect_left(self._token_starts, position) - 1
         if token < 0:
             return position
@@ -69,12 +69,12 @@ class DecodedLayer:
         return self._meaning_ends[token] + past if past >= 0 else self._meaning_starts[token]
 
     def token_start(self, position: int) -> int:
-        """A place in the layer below, moved to the beginning of a token that it is within."""
+        """Return a position in the layer below, moved to the start of the token that contains it."""
         token = bisect_left(self._token_starts, position) - 1
         return self._token_starts[token] if token >= 0 and position < self._token_ends[token] else position
 
     def _span_below(self, position: int) -> tuple[int, int]:
-        """The stretch of the layer below that one byte came from."""
+        """Return the span of the layer below from which one byte was decoded."""
         token = bisect_right(self._meaning_starts, position) - 1
         if token < 0:
             return position, position + 1
@@ -85,11 +85,11 @@ class DecodedLayer:
 
 
 def decode_layers(data: bytes) -> list[DecodedLayer]:
-    """All layers, each behind the one below it, the bytes as they came first.
+    """Return all layers, each after the one below it, the original bytes first.
 
-    Where terminal escapes are, the layers fork: without them, and with them left as they are. An escape character
-    between the letters of a value makes one of the letter behind it. A terminal escape in the bytes as they came may
-    end with a backslash, which makes an escape of the letter behind it: there the layers fork once more.
+    Where there are terminal escapes, the layers fork: with the escapes removed, and with them unchanged. An escape
+    character between the letters of a value consumes the letter after it. A terminal escape in the original bytes may
+    end with a backslash, which consumes the letter after it too: there the layers fork once more.
     """
     layers = [DecodedLayer(data)]
     while len(layers) <= REDACTED_LAYERS_MAX and (above := layers[-1].decode(find_escapes)) is not None:
@@ -97,14 +97,14 @@ def decode_layers(data: bytes) -> list[DecodedLayer]:
     first: list[DecodedLayer] = []
     if len(layers) > 1 and may_hold_escapes(data) and (above := layers[0].decode(find_terminal_escapes)) is not None:
         first += _strip_terminal_escapes(above, REDACTED_LAYERS_MAX)
-    for depth, layer in enumerate(layers[1:] or layers):  # what is written as something else may be part of one
+    for depth, layer in enumerate(layers[1:] or layers):  # terminal escapes may be part of what an escape encodes
         if (above := layer.decode(find_terminal_escapes)) is not None:
             return [*layers, *first, *_strip_terminal_escapes(above, REDACTED_LAYERS_MAX - depth)]
     return [*layers, *first]
 
 
 def _strip_terminal_escapes(layer: DecodedLayer, rounds: int) -> Iterator[DecodedLayer]:
-    """The layer, and those above it, where terminal escapes that come to light are undone too."""
+    """Yield the layer and those above it, also without the terminal escapes that decoding reveals."""
     yield layer
     for _ in range(rounds):
         before = layer
@@ -117,7 +117,7 @@ def _strip_terminal_escapes(layer: DecodedLayer, rounds: int) -> Iterator[Decode
 
 
 def align_cut(layers: list[DecodedLayer], position: int) -> int:
-    """Move a place in layer 0 back until a cut there is within no token of any layer."""
+    """Move a position in layer 0 back until a cut there splits no token of any layer."""
     while (moved := _move_back(layers, position)) < position:
         position = moved
     return position
@@ -141,11 +141,15 @@ def _move_back(layers: list[DecodedLayer], position: int) -> int:
 _BLANK = b"\t\n\x0b\x0c\r "
 _CONTROLS = bytes(range(32)) + b"\x7f"
 _ESCAPE_INTRODUCER = re.compile(rb"\xc2[\x90\x98\x9b-\x9f]")
-"""Begins a terminal escape, as an escape character does."""
+"""C1 controls that start a terminal escape, as an escape character does."""
 
 
 class Normalizer:
-    """One way of reducing. `escapes` are replaced first, by something of the same length."""
+    """A way of normalizing bytes before the search.
+
+    `escapes` are replaced first, by text of the same length. `equivalents` are then unified, and `dropped` bytes
+    removed.
+    """
 
     def __init__(self, escapes: dict[bytes, bytes], equivalents: tuple[bytes, bytes], dropped: bytes) -> None:
         self._escapes = escapes
@@ -154,11 +158,11 @@ class Normalizer:
         self._keep_table = bytes(byte not in dropped for byte in range(256))
 
     def normalize(self, data: bytes) -> bytes:
-        """The skeleton."""
+        """Return the normalized bytes."""
         return self._replace_escapes(data).translate(self._table, self._dropped)
 
     def positions(self, data: bytes) -> array[int]:
-        """Where in `data` each byte of its skeleton stands."""
+        """Return the position in `data` of each byte of its normalized form."""
         return array("L", compress(range(len(data)), self._replace_escapes(data).translate(self._keep_table)))
 
     def _replace_escapes(self, data: bytes) -> bytes:
@@ -175,14 +179,14 @@ TEXT_NORMALIZER = Normalizer(
     (b"+", b" "),
     bytes(set(_CONTROLS) - set(b"\n")) + b"\\",
 )
-"""Plain text: controls but line feeds are nothing, a plus is a space (as in forms)."""
+"""Plain text: drops controls except line feeds; a plus counts as a space (as in forms)."""
 
 CODE_NORMALIZER = Normalizer(
     {rb"\n": b"\0\0", rb"\t": b"\0\0", rb"\r": b"\0\0"},
     (b"-_", b"+/"),
     bytes(set(_CONTROLS) | set(_BLANK)) + b"\\",
 )
-"""Base64 and hex: line breaks and blanks are nothing, both alphabets are one."""
+"""Base64 and hex: drops line breaks and blanks, and unifies both base64 alphabets."""
 
 EXACT_NORMALIZER = Normalizer({}, (b"", b""), b"")
-"""Every byte, for values that consist of what the others drop."""
+"""Every byte counts. For values that consist of what the other normalizers drop."""

@@ -1,4 +1,4 @@
-"""Escapes and invisible sequences: what one means, and where one has only begun. None holds a line feed."""
+"""Escapes and invisible sequences: finds and decodes them, also incomplete ones. None contains a line feed."""
 
 import re
 from codecs import utf_8_decode
@@ -10,15 +10,15 @@ from sandbox.secrets.limits import REDACTED_ZEROS_MAX
 
 _LAST_ASCII = 0x7F
 _LAST_BY_LENGTH = (_LAST_ASCII, 0x7FF, 0xFFFF)
-"""The last code point of one, two and three bytes."""
+"""The last code point encoded in one, two and three bytes."""
 _CONTINUATION_BITS = 6
 
 _ByteRanges = tuple[tuple[int, int], ...]
-"""To each byte of a character its least and its greatest value."""
+"""For each byte of a character, its lowest and its highest value."""
 
 
 def _sequences(first: int, last: int) -> Iterator[_ByteRanges]:
-    """The range of code points as sequences whose bytes vary independently of each other."""
+    """Yield the code point range as sequences whose bytes vary independently of each other."""
     for split in _split_points(first, last):
         if first <= split < last:
             yield from _sequences(first, split)
@@ -40,7 +40,7 @@ def _split_points(first: int, last: int) -> Iterator[int]:
 
 
 def _alternatives(sequences: Iterable[_ByteRanges]) -> tuple[bytes, ...]:
-    """Patterns that together match any of the sequences, one for each first byte."""
+    """Return patterns that together match any of the sequences, one per first byte."""
     rests: dict[tuple[int, int], list[_ByteRanges]] = {}
     for first, *rest in sequences:
         rests.setdefault(first, []).append(tuple(rest))
@@ -66,23 +66,24 @@ _SEQUENCES = [
 ]
 
 INVISIBLE_PATTERNS = _alternatives(_SEQUENCES)
-"""For one invisible character."""
+"""Patterns that match one invisible character."""
 
 TRUNCATED_PATTERNS = _alternatives(sequence[:length] for sequence in _SEQUENCES for length in range(1, len(sequence)))
-"""For the first bytes of one."""
+"""Patterns that match an incomplete invisible character."""
 
 
 _NAMED_REFERENCES = {name.encode(): meaning.encode() for name, meaning in html5.items()}
 _BARE_NAME_LENGTHS = sorted({len(name) for name in _NAMED_REFERENCES if not name.endswith(b";")}, reverse=True)
 
 LONGEST_NAME_BYTES = max(map(len, _NAMED_REFERENCES)) - 1
-"""The longest name, without its semicolon."""
+"""Length of the longest name, without its semicolon."""
 
 
 def resolve_reference(name: bytes) -> tuple[int, bytes] | None:
-    """How much of `name`, with the semicolon if there is one, is a reference, and its text in UTF-8.
+    """Return the length of the reference at the start of `name` and its text in UTF-8; None if there is none.
 
-    As in HTML: the longest name counts, and some names need no semicolon.
+    The length includes the semicolon, if present. As in HTML, the longest name matches, and some names need no
+    semicolon.
     """
     if name.endswith(b";") and (meaning := _NAMED_REFERENCES.get(name)) is not None:
         return len(name), meaning
@@ -93,12 +94,12 @@ def resolve_reference(name: bytes) -> tuple[int, bytes] | None:
 
 
 _BACKSLASHES_MAX = 64
-"""Backslashes before an escape that belong to it: every level of nesting doubles them."""
+"""Maximum number of backslashes that belong to an escape: every level of nesting doubles them."""
 
 _LEADING_ZEROS = rb"0{0,%d}+" % REDACTED_ZEROS_MAX
 
 _CONTROLS = rb"[\x00-\x06\x08\x0b-\x17\x19\x1c-\x1f\x7f]"
-"""Without tabs and line feeds, and without what begins, ends and cuts short terminal escapes."""
+"""Without tabs, line feeds, and the characters that start, end or abort terminal escapes."""
 
 _ESCAPE_CHARACTER = rb"(?: u001[bB] | u\{ 0{0,4}+ 1[bB] \} | U0000001[bB] | x1[bB] | 033 | e )"
 
@@ -122,7 +123,7 @@ _ESCAPE_SYNTAX = rb"""
 _ESCAPE_SYNTAX = _ESCAPE_SYNTAX.replace(b"$NAME_REST", b"%d" % (LONGEST_NAME_BYTES - 1))
 _ESCAPE_SYNTAX = _ESCAPE_SYNTAX.replace(b"$ESCAPE_CHARACTER", _ESCAPE_CHARACTER)
 _NOT_INTRODUCER = rb"(?<!\xc2[\x90\x98\x9b-\x9f])"
-"""The C1 controls that begin terminal escapes are no tokens by themselves."""
+"""The C1 controls that start terminal escapes are not tokens by themselves."""
 
 _ESCAPES = [
     _ESCAPE_SYNTAX,
@@ -143,13 +144,13 @@ _ESCAPE_OR_LATIN1 = re.compile(b"|".join(_ESCAPES + _LATIN1_ESCAPES), re.VERBOSE
 """For bytes that are not UTF-8."""
 
 _PARAMETERS = rb"[0-?]{0,1024}+ [\ -/]{0,8}+"
-"""What stands before the letter that ends a colour or a movement of the cursor."""
+"""Parameters before the letter that ends a colour or cursor sequence."""
 
 _STRING = rb"(?: [^\x07\x18\x1a\x1b\n\xc2] | \xc2(?![\x90\x98\x9b-\x9f]) ){0,1024}+"
 """The text of a title or a link, up to the next terminal escape."""
 
 _STRING_END = rb"(?: [\x07\x18\x1a] | \x1b\\ | \xc2\x9c | \x1b(?![\[\]PX^_(]) | (?=\x1b) )"
-"""An escape character ends it in any case; the backslash behind it may be gone with an escape that follows."""
+"""An escape character always ends it; the backslash after it may have been consumed by a following escape."""
 
 _TERMINAL_ESCAPE = re.compile(
     rb"""
@@ -173,7 +174,7 @@ _MAY_HOLD_ESCAPES = re.compile(
     rb"\x1b(?:[\\%\]PX^_]|\[[0-?]{0,1024}+[ -/]{0,8}+\\)"
     rb"|\xc2[\x90\x98\x9d-\x9f]|(?<![\x80-\xff])[\x90\x98\x9b\x9d-\x9f]"
 )
-"""A terminal escape that has bytes in it which `find_escapes` may take for an escape."""
+"""A terminal escape with bytes that `find_escapes` may decode as an escape."""
 
 _PARTIAL_ESCAPE = re.compile(
     rb"""
@@ -196,14 +197,14 @@ _PARTIAL_ESCAPE = re.compile(
 )
 
 EscapeToken = tuple[int, int, bytes]
-"""Where it begins and ends, and what it stands for: nothing, a character in UTF-8, or a byte."""
+"""Start, end and decoded text: nothing, a character in UTF-8, or a byte."""
 
 _TOKEN_BYTES_MAX = 1200
-"""No token is longer."""
+"""Maximum length of a token."""
 
 
 def find_escapes(data: bytes) -> Iterator[EscapeToken]:
-    """What is written as something else, and invisible characters."""
+    """Yield escapes and invisible characters."""
     escape = _ESCAPE if _is_utf_8(data) else _ESCAPE_OR_LATIN1
     for match in escape.finditer(data):
         group = match.lastgroup
@@ -217,17 +218,17 @@ def find_escapes(data: bytes) -> Iterator[EscapeToken]:
 
 
 def find_terminal_escapes(data: bytes) -> Iterator[EscapeToken]:
-    """What a terminal takes for a command, which may be a letter behind a control character."""
+    """Yield terminal escapes. Such an escape may be a letter after a control character."""
     return ((*found.span(), b"") for found in _TERMINAL_ESCAPE.finditer(data))
 
 
 def may_hold_escapes(data: bytes) -> bool:
-    """Whether a terminal escape, if there is one, may have an escape in it, or end with what begins one."""
+    """Return whether a terminal escape, if there is one, may contain an escape or end with the start of one."""
     return _MAY_HOLD_ESCAPES.search(data) is not None
 
 
 def _is_utf_8(data: bytes) -> bool:
-    """Whether it is, but for a character that is cut off at either end."""
+    """Return whether the data is UTF-8, except for a character cut off at either end."""
     if data.isascii():
         return True
     begin = next((at for at, byte in enumerate(data[:3]) if not 0x80 <= byte < 0xC0), 0)
@@ -239,13 +240,13 @@ def _is_utf_8(data: bytes) -> bool:
 
 
 def find_partial_escape(data: bytes, end: int) -> int:
-    """Where a token begins that ends at `end` or goes on there; `end` if there is none."""
+    """Return the start of a token that ends at `end` or continues there; `end` if there is none."""
     found = _PARTIAL_ESCAPE.search(data, max(0, end - _TOKEN_BYTES_MAX, data.rfind(b"\n", 0, end) + 1), end)
     return found.start() if found else end
 
 
 def before_backslashes(data: bytes, position: int) -> int:
-    """The place before the backslashes around `position`, as many of them as can belong to an escape."""
+    """Return the position before the backslashes around `position`, up to the number that can belong to an escape."""
     end = position
     while data[end : end + 1] == b"\\" and end < position + _BACKSLASHES_MAX:
         end += 1

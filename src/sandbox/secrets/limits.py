@@ -1,38 +1,43 @@
-"""The bounds of secrets and of their redaction. `docs/limits.md` lists them."""
+"""Limits of secrets and of their redaction. `docs/limits.md` lists them."""
 
 SECRET_BYTES_MAX = 64 * 1024
-"""One value; over it the task fails with `secret_unavailable`."""
+"""Maximum size of one value. Beyond it the task fails with `secret_unavailable`."""
 
 SECRETS_BYTES_MAX = 256 * 1024
-"""All values of a task together; over it the task fails with `secret_unavailable`."""
+"""Maximum size of all values of a task. Beyond it the task fails with `secret_unavailable`."""
 
 VAULT_SECONDS = 10
-"""For one value from Vault."""
+"""Time limit for one value from Vault."""
 
 REDACTED_CHARACTERS_MIN = 8
-"""A shorter value is passed on, but not looked for."""
+"""Minimum length for redaction. A shorter value is passed on but not searched for."""
 
 REDACTED_LINE_CHARACTERS_MIN = 16
-"""A line of a value of several lines that is also looked for by itself."""
+"""Minimum length of a line of a multi-line value to be searched for on its own."""
 
 REDACTED_LAYERS_MAX = 6
-"""Escapes within escapes that are undone in search of a value."""
+"""Levels of nested escapes that are decoded in the search."""
 
 REDACTED_ZEROS_MAX = 1024
-"""Leading zeros of a number in an escape, as in `&#00065;` and `\\u{0041}`; with more it is not read as one."""
+r"""Leading zeros of a number in an escape, as in `&#00065;` and `\u{0041}`. With more it is not decoded."""
 
 REDACTED_NESTING_MAX = 4
-"""JSON within JSON in which a value is looked for that is little but escapes, of at most 1 KiB as it stands there."""
+"""Levels of nested JSON in which values are searched for that consist mostly of escapes.
+
+Applies to forms of at most 1 KiB (`TWICE_ENCODED_BYTES_MAX`).
+"""
 
 TWICE_ENCODED_BYTES_MAX = 1024
-"""A longer value is not looked for in base64 or hex that was encoded once more."""
+"""A longer value is not searched for in base64 or hex that was encoded twice."""
 
 REDACTED_SPREAD_BYTES_MAX = 1024 * 1024
-"""A value that is spread over more bytes is not found, nor over 32 times the longest form it is searched in and 4 KiB;
-but over four times that form it is."""
+"""A value spread over more bytes is not found, nor one spread over 32 times its longest searched form plus 4 KiB.
+
+A value spread over up to four times that form is always found.
+"""
 
 RESCAN_BYTES_MAX = 16 * 1024
-"""While more than this is held back of a stream, it is looked at anew once it has grown by a quarter, or at a pause."""
+"""If more than this is held back of a stream, it is rescanned only after growing by a quarter, or at a pause."""
 
 VAULT_REQUESTS_MAX = 8
-"""Values that Vault is asked for at once; further ones wait, within their time."""
+"""Maximum of concurrent requests to Vault. Further ones wait, within their time limit."""

@@ -1,4 +1,4 @@
-"""What is searched for: a value in each encoding that is not undone before the search."""
+"""Builds the search patterns: a value in each encoding that is not decoded before the search."""
 
 import base64
 import html
@@ -20,16 +20,16 @@ from sandbox.secrets.limits import (
 )
 
 _PATTERN_BYTES_MIN = 7
-"""Shorter ones would not be found (see `search`)."""
+"""Shorter patterns would not be found (see `MultiPatternSearch`)."""
 
 _QUOTES = "\"'"
 
 _PEM_MARK = re.compile("-----(BEGIN|END) [A-Z0-9 ]+-----")
-"""A line that every key of its kind has."""
+"""A line that all keys of its kind share."""
 
 
 class SecretPattern(NamedTuple):
-    """A skeleton, and the name of the secret that it belongs to."""
+    """A normalized pattern and the name of its secret. Its repr omits the pattern."""
 
     normalized: bytes
     name: str
@@ -39,7 +39,7 @@ class SecretPattern(NamedTuple):
 
 
 def make_patterns(values: Mapping[str, str]) -> Iterator[tuple[Normalizer, list[SecretPattern]]]:
-    """The needles by the kind of their skeleton."""
+    """Yield the patterns for each normalizer."""
     found: dict[Normalizer, dict[bytes, str]] = {TEXT_NORMALIZER: {}, CODE_NORMALIZER: {}, EXACT_NORMALIZER: {}}
     for name, value in values.items():
         stripped = value.strip()
@@ -59,44 +59,48 @@ def make_patterns(values: Mapping[str, str]) -> Iterator[tuple[Normalizer, list[
 
 
 def _usable_pattern(text: bytes) -> bytes:
-    """The skeleton of a text without the quotes at its ends, if enough is left: in JSON one may end the text."""
+    """Normalize a text and strip the quotes at its ends (in JSON one may end the text); empty if too short."""
     skeleton = TEXT_NORMALIZER.normalize(text).strip(_QUOTES.encode())
     return skeleton if len(skeleton) >= REDACTED_CHARACTERS_MIN else b""
 
 
 def _survives_normalization(value: str) -> bool:
-    """Whether enough of the value is left in every layer of its own, also if a backslash before takes its first letter.
+    """Return whether normalization leaves enough of the value in each of its layers, even without its first letter.
 
-    What looks like an escape may be nothing: of a backslash and a `b` that end a value, no skeleton has anything.
+    A backslash before the value may consume its first letter. Text that looks like an escape may decode to nothing: no
+    normalized form contains a backslash and a `b` that end a value.
     """
     layers = chain.from_iterable(map(decode_layers, _byte_encodings(value)))
     return all(_usable_pattern(layer.data) and _usable_pattern(layer.data[1:]) for layer in layers)
 
 
 _ESCAPE_PREFIXES = (b"\x1b[", b"\x1b", b"\\", b"%", b"&", b"&#", b"&#x")
-"""What makes an escape of the beginning of a value that stands behind it."""
+"""Bytes that, before a value, turn its beginning into an escape."""
 
 _OPEN_ESCAPE_BYTES_MAX = 2
-"""At the end of a value, of which what stands behind it may make an escape. Without more it would be another value."""
+"""Maximum length of an incomplete escape at the end of a value, which following bytes may complete.
+
+If more of the value were dropped, it would be another value.
+"""
 
 
 _WINDOWS_1252_CODES = {
     ord(character): number for number in range(0x80, 0xA0) for character in bytes([number]).decode("cp1252", "ignore")
 }
-"""In HTML `&#128;` is a euro sign. In XML it is a control, which is how layers read it."""
+"""In HTML `&#128;` is a euro sign. In XML it is a control, which is how the layers decode it."""
 
 
 def _text_variants(value: str) -> Iterator[bytes]:
-    """The value in every layer of its own; host names are shown in lower case; lines may be printed one by one."""
+    """Yield all layers of the value, of its lower case (as host names are shown), and of its long lines."""
     for data in chain.from_iterable(map(_byte_encodings, (value, value.lower(), *_long_lines(value)))):
         for layer in decode_layers(data):
             yield layer.data
-            if layer.data[:1] < b"\x80":  # no escape swallows half a letter
+            if layer.data[:1] < b"\x80":  # no escape consumes half a letter
                 yield layer.data[1:]
             end = find_partial_escape(layer.data, len(layer.data))
             if len(layer.data) - end <= _OPEN_ESCAPE_BYTES_MAX:
                 yield layer.data[:end]
-            yield layer.data.replace(b"\\", b"")  # something invisible may stand between a backslash and its letter
+            yield layer.data.replace(b"\\", b"")  # an invisible sequence may separate a backslash and its letter
         for before in _ESCAPE_PREFIXES:
             yield from (layer.data for layer in decode_layers(before + data)[1:])
     if (numbered := value.translate(_WINDOWS_1252_CODES)) != value:
@@ -104,7 +108,7 @@ def _text_variants(value: str) -> Iterator[bytes]:
 
 
 def _byte_encodings(text: str) -> set[bytes]:
-    """In UTF-8, and with one byte for each letter of Latin-1, for which JavaScript and Python write `\\xe4`."""
+    r"""Encode in UTF-8, and with one byte per Latin-1 letter, which JavaScript and Python write as `\xe4`."""
     utf_8 = text.encode("utf-8", "surrogatepass")
     short = (letter.encode("latin-1" if letter < "\u0100" else "utf-8", "surrogatepass") for letter in text)
     return {utf_8} if text.isascii() else {utf_8, b"".join(short)}
@@ -123,7 +127,7 @@ def _strip_quotes(value: str) -> str:
 
 
 def _escaped_forms(value: str) -> set[bytes]:
-    """What people encode: the value itself, or what stands for it in JSON or in an address."""
+    """Return the texts that are commonly encoded: the value, and its escaped forms in JSON and URLs."""
     address = quote_from_bytes(value.encode("utf-8", "surrogatepass"), safe="")
     return _byte_encodings(value) | {
         json.dumps(value)[1:-1].encode(),
@@ -134,7 +138,7 @@ def _escaped_forms(value: str) -> set[bytes]:
 
 
 def _nested_forms(value: str) -> set[bytes]:
-    """Its forms, those for HTML and shells, also of its JSON, and what JSON within JSON makes of them."""
+    """Return the value's forms, those for HTML and shells (also of its JSON), and their forms in nested JSON."""
     forms = _escaped_forms(value)
     plain = {value}
     if len(value) <= TWICE_ENCODED_BYTES_MAX:
@@ -156,7 +160,7 @@ _QUOTES_IN_SHELLS = ("'\\''", "'\"'\"'")
 
 
 def _escape_quotes(value: str) -> Iterator[str]:
-    """As template engines escape it for HTML, and as it stands within the quotes of a shell."""
+    """Yield the value as template engines escape it for HTML and as it is quoted in shells."""
     text = html.escape(value, quote=False)
     for double, single in _QUOTES_IN_HTML:
         yield text.replace('"', double).replace("'", single)
@@ -165,7 +169,7 @@ def _escape_quotes(value: str) -> Iterator[str]:
 
 
 def _strip_quotes_and_backslashes(form: bytes) -> bytes:
-    """Without backslashes and quotes at its ends, of which JSON may have made or need one half, if enough is left."""
+    """Strip backslashes and quotes at the ends, which JSON may add or use, if enough is left."""
     rest = form.strip(_QUOTES.encode() + b"\\")
     return rest if len(rest) >= REDACTED_CHARACTERS_MIN else form
 
@@ -181,7 +185,7 @@ def _encoded_variants(value: str) -> Iterator[bytes]:
 
 
 def _normalized_codes(code: bytes) -> Iterator[bytes]:
-    """What stands before it may make an escape of its first letter."""
+    """Yield the normalized code, and without its first letter, which a preceding escape may consume."""
     yield CODE_NORMALIZER.normalize(code)
     yield CODE_NORMALIZER.normalize(code[1:])
 
@@ -195,7 +199,7 @@ def _encodings(data: bytes) -> set[bytes]:
 
 
 def _wrapped(data: bytes) -> Iterator[bytes]:
-    """Lines as `base64`, MIME, `openssl base64` and `xxd -p` make them, where they have nothing before the data."""
+    """Yield lines as `base64`, MIME, `openssl base64` and `xxd -p` write them, without line prefixes."""
     core = _base64_inner_digits(data, 0)
     for code, width, end in (
         (core, 76, b"\n"),
@@ -207,6 +211,6 @@ def _wrapped(data: bytes) -> Iterator[bytes]:
 
 
 def _base64_inner_digits(data: bytes, shift: int) -> bytes:
-    """The digits that depend on nothing else, if `shift` bytes (modulo 3) stand before the data."""
+    """Return the base64 digits that depend only on `data`, if `shift` bytes (modulo 3) precede it."""
     digits = base64.b64encode(bytes(shift) + data)
     return digits[(0, 2, 3)[shift] : (shift + len(data)) * 8 // 6]

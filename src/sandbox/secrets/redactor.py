@@ -1,8 +1,8 @@
-"""Replaces the values of secrets by `[REDACTED:NAME]`, in whatever usual encoding they stand.
+"""Replaces the values of secrets by `[REDACTED:NAME]`, in all common encodings.
 
-Pure: no I/O. What is found: the value itself; escaped for JSON, JavaScript, C, shells, HTML or addresses, also partly
-and in each other; in base64 (both alphabets, any alignment, wrapped) and in hex, also of an escaped value; with
-terminal escapes, carriage returns and characters without a width in between.
+Pure: no I/O. Finds a value as it is; escaped for JSON, JavaScript, C, shells, HTML or URLs, also partly and nested; in
+base64 (both alphabets, any alignment, wrapped) and in hex, also of an escaped value; and interspersed with terminal
+escapes, carriage returns and zero-width characters.
 """
 
 from collections.abc import Iterable, Mapping
@@ -14,11 +14,11 @@ from sandbox.secrets.scanner import Scanner, replace_spans
 
 
 class SecretStreamRedactor:
-    """Lets go what is settled; put together, that is the redaction of the whole stream, however it is cut.
+    """Redacts a stream. The output is the redaction of the whole stream, however the input is split.
 
-    What may be the beginning of a value is held back until it is known: at most `Scanner.span_bytes_max` bytes and the
-    escapes that they begin with, and a quarter more until they are looked at. Cut lines out of what is let go, never
-    before.
+    Bytes that may start a value are held back until that is decided: at most `Scanner.span_bytes_max` bytes plus the
+    escapes that they start with, and a quarter more until they are rescanned. Split lines in the output, never in the
+    input.
     """
 
     def __init__(self, scanner: Scanner) -> None:
@@ -30,23 +30,24 @@ class SecretStreamRedactor:
 
     @property
     def pending_bytes(self) -> int:
-        """How many bytes are held back."""
+        """The number of bytes held back."""
         return len(self._pending) + len(self._unscanned) - self._emitted
 
     def feed(self, chunk: bytes) -> bytes:
-        """What may be let go now."""
+        """Add input. Returns the output that is ready."""
         if not self._scanner.span_bytes_max:
             return chunk
         self._unscanned += chunk
-        # To look at all that is held with every chunk would take the square of its length.
+        # Rescanning everything for each chunk would take quadratic time.
         if len(self._pending) > max(RESCAN_BYTES_MAX, 4 * len(self._unscanned)):
             return b""
         return self._release(is_end=False)
 
     def flush_lines(self) -> bytes:
-        """The whole lines that are held back, for when nothing has come for a while.
+        """Return the complete lines that are held back. Call it after a pause of the input.
 
-        Wrapped base64 or a value of several lines may begin in them. If it does go on, it vanishes from there on.
+        They may contain the start of wrapped base64 or of a multi-line value. If it continues, only the rest is
+        redacted.
         """
         settled = self._release(is_end=False) if self._unscanned else b""
         end = self._pending.rfind(b"\n") + 1
@@ -55,7 +56,7 @@ class SecretStreamRedactor:
         return settled + gone
 
     def flush(self) -> bytes:
-        """What is held back, at the end of the stream."""
+        """Return everything held back, at the end of the stream."""
         return self._release(is_end=True)
 
     def _release(self, *, is_end: bool) -> bytes:
@@ -72,7 +73,7 @@ class SecretStreamRedactor:
 
 
 class SecretRedactor:
-    """Knows the values of one task's secrets, by name. Neither its repr nor its errors tell them."""
+    """Redacts the secrets of one task, given by name. Neither its repr nor its errors contain the values."""
 
     def __init__(self, values: Mapping[str, str]) -> None:
         self.too_short_names: tuple[str, ...] = tuple(
@@ -84,23 +85,23 @@ class SecretRedactor:
         return f"<{type(self).__name__}>"
 
     def redact(self, data: bytes) -> bytes:
-        """The bytes without values; the very same object where there are none."""
+        """Return the bytes without values; the same object if there are none."""
         spans = self._scanner.find(decode_layers(data)) if self._scanner.span_bytes_max else []
         return replace_spans(data, spans) if spans else data
 
     def redact_text(self, text: str) -> str:
-        """The text without values."""
+        """Return the text without values."""
         data = text.encode("utf-8", "surrogatepass")
         redacted = self.redact(data)
         if redacted is data:
             return text
         try:
             return redacted.decode("utf-8", "surrogatepass")
-        except UnicodeDecodeError:  # a value that is no text once its escapes are undone was found within a character
+        except UnicodeDecodeError:  # a value that is not text once decoded was found within a character
             return redacted.decode("utf-8", "replace")
 
     def redact_json(self, value: Any) -> Any:
-        """Plain JSON data without values, neither in texts nor in keys."""
+        """Return plain JSON data without values, in strings and in keys."""
         if isinstance(value, str):
             return self.redact_text(value)
         if isinstance(value, dict):
@@ -110,7 +111,7 @@ class SecretRedactor:
         return value
 
     def contains(self, chunks: Iterable[bytes]) -> bool:
-        """Whether a value stands in the concatenation of the chunks."""
+        """Return whether the concatenated chunks contain a value."""
         stream = self.stream()
         for chunk in chunks:
             stream.feed(chunk)
@@ -120,5 +121,5 @@ class SecretRedactor:
         return stream.has_redacted
 
     def stream(self) -> SecretStreamRedactor:
-        """A redaction for one more stream."""
+        """Return a redactor for one more stream."""
         return SecretStreamRedactor(self._scanner)

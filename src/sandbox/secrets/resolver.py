@@ -1,4 +1,4 @@
-"""All secrets of a task at once."""
+"""Resolves all secrets of a task."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -17,13 +17,16 @@ _SOURCE_REMEDIES = {
 
 
 class SecretResolver:
-    """Asks the sources of a manifest's secrets. `sources`: by the words that manifests use."""
+    """Resolves secrets from their sources. `sources`: by the source names of manifests."""
 
     def __init__(self, sources: Mapping[str, SecretSource]) -> None:
         self._sources = sources
 
     async def resolve(self, secrets: Sequence[Secret]) -> dict[str, str]:
-        """The values by name, asked for concurrently. Raises one SecretUnavailableError that tells all failures."""
+        """Resolve the secrets concurrently and return values by name.
+
+        Raises a single SecretUnavailableError that lists all failures.
+        """
         answers = await asyncio.gather(*map(self._resolve, secrets), return_exceptions=True)
         values: dict[str, str] = {}
         missing: dict[str, str] = {}
@@ -52,7 +55,7 @@ class SecretResolver:
 
 
 def _validated(secret: Secret, value: str) -> str:
-    """What can be an environment variable, and be redacted."""
+    """Return the value if it can be an environment variable and be redacted; else raise SecretUnavailableError."""
     if not value:
         raise unavailable_error(secret, "the value is empty.")
     if "\0" in value:

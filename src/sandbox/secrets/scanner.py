@@ -1,4 +1,4 @@
-"""Where in some bytes values stand, and how much of the beginning of a stream is settled."""
+"""Finds the spans of values in bytes, and how much of a stream's beginning is settled."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from sandbox.secrets.patterns import SecretPattern, make_patterns
 
 _WORD_BYTES = 4
 _CANDIDATE_WORDS_MAX = 16
-"""Words of a needle that are looked at, of each of the four places that it may have."""
+"""Maximum number of words of a pattern that are considered as its key, at each of its four alignments."""
 
 
 class PatternMatch(NamedTuple):
-    """A stretch in which a needle stands."""
+    """A span that contains a pattern."""
 
     start: int
     end: int
@@ -27,14 +27,14 @@ class PatternMatch(NamedTuple):
 
 
 def _words(text: bytes, first: int = 0) -> memoryview[int]:
-    """The word at `first`, and those behind it."""
+    """Return the words from position `first` on."""
     return memoryview(text)[first : len(text) - (len(text) - first) % _WORD_BYTES].cast("I")
 
 
 def _most_selective(words: memoryview[int], index: Mapping[int, Sequence[object]]) -> int:
-    """Which of the words the fewest needles are known by.
+    """Return the index of the word that is the key of the fewest patterns.
 
-    Beginnings and ends are what secrets have in common with other text; the middle tells more, where it is free.
+    Secrets share beginnings and ends with other text, so the middle word is preferred if it is free.
     """
     middle = len(words) // 2
     if words[middle] not in index:
@@ -48,7 +48,7 @@ def _most_selective(words: memoryview[int], index: Mapping[int, Sequence[object]
 
 
 class MultiPatternSearch:
-    """Searches for a fixed set of needles."""
+    """Searches for a fixed set of patterns."""
 
     def __init__(self, patterns: Iterable[SecretPattern]) -> None:
         known: dict[int, list[tuple[SecretPattern, int]]] = defaultdict(list)
@@ -69,7 +69,7 @@ class MultiPatternSearch:
         self._patterns_by_prefix, self._inner_bytes = dict(beginnings), frozenset(inner)
 
     def find(self, text: bytes) -> Iterator[PatternMatch]:
-        """Every place of every needle."""
+        """Yield every occurrence of every pattern."""
         words = _words(text)
         if self._word_set.isdisjoint(words):
             return
@@ -81,11 +81,11 @@ class MultiPatternSearch:
                         yield PatternMatch(start, start + len(needle.normalized), needle.name)
 
     def may_continue(self, text: bytes) -> bool:
-        """Whether the last byte may stand within a needle; a quick answer that is no for most ends of lines."""
+        """Return whether the last byte may be inside a pattern. A quick check that is False for most ends of lines."""
         return not text or text[-1] in self._inner_bytes
 
     def find_partial_matches(self, text: bytes) -> Iterator[int]:
-        """Every place from which the rest of the text is the beginning of a needle, the first one first."""
+        """Yield every position from which the rest of the text is the start of a pattern, in order."""
         for start in range(max(0, len(text) - self.longest_bytes + 1), len(text)):
             needles = self._patterns_by_prefix.get(text[start : start + _WORD_BYTES])
             if needles is not None:
@@ -99,7 +99,7 @@ _QUOTE = re.compile(rb'\\{0,64}+"')
 
 
 class Span(NamedTuple):
-    """Bytes in which a value stands; spans sort by place, of those from one place the longest first."""
+    """A span of bytes that contains a value. Spans sort by position, longer ones first."""
 
     start: int
     negated_end: int
@@ -107,12 +107,12 @@ class Span(NamedTuple):
 
     @property
     def end(self) -> int:
-        """Behind the last byte."""
+        """The position after the last byte."""
         return -self.negated_end
 
 
 class Scanner:
-    """Knows the values of one task's secrets, by name. Its repr does not tell them."""
+    """Finds the values of one task's secrets, given by name. Its repr does not contain them."""
 
     def __init__(self, values: Mapping[str, str]) -> None:
         self._searches: list[tuple[Normalizer, MultiPatternSearch]] = [
@@ -121,10 +121,10 @@ class Scanner:
         longest = max((search.longest_bytes for _, search in self._searches), default=0)
         spread = min(32 * longest + 4096, max(4 * longest, REDACTED_SPREAD_BYTES_MAX))
         self.span_bytes_max = spread if longest else 0
-        """A value spread over more bytes, by escapes or what stands in between, is not found."""
+        """A value spread over more bytes, by escapes or bytes in between, is not found."""
 
     def find(self, layers: list[DecodedLayer]) -> list[Span]:
-        """Where values stand, in order."""
+        """Return the spans of values, in order."""
         found: set[Span] = set()
         for layer in layers:
             for hit in self._find_in_layer(layer):
@@ -141,7 +141,7 @@ class Scanner:
                 yield PatternMatch(positions[hit.start], positions[hit.end - 1] + 1, hit.name)
 
     def safe_length(self, layers: list[DecodedLayer]) -> int:
-        """How much of the beginning of layer 0 no continuation can make part of a value that goes on."""
+        """Return how much of layer 0's beginning no continuation can make part of an unfinished value."""
         length = len(layers[0].data)
         if not self._searches:
             return length
@@ -155,7 +155,7 @@ class Scanner:
         return align_cut(layers, settled)
 
     def _first_partial_match(self, layer: DecodedLayer, cut: int, length: int) -> int:
-        """The first place in layer 0 from which a needle may have begun that goes on after the cut."""
+        """Return the first position in layer 0 at which a pattern may start that continues after the cut."""
         begin = max(0, cut - self.span_bytes_max)
         data, first = layer.data[begin:cut], length
         for skeleton, search in self._searches:
@@ -172,10 +172,10 @@ class Scanner:
 
 
 def _possible_cuts(data: bytes, cuts: set[int]) -> set[int]:
-    """All places where the part that is sure may end.
+    """Return all positions where the settled part may end.
 
-    Whether what looks like the beginning of an escape becomes one is open; and if it does, what it stands for may go
-    on with an escape of the next layer that begins before it.
+    An incomplete escape may or may not be completed. If it is, its decoded text may continue with an escape of the next
+    layer that starts before it.
     """
     fresh = ends = cuts | {len(data)}
     for _ in range(REDACTED_LAYERS_MAX):
@@ -185,7 +185,7 @@ def _possible_cuts(data: bytes, cuts: set[int]) -> set[int]:
 
 
 def replace_spans(data: bytes, spans: Iterable[Span], begin: int = 0, end: int | None = None) -> bytes:
-    """The data from `done` to `end`, with one mark for each group of spans that overlap."""
+    """Return `data[begin:end]` with one placeholder for each group of overlapping spans."""
     pieces: list[bytes] = []
     for span in spans:
         if span.start >= begin:
@@ -195,7 +195,7 @@ def replace_spans(data: bytes, spans: Iterable[Span], begin: int = 0, end: int |
 
 
 def _placeholder(matched: bytes, name: str) -> bytes:
-    """What stands in place of a value. JSON stays JSON: quotes at its ends stay, an object or a list becomes a text."""
+    """Return the placeholder of a value. It keeps JSON valid: outer quotes stay, an object or list becomes a string."""
     mark = f"[REDACTED:{name}]".encode()
     quote = _QUOTE.search(matched)
     if quote and matched[:1] + matched[-1:] in (b"{}", b"[]"):

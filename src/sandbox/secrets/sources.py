@@ -1,4 +1,4 @@
-"""Secrets from files below one directory of the server."""
+"""Sources of secrets on the server: files below a directory, and environment variables."""
 
 import asyncio
 import errno
@@ -14,7 +14,7 @@ from sandbox.secrets.limits import SECRET_BYTES_MAX
 
 
 def unavailable_error(secret: Secret, reason: str) -> SecretUnavailableError:
-    """`what` says what is wrong and what to do. It must not hold a value: operators read it with the task."""
+    """Build the error. `reason`: the problem and its fix; never a value, because operators read it."""
     detail = f"Secret {secret.name} (source {secret.source}, key {secret.key}): {reason}"
     return SecretUnavailableError(missing_secrets_message([secret.name]), detail)
 
@@ -29,13 +29,13 @@ _REASONS = {
 
 
 class FileSource:
-    """`key` is a path relative to the directory. A symbolic link may not lead out of it."""
+    """Reads files. A secret's `key` is a path relative to the directory; a symbolic link may not lead out of it."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
 
     async def resolve(self, secret: Secret) -> str:
-        """The file's content without one newline at its end. Raises SecretUnavailableError."""
+        """Return the file's content without one newline at its end. Raises SecretUnavailableError."""
         return await asyncio.to_thread(self._read, secret)
 
     def _read(self, secret: Secret) -> str:
@@ -54,7 +54,7 @@ class FileSource:
             raise unavailable_error(secret, "the file is no UTF-8 text; encode it, for example in base64.") from None
 
     def _read_content(self, secret: Secret) -> bytes:
-        """Look at what the path leads to before it is opened for reading: opening a FIFO or device does something."""
+        """Check the file type before opening the file for reading: opening a FIFO or a device has side effects."""
         try:
             directory = os.open(self._directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
@@ -79,23 +79,26 @@ class FileSource:
 
 
 def _real_path(descriptor: int) -> Path:
-    """Where the opened file really is, whatever links led to it."""
+    """Return the real path of an open file, whatever links led to it."""
     return Path(f"/proc/self/fd/{descriptor}").readlink()
 
 
 SERVER_PREFIXES = ("SANDBOX_", "ANTHROPIC_", "VAULT_TOKEN")
-"""The server's own variables. They never enter a sandbox, whatever the configuration says."""
+"""Prefixes of the server's own variables. They never enter a sandbox, whatever the configuration says."""
 
 
 class EnvironmentSource:
-    """`key` is the name of a variable. `allowed`: the names that may be given away; None means all but the server's."""
+    """Reads environment variables. A secret's `key` is the variable's name.
+
+    allowed: the names that tasks may use; None means all except the server's own.
+    """
 
     def __init__(self, variables: Mapping[str, str], allowed: Collection[str] | None) -> None:
         self._variables = variables
         self._allowed = allowed
 
     async def resolve(self, secret: Secret) -> str:
-        """The variable's value. Raises SecretUnavailableError."""
+        """Return the variable's value. Raises SecretUnavailableError."""
         if secret.key.upper().startswith(SERVER_PREFIXES):
             raise unavailable_error(secret, "the server's own variables are not given away; choose another one.")
         if self._allowed is not None and secret.key not in self._allowed:

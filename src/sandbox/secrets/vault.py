@@ -1,4 +1,4 @@
-"""Secrets from HashiCorp Vault, version 2 of its key-value engine."""
+"""Reads secrets from HashiCorp Vault, version 2 of its key-value engine."""
 
 import asyncio
 from dataclasses import dataclass, field
@@ -22,7 +22,7 @@ _STATUS_MESSAGES = {
 
 @dataclass(frozen=True, kw_only=True)
 class VaultSettings:
-    """The server's access to Vault. `mount`: where the engine is mounted; `ca_file`: who signs Vault's certificate."""
+    """The server's access to Vault. `mount`: where the engine is mounted; `ca_file`: CA of Vault's certificate."""
 
     address: str
     token: str = field(repr=False)
@@ -33,16 +33,16 @@ class VaultSettings:
 
 
 class VaultSource:
-    """`key` is `path#field`, the path without the mount."""
+    """Reads fields from Vault. A secret's `key` is `path#field`, the path without the mount."""
 
     def __init__(self, settings: VaultSettings) -> None:
         self._settings = settings
         self._slots = asyncio.Semaphore(VAULT_REQUESTS_MAX)
 
     async def resolve(self, secret: Secret) -> str:
-        """The field of the latest version. Raises SecretUnavailableError."""
+        """Return the field of the latest version. Raises SecretUnavailableError."""
         path, _, name = secret.key.rpartition("#")
-        # Dots would lead to other parts of Vault's API.
+        # Dots could lead to other parts of Vault's API.
         if not path or not name or not {"", ".", ".."}.isdisjoint(path.split("/")):
             raise unavailable_error(secret, "the key must be path#field, without . and .. in the path.")
         try:
@@ -58,14 +58,14 @@ class VaultSource:
         return value
 
     def _read_field(self, secret: Secret, path: str, name: str) -> Any:
-        """Slow to import, and only needed by servers whose users have secrets in Vault."""
+        """Read a field. hvac is slow to import and only needed by servers whose users have secrets in Vault."""
         import hvac
         import requests
         from hvac.exceptions import VaultError
 
         settings = self._settings
         try:
-            # A redirection would carry the token to wherever it leads.
+            # A redirect would send the token to its target.
             client = hvac.Client(
                 url=settings.address,
                 token=settings.token,

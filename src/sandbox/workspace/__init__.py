@@ -1,1 +1,1 @@
-"""Floor 3: the workspace, cloned by the host, worked on by the agent, read back by the host."""
+"""Clones repositories into workspaces and collects patches and artifacts from them."""

@@ -1,4 +1,4 @@
-"""Blocking work in a thread that ends soon after the task that waits for it is cancelled."""
+"""Runs blocking work in a thread that stops soon after the awaiting task is cancelled."""
 
 import asyncio
 import threading
@@ -9,27 +9,27 @@ T = TypeVar("T")
 
 
 class WorkStoppedError(Exception):
-    """The work was told to stop and did."""
+    """The work stopped because a stop was requested."""
 
 
 class StopFlag:
-    """A wish to stop. The work looks at it between files and between chunks."""
+    """A request to stop. The work checks it between files and between chunks."""
 
     def __init__(self) -> None:
         self._event = threading.Event()
 
     def request(self) -> None:
-        """Wish it."""
+        """Request the stop."""
         self._event.set()
 
     def raise_if_requested(self) -> None:
-        """Raise StoppedError when somebody wished it."""
+        """Raise WorkStoppedError if a stop was requested."""
         if self._event.is_set():
             raise WorkStoppedError
 
 
 async def run_in_thread(work: Callable[[StopFlag], T]) -> T:
-    """Run `work` off the event loop. When cancelled, the thread has ended before CancelledError goes on."""
+    """Run `work` off the event loop. On cancellation the thread ends before CancelledError propagates."""
     stop = StopFlag()
     running = asyncio.ensure_future(asyncio.to_thread(work, stop))
     try:

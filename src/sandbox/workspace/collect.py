@@ -1,4 +1,7 @@
-"""Names for collected files: unique in the task, without a slash, and nothing but visible characters."""
+"""Collects artifacts: matches patterns, names files and copies them.
+
+Names are unique in the task and contain no slash and only visible characters.
+"""
 
 import fnmatch
 import hashlib
@@ -25,20 +28,20 @@ from sandbox.workspace.files import (
 )
 
 TEMPORARY_FILE_NAME = ".sandbox.part"
-"""What a file is called while it is copied; no artifact gets this name."""
+"""Name of a file while it is copied; no artifact gets this name."""
 
 _NAME_BYTES_MAX = 200
 
 
 class ArtifactNames:
-    """Gives names, each one once."""
+    """Allocates unique artifact names."""
 
     def __init__(self, used_names: frozenset[str]) -> None:
         self._used_names = {*used_names, TEMPORARY_FILE_NAME}
         self._next_number: dict[str, int] = {}
 
     def allocate(self, path: bytes) -> str:
-        """The base name, else the path with `__` for `/`, else that with a number."""
+        """Return the base name if it is free, else the path with `__` for `/`, else that with a number."""
         base = _truncate(printable_path(path.rpartition(b"/")[2]))
         whole = _truncate(printable_path(path).replace("/", "__"))
         name = base if base not in self._used_names else whole
@@ -51,8 +54,8 @@ class ArtifactNames:
 
 
 def _truncate(name: str) -> str:
-    """Long names lose their beginning, so that what they are called last, and their suffix, stays."""
-    return _suffix_bytes(printable_path(_suffix_bytes(name).encode()))  # the new beginning may be a combining mark
+    """Cut long names at the start, which keeps the last part and the suffix."""
+    return _suffix_bytes(printable_path(_suffix_bytes(name).encode()))  # the new start may be a combining mark
 
 
 def _suffix_bytes(name: str) -> str:
@@ -104,7 +107,7 @@ _TYPES = {
 
 
 def content_type(name: str) -> str:
-    """The type of a file of that name; bytes when the suffix is not known."""
+    """Return the content type by the name's suffix; application/octet-stream if it is unknown."""
     stem, _, suffix = name.rpartition(".")
     return _TYPES.get(suffix.lower(), "application/octet-stream") if stem else "application/octet-stream"
 
@@ -114,10 +117,10 @@ GlobState = frozenset[tuple[int, int]]
 
 
 class GlobSet:
-    """Several patterns, matched part by part down a path.
+    """Several glob patterns, matched segment by segment down a path.
 
-    Each part is matched by a regular expression that never backtracks (fnmatch makes atomic groups) and `**` by keeping
-    the set of places where a pattern may be, so no pattern takes long.
+    Matching takes bounded time: each segment's regular expression never backtracks (fnmatch uses atomic groups), and
+    `**` is handled by tracking the set of positions in each pattern.
     """
 
     def __init__(self, patterns: Sequence[str]) -> None:
@@ -129,7 +132,7 @@ class GlobSet:
         return self._epsilon_closure({(number, 0) for number in range(len(self._patterns))})
 
     def advance(self, state: GlobState, name: str) -> GlobState:
-        """The state inside a directory; when it is empty, nothing below can match."""
+        """Return the state inside a directory. If it is empty, nothing below can match."""
         advanced = set()
         for number, index in state:
             if index == len(self._patterns[number]):
@@ -142,11 +145,11 @@ class GlobSet:
         return self._epsilon_closure(advanced)
 
     def is_match(self, state: GlobState) -> bool:
-        """Whether a file that was entered as a directory would be is at the end of a pattern."""
+        """Return whether the state, advanced by a file's name, is at the end of a pattern."""
         return any(index == len(self._patterns[number]) for number, index in state)
 
     def _epsilon_closure(self, state: set[tuple[int, int]]) -> GlobState:
-        """With the places behind each `**`, which may stand for no part at all."""
+        """Add the positions after each `**`, which may match no segment at all."""
         closed = set(state)
         for number, index in state:
             parts = self._patterns[number]
@@ -160,7 +163,7 @@ def _parse_pattern(pattern: str) -> list[_Segment]:
     if pattern.endswith("/"):
         parts.append("**")
     if parts[-1:] == ["**"]:
-        parts.append("*")  # what is below a directory is not the directory's own name
+        parts.append("*")  # a pattern for the content of a directory does not match the directory's own name
     return [None if part == "**" else _compile_segment(part) for part in parts]
 
 
@@ -170,16 +173,19 @@ def _compile_segment(part: str) -> re.Pattern[str]:
 
 
 ARTIFACTS_MAX = 10_000
-"""Files that are collected from one workspace; the rest is left out."""
+"""Maximum number of files collected from one workspace; the rest is skipped."""
 
 _EXCLUDED_DIRECTORIES = frozenset({b".git", GENERATED_DIRECTORY.encode()})
-"""At the top of the workspace."""
+"""Excluded at the top of the workspace."""
 
 
 async def collect(
     workspace: Path, patterns: Sequence[str], target: Path, taken_names: frozenset[str]
 ) -> AsyncIterator[Artifact | SkippedFile]:
-    """As in the contract, in the order of the paths. Raises AttemptError when `target` is not writable."""
+    """Collect matching files, in the order of their paths. See `interfaces.workspace.Workspaces.collect`.
+
+    Raises AttemptError if `target` is not writable.
+    """
     names = ArtifactNames(taken_names)
     bytes_left = ARTIFACT_BYTES_MAX
     result, left_out = await run_in_thread(lambda stop: _find_matches(workspace, patterns, stop))
@@ -193,7 +199,7 @@ async def collect(
 
 
 def _find_matches(workspace: Path, patterns: Sequence[str], stop: StopFlag) -> tuple[list[bytes], list[SkippedFile]]:
-    """Paths of matching regular files, sorted, and what matches but is none."""
+    """Return the paths of matching regular files, sorted, and the matches that were skipped."""
     search = _MatchSearch(GlobSet(patterns), stop)
     try:
         with RootedFiles(workspace) as files:
@@ -275,7 +281,7 @@ def _collect_file(
 
 
 def _store(chunks: Iterable[bytes], target: Path, name: str) -> str:
-    """Write, flush, then name: a file with an artifact's name is whole. Gives the SHA-256 in hex."""
+    """Write, flush, then rename, so that a file with an artifact's name is complete. Returns the SHA-256 in hex."""
     digest = hashlib.sha256()
     part = target / TEMPORARY_FILE_NAME
     try:

@@ -1,8 +1,8 @@
-"""The workspace's files, reached only in ways that never lead out of it.
+"""Accesses the workspace's files without ever leaving the workspace.
 
-The agent wrote whatever it liked: links to anywhere, devices, FIFOs, names that are no text. So every component of a
-path is opened relative to its parent without following a symlink, and only what is a regular file is opened for
-reading. Paths are bytes relative to the root; `b""` is the root itself.
+The agent may have created anything: links to anywhere, devices, FIFOs, names that are not text. So every component of a
+path is opened relative to its parent without following symbolic links, and only regular files are opened for reading.
+Paths are bytes relative to the root; `b""` is the root itself.
 """
 
 import os
@@ -18,16 +18,16 @@ from sandbox.system.files import open_restricted
 from sandbox.workspace.cancellable_thread import StopFlag
 
 PATH_BYTES_MAX = 3500
-"""Longer paths are not looked at; the kernel takes 4095 in one call, and git with it."""
+"""Longer paths are skipped. The kernel accepts 4095 bytes in one call, and so does git."""
 
 DEPTH_MAX = 256
-"""Directories nested deeper are not looked at."""
+"""Directories nested deeper are skipped."""
 
 ENTRIES_MAX = 1_000_000
-"""Files and directories of one workspace that are looked at."""
+"""Maximum number of files and directories that are read of one workspace."""
 
 PATHS_BYTES_MAX = 256 * 1024**2
-"""Of all paths of one commit, or of one workspace that is looked at, together: they are held in memory."""
+"""Maximum of all paths of one commit, or of one workspace, together. They are kept in memory."""
 
 _CHUNK_BYTES = 256 * 1024
 _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -35,47 +35,47 @@ _FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_C
 
 
 class TooManyEntriesError(Exception):
-    """There are more entries than are looked at, or longer paths; says of what there are too many."""
+    """The workspace has too many entries or too long paths. The message says which."""
 
 
 class UnreadableError(OSError):
-    """A file cannot be read to the size that it had when it was opened."""
+    """A file cannot be read up to the size that it had when it was opened."""
 
 
 class Entry(msgspec.Struct, frozen=True):
-    """One name in a directory. `mode` is of the entry itself, never of what a link leads to (inode(7))."""
+    """An entry of a directory. `mode` is that of the entry itself, never of a link's target (inode(7))."""
 
     path: bytes
     mode: int
 
     @property
     def name(self) -> bytes:
-        """The last part of the path; not stored, because there may be a million of them in memory."""
+        """The last part of the path. Computed, because there may be a million entries in memory."""
         return self.path.rpartition(b"/")[2]
 
     @property
     def is_directory(self) -> bool:
-        """A real directory."""
+        """Whether it is a directory and no link to one."""
         return stat.S_ISDIR(self.mode)
 
     @property
     def is_file(self) -> bool:
-        """A regular file."""
+        """Whether it is a regular file."""
         return stat.S_ISREG(self.mode)
 
     @property
     def is_link(self) -> bool:
-        """A symbolic link."""
+        """Whether it is a symbolic link."""
         return stat.S_ISLNK(self.mode)
 
     @property
     def is_reachable(self) -> bool:
-        """Neither its path nor its depth is past the bounds."""
+        """Whether path length and depth are within the limits."""
         return len(self.path) <= PATH_BYTES_MAX and self.path.count(b"/") < DEPTH_MAX
 
 
 class RootedFiles:
-    """Files below one root. A context manager: the root stays open in between. Calls raise OSError."""
+    """Files below one root. A context manager that keeps the root open. Methods raise OSError."""
 
     def __init__(self, root: Path) -> None:
         self._root = open_restricted(root, _DIRECTORY_FLAGS)
@@ -90,7 +90,7 @@ class RootedFiles:
 
     @contextmanager
     def open_directory(self, path: bytes) -> Iterator[int]:
-        """A descriptor of the directory, for as long as the block lasts."""
+        """Yield a descriptor of the directory; it is closed at the end of the block."""
         directory = os.dup(self._root)
         try:
             for name in path.split(b"/") if path else ():
@@ -102,7 +102,7 @@ class RootedFiles:
             os.close(directory)
 
     def entries(self, path: bytes) -> list[Entry]:
-        """What is in the directory, by name. Raises TooManyEntriesError over all calls together."""
+        """Return the directory's entries, sorted. Raises TooManyEntriesError, counted over all calls."""
         result = []
         prefix = path + b"/" if path else b""
         with self.open_directory(path) as directory, os.scandir(directory) as listing:
@@ -119,7 +119,7 @@ class RootedFiles:
 
     @contextmanager
     def open_file(self, path: bytes) -> Iterator[tuple[int, int]]:
-        """Descriptor and size of a regular file. Raises OSError for anything else."""
+        """Yield the descriptor and the size of a regular file. Raises OSError for anything else."""
         parent, _, name = path.rpartition(b"/")
         with self.open_directory(parent) as directory:
             file = open_restricted(name, _FILE_FLAGS, directory)
@@ -132,14 +132,14 @@ class RootedFiles:
             os.close(file)
 
     def read_link(self, path: bytes) -> bytes:
-        """Where a symbolic link says it leads."""
+        """Return the target of a symbolic link."""
         parent, _, name = path.rpartition(b"/")
         with self.open_directory(parent) as directory:
             return os.readlink(name, dir_fd=directory)
 
 
 def read_chunks(file: int, size: int, stop: StopFlag) -> Iterator[bytes]:
-    """Exactly `size` bytes: what a file grows by afterwards is not read. Raises UnreadableError, StoppedError."""
+    """Yield exactly `size` bytes; later growth is not read. Raises UnreadableError, WorkStoppedError."""
     while size:
         stop.raise_if_requested()
         try:
@@ -153,7 +153,7 @@ def read_chunks(file: int, size: int, stop: StopFlag) -> Iterator[bytes]:
 
 
 def printable_path(path: bytes) -> str:
-    """Text of a path: what is not UTF-8, and what is no visible character, stands as %XX for each of its bytes."""
+    """Return a path as text, with %XX for each byte that is not UTF-8 or not a visible character."""
     return replace_unprintable(path.decode(errors="surrogateescape"), _escape)
 
 

@@ -1,4 +1,4 @@
-"""The `Workspaces` of this machine: git and files of the host."""
+"""Implements `Workspaces` with git and files of the host."""
 
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -24,10 +24,10 @@ _DEFAULT_DIAL_POLICY = DialPolicy(lambda address: address.is_global, follows_red
 
 
 class GitWorkspaces:
-    """See `sandbox.interfaces.workspace.Workspaces`.
+    """Implements `interfaces.workspace.Workspaces`.
 
-    environment: of the server's user; HOME, XDG_CONFIG_HOME, GIT_CONFIG_GLOBAL, SSH_AUTH_SOCK and PATH are looked at.
-    reach: of clones.
+    environment: of the server's user; HOME, XDG_CONFIG_HOME, GIT_CONFIG_GLOBAL, SSH_AUTH_SOCK and PATH are used.
+    dial_policy: which addresses clones may connect to.
     """
 
     def __init__(self, environment: Mapping[str, str], dial_policy: DialPolicy = _DEFAULT_DIAL_POLICY) -> None:
@@ -35,7 +35,7 @@ class GitWorkspaces:
         self._dial_policy = dial_policy
 
     async def stage(self, repository: Repository, attempt_dir: Path, confine: Confine, disk_bytes: int) -> str:
-        """Clone; gives the full base commit. Raises AttemptError (clone_failed)."""
+        """Clone the repository. Returns the full base commit. Raises AttemptError (clone_failed)."""
         layout = AttemptLayout(attempt_dir)
         bytes_max = min(disk_bytes, REPOSITORY_BYTES_MAX)
         staging = WorkspaceStaging(
@@ -51,18 +51,18 @@ class GitWorkspaces:
     async def patch(
         self, attempt_dir: Path, base_commit: str, target: Path, confine: Confine, contains_secret: ContainsSecret
     ) -> PatchResult:
-        """Write what the agent changed, an empty file when nothing was. Raises AttemptError (collect_failed)."""
+        """Write the agent's changes; an empty file if there are none. Raises AttemptError (collect_failed)."""
         async with self._confined_git(AttemptLayout(attempt_dir), confine) as git:
             return await write_patch(git, AttemptLayout(attempt_dir), base_commit, target, contains_secret)
 
     async def changed_files(self, attempt_dir: Path, base_commit: str, target: Path, confine: Confine) -> str | None:
-        """Write a tar of what the agent made or changed. Raises AttemptError (collect_failed)."""
+        """Write a tar of new and changed files. Raises AttemptError (collect_failed)."""
         async with self._confined_git(AttemptLayout(attempt_dir), confine) as git:
             return await write_changed_files(git, AttemptLayout(attempt_dir), base_commit, target)
 
     @asynccontextmanager
     async def _confined_git(self, attempt: AttemptLayout, confine: Confine) -> AsyncIterator[Git]:
-        """One that compares: without the settings of the server's user. Raises AttemptError (collect_failed)."""
+        """Yield a git for comparisons, without the server user's settings. Raises AttemptError (collect_failed)."""
         async with AsyncExitStack() as stack:
             try:
                 await run_in_thread(lambda _: create_rules_directory(attempt.ignore_rules))
@@ -75,5 +75,5 @@ class GitWorkspaces:
     def collect(
         self, workspace: Path, patterns: Sequence[str], target: Path, taken_names: frozenset[str]
     ) -> AsyncIterator[Artifact | SkippedFile]:
-        """Copy each regular file that matches, in the order of their paths. Raises AttemptError (collect_failed)."""
+        """Copy each matching regular file, in the order of their paths. Raises AttemptError (collect_failed)."""
         return collect(workspace, patterns, target, taken_names)

@@ -1,1 +1,1 @@
-"""Floor 3: Claude Code, as it is started, read and judged."""
+"""Claude Code: starts it, parses its output and determines its outcome."""

@@ -1,4 +1,4 @@
-"""The claude binary: where it comes from and the copy that sandboxes run."""
+"""The claude binary: locates it and installs the copy that sandboxes run."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _EXECUTE_ONLY = 0o111
 
 
 class BinaryMissingError(SandboxError):
-    """There is no claude binary on this machine where Sandbox looks for it."""
+    """The claude binary was not found on this machine."""
 
     code = "agent_missing"
 
 
 def find_binary() -> Path:
-    """The claude binary inside the installed claude-agent-sdk wheel. Raises BinaryMissingError."""
+    """Return the claude binary in the installed claude-agent-sdk wheel. Raises BinaryMissingError."""
     spec = importlib.util.find_spec(_PACKAGE)
     for directory in (spec.submodule_search_locations or ()) if spec else ():
         binary = Path(directory) / "_bundled" / "claude"
@@ -34,7 +34,7 @@ def find_binary() -> Path:
 
 
 def binary_version(binary: Path) -> str:
-    """The version that stands beside the bundled binary, such as `2.1.332`; `unknown` without that file."""
+    """Return the version from the file next to the bundled binary, such as `2.1.332`; `unknown` without that file."""
     try:
         words = binary.with_name("claude.version").read_text().split()
     except OSError:
@@ -43,13 +43,13 @@ def binary_version(binary: Path) -> str:
 
 
 def install_binary(data_dir: Path, source: Path | None = None) -> Path:
-    """The execute-only copy of the binary below `data_dir`, made when it is not there yet.
+    """Return the execute-only copy of the binary below `data_dir`; create it if it does not exist.
 
-    The kernel makes a process non-dumpable when its program cannot be read by its user. So nothing that the
-    agent starts, though it has the same uid, can open the agent's stdout to forge a result, trace it, or read
-    its environment. This holds only if the launcher has no CAP_DAC_OVERRIDE left when it executes the copy.
+    The kernel makes a process non-dumpable if its user cannot read its program. So no process that the agent starts,
+    though it has the same uid, can open the agent's stdout to forge a result, trace the agent, or read its environment.
+    This holds only if the launcher has no CAP_DAC_OVERRIDE left when it executes the copy.
 
-    Raises BinaryMissingError, or OSError when the copy cannot be written.
+    Raises BinaryMissingError, and OSError if the copy cannot be written.
     """
     source = source or find_binary()
     directory = data_dir / "agent"
@@ -63,7 +63,7 @@ def install_binary(data_dir: Path, source: Path | None = None) -> Path:
 
 
 def _is_installed(target: Path) -> bool:
-    """Whether the copy is there; it got its name only when it was whole."""
+    """Return whether the copy exists. It gets its name only when it is complete."""
     return target.is_file() and stat.S_IMODE(target.stat().st_mode) == _EXECUTE_ONLY
 
 

@@ -1,4 +1,4 @@
-"""Claude Code as the agent: its command line, its environment, its files."""
+"""Claude Code as an agent: its command line, environment and files."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ from sandbox.model.manifest.schema import Claude, Manifest, McpConfig, McpServer
 from sandbox.system.files import open_restricted
 
 PLAIN_TEXT_PREFIX = "Task:\n"
-"""Before a prompt that would be taken for a command."""
+"""Prefix of a prompt that would otherwise be interpreted as a command."""
 
 _LEADING_WHITE_SPACE = re.compile(r"[\s\ufeff]*")
-"""What JavaScript trims: a byte order mark, too, which is no white space to Python."""
+"""What JavaScript trims. That includes a byte order mark, which is not white space in Python."""
 
 
 def escape_commands(prompt: str, command_prefixes: tuple[str, ...]) -> str:
-    """The prompt, with words in front where one of the marks comes first, or would as soon as somebody trims it."""
+    """Prefix the prompt if it starts with a command prefix, also after trimming white space."""
     begin = _LEADING_WHITE_SPACE.match(prompt)
     return PLAIN_TEXT_PREFIX + prompt if begin and prompt.startswith(command_prefixes, begin.end()) else prompt
 
@@ -46,7 +46,7 @@ def escape_commands(prompt: str, command_prefixes: tuple[str, ...]) -> str:
 PROMPT_FILE = ".sandbox/prompt.md"
 
 _ARGUMENT_BYTES_MAX = 100 * 1024
-"""A prompt over it goes through a file: the kernel takes no argument of more than 128 KiB."""
+"""A longer prompt is passed in a file: the kernel accepts no argument of more than 128 KiB."""
 
 _KEY_SUFFIX_CHARACTERS = 20
 _PERMISSION_MODES = {"dontAsk": "default"}
@@ -54,12 +54,12 @@ _COMMAND_PREFIXES = ("/", "!", "#", "@")
 
 
 def interactive_arguments(options: tuple[str, ...], prompt: str) -> tuple[str, ...]:
-    """What follows the program's name. `options`: those of a run without a person, where nobody could be asked."""
+    """Return the arguments of an interactive session. `options`: those of a headless run, which cannot prompt."""
     return (*(_PERMISSION_MODES.get(option, option) for option in options), "--", _initial_prompt(prompt))
 
 
 def interactive_files(prompt: str, task_key: str, directory: str) -> Mapping[str, bytes]:
-    """Files of the home: the answers to what Claude Code asks when it meets a home, a key or a folder first."""
+    """Return files of the home: answers to the questions of Claude Code about a new home, API key or folder."""
     answers = {
         "hasCompletedOnboarding": True,
         "theme": "dark",
@@ -74,7 +74,7 @@ def interactive_files(prompt: str, task_key: str, directory: str) -> Mapping[str
 
 
 def interactive_variables() -> Mapping[str, str]:
-    """Beside those of every agent."""
+    """Return variables of interactive sessions, in addition to those of every agent."""
     return {
         "TERM": "xterm-256color",
         "COLORTERM": "truecolor",
@@ -83,7 +83,7 @@ def interactive_variables() -> Mapping[str, str]:
 
 
 def _initial_prompt(prompt: str) -> str:
-    """The prompt as text: what begins with a mark would be a command to Claude Code."""
+    """Return the prompt as text: a command prefix at its start would make it a command."""
     if _exceeds_argument_limit(prompt):
         return f"Your task is in the file {SANDBOX_HOME}/{PROMPT_FILE}. Read it whole and carry it out."
     return escape_commands(prompt.replace("\0", "\ufffd"), _COMMAND_PREFIXES)
@@ -94,30 +94,30 @@ def _exceeds_argument_limit(prompt: str) -> bool:
 
 
 MCP_CONNECT_SECONDS = 60
-"""How long Claude Code waits for its MCP servers; a cold `npx` on a busy machine needs more than its own 30 s."""
+"""How long Claude Code waits for its MCP servers. A cold `npx` on a busy machine exceeds its default of 30 s."""
 
 
 def encode_mcp_config(config: McpConfig) -> bytes:
-    """The file for `--mcp-config`. `${NAME}` stays as it is: Claude Code expands it from its environment, inside."""
+    """Encode the file for `--mcp-config`. Claude Code expands `${NAME}` inside, from its environment."""
     servers = {name: _server_entry(server) for name, server in config.mcpServers.items()}
     return msgspec.json.encode({"mcpServers": servers})
 
 
 def _server_entry(server: McpServer) -> dict[str, Any]:
     if server.url is not None:
-        # Claude Code leaves out, without a word, a server that has a url and no type.
+        # Claude Code silently ignores a server that has a url and no type.
         return {"type": server.type or "http", "url": server.url, "headers": server.headers}
     return {"type": "stdio", "command": server.command, "args": server.args, "env": server.env}
 
 
 PROJECTS_SCANNED_MAX = 1000
-"""Claude Code keeps a directory for each place that it was started in; an agent can make any number of them."""
+"""Maximum number of project directories to search. Claude Code creates one per start directory, an agent any number."""
 
 _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def has_transcript(home: Path, session_id: str) -> bool:
-    """Whether its transcript is there as a regular file: names are looked at, nothing is read and no link followed."""
+    """Return whether the session's transcript exists as a regular file. Reads only names and follows no links."""
     try:
         with (
             _open_directory(str(home)) as top,
@@ -149,7 +149,7 @@ def _open_directory(name: str, parent: int | None = None) -> Iterator[int]:
 
 
 def render_result(output_format: str, result: Mapping[str, Any] | None) -> bytes:
-    """`json`: the result on one line; `text`: its words and a newline; else, and without a result, nothing."""
+    """Render the result: one line of JSON for `json`, its text for `text`, else (or without result) nothing."""
     if result is None:
         return b""
     match output_format:
@@ -162,7 +162,7 @@ def render_result(output_format: str, result: Mapping[str, Any] | None) -> bytes
 
 
 def _result_text(result: Mapping[str, Any]) -> bytes:
-    """What Claude Code says at the end; where it was stopped, the reason stands in `errors`."""
+    """Return Claude Code's final text. If it was stopped, the reason is in `errors`."""
     errors = result.get("errors")
     texts = [result.get("result"), *(errors if isinstance(errors, list) else ())]
     words = next((text for text in texts if isinstance(text, str)), None)
@@ -185,15 +185,17 @@ RESUME_PROMPT = (
     b"You were interrupted: the machine lost your sandbox, and every process in it ended. The files of the workspace "
     b"are as they were then; whatever you did last may be half done. Look at where you are, and go on with the task."
 )
-"""What an agent is told that goes on in its session."""
+"""Prompt of an agent that resumes its session."""
 
 _SETTINGS = '{"skipWebFetchPreflight":true,"skipDangerousModePermissionPrompt":true}'
-"""WebFetch would ask Anthropic's own host about every other one first; here the gateway says what is reached. And
-nobody is asked whether skipping permissions is meant: the manifest says so."""
+"""WebFetch would first check every host with Anthropic's; here the gateway decides which hosts are reached.
+
+The confirmation of skipped permissions is disabled, because the manifest decides that.
+"""
 
 
 class ClaudeCodeDriver:
-    """Starts the binary at `binary` (a host path, see `install_binary`) and reads what it says."""
+    """Starts the binary at `binary` (a host path, see `install_binary`) and parses its output."""
 
     def __init__(self, binary: Path) -> None:
         self._binary = binary
@@ -207,15 +209,15 @@ class ClaudeCodeDriver:
         secrets: Mapping[str, str],
         resumes: bool = False,
     ) -> AgentLaunchSpec:
-        """Command, environment and files. `secrets` become variables of the agent, and of all that it starts.
+        """Build command, environment and files. `secrets` become variables of the agent and of all that it starts.
 
-        The repository is not looked at: the agent itself reads CLAUDE.md, inside. resumes: see `Agent.prepare`.
+        The repository is not read: the agent itself reads CLAUDE.md, inside. resumes: see `AgentDriver.prepare`.
         """
         claude = manifest.claude
         directory = _working_directory(manifest.repository.subpath)
         options = _common_options(claude, directory, session=("--resume" if resumes else "--session-id", session_id))
         environment = {**secrets, **_environment(task_key)}
-        # A file: the configuration may be larger than an argument, and arguments are read by everybody on the host.
+        # Passed as a file: it may exceed an argument's limit, and everybody on the host can read arguments.
         files = {_MCP_FILE: encode_mcp_config(claude.mcp_config)} if claude.mcp_config is not None else {}
         if claude.headless:
             argv = (PROGRAM, "-p", *_headless_options(claude), *options)
@@ -227,31 +229,31 @@ class ClaudeCodeDriver:
         return AgentLaunchSpec(command, session_id, programs={self._binary: PROGRAM}, home_files=files)
 
     def has_session(self, home: Path, session_id: str) -> bool:
-        """Whether Claude Code's own transcript is there. The home is not trusted."""
+        """Return whether Claude Code's transcript of the session exists. The home is untrusted."""
         return has_transcript(home, session_id)
 
     def create_parser(self, session_id: str) -> ClaudeOutputParser:
-        """A reader for one run."""
+        """Return an output parser for one run."""
         return ClaudeOutputParser(session_id)
 
     def check_ready(self, manifest: Manifest, began: AgentReady, redact: Callable[[str], str]) -> Failure | None:
-        """Whether the agent has the tools and MCP servers that were asked for; why not, if not."""
+        """Return why the agent lacks requested tools or MCP servers; None if it has all."""
         return check_init(manifest.claude, began, redact)
 
     def check_session_exit(self, exit_: ExitStatus) -> Failure | None:
-        """Whether a session on a terminal ended well, which its process alone tells; why not, if not."""
+        """Return why a terminal session failed, judged by its exit status alone; None if it succeeded."""
         return determine_session_failure(exit_)
 
     def render_output(self, manifest: Manifest, result: Mapping[str, Any] | None) -> bytes:
-        """What the task's stdout is, made from the last result, where `output_format` is not `stream-json`."""
+        """Return the task's stdout, made from the last result, unless `output_format` is `stream-json`."""
         return render_result(manifest.claude.output_format, result)
 
 
 def encode_prompt(prompt: str) -> bytes:
-    """The prompt for stdin, such that Claude Code takes it as text.
+    """Encode the prompt for stdin, where Claude Code must not interpret it as a command.
 
-    It obeys `/clear`, `/init` and others when they come first. Words in front are safe where white space is safe
-    only as long as nobody trims it. Leading `-`, `!` and `#` mean nothing on stdin.
+    Claude Code executes `/clear`, `/init` and other commands at the start of a prompt. White space before them would be
+    safe only until somebody trims it, so a text prefix is used. Leading `-`, `!` and `#` have no meaning on stdin.
     """
     return escape_commands(prompt, ("/",)).encode(errors="replace")
 
@@ -261,22 +263,22 @@ def _working_directory(subpath: str | None) -> str:
 
 
 def _instruction_directories(directory: str) -> Iterator[str]:
-    """The workspace and each directory down to where the agent starts: every CLAUDE.md on the way counts."""
+    """Yield the workspace and each directory down to the start directory: every CLAUDE.md on the way applies."""
     inside = PurePosixPath(directory).relative_to(SANDBOX_WORKSPACE).parts
     for depth in range(len(inside) + 1):
         yield str(PurePosixPath(SANDBOX_WORKSPACE, *inside[:depth]))
 
 
 def _headless_options(claude: Claude) -> tuple[str, ...]:
-    """What only a run without a person understands."""
+    """Return options that only headless runs accept."""
     turns = () if claude.max_turns is None else ("--max-turns", str(claude.max_turns))
     return ("--output-format", "stream-json", "--verbose", *turns)
 
 
 def _common_options(claude: Claude, directory: str, session: tuple[str, str]) -> tuple[str, ...]:
-    # No setting source and `--strict-mcp-config` keep the repository's settings, hooks, skills and MCP servers out, and
-    # the home's too: they are obeyed as soon as they are written, so any program inside could send the agent to a
-    # model of its own. `--add-dir` (with its variable in the environment) brings CLAUDE.md files and rules back.
+    # No setting source and `--strict-mcp-config` exclude the settings, hooks, skills and MCP servers of the repository
+    # and of the home: they take effect as soon as they are written, so any program inside could redirect the agent to
+    # another model. `--add-dir` (with its variable in the environment) brings CLAUDE.md files and rules back.
     servers = () if claude.mcp_config is None else ("--mcp-config", f"{SANDBOX_HOME}/{_MCP_FILE}")
     return (
         *tool_options(claude),

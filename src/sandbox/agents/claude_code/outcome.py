@@ -1,4 +1,4 @@
-"""How the agent's work ended, in a code and a sentence that says what to do."""
+"""Determines how the agent's work ended: a failure code and a message that says what to do."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _AFTER_RESULT_MESSAGE = f"after a result that tells of success; {_SEE_LOGS}"
 
 
 def determine_failure(exit_: ExitStatus, result: dict[str, Any] | None, stderr_tail: bytes) -> Failure | None:
-    """None for success, which is exit 0 and a last result with `is_error: false`, nothing less."""
+    """Return the failure, or None for success: exit code 0 and a last result with `is_error: false`."""
     if exit_.code == 0 and result is not None and result.get("is_error") is False:
         return None
-    # Memory may have run out for a program long before: an end that the agent itself explains goes first.
+    # Some program may have run out of memory long before, so an error that the agent reports takes precedence.
     if exit_.was_oom_killed and (result is None or result.get("is_error") is False):
         return Failure(FailureCode.OUT_OF_MEMORY, "The sandbox ran out of memory; raise vm.memory.")
     if exit_.code is None:
@@ -38,7 +38,7 @@ def determine_failure(exit_: ExitStatus, result: dict[str, Any] | None, stderr_t
 
 
 def determine_session_failure(exit_: ExitStatus) -> Failure | None:
-    """None for success, which is exit 0."""
+    """Return the failure, or None for success: exit code 0."""
     if exit_.code == 0:
         return None
     if exit_.was_oom_killed:
@@ -49,7 +49,7 @@ def determine_session_failure(exit_: ExitStatus) -> Failure | None:
 
 
 def _describe_error_result(result: dict[str, Any]) -> str:
-    """Why a result says `is_error`."""
+    """Describe why a result has `is_error`."""
     text = _error_text(result)
     match result.get("terminal_reason"), result.get("stop_reason"):
         case "max_turns", _:
@@ -105,7 +105,7 @@ def _last_stderr_line(stderr_tail: bytes) -> str:
 
 
 def _quote(text: str) -> str:
-    """The text on one line and not too long."""
+    """Return the text on one line, truncated."""
     return sanitize(" ".join(text[: 4 * _QUOTE_CHARACTERS_MAX].split()), _QUOTE_CHARACTERS_MAX)
 
 
@@ -113,9 +113,9 @@ _NAMES_SHOWN_MAX = 10
 
 
 def check_init(claude: Claude, init: AgentReady, redact: Callable[[str], str]) -> Failure | None:
-    """None when every MCP server is connected and every entry of `allowed_tools` stands for a tool.
+    """Return the failure; None if every MCP server is connected and every entry of `allowed_tools` matches a tool.
 
-    redact: what has been done to the names that the agent told.
+    redact: the redaction that was applied to the names that the agent reported.
     """
     servers = claude.mcp_config.mcpServers if claude.mcp_config is not None else {}
     for name, server in servers.items():

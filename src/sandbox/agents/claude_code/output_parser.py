@@ -1,4 +1,4 @@
-"""Follows one run of Claude Code by its stdout, line by line."""
+"""Parses the stdout of one run of Claude Code, line by line."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ from sandbox.interfaces.agent import (
 from sandbox.interfaces.runtime import ExitStatus
 
 OPEN_CALLS_MAX = 10_000
-"""Tool calls without an answer that are remembered; past it the oldest is forgotten."""
+"""Maximum number of unanswered tool calls that are kept. Beyond it the oldest is dropped."""
 
 _SYNTHETIC_MODEL = "<synthetic>"
 
 
 class ClaudeOutputParser:
-    """Reads stream-json. Never raises, and holds a bounded amount, whatever it is fed.
+    """Parses stream-json. Never raises and uses bounded memory, whatever the input.
 
     There can be several rounds, each with an init and a result (a background command that ends starts one). Only the
-    last result counts, and only if the main conversation did not go on after it.
+    last result counts, and only if the main conversation did not continue after it.
     """
 
     def __init__(self, session_id: str) -> None:
@@ -49,10 +49,10 @@ class ClaudeOutputParser:
         self._result_line: bytes | None = None
 
     def parse_line(self, line: bytes) -> Sequence[AgentEvent]:
-        """What one whole line of stdout tells."""
+        """Return the events of one line of stdout."""
         event = read_event(line)
         if event is None and not line.endswith(b"\n"):
-            self._result_line = None  # stdout broke off: there was more to say
+            self._result_line = None  # stdout ended within a line, so the last result was not the end
         if event is None or event.session_id != self._session_id:
             return ()
         match event.type:
@@ -69,7 +69,7 @@ class ClaudeOutputParser:
         return ()
 
     def outcome(self, exit_: ExitStatus, stderr_tail: bytes) -> AgentOutcome:
-        """Judge the end: success only for exit 0 and a last result with `is_error: false`."""
+        """Return the outcome: success only for exit code 0 and a last result with `is_error: false`."""
         result = read_result(self._result_line) if self._result_line is not None else None
         return AgentOutcome(result, determine_failure(exit_, result, stderr_tail))
 

@@ -1,4 +1,4 @@
-"""Lines of Claude Code's stream-json output, read without trust: what has another shape is not there."""
+"""Decodes lines of Claude Code's stream-json output. They are untrusted: data of another shape is ignored."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from sandbox.model.limits import OUTPUT_LINE_BYTES_MAX
 from sandbox.model.printable import replace_unprintable
 
 TEXT_CHARACTERS_MAX = 256
-"""Names, ids and words that the agent gives; longer ones are cut."""
+"""Maximum length of names, ids and words from the agent; longer ones are truncated."""
 
 RESULT_BYTES_MAX = 256 * 1024
-"""A result event kept whole; of a larger one the short fields and the beginning of its text are kept."""
+"""Maximum size of a complete result event. Of a larger one only short fields and the start of its text are kept."""
 
 LONG_LINE_VALUES_MAX = 500_000
-"""What may stand in a part of a line that is over OUTPUT_LINE_BYTES_MAX, commas and brackets in its texts counted too.
+"""Maximum number of values in a part of a line that exceeds OUTPUT_LINE_BYTES_MAX.
 
-So many fit into a line of that bound: a longer one takes no more time and memory to read.
+Commas and brackets in its texts count too. A line of that size can contain as many, so decoding a longer one takes no
+more time and memory.
 """
 
 _RESULT_TEXT_CHARACTERS_MAX = 32 * 1024
@@ -30,7 +31,7 @@ _MALFORMED = (*DECODE_ERRORS, ValueError, OverflowError)
 
 
 class StreamEvent(msgspec.Struct):
-    """The outer part of an event; the inner part is decoded only where it matters."""
+    """The outer fields of an event. The message is decoded only if needed."""
 
     type: str = ""
     subtype: str = ""
@@ -40,7 +41,7 @@ class StreamEvent(msgspec.Struct):
 
 
 class Message(msgspec.Struct):
-    """A message of the conversation; `content` may also be a plain string, which holds no tool call."""
+    """A message of the conversation. `content` may be a plain string, which contains no tool call."""
 
     id: str = ""
     model: str = ""
@@ -90,34 +91,34 @@ _RESULT = msgspec.json.Decoder(dict[str, Any])
 
 
 def read_event(line: bytes) -> StreamEvent | None:
-    """The event on a line; None for anything else."""
+    """Decode the event on a line; None for anything else."""
     return _decode(_EVENT, line)
 
 
 def read_message(event: StreamEvent) -> Message:
-    """The message of an event; an empty one where it has none."""
+    """Decode the message of an event; empty if it has none."""
     return _decode_if_sparse(_MESSAGE, event.message) or Message()
 
 
 def read_blocks(message: Message) -> list[ContentBlock]:
-    """The blocks of a message that have a block's shape."""
+    """Decode the valid blocks of a message."""
     if isinstance(message.content, str):
         return []
     return [block for raw in message.content if (block := _decode(_BLOCK, raw)) is not None]
 
 
 def read_init(line: bytes) -> InitEvent:
-    """What an `init` event says; nothing is there where it has another shape."""
+    """Decode an `init` event; fields of another shape are empty."""
     return _decode_if_sparse(_INIT, line) or InitEvent()
 
 
 def read_retry(line: bytes) -> ApiRetryEvent:
-    """What an `api_retry` event says."""
+    """Decode an `api_retry` event."""
     return _decode(_RETRY, line) or ApiRetryEvent()
 
 
 def read_result(line: bytes) -> dict[str, Any] | None:
-    """A result event, bounded in size, depth and numbers, so that it can be encoded anywhere."""
+    """Decode a result event, limited in size, depth and integers, so that it can be encoded anywhere."""
     result = _decode_if_sparse(_RESULT, line)
     if result is None:
         return None
@@ -127,7 +128,7 @@ def read_result(line: bytes) -> dict[str, Any] | None:
 
 
 def sanitize(text: str, characters_max: int = TEXT_CHARACTERS_MAX) -> str:
-    """Text for a person's eyes on one line: cut, and every control or format character replaced."""
+    """Return text for display on one line: truncated, with control and format characters replaced."""
     return replace_unprintable(text[:characters_max], lambda _: " ")
 
 
@@ -156,5 +157,5 @@ def _bound_depth(value: Any, depth: int) -> Any:
     if isinstance(value, list):
         return [_bound_depth(item, depth - 1) for item in value] if depth else None
     if isinstance(value, int) and value.bit_length() > _INTEGER_BITS_MAX:
-        return None  # no client's JSON reader would get it right
+        return None  # beyond the integers that JSON readers of clients represent exactly
     return value

@@ -1,4 +1,4 @@
-"""The entries of `claude.allowed_tools`: as Claude Code's options, and held against the tools that it has."""
+"""Entries of `claude.allowed_tools`: converts them to options and compares them with the agent's tools."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from sandbox.model.manifest.schema import Claude
 
 _MCP = "mcp__"
 _INIT_NAMES = {"Agent": "Task"}
-"""The name in requests and permission rules, and the one in the `init` event."""
+"""Name in requests and permission rules, and name in the `init` event."""
 
 _EDIT_TOOLS = frozenset({"Write", "NotebookEdit"})
 
 
 def tool_options(claude: Claude) -> tuple[str, ...]:
-    """The options for what a manifest allows.
+    """Return the options for a manifest's allowed tools.
 
-    `--tools` is what really restricts, but it takes plain names only and leaves MCP tools alone; those and rules
-    need permissions, which are not asked for when they are skipped. A list that allows nothing has no `--allowedTools`.
+    Only `--tools` really restricts, but it accepts plain names only and does not affect MCP tools. Those and rules need
+    permissions, which are not checked if permissions are skipped. An empty list gets no `--allowedTools`.
     """
     entries = claude.allowed_tools
     if entries is None:
@@ -34,7 +34,7 @@ def tool_options(claude: Claude) -> tuple[str, ...]:
 def unknown_entries(
     entries: Sequence[str], tools: Collection[str], servers: Collection[str], redact: Callable[[str], str]
 ) -> list[str]:
-    """Those entries that none of the agent's tools answers to. redact: what has been done to the names of tools."""
+    """Return the entries that match none of the agent's tools. redact: the redaction applied to the tools' names."""
     return [entry for entry in entries if not _matches_any_tool(entry, tools, servers, redact)]
 
 
@@ -51,7 +51,7 @@ def _matches_any_tool(
 
 
 def _may_match_redacted(tool: str, pattern: str) -> bool:
-    """Whether a tool in whose name a secret's value stood may match: what is before it and before the `*` agrees."""
+    """Return whether a tool with a redacted value in its name may match: the texts before it and `*` agree."""
     visible_prefix, mark, _ = tool.partition("[REDACTED:")
     pattern_prefix, star, _ = pattern.partition("*")
     return bool(mark and star) and (
@@ -60,7 +60,7 @@ def _may_match_redacted(tool: str, pattern: str) -> bool:
 
 
 def _server_name_in_tools(server: str) -> str:
-    """A server's name as it stands in the names of its tools."""
+    """Return a server's name as it appears in the names of its tools."""
     return "".join(_replace_special_characters(server))
 
 
@@ -74,7 +74,7 @@ def _tool_name(entry: str) -> str:
 
 
 def _permission_rule(entry: str) -> str:
-    """The entry as a permission rule: which paths may be written is asked of `Edit` rules, whatever the tool."""
+    """Return the entry as a permission rule. Rules for writable paths are `Edit` rules, whatever the tool."""
     name, bracket, rest = entry.partition("(")
     return f"Edit({rest}" if bracket and name in _EDIT_TOOLS else entry
 
@@ -88,5 +88,5 @@ def _skip_permissions_options() -> tuple[str, ...]:
 
 
 def _deny_permissions_options() -> tuple[str, ...]:
-    """Whatever would have to be asked for is denied, and the run goes on."""
+    """Deny whatever needs permission; the run continues."""
     return ("--permission-mode", "dontAsk")

@@ -1,1 +1,1 @@
-"""OCI images."""
+"""Reads OCI images."""

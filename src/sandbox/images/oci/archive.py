@@ -1,4 +1,4 @@
-"""The file that an OCI image comes in: a plain tar whose members are read by name."""
+"""Reads the archive of an OCI image: a plain tar whose members are accessed by name."""
 
 import gzip
 import hashlib
@@ -26,7 +26,7 @@ _T = TypeVar("_T")
 
 
 class OciArchive:
-    """An open one. Nothing of it is unpacked but what is asked for, and no name in it is a path on the host."""
+    """An open archive. Members are read only on request, and their names are never used as host paths."""
 
     def __init__(self, tar: tarfile.TarFile, file: HeaderLimitedFile) -> None:
         self._tar = tar
@@ -37,7 +37,7 @@ class OciArchive:
             if member.size < 0:
                 raise ImageRefusedError("The archive has a member of less than no bytes.")
             check_global_headers(tar)
-            cast("Any", member).pax_headers = {}  # what it had to say is said, and all members are kept
+            cast("Any", member).pax_headers = {}  # already applied, and all members are kept in memory
             self._members[member.name.removeprefix("./")] = member
             count += 1
             if count > ARCHIVE_MEMBERS_MAX:
@@ -48,7 +48,7 @@ class OciArchive:
         return name in self._members
 
     def open(self, name: str, digest: str = "") -> BinaryIO:
-        """A member's bytes, after they were held against the digest, where there is one. Raises ImageRefusedError."""
+        """Return a member's content, after verifying the digest if one is given. Raises ImageRefusedError."""
         file: Any = self._tar.extractfile(self._find(name))
         if digest:
             self._verify(name, file, digest)
@@ -56,7 +56,7 @@ class OciArchive:
         return cast("BinaryIO", file)
 
     def decode(self, name: str, kind: type[_T], digest: str = "") -> _T:
-        """A JSON member. Raises ImageRefusedError."""
+        """Decode a JSON member. Raises ImageRefusedError."""
         if self._find(name).size > IMAGE_METADATA_BYTES_MAX:
             raise ImageRefusedError(f"{name[:200]} in the archive is too large.")
         try:
@@ -67,7 +67,7 @@ class OciArchive:
     def _find(self, name: str) -> tarfile.TarInfo:
         member = self._members.get(name)
         if member is not None and member.issym():
-            # `docker save` writes a layer once and links to it from then on, as in ../<id>/layer.tar.
+            # `docker save` writes each layer once and then links to it, as in ../<id>/layer.tar.
             member = self._members.get(member.linkname.removeprefix("../"))
         if member is None or not member.isreg() or member.issparse():
             raise ImageRefusedError(f"The archive lacks the file {name[:200]}.")
@@ -83,7 +83,7 @@ class OciArchive:
 
 @contextmanager
 def open_archive(path: Path) -> Iterator[OciArchive]:
-    """Open one. Raises ImageRefusedError, also for what goes wrong inside, and OSError."""
+    """Open an archive. Raises ImageRefusedError, also for errors while it is read, and OSError."""
     with converting_tar_errors(), path.open("rb") as file:
         if not _is_uncompressed_tar(file):
             raise ImageRefusedError(f"{path} is no plain tar; uncompress it first, or save it as oci-archive.")
@@ -93,7 +93,7 @@ def open_archive(path: Path) -> Iterator[OciArchive]:
 
 
 def _is_uncompressed_tar(file: BinaryIO) -> bool:
-    """Before `tarfile` sees it, which would read a header of any size."""
+    """Check this before `tarfile` does, which would read a header of any size."""
     file.seek(257)
     magic = file.read(5)
     file.seek(0)
@@ -108,7 +108,7 @@ _EXIT_SECONDS = 30
 
 @contextmanager
 def uncompressed(blob: BinaryIO, scratch: Path) -> Iterator[ByteSource]:
-    """A stream of the plain bytes. `blob` is at its beginning and can seek. Raises ImageRefusedError."""
+    """Yield a stream of the uncompressed content. `blob`: seekable and at its start. Raises ImageRefusedError."""
     magic = blob.read(4)
     blob.seek(0)
     if magic.startswith(_GZIP):
@@ -123,7 +123,7 @@ def uncompressed(blob: BinaryIO, scratch: Path) -> Iterator[ByteSource]:
 
 @contextmanager
 def converting_gzip_errors() -> Iterator[None]:
-    """Damage is the archive's fault."""
+    """Convert errors of damaged gzip data to ImageRefusedError."""
     try:
         yield
     except (zlib.error, gzip.BadGzipFile, EOFError) as error:
@@ -132,7 +132,7 @@ def converting_gzip_errors() -> Iterator[None]:
 
 @contextmanager
 def _uncompressed_zstd(blob: BinaryIO, scratch: Path) -> Iterator[ByteSource]:
-    """By its program: Python has no zstd of its own, and this way hostile bytes are read in another process."""
+    """Uncompress with the zstd program: Python has no zstd, and a separate process parses the hostile data."""
     if not Path(_PROGRAM).exists():
         raise ImageRefusedError("A layer of the image is compressed by zstd; install it: apt-get install zstd")
     with tempfile.TemporaryFile(dir=scratch) as copy:

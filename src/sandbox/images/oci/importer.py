@@ -1,4 +1,4 @@
-"""Images of other tools: OCI archives (`skopeo copy … oci-archive:`) and what `docker save` writes."""
+"""Imports images of other tools: OCI archives (`skopeo copy … oci-archive:`) and the output of `docker save`."""
 
 import os
 from collections.abc import Sequence
@@ -55,7 +55,7 @@ class _DockerManifest(msgspec.Struct, frozen=True, rename={"config": "Config", "
 
 @dataclass(frozen=True, slots=True)
 class _Layer:
-    """A member of the archive. digest: of its bytes, empty when not said; plain_digest: of the tar within."""
+    """A member of the archive. digest: of its content, empty if unknown. diff_id: digest of the uncompressed tar."""
 
     name: str
     digest: str
@@ -63,7 +63,7 @@ class _Layer:
 
 
 def import_layers(path: Path, rootfs: RootFs, scratch: Path) -> str:
-    """Lay the layers of an archive over each other; gives the digest of the image's configuration.
+    """Apply the layers of an archive. Returns the digest of the image's configuration.
 
     Every digest is verified. Raises ImageRefusedError, OSError.
     """

@@ -1,4 +1,4 @@
-"""A layer of an image: a tar that is laid over what earlier ones left."""
+"""Applies a layer of an image: a tar that is extracted over the earlier layers."""
 
 import tarfile
 from collections.abc import Iterator
@@ -17,24 +17,25 @@ _GLOBAL_HEADERS_MAX = 100
 
 
 def apply_layer(stream: TarStream, rootfs: RootFs) -> str:
-    """Lay it; gives the digest of the stream.
+    """Apply a layer. Returns the digest of the stream.
 
-    Owners and rights become everybody's to read and nobody's to change: no setuid, no capabilities. Devices and
-    pipes are left out, since a runtime lays /dev itself. Raises ImageRefusedError, and OSError for a full disk.
+    Owners and permissions are normalized: readable by everybody, writable by the owner, no setuid, no capabilities.
+    Devices and pipes are skipped, because the runtime creates /dev. Raises ImageRefusedError, and OSError for a full
+    disk.
     """
     rootfs.start_layer()
     with converting_tar_errors(), tarfile.open(fileobj=cast("IO[bytes]", stream), mode="r:") as tar:
         while (member := tar.next()) is not None:
             stream.end_header()
             check_global_headers(tar)
-            cast("Any", tar).members.clear()  # it would keep a million of them
+            cast("Any", tar).members.clear()  # it would keep up to a million members
             _apply_member(tar, member, rootfs)
             stream.start_header()
     return stream.read_digest()
 
 
 def check_global_headers(tar: tarfile.TarFile) -> None:
-    """Global headers add up from entry to entry. Raises ImageRefusedError."""
+    """Check the global headers, which accumulate over all entries. Raises ImageRefusedError."""
     words = tar.pax_headers
     if len(words) > _GLOBAL_HEADERS_MAX or sum(map(len, words.values())) > IMAGE_METADATA_BYTES_MAX:
         raise ImageRefusedError("The image has too many global headers.")
@@ -42,7 +43,7 @@ def check_global_headers(tar: tarfile.TarFile) -> None:
 
 @contextmanager
 def converting_tar_errors() -> Iterator[None]:
-    """`tarfile` has many words for bytes that are no tar."""
+    """Convert errors of `tarfile` for invalid data to ImageRefusedError."""
     try:
         yield
     except (tarfile.TarError, ValueError, EOFError, RecursionError, OverflowError) as error:

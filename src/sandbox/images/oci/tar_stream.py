@@ -1,4 +1,4 @@
-"""Streams of bytes that a tar is read from: forward only, hashed and bounded."""
+"""Streams from which a tar is read: forward only, hashed and limited."""
 
 import hashlib
 from typing import BinaryIO, Protocol
@@ -10,41 +10,41 @@ _CHUNK_BYTES = 1024 * 1024
 
 
 class ByteSource(Protocol):
-    """What has bytes to give."""
+    """A readable source of bytes."""
 
     def read(self, size: int, /) -> bytes:
-        """At most so many; none at the end."""
+        """Return at most `size` bytes; empty at the end."""
         ...
 
 
 class ByteBudget:
-    """How many bytes may still come, of several streams together."""
+    """The number of bytes that may still be read from several streams together."""
 
     def __init__(self, bytes_max: int) -> None:
         self._bytes_left = bytes_max
 
     def consume(self, size: int) -> None:
-        """Count them. Raises ImageRefusedError past the bound."""
+        """Count bytes. Raises ImageRefusedError beyond the limit."""
         self._bytes_left -= size
         if self._bytes_left < 0:
             raise ImageRefusedError("The image is too large once it is uncompressed.")
 
 
 class HeaderLimit:
-    """All that `tarfile` reads of one entry before it tells of it is no more than IMAGE_METADATA_BYTES_MAX.
+    """Limits what `tarfile` reads for one entry before it returns the entry, to IMAGE_METADATA_BYTES_MAX.
 
-    How large a header is, and how long the map of a sparse file, stands in the tar itself.
+    The size of a header, and of a sparse file's map, is declared in the tar itself.
     """
 
     def __init__(self) -> None:
         self._bytes_left: int | None = IMAGE_METADATA_BYTES_MAX
 
     def end_header(self) -> None:
-        """What is read from here on is an entry's content."""
+        """Further reads belong to an entry's content and are not counted."""
         self._bytes_left = None
 
     def start_header(self) -> None:
-        """The next entry comes."""
+        """Further reads belong to the next header."""
         self._bytes_left = IMAGE_METADATA_BYTES_MAX
 
     def _count(self, size: int) -> None:
@@ -55,7 +55,7 @@ class HeaderLimit:
 
 
 class TarStream(HeaderLimit):
-    """What `tarfile` takes for a file: it seeks forward only, so that a pipe will do."""
+    """A file object for `tarfile` that seeks forward only, as pipes require."""
 
     def __init__(self, source: ByteSource, budget: ByteBudget) -> None:
         super().__init__()
@@ -65,11 +65,11 @@ class TarStream(HeaderLimit):
         self._position = 0
 
     def tell(self) -> int:
-        """How much was read."""
+        """Return the number of bytes read."""
         return self._position
 
     def seek(self, position: int) -> int:
-        """Skip to a place ahead. Raises ImageRefusedError for one behind."""
+        """Skip forward to a position. Raises ImageRefusedError for an earlier one."""
         if position < self._position:
             raise ImageRefusedError("The image cannot be read from its beginning to its end.")
         while self._position < position and self._read_part(min(position - self._position, _CHUNK_BYTES)):
@@ -77,34 +77,34 @@ class TarStream(HeaderLimit):
         return self._position
 
     def seekable(self) -> bool:
-        """Ahead at least, which is where `tarfile` goes."""
+        """Return True: `tarfile` only seeks forward."""
         return True
 
     def read(self, size: int) -> bytes:
-        """Just so many bytes; fewer at the end only."""
+        """Read exactly `size` bytes; fewer only at the end."""
         self._count(size)
         parts, remaining = [], size
-        while remaining and (build_directory := self._read_part(remaining)):
-            parts.append(build_directory)
-            remaining -= len(build_directory)
+        while remaining and (chunk := self._read_part(remaining)):
+            parts.append(chunk)
+            remaining -= len(chunk)
         return b"".join(parts)
 
     def read_digest(self) -> str:
-        """Read to the end; gives the digest of everything."""
+        """Read to the end and return the digest of the whole stream."""
         while self._read_part(_CHUNK_BYTES):
             pass
         return f"sha256:{self._hash.hexdigest()}"
 
     def _read_part(self, size: int) -> bytes:
-        build_directory = self._source.read(size)
-        self._budget.consume(len(build_directory))
-        self._hash.update(build_directory)
-        self._position += len(build_directory)
-        return build_directory
+        chunk = self._source.read(size)
+        self._budget.consume(len(chunk))
+        self._hash.update(chunk)
+        self._position += len(chunk)
+        return chunk
 
 
 class HeaderLimitedFile(HeaderLimit):
-    """A seekable file that gives no more than IMAGE_METADATA_BYTES_MAX at once."""
+    """A seekable file that returns at most IMAGE_METADATA_BYTES_MAX per read."""
 
     def __init__(self, file: BinaryIO) -> None:
         super().__init__()
@@ -112,10 +112,10 @@ class HeaderLimitedFile(HeaderLimit):
         self.tell, self.seek = file.tell, file.seek
 
     def seekable(self) -> bool:
-        """It is."""
+        """Return True."""
         return True
 
     def read(self, size: int) -> bytes:
-        """At most so many bytes. Raises ImageRefusedError when too many are asked for."""
+        """Read at most `size` bytes. Raises ImageRefusedError if `size` is too large."""
         self._count(size)
         return self._file.read(size)

@@ -1,1 +1,1 @@
-"""Floor 3: where attempts are carried out."""
+"""Runs attempts on the server's machine."""

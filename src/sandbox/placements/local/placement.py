@@ -1,4 +1,4 @@
-"""Runners on this machine: processes of their own that outlive the server."""
+"""Starts runners on this machine, as processes that outlive the server."""
 
 import asyncio
 import contextlib
@@ -19,13 +19,13 @@ from sandbox.interfaces.layout import AttemptLayout, probe_directory
 from sandbox.interfaces.placement import LaunchOrder
 
 ORDER_SECONDS = 30.0
-"""How long a new runner may take to accept its order, as long as it waits for it; past it it is killed."""
+"""Time limit for a new runner to read its order. After it the runner is killed."""
 
 
 class LocalPlacement:
-    """Starts `command` for every order; the contract's `Placement`.
+    """Runs `command` for every order. Implements `interfaces.placement.Placement`.
 
-    environment: all that a runner gets; log_path: the file that an order's runner writes its output to.
+    environment: the runner's complete environment. log_path: returns the file for the output of an order's runner.
     """
 
     def __init__(
@@ -38,15 +38,15 @@ class LocalPlacement:
     async def launch(self, order: LaunchOrder, lock_fd: int) -> None:
         """Start a runner that gets its order on stdin and the journal's lock as `--lock-fd=N`.
 
-        `lock_fd` stays the caller's to close. Raises OSError when no runner was started, or it did not take the order.
+        The caller still closes `lock_fd`. Raises OSError if no runner was started or it did not read its order.
         """
         loop = asyncio.get_running_loop()
-        # A copy, so that the caller may close its own even when it is cancelled while the thread goes on.
+        # A duplicate: the caller may close its own if it is cancelled while the thread continues.
         lock_copy_fd = os.dup(lock_fd)
         await asyncio.shield(loop.run_in_executor(None, self._start, order, lock_copy_fd, loop))
 
     def _start(self, order: LaunchOrder, lock_fd: int, loop: asyncio.AbstractEventLoop) -> None:
-        """Blocks, so it has a thread."""
+        """Start the runner. Blocks, so it runs in a thread."""
         with contextlib.ExitStack() as held:
             held.callback(os.close, lock_fd)
             order_in, order_out = os.pipe()
@@ -62,7 +62,7 @@ class LocalPlacement:
                 loop.call_soon_threadsafe(loop.add_reader, pidfd, _reap, loop, pidfd)
 
     def _spawn(self, order_in: int, log_path: Path, lock_fd: int) -> int:
-        """Start the process; gives a descriptor of it."""
+        """Start the process. Returns its pidfd."""
         log_fd = os.open(log_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             process = subprocess.Popen(
@@ -84,13 +84,13 @@ class LocalPlacement:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(ORDER_SECONDS)
             raise
-        # `_reap` waits for the process, not this object, which would warn of a running child when it goes.
+        # `_reap` waits for the process. Popen would otherwise warn about a running child when it is deleted.
         process.returncode = 0
         return pidfd
 
 
 def _send_order(order_out: int, order: bytes, pidfd: int, log_path: Path) -> None:
-    """Write the order to a runner's stdin; a runner that does not take it is killed. Raises OSError."""
+    """Write the order to a runner's stdin, and kill a runner that does not read it. Raises OSError."""
     try:
         _write_all(order_out, order, ORDER_SECONDS)
     except OSError as error:
@@ -100,7 +100,7 @@ def _send_order(order_out: int, order: bytes, pidfd: int, log_path: Path) -> Non
 
 
 def _write_all(pipe_fd: int, data: bytes, seconds: float) -> None:
-    """Raises TimeoutError, BrokenPipeError."""
+    """Write all data within `seconds`. Raises TimeoutError, BrokenPipeError."""
     os.set_blocking(pipe_fd, False)
     room = select.poll()
     room.register(pipe_fd, select.POLLOUT)
@@ -112,7 +112,7 @@ def _write_all(pipe_fd: int, data: bytes, seconds: float) -> None:
 
 
 def _reap(loop: asyncio.AbstractEventLoop, pidfd: int) -> None:
-    """The process has ended; without this it would stay a zombie."""
+    """Reap the ended process, which would otherwise stay a zombie."""
     loop.remove_reader(pidfd)
     with contextlib.suppress(ChildProcessError):
         os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
@@ -120,11 +120,11 @@ def _reap(loop: asyncio.AbstractEventLoop, pidfd: int) -> None:
 
 
 _ATTEMPT_SOCKET = re.compile(r"([a-z2-7]{12})\.(sock|files)")
-"""A runner's ear, and what a guest's files pass through for a moment while it is made."""
+"""A runner's control socket, and the socket for a guest's files, which exists briefly while the guest is created."""
 
 
 class SocketLeftovers:
-    """Implements `contracts.leftovers.Leftovers` for one run directory, which is one data directory's alone."""
+    """Implements `interfaces.placement.Leftovers` for one run directory, which belongs to a single data directory."""
 
     kind = "socket"
     is_exclusive = True
@@ -133,12 +133,15 @@ class SocketLeftovers:
         self._run_dir = run_dir
 
     def attempt_ids(self) -> Collection[str]:
-        """Those that have one, whoever listens there; but no probe, whose directory is there before its socket."""
+        """Return the attempts with a socket, whoever listens there, except probes.
+
+        A probe's directory exists before its socket.
+        """
         found = {attempt_id for attempt_id, _ in self._sockets()}
         return {attempt_id for attempt_id in found if not probe_directory(self._run_dir, attempt_id).exists()}
 
     async def clean_up(self, attempt_id: str, files: AttemptLayout) -> None:
-        """Remove them."""
+        """Remove the attempt's sockets."""
         await asyncio.to_thread(self._remove, attempt_id)
 
     def _remove(self, attempt_id: str) -> None:
@@ -149,7 +152,7 @@ class SocketLeftovers:
     def _sockets(self) -> Iterator[tuple[str, Path]]:
         try:
             paths = list(self._run_dir.iterdir())
-        except FileNotFoundError:  # a cleaner of temporary files was there
+        except FileNotFoundError:  # removed by a cleaner of temporary files
             return
         for path in paths:
             found = _ATTEMPT_SOCKET.fullmatch(path.name)

@@ -1,4 +1,4 @@
-"""Speaks to a runner on its control socket."""
+"""Client of a runner's control socket."""
 
 import asyncio
 import errno
@@ -24,14 +24,14 @@ _decoder: "msgspec.msgpack.Decoder[RunnerFrame]" = msgspec.msgpack.Decoder(Runne
 
 
 class UnixTerminalConnection:
-    """The contract's `TerminalLine`."""
+    """Implements `interfaces.terminals.TerminalConnection`."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
         self._writer = writer
 
     async def read(self) -> RunnerFrame:
-        """See `TerminalLine.read`."""
+        """Read a frame; an EndFrame if the runner hung up. Implements `TerminalConnection.read`."""
         try:
             frame = await read_frame(self._reader, _decoder)
         except (OSError, ValueError):
@@ -39,20 +39,20 @@ class UnixTerminalConnection:
         return frame or EndFrame(message="The task's runner hung up; look at the task's status.")
 
     async def send(self, frame: ClientFrame) -> None:
-        """See `TerminalLine.send`."""
+        """Send a frame; ignored if the runner hung up. Implements `TerminalConnection.send`."""
         with suppress(OSError):
             self._writer.write(encode_frame(frame))
             await self._writer.drain()
 
     async def close(self) -> None:
-        """See `TerminalLine.close`."""
+        """Close the connection. Implements `TerminalConnection.close`."""
         self._writer.close()
         with suppress(OSError):
             await self._writer.wait_closed()
 
 
 async def open_terminal_connection(path: Path, order: TerminalOrder) -> UnixTerminalConnection:
-    """Raises RunnerUnreachableError, TerminalRefusedError."""
+    """Connect to a runner and open a terminal. Raises RunnerUnreachableError, TerminalRefusedError."""
     try:
         async with asyncio.timeout(CONTROL_SECONDS):
             reader, writer = await asyncio.open_unix_connection(path, limit=FRAME_BYTES_MAX)
@@ -79,19 +79,24 @@ _INCONCLUSIVE_ERRNOS = frozenset(
     {errno.ENOENT, errno.ECONNREFUSED, errno.EACCES, errno.ENOTDIR, errno.ELOOP}
     | {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
 )
-"""Nobody listens, somebody else has taken the place, or this process has nothing to ask with. Everything else (a
-connection past the runner's backlog is reset, though it seemed to be made) comes from somebody who listens and does not
-take what comes."""
+"""Errors that do not show that a runner is unresponsive.
+
+Nobody listens, another file has this path, or this process lacks resources. All other errors (a connection beyond the
+runner's backlog is reset, although it seemed established) come from a runner that listens but does not accept.
+"""
 
 
 class UnixRunnerClient:
-    """Speaks to runners of this machine."""
+    """Talks to runners on this machine."""
 
     def __init__(self, run_dir: Path) -> None:
         self._run_dir = run_dir
 
     async def is_responsive(self, attempt_id: str) -> bool:
-        """See `RunnerControl.answers`. A runner has a receipt for everything, also for what is no order."""
+        """Return whether the runner responds. Implements `RunnerClient.is_responsive`.
+
+        A runner replies to every message, even to one that is not an order.
+        """
         try:
             async with asyncio.timeout(CONTROL_SECONDS):
                 await _exchange(runner_socket(self._run_dir, attempt_id), b"{}")
@@ -100,7 +105,7 @@ class UnixRunnerClient:
         return True
 
     async def cancel(self, attempt_id: str, order: CancelOrder) -> Reply:
-        """See `RunnerControl.cancel`."""
+        """Request cancellation. Implements `RunnerClient.cancel`."""
         try:
             async with asyncio.timeout(CONTROL_SECONDS):
                 response = await _exchange(runner_socket(self._run_dir, attempt_id), msgspec.json.encode(order))
@@ -109,7 +114,7 @@ class UnixRunnerClient:
             raise RunnerUnreachableError(f"The runner of attempt {attempt_id} does not answer.") from error
 
     async def open_terminal(self, attempt_id: str, order: TerminalOrder) -> UnixTerminalConnection:
-        """See `RunnerControl.open_terminal`."""
+        """Open a terminal. Implements `RunnerClient.open_terminal`."""
         return await open_terminal_connection(runner_socket(self._run_dir, attempt_id), order)
 
 

@@ -1,4 +1,4 @@
-"""Sandboxes of namespaces and a system call filter, on the host's own kernel."""
+"""Sandboxes of namespaces and a system call filter, on the host's kernel."""
 
 from sandbox.runtimes.bubblewrap.runtime import BubblewrapRuntime
 

@@ -1,4 +1,4 @@
-"""The `Runtime` that makes sandboxes with bubblewrap."""
+"""The bubblewrap `Runtime`."""
 
 import os
 from pathlib import Path
@@ -41,7 +41,7 @@ _SYSCTLS = (
 
 
 async def probe_bubblewrap(runtime: Runtime, run_dir: Path, hierarchies: cgroups.Hierarchies) -> RuntimeProbe:
-    """Create, run `true`, destroy; within 10 s."""
+    """Create a sandbox, run `true` in it and destroy it, within 10 s."""
     if os.uname().machine not in seccomp.ARCHITECTURES:
         mend = f"No system call filter is written for {os.uname().machine}; use another runtime."
         return _failed_probe(mend, is_final=True)
@@ -62,7 +62,7 @@ def _failed_probe(remedy: str, *, is_final: bool = False) -> RuntimeProbe:
 
 
 def _explain_failure(reason: str) -> str:
-    """The setting that is known to forbid user namespaces, where there is one, before what was said."""
+    """Name the setting that is known to forbid user namespaces, if it is set, before the original reason."""
     reason = reason.removesuffix(".")
     for name, bad, mend in _SYSCTLS:
         setting = Path("/proc/sys", name)
@@ -72,24 +72,24 @@ def _explain_failure(reason: str) -> str:
 
 
 class BubblewrapDriver:
-    """The launcher becomes bubblewrap, and everything is of the one kernel uid."""
+    """The launcher execs bubblewrap. All processes and files have the one kernel uid."""
 
     name = NAME
 
     def find_program(self) -> str:
-        """bubblewrap's path."""
+        """Return bubblewrap's path."""
         return require_bwrap()
 
     def files_uid(self, kernel_uid: int) -> int:
-        """The same."""
+        """Return the kernel uid itself."""
         return kernel_uid
 
     def host_tasks_max(self, processes_max: int) -> int:
-        """As many."""
+        """Return the same number: processes inside are processes of the host."""
         return processes_max
 
     def start_launcher(self, spec: SandboxSpec, kernel_uid: int | None) -> LauncherProcess:
-        """Lay the disk's places and the programs for bubblewrap to bind."""
+        """Stage the disk's directories and the programs for bubblewrap to bind."""
         return start_launcher(spec.attempt_id, kernel_uid, staged_paths(spec), transparent_ports=spec.transparent_ports)
 
     def create_sandbox(
@@ -100,14 +100,14 @@ class BubblewrapDriver:
         launcher: LauncherProcess,
         listeners: Listeners,
     ) -> BubblewrapSandbox:
-        """Of a launcher that is ready."""
+        """Create the sandbox object for a launcher that is ready."""
         return BubblewrapSandbox(ReadySandbox(handle, spec, self.find_program(), group, launcher, listeners))
 
 
 class BubblewrapRuntime(BaseRuntime):
-    """Sandboxes on the host's own kernel.
+    """Sandboxes on the host's kernel.
 
-    run_dir: a short private directory, for what the probe makes.
+    run_dir: private directory with a short path, for the probe's files.
     """
 
     name = NAME
@@ -118,5 +118,5 @@ class BubblewrapRuntime(BaseRuntime):
         self._run_dir = run_dir
 
     async def probe(self) -> RuntimeProbe:
-        """Make a sandbox, run `true` in it, end it."""
+        """Create a sandbox, run `true` in it and destroy it."""
         return await probe_bubblewrap(self, self._run_dir, self.hierarchies)

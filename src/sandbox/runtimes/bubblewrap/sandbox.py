@@ -1,4 +1,4 @@
-"""One sandbox made by bubblewrap, from `ready` to its end."""
+"""A sandbox made by bubblewrap, from `ready` to its end."""
 
 import asyncio
 import os
@@ -22,16 +22,17 @@ from sandbox.runtimes.rootfs import RootFsSpec, describe_rootfs
 
 
 def staged_paths(spec: SandboxSpec) -> dict[str, Path]:
-    """Names below the launcher's stage, and the host paths that are laid there."""
+    """Return the host paths to stage, by their names below the launcher's staging directory."""
     paths: dict[str, Path] = {name: spec.disk / name for name in DISK_DIRECTORIES}
     paths.update({f"program-{index}": path for index, path in enumerate(describe_rootfs(spec).mounts)})
     return paths if spec.image is None else {**paths, "image": spec.image}
 
 
 def build_exec_spec(program: str, spec: SandboxSpec, command: Command, status_fd: int) -> ExecSpec:
-    """Everything for one start. `status` is the descriptor of bubblewrap's reports, taken over.
+    """Build the argv and descriptors of one start.
 
-    Raises AttemptError (provision_failed) for NUL characters.
+    status_fd: descriptor for bubblewrap's reports; ownership passes to the result. Raises AttemptError
+    (provision_failed) for NUL characters.
     """
     exec_spec = ExecSpec()
     try:
@@ -80,9 +81,9 @@ def _root_arguments(root: RootFsSpec) -> Iterator[str]:
 
 
 def _system_arguments(spec: SandboxSpec) -> Iterator[str]:
-    # A uid of 0 could write /proc/sys even without capabilities; ours is never 0, so this is the second lock.
+    # Uid 0 could write /proc/sys even without capabilities. The uid is never 0; this is a second barrier.
     yield from bwrap.PROC_ARGUMENTS
-    # pid 1 is bubblewrap, of the agent's uid: whoever can write its memory can forge the command's exit code.
+    # pid 1 is bubblewrap with the agent's uid. A process that can write its memory can forge the command's exit code.
     yield from ("--perms", "0555", "--tmpfs", "/proc/1", "--remount-ro", "/proc/1", *bwrap.READ_ONLY_PROC_ARGUMENTS)
     yield from (*bwrap.DEVICE_ARGUMENTS, "--size", str(spec.memory_bytes // 2))
     yield from ("--perms", "1777", "--tmpfs", "/dev/shm")  # noqa: S108
@@ -94,7 +95,7 @@ def _disk_arguments() -> Iterator[str]:
 
 
 def _file_arguments(exec_spec: ExecSpec, root: RootFsSpec) -> Iterator[str]:
-    """An image is read-only, so a file is mounted over the one that it has there."""
+    """Write the synthetic files. An image is read-only, so they are mounted over the image's files."""
     how = "--file" if root.image is None else "--ro-bind-data"
     for path, content in root.files.items():
         number = exec_spec.add_descriptor(launcher_client.create_memfd(PurePosixPath(path).name, content))
@@ -104,11 +105,11 @@ def _file_arguments(exec_spec: ExecSpec, root: RootFsSpec) -> Iterator[str]:
 _START_SECONDS = 30.0
 _EXEC_SECONDS = 2.0
 _POLL_SECONDS = 0.002
-_CHILD_PID_KEY, _EXIT_CODE_KEY = "child-pid", "exit-code"  # the names in bubblewrap's reports
+_CHILD_PID_KEY, _EXIT_CODE_KEY = "child-pid", "exit-code"  # keys of bubblewrap's status reports
 
 
 class BubblewrapSandbox(BaseSandbox):
-    """Made by BubblewrapRuntime.create."""
+    """Created by `BubblewrapRuntime.create`."""
 
     def __init__(self, ready: ReadySandbox) -> None:
         super().__init__(ready)
@@ -118,7 +119,7 @@ class BubblewrapSandbox(BaseSandbox):
         self._init_pidfd: int | None = None
 
     async def start(self, command: Command) -> tuple[asyncio.StreamReader, asyncio.StreamReader]:
-        """Run the one command. Raises AttemptError (provision_failed, sandbox_lost) when bubblewrap does not begin."""
+        """Run the command. Raises AttemptError (provision_failed, sandbox_lost) if bubblewrap does not start."""
         self._status = await self._execute(command)
         output, errors = await self._open_reader(self._launcher.output), await self._open_reader(self._launcher.errors)
         await self._wait_started(self._status, errors)
@@ -129,12 +130,12 @@ class BubblewrapSandbox(BaseSandbox):
         return build_exec_spec(self._program, self._spec, command, reports)
 
     async def open_terminal(self, command: Command, size: TerminalSize) -> Terminal:
-        """By a process that joins the sandbox's namespaces. Raises AttemptError (sandbox_lost)."""
+        """Run a further command in the sandbox's namespaces, on a pty. Raises AttemptError (sandbox_lost)."""
         init_pid = self._reports.get(_CHILD_PID_KEY)
-        # Before the command has begun the sandbox is half made, and the host's files may still be in sight.
+        # Until the command has started, the sandbox is incomplete and the host's files may still be visible in it.
         if init_pid is None or await self._find_command(init_pid) is None or self._init_pidfd is None:
             raise AttemptError(FailureCode.SANDBOX_LOST, "Nothing runs in the sandbox any more.")
-        # A copy, because this one is closed as soon as the sandbox ends.
+        # Duplicate it: the original is closed as soon as the sandbox ends.
         init_descriptor = os.dup(self._init_pidfd)
         try:
             opened = await start_exec(self.handle.attempt_id, init_descriptor, self._add_to_group, command, size)
@@ -143,14 +144,14 @@ class BubblewrapSandbox(BaseSandbox):
         return self._track_terminal(ExecTerminal(*opened, self._group.was_oom_killed))
 
     async def signal(self, signal_number: int) -> None:
-        """To the command's own process. A command that is being born is waited for."""
+        """Signal the command's own process. If the command is starting, wait for it first."""
         init_pid = self._reports.get(_CHILD_PID_KEY)
         pid = None if init_pid is None else await self._find_command(init_pid)
         if init_pid is not None and pid is not None:
             processes.send_signal(pid, signal_number, lambda one: processes.find_first_command(init_pid) == one)
 
     async def _find_command(self, init_pid: int) -> int | None:
-        """The command's own process; None when it does not begin, or has ended."""
+        """Return the pid of the command's own process; None if it does not start or has ended."""
         deadline = asyncio.get_running_loop().time() + _EXEC_SECONDS
         while (pid := processes.find_first_command(init_pid)) is None and self._is_running():
             if asyncio.get_running_loop().time() > deadline:
@@ -159,18 +160,18 @@ class BubblewrapSandbox(BaseSandbox):
         return pid
 
     async def kill(self) -> None:
-        """With init its process namespace dies."""
+        """Kill init, and with it every process in its pid namespace."""
         if self._is_running() and self._init_pidfd is not None:
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._init_pidfd, signal.SIGKILL)
         await super().kill()
 
     async def stats(self) -> Stats:
-        """What the control group counts."""
+        """Return the control group's counters."""
         return self._group.stats()
 
     async def file_usage(self) -> FileUsage:
-        """Of all processes inside, which the host's kernel has."""
+        """Return the open files of all processes inside; they are processes of the host's kernel."""
         return await asyncio.to_thread(self._group.file_usage)
 
     async def _wait_started(self, status: asyncio.StreamReader, errors: asyncio.StreamReader) -> None:
@@ -185,7 +186,10 @@ class BubblewrapSandbox(BaseSandbox):
             raise AttemptError(FailureCode.PROVISION_FAILED, f"bubblewrap did not begin: {reason}.")
 
     async def _read_report(self, status: asyncio.StreamReader) -> bool:
-        """One line of bubblewrap's; False at the end. Its init is held by a descriptor from here on."""
+        """Read one report line of bubblewrap. Returns False at the end of the stream.
+
+        Opens a pidfd for bubblewrap's init as soon as its pid is known.
+        """
         async with self._read_lock:
             line = await status.readline()
         with suppress(*DECODE_ERRORS):
@@ -197,10 +201,10 @@ class BubblewrapSandbox(BaseSandbox):
         return bool(line)
 
     async def _wait_for_exit(self) -> ExitStatus:
-        """bubblewrap's end, then its init's: the kernel lets that one end only when nothing else is left inside.
+        """Wait for bubblewrap, then for its init: the kernel lets init end only when nothing else is left inside.
 
-        Waits KILL_SECONDS for processes that do not end on KILL; the command's exit code is kept.
-        bubblewrap reports no exit code when the command could not be run or it was ended itself.
+        Waits up to KILL_SECONDS for processes that do not end on KILL; the command's exit code is kept. bubblewrap
+        reports no exit code if the command could not be run or bubblewrap itself was killed.
         """
         await self._launcher.wait()
         while self._status is not None and await self._read_report(self._status):

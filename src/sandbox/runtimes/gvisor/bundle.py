@@ -1,7 +1,7 @@
-"""What runsc is given: a root file system below the launcher's stage, and config.json.
+"""The input of runsc: a root file system below the launcher's staging directory, and config.json.
 
-config.json holds the environment, and so does the state that runsc writes of it: both are in memory, the one without a
-name, the other in a file system that nothing but the sandbox's own runsc has in sight and that ends with it.
+config.json contains the environment, and so does the state file that runsc writes. Both are kept in memory: config.json
+is a nameless memfd; the state file is in a file system that only the sandbox's own runsc sees and that ends with it.
 """
 
 import os
@@ -28,7 +28,7 @@ StagedEntry = tuple[str, str, str]
 
 
 def staged_entries(spec: SandboxSpec) -> Iterator[StagedEntry]:
-    """What the launcher lays beside the disk's places: runsc's own directories, and the sandbox's /."""
+    """Yield what the launcher stages in addition to the disk's directories: runsc's directories and the sandbox's /."""
     yield ("own", "state", "")
     yield ("link", "bundle/config.json", f"/proc/self/fd/{launcher.FIRST_DESCRIPTOR}")
     yield from _rootfs_entries(describe_rootfs(spec))
@@ -47,7 +47,7 @@ def _rootfs_entries(root: RootFsSpec) -> Iterator[StagedEntry]:
         yield ("image", _ROOT_NAME + path, path)
     for path, content in root.files.items():
         yield ("file", _ROOT_NAME + path, content.decode())
-    # gVisor runs no program that the agent cannot read.
+    # gVisor runs only programs that the agent can read.
     for source, inside in root.mounts.items():
         yield ("program", _ROOT_NAME + inside, str(source))
 
@@ -57,7 +57,7 @@ def _exists(path: str) -> bool:
 
 
 def encode_config(spec: SandboxSpec, command: Command) -> bytes:
-    """config.json of the sandbox's one command. Raises AttemptError (provision_failed) for NUL characters."""
+    """Encode config.json for the sandbox's command. Raises AttemptError (provision_failed) for NUL characters."""
     config = {
         "ociVersion": "1.0.2",
         "hostname": spec.attempt_id,
@@ -70,7 +70,7 @@ def encode_config(spec: SandboxSpec, command: Command) -> bytes:
 
 
 def encode_process(command: Command) -> bytes:
-    """process.json of a further command on a terminal. Raises AttemptError (provision_failed) for NUL characters."""
+    """Encode process.json for a further command on a pty. Raises AttemptError (provision_failed) for NUL characters."""
     return msgspec.json.encode({**_process_config(command), "terminal": True})
 
 
@@ -89,7 +89,7 @@ def _process_config(command: Command) -> Mapping[str, Any]:
 
 
 def _as_text(word: str) -> str:
-    """JSON holds text only; what is none becomes a question mark."""
+    """Replace undecodable bytes by question marks, because JSON contains text only."""
     return word.encode(errors="replace").decode()
 
 
@@ -103,7 +103,7 @@ def _rlimits(spec: SandboxSpec) -> Iterator[Mapping[str, Any]]:
 
 
 def _kernel_mounts(spec: SandboxSpec) -> Iterator[Mapping[str, Any]]:
-    """Of gVisor's own kernel: nothing of the host is in them."""
+    """Yield the mounts that gVisor's kernel provides. They contain nothing of the host."""
     yield {"destination": "/proc", "type": "proc", "source": "proc"}
     yield {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["ro"]}
     yield {"destination": "/dev", "type": "tmpfs", "source": "tmpfs"}
@@ -127,22 +127,23 @@ _RUNSC_FLAGS = (
     "--platform=systrap",
     # The "host" is the sandbox's own network namespace, in which only the gateway listens.
     "--network=host",
-    # Without it what is written stays in memory and never comes to the workspace.
+    # Without it files stay in memory and are never written to the workspace.
     "--overlay2=none",
-    # The launcher is in the sandbox's control group already, and so is whatever it becomes.
+    # The launcher is in the sandbox's control group already, so everything that it execs is too.
     "--ignore-cgroups",
 )
 
 
 def build_exec_spec(program: str, spec: SandboxSpec, command: Command, log_fd: int) -> ExecSpec:
-    """Everything for the start. `log` is the descriptor of runsc's own messages, taken over.
+    """Build the argv and descriptors of the start.
 
-    Raises AttemptError (provision_failed) for NUL characters.
+    log_fd: descriptor for runsc's log messages; ownership passes to the result. Raises AttemptError (provision_failed)
+    for NUL characters.
     """
     exec_spec = ExecSpec()
     try:
         config = encode_config(spec, command)
-        # The first one: the bundle's config.json is a link to its number.
+        # Must be the first: the bundle's config.json is a link to this descriptor's number.
         exec_spec.add_descriptor(launcher_client.create_memfd("config", config))
         log_number = exec_spec.add_descriptor(log_fd)
     except BaseException:
@@ -156,11 +157,11 @@ def build_exec_spec(program: str, spec: SandboxSpec, command: Command, log_fd: i
 
 
 def kill_arguments(program: str, attempt_id: str, number: int) -> list[str]:
-    """To signal the sandbox's command and nothing else."""
+    """Return the argv that signals the sandbox's command and no other process."""
     return [program, *_RUNSC_FLAGS, "kill", attempt_id, str(number)]
 
 
 def exec_arguments(program: str, attempt_id: str, process: int, log: int, started: int) -> list[str]:
-    """To run a further command, on the terminal that runsc itself has. The numbers are of files in memory."""
+    """Return the argv that runs a further command on runsc's own terminal. The numbers are descriptors of memfds."""
     files = [f"--process=/proc/self/fd/{process}", f"--internal-pid-file=/proc/self/fd/{started}"]
     return [program, *_RUNSC_FLAGS, f"--log-fd={log}", "exec", *files, attempt_id]

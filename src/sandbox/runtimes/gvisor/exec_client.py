@@ -1,4 +1,4 @@
-"""The runner's side of the entrant: runsc called upon a sandbox that is there already."""
+"""Runs runsc against a running sandbox. Client of programs/runsc_exec.py."""
 
 import asyncio
 import os
@@ -15,11 +15,11 @@ from sandbox.runtimes.programs import launcher
 _SIGNAL_SECONDS = 10.0
 _RUNSC_EXEC_PROGRAM = "import sys; sys.path.append(sys.argv.pop(1)); import runsc_exec; runsc_exec.main(sys.argv[1:])"
 PROCESS_FD, LOG_FD, STARTED_FD = range(launcher.FIRST_DESCRIPTOR, launcher.FIRST_DESCRIPTOR + 3)
-"""Descriptors of a runsc on a terminal."""
+"""Descriptors of a runsc that runs on a pty."""
 
 
 async def run_runsc(attempt_id: str, runsc_pidfd: int, argv: Sequence[str]) -> bool:
-    """Run runsc to its end, within 10 s; whether it did what it was asked to. Raises OSError."""
+    """Run runsc to its end, within 10 s. Returns whether it succeeded. Raises OSError."""
     process, control = start_program(_RUNSC_EXEC_PROGRAM, attempt_id, 0, 0)
     ended_fd = os.pidfd_open(process.pid)
     try:
@@ -28,7 +28,7 @@ async def run_runsc(attempt_id: str, runsc_pidfd: int, argv: Sequence[str]) -> b
             async with asyncio.timeout(_SIGNAL_SECONDS):
                 await launcher_client.wait_readable(ended_fd)
     finally:
-        # Without a wait that blocks: it has ended or is killed now.
+        # The wait does not block: the process has ended or was just killed.
         process.kill()
         os.close(ended_fd)
         code = process.wait()
@@ -43,9 +43,9 @@ async def start_runsc_on_pty(
     process_config: bytes,
     size: TerminalSize,
 ) -> tuple[ExecProcess, int, int]:
-    """Start runsc on a terminal; gives its entrant, the terminal's outer end and a descriptor of runsc's process.
+    """Start runsc on a pty. Returns its process, the pty's master and runsc's pidfd.
 
-    `process` is process.json, which runsc reads as PROCESS_NUMBER. Raises AttemptError (sandbox_lost).
+    process_config: content of process.json, which runsc reads from PROCESS_FD. Raises AttemptError (sandbox_lost).
     """
     try:
         started, control = start_program(_RUNSC_EXEC_PROGRAM, attempt_id, size.rows, size.columns)
@@ -71,7 +71,7 @@ async def start_runsc_on_pty(
 
 
 def _send(control: socket.socket, runsc_pidfd: int, argv: Sequence[str], *files: int) -> None:
-    """Takes the files over. Raises OSError when the entrant is gone."""
+    """Send the command and `files`, and close the files. Raises OSError if the process is gone."""
     words_file = launcher_client.create_memfd("words", "\0".join(argv).encode(errors="surrogateescape"))
     try:
         socket.send_fds(control, [b"join"], [runsc_pidfd, words_file, *files])

@@ -1,4 +1,4 @@
-"""The `Runtime` that makes sandboxes with runsc."""
+"""The gVisor `Runtime`, which runs runsc."""
 
 import os
 from pathlib import Path
@@ -39,12 +39,12 @@ _GAPS = (
 
 
 def find_runsc() -> str | None:
-    """runsc's path, from fixed places and not from PATH."""
+    """Return runsc's path. Looks in fixed locations, not in PATH."""
     return next((str(path) for path in _PROGRAMS if os.access(path, os.X_OK)), None)
 
 
 async def probe_gvisor(runtime: Runtime, run_dir: Path, hierarchies: cgroups.Hierarchies) -> RuntimeProbe:
-    """Create, run `true`, destroy; within 10 s."""
+    """Create a sandbox, run `true` in it and destroy it, within 10 s."""
     if find_runsc() is None:
         return _failed_probe("runsc is missing; install it: apt-get install runsc", is_final=os.getuid() != 0)
     if os.getuid() != 0:
@@ -69,27 +69,27 @@ _KERNEL_TASKS = 256
 
 
 class GvisorDriver:
-    """The launcher becomes runsc; gVisor is of the kernel uid, and the agent's files are of one that no process has."""
+    """The launcher execs runsc. gVisor runs under the kernel uid; the agent's files have a uid that no process has."""
 
     name = NAME
 
     def find_program(self) -> str:
-        """runsc's path."""
+        """Return runsc's path. Raises AttemptError (provision_failed) if it is missing."""
         program = find_runsc()
         if program is None:
             raise AttemptError(FailureCode.PROVISION_FAILED, "runsc is missing; install it (package runsc).")
         return program
 
     def files_uid(self, kernel_uid: int) -> int:
-        """The one that is 1000 inside."""
+        """Return the uid that is mapped to 1000 inside."""
         return kernel_uid + FILES_UIDS_OFFSET
 
     def host_tasks_max(self, processes_max: int) -> int:
-        """gVisor itself keeps the limit; this one is above it, and keeps a gVisor that does not."""
+        """Return a limit above gVisor's own limit on processes, to stop a gVisor that does not enforce its limit."""
         return processes_max * _TASKS_PER_PROCESS + _KERNEL_TASKS
 
     def start_launcher(self, spec: SandboxSpec, kernel_uid: int | None) -> LauncherProcess:
-        """Lay the whole file system of the sandbox."""
+        """Stage the sandbox's complete file system."""
         if kernel_uid is None:
             raise AttemptError(FailureCode.PROVISION_FAILED, "gVisor needs root; run the server as root.")
         places = {name: spec.disk / name for name in DISK_DIRECTORIES}
@@ -112,14 +112,14 @@ class GvisorDriver:
         launcher: LauncherProcess,
         listeners: Listeners,
     ) -> GvisorSandbox:
-        """Of a launcher that is ready."""
+        """Create the sandbox object for a launcher that is ready."""
         return GvisorSandbox(ReadySandbox(handle, spec, self.find_program(), group, launcher, listeners))
 
 
 class GvisorRuntime(BaseRuntime):
-    """Sandboxes on gVisor's kernel, as root only.
+    """Sandboxes on gVisor's kernel. Needs root.
 
-    run_dir: a short private directory, for what the probe makes.
+    run_dir: private directory with a short path, for the probe's files.
     """
 
     name = NAME
@@ -130,5 +130,5 @@ class GvisorRuntime(BaseRuntime):
         self._run_dir = run_dir
 
     async def probe(self) -> RuntimeProbe:
-        """Make a sandbox, run `true` in it, end it."""
+        """Create a sandbox, run `true` in it and destroy it."""
         return await probe_gvisor(self, self._run_dir, self.hierarchies)

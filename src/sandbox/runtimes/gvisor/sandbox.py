@@ -1,4 +1,4 @@
-"""One sandbox made by runsc, from `ready` to its end."""
+"""A sandbox made by runsc, from `ready` to its end."""
 
 import asyncio
 import os
@@ -25,14 +25,14 @@ class _SandboxProcess(msgspec.Struct):
 
 
 class RunscState(msgspec.Struct):
-    """Of runsc's state file; `sandbox` is the process that is the sandbox's kernel."""
+    """Content of runsc's state file. `sandbox`: the process that is the sandbox's kernel."""
 
     status: str = ""
     sandbox: _SandboxProcess = msgspec.field(default_factory=_SandboxProcess)
 
     @property
     def is_running(self) -> bool:
-        """The command has begun."""
+        """Whether the command has started."""
         return self.status == "running" and self.sandbox.pid > 0
 
 
@@ -42,7 +42,7 @@ class _LogMessage(msgspec.Struct):
 
 
 def read_state(runsc_pid: int, attempt_id: str) -> RunscState:
-    """As it is now; empty as long as there is none, or it is being written, or runsc has gone."""
+    """Read the current state. Returns an empty state if the file is missing or incomplete, or runsc has ended."""
     path = Path(f"/proc/{runsc_pid}/root{STATE_DIRECTORY}/{attempt_id}_sandbox:{attempt_id}.state")
     try:
         return msgspec.json.decode(path.read_bytes(), type=RunscState)
@@ -51,12 +51,12 @@ def read_state(runsc_pid: int, attempt_id: str) -> RunscState:
 
 
 def is_lost_peer_error(error: str) -> bool:
-    """Whether runsc broke off because another of gVisor's processes had gone: somebody ended that one."""
+    """Return whether runsc failed because another gVisor process was gone because it was killed."""
     return error.casefold().endswith(_LOST_PEER_ERRORS)
 
 
 def last_error(log: bytes) -> str:
-    """The last error in a log of JSON lines; empty when there is none."""
+    """Return the last error in a log of JSON lines; empty if there is none."""
     error = ""
     for line in log.splitlines():
         try:
@@ -72,14 +72,14 @@ _START_SECONDS = 30.0
 _POLL_SECONDS = 0.002
 _MEMORY_CHECK_SECONDS = 0.5
 _DESCRIPTORS_OF_DIRECTORY = 2
-"""For a directory that is open inside: one to find what is in it, one to list it."""
+"""For each directory that is open inside: one descriptor to look entries up, one to list them."""
 
 _RUNSC_FAILED = 128
-"""What runsc ends with when it could not do its work. A command can end so too; then no error is in the log."""
+"""Exit code of a failed runsc. A command can end with it too, but then the log contains no error."""
 
 
 class GvisorSandbox(BaseSandbox):
-    """Made by GvisorRuntime.create."""
+    """Created by `GvisorRuntime.create`."""
 
     def __init__(self, ready: ReadySandbox) -> None:
         super().__init__(ready)
@@ -89,7 +89,7 @@ class GvisorSandbox(BaseSandbox):
         self._failure_reason = "it ended without a word"
 
     async def start(self, command: Command) -> tuple[asyncio.StreamReader, asyncio.StreamReader]:
-        """Run the one command. Raises AttemptError (provision_failed, sandbox_lost) when it does not begin."""
+        """Run the command. Raises AttemptError (provision_failed, sandbox_lost) if it does not start."""
         self._log = await self._execute(command)
         output, errors = await self._open_reader(self._launcher.output), await self._open_reader(self._launcher.errors)
         self._watch_exit()
@@ -101,7 +101,7 @@ class GvisorSandbox(BaseSandbox):
         return bundle.build_exec_spec(self._program, self._spec, command, reports)
 
     async def _wait_started(self) -> None:
-        """runsc writes down that the command runs. One that is over sooner than that is seen has begun too."""
+        """Wait until runsc's state file says that the command runs. A command that ended earlier has started too."""
         deadline = asyncio.get_running_loop().time() + _START_SECONDS
         while self._is_running() and not self._has_command_started:
             if asyncio.get_running_loop().time() > deadline:
@@ -116,12 +116,15 @@ class GvisorSandbox(BaseSandbox):
             raise AttemptError(code, f"gVisor did not begin: {self._failure_reason}.")
 
     async def open_terminal(self, command: Command, size: TerminalSize) -> Terminal:
-        """By a further runsc, whose terminal is in the launcher's mounts. Raises AttemptError (sandbox_lost)."""
+        """Run a further command with another runsc, on a pty in the launcher's mounts. Raises AttemptError
+        (sandbox_lost).
+        """
         if self._runsc_pidfd is None or not self._has_command_started or not self._is_running():
             raise AttemptError(FailureCode.SANDBOX_LOST, "Nothing runs in the sandbox any more.")
         numbers = (exec_client.PROCESS_FD, exec_client.LOG_FD, exec_client.STARTED_FD)
         words = bundle.exec_arguments(self._program, self.handle.attempt_id, *numbers)
-        runsc_fd = os.dup(self._runsc_pidfd)  # this one is closed as soon as the sandbox ends
+        # Duplicate it: the original is closed as soon as the sandbox ends.
+        runsc_fd = os.dup(self._runsc_pidfd)
         try:
             opened = await exec_client.start_runsc_on_pty(
                 self.handle.attempt_id, runsc_fd, self._add_to_group, words, bundle.encode_process(command), size
@@ -131,7 +134,7 @@ class GvisorSandbox(BaseSandbox):
         return self._track_terminal(ExecTerminal(*opened, self._group.was_oom_killed))
 
     async def signal(self, signal_number: int) -> None:
-        """To the command's own process, by a further runsc."""
+        """Signal the command's own process with another runsc."""
         if self._runsc_pidfd is None or not self._has_command_started or not self._is_running():
             return
         runsc_fd = os.dup(self._runsc_pidfd)
@@ -143,16 +146,16 @@ class GvisorSandbox(BaseSandbox):
             os.close(runsc_fd)
 
     async def stats(self) -> Stats:
-        """What the control group counts; not the processes, because it counts those of gVisor's kernel."""
+        """Return the control group's counters, without the processes: the group counts those of gVisor's kernel."""
         counted = self._group.stats()
         return Stats(counted.cpu_seconds, counted.memory_bytes, None, oom_kills=counted.oom_kills)
 
     async def file_usage(self) -> FileUsage:
-        """Directories that gVisor has open on the host; what other open files hold is charged."""
+        """Return the directories that gVisor has open on the host. Memory of other files is charged to the group."""
         return await asyncio.to_thread(self._group.directory_use, descriptors_each=_DESCRIPTORS_OF_DIRECTORY)
 
     async def _wait_for_exit(self) -> ExitStatus:
-        """runsc's end, then that of everything that it started, KILL_SECONDS at most."""
+        """Wait for runsc, then for all processes that it started, up to KILL_SECONDS."""
         await self._wait_for_runsc()
         deadline = asyncio.get_running_loop().time() + KILL_SECONDS
         while self._has_processes() and asyncio.get_running_loop().time() < deadline:
@@ -168,7 +171,7 @@ class GvisorSandbox(BaseSandbox):
         )
 
     async def _wait_for_runsc(self) -> None:
-        """A process of gVisor's own that the host ended for memory leaves the others waiting for it for ever."""
+        """Wait for runsc. If one of gVisor's processes is OOM-killed, kill the rest, which would wait forever."""
         ended = asyncio.ensure_future(self._launcher.wait())
         try:
             while not ended.done():
@@ -186,7 +189,7 @@ class GvisorSandbox(BaseSandbox):
         )
 
     async def _read_exit_code(self) -> int | None:
-        """The command's exit code; none when runsc itself failed or was ended."""
+        """Return the command's exit code; None if runsc itself failed or was killed."""
         code = self._launcher.exit_code
         if code is None or code < 0 or self._log is None:
             return KILLED_EXIT_CODE if self._was_killed else None

@@ -1,7 +1,7 @@
-"""A control group per attempt: to limit, to count and to kill by. Versions 1 and 2, where they are writable.
+"""One control group per attempt: limits, counts and kills its processes. Supports cgroup v1 and v2.
 
-A group is one directory in version 2 and one per hierarchy in version 1. What a group can do shows in the files
-that its directories have, so one code serves both: each thing is tried under the name of either version.
+Only writable hierarchies are used. A group is one directory in v2 and one per hierarchy in v1. The files in its
+directories show what a group can do, so the same code serves both versions: it tries the file names of both.
 """
 
 import errno
@@ -22,7 +22,7 @@ from sandbox.runtimes.limits.kernel_usage import SocketCounter
 from sandbox.runtimes.limits.slab_usage import IdleSlabMeter
 
 PARENT_GROUP = "sandbox"
-"""The directory that all attempts' groups are in."""
+"""Parent directory of all attempts' groups."""
 
 _PERIOD_MICROSECONDS = 100_000
 _CONTROLLERS_V1 = frozenset({"memory", "pids", "cpu", "cpuacct"})
@@ -37,29 +37,32 @@ _TCP_CONTROLLER_V1 = "memory.kmem.tcp"
 _KERNEL_COMMAND_LINE = Path("/proc/cmdline")
 _TCP_MEM_SYSCTL = Path("/proc/sys/net/ipv4/tcp_mem")
 _DEFAULT_TCP_MEMORY_DIVISOR = 16
-"""One of so many parts of the machine's memory may TCP use before there is pressure, unless tcp_mem was changed."""
+"""TCP may use 1/16 of the machine's memory before there is pressure, unless tcp_mem was changed."""
 
 _SOCKET_MEMORY_DIVISOR = 8
-"""One of so many parts of vm.memory may be in buffers of sockets."""
+"""Socket buffers may hold 1/8 of the sandbox's memory (resources.memory)."""
 _FEW_SOCKETS = 64
-"""What so many hold is not counted for each. They can hold a MiB each, and 4096 half-open connections for each."""
+"""Up to this many sockets, their receive queues are not measured.
+
+They can hold at most 1 MiB and 4096 half-open connections each.
+"""
 _SANDBOXES_AT_LIMIT_MIN = 8
-"""So many sandboxes it takes at least to use up the buffers of all: then datagrams of the others are dropped."""
+"""It takes at least this many sandboxes to exhaust the buffers of all. Then datagrams of the others are dropped."""
 
 
 class ControlGroup(msgspec.Struct, frozen=True):
-    """One attempt's group. `directories` need not exist."""
+    """The control group of one attempt. `directories` need not exist."""
 
     directories: Sequence[Path]
 
     def create(self, *, cpus: int, memory_bytes: int, processes_max: int) -> None:
-        """Make it and set the limits that its controllers have. Raises OSError."""
+        """Create the group and set the limits that its controllers support. Raises OSError."""
         for directory in self.directories:
             directory.parent.mkdir(exist_ok=True)
             _enable_controllers(directory.parent.parent)
             _enable_controllers(directory.parent)
             directory.mkdir(exist_ok=True)
-            with suppress(PermissionError):  # another user may have made it
+            with suppress(PermissionError):  # another user may own it
                 _limit_socket_buffers(directory.parent, _total_socket_buffer_bytes())
             _limit_socket_buffers(directory, _fair_socket_buffer_bytes(memory_bytes))
         self._write("memory.max", memory_bytes)
@@ -72,12 +75,12 @@ class ControlGroup(msgspec.Struct, frozen=True):
         self._write("cpu.cfs_quota_us", cpus * _PERIOD_MICROSECONDS)
 
     def add(self, pid: int) -> None:
-        """Move a process in; its children follow. Raises OSError."""
+        """Move a process into the group; its future children follow. Raises OSError."""
         for directory in self.directories:
             _write(directory / "cgroup.procs", str(pid))
 
     def limits(self) -> frozenset[str]:
-        """Which limits it holds, of `memory`, `cpus`, `processes` and `sockets`, the buffers of TCP and UDP."""
+        """Return the enforced limits: `memory`, `cpus`, `processes` and `sockets` (buffers of TCP and UDP)."""
         limits = frozenset(
             name
             for name, files in _LIMIT_FILES.items()
@@ -86,29 +89,29 @@ class ControlGroup(msgspec.Struct, frozen=True):
         return limits - {"sockets"} if self._is_unified and _is_socket_accounting_disabled() else limits
 
     def process_ids(self) -> frozenset[int]:
-        """Processes in it, zombies left out by the kernel."""
+        """Return the processes in the group. The kernel omits zombies."""
         listings = (_read(directory / "cgroup.procs") for directory in self.directories)
         return frozenset(int(pid) for listing in listings for pid in listing.split())
 
     def kill(self) -> None:
-        """KILL every process in it once; a process that was being born may be missed without `cgroup.kill`."""
+        """Send KILL to every process once. Without `cgroup.kill`, a process that is being forked may be missed."""
         if self._write("cgroup.kill", 1):
             return
         for pid in self.process_ids():
             processes.send_signal(pid, signal.SIGKILL, self._contains)
 
     def was_oom_killed(self) -> bool:
-        """The kernel ended a process of it because the memory was used up."""
+        """Return whether the kernel killed a process of the group because its memory was exhausted."""
         return bool(self.memory_kills())
 
     def memory_kills(self) -> int:
-        """How often the kernel did so, since the group was made."""
+        """Return the number of OOM kills since the group was created."""
         return (
             self._read_number("memory.events", "oom_kill") or self._read_number("memory.oom_control", "oom_kill") or 0
         )
 
     def stats(self) -> Stats:
-        """What it uses now. Memory is without file pages that can be dropped at once."""
+        """Return the current usage. Memory excludes inactive file pages, which can be dropped at once."""
         used = _first_known(self._read_number("memory.current"), self._read_number("memory.usage_in_bytes"))
         cached = (
             self._read_number("memory.stat", "total_inactive_file")
@@ -129,10 +132,10 @@ class ControlGroup(msgspec.Struct, frozen=True):
     def kernel_usage(
         self, pid: int, memory_bytes: int, counter: SocketCounter | None = None, slabs: IdleSlabMeter | None = None
     ) -> KernelUsage:
-        """Of the group, and of the network namespace of a process in it. May take a tenth of a second.
+        """Return the kernel usage of the group and of the network namespace of its process `pid`. May take 0.1 s.
 
-        Version 1 bounds buffers of sockets itself, version 2 counts them as memory. memory_bytes: what the group was
-        made with. counter: of that network namespace. slabs: None for one with a kernel of its own.
+        v1 limits socket buffers itself; v2 counts them as memory. memory_bytes: the limit that the group was created
+        with. counter: counter of that network namespace. slabs: None for a sandbox with its own kernel.
         """
         sockets = kernel_usage.count_sockets(pid)
         waiting = counter.count() if counter is not None and (sockets or 0) > _FEW_SOCKETS else None
@@ -150,22 +153,25 @@ class ControlGroup(msgspec.Struct, frozen=True):
         )
 
     def file_usage(self) -> FileUsage:
-        """Of the processes in it; nothing is known where it has no directory. Reads many files of the kernel."""
+        """Return the open files of the group's processes; unknown without directories. Reads many files of /proc."""
         return kernel_usage.count_files(self.process_ids()) if self.directories else FileUsage()
 
     def directory_use(self, *, descriptors_each: int) -> FileUsage:
-        """Of a kernel that is a program in it: only its open directories are counted."""
+        """Return the open directories (only those) of a sandbox whose kernel is a program in the group."""
         return kernel_usage.count_directories(self.process_ids(), descriptors_each=descriptors_each)
 
     def _kernel_bytes_of_all(self) -> int:
-        """Of all groups beside it and its own. What their parent has more is of groups that are gone."""
+        """Return the kernel memory of this group and its siblings.
+
+        The parent group's count is higher, because it includes groups that were removed.
+        """
         parents = [directory.parent for directory in self.directories]
         names = {entry.name for parent in parents for entry in parent.glob("*/")}
         groups = [ControlGroup([parent / name for parent in parents]) for name in names]
         return sum(group._kernel_bytes() or 0 for group in groups)
 
     def _kernel_bytes(self) -> int | None:
-        """What is charged for memory of the kernel itself."""
+        """Return the bytes charged for memory of the kernel itself."""
         return _first_known(self._read_number("memory.kmem.usage_in_bytes"), self._read_number("memory.stat", "kernel"))
 
     @property
@@ -173,7 +179,7 @@ class ControlGroup(msgspec.Struct, frozen=True):
         return any((directory / "memory.max").exists() for directory in self.directories)
 
     def remove(self) -> bool:
-        """Remove what is there of it; False while the kernel still holds some."""
+        """Remove the group's directories. Returns False while the kernel still keeps one."""
         for directory in self.directories:
             try:
                 directory.rmdir()
@@ -193,7 +199,7 @@ class ControlGroup(msgspec.Struct, frozen=True):
         return bool(written)
 
     def _read_number(self, name: str, key: str = "") -> int | None:
-        """The one number in a file, or the one after `key`."""
+        """Return the only number in a file, or the number after `key`."""
         for directory in self.directories:
             match = re.search(rf"^{key} ?(\d+)$", _read(directory / name), re.MULTILINE)
             if match:
@@ -202,16 +208,16 @@ class ControlGroup(msgspec.Struct, frozen=True):
 
 
 class Hierarchies(msgspec.Struct, frozen=True):
-    """Where groups can be made here. Empty where none is writable."""
+    """The writable cgroup hierarchies of this machine; empty if there are none."""
 
     roots: Sequence[Path]
 
     def group(self, attempt_id: str) -> ControlGroup:
-        """The group of an attempt, made or not."""
+        """Return the group of an attempt, whether it exists or not."""
         return ControlGroup([root / PARENT_GROUP / attempt_id for root in self.roots])
 
     def attempt_ids(self) -> frozenset[str]:
-        """Attempts that have a group here."""
+        """Return the attempts that have a group."""
         parents = [root / PARENT_GROUP for root in self.roots if (root / PARENT_GROUP).is_dir()]
         return frozenset(entry.name for parent in parents for entry in parent.iterdir() if entry.is_dir())
 
@@ -219,7 +225,7 @@ class Hierarchies(msgspec.Struct, frozen=True):
 def find_hierarchies(
     mountinfo: Path = Path("/proc/self/mountinfo"), own_cgroup: Path = Path("/proc/self/cgroup")
 ) -> Hierarchies:
-    """The version 1 hierarchies of our controllers where there are any, else the version 2 one; only writable ones."""
+    """Return the writable hierarchies: v1 hierarchies of the used controllers if there are any, else the v2 one."""
     first, second = [], []
     for line in mountinfo.read_text().splitlines():
         before, _, after = line.partition(" - ")
@@ -236,7 +242,7 @@ def find_hierarchies(
 
 
 def _topmost_writable(mount_point: Path, own_cgroup: Path) -> Path | None:
-    """The highest directory over this process's own group that this user may make groups in."""
+    """Return the highest ancestor of this process's group in which this user may create groups."""
     line = next((one for one in own_cgroup.read_text().splitlines() if one.startswith("0::")), "0::/")
     here = mount_point / line[3:].lstrip("/")
     candidates = [one for one in (here, *here.parents) if one.is_relative_to(mount_point)]
@@ -248,12 +254,14 @@ def _is_writable(directory: Path) -> bool:
 
 
 def socket_buffer_bytes(memory_bytes: int) -> int:
-    """What the sockets of a sandbox with so much memory may hold in their buffers."""
+    """Return the bytes that socket buffers may hold in a sandbox with `memory_bytes` of memory."""
     return min(max(memory_bytes // _SOCKET_MEMORY_DIVISOR, SOCKET_BUFFER_BYTES_MIN), SOCKET_BUFFER_BYTES_MAX)
 
 
 def _limit_socket_buffers(directory: Path, buffer_bytes: int) -> None:
-    """Version 1. While a group holds more than its bound, the kernel refuses to set it again; it is set already."""
+    """Limit socket buffers (v1). The kernel refuses to change the limit while the group exceeds it; then it is set
+    already.
+    """
     path = directory / f"{_TCP_CONTROLLER_V1}.limit_in_bytes"
     if not path.exists():
         return
@@ -265,9 +273,9 @@ def _limit_socket_buffers(directory: Path, buffer_bytes: int) -> None:
 
 
 def _total_socket_buffer_bytes() -> int:
-    """For all sandboxes together: half of what TCP may use before the machine is under pressure.
+    """Return the limit for all sandboxes together: half of what TCP may use before the machine is under pressure.
 
-    Only the machine's own network has that setting; in a container it is what the kernel chooses by default.
+    Only the initial network namespace has tcp_mem; in a container the kernel's default is used.
     """
     try:
         pressure_pages = int(_TCP_MEM_SYSCTL.read_text().split()[1])
@@ -282,13 +290,13 @@ def _fair_socket_buffer_bytes(memory_bytes: int) -> int:
 
 
 def _is_socket_accounting_disabled() -> bool:
-    """The machine was started with cgroup.memory=nosocket, which version 2 obeys."""
+    """Return whether the machine was booted with cgroup.memory=nosocket, which v2 honours."""
     options = re.findall(r"cgroup\.memory=(\S+)", _read(_KERNEL_COMMAND_LINE))
     return any("nosocket" in one.split(",") for one in options)
 
 
 def _enable_controllers(directory: Path) -> None:
-    """Version 2: let the groups below have controllers. A group with processes of its own refuses; then none has."""
+    """Enable the controllers for child groups (v2). A group that contains processes refuses; then no child has them."""
     for controller in _CONTROLLERS_V2 if (directory / "cgroup.subtree_control").exists() else ():
         with suppress(OSError):
             _write(directory / "cgroup.subtree_control", f"+{controller}")
@@ -315,12 +323,12 @@ def _read(path: Path) -> str:
 
 
 def parse_control_group(text: str) -> ControlGroup:
-    """A group from its line in a handle. Raises ValueError for a path that is no attempt's group."""
+    """Parse the group from a handle. Raises ValueError for a path that is not an attempt's group."""
     return ControlGroup([_parse_group_path(line) for line in text.splitlines()])
 
 
 def format_control_group(group: ControlGroup) -> str:
-    """A group as its line in a handle."""
+    """Format the group for a handle."""
     return "\n".join(map(str, group.directories))
 
 

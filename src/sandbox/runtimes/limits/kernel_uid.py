@@ -1,7 +1,7 @@
-"""A kernel uid of its own for every sandbox, claimed machine-wide.
+"""Allocates a separate kernel uid for each sandbox, machine-wide.
 
-A claim is a lock on a file that the claiming process holds until it gives the uid back or dies. The file names
-the attempt, so that another process can tell whose the uid is.
+A claim is a lock on a file, held by the claiming process until it releases the uid or dies. The file contains the
+attempt's id, from which other processes find the owner of a uid.
 """
 
 import fcntl
@@ -16,18 +16,21 @@ from sandbox.runtimes import processes
 
 LOCK_DIRECTORY = Path("/run/sandbox-uids")
 SANDBOX_UIDS = range(1_900_000_000, 1_900_065_000)
-"""Uids that nobody else hands out: past the subordinate ones of login.defs (up to 600,100,000), which the containers of
-the machine's users run with, and past those of systemd's containers (up to 1,879,048,191)."""
+"""Uids that nothing else allocates.
+
+They are above the subordinate uids of login.defs (up to 600,100,000), which containers of the machine's users run with,
+and above those of systemd's containers (up to 1,879,048,191).
+"""
 
 FILES_UIDS_OFFSET = 100_000
-"""From a kernel uid to that of its sandbox's files, in runtimes whose sandboxes have two: the claim holds both."""
+"""Distance from a kernel uid to the uid of its sandbox's files, in runtimes that need both. One claim covers both."""
 
 _HASH_MULTIPLIER = 2_654_435_761
-"""A prime near 2**32 divided by the golden ratio: neighbouring directories land far apart."""
+"""A prime near 2**32 divided by the golden ratio: it spreads neighbouring directories far apart."""
 
 
 class KernelUidPool:
-    """The uids of a range, for root only: an ordinary user has but one."""
+    """A range of uids. For root only: an ordinary user has a single uid."""
 
     def __init__(self, uid_range: range, directory: Path = LOCK_DIRECTORY) -> None:
         self._range = uid_range
@@ -35,7 +38,7 @@ class KernelUidPool:
         self._allocations: dict[str, tuple[int, int]] = {}
 
     def allocate(self, attempt_id: str) -> int:
-        """A uid that nobody has claimed and no process has. Raises AttemptError (provision_failed)."""
+        """Allocate a uid that nobody has claimed and no process has. Raises AttemptError (provision_failed)."""
         if attempt_id in self._allocations:
             return self._allocations[attempt_id][0]
         try:
@@ -55,10 +58,11 @@ class KernelUidPool:
 
     @contextmanager
     def guard_ownership(self, uid: int, attempt_id: str) -> Iterator[Callable[[], bool]]:
-        """A question that is answered with yes as long as the uid is this attempt's, or nobody's.
+        """Yield a function that returns True while the uid is this attempt's or unclaimed.
 
-        Nobody's uid cannot be claimed meanwhile. Another living process's claim can end and the uid become another
-        attempt's, so ask again when a process that has it is held by a pidfd, and only then signal it.
+        An unclaimed uid cannot be claimed in the meantime. A claim of another living process can end and the uid go to
+        another attempt. So open a pidfd of the process first, call the function again, and only then signal the
+        process.
         """
         if attempt_id in self._allocations:
             yield lambda: True
@@ -72,11 +76,11 @@ class KernelUidPool:
             os.close(descriptor)
 
     def is_allocated_to(self, uid: int, attempt_id: str) -> bool:
-        """The last claim of the uid is this attempt's."""
+        """Return whether the latest claim of the uid names this attempt."""
         return (self._directory / str(uid)).read_bytes() == attempt_id.encode()
 
     def find_uid(self, attempt_id: str) -> int | None:
-        """The uid whose last claim names the attempt, whoever made it; None where there is none."""
+        """Return the uid whose latest claim, by any process, names the attempt; None if there is none."""
         name = attempt_id.encode()
         try:
             claims = [path for path in self._directory.iterdir() if path.name.isdigit()]
@@ -85,23 +89,23 @@ class KernelUidPool:
             return None
 
     def release(self, attempt_id: str) -> None:
-        """Give the uid back; nothing happens when this process has not claimed one for the attempt."""
+        """Release the attempt's uid. Does nothing if this process has not allocated one."""
         _, descriptor = self._allocations.pop(attempt_id, (0, None))
         if descriptor is not None:
             os.close(descriptor)
 
     def has_allocated(self, uid: int | None, attempt_id: str) -> bool:
-        """This process has claimed the uid for the attempt."""
+        """Return whether this process has allocated the uid for the attempt."""
         return attempt_id in self._allocations and self._allocations[attempt_id][0] == uid
 
     def __contains__(self, uid: int) -> bool:
         return uid in self._range
 
     def _iterate_from_offset(self) -> Iterator[int]:
-        """The range, begun at a place that belongs to this lock directory.
+        """Iterate over the range from an offset that depends on the lock directory.
 
-        A container beside this host has a lock directory of its own and cannot see the host's processes, yet shares
-        its uids: two that begin far apart do not meet in practice.
+        A container on this host has its own lock directory and cannot see the host's processes, but shares its uids.
+        Two ranges that start far apart do not meet in practice.
         """
         status = self._directory.stat()
         begin = (status.st_dev * 31 + status.st_ino) * _HASH_MULTIPLIER % len(self._range)
@@ -113,7 +117,7 @@ class KernelUidPool:
         if not _try_lock(descriptor):
             os.close(descriptor)
             return False
-        # Named before it is looked at, so that whoever reads the old name after this knows that it lost the uid.
+        # Write the name before checking for processes: an earlier owner then reads that it has lost the uid.
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, attempt_id.encode(), 0)
         if processes.find_by_uid(uid):

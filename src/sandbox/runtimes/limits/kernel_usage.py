@@ -1,7 +1,7 @@
-"""What the open files of a sandbox make the kernel hold, counted from outside in /proc.
+"""Counts what the kernel holds for a sandbox's open files, from outside in /proc.
 
-Locks, half-read directories and the like are charged to no control group. Only descriptors tell which sandbox they
-belong to: /proc/locks names the process that took a lock, which may have ended, and its id may be another's by now.
+Locks, partly read directories and similar objects are charged to no control group. Only descriptors show which sandbox
+they belong to: /proc/locks names the process that took a lock, but that process may have ended and its id been reused.
 """
 
 import errno
@@ -24,19 +24,20 @@ from sandbox.model.limits import OPEN_DIRECTORIES_MAX, OPEN_FILES_OF_SANDBOX_MAX
 
 _PROC_LOCKS = Path("/proc/locks")
 _MACHINE_LOCKS_MIN = 1024
-"""While the whole machine has fewer, those of a sandbox are not counted. The kernel takes long to list many."""
+"""While the whole machine has fewer locks, those of a sandbox are not counted. Listing many takes the kernel long."""
 
 _SAMPLE_SIZE_MAX = 4096
-"""Of more open files so many are looked at, chosen at random anew each time."""
+"""Number of open files to inspect; a larger set is sampled at random each time."""
 
 _FLAGS = re.compile(r"^flags:\s*(\d+)$", re.MULTILINE)
 _POSIX_LOCK = re.compile(r"^lock:.* POSIX ", re.MULTILINE)
 
 
 def count_files(process_ids: Collection[int]) -> FileUsage:
-    """Of the processes of one sandbox. Where there are many, directories are estimated, and there may be more locks.
+    """Count the open files of one sandbox's processes.
 
-    Locks are no estimate, because one file can have all of them.
+    With many files, the number of directories is an estimate. The number of locks is a lower bound and never
+    extrapolated, because one file can have all of them.
     """
     tables = {
         table: count for pid in process_ids if (table := find_fd_table(pid)) and (count := count_open_files(table))
@@ -53,10 +54,10 @@ def count_files(process_ids: Collection[int]) -> FileUsage:
 
 
 def count_directories(process_ids: Collection[int], *, descriptors_each: int) -> FileUsage:
-    """Open directories of a sandbox whose own kernel is a program of the host: only one of its processes has them.
+    """Count the open directories of a sandbox whose kernel is a host program, of which only one process opens them.
 
-    Other processes may share that one's table of files, so it is not a sum. descriptors_each: what the program opens
-    for a directory. Paths (O_PATH) hold nothing.
+    Other processes may share that process's table of files, so the numbers are not added up. descriptors_each: how many
+    descriptors the program opens for a directory. Descriptors opened with O_PATH hold nothing.
     """
     tables = {table: count_open_files(table) for pid in process_ids if (table := find_fd_table(pid))}
     table = max(tables, key=lambda one: tables[one], default="")
@@ -69,7 +70,7 @@ def count_directories(process_ids: Collection[int], *, descriptors_each: int) ->
 
 
 def has_many_locks() -> bool:
-    """Whether the machine has so many locks on files that a sandbox may have too many of them."""
+    """Return whether the machine has so many file locks that a sandbox may exceed its limit."""
     try:
         with _PROC_LOCKS.open() as file:
             return sum(1 for _ in islice(file, _MACHINE_LOCKS_MIN)) == _MACHINE_LOCKS_MIN
@@ -78,7 +79,7 @@ def has_many_locks() -> bool:
 
 
 def find_fd_table(pid: int) -> str | None:
-    """The directory that stands for a process's open files; its first thread may have ended before the others."""
+    """Return the /proc directory with a process's open files. Its first thread may have ended before the others."""
     own = f"/proc/{pid}"
     if count_open_files(own):
         return own
@@ -87,28 +88,28 @@ def find_fd_table(pid: int) -> str | None:
 
 
 def count_open_files(table: str) -> int:
-    """How many files are open; 0 where that cannot be seen. Before Linux 6.2 the size of the directory is 0."""
+    """Return the number of open files; 0 if it is not visible. Before Linux 6.2 the size of the directory is 0."""
     with suppress(OSError):
         return Path(f"{table}/fd").stat().st_size or len(list_directory(f"{table}/fd"))
     return 0
 
 
 def list_directory(directory: str) -> list[str]:
-    """In a directory of /proc; none where it is gone or hidden."""
+    """Return the names in a directory of /proc; empty if it is gone or hidden."""
     with suppress(OSError), os.scandir(directory) as entries:
         return [entry.name for entry in entries]
     return []
 
 
 def is_directory(file: str) -> bool:
-    """file: its path, with braces in the place of `fd` or `fdinfo`."""
+    """Return whether the file is a directory. file: path with braces in place of `fd` or `fdinfo`."""
     with suppress(OSError):
         return stat.S_ISDIR(Path(file.format("fd")).stat().st_mode)
     return False
 
 
 def is_path(file: str) -> bool:
-    """Whether it was opened with O_PATH; a file that is gone was."""
+    """Return whether the file was opened with O_PATH; True if it is gone."""
     with suppress(OSError):
         flags = _FLAGS.search(Path(file.format("fdinfo")).read_text())
         return flags is not None and bool(int(flags[1], 8) & os.O_PATH)
@@ -116,7 +117,7 @@ def is_path(file: str) -> bool:
 
 
 def count_locks(file: str) -> int:
-    """POSIX locks that were taken by this open file. The other kinds are one for each open file."""
+    """Return the number of POSIX locks taken through this open file. Of the other kinds, a file has at most one."""
     with suppress(OSError):
         return len(_POSIX_LOCK.findall(Path(file.format("fdinfo")).read_text()))
     return 0
@@ -126,9 +127,9 @@ _RMEM_COLUMN = 4
 
 
 def count_sockets(pid: int) -> int | None:
-    """All that live in the network namespace of a process: open, not accepted, and closed with data on the way.
+    """Count all sockets in a process's network namespace: open, not accepted, and closed with data in flight.
 
-    None where the process has ended.
+    Returns None if the process has ended.
     """
     try:
         text = Path(f"/proc/{pid}/net/sockstat").read_text()
@@ -138,7 +139,7 @@ def count_sockets(pid: int) -> int | None:
 
 
 def count_netlink_bytes(pid: int) -> int | None:
-    """What waits in the netlink sockets of that network namespace to be read. None where the process has ended."""
+    """Return the unread bytes in the network namespace's netlink sockets; None if the process has ended."""
     try:
         lines = Path(f"/proc/{pid}/net/netlink").read_text().splitlines()
     except OSError:
@@ -147,7 +148,7 @@ def count_netlink_bytes(pid: int) -> int | None:
 
 
 SOCK_DIAG = 4
-"""The netlink protocol. A socket of it sees the network namespace that it was made in."""
+"""Netlink protocol. Its socket sees the network namespace in which it was created."""
 
 _REQUEST, _ANSWERS_BYTES = 20, 1 << 17
 _DUMP = 0x301
@@ -156,22 +157,25 @@ _HEADER_BYTES, _ANSWER_BYTES = 16, 72
 _SYN_RECEIVED, _TIME_WAIT = 3, 6
 _STATES = 0xFFFFFFFF & ~(1 << _TIME_WAIT)
 _MEMORY = 7
-"""INET_DIAG_SKMEMINFO: an attribute of numbers. The first one is what waits to be received, errors included."""
+"""INET_DIAG_SKMEMINFO: an attribute of numbers. The first is the memory of the receive queue, errors included."""
 
 _ENOUGH_SOCKETS = 65536
-"""So many are looked at; more are past every bound."""
+"""Number of sockets to inspect. More exceed every limit."""
 _ANSWER_SECONDS = 2.0
 
 
 class Waiting(msgspec.Struct, frozen=True):
-    """received_bytes: in the queues to be received from. half_open: connections that only the listener has."""
+    """Received data that nobody has read.
+
+    received_bytes: bytes in receive queues. half_open: connections that only the listener has.
+    """
 
     received_bytes: int = 0
     half_open: int = 0
 
 
 class SocketCounter:
-    """On a netlink socket of SOCK_DIAG, taken over."""
+    """Counts sockets through a SOCK_DIAG netlink socket, of which it takes ownership."""
 
     def __init__(self, netlink: socket.socket) -> None:
         netlink.settimeout(_ANSWER_SECONDS)
@@ -180,7 +184,7 @@ class SocketCounter:
         self._sequence = 0
 
     def count(self) -> Waiting | None:
-        """None where this kernel does not tell, or not in time."""
+        """Count waiting data; None if this kernel does not report it or did not answer in time."""
         with self._lock:
             try:
                 kinds = [(family, protocol) for family in (2, 10) for protocol in (6, 17)]
@@ -190,7 +194,7 @@ class SocketCounter:
         return Waiting(sum(one.received_bytes for one in counts), sum(one.half_open for one in counts))
 
     def close(self) -> None:
-        """Counts nothing any more."""
+        """Close the netlink socket."""
         self._netlink.close()
 
     def _count(self, family: int, protocol: int) -> Waiting:
@@ -216,14 +220,17 @@ class SocketCounter:
 
 
 def refuse(answers: bytes, at: int, length: int) -> None:
-    """Raise OSError for the error at the end. ENOENT: the kernel has no such sockets, or no part that tells of them."""
+    """Raise OSError for the error in the final message.
+
+    ENOENT is ignored: the kernel has no such sockets, or no sock_diag module for them.
+    """
     (number,) = struct.unpack_from("=i", answers, at + _HEADER_BYTES) if length > _HEADER_BYTES else (0,)
     if number and -number != errno.ENOENT:
         raise OSError(-number, "sock_diag")
 
 
 def read_memory(answers: bytes, at: int, end: int) -> int:
-    """From the attributes of one socket."""
+    """Return the received bytes from the attributes of one socket."""
     while at + 4 < end:
         length, kind = struct.unpack_from("=HH", answers, at)
         if kind == _MEMORY:

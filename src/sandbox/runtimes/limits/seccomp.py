@@ -1,7 +1,7 @@
-"""The filter on system calls, assembled by hand so that no library is needed.
+"""The seccomp filter, assembled by hand to need no library.
 
-Everything is allowed but what stands here. What an agent's work never needs and what has been the way out of
-sandboxes before answers EPERM; what programs try first and have another way for answers ENOSYS.
+System calls are allowed unless listed here. Calls that an agent never needs and that have been ways out of sandboxes
+fail with EPERM. Calls for which programs have a fallback fail with ENOSYS.
 """
 
 import errno
@@ -15,20 +15,23 @@ ALLOWED_FAMILIES = (AF_UNIX, AF_INET, AF_INET6, AF_NETLINK)
 INTERNET_FAMILIES = (AF_INET, AF_INET6)
 TYPE_MASK = 0xF
 ALLOWED_INTERNET_TYPES = (1, 2)
-"""SOCK_STREAM and SOCK_DGRAM. SOCK_PACKET would make a packet socket of an AF_INET one."""
+"""SOCK_STREAM and SOCK_DGRAM. SOCK_PACKET would turn an AF_INET socket into a packet socket."""
 ALLOWED_INTERNET_PROTOCOLS = (0, 6, 17)
-"""The type's own, TCP and UDP. For any other protocol the kernel looks for a module of the host."""
+"""The type's default, TCP and UDP. For any other protocol the kernel tries to load a module of the host."""
 
 MSG_MORE, SPLICE_F_MORE = 0x8000, 0x4
-"""Hold a datagram back, up to 64 KiB in each socket that nothing counts. TCP_CORK does the same for streams."""
+"""Flags that hold a datagram back: up to 64 KiB in each socket, which nothing counts. TCP_CORK does so for streams."""
 
 _SOL_SOCKET = 1
 _SOL_IP, _SOL_TCP, _SOL_UDP, _SOL_IPV6, _SOL_NETLINK = 0, 6, 17, 41, 270
 
 IGNORED_OPTIONS: Mapping[int, tuple[int, ...]] = {_SOL_SOCKET: (8,), _SOL_IP: (11,), _SOL_TCP: (9,), _SOL_IPV6: (25,)}
-"""By level; they succeed and change nothing. SO_RCVBUF: each connection that nobody accepts has the listener's size.
-IP_RECVERR, IPV6_RECVERR: no control group counts the queue of errors, and the C library insists on it for DNS.
-TCP_DEFER_ACCEPT: a connection stays half-open for hours when its other side has gone without a word."""
+"""Options by level that succeed without effect.
+
+SO_RCVBUF: each connection that nobody accepts inherits the listener's size. IP_RECVERR, IPV6_RECVERR: no control group
+counts the error queue, and the C library insists on them for DNS. TCP_DEFER_ACCEPT: a connection stays half-open for
+hours if its peer disappears silently.
+"""
 
 ALLOWED_OPTIONS: Mapping[int, frozenset[int]] = {
     # REUSEADDR TYPE ERROR DONTROUTE BROADCAST SNDBUF KEEPALIVE OOBINLINE NO_CHECK PRIORITY LINGER REUSEPORT PASSCRED
@@ -58,14 +61,16 @@ ALLOWED_OPTIONS: Mapping[int, frozenset[int]] = {
     # ADD_MEMBERSHIP DROP_MEMBERSHIP PKTINFO NO_ENOBUFS CAP_ACK EXT_ACK GET_STRICT_CHK
     _SOL_NETLINK: frozenset({1, 2, 3, 5, 10, 11, 12}),
 }  # fmt: skip
-"""By level. Left out, among others: filters (SO_ATTACH_FILTER and its kin), UDP_CORK, memberships of IPv6 and of
-sources (no bound for each socket), flow labels, SO_TIMESTAMPING (queues what was sent), SO_RESERVE_MEM, SO_RCVLOWAT,
-TCP_ULP, TCP_MD5SIG, TCP_REPAIR. SO_ZEROCOPY: what arrives is then in pages that TCP_ZEROCOPY_RECEIVE can map.
-IP_MINTTL, IPV6_MINHOPCOUNT: a socket that drops answers unseen keeps the other side's connection half-open for hours.
+"""Allowed options by level.
+
+Not allowed, among others: filters (SO_ATTACH_FILTER and similar), UDP_CORK, memberships of IPv6 and of sources (no
+limit per socket), flow labels, SO_TIMESTAMPING (queues what was sent), SO_RESERVE_MEM, SO_RCVLOWAT, TCP_ULP,
+TCP_MD5SIG, TCP_REPAIR. SO_ZEROCOPY: received data is then in pages that TCP_ZEROCOPY_RECEIVE can map. IP_MINTTL,
+IPV6_MINHOPCOUNT: a socket that drops answers unseen keeps the peer's connection half-open for hours.
 """
 
 TCP_LEVEL, TCP_ZEROCOPY_RECEIVE = _SOL_TCP, 35
-"""An option that is asked for: maps pages of received data into the program. No control group is charged for them."""
+"""A getsockopt option that maps pages of received data into the program. No control group is charged for them."""
 
 
 _LOAD, _JUMP_EQUAL, _JUMP_GREATER, _JUMP_SET, _RETURN = 0x20, 0x15, 0x25, 0x45, 0x06
@@ -79,7 +84,7 @@ _CLONE_FILES, _CLONE_THREAD = 0x400, 0x10000
 _CLONE_NEWTIME = 0x80
 _X32_BIT = 0x40000000
 _SYSCALL_NUMBER_MAX = 462
-"""The last system call that was known when this was written (mseal); newer ones do not exist inside."""
+"""The last system call known when this was written (mseal). Newer ones do not exist inside."""
 
 _DENIED_IOCTLS = (
     0x5412, 0x541C,  # TIOCSTI types into a terminal, TIOCLINUX pastes into one
@@ -99,41 +104,47 @@ _CLOSE_RANGE = 436
 _ABSENT_CALLS = {
     "io_uring_setup": 425, "io_uring_enter": 426, "io_uring_register": 427, "clone3": 435, "memfd_secret": 447,
 }  # fmt: skip
-"""clone3 keeps its flags in memory where no filter sees them; the C library falls back to clone. memfd_secret takes
-pages out of the kernel's direct map, which slows down the whole machine and keeps it from hibernating.
+"""clone3 keeps its flags in memory, where no filter sees them; the C library falls back to clone.
+
+memfd_secret removes pages from the kernel's direct map, which slows the whole machine down and prevents hibernation.
 """
 
 _MAP_HUGETLB, _MFD_HUGETLB, _SHM_HUGETLB = 0x40000, 0x4, 0x800
-"""Huge pages are a pool of the whole machine, and the control group for memory does not count them."""
+"""Huge pages come from a pool of the whole machine, and the memory control group does not count them."""
 
 _OFD_LOCKS = (36, 37, 38)
-"""F_OFD_GETLK, F_OFD_SETLK, F_OFD_SETLKW: locks without a process, so that nobody can count them for a sandbox."""
+"""F_OFD_GETLK, F_OFD_SETLK, F_OFD_SETLKW: locks without a process, which cannot be attributed to a sandbox."""
 
 _CLOSE_RANGE_UNSHARE = 0x2
-"""CLOSE_RANGE_UNSHARE: open files of one thread alone."""
+"""CLOSE_RANGE_UNSHARE: gives a single thread its own table of open files."""
 
 _CONFINING_MODES = (0, 1)
-"""SECCOMP_SET_MODE_STRICT, SECCOMP_SET_MODE_FILTER. A filter of a program's own can have every call written to the
-machine's audit log (SECCOMP_RET_LOG), which no filter outside of it can see or prevent. Compiled filters come out of
-a pool of the machine (net.core.bpf_jit_limit), and a listener keeps one there when its process has ended.
+"""SECCOMP_SET_MODE_STRICT, SECCOMP_SET_MODE_FILTER.
+
+A program's own filter can have every call written to the machine's audit log (SECCOMP_RET_LOG), which no outer filter
+sees or can prevent. Compiled filters come from a pool of the machine (net.core.bpf_jit_limit), and a listener keeps one
+there after its process has ended.
 """
 
 _NOTIFICATION_PIPE = 0x80
-"""O_NOTIFICATION_PIPE: a pipe for news of keys, with up to 64 KiB of pages that no control group is charged for."""
+"""O_NOTIFICATION_PIPE: a pipe for key events with up to 64 KiB of pages that no control group is charged for."""
 
 _ATTRIBUTE_BYTES_MAX = 256
-"""Of one extended attribute. The kernel keeps access lists of a file in memory that no control group is charged for."""
+"""Maximum size of an extended attribute.
+
+The kernel keeps a file's access control lists in memory that no control group is charged for.
+"""
 
 _POLLED_FILES_MAX = 4096
-"""In one call of poll or select. The kernel holds 72 bytes for each, which the control group does not count."""
+"""Maximum in one call of poll or select. The kernel holds 72 bytes for each, which the control group does not count."""
 
 _MERGEABLE = 12
-"""MADV_MERGEABLE: the kernel's own thread looks for equal pages, at 64 bytes for each that nobody is charged for."""
+"""MADV_MERGEABLE: a kernel thread looks for equal pages, at 64 bytes for each page, charged to nobody."""
 
 _PR_SET_SECCOMP = 22
 
 _PROCESS_OPTIONS = (
-    62,  # PR_SCHED_CORE: keeps the sibling of each processor that is used from everybody else
+    62,  # PR_SCHED_CORE: blocks the sibling of each used processor for everybody else
     67,  # PR_SET_MEMORY_MERGE: MADV_MERGEABLE for the whole process
 )
 
@@ -141,11 +152,11 @@ _ARG0, _ARG1, _ARG2, _ARG3, _ARG4, _ARG5 = range(_ARGS_OFFSET, _ARGS_OFFSET + 48
 
 
 class Architecture(msgspec.Struct, frozen=True):
-    """Numbers of one kind of processor. `audit` is its AUDIT_ARCH value.
+    """System call numbers of one architecture. `audit`: its AUDIT_ARCH value.
 
-    io_setup: absent, because its contexts are taken of a number that the machine has for everybody (fs.aio-max-nr).
-    splice, vmsplice, sendfile: refused, because the pages that they put into a pipe or a socket are charged to nobody
-    or are the host's own, and a socket counts the bytes of a page that are used, not the page. Programs copy instead.
+    io_setup: absent, because its contexts count towards a limit of the whole machine (fs.aio-max-nr). splice, vmsplice,
+    sendfile: refused. The pages that they put into a pipe or a socket are charged to nobody or belong to the host, and
+    a socket counts the used bytes of a page, not the page. Programs fall back to copying.
     """
 
     audit: int
@@ -220,10 +231,10 @@ ARCHITECTURES = {"x86_64": _X86_64, "aarch64": _AARCH64}
 
 
 def assemble_filter(machine: str, *, allows_filters: bool = False) -> bytes:
-    """Return the seccomp filter for a machine as `os.uname` names it.
+    """Assemble the seccomp filter for a machine as named by `os.uname`.
 
     allows_filters: whether programs can install further filters. QEMU and virtiofsd do so; a guest has its own kernel.
-    Raises KeyError for a machine without a table.
+    Raises KeyError for an unknown architecture.
     """
     architecture = ARCHITECTURES[machine]
     program = [
@@ -279,9 +290,9 @@ def _refuse_filters(architecture: Architecture) -> list[bytes]:
 
 
 def assemble_socket_filter(machine: str) -> bytes:
-    """Only the rules on what sockets are used for, for a sandbox whose kernel passes them on to sockets of the host.
+    """Assemble only the rules on the use of sockets, for sandboxes whose kernel passes calls on to sockets of the host.
 
-    Raises KeyError as `assemble_filter` does.
+    Raises KeyError for an unknown architecture.
     """
     rules = _restrict_socket_use(ARCHITECTURES[machine])
     return b"".join([_load(_NR_OFFSET), *rules, _return(_ALLOW)])
@@ -304,7 +315,7 @@ def _return_errno(number: int) -> bytes:
 
 
 def _for_call(call: int, body: Sequence[bytes]) -> list[bytes]:
-    """`body` may use the accumulator; after it the accumulator is the call's number again."""
+    """Run `body` for one call. `body` may use the accumulator; afterwards it contains the call's number again."""
     whole = [*body, _load(_NR_OFFSET)]
     return [_instruction(_JUMP_EQUAL, call, 0, len(whole)), *whole]
 
@@ -314,7 +325,7 @@ def _return_unless_equal(offset: int, value: int, action: int) -> list[bytes]:
 
 
 def _refuse_absent_calls(architecture: Architecture) -> list[bytes]:
-    """The x32 calls of x86_64 have a high bit set, so they are past the last known number too."""
+    """Refuse calls past the last known number. The x32 calls of x86_64 have a high bit set, so they are included."""
     assert _X32_BIT > _SYSCALL_NUMBER_MAX
     program = [_instruction(_JUMP_GREATER, _SYSCALL_NUMBER_MAX, 0, 1), _return_errno(errno.ENOSYS)]
     for number in (*_ABSENT_CALLS.values(), architecture.io_setup):
@@ -338,7 +349,7 @@ def _refuse_flags(call: int, argument: int, flags: int, error: int) -> list[byte
 
 
 def _refuse_threads_with_own_files(call: int) -> list[bytes]:
-    """A thread of the process that does not share its open files."""
+    """Refuse a thread of the same process that does not share its open files."""
     without = [_instruction(_JUMP_SET, _CLONE_FILES, 1, 0), _return_errno(errno.EPERM)]
     return _for_call(call, [_load(_ARG0), _instruction(_JUMP_SET, _CLONE_THREAD, 0, len(without)), *without])
 
@@ -352,7 +363,7 @@ def _refuse_values(call: int, argument: int, values: Sequence[int], error: int) 
 
 
 def _restrict_sockets(call: int) -> list[bytes]:
-    """The families, types and protocols of `socket_rules`. Others reach code of the kernel that loads modules."""
+    """Allow only ALLOWED_FAMILIES, their types and protocols. Others reach kernel code that loads modules."""
     only_route = [_load(_ARG2), *_refuse_unless_in((0,), errno.EPROTONOSUPPORT)]
     return _for_call(
         call,
@@ -377,7 +388,7 @@ def _restrict_internet_sockets() -> list[bytes]:
 
 
 def _restrict_socket_use(architecture: Architecture) -> list[bytes]:
-    """Refuse what has the kernel hold memory that the control group does not count, see `socket_rules`."""
+    """Refuse uses that make the kernel hold memory that the control group does not count."""
     return [
         *_restrict_socket_options(architecture.setsockopt),
         *_when_mapped(architecture.getsockopt),
@@ -389,7 +400,7 @@ def _restrict_socket_use(architecture: Architecture) -> list[bytes]:
 
 
 def _restrict_socket_options(call: int) -> list[bytes]:
-    """An ignored option succeeds without an effect; an unknown level or option is not there."""
+    """Let ignored options succeed without effect, and report unlisted levels and options as unsupported."""
     levels: list[bytes] = []
     for level, options in ALLOWED_OPTIONS.items():
         ignored = IGNORED_OPTIONS.get(level, ())
@@ -405,13 +416,13 @@ def _when_mapped(call: int) -> list[bytes]:
 
 
 def _refuse_unless_in(values: Sequence[int], error: int) -> list[bytes]:
-    """Refuse what the accumulator has, unless it is one of these."""
+    """Refuse unless the accumulator is one of `values`."""
     checks = [_instruction(_JUMP_EQUAL, one, len(values) - index, 0) for index, one in enumerate(values)]
     return [*checks, _return_errno(error)]
 
 
 def _skip_unless_in(values: Sequence[int], body: Sequence[bytes]) -> list[bytes]:
-    """Do `body` only where the accumulator has one of these. Behind it the accumulator is what `body` left."""
+    """Run `body` only if the accumulator is one of `values`. Afterwards the accumulator is what `body` left."""
     last = len(values) - 1
     checks = [
         _instruction(_JUMP_EQUAL, one, last - index, len(body) if index == last else 0)

@@ -1,9 +1,9 @@
-"""Kernel memory that no control group is charged for because most of it is idle.
+"""Measures kernel memory that no control group is charged for because most of it is idle.
 
-The kernel charges objects and not the slabs that they are in. Whoever fills many slabs and frees all but one object of
-each has given back most of the charge and little of the memory, and can do the same with objects of another kind.
-Which sandbox idle objects come from cannot be seen. What comes is put down to each by the most that it was charged for,
-beside what the others are charged for.
+The kernel charges objects, not the slabs that contain them. A program that fills many slabs and frees all but one
+object of each gets most of the charge back but frees little memory, and can repeat this with other kinds of objects.
+The origin of idle objects is not visible. Growth is therefore attributed to each sandbox in proportion to its peak
+charge, relative to what the other sandboxes are charged for.
 """
 
 import time
@@ -15,14 +15,19 @@ _SLABS = Path("/proc/slabinfo")
 _FLAGS = Path("/sys/kernel/slab")
 _HEADER_LINES = 2
 _INTERVAL_SECONDS = 1.0
-"""Between two looks at all slabs of the machine, which takes some milliseconds each time."""
+"""Interval between two reads of all slabs of the machine, which take some milliseconds each."""
 
 _KINDS = 16
-"""A sandbox that was never charged for more than a part of so many of its bound is not over it: others are."""
+"""Limit of the attributed bytes, as a multiple of the sandbox's peak charge.
+
+A sandbox that was never charged for 1/16 of its limit has not exceeded it: the growth is due to others.
+"""
 
 
 def count_idle_bytes(slabs: Path = _SLABS, flags: Path = _FLAGS) -> int | None:
-    """In free objects of the machine's slabs, but those that the kernel takes back. None where only root may look."""
+    """Return the bytes of free objects in the machine's slabs, without reclaimable ones. None if only root may read
+    them.
+    """
     try:
         lines = slabs.read_text().splitlines()[_HEADER_LINES:]
     except OSError:
@@ -37,7 +42,7 @@ def count_idle_bytes(slabs: Path = _SLABS, flags: Path = _FLAGS) -> int | None:
 
 @cache
 def is_reclaimable(name: str, flags: Path) -> bool:
-    """Of a kind of objects: names of files and the like."""
+    """Return whether the kernel can reclaim objects of this kind: names of files and similar."""
     try:
         return (flags / name / "reclaim_account").read_text().strip() == "1"
     except OSError:
@@ -45,7 +50,7 @@ def is_reclaimable(name: str, flags: Path) -> bool:
 
 
 class IdleSlabMeter:
-    """What of them is put down to one sandbox, from the first count on."""
+    """Idle slab bytes attributed to one sandbox since the first count."""
 
     def __init__(
         self,
@@ -61,7 +66,10 @@ class IdleSlabMeter:
         self._bytes = 0.0
 
     def count(self, charged: int | None, charged_to_all: Callable[[], int]) -> int | None:
-        """charged: kernel memory of the sandbox; charged_to_all: of all sandboxes. None where it cannot be counted."""
+        """Return the attributed bytes, or None if they cannot be measured.
+
+        charged: kernel memory of the sandbox. charged_to_all: returns the kernel memory of all sandboxes.
+        """
         if charged is None:
             return None
         self._peak_charge_bytes = max(self._peak_charge_bytes, charged)

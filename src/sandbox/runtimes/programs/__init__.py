@@ -1,1 +1,1 @@
-"""Programs that run before and next to a sandbox, without the package."""
+"""Programs that run before and next to a sandbox, without importing the package."""

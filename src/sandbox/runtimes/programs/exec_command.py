@@ -1,13 +1,13 @@
-"""The process that brings a further command into a sandbox of namespaces: a program of its own, like the launcher.
+"""Runs a further command in a sandbox of namespaces. A separate program, like the launcher.
 
-It enters the namespaces of the sandbox's first process, which comes as a process descriptor, so that no path and no
-process id that somebody inside could have changed hands on is trusted. Then it becomes the sandbox's user without
-any privilege, opens a terminal of the sandbox's own, and starts the command with it. It stays outside of the
-sandbox's process namespace as the command's parent: whoever is inside does not see it, and cannot read its memory.
+It enters the namespaces of the sandbox's init by a pidfd, so it depends on no path and no process id that a process
+inside could have replaced. Then it drops to the sandbox's user without any privilege, opens a pty of the sandbox's
+devpts and starts the command on it. It stays outside the sandbox's pid namespace as the command's parent, so processes
+inside do not see it and cannot read its memory.
 
-Arguments: control descriptor, parent's pid, user id inside, rows, columns, directory. The last argument is a marker
-to be found by; it means nothing here. One message then brings the process descriptor, and in files the command's
-words, its environment and the filter on system calls.
+Arguments: control descriptor, parent's pid, uid inside, rows, columns, directory. The last argument is a marker for
+finding the process and is otherwise ignored. One message then brings the pidfd and three files: the command's argv, its
+environment and the seccomp filter.
 """
 
 import _socket
@@ -19,22 +19,22 @@ import struct
 import sys
 
 _signal = __import__("_signal")  # built in, and unknown to type checkers
-# From the folder of this file, and not as parts of the package.
+# Imported from this directory, not as modules of the package.
 launcher = __import__("launcher")
 process_limits = __import__("process_limits")
 
 PTMX_PATH = "/dev/pts/ptmx"
-"""Below a mount point, which nobody inside can move away; `/dev/ptmx` itself may be anything."""
+"""Below a mount point, which no process inside can move; `/dev/ptmx` itself may be anything."""
 
 NAMESPACES = 0x00020000 | 0x02000000 | 0x04000000 | 0x08000000 | 0x10000000 | 0x20000000 | 0x40000000
-"""Mounts, control groups, host name, IPC, users, processes, network: all at once, or not at all."""
+"""Mount, cgroup, UTS, IPC, user, pid and network namespaces: entered all at once or not at all."""
 
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 1, 4, 24, 38
 CAPABILITY_VERSION, CAPABILITIES_MAX = 0x20080522, 64
 TIOCSCTTY, TIOCSWINSZ, TIOCSPTLCK, TIOCGPTPEER = 0x540E, 0x5414, 0x40045431, 0x5441
 EXIT_NOT_STARTED = 127
 DESCRIPTORS_MAX = 8
-"""At most, in the one message."""
+"""Maximum in the one message."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -45,7 +45,7 @@ def _prctl(option: int, *values: int) -> int:
 
 
 def receive_descriptors(control: _socket.socket) -> list[int]:
-    """The descriptors of the one message. Ends quietly when the runner hangs up instead."""
+    """Return the descriptors of the one message. Exits silently if the runner hangs up instead."""
     message, ancillary, _, _ = control.recvmsg(16, _socket.CMSG_SPACE(4 * DESCRIPTORS_MAX), _socket.MSG_CMSG_CLOEXEC)
     if message != b"join":
         os._exit(0)
@@ -53,12 +53,12 @@ def receive_descriptors(control: _socket.socket) -> list[int]:
 
 
 def read_file(descriptor: int) -> bytes:
-    """A file in memory, from its beginning."""
+    """Return the content of a memfd, from its start."""
     return os.pread(descriptor, os.fstat(descriptor).st_size, 0)
 
 
 def enter_sandbox(init_pidfd: int, uid: int) -> None:
-    """Into the namespaces, then down to a user without privileges who cannot get any."""
+    """Enter the namespaces, then become a user without privileges who cannot gain any."""
     if os.getuid() == 0:
         os.setgroups([])
     launcher.check_errno(_libc.setns(init_pidfd, NAMESPACES), "setns")
@@ -73,20 +73,20 @@ def enter_sandbox(init_pidfd: int, uid: int) -> None:
 
 
 def open_pty(rows: int, columns: int) -> tuple[int, int]:
-    """Both ends of a terminal of the sandbox's own."""
+    """Open a pty of the sandbox's devpts. Returns the master and the slave."""
     outer = os.open(PTMX_PATH, os.O_RDWR | os.O_NOCTTY | os.O_NOFOLLOW | os.O_NONBLOCK)
     status = os.fstat(outer)
     if not stat.S_ISCHR(status.st_mode) or status.st_rdev != os.makedev(5, 2):
         raise OSError(f"{PTMX_PATH} makes no terminals")
     fcntl.ioctl(outer, TIOCSPTLCK, struct.pack("i", 0))
     fcntl.ioctl(outer, TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-    # By the end that is open and not by its name, which could be another's by now.
+    # Opened through the master's descriptor, because the slave's name could be another file by now.
     inner = fcntl.ioctl(outer, TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
     return outer, inner
 
 
 def exec_on_pty(argv: list[bytes], environment_entries: list[bytes], directory: str, filter_: bytes, pty: int) -> None:
-    """In the child: a session of its own on the terminal, then the command. Never returns."""
+    """In the child: create a session on the terminal and exec the command. Never returns."""
     try:
         os.setsid()
         fcntl.ioctl(pty, TIOCSCTTY, 0)
@@ -103,7 +103,7 @@ def exec_on_pty(argv: list[bytes], environment_entries: list[bytes], directory: 
 
 
 def wait_for_parent(channel: _socket.socket) -> None:
-    """In the child: end with the parent, also if that has ended already (its id is not known inside)."""
+    """In the child: die with the parent. Also if it has ended already; its pid is not known inside."""
     launcher.check_errno(_prctl(PR_SET_PDEATHSIG, _signal.SIGKILL), "prctl")
     channel.send(b"ready")
     if channel.recv(2) != b"go":
@@ -111,7 +111,7 @@ def wait_for_parent(channel: _socket.socket) -> None:
 
 
 def locate_argv() -> tuple[int, int]:
-    """Where this process's arguments are in its memory, and how many bytes they have."""
+    """Return the address and length of this process's arguments in its memory."""
     with open("/proc/self/stat", "rb") as file:  # noqa: PTH123  (pathlib doubles the start)
         numbers = file.read().rpartition(b")")[2].split()
     begin, end = int(numbers[45]), int(numbers[46])
@@ -121,7 +121,7 @@ def locate_argv() -> tuple[int, int]:
 def start_command(
     init_pidfd: int, files: list[int], uid: int, size: tuple[int, int], directory: str
 ) -> tuple[int, int]:
-    """Enter, and start the command; gives its process id and the outer end of its terminal."""
+    """Enter the sandbox and start the command. Returns its pid and the pty's master."""
     words, variables = (read_file(file).split(b"\0")[:-1] for file in files[:2])
     filter_ = read_file(files[2])
     parent, argv_location = os.getppid(), locate_argv()
@@ -129,7 +129,7 @@ def start_command(
     launcher.set_parent_death_signal(parent)
     ours, pty_peer = open_pty(*size)
     line, line_of_child = _socket.socketpair()
-    # The child's arguments are a copy of these, and would tell paths of the host to whoever looks from inside.
+    # The child's arguments are a copy of these and would show host paths to processes inside.
     argv_copy = ctypes.string_at(*argv_location)
     ctypes.memset(argv_location[0], 0, argv_location[1])
     child = os.fork()
@@ -137,7 +137,7 @@ def start_command(
         line.close()
         wait_for_parent(line_of_child)
         exec_on_pty(words, variables, directory, filter_, pty_peer)
-    ctypes.memmove(argv_location[0], argv_copy, argv_location[1])  # the host finds this process by its mark
+    ctypes.memmove(argv_location[0], argv_copy, argv_location[1])  # the host finds this process by its marker
     line_of_child.close()
     os.close(pty_peer)
     if line.recv(5) != b"ready":
@@ -147,7 +147,7 @@ def start_command(
 
 
 def main(arguments: list[str]) -> None:
-    """Run to the command's end, and say how it ended; a failure on the way is told over the control socket."""
+    """Run until the command ends and report its status. An error before that is reported over the control socket."""
     control_number, parent, uid, rows, columns, directory = arguments[:-1]
     control = _socket.socket(fileno=int(control_number))
     os.set_inheritable(control.fileno(), False)

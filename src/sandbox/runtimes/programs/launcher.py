@@ -1,18 +1,18 @@
-"""The process that turns into a sandbox: a program of its own, run by file and not as part of the package.
+"""The process that becomes a sandbox. A separate program, run without importing the package.
 
-It makes the network namespace, opens the gateway's listeners inside, lays what the sandbox may see of the host below
-one path of a private mount namespace, becomes the sandbox's kernel uid, and reports `ready` with the listeners. Then
-it waits for one message with the command, and execs it. It is generic: what it execs (bubblewrap, runsc, QEMU) comes
-with the message. Or it stays, and starts a program for each message that says so.
+It creates the network namespace, opens the gateway's listeners in it, stages the host files that the sandbox may see
+below one path of a private mount namespace, switches to the sandbox's kernel uid, and reports `ready` with the
+listeners. Then it waits for one message with the command and execs it. It is generic: the message says what to exec
+(bubblewrap, runsc, QEMU). For each `run` message it instead starts a program as a child and goes on waiting.
 
-Only built-in and C modules are imported (`socket`, `signal` and `json` would double the start), and all of them
+Only built-in and C modules are imported (`socket`, `signal` and `json` would double the start time), and all of them
 before the kernel uid changes, because that uid may not be able to read this interpreter's files.
 
-Arguments: control descriptor, parent's pid, kernel uid (or `-` as an ordinary user), kernel uid of the agent's files
-where that is another one (else `-`), descriptor of a file with a filter on system calls where one process makes those
-of all programs inside (else `-`; only then open files are bounded), transparent ports with commas between, then threes
-of KIND, NAME and VALUE to lay at STAGE/NAME, see `lay`. The last argument is a marker to be found by; it means nothing
-here.
+Arguments: control descriptor; parent's pid; kernel uid (`-` as an ordinary user); kernel uid of the agent's files if it
+is a different one (else `-`); descriptor of a file with a system call filter for a process that makes the system calls
+of all programs inside (else `-`; only then open files are limited); transparent ports, separated by commas; then
+triples of KIND, NAME and VALUE to stage at STAGING_DIRECTORY/NAME, see `stage_entries`. The last argument is a marker
+for finding the process and is otherwise ignored.
 """
 
 import _socket
@@ -27,10 +27,10 @@ _signal = __import__("_signal")  # built in, and unknown to type checkers
 
 STAGING_DIRECTORY = "/run"
 DEVPTS_DIRECTORY = f"{STAGING_DIRECTORY}/terminals"
-"""A file system of terminals that has none of the host's."""
+"""Mount point of the sandbox's devpts, which contains no terminals of the host."""
 
 PTYS_MAX = 256
-"""Open in it at once; all together the machine has kernel.pty.max."""
+"""Maximum of terminals open in it at once. The machine's limit for all is kernel.pty.max."""
 
 NETWORK_SETTINGS = {
     "ipv4/tcp_rmem": "4096 32768 1048576",
@@ -39,12 +39,15 @@ NETWORK_SETTINGS = {
     "core/optmem_max": "20480",
     "core/tstamp_allow_data": "0",
 }
-"""Of the sandbox's network, in bytes but for the number of connections in TIME_WAIT. A connection that nobody has
-accepted holds about the second number of tcp_rmem. tstamp_allow_data: nothing that was sent waits with its time."""
+"""Settings of the sandbox's network namespace: bytes, except for the number of connections in TIME_WAIT.
+
+A connection that nobody has accepted holds about the second number of tcp_rmem. tstamp_allow_data: sent data is not
+queued with its timestamp.
+"""
 
 HOST_PATH_KINDS = ("bind", "image", "program")
 FIRST_DESCRIPTOR = 100
-"""Descriptors of the command, from the third one of the message on, get the numbers from here on."""
+"""The message's descriptors get numbers from here on, beginning with its third descriptor."""
 
 CLONE_NEWNS, CLONE_NEWUSER, CLONE_NEWNET = 0x00020000, 0x10000000, 0x40000000
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT = 1, 2, 4, 8, 32
@@ -70,39 +73,39 @@ def _mount(source: str, target: str, kind: str | None, flags: int, data: str | N
 
 
 def set_parent_death_signal(parent: int) -> None:
-    """End when the thread that started this process ends. Lost by every change of uid, so ask again after it."""
+    """Die when the thread that started this process ends. Each change of uid clears this: call it again then."""
     check_errno(_libc.prctl(PR_SET_PDEATHSIG, _signal.SIGKILL, 0, 0, 0), "prctl")
     if os.getppid() != parent:
         os._exit(1)
 
 
 def enter_namespaces(as_root: bool) -> None:
-    """Leave the host's network and mounts; an ordinary user becomes root of a user namespace to be able to."""
+    """Leave the host's network and mounts. An ordinary user first becomes root of a user namespace, which allows it."""
     uid, gid = os.getuid(), os.getgid()
     check_errno(_libc.unshare(CLONE_NEWNET | CLONE_NEWNS | (0 if as_root else CLONE_NEWUSER)), "unshare")
     if not as_root:
         for name, text in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
             with open(f"/proc/self/{name}", "w") as file:  # noqa: PTH123  (pathlib doubles the start)
                 file.write(text)
-    # Nothing goes back to the host, but what the host unmounts goes here too and is not kept busy.
+    # Mounts do not propagate to the host, but its unmounts propagate here: no device stays busy.
     _mount("none", "/", None, MS_REC | MS_SLAVE)
     if as_root:
         mount_unmasked_proc()
 
 
 def mount_unmasked_proc() -> None:
-    """Lay a whole /proc over the one of the host.
+    """Mount a complete /proc over the host's.
 
-    In a container some files of /proc are covered, and the kernel lets a user namespace mount a /proc of its own
-    only where one without covers is in sight (mount_namespaces(7), "locked" mounts).
+    In a container, some files of /proc are covered, and the kernel lets a user namespace mount its own /proc only where
+    an uncovered one is visible (mount_namespaces(7), "locked" mounts).
     """
     _mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
 
 
 def limit_network_buffers() -> None:
-    """Bound what one socket of this network namespace can hold that no control group counts.
+    """Limit what one socket of this network namespace can hold that no control group counts.
 
-    A container's /proc/sys may be read-only, and older kernels have some of these settings for the machine only.
+    A container's /proc/sys may be read-only, and older kernels have some of these settings for the whole machine only.
     """
     for name, value in NETWORK_SETTINGS.items():
         try:
@@ -113,7 +116,7 @@ def limit_network_buffers() -> None:
 
 
 def configure_loopback() -> None:
-    """Bring `lo` up and make all of 198.18.0.0/15 addresses of this namespace."""
+    """Bring `lo` up and make all of 198.18.0.0/15 local addresses of this namespace."""
     any_socket = _socket.socket(_socket.AF_INET, _socket.SOCK_DGRAM)
     fcntl.ioctl(any_socket.fileno(), SIOCSIFFLAGS, struct.pack("16sh22x", b"lo", IFF_UP))
     any_socket.close()
@@ -132,9 +135,9 @@ def configure_loopback() -> None:
 
 
 def open_listeners(transparent_ports: list[int]) -> list[_socket.socket]:
-    """In the order that the runner expects: model, proxy, names by UDP and TCP, the transparent ones as they come.
+    """Open the listeners in the order that the runner expects: model, proxy, DNS by UDP and TCP, the transparent ports.
 
-    The first two ports are those of contracts/inside.py, which this program cannot import.
+    The first two ports are those of interfaces/layout.py, which this program cannot import.
     """
     stream, datagram = _socket.SOCK_STREAM, _socket.SOCK_DGRAM
     wanted = [
@@ -156,13 +159,17 @@ def _open_listener(kind: int, address: str, port: int) -> _socket.socket:
 
 
 def stage_entries(entries: list[tuple[str, str, str]], kernel_uid: int | None) -> None:
-    """Lay each at STAGE/NAME, where a kernel uid that cannot walk the host's directories reaches it.
+    """Stage each entry at STAGING_DIRECTORY/NAME, for a kernel uid that has no access to the host's directories.
 
-    Kinds, and what their value is: `bind`, `image` (the same, read-only), `program` (the same, readable by everybody):
-    a path of the host · `link`: its target · `file`: its text, over a file that may be there · `directory` · `own` (one
-    of the kernel uid's) · `memory` (an empty one, over what is there).
+    Kinds and their values:
+    - `bind`, `image` (read-only) and `program` (read-only, readable by everybody): a host path
+    - `link`: its target
+    - `file`: its text; mounted over a file that exists already
+    - `directory`
+    - `own`: a directory owned by the kernel uid
+    - `memory`: an empty tmpfs, mounted over what exists
     """
-    # Before anything is laid, because STAGE hides what the host has there.
+    # Opened first, because the mount at STAGING_DIRECTORY hides the host's files below it.
     sources = {path: os.open(path, os.O_PATH) for kind, _, path in entries if kind in HOST_PATH_KINDS}
     programs = [path for kind, _, path in entries if kind == "program"]
     folders = {path: os.open(os.path.dirname(path), os.O_PATH) for path in programs}  # noqa: PTH120
@@ -191,7 +198,7 @@ def stage_entries(entries: list[tuple[str, str, str]], kernel_uid: int | None) -
 
 
 def make_program_readable(directory: int, program: str, overlay: str) -> str:
-    """A view of an execute-only program that can be read; gives its path. Only the mode is copied, not the program."""
+    """Return the path of a readable view of an execute-only program. Only its mode is copied up, not its content."""
     for name in ("upper", "scratch", "view"):
         os.makedirs(f"{overlay}/{name}")  # noqa: PTH103
     places = f"lowerdir=/proc/self/fd/{directory},upperdir={overlay}/upper,workdir={overlay}/scratch"
@@ -211,7 +218,7 @@ def _bind(path: str, target: str, *, is_read_only: bool) -> None:
 
 
 def _stage_file(target: str, fallback: str, text: str) -> None:
-    """What is there may be of an image, which is never written to."""
+    """Write the file, or mount it over an existing one, which may belong to an image and is never written to."""
     path = fallback if os.path.exists(target) else target  # noqa: PTH110
     os.makedirs(os.path.dirname(path), exist_ok=True)  # noqa: PTH103, PTH120
     with open(path, "w", errors="surrogateescape") as file:  # noqa: PTH123
@@ -221,7 +228,7 @@ def _stage_file(target: str, fallback: str, text: str) -> None:
 
 
 def mount_devpts() -> None:
-    """At TERMINALS, and in the place where gVisor looks for them, where the host has one."""
+    """Mount a devpts at DEVPTS_DIRECTORY, and where gVisor looks for it if the host has such a path."""
     os.mkdir(DEVPTS_DIRECTORY)  # noqa: PTH102
     options = f"newinstance,ptmxmode=0666,mode=0600,max={PTYS_MAX}"
     _mount("devpts", DEVPTS_DIRECTORY, "devpts", MS_NOSUID | MS_NOEXEC, options)
@@ -231,9 +238,9 @@ def mount_devpts() -> None:
 
 
 def enter_user_namespace(kernel_uid: int, agent_uid: int) -> None:
-    """Become root of a user namespace: the kernel uid is its root, and files of `agent_uid` are files of 1000 there.
+    """Become root of a new user namespace: `kernel_uid` is mapped to 0, and `agent_uid` to 1000 (interfaces/layout.py).
 
-    A child makes it, because whoever is in it already may not map two uids. 1000 is the uid of contracts/inside.py.
+    A child creates the namespace, because a process that is already in it may not map two uids.
     """
     parent_socket, childs = _socket.socketpair()
     child = os.fork()
@@ -257,14 +264,14 @@ def enter_user_namespace(kernel_uid: int, agent_uid: int) -> None:
 
 
 def switch_to_uid(uid: int) -> None:
-    """Become this uid and the group of the same number, with no other groups."""
+    """Become this uid with the group of the same number and no supplementary groups."""
     os.setgroups([])
     os.setresgid(uid, uid, uid)
     os.setresuid(uid, uid, uid)
 
 
 def install_seccomp_filter(instructions: bytes) -> None:
-    """Filter the system calls of this process, and of all that comes of it, from here on."""
+    """Filter all further system calls of this process and its descendants."""
     check_errno(_libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
     program = struct.pack("H", len(instructions) // 8) + bytes(6) + struct.pack("P", _pointer(instructions))
     check_errno(_libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.c_void_p(_pointer(program)), 0, 0), "seccomp")
@@ -275,7 +282,10 @@ def _pointer(data: bytes) -> int:
 
 
 def open_counter() -> list[_socket.socket]:
-    """A socket that tells of all others of this network, see socket_counter.py; none where the kernel has none."""
+    """Open a socket that reports all sockets of this network namespace (SOCK_DIAG); none if the kernel lacks it.
+
+    See `SocketCounter` in limits/kernel_usage.py.
+    """
     try:
         return [_socket.socket(_socket.AF_NETLINK, _socket.SOCK_RAW, SOCK_DIAG)]
     except OSError:
@@ -283,7 +293,7 @@ def open_counter() -> list[_socket.socket]:
 
 
 def report_ready(control: _socket.socket, sockets: list[_socket.socket]) -> None:
-    """Hand the listeners and the counter over; from here on they are the runner's alone."""
+    """Send the listeners and the counter to the runner and close them here."""
     numbers = struct.pack(f"{len(sockets)}i", *(one.fileno() for one in sockets))
     control.sendmsg([b"ready"], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, numbers)])
     for one in sockets:
@@ -291,7 +301,7 @@ def report_ready(control: _socket.socket, sockets: list[_socket.socket]) -> None
 
 
 def serve(control: _socket.socket) -> None:
-    """Take messages: `run` starts a program, `start` is the command to become. Ends when the runner hangs up."""
+    """Handle messages: `run` starts a program, `start` brings the command to exec. Exits when the runner hangs up."""
     buffer_bytes = _socket.CMSG_SPACE(4 * (FIRST_DESCRIPTOR - 10))
     while True:
         message, ancillary, _, _ = control.recvmsg(16, buffer_bytes, _socket.MSG_CMSG_CLOEXEC)
@@ -302,7 +312,7 @@ def serve(control: _socket.socket) -> None:
             exec_command(argv_file, rest)
         if not message.startswith(b"run "):
             os._exit(0)
-        # The kernel collects those who watch.
+        # Let the kernel reap the supervisors.
         _signal.signal(_signal.SIGCHLD, _signal.SIG_IGN)
         parent = os.getpid()
         if os.fork() == 0:
@@ -314,9 +324,9 @@ def serve(control: _socket.socket) -> None:
 
 
 def supervise(low_count: int, status_fd: int, argv_file: int, *descriptors: int) -> None:
-    """Start a program, kill it when the runner hangs up `status`, and tell there what it ended with.
+    """Start a program, kill it when the runner closes `status_fd`, and report its exit status there.
 
-    low: so many of the descriptors are numbered from 0 on, the others from FIRST_DESCRIPTOR on.
+    low_count: so many descriptors get the numbers from 0 on; the others get numbers from FIRST_DESCRIPTOR on.
     """
     _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
     status, parent = _socket.socket(fileno=status_fd), os.getpid()
@@ -325,7 +335,7 @@ def supervise(low_count: int, status_fd: int, argv_file: int, *descriptors: int)
         try:
             os.setpgid(0, 0)
             set_parent_death_signal(parent)
-            # Out of the way first, because a number that is given may be one that is still to be read from.
+            # Move them out of the way first: a target number may be a descriptor that is still to be duplicated.
             high = [fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, 300) for number in (argv_file, *descriptors)]
             for target, number in enumerate(high[1 : low_count + 1]):
                 os.dup2(number, target)
@@ -338,7 +348,7 @@ def supervise(low_count: int, status_fd: int, argv_file: int, *descriptors: int)
     poll.register(os.pidfd_open(child), select.POLLIN)
     poll.register(status, select.POLLIN)
     poll.poll()
-    # The group too: bubblewrap's own child, just born, does not die with it yet, and would hold the pipes for ever.
+    # Kill the group too: bubblewrap's just-forked child does not die with it yet and would hold the pipes open forever.
     for kill in (os.kill, os.killpg):
         try:  # noqa: SIM105  (contextlib lengthens the start)
             kill(child, _signal.SIGKILL)
@@ -352,20 +362,20 @@ def supervise(low_count: int, status_fd: int, argv_file: int, *descriptors: int)
 
 
 def exec_command(argv_file: int, descriptors: list[int]) -> None:
-    """Exec what the file names: a path, then its arguments from number 0 on."""
+    """Exec the argv in the file: the path, then the arguments from argv[0] on."""
     program, *argv = os.pread(argv_file, os.fstat(argv_file).st_size, 0).split(b"\0")
     for target, number in enumerate(descriptors, FIRST_DESCRIPTOR):
         os.dup2(number, target)
-    # pid 1 inside keeps this environment readable in /proc: nothing of the host may be in it.
+    # pid 1 inside keeps this environment readable in /proc, so it must contain nothing of the host.
     os.execve(program, argv, {"PATH": "/usr/bin:/bin"})  # noqa: S606
 
 
 def main(arguments: list[str]) -> None:
-    """Run to the exec; a failure on the way is told over the control socket."""
+    """Run until the exec. An error before that is reported over the control socket."""
     control_number, parent, kernel_uid, agent_uid, filter_number, ports, *words = arguments[:-1]
     control = _socket.socket(fileno=int(control_number))
     os.set_inheritable(control.fileno(), False)
-    process_limits = __import__("process_limits")  # from the folder of this file, where it is a program
+    process_limits = __import__("process_limits")  # from this directory; the program is not part of the package
     try:
         set_parent_death_signal(int(parent))
         os.umask(0o022)

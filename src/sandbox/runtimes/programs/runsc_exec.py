@@ -1,13 +1,12 @@
-"""The process that brings runsc to a sandbox that is there already: a program of its own, like the launcher.
+"""Runs runsc against a running sandbox. A separate program, like the launcher.
 
-It enters the namespaces in which the sandbox's own runsc lives, which comes as a process descriptor, and becomes the
-root of its users: the sandbox's kernel uid, without privileges on the host. There it execs runsc, at once or on a
-terminal that it opens first.
+It enters the namespaces of the sandbox's own runsc by a pidfd and becomes root of their user namespace: the sandbox's
+kernel uid, without privileges on the host. There it execs runsc, directly or on a pty that it opens first.
 
-Arguments: control descriptor, parent's pid, rows and columns (0 for no terminal). The last argument is a marker to be
-found by; it means nothing here. One message then brings the process descriptor and runsc's words in a file in memory,
-and for a terminal three more files, which runsc gets from FIRST_DESCRIPTOR of the launcher on: the command, and two
-empty ones for runsc's own messages and for the process id inside of the command that has begun.
+Arguments: control descriptor, parent's pid, rows and columns (0 for no terminal). The last argument is a marker for
+finding the process and is otherwise ignored. One message then brings the pidfd and runsc's argv in a memfd, and for a
+terminal three more files, which runsc gets from FIRST_DESCRIPTOR of the launcher on: the command, and two empty ones
+for runsc's log messages and for the pid inside of the command that has started.
 """
 
 import _socket
@@ -17,7 +16,7 @@ import os
 import struct
 import sys
 
-# From the folder of this file, and not as parts of the package.
+# Imported from this directory, not as modules of the package.
 exec_command = __import__("exec_command")
 launcher = __import__("launcher")
 process_limits = __import__("process_limits")
@@ -27,21 +26,21 @@ ENVIRONMENT = {"PATH": "/usr/bin:/bin"}
 TIOCSCTTY = 0x540E
 EXIT_NOT_STARTED = 127
 EXIT_RUNSC_FAILED = 128
-"""What runsc ends with when it could not do its work, and then its messages say why."""
+"""Exit code of a runsc that failed; its log messages then contain the reason."""
 EXIT_KILLED = 128 + 9
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def enter_sandbox(runsc_pidfd: int, parent: int) -> None:
-    """Become root of the sandbox's users, within its mounts and network."""
+    """Become root of the sandbox's user namespace, in its mount and network namespaces."""
     launcher.check_errno(_libc.setns(runsc_pidfd, NAMESPACES), "setns")
     launcher.switch_to_uid(0)
     launcher.set_parent_death_signal(parent)
 
 
 def exec_runsc(argv: list[bytes], pty: int, files: list[int]) -> None:
-    """In the child: a session of its own on the terminal, then runsc. Never returns."""
+    """In the child: create a session on the terminal and exec runsc. Never returns."""
     try:
         os.setsid()
         fcntl.ioctl(pty, TIOCSCTTY, 0)
@@ -55,7 +54,7 @@ def exec_runsc(argv: list[bytes], pty: int, files: list[int]) -> None:
 
 
 def run_on_pty(control: _socket.socket, argv: list[bytes], files: list[int], size: tuple[int, int]) -> None:
-    """Start runsc, hand the outer end of its terminal over, wait for runsc and tell how it ended."""
+    """Start runsc, send the pty's master to the runner, wait for runsc and report its exit status."""
     ours, pty_peer = exec_command.open_pty(*size)
     channel, line_of_child = _socket.socketpair()
     child = os.fork()
@@ -73,7 +72,7 @@ def run_on_pty(control: _socket.socket, argv: list[bytes], files: list[int], siz
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     _, messages, begun = (os.fstat(file).st_size for file in files)
     if code == EXIT_RUNSC_FAILED and begun and messages:
-        code = EXIT_KILLED  # with its sandbox
+        code = EXIT_KILLED  # killed with its sandbox
     elif code == EXIT_RUNSC_FAILED and messages:
         os.write(pty_peer, b"The command could not be started.\r\n")
         code = EXIT_NOT_STARTED
@@ -81,7 +80,7 @@ def run_on_pty(control: _socket.socket, argv: list[bytes], files: list[int], siz
 
 
 def main(arguments: list[str]) -> None:
-    """Run to the exec, or with a terminal to runsc's end; a failure on the way is told over the control socket."""
+    """Run until the exec, or with a terminal until runsc ends. An error is reported over the control socket."""
     control_number, parent, rows, columns = map(int, arguments[:-1])
     control = _socket.socket(fileno=control_number)
     os.set_inheritable(control.fileno(), False)

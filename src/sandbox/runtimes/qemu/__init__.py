@@ -1,4 +1,4 @@
-"""Sandboxes with a kernel of their own: a guest of QEMU's, which itself is confined by bubblewrap."""
+"""Sandboxes with their own kernel: a QEMU guest, in a jail made by bubblewrap."""
 
 from sandbox.runtimes.qemu.runtime import QemuRuntime
 

@@ -1,4 +1,4 @@
-"""The host's end of the serial port. What comes out of it is the guest's word and nothing more."""
+"""The host's end of the guest's serial port. Everything that it receives is untrusted."""
 
 import asyncio
 import socket
@@ -9,32 +9,34 @@ from sandbox.runtimes.qemu.guest import frames
 
 GUEST_BACKLOG_BYTES_MAX = 4 * 1024 * 1024
 ANSWERS_MAX = 4
-"""A guest sends no more frames for one of the host's, output not counted: as a command starts and ends, with both of
-its streams."""
+"""Frames without output that a guest may send for each frame of the host.
+
+It needs that many when a command starts and ends with both of its streams.
+"""
 
 UNASKED_MAX = 8
-"""And so many that the host did nothing for."""
+"""Further frames that it may send without one of the host."""
 
 READ_COST = 20
-"""A read costs the host about as much as so many frames in it."""
+"""Cost of a read, in frames."""
 
 COST_PER_SECOND_MAX = 100_000
-"""Frames that are heard in a second, each read counted as READ_COST of them. More waits in the guest."""
+"""Frames that are handled per second; each read counts as READ_COST frames. The rest waits in the guest."""
 
 CONSOLE_BYTES_MAX = 64 * 1024
 CONSOLE_PAUSE_SECONDS = 0.1
-"""What the console says past so many bytes is read at this interval."""
+"""Interval between reads of the console, once it has written more than CONSOLE_BYTES_MAX."""
 
 _BUFFER_BYTES = 256 * 1024
 
 FrameHandler = Callable[[bytes, int, bytes], bool]
-"""Told of a frame: its kind, number and body. True for output that a stream takes, which bounds it."""
+"""Called with a frame's kind, number and body. Returns True for output that a stream accepted and therefore limits."""
 
 
 class Channel(asyncio.Protocol):
-    """Frames in both directions. A guest that says no frame, or frames for nothing, is not listened to any more.
+    """Frames in both directions. Aborts on an invalid frame and on too many unsolicited frames.
 
-    One that says little at a time, as a byte a frame or a read, is listened to with pauses.
+    Reading is paused if the guest sends small pieces at a high rate, for example one byte per frame or per read.
     """
 
     def __init__(self, on_frame: FrameHandler) -> None:
@@ -46,29 +48,28 @@ class Channel(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
 
     async def open(self, source: socket.socket) -> None:
-        """Take the socket over."""
+        """Take ownership of the socket."""
         await asyncio.get_running_loop().create_connection(lambda: self, sock=source)
 
     def send(self, kind: bytes, number: int, body: bytes = b"") -> None:
-        """Nothing happens once it has ended."""
+        """Send a frame. Does nothing after the channel has ended."""
         if self._transport is not None and not self._transport.is_closing():
             self._answers_left += ANSWERS_MAX
             self._transport.write(frames.pack(kind, number, body))
 
     def abort(self) -> None:
-        """Close it at once; one that was never opened has ended then too."""
+        """Close the channel at once. A channel that was never opened ends too."""
         if self._transport is not None:
             self._transport.abort()
         else:
             self.connection_lost(None)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """asyncio's."""
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
-        """asyncio's."""
+        """Parse the received data into frames and handle them."""
         self._inbox += data
         position, cost = 0, READ_COST
         while len(self._inbox) - position >= frames.HEADER.size:
@@ -90,12 +91,11 @@ class Channel(asyncio.Protocol):
         self._pause_for(cost)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """asyncio's."""
         if not self.ended.done():
             self.ended.set_result(None)
 
     def _pause_for(self, cost: int) -> None:
-        """Unless what was heard in the last second cost little."""
+        """Pause reading if the data of the last second exceeded the allowed cost."""
         loop = asyncio.get_running_loop()
         self._paid_until = max(self._paid_until, loop.time() - 1) + cost / COST_PER_SECOND_MAX
         if self._transport is not None and self._paid_until > loop.time():
@@ -108,7 +108,7 @@ class Channel(asyncio.Protocol):
 
 
 class GuestStream(asyncio.ReadTransport):
-    """What a stream of the guest's looks like to its reader, who has the guest wait when it is slow."""
+    """Transport of one of the guest's streams. Pauses the guest while the reader's buffer is full."""
 
     def __init__(self, channel: Channel, number: int) -> None:
         super().__init__()
@@ -120,9 +120,9 @@ class GuestStream(asyncio.ReadTransport):
         self.reader.set_transport(self)
 
     def feed(self, data: bytes) -> bool:
-        """The guest said this; whether it was anything, and is read.
+        """Add data of the guest. Returns whether there was any and the stream accepts it.
 
-        One that goes on and on though it was told to wait is not listened to any more.
+        Aborts the channel if the guest keeps sending although it was told to pause.
         """
         if self._backlog_bytes is not None:
             self._backlog_bytes += len(data)
@@ -135,33 +135,33 @@ class GuestStream(asyncio.ReadTransport):
         return bool(data)
 
     def finish(self) -> None:
-        """It will say no more."""
+        """End the stream: the guest sends no further data."""
         if not self._has_ended:
             self._has_ended = True
             self.reader.feed_eof()
 
     def is_reading(self) -> bool:
-        """asyncio's."""
+        """Return whether the stream has not ended."""
         return not self._has_ended
 
     def pause_reading(self) -> None:
-        """For the reader, whose buffer is full."""
+        """Tell the guest to pause; called by the StreamReader when its buffer is full."""
         self._backlog_bytes = 0
         self._channel.send(frames.PAUSE, self._number)
 
     def resume_reading(self) -> None:
-        """For the reader, which has room again."""
+        """Tell the guest to resume; called by the StreamReader when its buffer has space."""
         self._backlog_bytes = None
         self._channel.send(frames.RESUME, self._number)
 
     def close(self) -> None:
-        """asyncio's; the stream ends with the guest."""
+        """Do nothing: the stream ends with the guest."""
 
 
 class OutputTail(asyncio.Protocol):
-    """The end of what a process of the host said, for telling why it failed.
+    """The last output of a host process, for error messages.
 
-    A guest can have its machine write to the console a byte at a time for ever, so that is not read as it comes.
+    Reading is throttled: a guest can make QEMU write to the console a byte at a time forever.
     """
 
     def __init__(self) -> None:
@@ -170,16 +170,15 @@ class OutputTail(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
 
     async def open(self, source: socket.socket) -> None:
-        """Take the socket over."""
+        """Take ownership of the socket."""
         await asyncio.get_running_loop().create_connection(lambda: self, sock=source)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """asyncio's."""
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
-        """asyncio's."""
+        """Keep the last 2048 bytes, and pause after too much output."""
         self.text = (self.text + data)[-2048:]
         self._heard_bytes += len(data)
         if self._heard_bytes > CONSOLE_BYTES_MAX and self._transport is not None:
@@ -200,7 +199,7 @@ _CHUNK_BYTES = 4096
 
 
 class QemuTerminal:
-    """The contract's `Terminal`."""
+    """A terminal in the guest. Implements `Terminal`."""
 
     def __init__(self, channel: Channel, number: int) -> None:
         loop = asyncio.get_running_loop()
@@ -214,11 +213,11 @@ class QemuTerminal:
 
     @property
     def output(self) -> asyncio.StreamReader:
-        """What it shows."""
+        """The terminal's output."""
         return self._stream.reader
 
     async def write(self, data: bytes) -> None:
-        """Type, a piece at a time: the next one when the guest says that the terminal took the last."""
+        """Write in chunks. Each waits until the guest has acknowledged that the terminal accepted the previous one."""
         async with self._write_lock:
             for start in range(0, len(data), _CHUNK_BYTES):
                 if self._stream.is_reading():
@@ -227,19 +226,19 @@ class QemuTerminal:
                     await self._write_ack
 
     async def resize(self, size: TerminalSize) -> None:
-        """Tell it a new size."""
+        """Change the terminal's size."""
         self._channel.send(frames.RESIZE, self._number, frames.SIZE_BODY.pack(size.rows, size.columns))
 
     async def hang_up(self) -> None:
-        """Have the agent close the outer end."""
+        """Make the guest agent close the pty's master."""
         self._channel.send(frames.HANG_UP, self._number)
 
     async def wait(self) -> ExitStatus:
-        """How the command ended."""
+        """Return the command's exit status."""
         return await asyncio.shield(self._exit)
 
     def handle_frame(self, kind: bytes, body: bytes) -> bool:
-        """A frame of this terminal's; whether it was output. What makes no sense is left alone."""
+        """Handle a frame for this terminal. Returns whether it was output. Invalid frames are ignored."""
         if kind == frames.DATA:
             return self._stream.feed(body)
         self._hear_answer(kind, body)
@@ -258,7 +257,7 @@ class QemuTerminal:
             self._exit.set_result(ExitStatus(code if 0 <= code < 256 else None, was_out_of_memory))
 
     def finish(self, exit_: ExitStatus) -> None:
-        """The guest is gone."""
+        """End the terminal because the guest is gone."""
         self._stream.finish()
         self._finish_write()
         if not self._exit.done():

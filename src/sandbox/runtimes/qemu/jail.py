@@ -1,8 +1,8 @@
-"""The command line of a guest's cage: bubblewrap around QEMU and virtiofsd.
+"""Command line of a guest's jail: bubblewrap around QEMU and virtiofsd.
 
-What breaks out of the guest stands in a sandbox like those of the bubblewrap runtime: without privileges, without a
-network but the gateway's, with the files that the guest has anyway. The guest sees SHARE, which has the tools that its
-agent runs with, and in INSIDE what the command sees.
+Code that breaks out of the guest is confined like a sandbox of the bubblewrap runtime: no privileges, no network but
+the gateway's, and no files that the guest does not have anyway. The guest's root is SHARE_DIRECTORY, with the tools
+that its agent needs; _COMMAND_ROOT below it is the root that the command sees.
 """
 
 import marshal
@@ -25,10 +25,10 @@ from sandbox.runtimes.qemu.parts import GuestComponents
 
 _DIRECTORY = Path(__file__).parent / "guest"
 _MODULES = ("frames", "redirection", "machine", "confinement", "streams", "agent")
-"""Each after those that it imports."""
+"""Each module comes after those that it imports."""
 
 AGENT_PATH = "/agent"
-"""In the guest."""
+"""Path in the guest."""
 
 _START_SCRIPT = f"""#!{{interpreter}} -ISE
 import marshal, sys
@@ -42,13 +42,13 @@ sys.modules["guest.agent"].main()
 
 
 def build_start_script(interpreter: Path) -> bytes:
-    """The script to start, which runs the code."""
+    """Return the script that starts the agent's code in the guest."""
     return _START_SCRIPT.format(interpreter=interpreter).encode()
 
 
 @cache
 def compile_agent() -> bytes:
-    """For the Python that runs here, which is the guest's too."""
+    """Compile the agent for the Python that runs here, which is the guest's too."""
     code = [("guest", compile("", "guest", "exec")), *((f"guest.{name}", _compile(name)) for name in _MODULES)]
     return marshal.dumps(code)
 
@@ -71,13 +71,16 @@ for one in (files, channel, accelerator):
     os.close(one)
 os.execv(virtiofsd[0], virtiofsd)
 """
-"""Two programs, each with its own ends only: virtiofsd ends when QEMU does, and the cage ends with virtiofsd."""
+"""Starts two programs, each with its own descriptors only: virtiofsd ends when QEMU does, the jail with virtiofsd."""
 
 _TOOL_DIRECTORIES = ("/dev", "/modules", "/proc", "/programs", "/run", "/sys", "/tmp")  # noqa: S108
 
 
 class GuestPlan(msgspec.Struct, frozen=True):
-    """One guest. hidden: those of its programs that may be executed and not read. run_dir: a private directory."""
+    """One guest.
+
+    execute_only_programs: programs that may be executed but not read. run_dir: a private directory.
+    """
 
     spec: SandboxSpec
     components: GuestComponents
@@ -87,7 +90,7 @@ class GuestPlan(msgspec.Struct, frozen=True):
 
 
 def staged_paths(plan: GuestPlan) -> dict[str, Path]:
-    """Names below the launcher's stage, and the host paths that are laid there."""
+    """Return the host paths to stage, by their names below the launcher's staging directory."""
     paths: dict[str, Path] = {name: plan.spec.disk / name for name in DISK_DIRECTORIES}
     parts = rootfs.describe_rootfs(plan.spec).mounts
     paths.update({f"part-{index}": path for index, path in enumerate(parts) if path not in plan.execute_only_programs})
@@ -98,18 +101,24 @@ def staged_paths(plan: GuestPlan) -> dict[str, Path]:
 
 
 def _choose_kernel(plan: GuestPlan) -> Path:
-    """An emulated processor takes seconds to unpack one; KVM's does it at once, and lays it where nobody knows."""
+    """Choose the unpacked kernel for emulation: unpacking takes an emulated CPU seconds.
+
+    With KVM unpacking is immediate, and a packed kernel loads itself at an unpredictable address.
+    """
     is_emulated = plan.accelerator is machine.Accelerator.TCG
     return plan.components.vmlinux if is_emulated and plan.components.vmlinux is not None else plan.components.kernel
 
 
 def staged_program_entries(plan: GuestPlan) -> list[tuple[str, str, str]]:
-    """The hidden ones, laid so that virtiofsd can read them."""
+    """Return entries that stage the execute-only programs so that virtiofsd can read them."""
     return [("program", f"hidden-{index}", str(path)) for index, path in enumerate(plan.execute_only_programs)]
 
 
 def build_exec_spec(program: str, plan: GuestPlan, descriptors: machine.QemuDescriptors, status_fd: int) -> ExecSpec:
-    """For one boot. `ends` and `status`, the descriptor of bubblewrap's reports, are taken over."""
+    """Build the argv and descriptors of one boot.
+
+    status_fd: descriptor for bubblewrap's reports. Ownership of it and of `descriptors` passes to the result.
+    """
     exec_spec = ExecSpec()
     try:
         numbers = machine.QemuDescriptors(*(int(exec_spec.add_descriptor(one)) for one in descriptors))
@@ -233,7 +242,7 @@ def _file_arguments(exec_spec: ExecSpec, plan: GuestPlan, root: rootfs.RootFsSpe
         yield from ("--perms", "0644", option, number, f"{_COMMAND_ROOT}{path}")
     for index, (part, inside) in enumerate(root.mounts.items()):
         if part in plan.execute_only_programs:
-            # Only a place: the guest lays the program there, so that it cannot be read.
+            # Only a mount point: the guest mounts the program there without read permission.
             yield from (
                 "--perms",
                 "0755",

@@ -1,4 +1,4 @@
-"""Whether KVM works here. That its device is there says little, so it is tried, and a failure is kept in mind."""
+"""Detects whether KVM works. Its device alone proves little, so it is tested, and a failure is remembered."""
 
 import asyncio
 import os
@@ -17,17 +17,17 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 class KvmStatus:
-    """Shared by all processes that have the run directory, until the machine boots again or it is probed."""
+    """Remembered failure of KVM, shared by all processes with this run directory until a reboot or the next probe."""
 
     def __init__(self, run_dir: Path) -> None:
         self._file = run_dir / _FAILURE_FILE
 
     def is_present(self) -> bool:
-        """There is a device."""
+        """Return whether there is a usable device."""
         return os.access("/dev/kvm", os.R_OK | os.W_OK)
 
     def is_usable(self) -> bool:
-        """There is a device, and it has not failed since the machine was booted."""
+        """Return whether there is a device and it has not failed since the machine booted."""
         if not self.is_present():
             return False
         try:
@@ -36,20 +36,21 @@ class KvmStatus:
             return True
 
     async def is_too_slow(self, *arguments: str) -> bool:
-        """A guest that counts does not come to its end soon, twice; within 40 s. arguments: see `counting_guest.py`.
+        """Return whether a guest that counts is too slow, twice in a row. Takes up to 40 s.
 
-        Twice, because a pause of the whole machine can look like work. One that only waits tells nothing.
+        arguments: see `kvm_selftest.py`. It runs twice because a pause of the whole machine can look like work. A
+        self-test that only waits proves nothing and does not count as slow.
         """
         return await _is_selftest_too_slow(arguments) and await _is_selftest_too_slow(arguments)
 
     def record_failure(self) -> None:
-        """No guest boots with it, however much time it has."""
+        """Remember that no guest boots with KVM, however long it takes."""
         with suppress(OSError):
             self._file.parent.mkdir(parents=True, exist_ok=True)
             self._file.write_text(_BOOT_ID.read_text())
 
     def reset(self) -> None:
-        """Try again."""
+        """Forget the failure."""
         self._file.unlink(missing_ok=True)
 
 

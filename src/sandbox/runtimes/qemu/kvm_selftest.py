@@ -1,8 +1,8 @@
-"""A program that runs a guest of a few instructions with KVM: `counting_guest.py [INSTRUCTIONS IN HEX]`.
+"""Runs a KVM guest of a few instructions: `kvm_selftest.py [INSTRUCTIONS IN HEX]`.
 
-Exit code 0: the guest came to its end. Killed by SIGPROF: it was too slow to. Another: it could not be made. In virtual
-machines there are processors whose KVM takes a microsecond for an instruction, so that no kernel ever boots with it.
-The numbers are those of the kernel's interface (Documentation/virt/kvm/api.rst), for x86_64.
+Exit code 0: the guest finished. Killed by SIGPROF: it was too slow. Other: it could not be created. Some virtual
+machines have CPUs whose KVM takes a microsecond per instruction, with which no kernel ever boots. The numbers are those
+of the kernel's interface (Documentation/virt/kvm/api.rst), for x86_64.
 """
 
 import ctypes
@@ -14,7 +14,7 @@ import struct
 import sys
 
 SELFTEST_CPU_SECONDS = 0.5
-"""Thirty times what a processor takes that counts by itself."""
+"""Thirty times what a CPU needs that executes the loop itself."""
 
 _COUNTDOWN_CODE = bytes.fromhex("b900000001 49 75fd f4")  # mov ecx, 1 << 24; dec ecx; jnz; hlt
 _MEMORY_BYTES, _CODE_ADDRESS = 0x10000, 0x1000
@@ -28,7 +28,7 @@ _EXIT_REASON, _HALTED = 8, 5
 
 
 def main(instructions: bytes) -> int:
-    """Run them. Raises OSError."""
+    """Run the instructions in a guest. Raises OSError."""
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     signal.setitimer(signal.ITIMER_PROF, SELFTEST_CPU_SECONDS)
     kvm = os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC)
@@ -53,7 +53,7 @@ def main(instructions: bytes) -> int:
 
 
 def _set_protected_mode(system: bytearray) -> None:
-    """Protected mode with all of memory in each segment, which every KVM has a processor carry out by itself."""
+    """Enter protected mode with all memory in each segment, which every KVM executes on the CPU itself."""
     for index, selector, kind in [(0, 8, _CODE), *((index, 16, _DATA) for index in _OF_DATA)]:
         _SEGMENT.pack_into(system, index * _SEGMENT.size, 0, 0xFFFFFFFF, selector, kind, 1, 0, 1, 1, 0, 1, 0, 0, 0)
     (control,) = struct.unpack_from("Q", system, _CONTROL)

@@ -1,4 +1,4 @@
-"""QEMU's and virtiofsd's command lines."""
+"""Command lines of QEMU and virtiofsd."""
 
 import ctypes
 import mmap
@@ -14,14 +14,14 @@ from sandbox.interfaces.runtime import SandboxSpec
 from sandbox.runtimes.qemu.parts import QEMU
 
 KERNEL = "/boot/vmlinuz"
-"""In the cage."""
+"""Path in the jail."""
 
 _MEBIBYTE = 1024 * 1024
 GUEST_BYTES = 160 * _MEBIBYTE
-"""Memory of the guest beside the command's: its kernel, its agent, what tmpfs holds."""
+"""Memory of the guest in addition to the command's: its kernel, its agent, the content of tmpfs."""
 
 JAIL_BYTES = GUEST_BYTES + 384 * _MEBIBYTE
-"""Memory of the host beside the command's: the same, and QEMU with its cache of translations, and virtiofsd."""
+"""Memory of the host in addition to the command's: GUEST_BYTES, QEMU with its translation cache, and virtiofsd."""
 
 JAIL_TASKS = 160
 """Threads of QEMU and virtiofsd."""
@@ -30,37 +30,37 @@ _TB_CACHE_MEBIBYTES = 128
 _CACHED_FILES_MAX = 500_000
 _KERNEL_PARAMETERS = "root=share rootfstype=virtiofs rw init=/start console=ttyS0 loglevel=4 reboot=t panic=-1"
 _EMULATED_KERNEL_PARAMETERS = (
-    # The counter is the host's. A watchdog compares it with ticks, which come late on a busy host, and gives it up.
+    # The TSC is the host's. A watchdog would compare it with ticks, which are late on a busy host, and discard it.
     "tsc=reliable",
     "nowatchdog",
-    # What runs is QEMU's translation, which jumps and returns in a way of its own: these guards guard nothing there.
+    # QEMU's translated code jumps and returns differently, so these mitigations protect nothing there.
     "mitigations=off",
-    # Tests of ciphers, signatures of modules that the host lays there, keys, and policies that nobody gives to a guest.
+    # Tests of ciphers, signatures of modules that the host provides, keys, and policies that no guest gets.
     "cryptomgr.notests",
     "initcall_blacklist=jent_mod_init,init_encrypted,load_system_certificate_list",
     "lsm=landlock,yama",
 )
-"""What a kernel leaves out that is emulated, for which each new path of its code is dear."""
+"""Parameters that omit work in an emulated kernel, where each new code path is expensive."""
 _EMULATED_CPU = "max,-la57"
-"""All that QEMU can, but for the fifth level of page tables, which every walk pays for."""
+"""All features of QEMU's CPU except five-level page tables, which make every page walk slower."""
 
 
 class Accelerator(StrEnum):
-    """How the guest's instructions are carried out: by the processor, or by emulating it."""
+    """How the guest's instructions are executed: by the CPU or by emulation."""
 
     KVM = "kvm"
     TCG = "tcg"
 
     @property
     def device(self) -> str:
-        """What QEMU must be given of it."""
+        """Path of the device that QEMU needs."""
         return "/dev/kvm" if self is Accelerator.KVM else "/dev/null"
 
 
 class QemuDescriptors(NamedTuple):
-    """Descriptors: the listening socket of virtiofsd, QEMU's connection to it, QEMU's end of the channel, KVM's device.
+    """Descriptors: virtiofsd's listening socket, QEMU's connection to it, QEMU's end of the channel, KVM's device.
 
-    The last is there in any case, opened or not, so that the numbers are always the same.
+    The last one is always present, even if it is /dev/null, to keep the numbers the same.
     """
 
     files_listener: int
@@ -70,7 +70,7 @@ class QemuDescriptors(NamedTuple):
 
 
 def qemu_arguments(spec: SandboxSpec, accelerator: Accelerator, descriptors: QemuDescriptors) -> Sequence[str]:
-    """For the one machine that every guest is."""
+    """Return QEMU's argv. All guests have the same machine."""
     mebibytes = -(-(spec.memory_bytes + GUEST_BYTES) // _MEBIBYTE)
     return [
         *(
@@ -91,16 +91,16 @@ def qemu_arguments(spec: SandboxSpec, accelerator: Accelerator, descriptors: Qem
         ),
         *("-device", "virtio-serial-pci", "-chardev", f"socket,id=agent,fd={descriptors.channel}"),
         *("-device", "virtserialport,chardev=agent,name=agent"),
-        # Its user network dials from the network namespace that QEMU is in, where nothing but the gateway is.
+        # The user network dials from QEMU's network namespace, which contains nothing but the gateway.
         *("-netdev", "user,id=net,ipv6=off", "-device", "virtio-net-pci,netdev=net,romfile="),
         *("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"),
     ]
 
 
 def virtiofsd_arguments(program: str, directory: str, descriptors: QemuDescriptors) -> Sequence[str]:
-    """Nothing but the guest changes the files as long as it lives, so that it may keep what it knows of them.
+    """Return virtiofsd's argv. Only the guest changes the files while it lives, so it may cache everything.
 
-    virtiofsd is confined by the cage: it has one uid and no capability, so it need not make a sandbox of its own.
+    The jail confines virtiofsd to one uid without capabilities, so virtiofsd needs no sandbox.
     """
     return [
         *(
@@ -115,8 +115,10 @@ def virtiofsd_arguments(program: str, directory: str, descriptors: QemuDescripto
 
 
 def cached_files_max() -> int:
-    """How many files a guest may keep in mind: virtiofsd holds each of them open, and another half is for what it opens
-    before the guest has looked again."""
+    """Return how many files a guest may cache.
+
+    virtiofsd keeps each of them open. Half of its limit is left for files that it opens before the guest checks again.
+    """
     _, open_files_max = resource.getrlimit(resource.RLIMIT_NOFILE)
     return (
         _CACHED_FILES_MAX if open_files_max == resource.RLIM_INFINITY else min(open_files_max // 2, _CACHED_FILES_MAX)
@@ -125,13 +127,13 @@ def cached_files_max() -> int:
 
 def _accelerator_arguments(accelerator: Accelerator, descriptors: QemuDescriptors) -> Sequence[str]:
     if accelerator is Accelerator.KVM:
-        # Opened by root, because the uid that QEMU has must not be able to.
+        # Opened by root, because QEMU's uid must not be able to.
         return ("-add-fd", f"fd={descriptors.accelerator},set=1", "-accel", "kvm,device=/dev/fdset/1", "-cpu", "host")
     return ("-accel", f"tcg,thread=multi,tb-size={_TB_CACHE_MEBIBYTES}", "-cpu", _EMULATED_CPU)
 
 
 def _kernel_command_line(accelerator: Accelerator) -> str:
-    """The kernel cannot find out how fast an emulated processor counts, and often waits for ever when it tries."""
+    """Return the kernel's parameters. An emulated kernel gets the TSC's frequency: measuring it often hangs."""
 
     if accelerator is Accelerator.KVM:
         return _KERNEL_PARAMETERS
@@ -144,7 +146,7 @@ _MEASURE_SECONDS = 0.02
 
 @cache
 def measure_tsc_khz() -> int:
-    """Measured, because /proc tells how fast the processor is at the moment. Raises OSError."""
+    """Measure the TSC's frequency, because /proc shows only the current CPU frequency. Raises OSError."""
     with mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC) as page:
         page.write(_RDTSC_CODE)
         code = ctypes.c_char.from_buffer(page)

@@ -1,4 +1,4 @@
-"""What a guest is made of, found on this machine."""
+"""Locates the components of a guest on this machine."""
 
 import os
 import re
@@ -18,7 +18,7 @@ _KERNEL_MODULES = (
     "drivers/net/virtio_net.ko",
     "fs/overlayfs/overlay.ko",
 )
-"""In the order in which they need each other."""
+"""In the order of their dependencies."""
 
 INSTALL_HINT = (
     "install them: script/setup --with-qemu (or apt-get install qemu-system-x86 virtiofsd linux-image-cloud-amd64)"
@@ -26,8 +26,11 @@ INSTALL_HINT = (
 
 
 class GuestComponents(msgspec.Struct, frozen=True):
-    """Host paths. unpacked: the kernel once more, as it is in memory, where there is one. python: the directory of an
-    installation, with `interpreter` in it."""
+    """Host paths of the components.
+
+    vmlinux: the kernel unpacked, if there is one. python: directory of a Python installation that contains
+    `interpreter`.
+    """
 
     virtiofsd: str
     kernel: Path
@@ -38,7 +41,7 @@ class GuestComponents(msgspec.Struct, frozen=True):
 
 
 def find_components() -> GuestComponents:
-    """All of them. Raises AttemptError (provision_failed) that names what is missing."""
+    """Locate all components. Raises AttemptError (provision_failed) with the names of the missing ones."""
     virtiofsd = next((path for path in _VIRTIOFSD if os.access(path, os.X_OK)), None)
     kernel = next((kernel_modules for root in _kernels() if (kernel_modules := _find_modules(*root)) is not None), None)
     missing = [
@@ -60,9 +63,9 @@ def find_components() -> GuestComponents:
 
 
 def _kernels() -> list[tuple[Path, Path]]:
-    """Kernels and the directories of their modules: script/setup's first, then the newest that apt has installed.
+    """Return kernels and their module directories: script/setup's first, then those installed by apt, newest first.
 
-    Only Debian's cloud kernel is known to have all that a guest needs before there are modules.
+    Only Debian's cloud kernel is known to have built in what a guest needs before modules are loaded.
     """
     own = _bundled_kernel()
     installed = sorted(Path("/boot").glob("vmlinuz-*-cloud-amd64"), key=_version, reverse=True)

@@ -1,4 +1,4 @@
-"""The `Runtime` that makes sandboxes in guests of QEMU's."""
+"""The QEMU `Runtime`."""
 
 import os
 from collections.abc import Sequence
@@ -45,14 +45,14 @@ _EMULATION_GAP = "no KVM: all is emulated, five to twenty times slower, and QEMU
 
 
 class BootingRuntime(Runtime, Protocol):
-    """What is probed: a runtime that knows its control groups, and what its last guest booted with."""
+    """The runtime to probe, with its control groups and the accelerator of its last guest."""
 
     hierarchies: cgroups.Hierarchies
     last_accelerator: Accelerator | None
 
 
 async def probe_qemu(runtime: BootingRuntime, run_dir: Path, kvm: KvmStatus, *, only_kvm: bool) -> RuntimeProbe:
-    """Create, run `true`, destroy."""
+    """Create a sandbox, run `true` in it and destroy it."""
     if os.uname().machine != "x86_64":
         return _failed_probe("The qemu runtime is for x86_64; use another runtime.", is_final=True)
     if os.getuid() != 0:
@@ -93,7 +93,7 @@ BOOTS_MAX = 3
 BOOT_SECONDS = 30.0
 KVM_BOOT_SECONDS = 3.0
 KVM_RETRY_BOOT_SECONDS = 12.0
-"""A busy machine may need longer than one with KVM does, so KVM has not failed before this is over."""
+"""A busy machine may need longer than KVM_BOOT_SECONDS, so KVM has failed only after this."""
 
 _KVM_FALLBACK_MESSAGE = (
     "The machine has KVM, but no guest booted with it, so this one is emulated, five to twenty times slower. KVM is "
@@ -102,7 +102,7 @@ _KVM_FALLBACK_MESSAGE = (
 
 
 class QemuDriver:
-    """The launcher becomes the cage of a guest, for which there must be a plan by then."""
+    """The launcher execs the jail of a guest. `plans` must contain the attempt's plan by then."""
 
     name = NAME
 
@@ -110,19 +110,19 @@ class QemuDriver:
         self.plans: dict[str, jail.GuestPlan] = {}
 
     def find_program(self) -> str:
-        """bubblewrap's path."""
+        """Return bubblewrap's path."""
         return require_bwrap()
 
     def files_uid(self, kernel_uid: int) -> int:
-        """The same."""
+        """Return the kernel uid itself."""
         return kernel_uid
 
     def host_tasks_max(self, processes_max: int) -> int:
-        """Those of the cage, whatever there is inside."""
+        """Return the number of the jail's threads, whatever runs inside."""
         return machine.JAIL_TASKS
 
     def start_launcher(self, spec: SandboxSpec, kernel_uid: int | None) -> LauncherProcess:
-        """Lay everything for bubblewrap to bind."""
+        """Stage everything for bubblewrap to bind."""
         plan = self.plans[spec.attempt_id]
         return start_launcher(
             spec.attempt_id,
@@ -141,15 +141,15 @@ class QemuDriver:
         launcher: LauncherProcess,
         listeners: Listeners,
     ) -> QemuSandbox:
-        """Of a launcher that is ready; its guest is not booted."""
+        """Create the sandbox object for a launcher that is ready. Its guest is not booted yet."""
         return QemuSandbox(handle, self.plans[spec.attempt_id], self.find_program(), group, launcher, listeners)
 
 
 class QemuRuntime(BaseRuntime):
-    """Sandboxes with a kernel of their own, emulated where KVM does not work.
+    """Sandboxes with their own kernel, emulated if KVM does not work.
 
-    run_dir: a short private directory, for what the probe makes and finds out. only_kvm: nothing is emulated.
-    booted_by: what the last guest booted with.
+    run_dir: private directory with a short path, for the probe's files and the state of KVM. only_kvm: never emulate.
+    last_accelerator: the accelerator that the last guest booted with.
     """
 
     name = NAME
@@ -165,11 +165,11 @@ class QemuRuntime(BaseRuntime):
         self.last_accelerator: Accelerator | None = None
 
     async def probe(self) -> RuntimeProbe:
-        """Boot a guest, run `true` in it, end it; within 10 s by KVM alone, within 60 s where it may be emulated."""
+        """Boot a guest, run `true` in it and destroy it, within 10 s with `only_kvm`, else within 60 s."""
         return await probe_qemu(self, self._run_dir, self._kvm, only_kvm=self._only_kvm)
 
     async def create(self, handle: SandboxHandle, spec: SandboxSpec) -> QemuSandbox:
-        """Boot a guest. An emulated one may stop on the way for no reason of ours, so it is tried again."""
+        """Boot a guest. An emulated guest may hang during boot for no known reason, so booting is retried."""
         try:
             hidden = {path: inside for path, inside in spec.programs.items() if not _is_readable(path)}
         except OSError as error:
@@ -185,7 +185,7 @@ class QemuRuntime(BaseRuntime):
             self._plans.pop(handle.attempt_id, None)
 
     async def _boot_with_fallback(self, handle: SandboxHandle, plan: jail.GuestPlan) -> QemuSandbox:
-        """By the first of all ways that works. Raises BootError of the last."""
+        """Boot with the first accelerator that works. Raises the last BootError."""
         for accelerator, within_seconds in self._boot_attempts():
             self._plans[handle.attempt_id] = replace(plan, accelerator=accelerator)
             try:
@@ -202,7 +202,9 @@ class QemuRuntime(BaseRuntime):
         raise problem
 
     def _boot_attempts(self) -> Sequence[tuple[Accelerator, float]]:
-        """Each emulated boot has twice the time of the one before, should it have been slow and not at a stop."""
+        """Return accelerators and timeouts. Each emulated boot gets twice the time of the one before, in case it was
+        slow.
+        """
         kvm = [(Accelerator.KVM, seconds) for seconds in (KVM_BOOT_SECONDS, KVM_RETRY_BOOT_SECONDS)]
         emulated = [(Accelerator.TCG, BOOT_SECONDS * 2**number) for number in range(BOOTS_MAX)]
         if self._only_kvm:
@@ -220,7 +222,7 @@ class QemuRuntime(BaseRuntime):
         return sandbox
 
     async def _discard(self, handle: SandboxHandle, disk: Path) -> None:
-        """As `destroy`, but the kernel uid stays the attempt's."""
+        """Destroy the sandbox but keep the attempt's kernel uid."""
         sandbox = self._sandboxes.pop(handle.attempt_id)
         await sandbox.close()
         await self._kill_all(handle)

@@ -1,4 +1,4 @@
-"""One sandbox in a guest, from its boot to its end."""
+"""A sandbox in a QEMU guest, from its boot to its end."""
 
 import asyncio
 import os
@@ -38,7 +38,10 @@ _KILLED_EXIT_CODE = 128 + signal.SIGKILL
 
 
 class BootError(Exception):
-    """The guest did not come to its agent; the text says how far it came. is_late: it may have been on its way."""
+    """The guest did not reach its agent. The message says how far it came.
+
+    has_timed_out: it may still have been booting.
+    """
 
     def __init__(self, message: str, *, has_timed_out: bool = False) -> None:
         super().__init__(message)
@@ -46,7 +49,7 @@ class BootError(Exception):
 
 
 class QemuSandbox:
-    """Made by QemuRuntime.create. What its frames say is hostile until it is understood."""
+    """Created by `QemuRuntime.create`. The guest's frames are untrusted."""
 
     def __init__(
         self,
@@ -78,7 +81,7 @@ class QemuSandbox:
         self.slow_reason: str | None = None
 
     async def boot(self, within_seconds: float) -> None:
-        """Until the agent answers. Raises BootError, and AttemptError (provision_failed) when nothing begins."""
+        """Boot until the agent answers. Raises BootError, and AttemptError (provision_failed) if nothing starts."""
         try:
             async with asyncio.timeout(within_seconds):
                 reports = await self._execute()
@@ -96,7 +99,7 @@ class QemuSandbox:
             raise BootError(self._last_output_line())
 
     async def start(self, command: Command) -> tuple[asyncio.StreamReader, asyncio.StreamReader]:
-        """Run the one command. Raises AttemptError (provision_failed)."""
+        """Run the command. Raises AttemptError (provision_failed)."""
         if self._started is not None:
             raise AttemptError(FailureCode.PROVISION_FAILED, "A sandbox runs one command; make another one.")
         self._started = asyncio.get_running_loop().create_future()
@@ -114,7 +117,7 @@ class QemuSandbox:
         return self._streams[frames.OUTPUT].reader, self._streams[frames.ERRORS].reader
 
     async def open_terminal(self, command: Command, size: TerminalSize) -> Terminal:
-        """By the agent. Raises AttemptError (sandbox_lost)."""
+        """Run a further command on a terminal, through the guest agent. Raises AttemptError (sandbox_lost)."""
         if self._started is None or not self._is_running() or len(self._terminals) >= GUEST_TERMINALS_MAX:
             raise AttemptError(FailureCode.SANDBOX_LOST, "Nothing runs in the sandbox, or too many terminals.")
         number = next(one for one in range(frames.TERMINALS, 256) if one not in self._terminals)
@@ -133,36 +136,38 @@ class QemuSandbox:
         return terminal
 
     async def signal(self, signal_number: int) -> None:
-        """To the command's own process."""
+        """Signal the command's own process."""
         self._channel.send(frames.SIGNAL, frames.COMMAND, bytes([signal_number]))
 
     async def kill(self) -> None:
-        """The whole guest at once."""
+        """Kill the whole guest at once."""
         if self._is_running():
             self._was_killed = True
             self._kill_jail()
 
     async def wait(self) -> ExitStatus:
-        """How the command ended, once nothing is left of the guest."""
+        """Return the command's exit status once nothing is left of the guest."""
         return await asyncio.shield(self._watch_exit())
 
     async def kernel_usage(self) -> KernelUsage:
-        """For QEMU and virtiofsd: what the guest's kernel holds is in the guest's memory."""
+        """Return the usage of QEMU and virtiofsd. What the guest's kernel holds is in the guest's memory."""
         launch, memory_bytes = self._launcher, self._plan.spec.memory_bytes
         return await asyncio.to_thread(self._group.kernel_usage, launch.pid, memory_bytes, launch.counter)
 
     async def file_usage(self) -> FileUsage:
-        """Directories that virtiofsd has open to list them; what other open files hold is charged."""
+        """Return the directories that virtiofsd has open for listing. Memory of other files is charged to the
+        group.
+        """
         return await asyncio.to_thread(self._group.directory_use, descriptors_each=1)
 
     async def stats(self) -> Stats:
-        """The machine tells of the CPU, which QEMU uses for the guest; the guest of what is inside."""
+        """Return the statistics: CPU time from the host (QEMU uses it for the guest), the rest from the guest."""
         host_stats = self._group.stats()
         figures = await self._request_stats()
         return host_stats if figures is None else join_figures(host_stats, figures, self._plan.spec)
 
     async def close(self) -> None:
-        """End it and let go of everything. Raises AttemptError (sandbox_lost) when it does not end within 10 s."""
+        """End the sandbox and release its resources. Raises AttemptError (sandbox_lost) if it does not end in 10 s."""
         await self.kill()
         try:
             async with asyncio.timeout(KILL_SECONDS):
@@ -189,7 +194,7 @@ class QemuSandbox:
         return self._exit_task
 
     async def _execute(self) -> asyncio.StreamReader:
-        """Have the launcher become the cage; gives bubblewrap's reports."""
+        """Make the launcher exec the jail and return the stream of bubblewrap's reports."""
         status, status_inside = socket.socketpair()
         host_socket, guests = socket.socketpair()
         with status_inside, guests:
@@ -222,7 +227,7 @@ class QemuSandbox:
             raise BootError(f"{device} cannot be opened: {error.strerror}") from error
 
     async def _open_init_pidfd(self, reports: asyncio.StreamReader) -> None:
-        """Hold the cage's first process by a descriptor: it ends only when nothing else is left in the cage."""
+        """Open a pidfd of the jail's init, which ends only when nothing else is left in the jail."""
         with suppress(*DECODE_ERRORS, KeyError, ProcessLookupError):
             self._init_pidfd = os.pidfd_open(msgspec.json.decode(await reports.readline())["child-pid"])
 
@@ -236,7 +241,7 @@ class QemuSandbox:
             is_over = await wait_for_exit(self._init_pidfd)
             os.close(self._init_pidfd)
             self._init_pidfd = None
-        # What was said before the end is still read.
+        # Output sent before the end is still read.
         if self._is_booting() or not is_over:
             self._channel.abort()
         await self._channel.ended
@@ -259,7 +264,7 @@ class QemuSandbox:
         self._group.kill()
 
     def _handle_frame(self, kind: bytes, number: int, body: bytes) -> bool:
-        """A frame of the guest's; whether it was output. What makes no sense is left alone."""
+        """Handle a frame of the guest. Returns whether it was output. Invalid frames are ignored."""
         terminal = self._terminals.get(number)
         if terminal is not None:
             return terminal.handle_frame(kind, body)
@@ -280,7 +285,7 @@ class QemuSandbox:
             _set_result(self._stats_reply, frames.STATS_BODY.unpack(body))
 
     def _report_failed_start(self, reason: bytes) -> None:
-        """The command could not be run; then nothing is said of its end that counts."""
+        """Record that the command could not be run. Its exit status is then meaningless."""
         _set_result(self._reported_exit, ExitStatus(None))
         _set_result(self._started, reason.decode(errors="replace"))
 
@@ -300,7 +305,7 @@ class QemuSandbox:
 
 
 def join_figures(used: Stats, figures: tuple[int, ...], spec: SandboxSpec) -> Stats:
-    """What the host counts and what the guest says: no more memory and processes than it can have."""
+    """Combine the host's statistics with the guest's, limited to the memory and processes that it can have."""
     memory, processes, memory_kills, forks_refused = figures
     return Stats(
         cpu_seconds=used.cpu_seconds,
@@ -328,14 +333,15 @@ def _encode_command(command: Command) -> bytes:
 
 
 def _connect_virtiofsd(run_dir: Path, attempt_id: str) -> tuple[int, int]:
-    """virtiofsd's listening socket and QEMU's connection to it, which waits there already. No path of it is left.
+    """Return virtiofsd's listening socket and QEMU's connection to it, already pending. The socket's path is removed.
 
     Nobody else can have connected before, because the directory is private.
     """
     run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     directory = os.open(run_dir, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     name = f"{attempt_id}.files"
-    path = f"/proc/self/fd/{directory}/{name}"  # the path of a socket has at most 107 bytes
+    # a socket's path has at most 107 bytes
+    path = f"/proc/self/fd/{directory}/{name}"
     listener, connection = socket.socket(socket.AF_UNIX), socket.socket(socket.AF_UNIX)
     with listener, connection:
         try:

@@ -1,1 +1,1 @@
-"""Cloning a repository into a workspace."""
+"""Clones a repository into a workspace."""

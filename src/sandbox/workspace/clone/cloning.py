@@ -1,4 +1,4 @@
-"""A clone by a confined git: what it may not have itself is done for it outside, for the one remote and no other."""
+"""Clones with a confined git. Credentials, ssh and network access are provided from outside, for one remote only."""
 
 import asyncio
 import os
@@ -29,16 +29,16 @@ HELPER_COMMAND = (
     f'!f() {{ test "$1" != get || {{ {{ cat; echo; }} >&{FIRST_EXTRA_DESCRIPTOR}; '
     f'sed "/^$/q" <&{FIRST_EXTRA_DESCRIPTOR}; }}; }}; f'
 )
-"""What git asks inside; it passes the question on, and the answer back. Answers are neither stored nor erased."""
+"""Credential helper of the confined git. It forwards requests and responses; nothing is stored or erased."""
 
 CREDENTIAL_REQUESTS_MAX = 8
-"""Of one clone; further questions have no answer."""
+"""Maximum per clone. Further requests get no response."""
 
 _REQUEST_BYTES_MAX = 16 * 1024
 
 
 class CredentialHelper:
-    """Answers for the host of `url`, whatever inside asks for. secrets: values that were given away."""
+    """Looks up credentials, for the host of `url` only. secrets: the passwords that were given out."""
 
     def __init__(self, url: str, settings: Sequence[GitSetting], variables: Mapping[str, str], path: str) -> None:
         self.secrets: set[str] = set()
@@ -47,7 +47,7 @@ class CredentialHelper:
         self._git = Git(path, [("credential.interactive", "false"), *settings], variables)
 
     async def serve(self, inside: socket.socket) -> None:
-        """Until nobody can ask any more, or has asked too often."""
+        """Serve requests until the socket is closed or the limit is reached."""
         reader, writer = await asyncio.open_connection(sock=inside, limit=_REQUEST_BYTES_MAX)
         try:
             for _ in range(CREDENTIAL_REQUESTS_MAX):
@@ -78,8 +78,8 @@ class CredentialHelper:
         return b"".join(line + b"\n" for line in lines)
 
     def _lookup_netrc(self, host: str) -> bytes:
-        """As curl would, where no helper knows any."""
-        from netrc import NetrcParseError, netrc  # most clones ask for no password
+        """Look the host up in ~/.netrc, as curl does, if no credential helper has credentials."""
+        from netrc import NetrcParseError, netrc  # most clones need no password
 
         try:
             known = netrc(self._home / ".netrc").authenticators(host)
@@ -88,7 +88,7 @@ class CredentialHelper:
         return f"username={known[0]}\npassword={known[2]}\n".encode() if known and known[0] and known[2] else b""
 
     def _matches_url(self, protocol: str, host: str) -> bool:
-        """The URL's own place, or the same host by TLS, where its requests may have been sent on to."""
+        """Return whether the request is for the URL's host and port, or for that host by HTTPS (after a redirect)."""
         own = self._url.netloc.rpartition("@")[2].lower()
         return (protocol, host.lower()) in {(self._url.scheme, own), ("https", own.partition(":")[0])}
 
@@ -98,7 +98,10 @@ _STDERR_BYTES_MAX = 64 * 1024
 
 
 class ConfinedClone:
-    """Of one URL. user_settings: all that are taken of the server's user. secrets: what was given away of them."""
+    """A clone of one URL.
+
+    user_settings: the used settings of the server's user. secrets: those of their values that were given out.
+    """
 
     def __init__(
         self,
@@ -126,7 +129,7 @@ class ConfinedClone:
         *,
         file_bytes_max: int,
     ) -> None:
-        """Raises GitError, OSError."""
+        """Clone. Raises GitError, OSError."""
         own = (f"url.{self._url}.insteadOf", self._manifest_url)
         far = parse_ssh_url(self._url)
         serving = self._over_ssh(far) if far is not None else self._over_http(confinement, await self._find_remote())
@@ -150,9 +153,9 @@ class ConfinedClone:
 
     @asynccontextmanager
     async def _over_http(self, confinement: Confinement, remote: HttpRemote) -> AsyncIterator["GitInputs"]:
-        """With a door to its host, and answers to its questions."""
+        """Provide a relay to the remote's host and a credential helper."""
         if remote.address is None or confinement.proxy_listener is None:
-            # Git itself says that it takes no such protocol.
+            # git reports the unsupported protocol itself.
             yield (), {}, ()
             return
         credentials = CredentialHelper(self._url, self._user_settings, self._variables, self._variables["PATH"])
@@ -168,7 +171,7 @@ class ConfinedClone:
 
     @asynccontextmanager
     async def _over_ssh(self, remote: SshRemote) -> AsyncIterator["GitInputs"]:
-        """With the two ends of an ssh that runs outside; what that complains of is put before what git does."""
+        """Run ssh outside and connect git to its pipes. ssh's errors are put before git's."""
         try:
             async with capture_output() as (said, read_stderr):
                 with said, pipe() as (to_read, to_write), pipe() as (from_read, from_write):
@@ -186,7 +189,7 @@ GitInputs = tuple[Sequence[GitSetting], Mapping[str, bytes], Sequence[int]]
 
 @asynccontextmanager
 async def _running_in_background(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """Do it until the block ends."""
+    """Run `work` in the background until the block ends."""
     task = asyncio.create_task(work)
     try:
         yield
@@ -196,7 +199,7 @@ async def _running_in_background(work: Coroutine[Any, Any, None]) -> AsyncIterat
 
 
 async def _close_when_done(work: Coroutine[Any, Any, None], *files: IO[bytes]) -> None:
-    """Close them at its end, so that whoever is at the other ends sees it."""
+    """Close the files when `work` ends, which signals the end to the other ends of the pipes."""
     try:
         await work
     finally:

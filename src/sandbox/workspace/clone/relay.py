@@ -1,7 +1,7 @@
-"""The only way out of a confined clone: a SOCKS proxy in the runner, at the confinement's door.
+"""The only network access of a confined clone: a SOCKS proxy in the runner, on the confinement's proxy listener.
 
-Git resolves no name and dials nothing: it asks for a host, and is connected to the one that it was told to clone from.
-Bytes are passed on as they are; TLS ends in the confinement.
+git resolves no name and dials nothing. It asks for a host, and is connected only to the remote that it was told to
+clone from. Bytes are relayed unchanged; TLS ends in the confinement.
 """
 
 import asyncio
@@ -14,10 +14,12 @@ from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from typing import NamedTuple
 
 CLONE_CONNECT_SECONDS = 30.0
-"""For the name of a clone's host to resolve and one of its addresses to answer; then the clone fails."""
+"""Time for the remote's name to resolve and one of its addresses to answer; then the clone fails."""
 
 CLONE_CONNECTIONS_MAX = 32
-"""At once, two descriptors of the runner's each; git itself needs a handful. A further one waits at the door."""
+"""Maximum at once. Each takes two descriptors of the runner; git itself needs a handful. Further ones wait in the
+backlog.
+"""
 
 _ACCEPT_RETRY_SECONDS = 0.1
 _CHUNK_BYTES = 256 * 1024
@@ -25,11 +27,15 @@ _WEB_PORTS = (80, 443)
 _SUCCEEDED, _NOT_ALLOWED, _HOST_UNREACHABLE, _NAME_NOT_RESOLVED, _CONNECTION_REFUSED = 0, 2, 3, 4, 5
 _ADDRESS_IPV4, _ADDRESS_DOMAIN, _ADDRESS_IPV6 = 1, 3, 4
 _NAT64_PREFIX = IPv6Network("64:ff9b::/96")
-"""RFC 6052: an IPv4 address as machines without IPv4 reach it."""
+"""RFC 6052: prefix under which machines without IPv4 reach IPv4 addresses."""
 
 
 class DialPolicy(NamedTuple):
-    """is_public: which addresses are other hosts' public ones. follows_redirects: whether a clone may be sent on."""
+    """Which addresses a clone may connect to.
+
+    is_public: returns whether an address is a public one of another host. follows_redirects: whether a clone may follow
+    redirects.
+    """
 
     is_public: Callable[[IPv4Address | IPv6Address], bool]
     follows_redirects: bool
@@ -43,7 +49,7 @@ class HostPort(NamedTuple):
 
 
 def canonical_host(host: str) -> str:
-    """One spelling of a host, however it was written: of an IPv4 address too the short, octal and hexadecimal forms."""
+    """Normalize a host. An IPv4 address may be in short, octal or hexadecimal form."""
     name = host.lower().rstrip(".")
     with suppress(ValueError):
         return ip_address(name).compressed
@@ -53,11 +59,12 @@ def canonical_host(host: str) -> str:
 
 
 class SocksProxy:
-    """Connects to `wanted`; where redirects are followed also to other ports of its host, and to the web's ports of
-    public addresses.
+    """Connects to `target`, and if redirects are followed also to its host's other ports and to web ports of public
+    hosts.
 
-    A host that was found at a public address is not followed to others: whoever owns its name could name this machine.
-    via: the proxy of the server's user; then everything goes there, and what git says is for that proxy to read.
+    Once the target was resolved to a public address, it is not dialled at other addresses: the owner of its name could
+    make the name resolve to this machine. upstream_proxy: the proxy of the server's user. If there is one, all
+    connections go to it, and it interprets what git sends.
     """
 
     def __init__(self, target: HostPort, *, upstream_proxy: HostPort | None, dial_policy: DialPolicy) -> None:
@@ -68,7 +75,7 @@ class SocksProxy:
 
     @asynccontextmanager
     async def serving(self, listener: socket.socket) -> AsyncIterator[None]:
-        """Answer at the door until the block ends; then every connection is cut."""
+        """Accept connections on the listener until the block ends, then close all of them."""
         serving: set[asyncio.Task[None]] = set()
         slots = asyncio.Semaphore(CLONE_CONNECTIONS_MAX)
 
@@ -81,7 +88,7 @@ class SocksProxy:
                 await slots.acquire()
                 try:
                     client, _ = await asyncio.get_running_loop().sock_accept(listener)
-                except OSError:  # git is gone already, or there is no descriptor left
+                except OSError:  # git is gone already, or no descriptor is left
                     slots.release()
                     await asyncio.sleep(_ACCEPT_RETRY_SECONDS)
                     continue
@@ -113,7 +120,7 @@ class SocksProxy:
             writer.transport.abort()
 
     async def _negotiate(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> "StreamPair":
-        """RFC 1928, without authentication, CONNECT only."""
+        """Speak SOCKS5 (RFC 1928), without authentication and with CONNECT only."""
         async with asyncio.timeout(CLONE_CONNECT_SECONDS):
             _, methods = await reader.readexactly(2)
             await reader.readexactly(methods)
@@ -132,7 +139,8 @@ class SocksProxy:
     async def _dial(self, address: HostPort) -> "StreamPair":
         is_wanted = self._is_target(address)
         if not is_wanted and not (self._dial_policy.follows_redirects and address.port in _WEB_PORTS):
-            # Not even asked for: a name can carry what a clone has read, and its answer tells what names there are.
+            # Refuse before resolving: a DNS name could exfiltrate what a clone has read, and the answer shows which
+            # names exist.
             raise _not_allowed_error()
         loop = asyncio.get_running_loop()
         resolved = await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
@@ -166,7 +174,7 @@ async def _read_address(reader: asyncio.StreamReader) -> HostPort:
 
 
 def _unmap_nat64(host: str) -> IPv4Address | IPv6Address:
-    """What an address leads to."""
+    """Return the IPv4 address in a NAT64 address, else the address itself."""
     address = ip_address(host)
     return IPv4Address(address.packed[-4:]) if address in _NAT64_PREFIX else address
 
@@ -198,7 +206,7 @@ def _reply_code(error: OSError) -> int:
 
 
 async def _relay_streams(one: StreamPair, other: StreamPair) -> None:
-    """Pass bytes on both ways until both sides have ended."""
+    """Copy both directions until both sides have ended."""
     try:
         await asyncio.gather(_copy_stream(one[0], other[1]), _copy_stream(other[0], one[1]))
     finally:

@@ -1,6 +1,6 @@
-"""Where a confined clone goes, and what of the server user's configuration it needs for that, and no more.
+"""Resolves what a confined clone connects to, and the parts of the server user's configuration that it needs.
 
-Settings for other hosts stay outside: a repository that takes git over would find their tokens.
+Settings for other hosts stay outside: a repository that takes over git could read their tokens.
 """
 
 import re
@@ -18,10 +18,10 @@ from sandbox.workspace.git.command import GitSetting
 from sandbox.workspace.git.host_process import NoConfinement
 
 FILES_DIRECTORY = "/etc/clone"
-"""Where files that the settings name are laid; the home of a confined clone."""
+"""Directory of the files that settings name; also the HOME of a confined clone."""
 
 SETTINGS_FILES_MAX = 64
-"""Of one clone: each is a descriptor on its way in, of which a confinement takes 90 for one command."""
+"""Maximum per clone. Each file needs a descriptor when passed in, and a confinement takes 90 for one command."""
 
 _PORTS = {"http": 80, "https": 443}
 _HTTP_SETTING = re.compile(r"http\.(?:(?P<url>.+)\.)?(?P<name>[a-z]+)", re.DOTALL)
@@ -29,7 +29,7 @@ _FILE_SETTINGS = frozenset(
     {"sslcainfo", "sslcert", "sslkey", "cookiefile", "proxysslcert", "proxysslkey", "proxysslcainfo"}
 )
 _HASHED_CERTIFICATE_NAME = re.compile(r"[0-9a-f]{8}\.r?[0-9]+")
-"""How OpenSSL finds a certificate in a directory; what has another name is mostly the same certificate again."""
+"""The names by which OpenSSL finds certificates in a directory. Other files are mostly duplicates of these."""
 
 _IGNORED_SETTINGS = frozenset({"proxy", "savecookies", "curloptresolve"})
 _TOO_MANY_FILES = (
@@ -37,13 +37,14 @@ _TOO_MANY_FILES = (
     "into one file and name that by http.sslCAInfo"
 )
 _REMOTE_DNS_SCHEMES = {"socks5": "socks5h", "socks4": "socks4a"}
-"""No name can be resolved in the confinement, so that is left to the proxy."""
+"""Names cannot be resolved in the confinement, so the proxy resolves them."""
 
 
 class HttpRemote(msgspec.Struct, frozen=True):
-    """url: after the user's `insteadOf`. address: what is dialled for it, None where that is not by HTTP.
+    """The remote of a clone.
 
-    via: the proxy of the server's user. settings, files: for a git in the confinement.
+    url: after the user's `insteadOf`. address: what to dial; None if the URL is not HTTP or HTTPS. upstream_proxy: the
+    proxy of the server's user. settings, files: for git in the confinement.
     """
 
     url: str
@@ -53,21 +54,21 @@ class HttpRemote(msgspec.Struct, frozen=True):
     files: Mapping[str, bytes] = {}
 
     def __repr__(self) -> str:
-        """Without what is in the files."""
+        """Omit the content of the files."""
         return f"{type(self).__name__}({self.url!r})"
 
 
 def apply_instead_of(url: str, settings: Sequence[GitSetting]) -> str:
-    """As git does: the longest `insteadOf` that the URL begins with."""
+    """Rewrite the URL as git does, by the longest `insteadOf` that is a prefix of it."""
     rules = [(value, key[len("url.") : -len(".insteadof")]) for key, value in settings if _is_instead_of(key)]
     prefix, base = max(((value, base) for value, base in rules if url.startswith(value)), key=_length, default=("", ""))
     return base + url[len(prefix) :] if prefix else url
 
 
 def resolve_remote(url: str, settings: Sequence[GitSetting], proxy: str, home: Path) -> HttpRemote:
-    """Of a URL as `rewrite` gives it. proxy: what the user has for it, if anything.
+    """Resolve a URL that `apply_instead_of` returned. proxy: the user's proxy for it, or empty.
 
-    Raises ValueError, and OSError for a file that a setting names.
+    Raises ValueError for an invalid URL, and OSError for an unreadable file that a setting names.
     """
     parts = urlsplit(url)
     if parts.scheme not in _PORTS or parts.hostname is None:
@@ -92,7 +93,7 @@ def resolve_remote(url: str, settings: Sequence[GitSetting], proxy: str, home: P
 
 
 def _stage_setting_file(name: str, value: str, home: Path, path_inside: str) -> Mapping[str, bytes] | None:
-    """What is laid at the place for a setting's value, empty for no file; None where the value itself counts."""
+    """Return the files to stage for a setting, empty for none; None if its value is to be used unchanged."""
     if name == "sslcapath":
         is_in_sight = any(Path(value).is_relative_to(one) for one in ("/usr", *CERTIFICATE_DIRECTORIES))
         return None if is_in_sight else _read_directory(name, value, home, path_inside)
@@ -123,7 +124,11 @@ def _unreadable(name: str, path: Path, error: OSError) -> OSError:
 
 
 def _read_setting_file(name: str, value: str, home: Path) -> bytes | None:
-    """None where a setting names no file, and for cookies that nobody has stored yet. Raises OSError that names it."""
+    """Read the file that a setting names. Returns None for an empty value and for a cookie file that does not exist
+    yet.
+
+    Raises OSError with the setting's name.
+    """
     path = home / value.removeprefix("~/")
     try:
         return path.read_bytes() if value else None
@@ -136,7 +141,7 @@ def _read_setting_file(name: str, value: str, home: Path) -> bytes | None:
 def _route_through_proxy(
     proxy: str, settings: list[GitSetting], files: dict[str, bytes]
 ) -> tuple[HostPort, list[GitSetting], dict[str, bytes]]:
-    """The user's proxy, which is found at the confinement's door by its own name."""
+    """Route git through the user's proxy, which the confinement reaches at its own name on the proxy listener."""
     parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
     host = parts.hostname or ""
     via = HostPort(host, parts.port or (443 if parts.scheme == "https" else 1080))
@@ -150,7 +155,7 @@ def _route_through_proxy(
 
 
 def _applies_to_host(url: str | None, host: str) -> bool:
-    """Whether settings of this URL may be for the host; as with git, an address that cannot be is no host's."""
+    """Return whether settings of this URL may apply to the host. As in git, an invalid address applies to none."""
     try:
         return url is None or fnmatchcase(host, canonical_host(urlsplit(url).hostname or ""))
     except ValueError:
@@ -166,9 +171,9 @@ def _length(rule: tuple[str, str]) -> int:
 
 
 STUB_SSH_COMMAND = f"f() {{ cat <&{FIRST_EXTRA_DESCRIPTOR + 1} & exec cat >&{FIRST_EXTRA_DESCRIPTOR}; }}; f"
-"""What git takes for ssh inside: it passes on what goes to the far end, and what comes from there.
+"""Replaces ssh in the confinement. It forwards git's data to the remote and the remote's data to git.
 
-`exec`: a shell that stayed would hold git's end open, and git would wait for a far end that is gone.
+`exec` is needed: a remaining shell would hold git's end open, and git would wait for a remote that is gone.
 """
 
 DEFAULT_SSH_COMMAND = "ssh -o BatchMode=yes -o ConnectTimeout=20 -o ServerAliveInterval=20"
@@ -178,13 +183,13 @@ _SSH_URL = re.compile(
 _SCP = re.compile(r"(?:(?P<user>[^@/:]+)@)?(?P<host>\[[^\]]+\]|[^:/]+):(?P<port>)(?P<path>(?!//|:).+)", re.DOTALL)
 
 _UNSAFE_CHARACTERS = re.compile(r"[\x00-\x20\x7f'\"`$;&<>|(){}]")
-"""What no user and no host is made of, but what a shell would take for its own where the user's ssh starts one."""
+"""Characters that no user or host contains, but that a shell would interpret if the user's ssh command starts one."""
 
 _CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f]")
 
 
 class SshRemote(msgspec.Struct, frozen=True):
-    """The far end of an ssh URL. port: as text, empty for ssh's own choice."""
+    """The remote of an ssh URL. port: as text; empty for ssh's default."""
 
     host: str
     port: str
@@ -192,12 +197,12 @@ class SshRemote(msgspec.Struct, frozen=True):
 
 
 def parse_ssh_url(url: str) -> SshRemote | None:
-    """None for what is no ssh URL, and for what ssh or a shell of the user's would take for an option or more."""
+    """Parse an ssh URL. Returns None for other URLs and for parts that ssh or a shell could interpret."""
     is_scp = "://" not in url
     match = (_SCP if is_scp else _SSH_URL).fullmatch(url)
     if match is None:
         return None
-    # Each part by itself: a slash or an @ that was escaped ends none.
+    # Unquote each part by itself: an escaped slash or @ separates nothing.
     raw = (match["user"] or "", match["host"].strip("[]"), match["path"])
     user, host, path = raw if is_scp else (unquote(part, errors="surrogateescape") for part in raw)
     if (user or host).startswith("-") or _UNSAFE_CHARACTERS.search(user + host) or _CONTROL_CHARACTERS.search(path):
@@ -213,7 +218,7 @@ async def run_ssh(
     standard_streams: tuple[int, int],
     stderr: int,
 ) -> None:
-    """Until it ends. ends: its input and output. Raises OSError."""
+    """Run ssh until it ends. standard_streams: its stdin and stdout. Raises OSError."""
     values = dict(settings)
     command = values.get("core.sshcommand", DEFAULT_SSH_COMMAND)
     is_openssh = values.get("ssh.variant", "ssh") in ("ssh", "auto")
@@ -221,7 +226,7 @@ async def run_ssh(
     if remote.port:
         options += ["-p" if is_openssh else "-P", remote.port]
     words = [*options, remote.host, f"git-upload-pack {_shell_quote(remote.path)}"]
-    # As git runs it: the command is the user's, and may use what a shell knows.
+    # Use a shell, as git does: the command is the user's and may contain shell syntax.
     argv = ["sh", "-c", f'{command} "$@"', command, *words]
     variables = {**environment, "GIT_PROTOCOL": "version=2", "LC_ALL": "C"}
     await NoConfinement().run(ConfinedCommand(argv, variables, Path("/"), *standard_streams, stderr))

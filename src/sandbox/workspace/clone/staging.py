@@ -1,8 +1,8 @@
-"""Staging: a repository becomes a workspace.
+"""Stages a repository as a workspace.
 
-The host clones into a bare repository of its own, which no sandbox ever sees, and checks the base commit out into the
-workspace, whose `.git` is a copy. Without a commit in the manifest the clone is one commit deep; with one it has the
-whole history of the branch, because only that shows whether the commit is on it.
+The host clones into a bare repository, which no sandbox ever sees, and checks the base commit out into the workspace,
+whose `.git` is a copy. Without a commit in the manifest the clone has depth 1. With a commit it has the full history of
+the branch, because only that shows whether the commit is on the branch.
 """
 
 import asyncio
@@ -34,15 +34,16 @@ from sandbox.workspace.git.user_config import find_secrets, read_user_config, us
 
 INITIAL_COMMIT_MESSAGE = "Work that came with the task"
 _IDENTITY = "Sandbox <sandbox@localhost> 0 +0000"
-"""The same work makes the same commit, in every attempt."""
+"""Fixed, so that the same patch makes the same commit in every attempt."""
 
 _STDERR_CHARACTERS_MAX = 300
 
 
 async def commit_initial_patch(path: str, confinement: Confinement, repository: Path, base: str, patch: str) -> str:
-    """The commit, in a pack of its own. repository: the host's bare one; patch: base64 of what `git diff` wrote.
+    """Commit `repository.patch` on top of `base`, in a separate pack. Returns the commit.
 
-    Raises AttemptError (clone_failed) when it does not apply; GitError, OSError.
+    repository: the host's bare repository. patch: base64 of the output of `git diff`. Raises AttemptError
+    (clone_failed) if the patch does not apply; GitError, OSError.
     """
     git = Git(path, variables={"GIT_INDEX_FILE": "sent.index"}, confinement=confinement)
     run = partial(git.run, "--git-dir=.", directory=repository)
@@ -62,7 +63,7 @@ async def commit_initial_patch(path: str, confinement: Confinement, repository: 
     commit = _parse_object_id(
         await run("hash-object", "-t", "commit", "-w", "--stdin", stdin=_memory_file(text.encode()))
     )
-    # The workspace's git directory gets packs alone.
+    # Only packs are copied into the workspace's git directory.
     revisions = _memory_file(f"{commit}\n^{base}\n".encode())
     await run("pack-objects", "--quiet", "--revs", "objects/pack/pack", stdin=revisions)
     return commit
@@ -76,7 +77,7 @@ def _parse_object_id(answer: bytes) -> str:
 
 
 def _memory_file(data: bytes) -> IO[bytes]:
-    """In memory, to be read from its beginning."""
+    """Return a memfd with this content, positioned at its start."""
     file = os.fdopen(os.memfd_create("sent"), "w+b")
     file.write(data)
     file.seek(0)
@@ -84,8 +85,10 @@ def _memory_file(data: bytes) -> IO[bytes]:
 
 
 REPOSITORY_BYTES_MAX = 32 * 1024**3
-"""A file of a clone (its pack), and the files of a commit together, or `vm.disk` where that is less; over it:
-`clone_failed`."""
+"""Maximum of each file of a clone (its pack), and of a commit's files together, unless `vm.disk` is less.
+
+Beyond it the task fails with `clone_failed`.
+"""
 
 _NETWORK_SETTINGS: tuple[GitSetting, ...] = (
     ("http.lowSpeedLimit", "1"),
@@ -99,11 +102,11 @@ _TOLERATED_FSCK_FAULTS = (
     *("missingSpaceBeforeDate", "missingSpaceBeforeEmail", "multipleAuthors", "nulInCommit", "zeroPaddedDate"),
     *("zeroPaddedFilemode", "badTagName", "missingTaggerEntry"),
 )
-"""Old faults in who and when, and in the spelling of modes, which real histories have and which harm nobody."""
+"""Old defects in authors, dates and the spelling of modes. Real histories contain them, and they are harmless."""
 
 
 class WorkspaceStaging:
-    """One clone."""
+    """Clones one repository into one attempt's workspace."""
 
     def __init__(
         self,
@@ -115,7 +118,7 @@ class WorkspaceStaging:
         bytes_max: int,
         dial_policy: DialPolicy,
     ) -> None:
-        """bytes_max: of each file of the clone, and of the commit's files together."""
+        """Initialize. bytes_max: limit for each file of the clone, and for the commit's files together."""
         self._environment = environment
         self._path = environment.get("PATH", os.defpath)
         self._confine = confine
@@ -127,20 +130,21 @@ class WorkspaceStaging:
         self._secrets: set[str] = set()
 
     async def run(self) -> str:
-        """Gives the full base commit. Raises AttemptError (clone_failed, sandbox_lost)."""
+        """Clone and check out. Returns the full base commit. Raises AttemptError (clone_failed, sandbox_lost)."""
         try:
             await run_in_thread(lambda _: self._reset_directories())
             async with self._confine([self._attempt.repository], []) as confinement:
                 await self._clone(confinement)
                 commit = await self._prepare_commit(confinement)
-            # No git has seen the workspace until here: what is written there leads nowhere else.
+            # No git has run in the workspace yet, so paths written there cannot lead elsewhere.
             await run_in_thread(lambda stop: self._write_git_directory(commit, stop))
             async with self._confine([self._attempt.workspace], []) as confinement:
                 await self._check_out(Git(self._path, confinement=confinement), commit)
             await run_in_thread(lambda _: self._check_subpath())
         except GitError as error:
             if error.is_possibly_killed:
-                # Who kills git may be about to kill its runner: then that is why, and another attempt follows.
+                # A killer of git may also be about to kill the runner. Then that is the reason, and another attempt
+                # follows.
                 await asyncio.sleep(GIT_KILLED_GRACE_SECONDS)
             message = explain_clone_failure(error.stderr, self._repository, self._secrets)
             code, transient = FailureCode.CLONE_FAILED, is_transient(error.stderr)
@@ -162,7 +166,7 @@ class WorkspaceStaging:
         return commit
 
     def _reset_directories(self) -> None:
-        """Take away what an earlier, broken try left, and begin with two empty directories."""
+        """Remove what an interrupted earlier run left, and create both directories empty."""
         self._attempt.disk.mkdir(mode=0o700, parents=True, exist_ok=True)
         for path in (self._attempt.repository, self._attempt.workspace):
             if path.is_symlink() or path.is_file():
@@ -267,7 +271,7 @@ class WorkspaceStaging:
 
 
 def _find_size_problem(entries: Iterator[BaseTreeEntry], bytes_max: int) -> str | None:
-    """A few small trees can name each other so often that a checkout never ends: find that out before."""
+    """Return why the commit is too large, or None. A few small trees can nest so often that a checkout never ends."""
     bytes_left, path_bytes_left = bytes_max, PATHS_BYTES_MAX
     for number, entry in enumerate(entries):
         bytes_left -= entry.size_bytes

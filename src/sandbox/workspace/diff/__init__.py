@@ -1,1 +1,1 @@
-"""The patch: what the agent changed."""
+"""Compares the workspace with the base commit and writes the patch."""

@@ -1,4 +1,4 @@
-"""The changed files themselves, for what no patch can hold."""
+"""Writes an archive of the changed files, for content that no patch can contain."""
 
 import tarfile
 from pathlib import Path
@@ -19,9 +19,9 @@ _END_OF_ARCHIVE = b"\0" * 2 * tarfile.BLOCKSIZE
 
 
 class ChangedFilesTar:
-    """Writes a tar of new and changed files and links, without owners and times. What is gone is not in it.
+    """Writes a tar of new and changed files and links, without owners and times. Deleted files are not in it.
 
-    left_out: how many files would have made it larger than `bytes_max`.
+    skipped_count: number of files that would have exceeded `bytes_max`.
     """
 
     def __init__(self, file: IO[bytes], bytes_max: int) -> None:
@@ -32,15 +32,15 @@ class ChangedFilesTar:
         self._bytes_left = bytes_max - len(_END_OF_ARCHIVE)
 
     def set_source(self, files: RootedFiles, stop: StopFlag) -> "ChangedFilesTar":
-        """Take what is put from here on out of `files`."""
+        """Read the following entries from `files`."""
         self._files, self._stop = files, stop
         return self
 
     def delete(self, path: bytes) -> None:
-        """See `Changes.delete`."""
+        """Ignore deleted files. Implements `ChangeSink.delete`."""
 
     def put(self, entry: Entry) -> None:
-        """See `Changes.put`."""
+        """Add the entry, unless it would exceed the limit. Implements `ChangeSink.put`."""
         member = tarfile.TarInfo(_decode_path(entry.path))
         if entry.is_link:
             member.type, member.linkname = tarfile.SYMTYPE, _decode_path(self._files.read_link(entry.path))
@@ -59,7 +59,7 @@ class ChangedFilesTar:
         self._file.write(_END_OF_ARCHIVE)
 
     def _write_header(self, member: tarfile.TarInfo) -> bool:
-        """Write its header, unless it would be too much with its content."""
+        """Write the header, unless header and content would exceed the limit."""
         header = member.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
         need = len(header) + member.size + -member.size % tarfile.BLOCKSIZE
         if need > self._bytes_left:
@@ -71,14 +71,14 @@ class ChangedFilesTar:
 
 
 def _decode_path(path: bytes) -> str:
-    """A PAX header carries bytes that are no text as they are, when they come this way."""
+    """Decode with surrogates, which tarfile writes into a PAX header as the original bytes."""
     return path.decode(errors="surrogateescape")
 
 
 async def write_changed_files(git: Git, attempt: AttemptLayout, base_commit: str, target: Path) -> str | None:
-    """Write the tar, flushed and whole, up to half of what the files that match may be. Raises AttemptError.
+    """Write the tar completely and flushed, up to half of ARTIFACT_BYTES_MAX. Raises AttemptError.
 
-    Gives why not every changed file is in it.
+    Returns why not every changed file is in it, or None.
     """
     try:
         return await _write(git, attempt, base_commit, target)

@@ -1,4 +1,4 @@
-"""Finds what the agent changed: the workspace, walked beside the tree of the base commit."""
+"""Finds the agent's changes by walking the workspace alongside the tree of the base commit."""
 
 import hashlib
 import re
@@ -20,14 +20,14 @@ _NTFS_GIT = re.compile(rb"(?:^|/|[^/]\\)(?:\.git|git~1)[ .]*(?:[:/\\]|\Z)", re.I
 _NTFS_MODULES = re.compile(
     rf"(?:^|/|[^/]\\)(?:\.gitmodules|gitmod~[1-4]|{_SHORT_NAMES})[ .]*(?::|\Z)".encode(), re.IGNORECASE
 )
-# A byte that is no UTF-8 is the end of a name to git here.
+# git treats a byte that is not UTF-8 as the end of a name here.
 _HFS_GIT = re.compile(r"(?:^|/)\.git(?:[/\udc80-\udcff]|\Z)", re.IGNORECASE | re.ASCII)
 _HFS_MODULES = re.compile(r"(?:^|/)\.gitmodules(?:[/\udc80-\udcff]|\Z)", re.IGNORECASE | re.ASCII)
 _HFS_IGNORED_CHARACTERS = re.compile(r"[\u200c-\u200f\u202a-\u202e\u206a-\u206f\ufeff]")
 
 
 def is_forbidden_path(path: bytes, *, is_link: bool) -> bool:
-    """Whether git takes no such path, here or on the machine where a patch is applied."""
+    """Return whether git rejects the path, here or on the machine where the patch is applied."""
     visible_path = _HFS_IGNORED_CHARACTERS.sub("", path.decode(errors="surrogateescape"))
     if _NTFS_GIT.search(path) or _HFS_GIT.search(visible_path):
         return True
@@ -35,32 +35,32 @@ def is_forbidden_path(path: bytes, *, is_link: bool) -> bool:
 
 
 class ChangeSink(Protocol):
-    """Takes every difference, in the order of the walk. Calls raise OSError, StoppedError."""
+    """Receives every difference, in the order of the walk. Methods raise OSError, WorkStoppedError."""
 
     def delete(self, path: bytes) -> None:
-        """The file, link or gitlink of the base commit is gone."""
+        """Record that a file, link or gitlink of the base commit is gone."""
         ...
 
     def put(self, entry: Entry) -> None:
-        """A file or symbolic link is new, or has another content or mode."""
+        """Record that a file or symbolic link is new or has another content or mode."""
         ...
 
 
 class IgnoreMatcher(Protocol):
-    """What the base commit ignores."""
+    """The ignore rules of the base commit."""
 
     def ignored_paths(self, entries: Sequence[Entry]) -> frozenset[bytes]:
-        """The paths that are ignored among these of one directory, all of them untracked. Raises OSError."""
+        """Return the ignored paths among these untracked entries of one directory. Raises OSError."""
         ...
 
 
 class TreeComparison:
-    """One walk. What the base commit has is always compared, the rest only where no rule ignores it.
+    """One comparison. Files of the base commit are always compared, others only if no rule ignores them.
 
-    Only the working tree counts: commits, branches and stashes that the agent made are in its `.git`, which is not
-    read. A nested repository is ordinary files without its `.git`. A gitlink of the base commit stays as it is
-    for as long as a directory is there; what lies in that directory cannot be told. FIFOs, sockets and devices
-    are nothing to git. `left_out` says why no patch can carry what is at these paths.
+    Only the working tree counts: the agent's commits, branches and stashes are in its `.git`, which is not read. A
+    nested repository counts as ordinary files without its `.git`. A gitlink of the base commit is unchanged as long as
+    a directory exists there; the content of that directory cannot be expressed. git ignores FIFOs, sockets and devices.
+    `skipped` says why no patch can contain these paths.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class TreeComparison:
         self.skipped: dict[bytes, str] = {}
 
     def run(self) -> None:
-        """Tell every difference. Raises OSError, TooManyEntriesError, StoppedError."""
+        """Report every difference to the sink. Raises OSError, TooManyEntriesError, WorkStoppedError."""
         pending = [b""]
         while pending:
             pending += self._compare_directory(pending.pop())
@@ -83,7 +83,7 @@ class TreeComparison:
             self._sink.delete(path)
 
     def _compare_directory(self, directory: bytes) -> list[bytes]:
-        """Compare one directory; gives the directories in it that are to be visited."""
+        """Compare one directory. Returns the subdirectories to visit."""
         self._stop.raise_if_requested()
         entries = [entry for entry in self._files.entries(directory) if self._is_includable(entry)]
         ignored = self._ignore_matcher.ignored_paths([entry for entry in entries if not self._is_tracked(entry)])
@@ -123,7 +123,7 @@ class TreeComparison:
     def _replace_by_directory(self, entry: Entry) -> None:
         del self._missing[entry.path]
         if not self._is_gitlink(entry):
-            # Said before what is in the directory: a deletion said later would take that along.
+            # Reported before the directory's content, which a later deletion would remove too.
             self._sink.delete(entry.path)
 
     def _is_same(self, entry: Entry, base: BaseTreeEntry) -> bool:
@@ -133,14 +133,14 @@ class TreeComparison:
             target = self._files.read_link(entry.path)
             return _blob_id(base, len(target), [target]) == base.object_id
         with self._files.open_file(entry.path) as (file, size):
-            # Sizes first: what is of another size, such as a huge sparse file, is not read at all.
+            # Compare sizes first: a file of another size, for example a huge sparse file, is not read at all.
             return (
                 size == base.size_bytes and _blob_id(base, size, read_chunks(file, size, self._stop)) == base.object_id
             )
 
 
 def _blob_id(base: BaseTreeEntry, size: int, chunks: Iterable[bytes]) -> bytes:
-    """Git's name of a blob, in the hash function of the base commit's repository."""
+    """Return git's object id of a blob, in the hash function of the base commit's repository."""
     algorithm = hashlib.sha1 if len(base.object_id) == 40 else hashlib.sha256
     digest = algorithm(b"blob %d\0" % size, usedforsecurity=False)
     for chunk in chunks:
@@ -151,7 +151,7 @@ def _blob_id(base: BaseTreeEntry, size: int, chunks: Iterable[bytes]) -> bytes:
 T = TypeVar("T")
 C = TypeVar("C", bound=ChangeSink)
 SkippedPaths = Mapping[bytes, str]
-"""Paths, and why no patch can carry what is there."""
+"""Paths, and why no patch can contain them."""
 
 
 async def compare_workspace(
@@ -162,10 +162,10 @@ async def compare_workspace(
     close_sink: Callable[[C], None],
     *background: Coroutine[Any, Any, bytes],
 ) -> tuple[C, SkippedPaths]:
-    """Walk the workspace in a thread and tell every change to what `begin` gives; `beside` runs meanwhile.
+    """Walk the workspace in a thread and report changes to the sink of `open_sink`; `background` runs meanwhile.
 
-    The directory of the ignore rules must be there, empty. Gives what took the changes, and what
-    no patch can carry, sorted. Raises GitError, OSError, TooManyEntriesError.
+    The directory of the ignore rules must exist and be empty. Returns the sink, and the skipped paths sorted. Raises
+    GitError, OSError, TooManyEntriesError.
     """
     try:
         await write_ignore_files(git, attempt.repository, base.ignore_files, attempt.ignore_rules)
@@ -193,7 +193,7 @@ async def _walk_with_ignore_rules(
     attempt: AttemptLayout,
     background: Sequence[Coroutine[Any, Any, bytes]],
 ) -> T:
-    """With a git that is asked about what the base commit ignores."""
+    """Walk with a `git check-ignore` that evaluates the base commit's ignore rules."""
     with pipe() as (request_reader, request_writer), pipe() as (response_reader, response_writer):
 
         def work(stop: StopFlag) -> T:

@@ -1,8 +1,8 @@
-"""What git would not add: the `.gitignore` files of the base commit, judged by git itself.
+"""Evaluates ignore rules: the base commit's `.gitignore` files, interpreted by git itself.
 
-Git is asked in a directory of the host's own that holds those files and nothing else the agent or the repository
-made, so neither a `.gitignore` that the agent wrote, nor `info/exclude`, nor a user's excludes count. A file that the
-agent newly ignores is therefore in the patch, and one that it un-ignores is not; the edited `.gitignore` is.
+git runs in a directory of the host that contains those files and nothing else from the agent or the repository, so
+neither a `.gitignore` of the agent, nor `info/exclude`, nor a user's excludes count. A file that the agent newly
+ignores is therefore in the patch, and one that it un-ignores is not; the edited `.gitignore` is.
 """
 
 import os
@@ -20,28 +20,28 @@ from sandbox.workspace.git.command import Git, GitError, pipe, read_exactly, run
 
 _BATCH_BYTES = 4096
 _SET_ASIDE_DIRECTORY = b".git"
-"""Nothing of this name is ever asked about."""
+"""No path with this name is ever queried."""
 
 _DIRECTORY_MODE, _FILE_MODE = 0o755, 0o644
 _CHUNK_BYTES = 64 * 1024
 _FIELD_BYTES_MAX = 1024 * 1024
 
 IGNORE_FILE_BYTES_MAX = 100 * 1024**2
-"""A larger `.gitignore` is not obeyed, by git neither."""
+"""A larger `.gitignore` is ignored, as by git."""
 
 IGNORE_FILES_BYTES_MAX = 1024**3
-"""All `.gitignore` files of a commit together; over it there is no patch, and the task fails with `collect_failed`."""
+"""Maximum of all `.gitignore` files of a commit. Beyond it there is no patch: the task fails with `collect_failed`."""
 
 
 class IgnoreRules:
-    """Asks a `git check-ignore` that runs at the other ends of two pipes.
+    """Queries a `git check-ignore` at the other ends of two pipes. A context manager.
 
-    Never more than a page is asked before the answers are read: that much always fits into a pipe, so neither side
-    can wait for the other. Git wants to see whether a path is a directory, so directories are made for as long as they
-    are asked about, which is a page's at once, since the agent may have made a million on its own disk; not where the
-    agent put one in place of a `.gitignore`, for that is a file here. Those above them stay until what is in others
-    is asked about. A directory of the base commit in whose place the agent put something else is set aside for as
-    long as that is asked about. A context manager: afterwards nothing is there but what was there before.
+    At most one batch is sent before its responses are read. A batch always fits into a pipe, so neither side can block
+    the other. git checks whether a path is a directory, so queried directories are created for the duration of their
+    batch (not longer, because the agent may have made a million on its disk). A directory in place of a `.gitignore` is
+    not created: that path is a file here. Parent directories stay until entries of another directory are queried. A
+    directory of the base commit that the agent replaced by something else is moved aside while that path is queried. On
+    exit, the directory contains what it contained before.
     """
 
     def __init__(self, directory: Path, requests: IO[bytes], responses: IO[bytes]) -> None:
@@ -57,9 +57,9 @@ class IgnoreRules:
         self._ancestors.move_to(b"")
 
     def ignored_paths(self, entries: Sequence[Entry]) -> frozenset[bytes]:
-        """The paths that the rules ignore among these of one directory, all of them untracked.
+        """Return the ignored paths among these untracked entries of one directory.
 
-        Raises OSError, BrokenPipeError without git.
+        Raises OSError; BrokenPipeError if git has ended.
         """
         directories = {
             entry.path for entry in entries if entry.is_directory and b".gitignore" not in entry.path.split(b"/")
@@ -77,7 +77,7 @@ class IgnoreRules:
         return frozenset(ignored)
 
     def _query(self, batch: Sequence[bytes]) -> Iterator[bytes]:
-        # "./" keeps a name such as ":(top)x" from being read as pathspec magic.
+        # "./" prevents names such as ":(top)x" from being parsed as pathspec magic.
         write_all(self._requests, b"".join(b"./" + path + b"\0" for path in batch))
         for path in batch:
             _source, _line, pattern, _path = (next(self._fields) for _ in range(4))
@@ -86,10 +86,10 @@ class IgnoreRules:
 
 
 class NoIgnoreRules:
-    """Of a base commit without a `.gitignore`: git need not be asked, because it would read no other rules either."""
+    """Rules of a base commit without a `.gitignore`. git is not needed, because it would read no other rules either."""
 
     def ignored_paths(self, entries: Sequence[Entry]) -> frozenset[bytes]:
-        """None of them."""
+        """Return the empty set."""
         return frozenset()
 
 
@@ -118,9 +118,10 @@ def _fields(responses: IO[bytes]) -> Iterator[bytes]:
 
 
 class _AncestorDirectories:
-    """Of a directory below `root`, and itself: those are made, and removed, that were not there.
+    """Creates a directory below `root` and its missing parents, and removes those that it created.
 
-    All that is in one directory is asked about before the next, so that each is made about once, however deep it is.
+    All entries of one directory are queried before the next, so each directory is created about once, however deep it
+    is.
     """
 
     def __init__(self, root: bytes) -> None:
@@ -143,7 +144,7 @@ class _AncestorDirectories:
 
 @contextmanager
 def _temporary_directories(root: Path, paths: Iterable[bytes]) -> Iterator[None]:
-    """There for as long as the block lasts, unless they were there before; those above them are there."""
+    """Create missing directories for the duration of the block. Their parents exist."""
     created: list[bytes] = []
     try:
         for path in paths:
@@ -158,7 +159,7 @@ def _temporary_directories(root: Path, paths: Iterable[bytes]) -> Iterator[None]
 
 @contextmanager
 def _set_aside(root: Path, paths: Iterable[bytes]) -> Iterator[None]:
-    """Those of them that are directories are not there for as long as the block lasts."""
+    """Move existing directories among `paths` away for the duration of the block."""
     renamed: list[tuple[bytes, bytes]] = []
     aside = os.path.join(os.fsencode(root), _SET_ASIDE_DIRECTORY)  # noqa: PTH118 (bytes)
     try:
@@ -178,7 +179,7 @@ def _set_aside(root: Path, paths: Iterable[bytes]) -> Iterator[None]:
 
 
 def _make_directory(path: bytes) -> bool:
-    """In sight of the kernel uid that git has; whether it was not there."""
+    """Create a directory that git's kernel uid can access. Returns whether it did not exist."""
     try:
         os.mkdir(path)  # noqa: PTH102 (bytes)
     except FileExistsError:
@@ -188,7 +189,7 @@ def _make_directory(path: bytes) -> bool:
 
 
 def create_rules_directory(directory: Path) -> None:
-    """Make it anew, empty. Raises OSError."""
+    """Recreate the directory empty. Raises OSError."""
     if directory.exists():
         rmtree(directory, ignore_errors=True)
     directory.mkdir()

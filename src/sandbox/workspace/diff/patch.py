@@ -1,7 +1,7 @@
-"""The patch: what the agent changed, written by the host's git from the host's own repository.
+"""Writes the patch of the agent's changes with the host's git and the host's own repository.
 
-Git never sees the workspace. The difference between workspace and base commit is found here, told to git as a new tree,
-and git compares the two trees. So no configuration, attribute, hook or filter of the agent's can act, and the
+git never sees the workspace. The differences between workspace and base commit are found here and written to git as a
+new tree; git compares the two trees. So no configuration, attribute, hook or filter of the agent takes effect, and the
 bytes in the patch are the bytes in the files.
 """
 
@@ -32,9 +32,9 @@ _STALE_LOCK_SUFFIXES = {b"objects/pack": ".keep", NEW_TREE_REF.rpartition("/")[0
 async def write_patch(
     git: Git, attempt: AttemptLayout, base_commit: str, target: Path, contains_secret: ContainsSecret
 ) -> PatchResult:
-    """Write the patch to `target`, flushed; an empty file when nothing was changed. Raises AttemptError.
+    """Write the patch to `target` and flush it; an empty file if nothing was changed. Raises AttemptError.
 
-    Where not every change is in it, it is a patch of the others, or of none.
+    If some changes are left out, the patch contains the others or none.
     """
     try:
         return await _write_patch(git, attempt, base_commit, target, contains_secret)
@@ -76,7 +76,7 @@ def _too_large_reason(too_large: Sequence[bytes]) -> str | None:
 async def _import_workspace(
     git: Git, attempt: AttemptLayout, base: BaseTree, base_commit: str, contains_secret: ContainsSecret
 ) -> tuple[FastImportWriter, SkippedPaths]:
-    """Put the agent's tree into the host's repository; gives what was told of it, and what no patch can carry."""
+    """Import the agent's tree into the host's repository. Returns the import's result and the skipped paths."""
     repository = attempt.repository
     _remove_stale_locks(repository)
     with pipe() as (reader, writer):
@@ -89,7 +89,7 @@ async def _import_workspace(
 
 
 async def _run_fast_import(git: Git, repository: Path, stream: IO[bytes]) -> bytes:
-    """Where nothing was changed nothing is told, and there is nothing for git to do."""
+    """Run `git fast-import`, or nothing if no change was written."""
     with stream:
         if not await wait_for_data(stream):
             return b""
@@ -102,7 +102,7 @@ async def _run_fast_import(git: Git, repository: Path, stream: IO[bytes]) -> byt
 
 
 def _remove_stale_locks(repository: Path) -> None:
-    """Of what a git held that was killed with an earlier runner: it keeps its pack until its reference is written."""
+    """Remove locks of a git killed with an earlier runner: its pack is locked until its reference is written."""
     with RootedFiles(repository) as files:
         for path, ending in _STALE_LOCK_SUFFIXES.items():
             with suppress(FileNotFoundError), files.open_directory(path) as directory:
@@ -128,7 +128,7 @@ async def _write_diff(git: Git, repository: Path, base_commit: str, target: Path
 
 
 def _preamble(skipped: SkippedPaths, too_large: Sequence[bytes]) -> bytes:
-    """What the patch does not carry, said where `git apply` does not look: before the first difference."""
+    """List what the patch does not contain, before the first difference, where `git apply` ignores it."""
     lines = [*_comment_lines(skipped), *_comment_lines(dict.fromkeys(too_large, "too large for a patch"))]
     return "".join(lines).encode()
 
@@ -141,7 +141,7 @@ def _comment_lines(paths: SkippedPaths) -> Iterator[str]:
 
 
 def _write_without_diff(target: Path, text: bytes) -> None:
-    """In place of a difference. Raises OSError."""
+    """Write a patch without differences. Raises OSError."""
     with remove_on_failure(target):
         with create_private_file(target) as file:
             file.write(text)
@@ -154,7 +154,7 @@ def _flush(target: Path) -> None:
 
 
 def _exceeded_limit(error: GitError, memory_bytes_max: int) -> str | None:
-    """Which bound git met, for people; None when it is no bound that stopped it."""
+    """Return a message about the limit that stopped git; None if no limit did."""
     if error.returncode == 128 + signal.SIGXFSZ:
         return f"it is larger than a patch may be ({PATCH_BYTES_MAX // 1024**2} MiB)"
     if error.is_out_of_memory:

@@ -1,4 +1,4 @@
-"""The tree of the base commit, as `git ls-tree` tells it."""
+"""The tree of the base commit, read from `git ls-tree`, and the import of the agent's tree."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -22,14 +22,14 @@ _LS_TREE_LINE = re.compile(
 
 
 def git_mode(entry: Entry) -> bytes:
-    """What git would record of a file or link in the workspace."""
+    """Return the mode that git would record for a file or link in the workspace."""
     if entry.is_link:
         return SYMLINK_MODE
     return EXECUTABLE_MODE if entry.mode & 0o100 else _FILE_MODE
 
 
 def canonical_mode(mode: bytes) -> bytes:
-    """Old repositories have 100664, which git reads as 100644."""
+    """Normalize a mode. Old repositories contain 100664, which git reads as 100644."""
     return mode if mode in (SYMLINK_MODE, EXECUTABLE_MODE) else _FILE_MODE
 
 
@@ -43,7 +43,7 @@ class BaseTreeEntry(NamedTuple):
 
 
 def parse_ls_tree(listing: IO[bytes]) -> Iterator[BaseTreeEntry]:
-    """The entries in what `git ls-tree -r -l -z` writes. Raises GitError for what no git that is sound would write."""
+    """Yield the entries of `git ls-tree -r -l -z`. Raises GitError for output that no intact git would write."""
     remaining = b""
     while chunk := listing.read(_CHUNK_BYTES):
         *lines, remaining = (remaining + chunk).split(b"\0")
@@ -53,7 +53,7 @@ def parse_ls_tree(listing: IO[bytes]) -> Iterator[BaseTreeEntry]:
 
 
 def _parse_entry(line: bytes) -> BaseTreeEntry:
-    """A repository may have taken git over: then this is whatever it likes, and still is used for paths here."""
+    """Parse one line. It is untrusted: a repository may have taken over git, and the paths are used on the host."""
     match = _LS_TREE_LINE.fullmatch(line)
     if match is None or not {b"", b".", b".."}.isdisjoint(match["path"].split(b"/")):
         raise GitError(0, b"fatal: invalid path in a tree")
@@ -62,7 +62,7 @@ def _parse_entry(line: bytes) -> BaseTreeEntry:
 
 
 class BaseTree:
-    """All entries by path, and every directory they lie in."""
+    """All entries by path, and all directories that contain them."""
 
     def __init__(self, entries: Iterator[BaseTreeEntry]) -> None:
         self.entries: dict[bytes, BaseTreeEntry] = {}
@@ -70,7 +70,7 @@ class BaseTree:
         path_bytes_left = PATHS_BYTES_MAX
         for number, entry in enumerate(entries):
             path_bytes_left -= len(entry.path)
-            # Staging has looked already, but what it saw is another git's word by now.
+            # Staging checked this already, but the listing may come from a compromised git by now.
             if number >= ENTRIES_MAX or path_bytes_left < 0:
                 raise GitError(0, b"fatal: the tree is larger than it was")
             self.entries[entry.path] = entry
@@ -84,7 +84,7 @@ class BaseTree:
 
     @property
     def ignore_files(self) -> list[BaseTreeEntry]:
-        """The `.gitignore` files, which git reads only where they are regular files."""
+        """The `.gitignore` files. git reads them only if they are regular files."""
         named = (entry for entry in self.entries.values() if entry.path.rpartition(b"/")[2] == b".gitignore")
         return [entry for entry in named if entry.mode not in (SYMLINK_MODE, GITLINK_MODE)]
 
@@ -101,7 +101,7 @@ async def read_base_tree(git: Git, repository: Path, commit: str) -> BaseTree:
 
 
 def ls_tree_arguments(commit: str) -> tuple[str, ...]:
-    """The arguments that make git, in a git directory, list a commit's tree for `read_entries`."""
+    """Return the arguments that list a commit's tree, in a git directory, for `parse_ls_tree`."""
     return ("--git-dir=.", "ls-tree", "-r", "-l", "-z", "--full-tree", commit)
 
 
@@ -109,11 +109,11 @@ NEW_TREE_REF = "refs/sandbox/new"
 
 
 class FastImportWriter:
-    """Writes one commit. Contents go through the pipe: git never opens a file of the agent's.
+    """Writes one commit for `git fast-import`. Contents go through the pipe: git never opens a file of the agent.
 
-    too_large: paths whose content did not fit into what a patch may hold; the commit has them as they were before.
-    is_changed: whether there is anything in it that the base commit does not have; else nothing was written.
-    contains_secret: whether some content holds a value: compressed, or line by line, nobody finds it again.
+    too_large: paths whose content exceeded the limit of a patch; the commit has their previous content. is_changed:
+    whether the commit differs from the base commit; if not, nothing was written. contains_secret: whether some content
+    contains a secret. The patch cannot be checked later: it may be compressed or split into lines.
     """
 
     def __init__(
@@ -133,17 +133,17 @@ class FastImportWriter:
         )
 
     def finish(self) -> None:
-        """Everything has been told."""
+        """Write the end of the stream and close it."""
         if self.is_changed:
             self._write(b"done\n")
         self._stream.close()
 
     def delete(self, path: bytes) -> None:
-        """See `Changes.delete`."""
+        """Delete a path. Implements `ChangeSink.delete`."""
         self._write_command(b"D %b\n" % _quote(path))
 
     def put(self, entry: Entry) -> None:
-        """See `Changes.put`."""
+        """Write a file or link, unless it exceeds the limit. Implements `ChangeSink.put`."""
         if entry.is_link:
             target = self._files.read_link(entry.path)
             if self._start_file(SYMLINK_MODE, entry.path, len(target)):
@@ -174,7 +174,7 @@ class FastImportWriter:
             yield chunk
 
     def _write_command(self, command: bytes) -> None:
-        """From the base commit's tree on."""
+        """Write a command; the first one is preceded by the commit's header."""
         if not self.is_changed:
             self._write(self._commit_header)
             self.is_changed = True
@@ -185,6 +185,6 @@ class FastImportWriter:
 
 
 def _quote(path: bytes) -> bytes:
-    """A path in git's C style: always in quotes, with everything escaped that could end them or the line."""
+    """Quote a path in git's C style, with everything escaped that could end the quotes or the line."""
     escaped = path.replace(b"\\", b"\\\\").replace(b'"', b'\\"').replace(b"\n", b"\\n")
     return b'"' + escaped + b'"'

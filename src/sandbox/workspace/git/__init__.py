@@ -1,1 +1,1 @@
-"""Running git on the host."""
+"""Runs git on the host."""

@@ -1,14 +1,14 @@
-"""Git on the host: a child process that takes nothing from its surroundings.
+"""Runs git on the host as a child process that is independent of its environment.
 
 Decisions:
-- It runs in a confinement where it reads what is hostile, and unconfined where it needs the server user's files.
-- No configuration but what stands here and what a caller adds: system and user files are switched off, attributes and
-  ignore rules of the machine too. Git's own defaults already give protocol version 2, redirects of the first request
-  only, no submodules and no filters (no configuration names one), so they are not repeated.
-- `prlimit` bounds the files and the memory: a pack of 16 KB can hold an object of many gigabytes, and comparing lines
-  takes forty times the bytes of the lines.
-- Nothing is flushed to disk: what git writes here is worth as much as the workspace beside it, whose files nobody
-  flushes either, and flushing costs a small clone a third of its time. The patch itself is flushed by its writer.
+- git runs in a confinement if it reads untrusted data, and unconfined if it needs the server user's files.
+- Only the settings in this module and those of the caller apply: configuration of the system and the user is disabled,
+  and so are the machine's attributes and ignore rules. git's defaults already mean protocol version 2, redirects of the
+  first request only, no submodules and no filters (no configuration names one), so they are not repeated.
+- `prlimit` limits files and memory: a pack of 16 KB can contain an object of many gigabytes, and comparing lines takes
+  forty times the bytes of the lines.
+- Nothing is flushed to disk: git's output here is worth as much as the workspace, which is not flushed either, and
+  flushing takes a third of the time of a small clone. The writer of the patch flushes the patch.
 """
 
 import asyncio
@@ -31,21 +31,21 @@ _BROKEN_PIPE_SECONDS = 5.0
 
 @contextmanager
 def pipe() -> Iterator[tuple[IO[bytes], IO[bytes]]]:
-    """The reading and the writing end, unbuffered, closed at the end of the block if they are not by then."""
+    """Yield the read and the write end of a pipe, unbuffered. Both are closed at the end of the block."""
     reader, writer = (os.fdopen(fd, mode, buffering=0) for fd, mode in zip(os.pipe(), ("rb", "wb"), strict=True))
     with reader, writer:
         yield reader, writer
 
 
 def write_all(stream: IO[bytes], data: bytes) -> None:
-    """Write everything; one write to a pipe may take less."""
+    """Write everything; a single write to a pipe may be partial."""
     remaining = memoryview(data)
     while remaining:
         remaining = remaining[stream.write(remaining) :]
 
 
 def read_exactly(stream: IO[bytes], size: int) -> bytes:
-    """Read so many bytes. Raises BrokenPipeError when the stream ends before."""
+    """Read exactly `size` bytes. Raises BrokenPipeError if the stream ends before."""
     read = bytearray()
     while len(read) < size:
         chunk = stream.read(size - len(read))
@@ -56,7 +56,7 @@ def read_exactly(stream: IO[bytes], size: int) -> bytes:
 
 
 async def wait_for_data(reader: IO[bytes]) -> bool:
-    """Wait until there is something to read from a pipe, or its writing end is closed without a word."""
+    """Wait until a pipe has data or its write end is closed. Returns whether there is data."""
     loop, readable = asyncio.get_running_loop(), asyncio.Event()
     loop.add_reader(reader, readable.set)
     try:
@@ -69,10 +69,10 @@ async def wait_for_data(reader: IO[bytes]) -> bool:
 
 
 async def run_with_thread(work: Callable[[StopFlag], T], *git_runs: Coroutine[Any, Any, bytes]) -> T:
-    """Run a thread's work and, beside it, git at the other ends of its pipes; gives what the work gives.
+    """Run `work` in a thread, and git at the other ends of its pipes. Returns the result of `work`.
 
-    When one of them fails, or the caller is cancelled, the others are ended before the error goes on. If git failed
-    that is the error: a broken pipe in the thread is only its echo.
+    If one of them fails or the caller is cancelled, the others are stopped before the error propagates. If git failed,
+    its error is raised: a broken pipe in the thread is only a consequence.
     """
     running = [asyncio.ensure_future(git) for git in git_runs]
     thread = asyncio.ensure_future(run_in_thread(work))
@@ -113,13 +113,13 @@ _NEUTRAL_SETTINGS: Sequence[GitSetting] = (
     ("maintenance.auto", "false"),
 )
 MEMORY_BYTES_MAX = 3 * 1024**3
-"""Memory of one git process that is its own; what it maps of a pack does not count. Past it git gives up.
+"""Private memory of one git process; mapped packs do not count. Beyond it git gives up.
 
-Where its confinement may not have that much beside what else runs there, it is less (`Git.memory_bytes_max`).
+Less if the confinement does not have that much for git (`Git.memory_bytes_max`).
 """
 
 _MEMORY_SHARE = 0.75
-"""Of the confinement's memory, so that git gives up, with a word, before the kernel ends it without one."""
+"""Share of the confinement's memory. git then fails with a message before the kernel kills it without one."""
 
 _NOT_FOUND_EXIT_CODE, _SIGNAL_EXIT_BASE = 127, 128
 _DISK_FULL_PHRASES = ("no space left on device", "disk quota exceeded")
@@ -129,7 +129,7 @@ _DRAIN_SECONDS = 1.0
 
 
 class GitError(Exception):
-    """Git failed (128+n after signal n). `complaint` is the end of its stderr: hostile text."""
+    """git failed. `returncode`: 128+n after signal n. `stderr`: the end of its stderr, untrusted text."""
 
     def __init__(self, returncode: int, stderr: bytes) -> None:
         super().__init__(f"git ended with {returncode}")
@@ -138,12 +138,12 @@ class GitError(Exception):
 
     @property
     def is_out_of_memory(self) -> bool:
-        """Git said that it was given no more memory, or was ended for it."""
+        """Whether git reported a lack of memory or was OOM-killed."""
         return "out of memory" in self.stderr.lower()
 
     @property
     def is_possibly_killed(self) -> bool:
-        """Git, or a program of its own, ended without saying why, as it does when somebody kills it."""
+        """Whether git or a program that it started ended without a reason, as if killed."""
         return (
             self.returncode > _SIGNAL_EXIT_BASE
             or _KILLED_MESSAGE.decode() in self.stderr
@@ -152,13 +152,13 @@ class GitError(Exception):
 
     @property
     def is_inconclusive(self) -> bool:
-        """Git was not found, was ended, or lacked memory or room: that tells nothing of what it was asked about."""
+        """Whether git was not found, was killed, or lacked memory or disk space. Its failure then answers nothing."""
         is_ended = self.returncode == _NOT_FOUND_EXIT_CODE or self.returncode > _SIGNAL_EXIT_BASE
         return is_ended or self.is_out_of_memory or any(words in self.stderr.lower() for words in _DISK_FULL_PHRASES)
 
 
 class Git:
-    """Runs git with a clean environment, some settings and a few variables added."""
+    """Runs git with a clean environment plus given settings and variables."""
 
     def __init__(
         self,
@@ -170,9 +170,10 @@ class Git:
         files: Mapping[str, bytes] | None = None,
         descriptors: Sequence[int] = (),
     ) -> None:
-        """`path` is where programs are looked for; a variable that is None is taken away.
+        """Initialize. path: PATH for programs. variables: None removes a variable.
 
-        Unconfined without a confinement; `files` and `descriptors` are for one, as in `ConfinedCommand`.
+        Without a confinement git runs unconfined. `files` and `descriptors` are for a confinement, as in
+        `ConfinedCommand`.
         """
         wanted = {
             "PATH": path,
@@ -194,12 +195,12 @@ class Git:
         file_bytes_max: int | None = None,
         ok_exit_codes: Collection[int] = (0,),
     ) -> bytes:
-        """Run git in `directory`, to its end; gives its output when no `stdout` is given (the last MiB of it).
+        """Run git in `directory` to its end. Returns its output (the last MiB) if no `stdout` is given.
 
-        Files given are closed here as soon as git has ended. No file that git writes grows past `file_bytes_max`.
-        Raises GitError, and OSError when the machine is out of something. Cancelled, it kills git and its children.
+        Given files are closed as soon as git has ended. No file that git writes grows beyond `file_bytes_max`. Raises
+        GitError, and OSError if the machine lacks resources. On cancellation git and its children are killed.
         """
-        # Closed also where git never begins: whoever waits at the other end of a pipe would wait for ever.
+        # Closed also if git never starts: the other end of the pipe would wait forever.
         with stdin or nullcontext(), stdout or nullcontext():
             argv = [*_prlimit_arguments(self.memory_bytes_max, file_bytes_max), "git", *arguments]
             async with capture_output(stdout) as (out, output), capture_output() as (err, read_stderr):
@@ -215,12 +216,15 @@ class Git:
 
     @property
     def memory_bytes_max(self) -> int:
-        """What one git process may have."""
+        """Maximum memory of one git process, in bytes."""
         allowed = self._confinement.memory_bytes
         return MEMORY_BYTES_MAX if allowed is None else min(MEMORY_BYTES_MAX, int(allowed * _MEMORY_SHARE))
 
     def _was_killed_for_memory(self, code: int) -> bool:
-        """Itself, or a program that it started. Nobody else kills git and lets its runner go on for long."""
+        """Return whether git or a program that it started was OOM-killed.
+
+        Another killer of git would soon stop the runner too.
+        """
         return code == _SIGNAL_EXIT_BASE + signal.SIGKILL or self._confinement.was_oom_killed()
 
     async def _run(self, command: ConfinedCommand) -> int:
@@ -245,7 +249,10 @@ def _prlimit_arguments(memory_bytes_max: int, file_bytes_max: int | None) -> Seq
 
 @asynccontextmanager
 async def capture_output(target: IO[bytes] | None = None) -> AsyncIterator[tuple[IO[bytes], Callable[[], bytes]]]:
-    """Where a program writes to, and what it wrote, after the block: nothing when it is a given file."""
+    """Yield the file for a program's output, and a function that returns the output after the block.
+
+    With a given `target` the function returns nothing.
+    """
     if target is not None:
         yield target, bytes
         return
@@ -259,14 +266,14 @@ async def capture_output(target: IO[bytes] | None = None) -> AsyncIterator[tuple
         try:
             yield theirs, lambda: bytes(kept)
         finally:
-            # A background process of ssh may hold the pipe for long after git is gone, so the wait has a bound.
+            # A background process of ssh may hold the pipe long after git is gone, so the wait has a limit.
             await asyncio.wait([task], timeout=_DRAIN_SECONDS)
             task.cancel()
             transport.close()
 
 
 async def _read_tail(reader: asyncio.StreamReader, tail: bytearray) -> None:
-    """Everything up to the pipe's end, of which the last MiB is kept."""
+    """Read to the end and keep the last MiB."""
     while chunk := await reader.read(64 * 1024):
         tail += chunk
         del tail[:-_OUTPUT_BYTES_MAX]

@@ -1,12 +1,11 @@
-"""Git directories that are written by hand, because it is faster than git and because nothing else gets into them.
+"""Writes git directories without git: it is faster, and nothing unexpected gets into them.
 
-The workspace has a `.git` of its own: the agent can commit, branch, diff and log, and whatever it does there reaches
-nothing of the host's. The host's repository may be what a git made that its remote had taken over, so it is only read
-and written without following a link. Objects are copied, not linked: a hard link would let the agent write
-into the host's repository.
+The workspace has its own `.git`: the agent can commit, branch, diff and log, and none of it reaches the host. The
+host's repository may have been written by a git that its remote had taken over, so it is read and written only without
+following links. Objects are copied, not linked: a hard link would let the agent write into the host's repository.
 
-Attributes are neutral in both git directories: `info/attributes` outranks every `.gitattributes`, and takes text
-conversion, `eol`, `ident`, filters and encodings away. Then the bytes in the workspace are the bytes of the blobs, no
+Attributes are neutral in both git directories: `info/attributes` outranks every `.gitattributes` and disables text
+conversion, `eol`, `ident`, filters and encodings. Then the bytes in the workspace are the bytes of the blobs, no
 program runs at checkout, LFS pointers stay pointers, and the patch can be made from bytes alone.
 """
 
@@ -25,9 +24,9 @@ NEUTRAL_ATTRIBUTES = "* -text !eol !crlf -ident !filter !working-tree-encoding\n
 
 
 def neutralize_attributes(repository: Path) -> None:
-    """Make the host's bare repository blind to attributes.
+    """Disable attributes in the host's bare repository.
 
-    Newer versions of git read those of HEAD in a bare repository, so HEAD points to a branch that is never born.
+    Newer versions of git read those of HEAD in a bare repository, so HEAD points to a branch that never exists.
     """
     with RootedFiles(repository) as files:
         _replace_file(files, b"", "HEAD", "ref: refs/sandbox/unborn\n")
@@ -39,7 +38,7 @@ def neutralize_attributes(repository: Path) -> None:
 
 
 def read_branch_commit(repository: Path, branch: str) -> str | None:
-    """The commit of the branch in a fresh clone, None where the name is not a branch's."""
+    """Return the branch's commit in a fresh clone; None if there is no such branch."""
     reference = f"refs/heads/{branch}"
     with RootedFiles(repository) as files, files.open_file(b"packed-refs") as (file, size):
         text = os.read(file, min(size, _REFS_BYTES_MAX)).decode(errors="replace")
@@ -51,7 +50,7 @@ def read_branch_commit(repository: Path, branch: str) -> str | None:
 
 
 def write_git_directory(workspace: Path, source: Path, repository: Repository, commit: str, stop: StopFlag) -> None:
-    """Make the workspace's `.git` from the host's repository, on the branch at `commit`, with nothing checked out."""
+    """Create the workspace's `.git` from the host's repository, on the branch at `commit`, without a checkout."""
     directory = workspace / ".git"
     (directory / "objects" / "info").mkdir(parents=True)
     (directory / "objects" / "pack").mkdir()
@@ -76,7 +75,7 @@ def _write_attributes(directory: Path, attributes: str) -> None:
 
 
 def _replace_file(files: RootedFiles, parent: bytes, name: str, text: str) -> None:
-    """Whatever stands there is taken away, not written through; git, of another uid, may read what is put there."""
+    """Replace a file without writing through a link. git, which has another uid, can read the new file."""
     with files.open_directory(parent) as directory:
         with suppress(FileNotFoundError):
             os.unlink(name, dir_fd=directory)
@@ -87,7 +86,7 @@ def _replace_file(files: RootedFiles, parent: bytes, name: str, text: str) -> No
 
 
 def _copy_file(files: RootedFiles, path: bytes, target: Path, stop: StopFlag) -> None:
-    """A regular file, to the same path below `target`."""
+    """Copy a regular file to the same path below `target`."""
     with files.open_file(path) as (file, size), (target / os.fsdecode(path)).open("xb") as copy:
         for chunk in read_chunks(file, size, stop):
             copy.write(chunk)
@@ -107,7 +106,7 @@ def _config(repository: Repository, commit: str) -> str:
 
 
 def _quote(text: str) -> str:
-    """A value or a subsection of a git configuration."""
+    """Quote a value or a subsection for a git configuration."""
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'
 

@@ -1,6 +1,6 @@
-"""What git complains about, as a sentence that says what to do.
+"""Translates git's errors into messages that say what to do.
 
-Git's stderr holds whatever the other side of the connection sent, and the server user's settings where git quotes them.
+git's stderr contains data from the remote, and the server user's settings where git quotes them.
 """
 
 import re
@@ -16,13 +16,13 @@ _CREDENTIALS_HINT = (
     "key for ssh), and check that they may read it"
 )
 SILENT_INDEX_PACK_ERROR = "fatal: fetch-pack: invalid index-pack output"
-"""All that git tells of an index-pack that a signal ended, at a file's bound or otherwise."""
+"""git's only message if a signal ended its index-pack, for example at the file size limit."""
 
 DISK_FULL_MESSAGE = "there is no room for it; raise vm.disk, or make room in the server's data directory"
-# Tried once a word, and for so many letters: whoever sends the text may send a megabyte of them without an end.
+# Matched once per word and limited to so many letters: the sender of the text may send a megabyte of them.
 _URL = re.compile(r"(?<![a-z0-9+.-])[a-z][a-z0-9+.-]{0,31}://[^\s']+", re.IGNORECASE)
 _EXPLANATIONS = (
-    # First: what git says when a program of its own was ended for this reads as a connection that broke.
+    # Must be first: if one of git's programs is killed for memory, git also reports a broken connection.
     (
         r"out of memory",
         "it holds objects so large that git has not enough memory for them; raise vm.memory (to 4G at most)",
@@ -83,19 +83,21 @@ _TRANSIENT = re.compile(
     r"|returned error: (429|5\d\d)",
     re.IGNORECASE,
 )
-"""The connection was there and broke, or the host says that it is its own trouble. A name or an address that does not
-answer at all is as often a mistake in the manifest."""
+"""The connection was established and broke, or the host reports its own failure.
+
+A name or an address that does not answer at all is as often a mistake in the manifest.
+"""
 
 
 def is_transient(stderr: str) -> bool:
-    """Whether git may well succeed the next time."""
+    """Return whether a retry may succeed."""
     is_memory = "out of memory" in stderr.lower()
     return _TRANSIENT.search(stderr) is not None and not is_memory
 
 
 def explain_clone_failure(stderr: str, repository: Repository, secrets: Collection[str]) -> str:
-    """Why cloning failed. Of git's own words only one line is ever shown, without the secrets."""
-    # Words in a URL, such as openssl, tell nothing of what went wrong.
+    """Explain why cloning failed. At most one line of git's output is shown, without the secrets."""
+    # Words in a URL, for example openssl, say nothing about the failure.
     lines = _URL.sub("", stderr.replace(repository.url, "")).split("\n")
     searched = "\n".join(line[:_LINE_CHARACTERS_MAX] for line in lines)
     for pattern, meaning in _EXPLANATIONS:
@@ -106,14 +108,14 @@ def explain_clone_failure(stderr: str, repository: Repository, secrets: Collecti
 
 
 def redact_credentials(text: str, secrets: Collection[str]) -> str:
-    """Take out the secrets and whatever stands for credentials in URLs."""
+    """Replace the secrets and the credentials in URLs."""
     for secret in sorted(secrets, key=len, reverse=True):
         text = text.replace(secret, "***")
     return _CREDENTIALS_IN_URL.sub("***@", text)
 
 
 def last_error_line(stderr: str) -> str:
-    """The last line that begins with `fatal:` or `error:`, else the last one; printable and cut."""
+    """Return the last line that starts with `fatal:` or `error:`, else the last one; printable and truncated."""
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     writer = [line for line in lines if line.startswith(("fatal:", "error:"))] or lines
     return replace_unprintable(writer[-1], lambda _: "?")[:_LINE_CHARACTERS_MAX] if writer else ""

@@ -1,11 +1,10 @@
-"""Programs that run with this process's own rights: those that need the server user's files, and, on machines where
-nothing can be confined, all others too.
+"""Runs programs with this process's rights: those that need the server user's files, or all if confinement fails.
 
-- `setpriv --pdeathsig` lets the kernel kill a program when its runner dies, even by SIGKILL. Git's own children
+- `setpriv --pdeathsig` makes the kernel kill a program when its runner dies, even by SIGKILL. git's own children
   (transport, index-pack, ssh) live on pipes from git and end with the next byte when these close; a transport whose
-  server is silent ends by its own bound (`staging` sets it). It is one more exec of less than a millisecond; a
-  `preexec_fn` would not be safe in a process with threads.
-- A session of its own, so that a cancelled call can kill a program together with its children.
+  server is silent ends by its own timeout (set in clone/staging.py). It costs one more exec of less than a millisecond;
+  a `preexec_fn` would not be safe in a process with threads.
+- Each program gets its own session, so a cancelled call can kill it together with its children.
 """
 
 import asyncio
@@ -22,17 +21,20 @@ _DIE_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL")
 
 
 class NoConfinement:
-    """Implements `contracts.confinement.Confinement` without confining; descriptors and files are not given."""
+    """Implements `interfaces.runtime.Confinement` without confining. Descriptors and files are not passed."""
 
     proxy_listener = None
     memory_bytes = None
 
     def was_oom_killed(self) -> bool:
-        """Nobody counts."""
+        """Return False: nothing is measured."""
         return False
 
     async def run(self, command: ConfinedCommand) -> int:
-        """Its exit code, 128+n after signal n. Raises OSError, FileNotFoundError when setpriv is not installed."""
+        """Run the command and return its exit code, 128+n after signal n.
+
+        Raises OSError; FileNotFoundError if setpriv is not installed.
+        """
         process = await asyncio.create_subprocess_exec(
             *_DIE_WITH_PARENT,
             *command.argv,
@@ -52,7 +54,7 @@ class NoConfinement:
 
 @asynccontextmanager
 async def no_confinement(_directories: Sequence[Path], _read_only: Sequence[Path]) -> AsyncIterator[NoConfinement]:
-    """Is a `Confine` for machines where nothing can be confined."""
+    """A `Confine` for machines that cannot confine programs."""
     yield NoConfinement()
 
 

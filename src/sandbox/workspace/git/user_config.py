@@ -1,4 +1,4 @@
-"""What is taken from the server user's own git configuration: how to reach repositories, and nothing else."""
+"""Reads the settings of the server user's git configuration that are needed to reach repositories."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -12,17 +12,17 @@ _SECRET_CHARACTERS_MIN = 8
 
 
 async def read_user_config(environment: Mapping[str, str], path: str) -> Sequence[GitSetting]:
-    """The settings, in git's order of reading. Raises GitError when the configuration is not readable."""
-    # An unset GIT_CONFIG_GLOBAL means the files in XDG_CONFIG_HOME and HOME, both of them; `--global` would read one.
+    """Return the settings in git's order of reading. Raises GitError if the configuration is not readable."""
+    # An unset GIT_CONFIG_GLOBAL means the files in XDG_CONFIG_HOME and in HOME; `--global` would read only one.
     global_config = {"GIT_CONFIG_GLOBAL": environment.get("GIT_CONFIG_GLOBAL")}
     reader = Git(path, variables={**user_environment(environment), **global_config})
-    # A git directory that is none: nothing but the user's files is read, wherever this process stands.
+    # Not a git directory: only the user's files are read, independent of the working directory.
     listed = await reader.run("--git-dir=/dev/null", "config", "--includes", "--list", "-z", directory=Path("/"))
     return parse_settings(listed)
 
 
 async def find_proxy(url: str, settings: Sequence[GitSetting], path: str) -> str:
-    """What the settings say for this URL, as git understands them; empty for none. Raises GitError."""
+    """Return the proxy for this URL, as git resolves it; empty for none. Raises GitError."""
     values = [value for key, value in settings if key == "remote.origin.proxy"]
     if values:
         return values[-1]
@@ -34,12 +34,12 @@ async def find_proxy(url: str, settings: Sequence[GitSetting], path: str) -> str
 
 
 def user_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """What credential helpers and ssh need to find the user's files and keys."""
+    """Return the variables that credential helpers and ssh need to find the user's files and keys."""
     return {name: environment[name] for name in _USER_VARIABLES if name in environment}
 
 
 def parse_settings(listed: bytes) -> Sequence[GitSetting]:
-    """The settings that are taken, of `git config --list -z`. A key without a value means true."""
+    """Parse `git config --list -z` and return the used settings. A key without a value means true."""
     settings = []
     for item in listed.decode(errors="surrogateescape").split("\0"):
         key, has_value, value = item.partition("\n")
@@ -49,7 +49,7 @@ def parse_settings(listed: bytes) -> Sequence[GitSetting]:
 
 
 def find_secrets(settings: Sequence[GitSetting]) -> frozenset[str]:
-    """Values that no message may show, with the words they are made of (`Authorization: Basic …`)."""
+    """Return values that no message may show, and the words in them (`Authorization: Basic …`)."""
     values = [value for key, value in settings if key.startswith(("credential.", "http."))]
     words = [word for value in values for word in (value, *value.split())]
     return frozenset(word for word in words if len(word) >= _SECRET_CHARACTERS_MIN)

@@ -1,2 +1,5 @@
-"""What runs in the guest, as root and as its first process. The guest has the host's Python and nothing of the package
-but the code of this directory, so that only built-in and C modules and each other are imported here."""
+"""The guest agent, which runs in the guest as root and as its first process.
+
+The guest has the host's Python and of the package only this directory, so modules here import only each other, built-in
+modules and C modules.
+"""

@@ -1,4 +1,4 @@
-"""The guest's first process: does what the host asks for over the serial port, and tells what becomes of it."""
+"""The guest's first process. Executes the requests that arrive on the serial port and reports their results."""
 
 import fcntl
 import os
@@ -21,13 +21,13 @@ _OUTBOX_BYTES_MAX = 256 * 1024
 _POWER_OFF = 0x4321FEDC
 _POLL_MILLISECONDS = 1000
 _CACHED_FILES_INDEX = 5
-"""Its place in the settings."""
+"""Index in the settings."""
 
 _TIOCGPTN, _TIOCSPTLCK = 0x80045430, 0x40045431
 
 
 class Agent:
-    """Waits for one of: the port, an output, a terminal's input, an end of a process."""
+    """The event loop. Waits for the port, output, terminal input and ends of processes."""
 
     def __init__(self, port: int, init_pid: int, cached_files_max: int) -> None:
         self._port = port
@@ -51,7 +51,7 @@ class Agent:
         }
 
     def run(self) -> None:
-        """For ever; the host ends the guest."""
+        """Serve forever; the host ends the guest."""
         self._send(frames.READY, 0)
         dropped_at = time.monotonic()
         while True:
@@ -129,7 +129,7 @@ class Agent:
         os.chown(inner, confinement.UID, confinement.UID)
         self._streams.add(number, outer)
         self._resize(number, size)
-        # Held until the command has it, because a terminal that nobody holds is at its end.
+        # Keep the slave open until the command has opened it: a terminal that nobody has open is at its end.
         inner_fd = os.open(inner, os.O_RDWR | os.O_NOCTTY)
         self._track_process(number, confinement.start_command(command, (inner_fd, inner_fd, inner_fd), inner))
         os.close(inner_fd)
@@ -166,7 +166,7 @@ class Agent:
             self._send(frames.EXIT, number, _encode_exit(code))
 
     def _report_exit_if_done(self) -> None:
-        """When the command has ended, everything else inside is dead, and all that it said is on its way."""
+        """Report the command's exit once everything else inside is dead and all output has been sent."""
         if self._command_code is not None and not self._watched and self._streams.are_closed():
             self._send(frames.EXIT, frames.COMMAND, _encode_exit(self._command_code))
             self._command_code = None
@@ -200,7 +200,7 @@ def _open_port() -> int:
 
 
 def main() -> None:
-    """Prepare the guest and serve. What goes wrong is said on the console, and the guest ends."""
+    """Prepare the guest and serve. On an error, write it to the console and power off."""
     try:
         settings = machine.read(_SETTINGS).split("\0")
         machine.prepare(settings)

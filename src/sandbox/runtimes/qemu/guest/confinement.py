@@ -1,4 +1,4 @@
-"""The processes of the guest that are the sandbox's: its first one, and commands, confined as on the host."""
+"""Processes of the sandbox in the guest: its init and its commands, confined as on the host."""
 
 import ctypes
 import os
@@ -19,9 +19,9 @@ class _SockFprog(ctypes.Structure):
 
 
 def start_init() -> int:
-    """A process namespace for commands, with a first process that collects orphans; killing it ends them all.
+    """Create a pid namespace for commands, with an init that reaps orphans. Killing init kills all of them.
 
-    Every later child of this process is in the namespace. Gives its pid. Raises OSError.
+    Every later child of this process is in the namespace. Returns init's pid. Raises OSError.
     """
     machine.check(machine.libc.unshare(_CLONE_NEWPID | _CLONE_NEWIPC), "unshare")
     done, done_inside = os.pipe()
@@ -55,9 +55,10 @@ def _run_init(ready_fd: int) -> None:
 
 
 def start_command(command: list[list[bytes]], standard: tuple[int, int, int], terminal: str | None) -> tuple[int, str]:
-    """Fork a command: directory, argv and environment; its first three descriptors, or the path of its terminal.
+    """Fork and exec a command.
 
-    Gives its pid, and why it could not be run, empty when it could.
+    command: directory, argv and environment. standard: its first three descriptors, unless terminal, the path of a
+    terminal, is given. Returns its pid and the reason why it could not be run; empty if it could.
     """
     told, told_inside = os.pipe()
     pid = os.fork()

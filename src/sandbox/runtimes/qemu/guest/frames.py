@@ -1,44 +1,44 @@
-"""What host and guest say to each other over the one serial port: a kind, a number and bytes.
+"""Frames between host and guest on the serial port: a kind, a number and a body.
 
-The number is a stream's: `COMMAND` with its `OUTPUT` and `ERRORS`, from `TERMINALS` on one for each terminal.
+The number identifies a stream: `COMMAND` with its `OUTPUT` and `ERRORS`, and from `TERMINALS` on one per terminal.
 """
 
 import struct
 
 HEADER = struct.Struct("<ccI")
 GUEST_FRAME_BYTES_MAX = 64 * 1024
-"""Of a frame from the guest; what is longer is no frame."""
+"""Maximum body of a frame from the guest. A longer one is invalid."""
 
 COMMAND, OUTPUT, ERRORS, TERMINALS = 0, 1, 2, 3
 
 # From the host.
 START, INPUT, RESIZE, HANG_UP, SIGNAL, PAUSE, RESUME, GET_STATS = b"S", b"T", b"Z", b"H", b"K", b"P", b"R", b"A"
 
-# From the guest. EXIT of the command says that nothing is left inside and nothing more will be said.
+# From the guest. EXIT of the command means that nothing is left inside and no further output follows.
 READY, DATA, CLOSED, INPUT_WRITTEN, EXIT, STATS, FAILED = b"r", b"s", b"c", b"t", b"e", b"f", b"x"
 
 EXIT_BODY = struct.Struct("<i?")
-"""Code, and whether the memory was used up."""
+"""Exit code, and whether the memory was exhausted."""
 
 STATS_BODY = struct.Struct("<QQQQ")
-"""Bytes of memory, processes, processes ended for want of memory, processes that could not be born."""
+"""Bytes of memory, processes, OOM kills, failed forks."""
 
 SIZE_BODY = struct.Struct("<HH")
 """Rows and columns."""
 
 
 def pack(kind: bytes, number: int, body: bytes = b"") -> bytes:
-    """One frame."""
+    """Encode one frame."""
     return HEADER.pack(kind, bytes([number]), len(body)) + body
 
 
 def pack_string_lists(*lists: list[bytes]) -> bytes:
-    """Lists of words without NUL, each list with the number of its words before it."""
+    """Encode lists of strings without NUL. Each list is preceded by its length."""
     return b"".join(b"%d\0" % len(one) + b"".join(word + b"\0" for word in one) for one in lists)
 
 
 def unpack_string_lists(body: bytes) -> tuple[list[list[bytes]], bytes]:
-    """Three lists as `pack_words` made them, and the bytes after them."""
+    """Decode three lists encoded by `pack_string_lists`. Returns them and the remaining bytes."""
     lists = []
     for _ in range(3):
         count, _, body = body.partition(b"\0")

@@ -1,6 +1,6 @@
-"""The guest as the agent finds it, and what becomes of it before a command may run: mounts, network, control group.
+"""Prepares the guest before a command may run: mounts, network, control group.
 
-The root is the host's tree of tools, over virtiofs. INSIDE in it is what the command will see as its root.
+The root is the host's tree of tools, mounted over virtiofs. COMMAND_ROOT in it is what the command sees as its root.
 """
 
 import _socket
@@ -36,7 +36,7 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 
 def check(result: int, what: str) -> int:
-    """The result of a C function; raises OSError when it is -1."""
+    """Return the result of a C function. Raises OSError if it is -1."""
     if result == -1:
         number = ctypes.get_errno()
         raise OSError(number, f"{what}: {os.strerror(number)}")
@@ -44,20 +44,21 @@ def check(result: int, what: str) -> int:
 
 
 def mount(source: str, target: str, kind: str | None, flags: int = 0, data: str | None = None) -> None:
-    """mount(2)."""
+    """Call mount(2). Raises OSError."""
     texts = [None if text is None else text.encode() for text in (source, target, kind, data)]
     check(libc.mount(texts[0], texts[1], texts[2], ctypes.c_ulong(flags), texts[3]), f"mount {target}")
 
 
 def prepare(settings: list[str]) -> None:
-    """Everything but what needs the command's process namespace. Raises OSError.
+    """Prepare everything that does not need the command's pid namespace. Raises OSError.
 
-    settings: host name, bytes of memory, processes, bytes of /dev/shm, ports of the gateway parted by commas, files to
-    keep in mind, files open in a process at first and at most, and for each hidden program its path.
+    settings: host name, bytes of memory, number of processes, bytes of /dev/shm, ports of the gateway separated by
+    commas, number of files to cache, soft and hard limit of open files per process, and the path of each execute-only
+    program.
     """
     host_name, memory, processes, shm_bytes, ports, _, files_soft, files_hard, *hidden = settings
     resource.setrlimit(resource.RLIMIT_NOFILE, (int(files_soft), int(files_hard)))
-    # What is mounted below from here on, the host's submounts included, inherits it.
+    # Mounts made below it from here on, the host's submounts included, inherit the flags.
     mount("none", "/", None, MS_REMOUNT | MS_BIND | MS_NOSUID | MS_NODEV)
     mount("proc", "/proc", "proc")
     mount("sysfs", "/sys", "sysfs")
@@ -74,7 +75,7 @@ def prepare(settings: list[str]) -> None:
 
 
 def mount_proc() -> None:
-    """The command's /proc; for the first process of the command's process namespace."""
+    """Mount the command's /proc. Called by the init of the command's pid namespace."""
     target = f"{COMMAND_ROOT}/proc"
     mount("proc", target, "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
     mount(f"{target}/sys", f"{target}/sys", None, MS_BIND)
@@ -83,7 +84,7 @@ def mount_proc() -> None:
 
 
 def drop_file_caches(files_max: int) -> None:
-    """Let go of files that nobody uses once there are more than this: the host holds each of them open."""
+    """Drop cached files that nobody uses once there are more than `files_max`: the host keeps each of them open."""
     if int(read("/proc/sys/fs/inode-nr").split()[0]) > files_max:
         write("/proc/sys/vm/drop_caches", "3")
 
@@ -96,7 +97,7 @@ def _load_module(path: str) -> None:
 
 
 def _configure_network() -> None:
-    """Bring both interfaces up. The host's side of the network, and with it the gateway, is _HOST."""
+    """Bring both interfaces up. The host's side of the network, and with it the gateway, is _HOST_ADDRESS."""
     card = next(name for name in os.listdir("/sys/class/net") if name != "lo").encode()  # noqa: PTH208
     network, mask = _socket_address("198.18.0.0"), _socket_address("255.254.0.0")
     any_socket = _socket.socket(_socket.AF_INET, _socket.SOCK_DGRAM)
@@ -114,10 +115,10 @@ def _socket_address(text: str) -> bytes:
 
 
 def _create_cgroup(memory: str, processes: str) -> None:
-    """The command's memory is counted without the kernel's and the agent's, which the guest has besides."""
+    """Create the command's group, which excludes the memory of the guest's kernel and agent."""
     parent = os.path.dirname(COMMAND_CGROUP)  # noqa: PTH120
     mount("cgroup2", parent, "cgroup2")
-    # The kernel would refuse what is more than the whole machine has, before the limit could be reached and told.
+    # Otherwise the kernel refuses allocations above the machine's memory before the limit is reached and reported.
     write("/proc/sys/vm/overcommit_memory", "1")
     write(f"{parent}/cgroup.subtree_control", "+memory +pids")
     os.mkdir(COMMAND_CGROUP)  # noqa: PTH102
@@ -126,7 +127,7 @@ def _create_cgroup(memory: str, processes: str) -> None:
 
 
 def write(path: str, text: str) -> None:
-    """One write, as files of the kernel want it."""
+    """Write with a single system call, as kernel files require."""
     file = os.open(path, os.O_WRONLY)
     try:
         os.write(file, text.encode())
@@ -135,7 +136,7 @@ def write(path: str, text: str) -> None:
 
 
 def read(path: str) -> str:
-    """A file of the kernel's."""
+    """Read a kernel file."""
     file = os.open(path, os.O_RDONLY)
     try:
         return os.read(file, 65536).decode()
@@ -158,7 +159,7 @@ def _create_devices(shm_bytes: str) -> None:
 
 
 def _make_execute_only(paths: list[str]) -> None:
-    """Programs that may be executed and not read: what is laid over them has their content and another mode."""
+    """Make programs execute-only: an overlay with their content and another mode is mounted over them."""
     if not paths:
         return
     for name in ("", "/upper", "/scratch", "/merged"):

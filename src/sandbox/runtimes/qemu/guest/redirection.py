@@ -1,6 +1,6 @@
-"""127.0.0.1 is the guest's own, and the gateway listens on the host's side: connections to its ports go there.
+"""Redirects connections to the gateway's ports on 127.0.0.1, the guest's own, to the host, where the gateway listens.
 
-A program of a few instructions in the guest's kernel changes the address as a process of the group connects.
+A small BPF program in the guest's kernel changes the address when a process of the control group connects.
 """
 
 import _socket
@@ -19,11 +19,11 @@ _ATTRIBUTES_BYTES = 120
 
 
 def attach(group: str, ports: Sequence[int], target: str) -> None:
-    """For every process of the control group. Raises OSError."""
+    """Attach the program to a control group, for all its processes. Raises OSError."""
     program = assemble(ports, target)
     instructions, licence = ctypes.create_string_buffer(program), ctypes.create_string_buffer(b"GPL")
     addresses = ctypes.addressof(instructions), ctypes.addressof(licence)
-    # Type, count, instructions, licence, nothing of a log, and far behind it the type of the attachment.
+    # Program type, count, instructions, license; zeros for the log; at offset 68 the attach type.
     load = struct.pack("IIQQ", _PROG_TYPE_CGROUP_SOCK_ADDR, len(program) // 8, *addresses).ljust(68, b"\0")
     loaded = _bpf(_PROG_LOAD, load + struct.pack("I", _ATTACH_INET4_CONNECT))
     directory = os.open(group, os.O_RDONLY)
@@ -33,7 +33,7 @@ def attach(group: str, ports: Sequence[int], target: str) -> None:
 
 
 def assemble(ports: Sequence[int], target: str) -> bytes:
-    """If the address is 127.0.0.1 and the port one of these, the address becomes `target`; then go on."""
+    """Assemble a program that replaces 127.0.0.1 by `target` for connections to one of `ports`, and allows all."""
     address, loopback = _address_number(target), _address_number("127.0.0.1")
     tests = [
         _instruction(_JUMP_EQUAL, 3, 0, len(ports) - index, _socket.htons(port)) for index, port in enumerate(ports)

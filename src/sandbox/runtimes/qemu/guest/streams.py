@@ -1,4 +1,4 @@
-"""What commands say and what is typed to them: descriptors that are read as long as the host has room."""
+"""Output and input of commands: descriptors that are read as long as the host accepts data."""
 
 import _socket
 import os
@@ -11,7 +11,7 @@ _CHUNK_BYTES = 32 * 1024
 
 
 class Streams:
-    """By number. `send` takes a frame."""
+    """Open streams by number. `send` takes a frame."""
 
     def __init__(self, send: Callable[[bytes, int, bytes], None]) -> None:
         self._send = send
@@ -20,35 +20,35 @@ class Streams:
         self._pending_input: dict[int, bytes] = {}
 
     def add(self, number: int, descriptor: int) -> None:
-        """Take a descriptor over."""
+        """Take ownership of a descriptor."""
         os.set_blocking(descriptor, False)
         self._descriptors[number] = descriptor
 
     def descriptor(self, number: int) -> int | None:
-        """Of an open stream."""
+        """Return the descriptor of an open stream."""
         return self._descriptors.get(number)
 
     def are_closed(self) -> bool:
-        """All of them."""
+        """Return whether all streams are closed."""
         return not self._descriptors
 
     def pause(self, number: int) -> None:
-        """Do not read it."""
+        """Stop reading the stream."""
         self._paused.add(number)
 
     def resume(self, number: int) -> None:
-        """Read it again."""
+        """Resume reading the stream."""
         self._paused.discard(number)
 
     def write_input(self, number: int, data: bytes) -> None:
-        """Write into a terminal; told when all is written."""
+        """Write to a terminal. INPUT_WRITTEN is sent once all data is written."""
         if number in self._descriptors:
             self._pending_input[number] = self._pending_input.get(number, b"") + data
         else:
             self._send(frames.INPUT_WRITTEN, number, b"")
 
     def close(self, number: int) -> None:
-        """Let go of it; for a terminal that is hanging up."""
+        """Close the stream, which hangs a terminal up."""
         descriptor = self._descriptors.pop(number, None)
         if descriptor is not None:
             os.close(descriptor)
@@ -57,7 +57,7 @@ class Streams:
             self._send(frames.INPUT_WRITTEN, number, b"")
 
     def poll_events(self, *, can_send: bool) -> Iterator[tuple[int, int]]:
-        """Descriptors, and what to wait for."""
+        """Yield descriptors and the events to poll for."""
         for number, descriptor in self._descriptors.items():
             events = select.POLLIN if can_send and number not in self._paused else 0
             events |= select.POLLOUT if number in self._pending_input else 0
@@ -65,7 +65,7 @@ class Streams:
                 yield descriptor, events
 
     def handle_events(self, descriptor: int, events: int) -> None:
-        """Read and write what can be."""
+        """Read from and write to the descriptor as far as possible."""
         number = next((one for one, other in self._descriptors.items() if other == descriptor), None)
         if number is None:
             return
@@ -79,7 +79,7 @@ class Streams:
             data = os.read(descriptor, _CHUNK_BYTES)
         except BlockingIOError:
             return
-        except OSError:  # of a terminal that nobody holds any more
+        except OSError:  # a terminal that nobody has open any more
             data = b""
         if data:
             self._send(frames.DATA, number, data)
@@ -101,7 +101,10 @@ class Streams:
 
 
 def create_output_pairs() -> tuple[tuple[int, int], tuple[int, int]]:
-    """For output and errors, ours first. Sockets, because nothing that has the path of one in /proc can open it."""
+    """Create the pairs for output and errors, the agent's end first.
+
+    They are sockets, because a socket cannot be opened by its path in /proc.
+    """
     return _create_pair(), _create_pair()
 
 
