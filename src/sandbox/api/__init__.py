@@ -1,1 +1,1 @@
-"""Floor 5: the REST and WebSocket doors. They turn HTTP into calls of `Tasks` and its answers back into HTTP."""
+"""HTTP API: REST, event streams and WebSockets on top of the `Tasks` interface."""

@@ -1,4 +1,4 @@
-"""The two ASGI apps: the REST API, and the stream on a port of its own."""
+"""The two ASGI apps: the REST API, and the event stream on a separate port."""
 
 import asyncio
 import json
@@ -44,16 +44,16 @@ _ARTIFACTS_SEGMENT = b"/artifacts/"
 
 
 class EncodedSlashMiddleware:
-    """Lets everything behind it see such a slash as it was sent, but in an artifact's name, which has slashes.
+    """Keeps encoded slashes (`%2F`) encoded in the routed path, except in an artifact's name, which may have slashes.
 
-    Routes are found by the decoded path, where the task `a%2Fvm` is the sandbox of the task `a`.
+    Routes match the decoded path. Without this, the task id `a%2Fvm` would address the sandbox of the task `a`.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass on."""
+        """Re-decode the path if needed and call the app."""
         head, artifacts, name = (scope.get("raw_path") or b"").partition(_ARTIFACTS_SEGMENT)
         if b"%2f" in head.lower():
             scope = {**scope, "path": _decode_segments(head) + unquote(artifacts + name)}
@@ -72,7 +72,7 @@ class _Api(FastAPI):
 def create_app(
     tasks: Tasks, *, settings: ApiSettings, shutting_down: asyncio.Event, authenticator: Authenticator
 ) -> FastAPI:
-    """The REST API, and the stream under the same path as on its own port."""
+    """Create the REST API app; the event stream is also available here, under the same path as on its own port."""
     app = create_api_schema_app(settings.version)
     metrics = ServerMetrics(settings.version)
     _configure(app, AppContext(tasks, settings, shutting_down, authenticator, metrics, StreamCache(tasks)))
@@ -80,14 +80,14 @@ def create_app(
 
 
 def create_stream_app(app: FastAPI) -> Starlette:
-    """The stream alone, of the same server as `app`."""
+    """Create the app of the event stream, which shares the context of `app`."""
     stream_app = Starlette()
     _configure(stream_app, app.state.context)
     return stream_app
 
 
 def create_api_schema_app(version: str) -> FastAPI:
-    """All addresses, with nothing behind them."""
+    """Create an app with all routes and no context."""
     app = _Api(
         title="Sandbox",
         version=version,
@@ -102,7 +102,7 @@ def create_api_schema_app(version: str) -> FastAPI:
 
 @cache
 def _routes() -> tuple[BaseRoute, ...]:
-    """Made once a process: they cost more than all else of an app, and know nothing of the one that they are on."""
+    """Build the routes once per process: they dominate the cost of an app and do not depend on it."""
     api = FastAPI(
         openapi_url=None,
         docs_url=None,
@@ -126,7 +126,7 @@ def _routes() -> tuple[BaseRoute, ...]:
 
 @contextmanager
 def _without_pydantic_v1() -> Iterator[None]:
-    """FastAPI asks whether a type is of pydantic's first version, which takes 30 ms to import. None is."""
+    """Stop FastAPI from importing pydantic.v1, which takes 30 ms; no type here is a pydantic v1 model."""
     name = "pydantic.v1"
     if name in sys.modules:
         yield
@@ -152,11 +152,11 @@ def _configure(app: Starlette, context: AppContext) -> None:
 
 
 async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:
-    """Also for a WebSocket, whose handshake then gets the same answer as any request."""
+    """Raise 404 for WebSockets too: the handshake then gets the same response as a request."""
     raise HTTPException(404)
 
 
 def schema_text() -> str:
-    """The schema as the server answers it, in a form whose changes are easy to read."""
+    """Return the schema as JSON with sorted keys and one value per line, for readable diffs."""
     schema = create_api_schema_app(__version__).openapi()
     return json.dumps(schema, indent=1, sort_keys=True, ensure_ascii=False) + "\n"

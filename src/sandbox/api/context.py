@@ -1,4 +1,4 @@
-"""What every route works with."""
+"""Application context available to every route."""
 
 import asyncio
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from sandbox.interfaces.tasks import Tasks
 
 @dataclass(frozen=True, slots=True)
 class AppContext:
-    """The service behind all doors, and who keeps them. Once `shutting_down` is set every stream ends."""
+    """Dependencies of the routes. Every stream ends once `shutting_down` is set."""
 
     tasks: Tasks
     settings: ApiSettings
@@ -27,7 +27,7 @@ class AppContext:
 
 
 async def get_context(connection: HTTPConnection) -> AppContext:
-    """The context of the app that answers this request."""
+    """Return the context of the app that serves this connection."""
     app_context = connection.app.state.context
     assert isinstance(app_context, AppContext)
     return app_context

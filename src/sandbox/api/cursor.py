@@ -1,4 +1,4 @@
-"""Places in sorted lists as clients carry them around: opaque, and checked when they come back."""
+"""Opaque page cursors for sorted lists, validated when a client sends them back."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _ADVICE = "must be the next_cursor of an earlier answer; leave it out to begin a
 
 
 class PageCursor(msgspec.Struct, frozen=True, array_like=True):
-    """A cursor and the list that it is a place in; another list would be paged wrongly with it."""
+    """A cursor with the sort order of its list; it is invalid for other lists."""
 
     version: int
     sort: Sort
@@ -33,12 +33,12 @@ class PageCursor(msgspec.Struct, frozen=True, array_like=True):
 
     @property
     def cursor(self) -> Cursor:
-        """The place."""
+        """The position in the list."""
         return Cursor(self.value, self.task_id)
 
 
 def encode_cursor(cursor: Cursor | None, query: TaskQuery) -> str | None:
-    """The text of a cursor that belongs to this list."""
+    """Encode a cursor for this query; None stays None."""
     if cursor is None:
         return None
     bookmark = PageCursor(_VERSION, query.sort, query.order, cursor.value, cursor.task_id)
@@ -46,7 +46,7 @@ def encode_cursor(cursor: Cursor | None, query: TaskQuery) -> str | None:
 
 
 def decode_cursor(text: str) -> PageCursor:
-    """What `write_cursor` wrote. Raises InvalidParameterError."""
+    """Decode the text of `encode_cursor`. Raises InvalidParameterError."""
     if not _CURSOR_PATTERN.fullmatch(text):
         raise InvalidParameterError("cursor", _ADVICE)
     try:

@@ -1,4 +1,4 @@
-"""Which HTTP answer stands for which error."""
+"""Maps errors to HTTP responses."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -32,7 +32,7 @@ DEFAULT_RETRY_AFTER_SECONDS = 5
 
 
 class InvalidParameterError(SandboxError):
-    """A query parameter, a header or a field of a body is not what it may be."""
+    """A query parameter, a header or a body field has an invalid value."""
 
     code = "invalid_parameter"
 
@@ -42,7 +42,7 @@ class InvalidParameterError(SandboxError):
 
 
 class SecretArtifactError(SandboxError):
-    """Who only looks on is not shown what the values of secrets are in."""
+    """The artifact contains a secret's value, and the caller lacks the operator role."""
 
     code = "artifact_contains_secret"
 
@@ -53,7 +53,7 @@ class SecretArtifactError(SandboxError):
 
 
 class TooManyStreamsError(SandboxError):
-    """The client has as many streams of all tasks as it may have."""
+    """The client has the maximum number of open streams of all tasks."""
 
     code = "rate_limit_exceeded"
 
@@ -62,20 +62,20 @@ class TooManyStreamsError(SandboxError):
 
 
 class PayloadTooLargeError(SandboxError):
-    """The body has more bytes than any body may have."""
+    """The request body is too large."""
 
     code = "payload_too_large"
 
 
 class RequestTimeoutError(SandboxError):
-    """The body did not arrive in time."""
+    """The request body did not arrive in time."""
 
     code = "request_timeout"
     retryable = True
 
 
 class RangeNotSatisfiableError(SandboxError):
-    """The range begins past the end of the file, which has `size_bytes`."""
+    """The range begins after the end of the file; `size_bytes` is the file's size."""
 
     code = "range_not_satisfiable"
 
@@ -85,7 +85,7 @@ class RangeNotSatisfiableError(SandboxError):
 
 
 def add_error_handlers(app: Starlette) -> None:
-    """Give every error of this app its answer."""
+    """Register a handler for every error."""
     for refusal_class, (status, fields) in _ERROR_RESPONSES.items():
         app.add_exception_handler(refusal_class, _problem_handler(status, fields))
     handlers: dict[type[Exception], Callable[..., Any]] = {
@@ -100,7 +100,7 @@ def add_error_handlers(app: Starlette) -> None:
 
 
 def status_of(error: SandboxError) -> int:
-    """The HTTP status that stands for this error; 500 for what no answer is made of."""
+    """Return the HTTP status for this error; 500 if it has none."""
     return next((_ERROR_RESPONSES[kind][0] for kind in type(error).__mro__ if kind in _ERROR_RESPONSES), 500)
 
 
@@ -117,7 +117,7 @@ def _problem_handler(status: int, fields: _Fields) -> Callable[..., Any]:
 
 
 def retry_after_header(seconds: int | None) -> dict[str, str]:
-    """The header of a 429 or 503; RETRY_AFTER_SECONDS where nothing better is known."""
+    """Return the Retry-After header of a 429 or 503. None: DEFAULT_RETRY_AFTER_SECONDS."""
     return {"retry-after": str(seconds or DEFAULT_RETRY_AFTER_SECONDS)}
 
 
@@ -140,7 +140,7 @@ def _resource_fields(error: InsufficientResourcesError) -> dict[str, Any]:
 
 
 def _byte_size(size_bytes: int) -> str:
-    """As a manifest would have it: `8G`, or whole mebibytes."""
+    """Format a size as in a manifest: `8G`, or whole mebibytes."""
     mebibytes = size_bytes // 1024**2
     return f"{mebibytes // 1024}G" if mebibytes % 1024 == 0 else f"{mebibytes}M"
 
@@ -196,7 +196,7 @@ async def _range_not_satisfiable(connection: HTTPConnection, error: RangeNotSati
 
 
 async def _http_error(connection: HTTPConnection, error: HTTPException) -> Response:
-    """The router's own refusals."""
+    """Convert errors raised by the router."""
     if error.status_code == 405:
         allowed = allowed_methods(connection.app.routes, connection.scope["path"])
         message = f"This address takes {', '.join(allowed)} only."
@@ -216,7 +216,7 @@ def _not_found_message(connection: HTTPConnection) -> str:
 
 
 def allowed_methods(routes: Sequence[Any], path: str) -> list[str]:
-    """The methods of all routes that know this path."""
+    """Return the methods of all routes that match this path."""
     methods: set[str] = set()
     for route in routes:
         if isinstance(route, Route) and route.path_regex.match(path):
@@ -229,6 +229,6 @@ async def _client_disconnected(_: HTTPConnection, __: ClientDisconnect) -> Respo
 
 
 async def _internal_error(connection: HTTPConnection, _: Exception) -> Response:
-    """What went wrong is in the server's log, under the same request id."""
+    """Return a generic 500. The cause is in the server's log under the same request id."""
     message = "Something went wrong inside the server; its log tells more under this request id."
     return problem_response(connection, 500, "internal_error", message)

@@ -1,4 +1,4 @@
-"""The schema of the API, true for errors and streams too."""
+"""Builds the OpenAPI schema, including errors and streams."""
 
 from typing import Any
 
@@ -27,7 +27,7 @@ _TAGS = {
     "Administration": "For who looks after the server.",
     "Sessions": "A cookie in exchange for a token, for browsers.",
 }
-"""Of operations, in the order in which people need them."""
+"""Tags of operations, in the order of the documentation."""
 
 Responses = dict[int | str, dict[str, Any]]
 
@@ -37,17 +37,17 @@ _PROBLEM_REF = {"$ref": _COMPONENT_REF.format(model="ProblemBody")}
 _RETRY_AFTER = {"Retry-After": {"description": "Ask again after so many seconds", "schema": {"type": "integer"}}}
 
 MANIFEST_REF = {"$ref": _COMPONENT_REF.format(model=Manifest.__name__)}
-"""The schema of a manifest. What one field asks of another, and the form of texts, stand in docs/manifest.md only."""
+"""The schema of a manifest. Dependencies between fields and text formats are documented in docs/manifest.md only."""
 
 
 def responses_for(model: str, status: int = 200, **extra: Any) -> Responses:
-    """The answer of an operation: the name of its shape in `bodies`, which only who asks for the schema has to load."""
+    """Describe a JSON response by the name of its model in `schemas`, which is imported only to build the schema."""
     schema = {"$ref": _COMPONENT_REF.format(model=model)}
     return {status: {"content": {"application/json": {"schema": schema}}, **extra}}
 
 
 def problem_responses(*statuses: int) -> Responses:
-    """The error answers of an operation; those that any operation may give are added."""
+    """Describe the error responses of an operation; those that any operation may have are added."""
     value = [*statuses, 400, 401, 403, 429, 500]
     return {
         status: _response(reason_phrase(status), "application/problem+json", _PROBLEM_REF)
@@ -57,29 +57,29 @@ def problem_responses(*statuses: int) -> Responses:
 
 
 def raw_content(description: str, *media_types: str) -> dict[str, Any]:
-    """An answer that is not one JSON value: bytes or a stream, which no schema describes."""
+    """Describe a response that is not one JSON value: bytes or a stream, which have no schema."""
     return {"description": description, "content": {media_type: {} for media_type in media_types}}
 
 
 def request_body(description: str, *, required: bool, **schemas: dict[str, Any]) -> dict[str, Any]:
-    """A body that a route reads by itself. Media types are given with `_` for `/`."""
+    """Describe a body that the route reads itself. In the names of media types, `_` replaces `/` and then `-`."""
     media = {name.replace("_", "/", 1).replace("_", "-"): {"schema": schema} for name, schema in schemas.items()}
     return {"requestBody": {"description": description, "required": required, "content": media}}
 
 
 def declare_parameters(*described: dict[str, Any]) -> dict[str, Any]:
-    """Parameters that a route reads by itself."""
+    """Describe parameters that the route reads itself."""
     return {"parameters": list(described)}
 
 
 def header_parameter(name: str, description: str, schema: dict[str, Any] | None = None) -> dict[str, Any]:
-    """A header that a client may send."""
+    """Describe an optional request header."""
     value = schema or {"type": "string"}
     return {"name": name, "in": "header", "required": False, "description": description, "schema": value}
 
 
 def build_schema(app: FastAPI) -> dict[str, Any]:
-    """The schema, made once."""
+    """Build the schema once per app."""
     if app.openapi_schema is None:
         schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
         _remove_unused(schema)
@@ -91,7 +91,7 @@ def build_schema(app: FastAPI) -> dict[str, Any]:
 
 
 def _body_schemas() -> dict[str, Any]:
-    """The answers."""
+    """Return the schemas of the response bodies."""
     from pydantic.json_schema import models_json_schema
 
     from sandbox.api.schemas import RESPONSE_BODIES
@@ -104,7 +104,10 @@ def _body_schemas() -> dict[str, Any]:
 
 
 def _manifest_schemas() -> dict[str, Any]:
-    """The manifest and its records. Null stands for absent, and the number 1 for the version "1"."""
+    """Return the schemas of the manifest and its records.
+
+    They allow null for absent fields, and the number 1 for the version "1".
+    """
     manifest = TypeAdapter(Manifest).json_schema(ref_template=_COMPONENT_REF)
     schemas: dict[str, Any] = manifest.pop("$defs") | {Manifest.__name__: manifest | {"examples": [_EXAMPLE]}}
     for record in schemas.values():
@@ -137,7 +140,10 @@ def _tag_for(path: str) -> str:
 
 
 def _add_security(schema: dict[str, Any]) -> None:
-    """A token or a session, neither on a server without tokens; health answers everybody."""
+    """Declare token and session authentication.
+
+    A server without tokens requires neither; health endpoints are public.
+    """
     schema["components"]["securitySchemes"] = {
         "token": {"type": "http", "scheme": "bearer", "description": "A token of `sandbox token create`."},
         "session": {
@@ -159,7 +165,7 @@ def _response(description: str, media_type: str, schema: dict[str, Any]) -> dict
 
 
 def _remove_unused(schema: dict[str, Any]) -> None:
-    """FastAPI's own answer to bad parameters, which is never given here."""
+    """Remove FastAPI's own validation error response, which this API never sends."""
     for name in ("HTTPValidationError", "ValidationError"):
         schema["components"]["schemas"].pop(name, None)
     for operations in schema["paths"].values():

@@ -1,4 +1,4 @@
-"""The addresses of the API."""
+"""URL paths of the API."""
 
 from typing import Annotated
 from urllib.parse import quote
@@ -31,13 +31,13 @@ SIGN_IN = "/sign-in"
 ASSETS = "/assets/"
 
 PUBLIC_PATHS = frozenset({BASIC_HEALTH, HEALTH, READINESS, LIVENESS})
-"""Probes and balancers have no token."""
+"""Paths that need no token, for probes and load balancers."""
 
 TaskId = Annotated[str, Path(description="The task's id")]
 
 
 class _Rest(Convertor[str]):
-    """Everything to the end. Starlette's own `path` stops at a newline, which a file's name may have."""
+    """Matches the rest of the path. Starlette's own `path` stops at a newline, which a file name may contain."""
 
     regex = "[\\s\\S]+"
 
@@ -52,20 +52,20 @@ register_url_convertor("rest", _Rest())
 
 
 def is_public(path: str) -> bool:
-    """Whether the address answers those who have no token too: probes, and the page on which people show theirs."""
+    """Whether the path is accessible without a token: probes, the sign-in page and its assets."""
     return path in PUBLIC_PATHS or path == SIGN_IN or path.startswith(ASSETS)
 
 
 def is_page_asset(path: str) -> bool:
-    """Whether there are scripts, styles and pictures of the server's own pages."""
+    """Whether the path serves scripts, style sheets and images of the server's own pages."""
     return path.startswith((ASSETS, f"{DOCS}/"))
 
 
 def task_path(task_id: str) -> str:
-    """Where the task is."""
+    """Return the path of a task."""
     return f"{TASKS}/{quote(task_id, safe='')}"
 
 
 def artifact_path(task_id: str, name: str) -> str:
-    """Where the artifact's bytes are."""
+    """Return the path of an artifact's content."""
     return f"{task_path(task_id)}/artifacts/{quote(name, safe='')}"

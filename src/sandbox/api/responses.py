@@ -1,4 +1,4 @@
-"""JSON answers."""
+"""JSON responses."""
 
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -13,12 +13,12 @@ from sandbox.api.middleware.response_headers import get_request_id
 
 
 class JsonResponse(Response):
-    """Any value that msgspec can write, with a newline at the end for people at terminals."""
+    """A JSON response encoded with msgspec, with a trailing newline for terminals."""
 
     media_type = "application/json"
 
     def render(self, content: Any) -> bytes:
-        """The value as UTF-8 JSON."""
+        """Encode the value as UTF-8 JSON."""
         return msgspec.json.encode(content) + b"\n"
 
 
@@ -28,16 +28,16 @@ _REASON_PHRASES = {
     416: "Range Not Satisfiable",
     422: "Unprocessable Content",
 }
-"""Those of RFC 9110, which Python knows from 3.13 on only: answers and schema are the same with every version."""
+"""Reason phrases of RFC 9110. Python has them from 3.13 on; responses and schema must not depend on its version."""
 
 
 def reason_phrase(status: int) -> str:
-    """Such as `Not Found`."""
+    """Return the reason phrase, such as `Not Found`."""
     return _REASON_PHRASES.get(status) or HTTPStatus(status).phrase
 
 
 class ProblemResponse(JsonResponse):
-    """An error answer."""
+    """An error response (RFC 9457)."""
 
     media_type = "application/problem+json"
 
@@ -51,7 +51,7 @@ def problem_response(
     fields: Mapping[str, Any] | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> Response:
-    """An error answer: `code` for programs, `message` for people; `fields` stand at the top level beside them."""
+    """Create an error response. code: for programs; message: for users; fields: further top-level members."""
     identity = get_request_id(connection)
     body = {
         "error": code,

@@ -1,4 +1,4 @@
-"""The shapes of all answers, for `openapi.json`. Answers are held against them by tests, not at run time."""
+"""Response schemas for `openapi.json`. Tests validate responses against them; the server does not."""
 
 from datetime import datetime
 from enum import StrEnum
@@ -353,4 +353,4 @@ RESPONSE_BODIES: tuple[type[BaseModel], ...] = (
     SessionBody,
     ProblemBody,
 )
-"""All that the schema names."""
+"""All models to include in the schema."""

@@ -1,4 +1,4 @@
-"""What the doors are told."""
+"""Settings of the API."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -6,14 +6,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class ApiSettings:
-    """What the doors are told.
+    """Settings of the API.
 
-    version: of the server. ports: those that it listens on. host_names: names beside the loopback ones that
-    clients may reach it by. needs_token: nobody is let in without one, whether there are any or not.
-    requests_per_minute: of one client, 0 for any number. clone_hosts: where repositories may come from as soon as
-    there are tokens. priced: whether a model has a price that `budget_usd` can be kept by; None takes every one.
-    profiles: asked at each submission for the names of all profiles, with what is in the way of each; None takes every
-    name.
+    version: the server's version.
+    ports: the ports on which it listens.
+    host_names: host names for clients, in addition to the loopback names.
+    requires_token: require a token even if none exists.
+    requests_per_minute: limit per client; 0 means unlimited.
+    clone_hosts: hosts from which repositories may be cloned once there are tokens.
+    priced: whether a model has a price, which `budget_usd` requires; None accepts every model.
+    profiles: returns the names of all profiles with the reason why each cannot be used, at each submission; None
+    accepts every name.
     """
 
     version: str

@@ -1,4 +1,4 @@
-"""A task as clients read it."""
+"""JSON representation of tasks."""
 
 import base64
 import hashlib
@@ -15,14 +15,14 @@ from sandbox.model.wire.events import attempts_fields, error_fields, format_time
 
 
 async def task_body(tasks: Tasks, task: Task, *, is_operator: bool) -> dict[str, Any]:
-    """The whole status."""
+    """Return the full status."""
     is_kept = await tasks.has_preserved_sandbox(task)
     item = task_summary_body(task, is_operator=is_operator)
     return {**item, "definition": definition_body(task.manifest), "sandbox_kept": is_kept}
 
 
 def task_summary_body(task: Task, *, is_operator: bool) -> dict[str, Any]:
-    """The status as it stands in lists."""
+    """Return the status as used in lists."""
     metadata, attempt = task.manifest.metadata, task.attempt
     return {
         "id": task.id,
@@ -65,12 +65,12 @@ def _vm_body(task: Task) -> dict[str, Any]:
 
 
 def _patch_digest(patch: str | None) -> str | None:
-    """In place of half a megabyte in every status."""
+    """Replace the patch, up to half a megabyte, by its digest."""
     return None if patch is None else f"sha256:{hashlib.sha256(base64.b64decode(patch)).hexdigest()}"
 
 
 def definition_body(manifest: Manifest) -> dict[str, Any]:
-    """What was asked for, with the defaults filled in and secrets by name only."""
+    """Return the manifest with defaults filled in; secrets by name only."""
     return {
         "repository": {**msgspec.to_builtins(manifest.repository), "patch": _patch_digest(manifest.repository.patch)},
         "claude": msgspec.to_builtins(manifest.claude),

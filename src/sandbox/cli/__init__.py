@@ -1,1 +1,1 @@
-"""Floor 5: the command line. It reaches the server through the client only."""
+"""Command line interface. It reaches the server only through the client."""

@@ -1,4 +1,4 @@
-"""How commands end when something is in the way: one sentence, what to do, an exit code."""
+"""Error handling of commands: a message, a remedy and an exit code."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class ExitCode(IntEnum):
-    """What a command ends with. Stable: scripts branch on these numbers."""
+    """Exit codes of commands. Stable: scripts depend on these numbers."""
 
     SUCCESS = 0
     TASK_FAILED = 1
@@ -52,17 +52,17 @@ _CODE_BY_ERROR = {
 
 
 def exit_code_for_error(error_code: str) -> ExitCode:
-    """The code for what failed on this machine, by the stable code of its error."""
+    """Return the exit code for a local error, by its stable error code."""
     return _CODE_BY_ERROR.get(error_code, ExitCode.SERVER_ERROR)
 
 
 def exit_code_for_state(state: str) -> ExitCode:
-    """The code for a task that ended in `state`."""
+    """Return the exit code for a task that ended in `state`."""
     return _CODE_BY_STATE.get(state, ExitCode.TASK_FAILED)
 
 
 def exit_code_for_client_error(error: Exception) -> ExitCode:
-    """The code for a call that failed."""
+    """Return the exit code for a failed request."""
     from sandbox import client
 
     for family, code in (
@@ -82,10 +82,10 @@ _ERROR_PREFIX = "Error:"
 
 
 class RootGroup(LazyGroup):
-    """The group that turns the errors of all commands into sentences and exit codes."""
+    """The root group, which converts the errors of all commands to messages and exit codes."""
 
     def main(self, *arguments: Any, **keywords: Any) -> Any:
-        """As click does; shell completion prints outside of every context."""
+        """Run click's main; also handle output errors of shell completion, which runs outside of every context."""
         try:
             return super().main(*arguments, **keywords)
         except OSError as error:
@@ -96,7 +96,7 @@ class RootGroup(LazyGroup):
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
     ) -> click.Context:
-        """As click does, which prints `--help` and `--version` here."""
+        """Create the context; click prints `--help` and `--version` here."""
         try:
             return super().make_context(info_name, args, parent, **extra)
         except OSError as error:
@@ -121,7 +121,7 @@ class RootGroup(LazyGroup):
 
 
 def fail(message: str, code: ExitCode) -> NoReturn:
-    """Say why, and end with `code`. An indented line stays whole: it ends in a command to be copied."""
+    """Print the message and exit with `code`. Indented lines are not wrapped: they contain commands to copy."""
     width = terminal_width(sys.stderr)
     lines = [part for line in message.split("\n") for part in (_wrap_line(line, width) if line[:1] != " " else [line])]
     click.echo("\n".join(lines), err=True)
@@ -130,7 +130,7 @@ def fail(message: str, code: ExitCode) -> NoReturn:
 
 @contextmanager
 def interrupt_hint(task_id: str) -> Iterator[None]:
-    """What is done inside only looks on: ^C ends the looking and says that the task goes on."""
+    """On ^C, stop watching and print that the task continues."""
     try:
         yield
     except KeyboardInterrupt:
@@ -158,7 +158,7 @@ def _fail_with_exception(error: Exception) -> NoReturn:
     from sandbox.model.errors import SandboxError
 
     if not isinstance(error, SandboxError):
-        # A defect, or an answer that nobody foresaw; Python's own exit code would say that the task has failed.
+        # A bug, or an unexpected response. Python's own exit code, 1, would mean that the task failed.
         fail(
             "\n".join(map(escape_text, "".join(traceback.format_exception(error)).splitlines())), ExitCode.SERVER_ERROR
         )

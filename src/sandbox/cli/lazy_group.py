@@ -1,4 +1,4 @@
-"""A group whose commands are imported only when one of them runs: `--help` must come at once."""
+"""Click group that imports a command only when it runs, which keeps `--help` fast."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
 Entries = Mapping[str, tuple[str, str]]
-"""The name of a command: where it is (`module:attribute`) and its short help."""
+"""The name of a command: its location (`module:attribute`) and its short help."""
 
 
 class LazyGroup(click.Group):
@@ -25,7 +25,7 @@ class LazyGroup(click.Group):
         self._entries = entries
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """The names, in the order of a task's life."""
+        """Return the names, in the order of the entries."""
         return list(self._entries)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
@@ -42,7 +42,7 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """As click does; one that belongs to a group below is named in full."""
+        """Resolve a command; for a subcommand's name, fail with its full command line."""
         name = args[0]
         if name not in self._entries:
             groups = [each for each in self._entries if name in self._subcommand_names(ctx, each)]
@@ -56,7 +56,7 @@ class LazyGroup(click.Group):
         return command.list_commands(ctx) if isinstance(command, click.Group) else []
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
-        """The commands that begin so, and options; without importing any."""
+        """Complete commands and options without importing commands."""
         from click.shell_completion import CompletionItem
 
         names = [name for name in self._entries if name.startswith(incomplete)]
@@ -64,6 +64,6 @@ class LazyGroup(click.Group):
         return [*commands, *click.Command.shell_complete(self, ctx, incomplete)]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The list of commands in the help."""
+        """Write the list of commands into the help."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, short_help) for name, (_, short_help) in self._entries.items()])

@@ -1,4 +1,4 @@
-"""The manifest that a command is given: a file, or `-` for stdin."""
+"""The manifest argument of a command: a file, or `-` for stdin."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class ManifestFile:
-    """The bytes of a manifest, and what they are; `name`: what mistakes are told of."""
+    """A manifest's bytes and format. name: for error messages."""
 
     def __init__(self, name: str, body: bytes) -> None:
         self.name = name
@@ -28,27 +28,31 @@ class ManifestFile:
 
     @classmethod
     def read(cls, file: BinaryIO) -> Self:
-        """The file that a command was given."""
+        """Read the file argument of a command."""
         from sandbox.model.limits import BODY_BYTES_MAX
 
-        is_stdin = file.name in {"<stdin>", "-", 0}  # 0: it was closed
+        is_stdin = file.name in {"<stdin>", "-", 0}  # 0: stdin was closed
         name = "<stdin>" if is_stdin else str(file.name)
-        return cls(name, file.read(BODY_BYTES_MAX + 1))  # one more than is accepted, so that too much is noticed
+        # one byte above the limit, to detect a manifest that is too large
+        return cls(name, file.read(BODY_BYTES_MAX + 1))
 
     @property
     def content_type(self) -> str:
-        """The media type to send it with."""
+        """The media type of the manifest."""
         return "application/json" if self.is_json else "application/yaml"
 
     def parse(self) -> Manifest:
-        """Check it as the server does, which alone knows what it offers. Raises the model's InvalidManifestError."""
+        """Validate it as the server does, except for what only a server knows.
+
+        Raises the model's InvalidManifestError.
+        """
         from sandbox.gateway.model.pricing import is_priced
         from sandbox.model.manifest.parser import parse_manifest
 
         return parse_manifest(self.body, is_json=self.is_json, profiles=None, has_price=is_priced)
 
     def with_overrides(self, overrides: Sequence[Override]) -> OverriddenManifest:
-        """The manifest with some fields set. Raises the model's InvalidManifestError where it cannot be read."""
+        """Apply overrides. Raises the model's InvalidManifestError if the manifest cannot be parsed."""
         from sandbox.model.manifest.errors import InvalidManifestError
         from sandbox.model.manifest.parser import read_document
 
@@ -61,7 +65,7 @@ class ManifestFile:
 
 
 class OverriddenManifest:
-    """A manifest after assignments: what is sent, and where its fields stood before."""
+    """A manifest with overrides applied: the body to send, and the original locations of its fields."""
 
     content_type = "application/json"
 
@@ -75,7 +79,7 @@ class OverriddenManifest:
         self._locations = {field_name(path): (mark.line, mark.column) for path, mark in marks.items()}
 
     def locate_errors(self, mistakes: object) -> list[dict[str, Any]]:
-        """The API's `details` about what was sent, with lines of the file, or with the option, where they come from."""
+        """Add the line in the file, or the option that set the field, to each of the API's `details`."""
         listed: Iterable[Any] = mistakes if isinstance(mistakes, list) else ()
         return [self._locate(dict(mistake)) for mistake in listed if isinstance(mistake, Mapping)]
 
@@ -98,20 +102,20 @@ def _is_json(body: bytes) -> bool:
 
 
 def field_error_lines(file_name: str, mistakes: object) -> list[str]:
-    """`task.yaml:12:3: vm.memory: must be …` for each of the API's `details`."""
+    """Format each of the API's `details`: `task.yaml:12:3: vm.memory: must be …`."""
     listed: Iterable[Any] = mistakes if isinstance(mistakes, list) else ()
     return [_field_error_line(file_name, mistake) for mistake in listed if isinstance(mistake, Mapping)]
 
 
 def fail_with_field_errors(file_name: str, message: str, mistakes: object) -> NoReturn:
-    """Say what is wrong with a manifest that was to be submitted, and end."""
+    """Print the errors of a manifest and exit."""
     lines = field_error_lines(file_name, mistakes)
     summary = f"{escape_text(file_name)} has {pluralize(len(lines), 'mistake')}." if lines else escape_text(message)
     fail("\n".join([*lines, f"Error: {summary}"]), ExitCode.INVALID_MANIFEST)
 
 
 def field_error_details(mistakes: Iterable[FieldError]) -> list[dict[str, Any]]:
-    """The model's mistakes in the form of the API's `details`."""
+    """Convert the model's errors to the form of the API's `details`."""
     fields = ("field", "rule", "message", "line", "column")
     return [{field: getattr(mistake, field) for field in fields} for mistake in mistakes]
 

@@ -1,4 +1,4 @@
-"""The options that every command takes, before or after its name."""
+"""Options shared by all commands, accepted before or after the command's name."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _Decorated = TypeVar("_Decorated", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class CliOptions:
-    """What the common options and the environment say."""
+    """Values of the common options and their environment variables."""
 
     server: str
     token: str | None
@@ -34,7 +34,7 @@ class CliOptions:
     has_color: bool
 
     def connect(self) -> Client:
-        """The client for the chosen server."""
+        """Create a client for the selected server."""
         with gc_frozen():
             from sandbox.client import Client
 
@@ -42,7 +42,7 @@ class CliOptions:
 
 
 def current_options(ctx: click.Context | None = None) -> CliOptions:
-    """The common options of the running command; the one closest to the end of the command line wins."""
+    """Return the common options of the running command; the last one on the command line wins."""
     meta = (ctx or click.get_current_context()).meta
     return CliOptions(
         server=meta.get(_meta_key("server")) or os.environ.get("SANDBOX_SERVER") or DEFAULT_SERVER,
@@ -62,7 +62,7 @@ def server_options(command: _Decorated) -> _Decorated:
 
 
 def output_options(*formats: OutputFormat, short: bool = True) -> Callable[[_Decorated], _Decorated]:
-    """Add `--no-color` and `--format` with the given choices; `short`: also as `-f`."""
+    """Add `--no-color` and `--format` with the given choices. short: also add `-f`."""
 
     def add(command: _Decorated) -> _Decorated:
         color = _stored_option("--no-color", is_flag=True, default=None, help="No colours (NO_COLOR).")
@@ -75,7 +75,7 @@ def output_options(*formats: OutputFormat, short: bool = True) -> Callable[[_Dec
 
 
 def common_options(command: _Decorated) -> _Decorated:
-    """Add all of them."""
+    """Add all common options."""
     return server_options(output_options("text", "json", "table")(command))
 
 
@@ -92,7 +92,7 @@ def _stored_option(*names: str, **attributes: Any) -> Callable[[_Decorated], _De
 
 
 COMPLETION_TIMEOUT_SECONDS = 2.0
-"""Who pressed a key does not wait longer for an answer."""
+"""Time limit of a shell completion."""
 
 COMPLETIONS_MAX = 100
 
@@ -107,22 +107,22 @@ def _complete_task_id(ctx: click.Context, parameter: click.Parameter, incomplete
         with Client(options.server, options.token, timeout_seconds=COMPLETION_TIMEOUT_SECONDS) as client:
             tasks = client.tasks(limit=COMPLETIONS_MAX)["tasks"]
     except ClientError:
-        return []  # a completion has nowhere to complain
+        return []  # a shell completion cannot report errors
     described = {task["id"]: f"{task['state']}  {task['name']}" for task in tasks}
-    # An id that would not show as it is must not come into a command line either.
+    # Do not offer an id with unprintable characters: it must not get into a command line.
     offered = [task_id for task_id in described if task_id.startswith(incomplete) and escape_text(task_id) == task_id]
     return [CompletionItem(task_id, help=escape_text(described[task_id])) for task_id in offered]
 
 
 task_argument = click.argument("task_id", metavar="TASK_ID", shell_complete=_complete_task_id)
-"""The decorator that adds it."""
+"""Decorator that adds the TASK_ID argument."""
 
 
 UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def parse_duration_option(ctx: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
-    """`90s`, `15m`, `2h`, `1d` as seconds."""
+    """Parse `90s`, `15m`, `2h` or `1d` to seconds."""
     seconds = _parse_duration(value or "")
     if value is not None and seconds is None:
         raise click.BadParameter(f"{value!r} must be a whole number and a unit, such as 90s, 15m or 2h")
@@ -130,7 +130,7 @@ def parse_duration_option(ctx: click.Context, parameter: click.Parameter, value:
 
 
 def parse_past_time_option(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
-    """A time (RFC 3339), or how long ago it was, as RFC 3339 in UTC."""
+    """Convert a time (RFC 3339), or a duration before now, to RFC 3339 in UTC."""
     if value is None:
         return None
     seconds = _parse_duration(value)

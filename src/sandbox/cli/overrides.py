@@ -1,4 +1,4 @@
-"""`--set path=value`: one field of a manifest, given on the command line."""
+"""`--set path=value`: sets one field of a manifest on the command line."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ _PATH_STEP = re.compile(r"(?P<name>(?:[^.\[\]\\]|\\.)+)(?P<indices>(?:\[[0-9]{1,
 
 
 class OverrideError(ValueError):
-    """It cannot be carried out; the message says what to write instead."""
+    """The override cannot be applied; the message says what to write instead."""
 
 
 @dataclass(frozen=True)
 class Override:
-    """A place in a manifest and what is to stand there."""
+    """A path in a manifest and its new value."""
 
     path: FieldPath
     value: Any
     text: str
 
     def apply(self, data: dict[str, Any]) -> None:
-        """Put the value at its place, making what is around it.
+        """Set the value, creating parent objects and lists.
 
-        Whether there is such a field is for the server to say. Raises AssignmentError for a hole in a list.
+        The server validates whether the field exists. Raises OverrideError for a gap in a list.
         """
         place: Any = data
         for step, after in zip(self.path, self.path[1:], strict=False):
@@ -55,12 +55,12 @@ class Override:
 
 
 def parse_overrides(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> list[Override]:
-    """The callback of the option."""
+    """Parse the values of the option; click calls it."""
     return [parse_override(value) for value in values]
 
 
 def parse_override(text: str) -> Override:
-    r"""`vm.cpus=16`, `secrets[0].key=TOKEN`; a dot within a name is written `\.`. Raises click.BadParameter."""
+    r"""Parse `vm.cpus=16` or `secrets[0].key=TOKEN`; `\.` is a dot within a name. Raises click.BadParameter."""
     written, equals, value = text.partition("=")
     path: list[str | int] = []
     position = 0
@@ -77,7 +77,7 @@ def parse_override(text: str) -> Override:
 
 
 def _parse_scalar(text: str) -> Any:
-    """What an unquoted or a quoted scalar of YAML stands for; everything else is text as it is."""
+    """Parse an unquoted or quoted YAML scalar; anything else is plain text."""
     from sandbox.model.manifest.document import InvalidValue, to_document
     from sandbox.model.manifest.errors import InvalidManifestError
     from sandbox.model.manifest.yaml import read_yaml, resolve_scalar

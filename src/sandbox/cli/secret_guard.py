@@ -1,4 +1,4 @@
-"""Artifacts in which the server found a secret's value: they are only handed out to those who ask for them."""
+"""Guards artifacts in which the server found a secret's value: they require `--allow-secrets`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def allow_secrets_option(command: _Decorated) -> _Decorated:
 
 
 def reject_secrets(entries: Iterable[Artifact], *, allows_secrets: bool, advice: str = "add --allow-secrets") -> None:
-    """End the command when one of them is flagged and that was not asked for. advice: how to take it all the same."""
+    """Fail the command if an artifact contains a secret and that was not allowed. advice: how to allow it."""
     names = [escape_name(entry["name"]) for entry in entries if entry["contains_secret"] and not allows_secrets]
     if names:
         contain = "contains a secret of the task, so it was" if len(names) == 1 else "contain secrets, so they were"

@@ -1,4 +1,4 @@
-"""The options of commands that work where a server does: on the command line, in the environment, in `sandbox.toml`."""
+"""Options of commands that run on the server's machine: command line, environment and `sandbox.toml`."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ _DATA_DIR = "server.data_dir"
 
 
 def settings_options(command: _Decorated) -> _Decorated:
-    """Add every option of a server."""
+    """Add all options of a server."""
     return _with_options(command, [key for key in setting_keys() if key.option])
 
 
 def data_dir_options(command: _Decorated) -> _Decorated:
-    """Add those that say where a server keeps its data."""
+    """Add the options that locate the server's data directory."""
     return _with_options(command, [key for key in setting_keys() if key.path == _DATA_DIR])
 
 
 def load_configuration(options: Mapping[str, Any]) -> Configuration:
-    """What the options, the environment and the file say together. Ends the command when they make no sense."""
+    """Load the configuration from options, environment and file. Fails the command if it is invalid."""
     from sandbox.bootstrap.settings.load import ConfigurationError, load
 
     try:
@@ -49,7 +49,7 @@ def _with_options(command: _Decorated, selected: list[SettingKey]) -> _Decorated
 
 
 def _option(key: SettingKey) -> Callable[[_Decorated], _Decorated]:
-    # Neither converted nor filled in here: that is done in one place for options, variables and the file.
+    # Values are converted and defaults applied in one place for options, variables and the file.
     help_text = f"{key.description}  [env var: {key.variable}; default: {key.default_text}]"
     return click.option(str(key.option), key.name, metavar=_METAVARS.get(key.value_type, "TEXT"), help=help_text)
 

@@ -1,4 +1,4 @@
-"""What a program imports lasts until its end."""
+"""Process startup: garbage collection of imports, and robust standard streams."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 @contextmanager
 def gc_frozen() -> Iterator[None]:
-    """What is made in here is never looked through for garbage: not while it is made, not later, not at the end.
+    """Exclude all objects created in the context from garbage collection, permanently.
 
-    Modules are nothing else, and looking through them took a quarter of the CPU of a server's start and end.
+    Modules live until the process ends, and scanning them took a quarter of the CPU time of a server's start and end.
     """
     gc.disable()
     try:
@@ -70,12 +70,12 @@ def set_up_streams() -> None:
 
 
 def discard_stdout() -> None:
-    """Discard what is still buffered; otherwise the interpreter complains when it flushes at exit."""
+    """Discard buffered output; otherwise the interpreter prints an error when it flushes at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _wrap_stream(stream: IO[str], kind: type[io.BufferedWriter]) -> IO[str]:
-    """A character that the terminal's encoding lacks must not end a command."""
+    """Escape characters that the terminal's encoding lacks; they must not fail a command."""
     if not isinstance(stream, io.TextIOWrapper):
         return stream
     encoding, is_line_buffered = stream.encoding, stream.line_buffering
@@ -85,9 +85,9 @@ def _wrap_stream(stream: IO[str], kind: type[io.BufferedWriter]) -> IO[str]:
 
 
 def _open_closed_streams() -> None:
-    """Put /dev/null where stdin, stdout or stderr is closed, for this program and for those that it starts."""
+    """Open /dev/null in place of closed standard streams, for this process and its children."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            descriptor = os.open(os.devnull, os.O_RDWR)  # the lowest that is free, which is the closed one
+            descriptor = os.open(os.devnull, os.O_RDWR)  # the lowest free descriptor, which is the closed one
             os.set_inheritable(descriptor, True)
             setattr(sys, name, os.fdopen(descriptor, mode, closefd=False))

@@ -1,4 +1,4 @@
-"""A manifest on its way to the server, and the task until its end."""
+"""Submits a manifest and waits for the task's end."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def submit_manifest(client: Client, manifest: ManifestFile, settings: Sequence[Override]) -> Submitted:
-    """Ask for a task; ends the command with the manifest's mistakes where it has some."""
+    """Submit a task. Fails the command with the errors of an invalid manifest."""
     from sandbox import client as api
     from sandbox.model.manifest.errors import InvalidManifestError
 
@@ -53,7 +53,7 @@ def _fail_duplicate(error: DuplicateTaskIdError) -> NoReturn:
 
 
 def print_submitted(answer: Submitted, *, is_watched: bool) -> None:
-    """Print the id on stdout, and for people how to watch the task unless that is done anyway."""
+    """Print the id on stdout, and on a terminal how to watch the task unless it is being watched."""
     task_id = escape_text(answer["task_id"])
     click.echo(task_id)
     sys.stdout.flush()
@@ -65,7 +65,7 @@ def print_submitted(answer: Submitted, *, is_watched: bool) -> None:
 
 
 def wait_for_end(client: Client, task_id: str, options: CliOptions, *, should_follow: bool) -> Task:
-    """Wait for the task's end, `follows` telling what happens; ends the command unless it completed."""
+    """Wait for the task's end, printing events if `should_follow`. Fails the command unless the task completed."""
     if should_follow:
         events = client.events(task_id)
         if options.format == "json":

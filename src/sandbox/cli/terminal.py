@@ -1,8 +1,8 @@
-"""This terminal handed to one in a sandbox: keys go there as they are, and what is shown there is shown here raw.
+"""Connects the local terminal to one in a sandbox: raw keys in, raw output out.
 
-What a program inside shows can do to a terminal whatever terminals let programs do: set its title, its colours, its
-clipboard where it allows that. Whoever asks for a terminal asks for that. On the way out everything is put back that
-a program may have left switched on.
+Programs inside can do to the terminal whatever the terminal permits: set its title and colors, and its clipboard where
+that is enabled. The user opts into this by opening a terminal. At the end, all modes that a program may have left
+enabled are reset.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ DETACH_KEYS = "ctrl-p,ctrl-q"
 SIZE_MAX = 1000
 _CHUNK_BYTES = 4096
 _RESET = b"\x18\x1b[?1049l\x1b[?1000;1002;1003;1006;2004;1004l\x1b[?25h\x1b[0m\x1b[<u\x1b>\x1b[?1l\r"
-"""An end to what was only begun; the main screen, no mouse and paste marks, the cursor, no colours, plain keys."""
+"""Aborts a partial sequence; restores screen, cursor, colors and key modes; disables mouse and paste reporting."""
 
 
 def parse_detach_keys(ctx: click.Context, parameter: click.Parameter, value: str) -> bytes:
-    """The bytes of keys that are written as docker writes them: `ctrl-p,ctrl-q`, `a`, `ctrl-]`."""
+    """Parse detach keys in docker's notation: `ctrl-p,ctrl-q`, `a`, `ctrl-]`."""
     matches = [re.fullmatch(r"(?P<control>ctrl-)?(?P<key>[\x21-\x7e])", part) for part in value.split(",")]
     codes = [None if one is None else _key_code(one) for one in matches]
     if None in codes:
@@ -55,14 +55,14 @@ _ROLE_MESSAGES = {True: b"", False: b"[You look on: somebody else types, or you 
 
 
 class DetachKeyDetector:
-    """Finds the detach keys in what is typed; keys that may be their beginning wait for what follows."""
+    """Finds the detach keys in the input; keys that may be their start are held until more input arrives."""
 
     def __init__(self, keys: bytes) -> None:
         self._keys = keys
         self._pending = b""
 
     def feed(self, typed: bytes) -> tuple[bytes, bool]:
-        """What goes on, and whether the keys were typed."""
+        """Return the input to send, and whether the detach keys were typed."""
         data = self._pending + typed
         before, keys, _ = data.partition(self._keys)
         if keys:
@@ -74,7 +74,7 @@ class DetachKeyDetector:
 
 
 def run_terminal(options: CliOptions, task_id: str, keys: bytes, **parameters: Any) -> Exit | None:
-    """Until it is over; None when its user left. Raises ClientError."""
+    """Run until the terminal ends; return None if the user detached. Raises ClientError."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         fail("Error: This needs a terminal: stdin and stdout must be one.", ExitCode.USAGE)
     size = os.get_terminal_size()
@@ -113,7 +113,7 @@ async def _copy_output(terminal: Terminal) -> Exit | None:
 
 
 async def _copy_input(terminal: Terminal, detector: DetachKeyDetector) -> None:
-    """Until the detach keys, or the end of stdin."""
+    """Copy until the detach keys or EOF on stdin."""
     loop, keys = asyncio.get_running_loop(), asyncio.Queue[bytes]()
     descriptor = sys.stdin.fileno()
     resized = asyncio.Event()
@@ -156,7 +156,7 @@ def _write_all(descriptor: int, data: bytes) -> None:
 
 @contextmanager
 def _raw_mode(descriptor: int) -> Iterator[None]:
-    """Keys come as they are typed; all is put back at the end."""
+    """Set raw mode; restore terminal and modes at the end."""
     before = termios.tcgetattr(descriptor)
     tty.setraw(descriptor, termios.TCSADRAIN)
     try:
@@ -168,7 +168,7 @@ def _raw_mode(descriptor: int) -> Iterator[None]:
 
 
 def exit_with_terminal(result: Exit | None, task_id: str, on_detach: str) -> None:
-    """End the command as the terminal ended: with its process's exit code, where that is known."""
+    """Exit with the terminal's exit code, if it is known."""
     if result is None:
         click.echo(on_detach, err=True)
         return

@@ -1,4 +1,4 @@
-"""Floor 3: the Python client of the REST API. The command line uses nothing else to reach the server."""
+"""Python client of the REST API. The command line reaches the server only through it."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -77,7 +77,7 @@ if TYPE_CHECKING:
 else:
 
     def __getattr__(name: str) -> Any:
-        """AsyncClient once it is asked for: it brings asyncio, and most programs that ask a server do without."""
+        """Import AsyncClient on first access: it imports asyncio, which most client programs do not use."""
         if name != "AsyncClient":
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         from sandbox.client.async_client import AsyncClient

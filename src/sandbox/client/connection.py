@@ -1,4 +1,4 @@
-"""What both clients share of HTTP: a server's address, the settings, and errors in the client's own words."""
+"""HTTP settings and error translation shared by both clients."""
 
 from __future__ import annotations
 
@@ -37,26 +37,26 @@ ResponseT = TypeVar("ResponseT")
 
 @dataclass(frozen=True)
 class Connection:
-    """One server's address and token. timeout_seconds: for each answer, and for each read of a stream."""
+    """A server's base URL and token. timeout_seconds: for each response, and for each read of a stream."""
 
     server: str
     token: str | None
     timeout_seconds: float
 
     def client_arguments(self) -> dict[str, Any]:
-        """The arguments of an httpx client."""
+        """Return the arguments of an httpx client."""
         import httpx
 
         return {
             "base_url": self.server,
             "headers": authorization_header(self.token),
             "timeout": httpx.Timeout(self.timeout_seconds, connect=CONNECT_TIMEOUT_SECONDS),
-            "trust_env": False,  # a proxy variable must not catch a server on this machine
+            "trust_env": False,  # a proxy variable must not affect a server on this machine
             "verify": _ssl_context(self.server),
         }
 
     def request_arguments(self, call: Request[Any]) -> dict[str, Any]:
-        """The arguments of httpx for one call. Raises InvalidParameterError for a header that cannot be sent."""
+        """Return the httpx arguments of one request. Raises InvalidParameterError for a header that cannot be sent."""
         import httpx
 
         for name, value in call.headers.items():
@@ -76,7 +76,7 @@ class Connection:
         return arguments
 
     def parse_response(self, call: Request[ResponseT], status: int, body: bytes) -> ResponseT:
-        """The JSON object of an answer. Raises UnexpectedAnswerError for what is no answer to this call."""
+        """Parse the JSON object of a response. Raises UnexpectedAnswerError if it does not match the request."""
         response = parse_object(body)
         if (
             response is None
@@ -87,13 +87,13 @@ class Connection:
         return cast("ResponseT", response)
 
     def parse_error(self, response: httpx.Response, body: bytes) -> ClientError:
-        """The error that an answer stands for; `body`: its beginning."""
+        """Convert an error response to an exception. body: the beginning of the response body."""
         error = error_from_response(self.server, response.status_code, body, response.headers.get("Retry-After"))
         return refine_not_found(error, self.server, response.url.path)
 
     @contextmanager
     def translate_errors(self) -> Iterator[None]:
-        """What httpx raises inside comes out as UnreachableError; as InvalidParameterError what it will not send."""
+        """Convert httpx errors: UnreachableError, or InvalidParameterError if httpx cannot send the request."""
         import httpx
 
         try:
@@ -113,7 +113,10 @@ class Connection:
 
 
 def resolve_connection(server: str | None, token: str | None, timeout_seconds: float) -> Connection:
-    """None: what the environment says, SANDBOX_SERVER and SANDBOX_TOKEN. Raises InvalidParameterError."""
+    """Resolve the connection settings; None: the environment (SANDBOX_SERVER, SANDBOX_TOKEN).
+
+    Raises InvalidParameterError.
+    """
     address = server if server is not None else os.environ.get("SANDBOX_SERVER") or DEFAULT_SERVER
     resolved_token = token if token is not None else os.environ.get("SANDBOX_TOKEN")
     authorization_header(resolved_token)
@@ -121,7 +124,7 @@ def resolve_connection(server: str | None, token: str | None, timeout_seconds: f
 
 
 def authorization_header(token: str | None) -> dict[str, str]:
-    """The header that shows a token, none without one. Raises InvalidParameterError, which does not tell the token."""
+    """Return the Authorization header, empty without a token. Raises InvalidParameterError, which omits the token."""
     if not token:
         return {}
     if not _TOKEN_PATTERN.fullmatch(token):
@@ -132,7 +135,7 @@ def authorization_header(token: str | None) -> dict[str, str]:
 
 def _ssl_context(server: str) -> Any:
     if server.startswith("http:"):
-        return False  # nothing is encrypted and no redirect is followed; reading the certificates would cost 20 ms
+        return False  # no TLS and no redirects, so no certificates are needed; loading them costs 20 ms
     import ssl
 
     return ssl.create_default_context()

@@ -1,4 +1,4 @@
-"""Bytes into a file that is either whole and verified, or not there; what is no file is given verified bytes only."""
+"""Verified downloads: a file is complete and verified or absent; other targets receive verified bytes only."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from sandbox.client.errors import ChecksumError, TooLargeError
 
 
 class Download:
-    """A file on its way to `target`; a context manager that leaves nothing behind unless `keep` was called.
+    """A download to `target`; a context manager that removes the partial file unless `finish` was called.
 
-    A device or a pipe is no file to replace: it is written to, once all bytes are here and verified.
-    checksum: the SHA-256 in hexadecimal, with or without `sha256:` before it. Every method raises OSError as files do.
+    A device or a pipe cannot be replaced: it is written to once all bytes have arrived and are verified. checksum:
+    hexadecimal SHA-256, with or without the prefix `sha256:`. Every method may raise OSError.
     """
 
     def __init__(self, target: Path, checksum: str) -> None:
@@ -28,7 +28,7 @@ class Download:
 
     def __enter__(self) -> Self:
         is_no_file = self._target.exists() and not self._target.is_file()
-        # The target's name is no part of it: together they could be longer than a name may be.
+        # The name does not contain the target's name: together they could exceed the length limit.
         self._temporary_path = None if is_no_file else self._target.with_name(f".{secrets.token_hex(8)}.part")
         try:
             self._file = self._temporary_path.open("xb") if self._temporary_path else TemporaryFile()
@@ -44,12 +44,12 @@ class Download:
             self._temporary_path.unlink(missing_ok=True)
 
     def write(self, chunk: bytes) -> None:
-        """The next bytes."""
+        """Write the next bytes."""
         self._checksum.update(chunk)
         self._size_bytes += self._file.write(chunk)
 
     def finish(self) -> int:
-        """Put the whole file at its place, where it replaces another file at once; give its size in bytes.
+        """Verify the file and move it to its target atomically; return its size in bytes.
 
         Raises ChecksumError.
         """
@@ -65,7 +65,7 @@ class Download:
 
 
 class MemoryDownload:
-    """Bytes on their way into memory, at most `bytes_max` of them."""
+    """A download into memory, up to `bytes_max` bytes."""
 
     def __init__(self, name: str, checksum: str, bytes_max: int) -> None:
         self._name = name
@@ -74,7 +74,7 @@ class MemoryDownload:
         self._data = bytearray()
 
     def write(self, chunk: bytes) -> None:
-        """The next bytes. Raises TooLargeError."""
+        """Add the next bytes. Raises TooLargeError."""
         self._checksum.update(chunk)
         self._data += chunk
         if len(self._data) > self._bytes_max:
@@ -82,23 +82,23 @@ class MemoryDownload:
             raise TooLargeError(message)
 
     def finish(self) -> bytes:
-        """All of them. Raises ChecksumError."""
+        """Return all bytes. Raises ChecksumError."""
         self._checksum.verify(self._name)
         return bytes(self._data)
 
 
 class ChecksumVerifier:
-    """What bytes have to be."""
+    """Compares bytes with an expected SHA-256."""
 
     def __init__(self, expected: str) -> None:
         self._expected = expected.removeprefix("sha256:").lower()
         self._digest = hashlib.sha256()
 
     def update(self, chunk: bytes) -> None:
-        """The next bytes."""
+        """Add the next bytes."""
         self._digest.update(chunk)
 
     def verify(self, name: str) -> None:
-        """Raises ChecksumError when they are others."""
+        """Raise ChecksumError if the checksums differ."""
         if self._digest.hexdigest() != self._expected:
             raise ChecksumError(f"{name} arrived damaged: its checksum is wrong. Nothing was kept; try again.")

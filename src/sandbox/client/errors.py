@@ -1,4 +1,4 @@
-"""What may go wrong between a client and the server: one exception for each error code, in families."""
+"""Exceptions of the client: one for each error code, grouped by base classes."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ from sandbox.model.limits import DEFAULT_SERVER
 
 
 class ClientError(SandboxError):
-    """A call did not give what it was made for.
+    """Base class of all client errors.
 
-    code: the API's stable word, or one of the client's own (`unreachable`, `unexpected_answer`, `checksum_mismatch`).
-    status: the HTTP status, None without an answer; request_id: what the server's log knows the request by;
-    details: the API's, mostly a list of mistakes; retry_after_seconds: when the server would have it tried again;
-    body: the whole response.
+    code: the API's stable code, or one of the client's (`unreachable`, `unexpected_answer`, `checksum_mismatch`,
+    `artifact_too_large`).
+    status: the HTTP status, None without a response.
+    request_id: the request's id in the server's log.
+    details: the API's details, usually a list of field errors.
+    retry_after_seconds: when to retry, according to the server.
+    body: the complete response body.
     """
 
     def __init__(
@@ -52,9 +55,9 @@ class ClientError(SandboxError):
 
 
 class UnreachableError(ClientError):
-    """No answer: nobody listens there, or the connection broke.
+    """No response: the connection was refused or broke.
 
-    may_have_arrived: the request was on its way already, so the server may have done what it asks for.
+    may_have_arrived: the request was already sent, so the server may have executed it.
     """
 
     code = "unreachable"
@@ -66,75 +69,75 @@ class UnreachableError(ClientError):
 
 
 class InvalidManifestError(ClientError):
-    """The manifest has mistakes; `mistakes` lists them all with field, rule, message, line and column."""
+    """The manifest is invalid; `mistakes` lists all errors with field, rule, message, line and column."""
 
     code = "invalid_manifest"
 
     @property
     def mistakes(self) -> list[Mistake]:
-        """All of them, in the order of the manifest."""
+        """All errors, in the order of the manifest."""
         listed = self.details if isinstance(self.details, list) else []
         return [cast("Mistake", mistake) for mistake in listed if isinstance(mistake, dict)]
 
 
 class PayloadTooLargeError(InvalidManifestError):
-    """The manifest has more bytes than any may have."""
+    """The manifest exceeds the size limit."""
 
     code = "payload_too_large"
 
 
 class InvalidRequestError(ClientError):
-    """The request is not one that the server takes."""
+    """The server rejects the request as invalid."""
 
 
 class InvalidParameterError(InvalidRequestError):
-    """A parameter, or the address of the server itself, is not acceptable."""
+    """A parameter, or the server's base URL, is invalid."""
 
     code = "invalid_parameter"
 
 
 class BadRequestError(InvalidRequestError):
-    """The request is not proper HTTP for this address."""
+    """The request is not valid HTTP for this path."""
 
     code = "bad_request"
 
 
 class MethodNotAllowedError(InvalidRequestError):
-    """The address takes other methods."""
+    """The path does not support this method."""
 
     code = "method_not_allowed"
 
 
 class RangeNotSatisfiableError(InvalidRequestError):
-    """The range begins past the end of the file."""
+    """The range begins after the end of the file."""
 
     code = "range_not_satisfiable"
 
 
 class AccessError(ClientError):
-    """The token is missing, unknown, or not enough."""
+    """The token is missing, invalid or lacks the required role."""
 
 
 class UnauthorizedError(AccessError):
-    """The server has tokens, and no good one was shown."""
+    """The server requires a token, and none or an invalid one was sent."""
 
     code = "unauthorized"
 
 
 class ForbiddenError(AccessError):
-    """The token's role does not allow it."""
+    """The token's role does not permit the request."""
 
     code = "forbidden"
 
 
 class ArtifactContainsSecretError(AccessError):
-    """The artifact has a secret in it, and the token may only look on."""
+    """The artifact contains a secret, and the token lacks the operator role."""
 
     code = "artifact_contains_secret"
 
 
 class NotFoundError(ClientError):
-    """It is not there: nothing at this address, or no sandbox that is kept."""
+    """The path, or the preserved sandbox, does not exist."""
 
     code = "not_found"
 
@@ -152,29 +155,29 @@ class ArtifactNotFoundError(NotFoundError):
 
 
 class ConflictError(ClientError):
-    """What is asked for does not go with what is there."""
+    """The request conflicts with the current state."""
 
 
 class DuplicateTaskIdError(ConflictError):
-    """The task's id is taken."""
+    """A task with this id already exists."""
 
     code = "duplicate_task_id"
 
     @property
     def existing_task(self) -> ExistingTask | None:
-        """Who has it."""
+        """The existing task."""
         task = self.body.get("existing_task")
         return cast("ExistingTask", task) if isinstance(task, dict) else None
 
 
 class TaskAlreadyTerminalError(ConflictError):
-    """The task has ended already."""
+    """The task has already ended."""
 
     code = "task_already_terminal"
 
     @property
     def task_state(self) -> str | None:
-        """How."""
+        """The final state of the task."""
         return self._text("task_state")
 
 
@@ -185,84 +188,84 @@ class NoTerminalError(ConflictError):
 
 
 class IdempotencyKeyReusedError(ConflictError):
-    """The idempotency key was used for another manifest."""
+    """The idempotency key was used with a different manifest."""
 
     code = "idempotency_key_reused"
 
 
 class RateLimitError(ClientError):
-    """Too many requests; try again after `retry_after_seconds`."""
+    """Too many requests; retry after `retry_after_seconds`."""
 
     code = "rate_limit_exceeded"
     retryable = True
 
 
 class InsufficientResourcesError(ClientError):
-    """The manifest asks for more than the server ever has."""
+    """The manifest requests more resources than the server has."""
 
     code = "insufficient_resources"
 
     @property
     def requested_cpus(self) -> int | None:
-        """What the manifest asks for."""
+        """CPUs that the manifest requests."""
         return self._number("requested_cpus")
 
     @property
     def available_cpus(self) -> int | None:
-        """What one task may have."""
+        """CPUs available to one task."""
         return self._number("available_cpus")
 
     @property
     def requested_memory(self) -> str | None:
-        """As a manifest has it, `8G`."""
+        """Memory that the manifest requests, in its format: `8G`."""
         return self._text("requested_memory")
 
     @property
     def available_memory(self) -> str | None:
-        """As a manifest has it, `8G`."""
+        """Memory available to one task, in the manifest's format: `8G`."""
         return self._text("available_memory")
 
 
 class ServerError(ClientError):
-    """The server did not do it, through no fault of the request."""
+    """The server failed to process a valid request."""
 
     retryable = True
 
 
 class InternalServerError(ServerError):
-    """Something went wrong inside the server."""
+    """An internal error of the server."""
 
     code = "internal_error"
 
 
 class ServiceUnavailableError(ServerError):
-    """The server cannot do it at the moment; try again after `retry_after_seconds`."""
+    """The server is temporarily unavailable; retry after `retry_after_seconds`."""
 
     code = "service_unavailable"
 
 
 class RequestTimeoutError(ServerError):
-    """The body did not arrive in time."""
+    """The request body did not arrive in time."""
 
     code = "request_timeout"
 
 
 class UnexpectedAnswerError(ServerError):
-    """What answered is not a Sandbox server, or not one of this version."""
+    """The response is not from a Sandbox server, or from an incompatible version."""
 
     code = "unexpected_answer"
     retryable = False
 
 
 class ChecksumError(ClientError):
-    """What arrived is not what the server has stored; nothing was kept."""
+    """The downloaded bytes do not match the stored checksum; nothing was kept."""
 
     code = "checksum_mismatch"
     retryable = True
 
 
 class TooLargeError(ClientError):
-    """An artifact that was to be read into memory has more bytes than that may take."""
+    """An artifact exceeds the size limit for reading into memory."""
 
     code = "artifact_too_large"
 
@@ -290,10 +293,10 @@ API_ERRORS: tuple[type[ClientError], ...] = (
     ServiceUnavailableError,
     InsufficientResourcesError,
 )
-"""The exceptions that stand for an answer, in the order of docs/errors.md."""
+"""Exceptions for error responses, in the order of docs/errors.md."""
 
 LOCAL_ERRORS: tuple[type[ClientError], ...] = (UnreachableError, UnexpectedAnswerError, ChecksumError, TooLargeError)
-"""Those that stand for what the client itself finds."""
+"""Exceptions for conditions that the client detects."""
 
 _BY_CODE = {error.code: error for error in API_ERRORS}
 
@@ -306,11 +309,11 @@ _FAMILY_BY_STATUS: dict[int, type[ClientError]] = {
     422: ConflictError,
     429: RateLimitError,
 }
-"""For a code that this client does not know, because the server is newer."""
+"""Fallback by status for unknown codes of a newer server."""
 
 
 def error_from_response(server: str, status: int, body: bytes, retry_after: str | None = None) -> ClientError:
-    """The exception for an answer of `server` that is not the one hoped for; `retry_after`: its header."""
+    """Convert an error response of `server` to an exception. retry_after: the value of its Retry-After header."""
     try:
         response = json.loads(body)
         code, message = str(response["error"]), str(response["message"])
@@ -322,9 +325,9 @@ def error_from_response(server: str, status: int, body: bytes, retry_after: str 
 
 
 def refine_not_found(error: ClientError, server: str, path: str) -> ClientError:
-    """The error as it is, or another where the server does not know the path, which each of this version does.
+    """Return the error, or UnexpectedAnswerError if the server lacks a path that every compatible version has.
 
-    What is kept of a sandbox is the one thing that is told to be missing by the same code.
+    Paths that end in `/vm` are exempt: a missing preserved sandbox has the same code.
     """
     if error.code != NotFoundError.code or path.endswith("/vm"):
         return error
@@ -334,6 +337,6 @@ def refine_not_found(error: ClientError, server: str, path: str) -> ClientError:
 
 
 def unexpected_response_error(server: str, status: int) -> UnexpectedAnswerError:
-    """The error for an answer that no Sandbox server gives."""
+    """Create the error for a response that no Sandbox server sends."""
     message = f"{server} gave an answer (HTTP {status}) that is not Sandbox's. Check the address of the server."
     return UnexpectedAnswerError(message, status=status)

@@ -1,6 +1,6 @@
-"""What happens to a task, as the dictionaries that the server sends; `type` tells them apart.
+"""Events of a task, as the dictionaries that the server sends; `type` distinguishes them.
 
-Types that are not here may come from a newer server: pass over them.
+A newer server may send further types: ignore them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from sandbox.client.responses import Failure, Progress, State
 
 
 class BaseEvent(TypedDict):
-    """What every event has. seq: its place in the task's story, growing."""
+    """Fields of every event. seq: increasing position among the task's events."""
 
     task_id: str
     seq: int
@@ -19,7 +19,7 @@ class BaseEvent(TypedDict):
 
 
 class StateChange(BaseEvent):
-    """The task is in another state; no previous one where a client is told the present state first."""
+    """The state changed. `previous_state` is None if a stream begins with the current state."""
 
     type: Literal["state_change"]
     previous_state: State | None
@@ -28,7 +28,7 @@ class StateChange(BaseEvent):
 
 
 class AttemptBegun(BaseEvent):
-    """A second or later attempt begins; `resumes`: the agent goes on in its session."""
+    """A second or later attempt started. resumes: the agent continues its session."""
 
     type: Literal["attempt"]
     attempt: int
@@ -37,7 +37,7 @@ class AttemptBegun(BaseEvent):
 
 
 class Output(BaseEvent):
-    """A line of the agent process; `continued`: it goes on in the next one."""
+    """A line of output of the agent process. continued: the next event continues this line."""
 
     type: Literal["output"]
     stream: Literal["stdout", "stderr"]
@@ -47,14 +47,14 @@ class Output(BaseEvent):
 
 
 class ProgressMade(BaseEvent):
-    """The counters of the task have moved."""
+    """The progress counters changed."""
 
     type: Literal["progress"]
     progress: Progress
 
 
 class Metrics(TypedDict):
-    """What a sandbox uses; None for what its runtime cannot tell."""
+    """Resource usage of a sandbox; None where the runtime cannot measure a value."""
 
     cpu_percent: float | None
     memory_used_bytes: int | None
@@ -65,14 +65,14 @@ class Metrics(TypedDict):
 
 
 class Measured(BaseEvent):
-    """What the sandbox uses."""
+    """A resource usage sample of the sandbox."""
 
     type: Literal["metrics"]
     metrics: Metrics
 
 
 class ToolCall(BaseEvent):
-    """The agent has used a tool."""
+    """The agent used a tool."""
 
     type: Literal["tool_call"]
     tool: str
@@ -82,7 +82,7 @@ class ToolCall(BaseEvent):
 
 
 class Usage(BaseEvent):
-    """What a model request cost; None for a model without a price."""
+    """Usage and cost of a model request. cost_usd: None for a model without a price."""
 
     type: Literal["usage"]
     model: str
@@ -94,7 +94,7 @@ class Usage(BaseEvent):
 
 
 class EgressDenied(BaseEvent):
-    """Something inside wanted to reach what it may not."""
+    """A connection from the sandbox was denied."""
 
     type: Literal["egress_denied"]
     host: str
@@ -103,7 +103,7 @@ class EgressDenied(BaseEvent):
 
 
 class Trouble(BaseEvent):
-    """Something went wrong; `error` is a code of docs/errors.md."""
+    """An error occurred; `error` is a code of docs/errors.md."""
 
     type: Literal["error"]
     error: str
@@ -112,7 +112,7 @@ class Trouble(BaseEvent):
 
 
 class Gap(BaseEvent):
-    """Events were left out; both numbers are 0 for what never had one."""
+    """Events are missing; both numbers are 0 for events that have no seq."""
 
     type: Literal["gap"]
     first_seq: int
@@ -121,7 +121,7 @@ class Gap(BaseEvent):
 
 
 class End(BaseEvent):
-    """The task is in its final state, and nothing comes after this."""
+    """The task reached its final state; no event follows."""
 
     type: Literal["end"]
     state: State

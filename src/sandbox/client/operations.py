@@ -1,7 +1,7 @@
-"""What takes more than one request: submitting over a connection that breaks, waiting for an end, following a story.
+"""Operations of more than one request: submit with retries, wait for the end, follow a stream.
 
-Nothing here sends or sleeps. A conversation yields what is to be done and is sent the answer, or is thrown the error;
-`client.py` and `async_client.py` do it, each in its own way.
+Nothing here performs I/O or sleeps. An operation yields the next step and receives its response or its exception;
+`client.py` and `async_client.py` execute the steps.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ from sandbox.client.sse import SseParser
 from sandbox.model.task_state import TERMINAL_STATES
 
 DELAYS_SECONDS = (0.1, 0.2, 0.5, 1.0, 2.0, 2.0, 4.0, 5.0, 5.0, 5.0, 5.0)
-"""About 30 s in all: a server that is restarted is back by then."""
+"""About 30 s in total, which covers a restart of the server."""
 
 RETRY_AFTER_SECONDS_MAX = 10.0
-"""A server that asks for a longer pause is asked again after this one."""
+"""Limit of the delay that a server may request with Retry-After."""
 
 
 class Backoff:
-    """Pauses between tries, longer and longer; after each success they begin anew."""
+    """Increasing delays between retries; a success resets them."""
 
     def __init__(self, delays_seconds: tuple[float, ...] | None = None) -> None:
         self._delays_seconds = DELAYS_SECONDS if delays_seconds is None else delays_seconds
         self._remaining: Iterator[float] = iter(self._delays_seconds)
 
     def reset(self) -> None:
-        """Something arrived: be patient again."""
+        """Start again with the shortest delay."""
         self._remaining = iter(self._delays_seconds)
 
     def next_delay_seconds(self, error: ClientError) -> float:
-        """How long to wait before the next try, which is never shorter than what the server asks for within bounds.
+        """Return the delay before the next retry; at least the server's Retry-After, within its limit.
 
-        Raises `error` when there was the last try, or when another one cannot help.
+        Raises `error` if no retry is left or the error is not retryable.
         """
         seconds = next(self._remaining, None)
         if seconds is None or not error.retryable:
@@ -49,21 +49,21 @@ class Backoff:
 
 
 LONG_POLL_SECONDS = 60.0
-"""How long one request for the end of a task waits; a longer wait is several of them."""
+"""How long one request waits for the task's end; longer waits use several requests."""
 
 LONG_POLL_PAUSE_SECONDS = 0.1
-"""Before waiting once more: a server that shuts down answers at once."""
+"""Delay before the next long poll: a server that shuts down responds immediately."""
 
 RESUBMIT_SECONDS = 60.0
-"""How long after the first try a submission whose answer was lost is tried again."""
+"""How long a submission with a lost response is retried."""
 
 STREAM_IDLE_TIMEOUT_SECONDS = 45.0
-"""A stream that is silent for so long is dead: the server says something every 15 s."""
+"""A stream without data for this long is dead: the server sends a keep-alive every 15 s."""
 
 
 @dataclass(frozen=True)
 class Sleep:
-    """Sleep for so long."""
+    """A step: sleep for this time."""
 
     seconds: float
 
@@ -73,7 +73,7 @@ OperationSteps = Generator[Request[Any] | Sleep, Any, ResponseT]
 
 
 class Operation(Generic[ResponseT]):
-    """A conversation that is under way. step: what to do next, None once it is over and `result` is there."""
+    """An operation in progress. step: what to execute next, None once `result` is set."""
 
     result: ResponseT
 
@@ -83,11 +83,11 @@ class Operation(Generic[ResponseT]):
         self.send(None)
 
     def send(self, answer: Any) -> None:
-        """It was done; a pause has no answer."""
+        """Pass the response of the executed step; None after a Sleep."""
         self._advance(lambda: self._steps.send(answer))
 
     def throw(self, error: ClientError) -> None:
-        """It failed. Raises the error where the conversation cannot do without."""
+        """Pass the error of the executed step. Raises it if the operation does not handle it."""
         self._advance(lambda: self._steps.throw(error))
 
     def _advance(self, move: Callable[[], Request[Any] | Sleep]) -> None:
@@ -98,7 +98,7 @@ class Operation(Generic[ResponseT]):
 
 
 def submit(call: Request[Submitted]) -> OperationSteps[Submitted]:
-    """The same is asked again where its answer was lost: its idempotency key makes one task of it."""
+    """Submit, and retry if the response was lost; the idempotency key prevents a second task."""
     deadline, backoff, is_lost = time.monotonic() + RESUBMIT_SECONDS, Backoff(), False
     while True:
         try:
@@ -113,7 +113,7 @@ def submit(call: Request[Submitted]) -> OperationSteps[Submitted]:
 
 
 def wait(task_id: str, timeout_seconds: float | None) -> OperationSteps[Task]:
-    """A server that is restarted meanwhile is waited for, within bounds."""
+    """Wait for the task's end; retry for a limited time while the server restarts."""
     deadline = time.monotonic() + timeout_seconds if timeout_seconds is not None else None
     status: Task = yield requests.status(task_id)
     backoff = Backoff()
@@ -133,7 +133,7 @@ def wait(task_id: str, timeout_seconds: float | None) -> OperationSteps[Task]:
 
 
 class ResumableStream:
-    """The story of a task over one connection after the other, without loss or doubling."""
+    """Reads a task's events over successive connections, without gaps and duplicates."""
 
     def __init__(self, task_id: str, stream: str, **position: str | int | None) -> None:
         self.is_finished = False
@@ -144,12 +144,12 @@ class ResumableStream:
         self._parser = SseParser()
 
     def next_request(self) -> Request[requests.StreamBody]:
-        """What to ask for next; an answer without content is the end."""
+        """Return the next request; a response without content (204) marks the end."""
         self._parser = SseParser()
         return requests.follow(self._task_id, STREAM_IDLE_TIMEOUT_SECONDS, stream=self._stream, **self._position)
 
     def feed(self, chunk: bytes) -> Iterator[Event]:
-        """The events that these bytes complete; also of a story with nothing to tell something arrives."""
+        """Parse the events completed by these bytes. Any bytes, including keep-alives, reset the backoff."""
         self._backoff.reset()
         for event in self._parser.feed(chunk):
             self._position = {"after": event["seq"]}
@@ -159,7 +159,7 @@ class ResumableStream:
                 return
 
     def next_delay_seconds(self, error: ClientError | None = None) -> float:
-        """How long to wait after a connection that broke, or was closed too early. Raises the error in the end."""
+        """Return the delay after a lost or prematurely closed connection. Raises the error once no retry is left."""
         return self._backoff.next_delay_seconds(
             error or UnreachableError("The server closed the stream before the task's end.")
         )

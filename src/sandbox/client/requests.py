@@ -1,4 +1,4 @@
-"""What is asked of the API, call by call, without asking: whoever sends one gives the answer of its type."""
+"""Typed descriptions of API requests. Building one performs no I/O, except to read a manifest file."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from sandbox.client.url import task_path
 ResponseT = TypeVar("ResponseT")
 
 Manifest = Mapping[str, Any] | str | bytes | Path
-"""A manifest as data; as YAML or JSON text; or the file that it is in."""
+"""A manifest as data, as YAML or JSON text, or as the path of a file."""
 
 PRUNE_TIMEOUT_SECONDS = 600.0
-"""For the removal of finished tasks."""
+"""Timeout for the removal of finished tasks."""
 
 RELEASE_TIMEOUT_SECONDS = 90.0
-"""For the removal of a preserved sandbox, which waits for shells in it to end."""
+"""Timeout for the removal of a preserved sandbox, which waits for its shells to end."""
 
 WAIT_RESPONSE_TIMEOUT_SECONDS = 15.0
-"""For the answer to a long wait, once its time is over."""
+"""Time to wait for the response of a long poll after its own timeout."""
 
 _TASK_KEYS = ("id", "state")
 
@@ -42,8 +42,9 @@ _TASK_KEYS = ("id", "state")
 class Request(Generic[ResponseT]):
     """One request.
 
-    answers: the type of the answer; keys: those without which it is none.
-    read_seconds: how long the answer may be silent, where that is known to be long.
+    response_type: the type of the response.
+    required_keys: keys without which a response is invalid.
+    read_seconds: read timeout, where it differs from the client's.
     """
 
     method: str
@@ -57,37 +58,37 @@ class Request(Generic[ResponseT]):
 
 
 class StreamBody:
-    """The type of an answer whose body is read piece by piece."""
+    """Marks a response whose body is streamed."""
 
 
 def submit(manifest: Manifest, content_type: str | None, idempotency_key: str) -> Request[Submitted]:
-    """Raises OSError where the manifest is a file that cannot be read."""
+    """Submit a manifest. Raises OSError if its file cannot be read."""
     body, own_type = _encode_manifest(manifest)
     headers = {"Content-Type": content_type or own_type, "Idempotency-Key": idempotency_key}
     return Request("POST", "/tasks", Submitted, ("task_id",), headers=headers, content=body)
 
 
 def check(manifest: Manifest, content_type: str | None) -> Request[Checked]:
-    """Raises OSError where the manifest is a file that cannot be read."""
+    """Validate a manifest. Raises OSError if its file cannot be read."""
     body, own_type = _encode_manifest(manifest)
     headers = {"Content-Type": content_type or own_type}
     return Request("POST", "/tasks", Checked, ("definition",), {"dry_run": "true"}, headers, body)
 
 
 def tasks(states: Iterable[str], labels: Mapping[str, str] | None, **filters: str | int | None) -> Request[TaskPage]:
-    """A page of the list."""
+    """List a page of tasks."""
     parameters = {"state": ",".join(states) or None, **filters}
     params = {**drop_none(parameters), **{f"label.{key}": value for key, value in (labels or {}).items()}}
     return Request("GET", "/tasks", TaskPage, ("tasks",), params)
 
 
 def status(task_id: str) -> Request[Task]:
-    """The task as it is now."""
+    """Read the current status of a task."""
     return Request("GET", task_path(task_id), Task, _TASK_KEYS)
 
 
 def wait(task_id: str, seconds: float) -> Request[Task]:
-    """The task once it has ended, or after so many seconds."""
+    """Wait for the task's end, for at most this many seconds."""
     parameters = {"timeout": f"{seconds:.3f}"}
     return Request(
         "GET",
@@ -100,36 +101,36 @@ def wait(task_id: str, seconds: float) -> Request[Task]:
 
 
 def cancel(task_id: str, reason: str | None, *, force: bool) -> Request[Cancellation]:
-    """The wish to cancel."""
+    """Request cancellation of a task."""
     parameters = drop_none({"reason": reason, "force": "true" if force else None})
     return Request("DELETE", task_path(task_id), Cancellation, ("task_id",), parameters)
 
 
 def release(task_id: str) -> Request[Release]:
-    """The end of a preserved sandbox."""
+    """Remove a preserved sandbox."""
     return Request("DELETE", task_path(task_id, "vm"), Release, ("task_id",), read_seconds=RELEASE_TIMEOUT_SECONDS)
 
 
 def artifacts(task_id: str) -> Request[ArtifactList]:
-    """What was kept."""
+    """List the artifacts of a task."""
     return Request("GET", task_path(task_id, "artifacts"), ArtifactList, ("artifacts",))
 
 
 def artifact(task_id: str, name: str) -> Request[StreamBody]:
-    """The bytes of an artifact."""
-    # Not compressed on the way: the checksum is that of the stored bytes.
+    """Download an artifact."""
+    # No content encoding: the checksum covers the stored bytes.
     return Request(
         "GET", task_path(task_id, "artifacts", name), StreamBody, (), headers={"Accept-Encoding": "identity"}
     )
 
 
 def logs(task_id: str, **filters: str | int | None) -> Request[StreamBody]:
-    """Lines that are there now."""
+    """Read the log lines available now."""
     return Request("GET", task_path(task_id, "logs"), StreamBody, (), drop_none(filters))
 
 
 def follow(task_id: str, read_seconds: float, **filters: str | int | None) -> Request[StreamBody]:
-    """Events as they happen."""
+    """Follow the events of a task."""
     headers = {"Accept": "text/event-stream"}
     if filters.get("after") is not None:
         headers["Last-Event-ID"] = str(filters["after"])
@@ -138,36 +139,36 @@ def follow(task_id: str, read_seconds: float, **filters: str | int | None) -> Re
 
 
 def health() -> Request[Health]:
-    """How the server is."""
+    """Read the server's health."""
     return Request("GET", "/health", Health, ("status",))
 
 
 def prune(
     *, older_than_seconds: float | None, keep: int | None, max_bytes: int | None, dry_run: bool
 ) -> Request[Pruned]:
-    """The end of finished tasks."""
+    """Remove finished tasks."""
     bounds = drop_none({"older_than_seconds": older_than_seconds, "keep": keep, "max_bytes": max_bytes})
     parameters = bounds | ({"dry_run": "true"} if dry_run else {})
     return Request("POST", "/admin/prune", Pruned, ("tasks",), params=parameters, read_seconds=PRUNE_TIMEOUT_SECONDS)
 
 
 def drain() -> Request[Draining]:
-    """Take and begin no tasks."""
+    """Start draining the server."""
     return Request("POST", "/admin/drain", Draining, ("draining",))
 
 
 def undo_drain() -> Request[Draining]:
-    """Take and begin tasks again."""
+    """Stop draining the server."""
     return Request("DELETE", "/admin/drain", Draining, ("draining",))
 
 
 def draining() -> Request[Draining]:
-    """How far a drain is."""
+    """Read the progress of a drain."""
     return Request("GET", "/admin/drain", Draining, ("draining",))
 
 
 def drop_none(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Without those that were left out."""
+    """Remove entries whose value is None."""
     return {key: value for key, value in parameters.items() if value is not None}
 
 

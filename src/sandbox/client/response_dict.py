@@ -1,4 +1,4 @@
-"""JSON that a server told: objects that miss no key silently, and whether they have the kinds that are promised."""
+"""Validation of JSON responses: dictionaries that raise for missing keys, and a structural type check."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type
 from sandbox.client.errors import UnexpectedAnswerError
 
 NUMBER_MAX = 2**63
-"""What lies beyond, infinity and what is no number have no meaning in any answer."""
+"""Larger numbers, infinity and NaN are invalid in every response."""
 
 
 class ResponseDict(dict[str, Any]):
-    """An object of an answer. Whoever reads a key that is not there gets UnexpectedAnswerError."""
+    """A JSON object of a response. Reading a missing key raises UnexpectedAnswerError."""
 
     def __missing__(self, key: str) -> NoReturn:
         raise UnexpectedAnswerError(f"The server's answer lacks {key!r}. Check the address of the server.")
 
 
 def parse_object(text: bytes | str) -> ResponseDict | None:
-    """The JSON object, None for everything else."""
+    """Parse a JSON object; return None for anything else."""
     try:
         value = json.loads(text, object_hook=ResponseDict)
     except (ValueError, RecursionError):
@@ -30,9 +30,10 @@ def parse_object(text: bytes | str) -> ResponseDict | None:
 
 
 def matches_schema(value: Any, kind: Any) -> bool:
-    """Whether what is there has the kinds that `kind`, a TypedDict or what stands in one, promises.
+    """Whether the present values have the types that `kind` (a TypedDict or a type used in one) requires.
 
-    Keys may be missing, as an older server has them not; further keys and other words for a Literal are a newer one's.
+    Missing keys are accepted, since an older server omits them; so are further keys and other values of a Literal,
+    which a newer server may send.
     """
     if is_typeddict(kind):
         fields = _schema_fields(kind)
@@ -53,5 +54,5 @@ def matches_schema(value: Any, kind: Any) -> bool:
 
 @cache
 def _schema_fields(kind: Any) -> dict[str, Any]:
-    """Without those that are always null until now."""
+    """Return the fields of a TypedDict, without those that are always null so far."""
     return {name: each for name, each in get_type_hints(kind).items() if each is not NoneType}

@@ -1,7 +1,7 @@
-"""The API's answers as the dictionaries that they are, with the keys that clients may count on.
+"""Response types of the API: TypedDicts with the keys that clients may rely on.
 
-What a newer server adds is in them too. Whoever reads a key that an older one does not tell gets UnexpectedAnswerError.
-Times are RFC 3339 in UTC.
+A newer server may send further keys. Reading a key that an older server omits raises UnexpectedAnswerError. Times are
+RFC 3339 in UTC.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ State = Literal[
 
 
 class Links(TypedDict):
-    """Where to go on, as paths of the server."""
+    """Related URL paths on the server."""
 
     self: str
     logs: str
@@ -31,7 +31,7 @@ class Links(TypedDict):
 
 
 class Submitted(TypedDict):
-    """The answer to a submission."""
+    """Response to a submission."""
 
     task_id: str
     state: State
@@ -41,7 +41,7 @@ class Submitted(TypedDict):
 
 
 class Progress(TypedDict):
-    """The counters of a task; tokens and dollars as the gateway counted them."""
+    """Progress counters of a task; tokens and cost as counted by the gateway."""
 
     output_bytes: int
     tool_calls: int
@@ -55,7 +55,7 @@ class Progress(TypedDict):
 
 
 class Vm(TypedDict):
-    """A task's sandbox; the first four are None until it is known."""
+    """A task's sandbox; the first four fields are None until it is known."""
 
     runtime: str | None
     tier: str | None
@@ -69,14 +69,14 @@ class Vm(TypedDict):
 
 
 class Failure(TypedDict):
-    """Why a task failed: a code of docs/errors.md, and a sentence that says what to do."""
+    """Why a task failed: a code of docs/errors.md, and a message with the remedy."""
 
     code: str
     message: str
 
 
 class Attempt(TypedDict):
-    """One try at carrying the task out; followed_by: `again`, `resume` or `retry`, None of the last one."""
+    """One attempt to execute the task. followed_by: `again`, `resume` or `retry`; None for the last attempt."""
 
     number: int
     id: str
@@ -89,7 +89,7 @@ class Attempt(TypedDict):
 
 
 class Definition(TypedDict):
-    """The manifest with the defaults filled in; secrets by name only."""
+    """The manifest with defaults filled in; secrets by name only."""
 
     repository: dict[str, Any]
     claude: dict[str, Any]
@@ -99,7 +99,7 @@ class Definition(TypedDict):
 
 
 class Checked(TypedDict):
-    """The answer for a manifest that would be taken."""
+    """Response to the validation of a valid manifest."""
 
     dry_run: bool
     message: str
@@ -107,7 +107,7 @@ class Checked(TypedDict):
 
 
 class TaskSummary(TypedDict):
-    """A task as it stands in a list. result: Claude Code's own last words."""
+    """A task in a list. result: the result event of Claude Code."""
 
     id: str
     name: str
@@ -129,14 +129,14 @@ class TaskSummary(TypedDict):
 
 
 class Task(TaskSummary):
-    """A task with its manifest; sandbox_kept: there is a preserved sandbox to look into, and to release."""
+    """A task with its manifest. sandbox_kept: a preserved sandbox exists that can be inspected and released."""
 
     definition: Definition
     sandbox_kept: bool
 
 
 class TaskPage(TypedDict):
-    """A part of the list of tasks."""
+    """A page of the task list."""
 
     tasks: list[TaskSummary]
     total_count: int
@@ -147,7 +147,7 @@ class TaskPage(TypedDict):
 
 
 class Cancellation(TypedDict):
-    """The answer to a wish to cancel."""
+    """Response to a cancellation."""
 
     success: bool
     task_id: str
@@ -158,7 +158,7 @@ class Cancellation(TypedDict):
 
 
 class Release(TypedDict):
-    """The answer to the release of a preserved sandbox."""
+    """Response to the release of a preserved sandbox."""
 
     success: bool
     task_id: str
@@ -166,7 +166,7 @@ class Release(TypedDict):
 
 
 class PrunedTask(TypedDict):
-    """A task that is gone, or would be."""
+    """A task that was pruned, or would be with `dry_run`."""
 
     id: str
     state: str
@@ -175,7 +175,7 @@ class PrunedTask(TypedDict):
 
 
 class Pruned(TypedDict):
-    """The answer to pruning: what was removed, or would be with `dry_run`."""
+    """Response to pruning: the removed tasks, or with `dry_run` those that would be."""
 
     dry_run: bool
     tasks: list[PrunedTask]
@@ -184,7 +184,7 @@ class Pruned(TypedDict):
 
 
 class Artifact(TypedDict):
-    """One artifact as it stands in a list; checksum: `sha256:` and its hexadecimal digits."""
+    """An artifact in a list. checksum: `sha256:` and hexadecimal digits."""
 
     name: str
     path: str
@@ -206,7 +206,7 @@ class ArtifactList(TypedDict):
 
 
 class Runtime(TypedDict):
-    """What a runtime can do on the server's machine; `mend`: what to do where it does not work."""
+    """Capabilities of a runtime on the server's machine. mend: the remedy if it does not work."""
 
     name: str
     works: bool
@@ -218,7 +218,7 @@ class Runtime(TypedDict):
 
 
 class Occupancy(TypedDict):
-    """What may be promised to unfinished tasks, what is, and how many tasks wait for more."""
+    """Capacity for unfinished tasks, the reserved part of it, and the number of waiting tasks."""
 
     cpus: int
     cpus_promised: int
@@ -230,7 +230,7 @@ class Occupancy(TypedDict):
 
 
 class Health(TypedDict):
-    """How the server is; tasks: how many there are in each state."""
+    """Health of the server. tasks: the number of tasks in each state."""
 
     status: str
     ready: bool
@@ -247,7 +247,7 @@ class Health(TypedDict):
 
 
 class Mistake(TypedDict):
-    """One mistake of a manifest; line and column where it is YAML."""
+    """One error in a manifest; line and column are set for YAML."""
 
     field: str
     rule: str
@@ -257,7 +257,7 @@ class Mistake(TypedDict):
 
 
 class ExistingTask(TypedDict):
-    """The task that has an id already."""
+    """The existing task with a duplicate id."""
 
     id: str
     state: State
@@ -265,7 +265,7 @@ class ExistingTask(TypedDict):
 
 
 class Draining(TypedDict):
-    """How far a drain of the server is; `since` is null when it is not being drained."""
+    """Progress of a drain; `since` is None if the server is not draining."""
 
     draining: bool
     since: str | None

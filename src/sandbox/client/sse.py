@@ -1,4 +1,4 @@
-"""Server-sent events: bytes in, events out."""
+"""Parser for server-sent events: bytes in, events out."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from sandbox.client.events import BaseEvent, Event
 from sandbox.client.response_dict import matches_schema, parse_object
 
 EVENT_BYTES_MAX = 16 * 1024 * 1024
-"""An event in its JSON form; a line of output of 1 MiB, all of it escaped, stays far below."""
+"""Limit of an event's JSON; a line of output of 1 MiB, fully escaped, stays far below."""
 
 
 class SseParser:
-    """Reads one connection; comments, and an event that is cut off at its end, are left out."""
+    """Parses the stream of one connection; skips comments and an event truncated by its end."""
 
     def __init__(self) -> None:
         self._pending = bytearray()
         self._data: list[bytes] = []
 
     def feed(self, chunk: bytes) -> Iterator[Event]:
-        """The events that `chunk` completes.
+        """Return the events completed by `chunk`.
 
         Raises UnexpectedAnswerError for an event that is too large or not one of Sandbox's.
         """
@@ -34,7 +34,7 @@ class SseParser:
                 yield parse_event(data)
 
     def _lines(self, chunk: bytes) -> Iterator[bytes]:
-        # By bytes and not as text: U+2028 and its like are ends of lines to Python, but not here.
+        # Split bytes, not text: str.splitlines also splits at U+2028 and others, which do not end a line here.
         self._pending += chunk
         if b"\n" in chunk:
             *whole, rest = bytes(self._pending).split(b"\n")
@@ -46,7 +46,7 @@ class SseParser:
 
 
 def parse_event(data: bytes) -> Event:
-    """One event from its JSON. Raises UnexpectedAnswerError for what is none of Sandbox's."""
+    """Parse one event from JSON. Raises UnexpectedAnswerError if it is not one of Sandbox's."""
     data_object = parse_object(data)
     kind = data_object.get("type") if data_object is not None and "seq" in data_object else None
     if not isinstance(kind, str) or not matches_schema(data_object, _event_types().get(kind, BaseEvent)):
@@ -56,18 +56,18 @@ def parse_event(data: bytes) -> Event:
 
 @cache
 def _event_types() -> dict[str, Any]:
-    """The events that are known, by their type."""
+    """Return the known event types by their `type` value."""
     return {get_args(get_type_hints(kind)["type"])[0]: kind for kind in get_args(Event)}
 
 
 class LineBuffer:
-    """Puts together what the network has cut; every line has its newline."""
+    """Reassembles lines from network chunks; every line keeps its newline."""
 
     def __init__(self) -> None:
         self._pending: list[bytes] = []
 
     def feed(self, chunk: bytes) -> list[bytes]:
-        """The lines that `chunk` completes."""
+        """Return the lines completed by `chunk`."""
         if b"\n" not in chunk:
             self._pending.append(chunk)
             return []
@@ -76,6 +76,6 @@ class LineBuffer:
         return [line + b"\n" for line in lines]
 
     def flush(self) -> list[bytes]:
-        """The last line, where it had no newline."""
+        """Return the last line if it had no newline."""
         last = b"".join(self._pending)
         return [last + b"\n"] if last else []

@@ -1,4 +1,4 @@
-"""A terminal in a task's sandbox, over a WebSocket."""
+"""Terminal in a task's sandbox, over a WebSocket."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from websockets.asyncio.client import ClientConnection
 
 OPEN_TIMEOUT_SECONDS = 90.0
-"""Of a preserved task a sandbox is made first, for which the server takes a minute at most."""
+"""For a preserved task, the server first creates a sandbox, which takes up to a minute."""
 
 CLOSE_TIMEOUT_SECONDS = 2.0
 
@@ -26,21 +26,21 @@ _MESSAGE_BYTES_MAX = 1024 * 1024
 
 @dataclass(frozen=True)
 class Exit:
-    """The end of a terminal. exit_code: None when its process goes on, or it was never learnt how it ended."""
+    """The end of a terminal. exit_code: None if its process continues or its exit status is unknown."""
 
     exit_code: int | None
     message: str
 
 
 class Terminal:
-    """An open terminal. Every method may raise UnreachableError, `frames` UnexpectedAnswerError as well."""
+    """An open terminal. Every method may raise UnreachableError; `messages` also raises UnexpectedAnswerError."""
 
     def __init__(self, server: str, socket: ClientConnection) -> None:
         self._server = server
         self._socket = socket
 
     async def messages(self) -> AsyncIterator[bytes | bool | Exit]:
-        """What it shows; whether this client types, each time that changes; last of all its end."""
+        """Iterate over output (bytes), changes of whether this client may type (bool), and finally the Exit."""
         import websockets
 
         try:
@@ -63,11 +63,11 @@ class Terminal:
         raise UnreachableError(f"{self._server} closed the connection; the task goes on.")
 
     async def write(self, data: bytes) -> None:
-        """Type."""
+        """Send input."""
         await self._send(data)
 
     async def resize(self, rows: int, columns: int) -> None:
-        """Tell the size of the window."""
+        """Send the window size."""
         await self._send(json.dumps({"type": "resize", "rows": rows, "columns": columns}))
 
     async def _send(self, message: bytes | str) -> None:
@@ -81,7 +81,7 @@ class Terminal:
 
 @asynccontextmanager
 async def open_terminal(server: str, token: str | None, task_id: str, **parameters: Any) -> AsyncIterator[Terminal]:
-    """`wanted`: the parameters of the address, as docs/websocket.md tells them. Raises ClientError in its families."""
+    """Open a terminal. parameters: query parameters of docs/websocket.md. Raises subclasses of ClientError."""
     import httpx
     import websockets
     from websockets.asyncio.client import connect

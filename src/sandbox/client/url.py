@@ -1,4 +1,4 @@
-"""Addresses: the server's own, and those of what is asked of it."""
+"""URLs: the server's base URL and the paths of requests."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from sandbox.model.limits import DEFAULT_SERVER
 
 
 def validate_base_url(address: str) -> str:
-    """The server's address in its plain form, ASCII and without a slash at its end. Raises InvalidParameterError."""
+    """Return the normalized base URL: ASCII, no trailing slash. Raises InvalidParameterError."""
     import httpx
 
-    if "@" in address:  # not told: it may be a password
+    if "@" in address:  # not included in the message: it may contain a password
         message = "The server's address must not have a user or a password in it, nor any @."
         raise InvalidParameterError(f"{message} Give a token with --token or SANDBOX_TOKEN.")
     try:
         url = httpx.URL(address)
         is_address = url.scheme in {"http", "https"} and bool(url.host) and urlsplit(address).port != 0
-        url.raw_host.decode().encode("idna")  # as connecting does, which raises for a label that no name may have
+        url.raw_host.decode().encode("idna")  # as connecting does; raises for a label that no host name may have
     except (httpx.InvalidURL, ValueError):
         is_address = False
     if not is_address or "?" in address or "#" in address:
@@ -29,23 +29,23 @@ def validate_base_url(address: str) -> str:
 
 
 def task_path(task_id: str, *rest: str) -> str:
-    """The path of a task, or of what belongs to it. Raises InvalidParameterError, TaskNotFoundError."""
+    """Return the path of a task or of a part of it. Raises InvalidParameterError and TaskNotFoundError."""
     if not task_id:
         raise InvalidParameterError("The id of a task must not be empty.")
-    if "/" in task_id:  # a proxy may take an encoded one for a separator: `a/vm` is another address than `a`
+    if "/" in task_id:  # a proxy may decode an encoded slash: `a/vm` is another path than `a`
         raise TaskNotFoundError(f"There is no task {task_id!r}; no id has a slash.")
     with translate_url_errors():
         return "/".join(["/tasks", *map(_quote_segment, (task_id, *rest))])
 
 
 def _quote_segment(part: str) -> str:
-    """A name of dots alone would be taken out of the path, with what stands before it."""
+    """Quote a path segment, including `.` and `..`, which URL normalization would remove with the preceding segment."""
     return part.replace(".", "%2E") if part in {".", ".."} else quote(part, safe="")
 
 
 @contextmanager
 def translate_url_errors() -> Iterator[None]:
-    """What no address can hold comes out as InvalidParameterError."""
+    """Convert URLs that are too long or not encodable to InvalidParameterError."""
     import httpx
 
     try:

@@ -1,1 +1,1 @@
-"""The dashboard: pages for people at a browser, on the port of the API."""
+"""The dashboard: web pages on the API's port."""

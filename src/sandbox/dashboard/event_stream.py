@@ -1,4 +1,4 @@
-"""A task's story as its page reads it: everything that happens, as server-sent events that can be resumed."""
+"""Event stream of a task's page: all events as resumable server-sent events."""
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
@@ -17,15 +17,15 @@ _BATCH_BYTES = 64 * 1024
 
 @dataclass(frozen=True, slots=True)
 class PageEncoder:
-    """All frames; those that came together are one message, because a page takes a thousand a second."""
+    """Encodes all events of a batch as one message: a page handles about a thousand messages per second."""
 
     def encode(self, frames: Sequence[WireEvent]) -> Messages:
-        """An array of frames, numbered by the last one."""
+        """Encode the events as one JSON array, with the last seq as its id."""
         return (b"id: %d\ndata: " % frames[-1]["seq"] + msgspec.json.encode(frames) + b"\n\n",)
 
 
 async def send_events(request: Request, context: AppContext) -> Response:
-    """What has happened after `after` or the last event that the page had, then live, until the end."""
+    """Send the events after `after` or the Last-Event-ID, then live events until the task's end."""
     task = await context.tasks.status(request.path_params["task_id"])
     resumed = parse_seq(request.headers.get("last-event-id", ""), "Last-Event-ID")
     after = (parse_seq(request.query_params.get("after", ""), "after") if resumed is None else resumed) or 0
@@ -45,7 +45,7 @@ async def send_events(request: Request, context: AppContext) -> Response:
 
 
 async def _encode_batches(frames: AsyncIterator[WireEvent], view: PageEncoder) -> AsyncIterator[Messages]:
-    """A story that is over, in messages of some size: each costs a page as much as a hundred events in it."""
+    """Encode the events of an ended task in large messages: each costs a page as much as a hundred events."""
     together: list[WireEvent] = []
     together_bytes = 0
     try:

@@ -1,4 +1,4 @@
-"""Figures as people read them."""
+"""Formatting of numbers, durations and untrusted text for pages."""
 
 from datetime import timedelta
 from urllib.parse import quote
@@ -24,7 +24,7 @@ _STATE_CLASSES = {
 
 
 def format_size(bytes_: int) -> str:
-    """`4.2 MiB`."""
+    """Format a size: `4.2 MiB`."""
     value, unit = float(bytes_), 0
     while value >= _STEP and unit < len(_UNITS) - 1:
         value, unit = value / _STEP, unit + 1
@@ -32,7 +32,7 @@ def format_size(bytes_: int) -> str:
 
 
 def format_duration(duration: timedelta) -> str:
-    """`850 ms`, `12.4 s`, `3 min 05 s`, `2 h 10 min`, `4 d 6 h`."""
+    """Format a duration: `850 ms`, `12.4 s`, `3 min 05 s`, `2 h 10 min`, `4 d 6 h`."""
     seconds = max(duration.total_seconds(), 0)
     if seconds < 1:
         return f"{seconds * 1000:.0f} ms"
@@ -48,34 +48,34 @@ def format_duration(duration: timedelta) -> str:
 
 
 def format_cost(dollars: float) -> str:
-    """`$0.089`: to the tenth of a cent below a dollar, to the cent above."""
+    """Format a cost: `$0.089`; rounded to 0.001 below one dollar, to 0.01 above."""
     return f"${dollars:.3f}" if 0 < dollars < 1 else f"${dollars:.2f}"
 
 
 def format_count(number: int) -> str:
-    """`4711`, `26.9k`, `1.2M`."""
+    """Format a count: `4711`, `26.9k`, `1.2M`."""
     if number < 10_000:
         return str(number)
     return f"{number / 1000:.1f}k" if number < 1_000_000 else f"{number / 1_000_000:.1f}M"
 
 
 def state_label(value: TaskState) -> str:
-    """The state in words."""
+    """Return the label of a state."""
     return "failed, preserved" if value is TaskState.FAILED_PRESERVED else value.value
 
 
 def state_class(value: TaskState) -> str:
-    """The class of a state's colour."""
+    """Return the CSS class of a state."""
     return _STATE_CLASSES[value]
 
 
 def escape_name(text: str) -> str:
-    """A name that others chose, with everything named that does not show."""
+    """Escape all characters that do not print in an untrusted name."""
     return replace_unprintable(text, _code_point)
 
 
 def escape_text(text: str) -> str:
-    """Text that others wrote, with the invisible characters in it named."""
+    """Escape invisible characters in untrusted text; tabs and newlines stay."""
     return replace_invisible(text, _code_point, "\t\n")
 
 
@@ -84,5 +84,5 @@ def _code_point(character: str) -> str:
 
 
 def quote_segment(text: str) -> str:
-    """As one segment of an address."""
+    """Quote text as one segment of a URL path."""
     return quote(text, safe="")

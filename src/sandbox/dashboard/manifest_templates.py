@@ -1,4 +1,4 @@
-"""Manifests to begin with, for the form."""
+"""Manifest templates of the submit form."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sandbox.model.manifest.yaml import write_yaml
 
 @dataclass(frozen=True, slots=True)
 class ManifestTemplate:
-    """A manifest for a purpose. summary: when to take it."""
+    """A manifest template. summary: when to use it."""
 
     name: str
     summary: str
@@ -132,9 +132,9 @@ MANIFEST_TEMPLATES = (
 
 
 def manifest_yaml(manifest: Manifest, *, with_id: bool = False, with_sources: bool = True) -> str:
-    """YAML without what the defaults say anyway, and without the id, which a second task cannot have.
+    """Write a manifest as YAML, without default values and, for a new task, without the id.
 
-    with_sources: tell where secrets come from, which is for operators; else they are told by name only.
+    with_sources: include the sources of secrets, which only operators may see; otherwise only names.
     """
     data = _explicit_fields(manifest)
     if not with_sources and manifest.secrets:

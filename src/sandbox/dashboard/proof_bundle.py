@@ -1,4 +1,4 @@
-"""What proves a task's work, in one file: patch, metadata and transcript with their checksums, and the manifest."""
+"""Proof bundle: a tar with patch, metadata, transcript, their checksums and the manifest."""
 
 import asyncio
 import tarfile
@@ -19,7 +19,7 @@ _CHUNK_BYTES = 1024 * 1024
 
 
 async def send_proof_bundle(request: Request, context: AppContext) -> Response:
-    """A tar; `sha256sum -c SHA256SUMS` holds it against itself, and `metadata.json` tells the rest."""
+    """Send the tar. `sha256sum -c SHA256SUMS` verifies its files; `metadata.json` describes them."""
     task = await context.tasks.status(request.path_params["task_id"])
     sees_all = get_caller(request).is_operator
     stored = [
@@ -47,7 +47,7 @@ async def _tar(task: Task, manifest: str, stored: Sequence[StoredArtifact]) -> A
 
 
 async def _read_artifact(stored: StoredArtifact) -> AsyncIterator[bytes]:
-    """As many bytes as the record says; a file that is shorter breaks the download off."""
+    """Read as many bytes as recorded. Raises OSError for a shorter file, which aborts the download."""
     left = stored.artifact.size_bytes
     with await asyncio.to_thread(stored.file.open, "rb") as file:
         while left > 0:

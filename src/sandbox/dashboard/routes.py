@@ -1,4 +1,4 @@
-"""The addresses of the dashboard."""
+"""URL routes of the dashboard."""
 
 from collections.abc import Awaitable, Callable
 
@@ -39,7 +39,7 @@ _ROUTES: dict[str, _PageHandler] = {
 
 
 def add_dashboard(app: FastAPI) -> None:
-    """Put the pages on the app. They are no part of the API's schema."""
+    """Register the pages. They are not part of the API's schema."""
     for path, handler in _ROUTES.items():
         app.router.routes.append(Route(path, _endpoint(path, handler)))
 

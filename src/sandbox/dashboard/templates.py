@@ -1,4 +1,4 @@
-"""Pages out of templates. The library that makes them is loaded with the first page."""
+"""Renders pages from Jinja templates. Jinja is imported on first use."""
 
 from __future__ import annotations
 
@@ -29,11 +29,15 @@ HEADERS = {
     "cross-origin-opener-policy": "same-origin",
     "vary": "accept",
 }
-"""Of every page. What agents say is text: no script, style or frame but the server's own runs, whatever slips in."""
+"""Headers of every page.
+
+The content policy blocks all scripts, styles and frames except the server's own, even if an agent's text is not
+escaped.
+"""
 
 
 def render_page(request: Request, template: str, status: int = 200, **values: Any) -> HTMLResponse:
-    """A page made of the template of this name."""
+    """Render the template of this name."""
     caller = get_caller(request)
     text = _environment().get_template(f"{template}.html")
     common = {
@@ -82,7 +86,7 @@ _ASSET_MEDIA_TYPES = {
 
 
 async def send_asset(request: Request, _: AppContext) -> Response:
-    """One file; browsers keep it and ask whether it is still the same."""
+    """Send a static file; browsers cache it and revalidate by ETag."""
     file = _asset_files().get(request.path_params["name"])
     if file is None:
         raise HTTPException(404)
@@ -96,7 +100,7 @@ async def send_asset(request: Request, _: AppContext) -> Response:
 
 @cache
 def _asset_files() -> dict[str, Path]:
-    """By name, so that nothing else can be asked for."""
+    """Return the assets by name; no other file can be requested."""
     return {
         file.name: file for file in (Path(__file__).parent / "assets").iterdir() if file.suffix in _ASSET_MEDIA_TYPES
     }

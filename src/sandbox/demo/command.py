@@ -1,4 +1,4 @@
-"""`sandbox demo`: an example task from manifest to patch, on a server of its own."""
+"""`sandbox demo`: runs an example task from manifest to patch, on a temporary server."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
     from sandbox.client import Client
 
 _COMMANDS = Path(sys.executable).parent
-"""Where the command `sandbox` is, beside the Python that runs it."""
+"""The directory of the command `sandbox`, next to its Python interpreter."""
 
 CANCEL_TIMEOUT_SECONDS = 20.0
-"""For the task's end when somebody leaves the demo before."""
+"""Time for the task to end when the user leaves the demo early."""
 
 _MODEL_VARIABLES = ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN")
 _PATCH_LINES_MAX = 200
 _VM = {"cpus": 2, "memory": "2G", "disk": "2G"}
-"""Little enough for a machine of one CPU and 1 GiB, and plenty for the example."""
+"""Small enough for a machine with one CPU and 1 GiB, and sufficient for the example."""
 
 PROMPT = """\
 The tests of this small project fail. Find the bug, mend it, run the tests,
@@ -40,7 +40,7 @@ End with a short summary of what you did."""
 
 
 def run() -> int:
-    """Play the demo. Gives an exit code: 0 when the task completed."""
+    """Run the demo. Return the exit code: 0 if the task completed."""
     from sandbox.cli.output.console import stdout_console
 
     console = stdout_console(has_color="NO_COLOR" not in os.environ)
@@ -57,7 +57,7 @@ def run() -> int:
 
 @contextlib.contextmanager
 def _exit_on_signals() -> Iterator[None]:
-    """A closed terminal ends the demo as ^C does: with everything that it has started."""
+    """Exit on SIGTERM and SIGHUP (a closed terminal) as on ^C: stop every process that was started."""
 
     def leave(number: int, _: FrameType | None) -> NoReturn:
         raise SystemExit(128 + number)
@@ -71,7 +71,7 @@ def _exit_on_signals() -> Iterator[None]:
 
 
 def _choose_model(stack: contextlib.ExitStack, console: Console) -> dict[str, str]:
-    """The variables that tell the server where the model is."""
+    """Return the environment variables that configure the server's model."""
     if any(os.environ.get(name) for name in _MODEL_VARIABLES):
         console.print("The real model works on this task: it costs a few cents of your ANTHROPIC_API_KEY's account.")
         return {}
@@ -117,10 +117,10 @@ def _run_task(server: str, repository_url: str, console: Console) -> int:
 
 
 def _end_task(client: Client) -> None:
-    """End a task that still works: it would outlive the server, and nobody would look after it."""
+    """Cancel the task if it still runs: it would outlive the server, unsupervised."""
     from sandbox.client import ClientError
 
-    with contextlib.suppress(ClientError):  # one that has ended by itself is a conflict
+    with contextlib.suppress(ClientError):  # a task that has already ended is a conflict
         client.cancel("demo", reason="The demo was left.", force=True)
         client.wait("demo", timeout_seconds=CANCEL_TIMEOUT_SECONDS)
 

@@ -1,4 +1,4 @@
-"""The example repository: a small project with a bug, in a commit that is the same wherever it is made."""
+"""The example repository: a small project with a bug, in a reproducible commit."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _IDENTITY = {"NAME": "Example", "EMAIL": "example@sandbox.invalid", "DATE": "202
 
 
 def git_environment() -> dict[str, str]:
-    """An environment in which git obeys nobody's configuration and asks nothing."""
+    """Return an environment in which git ignores all configuration and never prompts."""
     return {
         "PATH": "/usr/local/bin:/usr/bin:/bin",
         "HOME": "/nonexistent",
@@ -57,9 +57,9 @@ def git_environment() -> dict[str, str]:
 
 
 def make_example_repository(directory: Path) -> Path:
-    """Make the bare repository `example.git`, branch `main`, below `directory`. Gives its path.
+    """Create the bare repository `example.git` with the branch `main` in `directory`; return its path.
 
-    Raises OSError, or subprocess.SubprocessError when git fails.
+    Raises OSError, or subprocess.SubprocessError if git fails.
     """
     directory.mkdir(parents=True, exist_ok=True)
     bare = directory / REPOSITORY_NAME

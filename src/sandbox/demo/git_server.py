@@ -1,4 +1,4 @@
-"""A read-only git server over smart HTTP, for loopback: `python -m sandbox.demo.git_server --directory DIR`."""
+"""Read-only git server over smart HTTP on loopback: `python -m sandbox.demo.git_server --directory DIR`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _Response = tuple[int, list[tuple[str, str]], bytes]
 
 
 def git_service(directory: Path, *, host: str = "127.0.0.1", port: int = 0) -> HttpService:
-    """A service that lets the bare repositories below `directory` be cloned and fetched."""
+    """Create a service for cloning and fetching the bare repositories in `directory`."""
     root = directory.resolve()
 
     async def answer(request: HttpRequest, channel: HttpConnection) -> None:
@@ -74,7 +74,7 @@ def _cgi_environment(root: Path, request: HttpRequest) -> dict[str, str]:
 
 
 def _parse_cgi(output: bytes) -> _Response:
-    """Status, headers and body of a CGI answer. Raises ValueError for anything else."""
+    """Parse status, headers and body of a CGI response. Raises ValueError for anything else."""
     head, separator, body = output.partition(b"\r\n\r\n")
     if not separator:
         raise ValueError("no CGI head")
@@ -85,7 +85,7 @@ def _parse_cgi(output: bytes) -> _Response:
 
 
 def main() -> None:
-    """Serve until SIGTERM or SIGINT; the address is printed as one JSON line."""
+    """Serve until SIGTERM or SIGINT; print the URL as one JSON line."""
     parser = argparse.ArgumentParser(description="Serve bare git repositories for reading.")
     parser.add_argument("--directory", type=Path, required=True, help="where the repositories are")
     parser.add_argument("--host", default="127.0.0.1")

@@ -1,4 +1,4 @@
-"""A small HTTP/1.1 service on asyncio, for the servers of the demo."""
+"""Small HTTP/1.1 service on asyncio, for the servers of the demo."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _READ_BYTES = 256 * 1024
 
 @dataclass(frozen=True, slots=True)
 class HttpRequest:
-    """A request as it came; header names are lower case, `path` has the query too."""
+    """A request; header names are lower case, `path` includes the query."""
 
     method: str
     path: str
@@ -29,7 +29,7 @@ class HttpRequest:
 
 
 class HttpConnection:
-    """One connection."""
+    """One HTTP connection."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
@@ -37,7 +37,7 @@ class HttpConnection:
         self._http = h11.Connection(h11.SERVER)
 
     async def receive(self) -> HttpRequest | None:
-        """The next request; None when the client is done."""
+        """Return the next request; None once the client is done."""
         if self._http.our_state is h11.MUST_CLOSE:
             return None
         if self._http.our_state is h11.DONE:
@@ -61,7 +61,7 @@ class HttpConnection:
     async def send(
         self, status: int, headers: Sequence[tuple[str, str]], parts: Sequence[bytes], delay_seconds: float = 0.0
     ) -> None:
-        """Answer in parts, with a pause before each."""
+        """Send a response in parts, with a delay before each."""
         await self.start_response(status, headers)
         for part in parts:
             await asyncio.sleep(delay_seconds)
@@ -69,7 +69,7 @@ class HttpConnection:
         await self._write(h11.EndOfMessage())
 
     async def start_response(self, status: int, headers: Sequence[tuple[str, str]], part: bytes = b"") -> None:
-        """Send the head of an answer and the beginning of its body."""
+        """Send the head of a response and the beginning of its body."""
         await self._write(h11.Response(status_code=status, headers=list(headers)))
         await self._write(h11.Data(data=part))
 
@@ -81,7 +81,7 @@ class HttpConnection:
 
 
 class HttpService:
-    """Answers every request with `answer`, which may raise ConnectionError to break the connection off."""
+    """Passes every request to `handler`, which may raise ConnectionError to abort the connection."""
 
     def __init__(self, host: str, port: int, handler: Callable[[HttpRequest, HttpConnection], Awaitable[None]]) -> None:
         self.url = ""
@@ -95,7 +95,7 @@ class HttpService:
         try:
             self._server = await asyncio.start_server(self._on_connection, self._host, self._port)
         except OSError as error:
-            # asyncio tells the reason twice, and the place in the middle.
+            # asyncio's message repeats the reason around the address.
             raise OSError(error.errno, f"{self._host}:{self._port}: {os.strerror(error.errno or 0)}") from None
         self.url = f"http://{self._host}:{self._server.sockets[0].getsockname()[1]}"
         return self
@@ -110,8 +110,8 @@ class HttpService:
         await asyncio.gather(*self._connections, return_exceptions=True)
 
     async def serve_until_signalled(self) -> None:
-        """Print the address as one JSON line and serve until SIGTERM or SIGINT."""
-        gc.freeze()  # modules are no garbage, and are not looked through for it again, not even at the end
+        """Print the URL as one JSON line and serve until SIGTERM or SIGINT."""
+        gc.freeze()  # modules live until the end; do not scan them for garbage, not even at exit
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -131,7 +131,7 @@ class HttpService:
             while (request := await channel.receive()) is not None:
                 await self._handler(request, channel)
         except (OSError, h11.ProtocolError):
-            pass  # the client is gone, speaks no HTTP, or is to be cut off
+            pass  # the client has disconnected, speaks no HTTP, or is to be cut off
         finally:
             writer.close()
             with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""What the scripted model says, turn by turn."""
+"""Script of the scripted model: its turns and faults."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import msgspec
 
 
 class Text(msgspec.Struct, frozen=True, tag="text"):
-    """The model says something."""
+    """A text block of the model."""
 
     text: str
 
 
 class ToolUse(msgspec.Struct, frozen=True, tag="tool_use"):
-    """The model calls a tool; the server makes up the id."""
+    """A tool call of the model; the server generates the id."""
 
     name: str
     input: dict[str, Any]
@@ -25,9 +25,9 @@ Block = Text | ToolUse
 
 
 class Fault(msgspec.Struct, frozen=True):
-    """A request that goes wrong, `times` times in a row.
+    """A fault that affects `times` consecutive requests.
 
-    error: an error answer with `status` · hang: no answer at all · cut: the stream breaks off half-way.
+    kind: `error` sends an error response with `status`, `hang` sends no response, `cut` aborts the stream half-way.
     """
 
     kind: Literal["error", "hang", "cut"] = "error"
@@ -37,10 +37,11 @@ class Fault(msgspec.Struct, frozen=True):
 
 
 class Turn(msgspec.Struct, frozen=True):
-    """One answer. `faults` come first, one after the other, each time the turn is asked for.
+    """One response. Its `faults` are sent first, in order, once per request for this turn.
 
-    stop_reason: `tool_use` or `end_turn` by the content when empty; `refusal` is one to try.
-    delay_seconds: before the first byte; block_delay_seconds: before each block.
+    stop_reason: if empty, `tool_use` or `end_turn`, depending on the content; `refusal` is another useful value.
+    delay_seconds: before the first byte.
+    block_delay_seconds: before each block.
     """
 
     content: tuple[Block, ...] = ()
@@ -55,12 +56,12 @@ class Turn(msgspec.Struct, frozen=True):
 
     @property
     def effective_stop_reason(self) -> str:
-        """Why the answer ends, in the API's words."""
+        """The stop reason of the response, as in the API."""
         calls_tool = any(isinstance(block, ToolUse) for block in self.content)
         return self.stop_reason or ("tool_use" if calls_tool else "end_turn")
 
     def fault(self, request_count: int) -> Fault | None:
-        """The fault that meets whoever asks after `asked_before` others."""
+        """Return the fault for the request that follows `request_count` others, or None."""
         for fault in self.faults:
             if request_count < fault.times:
                 return fault
@@ -69,17 +70,20 @@ class Turn(msgspec.Struct, frozen=True):
 
 
 class Script(msgspec.Struct, frozen=True):
-    """The turns of the main conversation, and of others, known by a word in their first user message (subagents)."""
+    """The turns of the main conversation and of its branches.
+
+    A branch (a subagent's conversation) is identified by a word in its first user message.
+    """
 
     turns: tuple[Turn, ...]
     branches: dict[str, tuple[Turn, ...]] = {}
 
     def branch(self, first_user_message: str) -> str:
-        """The branch a conversation belongs to; empty for the main one."""
+        """Return the branch of a conversation; empty for the main one."""
         return next((word for word in self.branches if word in first_user_message), "")
 
     def turn(self, branch: str, index: int) -> Turn:
-        """The turn at `index` (from 0); past the end the model has nothing more to say."""
+        """Return the turn at `index` (from 0); END_OF_SCRIPT after the last one."""
         turns = self.branches[branch] if branch else self.turns
         return turns[index] if index < len(turns) else END_OF_SCRIPT
 
@@ -93,7 +97,7 @@ def load_script(path: Path) -> Script:
 
 
 def example_script() -> Script:
-    """The script that goes with the example repository."""
+    """Return the script for the example repository."""
     from importlib import resources
 
     return msgspec.json.decode(resources.files(__package__).joinpath("example_script.json").read_bytes(), type=Script)

@@ -1,4 +1,4 @@
-"""The demo's repository and model, kept for a server of one's own: `python -m sandbox.demo.playground`."""
+"""Serves the demo's repository and model for use with any server: `python -m sandbox.demo.playground`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MODEL_PORT = 8131
 
 
 async def serve_playground(directory: Path, *, git_port: int, model_port: int) -> None:
-    """Serve both until SIGTERM or SIGINT. Raises OSError when a port is taken."""
+    """Serve both until SIGTERM or SIGINT. Raises OSError if a port is in use."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -33,7 +33,7 @@ async def serve_playground(directory: Path, *, git_port: int, model_port: int) -
 
 
 def main() -> int:
-    """Make the repository, and serve it with the scripted model. Gives an exit code."""
+    """Create the repository, and serve it with the scripted model. Return the exit code."""
     parser = argparse.ArgumentParser(description="Serve the demo's repository and scripted model on loopback.")
     parser.add_argument("--git-port", type=int, default=GIT_PORT, help="0 means any free port")
     parser.add_argument("--model-port", type=int, default=MODEL_PORT, help="0 means any free port")

@@ -1,4 +1,4 @@
-"""The parts of the demo, each a process of its own that ends with the demo."""
+"""Subprocesses of the demo; they end with it."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ STOP_TIMEOUT_SECONDS = 5.0
 
 @contextlib.contextmanager
 def start_server(data_dir: Path, model: Mapping[str, str]) -> Iterator[dict[str, Any]]:
-    """A server on free ports; `model` are the variables that tell it where the model is."""
-    # How this user's own server is configured is no matter here, and its log would stand amid the story. Why it takes
-    # no task is what the demo's task is answered.
+    """Start a server on free ports. model: environment variables that configure its model."""
+    # Ignore the user's own server configuration. The log would mix with the demo's output; errors of the task are part
+    # of its status anyway.
     model = {"SANDBOX_CONFIG": os.devnull, "SANDBOX_LOG_LEVEL": "error", "SANDBOX_LOG_FORMAT": "text", **model}
     arguments = (
         "serve",
@@ -45,14 +45,14 @@ def start_server(data_dir: Path, model: Mapping[str, str]) -> Iterator[dict[str,
 def start_module(
     module: str, *arguments: str, environment: Mapping[str, str] | None = None
 ) -> Iterator[dict[str, Any]]:
-    """`python -m module`; gives what it says in its first line, as JSON. Raises SandboxError when it does not start."""
+    """Run `python -m module`; yield its first output line as JSON. Raises SandboxError if it does not start."""
     command = [sys.executable, "-m", module, *arguments]
     process = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         env=environment,
-        process_group=0,  # ^C is the demo's: it ends its parts in the right order
+        process_group=0,  # ^C is handled by the demo, which ends its processes in the right order
     )
     assert process.stdout is not None
     try:

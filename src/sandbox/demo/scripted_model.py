@@ -1,7 +1,7 @@
-"""A server that plays the Anthropic Messages API from a script: `python -m sandbox.demo.scripted_model`.
+"""Server that implements the Anthropic Messages API from a script: `python -m sandbox.demo.scripted_model`.
 
-The n-th answer of a conversation is found by counting the assistant's messages in the request, so a retried
-request gets the same answer; only faults, which pass after some tries, are counted.
+The turn is determined by counting the assistant's messages in the request, so a retried request gets the same response.
+Only requests are counted for faults, which end after a number of tries.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _DELTA_CHARACTERS = 4096
 
 
 def sse_parts(turn: Turn, model: str, message_id: str) -> list[bytes]:
-    """The answer as server-sent events: its beginning, one part for each block, its end."""
+    """Encode the response as server-sent events: its start, one part for each block, its end."""
     parts = [_event("message_start", message={**_message(turn, model, message_id), "content": []})]
     parts += [_block_events(index, block, message_id) for index, block in enumerate(turn.content)]
     end = _event(
@@ -36,7 +36,7 @@ def sse_parts(turn: Turn, model: str, message_id: str) -> list[bytes]:
 
 
 def json_message(turn: Turn, model: str, message_id: str) -> bytes:
-    """The answer to a request that did not ask for a stream."""
+    """Encode the response to a request without streaming."""
     message = _message(turn, model, message_id)
     blocks = [_content_block(index, block, message_id, filled=True) for index, block in enumerate(turn.content)]
     message |= {"content": blocks, "stop_reason": turn.effective_stop_reason}
@@ -45,7 +45,7 @@ def json_message(turn: Turn, model: str, message_id: str) -> bytes:
 
 
 def error_body(status: int, message: str) -> bytes:
-    """An error as the API words it."""
+    """Encode an error as the API does."""
     return msgspec.json.encode(
         {"type": "error", "error": {"type": _ERROR_TYPES.get(status, "api_error"), "message": message}}
     )
@@ -111,7 +111,7 @@ _SSE_HEADERS = (("content-type", "text/event-stream"), ("cache-control", "no-cac
 
 
 class ScriptedModel:
-    """Plays a script on a port of `host`. `requests` has everything that was asked, in order."""
+    """Serves a script on a port of `host`. `requests` records all requests in order."""
 
     def __init__(self, script: Script, *, host: str = "127.0.0.1", port: int = 0, record: Path | None = None) -> None:
         self.requests: list[HttpRequest] = []
@@ -131,12 +131,12 @@ class ScriptedModel:
 
     @property
     def url(self) -> str:
-        """Where it answers, for ANTHROPIC_BASE_URL."""
+        """The URL for ANTHROPIC_BASE_URL."""
         return self.service.url
 
     @property
     def messages(self) -> list[dict[str, Any]]:
-        """The bodies of the requests for an answer."""
+        """The bodies of the recorded Messages requests."""
         return [_read_body(request) for request in self.requests if _is_message_request(request)]
 
     async def _handle(self, request: HttpRequest, channel: HttpConnection) -> None:
@@ -205,7 +205,7 @@ def _read_body(request: HttpRequest) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Serve until SIGTERM or SIGINT; the address is printed as one JSON line."""
+    """Serve until SIGTERM or SIGINT; print the URL as one JSON line."""
     parser = argparse.ArgumentParser(description="Play the Anthropic Messages API from a script.")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0, help="0 means any free port")

@@ -1,1 +1,1 @@
-"""Floor 3: the one door of a sandbox. Decisions without I/O; sockets in `serve` and the files that it names."""
+"""Network gateway: a sandbox's only path out. Only `server` and the modules that it names use sockets."""

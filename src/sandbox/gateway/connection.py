@@ -1,4 +1,4 @@
-"""A connection from inside, carried through its conversation by sockets."""
+"""Handlers of connections from the sandbox: move bytes between sockets and a sans-I/O protocol."""
 
 import asyncio
 import time
@@ -18,10 +18,10 @@ T = TypeVar("T")
 
 
 class ConnectionQueues:
-    """Queues by priority: traffic that is not for the model, new model connections, model connections in use.
+    """CPU queues by priority: non-model traffic, new model connections, model connections in use.
 
-    A sandbox can cause any amount of parsing. So data of one connection is parsed at a time, other work of the runner
-    (such as ending the sandbox) runs in between, and the CPU time is bounded.
+    A sandbox can cause any amount of parsing. Therefore only one connection's data is parsed at a time, other work of
+    the runner (such as stopping the sandbox) runs in between, and the CPU time is limited.
     """
 
     def __init__(self, throttle: CpuThrottle) -> None:
@@ -32,7 +32,7 @@ class ConnectionQueues:
         self._lock = asyncio.Lock()
 
     async def run(self, queue: CpuQueue, work: Callable[[], T]) -> T:
-        """Run `work` once it is its turn; return its result."""
+        """Wait for a turn in `queue`, run `work` and return its result."""
         async with queue, self._lock:
             await asyncio.sleep(0)
             return work()
@@ -46,11 +46,11 @@ PHASE_TIMEOUT_SECONDS = {
     Phase.IDLE: limits.KEEP_ALIVE_SECONDS,
     Phase.CLOSING: limits.LINGER_SECONDS,
 }
-"""Seconds until a client in this phase is cut off."""
+"""Timeout of a client connection in each phase, in seconds."""
 
 
 class ConnectionHandler:
-    """One connection from inside, carried through its conversation. What comes waits for its turn in `queue`."""
+    """Runs one connection from the sandbox through its protocol. Received data waits for its turn in `queue`."""
 
     def __init__(self, protocol: SansIOProtocol, client: Stream, queues: ConnectionQueues, queue: CpuQueue) -> None:
         self._protocol = protocol
@@ -61,7 +61,7 @@ class ConnectionHandler:
         self._read_bytes = READ_BYTES
 
     async def run(self) -> None:
-        """Until either side ends it."""
+        """Serve the connection until either side ends it."""
         try:
             await self._read_loop()
         finally:
@@ -89,7 +89,7 @@ class ConnectionHandler:
 
     def _reset_timeout(self) -> None:
         phase = self._protocol.phase
-        # A head and a last answer have one bound from beginning to end, however slowly they drip.
+        # A request head and a final response have one total timeout, however slowly the bytes arrive.
         if phase is self._phase and phase in (Phase.HEAD, Phase.CLOSING):
             return
         self._phase = phase
@@ -97,9 +97,9 @@ class ConnectionHandler:
 
 
 class ModelConnection(ConnectionHandler):
-    """A visit that talks to the upstream too. The connection there is kept for the same client's next request.
+    """A connection to the model's listener. It reuses its upstream connection for the same client's next request.
 
-    It has the model's priority from a request that was forwarded on, and loses it to one that was refused.
+    The connection gets the model's priority once a request was forwarded, and loses it when one is rejected.
     """
 
     def __init__(
@@ -121,7 +121,10 @@ class ModelConnection(ConnectionHandler):
         self._relay_task: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
-        """Until either side ends it, or the model has said what its client did not wait for."""
+        """Serve until either side ends the connection.
+
+        A response that must be metered is read to its end even if its client is gone.
+        """
         try:
             async with asyncio.TaskGroup() as self._tasks:
                 await super().run()
@@ -156,7 +159,7 @@ class ModelConnection(ConnectionHandler):
         upstream, has_more = self._upstream, bool(effects.to_upstream)
         if upstream is not None:
             upstream.write(effects.to_upstream)
-            effects.to_upstream.clear()  # a large body need not be there twice
+            effects.to_upstream.clear()  # do not keep a large body in memory twice
             upstream.clear_timeout()
         if has_more:
             self._stall_seconds_left = limits.CLIENT_STALL_SECONDS
@@ -183,7 +186,7 @@ class ModelConnection(ConnectionHandler):
 
     def _reset_upstream_timeout(self) -> None:
         if self._upstream is not None:
-            # While it owes nothing it is kept for a short time only: the other end may close it at any moment.
+            # An idle upstream connection is kept for a short time only: the upstream may close it at any moment.
             is_owed = self._model_protocol.is_in_flight
             self._upstream.set_timeout(limits.UPSTREAM_SECONDS if is_owed else limits.UPSTREAM_IDLE_SECONDS)
 
@@ -194,19 +197,19 @@ class ModelConnection(ConnectionHandler):
             judge = self._model_protocol.resume
         except TimeoutError:
             judge = self._model_protocol.hold_timed_out
-        reaction = await self._run_queued(judge)  # all that were held are released at once
+        reaction = await self._run_queued(judge)  # all held requests are released at once
         self._hold_task = None
         await self._apply(reaction)
 
     async def _dial(self, effects: Effects) -> Effects:
-        """Open the connection that the reaction needs; gives what is to be done instead when that fails."""
+        """Open the upstream connection. Return the effects to apply: the given ones, or those of a failed dial."""
         try:
             line = await self._dialer.dial()
         except UpstreamUnreachableError as error:
             failed = self._model_protocol.upstream_failed(error.status, error.message)
             failed.to_client[:0] = effects.to_client
             return failed
-        if not self._model_protocol.is_in_flight:  # its client has gone meanwhile
+        if not self._model_protocol.is_in_flight:  # the client disconnected meanwhile
             line.abort()
             return Effects()
         self._upstream = line
@@ -214,7 +217,7 @@ class ModelConnection(ConnectionHandler):
         return effects
 
     async def _relay(self, stream: Stream) -> None:
-        """Hear the upstream until this connection to it ends or is given up."""
+        """Pass upstream data to the protocol until this connection ends or is replaced."""
         data = b"-"
         while data:
             data = await stream.read()

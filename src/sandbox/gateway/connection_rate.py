@@ -1,4 +1,4 @@
-"""How often a gateway opens connections. Each that it closes keeps a port of the machine for a minute (TIME_WAIT)."""
+"""Rate limit for outbound connections. Each closed connection occupies a local port for a minute (TIME_WAIT)."""
 
 import asyncio
 import time
@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 
 class ConnectionRateLimiter:
-    """Allows something `at_once` times without waiting, and then `per_second` times a second; first in, first out."""
+    """Token bucket: allows `burst` acquisitions at once, then `per_second` per second, in FIFO order."""
 
     def __init__(self, burst: int, per_second: float, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._burst = burst
@@ -17,7 +17,7 @@ class ConnectionRateLimiter:
         self._queue_lock = asyncio.Lock()
 
     async def wait(self) -> None:
-        """Return when it may be done once more."""
+        """Wait for a token and take it."""
         async with self._queue_lock:
             await asyncio.sleep(self._wait_seconds())
             self._tokens -= 1

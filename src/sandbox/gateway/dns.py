@@ -1,4 +1,4 @@
-"""Addresses inside that stand for names outside: each allowed name gets one, and keeps it."""
+"""DNS inside a sandbox: maps each allowed host name to a stable synthetic IPv4 address."""
 
 from collections.abc import Callable
 from ipaddress import IPv4Address
@@ -12,11 +12,11 @@ from sandbox.gateway.protocol import Effects, Phase
 
 _FIRST_ADDRESS = int(IPv4Address("198.18.0.0"))
 _HOSTS_PER_BLOCK = 254
-"""Addresses of a block of 256 that are used: neither .0 nor .255, which some programs take for a network's own."""
+"""Host numbers used per block of 256: .0 and .255 are skipped, since some programs treat them as network addresses."""
 
 
 class SyntheticIps:
-    """Hands out 198.18.0.2, 198.18.0.3, … to names for which `is_known` says yes; 198.18.0.1 is the resolver's."""
+    """Assigns 198.18.0.2, 198.18.0.3, … to allowed names; 198.18.0.1 is the resolver."""
 
     def __init__(self, is_allowed: Callable[[str], bool]) -> None:
         self._is_allowed = is_allowed
@@ -24,7 +24,7 @@ class SyntheticIps:
         self._names: dict[IPv4Address, str] = {}
 
     def address_of(self, name: str) -> IPv4Address | None:
-        """The address that stands for a name (any case); None for one that is not known, and over the bound."""
+        """Return the address of `name` (any case), or None if the name is denied or the limit is reached."""
         original, name = name, name.lower()
         if name not in self._addresses:
             if not self._is_allowed(name) or len(self._addresses) >= SYNTHETIC_IPS_MAX:
@@ -35,7 +35,7 @@ class SyntheticIps:
         return self._addresses[name]
 
     def name_of(self, address: str) -> str | None:
-        """The name that an address was handed out to, spelt as it was asked for, so that secrets in it are known."""
+        """Return the name of an address, spelled as it was queried; redaction needs the original spelling."""
         return self._names.get(IPv4Address(address))
 
 
@@ -53,19 +53,19 @@ AddressLookup = Callable[[str], IPv4Address | None]
 
 
 class DnsResponse(msgspec.Struct, frozen=True):
-    """The message to send back, None for silence, and the name that was refused, None where there was none."""
+    """The response message (None: send nothing) and the name that was denied (None if none was)."""
 
     message: bytes | None
     denied_name: str | None = None
 
 
 def respond(query: bytes, look_up: AddressLookup) -> DnsResponse:
-    """Answer one message, whatever is in it. Never raises; the answer is at most an address longer than the query."""
+    """Answer one DNS message. Never raises. The response is at most one address record longer than the query."""
     if len(query) < _HEADER_BYTES:
         return DnsResponse(None)
     flags = int.from_bytes(query[2:4])
     if flags & _RESPONSE:
-        return DnsResponse(None)  # answering answers is how two resolvers talk for ever
+        return DnsResponse(None)  # answering a response would let two resolvers loop forever
     if flags & _OPCODE:
         return DnsResponse(_encode_response(query, flags, _NOTIMP))
     question = _parse_question(query) if int.from_bytes(query[4:6]) == 1 else None
@@ -90,14 +90,14 @@ def _encode_response(
 
 
 def _encode_record(address: IPv4Address) -> bytes:
-    """An answer for the name of the question, which stands right behind the header."""
+    """Encode an A record whose name points to the question, which follows the header."""
     name = (0xC000 | _HEADER_BYTES).to_bytes(2)
     kind = _TYPE_A.to_bytes(2) + _CLASS_IN.to_bytes(2)
     return name + kind + _TTL_SECONDS.to_bytes(4) + (4).to_bytes(2) + address.packed
 
 
 def _parse_question(query: bytes) -> tuple[str, int] | None:
-    """The name of the one question and where the question ends; None when it is malformed."""
+    """Return the name of the only question and the offset after it, or None if the question is malformed."""
     labels: list[str] = []
     offset = _HEADER_BYTES
     while offset < len(query):
@@ -117,7 +117,7 @@ _DNS_PORT = 53
 
 
 class DnsResponder:
-    """Answers one query. Names that may not be reached do not exist, and are told."""
+    """Answers DNS queries. Denied names get NXDOMAIN and are reported."""
 
     def __init__(self, policy: EgressPolicy, addresses: SyntheticIps, reporter: EventReporter) -> None:
         self._policy = policy
@@ -125,7 +125,7 @@ class DnsResponder:
         self._reporter = reporter
 
     def respond(self, query: bytes) -> bytes | None:
-        """The message to send back, if any."""
+        """Return the response message, or None if the query gets none."""
         response = respond(query, self._synthetic_ips.address_of)
         if response.denied_name is not None:
             reason = self._policy.name_deny_reason(response.denied_name)
@@ -134,7 +134,7 @@ class DnsResponder:
 
 
 class DnsTcpProtocol:
-    """Any number of queries, each behind its length."""
+    """DNS over TCP: any number of queries, each with a length prefix."""
 
     def __init__(self, responder: DnsResponder) -> None:
         self._responder = responder
@@ -142,11 +142,11 @@ class DnsTcpProtocol:
 
     @property
     def phase(self) -> Phase:
-        """All its queries must come within the time of one head."""
+        """Always HEAD: all queries of a connection must arrive within the timeout of one request head."""
         return Phase.HEAD
 
     def client_data_received(self, data: bytes) -> Effects:
-        """Bytes came from inside; none mean that no more will."""
+        """Process data from the client; empty data means EOF."""
         effects = Effects(close_client=not data)
         self._received += data
         begin = 0

@@ -1,4 +1,4 @@
-"""What the gateway tells the runner, kept to a rate that no sandbox can raise."""
+"""Rate-limited reports from the gateway to the runner; a sandbox cannot raise the rate."""
 
 from collections.abc import Callable
 
@@ -15,9 +15,10 @@ from sandbox.model.events import EgressDenied, ErrorReported, Usage
 
 
 class EventReporter:
-    """Passes on every usage, and denials and troubles as far as their rate and their number allow.
+    """Reports all usage, and denials and errors up to a rate and a total number.
 
-    monotonic: gives seconds; redact: takes the values of secrets out of a text.
+    monotonic: returns seconds.
+    redact: removes the values of secrets from a text.
     """
 
     def __init__(self, report: ReportEvent, monotonic: Callable[[], float], redact: Callable[[str], str] = str) -> None:
@@ -33,25 +34,28 @@ class EventReporter:
         self._reported_headers: set[bytes] = set()
 
     def sanitize(self, text: str) -> str:
-        """A name from inside as it may stand in a journal: redacted while it is whole, then cut, or not told."""
+        """Make a name from the sandbox safe for the journal: redact the full name, then truncate it.
+
+        Names above REDACTED_NAME_CHARACTERS_MAX are replaced.
+        """
         if len(text) > REDACTED_NAME_CHARACTERS_MAX:
             return "(too-long)"
         return printable_host(self._redact(text))
 
     def report_usage(self, usage: Usage) -> None:
-        """Tokens were spent."""
+        """Report spent tokens."""
         self._report(usage)
 
     def report_budget_reached(self, message: str) -> None:
-        """No further model request is forwarded."""
+        """Report that the budget is spent and no further model request is forwarded."""
         self._report(BudgetExhausted(message))
 
     def report_key_refused(self, message: str) -> None:
-        """The same, because the model does not take the server's key."""
+        """Report that the model rejected the server's key and no further model request is forwarded."""
         self._report(KeyRejected(message))
 
     def report_denied(self, host: str, port: int, reason: str) -> None:
-        """Something was refused; `host` may come from inside."""
+        """Report a denied connection or request. `host` may be untrusted."""
         self.denial_count += 1
         if self._denials_reported == DENIALS_REPORTED_MAX:
             return
@@ -69,14 +73,17 @@ class EventReporter:
             self._report(ErrorReported("egress_denials_dropped", message))
 
     def report_trouble(self, error: str, message: str) -> None:
-        """Something went wrong; told at once, then for a while not again."""
+        """Report an error, at most once per TROUBLE_INTERVAL_SECONDS for each kind."""
         now = self._monotonic()
         if now - self._trouble_times.get(error, float("-inf")) >= TROUBLE_INTERVAL_SECONDS:
             self._trouble_times[error] = now
             self._report(ErrorReported(error, message))
 
     def report_dropped_headers(self, names: list[bytes]) -> None:
-        """Headers of a model request were not forwarded. Each name is reported once, up to DROPPED_HEADERS_TOLD_MAX."""
+        """Report headers of a model request that were not forwarded.
+
+        Each name is reported once, up to DROPPED_HEADERS_REPORTED_MAX names.
+        """
         self._dropped_headers += len(names)
         names_left = DROPPED_HEADERS_REPORTED_MAX - len(self._reported_headers)
         new = [name for name in dict.fromkeys(names) if name not in self._reported_headers][:names_left]
@@ -88,7 +95,7 @@ class EventReporter:
             )
 
     def flush(self) -> None:
-        """At the end: report the refusals that were not reported one by one, and the number of dropped headers."""
+        """Report the remaining denials that were only counted, and the number of dropped headers. Call at the end."""
         self._flush_denials()
         if self._dropped_headers:
             message = f"{self._dropped_headers} headers of model requests were not forwarded in total."
@@ -104,6 +111,6 @@ class EventReporter:
 
 
 def printable_host(host: str) -> str:
-    """A host's name as it may stand in a journal: visible ASCII, not too long."""
+    """Make a host name safe for the journal: printable ASCII, limited in length."""
     cut = host[:REPORTED_HOST_CHARACTERS_MAX]
     return "".join(character if "!" <= character <= "~" else "?" for character in cut) or "?"

@@ -1,4 +1,4 @@
-"""HTTP/1.1 on both sides of the gateway, by h11: which headers go on, and the gateway's own answers. No I/O."""
+"""HTTP/1.1 on both sides of the gateway, with h11: forwarded headers and the gateway's own responses. No I/O."""
 
 import re
 from collections.abc import Iterable
@@ -25,29 +25,29 @@ _OF_ANOTHER_HOST = frozenset(
         b"x-rewrite-url",
     }
 )
-"""Headers of proxies that many programs take for the host that was asked for."""
+"""Proxy headers that many programs use in place of the requested host."""
 
 _DROPPED_PREFIXES = (b"proxy-", b"x-forwarded-")
 _ODD = re.compile(rb"[^a-z0-9]")
 
 
 def client_side() -> h11.Connection:
-    """The server of one connection from inside."""
+    """Create the server side of a connection from the sandbox."""
     return h11.Connection(h11.SERVER, max_incomplete_event_size=HEAD_BYTES_MAX)
 
 
 def upstream_side() -> h11.Connection:
-    """The client of one connection to the upstream."""
+    """Create the client side of a connection to the upstream."""
     return h11.Connection(h11.CLIENT)
 
 
 def forwarded_request(
     request: h11.Request, target: bytes, upstream: Upstream, body: bytes | None = None
 ) -> tuple[h11.Request, list[bytes]]:
-    """The request as the upstream gets it: the server's key for the task's, and an answer that can be read.
+    """Build the upstream request: replaces the task's key with the server's and asks for an uncompressed response.
 
-    body: its whole body where that is known and JSON; None: it comes as the client frames it. Gives the names of
-    the headers that were dropped too.
+    body: the complete JSON body if known; None: the client's framing is kept. Also returns the names of the dropped
+    headers.
     """
     passed, dropped = select_headers(request, is_body_unchanged=body is None)
     headers = [(b"host", upstream.authority), upstream.credential, (b"accept-encoding", b"identity"), *passed]
@@ -59,14 +59,14 @@ def forwarded_request(
 
 
 def single_request(request: h11.Request, target: bytes) -> h11.Request:
-    """The request as another host than the model gets it: the only one on its connection."""
+    """Build the request to a host other than the model; it is the only one on its connection."""
     dropped = _HOP_BY_HOP | _OF_ANOTHER_HOST | {b"http2-settings", b"content-length"}
     headers = [*_forwarded_headers(request, dropped), *_framing_headers(request.headers)]
     return h11.Request(method=request.method, target=target, headers=[*headers, (b"connection", b"close")])
 
 
 def forwarded_response(response: h11.Response, redactor: KeyRedactor) -> h11.Response:
-    """The response as the client gets it. Without a length h11 frames it in chunks."""
+    """Build the response for the client. h11 uses chunked framing if there is no length."""
     headers = [
         (name, redactor.redact(value)) for name, value in _forwarded_headers(response, _DROPPED_RESPONSE_HEADERS)
     ]
@@ -77,17 +77,17 @@ def forwarded_response(response: h11.Response, redactor: KeyRedactor) -> h11.Res
 
 
 def header(headers: Iterable[tuple[bytes, bytes]], header_name: bytes) -> bytes:
-    """The first value of a header, empty without one."""
+    """Return the first value of a header, or b"" if it is missing."""
     return next((value for name, value in headers if name == header_name), b"")
 
 
 def has_body(request: h11.Request) -> bool:
-    """Whether the request says that a body follows."""
+    """Whether the request announces a body."""
     return bool(_framing_headers(request.headers))
 
 
 class LocalResponse(msgspec.Struct, frozen=True):
-    """An answer of the gateway's own. `is_last`: the connection ends with it."""
+    """A response created by the gateway. should_close: the connection ends after it."""
 
     status: int
     content_type: bytes
@@ -95,7 +95,7 @@ class LocalResponse(msgspec.Struct, frozen=True):
     should_close: bool
 
     def encode(self, connection: h11.Connection, method: bytes = b"") -> bytes:
-        """The bytes to answer a request of this method with."""
+        """Encode the response to a request with this method."""
         headers = [(b"content-type", self.content_type), (b"content-length", b"%d" % len(self.body))]
         if self.should_close:
             headers.append((b"connection", b"close"))
@@ -105,18 +105,21 @@ class LocalResponse(msgspec.Struct, frozen=True):
 
 
 def api_error(status: int, kind: str, message: str, *, should_close: bool = False) -> LocalResponse:
-    """An error in the Messages API's own shape."""
+    """Create an error in the format of the Messages API."""
     body = msgspec.json.encode({"type": "error", "error": {"type": kind, "message": message}})
     return LocalResponse(status, b"application/json", body, should_close)
 
 
 def plain_text_error(status: int, message: str) -> LocalResponse:
-    """A refusal for people, and the last answer of its connection."""
+    """Create a plain-text error that ends its connection."""
     return LocalResponse(status, b"text/plain; charset=utf-8", message.encode() + b"\n", should_close=True)
 
 
 def _forwarded_headers(message: h11.Request | h11.Response, dropped: frozenset[bytes]) -> Headers:
-    """What is left, each name spelt as it came. Some servers take `X_Api_Key` or `X.Api.Key` for `X-Api-Key`."""
+    """Return the headers to forward, spelled as received.
+
+    Dropped names are compared with punctuation as `-`: some servers read `X_Api_Key` or `X.Api.Key` as `X-Api-Key`.
+    """
     named = connection_header_names(message)
     return [
         (original, value)
@@ -138,14 +141,14 @@ _ABSOLUTE = re.compile(rb"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)([^#]*)")
 
 
 class HostPort(msgspec.Struct, frozen=True):
-    """A host, as it was written, without brackets, and a port."""
+    """A host as written, without brackets, and a port."""
 
     host: str
     port: int
 
 
 class AbsoluteTarget(msgspec.Struct, frozen=True):
-    """A target with its scheme, and the path and query that are left of it for the host itself."""
+    """An absolute-form target: scheme, authority, and the path with query to send to the host."""
 
     scheme: str
     authority: HostPort
@@ -153,7 +156,7 @@ class AbsoluteTarget(msgspec.Struct, frozen=True):
 
 
 def parse_authority(authority: bytes, default_port: int) -> HostPort | None:
-    """A host and an optional port; None for everything else, a user's name before it included."""
+    """Parse a host and an optional port; return None for anything else, including an authority with user info."""
     match = _AUTHORITY.fullmatch(authority)
     if match is None or (port := int(match[2] or default_port)) > 65535:
         return None
@@ -161,7 +164,7 @@ def parse_authority(authority: bytes, default_port: int) -> HostPort | None:
 
 
 def parse_absolute_form(target: bytes) -> AbsoluteTarget | None:
-    """A target in absolute form; None for everything else."""
+    """Parse a target in absolute form; return None for anything else."""
     match = _ABSOLUTE.fullmatch(target)
     if match is None:
         return None

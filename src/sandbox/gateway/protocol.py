@@ -1,4 +1,4 @@
-"""What the decisions of the gateway look like to the sockets: bytes in, reactions out."""
+"""Interface between the gateway's sans-I/O protocols and its sockets: bytes in, effects out."""
 
 from enum import Enum
 from typing import Protocol
@@ -7,7 +7,7 @@ import msgspec
 
 
 class Phase(Enum):
-    """What a connection from inside is waiting for, which decides how long it may wait."""
+    """What a client connection waits for; determines its timeout."""
 
     HEAD = "head"
     BODY = "body"
@@ -18,11 +18,11 @@ class Phase(Enum):
 
 
 class Effects(msgspec.Struct):
-    """What is to be done, in the order of the fields.
+    """Effects to apply, in the order of the fields.
 
-    hang_up_upstream: cut the connection to the upstream that there was before.
-    dial: open one; when that fails the rest is void.
-    hang_up_client: nothing more will be sent; what came before is delivered first.
+    close_upstream: abort the previous upstream connection.
+    dial: open a new one; if that fails, the other effects are void.
+    close_client: send EOF to the client after the data before it.
     """
 
     close_upstream: bool = False
@@ -33,13 +33,13 @@ class Effects(msgspec.Struct):
 
 
 class SansIOProtocol(Protocol):
-    """One connection from inside. Does no I/O and never raises on what comes from inside."""
+    """One connection from the sandbox. Performs no I/O and never raises on data from the sandbox."""
 
     @property
     def phase(self) -> Phase:
-        """What it is waiting for now."""
+        """What the connection waits for now."""
         ...
 
     def client_data_received(self, data: bytes) -> Effects:
-        """Bytes came from inside; none mean that no more will."""
+        """Process data from the client; empty data means EOF."""
         ...

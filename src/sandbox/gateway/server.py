@@ -1,7 +1,8 @@
-"""The gateway at its doors: who comes in is attended to by a visit.
+"""The gateway server: accepts connections from the sandbox and runs a handler for each.
 
-Runs inside the task's runner, on the listeners that the runtime opened inside the sandbox's network namespace.
-Sockets are touched here and in `line`, `visit`, `egress_visit`, `model_dialler` and `outward`, nowhere else.
+It runs in the task's runner, on the listeners that the runtime opened inside the sandbox's network namespace. Only this
+module, `transport`, `connection`, `connection_rate`, `egress.connection`, `egress.dialer` and `model.dialer` use
+sockets or the event loop.
 """
 
 import asyncio
@@ -35,9 +36,10 @@ from sandbox.system.cpu_throttle import CpuQueue, CpuThrottle
 
 
 class SocketGateways:
-    """Makes gateways.
+    """Creates gateways.
 
-    address_policy: says which addresses are dialled for hosts that a task may reach. throttle: bounds their CPU time.
+    address_policy: decides which addresses may be dialed for allowed hosts.
+    throttle: limits the gateways' CPU time.
     """
 
     def __init__(self, address_policy: AddressPolicy = is_dialable, throttle: CpuThrottle | None = None) -> None:
@@ -52,14 +54,14 @@ class SocketGateways:
         rules: GatewayRules = GatewayRules(),
         redact: Callable[[str], str] = str,
     ) -> Gateway:
-        """Raises ValueError, with a sentence, for an upstream or a key that cannot be used."""
+        """Create a gateway. Raises ValueError, with a message for users, for an invalid upstream or key."""
         reports = EventReporter(report, time.monotonic, redact)
         turns = ConnectionQueues(self._throttle)
         return SocketGateway(parse_upstream(upstream), task_key, reports, rules, self._address_policy, turns)
 
 
 class SocketGateway:
-    """Serves one sandbox."""
+    """The gateway of one sandbox."""
 
     def __init__(
         self,
@@ -86,23 +88,23 @@ class SocketGateway:
 
     @property
     def requests_in_flight(self) -> int:
-        """Model requests that were forwarded and are not answered to their end; those held back are not among them."""
+        """The number of forwarded model requests without a complete response; held requests are not included."""
         return sum(protocol.is_in_flight for protocol in self._model_protocols)
 
     @property
     def denied_count(self) -> int:
-        """What was refused so far, reported or not."""
+        """The number of denials so far, reported or not."""
         return self._reporter.denial_count
 
     def release_model_requests(self) -> None:
-        """Let model requests pass that were held back. Does nothing the second time."""
+        """Let held model requests pass. Idempotent."""
         self._budget_gate.release()
         self._released.set()
 
     async def serve(self, listeners: Listeners) -> None:
-        """Answer until cancelled; then every connection and every listener is closed.
+        """Serve until cancelled, then close every connection and listener.
 
-        Raises ExceptionGroup when a listener is lost.
+        Raises ExceptionGroup if a listener is lost.
         """
         others, names = asyncio.Semaphore(limits.CONNECTIONS_MAX), asyncio.Semaphore(limits.CONNECTIONS_MAX)
         handlers: list[tuple[socket, Callable[[socket], Coroutine[Any, Any, None]], asyncio.Semaphore]] = [
@@ -137,16 +139,16 @@ class SocketGateway:
         while True:
             try:
                 accepted = await _accept_connection(listener, slots, queue)
-            except OSError as error:  # the peer is gone already, or there is no descriptor left
+            except OSError as error:  # the peer is already gone, or no file descriptor is left
                 if error.errno == EINVAL:
-                    raise  # it does not listen any more: nobody will ever come
+                    raise  # the socket no longer listens: no connection will ever arrive
                 await asyncio.sleep(0.1)
                 continue
             task = group.create_task(self._handle_isolated(handle, accepted))
             task.add_done_callback(partial(_close_connection, accepted, slots))
 
     async def _handle_isolated(self, handle: Callable[[socket], Coroutine[Any, Any, None]], accepted: socket) -> None:
-        """What goes wrong with one connection ends that connection only."""
+        """Run a handler; an error ends its connection only."""
         try:
             await handle(accepted)
         except Exception as error:
@@ -210,17 +212,18 @@ class SocketGateway:
                 reply = self._dns.respond(query)
                 if reply is not None:
                     listener.sendto(reply, sender)
-            except OSError:  # a reply that cannot be sent now is lost, as datagrams may be
+            except OSError:  # a reply that cannot be sent now is dropped, as UDP allows
                 await asyncio.sleep(0.01)
             except Exception as error:
                 self._report_failure("A name query", error)
-            await asyncio.sleep(0)  # a flood of queries must not take the loop from everybody else
+            await asyncio.sleep(0)  # a flood of queries must not block the event loop
 
 
 async def _accept_connection(listener: socket, slots: asyncio.Semaphore, queue: CpuQueue) -> socket:
-    """The next connection, as of a loop's `sock_accept`, which complains where it is cancelled as the listener dies.
+    """Accept the next connection once a slot is free. Raises OSError.
 
-    It has a place in the room; a listener that nobody comes to keeps none from the others. Raises OSError.
+    A loop's `sock_accept` logs an error if it is cancelled while the listener is being closed; this function does not.
+    It takes a slot only once a connection is waiting, so an idle listener does not block the others.
     """
     while True:
         await _wait_readable(listener)

@@ -1,4 +1,4 @@
-"""One TCP connection of the gateway's."""
+"""TCP connections of the gateway, with timeouts and bounded buffers."""
 
 import asyncio
 from contextlib import suppress
@@ -12,22 +12,22 @@ from sandbox.gateway.limits import (
 )
 
 READ_BYTES = 16 * 1024
-"""So little that what is in it, a thousand chunks of a byte each for example, is soon judged."""
+"""Small enough that parsing one read (for example a thousand one-byte chunks) is quick."""
 
 FIRST_READ_BYTES = 4 * 1024
-"""For a model connection without a forwarded request, so that an expensive one delays the others less."""
+"""Read size of a model connection without a forwarded request; limits how long an expensive one delays the others."""
 
 RELAY_BYTES = 256 * 1024
-"""For data that is relayed unread; as much as asyncio reads at once."""
+"""Read size for data that is relayed unread; equal to asyncio's own maximum."""
 
 _READ_AHEAD_BYTES = 1
-"""Nothing is read ahead, so that the kernel joins small pieces and a waiting connection costs nothing."""
+"""No read-ahead: the kernel merges small segments, and a waiting connection uses no user-space buffer."""
 
 _SO_RCVBUFFORCE = 33  # asm-generic/socket.h
 
 
 class Stream:
-    """One TCP connection, cut when it is not renewed in time. Its peer going away is an end, never an error."""
+    """A TCP connection that is aborted when its timeout expires. A lost peer is reported as EOF, never as an error."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
@@ -37,26 +37,26 @@ class Stream:
 
     @classmethod
     async def from_socket(cls, accepted: socket) -> "Stream":
-        """A connection from inside."""
-        with suppress(OSError):  # it has gone already
+        """Wrap a connection accepted from the sandbox."""
+        with suppress(OSError):  # the peer has already disconnected
             accepted.setsockopt(IPPROTO_TCP, TCP_NOTSENT_LOWAT, UNSENT_BYTES_MAX)
         return cls(*await asyncio.open_connection(sock=accepted, limit=_READ_AHEAD_BYTES))
 
     @classmethod
     async def connect(cls, address: str, port: int) -> "Stream":
-        """Raises OSError."""
+        """Connect to an address. Raises OSError."""
         reader, writer = await asyncio.open_connection(address, port, limit=_READ_AHEAD_BYTES)
         limit_buffers(writer.get_extra_info("socket"))
         return cls(reader, writer)
 
     def narrow(self) -> None:
-        """Leave less room in the kernel for what it sends and receives."""
-        with suppress(OSError):  # it has gone already
+        """Shrink the kernel's send and receive buffers."""
+        with suppress(OSError):  # the peer has already disconnected
             for buffer in (SO_RCVBUF, SO_SNDBUF):
                 self._writer.get_extra_info("socket").setsockopt(SOL_SOCKET, buffer, NARROW_BUFFER_BYTES)
 
     async def read(self, bytes_max: int = READ_BYTES) -> bytes:
-        """The next bytes, none at the end."""
+        """Return the next bytes, or b"" at EOF."""
         try:
             return await self._reader.read(bytes_max)
         except OSError:
@@ -64,7 +64,7 @@ class Stream:
 
     @property
     def is_closing(self) -> bool:
-        """Whether nothing that is written would arrive."""
+        """Whether written data would be lost."""
         return self._writer.is_closing()
 
     def write(self, data: bytes | bytearray) -> None:
@@ -72,27 +72,27 @@ class Stream:
             self._writer.write(bytes(data))
 
     async def drain(self) -> None:
-        """Wait until the peer has taken most of what was written."""
+        """Wait until the peer has received most of the written data."""
         with suppress(OSError):
             await self._writer.drain()
 
     def write_eof(self) -> None:
-        """Nothing more is written after what was."""
+        """Send EOF after the data written so far."""
         with suppress(OSError):
             self._writer.write_eof()
 
     def set_timeout(self, seconds: float) -> None:
-        """Cut the line after so long from now."""
+        """Abort the connection after this time; replaces an earlier timeout."""
         self.clear_timeout()
         self._timer = asyncio.get_running_loop().call_later(seconds, self._abort_on_timeout)
 
     def clear_timeout(self) -> None:
-        """Do not cut it before it is renewed: nobody listens to it meanwhile."""
+        """Suspend the timeout while no one reads from the connection."""
         if self._timer is not None:
             self._timer.cancel()
 
     def abort(self) -> None:
-        """End it at once, whatever was not yet sent."""
+        """Abort the connection immediately; unsent data is lost."""
         self.clear_timeout()
         self._writer.transport.abort()
 
@@ -102,9 +102,9 @@ class Stream:
 
 
 def limit_buffers(connection: socket) -> None:
-    """Bound what the kernel buffers for a stalled connection; no task is charged for it.
+    """Limit the kernel's buffers for a stalled connection; their memory is charged to no task.
 
-    Only root may ask for such a buffer where the machine's rmem_max is smaller; others keep the machine's sizes.
+    Only root may exceed the machine's rmem_max; for other users the system's sizes remain.
     """
     with suppress(PermissionError):
         connection.setsockopt(SOL_SOCKET, _SO_RCVBUFFORCE, UPSTREAM_RECEIVE_BYTES_MAX)
@@ -112,13 +112,16 @@ def limit_buffers(connection: socket) -> None:
 
 
 class WideConnections:
-    """Those of a gateway to hosts, to the model or from inside. A further one gets small buffers for good."""
+    """The gateway's connections with full-size buffers to one side (hosts, model or sandbox).
+
+    A connection beyond the limit gets small buffers permanently.
+    """
 
     def __init__(self) -> None:
         self._wide: list[Stream] = []
 
     def add(self, line: Stream) -> None:
-        """A new connection."""
+        """Add a connection; shrink its buffers if the limit is reached."""
         self._wide = [one for one in self._wide if not one.is_closing]
         if len(self._wide) < WIDE_CONNECTIONS_MAX:
             self._wide.append(line)

@@ -1,8 +1,8 @@
-"""Who is let in, and what they may ask for.
+"""Authenticates and authorizes requests, and rejects requests forged by pages of other sites.
 
-Without tokens on a loopback address whoever reaches the port is the operator, so pages of other sites must be told
-from programs by `Host`, `Origin` and `Sec-Fetch-Site`. With tokens a request that brings one cannot have been forged by
-a page; a cookie can, so the last two still count there.
+Without tokens on a loopback address, any client that reaches the port is the operator. Therefore requests of other
+sites' pages are detected by `Host`, `Origin` and `Sec-Fetch-Site`. With tokens, a page cannot forge a request that
+contains one. It can cause a request with a session cookie, so `Origin` and `Sec-Fetch-Site` are still checked then.
 """
 
 from __future__ import annotations
@@ -26,24 +26,27 @@ from sandbox.api.streaming.fair_share import FairShare, FairShares
 from sandbox.interfaces.auth import Principal, Role, TokenStore
 
 BEARER_PROTOCOL = "sandbox.bearer."
-"""In front of a token that is offered as a subprotocol of a WebSocket, where pages can set no header."""
+"""Prefix of a token sent as a WebSocket subprotocol: pages cannot set headers on a WebSocket."""
 
 STREAM_PROTOCOL = "sandbox.v1"
-"""The subprotocol that is agreed on; browsers want one of those they offered, and it must not be the token."""
+"""The negotiated subprotocol. Browsers require one of those they offered, and it must not be the token."""
 
 _CREDENTIALS_CHARACTERS_MAX = 512
 
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """What was shown. `text` is hostile."""
+    """Credentials from a request. `value` is untrusted."""
 
     kind: Literal["token", "session"]
     value: str
 
 
 def extract_credentials(connection: HTTPConnection) -> Credentials | None:
-    """The proof in a request; a token goes before a cookie. What is too long to be one counts as a wrong one."""
+    """Return the credentials of a request; a token takes precedence over a cookie.
+
+    Values above the length limit are truncated and therefore invalid.
+    """
     token = _bearer_token(connection.headers.get("authorization", "")) or _subprotocol_token(
         connection.scope.get("subprotocols", ())
     )
@@ -54,7 +57,7 @@ def extract_credentials(connection: HTTPConnection) -> Credentials | None:
 
 
 def strip_token_protocol(protocols: Iterable[str]) -> list[str]:
-    """The subprotocols that are left for the application."""
+    """Return the subprotocols without the token."""
     return [protocol for protocol in protocols if not protocol.startswith(BEARER_PROTOCOL)]
 
 
@@ -71,14 +74,15 @@ LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 _ORIGIN_PATTERN = re.compile(r"(?P<scheme>https?)://(?P<name>\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:(?P<port>[0-9]{1,5}))?")
 _SCHEME_PORTS = {"http": 80, "https": 443}
 _DATA_DESTINATIONS = frozenset({"document", "empty"})
-"""A navigation, which downloads what is no page, and what a script asks for: `fetch`, `EventSource`."""
+"""Fetch destinations of data: navigations, which download everything except pages, and `fetch` or `EventSource`."""
 _ASSET_DESTINATIONS = _DATA_DESTINATIONS | {"script", "style", "image"}
 
 
 def check_host(host: str | None, origin: str | None, *, names: Collection[str], ports: Collection[int]) -> str | None:
-    """Why a request with these headers is refused, None when it is not.
+    """Return why a request with these headers is denied, or None.
 
-    names: the host names that are this server's; ports: the ports that it listens on.
+    names: this server's host names.
+    ports: the ports on which it listens.
     """
     if host is None or _parse_origin(f"http://{host}", names) is None:
         return "The Host header names another server; use the address that this one listens on, or a configured name."
@@ -86,7 +90,7 @@ def check_host(host: str | None, origin: str | None, *, names: Collection[str], 
 
 
 def check_origin(host: str | None, origin: str | None, *, names: Collection[str], ports: Collection[int]) -> str | None:
-    """Why a request from this page is refused, None when it is not; programs send no `Origin`."""
+    """Return why a request from this origin is denied, or None. Non-browser clients send no `Origin`."""
     if origin is None or origin.lower() in {f"http://{host}".lower(), f"https://{host}".lower()}:
         return None
     place = _parse_origin(origin, names)
@@ -96,7 +100,7 @@ def check_origin(host: str | None, origin: str | None, *, names: Collection[str]
 
 
 def check_fetch_site(method: str | None, headers: Mapping[str, str]) -> str | None:
-    """Why a request without `Origin` for a page of another site is refused, None when it is not; links are followed."""
+    """Return why a request without `Origin` from another site's page is denied, or None. Links are allowed."""
     if "origin" in headers or headers.get("sec-fetch-site") not in {"cross-site", "same-site"}:
         return None
     is_link = headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest", "document") == "document"
@@ -106,9 +110,10 @@ def check_fetch_site(method: str | None, headers: Mapping[str, str]) -> str | No
 
 
 def check_fetch_destination(destination: str | None, *, is_page_asset: bool) -> str | None:
-    """Why a browser may not have this for its `Sec-Fetch-Dest`, None when it may; programs send none.
+    """Return why a browser may not load this with its `Sec-Fetch-Dest`, or None. Non-browser clients send none.
 
-    Only the files of the server's own pages may run or style anything. Other answers may have text of an agent in them.
+    Only the assets of the server's own pages may be executed or used as style sheets. Other responses may contain text
+    written by an agent.
     """
     if destination is None or destination in (_ASSET_DESTINATIONS if is_page_asset else _DATA_DESTINATIONS):
         return None
@@ -116,7 +121,7 @@ def check_fetch_destination(destination: str | None, *, is_page_asset: bool) -> 
 
 
 def _parse_origin(origin: str, names: Collection[str]) -> tuple[str, int] | None:
-    """The host and port of an origin, None when it is malformed or not among `names`."""
+    """Return the host and port of an origin, or None if it is malformed or its host is not in `names`."""
     match = _ORIGIN_PATTERN.fullmatch(origin.lower())
     if match is None:
         return None
@@ -125,13 +130,13 @@ def _parse_origin(origin: str, names: Collection[str]) -> tuple[str, int] | None
 
 
 LOCAL_OPERATOR = Principal("", "local", Role.OPERATOR)
-"""Whoever reaches the port of a server without tokens."""
+"""The principal of every client of a server without tokens."""
 
 REQUESTS_AT_ONCE_MAX = 1000
-"""Requests of one token that are being answered, streams among them; a further one gets 429."""
+"""Concurrent requests per token, including streams; a further one gets 429."""
 
 STREAMS_OF_ALL_MAX = 100
-"""Streams of all tasks that one token has at once; a further one gets 429. Each costs for everything that happens."""
+"""Concurrent streams of all tasks per token; a further one gets 429. Each stream costs work for every event."""
 
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _OPERATOR_REQUIRED = "This token may only look on; this needs one with the role operator."
@@ -143,7 +148,7 @@ _TOKEN_HINT = (
 
 @dataclass(frozen=True, slots=True)
 class Denied:
-    """An answer that keeps a client out. principal: who they are, where they showed it."""
+    """A denied request: the response to send. principal: the authenticated principal, if any."""
 
     status: int
     code: str
@@ -154,19 +159,19 @@ class Denied:
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Somebody who was let in. principal: None for one who needs no name; proof: what they showed for it."""
+    """The caller of an allowed request. principal: None for public paths. credentials: those that authenticated it."""
 
     principal: Principal | None
     credentials: Credentials | None = None
 
     @property
     def is_operator(self) -> bool:
-        """Whether they may do and see everything."""
+        """Whether the caller has the operator role."""
         return self.principal is not None and self.principal.role is Role.OPERATOR
 
 
 class Authenticator:
-    """Keeps the doors of one server; all its doors share it."""
+    """Authenticates all requests of one server, on both ports."""
 
     def __init__(
         self, access: TokenStore, settings: ApiSettings, monotonic: Callable[[], float] = time.monotonic
@@ -181,15 +186,15 @@ class Authenticator:
         self._shares = FairShares()
 
     def clone_hosts(self) -> frozenset[str] | None:
-        """Where repositories may come from; None for anywhere."""
+        """Return the hosts from which repositories may be cloned; None means any."""
         return self._settings.clone_hosts if self._requires_token() else None
 
     def authenticate(self, connection: HTTPConnection) -> Caller | Denied:
-        """Let a request in or not."""
+        """Authenticate and authorize a request."""
         credentials = extract_credentials(connection)
         principal = self._find_principal(credentials)
         asks_for_tokens = self._requires_token()
-        # Before it is counted: what pages of other sites send must not use up what the operator may ask.
+        # Deny before counting: cross-site requests must not use up the operator's rate limit.
         if denied := self._deny_cross_site(connection, credentials, requires_token=asks_for_tokens):
             return denied
         client = f"token {principal.id}" if principal else client_key(connection.client and connection.client.host)
@@ -207,7 +212,7 @@ class Authenticator:
 
     @contextmanager
     def answering(self, visitor: Caller) -> Iterator[None]:
-        """Count a request while it is being answered. A server without tokens counts none."""
+        """Count a request while it is being answered. Does nothing on a server without tokens."""
         name = visitor.principal.id if visitor.principal else ""
         self._under_way[name] += bool(name)
         try:
@@ -218,7 +223,7 @@ class Authenticator:
                 del self._under_way[name]
 
     def share_of(self, visitor: Caller) -> FairShare:
-        """The visitor's part of the event loop. Those who need no name have one together."""
+        """Return the caller's share of the event loop. Anonymous callers share one."""
         return self._shares.of(visitor.principal.id if visitor.principal else "-")
 
     @contextmanager
@@ -236,7 +241,7 @@ class Authenticator:
                 del self._following_all[name]
 
     def is_still_valid(self, caller: Caller) -> bool:
-        """Whether somebody who was let in would be let in again."""
+        """Whether the caller would be authenticated again now."""
         if caller.principal is None:
             return True
         if caller.credentials is None:
@@ -258,7 +263,7 @@ class Authenticator:
     def _deny_cross_site(
         self, connection: HTTPConnection, credentials: Credentials | None, *, requires_token: bool
     ) -> Denied | None:
-        """Refuses what a page of another site may have forged: it has no token, but it may have a cookie."""
+        """Deny requests that another site's page may have forged: such a page has no token, but may send a cookie."""
         if connection.scope["type"] == "http" and (misused := _deny_embedding(connection)):
             return misused
         has_cookie = credentials is not None and credentials.kind == "session"
@@ -273,14 +278,14 @@ class Authenticator:
 
 
 def _deny_embedding(connection: HTTPConnection) -> Denied | None:
-    """Refuses requests by which a page, also one of this server, would run or embed the answer."""
+    """Deny requests with which a page, including the server's own, would execute or embed the response."""
     is_part_of_page = paths.is_page_asset(connection.scope["path"])
     reason = check_fetch_destination(connection.headers.get("sec-fetch-dest"), is_page_asset=is_part_of_page)
     return Denied(403, code="forbidden", message=reason) if reason is not None else None
 
 
 def _authorize(connection: HTTPConnection, caller: Caller, *, has_invalid_credentials: bool) -> Caller | Denied:
-    """For a server with tokens."""
+    """Authorize a request to a server that requires tokens."""
     if not _is_write(connection) and paths.is_public(connection.scope["path"]):
         return caller
     if caller.principal is None:
@@ -291,7 +296,7 @@ def _authorize(connection: HTTPConnection, caller: Caller, *, has_invalid_creden
 
 
 def _requires_operator(connection: HTTPConnection) -> bool:
-    """What is not known to be harmless needs one."""
+    """Whether the request needs the operator role. Everything not known to be read-only does."""
     path = connection.scope["path"]
     if connection.scope["type"] == "websocket":
         return bool(path != paths.STREAM)

@@ -1,4 +1,4 @@
-"""How much one client may ask for: a bucket of requests for each, which fills up again with time."""
+"""Rate limits per client: a token bucket of requests for each."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 CLIENTS_MAX = 10_000
-"""Clients that are remembered; the one silent for longest is forgotten, which gives it a full bucket."""
+"""Maximum number of buckets; the least recently used one is dropped, which resets that client's limit."""
 
 _IPV6_NETWORK_BITS = 64
 
@@ -21,7 +21,10 @@ class _Bucket:
 
 
 class RateLimiter:
-    """Buckets of `per_minute` requests that fill up in a minute; 0 means no limit. Pure but for the clock given."""
+    """Token buckets of `per_minute` requests that refill within a minute; 0 means unlimited.
+
+    Performs no I/O; `monotonic` is its clock.
+    """
 
     def __init__(self, per_minute: int, monotonic: Callable[[], float]) -> None:
         self._per_minute = per_minute
@@ -29,7 +32,7 @@ class RateLimiter:
         self._buckets: OrderedDict[str, _Bucket] = OrderedDict()
 
     def acquire(self, client: str) -> int:
-        """Count one request. 0 when it may be answered, else in how many seconds to try again."""
+        """Count one request. Return 0 if it is allowed, else the number of seconds after which to retry."""
         if self._per_minute == 0:
             return 0
         now, rate = self._monotonic(), self._per_minute / 60
@@ -46,7 +49,10 @@ class RateLimiter:
 
 
 def client_key(address: str | None) -> str:
-    """What an address counts as: itself, or its /64 for IPv6, where one client has a whole network."""
+    """Return the rate limit key of an address: the address itself, or its /64 for IPv6.
+
+    An IPv6 client usually owns a whole /64.
+    """
     try:
         parsed = ipaddress.ip_address((address or "").partition("%")[0])
     except ValueError:

@@ -1,4 +1,4 @@
-"""Sessions of browsers: a cookie stands for a token that was shown once. In memory; a restart ends them."""
+"""Browser sessions: a cookie replaces a token that was presented once. Stored in memory; a restart ends them."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from dataclasses import dataclass
 
 SESSION_COOKIE = "sandbox_session"
 SESSION_SECONDS = 12 * 3600
-"""How long a session lasts; then its token has to be shown again."""
+"""Lifetime of a session; after that the token must be presented again."""
 
 SESSIONS_MAX = 1000
-"""Open sessions; one more ends the oldest."""
+"""Maximum number of open sessions; a further one ends the oldest."""
 
 SESSIONS_PER_TOKEN_MAX = 20
-"""Open sessions of one token; one more ends its oldest, so that nobody signs others out."""
+"""Open sessions per token; a further one ends that token's oldest, so one token cannot end the sessions of others."""
 
 _SECRET_BYTES = 32
 
@@ -28,14 +28,14 @@ class _Session:
 
 
 class SessionStore:
-    """Which cookie stands for whom. Only digests of cookies are kept."""
+    """Maps session cookies to principals. Only digests of cookies are stored."""
 
     def __init__(self, monotonic: Callable[[], float]) -> None:
         self._monotonic = monotonic
         self._sessions: OrderedDict[str, _Session] = OrderedDict()
 
     def open(self, principal_id: str) -> str:
-        """Begin a session; gives the cookie's value."""
+        """Open a session; return the cookie's value."""
         own = [digest for digest, session in self._sessions.items() if session.principal_id == principal_id]
         if len(own) >= SESSIONS_PER_TOKEN_MAX:
             del self._sessions[own[0]]
@@ -46,7 +46,7 @@ class SessionStore:
         return secret
 
     def find(self, secret: str) -> str | None:
-        """The principal's id; None when the session is unknown or over."""
+        """Return the principal's id, or None if the session is unknown or expired."""
         session = self._sessions.get(_digest(secret))
         if session is None:
             return None
@@ -56,7 +56,7 @@ class SessionStore:
         return session.principal_id
 
     def close(self, secret: str) -> None:
-        """End a session; an unknown one is fine."""
+        """Close a session; unknown ones are ignored."""
         self._sessions.pop(_digest(secret), None)
 
 

@@ -1,4 +1,4 @@
-"""Connections on which nobody known is being answered, kept to a number: each takes a descriptor of the server."""
+"""Limits connections without an authenticated request in progress: each one uses a file descriptor."""
 
 from __future__ import annotations
 
@@ -9,32 +9,35 @@ from typing import Protocol
 from uvicorn.server import ServerState
 
 UNAUTHENTICATED_CONNECTIONS_MAX = 1024
-"""Such connections of one port; one more ends the oldest of them."""
+"""Such connections per port; a further one closes the oldest."""
 
 _DESCRIPTORS_SHARE = 8
-"""They are no more than one in so many of the descriptors that the server may have."""
+"""They may use at most 1/N of the server's file descriptors."""
 
 
 class Connection(Protocol):
-    """What may be ended."""
+    """A connection that can be closed."""
 
     @property
     def is_known(self) -> bool:
-        """Whether somebody who may look on or more is being answered."""
+        """Whether an authenticated request is in progress."""
 
     def cut(self) -> None:
-        """End it at once."""
+        """Close it immediately."""
 
 
 class UnauthenticatedConnections:
-    """Those that may be ended, the one that came or was answered first at the front. Pure."""
+    """Connections that may be closed, ordered by their accept or their last response. No I/O."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._waiting: OrderedDict[Connection, None] = OrderedDict()
 
     def add(self, connection: Connection) -> None:
-        """One has come, or its answer has ended. Those on which somebody known has begun to be answered leave."""
+        """Add a new connection, or move one to the end after its response; close the oldest ones above the limit.
+
+        Connections with an authenticated request in progress are not closed, only removed.
+        """
         self._waiting[connection] = None
         self._waiting.move_to_end(connection)
         while len(self._waiting) > self._limit:
@@ -43,12 +46,12 @@ class UnauthenticatedConnections:
                 oldest.cut()
 
     def remove(self, connection: Connection) -> None:
-        """It is gone, or speaks another protocol, which only those who are known may."""
+        """Remove a connection that is closed or was upgraded to WebSocket, which requires authentication."""
         self._waiting.pop(connection, None)
 
 
 class DoorState(ServerState):
-    """What the connections of one port share."""
+    """State shared by the connections of one port."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,7 +1,8 @@
-"""Where requests begin and end on a connection, read strictly before the HTTP library sees a byte.
+"""Strict request framing: delimits requests on a connection before the HTTP library parses any byte.
 
-A front proxy and a server that disagree about the end of a request let one client put a request into the connection of
-another (request smuggling). What RFC 9112 leaves to the recipient is therefore refused, not interpreted.
+A reverse proxy and a server that disagree about the end of a request let one client inject a request into another
+client's connection (request smuggling). Input that RFC 9112 leaves to the recipient is therefore rejected, not
+interpreted.
 """
 
 import re
@@ -11,13 +12,13 @@ from typing import Any
 import h11
 
 HEAD_BYTES_MAX = 16 * 1024
-"""The request line with all header fields; also the trailer fields behind a chunked body."""
+"""Request line and all header fields; also the trailer fields after a chunked body."""
 
 CHUNK_LINE_BYTES_MAX = 512
-"""The size of a chunk with its extensions."""
+"""A chunk-size line including its extensions."""
 
 CHUNK_EXTENSIONS_BYTES_MAX = 4 * 1024
-"""All extensions of a body together; they are ignored."""
+"""All chunk extensions of a body; their content is ignored."""
 
 _TOKEN = rb"[-!#$%&'*+.^_`|~0-9A-Za-z]+"
 _REQUEST_LINE = re.compile(_TOKEN + rb" [\x21-\x7e]+ HTTP/1\.([01])")
@@ -27,17 +28,17 @@ _CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})((?:;[\t\x20-\x7e\x80-\xff]*)?)")
 _WHITESPACE = b" \t"
 _FRAMING_FIELDS = frozenset({b"content-length", b"transfer-encoding"})
 _Fields = Sequence[tuple[bytes, bytes]]
-"""Names in lower case, and values."""
+"""Pairs of lower-case name and value."""
 
 
 class _FramingError(Exception):
-    """Why these bytes are no request; the text is for people."""
+    """The bytes are no valid request. The text is for users."""
 
 
 class RequestFraming:
-    """Passes on whole heads and bodies of one connection, in order. Pure.
+    """Passes on complete heads and body bytes of one connection, in order. No I/O.
 
-    refusal: why nothing is passed on any more, None while all is well.
+    error: why nothing more is passed on, or None.
     """
 
     def __init__(self) -> None:
@@ -52,7 +53,7 @@ class RequestFraming:
         self._parse_step: Callable[[], bytes | None] = self._read_head
 
     def feed(self, data: bytes) -> bytes:
-        """The part of what has arrived that may be interpreted."""
+        """Add received bytes; return the bytes that may be parsed."""
         self._buffer += data
         passed = bytearray()
         try:
@@ -148,7 +149,7 @@ class RequestFraming:
         self._parse_step = self._discard if self._is_last_request else self._read_head
 
     def _discard(self) -> None:
-        """What follows the last request of a connection is never looked at."""
+        """Ignore everything after the last request of a connection."""
         self._buffer.clear()
 
     def _consume_body(self) -> bytes | None:
@@ -166,7 +167,7 @@ class RequestFraming:
         return line
 
     def _consume_line(self, bytes_max: int) -> bytes | None:
-        """The next line without its end; None until it is whole."""
+        """Return the next line without its line end, or None until it is complete."""
         end = self._buffer.find(b"\n", self._searched_bytes)
         self._searched_bytes = len(self._buffer)
         if (self._searched_bytes if end < 0 else end + 1) > bytes_max:
@@ -182,7 +183,7 @@ class RequestFraming:
 
 
 class FramedConnection(h11.Connection):
-    """h11 behind the framing. A refusal is raised where the refused request would begin or go on."""
+    """h11 connection with strict framing. The error is raised where the rejected request would begin or continue."""
 
     def __init__(self) -> None:
         super().__init__(h11.SERVER, HEAD_BYTES_MAX)
@@ -190,16 +191,16 @@ class FramedConnection(h11.Connection):
 
     @property
     def framing_error(self) -> str | None:
-        """Why the connection has to end, None while all is well."""
+        """Why the connection must be closed, or None."""
         return self._framing.error
 
     def receive_data(self, data: bytes) -> None:
-        """Take what has arrived."""
-        if framed := self._framing.feed(data):  # nothing would mean to h11 that the client has closed
+        """Frame received data and pass it to h11."""
+        if framed := self._framing.feed(data):  # empty data would signal EOF to h11
             super().receive_data(framed)
 
     def next_event(self) -> Any:
-        """As the original; requests before the one that is refused are answered first."""
+        """Return h11's next event. Requests before a rejected one are answered first."""
         event = super().next_event()
         if event is not h11.NEED_DATA or self.framing_error is None:
             return event
@@ -210,7 +211,7 @@ class FramedConnection(h11.Connection):
         return event
 
     def send(self, event: Any) -> Any:
-        """As the original; a client that was not told to send its body may leave it out, so nothing follows."""
+        """Send an event. If 100 Continue was never sent, close after the response: the client may omit its body."""
         if isinstance(event, h11.Response) and self.they_are_waiting_for_100_continue:
             headers = [*event.headers.raw_items(), (b"Connection", b"close")]
             event = h11.Response(status_code=event.status_code, headers=headers, reason=event.reason)
@@ -238,7 +239,7 @@ def _list_values(fields: _Fields, name: bytes) -> set[bytes]:
 
 
 def _body_framing(fields: _Fields, *, is_old: bool) -> tuple[int, bool]:
-    """The length of the body, and whether it comes in chunks instead. Raises _RefusedError (RFC 9112, 6.1 to 6.3)."""
+    """Return the body length and whether it is chunked. Raises _FramingError (RFC 9112 §6.1 to §6.3)."""
     lengths, codings = _field_values(fields, b"content-length"), _field_values(fields, b"transfer-encoding")
     if lengths and codings:
         raise _FramingError("The request has both Content-Length and Transfer-Encoding.")

@@ -1,4 +1,4 @@
-"""uvicorn's connections, with bounds on what a client that takes nothing can cost."""
+"""uvicorn protocols with limits for clients that do not read or do not finish their requests."""
 
 import asyncio
 import logging
@@ -16,10 +16,10 @@ from sandbox.api.middleware.response_headers import get_request_id
 from sandbox.api.responses import problem_response, reason_phrase
 
 STALL_TIMEOUT_SECONDS = 600.0
-"""A client that does not take what is ready for it loses its connection."""
+"""A client that does not read pending data for this long is disconnected."""
 
 HEAD_TIMEOUT_SECONDS = 30.0
-"""A client whose request's head is not whole by then, from its connecting or its last answer on, is cut off."""
+"""A client without a complete request head this long after connecting or its last response is disconnected."""
 
 _BAD_REQUEST = "This is no HTTP request as RFC 9112 has it, and the connection ends here."
 _BAD_REQUEST_CAUSE = "Its first line, a header field or its body cannot be read, or it has no Host or several."
@@ -34,24 +34,24 @@ _log = logging.getLogger(__name__)
 
 
 class _BackpressureMixin(asyncio.Protocol):
-    """Ends a connection whose buffer stays full."""
+    """Aborts a connection whose write buffer stays full."""
 
     transport: asyncio.Transport
     loop: asyncio.AbstractEventLoop
     _stall_timer: asyncio.TimerHandle | None = None
 
     def pause_writing(self) -> None:
-        """The client takes less than comes."""
+        """Start the stall timer: the write buffer is full."""
         super().pause_writing()
         self._stall_timer = self.loop.call_later(STALL_TIMEOUT_SECONDS, self.transport.abort)
 
     def resume_writing(self) -> None:
-        """It has taken what was ready."""
+        """Cancel the stall timer: the write buffer was drained."""
         self._cancel_stall_timer()
         super().resume_writing()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """It is gone."""
+        """Clean up after the connection is closed."""
         self._cancel_stall_timer()
         super().connection_lost(exc)
 
@@ -62,9 +62,9 @@ class _BackpressureMixin(asyncio.Protocol):
 
 
 class HttpProtocol(_BackpressureMixin, H11Protocol):
-    """A connection that speaks HTTP. Who does not is told so in the shape of every other error.
+    """An HTTP connection. Invalid HTTP gets an error response in the usual format.
 
-    The original waits for a head without a bound: its timer of idle connections ends with the first byte.
+    uvicorn waits for a request head without limit: the first byte cancels its keep-alive timer.
     """
 
     _head_timer: asyncio.TimerHandle | None = None
@@ -77,54 +77,54 @@ class HttpProtocol(_BackpressureMixin, H11Protocol):
 
     @property
     def is_known(self) -> bool:
-        """Whether somebody who was let in by name, or the operator of a server without tokens, is being answered."""
+        """Whether a request of an authenticated caller, or of any caller of a server without tokens, is in progress."""
         if self.cycle is None or self.cycle.response_complete:
             return False
         visitor = self.scope.get("state", {}).get("visitor")
         return visitor is not None and visitor.principal is not None
 
     def cut(self) -> None:
-        """End it at once."""
+        """Close it immediately."""
         self.transport.abort()
 
     def connection_made(self, transport: Any) -> None:
-        """A client is there."""
+        """Register a new connection."""
         super().connection_made(transport)
         self._update_head_timer()
         self._strangers.add(self)
 
     def data_received(self, data: bytes) -> None:
-        """As the original does."""
+        """Process data and update the head timer."""
         super().data_received(data)
         self._update_head_timer()
 
     def on_response_complete(self) -> None:
-        """An answer has ended; the next head may come."""
+        """Wait for the next request head."""
         super().on_response_complete()
         self._update_head_timer()
         if not self.transport.is_closing():
             self._strangers.add(self)
 
     def handle_websocket_upgrade(self, event: h11.Request) -> None:
-        """As the original does."""
+        """Switch the connection to the WebSocket protocol."""
         self._strangers.remove(self)
         super().handle_websocket_upgrade(event)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """It is gone."""
+        """Clean up after the connection is closed."""
         self._cancel_head_timer()
         self._strangers.remove(self)
         super().connection_lost(exc)
 
     def _update_head_timer(self) -> None:
-        # DONE: the request has its answer, and its body is still coming.
+        # DONE: the request has been answered while its body is still arriving.
         if self.conn.their_state is not h11.IDLE and self.conn.our_state is not h11.DONE:
             self._cancel_head_timer()
         elif self._head_timer is None:
             self._head_timer = self.loop.call_later(HEAD_TIMEOUT_SECONDS, self._on_head_timeout)
 
     def _on_head_timeout(self) -> None:
-        """Who still takes an answer has asked; STALLED_SECONDS bounds that."""
+        """Close the connection unless it is still sending a response; STALL_TIMEOUT_SECONDS limits that."""
         self._head_timer = None
         if self.transport.get_write_buffer_size():
             self._update_head_timer()
@@ -137,7 +137,7 @@ class HttpProtocol(_BackpressureMixin, H11Protocol):
             self._head_timer = None
 
     def send_400_response(self, msg: str) -> None:
-        """Answer, unless an answer has begun already, and close. `msg` is the original's."""
+        """Respond with 400, unless a response has begun, and close. `msg` is uvicorn's own text and is not used."""
         if self.conn.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
             answer = _bad_request_response(self.conn.framing_error or _BAD_REQUEST_CAUSE, self.client)
             head = h11.Response(status_code=400, headers=answer.raw_headers, reason=reason_phrase(400).encode())
@@ -145,7 +145,7 @@ class HttpProtocol(_BackpressureMixin, H11Protocol):
             for event in (head, *body, h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event) or b"")
         if self.cycle is not None:
-            self.cycle.disconnected = True  # its answer would come behind the last one that there can be
+            self.cycle.disconnected = True  # its response would follow the final one
         self.transport.close()
 
     def _is_answering_head_request(self) -> bool:
@@ -153,35 +153,35 @@ class HttpProtocol(_BackpressureMixin, H11Protocol):
 
 
 class WebSocketProtocol(_BackpressureMixin, WebSocketsSansIOProtocol):
-    """A connection that speaks WebSocket.
+    """A WebSocket connection.
 
-    An answer that refuses the handshake counts as its end; the original calls it an error of the application's.
-    Who takes nothing is owed the answer to the latest ping only (RFC 6455 §5.5.3); the original keeps all of them.
+    A response that rejects the handshake completes it; uvicorn logs that as an application error. Only the latest ping
+    of a client that does not read is answered (RFC 6455 §5.5.3); uvicorn buffers all pongs.
     """
 
     _pending_pong = b""
 
     def data_received(self, data: bytes) -> None:
-        """As the original does, which never answers a handshake that its library cannot read."""
+        """Process data. Respond with 400 to a handshake that the library cannot parse; uvicorn never answers it."""
         super().data_received(data)
         if not self.handshake_initiated:
             self.transport.write(_bad_handshake_response(self.client))
             self.transport.close()
 
     async def send(self, message: Any) -> None:
-        """As the original does."""
+        """Send a message, and mark a rejected handshake as complete."""
         await super().send(message)
         self.handshake_complete = self.handshake_complete or (self.initial_response is not None and self.close_sent)
 
     def handle_ping(self) -> None:
-        """Answer now, or when the client takes something again."""
+        """Send the pong now, or once the client reads again."""
         if self.writable.is_set():
             super().handle_ping()
-        elif pongs := self.conn.data_to_send():  # of all pings that came in one piece
+        elif pongs := self.conn.data_to_send():  # the pongs to all pings that arrived in one read
             self._pending_pong = pongs[-1]
 
     def resume_writing(self) -> None:
-        """It has taken what was ready."""
+        """Send the pending pong: the write buffer was drained."""
         super().resume_writing()
         owed, self._pending_pong = self._pending_pong, b""
         self.transport.write(owed)

@@ -1,4 +1,4 @@
-"""Both doors served in one event loop, closed within the time that a shutdown may take."""
+"""Runs both ASGI apps in one event loop and shuts them down within a fixed time."""
 
 import asyncio
 import errno
@@ -17,16 +17,16 @@ from sandbox.model.errors import SandboxError
 from sandbox.model.limits import SHUTDOWN_SECONDS
 
 GRACEFUL_SHUTDOWN_SECONDS = round(SHUTDOWN_SECONDS / 2)
-"""Until answers under way are cut, once the streams were told to end."""
+"""Time for responses in progress after the streams were ended; then they are cut off."""
 
 CLIENT_MESSAGE_BYTES_MAX = 64 * 1024
-"""A message of a WebSocket client, which is ignored; over it: the connection is closed."""
+"""Maximum size of a WebSocket client's message; above it the connection is closed."""
 
 PING_SECONDS = 20.0
-"""Between pings to a WebSocket client."""
+"""Interval between pings to a WebSocket client."""
 
 PONG_SECONDS = 20.0
-"""A client that has not answered a ping by then is gone."""
+"""A client that has not answered a ping by then is disconnected."""
 
 
 async def serve(
@@ -38,7 +38,10 @@ async def serve(
     shutting_down: asyncio.Event,
     on_started: Callable[[], None] = lambda: None,
 ) -> None:
-    """Serve until `shutting_down` is set, then end streams, answers and sockets. `on_started` once both answer."""
+    """Serve until `shutting_down` is set, then end streams, responses and sockets.
+
+    on_started: called once both apps accept requests.
+    """
     servers = [_UvicornServer(app), _UvicornServer(stream_app)]
     try:
         async with asyncio.TaskGroup() as group:
@@ -57,7 +60,7 @@ async def serve(
 
 @contextmanager
 def set_on_signals(event: asyncio.Event) -> Iterator[None]:
-    """SIGTERM and SIGINT set the event of the running loop."""
+    """Set the event on SIGTERM and SIGINT; needs a running loop."""
     loop = asyncio.get_running_loop()
     signals = (signal.SIGTERM, signal.SIGINT)
     for number in signals:
@@ -96,16 +99,16 @@ class _UvicornServer(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
-        """None of them."""
+        """Capture no signals."""
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """As uvicorn does, and tell."""
+        """Start, then set `listening`."""
         await super().startup(sockets)
         self.listening.set()
 
     def abort_connections(self) -> None:
-        """Close what clients have left open past the grace."""
+        """Abort connections that are still open after the grace period."""
         for connection in list(self.server_state.connections):
             connection.transport.abort()
 
@@ -123,13 +126,13 @@ _NO_IPV6_ERRNOS = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
 
 
 class AddressError(SandboxError):
-    """The server cannot listen there."""
+    """The server cannot listen on this address."""
 
     code = "address_unavailable"
 
 
 class UnprotectedAddressError(SandboxError):
-    """Others than this machine's users reach the address, and nothing tells them apart from the operator."""
+    """The address is reachable from other machines, and there are no tokens to authenticate the operator."""
 
     code = "address_open"
 
@@ -142,15 +145,15 @@ class UnprotectedAddressError(SandboxError):
 
 
 def is_externally_reachable(sockets: Sequence[socket.socket]) -> bool:
-    """Whether one of the bound sockets can be reached from another machine."""
+    """Whether one of the bound sockets is reachable from another machine."""
     addresses = (bound.getsockname()[0].partition("%")[0] for bound in sockets)
     return not all(ip_address(address).is_loopback for address in addresses)
 
 
 def bind(host: str, port: int, key: str = "port") -> list[socket.socket]:
-    """Bound sockets, all on one port; 127.0.0.1 and localhost bring ::1 along where there is IPv6.
+    """Bind sockets, all to one port. 127.0.0.1 and localhost include ::1 if IPv6 is available.
 
-    Port 0 means any free port; `key` of the configuration says which one. Raises AddressError.
+    Port 0 selects any free port. `key` is the port's name in the configuration. Raises AddressError.
     """
     hosts = _LOOPBACK_HOSTS if host in {"127.0.0.1", "localhost"} else (host,)
     for _ in range(_EPHEMERAL_PORT_ATTEMPTS if port == 0 else 1):
@@ -162,9 +165,9 @@ def bind(host: str, port: int, key: str = "port") -> list[socket.socket]:
 
 
 def listen(sockets: Sequence[socket.socket], key: str = "port") -> None:
-    """Take clients from now on. Who comes earlier is refused, and knows that nothing was done. Raises AddressError.
+    """Start accepting connections. Earlier clients are refused, so their requests had no effect. Raises AddressError.
 
-    Only who listens has the port: SO_REUSEADDR lets another server bind to it until then.
+    Only listening reserves the port: with SO_REUSEADDR another server can bind to it until then.
     """
     for bound in sockets:
         try:
@@ -182,7 +185,7 @@ def _address_error(host: str, port: int, key: str, cause: OSError) -> AddressErr
 
 
 def _bind_all(hosts: tuple[str, ...], port: int) -> list[socket.socket]:
-    """With port 0 the first socket takes a free port, and the other ones the same."""
+    """With port 0 the first socket selects a free port, and the others use the same one."""
     bound: list[socket.socket] = []
     try:
         for host in hosts:

@@ -1,4 +1,4 @@
-"""The guard before every route, also before the handshakes of WebSockets."""
+"""Authentication middleware for all routes and WebSocket handshakes."""
 
 import logging
 import time
@@ -17,7 +17,7 @@ from sandbox.api.streaming import fair_share
 from sandbox.system.log_context import TOKEN_ID
 
 RECHECK_SECONDS = 5.0
-"""A stream tells and takes nothing more this long after its token was revoked or has expired."""
+"""How long a stream may continue after its token was revoked or has expired."""
 
 _CONTENT = frozenset({"http.response.body", "websocket.send"})
 _CLOSE_MESSAGE: Message = {"type": "websocket.close", "code": 1008, "reason": "The token is not good any more."}
@@ -26,24 +26,27 @@ _log = logging.getLogger(__name__)
 
 
 class CredentialsRevokedError(OSError):
-    """The visitor is not known any more; an OSError, as servers raise for a client that is gone."""
+    """The caller's credentials are no longer valid.
+
+    An OSError, like the one that servers raise for a closed connection.
+    """
 
 
 class AuthenticationMiddleware:
-    """Lets requests in, or answers them with 401, 403 or 429. Routes learn from `visitor_of` who came."""
+    """Lets requests pass or rejects them with 401, 403 or 429. `get_caller` returns the caller of a request."""
 
     def __init__(self, app: ASGIApp, authenticator: Authenticator) -> None:
         self._app = app
         self._authenticator = authenticator
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass on or refuse."""
+        """Pass the request on or reject it."""
         if scope["type"] not in {"http", "websocket"}:
             await self._app(scope, receive, send)
             return
         connection = HTTPConnection(scope)
         result = self._authenticator.authenticate(connection)
-        # Not only where there is one: the context may be that of an earlier request on this connection.
+        # Always set: with keep-alive the context var may hold the previous request's token.
         TOKEN_ID.set((result.principal.id or None) if result.principal is not None else None)
         if isinstance(result, Denied):
             await _denied_response(connection, result)(scope, receive, send)
@@ -56,7 +59,7 @@ class AuthenticationMiddleware:
             await self._app(scope, *self._with_rechecks(result, scope["type"], receive, _in_turn(send)))
 
     def _with_rechecks(self, caller: Caller, kind: str, receive: Receive, send: Send) -> tuple[Receive, Send]:
-        """Pass on as long as the visitor is known; then break off as if the client had gone."""
+        """Wrap the channels: end the connection as if the client had disconnected once its credentials are revoked."""
         checked_at, has_left = time.monotonic(), False
 
         def is_unknown() -> bool:
@@ -93,7 +96,7 @@ class AuthenticationMiddleware:
 
 
 def _in_turn(send: Send) -> Send:
-    """What is sent waits for its turn within the client's share of the event loop."""
+    """Delay each message until the client's share of the event loop allows it."""
 
     async def send_in_turn(message: Message) -> None:
         if message["type"] in _CONTENT:
@@ -104,7 +107,7 @@ def _in_turn(send: Send) -> Send:
 
 
 def _denied_response(connection: HTTPConnection, denied: Denied) -> Response:
-    """People at a browser are led to where they can show their token; everybody else is told."""
+    """Redirect browsers to the sign-in page; send an error to all other clients."""
     if denied.status == HTTPStatus.UNAUTHORIZED and _is_page_request(connection):
         back = urlencode({"to": connection.url.path + ("?" + connection.url.query if connection.url.query else "")})
         return RedirectResponse(f"{paths.SIGN_IN}?{back}", 303, headers={"vary": "accept"})
@@ -118,19 +121,19 @@ def _is_page_request(connection: HTTPConnection) -> bool:
 
 
 def accepts_html(connection: HTTPConnection) -> bool:
-    """Whether a browser asks for something to show, rather than a program for data."""
+    """Whether the client is a browser that requests a page, rather than a program that requests data."""
     return "text/html" in connection.headers.get("accept", "").lower()
 
 
 def get_caller(connection: HTTPConnection) -> Caller:
-    """Who came in with this request."""
+    """Return the caller of this request."""
     caller = connection.scope["state"]["visitor"]
     assert isinstance(caller, Caller)
     return caller
 
 
 def _with_subprotocol(scope: Scope, send: Send) -> tuple[Scope, Send]:
-    """The handshake without the token, answered with the protocol that the client offered beside it."""
+    """Remove the token from the offered subprotocols and accept with STREAM_PROTOCOL if it was offered."""
     protocols = strip_token_protocol(scope["subprotocols"])
 
     async def send_agreed(message: Message) -> None:

@@ -1,4 +1,4 @@
-"""Counts every answer, refusals included."""
+"""Metrics and access log of every response, including rejections."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ from sandbox.system.log_context import TASK_ID
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 NO_ROUTE = "none"
-"""The route of what was refused before any address was looked for, or is at no address."""
+"""The route label of requests that were rejected before routing or match no route."""
 
 _CREATED_SERIES = re.compile(rb"(# (HELP|TYPE) )?sandbox_\w+_created\b")
-"""When a series began, which OpenMetrics has and this format has not: noise, a line for each series."""
+"""The `_created` series of OpenMetrics. The Prometheus text format has none, and they would add a line per series."""
 
 _KNOWN_METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
 _RESPONSE_SECONDS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60, 600)
 
 
 class ServerMetrics:
-    """The figures of one server, whichever of its doors they come from."""
+    """The metrics of one server, for both ports."""
 
     def __init__(self, version: str) -> None:
         self._registry = registry = CollectorRegistry()
@@ -65,17 +65,17 @@ class ServerMetrics:
         self._disk_total = Gauge("sandbox_disk_total_bytes", "Size of that file system.", registry=registry)
 
     def record_response(self, route: str, method: str, status: int, seconds: float) -> None:
-        """A request has begun to be answered, `seconds` after it came. route: the template, not the address."""
+        """Record a response that started `seconds` after its request. route: the path template, not the path."""
         known_method = method if method in _KNOWN_METHODS else "other"
         self._requests.labels(route, known_method, status).inc()
         self._response_seconds.labels(route, known_method).observe(seconds)
 
     def track_stream(self, kind: Literal["logs", "websocket"]) -> AbstractContextManager[object]:
-        """Within it one more follower is counted."""
+        """Count an open stream for as long as the context is active."""
         return self._streams.labels(kind).track_inprogress()
 
     def render(self, health: Health, *, is_ready: bool) -> bytes:
-        """Everything as Prometheus reads it."""
+        """Render all metrics in the Prometheus text format."""
         for state in TaskState:
             self._tasks.labels(state).set(health.tasks_by_state.get(state, 0))
         self._ready.set(is_ready)
@@ -93,26 +93,26 @@ _log = logging.getLogger(__name__)
 
 
 async def set_api_route(connection: HTTPConnection) -> None:
-    """The address that this request is for, for whoever counts it."""
+    """Set the route template of the request for metrics, and the task id for the log."""
     set_route(connection, connection.scope["route"].path_format)
     if (task_id := connection.path_params.get("task_id")) is not None:
         TASK_ID.set(task_id)
 
 
 def set_route(connection: HTTPConnection, template: str) -> None:
-    """The same for an address that is no operation of the API."""
+    """Set the route template of a request to an endpoint outside the API."""
     connection.scope["state"]["route"] = template
 
 
 class MetricsMiddleware:
-    """The outermost of all, so that it sees what was refused too."""
+    """The outermost middleware; it also sees rejected requests."""
 
     def __init__(self, app: ASGIApp, metrics: ServerMetrics) -> None:
         self._app = app
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass on, and look at how the answer begins."""
+        """Call the app and record the start of its response."""
         if scope["type"] not in {"http", "websocket"}:
             await self._app(scope, receive, send)
             return
@@ -134,14 +134,14 @@ class MetricsMiddleware:
         try:
             await self._app(scope, receive, send_measured)
         except Exception:
-            # The answer to it is made by Starlette's own middleware, around all others.
+            # Starlette's outermost middleware, outside this one, creates the response.
             if not has_begun:
                 note(HTTPStatus.INTERNAL_SERVER_ERROR.value)
             raise
 
 
 def _log_response(scope: Scope, status: int, seconds: float) -> None:
-    """Probes and open pages ask again and again: they are told of when something is wrong."""
+    """Log a response. Successful requests of probes and polling pages are logged at debug level only."""
     path, client = scope["path"], scope.get("client")
     is_asked_again = path in _POLLED_PATHS or path.startswith(paths.ASSETS) or "hx-request" in Headers(scope=scope)
     is_dull = status < 400 and is_asked_again

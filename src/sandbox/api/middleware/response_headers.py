@@ -1,4 +1,4 @@
-"""What goes around every answer: its id, its safety headers, and no body where only the head was asked for."""
+"""Adds the request id and security headers to every response, and handles HEAD."""
 
 import re
 import uuid
@@ -13,24 +13,24 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _CONTENT_SECURITY_POLICY = (
     "script-src 'none'; object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-"""For every answer without a policy of its own: nothing in it runs, wherever it is shown."""
+"""For every response without its own policy: nothing in it may execute, wherever it is displayed."""
 _START_MESSAGES = {"http.response.start", "websocket.accept", "websocket.http.response.start"}
 
 
 def get_request_id(connection: HTTPConnection) -> str:
-    """The id that the client gave this request, or the one made for it."""
+    """Return the request id that the client sent, or a generated one."""
     identity: str = connection.scope.setdefault("state", {}).get("request_id") or uuid.uuid4().hex
     connection.scope["state"]["request_id"] = identity
     return identity
 
 
 def is_head_request(scope: Scope) -> bool:
-    """The client asked with HEAD; routes see GET."""
+    """Whether the client sent HEAD; routes see GET."""
     return bool(scope.get("state", {}).get("wants_head_only"))
 
 
 class ResponseHeadersMiddleware:
-    """Puts X-Request-Id and safety headers on, and lets HEAD through as a GET whose body is left out."""
+    """Adds X-Request-Id and security headers, and handles HEAD as a GET whose body is dropped."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -45,7 +45,7 @@ class ResponseHeadersMiddleware:
         if _REQUEST_ID.fullmatch(request_id_header):
             state["request_id"] = request_id_header
         identity = get_request_id(HTTPConnection(scope))
-        # Never taken back: a server gives each request a context of its own, and logs there what went wrong.
+        # Never reset: the server runs each request in a separate context and logs its errors there.
         REQUEST_ID.set(identity)
         if scope.get("method") == "HEAD":
             state["wants_head_only"] = True

@@ -1,4 +1,4 @@
-"""Draining the server: it finishes what it has begun, and begins nothing."""
+"""Routes for administration: drain the server, prune tasks."""
 
 from typing import Annotated
 
@@ -13,7 +13,7 @@ from sandbox.model.wire.events import format_timestamp
 
 
 def add_drain_routes(app: FastAPI) -> None:
-    """Put the routes of this module on the app."""
+    """Register the drain routes."""
     app.get(paths.DRAIN, responses=responses_for("DrainBody") | problem_responses())(read_drain)
     app.post(paths.DRAIN, responses=responses_for("DrainBody") | problem_responses(503))(begin_drain)
     app.delete(paths.DRAIN, responses=responses_for("DrainBody") | problem_responses(503))(undo_drain)
@@ -51,7 +51,7 @@ _BYTES_MAX = 2**60
 
 
 def add_pruning_routes(app: FastAPI) -> None:
-    """Put the routes of this module on the app."""
+    """Register the prune route."""
     app.post(paths.PRUNE, responses=responses_for("PrunedBody") | problem_responses(503))(prune_tasks)
 
 

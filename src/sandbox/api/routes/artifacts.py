@@ -1,4 +1,4 @@
-"""Listing and downloading what is kept of a task."""
+"""Routes that list and download artifacts."""
 
 import asyncio
 import os
@@ -55,7 +55,7 @@ _DOWNLOAD_RESPONSES: Responses = {
 
 
 def add_artifact_routes(app: FastAPI) -> None:
-    """Put the routes of this module on the app."""
+    """Register the artifact routes."""
     app.get(paths.ARTIFACTS, responses=responses_for("ArtifactListBody") | problem_responses(404, 503))(list_artifacts)
     app.get(
         paths.ARTIFACT,
@@ -121,12 +121,12 @@ def _stat_regular_file(file: Path) -> os.stat_result | None:
 
 
 def _etags(request: Request, name: str) -> set[str]:
-    """The ETags of a header as they were written, over all its lines; `*` among them stands for any."""
+    """Return the ETags of all lines of a header as written; `*` matches any."""
     return {tag.strip() for line in request.headers.getlist(name) for tag in line.split(",")} - {""}
 
 
 def download_content_type(content_type: str) -> str:
-    """The type that a download is sent with, of these few: no browser runs, styles or frames anything by them."""
+    """Return the Content-Type of a download, from a small set that no browser executes, styles or frames."""
     match = _MEDIA_TYPE.fullmatch(content_type)
     if match is None:
         return _OCTET_STREAM
@@ -137,15 +137,18 @@ def download_content_type(content_type: str) -> str:
 
 
 def content_disposition(name: str) -> str:
-    """RFC 6266, with an ASCII name for old clients; nothing in `name` can end the header or the string in it."""
+    """Return a Content-Disposition (RFC 6266) with an ASCII fallback for old clients.
+
+    `name` cannot end the header or its quoted string.
+    """
     plain = re.sub(r"[^A-Za-z0-9 ._+=@,-]", "_", name)
     return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{quote(name, safe='', errors='replace')}"
 
 
 def parse_range(headers: Mapping[str, str], etag: str, size_bytes: int) -> str | None:
-    """The one range that is served; None for the whole file, which RFC 9110 allows for any range.
+    """Return the single range to serve, or None for the whole file, which RFC 9110 allows for any range.
 
-    Raises RangeNotSatisfiableError when it begins past the end.
+    Raises RangeNotSatisfiableError if the range begins after the end.
     """
     match = _SINGLE_RANGE.fullmatch(headers.get("range", "").strip())
     if match is None or headers.get("if-range", etag) != etag:
@@ -159,9 +162,9 @@ def parse_range(headers: Mapping[str, str], etag: str, size_bytes: int) -> str |
 
 
 class _ArtifactResponse(FileResponse):
-    """Sees the range only where it was found good, and HEAD again where the envelope took it away.
+    """A file response for a validated range, and for HEAD, which ResponseHeadersMiddleware replaced by GET.
 
-    It names no time of a change: the ETag alone says whether these are the same bytes.
+    It sends no Last-Modified: only the ETag identifies the content.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The schema for programs, and a page for people to read it and try it out; nothing of it comes from elsewhere."""
+"""Routes for the OpenAPI schema and its documentation page; the page loads nothing from other hosts."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -69,7 +69,7 @@ _INLINE_ASSETS = {"start.js": (_START_SCRIPT, "text/javascript"), "page.css": (_
 
 
 def add_docs_routes(app: FastAPI) -> None:
-    """Put the routes of this module on the app."""
+    """Register the documentation routes."""
     app.get(paths.SCHEMA, include_in_schema=False)(read_schema)
     app.get(paths.DOCS, include_in_schema=False)(read_docs)
     app.get(f"{paths.DOCS}/{{name}}", include_in_schema=False)(read_asset)
@@ -96,7 +96,7 @@ async def read_asset(name: str) -> Response:
 
 
 def _asset_directory() -> Path:
-    """Where fastapi-offline has brought Swagger UI; the package itself is never run."""
+    """Return the directory of Swagger UI in fastapi-offline, whose code is never imported."""
     spec = find_spec("fastapi_offline")
     if spec is None or not spec.submodule_search_locations:
         raise HTTPException(404)

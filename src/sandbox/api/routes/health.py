@@ -1,4 +1,4 @@
-"""How the server is, for people, probes and balancers."""
+"""Routes for health, probes and metrics."""
 
 from dataclasses import asdict
 from typing import Any
@@ -21,7 +21,7 @@ _SHUTTING_DOWN = "The server is shutting down."
 
 
 def add_health_routes(app: FastAPI) -> None:
-    """Put the routes of this module on the app."""
+    """Register the health routes."""
     app.get(paths.BASIC_HEALTH, responses=responses_for("AliveBody") | problem_responses())(read_basic_health)
     app.get(paths.HEALTH, responses=responses_for("HealthBody") | problem_responses())(read_health)
     app.get(paths.READINESS, responses=responses_for("ReadyBody") | problem_responses(503))(read_readiness)
@@ -72,7 +72,7 @@ async def read_readiness(request: Request, context: ContextDep) -> Response:
 
 
 def not_ready_reasons(health: Health, context: AppContext) -> list[str]:
-    """Why the server is not ready; that it shuts down is known here, at its doors, first."""
+    """Return why the server is not ready; includes its own shutdown, which only the API can report."""
     reasons = list(health.reasons)
     if not health.is_ready and not reasons:
         reasons = ["The server is not ready."]
@@ -92,7 +92,7 @@ def _runtime_body(probe: RuntimeProbe) -> dict[str, Any]:
 
 
 def add_metrics_route(app: FastAPI) -> None:
-    """Put the route of this module on the app."""
+    """Register the metrics route."""
     answer = raw_content("The figures in Prometheus' text format", "text/plain")
     app.get(paths.METRICS, response_class=Response, responses={200: answer, **problem_responses(503)})(read_metrics)
 

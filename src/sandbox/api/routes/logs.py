@@ -1,4 +1,4 @@
-"""The logs of a task: plain text, server-sent events or NDJSON."""
+"""Routes for a task's logs: plain text, server-sent events or NDJSON."""
 
 import re
 from collections import deque
@@ -33,16 +33,16 @@ _TEXT = "text/plain; charset=utf-8"
 _RFC_3339 = re.compile(r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d:\d\d(?:\.\d+)?)([Zz]|[+ -]\d\d:\d\d)", re.ASCII)
 
 _TAIL_GROWTH_FACTOR = 4
-"""Records looked at for each line of a tail, and that many times more until there are enough."""
+"""Factor by which the number of records to read grows until they contain enough lines for the tail."""
 
 _Formatter = Callable[[WireEvent], bytes]
 
 
 @dataclass(frozen=True, slots=True)
 class LogEncoder:
-    """What of a task's story is shown, and how. Followers are told of gaps and of the end whatever they filter.
+    """Filters and formats events. Gaps and the end are always sent when following, whatever the filter.
 
-    since: as frames have times; empty for all.
+    since: a timestamp in the format of events; empty for all.
     """
 
     stream: LogStream
@@ -51,14 +51,14 @@ class LogEncoder:
     is_following: bool
 
     def includes(self, frame: WireEvent) -> bool:
-        """Whether the frame is shown."""
+        """Whether the event passes the filter."""
         if self.is_following and frame["type"] in {"gap", "end"}:
             return True
         belongs_to = log_stream_of(frame)
         return belongs_to is not None and self.stream in {"all", belongs_to} and str(frame["timestamp"]) >= self.since
 
     def encode(self, frames: Sequence[WireEvent]) -> Messages:
-        """One piece of all of them."""
+        """Return one message with all events that pass the filter."""
         text = b"".join([self.format_event(frame) for frame in frames if self.includes(frame)])
         return (text,) if text else ()
 
@@ -77,7 +77,7 @@ class LogQuery(BaseModel):
 
 
 def add_log_routes(app: FastAPI) -> None:
-    """Put the routes of this module on the app."""
+    """Register the log routes."""
     described: Responses = {
         200: raw_content("The log as text, or as a stream when followed", "text/plain", _SSE, _NDJSON),
         204: {"description": "The client has had the last event already"},
@@ -126,7 +126,7 @@ async def read_logs(
 
 
 def _normalize_time(since: str) -> str:
-    """As frames have it, so that text compares as time does."""
+    """Convert to the timestamp format of events, which sorts as text. Raises InvalidParameterError."""
     match = _RFC_3339.fullmatch(since)
     try:
         if match is None:
@@ -140,7 +140,7 @@ def _normalize_time(since: str) -> str:
 
 
 async def _find_tail_start(tasks: Tasks, task: Task, after: int, lines: int, view: LogEncoder) -> int:
-    """The `after` that leaves the last `lines` lines of what is there now: read from as near to the end as will do."""
+    """Return the `after` that leaves the last `lines` lines available now, reading only as far back as needed."""
     reach = lines
     while True:
         reach *= _TAIL_GROWTH_FACTOR
@@ -163,14 +163,14 @@ def _choose_format(request: Request) -> tuple[str, _Formatter]:
 
 
 class _TextFormatter:
-    """Frames as lines. What came in parts is one line again, unless something else came in between."""
+    """Formats events as lines. Joins the parts of a line again, unless another event lies between them."""
 
     def __init__(self) -> None:
         self._open_source = ""
         self._length = 0
 
     def format_event(self, frame: WireEvent) -> bytes:
-        """`[time] [STDOUT] text` for each line of output, `[time] [EVENT] {json}` for everything else."""
+        """Format output as `[time] [STDOUT] text` per line, everything else as `[time] [EVENT] {json}`."""
         is_output = frame["type"] == "output"
         source = str(frame["stream"]).upper() if is_output else "EVENT"
         text = str(frame["data"]).removesuffix("\n").encode() if is_output else msgspec.json.encode(frame)
@@ -182,7 +182,7 @@ class _TextFormatter:
         is_continued = is_output and bool(frame["continued"])
         self._open_source = source if is_continued else ""
         self._length += len(text)
-        # What a terminal shows is written down as it comes: a line without a prefix could be taken for an event.
+        # Terminal output is stored as it arrives: a line without a prefix could be mistaken for an event.
         return begin + text.replace(b"\n", b"\n" + prefix) + (b"" if is_continued else b"\n")
 
 

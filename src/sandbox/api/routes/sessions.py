@@ -1,4 +1,4 @@
-"""Sessions: a browser shows a token once and has a cookie from then on."""
+"""Routes for browser sessions: a token is exchanged for a cookie."""
 
 from fastapi import FastAPI, Request
 from starlette.responses import Response
@@ -12,7 +12,7 @@ from sandbox.api.responses import JsonResponse
 
 
 def add_session_routes(app: FastAPI) -> None:
-    """Put the routes of this module on the app."""
+    """Register the session routes."""
     app.post(paths.SESSION, responses=responses_for("SessionBody") | problem_responses())(open_session)
     app.delete(paths.SESSION, status_code=204, response_class=Response, responses=problem_responses())(close_session)
 
@@ -45,5 +45,8 @@ async def close_session(request: Request, context: ContextDep) -> Response:
 
 
 def _is_encrypted(request: Request) -> bool:
-    """Between the browser and whatever it speaks to: a proxy in front may do TLS, and pages say where they are from."""
+    """Whether the browser's connection is encrypted.
+
+    A proxy may terminate TLS; the Origin header shows the page's scheme.
+    """
     return request.url.scheme == "https" or request.headers.get("origin", "").startswith("https://")

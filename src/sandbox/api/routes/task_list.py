@@ -1,4 +1,4 @@
-"""Lists of tasks: which, in what order, and from where on."""
+"""Routes that list tasks, with filters, sorting and paging."""
 
 from dataclasses import replace
 from typing import Annotated
@@ -57,7 +57,7 @@ class ListQuery(BaseModel):
 
 
 def add_list_routes(app: FastAPI) -> None:
-    """Put the routes of this module on the app."""
+    """Register the list routes."""
     app.get(
         paths.TASKS,
         responses=responses_for("TaskListBody") | problem_responses(503),
@@ -81,7 +81,7 @@ async def list_tasks(request: Request, context: ContextDep, query: Annotated[Lis
 
 
 def parse_query(list_query: ListQuery, params: QueryParams) -> TaskQuery:
-    """What is asked for. Raises InvalidParameterError."""
+    """Build the query from the parameters. Raises InvalidParameterError."""
     query = TaskQuery(
         _parse_states(list_query.state),
         _parse_labels(params) or {},
@@ -94,12 +94,12 @@ def parse_query(list_query: ListQuery, params: QueryParams) -> TaskQuery:
 
 
 async def query_page(tasks: Tasks, query: TaskQuery, params: QueryParams) -> TaskPage:
-    """The page that is wanted; an empty one when a label is asked to have two values."""
+    """Return the requested page; an empty one if one label is requested with two values."""
     return await tasks.query(query) if _parse_labels(params) is not None else TaskPage((), 0)
 
 
 def _apply_cursor(query: TaskQuery, text: str, params: QueryParams) -> TaskQuery:
-    """The query from the cursor on, in the cursor's own order."""
+    """Return the query that continues after the cursor, with the cursor's sort order."""
     if query.offset:
         raise InvalidParameterError("offset", "counts from the start; it cannot come with a cursor")
     bookmark = decode_cursor(text)
@@ -110,7 +110,7 @@ def _apply_cursor(query: TaskQuery, text: str, params: QueryParams) -> TaskQuery
 
 
 def _parse_labels(params: QueryParams) -> dict[str, str] | None:
-    """The labels asked for; None when no task can have them, because one key is asked to have two values."""
+    """Return the requested labels, or None if one key is requested with two values, which no task can match."""
     labels: dict[str, str] = {}
     for name, value in params.multi_items():
         if name.startswith(_LABEL_PREFIX) and labels.setdefault(name.removeprefix(_LABEL_PREFIX), value) != value:

@@ -1,4 +1,4 @@
-"""Submitting, asking for, waiting for and cancelling tasks."""
+"""Routes that submit, read, wait for and cancel tasks."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _IDEMPOTENCY_KEY_REGEX = re.compile(IDEMPOTENCY_KEY_PATTERN.strip("^$"), re.ASCI
 
 
 def read_idempotency(request: Request, body: bytes) -> Idempotency | None:
-    """The key with the digest of the body that it came with; None without one. Raises InvalidParameterError."""
+    """Return the idempotency key with the digest of its body, or None without a key. Raises InvalidParameterError."""
     keys = request.headers.getlist(IDEMPOTENCY_KEY_HEADER)
     if not keys:
         return None
@@ -101,7 +101,7 @@ _CANCEL_BODY = request_body(
 
 
 def add_task_routes(app: FastAPI) -> None:
-    """Put the routes of this module on the app."""
+    """Register the task routes."""
     app.post(
         paths.TASKS,
         status_code=202,
@@ -122,7 +122,7 @@ async def submit_task(request: Request, context: ContextDep, dry_run: _DryRun = 
     body = await read_body(request)
     idempotency = read_idempotency(request, body)
     if idempotency is not None and not dry_run and (before := await context.tasks.find_submission(idempotency)):
-        # What the server takes may have changed since; what it took has not.
+        # Manifests that were accepted earlier may be rejected today; replay the submission before parsing.
         return _submitted_response(before)
     manifest = await asyncio.to_thread(_parse_submission, body, request, context)
     if dry_run:
@@ -211,7 +211,7 @@ async def cancel_task(
 
 
 def add_preserved_routes(app: FastAPI) -> None:
-    """Put the routes of this module on the app."""
+    """Register the route for preserved sandboxes."""
     app.delete(paths.VM, responses=responses_for("ReleasedBody") | problem_responses(404, 503))(release_sandbox)
 
 

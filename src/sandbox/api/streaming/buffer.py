@@ -1,4 +1,4 @@
-"""The live end of a task's story, read and encoded once for all who follow it."""
+"""Buffers and encodes the latest events of a task once for all of its subscribers."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ CACHED_ENCODERS_MAX = 8
 
 
 class Batch:
-    """Frames that came together, all those past `after`, and what the first views to ask make of them.
+    """Consecutive events after `after`, with the cached results of the first encoders.
 
-    Views are chosen by those who follow: not as many are kept as they can think of.
+    Clients choose their encoders, so the number of cached results is limited.
     """
 
     def __init__(self, after: int, frames: Sequence[WireEvent], size_bytes: int) -> None:
@@ -34,7 +34,7 @@ class Batch:
         self._encoded: dict[Encoder, Messages] = {}
 
     def encode(self, view: Encoder, after: int) -> Messages:
-        """What the view makes of what is past `after`."""
+        """Return the encoder's messages for the events after `after`."""
         if after > self.after:
             return view.encode([frame for frame in self._frames if frame["seq"] > after])
         result = self._encoded.get(view)
@@ -46,7 +46,7 @@ class Batch:
 
 
 class HistoryCache:
-    """What was last read for those who are behind the tail; others who come by the same place share it."""
+    """Recently read events for clients that lag behind the buffer; clients at the same position share them."""
 
     def __init__(self) -> None:
         self._batches: deque[Batch] = deque()
@@ -54,19 +54,19 @@ class HistoryCache:
         self._load_lock = asyncio.Lock()
 
     async def get_or_load(self, position: int, frames: Callable[[], AsyncIterator[WireEvent]]) -> Batch | None:
-        """A batch that begins with, or has, what comes next; None when there is nothing.
+        """Return a batch that contains the event after `position`, or None if there is none.
 
-        frames: all past `position`. One reads at a time, so that many who come at once share what the first has read.
+        frames: reads all events after `position`. One client reads at a time, so concurrent ones share its result.
         """
         async with self._load_lock:
             return self.find(position) or await self.load(frames(), position)
 
     def find(self, position: int) -> Batch | None:
-        """A batch that has what comes next after `position`."""
+        """Return a cached batch that contains the event after `position`."""
         return next((piece for piece in self._batches if piece.after <= position < piece.last_seq), None)
 
     async def load(self, frames: AsyncIterator[WireEvent], after: int) -> Batch | None:
-        """A batch of the first of these frames, which are those past `after`; None when there are none."""
+        """Read a batch of the first of these events, which follow `after`; None if there are none."""
         result: list[WireEvent] = []
         kept_bytes = 0
         try:
@@ -88,7 +88,10 @@ class HistoryCache:
 
 
 class StreamBuffer:
-    """The last batches of one task. `frames` begins with the present state, as `Tasks.follow` without `after` does."""
+    """The latest batches of one task.
+
+    frames: begins with the current state, as `Tasks.follow` without `after` does.
+    """
 
     def __init__(self, frames: AsyncIterator[WireEvent]) -> None:
         self.subscriber_count = 0
@@ -107,17 +110,17 @@ class StreamBuffer:
         self._reader = asyncio.create_task(self._read(frames))
 
     async def wait_started(self) -> None:
-        """Return as soon as `reaches` can tell."""
+        """Wait until `covers` is meaningful."""
         while self._oldest_seq is None and not self.is_finished:
             await self.changed.wait()
 
     def covers(self, position: int) -> bool:
-        """Whether everything past `position` is here, or will be."""
+        """Whether all events after `position` are or will be in the buffer."""
         is_to_come = not self.is_finished or position < self._last_seq
         return is_to_come and self._oldest_seq is not None and position >= self._oldest_seq
 
     def batches_after(self, position: int) -> list[Batch]:
-        """The batches with something past `position`, oldest first."""
+        """Return the batches with events after `position`, oldest first."""
         result: list[Batch] = []
         for batch in reversed(self._batches):
             if batch.last_seq <= position:
@@ -126,7 +129,7 @@ class StreamBuffer:
         return result[::-1]
 
     async def close(self) -> None:
-        """Read no more."""
+        """Stop reading."""
         self._reader.cancel()
         await asyncio.gather(self._reader, return_exceptions=True)
 
@@ -146,7 +149,7 @@ class StreamBuffer:
                     self._timer = self._loop.call_at(self._published_at + BATCH_SECONDS, self._publish)
             self._publish()
         finally:
-            # Who has not read the end here goes on alone, and meets there what went wrong.
+            # A subscriber that did not get the end here continues with its own iterator, which raises the error.
             self.is_finished = True
             if self._timer is not None:
                 self._timer.cancel()
@@ -176,14 +179,17 @@ class StreamBuffer:
 
 
 class StreamCache:
-    """Followers of one task share what was read and encoded; each has a place of its own, and nothing is left out."""
+    """Shares events and their encoding between the subscribers of a task.
+
+    Each subscriber has its own position; no event is skipped.
+    """
 
     def __init__(self, tasks: Tasks) -> None:
         self._tasks = tasks
         self._buffers: dict[str, StreamBuffer] = {}
 
     def follow(self, task: Task, view: Encoder, *, after: int | None) -> AsyncIterator[Messages]:
-        """As `Tasks.follow`, encoded."""
+        """Like `Tasks.follow`, encoded."""
         if task.state.is_terminal:
             return encode_each(self._tasks.follow(task.id, after=after), view)
         return self._follow(task.id, view, after)
@@ -216,9 +222,9 @@ class StreamCache:
             await self._release(task_id, tail)
 
     async def _next_batches(self, task_id: str, tail: StreamBuffer, position: int) -> Sequence[Batch] | None:
-        """What there is past `position`, nothing after a wait; None when it is neither here nor to come.
+        """Return the batches after `position`, none after a wait, or None if the event is neither here nor to come.
 
-        Who is behind the tail has a piece of the past read, or shares what others had read, until the tail is reached.
+        A client that lags behind the buffer gets batches from the history cache until it catches up.
         """
         await tail.wait_started()
         if tail.covers(position):
@@ -234,7 +240,7 @@ class StreamCache:
         tail = self._buffers.get(task_id)
         if (
             tail is None or tail.is_finished
-        ):  # a pruned task's id may be taken again while somebody still reads of its end
+        ):  # a pruned task's id may be reused while a client still reads the old task's end
             tail = self._buffers[task_id] = StreamBuffer(self._tasks.follow(task_id))
         tail.subscriber_count += 1
         return tail

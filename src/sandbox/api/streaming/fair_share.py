@@ -1,4 +1,4 @@
-"""Each client's part of every turn of the event loop, so that one with many streams delays nobody else."""
+"""Fair sharing of the event loop: a client with many streams does not delay the others."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from contextvars import ContextVar
 from weakref import WeakValueDictionary
 
 MESSAGES_PER_TURN_MAX = 64
-"""Messages of up to 4 KiB that are made or sent for one client in one turn of the event loop."""
+"""Messages of up to 4 KiB that are encoded or sent for one client per iteration of the event loop."""
 
 _UNIT_BYTES = 4 * 1024
 
 
 class FairShare:
-    """Of one client, whatever it asks for on whichever connection. First in, first out."""
+    """The share of one client, over all of its connections. FIFO."""
 
     def __init__(self) -> None:
         self._messages_left = MESSAGES_PER_TURN_MAX
@@ -22,7 +22,7 @@ class FairShare:
         self._has_renewal_scheduled = False
 
     async def take(self, size_bytes: int) -> None:
-        """Return when a message of this size may be made or sent."""
+        """Wait until a message of this size may be encoded or sent."""
         units = 1 + size_bytes // _UNIT_BYTES
         if self._messages_left > 0 and not self._waiting:
             self._messages_left -= units
@@ -43,7 +43,7 @@ class FairShare:
         self._messages_left = MESSAGES_PER_TURN_MAX
         while self._waiting and self._messages_left > 0:
             turn, units = self._waiting.popleft()
-            if not turn.done():  # else it was given up
+            if not turn.done():  # otherwise it was cancelled
                 turn.set_result(None)
                 self._messages_left -= units
         if self._waiting:
@@ -51,13 +51,13 @@ class FairShare:
 
 
 class FairShares:
-    """Those of all clients that are being answered."""
+    """The shares of all active clients."""
 
     def __init__(self) -> None:
         self._shares: WeakValueDictionary[str, FairShare] = WeakValueDictionary()
 
     def of(self, client: str) -> FairShare:
-        """The same one, as long as somebody holds it."""
+        """Return the client's share, the same one for as long as it is referenced."""
         share = self._shares.get(client)
         if share is None:
             share = self._shares[client] = FairShare()
@@ -68,11 +68,11 @@ _SHARE: ContextVar[FairShare | None] = ContextVar("share", default=None)
 
 
 def use(share: FairShare) -> None:
-    """What this asyncio task does from now on, and those that it begins, is part of this share."""
+    """Use this share in the current asyncio task and in tasks it creates."""
     _SHARE.set(share)
 
 
 async def take(size_bytes: int) -> None:
-    """Return when the share under way has room for a message of this size; at once where there is none."""
+    """Wait for the current share to admit a message of this size; returns immediately without a share."""
     if (share := _SHARE.get()) is not None:
         await share.take(size_bytes)

@@ -1,4 +1,4 @@
-"""A body that goes out as its frames come."""
+"""Streaming responses that send events as they arrive."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from sandbox.api.streaming import fair_share
 from sandbox.model.wire.events import WireEvent
 
 Messages = Sequence[bytes]
-"""What goes out together; nothing when all of it was filtered out."""
+"""Messages to send together; empty if all events were filtered out."""
 
 
 class Encoder(Protocol):
-    """Views that are equal show the same, so that clients can share what was encoded once."""
+    """Encodes events for clients. Equal encoders give equal results, so clients can share them."""
 
     def __hash__(self) -> int: ...
 
     def encode(self, frames: Sequence[WireEvent]) -> Messages:
-        """What a client with this view is sent of these frames."""
+        """Return the messages for these events."""
         ...
 
 
 async def encode_each(frames: AsyncIterator[WireEvent], view: Encoder) -> AsyncIterator[Messages]:
-    """Frames that nobody shares, one at a time."""
+    """Encode events one at a time, without sharing."""
     try:
         async for frame in frames:
             yield view.encode((frame,))
@@ -39,19 +39,19 @@ async def encode_each(frames: AsyncIterator[WireEvent], view: Encoder) -> AsyncI
 
 
 async def close_iterator(source: AsyncIterator[Any]) -> None:
-    """Let go of what a source holds."""
+    """Close an async generator and release its resources."""
     if isinstance(source, AsyncGenerator):
         await source.aclose()
 
 
 PREFETCH_BYTES_MAX = 256 * 1024
-"""What waits in memory for one client; past it the source is not asked for more until the client took some."""
+"""Bytes buffered for one client; above it the source is paused until the client reads."""
 
 _EMPTY_MESSAGES_PER_YIELD = 256
 
 
 class Prefetcher:
-    """Reads `source` in a task of its own from `__aenter__` on, until it ends or one of `end_after` comes."""
+    """Reads `source` in a background task from `__aenter__` until it ends or a `stop_after` coroutine completes."""
 
     def __init__(self, source: AsyncIterator[Messages]) -> None:
         self._source = source
@@ -63,7 +63,7 @@ class Prefetcher:
         self._tasks: list[asyncio.Task[Any]] = []
 
     async def __aenter__(self) -> Self:
-        """The source has taken its first step on return, so a subscription stands."""
+        """Start reading. The source has run to its first suspension on return, so its subscription is active."""
         self.stop_after(self._read())
         await asyncio.sleep(0)
         return self
@@ -71,13 +71,13 @@ class Prefetcher:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Nothing of it runs any longer on return."""
+        """Cancel all tasks and wait for them."""
         for helper in self._tasks:
             helper.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def stop_after(self, coroutine: Coroutine[Any, Any, Any]) -> None:
-        """End when `occasion` is over; what is in memory by then is still handed out."""
+        """Stop once `coroutine` completes; messages already buffered are still returned."""
         helper: asyncio.Task[Any] = asyncio.create_task(coroutine)
         helper.add_done_callback(self._on_task_done)
         self._tasks.append(helper)
@@ -87,9 +87,9 @@ class Prefetcher:
         self._changed.set()
 
     async def next_batch(self, idle_seconds: float | None = None) -> list[bytes] | None:
-        """Everything that waits; empty when nothing came for `idle_seconds`, None at the end.
+        """Return all buffered messages; empty after `idle_seconds` without any, None at the end.
 
-        Raises what the source raised.
+        Raises the exception of the source.
         """
         with suppress(TimeoutError):
             async with asyncio.timeout(idle_seconds):
@@ -138,10 +138,10 @@ _NO_TRACKER = nullcontext()
 
 
 class EventStreamResponse(Response):
-    """Sends what comes, in batches, until it ends, the client leaves or `ending` is set.
+    """Sends messages in batches until the source ends, the client disconnects or `stop_event` is set.
 
-    keep_alive: what is sent when nothing came for KEEP_ALIVE_SECONDS; empty for none.
-    counted: holds while it is being sent.
+    keep_alive: sent after KEEP_ALIVE_SECONDS without a message; empty for none.
+    tracker: context manager that is active while the body is sent.
     """
 
     def __init__(
@@ -163,7 +163,7 @@ class EventStreamResponse(Response):
         self._keep_alive = keep_alive
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it all."""
+        """Send the response."""
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         if not is_head_request(scope):
             await self._stream(receive, send)
@@ -185,6 +185,6 @@ class EventStreamResponse(Response):
 
 
 async def wait_for_disconnect(receive: Receive) -> None:
-    """Return when the client is gone; whatever it still sends is ignored."""
+    """Wait until the client has disconnected; ignore other messages."""
     while (await receive())["type"] not in {"http.disconnect", "websocket.disconnect"}:
         pass

@@ -1,4 +1,4 @@
-"""The WebSocket to a terminal in a task's sandbox."""
+"""WebSocket endpoint of a terminal in a task's sandbox."""
 
 import asyncio
 import json
@@ -28,14 +28,14 @@ _log = logging.getLogger(__name__)
 
 
 class _ResizeMessage(msgspec.Struct, forbid_unknown_fields=True, tag="resize", tag_field="type"):
-    """The only text that a client sends."""
+    """The only text message that a client may send."""
 
     rows: int
     columns: int
 
 
 async def serve_terminal(websocket: WebSocket) -> None:
-    """Answer a handshake. Errors before the first message are HTTP answers to it."""
+    """Serve a terminal. Errors before the first message become HTTP responses to the handshake."""
     set_route(websocket, paths.TERMINAL)
     context = await get_context(websocket)
     task_id = websocket.path_params["task_id"]
@@ -55,7 +55,7 @@ async def serve_terminal(websocket: WebSocket) -> None:
 
 
 def parse_terminal_order(query: QueryParams) -> TerminalOrder:
-    """From the address. Raises InvalidParameterError."""
+    """Parse the query parameters. Raises InvalidParameterError."""
     reject_unknown_params(query, known=("of", "watch", "rows", "columns", "term"))
     of, watch, term = query.get("of", "shell"), query.get("watch", "false"), query.get("term", "xterm-256color")
     if of not in {"shell", "agent"}:
@@ -76,7 +76,10 @@ def _parse_dimension(query: QueryParams, name: str, default: int) -> int:
 
 
 async def _serve(websocket: WebSocket, context: AppContext, line: TerminalConnection) -> None:
-    """Until the terminal is over, the client leaves, or the server ends: a shell ends then, a runner goes on."""
+    """Serve until the terminal ends, the client disconnects or the server shuts down.
+
+    A shutdown ends a shell; a runner continues.
+    """
     telling = _send_output(websocket, line)
     done = await _wait_first(telling, _receive_input(websocket, line), context.shutting_down.wait())
     if context.shutting_down.is_set() and done is not None:
@@ -84,7 +87,7 @@ async def _serve(websocket: WebSocket, context: AppContext, line: TerminalConnec
 
 
 async def _send_output(websocket: WebSocket, line: TerminalConnection) -> None:
-    """No faster than the client takes it: what the runner has for a slow one waits there, within its bound."""
+    """Send output as fast as the client reads; the runner buffers the rest, up to its limit."""
     while True:
         match await line.read():
             case OutputFrame(data=data):
@@ -117,7 +120,7 @@ async def _receive_input(websocket: WebSocket, line: TerminalConnection) -> None
 
 
 async def _wait_first(*works: Coroutine[Any, Any, object]) -> object:
-    """Until one of them is done; the others are ended. Raises what it raised."""
+    """Wait for the first to complete and cancel the others. Raises its exception."""
     tasks = [asyncio.ensure_future(work) for work in works]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

@@ -1,4 +1,4 @@
-"""The WebSocket: everything that happens, as it happens."""
+"""WebSocket endpoint of the event stream."""
 
 import logging
 from collections.abc import AsyncIterator, Sequence
@@ -22,7 +22,7 @@ from sandbox.system.log_context import TASK_ID
 EVENT_TYPES = frozenset(
     {"state_change", "attempt", "output", "progress", "metrics", "tool_call", "egress_denied", "error", "gap", "end"}
 )
-"""What the stream carries."""
+"""Event types that the stream sends."""
 
 _UNFILTERED_TYPES = frozenset({"gap", "end"})
 _NORMAL, _GOING_AWAY, _INTERNAL = 1000, 1001, 1011
@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class StreamRequest:
-    """What a client asked to be sent; no task id means all tasks."""
+    """The parameters of a stream; without a task id it covers all tasks."""
 
     task_id: str | None
     types: frozenset[str]
@@ -39,7 +39,7 @@ class StreamRequest:
 
     @classmethod
     def parse(cls, query: QueryParams) -> "StreamRequest":
-        """From the address. Raises InvalidParameterError."""
+        """Parse the query parameters. Raises InvalidParameterError."""
         reject_unknown_params(query, known=("task_id", "filter", "after"))
         task_id = query.get("task_id") or None
         after = parse_seq(query.get("after", ""), "after")
@@ -50,17 +50,17 @@ class StreamRequest:
 
 @dataclass(frozen=True, slots=True)
 class WebSocketEncoder:
-    """A message for each frame of one of these types."""
+    """Encodes each event of the selected types as one message."""
 
     types: frozenset[str]
 
     def encode(self, frames: Sequence[WireEvent]) -> Messages:
-        """The messages."""
+        """Return the messages."""
         return [msgspec.json.encode(frame) for frame in frames if frame["type"] in self.types]
 
 
 async def serve_event_stream(websocket: WebSocket) -> None:
-    """Answer a handshake. Errors before the first message are HTTP answers to it."""
+    """Serve an event stream. Errors before the first message become HTTP responses to the handshake."""
     set_route(websocket, paths.STREAM)
     context = await get_context(websocket)
     request = StreamRequest.parse(websocket.query_params)

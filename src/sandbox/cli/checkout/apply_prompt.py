@@ -1,4 +1,4 @@
-"""What a task changed, offered to the checkout that it was started from."""
+"""Shows a task's patch and applies it to the checkout from which the task was started."""
 
 from __future__ import annotations
 
@@ -31,15 +31,16 @@ if TYPE_CHECKING:
     from sandbox.client import Client
 
 PREVIEW_LINES_MAX = 200
-"""Of the patch, before it is asked whether to apply it."""
+"""Lines of the patch to show before the prompt."""
 
 
 @dataclass(frozen=True)
 class ApplyPrompt:
-    """applies: whether the patch is wanted in the checkout; None: a terminal is asked.
+    """Prompt to apply a task's patch.
 
-    is_beside: the task began with changes that are not committed, which stay apart from its own. place: the commit and
-    branch that it began at.
+    should_apply: whether to apply it; None: ask on the terminal.
+    has_local_changes: the task started with uncommitted changes, which stay separate from the task's own changes.
+    head: the commit and branch from which the task started.
     """
 
     checkout: Checkout
@@ -50,10 +51,11 @@ class ApplyPrompt:
     head: Head
 
     def run(self, client: Client, task_id: str) -> None:
-        """Show what changed, and apply it where that is wanted."""
+        """Show the changes, and apply them if requested."""
         with TemporaryDirectory() as directory:
             patch = Path(directory) / "patch"
-            advice = f"{self._apply_command(task_id)} --allow-secrets"  # the same command again would be another task
+            # running the same command again would create another task
+            advice = f"{self._apply_command(task_id)} --allow-secrets"
             fetch_patch(client, task_id, patch, allows_secrets=self.allows_secrets, secrets_advice=advice)
             self._show_and_apply(patch, task_id, has_diff=print_omissions(client, task_id, patch))
 
@@ -78,7 +80,7 @@ class ApplyPrompt:
             self._print_result(task_id, changed, is_empty=is_empty, is_applied=is_applied, is_staged=stages)
 
     def _should_stage(self) -> bool:
-        """What else is in the index is the user's own business, and stays apart."""
+        """Do not stage if the user has changes: they must stay separate from the patch."""
         return not (self.has_local_changes or self.checkout.count_changed())
 
     def _apply_command(self, task_id: str) -> str:
@@ -91,7 +93,7 @@ class ApplyPrompt:
         return place
 
     def _blocked_reason(self, task_id: str, expected: Head, *, has_diff: bool) -> str | None:
-        """Why nothing is applied, though it is wanted: nothing goes unasked to what was checked out meanwhile."""
+        """Return why a requested patch is not applied, or None. A different commit or branch needs confirmation."""
         if not has_diff:
             return "Error: Nothing is in the patch that git could apply."
         if (place := self.checkout.head()) != expected:
@@ -136,6 +138,6 @@ def _confirm_apply(patch: Path, options: CliOptions) -> bool:
         click.echo(f"… {pluralize(more, 'more line')}", err=True)
     try:
         return click.confirm("Apply this to the checkout?", default=None, err=True)
-    except click.Abort:  # ^C, or the end of the terminal: the task is done all the same
+    except click.Abort:  # ^C, or the terminal was closed: the task itself has succeeded
         click.echo("", err=True)
         return False

@@ -1,4 +1,4 @@
-"""Files that git is about to write, kept until it is done: it removes all of them before it writes the first anew."""
+"""Backup of files that git is about to write: git removes all of them before it writes the first one."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ class _FileState(NamedTuple):
 
 
 class FileBackup:
-    """What stood at some paths of a checkout: a copy of each file in `copies`, or that there was none.
+    """Backup of some paths of a checkout: a copy of each file in `copies`, and a list of paths without a file.
 
-    found: what stood there instead when it was put back. was_interrupted: a signal waits for the end.
+    replaced: directory for files found at these paths during a restore.
+    was_interrupted: a signal is deferred to the end.
     """
 
     def __init__(self, root: Path, git_directory: Path, paths: Collection[str]) -> None:
@@ -49,16 +50,16 @@ class FileBackup:
             shutil.copy2(self._root / path, target, follow_symlinks=False)
 
     def restore(self) -> list[str]:
-        """Make all as it was, as far as it can be; gives the paths where that was not possible, whose copies stay.
+        """Restore all paths as far as possible; return the paths that failed, whose copies are kept.
 
-        What stands there, by whomever it was written, is moved to `found` and never lost.
+        Files found there, whoever wrote them, are moved to `replaced` and never lost.
         """
         failed = []
         for path in self._absent:
             if _file_state(self._root, path) and not self._move(self._root, self.replaced, path):
                 failed.append(path)
         for directory in self._new_directories:
-            with suppress(OSError):  # it is not there, or somebody else has put something into it
+            with suppress(OSError):  # it does not exist, or another process has put a file into it
                 directory.rmdir()
         for path, before in self._states.items():
             now = _file_state(self._root, path)
@@ -71,7 +72,7 @@ class FileBackup:
         return failed
 
     def _move(self, source: Path, target: Path, path: str) -> bool:
-        """Takes no room on a disk that is full."""
+        """Move a file; return whether that worked. Renames if possible, which needs no space on a full disk."""
         try:
             (target / path).parent.mkdir(parents=True, exist_ok=True)
             try:
@@ -86,15 +87,15 @@ class FileBackup:
         return True
 
     def discard(self) -> None:
-        """They are not needed any more."""
+        """Delete the copies."""
         shutil.rmtree(self.copies, ignore_errors=True)
-        with suppress(OSError):  # what was found is for the user
+        with suppress(OSError):  # keep replaced files for the user
             self._directory.rmdir()
 
 
 @contextmanager
 def backed_up(root: Path, git_directory: Path, paths: Collection[str]) -> Iterator[FileBackup]:
-    """Copies of files, which stay until they are forgotten. Signals wait for the end of the context. Raises OSError."""
+    """Back up files for the context, which must call `discard`. Signals are deferred to its end. Raises OSError."""
     backup = FileBackup(root, git_directory, paths)
     came: list[int] = []
 
@@ -120,7 +121,7 @@ def backed_up(root: Path, git_directory: Path, paths: Collection[str]) -> Iterat
 
 
 def _is_inside(root: Path, path: str, paths: Collection[str]) -> bool:
-    """Whether git would write there: not out of the checkout, not into its own directory, by no link that stays."""
+    """Whether git would write this path: inside the checkout, outside of `.git`, and through no symlink that stays."""
     place = PurePosixPath(path)
     if place.is_absolute() or any(part == ".." or part.lower() == ".git" for part in place.parts):
         return False
@@ -136,7 +137,7 @@ def _is_directory(path: Path) -> bool:
 
 
 def _file_state(root: Path, path: str) -> _FileState | None:
-    """None where there is no file and no link, or the way leads through a link."""
+    """Return None if there is no file or symlink, or if the path leads through a symlink."""
     if _links_above(root, path):
         return None
     try:

@@ -1,4 +1,4 @@
-"""Where the present checkout comes from: what a task has to clone to begin from here and now."""
+"""Determines which remote, branch and commit a task must clone to start from the current checkout."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Origin:
-    """A place in a remote repository.
+    """A commit in a remote repository.
 
-    commit: the latest of this checkout's history that the remote's branch is known to have; unpushed: how many commits
-    there are upon it; has_credentials: the remote's address had some, which `url` has not.
+    commit: the latest commit of this checkout's history that is known to be in the remote's branch.
+    unpushed: number of commits after it.
+    has_credentials: the remote's URL contains credentials, which were removed from `url`.
     """
 
     remote: str
@@ -37,9 +38,9 @@ class Origin:
 
 
 def find_origin(checkout: Checkout, remote: str | None) -> Origin:
-    """What is known here of the remote, without asking it. Ends the command where that is not enough.
+    """Determine the origin from local information, without network access. Fails the command if that is not enough.
 
-    remote: its name; None: the one that the present branch follows, else `origin`, else the only one.
+    remote: its name; None: the current branch's upstream, else `origin`, else the only remote.
     """
     head = checkout.commit()
     if head is None:
@@ -66,9 +67,9 @@ def _choose_remote(checkout: Checkout) -> str:
 
 
 def _remote_url(checkout: Checkout, remote: str) -> tuple[str, bool]:
-    """As it is written, since the server has git settings of its own; else as git here resolves it."""
+    """Return the URL as configured, since the server has its own git settings; else as git resolves it here."""
     urls = checkout.git_output("config", "--get-all", f"remote.{remote}.url") or ""
-    written = urls.partition("\n")[0]  # git fetches from the first, and pushes to all
+    written = urls.partition("\n")[0]  # git fetches from the first URL, and pushes to all
     if not written:
         _fail(f"There is no remote {remote}.", "See those that there are: git remote -v")
     addresses = [_strip_credentials(one) for one in (written, checkout.git_output("remote", "get-url", remote) or "")]
@@ -88,7 +89,7 @@ def _strip_credentials(address: str) -> tuple[str, bool]:
 
 
 def _find_pushed_base(checkout: Checkout, remote: str, head: str) -> tuple[str, str]:
-    """The remote's branch to clone, and the latest commit of `head`'s history in it."""
+    """Return the remote's branch to clone, and the latest commit of `head`'s history in it."""
     prefix = f"refs/remotes/{remote}/"
     followed = _upstream_branch(checkout, remote)
     containing = checkout.git_output("for-each-ref", f"--contains={head}", "--format=%(refname)", prefix) or ""
@@ -107,7 +108,7 @@ def _find_pushed_base(checkout: Checkout, remote: str, head: str) -> tuple[str, 
 
 
 def _upstream_branch(checkout: Checkout, remote: str) -> str | None:
-    """The remote's branch that the present one follows, else the one of the same name."""
+    """Return the upstream of the current branch on this remote, else its own name."""
     branch = checkout.branch()
     if branch and checkout.git_output("config", "--get", f"branch.{branch}.remote") == remote:
         merged = checkout.git_output("config", "--get", f"branch.{branch}.merge")
@@ -121,15 +122,15 @@ def _fail(sentence: str, advice: str) -> NoReturn:
 
 LISTED_FILES_MAX = 10
 CHANGED_BYTES_MAX = 256 * 1024**2
-"""Of files, of which a large one may be changed a little only."""
+"""Limit for the changed files, larger than for the patch: a large file may have a small change."""
 
 _TOO_LARGE_HINT = "  Commit and push it, or keep large files out of it: .gitignore"
 
 
 def create_local_patch(checkout: Checkout, commit: str) -> bytes:
-    """The patch that makes what is here of `commit`, empty where that is the same; says what is in it.
+    """Create the patch from `commit` to the working tree, empty without changes; print its files.
 
-    Ignored files stay. Ends the command where it is more than can be sent.
+    Ignored files are excluded. Fails the command if the patch is too large to send.
     """
     sizes = checkout.changed_file_sizes()
     _reject_nested_repositories(checkout, sizes)
@@ -150,7 +151,7 @@ def create_local_patch(checkout: Checkout, commit: str) -> bytes:
 
 
 def _reject_nested_repositories(checkout: Checkout, paths: Iterable[str]) -> None:
-    """What is inside of them is in no patch of this one."""
+    """A patch of this repository cannot contain changes inside of them."""
     if submodules := checkout.changed_submodules():
         message = (
             f"Error: The submodule {escape_name(submodules[0])} has changes of its own, which cannot be sent along."
@@ -162,7 +163,7 @@ def _reject_nested_repositories(checkout: Checkout, paths: Iterable[str]) -> Non
 
 
 def _reject_oversized(sizes: Mapping[str, int]) -> None:
-    """Before git reads it all: so much makes no patch that could be sent."""
+    """Check before git reads the files: the patch would be too large to send."""
     if sum(sizes.values()) > CHANGED_BYTES_MAX:
         largest = max(sizes, key=sizes.__getitem__)
         actual_size, most = format_size(sum(sizes.values())), format_size(GIT_PATCH_BYTES_MAX)

@@ -1,4 +1,4 @@
-"""The user's own checkout, to which a patch is applied by the user's own git."""
+"""The user's checkout. Patches are applied by the user's own git."""
 
 from __future__ import annotations
 
@@ -20,32 +20,32 @@ from sandbox.cli.output.text import escape_name, escape_text
 
 GIT_TIMEOUT_SECONDS = 300.0
 APPLY_TIMEOUT_SECONDS = 3600.0
-"""For git to apply a patch, filters included; then what it has written is taken back."""
+"""Timeout for git to apply a patch, including filters; after that the files are restored."""
 
 TERMINATE_GRACE_SECONDS = 10.0
-"""For git to let go of its locks then."""
+"""Time for git to release its locks after that."""
 
 _PATCH_REJECTED = 1
-"""How git ends when it finds that a patch does not fit, before it has written anything."""
+"""Exit code of git for a patch that does not fit; no file has been written."""
 
 GIT_ERROR_LINES_MAX = 20
 
 Head = tuple[str | None, str | None]
-"""The commit and the branch that are checked out."""
+"""The commit and branch that are checked out."""
 
 _DIFF_OPTIONS = (
     *("--binary", "--full-index", "--unified=3", "--no-color", "--no-ext-diff", "--no-textconv", "--no-renames"),
     *("--no-relative", "--src-prefix=a/", "--dst-prefix=b/", "--submodule=short", "--ignore-submodules=none"),
 )
-"""Whatever the user's configuration says of diffs."""
+"""Options that make a diff independent of the user's configuration."""
 
 _SAFE_CONFIG = ("-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null")
-"""No program starts because it lies in the checkout's git directory, which may have come from anywhere."""
+"""Prevents programs configured in the checkout's git directory from running: the directory may be untrusted."""
 
 
 @dataclass(frozen=True)
 class ChangedFile:
-    """One file of a patch; no numbers for a binary one."""
+    """One file of a patch; added and removed are None for a binary file."""
 
     path: str
     added: int | None
@@ -53,7 +53,7 @@ class ChangedFile:
 
 
 class Checkout:
-    """A git working tree. Every method ends the command with a sentence where git refuses."""
+    """A git working tree. Every method fails the command with a message if git fails."""
 
     def __init__(self, directory: Path) -> None:
         self.root = self._directory = directory
@@ -65,38 +65,38 @@ class Checkout:
 
     @classmethod
     def find(cls, directory: Path) -> Self | None:
-        """The one that the directory is in; None where it is in none."""
+        """Return the checkout that contains the directory, or None."""
         try:
             return cls(directory)
         except click.UsageError:
             return None
 
     def commit(self) -> str | None:
-        """The commit that is checked out; None before the first."""
+        """Return the current commit; None before the first one."""
         completed = self._git("rev-parse", "--verify", "--quiet", "HEAD")
         return completed.stdout.decode(errors="replace").strip() or None
 
     def branch(self) -> str | None:
-        """The branch that is checked out; None for a commit without one."""
+        """Return the current branch; None for a detached HEAD."""
         return self.git_output("symbolic-ref", "--quiet", "--short", "HEAD")
 
     def head(self) -> Head:
-        """What is checked out."""
+        """Return the current commit and branch."""
         return self.commit(), self.branch()
 
     def subpath(self) -> str:
-        """Where the directory is inside the checkout, empty for its root."""
+        """Return the directory's path inside the checkout, empty for its root."""
         inside = os.path.relpath(self._directory.resolve(), self.root.resolve())
         return "" if inside == "." else inside
 
     def git_output(self, *arguments: str) -> str | None:
-        """What git answers, without the last line's end; None where it has no answer, or an empty one."""
+        """Return git's output without its last newline; None if git fails or prints nothing."""
         completed = self._git(*arguments)
         answer = completed.stdout.decode(errors="surrogateescape").removesuffix("\n")
         return answer if answer and not completed.returncode else None
 
     def count_changed(self, *, untracked: bool = False) -> int:
-        """How many files were changed and not committed; of those that git tracks, or of the others."""
+        """Count uncommitted files: tracked ones, or untracked ones."""
         which = f"--untracked-files={'all' if untracked else 'no'}"
         entries = self._list_entries("status", "--porcelain", "--no-renames", which)
         return sum(entry.startswith(b"??") for entry in entries) if untracked else len(entries)
@@ -108,9 +108,9 @@ class Checkout:
         return [entry for entry in completed.stdout.split(b"\0") if entry]
 
     def changed_file_sizes(self) -> dict[str, int]:
-        """How many bytes there are in each file that was changed, or that git does not track.
+        """Return the size in bytes of each modified or untracked file.
 
-        What ends in a slash is a repository of its own.
+        A path that ends in a slash is a nested repository.
         """
         paths = {
             os.fsdecode(entry)
@@ -119,7 +119,7 @@ class Checkout:
         return {path: (self.root / path).lstat().st_size for path in paths if os.path.lexists(self.root / path)}
 
     def changed_submodules(self) -> list[str]:
-        """Those with files that were changed and are not committed there."""
+        """Return the submodules with uncommitted changes inside."""
         completed_runs = self._list_entries(
             "status", "--porcelain=v2", "--no-renames", "--untracked-files=no", "--ignore-submodules=none"
         )
@@ -127,9 +127,9 @@ class Checkout:
         return [entry[8] for entry in entries if entry[2].startswith("S") and entry[2][2:] != ".."]
 
     def write_diff(self, commit: str, target: Path, scratch: Path) -> None:
-        """What makes the files that are here of a commit, those that git does not track included, as a patch.
+        """Write the patch from a commit to the working tree, including untracked files.
 
-        scratch: a directory for git to keep an index and objects in, in place of the user's own.
+        scratch: directory for a temporary index and objects, so the user's own stay unchanged.
         """
         objects = self.root / (self.git_output("rev-parse", "--git-path", "objects") or "")
         others = [_quote_path(str(objects)), os.environ.get("GIT_ALTERNATE_OBJECT_DIRECTORIES")]
@@ -148,24 +148,24 @@ class Checkout:
                 _fail("git could not gather what is only here.", done.stderr)
 
     def _copy_index(self, target: Path) -> bool:
-        """Whether there is one. It knows what git shall overlook (skip-worktree): often files with secrets."""
+        """Copy the index; return whether there is one. It records skip-worktree files, which often contain secrets."""
         own = self.root / (self.git_output("rev-parse", "--git-path", "index") or "")
         if not own.is_file():
             return False
-        shutil.copy2(own, target)  # with its time, by which git tells what may have changed since
+        shutil.copy2(own, target)  # with its mtime, which git uses to detect changed files
         return True
 
     def require_clean(self) -> None:
-        """Refuse where something that git tracks was changed and is not committed."""
+        """Fail if tracked files have uncommitted changes."""
         if self.count_changed():
             message = f"{escape_name(str(self.root))} has changes that are not committed, so nothing was applied."
             advice = "  Commit them, or put them aside with: git stash\n  Apply it beside them: add --beside-changes"
             fail(f"Error: {message}\n{advice}", ExitCode.CONFLICT)
 
     def apply(self, patch: Path, *, should_stage: bool = True, advice: str = "") -> list[ChangedFile]:
-        """Apply a patch to the files, all of it or nothing, and stage that; give what it changed.
+        """Apply a patch to the files atomically and stage it; return the changed files.
 
-        advice: what to do where it does not fit.
+        advice: what to do if it does not fit.
         """
         place = ["--index"] if should_stage else []
         with backed_up(self.root, self._git_directory(), self._patched_paths(patch)) as backup:
@@ -184,7 +184,7 @@ class Checkout:
         return Path(self.git_output("rev-parse", "--absolute-git-dir") or self.root / ".git")
 
     def _patched_paths(self, patch: Path) -> set[str]:
-        """The paths that a patch writes or removes; played back it tells the names that files had before."""
+        """Return all paths that a patch writes or removes; the reversed patch has the old names of renamed files."""
         completed_runs = [self._git_apply("--numstat", "-z", *back, patch=patch) for back in ([], ["--reverse"])]
         for one in completed_runs:
             if one.returncode:
@@ -193,7 +193,7 @@ class Checkout:
         return {os.fsdecode(entry.split(b"\t", 2)[2]) for entry in entries}
 
     def list_changed_files(self, patch: Path) -> list[ChangedFile]:
-        """What a patch changes."""
+        """Return the changed files of a patch."""
         counted = self._git_apply("--numstat", "-z", patch=patch)
         return [_parse_numstat(entry) for entry in counted.stdout.split(b"\0") if entry]
 
@@ -201,7 +201,7 @@ class Checkout:
         return self._git(*_apply_arguments(*options, patch=patch))
 
     def _run_in_new_session(self, *arguments: str) -> tuple[int, bytes]:
-        """Exit code and complaint of git, which has a session of its own: ^C would leave files removed."""
+        """Run git in a separate session, since ^C would leave files removed; return its exit code and stderr."""
         process = subprocess.Popen(
             ["git", *_SAFE_CONFIG, *arguments],  # noqa: S607
             cwd=self.root, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
@@ -234,7 +234,7 @@ class Checkout:
 
 
 def _not_a_checkout_message(directory: Path, complaint: bytes) -> str:
-    """In git's own words where there is one that git does not take, such as another user's."""
+    """Return git's own message for a repository that it rejects, such as another user's."""
     if complaint and b"not a git repository" not in complaint:
         lines = complaint.decode(errors="replace").removeprefix("fatal: ").splitlines()
         return "\n".join(escape_text(line) for line in lines if line.strip())
@@ -243,17 +243,17 @@ def _not_a_checkout_message(directory: Path, complaint: bytes) -> str:
 
 
 def _quote_path(path: str) -> str:
-    """As git takes it in a list of paths, where a colon would part it."""
+    """Quote a path for git's list of paths, which is separated by colons."""
     return '"' + path.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def _apply_arguments(*options: str, patch: Path) -> tuple[str, ...]:
-    """Whatever the user's configuration says of white space: the patch is taken as it is."""
+    """Return arguments that ignore the user's white space configuration: the patch is applied unchanged."""
     return ("apply", "--whitespace=nowarn", *options, "--", str(patch.resolve()))
 
 
 def _restore_backup(backup: FileBackup) -> str:
-    """Put back what git had begun to write; gives what is to be said of it."""
+    """Restore files that git may have written; return the error message."""
     failed = backup.restore()
     if failed:
         names = "".join(f"\n  {escape_name(path)}" for path in sorted(failed))

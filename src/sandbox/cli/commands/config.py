@@ -80,7 +80,7 @@ def _print_toml(configuration: Configuration, selected: Iterable[SettingKey], *,
             click.echo(f"{'' if section is None else chr(10)}[{'.'.join(key.section)}]")
             section = key.section
         value = _to_json_value(configuration.value(key))
-        # TOML has no word for nothing: such a key is left out there.
+        # TOML has no null: the key is omitted.
         line = f"# {key.name} is not set" if value is None else f"{key.name} = {_toml_value(value)}"
         click.echo(escape_text(f"{line}  # {configuration.origins[key.path]}" if shows_origin else line))
 
@@ -92,5 +92,5 @@ def _to_json_value(value: Any) -> Any:
 
 
 def _toml_value(value: Any) -> str:
-    """Texts, numbers and lists of texts are written the same in JSON."""
+    """Strings, numbers and lists of strings have the same syntax in JSON."""
     return json.dumps(value, ensure_ascii=False)

@@ -13,6 +13,6 @@ def demo() -> None:
 
     Starts a server of its own on free ports, and stops it. Without ANTHROPIC_API_KEY a scripted model plays the API.
     """
-    # By name: the demo is built upon the command line and stands on the floor above it.
+    # Import by name: the demo package is layered above the CLI, which must not import it statically.
     code = import_module("sandbox.demo.command").run()
     raise click.exceptions.Exit(code or 0)

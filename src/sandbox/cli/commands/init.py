@@ -79,7 +79,7 @@ def init(file: Path, yes: bool, force: bool, settings: list[Override]) -> None:
 
 
 def _manifest_from_checkout(preset: set[str], *, is_interactive: bool) -> dict[str, Any]:
-    """The manifest that the checkout says, without what only a person knows."""
+    """Build the manifest from the checkout, without the fields that only the user knows."""
     repository: dict[str, Any] = {}
     checkout = Checkout.find(Path())
     name = (checkout.root if checkout else Path.cwd()).name
@@ -116,7 +116,7 @@ def _apply_overrides(data: dict[str, Any], settings: list[Override]) -> None:
 
 
 def _prompt_fields(data: dict[str, Any], preset: set[str]) -> None:
-    """What was not given; a wrong answer is asked for again with what is wrong."""
+    """Prompt for the fields that were not set; repeat a prompt after an invalid answer."""
 
     def ask(path: str, question: str, check: Callable[[str], Any], default: str | None = None) -> None:
         section, field = path.split(".")
@@ -168,6 +168,6 @@ def _require_valid(text: str) -> None:
     try:
         ManifestFile("manifest", text.encode()).parse()
     except InvalidManifestError as error:
-        # The lines are those of a file that is not there.
+        # The line numbers refer to a file that does not exist.
         mistakes = [{**mistake, "line": None, "column": None} for mistake in field_error_details(error.errors)]
         fail_with_field_errors("manifest", error.message, mistakes)

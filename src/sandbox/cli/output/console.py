@@ -1,4 +1,4 @@
-"""Where commands print for people: a Rich console that is plain off a terminal."""
+"""Rich consoles for output; plain text if the stream is not a terminal."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 WIDTH_OFF_TERMINAL = 120
-"""Where prose and summaries are cut when nobody's window says otherwise."""
+"""Width at which prose and summaries are cut without a terminal."""
 
 
 def stdout_console(*, has_color: bool) -> Console:
-    """The console of stdout, for data."""
+    """Return the console of stdout, for data."""
     return _console(sys.stdout, has_color=has_color)
 
 
 def stderr_console(*, has_color: bool) -> Console:
-    """The console of stderr, for talk."""
+    """Return the console of stderr, for messages."""
     return _console(sys.stderr, has_color=has_color)
 
 
@@ -27,15 +27,15 @@ def _console(stream: TextIO, *, has_color: bool) -> Console:
 
     class PipedConsole(Console):
         def on_broken_pipe(self) -> None:
-            raise BrokenPipeError  # Rich's own way out is exit code 1: the task failed
+            raise BrokenPipeError  # Rich would exit with code 1, which means that the task failed
 
     is_terminal = stream.isatty()
     return PipedConsole(
         file=stream,
-        force_terminal=is_terminal,  # and not what variables such as FORCE_COLOR say
+        force_terminal=is_terminal,  # ignores variables such as FORCE_COLOR
         color_system="auto" if is_terminal and has_color else None,
         width=None if is_terminal else WIDTH_OFF_TERMINAL,
-        markup=False,  # names and output come from others
+        markup=False,  # names and output are untrusted
         highlight=False,
         emoji=False,
         soft_wrap=not is_terminal,

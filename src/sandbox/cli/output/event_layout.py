@@ -1,4 +1,4 @@
-"""The page that a story is printed on: lines beside their times, within the width of the window."""
+"""Layout of event lines: text next to its time, wrapped to the width of the window."""
 
 from __future__ import annotations
 
@@ -23,15 +23,18 @@ STATE_STYLES = {
 
 
 class EventLayout:
-    """Prints each kind of line. `frame` is what a line is about; its time stands before it, and its day where it is
-    not the day of the line above; a story of today begins without."""
+    """Prints lines with the time of their event.
+
+    The date is printed before a line if it differs from the previous line's; the first line's date is omitted if it is
+    today.
+    """
 
     def __init__(self, console: Console, today: date | None = None) -> None:
         self._console = console
         self._day = str(today or datetime.now().astimezone().date())
 
     def print_state(self, frame: Mapping[str, Any], state: str, message: str) -> None:
-        """A new state and what it means, wrapped in a column of its own."""
+        """Print a new state and its message, wrapped in a separate column."""
         from rich.text import Text
 
         style = STATE_STYLES.get(state, "bold")
@@ -46,7 +49,7 @@ class EventLayout:
             self._print(Text(" " * indent).append_text(other))
 
     def print_tool(self, frame: Mapping[str, Any], summary: str, took: str, *, is_error: bool) -> None:
-        """A tool call, on one line."""
+        """Print a tool call on one line."""
         from rich.text import Text
 
         mark = ("  ✗ ", "red") if is_error else ("  ▸ ", "cyan")
@@ -59,7 +62,7 @@ class EventLayout:
     def print_lines(
         self, frame: Mapping[str, Any], text: str, style: str, *, lines_max: int | None = 1, mark: str = ""
     ) -> None:
-        """`text` beside the time, wrapped, at most so many lines of it (None: all)."""
+        """Print wrapped text next to the time, at most `lines_max` lines (None: all)."""
         from rich.text import Text
 
         time, indent = self._time_column(frame), "  " + mark
@@ -67,7 +70,7 @@ class EventLayout:
             self._print(Text.assemble((time if number == 0 else " " * len(time), "dim"), indent, (line, style)))
 
     def print_error(self, frame: Mapping[str, Any], text: str, *, lines_max: int) -> None:
-        """Why a tool call failed: at most so many lines below the call."""
+        """Print why a tool call failed, at most `lines_max` lines below the call."""
         from rich.text import Text
 
         indent = " " * (len(self._time_column(frame)) + 4)
@@ -75,7 +78,7 @@ class EventLayout:
             self._print(Text.assemble(indent, (line, "red")))
 
     def print_result(self, frame: Mapping[str, Any], text: str, *, lines_max: int) -> None:
-        """What a tool answered: its first lines, each on one line, and how many more there are."""
+        """Print the first lines of a tool's result, each on one line, and the number of further lines."""
         from rich.text import Text
 
         lines = [line for line in text.splitlines() if line.strip()]
@@ -109,5 +112,5 @@ class EventLayout:
 
 
 def one_line(text: str) -> str:
-    """Without breaks, and harmless."""
+    """Join the text to one line and escape it."""
     return escape_text(" ".join(text.split()))

@@ -1,4 +1,4 @@
-"""The story of a task, told line by line while it happens: states, what the agent says, tool calls, the end."""
+"""Prints a task's events as they arrive: states, messages of the agent, tool calls, the end."""
 
 from __future__ import annotations
 
@@ -34,15 +34,17 @@ TEXT_LINES_MAX = 6
 ERROR_LINES_MAX = 4
 NOTICE_LINES_MAX = 3
 OPEN_TOOL_CALLS_MAX = 100
-"""Calls whose end is awaited; of more, the oldest are told without what they were about."""
+"""Tool calls without an end that are tracked; of more, the oldest are printed without a summary."""
 
 
 @dataclass(frozen=True)
 class Detail:
-    """How much of the story is told.
+    """How much of a task's events is printed.
 
-    has_work: what the agent says and does; text_lines_max: of each thing it says, None for all;
-    result_lines_max: of what a tool answers; has_events: calls have events of their own, which tell their end.
+    shows_activity: print the agent's messages and tool calls.
+    text_lines_max: lines per message, None for all.
+    result_lines_max: lines per tool result.
+    has_events: the server sends tool_call events, which mark the end of a call.
     """
 
     shows_activity: bool = True
@@ -66,10 +68,10 @@ def print_events(
     is_trusted: bool = True,
     pending_reason: Callable[[], str] = str,
 ) -> str | None:
-    """Print the story that `frames` tell, as they come; give the final state, None if they stop before it.
+    """Print events as they arrive; return the final state, or None if the events stop before it.
 
-    On a terminal a last line, gone afterwards, shows what is going on at the moment, if the story `is_live`;
-    `why_pending` is asked for it what a pending task waits for. Unless it `is_believed`, stdout is no more than text.
+    On a terminal with `is_live`, a transient status line shows the current activity; `pending_reason` returns what a
+    pending task waits for. Unless `is_trusted`, stdout is printed as plain text and not parsed.
     """
     story = EventPrinter(console, detail, pending_reason, is_trusted=is_trusted)
     with _status_context(story, console) if console.is_terminal and is_live else nullcontext():
@@ -79,12 +81,12 @@ def print_events(
 
 
 def is_interactive(task: Task) -> bool:
-    """Whether the agent is on a terminal, where anything in the sandbox can write what looks like its events."""
+    """Whether the agent runs on a terminal, where any program in the sandbox can forge its events."""
     return task["definition"].get("claude", {}).get("headless") is False
 
 
 class EventPrinter:
-    """What is known so far; prints what is new."""
+    """Tracks the state of a task and prints new events."""
 
     def __init__(
         self,
@@ -111,7 +113,7 @@ class EventPrinter:
 
     @property
     def current_activity(self) -> str:
-        """What is going on: the oldest tool call that has no end yet, else the state."""
+        """The current activity: the oldest tool call without an end, else the state."""
         use = next(iter(self._open_calls.values()), None)
         if use is not None:
             return one_line(f"{use.tool}  {use.summary}")
@@ -119,7 +121,7 @@ class EventPrinter:
 
     @property
     def totals(self) -> list[str]:
-        """Tool calls, tokens and dollars until now, as far as there were any."""
+        """Tool calls, tokens and cost so far, as far as there are any."""
         parts = [pluralize(self.tool_calls, "tool call")] if self.tool_calls else []
         if self.input_tokens or self.output_tokens:
             parts.append(f"{self.input_tokens:,} tokens in, {self.output_tokens:,} out")
@@ -128,7 +130,7 @@ class EventPrinter:
         return parts
 
     def handle(self, frame: Mapping[str, Any]) -> None:
-        """Take one frame; types that are not known are passed over."""
+        """Handle one event; ignore unknown types."""
         self._first_at = self._first_at or frame.get("timestamp")
         handler = getattr(self, f"_on_{frame.get('type')}", None)
         if handler is not None:
@@ -140,7 +142,7 @@ class EventPrinter:
         self._layout.print_state(frame, self.state, message if message != self._last_error else "")
 
     def _on_attempt(self, frame: Mapping[str, Any]) -> None:
-        """What the earlier agent had begun has no end."""
+        """Tool calls of the previous agent have no end event."""
         self._open_calls.clear()
         how = "goes on where the last one was lost" if frame.get("resumes") else "begins anew"
         self._layout.print_lines(frame, f"Attempt {frame.get('attempt')} {how}", "yellow", lines_max=NOTICE_LINES_MAX)
@@ -217,14 +219,14 @@ class EventPrinter:
 
 
 def _put_bounded(known: dict[str, Any], key: str, value: Any) -> None:
-    """Keep a bounded number, the latest."""
+    """Add an entry and drop the oldest above the limit."""
     known[key] = value
     if len(known) > OPEN_TOOL_CALLS_MAX:
         del known[next(iter(known))]
 
 
 def _drop_decoration(complaint: str) -> str:
-    """Without rulers and frames: only the first lines are shown."""
+    """Remove lines without letters or digits, such as rulers: only the first lines are shown."""
     return "\n".join(line for line in complaint.splitlines() if any(map(str.isalnum, line)))
 
 
@@ -236,11 +238,11 @@ def _status_context(story: EventPrinter, console: Console) -> Any:
 
 PENDING_POLL_SECONDS = 2.0
 PENDING_POLL_TIMEOUT_SECONDS = 2.0
-"""The line is not drawn anew meanwhile; without an answer it shows what was known."""
+"""The status line does not update meanwhile; without a response it shows the previous reason."""
 
 
 class PendingReason:
-    """Asks over a connection of its own, from whatever thread draws the screen."""
+    """Polls why a task is pending, over a separate connection; called by the thread that draws the screen."""
 
     def __init__(self, options: CliOptions, task_id: str) -> None:
         self._options = options
@@ -249,7 +251,7 @@ class PendingReason:
         self._polled_at: float | None = None
 
     def __call__(self) -> str:
-        """The latest sentence; empty where there is none."""
+        """Return the latest reason; empty if there is none."""
         now = time.monotonic()
         if self._polled_at is None or now - self._polled_at >= PENDING_POLL_SECONDS:
             self._polled_at = now

@@ -1,4 +1,4 @@
-"""Times, sizes and amounts as people read them."""
+"""Formatting of times, sizes and amounts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 
 def parse_timestamp(timestamp: str | None) -> datetime | None:
-    """The API's time (RFC 3339) as it is here, None for none and for what is not one."""
+    """Parse the API's time (RFC 3339) to local time; return None for an empty or invalid one."""
     try:
         at = datetime.fromisoformat(timestamp) if timestamp else None
         return at and (at if at.tzinfo else at.replace(tzinfo=UTC)).astimezone()
@@ -15,31 +15,31 @@ def parse_timestamp(timestamp: str | None) -> datetime | None:
 
 
 def format_time(timestamp: str | None) -> str:
-    """The time of day here, `12:00:01`."""
+    """Format the local time of day: `12:00:01`."""
     at = parse_timestamp(timestamp)
     return at.strftime("%H:%M:%S") if at else "--:--:--"
 
 
 def format_date(timestamp: str | None) -> str:
-    """The date here, `2026-01-29`; empty for no time."""
+    """Format the local date: `2026-01-29`; empty without a time."""
     at = parse_timestamp(timestamp)
     return at.strftime("%Y-%m-%d") if at else ""
 
 
 def format_datetime(timestamp: str | None) -> str:
-    """Date and time here, `2026-01-29 12:00:01`."""
+    """Format local date and time: `2026-01-29 12:00:01`."""
     at = parse_timestamp(timestamp)
     return at.strftime("%Y-%m-%d %H:%M:%S") if at else "-"
 
 
 def format_elapsed(first: str | None, last: str | None) -> str:
-    """The time between two times, `2 min 5 s`; empty without both."""
+    """Format the time between two times: `2 min 5 s`; empty unless both are given."""
     begin, end = parse_timestamp(first), parse_timestamp(last)
     return format_duration((end - begin).total_seconds()) if begin and end else ""
 
 
 def format_duration(seconds: float) -> str:
-    """`12 ms`, `0.3 s`, `42 s`, `2 min 5 s`, `3 h 12 min`."""
+    """Format a duration: `12 ms`, `0.3 s`, `42 s`, `2 min 5 s`, `3 h 12 min`."""
     seconds = max(seconds, 0.0)
     if seconds < 0.1:
         return f"{seconds * 1000:.0f} ms"
@@ -53,7 +53,7 @@ def format_duration(seconds: float) -> str:
 
 
 def format_age(timestamp: str | None, now: datetime) -> str:
-    """How long ago in one unit, `42 s`, `12 min`, `3 h`, `4 d`."""
+    """Format an age in one unit: `42 s`, `12 min`, `3 h`, `4 d`."""
     at = parse_timestamp(timestamp)
     seconds = max(int((now - at).total_seconds()), 0) if at else 0
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
@@ -63,7 +63,7 @@ def format_age(timestamp: str | None, now: datetime) -> str:
 
 
 def format_size(size_bytes: int) -> str:
-    """`512 B`, `1.5 KiB`, `3.0 MiB`."""
+    """Format a size: `512 B`, `1.5 KiB`, `3.0 MiB`."""
     amount = float(size_bytes)
     for unit in ("B", "KiB", "MiB"):
         if amount < 1024:
@@ -73,10 +73,10 @@ def format_size(size_bytes: int) -> str:
 
 
 def format_cost(usd: float) -> str:
-    """`$1.25`; four digits where it is little."""
+    """Format a cost: `$1.25`; four decimals below one dollar."""
     return f"${usd:.2f}" if usd >= 1 else f"${usd:.4f}"
 
 
 def pluralize(number: int, noun: str) -> str:
-    """`1 task`, `2 tasks`."""
+    """Format a count with its noun: `1 task`, `2 tasks`."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

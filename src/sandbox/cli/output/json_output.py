@@ -1,4 +1,4 @@
-"""Printing one answer of the API: as JSON for programs, else as a command sees fit."""
+"""Output of API responses as JSON, and the summary of a task's outcome."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from sandbox.cli.output.text import escape_json, escape_text
 
 
 def print_json(answer: Mapping[str, Any]) -> None:
-    """The API's answer as it is."""
+    """Print an API response as JSON."""
     click.echo(escape_json(answer))
 
 
 def print_json_lines(frames: Iterable[Mapping[str, Any]]) -> str | None:
-    """One event a line, as they come; give the final state, None if they stop before it."""
+    """Print one event per line as they arrive; return the final state, or None if they stop before it."""
     state = None
     for frame in frames:
         click.echo(json.dumps(frame, ensure_ascii=sys.stdout.isatty()))
@@ -28,7 +28,7 @@ def print_json_lines(frames: Iterable[Mapping[str, Any]]) -> str | None:
 
 
 def outcome_summary(status: Mapping[str, Any], *, has_reason: bool = True) -> str:
-    """How a task ended, with its reason unless that was told before, and what to do with the rest."""
+    """Describe how a task ended and what to do next. has_reason: include the reason, unless it was printed before."""
     task_id, error = escape_text(str(status.get("id") or status.get("task_id"))), status.get("error")
     lines = [f"Task {task_id} {_OUTCOMES.get(str(status.get('state')), 'ended')}."]
     if isinstance(error, Mapping):

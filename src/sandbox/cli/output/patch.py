@@ -1,4 +1,4 @@
-"""The files that a patch changes, one a line with how much of each."""
+"""Downloads and prints patches and their changed files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def print_changed_files(changed: Sequence[ChangedFile], console: Console) -> None:
-    """At least one file."""
+    """Print one line per changed file; requires at least one file."""
     from rich.text import Text
 
     added_width, removed_width = (
@@ -44,7 +44,7 @@ def print_changed_files(changed: Sequence[ChangedFile], console: Console) -> Non
 
 
 def applied_message(files: int, *, is_staged: bool) -> str:
-    """What is said of so many files that were changed, and how to look at them."""
+    """Describe how many files were changed, and how to view the changes."""
     if is_staged:
         return f"Applied to {pluralize(files, 'file')} and staged. Look at it with: git diff --cached"
     return f"Applied to {pluralize(files, 'file')}, beside your own changes. Look at it with: git status"
@@ -61,12 +61,12 @@ _BOLD, _RED, _GREEN, _CYAN, _RESET = "\x1b[1m", "\x1b[31m", "\x1b[32m", "\x1b[36
 def fetch_patch(
     client: Client, task_id: str, target: Path, *, allows_secrets: bool, secrets_advice: str = "add --allow-secrets"
 ) -> None:
-    """Store the task's patch, verified, as the file `target`. Ends the command where there is none."""
+    """Download and verify the task's patch to the file `target`. Fails the command if there is none."""
     path = f".sandbox/{task_id}.patch"
     entries = _patch_entries(client, task_id, path)
     has_ended = not entries and client.status(task_id)["state"] in TERMINAL_STATES
     if has_ended:
-        entries = _patch_entries(client, task_id, path)  # it may have ended, with a patch, since they were listed
+        entries = _patch_entries(client, task_id, path)  # the task may have ended, with a patch, since the listing
     if not entries:
         escaped = escape_text(task_id)
         if has_ended:
@@ -83,7 +83,7 @@ def _patch_entries(client: Client, task_id: str, path: str) -> list[Artifact]:
 
 
 def print_omissions(client: Client, task_id: str, patch: Path) -> bool:
-    """Say what the server could not put into a patch, and where that is; gives whether there is anything for git."""
+    """Print what the server left out of a patch and where to find it; return whether git can apply anything."""
     remarks = list(islice(takewhile(_is_remark, patch_lines(patch)), REMARKS_MAX))
     if not remarks:
         return bool(patch.stat().st_size)
@@ -100,19 +100,19 @@ def _is_remark(line: str) -> bool:
 
 
 def patch_lines(patch: Path) -> Iterator[str]:
-    """Its lines as git tells them apart: a carriage return is a part of one."""
+    """Iterate over the lines as git splits them: a carriage return is part of a line."""
     with patch.open(encoding="utf-8", errors="replace", newline="\n") as file:
         for line in file:
             yield line.removesuffix("\n")
 
 
 def colorize(lines: Iterable[str], *, has_color: bool) -> Iterator[str]:
-    """The lines of a patch, harmless on a terminal, in git's colours."""
+    """Escape the lines of a patch for the terminal and add git's colors."""
     minus = plus = 0
     for line in lines:
         hunk = _HUNK.match(line)
         if minus > 0 or plus > 0:
-            # By the numbers of the hunk: a removed line that begins with `-- ` looks like a heading.
+            # Count the lines of the hunk: a removed line that begins with `-- ` looks like a file header.
             style = {"-": _RED, "+": _GREEN}.get(line[:1], "")
             minus -= line[:1] not in {"+", "\\"}
             plus -= line[:1] not in {"-", "\\"}

@@ -1,4 +1,4 @@
-"""The last line of a story on a terminal: what goes on now, for how long, at what price. It leaves no trace."""
+"""Transient status line below the events on a terminal: current activity, its duration, the cost."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ REFRESHES_PER_SECOND = 8
 
 
 class StatusLine:
-    """Renders the moment; Rich asks again some times a second."""
+    """Renders the status line; Rich calls it several times per second."""
 
     def __init__(self, story: EventPrinter, console: Console) -> None:
         self._printer = story
@@ -40,14 +40,14 @@ class StatusLine:
         return Text.assemble((f"{spinner} ", "cyan"), what, (tail, "dim"), no_wrap=True, overflow="ellipsis")
 
     def _suffix(self, took: str, wanted_cells: int) -> str:
-        """Time and figures; where they would leave what goes on less than half of the window, the price is enough."""
+        """Return duration and totals; only the cost if the activity would get less than half of the window."""
         tails = ["  " + " · ".join([took, *figures]) for figures in (self._printer.totals, self._printer.totals[-1:])]
         room = min(wanted_cells, self._console.width // 2)
         return next((tail for tail in tails if len(tail) + 3 + room <= self._console.width), tails[-1])
 
 
 def live_status_line(story: EventPrinter, console: Console) -> Live:
-    """A context in which the line is shown below whatever is printed on `console`."""
+    """Return a context that shows the status line below the output on `console`."""
     return Live(
         StatusLine(story, console),
         console=console,

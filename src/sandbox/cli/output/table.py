@@ -1,4 +1,4 @@
-"""Tables in which what identifies a thing is never shortened."""
+"""Tables whose identifying columns are never truncated."""
 
 from __future__ import annotations
 
@@ -25,16 +25,17 @@ def print_table(
     has_border: bool,
     shrinkable: Sequence[str],
 ) -> None:
-    """Print rows under their headings.
+    """Print rows with headings.
 
-    has_lines: draw a frame. shrinkable: the columns that may be cut on a terminal that is too narrow, and then be left
-    out, the first one first; off a terminal nothing is missing.
+    has_border: draw a border.
+    shrinkable: columns that may be truncated, and then omitted, on a terminal that is too narrow, in this order;
+    without a terminal nothing is cut.
     """
     kept_columns = columns
     if console.is_terminal:
         kept_columns, rows = fit_table(columns, rows, shrinkable, console.width, has_border=has_border)
     left_out, columns = [name for name in columns if name not in kept_columns], kept_columns
-    console.width = UNBOUNDED_CELLS  # in its own width Rich would cut every column, ids as well
+    console.width = UNBOUNDED_CELLS  # at the terminal's width Rich would truncate every column, including ids
     if has_border:
         _print_bordered(console, columns, rows)
     else:
@@ -52,7 +53,7 @@ def fit_table(
     *,
     has_border: bool = False,
 ) -> tuple[Sequence[str], Sequence[Sequence[Text]]]:
-    """The columns that there is room for, and their cells, cut where they have to be."""
+    """Return the columns that fit, and their cells, truncated where necessary."""
     kept_columns = _fitting_columns(columns, rows, shrinkable, width, has_border=has_border)
     rows = [[cell for name, cell in zip(columns, row, strict=True) if name in kept_columns] for row in rows]
     _shrink(kept_columns, rows, shrinkable, width - _border_cells(kept_columns, has_border=has_border))
@@ -60,7 +61,7 @@ def fit_table(
 
 
 def plain_lines(columns: Sequence[str], rows: Sequence[Sequence[Text]]) -> list[Text]:
-    """The heading and the rows, each cell as wide as its column."""
+    """Return heading and rows as lines with padded cells."""
     from rich.text import Text
 
     headings = [Text(name, "dim") for name in columns]
@@ -76,7 +77,7 @@ def plain_lines(columns: Sequence[str], rows: Sequence[Sequence[Text]]) -> list[
 
 
 def cell(text: str, style: str = "") -> Text:
-    """Something that others chose, in one line and harmless."""
+    """Create a cell of untrusted text, escaped and on one line."""
     from rich.text import Text
 
     return Text(escape_name(text.replace("\t", " ")), style)
@@ -104,7 +105,7 @@ def _border_cells(columns: Sequence[str], *, has_border: bool) -> int:
 def _fitting_columns(
     columns: Sequence[str], rows: Sequence[Sequence[Text]], shrinkable: Sequence[str], width: int, *, has_border: bool
 ) -> list[str]:
-    """The columns that there is room for, once those that can be cut have been cut."""
+    """Return the columns that fit once all shrinkable columns are truncated."""
     least = {
         name: min(cells, SHRUNK_CELLS_MIN) if name in shrinkable else cells
         for name, cells in zip(columns, _widths(columns, rows), strict=True)
@@ -118,7 +119,7 @@ def _fitting_columns(
 
 
 def _shrink(columns: Sequence[str], rows: Sequence[Sequence[Text]], shrinkable: Sequence[str], width: int) -> None:
-    """Cut the widest first, so that what is short stays whole."""
+    """Truncate the widest columns first; short ones stay complete."""
     widths = _widths(columns, rows)
     cuttable = [at for at, name in enumerate(columns) if name in shrinkable]
     excess = sum(widths) - width

@@ -1,4 +1,4 @@
-"""Text that a task brought along, made harmless for a terminal."""
+"""Escapes untrusted text for terminals, and wraps text."""
 
 from __future__ import annotations
 
@@ -12,39 +12,39 @@ from sandbox.model.printable import escape_character, replace_invisible, replace
 
 
 def escape_text(text: str) -> str:
-    r"""Prose with what would steer a terminal, or not show, written out: ESC as `\x1b`. Tabs stay."""
+    r"""Escape control and invisible characters in prose: ESC becomes `\x1b`. Tabs stay."""
     return replace_invisible(text, escape_character, "\t")
 
 
 def escape_name(name: str) -> str:
-    """A name or path with everything written out that does not show, so that no two look alike."""
+    """Escape all characters in a name or path that do not print, so that no two names look the same."""
     return replace_unprintable(name, escape_character)
 
 
 def escape_json(value: object) -> str:
-    """JSON for people and programs, indented, harmless on a terminal and still the same value."""
+    """Format JSON with indentation, escaped for terminals; the parsed value is unchanged."""
     return replace_invisible(
         json.dumps(value, indent=2, ensure_ascii=False), lambda hidden: json.dumps(hidden)[1:-1], "\n"
     )
 
 
 COLUMN_CELLS_MIN = 20
-"""A narrower column is not worth having; in a window of such a width lines may be too long."""
+"""Minimum width of a column; in a narrower window lines may be too long."""
 
 _WORD = re.compile(r"\s*(?:sandbox(?: task)? \S+|\S+)|\s+\Z")
-"""The beginning of a command stays together too."""
+"""Keeps the first words of a command together."""
 
 
 def terminal_width(stream: TextIO) -> int | None:
-    """How wide the terminal is that `stream` writes to; None for a file or a pipe."""
+    """Return the width of the terminal that `stream` writes to; None for a file or a pipe."""
     try:
         return os.get_terminal_size(stream.fileno()).columns or None
-    except (OSError, ValueError):  # what is no terminal, and what has no descriptor at all
+    except (OSError, ValueError):  # not a terminal, or no file descriptor
         return None
 
 
 def wrap_text(text: str, width_cells: int | None, hanging: str = "") -> list[str]:
-    """The lines of `text`, harmless on a terminal; all but the first begin with `hanging`. No width: one line."""
+    """Escape and wrap `text`; all lines but the first begin with `hanging`. width_cells: None for one line."""
     escaped = escape_text(text).expandtabs(1)
     if width_cells is None:
         return [escaped]
@@ -63,7 +63,7 @@ def wrap_text(text: str, width_cells: int | None, hanging: str = "") -> list[str
 
 
 def _wrap_units(text: str) -> Iterator[str]:
-    """What may stand at the end of a line: words with the spaces before them, and characters of double width."""
+    """Split at possible line ends: words with their leading spaces, and characters of double width."""
     from rich.cells import cell_len
 
     for word in _WORD.findall(text):

@@ -1,4 +1,4 @@
-"""Claude Code's output lines (stream-json), as far as a viewer of the story needs them."""
+"""Parses Claude Code's output lines (stream-json) for display."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from typing import Any, NamedTuple
 from sandbox.interfaces.layout import SANDBOX_WORKSPACE
 
 LINE_CHARACTERS_MAX = 8 * 1024 * 1024
-"""A longer line is not looked into: nothing of it would be shown anyway."""
+"""Longer lines are not parsed; none of their content would be displayed."""
 
 _SUMMARY_FIELDS = ("command", "file_path", "notebook_path", "pattern", "path", "url", "query", "description", "prompt")
-"""The fields of a tool's input that say best what the call is about, the best first."""
+"""Fields of a tool's input that summarize a call, the best first."""
 
 
 @dataclass(frozen=True)
 class AgentMessage:
-    """The agent said something."""
+    """A text message of the agent."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class TextOutput:
-    """A line that is no event: what Claude Code prints where the task's output is text."""
+    """A line that is no event: Claude Code's output in text format."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class ToolCall:
-    """The agent began a tool call."""
+    """The agent started a tool call."""
 
     id: str
     tool: str
@@ -43,7 +43,7 @@ class ToolCall:
 
 @dataclass(frozen=True)
 class ToolResult:
-    """A tool call came to its end, with this answer or complaint."""
+    """A tool call ended with this result or error."""
 
     id: str
     text: str
@@ -52,7 +52,7 @@ class ToolResult:
 
 @dataclass(frozen=True)
 class ApiRetry:
-    """The model API did not answer; Claude Code tries again."""
+    """The model API did not respond; Claude Code retries."""
 
     attempt: int
     attempts_max: int
@@ -63,7 +63,7 @@ TranscriptItem = AgentMessage | TextOutput | ToolCall | ToolResult | ApiRetry
 
 
 class TranscriptParser:
-    """Puts the parts of split lines together again, and reads them; those that are not believed are told as text."""
+    """Reassembles split lines and parses them; untrusted lines are returned as text."""
 
     def __init__(self, *, is_trusted: bool = True) -> None:
         self._is_trusted = is_trusted
@@ -72,7 +72,7 @@ class TranscriptParser:
         self._has_events = False
 
     def feed(self, data: str, *, continued: bool) -> Iterator[TranscriptItem]:
-        """What the line says, once its last part is here."""
+        """Yield the items of a line once its last part has arrived."""
         self._length += len(data)
         if self._length <= LINE_CHARACTERS_MAX:
             self._parts.append(data)
@@ -94,7 +94,7 @@ class TranscriptParser:
             return
         match parsed:
             case {"type": "result", "result": str(text)} if not self._has_events:
-                yield AgentMessage(text)  # all there is where the task's output is one JSON document
+                yield AgentMessage(text)  # the only event if Claude Code's output is a single JSON document
         self._has_events = True
         yield from _parse_message(parsed)
 
@@ -148,7 +148,7 @@ _LINE = re.compile(rb"(\[[^\] ]{1,40}\] )(\[(?:STDOUT|STDERR|EVENT)\] )(.*\n)", 
 
 
 class LogLine(NamedTuple):
-    """A line, or a part of one. goes_on: its next part is to come, which has neither time nor stream."""
+    """A line or a part of one. is_continued: the next part follows, without time and stream."""
 
     time: bytes
     stream: bytes
@@ -157,13 +157,13 @@ class LogLine(NamedTuple):
 
 
 def parse_line(line: bytes) -> LogLine:
-    """The parts of a line; a line of another kind is all content."""
+    """Split a line into its parts; an unrecognized line is all content."""
     match = _LINE.fullmatch(line)
     return LogLine(match[1], match[2], match[3]) if match else LogLine(b"", b"", line)
 
 
 def parse_log_events(lines: Iterable[bytes], task_id: str) -> Iterator[Mapping[str, Any]]:
-    """Lines as the frames that they were made of; output has no `seq` in them. Other lines are passed over."""
+    """Convert log lines back to events; output has no `seq`. Other lines are skipped."""
     for line in lines:
         time, tag, content, _ = parse_line(line)
         if tag == b"[EVENT] ":

@@ -1,4 +1,4 @@
-"""Where people show their token."""
+"""Pages with forms: sign in, submit a manifest."""
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -10,18 +10,18 @@ from sandbox.dashboard.templates import render_page
 
 
 async def show_sign_in(request: Request, _: AppContext) -> Response:
-    """The form; its module opens the session."""
+    """Render the sign-in form; its script opens the session."""
     return render_page(request, "sign_in", back=safe_redirect_path(request.query_params.get("to", "/")))
 
 
 def safe_redirect_path(target: str) -> str:
-    """Where to go on: an address of this server, whatever was asked for."""
+    """Return `target` if it is a path on this server, else `/`."""
     is_own = target.startswith("/") and not target.startswith(("//", "/\\")) and target.isprintable()
     return target if is_own else "/"
 
 
 async def show_submit(request: Request, context: AppContext) -> Response:
-    """An editor with a pattern in it, or with the manifest of the task that is to run again."""
+    """Render the manifest editor with a template, or with the manifest of the task to run again."""
     again = request.query_params.get("from")
     task = await context.tasks.status(again) if again else None
     sees_all = get_caller(request).is_operator

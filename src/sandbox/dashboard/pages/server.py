@@ -1,4 +1,4 @@
-"""The page about the server: what it has, what isolates its tasks, and how much it gets done."""
+"""The server page: health, runtimes and throughput."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ STATS_TASKS_MAX = 1000
 
 @dataclass(frozen=True, slots=True)
 class HourStats:
-    """What ended within an hour. began_at: its beginning; share: of the busiest hour, in percent."""
+    """Tasks that ended within one hour. began_at: start of the hour; share: percentage of the busiest hour."""
 
     began_at: datetime
     completed: int
@@ -31,7 +31,7 @@ class HourStats:
 
 
 async def show_server(request: Request, context: AppContext) -> Response:
-    """How the server is now."""
+    """Render the server page."""
     health = await context.tasks.health()
     ended, is_cut = await _finished_tasks(context.tasks)
     completed = [task for task in ended if task.state is TaskState.COMPLETED]
@@ -51,7 +51,7 @@ async def show_server(request: Request, context: AppContext) -> Response:
 
 
 async def _finished_tasks(tasks: Tasks) -> tuple[list[Task], bool]:
-    """What ended within the last day, as far as one look goes, and whether there was more."""
+    """Return the tasks that ended within the last day, up to one page, and whether there were more."""
     query = TaskQuery(TERMINAL_STATES, sort="state_changed_at", limit=STATS_TASKS_MAX)
     since = datetime.now(UTC) - timedelta(hours=_HOURS)
     page = await tasks.query(query)

@@ -18,7 +18,7 @@ from sandbox.model.tier import TIER_DESCRIPTIONS
 from sandbox.model.wire.events import error_fields
 
 PAGE_EVENTS_MAX = 200_000
-"""Of a longer story the page tells the end; the log has all of it."""
+"""Of more events the page shows only the latest; the log contains all."""
 
 _STATE_SEQUENCE = (
     TaskState.PENDING,
@@ -32,7 +32,7 @@ _STATE_SEQUENCE = (
 
 @dataclass(frozen=True, slots=True)
 class StateStep:
-    """A state on the task's way. began_at: None when it was not, or not yet, there; stayed: None while it is."""
+    """A state of the task. began_at: None if not entered; duration: None if not left."""
 
     state: TaskState
     began_at: datetime | None
@@ -41,7 +41,7 @@ class StateStep:
 
 
 async def show_task(request: Request, context: AppContext) -> Response:
-    """What is known now; its modules bring the story and keep it fresh."""
+    """Render the task's current status; its scripts load the events and update the page."""
     task = await context.tasks.status(request.path_params["task_id"])
     is_operator = get_caller(request).is_operator
     return render_page(
@@ -63,7 +63,7 @@ async def show_task(request: Request, context: AppContext) -> Response:
 
 
 def state_steps(task: Task) -> Sequence[StateStep]:
-    """The six states before the end, then the end; what was skipped on the way has no time."""
+    """Return the six states before the end, then the final state; skipped states have no time."""
     entered = {entry.state: entry.at for entry in task.history}
     left = {entry.state: after.at for entry, after in zip(task.history, task.history[1:], strict=False)}
     end = task.state if task.state.is_terminal else TaskState.COMPLETED

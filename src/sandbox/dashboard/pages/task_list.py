@@ -1,4 +1,4 @@
-"""The page of all tasks: who waits and for what, and the list with its filters in the address."""
+"""The task list page: pending tasks with reasons, and the list with its filters in the query string."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -45,7 +45,7 @@ _SORT_LABELS = {
 
 @dataclass(frozen=True, slots=True)
 class FilterOption:
-    """A filter that can be chosen. query: the address without its path; count: None where nobody counts."""
+    """A filter or sort option. query: the query string that selects it; count: None if not counted."""
 
     name: str
     query: str
@@ -54,7 +54,7 @@ class FilterOption:
 
 
 async def show_tasks(request: Request, context: AppContext) -> Response:
-    """For people the page, for programs where to go on."""
+    """Render the list for browsers; send links to the API to other clients."""
     if not accepts_html(request):
         return _api_links(context)
     if (label := request.query_params.get("label")) is not None:
@@ -111,7 +111,7 @@ def _default_order(params: Mapping[str, str]) -> str:
 
 
 async def _pending_tasks(tasks: Tasks) -> Sequence[Task]:
-    """The head of the line."""
+    """Return the first pending tasks of the queue."""
     query = TaskQuery(frozenset({TaskState.PENDING}), order="asc", limit=_PENDING_ROWS)
     return (await tasks.query(query)).tasks
 
@@ -138,16 +138,16 @@ def _sort_options(request: Request, query: TaskQuery) -> list[FilterOption]:
 
 
 def _query_with(request: Request, **changes: str | None) -> str:
-    """The address with these parameters in place of what it has, on its first page."""
+    """Return the query string with these parameters replaced, for the first page."""
     params = request.query_params.multi_items()
     current = [(name, value) for name, value in params if name not in {*changes, "cursor", "offset", "label"}]
     pairs = [*current, *((name, value) for name, value in changes.items() if value is not None)]
-    # Labels may be empty; nothing else is asked for with nothing.
+    # A label's value may be empty; other empty parameters have no meaning.
     return urlencode([(name, value) for name, value in pairs if value or name.startswith("label.")])
 
 
 def _with_label(request: Request, label: str) -> str:
-    """What the form sends, `key=value`, as the API has it."""
+    """Convert the form's `key=value` to the API's label parameter."""
     key, equals, value = label.partition("=")
     return _query_with(request, **({f"label.{key.strip()}": value.strip()} if key.strip() and equals else {}))
 
@@ -157,5 +157,5 @@ def _without_label(request: Request, key: str) -> str:
 
 
 def _label_query(request: Request, key: str, value: str) -> str:
-    """The address that asks for a label beside what is asked for now."""
+    """Return the query string with this label added."""
     return _query_with(request, **{f"label.{key}": value})

@@ -1,1 +1,1 @@
-"""Connections to hosts other than the model."""
+"""Connections to hosts other than the model API."""

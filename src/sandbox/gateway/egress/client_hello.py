@@ -1,4 +1,4 @@
-"""Reads the server's name out of a TLS ClientHello (RFC 8446 §4.1.2, RFC 6066 §3), whoever sent it."""
+"""Parses the server name (SNI) of a TLS ClientHello (RFC 8446 §4.1.2, RFC 6066 §3) from untrusted bytes."""
 
 import re
 from collections.abc import Iterator
@@ -18,12 +18,15 @@ _RECORD_BYTES_MAX = 16384 + 256
 
 
 class ClientHello(msgspec.Struct, frozen=True):
-    """What the bytes so far tell. `server_name` is None in a whole hello without one, and in what is no hello or
-    not alone in its record.
+    """The result of parsing the bytes received so far.
 
-    hides_name: another hello is in it, encrypted (ECH), which may name another server; browsers put random bytes there.
-    is_before_data: the client may send data before the server has answered (RFC 8446 §4.2.10).
-    byte_count: of the records that it stands in, or the first of them: some servers may find a hello in what is odd.
+    is_complete: more bytes cannot change the result.
+    server_name: None in a complete hello without a name, in bytes that are no hello, and if other data shares its
+    record.
+    has_encrypted_name: contains an encrypted hello (ECH) that may name another server; browsers put random bytes there.
+    has_early_data: the client may send data before the server has answered (RFC 8446 §4.2.10).
+    byte_count: length of the records that hold the hello, or of the first ones: some servers may find a hello in
+    malformed records.
     """
 
     is_complete: bool
@@ -34,7 +37,7 @@ class ClientHello(msgspec.Struct, frozen=True):
 
 
 class ServerNames(msgspec.Struct, frozen=True):
-    """What a ClientHello says of servers' names. The last two are as in `Hello`."""
+    """The server names in a ClientHello. The flags have the same meaning as in `ClientHello`."""
 
     names: tuple[str, ...] = ()
     has_encrypted_name: bool = False
@@ -42,11 +45,11 @@ class ServerNames(msgspec.Struct, frozen=True):
 
 
 class _TruncatedError(Exception):
-    """A length points past the end."""
+    """A length field points past the end."""
 
 
 def parse_client_hello(data: bytes) -> ClientHello:
-    """Look at the first bytes of a connection. Not whole means: more bytes may tell more. Never raises."""
+    """Parse the first bytes of a connection. Never raises. An incomplete result may change with more bytes."""
     message = bytearray()
     offset = 0
     while len(data) >= offset + 5:
@@ -59,7 +62,7 @@ def parse_client_hello(data: bytes) -> ClientHello:
             return ClientHello(is_complete=True)
         end = 4 + int.from_bytes(message[1:4])
         if len(message) >= 4 and len(message) >= end:
-            # No client sends more in the same record, and the server might take what follows for the hello that counts.
+            # No client puts more into the same record, and a server might use the rest as the hello that counts.
             byte_count = offset + 5 + length
             is_alone = len(message) == end and len(data) >= byte_count
             return (
@@ -73,7 +76,7 @@ def parse_client_hello(data: bytes) -> ClientHello:
 
 
 def parse_server_names(body: bytes) -> ServerNames | None:
-    """The names in the body of a ClientHello; None when a length in it points past its end."""
+    """Return the names in the body of a ClientHello, or None if a length field points past its end."""
     names, hides_name, is_before_data = [], False, False
     try:
         for kind, content in _extensions(body):
@@ -90,7 +93,7 @@ def _hello_from_body(body: bytes, byte_count: int) -> ClientHello:
     server_names = parse_server_names(body)
     if server_names is None:
         return ClientHello(True, byte_count=byte_count)
-    # Several names are against the rules, and the server might take another one than we.
+    # Several names violate the RFC, and the server might select another one than the gateway.
     name = server_names.names[0] if len(server_names.names) == 1 else None
     return ClientHello(True, name, server_names.has_encrypted_name, server_names.has_early_data, byte_count)
 
@@ -140,8 +143,10 @@ class _Reader:
 _HELLO_START = re.compile(rb"\x16(?=[\x00-\x0f].[\x00-\x40].\x01)", re.DOTALL)
 _HELLO_START_BYTES = 6
 _RECORD_HEADER = re.compile(rb"[\x14-\x16][\x00-\x0f].[\x00-\x40].", re.DOTALL)
-"""Some servers take an alert or a change of the cipher between the records of a hello, and look at the version in
-the hello only, where its first byte is 3."""
+"""Matches lenient records: some servers accept an alert or a ChangeCipherSpec between the records of a hello.
+
+They check the version only in the hello, where its first byte is 3.
+"""
 
 _HEADER_BYTES = 5
 _HANDSHAKE = 22
@@ -150,14 +155,17 @@ _BODY_BYTES_MAX = 0x2FFFF
 
 
 class _PartialHello(msgspec.Struct, frozen=True):
-    """What there is of a ClientHello. `is_whole`: all of it, and of the records that it stands in."""
+    """The available part of a ClientHello. is_complete: the message and its records have arrived in full."""
 
     message: bytes
     is_complete: bool
 
 
 class ClientHelloSearch:
-    """For one client that speaks to `name`. A hello may name nobody, as the protocol around it did not."""
+    """Searches the bytes of a client that connects to `name` for a ClientHello.
+
+    The hello may omit the server name, since the surrounding protocol had none either.
+    """
 
     def __init__(self, policy: EgressPolicy, name: str) -> None:
         self._policy = policy
@@ -166,7 +174,7 @@ class ClientHelloSearch:
         self._offsets: list[int] = []
 
     def deny_reason(self, received: bytearray) -> str | None:
-        """What is wrong with a hello in all that the client has said so far."""
+        """Return why a hello in the bytes received so far is denied, or None."""
         self._find_offsets(received)
         if len(self._offsets) > PARTIAL_HELLOS_MAX:
             return "TLS seems to begin in it too often."
@@ -202,7 +210,7 @@ class ClientHelloSearch:
 
 
 def _read_partial_hello(received: bytearray, offset: int) -> _PartialHello | None:
-    """The ClientHello whose first record begins here; None where there is none."""
+    """Return the ClientHello whose first record begins at `offset`, or None if there is none."""
     message = bytearray()
     while len(header := bytes(received[offset : offset + _HEADER_BYTES])) == _HEADER_BYTES:
         if _RECORD_HEADER.match(header) is None:
@@ -219,7 +227,7 @@ def _read_partial_hello(received: bytearray, offset: int) -> _PartialHello | Non
 
 
 def _message_end(message: bytes | bytearray) -> int:
-    """Where the message ends; 0 while that is not known."""
+    """Return the end offset of the message, or 0 while it is unknown."""
     return 4 + int.from_bytes(message[1:4]) if len(message) >= 4 else 0
 
 

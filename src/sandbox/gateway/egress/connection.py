@@ -1,4 +1,4 @@
-"""A connection from inside to a host beside the model: opened as it must be, then carried both ways."""
+"""A connection from the sandbox to a host other than the model: handshake, dial, relay in both directions."""
 
 import asyncio
 from functools import partial
@@ -12,7 +12,7 @@ from sandbox.gateway.transport import READ_BYTES, RELAY_BYTES, Stream
 
 
 class EgressConnection:
-    """One of them; `opening` may be judged already. Its work waits for its turn among the sandbox's connections."""
+    """One egress connection. `handshake` may already be decided. Its work is queued with the sandbox's connections."""
 
     def __init__(
         self,
@@ -32,7 +32,7 @@ class EgressConnection:
         self._denial: Denial | None = None
 
     async def run(self) -> None:
-        """Until both sides have ended, or one is silent for too long."""
+        """Serve until both sides have ended, or until one is idle for too long."""
         try:
             opening = self._handshake
             outcome = opening if isinstance(opening, Tunnel | Denial) else await self._run_handshake(opening)
@@ -53,7 +53,8 @@ class EgressConnection:
                 return outcome
 
     async def _dial(self, tunnel: Tunnel) -> Stream | Denial | None:
-        waiting_seconds = limits.CONNECTIONS_MAX / limits.HOST_CONNECTIONS_PER_SECOND  # for those that came before
+        # for connections queued before this one
+        waiting_seconds = limits.CONNECTIONS_MAX / limits.HOST_CONNECTIONS_PER_SECOND
         self._client.set_timeout(waiting_seconds + limits.CONNECT_SECONDS + 2 * limits.LOOKUP_SECONDS)
         host, port = tunnel.host, tunnel.port
         try:
@@ -72,7 +73,7 @@ class EgressConnection:
         await self._send_and_linger(denial.response)
 
     async def _send_and_linger(self, response: bytes) -> None:
-        """What the client has sent beyond is read, so that its answer is not lost."""
+        """Send the response, then read and discard what the client still sends: a reset would lose the response."""
         self._client.set_timeout(limits.LINGER_SECONDS)
         self._client.write(response)
         self._client.write_eof()
@@ -97,8 +98,8 @@ class EgressConnection:
             self._reset_timeouts(host)
             if isinstance(output, Denial):
                 self._denial = output
-                host.abort()  # which ends the other way too
-                if self._has_host_data:  # and an answer of ours would stand in the middle of the host's
+                host.abort()  # which ends the other direction too
+                if self._has_host_data:  # then a gateway response would land in the middle of the host's
                     self._client.abort()
                 return
             host.write(output)

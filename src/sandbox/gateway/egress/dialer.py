@@ -1,4 +1,4 @@
-"""Connections to hosts of the public internet: looked up here, checked, and dialled at the address that was checked."""
+"""Dials public hosts: resolves the name, checks the addresses and connects to a checked address."""
 
 import asyncio
 import errno
@@ -20,16 +20,16 @@ _NOT_GLOBAL_V4 = [
     for block in (
         "0.0.0.0/8",  # this network
         "10.0.0.0/8",  # private
-        "100.64.0.0/10",  # shared behind carriers, metadata of Alibaba's cloud
+        "100.64.0.0/10",  # shared (CGNAT), metadata of Alibaba Cloud
         "127.0.0.0/8",  # loopback
-        "168.63.129.16/32",  # metadata of Azure, in the midst of public addresses
+        "168.63.129.16/32",  # metadata of Azure, amid public addresses
         "169.254.0.0/16",  # link-local, metadata of most clouds
         "172.16.0.0/12",  # private
-        "192.0.0.0/24",  # protocol assignments, metadata of Oracle's cloud
+        "192.0.0.0/24",  # protocol assignments, metadata of Oracle Cloud
         "192.0.2.0/24",  # documentation
         "192.88.99.0/24",  # 6to4 relays
         "192.168.0.0/16",  # private
-        "198.18.0.0/15",  # benchmarks, and the names inside a sandbox
+        "198.18.0.0/15",  # benchmarking, and the synthetic addresses of a sandbox
         "198.51.100.0/24",  # documentation
         "203.0.113.0/24",  # documentation
         "224.0.0.0/4",  # multicast
@@ -43,20 +43,20 @@ _NOT_GLOBAL_V6 = [
     for block in (
         "2001::/23",  # protocol assignments: Teredo, benchmarks, ORCHID
         "2001:db8::/32",  # documentation
-        "2002::/16",  # 6to4, which has an IPv4 address of anybody's in it
+        "2002::/16",  # 6to4, which embeds an arbitrary IPv4 address
         "3fff::/20",  # documentation
     )
 ]
 
 
 def unmap_ipv4(address: Address) -> Address:
-    """The IPv4 address that an IPv4-mapped IPv6 address stands for; every other address itself."""
+    """Return the IPv4 address of an IPv4-mapped IPv6 address; return any other address unchanged."""
     mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
     return mapped or address
 
 
 def is_global(address: Address) -> bool:
-    """Whether this is one address of one public host, as far as its number tells."""
+    """Whether this is the global unicast address of one public host, judged by its number alone."""
     address = unmap_ipv4(address)
     if isinstance(address, IPv4Address):
         return not any(address in block for block in _NOT_GLOBAL_V4)
@@ -68,11 +68,11 @@ AddressPolicy = Callable[[Address], bool]
 
 
 class AddressDeniedError(Exception):
-    """An address behind the name is none that may be dialled; the message says why, for people."""
+    """No address of the name may be dialed. The message gives the reason for users."""
 
 
 class HostUnreachableError(Exception):
-    """The host was not reached; `status` is HTTP's for a gateway, the message is for people."""
+    """The host could not be reached. `status` is the HTTP status for the client; the message is for users."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -80,14 +80,14 @@ class HostUnreachableError(Exception):
 
 
 def is_dialable(address: Address) -> bool:
-    """Whether this is another host's public address. Only tests have another policy."""
+    """Whether this is a public address of another machine. Only tests use another policy."""
     return is_global(address) and not _is_local_address(address)
 
 
 class PublicDialer:
-    """Dials hosts by name, by the system's resolver (/etc/hosts included), but never the model's.
+    """Dials hosts by name through the system's resolver (/etc/hosts included), but never the model's host.
 
-    model_addresses: where the model has been found; it grows here and where the model is dialled.
+    model_addresses: all known addresses of the model; this class and `UpstreamDialer` add to it.
     """
 
     def __init__(self, model_host: str, address_policy: AddressPolicy, model_addresses: set[Address]) -> None:
@@ -100,7 +100,10 @@ class PublicDialer:
         self._pace = ConnectionRateLimiter(limits.HOST_CONNECTIONS_AT_ONCE, limits.HOST_CONNECTIONS_PER_SECOND)
 
     async def dial(self, host: str, port: int) -> Stream:
-        """Raises NotDialledError, NotReachedError. Waits where connections are opened too often."""
+        """Connect to a host. Waits while the connection rate is exceeded.
+
+        Raises AddressDeniedError and HostUnreachableError.
+        """
         addresses = await self._resolve_host(host)
         await self._refresh_model_addresses()
         if not self._model_addresses.isdisjoint(addresses):
@@ -114,7 +117,10 @@ class PublicDialer:
         return line
 
     async def _refresh_model_addresses(self) -> None:
-        """Every address that it ever had counts. As long as none is known, no host can be told from the model."""
+        """Update the model's addresses; old ones stay denied.
+
+        While none is known, no host can be distinguished from the model. Every dial fails then.
+        """
         now = asyncio.get_running_loop().time()
         if now - self._model_resolved_at < limits.MODEL_LOOKUP_SECONDS:
             return
@@ -152,13 +158,13 @@ def _resolve(host: str) -> set[str]:
 
 
 def _sort_ipv4_first(addresses_text: set[str]) -> list[Address]:
-    """IPv4 first, which more machines can reach."""
+    """Sort IPv4 first: more machines can reach it."""
     addresses = {unmap_ipv4(ip_address(one)) for one in addresses_text}
     return sorted(addresses, key=lambda address: (not isinstance(address, IPv4Address), int(address)))
 
 
 def _is_local_address(address: Address) -> bool:
-    """Whether the address is this host's: only then a socket can be bound to it. In doubt it is."""
+    """Whether the address belongs to this machine: only then can a socket bind to it. Unclear errors count as local."""
     family = socket.AF_INET if isinstance(address, IPv4Address) else socket.AF_INET6
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as probe:

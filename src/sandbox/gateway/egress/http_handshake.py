@@ -1,4 +1,4 @@
-"""A plain HTTP request to a host: its Host header must be that host's, and it is the only one on its connection."""
+"""A plain HTTP request to a host: its Host header must match the host, and the connection carries one request only."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ _MALFORMED = "this is not valid HTTP/1.1."
 
 
 class HttpHandshake:
-    """To `name`; None stands for an address, `shown`, that no name was given."""
+    """Handshake of a connection to `name`, or to `address` if no name was assigned to that address (`name` is None)."""
 
     def __init__(self, policy: EgressPolicy, name: str | None, address: str, port: int) -> None:
         self._policy = policy
@@ -23,7 +23,7 @@ class HttpHandshake:
         self._client_side = http.client_side()
 
     def client_data_received(self, data: bytes) -> Tunnel | Denial | None:
-        """Wait for a whole head."""
+        """Wait for a complete request head and check it."""
         try:
             self._client_side.receive_data(data)
             event: Any = self._client_side.next_event()
@@ -64,7 +64,7 @@ class HttpHandshake:
 
 
 class SingleRequestFilter:
-    """Lets one request through, framed anew, and nothing after it."""
+    """Forwards one request, framed anew, and nothing after it."""
 
     is_passthrough = False
 
@@ -76,12 +76,12 @@ class SingleRequestFilter:
         self.is_done = False
 
     def start(self) -> bytes | Denial:
-        """The head, and what came of the body with it."""
+        """Return the head and the body bytes that arrived with it."""
         body = self._forward()
         return body if isinstance(body, Denial) else self._head + body
 
     def client_data_received(self, data: bytes) -> bytes | Denial:
-        """What belongs to the request's body."""
+        """Return the bytes that belong to the request body."""
         if self.is_done:
             return b""
         try:
@@ -91,7 +91,7 @@ class SingleRequestFilter:
         return self._forward()
 
     def host_data_received(self) -> None:
-        """An answer may come before the request has ended."""
+        """Do nothing: a response may arrive before the request has ended."""
 
     def _forward(self) -> bytes | Denial:
         output = bytearray()
@@ -112,7 +112,7 @@ class SingleRequestFilter:
 def open_single_request_tunnel(
     client_side: h11.Connection, request: h11.Request, target: bytes, authority: HostPort
 ) -> Tunnel | Denial:
-    """Let a request that was found good through to `to`."""
+    """Return a tunnel to `authority` for a request that the policy allows, or a denial if the request is ambiguous."""
     reason = _ambiguity(request)
     if reason is not None:
         response = http.plain_text_error(400, denial_message(authority.host, authority.port, reason)).encode(
@@ -132,7 +132,7 @@ def open_single_request_tunnel(
 
 
 def _ambiguity(request: h11.Request) -> str | None:
-    """What two readers of the request may understand differently."""
+    """Return why two parsers may read the request differently, or None."""
     names = {name for name, _ in request.headers}
     if {b"transfer-encoding", b"content-length"} <= names:
         return "a request has either Content-Length or Transfer-Encoding, not both."

@@ -1,4 +1,4 @@
-"""What may be reached beside the model, and how a connection from inside is let through. No I/O."""
+"""Egress policy: which hosts a sandbox may reach, and the types of a handshake and its result. No I/O."""
 
 import re
 from collections.abc import Callable
@@ -18,9 +18,9 @@ _HOST = re.compile(r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-
 
 
 class EgressPolicy:
-    """The task's rules, and that the model's host is never reached in another way than through the model's door.
+    """The task's egress rules. The model's host is always denied here: only the model listener reaches it.
 
-    takes_addresses: where every public host is allowed, so is an address instead of its name.
+    allows_ip_addresses: with unrestricted egress, also allow a public IP address in place of a name.
     """
 
     def __init__(self, rules: EgressRules, model_host: str, *, allows_ip_addresses: bool = False) -> None:
@@ -30,21 +30,21 @@ class EgressPolicy:
 
     @property
     def allows_encrypted_hello(self) -> bool:
-        """Whether a TLS ClientHello may have a second name that is encrypted."""
+        """Whether a TLS ClientHello may contain a second, encrypted server name (ECH)."""
         return self._rules.is_unrestricted
 
     def allows_host(self, host: str) -> bool:
-        """Whether the host may be reached at any port, so that its name resolves inside."""
+        """Whether the host may be reached at any port and its name therefore resolves inside the sandbox."""
         return is_host_name(host) and normalize_host(host) != self._model_host and self._rules.allows_host(host)
 
     def name_deny_reason(self, host: str) -> str:
-        """Why a name is not resolved."""
+        """Return why a name is not resolved."""
         if self.allows_host(host):
             return "too many names were resolved."
         return self.deny_reason(host, HTTPS_PORT) or "it cannot be resolved."
 
     def deny_reason(self, host: str, port: int) -> str | None:
-        """Why this may not be reached; None when it may."""
+        """Return why the host and port are denied, or None if they are allowed."""
         if self._rules.is_isolated:
             return NO_HOSTS if self._rules.is_outbound else ISOLATED
         if normalize_host(host) == self._model_host:
@@ -67,7 +67,7 @@ class EgressPolicy:
 
 
 class Denial(msgspec.Struct, frozen=True):
-    """Not let through. `answer`: bytes for the client before its connection ends."""
+    """The connection is denied. response: bytes sent to the client before its connection ends."""
 
     host: str
     port: int
@@ -76,33 +76,37 @@ class Denial(msgspec.Struct, frozen=True):
 
 
 class StreamFilter(Protocol):
-    """Looks at what the client sends to the host, for as long as there is something to look for."""
+    """Inspects what the client sends to the host for as long as the protocol requires it."""
 
     @property
     def is_done(self) -> bool:
-        """Whether nothing more of the client's goes to the host."""
+        """Whether no further client data goes to the host."""
         ...
 
     @property
     def is_passthrough(self) -> bool:
-        """Whether everything that comes from now on goes to the host unread."""
+        """Whether all further data goes to the host unread."""
         ...
 
     def start(self) -> bytes | Denial:
-        """What goes to the host as soon as it is reached."""
+        """Return the bytes to send as soon as the host is connected."""
         ...
 
     def client_data_received(self, data: bytes) -> bytes | Denial:
-        """What of this goes to the host; no data mean that no more will come."""
+        """Return the part of `data` to forward to the host; empty data means EOF."""
         ...
 
     def host_data_received(self) -> None:
-        """Bytes came from the host."""
+        """Called when the host has sent data."""
         ...
 
 
 class Tunnel(msgspec.Struct, frozen=True):
-    """Let through to `host`. `greeting`: for the client once it is reached; `unreached`: its answer if it is not."""
+    """The connection to `host` is allowed.
+
+    greeting: sent to the client once the host is connected.
+    unreachable_response: builds the response for a failed dial from an HTTP status and a message.
+    """
 
     host: str
     port: int
@@ -112,15 +116,15 @@ class Tunnel(msgspec.Struct, frozen=True):
 
 
 class Handshake(Protocol):
-    """The beginning of a connection from inside. Never raises on what comes; says how it ends when no more comes."""
+    """The start of a connection from the sandbox. Never raises on received data, and always decides at EOF."""
 
     def client_data_received(self, data: bytes) -> Tunnel | Denial | None:
-        """What to do, None: wait for more. No data mean that no more will come."""
+        """Return the decision, or None to wait for more data. Empty data means EOF."""
         ...
 
 
 class InspectingFilter:
-    """What is inside a tunnel has to open as `opening` demands; `came` is what came of it already."""
+    """Requires the data inside a tunnel to pass `handshake`. initial_data: the part that has already arrived."""
 
     def __init__(self, handshake: Handshake, initial_data: bytes) -> None:
         self._handshake = handshake
@@ -130,20 +134,20 @@ class InspectingFilter:
 
     @property
     def is_done(self) -> bool:
-        """As the one that comes after says."""
+        """Whether the handshake has passed and its filter is done."""
         return self._stream_filter is not None and self._stream_filter.is_done
 
     @property
     def is_passthrough(self) -> bool:
-        """As the one that comes after says."""
+        """Whether the handshake has passed and its filter forwards unread."""
         return self._stream_filter is not None and self._stream_filter.is_passthrough
 
     def start(self) -> bytes | Denial:
-        """Nothing before it was looked at."""
+        """Return nothing before it has been inspected."""
         return self.client_data_received(self._initial_data) if self._initial_data else b""
 
     def client_data_received(self, data: bytes) -> bytes | Denial:
-        """Nothing until the beginning is whole."""
+        """Return nothing until the handshake is decided."""
         if self._stream_filter is not None:
             return self._stream_filter.client_data_received(data)
         outcome = self._handshake.client_data_received(data)
@@ -155,29 +159,29 @@ class InspectingFilter:
         return self._stream_filter.start()
 
     def host_data_received(self) -> None:
-        """Also for the sieve that comes after."""
+        """Record the event and pass it to the filter of the handshake."""
         self._has_host_data = True
         if self._stream_filter is not None:
             self._stream_filter.host_data_received()
 
 
 def normalize_host(host: str) -> str:
-    """A host as it is compared: lower case, without a final dot."""
+    """Normalize a host for comparison: lower case, no trailing dot."""
     return host.removesuffix(".").lower()
 
 
 def denial_message(host: str, port: int, reason: str) -> str:
-    """A refusal as it is told to the client."""
+    """Format a denial for the client."""
     return f"Sandbox refused {printable_host(host)}:{port}: {reason}"
 
 
 def is_host_name(host: str) -> bool:
-    """Whether a name is well-formed ASCII, and none that resolvers may take for an address."""
+    """Whether the name is well-formed ASCII that no resolver reads as an IP address."""
     return len(host) <= 254 and _HOST.fullmatch(normalize_host(host)) is not None and not ends_in_number(host)
 
 
 def is_address(host: str) -> bool:
-    """Whether this is an IP address in its one proper spelling."""
+    """Whether this is an IP address in canonical spelling, without a zone."""
     try:
         ip_address(host)
     except ValueError:

@@ -1,4 +1,4 @@
-"""A request to the HTTP proxy: a tunnel by CONNECT, or a plain request with an absolute target."""
+"""A request to the HTTP proxy: a CONNECT tunnel, or a plain request with an absolute-form target."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ _ESTABLISHED = b"HTTP/1.1 200 Connection established\r\n\r\n"
 
 
 class ProxyHandshake:
-    """The first request of a connection to the proxy on `port`."""
+    """Handshake for the first request of a connection to the proxy on `port`."""
 
     def __init__(self, policy: EgressPolicy, port: int) -> None:
         self._policy = policy
@@ -33,7 +33,7 @@ class ProxyHandshake:
         self._client_side = http.client_side()
 
     def client_data_received(self, data: bytes) -> Tunnel | Denial | None:
-        """Wait for a whole head."""
+        """Wait for a complete request head and check it."""
         try:
             self._client_side.receive_data(data)
             event: Any = self._client_side.next_event()

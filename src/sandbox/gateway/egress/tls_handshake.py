@@ -1,4 +1,4 @@
-"""A TLS connection to a host: the server's name in its ClientHello must be that host's."""
+"""A TLS connection to a host: the server name in its ClientHello must be that host's."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,10 @@ from sandbox.gateway.limits import CLIENT_HELLO_BYTES_MAX
 
 
 class TlsHandshake:
-    """To `name`; None stands for an address, `shown`, that no name was given. Refused without a byte."""
+    """Handshake of a connection to `name`, or to `address` if no name was assigned to that address (`name` is None).
+
+    A denied connection gets no response bytes.
+    """
 
     def __init__(self, policy: EgressPolicy, name: str | None, address: str, port: int) -> None:
         self._policy = policy
@@ -18,7 +21,7 @@ class TlsHandshake:
         self._received = b""
 
     def client_data_received(self, data: bytes) -> Tunnel | Denial | None:
-        """Wait for a whole ClientHello."""
+        """Wait for a complete ClientHello and check it."""
         self._received += data
         hello = parse_client_hello(self._received)
         if data and not hello.is_complete and len(self._received) <= CLIENT_HELLO_BYTES_MAX:
@@ -52,17 +55,17 @@ class TlsHandshake:
 
 
 _IGNORABLE_RECORDS = frozenset({20, 21})
-"""Records that may stand between two hellos, as often as somebody likes: changes of the cipher, and alerts."""
+"""Record types (ChangeCipherSpec, alert) that may occur between two hellos any number of times."""
 
 _APPLICATION_DATA_RECORD = 23
 _HEADER_BYTES = 5
 
 
 class HelloRetryFilter:
-    """Lets everything through but a second ClientHello that names another server.
+    """Forwards everything except a second ClientHello that names another server.
 
-    A server of TLS 1.3 may ask for one (RFC 8446 §4.1.4), and might serve whom that names. After it all is encrypted.
-    Data that the client sends before the server has answered may stand between the two as well.
+    A TLS 1.3 server may request a second hello (RFC 8446 §4.1.4) and might serve the name in it. After that hello all
+    data is encrypted. Early data, sent before the server has answered, may also lie between the two hellos.
     """
 
     is_done = False
@@ -81,17 +84,17 @@ class HelloRetryFilter:
 
     @property
     def is_passthrough(self) -> bool:
-        """Whether there is nothing more to look for."""
+        """Whether no second hello can follow."""
         return self._is_passthrough
 
     def start(self) -> bytes | Denial:
-        """The first one, and what came behind it."""
+        """Return the first hello and the checked data after it."""
         behind, self._pending = self._pending, b""
         output = self.client_data_received(behind) if behind else b""
         return output if isinstance(output, Denial) else self._first_hello_bytes + output
 
     def client_data_received(self, data: bytes) -> bytes | Denial:
-        """All of it, as soon as it is known to be no other hello."""
+        """Return the data as soon as it is known to be no denied hello."""
         if self._is_passthrough:
             return data
         self._pending += data
@@ -108,10 +111,10 @@ class HelloRetryFilter:
         return output
 
     def host_data_received(self) -> None:
-        """It may ask for a second hello; what follows is looked at in any case."""
+        """Do nothing: a second hello is looked for whether or not the host has answered."""
 
     def _read_skippable(self) -> bytes:
-        """What has come of the records that may stand between; the header of the last one is whole."""
+        """Remove and return the received bytes of skippable records. The last record's header is complete."""
         end = 0
         while True:
             came = min(self._skip_bytes, len(self._pending) - end)

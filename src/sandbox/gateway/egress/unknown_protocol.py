@@ -1,9 +1,9 @@
-"""A protocol that opens neither as TLS nor as HTTP passes, unless one of the two shows in its beginning after all.
+"""Forwards a protocol that begins neither as TLS nor as HTTP, unless one of the two is found in its first bytes.
 
-Lenient servers skip or tolerate bytes that a strict reader takes for another protocol: NUL, odd white space, a PROXY
-header, an alert. So the first bytes are searched while they pass on: a request line is refused before its line end,
-a ClientHello before its last byte. HTTP and PROXY are looked for until the host has spoken: an HTTP server never
-speaks first, and closes after its answer to what it does not understand. TLS may begin later (STARTTLS).
+Lenient servers skip or accept bytes that a strict parser takes for another protocol: NUL, unusual white space, a PROXY
+header, an alert. Therefore the first bytes are searched while they are forwarded: a request line is denied before its
+line end, a ClientHello before its last byte. HTTP and PROXY are searched for until the host has sent data: an HTTP
+server never speaks first, and closes after answering bytes that it cannot parse. TLS may begin later (STARTTLS).
 """
 
 import re
@@ -16,7 +16,7 @@ from sandbox.gateway.http import parse_authority
 from sandbox.gateway.limits import CLIENT_HELLO_BYTES_MAX, UNKNOWN_PROTOCOL_BYTES_MAX
 
 _TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]"
-_SPACE = rb"[^\x21-\x7e]"  # whatever does not show: some server takes it for white space
+_SPACE = rb"[^\x21-\x7e]"  # any byte that is not printable: some servers treat it as white space
 _ABSOLUTE = rb"[A-Za-z][A-Za-z0-9+.-]*://"
 _LEADING_INVISIBLE = re.compile(rb"[^\x21-\x7e]*")
 _PROXY_LINE = re.compile(rb"PROXY(%s|\Z)" % _SPACE, re.IGNORECASE)
@@ -35,10 +35,10 @@ _HOST_LINE = re.compile(rb"%s*host%s*:(.*)" % (_SPACE, _SPACE), re.IGNORECASE | 
 
 
 class HttpRequestSearch:
-    """For one client that speaks to `name` at `port`. `line_end`: what ends a line.
+    """Searches for an HTTP request in the data of a client connected to `name` at `port`. line_end: matches a line end.
 
-    is_like_request: the first line has two words, or a later one has a version. Some servers take two words for a
-    request without a version, answer it, and read another one.
+    is_possible_request: the first line has two words, or a later one has an HTTP version. Some servers take two words
+    for a request without a version (HTTP/0.9), answer it, and read another one.
     """
 
     def __init__(self, name: str, port: int, line_end: re.Pattern[bytes]) -> None:
@@ -51,7 +51,10 @@ class HttpRequestSearch:
         self.is_possible_request = False
 
     def deny_reason(self, received: bytearray, *, is_last: bool) -> str | None:
-        """What is wrong with a line in all that the client has said so far; is_last: no more of it will be seen."""
+        """Return why a line in the bytes received so far is denied, or None.
+
+        is_last: no more bytes will be searched.
+        """
         while (end := self._line_end.search(received, self._searched)) is not None:
             reason = self._line_deny_reason(bytes(received[self._line_start : end.start()]))
             self._line_start = self._searched = end.end()
@@ -95,19 +98,23 @@ class HttpRequestSearch:
 
 
 _LINE_ENDS = (re.compile(rb"\n"), re.compile(rb"[\r\n]"))
-"""To some servers a carriage return alone ends a line, to others it is white space."""
+"""Some servers end a line at a bare carriage return; others treat it as white space."""
 
 _PROXY_V2_SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
 _NONSTANDARD_TLS = re.compile(
     rb"\x15[\x00-\x0f].\x00\x02[\x01\x02]"  # an alert
-    rb"|\x14[\x00-\x0f].\x00\x01\x01"  # a change of the cipher
-    rb"|[\x80-\xff].\x01(\x03[\x00-\x04]|\x00\x02)",  # a hello of SSL 2, which names nobody
+    rb"|\x14[\x00-\x0f].\x00\x01\x01"  # a ChangeCipherSpec
+    rb"|[\x80-\xff].\x01(\x03[\x00-\x04]|\x00\x02)",  # an SSL 2 hello, which has no server name
     re.DOTALL,
 )
 
 
 class UnknownProtocolFilter:
-    """To `name`. `first`: what the client has said; `is_ended`: it says no more."""
+    """Searches a connection to `name` for TLS and HTTP.
+
+    initial_data: bytes already received.
+    is_eof: no more bytes will follow.
+    """
 
     is_done = False
 
@@ -125,21 +132,21 @@ class UnknownProtocolFilter:
 
     @property
     def is_passthrough(self) -> bool:
-        """Whether everything that is searched has come."""
+        """Whether all bytes to search have been received."""
         return len(self._received) == UNKNOWN_PROTOCOL_BYTES_MAX
 
     def host_data_received(self) -> None:
-        """From now on it is no HTTP, unless the client has said what may be a request."""
+        """Stop searching for HTTP, unless the client has sent a possible request."""
         self._is_not_http |= not any(one.is_possible_request for one in self._request_searches)
 
     def start(self) -> bytes | Denial:
-        """What came before."""
+        """Return the bytes received so far, or a denial."""
         output = self.client_data_received(self._initial_data)
         rest = self.client_data_received(b"") if self._is_eof else b""
         return rest if isinstance(rest, Denial) else output
 
     def client_data_received(self, data: bytes) -> bytes | Denial:
-        """All of it, as long as nothing in it is HTTP, or TLS for another host."""
+        """Return all data unless it contains HTTP, or TLS for another host."""
         if len(self._received) == UNKNOWN_PROTOCOL_BYTES_MAX:
             return data
         self._received += data[: UNKNOWN_PROTOCOL_BYTES_MAX - len(self._received)]
@@ -160,9 +167,9 @@ class UnknownProtocolFilter:
 _TLS_RECORD = b"\x16"
 _TLS_PREFIX = b"\x16\x03"
 _TOKEN_BYTE = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]"
-_LENIENT_SPACE = rb"[ \t\v\f]"  # what lenient servers take for one (RFC 9112 §3)
+_LENIENT_SPACE = rb"[ \t\v\f]"  # characters that lenient servers take for a space (RFC 9112 §3)
 _LEADING_SPACE = rb"[ \t\v\f\r\n]*"
-_TEXT = rb"[^\x00-\x08\x0a\x0e-\x1f\x7f]"  # with other bytes it is no line, and its client may wait for an answer
+_TEXT = rb"[^\x00-\x08\x0a\x0e-\x1f\x7f]"  # with other bytes this is no line, and its client may wait for a response
 _PARTIAL_FIRST_LINE = re.compile(rb"%s(%s+(%s%s*)?)?" % (_LEADING_SPACE, _TOKEN_BYTE, _LENIENT_SPACE, _TEXT))
 _REQUEST_LINE = re.compile(
     rb"%s%s+%s[^\n]*[ \t\v\f\r]HTTP/" % (_LEADING_SPACE, _TOKEN_BYTE, _LENIENT_SPACE), re.IGNORECASE
@@ -171,7 +178,10 @@ _HTTP_2_PREFACE = b"PRI * HTTP/2"
 
 
 class SniffingHandshake:
-    """To `name`. Looks at what the client says first; where the host speaks first it has spoken by then."""
+    """Detects the protocol of a connection to `name` from the client's first bytes.
+
+    If the host speaks first, it has sent its data by then.
+    """
 
     def __init__(self, policy: EgressPolicy, name: str, port: int) -> None:
         self._policy = policy
@@ -181,7 +191,7 @@ class SniffingHandshake:
         self._delegate: Handshake | None = None
 
     def client_data_received(self, data: bytes) -> Tunnel | Denial | None:
-        """Wait until it is clear which protocol this is, then for what that one's opening waits for."""
+        """Wait until the protocol is known, then pass the data to the handshake of that protocol."""
         if self._delegate is not None:
             return self._delegate.client_data_received(data)
         self._received += data
@@ -209,7 +219,7 @@ class SniffingHandshake:
 
 
 def open_transparent_tunnel(policy: EgressPolicy, name: str | None, address: str, port: int) -> Tunnel | Denial:
-    """Let a transparent connection through to `name` before it has said anything, and look at it as it speaks."""
+    """Open a transparent connection to `name` before the client has sent data, and inspect the data as it arrives."""
     if name is None:
         return Denial(address, port, policy.deny_reason(address, port) or "it is no address that its name resolved to.")
     reason = policy.deny_reason(name, port)

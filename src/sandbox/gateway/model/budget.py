@@ -1,5 +1,8 @@
-"""When a model request may go on: not while the agent is held back, not once the budget is spent or the server's key
-was refused, and not when it reaches beyond the model."""
+"""Decides when a model request may be forwarded.
+
+A request is denied or held while the agent is on hold, once the budget is spent or the server's key was rejected, and
+if it makes the model's servers access external resources.
+"""
 
 from typing import Any
 
@@ -16,14 +19,14 @@ from sandbox.model.events import Usage
 
 
 class ApprovedRequest(msgspec.Struct, frozen=True):
-    """A body to forward. `asked` is there where what comes of it may not go uncounted."""
+    """A body to forward. `cost_bound` is set if the response must be metered."""
 
     body: bytes
     cost_bound: CostBound | None
 
 
 class BudgetGate:
-    """Shared by all conversations of a gateway. `is_holding` ends by `release`, once and for all."""
+    """Budget and hold state shared by all connections of a gateway. `is_holding` ends permanently with `release`."""
 
     def __init__(self, rules: GatewayRules, reporter: EventReporter) -> None:
         self._reporter = reporter
@@ -37,20 +40,23 @@ class BudgetGate:
 
     @property
     def needs_body(self) -> bool:
-        """Whether a request can be judged only when its body is there too."""
+        """Whether a request can only be checked together with its body."""
         return self.is_holding or self.has_budget or not self._has_full_egress
 
     @property
     def has_budget(self) -> bool:
-        """Whether there is a budget, so that nothing may go uncounted."""
+        """Whether there is a budget, so every response must be metered."""
         return self._spending.has_budget
 
     def release(self) -> None:
-        """Requests are held back no longer."""
+        """Stop holding requests."""
         self.is_holding = False
 
     def reserve_bytes(self, byte_count: int) -> Rejected | None:
-        """Make room for bytes that wait to be judged and sent; `give_back` ends it."""
+        """Reserve buffer space for a request body, or return a rejection if the limit is reached.
+
+        `free_bytes` releases the space.
+        """
         if self._buffered_bytes + byte_count > BUFFERED_BYTES_MAX:
             return Rejected(
                 429, "rate_limit_error", "Too many bytes of requests wait for the model; ask for less at once."
@@ -59,18 +65,18 @@ class BudgetGate:
         return None
 
     def free_bytes(self, byte_count: int) -> None:
-        """These bytes wait no longer."""
+        """Release buffer space reserved by `reserve_bytes`."""
         self._buffered_bytes -= byte_count
 
     def check(self) -> Rejected | None:
-        """Whether the next request is forwarded, as far as that does not depend on its body."""
+        """Return a rejection that does not depend on the body of the next request, or None."""
         if self._key_rejection is not None:
             return self._key_rejection
         reached = self._spending.exhausted_reason()
         return None if reached is None else Rejected(403, "permission_error", reached)
 
     def check_body(self, body: bytes | bytearray, *, is_metered: bool) -> Rejected | ApprovedRequest:
-        """The body to forward, or why not. is_metered: its answer spends tokens."""
+        """Return the body to forward, or a rejection. is_metered: the response spends tokens."""
         document = decode_body(body)
         if isinstance(document, Rejected):
             return document
@@ -83,27 +89,27 @@ class BudgetGate:
         return ApprovedRequest(msgspec.json.encode(document), asked)
 
     def check_response_status(self, status: int, model_address: str) -> Rejected | None:
-        """The upstream answered with this status: what to say instead when that means that it refused our key.
+        """Return the response to send instead if `status` means that the upstream rejected the server's key.
 
-        403 may be about what was asked for, so it means that only while the key was never good for anything.
+        403 may refer to the requested resource. It counts as a rejected key only until the key has been accepted once.
         """
         self._has_accepted_key |= status < 300
         if status == 401 or (status == 403 and not self._has_accepted_key):
             message = f"The model at {model_address} refused the server's key ({status}); check the key that it has."
             if self._key_rejection is None:
                 self._reporter.report_key_refused(message)
-            # 403, because Claude Code asks again for minutes after a 401.
+            # 403, because Claude Code retries for minutes after a 401.
             self._key_rejection = Rejected(403, "permission_error", message)
             return self._key_rejection
         return None
 
     def record_progress(self, source: object, meter: UsageMeter) -> None:
-        """An answer to `spender` goes on."""
+        """Update the running cost of the response to `source`."""
         if self._spending.has_budget:
             self._spending.update(source, meter.partial_usage())
 
     def settle(self, source: object, usage: Usage | None) -> None:
-        """The answer to `spender` is over."""
+        """Record the final usage of the response to `source`."""
         self._spending.finish(source, usage)
 
     def _external_access_rejection(self, document: dict[str, Any]) -> Rejected | None:
@@ -122,7 +128,7 @@ class BudgetGate:
 
 
 class Spending:
-    """What all answers together have cost so far, and whether that is the budget. Tells once that it is."""
+    """Total cost of all responses, compared with the budget. Reports once when the budget is reached."""
 
     def __init__(self, budget: Budget, reporter: EventReporter) -> None:
         self._budget = budget
@@ -134,13 +140,13 @@ class Spending:
         self.has_budget = budget.usd is not None or budget.tokens is not None
 
     def update(self, source: object, usage: Usage | None) -> None:
-        """What an answer has cost by now, instead of what was told of it before."""
+        """Replace the running cost of a response."""
         if usage is not None:
             self._running[source] = self._cost(usage)
             self._check_budget()
 
     def finish(self, source: object, usage: Usage | None) -> None:
-        """What an answer has cost in all."""
+        """Add the final cost of a response to the total."""
         self._running.pop(source, None)
         if usage is not None:
             tokens, usd = self._cost(usage)
@@ -148,7 +154,7 @@ class Spending:
             self._check_budget()
 
     def exhausted_reason(self) -> str | None:
-        """A sentence about the budget that is spent; None while none is."""
+        """Return a sentence about the budget that is spent, or None."""
         self._check_budget()
         return self._exhausted_reason
 

@@ -1,4 +1,4 @@
-"""Connections to the model: dialled directly, with the system's resolver, without HTTPS_PROXY or a redirect."""
+"""Connections to the model: dialed directly with the system's resolver; HTTPS_PROXY and redirects are not followed."""
 
 import asyncio
 import re
@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 
 
 class Upstream(msgspec.Struct, frozen=True):
-    """`prefix` is the path of the base URL without its last slash; `credential` a header's name and value."""
+    """A parsed upstream URL and credential.
+
+    path_prefix: the path of the base URL without its last slash.
+    credential: a header's name and value.
+    """
 
     host: str
     port: int
@@ -29,22 +33,22 @@ class Upstream(msgspec.Struct, frozen=True):
     credential: tuple[bytes, bytes]
 
     def __repr__(self) -> str:
-        """Without the credential."""
+        """Omit the credential."""
         return f"{type(self).__name__}({self.address!r})"
 
     @property
     def key(self) -> bytes:
-        """The server's key itself."""
+        """The server's key, without the header's scheme."""
         return self.credential[1].removeprefix(b"Bearer ")
 
     @property
     def address(self) -> str:
-        """For people."""
+        """The host (and port) for messages."""
         return self.authority.decode()
 
 
 def parse_upstream(upstream: ModelUpstream) -> Upstream:
-    """Raises ValueError with a sentence (without the credential) for what is no usable upstream."""
+    """Parse and validate the upstream. Raises ValueError, with a message that never contains the credential."""
     try:
         parts = urlsplit(upstream.base_url)
         host, port = parts.hostname, parts.port
@@ -86,7 +90,7 @@ def _credential(upstream: ModelUpstream) -> tuple[bytes, bytes]:
 
 
 class UpstreamUnreachableError(Exception):
-    """The upstream could not be dialled."""
+    """The upstream could not be dialed. `status` is the HTTP status for the client."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -95,7 +99,7 @@ class UpstreamUnreachableError(Exception):
 
 
 class UpstreamDialer:
-    """Opens connections to the upstream, and remembers at which addresses it was."""
+    """Opens connections to the upstream and records the addresses at which it was reached."""
 
     def __init__(self, upstream: Upstream) -> None:
         self.upstream = upstream
@@ -105,7 +109,7 @@ class UpstreamDialer:
         self._pace = ConnectionRateLimiter(limits.MODEL_CONNECTIONS_AT_ONCE, limits.MODEL_CONNECTIONS_PER_SECOND)
 
     async def dial(self) -> Stream:
-        """Raises UnreachableError. Waits where connections are opened too often."""
+        """Connect to the upstream. Waits while the connection rate is exceeded. Raises UpstreamUnreachableError."""
         await self._pace.wait()
         upstream = self.upstream
         tls = self._tls_context() if upstream.is_tls else None
@@ -137,13 +141,13 @@ class UpstreamDialer:
 
 
 _KEY_BYTES_MIN = 8
-"""Shorter keys cannot be told from other text, so they are not looked for."""
+"""Minimum length of a key to redact; shorter keys cannot be distinguished from other text."""
 
 
 class KeyRedactor:
-    """Blanks the key in one answer's body, cut anywhere, and changes no length.
+    """Replaces the key in one response body with asterisks, however the body is split. Lengths do not change.
 
-    What might be the key's beginning is held back until more comes, and nothing else.
+    Only bytes that may be the start of the key are held back until more bytes arrive.
     """
 
     def __init__(self, key: bytes) -> None:
@@ -151,7 +155,7 @@ class KeyRedactor:
         self._pending = b""
 
     def feed(self, data: bytes) -> bytes:
-        """The next bytes of the body; gives what can go on."""
+        """Add the next bytes of the body; return the bytes that can be sent."""
         if not self._key:
             return data
         clean = self.redact(self._pending + data)
@@ -162,10 +166,10 @@ class KeyRedactor:
         return clean[: len(clean) - held_count]
 
     def flush(self) -> bytes:
-        """What was held back, at the body's end."""
+        """Return the bytes held back, at the end of the body."""
         held_count, self._pending = self._pending, b""
         return held_count
 
     def redact(self, text: bytes) -> bytes:
-        """A whole text without the key."""
+        """Replace the key in a complete text."""
         return text.replace(self._key, b"*" * len(self._key)) if self._key else text

@@ -1,7 +1,7 @@
-"""What models cost: Anthropic's public list prices for its own API, standard speed, without batch discount.
+"""Model prices: Anthropic's public list prices for its own API, standard speed, without batch discount.
 
-Source: the pricing page of Anthropic's documentation and its notices of later changes, as of PRICES_DATE.
-A model that is not listed has no price; it never takes a relative's.
+Source: the pricing page of Anthropic's documentation and its notices of later changes, as of PRICES_DATE. A model that
+is not listed has no price; the price of a similar model is never used.
 """
 
 import re
@@ -16,14 +16,14 @@ from sandbox.gateway.model.request_body import additional_models, unknown_fee_re
 PRICES_DATE = "2026-10-24"
 
 WEB_SEARCH_USD = 0.01
-"""One search of the web by the model's own servers, beside its tokens: 10 USD per 1,000. Fetching has no fee."""
+"""USD per web search by the model's servers, in addition to its tokens: 10 USD per 1,000. Web fetches are free."""
 
 SINGLE_REGION_FACTOR = 1.1
-"""What tokens cost more where an answer tells that it was made in one country, as models since Claude Opus 4.6 may."""
+"""Price factor for tokens if the response reports single-region inference, which Claude Opus 4.6 and later support."""
 
 
 class Price(msgspec.Struct, frozen=True):
-    """USD per million tokens. `long`: what all tokens of a request cost whose prompt is over `long_above` tokens."""
+    """USD per million tokens. `long_context`: price of all tokens if the prompt exceeds `long_context_above` tokens."""
 
     input: float
     output: float
@@ -35,7 +35,7 @@ class Price(msgspec.Struct, frozen=True):
 
 
 class TokenCounts(msgspec.Struct, frozen=True):
-    """Tokens of one request. `cache_write_1h` is the part of `cache_write` that is kept for an hour."""
+    """Token counts of one request. `cache_write_1h` is the part of `cache_write` with a lifetime of one hour."""
 
     input: int = 0
     output: int = 0
@@ -45,17 +45,17 @@ class TokenCounts(msgspec.Struct, frozen=True):
 
 
 def find_price(model: str) -> Price | None:
-    """The price of a model by its full or its undated name."""
+    """Return the price of a model by its full or undated name, or None."""
     return _PRICES.get(_VARIANT_SUFFIX.sub("", model))
 
 
 def is_priced(model: str) -> bool:
-    """Whether it is known what a model costs."""
+    """Whether the price of a model is known."""
     return find_price(model) is not None
 
 
 def cost_usd(model: str, tokens: TokenCounts) -> float | None:
-    """What a request cost, to a millionth of a dollar; None for a model without a price."""
+    """Return the cost of a request in USD, rounded to 1e-6, or None for a model without a price."""
     rate = find_price(model)
     if rate is None:
         return None
@@ -81,7 +81,7 @@ _VARIANT_SUFFIX = re.compile(r"(-\d{8}|-latest|-0)?(\[1m\])?\Z")
 def _price(
     input_: float, output: float, cache_read: float, long_context: Price | None = None, long_context_above: int = 0
 ) -> Price:
-    # Every model's cache writes cost 1.25 times its input for five minutes, twice its input for an hour.
+    # For every model, cache writes cost 1.25 times the input price for five minutes, twice the input price for an hour.
     return Price(input_, output, cache_read, input_ * 1.25, input_ * 2, long_context, long_context_above)
 
 
@@ -115,11 +115,15 @@ _PRICES = {
 
 
 _INPUT_BYTES_PER_TOKEN = 3
-"""Of prose, code and what JSON puts around them a token takes three bytes or more."""
+"""Prose, code and the surrounding JSON have at least three bytes per token."""
 
 
 class CostBound(msgspec.Struct, frozen=True):
-    """`input_tokens` are estimated by the request's length; `output_tokens` are the most that it allows."""
+    """Upper bound of a request's tokens.
+
+    input_tokens: estimated from the request's length.
+    output_tokens_max: the request's own limit.
+    """
 
     model: str
     input_tokens: int
@@ -128,7 +132,7 @@ class CostBound(msgspec.Struct, frozen=True):
 
 
 def estimate_cost_bound(document: dict[str, Any], byte_count: int) -> CostBound:
-    """What a request that is so long asks for; it may say anything."""
+    """Estimate the bound from a request's body, which is untrusted, and its length."""
     wanted = document.get("max_tokens")
     if not isinstance(wanted, int) or not 0 < wanted < OUTPUT_TOKENS_MAX:
         wanted = OUTPUT_TOKENS_MAX
@@ -141,16 +145,16 @@ def estimate_cost_bound(document: dict[str, Any], byte_count: int) -> CostBound:
 
 
 _LIST_PRICE_VALUES = {"speed": (None, "standard"), "inference_geo": (None, "global", "not_available")}
-"""What a request may ask for at the prices of the table; fast inference and that of one country cost more."""
+"""Request fields and their values at list price; fast mode and single-region inference cost more."""
 
 _SERVER_CHOSEN_FALLBACKS = "default"
-"""Fallbacks of the API's own choice."""
+"""Fallback models that the API selects."""
 
 
 def unpriced_reason(document: dict[str, Any], sanitize: Callable[[str], str]) -> str | None:
-    """Why it is refused, and what to do instead; None where everything has its price.
+    """Return why the cost of the request cannot be bounded and what to do instead, or None if all parts have a price.
 
-    shown: makes a text from inside fit to be told.
+    sanitize: makes untrusted text safe to report.
     """
     fallbacks = document.get("fallbacks") or []
     if fallbacks == _SERVER_CHOSEN_FALLBACKS:

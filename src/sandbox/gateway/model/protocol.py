@@ -1,9 +1,9 @@
-"""One connection from inside to the model's listener: judge each request, swap the key, pass both bodies through.
+"""One connection to the model listener: check each request, replace the key, forward both bodies.
 
-Requests that are sent before the last one was answered are not answered; the connection ends after the answer.
-A client that ends its side while it is owed an answer has gone: its request is cut off upstream too. Where there is a
-budget the answer is heard to its end instead, since what it cost is said there. A client that takes nothing
-of its answer for too long counts as gone then.
+Pipelined requests are not answered; the connection ends after the current response. A client that closes its side
+before its response is complete counts as gone: its request is aborted upstream too. With a budget, the response is read
+to its end instead, because it reports its cost at the end. A client that does not read its response for too long counts
+as gone in that case.
 """
 
 from typing import Any
@@ -24,7 +24,11 @@ from sandbox.model.events import Usage
 
 
 class InflightRequest(msgspec.Struct):
-    """`asked` is there where the answer may not go uncounted, `meter` once an answer has begun that is to be read."""
+    """A forwarded request.
+
+    cost_bound: set if the response must be metered.
+    meter: set once a response has begun whose usage is to be read.
+    """
 
     is_metered: bool
     redactor: KeyRedactor
@@ -34,9 +38,10 @@ class InflightRequest(msgspec.Struct):
     meter: UsageMeter | None = None
 
     def report_usage(self, reporter: EventReporter, *, is_complete: bool, is_abandoned: bool) -> Usage | None:
-        """What it has cost, now that it is over.
+        """Report and return the usage of the finished request.
 
-        is_whole: the answer came to its end; is_given_up: it is we who do not listen any more.
+        is_complete: the response reached its end.
+        is_abandoned: the gateway stopped reading it.
         """
         bound = self._upper_bound(is_abandoned=is_abandoned)
         usage = bound or (None if self.meter is None else self.meter.usage())
@@ -50,7 +55,10 @@ class InflightRequest(msgspec.Struct):
         return usage
 
     def _upper_bound(self, *, is_abandoned: bool) -> Usage | None:
-        """None where the answer has told, refuses or may go uncounted, and where the upstream broke before it began."""
+        """Returns None if usage was reported or not required, the request was rejected, or no response started.
+
+        Exception for the last case: an abandoned or timed-out request counts, since the model may have produced output.
+        """
         asked, meter = self.cost_bound, self.meter
         is_refused = self.has_response and meter is None
         if asked is None or is_refused or (meter is not None and meter.is_complete):
@@ -66,7 +74,7 @@ _NEEDS_MORE = (h11.NEED_DATA, h11.PAUSED)
 
 
 class _PendingRequest(msgspec.Struct):
-    """A request of the right shape and key that cannot be forwarded before more is known."""
+    """A well-formed, authenticated request that waits for its body or for the end of a hold."""
 
     request: h11.Request
     allowed: Allowed
@@ -75,7 +83,7 @@ class _PendingRequest(msgspec.Struct):
 
 
 class ModelProtocol:
-    """Bytes of both sides in, reactions out. A request that `admission` holds back goes on by `go_on`."""
+    """Sans-I/O protocol: takes the bytes of both sides, returns effects. `resume` continues a held request."""
 
     def __init__(
         self, policy: ModelPolicy, budget_gate: BudgetGate, upstream: Upstream, reporter: EventReporter, port: int
@@ -97,7 +105,7 @@ class ModelProtocol:
 
     @property
     def phase(self) -> Phase:
-        """What the connection from inside waits for."""
+        """What the client connection waits for."""
         if self._is_closed or self._is_client_gone:
             return Phase.CLOSING
         if self._client_side.their_state is h11.SEND_BODY:
@@ -111,16 +119,16 @@ class ModelProtocol:
 
     @property
     def is_in_flight(self) -> bool:
-        """A request was forwarded and is not answered to its end."""
+        """Whether a request was forwarded and its response is not complete."""
         return self._inflight is not None
 
     @property
     def should_read_full_response(self) -> bool:
-        """What is in flight may not go uncounted, whether its client waits for it or not."""
+        """Whether the response in flight must be metered to its end even if the client is gone."""
         return self._inflight is not None and self._inflight.cost_bound is not None
 
     def client_data_received(self, data: bytes) -> Effects:
-        """Bytes came from inside; none mean that no more will."""
+        """Process data from the client; empty data means EOF."""
         reaction = Effects()
         if self.phase is Phase.CLOSING:
             return reaction
@@ -135,21 +143,21 @@ class ModelProtocol:
         return reaction
 
     def client_stalled(self) -> Effects:
-        """It has kept its answer waiting for too long."""
+        """Handle a client that has not read its response for too long."""
         reaction = Effects()
         if self.phase is not Phase.CLOSING:
             self._detach_client(reaction)
         return reaction
 
     def resume(self) -> Effects:
-        """Requests are held back no longer."""
+        """Continue after the end of a hold."""
         reaction = Effects()
         if self._pending is not None and self._pending.is_complete:
             self._forward_pending(reaction)
         return reaction
 
     def hold_timed_out(self) -> Effects:
-        """The request was held back for too long."""
+        """Reject a request that was held for too long."""
         reaction = Effects()
         if self._pending is not None and self._pending.is_complete:
             self._discard_pending()
@@ -159,35 +167,35 @@ class ModelProtocol:
         return reaction
 
     def connection_lost(self) -> None:
-        """Both connections are gone: tell what was spent, if that was not told."""
+        """Clean up after both connections are closed: report usage that was not reported yet."""
         self._settle(is_abandoned=True)
         self._discard_pending()
         self.upstream_drained()
 
     def upstream_drained(self) -> None:
-        """What was to be sent there is sent, or never will be."""
+        """Free the reserved bytes of a body that was sent to the upstream, or never will be."""
         self._budget_gate.free_bytes(self._unsent_bytes)
         self._unsent_bytes = 0
 
     def upstream_data_received(self, data: bytes) -> Effects:
-        """Bytes came from the upstream; none mean that no more will."""
+        """Process data from the upstream; empty data means EOF."""
         reaction = Effects()
         if self._upstream_side is None:
             return reaction
         if self._inflight is None:
-            self._close_upstream(reaction)  # whatever comes unasked, the connection is of no more use
+            self._close_upstream(reaction)  # unsolicited data: the connection cannot be reused
             return reaction
         try:
             self._upstream_side.receive_data(data)
             self._process_upstream_events(reaction)
         except h11.RemoteProtocolError:
             self._fail_upstream(reaction, 502, f"The model at {self._upstream.address} broke off its answer.")
-        if not data:  # an answer may end with its connection
+        if not data:  # EOF may delimit a response
             self._close_upstream(reaction)
         return reaction
 
     def upstream_failed(self, status: int, message: str) -> Effects:
-        """The upstream could not be reached (502), or not in time (504)."""
+        """Handle an upstream that could not be reached (502), or not in time (504)."""
         reaction = Effects()
         if self._inflight is None:
             self._close_upstream(reaction)
@@ -196,12 +204,12 @@ class ModelProtocol:
         return reaction
 
     def upstream_timed_out(self) -> Effects:
-        """The upstream did not answer, or go on with its answer, in time."""
+        """Handle an upstream that did not start or continue its response in time."""
         if self._inflight is not None:
             self._inflight.has_timed_out = True
         return self.upstream_failed(504, "The model did not answer in time.")
 
-    # From inside.
+    # Client side.
 
     def _process_client_events(self, effects: Effects) -> None:
         while not self._is_closed:
@@ -296,13 +304,14 @@ class ModelProtocol:
         elif self._inflight is not None:
             self._send_to_upstream(effects, h11.EndOfMessage())
         else:
-            # It was answered before its body had ended, so whatever follows may well be meant for after the answer.
+            # The request was answered before its body ended, so bytes that follow may belong to a legitimate next
+            # request.
             self._finish_cycle(effects, has_next_request=True)
 
     def _reject(self, effects: Effects, rejected: Rejected, method: bytes = b"") -> None:
-        """Answer now; what is left of the request is read and thrown away, so that the answer arrives."""
+        """Answer now; discard the rest of the request's body. Closing earlier could lose the response."""
         self._reporter.report_denied("model", self._port, rejected.message)
-        # What does not look like Claude Code's HTTP is not read any further than it must be.
+        # Read no more than necessary of data that does not look like Claude Code's HTTP.
         is_last = rejected.status in (400, 413)
         response = http.api_error(rejected.status, rejected.error_type, rejected.message, should_close=is_last)
         effects.to_client += response.encode(self._client_side, method)
@@ -321,7 +330,7 @@ class ModelProtocol:
     def _exceeds_pipeline_limit(self, data: bytes) -> bool:
         return len(self._client_side.trailing_data[0]) + len(data) > PIPELINED_BYTES_MAX
 
-    # From the upstream.
+    # Upstream side.
 
     def _process_upstream_events(self, effects: Effects) -> None:
         while self._inflight is not None and self._upstream_side is not None:
@@ -370,7 +379,7 @@ class ModelProtocol:
             self._finish_cycle(effects)
 
     def _fail_upstream(self, effects: Effects, status: int, message: str) -> None:
-        """The upstream failed: an error if the answer has not begun, else an end that the client sees as a break."""
+        """Send an error if the response has not begun; otherwise close, so the client sees a truncated response."""
         self._reporter.report_trouble("upstream_unreachable", message)
         if self._inflight is not None and self._inflight.has_response:
             self._close(effects)
@@ -378,7 +387,7 @@ class ModelProtocol:
             self._respond_instead(effects, Rejected(status, "timeout_error" if status == 504 else "api_error", message))
 
     def _respond_instead(self, effects: Effects, rejected: Rejected) -> None:
-        """The upstream's answer has not begun for the client, and never will."""
+        """Send a local response in place of the upstream's, which has not begun for the client."""
         if self._is_client_gone:
             self._close(effects)
             return
@@ -391,7 +400,7 @@ class ModelProtocol:
         if self._client_side.their_state is not h11.SEND_BODY:
             self._finish_cycle(effects)
 
-    # Both.
+    # Both sides.
 
     def _send_to_client(self, effects: Effects, event: Any) -> None:
         if not self._is_client_gone:
@@ -402,14 +411,17 @@ class ModelProtocol:
             effects.to_upstream += self._upstream_side.send(event) or b""
 
     def _settle(self, *, is_complete: bool = False, is_abandoned: bool = False) -> None:
-        """Tell what the exchange has spent; it is over."""
+        """End the request in flight and report its usage."""
         exchange, self._inflight = self._inflight, None
         if exchange is not None:
             usage = exchange.report_usage(self._reporter, is_complete=is_complete, is_abandoned=is_abandoned)
             self._budget_gate.settle(self, usage)
 
     def _finish_cycle(self, effects: Effects, *, has_next_request: bool = False) -> None:
-        """The request is read and answered: be ready for the next one, which is there if `is_followed`, or end."""
+        """Start the next cycle once the request is read and answered, or close.
+
+        has_next_request: bytes after this request may be the next one.
+        """
         side = self._client_side
         is_done = side.our_state is h11.DONE and side.their_state is h11.DONE
         if not is_done or (side.trailing_data[0] and not has_next_request):
@@ -429,7 +441,7 @@ class ModelProtocol:
             effects.close_upstream = True
 
     def _detach_client(self, effects: Effects) -> None:
-        """The client has gone, or might as well have. What may not go uncounted is heard to its end all the same."""
+        """Handle a client that is gone or treated as gone. A response that must be metered is still read to its end."""
         if self.should_read_full_response:
             self._is_client_gone = True
             effects.close_client = True

@@ -1,7 +1,7 @@
-"""What a model request asks the model's own servers to do: think, and nothing that reaches elsewhere.
+"""Checks a model request's body: the model's servers must not access anything outside the request.
 
-Tools that run there, MCP servers that are called from there and addresses that are read from there would carry data out
-of a sandbox that has no network of its own. What is judged is written anew, so that the model reads the same as we.
+Server-side tools, MCP servers called from there and URLs fetched from there would carry data out of a sandbox without
+egress. A checked body is re-encoded, so the model parses the same document as the gateway.
 """
 
 import re
@@ -15,42 +15,44 @@ from sandbox.gateway.model.request_policy import Rejected
 from sandbox.model.errors import DECODE_ERRORS
 
 _CLIENT_TOOLS = re.compile(r"custom|(advisor|bash|computer|memory|text_editor|tool_search_tool(_[a-z0-9]+)?)_[0-9]{8}")
-"""Tools that Claude Code runs itself, and those of the model's servers that look at nothing but the request."""
+"""Tools that Claude Code runs itself, and server-side tools that use nothing but the request."""
 
 _PRICED_TOOLS = re.compile(rf"{_CLIENT_TOOLS.pattern}|web_(fetch|search)_[0-9]{{8}}|mcp_toolset")
-"""These, and those of the model's servers that cost tokens only, or a fee that answers tell and the table has."""
+"""These, and server-side tools that cost tokens only or a fee that responses report and the price table lists."""
 
 _SERVER_TOOLS = re.compile(r"mcp_toolset|.*_[0-9]{8}.*", re.DOTALL)
-"""What is such a tool by its type, wherever it stands."""
+"""Types that mark an object as a server-side tool wherever it occurs."""
 
 _TOOL_CONTEXTS = frozenset({"tools", "definition"})
 _TOOL_PART = "(part of a tool)"
 _TOOL_PARTS = frozenset({"approximate", "ephemeral"})
-"""Types of what a tool's definition says beside its schema: where its user is, how long it is cached."""
+"""Types of objects in a tool definition outside its schema: the user's location, the cache lifetime."""
 
 _TOOL_CHANGES = frozenset({"tool_reference", "tool_definition"})
 _INLINE_SOURCES = frozenset({"base64", "content", "text"})
 _SOURCE_BLOCKS = ("document", "image")
 _TOOL_CALLS = ("tool_use", "server_tool_use", "mcp_tool_use")
 _SELF_CONTAINED_SERVER_TOOLS = re.compile(r"advisor|tool_search_tool(_[a-z0-9]+)?")
-"""Tools that the model's servers call and that look at nothing but the request."""
+"""Server-side tools that use nothing but the request."""
 
 _FIELD = re.compile(r"[a-z0-9_]+")
 _EXTERNAL_REFERENCES = re.compile(r"mcp_servers|container(_id)?|(.*_)?(url|uri|file_ids?)", re.DOTALL)
-"""Fields that name what is not in the request: an address, a file or a machine of the model's servers."""
+"""Fields that refer to something outside the request: a URL, a file or a container of the model's servers."""
 
 _REQUEST_CONTEXTS = frozenset({"", "fallbacks"})
 _REQUEST_DATA = frozenset({"context_management", "metadata", "output_config", "output_format", "safeguards"})
 _CALL_DATA = frozenset({"caller", "input"})
 _TOOL_DATA = frozenset({"input_examples", "input_schema", "output_schema"})
-"""What is under these names, in a request, a tool's call and a tool's definition, is read by the model's servers as no
-tool and no address, whatever it looks like."""
+"""Fields of a request, a tool call and a tool definition whose content the model's servers treat as data.
+
+Such content is neither a tool nor an address, whatever it looks like.
+"""
 
 _STRUCTURAL_BYTES = (b",", b":", b"[", b"{")
 
 
 def decode_body(body: bytes | bytearray) -> dict[str, Any] | Rejected:
-    """The body as plain data. What takes more memory than its length lets expect is refused unread."""
+    """Decode the body, or reject it. A body that would use much memory relative to its length is rejected undecoded."""
     if sum(map(body.count, _STRUCTURAL_BYTES)) > REQUEST_JSON_VALUES_MAX:
         return Rejected(413, "request_too_large", f"The request's body has over {REQUEST_JSON_VALUES_MAX} values.")
     try:
@@ -63,9 +65,9 @@ def decode_body(body: bytes | bytearray) -> dict[str, Any] | Rejected:
 
 
 def external_access_reason(document: dict[str, Any], sanitize: Callable[[str], str]) -> str | None:
-    """What in the request reaches elsewhere, as a sentence begins; None when nothing does.
+    """Return the beginning of a sentence about the part of the request that accesses external resources, or None.
 
-    shown: makes a text from inside fit to be told.
+    sanitize: makes untrusted text safe to report.
     """
     for place, value in _iter_objects(document):
         reason = _tool_deny_reason(place, value, _CLIENT_TOOLS, sanitize) or _access_deny_reason(place, value, sanitize)
@@ -75,13 +77,16 @@ def external_access_reason(document: dict[str, Any], sanitize: Callable[[str], s
 
 
 def unknown_fee_reason(document: dict[str, Any], sanitize: Callable[[str], str]) -> str | None:
-    """What in the request may cost a fee beside its tokens that nobody knows, told as in `reach_objection`."""
+    """Return which part of the request may cost an unknown fee in addition to tokens, or None.
+
+    The result and `sanitize` are as in `external_access_reason`.
+    """
     objections = (_tool_deny_reason(place, value, _PRICED_TOOLS, sanitize) for place, value in _iter_objects(document))
     return next((reason for reason in objections if reason is not None), None)
 
 
 def additional_models(document: dict[str, Any]) -> Iterator[str]:
-    """Those that a request may be answered by beside the one that it names; "" for what is no name."""
+    """Yield the further models that may answer the request, besides the one it names; "" for an invalid name."""
     for place, value in _iter_objects(document):
         kind = _get_field(value, "type")
         if place == "fallbacks" or (isinstance(kind, str) and kind.startswith("advisor_")):
@@ -90,10 +95,10 @@ def additional_models(document: dict[str, Any]) -> Iterator[str]:
 
 
 def _tool_deny_reason(context: str, value: Any, allowed: re.Pattern[str], sanitize: Callable[[str], str]) -> str | None:
-    """What is wrong with a value as a tool, or as what may hold one."""
+    """Return why a value is denied as a tool or as an object that may contain one, or None."""
     if not isinstance(value, dict):
         return "A tool of unknown shape"
-    # Some servers take `Tools` for `tools`; the API itself knows small letters only.
+    # Some servers read `Tools` as `tools`; the API itself accepts lower case only.
     if any(_FIELD.fullmatch(key) is None for key in value):
         return "A name that no field has"
     kind = value.get("type") or "custom"
@@ -132,8 +137,10 @@ def _is_self_contained_call(call: dict[str, Any]) -> bool:
 
 
 def _iter_objects(document: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Every object that may say what the model's servers shall do, and what stands for a tool and is none; each with
-    the name under which it stands, alone or in a list."""
+    """Yield every object that may direct the model's servers, and every non-object in place of a tool.
+
+    Each comes with the name of its field, whether it is the field's value or an item of a list there.
+    """
     pending: list[tuple[str, Any]] = [("", document)]
     while pending:
         place, value = pending.pop()
@@ -156,7 +163,7 @@ def _opaque_fields(context: str, record: dict[str, Any]) -> frozenset[str]:
 
 
 def _child_context(parent: str, key: str) -> str:
-    """Where the values of this key stand: within a tool that is always said, or what they are called otherwise."""
+    """Return the context of this key's values: inside a tool always `_TOOL_PART`, otherwise the key."""
     is_in_tool = parent in _TOOL_CONTEXTS or parent == _TOOL_PART
     return _TOOL_PART if is_in_tool and key not in _TOOL_CONTEXTS | {"tool", "source", "fallbacks"} else key
 

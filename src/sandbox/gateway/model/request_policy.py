@@ -1,4 +1,4 @@
-"""Which model requests are let through: an allow-list of what Claude Code sends, with the task's own key."""
+"""Allowlist of model requests: what Claude Code sends, authenticated with the task's key."""
 
 from hmac import compare_digest
 
@@ -9,14 +9,14 @@ from sandbox.gateway.limits import REQUEST_BODY_BYTES_MAX
 
 
 class Allowed(msgspec.Struct, frozen=True):
-    """Let through to this path and query of the upstream. `is_metered`: its answer spends tokens."""
+    """The request is allowed. target: path and query at the upstream. is_metered: the response spends tokens."""
 
     target: bytes
     is_metered: bool
 
 
 class Rejected(msgspec.Struct, frozen=True):
-    """Not let through. `kind` is the Messages API's word, `message` a sentence for people."""
+    """The request is rejected. `error_type` is one of the Messages API's error types, `message` is for users."""
 
     status: int
     error_type: str
@@ -28,7 +28,7 @@ _QUERIES = (b"", b"beta=true")
 
 
 class ModelPolicy:
-    """Judges the heads of requests to the model's listener on `port`."""
+    """Checks the heads of requests to the model's listener on `port`."""
 
     def __init__(self, task_key: str, port: int) -> None:
         if not task_key:
@@ -37,7 +37,7 @@ class ModelPolicy:
         self._hosts = {b"127.0.0.1:%d" % port, b"localhost:%d" % port}
 
     def check(self, request: h11.Request) -> Allowed | Rejected:
-        """Shape first, then the key, then what is asked for."""
+        """Check the shape first, then the key, then the target."""
         return self._check_shape(request) or self._check_key(request) or _check_target(request)
 
     def _check_shape(self, request: h11.Request) -> Rejected | None:
@@ -80,12 +80,12 @@ def _check_target(request: h11.Request) -> Allowed | Rejected:
 
 
 def _content_length(request: h11.Request) -> int:
-    # h11 lets digits through only, at most 20 of them, and repeated headers only when they agree.
+    # h11 accepts digits only, at most 20 of them, and repeated headers only with equal values.
     return next((int(value) for name, value in request.headers if name == b"content-length"), 0)
 
 
 def too_large() -> Rejected:
-    """The body is over the bound."""
+    """Return the rejection of a body above the limit."""
     limit = REQUEST_BODY_BYTES_MAX // 1024**2
     return Rejected(413, "request_too_large", f"The request's body is over {limit} MiB.")
 
@@ -115,10 +115,10 @@ _FORWARDED = frozenset(
     }
 )
 _FORWARDED_PREFIXES = (b"x-claude-code-", b"x-stainless-")
-"""Beginnings of the names of all that Claude Code and its library tell of themselves."""
+"""Prefixes of the headers with which Claude Code and its SDK describe themselves."""
 
 _LIST_HEADERS = frozenset({b"accept", b"anthropic-beta"})
-"""What may come in several lines; of others the first counts."""
+"""Headers that may be repeated; of other headers only the first is forwarded."""
 
 _BODY_HEADERS = frozenset({b"content-type", b"content-encoding"})
 _CONNECTION_HEADERS = frozenset(
@@ -136,19 +136,19 @@ _CONNECTION_HEADERS = frozenset(
         b"x-api-key",
     }
 )
-"""What every client sends to the gateway itself: it answers them or sets its own."""
+"""Headers that clients send to the gateway itself; the gateway handles them or sets its own values."""
 
 
 def connection_header_names(message: h11.Request | h11.Response) -> set[bytes]:
-    """The headers that the sender wants to go no further than this."""
+    """Return the names that the Connection header declares as hop-by-hop."""
     connection = b",".join(value for name, value in message.headers if name == b"connection")
     return {token.strip().lower() for token in connection.split(b",")}
 
 
 def select_headers(request: h11.Request, *, is_body_unchanged: bool) -> tuple[Headers, list[bytes]]:
-    """The headers that go on, spelt as they came, and the names of those that were dropped.
+    """Return the headers to forward, spelled as received, and the names of the dropped ones.
 
-    with_body: the body goes on as it came, so what says how to read it does too.
+    is_body_unchanged: the body is forwarded unchanged, so the headers that describe its encoding are forwarded too.
     """
     taken = _FORWARDED | _BODY_HEADERS if is_body_unchanged else _FORWARDED
     expected = _CONNECTION_HEADERS if is_body_unchanged else _CONNECTION_HEADERS | _BODY_HEADERS

@@ -1,4 +1,4 @@
-"""Reads the usage out of the model's answer while it passes, holding no more of it than a line."""
+"""Extracts token usage from a model response as it passes, buffering at most one line of a stream."""
 
 from typing import Annotated, Any, Protocol
 
@@ -19,50 +19,53 @@ from sandbox.model.events import Usage
 
 _MODEL_CHARACTERS_MAX = 128
 _DELTA_OVERHEAD_BYTES = 80
-"""What stands at least around the text in the line of an event that brings some."""
+"""Minimum overhead around the text in the line of a delta event."""
 
 _INCLUDED_ITERATIONS = ("message", "fallback_message")
-"""Iterations that the counts of the whole answer hold, if only in part: not what the model read anew after an advisor's
-word, nor what was begun by another model. All others are billed beside: compaction, an advisor."""
+"""Types of iterations that are at least partly included in the response's total counts.
+
+Not included are the input that is read again after an advisor's message, and output begun by another model. All other
+iterations (compaction, an advisor) are billed in addition.
+"""
 
 _GLOBAL_REGIONS = ("", "global", "not_available")
 
 
 class UsageMeter(Protocol):
-    """Never raises on what an upstream sends; what it does not understand counts nothing."""
+    """Reads usage from a response body. Never raises on upstream data; data it cannot parse counts as nothing."""
 
     def feed(self, data: bytes) -> None:
-        """The next bytes of the body, cut anywhere."""
+        """Process the next bytes of the body, split anywhere."""
         ...
 
     def usage(self) -> Usage | None:
-        """What has been used by the bytes so far; None while no answer of a model is in them."""
+        """Return the usage in the bytes so far, or None if they contain no model response."""
         ...
 
     def partial_usage(self) -> Usage | None:
-        """The same, where that is cheap to tell while the body is under way; else None."""
+        """Return the usage so far if that is cheap while the body is incomplete, else None."""
         ...
 
     @property
     def has_started(self) -> bool:
-        """Whether a model has begun to answer."""
+        """Whether a model has started to respond."""
         ...
 
     @property
     def is_complete(self) -> bool:
-        """Whether `usage` is that of the whole answer."""
+        """Whether `usage` covers the complete response."""
         ...
 
     def upper_bound(self, cost_bound: CostBound, *, is_fully_received: bool) -> Usage | None:
-        """What an answer to this may have used that went no further; nothing may be asked afterwards.
+        """Return an upper bound of the usage of a response that broke off. Call no other method afterwards.
 
-        is_heard: all that the model has said by then has come here.
+        is_fully_received: all output that the model has produced by then was received.
         """
         ...
 
 
 def create_meter(content_type: bytes) -> UsageMeter:
-    """A meter for a body of this type."""
+    """Create a meter for a body of this content type."""
     is_stream = content_type.split(b";")[0].strip().lower() == b"text/event-stream"
     return StreamMeter() if is_stream else JsonMeter()
 
@@ -110,7 +113,10 @@ _message_decoder = msgspec.json.Decoder(_Message)
 
 
 class StreamMeter:
-    """For an event stream: `message_start` names the model, each `message_delta` replaces the counts it brings."""
+    """Meter for an event stream.
+
+    `message_start` names the model; each `message_delta` replaces the counts that it contains.
+    """
 
     def __init__(self) -> None:
         self._line = bytearray()
@@ -120,7 +126,7 @@ class StreamMeter:
         self.is_complete = False
 
     def feed(self, data: bytes) -> None:
-        """The next bytes of the body, cut anywhere."""
+        """Process the next bytes of the body, split anywhere."""
         first, *others = data.split(b"\n")
         self._append(first)
         for other in others:
@@ -128,20 +134,20 @@ class StreamMeter:
             self._append(other)
 
     def usage(self) -> Usage | None:
-        """The counts of the latest `message_delta` over those of `message_start`."""
+        """Return the counts of the latest `message_delta` merged over those of `message_start`."""
         return self._tally.usage()
 
     def partial_usage(self) -> Usage | None:
-        """The same: it is told piece by piece."""
+        """Same as `usage`: a stream reports it incrementally."""
         return self.usage()
 
     @property
     def has_started(self) -> bool:
-        """Whether it was told which model answers."""
+        """Whether the stream has named the model."""
         return self.usage() is not None
 
     def upper_bound(self, cost_bound: CostBound, *, is_fully_received: bool) -> Usage | None:
-        """No token is shorter than a byte, so the model has said no more of them than bytes have come."""
+        """A token has at least one byte, so the received bytes bound the number of output tokens."""
         heard = self._received_bytes + len(self._line)
         return self._tally.upper_bound(
             cost_bound, min(heard, cost_bound.output_tokens_max) if is_fully_received else cost_bound.output_tokens_max
@@ -160,7 +166,7 @@ class StreamMeter:
         self._line.clear()
         if line.startswith(b"data:"):
             self._received_bytes += max(0, len(line) - _DELTA_OVERHEAD_BYTES)
-        # Most lines are pieces of text: only those that can matter are worth decoding.
+        # Most lines are pieces of text: decode only those that can contain usage.
         if line.startswith(b"data:") and (b'"message_start"' in line or b'"message_delta"' in line):
             self._decode(line[len(b"data:") :])
 
@@ -178,7 +184,7 @@ class StreamMeter:
 
 
 class JsonMeter:
-    """For one JSON document with `model` and `usage` on its top level, written in full before its first byte comes."""
+    """Meter for one JSON document with top-level `model` and `usage`. It is sent only after the model has finished."""
 
     has_started = True
 
@@ -187,7 +193,7 @@ class JsonMeter:
         self._is_too_long = False
 
     def feed(self, data: bytes) -> None:
-        """The next bytes of the body, cut anywhere."""
+        """Process the next bytes of the body, split anywhere."""
         if self._is_too_long or len(self._body) + len(data) > JSON_BODY_BYTES_MAX:
             self._is_too_long = True
             self._body.clear()
@@ -195,7 +201,7 @@ class JsonMeter:
             self._body += data
 
     def usage(self) -> Usage | None:
-        """None until the document is whole."""
+        """Return None until the document is complete."""
         try:
             message = _message_decoder.decode(self._body)
         except DECODE_ERRORS:
@@ -208,25 +214,25 @@ class JsonMeter:
         return tally.usage()
 
     def partial_usage(self) -> Usage | None:
-        """Nothing: the document tells at its end only."""
+        """Return None: the document reports usage at its end only."""
         return None
 
     @property
     def is_complete(self) -> bool:
-        """Whether it has come to its end."""
+        """Whether the document is complete."""
         return self.usage() is not None
 
     def upper_bound(self, cost_bound: CostBound, *, is_fully_received: bool) -> Usage | None:
-        """All that was asked for: what has come does not say how much more there is."""
+        """Return the full bound: the received bytes do not show how much output is missing."""
         return _Tally().upper_bound(cost_bound, cost_bound.output_tokens_max)
 
 
 _ModelUsage = tuple[str, TokenCounts]
-"""What a model has used."""
+"""A model and its token counts."""
 
 
 class _Tally:
-    """The latest of every count."""
+    """The latest value of each count."""
 
     def __init__(self) -> None:
         self._model: str | None = None
@@ -283,7 +289,7 @@ class _Tally:
 
 
 def _remainder(whole: TokenCounts, parts: list[_ModelUsage]) -> TokenCounts:
-    """What the whole has and its parts do not."""
+    """Subtract the parts from the whole, per count, with a minimum of 0."""
     counts = zip(astuple(whole), *(astuple(tokens) for _, tokens in parts), strict=True)
     return TokenCounts(*(max(0, first - sum(others)) for first, *others in counts))
 

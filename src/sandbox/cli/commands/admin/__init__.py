@@ -1,1 +1,1 @@
-"""The commands `sandbox admin …`: for whoever looks after a server."""
+"""The commands `sandbox admin …`, for operators of a server."""

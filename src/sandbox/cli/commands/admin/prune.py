@@ -32,7 +32,7 @@ def _parse_size_option(ctx: click.Context, parameter: click.Parameter, value: st
 
 
 def _check_bound(value: str, complaint: str | None, unlimited: str) -> str:
-    """Who leaves a bound out bounds nothing by it, so that nobody has to say `unlimited` here."""
+    """Reject `unlimited`: here, an omitted option already means no limit."""
     if complaint is not None or value == unlimited:
         raise click.BadParameter((complaint or "leave the option out").removesuffix(f", or {unlimited}"))
     return value

@@ -1,1 +1,1 @@
-"""`sandbox mcp`: the server of the Model Context Protocol, so that agents can hand work to Sandbox."""
+"""`sandbox mcp`: a Model Context Protocol server, with which agents submit tasks to Sandbox."""

@@ -1,4 +1,4 @@
-"""The tools as the protocol shows them: what agents read of them, and what they are told when one fails."""
+"""MCP interface of the tools: descriptions and error results for agents."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _Lines = Annotated[int, Field(ge=1, le=tools.LINES_MAX, description="So many, th
 
 
 def serve_tools(server: str, token: str | None) -> None:
-    """Until stdin ends."""
+    """Serve until EOF on stdin."""
     mcp: MCPServer[Any] = MCPServer("sandbox", instructions=INSTRUCTIONS, version=__version__, log_level="WARNING")
     task_tools = TaskTools(server, token)
     for tool in (task_tools.status, task_tools.logs, task_tools.diff, task_tools.artifacts):
@@ -53,7 +53,7 @@ def serve_tools(server: str, token: str | None) -> None:
 
 
 class TaskTools:
-    """One method a tool; names, parameters and first lines are what agents read."""
+    """One method per tool; agents see the names, parameters and docstrings."""
 
     def __init__(self, server: str, token: str | None) -> None:
         self._server = server
@@ -102,7 +102,7 @@ class TaskTools:
 
     @asynccontextmanager
     async def _client(self) -> AsyncIterator[AsyncClient]:
-        """A client whose errors come out as the API's code and sentence, for the model to read."""
+        """Yield a client; convert its errors to the API's code and message, for the model to read."""
         try:
             async with AsyncClient(self._server, self._token) as client:
                 yield client

@@ -1,4 +1,4 @@
-"""What each tool does, and how much it answers at most: an agent has to read all of it."""
+"""Implementation of the MCP tools. Results are limited in size, since an agent reads them in full."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ async def diff(client: AsyncClient, task_id: str, offset: int) -> str:
     entry = await _find_artifact(client, task_id, path)
     has_ended = entry is None and (await client.status(task_id))["state"] in TERMINAL_STATES
     if has_ended:
-        entry = await _find_artifact(client, task_id, path)  # it may have ended, with a patch, since they were listed
+        entry = await _find_artifact(client, task_id, path)  # the task may have ended, with a patch, since the listing
     if entry is None:
         ended = "The task ended without a patch; its status says why."
         message = ended if has_ended else "There is no patch yet; it is made when the agent has ended."

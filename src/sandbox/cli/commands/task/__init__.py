@@ -1,1 +1,1 @@
-"""The commands of `sandbox task`, one a module."""
+"""The commands of `sandbox task`, one module each."""

@@ -74,7 +74,7 @@ def apply(task_id: str, directory: Path, is_beside: bool, allows_secrets: bool) 
 
 
 def _base_commit(client: Client, task_id: str, file: Path) -> str | None:
-    """The commit that the task worked on, from its metadata; None where that does not say, or is not to be had."""
+    """Return the base commit from the task's metadata, or None if it is missing or not accessible."""
     import json
 
     from sandbox.client import ArtifactContainsSecretError, ArtifactNotFoundError, ForbiddenError

@@ -25,18 +25,19 @@ _FALSE_VALUES = {"false", "no", "off", "0"}
 
 
 def show_paged(lines: Iterable[str]) -> None:
-    """Show lines on the terminal as `git diff` does: GIT_PAGER, pager.diff, core.pager, PAGER, else less."""
+    """Show lines on the terminal with git's pager for diffs: GIT_PAGER, pager.diff, core.pager, PAGER, else less."""
     pager = find_pager()
     if pager is None:
         for line in lines:
             click.echo(line, color=True)
         return
-    environment = {"LESS": "FRX", "LV": "-c", **os.environ}  # git's own; less knows colours and short texts by it
-    # By a shell, as git does it: `diff-so-fancy | less` is a usual value. It is the user's own setting.
+    # git's own defaults; less uses them for colors and short texts
+    environment = {"LESS": "FRX", "LV": "-c", **os.environ}
+    # Use a shell, as git does: `diff-so-fancy | less` is a common value. It is the user's own setting.
     paging = subprocess.Popen(["/bin/sh", "-c", pager], stdin=subprocess.PIPE, env=environment)
     try:
         assert paging.stdin is not None
-        with suppress(BrokenPipeError), paging.stdin as stdin:  # who has seen enough leaves
+        with suppress(BrokenPipeError), paging.stdin as stdin:  # the user may quit the pager early
             for line in lines:
                 stdin.write(line.encode(errors="replace") + b"\n")
     finally:
@@ -44,7 +45,7 @@ def show_paged(lines: Iterable[str]) -> None:
 
 
 def find_pager() -> str | None:
-    """The command line of the pager; None where git would use none."""
+    """Return the pager's command line; None if git would use none."""
     configured = _git_output("config", "--get", "pager.diff")
     if configured is not None and configured.lower() in _FALSE_VALUES:
         return None
@@ -54,7 +55,7 @@ def find_pager() -> str | None:
 
 
 def _git_output(*arguments: str) -> str | None:
-    """What git answers; None where it does not, or is not there."""
+    """Return git's output; None if git fails or is not installed."""
     try:
         completed = subprocess.run(
             ["git", *arguments],  # noqa: S607
@@ -71,7 +72,7 @@ def _git_output(*arguments: str) -> str | None:
 def _wait_for_pager(paging: subprocess.Popen[bytes]) -> None:
     while True:
         try:
-            paging.wait()  # for as long as somebody reads
+            paging.wait()  # until the user quits it
         except KeyboardInterrupt:
             continue  # ^C is for the pager, which shares the terminal
         return

@@ -67,7 +67,7 @@ def download(
 
 
 def _select_artifacts(client: Client, task_id: str, name: str | None) -> list[Artifact]:
-    """The artifacts that are asked for: all, or the one of this name, else of this path."""
+    """Return the requested artifacts: all, or the one with this name, else with this path."""
     listed = client.artifacts(task_id)["artifacts"]
     if name is None:
         return listed or _list_again(client, task_id)
@@ -80,7 +80,7 @@ def _select_artifacts(client: Client, task_id: str, name: str | None) -> list[Ar
 
 
 def _list_again(client: Client, task_id: str) -> list[Artifact]:
-    """What a task has that had nothing a moment ago; ends the command where that is nothing still."""
+    """List the artifacts again after the task's end; fail the command if there are still none."""
     has_ended = client.status(task_id)["state"] in TERMINAL_STATES
     if has_ended and (listed := client.artifacts(task_id)["artifacts"]):
         return listed
@@ -95,12 +95,12 @@ def _targets(
     task_id: str, name: str | None, entries: list[Artifact], output: str | None
 ) -> list[tuple[Artifact, Path]]:
     if name is None:
-        # A directory of their own by default: their names were chosen by the agent, and `.envrc` is a name.
+        # A separate directory by default: the agent chose the names, and `.envrc` is a possible one.
         directory = Path(output or _file_name(task_id))
         targets = [(entry, directory / _file_name(entry["name"])) for entry in entries]
         directory.mkdir(parents=True, exist_ok=True)
         return targets
-    own_name = _file_name(name)  # as it was typed: what was found by its path may be called anything
+    own_name = _file_name(name)  # the name as typed: an artifact found by its path may have any name
     target = Path(output) if output else Path(own_name)
     return [(entries[0], target / own_name if target.is_dir() else target)]
 

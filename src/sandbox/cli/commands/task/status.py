@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 _STATIC_ROWS = frozenset({"Task", "Name", "Labels", "Repository", "Created"})
-"""What stays as it is while a task is watched."""
+"""Rows that do not change while a task is watched."""
 
 _LABEL_CELLS = 12
 
@@ -67,7 +67,7 @@ def _watch(client: Client, task_id: str, options: CliOptions) -> None:
 
 
 def _events_with_history(client: Client, task_id: str) -> Iterator[Mapping[str, Any]]:
-    """Until now the events alone, which are few; then everything, from where the tool that is at work began."""
+    """Yield the past events without output, then all events from the start of the current tool call on."""
     last_seq = begin = 0
     for frame in parse_log_events(client.logs(task_id, stream="events"), task_id):
         last_seq = int(frame.get("seq") or last_seq)
@@ -113,13 +113,13 @@ def _rows(task: Task) -> Iterator[tuple[str, str]]:
         yield "Finished", format_datetime(task["finished_at"]) + (f"  after {took}" if took else "")
     if task["vm_name"] and task["vm"]:
         facts = [str(task["vm"][key]) for key in ("runtime", "tier", "profile") if task["vm"].get(key)]
-        yield "Sandbox", " · ".join(dict.fromkeys(facts))  # gvisor is the runtime's name, and its tier's
+        yield "Sandbox", " · ".join(dict.fromkeys(facts))  # gvisor is both a runtime's name and its tier's
     yield from _attempt_rows(task)
     yield from _progress_rows(task)
 
 
 def _attempt_rows(task: Task) -> Iterator[tuple[str, str]]:
-    """Only where there was more than one. A server of the version before tells nothing of them."""
+    """Yield rows only for more than one attempt. Servers before this version send no attempts."""
     attempts = task.get("attempts", [])
     for attempt in attempts if len(attempts) > 1 else []:
         error = attempt["error"]

@@ -51,7 +51,7 @@ def submit(file: BinaryIO, waits: bool, follows: bool, task_id: str | None, sett
 
 def _hint(task_id: str, options: CliOptions) -> None:
     if options.format != "json":
-        # On a line of its own a command can be copied, also in a narrow window.
+        # On a separate line, a command can be copied even in a narrow window.
         escaped_id = escape_text(task_id)
         click.echo(f"  What it changed: sandbox task diff {escaped_id}", err=True)
         click.echo(f"  What it made:    sandbox task artifacts {escaped_id}", err=True)

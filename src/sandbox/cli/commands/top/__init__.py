@@ -1,1 +1,1 @@
-"""`sandbox top`: all tasks on one screen, live."""
+"""`sandbox top`: all tasks on one live screen."""

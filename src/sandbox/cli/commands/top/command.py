@@ -32,7 +32,7 @@ def top() -> None:
     try:
         run_top(options)
     except KeyboardInterrupt:
-        raise click.exceptions.Exit(ExitCode.INTERRUPTED) from None  # leaving is no news
+        raise click.exceptions.Exit(ExitCode.INTERRUPTED) from None  # leaving needs no message
 
 
 def _print_once(options: CliOptions) -> None:

@@ -1,4 +1,4 @@
-"""The screen of `sandbox top` while it is live: asks, draws, and reads keys, all in one loop."""
+"""The live screen of `sandbox top`: polls the server, draws and reads keys in one event loop."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _MOVES = {"up": -1, "down": 1, "page up": -PAGE_LINES, "page down": PAGE_LINES}
 
 
 def run_top(options: CliOptions) -> None:
-    """Until somebody leaves. Raises ClientError when the server is not reached at the beginning."""
+    """Run until the user leaves. Raises ClientError if the server is unreachable at the start."""
     console = stdout_console(has_color=options.has_color)
     page = TopView(options.server)
     while (task_id := asyncio.run(_run_screen(options, console, page))) is not None:
@@ -51,7 +51,7 @@ def run_top(options: CliOptions) -> None:
 
 
 async def _run_screen(options: CliOptions, console: Console, page: TopView) -> str | None:
-    """The task to be watched; None to leave."""
+    """Return the id of the task to watch; None to leave."""
     async with AsyncClient(options.server, options.token) as client:
         page.update(await fetch_snapshot(client))
         changed, keys = asyncio.Event(), asyncio.Queue[bytes]()
@@ -100,7 +100,7 @@ async def _handle_keys(keys: asyncio.Queue[bytes], page: TopView, changed: async
 
 
 def _watch(options: CliOptions, console: Console, task_id: str) -> None:
-    """The task's story from its beginning; ^C, or enter after its end, goes back."""
+    """Print the task's events from the beginning; ^C, or enter after the end, returns."""
     console.print(f"Task {escape_text(task_id)}; ^C goes back.\n", style="bold")
     with suppress(KeyboardInterrupt):
         with options.connect() as client:
@@ -113,10 +113,10 @@ def _watch(options: CliOptions, console: Console, task_id: str) -> None:
 
 @contextmanager
 def _cbreak_mode() -> Iterator[None]:
-    """Keys come one by one and are not shown; ^C stays what it is."""
+    """Read keys one by one without echo; ^C keeps its meaning."""
     descriptor = sys.stdin.fileno()
     before = termios.tcgetattr(descriptor)
-    tty.setcbreak(descriptor, termios.TCSAFLUSH)  # what was typed before was not meant for this
+    tty.setcbreak(descriptor, termios.TCSAFLUSH)  # discard keys that were typed before
     try:
         yield
     finally:
@@ -124,7 +124,7 @@ def _cbreak_mode() -> Iterator[None]:
 
 
 def _read(descriptor: int, keys: asyncio.Queue[bytes]) -> None:
-    """Who types fast has several keys in one go; the end of the terminal is the empty one."""
+    """Split the input into keys; at the end of the terminal, queue an empty key."""
     try:
         typed = os.read(descriptor, _READ_BYTES)
     except OSError:

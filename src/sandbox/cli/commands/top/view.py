@@ -1,4 +1,4 @@
-"""The screen: what the server is, a line for each task, and the keys."""
+"""The content of the screen: the server's status, a line per task, and the keys."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 COLUMNS = ("ID", "STATE", "AGE", "TURNS", "TOKENS", "COST", "NOW", "NAME")
 SHRINKABLE = ("TURNS", "TOKENS", "COST", "NAME", "AGE", "NOW")
-"""What gives way in a narrow window, the first one first."""
+"""Columns that are cut in a narrow window, in this order."""
 
 KEY_HELP = "↑ ↓ choose   enter watch it   q leave"
 _HEAD_LINES = 3
@@ -35,7 +35,10 @@ _FOOT_LINES = 2
 
 
 class TopView:
-    """What is chosen stays so when tasks come and go. complaint: why the figures are old, empty when they are not."""
+    """View model of the screen. The selection follows its task when tasks come and go.
+
+    error_message: why the data is outdated, empty if it is current.
+    """
 
     def __init__(self, server: str) -> None:
         self.error_message = ""
@@ -45,23 +48,23 @@ class TopView:
         self._scroll_offset = 0
 
     def update(self, snapshot: Snapshot) -> None:
-        """New figures."""
+        """Replace the data."""
         self._snapshot, self.error_message = snapshot, ""
 
     @property
     def selected_id(self) -> str | None:
-        """The task that the mark stands before; None where there is none."""
+        """The id of the selected task; None if there is no task."""
         tasks = self._snapshot.tasks if self._snapshot else ()
         return tasks[self._selected_index()]["id"] if tasks else None
 
     def move_selection(self, lines: int) -> None:
-        """Choose the task so many lines below."""
+        """Move the selection down by this many lines."""
         tasks = self._snapshot.tasks if self._snapshot else ()
         if tasks:
             self._selected_id = tasks[min(max(self._selected_index() + lines, 0), len(tasks) - 1)]["id"]
 
     def render(self, width: int, height: int, now: datetime) -> list[Text]:
-        """The whole screen, no line wider than it and no more than it has."""
+        """Return the screen's lines, limited to its width and height."""
         if self._snapshot is None:
             return [Text(f"Asking {self._server} …")]
         room = max(height - _HEAD_LINES - _FOOT_LINES - 1, 1)
@@ -107,7 +110,7 @@ class TopView:
 
 
 def task_row(task: TaskSummary, now: datetime) -> list[Text]:
-    """The cells of one task."""
+    """Return the cells of one task."""
     progress = task["progress"]
     tokens = progress["input_tokens"] + progress["output_tokens"]
     return [
@@ -150,7 +153,7 @@ def _counts_line(snapshot: Snapshot) -> Text:
 
 
 def table_rows(tasks: Sequence[TaskSummary], now: datetime) -> list[list[Text]]:
-    """All tasks, for where there is no screen."""
+    """Return the rows of all tasks, for output without a screen."""
     return [task_row(task, now) for task in tasks]
 
 
@@ -163,7 +166,11 @@ _STATE_ORDER = {state: place for place, state in enumerate(_ACTIVE_STATES)}
 
 @dataclass(frozen=True)
 class Snapshot:
-    """tasks: those at work, then those that wait, then the ended ones, the latest first. missing: further ones."""
+    """Health and tasks at one point in time.
+
+    tasks: active ones, then pending ones, then ended ones, the latest first.
+    omitted_count: number of further tasks.
+    """
 
     health: Health
     tasks: tuple[TaskSummary, ...]
@@ -171,7 +178,7 @@ class Snapshot:
 
 
 async def fetch_snapshot(client: AsyncClient) -> Snapshot:
-    """Ask the server. Raises ClientError."""
+    """Fetch the data from the server. Raises ClientError."""
     unfinished = [state for state in TaskState if state not in TERMINAL_STATES]
     health = await client.health()
     living = await client.tasks(states=unfinished, limit=UNFINISHED_MAX, sort="created_at", order="asc")
