@@ -9,13 +9,17 @@ import pytest
 
 from doubles.leftovers import cgroups, files, is_clean, left_behind, processes
 from doubles.live_server import World, bash, says, until
+from doubles.runners import end_books
 from doubles.runtimes import need_runtime
+<<<<<<< HEAD
 from sandbox.bootstrap.clock import SystemClock
 from sandbox.interfaces.journal import Recorder, replay_task
 from sandbox.journal.journals import FileJournals
 from sandbox.model.errors import Failure, FailureCode
 from sandbox.model.events import AgentExited, AttemptFailed, TaskFinished
 from sandbox.model.task_state import TaskState
+=======
+>>>>>>> a16c40f13b26e31d7059ddf272d1f0180632f07b
 
 LONG = "python3 -c 'import time; time.sleep(600)'"
 STEPS = {
@@ -47,25 +51,6 @@ def runner_pids(data_dir, task_id=""):
             if path.startswith(root) and path.endswith("/lock") and b"sandbox.bootstrap.runner" in words:
                 found.add(int(descriptor.parents[1].name))
     return found
-
-
-def end_books(data_dir, task_id):
-    """As the server does when nobody could finish: the task is over, and what it left is there."""
-    journals = FileJournals(data_dir)
-    writer = until(lambda: open_or_none(journals, task_id), what="the journal's lock")
-    recorder = Recorder(writer, replay_task(journals, task_id).task, SystemClock().now)
-    lost = Failure(FailureCode.RUNNER_LOST, "All is lost.")
-    is_running = recorder.task.state is TaskState.RUNNING
-    recorder.record(AgentExited(None, None, lost) if is_running else AttemptFailed(lost))
-    recorder.record(TaskFinished())
-    writer.close()
-
-
-def open_or_none(journals, task_id):
-    from sandbox.interfaces.journal import JournalBusyError
-
-    with contextlib.suppress(JournalBusyError):
-        return journals.open(task_id)
 
 
 def stop_at(machine, task_id, has_come):

@@ -467,7 +467,7 @@ def connected_user(request, tmp_path_factory):
     tests/integration/runtimes.
     """
     tmp_path = tmp_path_factory.mktemp(request.param)
-    has_fallback = request.param == "gvisor" and not look_at_runtime("gvisor", tmp_path / "run").works
+    has_fallback = request.param == "gvisor" and not look_at_runtime("gvisor", tmp_path / "run").is_available
     runtime = "bubblewrap" if has_fallback else request.param
     need_runtime(runtime, tmp_path / "run")
     with ClosedInternet() as internet:

@@ -211,8 +211,8 @@ class World:
         finally:
             self.model.tell(signal.SIGCONT)
 
-    def start_server(self, *, ports=(0, 0), **environment):
-        """ports: of the REST API and of the stream; 0 for any."""
+    def start_server(self, *, ports=(0, 0), python=None, **environment):
+        """ports: of the REST API and of the stream; 0 for any. python: an interpreter with another version."""
         if not self.prefix and not (self.data_dir / "agent").exists():
             lay_agent_ready(self.data_dir)
         port, ws_port = map(str, ports)
@@ -222,7 +222,11 @@ class World:
         if self.runtime is not None:
             environment = {"SANDBOX_RUNTIME": self.runtime, **environment}
         arguments += ["--format", "json"]
-        self.server = self._start_program("server", COMMAND_LINE, arguments, {**model, **environment}, self.prefix)
+        environment = {**model, **environment}
+        if python is not None:
+            self.server = self._start("server", [python, "-m", _MODULES[COMMAND_LINE], *arguments], environment, ())
+        else:
+            self.server = self._start_program("server", COMMAND_LINE, arguments, environment, self.prefix)
         if self.http is not None:
             self.http.close()
         self.http = self._client()

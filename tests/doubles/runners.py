@@ -4,6 +4,17 @@ import contextlib
 import os
 from pathlib import Path
 
+from doubles.live_server import until
+from sandbox.bootstrap.machine import SystemClock
+from sandbox.interfaces.journal import JournalBusyError, Recorder, replay_task
+from sandbox.journal.journals import FileJournals
+from sandbox.model.errors import Failure, FailureCode
+from sandbox.model.events import AgentExited, AttemptFailed, TaskFinished
+from sandbox.model.task_state import TaskState
+
+_RUNNER_MODULES = (b"sandbox.bootstrap.runner", b"sandbox.wiring.runner")
+"""The second is of version 0.1."""
+
 
 def runner_pid(machine, task_id="task-1"):
     """As `runner_of`."""
@@ -24,7 +35,9 @@ def runner_of(data_dir, task_id):
 
 def _is_runner(directory):
     with contextlib.suppress(OSError):
-        return b"sandbox.bootstrap.runner" in (directory / "cmdline").read_bytes()
+        command_line = (directory / "cmdline").read_bytes()
+        return any(module in command_line for module in _RUNNER_MODULES)
+    return False
 
 
 def _has_open(directory, file):
@@ -50,3 +63,20 @@ def first_process(machine, task_id="task-1"):
                 began = int((directory / "stat").read_text().rpartition(")")[2].split()[19])
                 found.append((began, int(directory.name)))
     return min(found)[1]
+
+
+def end_books(data_dir, task_id):
+    """As the server does when nobody could finish: the task is over, and what it left is there."""
+    journals = FileJournals(data_dir)
+    writer = until(lambda: _open_or_none(journals, task_id), what="the journal's lock")
+    recorder = Recorder(writer, replay_task(journals, task_id).task, SystemClock().now)
+    lost = Failure(FailureCode.RUNNER_LOST, "All is lost.")
+    is_running = recorder.task.state is TaskState.RUNNING
+    recorder.record(AgentExited(None, None, lost) if is_running else AttemptFailed(lost))
+    recorder.record(TaskFinished())
+    writer.close()
+
+
+def _open_or_none(journals, task_id):
+    with contextlib.suppress(JournalBusyError):
+        return journals.open(task_id)

@@ -1,0 +1,77 @@
+"""Samples of all that types can hold, encoded: `python wire_samples.py json module:Type …` prints a list for each type.
+
+Needs nothing but msgspec, so that every version of the product can run it. Each sample is decoded again.
+"""
+
+import importlib
+import json
+import sys
+from datetime import UTC, datetime
+from typing import Union
+
+import msgspec
+from msgspec import inspect
+
+_PLAIN = {
+    inspect.AnyType: "any",
+    inspect.BytesType: b"\x00bytes",
+    inspect.DateTimeType: datetime(2026, 1, 29, 10, 0, 0, 250_000, tzinfo=UTC),
+    inspect.FloatType: 2.5,
+    inspect.IntType: 7,
+    inspect.NoneType: None,
+    inspect.StrType: "text",
+}
+
+
+def encoded_samples(names, kind):
+    """Of each type that `module:Type` names; several such with `|` between them are a union."""
+    codec = {"json": msgspec.json, "msgpack": msgspec.msgpack}[kind]
+    return {name: [_round_trip(codec, sample, _find(name)) for sample in samples(_find(name))] for name in names}
+
+
+def samples(type_):
+    """Values in which every field, every member of a union, and every choice occurs."""
+    return _samples(inspect.type_info(type_))
+
+
+def _find(name):
+    found = [importlib.import_module(module) for module in [part.partition(":")[0] for part in name.split("|")]]
+    types = [getattr(module, part.partition(":")[2]) for module, part in zip(found, name.split("|"), strict=True)]
+    return Union[tuple(types)]  # noqa: UP007  (made of a list)
+
+
+def _round_trip(codec, sample, type_):
+    encoded = codec.encode(sample)
+    assert codec.encode(codec.decode(encoded, type=type_)) == encoded
+    return encoded.hex()
+
+
+def _samples(info):
+    match info:
+        case inspect.UnionType():
+            return [sample for member in info.types for sample in _samples(member)]
+        case inspect.LiteralType():
+            return sorted(info.values)
+        case inspect.BoolType():
+            return [True, False]
+        case inspect.EnumType():
+            return list(info.cls)
+        case inspect.VarTupleType() | inspect.ListType():
+            return [tuple(_samples(info.item_type))]
+        case inspect.DictType():
+            return [{"key": value} for value in _samples(info.value_type)]
+        case inspect.StructType() | inspect.DataclassType():
+            return _records(info)
+        case _:
+            return [_PLAIN[type(info)]]
+
+
+def _records(info):
+    """As many as the field with the most choices has."""
+    fields = {field.name: _samples(field.type) for field in info.fields}
+    count = max((len(values) for values in fields.values()), default=1)
+    return [info.cls(**{name: values[n % len(values)] for name, values in fields.items()}) for n in range(count)]
+
+
+if __name__ == "__main__":
+    json.dump(encoded_samples(sys.argv[2:], sys.argv[1]), sys.stdout)
