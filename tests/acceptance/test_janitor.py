@@ -11,15 +11,6 @@ from doubles.leftovers import cgroups, files, is_clean, left_behind, processes
 from doubles.live_server import World, bash, says, until
 from doubles.runners import end_books
 from doubles.runtimes import need_runtime
-<<<<<<< HEAD
-from sandbox.bootstrap.clock import SystemClock
-from sandbox.interfaces.journal import Recorder, replay_task
-from sandbox.journal.journals import FileJournals
-from sandbox.model.errors import Failure, FailureCode
-from sandbox.model.events import AgentExited, AttemptFailed, TaskFinished
-from sandbox.model.task_state import TaskState
-=======
->>>>>>> a16c40f13b26e31d7059ddf272d1f0180632f07b
 
 LONG = "python3 -c 'import time; time.sleep(600)'"
 STEPS = {

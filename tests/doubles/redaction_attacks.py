@@ -84,7 +84,10 @@ NOISE = [
 REFERENCES = {meaning: name.removesuffix(";") for name, meaning in sorted(html5.items()) if name.endswith(";")}
 """To each text that a reference has by name one of its names."""
 
-OWN_ESCAPE = re.compile(r"\\+(?:u[0-9a-fA-F]{4}|u\{[0-9a-fA-F]+\}|x..|[0-7]{1,3}|.)|%..|&#?\w+;?|'['\"\\]*'", re.DOTALL)
+OWN_ESCAPE = re.compile(
+    r"(?=(\\+(?:u[0-9a-fA-F]{4}|u\{[0-9a-fA-F]+\}|x..|[0-7]{1,3}|.)|%..|&#?\w+;?|'['\"\\]*'))", re.DOTALL
+)
+"""As group 1, also where one begins within another."""
 
 
 def escape_json(value: str) -> str:
@@ -195,7 +198,7 @@ def with_noise(text: str, seed: int) -> str:
 def noisy_letters(text: str, seed: int) -> list[str]:
     """Not within what looks like an escape in the value itself: there it may become one, or cease to be one."""
     rng = random.Random(seed)
-    quiet = {place for found in OWN_ESCAPE.finditer(text) for place in range(found.start(), found.end() - 1)}
+    quiet = {place for found in OWN_ESCAPE.finditer(text) for place in range(found.start(1), found.end(1) - 1)}
     return [
         letter + (rng.choice(NOISE) if rng.random() < 0.5 and place not in quiet else "")
         for place, letter in enumerate(text)

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from doubles.live_server import until
-from sandbox.bootstrap.machine import SystemClock
+from sandbox.bootstrap.clock import SystemClock
 from sandbox.interfaces.journal import JournalBusyError, Recorder, replay_task
 from sandbox.journal.journals import FileJournals
 from sandbox.model.errors import Failure, FailureCode
