@@ -12,6 +12,7 @@ from sandbox.model.wire.events import WireEvent, current_state_event, end_event,
 from sandbox.server.broadcast import Broadcast
 from sandbox.server.journal_tailer import JournalTailer
 from sandbox.server.tracked_task import TrackedTask
+from sandbox.system import fair_share
 
 _CHANGE_WAIT_SECONDS = 60.0
 
@@ -85,7 +86,7 @@ class EventStream:
         """What lies between, as far as it can be read; offset: None for the place of what follows `after`."""
         task_id = tracked.task.id
         try:
-            begin = self._journals.find_offset(task_id, after + 1) if offset is None else offset
+            begin = await self._find_offset(task_id, after + 1) if offset is None else offset
             async for shown in self._read_range(task_id, begin, end, after):
                 yield shown
         except JournalDamagedError as error:
@@ -93,16 +94,23 @@ class EventStream:
         except FileNotFoundError:
             yield self._journal_missing_frame(tracked)
 
+    async def _find_offset(self, task_id: str, seq: int) -> int:
+        """It reads about as much as a batch has."""
+        await fair_share.take(FOLLOW_BATCH_BYTES)
+        return self._journals.find_offset(task_id, seq)
+
     def _journal_missing_frame(self, tracked: TrackedTask) -> WireEvent:
         if self._store.load(tracked.task.id) is None:
             return error_event(tracked.task, TaskNotFoundError.code, "The task is kept no longer; the rest is gone.")
         return error_event(tracked.task, JournalDamagedError.code, "The journal is gone; restore it from a backup.")
 
     async def _read_range(self, task_id: str, offset: int, end: int, after: int) -> AsyncIterator[WireEvent]:
-        """However much of it shows nothing, everybody else has a turn after each batch."""
+        """However much of it shows nothing, everybody else has a turn after each batch of a client."""
         while offset < end:
             await asyncio.sleep(0)
-            batch = self._journals.read(task_id, offset, bytes_max=min(FOLLOW_BATCH_BYTES, end - offset))
+            bytes_max = min(FOLLOW_BATCH_BYTES, end - offset)
+            await fair_share.take(bytes_max)
+            batch = self._journals.read(task_id, offset, bytes_max=bytes_max)
             if not batch.records:
                 return
             offset = batch.next_offset

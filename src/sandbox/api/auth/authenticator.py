@@ -22,7 +22,7 @@ from sandbox.api.auth.rate_limit import RateLimiter, client_key
 from sandbox.api.auth.sessions import SESSION_COOKIE, SessionStore
 from sandbox.api.errors import TooManyStreamsError
 from sandbox.api.settings import ApiSettings
-from sandbox.api.streaming.fair_share import FairShare, FairShares
+from sandbox.system.fair_share import FairShare, FairShares
 from sandbox.interfaces.auth import Principal, Role, TokenStore
 
 BEARER_PROTOCOL = "sandbox.bearer."

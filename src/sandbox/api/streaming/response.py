@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from sandbox.api.middleware.response_headers import is_head_request
-from sandbox.api.streaming import fair_share
+from sandbox.system import fair_share
 from sandbox.model.wire.events import WireEvent
 
 Messages = Sequence[bytes]

@@ -11,7 +11,7 @@ from doubles.fake_access import FakeAccess
 from doubles.fake_tasks import TO_RUNNING
 from sandbox.api.auth import authenticator
 from sandbox.api.streaming import websocket
-from sandbox.api.streaming.fair_share import MESSAGES_PER_TURN_MAX
+from sandbox.system.fair_share import MESSAGES_PER_TURN_MAX
 from sandbox.model import events as e
 
 STREAMS, LINES = 20, 300

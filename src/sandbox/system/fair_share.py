@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from weakref import WeakValueDictionary
 
@@ -70,6 +72,16 @@ _SHARE: ContextVar[FairShare | None] = ContextVar("share", default=None)
 def use(share: FairShare) -> None:
     """What this asyncio task does from now on, and those that it begins, is part of this share."""
     _SHARE.set(share)
+
+
+@contextmanager
+def shared_work() -> Iterator[None]:
+    """What is done in here is for several clients, so it is part of no share: one client must not delay it."""
+    token = _SHARE.set(None)
+    try:
+        yield
+    finally:
+        _SHARE.reset(token)
 
 
 async def take(size_bytes: int) -> None:

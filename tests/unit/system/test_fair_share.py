@@ -3,7 +3,8 @@
 import asyncio
 from itertools import pairwise
 
-from sandbox.api.streaming.fair_share import MESSAGES_PER_TURN_MAX, FairShares
+from sandbox.system import fair_share
+from sandbox.system.fair_share import MESSAGES_PER_TURN_MAX, FairShares
 
 
 async def take_often(share, count, taken, size_bytes=100):
@@ -82,3 +83,30 @@ def test_a_share_is_the_same_one_while_it_is_held():
     held = shares.of("vera")
     assert shares.of("vera") is held
     assert shares.of("otto") is not held
+
+
+def test_shared_work_is_part_of_no_share_and_what_follows_it_is():
+    async def story():
+        share, taken = FairShares().of("vera"), []
+        fair_share.use(share)
+        streams = [asyncio.create_task(take_often(share, 1000, [])) for _ in range(5)]
+        await asyncio.sleep(0)
+        with fair_share.shared_work():
+            reader = asyncio.create_task(take_from_context(100, taken))
+            await fair_share.take(1024 * 1024)
+        await asyncio.sleep(0)
+        assert len(taken) == 100
+        own = asyncio.create_task(take_from_context(100, []))
+        await asyncio.sleep(0)
+        assert not own.done()
+        for stream in (*streams, own, reader):
+            stream.cancel()
+        await asyncio.gather(*streams, own, reader, return_exceptions=True)
+
+    asyncio.run(story())
+
+
+async def take_from_context(count, taken):
+    for _ in range(count):
+        await fair_share.take(100)
+        taken.append(count)
