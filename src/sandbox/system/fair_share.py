@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
+from typing import ParamSpec, TypeVar
 from weakref import WeakValueDictionary
 
 MESSAGES_PER_TURN_MAX = 64
 """Messages of up to 4 KiB that are made or sent for one client in one turn of the event loop."""
 
+THREADS_AT_ONCE_MAX = 2
+"""Threads that read for one client at once; its further requests wait for them, and others find a thread free."""
+
 _UNIT_BYTES = 4 * 1024
+_Result = TypeVar("_Result")
+_Parameters = ParamSpec("_Parameters")
 
 
 class FairShare:
@@ -22,6 +28,7 @@ class FairShare:
         self._messages_left = MESSAGES_PER_TURN_MAX
         self._waiting: deque[tuple[asyncio.Future[None], int]] = deque()
         self._has_renewal_scheduled = False
+        self.threads = asyncio.Semaphore(THREADS_AT_ONCE_MAX)
 
     async def take(self, size_bytes: int) -> None:
         """Return when a message of this size may be made or sent."""
@@ -88,3 +95,23 @@ async def take(size_bytes: int) -> None:
     """Return when the share under way has room for a message of this size; at once where there is none."""
     if (share := _SHARE.get()) is not None:
         await share.take(size_bytes)
+
+
+@asynccontextmanager
+async def thread_slot() -> AsyncIterator[None]:
+    """Holds one of the threads of the share under way for several steps, so that few hold what the first one loads."""
+    share = _SHARE.get()
+    if share is None:
+        yield
+        return
+    async with share.threads:
+        with shared_work():
+            yield
+
+
+async def to_thread(
+    function: Callable[_Parameters, _Result], *arguments: _Parameters.args, **options: _Parameters.kwargs
+) -> _Result:
+    """As `asyncio.to_thread`, when the share under way has a thread free; at once where there is none."""
+    async with thread_slot():
+        return await asyncio.to_thread(function, *arguments, **options)
