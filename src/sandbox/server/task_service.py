@@ -273,7 +273,9 @@ class TaskService:
 
     async def artifact(self, task_id: str, name: str) -> StoredArtifact:
         """See `Tasks.artifact`."""
-        return await fair_share.to_thread(self.dependencies.artifact_store.find_artifact, await self.status(task_id), name)
+        return await fair_share.to_thread(
+            self.dependencies.artifact_store.find_artifact, await self.status(task_id), name
+        )
 
     async def drain(self) -> DrainStatus:
         """See `Tasks.drain`."""

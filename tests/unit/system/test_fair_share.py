@@ -1,10 +1,14 @@
 """One client gets a part of each turn of the event loop, in order, and takes nothing from another."""
 
 import asyncio
+import threading
+import time
 from itertools import pairwise
 
+import pytest
+
 from sandbox.system import fair_share
-from sandbox.system.fair_share import MESSAGES_PER_TURN_MAX, FairShares
+from sandbox.system.fair_share import MESSAGES_PER_TURN_MAX, THREADS_AT_ONCE_MAX, FairShares
 
 
 async def take_often(share, count, taken, size_bytes=100):
@@ -110,3 +114,56 @@ async def take_from_context(count, taken):
     for _ in range(count):
         await fair_share.take(100)
         taken.append(count)
+
+
+@pytest.mark.parametrize("use_share", [True, False])
+def test_few_threads_work_for_one_client_at_once_and_others_find_one_free(use_share):
+    async def story():
+        shares, at_once, most = FairShares(), 0, 0
+
+        def read():
+            nonlocal at_once, most
+            with lock:
+                at_once += 1
+                most = max(most, at_once)
+            time.sleep(0.005)
+            with lock:
+                at_once -= 1
+
+        async def ask(share):
+            if use_share:
+                fair_share.use(share)
+            await fair_share.to_thread(read)
+
+        lock, vera, otto = threading.Lock(), shares.of("vera"), shares.of("otto")
+        asked = [asyncio.create_task(ask(vera)) for _ in range(40)]
+        other = asyncio.create_task(ask(otto))
+        if use_share:
+            await other
+            assert not all(task.done() for task in asked)
+        await asyncio.gather(*asked, other)
+        return most
+
+    most = asyncio.run(story())
+    assert (most <= THREADS_AT_ONCE_MAX + 1) is use_share
+
+
+def test_several_steps_hold_one_thread_and_wait_for_no_other():
+    async def story():
+        share, inside, most = FairShares().of("vera"), 0, 0
+
+        async def ask():
+            nonlocal inside, most
+            fair_share.use(share)
+            async with fair_share.thread_slot():
+                inside += 1
+                most = max(most, inside)
+                await fair_share.to_thread(time.sleep, 0.002)
+                await fair_share.to_thread(time.sleep, 0.002)
+                inside -= 1
+
+        async with asyncio.timeout(10):
+            await asyncio.gather(*(asyncio.create_task(ask()) for _ in range(20)))
+        assert most == THREADS_AT_ONCE_MAX
+
+    asyncio.run(story())

@@ -22,8 +22,8 @@ from sandbox.api.auth.rate_limit import RateLimiter, client_key
 from sandbox.api.auth.sessions import SESSION_COOKIE, SessionStore
 from sandbox.api.errors import TooManyStreamsError
 from sandbox.api.settings import ApiSettings
-from sandbox.system.fair_share import FairShare, FairShares
 from sandbox.interfaces.auth import Principal, Role, TokenStore
+from sandbox.system.fair_share import FairShare, FairShares
 
 BEARER_PROTOCOL = "sandbox.bearer."
 """In front of a token that is offered as a subprotocol of a WebSocket, where pages can set no header."""

@@ -18,11 +18,11 @@ from sandbox.api.context import ContextDep
 from sandbox.api.errors import InvalidParameterError
 from sandbox.api.openapi import Responses, declare_parameters, header_parameter, problem_responses, raw_content
 from sandbox.api.request_parameters import SEQ_MAX, parse_seq
-from sandbox.system import fair_share
 from sandbox.api.streaming.response import SSE_KEEP_ALIVE, EventStreamResponse, Messages, encode_each
 from sandbox.interfaces.tasks import Tasks
 from sandbox.model.task import Task
 from sandbox.model.wire.events import LogStream, WireEvent, format_timestamp, log_stream_of, wire_size_bytes
+from sandbox.system import fair_share
 
 TAIL_MAX = 1_000_000
 TEXT_LINE_BYTES_MAX = 16 * 1024 * 1024

@@ -16,6 +16,7 @@ from sandbox.model.task import Task
 from sandbox.model.task_state import TaskState
 from sandbox.model.tier import TIER_DESCRIPTIONS
 from sandbox.model.wire.events import error_fields
+from sandbox.system import fair_share
 
 PAGE_EVENTS_MAX = 200_000
 """Of a longer story the page tells the end; the log has all of it."""
@@ -42,9 +43,15 @@ class StateStep:
 
 async def show_task(request: Request, context: AppContext) -> Response:
     """What is known now; its modules bring the story and keep it fresh."""
+    async with fair_share.thread_slot():
+        return await _render_task(request, context)
+
+
+async def _render_task(request: Request, context: AppContext) -> Response:
     task = await context.tasks.status(request.path_params["task_id"])
     is_operator = get_caller(request).is_operator
-    return render_page(
+    return await fair_share.to_thread(
+        render_page,
         request,
         "task",
         task=task,

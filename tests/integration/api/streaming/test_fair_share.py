@@ -11,8 +11,8 @@ from doubles.fake_access import FakeAccess
 from doubles.fake_tasks import TO_RUNNING
 from sandbox.api.auth import authenticator
 from sandbox.api.streaming import websocket
-from sandbox.system.fair_share import MESSAGES_PER_TURN_MAX
 from sandbox.model import events as e
+from sandbox.system.fair_share import MESSAGES_PER_TURN_MAX
 
 STREAMS, LINES = 20, 300
 
