@@ -72,6 +72,7 @@ ROWS = [
     ("Server", "`reason` of a cancellation", "api.request_parameters.REASON_LENGTH_MAX"),
     ("Server", "Headers of a request", "api.http.framing.HEAD_BYTES_MAX"),
     ("Server", "Connections without a valid token", "api.http.connection_limits.UNAUTHENTICATED_CONNECTIONS_MAX"),
+    ("Server", "Threads that read for one token", "system.fair_share.THREADS_AT_ONCE_MAX"),
     ("Server", "Requests of one token at once", "api.auth.authenticator.REQUESTS_AT_ONCE_MAX"),
     ("Server", "Session of a browser", "api.auth.sessions.SESSION_SECONDS"),
     ("Server", "Events that wait for a slow subscriber of all tasks", "model.limits.SUBSCRIBER_EVENTS_MAX"),

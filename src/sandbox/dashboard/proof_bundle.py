@@ -1,6 +1,5 @@
 """Proof bundle: a tar with patch, metadata, transcript, their checksums and the manifest."""
 
-import asyncio
 import tarfile
 from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
@@ -14,19 +13,21 @@ from sandbox.api.routes.artifacts import content_disposition
 from sandbox.dashboard.manifest_templates import manifest_yaml
 from sandbox.interfaces.tasks import StoredArtifact
 from sandbox.model.task import Task
+from sandbox.system import fair_share
 
 _CHUNK_BYTES = 1024 * 1024
 
 
 async def send_proof_bundle(request: Request, context: AppContext) -> Response:
     """Send the tar. `sha256sum -c SHA256SUMS` verifies its files; `metadata.json` describes them."""
-    task = await context.tasks.status(request.path_params["task_id"])
     sees_all = get_caller(request).is_operator
-    stored = [
-        one
-        for one in await context.tasks.artifacts(task.id)
-        if one.artifact.is_generated and (sees_all or not one.artifact.contains_secret)
-    ]
+    async with fair_share.thread_slot():
+        task = await context.tasks.status(request.path_params["task_id"])
+        stored = [
+            one
+            for one in await context.tasks.artifacts(task.id)
+            if one.artifact.is_generated and (sees_all or not one.artifact.contains_secret)
+        ]
     manifest = manifest_yaml(task.manifest, with_id=True, with_sources=sees_all)
     headers = {"content-disposition": content_disposition(f"{task.id}.proof.tar")}
     return StreamingResponse(_tar(task, manifest, stored), media_type="application/x-tar", headers=headers)
@@ -49,9 +50,9 @@ async def _tar(task: Task, manifest: str, stored: Sequence[StoredArtifact]) -> A
 async def _read_artifact(stored: StoredArtifact) -> AsyncIterator[bytes]:
     """Read as many bytes as recorded. Raises OSError for a shorter file, which aborts the download."""
     left = stored.artifact.size_bytes
-    with await asyncio.to_thread(stored.file.open, "rb") as file:
+    with await fair_share.to_thread(stored.file.open, "rb") as file:
         while left > 0:
-            chunk = await asyncio.to_thread(file.read, min(left, _CHUNK_BYTES))
+            chunk = await fair_share.to_thread(file.read, min(left, _CHUNK_BYTES))
             if not chunk:
                 raise OSError(f"{stored.artifact.name} has fewer bytes than its record says.")
             left -= len(chunk)

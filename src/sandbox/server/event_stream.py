@@ -12,6 +12,7 @@ from sandbox.model.wire.events import WireEvent, current_state_event, end_event,
 from sandbox.server.broadcast import Broadcast
 from sandbox.server.journal_tailer import JournalTailer
 from sandbox.server.tracked_task import TrackedTask
+from sandbox.system import fair_share
 
 _CHANGE_WAIT_SECONDS = 60.0
 
@@ -88,13 +89,18 @@ class EventStream:
         """Yield the readable events of a range. With offset None the range starts after `after`."""
         task_id = tracked.task.id
         try:
-            begin = self._journals.find_offset(task_id, after + 1) if offset is None else offset
+            begin = await self._find_offset(task_id, after + 1) if offset is None else offset
             async for shown in self._read_range(task_id, begin, end, after):
                 yield shown
         except JournalDamagedError as error:
             yield error_event(tracked.task, error.code, error.message)
         except FileNotFoundError:
             yield self._journal_missing_frame(tracked)
+
+    async def _find_offset(self, task_id: str, seq: int) -> int:
+        """It reads about as much as a batch has."""
+        await fair_share.take(FOLLOW_BATCH_BYTES)
+        return self._journals.find_offset(task_id, seq)
 
     def _journal_missing_frame(self, tracked: TrackedTask) -> WireEvent:
         if self._store.load(tracked.task.id) is None:
@@ -105,7 +111,9 @@ class EventStream:
         """Yield events in batches. Other coroutines run after each batch, even if it yields no events."""
         while offset < end:
             await asyncio.sleep(0)
-            batch = self._journals.read(task_id, offset, bytes_max=min(FOLLOW_BATCH_BYTES, end - offset))
+            bytes_max = min(FOLLOW_BATCH_BYTES, end - offset)
+            await fair_share.take(bytes_max)
+            batch = self._journals.read(task_id, offset, bytes_max=bytes_max)
             if not batch.records:
                 return
             offset = batch.next_offset

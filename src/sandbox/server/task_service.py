@@ -54,6 +54,7 @@ from sandbox.server.scheduler import Resources, Scheduler
 from sandbox.server.submissions import SubmissionLog
 from sandbox.server.tracked_task import KeyedLock, TrackedTask
 from sandbox.server.watchdog import RunnerWatchdog
+from sandbox.system import fair_share
 from sandbox.system.log_context import bind_task
 
 _log = logging.getLogger(__name__)
@@ -191,7 +192,7 @@ class TaskService:
 
     async def query(self, query: TaskQuery) -> TaskPage:
         """See `Tasks.query`."""
-        page = await asyncio.to_thread(self.dependencies.store.query, query)
+        page = await fair_share.to_thread(self.dependencies.store.query, query)
         return dataclasses.replace(page, tasks=[self._with_status_message(task) for task in page.tasks])
 
     def _with_status_message(self, task: Task) -> Task:
@@ -216,7 +217,7 @@ class TaskService:
         if task.state is not TaskState.FAILED_PRESERVED:
             return False
         try:
-            return await asyncio.to_thread(self.dependencies.preserved_sandboxes.is_preserved, task)
+            return await fair_share.to_thread(self.dependencies.preserved_sandboxes.is_preserved, task)
         except OSError:
             return True
 
@@ -268,11 +269,13 @@ class TaskService:
 
     async def artifacts(self, task_id: str) -> Sequence[StoredArtifact]:
         """See `Tasks.artifacts`."""
-        return await asyncio.to_thread(self.dependencies.artifact_store.list_artifacts, await self.status(task_id))
+        return await fair_share.to_thread(self.dependencies.artifact_store.list_artifacts, await self.status(task_id))
 
     async def artifact(self, task_id: str, name: str) -> StoredArtifact:
         """See `Tasks.artifact`."""
-        return await asyncio.to_thread(self.dependencies.artifact_store.find_artifact, await self.status(task_id), name)
+        return await fair_share.to_thread(
+            self.dependencies.artifact_store.find_artifact, await self.status(task_id), name
+        )
 
     async def drain(self) -> DrainStatus:
         """See `Tasks.drain`."""
@@ -296,11 +299,11 @@ class TaskService:
 
     async def health(self) -> Health:
         """See `Tasks.health`."""
-        health = await asyncio.to_thread(self.dependencies.health_check.run)
+        health = await fair_share.to_thread(self.dependencies.health_check.run)
         return dataclasses.replace(health, occupancy=self.dependencies.scheduler.occupancy)
 
     async def _load(self, task_id: str) -> Task:
-        indexed = await asyncio.to_thread(self.dependencies.store.load, task_id)
+        indexed = await fair_share.to_thread(self.dependencies.store.load, task_id)
         if indexed is None:
             raise TaskNotFoundError(task_id)
         return indexed.task

@@ -5,6 +5,7 @@ import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,6 +23,7 @@ from sandbox.server.broadcast import Broadcast
 from sandbox.server.event_stream import EventStream
 from sandbox.server.journal_tailer import JournalTailer
 from sandbox.server.tracked_task import TrackedTask
+from sandbox.system import fair_share
 
 TO_RUNNING = (
     e.AttemptStarted("abcdefghijkl", "bubblewrap", "here"),
@@ -44,6 +46,7 @@ def test_a_task_that_has_ended_waits_for_nothing_whatever_its_feed_was_told():
 
 TO_END = (e.AgentExited(0, {"is_error": False}), e.TaskFinished())
 
+SEEN = e.Output.from_bytes("stdout", b"seen\n")
 UNSEEN = e.Output.from_bytes("transcript", b"what no client is shown\n")
 
 happenings = st.lists(
@@ -134,6 +137,51 @@ def test_others_have_their_turn_while_a_long_story_shows_nothing():
         story.play(*[e.Output.from_bytes("transcript", b"x" * 100_000 + b"\n")] * UNSEEN_LINES)
         story.learn()
         assert asyncio.run(tell(story)) >= UNSEEN_LINES * 100_000 // FOLLOW_BATCH_BYTES
+
+
+class ReadsPerTurn:
+    """The most batches of a journal that were read in one turn of the event loop."""
+
+    def __init__(self, journals, monkeypatch):
+        self.most = self._now = 0
+        read = journals.read
+
+        def counted(*arguments, **options):
+            self._now += 1
+            self.most = max(self.most, self._now)
+            return read(*arguments, **options)
+
+        monkeypatch.setattr(journals, "read", counted)
+
+    async def watch(self):
+        while True:
+            self._now = 0
+            await asyncio.sleep(0)
+
+
+async def told_to(story, share, after):
+    fair_share.use(share)
+    return await story.told(after)
+
+
+@pytest.mark.parametrize("client_count", [1, 3])
+def test_many_readers_of_one_client_read_one_batch_a_turn_also_where_it_shows_nothing(monkeypatch, client_count):
+    async def tell(story, reads):
+        shares = fair_share.FairShares()
+        clients = [shares.of(f"client {number % client_count}") for number in range(12)]
+        watching = asyncio.create_task(reads.watch())
+        begin = story.recorder.task.last_seq - UNSEEN_LINES - 1
+        told = await asyncio.gather(*(asyncio.create_task(told_to(story, share, begin)) for share in clients))
+        watching.cancel()
+        return told
+
+    with a_story() as story:
+        story.play(SEEN, *[e.Output.from_bytes("transcript", b"x" * 100_000 + b"\n")] * UNSEEN_LINES)
+        story.learn()
+        reads = ReadsPerTurn(story.journals, monkeypatch)
+        told = asyncio.run(tell(story, reads))
+        assert [[frame["data"] for frame in frames] for frames in told] == [["seen\n"]] * 12
+        assert reads.most <= 2 * client_count
 
 
 comings = st.lists(st.tuples(st.integers(0, 30), st.integers(0, 70)), min_size=1, max_size=8)

@@ -22,8 +22,8 @@ from sandbox.api.auth.rate_limit import RateLimiter, client_key
 from sandbox.api.auth.sessions import SESSION_COOKIE, SessionStore
 from sandbox.api.errors import TooManyStreamsError
 from sandbox.api.settings import ApiSettings
-from sandbox.api.streaming.fair_share import FairShare, FairShares
 from sandbox.interfaces.auth import Principal, Role, TokenStore
+from sandbox.system.fair_share import FairShare, FairShares
 
 BEARER_PROTOCOL = "sandbox.bearer."
 """Prefix of a token sent as a WebSocket subprotocol: pages cannot set headers on a WebSocket."""

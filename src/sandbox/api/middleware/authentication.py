@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from sandbox.api import paths
 from sandbox.api.auth.authenticator import STREAM_PROTOCOL, Authenticator, Caller, Denied, strip_token_protocol
 from sandbox.api.responses import problem_response
-from sandbox.api.streaming import fair_share
+from sandbox.system import fair_share
 from sandbox.system.log_context import TOKEN_ID
 
 RECHECK_SECONDS = 5.0

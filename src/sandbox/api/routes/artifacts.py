@@ -1,10 +1,9 @@
 """Routes that list and download artifacts."""
 
-import asyncio
 import os
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
@@ -28,6 +27,7 @@ from sandbox.api.openapi import (
 from sandbox.api.responses import JsonResponse
 from sandbox.interfaces.tasks import ArtifactNotFoundError, StoredArtifact
 from sandbox.model.wire.events import format_timestamp
+from sandbox.system import fair_share
 
 _MEDIA_TYPE = re.compile(r"([\w.+-]{1,100}/[\w.+-]{1,100})(; ?charset=[\w-]{1,40})?", re.ASCII)
 _PLAIN_TEXT = "text/plain; charset=utf-8"
@@ -71,7 +71,12 @@ def add_artifact_routes(app: FastAPI) -> None:
 
 async def list_artifacts(context: ContextDep, task_id: paths.TaskId) -> JsonResponse:
     """List the artifacts of a task."""
-    stored = await context.tasks.artifacts(task_id)
+    async with fair_share.thread_slot():
+        stored = await context.tasks.artifacts(task_id)
+        return await fair_share.to_thread(_artifact_list_response, task_id, stored)
+
+
+def _artifact_list_response(task_id: str, stored: Sequence[StoredArtifact]) -> JsonResponse:
     items = [_artifact_body(task_id, one) for one in stored]
     total = sum(one.artifact.size_bytes for one in stored)
     return JsonResponse({"task_id": task_id, "artifacts": items, "total_count": len(items), "total_size_bytes": total})
@@ -93,10 +98,11 @@ def _artifact_body(task_id: str, stored: StoredArtifact) -> dict[str, object]:
 
 async def download_artifact(request: Request, context: ContextDep, task_id: paths.TaskId, name: str) -> Response:
     """Download an artifact by its name, else by its path. One that contains a secret is for operators."""
-    stored = await context.tasks.artifact(task_id, name)
+    async with fair_share.thread_slot():
+        stored = await context.tasks.artifact(task_id, name)
     if stored.artifact.contains_secret and not get_caller(request).is_operator:
         raise SecretArtifactError(stored.artifact.name)
-    stat_result = await asyncio.to_thread(_stat_regular_file, stored.file)
+    stat_result = await fair_share.to_thread(_stat_regular_file, stored.file)
     if stat_result is None:
         raise ArtifactNotFoundError(task_id, name)
     etag = f'"{stored.artifact.checksum}"'

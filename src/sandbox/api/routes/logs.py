@@ -2,7 +2,7 @@
 
 import re
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated
@@ -18,11 +18,11 @@ from sandbox.api.context import ContextDep
 from sandbox.api.errors import InvalidParameterError
 from sandbox.api.openapi import Responses, declare_parameters, header_parameter, problem_responses, raw_content
 from sandbox.api.request_parameters import SEQ_MAX, parse_seq
-from sandbox.api.streaming import fair_share
 from sandbox.api.streaming.response import SSE_KEEP_ALIVE, EventStreamResponse, Messages, encode_each
 from sandbox.interfaces.tasks import Tasks
 from sandbox.model.task import Task
 from sandbox.model.wire.events import LogStream, WireEvent, format_timestamp, log_stream_of, wire_size_bytes
+from sandbox.system import fair_share
 
 TAIL_MAX = 1_000_000
 TEXT_LINE_BYTES_MAX = 16 * 1024 * 1024
@@ -34,6 +34,9 @@ _RFC_3339 = re.compile(r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d:\d\d(?:\.\d+)?)([Zz]|[
 
 _TAIL_GROWTH_FACTOR = 4
 """Factor by which the number of records to read grows until they contain enough lines for the tail."""
+
+_TAIL_BLOCKS_MAX = 1000
+"""Blocks of lines whose start is remembered for a tail. One number per line takes 40 MB for a million lines."""
 
 _Formatter = Callable[[WireEvent], bytes]
 
@@ -141,19 +144,41 @@ def _normalize_time(since: str) -> str:
 
 async def _find_tail_start(tasks: Tasks, task: Task, after: int, lines: int, view: LogEncoder) -> int:
     """Return the `after` that leaves the last `lines` lines available now, reading only as far back as needed."""
+    block_lines = 1 + lines // _TAIL_BLOCKS_MAX
     reach = lines
     while True:
         reach *= _TAIL_GROWTH_FACTOR
         begin = max(after, task.last_seq - reach)
-        last: deque[int] = deque(maxlen=lines + 1)
-        async for frame in tasks.replay(task.id, after=begin):
-            await fair_share.take(wire_size_bytes(frame))
-            if frame["type"] != "end" and view.includes(frame):
-                last.append(frame["seq"])
-        if len(last) > lines:
-            return last[0]
+        block_seqs: deque[int] = deque(maxlen=lines // block_lines + 2)
+        count = 0
+        async for seq in _matching_seqs(tasks, task, begin, view):
+            if count % block_lines == 0:
+                block_seqs.append(seq)
+            count += 1
+        if count > lines:
+            blocks_back = (count - 1) // block_lines - (count - lines - 1) // block_lines
+            skipped = (count - lines - 1) % block_lines
+            return await _seq_behind(tasks, task, block_seqs[-1 - blocks_back], skipped, view)
         if begin == after:
             return after
+
+
+async def _seq_behind(tasks: Tasks, task: Task, seq: int, skipped: int, view: LogEncoder) -> int:
+    """The seq of the line that is `skipped` lines behind the one with `seq`."""
+    if skipped == 0:
+        return seq
+    async for found in _matching_seqs(tasks, task, seq, view):
+        seq, skipped = found, skipped - 1
+        if skipped == 0:
+            break
+    return seq
+
+
+async def _matching_seqs(tasks: Tasks, task: Task, after: int, view: LogEncoder) -> AsyncIterator[int]:
+    async for frame in tasks.replay(task.id, after=after):
+        await fair_share.take(wire_size_bytes(frame))
+        if frame["type"] != "end" and view.includes(frame):
+            yield int(frame["seq"])
 
 
 def _choose_format(request: Request) -> tuple[str, _Formatter]:

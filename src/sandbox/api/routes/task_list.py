@@ -18,6 +18,7 @@ from sandbox.api.task_body import task_summary_body
 from sandbox.interfaces.store import TaskPage, TaskQuery
 from sandbox.interfaces.tasks import Tasks
 from sandbox.model.task_state import TaskState
+from sandbox.system import fair_share
 
 LIMIT_MAX = 1000
 OFFSET_MAX = 2**53
@@ -68,9 +69,14 @@ def add_list_routes(app: FastAPI) -> None:
 async def list_tasks(request: Request, context: ContextDep, query: Annotated[ListQuery, Query()]) -> JsonResponse:
     """List tasks. `label.KEY=VALUE`, which may be repeated, keeps those that have all these labels."""
     task_query = parse_query(query, request.query_params)
-    page = await query_page(context.tasks, task_query, request.query_params)
+    async with fair_share.thread_slot():
+        page = await query_page(context.tasks, task_query, request.query_params)
+        return await fair_share.to_thread(_list_response, page, task_query, is_operator=get_caller(request).is_operator)
+
+
+def _list_response(page: TaskPage, task_query: TaskQuery, *, is_operator: bool) -> JsonResponse:
     answer = {
-        "tasks": [task_summary_body(task, is_operator=get_caller(request).is_operator) for task in page.tasks],
+        "tasks": [task_summary_body(task, is_operator=is_operator) for task in page.tasks],
         "total_count": page.total_count,
         "limit": task_query.limit,
         "offset": task_query.offset,

@@ -10,6 +10,7 @@ from sandbox.api.streaming.response import Encoder, Messages, close_iterator, en
 from sandbox.interfaces.tasks import Tasks
 from sandbox.model.task import Task
 from sandbox.model.wire.events import WireEvent, wire_size_bytes
+from sandbox.system import fair_share
 
 BATCH_SECONDS = 0.05
 BUFFER_BYTES_MAX = 1024 * 1024
@@ -69,14 +70,15 @@ class HistoryCache:
         """Read a batch of the first of these events, which follow `after`; None if there are none."""
         result: list[WireEvent] = []
         kept_bytes = 0
-        try:
-            async for frame in frames:
-                result.append(frame)
-                kept_bytes += wire_size_bytes(frame)
-                if kept_bytes > _HISTORY_BATCH_BYTES:
-                    break
-        finally:
-            await close_iterator(frames)
+        with fair_share.shared_work():
+            try:
+                async for frame in frames:
+                    result.append(frame)
+                    kept_bytes += wire_size_bytes(frame)
+                    if kept_bytes > _HISTORY_BATCH_BYTES:
+                        break
+            finally:
+                await close_iterator(frames)
         return self._store(Batch(after, result, kept_bytes)) if result else None
 
     def _store(self, piece: Batch) -> Batch:
@@ -107,7 +109,8 @@ class StreamBuffer:
         self._loop = asyncio.get_running_loop()
         self._published_at = 0.0
         self._timer: asyncio.TimerHandle | None = None
-        self._reader = asyncio.create_task(self._read(frames))
+        with fair_share.shared_work():
+            self._reader = asyncio.create_task(self._read(frames))
 
     async def wait_started(self) -> None:
         """Wait until `covers` is meaningful."""

@@ -12,8 +12,8 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from sandbox.api.middleware.response_headers import is_head_request
-from sandbox.api.streaming import fair_share
 from sandbox.model.wire.events import WireEvent
+from sandbox.system import fair_share
 
 Messages = Sequence[bytes]
 """Messages to send together; empty if all events were filtered out."""

@@ -16,6 +16,7 @@ from sandbox.model.task import Task
 from sandbox.model.task_state import TaskState
 from sandbox.model.tier import TIER_DESCRIPTIONS
 from sandbox.model.wire.events import error_fields
+from sandbox.system import fair_share
 
 PAGE_EVENTS_MAX = 200_000
 """Of more events the page shows only the latest; the log contains all."""
@@ -42,9 +43,15 @@ class StateStep:
 
 async def show_task(request: Request, context: AppContext) -> Response:
     """Render the task's current status; its scripts load the events and update the page."""
+    async with fair_share.thread_slot():
+        return await _render_task(request, context)
+
+
+async def _render_task(request: Request, context: AppContext) -> Response:
     task = await context.tasks.status(request.path_params["task_id"])
     is_operator = get_caller(request).is_operator
-    return render_page(
+    return await fair_share.to_thread(
+        render_page,
         request,
         "task",
         task=task,

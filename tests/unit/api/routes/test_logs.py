@@ -1,6 +1,7 @@
 """Somebody reads what a task printed and what happened to it."""
 
 import json
+from collections import deque
 
 import pytest
 from starlette.datastructures import QueryParams
@@ -123,8 +124,10 @@ def long_story(api, tasks):
     return begun_at
 
 
+@pytest.mark.parametrize("blocks_max", [1000, 7, 1])
 @pytest.mark.parametrize("stream", ["all", "stdout", "stderr", "events"])
-def test_a_tail_is_the_end_of_the_whole(api, long_story, stream):
+def test_a_tail_is_the_end_of_the_whole(api, long_story, stream, blocks_max, monkeypatch):
+    monkeypatch.setattr(logs, "_TAIL_BLOCKS_MAX", blocks_max)
     path = f"/api/v1/tasks/task-003/logs?stream={stream}"
     whole, resumed = lines(api.get(path)), lines(api.get(f"{path}&after=1000"))
     for tail in (1, 2, 5, 20, 21, 22, 500, 2004, 2005, 2006, 1_000_000):
@@ -135,6 +138,18 @@ def test_a_tail_is_the_end_of_the_whole(api, long_story, stream):
 def test_the_end_of_a_long_story_is_not_looked_for_from_its_beginning(api, long_story):
     lines(api.get("/api/v1/tasks/task-003/logs?tail=10"))
     assert min(long_story) > 1900
+
+
+def test_few_numbers_are_remembered_for_a_long_tail(api, long_story, monkeypatch):
+    bounds = []
+
+    def watched(*arguments, maxlen):
+        bounds.append(maxlen)
+        return deque(*arguments, maxlen=maxlen)
+
+    monkeypatch.setattr(logs, "deque", watched)
+    assert len(lines(api.get("/api/v1/tasks/task-003/logs?tail=1000000"))) > 2000
+    assert max(bounds) <= 1002
 
 
 def test_since_is_inclusive(api):

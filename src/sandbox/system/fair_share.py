@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
+from typing import ParamSpec, TypeVar
 from weakref import WeakValueDictionary
 
 MESSAGES_PER_TURN_MAX = 64
 """Messages of up to 4 KiB that are encoded or sent for one client per iteration of the event loop."""
 
+THREADS_AT_ONCE_MAX = 2
+"""Threads that read for one client at once; its further requests wait for them, and others find a thread free."""
+
 _UNIT_BYTES = 4 * 1024
+_Result = TypeVar("_Result")
+_Parameters = ParamSpec("_Parameters")
 
 
 class FairShare:
@@ -20,6 +28,7 @@ class FairShare:
         self._messages_left = MESSAGES_PER_TURN_MAX
         self._waiting: deque[tuple[asyncio.Future[None], int]] = deque()
         self._has_renewal_scheduled = False
+        self.threads = asyncio.Semaphore(THREADS_AT_ONCE_MAX)
 
     async def take(self, size_bytes: int) -> None:
         """Wait until a message of this size may be encoded or sent."""
@@ -72,7 +81,37 @@ def use(share: FairShare) -> None:
     _SHARE.set(share)
 
 
+@contextmanager
+def shared_work() -> Iterator[None]:
+    """What is done in here is for several clients, so it is part of no share: one client must not delay it."""
+    token = _SHARE.set(None)
+    try:
+        yield
+    finally:
+        _SHARE.reset(token)
+
+
 async def take(size_bytes: int) -> None:
     """Wait for the current share to admit a message of this size; returns immediately without a share."""
     if (share := _SHARE.get()) is not None:
         await share.take(size_bytes)
+
+
+@asynccontextmanager
+async def thread_slot() -> AsyncIterator[None]:
+    """Holds one of the threads of the share under way for several steps, so that few hold what the first one loads."""
+    share = _SHARE.get()
+    if share is None:
+        yield
+        return
+    async with share.threads:
+        with shared_work():
+            yield
+
+
+async def to_thread(
+    function: Callable[_Parameters, _Result], *arguments: _Parameters.args, **options: _Parameters.kwargs
+) -> _Result:
+    """As `asyncio.to_thread`, when the share under way has a thread free; at once where there is none."""
+    async with thread_slot():
+        return await asyncio.to_thread(function, *arguments, **options)

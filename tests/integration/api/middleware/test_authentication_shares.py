@@ -11,8 +11,8 @@ from doubles.fake_access import FakeAccess
 from doubles.fake_tasks import TO_RUNNING
 from sandbox.api.auth import authenticator
 from sandbox.api.streaming import websocket
-from sandbox.api.streaming.fair_share import MESSAGES_PER_TURN_MAX
 from sandbox.model import events as e
+from sandbox.system.fair_share import MESSAGES_PER_TURN_MAX, THREADS_AT_ONCE_MAX
 
 STREAMS, LINES = 20, 300
 
@@ -92,5 +92,37 @@ def test_a_token_has_so_many_streams_of_all_tasks_and_others_their_own(open_door
                 await until(lambda: doors.open_streams("websocket") == 2)
             async with as_vera(doors):
                 await second.close()
+
+    asyncio.run(scene())
+
+
+def test_many_lists_of_artifacts_of_a_token_are_made_two_at_a_time_and_others_do_not_wait(open_doors, monkeypatch):
+    async def scene():
+        async with open_doors(FakeAccess(vera="viewer", otto="operator")) as doors:
+            doors.tasks.add("task-001", *TO_RUNNING)
+            now, most, go_on = 0, 0, asyncio.Event()
+            listed = doors.tasks.artifacts
+
+            async def artifacts(task_id):
+                nonlocal now, most
+                now, most = now + 1, max(most, now + 1)
+                await go_on.wait()
+                now -= 1
+                return await listed(task_id)
+
+            monkeypatch.setattr(doors.tasks, "artifacts", artifacts)
+            async with httpx.AsyncClient(base_url=doors.http, timeout=20) as client:
+                path, vera, otto = (
+                    "/api/v1/tasks/task-001/artifacts",
+                    *({"Authorization": f"Bearer {name}"} for name in ("vera", "otto")),
+                )
+                asked = [asyncio.create_task(client.get(path, headers=vera)) for _ in range(20)]
+                async with asyncio.timeout(10):
+                    while now < THREADS_AT_ONCE_MAX:
+                        await asyncio.sleep(0.01)
+                assert (await client.get("/api/v1/tasks?limit=1000", headers=otto)).status_code == 200
+                assert most == THREADS_AT_ONCE_MAX
+                go_on.set()
+                assert {answer.status_code for answer in await asyncio.gather(*asked)} == {200}
 
     asyncio.run(scene())
