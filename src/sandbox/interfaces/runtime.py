@@ -16,6 +16,7 @@ from sandbox.model.limits import (
     OPEN_DIRECTORIES_MAX,
     OPEN_FILES_OF_SANDBOX_MAX,
     SOCKETS_MAX,
+    UDP_SOCKETS_ON_PORT_MAX,
 )
 
 
@@ -194,7 +195,7 @@ class KernelUsage(msgspec.Struct, frozen=True):
     sockets: of all kinds and states. buffer_bytes: in TCP and UDP sockets; buffer_bytes_max: the bound on that where
     the kernel keeps none. netlink_bytes: what waits in netlink sockets. received_bytes: what waits in TCP and UDP
     sockets, errors and time stamps included; received_bytes_max: the bound on that. idle_slab_bytes: of freed
-    objects of the kernel whose memory is still taken.
+    objects of the kernel whose memory is still taken. udp_sockets_on_port: of the port that has the most.
     """
 
     sockets: int | None = None
@@ -204,6 +205,7 @@ class KernelUsage(msgspec.Struct, frozen=True):
     received_bytes: int | None = None
     received_bytes_max: int | None = None
     idle_slab_bytes: int | None = None
+    udp_sockets_on_port: int | None = None
 
     def find_violation(self) -> str:
         """Why the sandbox must end, for people; empty while all is within bounds."""
@@ -229,6 +231,11 @@ class KernelUsage(msgspec.Struct, frozen=True):
             return (
                 f"The sandbox left {self.idle_slab_bytes >> 20} MiB of the kernel's memory taken by few objects; "
                 "close what it opened together with most of the rest."
+            )
+        if self.udp_sockets_on_port is not None and self.udp_sockets_on_port > UDP_SOCKETS_ON_PORT_MAX:
+            return (
+                f"The sandbox had {self.udp_sockets_on_port} UDP sockets on one port, and the limit is "
+                f"{UDP_SOCKETS_ON_PORT_MAX}; bind them to ports of their own."
             )
         return ""
 

@@ -83,6 +83,10 @@ FILE_USAGE_CHECK_SECONDS = 0.5
 SOCKETS_MAX = 8192
 """In one sandbox, of all kinds, unaccepted connections included, whose memory no control group is charged for."""
 
+UDP_SOCKETS_ON_PORT_MAX = 256
+"""UDP sockets of one sandbox that share a port. One datagram of 128 segments to a broadcast address takes the kernel
+0.5 s for 8000 of them, and meanwhile nothing else runs on that processor."""
+
 IDLE_SLAB_BYTES_MAX = 1024 * 1024 * 1024
 """Of freed objects of the kernel whose memory is still taken, put down to one sandbox."""
 
