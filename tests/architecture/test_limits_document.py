@@ -28,6 +28,7 @@ ROWS = [
     ("Sandboxes", "Open files of all processes", "model.limits.OPEN_FILES_OF_SANDBOX_MAX"),
     ("Sandboxes", "Open directories", "model.limits.OPEN_DIRECTORIES_MAX"),
     ("Sandboxes", "Sockets", "model.limits.SOCKETS_MAX"),
+    ("Sandboxes", "UDP sockets on one port", "model.limits.UDP_SOCKETS_ON_PORT_MAX"),
     ("Sandboxes", "Locks on files", "model.limits.FILE_LOCKS_MAX"),
     ("Sandboxes", "Pseudo-terminals", "runtimes.programs.launcher.PTYS_MAX"),
     ("Sandboxes", "Memory that must be available on the host", "model.limits.MEMORY_AVAILABLE_BYTES_MIN"),

@@ -16,6 +16,7 @@ from sandbox.model.limits import (
     OPEN_DIRECTORIES_MAX,
     OPEN_FILES_OF_SANDBOX_MAX,
     SOCKETS_MAX,
+    UDP_SOCKETS_ON_PORT_MAX,
 )
 
 
@@ -207,6 +208,7 @@ class KernelUsage(msgspec.Struct, frozen=True):
     received_bytes: unread data in TCP and UDP sockets, including errors and time stamps.
     received_bytes_max: the limit of received_bytes.
     idle_slab_bytes: memory of freed kernel objects that is still allocated.
+    udp_sockets_on_port: UDP sockets of the port that has the most.
     """
 
     sockets: int | None = None
@@ -216,6 +218,7 @@ class KernelUsage(msgspec.Struct, frozen=True):
     received_bytes: int | None = None
     received_bytes_max: int | None = None
     idle_slab_bytes: int | None = None
+    udp_sockets_on_port: int | None = None
 
     def find_violation(self) -> str:
         """Return why the sandbox must end, for people; empty while all is within limits."""
@@ -241,6 +244,11 @@ class KernelUsage(msgspec.Struct, frozen=True):
             return (
                 f"The sandbox left {self.idle_slab_bytes >> 20} MiB of the kernel's memory taken by few objects; "
                 "close what it opened together with most of the rest."
+            )
+        if self.udp_sockets_on_port is not None and self.udp_sockets_on_port > UDP_SOCKETS_ON_PORT_MAX:
+            return (
+                f"The sandbox had {self.udp_sockets_on_port} UDP sockets on one port, and the limit is "
+                f"{UDP_SOCKETS_ON_PORT_MAX}; bind them to ports of their own."
             )
         return ""
 

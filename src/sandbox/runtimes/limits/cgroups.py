@@ -144,6 +144,7 @@ class ControlGroup(msgspec.Struct, frozen=True):
             buffers, buffers_max = self._read_number("memory.stat", "sock"), socket_buffer_bytes(memory_bytes)
         return KernelUsage(
             sockets=None if sockets is None else sockets + (waiting.half_open if waiting else 0),
+            udp_sockets_on_port=waiting.udp_sockets_on_port if waiting else None,
             received_bytes=waiting.received_bytes if waiting else None,
             received_bytes_max=socket_buffer_bytes(memory_bytes) + RECEIVED_BYTES_BESIDE_BUFFERS,
             buffer_bytes=buffers,

@@ -12,6 +12,7 @@ import socket
 import stat
 import struct
 import threading
+from collections import Counter
 from collections.abc import Collection
 from contextlib import suppress
 from itertools import islice
@@ -154,6 +155,8 @@ _REQUEST, _ANSWERS_BYTES = 20, 1 << 17
 _DUMP = 0x301
 _ERROR, _DONE = 2, 3
 _HEADER_BYTES, _ANSWER_BYTES = 16, 72
+_PORT_OFFSET = 4
+_TCP, _UDP = 6, 17
 _SYN_RECEIVED, _TIME_WAIT = 3, 6
 _STATES = 0xFFFFFFFF & ~(1 << _TIME_WAIT)
 _MEMORY = 7
@@ -168,10 +171,12 @@ class Waiting(msgspec.Struct, frozen=True):
     """Received data that nobody has read.
 
     received_bytes: bytes in receive queues. half_open: connections that only the listener has.
+    udp_sockets_on_port: UDP sockets of the port that has the most. One broadcast is copied to each of them at once.
     """
 
     received_bytes: int = 0
     half_open: int = 0
+    udp_sockets_on_port: int = 0
 
 
 class SocketCounter:
@@ -187,17 +192,22 @@ class SocketCounter:
         """Count waiting data; None if this kernel does not report it or did not answer in time."""
         with self._lock:
             try:
-                kinds = [(family, protocol) for family in (2, 10) for protocol in (6, 17)]
-                counts = [self._count(family, protocol) for family, protocol in kinds]
+                ports: Counter[int] = Counter()
+                kinds = [(family, protocol) for family in (2, 10) for protocol in (_TCP, _UDP)]
+                counts = [self._count(family, protocol, ports) for family, protocol in kinds]
             except OSError:
                 return None
-        return Waiting(sum(one.received_bytes for one in counts), sum(one.half_open for one in counts))
+        return Waiting(
+            sum(one.received_bytes for one in counts),
+            sum(one.half_open for one in counts),
+            max(ports.values(), default=0),
+        )
 
     def close(self) -> None:
         """Close the netlink socket."""
         self._netlink.close()
 
-    def _count(self, family: int, protocol: int) -> Waiting:
+    def _count(self, family: int, protocol: int, udp_ports: Counter[int]) -> Waiting:
         self._sequence += 1
         body = struct.pack("=BBBxI48x", family, protocol, 1 << (_MEMORY - 1), _STATES)
         header = struct.pack("=IHHII", _HEADER_BYTES + len(body), _REQUEST, _DUMP, self._sequence, 0)
@@ -214,6 +224,8 @@ class SocketCounter:
                         return Waiting(received, half_open)
                     looked_at += 1
                     half_open += answers[at + _HEADER_BYTES + 1] == _SYN_RECEIVED
+                    if protocol == _UDP:
+                        udp_ports[read_port(answers, at)] += 1
                     received += read_memory(answers, at + _HEADER_BYTES + _ANSWER_BYTES, at + length)
                 at += -(-length // 4) * 4
         return Waiting(received, half_open)
@@ -227,6 +239,11 @@ def refuse(answers: bytes, at: int, length: int) -> None:
     (number,) = struct.unpack_from("=i", answers, at + _HEADER_BYTES) if length > _HEADER_BYTES else (0,)
     if number and -number != errno.ENOENT:
         raise OSError(-number, "sock_diag")
+
+
+def read_port(answers: bytes, at: int) -> int:
+    """The own port of the socket that an answer is about."""
+    return int.from_bytes(answers[at + _HEADER_BYTES + _PORT_OFFSET :][:2])
 
 
 def read_memory(answers: bytes, at: int, end: int) -> int:

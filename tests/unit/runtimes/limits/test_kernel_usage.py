@@ -22,10 +22,14 @@ def message(kind: int, body: bytes, sequence: int) -> bytes:
     return struct.pack("=IHHII", 16 + len(body), kind, 2, sequence, 0) + body + bytes(-len(body) % 4)
 
 
-def answer(state: int, received: int | None, sequence: int) -> bytes:
+def answer(state: int, received: int | None, sequence: int, port: int = 0) -> bytes:
     """Of one socket; one that is half open has no memory of its own."""
     memory = b"" if received is None else attribute(MEMORY, struct.pack("=9I", received, 212992, *[5] * 7))
-    return message(20, bytes([2, state]) + bytes(70) + attribute(CONGESTION, b"cubic\0") + memory, sequence)
+    return message(
+        20,
+        bytes([2, state, 0, 0]) + port.to_bytes(2) + bytes(66) + attribute(CONGESTION, b"cubic\0") + memory,
+        sequence,
+    )
 
 
 def end(sequence: int, number: int = 0) -> bytes:
@@ -50,7 +54,14 @@ def test_all_four_kinds_of_sockets_are_added_up():
     first = answer(ESTABLISHED, 1000, 1) + answer(SYN_RECEIVED, None, 1) + answer(SYN_RECEIVED, None, 1)
     answers = [first, answer(ESTABLISHED, 200, 1), end(1), answer(7, 30, 2) + end(2), answer(10, 0, 3), end(3), end(4)]
     with counting(answers) as counter:
-        assert counter.count() == Waiting(received_bytes=1230, half_open=2)
+        assert counter.count() == Waiting(received_bytes=1230, half_open=2, udp_sockets_on_port=1)
+
+
+def test_udp_sockets_are_counted_for_each_port_over_both_families():
+    both = [answer(7, 0, sequence, 53) + answer(7, 0, sequence, 54) + end(sequence) for sequence in (2, 4)]
+    streams = [answer(ESTABLISHED, 0, sequence, 53) * 5 + end(sequence) for sequence in (1, 3)]
+    with counting([streams[0], both[0], streams[1], both[1]]) as counter:
+        assert counter.count() == Waiting(udp_sockets_on_port=2)
 
 
 def test_answers_to_an_earlier_question_do_not_count():
