@@ -114,7 +114,7 @@ def test_a_server_that_is_stopped_during_its_first_probe_ends_soon_and_leaves_no
     began = time.monotonic()
     with pytest.raises(AssertionError, match="did not start") as told:
         machine("0 hangs")
-    assert time.monotonic() - began < 7
+    assert time.monotonic() - began < 10
     assert "Stopped during the first probe of the runtimes" in str(told.value)
     leaves_nothing(tmp_path)
 

@@ -261,3 +261,61 @@ def test_the_kernel_would_load_the_filter(machine: str):
         assert is_jump or (code in (0x20, 0x06, 0x54) and (when_true, when_false) == (0, 0))
         assert at + 1 + max(when_true, when_false) < len(instructions) or code == 0x06
     assert instructions[-1] == (0x06, 0, 0, ALLOW)
+
+
+SETSOCKOPT = {"x86_64": 54, "aarch64": 208}
+SUCCEEDS = 0x00050000  # SECCOMP_RET_ERRNO without an errno
+SO, IP, TCP, UDP, IPV6, NETLINK = 1, 0, 6, 17, 41, 270
+ALLOWED_SOCKET_OPTIONS = {
+    SO: {
+        "REUSEADDR": 2, "TYPE": 3, "ERROR": 4, "DONTROUTE": 5, "BROADCAST": 6, "SNDBUF": 7, "KEEPALIVE": 9,
+        "OOBINLINE": 10,
+        "NO_CHECK": 11, "PRIORITY": 12, "LINGER": 13, "REUSEPORT": 15, "PASSCRED": 16, "SNDLOWAT": 19,
+        "RCVTIMEO_OLD": 20,
+        "SNDTIMEO_OLD": 21, "BINDTODEVICE": 25, "TIMESTAMP_OLD": 29, "PASSSEC": 34, "TIMESTAMPNS_OLD": 35,
+        "RXQ_OVFL": 40,
+        "PEEK_OFF": 42, "MAX_PACING_RATE": 47, "INCOMING_CPU": 49, "TIMESTAMP_NEW": 63, "TIMESTAMPNS_NEW": 64,
+        "RCVTIMEO_NEW": 66, "SNDTIMEO_NEW": 67, "PASSPIDFD": 76,
+    },
+    IP: {
+        "TOS": 1, "TTL": 2, "RECVOPTS": 6, "RETOPTS": 7, "PKTINFO": 8, "MTU_DISCOVER": 10, "RECVTTL": 12, "RECVTOS": 13,
+        "FREEBIND": 15, "RECVORIGDSTADDR": 20, "CHECKSUM": 23, "BIND_ADDRESS_NO_PORT": 24, "RECVFRAGSIZE": 25,
+        "RECVERR_RFC4884": 26, "MULTICAST_IF": 32, "MULTICAST_TTL": 33, "MULTICAST_LOOP": 34, "ADD_MEMBERSHIP": 35,
+        "DROP_MEMBERSHIP": 36, "MULTICAST_ALL": 49, "UNICAST_IF": 50, "LOCAL_PORT_RANGE": 51,
+    },
+    TCP: {
+        "NODELAY": 1, "MAXSEG": 2, "CORK": 3, "KEEPIDLE": 4, "KEEPINTVL": 5, "KEEPCNT": 6, "SYNCNT": 7, "LINGER2": 8,
+        "WINDOW_CLAMP": 10, "QUICKACK": 12, "CONGESTION": 13, "THIN_LINEAR_TIMEOUTS": 16, "THIN_DUPACK": 17,
+        "USER_TIMEOUT": 18, "FASTOPEN": 23, "NOTSENT_LOWAT": 25, "FASTOPEN_CONNECT": 30, "FASTOPEN_NO_COOKIE": 34,
+        "INQ": 36,
+    },
+    UDP: {"SEGMENT": 103, "GRO": 104},
+    IPV6: {
+        "2292PKTINFO": 2, "2292HOPLIMIT": 8, "FLOWINFO": 11, "UNICAST_HOPS": 16, "MULTICAST_IF": 17,
+        "MULTICAST_HOPS": 18,
+        "MULTICAST_LOOP": 19, "DROP_MEMBERSHIP": 21, "MTU_DISCOVER": 23, "MTU": 24, "V6ONLY": 26, "MULTICAST_ALL": 29,
+        "RECVERR_RFC4884": 31, "FLOWINFO_SEND": 33, "RECVPKTINFO": 49, "RECVHOPLIMIT": 51, "RECVPATHMTU": 60,
+        "DONTFRAG": 62, "RECVTCLASS": 66, "TCLASS": 67, "AUTOFLOWLABEL": 70, "ADDR_PREFERENCES": 72,
+        "RECVORIGDSTADDR": 74, "UNICAST_IF": 76, "FREEBIND": 78,
+    },
+    NETLINK: {
+        "ADD_MEMBERSHIP": 1, "DROP_MEMBERSHIP": 2, "PKTINFO": 3, "NO_ENOBUFS": 5, "CAP_ACK": 10, "EXT_ACK": 11,
+        "GET_STRICT_CHK": 12,
+    },
+}  # fmt: skip
+"""By level, from the kernel's headers (asm-generic/socket.h, linux/in.h, tcp.h, udp.h, in6.h, netlink.h)."""
+
+IGNORED_SOCKET_OPTIONS = {SO: {8}, IP: {11}, TCP: {9}, IPV6: {25}}
+"""SO_RCVBUF, IP_RECVERR, TCP_DEFER_ACCEPT, IPV6_RECVERR: the call succeeds without effect."""
+
+
+@pytest.mark.parametrize("level", ALLOWED_SOCKET_OPTIONS)
+@pytest.mark.parametrize("machine", AUDIT)
+def test_only_listed_socket_options_are_allowed(machine: str, level: int):
+    calls = {option: action(machine, SETSOCKOPT[machine], 3, level, option) for option in range(128)}
+    assert {option for option, result in calls.items() if result == ALLOW} == set(
+        ALLOWED_SOCKET_OPTIONS[level].values()
+    )
+    assert {option for option, result in calls.items() if result == SUCCEEDS} == IGNORED_SOCKET_OPTIONS.get(
+        level, set()
+    )
