@@ -27,6 +27,12 @@ def test_programs_and_own_pages_are_let_in(host, origin):
     assert check_host(host, origin, names=NAMES, ports={8121, 8122}) is None
 
 
+@pytest.mark.parametrize(("origin", "port"), [("http://localhost", 80), ("https://localhost", 443)])
+def test_an_origin_without_a_port_has_the_port_of_its_scheme(origin, port):
+    assert check_host("localhost:8122", origin, names=NAMES, ports={port}) is None
+    assert check_host("localhost:8122", origin, names=NAMES, ports={port - 1, port + 1}) is not None
+
+
 @pytest.mark.parametrize(
     "host",
     [None, "", "evil.example", "localhost.evil.example:8122", "evil.example:8122", "127.0.0.1.evil.example",
