@@ -10,6 +10,7 @@ from typing import Protocol
 import msgspec
 
 from sandbox.model.limits import (
+    EPOLL_ENTRIES_MAX,
     FILE_LOCKS_MAX,
     IDLE_SLAB_BYTES_MAX,
     NETLINK_BYTES_MAX,
@@ -258,11 +259,13 @@ class FileUsage(msgspec.Struct, frozen=True):
 
     open_files: descriptors of all its processes.
     directories, locks: directories among them, and POSIX file locks. Both are 0 while they cannot exceed their limits.
+    epoll_entries: pairs of an epoll instance and a descriptor that it watches; 0 while few.
     """
 
     open_files: int | None = None
     directories: int = 0
     locks: int = 0
+    epoll_entries: int = 0
 
     def find_violation(self) -> str:
         """Return why the sandbox must end, for people; empty while all is within limits."""
@@ -275,6 +278,10 @@ class FileUsage(msgspec.Struct, frozen=True):
             return f"The sandbox had more than {OPEN_DIRECTORIES_MAX} open directories; close those that are unused."
         if self.locks > FILE_LOCKS_MAX:
             return f"The sandbox had more than {FILE_LOCKS_MAX} locks on files; release those that are not needed."
+        if self.epoll_entries > EPOLL_ENTRIES_MAX:
+            return (
+                f"The sandbox had more than {EPOLL_ENTRIES_MAX} epoll entries; watch each file with one epoll instance."
+            )
         return ""
 
 

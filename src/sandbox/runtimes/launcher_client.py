@@ -14,6 +14,7 @@ import msgspec
 from sandbox.interfaces.runtime import TRANSPARENT_PORTS, ConfinementLostError, Listeners
 from sandbox.model.errors import AttemptError, FailureCode
 from sandbox.model.limits import KILL_SECONDS
+from sandbox.runtimes.limits.epoll_usage import EpollCounter
 from sandbox.runtimes.limits.kernel_usage import SocketCounter
 from sandbox.runtimes.limits.slab_usage import IdleSlabMeter
 from sandbox.runtimes.programs import launcher
@@ -50,6 +51,7 @@ class LauncherProcess:
         self.counter: SocketCounter | None = None
         """Counts the sockets of the sandbox's network. Set once the launcher is ready."""
         self.slabs = IdleSlabMeter()
+        self.epolls = EpollCounter()
         self._process = process
         self._control = control
         self._transparent_ports = transparent_ports
