@@ -118,14 +118,14 @@ def command(*arguments, data_dir):
 def test_directory_open_to_other_users_is_rejected_unchanged(tmp_path, arguments, mode):
     directory = tmp_path / "shared place"
     directory.mkdir()
-    (directory / "somebodys.txt").touch()
+    (directory / "foreign.txt").touch()
     directory.chmod(mode)
     result = command(*arguments, data_dir=directory)
     assert (result.returncode, result.stdout) == (2, "")
     assert f"{directory} is open to other users and is no data directory of Sandbox" in result.stderr
     assert (f"chmod 0700 '{directory}'" in result.stderr) == (mode != 0o1777)
     assert stat.S_IMODE(directory.stat().st_mode) == mode
-    assert [path.name for path in directory.iterdir()] == ["somebodys.txt"]
+    assert [path.name for path in directory.iterdir()] == ["foreign.txt"]
 
 
 @pytest.mark.parametrize(
@@ -159,14 +159,14 @@ def test_empty_world_writable_directory_is_rejected(tmp_path):
 def test_doctor_changes_nothing(tmp_path):
     directory, missing = tmp_path / "place", tmp_path / "missing" / "data"
     directory.mkdir()
-    (directory / "somebodys.txt").touch()
+    (directory / "foreign.txt").touch()
     directory.chmod(0o755)
     result = command("doctor", data_dir=directory)
     assert result.returncode == 1
     assert f"{directory} is open to other users" in result.stdout
     assert "makes the sandboxes" in result.stdout
     assert stat.S_IMODE(directory.stat().st_mode) == 0o755
-    assert [path.name for path in directory.iterdir()] == ["somebodys.txt"]
+    assert [path.name for path in directory.iterdir()] == ["foreign.txt"]
     with _probe_dir(ServerSettings(server=ServerSection(data_dir=missing))) as run_dir:
         assert run_dir.is_dir()
     assert not run_dir.exists()

@@ -266,13 +266,13 @@ def test_unreachable_server_error_suggests_the_serve_command(client_class):
 
 def test_connection_defaults_come_from_the_environment(api, client_class, monkeypatch):
     monkeypatch.setenv("SANDBOX_SERVER", api.url)
-    monkeypatch.setenv("SANDBOX_TOKEN", "of-the-environment")
+    monkeypatch.setenv("SANDBOX_TOKEN", "from-environment")
     api.on("GET", "/tasks", of_json({"tasks": [], "next_cursor": None}))
     with client_class() as client:
         client.tasks()
-    with client_class(api.url, "given") as client:
+    with client_class(api.url, "explicit") as client:
         client.tasks()
-    assert [request.headers["authorization"] for request in api.asked] == ["Bearer of-the-environment", "Bearer given"]
+    assert [request.headers["authorization"] for request in api.asked] == ["Bearer from-environment", "Bearer explicit"]
 
 
 def test_uppercase_url_scheme_is_accepted(api, client_class):

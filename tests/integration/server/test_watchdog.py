@@ -137,9 +137,9 @@ def test_stopped_runner_is_unresponsive_until_continued(process, tmp_path, monke
     runner = process(LISTENER, str(path))
     until(lambda: path.exists() and asyncio.run(runners.is_responsive("abcdefghijkl")), what="the runner to listen")
     os.kill(runner.pid, signal.SIGSTOP)
-    until(lambda: not asyncio.run(runners.is_responsive("abcdefghijkl")), what="silence")
+    until(lambda: not asyncio.run(runners.is_responsive("abcdefghijkl")), what="no response")
     os.kill(runner.pid, signal.SIGCONT)
-    until(lambda: asyncio.run(runners.is_responsive("abcdefghijkl")), what="an answer")
+    until(lambda: asyncio.run(runners.is_responsive("abcdefghijkl")), what="a response")
 
 
 def test_stopped_runner_with_a_full_backlog_is_unresponsive(process, tmp_path, monkeypatch):

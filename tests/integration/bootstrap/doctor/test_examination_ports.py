@@ -26,7 +26,7 @@ def test_missing_ssh_client_is_reported(monkeypatch, tmp_path):
 
 
 def test_data_directory_below_a_file_is_rejected(tmp_path):
-    (tmp_path / "somebodys.txt").touch()
-    finding = find_finding("data directory", tmp_path / "somebodys.txt" / "data")
+    (tmp_path / "foreign.txt").touch()
+    finding = find_finding("data directory", tmp_path / "foreign.txt" / "data")
     assert (finding.ok, finding.is_needed) == (False, True)
-    assert f"{tmp_path / 'somebodys.txt'} is no directory that this user may write to" in finding.message
+    assert f"{tmp_path / 'foreign.txt'} is no directory that this user may write to" in finding.message

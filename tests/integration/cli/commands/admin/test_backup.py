@@ -223,23 +223,23 @@ def entry(name, kind=tarfile.REGTYPE, link=""):
 
 
 HOSTILE = {
-    "up": [entry("../evil")],
-    "up from a task": [entry("tasks/t/artifacts/../../../../evil")],
+    "parent directory": [entry("../evil")],
+    "parent of a task": [entry("tasks/t/artifacts/../../../../evil")],
     "absolute": [entry("/tmp/evil")],
-    "a task called ..": [entry("tasks/../journal/records")],
-    "an artifact called ..": [entry("tasks/t/artifacts/..")],
-    "somewhere else": [entry("server.lock")],
+    "task named ..": [entry("tasks/../journal/records")],
+    "artifact named ..": [entry("tasks/t/artifacts/..")],
+    "unexpected path": [entry("server.lock")],
     "the index": [entry("index.sqlite")],
-    "a handle": [entry("tasks/t/attempts/aaaaaaaaaaaa/handle.json")],
-    "a link": [entry("tasks/t/artifacts/a", tarfile.SYMTYPE, "/etc/passwd")],
-    "a hard link": [entry("tasks/t/artifacts/a", tarfile.LNKTYPE, "tokens.json")],
-    "a device": [entry("tasks/t/artifacts/a", tarfile.CHRTYPE)],
-    "a pipe": [entry("tasks/t/artifacts/a", tarfile.FIFOTYPE)],
-    "a directory": [entry("tasks", tarfile.DIRTYPE)],
-    "through a link": [entry("tasks/t/artifacts", tarfile.SYMTYPE, "/tmp"), entry("tasks/t/artifacts/a")],
-    "twice": [entry("tasks/t/artifacts/a"), entry("tasks/t/artifacts/a")],
-    "more than the manifest says": [entry("tasks/t/artifacts/a")],
-    "a name that no disk takes": [entry("tasks/t/artifacts/" + "ü" * 200)],
+    "handle": [entry("tasks/t/attempts/aaaaaaaaaaaa/handle.json")],
+    "link": [entry("tasks/t/artifacts/a", tarfile.SYMTYPE, "/etc/passwd")],
+    "hard link": [entry("tasks/t/artifacts/a", tarfile.LNKTYPE, "tokens.json")],
+    "device": [entry("tasks/t/artifacts/a", tarfile.CHRTYPE)],
+    "pipe": [entry("tasks/t/artifacts/a", tarfile.FIFOTYPE)],
+    "directory": [entry("tasks", tarfile.DIRTYPE)],
+    "below a link": [entry("tasks/t/artifacts", tarfile.SYMTYPE, "/tmp"), entry("tasks/t/artifacts/a")],
+    "duplicate": [entry("tasks/t/artifacts/a"), entry("tasks/t/artifacts/a")],
+    "not in the manifest": [entry("tasks/t/artifacts/a")],
+    "too long name": [entry("tasks/t/artifacts/" + "ü" * 200)],
 }
 
 

@@ -76,12 +76,12 @@ def test_damaged_journal_is_reported_and_others_are_indexed(admin, stored, sandb
     data = bytearray(stored.records("task-2").read_bytes())
     data[200] ^= 1
     stored.records("task-2").write_bytes(data)
-    (stored.data_dir / "tasks" / "task-4").rename(stored.data_dir / "tasks" / "somebody-elses")
+    (stored.data_dir / "tasks" / "task-4").rename(stored.data_dir / "tasks" / "foreign-task")
 
     result = admin("rebuild")
     assert result.returncode == 1
     summary = json.loads(result.stdout)
-    assert (summary["tasks"], sorted(summary["refused"])) == (4, ["somebody-elses", "task-2"])
+    assert (summary["tasks"], sorted(summary["refused"])) == (4, ["foreign-task", "task-2"])
     assert stored.records("task-2").read_bytes() == data
     assert set(rows(stored)[0]) == {"task-1", "task-3", "task-5", "task-6"}
     plain = sandbox("admin", "rebuild", "--data-dir", str(stored.data_dir))
