@@ -269,11 +269,11 @@ def test_image_in_use_is_not_removed(catalog, fake_packages, hold_image):
 def test_build_does_not_lock_the_current_image(catalog, fake_packages, monkeypatch):
     build(catalog, fake_packages(etc__one=b"1"))
     current = build(catalog, fake_packages(etc__one=b"2"))
-    locked, held = [], image_store._try_lock
+    locked, try_lock = [], image_store._try_lock
 
     def record_lock(directory, kind):
         locked.append(directory.name)
-        return held(directory, kind)
+        return try_lock(directory, kind)
 
     monkeypatch.setattr(image_store, "_try_lock", record_lock)
     build(catalog, fake_packages(etc__one=b"2"))

@@ -296,7 +296,7 @@ def test_unexpected_exception_is_recorded_as_internal_error(make_harness, caplog
 @pytest.mark.parametrize(
     ("boot_id", "code"),
     [("an-earlier-boot", FailureCode.HOST_LOST), (BOOT_ID, FailureCode.RUNNER_LOST), ("", FailureCode.RUNNER_LOST)],
-    ids=["another boot", "the same boot", "a journal that does not say"],
+    ids=["another boot", "the same boot", "a journal without a boot id"],
 )
 def test_finisher_distinguishes_lost_host_from_lost_runner(make_harness, boot_id, code):
     harness = make_harness(Script(), boot_id=boot_id, lifecycle={"artifact_patterns": ["*.md"]})

@@ -25,11 +25,11 @@ from sandbox.runner.attempt import AttemptRunner
 
 def fail_first_record(harness, monkeypatch, kind):
     """Recording the first event of this kind raises an exception."""
-    append, left = harness.writer.append, [kind]
+    append, pending = harness.writer.append, [kind]
 
     def append_or_fail(event, transition=None, **when):
-        if isinstance(event, kind) and left:
-            left.clear()
+        if isinstance(event, kind) and pending:
+            pending.clear()
             raise ArithmeticError
         return append(event, transition, **when)
 

@@ -48,7 +48,7 @@ def test_tail_of_a_split_line_is_stored_and_not_parsed_as_an_event(make_harness)
 def test_line_stored_in_parts_is_parsed_whole_and_redacted(make_harness, monkeypatch):
     parsed, parse_line = [], ScriptedAgent.parse_line
     monkeypatch.setattr(ScriptedAgent, "parse_line", lambda agent, line: parsed.append(line) or parse_line(agent, line))
-    middle = OUTPUT_LINE_BYTES_MAX - 4  # the value is cut by the bound
+    middle = OUTPUT_LINE_BYTES_MAX - 4  # the limit splits the value
     harness = make_harness(
         Script(stdout=b"+" + b"x" * middle + b"open sesame" + b"y" * 2_000_000 + b"\n"), secrets=SECRET
     )
@@ -90,7 +90,7 @@ def test_pending_output_is_read_after_a_stall_of_the_machine(make_harness, monke
 
     def record_with_stalls(event):
         if isinstance(event, Output) and next(lines) % 500 == 0:
-            time.sleep(0.3)  # as a disk does that takes nothing for a while
+            time.sleep(0.3)  # simulates a disk that blocks writes
         return record(event)
 
     monkeypatch.setattr(harness.recorder, "record", record_with_stalls)
