@@ -101,7 +101,7 @@ def test_time_limits_apply_while_agent_start_is_not_yet_recorded(make_harness, m
     assert (harness.task.state, harness.task.failure.code) == (TaskState.FAILED, code)
 
 
-def test_disk_is_removed_after_timeout_while_agent_start_is_not_yet_recorded(make_harness, monkeypatch):
+def test_timeout_removes_the_disk_before_agent_start_is_recorded(make_harness, monkeypatch):
     """The agent's own disk may hold the space that the records need."""
     harness = make_harness(Script(stays=True), lifecycle={"timeout": "1s", "collect_timeout": "1s"})
     disk = Disk(harness, monkeypatch, AgentStarted)

@@ -102,7 +102,7 @@ async def writes_only_where_it_may(box):
     assert await box.run("cat", "../ignore-rules/.gitignore") == (0, "*.o\n")
 
 
-def test_only_the_own_directory_is_writable(tmp_path):
+def test_only_the_repository_directory_is_writable(tmp_path):
     run_confined(tmp_path, writes_only_where_it_may)
 
 
@@ -125,7 +125,7 @@ async def has_no_privileges(box):
     assert "unshare failed" in output
 
 
-def test_no_privilege_is_left_nor_can_be_had(tmp_path):
+def test_privileges_are_dropped_and_cannot_be_gained(tmp_path):
     run_confined(tmp_path, has_no_privileges)
 
 
