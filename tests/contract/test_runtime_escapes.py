@@ -117,7 +117,7 @@ def test_only_harmless_devices_are_there(runtime: Runtime, disk: Path):
     ended = run_story(runtime, disk, script)
     *devices, count = ended.output.split()
     harmless = {"core", "fd", "full", "null", "ptmx", "pts", "random", "shm", "stderr", "stdin", "stdout", "tty"}
-    # In a kernel of the sandbox's own a file system by FUSE is its own affair.
+    # In a gVisor's kernel a file system by FUSE is its own affair.
     assert set(devices) <= harmless | {"urandom", "zero"} | ({"fuse"} if has_own_kernel(runtime) else set())
     assert (count, "mknod" in ended.errors) == ("4", True)
 

@@ -55,7 +55,7 @@ async def _count(runtime: Runtime, disk: Path, source: str) -> tuple[FileUsage, 
 def counted_if_there_is_room(
     runtime: Runtime, disk: Path, limits: frozenset[str], source: str
 ) -> tuple[FileUsage, Ended]:
-    """The same, also of a kernel of the sandbox's own, which opens up to two files of the host for each inside."""
+    """The same, also of a gVisor's kernel, which opens up to two files of the host for each inside."""
     if "memory" not in limits:
         pytest.skip("no control group tells which processes are the sandbox's")
     if resource.getrlimit(resource.RLIMIT_NOFILE)[1] < 20_000:

@@ -43,7 +43,7 @@ def test_where_something_works_there_is_nothing_to_explain():
 
 def test_where_nothing_works_every_mend_is_told():
     told = describe_failure(select_strongest([probe("weak", 1, works=False), probe("strong", 3, works=False)]))
-    assert told == "No runtime works, and nothing runs without one. weak: Mend weak. strong: Mend strong."
+    assert told == "No runtime works, so no task can run. weak: Mend weak. strong: Mend strong."
 
 
 def test_a_runtime_asked_for_by_name_that_does_not_work_is_named():

@@ -64,9 +64,9 @@ def test_a_server_with_everything_is_ready(machine):
     ("space", "reason"),
     [
         (structs.replace(ROOMY, is_read_only=True), "is read-only"),
-        (structs.replace(ROOMY, free_bytes=4 * GIB - 1), "4095 MiB are free, new tasks begin with 5120 MiB"),
-        (structs.replace(ROOMY, files_free=10), "hardly any more files"),
-        (OSError(5, "Input/output error"), "cannot be looked at: Input/output error"),
+        (structs.replace(ROOMY, free_bytes=4 * GIB - 1), "4095 MiB are free, new tasks need 5120 MiB"),
+        (structs.replace(ROOMY, files_free=10), "almost no free inodes"),
+        (OSError(5, "Input/output error"), "cannot be checked: Input/output error"),
     ],
 )
 def test_a_disk_that_takes_nothing_is_told(machine, space, reason):
@@ -86,7 +86,7 @@ def test_a_reserve_that_cannot_be_looked_at_is_told_and_looked_at_again(machine,
         async with asyncio.timeout(10):
             while machine.keeper.shortage is None:
                 await asyncio.sleep(0)
-            assert "cannot be looked at: Permission denied" in machine.keeper.shortage
+            assert "cannot be checked: Permission denied" in machine.keeper.shortage
             broken.undo()
             await more.wait()
         keeping.cancel()

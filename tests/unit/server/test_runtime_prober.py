@@ -96,4 +96,4 @@ def test_until_the_next_probe_it_says_when_that_is_and_during_a_probe_that_one_i
     assert 1 <= prober.retry_after_seconds <= PROBE_BACKOFF_SECONDS
     assert "the next probe is at 20" in prober.blocked_reason
     asyncio.run(prober.run())
-    assert told == [("No sandbox can be made; a probe is under way. It does not work.", None)]
+    assert told == [("No sandbox can be created; a probe is under way. It does not work.", None)]

@@ -85,9 +85,7 @@ def test_a_task_waits_while_the_machine_itself_has_no_memory(room):
     room.enqueue("a", SMALL)
     half_a_gib = 512 * 1024**2
     assert room.admit_next(half_a_gib - 1) is None
-    assert room.pending_reasons(half_a_gib - 1) == {
-        "a": "Waiting for 0.5 GiB of memory that nobody uses (the machine has 0.5 GiB)"
-    }
+    assert room.pending_reasons(half_a_gib - 1) == {"a": "Waiting for 0.5 GiB of free memory (the machine has 0.5 GiB)"}
     assert room.admit_next(half_a_gib) == "a"
 
 

@@ -83,7 +83,7 @@ def test_names_that_a_secret_stands_in_are_known_again():
 def test_many_unknown_tools_are_told_in_a_sentence():
     unknown = tuple(f"Tool{number}" for number in range(200))
     failure = judge(AgentReady(frozenset({"Read"}), {}), allowed_tools=("Read", *unknown))
-    assert "has no such tool: Tool0, Tool1," in failure.message
+    assert "has no tool named Tool0, Tool1," in failure.message
     assert "and 190 others; correct claude.allowed_tools" in failure.message
     assert len(failure.message) < 400
 

@@ -172,8 +172,8 @@ def test_who_shows_nothing_is_told_so_and_who_shows_something_wrong_that(server)
     assert [(one.status, one.code, one.principal) for one in (nothing, wrong)] == [(401, "unauthorized", None)] * 2
     assert nothing.headers == {"www-authenticate": 'Bearer realm="sandbox"'}
     assert wrong.headers == {"www-authenticate": 'Bearer realm="sandbox", error="invalid_token"'}
-    assert nothing.message.startswith("This server answers only with a token. Send a token as")
-    assert wrong.message.startswith("This token or session is unknown, revoked or over. Send a token as")
+    assert nothing.message.startswith("This server requires a token. Send a token as")
+    assert wrong.message.startswith("This token or session is unknown, revoked or expired. Send a token as")
 
 
 # Pages of other sites

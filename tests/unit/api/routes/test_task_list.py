@@ -205,7 +205,7 @@ def test_a_task_that_has_ended_cannot_be_cancelled(api, tasks):
 
 def test_a_cancel_that_no_runner_answers_may_be_tried_again(api, tasks):
     tasks.add("task-001")
-    tasks.failure = UnavailableError("The runner of task task-001 does not answer; try again.")
+    tasks.failure = UnavailableError("The runner of task task-001 does not respond; try again.")
     answer = api.delete("/api/v1/tasks/task-001")
     assert (answer.status_code, answer.json()["error"]) == (503, "service_unavailable")
 

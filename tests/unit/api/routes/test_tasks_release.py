@@ -33,7 +33,7 @@ def test_the_status_tells_whether_a_sandbox_is_kept_until_it_is_released(api, ta
 
 def test_what_was_kept_once_and_what_never_was_are_told_apart(tasks):
     was_kept = SandboxNotPreservedError(fail_preserved(tasks)).message
-    assert "was released, or its time is over" in was_kept
+    assert "was released, or has expired" in was_kept
     never = SandboxNotPreservedError(tasks.add("task-002")).message
     assert "failure_action: preserve" in never
 

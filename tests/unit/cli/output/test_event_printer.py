@@ -43,7 +43,7 @@ def test_a_bug_fix_reads_from_top_to_bottom():
         "pending       Waiting to be started",
         "staging       Cloning https://github.com/org/app.git",
         "provisioning  Making the sandbox",
-        "ready         The sandbox answers",
+        "ready         The sandbox is ready",
         "running       Claude Code is working",
         "  I'll look at the failing test first, then at the parser that it",
         "  exercises.",
@@ -80,7 +80,7 @@ def test_a_long_reason_for_a_refusal_is_wrapped():
         "type": "egress_denied",
         "host": "example.com",
         "port": 443,
-        "reason": "nothing but the model is reached",
+        "reason": "only the model is reachable",
     }
     assert without_times(told([refused], width=50)) == [
         "  Refused example.com:443: nothing but",
@@ -138,7 +138,7 @@ def test_a_complaint_is_told_without_rulers():
 
 
 def test_a_long_reason_stays_in_its_column_on_a_terminal_and_whole_elsewhere():
-    reason = "Claude Code exited with code 0 without a final result; its output in the task's logs may say why."
+    reason = "Claude Code exited with code 0 without a final result; the task's logs may contain the reason."
     frame = {"type": "state_change", "new_state": "failed", "state_message": reason}
     assert len(told([frame]).splitlines()) == 1
     screen = io.StringIO()
@@ -242,5 +242,5 @@ def test_a_further_attempt_is_told_and_what_the_earlier_agent_had_begun_is_forgo
         {"type": "attempt", "attempt": 3, "attempt_id": "cdefghij2345", "resumes": False},
     ]
     text = told(frames)
-    assert "Attempt 2 goes on where the last one was lost" in text
+    assert "Attempt 2 continues where the previous one was lost" in text
     assert "Attempt 3 begins anew" in text

@@ -193,7 +193,7 @@ def test_a_layer_whose_compression_does_not_end_is_refused(unpack, tmp_path, mon
 def test_what_is_no_plain_tar_is_refused(unpack, tmp_path, content):
     path = tmp_path / "image.tar"
     path.write_bytes(content)
-    with pytest.raises(ImageRefusedError, match="no plain tar"):
+    with pytest.raises(ImageRefusedError, match="not an uncompressed tar"):
         unpack(path)
 
 

@@ -104,7 +104,7 @@ def test_the_state_of_what_is_not_there_is_nothing_yet():
         ("starting container: write: broken pipe", True),
         ("creating container: cannot create sandbox: no such file or directory", False),
         ("unexpected EOF marker in config: permission denied", False),
-        ("it ended without a word", False),
+        ("it ended without an error message", False),
     ],
 )
 def test_what_breaks_because_another_process_of_gvisors_is_gone_is_told_apart(error, is_lost):

@@ -51,7 +51,7 @@ def test_of_long_lines_the_last_ones_are_kept_and_cut():
     lines = [f"{number} ".encode() + b"x" * 5000 + b"\n" for number in range(200)]
     answer = asyncio.run(tools.logs(Kept(lines), "t", "stdout", 1000)).split("\n")
     assert sum(map(len, answer)) < tools.RESPONSE_CHARACTERS_MAX + 200
-    assert answer[0].endswith("earlier lines left out: too long]")
+    assert answer[0].endswith("earlier lines omitted]")
     assert answer[-1].startswith("199 xxx")
     assert answer[-1].endswith("[…]")
 
@@ -73,8 +73,8 @@ def test_a_long_text_is_read_part_by_part_without_a_hole():
 
 
 def test_who_asks_for_more_than_there_is_is_not_told_that_nothing_changed():
-    assert asyncio.run(tools.diff(Kept(data=b"text"), "t", 4)) == "[That is all: it has 4 characters.]"
-    assert asyncio.run(tools.artifacts(Kept(data=b"text"), "t", "a.md", 9)) == "[That is all: it has 4 characters.]"
+    assert asyncio.run(tools.diff(Kept(data=b"text"), "t", 4)) == "[End of file: it has 4 characters.]"
+    assert asyncio.run(tools.artifacts(Kept(data=b"text"), "t", "a.md", 9)) == "[End of file: it has 4 characters.]"
     assert asyncio.run(tools.diff(Kept(), "t", 0)) == "It changed nothing."
 
 

@@ -89,7 +89,7 @@ def test_the_mark_stops_at_both_ends_and_the_list_follows_it():
 
 def test_a_server_that_takes_no_tasks_or_is_gone_says_so():
     page = page_of(*TASKS, ready=False, reasons=["The disk is full."])
-    assert "Takes no tasks: The disk is full." in shown(page)[1]
+    assert "Not accepting tasks: The disk is full." in shown(page)[1]
     page.error_message = "Cannot reach http://localhost:8122. Asking again."
     lines = shown(page)
     assert lines[-1] == "Cannot reach http://localhost:8122. Asking again."
