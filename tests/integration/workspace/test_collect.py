@@ -180,6 +180,28 @@ def test_too_many_files_are_bounded_and_told(desk, monkeypatch):
     assert made[-1] == SkippedFile("f3", "and 2 more: over 3 files")
 
 
+def test_paths_that_are_long_together_are_bounded_as_they_are_printed(desk, monkeypatch):
+    monkeypatch.setattr(workspace_collect, "ARTIFACT_PATHS_BYTES_MAX", 2000)
+    for number in range(6):
+        desk.file(f"{chr(0xDCFF) * 200}{number}").touch()  # 601 bytes once each byte is %FF
+    for number in range(12):
+        os.mkfifo(desk.file(f"{'p' * 200}{number:02}"))
+
+    made = desk.collect("?*")
+
+    assert [item.path[-4:] for item in made if isinstance(item, Artifact)] == ["%FF0", "%FF1", "%FF2"]
+    skipped = [item for item in made if isinstance(item, SkippedFile)]
+    assert sum(item.reason == "it is not a regular file" for item in skipped) == 10
+    assert skipped[-1].reason == "and 2 more: over 2000 bytes of paths"
+
+
+def test_many_files_with_ordinary_paths_are_all_collected(desk):
+    for number in range(1000):
+        desk.file(f"reports/unit/{number:0120}.xml").touch()
+
+    assert all(isinstance(item, Artifact) for item in desk.collect("reports/**"))
+
+
 def test_what_was_found_before_the_search_grew_too_large_is_kept(desk, monkeypatch):
     monkeypatch.setattr(files, "ENTRIES_MAX", 5)
     desk.file("report").touch()
