@@ -56,9 +56,8 @@ def test_a_full_disk_multiplies_no_artifact_whose_name_had_to_be_changed(stage, 
     assert scene.artifacts == {*kept, "task-1.patch", "transcript.ndjson", "metadata.json"}
 
 
-def test_a_name_that_was_cut_within_a_secret_is_not_told(stage, monkeypatch):
-    """Names lose their beginning, and with it what a value is recognised by; directories are told in the path alone."""
-    paths = (f"{SECRET}-{'x' * 180}.md", f"{SECRET}/{'y' * 230}.md", f"{SECRET}/notes.md", f"out/{'z' * 230}.md")
+def find_files(monkeypatch, paths):
+    """The workspace has these files, and they are named as they really are."""
 
     async def collect_files(self, workspace, patterns, target, taken_names):
         names = ArtifactNames(taken_names)
@@ -68,6 +67,13 @@ def test_a_name_that_was_cut_within_a_secret_is_not_told(stage, monkeypatch):
             yield Artifact(name, path, len(path), "text/markdown", "sha256:0")
 
     monkeypatch.setattr("doubles.attempt_dependencies.ScriptedWorkspaces.collect", collect_files)
+
+
+def test_a_name_that_was_cut_within_a_secret_is_not_told(stage, monkeypatch):
+    """Names lose their beginning, and with it what a value is recognised by; directories are told in the path alone."""
+    paths = (f"{SECRET}-{'x' * 180}.md", f"{SECRET}/{'y' * 230}.md", f"{SECRET}/notes.md", f"out/{'z' * 230}.md")
+
+    find_files(monkeypatch, paths)
     scene = stage(Script(), secrets={"KEY": SECRET}, lifecycle={"artifact_patterns": ("**",)})
     asyncio.run(scene.life.run())
     found = {one.name: one.path for one in scene.task.artifacts if not one.is_generated}
@@ -76,6 +82,21 @@ def test_a_name_that_was_cut_within_a_secret_is_not_told(stage, monkeypatch):
     assert found.pop("redacted-2") == f"{mark}/{'y' * 230}.md"
     assert found == {"notes.md": f"{mark}/notes.md", f"{'z' * 197}.md": f"out/{'z' * 230}.md"}
     assert scene.artifacts == {path.name for path in scene.attempt.task_files.artifacts.iterdir()}
+
+
+def test_a_name_that_is_the_end_of_a_secret_with_slashes_is_not_told(stage, monkeypatch):
+    """The path has all of the value, and is redacted; the name would tell what follows the last slash."""
+    value = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
+    find_files(monkeypatch, [f"out/{value}", f"out/{value}.md", f"{value}/notes.md", "K7MDENG/report.md"])
+    scene = stage(Script(), secrets={"KEY": value}, lifecycle={"artifact_patterns": ("**",)})
+    asyncio.run(scene.life.run())
+    mark = "[REDACTED:KEY]"
+    assert {one.name: one.path for one in scene.task.artifacts if not one.is_generated} == {
+        "notes.md": f"{mark}/notes.md",
+        "report.md": "K7MDENG/report.md",
+        "redacted-1": f"out/{mark}",
+        "redacted-2": f"out/{mark}.md",
+    }
 
 
 @pytest.mark.parametrize(("content", "is_flagged"), [(b"\x00" + SECRET.encode(), True), (b"\x00ordinary", False)])
