@@ -121,6 +121,18 @@ def octal_escape(value: str) -> str:
     return "".join(f"\\{byte:03o}" for byte in value.encode())
 
 
+def echo_octal(value: str) -> str:
+    return "".join(f"\\0{byte:03o}" for byte in value.encode())
+
+
+def c_hex(value: str) -> str:
+    return "".join(f"\\x{byte:06x}" for byte in value.encode())
+
+
+def shell_unicode(value: str) -> str:
+    return "".join(f"\\{'u' if ord(letter) < 0x10000 else 'U'}{ord(letter):x}" for letter in value)
+
+
 def braced(value: str) -> str:
     return "".join(f"\\u{{{ord(letter):x}}}" for letter in value)
 
@@ -151,6 +163,9 @@ ESCAPES: list[Callable[[str], str]] = [
     html_by_open_number,
     hex_escape,
     octal_escape,
+    echo_octal,
+    c_hex,
+    shell_unicode,
     braced,
     lambda value: value.replace("'", "'\\''"),
     lambda value: value.replace("'", "'\"'\"'"),

@@ -75,12 +75,10 @@ def reject_unknown_params(params: QueryParams, *, known: Collection[str], patter
 
 
 def _unknown_param_message(name: str, known: Collection[str], patterns: Collection[str]) -> str:
-    if not known:
-        return "is unknown; this endpoint has no parameters"
     close = get_close_matches(name[:ECHOED_NAME_LENGTH_MAX], known, n=1)
-    meant = f", did you mean {close[0]}?" if close else ""
+    meant = f" (did you mean {close[0]}?)" if close else ""
     families = [pattern.strip("^").replace("\\", "") + "*" for pattern in patterns]
-    return f"is unknown{meant}; this endpoint has the parameters {', '.join(sorted([*known, *families]))}"
+    return f"is unknown{meant}; valid parameters: {', '.join(sorted([*known, *families])) or 'none'}"
 
 
 BODY_TIMEOUT_SECONDS = 30.0

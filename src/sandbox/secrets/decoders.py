@@ -12,8 +12,10 @@ from sandbox.secrets.escapes import (
     EscapeToken,
     before_backslashes,
     find_escapes,
+    find_long_escapes,
     find_terminal_escapes,
     may_hold_escapes,
+    may_hold_long_escapes,
 )
 from sandbox.secrets.limits import REDACTED_LAYERS_MAX
 
@@ -89,18 +91,43 @@ def decode_layers(data: bytes) -> list[DecodedLayer]:
 
     Where there are terminal escapes, the layers fork: with the escapes removed, and with them unchanged. An escape
     character between the letters of a value consumes the letter after it. A terminal escape in the original bytes may
-    end with a backslash, which consumes the letter after it too: there the layers fork once more.
+    end with a backslash, which consumes the letter after it too: there the layers fork once more. They also fork where
+    escapes have another length in other languages.
     """
-    layers = [DecodedLayer(data)]
-    while len(layers) <= REDACTED_LAYERS_MAX and (above := layers[-1].decode(find_escapes)) is not None:
-        layers.append(above)
+    layers = _decode_escapes(DecodedLayer(data), find_escapes, REDACTED_LAYERS_MAX)
     first: list[DecodedLayer] = []
     if len(layers) > 1 and may_hold_escapes(data) and (above := layers[0].decode(find_terminal_escapes)) is not None:
         first += _strip_terminal_escapes(above, REDACTED_LAYERS_MAX)
-    for depth, layer in enumerate(layers[1:] or layers):  # terminal escapes may be part of what an escape encodes
+    return [*layers, *first, *_first_stripped(layers[1:] or layers, REDACTED_LAYERS_MAX), *_long_layers(layers)]
+
+
+def _decode_escapes(
+    layer: DecodedLayer, find_tokens: Callable[[bytes], Iterator[EscapeToken]], rounds: int
+) -> list[DecodedLayer]:
+    """Return the layer and those above it."""
+    layers = [layer]
+    while len(layers) <= rounds and (above := layers[-1].decode(find_tokens)) is not None:
+        layers.append(above)
+    return layers
+
+
+def _long_layers(layers: list[DecodedLayer]) -> Iterator[DecodedLayer]:
+    """Yield the layers above the first one in which escapes may have another length."""
+    for depth, layer in enumerate(layers):
+        if may_hold_long_escapes(layer.data):
+            rounds = REDACTED_LAYERS_MAX - depth
+            longer = _decode_escapes(layer, find_long_escapes, rounds)[1:]
+            yield from longer
+            yield from _first_stripped(longer, rounds)
+            return
+
+
+def _first_stripped(layers: list[DecodedLayer], rounds: int) -> Iterator[DecodedLayer]:
+    """Yield the layers above the first one with terminal escapes, which may be part of what an escape encodes."""
+    for depth, layer in enumerate(layers):
         if (above := layer.decode(find_terminal_escapes)) is not None:
-            return [*layers, *first, *_strip_terminal_escapes(above, REDACTED_LAYERS_MAX - depth)]
-    return [*layers, *first]
+            yield from _strip_terminal_escapes(above, rounds - depth)
+            return
 
 
 def _strip_terminal_escapes(layer: DecodedLayer, rounds: int) -> Iterator[DecodedLayer]:

@@ -3,6 +3,7 @@
 import re
 from codecs import utf_8_decode
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from html.entities import html5
 
 from sandbox.model.printable import INVISIBLE_RANGES
@@ -132,6 +133,18 @@ _ESCAPES = [
 ]
 _ESCAPE = re.compile(b"|".join(_ESCAPES), re.VERBOSE)
 
+_LONG_SYNTAX = (
+    (rb"[0-3][0-7]{2} |", rb"0?[0-3][0-7]{2} |"),
+    (rb"(?P<byte> [0-9a-fA-F]{2} )", rb"(?P<byte> (?=[0-9a-fA-F]) $ZEROS [0-9a-fA-F]{0,2}+ )"),
+    (rb"(?P<character> [0-9a-fA-F]{4} )", rb"(?P<character> [0-9a-fA-F]{1,4}+ )"),
+    (rb"(?P<long> [0-9a-fA-F]{8} )", rb"(?P<long> [0-9a-fA-F]{1,8}+ )"),
+)
+r"""Escapes that have another length elsewhere: `\0163` in `echo` and `printf %b`, `\x0073` in C, `\u73` in shells."""
+
+_HAS_LONG_ESCAPE = re.compile(
+    rb"\\(?:0[0-3][0-7]{2}|x0[0-9a-fA-F]{2}|u[0-9a-fA-F]{1,3}(?![0-9a-fA-F])|U[0-9a-fA-F]{1,7}(?![0-9a-fA-F]))"
+)
+
 _LATIN1_CONTROLS = rb"[\x80-\x9f\xad]"
 """Controls and the soft hyphen in Latin-1."""
 
@@ -142,6 +155,15 @@ _LATIN1_ESCAPES = [
 ]
 _ESCAPE_OR_LATIN1 = re.compile(b"|".join(_ESCAPES + _LATIN1_ESCAPES), re.VERBOSE)
 """For bytes that are not UTF-8."""
+
+
+@cache
+def _long_escapes(*, is_utf_8: bool) -> re.Pattern[bytes]:
+    syntax, *others = _ESCAPES
+    for short, long in _LONG_SYNTAX:
+        syntax = syntax.replace(short, long.replace(b"$ZEROS", _LEADING_ZEROS))
+    return re.compile(b"|".join([syntax, *others, *(() if is_utf_8 else _LATIN1_ESCAPES)]), re.VERBOSE)
+
 
 _PARAMETERS = rb"[0-?]{0,1024}+ [\ -/]{0,8}+"
 """Parameters before the letter that ends a colour or cursor sequence."""
@@ -179,7 +201,7 @@ _MAY_HOLD_ESCAPES = re.compile(
 _PARTIAL_ESCAPE = re.compile(
     rb"""
       \\\\{0,63}+ (?: u[0-9a-fA-F]{0,3} | u\{$ZEROS[0-9a-fA-F]{0,6} | U[0-9a-fA-F]{0,7} )? \Z
-    | \\\\{0,63}+ (?: x[0-9a-fA-F]? | [0-7]{1,2} ) \Z
+    | \\\\{0,63}+ (?: x$ZEROS[0-9a-fA-F]? | 0[0-7]{2} | [0-7]{1,2} ) \Z
     | \\\\{0,63}+ u[dD][89abAB][0-9a-fA-F]{2} (?: \\{1,64}+ (?: u (?: [dD] (?: [c-fC-F] [0-9a-fA-F]? )? )? )? )? \Z
     | \x1b (?: \[ $PARAMETERS | [\]PX^_] $STRING \x1b? | [\ -/]{0,4}+ )? \Z
     | % [0-9a-fA-F]? \Z
@@ -205,7 +227,20 @@ _TOKEN_BYTES_MAX = 1200
 
 def find_escapes(data: bytes) -> Iterator[EscapeToken]:
     """Yield escapes and invisible characters."""
-    escape = _ESCAPE if _is_utf_8(data) else _ESCAPE_OR_LATIN1
+    return _find_tokens(data, _ESCAPE if _is_utf_8(data) else _ESCAPE_OR_LATIN1)
+
+
+def find_long_escapes(data: bytes) -> Iterator[EscapeToken]:
+    """Yield escapes and invisible characters, where escapes have the length that `_LONG_SYNTAX` gives them."""
+    return _find_tokens(data, _long_escapes(is_utf_8=_is_utf_8(data)))
+
+
+def may_hold_long_escapes(data: bytes) -> bool:
+    """Return whether `find_long_escapes` may find something else than `find_escapes`."""
+    return b"\\" in data and _HAS_LONG_ESCAPE.search(data) is not None
+
+
+def _find_tokens(data: bytes, escape: re.Pattern[bytes]) -> Iterator[EscapeToken]:
     for match in escape.finditer(data):
         group = match.lastgroup
         start, end = match.span()
@@ -270,7 +305,7 @@ _DECODERS: dict[str, Callable[[str], bytes]] = {
     "character": lambda digits: _encode_code_point(int(digits, 16)),
     "braced": lambda digits: _encode_code_point(int(digits, 16)),
     "long": lambda digits: _encode_code_point(int(digits, 16)),
-    "byte": bytes.fromhex,
+    "byte": lambda digits: bytes([int(digits, 16)]),
     "octal": lambda digits: bytes([int(digits, 8)]),
     "percent": bytes.fromhex,
     "string_end": lambda _: b"\x07",

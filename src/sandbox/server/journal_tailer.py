@@ -21,8 +21,9 @@ _IDLE_FACTOR = 10
 _log = logging.getLogger(__name__)
 _INDEXED_AT_ONCE = (
     *(e.AttemptStarted, e.AgentExited, e.AttemptFailed, e.AttemptEnded),
-    *(e.CancelRequested, e.ArtifactCollected, e.Progress),
+    *(e.CancelRequested, e.Progress),
 )
+"""Not `ArtifactCollected`: a row has all artifacts of its task, so indexing each one takes quadratic time."""
 
 
 class JournalTailer:

@@ -10,6 +10,7 @@ import re
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
+from itertools import accumulate, takewhile
 from pathlib import Path
 
 from sandbox.interfaces.workspace import SkippedFile
@@ -175,6 +176,12 @@ def _compile_segment(part: str) -> re.Pattern[str]:
 ARTIFACTS_MAX = 10_000
 """Maximum number of files collected from one workspace; the rest is skipped."""
 
+ARTIFACT_PATHS_BYTES_MAX = 4 * 1024**2
+"""Maximum of the printable paths of these files together, and of those of skipped ones.
+
+The paths are in the journal, in the index and in every list of the artifacts.
+"""
+
 _EXCLUDED_DIRECTORIES = frozenset({b".git", GENERATED_DIRECTORY.encode()})
 """Excluded at the top of the workspace."""
 
@@ -210,18 +217,29 @@ def _find_matches(workspace: Path, patterns: Sequence[str], stop: StopFlag) -> t
     except OSError as error:
         search.skipped.append(SkippedFile(".", f"the workspace could not be read: {error.strerror or error}"))
     result = sorted(search.matches)
-    if len(result) > ARTIFACTS_MAX:
-        more = len(result) - ARTIFACTS_MAX
-        search.skipped.append(
-            SkippedFile(printable_path(result[ARTIFACTS_MAX]), f"and {more - 1} more: over {ARTIFACTS_MAX} files")
-        )
-    return result[:ARTIFACTS_MAX], search.skipped
+    count = _count_within_limits(result)
+    if len(result) > count:
+        limit = f"{ARTIFACTS_MAX} files" if count == ARTIFACTS_MAX else f"{ARTIFACT_PATHS_BYTES_MAX} bytes of paths"
+        more = len(result) - count - 1
+        search.skipped.append(SkippedFile(printable_path(result[count]), f"and {more} more: over {limit}"))
+    return result[:count], search.skipped
+
+
+def _count_within_limits(paths: Sequence[bytes]) -> int:
+    """Return how many of the first paths are within the limits."""
+    lengths = accumulate(_printable_bytes(path) for path in paths[:ARTIFACTS_MAX])
+    return sum(1 for _ in takewhile(lambda length: length <= ARTIFACT_PATHS_BYTES_MAX, lengths))
+
+
+def _printable_bytes(path: bytes) -> int:
+    return len(printable_path(path).encode())
 
 
 class _MatchSearch:
     def __init__(self, globs: GlobSet, stop: StopFlag) -> None:
         self._globs = globs
         self._stop = stop
+        self._skipped_path_bytes_left = ARTIFACT_PATHS_BYTES_MAX
         self.matches: list[bytes] = []
         self.skipped: list[SkippedFile] = []
 
@@ -259,7 +277,8 @@ class _MatchSearch:
             self.matches.append(entry.path)
 
     def _skip(self, path: bytes, reason: str) -> None:
-        if len(self.skipped) < ARTIFACTS_MAX:
+        if len(self.skipped) < ARTIFACTS_MAX and self._skipped_path_bytes_left > 0:
+            self._skipped_path_bytes_left -= _printable_bytes(path)
             self.skipped.append(SkippedFile(printable_path(path) or ".", reason))
 
 

@@ -171,7 +171,7 @@ def test_files_above_the_size_limit_are_skipped(env, monkeypatch):
 
     assert [item.path for item in items if isinstance(item, Artifact)] == ["a", "c"]
     assert [item.path for item in items if isinstance(item, SkippedFile)] == ["b", "d"]
-    assert "1099511627776 bytes the files that match" in items[1].reason
+    assert "1099511627776 bytes the matching files" in items[1].reason
 
 
 def test_files_above_the_count_limit_are_skipped_and_reported(env, monkeypatch):
@@ -183,6 +183,28 @@ def test_files_above_the_count_limit_are_skipped_and_reported(env, monkeypatch):
 
     assert [type(item) for item in items] == [Artifact, Artifact, Artifact, SkippedFile]
     assert items[-1] == SkippedFile("f3", "and 2 more: over 3 files")
+
+
+def test_total_length_of_printed_paths_is_limited(env, monkeypatch):
+    monkeypatch.setattr(workspace_collect, "ARTIFACT_PATHS_BYTES_MAX", 2000)
+    for number in range(6):
+        env.file(f"{chr(0xDCFF) * 200}{number}").touch()  # 601 bytes once each byte is %FF
+    for number in range(12):
+        os.mkfifo(env.file(f"{'p' * 200}{number:02}"))
+
+    items = env.collect("?*")
+
+    assert [item.path[-4:] for item in items if isinstance(item, Artifact)] == ["%FF0", "%FF1", "%FF2"]
+    skipped = [item for item in items if isinstance(item, SkippedFile)]
+    assert sum(item.reason == "it is not a regular file" for item in skipped) == 10
+    assert skipped[-1].reason == "and 2 more: over 2000 bytes of paths"
+
+
+def test_many_files_with_ordinary_paths_are_all_collected(env):
+    for number in range(1000):
+        env.file(f"reports/unit/{number:0120}.xml").touch()
+
+    assert all(isinstance(item, Artifact) for item in env.collect("reports/**"))
 
 
 def test_files_found_before_the_entry_limit_are_stored(env, monkeypatch):

@@ -56,7 +56,7 @@ def test_files_and_vault_are_there_where_they_are_configured(tmp_path):
     without_token = SecretsSection(vault=VaultSection(address="http://127.0.0.1:1/"))
     with refused("no access to Vault"):
         resolve(ServerSecretResolver(without_token, {}, FakeAccess()), ("vault", "a#b"))
-    with refused(r"Vault at http://127\.0\.0\.1:1 is not reached"):
+    with refused(r"Vault at http://127\.0\.0\.1:1 is not reachable"):
         resolve(ServerSecretResolver(without_token, {"VAULT_TOKEN": "t"}, FakeAccess()), ("vault", "a#b"))
     with refused("no secrets directory"):
         resolve(ServerSecretResolver(SecretsSection(), {}, FakeAccess()), ("file", "token"))

@@ -109,7 +109,7 @@ def test_compressed_journal_corrupted_on_disk_is_discarded(journals, directory, 
         path.write_bytes(data)
 
     operations.after_flush = flip_a_bit
-    with pytest.raises(JournalDamagedError, match="differs from what was written"):
+    with pytest.raises(JournalDamagedError, match="damaged"):
         journals.compress("t")
     assert operations.operations == [
         ("flush", "records.gz.new"),

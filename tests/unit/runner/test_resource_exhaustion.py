@@ -178,7 +178,7 @@ def test_socket_buffers_over_the_limit_are_a_failure(scenario, monkeypatch):
 @pytest.mark.parametrize(
     ("files", "reason"),
     [
-        (FileUsage(131_073), "had 131073 open files, and 131072 is the most"),
+        (FileUsage(131_073), "had 131073 open files, and the limit is 131072"),
         (FileUsage(9000, directories=8193), "more than 8192 open directories"),
         (FileUsage(9000, locks=8193), "more than 8192 locks on files"),
     ],

@@ -276,10 +276,37 @@ def test_redactor_does_not_import_the_vault_client():
     assert (process.returncode, process.stdout.strip()) == (0, "[]"), process.stderr
 
 
+LONG_ESCAPES = {
+    "echo": r"\0147\0150\0160_aB3dE6gH9jK2mN5pQ8sT1vW4yZ7bC0eF3hI6",
+    "one letter": r"ghp_aB3dE6gH9jK2mN5p\01218sT1vW4yZ7bC0eF3hI6",
+    "hex in C": r"ghp_aB3dE6gH9jK2mN5pQ8sT1vW4yZ7bC0eF3\x0000068I6",
+    "short in a shell": r"ghp_aB3dE6gH9jK2mN5p\u51\u38sT1vW4yZ7bC0eF3hI6",
+    "in JSON": r"ghp_aB3dE6gH9jK2mN5p\\0121\\0070sT1vW4yZ7bC0eF3hI6",
+    "in an address": "ghp_aB3dE6gH9jK2mN5p%5C0121%5C0070sT1vW4yZ7bC0eF3hI6",
+    "short ones": r"ghp_aB3dE6gH9jK2mN5p\121\70sT1vW4yZ7bC0eF3hI6",
+    "a control before a digit": r"ghp_aB3dE6gH\0119jK2mN\0165pQ8sT1vW4yZ7bC0eF3hI6",
+}
+
+
+@pytest.mark.parametrize("text", LONG_ESCAPES.values(), ids=LONG_ESCAPES)
+def test_escapes_of_either_length_are_read(redactor: SecretRedactor, text: str):
+    assert redactor.redact_text(f"a {text} b") == f"a {MARK} b"
+    stream = redactor.stream()
+    assert b"".join([*(stream.feed(bytes([byte])) for byte in text.encode()), stream.flush()]) == MARK.encode()
+
+
+def test_text_with_escapes_of_either_length_stays_as_it_is(redactor: SecretRedactor):
+    text = r"printf '\0101\0102' \x0041 \u41 C:\users\U0 \0"
+    assert redactor.redact_text(text) == text
+
+
 HOSTILE = {
     "backslashes": b"\\" * 250_000,
     "escapes": b"\\u0041" * 40_000,
     "short octals": b"\\67" * 40_000,
+    "long octals": b"\\0163" * 40_000,
+    "octals of backslashes": b"\\0134x005c0163" * 20_000,
+    "hex with zeros": (b"\\x" + b"0" * 1100) * 300,
     "braces": b"\\u{e4" * 40_000,
     "nested percent": b"%25252525252525" * 15_000,
     "colours": b"\x1b[31m" * 50_000,

@@ -77,7 +77,7 @@ def test_a_task_that_a_shrunken_machine_has_no_room_for_keeps_nobody_waiting(roo
     room.enqueue("next", SMALL)
     told = room.pending_reasons()
     assert "9 CPUs (8 in all) and 17 GiB of memory (16 GiB in all)" in told["huge"]
-    assert "cancel it" in told["huge"]
+    assert "cancel the task" in told["huge"]
     assert told["next"].startswith("Waiting for 2 CPUs")
 
 

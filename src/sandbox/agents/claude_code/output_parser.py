@@ -31,6 +31,9 @@ from sandbox.interfaces.runtime import ExitStatus
 OPEN_CALLS_MAX = 10_000
 """Maximum number of unanswered tool calls that are kept. Beyond it the oldest is dropped."""
 
+INIT_TOOLS_MAX = 10_000
+"""Maximum number of the agent's tools that are kept; each is compared with every pattern of `allowed_tools`."""
+
 _SYNTHETIC_MODEL = "<synthetic>"
 
 
@@ -80,7 +83,7 @@ class ClaudeOutputParser:
         self._is_initialized = True
         init = read_init(line)
         servers = {sanitize(server.name): sanitize(server.status) for server in init.mcp_servers}
-        yield AgentReady(frozenset(map(sanitize, init.tools)), servers)
+        yield AgentReady(frozenset(map(sanitize, init.tools[:INIT_TOOLS_MAX])), servers)
 
     def _handle_assistant_message(self, event: StreamEvent) -> Iterator[AgentEvent]:
         message = read_message(event)

@@ -12,6 +12,7 @@ _INIT_NAMES = {"Agent": "Task"}
 """Name in requests and permission rules, and name in the `init` event."""
 
 _EDIT_TOOLS = frozenset({"Write", "NotebookEdit"})
+_WILDCARDS = frozenset("*?[")
 
 
 def tool_options(claude: Claude) -> tuple[str, ...]:
@@ -32,20 +33,24 @@ def tool_options(claude: Claude) -> tuple[str, ...]:
 
 
 def unknown_entries(
-    entries: Sequence[str], tools: Collection[str], servers: Collection[str], redact: Callable[[str], str]
+    entries: Sequence[str], tools: frozenset[str], servers: Collection[str], redact: Callable[[str], str]
 ) -> list[str]:
     """Return the entries that match none of the agent's tools. redact: the redaction applied to the tools' names."""
     return [entry for entry in entries if not _matches_any_tool(entry, tools, servers, redact)]
 
 
 def _matches_any_tool(
-    entry: str, tools: Collection[str], servers: Collection[str], redact: Callable[[str], str]
+    entry: str, tools: frozenset[str], servers: Collection[str], redact: Callable[[str], str]
 ) -> bool:
     if not entry.startswith(_MCP):
         name = _tool_name(entry)
         return not {redact(name), redact(_INIT_NAMES.get(name, name))}.isdisjoint(tools)
     if entry.removesuffix("__*") in {_MCP + _server_name_in_tools(server) for server in servers}:
         return True
+    if not tools.isdisjoint({entry, redact(entry)}):
+        return True
+    if _WILDCARDS.isdisjoint(entry):
+        return False
     patterns = {entry, redact(entry).replace("[", "[[]")}
     return any(_may_match_redacted(tool, entry) or any(fnmatchcase(tool, each) for each in patterns) for tool in tools)
 

@@ -197,14 +197,18 @@ def _reuse_collected(attempt: AttemptContext, artifact: Artifact, collected: Art
 
 
 def _has_secret_in_name(attempt: AttemptContext, artifact: Artifact) -> bool:
-    """Whether the name contains a secret value, part of one if the name was cut, or may contain one."""
+    """Whether the name contains a secret value or a part of one that begins before it, or may contain one.
+
+    Names may be cut, and a value may contain slashes.
+    """
     redaction = attempt.redaction
     if redaction is None:
         return _is_unredactable(attempt)
-    is_whole = artifact.name == artifact.path.rpartition("/")[2]
-    return any(
-        redaction.redact_text(text) != text for text in {artifact.name, artifact.name if is_whole else artifact.path}
-    )
+    path, name = artifact.path, artifact.name
+    if redaction.redact_text(name) != name:
+        return True
+    redacted_path = redaction.redact_text(path)
+    return redacted_path != path and not redacted_path.endswith(f"/{name}")
 
 
 def _redacted_names(names: Collection[str]) -> Iterator[str]:

@@ -58,9 +58,8 @@ def test_retries_on_full_disk_do_not_duplicate_renamed_artifacts(make_harness, m
     assert harness.artifacts == {*stored, "task-1.patch", "transcript.ndjson", "metadata.json"}
 
 
-def test_name_truncated_within_a_secret_is_redacted(make_harness, monkeypatch):
-    """Truncation cuts the start of a name, so of a value too; directories are recorded in the path only."""
-    paths = (f"{SECRET}-{'x' * 180}.md", f"{SECRET}/{'y' * 230}.md", f"{SECRET}/notes.md", f"out/{'z' * 230}.md")
+def find_files(monkeypatch, paths):
+    """Make the workspace contain these files, with names as in a real one."""
 
     async def collect_files(self, workspace, patterns, target, taken_names):
         names = ArtifactNames(taken_names)
@@ -70,6 +69,12 @@ def test_name_truncated_within_a_secret_is_redacted(make_harness, monkeypatch):
             yield Artifact(name, path, len(path), "text/markdown", "sha256:0")
 
     monkeypatch.setattr("doubles.attempt_dependencies.ScriptedWorkspaces.collect", collect_files)
+
+
+def test_name_truncated_within_a_secret_is_redacted(make_harness, monkeypatch):
+    """Truncation cuts the start of a name, so of a value too; directories are recorded in the path only."""
+    paths = (f"{SECRET}-{'x' * 180}.md", f"{SECRET}/{'y' * 230}.md", f"{SECRET}/notes.md", f"out/{'z' * 230}.md")
+    find_files(monkeypatch, paths)
     harness = make_harness(Script(), secrets={"KEY": SECRET}, lifecycle={"artifact_patterns": ("**",)})
     asyncio.run(harness.life.run())
     paths_by_name = {artifact.name: artifact.path for artifact in harness.task.artifacts if not artifact.is_generated}
@@ -78,6 +83,21 @@ def test_name_truncated_within_a_secret_is_redacted(make_harness, monkeypatch):
     assert paths_by_name.pop("redacted-2") == f"{mark}/{'y' * 230}.md"
     assert paths_by_name == {"notes.md": f"{mark}/notes.md", f"{'z' * 197}.md": f"out/{'z' * 230}.md"}
     assert harness.artifacts == {path.name for path in harness.attempt.task_files.artifacts.iterdir()}
+
+
+def test_name_that_ends_a_secret_with_slashes_is_redacted(make_harness, monkeypatch):
+    """The path contains the whole value, and is redacted; the name would reveal what follows the last slash."""
+    value = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
+    find_files(monkeypatch, [f"out/{value}", f"out/{value}.md", f"{value}/notes.md", "K7MDENG/report.md"])
+    harness = make_harness(Script(), secrets={"KEY": value}, lifecycle={"artifact_patterns": ("**",)})
+    asyncio.run(harness.life.run())
+    mark = "[REDACTED:KEY]"
+    assert {one.name: one.path for one in harness.task.artifacts if not one.is_generated} == {
+        "notes.md": f"{mark}/notes.md",
+        "report.md": "K7MDENG/report.md",
+        "redacted-1": f"out/{mark}",
+        "redacted-2": f"out/{mark}.md",
+    }
 
 
 @pytest.mark.parametrize(("content", "is_flagged"), [(b"\x00" + SECRET.encode(), True), (b"\x00ordinary", False)])

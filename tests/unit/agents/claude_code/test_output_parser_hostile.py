@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandbox.agents.claude_code.output_parser import OPEN_CALLS_MAX, ClaudeOutputParser
+from sandbox.agents.claude_code.output_parser import INIT_TOOLS_MAX, OPEN_CALLS_MAX, ClaudeOutputParser
 from sandbox.agents.claude_code.stream_json import (
     RESULT_BYTES_MAX,
     read_blocks,
@@ -36,6 +36,13 @@ def tool_use(tool_use_id, name="Bash", message_id="msg_1", **fields):
 def tool_result(tool_use_id, **fields):
     block = {"type": "tool_result", "tool_use_id": tool_use_id, "content": "x", **fields}
     return line(type="user", message={"role": "user", "content": [block]})
+
+
+def test_an_init_with_a_flood_of_tools_is_cut():
+    flood = line(type="system", subtype="init", tools=["Bash", *(f"mcp__x__{number}" for number in range(50_000))])
+    [ready] = ClaudeOutputParser(SESSION).parse_line(flood)
+    assert "Bash" in ready.tools
+    assert len(ready.tools) == INIT_TOOLS_MAX
 
 
 DONE = ExitStatus(0)

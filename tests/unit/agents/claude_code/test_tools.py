@@ -1,5 +1,7 @@
 """`claude.allowed_tools` and `claude.skip_permissions` as options of Claude Code."""
 
+import time
+
 import pytest
 
 from sandbox.agents.claude_code.tools import tool_options, unknown_entries
@@ -50,7 +52,7 @@ def test_an_empty_list_leaves_no_tool():
     assert options(skip_permissions=False) == options(mcp_config=SERVERS) == ("--tools", "", *DENY)
 
 
-TOOLS = {"Task", "Bash", "Read", "mcp__git_hub__get_issue"}
+TOOLS = frozenset({"Task", "Bash", "Read", "mcp__git_hub__get_issue"})
 
 
 @pytest.mark.parametrize(
@@ -73,3 +75,19 @@ def test_what_the_agent_has_is_known(entry):
 )
 def test_what_the_agent_has_not_is_unknown(entry):
     assert unknown_entries(["Read", entry], TOOLS, ["git.hub", "empty"], str) == [entry]
+
+
+def test_many_entries_and_many_tools_are_compared_quickly():
+    tools = frozenset(f"mcp__many__{number}" for number in range(100_000))
+    entries = [f"mcp__many__{number}" for number in range(99_990, 100_010)]
+    begin = time.thread_time()
+    assert unknown_entries(entries, tools, [], str) == entries[10:]
+    assert time.thread_time() - begin < 0.1
+
+
+def test_an_entry_is_known_by_its_redacted_name_or_a_pattern():
+    tools = frozenset({"mcp__db__[REDACTED:KEY]", "mcp__db__query_7"})
+    entries = ["mcp__db__secret-value", "mcp__db__q*", "mcp__db__query_[0-9]", "mcp__db__write*x", "mcp__db__drop"]
+    assert unknown_entries(entries, tools, [], lambda name: name.replace("secret-value", "[REDACTED:KEY]")) == [
+        "mcp__db__drop"
+    ]

@@ -218,7 +218,7 @@ def test_a_mistake_is_told_with_its_place(written, text, told):
 def test_all_mistakes_come_at_once_each_with_where_it_was_made(written):
     file = written("[server]\nport = 'x'\n[git]\nallowed = []\n")
     message = complaint({"ws_port": "y"}, {"SANDBOX_CAPACITY_DISK": "lots", "SANDBOX_ACCESS_REQUESTS_PER_MINUTE": "-5"})
-    assert message.startswith("The configuration has 5 mistakes:\n")
+    assert message.startswith("The configuration has 5 errors:\n")
     for told in (
         f"server.port ({file}) must be a whole number",
         "server.ws_port (--ws-port) must be a whole number",
@@ -240,7 +240,7 @@ def test_all_mistakes_come_at_once_each_with_where_it_was_made(written):
 def test_two_doors_on_one_port_are_a_mistake(options, environment, told):
     assert complaint(options, environment) == f"The configuration has an error: {told}."
     both = complaint({**options, "runtime": "docker"}, environment)
-    assert "has 2 mistakes" in both
+    assert "has 2 errors" in both
     assert f"  {told}" in both
 
 

@@ -42,7 +42,7 @@ def test_a_bug_fix_reads_from_top_to_bottom():
     assert without_times(told(recorded_task.frames())) == [
         "pending       Waiting to be started",
         "staging       Cloning https://github.com/org/app.git",
-        "provisioning  Making the sandbox",
+        "provisioning  Creating the sandbox",
         "ready         The sandbox is ready",
         "running       Claude Code is working",
         "  I'll look at the failing test first, then at the parser that it",
@@ -83,8 +83,8 @@ def test_a_long_reason_for_a_refusal_is_wrapped():
         "reason": "only the model is reachable",
     }
     assert without_times(told([refused], width=50)) == [
-        "  Refused example.com:443: nothing but",
-        "  the model is reached",
+        "  Refused example.com:443: only the",
+        "  model is reachable",
     ]
 
 

@@ -70,7 +70,7 @@ def test_a_mistaken_filter_is_told(some, query):
 
 def test_a_filter_that_is_given_twice_is_told_as_the_api_tells_it(some):
     answer = some.get("/?state=completed&state=failed")
-    assert (answer.status_code, "state is there more than once" in answer.text) == (400, True)
+    assert (answer.status_code, "state is given more than once" in answer.text) == (400, True)
     assert some.get("/?label.team=a&label.team=b").status_code == 200  # of labels each counts
 
 

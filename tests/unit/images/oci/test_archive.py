@@ -216,7 +216,7 @@ def test_an_archive_that_leads_back_to_itself_is_refused(unpack, tmp_path, monke
     back[148:156] = b"%06o\0 " % (sum(back[:148]) + sum(back[156:]) + 8 * 32)
     path = tmp_path / "image.tar"
     path.write_bytes(first + back + bytes(1024))
-    with pytest.raises(ImageRefusedError, match=r"damaged|less than no bytes|not as it should be"):
+    with pytest.raises(ImageRefusedError, match=r"damaged|negative size|malformed"):
         unpack(path)
 
 
@@ -229,7 +229,7 @@ def test_members_of_the_same_name_are_counted_too(unpack, tmp_path, monkeypatch)
 
 
 def test_a_tar_that_is_no_image_is_refused(unpack, tmp_path):
-    with pytest.raises(ImageRefusedError, match="no image"):
+    with pytest.raises(ImageRefusedError, match="not an image"):
         unpack(save(tmp_path / "image.tar", {"file": b"content"}))
 
 

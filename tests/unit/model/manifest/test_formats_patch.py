@@ -28,4 +28,4 @@ def test_patch_that_is_not_base64_is_an_error(text):
 
 @pytest.mark.parametrize("text", ["", "ICAK"])
 def test_empty_patch_is_an_error(text):
-    assert "leave it out" in GIT_PATCH.find_error(text)
+    assert "omit it" in GIT_PATCH.find_error(text)

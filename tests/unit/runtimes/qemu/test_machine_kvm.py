@@ -122,7 +122,7 @@ def test_a_probe_tells_by_what_its_guest_booted(tmp_path, monkeypatch, outcomes,
 
     unasked = asyncio.run(Guests(tmp_path, *outcomes, only_kvm=True).probe())
     assert unasked.is_available is not only_by_name
-    assert ("by its name" in unasked.remedy) is only_by_name
+    assert ("explicitly" in unasked.remedy) is only_by_name
 
 
 def test_where_kvm_is_too_slow_to_count_no_boot_is_waited_for(tmp_path, monkeypatch):
@@ -131,7 +131,7 @@ def test_where_kvm_is_too_slow_to_count_no_boot_is_waited_for(tmp_path, monkeypa
     guests = Guests(tmp_path, only_kvm=True)
     unasked = asyncio.run(guests.probe())
     assert (unasked.is_available, guests.tried) == (False, [])
-    assert "by its name" in unasked.remedy
+    assert "explicitly" in unasked.remedy
 
     later = Guests(tmp_path)
     assert "emulated" in later.make().slow_reason

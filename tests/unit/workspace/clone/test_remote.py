@@ -131,11 +131,11 @@ def test_a_pinned_key_by_its_hash_is_no_file(tmp_path):
 
 def test_certificates_that_cannot_go_in_are_told_by_the_setting(tmp_path):
     settings = [("http.https://me:pw@git.example/.sslcapath", "~/")]
-    with pytest.raises(OSError, match=r"http\.sslcapath of the server's user .*holds no certificate"):
+    with pytest.raises(OSError, match=r"http\.sslcapath of the server's user .*contains no certificate"):
         resolve_remote("https://git.example/a", settings, "", tmp_path)
     for number in range(SETTINGS_FILES_MAX + 1):
         (tmp_path / f"{number}.pem").touch()
-    with pytest.raises(OSError, match=r"http\.sslcapath .*put them into one file .* http\.sslCAInfo"):
+    with pytest.raises(OSError, match=r"http\.sslcapath .*into one file .* http\.sslCAInfo"):
         resolve_remote("https://git.example/a", settings, "", tmp_path)
     with pytest.raises(OSError, match=r"http\.sslcapath .*gone, .*: No such file"):
         resolve_remote("https://git.example/a", [("http.sslcapath", "~/gone")], "", tmp_path)
@@ -150,7 +150,7 @@ def test_cookies_need_no_file(tmp_path):
 
 def test_a_file_that_cannot_be_read_is_named_with_its_setting(tmp_path):
     settings = [("http.https://me:pw@git.example/.sslcainfo", "~/gone.pem")]
-    with pytest.raises(OSError, match=r"http\.sslcainfo of the server's user names .*/gone\.pem, .*: No such file"):
+    with pytest.raises(OSError, match=r"http\.sslcainfo of the server's user is .*/gone\.pem, .*: No such file"):
         resolve_remote("https://git.example/a", settings, "", tmp_path)
     with pytest.raises(OSError, match=r"http\.cookiefile .*: Is a directory"):
         resolve_remote("https://git.example/a", [("http.cookiefile", "~/.")], "", tmp_path)

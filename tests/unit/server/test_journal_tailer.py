@@ -1,0 +1,96 @@
+"""The tailer indexes what a restarted server needs, and writes no row again for each of many artifacts."""
+
+import asyncio
+from contextlib import contextmanager
+
+import pytest
+
+from doubles.manifests import manifest
+from doubles.memory_store import MemoryStore
+from sandbox.bootstrap.clock import SystemClock
+from sandbox.interfaces.journal import Recorder, replay_task
+from sandbox.interfaces.store import IndexedTask
+from sandbox.journal.journals import FileJournals
+from sandbox.model import events as e
+from sandbox.server.broadcast import Broadcast
+from sandbox.server.journal_tailer import JournalTailer
+from sandbox.server.tracked_task import TrackedTask
+
+BEGIN = (
+    e.AttemptStarted("abcdefghijkl", "bubblewrap", "here"),
+    e.WorkspacePrepared("c" * 40),
+    e.SandboxCreated("vm", "bubblewrap", "host"),
+    e.AgentStarted("s"),
+    e.AgentExited(0, {"is_error": False}),
+)
+ARTIFACTS = [
+    e.ArtifactCollected(e.Artifact(f"a{number}", f"out/a{number}", 0, "text/plain", "sha256:" + "0" * 64))
+    for number in range(40)
+]
+
+
+class CountingStore(MemoryStore):
+    """Counts how often a task was saved."""
+
+    def __init__(self):
+        super().__init__()
+        self.saves = 0
+
+    def save(self, indexed):
+        self.saves += 1
+        super().save(indexed)
+
+
+class Tailing:
+    """A task whose records the test writes while a tailer follows."""
+
+    def __init__(self, data_dir):
+        self.journals, self.store = FileJournals(data_dir), CountingStore()
+        self.recorder = Recorder(self.journals.create("task-1"), None, SystemClock().now)
+        for event in (e.TaskSubmitted("task-1", manifest()), *BEGIN):
+            self.recorder.record(event)
+        reading = replay_task(self.journals, "task-1")
+        self.tailer = JournalTailer(self.journals, self.store, SystemClock(), Broadcast())
+        self.tracked = TrackedTask(IndexedTask(reading.task, reading.offset))
+
+    async def play(self, events):
+        """Write each event once the tailer has read the one before."""
+        self.tailer.start(self.tracked)
+        for event in events:
+            self.recorder.record(event)
+            self.tracked.wake()
+            async with asyncio.timeout(20):
+                while self.tracked.task.last_seq < self.recorder.task.last_seq:
+                    await asyncio.sleep(0.001)
+        await self.tailer.close()
+
+
+@pytest.fixture
+def tailing(tmp_path):
+    @contextmanager
+    def begin():
+        one = Tailing(tmp_path)
+        yield one
+        one.recorder.writer.close()
+
+    with begin() as one:
+        yield one
+
+
+def test_many_artifacts_are_indexed_together(tailing, monkeypatch):
+    monkeypatch.setattr("sandbox.server.journal_tailer.INDEX_INTERVAL_SECONDS", 600.0)
+    asyncio.run(tailing.play(ARTIFACTS))
+    assert tailing.store.saves == 0
+
+
+def test_the_end_indexes_all_artifacts_at_once(tailing, monkeypatch):
+    monkeypatch.setattr("sandbox.server.journal_tailer.INDEX_INTERVAL_SECONDS", 600.0)
+    asyncio.run(tailing.play([*ARTIFACTS, e.TaskFinished()]))
+    assert tailing.store.saves == 1
+    assert len(tailing.store.load("task-1").task.artifacts) == len(ARTIFACTS)
+
+
+def test_artifacts_are_indexed_after_the_interval(tailing, monkeypatch):
+    monkeypatch.setattr("sandbox.server.journal_tailer.INDEX_INTERVAL_SECONDS", 0.0)
+    asyncio.run(tailing.play(ARTIFACTS[:3]))
+    assert len(tailing.store.load("task-1").task.artifacts) == 3
