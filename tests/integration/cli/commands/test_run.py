@@ -407,7 +407,8 @@ def test_patch_is_not_applied_to_another_branch(switched_branch, sandbox, checko
     assert (result.returncode, git("status", "--porcelain", cwd=checkout)) == (4, "")
     at = head(checkout)[:12]
     assert result.stderr.decode().splitlines()[-2:] == [
-        f"Error: This checkout was at {at} (main) when the task started, and is at {at} (other) now. Nothing was applied.",
+        f"Error: This checkout was at {at} (main) when the task started, and is at {at} (other) now. "
+        "Nothing was applied.",
         f"  Apply it anyway: sandbox task apply {TASK}",
     ]
 
