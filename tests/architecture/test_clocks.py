@@ -21,7 +21,7 @@ CLIENT_PACKAGES = ("cli", "client", "demo")
 
 def test_only_listed_modules_read_the_wall_clock(root: Path, trees: dict[Path, ast.Module]):
     package = root / "src" / "sandbox"
-    found = {
+    readers = {
         str(path.relative_to(package))
         for path, tree in trees.items()
         if path.is_relative_to(package) and path.relative_to(package).parts[0] not in CLIENT_PACKAGES
@@ -31,4 +31,4 @@ def test_only_listed_modules_read_the_wall_clock(root: Path, trees: dict[Path, a
         and isinstance(node.value, ast.Name)
         and node.value.id in CLOCK_MODULES
     }
-    assert found == set(WALL_CLOCK_READERS)
+    assert readers == set(WALL_CLOCK_READERS)

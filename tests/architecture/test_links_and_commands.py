@@ -28,14 +28,14 @@ def prose(text: str) -> str:
 
 def anchors(text: str) -> set[str]:
     """The anchors of a page's headings, made as GitHub makes them."""
-    seen: Counter[str] = Counter()
-    found = set()
+    counts: Counter[str] = Counter()
+    slugs = set()
     for heading in re.findall(r"^#+ +(.+?)\s*$", FENCE.sub("", text), re.MULTILINE):
         visible = re.sub(r"\]\([^)]*\)", "]", heading)
         slug = re.sub(r"[^\w\- ]", "", visible.lower()).replace(" ", "-")
-        found.add(slug if not seen[slug] else f"{slug}-{seen[slug]}")
-        seen[slug] += 1
-    return found
+        slugs.add(slug if not counts[slug] else f"{slug}-{counts[slug]}")
+        counts[slug] += 1
+    return slugs
 
 
 def broken_links(page: Path) -> list[str]:

@@ -95,11 +95,11 @@ def test_types_prose_and_docstrings_are_not_mutated(sample):
 
 def test_mutants_have_unique_sources_and_keys(tmp_path):
     (tmp_path / "sample.py").write_text(SAMPLE + "\n\nFIRST = 1\nFIRST = 1\n")
-    found = mutants_of(tmp_path / "sample.py", tmp_path)
-    assert len({mutant.key for mutant in found}) == len({mutant.source for mutant in found}) == len(found)
-    assert [mutant.occurrence for mutant in found if mutant.mutated == "FIRST = 2"] == [1, 2]
-    assert [mutant.scope for mutant in found if mutant.mutated == "LIMIT = 11"] == [""]
-    assert {mutant.scope for mutant in found if "NAMES and" in mutant.original} == {"Thing.flush"}
+    mutants = mutants_of(tmp_path / "sample.py", tmp_path)
+    assert len({mutant.key for mutant in mutants}) == len({mutant.source for mutant in mutants}) == len(mutants)
+    assert [mutant.occurrence for mutant in mutants if mutant.mutated == "FIRST = 2"] == [1, 2]
+    assert [mutant.scope for mutant in mutants if mutant.mutated == "LIMIT = 11"] == [""]
+    assert {mutant.scope for mutant in mutants if "NAMES and" in mutant.original} == {"Thing.flush"}
 
 
 def test_listed_equivalent_mutants_exist_and_have_reasons(root: Path):

@@ -44,7 +44,7 @@ def test_no_package_indexes(tracked: dict[Path, str]):
 
 
 @pytest.mark.parametrize(
-    ("line", "is_found"),
+    ("line", "is_match"),
     [
         ("see /home/" + "somebody/project", True),
         ("/root/" + ".cache/x", True),
@@ -53,8 +53,8 @@ def test_no_package_indexes(tracked: dict[Path, str]):
         ("no /root is visible", False),
     ],
 )
-def test_machine_path_pattern(line: str, is_found: bool):
-    assert (MACHINE_PATH.search(line) is not None) == is_found
+def test_machine_path_pattern(line: str, is_match: bool):
+    assert (MACHINE_PATH.search(line) is not None) == is_match
 
 
 def test_each_requirement_is_pinned_by_hash(root: Path):

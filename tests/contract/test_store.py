@@ -117,8 +117,13 @@ def test_save_replaces_the_task(store):
 
     assert store.load("a") == later
     assert store.unfinished() == []
-    for labels, found in [({"stay": "1"}, ["a"]), ({"turn": "2"}, ["a"]), ({"turn": "1"}, []), ({"go": "1"}, [])]:
-        assert ids(store.query(TaskQuery(labels=labels))) == found
+    for labels, expected_ids in [
+        ({"stay": "1"}, ["a"]),
+        ({"turn": "2"}, ["a"]),
+        ({"turn": "1"}, []),
+        ({"go": "1"}, []),
+    ]:
+        assert ids(store.query(TaskQuery(labels=labels))) == expected_ids
 
 
 def test_save_adds_an_unknown_task(store):

@@ -459,16 +459,16 @@ def test_pages_continue_after_damaged_rows(path, sort, order, position):
     damaged_names = {"first": names[:3], "middle": names[2:5], "last": names[-3:], "all": names}[position]
     for name in damaged_names:
         execute(path, "UPDATE tasks SET task = ? WHERE id = ?", b"{", name)
-    seen, damaged, query = [], [], TaskQuery(sort=sort, order=order, limit=2)
+    collected, damaged, query = [], [], TaskQuery(sort=sort, order=order, limit=2)
     while True:
         page = store.query(query)
         assert page.total_count == len(names)
-        seen += [task.id for task in page.tasks]
+        collected += [task.id for task in page.tasks]
         damaged += page.damaged
         if page.next_cursor is None:
             break
         query = dataclasses.replace(query, cursor=page.next_cursor)
-    assert sorted(seen) == [name for name in names if name not in damaged_names]
+    assert sorted(collected) == [name for name in names if name not in damaged_names]
     assert sorted(damaged) == damaged_names
     store.close()
 

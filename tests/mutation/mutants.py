@@ -74,12 +74,12 @@ def mutants_of(path: Path, root: Path) -> list[Mutant]:
     source = path.read_text()
     candidates = _Finder(source, str(path.relative_to(root))).mutants()
     unique = {mutant.source: mutant for mutant in candidates if mutant.source != source}
-    seen: Counter[tuple[str, str, str]] = Counter()
+    counts: Counter[tuple[str, str, str]] = Counter()
     numbered = []
     for mutant in sorted(unique.values(), key=lambda mutant: (mutant.line, mutant.last_line)):
         appearance = mutant.scope, mutant.original, mutant.mutated
-        seen[appearance] += 1
-        numbered.append(replace(mutant, occurrence=seen[appearance]))
+        counts[appearance] += 1
+        numbered.append(replace(mutant, occurrence=counts[appearance]))
     return numbered
 
 

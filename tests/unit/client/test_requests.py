@@ -115,8 +115,8 @@ class Socket:
 
 def read_messages(*messages):
     async def read():
-        frames = Terminal("http://localhost:8122", Socket(*messages)).messages()
-        return [await anext(frames) for _ in messages]
+        received = Terminal("http://localhost:8122", Socket(*messages)).messages()
+        return [await anext(received) for _ in messages]
 
     return asyncio.run(read())
 

@@ -113,7 +113,7 @@ def test_secret_sources_are_shown_to_operators_only(guarded_pages):
     secret = Secret(name="GITHUB_TOKEN", source="vault", key="teams/platform#token")
     asyncio.run(pages.tasks.submit(dataclasses.replace(manifest("task-001"), secrets=(secret,))))
     for path in ("/tasks/task-001", "/submit?from=task-001", "/tasks/task-001/proof"):
-        for name, is_shown in (("ann", True), ("bob", False)):
+        for name, is_visible in (("ann", True), ("bob", False)):
             text = pages.get(path, authorization=f"Bearer {name}").text
             assert "- name: GITHUB_TOKEN" in text
-            assert ("vault" in text, "teams/platform#token" in text) == (is_shown, is_shown), (path, name)
+            assert ("vault" in text, "teams/platform#token" in text) == (is_visible, is_visible), (path, name)

@@ -86,10 +86,10 @@ class StreamedJournal:
             tracked_task.update(replayed.task, replayed.offset)
 
     async def replay(self, after):
-        return [frame async for frame in self.stream.replay("task-1", after=after)]
+        return [event async for event in self.stream.replay("task-1", after=after)]
 
     async def follow(self, after):
-        return [frame async for frame in self.stream.follow("task-1", after=after)]
+        return [event async for event in self.stream.follow("task-1", after=after)]
 
 
 @contextmanager
@@ -100,17 +100,17 @@ def streamed_journal():
         streamed.recorder.writer.close()
 
 
-def rest(frames, after):
-    return [frame for frame in frames if frame["seq"] > after]
+def rest(received, after):
+    return [event for event in received if event["seq"] > after]
 
 
 @given(event_lists)
 def test_replay_after_any_record_returns_the_rest(events):
     async def resume_after_each_record(streamed):
-        whole = await streamed.replay(0)
+        all_events = await streamed.replay(0)
         for after in (*range(streamed.recorder.writer.last_seq + 2), 2**62):
-            assert await streamed.replay(after) == rest(whole, after)
-        return len(whole)
+            assert await streamed.replay(after) == rest(all_events, after)
+        return len(all_events)
 
     with streamed_journal() as streamed:
         streamed.record(*events)
@@ -145,12 +145,12 @@ class ReadsPerTurn:
     """The maximum number of journal batches read in one turn of the event loop."""
 
     def __init__(self, journals, monkeypatch):
-        self.most = self._now = 0
+        self.maximum = self._now = 0
         read = journals.read
 
         def counted(*arguments, **options):
             self._now += 1
-            self.most = max(self.most, self._now)
+            self.maximum = max(self.maximum, self._now)
             return read(*arguments, **options)
 
         monkeypatch.setattr(journals, "read", counted)
@@ -184,8 +184,8 @@ def test_readers_of_one_client_share_one_batch_per_turn(monkeypatch, client_coun
         streamed.update_index()
         reads = ReadsPerTurn(streamed.journals, monkeypatch)
         replayed = asyncio.run(replay_all(streamed, reads))
-        assert [[frame["data"] for frame in frames] for frames in replayed] == [["seen\n"]] * 12
-        assert reads.most <= 2 * client_count
+        assert [[event["data"] for event in received] for received in replayed] == [["seen\n"]] * 12
+        assert reads.maximum <= 2 * client_count
 
 
 resumptions = st.lists(st.tuples(st.integers(0, 30), st.integers(0, 70)), min_size=1, max_size=8)
@@ -207,10 +207,10 @@ def test_resumed_follower_receives_the_rest_to_the_end(before, during, resumptio
             await asyncio.sleep(0)
             streamed.update_index()
             await asyncio.sleep(0)
-        whole = await streamed.replay(0)
+        all_events = await streamed.replay(0)
         for (_, after), following in followers.items():
             # A position past the end receives the last event.
-            assert await asyncio.wait_for(following, 10) == (rest(whole, after) or whole[-1:])
+            assert await asyncio.wait_for(following, 10) == (rest(all_events, after) or all_events[-1:])
 
     with streamed_journal() as streamed:
         streamed.record(*before)

@@ -100,12 +100,12 @@ def test_shared_work_is_charged_to_no_client():
             await fair_share.take(1024 * 1024)
         await asyncio.sleep(0)
         assert len(taken) == 100
-        own = asyncio.create_task(take_from_context(100, []))
+        charged_reader = asyncio.create_task(take_from_context(100, []))
         await asyncio.sleep(0)
-        assert not own.done()
-        for stream in (*streams, own, reader):
+        assert not charged_reader.done()
+        for stream in (*streams, charged_reader, reader):
             stream.cancel()
-        await asyncio.gather(*streams, own, reader, return_exceptions=True)
+        await asyncio.gather(*streams, charged_reader, reader, return_exceptions=True)
 
     asyncio.run(run())
 

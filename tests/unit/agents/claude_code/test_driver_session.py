@@ -33,17 +33,17 @@ def test_session_is_found_by_id(tmp_path, projects):
     assert has_session(tmp_path)
 
 
-async def check_as_user(place):
-    home = Path(place) / "home"
+async def check_as_user(directory_path):
+    home = Path(directory_path) / "home"
     write_session(home / ".claude" / "projects")
     (home / ".claude").chmod(0)
     home.chmod(0)
-    assert has_session(Path(place))
+    assert has_session(Path(directory_path))
 
 
 def test_session_in_a_locked_home_is_found():
-    with ordinary_place() as place:
-        as_ordinary_user(check_as_user, str(place))
+    with ordinary_place() as directory_path:
+        as_ordinary_user(check_as_user, str(directory_path))
 
 
 def test_other_session_is_not_found(tmp_path, projects):
@@ -59,9 +59,9 @@ def test_home_without_sessions_has_no_session(tmp_path):
 @pytest.mark.parametrize("link", [".claude", ".claude/projects", ".claude/projects/-workspace"])
 def test_symlinks_in_the_path_are_not_followed(tmp_path, projects, link):
     write_session(projects)
-    place = tmp_path / "home" / link
-    place.rename(tmp_path / "elsewhere")
-    place.symlink_to(tmp_path / "elsewhere")
+    directory_path = tmp_path / "home" / link
+    directory_path.rename(tmp_path / "elsewhere")
+    directory_path.symlink_to(tmp_path / "elsewhere")
     assert not has_session(tmp_path)
 
 

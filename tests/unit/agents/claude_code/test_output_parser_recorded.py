@@ -30,11 +30,11 @@ def recorded(name):
 
 def summarize(events):
     """A short form of the events after the first: `turn`, `Bash(`, `)` for success, `!)` for an error, `retry`."""
-    words = {TurnStarted: lambda e: "turn", ApiRetry: lambda e: "retry", ToolStarted: lambda e: f"{e.tool}("}
-    words[ToolFinished] = lambda e: "!)" if e.is_error else ")"
+    symbols = {TurnStarted: lambda e: "turn", ApiRetry: lambda e: "retry", ToolStarted: lambda e: f"{e.tool}("}
+    symbols[ToolFinished] = lambda e: "!)" if e.is_error else ")"
     ready, *later = events
     assert isinstance(ready, AgentReady)
-    return " ".join(words[type(event)](event) for event in later)
+    return " ".join(symbols[type(event)](event) for event in later)
 
 
 @pytest.mark.parametrize(

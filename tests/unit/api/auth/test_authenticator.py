@@ -224,9 +224,9 @@ def test_cross_site_requests_do_not_count_for_the_rate_limit():
 def test_rate_limit_is_per_token_or_per_address():
     server = Server(FakeAccess(olga="operator", vera="viewer"), requests_per_minute=2)
     for name in ("olga", "vera"):
-        answers = [server.authenticate(authorization=f"Bearer {name}") for _ in range(3)]
-        assert [type(result) for result in answers] == [Caller, Caller, Denied]
-        denied = answers[-1]
+        outcomes = [server.authenticate(authorization=f"Bearer {name}") for _ in range(3)]
+        assert [type(result) for result in outcomes] == [Caller, Caller, Denied]
+        denied = outcomes[-1]
         assert (denied.status, denied.code, denied.principal.id) == (429, "rate_limit_exceeded", name)
         assert denied.headers == {"retry-after": "30"}
         assert denied.message == "Too many requests; try again in 30 s."

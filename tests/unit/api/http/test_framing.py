@@ -147,9 +147,9 @@ def test_ambiguous_request_is_rejected_and_ends_the_connection(data):
 
 @pytest.mark.parametrize("data", [*REJECTED.values(), *ACCEPTED.values()], ids=[*REJECTED, *ACCEPTED])
 def test_chunk_boundaries_do_not_matter(data):
-    whole, split = RequestFraming(), RequestFraming()
-    assert b"".join(split.feed(data[at : at + 1]) for at in range(len(data))) == whole.feed(data)
-    assert split.error == whole.error
+    unsplit, split = RequestFraming(), RequestFraming()
+    assert b"".join(split.feed(data[at : at + 1]) for at in range(len(data))) == unsplit.feed(data)
+    assert split.error == unsplit.error
 
 
 @pytest.mark.parametrize("data", ACCEPTED.values(), ids=ACCEPTED)

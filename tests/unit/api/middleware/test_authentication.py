@@ -138,9 +138,9 @@ def test_browser_exchanges_token_for_a_session(api):
     assert api.delete("/api/v1/tasks/task-001", headers=session).status_code == 403
     again = api.post("/api/v1/session", headers=session)
     assert (again.status_code, "set-cookie" in again.headers) == (200, False)
-    ended = api.delete("/api/v1/session", headers=session)
-    assert ended.status_code == 204
-    assert 'sandbox_session=""' in ended.headers["set-cookie"]
+    closed = api.delete("/api/v1/session", headers=session)
+    assert closed.status_code == 204
+    assert 'sandbox_session=""' in closed.headers["set-cookie"]
     assert api.get("/api/v1/tasks", headers=session).status_code == 401
 
 

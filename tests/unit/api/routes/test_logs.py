@@ -129,9 +129,9 @@ def replay_positions(api, tasks):
 def test_tail_equals_the_end_of_the_log(api, replay_positions, stream, blocks_max, monkeypatch):
     monkeypatch.setattr(logs, "_TAIL_BLOCKS_MAX", blocks_max)
     path = f"/api/v1/tasks/task-003/logs?stream={stream}"
-    whole, resumed = lines(api.get(path)), lines(api.get(f"{path}&after=1000"))
+    all_lines, resumed = lines(api.get(path)), lines(api.get(f"{path}&after=1000"))
     for tail in (1, 2, 5, 20, 21, 22, 500, 2004, 2005, 2006, 1_000_000):
-        assert lines(api.get(f"{path}&tail={tail}")) == whole[-tail:]
+        assert lines(api.get(f"{path}&tail={tail}")) == all_lines[-tail:]
         assert lines(api.get(f"{path}&tail={tail}&after=1000")) == resumed[-tail:]
 
 

@@ -179,10 +179,10 @@ def test_open_tool_calls_are_bounded():
     assert strip_times(print_to_text([*events, end])) == ["  ▸ Bash  5 ms"]
 
 
-def call(answer: str, *, is_error: bool = False) -> list[dict]:
+def call(content: str, *, is_error: bool = False) -> list[dict]:
     """The events of a tool call from start to end."""
     use = {"type": "tool_use", "id": "t", "name": "Bash", "input": {"command": "make"}}
-    result = {"type": "tool_result", "tool_use_id": "t", "is_error": is_error, "content": answer}
+    result = {"type": "tool_result", "tool_use_id": "t", "is_error": is_error, "content": content}
     return [
         output(json.dumps({"type": "assistant", "message": {"content": [use]}})),
         output(json.dumps({"type": "user", "message": {"content": [result]}})),
@@ -191,8 +191,8 @@ def call(answer: str, *, is_error: bool = False) -> list[dict]:
 
 
 def test_full_detail_truncates_tool_results():
-    answer = "\n\n".join(f"line {number} \x1b[2J" for number in range(5))
-    assert strip_times(print_to_text(call(answer), detail=FULL)) == [
+    content = "\n\n".join(f"line {number} \x1b[2J" for number in range(5))
+    assert strip_times(print_to_text(call(content), detail=FULL)) == [
         "  ▸ Bash  make  5 ms",
         r"    line 0 \x1b[2J",
         r"    line 1 \x1b[2J",

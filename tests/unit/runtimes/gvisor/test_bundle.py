@@ -74,9 +74,9 @@ def test_exec_process_has_a_terminal_and_the_same_rights():
 
 
 def test_signal_is_sent_to_the_command_only():
-    words = kill_arguments("/usr/bin/runsc", "attemptattem", 15)
-    assert words[-3:] == ["kill", "attemptattem", "15"]
-    assert "-all" not in words
+    arguments = kill_arguments("/usr/bin/runsc", "attemptattem", 15)
+    assert arguments[-3:] == ["kill", "attemptattem", "15"]
+    assert "-all" not in arguments
     assert exec_arguments("/usr/bin/runsc", "attemptattem", 100, 101, 102)[-4:] == [
         "exec", "--process=/proc/self/fd/100", "--internal-pid-file=/proc/self/fd/102", "attemptattem",
     ]  # fmt: skip

@@ -257,12 +257,12 @@ def test_version_1_hierarchies_are_found(tmp_path: Path):
 def test_version_2_uses_the_highest_writable_ancestor_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     root = tmp_path / "unified"
     delegated = root / "user.slice" / "user@1000.service"
-    own = delegated / "app.slice" / "server.scope"
-    own.mkdir(parents=True)
-    for directory in (root, root / "user.slice", delegated, delegated / "app.slice", own):
+    own_group = delegated / "app.slice" / "server.scope"
+    own_group.mkdir(parents=True)
+    for directory in (root, root / "user.slice", delegated, delegated / "app.slice", own_group):
         (directory / "cgroup.procs").touch()
     monkeypatch.setattr(cgroups, "_is_writable", lambda directory: directory.is_relative_to(delegated))
-    line = f"0::/{own.relative_to(root)}"
+    line = f"0::/{own_group.relative_to(root)}"
     hierarchies = cgroups.find_hierarchies(
         _mountinfo(tmp_path, ("cgroup2", root, "nsdelegate")), _own_cgroup(tmp_path, line)
     )

@@ -206,8 +206,14 @@ def test_getsockopt_is_allowed_except_zerocopy_receive(machine: str, assemble: A
 @both_filters
 def test_msg_more_is_not_supported(machine: str, assemble: Assemble):
     code = assemble(machine)
-    more, fast = 0x8000, 0x20000000
-    for flags, expected in ((0, ALLOW), (0x4000, ALLOW), (fast, ALLOW), (more, errno.EOPNOTSUPP), (more | 0x40, 95)):
+    msg_more, msg_fastopen = 0x8000, 0x20000000
+    for flags, expected in (
+        (0, ALLOW),
+        (0x4000, ALLOW),
+        (msg_fastopen, ALLOW),
+        (msg_more, errno.EOPNOTSUPP),
+        (msg_more | 0x40, 95),
+    ):
         assert evaluate(machine, SENDTO[machine], 3, 0, 9, flags, code=code) == expected
         assert evaluate(machine, SENDMSG[machine], 3, 0, flags, code=code) == expected
         assert evaluate(machine, SENDMMSG[machine], 3, 0, 9, flags, code=code) == expected

@@ -200,9 +200,9 @@ def received_frames(*chunks: bytes, request_count: int = 0) -> list[tuple[bytes,
 
 
 def test_frames_are_parsed_at_any_chunk_boundaries():
-    whole = frames.pack(frames.DATA, 1, b"abc") + frames.pack(frames.CLOSED, 1)
+    encoded = frames.pack(frames.DATA, 1, b"abc") + frames.pack(frames.CLOSED, 1)
     expected = [(frames.DATA, 1, b"abc"), (frames.CLOSED, 1, b"")]
-    assert received_frames(*(bytes([value]) for value in whole)) == received_frames(whole) == expected
+    assert received_frames(*(bytes([value]) for value in encoded)) == received_frames(encoded) == expected
 
 
 def test_oversized_frame_closes_the_channel():

@@ -38,24 +38,24 @@ class SlowMeasurement:
 def test_result_is_cached_for_a_limited_time(seconds, expected):
     measurement = SlowMeasurement()
 
-    async def play():
+    async def run():
         await measurement.time_out()
         measurement.now += seconds
         return await measurement.cache.result()
 
-    assert asyncio.run(play()) == expected
+    assert asyncio.run(run()) == expected
 
 
 def test_failure_without_waiter_is_not_cached():
     measurement = SlowMeasurement()
     measurement.is_broken = True
 
-    async def play():
+    async def run():
         await measurement.time_out()
         measurement.is_broken = False
         return await measurement.cache.result()
 
-    assert asyncio.run(play()) == 1
+    assert asyncio.run(run()) == 1
 
 
 def test_failure_is_raised_to_the_waiter():

@@ -30,8 +30,8 @@ class FakeGit(RawIOBase):
         return len(questions)
 
     def read(self, _size=-1):
-        answers, self.responses = self.responses, b""
-        return answers
+        responses, self.responses = self.responses, b""
+        return responses
 
 
 def directories(*paths):

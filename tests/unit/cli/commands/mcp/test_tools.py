@@ -41,9 +41,9 @@ class EmptyClient:
         return {"state": self._state}
 
 
-@pytest.mark.parametrize(("state", "words"), [("running", "no patch yet"), ("failed", "ended without a patch")])
-def test_missing_patch_error_depends_on_the_state(state, words):
-    with pytest.raises(tools.ToolFailedError, match=f"artifact_not_found: .*{words}"):
+@pytest.mark.parametrize(("state", "message"), [("running", "no patch yet"), ("failed", "ended without a patch")])
+def test_missing_patch_error_depends_on_the_state(state, message):
+    with pytest.raises(tools.ToolFailedError, match=f"artifact_not_found: .*{message}"):
         asyncio.run(tools.diff(EmptyClient(state), "t", 0))
 
 
