@@ -305,3 +305,79 @@ def test_proc_locks_is_empty(runtime: Runtime, disk: Path):
         pytest.skip("locks belong to the sandbox's kernel")
     result = run_python(runtime, disk, _LOCKED)
     assert (result.output, result.errors) == (" True\n", "")
+
+
+# Epoll entries: one event wakes all entries of its file
+
+
+_EPOLL = """
+import array, select
+timer = system_call(283 if is_x86 else 85, time.CLOCK_MONOTONIC, 0)
+def watch(instances, copies):
+    descriptors = [os.dup(timer) for _ in range(copies)]
+    polls = [select.epoll() for _ in range(instances)]
+    for poll in polls:
+        for one in descriptors: poll.register(one, select.EPOLLIN | select.EPOLLET)
+    return polls, descriptors
+"""
+
+_MANY_EPOLL_ENTRIES = (
+    _EPOLL
+    + """
+kept = watch(40, 1000)
+report("held"); time.sleep(600)
+"""
+)
+
+_EPOLL_ENTRIES_IN_TRANSIT = (
+    _EPOLL
+    + """
+polls, copies = watch(40, 1000)
+left, right = socket.socketpair()
+descriptors = [one.fileno() for one in polls]
+left.sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))])
+for one in polls: one.close()
+for one in copies: os.close(one)
+report("held"); time.sleep(600)
+"""
+)
+
+_FEW_EPOLL_ENTRIES = (
+    _EPOLL
+    + """
+kept = watch(2, 10000)
+left, right = socket.socketpair()
+left.sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [0, 1, 2]))])
+report("held"); time.sleep(600)
+"""
+)
+
+
+@pytest.mark.parametrize(
+    ("source", "exceeds"),
+    [
+        (_MANY_EPOLL_ENTRIES, True),
+        (_EPOLL_ENTRIES_IN_TRANSIT, True),
+        (_FEW_EPOLL_ENTRIES, False),
+    ],
+    ids=["of a process", "in transit in a socket", "few"],
+)
+def test_epoll_entries_are_limited(runtime: Runtime, disk: Path, limits: frozenset[str], source: str, exceeds: bool):
+    if has_own_kernel(runtime):
+        pytest.skip("epoll instances belong to the sandbox's kernel")
+    if "memory" not in limits:
+        pytest.skip("no control group lists the sandbox's processes")
+
+    async def scenario() -> list[str]:
+        async with living(runtime, disk) as sandbox:
+            program = ["/usr/bin/python3", "-c", _PRELUDE + source]
+            output, _ = await sandbox.start(Command(program, {"PATH": "/usr/bin:/bin"}, "/workspace"))
+            await read_until(output, b"held")
+            violations = [(await sandbox.file_usage()).find_violation() for _ in range(3)]
+            await sandbox.kill()
+            await sandbox.wait()
+            return violations
+
+    violations = asyncio.run(scenario())
+    assert ("epoll entries" in violations[-1]) == exceeds, violations
+    assert exceeds or not any(violations)

@@ -19,7 +19,7 @@ CURSOR_LENGTH_MAX = 2048
 
 _CURSOR_PATTERN = re.compile(rf"[A-Za-z0-9_-]{{1,{CURSOR_LENGTH_MAX}}}", re.ASCII)
 _VERSION = 1
-_ADVICE = "must be the next_cursor of an earlier answer; leave it out to begin at the start"
+_ADVICE = "must be the next_cursor of an earlier response; omit it to start at the beginning"
 
 
 class PageCursor(msgspec.Struct, frozen=True, array_like=True):

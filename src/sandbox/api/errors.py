@@ -48,7 +48,8 @@ class SecretArtifactError(SandboxError):
 
     def __init__(self, name: str) -> None:
         super().__init__(
-            f"The value of one of the task's secrets is in {name!r}; only a token with the role operator may have it."
+            f"The value of one of the task's secrets is in {name!r}; only a token with the role operator may "
+            "download it."
         )
 
 
@@ -58,7 +59,7 @@ class TooManyStreamsError(SandboxError):
     code = "rate_limit_exceeded"
 
     def __init__(self, most: int) -> None:
-        super().__init__(f"This token has {most} streams of all tasks open; name a task_id, or end one.")
+        super().__init__(f"This token has {most} streams of all tasks open; set task_id, or close one.")
 
 
 class PayloadTooLargeError(SandboxError):
@@ -80,7 +81,7 @@ class RangeNotSatisfiableError(SandboxError):
     code = "range_not_satisfiable"
 
     def __init__(self, size_bytes: int) -> None:
-        super().__init__(f"The range begins past the end; there are {size_bytes} bytes.")
+        super().__init__(f"The range starts after the end; the size is {size_bytes} bytes.")
         self.size_bytes = size_bytes
 
 
@@ -199,7 +200,7 @@ async def _http_error(connection: HTTPConnection, error: HTTPException) -> Respo
     """Convert errors raised by the router."""
     if error.status_code == 405:
         allowed = allowed_methods(connection.app.routes, connection.scope["path"])
-        message = f"This address takes {', '.join(allowed)} only."
+        message = f"Method not allowed; use {', '.join(allowed)}."
         return problem_response(connection, 405, "method_not_allowed", message, headers={"allow": ", ".join(allowed)})
     if error.status_code == 404:
         return problem_response(connection, 404, "not_found", _not_found_message(connection))
@@ -209,10 +210,10 @@ async def _http_error(connection: HTTPConnection, error: HTTPException) -> Respo
 def _not_found_message(connection: HTTPConnection) -> str:
     routes, path = connection.app.routes, connection.scope["path"]
     if any(isinstance(route, WebSocketRoute) and route.path_regex.match(path) for route in routes):
-        return "Here is a WebSocket, and the request did not ask for one; connect with ws:// (wss:// behind TLS)."
+        return "This is a WebSocket endpoint; connect with ws:// (wss:// behind TLS)."
     if isinstance(connection.app, FastAPI):
-        return "There is nothing at this address; /openapi.json lists what is."
-    return f"There is nothing at this address; this port has the WebSockets {paths.STREAM} and {paths.TERMINAL}."
+        return "No such endpoint; /openapi.json lists all."
+    return f"No such endpoint; this port serves the WebSockets {paths.STREAM} and {paths.TERMINAL}."
 
 
 def allowed_methods(routes: Sequence[Any], path: str) -> list[str]:
@@ -230,5 +231,5 @@ async def _client_disconnected(_: HTTPConnection, __: ClientDisconnect) -> Respo
 
 async def _internal_error(connection: HTTPConnection, _: Exception) -> Response:
     """Return a generic 500. The cause is in the server's log under the same request id."""
-    message = "Something went wrong inside the server; its log tells more under this request id."
+    message = "Internal server error; the server's log has details under this request id."
     return problem_response(connection, 500, "internal_error", message)

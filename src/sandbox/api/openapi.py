@@ -20,12 +20,12 @@ _EXAMPLE = {
 }
 
 _TAGS = {
-    "Tasks": "Hand one in, look at it, wait for it, cancel it.",
-    "Logs": "What the agent prints and what happens, once or live.",
-    "Artifacts": "What a task leaves: its patch, its story, its files.",
-    "Health": "For probes, balancers and Prometheus.",
-    "Administration": "For who looks after the server.",
-    "Sessions": "A cookie in exchange for a token, for browsers.",
+    "Tasks": "Submit, list, watch and cancel tasks.",
+    "Logs": "Output and events of a task, as a download or a live stream.",
+    "Artifacts": "Results of a task: patch, transcript and files.",
+    "Health": "For health probes, load balancers and Prometheus.",
+    "Administration": "For operators.",
+    "Sessions": "Exchanges a token for a session cookie, for browsers.",
 }
 """Tags of operations, in the order of the documentation."""
 
@@ -34,7 +34,9 @@ Responses = dict[int | str, dict[str, Any]]
 _COMPONENT_REF = "#/components/schemas/{model}"
 _PROBLEM_REF = {"$ref": _COMPONENT_REF.format(model="ProblemBody")}
 
-_RETRY_AFTER = {"Retry-After": {"description": "Ask again after so many seconds", "schema": {"type": "integer"}}}
+_RETRY_AFTER = {
+    "Retry-After": {"description": "Seconds to wait before the next request", "schema": {"type": "integer"}}
+}
 
 MANIFEST_REF = {"$ref": _COMPONENT_REF.format(model=Manifest.__name__)}
 """The schema of a manifest. Dependencies between fields and text formats are documented in docs/manifest.md only."""
@@ -150,7 +152,7 @@ def _add_security(schema: dict[str, Any]) -> None:
             "type": "apiKey",
             "in": "cookie",
             "name": SESSION_COOKIE,
-            "description": "Set by opening a session; browsers send it by themselves.",
+            "description": "Set when a session is opened; browsers send it automatically.",
         },
     }
     schema["security"] = [{"token": []}, {"session": []}, {}]

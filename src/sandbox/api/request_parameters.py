@@ -61,7 +61,7 @@ def reject_repeated_params(params: QueryParams, known: Collection[str]) -> None:
     """Raise InvalidParameterError for the first known name that occurs more than once."""
     for name in params:
         if name in known and len(params.getlist(name)) > 1:
-            raise InvalidParameterError(name, "is there more than once; give it once")
+            raise InvalidParameterError(name, "is given more than once; give it once")
 
 
 def reject_unknown_params(params: QueryParams, *, known: Collection[str], patterns: Collection[str] = ()) -> None:
@@ -76,11 +76,11 @@ def reject_unknown_params(params: QueryParams, *, known: Collection[str], patter
 
 def _unknown_param_message(name: str, known: Collection[str], patterns: Collection[str]) -> str:
     if not known:
-        return "is not known; this address takes no parameters"
+        return "is unknown; this endpoint has no parameters"
     close = get_close_matches(name[:ECHOED_NAME_LENGTH_MAX], known, n=1)
-    meant = f", perhaps {close[0]} was meant" if close else ""
+    meant = f", did you mean {close[0]}?" if close else ""
     families = [pattern.strip("^").replace("\\", "") + "*" for pattern in patterns]
-    return f"is not known{meant}; this address takes {', '.join(sorted([*known, *families]))}"
+    return f"is unknown{meant}; this endpoint has the parameters {', '.join(sorted([*known, *families]))}"
 
 
 BODY_TIMEOUT_SECONDS = 30.0

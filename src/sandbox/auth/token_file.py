@@ -162,7 +162,7 @@ class TokenFile:
         try:
             return msgspec.json.decode(content, type=_TokenDocument).tokens
         except DECODE_ERRORS as error:
-            advice = "restore it, or remove it and create tokens anew"
+            advice = "restore it, or remove it and create new tokens"
             raise TokenFileError(f"{self.path} is damaged ({error}); {advice}.") from None
 
     def list_valid(self) -> Sequence[TokenRecord]:
@@ -184,7 +184,7 @@ class TokenFile:
         try:
             self._refresh()
         except OSError as error:
-            _log.error("Nobody is let in: %s", error)
+            _log.error("All requests are denied: %s", error)
             return None
         record = self._records.get(identity)
         return record if record is not None and record.is_valid(self._now()) else None
@@ -198,7 +198,7 @@ class TokenFile:
         try:
             self._records = {record.id: record for record in self.list()}
         except TokenFileError as error:
-            _log.error("Nobody is let in: %s", error)
+            _log.error("All requests are denied: %s", error)
         # The stamp is older than the content: a file replaced in between has another stamp and is read again.
         self._stamp = stamp
 
@@ -245,7 +245,7 @@ def _lock(descriptor: int) -> None:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if time.monotonic() > deadline:
-                raise TimeoutError("Somebody else is changing the tokens; try again.") from None
+                raise TimeoutError("Another process is changing the tokens; try again.") from None
             time.sleep(_LOCK_POLL_SECONDS)
         else:
             return

@@ -73,7 +73,7 @@ def check_data_dir(data_dir: Path, *, deep: bool) -> tuple[int, list[Discrepancy
 def require_data_dir(data_dir: Path) -> None:
     """Raise DataDirNotFoundError if the data directory does not exist."""
     if not data_dir.is_dir():
-        raise DataDirNotFoundError(f"{data_dir} is not there; name the server's directory with --data-dir.")
+        raise DataDirNotFoundError(f"{data_dir} does not exist; set the server's directory with --data-dir.")
 
 
 def rebuild_index(data_dir: Path) -> RebuildResult:
@@ -103,7 +103,10 @@ def _build_index(journals: FileJournals, file: Path) -> RebuildResult:
     finally:
         store.close()
     if not checkpoint_wal(file):  # SQLite does this at `close`, but reports no failure
-        raise StoreError("The new index has not come to disk whole, and the old one stays: make room and try again.")
+        raise StoreError(
+            "The new index could not be written completely, and the old one is unchanged: free disk space and "
+            "try again."
+        )
     fsync_path(file)
     return RebuildResult(tasks_count, refused)
 

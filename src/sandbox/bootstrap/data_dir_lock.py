@@ -82,9 +82,10 @@ def _check_not_copy(data_dir: Path, owner: bytes) -> None:
     is_there = recorded_identity == f"{status.st_dev} {status.st_ino}".encode() and (original / "server.lock").exists()
     if is_there and not os.path.samestat(status, data_dir.stat()):
         raise DataDirBusyError(
-            f"{data_dir} is a copy of {original}, whose tasks it would end. Copies are made by 'sandbox admin backup' "
-            f"and 'sandbox admin restore'. Or, once nothing runs there any more: "
-            f"rm {shlex.quote(str(data_dir / 'server.lock'))}"
+            f"{data_dir} is a copy of {original}, and would end that server's tasks. Create copies with 'sandbox "
+            "admin backup' "
+            "and 'sandbox admin restore'. Or, if no task of the original is running: rm "
+            f"{shlex.quote(str(data_dir / 'server.lock'))}"
         )
 
 
@@ -97,4 +98,4 @@ def _open(stack: ExitStack, path: Path, flags: int) -> int:
 def _busy_message(data_dir: Path, owner: bytes) -> str:
     who = owner.decode(errors="replace").partition("\n")[0]
     process = f"The server with process id {who}" if who.isdigit() else "Another server"
-    return f"{process} works on {data_dir}; stop it or choose another --data-dir."
+    return f"{process} uses {data_dir}; stop it or choose another --data-dir."

@@ -59,14 +59,14 @@ def create_maintenance_jobs(
         await asyncio.to_thread(ProfileCatalog(data_dir).remove_stale_builds)
 
     return (
-        PeriodicJob("preserved sandboxes", expire, "Look at the index and the disk of the data directory."),
+        PeriodicJob("preserved sandboxes", expire, "Check the index and the disk of the data directory."),
         PeriodicJob(
-            "what crashes left of attempts",
+            "leftovers of crashed attempts",
             garbage_collector.sweep,
-            "docs/operations.md tells how to remove it by hand.",
+            "docs/operations.md describes how to remove it by hand.",
         ),
-        PeriodicJob("journals of finished tasks", compactor.sweep, "Make room on the disk of the data directory."),
-        PeriodicJob("tasks that are kept no longer", prune, "Look at [retention] and the disk of the data directory."),
-        PeriodicJob("what probes left", probes.sweep, f"Look into {run_dir}."),
-        PeriodicJob("half-made images", clear_profiles, f"Look into {data_dir / 'profiles'}."),
+        PeriodicJob("journals of finished tasks", compactor.sweep, "Free space on the disk of the data directory."),
+        PeriodicJob("expired tasks", prune, "Check [retention] and the disk of the data directory."),
+        PeriodicJob("leftovers of probes", probes.sweep, f"Check {run_dir}."),
+        PeriodicJob("incomplete images", clear_profiles, f"Check {data_dir / 'profiles'}."),
     )

@@ -60,8 +60,10 @@ def check_usable_data_dir(directory: Path) -> None:
         return
     is_anybodys = bool(status.st_mode & stat.S_ISVTX)
     if _is_open_to_others(status) and (is_anybodys or _has_foreign_files(directory)):
-        message = f"{directory} is open to other users and is no data directory of Sandbox; choose another --data-dir."
-        remedy = f" Or, if it is to be this server's alone: chmod 0700 {shlex.quote(str(directory))}"
+        message = (
+            f"{directory} is accessible to other users and is not a Sandbox data directory; choose another --data-dir."
+        )
+        remedy = f" Or restrict it to this server: chmod 0700 {shlex.quote(str(directory))}"
         raise UnsafeDirectoryError(message if is_anybodys else message + remedy)
 
 
@@ -72,14 +74,14 @@ def check_owner(directory: Path) -> None:
     """
     status = directory.stat()
     if status.st_uid != os.geteuid():
-        remedy = f"work as its user (sudo -u {_user_name(status.st_uid)}), or choose another"
-        raise UnsafeDirectoryError(f"{directory} is not this user's own directory; {remedy}.")
+        remedy = f"run as its owner (sudo -u {_user_name(status.st_uid)}), or choose another"
+        raise UnsafeDirectoryError(f"{directory} is not owned by this user; {remedy}.")
 
 
 def _require_own_directory(directory: Path) -> os.stat_result:
     status = directory.lstat()
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
-        raise UnsafeDirectoryError(f"{directory} is not this user's own directory; remove it or choose another.")
+        raise UnsafeDirectoryError(f"{directory} is not owned by this user; remove it or choose another.")
     return status
 
 

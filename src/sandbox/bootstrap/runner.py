@@ -87,7 +87,7 @@ def _read_order() -> LaunchOrder:
     except msgspec.ValidationError:
         raise
     except msgspec.DecodeError:
-        _log.info("The server ended before it had given its order; the next one starts another runner")
+        _log.info("The server exited before it sent the order; the next server starts another runner")
         sys.exit(1)
 
 
@@ -110,8 +110,8 @@ async def _run(order: LaunchOrder, lock_fd: int, redaction: Redactor | None) -> 
         except (OSError, UnsafeDirectoryError) as error:
             if not order.finish:
                 raise
-            _log.warning("What a dead runner left is collected by one that nobody can reach: %s", error)
-        _log.info("A dead runner's attempt is finished" if order.finish else "The attempt begins")
+            _log.warning("The results of a dead runner are collected by a runner without a control socket: %s", error)
+        _log.info("Finishing the attempt of a dead runner" if order.finish else "The attempt starts")
         await (runner.finish() if order.finish else runner.run())
     _log.info("The attempt has ended", extra={"state": attempt.task.state})
     attempt.recorder.close()
@@ -141,9 +141,9 @@ async def _run_debug_session(order: LaunchOrder, redaction: Redactor | None) -> 
     make_private_directory(run_dir)
     reply = Reply(done=False, message=f"Task {task.id} is {task.state} already.")
     socket = runner_socket(run_dir, order.attempt_id)
-    _log.info("A preserved sandbox is visited")
+    _log.info("A debug session starts")
     await session.run(terminals, lambda: serve_control_socket(socket, lambda _: reply, terminals))
-    _log.info("The visit has ended")
+    _log.info("The debug session has ended")
 
 
 def build_attempt(order: LaunchOrder, lock_fd: int, redaction: Redactor | None) -> AttemptContext:

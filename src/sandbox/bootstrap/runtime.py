@@ -113,7 +113,7 @@ def describe_failure(choice: RuntimeChoice) -> str | None:
     if len(choice.probes) == 1:
         return f"The runtime {choice.chosen.runtime} does not work here. {choice.chosen.remedy}"
     mends = " ".join(f"{probe.runtime}: {probe.remedy}" for probe in reversed(choice.probes) if not probe.is_available)
-    return f"No runtime works, and nothing runs without one. {mends}"
+    return f"No runtime works, so no task can run. {mends}"
 
 
 def image_components() -> Mapping[str, Component]:
@@ -145,7 +145,7 @@ def make_offered_profiles(profiles: ProfileCatalog, find_tier: Callable[[], str]
         return {
             name: ""
             if is_strong_enough(tier, minimum)
-            else f"takes a runtime of the tier {minimum} or a stronger one; this server's is of the tier {tier}"
+            else f"requires a runtime of tier {minimum} or stronger; this server's has tier {tier}"
             for name, minimum in profiles.list_profiles().items()
         }
 

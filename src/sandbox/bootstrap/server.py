@@ -99,10 +99,10 @@ async def can_confine_git(choice: RuntimeChoice, run_dir: Path) -> bool:
     try:
         reason = await find_confinement_problem(make_runtime(choice.chosen.runtime, run_dir), run_dir)
     except MachineBusyError as busy:
-        _log.warning("git runs confined, though trying that failed twice: %s", busy)
+        _log.warning("git runs confined, although two tests of the confinement failed: %s", busy)
         return True
     if reason is not None:
-        _log.warning("git runs with the server's rights, since it cannot be confined: %s", reason)
+        _log.warning("git runs with the server's privileges, because it cannot be confined: %s", reason)
     return reason is None
 
 
@@ -360,7 +360,7 @@ def _permanent_blocked_reasons(upstream: ModelUpstream | None) -> list[str]:
     """Return the reasons why no task can run until the server restarts."""
     if upstream is not None:
         return []
-    return ["There is no key for the model: set ANTHROPIC_API_KEY and start the server again."]
+    return ["No model key is set: set ANTHROPIC_API_KEY and start the server again."]
 
 
 def _make_placement(directories: ServerDirectories, log: LogSection) -> LocalPlacement:
@@ -394,7 +394,7 @@ def _announce(
         "The server answers", extra={"http": http, "ws": ws, "pid": os.getpid(), "data_dir": directories.data_dir}
     )
     for reason in blockers:
-        _log.warning("It takes no tasks. %s", reason)
+        _log.warning("The server does not accept tasks. %s", reason)
 
 
 def _log_shutdown(count: int) -> None:
@@ -403,7 +403,7 @@ def _log_shutdown(count: int) -> None:
         _log.info("Stopped. No task is unfinished.")
         return
     tasks = "1 unfinished task outlives" if count == 1 else f"{count} unfinished tasks outlive"
-    goes_on = "what runs goes on, and the next server on this data directory takes over"
+    goes_on = "running tasks continue, and the next server on this data directory takes over"
     _log.warning("Stopped. %s the server; %s.", tasks, goes_on)
 
 

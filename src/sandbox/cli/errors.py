@@ -136,7 +136,7 @@ def interrupt_hint(task_id: str) -> Iterator[None]:
     except KeyboardInterrupt:
         escaped_id = escape_text(task_id)
         message = (
-            f"\nStopped watching. Task {escaped_id} goes on.\n  Watch again: sandbox task status {escaped_id} --watch"
+            f"\nStopped watching. Task {escaped_id} continues.\n  Watch again: sandbox task status {escaped_id} --watch"
         )
         fail(f"{message}\n  Cancel it:   sandbox task cancel {escaped_id}", ExitCode.INTERRUPTED)
 
@@ -180,5 +180,5 @@ def _wrap_line(line: str, width_cells: int | None) -> list[str]:
 
 def _os_error_message(error: OSError) -> str:
     place = f"{escape_text(str(error.filename))}: " if error.filename else ""
-    advice = "; make room and try again" if error.errno in {errno.ENOSPC, errno.EDQUOT} else ""
+    advice = "; free disk space and try again" if error.errno in {errno.ENOSPC, errno.EDQUOT} else ""
     return f"{place}{error.strerror or error}{advice}"

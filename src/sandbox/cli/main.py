@@ -13,19 +13,19 @@ from sandbox.cli.options import common_options
 from sandbox.cli.startup import set_up_streams
 
 ENTRIES = {
-    "run": ("sandbox.cli.commands.run:run", "Have a task done from here and now, and apply what it changed."),
-    "init": ("sandbox.cli.commands.init:init", "Write a manifest by asking, from the git checkout that you are in."),
-    "task": ("sandbox.cli.commands.task.group:task", "Submit tasks, look at them, fetch what they made."),
+    "run": ("sandbox.cli.commands.run:run", "Run a task from this checkout and apply its changes."),
+    "init": ("sandbox.cli.commands.init:init", "Create a manifest for the current git checkout."),
+    "task": ("sandbox.cli.commands.task.group:task", "Submit, watch and cancel tasks, and download their results."),
     "top": ("sandbox.cli.commands.top.command:top", "Watch all tasks on one screen."),
     "serve": ("sandbox.cli.commands.serve:serve", "Run the server."),
-    "doctor": ("sandbox.cli.commands.doctor:doctor", "Say what works on this machine and what to mend."),
-    "config": ("sandbox.cli.commands.config:config", "Say how the server is configured, and why."),
-    "profile": ("sandbox.cli.commands.profile:profile", "Say what is in the sandboxes."),
-    "token": ("sandbox.cli.commands.token:token", "Say who may use the server."),
-    "admin": ("sandbox.cli.commands.admin.group:admin", "Check, prune, back up and mend what the server keeps."),
-    "mcp": ("sandbox.cli.commands.mcp.command:mcp", "Serve Sandbox as tools to an agent (MCP over stdio)."),
-    "completion": ("sandbox.cli.commands.completion:completion", "Print the script with which a shell completes."),
-    "demo": ("sandbox.cli.commands.demo:demo", "Watch an example task from manifest to patch."),
+    "doctor": ("sandbox.cli.commands.doctor:doctor", "Check this machine and suggest fixes."),
+    "config": ("sandbox.cli.commands.config:config", "Show the server's configuration and its origin."),
+    "profile": ("sandbox.cli.commands.profile:profile", "Manage the images of the sandboxes."),
+    "token": ("sandbox.cli.commands.token:token", "Manage access tokens."),
+    "admin": ("sandbox.cli.commands.admin.group:admin", "Check, prune, back up and repair the server's data."),
+    "mcp": ("sandbox.cli.commands.mcp.command:mcp", "Serve Sandbox as MCP tools over stdio."),
+    "completion": ("sandbox.cli.commands.completion:completion", "Print a shell completion script."),
+    "demo": ("sandbox.cli.commands.demo:demo", "Run an example task from manifest to patch."),
 }
 
 
@@ -33,7 +33,7 @@ ENTRIES = {
     cls=RootGroup,
     entries=ENTRIES,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog='Begin with: sandbox serve   and, in another terminal, in a git checkout: sandbox run "Mend the tests."',
+    epilog='Start with: sandbox serve   and, in another terminal, in a git checkout: sandbox run "Fix the tests."',
 )
 @common_options
 @click.version_option(None, "--version", package_name="sandbox", message="sandbox %(version)s")

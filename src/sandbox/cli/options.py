@@ -65,11 +65,9 @@ def output_options(*formats: OutputFormat, short: bool = True) -> Callable[[_Dec
     """Add `--no-color` and `--format` with the given choices. short: also add `-f`."""
 
     def add(command: _Decorated) -> _Decorated:
-        color = _stored_option("--no-color", is_flag=True, default=None, help="No colours (NO_COLOR).")
+        color = _stored_option("--no-color", is_flag=True, default=None, help="Disable colors (NO_COLOR).")
         names = ["--format", "-f"] if short else ["--format"]
-        return _stored_option(*names, type=click.Choice(formats), help="How the answer is printed [default: text]")(
-            color(command)
-        )
+        return _stored_option(*names, type=click.Choice(formats), help="Output format [default: text]")(color(command))
 
     return add
 

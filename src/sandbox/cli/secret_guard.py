@@ -18,7 +18,7 @@ _Decorated = TypeVar("_Decorated", bound=Callable[..., Any])
 
 def allow_secrets_option(command: _Decorated) -> _Decorated:
     """Add `--allow-secrets`."""
-    help_text = "Take artifacts in which a value of the task's secrets was found, too; else they are left out."
+    help_text = "Also download artifacts that contain a value of the task's secrets; by default they are skipped."
     return click.option("--allow-secrets", "allows_secrets", is_flag=True, help=help_text)(command)
 
 
@@ -26,6 +26,6 @@ def reject_secrets(entries: Iterable[Artifact], *, allows_secrets: bool, advice:
     """Fail the command if an artifact contains a secret and that was not allowed. advice: how to allow it."""
     names = [escape_name(entry["name"]) for entry in entries if entry["contains_secret"] and not allows_secrets]
     if names:
-        contain = "contains a secret of the task, so it was" if len(names) == 1 else "contain secrets, so they were"
+        contain = "contains a secret of the task and was" if len(names) == 1 else "contain secrets and were"
         message = f"Error: {', '.join(names)} {contain} left out."
-        fail(f"{message}\n  Take it all the same: {advice}", ExitCode.REFUSED)
+        fail(f"{message}\n  Download it anyway: {advice}", ExitCode.REFUSED)

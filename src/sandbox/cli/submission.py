@@ -48,8 +48,8 @@ def _fail_duplicate(error: DuplicateTaskIdError) -> NoReturn:
     if existing is None:
         raise error
     task_id, state = escape_text(existing["id"]), escape_text(existing["state"])
-    message = f"Error: Task {task_id} exists already and is {state}.\n  Look at it:      sandbox task status {task_id}"
-    fail(f"{message}\n  Take another id: add --id ID", ExitCode.CONFLICT)
+    message = f"Error: Task {task_id} already exists and is {state}.\n  Show it:        sandbox task status {task_id}"
+    fail(f"{message}\n  Use another id: add --id ID", ExitCode.CONFLICT)
 
 
 def print_submitted(answer: Submitted, *, is_watched: bool) -> None:

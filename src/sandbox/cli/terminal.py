@@ -176,6 +176,6 @@ def exit_with_terminal(result: Exit | None, task_id: str, on_detach: str) -> Non
         click.echo(escape_text(result.message), err=True)
     if result.exit_code is None:
         fail(
-            f"The terminal is gone. Look at the task: sandbox task status {escape_text(task_id)}", ExitCode.SERVER_ERROR
+            f"The terminal was closed. See the task: sandbox task status {escape_text(task_id)}", ExitCode.SERVER_ERROR
         )
     raise click.exceptions.Exit(result.exit_code)

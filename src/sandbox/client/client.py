@@ -133,7 +133,7 @@ class Client:
         return self._request(requests.cancel(task_id, reason, force=force))
 
     def release(self, task_id: str) -> Release:
-        """Remove the sandbox that was preserved after a failure. Raises NotFoundError if there is none."""
+        """Remove the preserved sandbox of a failed task. Raises NotFoundError if there is none."""
         return self._request(requests.release(task_id))
 
     def health(self) -> Health:

@@ -103,10 +103,10 @@ class Connection:
             message = f"Cannot reach {self.server}. Is the server running? Start it with: sandbox serve"
             raise UnreachableError(message) from error
         except httpx.TimeoutException as error:
-            message = f"{self.server} did not answer in time. Try again."
+            message = f"{self.server} did not respond in time. Try again."
             raise UnreachableError(message, may_have_arrived=True) from error
         except httpx.LocalProtocolError as error:
-            raise InvalidParameterError("The request cannot be sent; what is asked for is no proper HTTP.") from error
+            raise InvalidParameterError("The request cannot be sent; it is not valid HTTP.") from error
         except (httpx.TransportError, httpx.DecodingError) as error:
             message = f"The connection to {self.server} broke. Try again."
             raise UnreachableError(message, may_have_arrived=True) from error

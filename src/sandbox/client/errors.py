@@ -331,12 +331,12 @@ def refine_not_found(error: ClientError, server: str, path: str) -> ClientError:
     """
     if error.code != NotFoundError.code or path.endswith("/vm"):
         return error
-    message = f"{server} has no such address: it is no Sandbox server, or not one of this version."
+    message = f"{server} has no such endpoint: it is not a Sandbox server, or has another version."
     advice = f"Check the address of the server; it is {DEFAULT_SERVER} by default, without a path."
     return UnexpectedAnswerError(f"{message} {advice}", status=error.status, body=error.body)
 
 
 def unexpected_response_error(server: str, status: int) -> UnexpectedAnswerError:
     """Create the error for a response that no Sandbox server sends."""
-    message = f"{server} gave an answer (HTTP {status}) that is not Sandbox's. Check the address of the server."
+    message = f"{server} sent an unexpected response (HTTP {status}). Check the address of the server."
     return UnexpectedAnswerError(message, status=status)

@@ -161,5 +161,5 @@ class ResumableStream:
     def next_delay_seconds(self, error: ClientError | None = None) -> float:
         """Return the delay after a lost or prematurely closed connection. Raises the error once no retry is left."""
         return self._backoff.next_delay_seconds(
-            error or UnreachableError("The server closed the stream before the task's end.")
+            error or UnreachableError("The server closed the stream before the task ended.")
         )

@@ -50,7 +50,7 @@ def parse_event(data: bytes) -> Event:
     data_object = parse_object(data)
     kind = data_object.get("type") if data_object is not None and "seq" in data_object else None
     if not isinstance(kind, str) or not matches_schema(data_object, _event_types().get(kind, BaseEvent)):
-        raise UnexpectedAnswerError("The server sent an event that is not Sandbox's.")
+        raise UnexpectedAnswerError("The server sent a malformed event.")
     return cast("Event", data_object)
 
 

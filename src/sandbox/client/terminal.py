@@ -50,7 +50,7 @@ class Terminal:
                     continue
                 message_object = parse_object(message)
                 if message_object is None:
-                    raise UnexpectedAnswerError(f"{self._server} sent a message that is not Sandbox's.")
+                    raise UnexpectedAnswerError(f"{self._server} sent a malformed message.")
                 if message_object.get("type") == "exit":
                     exit_code = message_object.get("exit_code")
                     yield Exit(
@@ -60,7 +60,7 @@ class Terminal:
                 yield bool(message_object.get("types"))
         except websockets.ConnectionClosedError as error:
             raise UnreachableError(f"The connection to {self._server} broke.") from error
-        raise UnreachableError(f"{self._server} closed the connection; the task goes on.")
+        raise UnreachableError(f"{self._server} closed the connection; the task continues.")
 
     async def write(self, data: bytes) -> None:
         """Send input."""

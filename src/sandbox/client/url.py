@@ -15,7 +15,7 @@ def validate_base_url(address: str) -> str:
     import httpx
 
     if "@" in address:  # not included in the message: it may contain a password
-        message = "The server's address must not have a user or a password in it, nor any @."
+        message = "The server's address must not contain credentials or an @."
         raise InvalidParameterError(f"{message} Give a token with --token or SANDBOX_TOKEN.")
     try:
         url = httpx.URL(address)
@@ -51,6 +51,6 @@ def translate_url_errors() -> Iterator[None]:
     try:
         yield
     except httpx.InvalidURL as error:
-        raise InvalidParameterError("The request cannot be sent; what is asked for is too long.") from error
+        raise InvalidParameterError("The request cannot be sent; it is too long.") from error
     except UnicodeEncodeError as error:
-        raise InvalidParameterError("The request cannot be sent; what is asked for is not UTF-8.") from error
+        raise InvalidParameterError("The request cannot be sent; it is not UTF-8.") from error

@@ -27,7 +27,7 @@ repository:
   url: "https://github.com/org/repo.git"
   branch: "main"
 claude:
-  prompt: "Say here what is to be done"
+  prompt: "Describe the work here"
 """
 
 _BUG_FIX = """\
@@ -110,7 +110,7 @@ repository:
   url: "https://github.com/org/app.git"
   branch: "main"
 claude:
-  prompt: "Say here what is to be done"
+  prompt: "Describe the work here"
   max_turns: 30
 lifecycle:
   budget_usd: 2.50
@@ -119,15 +119,13 @@ lifecycle:
 """
 
 MANIFEST_TEMPLATES = (
-    ManifestTemplate("Minimal", "What every manifest needs, and nothing else.", _MINIMAL),
+    ManifestTemplate("Minimal", "The required fields only.", _MINIMAL),
     ManifestTemplate(
-        "Bug fix with GitHub", "Reads the issue by GitHub's MCP server; reaches api.github.com only.", _BUG_FIX
+        "Bug fix with GitHub", "Reads the issue with GitHub's MCP server; allows api.github.com only.", _BUG_FIX
     ),
-    ManifestTemplate("Security audit", "No network at all; a report comes out.", _AUDIT),
+    ManifestTemplate("Security audit", "No network access; the result is a report.", _AUDIT),
     ManifestTemplate("Large machine", "16 CPUs, 32 GiB of memory, 100 GiB of disk.", _LARGE),
-    ManifestTemplate(
-        "Within a budget", "Ends at $2.50, and keeps the sandbox for you to look at if it fails.", _BUDGET
-    ),
+    ManifestTemplate("Within a budget", "Ends at $2.50, and preserves the sandbox if it fails.", _BUDGET),
 )
 
 

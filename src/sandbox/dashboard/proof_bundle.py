@@ -54,7 +54,7 @@ async def _read_artifact(stored: StoredArtifact) -> AsyncIterator[bytes]:
         while left > 0:
             chunk = await fair_share.to_thread(file.read, min(left, _CHUNK_BYTES))
             if not chunk:
-                raise OSError(f"{stored.artifact.name} has fewer bytes than its record says.")
+                raise OSError(f"{stored.artifact.name} is smaller than recorded.")
             left -= len(chunk)
             yield chunk
 

@@ -58,7 +58,7 @@ def _endpoint(path: str, handler: _PageHandler) -> Callable[[Request], Awaitable
         except HTTPException as error:
             if not accepts_html(request):
                 raise
-            return _error_page(request, error.status_code, "There is nothing at this address.")
+            return _error_page(request, error.status_code, "Page not found.")
 
     return answer
 

@@ -73,12 +73,12 @@ def _exit_on_signals() -> Iterator[None]:
 def _choose_model(stack: contextlib.ExitStack, console: Console) -> dict[str, str]:
     """Return the environment variables that configure the server's model."""
     if any(os.environ.get(name) for name in _MODEL_VARIABLES):
-        console.print("The real model works on this task: it costs a few cents of your ANTHROPIC_API_KEY's account.")
+        console.print("This task uses the real model and costs a few cents on the account of your ANTHROPIC_API_KEY.")
         return {}
     console.print(
-        "No ANTHROPIC_API_KEY is set: a script that comes with Sandbox plays the model.\n"
-        "Everything else is real: Claude Code, the clone, the sandbox, the patch.\n"
-        "Tokens and dollars are what the real model would have cost; nothing is paid."
+        "No ANTHROPIC_API_KEY is set: a scripted model is used.\nEverything else is real: Claude Code, the "
+        "clone, the sandbox, the patch.\nTokens and dollars are what the real model would cost; nothing is "
+        "charged."
     )
     model = stack.enter_context(start_module("sandbox.demo.scripted_model", "--port", "0"))
     return {"ANTHROPIC_BASE_URL": model["url"], "ANTHROPIC_API_KEY": "scripted", "ANTHROPIC_AUTH_TOKEN": ""}
@@ -91,7 +91,7 @@ def _run_task(server: str, repository_url: str, console: Console) -> int:
     manifest = {
         "version": "1",
         "kind": "Task",
-        "metadata": {"id": "demo", "name": "Mend the example"},
+        "metadata": {"id": "demo", "name": "Fix the example"},
         "repository": {"url": repository_url, "branch": "main"},
         "vm": _VM,
         "claude": {"prompt": PROMPT},
@@ -107,8 +107,8 @@ def _run_task(server: str, repository_url: str, console: Console) -> int:
             return 1
         _print_patch(client, console)
     console.print(
-        "\nThe demo's server has ended and its files are gone. Next, docs/tutorial.md:\n"
-        "ten minutes, no key. Or tasks of your own, with a key of your own:\n\n"
+        "\nThe demo's server has stopped and its files are removed. Next, docs/tutorial.md:\nten minutes, no "
+        "key. Or run your own tasks with your own key:\n\n"
         f"  export PATH={shlex.quote(str(_COMMANDS))}:$PATH\n"
         "  export ANTHROPIC_API_KEY=…\n"
         "  sandbox serve"
@@ -121,7 +121,7 @@ def _end_task(client: Client) -> None:
     from sandbox.client import ClientError
 
     with contextlib.suppress(ClientError):  # a task that has already ended is a conflict
-        client.cancel("demo", reason="The demo was left.", force=True)
+        client.cancel("demo", reason="The demo was interrupted.", force=True)
         client.wait("demo", timeout_seconds=CANCEL_TIMEOUT_SECONDS)
 
 

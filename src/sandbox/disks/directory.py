@@ -40,7 +40,7 @@ def measure_deleted_files(device: int) -> DeletedFiles:
         if found.st_dev == device and found.st_nlink == 0:
             sizes[found.st_ino] = found.st_blocks * 512
         if time.monotonic() > deadline:
-            raise OSError("its sandbox has too many files open")
+            raise OSError("its sandbox has too many open files")
     return DeletedFiles(sum(sizes.values()), len(sizes))
 
 
@@ -85,7 +85,7 @@ def _parent_pid(pid: int) -> int:
 _BYTES_PER_FILE = 4096
 """Charged per file: an empty file takes no block, but one of the file system's inodes."""
 
-_MEASURE_FAILED = "It cannot be told how full the disk is"
+_MEASURE_FAILED = "The disk usage cannot be measured"
 
 
 class DirectoryDisks:

@@ -40,7 +40,9 @@ class DiskLeftovers:
         while numbers := await asyncio.to_thread(_device_numbers, files.disk_image):
             await asyncio.to_thread(_kill_holders, numbers, files.disk)
             if time.monotonic() > deadline:
-                raise OSError(f"{files.disk_image} is still in use; find by whom: grep -l {attempt_id} /proc/*/mounts")
+                raise OSError(
+                    f"{files.disk_image} is still in use; find the process: grep -l {attempt_id} /proc/*/mounts"
+                )
             await asyncio.sleep(_POLL_SECONDS)
 
 

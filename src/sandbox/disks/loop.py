@@ -39,7 +39,7 @@ async def run_command(*command: str, ok_codes: Collection[int] = (0,)) -> bytes:
             env=_ENVIRONMENT,
         )
     except OSError as error:
-        raise CommandFailedError(f"{_DIE_WITH_PARENT[0]} does not start ({error.strerror})") from error
+        raise CommandFailedError(f"{_DIE_WITH_PARENT[0]} cannot be started ({error.strerror})") from error
     try:
         async with asyncio.timeout(DISK_COMMAND_SECONDS):
             output, complaint = await process.communicate()
@@ -115,7 +115,9 @@ class LoopDisks:
             await run_command("mount", "-t", "ext4", "-o", _OPTIONS, str(files.disk_image), str(files.disk))
             self._disk_fd = os.open(files.disk, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except (CommandFailedError, OSError) as error:
-            raise AttemptError(FailureCode.PROVISION_FAILED, f"The task's disk could not be made: {error}.") from error
+            raise AttemptError(
+                FailureCode.PROVISION_FAILED, f"The task's disk could not be created: {error}."
+            ) from error
 
     async def usage(self, files: AttemptLayout) -> DiskUsage:
         """Return the usage that statvfs(3) reports."""
@@ -177,7 +179,7 @@ async def _wait_until_released(image: Path) -> None:
     deadline = time.monotonic() + DISK_RELEASE_SECONDS
     while find_devices(image):
         if time.monotonic() > deadline:
-            raise OSError("an earlier process of the task still has it")
+            raise OSError("an earlier process of the task still uses it")
         await asyncio.sleep(_POLL_SECONDS)
 
 

@@ -69,7 +69,7 @@ class EventReporter:
         self._report(EgressDenied(self.sanitize(host), port, reason))
         self._denials_reported += 1
         if self._denials_reported == DENIALS_REPORTED_MAX:
-            message = "Further refusals are counted, and not listed one by one."
+            message = "Further denied connections are counted but not listed."
             self._report(ErrorReported("egress_denials_dropped", message))
 
     def report_trouble(self, error: str, message: str) -> None:
@@ -106,7 +106,7 @@ class EventReporter:
         dropped = self._denials_in_second - DENIALS_PER_SECOND_MAX
         self._denials_in_second = 0
         if dropped > 0:
-            message = f"{dropped} more refusals within one second are not listed one by one."
+            message = f"{dropped} more denied connections within one second are not listed."
             self._report(ErrorReported("egress_denials_dropped", message))
 
 

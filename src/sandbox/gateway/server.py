@@ -157,7 +157,7 @@ class SocketGateway:
     def _report_failure(self, subject: str, error: Exception) -> None:
         kinds = sorted({type(one).__name__ for one in getattr(error, "exceptions", [error])})
         with suppress(Exception):
-            self._reporter.report_trouble("gateway_error", f"{subject} was given up: {', '.join(kinds)}.")
+            self._reporter.report_trouble("gateway_error", f"{subject} was aborted: {', '.join(kinds)}.")
 
     def _create_model_handler(self, listener: socket) -> Callable[[socket], Coroutine[Any, Any, None]]:
         port = listener.getsockname()[1]

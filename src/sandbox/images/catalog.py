@@ -85,13 +85,15 @@ class ProfileCatalog:
             raise ImageUnusableError(entry.problem)
         if not is_strong_enough(tier, entry.minimum_tier):
             raise ImageUnusableError(
-                f"The profile {profile} takes a runtime of the tier {entry.minimum_tier} or a stronger one; this "
-                f"server's is of the tier {tier}."
+                f"The profile {profile} requires a runtime of tier {entry.minimum_tier} or stronger; this "
+                f"server's has tier {tier}."
             )
         record = entry.metadata
         if record is None:
             return None
         if record.layout != IMAGE_LAYOUT:
             mend = f"build it again: sandbox profile build {profile}"
-            raise ImageUnusableError(f"The image of the profile {profile} is of another version of Sandbox; {mend}")
+            raise ImageUnusableError(
+                f"The image of the profile {profile} was built by another version of Sandbox; {mend}"
+            )
         return Image(profile, record.digest, str(self.image_store(profile).rootfs_path(record.digest)))

@@ -59,7 +59,7 @@ def find_sources(directory: Path = Path("/etc/apt")) -> list[Path]:
     listed = [directory / "sources.list", *sorted((directory / "sources.list.d").glob("*"))]
     sources = [path for path in listed if path.suffix in {".list", ".sources"} and _has_source(path)]
     if not sources:
-        raise BuildFailedError("apt of this machine has no sources, so nobody knows where packages come from.")
+        raise BuildFailedError("apt of this machine has no package sources.")
     return sources
 
 
@@ -76,7 +76,7 @@ def _read_apt_settings() -> Iterator[str]:
             [_APT_CONFIG, "dump"], capture_output=True, text=True, timeout=_COMMAND_SECONDS, check=True, env={}
         )
     except subprocess.SubprocessError as error:
-        raise BuildFailedError(f"apt of this machine does not tell its settings: {error}") from error
+        raise BuildFailedError(f"The settings of this machine's apt cannot be read: {error}") from error
     yield from (line for line in ran.stdout.splitlines() if line.startswith(_APT_SETTING_PREFIXES))
     yield 'Dir::Etc::netrc "/etc/apt/auth.conf";'
     yield 'Dir::Etc::netrcparts "/etc/apt/auth.conf.d";'
@@ -87,7 +87,7 @@ def _read_suite() -> str:
         name, _, value = line.partition("=")
         if name == "VERSION_CODENAME":
             return value.strip("\"'")
-    raise BuildFailedError("This system does not say which release of Debian or Ubuntu it is (/etc/os-release).")
+    raise BuildFailedError("/etc/os-release does not name a release of Debian or Ubuntu.")
 
 
 def _mmdebstrap_command(definition: ImageDefinition, settings: Path, program: str) -> Iterator[str]:

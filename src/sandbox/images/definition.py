@@ -89,7 +89,7 @@ def read_definition(path: Path) -> ImageDefinition:
         found = msgspec.convert(tomllib.loads(text.decode()), ImageDefinition, strict=True)
         _check_definition(found)
     except ValueError as error:
-        raise InvalidProfileError(f"{path} is no profile: {error}.") from error
+        raise InvalidProfileError(f"{path} is not a valid profile: {error}.") from error
     return found
 
 
@@ -101,14 +101,16 @@ def is_profile_name(name: str) -> bool:
 def check_profile_name(name: str) -> str:
     """Return the name if it is valid. Raises InvalidProfileError."""
     if not is_profile_name(name):
-        raise InvalidProfileError("A profile's name is 1 to 64 of a-z, 0-9, '.', '_' and '-', such as my-tools.")
+        raise InvalidProfileError(
+            "A profile name must be 1 to 64 characters of a-z, 0-9, '.', '_' and '-', such as my-tools."
+        )
     return name
 
 
 def check_tier(tier: str) -> str:
     """Return the tier if it exists or is empty (no minimum). Raises InvalidProfileError."""
     if tier and tier not in TIERS:
-        raise InvalidProfileError(f"The minimum tier is one of {', '.join(TIERS)}.")
+        raise InvalidProfileError(f"The minimum tier must be one of {', '.join(TIERS)}.")
     return tier
 
 

@@ -199,7 +199,7 @@ class ImageStore:
     def _locked(self) -> Iterator[None]:
         with _try_lock(self._root, fcntl.LOCK_EX) as is_free:
             if not is_free:
-                raise ProfileBusyError(f"An image of {self.name} is built or removed at this moment; wait for that.")
+                raise ProfileBusyError(f"An image of {self.name} is being built or removed; wait until it is done.")
             yield
 
     def _unusable_error(self, reason: str) -> ImageUnusableError:
@@ -254,7 +254,7 @@ def _sync_file_system(path: Path) -> None:
     try:
         subprocess.run([_SYNC, "-f", "--", str(path)], timeout=SYNC_SECONDS, check=True, env={})
     except subprocess.SubprocessError as error:
-        raise OSError(f"The disk could not be flushed; look at the machine's log, and try again: {error}") from error
+        raise OSError(f"The disk could not be flushed; check the machine's log, and try again: {error}") from error
 
 
 class ImageLeases:

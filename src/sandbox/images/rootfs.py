@@ -77,7 +77,7 @@ class RootFs:
         source = self.find(target)
         status = None if source is None else os.lstat(source)
         if source is None or status is None or not stat.S_ISREG(status.st_mode):
-            raise ImageRefusedError(f"The image has a hard link to what is no file of its own: {name[:200]}")
+            raise ImageRefusedError(f"The image has a hard link to a file outside of it: {name[:200]}")
         self._count_bytes(status.st_size)
         path = self._make_vacant(name)
         if not os.path.lexists(source):
@@ -133,7 +133,7 @@ class RootFs:
     def _make_vacant(self, name: str) -> str:
         parts = split_path(name)
         if not parts:
-            raise ImageRefusedError("The image has something else than a directory as its /.")
+            raise ImageRefusedError("The root of the image is not a directory.")
         path = self._prepare_path(parts)
         _remove(path)
         return path
@@ -143,7 +143,7 @@ class RootFs:
         try:
             path = os.path.join(self._walk(parts[:-1], creates_missing=True), parts[-1])  # noqa: PTH118
         except OSError as error:
-            raise ImageRefusedError(f"The image has a path that cannot be: {error.strerror}.") from error
+            raise ImageRefusedError(f"The image has an invalid path: {error.strerror}.") from error
         self._mark_added(path)
         return path
 
@@ -167,9 +167,11 @@ class RootFs:
             elif stat.S_ISDIR(mode):
                 resolved.append(segment)
             if len(resolved) > IMAGE_DEPTH_MAX:
-                raise ImageRefusedError(f"The image has directories more than {IMAGE_DEPTH_MAX} deep.")
+                raise ImageRefusedError(f"The image has directories nested more than {IMAGE_DEPTH_MAX} levels deep.")
             if links > IMAGE_LINKS_MAX or not (stat.S_ISLNK(mode) or stat.S_ISDIR(mode)):
-                raise ImageRefusedError(f"The image has a path through what is no directory: {'/'.join(parts)[:200]}")
+                raise ImageRefusedError(
+                    f"The image has a path through a file that is not a directory: {'/'.join(parts)[:200]}"
+                )
         return "/".join(resolved)
 
     def _mode_or_create(self, path: str, *, creates_missing: bool) -> int:
@@ -217,7 +219,7 @@ class RootFs:
 def split_path(name: str) -> list[str]:
     """Split a path inside; a leading slash is ignored. Raises ImageRefusedError if it could leave the tree."""
     if "\0" in name or len(os.fsencode(name)) > IMAGE_PATH_BYTES_MAX:
-        raise ImageRefusedError(f"The image has a path that is too long or not one at all: {name[:200]!r}")
+        raise ImageRefusedError(f"The image has a path that is too long or invalid: {name[:200]!r}")
     parts = [segment for segment in name.split("/") if segment not in {"", "."}]
     if any(len(os.fsencode(part)) > _NAME_BYTES_MAX for part in parts):
         raise ImageRefusedError(f"The image has a name that is too long: {name[:200]!r}")
@@ -231,7 +233,7 @@ def _chunks(content: BinaryIO, size: int) -> Iterator[bytes]:
     while remaining:
         chunk = content.read(min(remaining, _CHUNK_BYTES))
         if not chunk:
-            raise ImageRefusedError("The image is cut off.")
+            raise ImageRefusedError("The image is truncated.")
         remaining -= len(chunk)
         yield chunk
 

@@ -69,7 +69,7 @@ class RunnerUnreachableError(SandboxError):
     retryable = True
 
 
-CANCEL_TOO_LATE = "The agent had ended already; the task keeps its outcome."
+CANCEL_TOO_LATE = "The agent had already ended; the outcome is unchanged."
 """The response to a cancel request that came after the agent's exit, whichever process recorded it."""
 
 

@@ -10,6 +10,7 @@ from typing import Protocol
 import msgspec
 
 from sandbox.model.limits import (
+    EPOLL_ENTRIES_MAX,
     FILE_LOCKS_MAX,
     IDLE_SLAB_BYTES_MAX,
     NETLINK_BYTES_MAX,
@@ -224,13 +225,13 @@ class KernelUsage(msgspec.Struct, frozen=True):
         """Return why the sandbox must end, for people; empty while all is within limits."""
         if self.sockets is not None and self.sockets > SOCKETS_MAX:
             return (
-                f"The sandbox had {self.sockets} sockets, and the limit is {SOCKETS_MAX}; close connections that are "
-                "not used, and accept those that come in."
+                f"The sandbox had {self.sockets} sockets, and the limit is {SOCKETS_MAX}; close unused "
+                "connections, and accept incoming ones."
             )
         if self.buffer_bytes and self.buffer_bytes_max is not None and self.buffer_bytes > self.buffer_bytes_max:
             return (
                 f"The sandbox's sockets held {self.buffer_bytes >> 20} MiB in their buffers, and the limit for its "
-                f"vm.memory is {self.buffer_bytes_max >> 20} MiB; read what arrives, or raise vm.memory."
+                f"vm.memory is {self.buffer_bytes_max >> 20} MiB; read received data, or raise vm.memory."
             )
         if self.netlink_bytes is not None and self.netlink_bytes > NETLINK_BYTES_MAX:
             return f"The sandbox left {self.netlink_bytes >> 20} MiB unread in netlink sockets; read or close them."
@@ -242,13 +243,13 @@ class KernelUsage(msgspec.Struct, frozen=True):
             )
         if self.idle_slab_bytes is not None and self.idle_slab_bytes > IDLE_SLAB_BYTES_MAX:
             return (
-                f"The sandbox left {self.idle_slab_bytes >> 20} MiB of the kernel's memory taken by few objects; "
-                "close what it opened together with most of the rest."
+                f"The sandbox left {self.idle_slab_bytes >> 20} MiB of kernel memory in partly used slabs; close "
+                "files and sockets that were opened together."
             )
         if self.udp_sockets_on_port is not None and self.udp_sockets_on_port > UDP_SOCKETS_ON_PORT_MAX:
             return (
                 f"The sandbox had {self.udp_sockets_on_port} UDP sockets on one port, and the limit is "
-                f"{UDP_SOCKETS_ON_PORT_MAX}; bind them to ports of their own."
+                f"{UDP_SOCKETS_ON_PORT_MAX}; bind them to different ports."
             )
         return ""
 
@@ -258,23 +259,29 @@ class FileUsage(msgspec.Struct, frozen=True):
 
     open_files: descriptors of all its processes.
     directories, locks: directories among them, and POSIX file locks. Both are 0 while they cannot exceed their limits.
+    epoll_entries: pairs of an epoll instance and a descriptor that it watches; 0 while few.
     """
 
     open_files: int | None = None
     directories: int = 0
     locks: int = 0
+    epoll_entries: int = 0
 
     def find_violation(self) -> str:
         """Return why the sandbox must end, for people; empty while all is within limits."""
         if self.open_files is not None and self.open_files > OPEN_FILES_OF_SANDBOX_MAX:
             return (
-                f"The sandbox's processes had {self.open_files} open files, and {OPEN_FILES_OF_SANDBOX_MAX} is the "
-                "most; close those that are not needed."
+                f"The sandbox's processes had {self.open_files} open files, and the limit is "
+                f"{OPEN_FILES_OF_SANDBOX_MAX}; close unused ones."
             )
         if self.directories > OPEN_DIRECTORIES_MAX:
             return f"The sandbox had more than {OPEN_DIRECTORIES_MAX} open directories; close those that are unused."
         if self.locks > FILE_LOCKS_MAX:
             return f"The sandbox had more than {FILE_LOCKS_MAX} locks on files; release those that are not needed."
+        if self.epoll_entries > EPOLL_ENTRIES_MAX:
+            return (
+                f"The sandbox had more than {EPOLL_ENTRIES_MAX} epoll entries; watch each file with one epoll instance."
+            )
         return ""
 
 

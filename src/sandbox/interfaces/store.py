@@ -18,7 +18,7 @@ class DuplicateTaskError(SandboxError):
     code = "duplicate_task_id"
 
     def __init__(self, existing: Task) -> None:
-        super().__init__(f"Task {existing.id} exists already and is {existing.state}; choose another metadata.id.")
+        super().__init__(f"Task {existing.id} already exists and is {existing.state}; choose another metadata.id.")
         self.existing = existing
 
 
@@ -45,7 +45,7 @@ class InvalidCursorError(SandboxError):
     code = "invalid_parameter"
 
     def __init__(self) -> None:
-        super().__init__("This cursor does not belong to a list of this order; begin without one.")
+        super().__init__("This cursor belongs to a list in another order; start without one.")
 
 
 @dataclass(frozen=True, slots=True)

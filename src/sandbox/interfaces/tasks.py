@@ -58,7 +58,7 @@ class TaskTerminalError(SandboxError):
     code = "task_already_terminal"
 
     def __init__(self, task: Task) -> None:
-        super().__init__(f"Task {task.id} is {task.state} already; nothing is left to cancel.")
+        super().__init__(f"Task {task.id} is already {task.state} and cannot be cancelled.")
         self.task = task
 
 
@@ -78,7 +78,7 @@ class InsufficientResourcesError(SandboxError):
     ) -> None:
         """shortages: the missing resources with requested and available amounts, for people."""
         super().__init__(
-            f"The task asks for {' and '.join(shortages)}: more than this machine can give. "
+            f"The task requests {' and '.join(shortages)}, more than this machine has. "
             "Lower vm.cpus, vm.memory or vm.disk, or raise the server's capacity settings."
         )
         self.requested_cpus = requested_cpus
@@ -105,7 +105,7 @@ class ArtifactNotFoundError(SandboxError):
     code = "artifact_not_found"
 
     def __init__(self, task_id: str, name: str) -> None:
-        super().__init__(f"Task {task_id} has no artifact {name!r}; list its artifacts to see which there are.")
+        super().__init__(f"Task {task_id} has no artifact {name!r}; list its artifacts to see their names.")
         self.name = name
 
 
@@ -115,7 +115,7 @@ class IdempotencyKeyReusedError(SandboxError):
     code = "idempotency_key_reused"
 
     def __init__(self) -> None:
-        super().__init__("This Idempotency-Key came with another body before; use a new key for a new task.")
+        super().__init__("This Idempotency-Key was used with another body; use a new key for a new task.")
 
 
 class SandboxNotPreservedError(SandboxError):
@@ -124,10 +124,10 @@ class SandboxNotPreservedError(SandboxError):
     code = "not_found"
 
     def __init__(self, task: Task) -> None:
-        why = "only failure_action: preserve keeps one, for a while"
+        why = "set failure_action: preserve to keep it for a while"
         if task.state is TaskState.FAILED_PRESERVED:
-            why = "it was released, or its time is over"
-        super().__init__(f"No sandbox of task {task.id} is kept; {why}.")
+            why = "it was released, or has expired"
+        super().__init__(f"Task {task.id} has no preserved sandbox; {why}.")
 
 
 @dataclass(frozen=True, slots=True)

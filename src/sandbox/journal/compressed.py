@@ -135,7 +135,7 @@ def compress_journal(records: Path, target: Path) -> None:
         target.stat()
         return
     if extent.last is None or not isinstance(extent.last.event, TaskFinished):
-        what = f"{records} tells of no end of its task; stop the server and run: sandbox admin rebuild"
+        what = f"{records} does not contain the end of its task; stop the server and run: sandbox admin rebuild"
         raise JournalDamagedError(what)
     try:
         _write_verified(_lines_before(records, extent.end), beside)
@@ -156,7 +156,7 @@ def _write_verified(texts: Iterable[bytes], target: Path) -> None:
     checksum = _write_members(texts, target)
     with CompressedJournal(target) as written:
         if reduce(lambda value, data: zlib.crc32(data, value), written.iter_content(), 0) != checksum:
-            raise JournalDamagedError(f"{target} is not as it was written; look at the disk that it is on.")
+            raise JournalDamagedError(f"{target} differs from what was written; check its disk.")
 
 
 def _write_members(texts: Iterable[bytes], target: Path) -> int:
@@ -226,4 +226,4 @@ def _walk_members(path: Path, fd: int, end: int) -> Iterator[GzipMember]:
 
 
 def _damage_error(path: Path, begin: int) -> JournalDamagedError:
-    return JournalDamagedError(f"What is packed at byte {begin} of {path} is not as it was written; restore it.")
+    return JournalDamagedError(f"The compressed data at byte {begin} of {path} is damaged; restore it.")

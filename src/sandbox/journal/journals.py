@@ -157,7 +157,7 @@ def _check_no_records(directory: Path) -> None:
             return
     except JournalDamagedError:
         pass
-    raise FileExistsError(errno.EEXIST, "The task has a journal already", str(records))
+    raise FileExistsError(errno.EEXIST, "The task already has a journal", str(records))
 
 
 def _create_directories(directory: Path) -> int:
@@ -167,7 +167,7 @@ def _create_directories(directory: Path) -> int:
             parent.mkdir(mode=0o700, exist_ok=True)
         return lock.acquire(directory / "lock", create=True)
     except JournalBusyError as error:
-        raise FileExistsError(errno.EEXIST, "The task has a journal already", str(directory)) from error
+        raise FileExistsError(errno.EEXIST, "The task already has a journal", str(directory)) from error
     except OSError:
         _remove_empty_directories(directory)
         raise

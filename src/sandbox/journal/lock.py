@@ -23,7 +23,7 @@ def acquire(path: Path, *, create: bool = False) -> int:
     try:
         _lock(lock_fd, path)
         if not is_lock_of(lock_fd, path):
-            raise JournalBusyError(f"Somebody has just removed {path.parent}; try again.")
+            raise JournalBusyError(f"Another process has just removed {path.parent}; try again.")
     except BaseException:
         os.close(lock_fd)
         raise
@@ -68,7 +68,7 @@ def _lock(lock_fd: int, path: Path) -> None:
         if _try_lock(lock_fd, fcntl.LOCK_EX):
             return
         time.sleep(_PAUSE_SECONDS)
-    raise JournalBusyError(f"Somebody is writing {path.parent}; wait until that process has ended.")
+    raise JournalBusyError(f"Another process is writing {path.parent}; wait until it has ended.")
 
 
 def _try_lock(lock_fd: int, kind: int) -> bool:

@@ -102,6 +102,9 @@ FILE_LOCKS_MAX = 8192
 OPEN_FILES_OF_SANDBOX_MAX = 131072
 """Descriptors of all processes of one sandbox together."""
 
+EPOLL_ENTRIES_MAX = 32768
+"""Epoll entries of one sandbox. An event of a file wakes all its entries at once, which takes 4 ms for this many."""
+
 OPEN_DIRECTORIES_MAX = 8192
 """Open directories among them. A partly read one takes up to 20 KiB that no control group is charged for."""
 

@@ -51,10 +51,10 @@ def advance(task: Task | None, event: e.Event, *, seq: int, at: datetime) -> Adv
     if task is None:
         return _task_submitted(event, seq=seq, at=at)
     if task.state.is_terminal:
-        raise IllegalEventError(f"Task {task.id} is {task.state}; nothing more can happen to it.")
+        raise IllegalEventError(f"Task {task.id} is already {task.state}.")
     apply = _HANDLERS.get(type(event))
     if apply is None:
-        raise IllegalEventError(f"Task {task.id} was submitted already.")
+        raise IllegalEventError(f"Task {task.id} was already submitted.")
     changes, target, effects = apply(task, event)
     if isinstance(event, e.AttemptStarted | e.AttemptEnded):
         time = {"started_at": at} if isinstance(event, e.AttemptStarted) else {"ended_at": at}
@@ -136,19 +136,19 @@ def _attempt_started(task: Task, event: e.AttemptStarted) -> _HandlerResult:
     )
     past = task.past_attempts if before is None else (*task.past_attempts, before)
     changes = {"attempt": attempt, "attempts": attempt.number, "past_attempts": past, "forgone": ()}
-    message = "Taking the disk over" if event.resumes else f"Cloning {repository.url} ({repository.branch})"
+    message = "Taking over the disk" if event.resumes else f"Cloning {repository.url} ({repository.branch})"
     return changes, (TaskState.STAGING, message), ()
 
 
 def _workspace_prepared(task: Task, event: e.WorkspacePrepared) -> _HandlerResult:
-    message = f"Making the sandbox for commit {event.base_commit[:12]}"
+    message = f"Creating the sandbox for commit {event.base_commit[:12]}"
     changes = _update_attempt(task, TaskState.STAGING, base_commit=event.base_commit)
     return changes, (TaskState.PROVISIONING, message), ()
 
 
 def _sandbox_created(task: Task, event: e.SandboxCreated) -> _HandlerResult:
     changes = _update_attempt(task, TaskState.PROVISIONING, vm_name=event.vm_name, tier=event.tier, image=event.image)
-    return changes, (TaskState.READY, "The sandbox answers"), ()
+    return changes, (TaskState.READY, "The sandbox is ready"), ()
 
 
 def _agent_started(task: Task, event: e.AgentStarted) -> _HandlerResult:
@@ -189,7 +189,7 @@ def _attempt_ended(task: Task, _: e.AttemptEnded) -> _HandlerResult:
     changes = {"attempt": ended, "failure": None, "agent_has_exited": False, "exit_code": None, "result": None}
     wait = backoff_seconds(msgspec.structs.replace(task, attempt=ended, failure=None))
     pause = f" in {wait:.15g} s" if wait else ""
-    message = f"Attempt {attempt.number} ended with {task.failure.code}; another one follows{pause}"
+    message = f"Attempt {attempt.number} ended with {task.failure.code}; another attempt follows{pause}"
     return {**changes, "state_message": message}, None, ()
 
 

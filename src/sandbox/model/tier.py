@@ -4,9 +4,9 @@ TIERS = ("namespaces", "gvisor", "vm")
 """Weakest first."""
 
 TIER_DESCRIPTIONS = {
-    "namespaces": "namespaces and a filter on system calls, on the host's own kernel",
-    "gvisor": "a kernel of its own, which is a program of the host that may use few of the host's system calls",
-    "vm": "a virtual machine with a kernel of its own",
+    "namespaces": "namespaces and a system call filter, on the host's kernel",
+    "gvisor": "a separate kernel in a host program that may use few system calls",
+    "vm": "a virtual machine with a separate kernel",
 }
 """What separates the agent from the host in each tier."""
 

@@ -199,7 +199,7 @@ class AgentOutput:
     def close(self) -> None:
         """Record how much output was dropped."""
         if self._quota.dropped_bytes:
-            self._record(Gap(0, 0, f"{self._quota.dropped_bytes} bytes of output were left out at last."))
+            self._record(Gap(0, 0, f"{self._quota.dropped_bytes} bytes of output were dropped at the end."))
 
     def _count_chunk(self, byte_count: int) -> None:
         self.processed_bytes += byte_count

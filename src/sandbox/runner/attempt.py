@@ -112,7 +112,7 @@ class AttemptRunner:
     def _record_unredacted_secrets(self) -> None:
         redaction = self._attempt.redaction
         for name in redaction.too_short_names if redaction is not None else ():
-            message = f"The value of {name} is under 8 characters, too short to be kept out of logs and artifacts."
+            message = f"The value of {name} is under 8 characters, too short to be redacted from logs and artifacts."
             self._attempt.recorder.record(ErrorReported("secret_not_redacted", message))
 
     async def finish(self) -> None:
@@ -154,18 +154,18 @@ class AttemptRunner:
         except (AttemptError, OSError) as error:
             if not self._attempt.task.needs_only_teardown:
                 raise
-            _log.warning("What is left of the sandbox does not end: %s", error_reason(error))
+            _log.warning("The rest of the sandbox cannot be ended: %s", error_reason(error))
 
     def _loss_failure(self) -> Failure:
         """If the host has rebooted, all its processes are gone, not only the runner."""
         attempt = self._attempt.task.attempt
         is_other_boot = attempt is not None and attempt.boot_id not in ("", self._attempt.dependencies.boot_id)
         code, what = (
-            (FailureCode.HOST_LOST, "The machine was started anew while the task was under way")
+            (FailureCode.HOST_LOST, "The machine was restarted while the task was running")
             if is_other_boot
             else (FailureCode.RUNNER_LOST, "The task's runner died")
         )
-        return Failure(code, f"{what}; what the agent had written until then is kept. Submit the task again.")
+        return Failure(code, f"{what}; the agent's work until then is stored. Submit the task again.")
 
     async def _reattach_disk(self) -> None:
         """Open the disk again, so its contents can be collected; record an error if it cannot be read."""
@@ -189,7 +189,10 @@ class AttemptRunner:
             provisioned = await self._run_step(
                 provision(self._attempt),
                 lifecycle.provision_timeout_seconds,
-                Failure(FailureCode.PROVISION_TIMEOUT, "The sandbox took too long; raise lifecycle.provision_timeout."),
+                Failure(
+                    FailureCode.PROVISION_TIMEOUT,
+                    "Creating the sandbox took too long; raise lifecycle.provision_timeout.",
+                ),
             )
             await run(self._attempt, provisioned, self._stop_signal, self.terminals)
         except AttemptStoppedError:
@@ -277,7 +280,7 @@ class AttemptRunner:
             async with asyncio.timeout(METADATA_SECONDS):
                 await store_metadata(self._attempt)
         except Exception as error:
-            _log.error("The metadata could not be kept: %s", error_reason(error))
+            _log.error("The metadata could not be stored: %s", error_reason(error))
 
     async def _collect_with_retries(self) -> None:
         """Retry while the disk rejects writes: finished work is worth the wait."""
@@ -294,9 +297,9 @@ class AttemptRunner:
             except (OSError, AttemptError) as error:
                 if (refusal := transient_disk_error(error)) is None:
                     raise
-                what = f"The artifacts could not be stored ({refusal.strerror}); make room on the server's disk."
+                what = f"The artifacts could not be stored ({refusal.strerror}); free space on the server's disk."
                 if self._storage_failure is None:
-                    _log.warning("%s It is tried again until lifecycle.collect_timeout is over.", what)
+                    _log.warning("%s Retrying until lifecycle.collect_timeout.", what)
                 self._storage_failure = Failure(FailureCode.DISK_FULL, what)
             await asyncio.sleep(RETRY_SECONDS)
 
@@ -315,7 +318,7 @@ class AttemptRunner:
                 await asyncio.to_thread(self._attempt.recorder.sync)
             except OSError as error:
                 if str(error) != logged:
-                    _log.error("Output could not be flushed: %s; it is tried again.", error)
+                    _log.error("Output could not be flushed: %s; retrying.", error)
                 logged = str(error)
 
 
@@ -323,10 +326,10 @@ def _to_failure(error: Exception) -> Failure:
     what = _describe(error)
     refusal = transient_disk_error(error)
     if refusal is not None and refusal.errno in DISK_FULL_ERRNOS:
-        message = f"There was no room left ({what}); raise vm.disk, or make room in the server's data directory."
+        message = f"No space was left ({what}); raise vm.disk, or free space in the server's data directory."
         return Failure(FailureCode.DISK_FULL, message)
     if refusal is not None:
-        message = f"A disk of the server fails ({what}); look at it and at the kernel's log, and submit the task again."
+        message = f"A disk of the server failed ({what}); check the disk and the kernel log, and submit the task again."
         return Failure(FailureCode.INTERNAL, message)
     return Failure(FailureCode.INTERNAL, f"The runner failed ({what}); please report this.")
 

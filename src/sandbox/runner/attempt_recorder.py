@@ -13,7 +13,7 @@ from sandbox.model.state_machine import Effect
 from sandbox.model.task import Task
 from sandbox.runner.retrying_writer import HostDiskSpace, RetryingWriter, is_droppable
 
-_DROPPED_MESSAGE = "Output is left out: the disk of the server's data directory has little room."
+_DROPPED_MESSAGE = "Output is dropped: the disk of the server's data directory is nearly full."
 _log = logging.getLogger(__name__)
 
 
@@ -127,7 +127,7 @@ class AttemptRecorder:
             self._reserve.allocate()
         except OSError as error:
             if not self._has_logged_reserve_failure:
-                _log.warning("There is no room to keep for the end of the task: %s", error)
+                _log.warning("Disk space for the end of the task could not be reserved: %s", error)
             self._has_logged_reserve_failure = True
 
     def _is_blocked(self) -> bool:
@@ -142,6 +142,6 @@ class AttemptRecorder:
             self._recorder.record(e.Gap(0, 0, _DROPPED_MESSAGE))
 
     def _record_dropped(self) -> None:
-        left_out = f"{self._dropped_bytes} bytes of output in {self._dropped_events} pieces were left out"
+        left_out = f"{self._dropped_bytes} bytes of output in {self._dropped_events} events were dropped"
         self._is_dropping, self._dropped_bytes, self._dropped_events = False, 0, 0
-        self._recorder.record(e.Gap(0, 0, f"{left_out}: the disk of the server's data directory had little room."))
+        self._recorder.record(e.Gap(0, 0, f"{left_out}: the disk of the server's data directory was nearly full."))

@@ -24,7 +24,7 @@ from sandbox.runner.terminals import PAUSE_COMMAND, TerminalServer, without_secr
 
 _log = logging.getLogger(__name__)
 
-_OUT_OF_SPACE_MESSAGE = "There is no room for more on the disk of this shell; open another one, or release the sandbox."
+_OUT_OF_SPACE_MESSAGE = "The disk of this shell is full; open another shell, or release the sandbox."
 
 ServeClients = Callable[[], AbstractAsyncContextManager[None]]
 
@@ -120,4 +120,4 @@ class DebugSession(msgspec.Struct, frozen=True):
 def _log_event(event: Event) -> None:
     """A debug session has no journal."""
     if isinstance(event, ErrorReported):
-        _log.warning("A preserved sandbox is in trouble: %s", event.message)
+        _log.warning("A debug session failed: %s", event.message)

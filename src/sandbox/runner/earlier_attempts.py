@@ -60,7 +60,7 @@ def check_fencing(order: LaunchOrder, task: Task | None, last_record: Record | N
     unfinished task. last_record: the newest record. Raises StaleOrderError.
     """
     if task is None or task.attempt is None or task.attempt.id != order.attempt_id or task.state.is_terminal:
-        raise StaleOrderError(f"Task {order.task_id} has no attempt {order.attempt_id} under way.")
+        raise StaleOrderError(f"Task {order.task_id} has no running attempt {order.attempt_id}.")
     event = last_record.event if last_record is not None else None
     if not order.finish and not (isinstance(event, AttemptStarted) and event.attempt_id == order.attempt_id):
-        raise StaleOrderError(f"Attempt {order.attempt_id} was begun by another runner.")
+        raise StaleOrderError(f"Attempt {order.attempt_id} was started by another runner.")

@@ -96,7 +96,7 @@ class ProgressTracker:
         if self._claims_recorded <= TOOL_CALL_EVENTS_MAX:
             self._record(event)
         elif self._claims_recorded == TOOL_CALL_EVENTS_MAX + 1:
-            self._record(Gap(0, 0, f"Over {TOOL_CALL_EVENTS_MAX} tool calls and retries are counted, and not told."))
+            self._record(Gap(0, 0, f"Over {TOOL_CALL_EVENTS_MAX} tool calls and retries are counted but not listed."))
 
     def _update(self, **counters: Any) -> None:
         self._counters = msgspec.structs.replace(self._counters, **counters)

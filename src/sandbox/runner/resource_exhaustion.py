@@ -39,11 +39,11 @@ class ExhaustionDetector:
     def update(self, stats: Stats) -> None:
         """Process the current counters."""
         if stats.oom_kills:
-            self._report(FailureCode.OUT_OF_MEMORY, f"A process was ended at vm.memory {self._vm.memory}; raise it.")
+            self._report(FailureCode.OUT_OF_MEMORY, f"A process was killed at vm.memory {self._vm.memory}; raise it.")
         if stats.fork_failures:
             self._report(
                 FailureCode.PROCESS_LIMIT,
-                f"No more processes could be started: a sandbox has {SANDBOX_PROCESSES_MAX} at once.",
+                f"No more processes could be started: the limit is {SANDBOX_PROCESSES_MAX}.",
             )
 
     async def watch_disk(self, clock: Clock) -> Failure:
@@ -56,7 +56,7 @@ class ExhaustionDetector:
             misses = misses + 1 if problem else 0
             if not self._disks.enforces_size:
                 if misses == DISK_CHECK_FAILURES_MAX:
-                    return Failure(FailureCode.SANDBOX_LOST, f"{problem}; nothing bounded it any more.")
+                    return Failure(FailureCode.SANDBOX_LOST, f"{problem}; the disk usage was unlimited.")
                 if not misses and self.disk_use is not None and self.disk_use.is_full:
                     return Failure(FailureCode.DISK_FULL, self.disk_full_message)
             await asyncio.sleep(DISK_CHECK_SECONDS if misses else max(DISK_CHECK_SECONDS, pause))
@@ -93,7 +93,7 @@ class ExhaustionDetector:
         is_explained = result is not None and result.get("is_error") is not False
         for code, name in _ERRNO_NAMES.items():
             if self._is_exhausted(code) and (not is_explained or name in failure.message):
-                return Failure(code, f"{self._reported[code]} What Claude Code said at last: {failure.message}")
+                return Failure(code, f"{self._reported[code]} Last message of Claude Code: {failure.message}")
         return failure
 
     def _is_exhausted(self, code: FailureCode) -> bool:

@@ -70,7 +70,7 @@ class RetryingWriter:
             except OSError as error:
                 if error.errno == errno.EMSGSIZE:
                     raise
-                _log.warning("The disk does not take what happens to the task: %s; it is tried again.", error)
+                _log.warning("Events of the task cannot be written to disk: %s; retrying.", error)
                 self._check_pending_limit(event, error)
         else:
             self._check_pending_limit(event, None)
@@ -94,7 +94,7 @@ class RetryingWriter:
 
     def _check_pending_limit(self, event: e.Event, error: OSError | None) -> None:
         if is_droppable(event) and self._pending_bytes + _size_bytes(event) > BUFFERED_OUTPUT_BYTES_MAX:
-            raise error or OSError("Too much waits to be written already")
+            raise error or OSError("Too many events are waiting to be written")
 
     def _write(self, pending: _PendingRecord) -> e.Record:
         try:

@@ -183,13 +183,13 @@ class TerminalServer:
     def check(self, order: TerminalOrder) -> None:
         """Raise TerminalRefusedError if the terminal cannot be opened."""
         if self._sandbox is None:
-            raise TerminalRefusedError("The task's sandbox does not run now; look at the task's status.")
+            raise TerminalRefusedError("The task's sandbox is not running; check the task's status.")
         if order.agent and self.agent_terminal is None:
             raise TerminalRefusedError(
                 "The task's agent has no terminal (claude.headless is true); open a shell, or follow its logs."
             )
         if len(self._connections) >= TERMINALS_MAX:
-            raise TerminalRefusedError(f"There are {TERMINALS_MAX} terminals open in this task; close one.")
+            raise TerminalRefusedError(f"This task has {TERMINALS_MAX} open terminals; close one.")
 
     async def serve(self, order: TerminalOrder, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve one client, from its reply to its end."""

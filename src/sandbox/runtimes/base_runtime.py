@@ -154,7 +154,7 @@ class BaseRuntime:
         except BaseException as error:
             await self._clean_up(handle, spec.disk, launch)
             if isinstance(error, OSError):
-                reason = f"The sandbox could not be made: {error}. 'sandbox doctor' tells what to do."
+                reason = f"The sandbox could not be created: {error}. Run 'sandbox doctor' for help."
                 raise AttemptError(FailureCode.PROVISION_FAILED, reason) from error
             raise
         sandbox = self._driver.create_sandbox(handle, spec, group, launch, listeners)
@@ -180,7 +180,7 @@ class BaseRuntime:
                 )
                 listeners = await started.wait_ready()
             except OSError as error:
-                reason = f"Programs could not be confined: {error}. 'sandbox doctor' tells what to do."
+                reason = f"Programs could not be confined: {error}. Run 'sandbox doctor' for help."
                 raise AttemptError(FailureCode.PROVISION_FAILED, reason) from error
             watch = asyncio.create_task(_kill_on_excess(started, _group_of(handle), spec.memory_bytes))
             with listeners.proxy.dup() as door:
@@ -263,7 +263,7 @@ class BaseRuntime:
         while not self._kill_processes(handle, group) <= ignored or not (ignored or group.remove()):
             if asyncio.get_running_loop().time() > deadline:
                 raise AttemptError(
-                    FailureCode.SANDBOX_LOST, "Processes of the sandbox do not end on KILL; restart the machine."
+                    FailureCode.SANDBOX_LOST, "Processes of the sandbox do not end after SIGKILL; restart the machine."
                 )
             await asyncio.sleep(_POLL_SECONDS)
         processes.reap_orphans(_uid_of(handle))
@@ -346,10 +346,10 @@ async def _kill_on_excess(launcher: LauncherProcess, group: ControlGroup, memory
     try:
         await wait_for_violation(
             lambda: asyncio.to_thread(group.kernel_usage, launcher.pid, memory_bytes, launcher.counter, launcher.slabs),
-            lambda: asyncio.to_thread(group.file_usage),
+            lambda: asyncio.to_thread(group.file_usage, launcher.epolls),
         )
     except Exception:
-        _log.exception("What the kernel holds for confined programs cannot be counted; they are ended.")
+        _log.exception("The kernel usage of confined programs cannot be measured; they are killed.")
     launcher.kill()
 
 

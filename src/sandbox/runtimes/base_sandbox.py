@@ -67,7 +67,7 @@ class BaseSandbox(ABC):
     async def _execute(self, command: Command) -> asyncio.StreamReader:
         """Make the launcher exec the sandbox's program and return the stream of its reports. Raises AttemptError."""
         if self._has_started:
-            raise AttemptError(FailureCode.PROVISION_FAILED, "A sandbox runs one command; make another one.")
+            raise AttemptError(FailureCode.PROVISION_FAILED, "A sandbox runs one command; create another one.")
         self._has_started = True
         reports, reports_inside = socket.socketpair()
         with reports_inside:
@@ -76,7 +76,7 @@ class BaseSandbox(ABC):
             try:
                 self._launcher.exec_command(exec_spec.argv, command.stdin, exec_spec.descriptors)
             except OSError as error:
-                raise AttemptError(FailureCode.SANDBOX_LOST, f"The sandbox is gone: {error.strerror}.") from error
+                raise AttemptError(FailureCode.SANDBOX_LOST, f"The sandbox has ended: {error.strerror}.") from error
             finally:
                 exec_spec.close()
         return reader

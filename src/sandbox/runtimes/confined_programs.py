@@ -126,7 +126,7 @@ class ConfinedPrograms:
         for one in _confined_directories(self._spec):
             if directory.is_relative_to(one):
                 return str(_ATTEMPT_ROOT / one.name / directory.relative_to(one))
-        raise ValueError(f"{directory} is not in sight of the confinement")
+        raise ValueError(f"{directory} is not visible to the confined program")
 
 
 def staged_paths(spec: ConfinementSpec) -> dict[str, Path]:

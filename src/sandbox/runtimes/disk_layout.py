@@ -66,8 +66,8 @@ def _reject_hard_link(entry: os.DirEntry[str]) -> None:
     if stat.S_ISREG(status.st_mode) and status.st_nlink > 1:
         raise AttemptError(
             FailureCode.PROVISION_FAILED,
-            f"'{entry.name}' in the workspace is a hard link, so giving it to the sandbox could give away "
-            "a file elsewhere; clone without hard links.",
+            f"'{entry.name}' in the workspace is a hard link, so the sandbox could change a file elsewhere; "
+            "clone without hard links.",
         )
 
 

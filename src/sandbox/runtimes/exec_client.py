@@ -111,11 +111,13 @@ class ExecProcess:
             async with asyncio.timeout(_OPEN_SECONDS):
                 await wait_readable(self._control.fileno())
         except TimeoutError:
-            raise AttemptError(FailureCode.SANDBOX_LOST, "The terminal was not there in time; try again.") from None
+            raise AttemptError(FailureCode.SANDBOX_LOST, "The terminal was not ready in time; try again.") from None
         message, descriptors, _, _ = socket.recv_fds(self._control, 4096, 4)
         if message != b"open":
-            reason = message.removeprefix(b"error ").decode(errors="replace") or "it ended without a word"
-            raise AttemptError(FailureCode.SANDBOX_LOST, f"The sandbox could not be entered: {reason}; it may be over.")
+            reason = message.removeprefix(b"error ").decode(errors="replace") or "it ended without an error message"
+            raise AttemptError(
+                FailureCode.SANDBOX_LOST, f"The sandbox could not be entered: {reason}; it may have ended."
+            )
         return descriptors[0], descriptors[1]
 
     async def read_status(self) -> bytes:
@@ -161,7 +163,7 @@ async def start_exec(
     except BaseException as error:
         await joiner.kill()
         if isinstance(error, OSError):
-            reason = f"The sandbox could not be entered: {error}; it may be over."
+            reason = f"The sandbox could not be entered: {error}; it may have ended."
             raise AttemptError(FailureCode.SANDBOX_LOST, reason) from error
         raise
 

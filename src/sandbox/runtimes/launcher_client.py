@@ -14,6 +14,7 @@ import msgspec
 from sandbox.interfaces.runtime import TRANSPARENT_PORTS, ConfinementLostError, Listeners
 from sandbox.model.errors import AttemptError, FailureCode
 from sandbox.model.limits import KILL_SECONDS
+from sandbox.runtimes.limits.epoll_usage import EpollCounter
 from sandbox.runtimes.limits.kernel_usage import SocketCounter
 from sandbox.runtimes.limits.slab_usage import IdleSlabMeter
 from sandbox.runtimes.programs import launcher
@@ -50,6 +51,7 @@ class LauncherProcess:
         self.counter: SocketCounter | None = None
         """Counts the sockets of the sandbox's network. Set once the launcher is ready."""
         self.slabs = IdleSlabMeter()
+        self.epolls = EpollCounter()
         self._process = process
         self._control = control
         self._transparent_ports = transparent_ports
@@ -68,10 +70,10 @@ class LauncherProcess:
         message, descriptors, _, _ = socket.recv_fds(self._control, 4096, _DESCRIPTORS_MAX)
         if message != b"ready":
             await self.raise_if_killed()
-            reason = message.removeprefix(b"error ") or self._read_errors() or b"it ended without a word"
+            reason = message.removeprefix(b"error ") or self._read_errors() or b"it ended without an error message"
             raise AttemptError(
                 FailureCode.PROVISION_FAILED,
-                f"The sandbox could not be made: {reason.decode(errors='replace')}. 'sandbox doctor' tells what to do.",
+                f"The sandbox could not be created: {reason.decode(errors='replace')}. Run 'sandbox doctor' for help.",
             )
         return self._build_listeners([socket.socket(fileno=descriptor) for descriptor in descriptors])
 
@@ -129,7 +131,7 @@ class LauncherProcess:
             await asyncio.wait_for(self.wait(), _EXIT_SECONDS)
         if self.exit_code is not None and self.exit_code < 0:
             raise AttemptError(
-                FailureCode.SANDBOX_LOST, f"The sandbox was ended by signal {-self.exit_code} as it began."
+                FailureCode.SANDBOX_LOST, f"The sandbox was killed by signal {-self.exit_code} at its start."
             )
 
     @property

@@ -97,7 +97,7 @@ async def _find_confinement_problem_once(runtime: Runtime, run_dir: Path) -> str
             raise MachineBusyError(str(error)) from error
         return str(error)
     if code > _SIGNAL_EXIT_BASE:
-        raise MachineBusyError(f"git was ended by signal {code - _SIGNAL_EXIT_BASE}")
+        raise MachineBusyError(f"git was killed by signal {code - _SIGNAL_EXIT_BASE}")
     return None if code == 0 else f"git ended with exit code {code}"
 
 
@@ -139,7 +139,7 @@ async def _run_true(
     _, errors = await sandbox.start(Command([program], {}, SANDBOX_WORKSPACE))
     exit_ = await sandbox.wait()
     if exit_.code != 0:
-        gone = "did not end in a sandbox, which was gone before it"
+        gone = "did not end before its sandbox"
         how = gone if exit_.code is None else f"ended in a sandbox with exit code {exit_.code}"
         stderr = (await errors.read(4096)).decode(errors="replace").strip().removesuffix(".")
         raise SandboxError(f"'true' {how}{': ' if stderr else ''}{stderr}.")

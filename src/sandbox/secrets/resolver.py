@@ -59,9 +59,9 @@ def _validated(secret: Secret, value: str) -> str:
     if not value:
         raise unavailable_error(secret, "the value is empty.")
     if "\0" in value:
-        raise unavailable_error(secret, "the value holds a NUL, which no environment variable can.")
+        raise unavailable_error(secret, "the value contains a NUL, which is not allowed in environment variables.")
     if any("\ud800" <= letter <= "\udfff" for letter in value):
-        raise unavailable_error(secret, "the value is no UTF-8 text; encode it, for example in base64.")
+        raise unavailable_error(secret, "the value is not UTF-8 text; encode it, for example in base64.")
     if len(value.encode()) > SECRET_BYTES_MAX:
         raise unavailable_error(secret, f"the value is larger than {SECRET_BYTES_MAX // 1024} KiB.")
     return value

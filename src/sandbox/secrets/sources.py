@@ -23,8 +23,8 @@ _DIRECTORY = "the server's secrets directory (secrets.directory, SANDBOX_SECRETS
 _REASONS = {
     errno.ENOENT: "there is no such file below the server's secrets directory; put it there.",
     errno.ENOTDIR: "there is no such file below the server's secrets directory; put it there.",
-    errno.EACCES: f"the server's user may not read this file, or enter {_DIRECTORY}; give it the right to.",
-    errno.ELOOP: "the symbolic links of this file lead in a circle; mend them.",
+    errno.EACCES: f"the server's user may not read this file, or enter {_DIRECTORY}; grant the permission.",
+    errno.ELOOP: "the symbolic links of this file form a loop; fix them.",
 }
 
 
@@ -51,7 +51,7 @@ class FileSource:
         try:
             return content.removesuffix(b"\n").decode()
         except UnicodeDecodeError:
-            raise unavailable_error(secret, "the file is no UTF-8 text; encode it, for example in base64.") from None
+            raise unavailable_error(secret, "the file is not UTF-8 text; encode it, for example in base64.") from None
 
     def _read_content(self, secret: Secret) -> bytes:
         """Check the file type before opening the file for reading: opening a FIFO or a device has side effects."""
@@ -64,7 +64,9 @@ class FileSource:
             node = os.open(secret.key, os.O_PATH | os.O_CLOEXEC, dir_fd=directory)
             try:
                 if not _real_path(node).is_relative_to(_real_path(directory)):
-                    raise unavailable_error(secret, "this is a symbolic link that leads out of the secrets directory.")
+                    raise unavailable_error(
+                        secret, "this is a symbolic link to a target outside of the secrets directory."
+                    )
                 if not stat.S_ISREG(os.fstat(node).st_mode):
                     raise unavailable_error(secret, "this is not a regular file.")
                 with Path(f"/proc/self/fd/{node}").open("rb") as file:
@@ -100,14 +102,14 @@ class EnvironmentSource:
     async def resolve(self, secret: Secret) -> str:
         """Return the variable's value. Raises SecretUnavailableError."""
         if secret.key.upper().startswith(SERVER_PREFIXES):
-            raise unavailable_error(secret, "the server's own variables are not given away; choose another one.")
+            raise unavailable_error(secret, "the server's own variables are not available; choose another one.")
         if self._allowed is not None and secret.key not in self._allowed:
             raise unavailable_error(
-                secret, "this variable is not among those that the server's configuration gives away; ask its operator."
+                secret, "the server's configuration does not allow this variable; ask its operator."
             )
         value = self._variables.get(secret.key)
         if value is None:
             raise unavailable_error(
-                secret, "this variable is not set where the server runs; set it and start the server again."
+                secret, "this variable is not set in the server's environment; set it and restart the server."
             )
         return value

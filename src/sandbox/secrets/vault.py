@@ -11,10 +11,10 @@ from sandbox.secrets.sources import unavailable_error
 from sandbox.system.threads import run_in_daemon_thread
 
 _STATUS_MESSAGES = {
-    "Forbidden": "Vault refuses to show it to the server (403); give the server's token a policy that reads this path.",
-    "Unauthorized": "Vault does not take the server's token (401); give the server a valid one.",
+    "Forbidden": "Vault denies access to the server (403); give the server's token a policy that reads this path.",
+    "Unauthorized": "Vault rejects the server's token (401); set a valid one.",
     "InvalidPath": "Vault has nothing at this path (404) in the engine mounted at {mount}; check path and mount.",
-    "RateLimitExceeded": "Vault says that it is asked too often (429); submit the task again later.",
+    "RateLimitExceeded": "Vault's rate limit is exceeded (429); submit the task again later.",
     "VaultDown": "Vault is sealed or down (503); unseal it and submit the task again.",
     "VaultNotInitialized": "Vault is not initialised (501).",
 }
@@ -50,11 +50,11 @@ class VaultSource:
                 await self._slots.acquire()
                 value = await run_in_daemon_thread(partial(self._read_field, secret, path, name), self._slots.release)
         except TimeoutError:
-            raise unavailable_error(secret, f"Vault at {self._settings.address} did not answer in time.") from None
+            raise unavailable_error(secret, f"Vault at {self._settings.address} did not respond in time.") from None
         if value is None:
-            raise unavailable_error(secret, f"what Vault has at this path has no field {name}.")
+            raise unavailable_error(secret, f"the secret at this path has no field {name}.")
         if not isinstance(value, str):
-            raise unavailable_error(secret, "the field's value is not a text; store it as one.")
+            raise unavailable_error(secret, "the field's value is not a string; store it as one.")
         return value
 
     def _read_field(self, secret: Secret, path: str, name: str) -> Any:
@@ -79,20 +79,24 @@ class VaultSource:
             )
             return answer["data"]["data"].get(name)
         except VaultError as error:
-            what = _STATUS_MESSAGES.get(type(error).__name__, "Vault answers with an error; look at its log.")
+            what = _STATUS_MESSAGES.get(type(error).__name__, "Vault responds with an error; check its log.")
             raise unavailable_error(secret, what.format(mount=settings.mount)) from None
         except requests.exceptions.SSLError:
             raise unavailable_error(
-                secret, f"the certificate of Vault at {settings.address} is not trusted; configure who signs it."
+                secret,
+                (
+                    f"the certificate of Vault at {settings.address} is not trusted; configure its certificate "
+                    "authority."
+                ),
             ) from None
         except requests.exceptions.Timeout:
-            raise unavailable_error(secret, f"Vault at {settings.address} did not answer in time.") from None
+            raise unavailable_error(secret, f"Vault at {settings.address} did not respond in time.") from None
         except requests.exceptions.RequestException:
             raise unavailable_error(
-                secret, f"Vault at {settings.address} is not reached; check its address, and that it runs."
+                secret, f"Vault at {settings.address} is not reachable; check its address and that it is running."
             ) from None
         except (AttributeError, KeyError, TypeError):
             raise unavailable_error(
                 secret,
-                f"what answers at {settings.address} is no key-value engine of version 2; check the address.",
+                f"{settings.address} is not a key-value engine of version 2; check the address.",
             ) from None

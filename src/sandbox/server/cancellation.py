@@ -15,8 +15,8 @@ from sandbox.model.task import Task
 from sandbox.server.launcher import Launcher, cancel_pending
 from sandbox.server.tracked_task import TrackedTask
 
-_NOT_STARTED_MESSAGE = "The task had not begun and is cancelled."
-_STOPPING_MESSAGE = "The task is being stopped; what it made until now is kept."
+_NOT_STARTED_MESSAGE = "The task had not started and is cancelled."
+_STOPPING_MESSAGE = "The task is being stopped; its results until now are stored."
 
 
 class Canceller:
@@ -39,13 +39,13 @@ class Canceller:
             try:
                 message = await self._try_cancel(tracked, order, deadline)
             except (JournalDamagedError, IllegalEventError) as error:
-                raise UnavailableError(f"The task is held up, and cannot be cancelled: {error.message}") from error
+                raise UnavailableError(f"The task is blocked and cannot be cancelled: {error.message}") from error
             except OSError as error:
-                raise UnavailableError(f"The wish could not be carried out: {error}; try again.") from error
+                raise UnavailableError(f"The task could not be cancelled: {error}; try again.") from error
             if message is not None:
                 return message
             if self._clock.monotonic() >= deadline:
-                raise UnavailableError(f"The runner of task {tracked.task.id} does not answer; try again.")
+                raise UnavailableError(f"The runner of task {tracked.task.id} does not respond; try again.")
             await tracked.wait_for_change(0.05)
 
     async def _try_cancel(self, tracked: TrackedTask, order: CancelOrder, deadline: float) -> str | None:
@@ -90,7 +90,7 @@ class Canceller:
             async with asyncio.timeout(self._remaining_seconds(deadline)):
                 await tracked.write_lock.acquire()
         except TimeoutError as error:
-            what = f"Task {tracked.task.id} is just being handed over to a runner and cannot be cancelled meanwhile"
+            what = f"Task {tracked.task.id} is being passed to a runner and cannot be cancelled at this moment"
             raise UnavailableError(f"{what}; try again.") from error
         try:
             yield

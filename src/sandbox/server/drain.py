@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sandbox.interfaces.tasks import UnavailableError
 
-DRAINING_REASON = "The server is being drained: it takes and begins no tasks until `sandbox admin drain --undo`."
+DRAINING_REASON = "The server is being drained: it accepts and starts no tasks until `sandbox admin drain --undo`."
 
 
 class Drain:
@@ -32,7 +32,7 @@ class Drain:
                 self._file.unlink(missing_ok=True)
                 self._sync_directory()
             except OSError as error:
-                raise UnavailableError(f"The drain could not be taken back: {error}; try again.") from error
+                raise UnavailableError(f"The drain could not be undone: {error}; try again.") from error
             self.since = None
 
     def _write(self, now: datetime) -> None:
@@ -45,9 +45,7 @@ class Drain:
             part.rename(self._file)
             self._sync_directory()
         except OSError as error:
-            raise UnavailableError(
-                f"That the server is drained could not be written down: {error}; try again."
-            ) from error
+            raise UnavailableError(f"The drain could not be stored: {error}; try again.") from error
 
     def _read(self) -> datetime | None:
         """An unreadable file counts as a drain."""

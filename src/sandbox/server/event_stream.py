@@ -104,8 +104,12 @@ class EventStream:
 
     def _journal_missing_frame(self, tracked: TrackedTask) -> WireEvent:
         if self._store.load(tracked.task.id) is None:
-            return error_event(tracked.task, TaskNotFoundError.code, "The task is kept no longer; the rest is gone.")
-        return error_event(tracked.task, JournalDamagedError.code, "The journal is gone; restore it from a backup.")
+            return error_event(
+                tracked.task, TaskNotFoundError.code, "The task was removed; the remaining events are not available."
+            )
+        return error_event(
+            tracked.task, JournalDamagedError.code, "The journal does not exist; restore it from a backup."
+        )
 
     async def _read_range(self, task_id: str, offset: int, end: int, after: int) -> AsyncIterator[WireEvent]:
         """Yield events in batches. Other coroutines run after each batch, even if it yields no events."""

@@ -53,14 +53,12 @@ The host has no process, memory or descriptor to spare, or the runner's pipe bro
 its order, or the host was too busy.
 """
 
-_RUNNER_LOST = Failure(FailureCode.RUNNER_LOST, "The task's runner died and nobody could clean up after it.")
+_RUNNER_LOST = Failure(FailureCode.RUNNER_LOST, "The task's runner died, and its sandbox could not be removed.")
 _COLLECT_FAILED = Failure(
     FailureCode.COLLECT_FAILED,
-    "The agent had ended, but the task's runner died and nobody could keep all that it left; submit the task again.",
+    "The agent had ended, but the task's runner died, and not all results could be stored; submit the task again.",
 )
-_CLEANUP_FAILED_MESSAGE = (
-    "Something of the sandbox may be left: the task's runner died and nobody could clean up after it."
-)
+_CLEANUP_FAILED_MESSAGE = "The sandbox may not be removed completely: the task's runner died, and the cleanup failed."
 
 
 class Host(NamedTuple):
@@ -152,12 +150,12 @@ class Launcher:
         try:
             return await self._secret_resolver(task.manifest.secrets)
         except SecretUnavailableError as error:
-            _log.warning("Secrets of task %s cannot be had: %s", task.id, error.detail, extra={"task_id": task.id})
+            _log.warning("Secrets of task %s cannot be resolved: %s", task.id, error.detail, extra={"task_id": task.id})
             detail = error.detail if error.detail != error.message else ""
             return Failure(FailureCode.SECRET_UNAVAILABLE, error.message, detail=detail)
         except Exception as error:
             # Only the type: the exception's text may contain a value.
-            what = f"The secrets could not be resolved ({type(error).__name__}); look at where they come from."
+            what = f"The secrets could not be resolved ({type(error).__name__}); check their source."
             return Failure(FailureCode.SECRET_UNAVAILABLE, what)
 
     async def _start_pending(self, recorder: Recorder, resolved: Mapping[str, str] | Failure) -> None:
@@ -224,7 +222,7 @@ class Launcher:
             and not _is_force_cancelled(tracked.task)
             and not tracked.is_finisher_backoff_over(self._clock.monotonic())
         ):
-            tracked.status_message = "Who cleans up after the task died too; another one is tried after a pause."
+            tracked.status_message = "The cleanup after the task failed too; it is retried after a pause."
             return
         # As in `launch`: resolve before taking a slot or lock.
         resolved = await self._resolve_secrets(tracked.task)

@@ -87,7 +87,7 @@ class PreservedSandboxes:
                     yield
                     return
             if asyncio.get_running_loop().time() > deadline:
-                raise UnavailableError("Somebody has a shell in this sandbox; release it when they have left.")
+                raise UnavailableError("This sandbox has an open shell; release it after the shell has ended.")
             await asyncio.sleep(_POLL_SECONDS)
 
     @contextmanager
@@ -177,14 +177,16 @@ class DebugSessions:
             raise TerminalRefusedError(error.message) from error
         except OSError as error:
             reason = error_reason(error)
-            raise UnavailableError(f"No shell of task {task.id} can be opened: {reason}; try again.") from error
+            raise UnavailableError(f"No shell can be opened for task {task.id}: {reason}; try again.") from error
 
     async def _open_terminal(self, task: Task, order: TerminalOrder) -> TerminalConnection:
         """Raises what `open_terminal` does, SandboxNotPreservedError, OSError."""
         if not self._preserved_sandboxes.is_preserved(task):
             raise SandboxNotPreservedError(task)
         if order.agent:
-            raise TerminalRefusedError(f"The agent of task {task.id} has ended; open a shell in what it left.")
+            raise TerminalRefusedError(
+                f"The agent of task {task.id} has ended; open a debug shell in its preserved sandbox."
+            )
         deadline = asyncio.get_running_loop().time() + DEBUG_SESSION_START_SECONDS
         has_launched = False
         while asyncio.get_running_loop().time() < deadline:
@@ -197,18 +199,18 @@ class DebugSessions:
                     await self._launch_runner(task, lock_fd)
                     has_launched = True
             await asyncio.sleep(_SHELL_POLL_SECONDS)
-        raise UnavailableError(f"No sandbox could be made of what task {task.id} left; its runner.log tells more.")
+        raise UnavailableError(f"The preserved sandbox of task {task.id} could not be started; see its runner.log.")
 
     async def _launch_runner(self, task: Task, lock_fd: int) -> None:
         """Raises TerminalRefusedError if a retry cannot help, UnavailableError."""
         if (obstacle := self._prober.blocked_reason) is not None:
-            problem = f"No shell of task {task.id} can be opened. {obstacle}"
+            problem = f"No shell can be opened for task {task.id}. {obstacle}"
             raise UnavailableError(problem, retry_after_seconds=self._prober.retry_after_seconds)
         secrets = await self._resolve_secrets(task)
         try:
             if not await asyncio.to_thread(self._preserved_sandboxes.has_same_secrets, task, secrets):
-                reason = "its secrets have other values now than its agent had, which could not be redacted"
-                raise UnavailableError(f"No shell of task {task.id} can be opened: {reason}.")
+                reason = "its secrets have changed since the agent ran, so the old values could not be redacted"
+                raise UnavailableError(f"No shell can be opened for task {task.id}: {reason}.")
             order = msgspec.structs.replace(
                 self._prober.result.order_template,
                 task_id=task.id,
@@ -220,7 +222,7 @@ class DebugSessions:
             )
             await self._placement.launch(order, lock_fd)
         except ImageUnusableError as error:
-            raise TerminalRefusedError(f"No shell of task {task.id} can be opened: {error.message}") from error
+            raise TerminalRefusedError(f"No shell can be opened for task {task.id}: {error.message}") from error
         except OSError as error:
             raise UnavailableError(f"No runner could be started: {error}; try again.") from error
 
@@ -232,6 +234,6 @@ class DebugSessions:
             reason = error.detail  # only operators open terminals
         except Exception as error:
             # Only the type, and no exception chaining: the text may contain a value.
-            reason = f"the secrets could not be resolved ({type(error).__name__}); look at where they come from."
-        problem = f"No shell of task {task.id} can be opened. What it shows could not be redacted: {reason}"
+            reason = f"the secrets could not be resolved ({type(error).__name__}); check their source."
+        problem = f"No shell can be opened for task {task.id}. Its output could not be redacted: {reason}"
         raise UnavailableError(problem)

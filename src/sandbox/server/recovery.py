@@ -47,10 +47,10 @@ def _read_indexed(journals: Journals, task_id: str, *, is_indexed: bool) -> list
     reading = replay_task(journals, task_id)
     if reading.task is None:
         if is_indexed:
-            raise OSError(f"The journal of {task_id} tells of no task any more; restore it from a backup.")
+            raise OSError(f"The journal of {task_id} contains no task; restore it from a backup.")
         return []
     if reading.task.id != task_id:
-        raise OSError(f"The journal in the directory of {task_id} is of task {reading.task.id}; put it back there.")
+        raise OSError(f"The journal in the directory of {task_id} belongs to task {reading.task.id}; move it back.")
     return [IndexedTask(reading.task, reading.offset)]
 
 
@@ -65,7 +65,7 @@ def recover(journals: Journals, store: Store, clock: Clock) -> list[TrackedTask]
     row is damaged as well, the task is not found any more.
     """
     for task_id, reason in update_index(journals, store).items():
-        _log.error("Task %s cannot be taken into the index: %s", task_id, reason, extra={"task_id": task_id})
+        _log.error("Task %s cannot be added to the index: %s", task_id, reason, extra={"task_id": task_id})
         _drop_damaged(store, task_id)
     tracked_tasks = [_track(journals, clock, indexed) for indexed in store.unfinished()]
     return sorted(tracked_tasks, key=lambda feed: feed.recorder is not None)
@@ -77,7 +77,7 @@ def _drop_damaged(store: Store, task_id: str) -> None:
         store.load(task_id)
     except IndexDamagedError:
         store.delete(task_id)
-        _log.error("Task %s is not in the index any more: its row is damaged", task_id, extra={"task_id": task_id})
+        _log.error("Task %s was removed from the index: its row is damaged", task_id, extra={"task_id": task_id})
 
 
 def _track(journals: Journals, clock: Clock, indexed: IndexedTask) -> TrackedTask:

@@ -59,7 +59,7 @@ class RuntimeProber:
             return self.result.failure
         at = self.next_probe_at
         when = "a probe is under way" if at is None else f"the next probe is at {format_timestamp(at)}"
-        return f"No sandbox can be made; {when}. {self.result.failure}"
+        return f"No sandbox can be created; {when}. {self.result.failure}"
 
     @property
     def next_probe_at(self) -> datetime | None:
@@ -94,6 +94,6 @@ class RuntimeProber:
 
     def _log_result(self) -> None:
         if self.result.failure is None:
-            _log.info("The runtime %s works now, and the server takes tasks.", self.result.order_template.runtime)
+            _log.info("The runtime %s works now, and the server accepts tasks.", self.result.order_template.runtime)
         else:
-            _log.warning("The server takes no tasks. %s", self.blocked_reason)
+            _log.warning("The server does not accept tasks. %s", self.blocked_reason)

@@ -166,7 +166,7 @@ class Scheduler:
             if not waiting.can_ever_fit:
                 shortfall = " and ".join(waiting.requested.describe_shortfall(self.total, "in all"))
                 pending_reasons[task_id] = (
-                    f"Waiting for a larger machine: asks for {shortfall}; cancel it, or raise capacity"
+                    f"Waiting for a larger machine: requests {shortfall}; cancel the task, or raise the capacity"
                 )
                 continue
             if position == 0:
@@ -187,7 +187,7 @@ def _describe_memory_shortfall(requested: Resources, available_bytes: int | None
     if available_bytes is None or required_bytes <= available_bytes:
         return []
     required, available = _format_gib(required_bytes), _format_gib(max(available_bytes, 0))
-    return [f"{required} of memory that nobody uses (the machine has {available})"]
+    return [f"{required} of free memory (the machine has {available})"]
 
 
 def _format_gib(byte_count: int) -> str:

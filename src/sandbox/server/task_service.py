@@ -58,7 +58,7 @@ from sandbox.system import fair_share
 from sandbox.system.log_context import bind_task
 
 _log = logging.getLogger(__name__)
-_SHUTTING_DOWN_MESSAGE = "The server is shutting down; submit to it again when it is back."
+_SHUTTING_DOWN_MESSAGE = "The server is shutting down; submit the task again later."
 _STARTING = frozenset({TaskState.PENDING, TaskState.STAGING, TaskState.PROVISIONING, TaskState.READY})
 
 
@@ -179,7 +179,7 @@ class TaskService:
         try:
             tracked, submission = await asyncio.to_thread(self.dependencies.submissions.add, named, idempotency)
         except (OSError, StoreError) as error:
-            raise UnavailableError(f"The task could not be written down: {error}; submit it again.") from error
+            raise UnavailableError(f"The task could not be stored: {error}; submit it again.") from error
         submitted = tracked.task
         _log.info("Task %s was accepted", submitted.id, extra={"task_id": submitted.id, "state": submitted.state})
         self.track(tracked, submission=submission)
@@ -227,11 +227,11 @@ class TaskService:
         if task.state is TaskState.FAILED_PRESERVED:
             return await self.dependencies.debug_sessions.open_terminal(task, order)
         if task.state.is_terminal or task.attempt is None:
-            raise TerminalRefusedError(f"Task {task_id} is {task.state}; only a sandbox that runs has terminals.")
+            raise TerminalRefusedError(f"Task {task_id} is {task.state}; only a running sandbox has terminals.")
         try:
             return await self.dependencies.runners.open_terminal(task.attempt.id, order)
         except RunnerUnreachableError as error:
-            raise UnavailableError(f"The runner of task {task_id} does not answer; try again.") from error
+            raise UnavailableError(f"The runner of task {task_id} does not respond; try again.") from error
 
     async def wait(self, task_id: str, timeout_seconds: float) -> Task:
         """See `Tasks.wait`."""
@@ -251,7 +251,7 @@ class TaskService:
             raise TaskTerminalError(previous)
         tracked = tracked or self.dependencies.journal_tailer.tracked_tasks.get(task_id)
         if tracked is None:
-            raise UnavailableError(f"Task {task_id} is being accepted at this moment; try again.")
+            raise UnavailableError(f"Task {task_id} is being accepted; try again.")
         message = await self._canceller.cancel(tracked, CancelOrder(reason, force))
         return Cancellation(previous, self.dependencies.clock.now(), message)
 

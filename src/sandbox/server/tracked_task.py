@@ -61,7 +61,7 @@ class TrackedTask:
 
     def report_error(self, error: Exception) -> None:
         """Show an error that blocks the task to its users, and log it once."""
-        note = f"Held up, and tried again every second: {error}"
+        note = f"Blocked, retrying every second: {error}"
         if note != self._logged_message:
             is_expected = isinstance(error, OSError | StoreError)
             _log.error("Task %s: %s", self.task.id, note, exc_info=None if is_expected else error)

@@ -54,4 +54,4 @@ class RunnerWatchdog:
             outcome = "not killed, no runner holds its journal"
         else:
             return
-        _log.error("The runner of attempt %s did not answer %s times: %s", attempt_id, RUNNER_PINGS_MAX, outcome)
+        _log.error("The runner of attempt %s did not respond %s times: %s", attempt_id, RUNNER_PINGS_MAX, outcome)

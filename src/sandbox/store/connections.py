@@ -131,8 +131,8 @@ def _translate_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
-        advice = "its disk is full: make room and try again" if is_disk_full(error, path) else "try again"
-        raise StoreError(f"The index of tasks cannot be used at the moment ({error}); {advice}.") from error
+        advice = "its disk is full: free space and try again" if is_disk_full(error, path) else "try again"
+        raise StoreError(f"The index of tasks is unavailable ({error}); {advice}.") from error
 
 
 @contextmanager

@@ -42,8 +42,8 @@ def check_not_newer(connection: sqlite3.Connection) -> int:
     newest = max(_load_migrations())
     if present > newest:
         raise StoreTooNewError(
-            f"The index has version {present}, this Sandbox knows {newest}: start the newer Sandbox again, "
-            "or move the index away to have it rebuilt from the journals."
+            f"The index has version {present}, this Sandbox supports {newest}: start the newer Sandbox again, or "
+            "move the index away to rebuild it from the journals."
         )
     return int(present)
 
@@ -56,8 +56,7 @@ def check_current(connection: sqlite3.Connection) -> None:
     present, newest = check_not_newer(connection), max(_load_migrations())
     if present < newest:
         raise StoreUnusableError(
-            f"The index has version {present}, this Sandbox knows {newest}: start the server, which brings it up to "
-            "date."
+            f"The index has version {present}, this Sandbox supports {newest}: start the server to upgrade it."
         )
 
 

@@ -154,7 +154,7 @@ class SqliteStore:
     def _log_once(self, task_id: str, error: IndexDamagedError) -> None:
         if (told := (task_id, error.message)) not in self._logged_errors:
             self._logged_errors.add(told)
-            _log.error("Task %s is left out: %s", task_id or "?", error.message, extra={"task_id": task_id or None})
+            _log.error("Task %s is skipped: %s", task_id or "?", error.message, extra={"task_id": task_id or None})
 
     def _fetch_all(self, name: str, values: Mapping[str, object] | None = None) -> list[Any]:
         with self._connections.read_transaction() as connection:
@@ -172,8 +172,8 @@ class SqliteStore:
 
 def _advice(error: sqlite3.Error | OSError, path: Path) -> str:
     if is_disk_full(error, path):
-        return "its disk is full: make room and try again"
-    return "if it is damaged, move it away to have it rebuilt from the journals"
+        return "its disk is full: free space and try again"
+    return "if it is damaged, move it away to rebuild it from the journals"
 
 
 def _open(path: Path, *, read_only: bool) -> Connections:
@@ -246,7 +246,7 @@ def _decode_row(row: Sequence[Any]) -> _DecodedRow:
 def _decode_task(task_id: str, encoded: bytes) -> Task:
     task = _decode(_decoder, encoded)
     if task.id != task_id:
-        raise IndexDamagedError(f"the row of task {task_id} tells of task {task.id}")
+        raise IndexDamagedError(f"the row of task {task_id} contains task {task.id}")
     return task
 
 

@@ -205,7 +205,7 @@ def _find_matches(workspace: Path, patterns: Sequence[str], stop: StopFlag) -> t
         with RootedFiles(workspace) as files:
             search.run(files)
     except TooManyEntriesError as error:
-        reason = f"there are {error}, and only the first were looked at; narrow the patterns"
+        reason = f"there are {error}, and only the first were examined; narrow the patterns"
         search.skipped.append(SkippedFile(".", reason))
     except OSError as error:
         search.skipped.append(SkippedFile(".", f"the workspace could not be read: {error.strerror or error}"))
@@ -271,7 +271,7 @@ def _collect_file(
             if size > bytes_left:
                 bound = f"{ARTIFACT_BYTES_MAX // 1024**2} MiB"
                 return SkippedFile(
-                    printable_path(path), f"with its {size} bytes the files that match would be over {bound}"
+                    printable_path(path), f"with its {size} bytes the matching files would exceed {bound}"
                 )
             name = names.allocate(path)
             checksum = _store(read_chunks(file, size, stop), target, name)

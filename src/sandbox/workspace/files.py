@@ -147,7 +147,7 @@ def read_chunks(file: int, size: int, stop: StopFlag) -> Iterator[bytes]:
         except OSError as error:
             raise UnreadableError(error.errno, error.strerror) from error
         if not chunk:
-            raise UnreadableError("it became shorter while it was read")
+            raise UnreadableError("it was truncated while it was read")
         size -= len(chunk)
         yield chunk
 

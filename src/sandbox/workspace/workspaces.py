@@ -68,7 +68,7 @@ class GitWorkspaces:
                 await run_in_thread(lambda _: create_rules_directory(attempt.ignore_rules))
                 confinement = await stack.enter_async_context(confine([attempt.repository], [attempt.ignore_rules]))
             except (AttemptError, OSError) as error:
-                reason = f"The patch could not be made: {error}"
+                reason = f"The patch could not be created: {error}"
                 raise AttemptError(FailureCode.COLLECT_FAILED, reason) from error
             yield Git(self._environment.get("PATH", os.defpath), confinement=confinement)
 

@@ -1,4 +1,4 @@
-"""Both doors on real sockets, in the event loop of the test."""
+"""The API on both ports, with real sockets, in the event loop of the test."""
 
 import asyncio
 import re
@@ -20,7 +20,7 @@ from sandbox.interfaces.auth import TokenStore
 
 
 @dataclass
-class Doors:
+class RunningApi:
     tasks: FakeTasks
     port: int
     stream_port: int
@@ -36,12 +36,12 @@ class Doors:
         return f"ws://localhost:{port or self.stream_port}/api/v1/tasks/stream{query}"
 
     def open_streams(self, kind: str) -> int:
-        """How many followers are being told, as the metrics count them."""
-        told = self.context.metrics.render(self.tasks.health_now, is_ready=True).decode()
-        return int(float(re.search(rf'sandbox_streams_open{{kind="{kind}"}} (\S+)', told)[1]))
+        """Return the number of open streams according to the metrics."""
+        metrics = self.context.metrics.render(self.tasks.health_now, is_ready=True).decode()
+        return int(float(re.search(rf'sandbox_streams_open{{kind="{kind}"}} (\S+)', metrics)[1]))
 
     async def stop(self) -> float:
-        """Shut down; how long it took, in seconds."""
+        """Shut down and return the duration in seconds."""
         started = time.monotonic()
         self.shutting_down.set()
         await asyncio.wait_for(self.serving, 10)
@@ -49,28 +49,28 @@ class Doors:
 
 
 @asynccontextmanager
-async def _open_doors(access: TokenStore | None = None) -> AsyncIterator[Doors]:
+async def _running_api(access: TokenStore | None = None) -> AsyncIterator[RunningApi]:
     tasks, shutting_down, started = FakeTasks(), asyncio.Event(), asyncio.Event()
     sockets, stream_sockets = bind("127.0.0.1", 0), bind("127.0.0.1", 0)
     port, stream_port = sockets[0].getsockname()[1], stream_sockets[0].getsockname()[1]
     settings = ApiSettings("0.1.0", frozenset({port, stream_port}))
-    guard = Authenticator(access or FakeAccess(), settings)
-    app = create_app(tasks, settings=settings, shutting_down=shutting_down, authenticator=guard)
+    authenticator = Authenticator(access or FakeAccess(), settings)
+    app = create_app(tasks, settings=settings, shutting_down=shutting_down, authenticator=authenticator)
     stream_app = create_stream_app(app)
     serving = asyncio.create_task(
         serve(app, stream_app, sockets, stream_sockets, shutting_down=shutting_down, on_started=started.set)
     )
     await asyncio.wait_for(started.wait(), 10)
-    doors = Doors(tasks, port, stream_port, shutting_down, serving, app.state.context)
+    api = RunningApi(tasks, port, stream_port, shutting_down, serving, app.state.context)
     try:
-        yield doors
+        yield api
     finally:
-        await doors.stop()
+        await api.stop()
 
 
 @pytest.fixture
-def open_doors():
-    return _open_doors
+def running_api():
+    return _running_api
 
 
 async def _until(condition, seconds: float = 5.0) -> None:

@@ -1,4 +1,4 @@
-"""An answer 500 names a request id, and under this id the server's log tells what happened, and who asked."""
+"""The server logs errors and tokens under the request id of the response."""
 
 import asyncio
 import logging
@@ -12,7 +12,7 @@ from sandbox.system.log_context import REQUEST_ID, TASK_ID, TOKEN_ID
 
 @pytest.fixture
 def logged():
-    """What was logged, with the ids of the work that it is about."""
+    """The log records, with their request ids and task ids."""
     lines = []
 
     class Handler(logging.Handler):
@@ -28,42 +28,42 @@ def logged():
     logging.getLogger("sandbox").setLevel(levels["sandbox"])
 
 
-def test_a_failure_inside_is_found_by_the_id_of_its_answer(open_doors, logged):
-    async def scene():
-        async with open_doors() as doors, httpx.AsyncClient(base_url=doors.http, timeout=10) as client:
-            doors.tasks.add("task-001")
-            doors.tasks.failure = RuntimeError("a bug")
-            broken = await client.delete("/api/v1/tasks/task-001", headers={"x-request-id": "mine"})
-            fine = await client.get("/api/v1/tasks/task-001")
-            return broken, fine
+def test_internal_error_is_logged_with_its_request_id(running_api, logged):
+    async def scenario():
+        async with running_api() as api, httpx.AsyncClient(base_url=api.http, timeout=10) as client:
+            api.tasks.add("task-001")
+            api.tasks.failure = RuntimeError("a bug")
+            failed = await client.delete("/api/v1/tasks/task-001", headers={"x-request-id": "mine"})
+            succeeded = await client.get("/api/v1/tasks/task-001")
+            return failed, succeeded
 
-    broken, fine = asyncio.run(scene())
-    assert (broken.status_code, fine.status_code) == (500, 200)
-    told = [(record, task_id) for record, request_id, task_id in logged if request_id == "mine"]
-    assert [task_id for record, task_id in told if record.exc_info] == ["task-001"]
-    assert [record.status for record, _ in told if hasattr(record, "status")] == [500]
-    others = [record for record, request_id, _ in logged if request_id == fine.headers["x-request-id"]]
+    failed, succeeded = asyncio.run(scenario())
+    assert (failed.status_code, succeeded.status_code) == (500, 200)
+    records = [(record, task_id) for record, request_id, task_id in logged if request_id == "mine"]
+    assert [task_id for record, task_id in records if record.exc_info] == ["task-001"]
+    assert [record.status for record, _ in records if hasattr(record, "status")] == [500]
+    others = [record for record, request_id, _ in logged if request_id == succeeded.headers["x-request-id"]]
     assert [record.status for record in others] == [200]
 
 
-def test_who_asked_is_told_by_the_id_of_the_token(open_doors, logged):
-    async def scene():
+def test_requests_are_logged_with_their_token_id(running_api, logged):
+    async def scenario():
         async with (
-            open_doors(FakeAccess(otto="operator", vera="viewer")) as doors,
-            httpx.AsyncClient(base_url=doors.http, timeout=10) as client,
+            running_api(FakeAccess(otto="operator", vera="viewer")) as api,
+            httpx.AsyncClient(base_url=api.http, timeout=10) as client,
         ):
-            doors.tasks.add("task-001")
-            for holder in ("otto", "vera", "nobody"):
-                headers = {"authorization": f"Bearer {holder}", "x-request-id": holder}
+            api.tasks.add("task-001")
+            for token in ("otto", "vera", "nobody"):
+                headers = {"authorization": f"Bearer {token}", "x-request-id": token}
                 await client.get("/api/v1/tasks/task-001", headers=headers)
             headers = {"authorization": "Bearer vera", "x-request-id": "vera-again"}
             await client.delete("/api/v1/tasks/task-001", headers=headers)
 
-    asyncio.run(scene())
-    asked = {
+    asyncio.run(scenario())
+    requests = {
         request_id: (record.status, record.token_id) for record, request_id, _ in logged if hasattr(record, "status")
     }
-    assert asked == {
+    assert requests == {
         "otto": (200, "otto"),
         "vera": (200, "vera"),
         "nobody": (401, None),
@@ -71,35 +71,35 @@ def test_who_asked_is_told_by_the_id_of_the_token(open_doors, logged):
     }
 
 
-def test_the_next_one_on_a_connection_is_not_taken_for_the_one_before(open_doors, logged):
-    """A proxy keeps one for many; a large body makes the rest of a connection be read in its request's context."""
+def test_token_id_is_reset_between_requests_of_a_connection(running_api, logged):
+    """After a large body, the rest of a keep-alive connection is read in the context of the first request."""
 
-    async def scene():
-        async with open_doors(FakeAccess(otto="operator")) as doors:
-            reader, writer = await asyncio.open_connection("127.0.0.1", doors.port)
+    async def scenario():
+        async with running_api(FakeAccess(otto="operator")) as api:
+            reader, writer = await asyncio.open_connection("127.0.0.1", api.port)
             body = b"x" * 900_000
-            for head in (
+            for request_head in (
                 f"POST /api/v1/tasks?dry_run=true HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer otto\r\n"
                 f"X-Request-Id: large\r\nContent-Length: {len(body)}\r\n\r\n",
                 "GET /api/v1/tasks HTTP/1.1\r\nHost: localhost\r\nX-Request-Id: next\r\n\r\n",
             ):
-                writer.write(head.encode() + (body if "large" in head else b""))
-                answer = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
-                length = int(answer.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
+                writer.write(request_head.encode() + (body if "large" in request_head else b""))
+                response = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
+                length = int(response.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
                 await asyncio.wait_for(reader.readexactly(length), 10)
             writer.close()
 
-    asyncio.run(scene())
-    asked = {
+    asyncio.run(scenario())
+    requests = {
         request_id: (record.status, record.token_id) for record, request_id, _ in logged if hasattr(record, "status")
     }
-    assert asked == {"large": (400, "otto"), "next": (401, None)}
+    assert requests == {"large": (400, "otto"), "next": (401, None)}
 
 
-def test_a_server_without_tokens_names_none(open_doors, logged):
-    async def scene():
-        async with open_doors() as doors, httpx.AsyncClient(base_url=doors.http, timeout=10) as client:
+def test_server_without_tokens_logs_no_token_id(running_api, logged):
+    async def scenario():
+        async with running_api() as api, httpx.AsyncClient(base_url=api.http, timeout=10) as client:
             await client.get("/api/v1/tasks")
 
-    asyncio.run(scene())
+    asyncio.run(scenario())
     assert [record.token_id for record, _, _ in logged if hasattr(record, "status")] == [None]

@@ -1,4 +1,4 @@
-"""A change of the tokens is one at a time and on disk before it is told; a server never goes on with an older file."""
+"""Changes to the token file are serialized and durable; a running server reloads the file."""
 
 import fcntl
 import os
@@ -24,28 +24,28 @@ def tokens(tmp_path: Path) -> TokenFile:
 
 @pytest.fixture
 def server(tmp_path: Path) -> TokenFile:
-    """The same file, as a running server reads it."""
+    """The same token file as opened by a running server."""
     return TokenFile(tmp_path, now=lambda: AT)
 
 
-# What a running server does when the file changes
+# Reload by a running server
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b'{"tokens": [{"id": 1}]}', b"\xff"])
-def test_a_file_that_was_damaged_meanwhile_ends_tokens_that_were_known(tokens, server, content, caplog):
+def test_file_damaged_after_loading_rejects_all_tokens(tokens, server, content, caplog):
     token, record = tokens.create(Role.OPERATOR)
     assert server.authenticate(token)
-    whole = tokens.path.read_bytes()
+    original = tokens.path.read_bytes()
     tokens.path.write_bytes(content)
     assert server.authenticate(token) is None
     assert server.find_principal(record.id) is None
     assert server.has_tokens
     assert caplog.text.count("Nobody is let in") == 1
-    tokens.path.write_bytes(whole)
-    assert server.authenticate(token), "restored, it is good again"
+    tokens.path.write_bytes(original)
+    assert server.authenticate(token), "a restored file is valid again"
 
 
-def test_a_file_that_is_gone_ends_tokens_that_were_known(tokens, server):
+def test_deleted_file_rejects_known_tokens(tokens, server):
     token, _ = tokens.create(Role.OPERATOR)
     assert server.authenticate(token)
     tokens.path.unlink()
@@ -53,7 +53,7 @@ def test_a_file_that_is_gone_ends_tokens_that_were_known(tokens, server):
     assert not server.has_tokens
 
 
-def test_a_file_that_cannot_be_looked_at_lets_nobody_in_and_is_not_taken_for_none(tokens, server, caplog):
+def test_file_that_cannot_be_opened_rejects_tokens_and_counts_as_present(tokens, server, caplog):
     token, record = tokens.create(Role.OPERATOR)
     assert server.authenticate(token)
     tokens.path.unlink()
@@ -64,63 +64,63 @@ def test_a_file_that_cannot_be_looked_at_lets_nobody_in_and_is_not_taken_for_non
     assert "Nobody is let in" in caplog.text
 
 
-def test_a_file_that_cannot_be_read_lets_nobody_in(tokens, server, monkeypatch):
+def test_unreadable_file_rejects_all_tokens(tokens, server, monkeypatch):
     token, _ = tokens.create(Role.OPERATOR)
     assert server.authenticate(token)
     tokens.create(Role.VIEWER)
 
-    def broken(_):
+    def raise_io_error(_):
         raise OSError("Input/output error")
 
-    with monkeypatch.context() as failing:
-        failing.setattr(Path, "read_bytes", broken)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", raise_io_error)
         assert server.authenticate(token) is None
-    assert server.authenticate(token), "readable, it is good again"
+    assert server.authenticate(token), "a readable file is valid again"
 
 
-def stamped(path: Path, content: bytes, nanoseconds: int) -> None:
+def write_with_mtime(path: Path, content: bytes, nanoseconds: int) -> None:
     path.write_bytes(content)
     os.utime(path, ns=(nanoseconds, nanoseconds))
 
 
-def test_another_file_is_noticed_by_its_number_its_time_or_its_size(tokens, server):
+def test_changed_file_is_detected_by_inode_mtime_or_size(tokens, server):
     first, _ = tokens.create(Role.OPERATOR, "one")
-    of_first = tokens.path.read_bytes()
+    first_content = tokens.path.read_bytes()
     tokens.path.unlink()
     second, _ = tokens.create(Role.OPERATOR, "two")
-    of_second = tokens.path.read_bytes()
-    assert len(of_first) == len(of_second)
+    second_content = tokens.path.read_bytes()
+    assert len(first_content) == len(second_content)
 
-    def known() -> tuple[bool, bool]:
+    def authenticated() -> tuple[bool, bool]:
         return server.authenticate(first) is not None, server.authenticate(second) is not None
 
-    stamped(tokens.path, of_first, 10**18)
-    assert known() == (True, False)
-    stamped(tokens.path, of_second, 10**18 + 1)
-    assert known() == (False, True), "another time"
-    stamped(tokens.path, of_first + b" ", 10**18 + 1)
-    assert known() == (True, False), "another size"
+    write_with_mtime(tokens.path, first_content, 10**18)
+    assert authenticated() == (True, False)
+    write_with_mtime(tokens.path, second_content, 10**18 + 1)
+    assert authenticated() == (False, True), "another mtime"
+    write_with_mtime(tokens.path, first_content + b" ", 10**18 + 1)
+    assert authenticated() == (True, False), "another size"
     other = tokens.path.with_name("other")
-    stamped(other, of_second + b" ", 10**18 + 1)
+    write_with_mtime(other, second_content + b" ", 10**18 + 1)
     other.replace(tokens.path)
-    assert known() == (False, True), "another file"
+    assert authenticated() == (False, True), "another inode"
 
 
-def test_a_file_that_stays_the_same_is_read_once(tokens, server, monkeypatch):
+def test_unchanged_file_is_read_once(tokens, server, monkeypatch):
     token, record = tokens.create(Role.OPERATOR)
-    read, times = Path.read_bytes, []
-    monkeypatch.setattr(Path, "read_bytes", lambda path: times.append(path) or read(path))
+    read_bytes, reads = Path.read_bytes, []
+    monkeypatch.setattr(Path, "read_bytes", lambda path: reads.append(path) or read_bytes(path))
     for _ in range(3):
         assert server.authenticate(token)
         assert server.find_principal(record.id)
-    assert times == [tokens.path]
+    assert reads == [tokens.path]
 
 
-# How a change is written
+# Durable writes
 
 
-class Disk:
-    """Notes each step of a change, with what is on the disk by then, and whether somebody else could make another."""
+class WriteRecorder:
+    """Record each write step, the file contents at that point, and whether the lock is held."""
 
     def __init__(self, tokens: TokenFile, monkeypatch: pytest.MonkeyPatch) -> None:
         self.steps: list[tuple[str, str]] = []
@@ -129,24 +129,24 @@ class Disk:
         self._lock = tokens.path.with_suffix(".lock")
         fsync, replace = os.fsync, Path.replace
 
-        def watched_fsync(descriptor: int) -> None:
-            place = Path(f"/proc/self/fd/{descriptor}").readlink()
-            self.note("fsync", place.name if place != tokens.path.parent else "directory")
-            self.contents.append(place.read_bytes() if place.is_file() else b"")
+        def recording_fsync(descriptor: int) -> None:
+            path = Path(f"/proc/self/fd/{descriptor}").readlink()
+            self.record_step("fsync", path.name if path != tokens.path.parent else "directory")
+            self.contents.append(path.read_bytes() if path.is_file() else b"")
             fsync(descriptor)
 
-        def watched_replace(path: Path, target: Path) -> Path:
-            self.note("replace", f"{path.name} -> {Path(target).name}")
+        def recording_replace(path: Path, target: Path) -> Path:
+            self.record_step("replace", f"{path.name} -> {Path(target).name}")
             return replace(path, target)
 
-        monkeypatch.setattr(os, "fsync", watched_fsync)
-        monkeypatch.setattr(Path, "replace", watched_replace)
+        monkeypatch.setattr(os, "fsync", recording_fsync)
+        monkeypatch.setattr(Path, "replace", recording_replace)
 
-    def note(self, step: str, of: str) -> None:
-        self.steps.append((step, of))
-        self.is_locked.append(self.locked())
+    def record_step(self, step: str, name: str) -> None:
+        self.steps.append((step, name))
+        self.is_locked.append(self.is_lock_held())
 
-    def locked(self) -> bool:
+    def is_lock_held(self) -> bool:
         with self._lock.open() as other:
             try:
                 fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -155,19 +155,19 @@ class Disk:
         return False
 
 
-def test_a_change_is_flushed_before_it_counts_and_its_name_before_it_is_told(tokens, monkeypatch):
-    disk = Disk(tokens, monkeypatch)
+def test_change_is_flushed_before_and_after_the_rename(tokens, monkeypatch):
+    recorder = WriteRecorder(tokens, monkeypatch)
     _, record = tokens.create(Role.OPERATOR, "first")
     tokens.revoke(record.id)
     steps = [("fsync", "tokens.new"), ("replace", "tokens.new -> tokens.json"), ("fsync", "directory")]
-    assert disk.steps == steps * 2
-    assert disk.is_locked == [True] * 6
-    assert not disk.locked()
-    assert [name.encode() in disk.contents[0] for name in ("first", record.id)] == [True, True]
-    assert disk.contents[2] == tokens.path.read_bytes(), "all of it had been written when it was flushed"
+    assert recorder.steps == steps * 2
+    assert recorder.is_locked == [True] * 6
+    assert not recorder.is_lock_held()
+    assert [name.encode() in recorder.contents[0] for name in ("first", record.id)] == [True, True]
+    assert recorder.contents[2] == tokens.path.read_bytes(), "the content was complete before the flush"
 
 
-def test_the_file_is_json_for_people_with_its_version(tokens):
+def test_file_is_indented_json_with_a_version(tokens):
     _, record = tokens.create(Role.VIEWER, "wall")
     text = tokens.path.read_text()
     assert text.endswith("\n}\n")
@@ -176,36 +176,36 @@ def test_the_file_is_json_for_people_with_its_version(tokens):
     assert tokens.list() == (record,)
 
 
-def test_a_change_that_fails_lets_the_next_one_go_on(tokens, monkeypatch):
-    kept, record = tokens.create(Role.OPERATOR)
+def test_failed_change_does_not_block_the_next_one(tokens, monkeypatch):
+    token, record = tokens.create(Role.OPERATOR)
 
-    def full(_):
+    def raise_disk_full(_):
         raise OSError(28, "No space left on device")
 
-    with monkeypatch.context() as failing:
-        failing.setattr(os, "fsync", full)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", raise_disk_full)
         with pytest.raises(OSError, match="No space"):
             tokens.create(Role.OPERATOR, "lost")
     assert [one.id for one in tokens.list()] == [record.id]
-    assert tokens.authenticate(kept)
+    assert tokens.authenticate(token)
     tokens.create(Role.OPERATOR, "x")
     assert [one.name for one in tokens.list()] == ["", "x"]
 
 
-def test_the_token_that_was_revoked_is_told(tokens):
+def test_revoke_returns_the_revoked_token(tokens):
     _, record = tokens.create(Role.OPERATOR, "gone")
-    _, kept = tokens.create(Role.OPERATOR, "kept")
+    _, remaining = tokens.create(Role.OPERATOR, "kept")
     assert tokens.revoke(record.id) == record
-    assert tokens.list() == (kept,)
+    assert tokens.list() == (remaining,)
 
 
-def test_what_a_change_that_broke_off_left_is_written_over(tokens):
+def test_leftover_of_an_interrupted_change_is_overwritten(tokens):
     tokens.path.with_suffix(".new").write_bytes(b"x" * 100_000)
     tokens.create(Role.VIEWER, "wall")
     assert [record.name for record in tokens.list()] == ["wall"]
 
 
-def test_both_files_are_private_whatever_the_mask_is(tokens):
+def test_files_are_private_with_any_umask(tokens):
     before = os.umask(0)
     try:
         tokens.create(Role.OPERATOR)
@@ -216,7 +216,7 @@ def test_both_files_are_private_whatever_the_mask_is(tokens):
 
 
 @pytest.mark.parametrize("name", ["tokens.new", "tokens.lock"])
-def test_no_link_that_stands_there_is_followed(tokens, tmp_path, name):
+def test_symbolic_links_are_not_followed(tokens, tmp_path, name):
     elsewhere = tmp_path / "elsewhere"
     elsewhere.write_bytes(b"kept")
     (tmp_path / name).symlink_to(elsewhere)
@@ -226,7 +226,7 @@ def test_no_link_that_stands_there_is_followed(tokens, tmp_path, name):
     assert not tokens.has_tokens
 
 
-def test_no_descriptor_is_left_open(tokens):
+def test_changes_leak_no_descriptors(tokens):
     tokens.create(Role.VIEWER)
     before = sorted(Path("/proc/self/fd").iterdir())
     for _ in range(5):
@@ -235,38 +235,38 @@ def test_no_descriptor_is_left_open(tokens):
     assert sorted(Path("/proc/self/fd").iterdir()) == before
 
 
-# Waiting for another change
+# Waiting for the lock
 
 
 class Clock:
-    """Time goes by while somebody sleeps."""
+    """A fake clock that only `sleep` advances."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.seconds, self.slept = 1000.0, []
-        self.at = {}
+        self.callbacks = {}
         monkeypatch.setattr(time, "monotonic", lambda: self.seconds)
         monkeypatch.setattr(time, "sleep", self.sleep)
 
     def sleep(self, seconds: float) -> None:
         self.slept.append(seconds)
         self.seconds += seconds
-        for moment in list(self.at):
-            if self.seconds - 1000.0 >= moment:
-                self.at.pop(moment)()
+        for deadline in list(self.callbacks):
+            if self.seconds - 1000.0 >= deadline:
+                self.callbacks.pop(deadline)()
 
 
-def test_a_change_waits_for_another_one_and_looks_often_without_spinning(tokens, tmp_path, monkeypatch):
+def test_change_waits_for_the_lock_without_busy_waiting(tokens, tmp_path, monkeypatch):
     clock = Clock(monkeypatch)
     with (tmp_path / "tokens.lock").open("w") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
-        clock.at[LOCK_SECONDS - 0.1] = lambda: fcntl.flock(other, fcntl.LOCK_UN)
+        clock.callbacks[LOCK_SECONDS - 0.1] = lambda: fcntl.flock(other, fcntl.LOCK_UN)
         tokens.create(Role.VIEWER, "late")
     assert set(clock.slept) == {0.02}
     assert LOCK_SECONDS - 0.2 < sum(clock.slept) < LOCK_SECONDS
     assert [record.name for record in tokens.list()] == ["late"]
 
 
-def test_a_change_that_waits_too_long_is_given_up_and_leaves_nothing(tokens, tmp_path, monkeypatch):
+def test_lock_timeout_leaves_no_files(tokens, tmp_path, monkeypatch):
     clock = Clock(monkeypatch)
     with (tmp_path / "tokens.lock").open("w") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
@@ -277,19 +277,19 @@ def test_a_change_that_waits_too_long_is_given_up_and_leaves_nothing(tokens, tmp
     tokens.create(Role.VIEWER)
 
 
-def test_changes_in_one_process_wait_for_each_other_too(tmp_path):
-    makers = [threading.Thread(target=TokenFile(tmp_path).create, args=(Role.VIEWER, str(n))) for n in range(8)]
-    for maker in makers:
-        maker.start()
-    for maker in makers:
-        maker.join(30)
+def test_changes_by_threads_of_one_process_are_serialized(tmp_path):
+    threads = [threading.Thread(target=TokenFile(tmp_path).create, args=(Role.VIEWER, str(n))) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
     assert sorted(record.name for record in TokenFile(tmp_path).list()) == sorted("01234567")
 
 
 # Names
 
 
-def test_a_name_at_the_bound_is_one_and_a_longer_one_is_not(tokens):
+def test_name_is_accepted_up_to_the_length_limit(tokens):
     _, record = tokens.create(Role.VIEWER, "n" * NAME_CHARACTERS_MAX)
     assert (record.name, record.created_at, record.expires_at) == ("n" * NAME_CHARACTERS_MAX, AT, None)
     for name in ("n" * (NAME_CHARACTERS_MAX + 1), "a\tb", "\u202e"):
@@ -298,7 +298,7 @@ def test_a_name_at_the_bound_is_one_and_a_longer_one_is_not(tokens):
     assert [one.name for one in tokens.list()] == ["n" * NAME_CHARACTERS_MAX]
 
 
-def test_a_token_without_a_name_has_an_empty_one_and_the_clock_of_the_machine(tmp_path):
+def test_token_defaults_to_an_empty_name_and_the_system_clock(tmp_path):
     _, record = TokenFile(tmp_path).create(Role.VIEWER)
     assert record.name == ""
     assert abs((datetime.now(UTC) - record.created_at).total_seconds()) < 60

@@ -1,4 +1,4 @@
-"""What the tests of the doctor share."""
+"""Fixtures of the doctor tests."""
 
 import pytest
 
@@ -7,5 +7,5 @@ from sandbox.bootstrap.doctor import examination
 
 @pytest.fixture
 def without_sandboxes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No runtime is tried: where KVM is there and does not work, finding that out takes ten seconds."""
+    """Skip the runtime probes: detecting a broken KVM takes ten seconds."""
     monkeypatch.setattr(examination, "check_runtimes", lambda *_: [])

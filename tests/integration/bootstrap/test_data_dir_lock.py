@@ -1,4 +1,4 @@
-"""One server works on a data directory, whoever asks and whatever path leads there."""
+"""A data directory has at most one server, for every user and every path to it."""
 
 import os
 import shutil
@@ -24,52 +24,52 @@ from sandbox.bootstrap.settings.schema import ServerSection, ServerSettings
 from sandbox.cli.errors import ExitCode
 from sandbox.interfaces.auth import Role
 
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts, and becomes somebody else")
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount and to change the user")
 NOBODY = 65534
 
 
 def serve(data_dir, *, prefix=()):
-    """Truly where it is told to begin as somebody else, or elsewhere."""
-    words = ["serve", "--port", "0", "--ws-port", "0", "--data-dir", str(data_dir)]
+    """Run `serve`; as a real process if it runs with a prefix."""
+    arguments = ["serve", "--port", "0", "--ws-port", "0", "--data-dir", str(data_dir)]
     environment = {"PATH": os.environ["PATH"], "HOME": str(data_dir.parent / "home"), "LANG": "C.UTF-8"}
     if not prefix:
-        return run(*words, text=True, env=environment)
-    command = [*prefix, sys.executable, "-m", "sandbox", *words]
+        return run(*arguments, text=True, env=environment)
+    command = [*prefix, sys.executable, "-m", "sandbox", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environment)
 
 
-def test_a_second_server_says_whose_directory_it_is_and_what_to_do(tmp_path):
+def test_second_server_names_the_owner_and_the_fix(tmp_path):
     with lock_data_dir(tmp_path):
-        refused = serve(tmp_path)
-    assert refused.returncode == 4
-    assert refused.stderr == (
+        result = serve(tmp_path)
+    assert result.returncode == 4
+    assert result.stderr == (
         f"Error: The server with process id {os.getpid()} works on {tmp_path}; stop it or choose another --data-dir.\n"
     )
 
 
-def test_a_copy_of_it_is_refused_while_the_original_is_there(tmp_path):
-    """It names the same attempts: a server on it would take those that run for its own, and end them."""
+def test_copied_directory_is_rejected_while_the_original_exists(tmp_path):
+    """A server on the copy would adopt and end the running attempts of the original."""
     data_dir, copy, moved = tmp_path / "data", tmp_path / "a copy", tmp_path / "moved"
     data_dir.mkdir(mode=0o700)
     with lock_data_dir(data_dir):
         shutil.copytree(data_dir, copy, copy_function=shutil.copy2)
-    refused = serve(copy)
-    assert refused.returncode == 4
-    assert f"{copy} is a copy of {data_dir}, whose tasks it would end." in refused.stderr
-    assert f"rm '{copy}/server.lock'" in refused.stderr
+    result = serve(copy)
+    assert result.returncode == 4
+    assert f"{copy} is a copy of {data_dir}, whose tasks it would end." in result.stderr
+    assert f"rm '{copy}/server.lock'" in result.stderr
     with lock_data_dir(data_dir):
         pass
     data_dir.rename(moved)
-    for place in (moved, copy):
-        with lock_data_dir(place):
+    for directory in (moved, copy):
+        with lock_data_dir(directory):
             pass
     shutil.copytree(copy, tmp_path / "on another disk", copy_function=shutil.copy2)
-    (copy / "server.lock").unlink()  # all that was in it went there
+    (copy / "server.lock").unlink()  # as if the directory had been moved to the other disk
     with lock_data_dir(tmp_path / "on another disk"):
         pass
 
 
-def test_another_path_to_it_is_the_same_directory(tmp_path):
+def test_symbolic_link_resolves_to_the_same_directory(tmp_path):
     data_dir, link = tmp_path / "real" / "data", tmp_path / "link"
     data_dir.mkdir(parents=True)
     link.symlink_to(data_dir.parent)
@@ -79,94 +79,94 @@ def test_another_path_to_it_is_the_same_directory(tmp_path):
 
 
 @needs_root
-def test_a_bind_mount_of_it_is_the_same_directory(tmp_path):
+def test_bind_mount_is_the_same_directory(tmp_path):
     data_dir, mounted = tmp_path / "data", tmp_path / "mounted"
     data_dir.mkdir(mode=0o700)
     mounted.mkdir()
     prefix = ("unshare", "--mount", "sh", "-c", f'mount --bind "{data_dir}" "{mounted}" && exec "$@"', "sh")
     with lock_data_dir(data_dir):
-        refused = serve(mounted, prefix=prefix)
-    assert refused.returncode == 4
-    assert f"process id {os.getpid()}" in refused.stderr
+        result = serve(mounted, prefix=prefix)
+    assert result.returncode == 4
+    assert f"process id {os.getpid()}" in result.stderr
 
 
 @needs_root
 @pytest.mark.parametrize(("owner", "other"), [(0, NOBODY), (NOBODY, 0)])
-def test_two_users_never_share_one(owner, other):
-    with tempfile.TemporaryDirectory() as place:
-        Path(place).chmod(0o755)
-        data_dir = Path(place) / "data"
+def test_directory_of_another_user_is_rejected(owner, other):
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory).chmod(0o755)
+        data_dir = Path(directory) / "data"
         data_dir.mkdir(mode=0o700)
         os.chown(data_dir, owner, owner)
         prefix = ("setpriv", f"--reuid={other}", f"--regid={other}", "--clear-groups")
-        refused = serve(data_dir, prefix=prefix)
-        assert refused.returncode == 2
-        assert f"{data_dir} is not this user's own directory" in refused.stderr
+        result = serve(data_dir, prefix=prefix)
+        assert result.returncode == 2
+        assert f"{data_dir} is not this user's own directory" in result.stderr
         assert not list(data_dir.iterdir())
 
 
-def command(*words, data_dir):
+def command(*arguments, data_dir):
     environment = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "LANG": "C.UTF-8"}
-    return run(*words, "--data-dir", str(data_dir), text=True, env=environment)
+    return run(*arguments, "--data-dir", str(data_dir), text=True, env=environment)
 
 
 @pytest.mark.parametrize("mode", [0o755, 0o770, 0o1777])
 @pytest.mark.parametrize(
-    "words",
+    "arguments",
     [("serve", "--port", "0", "--ws-port", "0"), ("token", "create", "--role", "viewer"), ("profile", "build", "x")],
 )
-def test_a_directory_that_others_use_stays_as_it_is(tmp_path, words, mode):
-    place = tmp_path / "shared place"
-    place.mkdir()
-    (place / "somebodys.txt").touch()
-    place.chmod(mode)
-    refused = command(*words, data_dir=place)
-    assert (refused.returncode, refused.stdout) == (2, "")
-    assert f"{place} is open to other users and is no data directory of Sandbox" in refused.stderr
-    assert (f"chmod 0700 '{place}'" in refused.stderr) == (mode != 0o1777)
-    assert stat.S_IMODE(place.stat().st_mode) == mode
-    assert [path.name for path in place.iterdir()] == ["somebodys.txt"]
+def test_directory_open_to_other_users_is_rejected_unchanged(tmp_path, arguments, mode):
+    directory = tmp_path / "shared place"
+    directory.mkdir()
+    (directory / "foreign.txt").touch()
+    directory.chmod(mode)
+    result = command(*arguments, data_dir=directory)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert f"{directory} is open to other users and is no data directory of Sandbox" in result.stderr
+    assert (f"chmod 0700 '{directory}'" in result.stderr) == (mode != 0o1777)
+    assert stat.S_IMODE(directory.stat().st_mode) == mode
+    assert [path.name for path in directory.iterdir()] == ["foreign.txt"]
 
 
 @pytest.mark.parametrize(
-    "holds", [[], ["lost+found"], ["server.lock", "notes"], ["index.sqlite"], ["tokens.json"], ["profiles"]]
+    "names", [[], ["lost+found"], ["server.lock", "notes"], ["index.sqlite"], ["tokens.json"], ["profiles"]]
 )
-def test_what_is_empty_or_a_servers_already_is_made_private(tmp_path, holds):
-    place = tmp_path / "data"
-    place.mkdir()
-    for name in holds:
-        (place / name).touch()
-    place.chmod(0o755)
-    assert make_data_dir(place) == place
-    assert stat.S_IMODE(place.stat().st_mode) == 0o700
+def test_empty_or_existing_data_directory_is_made_private(tmp_path, names):
+    directory = tmp_path / "data"
+    directory.mkdir()
+    for name in names:
+        (directory / name).touch()
+    directory.chmod(0o755)
+    assert make_data_dir(directory) == directory
+    assert stat.S_IMODE(directory.stat().st_mode) == 0o700
 
 
-def test_what_is_private_may_hold_what_it_will(tmp_path):
-    place = tmp_path / "data"
-    place.mkdir(mode=0o700)
-    (place / "notes").touch()
-    assert make_data_dir(place) == place
+def test_private_directory_may_contain_other_files(tmp_path):
+    directory = tmp_path / "data"
+    directory.mkdir(mode=0o700)
+    (directory / "notes").touch()
+    assert make_data_dir(directory) == directory
 
 
-def test_an_empty_place_that_is_everybodys_is_not_taken_from_them(tmp_path):
-    place = tmp_path / "tmp"
-    place.mkdir()
-    place.chmod(0o1777)
+def test_empty_world_writable_directory_is_rejected(tmp_path):
+    directory = tmp_path / "tmp"
+    directory.mkdir()
+    directory.chmod(0o1777)
     with pytest.raises(UnsafeDirectoryError, match="open to other users"):
-        make_data_dir(place)
+        make_data_dir(directory)
 
 
-def test_doctor_looks_and_changes_nothing(tmp_path):
-    place, missing = tmp_path / "place", tmp_path / "missing" / "data"
-    place.mkdir()
-    (place / "somebodys.txt").touch()
-    place.chmod(0o755)
-    told = command("doctor", data_dir=place)
-    assert told.returncode == 1
-    assert f"{place} is open to other users" in told.stdout
-    assert "makes the sandboxes" in told.stdout
-    assert stat.S_IMODE(place.stat().st_mode) == 0o755
-    assert [path.name for path in place.iterdir()] == ["somebodys.txt"]
+def test_doctor_changes_nothing(tmp_path):
+    directory, missing = tmp_path / "place", tmp_path / "missing" / "data"
+    directory.mkdir()
+    (directory / "foreign.txt").touch()
+    directory.chmod(0o755)
+    result = command("doctor", data_dir=directory)
+    assert result.returncode == 1
+    assert f"{directory} is open to other users" in result.stdout
+    assert "makes the sandboxes" in result.stdout
+    assert stat.S_IMODE(directory.stat().st_mode) == 0o755
+    assert [path.name for path in directory.iterdir()] == ["foreign.txt"]
     with _probe_dir(ServerSettings(server=ServerSection(data_dir=missing))) as run_dir:
         assert run_dir.is_dir()
     assert not run_dir.exists()
@@ -174,33 +174,33 @@ def test_doctor_looks_and_changes_nothing(tmp_path):
 
 
 @needs_root
-def test_who_is_not_its_user_leaves_nothing_that_would_lock_its_server_out(tmp_path):
-    kept = KeptTasks.of_three(tmp_path / "data")
-    _, token = TokenFile(kept.data_dir).create(Role.VIEWER)
-    for path in (kept.data_dir, *kept.data_dir.rglob("*")):
+def test_commands_of_another_user_are_rejected_without_changes(tmp_path):
+    stored = KeptTasks.of_three(tmp_path / "data")
+    _, token = TokenFile(stored.data_dir).create(Role.VIEWER)
+    for path in (stored.data_dir, *stored.data_dir.rglob("*")):
         os.chown(path, NOBODY, NOBODY)
-    before = everything(kept.data_dir)
+    before = snapshot(stored.data_dir)
     changes = (
         ("admin", "rebuild"),
         ("admin", "prune", "--offline", "--keep", "1"),
         ("token", "revoke", token.id),
         ("token", "create", "--role", "viewer"),
     )
-    for words in changes:
-        refused = command(*words, data_dir=kept.data_dir)
-        assert (refused.returncode, everything(kept.data_dir)) == (ExitCode.USAGE, before)
-        assert "sudo -u nobody" in refused.stderr
-    os.chown(kept.data_dir, 0, 0)
-    for words in changes:
-        done = command(*words, data_dir=kept.data_dir)
-        assert done.returncode == 0, done.stderr
+    for arguments in changes:
+        result = command(*arguments, data_dir=stored.data_dir)
+        assert (result.returncode, snapshot(stored.data_dir)) == (ExitCode.USAGE, before)
+        assert "sudo -u nobody" in result.stderr
+    os.chown(stored.data_dir, 0, 0)
+    for arguments in changes:
+        result = command(*arguments, data_dir=stored.data_dir)
+        assert result.returncode == 0, result.stderr
 
 
-def everything(directory):
-    return {path: (found.st_uid, found.st_mtime_ns) for path in directory.rglob("*") if (found := path.lstat())}
+def snapshot(directory):
+    return {path: (info.st_uid, info.st_mtime_ns) for path in directory.rglob("*") if (info := path.lstat())}
 
 
-KILLED_WHILE_IT_STARTS_A_CHILD = """
+KILLED_AFTER_FORK = """
 import os, signal, sys, time
 from pathlib import Path
 from sandbox.bootstrap.data_dir_lock import lock_data_dir
@@ -212,22 +212,22 @@ with lock_data_dir(Path(sys.argv[1])):
 """
 
 
-@pytest.mark.parametrize(("seconds", "is_let_in"), [(0.2, True), (5, False)])
-def test_what_a_killed_server_had_just_forked_is_waited_for(tmp_path, monkeypatch, seconds, is_let_in):
-    """A child that has not begun its program yet holds what its server held."""
-    monkeypatch.setattr(data_dir_lock, "FORKED_LOCK_WAIT_SECONDS", 2.0 if is_let_in else 0.1)
-    command = [sys.executable, "-c", KILLED_WHILE_IT_STARTS_A_CHILD, str(tmp_path), str(seconds)]
+@pytest.mark.parametrize(("seconds", "is_acquired"), [(0.2, True), (5, False)])
+def test_lock_waits_for_a_forked_child_of_a_killed_server(tmp_path, monkeypatch, seconds, is_acquired):
+    """Until a forked child calls `exec`, it holds the lock of its server."""
+    monkeypatch.setattr(data_dir_lock, "FORKED_LOCK_WAIT_SECONDS", 2.0 if is_acquired else 0.1)
+    command = [sys.executable, "-c", KILLED_AFTER_FORK, str(tmp_path), str(seconds)]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as server:
         assert server.stdout.readline() == b"forked\n"
         server.wait(20)
         with (
-            nullcontext() if is_let_in else pytest.raises(DataDirBusyError, match=str(server.pid)),
+            nullcontext() if is_acquired else pytest.raises(DataDirBusyError, match=str(server.pid)),
             lock_data_dir(tmp_path),
         ):
             pass
 
 
-def test_removing_the_file_of_the_lock_lets_nobody_in(tmp_path):
+def test_removing_the_lock_file_does_not_release_the_lock(tmp_path):
     with lock_data_dir(tmp_path):
         (tmp_path / "server.lock").unlink()
         with pytest.raises(DataDirBusyError, match="Another server works on"), lock_data_dir(tmp_path):
@@ -236,7 +236,7 @@ def test_removing_the_file_of_the_lock_lets_nobody_in(tmp_path):
         pass
 
 
-def test_two_directories_have_two_servers_and_two_places_for_sockets(tmp_path):
+def test_two_data_directories_have_separate_locks_and_run_dirs(tmp_path):
     one, other = tmp_path / "one", tmp_path / "other"
     one.mkdir()
     other.mkdir()
@@ -244,14 +244,14 @@ def test_two_directories_have_two_servers_and_two_places_for_sockets(tmp_path):
         assert choose_run_dir(one) != choose_run_dir(other)
 
 
-def test_a_server_of_another_session_finds_the_sockets_of_the_one_before():
-    with ordinary_place() as place:
-        as_ordinary_user(_restarted_in_other_sessions, place)
+def test_run_dir_is_found_from_another_login_session():
+    with ordinary_place() as directory:
+        as_ordinary_user(_restart_in_other_sessions, directory)
 
 
-async def _restarted_in_other_sessions(place):
-    machine._USER_RUNTIME_ROOT = place / "logins"
-    data_dir, session, other = place / "data", machine._USER_RUNTIME_ROOT / str(os.geteuid()), place / "other"
+async def _restart_in_other_sessions(base):
+    machine._USER_RUNTIME_ROOT = base / "logins"
+    data_dir, session, other = base / "data", machine._USER_RUNTIME_ROOT / str(os.geteuid()), base / "other"
     for directory in (data_dir, session, other):
         directory.mkdir(mode=0o700, parents=True)
     os.environ["XDG_RUNTIME_DIR"] = str(session)
@@ -260,12 +260,12 @@ async def _restarted_in_other_sessions(place):
     for runtime_dir in (str(other), ""):
         os.environ["XDG_RUNTIME_DIR"] = runtime_dir
         assert choose_run_dir(data_dir) == first
-    # The session is over, and what was in it is gone.
+    # The login session ended and its directory was removed.
     shutil.rmtree(session)
     os.environ["XDG_RUNTIME_DIR"] = str(other)
     assert choose_run_dir(data_dir).is_relative_to(other)
-    # Somebody else's link in its place is not followed.
-    (other / "sandbox").rename(place / "elsewhere")
-    (other / "sandbox").symlink_to(place / "elsewhere")
+    # A symbolic link in its place is not followed.
+    (other / "sandbox").rename(base / "elsewhere")
+    (other / "sandbox").symlink_to(base / "elsewhere")
     with pytest.raises(UnsafeDirectoryError):
         choose_run_dir(data_dir)

@@ -1,4 +1,4 @@
-"""The runner as a process, from its start until it has the journal."""
+"""The runner process, from its start until it owns the journal."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ from sandbox.journal.journals import FileJournals
 from sandbox.model.errors import Failure, FailureCode
 from sandbox.model.events import AttemptFailed, AttemptStarted, ErrorReported, TaskFinished, TaskSubmitted
 
-IMPATIENT = """
+SHORT_LAUNCH_TIMEOUT = """
 import sandbox.model.limits
 sandbox.model.limits.LAUNCH_SECONDS = 1
 from sandbox.bootstrap.runner import main
@@ -24,12 +24,14 @@ main()
 """
 
 
-def test_a_runner_that_never_gets_its_order_ends_and_frees_the_journal(tmp_path):
+def test_runner_without_an_order_exits_and_releases_the_journal(tmp_path):
     journals = FileJournals(tmp_path)
     writer = journals.create("task-1")
     order_in, order_out = os.pipe()
     runner = subprocess.Popen(
-        [sys.executable, "-c", IMPATIENT, f"--lock-fd={writer.lock_fd}"], stdin=order_in, pass_fds=(writer.lock_fd,)
+        [sys.executable, "-c", SHORT_LAUNCH_TIMEOUT, f"--lock-fd={writer.lock_fd}"],
+        stdin=order_in,
+        pass_fds=(writer.lock_fd,),
     )
     try:
         writer.close()
@@ -43,11 +45,11 @@ def test_a_runner_that_never_gets_its_order_ends_and_frees_the_journal(tmp_path)
         os.close(order_out)
 
 
-BEGUN = (TaskSubmitted("task-1", manifest("task-1")), AttemptStarted("abcdefghijkl", "bubblewrap", "here"))
-FOLLOWED = (*BEGUN, AttemptStarted("mnopqrstuvwx", "bubblewrap", "here"))
-ENDED = (*BEGUN, AttemptFailed(Failure(FailureCode.INTERNAL, "It failed.")), TaskFinished())
+STARTED = (TaskSubmitted("task-1", manifest("task-1")), AttemptStarted("abcdefghijkl", "bubblewrap", "here"))
+NEWER_ATTEMPT = (*STARTED, AttemptStarted("mnopqrstuvwx", "bubblewrap", "here"))
+ENDED = (*STARTED, AttemptFailed(Failure(FailureCode.INTERNAL, "It failed.")), TaskFinished())
 
-SLOW = """
+SLOW_JOURNAL = """
 import time
 import sandbox.model.limits
 sandbox.model.limits.LAUNCH_SECONDS = 1
@@ -63,46 +65,46 @@ runner.main()
 
 
 @pytest.mark.parametrize(
-    ("bytes_per_second", "ends_as"), [(10, 1), (1024**2, -signal.SIGALRM)], ids=["a long journal", "a short one"]
+    ("bytes_per_second", "exit_code"), [(10, 1), (1024**2, -signal.SIGALRM)], ids=["long journal", "short journal"]
 )
-def test_a_runner_has_time_to_read_the_journal_that_it_takes_over(tmp_path, bytes_per_second, ends_as):
-    """After a reboot a hundred finishers share the machine; a long story must not cost a task its workspace."""
+def test_launch_timeout_grows_with_the_size_of_the_journal(tmp_path, bytes_per_second, exit_code):
+    """After a reboot many finishers share the machine; a long journal must not cost a task its workspace."""
     journals = FileJournals(tmp_path)
     recorder = Recorder(journals.create("task-1"), None, SystemClock().now)
     for event in ENDED:
         recorder.record(event)
     order = LaunchOrder("task-1", "abcdefghijkl", str(tmp_path), str(tmp_path / "run"), "bubblewrap", finish=True)
     lock_fd = recorder.writer.lock_fd
-    ran = subprocess.run(
-        [sys.executable, "-c", SLOW.format(rate=bytes_per_second), f"--lock-fd={lock_fd}"],
+    result = subprocess.run(
+        [sys.executable, "-c", SLOW_JOURNAL.format(rate=bytes_per_second), f"--lock-fd={lock_fd}"],
         input=msgspec.json.encode(order), pass_fds=(lock_fd,), capture_output=True, timeout=60, check=False,
     )  # fmt: skip
     recorder.writer.close()
-    assert ran.returncode == ends_as
-    assert (b"StaleOrderError" in ran.stderr) is (ends_as == 1)
+    assert result.returncode == exit_code
+    assert (b"StaleOrderError" in result.stderr) is (exit_code == 1)
 
 
 @pytest.mark.parametrize(
     ("events", "finish"),
     [
-        ((*BEGUN, ErrorReported("a", "Somebody is at work.")), False),
-        (FOLLOWED, False),
-        (FOLLOWED, True),
+        ((*STARTED, ErrorReported("a", "Reported by the running attempt.")), False),
+        (NEWER_ATTEMPT, False),
+        (NEWER_ATTEMPT, True),
         (ENDED, False),
         (ENDED, True),
-        (BEGUN[:1], False),
+        (STARTED[:1], False),
     ],
     ids=[
-        "begun already",
-        "another attempt",
-        "finisher of another",
-        "over",
-        "finisher of one that is over",
-        "not begun",
+        "already started",
+        "newer attempt",
+        "finisher, newer attempt",
+        "task ended",
+        "finisher, task ended",
+        "not started",
     ],
 )
-def test_an_order_that_comes_late_or_twice_is_refused_and_nothing_is_written(tmp_path, events, finish):
-    """Also where the lock is free to take: the order alone makes nobody an attempt's runner."""
+def test_stale_or_duplicate_order_is_rejected_without_writes(tmp_path, events, finish):
+    """Even if the lock is free: the order must match the journal."""
     journals, run_dir = FileJournals(tmp_path / "data"), tmp_path / "run"
     recorder = Recorder(journals.create("task-1"), None, SystemClock().now)
     for event in events:
@@ -111,7 +113,7 @@ def test_an_order_that_comes_late_or_twice_is_refused_and_nothing_is_written(tmp
     records = tmp_path / "data" / "tasks" / "task-1" / "journal" / "records"
     before, writer = records.read_bytes(), journals.open("task-1")
     order = LaunchOrder("task-1", "abcdefghijkl", str(tmp_path / "data"), str(run_dir), "bubblewrap", finish=finish)
-    ran = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-I", "-m", "sandbox.bootstrap.runner", f"--lock-fd={writer.lock_fd}"],
         input=msgspec.json.encode(order),
         pass_fds=(writer.lock_fd,),
@@ -120,35 +122,35 @@ def test_an_order_that_comes_late_or_twice_is_refused_and_nothing_is_written(tmp
         check=False,
     )
     writer.close()
-    assert ran.returncode != 0
-    assert b"StaleOrderError" in ran.stderr
+    assert result.returncode != 0
+    assert b"StaleOrderError" in result.stderr
     assert records.read_bytes() == before
     assert not run_dir.exists()
 
 
 @pytest.mark.parametrize("order", [b"", b'{"task_id": "task-1", "attem'])
-def test_a_runner_whose_server_died_while_it_gave_the_order_ends_without_alarm(tmp_path, order):
+def test_truncated_order_exits_with_an_info_message(tmp_path, order):
     journals = FileJournals(tmp_path)
     writer = journals.create("task-1")
     try:
-        ran = subprocess.run(
+        result = subprocess.run(
             [sys.executable, "-m", "sandbox.bootstrap.runner", f"--lock-fd={writer.lock_fd}"],
             input=order, pass_fds=(writer.lock_fd,), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             timeout=30, check=False,
         )  # fmt: skip
     finally:
         writer.close()
-    (told,) = ran.stdout.decode().splitlines()
-    assert "Z INFO " in told
-    assert ran.returncode == 1
+    (line,) = result.stdout.decode().splitlines()
+    assert "Z INFO " in line
+    assert result.returncode == 1
 
 
 @pytest.mark.parametrize("finish", [True, False], ids=["finisher", "first runner"])
 @pytest.mark.parametrize("obstacle", ["file", "link"])
-def test_what_a_dead_runner_left_is_finished_also_where_no_socket_can_be_made(tmp_path, finish, obstacle):
+def test_finisher_completes_without_a_control_socket(tmp_path, finish, obstacle):
     journals = FileJournals(tmp_path)
     recorder = Recorder(journals.create("task-1"), None, SystemClock().now)
-    for event in BEGUN:
+    for event in STARTED:
         recorder.record(event)
     if obstacle == "file":
         (tmp_path / "run").write_text("in the way")
@@ -156,10 +158,10 @@ def test_what_a_dead_runner_left_is_finished_also_where_no_socket_can_be_made(tm
         (tmp_path / "run").symlink_to(tmp_path)
     order = LaunchOrder("task-1", "abcdefghijkl", str(tmp_path), str(tmp_path / "run"), "bubblewrap", finish=finish)
     lock_fd = recorder.writer.lock_fd
-    ran = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-m", "sandbox.bootstrap.runner", f"--lock-fd={lock_fd}"],
         input=msgspec.json.encode(order), pass_fds=(lock_fd,), capture_output=True, timeout=60, check=False,
     )  # fmt: skip
     recorder.writer.close()
     task = replay_task(journals, "task-1").task
-    assert (ran.returncode == 0, task.state.is_terminal) == (finish, finish), ran.stderr
+    assert (result.returncode == 0, task.state.is_terminal) == (finish, finish), result.stderr

@@ -1,4 +1,4 @@
-"""Whether a server's git is confined: only what is missing on a machine speaks against it, and no bad moment."""
+"""Git confinement of a server: missing programs disable it, slow probes do not."""
 
 import asyncio
 from contextlib import asynccontextmanager
@@ -12,11 +12,11 @@ from sandbox.bootstrap.runtime import RuntimeChoice
 from sandbox.interfaces.runtime import RuntimeProbe
 from sandbox.model.errors import AttemptError, FailureCode
 
-WORKS = RuntimeProbe("slow", is_available=True, tier="none", strength=1)
+AVAILABLE = RuntimeProbe("slow", is_available=True, tier="none", strength=1)
 
 
-class Slow:
-    """Its confinements begin when nobody waits for them any more, or `error` says why they never do."""
+class SlowRuntime:
+    """A runtime whose confinements never start in time, or fail with `error`."""
 
     def __init__(self, error=None):
         self.error = error
@@ -36,51 +36,52 @@ class Slow:
 
 
 @pytest.fixture
-def offers(monkeypatch):
-    def offer(runtime):
+def use_runtime(monkeypatch):
+    def use(runtime):
         monkeypatch.setattr("sandbox.runtimes.probe._PROBE_SECONDS", 0.1)
-        for room in (server, findings):
-            monkeypatch.setattr(room, "make_runtime", lambda *_, **__: runtime)
+        for module in (server, findings):
+            monkeypatch.setattr(module, "make_runtime", lambda *_, **__: runtime)
 
-    return offer
-
-
-def missing():
-    return Slow(AttemptError(FailureCode.PROVISION_FAILED, "bubblewrap is missing"))
+    return use
 
 
-def confines(tmp_path, probe=WORKS):
+def missing_bubblewrap():
+    return SlowRuntime(AttemptError(FailureCode.PROVISION_FAILED, "bubblewrap is missing"))
+
+
+def can_confine(tmp_path, probe=AVAILABLE):
     return asyncio.run(server.can_confine_git(RuntimeChoice(probe, [probe]), tmp_path))
 
 
-def test_a_slow_start_costs_no_confinement(tmp_path, offers, caplog):
-    offers(Slow())
-    assert confines(tmp_path)
+def test_slow_start_keeps_git_confined(tmp_path, use_runtime, caplog):
+    use_runtime(SlowRuntime())
+    assert can_confine(tmp_path)
     assert "did not end within" in caplog.text
 
 
-def test_where_bubblewrap_is_missing_git_runs_as_it_is(tmp_path, offers, caplog):
-    offers(missing())
-    assert not confines(tmp_path)
+def test_missing_bubblewrap_leaves_git_unconfined(tmp_path, use_runtime, caplog):
+    use_runtime(missing_bubblewrap())
+    assert not can_confine(tmp_path)
     assert "bubblewrap is missing" in caplog.text
 
 
-@pytest.mark.parametrize(("runtime", "is_confined"), [(Slow(), True), (missing(), False)])
-def test_git_may_be_confined_where_no_sandbox_can_be_made(tmp_path, offers, runtime, is_confined):
-    """A finisher of an earlier attempt reads its workspace there too."""
-    offers(runtime)
-    assert confines(tmp_path, RuntimeProbe("slow", is_available=False, tier="none", strength=1)) is is_confined
+@pytest.mark.parametrize(("runtime", "is_confined"), [(SlowRuntime(), True), (missing_bubblewrap(), False)])
+def test_git_confinement_does_not_need_a_working_sandbox(tmp_path, use_runtime, runtime, is_confined):
+    """A finisher of an earlier attempt still reads its workspace."""
+    use_runtime(runtime)
+    assert can_confine(tmp_path, RuntimeProbe("slow", is_available=False, tier="none", strength=1)) is is_confined
 
 
 @pytest.mark.parametrize(
-    ("runtime", "told"), [(Slow(), "confines it all the same"), (missing(), "with the server's rights")]
+    ("runtime", "message"),
+    [(SlowRuntime(), "confines it all the same"), (missing_bubblewrap(), "with the server's rights")],
 )
-def test_the_doctor_says_what_a_server_would_do(tmp_path, offers, monkeypatch, runtime, told):
+def test_doctor_reports_the_git_confinement_of_a_server(tmp_path, use_runtime, monkeypatch, runtime, message):
     async def choose(*_):
-        return RuntimeChoice(WORKS, [WORKS])
+        return RuntimeChoice(AVAILABLE, [AVAILABLE])
 
     monkeypatch.setattr(findings, "choose_runtime", choose)
-    offers(runtime)
-    [git] = [one for one in findings.check_runtimes("slow", tmp_path) if one.name == "git"]
-    assert told in git.message
+    use_runtime(runtime)
+    [git] = [finding for finding in findings.check_runtimes("slow", tmp_path) if finding.name == "git"]
+    assert message in git.message
     assert not git.ok

@@ -1,4 +1,4 @@
-"""A recorded API, and the command line as a process that speaks to it."""
+"""Fixtures: a recorded API, and the CLI as a process that calls it."""
 
 import os
 import pty
@@ -14,19 +14,19 @@ from doubles.forked_commands import ForkedCommand
 from doubles.forked_commands import run as run_forked
 from doubles.recorded_api import RecordedApi
 
-END = b"<nothing more is shown>"
+END = b"<end of output>"
 
 
 @pytest.fixture
 def api():
-    """An API that knows nothing yet."""
+    """A recorded API without responses."""
     with RecordedApi().running() as api:
         yield api
 
 
 @pytest.fixture
 def environment(api, tmp_path):
-    """What the process finds: the server, a proxy that must not be asked, and a home of its own."""
+    """The environment of the process: the server, a proxy that must not be used, and a separate home."""
     return {
         "PATH": os.environ["PATH"],
         "HOME": str(tmp_path),
@@ -51,16 +51,16 @@ def sandbox(environment, tmp_path):
 
 @pytest.fixture
 def sandbox_process(environment, tmp_path):
-    """Start `sandbox …`; whatever still runs at the test's end is ended."""
-    started = []
+    """Start `sandbox …`; kill running processes at the end of the test."""
+    processes = []
 
     def start(*arguments: str, cwd: Path = tmp_path, **streams) -> subprocess.Popen[bytes]:
         process = ForkedCommand(arguments, env=environment, cwd=cwd, **streams)
-        started.append(process)
+        processes.append(process)
         return process
 
     yield start
-    for process in started:
+    for process in processes:
         process.kill()
         process.wait(10)
         for stream in (process.stdin, process.stdout, process.stderr):
@@ -69,49 +69,51 @@ def sandbox_process(environment, tmp_path):
 
 
 class Terminal:
-    """The other end of a pseudo-terminal."""
+    """Both ends of a pseudo-terminal, with the output that was read from it."""
 
     def __init__(self) -> None:
-        self.ours, self.theirs = pty.openpty()
-        self.seen = b""
+        self.parent_fd, self.child_fd = pty.openpty()
+        self.output = b""
 
     def read_until(self, wanted: bytes, seconds: float = 30) -> bytes:
-        """Everything until `wanted` has been shown."""
+        """Read and return the output until it contains `wanted`."""
         deadline = time.monotonic() + seconds
-        while wanted not in self.seen:
-            readable, _, _ = select.select([self.ours], [], [], max(deadline - time.monotonic(), 0))
-            assert readable, f"{wanted!r} was not shown; shown was {self.seen!r}"
-            self.seen += os.read(self.ours, 65536)
-        return self.seen
+        while wanted not in self.output:
+            readable, _, _ = select.select([self.parent_fd], [], [], max(deadline - time.monotonic(), 0))
+            assert readable, f"{wanted!r} is missing in the output {self.output!r}"
+            self.output += os.read(self.parent_fd, 65536)
+        return self.output
 
     def read_to_end(self, process: subprocess.Popen[bytes], seconds: float = 60) -> bytes:
-        """Everything that a process shows from now on until it has ended."""
-        deadline, begin = time.monotonic() + seconds, len(self.seen)
+        """Return everything that the process writes from now on until it exits."""
+        deadline, start_index = time.monotonic() + seconds, len(self.output)
         while process.poll() is None:
-            assert time.monotonic() < deadline, f"it has not ended; shown was {self.seen!r}"
-            if select.select([self.ours], [], [], 0.02)[0]:
-                self.seen += os.read(self.ours, 65536)
-        os.write(self.theirs, END)  # what was shown before comes before it, and may come late
-        self.seen = self.read_until(END).removesuffix(END)
-        return self.seen[begin:]
+            assert time.monotonic() < deadline, f"the process is still running; output: {self.output!r}"
+            if select.select([self.parent_fd], [], [], 0.02)[0]:
+                self.output += os.read(self.parent_fd, 65536)
+        os.write(self.child_fd, END)  # a marker: earlier output may arrive late, but precedes it
+        self.output = self.read_until(END).removesuffix(END)
+        return self.output[start_index:]
 
     def resize(self, columns: int, lines: int = 45) -> None:
-        termios.tcsetwinsize(self.ours, (lines, columns))
+        termios.tcsetwinsize(self.parent_fd, (lines, columns))
 
     def type(self, keys: bytes) -> None:
-        os.write(self.ours, keys)
+        os.write(self.parent_fd, keys)
 
 
 @pytest.fixture
 def terminal():
     terminal = Terminal()
     yield terminal
-    os.close(terminal.ours)
-    os.close(terminal.theirs)
+    os.close(terminal.parent_fd)
+    os.close(terminal.child_fd)
 
 
 @pytest.fixture
 def on_terminal(sandbox_process, terminal):
     """Start `sandbox …` on the terminal."""
-    theirs = terminal.theirs
-    return lambda *arguments, **where: sandbox_process(*arguments, stdin=theirs, stdout=theirs, stderr=theirs, **where)
+    child_fd = terminal.child_fd
+    return lambda *arguments, **options: sandbox_process(
+        *arguments, stdin=child_fd, stdout=child_fd, stderr=child_fd, **options
+    )

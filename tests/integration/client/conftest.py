@@ -1,4 +1,4 @@
-"""A recorded API, and both clients behind one face."""
+"""Fixtures: a recorded API, and the synchronous and asynchronous client behind one blocking interface."""
 
 import asyncio
 import inspect
@@ -10,8 +10,8 @@ from doubles.recorded_task import TASK, status
 from sandbox.client import AsyncClient, Client, operations
 
 
-class Awaited:
-    """The asynchronous client, awaited: whoever holds it cannot tell it from the other one."""
+class BlockingAsyncClient:
+    """The asynchronous client with the blocking interface of the synchronous one."""
 
     def __init__(self, *arguments, **keywords) -> None:
         self._runner = asyncio.Runner()
@@ -44,21 +44,21 @@ class Awaited:
 
 @pytest.fixture
 def api():
-    """An API that knows nothing yet."""
+    """A recorded API without responses."""
     with RecordedApi().running() as api:
         yield api
 
 
-@pytest.fixture(params=[Client, Awaited], ids=["Client", "AsyncClient"])
+@pytest.fixture(params=[Client, BlockingAsyncClient], ids=["Client", "AsyncClient"])
 def client_class(request, monkeypatch):
-    """Either client."""
+    """The class of the synchronous or the asynchronous client."""
     monkeypatch.setattr(operations, "DELAYS_SECONDS", (0.01,) * 5)
     return request.param
 
 
 @pytest.fixture
 def client(api, client_class):
-    """Either client, of the recorded API, with a token."""
+    """A client of the recorded API, with a token."""
     from doubles.recorded_api import of_json
 
     api.on("GET", f"/tasks/{TASK}", of_json(status("running")))

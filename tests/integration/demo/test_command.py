@@ -1,4 +1,4 @@
-"""Who leaves the demo in the middle leaves nothing behind that goes on working, or spending."""
+"""An interrupted demo stops its task and its processes."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ from sandbox.demo.command import _exit_on_signals
 
 @pytest.fixture
 def demo(tmp_path):
-    """The demo as a terminal starts it: leader of a process group that ^C reaches as a whole."""
+    """The demo as started by a terminal: the leader of a process group that receives ^C."""
     environment = {
         "PATH": os.environ["PATH"],
         "HOME": str(tmp_path),
@@ -36,19 +36,19 @@ def demo(tmp_path):
 
 
 def processes_of(home: Path) -> list[int]:
-    """Everything that was started from the demo, however far it has detached itself."""
-    mark, found = f"HOME={home}".encode(), []
+    """Return all descendants of the demo, including detached ones."""
+    home_variable, pids = f"HOME={home}".encode(), []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
-            if mark in (entry / "environ").read_bytes().split(b"\0"):
-                found.append(int(entry.name))
+            if home_variable in (entry / "environ").read_bytes().split(b"\0"):
+                pids.append(int(entry.name))
         except OSError:
             continue
-    return found
+    return pids
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGHUP, 129)])
-def test_the_task_and_every_process_end_with_the_demo(demo, tmp_path, number, code):
+def test_signal_ends_the_demo_its_task_and_all_processes(demo, tmp_path, number, code):
     screen = tmp_path / "screen"
     until(lambda: "running" in screen.read_text() or demo.poll() is not None, 60, "the task to run")
     assert demo.poll() is None, screen.read_text()
@@ -60,10 +60,10 @@ def test_the_task_and_every_process_end_with_the_demo(demo, tmp_path, number, co
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith("sandbox-demo-")] == []
 
 
-def test_who_ends_it_otherwise_leaves_it_as_a_closed_terminal_does():
+def test_sigterm_and_sighup_exit_with_128_plus_the_signal():
     before = signal.getsignal(signal.SIGTERM)
     for number in (signal.SIGTERM, signal.SIGHUP):
-        with pytest.raises(SystemExit) as ended, _exit_on_signals():
+        with pytest.raises(SystemExit) as raised, _exit_on_signals():
             signal.raise_signal(number)
-        assert ended.value.code == 128 + number
+        assert raised.value.code == 128 + number
     assert signal.getsignal(signal.SIGTERM) == before

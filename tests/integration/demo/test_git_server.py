@@ -1,4 +1,4 @@
-"""The demo's git server lets repositories be cloned and nothing else."""
+"""The demo's git server allows clones only."""
 
 import asyncio
 
@@ -38,14 +38,14 @@ def serve(directory, use):
 
 
 @pytest.mark.parametrize("depth", [(), ("--depth=1",)], ids=["whole", "shallow"])
-def test_the_example_can_be_cloned(repositories, tmp_path, depth):
+def test_example_repository_can_be_cloned(repositories, tmp_path, depth):
     clone = tmp_path / "clone"
     code, output = serve(repositories, lambda url: git("clone", *depth, f"{url}/example.git", str(clone)))
     assert code == 0, output
     assert {path.name for path in clone.iterdir()} == {*FILES, ".git"}
 
 
-def test_nobody_can_push(repositories, tmp_path):
+def test_push_is_forbidden(repositories, tmp_path):
     async def push(url):
         await git("clone", f"{url}/example.git", str(tmp_path / "clone"))
         return await git("push", "origin", "HEAD:refs/heads/evil", cwd=tmp_path / "clone")
@@ -67,7 +67,7 @@ def test_nobody_can_push(repositories, tmp_path):
         "/",
     ],
 )
-def test_nothing_but_reading_is_answered(repositories, path):
+def test_requests_other_than_fetch_are_forbidden(repositories, path):
     async def get(url):
         async with httpx.AsyncClient(trust_env=False) as client:
             return await client.get(url + path)
@@ -75,13 +75,13 @@ def test_nothing_but_reading_is_answered(repositories, path):
     assert serve(repositories, get).status_code == 403
 
 
-def test_a_missing_repository_is_not_found(repositories):
+def test_missing_repository_is_not_found(repositories):
     code, output = serve(repositories, lambda url: git("ls-remote", f"{url}/missing.git"))
     assert code != 0
     assert "not found" in output
 
 
-def test_the_example_commit_is_the_same_wherever_it_is_made(repositories, tmp_path):
+def test_example_commit_is_reproducible(repositories, tmp_path):
     other = make_example_repository(tmp_path / "other")
 
     async def heads():

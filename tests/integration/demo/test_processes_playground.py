@@ -1,4 +1,4 @@
-"""The playground keeps the demo's repository and model for a server that somebody else started."""
+"""The playground serves the demo's repository and model to a separately started server."""
 
 import re
 import signal
@@ -21,27 +21,27 @@ def start(*arguments):
 def playground():
     process = start("--git-port", "0", "--model-port", "0")
     with process:
-        told = [process.stdout.readline() for _ in range(3)]
-        yield process, dict(re.findall(r"^(\w+) +(http://127\.0\.0\.1:\d+\S*)$", "".join(told), re.MULTILINE))
+        lines = [process.stdout.readline() for _ in range(3)]
+        yield process, dict(re.findall(r"^(\w+) +(http://127\.0\.0\.1:\d+\S*)$", "".join(lines), re.MULTILINE))
         process.kill()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_repository_can_be_cloned_the_model_answers_and_a_signal_ends_both(playground, tmp_path, number):
+def test_playground_serves_repository_and_model_until_a_signal(playground, tmp_path, number):
     process, urls = playground
     clone = ["git", "clone", "--quiet", urls["Repository"], str(tmp_path / "clone")]
     subprocess.run(clone, env=git_environment(), check=True, timeout=60)
     assert {path.name for path in (tmp_path / "clone").iterdir()} == {*FILES, ".git"}
-    question = {"model": "x", "max_tokens": 9, "messages": [{"role": "user", "content": "Mend it."}]}
-    answer = httpx.post(f"{urls['Model']}/v1/messages", json=question, trust_env=False, timeout=60)
-    assert answer.json()["content"][1]["input"]["command"] == "python3 -m unittest"
+    body = {"model": "x", "max_tokens": 9, "messages": [{"role": "user", "content": "Mend it."}]}
+    response = httpx.post(f"{urls['Model']}/v1/messages", json=body, trust_env=False, timeout=60)
+    assert response.json()["content"][1]["input"]["command"] == "python3 -m unittest"
     process.send_signal(number)
     assert process.wait(60) == 0
 
 
-def test_a_taken_port_is_told_with_a_way_out():
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+def test_port_in_use_error_suggests_other_ports():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
         process = start("--git-port", "0", "--model-port", str(port))
         _, error = process.communicate(timeout=60)
     assert process.returncode == 1

@@ -1,4 +1,4 @@
-"""Without root a disk is a directory: what its agent closes to everybody is measured and removed all the same."""
+"""Without root, the disk is a directory: files with restrictive modes are measured and removed too."""
 
 import subprocess
 from contextlib import contextmanager
@@ -13,20 +13,20 @@ from sandbox.interfaces.layout import AttemptLayout
 MIB = 1024 * 1024
 
 
-async def hides_what_it_writes(place):
+async def writes_to_an_unreadable_directory(place):
     files, disks = AttemptLayout(place), DirectoryDisks()
     await disks.open(files, 4 * MIB)
     hidden = files.disk / "workspace" / "hidden"
     hidden.mkdir(parents=True)
     (hidden / "large").write_bytes(b"x" * 5 * MIB)
-    # Without the right to list it, the agent goes on writing in it by name.
+    # Without read permission for the directory, the agent can still write to it by name.
     hidden.chmod(0o300)
     assert (await disks.usage(files)).is_full
 
 
 @contextmanager
 def held_by_children(path, size_bytes, *, unlinks, children=1):
-    """A new file of this size that processes have open, as a sandbox's are below its runner."""
+    """A new file of this size that processes have open, like a sandbox's processes below its runner."""
     path.write_bytes(b"x" * size_bytes)
     command = ["sh", "-c", 'exec 3< "$1" && echo && cat', "holder", path]
     holders = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) for _ in range(children)]
@@ -41,17 +41,17 @@ def held_by_children(path, size_bytes, *, unlinks, children=1):
             holder.communicate()
 
 
-async def holds_what_it_has_unlinked(place):
+async def keeps_a_deleted_file_open(place):
     files, disks = AttemptLayout(place), DirectoryDisks()
     await disks.open(files, 4 * MIB)
     with held_by_children(files.disk / "large", 5 * MIB, unlinks=True):
-        use = await disks.usage(files)
-        assert use.is_full
-        assert use.used_bytes >= 5 * MIB
+        usage = await disks.usage(files)
+        assert usage.is_full
+        assert usage.used_bytes >= 5 * MIB
     assert not (await disks.usage(files)).is_full
 
 
-async def holds_what_fits(place):
+async def keeps_a_small_file_open(place):
     files, disks = AttemptLayout(place), DirectoryDisks()
     await disks.open(files, 4 * MIB)
     with held_by_children(files.disk / "named", 3 * MIB, unlinks=False):
@@ -61,7 +61,7 @@ async def holds_what_fits(place):
         assert not (await disks.usage(files)).is_full
 
 
-async def opens_more_than_can_be_looked_at(place):
+async def opens_too_many_files_to_inspect(place):
     files, disks = AttemptLayout(place), DirectoryDisks()
     await disks.open(files, 4 * MIB)
     with held_by_children(files.disk / "large", 5 * MIB, unlinks=True), pytest.MonkeyPatch.context() as patched:
@@ -70,20 +70,20 @@ async def opens_more_than_can_be_looked_at(place):
             await disks.usage(files)
 
 
-async def closes_what_it_leaves(place):
-    closed = place / "disk" / "node_modules" / "closed"
-    closed.mkdir(parents=True)
-    (closed / "file").write_text("x")
-    (closed / "link").symlink_to(place / "kept")
-    (place / "kept").mkdir(mode=0o500)
-    closed.chmod(0o500)
-    closed.parent.chmod(0)
+async def leaves_restrictive_modes(place):
+    restricted = place / "disk" / "node_modules" / "restricted"
+    restricted.mkdir(parents=True)
+    (restricted / "file").write_text("x")
+    (restricted / "link").symlink_to(place / "target")
+    (place / "target").mkdir(mode=0o500)
+    restricted.chmod(0o500)
+    restricted.parent.chmod(0)
     await remove_trees([place / "disk"])
-    assert [path.name for path in place.iterdir()] == ["kept"]
-    assert (place / "kept").stat().st_mode & 0o777 == 0o500
+    assert [path.name for path in place.iterdir()] == ["target"]
+    assert (place / "target").stat().st_mode & 0o777 == 0o500
 
 
-async def removes_what_is_open(place):
+async def removes_readable_files(place):
     (place / "disk" / "a").mkdir(parents=True)
     await remove_trees([place / "disk"])
     await remove_trees([place / "disk"])
@@ -91,31 +91,31 @@ async def removes_what_is_open(place):
     assert not list(place.iterdir())
 
 
-def test_what_an_agent_hides_on_a_plain_disk_counts():
+def test_files_in_an_unreadable_directory_are_counted():
     with ordinary_place() as place:
-        as_ordinary_user(hides_what_it_writes, place)
+        as_ordinary_user(writes_to_an_unreadable_directory, place)
 
 
-def test_what_is_unlinked_and_still_open_on_a_plain_disk_counts():
+def test_deleted_open_files_are_counted():
     with ordinary_place() as place:
-        as_ordinary_user(holds_what_it_has_unlinked, place)
+        as_ordinary_user(keeps_a_deleted_file_open, place)
 
 
-def test_what_is_open_on_a_plain_disk_counts_once():
+def test_open_files_are_counted_once():
     with ordinary_place() as place:
-        as_ordinary_user(holds_what_fits, place)
+        as_ordinary_user(keeps_a_small_file_open, place)
 
 
-def test_a_plain_disk_with_too_much_open_to_look_at_is_an_error():
+def test_too_many_open_files_to_inspect_is_an_error():
     with ordinary_place() as place:
-        as_ordinary_user(opens_more_than_can_be_looked_at, place)
+        as_ordinary_user(opens_too_many_files_to_inspect, place)
 
 
-def test_what_an_agent_closed_is_removed_and_no_link_is_followed():
+def test_removal_handles_restrictive_modes_and_follows_no_link():
     with ordinary_place() as place:
-        as_ordinary_user(closes_what_it_leaves, place)
+        as_ordinary_user(leaves_restrictive_modes, place)
 
 
-def test_what_nobody_closed_is_removed_and_what_is_gone_is_no_error():
+def test_removal_of_missing_files_is_not_an_error():
     with ordinary_place() as place:
-        as_ordinary_user(removes_what_is_open, place)
+        as_ordinary_user(removes_readable_files, place)

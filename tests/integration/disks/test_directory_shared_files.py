@@ -1,4 +1,4 @@
-"""What is open on a plain disk is looked at once, however many processes share one table of open files."""
+"""Open files on a directory disk are inspected once, even if many processes share one file table."""
 
 import os
 import subprocess
@@ -30,33 +30,33 @@ _CLONE_FILES = 0x400
 
 
 @contextmanager
-def holding(path: Path, flags: int) -> Iterator[None]:
+def hold_open(path: Path, flags: int) -> Iterator[None]:
     """A process that has an unlinked file open many times, and its children."""
     path.write_bytes(b"x" * 8192)
-    words = [sys.executable, "-c", _HOLDER, str(path), str(_FILES), str(_CHILDREN), str(flags)]
-    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+    command = [sys.executable, "-c", _HOLDER, str(path), str(_FILES), str(_CHILDREN), str(flags)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == b"held\n"
         yield
         holder.communicate()
 
 
-def looked_at() -> int:
-    """How many open files of descendants are looked at."""
+def count_inspected_files() -> int:
+    """The number of inspected open files of descendants."""
     return sum(1 for _ in directory._open_files())
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="an ordinary user may not compare the files of every process")
-def test_processes_that_share_their_open_files_are_looked_at_once(tmp_path: Path):
-    before = looked_at()
-    with holding(tmp_path / "file", _CLONE_FILES):
-        assert looked_at() - before < 2 * _FILES
-        found = directory.measure_deleted_files(tmp_path.stat().st_dev)
-    assert found.file_count >= 1
-    assert found.size_bytes >= 8192
+def test_shared_file_table_is_inspected_once(tmp_path: Path):
+    before = count_inspected_files()
+    with hold_open(tmp_path / "file", _CLONE_FILES):
+        assert count_inspected_files() - before < 2 * _FILES
+        deleted = directory.measure_deleted_files(tmp_path.stat().st_dev)
+    assert deleted.file_count >= 1
+    assert deleted.size_bytes >= 8192
 
 
-def test_processes_with_open_files_of_their_own_are_all_looked_at(tmp_path: Path):
-    before = looked_at()
-    with holding(tmp_path / "file", 0):
-        assert looked_at() - before >= _FILES * (1 + _CHILDREN)
+def test_separate_file_tables_are_all_inspected(tmp_path: Path):
+    before = count_inspected_files()
+    with hold_open(tmp_path / "file", 0):
+        assert count_inspected_files() - before >= _FILES * (1 + _CHILDREN)

@@ -1,4 +1,4 @@
-"""A disk that something which outlived its runner still has mounted comes free, and nobody else dies of it."""
+"""A disk that is mounted by a process that outlived its runner is released, and no other process is killed."""
 
 import asyncio
 import os
@@ -28,21 +28,21 @@ def files(tmp_path):
     return layout
 
 
-def run_runner(files, told):
-    """A runner that dies and leaves a process of its own behind, in its mount namespace."""
+def run_runner(files, queue):
+    """A runner that is killed and leaves a process behind in its mount namespace."""
     unshare_mounts()
     asyncio.run(LoopDisks().open(files, 16 * MIB))
-    told.put(subprocess.Popen(["sleep", "600"], start_new_session=True).pid)
-    told.close()
-    told.join_thread()
+    queue.put(subprocess.Popen(["sleep", "600"], start_new_session=True).pid)
+    queue.close()
+    queue.join_thread()
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def left_by_a_runner(files):
-    told = OWN_PROCESSES.Queue()
-    runner = OWN_PROCESSES.Process(target=run_runner, args=(files, told))
+def start_leftover(files):
+    queue = OWN_PROCESSES.Queue()
+    runner = OWN_PROCESSES.Process(target=run_runner, args=(files, queue))
     runner.start()
-    pid = told.get(timeout=60)
+    pid = queue.get(timeout=60)
     runner.join(60)
     return pid
 
@@ -54,13 +54,13 @@ def is_alive(pid):
         return False
 
 
-def test_the_process_that_holds_it_goes_and_the_disk_comes_free(files, tmp_path):
-    pid = left_by_a_runner(files)
+def test_process_that_holds_the_disk_is_killed_and_the_disk_released(files, tmp_path):
+    pid = start_leftover(files)
     with subprocess.Popen(["sleep", "600"], cwd=files.root) as bystander:
         try:
             assert DiskLeftovers(tmp_path).attempt_ids() == {ATTEMPT_ID}
             asyncio.run(DiskLeftovers(tmp_path).clean_up(ATTEMPT_ID, files))
-            until(lambda: not is_alive(pid), what="the end of who held it")
+            until(lambda: not is_alive(pid), what="the end of the holder")
             assert not find_devices(files.disk_image)
             assert not DiskLeftovers(tmp_path).attempt_ids()
             assert bystander.poll() is None
@@ -68,8 +68,8 @@ def test_the_process_that_holds_it_goes_and_the_disk_comes_free(files, tmp_path)
             bystander.kill()
 
 
-def test_that_of_another_data_directory_is_not_listed(files, tmp_path):
-    pid = left_by_a_runner(files)
+def test_disk_of_another_data_directory_is_not_listed(files, tmp_path):
+    pid = start_leftover(files)
     other = tmp_path / "other"
     other.mkdir()
     try:
@@ -79,27 +79,27 @@ def test_that_of_another_data_directory_is_not_listed(files, tmp_path):
         os.kill(pid, signal.SIGKILL)
 
 
-def look_on(files, data_dir, told):
-    """As an operator who has mounted it for everybody, this process included."""
+def mount_and_clean_up(files, data_dir, queue):
+    """Simulates an operator who mounts the disk in this process's namespace."""
     unshare_mounts()
     asyncio.run(LoopDisks().open(files, 16 * MIB))
-    with subprocess.Popen(["sleep", "600"]) as beside:
+    with subprocess.Popen(["sleep", "600"]) as bystander:
         asyncio.run(DiskLeftovers(data_dir).clean_up(ATTEMPT_ID, files))
-        told.put(beside.poll())
-        beside.kill()
+        queue.put(bystander.poll())
+        bystander.kill()
 
 
-def test_what_an_operator_has_mounted_for_everybody_is_let_alone(files, tmp_path):
-    told = OWN_PROCESSES.Queue()
-    child = OWN_PROCESSES.Process(target=look_on, args=(files, tmp_path, told))
+def test_disk_mounted_in_the_servers_namespace_is_left_alone(files, tmp_path):
+    queue = OWN_PROCESSES.Queue()
+    child = OWN_PROCESSES.Process(target=mount_and_clean_up, args=(files, tmp_path, queue))
     child.start()
-    assert told.get(timeout=60) is None
+    assert queue.get(timeout=60) is None
     child.join(60)
     assert child.exitcode == 0
 
 
-def test_a_disk_is_found_by_whatever_path_leads_to_it(files, tmp_path):
-    pid = left_by_a_runner(files)
+def test_devices_are_found_by_any_path_of_the_image(files, tmp_path):
+    pid = start_leftover(files)
     try:
         (tmp_path / "link").symlink_to(files.root)
         hard = tmp_path / "hard-link.img"

@@ -1,4 +1,4 @@
-"""A command that the kernel does not let die (a file system that hangs) keeps nobody waiting."""
+"""An unkillable command (such as on a hanging file system) does not block its caller."""
 
 import asyncio
 import os
@@ -11,37 +11,37 @@ from sandbox.disks.removal import remove_trees
 
 
 @pytest.fixture
-def undying(monkeypatch):
-    """Kill does nothing; what was started is ended after the test."""
+def unkillable(monkeypatch):
+    """Makes kill a no-op; yields a function that kills the started processes."""
     started = []
     monkeypatch.setattr("asyncio.subprocess.Process.kill", lambda process: started.append(process.pid))
     monkeypatch.setattr("sandbox.disks.removal.KILL_SECONDS", 0.1, raising=False)
     monkeypatch.setattr("sandbox.disks.loop.KILL_SECONDS", 0.1, raising=False)
 
-    def end():
+    def kill_all():
         for process_id in started:
             os.kill(process_id, signal.SIGKILL)
 
-    yield end
+    yield kill_all
     assert started
 
 
-async def within_a_moment(work, end):
+async def with_timeout(awaitable, kill_all):
     try:
         async with asyncio.timeout(5):
-            await work
+            await awaitable
     finally:
-        end()
-        await asyncio.sleep(0.1)  # for the loop to hear of it
+        kill_all()
+        await asyncio.sleep(0.1)  # until the loop sees the exit
 
 
-def test_a_command_for_a_disk_that_does_not_die_is_given_up(undying, monkeypatch):
+def test_unkillable_disk_command_is_abandoned(unkillable, monkeypatch):
     monkeypatch.setattr("sandbox.disks.loop.DISK_COMMAND_SECONDS", 0.1)
     with pytest.raises(CommandFailedError, match="takes too long"):
-        asyncio.run(within_a_moment(run_command("sleep", "60"), undying))
+        asyncio.run(with_timeout(run_command("sleep", "60"), unkillable))
 
 
-def test_a_removal_that_does_not_die_is_given_up(undying, monkeypatch, tmp_path):
+def test_unkillable_removal_is_abandoned(unkillable, monkeypatch, tmp_path):
     (tmp_path / "rm").write_text("#!/bin/sh\nexec sleep 60\n")
     (tmp_path / "rm").chmod(0o755)
     monkeypatch.setattr("sandbox.disks.removal._PATH", f"{tmp_path}:/usr/bin:/bin", raising=False)
@@ -51,4 +51,4 @@ def test_a_removal_that_does_not_die_is_given_up(undying, monkeypatch, tmp_path)
             await remove_trees([tmp_path / "x"])
 
     with pytest.raises(TimeoutError):
-        asyncio.run(within_a_moment(removal(), undying))
+        asyncio.run(with_timeout(removal(), unkillable))

@@ -1,4 +1,4 @@
-"""The file system behind everybody's disks is full: a reserve is real room, and nothing is lost in silence."""
+"""A full host file system: a reserve provides real space, and data loss is reported."""
 
 import asyncio
 import os
@@ -24,7 +24,7 @@ def host(tmp_path):
         yield directory
 
 
-def test_what_a_reserve_gives_back_can_be_written_to_on_a_full_disk(host):
+def test_released_reserve_is_writable_on_a_full_disk(host):
     reserve = ReserveFile(host / "reserve", 4 * MIB)
     reserve.allocate()
     reserve.allocate()
@@ -42,8 +42,8 @@ def test_what_a_reserve_gives_back_can_be_written_to_on_a_full_disk(host):
 
 
 @pytest.mark.parametrize(("written_bytes", "is_lost"), [(8 * MIB, False), (200 * MIB, True)])
-def test_a_disk_tells_of_what_the_host_had_no_room_for(host, written_bytes, is_lost):
-    """The disk inside has 1 GiB, so nobody who writes there is refused anything until some of it is lost."""
+def test_disk_reports_data_loss_on_a_full_host(host, written_bytes, is_lost):
+    """The disk of the attempt has 1 GiB: writers see no error until data is lost."""
     child = OWN_PROCESSES.Process(target=_write, args=(host, written_bytes, is_lost))
     child.start()
     child.join(60)
@@ -52,10 +52,10 @@ def test_a_disk_tells_of_what_the_host_had_no_room_for(host, written_bytes, is_l
 
 def _write(host, written_bytes, is_lost):
     unshare_mounts()
-    asyncio.run(_play(host, written_bytes, is_lost))
+    asyncio.run(_write_and_verify(host, written_bytes, is_lost))
 
 
-async def _play(host, written_bytes, is_lost):
+async def _write_and_verify(host, written_bytes, is_lost):
     files, disks = AttemptLayout(host / "attempt"), LoopDisks()
     files.root.mkdir()
     await disks.open(files, 1024 * MIB)
@@ -63,12 +63,12 @@ async def _play(host, written_bytes, is_lost):
         for _ in range(written_bytes // MIB):
             file.write(os.urandom(MIB))
     for _ in range(2):
-        await told(disks, files, is_lost)
+        await verify(disks, files, is_lost)
     await disks.close(files)
-    await told(disks, files, is_lost)
+    await verify(disks, files, is_lost)
 
 
-async def told(disks, files, is_lost):
+async def verify(disks, files, is_lost):
     if not is_lost:
         await disks.verify(files)
         return

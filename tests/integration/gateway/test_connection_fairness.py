@@ -1,4 +1,4 @@
-"""Programs inside make the gateway work as hard as they can; its runner has other things to do all the same."""
+"""Clients that load the gateway as much as they can do not starve the other coroutines of its runner."""
 
 import asyncio
 from collections import Counter
@@ -15,72 +15,72 @@ CHUNKS = b"1\r\nx\r\n" * 10_000
 
 
 @asynccontextmanager
-async def others_at_work():
-    """Everything else that the runner does; gives the number of its turn."""
+async def count_loop_turns():
+    """Simulates the other work of the runner; yields the number of the current loop turn."""
     turn = [0]
 
-    async def others():
+    async def count_turns():
         while True:
             turn[0] += 1
             await asyncio.sleep(0)
 
-    working = asyncio.create_task(others())
+    counter = asyncio.create_task(count_turns())
     try:
         yield turn
     finally:
-        working.cancel()
+        counter.cancel()
 
 
-def test_many_who_send_tiny_chunks_never_keep_the_loop_from_others(monkeypatch):
+def test_many_clients_with_tiny_chunks_do_not_starve_the_loop(monkeypatch):
     turns: Counter[int] = Counter()
-    turn, judged, longest = [0], 0, 0
-    judge = ModelProtocol.client_data_received
+    turn, processed, longest = [0], 0, 0
+    process = ModelProtocol.client_data_received
 
-    def client_sent(self, data):
-        nonlocal judged, longest
+    def record_and_process(self, data):
+        nonlocal processed, longest
         turns[turn[0]] += 1
-        judged, longest = judged + len(data), max(longest, len(data))
-        return judge(self, data)
+        processed, longest = processed + len(data), max(longest, len(data))
+        return process(self, data)
 
-    monkeypatch.setattr(ModelProtocol, "client_data_received", client_sent)
+    monkeypatch.setattr(ModelProtocol, "client_data_received", record_and_process)
 
-    async def story():
+    async def scenario():
         nonlocal turn
-        async with served_gateway("http://127.0.0.1:9") as served, others_at_work() as turn:
+        async with served_gateway("http://127.0.0.1:9") as served, count_loop_turns() as turn:
             clients = [await served.connect() for _ in range(CLIENTS)]
             head = f"POST /v1/messages HTTP/1.1\r\nHost: 127.0.0.1:{served.port}\r\nTransfer-Encoding: chunked\r\n\r\n"
             for client in clients:
                 client.writer.write(head.encode() + CHUNKS)
-            await until_true(lambda: judged == CLIENTS * len(head.encode() + CHUNKS), seconds=20)
+            await until_true(lambda: processed == CLIENTS * len(head.encode() + CHUNKS), seconds=20)
 
-    run(story)
+    run(scenario)
     assert max(turns.values()) == 1
     assert longest <= transport.READ_BYTES < len(CHUNKS)
 
 
-def test_many_who_were_held_back_are_judged_in_turns_when_they_are_released(monkeypatch):
+def test_released_requests_are_processed_in_turns(monkeypatch):
     turns: Counter[int] = Counter()
     turn = [0]
-    judge = ModelProtocol.resume
+    resume = ModelProtocol.resume
 
-    def go_on(self):
+    def record_and_resume(self):
         turns[turn[0]] += 1
-        return judge(self)
+        return resume(self)
 
-    monkeypatch.setattr(ModelProtocol, "resume", go_on)
+    monkeypatch.setattr(ModelProtocol, "resume", record_and_resume)
 
-    async def story():
+    async def scenario():
         nonlocal turn
         async with (
             served_gateway("http://127.0.0.1:9", GatewayRules(hold_model_requests=True)) as served,
-            others_at_work() as turn,
+            count_loop_turns() as turn,
         ):
             for _ in range(CLIENTS):
                 (await served.connect()).ask()
-            held = served.gateway._model_protocols
-            await until_true(lambda: sum(one.phase is Phase.HELD for one in held) == CLIENTS)
+            protocols = served.gateway._model_protocols
+            await until_true(lambda: sum(protocol.phase is Phase.HELD for protocol in protocols) == CLIENTS)
             served.gateway.release_model_requests()
             await until_true(lambda: sum(turns.values()) == CLIENTS)
 
-    run(story)
+    run(scenario)
     assert max(turns.values()) == 1

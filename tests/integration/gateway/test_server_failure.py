@@ -1,4 +1,4 @@
-"""When a gateway is killed, a sandbox that is still there has no network at all; nothing opens instead."""
+"""After the gateway is killed, a sandbox that still runs has no network at all."""
 
 import os
 import socket
@@ -28,7 +28,7 @@ def internet():
 
 @pytest.fixture
 def sandbox():
-    """A network namespace as a launcher makes it; gives its path."""
+    """A network namespace like the launcher's; returns its path."""
     keeper = subprocess.Popen(
         ["unshare", "--net", "sh", "-c", "ip link set lo up && echo ready && exec sleep 600"], stdout=subprocess.PIPE
     )
@@ -43,25 +43,25 @@ def sandbox():
 
 @pytest.fixture
 def gateway(internet, sandbox):
-    """Its process, which lives on the server's side, and listens in the sandbox."""
+    """The gateway's process: it runs in the server's namespace and listens in the sandbox."""
     with in_namespace(sandbox):
         tcp = [
             socket.create_server((address, port))
             for address, port in (("127.0.0.1", 8123), ("127.0.0.1", 3128), ("0.0.0.0", 53), ("0.0.0.0", 443))
         ]
-        names = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        names.bind(("0.0.0.0", 53))
-    model, proxy, names_tcp, transparent = (one.fileno() for one in tcp)
-    numbers = [model, proxy, names.fileno(), names_tcp, transparent]
-    told = f"{model},{proxy},{names.fileno()},{names_tcp},443={transparent}"
+        dns_udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        dns_udp.bind(("0.0.0.0", 53))
+    model, proxy, dns_tcp, transparent = (listener.fileno() for listener in tcp)
+    descriptors = [model, proxy, dns_udp.fileno(), dns_tcp, transparent]
+    listeners = f"{model},{proxy},{dns_udp.fileno()},{dns_tcp},443={transparent}"
     process = subprocess.Popen(
-        [*internet.server_prefix, sys.executable, gateway_process.__file__, told, RULES],
-        pass_fds=numbers,
+        [*internet.server_prefix, sys.executable, gateway_process.__file__, listeners, RULES],
+        pass_fds=descriptors,
         stdout=subprocess.PIPE,
         env={"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(sys.path)},
     )
-    for one in (*tcp, names):
-        one.close()
+    for listener in (*tcp, dns_udp):
+        listener.close()
     assert process.stdout.readline() == b"serves\n"
     yield process
     process.kill()
@@ -80,22 +80,22 @@ def tunnel(namespace):
     return connection
 
 
-def test_with_its_process_the_door_closes(internet, sandbox, gateway):
+def test_killed_gateway_closes_all_connections_and_listeners(internet, sandbox, gateway):
     with in_namespace(f"/proc/{internet.internet_prefix[3]}/ns/net"):
         host = socket.create_server((HOST_ADDRESS, 22))
     with host, tunnel(sandbox) as connection:
         assert connection.recv(1000).startswith(b"HTTP/1.1 200 ")
-        arrived, _ = host.accept()
-        with arrived:
-            arrived.sendall(b"SSH-2.0-host\r\n")
+        accepted, _ = host.accept()
+        with accepted:
+            accepted.sendall(b"SSH-2.0-host\r\n")
             assert connection.recv(1000) == b"SSH-2.0-host\r\n"
             before = list(internet.packets)
             assert ("tcp", HOST_ADDRESS, 22) in before
             gateway.kill()
             gateway.wait()
-            assert connection.recv(1000) == b"", "what was open ends"
-            arrived.settimeout(10)
-            assert arrived.recv(1000) == b""
+            assert connection.recv(1000) == b"", "the open tunnel ends"
+            accepted.settimeout(10)
+            assert accepted.recv(1000) == b""
     for address, port in (("127.0.0.1", 8123), ("127.0.0.1", 3128), ("198.18.0.2", 443), ("198.18.0.1", 53)):
         with pytest.raises(ConnectionRefusedError):
             connect(sandbox, address, port)

@@ -1,6 +1,6 @@
-"""A sandbox that floods its gateway gets a bounded part of a processor, and its model requests go on.
+"""A sandbox that floods its gateway gets a limited share of a CPU, and its model requests continue.
 
-What is asserted is the CPU time of the gateway's process, which a busy machine makes no larger.
+The assertions use the CPU time of the gateway's process, which does not depend on the load of the machine.
 """
 
 import socket
@@ -19,7 +19,7 @@ from sandbox.model.limits import RUNNER_CPU_BURST_SECONDS, RUNNER_CPU_CORES
 FLOOD_SECONDS, FACTOR = 5.0, 4
 EVENTS_PER_SECOND_MAX = 25
 SLACK_CPU_SECONDS = 0.3
-"""What is read ahead and thrown away, timers, and the requests of the test."""
+"""Data that is read ahead and discarded, timers, and the requests of the test."""
 
 FLOODS = (
     "names that are refused over UDP",
@@ -38,37 +38,37 @@ FLOODS = (
 
 
 @pytest.mark.parametrize("name", FLOODS)
-def test_a_flood_has_a_bounded_part_of_a_processor_and_model_requests_go_on(name):
+def test_flood_is_limited_in_cpu_and_model_requests_continue(name):
     seconds = []
     spent = RUNNER_CPU_BURST_SECONDS + NEW_MODEL_DEBT_SECONDS
-    with flood_bench(spent, FACTOR) as bench, bench.connected() as kept:
-        ask(kept)
-        began, cpu_began = time.monotonic(), bench.cpu_seconds
+    with flood_bench(spent, FACTOR) as bench, bench.connected() as kept_alive:
+        ask(kept_alive)
+        started, cpu_started = time.monotonic(), bench.cpu_seconds
         with bench.flooded(name):
-            while time.monotonic() < began + FLOOD_SECONDS:
-                asked = time.monotonic()
-                ask(kept)
-                seconds.append(time.monotonic() - asked)
+            while time.monotonic() < started + FLOOD_SECONDS:
+                requested_at = time.monotonic()
+                ask(kept_alive)
+                seconds.append(time.monotonic() - requested_at)
                 time.sleep(0.1)
-            used, lasted = bench.cpu_seconds - cpu_began, time.monotonic() - began
-        with bench.connected() as fresh:
-            ask(fresh)
-    assert used < RUNNER_CPU_CORES / FACTOR * lasted + SLACK_CPU_SECONDS
+            used, elapsed = bench.cpu_seconds - cpu_started, time.monotonic() - started
+        with bench.connected() as new:
+            ask(new)
+    assert used < RUNNER_CPU_CORES / FACTOR * elapsed + SLACK_CPU_SECONDS
     assert statistics.median(seconds) < 1
-    assert bench.end["events"] < EVENTS_PER_SECOND_MAX * lasted + len(seconds) + 100
+    assert bench.end["events"] < EVENTS_PER_SECOND_MAX * elapsed + len(seconds) + 100
     assert bench.end["peak_memory_bytes"] < 200 * 1024**2
 
 
-def test_requests_that_are_forwarded_have_a_bounded_part_too():
+def test_forwarded_requests_are_limited_in_cpu():
     with flood_bench(RUNNER_CPU_BURST_SECONDS + MODEL_DEBT_SECONDS, FACTOR) as bench:
-        began, cpu_began = time.monotonic(), bench.cpu_seconds
+        started, cpu_started = time.monotonic(), bench.cpu_seconds
         with bench.flooded("requests that are forwarded"):
             time.sleep(FLOOD_SECONDS)
-            used, lasted = bench.cpu_seconds - cpu_began, time.monotonic() - began
-    assert used < RUNNER_CPU_CORES / FACTOR * lasted + SLACK_CPU_SECONDS
+            used, elapsed = bench.cpu_seconds - cpu_started, time.monotonic() - started
+    assert used < RUNNER_CPU_CORES / FACTOR * elapsed + SLACK_CPU_SECONDS
 
 
-def opened(bench, kind):
+def open_tunnel(bench, kind):
     floods.PORTS.update(bench.ports)
     connection = floods.connect("proxy")
     connection.sendall(floods.tunnel(kind))
@@ -79,27 +79,27 @@ def opened(bench, kind):
     return connection
 
 
-def test_what_an_installation_does_stays_within_what_may_be_spent_at_once():
-    """Its twin: 600 connections to a host and 2000 queries for names, many of them at a time."""
+def test_package_installation_stays_within_the_cpu_burst():
+    """The twin: 600 connections to a host and 2000 DNS queries, many of them concurrent."""
     tunnels, failures = 600, []
 
     def install(bench):
         try:
             for _ in range(tunnels // 20):
-                with opened(bench, floods.hello(floods.HOST)) as connection:
+                with open_tunnel(bench, floods.hello(floods.HOST)) as connection:
                     connection.sendall(b"\x17\3\3" + b"y" * 20_000)
                     connection.shutdown(socket.SHUT_WR)
-                    heard = b""
+                    received = b""
                     while data := connection.recv(65536):
-                        heard += data
-                    assert heard.endswith(b"\x17\3\3" + b"y" * 20_000 + b"heard")
+                        received += data
+                    assert received.endswith(b"\x17\3\3" + b"y" * 20_000 + b"heard")
         except Exception as error:
             failures.append(error)
 
     with flood_bench() as bench:
         before = bench.cpu_seconds
-        installing = [threading.Thread(target=install, args=(bench,)) for _ in range(20)]
-        for thread in installing:
+        threads = [threading.Thread(target=install, args=(bench,)) for _ in range(20)]
+        for thread in threads:
             thread.start()
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as resolver:
             resolver.connect(("127.0.0.1", bench.ports["names"]))
@@ -107,19 +107,19 @@ def test_what_an_installation_does_stays_within_what_may_be_spent_at_once():
             for _ in range(2000):
                 resolver.send(floods.query(floods.HOST))
                 assert resolver.recv(1000)[3] & 15 == 0
-        for thread in installing:
+        for thread in threads:
             thread.join()
         used = bench.cpu_seconds - before
     assert failures == []
     assert used < RUNNER_CPU_BURST_SECONDS
 
 
-def test_a_large_clone_stays_within_what_may_be_spent_at_once():
+def test_large_clone_stays_within_the_cpu_burst():
     megabytes = 600
     with flood_bench() as bench, ExitStack() as stack:
-        connection = stack.enter_context(opened(bench, b"\2"))
-        before, received, room = bench.cpu_seconds, 0, bytearray(1 << 20)
+        connection = stack.enter_context(open_tunnel(bench, b"\2"))
+        before, received, buffer = bench.cpu_seconds, 0, bytearray(1 << 20)
         while received < megabytes * 10**6:
-            received += connection.recv_into(room)
+            received += connection.recv_into(buffer)
         used = bench.cpu_seconds - before
     assert used / megabytes < RUNNER_CPU_BURST_SECONDS / 600

@@ -1,4 +1,4 @@
-"""What the kernel holds of one connection to a host is bounded, also where it was fast before it stalled."""
+"""The kernel's buffers of a connection to a host are bounded, even if it was fast before it stalled."""
 
 import asyncio
 import fcntl
@@ -29,76 +29,76 @@ MEBIBYTE = 1024 * 1024
 TUNNELS = 64
 
 
-async def _connected(attend):
-    server = await asyncio.start_server(attend, "127.0.0.1", 0)
+async def _connected(serve_client):
+    server = await asyncio.start_server(serve_client, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
-    line = await dialer._connect("host", port, [ip_address("127.0.0.1")])
-    return server, line, line._writer.get_extra_info("socket")
+    transport = await dialer._connect("host", port, [ip_address("127.0.0.1")])
+    return server, transport, transport._writer.get_extra_info("socket")
 
 
-async def _settled(figure):
+async def _settled(measure):
     last = -1
-    while last != (last := figure()):
+    while last != (last := measure()):
         await asyncio.sleep(0.3)
     return last
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="only root may ask for the size of a receive buffer")
-def test_a_host_fills_no_more_than_one_buffer_of_a_task_that_stops_reading():
+@pytest.mark.skipif(os.getuid() != 0, reason="only root may set the size of a receive buffer")
+def test_host_fills_one_receive_buffer_of_a_stalled_task():
     async def flood(_, writer):
         while True:
             writer.write(bytes(1 << 20))
             await writer.drain()
 
-    async def story():
-        server, line, connected = await _connected(flood)
+    async def scenario():
+        server, transport, connection = await _connected(flood)
         received = 0
         while received < FAST_BYTES:
-            received += len(await line.read())
-        line._writer.transport.pause_reading()
-        # A fast network with a long delay makes the kernel enlarge the buffer, unless it has a fixed size.
-        assert connected.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) == 2 * UPSTREAM_RECEIVE_BYTES_MAX
+            received += len(await transport.read())
+        transport._writer.transport.pause_reading()
+        # On a fast network with a long delay, the kernel would enlarge the buffer if its size were not fixed.
+        assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) == 2 * UPSTREAM_RECEIVE_BYTES_MAX
 
-        def held():
-            return struct.unpack("9I", connected.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, 36))[0]
+        def buffered():
+            return struct.unpack("9I", connection.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, 36))[0]
 
-        assert 0 < await _settled(held) <= 2 * UPSTREAM_RECEIVE_BYTES_MAX + 256 * 1024
-        line.abort()
+        assert 0 < await _settled(buffered) <= 2 * UPSTREAM_RECEIVE_BYTES_MAX + 256 * 1024
+        transport.abort()
         server.close()
 
-    run(story)
+    run(scenario)
 
 
-def test_a_task_leaves_little_unsent_at_a_host_that_stops_reading():
+def test_unsent_data_to_a_stalled_host_is_limited():
     async def read_for_a_while(reader, _):
         await reader.readexactly(FAST_BYTES)
         await asyncio.sleep(600)
 
-    async def story():
-        server, line, connected = await _connected(read_for_a_while)
+    async def scenario():
+        server, transport, connection = await _connected(read_for_a_while)
 
         async def send():
             while True:
-                line.write(bytes(64 * 1024))
-                await line.drain()
+                transport.write(bytes(64 * 1024))
+                await transport.drain()
 
-        sending = asyncio.create_task(send())
+        sender = asyncio.create_task(send())
 
         def unsent():
-            return struct.unpack("I", fcntl.ioctl(connected, SIOCOUTQNSD, bytes(4)))[0]
+            return struct.unpack("I", fcntl.ioctl(connection, SIOCOUTQNSD, bytes(4)))[0]
 
         await asyncio.sleep(1)
         assert 0 < await _settled(unsent) <= UNSENT_BYTES_MAX + 256 * 1024
-        sending.cancel()
-        line.abort()
+        sender.cancel()
+        transport.abort()
         server.close()
 
-    run(story)
+    run(scenario)
 
 
 @asynccontextmanager
 async def flooding_host(monkeypatch):
-    """A gateway, and the port of a host behind it that sends without end."""
+    """A gateway, and the port of a host behind it that sends endlessly."""
 
     async def flood(reader, writer):
         with suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
@@ -126,48 +126,48 @@ async def tunnel(served, port):
     return client
 
 
-def ends(*, own=None, peer=None):
-    """This process's connections with these ports."""
+def connections_of(*, own=None, peer=None):
+    """The connections of this process with these ports."""
     for path in Path("/proc/self/fd").iterdir():
         if not path.is_socket():
             continue
-        with suppress(OSError), socket.socket(fileno=os.dup(int(path.name))) as one:
-            is_tcp = (one.family, one.type) == (socket.AF_INET, socket.SOCK_STREAM)
-            if is_tcp and (one.getpeername()[1] == peer or one.getsockname()[1] == own):
-                yield one
+        with suppress(OSError), socket.socket(fileno=os.dup(int(path.name))) as sock:
+            is_tcp = (sock.family, sock.type) == (socket.AF_INET, socket.SOCK_STREAM)
+            if is_tcp and (sock.getpeername()[1] == peer or sock.getsockname()[1] == own):
+                yield sock
 
 
-def held_by(connections):
-    """What was received and what is to be sent, in bytes."""
-    told = [struct.unpack("9I", one.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, 36)) for one in connections]
-    return sum(one[0] for one in told), sum(one[5] for one in told)
+def buffered_bytes(connections):
+    """The received and the unsent bytes."""
+    counters = [struct.unpack("9I", sock.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, 36)) for sock in connections]
+    return sum(sock[0] for sock in counters), sum(sock[5] for sock in counters)
 
 
-def test_the_connections_of_a_task_that_reads_nothing_hold_little_of_the_machines_memory(monkeypatch):
-    async def story():
+def test_connections_of_a_stalled_task_use_little_kernel_memory(monkeypatch):
+    async def scenario():
         async with flooding_host(monkeypatch) as (served, port):
             for _ in range(TUNNELS):
                 await tunnel(served, port)
-            inside = served.listeners.proxy.getsockname()[1]
+            proxy_port = served.listeners.proxy.getsockname()[1]
 
-            def held():
-                return held_by(ends(peer=port))[0], held_by(ends(own=inside))[1]
+            def buffered():
+                return buffered_bytes(connections_of(peer=port))[0], buffered_bytes(connections_of(own=proxy_port))[1]
 
-            from_hosts, to_inside = await _settled(held)
+            from_hosts, to_inside = await _settled(buffered)
             assert MEBIBYTE < from_hosts < 80 * MEBIBYTE
             assert MEBIBYTE < to_inside < 30 * MEBIBYTE
 
-    run(story)
+    run(scenario)
 
 
-def test_a_few_connections_at_once_have_wide_buffers_and_so_do_those_after_them(monkeypatch):
-    async def story():
+def test_first_concurrent_host_connections_have_wide_buffers(monkeypatch):
+    async def scenario():
         async with flooding_host(monkeypatch) as (served, port):
-            inside = served.listeners.proxy.getsockname()[1]
+            proxy_port = served.listeners.proxy.getsockname()[1]
 
             def narrow():
-                sides = [ends(peer=port), ends(own=inside)]
-                sizes = [[one.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) for one in side] for side in sides]
+                sides = [connections_of(peer=port), connections_of(own=proxy_port)]
+                sizes = [[sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) for sock in side] for side in sides]
                 return [(len(side), side.count(2 * NARROW_BUFFER_BYTES)) for side in sizes]
 
             for _ in range(2):
@@ -177,26 +177,26 @@ def test_a_few_connections_at_once_have_wide_buffers_and_so_do_those_after_them(
                     client.leave()
                 assert await _settled(narrow) == [(0, 0)] * 2
 
-    run(story)
+    run(scenario)
 
 
-def test_a_few_connections_to_the_model_have_wide_buffers_too():
-    async def story():
-        asked = []
+def test_first_concurrent_model_connections_have_wide_buffers():
+    async def scenario():
+        heads = []
 
-        async def keep_waiting(reader, writer):
-            asked.append(await reader.readuntil(b"\r\n\r\n"))
+        async def never_respond(reader, writer):
+            heads.append(await reader.readuntil(b"\r\n\r\n"))
             await reader.read()
             writer.transport.abort()
 
-        server = await asyncio.start_server(keep_waiting, "127.0.0.1", 0, backlog=TUNNELS)
+        server = await asyncio.start_server(never_respond, "127.0.0.1", 0, backlog=TUNNELS)
         port = server.sockets[0].getsockname()[1]
         async with served_gateway(f"http://127.0.0.1:{port}") as served:
             for _ in range(WIDE_CONNECTIONS_MAX + 4):
                 (await served.connect()).ask(b'{"model":"claude-haiku-4-5","max_tokens":1,"messages":[]}')
-            await until_true(lambda: len(asked) == WIDE_CONNECTIONS_MAX + 4)
-            sizes = [one.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) for one in ends(peer=port)]
+            await until_true(lambda: len(heads) == WIDE_CONNECTIONS_MAX + 4)
+            sizes = [sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) for sock in connections_of(peer=port)]
             assert sizes.count(2 * NARROW_BUFFER_BYTES) == 4
         server.close()
 
-    run(story)
+    run(scenario)

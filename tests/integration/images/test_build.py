@@ -1,4 +1,4 @@
-"""The shipped profiles are built of real packages. Slow, and asks the machine's package mirror: only on request."""
+"""The shipped profiles are built from real packages. Slow, uses the machine's package mirror: on request only."""
 
 import os
 import subprocess
@@ -15,41 +15,43 @@ from sandbox.images.definition import ImageDefinition, read_shipped
 from sandbox.images.errors import BuildFailedError
 from sandbox.images.rootfs import RootFs
 
-WANTED = os.environ.get("SANDBOX_TEST_BUILDS")
-real = pytest.mark.skipif(not WANTED, reason="set SANDBOX_TEST_BUILDS=1 to build images of real packages")
+REQUESTED = os.environ.get("SANDBOX_TEST_BUILDS")
+needs_packages = pytest.mark.skipif(not REQUESTED, reason="set SANDBOX_TEST_BUILDS=1 to build images of real packages")
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root builds")
 
 
-@real
+@needs_packages
 @needs_root
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", ["basic", "agentic-dev"])
-def test_a_shipped_profile_is_built_and_built_again_the_same(tmp_path, name):
+def test_shipped_profile_build_is_reproducible(tmp_path, name):
     catalog = ProfileCatalog(tmp_path)
     mounts = Path("/proc/self/mounts").read_text()
-    one, again = (build_image(catalog.image_store(name), read_shipped(name), image_components()) for _ in range(2))
-    assert one.digest == again.digest
-    assert {"git", "curl"} <= set(one.versions)
-    root = catalog.image_store(name).rootfs_path(one.digest)
-    assert inside(root, "git", "--version").startswith("git version")
+    first, second = (build_image(catalog.image_store(name), read_shipped(name), image_components()) for _ in range(2))
+    assert first.digest == second.digest
+    assert {"git", "curl"} <= set(first.versions)
+    root = catalog.image_store(name).rootfs_path(first.digest)
+    assert run_in_image(root, "git", "--version").startswith("git version")
     assert not (root / "etc/apt").exists()
     assert str(tmp_path) not in mounts + Path("/proc/self/mounts").read_text()
     if name == "agentic-dev":
-        assert inside(root, "/opt/node/bin/node", "--version").strip() == one.versions["node"]
+        assert run_in_image(root, "/opt/node/bin/node", "--version").strip() == first.versions["node"]
         for program in ("rg", "gcc"):
-            assert inside(root, program, "--version")
+            assert run_in_image(root, program, "--version")
 
 
-def inside(root, *argv):
-    """What a program of the image says."""
+def run_in_image(root, *argv):
+    """The output of a program of the image."""
     sandboxed = ["bwrap", "--ro-bind", str(root), "/", "--dev", "/dev", "--proc", "/proc", "--tmpfs", "/tmp", *argv]
-    ran = subprocess.run(sandboxed, check=True, capture_output=True, text=True, timeout=60, env={"PATH": "/usr/bin"})
-    return ran.stdout
+    completed = subprocess.run(
+        sandboxed, check=True, capture_output=True, text=True, timeout=60, env={"PATH": "/usr/bin"}
+    )
+    return completed.stdout
 
 
 @pytest.fixture
 def program(tmp_path):
-    """A program that takes mmdebstrap's place."""
+    """A program that replaces mmdebstrap."""
 
     def make(text):
         path = tmp_path / "program"
@@ -70,36 +72,36 @@ def run(program, tmp_path):
 
 
 @needs_root
-def test_what_mmdebstrap_writes_is_unpacked_without_what_is_of_this_machine(program, tmp_path):
-    place = tmp_path / "made"
+def test_mmdebstrap_output_is_unpacked_without_machine_specific_files(program, tmp_path):
+    tree = tmp_path / "tree"
     for name in ("etc/apt/sources.list", "usr/bin/git", "var/log/apt.log", "var/lib/apt/lists/x"):
-        (place / name).parent.mkdir(parents=True, exist_ok=True)
-        (place / name).write_text(name)
-    root = run(program(f'echo "$SOURCE_DATE_EPOCH $@" >{tmp_path}/asked; tar -C {place} -c .'), tmp_path)
-    found = {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()}
-    assert found == {"usr/bin/git"}
-    asked = (tmp_path / "asked").read_text()
-    assert asked.startswith("1793491200 --mode=root")
-    assert "--include=curl,git" in asked
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).write_text(name)
+    root = run(program(f'echo "$SOURCE_DATE_EPOCH $@" >{tmp_path}/arguments; tar -C {tree} -c .'), tmp_path)
+    files = {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()}
+    assert files == {"usr/bin/git"}
+    arguments = (tmp_path / "arguments").read_text()
+    assert arguments.startswith("1793491200 --mode=root")
+    assert "--include=curl,git" in arguments
 
 
 @needs_root
-def test_a_build_that_fails_has_the_last_words_of_mmdebstrap(program, tmp_path):
+def test_failed_build_reports_the_last_line_of_mmdebstrap(program, tmp_path):
     with pytest.raises(BuildFailedError, match="Unable to locate package git"):
         run(program("echo 'E: Unable to locate package git' >&2; exit 1"), tmp_path)
 
 
 @needs_root
-def test_a_whole_tar_of_a_build_that_failed_is_not_enough(program, tmp_path):
+def test_complete_tar_of_a_failed_build_is_rejected(program, tmp_path):
     with pytest.raises(BuildFailedError, match="late"):
         run(program("tar -c --files-from=/dev/null; echo 'too late' >&2; exit 1"), tmp_path)
 
 
 @needs_root
-@pytest.mark.parametrize("asked", ["exit 100", "exec sleep 60"])
-def test_a_machine_whose_apt_does_not_tell_its_settings_is_told_so(program, tmp_path, monkeypatch, asked):
+@pytest.mark.parametrize("script", ["exit 100", "exec sleep 60"])
+def test_failing_apt_config_is_reported(program, tmp_path, monkeypatch, script):
     apt_config = tmp_path / "apt-config"
-    apt_config.write_text(f"#!/bin/sh\n{asked}\n")
+    apt_config.write_text(f"#!/bin/sh\n{script}\n")
     apt_config.chmod(0o755)
     monkeypatch.setattr(debian, "_APT_CONFIG", str(apt_config))
     monkeypatch.setattr(debian, "_COMMAND_SECONDS", 0.5)
@@ -107,12 +109,12 @@ def test_a_machine_whose_apt_does_not_tell_its_settings_is_told_so(program, tmp_
         run(program("exit 1"), tmp_path)
 
 
-def test_a_machine_without_mmdebstrap_is_told_what_to_install(tmp_path):
+def test_missing_mmdebstrap_is_reported_with_a_remedy(tmp_path):
     with pytest.raises(BuildFailedError, match=r"apt-get install mmdebstrap|Only root"):
         run("/nowhere/mmdebstrap", tmp_path)
 
 
-def test_the_sources_are_those_of_the_machines_apt(tmp_path):
+def test_sources_are_those_of_the_hosts_apt(tmp_path):
     (tmp_path / "sources.list.d").mkdir()
     (tmp_path / "sources.list").write_text("# nothing\n")
     with pytest.raises(BuildFailedError, match="sources"):

@@ -1,4 +1,4 @@
-"""Images on disk: made whole or not at all, never changed, never taken from a task that uses one."""
+"""Images on disk: created atomically, never changed, and never removed while a task uses them."""
 
 import fcntl
 import io
@@ -27,12 +27,12 @@ from sandbox.interfaces.images import IMAGE_DIRECTORIES, IMAGE_FILES, Image, Ima
 from sandbox.model.errors import AttemptError
 
 LOADER = {"aarch64": "usr/lib/ld-linux-aarch64.so.1"}.get(os.uname().machine, "usr/lib64/ld-linux-x86-64.so.2")
-DECLARED = ImageDefinition("tools", date(2026, 11, 1), files={"/etc/motd": "hello\n"})
+DEFINITION = ImageDefinition("tools", date(2026, 11, 1), files={"/etc/motd": "hello\n"})
 
 
 @pytest.fixture(scope="module")
 def root_layer():
-    """A small root, in which nothing is started."""
+    """A small root, in which no program is started."""
     return small_root(is_hollow=True)
 
 
@@ -43,25 +43,25 @@ def catalog(tmp_path):
 
 
 @pytest.fixture
-def brought(root_layer):
-    """What takes mmdebstrap's place: it brings the small root, and further files."""
+def fake_packages(root_layer):
+    """Replaces mmdebstrap: installs the small root, and further files."""
 
-    def bring(**files):
-        def add(declaration, tree, scratch):
+    def install(**files):
+        def add(definition, tree, scratch):
             from sandbox.images.oci.layer import apply_layer
             from sandbox.images.oci.tar_stream import ByteBudget, TarStream
 
-            more = layer(*(entry(name.replace("__", "/"), content) for name, content in files.items()))
-            for one in (root_layer, more):
-                apply_layer(TarStream(io.BytesIO(one), ByteBudget(1 << 30)), tree)
+            extra = layer(*(entry(name.replace("__", "/"), content) for name, content in files.items()))
+            for archive in (root_layer, extra):
+                apply_layer(TarStream(io.BytesIO(archive), ByteBudget(1 << 30)), tree)
 
         return add
 
-    return bring
+    return install
 
 
-def build(catalog, add, name="tools", declaration=DECLARED, parts=None):
-    return build_image(catalog.image_store(name), declaration, parts or {}, add)
+def build(catalog, add, name="tools", definition=DEFINITION, parts=None):
+    return build_image(catalog.image_store(name), definition, parts or {}, add)
 
 
 def images(catalog, name="tools"):
@@ -73,8 +73,8 @@ def image_of(catalog, name="tools", tier="namespaces"):
     return catalog.find_image(name, tier)
 
 
-def test_a_built_image_is_what_the_profile_stands_for(catalog, brought):
-    record = build(catalog, brought())
+def test_profile_resolves_to_its_built_image(catalog, fake_packages):
+    record = build(catalog, fake_packages())
     image = image_of(catalog)
     assert image == Image("tools", record.digest, str(catalog.image_store("tools").rootfs_path(record.digest)))
     assert image.name == f"tools@{record.digest}"
@@ -82,7 +82,7 @@ def test_a_built_image_is_what_the_profile_stands_for(catalog, brought):
     assert (motd.read_text(), motd.stat().st_mtime) == ("hello\n", 1793491200)
 
 
-def test_an_image_has_places_to_mount_over_and_no_passwords(catalog, root_layer, tmp_path):
+def test_image_has_mount_points_and_no_passwords(catalog, root_layer, tmp_path):
     odd = layer(
         symlink("tmp", "/etc"), symlink("etc/resolv.conf", "/run/x"), symlink("home", "/root"), directory("etc/hosts")
     )
@@ -98,45 +98,45 @@ def test_an_image_has_places_to_mount_over_and_no_passwords(catalog, root_layer,
     assert (root / "var/tmp").readlink().as_posix() == "../tmp"
 
 
-def test_building_twice_gives_the_same_image(catalog, brought, tmp_path):
-    one = build(catalog, brought())
-    again = build(catalog, brought())
-    elsewhere = build(ProfileCatalog(tmp_path / "elsewhere"), brought())
-    assert {again.digest, elsewhere.digest} == {one.digest}
-    assert build(catalog, brought(etc__other=b"x")).digest != one.digest
+def test_build_is_reproducible(catalog, fake_packages, tmp_path):
+    first = build(catalog, fake_packages())
+    second = build(catalog, fake_packages())
+    elsewhere = build(ProfileCatalog(tmp_path / "elsewhere"), fake_packages())
+    assert {second.digest, elsewhere.digest} == {first.digest}
+    assert build(catalog, fake_packages(etc__other=b"x")).digest != first.digest
 
 
-def test_the_same_files_may_be_asked_to_run_in_a_stronger_tier(catalog, brought):
-    build(catalog, brought())
+def test_rebuild_may_raise_the_minimum_tier(catalog, fake_packages):
+    build(catalog, fake_packages())
     assert image_of(catalog)
-    stronger = ImageDefinition("tools", DECLARED.date, files=DECLARED.files, minimum_tier="vm")
-    build(catalog, brought(), declaration=stronger)
+    stronger = ImageDefinition("tools", DEFINITION.date, files=DEFINITION.files, minimum_tier="vm")
+    build(catalog, fake_packages(), definition=stronger)
     with pytest.raises(ImageUnusableError, match="vm"):
         image_of(catalog)
     assert image_of(catalog, tier="vm")
     assert catalog.list_profiles()["tools"] == "vm"
 
 
-def test_a_part_of_sandbox_is_copied(catalog, brought, tmp_path):
+def test_component_is_copied_into_the_image(catalog, fake_packages, tmp_path):
     source = tmp_path / "node"
     (source / "lib").mkdir(parents=True)
     (source / "lib" / "code.js").write_text("1")
     (source / "link").symlink_to("lib")
-    part = Component({source: "/opt/node"}, {"/opt/node/bin": "lib"}, {"/opt/node/rc": b"x"}, {"node": "v1"})
-    wanting = ImageDefinition("tools", DECLARED.date, parts=("node",))
-    record = build(catalog, brought(), declaration=wanting, parts={"node": part})
+    component = Component({source: "/opt/node"}, {"/opt/node/bin": "lib"}, {"/opt/node/rc": b"x"}, {"node": "v1"})
+    with_node = ImageDefinition("tools", DEFINITION.date, parts=("node",))
+    record = build(catalog, fake_packages(), definition=with_node, parts={"node": component})
     root = catalog.image_store("tools").rootfs_path(record.digest) / "opt/node"
     assert (root / "lib/code.js").read_text() == "1"
     assert [(root / name).readlink().as_posix() for name in ("link", "bin")] == ["lib", "lib"]
     assert record.versions["node"] == "v1"
     with pytest.raises(BuildFailedError, match="node"):
-        build(catalog, brought(), declaration=wanting)
+        build(catalog, fake_packages(), definition=with_node)
 
 
-def test_a_build_that_fails_changes_nothing(catalog, brought):
-    first = build(catalog, brought())
+def test_failed_build_preserves_the_current_image(catalog, fake_packages):
+    first = build(catalog, fake_packages())
 
-    def fail(declaration, tree, scratch):
+    def fail(definition, tree, scratch):
         tree.add_directory("usr")
         raise BuildFailedError("no packages")
 
@@ -147,22 +147,22 @@ def test_a_build_that_fails_changes_nothing(catalog, brought):
 
 
 @pytest.mark.parametrize("program", ["exit 1", "exec sleep 60"])
-def test_a_disk_that_does_not_take_an_image_leaves_the_one_before(catalog, brought, tmp_path, monkeypatch, program):
-    first = build(catalog, brought())
+def test_flush_error_preserves_the_current_image(catalog, fake_packages, tmp_path, monkeypatch, program):
+    first = build(catalog, fake_packages())
     sync = tmp_path / "sync"
     sync.write_text(f"#!/bin/sh\n{program}\n")
     sync.chmod(0o755)
     monkeypatch.setattr(image_store, "_SYNC", str(sync))
     monkeypatch.setattr(image_store, "SYNC_SECONDS", 0.5)
     with pytest.raises(OSError, match="could not be flushed"):
-        build(catalog, brought(etc__other=b"x"))
+        build(catalog, fake_packages(etc__other=b"x"))
     assert image_of(catalog).digest == first.digest
     monkeypatch.undo()
-    assert build(catalog, brought(etc__other=b"x")).digest != first.digest
+    assert build(catalog, fake_packages(etc__other=b"x")).digest != first.digest
 
 
 @pytest.mark.parametrize("missing", ["usr/bin/sh", LOADER])
-def test_an_image_in_which_the_agent_cannot_start_is_refused(catalog, root_layer, tmp_path, missing):
+def test_image_without_the_agents_requirements_is_refused(catalog, root_layer, tmp_path, missing):
     folder, _, name = missing.rpartition("/")
     path = oci_archive(tmp_path / "image.tar", root_layer, layer(entry(f"{folder}/.wh.{name}")))
     with pytest.raises(ImageRefusedError, match="Claude Code"):
@@ -189,16 +189,16 @@ build_image(ProfileCatalog(Path(sys.argv[1])).image_store("tools"), ImageDefinit
 """
 
 
-def test_a_build_that_is_killed_leaves_nothing_that_counts(catalog, brought, tmp_path):
+def test_killed_build_leaves_no_image(catalog, fake_packages, tmp_path):
     killed = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path / "data")], stdout=subprocess.PIPE)
     assert killed.stdout.readline() == b"half\n"
     with pytest.raises(ProfileBusyError):
-        build(catalog, brought())
+        build(catalog, fake_packages())
     killed.send_signal(signal.SIGKILL)
     killed.wait()
     killed.stdout.close()
     assert "tools" not in catalog.names()
-    record = build(catalog, brought())
+    record = build(catalog, fake_packages())
     root = catalog.image_store("tools").rootfs_path(record.digest)
     assert not (root / "usr/half").exists()
     assert sorted(path.name for path in root.parent.parent.iterdir()) == sorted([record.digest[7:], "current"])
@@ -217,46 +217,46 @@ sys.stdin.read()
 
 
 @pytest.fixture
-def hold(tmp_path):
-    """A process that holds an image, as a runner does, until it is ended."""
+def hold_image(tmp_path):
+    """A process that holds an image, like a runner, until the test ends."""
     started = []
 
-    def hold(record):
+    def hold_image(record):
         argv = [sys.executable, "-c", HOLDER, str(tmp_path / "data"), record.digest]
         process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         started.append(process)
         assert process.stdout.readline() == b"held\n"
         return process
 
-    yield hold
+    yield hold_image
     for process in started:
         process.kill()
         process.communicate()
 
 
-def test_a_task_keeps_its_image_while_new_ones_replace_it(catalog, brought, hold):
-    used = build(catalog, brought(etc__one=b"1"))
-    holder = hold(used)
+def test_image_in_use_survives_new_builds(catalog, fake_packages, hold_image):
+    used = build(catalog, fake_packages(etc__one=b"1"))
+    holder = hold_image(used)
     for number in (b"2", b"3", b"4"):
-        newest = build(catalog, brought(etc__other=number))
+        newest = build(catalog, fake_packages(etc__other=number))
         assert image_of(catalog).digest == newest.digest
     assert (catalog.image_store("tools").rootfs_path(used.digest) / "etc/one").read_bytes() == b"1"
     holder.kill()
     holder.wait()
-    last = build(catalog, brought(etc__other=b"5"))
+    last = build(catalog, fake_packages(etc__other=b"5"))
     assert images(catalog) == sorted([newest.digest[7:], last.digest[7:]])
 
 
-def test_an_image_that_a_task_was_told_of_outlives_the_build_that_replaces_it(catalog, brought, tmp_path):
-    build(catalog, brought(etc__one=b"1"))
-    told = image_of(catalog)
-    build(catalog, brought(etc__one=b"2"))
-    ImageLeases(tmp_path / "data").acquire(told)
+def test_resolved_image_survives_the_next_build(catalog, fake_packages, tmp_path):
+    build(catalog, fake_packages(etc__one=b"1"))
+    image = image_of(catalog)
+    build(catalog, fake_packages(etc__one=b"2"))
+    ImageLeases(tmp_path / "data").acquire(image)
 
 
-def test_an_image_in_use_is_not_removed(catalog, brought, hold):
-    record = build(catalog, brought())
-    holder = hold(record)
+def test_image_in_use_is_not_removed(catalog, fake_packages, hold_image):
+    record = build(catalog, fake_packages())
+    holder = hold_image(record)
     with pytest.raises(ProfileBusyError, match="task"):
         catalog.image_store("tools").remove_images()
     assert image_of(catalog).digest == record.digest
@@ -266,59 +266,59 @@ def test_an_image_in_use_is_not_removed(catalog, brought, hold):
     assert "tools" not in catalog.names()
 
 
-def test_a_build_does_not_come_between_a_task_and_the_current_image(catalog, brought, monkeypatch):
-    build(catalog, brought(etc__one=b"1"))
-    current = build(catalog, brought(etc__one=b"2"))
-    locked, held = [], image_store._try_lock
+def test_build_does_not_lock_the_current_image(catalog, fake_packages, monkeypatch):
+    build(catalog, fake_packages(etc__one=b"1"))
+    current = build(catalog, fake_packages(etc__one=b"2"))
+    locked, try_lock = [], image_store._try_lock
 
-    def watched(directory, kind):
+    def record_lock(directory, kind):
         locked.append(directory.name)
-        return held(directory, kind)
+        return try_lock(directory, kind)
 
-    monkeypatch.setattr(image_store, "_try_lock", watched)
-    build(catalog, brought(etc__one=b"2"))
+    monkeypatch.setattr(image_store, "_try_lock", record_lock)
+    build(catalog, fake_packages(etc__one=b"2"))
     assert len(locked) == 2
     assert current.digest[7:] not in locked
 
 
-def test_a_task_tries_again_where_a_removal_that_is_refused_locks_its_image_for_an_instant(
-    catalog, brought, tmp_path, monkeypatch
-):
-    build(catalog, brought())
-    told = image_of(catalog)
-    remover = os.open(catalog.image_store("tools").rootfs_path(told.digest).parent, os.O_RDONLY)
+def test_acquire_retries_during_a_refused_removal(catalog, fake_packages, tmp_path, monkeypatch):
+    build(catalog, fake_packages())
+    image = image_of(catalog)
+    remover = os.open(catalog.image_store("tools").rootfs_path(image.digest).parent, os.O_RDONLY)
     fcntl.flock(remover, fcntl.LOCK_EX)
     with pytest.raises(AttemptError, match="is being removed"):
-        ImageLeases(tmp_path / "data").acquire(told)
+        ImageLeases(tmp_path / "data").acquire(image)
     monkeypatch.setattr(image_store.time, "sleep", lambda _: fcntl.flock(remover, fcntl.LOCK_UN))
-    ImageLeases(tmp_path / "data").acquire(told)
+    ImageLeases(tmp_path / "data").acquire(image)
     os.close(remover)
 
 
-def test_an_image_that_is_gone_cannot_be_held(catalog, brought, tmp_path):
-    build(catalog, brought())
-    told = image_of(catalog)
+def test_removed_image_cannot_be_acquired(catalog, fake_packages, tmp_path):
+    build(catalog, fake_packages())
+    image = image_of(catalog)
     catalog.image_store("tools").remove_images()
     with pytest.raises(AttemptError, match="tools"):
-        ImageLeases(tmp_path / "data").acquire(told)
+        ImageLeases(tmp_path / "data").acquire(image)
     with pytest.raises(ImageUnusableError, match="tools"):
         image_of(catalog)
     with pytest.raises(ProfileNotFoundError):
         catalog.image_store("tools").remove_images()
 
 
-def test_a_shipped_profile_without_an_image_is_the_hosts_own(catalog, brought):
+def test_shipped_profile_without_an_image_uses_the_host_root(catalog, fake_packages):
     assert catalog.list_profiles() == {"agentic-dev": "", "basic": ""}
     assert image_of(catalog, "basic") is None
-    record = build(catalog, brought(), name="basic")
+    record = build(catalog, fake_packages(), name="basic")
     assert image_of(catalog, "basic").digest == record.digest
     catalog.image_store("basic").remove_images()
     assert image_of(catalog, "basic") is None
 
 
-@pytest.mark.parametrize("damage", ["record", "pointer", "tree", "another layout", "a pointer that leads away"])
-def test_a_damaged_image_is_never_replaced_by_the_hosts_own(catalog, brought, damage):
-    record = build(catalog, brought(), name="basic")
+@pytest.mark.parametrize(
+    "damage", ["record", "pointer", "tree", "a different layout", "a pointer out of the directory"]
+)
+def test_damaged_image_is_not_replaced_by_the_host_root(catalog, fake_packages, damage):
+    record = build(catalog, fake_packages(), name="basic")
     image = catalog.image_store("basic").rootfs_path(record.digest).parent
     match damage:
         case "record":
@@ -327,7 +327,7 @@ def test_a_damaged_image_is_never_replaced_by_the_hosts_own(catalog, brought, da
             (image.parent / "current").write_text("0" * 64)
         case "tree":
             (image / "root").rename(image / "elsewhere")
-        case "another layout":
+        case "a different layout":
             text = (image / "record.json").read_text()
             (image / "record.json").write_text(text.replace('"layout": 1', '"layout": 0'))
         case _:
@@ -338,8 +338,8 @@ def test_a_damaged_image_is_never_replaced_by_the_hosts_own(catalog, brought, da
 
 
 @pytest.mark.parametrize("name", ["tools~", "Tools", "host", "a b", "tools..old"])
-def test_a_directory_that_no_profile_is_called_as_is_none_and_hides_none(catalog, brought, tmp_path, name):
-    build(catalog, brought())
+def test_directory_with_an_invalid_profile_name_is_ignored(catalog, fake_packages, tmp_path, name):
+    build(catalog, fake_packages())
     profiles = tmp_path / "data" / "profiles"
     shutil.copytree(profiles / "tools", profiles / name, symlinks=True)
     assert catalog.names() == ["agentic-dev", "basic", "tools"]
@@ -350,8 +350,8 @@ def test_a_directory_that_no_profile_is_called_as_is_none_and_hides_none(catalog
         catalog.find_image(name, "host")
 
 
-def test_a_profile_of_which_nobody_can_read_what_is_current_is_unusable_and_hides_none(catalog, brought, tmp_path):
-    build(catalog, brought())
+def test_profile_with_an_unreadable_pointer_is_unusable(catalog, fake_packages, tmp_path):
+    build(catalog, fake_packages())
     current = tmp_path / "data" / "profiles" / "tools" / "current"
     current.unlink()
     current.mkdir()
@@ -361,16 +361,16 @@ def test_a_profile_of_which_nobody_can_read_what_is_current_is_unusable_and_hide
         catalog.find_image("tools", "host")
 
 
-def test_a_profile_that_goes_while_all_are_looked_at_is_not_offered(catalog, brought, monkeypatch):
-    build(catalog, brought())
+def test_profile_removed_during_listing_is_skipped(catalog, fake_packages, monkeypatch):
+    build(catalog, fake_packages())
     names = catalog.names()
     catalog.image_store("tools").remove_images()
     monkeypatch.setattr(catalog, "names", lambda: names)
     assert set(catalog.list_profiles()) == {"agentic-dev", "basic"}
 
 
-def test_building_again_keeps_all_images_while_nobody_can_read_which_one_is_current(catalog, brought, tmp_path):
-    record = build(catalog, brought())
+def test_build_with_an_unreadable_pointer_removes_no_image(catalog, fake_packages, tmp_path):
+    record = build(catalog, fake_packages())
     current = tmp_path / "data" / "profiles" / "tools" / "current"
     current.unlink()
     current.mkdir()
@@ -383,110 +383,110 @@ DAMAGES = {
     "the record is cut off": lambda image: (image / "record.json").write_text("{"),
     "the tree is lost": lambda image: shutil.rmtree(image / "root"),
     "a file of the tree is lost": lambda image: (image / "root/etc/one").unlink(),
-    "a file of the tree is another": lambda image: (image / "root/etc/one").write_bytes(b"2"),
-    "the pointer is no text": lambda image: (image.parent / "current").write_bytes(b"\xff\xfe"),
+    "a file of the tree is modified": lambda image: (image / "root/etc/one").write_bytes(b"2"),
+    "the pointer is not text": lambda image: (image.parent / "current").write_bytes(b"\xff\xfe"),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_building_again_mends_a_damaged_image(catalog, brought, damage):
-    record = build(catalog, brought(etc__one=b"1"))
+def test_rebuild_repairs_a_damaged_image(catalog, fake_packages, damage):
+    record = build(catalog, fake_packages(etc__one=b"1"))
     image = catalog.image_store("tools").rootfs_path(record.digest).parent
     damage(image)
-    assert build(catalog, brought(etc__one=b"1")).digest == record.digest
+    assert build(catalog, fake_packages(etc__one=b"1")).digest == record.digest
     assert image_of(catalog).digest == record.digest
     assert (image / "root/etc/one").read_bytes() == b"1"
     assert sorted(path.name for path in image.parent.iterdir()) == sorted([image.name, "current"])
 
 
-def test_building_again_keeps_a_whole_image_and_its_date_for_the_task_that_uses_it(catalog, brought, hold):
-    record = build(catalog, brought())
+def test_rebuild_preserves_an_intact_image_and_its_date(catalog, fake_packages, hold_image):
+    record = build(catalog, fake_packages())
     image = catalog.image_store("tools").rootfs_path(record.digest).parent
     older = record.created_at - timedelta(days=1)
     (image / "record.json").write_bytes(msgspec.json.encode(msgspec.structs.replace(record, created_at=older)))
     inode = image.stat().st_ino
-    hold(record)
-    assert build(catalog, brought()).created_at == older
+    hold_image(record)
+    assert build(catalog, fake_packages()).created_at == older
     assert image.stat().st_ino == inode
 
 
-def test_a_damaged_image_is_not_mended_under_the_task_that_uses_it(catalog, brought, hold):
-    record = build(catalog, brought(etc__one=b"1"))
+def test_damaged_image_in_use_is_not_repaired(catalog, fake_packages, hold_image):
+    record = build(catalog, fake_packages(etc__one=b"1"))
     image = catalog.image_store("tools").rootfs_path(record.digest).parent
     (image / "root/etc/one").unlink()
-    holder = hold(record)
+    holder = hold_image(record)
     with pytest.raises(ProfileBusyError, match="damaged"):
-        build(catalog, brought(etc__one=b"1"))
+        build(catalog, fake_packages(etc__one=b"1"))
     assert image.is_dir()
     holder.kill()
     holder.wait()
-    build(catalog, brought(etc__one=b"1"))
+    build(catalog, fake_packages(etc__one=b"1"))
     assert (image / "root/etc/one").read_bytes() == b"1"
 
 
-def test_a_build_that_ends_while_it_mends_is_mended_by_the_next(catalog, brought, monkeypatch):
-    record = build(catalog, brought(etc__one=b"1"))
+def test_interrupted_repair_is_completed_by_the_next_build(catalog, fake_packages, monkeypatch):
+    record = build(catalog, fake_packages(etc__one=b"1"))
     image = catalog.image_store("tools").rootfs_path(record.digest).parent
     (image / "root/etc/one").unlink()
     rename = Path.rename
 
-    def die(path, target):
+    def interrupt(path, target):
         if target == image:
             raise KeyboardInterrupt
         return rename(path, target)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Path, "rename", die)
+        patched.setattr(Path, "rename", interrupt)
         patched.setattr(image_store, "shutil", SimpleNamespace(rmtree=lambda *_, **__: None))
         with pytest.raises(KeyboardInterrupt):
-            build(catalog, brought(etc__one=b"1"))
+            build(catalog, fake_packages(etc__one=b"1"))
     with pytest.raises(ImageUnusableError, match="build it again"):
         image_of(catalog)
-    build(catalog, brought(etc__one=b"1"))
+    build(catalog, fake_packages(etc__one=b"1"))
     assert (image / "root/etc/one").read_bytes() == b"1"
     assert sorted(path.name for path in image.parent.iterdir()) == sorted([image.name, "current"])
 
 
-def test_doctor_tells_what_is_in_the_sandboxes(catalog, brought, tmp_path):
+def test_doctor_reports_the_image_of_each_profile(catalog, fake_packages, tmp_path):
     settings = SimpleNamespace(server=SimpleNamespace(data_dir=tmp_path / "data"))
-    record = build(catalog, brought(), name="basic")
+    record = build(catalog, fake_packages(), name="basic")
     host = "agentic-dev: the host's own /usr; no image is built"
-    assert [(one.ok, one.message) for one in check_images(settings)] == [
+    assert [(finding.ok, finding.message) for finding in check_images(settings)] == [
         (True, host),
         (True, f"basic: image {record.digest}"),
     ]
     (catalog.image_store("basic").rootfs_path(record.digest).parent / "record.json").unlink()
-    assert [(one.ok, one.mend) for one in check_images(settings)] == [
+    assert [(finding.ok, finding.mend) for finding in check_images(settings)] == [
         (True, ""),
         (False, "sandbox profile build basic"),
     ]
 
 
-def test_of_two_builds_at_once_one_is_refused(catalog, brought):
-    begun, goes_on = threading.Event(), threading.Event()
-    bring = brought()
+def test_concurrent_builds_of_a_profile_are_refused(catalog, fake_packages):
+    started, may_continue = threading.Event(), threading.Event()
+    install = fake_packages()
 
-    def slow(*arguments):
-        begun.set()
-        assert goes_on.wait(30)
-        bring(*arguments)
+    def slow_install(*arguments):
+        started.set()
+        assert may_continue.wait(30)
+        install(*arguments)
 
-    other = threading.Thread(target=build, args=(catalog, slow))
+    other = threading.Thread(target=build, args=(catalog, slow_install))
     other.start()
-    assert begun.wait(30)
+    assert started.wait(30)
     with pytest.raises(ProfileBusyError):
-        build(catalog, bring)
+        build(catalog, install)
     with pytest.raises(ProfileBusyError):
         catalog.image_store("tools").remove_images()
-    goes_on.set()
+    may_continue.set()
     other.join(30)
     assert image_of(catalog)
 
 
-def test_an_image_can_be_read_whatever_the_mask_is(catalog, brought):
+def test_image_is_readable_with_any_umask(catalog, fake_packages):
     before = os.umask(0o077)
     try:
-        record = build(catalog, brought())
+        record = build(catalog, fake_packages())
     finally:
         os.umask(before)
     root = catalog.image_store("tools").rootfs_path(record.digest)

@@ -1,4 +1,4 @@
-"""What the stories of attempts share."""
+"""Fixtures for the tests of attempts."""
 
 import pytest
 
@@ -6,14 +6,14 @@ from doubles.attempt_dependencies import Stage
 
 
 @pytest.fixture
-def stage(tmp_path):
-    """Makes tasks that are submitted and handed to a runner."""
-    stages = []
+def make_harness(tmp_path):
+    """Creates attempts whose task is submitted and assigned to a runner."""
+    harnesses = []
 
     def make(script, **parts):
-        stages.append(Stage(tmp_path, script, **parts))
-        return stages[-1]
+        harnesses.append(Stage(tmp_path, script, **parts))
+        return harnesses[-1]
 
     yield make
-    for each in stages:
-        each.writer.close()
+    for harness in harnesses:
+        harness.writer.close()

@@ -1,4 +1,4 @@
-"""An agent that writes nothing but line ends does not keep its runner from everything else."""
+"""An agent that floods its output does not starve the other coroutines of its runner."""
 
 import asyncio
 from collections import Counter
@@ -9,61 +9,61 @@ from sandbox.model.events import Gap, Output, ToolCall
 
 LINES = 5000
 LINES_IN_A_TURN_MAX = 250
-"""One turn of each of the two streams, and some room."""
+"""One turn of each of the two streams, with a margin."""
 
 
-def test_a_flood_of_lines_leaves_everybody_else_their_turn(tmp_path):
-    scene = Stage(tmp_path, Script(stdout=b"\n" * LINES, stderr=b"\n" * LINES))
+def test_line_flood_does_not_starve_other_coroutines(tmp_path):
+    harness = Stage(tmp_path, Script(stdout=b"\n" * LINES, stderr=b"\n" * LINES))
     turn, lines = 0, Counter()
-    record = scene.recorder.record
+    record = harness.recorder.record
 
-    def counted(event):
+    def count_lines(event):
         if isinstance(event, Output):
             lines[turn] += 1
         return record(event)
 
-    scene.recorder.record = counted
+    harness.recorder.record = count_lines
 
-    async def others():
+    async def count_turns():
         nonlocal turn
         while True:
             turn += 1
             await asyncio.sleep(0)
 
-    async def story():
-        other = asyncio.create_task(others())
-        await scene.life.run()
-        other.cancel()
+    async def scenario():
+        counter = asyncio.create_task(count_turns())
+        await harness.life.run()
+        counter.cancel()
 
-    asyncio.run(story())
-    scene.writer.close()
+    asyncio.run(scenario())
+    harness.writer.close()
     assert lines.total() == 2 * LINES
     assert max(lines.values()) <= LINES_IN_A_TURN_MAX
 
 
-def test_output_past_the_total_is_told_and_the_result_is_heard_all_the_same(tmp_path, monkeypatch):
+def test_output_above_total_limit_is_dropped_and_still_parsed(tmp_path, monkeypatch):
     monkeypatch.setattr("sandbox.runner.agent_output.OUTPUT_BYTES_MAX", 1000)
-    scene = Stage(tmp_path, Script(stdout=b"+Bash\n" + b"line\n" * 100 + b"-Bash\n"))
-    asyncio.run(scene.life.run())
-    scene.writer.close()
-    events = [record.event for record in read_records(scene.journals, "task-1")]
-    kept = [event for event in events if isinstance(event, Output)]
+    harness = Stage(tmp_path, Script(stdout=b"+Bash\n" + b"line\n" * 100 + b"-Bash\n"))
+    asyncio.run(harness.life.run())
+    harness.writer.close()
+    events = [record.event for record in read_records(harness.journals, "task-1")]
+    stored = [event for event in events if isinstance(event, Output)]
     first, last = [event for event in events if isinstance(event, Gap)]
-    assert scene.states[-1] == "completed"
-    assert 0 < len(kept) < 10
+    assert harness.states[-1] == "completed"
+    assert 0 < len(stored) < 10
     assert "not kept" in first.reason
-    left_out_bytes = 6 + 500 + 6 - sum(len(event.data) for event in kept)
-    assert last.reason.startswith(f"{left_out_bytes} bytes")
-    assert scene.task.progress.tool_calls == 1
+    skipped_bytes = 6 + 500 + 6 - sum(len(event.data) for event in stored)
+    assert last.reason.startswith(f"{skipped_bytes} bytes")
+    assert harness.task.progress.tool_calls == 1
 
 
-def test_a_flood_of_tool_calls_that_nobody_made_is_counted_and_does_not_fill_the_journal(tmp_path, monkeypatch):
+def test_flood_of_fake_tool_calls_is_counted_without_filling_the_journal(tmp_path, monkeypatch):
     monkeypatch.setattr("sandbox.runner.agent_output.OUTPUT_BYTES_MAX", 1000)
     monkeypatch.setattr("sandbox.runner.progress.TOOL_CALL_EVENTS_MAX", 10, raising=False)
-    scene = Stage(tmp_path, Script(stdout=b"+Bash\n-Bash\n" * 1000))
-    asyncio.run(scene.life.run())
-    scene.writer.close()
-    assert scene.states[-1] == "completed"
-    assert len(scene.events(ToolCall)) == 10
-    assert scene.task.progress.tool_calls == 1000
-    assert any("tool calls" in gap.reason for gap in scene.events(Gap))
+    harness = Stage(tmp_path, Script(stdout=b"+Bash\n-Bash\n" * 1000))
+    asyncio.run(harness.life.run())
+    harness.writer.close()
+    assert harness.states[-1] == "completed"
+    assert len(harness.events(ToolCall)) == 10
+    assert harness.task.progress.tool_calls == 1000
+    assert any("tool calls" in gap.reason for gap in harness.events(Gap))

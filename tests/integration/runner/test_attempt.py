@@ -1,4 +1,4 @@
-"""An attempt from its first step to the task's final record, with scripted equipment and a real journal."""
+"""An attempt from its first step to the final record, with scripted dependencies and a real journal."""
 
 import asyncio
 import json
@@ -35,64 +35,64 @@ def short_grace(monkeypatch, seconds):
         yield
 
 
-def test_a_task_walks_through_all_its_states(stage):
+def test_task_passes_through_all_states(make_harness):
     script = Script(stdout=b"+Bash\n-Bash\nhello\nlast")
-    scene = stage(script, lifecycle={"artifact_patterns": ("*.md",)})
-    asyncio.run(scene.life.run())
-    assert scene.states == ["pending", "staging", "provisioning", "ready", "running", "completing", "completed"]
-    assert scene.outputs() == [b"+Bash\n", b"-Bash\n", b"hello\n", b"last"]
-    assert scene.artifacts == {"task-1.patch", "transcript.ndjson", "metadata.json", "report.md"}
-    assert scene.task.progress.tool_calls == 1
-    assert scene.task.exit_code == 0
-    assert (scene.task.attempt.runtime, scene.task.attempt.tier) == ("scripted", "none")
+    harness = make_harness(script, lifecycle={"artifact_patterns": ("*.md",)})
+    asyncio.run(harness.life.run())
+    assert harness.states == ["pending", "staging", "provisioning", "ready", "running", "completing", "completed"]
+    assert harness.outputs() == [b"+Bash\n", b"-Bash\n", b"hello\n", b"last"]
+    assert harness.artifacts == {"task-1.patch", "transcript.ndjson", "metadata.json", "report.md"}
+    assert harness.task.progress.tool_calls == 1
+    assert harness.task.exit_code == 0
+    assert (harness.task.attempt.runtime, harness.task.attempt.tier) == ("scripted", "none")
 
 
-def test_a_patch_that_does_not_hold_everything_comes_with_the_files_and_fails_nobody(stage):
-    scene = stage(Script(patch_lacks="it is too large"))
-    asyncio.run(scene.life.run())
-    assert scene.states[-1] == "completed"
-    assert scene.artifacts >= {"task-1.patch", "task-1.changes.tar"}
-    [told] = [
-        record.event for record in read_records(scene.journals, "task-1") if isinstance(record.event, ErrorReported)
+def test_truncated_patch_adds_changed_files_and_does_not_fail_the_task(make_harness):
+    harness = make_harness(Script(patch_lacks="it is too large"))
+    asyncio.run(harness.life.run())
+    assert harness.states[-1] == "completed"
+    assert harness.artifacts >= {"task-1.patch", "task-1.changes.tar"}
+    [error] = [
+        record.event for record in read_records(harness.journals, "task-1") if isinstance(record.event, ErrorReported)
     ]
-    assert told.error == "patch_truncated"
-    assert "it is too large" in told.message
+    assert error.error == "patch_truncated"
+    assert "it is too large" in error.message
 
 
-def test_a_patch_that_takes_too_long_is_given_up_and_the_files_are_kept(stage):
-    scene = stage(Script(patch_seconds=60), lifecycle={"collect_timeout": "2s"})
-    asyncio.run(scene.life.run())
-    assert scene.states[-1] == "completed"
-    assert scene.artifacts >= {"task-1.patch", "task-1.changes.tar"}
-    assert b"truncated" in (scene.attempt.task_files.artifacts / "task-1.patch").read_bytes()
+def test_slow_patch_is_abandoned_and_changed_files_are_stored(make_harness):
+    harness = make_harness(Script(patch_seconds=60), lifecycle={"collect_timeout": "2s"})
+    asyncio.run(harness.life.run())
+    assert harness.states[-1] == "completed"
+    assert harness.artifacts >= {"task-1.patch", "task-1.changes.tar"}
+    assert b"truncated" in (harness.attempt.task_files.artifacts / "task-1.patch").read_bytes()
 
 
-def test_what_an_earlier_attempt_left_is_gone_before_the_clone_begins(stage):
-    scene = stage(Script())
-    earlier = scene.attempt.task_files.attempt("bcdefghijklm")
+def test_files_of_earlier_attempt_are_removed_before_clone(make_harness):
+    harness = make_harness(Script())
+    earlier = harness.attempt.task_files.attempt("bcdefghijklm")
     (earlier.disk / "workspace").mkdir(parents=True)
     earlier.runner_log.write_text("killed\n")
-    asyncio.run(scene.life.run())
-    assert scene.states[-1] == "completed"
+    asyncio.run(harness.life.run())
+    assert harness.states[-1] == "completed"
     assert list(earlier.root.iterdir()) == [earlier.runner_log]
 
 
-def test_what_is_told_is_on_disk_and_nothing_else_is_left(stage):
-    scene = stage(Script(stdout=b"one\ntwo\n", stderr=b"warn\n"))
-    asyncio.run(scene.life.run())
-    artifacts = scene.attempt.task_files.artifacts
+def test_recorded_artifacts_are_on_disk_and_no_other_files_remain(make_harness):
+    harness = make_harness(Script(stdout=b"one\ntwo\n", stderr=b"warn\n"))
+    asyncio.run(harness.life.run())
+    artifacts = harness.attempt.task_files.artifacts
     assert (artifacts / "transcript.ndjson").read_bytes() == b"one\ntwo\n"
     metadata = json.loads((artifacts / "metadata.json").read_text())
     assert metadata["state"] == "completed"
     assert metadata["repository"]["base_commit"].startswith("c0ffee")
-    assert list(scene.attempt.files.root.iterdir()) == []
+    assert list(harness.attempt.files.root.iterdir()) == []
     assert not list(artifacts.glob("*.part"))
 
 
-def test_everything_inside_is_dead_before_anything_is_collected(stage):
+def test_sandbox_is_killed_before_artifacts_are_collected(make_harness):
     script = Script()
-    scene = stage(script)
-    asyncio.run(scene.life.run())
+    harness = make_harness(script)
+    asyncio.run(harness.life.run())
     assert script.seen == ["create", "start", "kill", "destroy"]
 
 
@@ -121,91 +121,91 @@ def test_everything_inside_is_dead_before_anything_is_collected(stage):
         ),
     ],
 )
-def test_every_step_can_fail_and_says_so(stage, script, states, code):
-    scene = stage(script)
-    asyncio.run(scene.life.run())
-    assert scene.states == states
-    assert scene.task.failure.code == code
-    metadata = json.loads((scene.attempt.task_files.artifacts / "metadata.json").read_text())
+def test_failure_of_a_step_is_recorded_with_its_code(make_harness, script, states, code):
+    harness = make_harness(script)
+    asyncio.run(harness.life.run())
+    assert harness.states == states
+    assert harness.task.failure.code == code
+    metadata = json.loads((harness.attempt.task_files.artifacts / "metadata.json").read_text())
     assert metadata["error"]["code"] == code
     assert metadata["state"] == "failed"
 
 
-def test_failing_to_clean_up_does_not_turn_success_into_failure(stage):
-    scene = stage(Script(destroy_error=AttemptError(FailureCode.SANDBOX_LOST, "still there")))
-    asyncio.run(scene.life.run())
-    assert scene.task.state is TaskState.COMPLETED
+def test_teardown_error_does_not_fail_a_successful_task(make_harness):
+    harness = make_harness(Script(destroy_error=AttemptError(FailureCode.SANDBOX_LOST, "still there")))
+    asyncio.run(harness.life.run())
+    assert harness.task.state is TaskState.COMPLETED
 
 
-def test_cancel_sends_term_and_the_task_is_cancelled_with_its_artifacts(stage):
+def test_cancel_sends_sigterm_and_collects_artifacts(make_harness):
     script = Script(stays=True)
-    scene = stage(script)
+    harness = make_harness(script)
 
-    async def play():
-        work = asyncio.create_task(scene.life.run())
-        await scene.until(TaskState.RUNNING)
-        assert scene.life.cancel(CancelOrder("changed my mind")).done
+    async def scenario():
+        work = asyncio.create_task(harness.life.run())
+        await harness.until(TaskState.RUNNING)
+        assert harness.life.cancel(CancelOrder("changed my mind")).done
         await work
 
-    asyncio.run(play())
+    asyncio.run(scenario())
     assert "signal SIGTERM" in script.seen
-    assert scene.states[-2:] == ["completing", "cancelled"]
-    assert "task-1.patch" in scene.artifacts
-    assert scene.task.state_message == "Cancelled: changed my mind"
+    assert harness.states[-2:] == ["completing", "cancelled"]
+    assert "task-1.patch" in harness.artifacts
+    assert harness.task.state_message == "Cancelled: changed my mind"
 
 
-def test_an_agent_that_does_not_mind_term_is_killed_after_the_grace(stage, monkeypatch):
+def test_agent_that_ignores_sigterm_is_killed_after_grace_period(make_harness, monkeypatch):
     script = Script(stays=True, deaf=True)
-    scene = stage(script)
+    harness = make_harness(script)
 
-    async def play():
-        work = asyncio.create_task(scene.life.run())
-        await scene.until(TaskState.RUNNING)
-        scene.life.cancel(CancelOrder())
+    async def scenario():
+        work = asyncio.create_task(harness.life.run())
+        await harness.until(TaskState.RUNNING)
+        harness.life.cancel(CancelOrder())
         await work
 
     with short_grace(monkeypatch, 0.05):
-        asyncio.run(play())
+        asyncio.run(scenario())
     assert script.seen.index("signal SIGTERM") < script.seen.index("kill")
-    assert scene.task.state is TaskState.CANCELLED
-    assert scene.task.exit_code == 137
+    assert harness.task.state is TaskState.CANCELLED
+    assert harness.task.exit_code == 137
 
 
-def test_force_skips_the_grace_also_when_it_comes_later(stage):
+def test_later_force_cancel_skips_grace_period(make_harness):
     script = Script(stays=True, deaf=True)
-    scene = stage(script)
+    harness = make_harness(script)
 
-    async def play():
-        work = asyncio.create_task(scene.life.run())
-        await scene.until(TaskState.RUNNING)
-        scene.life.cancel(CancelOrder())
+    async def scenario():
+        work = asyncio.create_task(harness.life.run())
+        await harness.until(TaskState.RUNNING)
+        harness.life.cancel(CancelOrder())
         await asyncio.sleep(0)
-        scene.life.cancel(CancelOrder(force=True))
+        harness.life.cancel(CancelOrder(force=True))
         await asyncio.wait_for(work, 5)
 
-    asyncio.run(play())
-    assert scene.task.state is TaskState.CANCELLED
+    asyncio.run(scenario())
+    assert harness.task.state is TaskState.CANCELLED
 
 
-def test_cancel_while_cloning_ends_the_clone(stage):
-    scene = stage(Script(stage_seconds=60))
+def test_cancel_during_clone_stops_the_clone(make_harness):
+    harness = make_harness(Script(stage_seconds=60))
 
-    async def play():
-        work = asyncio.create_task(scene.life.run())
+    async def scenario():
+        work = asyncio.create_task(harness.life.run())
         await asyncio.sleep(0)
-        scene.life.cancel(CancelOrder())
+        harness.life.cancel(CancelOrder())
         await asyncio.wait_for(work, 5)
 
-    asyncio.run(play())
-    assert scene.states == ["pending", "staging", "cancelled"]
+    asyncio.run(scenario())
+    assert harness.states == ["pending", "staging", "cancelled"]
 
 
-def test_after_the_outcome_a_wish_changes_nothing(stage):
-    scene = stage(Script())
-    asyncio.run(scene.life.run())
-    receipt = scene.life.cancel(CancelOrder())
-    assert not receipt.done
-    assert scene.task.state is TaskState.COMPLETED
+def test_cancel_after_outcome_is_rejected(make_harness):
+    harness = make_harness(Script())
+    asyncio.run(harness.life.run())
+    reply = harness.life.cancel(CancelOrder())
+    assert not reply.done
+    assert harness.task.state is TaskState.COMPLETED
 
 
 @pytest.mark.parametrize(
@@ -216,76 +216,78 @@ def test_after_the_outcome_a_wish_changes_nothing(stage):
         ({"stage_timeout": "1s"}, "stage_timeout", Script(stage_seconds=60)),
     ],
 )
-def test_every_bound_ends_the_task_with_its_own_code(stage, lifecycle, code, script):
-    scene = stage(script, lifecycle=lifecycle)
-    asyncio.run(scene.life.run())
-    assert scene.task.state is TaskState.FAILED
-    assert scene.task.failure.code == code
-    assert next(iter(lifecycle)) in scene.task.failure.message
+def test_each_time_limit_ends_the_task_with_its_code(make_harness, lifecycle, code, script):
+    harness = make_harness(script, lifecycle=lifecycle)
+    asyncio.run(harness.life.run())
+    assert harness.task.state is TaskState.FAILED
+    assert harness.task.failure.code == code
+    assert next(iter(lifecycle)) in harness.task.failure.message
 
 
-def test_the_finisher_ends_what_a_dead_runner_left(stage):
+def test_finisher_completes_attempt_of_dead_runner(make_harness):
     script = Script()
-    scene = stage(script)
+    harness = make_harness(script)
 
     for event in (WorkspacePrepared("c0ffee" + "0" * 34), SandboxCreated("v", "scripted", "host"), AgentStarted("s")):
-        scene.recorder.record(event)
-    scene.recorder.record(Output.from_bytes("stdout", b"half a story\n"))
-    scene.attempt.files.workspace.mkdir(parents=True)
-    scene.attempt.files.repository.mkdir()
-    write_handle(scene.attempt.files.handle, scene.attempt.dependencies.runtime.prepare(ATTEMPT_ID))
-    asyncio.run(scene.life.finish())
-    assert scene.task.failure.code == "runner_lost"
-    assert scene.states[-2:] == ["completing", "failed"]
+        harness.recorder.record(event)
+    harness.recorder.record(Output.from_bytes("stdout", b"half a line\n"))
+    harness.attempt.files.workspace.mkdir(parents=True)
+    harness.attempt.files.repository.mkdir()
+    write_handle(harness.attempt.files.handle, harness.attempt.dependencies.runtime.prepare(ATTEMPT_ID))
+    asyncio.run(harness.life.finish())
+    assert harness.task.failure.code == "runner_lost"
+    assert harness.states[-2:] == ["completing", "failed"]
     assert script.seen[0] == "destroy"
-    assert scene.outputs() == [b"half a story\n"]
-    assert {"task-1.patch", "transcript.ndjson", "metadata.json"} <= scene.artifacts
+    assert harness.outputs() == [b"half a line\n"]
+    assert {"task-1.patch", "transcript.ndjson", "metadata.json"} <= harness.artifacts
 
 
-def test_the_finisher_keeps_an_outcome_that_was_written(stage):
+def test_finisher_preserves_recorded_outcome(make_harness):
 
-    scene = stage(Script())
+    harness = make_harness(Script())
     for event in (WorkspacePrepared("c0ffee" + "0" * 34), SandboxCreated("v", "scripted", "host"), AgentStarted("s")):
-        scene.recorder.record(event)
-    scene.recorder.record(AgentExited(0, {"is_error": False}, None))
-    asyncio.run(scene.life.finish())
-    assert scene.task.state is TaskState.COMPLETED
+        harness.recorder.record(event)
+    harness.recorder.record(AgentExited(0, {"is_error": False}, None))
+    asyncio.run(harness.life.finish())
+    assert harness.task.state is TaskState.COMPLETED
 
 
 @pytest.mark.parametrize("exit_event", [AgentExited(0, {"is_error": False}, None), AgentExited(0, None, AGENT_FAILED)])
-def test_a_finisher_of_a_task_that_is_collected_does_not_wait_for_what_does_not_end(stage, exit_event):
-    scene = left_with(stage, exit_event, metadata=True)
-    asyncio.run(scene.life.finish())
-    assert scene.task.state is (TaskState.COMPLETED if exit_event.failure is None else TaskState.FAILED)
-    assert [trouble.error for trouble in scene.events(ErrorReported)] == ["teardown_failed"]
+def test_finisher_of_collected_task_ends_despite_teardown_failure(make_harness, exit_event):
+    harness = attempt_with_undestroyable_sandbox(make_harness, exit_event, metadata=True)
+    asyncio.run(harness.life.finish())
+    assert harness.task.state is (TaskState.COMPLETED if exit_event.failure is None else TaskState.FAILED)
+    assert [report.error for report in harness.events(ErrorReported)] == ["teardown_failed"]
 
 
-def test_a_finisher_does_not_read_what_a_sandbox_may_still_write_to(stage):
-    scene = left_with(stage, AgentExited(0, {"is_error": False}, None), metadata=False)
+def test_finisher_does_not_read_workspace_of_a_live_sandbox(make_harness):
+    harness = attempt_with_undestroyable_sandbox(
+        make_harness, AgentExited(0, {"is_error": False}, None), metadata=False
+    )
     with pytest.raises(AttemptError, match="still there"):
-        asyncio.run(scene.life.finish())
-    assert scene.task.state is TaskState.COMPLETING
-    assert scene.artifacts == set()
+        asyncio.run(harness.life.finish())
+    assert harness.task.state is TaskState.COMPLETING
+    assert harness.artifacts == set()
 
 
-def left_with(stage, exit_event, *, metadata):
-    """What a dead runner left whose sandbox does not end."""
-    scene = stage(Script(destroy_error=AttemptError(FailureCode.SANDBOX_LOST, "still there")))
+def attempt_with_undestroyable_sandbox(make_harness, exit_event, *, metadata):
+    """A dead runner's attempt whose sandbox cannot be destroyed."""
+    harness = make_harness(Script(destroy_error=AttemptError(FailureCode.SANDBOX_LOST, "still there")))
     for event in (WorkspacePrepared("c0ffee" + "0" * 34), SandboxCreated("v", "scripted", "host"), AgentStarted("s")):
-        scene.recorder.record(event)
-    scene.recorder.record(exit_event)
+        harness.recorder.record(event)
+    harness.recorder.record(exit_event)
     if metadata:
         artifact = Artifact(METADATA_NAME, f".sandbox/{METADATA_NAME}", 2, "application/json", "0" * 64)
-        scene.recorder.record(ArtifactCollected(artifact))
-    scene.attempt.files.workspace.mkdir(parents=True)
-    write_handle(scene.attempt.files.handle, scene.attempt.dependencies.runtime.prepare(ATTEMPT_ID))
-    return scene
+        harness.recorder.record(ArtifactCollected(artifact))
+    harness.attempt.files.workspace.mkdir(parents=True)
+    write_handle(harness.attempt.files.handle, harness.attempt.dependencies.runtime.prepare(ATTEMPT_ID))
+    return harness
 
 
-def test_a_broken_step_is_an_internal_error_and_the_task_still_ends(stage, caplog):
-    scene = stage(Script(create_error=ZeroDivisionError("bug")))
-    asyncio.run(scene.life.run())
-    assert scene.task.failure == Failure(
+def test_unexpected_exception_is_recorded_as_internal_error(make_harness, caplog):
+    harness = make_harness(Script(create_error=ZeroDivisionError("bug")))
+    asyncio.run(harness.life.run())
+    assert harness.task.failure == Failure(
         FailureCode.INTERNAL, "The runner failed (ZeroDivisionError); please report this."
     )
     assert "ZeroDivisionError: bug" in caplog.text
@@ -294,14 +296,14 @@ def test_a_broken_step_is_an_internal_error_and_the_task_still_ends(stage, caplo
 @pytest.mark.parametrize(
     ("boot_id", "code"),
     [("an-earlier-boot", FailureCode.HOST_LOST), (BOOT_ID, FailureCode.RUNNER_LOST), ("", FailureCode.RUNNER_LOST)],
-    ids=["another boot", "the same boot", "a journal that does not say"],
+    ids=["another boot", "the same boot", "a journal without a boot id"],
 )
-def test_what_is_left_of_an_earlier_boot_is_collected_and_told_apart_from_a_dead_runner(stage, boot_id, code):
-    scene = stage(Script(), boot_id=boot_id, lifecycle={"artifact_patterns": ["*.md"]})
+def test_finisher_distinguishes_lost_host_from_lost_runner(make_harness, boot_id, code):
+    harness = make_harness(Script(), boot_id=boot_id, lifecycle={"artifact_patterns": ["*.md"]})
     for event in (WorkspacePrepared("c0ffee" + "0" * 34), SandboxCreated("vm", "none", "host"), AgentStarted("s")):
-        scene.recorder.record(event)
-    scene.attempt.files.workspace.mkdir(parents=True)
-    scene.attempt.files.repository.mkdir()
-    asyncio.run(scene.life.finish())
-    assert (scene.task.state, scene.task.failure.code) == (TaskState.FAILED, code)
-    assert {"task-1.patch", "report.md", "metadata.json"} <= scene.artifacts
+        harness.recorder.record(event)
+    harness.attempt.files.workspace.mkdir(parents=True)
+    harness.attempt.files.repository.mkdir()
+    asyncio.run(harness.life.finish())
+    assert (harness.task.state, harness.task.failure.code) == (TaskState.FAILED, code)
+    assert {"task-1.patch", "report.md", "metadata.json"} <= harness.artifacts

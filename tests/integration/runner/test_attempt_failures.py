@@ -1,4 +1,4 @@
-"""An attempt whose disk, helpers or sandbox let it down: it always ends, and never leaves an agent unwatched."""
+"""An attempt whose disk, helper tasks or sandbox fail: it always ends, and no agent runs unsupervised."""
 
 import asyncio
 import errno
@@ -23,84 +23,84 @@ from sandbox.model.task_state import TaskState
 from sandbox.runner.attempt import AttemptRunner
 
 
-def refuse(scene, monkeypatch, kind):
-    """The first event of this kind breaks whoever records it."""
-    append, left = scene.writer.append, [kind]
+def fail_first_record(harness, monkeypatch, kind):
+    """Recording the first event of this kind raises an exception."""
+    append, pending = harness.writer.append, [kind]
 
-    def maybe(event, transition=None, **when):
-        if isinstance(event, kind) and left:
-            left.clear()
+    def append_or_fail(event, transition=None, **when):
+        if isinstance(event, kind) and pending:
+            pending.clear()
             raise ArithmeticError
         return append(event, transition, **when)
 
-    monkeypatch.setattr(scene.writer, "append", maybe)
+    monkeypatch.setattr(harness.writer, "append", append_or_fail)
 
 
 @pytest.mark.parametrize(
     ("kind", "lifecycle"), [(Progress, {}), (AttemptFailed, {"timeout": "1s"}), (AttemptFailed, {"hang_timeout": "1s"})]
 )
-def test_a_helper_that_breaks_ends_the_agent_at_once(stage, monkeypatch, kind, lifecycle):
-    scene = stage(Script(stays=True, stdout=b"+Bash\n"), lifecycle=lifecycle)
-    refuse(scene, monkeypatch, kind)
-    asyncio.run(asyncio.wait_for(scene.life.run(), 10))
-    assert scene.task.state is TaskState.FAILED
-    assert "ArithmeticError" in scene.task.failure.message
+def test_failure_of_a_helper_task_stops_the_agent(make_harness, monkeypatch, kind, lifecycle):
+    harness = make_harness(Script(stays=True, stdout=b"+Bash\n"), lifecycle=lifecycle)
+    fail_first_record(harness, monkeypatch, kind)
+    asyncio.run(asyncio.wait_for(harness.life.run(), 10))
+    assert harness.task.state is TaskState.FAILED
+    assert "ArithmeticError" in harness.task.failure.message
 
 
-def test_a_model_request_whose_usage_cannot_be_written_down_ends_the_agent(stage, monkeypatch):
-    scene = stage(Script(stays=True))
-    refuse(scene, monkeypatch, Usage)
+def test_agent_stops_when_usage_cannot_be_recorded(make_harness, monkeypatch):
+    harness = make_harness(Script(stays=True))
+    fail_first_record(harness, monkeypatch, Usage)
 
-    async def play():
-        work = asyncio.create_task(scene.life.run())
-        await scene.until(TaskState.RUNNING)
-        scene.script.report(Usage("a-model", 1, 1))
+    async def scenario():
+        work = asyncio.create_task(harness.life.run())
+        await harness.until(TaskState.RUNNING)
+        harness.script.report(Usage("a-model", 1, 1))
         await asyncio.wait_for(work, 10)
 
-    asyncio.run(play())
-    assert scene.task.state is TaskState.FAILED
-    assert "ArithmeticError" in scene.task.failure.message
+    asyncio.run(scenario())
+    assert harness.task.state is TaskState.FAILED
+    assert "ArithmeticError" in harness.task.failure.message
 
 
-def test_nothing_is_collected_while_the_agent_lives_though_its_start_could_not_be_written(stage, monkeypatch):
+def test_agent_is_killed_when_its_start_cannot_be_recorded(make_harness, monkeypatch):
     script = Script(stays=True)
-    scene = stage(script)
-    refuse(scene, monkeypatch, AgentStarted)
-    asyncio.run(asyncio.wait_for(scene.life.run(), 10))
-    assert scene.task.state is TaskState.FAILED
+    harness = make_harness(script)
+    fail_first_record(harness, monkeypatch, AgentStarted)
+    asyncio.run(asyncio.wait_for(harness.life.run(), 10))
+    assert harness.task.state is TaskState.FAILED
     assert script.seen == ["create", "start", "kill", "destroy"]
 
 
-def test_what_does_not_die_on_kill_ends_the_attempt_as_lost(stage, monkeypatch):
+def test_unkillable_sandbox_is_recorded_as_lost(make_harness, monkeypatch):
     monkeypatch.setattr("sandbox.runner.steps.run.KILL_SECONDS", 0.1)
-    scene = stage(Script(stays=True, immortal=True))
+    harness = make_harness(Script(stays=True, immortal=True))
 
-    async def play():
-        work = asyncio.create_task(scene.life.run())
-        await scene.until(TaskState.RUNNING)
-        scene.life.cancel(CancelOrder(force=True))
+    async def scenario():
+        work = asyncio.create_task(harness.life.run())
+        await harness.until(TaskState.RUNNING)
+        harness.life.cancel(CancelOrder(force=True))
         await asyncio.wait_for(work, 10)
 
-    asyncio.run(play())
-    assert scene.task.state is TaskState.CANCELLED
-    assert scene.task.failure.code == "sandbox_lost"
+    asyncio.run(scenario())
+    assert harness.task.state is TaskState.CANCELLED
+    assert harness.task.failure.code == "sandbox_lost"
 
 
-def test_a_task_that_is_cancelled_before_its_runner_begins_never_runs(stage):
+def test_task_cancelled_before_runner_starts_never_runs_the_agent(make_harness):
     script = Script()
-    scene = stage(script)
-    scene.recorder.record(CancelRequested("", force=False))
-    life = AttemptRunner(scene.attempt)
-    asyncio.run(life.run())
-    assert scene.task.state is TaskState.CANCELLED
+    harness = make_harness(script)
+    harness.recorder.record(CancelRequested("", force=False))
+    runner = AttemptRunner(harness.attempt)
+    asyncio.run(runner.run())
+    assert harness.task.state is TaskState.CANCELLED
     assert "start" not in script.seen
 
 
-def test_output_is_flushed_again_after_a_flush_that_failed(stage, monkeypatch, caplog):
-    scene = stage(Script(stays=True, stdout=b"hello\n"))
-    sync, calls = scene.writer.sync, []
+def test_output_flush_is_retried_after_an_error(make_harness, monkeypatch, caplog):
+    harness = make_harness(Script(stays=True, stdout=b"hello\n"))
+    sync, calls = harness.writer.sync, []
 
-    def moody():
+    def sync_with_one_failure():
         if threading.current_thread() is threading.main_thread():
             return sync()
         calls.append(1)
@@ -108,168 +108,168 @@ def test_output_is_flushed_again_after_a_flush_that_failed(stage, monkeypatch, c
             raise OSError(errno.EIO, "Input/output error")
         return sync()
 
-    monkeypatch.setattr(scene.writer, "sync", moody)
+    monkeypatch.setattr(harness.writer, "sync", sync_with_one_failure)
 
-    async def play():
-        work = asyncio.create_task(scene.life.run())
+    async def scenario():
+        work = asyncio.create_task(harness.life.run())
         async with asyncio.timeout(10):
             while len(calls) < 3:
                 await asyncio.sleep(0.01)
-        scene.life.cancel(CancelOrder(force=True))
+        harness.life.cancel(CancelOrder(force=True))
         await work
 
-    asyncio.run(play())
-    assert scene.task.state is TaskState.CANCELLED
+    asyncio.run(scenario())
+    assert harness.task.state is TaskState.CANCELLED
     assert "Input/output error" in caplog.text
 
 
-def test_what_a_dead_runner_left_half_collected_is_collected_again_and_once(stage):
-    scene = stage(Script(), lifecycle={"artifact_patterns": ("*.md",)})
+def test_finisher_collects_a_partially_collected_attempt_once(make_harness):
+    harness = make_harness(Script(), lifecycle={"artifact_patterns": ("*.md",)})
     for event in (WorkspacePrepared("c0ffee" + "0" * 34), SandboxCreated("v", "scripted", "host"), AgentStarted("s")):
-        scene.recorder.record(event)
-    scene.recorder.record(AgentExited(0, {"is_error": False}, None))
-    scene.attempt.files.workspace.mkdir(parents=True)
-    (scene.attempt.files.root / "task-1.patch").write_bytes(b"half a pat")
-    (scene.attempt.files.root / "handle.part").write_bytes(b"{")
-    scene.attempt.files.runner_log.write_bytes(b"a log\n")
-    asyncio.run(scene.life.finish())
-    assert scene.task.state is TaskState.COMPLETED
-    names = [artifact.name for artifact in scene.task.artifacts]
+        harness.recorder.record(event)
+    harness.recorder.record(AgentExited(0, {"is_error": False}, None))
+    harness.attempt.files.workspace.mkdir(parents=True)
+    (harness.attempt.files.root / "task-1.patch").write_bytes(b"half a pat")
+    (harness.attempt.files.root / "handle.part").write_bytes(b"{")
+    harness.attempt.files.runner_log.write_bytes(b"a log\n")
+    asyncio.run(harness.life.finish())
+    assert harness.task.state is TaskState.COMPLETED
+    names = [artifact.name for artifact in harness.task.artifacts]
     assert sorted(names) == ["metadata.json", "report.md", "task-1.patch", "transcript.ndjson"]
-    assert [path.name for path in scene.attempt.files.root.iterdir()] == ["runner.log"]
-    assert (scene.attempt.task_files.artifacts / "task-1.patch").read_bytes().startswith(b"diff")
+    assert [path.name for path in harness.attempt.files.root.iterdir()] == ["runner.log"]
+    assert (harness.attempt.task_files.artifacts / "task-1.patch").read_bytes().startswith(b"diff")
 
 
-def test_an_attempt_leaves_no_unfinished_file_when_collecting_takes_too_long(stage):
-    """Neither patch nor files came to an end: the work is lost, but its story is not."""
-    scene = stage(Script(patch_seconds=60, tar_seconds=60), lifecycle={"collect_timeout": "5s"})
-    scene.attempt.files.runner_log.write_bytes(b"a log\n")
-    asyncio.run(asyncio.wait_for(scene.life.run(), 20))
-    assert scene.task.failure.code == "collect_failed"
-    assert "raise lifecycle.collect_timeout" in scene.task.failure.message
-    assert scene.artifacts == {"task-1.patch", "transcript.ndjson", "metadata.json"}
-    assert [path.name for path in scene.attempt.files.root.iterdir()] == ["runner.log"]
-    assert scene.attempt.id == ATTEMPT_ID
+def test_collection_timeout_leaves_no_partial_files(make_harness):
+    """Neither the patch nor the files were completed: the work is lost, but the events are not."""
+    harness = make_harness(Script(patch_seconds=60, tar_seconds=60), lifecycle={"collect_timeout": "5s"})
+    harness.attempt.files.runner_log.write_bytes(b"a log\n")
+    asyncio.run(asyncio.wait_for(harness.life.run(), 20))
+    assert harness.task.failure.code == "collect_failed"
+    assert "raise lifecycle.collect_timeout" in harness.task.failure.message
+    assert harness.artifacts == {"task-1.patch", "transcript.ndjson", "metadata.json"}
+    assert [path.name for path in harness.attempt.files.root.iterdir()] == ["runner.log"]
+    assert harness.attempt.id == ATTEMPT_ID
 
 
-def test_a_disk_that_cannot_tell_the_agent_that_it_is_full_ends_it_at_once(stage, monkeypatch):
-    """The twin is every other test: a disk with room ends nobody."""
+def test_full_disk_without_size_enforcement_stops_the_agent(make_harness, monkeypatch):
+    """The other tests cover the twin: a disk with free space."""
 
-    async def use(self, files):
+    async def usage(self, files):
         return DiskUsage(2, 1, is_full=True)
 
-    monkeypatch.setattr("sandbox.disks.directory.DirectoryDisks.usage", use)
-    scene = stage(Script(stays=True, deaf=True))
-    asyncio.run(asyncio.wait_for(scene.life.run(), 10))
-    assert (scene.states[-1], scene.task.failure.code) == ("failed", "disk_full")
-    assert "kill" in scene.script.seen
-    assert "task-1.patch" in scene.artifacts
+    monkeypatch.setattr("sandbox.disks.directory.DirectoryDisks.usage", usage)
+    harness = make_harness(Script(stays=True, deaf=True))
+    asyncio.run(asyncio.wait_for(harness.life.run(), 10))
+    assert (harness.states[-1], harness.task.failure.code) == ("failed", "disk_full")
+    assert "kill" in harness.script.seen
+    assert "task-1.patch" in harness.artifacts
 
 
-def test_a_disk_that_nobody_can_measure_any_more_ends_the_agent(stage, monkeypatch):
-    async def use(self, files):
-        raise OSError("It cannot be told how full the disk is")
+def test_disk_usage_errors_stop_the_agent(make_harness, monkeypatch):
+    async def usage(self, files):
+        raise OSError("The disk usage cannot be measured")
 
-    monkeypatch.setattr("sandbox.disks.directory.DirectoryDisks.usage", use)
+    monkeypatch.setattr("sandbox.disks.directory.DirectoryDisks.usage", usage)
     monkeypatch.setattr("sandbox.runner.resource_exhaustion.DISK_CHECK_SECONDS", 0.01)
-    scene = stage(Script(stays=True, deaf=True))
-    asyncio.run(asyncio.wait_for(scene.life.run(), 10))
-    assert (scene.states[-1], scene.task.failure.code) == ("failed", "sandbox_lost")
-    assert "cannot be told how full" in scene.task.failure.message
-    assert "kill" in scene.script.seen
+    harness = make_harness(Script(stays=True, deaf=True))
+    asyncio.run(asyncio.wait_for(harness.life.run(), 10))
+    assert (harness.states[-1], harness.task.failure.code) == ("failed", "sandbox_lost")
+    assert "cannot be measured" in harness.task.failure.message
+    assert "kill" in harness.script.seen
 
 
-def test_a_disk_that_could_not_be_measured_now_and_then_ends_nobody(stage, monkeypatch):
-    looks = []
+def test_intermittent_disk_usage_errors_do_not_stop_the_agent(make_harness, monkeypatch):
+    calls = []
 
-    async def use(self, files):
-        looks.append(files)
-        if len(looks) % 3:
-            raise OSError("It cannot be told how full the disk is")
+    async def usage(self, files):
+        calls.append(files)
+        if len(calls) % 3:
+            raise OSError("The disk usage cannot be measured")
         return DiskUsage(1, 2, is_full=False)
 
-    monkeypatch.setattr("sandbox.disks.directory.DirectoryDisks.usage", use)
+    monkeypatch.setattr("sandbox.disks.directory.DirectoryDisks.usage", usage)
     monkeypatch.setattr("sandbox.runner.resource_exhaustion.DISK_CHECK_SECONDS", 0.01)
-    scene = stage(Script(stays=True))
+    harness = make_harness(Script(stays=True))
 
-    async def play():
-        work = asyncio.create_task(scene.life.run())
+    async def scenario():
+        work = asyncio.create_task(harness.life.run())
         async with asyncio.timeout(10):
-            while len(looks) < 10:
+            while len(calls) < 10:
                 await asyncio.sleep(0.01)
-        scene.life.cancel(CancelOrder(force=True))
+        harness.life.cancel(CancelOrder(force=True))
         await work
 
-    asyncio.run(play())
-    assert scene.states[-1] == "cancelled"
-    assert scene.task.failure.code == "agent_failed"
+    asyncio.run(scenario())
+    assert harness.states[-1] == "cancelled"
+    assert harness.task.failure.code == "agent_failed"
 
 
 @pytest.mark.parametrize(
     ("number", "code", "advice"),
     [(errno.ENOSPC, "disk_full", "raise vm.disk"), (errno.EIO, "internal_error", "look at it and at the kernel's log")],
 )
-def test_a_clone_that_leaves_no_room_for_the_agents_settings_says_what_to_do(stage, monkeypatch, number, code, advice):
+def test_disk_error_while_writing_home_files_advises_the_user(make_harness, monkeypatch, number, code, advice):
     def refuse_home(home, files):
         raise OSError(number, "The disk")
 
     monkeypatch.setattr("sandbox.runner.steps.provision.write_home_files", refuse_home)
-    scene = stage(Script())
-    asyncio.run(scene.life.run())
-    assert (scene.states[-1], scene.task.failure.code) == ("failed", code)
-    assert advice in scene.task.failure.message
+    harness = make_harness(Script())
+    asyncio.run(harness.life.run())
+    assert (harness.states[-1], harness.task.failure.code) == ("failed", code)
+    assert advice in harness.task.failure.message
 
 
-def test_nobody_goes_on_reading_the_output_of_an_agent_that_would_not_die(stage, monkeypatch):
-    """Its attempt is over: what it says now belongs to none."""
+def test_output_of_unkillable_agent_is_not_read_after_the_attempt(make_harness, monkeypatch):
+    """The attempt is over: later output belongs to no attempt."""
 
     async def survive(self):
         pass
 
     monkeypatch.setattr("sandbox.runner.steps.run.KILL_SECONDS", 0.1)
     monkeypatch.setattr("doubles.attempt_dependencies.ScriptedSandbox.kill", survive)
-    scene = stage(Script(stays=True, deaf=True))
+    harness = make_harness(Script(stays=True, deaf=True))
 
-    async def play():
-        work = asyncio.create_task(scene.life.run())
-        await scene.until(TaskState.RUNNING)
-        scene.life.cancel(CancelOrder(force=True))
+    async def scenario():
+        work = asyncio.create_task(harness.life.run())
+        await harness.until(TaskState.RUNNING)
+        harness.life.cancel(CancelOrder(force=True))
         await asyncio.wait_for(work, 20)
         await asyncio.sleep(0)
         return asyncio.all_tasks() - {asyncio.current_task()}
 
-    assert asyncio.run(play()) == set()
-    assert scene.task.state is TaskState.CANCELLED
+    assert asyncio.run(scenario()) == set()
+    assert harness.task.state is TaskState.CANCELLED
 
 
-@pytest.mark.parametrize("trouble", ["it would not die", "its output broke"])
-def test_who_is_attached_is_told_of_an_end_that_is_an_error_before_collecting_begins(stage, monkeypatch, trouble):
+@pytest.mark.parametrize("fault", ["it would not die", "its output broke"])
+def test_terminal_clients_receive_the_end_before_collection(make_harness, monkeypatch, fault):
     async def survive(self):
         pass
 
-    async def break_down(*_):
+    async def raise_when_broken(*_):
         await broken.wait()
         raise OSError("The terminal broke")
 
-    scene, broken, told = stage(Script(stays=True), claude={"headless": False}), asyncio.Event(), []
-    if trouble == "it would not die":
+    harness, broken, ends = make_harness(Script(stays=True), claude={"headless": False}), asyncio.Event(), []
+    if fault == "it would not die":
         monkeypatch.setattr("sandbox.runner.steps.run.KILL_SECONDS", 0.1)
         monkeypatch.setattr("doubles.attempt_dependencies.ScriptedSandbox.kill", survive)
         monkeypatch.setattr("doubles.attempt_dependencies.ScriptedTerminal.hang_up", survive)
     else:
-        monkeypatch.setattr("sandbox.runner.agent_output.AgentOutput.read_terminal", break_down)
+        monkeypatch.setattr("sandbox.runner.agent_output.AgentOutput.read_terminal", raise_when_broken)
     monkeypatch.setattr(
         "sandbox.runner.terminals.SharedTerminal.close",
-        lambda _, exit_: told.append((exit_.code, scene.recorder.task.state)),
+        lambda _, exit_: ends.append((exit_.code, harness.recorder.task.state)),
     )
 
-    async def play():
-        work = asyncio.create_task(scene.life.run())
-        await scene.until(TaskState.RUNNING)
-        if trouble == "it would not die":
-            scene.life.cancel(CancelOrder(force=True))
+    async def scenario():
+        work = asyncio.create_task(harness.life.run())
+        await harness.until(TaskState.RUNNING)
+        if fault == "it would not die":
+            harness.life.cancel(CancelOrder(force=True))
         broken.set()
         await asyncio.wait_for(work, 20)
 
-    asyncio.run(play())
-    assert told == [(None, TaskState.RUNNING)]
+    asyncio.run(scenario())
+    assert ends == [(None, TaskState.RUNNING)]

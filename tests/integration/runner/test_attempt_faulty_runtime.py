@@ -1,4 +1,4 @@
-"""An attempt whose runtime does not do what it says: it ends with the right code, and is not waited for for ever."""
+"""An attempt with a faulty runtime: it ends with the right code, and waiting is bounded."""
 
 import asyncio
 from pathlib import Path
@@ -15,112 +15,112 @@ from sandbox.model.events import ErrorReported
 from sandbox.model.task_state import TaskState
 from sandbox.runner.attempt import AttemptRunner
 
-PATIENCE_SECONDS = 20
+TIMEOUT_SECONDS = 20
 
 
 @pytest.fixture
-def play(tmp_path):
-    """Carries an attempt out in a runtime with these lies; gives what became of it."""
-    stages = []
+def run_attempt(tmp_path):
+    """Runs an attempt in a runtime with these faults and returns its harness."""
+    harnesses = []
 
-    def play(lies, *, cancel_in=None, **parts):
-        scene = Stage(tmp_path, Script(), **parts)
-        stages.append(scene)
-        runtime: Runtime = LyingRuntime(lies)
+    def run_attempt(faults, *, cancel_in=None, **parts):
+        harness = Stage(tmp_path, Script(), **parts)
+        harnesses.append(harness)
+        runtime: Runtime = LyingRuntime(faults)
         agent = ClaudeCodeDriver(Path("/usr/bin/true"))
-        scene.attempt = replace(
-            scene.attempt, dependencies=replace(scene.attempt.dependencies, runtime=runtime, agent=agent)
+        harness.attempt = replace(
+            harness.attempt, dependencies=replace(harness.attempt.dependencies, runtime=runtime, agent=agent)
         )
-        scene.life = AttemptRunner(scene.attempt)
+        harness.life = AttemptRunner(harness.attempt)
 
-        async def story():
-            work = asyncio.create_task(scene.life.run())
+        async def scenario():
+            work = asyncio.create_task(harness.life.run())
             if cancel_in is not None:
-                await scene.until(cancel_in)
-                async with asyncio.timeout(PATIENCE_SECONDS):
-                    while not lies.seen:  # the state begins a little before there is anything to be made
+                await harness.until(cancel_in)
+                async with asyncio.timeout(TIMEOUT_SECONDS):
+                    while not faults.seen:  # the state changes shortly before the runtime is called
                         await asyncio.sleep(0.005)
-                scene.life.cancel(CancelOrder(force=True))
-            await asyncio.wait_for(work, PATIENCE_SECONDS)
+                harness.life.cancel(CancelOrder(force=True))
+            await asyncio.wait_for(work, TIMEOUT_SECONDS)
 
-        asyncio.run(story())
-        return scene
+        asyncio.run(scenario())
+        return harness
 
-    yield play
-    for each in stages:
-        each.writer.close()
-
-
-def test_a_command_that_cannot_begin_is_told_with_its_reason(play):
-    lies = Lies(start_error="The disk of the image is broken.")
-    scene = play(lies)
-    assert (scene.task.state, scene.task.failure.code) == (TaskState.FAILED, "provision_failed")
-    assert "disk of the image" in scene.task.failure.message
-    assert lies.seen[-1] == "destroy"
+    yield run_attempt
+    for harness in harnesses:
+        harness.writer.close()
 
 
-def test_a_sandbox_that_goes_without_a_word_is_lost_and_what_it_said_is_kept(play):
-    lies = Lies(dies_silently=True)
-    scene = play(lies)
-    assert (scene.task.state, scene.task.failure.code) == (TaskState.FAILED, "sandbox_lost")
-    assert scene.outputs("stdout") == [b"half a line"]
-    assert "task-1.patch" in scene.artifacts
-    assert lies.seen[-1] == "destroy"
+def test_command_that_cannot_start_fails_with_the_reason(run_attempt):
+    faults = Lies(start_error="The disk of the image is broken.")
+    harness = run_attempt(faults)
+    assert (harness.task.state, harness.task.failure.code) == (TaskState.FAILED, "provision_failed")
+    assert "disk of the image" in harness.task.failure.message
+    assert faults.seen[-1] == "destroy"
 
 
-def test_a_sandbox_that_is_never_ready_ends_with_the_time_for_it(play):
-    lies = Lies(never_ready=True)
-    scene = play(lies, lifecycle={"provision_timeout": "1s"})
-    assert (scene.task.state, scene.task.failure.code) == (TaskState.FAILED, "provision_timeout")
-    assert lies.seen == ["create", "destroy"]
+def test_sandbox_that_dies_silently_is_lost_and_its_output_is_stored(run_attempt):
+    faults = Lies(dies_silently=True)
+    harness = run_attempt(faults)
+    assert (harness.task.state, harness.task.failure.code) == (TaskState.FAILED, "sandbox_lost")
+    assert harness.outputs("stdout") == [b"half a line"]
+    assert "task-1.patch" in harness.artifacts
+    assert faults.seen[-1] == "destroy"
 
 
-def test_a_sandbox_that_is_never_ready_can_be_cancelled(play):
-    lies = Lies(never_ready=True)
-    scene = play(lies, cancel_in=TaskState.PROVISIONING)
-    assert scene.task.state is TaskState.CANCELLED
-    assert lies.seen == ["create", "destroy"]
+def test_sandbox_that_is_never_ready_fails_with_provision_timeout(run_attempt):
+    faults = Lies(never_ready=True)
+    harness = run_attempt(faults, lifecycle={"provision_timeout": "1s"})
+    assert (harness.task.state, harness.task.failure.code) == (TaskState.FAILED, "provision_timeout")
+    assert faults.seen == ["create", "destroy"]
 
 
-def test_a_command_that_never_begins_ends_with_the_time_for_it(play, monkeypatch):
+def test_sandbox_that_is_never_ready_can_be_cancelled(run_attempt):
+    faults = Lies(never_ready=True)
+    harness = run_attempt(faults, cancel_in=TaskState.PROVISIONING)
+    assert harness.task.state is TaskState.CANCELLED
+    assert faults.seen == ["create", "destroy"]
+
+
+def test_command_that_never_starts_fails_after_start_timeout(run_attempt, monkeypatch):
     monkeypatch.setattr("sandbox.runner.steps.run.SANDBOX_START_SECONDS", 0.1)
-    lies = Lies(never_begins=True)
-    scene = play(lies)
-    assert (scene.task.state, scene.task.failure.code) == (TaskState.FAILED, "provision_failed")
-    assert "did not begin" in scene.task.failure.message
-    assert lies.seen[-1] == "destroy"
+    faults = Lies(never_begins=True)
+    harness = run_attempt(faults)
+    assert (harness.task.state, harness.task.failure.code) == (TaskState.FAILED, "provision_failed")
+    assert "did not begin" in harness.task.failure.message
+    assert faults.seen[-1] == "destroy"
 
 
-def test_one_that_stops_slowly_is_waited_for(play):
-    lies = Lies(slow_stop_seconds=0.5)
-    scene = play(lies, cancel_in=TaskState.RUNNING)
-    assert (scene.task.state, scene.task.exit_code) == (TaskState.CANCELLED, 137)
-    assert "kill" in lies.seen
+def test_slow_kill_within_limit_is_awaited(run_attempt):
+    faults = Lies(slow_stop_seconds=0.5)
+    harness = run_attempt(faults, cancel_in=TaskState.RUNNING)
+    assert (harness.task.state, harness.task.exit_code) == (TaskState.CANCELLED, 137)
+    assert "kill" in faults.seen
 
 
-def test_one_that_stops_too_slowly_is_lost(play, monkeypatch):
+def test_slow_kill_beyond_limit_loses_the_sandbox(run_attempt, monkeypatch):
     monkeypatch.setattr("sandbox.runner.steps.run.KILL_SECONDS", 0.1)
-    lies = Lies(slow_stop_seconds=3600)
-    scene = play(lies, cancel_in=TaskState.RUNNING)
-    assert (scene.task.state, scene.task.failure.code) == (TaskState.CANCELLED, "sandbox_lost")
-    assert lies.seen[-1] == "destroy"
+    faults = Lies(slow_stop_seconds=3600)
+    harness = run_attempt(faults, cancel_in=TaskState.RUNNING)
+    assert (harness.task.state, harness.task.failure.code) == (TaskState.CANCELLED, "sandbox_lost")
+    assert faults.seen[-1] == "destroy"
 
 
-def test_one_that_cannot_be_destroyed_in_time_changes_no_outcome(play, monkeypatch):
+def test_destroy_timeout_does_not_change_the_outcome(run_attempt, monkeypatch):
     monkeypatch.setattr("sandbox.runner.steps.teardown.SANDBOX_TEARDOWN_SECONDS", 0.1)
-    scene = play(Lies(dies_silently=True, slow_destroy_seconds=3600))
-    assert (scene.task.state, scene.task.failure.code) == (TaskState.FAILED, "sandbox_lost")
-    assert ("teardown_failed", "Something of the sandbox is left: it takes too long") in troubles(scene)
+    harness = run_attempt(Lies(dies_silently=True, slow_destroy_seconds=3600))
+    assert (harness.task.state, harness.task.failure.code) == (TaskState.FAILED, "sandbox_lost")
+    assert ("teardown_failed", "Something of the sandbox is left: it takes too long") in error_reports(harness)
 
 
-def test_a_sandbox_that_is_slower_than_it_has_to_be_says_why(play):
-    slow = play(Lies(dies_silently=True, slow_reason="No guest booted with KVM."))
-    assert ("sandbox_slow", "No guest booted with KVM.") in troubles(slow)
+def test_slow_sandbox_reports_its_reason(run_attempt):
+    harness = run_attempt(Lies(dies_silently=True, slow_reason="No guest booted with KVM."))
+    assert ("sandbox_slow", "No guest booted with KVM.") in error_reports(harness)
 
 
-def test_one_that_is_not_says_nothing(play):
-    assert "sandbox_slow" not in dict(troubles(play(Lies(dies_silently=True))))
+def test_normal_sandbox_reports_no_slowness(run_attempt):
+    assert "sandbox_slow" not in dict(error_reports(run_attempt(Lies(dies_silently=True))))
 
 
-def troubles(scene):
-    return [(trouble.error, trouble.message) for trouble in scene.events(ErrorReported)]
+def error_reports(harness):
+    return [(report.error, report.message) for report in harness.events(ErrorReported)]

@@ -1,4 +1,4 @@
-"""An attempt that another one follows: nothing of it is left but what is handed on, and then it says so."""
+"""An attempt with a follow-up: only what the next attempt needs is left, and then the end is recorded."""
 
 import asyncio
 import errno
@@ -34,377 +34,381 @@ TO_RUNNING = (WorkspacePrepared(BASE), SandboxCreated("v", "scripted", "host"), 
 SECOND_ID = "bcdefghijklm"
 
 
-def left(scene, attempt_id=ATTEMPT_ID):
-    root = scene.attempt.task_files.attempt(attempt_id).root
+def remaining_files(harness, attempt_id=ATTEMPT_ID):
+    root = harness.attempt.task_files.attempt(attempt_id).root
     return {path.name for path in root.iterdir()} - {"runner.log"}
 
 
-def killed(scene, *facts):
-    """What a runner leaves that was killed after these facts."""
-    for fact in facts:
-        scene.recorder.record(fact)
-    for directory in (scene.attempt.files.workspace, scene.attempt.files.home, scene.attempt.files.repository):
+def kill_after(harness, *events):
+    """Creates what a runner leaves that is killed after these events."""
+    for event in events:
+        harness.recorder.record(event)
+    for directory in (harness.attempt.files.workspace, harness.attempt.files.home, harness.attempt.files.repository):
         directory.mkdir(parents=True, exist_ok=True)
-    (scene.attempt.files.workspace / "edited.txt").write_text("half done\n")
-    write_handle(scene.attempt.files.handle, scene.attempt.dependencies.runtime.prepare(ATTEMPT_ID))
+    (harness.attempt.files.workspace / "edited.txt").write_text("half done\n")
+    write_handle(harness.attempt.files.handle, harness.attempt.dependencies.runtime.prepare(ATTEMPT_ID))
 
 
-def second(scene, *, resumes, **parts):
-    """The attempt after it, as the server would begin it."""
-    scene.recorder.record(AttemptStarted(SECOND_ID, "scripted", "here", BOOT_ID, number=2, resumes=resumes))
-    attempt = msgspec.structs.replace(scene.attempt, id=SECOND_ID, **parts)
+def next_attempt(harness, *, resumes, **parts):
+    """The next attempt, as the server would start it."""
+    harness.recorder.record(AttemptStarted(SECOND_ID, "scripted", "here", BOOT_ID, number=2, resumes=resumes))
+    attempt = msgspec.structs.replace(harness.attempt, id=SECOND_ID, **parts)
     attempt.files.root.mkdir()
     return AttemptRunner(attempt)
 
 
-def test_a_failed_agent_with_a_retry_left_is_cleared_away_and_nothing_collected(stage):
-    scene = stage(Script(exit=ExitStatus(1)), lifecycle={"retries": 1})
-    asyncio.run(scene.life.run())
-    assert (scene.task.state, scene.task.attempt.follow_up) == (TaskState.RUNNING, "retry")
-    assert scene.task.attempt.failure.code == "agent_failed"
-    assert isinstance(scene.events(object)[-1], AttemptEnded)
-    assert scene.script.seen[-1] == "destroy"
-    assert (left(scene), scene.artifacts) == (set(), set())
+def test_failed_agent_with_a_retry_left_is_torn_down_without_collection(make_harness):
+    harness = make_harness(Script(exit=ExitStatus(1)), lifecycle={"retries": 1})
+    asyncio.run(harness.life.run())
+    assert (harness.task.state, harness.task.attempt.follow_up) == (TaskState.RUNNING, "retry")
+    assert harness.task.attempt.failure.code == "agent_failed"
+    assert isinstance(harness.events(object)[-1], AttemptEnded)
+    assert harness.script.seen[-1] == "destroy"
+    assert (remaining_files(harness), harness.artifacts) == (set(), set())
 
 
-def test_what_is_told_of_a_task_that_is_cancelled_before_its_next_attempt_is_no_secret(stage):
-    """There is no disk any more on which anything could stand that nobody finds."""
-    scene = stage(
+def test_artifacts_of_task_cancelled_between_attempts_are_not_flagged(make_harness):
+    """The disk is gone, and with it any file that may hold an undetected secret."""
+    harness = make_harness(
         Script(exit=ExitStatus(1)),
-        secrets={"TOKEN": "a value of hers"},
+        secrets={"TOKEN": "the value of a token"},
         manifest_secrets=("TOKEN",),
         lifecycle={"retries": 1},
     )
-    asyncio.run(scene.life.run())
-    scene.recorder.record(CancelRequested())
-    asyncio.run(AttemptRunner(scene.attempt).finish())
-    assert scene.task.state is TaskState.CANCELLED
-    flags = {artifact.name: artifact.contains_secret for artifact in scene.task.artifacts}
+    asyncio.run(harness.life.run())
+    harness.recorder.record(CancelRequested())
+    asyncio.run(AttemptRunner(harness.attempt).finish())
+    assert harness.task.state is TaskState.CANCELLED
+    flags = {artifact.name: artifact.contains_secret for artifact in harness.task.artifacts}
     assert flags == {"transcript.ndjson": False, "metadata.json": False}
 
 
-def test_the_next_attempt_begins_with_a_fresh_workspace_and_its_end_is_the_tasks(stage):
-    scene = stage(Script(exit=ExitStatus(1)), lifecycle={"retries": 1})
-    asyncio.run(scene.life.run())
-    scene.script.exit = ExitStatus(0)
-    asyncio.run(second(scene, resumes=False).run())
-    assert scene.task.state is TaskState.COMPLETED
-    assert scene.states == ["pending", "staging", "provisioning", "ready", "running", "completing", "completed"]
-    assert {"task-1.patch", "metadata.json"} <= scene.artifacts
-    assert [attempt.failure.code for attempt in scene.task.past_attempts] == ["agent_failed"]
+def test_retry_starts_with_a_fresh_workspace_and_decides_the_outcome(make_harness):
+    harness = make_harness(Script(exit=ExitStatus(1)), lifecycle={"retries": 1})
+    asyncio.run(harness.life.run())
+    harness.script.exit = ExitStatus(0)
+    asyncio.run(next_attempt(harness, resumes=False).run())
+    assert harness.task.state is TaskState.COMPLETED
+    assert harness.states == ["pending", "staging", "provisioning", "ready", "running", "completing", "completed"]
+    assert {"task-1.patch", "metadata.json"} <= harness.artifacts
+    assert [attempt.failure.code for attempt in harness.task.past_attempts] == ["agent_failed"]
 
 
-def test_of_rendered_output_only_the_last_attempts_is_shown(stage):
-    scene = stage(Script(exit=ExitStatus(1)), lifecycle={"retries": 1}, claude={"output_format": "json"})
-    asyncio.run(scene.life.run())
-    assert scene.outputs("stdout") == []
-    scene.script.exit = ExitStatus(0)
-    asyncio.run(second(scene, resumes=False).run())
-    assert scene.outputs("stdout") == [b"rendered\n"]
+def test_rendered_output_shows_the_last_attempt_only(make_harness):
+    harness = make_harness(Script(exit=ExitStatus(1)), lifecycle={"retries": 1}, claude={"output_format": "json"})
+    asyncio.run(harness.life.run())
+    assert harness.outputs("stdout") == []
+    harness.script.exit = ExitStatus(0)
+    asyncio.run(next_attempt(harness, resumes=False).run())
+    assert harness.outputs("stdout") == [b"rendered\n"]
 
 
-def test_rendered_output_is_shown_when_the_next_attempt_is_forgone(stage):
+def test_rendered_output_is_shown_when_the_retry_is_skipped(make_harness):
     script = Script(exit=ExitStatus(1), destroy_error=AttemptError(FailureCode.SANDBOX_LOST, "It does not end."))
-    scene = stage(script, lifecycle={"retries": 1}, claude={"output_format": "json"})
-    asyncio.run(scene.life.run())
-    assert scene.task.state is TaskState.FAILED
-    assert scene.outputs("stdout") == [b"rendered\n"]
+    harness = make_harness(script, lifecycle={"retries": 1}, claude={"output_format": "json"})
+    asyncio.run(harness.life.run())
+    assert harness.task.state is TaskState.FAILED
+    assert harness.outputs("stdout") == [b"rendered\n"]
 
 
-def test_rendered_output_is_shown_when_the_task_is_cancelled_before_the_next_attempt(stage):
-    scene = stage(Script(exit=ExitStatus(1)), lifecycle={"retries": 1}, claude={"output_format": "text"})
-    asyncio.run(scene.life.run())
-    assert scene.outputs("stdout") == []
-    scene.recorder.record(CancelRequested("enough"))
-    asyncio.run(AttemptRunner(scene.attempt).finish())
-    assert scene.task.state is TaskState.CANCELLED
-    assert scene.outputs("stdout") == [b"rendered\n"]
+def test_rendered_output_is_shown_when_cancelled_before_the_retry(make_harness):
+    harness = make_harness(Script(exit=ExitStatus(1)), lifecycle={"retries": 1}, claude={"output_format": "text"})
+    asyncio.run(harness.life.run())
+    assert harness.outputs("stdout") == []
+    harness.recorder.record(CancelRequested("enough"))
+    asyncio.run(AttemptRunner(harness.attempt).finish())
+    assert harness.task.state is TaskState.CANCELLED
+    assert harness.outputs("stdout") == [b"rendered\n"]
 
 
-def test_no_attempt_follows_while_something_of_the_sandbox_will_not_go(stage):
+def test_retry_is_skipped_when_the_sandbox_cannot_be_destroyed(make_harness):
     script = Script(exit=ExitStatus(1), destroy_error=AttemptError(FailureCode.SANDBOX_LOST, "It does not end."))
-    scene = stage(script, lifecycle={"retries": 5})
-    asyncio.run(scene.life.run())
-    [forgone] = scene.events(RetrySkipped)
-    assert (forgone.follow_up, forgone.reason) == ("retry", "It does not end.")
-    assert (scene.task.state, scene.task.failure.code) == (TaskState.FAILED, "agent_failed")
-    assert scene.events(AttemptEnded) == []
-    assert "task-1.patch" in scene.artifacts
+    harness = make_harness(script, lifecycle={"retries": 5})
+    asyncio.run(harness.life.run())
+    [skipped] = harness.events(RetrySkipped)
+    assert (skipped.follow_up, skipped.reason) == ("retry", "It does not end.")
+    assert (harness.task.state, harness.task.failure.code) == (TaskState.FAILED, "agent_failed")
+    assert harness.events(AttemptEnded) == []
+    assert "task-1.patch" in harness.artifacts
 
 
-def test_of_a_workspace_that_is_half_removed_no_patch_is_made(stage):
-    """It would say that the agent had removed the files."""
-    scene = stage(Script(exit=ExitStatus(1)), lifecycle={"retries": 1})
+def test_partially_removed_workspace_produces_no_patch(make_harness):
+    """The patch would show the files as deleted by the agent."""
+    harness = make_harness(Script(exit=ExitStatus(1)), lifecycle={"retries": 1})
 
-    async def break_off(paths):
+    async def fail_removal(paths):
         if paths:
-            raise OSError("some files would not go")
+            raise OSError("some files cannot be removed")
 
-    equipment = msgspec.structs.replace(scene.attempt.dependencies, remove=break_off)
-    asyncio.run(AttemptRunner(msgspec.structs.replace(scene.attempt, dependencies=equipment)).run())
-    assert len(scene.events(RetrySkipped)) == 1
-    assert scene.task.failure.code == "agent_failed"
-    assert "metadata.json" in scene.artifacts
-    assert "task-1.patch" not in scene.artifacts
-
-
-@pytest.mark.parametrize("come_to", range(3))
-def test_a_finisher_makes_way_for_what_had_not_begun(stage, come_to):
-    scene = stage(Script())
-    killed(scene, *TO_RUNNING[:come_to])
-    asyncio.run(scene.life.finish())
-    assert (scene.task.attempt.follow_up, scene.task.attempt.failure.code) == ("again", "runner_lost")
-    assert scene.script.seen[0] == "destroy"
-    assert left(scene) == set()
+    dependencies = msgspec.structs.replace(harness.attempt.dependencies, remove=fail_removal)
+    asyncio.run(AttemptRunner(msgspec.structs.replace(harness.attempt, dependencies=dependencies)).run())
+    assert len(harness.events(RetrySkipped)) == 1
+    assert harness.task.failure.code == "agent_failed"
+    assert "metadata.json" in harness.artifacts
+    assert "task-1.patch" not in harness.artifacts
 
 
-def test_a_finisher_lets_an_agent_that_had_begun_be(stage):
-    scene = stage(Script())
-    killed(scene, *TO_RUNNING)
-    asyncio.run(scene.life.finish())
-    assert (scene.task.state, scene.task.failure.code) == (TaskState.FAILED, "runner_lost")
+@pytest.mark.parametrize("events_recorded", range(3))
+def test_finisher_schedules_another_attempt_before_the_agent_starts(make_harness, events_recorded):
+    harness = make_harness(Script())
+    kill_after(harness, *TO_RUNNING[:events_recorded])
+    asyncio.run(harness.life.finish())
+    assert (harness.task.attempt.follow_up, harness.task.attempt.failure.code) == ("again", "runner_lost")
+    assert harness.script.seen[0] == "destroy"
+    assert remaining_files(harness) == set()
 
 
-def test_a_finisher_that_was_killed_in_the_middle_is_followed_by_one_that_ends_its_work(stage):
-    """The failure is written, the workspace half removed."""
-    scene = stage(Script())
-    killed(scene, AttemptFailed(Failure(FailureCode.RUNNER_LOST, "gone")))
-    (scene.attempt.files.workspace / "edited.txt").unlink()
-    asyncio.run(scene.life.finish())
-    assert scene.task.attempt.follow_up == "again"
-    assert len(scene.events(AttemptFailed)) == 1
+def test_finisher_does_not_repeat_a_started_agent(make_harness):
+    harness = make_harness(Script())
+    kill_after(harness, *TO_RUNNING)
+    asyncio.run(harness.life.finish())
+    assert (harness.task.state, harness.task.failure.code) == (TaskState.FAILED, "runner_lost")
 
 
-def test_a_lost_agent_with_resume_hands_its_disk_and_its_session_on(stage):
-    scene = stage(Script(), lifecycle={"resume": True})
-    killed(scene, *TO_RUNNING)
-    asyncio.run(scene.life.finish())
-    assert scene.task.attempt.follow_up == "resume"
-    assert left(scene) == {"disk", "repository.git"}
-    asyncio.run(second(scene, resumes=True).run())
-    assert scene.task.state is TaskState.COMPLETED
-    assert "resume" in scene.script.seen
-    assert [event.session_id for event in scene.events(AgentStarted)] == ["session", "session"]
-    assert [event.base_commit for event in scene.events(WorkspacePrepared)] == [BASE, BASE]
-    assert "task-1.patch" in scene.artifacts
-    assert (left(scene), left(scene, SECOND_ID)) == (set(), set())
+def test_second_finisher_completes_the_work_of_a_killed_finisher(make_harness):
+    """The failure is recorded, and the workspace is partially removed."""
+    harness = make_harness(Script())
+    kill_after(harness, AttemptFailed(Failure(FailureCode.RUNNER_LOST, "gone")))
+    (harness.attempt.files.workspace / "edited.txt").unlink()
+    asyncio.run(harness.life.finish())
+    assert harness.task.attempt.follow_up == "again"
+    assert len(harness.events(AttemptFailed)) == 1
+
+
+def test_resume_hands_over_the_disk_and_the_session(make_harness):
+    harness = make_harness(Script(), lifecycle={"resume": True})
+    kill_after(harness, *TO_RUNNING)
+    asyncio.run(harness.life.finish())
+    assert harness.task.attempt.follow_up == "resume"
+    assert remaining_files(harness) == {"disk", "repository.git"}
+    asyncio.run(next_attempt(harness, resumes=True).run())
+    assert harness.task.state is TaskState.COMPLETED
+    assert "resume" in harness.script.seen
+    assert [event.session_id for event in harness.events(AgentStarted)] == ["session", "session"]
+    assert [event.base_commit for event in harness.events(WorkspacePrepared)] == [BASE, BASE]
+    assert "task-1.patch" in harness.artifacts
+    assert (remaining_files(harness), remaining_files(harness, SECOND_ID)) == (set(), set())
 
 
 @pytest.mark.parametrize("secrets", [{"TOKEN": "rotated since"}, {"TOKEN": "first of all", "MORE": "another one"}])
-def test_an_agent_whose_secrets_are_others_by_now_does_not_go_on_with_the_old_ones_on_its_disk(stage, secrets):
-    given = {"TOKEN": "first of all"}
-    scene = stage(Script(), secrets=given, manifest_secrets=("TOKEN",), lifecycle={"resume": True})
-    killed(scene, *TO_RUNNING)
-    scene.attempt.files.secret_fingerprint.write_bytes(make_fingerprint(scene.attempt.secrets))
-    asyncio.run(scene.life.finish())
-    assert scene.task.attempt.follow_up == "resume"  # the values changed after that
-    asyncio.run(second(scene, resumes=True, secrets=secrets, redaction=SecretRedactor(secrets)).run())
-    assert (scene.task.state, scene.task.failure.code) == (TaskState.FAILED, "secret_unavailable")
-    assert "start" not in scene.script.seen
-    unflagged = {artifact.name for artifact in scene.task.artifacts if not artifact.contains_secret}
-    assert unflagged == {"transcript.ndjson", "metadata.json"} < scene.artifacts
-    assert (left(scene), left(scene, SECOND_ID)) == (set(), set())
+def test_resume_with_changed_secrets_fails_instead_of_using_the_old_disk(make_harness, secrets):
+    original = {"TOKEN": "first of all"}
+    harness = make_harness(Script(), secrets=original, manifest_secrets=("TOKEN",), lifecycle={"resume": True})
+    kill_after(harness, *TO_RUNNING)
+    harness.attempt.files.secret_fingerprint.write_bytes(make_fingerprint(harness.attempt.secrets))
+    asyncio.run(harness.life.finish())
+    assert harness.task.attempt.follow_up == "resume"  # the values changed after that
+    asyncio.run(next_attempt(harness, resumes=True, secrets=secrets, redaction=SecretRedactor(secrets)).run())
+    assert (harness.task.state, harness.task.failure.code) == (TaskState.FAILED, "secret_unavailable")
+    assert "start" not in harness.script.seen
+    unflagged = {artifact.name for artifact in harness.task.artifacts if not artifact.contains_secret}
+    assert unflagged == {"transcript.ndjson", "metadata.json"} < harness.artifacts
+    assert (remaining_files(harness), remaining_files(harness, SECOND_ID)) == (set(), set())
 
 
 @pytest.mark.parametrize(("retries", "follow_up"), [(1, "retry"), (0, None)])
-def test_who_cannot_be_resumed_with_other_secrets_begins_anew_where_that_is_asked_for(stage, retries, follow_up):
+def test_resume_with_changed_secrets_falls_back_to_a_retry(make_harness, retries, follow_up):
     rotated = {"TOKEN": "rotated since"}
-    scene = stage(Script(), secrets={"TOKEN": "first of all"}, lifecycle={"resume": True, "retries": retries})
-    killed(scene, *TO_RUNNING)
-    scene.attempt.files.secret_fingerprint.write_bytes(make_fingerprint(scene.attempt.secrets))
-    attempt = msgspec.structs.replace(scene.attempt, secrets=rotated, redaction=SecretRedactor(rotated))
+    harness = make_harness(Script(), secrets={"TOKEN": "first of all"}, lifecycle={"resume": True, "retries": retries})
+    kill_after(harness, *TO_RUNNING)
+    harness.attempt.files.secret_fingerprint.write_bytes(make_fingerprint(harness.attempt.secrets))
+    attempt = msgspec.structs.replace(harness.attempt, secrets=rotated, redaction=SecretRedactor(rotated))
     asyncio.run(AttemptRunner(attempt).finish())
-    assert scene.task.attempt.follow_up == follow_up
-    assert [event.follow_up for event in scene.events(RetrySkipped)] == ["resume"]
+    assert harness.task.attempt.follow_up == follow_up
+    assert [event.follow_up for event in harness.events(RetrySkipped)] == ["resume"]
 
 
-def test_an_agent_whose_secrets_are_the_same_goes_on(stage):
-    scene = stage(Script(), secrets={"TOKEN": "first of all"}, lifecycle={"resume": True})
-    killed(scene, *TO_RUNNING)
-    scene.attempt.files.secret_fingerprint.write_bytes(make_fingerprint(scene.attempt.secrets))
-    asyncio.run(scene.life.finish())
-    asyncio.run(second(scene, resumes=True).run())
-    assert scene.task.state is TaskState.COMPLETED
-    assert "resume" in scene.script.seen
+def test_resume_with_unchanged_secrets_continues_the_agent(make_harness):
+    harness = make_harness(Script(), secrets={"TOKEN": "first of all"}, lifecycle={"resume": True})
+    kill_after(harness, *TO_RUNNING)
+    harness.attempt.files.secret_fingerprint.write_bytes(make_fingerprint(harness.attempt.secrets))
+    asyncio.run(harness.life.finish())
+    asyncio.run(next_attempt(harness, resumes=True).run())
+    assert harness.task.state is TaskState.COMPLETED
+    assert "resume" in harness.script.seen
 
 
-def test_requests_that_a_dead_runner_had_not_counted_are_and_no_tool_runs_any_more(stage):
-    scene = stage(Script())
-    killed(scene, *TO_RUNNING, Progress(turns=2, current_tool="Bash"), Usage("m", 100, 20, 0, 0, 0.25))
-    asyncio.run(scene.life.finish())
-    progress = scene.task.progress
+def test_finisher_adds_uncounted_usage_and_clears_the_current_tool(make_harness):
+    harness = make_harness(Script())
+    kill_after(harness, *TO_RUNNING, Progress(turns=2, current_tool="Bash"), Usage("m", 100, 20, 0, 0, 0.25))
+    asyncio.run(harness.life.finish())
+    progress = harness.task.progress
     assert (progress.turns, progress.current_tool) == (2, None)
     assert (progress.input_tokens, progress.output_tokens, progress.cost_usd) == (100, 20, 0.25)
 
 
-def test_what_a_dead_runner_had_half_taken_over_is_taken_over_whole(stage):
-    scene = stage(Script(), lifecycle={"resume": True})
-    killed(scene, *TO_RUNNING)
-    asyncio.run(scene.life.finish())
-    life = second(scene, resumes=True)
-    files = scene.attempt.task_files
+def test_finisher_completes_an_interrupted_disk_handover(make_harness):
+    harness = make_harness(Script(), lifecycle={"resume": True})
+    kill_after(harness, *TO_RUNNING)
+    asyncio.run(harness.life.finish())
+    runner = next_attempt(harness, resumes=True)
+    files = harness.attempt.task_files
     files.attempt(ATTEMPT_ID).disk.rename(files.attempt(SECOND_ID).disk)
-    asyncio.run(life.finish())
-    assert scene.task.attempt.follow_up == "again"
-    assert left(scene, SECOND_ID) == {"disk", "repository.git"}
+    asyncio.run(runner.finish())
+    assert harness.task.attempt.follow_up == "again"
+    assert remaining_files(harness, SECOND_ID) == {"disk", "repository.git"}
     assert (files.attempt(SECOND_ID).workspace / "edited.txt").read_text() == "half done\n"
 
 
-def test_a_wish_to_cancel_before_the_resumed_agent_goes_on_keeps_what_was_there(stage):
-    scene = stage(Script(), lifecycle={"resume": True})
-    killed(scene, *TO_RUNNING)
-    asyncio.run(scene.life.finish())
-    life = second(scene, resumes=True)
-    assert life.cancel(CancelOrder("enough")).done
-    asyncio.run(life.finish())
-    assert scene.task.state is TaskState.CANCELLED
-    assert {"task-1.patch", "metadata.json"} <= scene.artifacts
+def test_cancel_before_resume_preserves_the_work(make_harness):
+    harness = make_harness(Script(), lifecycle={"resume": True})
+    kill_after(harness, *TO_RUNNING)
+    asyncio.run(harness.life.finish())
+    runner = next_attempt(harness, resumes=True)
+    assert runner.cancel(CancelOrder("enough")).done
+    asyncio.run(runner.finish())
+    assert harness.task.state is TaskState.CANCELLED
+    assert {"task-1.patch", "metadata.json"} <= harness.artifacts
 
 
-def test_a_wish_to_cancel_while_the_disk_is_taken_over_keeps_what_was_there(stage):
-    scene = stage(Script(), lifecycle={"resume": True})
-    killed(scene, *TO_RUNNING)
-    asyncio.run(scene.life.finish())
-    life = second(scene, resumes=True)
-    assert life.cancel(CancelOrder("enough")).done
-    asyncio.run(life.run())
-    assert scene.task.state is TaskState.CANCELLED
-    assert {"task-1.patch", "metadata.json"} <= scene.artifacts
+def test_cancel_during_disk_handover_preserves_the_work(make_harness):
+    harness = make_harness(Script(), lifecycle={"resume": True})
+    kill_after(harness, *TO_RUNNING)
+    asyncio.run(harness.life.finish())
+    runner = next_attempt(harness, resumes=True)
+    assert runner.cancel(CancelOrder("enough")).done
+    asyncio.run(runner.run())
+    assert harness.task.state is TaskState.CANCELLED
+    assert {"task-1.patch", "metadata.json"} <= harness.artifacts
 
 
-def test_a_lost_agent_whose_time_is_over_before_it_can_go_on_loses_no_work(stage):
-    """As after a machine that was down for longer than `lifecycle.timeout`."""
-    scene = stage(Script(), lifecycle={"resume": True, "timeout": "1s"})
-    killed(scene, *TO_RUNNING[:-1], AgentStarted("session", scene.attempt.dependencies.clock.monotonic() - 3600))
-    asyncio.run(scene.life.finish())
-    assert scene.task.attempt.follow_up == "resume"
-    asyncio.run(second(scene, resumes=True).run())
-    assert (scene.task.state, scene.task.failure.code) == (TaskState.FAILED, "timeout")
-    assert "task-1.patch" in scene.artifacts
-    assert (left(scene), left(scene, SECOND_ID)) == (set(), set())
+def test_timeout_before_resume_preserves_the_work(make_harness):
+    """As after a machine was down for longer than `lifecycle.timeout`."""
+    harness = make_harness(Script(), lifecycle={"resume": True, "timeout": "1s"})
+    kill_after(
+        harness, *TO_RUNNING[:-1], AgentStarted("session", harness.attempt.dependencies.clock.monotonic() - 3600)
+    )
+    asyncio.run(harness.life.finish())
+    assert harness.task.attempt.follow_up == "resume"
+    asyncio.run(next_attempt(harness, resumes=True).run())
+    assert (harness.task.state, harness.task.failure.code) == (TaskState.FAILED, "timeout")
+    assert "task-1.patch" in harness.artifacts
+    assert (remaining_files(harness), remaining_files(harness, SECOND_ID)) == (set(), set())
 
 
-def test_the_files_of_an_agent_that_could_not_go_on_are_kept_where_that_is_asked_for(stage):
-    scene = stage(Script(), lifecycle={"resume": True, "timeout": "1s", "failure_action": "preserve"})
-    killed(scene, *TO_RUNNING[:-1], AgentStarted("session", scene.attempt.dependencies.clock.monotonic() - 3600))
-    asyncio.run(scene.life.finish())
-    asyncio.run(second(scene, resumes=True).run())
-    assert scene.task.state is TaskState.FAILED_PRESERVED
-    kept = scene.attempt.task_files.attempt(SECOND_ID).workspace / "edited.txt"
-    assert kept.read_text() == "half done\n"
+def test_failure_action_preserve_applies_to_a_failed_resume(make_harness):
+    harness = make_harness(Script(), lifecycle={"resume": True, "timeout": "1s", "failure_action": "preserve"})
+    kill_after(
+        harness, *TO_RUNNING[:-1], AgentStarted("session", harness.attempt.dependencies.clock.monotonic() - 3600)
+    )
+    asyncio.run(harness.life.finish())
+    asyncio.run(next_attempt(harness, resumes=True).run())
+    assert harness.task.state is TaskState.FAILED_PRESERVED
+    preserved = harness.attempt.task_files.attempt(SECOND_ID).workspace / "edited.txt"
+    assert preserved.read_text() == "half done\n"
 
 
-def test_nothing_is_called_preserved_that_made_way_for_a_retry(stage):
-    scene = stage(Script(exit=ExitStatus(1)), lifecycle={"retries": 1, "failure_action": "preserve"})
-    asyncio.run(scene.life.run())
-    scene.recorder.record(AttemptFailed(Failure(FailureCode.SECRET_UNAVAILABLE, "gone")))
-    asyncio.run(AttemptRunner(scene.attempt).finish())
-    assert left(scene) == set()
-    assert (scene.task.state, scene.task.failure.code) == (TaskState.FAILED, "secret_unavailable")
+def test_failure_between_attempts_preserves_nothing(make_harness):
+    harness = make_harness(Script(exit=ExitStatus(1)), lifecycle={"retries": 1, "failure_action": "preserve"})
+    asyncio.run(harness.life.run())
+    harness.recorder.record(AttemptFailed(Failure(FailureCode.SECRET_UNAVAILABLE, "gone")))
+    asyncio.run(AttemptRunner(harness.attempt).finish())
+    assert remaining_files(harness) == set()
+    assert (harness.task.state, harness.task.failure.code) == (TaskState.FAILED, "secret_unavailable")
 
 
 @pytest.mark.parametrize(("retries", "follow_up"), [(0, None), (1, "retry")])
-def test_a_session_that_was_not_kept_is_not_resumed(stage, retries, follow_up):
-    scene = stage(Script(has_session=False), lifecycle={"resume": True, "retries": retries})
-    killed(scene, *TO_RUNNING)
-    asyncio.run(scene.life.finish())
-    [forgone] = scene.events(RetrySkipped)
-    assert forgone.follow_up == "resume"
-    assert scene.task.attempt.follow_up == follow_up
-    assert scene.task.state is (TaskState.RUNNING if retries else TaskState.FAILED)
+def test_missing_session_prevents_resume(make_harness, retries, follow_up):
+    harness = make_harness(Script(has_session=False), lifecycle={"resume": True, "retries": retries})
+    kill_after(harness, *TO_RUNNING)
+    asyncio.run(harness.life.finish())
+    [skipped] = harness.events(RetrySkipped)
+    assert skipped.follow_up == "resume"
+    assert harness.task.attempt.follow_up == follow_up
+    assert harness.task.state is (TaskState.RUNNING if retries else TaskState.FAILED)
 
 
-def test_a_task_whose_time_is_over_begins_no_other_agent(stage):
-    scene = stage(Script(exit=ExitStatus(1)), lifecycle={"retries": 1, "timeout": "1s"})
-    asyncio.run(scene.life.run())
-    life = second(scene, resumes=False)
+def test_task_past_its_timeout_starts_no_further_agent(make_harness):
+    harness = make_harness(Script(exit=ExitStatus(1)), lifecycle={"retries": 1, "timeout": "1s"})
+    asyncio.run(harness.life.run())
+    runner = next_attempt(harness, resumes=False)
 
-    async def later():
+    async def run_after_timeout():
         async with asyncio.timeout(20):
-            while scene.attempt.dependencies.clock.monotonic() - scene.task.beginning.monotonic_seconds < 1:
+            while harness.attempt.dependencies.clock.monotonic() - harness.task.beginning.monotonic_seconds < 1:
                 await asyncio.sleep(0.05)
-        scene.script.seen.clear()
-        await life.run()
+        harness.script.seen.clear()
+        await runner.run()
 
-    asyncio.run(later())
-    assert (scene.task.state, scene.task.failure.code) == (TaskState.FAILED, "timeout")
-    assert "start" not in scene.script.seen
+    asyncio.run(run_after_timeout())
+    assert (harness.task.state, harness.task.failure.code) == (TaskState.FAILED, "timeout")
+    assert "start" not in harness.script.seen
 
 
-def test_an_agent_is_on_record_before_anybody_serves_its_gateway(stage):
-    scene = stage(Script())
+def test_agent_start_is_recorded_before_the_gateway_serves(make_harness):
+    harness = make_harness(Script())
     served = []
 
     async def serve(listeners):
-        served.append(bool(scene.events(AgentStarted)))
+        served.append(bool(harness.events(AgentStarted)))
         await asyncio.Event().wait()
 
-    scene.attempt.dependencies.gateways.serve = serve
-    scene.script.stays = True
+    harness.attempt.dependencies.gateways.serve = serve
+    harness.script.stays = True
 
-    async def story():
-        life = asyncio.create_task(scene.life.run())
+    async def scenario():
+        runner = asyncio.create_task(harness.life.run())
         async with asyncio.timeout(20):
             while not served:
                 await asyncio.sleep(0.01)
-        scene.life.cancel(CancelOrder(force=True))
-        await life
+        harness.life.cancel(CancelOrder(force=True))
+        await runner
 
-    asyncio.run(story())
+    asyncio.run(scenario())
     assert served == [True]
 
 
-def test_a_model_at_an_address_that_is_none_is_told_in_its_own_words(stage):
-    scene = stage(Script())
+def test_invalid_model_url_fails_provisioning_with_its_message(make_harness):
+    harness = make_harness(Script())
 
     def refuse(*_, **__):
         raise ValueError("ANTHROPIC_BASE_URL has no host.")
 
-    scene.attempt.dependencies.gateways.create = refuse
-    asyncio.run(scene.life.run())
-    told = (scene.task.state, scene.task.failure.code, scene.task.failure.message)
-    assert told == (TaskState.FAILED, "provision_failed", "ANTHROPIC_BASE_URL has no host.")
+    harness.attempt.dependencies.gateways.create = refuse
+    asyncio.run(harness.life.run())
+    outcome = (harness.task.state, harness.task.failure.code, harness.task.failure.message)
+    assert outcome == (TaskState.FAILED, "provision_failed", "ANTHROPIC_BASE_URL has no host.")
 
 
 @pytest.mark.parametrize(("retries", "follow_up"), [(0, None), (1, "retry")])
-def test_a_gateway_whose_work_breaks_in_a_living_runner_loses_the_sandbox(stage, retries, follow_up):
-    scene = stage(Script(stays=True), lifecycle={"retries": retries})
+def test_broken_gateway_loses_the_sandbox(make_harness, retries, follow_up):
+    harness = make_harness(Script(stays=True), lifecycle={"retries": retries})
 
     async def serve(listeners):
         raise OSError("a listener is gone")
 
-    scene.attempt.dependencies.gateways.serve = serve
-    asyncio.run(scene.life.run())
-    failure = scene.task.failure or scene.task.attempt.failure
+    harness.attempt.dependencies.gateways.serve = serve
+    asyncio.run(harness.life.run())
+    failure = harness.task.failure or harness.task.attempt.failure
     assert failure.code == "sandbox_lost"
     assert "gateway broke" in failure.message
-    assert scene.task.attempt.follow_up == follow_up
+    assert harness.task.attempt.follow_up == follow_up
 
 
 @pytest.mark.parametrize(("retries", "follow_up"), [(0, None), (1, "retry")])
-def test_no_agent_goes_on_with_a_disk_that_lost_something(stage, monkeypatch, retries, follow_up):
-    """Its twin hands the disk on above. Something is lost until the sandbox with what writes there is gone."""
-    scene = stage(Script(), lifecycle={"resume": True, "retries": retries})
-    killed(scene, *TO_RUNNING)
+def test_data_loss_on_the_disk_prevents_resume(make_harness, monkeypatch, retries, follow_up):
+    """The twin above hands the disk over. Data may be lost until the sandbox that writes it is gone."""
+    harness = make_harness(Script(), lifecycle={"resume": True, "retries": retries})
+    kill_after(harness, *TO_RUNNING)
 
     async def verify(self, files):
-        assert scene.script.seen[-1] == "destroy"
+        assert harness.script.seen[-1] == "destroy"
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(DirectoryDisks, "verify", verify)
-    asyncio.run(scene.life.finish())
-    [forgone] = scene.events(RetrySkipped)
-    assert forgone.follow_up == "resume"
-    assert "could not store all that the agent wrote (Input/output error)" in forgone.reason
-    assert scene.task.attempt.follow_up == follow_up
+    asyncio.run(harness.life.finish())
+    [skipped] = harness.events(RetrySkipped)
+    assert skipped.follow_up == "resume"
+    assert "could not store all that the agent wrote (Input/output error)" in skipped.reason
+    assert harness.task.attempt.follow_up == follow_up
     if not retries:
-        assert scene.events(AttemptFailed)[-1].failure.code == "disk_full"
-        assert scene.task.state is TaskState.FAILED
-        assert "task-1.patch" in scene.artifacts
+        assert harness.events(AttemptFailed)[-1].failure.code == "disk_full"
+        assert harness.task.state is TaskState.FAILED
+        assert "task-1.patch" in harness.artifacts
 
 
 class MountedDisks(DirectoryDisks):
-    """What is on them is seen only from `open` to `close`, as with a file system in a file."""
+    """The content is visible from `open` to `close` only, as with a file system in a file."""
 
     async def open(self, files, size_bytes):
         if (files.root / "disk.img").exists():
@@ -413,7 +417,7 @@ class MountedDisks(DirectoryDisks):
         await super().open(files, size_bytes)
 
     async def verify(self, files):
-        """What collecting begins with, and the handing on."""
+        """Collection and handover start with this call."""
         assert (files.workspace / "edited.txt").exists()
 
     async def close(self, files):
@@ -422,17 +426,17 @@ class MountedDisks(DirectoryDisks):
             files.disk.mkdir()
 
 
-def test_a_wish_to_cancel_while_the_disk_is_let_go_for_the_next_attempt_keeps_what_was_there(stage):
-    scene = stage(Script(), lifecycle={"resume": True})
-    killed(scene, *TO_RUNNING)
+def test_cancel_during_disk_release_preserves_the_work(make_harness):
+    harness = make_harness(Script(), lifecycle={"resume": True})
+    kill_after(harness, *TO_RUNNING)
 
     async def remove(paths):
-        if scene.task.cancel is None:
-            scene.recorder.record(CancelRequested("enough"))
+        if harness.task.cancel is None:
+            harness.recorder.record(CancelRequested("enough"))
         await removal.remove_trees(paths)
 
-    equipment = msgspec.structs.replace(scene.attempt.dependencies, remove=remove, disks=MountedDisks())
-    asyncio.run(AttemptRunner(msgspec.structs.replace(scene.attempt, dependencies=equipment)).finish())
-    assert scene.task.state is TaskState.CANCELLED
-    assert {"task-1.patch", "metadata.json"} <= scene.artifacts
-    assert left(scene) <= {"disk", "disk.img"}
+    dependencies = msgspec.structs.replace(harness.attempt.dependencies, remove=remove, disks=MountedDisks())
+    asyncio.run(AttemptRunner(msgspec.structs.replace(harness.attempt, dependencies=dependencies)).finish())
+    assert harness.task.state is TaskState.CANCELLED
+    assert {"task-1.patch", "metadata.json"} <= harness.artifacts
+    assert remaining_files(harness) <= {"disk", "disk.img"}

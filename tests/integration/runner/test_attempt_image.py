@@ -1,4 +1,4 @@
-"""A runner holds its image before it makes a sandbox of it, and writes down which one it was."""
+"""A runner acquires its image before it creates the sandbox, and records the image."""
 
 import asyncio
 
@@ -15,35 +15,35 @@ IMAGE = Image("my-tools", "sha256:" + "0" * 64, "/data/profiles/my-tools/0/root"
 
 
 @pytest.fixture
-def carried(stage):
-    """An attempt in this image, carried to its end."""
+def run_in_image(make_harness):
+    """Runs an attempt in this image to its end."""
 
-    def carry(image, hold=None):
-        scene = stage(Script())
-        if hold is not None:
-            scene.attempt.dependencies.images.acquire = hold
-        asyncio.run(AttemptRunner(msgspec.structs.replace(scene.attempt, image=image)).run())
-        return scene
+    def run(image, acquire=None):
+        harness = make_harness(Script())
+        if acquire is not None:
+            harness.attempt.dependencies.images.acquire = acquire
+        asyncio.run(AttemptRunner(msgspec.structs.replace(harness.attempt, image=image)).run())
+        return harness
 
-    return carry
-
-
-def test_the_image_is_held_before_the_sandbox_is_made_and_told(carried):
-    scene = carried(IMAGE)
-    assert scene.script.seen[:2] == [f"hold {IMAGE.name}", "create"]
-    assert [event.image for event in scene.events(SandboxCreated)] == [f"my-tools@{IMAGE.digest}"]
+    return run
 
 
-def test_without_an_image_it_is_the_hosts_own(carried):
-    scene = carried(None)
-    assert scene.script.seen[0] == "create"
-    assert [event.image for event in scene.events(SandboxCreated)] == ["host"]
+def test_image_is_acquired_before_sandbox_creation_and_recorded(run_in_image):
+    harness = run_in_image(IMAGE)
+    assert harness.script.seen[:2] == [f"hold {IMAGE.name}", "create"]
+    assert [event.image for event in harness.events(SandboxCreated)] == [f"my-tools@{IMAGE.digest}"]
 
 
-def test_an_image_that_is_gone_makes_no_sandbox(carried):
+def test_attempt_without_image_uses_the_host_root(run_in_image):
+    harness = run_in_image(None)
+    assert harness.script.seen[0] == "create"
+    assert [event.image for event in harness.events(SandboxCreated)] == ["host"]
+
+
+def test_missing_image_prevents_sandbox_creation(run_in_image):
     def refuse(image):
         raise AttemptError(FailureCode.PROVISION_FAILED, f"{image.profile} is gone; build it again.")
 
-    scene = carried(IMAGE, refuse)
-    assert (scene.states[-1], scene.task.failure.message) == ("failed", "my-tools is gone; build it again.")
-    assert "create" not in scene.script.seen
+    harness = run_in_image(IMAGE, refuse)
+    assert (harness.states[-1], harness.task.failure.message) == ("failed", "my-tools is gone; build it again.")
+    assert "create" not in harness.script.seen

@@ -1,4 +1,4 @@
-"""A runner while it ends its attempt: it answers, and when it is killed, what was kept already stays as it is."""
+"""A runner during the end of its attempt: it stays responsive, and a kill does not damage collected artifacts."""
 
 import asyncio
 import hashlib
@@ -14,10 +14,10 @@ from sandbox.runner.attempt import AttemptRunner
 
 
 class KilledError(BaseException):
-    """The runner is gone at this very place."""
+    """Simulates a kill of the runner at this point."""
 
 
-def kill_while_files_are_removed(scene, monkeypatch):
+def kill_while_files_are_removed(harness, monkeypatch):
     async def half_removed(attempt, handle):
         (attempt.files.workspace).rmdir()
         raise KilledError
@@ -25,24 +25,24 @@ def kill_while_files_are_removed(scene, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr("sandbox.runner.attempt.teardown", half_removed)
         with pytest.raises(KilledError):
-            asyncio.run(scene.life.run())
+            asyncio.run(harness.life.run())
 
 
-def test_a_half_removed_workspace_is_not_collected_over_what_was_collected_of_the_whole_one(stage, monkeypatch):
+def test_finisher_preserves_artifacts_when_workspace_is_partially_removed(make_harness, monkeypatch):
     script = Script(patch_lacks="it is too large")
-    scene = stage(script, lifecycle={"artifact_patterns": ("*.md",)})
-    kill_while_files_are_removed(scene, monkeypatch)
-    collected = scene.task.artifacts
+    harness = make_harness(script, lifecycle={"artifact_patterns": ("*.md",)})
+    kill_while_files_are_removed(harness, monkeypatch)
+    collected = harness.task.artifacts
     script.patch_error = AttemptError(FailureCode.COLLECT_FAILED, "There is no workspace.")
-    asyncio.run(AttemptRunner(scene.attempt).finish())
-    assert scene.task.state is TaskState.COMPLETED
-    assert scene.task.artifacts == collected
+    asyncio.run(AttemptRunner(harness.attempt).finish())
+    assert harness.task.state is TaskState.COMPLETED
+    assert harness.task.artifacts == collected
     assert {artifact.name for artifact in collected} >= {"task-1.patch", "task-1.changes.tar", "report.md"}
-    assert not list(scene.attempt.files.root.iterdir())
+    assert not list(harness.attempt.files.root.iterdir())
 
 
-def test_an_end_that_was_broken_off_before_the_metadata_is_collected_again(stage, monkeypatch):
-    scene = stage(Script())
+def test_collection_interrupted_before_metadata_is_repeated(make_harness, monkeypatch):
+    harness = make_harness(Script())
 
     async def killed(attempt):
         raise KilledError
@@ -50,32 +50,32 @@ def test_an_end_that_was_broken_off_before_the_metadata_is_collected_again(stage
     with monkeypatch.context() as patched:
         patched.setattr("sandbox.runner.attempt.collect", killed)
         with pytest.raises(KilledError):
-            asyncio.run(scene.life.run())
-    assert scene.task.artifacts == ()
-    asyncio.run(AttemptRunner(scene.attempt).finish())
-    assert scene.task.state is TaskState.COMPLETED
-    assert scene.artifacts == {"task-1.patch", "transcript.ndjson", "metadata.json"}
+            asyncio.run(harness.life.run())
+    assert harness.task.artifacts == ()
+    asyncio.run(AttemptRunner(harness.attempt).finish())
+    assert harness.task.state is TaskState.COMPLETED
+    assert harness.artifacts == {"task-1.patch", "transcript.ndjson", "metadata.json"}
 
 
-def test_a_runner_answers_while_it_reads_what_it_keeps(stage, monkeypatch):
-    """A tar of changes may be a gigabyte."""
-    scene = stage(Script())
-    file_digest, begun, answered = hashlib.file_digest, threading.Event(), threading.Event()
+def test_runner_stays_responsive_while_it_hashes_artifacts(make_harness, monkeypatch):
+    """A tar of changed files may have a gigabyte."""
+    harness = make_harness(Script())
+    file_digest, started, answered = hashlib.file_digest, threading.Event(), threading.Event()
 
-    def slowly(file, kind):
-        begun.set()
+    def slow_digest(file, kind):
+        started.set()
         assert answered.wait(10)
         return file_digest(file, kind)
 
-    monkeypatch.setattr("sandbox.runner.steps.collect.hashlib.file_digest", slowly)
+    monkeypatch.setattr("sandbox.runner.steps.collect.hashlib.file_digest", slow_digest)
 
-    async def play():
-        work = asyncio.create_task(scene.life.run())
-        assert await asyncio.to_thread(begun.wait, 10)
-        receipt = scene.life.cancel(CancelOrder(force=True))
+    async def scenario():
+        work = asyncio.create_task(harness.life.run())
+        assert await asyncio.to_thread(started.wait, 10)
+        reply = harness.life.cancel(CancelOrder(force=True))
         answered.set()
         await work
-        return receipt
+        return reply
 
-    assert "keeps its outcome" in asyncio.run(play()).message
-    assert scene.task.state is TaskState.COMPLETED
+    assert "keeps its outcome" in asyncio.run(scenario()).message
+    assert harness.task.state is TaskState.COMPLETED

@@ -1,4 +1,4 @@
-"""What a manifest may ask of a run: secrets kept out of everything told, budgets, a judged start, a preserved end."""
+"""Options of a manifest: redaction of secrets, budgets, the check of the agent's start, preserved failures."""
 
 import asyncio
 import json
@@ -31,242 +31,244 @@ SECRETS = {"TOKEN": VALUE}
 FROM_THE_JOURNAL = {"transcript.ndjson", "metadata.json"}
 
 
-def test_the_value_of_a_secret_is_in_nothing_that_is_kept(stage, tmp_path):
+def test_secret_value_is_in_no_stored_file(make_harness, tmp_path):
     script = Script(stdout=f"+{VALUE}\n-{VALUE}\nit is {VALUE}!\n".encode(), stderr=VALUE.encode(), exit=ExitStatus(3))
-    scene = stage(script, secrets=SECRETS)
-    asyncio.run(scene.life.run())
-    assert b"it is [REDACTED:TOKEN]!\n" in scene.outputs()
-    kept = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert not [path for path in kept if VALUE.encode() in path.read_bytes()]
-    assert "[REDACTED:TOKEN]" in scene.task.failure.message
+    harness = make_harness(script, secrets=SECRETS)
+    asyncio.run(harness.life.run())
+    assert b"it is [REDACTED:TOKEN]!\n" in harness.outputs()
+    stored = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert not [path for path in stored if VALUE.encode() in path.read_bytes()]
+    assert "[REDACTED:TOKEN]" in harness.task.failure.message
 
 
-def test_what_a_refusal_names_is_redacted_too(stage):
+def test_host_of_denied_egress_is_redacted(make_harness):
     script = Script(stays=True)
-    scene = stage(script, secrets=SECRETS)
+    harness = make_harness(script, secrets=SECRETS)
 
-    async def play():
-        work = asyncio.create_task(scene.life.run())
-        await scene.until(TaskState.RUNNING)
+    async def scenario():
+        work = asyncio.create_task(harness.life.run())
+        await harness.until(TaskState.RUNNING)
         script.report(EgressDenied(f"{VALUE}.evil.example", 443, "not allowed"))
         script.report(BudgetExhausted("enough"))
         await work
 
-    asyncio.run(play())
-    assert [event.host for event in scene.events(EgressDenied)] == ["[REDACTED:TOKEN].evil.example"]
+    asyncio.run(scenario())
+    assert [event.host for event in harness.events(EgressDenied)] == ["[REDACTED:TOKEN].evil.example"]
 
 
-def test_the_gateway_can_redact_a_name_before_it_cuts_it(stage):
+def test_gateway_redacts_a_name_before_truncation(make_harness):
     script = Script()
-    scene = stage(script, secrets=SECRETS)
-    asyncio.run(scene.life.run())
+    harness = make_harness(script, secrets=SECRETS)
+    asyncio.run(harness.life.run())
     assert script.redact(f"{'x' * 250}.{VALUE}") == f"{'x' * 250}.[REDACTED:TOKEN]"
 
 
-def test_without_secrets_nothing_is_changed(stage):
+def test_output_without_secrets_is_unchanged(make_harness):
     script = Script(stdout=f"it is {VALUE}!\n".encode())
-    scene = stage(script)
-    asyncio.run(scene.life.run())
+    harness = make_harness(script)
+    asyncio.run(harness.life.run())
     assert script.redact(VALUE) == VALUE
-    assert f"it is {VALUE}!\n".encode() in scene.outputs()
+    assert f"it is {VALUE}!\n".encode() in harness.outputs()
 
 
-def test_an_artifact_that_holds_a_secret_is_delivered_and_flagged(stage):
-    scene = stage(
+def test_artifact_with_secret_is_delivered_and_flagged(make_harness):
+    harness = make_harness(
         Script(collected={"report.md": VALUE.encode()}), secrets=SECRETS, lifecycle={"artifact_patterns": ("*.md",)}
     )
-    asyncio.run(scene.life.run())
-    flags = {artifact.name: artifact.contains_secret for artifact in scene.task.artifacts}
+    asyncio.run(harness.life.run())
+    flags = {artifact.name: artifact.contains_secret for artifact in harness.task.artifacts}
     assert flags == {
         "report.md": True,
         "task-1.patch": False,
         "transcript.ndjson": False,
         "metadata.json": False,
     }
-    assert (scene.attempt.task_files.artifacts / "report.md").read_bytes() == VALUE.encode()
+    assert (harness.attempt.task_files.artifacts / "report.md").read_bytes() == VALUE.encode()
 
 
-def test_a_value_too_short_to_be_found_is_told(stage):
-    scene = stage(Script(), secrets={"PIN": "1234"})
-    asyncio.run(scene.life.run())
-    told = [event for event in scene.events(ErrorReported) if event.error == "secret_not_redacted"]
-    assert len(told) == 1
-    assert "PIN" in told[0].message
+def test_secret_too_short_for_redaction_is_reported(make_harness):
+    harness = make_harness(Script(), secrets={"PIN": "1234"})
+    asyncio.run(harness.life.run())
+    reports = [event for event in harness.events(ErrorReported) if event.error == "secret_not_redacted"]
+    assert len(reports) == 1
+    assert "PIN" in reports[0].message
 
 
-def test_a_budget_that_is_reached_ends_the_task(stage):
+def test_exhausted_budget_ends_the_task(make_harness):
     script = Script(stays=True)
-    scene = stage(script, lifecycle={"budget_usd": 0.05, "budget_tokens": 1000})
+    harness = make_harness(script, lifecycle={"budget_usd": 0.05, "budget_tokens": 1000})
 
-    async def play():
-        work = asyncio.create_task(scene.life.run())
-        await scene.until(TaskState.RUNNING)
+    async def scenario():
+        work = asyncio.create_task(harness.life.run())
+        await harness.until(TaskState.RUNNING)
         assert (script.rules.budget.usd, script.rules.budget.tokens) == (0.05, 1000)
         script.report(BudgetExhausted("0.05 USD are spent; raise lifecycle.budget_usd."))
         await work
 
-    asyncio.run(play())
-    assert scene.task.failure.code == "budget_exceeded"
+    asyncio.run(scenario())
+    assert harness.task.failure.code == "budget_exceeded"
     assert "signal SIGTERM" in script.seen
 
 
 @pytest.mark.parametrize("claude", [{"allowed_tools": ("Read",)}, {"allowed_tools": ()}])
-def test_the_model_waits_until_the_start_is_judged(stage, claude):
+def test_model_requests_are_held_until_the_start_is_checked(make_harness, claude):
     script = Script(stdout=b"!\nhello\n")
-    scene = stage(script, claude=claude)
-    asyncio.run(scene.life.run())
+    harness = make_harness(script, claude=claude)
+    asyncio.run(harness.life.run())
     assert script.rules.hold_model_requests
     assert "release model" in script.seen
 
 
-def test_a_start_without_what_was_asked_for_ends_the_task_before_the_model_is_asked(stage):
-    lost = Failure(FailureCode.MCP_FAILED, "The MCP server 'github' did not connect.")
-    script = Script(stdout=b"!\n", stays=True, start_failure=lost)
-    scene = stage(script, claude={"allowed_tools": ("mcp__github",)})
-    asyncio.run(scene.life.run())
-    assert scene.task.failure == lost
+def test_failed_start_check_ends_the_task_before_a_model_request(make_harness):
+    failure = Failure(FailureCode.MCP_FAILED, "The MCP server 'github' did not connect.")
+    script = Script(stdout=b"!\n", stays=True, start_failure=failure)
+    harness = make_harness(script, claude={"allowed_tools": ("mcp__github",)})
+    asyncio.run(harness.life.run())
+    assert harness.task.failure == failure
     assert "release model" not in script.seen
 
 
-def test_nothing_to_judge_holds_nothing_back(stage):
+def test_model_requests_are_not_held_without_a_start_check(make_harness):
     script = Script(stdout=b"!\n")
-    scene = stage(script)
-    asyncio.run(scene.life.run())
+    harness = make_harness(script)
+    asyncio.run(harness.life.run())
     assert not script.rules.hold_model_requests
 
 
-def test_the_gateway_is_told_which_hosts_are_allowed(stage):
+def test_gateway_receives_the_egress_rules(make_harness):
     script = Script()
-    scene = stage(script, vm={"network_mode": "outbound", "allowed_hosts": ("api.github.com",)})
-    asyncio.run(scene.life.run())
+    harness = make_harness(script, vm={"network_mode": "outbound", "allowed_hosts": ("api.github.com",)})
+    asyncio.run(harness.life.run())
     assert script.rules.egress.rules == (EgressRule("api.github.com"),)
 
 
-def test_rendered_output_is_stdout_and_the_events_are_the_transcript(stage):
-    scene = stage(Script(stdout=b"event one\nevent two\n"), claude={"output_format": "text"})
-    asyncio.run(scene.life.run())
-    assert scene.outputs("stdout") == [b"rendered\n"]
-    transcript = scene.attempt.task_files.artifacts / "transcript.ndjson"
+def test_rendered_output_is_stdout_and_events_are_the_transcript(make_harness):
+    harness = make_harness(Script(stdout=b"event one\nevent two\n"), claude={"output_format": "text"})
+    asyncio.run(harness.life.run())
+    assert harness.outputs("stdout") == [b"rendered\n"]
+    transcript = harness.attempt.task_files.artifacts / "transcript.ndjson"
     assert transcript.read_bytes() == b"event one\nevent two\n"
 
 
 @pytest.mark.parametrize("output_format", ["stream-json", "text"])
-def test_a_terminal_tells_no_events_whatever_is_written_to_it(stage, output_format):
+def test_terminal_output_is_not_parsed_as_events(make_harness, output_format):
     drawn = b'\x1b[2J{"type":"result","is_error":false}\n'
-    scene = stage(Script(stdout=drawn), claude={"headless": False, "output_format": output_format})
-    asyncio.run(asyncio.wait_for(scene.life.run(), 20))
-    assert scene.states[-1] == "completed"
-    assert scene.outputs("stdout") == [drawn]
-    assert (scene.attempt.task_files.artifacts / "transcript.ndjson").read_bytes() == b""
+    harness = make_harness(Script(stdout=drawn), claude={"headless": False, "output_format": output_format})
+    asyncio.run(asyncio.wait_for(harness.life.run(), 20))
+    assert harness.states[-1] == "completed"
+    assert harness.outputs("stdout") == [drawn]
+    assert (harness.attempt.task_files.artifacts / "transcript.ndjson").read_bytes() == b""
 
 
-def test_a_preserved_failure_keeps_the_files_and_nothing_else(stage):
-    scene = stage(Script(exit=ExitStatus(3)), lifecycle={"failure_action": "preserve"})
-    asyncio.run(scene.life.run())
-    assert scene.task.state is TaskState.FAILED_PRESERVED
-    assert scene.attempt.files.workspace.is_dir()
-    assert not scene.attempt.files.handle.exists()
-    assert scene.script.taken_back == [scene.attempt.files.disk]
-    metadata = json.loads((scene.attempt.task_files.artifacts / "metadata.json").read_text())
+def test_preserved_failure_keeps_only_the_workspace_files(make_harness):
+    harness = make_harness(Script(exit=ExitStatus(3)), lifecycle={"failure_action": "preserve"})
+    asyncio.run(harness.life.run())
+    assert harness.task.state is TaskState.FAILED_PRESERVED
+    assert harness.attempt.files.workspace.is_dir()
+    assert not harness.attempt.files.handle.exists()
+    assert harness.script.taken_back == [harness.attempt.files.disk]
+    metadata = json.loads((harness.attempt.task_files.artifacts / "metadata.json").read_text())
     assert metadata["state"] == "failed_preserved"
 
 
-def test_a_success_preserves_nothing(stage):
-    scene = stage(Script(), lifecycle={"failure_action": "preserve"})
-    asyncio.run(scene.life.run())
-    assert scene.task.state is TaskState.COMPLETED
-    assert not scene.attempt.files.disk.exists()
-    assert scene.script.taken_back == [None]
+def test_success_preserves_no_files(make_harness):
+    harness = make_harness(Script(), lifecycle={"failure_action": "preserve"})
+    asyncio.run(harness.life.run())
+    assert harness.task.state is TaskState.COMPLETED
+    assert not harness.attempt.files.disk.exists()
+    assert harness.script.taken_back == [None]
 
 
-def test_what_the_sandbox_uses_is_sampled(stage):
-    scene = stage(Script(), vm={"memory": "2G"})
-    asyncio.run(scene.life.run())
-    samples = scene.events(Metrics)
+def test_sandbox_resource_usage_is_sampled(make_harness):
+    harness = make_harness(Script(), vm={"memory": "2G"})
+    asyncio.run(harness.life.run())
+    samples = harness.events(Metrics)
     assert samples
     assert (samples[0].memory_used_bytes, samples[0].memory_total_bytes) == (4096, 2 * 1024**3)
 
 
-def test_artifacts_whose_names_hold_a_secret_get_names_of_their_own(stage):
-    """Two of them never become one file, and what is recorded is what is there."""
+def test_artifacts_with_secret_names_get_distinct_redacted_names(make_harness):
+    """They are never merged into one file, and the records match the files."""
     script = Script(collected={f"a-{VALUE}.txt": b"one", f"b-{VALUE}.txt": b"two", "redacted-1": b"three"})
-    scene = stage(script, secrets=SECRETS, lifecycle={"artifact_patterns": ("*",)})
-    asyncio.run(scene.life.run())
-    directory = scene.attempt.task_files.artifacts
-    contents = {artifact.name: (directory / artifact.name).read_bytes() for artifact in scene.task.artifacts}
+    harness = make_harness(script, secrets=SECRETS, lifecycle={"artifact_patterns": ("*",)})
+    asyncio.run(harness.life.run())
+    directory = harness.attempt.task_files.artifacts
+    contents = {artifact.name: (directory / artifact.name).read_bytes() for artifact in harness.task.artifacts}
     assert sorted(contents[name] for name in contents if "redacted" in name) == [b"one", b"three", b"two"]
     assert not [path for path in directory.iterdir() if VALUE in path.name]
 
 
 @pytest.mark.parametrize("secrets", [None, {"TOKEN": "another-value-since-then"}])
-def test_a_finisher_that_does_not_know_the_values_flags_everything_and_names_nothing(stage, secrets):
+def test_finisher_without_secret_values_redacts_names_and_flags_everything(make_harness, secrets):
     names = (f"a-{VALUE}.txt", f"b-{VALUE}.txt", "redacted-1")
     script = Script(collected={name: name.encode() for name in names})
-    scene = left_by_a_dead_runner(stage, script, secrets)
-    asyncio.run(scene.life.finish())
-    directory = scene.attempt.task_files.artifacts
-    kept = {one.name: (directory / one.name).read_bytes().decode() for one in scene.task.artifacts}
-    assert sorted(kept[name] for name in kept if name.startswith("redacted-")) == sorted(names)
-    assert unflagged(scene) == FROM_THE_JOURNAL
-    assert VALUE not in repr(scene.events(object))
-    assert VALUE not in repr(scene.task.artifacts)
+    harness = attempt_of_dead_runner(make_harness, script, secrets)
+    asyncio.run(harness.life.finish())
+    directory = harness.attempt.task_files.artifacts
+    contents = {artifact.name: (directory / artifact.name).read_bytes().decode() for artifact in harness.task.artifacts}
+    assert sorted(contents[name] for name in contents if name.startswith("redacted-")) == sorted(names)
+    assert unflagged(harness) == FROM_THE_JOURNAL
+    assert VALUE not in repr(harness.events(object))
+    assert VALUE not in repr(harness.task.artifacts)
 
 
-def test_what_was_named_and_flagged_by_who_knew_the_values_stays_so(stage):
-    """The runner had just kept it when it died."""
-    scene = left_by_a_dead_runner(stage, Script(collected={"report.md": b"ours\n", "other.md": b"x\n"}), None)
-    directory = scene.attempt.task_files.artifacts
+def test_finisher_preserves_names_and_flags_that_the_runner_recorded(make_harness):
+    """The runner died right after it had stored the artifact."""
+    harness = attempt_of_dead_runner(make_harness, Script(collected={"report.md": b"ours\n", "other.md": b"x\n"}), None)
+    directory = harness.attempt.task_files.artifacts
     directory.mkdir()
     (directory / "report.md").write_bytes(b"ours\n")
     report = Artifact("report.md", "report.md", 5, "text/markdown", "sha256:0")
-    scene.recorder.record(ArtifactCollected(report))
-    asyncio.run(scene.life.finish())
-    assert unflagged(scene) == {"report.md"} | FROM_THE_JOURNAL
-    assert scene.artifacts == {path.name for path in directory.iterdir()}
-    assert scene.artifacts == {"report.md", "redacted-1"} | FROM_THE_JOURNAL
+    harness.recorder.record(ArtifactCollected(report))
+    asyncio.run(harness.life.finish())
+    assert unflagged(harness) == {"report.md"} | FROM_THE_JOURNAL
+    assert harness.artifacts == {path.name for path in directory.iterdir()}
+    assert harness.artifacts == {"report.md", "redacted-1"} | FROM_THE_JOURNAL
 
 
 @pytest.mark.parametrize("checksum", ["sha256:0", "sha256:1"])
-def test_what_has_the_name_of_something_kept_tells_no_path_that_was_not_told_before(stage, monkeypatch, checksum):
-    """The agent went on for a while after its runner had died, and what was kept first may be called another name."""
+def test_finisher_records_no_new_path_for_an_existing_artifact_name(make_harness, monkeypatch, checksum):
+    """The agent ran on for a while after its runner died, and the file may have been stored under another name."""
 
-    async def find(self, workspace, patterns, target, taken_names):
+    async def collect_report(self, workspace, patterns, target, taken_names):
         (target / "report.md").write_bytes(VALUE.encode())
         yield Artifact("report.md", f"{VALUE}/report.md", len(VALUE), "text/markdown", checksum)
 
-    monkeypatch.setattr("doubles.attempt_dependencies.ScriptedWorkspaces.collect", find)
-    scene = left_by_a_dead_runner(stage, Script(), None)
-    scene.recorder.record(ArtifactCollected(Artifact("report.md", "docs/report.md", 5, "text/markdown", "sha256:0")))
-    asyncio.run(scene.life.finish())
-    assert VALUE not in repr(scene.task.artifacts)
-    assert unflagged(scene) == FROM_THE_JOURNAL
-    assert scene.artifacts == {path.name for path in scene.attempt.task_files.artifacts.iterdir()}
-    assert scene.artifacts == {"report.md"} | FROM_THE_JOURNAL
+    monkeypatch.setattr("doubles.attempt_dependencies.ScriptedWorkspaces.collect", collect_report)
+    harness = attempt_of_dead_runner(make_harness, Script(), None)
+    harness.recorder.record(ArtifactCollected(Artifact("report.md", "docs/report.md", 5, "text/markdown", "sha256:0")))
+    asyncio.run(harness.life.finish())
+    assert VALUE not in repr(harness.task.artifacts)
+    assert unflagged(harness) == FROM_THE_JOURNAL
+    assert harness.artifacts == {path.name for path in harness.attempt.task_files.artifacts.iterdir()}
+    assert harness.artifacts == {"report.md"} | FROM_THE_JOURNAL
 
 
-def unflagged(scene):
-    return {artifact.name for artifact in scene.task.artifacts if not artifact.contains_secret}
+def unflagged(harness):
+    return {artifact.name for artifact in harness.task.artifacts if not artifact.contains_secret}
 
 
-def test_a_finisher_that_knows_the_values_names_and_flags_as_ever(stage):
+def test_finisher_with_secret_values_flags_only_matches(make_harness):
     script = Script(collected={"a.txt": VALUE.encode(), "b.txt": b"plain"})
-    scene = left_by_a_dead_runner(stage, script, SECRETS)
-    asyncio.run(scene.life.finish())
-    flags = {artifact.name: artifact.contains_secret for artifact in scene.task.artifacts}
+    harness = attempt_of_dead_runner(make_harness, script, SECRETS)
+    asyncio.run(harness.life.finish())
+    flags = {artifact.name: artifact.contains_secret for artifact in harness.task.artifacts}
     assert (flags["a.txt"], flags["b.txt"], flags["metadata.json"]) == (True, False, False)
 
 
-def left_by_a_dead_runner(stage, script, secrets):
-    """A task whose agent had the values, as a finisher finds it that has `secrets`."""
-    scene = stage(script, secrets=secrets, manifest_secrets=("TOKEN",), lifecycle={"artifact_patterns": ("*",)})
+def attempt_of_dead_runner(make_harness, script, secrets):
+    """A task whose agent had the secrets, for a finisher that has `secrets`."""
+    harness = make_harness(
+        script, secrets=secrets, manifest_secrets=("TOKEN",), lifecycle={"artifact_patterns": ("*",)}
+    )
     for event in (WorkspacePrepared("c0ffee" + "0" * 34), SandboxCreated("v", "scripted", "host"), AgentStarted("s")):
-        scene.recorder.record(event)
-    scene.attempt.files.workspace.mkdir(parents=True)
-    scene.attempt.files.secret_fingerprint.write_bytes(make_fingerprint(SECRETS))
-    return scene
+        harness.recorder.record(event)
+    harness.attempt.files.workspace.mkdir(parents=True)
+    harness.attempt.files.secret_fingerprint.write_bytes(make_fingerprint(SECRETS))
+    return harness
 
 
-def test_looking_for_secrets_ends_soon_after_the_time_for_collecting(tmp_path):
+def test_secret_scan_stops_soon_after_collection_timeout(tmp_path):
     """A thread cannot be cancelled, and a runner lives as long as its threads."""
     with (tmp_path / "large").open("wb") as file:
         file.truncate(1024**3)
@@ -279,7 +281,7 @@ def test_looking_for_secrets_ends_soon_after_the_time_for_collecting(tmp_path):
                 self.chunks += 1
                 time.sleep(0.01)
 
-    async def play():
+    async def scenario():
         slow = SlowRedaction()
         large = Artifact("large", "large", 0, "", "")
         checking = asyncio.create_task(_flag_secrets(SimpleNamespace(redaction=slow), tmp_path, large))
@@ -289,5 +291,5 @@ def test_looking_for_secrets_ends_soon_after_the_time_for_collecting(tmp_path):
         await asyncio.gather(checking, return_exceptions=True)
         return slow
 
-    slow = asyncio.run(play())  # which waits for its threads
+    slow = asyncio.run(scenario())  # which waits for its threads
     assert slow.chunks < 50

@@ -1,4 +1,4 @@
-"""Shells in what a failed task left: a disk that knows no bound of its own is watched there too."""
+"""Debug shells in the preserved files of a failed task: a disk without size enforcement is monitored there too."""
 
 import asyncio
 from contextlib import asynccontextmanager
@@ -26,7 +26,7 @@ SECONDS = 5
 
 
 class FillingDisk:
-    """Tells what it is told to hold."""
+    """Reports the usage that the test sets."""
 
     def __init__(self, used_bytes=0, *, enforces_size=False):
         self.used_bytes, self.enforces_size, self.is_broken = used_bytes, enforces_size, False
@@ -36,15 +36,15 @@ class FillingDisk:
 
     async def usage(self, files):
         if self.is_broken:
-            raise OSError("It cannot be told how full the disk is")
+            raise OSError("The disk usage cannot be measured")
         return DiskUsage(self.used_bytes, self.size_bytes, self.used_bytes >= self.size_bytes)
 
     async def close(self, files):
         pass
 
 
-class StillTerminal:
-    """Shows nothing until it is hung up."""
+class SilentTerminal:
+    """Has no output until it is hung up."""
 
     def __init__(self):
         self.output, self._over = asyncio.StreamReader(), asyncio.Event()
@@ -57,8 +57,8 @@ class StillTerminal:
         self._over.set()
 
 
-class SandboxOfShells(ScriptedSandbox):
-    """sockets: the script that says at each look how many there are."""
+class ShellSandbox(ScriptedSandbox):
+    """sockets: the script with the reported number of sockets."""
 
     def __init__(self, handle, script, sockets):
         super().__init__(handle, script)
@@ -72,30 +72,30 @@ class SandboxOfShells(ScriptedSandbox):
         pass
 
     async def open_terminal(self, command, size):
-        return StillTerminal()
+        return SilentTerminal()
 
 
-class RuntimeOfShells(ScriptedRuntime):
+class ShellRuntime(ScriptedRuntime):
     async def create(self, handle, spec):
-        return SandboxOfShells(handle, Script(stays=True), self._script)
+        return ShellSandbox(handle, Script(stays=True), self._script)
 
 
 @pytest.fixture(autouse=True)
-def _is_quick(monkeypatch):
+def _short_intervals(monkeypatch):
     monkeypatch.setattr("sandbox.runner.resource_exhaustion.DISK_CHECK_SECONDS", 0.01)
     monkeypatch.setattr("sandbox.runner.resource_exhaustion.DISK_CHECK_SECONDS_MAX", 0.01)
     monkeypatch.setattr("sandbox.runner.debug_session.DEBUG_SESSION_IDLE_SECONDS", 0.2)
 
 
 @asynccontextmanager
-async def visited(tmp_path, disk, sockets=None):
-    """A visit with somebody in a shell, whose line is given, and the work that ends with it."""
+async def open_session(tmp_path, disk, sockets=None):
+    """A debug session with one open shell. Yields the connection and the task that runs the session."""
     files = AttemptLayout(tmp_path / "attempt")
     files.root.mkdir()
-    runtime = RuntimeOfShells(sockets or Script())
-    equipment = replace(scripted_equipment(Script(), None), disks=disk, runtime=runtime)
+    runtime = ShellRuntime(sockets or Script())
+    dependencies = replace(scripted_equipment(Script(), None), disks=disk, runtime=runtime)
     start = AgentLaunchSpec(command=Command(("claude",), {}, SANDBOX_HOME), programs={}, session_id="")
-    visit = DebugSession(ATTEMPT_ID, files, manifest(vm={"disk": "1G"}).vm, start, None, equipment)
+    session = DebugSession(ATTEMPT_ID, files, manifest(vm={"disk": "1G"}).vm, start, None, dependencies)
     terminals, is_open = TerminalServer(None, CpuThrottle().queue()), asyncio.Event()
 
     @asynccontextmanager
@@ -105,80 +105,80 @@ async def visited(tmp_path, disk, sockets=None):
             yield
 
     async with asyncio.timeout(SECONDS):
-        work = asyncio.create_task(visit.run(terminals, listen))
-        await asyncio.wait({work, asyncio.create_task(is_open.wait())}, return_when=asyncio.FIRST_COMPLETED)
-        line = await UnixRunnerClient(tmp_path).open_terminal(ATTEMPT_ID, TerminalOrder(24, 80))
-        assert await line.read() == RoleFrame(types=True)
+        running = asyncio.create_task(session.run(terminals, listen))
+        await asyncio.wait({running, asyncio.create_task(is_open.wait())}, return_when=asyncio.FIRST_COMPLETED)
+        connection = await UnixRunnerClient(tmp_path).open_terminal(ATTEMPT_ID, TerminalOrder(24, 80))
+        assert await connection.read() == RoleFrame(types=True)
         try:
-            yield line, work
+            yield connection, running
         finally:
-            await line.close()
-            await work
+            await connection.close()
+            await running
 
 
-def test_it_ends_once_the_disk_is_full_and_says_why(tmp_path):
-    async def story():
+def test_full_disk_ends_the_session_with_a_reason(tmp_path):
+    async def scenario():
         disk = FillingDisk()
-        async with visited(tmp_path, disk) as (line, work):
+        async with open_session(tmp_path, disk) as (connection, running):
             disk.used_bytes = 2 * GIB
-            told = await line.read()
-            assert isinstance(told, EndFrame)
-            assert "no room for more on the disk" in told.message
-            await work
+            frame = await connection.read()
+            assert isinstance(frame, EndFrame)
+            assert "no room for more on the disk" in frame.message
+            await running
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
-def test_it_ends_once_nobody_can_tell_how_full_the_disk_is(tmp_path):
-    async def story():
+def test_disk_usage_error_ends_the_session(tmp_path):
+    async def scenario():
         disk = FillingDisk()
-        async with visited(tmp_path, disk) as (line, work):
+        async with open_session(tmp_path, disk) as (connection, running):
             disk.is_broken = True
-            assert "cannot be told how full" in (await line.read()).message
-            await work
+            assert "cannot be measured" in (await connection.read()).message
+            await running
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
-def goes_on(tmp_path, disk, used_bytes):
-    async def story():
-        async with visited(tmp_path, disk) as (_, work):
+def assert_session_continues(tmp_path, disk, used_bytes):
+    async def scenario():
+        async with open_session(tmp_path, disk) as (_, running):
             disk.used_bytes = used_bytes
-            await asyncio.wait({work}, timeout=0.2)
-            assert not work.done()
+            await asyncio.wait({running}, timeout=0.2)
+            assert not running.done()
 
-    asyncio.run(story())
-
-
-def test_it_goes_on_as_long_as_there_is_room(tmp_path):
-    goes_on(tmp_path, FillingDisk(), GIB // 2)
+    asyncio.run(scenario())
 
 
-def test_it_goes_on_where_the_disk_itself_tells_when_it_is_full(tmp_path):
-    goes_on(tmp_path, FillingDisk(enforces_size=True), 2 * GIB)
+def test_session_continues_while_disk_has_space(tmp_path):
+    assert_session_continues(tmp_path, FillingDisk(), GIB // 2)
 
 
-def test_a_task_that_failed_because_its_disk_was_full_can_be_looked_at(tmp_path):
-    goes_on(tmp_path, FillingDisk(5 * GIB), 5 * GIB + 1)
+def test_session_continues_when_the_disk_enforces_its_size(tmp_path):
+    assert_session_continues(tmp_path, FillingDisk(enforces_size=True), 2 * GIB)
 
 
-def test_what_is_looked_at_on_a_full_disk_may_not_grow_for_ever(tmp_path):
-    async def story():
+def test_session_opens_after_failure_with_a_full_disk(tmp_path):
+    assert_session_continues(tmp_path, FillingDisk(5 * GIB), 5 * GIB + 1)
+
+
+def test_session_on_a_full_disk_limits_further_growth(tmp_path):
+    async def scenario():
         disk = FillingDisk(5 * GIB)
-        async with visited(tmp_path, disk) as (line, work):
+        async with open_session(tmp_path, disk) as (connection, running):
             disk.used_bytes = 11 * GIB
-            assert "no room for more on the disk" in (await line.read()).message
-            await work
+            assert "no room for more on the disk" in (await connection.read()).message
+            await running
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
-def test_it_ends_once_there_are_more_sockets_than_a_sandbox_may_have(tmp_path):
-    async def story():
+def test_too_many_sockets_end_the_session(tmp_path):
+    async def scenario():
         sockets = Script(kernel_usage=KernelUsage(10))
-        async with visited(tmp_path, FillingDisk(), sockets) as (line, work):
+        async with open_session(tmp_path, FillingDisk(), sockets) as (connection, running):
             sockets.kernel_usage = KernelUsage(9000)
-            assert "9000 sockets" in (await line.read()).message
-            await work
+            assert "9000 sockets" in (await connection.read()).message
+            await running
 
-    asyncio.run(story())
+    asyncio.run(scenario())

@@ -1,4 +1,4 @@
-"""The agent's terminal behind a runner's control socket: one types, all look on, nobody holds the others up."""
+"""The agent's terminal behind a runner's control socket: one client types, all watch, none blocks the others."""
 
 import asyncio
 from contextlib import asynccontextmanager
@@ -16,11 +16,11 @@ from sandbox.runner.terminals import SharedTerminal, TerminalServer
 from sandbox.system.cpu_throttle import CpuThrottle
 
 AGENT = TerminalOrder(30, 100, agent=True)
-LOOK = TerminalOrder(30, 100, agent=True, looks_on=True)
+WATCH = TerminalOrder(30, 100, agent=True, looks_on=True)
 
 
-class PlayedTerminal:
-    """Remembers."""
+class RecordingTerminal:
+    """Records input and sizes."""
 
     def __init__(self):
         self.typed, self.sizes, self.changed = b"", [], asyncio.Event()
@@ -41,150 +41,150 @@ class PlayedTerminal:
 
 
 @asynccontextmanager
-async def attended(tmp_path):
-    """A played terminal that many can come to; `open` brings one more client."""
-    terminals, played = TerminalServer(None, CpuThrottle().queue()), PlayedTerminal()
+async def serve_terminal(tmp_path):
+    """Serves a recording terminal; `connect` connects one more client."""
+    terminals, terminal = TerminalServer(None, CpuThrottle().queue()), RecordingTerminal()
     terminals.enable(object(), {}, "/")
-    terminals.agent_terminal = SharedTerminal(played)
-    control, lines = UnixRunnerClient(tmp_path), []
+    terminals.agent_terminal = SharedTerminal(terminal)
+    client, connections = UnixRunnerClient(tmp_path), []
 
-    async def come(order=AGENT):
-        lines.append(await control.open_terminal("abcdefghijkl", order))
-        return lines[-1]
+    async def connect(order=AGENT):
+        connections.append(await client.open_terminal("abcdefghijkl", order))
+        return connections[-1]
 
     async with serve_control_socket(tmp_path / "abcdefghijkl.sock", lambda _: Reply(done=True), terminals):
-        yield terminals, played, come
-        for line in lines:
-            await line.close()
+        yield terminals, terminal, connect
+        for connection in connections:
+            await connection.close()
         async with asyncio.timeout(10):
             await terminals.wait_until_idle(0.01)
 
 
-async def heard(line):
+async def read_frame(connection):
     async with asyncio.timeout(10):
-        return await line.read()
+        return await connection.read()
 
 
-def test_who_came_first_types_and_the_next_takes_over(tmp_path):
-    async def story():
-        async with attended(tmp_path) as (terminals, played, come):
-            first = await come()
-            assert [await heard(first) for _ in range(2)] == [RoleFrame(types=True), OutputFrame(b"")]
-            watching = await come(LOOK)
-            second = await come(TerminalOrder(40, 120, agent=True))
-            for line in (watching, second):
-                assert [await heard(line) for _ in range(2)] == [RoleFrame(types=False), OutputFrame(b"")]
+def test_first_client_types_and_the_next_takes_over(tmp_path):
+    async def scenario():
+        async with serve_terminal(tmp_path) as (terminals, terminal, connect):
+            first = await connect()
+            assert [await read_frame(first) for _ in range(2)] == [RoleFrame(types=True), OutputFrame(b"")]
+            watcher = await connect(WATCH)
+            second = await connect(TerminalOrder(40, 120, agent=True))
+            for connection in (watcher, second):
+                assert [await read_frame(connection) for _ in range(2)] == [RoleFrame(types=False), OutputFrame(b"")]
             await second.send(InputFrame(b"not mine"))
             await second.send(ResizeFrame(11, 22))
             await first.send(InputFrame(b"mine"))
-            await played.until(lambda: played.typed == b"mine")
+            await terminal.until(lambda: terminal.typed == b"mine")
             await first.close()
-            assert await heard(second) == RoleFrame(types=True)
+            assert await read_frame(second) == RoleFrame(types=True)
             await second.send(InputFrame(b" now"))
-            await played.until(lambda: played.typed == b"mine now")
-            assert played.sizes == [TerminalSize(30, 100), TerminalSize(11, 22)]
+            await terminal.until(lambda: terminal.typed == b"mine now")
+            assert terminal.sizes == [TerminalSize(30, 100), TerminalSize(11, 22)]
             assert terminals.has_agent_clients
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
-def test_who_types_what_nobody_reads_can_leave(tmp_path, monkeypatch):
-    """Else an agent that takes no keys would count as attended for ever, and nobody else could type."""
+def test_client_with_unread_input_can_disconnect(tmp_path, monkeypatch):
+    """Otherwise an agent that reads no input would count as attended forever, and no other client could type."""
     monkeypatch.setattr(terminals_module, "TERMINAL_INPUT_SECONDS", 0.1)
 
-    async def story():
-        async with attended(tmp_path) as (terminals, played, come):
-            begun = asyncio.Event()
+    async def scenario():
+        async with serve_terminal(tmp_path) as (terminals, terminal, connect):
+            started = asyncio.Event()
 
-            async def never(_):
-                begun.set()
+            async def block(_):
+                started.set()
                 await asyncio.Event().wait()
 
-            monkeypatch.setattr(played, "write", never)
-            first, second = await come(), await come()
-            assert [await heard(second) for _ in range(2)] == [RoleFrame(types=False), OutputFrame(b"")]
+            monkeypatch.setattr(terminal, "write", block)
+            first, second = await connect(), await connect()
+            assert [await read_frame(second) for _ in range(2)] == [RoleFrame(types=False), OutputFrame(b"")]
             await first.send(InputFrame(b"a long paste"))
-            await asyncio.wait_for(begun.wait(), 10)
+            await asyncio.wait_for(started.wait(), 10)
             await first.close()
-            assert await heard(second) == RoleFrame(types=True)
+            assert await read_frame(second) == RoleFrame(types=True)
             await second.close()
             async with asyncio.timeout(10):
                 while terminals.has_agent_clients:
                     await asyncio.sleep(0.01)
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
-def test_all_see_the_same_and_who_comes_later_what_was_last(tmp_path):
-    async def story():
-        async with attended(tmp_path) as (terminals, _, come):
+def test_all_clients_receive_the_same_output_and_late_clients_a_replay(tmp_path):
+    async def scenario():
+        async with serve_terminal(tmp_path) as (terminals, _, connect):
             shared = terminals.agent_terminal
             shared.broadcast(b"x" * TERMINAL_REPLAY_BYTES)
             shared.broadcast(b"the last")
-            lines = [await come(), await come()]
-            for line in lines:
-                await heard(line)
-                replayed = await heard(line)
+            connections = [await connect(), await connect()]
+            for connection in connections:
+                await read_frame(connection)
+                replayed = await read_frame(connection)
                 assert (len(replayed.data), replayed.data[-8:]) == (TERMINAL_REPLAY_BYTES, b"the last")
             shared.broadcast(b"news")
-            assert [await heard(line) for line in lines] == [OutputFrame(b"news")] * 2
+            assert [await read_frame(connection) for connection in connections] == [OutputFrame(b"news")] * 2
             terminals.close_agent_terminal(ExitStatus(5))
-            assert [await heard(line) for line in lines] == [EndFrame(5)] * 2
+            assert [await read_frame(connection) for connection in connections] == [EndFrame(5)] * 2
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
-def test_one_who_does_not_read_is_cut_off_and_the_others_are_not(tmp_path):
-    async def story():
-        async with attended(tmp_path) as (terminals, _, come):
-            slow, quick = await come(), await come()
+def test_slow_client_is_disconnected_without_affecting_others(tmp_path):
+    async def scenario():
+        async with serve_terminal(tmp_path) as (terminals, _, connect):
+            slow_client, fast_client = await connect(), await connect()
             for _ in range(2):
-                await heard(quick)
-            shown, roles = 0, []
+                await read_frame(fast_client)
+            shown_bytes, roles = 0, []
             for _ in range(200):
                 terminals.agent_terminal.broadcast(b"x" * 20_000)
-                while not isinstance(told := await heard(quick), OutputFrame):
-                    roles.append(told)
-                shown += len(told.data)
-            assert (shown, roles) == (4_000_000, [RoleFrame(types=True)])
+                while not isinstance(frame := await read_frame(fast_client), OutputFrame):
+                    roles.append(frame)
+                shown_bytes += len(frame.data)
+            assert (shown_bytes, roles) == (4_000_000, [RoleFrame(types=True)])
             last = None
             while not isinstance(last, EndFrame):
-                last = await heard(slow)
+                last = await read_frame(slow_client)
             assert last.exit_code is None
-            again = await come(LOOK)
-            assert await heard(again) == RoleFrame(types=False)
+            reconnected = await connect(WATCH)
+            assert await read_frame(reconnected) == RoleFrame(types=False)
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
-def test_there_is_a_bound_on_clients(tmp_path):
-    async def story():
-        async with attended(tmp_path) as (_, _, come):
+def test_number_of_clients_is_bounded(tmp_path):
+    async def scenario():
+        async with serve_terminal(tmp_path) as (_, _, connect):
             for _ in range(TERMINALS_MAX):
-                await heard(await come())
+                await read_frame(await connect())
             with pytest.raises(TerminalRefusedError, match="close one"):
-                await come()
+                await connect()
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
-def test_an_agent_without_a_terminal_and_a_sandbox_that_is_over_are_told(tmp_path):
-    async def story():
-        async with attended(tmp_path) as (terminals, _, come):
+def test_headless_agent_and_closed_sandbox_refuse_terminals(tmp_path):
+    async def scenario():
+        async with serve_terminal(tmp_path) as (terminals, _, connect):
             terminals.agent_terminal = None
             with pytest.raises(TerminalRefusedError, match="headless"):
-                await come()
+                await connect()
             terminals.disable()
             with pytest.raises(TerminalRefusedError, match="does not run"):
-                await come(TerminalOrder(24, 80))
+                await connect(TerminalOrder(24, 80))
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
-def test_what_is_closed_before_it_could_begin_stays_closed():
-    """An agent may have ended by the time that the disk takes its start."""
+def test_terminals_disabled_before_enabling_stay_disabled():
+    """The agent may have exited before its start is recorded."""
     terminals = TerminalServer(None, CpuThrottle().queue())
     terminals.disable()
-    terminals.enable(PlayedTerminal(), {}, "/")
+    terminals.enable(RecordingTerminal(), {}, "/")
     with pytest.raises(TerminalRefusedError, match="does not run now"):
         terminals.check(TerminalOrder(24, 80))

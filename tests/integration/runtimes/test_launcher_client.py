@@ -1,4 +1,4 @@
-"""The end of a process is told to everybody who waits for it."""
+"""Waiting for the exit of a process."""
 
 import asyncio
 import os
@@ -7,35 +7,35 @@ import subprocess
 from sandbox.runtimes.launcher_client import wait_readable
 
 
-def test_two_who_wait_for_one_process_are_both_told():
-    async def story():
+def test_two_waiters_are_both_notified():
+    async def scenario():
         with subprocess.Popen(["/bin/cat"], stdin=subprocess.PIPE) as process:
-            ended = os.pidfd_open(process.pid)
+            pidfd = os.pidfd_open(process.pid)
             try:
-                waiting = [asyncio.create_task(wait_readable(ended)) for _ in range(2)]
+                waiters = [asyncio.create_task(wait_readable(pidfd)) for _ in range(2)]
                 await asyncio.sleep(0)
                 process.stdin.close()
                 async with asyncio.timeout(30):
-                    await asyncio.gather(*waiting)
+                    await asyncio.gather(*waiters)
             finally:
-                os.close(ended)
+                os.close(pidfd)
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
-def test_one_who_gives_up_takes_nothing_from_the_other():
-    async def story():
+def test_cancelled_waiter_does_not_affect_the_other():
+    async def scenario():
         with subprocess.Popen(["/bin/cat"], stdin=subprocess.PIPE) as process:
-            ended = os.pidfd_open(process.pid)
+            pidfd = os.pidfd_open(process.pid)
             try:
-                stays, leaves = (asyncio.create_task(wait_readable(ended)) for _ in range(2))
+                waiter, cancelled = (asyncio.create_task(wait_readable(pidfd)) for _ in range(2))
                 await asyncio.sleep(0)
-                leaves.cancel()
+                cancelled.cancel()
                 await asyncio.sleep(0)
                 process.stdin.close()
                 async with asyncio.timeout(30):
-                    await stays
+                    await waiter
             finally:
-                os.close(ended)
+                os.close(pidfd)
 
-    asyncio.run(story())
+    asyncio.run(scenario())

@@ -1,4 +1,4 @@
-"""What is told of a runtime that does not work, in words that make a sentence."""
+"""The reasons that a probe gives for an unusable runtime form sentences."""
 
 import asyncio
 import errno
@@ -12,11 +12,11 @@ from sandbox.runtimes.bubblewrap.runtime import probe_bubblewrap
 from sandbox.runtimes.probe import MachineBusyError, find_confinement_problem, run_probe
 
 
-class Failing:
-    """A runtime whose programs end as `exit_` says, or never; it is its sandboxes and its control groups, too."""
+class FailingRuntime:
+    """A runtime whose programs end with `exit_`, or never; it is also its sandboxes and control groups."""
 
-    def __init__(self, exit_: ExitStatus | None, said: bytes = b"") -> None:
-        self.exit_, self.said = exit_, said
+    def __init__(self, exit_: ExitStatus | None, stderr: bytes = b"") -> None:
+        self.exit_, self.stderr = exit_, stderr
 
     def prepare(self, attempt_id):
         return SimpleNamespace(attempt_id=attempt_id)
@@ -29,7 +29,7 @@ class Failing:
 
     async def start(self, command):
         async def read(size):
-            return self.said
+            return self.stderr
 
         return None, SimpleNamespace(read=read)
 
@@ -55,7 +55,7 @@ class Failing:
 
 
 @pytest.mark.parametrize(
-    ("exit_", "said", "told"),
+    ("exit_", "stderr", "message"),
     [
         (ExitStatus(1), b"no room\n", "'true' ended in a sandbox with exit code 1: no room."),
         (ExitStatus(137), b"", "'true' ended in a sandbox with exit code 137."),
@@ -67,24 +67,24 @@ class Failing:
         (None, b"", "'true' did not end in a sandbox within 0.1 s."),
     ],
 )
-def test_how_the_first_program_ended_is_a_sentence(tmp_path, exit_, said, told):
-    runtime = Failing(exit_, said)
+def test_exit_of_the_probe_program_is_described_in_a_sentence(tmp_path, exit_, stderr, message):
+    runtime = FailingRuntime(exit_, stderr)
     with pytest.raises((SandboxError, TimeoutError)) as caught:
         asyncio.run(run_probe(runtime, tmp_path, runtime, memory_bytes=1, within_seconds=0.1))
-    assert str(caught.value) == told
+    assert str(caught.value) == message
 
 
-def test_what_keeps_bubblewrap_from_working_stands_in_whole_sentences(tmp_path):
-    runtime = Failing(ExitStatus(1))
-    mend = asyncio.run(probe_bubblewrap(runtime, tmp_path, runtime)).remedy
-    assert mend.startswith(("'true' ended in a sandbox with exit code 1. User", "The kernel does not let users"))
-    runtime.create = None  # something else than this house's own errors: no full stop
+def test_bubblewrap_remedy_consists_of_sentences(tmp_path):
+    runtime = FailingRuntime(ExitStatus(1))
+    remedy = asyncio.run(probe_bubblewrap(runtime, tmp_path, runtime)).remedy
+    assert remedy.startswith(("'true' ended in a sandbox with exit code 1. User", "The kernel does not let users"))
+    runtime.create = None  # an error from outside the product has no full stop
     runtime.prepare = lambda _: (_ for _ in ()).throw(OSError(5, "Input/output error"))
     assert "error. User namespaces" in asyncio.run(probe_bubblewrap(runtime, tmp_path, runtime)).remedy
 
 
-class FailingAtFirst(Failing):
-    """One whose first tries to confine raise these, or end so; None is one that never ends."""
+class FailingFirstRuntime(FailingRuntime):
+    """A runtime whose first confined programs raise or exit like this; None is one that never ends."""
 
     def __init__(self, *errors: Exception | ExitStatus | None) -> None:
         super().__init__(ExitStatus(0))
@@ -114,36 +114,36 @@ def no_process():
 
 
 @pytest.fixture
-def _is_impatient(monkeypatch):
+def _short_timeout(monkeypatch):
     monkeypatch.setattr("sandbox.runtimes.probe._PROBE_SECONDS", 0.1)
 
 
-@pytest.mark.usefixtures("_is_impatient")
+@pytest.mark.usefixtures("_short_timeout")
 @pytest.mark.parametrize(
-    ("runtime", "told"),
+    ("runtime", "message"),
     [
-        (Failing(ExitStatus(0)), None),
-        (Failing(ExitStatus(2)), "git ended with exit code 2"),
-        (FailingAtFirst(MISSING, MISSING), "bubblewrap is missing."),
-        (FailingAtFirst(NO_NAMESPACES, NO_NAMESPACES), "[Errno 1] no namespaces"),
-        (FailingAtFirst(None, MISSING), "bubblewrap is missing."),
+        (FailingRuntime(ExitStatus(0)), None),
+        (FailingRuntime(ExitStatus(2)), "git ended with exit code 2"),
+        (FailingFirstRuntime(MISSING, MISSING), "bubblewrap is missing."),
+        (FailingFirstRuntime(NO_NAMESPACES, NO_NAMESPACES), "[Errno 1] no namespaces"),
+        (FailingFirstRuntime(None, MISSING), "bubblewrap is missing."),
     ],
 )
-def test_why_git_is_not_confined_is_told_in_words(tmp_path, runtime, told):
-    assert asyncio.run(find_confinement_problem(runtime, tmp_path)) == told
+def test_confinement_problem_is_described(tmp_path, runtime, message):
+    assert asyncio.run(find_confinement_problem(runtime, tmp_path)) == message
 
 
-@pytest.mark.usefixtures("_is_impatient")
+@pytest.mark.usefixtures("_short_timeout")
 @pytest.mark.parametrize(
     "error", [None, NO_MEMORY, no_process(), KILLED, ConfinementLostError("it is gone"), ExitStatus(1), ExitStatus(137)]
 )
-def test_a_machine_that_is_busy_for_a_moment_is_no_reason_not_to_confine(tmp_path, error):
-    assert asyncio.run(find_confinement_problem(FailingAtFirst(error), tmp_path)) is None
+def test_transient_error_is_no_confinement_problem(tmp_path, error):
+    assert asyncio.run(find_confinement_problem(FailingFirstRuntime(error), tmp_path)) is None
 
 
-@pytest.mark.usefixtures("_is_impatient")
+@pytest.mark.usefixtures("_short_timeout")
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "message"),
     [
         (None, "git did not end within"),
         (NO_MEMORY, "Cannot allocate memory"),
@@ -152,6 +152,6 @@ def test_a_machine_that_is_busy_for_a_moment_is_no_reason_not_to_confine(tmp_pat
         (ExitStatus(137), "git was ended by signal 9"),
     ],
 )
-def test_of_a_machine_that_stays_busy_nothing_is_concluded(tmp_path, error, told):
-    with pytest.raises(MachineBusyError, match=told):
-        asyncio.run(find_confinement_problem(FailingAtFirst(error, error), tmp_path))
+def test_persistent_lack_of_resources_raises_machine_busy(tmp_path, error, message):
+    with pytest.raises(MachineBusyError, match=message):
+        asyncio.run(find_confinement_problem(FailingFirstRuntime(error, error), tmp_path))

@@ -1,4 +1,4 @@
-"""Secrets from Vault: what the server is allowed to read arrives, everything else is told plainly."""
+"""Secrets from Vault: permitted fields are read, and errors are reported clearly."""
 
 import asyncio
 import socket
@@ -36,68 +36,68 @@ def vault() -> Iterator[KeyValueVault]:
         yield vault
 
 
-def ask(vault: KeyValueVault, key: str, **settings: Any) -> str:
-    given = {"address": vault.address, "token": TOKEN, "mount": vault.mount, "timeout_seconds": 5, **settings}
-    return asyncio.run(VaultSource(VaultSettings(**given)).resolve(Secret(name="DB", source="vault", key=key)))
+def resolve(vault: KeyValueVault, key: str, **settings: Any) -> str:
+    arguments = {"address": vault.address, "token": TOKEN, "mount": vault.mount, "timeout_seconds": 5, **settings}
+    return asyncio.run(VaultSource(VaultSettings(**arguments)).resolve(Secret(name="DB", source="vault", key=key)))
 
 
-def refusal(vault: KeyValueVault, key: str = "team/app#password", **settings: Any) -> str:
+def resolve_error(vault: KeyValueVault, key: str = "team/app#password", **settings: Any) -> str:
     with pytest.raises(SecretUnavailableError) as caught:
-        ask(vault, key, **settings)
+        resolve(vault, key, **settings)
     assert caught.value.code == "secret_unavailable"
     assert caught.value.detail.startswith(f"Secret DB (source vault, key {key}): ")
-    told = caught.value.message + caught.value.detail
-    assert VALUE not in told
-    assert TOKEN not in told
+    message = caught.value.message + caught.value.detail
+    assert VALUE not in message
+    assert TOKEN not in message
     assert "ault" not in caught.value.message
     assert TOKEN not in "".join(traceback.format_exception(caught.value))
     return caught.value.detail
 
 
-def test_a_field_of_a_secret_arrives(vault: KeyValueVault):
-    assert ask(vault, "team/app#password") == VALUE
+def test_field_of_a_secret_is_read(vault: KeyValueVault):
+    assert resolve(vault, "team/app#password") == VALUE
     assert vault.asked == [("/v1/secret/data/team/app", None)]
 
 
-def test_a_vault_that_hangs_is_never_asked_more_at_once_than_the_bound(monkeypatch: pytest.MonkeyPatch):
-    asked, may_answer = [], threading.Event()
+def test_concurrent_requests_to_a_hanging_vault_are_limited(monkeypatch: pytest.MonkeyPatch):
+    threads, may_respond = [], threading.Event()
 
     def hang(*_: Any) -> str:
-        asked.append(threading.current_thread())
-        may_answer.wait(20)
+        threads.append(threading.current_thread())
+        may_respond.wait(20)
         return VALUE
 
     monkeypatch.setattr(VaultSource, "_read_field", hang)
     secret = Secret(name="DB", source="vault", key="team/app#password")
 
-    async def story() -> None:
+    async def scenario() -> None:
         source = VaultSource(VaultSettings(address="http://127.0.0.1:1", token=TOKEN, timeout_seconds=1))
         for _ in range(2):
-            many = [source.resolve(secret) for _ in range(VAULT_REQUESTS_MAX + 1)]
-            told = await asyncio.gather(*many, return_exceptions=True)
-            assert {type(one) for one in told} == {SecretUnavailableError}
-            assert len(asked) == VAULT_REQUESTS_MAX
-        may_answer.set()
+            requests = [source.resolve(secret) for _ in range(VAULT_REQUESTS_MAX + 1)]
+            results = await asyncio.gather(*requests, return_exceptions=True)
+            assert {type(result) for result in results} == {SecretUnavailableError}
+            assert len(threads) == VAULT_REQUESTS_MAX
+        may_respond.set()
         assert await source.resolve(secret) == VALUE
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
-def test_the_mount_and_the_namespace_are_the_servers(vault: KeyValueVault):
+def test_mount_and_namespace_come_from_the_settings(vault: KeyValueVault):
     vault.mount = "kv/prod"
-    assert ask(vault, "team/app#password", namespace="team-a") == VALUE
+    assert resolve(vault, "team/app#password", namespace="team-a") == VALUE
     assert vault.asked == [("/v1/kv/prod/data/team/app", "team-a")]
 
 
-def test_what_the_policy_does_not_allow(vault: KeyValueVault):
+def test_denied_secret_is_reported(vault: KeyValueVault):
     vault.denied.add("team/app")
-    assert "refuses to show it to the server (403)" in refusal(vault)
+    assert "refuses to show it to the server (403)" in resolve_error(vault)
 
 
-def test_what_is_not_there(vault: KeyValueVault):
-    assert "nothing at this path (404) in the engine mounted at secret" in refusal(vault, "team/other#password")
-    assert "has no field user" in refusal(vault, "team/app#user")
-    assert "not a text" in refusal(vault, "team/app#port")
+def test_missing_path_or_field_is_reported(vault: KeyValueVault):
+    assert "nothing at this path (404) in the engine mounted at secret" in resolve_error(vault, "team/other#password")
+    assert "has no field user" in resolve_error(vault, "team/app#user")
+    assert "not a text" in resolve_error(vault, "team/app#port")
 
 
 @pytest.mark.parametrize(
@@ -113,13 +113,13 @@ def test_what_is_not_there(vault: KeyValueVault):
         "./a#b",
     ],
 )
-def test_keys_that_lead_elsewhere_are_not_asked_for(vault: KeyValueVault, key: str):
-    assert "path#field" in refusal(vault, key)
+def test_invalid_keys_are_not_requested(vault: KeyValueVault, key: str):
+    assert "path#field" in resolve_error(vault, key)
     assert vault.asked == []
 
 
 @pytest.mark.parametrize(
-    ("status", "told"),
+    ("status", "message"),
     [
         (503, "sealed or down"),
         (500, "answers with an error"),
@@ -128,38 +128,38 @@ def test_keys_that_lead_elsewhere_are_not_asked_for(vault: KeyValueVault, key: s
         (501, "not initialised"),
     ],
 )
-def test_vaults_own_troubles_are_named(vault: KeyValueVault, status: int, told: str):
+def test_vault_errors_are_reported(vault: KeyValueVault, status: int, message: str):
     vault.status = status
-    assert told in refusal(vault)
+    assert message in resolve_error(vault)
 
 
 @pytest.mark.parametrize("body", [b"<html>", b"[]", b'{"data": {"keys": []}}', b'{"data": null}', b"", b'"text"'])
-def test_something_else_answers_there(vault: KeyValueVault, body: bytes):
+def test_unexpected_response_is_reported(vault: KeyValueVault, body: bytes):
     vault.body = body
-    assert "no key-value engine of version 2" in refusal(vault)
+    assert "no key-value engine of version 2" in resolve_error(vault)
 
 
-def test_the_token_does_not_follow_a_redirection(vault: KeyValueVault):
+def test_token_does_not_follow_a_redirect(vault: KeyValueVault):
     with serving(KeyValueVault()) as thief:
         thief.secrets["team/app"] = {"password": "from the thief"}
         vault.status, vault.location = 307, f"{thief.address}/v1/secret/data/team/app"
-        assert "no key-value engine" in refusal(vault)
+        assert "no key-value engine" in resolve_error(vault)
         assert thief.asked == []
 
 
-def test_nobody_answers(vault: KeyValueVault):
-    with socket.socket() as taken:  # bound, and nobody listens
+def test_unreachable_vault_is_reported(vault: KeyValueVault):
+    with socket.socket() as taken:  # bound, but not listening
         taken.bind(("127.0.0.1", 0))
-        assert "is not reached" in refusal(vault, address=f"http://127.0.0.1:{taken.getsockname()[1]}")
-    assert "is not reached" in refusal(vault, address="no address")
+        assert "is not reached" in resolve_error(vault, address=f"http://127.0.0.1:{taken.getsockname()[1]}")
+    assert "is not reached" in resolve_error(vault, address="no address")
 
 
-def test_an_answer_that_takes_too_long(vault: KeyValueVault):
+def test_slow_response_times_out(vault: KeyValueVault):
     vault.delay_seconds = 1.5
-    assert "did not answer in time" in refusal(vault, timeout_seconds=1)
+    assert "did not answer in time" in resolve_error(vault, timeout_seconds=1)
 
 
-def test_a_certificate_is_trusted_only_when_configured(tmp_path: Path):
+def test_certificate_is_trusted_only_if_configured(tmp_path: Path):
     certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
     subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
@@ -170,8 +170,8 @@ def test_a_certificate_is_trusted_only_when_configured(tmp_path: Path):
     tls.load_cert_chain(certificate, key)
     with serving(KeyValueVault(), tls) as vault:
         vault.secrets["team/app"] = {"password": VALUE}
-        assert "is not trusted" in refusal(vault)
-        assert ask(vault, "team/app#password", ca_file=str(certificate)) == VALUE
+        assert "is not trusted" in resolve_error(vault)
+        assert resolve(vault, "team/app#password", ca_file=str(certificate)) == VALUE
 
 
 def test_settings_do_not_show_the_token(vault: KeyValueVault):

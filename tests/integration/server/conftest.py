@@ -1,4 +1,4 @@
-"""A server's rooms, with runners that are played."""
+"""Fixtures: server components with simulated runners."""
 
 import pytest
 
@@ -7,10 +7,10 @@ from doubles.server_components import Rooms
 
 
 @pytest.fixture
-def world(tmp_path, monkeypatch):
-    """With a store in memory; a runner's loss is looked for soon."""
+def components(tmp_path, monkeypatch):
+    """Server components with an in-memory store and frequent checks for lost runners."""
     monkeypatch.setattr("sandbox.server.journal_tailer.LOSS_CHECK_SECONDS", 0.1)
-    made = Rooms(tmp_path, MemoryStore())
-    yield made
-    for task_id in list(made.runners.recorders):
-        made.runners.die(task_id)
+    instance = Rooms(tmp_path, MemoryStore())
+    yield instance
+    for task_id in list(instance.runners.recorders):
+        instance.runners.die(task_id)

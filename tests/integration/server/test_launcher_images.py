@@ -1,4 +1,4 @@
-"""A task is launched in what its profile stands for at that moment, or not at all."""
+"""A task is launched with the current image of its profile, or fails."""
 
 import asyncio
 
@@ -14,20 +14,20 @@ IMAGE = Image("my-tools", "sha256:" + "0" * 64, "/data/profiles/my-tools/0/root"
 
 
 @pytest.fixture
-def world(tmp_path, monkeypatch):
+def components(tmp_path, monkeypatch):
     monkeypatch.setattr("sandbox.server.journal_tailer.LOSS_CHECK_SECONDS", 0.1)
-    made = Rooms(tmp_path, SqliteStore(tmp_path / "index.sqlite"))
-    made.images = {"my-tools": IMAGE}
-    yield made
-    for task_id in list(made.runners.recorders):
-        made.runners.die(task_id)
+    instance = Rooms(tmp_path, SqliteStore(tmp_path / "index.sqlite"))
+    instance.images = {"my-tools": IMAGE}
+    yield instance
+    for task_id in list(instance.runners.recorders):
+        instance.runners.die(task_id)
 
 
-def play(world, *steps, profile="my-tools"):
-    """Submit a task of this profile, then take the steps with the server."""
+def run_task(components, *steps, profile="my-tools"):
+    """Submit a task with the profile, run the steps with the service, and return the status."""
 
     async def run():
-        async with world.server() as service:
+        async with components.server() as service:
             await service.submit(manifest(vm={"profile": profile}))
             for step in steps:
                 await step(service)
@@ -36,30 +36,30 @@ def play(world, *steps, profile="my-tools"):
     return asyncio.run(run())
 
 
-def test_the_runner_is_told_the_image(world):
-    play(world, lambda _: world.launched("task-1"))
-    assert [order.image for order in world.runners.orders] == [IMAGE]
+def test_runner_order_contains_the_image(components):
+    run_task(components, lambda _: components.launched("task-1"))
+    assert [order.image for order in components.runners.orders] == [IMAGE]
 
 
-def test_without_an_image_the_runner_is_told_none(world):
-    play(world, lambda _: world.launched("task-1"), profile="basic")
-    assert [order.image for order in world.runners.orders] == [None]
+def test_runner_order_without_an_image_has_none(components):
+    run_task(components, lambda _: components.launched("task-1"), profile="basic")
+    assert [order.image for order in components.runners.orders] == [None]
 
 
-def test_a_finisher_needs_no_image(world):
+def test_finisher_order_has_no_image(components):
     async def die(_):
-        await world.launched("task-1")
-        world.runners.play("task-1", *TO_RUNNING[:1])
-        world.image_trouble = "The image is gone."
-        world.runners.die("task-1")
+        await components.launched("task-1")
+        components.runners.play("task-1", *TO_RUNNING[:1])
+        components.image_trouble = "The image is gone."
+        components.runners.die("task-1")
 
-    play(world, die, lambda _: world.launched("task-1", 2))
-    assert [(order.finish, order.image) for order in world.runners.orders] == [(False, IMAGE), (True, None)]
+    run_task(components, die, lambda _: components.launched("task-1", 2))
+    assert [(order.finish, order.image) for order in components.runners.orders] == [(False, IMAGE), (True, None)]
 
 
-def test_a_task_whose_image_cannot_be_used_fails_and_says_what_to_do(world):
-    world.image_trouble = "The image of the profile my-tools is damaged; build it again."
-    failed = play(world, lambda service: service.wait("task-1", 10))
+def test_unusable_image_fails_the_task_with_a_remedy(components):
+    components.image_trouble = "The image of the profile my-tools is damaged; build it again."
+    failed = run_task(components, lambda service: service.wait("task-1", 10))
     assert (failed.state, failed.failure.code) == (TaskState.FAILED, "provision_failed")
-    assert failed.failure.message == world.image_trouble
-    assert world.runners.orders == []
+    assert failed.failure.message == components.image_trouble
+    assert components.runners.orders == []

@@ -1,4 +1,4 @@
-"""A caller that heard no answer submits again with the same key, and still has one task."""
+"""A client that lost the response submits again with the same idempotency key and gets the same task."""
 
 import asyncio
 from datetime import timedelta
@@ -21,52 +21,52 @@ OTHER_BODY = Idempotency("key-1", "bb" * 32)
 
 
 @pytest.fixture(params=["memory", "sqlite"])
-def world(request, tmp_path):
+def components(request, tmp_path):
     store = MemoryStore() if request.param == "memory" else SqliteStore(tmp_path / "index.sqlite")
-    made = Rooms(tmp_path, store)
-    yield made
-    for task_id in list(made.runners.recorders):
-        made.runners.die(task_id)
+    instance = Rooms(tmp_path, store)
+    yield instance
+    for task_id in list(instance.runners.recorders):
+        instance.runners.die(task_id)
 
 
-def test_the_same_submission_gives_the_same_task_as_it_was_then(world):
-    async def play():
-        async with world.server() as service:
+def test_repeated_submission_returns_the_original_task(components):
+    async def scenario():
+        async with components.server() as service:
             first = await service.submit(manifest(""), KEY)
             assert (first.is_replayed, first.task.state) == (False, TaskState.PENDING)
-            early = await service.submit(manifest(""), KEY)
-            await world.launched(first.task.id)
-            world.runners.play(first.task.id, *TO_RUNNING, *TO_END)
+            early_replay = await service.submit(manifest(""), KEY)
+            await components.launched(first.task.id)
+            components.runners.play(first.task.id, *TO_RUNNING, *TO_END)
             await service.wait(first.task.id, 10)
-            late = await service.submit(manifest(""), KEY)
-            assert (early.is_replayed, late.is_replayed) == (True, True)
-            assert first.task == early.task == late.task
+            late_replay = await service.submit(manifest(""), KEY)
+            assert (early_replay.is_replayed, late_replay.is_replayed) == (True, True)
+            assert first.task == early_replay.task == late_replay.task
             return first.task.id
 
-    task_id = asyncio.run(play())
-    assert list(world.journals.task_ids()) == [task_id]
-    assert next(iter(read_records(world.journals, task_id))).event.idempotency == KEY
+    task_id = asyncio.run(scenario())
+    assert list(components.journals.task_ids()) == [task_id]
+    assert next(iter(read_records(components.journals, task_id))).event.idempotency == KEY
 
 
-def test_a_key_with_another_body_is_refused_also_after_the_end(world):
-    async def play():
-        async with world.server() as service:
+def test_key_reused_with_another_body_is_rejected(components):
+    async def scenario():
+        async with components.server() as service:
             await service.submit(manifest(), KEY)
             with pytest.raises(IdempotencyKeyReusedError):
                 await service.submit(manifest("task-2"), OTHER_BODY)
-            await world.launched("task-1")
-            world.runners.play("task-1", *TO_RUNNING, *TO_END)
+            await components.launched("task-1")
+            components.runners.play("task-1", *TO_RUNNING, *TO_END)
             await service.wait("task-1", 10)
             with pytest.raises(IdempotencyKeyReusedError):
                 await service.submit(manifest("task-2"), OTHER_BODY)
 
-    asyncio.run(play())
-    assert list(world.journals.task_ids()) == ["task-1"]
+    asyncio.run(scenario())
+    assert list(components.journals.task_ids()) == ["task-1"]
 
 
-def test_the_key_is_looked_at_before_the_id(world):
-    async def play():
-        async with world.server() as service:
+def test_key_is_checked_before_the_id(components):
+    async def scenario():
+        async with components.server() as service:
             await service.submit(manifest(), KEY)
             assert (await service.submit(manifest(), KEY)).is_replayed
             with pytest.raises(DuplicateTaskError):
@@ -74,100 +74,100 @@ def test_the_key_is_looked_at_before_the_id(world):
             with pytest.raises(DuplicateTaskError):
                 await service.submit(manifest())
 
-    asyncio.run(play())
+    asyncio.run(scenario())
 
 
-def test_of_many_at_once_one_makes_the_task_and_all_get_it(world):
-    async def play():
-        async with world.server() as service:
+def test_concurrent_submissions_with_one_key_create_one_task(components):
+    async def scenario():
+        async with components.server() as service:
             return await asyncio.gather(*(service.submit(manifest(""), KEY) for _ in range(30)))
 
-    submissions = asyncio.run(play())
+    submissions = asyncio.run(scenario())
     assert len({submission.task.id for submission in submissions}) == 1
     assert sorted(submission.is_replayed for submission in submissions) == [False] + [True] * 29
-    assert len(world.journals.task_ids()) == 1
+    assert len(components.journals.task_ids()) == 1
 
 
-def test_other_keys_make_other_tasks(world):
-    async def play():
-        async with world.server() as service:
+def test_different_keys_create_different_tasks(components):
+    async def scenario():
+        async with components.server() as service:
             keys = [Idempotency(f"key-{number}", "aa" * 32) for number in range(3)]
             return [(await service.submit(manifest(""), key)).task.id for key in keys]
 
-    assert len(set(asyncio.run(play()))) == 3
+    assert len(set(asyncio.run(scenario()))) == 3
 
 
-def test_a_refused_submission_uses_up_no_key(world):
-    world.capacity = Resources(4, 10**12, 10**12)
+def test_rejected_submission_does_not_consume_its_key(components):
+    components.capacity = Resources(4, 10**12, 10**12)
 
-    async def play():
-        async with world.server() as service:
+    async def scenario():
+        async with components.server() as service:
             with pytest.raises(InsufficientResourcesError):
                 await service.submit(manifest(vm={"cpus": 5}), KEY)
             return await service.submit(manifest(), OTHER_BODY)
 
-    assert not asyncio.run(play()).is_replayed
+    assert not asyncio.run(scenario()).is_replayed
 
 
-def test_a_day_later_the_key_makes_a_new_task(world):
-    async def play():
-        async with world.server() as service:
-            world.clock.set_back = timedelta(hours=24, seconds=5)
+def test_key_expires_after_a_day(components):
+    async def scenario():
+        async with components.server() as service:
+            components.clock.set_back = timedelta(hours=24, seconds=5)
             first = await service.submit(manifest(""), KEY)
-            world.clock.set_back = timedelta(seconds=30)
+            components.clock.set_back = timedelta(seconds=30)
             replayed = await service.submit(manifest(""), KEY)
-            world.clock.set_back = timedelta()
+            components.clock.set_back = timedelta()
             second = await service.submit(manifest(""), OTHER_BODY)
             return first, replayed, second
 
-    first, replayed, second = asyncio.run(play())
+    first, replayed, second = asyncio.run(scenario())
     assert replayed.is_replayed
     assert not second.is_replayed
     assert first.task.id == replayed.task.id != second.task.id
 
 
-def test_another_server_on_the_same_data_knows_the_key(tmp_path):
-    world = Rooms(tmp_path, MemoryStore())
+def test_key_survives_a_lost_index(tmp_path):
+    components = Rooms(tmp_path, MemoryStore())
 
-    async def play():
-        async with world.server() as service:
+    async def scenario():
+        async with components.server() as service:
             return await service.submit(manifest(""), KEY)
 
-    first = asyncio.run(play())
-    world.store, world.capacity = MemoryStore(), Resources(1, 1, 1)
-    again = asyncio.run(play())
-    assert (again.task, again.is_replayed) == (first.task, True)
+    first = asyncio.run(scenario())
+    components.store, components.capacity = MemoryStore(), Resources(1, 1, 1)
+    repeated = asyncio.run(scenario())
+    assert (repeated.task, repeated.is_replayed) == (first.task, True)
 
 
-def test_a_living_task_is_found_though_the_index_did_not_take_it(tmp_path):
-    class Forgetful(MemoryStore):
+def test_active_task_is_found_by_key_without_an_index_row(tmp_path):
+    class UnwritableStore(MemoryStore):
         def insert(self, indexed):
             raise StoreError("full")
 
-    world = Rooms(tmp_path, Forgetful(), capacity=Resources(4, 10**12, 10**12))
+    components = Rooms(tmp_path, UnwritableStore(), capacity=Resources(4, 10**12, 10**12))
 
-    async def play():
-        async with world.server() as service:
+    async def scenario():
+        async with components.server() as service:
             await service.submit(manifest("first"))
             await service.submit(manifest("second"), KEY)
             return await service.submit(manifest("third"), KEY)
 
-    assert asyncio.run(play()).task.id == "second"
-    for task_id in list(world.runners.recorders):
-        world.runners.die(task_id)
+    assert asyncio.run(scenario()).task.id == "second"
+    for task_id in list(components.runners.recorders):
+        components.runners.die(task_id)
 
 
-def test_while_the_index_cannot_be_asked_nothing_is_taken_with_a_key(tmp_path):
-    class Silent(MemoryStore):
+def test_submission_with_a_key_is_rejected_if_the_index_fails(tmp_path):
+    class UnreadableStore(MemoryStore):
         def find_by_idempotency_key(self, key, since):
             raise StoreError("locked")
 
-    world = Rooms(tmp_path, Silent())
+    components = Rooms(tmp_path, UnreadableStore())
 
-    async def play():
-        async with world.server() as service:
+    async def scenario():
+        async with components.server() as service:
             with pytest.raises(UnavailableError, match="locked"):
                 await service.submit(manifest(), KEY)
 
-    asyncio.run(play())
-    assert not world.journals.task_ids()
+    asyncio.run(scenario())
+    assert not components.journals.task_ids()

@@ -1,4 +1,4 @@
-"""The server's view of tasks: taken, let in, handed to runners, followed, cancelled, found again after a restart."""
+"""The task service: submit, schedule, launch, follow, cancel and recover tasks."""
 
 import asyncio
 import contextlib
@@ -24,50 +24,50 @@ async def collect(frames):
     return [frame async for frame in frames]
 
 
-async def until_the_end(frames):
-    """What is heard of all tasks until one has ended."""
-    heard = []
+async def collect_until_end(frames):
+    """Return the events of all tasks until one has ended."""
+    events = []
     async with contextlib.aclosing(frames):
-        while not heard or heard[-1]["type"] != "end":
-            heard.append(await anext(frames))
-    return heard
+        while not events or events[-1]["type"] != "end":
+            events.append(await anext(frames))
+    return events
 
 
-def test_a_check_tells_what_a_submission_would_and_leaves_nothing(world):
-    world.capacity = Resources(8, 16 * GIB, 100 * GIB)
+def test_check_admission_matches_submit_and_has_no_effect(components):
+    components.capacity = Resources(8, 16 * GIB, 100 * GIB)
 
-    async def play():
-        async with world.server() as service:
+    async def scenario():
+        async with components.server() as service:
             await service.check_admission(manifest())
             with pytest.raises(InsufficientResourcesError):
                 await service.check_admission(manifest(vm={"cpus": 9}))
             assert (await service.query(TaskQuery())).total_count == 0
-            assert not world.runners.orders
+            assert not components.runners.orders
             await service.submit(manifest())
             with pytest.raises(DuplicateTaskError):
                 await service.check_admission(manifest())
             await service.check_admission(manifest("task-2"))
-            await world.launched("task-1")
-            world.runners.play("task-1", *TO_RUNNING, *TO_END)
+            await components.launched("task-1")
+            components.runners.play("task-1", *TO_RUNNING, *TO_END)
             await service.wait("task-1", 10)
 
-    asyncio.run(play())
+    asyncio.run(scenario())
 
 
-def test_a_task_is_taken_launched_followed_and_finished(world):
-    async def play():
-        async with world.server() as service:
+def test_task_is_submitted_launched_followed_and_completed(components):
+    async def scenario():
+        async with components.server() as service:
             submitted = await service.submit(manifest())
             assert not submitted.is_replayed
             assert submitted.task.state is TaskState.PENDING
-            await world.launched("task-1")
-            story = asyncio.create_task(collect(service.follow("task-1", after=0)))
-            world.runners.play("task-1", *TO_RUNNING, Output.from_bytes("stdout", b"hello\n"), *TO_END)
-            done = await service.wait("task-1", 10)
-            assert done.state is TaskState.COMPLETED
-            return await story
+            await components.launched("task-1")
+            followed = asyncio.create_task(collect(service.follow("task-1", after=0)))
+            components.runners.play("task-1", *TO_RUNNING, Output.from_bytes("stdout", b"hello\n"), *TO_END)
+            task = await service.wait("task-1", 10)
+            assert task.state is TaskState.COMPLETED
+            return await followed
 
-    frames = asyncio.run(play())
+    frames = asyncio.run(scenario())
     states = [frame["new_state"] for frame in frames if frame["type"] == "state_change"]
     assert states == ["pending", "staging", "provisioning", "ready", "running", "completing", "completed"]
     assert frames[-1]["type"] == "end"
@@ -76,66 +76,66 @@ def test_a_task_is_taken_launched_followed_and_finished(world):
     assert [frame["data"] for frame in frames if frame["type"] == "output"] == ["hello\n"]
 
 
-def test_the_task_is_on_disk_before_the_answer(world):
-    async def play():
-        async with world.server() as service:
+def test_task_is_durable_before_submit_returns(components):
+    async def scenario():
+        async with components.server() as service:
             await service.submit(manifest())
-            return FileJournals(world.data_dir).task_ids(), world.store.load("task-1")
+            return FileJournals(components.data_dir).task_ids(), components.store.load("task-1")
 
-    ids, indexed = asyncio.run(play())
+    ids, indexed = asyncio.run(scenario())
     assert list(ids) == ["task-1"]
     assert indexed.task.id == "task-1"
 
 
-def test_a_task_without_an_id_gets_one(world):
-    async def play():
-        async with world.server() as service:
+def test_task_without_an_id_gets_a_generated_one(components):
+    async def scenario():
+        async with components.server() as service:
             return [(await service.submit(manifest(""))).task.id for _ in range(2)]
 
-    first, second = asyncio.run(play())
+    first, second = asyncio.run(scenario())
     assert first != second
     assert len(first) == 36
 
 
-def test_an_id_is_taken_once(world):
-    async def play():
-        async with world.server() as service:
+def test_duplicate_id_is_rejected(components):
+    async def scenario():
+        async with components.server() as service:
             await service.submit(manifest())
-            with pytest.raises(DuplicateTaskError) as caught:
+            with pytest.raises(DuplicateTaskError) as raised:
                 await service.submit(manifest())
-            together = await asyncio.gather(
+            results = await asyncio.gather(
                 *(service.submit(manifest("task-2")) for _ in range(8)), return_exceptions=True
             )
-            return caught.value.existing.id, [type(each).__name__ for each in together]
+            return raised.value.existing.id, [type(each).__name__ for each in results]
 
-    existing, kinds = asyncio.run(play())
+    existing, kinds = asyncio.run(scenario())
     assert existing == "task-1"
     assert kinds.count("Submission") == 1
 
 
-def test_what_never_fits_is_refused_and_what_does_not_fit_now_waits(world):
-    world.capacity = Resources(8, 100 * GIB, 100 * GIB)
+def test_oversized_task_is_rejected_and_blocked_task_waits(components):
+    components.capacity = Resources(8, 100 * GIB, 100 * GIB)
 
-    async def play():
-        async with world.server() as service:
+    async def scenario():
+        async with components.server() as service:
             with pytest.raises(InsufficientResourcesError, match=r"asks for 9 CPUs \(8 in all\): more than"):
                 await service.submit(manifest("huge", vm={"cpus": 9}))
             await service.submit(manifest("first", vm={"cpus": 8}))
             await service.submit(manifest("second", vm={"cpus": 1}))
-            await world.launched("first")
+            await components.launched("first")
             waiting = await service.status("second")
             assert (waiting.state, waiting.state_message) == (TaskState.PENDING, "Waiting for 1 CPUs (0 free)")
-            world.runners.play("first", *TO_RUNNING, *TO_END)
-            await world.launched("second")
+            components.runners.play("first", *TO_RUNNING, *TO_END)
+            await components.launched("second")
 
-    asyncio.run(play())
+    asyncio.run(scenario())
 
 
-def test_a_waiting_task_is_cancelled_without_a_runner(world):
-    world.capacity = Resources(4, 100 * GIB, 100 * GIB)
+def test_pending_task_is_cancelled_without_a_runner(components):
+    components.capacity = Resources(4, 100 * GIB, 100 * GIB)
 
-    async def play():
-        async with world.server() as service:
+    async def scenario():
+        async with components.server() as service:
             await service.submit(manifest("first"))
             await service.submit(manifest("second"))
             cancelled = await service.cancel("second", reason="not needed", force=False)
@@ -143,144 +143,146 @@ def test_a_waiting_task_is_cancelled_without_a_runner(world):
             assert (await service.wait("second", 10)).state is TaskState.CANCELLED
             with pytest.raises(TaskTerminalError):
                 await service.cancel("second", reason="", force=False)
-            world.runners.play("first", *TO_RUNNING, *TO_END)
+            components.runners.play("first", *TO_RUNNING, *TO_END)
             await service.wait("first", 10)
-        return [order.task_id for order in world.runners.orders]
+        return [order.task_id for order in components.runners.orders]
 
-    assert asyncio.run(play()) == ["first"]
+    assert asyncio.run(scenario()) == ["first"]
 
 
-def test_cancel_reaches_the_runner_and_is_durable_before_the_answer(world):
-    async def play():
-        async with world.server() as service:
-            await world.running(service)
+def test_cancel_is_durable_and_sent_to_the_runner(components):
+    async def scenario():
+        async with components.server() as service:
+            await components.running(service)
             await service.cancel("task-1", reason="why not", force=False)
-            assert replay_task(world.journals, "task-1").task.cancel.reason == "why not"
-            world.runners.play("task-1", AgentExited(143, None, Failure(FailureCode.AGENT_FAILED, "x")), TaskFinished())
+            assert replay_task(components.journals, "task-1").task.cancel.reason == "why not"
+            components.runners.play(
+                "task-1", AgentExited(143, None, Failure(FailureCode.AGENT_FAILED, "x")), TaskFinished()
+            )
             return (await service.wait("task-1", 10)).state
 
-    assert asyncio.run(play()) is TaskState.CANCELLED
+    assert asyncio.run(scenario()) is TaskState.CANCELLED
 
 
-def test_a_server_that_comes_back_goes_on_with_everything(world):
-    world.capacity = Resources(8, 100 * GIB, 100 * GIB)
+def test_restarted_server_resumes_all_tasks(components):
+    components.capacity = Resources(8, 100 * GIB, 100 * GIB)
 
     async def before():
-        async with world.server() as service:
+        async with components.server() as service:
             for name in ("running", "cancelled-late", "waiting"):
                 await service.submit(manifest(name, vm={"cpus": 4}))
-            await world.launched("running")
-            world.runners.play("running", *TO_RUNNING, Output.from_bytes("stdout", b"1\n"))
-            await world.until(service, "running", TaskState.RUNNING)
+            await components.launched("running")
+            components.runners.play("running", *TO_RUNNING, Output.from_bytes("stdout", b"1\n"))
+            await components.until(service, "running", TaskState.RUNNING)
 
     async def after():
-        async with world.server() as service:
-            world.runners.play("running", Output.from_bytes("stdout", b"2\n"), *TO_END)
+        async with components.server() as service:
+            components.runners.play("running", Output.from_bytes("stdout", b"2\n"), *TO_END)
             await service.wait("running", 10)
-            await world.launched("waiting")
+            await components.launched("waiting")
             return await collect(service.follow("running", after=0))
 
     asyncio.run(before())
-    world.runners.play("cancelled-late", AttemptFailed(Failure(FailureCode.CLONE_FAILED, "no")), TaskFinished())
+    components.runners.play("cancelled-late", AttemptFailed(Failure(FailureCode.CLONE_FAILED, "no")), TaskFinished())
     frames = asyncio.run(after())
     assert [frame["data"] for frame in frames if frame["type"] == "output"] == ["1\n", "2\n"]
-    *together, last = [order.task_id for order in world.runners.orders]
-    assert (sorted(together), last) == (["cancelled-late", "running"], "waiting")
-    assert world.store.load("cancelled-late").task.state is TaskState.FAILED
+    *results, last = [order.task_id for order in components.runners.orders]
+    assert (sorted(results), last) == (["cancelled-late", "running"], "waiting")
+    assert components.store.load("cancelled-late").task.state is TaskState.FAILED
 
 
-def test_a_lost_index_is_made_again_from_the_journals(world):
+def test_lost_index_is_rebuilt_from_the_journals(components):
     async def before():
-        async with world.server() as service:
+        async with components.server() as service:
             await service.submit(manifest())
-            await world.launched("task-1")
-            world.runners.play("task-1", *TO_RUNNING, *TO_END)
+            await components.launched("task-1")
+            components.runners.play("task-1", *TO_RUNNING, *TO_END)
             await service.wait("task-1", 10)
 
     async def after():
-        async with world.server() as service:
+        async with components.server() as service:
             return (await service.status("task-1")).state, (await service.query(TaskQuery())).total_count
 
     asyncio.run(before())
-    world.store = MemoryStore()
+    components.store = MemoryStore()
     assert asyncio.run(after()) == (TaskState.COMPLETED, 1)
 
 
-def test_the_death_of_a_runner_is_found_and_a_finisher_started(world):
-    async def play():
-        async with world.server() as service:
+def test_lost_runner_is_detected_and_a_finisher_launched(components):
+    async def scenario():
+        async with components.server() as service:
             await service.submit(manifest())
-            await world.launched("task-1")
-            world.runners.play("task-1", *TO_RUNNING)
-            world.runners.die("task-1")
-            await world.launched("task-1", 2)
-            assert [order.finish for order in world.runners.orders] == [False, True]
-            assert len({order.attempt_id for order in world.runners.orders}) == 1
+            await components.launched("task-1")
+            components.runners.play("task-1", *TO_RUNNING)
+            components.runners.die("task-1")
+            await components.launched("task-1", 2)
+            assert [order.finish for order in components.runners.orders] == [False, True]
+            assert len({order.attempt_id for order in components.runners.orders}) == 1
             lost = Failure(FailureCode.RUNNER_LOST, "lost")
-            world.runners.play("task-1", AgentExited(None, None, lost), TaskFinished())
+            components.runners.play("task-1", AgentExited(None, None, lost), TaskFinished())
             return await service.wait("task-1", 10)
 
-    assert asyncio.run(play()).failure.code == "runner_lost"
+    assert asyncio.run(scenario()).failure.code == "runner_lost"
 
 
-def test_when_finishers_die_too_the_task_still_ends(world, monkeypatch):
+def test_task_ends_after_all_finishers_die(components, monkeypatch):
     monkeypatch.setattr("sandbox.server.tracked_task.FINISHER_BACKOFF_SECONDS", 0.0)
 
-    async def play():
-        async with world.server() as service:
+    async def scenario():
+        async with components.server() as service:
             await service.submit(manifest())
-            await world.launched("task-1")
-            world.runners.play("task-1", *TO_RUNNING[:1])
-            await world.lose("task-1", 1 + FINISHERS_MAX)
+            await components.launched("task-1")
+            components.runners.play("task-1", *TO_RUNNING[:1])
+            await components.lose("task-1", 1 + FINISHERS_MAX)
             return await service.wait("task-1", 20)
 
-    assert asyncio.run(play()).failure.code == "runner_lost"
+    assert asyncio.run(scenario()).failure.code == "runner_lost"
 
 
-def test_cancel_of_a_task_whose_runner_is_dead_is_kept(world):
-    async def play():
-        async with world.server() as service:
-            await world.running(service)
-            world.runners.die("task-1")
+def test_cancel_of_a_task_with_a_dead_runner_is_recorded(components):
+    async def scenario():
+        async with components.server() as service:
+            await components.running(service)
+            components.runners.die("task-1")
             await service.cancel("task-1", reason="", force=False)
-            await world.launched("task-1", 2)
+            await components.launched("task-1", 2)
             lost = Failure(FailureCode.RUNNER_LOST, "lost")
-            world.runners.play("task-1", AgentExited(None, None, lost), TaskFinished())
+            components.runners.play("task-1", AgentExited(None, None, lost), TaskFinished())
             return (await service.wait("task-1", 10)).state
 
-    assert asyncio.run(play()) is TaskState.CANCELLED
+    assert asyncio.run(scenario()) is TaskState.CANCELLED
 
 
-def test_a_runner_that_cannot_be_started_fails_the_task(world):
-    world.runners.refuses = True
+def test_failing_launch_fails_the_task(components):
+    components.runners.refuses = True
 
-    async def play():
-        async with world.server() as service:
+    async def scenario():
+        async with components.server() as service:
             await service.submit(manifest())
             return await service.wait("task-1", 10)
 
-    failed = asyncio.run(play())
+    failed = asyncio.run(scenario())
     assert failed.failure.code == "internal_error"
     assert "no more processes" in failed.failure.message
 
 
-def test_nothing_is_taken_while_nothing_could_run(world):
-    world.blockers = ("There is no key for the model.",)
+def test_submit_is_rejected_while_the_server_is_not_ready(components):
+    components.blockers = ("There is no key for the model.",)
 
-    async def play():
-        async with world.server() as service:
+    async def scenario():
+        async with components.server() as service:
             health = await service.health()
             assert not health.is_ready
             with pytest.raises(UnavailableError, match="no key"):
                 await service.submit(manifest())
 
-    asyncio.run(play())
-    assert not world.journals.task_ids()
+    asyncio.run(scenario())
+    assert not components.journals.task_ids()
 
 
-def test_an_unknown_task_is_not_found_anywhere(world):
-    async def play():
-        async with world.server() as service:
+def test_unknown_task_raises_not_found(components):
+    async def scenario():
+        async with components.server() as service:
             for call in (
                 service.status("nope"),
                 service.cancel("nope", reason="", force=False),
@@ -292,16 +294,16 @@ def test_an_unknown_task_is_not_found_anywhere(world):
                 with pytest.raises(TaskNotFoundError):
                     await call
 
-    asyncio.run(play())
+    asyncio.run(scenario())
 
 
-def test_who_follows_in_the_instant_of_acceptance_hears_all_of_it(world):
-    """Between its place in the index and its follower a task is for a moment known, and followed by nobody."""
+def test_follow_during_submit_gets_every_event(components):
+    """A task is in the index for a moment before its journal is tailed."""
 
-    async def play():
-        async with world.server() as service:
-            register, is_indexed, may_go_on = service.dependencies.submissions, threading.Event(), threading.Event()
-            add = register.add
+    async def scenario():
+        async with components.server() as service:
+            submissions, is_indexed, may_go_on = service.dependencies.submissions, threading.Event(), threading.Event()
+            add = submissions.add
 
             def add_slowly(*args):
                 added = add(*args)
@@ -309,132 +311,132 @@ def test_who_follows_in_the_instant_of_acceptance_hears_all_of_it(world):
                 assert may_go_on.wait(10)
                 return added
 
-            register.add = add_slowly
+            submissions.add = add_slowly
             submitting = asyncio.create_task(service.submit(manifest()))
             await asyncio.to_thread(is_indexed.wait, 10)
-            told = asyncio.create_task(collect(service.follow("task-1", after=0)))
+            following = asyncio.create_task(collect(service.follow("task-1", after=0)))
             await asyncio.sleep(0.1)
             may_go_on.set()
             await submitting
-            await world.launched("task-1")
-            world.runners.play("task-1", *TO_RUNNING, *TO_END)
-            return await asyncio.wait_for(told, 10)
+            await components.launched("task-1")
+            components.runners.play("task-1", *TO_RUNNING, *TO_END)
+            return await asyncio.wait_for(following, 10)
 
-    told = asyncio.run(play())
-    assert told[-1]["type"] == "end"
-    assert [one["seq"] for one in told] == sorted({one["seq"] for one in told})
+    events = asyncio.run(scenario())
+    assert events[-1]["type"] == "end"
+    assert [event["seq"] for event in events] == sorted({event["seq"] for event in events})
 
 
-def test_drains_and_their_undoing_may_come_at_once(world):
-    async def play():
-        async with world.server() as service:
+def test_concurrent_drain_and_undo_are_consistent(components):
+    async def scenario():
+        async with components.server() as service:
             await asyncio.gather(*(service.drain() for _ in range(50)), *(service.undo_drain() for _ in range(50)))
             assert (await service.undo_drain()).since is None
             assert (await service.drain()).since is not None
 
-    asyncio.run(play())
+    asyncio.run(scenario())
 
 
-def test_who_follows_from_now_gets_the_present_state_first(world):
-    async def play():
-        async with world.server() as service:
+def test_follow_from_now_starts_with_the_current_state(components):
+    async def scenario():
+        async with components.server() as service:
             await service.submit(manifest())
-            await world.launched("task-1")
-            world.runners.play("task-1", *TO_RUNNING, Output.from_bytes("stdout", b"old\n"))
+            await components.launched("task-1")
+            components.runners.play("task-1", *TO_RUNNING, Output.from_bytes("stdout", b"old\n"))
             async with asyncio.timeout(10):
                 while (await service.status("task-1")).last_seq < 6:
                     await asyncio.sleep(0.005)
-            follower = service.follow("task-1")
-            first = await anext(follower)
-            world.runners.play("task-1", Output.from_bytes("stdout", b"new\n"), *TO_END)
-            return first, await collect(follower)
+            stream = service.follow("task-1")
+            first = await anext(stream)
+            components.runners.play("task-1", Output.from_bytes("stdout", b"new\n"), *TO_END)
+            return first, await collect(stream)
 
-    first, rest = asyncio.run(play())
+    first, rest = asyncio.run(scenario())
     assert (first["previous_state"], first["new_state"]) == (None, "running")
     assert [frame["data"] for frame in rest if frame["type"] == "output"] == ["new\n"]
     assert rest[-1]["type"] == "end"
 
 
-def test_who_follows_all_tasks_hears_of_each(world):
-    async def play():
-        async with world.server() as service:
-            heard = []
+def test_follow_all_streams_every_task(components):
+    async def scenario():
+        async with components.server() as service:
+            events = []
             frames = service.follow_all()
-            listening = asyncio.create_task(anext(frames))
+            next_frame = asyncio.create_task(anext(frames))
             await asyncio.sleep(0)
             for name in ("a", "b"):
                 await service.submit(manifest(name))
-            heard.append(await listening)
+            events.append(await next_frame)
             for name in ("a", "b"):
-                await world.launched(name)
-                world.runners.play(name, *TO_RUNNING, *TO_END)
+                await components.launched(name)
+                components.runners.play(name, *TO_RUNNING, *TO_END)
             async with asyncio.timeout(10):
-                while sum(frame["type"] == "end" for frame in heard) < 2:
-                    heard.append(await anext(frames))
+                while sum(frame["type"] == "end" for frame in events) < 2:
+                    events.append(await anext(frames))
             await frames.aclose()
-            return heard
+            return events
 
-    heard = asyncio.run(play())
-    assert {frame["task_id"] for frame in heard} == {"a", "b"}
+    events = asyncio.run(scenario())
+    assert {frame["task_id"] for frame in events} == {"a", "b"}
 
 
-def test_an_index_that_is_ahead_of_its_journal_is_read_anew(world):
-    """As after a power loss: the journal lost its last records, the index did not."""
+def test_index_ahead_of_its_journal_is_reloaded(components):
+    """As after a power loss: the journal lost its last records and the index did not."""
 
     async def before():
-        async with world.server() as service:
-            await world.running(service)
+        async with components.server() as service:
+            await components.running(service)
 
     async def after():
-        async with world.server() as service:
-            await world.launched("task-1", 2)
+        async with components.server() as service:
+            await components.launched("task-1", 2)
             return (await service.status("task-1")).state
 
     asyncio.run(before())
-    world.runners.die("task-1")
-    records = world.data_dir / "tasks/task-1/journal/records"
+    components.runners.die("task-1")
+    records = components.data_dir / "tasks/task-1/journal/records"
     records.write_bytes(b"".join(records.read_bytes().splitlines(keepends=True)[:3]))
     assert asyncio.run(after()) is TaskState.PROVISIONING
 
 
-def test_who_follows_all_tasks_hears_the_end_of_one_whose_journal_lost_its_last_records(world, caplog):
-    """What the finisher writes has numbers that the index knew of records that are gone."""
+def test_follow_all_streams_the_end_of_a_truncated_journal(components, caplog):
+    """The finisher reuses the sequence numbers of the lost records."""
     caplog.set_level("INFO", "sandbox.server.journal_tailer")
 
     async def before():
-        async with world.server() as service:
-            await world.running(service)
+        async with components.server() as service:
+            await components.running(service)
 
     async def after():
-        async with world.server() as service:
-            heard = asyncio.create_task(until_the_end(service.follow_all()))
-            await world.launched("task-1", 2)
+        async with components.server() as service:
+            events = asyncio.create_task(collect_until_end(service.follow_all()))
+            await components.launched("task-1", 2)
             caplog.clear()
-            world.runners.play("task-1", AttemptFailed(Failure(FailureCode.HOST_LOST, "lost")), TaskFinished())
-            return await asyncio.wait_for(heard, 10)
+            components.runners.play("task-1", AttemptFailed(Failure(FailureCode.HOST_LOST, "lost")), TaskFinished())
+            return await asyncio.wait_for(events, 10)
 
     asyncio.run(before())
-    world.runners.die("task-1")
-    records = world.data_dir / "tasks/task-1/journal/records"
+    components.runners.die("task-1")
+    records = components.data_dir / "tasks/task-1/journal/records"
     records.write_bytes(b"".join(records.read_bytes().splitlines(keepends=True)[:3]))
-    heard = asyncio.run(after())
-    assert [frame["new_state"] for frame in heard if frame["type"] == "state_change"] == ["failed"]
-    assert [frame["seq"] for frame in heard] == sorted({frame["seq"] for frame in heard})
+    events = asyncio.run(after())
+    assert [frame["new_state"] for frame in events if frame["type"] == "state_change"] == ["failed"]
+    assert [frame["seq"] for frame in events] == sorted({frame["seq"] for frame in events})
     assert "Task task-1 is failed" in caplog.messages
 
 
-def test_one_damaged_journal_does_not_keep_the_server_from_starting(world):
-    world.capacity = Resources(4, 100 * GIB, 100 * GIB)
+def test_damaged_journal_does_not_block_the_server_start(components):
+    components.capacity = Resources(4, 100 * GIB, 100 * GIB)
 
     async def before():
-        async with world.server() as service:
+        async with components.server() as service:
             for name in ("first", "damaged", "last"):
                 await service.submit(manifest(name))
 
     async def after():
-        async with world.server() as service:
+        async with components.server() as service:
             return (await service.status("damaged")).state, (await service.query(TaskQuery())).total_count
 
     asyncio.run(before())
-    (world.data_dir / "tasks/damaged/journal/records").write_bytes(b"00000000 {}\n00000000 {}\n")
+    (components.data_dir / "tasks/damaged/journal/records").write_bytes(b"00000000 {}\n00000000 {}\n")
     assert asyncio.run(after()) == (TaskState.PENDING, 3)

@@ -1,4 +1,4 @@
-"""A day passes in seconds: what a server has of tasks that are over is what it was told to keep, and no more."""
+"""A simulated day of tasks: the server keeps only the ended tasks within its retention."""
 
 import asyncio
 from datetime import timedelta
@@ -13,55 +13,55 @@ from sandbox.model.task_state import TaskState
 from sandbox.server.maintenance.compaction import JournalCompactor
 from sandbox.store.sqlite import SqliteStore
 
-PACE, HOURS_KEPT = timedelta(minutes=15), 6
-A_DAY = int(timedelta(hours=24) / PACE)
-KEPT = int(timedelta(hours=HOURS_KEPT) / PACE)
-PLAIN = int(timedelta(hours=1) / PACE)
+INTERVAL, RETENTION_HOURS = timedelta(minutes=15), 6
+TASKS_PER_DAY = int(timedelta(hours=24) / INTERVAL)
+RETAINED = int(timedelta(hours=RETENTION_HOURS) / INTERVAL)
+UNCOMPRESSED = int(timedelta(hours=1) / INTERVAL)
 
 
 @pytest.fixture
-def world(tmp_path):
-    made = Rooms(tmp_path, SqliteStore(tmp_path / "index.sqlite"))
-    yield made
-    made.store.close()
+def components(tmp_path):
+    instance = Rooms(tmp_path, SqliteStore(tmp_path / "index.sqlite"))
+    yield instance
+    instance.store.close()
 
 
-def files_of(world, name):
-    return len(list(world.data_dir.glob(f"tasks/*/journal/{name}")))
+def files_of(components, name):
+    return len(list(components.data_dir.glob(f"tasks/*/journal/{name}")))
 
 
-async def held(service):
-    """Descriptors and tasks of the event loop, once nobody is followed any more."""
+async def open_resources(service):
+    """Return the numbers of descriptors and asyncio tasks once no journal is tailed."""
     async with asyncio.timeout(10):
         while service.dependencies.journal_tailer.tracked_tasks:
             await asyncio.sleep(0.005)
     return len(list(Path("/proc/self/fd").iterdir())), len(asyncio.all_tasks())
 
 
-def test_a_day_of_tasks_leaves_what_is_kept_and_nothing_else(world):
-    async def live(service, packing, number):
+def test_day_of_tasks_leaves_only_retained_tasks(components):
+    async def run_task(service, compactor, number):
         task_id = f"task-{number}"
         await service.submit(manifest(task_id))
-        await world.launched(task_id)
-        world.runners.play(task_id, *TO_RUNNING, *TO_END)
-        await world.until(service, task_id, TaskState.COMPLETED)
-        world.runners.orders.clear()
-        world.clock.set_back -= PACE
-        await packing.sweep()
-        await service.prune(Retention(older_than_seconds=HOURS_KEPT * 3600), dry_run=False)
+        await components.launched(task_id)
+        components.runners.play(task_id, *TO_RUNNING, *TO_END)
+        await components.until(service, task_id, TaskState.COMPLETED)
+        components.runners.orders.clear()
+        components.clock.set_back -= INTERVAL
+        await compactor.sweep()
+        await service.prune(Retention(older_than_seconds=RETENTION_HOURS * 3600), dry_run=False)
 
-    async def play():
-        async with world.server() as service:
-            packing = JournalCompactor(world.journals, world.store, world.clock)
-            for number in range(KEPT + 1):
-                await live(service, packing, number)
-            early = await held(service)
-            for number in range(KEPT + 1, A_DAY):
-                await live(service, packing, number)
-            assert await held(service) <= early
-            return len(world.store.task_ids())
+    async def scenario():
+        async with components.server() as service:
+            compactor = JournalCompactor(components.journals, components.store, components.clock)
+            for number in range(RETAINED + 1):
+                await run_task(service, compactor, number)
+            baseline = await open_resources(service)
+            for number in range(RETAINED + 1, TASKS_PER_DAY):
+                await run_task(service, compactor, number)
+            assert await open_resources(service) <= baseline
+            return len(components.store.task_ids())
 
-    kept = asyncio.run(play())
-    assert KEPT - 1 <= kept <= KEPT + 1
-    assert len(list((world.data_dir / "tasks").iterdir())) == kept
-    assert files_of(world, "records") <= PLAIN + 1
+    stored_count = asyncio.run(scenario())
+    assert RETAINED - 1 <= stored_count <= RETAINED + 1
+    assert len(list((components.data_dir / "tasks").iterdir())) == stored_count
+    assert files_of(components, "records") <= UNCOMPRESSED + 1

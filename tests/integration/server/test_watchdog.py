@@ -1,4 +1,4 @@
-"""A runner that is stopped holds its journal's lock for ever; it is asked, and killed when it never answers."""
+"""A stopped runner holds the lock of its journal forever; the watchdog pings it and kills it."""
 
 import asyncio
 import contextlib
@@ -26,36 +26,36 @@ RUNNER = "sandbox.bootstrap.runner"
 
 @pytest.fixture
 def journals(tmp_path):
-    made = FileJournals(tmp_path)
-    made.create("task-1").close()
-    return made
+    instance = FileJournals(tmp_path)
+    instance.create("task-1").close()
+    return instance
 
 
 @pytest.fixture
 def process():
-    """Starts a program; all end with the test."""
-    started = []
+    """Start Python processes; kill them at the end of the test."""
+    children = []
 
-    def start(*words, pass_fds=()):
-        started.append(subprocess.Popen([sys.executable, "-c", *words], pass_fds=pass_fds))
-        return started[-1]
+    def start(*arguments, pass_fds=()):
+        children.append(subprocess.Popen([sys.executable, "-c", *arguments], pass_fds=pass_fds))
+        return children[-1]
 
     yield start
-    for one in started:
-        one.kill()
-        one.wait()
+    for child in children:
+        child.kill()
+        child.wait()
 
 
-def hold(journals, process, *words):
-    """As a server does: the lock goes with the process that it starts."""
+def hold(journals, process, *arguments):
+    """Start a process that inherits the lock, as a server does."""
     writer = journals.open("task-1")
-    holder = process("import time; time.sleep(600)", *words, pass_fds=(writer.lock_fd,))
+    holder = process("import time; time.sleep(600)", *arguments, pass_fds=(writer.lock_fd,))
     writer.close()
     return holder
 
 
 @pytest.mark.parametrize("module", [RUNNER, "sandbox.wiring.runner"])
-def test_a_stopped_runner_of_this_or_an_earlier_version_is_killed_and_the_lock_is_free(journals, process, module):
+def test_stopped_runner_is_killed_and_its_lock_released(journals, process, module):
     runner = hold(journals, process, module)
     assert processes.stop(runner.pid)
     assert journals.is_locked("task-1")
@@ -64,21 +64,21 @@ def test_a_stopped_runner_of_this_or_an_earlier_version_is_killed_and_the_lock_i
     assert not journals.is_locked("task-1")
 
 
-def test_nobody_else_is_killed(journals, process, tmp_path):
-    """Not a runner of another task, not who only looks, not who holds the lock and is no runner, and not oneself."""
+def test_other_processes_are_not_killed(journals, process, tmp_path):
+    """Not another task's runner, a process with the file open, a lock holder that is not a runner, or the caller."""
     journals.create("task-2").close()
     lock = tmp_path / "tasks" / "task-1" / "journal" / "lock"
-    looks_on = process(f"import time; file = open({str(lock)!r}); time.sleep(600)", RUNNER)
-    mends = hold(journals, process)
+    observer = process(f"import time; file = open({str(lock)!r}); time.sleep(600)", RUNNER)
+    other_holder = hold(journals, process)
     assert not journals.kill_lock_holder("task-1")
     assert not journals.kill_lock_holder("task-2")
-    mends.kill()
-    mends.wait()
+    other_holder.kill()
+    other_holder.wait()
     until(lambda: not journals.is_locked("task-1"), what="the lock to be free")
     writer = journals.open("task-1")
     assert not journals.kill_lock_holder("task-1")
     writer.close()
-    assert looks_on.poll() is None
+    assert observer.poll() is None
 
 
 OVERLAY = """
@@ -96,11 +96,11 @@ from sandbox.journal.journals import FileJournals
 
 journals = FileJournals(Path(sys.argv[1]))
 lock = journals.create("task-1")
-argv = [sys.executable, "-c", "import time; print('begun', flush=True); time.sleep(600)", {RUNNER!r}]
+argv = [sys.executable, "-c", "import time; print('started', flush=True); time.sleep(600)", {RUNNER!r}]
 runner = subprocess.Popen(argv, pass_fds=(lock.lock_fd,), stdout=subprocess.PIPE)
 lock.close()
 try:
-    assert runner.stdout.readline()  # until a program has begun its arguments cannot be read
+    assert runner.stdout.readline()  # the arguments can be read only after exec
     assert journals.kill_lock_holder("task-1")
     assert runner.wait(20) == -9
 finally:
@@ -109,13 +109,13 @@ finally:
 """
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts file systems")
-def test_a_runner_is_found_where_files_and_locks_have_different_devices(tmp_path):
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount")
+def test_runner_is_found_on_an_overlay_file_system(tmp_path):
     for name in ("lower", "upper", "data"):
         (tmp_path / name).mkdir()
     argv = ["unshare", "--mount", "sh", "-c", OVERLAY, "sh", str(tmp_path), sys.executable, EVICTION]
-    done = subprocess.run(argv, check=False, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
+    result = subprocess.run(argv, check=False, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stderr
 
 
 LISTENER = """
@@ -131,19 +131,19 @@ while True:
 """
 
 
-def test_a_stopped_runner_does_not_answer_and_a_waking_one_does(process, tmp_path, monkeypatch):
+def test_stopped_runner_is_unresponsive_until_continued(process, tmp_path, monkeypatch):
     monkeypatch.setattr("sandbox.placements.local.runner_client.CONTROL_SECONDS", 1.0)
     path, runners = runner_socket(tmp_path, "abcdefghijkl"), UnixRunnerClient(tmp_path)
     runner = process(LISTENER, str(path))
     until(lambda: path.exists() and asyncio.run(runners.is_responsive("abcdefghijkl")), what="the runner to listen")
     os.kill(runner.pid, signal.SIGSTOP)
-    until(lambda: not asyncio.run(runners.is_responsive("abcdefghijkl")), what="silence")
+    until(lambda: not asyncio.run(runners.is_responsive("abcdefghijkl")), what="no response")
     os.kill(runner.pid, signal.SIGCONT)
-    until(lambda: asyncio.run(runners.is_responsive("abcdefghijkl")), what="an answer")
+    until(lambda: asyncio.run(runners.is_responsive("abcdefghijkl")), what="a response")
 
 
-def test_a_stopped_runner_does_not_answer_however_many_wait_for_it(process, tmp_path, monkeypatch):
-    """Past its backlog a connection seems to be made, and what is written to it fails."""
+def test_stopped_runner_with_a_full_backlog_is_unresponsive(process, tmp_path, monkeypatch):
+    """With a full backlog, the connection seems established and writes fail."""
     monkeypatch.setattr("sandbox.placements.local.runner_client.CONTROL_SECONDS", 1.0)
     path, runners = runner_socket(tmp_path, "abcdefghijkl"), UnixRunnerClient(tmp_path)
     runner = process(LISTENER, str(path))
@@ -151,94 +151,96 @@ def test_a_stopped_runner_does_not_answer_however_many_wait_for_it(process, tmp_
     os.kill(runner.pid, signal.SIGSTOP)
     with contextlib.ExitStack() as waiting:
         while True:
-            caller = waiting.enter_context(socket.socket(socket.AF_UNIX))
-            caller.setblocking(False)
-            if caller.connect_ex(str(path)) == errno.EAGAIN:
+            client = waiting.enter_context(socket.socket(socket.AF_UNIX))
+            client.setblocking(False)
+            if client.connect_ex(str(path)) == errno.EAGAIN:
                 break
         assert not asyncio.run(runners.is_responsive("abcdefghijkl"))
 
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])
-def test_a_runner_is_not_blamed_for_what_the_server_lacks_to_ask_it(tmp_path, monkeypatch, number):
-    async def refuse(*_):
+def test_missing_server_descriptors_do_not_count_as_unresponsive(tmp_path, monkeypatch, number):
+    async def raise_error(*_):
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr("asyncio.open_unix_connection", refuse)
+    monkeypatch.setattr("asyncio.open_unix_connection", raise_error)
     assert asyncio.run(UnixRunnerClient(tmp_path).is_responsive("abcdefghijkl"))
 
 
-def test_where_nobody_listens_any_more_nobody_is_blamed(tmp_path):
-    with socket.socket(socket.AF_UNIX) as ear:
-        ear.bind(str(runner_socket(tmp_path, "abcdefghijkl")))
+def test_refused_connection_does_not_count_as_unresponsive(tmp_path):
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(runner_socket(tmp_path, "abcdefghijkl")))
     assert asyncio.run(UnixRunnerClient(tmp_path).is_responsive("abcdefghijkl"))
 
 
-def test_where_there_is_no_socket_nobody_is_blamed(tmp_path):
+def test_missing_socket_does_not_count_as_unresponsive(tmp_path):
     assert asyncio.run(UnixRunnerClient(tmp_path).is_responsive("abcdefghijkl"))
 
 
 @pytest.fixture
-def world(tmp_path, monkeypatch):
+def components(tmp_path, monkeypatch):
     monkeypatch.setattr("sandbox.server.journal_tailer.LOSS_CHECK_SECONDS", 0.01)
     monkeypatch.setattr("sandbox.server.watchdog.RUNNER_SILENCE_SECONDS", 0.02)
-    made = Rooms(tmp_path, SqliteStore(tmp_path / "index.sqlite"))
-    yield made
-    for task_id in list(made.runners.recorders):
-        made.runners.die(task_id)
+    instance = Rooms(tmp_path, SqliteStore(tmp_path / "index.sqlite"))
+    yield instance
+    for task_id in list(instance.runners.recorders):
+        instance.runners.die(task_id)
 
 
-def play(world, answers, *, until_asked):
-    """How often it was asked by the time it was evicted, and whether it was."""
-    asked, evicted = [], []
+def run_unresponsive(components, is_responsive, *, pings_min):
+    """Return how many pings preceded the eviction of a runner whose responses `is_responsive` determines."""
+    pings, evicted = [], []
 
-    async def answer(attempt_id):
-        asked.append(attempt_id)
-        return answers(len(asked))
+    async def ping(attempt_id):
+        pings.append(attempt_id)
+        return is_responsive(len(pings))
 
     def evict(task_id):
-        evicted.append(len(asked))
-        world.runners.die(task_id)
+        evicted.append(len(pings))
+        components.runners.die(task_id)
         return True
 
-    async def story():
-        world.runners.is_responsive, world.journals.kill_lock_holder = answer, evict
-        async with world.server() as service:
+    async def scenario():
+        components.runners.is_responsive, components.journals.kill_lock_holder = ping, evict
+        async with components.server() as service:
             await service.submit(manifest("task-1"))
-            await world.launched("task-1")
+            await components.launched("task-1")
             deadline = time.monotonic() + 20
-            while len(asked) < until_asked and not evicted and time.monotonic() < deadline:
+            while len(pings) < pings_min and not evicted and time.monotonic() < deadline:
                 await asyncio.sleep(0.01)
             if evicted:
-                await world.launched("task-1", 2)
+                await components.launched("task-1", 2)
             return evicted
 
-    return asyncio.run(story())
+    return asyncio.run(scenario())
 
 
-def test_a_silent_runner_that_does_not_answer_five_times_is_killed_and_its_task_goes_on(world):
-    assert play(world, lambda _: False, until_asked=20) == [5]
+def test_runner_is_killed_after_five_unanswered_pings(components):
+    assert run_unresponsive(components, lambda _: False, pings_min=20) == [5]
 
 
-def test_one_that_answers_now_and_then_works_and_is_left_alone(world):
-    assert play(world, lambda number: number % 5 == 0, until_asked=23) == []
+def test_runner_that_responds_occasionally_is_not_killed(components):
+    assert run_unresponsive(components, lambda number: number % 5 == 0, pings_min=23) == []
 
 
-def test_a_silent_runner_that_is_not_found_is_told_once(world, caplog):
-    asked = []
+def test_unresponsive_runner_that_is_not_found_is_logged_once(components, caplog):
+    pings = []
 
-    async def answer(attempt_id):
-        asked.append(attempt_id)
+    async def ping(attempt_id):
+        pings.append(attempt_id)
         return False
 
-    async def story():
-        world.runners.is_responsive, world.journals.kill_lock_holder = answer, lambda _: False
-        async with world.server() as service:
+    async def scenario():
+        components.runners.is_responsive, components.journals.kill_lock_holder = ping, lambda _: False
+        async with components.server() as service:
             await service.submit(manifest("task-1"))
-            await world.launched("task-1")
+            await components.launched("task-1")
             deadline = time.monotonic() + 20
-            while len(asked) < 9 and time.monotonic() < deadline:
+            while len(pings) < 9 and time.monotonic() < deadline:
                 await asyncio.sleep(0.01)
 
-    asyncio.run(story())
-    told = [record.message for record in caplog.records if record.name == "sandbox.server.watchdog"]
-    assert told == [f"The runner of attempt {asked[0]} did not answer 5 times: not killed, no runner holds its journal"]
+    asyncio.run(scenario())
+    messages = [record.message for record in caplog.records if record.name == "sandbox.server.watchdog"]
+    assert messages == [
+        f"The runner of attempt {pings[0]} did not answer 5 times: not killed, no runner holds its journal"
+    ]

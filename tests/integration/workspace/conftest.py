@@ -1,4 +1,4 @@
-"""A git server with one repository, and an attempt that is staged from it."""
+"""A git server with one repository, and an attempt whose workspace is cloned from it."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -10,53 +10,53 @@ from doubles.git_http_server import GitHttpServer
 from doubles.workspace_fixture import House, Upstream
 from sandbox.workspace.files import Entry, RootedFiles
 
-MakeHouse = Callable[..., House]
-Housed = Callable[[Upstream], House]
+MakeEnv = Callable[..., House]
+ServeUpstream = Callable[[Upstream], House]
 
 
 @pytest.fixture
-def housed(tmp_path: Path) -> Iterator[Housed]:
-    """Serves the repository to a house of the test's own."""
+def serve_upstream(tmp_path: Path) -> Iterator[ServeUpstream]:
+    """Serves the repository to an environment of the test."""
     with ExitStack() as stack:
 
         def make(upstream: Upstream) -> House:
             server = stack.enter_context(GitHttpServer(upstream.bare.parent).serving())
-            house = House(upstream, server, tmp_path / "server-user.gitconfig", tmp_path)
-            house.configure(f'[url "{server.url}"]\n\tinsteadOf = https://git.example/')
-            return house
+            env = House(upstream, server, tmp_path / "server-user.gitconfig", tmp_path)
+            env.configure(f'[url "{server.url}"]\n\tinsteadOf = https://git.example/')
+            return env
 
         yield make
 
 
 @pytest.fixture
-def make_house(housed: Housed, tmp_path: Path) -> MakeHouse:
-    """Makes the house; the options go to `git init` of the repository that is served."""
-    return lambda *options: housed(Upstream.empty(tmp_path / "upstream", *options))
+def make_env(serve_upstream: ServeUpstream, tmp_path: Path) -> MakeEnv:
+    """Creates an environment; the options go to `git init` of the served repository."""
+    return lambda *options: serve_upstream(Upstream.empty(tmp_path / "upstream", *options))
 
 
 @pytest.fixture(scope="session")
 def first_commit(tmp_path_factory: pytest.TempPathFactory) -> Upstream:
-    """A repository with a first commit, to be copied: eight runs of git are spared."""
+    """A repository with a first commit; a copy of it saves eight runs of git."""
     upstream = Upstream.empty(tmp_path_factory.mktemp("first commit"))
     upstream.commit({"README.md": b"# Demo\n", "src/app.py": b"print(1)\n", "src/lib.py": b"x = 1\n" * 40})
     return upstream
 
 
 @pytest.fixture
-def house(housed: Housed, first_commit: Upstream, tmp_path: Path) -> House:
-    """A house with a first commit."""
-    return housed(first_commit.copy_to(tmp_path / "upstream"))
+def env(serve_upstream: ServeUpstream, first_commit: Upstream, tmp_path: Path) -> House:
+    """An environment whose repository has a first commit."""
+    return serve_upstream(first_commit.copy_to(tmp_path / "upstream"))
 
 
 @pytest.fixture
-def searched(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
-    """The directories of a workspace that were listed, in their order."""
+def listed_directories(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """The listed directories of a workspace, in order."""
     listed = []
     entries = RootedFiles.entries
 
-    def note(self: RootedFiles, path: bytes) -> list[Entry]:
+    def record_entries(self: RootedFiles, path: bytes) -> list[Entry]:
         listed.append(path)
         return entries(self, path)
 
-    monkeypatch.setattr(RootedFiles, "entries", note)
+    monkeypatch.setattr(RootedFiles, "entries", record_entries)
     return listed

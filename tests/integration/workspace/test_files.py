@@ -1,4 +1,4 @@
-"""Whatever is put in the place of a file after it was looked at, nothing outside is opened and nobody waits."""
+"""Files replaced between check and open: no access outside the root, and no blocking."""
 
 import os
 import threading
@@ -13,7 +13,7 @@ from sandbox.workspace.files import RootedFiles
 
 @pytest.fixture
 def root(tmp_path):
-    """A directory `inside` with a file, and a secret beside it."""
+    """A directory `inside` with a file, and a secret next to it."""
     inside = tmp_path / "inside"
     (inside / "directory").mkdir(parents=True)
     (inside / "directory" / "file").write_text("mine")
@@ -27,24 +27,24 @@ def read(root, path):
         return os.read(file, size)
 
 
-def test_a_file_is_read(root):
+def test_file_is_read(root):
     assert read(root, b"directory/file") == b"mine"
 
 
-def test_names_are_held_in_memory_once(root):
+def test_entry_names_are_held_in_memory_once(root):
     for number in range(2000):
         (root / "directory" / f"{number:0240}").touch()
     with RootedFiles(root) as files:
         tracemalloc.start()
         try:
             entries = files.entries(b"directory")
-            held, _ = tracemalloc.get_traced_memory()
+            traced_bytes, _ = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
-    assert held < 1.75 * sum(len(entry.path) for entry in entries)
+    assert traced_bytes < 1.75 * sum(len(entry.path) for entry in entries)
 
 
-def test_entries_are_sorted_by_their_names(root):
+def test_entries_are_sorted_by_name(root):
     for name in ("b", "a.b", "a", "a-b", "\u00e4"):
         (root / "directory" / name).mkdir()
     with RootedFiles(root) as files:
@@ -53,14 +53,14 @@ def test_entries_are_sorted_by_their_names(root):
     assert {entry.path.rpartition(b"/")[0] for entry in entries} == {b"directory"}
 
 
-def test_a_link_in_its_place_is_not_followed(root):
+def test_link_in_place_of_a_file_is_not_followed(root):
     (root / "directory" / "file").unlink()
     (root / "directory" / "file").symlink_to(root.parent / "outside" / "file")
     with pytest.raises(OSError, match="symbolic links"):
         read(root, b"directory/file")
 
 
-def test_a_link_on_the_way_is_not_followed(root):
+def test_link_in_place_of_a_directory_is_not_followed(root):
     (root / "directory" / "file").unlink()
     (root / "directory").rmdir()
     (root / "directory").symlink_to(root.parent / "outside")
@@ -70,17 +70,17 @@ def test_a_link_on_the_way_is_not_followed(root):
         files.entries(b"directory")
 
 
-def test_a_pipe_in_its_place_is_refused_and_not_waited_for(root):
+def test_pipe_in_place_of_a_file_is_refused_without_blocking(root):
     (root / "directory" / "file").unlink()
     os.mkfifo(root / "directory" / "file")
     waited = []
 
-    def let_go():
-        """Of a reader that waits for somebody to write, so that this test fails and does not hang."""
+    def release_reader():
+        """Unblocks a waiting reader, so that this test fails instead of hanging."""
         waited.append(True)
         os.close(os.open(root / "directory" / "file", os.O_RDWR | os.O_NONBLOCK))
 
-    helper = threading.Timer(5, let_go)
+    helper = threading.Timer(5, release_reader)
     helper.start()
     try:
         with pytest.raises(OSError, match="not a regular file"):
@@ -91,7 +91,7 @@ def test_a_pipe_in_its_place_is_refused_and_not_waited_for(root):
         helper.join()
 
 
-def test_a_link_is_not_written_through(root):
+def test_link_is_not_written_through(root):
     (root / "new").symlink_to(root.parent / "outside" / "file")
     with pytest.raises(OSError, match="symbolic links"):
         create_private_file(root / "new")

@@ -1,4 +1,4 @@
-"""What is done often is done at once for a while, and then at a rate, in order."""
+"""The connection rate limiter allows a burst, then a fixed rate, in order of arrival."""
 
 import asyncio
 
@@ -9,52 +9,52 @@ from sandbox.gateway.connection_rate import ConnectionRateLimiter
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A clock that goes on where something sleeps."""
+    """A clock that advances on sleep."""
     now = [100.0]
-    rest = asyncio.sleep
+    original_sleep = asyncio.sleep
 
     async def sleep(seconds):
         now[0] += seconds
-        await rest(0)
+        await original_sleep(0)
 
     monkeypatch.setattr(asyncio, "sleep", sleep)
     return now
 
 
-def test_what_is_past_the_number_at_once_waits_for_the_rate(clock):
-    async def story():
-        pace = ConnectionRateLimiter(3, 4, lambda: clock[0])
-        at = []
+def test_connections_beyond_the_burst_wait_for_the_rate(clock):
+    async def run():
+        limiter = ConnectionRateLimiter(3, 4, lambda: clock[0])
+        times = []
         for _ in range(7):
-            await pace.wait()
-            at.append(clock[0] - 100)
-        return at
+            await limiter.wait()
+            times.append(clock[0] - 100)
+        return times
 
-    assert asyncio.run(story()) == pytest.approx([0, 0, 0, 0.25, 0.5, 0.75, 1])
+    assert asyncio.run(run()) == pytest.approx([0, 0, 0, 0.25, 0.5, 0.75, 1])
 
 
-def test_what_rests_may_be_done_at_once_again_and_no_more_often_than_that(clock):
-    async def story():
-        pace = ConnectionRateLimiter(2, 4, lambda: clock[0])
+def test_idle_time_refills_the_burst_up_to_its_size(clock):
+    async def run():
+        limiter = ConnectionRateLimiter(2, 4, lambda: clock[0])
         for _ in range(2):
-            await pace.wait()
+            await limiter.wait()
         clock[0] += 1000
-        began = clock[0]
+        start = clock[0]
         for _ in range(3):
-            await pace.wait()
-        return clock[0] - began
+            await limiter.wait()
+        return clock[0] - start
 
-    assert asyncio.run(story()) == pytest.approx(0.25)
+    assert asyncio.run(run()) == pytest.approx(0.25)
 
 
-def test_who_gives_up_waiting_takes_nothing_from_those_behind():
-    async def story():
-        pace = ConnectionRateLimiter(1, 20)
-        await pace.wait()
-        first, second = asyncio.create_task(pace.wait()), asyncio.create_task(pace.wait())
+def test_cancelled_waiter_does_not_delay_the_next():
+    async def run():
+        limiter = ConnectionRateLimiter(1, 20)
+        await limiter.wait()
+        first, second = asyncio.create_task(limiter.wait()), asyncio.create_task(limiter.wait())
         await asyncio.sleep(0)
         first.cancel()
         async with asyncio.timeout(2):
             await second
 
-    asyncio.run(story())
+    asyncio.run(run())

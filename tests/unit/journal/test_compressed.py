@@ -1,4 +1,4 @@
-"""A finished task's journal takes less room when it is packed, and tells the same to everybody who asks."""
+"""A compressed journal of a finished task is smaller and reads the same."""
 
 import os
 import random
@@ -9,27 +9,27 @@ from pathlib import Path
 import pytest
 
 from sandbox.interfaces.journal import JournalBusyError, JournalDamagedError, JournalOffsetError
-from sandbox.journal import compressed as packed_module
+from sandbox.journal import compressed as compressed_module
 from sandbox.journal.journals import FileJournals
 from sandbox.model import events as e
 
 AT = datetime(2026, 1, 29, 10, 10, 15, 123456, tzinfo=UTC)
-PIECE_BYTES = 2000
+MEMBER_BYTES = 2000
 
 
 @pytest.fixture(autouse=True)
-def small_pieces(monkeypatch):
-    monkeypatch.setattr(packed_module, "MEMBER_BYTES", PIECE_BYTES)
+def small_members(monkeypatch):
+    monkeypatch.setattr(compressed_module, "MEMBER_BYTES", MEMBER_BYTES)
 
 
 @pytest.fixture
 def journals(tmp_path):
-    """A journal of many pieces, one of them a line that is longer than a piece."""
-    journals, chance = FileJournals(tmp_path), random.Random(7)
+    """A journal of many members; one line is longer than a member."""
+    journals, rng = FileJournals(tmp_path), random.Random(7)
     writer = journals.create("t")
     for number in range(150):
-        length = 3 * PIECE_BYTES if number == 60 else chance.randrange(200)
-        writer.append(e.Output.from_bytes("stdout", chance.randbytes(length // 2).hex().encode() + b"\n"), at=AT)
+        length = 3 * MEMBER_BYTES if number == 60 else rng.randrange(200)
+        writer.append(e.Output.from_bytes("stdout", rng.randbytes(length // 2).hex().encode() + b"\n"), at=AT)
     writer.append(e.TaskFinished(), at=AT)
     writer.close()
     return journals
@@ -44,7 +44,7 @@ def names(directory):
     return sorted(path.name for path in directory.iterdir())
 
 
-def everything(journals, bytes_max=1 << 20, offset=0):
+def read_all(journals, bytes_max=1 << 20, offset=0):
     records = []
     while (batch := journals.read("t", offset, bytes_max=bytes_max)).records:
         records += batch.records
@@ -52,25 +52,27 @@ def everything(journals, bytes_max=1 << 20, offset=0):
     return records, offset
 
 
-def test_what_is_read_and_found_is_the_same(journals, directory):
+def test_compressed_journal_reads_the_same(journals, directory):
     data = (directory / "records").read_bytes()
-    told, size = everything(journals)
-    places = [journals.find_offset("t", seq) for seq in range(155)]
-    narrow = [journals.read("t", offset, bytes_max=500).records[0] for offset in places[1:-4]]
+    expected, size = read_all(journals)
+    offsets = [journals.find_offset("t", seq) for seq in range(155)]
+    limited = [journals.read("t", offset, bytes_max=500).records[0] for offset in offsets[1:-4]]
 
     journals.compress("t")
 
     assert names(directory) == ["lock", "records.gz"]
     assert (directory / "records.gz").stat().st_mode & 0o777 == 0o600
-    assert everything(journals) == everything(journals, 500) == everything(journals, 1) == (told, size)
-    assert [journals.find_offset("t", seq) for seq in range(155)] == places
-    assert [journals.read("t", offset, bytes_max=500).records[0] for offset in places[1:-4]] == narrow
+    assert read_all(journals) == read_all(journals, 500) == read_all(journals, 1) == (expected, size)
+    assert [journals.find_offset("t", seq) for seq in range(155)] == offsets
+    assert [journals.read("t", offset, bytes_max=500).records[0] for offset in offsets[1:-4]] == limited
     assert (journals.size_bytes("t"), journals.task_ids()) == (len(data), ["t"])
-    unpacked = subprocess.run(["gzip", "-dc", directory / "records.gz"], capture_output=True, timeout=10, check=True)
-    assert (unpacked.stdout, unpacked.stderr) == (data, b"")
+    decompressed = subprocess.run(
+        ["gzip", "-dc", directory / "records.gz"], capture_output=True, timeout=10, check=True
+    )
+    assert (decompressed.stdout, decompressed.stderr) == (data, b"")
 
 
-def test_a_batch_ends_where_it_is_told_to(journals):
+def test_batch_ends_at_the_byte_limit(journals):
     journals.compress("t")
     for seq in (1, 30, 61, 150):
         begin, end = journals.find_offset("t", seq), journals.find_offset("t", seq + 1)
@@ -79,83 +81,83 @@ def test_a_batch_ends_where_it_is_told_to(journals):
 
 
 @pytest.mark.parametrize("shift", [-1, 1, 10_000])
-def test_an_offset_that_no_record_ends_at_is_told(journals, shift):
+def test_offset_inside_a_record_is_an_error(journals, shift):
     journals.compress("t")
     with pytest.raises(JournalOffsetError, match="from the beginning"):
         journals.read("t", journals.size_bytes("t") + shift)
 
 
-def test_no_flipped_bit_and_no_cut_goes_unnoticed(journals, directory):
+def test_bit_flips_and_truncation_are_detected(journals, directory):
     journals.compress("t")
     file = directory / "records.gz"
-    data, told = file.read_bytes(), everything(journals)
-    chance, told_damaged = random.Random(8), 0
-    positions = [*range(80), *(chance.randrange(len(data)) for _ in range(200))]
+    data, expected = file.read_bytes(), read_all(journals)
+    rng, damage_count = random.Random(8), 0
+    positions = [*range(80), *(rng.randrange(len(data)) for _ in range(200))]
     for position in positions:
-        replace(file, data[:position] + bytes([data[position] ^ 1 << chance.randrange(8)]) + data[position + 1 :])
+        replace(file, data[:position] + bytes([data[position] ^ 1 << rng.randrange(8)]) + data[position + 1 :])
         try:
-            # The bits that fill a member's last byte mean nothing.
-            assert everything(journals) == told
+            # The padding bits of a member's last byte are ignored.
+            assert read_all(journals) == expected
         except JournalDamagedError:
-            told_damaged += 1
-    assert told_damaged > 0.9 * len(positions)
-    for length in [*range(1, 80), *(chance.randrange(1, len(data)) for _ in range(60))]:
+            damage_count += 1
+    assert damage_count > 0.9 * len(positions)
+    for length in [*range(1, 80), *(rng.randrange(1, len(data)) for _ in range(60))]:
         replace(file, data[:length])
         try:
-            records, _ = everything(journals)
+            records, _ = read_all(journals)
         except JournalDamagedError:
             continue
-        # Cut between two members: a whole journal, and shorter than what the index knows.
-        assert records == told[0][: len(records)]
+        # Truncated between two members: a valid journal, but shorter than the index.
+        assert records == expected[0][: len(records)]
         with pytest.raises(JournalDamagedError):
-            journals.read("t", told[1])
+            journals.read("t", expected[1])
 
 
 def replace(file, data):
-    """Faster than the clock of a file system goes, by which a file is told from its successor."""
+    """Replace the file; clear the cache, whose key (the mtime) is too coarse to detect the change."""
     file.write_bytes(data)
-    packed_module._read_members.cache_clear()
+    compressed_module._read_members.cache_clear()
 
 
-def unlink_but(name, crash):
-    real = Path.unlink
-    return lambda path, **options: crash() if path.name == name else real(path, **options)
+def unlink_except(name, crash):
+    original = Path.unlink
+    return lambda path, **options: crash() if path.name == name else original(path, **options)
 
 
 @pytest.mark.parametrize("step", ["write", "fsync", "rename", "unlink"])
-def test_a_crash_at_any_step_leaves_a_whole_journal_and_the_next_try_succeeds(journals, directory, monkeypatch, step):
-    told = everything(journals)
+def test_crash_at_any_step_is_recoverable(journals, directory, monkeypatch, step):
+    expected = read_all(journals)
 
     def crash(*_, **__):
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as broken:
+    with monkeypatch.context() as patch:
         if step == "write":
-            broken.setattr(packed_module, "_encode_member", crash)
+            patch.setattr(compressed_module, "_encode_member", crash)
         elif step == "fsync":
-            broken.setattr(os, "fsync", crash)
+            patch.setattr(os, "fsync", crash)
         else:
-            broken.setattr(f"pathlib.Path.{step}", crash if step == "rename" else unlink_but("records", crash))
+            patch.setattr(f"pathlib.Path.{step}", crash if step == "rename" else unlink_except("records", crash))
         with pytest.raises(KeyboardInterrupt):
             journals.compress("t")
-    assert everything(journals) == told
+    assert read_all(journals) == expected
     assert journals.task_ids() == ["t"]
 
     journals.compress("t")
     journals.compress("t")
-    assert everything(journals) == told
+    assert read_all(journals) == expected
     assert names(directory) == ["lock", "records.gz"]
 
 
-def test_a_torn_tail_is_left_out(journals, directory):
-    told = everything(journals)
+def test_torn_tail_is_omitted(journals, directory):
+    expected = read_all(journals)
     with (directory / "records").open("ab") as records:
         records.write(b"torn")
     journals.compress("t")
-    assert everything(journals) == told
+    assert read_all(journals) == expected
 
 
-def test_a_damaged_journal_and_one_that_is_written_are_not_packed(journals, directory):
+def test_damaged_or_open_journal_is_not_compressed(journals, directory):
     writer = journals.open("t")
     with pytest.raises(JournalBusyError):
         journals.compress("t")
@@ -170,15 +172,15 @@ def test_a_damaged_journal_and_one_that_is_written_are_not_packed(journals, dire
         journals.compress("other")
 
 
-def test_a_journal_that_tells_of_no_end_is_not_packed_and_goes_on(journals, directory):
-    """Whoever asks may have heard of an end: somebody put an older journal back, or a disk lost the last records."""
-    whole = (directory / "records").read_bytes().splitlines(keepends=True)
-    for kept in (whole[:-1], []):
-        (directory / "records").write_bytes(b"".join(kept))
+def test_journal_without_an_end_is_not_compressed_and_stays_writable(journals, directory):
+    """The end may have been published already: an old journal was restored, or the disk lost the last records."""
+    lines = (directory / "records").read_bytes().splitlines(keepends=True)
+    for remaining in (lines[:-1], []):
+        (directory / "records").write_bytes(b"".join(remaining))
         with pytest.raises(JournalDamagedError, match="rebuild"):
             journals.compress("t")
         assert names(directory) == ["lock", "records"]
-    (directory / "records").write_bytes(b"".join(whole[:-1]))
+    (directory / "records").write_bytes(b"".join(lines[:-1]))
     writer = journals.open("t")
     writer.append(e.TaskFinished(), at=AT)
     writer.close()
@@ -186,7 +188,7 @@ def test_a_journal_that_tells_of_no_end_is_not_packed_and_goes_on(journals, dire
     assert names(directory) == ["lock", "records.gz"]
 
 
-def test_a_packed_journal_is_never_begun_again(journals, directory):
+def test_compressed_journal_cannot_be_reopened(journals, directory):
     journals.compress("t")
     with pytest.raises(FileExistsError):
         journals.create("t")

@@ -1,4 +1,4 @@
-"""The place of every record is found, whatever the journal went through."""
+"""The offset of every record is found after truncation, replacement and damage."""
 
 import tempfile
 from contextlib import contextmanager
@@ -19,12 +19,12 @@ from sandbox.model import events as e
 AT = datetime(2026, 1, 29, 10, 10, 15, 123456, tzinfo=UTC)
 
 sizes = st.lists(st.integers(0, 400) | st.integers(5_000, 20_000), min_size=1, max_size=30)
-stretches = st.sampled_from([1, 100, 1000, 64 * 1024])
+scan_limits = st.sampled_from([1, 100, 1000, 64 * 1024])
 
 
 @contextmanager
 def journals_with(line_sizes):
-    """One writer after the other for each seven records, as when runners die."""
+    """A new writer for every seven records, as after runner crashes."""
     with tempfile.TemporaryDirectory() as directory:
         journals = FileJournals(Path(directory))
         write(journals, line_sizes)
@@ -38,78 +38,89 @@ def write(journals, line_sizes):
             if writer is not None:
                 writer.close()
             writer = journals.open("t") if "t" in journals.task_ids() else journals.create("t")
-        # What a line holds may look like the beginning of one.
+        # The content of a line may look like the start of another.
         writer.append(e.Output.from_bytes("stdout", b'00000000 {"seq":1,\n' + b"x" * size), at=AT)
     writer.close()
 
 
-def assert_all_are_found(journals, records):
-    begins = [begin for begin, text in iter_lines(records) if text.endswith(b"\n")]
-    told = journals.read("t", bytes_max=1 << 30)
-    assert len(told.records) == len(begins)
-    for record, begin in zip(told.records, begins, strict=True):
-        assert journals.find_offset("t", record.seq) == begin
-    for seq in (len(begins) + 1, len(begins) + 2, 2**63):
-        assert journals.find_offset("t", seq) == told.next_offset
+def assert_all_offsets_are_found(journals, records):
+    starts = [start for start, text in iter_lines(records) if text.endswith(b"\n")]
+    batch = journals.read("t", bytes_max=1 << 30)
+    assert len(batch.records) == len(starts)
+    for record, start in zip(batch.records, starts, strict=True):
+        assert journals.find_offset("t", record.seq) == start
+    for seq in (len(starts) + 1, len(starts) + 2, 2**63):
+        assert journals.find_offset("t", seq) == batch.next_offset
     assert journals.find_offset("t", 0) == journals.find_offset("t", -1) == 0
 
 
-# It begins with what each record of a journal that nothing happened to is asked.
+# The first check covers the unmodified journal.
 @settings(max_examples=40)
-@given(sizes, stretches, st.data())
-def test_a_journal_that_was_cut_or_replaced_has_no_old_places(line_sizes, stretch, data):
-    with mock.patch.object(extent, "LINEAR_SCAN_BYTES_MAX", stretch), journals_with(line_sizes) as (journals, records):
-        assert_all_are_found(journals, records)
+@given(sizes, scan_limits, st.data())
+def test_truncated_or_replaced_journal_has_no_stale_offsets(line_sizes, scan_limit, data):
+    with (
+        mock.patch.object(extent, "LINEAR_SCAN_BYTES_MAX", scan_limit),
+        journals_with(line_sizes) as (journals, records),
+    ):
+        assert_all_offsets_are_found(journals, records)
         whole = records.read_bytes()
         records.write_bytes(whole[: data.draw(st.integers(0, len(whole)), label="cut at")])
-        assert_all_are_found(journals, records)
+        assert_all_offsets_are_found(journals, records)
         write(journals, data.draw(sizes, label="written after the cut"))
-        assert_all_are_found(journals, records)
+        assert_all_offsets_are_found(journals, records)
         with journals_with(data.draw(sizes, label="replaced by")) as (_, others):
             records.write_bytes(others.read_bytes())
-        assert_all_are_found(journals, records)
+        assert_all_offsets_are_found(journals, records)
 
 
-@given(sizes, stretches, st.binary(max_size=300) | st.integers(0, 5000).map(bytes))
-def test_a_torn_tail_hides_nothing(line_sizes, stretch, tail):
-    with mock.patch.object(extent, "LINEAR_SCAN_BYTES_MAX", stretch), journals_with(line_sizes) as (journals, records):
+@given(sizes, scan_limits, st.binary(max_size=300) | st.integers(0, 5000).map(bytes))
+def test_torn_tail_does_not_hide_records(line_sizes, scan_limit, tail):
+    with (
+        mock.patch.object(extent, "LINEAR_SCAN_BYTES_MAX", scan_limit),
+        journals_with(line_sizes) as (journals, records),
+    ):
         end = records.stat().st_size
         with records.open("ab") as file:
             file.write(tail)
-        for seq, (begin, _) in enumerate(list(iter_lines(records))[: len(line_sizes)], 1):
-            assert journals.find_offset("t", seq) == begin
+        for seq, (start, _) in enumerate(list(iter_lines(records))[: len(line_sizes)], 1):
+            assert journals.find_offset("t", seq) == start
         assert journals.find_offset("t", len(line_sizes) + 1) == end
 
 
-@given(sizes, stretches, st.data())
-def test_damage_is_told_or_not_met_and_never_leads_astray(line_sizes, stretch, data):
-    with mock.patch.object(extent, "LINEAR_SCAN_BYTES_MAX", stretch), journals_with(line_sizes) as (journals, records):
-        begins = [begin for begin, _ in iter_lines(records)]
+@given(sizes, scan_limits, st.data())
+def test_damage_never_yields_a_wrong_offset(line_sizes, scan_limit, data):
+    with (
+        mock.patch.object(extent, "LINEAR_SCAN_BYTES_MAX", scan_limit),
+        journals_with(line_sizes) as (journals, records),
+    ):
+        starts = [start for start, _ in iter_lines(records)]
         whole = bytearray(records.read_bytes())
         position = data.draw(st.integers(0, len(whole) - 1), label="bit flipped in byte")
         whole[position] ^= 1 << data.draw(st.integers(0, 7), label="bit")
         records.write_bytes(whole)
-        for seq, begin in enumerate(begins, 1):
+        for seq, start in enumerate(starts, 1):
             try:
-                found = journals.find_offset("t", seq)
+                offset = journals.find_offset("t", seq)
             except JournalDamagedError:
                 continue
-            # Nothing follows damage in the last record, which looks like a torn tail and is where the journal ends.
-            assert found == begin
+            # Damage in the last record looks like a torn tail: the journal ends there.
+            assert offset == start
 
 
-def test_a_journal_is_not_read_from_its_beginning(monkeypatch):
+def test_offset_lookup_does_not_scan_from_the_start(monkeypatch):
     with journals_with([200] * 1000) as (journals, records):
-        looked_at = []
+        scanned_from = []
         monkeypatch.setattr(
-            extent, "iter_lines", lambda path, offset: looked_at.append(offset) or iter_lines(path, offset)
+            extent,
+            "iter_lines",
+            lambda path, start_offset: scanned_from.append(start_offset) or iter_lines(path, start_offset),
         )
-        found = journals.find_offset("t", 990)
-        assert looked_at[0] > records.stat().st_size - 2 * extent.LINEAR_SCAN_BYTES_MAX
-        assert journals.read("t", found).records[0].seq == 990
+        offset = journals.find_offset("t", 990)
+        assert scanned_from[0] > records.stat().st_size - 2 * extent.LINEAR_SCAN_BYTES_MAX
+        assert journals.read("t", offset).records[0].seq == 990
 
 
-def test_a_record_without_a_number_is_not_guessed_at():
+def test_record_without_a_seq_is_an_error():
     with journals_with([10]) as (journals, records):
         from zlib import crc32
 
@@ -118,6 +129,6 @@ def test_a_record_without_a_number_is_not_guessed_at():
             journals.find_offset("t", 1)
 
 
-def test_a_task_without_a_journal_has_no_places(tmp_path):
+def test_missing_journal_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError):
         FileJournals(tmp_path).find_offset("t", 1)

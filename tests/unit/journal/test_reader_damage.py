@@ -1,4 +1,4 @@
-"""A journal that was cut or whose bits flipped never tells a wrong story."""
+"""A truncated or corrupted journal never yields wrong records."""
 
 from datetime import UTC, datetime
 from zlib import crc32
@@ -32,23 +32,23 @@ def ends(data):
     return [0] + [position + 1 for position, byte in enumerate(data) if byte == ord("\n")]
 
 
-def test_wherever_a_journal_is_cut_it_goes_on_after_its_last_whole_record(journals, records):
-    data, told = records.read_bytes(), list(journals.read("t").records)
+def test_truncated_journal_continues_after_its_last_whole_record(journals, records):
+    data, expected = records.read_bytes(), list(journals.read("t").records)
     for length in range(len(data) + 1):
         whole = sum(end <= length for end in ends(data)) - 1
         records.write_bytes(data[:length])
-        assert list(journals.read("t").records) == told[:whole]
+        assert list(journals.read("t").records) == expected[:whole]
 
         writer = journals.open("t")
         appended = writer.append(e.TaskFinished(), at=AT)
         writer.close()
 
         assert appended.seq == whole + 1
-        assert list(journals.read("t").records) == [*told[:whole], appended]
+        assert list(journals.read("t").records) == [*expected[:whole], appended]
 
 
-def test_no_flipped_bit_goes_unnoticed(journals, records):
-    data, told = records.read_bytes(), list(journals.read("t").records)
+def test_bit_flips_are_detected(journals, records):
+    data, expected = records.read_bytes(), list(journals.read("t").records)
     last_begin = ends(data)[-2]
     for position in range(len(data)):
         whole = sum(end <= position for end in ends(data)) - 1
@@ -61,23 +61,23 @@ def test_no_flipped_bit_goes_unnoticed(journals, records):
                     journals.open("t")
                 assert not journals.is_locked("t")
             else:
-                assert list(journals.read("t").records) == told[:whole]
+                assert list(journals.read("t").records) == expected[:whole]
                 writer = journals.open("t")
                 assert writer.last_seq == whole
                 writer.close()
 
 
-def test_what_was_read_before_the_damage_is_still_told(journals, records):
-    data, told = records.read_bytes(), journals.read("t").records
+def test_records_before_the_damage_are_readable(journals, records):
+    data, expected = records.read_bytes(), journals.read("t").records
     first_end = ends(data)[1]
     records.write_bytes(data[: first_end + 20] + b"?" + data[first_end + 21 :])
 
-    assert list(journals.read("t", bytes_max=first_end).records) == [told[0]]
+    assert list(journals.read("t", bytes_max=first_end).records) == [expected[0]]
     with pytest.raises(JournalDamagedError, match=f"byte {first_end} "):
         journals.read("t", first_end)
 
 
-def test_a_lost_record_is_told(journals, records):
+def test_missing_record_is_detected(journals, records):
     first, _, third = records.read_bytes().splitlines(keepends=True)
     records.write_bytes(first + third)
 
@@ -88,7 +88,7 @@ def test_a_lost_record_is_told(journals, records):
 
 
 @pytest.mark.parametrize("shift", [-1, 1, 10_000])
-def test_an_offset_that_no_record_ends_at_is_told(journals, records, shift):
+def test_offset_inside_a_record_is_an_error(journals, records, shift):
     offset = len(records.read_bytes())
 
     assert journals.read("t", offset).records == []
@@ -106,7 +106,7 @@ def test_zeros_after_a_power_loss_are_a_torn_tail(journals, records):
     writer.close()
 
 
-def test_a_record_of_a_newer_program_is_not_guessed_at(journals, records):
+def test_record_of_a_newer_version_is_an_error(journals, records):
     from sandbox.journal import record_format
 
     records.write_bytes(record_format.encode(e.Record(1, 1, AT, e.TaskFinished(), version=2)))
@@ -117,7 +117,7 @@ def test_a_record_of_a_newer_program_is_not_guessed_at(journals, records):
         journals.open("t")
 
 
-def test_a_task_whose_first_record_is_damaged_is_not_forgotten(journals, records):
+def test_task_with_a_damaged_first_record_is_listed(journals, records):
     data = records.read_bytes()
     records.write_bytes(data[:20] + b"?" + data[21:])
     assert journals.task_ids() == ["t"]
@@ -136,9 +136,15 @@ def test_a_task_whose_first_record_is_damaged_is_not_forgotten(journals, records
         b'"content_type":"text/plain","checksum":"sha256:0"}}',
         b'{"type":"output","stream":"stdout","text":"\xff"}',
     ],
-    ids=["without a bottom", "an attempt elsewhere", "an attempt of two lines", "an artifact elsewhere", "no text"],
+    ids=[
+        "deeply nested",
+        "attempt ID with a path",
+        "attempt ID with a newline",
+        "absolute artifact name",
+        "invalid UTF-8",
+    ],
 )
-def test_a_record_that_is_whole_and_says_what_no_writer_says_is_damage(journals, records, event):
+def test_invalid_record_with_a_valid_checksum_is_damage(journals, records, event):
     payload = b'{"seq":4,"epoch":1,"at":"2026-01-29T10:10:15Z","event":' + event + b"}"
     records.write_bytes(records.read_bytes() + b"%08x %b\n" % (crc32(payload), payload))
     with pytest.raises(JournalDamagedError, match="cannot be understood"):

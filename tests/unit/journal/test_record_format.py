@@ -1,4 +1,4 @@
-"""Whatever happens to a task comes back from its journal as it was written."""
+"""Journal records round-trip."""
 
 import tempfile
 from datetime import UTC, datetime, timedelta, timezone
@@ -62,27 +62,27 @@ transitions = st.none() | st.builds(
 
 @given(st.lists(st.tuples(events, transitions, times), max_size=12), st.integers(1, 4000))
 @settings(max_examples=30, deadline=None)
-def test_a_journal_gives_back_what_was_written(happened, bytes_max):
+def test_records_round_trip(entries, bytes_max):
     with tempfile.TemporaryDirectory() as directory:
         journals = FileJournals(Path(directory))
         writer = journals.create("task-1")
-        written = [writer.append(event, transition, at=at) for event, transition, at in happened]
+        written = [writer.append(event, transition, at=at) for event, transition, at in entries]
         writer.close()
 
-        read, offset = [], 0
+        records, offset = [], 0
         while (batch := journals.read("task-1", offset, bytes_max=bytes_max)).records:
-            read += batch.records
+            records += batch.records
             offset = batch.next_offset
 
-        assert read == written
-        assert [record.seq for record in read] == list(range(1, len(happened) + 1))
-        assert [(record.event, record.transition, record.at) for record in read] == happened
+        assert records == written
+        assert [record.seq for record in records] == list(range(1, len(entries) + 1))
+        assert [(record.event, record.transition, record.at) for record in records] == entries
 
 
 @pytest.mark.parametrize(
     "data", [b"", b"plain\n", b"\xff\x00\xfe\n", "é\U0001f600\u2028\x00\r\n".encode(), b"\xed\xa0\x80"]
 )
-def test_output_bytes_are_kept_exactly(tmp_path, data):
+def test_output_bytes_are_preserved_exactly(tmp_path, data):
     journals = FileJournals(tmp_path)
     writer = journals.create("task-1")
     writer.append(e.Output.from_bytes("stdout", data), at=datetime.now(UTC))
@@ -93,7 +93,7 @@ def test_output_bytes_are_kept_exactly(tmp_path, data):
     assert record.event.data == data
 
 
-def test_times_of_another_zone_are_kept_in_utc(tmp_path):
+def test_times_are_stored_in_utc(tmp_path):
     journals = FileJournals(tmp_path)
     writer = journals.create("task-1")
     noon = datetime(2026, 1, 29, 12, tzinfo=timezone(timedelta(hours=2)))

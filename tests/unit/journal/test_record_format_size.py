@@ -1,4 +1,4 @@
-"""A journal is not much larger than the output in it, whatever that is made of."""
+"""The encoded size of output is bounded for any content."""
 
 import random
 from datetime import UTC, datetime
@@ -11,7 +11,7 @@ from sandbox.model.events import Output, Record
 SIZE = 100_000
 
 
-def line_of(output):
+def encode_output(output):
     return encode(Record(seq=1, epoch=1, at=datetime(2026, 1, 29, tzinfo=UTC), event=output))
 
 
@@ -20,10 +20,10 @@ def line_of(output):
     [b"\x01", b"\0\0\0a", b"\x1b[0m\x01\x02\x03", b'"', b"\\", b"\t\n", "ä\x02\x03".encode(), b"\xff\x01"],
     ids=repr,
 )
-def test_output_takes_at_most_twice_its_bytes(piece):
+def test_encoded_output_has_at_most_twice_its_bytes(piece):
     data = (piece * SIZE)[:SIZE] if piece.isascii() else piece * (SIZE // len(piece))
     output = Output.from_bytes("stdout", data)
-    line = line_of(output)
+    line = encode_output(output)
     assert len(line) < 2 * len(data) + 200
     assert decode(line).event == output
     assert output.data == data
@@ -41,14 +41,14 @@ def test_output_takes_at_most_twice_its_bytes(piece):
     ],
     ids=repr,
 )
-def test_ordinary_output_is_kept_as_text_that_people_can_search(data):
+def test_ordinary_output_is_stored_as_searchable_text(data):
     assert Output.from_bytes("stdout", data).text == data.decode()
 
 
-def test_any_output_comes_back_byte_for_byte():
-    chance = random.Random(7)
+def test_any_output_round_trips():
+    rng = random.Random(7)
     for _ in range(500):
-        data = bytes(chance.choices(range(128), k=chance.randrange(40)))
-        output = decode(line_of(Output.from_bytes("stderr", data))).event
+        data = bytes(rng.choices(range(128), k=rng.randrange(40)))
+        output = decode(encode_output(Output.from_bytes("stderr", data))).event
         assert isinstance(output, Output)
         assert (output.data, output.display_text) == (data, data.decode())

@@ -1,4 +1,4 @@
-"""A server with tokens clones from the hosts that its operator names, and from no others."""
+"""A server with tokens clones only from the hosts that its operator allows."""
 
 import json
 
@@ -26,7 +26,7 @@ from sandbox.model.manifest.parser import InvalidManifestError, parse_manifest
         ("https://192.0.2.7/repo.git", "192.0.2.7"),
     ],
 )
-def test_a_named_host_is_cloned_from(url, entry):
+def test_clone_from_a_listed_host_is_allowed(url, entry):
     assert is_clone_allowed(url, [entry])
 
 
@@ -47,7 +47,7 @@ def test_a_named_host_is_cloned_from(url, entry):
         ("ext::sh -c id", "github.com"),
     ],
 )
-def test_another_host_is_not(url, entry):
+def test_clone_from_another_host_is_denied(url, entry):
     assert not is_clone_allowed(url, [entry])
 
 
@@ -63,40 +63,40 @@ def manifest(url: str) -> bytes:
     ).encode()
 
 
-def mistakes(url: str, clone_hosts) -> list[tuple[str, str]]:
+def errors_of(url: str, clone_hosts) -> list[tuple[str, str]]:
     try:
         parse_manifest(manifest(url), is_json=True, clone_hosts=clone_hosts)
     except InvalidManifestError as error:
-        return [(mistake.field, mistake.rule) for mistake in error.errors]
+        return [(field_error.field, field_error.rule) for field_error in error.errors]
     return []
 
 
-def test_a_repository_elsewhere_is_a_mistake_in_the_manifest():
-    assert mistakes("https://evil.example/repo.git", ["github.com"]) == [("repository.url", "not_offered")]
-    assert mistakes("https://evil.example/repo.git", []) == [("repository.url", "not_offered")]
-    assert mistakes("https://github.com/org/repo.git", ["github.com"]) == []
-    assert mistakes("https://evil.example/repo.git", None) == []
+def test_repository_on_an_unlisted_host_is_rejected():
+    assert errors_of("https://evil.example/repo.git", ["github.com"]) == [("repository.url", "not_offered")]
+    assert errors_of("https://evil.example/repo.git", []) == [("repository.url", "not_offered")]
+    assert errors_of("https://github.com/org/repo.git", ["github.com"]) == []
+    assert errors_of("https://evil.example/repo.git", None) == []
 
 
 @pytest.mark.parametrize(("clone_hosts", "offered"), [([], "none"), (["github.com"], "github.com")])
-def test_the_mistake_names_the_setting_that_allows_a_host(clone_hosts, offered):
-    with pytest.raises(InvalidManifestError) as refused:
+def test_error_names_the_setting_that_allows_a_host(clone_hosts, offered):
+    with pytest.raises(InvalidManifestError) as caught:
         parse_manifest(manifest("https://git.example/repo.git"), is_json=True, clone_hosts=clone_hosts)
-    (mistake,) = refused.value.errors
-    assert f"clones from: {offered};" in mistake.message
-    assert "git.allowed_hosts in sandbox.toml" in mistake.message
-    assert "SANDBOX_GIT_ALLOWED_HOSTS" in mistake.message
+    (error,) = caught.value.errors
+    assert f"clones from: {offered};" in error.message
+    assert "git.allowed_hosts in sandbox.toml" in error.message
+    assert "SANDBOX_GIT_ALLOWED_HOSTS" in error.message
 
 
 @pytest.mark.parametrize("user", ["evil.example%2Fx", "%2DoProxyCommand=x", "me%3Apw", "%00", "%0A"])
-def test_a_user_in_whom_another_host_or_an_option_is_hidden_is_a_mistake(user):
-    """Git reads what is escaped before it looks for the host."""
-    assert mistakes(f"ssh://{user}@github.com/org/repo.git", ["github.com"]) == [("repository.url", "format")]
+def test_percent_escapes_in_the_url_user_are_rejected(user):
+    """Git decodes percent-escapes before it splits off the host."""
+    assert errors_of(f"ssh://{user}@github.com/org/repo.git", ["github.com"]) == [("repository.url", "format")]
 
 
-def test_a_user_with_an_at_sign_is_none():
-    assert mistakes("ssh://me%40corp.example@github.com/org/repo.git", ["github.com"]) == []
+def test_escaped_at_sign_in_the_url_user_is_accepted():
+    assert errors_of("ssh://me%40corp.example@github.com/org/repo.git", ["github.com"]) == []
 
 
-def test_a_url_that_is_none_is_told_once():
-    assert mistakes("file:///etc", ["github.com"]) == [("repository.url", "format")]
+def test_invalid_url_is_reported_once():
+    assert errors_of("file:///etc", ["github.com"]) == [("repository.url", "format")]

@@ -1,4 +1,4 @@
-"""Names and messages that others chose stay in their line."""
+"""Untrusted names and messages are printed on one line."""
 
 import pytest
 from hypothesis import given
@@ -14,7 +14,7 @@ from sandbox.model.printable import (
 
 
 @pytest.mark.parametrize(
-    ("hostile", "shown"),
+    ("text", "escaped"),
     [
         ("\x1b[2J", r"\x1b[2J"),
         ("two\nlines\r\tend", r"two\nlines\r\tend"),
@@ -30,32 +30,32 @@ from sandbox.model.printable import (
         ("می‌خواهم", "می\\u200cخواهم"),
     ],
 )
-def test_what_does_not_show_is_written_out(hostile, shown):
-    assert replace_unprintable(hostile, escape_character) == shown
-    assert replace_unprintable(hostile, replacement_character).count("\ufffd") >= 1
+def test_unprintable_characters_are_escaped(text, escaped):
+    assert replace_unprintable(text, escape_character) == escaped
+    assert replace_unprintable(text, replacement_character).count("\ufffd") >= 1
 
 
 @pytest.mark.parametrize(
     "text", ["", "plain text", "grün 日本 🎉", "报告.txt", "تقرير", "रिपोर्ट", "דוח", "e\u0301t\u00e9", "❤👍🏽🇩🇪"]
 )
-def test_what_shows_stays(text):
+def test_printable_text_is_unchanged(text):
     assert replace_unprintable(text, escape_character) == replace_unprintable(text, replacement_character) == text
 
 
 @given(st.text())
-def test_whatever_comes_stays_one_line(text):
+def test_any_text_becomes_one_printable_line(text):
     for write in (escape_character, replacement_character):
         assert replace_unprintable(text, write).isprintable()
         assert is_printable(replace_unprintable(text, write))
 
 
 @pytest.mark.parametrize("text", ["⚠️ 1️⃣ ℹ️ ❤︎ ↔️", "non\u00a0breaking", "a\tb", "\u0301", "\ue0b0", "e\u0301"])
-def test_prose_keeps_what_a_reader_sees(text):
+def test_replace_invisible_preserves_visible_prose(text):
     assert replace_invisible(text, escape_character, "\t") == text
 
 
 @pytest.mark.parametrize(
-    ("hostile", "shown"),
+    ("text", "escaped"),
     [
         ("a\ufe0fb", r"a\ufe0fb"),
         ("\ufe0f", r"\ufe0f"),
@@ -67,5 +67,5 @@ def test_prose_keeps_what_a_reader_sees(text):
         ("\u3164\u061c\t", r"\u3164\u061c" + "\t"),
     ],
 )
-def test_prose_hides_nothing(hostile, shown):
-    assert replace_invisible(hostile, escape_character, "\t") == shown
+def test_replace_invisible_escapes_hidden_characters(text, escaped):
+    assert replace_invisible(text, escape_character, "\t") == escaped

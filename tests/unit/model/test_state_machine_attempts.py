@@ -1,4 +1,4 @@
-"""What a task keeps from attempt to attempt: its time, its costs, its history, and why each attempt ended."""
+"""State that a task keeps across attempts: time, costs, history, and the end of each attempt."""
 
 import dataclasses
 from datetime import UTC, datetime, timedelta
@@ -23,7 +23,7 @@ from sandbox.model.state_machine import (
 from sandbox.model.task import AgentStartTime, StateHistoryEntry, Task, TotalUsage
 from sandbox.model.task_state import TaskState
 
-BEGAN = datetime(2026, 1, 29, 10, 0, tzinfo=UTC)
+START_TIME = datetime(2026, 1, 29, 10, 0, tzinfo=UTC)
 MANIFEST = Manifest(
     version="1",
     kind="Task",
@@ -59,55 +59,55 @@ def running(number: int = 1, seconds: float = 50.0) -> tuple[e.Event, ...]:
     return attempt(number), PREPARED, CREATED, agent(seconds)
 
 
-def life(*events: e.Event, **lifecycle: object) -> list[AdvanceResult]:
+def replay(*events: e.Event, **lifecycle: object) -> list[AdvanceResult]:
     manifest = dataclasses.replace(MANIFEST, lifecycle=Lifecycle(**lifecycle))
     steps: list[AdvanceResult] = []
     for number, event in enumerate((e.TaskSubmitted("t", manifest, e.Idempotency("k", "d")), *events), 1):
         before = steps[-1].task if steps else None
-        steps.append(advance(before, event, seq=number, at=BEGAN + timedelta(seconds=number)))
+        steps.append(advance(before, event, seq=number, at=START_TIME + timedelta(seconds=number)))
     return steps
 
 
-def end(*events: e.Event, **lifecycle: object) -> Task:
-    return life(*events, **lifecycle)[-1].task
+def final_task(*events: e.Event, **lifecycle: object) -> Task:
+    return replay(*events, **lifecycle)[-1].task
 
 
 def at(second: int) -> datetime:
-    return BEGAN + timedelta(seconds=second)
+    return START_TIME + timedelta(seconds=second)
 
 
 # Time
 
 
-def test_the_time_of_a_task_goes_on_with_each_attempt_and_does_not_begin_again():
-    """`lifecycle.timeout` counts from the first agent on, however many follow."""
+def test_task_start_time_is_that_of_the_first_agent():
+    """`lifecycle.timeout` counts from the start of the first agent."""
     first = AgentStartTime(50.0, "boot-1")
-    task = end(*running(), retries=2)
+    task = final_task(*running(), retries=2)
     assert task.beginning == first
     for number in (2, 3):
-        task = end(*running(), exited(), ENDED, *running(number, seconds=900.0), retries=2)
+        task = final_task(*running(), exited(), ENDED, *running(number, seconds=900.0), retries=2)
         assert task.beginning == first
         assert task.attempt.boot_id == f"boot-{number}"
 
 
-def test_no_time_has_begun_before_the_first_agent():
-    assert end(*running()[:3]).beginning is None
-    task = end(*running()[:3], failed(), ENDED, *running(2, seconds=70.0))
+def test_task_start_time_is_unset_before_the_first_agent():
+    assert final_task(*running()[:3]).beginning is None
+    task = final_task(*running()[:3], failed(), ENDED, *running(2, seconds=70.0))
     assert task.beginning == AgentStartTime(70.0, "boot-2")
 
 
-def test_each_attempt_has_its_own_begin_and_end():
-    task = end(*running(), exited(), ENDED, *running(2), retries=1)
+def test_each_attempt_has_start_and_end_times():
+    task = final_task(*running(), exited(), ENDED, *running(2), retries=1)
     [first] = task.past_attempts
     assert (first.started_at, first.ended_at) == (at(2), at(7))
     assert (task.attempt.started_at, task.attempt.ended_at) == (at(8), None)
 
 
-# Where it stands
+# State and messages
 
 
-def test_a_submitted_task_waits_and_has_its_key():
-    [step] = life()
+def test_submitted_task_is_pending_with_its_idempotency_key():
+    [step] = replay()
     task = step.task
     assert (task.id, task.state, task.state_message, task.last_seq) == ("t", "pending", "Waiting to be started", 1)
     assert (task.history, task.idempotency) == ((StateHistoryEntry(TaskState.PENDING, at(1)),), e.Idempotency("k", "d"))
@@ -116,8 +116,8 @@ def test_a_submitted_task_waits_and_has_its_key():
     assert step.effects == ()
 
 
-def test_each_step_says_what_happens_now():
-    messages = [step.task.state_message for step in life(*running(), SUCCESS, FINISHED)]
+def test_each_state_has_a_message():
+    messages = [step.task.state_message for step in replay(*running(), SUCCESS, FINISHED)]
     assert messages == [
         "Waiting to be started",
         "Cloning https://git.example/r (main)",
@@ -127,25 +127,25 @@ def test_each_step_says_what_happens_now():
         "Collecting artifacts",
         "Claude Code finished its work",
     ]
-    assert [step.transition.message for step in life(*running(), SUCCESS, FINISHED)] == messages
+    assert [step.transition.message for step in replay(*running(), SUCCESS, FINISHED)] == messages
 
 
-def test_an_attempt_has_all_that_is_known_of_it():
-    found = end(*running(), exited(code=7), ENDED, *running(2), retries=1)
-    [first] = found.past_attempts
-    for number, one in ((1, first), (2, found.attempt)):
-        assert (one.id, one.runtime, one.host) == (f"abcdefgh234{number}", "bubblewrap", f"host-{number}")
-        assert (one.number, one.boot_id, one.resumes) == (number, f"boot-{number}", False)
-        assert (one.vm_name, one.tier, one.image) == (CREATED.vm_name, "namespaces", "host")
-        assert (one.base_commit, one.session_id) == (PREPARED.base_commit, agent().session_id)
+def test_attempt_records_its_fields():
+    task = final_task(*running(), exited(code=7), ENDED, *running(2), retries=1)
+    [first] = task.past_attempts
+    for number, record in ((1, first), (2, task.attempt)):
+        assert (record.id, record.runtime, record.host) == (f"abcdefgh234{number}", "bubblewrap", f"host-{number}")
+        assert (record.number, record.boot_id, record.resumes) == (number, f"boot-{number}", False)
+        assert (record.vm_name, record.tier, record.image) == (CREATED.vm_name, "namespaces", "host")
+        assert (record.base_commit, record.session_id) == (PREPARED.base_commit, agent().session_id)
     assert (first.failure, first.exit_code, first.follow_up) == (BROKEN, 7, e.RetryKind.RETRY)
-    assert (found.attempt.failure, found.attempt.exit_code, found.attempt.follow_up) == (None, None, None)
-    assert found.attempts == 2
+    assert (task.attempt.failure, task.attempt.exit_code, task.attempt.follow_up) == (None, None, None)
+    assert task.attempts == 2
 
 
-def test_later_attempts_are_told_by_their_number_until_the_end():
-    again = [attempt(2), PREPARED, CREATED, agent(), exited(None), FINISHED]
-    steps = life(*running(), exited(), ENDED, *again, retries=1)
+def test_messages_of_later_attempts_have_the_attempt_number():
+    second = [attempt(2), PREPARED, CREATED, agent(), exited(None), FINISHED]
+    steps = replay(*running(), exited(), ENDED, *second, retries=1)
     assert [step.task.state_message for step in steps[6:]] == [
         "Attempt 1 ended with agent_failed; another one follows in 2 s",
         "Attempt 2: Cloning https://git.example/r (main)",
@@ -161,117 +161,117 @@ def test_later_attempts_are_told_by_their_number_until_the_end():
     ]
 
 
-def test_an_attempt_that_resumes_takes_the_disk_over():
-    task = end(*running(), exited(LOST), ENDED, attempt(2, resumes=True), resume=True)
+def test_resuming_attempt_takes_over_the_disk():
+    task = final_task(*running(), exited(LOST), ENDED, attempt(2, resumes=True), resume=True)
     assert task.attempt.resumes
     assert task.state_message == "Attempt 2: Taking the disk over"
-    lost = end(attempt(), failed(), ENDED)
+    lost = final_task(attempt(), failed(), ENDED)
     assert lost.state_message == "Attempt 1 ended with runner_lost; another one follows"
 
 
-def test_the_next_attempt_begins_without_what_the_last_one_left():
-    task = end(*running(), exited(BROKEN, 7), ENDED, retries=1)
+def test_next_attempt_clears_the_previous_outcome():
+    task = final_task(*running(), exited(BROKEN, 7), ENDED, retries=1)
     assert (task.failure, task.exit_code, task.result, task.agent_has_exited) == (None, None, None, False)
-    lost = end(*running(), e.AgentExited(3, {"is_error": True}, failure=BROKEN), ENDED, attempt(2), retries=1)
+    lost = final_task(*running(), e.AgentExited(3, {"is_error": True}, failure=BROKEN), ENDED, attempt(2), retries=1)
     assert (lost.failure, lost.exit_code, lost.result, lost.agent_has_exited) == (None, None, None, False)
 
 
-def test_what_was_forgone_for_one_attempt_may_follow_the_next():
-    forgone = e.RetrySkipped(e.RetryKind.RESUME, "no session")
-    events = (*running(), exited(LOST), forgone)
-    assert end(*events, retries=2, resume=True).forgone == (e.RetryKind.RESUME,)
-    assert next_retry(end(*events, retries=2, resume=True)) is e.RetryKind.RETRY
-    again = end(*events, ENDED, *running(2), exited(LOST), retries=2, resume=True)
-    assert (again.forgone, next_retry(again)) == ((), e.RetryKind.RESUME)
-    twice = end(*events, e.RetrySkipped(e.RetryKind.RETRY, "no"), retries=2, resume=True)
+def test_skipped_retry_kinds_are_reset_for_the_next_attempt():
+    skipped = e.RetrySkipped(e.RetryKind.RESUME, "no session")
+    events = (*running(), exited(LOST), skipped)
+    assert final_task(*events, retries=2, resume=True).forgone == (e.RetryKind.RESUME,)
+    assert next_retry(final_task(*events, retries=2, resume=True)) is e.RetryKind.RETRY
+    second = final_task(*events, ENDED, *running(2), exited(LOST), retries=2, resume=True)
+    assert (second.forgone, next_retry(second)) == ((), e.RetryKind.RESUME)
+    twice = final_task(*events, e.RetrySkipped(e.RetryKind.RETRY, "no"), retries=2, resume=True)
     assert twice.forgone == (e.RetryKind.RESUME, e.RetryKind.RETRY)
 
 
-# What it costs
+# Costs
 
 
-def test_costs_add_up_to_a_billionth_of_a_dollar():
-    task = end(*running(), *[e.Usage("m", 1, 2, 4, 8, 0.1)] * 3)
+def test_costs_are_summed_to_a_billionth_of_a_dollar():
+    task = final_task(*running(), *[e.Usage("m", 1, 2, 4, 8, 0.1)] * 3)
     assert task.spent == TotalUsage(39, 6, 0.3)
-    small = end(*running(), *[e.Usage("m", 0, 0, cost_usd=0.000_000_001_4)] * 2)
+    small = final_task(*running(), *[e.Usage("m", 0, 0, cost_usd=0.000_000_001_4)] * 2)
     assert small.spent.usd == 0.000_000_002
-    assert end(*running(), e.Usage("m", 5, 5), e.Usage("m", 1, 1, cost_usd=0.5)).spent == TotalUsage(6, 6, 0.5)
+    assert final_task(*running(), e.Usage("m", 5, 5), e.Usage("m", 1, 1, cost_usd=0.5)).spent == TotalUsage(6, 6, 0.5)
 
 
 # Ends
 
 
-def test_a_task_is_collected_once_its_agent_is_gone_for_good():
-    steps = life(*running(), SUCCESS)
+def test_task_is_completing_after_the_last_agent_exit():
+    steps = replay(*running(), SUCCESS)
     assert steps[-1].transition == e.Transition(TaskState.RUNNING, TaskState.COMPLETING, "Collecting artifacts")
-    assert end(*running(), e.CancelRequested()).state is TaskState.RUNNING
-    assert end(*running(), failed(BROKEN)).state is TaskState.RUNNING
-    followed = end(*running(), exited(), retries=1)
-    assert followed.state is TaskState.RUNNING
+    assert final_task(*running(), e.CancelRequested()).state is TaskState.RUNNING
+    assert final_task(*running(), failed(BROKEN)).state is TaskState.RUNNING
+    retried = final_task(*running(), exited(), retries=1)
+    assert retried.state is TaskState.RUNNING
 
 
-def test_a_task_that_ran_is_collected_when_its_next_attempt_ends_before_its_agent_begins():
-    again = (*running(), exited(), ENDED, attempt(2))
-    assert end(*again, e.CancelRequested(), retries=1).state is TaskState.COMPLETING
-    assert end(*again, failed(Failure(FailureCode.CLONE_FAILED, "no")), retries=1).state is TaskState.COMPLETING
-    assert end(*again, failed(), retries=1).state is TaskState.RUNNING, "another one follows"
+def test_task_is_completing_if_a_later_attempt_ends_before_its_agent():
+    second = (*running(), exited(), ENDED, attempt(2))
+    assert final_task(*second, e.CancelRequested(), retries=1).state is TaskState.COMPLETING
+    assert final_task(*second, failed(Failure(FailureCode.CLONE_FAILED, "no")), retries=1).state is TaskState.COMPLETING
+    assert final_task(*second, failed(), retries=1).state is TaskState.RUNNING, "another attempt follows"
 
 
 @pytest.mark.parametrize("retries", [0, 1])
-def test_an_outcome_is_kept_with_its_failure_and_its_counters(retries):
+def test_agent_exit_keeps_failure_exit_code_and_progress(retries):
     progress = e.Progress(turns=2, current_tool="Bash")
-    task = end(*running(), e.Usage("m", 9, 1, cost_usd=0.5), progress, exited(BROKEN, 7), retries=retries)
+    task = final_task(*running(), e.Usage("m", 9, 1, cost_usd=0.5), progress, exited(BROKEN, 7), retries=retries)
     assert (task.agent_has_exited, task.exit_code, task.failure) == (True, 7, BROKEN)
     assert (task.progress.turns, task.progress.current_tool, task.progress.cost_usd) == (2, None, 0.5)
-    assert end(*running(), e.Progress(turns=3, current_tool="Bash")).progress.current_tool == "Bash"
+    assert final_task(*running(), e.Progress(turns=3, current_tool="Bash")).progress.current_tool == "Bash"
 
 
-def test_a_failure_of_an_attempt_whose_agent_has_exited_ends_nothing():
-    assert life(*running(), SUCCESS, failed())[-1].effects == ()
-    assert life(*running(), failed())[-1].effects == (StopAttempt(),)
-    assert life(failed())[-1].effects == (FinishTask(),)
-    assert [life(*running()[:begun], failed())[-1].effects for begun in (1, 2, 3)] == [(StopAttempt(),)] * 3
-    assert [step.effects for step in life(*running(), SUCCESS, FINISHED)] == [()] * 7
+def test_failure_after_the_agent_exit_has_no_effects():
+    assert replay(*running(), SUCCESS, failed())[-1].effects == ()
+    assert replay(*running(), failed())[-1].effects == (StopAttempt(),)
+    assert replay(failed())[-1].effects == (FinishTask(),)
+    assert [replay(*running()[:step_count], failed())[-1].effects for step_count in (1, 2, 3)] == [(StopAttempt(),)] * 3
+    assert [step.effects for step in replay(*running(), SUCCESS, FINISHED)] == [()] * 7
 
 
 @pytest.mark.parametrize("force", [True, False])
-def test_a_wish_to_cancel_says_how_the_attempt_ends(force):
-    steps = life(*running(), e.CancelRequested("a", force=force))
+def test_cancel_stops_the_attempt_with_the_requested_force(force):
+    steps = replay(*running(), e.CancelRequested("a", force=force))
     assert steps[-1].effects == (StopAttempt(force=force),)
     assert steps[-1].task.cancel == e.CancelRequested("a", force)
-    assert life(e.CancelRequested("a", force=force))[-1].effects == (FinishTask(),)
+    assert replay(e.CancelRequested("a", force=force))[-1].effects == (FinishTask(),)
     assert final_state(steps[-1].task) == (TaskState.CANCELLED, "Cancelled: a")
-    assert final_state(end(*running(), e.CancelRequested())) == (TaskState.CANCELLED, "Cancelled")
+    assert final_state(final_task(*running(), e.CancelRequested())) == (TaskState.CANCELLED, "Cancelled")
 
 
-def test_a_wish_counts_while_another_attempt_would_follow_the_exit():
-    steps = life(*running(), exited(), e.CancelRequested("a"), retries=1)
+def test_cancel_after_the_exit_applies_if_a_retry_would_follow():
+    steps = replay(*running(), exited(), e.CancelRequested("a"), retries=1)
     assert steps[-1].task.cancel == e.CancelRequested("a")
     assert steps[-1].effects == (StopAttempt(),)
-    late = life(*running(), exited(), e.CancelRequested("a"))
+    late = replay(*running(), exited(), e.CancelRequested("a"))
     assert (late[-1].task.cancel, late[-1].effects) == (None, ())
 
 
-def test_final_states_are_told_with_their_reason():
-    assert final_state(end(*running(), SUCCESS)) == (TaskState.COMPLETED, "Claude Code finished its work")
-    assert final_state(end(*running(), exited(BROKEN))) == (TaskState.FAILED, "it failed")
-    kept = end(*running(), exited(BROKEN), failure_action="preserve")
-    assert final_state(kept) == (TaskState.FAILED_PRESERVED, "it failed")
+def test_final_state_has_a_reason():
+    assert final_state(final_task(*running(), SUCCESS)) == (TaskState.COMPLETED, "Claude Code finished its work")
+    assert final_state(final_task(*running(), exited(BROKEN))) == (TaskState.FAILED, "it failed")
+    preserved = final_task(*running(), exited(BROKEN), failure_action="preserve")
+    assert final_state(preserved) == (TaskState.FAILED_PRESERVED, "it failed")
     for events in ((), running()[:1], running()):
         with pytest.raises(IllegalEventError):
-            final_state(end(*events))
+            final_state(final_task(*events))
 
 
-def test_whether_an_end_is_followed_is_asked_without_ending_anything():
-    task = end(*running(), retries=1)
-    kept = msgspec.json.encode(task)
+def test_will_retry_does_not_change_the_task():
+    task = final_task(*running(), retries=1)
+    encoded = msgspec.json.encode(task)
     assert (will_retry(task, exited()), will_retry(task, exited(None))) == (True, False)
-    assert msgspec.json.encode(task) == kept
+    assert msgspec.json.encode(task) == encoded
     with pytest.raises(IllegalEventError):
-        will_retry(end(*running()[:2]), exited())
+        will_retry(final_task(*running()[:2]), exited())
 
 
-# What cannot happen
+# Illegal events
 
 
 @pytest.mark.parametrize(
@@ -297,10 +297,10 @@ def test_whether_an_end_is_followed_is_asked_without_ending_anything():
         (attempt(), PREPARED, PREPARED),
     ],
 )
-def test_no_step_of_an_attempt_is_left_out_or_made_twice(events):
-    before = end(*events[:-1], retries=1)
+def test_skipped_or_repeated_attempt_step_is_rejected(events):
+    before = final_task(*events[:-1], retries=1)
     with pytest.raises(IllegalEventError):
-        advance(before, events[-1], seq=99, at=BEGAN)
+        advance(before, events[-1], seq=99, at=START_TIME)
 
 
 @pytest.mark.parametrize(
@@ -314,13 +314,13 @@ def test_no_step_of_an_attempt_is_left_out_or_made_twice(events):
         e.ErrorReported("x", "y"),
     ],
 )
-def test_what_is_only_noted_changes_nothing_but_the_number_of_the_last_record(event):
-    before = end(*running())
-    step = advance(before, event, seq=42, at=BEGAN)
+def test_informational_event_changes_only_last_seq(event):
+    before = final_task(*running())
+    step = advance(before, event, seq=42, at=START_TIME)
     assert (step.transition, step.effects) == (None, ())
     assert step.task == msgspec.structs.replace(before, last_seq=42)
 
 
 def test_artifacts_are_added():
     one, two = (Artifact(name, name, 1, "text/plain", "sha256:" + "0" * 64) for name in "ab")
-    assert end(*running(), e.ArtifactCollected(one), e.ArtifactCollected(two)).artifacts == (one, two)
+    assert final_task(*running(), e.ArtifactCollected(one), e.ArtifactCollected(two)).artifacts == (one, two)

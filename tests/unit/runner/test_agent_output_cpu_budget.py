@@ -1,4 +1,4 @@
-"""What a sandbox says waits while its runner's CPU budget is spent, and nothing of it is lost."""
+"""Agent output waits while the runner's CPU budget is spent, and none is lost."""
 
 import asyncio
 
@@ -9,12 +9,12 @@ from sandbox.model.limits import RUNNER_CPU_BURST_SECONDS
 from sandbox.runner.agent_output import AgentOutput, OutputQuota, redacted_chunks
 from sandbox.system.cpu_throttle import CpuThrottle
 
-SAID = b"".join(b"line %d\n" % number for number in range(3000))
-LINES_OF_A_TURN = 100
+OUTPUT = b"".join(b"line %d\n" % number for number in range(3000))
+LINES_PER_TURN = 100
 
 
 class Process:
-    """A runner whose clocks are set by hand."""
+    """A runner process with manual clocks."""
 
     def __init__(self):
         self.now = self.used = 0.0
@@ -26,16 +26,16 @@ class Process:
 
 @pytest.fixture
 def process(monkeypatch):
-    real = asyncio.sleep
-    monkeypatch.setattr("sandbox.system.cpu_throttle.asyncio.sleep", lambda seconds: real(min(seconds, 0.02)))
+    original_sleep = asyncio.sleep
+    monkeypatch.setattr("sandbox.system.cpu_throttle.asyncio.sleep", lambda seconds: original_sleep(min(seconds, 0.02)))
     return Process()
 
 
 def reader():
-    made = asyncio.StreamReader()
-    made.feed_data(SAID)
-    made.feed_eof()
-    return made
+    stream = asyncio.StreamReader()
+    stream.feed_data(OUTPUT)
+    stream.feed_eof()
+    return stream
 
 
 def output(process, written):
@@ -55,24 +55,24 @@ def text(written):
 
 
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
-def test_lines_wait_for_the_budget_and_all_of_them_come(process, stream):
-    async def story():
+def test_lines_wait_for_the_budget_and_none_is_lost(process, stream):
+    async def run():
         written = []
         agent = output(process, written)
-        take = agent.read_stdout if stream == "stdout" else agent.read_stderr
+        read = agent.read_stdout if stream == "stdout" else agent.read_stderr
         process.spend()
-        taking = asyncio.create_task(take(reader()))
+        reading = asyncio.create_task(read(reader()))
         await asyncio.sleep(0.05)
         assert written == []
         process.now += 1000
-        await taking
-        assert text(written) == SAID
+        await reading
+        assert text(written) == OUTPUT
 
-    asyncio.run(story())
+    asyncio.run(run())
 
 
-def test_a_flood_of_lines_stops_as_soon_as_the_budget_is_spent(process):
-    async def story():
+def test_reading_pauses_as_soon_as_the_budget_is_spent(process):
+    async def run():
         written = []
 
         def record(event):
@@ -82,31 +82,31 @@ def test_a_flood_of_lines_stops_as_soon_as_the_budget_is_spent(process):
 
         agent = output(process, written)
         agent._record = record
-        taking = asyncio.create_task(agent.read_stdout(reader()))
+        reading = asyncio.create_task(agent.read_stdout(reader()))
         for _ in range(100):
             await asyncio.sleep(0.01)
-        assert 1000 <= len(written) <= 1000 + LINES_OF_A_TURN
+        assert 1000 <= len(written) <= 1000 + LINES_PER_TURN
         process.now += 1000
-        await taking
-        assert text(written) == SAID
+        await reading
+        assert text(written) == OUTPUT
 
-    asyncio.run(story())
+    asyncio.run(run())
 
 
-def test_what_a_terminal_shows_waits_too(process):
-    async def story():
-        shown = []
+def test_terminal_output_waits_for_the_budget(process):
+    async def run():
+        received = []
 
-        async def show():
+        async def collect():
             async for chunk in redacted_chunks(reader(), None, process.throttle.queue()):
-                shown.append(chunk)
+                received.append(chunk)
 
         process.spend()
-        showing = asyncio.create_task(show())
+        task = asyncio.create_task(collect())
         await asyncio.sleep(0.05)
-        assert shown == []
+        assert received == []
         process.now += 1000
-        await showing
-        assert b"".join(shown) == SAID
+        await task
+        assert b"".join(received) == OUTPUT
 
-    asyncio.run(story())
+    asyncio.run(run())

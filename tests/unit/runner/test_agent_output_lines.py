@@ -1,4 +1,4 @@
-"""Output comes out by line, whole up to a bound, and nothing of it is lost."""
+"""Output is split into lines of limited length without loss."""
 
 import re
 import tracemalloc
@@ -15,14 +15,14 @@ def split(chunks, line_bytes_max=1024):
     return pieces + list(splitter.flush())
 
 
-def test_a_line_comes_when_it_is_whole():
+def test_line_is_emitted_when_it_is_complete():
     splitter = LineSplitter()
     assert list(splitter.feed(b"hel")) == []
     assert list(splitter.feed(b"lo\nwor")) == [(b"hello\n", False)]
     assert list(splitter.flush()) == [(b"wor", False)]
 
 
-def test_a_line_over_the_bound_comes_in_marked_parts():
+def test_line_over_the_limit_is_emitted_in_marked_parts():
     assert split([b"abcdefgh\nij\n"], line_bytes_max=3) == [
         (b"abc", True),
         (b"def", True),
@@ -31,14 +31,14 @@ def test_a_line_over_the_bound_comes_in_marked_parts():
     ]
 
 
-def test_a_stream_that_ends_at_the_bound_has_no_part_missing():
+def test_stream_that_ends_at_the_limit_is_emitted_in_full():
     splitter = LineSplitter(3)
     assert list(splitter.feed(b"abc")) == []
     assert list(splitter.flush()) == [(b"abc", False)]
     assert list(splitter.flush()) == []
 
 
-def test_a_line_without_end_does_not_grow_in_memory():
+def test_unterminated_line_is_emitted_in_parts():
     splitter = LineSplitter(10)
     pieces = [piece for _ in range(100) for piece in splitter.feed(b"x" * 7)]
     assert sum(len(piece) for piece, _ in pieces) >= 690
@@ -46,7 +46,7 @@ def test_a_line_without_end_does_not_grow_in_memory():
 
 
 @given(st.lists(st.binary(max_size=40)), st.integers(1, 20))
-def test_the_pieces_are_the_stream(chunks, line_bytes_max):
+def test_pieces_join_to_the_stream(chunks, line_bytes_max):
     pieces = split(chunks, line_bytes_max)
     assert b"".join(piece for piece, _ in pieces) == b"".join(chunks)
     assert all(len(piece) <= line_bytes_max for piece, _ in pieces)
@@ -54,7 +54,7 @@ def test_the_pieces_are_the_stream(chunks, line_bytes_max):
 
 
 @given(st.binary(max_size=200), st.integers(1, 9))
-def test_the_cut_of_the_chunks_changes_nothing(data, size):
+def test_chunk_boundaries_do_not_change_the_lines(data, size):
     chunks = [data[at : at + size] for at in range(0, len(data), size)]
     whole = [line for line in split([data]) if line[0]]
     assert split(chunks) == whole
@@ -66,13 +66,13 @@ def join(pieces, line_bytes_max):
 
 
 @given(st.lists(st.binary(max_size=40)), st.integers(1, 20), st.integers(1, 60))
-def test_lines_that_were_split_are_listened_to_whole_up_to_a_bound(chunks, line_bytes_max, heard_bytes_max):
-    heard = join(split(chunks, line_bytes_max), heard_bytes_max)
+def test_split_lines_are_joined_up_to_the_limit(chunks, line_bytes_max, joined_bytes_max):
+    joined = join(split(chunks, line_bytes_max), joined_bytes_max)
     lines = re.findall(rb"[^\n]*\n|[^\n]+", b"".join(chunks))
-    assert heard == [line for line in lines if len(line) <= heard_bytes_max]
+    assert joined == [line for line in lines if len(line) <= joined_bytes_max]
 
 
-def test_nothing_is_kept_of_a_line_that_is_too_long_to_be_listened_to():
+def test_line_over_the_join_limit_is_not_buffered():
     joiner = LineJoiner(256 * 1024)
     tracemalloc.start()
     try:

@@ -1,4 +1,4 @@
-"""Bounds of a task hold for all its attempts together."""
+"""Limits of a task apply to all its attempts together."""
 
 import asyncio
 from datetime import UTC, datetime, timedelta
@@ -14,7 +14,7 @@ from sandbox.model.task_state import TaskState
 from sandbox.runner import agent_output
 from sandbox.runner.progress import remaining_budget, remaining_seconds
 
-BEGAN = datetime(2026, 1, 29, 10, 0, tzinfo=UTC)
+START_TIME = datetime(2026, 1, 29, 10, 0, tzinfo=UTC)
 
 
 class Clock:
@@ -32,42 +32,46 @@ FIRST_AGENT = AgentStartTime(100.0, "boot")
 
 
 def task(*, boot_id="boot", beginning=FIRST_AGENT, **parts):
-    history = (StateHistoryEntry(TaskState.PENDING, BEGAN), StateHistoryEntry(TaskState.RUNNING, BEGAN))
-    made = manifest(lifecycle={"timeout": "60s", "budget_usd": 2.0, "budget_tokens": 1000})
+    history = (StateHistoryEntry(TaskState.PENDING, START_TIME), StateHistoryEntry(TaskState.RUNNING, START_TIME))
+    task_manifest = manifest(lifecycle={"timeout": "60s", "budget_usd": 2.0, "budget_tokens": 1000})
     attempt = Attempt("bcdefghi2345", "bubblewrap", "here", number=2, boot_id=boot_id)
-    return Task("t", made, TaskState.RUNNING, "", history, 9, attempt=attempt, attempts=2, beginning=beginning, **parts)
+    return Task(
+        "t", task_manifest, TaskState.RUNNING, "", history, 9, attempt=attempt, attempts=2, beginning=beginning, **parts
+    )
 
 
-def test_before_the_first_agent_the_whole_time_is_left():
-    assert remaining_seconds(task(beginning=None), Clock(500.0, BEGAN)) == 60
+def test_full_time_remains_before_the_first_agent():
+    assert remaining_seconds(task(beginning=None), Clock(500.0, START_TIME)) == 60
 
 
 @pytest.mark.parametrize("jump", [timedelta(), timedelta(hours=1), timedelta(hours=-1)])
-def test_time_is_counted_by_the_monotonic_clock_whatever_the_wall_clock_does(jump):
-    assert remaining_seconds(task(), Clock(125.0, BEGAN + jump)) == 35
+def test_remaining_time_uses_the_monotonic_clock(jump):
+    assert remaining_seconds(task(), Clock(125.0, START_TIME + jump)) == 35
 
 
 @pytest.mark.parametrize(("later", "left"), [(20, 40), (80, -20), (-3600, 60)])
-def test_after_a_start_of_the_machine_the_wall_clock_is_all_there_is(later, left):
-    assert remaining_seconds(task(boot_id="another"), Clock(3.0, BEGAN + timedelta(seconds=later))) == left
+def test_remaining_time_uses_the_wall_clock_after_a_reboot(later, left):
+    assert remaining_seconds(task(boot_id="another"), Clock(3.0, START_TIME + timedelta(seconds=later))) == left
 
 
-def test_what_earlier_gateways_counted_is_spent():
+def test_usage_of_earlier_attempts_reduces_the_budget():
     spent = TotalUsage(input_tokens=300, output_tokens=20, usd=0.5)
     assert remaining_budget(task(spent=spent)) == Budget(2.0, 1000, spent_usd=0.5, spent_tokens=320)
 
 
-def test_a_flood_of_empty_lines_is_a_flood_for_all_attempts_together(monkeypatch):
+def test_output_quota_counts_lines_of_earlier_attempts(monkeypatch):
     monkeypatch.setattr(agent_output, "OUTPUT_BYTES_MAX", 1024**2)
-    flooded = msgspec.structs.replace(task(progress=Progress(output_bytes=9000)), last_seq=9000)
-    used_up = agent_output.OutputQuota(Clock(0.0, BEGAN), agent_output.earlier_output_bytes(flooded))
-    assert not asyncio.run(used_up.acquire(1))
-    fresh = agent_output.OutputQuota(Clock(0.0, BEGAN), agent_output.earlier_output_bytes(task()))
+    task_with_many_lines = msgspec.structs.replace(task(progress=Progress(output_bytes=9000)), last_seq=9000)
+    exhausted = agent_output.OutputQuota(
+        Clock(0.0, START_TIME), agent_output.earlier_output_bytes(task_with_many_lines)
+    )
+    assert not asyncio.run(exhausted.acquire(1))
+    fresh = agent_output.OutputQuota(Clock(0.0, START_TIME), agent_output.earlier_output_bytes(task()))
     assert asyncio.run(fresh.acquire(1))
 
 
-def test_counters_go_on_from_what_was_told_of_every_request():
+def test_final_progress_includes_every_reported_request():
     progress = Progress(turns=3, current_tool="Bash", input_tokens=100, output_tokens=10, cost_usd=0.25)
     before = task(progress=progress, spent=TotalUsage(300, 20, 0.5)).final_progress
-    wanted = msgspec.structs.replace(progress, current_tool=None, input_tokens=300, output_tokens=20, cost_usd=0.5)
-    assert before == wanted
+    expected = msgspec.structs.replace(progress, current_tool=None, input_tokens=300, output_tokens=20, cost_usd=0.5)
+    assert before == expected

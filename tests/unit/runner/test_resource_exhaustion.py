@@ -1,4 +1,4 @@
-"""What a sandbox ran out of is told once, and explains an end that the agent does not explain itself."""
+"""Resource exhaustion is reported once, and explains an agent failure that has no reason."""
 
 import asyncio
 from pathlib import Path
@@ -13,14 +13,14 @@ from sandbox.model.errors import Failure, FailureCode
 from sandbox.model.manifest.schema import Vm
 from sandbox.runner.resource_exhaustion import ExhaustionDetector
 
-DIED = Failure(FailureCode.AGENT_FAILED, "Claude Code was ended by signal 9.")
-SILENT = AgentOutcome(None, DIED)
-"""An agent that died without a word."""
-CALM = Stats(1.0, 1, 1)
+KILLED = Failure(FailureCode.AGENT_FAILED, "Claude Code was ended by signal 9.")
+SILENT = AgentOutcome(None, KILLED)
+"""The outcome of an agent that died without output."""
+NORMAL_STATS = Stats(1.0, 1, 1)
 
 
-class ToldDisks:
-    """Disks as full as they are told to be."""
+class ScriptedDisks:
+    """Disks with a scripted usage."""
 
     enforces_size = True
 
@@ -33,112 +33,112 @@ class ToldDisks:
         return DiskUsage(100 if self.is_full else 50, 100, self.is_full)
 
 
-class Scene:
+class ExhaustionScenario:
     def __init__(self):
-        self.disks, self.told = ToldDisks(), []
+        self.disks, self.events = ScriptedDisks(), []
         files = AttemptLayout(Path("/nowhere"))
-        self.shortages = ExhaustionDetector(Vm(disk="1G", memory="2G"), self.disks, files, self.told.append)
+        self.detector = ExhaustionDetector(Vm(disk="1G", memory="2G"), self.disks, files, self.events.append)
 
-    def look(self):
-        asyncio.run(self.shortages.check_disk())
+    def check_disk(self):
+        asyncio.run(self.detector.check_disk())
 
     @property
     def codes(self):
-        return [event.error for event in self.told]
+        return [event.error for event in self.events]
 
 
 @pytest.fixture
-def scene():
-    return Scene()
+def scenario():
+    return ExhaustionScenario()
 
 
-def test_a_sandbox_with_room_for_everything_is_told_nothing_of(scene):
-    scene.shortages.update(CALM)
-    scene.look()
-    assert scene.told == []
-    assert scene.shortages.disk_use == DiskUsage(50, 100, False)
-    assert scene.shortages.explain_failure(SILENT) is DIED
-    assert scene.shortages.explain_failure(AgentOutcome(None, None)) is None
+def test_sufficient_resources_report_nothing(scenario):
+    scenario.detector.update(NORMAL_STATS)
+    scenario.check_disk()
+    assert scenario.events == []
+    assert scenario.detector.disk_use == DiskUsage(50, 100, False)
+    assert scenario.detector.explain_failure(SILENT) is KILLED
+    assert scenario.detector.explain_failure(AgentOutcome(None, None)) is None
 
 
-def test_a_full_disk_is_told_once_and_explains_the_agents_death(scene):
-    scene.disks.is_full = True
-    scene.look()
-    scene.look()
-    assert scene.codes == ["disk_full"]
-    why = scene.shortages.explain_failure(SILENT)
-    assert why.code == "disk_full"
-    assert "vm.disk is 1G" in why.message
-    assert DIED.message in why.message
+def test_full_disk_is_reported_once_and_explains_the_failure(scenario):
+    scenario.disks.is_full = True
+    scenario.check_disk()
+    scenario.check_disk()
+    assert scenario.codes == ["disk_full"]
+    failure = scenario.detector.explain_failure(SILENT)
+    assert failure.code == "disk_full"
+    assert "vm.disk is 1G" in failure.message
+    assert KILLED.message in failure.message
 
 
 @pytest.mark.parametrize("code", [FailureCode.TIMEOUT, FailureCode.OUT_OF_MEMORY, FailureCode.BUDGET_EXCEEDED])
-def test_what_has_a_reason_of_its_own_keeps_it(scene, code):
-    scene.disks.is_full = True
-    scene.look()
-    assert scene.shortages.explain_failure(AgentOutcome(None, Failure(code, "known"))).code == code
-    assert scene.shortages.explain_failure(AgentOutcome(None, None)) is None
+def test_specific_failure_is_not_replaced(scenario, code):
+    scenario.disks.is_full = True
+    scenario.check_disk()
+    assert scenario.detector.explain_failure(AgentOutcome(None, Failure(code, "known"))).code == code
+    assert scenario.detector.explain_failure(AgentOutcome(None, None)) is None
 
 
-def test_processes_that_could_not_be_born_are_told(scene):
-    scene.shortages.update(Stats(1.0, 1, 512, fork_failures=9))
-    scene.shortages.update(Stats(1.0, 1, 512, fork_failures=10))
-    assert scene.codes == ["process_limit"]
-    assert scene.shortages.explain_failure(SILENT).code == "process_limit"
+def test_fork_failures_are_reported_once(scenario):
+    scenario.detector.update(Stats(1.0, 1, 512, fork_failures=9))
+    scenario.detector.update(Stats(1.0, 1, 512, fork_failures=10))
+    assert scenario.codes == ["process_limit"]
+    assert scenario.detector.explain_failure(SILENT).code == "process_limit"
 
 
-def explained(scene, said, result):
-    return scene.shortages.explain_failure(AgentOutcome(result, Failure(FailureCode.AGENT_FAILED, said))).code
+def explained_code(scenario, message, result):
+    return scenario.detector.explain_failure(AgentOutcome(result, Failure(FailureCode.AGENT_FAILED, message))).code
 
 
 @pytest.mark.parametrize(
-    "said", ["Claude Code did not finish within its turns; raise claude.max_turns.", "API Error: 401"]
+    "message", ["Claude Code did not finish within its turns; raise claude.max_turns.", "API Error: 401"]
 )
-def test_an_end_that_the_agent_explains_is_not_put_down_to_what_passed_long_before(scene, said):
-    scene.disks.is_full = True
-    scene.look()
-    scene.shortages.update(Stats(1.0, 1, 512, fork_failures=9))
-    assert scene.codes == ["disk_full", "process_limit"]
-    assert explained(scene, said, {"is_error": True}) == "agent_failed"
-    assert explained(scene, "Claude Code exited with code 1.", {"is_error": False}) == "disk_full"
+def test_agent_error_is_not_attributed_to_an_earlier_exhaustion(scenario, message):
+    scenario.disks.is_full = True
+    scenario.check_disk()
+    scenario.detector.update(Stats(1.0, 1, 512, fork_failures=9))
+    assert scenario.codes == ["disk_full", "process_limit"]
+    assert explained_code(scenario, message, {"is_error": True}) == "agent_failed"
+    assert explained_code(scenario, "Claude Code exited with code 1.", {"is_error": False}) == "disk_full"
 
 
-def test_an_agent_that_names_the_shortage_itself_failed_for_it(scene):
-    no_room, no_process = "ENOSPC: no space left on device, write", "spawn /bin/bash EAGAIN"
-    assert explained(scene, no_room, {"is_error": True}) == "agent_failed"
-    scene.disks.is_full = True
-    scene.look()
-    assert explained(scene, no_room, {"is_error": True}) == "disk_full"
-    assert explained(scene, no_process, {"is_error": True}) == "agent_failed"
-    scene.shortages.update(Stats(1.0, 1, 512, fork_failures=9))
-    assert explained(scene, no_process, {"is_error": True}) == "process_limit"
+def test_agent_error_that_names_the_exhaustion_is_attributed_to_it(scenario):
+    disk_error, fork_error = "ENOSPC: no space left on device, write", "spawn /bin/bash EAGAIN"
+    assert explained_code(scenario, disk_error, {"is_error": True}) == "agent_failed"
+    scenario.disks.is_full = True
+    scenario.check_disk()
+    assert explained_code(scenario, disk_error, {"is_error": True}) == "disk_full"
+    assert explained_code(scenario, fork_error, {"is_error": True}) == "agent_failed"
+    scenario.detector.update(Stats(1.0, 1, 512, fork_failures=9))
+    assert explained_code(scenario, fork_error, {"is_error": True}) == "process_limit"
 
 
-def test_a_disk_that_was_full_once_and_has_room_again_explains_nothing(scene):
-    scene.disks.is_full = True
-    scene.look()
-    scene.disks.is_full = False
-    scene.look()
-    assert scene.codes == ["disk_full"]
-    assert scene.shortages.explain_failure(SILENT) is DIED
+def test_disk_with_free_space_again_explains_nothing(scenario):
+    scenario.disks.is_full = True
+    scenario.check_disk()
+    scenario.disks.is_full = False
+    scenario.check_disk()
+    assert scenario.codes == ["disk_full"]
+    assert scenario.detector.explain_failure(SILENT) is KILLED
 
 
-def test_a_process_that_died_for_memory_is_told_though_the_agent_lives_on(scene):
-    scene.shortages.update(Stats(1.0, 1, 1, oom_kills=1))
-    assert scene.codes == ["out_of_memory"]
-    assert "vm.memory" in scene.told[0].message
+def test_oom_kill_is_reported_while_the_agent_runs(scenario):
+    scenario.detector.update(Stats(1.0, 1, 1, oom_kills=1))
+    assert scenario.codes == ["out_of_memory"]
+    assert "vm.memory" in scenario.events[0].message
 
 
-def test_a_disk_that_cannot_be_looked_at_is_told_and_the_last_figures_stay(scene):
-    scene.look()
-    scene.disks.is_lost = True
-    scene.look()
-    assert scene.codes == ["internal_error"]
-    assert scene.shortages.disk_use.used_bytes == 50
+def test_unreadable_disk_is_reported_and_the_last_usage_is_kept(scenario):
+    scenario.check_disk()
+    scenario.disks.is_lost = True
+    scenario.check_disk()
+    assert scenario.codes == ["internal_error"]
+    assert scenario.detector.disk_use.used_bytes == 50
 
 
-class CountedSockets:
-    """A sandbox that has so many sockets at each look; the last figures stay."""
+class ScriptedSandbox:
+    """A sandbox with scripted kernel usage; the last values repeat."""
 
     def __init__(self, *uses, files=FileUsage()):  # noqa: B008
         self.uses = list(uses)
@@ -151,60 +151,60 @@ class CountedSockets:
         return self.files
 
 
-def excess(scene, monkeypatch, *uses):
+def watch_until_exceeded(scenario, monkeypatch, *uses):
     monkeypatch.setattr("sandbox.interfaces.kernel_watch.KERNEL_USAGE_CHECK_SECONDS", 0.001)
 
-    async def story():
+    async def run():
         async with asyncio.timeout(10):
-            return await scene.shortages.watch_kernel_use(CountedSockets(*uses))
+            return await scenario.detector.watch_kernel_use(ScriptedSandbox(*uses))
 
-    return asyncio.run(story())
+    return asyncio.run(run())
 
 
-def test_more_sockets_than_a_sandbox_may_have_are_a_reason_to_end_it(scene, monkeypatch):
-    why = excess(scene, monkeypatch, KernelUsage(10), KernelUsage(8192), KernelUsage(8193))
-    assert (why.code, why.message.partition(";")[0]) == (
+def test_socket_count_over_the_limit_is_a_failure(scenario, monkeypatch):
+    failure = watch_until_exceeded(scenario, monkeypatch, KernelUsage(10), KernelUsage(8192), KernelUsage(8193))
+    assert (failure.code, failure.message.partition(";")[0]) == (
         "out_of_memory", "The sandbox had 8193 sockets, and the limit is 8192",
     )  # fmt: skip
 
 
-def test_more_in_buffers_than_may_be_is_one_where_nothing_else_keeps_the_bound(scene, monkeypatch):
+def test_socket_buffers_over_the_limit_are_a_failure(scenario, monkeypatch):
     at, over = KernelUsage(10, 64 << 20, 64 << 20), KernelUsage(10, 65 << 20, 64 << 20)
-    why = excess(scene, monkeypatch, KernelUsage(10, 1 << 40, None), at, over)
-    assert why.code == "out_of_memory"
-    assert "held 65 MiB in their buffers, and the limit for its vm.memory is 64 MiB" in why.message
+    failure = watch_until_exceeded(scenario, monkeypatch, KernelUsage(10, 1 << 40, None), at, over)
+    assert failure.code == "out_of_memory"
+    assert "held 65 MiB in their buffers, and the limit for its vm.memory is 64 MiB" in failure.message
 
 
 @pytest.mark.parametrize(
-    ("files", "told"),
+    ("files", "reason"),
     [
         (FileUsage(131_073), "had 131073 open files, and 131072 is the most"),
         (FileUsage(9000, directories=8193), "more than 8192 open directories"),
         (FileUsage(9000, locks=8193), "more than 8192 locks on files"),
     ],
 )
-def test_more_open_files_directories_or_locks_are_a_reason_to_end_it(scene, files, told):
-    async def story():
+def test_open_files_directories_or_locks_over_the_limit_are_a_failure(scenario, files, reason):
+    async def run():
         async with asyncio.timeout(10):
-            return await scene.shortages.watch_kernel_use(CountedSockets(KernelUsage(), files=files))
+            return await scenario.detector.watch_kernel_use(ScriptedSandbox(KernelUsage(), files=files))
 
-    why = asyncio.run(story())
-    assert why.code == "out_of_memory"
-    assert told in why.message
+    failure = asyncio.run(run())
+    assert failure.code == "out_of_memory"
+    assert reason in failure.message
 
 
-def test_open_files_within_bounds_are_none(scene):
+def test_file_usage_within_the_limits_is_not_a_violation(scenario):
     for files in (FileUsage(), FileUsage(131_072, directories=8192, locks=8192)):
         assert files.find_violation() == ""
 
 
-def test_sockets_within_bounds_and_those_that_nobody_counts_are_none(scene, monkeypatch):
+def test_kernel_usage_within_the_limits_or_unlimited_is_not_a_failure(scenario, monkeypatch):
     monkeypatch.setattr("sandbox.interfaces.kernel_watch.KERNEL_USAGE_CHECK_SECONDS", 0.001)
 
-    async def story(use):
+    async def run(use):
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.05):
-                await scene.shortages.watch_kernel_use(CountedSockets(use))
+                await scenario.detector.watch_kernel_use(ScriptedSandbox(use))
 
     for use in (KernelUsage(), KernelUsage(8192, 64 << 20, 64 << 20), KernelUsage(None, 1 << 40, None)):
-        asyncio.run(story(use))
+        asyncio.run(run(use))

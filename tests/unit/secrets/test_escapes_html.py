@@ -1,4 +1,4 @@
-"""HTML references are read as browsers read them: by name or number, with leading zeros, without a semicolon."""
+"""HTML references are decoded as in browsers: by name or number, with leading zeros, without a semicolon."""
 
 import html
 import json
@@ -22,29 +22,29 @@ def redactor() -> SecretRedactor:
 
 
 @pytest.mark.parametrize("name", ["amp", "quot", "lt", "gt", "apos", "lowbar", "period", "num", "sol", "AMP", "Tab"])
-def test_a_name(name: str):
+def test_named_reference_is_decoded(name: str):
     value = f"gH7{html5[f'{name};']}pass-word"
     assert SecretRedactor({"S": value}).redact_text(f"<gH7&{name};pass-word>") == "<[REDACTED:S]>"
 
 
-def test_every_name_that_html_has():
+def test_every_html_name_is_decoded():
     names = list(html5)
-    for some in (names[start : start + 25] for start in range(0, len(names), 25)):
-        value = "-".join(html5[name] for name in some)
-        redacted = SecretRedactor({"S": f"gH7_{value}_password"}).redact_text(f"<gH7_&{'-&'.join(some)}_password>")
-        assert redacted == "<[REDACTED:S]>", some
+    for chunk in (names[start : start + 25] for start in range(0, len(names), 25)):
+        value = "-".join(html5[name] for name in chunk)
+        redacted = SecretRedactor({"S": f"gH7_{value}_password"}).redact_text(f"<gH7_&{'-&'.join(chunk)}_password>")
+        assert redacted == "<[REDACTED:S]>", chunk
 
 
 @pytest.mark.parametrize("name", WITHOUT_SEMICOLON)
 @pytest.mark.parametrize("after", ["pass", "it;", "=1", " ", "&", "1"])
-def test_a_name_without_semicolon_wherever_html_allows_it(name: str, after: str):
-    shown = html.unescape(f"&{name}{after}")
-    value = f"gH7_{shown}_word"
+def test_name_without_semicolon_is_decoded_where_html_allows_it(name: str, after: str):
+    decoded = html.unescape(f"&{name}{after}")
+    value = f"gH7_{decoded}_word"
     assert "[REDACTED:S]" in SecretRedactor({"S": value}).redact_text(f"gH7_&{name}{after}_word")
 
 
 @pytest.mark.parametrize(
-    "written",
+    "encoded",
     [
         "".join(f"&#{ord(letter)};" for letter in VALUE),
         "".join(f"&#{ord(letter)}" for letter in VALUE),
@@ -60,15 +60,15 @@ def test_a_name_without_semicolon_wherever_html_allows_it(name: str, after: str)
     ],
 )
 @pytest.mark.parametrize("wrap", ["{}", "json", "twice"])
-def test_ways_to_write_a_value(redactor: SecretRedactor, written: str, wrap: str):
+def test_html_encoded_value_is_found(redactor: SecretRedactor, encoded: str, wrap: str):
     if wrap == "json":
-        written = json.dumps(written)[1:-1]
+        encoded = json.dumps(encoded)[1:-1]
     if wrap == "twice":
-        written = html.escape(written)
-    assert redactor.redact_text(f"<{written}>") == "<[REDACTED:S]>"
+        encoded = html.escape(encoded)
+    assert redactor.redact_text(f"<{encoded}>") == "<[REDACTED:S]>"
 
 
-def test_numbers_that_html_reads_as_windows_1252():
+def test_numeric_references_in_the_windows_1252_range_are_decoded():
     redactor = SecretRedactor({"S": "gH7€_password"})
     assert redactor.redact_text("<gH7&#128;_password>") == "<[REDACTED:S]>"
     assert redactor.redact_text("<gH7&#x80;_password>") == "<[REDACTED:S]>"
@@ -83,7 +83,7 @@ def test_numbers_that_html_reads_as_windows_1252():
         max_size=6,
     ).map("".join)
 )
-def test_one_layer_reads_what_python_reads(text: str):
+def test_one_layer_matches_html_unescape(text: str):
     layers = decode_layers(text.encode())
     assert layers[min(1, len(layers) - 1)].data.decode() == html.unescape(text)
 
@@ -97,7 +97,7 @@ def test_one_layer_reads_what_python_reads(text: str):
         "&" * 100,
     ],
 )
-def test_ordinary_text_with_ampersands_stays(redactor: SecretRedactor, text: str):
+def test_ordinary_text_with_ampersands_is_unchanged(redactor: SecretRedactor, text: str):
     data = text.encode()
     assert redactor.redact(data) is data
 
@@ -105,19 +105,19 @@ def test_ordinary_text_with_ampersands_stays(redactor: SecretRedactor, text: str
 @pytest.mark.parametrize(
     "value", ["u=x&copy=region&lt=5", "&notasecret&amp", "copy&paste&order=1", "&#65&#x42password"]
 )
-def test_a_value_that_looks_like_references_is_found_in_every_writing(value: str):
+def test_value_that_contains_references_is_found_in_every_encoding(value: str):
     redactor = SecretRedactor({"S": value})
-    for written in (
+    for encoded in (
         value,
         html.escape(value),
         json.dumps(value)[1:-1],
         value.replace("&", "%26"),
         html.escape(html.escape(value)),
     ):
-        assert redactor.redact_text(f"< {written} >") == "< [REDACTED:S] >", written
+        assert redactor.redact_text(f"< {encoded} >") == "< [REDACTED:S] >", encoded
 
 
-def test_an_open_reference_before_a_value_takes_nothing_of_it():
+def test_open_reference_before_a_value_does_not_hide_it():
     for before in ("&", "&#", "&#x", "&#1", "&am"):
         for value in ("12345678ä0", "deadbeefdeädbeef", "amp;pässword"):
             redacted = SecretRedactor({"S": value}).redact_text(f"{before}{value} {before}{json.dumps(value)[1:-1]}")
@@ -125,10 +125,10 @@ def test_an_open_reference_before_a_value_takes_nothing_of_it():
 
 
 @pytest.mark.parametrize("size", [1, 2, 5])
-def test_references_that_are_cut(redactor: SecretRedactor, size: int):
-    said = b"?a=1&copy=2\n" + b"gH7&lowbar;p&ampss&#0035/w&equals;rd&period; &CounterClockwiseContourIntegral &lt"
+def test_references_split_over_chunks_are_decoded(redactor: SecretRedactor, size: int):
+    data = b"?a=1&copy=2\n" + b"gH7&lowbar;p&ampss&#0035/w&equals;rd&period; &CounterClockwiseContourIntegral &lt"
     stream = redactor.stream()
-    pieces = [said[start : start + size] for start in range(0, len(said), size)]
-    gone = b"".join([*map(stream.feed, pieces), stream.flush()])
-    assert gone == redactor.redact(said)
-    assert gone == b"?a=1&copy=2\n[REDACTED:S] &CounterClockwiseContourIntegral &lt"
+    pieces = [data[start : start + size] for start in range(0, len(data), size)]
+    redacted = b"".join([*map(stream.feed, pieces), stream.flush()])
+    assert redacted == redactor.redact(data)
+    assert redacted == b"?a=1&copy=2\n[REDACTED:S] &CounterClockwiseContourIntegral &lt"

@@ -1,4 +1,4 @@
-"""What does not show between the characters of a value hides it from nobody."""
+"""A value with invisible characters between its characters is found."""
 
 import base64
 import json
@@ -14,7 +14,7 @@ from sandbox.secrets.redactor import SecretRedactor
 
 VALUE = "gH7_pässwörd-к"
 INVISIBLES = [code for code in range(sys.maxunicode + 1) if INVISIBLE.match(chr(code)) and chr(code) != "\n"]
-"""All but the line feed, which ends a line."""
+"""All except the line feed, which ends a line."""
 
 
 @pytest.fixture(scope="module")
@@ -22,11 +22,11 @@ def redactor() -> SecretRedactor:
     return SecretRedactor({"S": VALUE})
 
 
-def between(filling: str) -> str:
+def interleave(filling: str) -> str:
     return filling.join(VALUE)
 
 
-def as_json(text: str) -> str:
+def json_escaped(text: str) -> str:
     return json.dumps(text)[1:-1]
 
 
@@ -34,86 +34,86 @@ def plain(text: str) -> str:
     return text
 
 
-def as_address(text: str) -> str:
+def percent_encoded(text: str) -> str:
     return quote(text.encode("utf-8", "surrogatepass"), safe="")
 
 
-def as_json_in_html(text: str) -> str:
-    return html_by_name(as_json(text))
+def json_in_html(text: str) -> str:
+    return html_by_name(json_escaped(text))
 
 
-def as_html_in_json(text: str) -> str:
-    return as_json(html_by_number(text))
+def html_in_json(text: str) -> str:
+    return json_escaped(html_by_number(text))
 
 
-def as_json_in_json(text: str) -> str:
-    return as_json(as_json(text))
+def json_in_json(text: str) -> str:
+    return json_escaped(json_escaped(text))
 
 
-WRITINGS: list[Callable[[str], str]] = [
+ENCODINGS: list[Callable[[str], str]] = [
     plain,
-    as_json,
-    as_json_in_json,
-    as_address,
+    json_escaped,
+    json_in_json,
+    percent_encoded,
     html_by_name,
     html_by_number,
-    as_html_in_json,
-    as_json_in_html,
+    html_in_json,
+    json_in_html,
 ]
 
 
-@pytest.mark.parametrize("write", WRITINGS)
-def test_every_invisible_character_in_every_writing(redactor: SecretRedactor, write: Callable[[str], str]):
-    """All of them, a line each; in most writings those that differ in their last digit are one case."""
-    step = 1 if write is plain else 7
-    tried = INVISIBLES[::step]
-    for codes in (tried[start : start + 200] for start in range(0, len(tried), 200)):
-        text = "\n".join(f"<{write(between(chr(code)))}>" for code in codes)
+@pytest.mark.parametrize("encode", ENCODINGS)
+def test_every_invisible_character_in_every_encoding(redactor: SecretRedactor, encode: Callable[[str], str]):
+    """Each on its own line; most encodings are tested with every seventh character."""
+    step = 1 if encode is plain else 7
+    codes_tested = INVISIBLES[::step]
+    for codes in (codes_tested[start : start + 200] for start in range(0, len(codes_tested), 200)):
+        text = "\n".join(f"<{encode(interleave(chr(code)))}>" for code in codes)
         redacted = redactor.redact_text(text).split("\n")
         assert [hex(code) for code, line in zip(codes, redacted, strict=True) if line != "<[REDACTED:S]>"] == []
 
 
-@pytest.mark.parametrize("write", WRITINGS)
-def test_a_run_of_them_in_one_place(redactor: SecretRedactor, write: Callable[[str], str]):
+@pytest.mark.parametrize("encode", ENCODINGS)
+def test_run_of_invisible_characters_at_one_position(redactor: SecretRedactor, encode: Callable[[str], str]):
     for run in ("\u061c\u3164\ufe0f\t\x85", "\U000e0041" * 40, "\ufff9\ufffb", "\x9d0;title\x9c", "\x9b1m"):
-        assert redactor.redact_text(f"<{write(VALUE[:5] + run + VALUE[5:])}>") == "<[REDACTED:S]>"
+        assert redactor.redact_text(f"<{encode(VALUE[:5] + run + VALUE[5:])}>") == "<[REDACTED:S]>"
 
 
-@pytest.mark.parametrize("write", WRITINGS)
+@pytest.mark.parametrize("encode", ENCODINGS)
 @pytest.mark.parametrize("filling", ["\x1b", "\x9b", "\x9d", "\x90", "\x9c"])
-def test_what_begins_a_terminal_escape_before_any_letter(write: Callable[[str], str], filling: str):
+def test_terminal_escape_introducer_before_each_letter(encode: Callable[[str], str], filling: str):
     for value in ("c[1mP]8;;x/word", "a]b[cPd^e_f(Bg7h"):
         redactor = SecretRedactor({"S": value})
         for mixed in (filling, filling + "\u200b", "\x00" + filling):
-            assert redactor.redact_text(f"<{write(mixed.join(value))}>") == "<[REDACTED:S]>"
+            assert redactor.redact_text(f"<{encode(mixed.join(value))}>") == "<[REDACTED:S]>"
 
 
 @pytest.mark.parametrize("filling", ["\t", "\\t", "\\\\t", "\\u0009", "%09", "&Tab;", "&#9;", "\\x09", "\\011"])
-def test_tabs_in_every_form(redactor: SecretRedactor, filling: str):
+def test_tabs_in_every_form_are_ignored(redactor: SecretRedactor, filling: str):
     assert redactor.redact_text(f"<{filling.join(VALUE)}>") == "<[REDACTED:S]>"
 
 
 @pytest.mark.parametrize(
     "filling", ["\\a", "\\b", "\\v", "\\f", "\\r", "\\e[1m", "\\e]0;title\\a", "\\e(B", "\\033[1m"]
 )
-def test_controls_as_shells_and_c_write_them(redactor: SecretRedactor, filling: str):
+def test_shell_and_c_escapes_of_controls_are_ignored(redactor: SecretRedactor, filling: str):
     assert redactor.redact_text(f"<{filling.join(VALUE)}>") == "<[REDACTED:S]>"
 
 
 @pytest.mark.parametrize("filling", [b"\x85", b"\xad", b"\x80\x9f", b"\\x85", b"\\xad", b"%85", b"%AD", b"\\205"])
-def test_controls_of_latin_1(filling: bytes):
+def test_latin_1_controls_are_ignored(filling: bytes):
     value = "gH7_password"
-    written = b"<" + filling.join(bytes([letter]) for letter in value.encode()) + b">"
-    assert SecretRedactor({"S": value}).redact(written) == b"<[REDACTED:S]>"
+    encoded = b"<" + filling.join(bytes([letter]) for letter in value.encode()) + b">"
+    assert SecretRedactor({"S": value}).redact(encoded) == b"<[REDACTED:S]>"
 
 
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-16", "utf-32-le", "utf-32-be"])
-def test_an_ascii_value_in_wider_encodings(encoding: str):
+def test_ascii_value_is_found_in_utf_16_and_utf_32(encoding: str):
     value = "gH7_password"
     assert b"[REDACTED:S]" in SecretRedactor({"S": value}).redact(f"a {value} b".encode(encoding))
 
 
-def test_tabs_and_invisible_characters_in_base64(redactor: SecretRedactor):
+def test_invisible_characters_in_base64_are_ignored(redactor: SecretRedactor):
     code = base64.b64encode(f"user:{VALUE}:end".encode()).decode()
     for filling in ("\t", "\u200b", "\U000e0041", "\x85"):
         assert "[REDACTED:S]" in redactor.redact_text(filling.join(code))
@@ -123,14 +123,14 @@ def chunks(data: bytes, size: int) -> Iterator[bytes]:
     return (data[start : start + size] for start in range(0, len(data), size))
 
 
-@pytest.mark.parametrize("write", WRITINGS)
+@pytest.mark.parametrize("encode", ENCODINGS)
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
-def test_split_over_chunks(redactor: SecretRedactor, write: Callable[[str], str], size: int):
+def test_value_split_over_chunks_is_found(redactor: SecretRedactor, encode: Callable[[str], str], size: int):
     for filling in ("\t", "\x85", "\u2060", "\ufffb", "\U000e0041", "\U0001d159", "\x9b1m"):
-        said = f"before\n<{write(between(filling))}> after\n".encode()
+        data = f"before\n<{encode(interleave(filling))}> after\n".encode()
         stream = redactor.stream()
-        gone = b"".join([*map(stream.feed, chunks(said, size)), stream.flush()])
-        assert gone == redactor.redact(said) == b"before\n<[REDACTED:S]> after\n"
+        redacted = b"".join([*map(stream.feed, chunks(data, size)), stream.flush()])
+        assert redacted == redactor.redact(data) == b"before\n<[REDACTED:S]> after\n"
 
 
 @pytest.mark.parametrize(
@@ -147,27 +147,27 @@ def test_split_over_chunks(redactor: SecretRedactor, write: Callable[[str], str]
     ],
 )
 @pytest.mark.parametrize("size", [1, 5, 10_000])
-def test_text_without_a_value_keeps_every_character(redactor: SecretRedactor, text: str, size: int):
+def test_text_without_a_value_is_unchanged(redactor: SecretRedactor, text: str, size: int):
     data = text.encode()
     assert redactor.redact(data) is data
     stream = redactor.stream()
     assert b"".join([*map(stream.feed, chunks(data, size)), stream.flush()]) == data
 
 
-def test_a_value_that_has_invisible_characters_is_found_with_and_without_them():
+def test_value_with_invisible_characters_is_found_without_them():
     value = "👩‍💻-❤️-geheim"
     redactor = SecretRedactor({"S": value})
-    for written in (value, value.replace("\u200d", "").replace("\ufe0f", ""), json.dumps(value)[1:-1]):
-        assert redactor.redact_text(f"<{written}>") == "<[REDACTED:S]>"
+    for encoded in (value, value.replace("\u200d", "").replace("\ufe0f", ""), json.dumps(value)[1:-1]):
+        assert redactor.redact_text(f"<{encoded}>") == "<[REDACTED:S]>"
 
 
 @pytest.mark.parametrize("value", ["\u3164" * 9, "\t" * 8, "\x80\u2800" * 5, "\ud800" * 8, "a\u200b" * 5])
-def test_a_value_of_little_else_is_found_as_it_is(value: str):
+def test_value_of_mostly_invisible_characters_is_found_verbatim(value: str):
     redactor = SecretRedactor({"S": value})
     assert redactor.redact_text(f"a {value} b") == "a [REDACTED:S] b"
     assert redactor.redact_text("nothing\tof it\u200b") == "nothing\tof it\u200b"
 
 
 @pytest.mark.parametrize("filling", [" ", "\n", "\u00a0", "\u3000", "-", "\u0301", "\ufffd"])
-def test_characters_that_show_are_no_filling(redactor: SecretRedactor, filling: str):
-    assert redactor.redact_text(between(filling)) == between(filling)
+def test_visible_characters_are_not_ignored(redactor: SecretRedactor, filling: str):
+    assert redactor.redact_text(interleave(filling)) == interleave(filling)

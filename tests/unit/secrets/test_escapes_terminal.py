@@ -1,4 +1,4 @@
-"""Terminal strings (titles, links) between the characters of a value, and quotes of a shell, within other encodings."""
+"""Terminal strings (titles, links) inside a value, and shell quotes, nested in other encodings."""
 
 import json
 from collections.abc import Callable
@@ -8,8 +8,8 @@ import pytest
 
 from sandbox.secrets.redactor import SecretRedactor
 
-LIKE_ESCAPES = ["0123456789ab", "abefnrtvx41u0041", "p4ssw0rd"]
-"""Behind the backslash that ends a string, each of these letters begins an escape."""
+ESCAPE_LIKE = ["0123456789ab", "abefnrtvx41u0041", "p4ssw0rd"]
+"""After the backslash that ends a string, each of these letters starts an escape."""
 
 STRINGS = [
     "\x1b]0;title\x1b\\",
@@ -21,107 +21,115 @@ STRINGS = [
 ]
 
 
-def as_json(text: str) -> str:
+def json_encoded(text: str) -> str:
     return json.dumps(text)
 
 
-def as_json_in_json(text: str) -> str:
+def json_in_json(text: str) -> str:
     return json.dumps(json.dumps(text))
 
 
-def as_address(text: str) -> str:
+def percent_encoded(text: str) -> str:
     return quote(text, safe="")
 
 
-def as_json_in_address(text: str) -> str:
+def percent_encoded_json(text: str) -> str:
     return quote(json.dumps(text))
 
 
-def as_address_in_json(text: str) -> str:
+def json_of_percent_encoded(text: str) -> str:
     return json.dumps(quote(text))
 
 
-WRITINGS: list[Callable[[str], str]] = [
+ENCODINGS: list[Callable[[str], str]] = [
     str,
     repr,
-    as_json,
-    as_json_in_json,
-    as_address,
-    as_json_in_address,
-    as_address_in_json,
+    json_encoded,
+    json_in_json,
+    percent_encoded,
+    percent_encoded_json,
+    json_of_percent_encoded,
 ]
 
 
-def in_pieces(redactor: SecretRedactor, data: bytes, size: int) -> bytes:
+def redact_in_chunks(redactor: SecretRedactor, data: bytes, size: int) -> bytes:
     stream = redactor.stream()
-    pieces = [stream.feed(data[start : start + size]) for start in range(0, len(data), size)]
-    return b"".join((*pieces, stream.flush()))
+    redacted = [stream.feed(data[start : start + size]) for start in range(0, len(data), size)]
+    return b"".join((*redacted, stream.flush()))
 
 
-@pytest.mark.parametrize("write", WRITINGS)
+@pytest.mark.parametrize("encode", ENCODINGS)
 @pytest.mark.parametrize("string", STRINGS)
-@pytest.mark.parametrize("value", LIKE_ESCAPES)
-def test_a_terminal_string_between_characters_hides_nothing(value: str, string: str, write: Callable[[str], str]):
+@pytest.mark.parametrize("value", ESCAPE_LIKE)
+def test_terminal_strings_inside_a_value_do_not_hide_it(value: str, string: str, encode: Callable[[str], str]):
     redactor = SecretRedactor({"S": value})
-    written = write(f"<{string.join(value)}>").encode()
-    redacted = redactor.redact(written)
+    encoded = encode(f"<{string.join(value)}>").encode()
+    redacted = redactor.redact(encoded)
     assert b"[REDACTED:S]" in redacted
     assert len(redacted) < len(b"<[REDACTED:S]>") + 16
-    assert {in_pieces(redactor, written, size) for size in (1, 2, 7, 64)} == {redacted}
+    assert {redact_in_chunks(redactor, encoded, size) for size in (1, 2, 7, 64)} == {redacted}
 
 
-@pytest.mark.parametrize("write", WRITINGS)
+@pytest.mark.parametrize("encode", ENCODINGS)
 @pytest.mark.parametrize("string", STRINGS)
-def test_a_terminal_string_around_other_text_stays_as_it_is(string: str, write: Callable[[str], str]):
-    redactor = SecretRedactor({value: value for value in LIKE_ESCAPES})
-    written = write(f"<{string.join('012345678-')}{string}abef{string}p4ss{string}>").encode()
-    assert redactor.redact(written) is written
-    assert in_pieces(redactor, written, 3) == written
+def test_terminal_strings_in_other_text_are_unchanged(string: str, encode: Callable[[str], str]):
+    redactor = SecretRedactor({value: value for value in ESCAPE_LIKE})
+    encoded = encode(f"<{string.join('012345678-')}{string}abef{string}p4ss{string}>").encode()
+    assert redactor.redact(encoded) is encoded
+    assert redact_in_chunks(redactor, encoded, 3) == encoded
 
 
 @pytest.mark.parametrize("depth", range(5))
 @pytest.mark.parametrize("joint", ["'\\''", "'\"'\"'"])
 @pytest.mark.parametrize("value", ["it's-a-secret", "a'b'c'd'e"])
-def test_quotes_of_a_shell_are_undone_in_nested_json(value: str, joint: str, depth: int):
+def test_shell_quotes_are_decoded_in_nested_json(value: str, joint: str, depth: int):
     redactor = SecretRedactor({"S": value})
     text = "x='" + value.replace("'", joint) + "'"
     for _ in range(depth):
         text = json.dumps(text)
-    written = text.encode()
-    redacted = redactor.redact(written)
+    encoded = text.encode()
+    redacted = redactor.redact(encoded)
     assert redacted.decode() == text[: text.index(value[0])] + "[REDACTED:S]" + text[text.rindex(value[-1]) + 1 :]
-    assert {in_pieces(redactor, written, size) for size in (1, 2, 7)} == {redacted}
+    assert {redact_in_chunks(redactor, encoded, size) for size in (1, 2, 7)} == {redacted}
 
 
 @pytest.mark.parametrize("depth", range(3))
-def test_quotes_of_a_shell_in_other_text_stay(depth: int):
+def test_shell_quotes_in_other_text_are_unchanged(depth: int):
     redactor = SecretRedactor({"S": "it's-a-secret"})
     text = "echo 'it'\"'\"'s-no-secret' 'it'\\''s a'"
     for _ in range(depth):
         text = json.dumps(text)
-    written = text.encode()
-    assert redactor.redact(written) is written
+    encoded = text.encode()
+    assert redactor.redact(encoded) is encoded
 
 
-CUT_SHORT = ["\x1b[12\x18", "\x1b[1;2\x1a", "\x1b]x\x18", "\x1bPq\x1a", "\x1b[1\x1b[0m", "\x9b1\x18", "\x9d0;x\x1a"]
-"""A terminal forgets an escape that CAN, SUB or another escape ends, and shows what stands behind."""
+ABORTED_ESCAPES = [
+    "\x1b[12\x18",
+    "\x1b[1;2\x1a",
+    "\x1b]x\x18",
+    "\x1bPq\x1a",
+    "\x1b[1\x1b[0m",
+    "\x9b1\x18",
+    "\x9d0;x\x1a",
+]
+"""A terminal discards an escape that CAN, SUB or another escape aborts, and prints the text after it."""
 
 
-@pytest.mark.parametrize("write", WRITINGS)
-@pytest.mark.parametrize("string", [*CUT_SHORT, "\x1b[" + "38;2;255;255;255;" * 12 + "1m"])
-def test_a_terminal_escape_that_is_cut_short_or_long_hides_nothing(string: str, write: Callable[[str], str]):
+@pytest.mark.parametrize("encode", ENCODINGS)
+@pytest.mark.parametrize("string", [*ABORTED_ESCAPES, "\x1b[" + "38;2;255;255;255;" * 12 + "1m"])
+def test_aborted_or_long_terminal_escapes_do_not_hide_a_value(string: str, encode: Callable[[str], str]):
     redactor = SecretRedactor({"S": "gHi7_pwssKrd-k"})
-    written = write(f"<{string.join('gHi7_pwssKrd-k')}>").encode()
-    redacted = redactor.redact(written)
+    encoded = encode(f"<{string.join('gHi7_pwssKrd-k')}>").encode()
+    redacted = redactor.redact(encoded)
     assert b"[REDACTED:S]" in redacted
     assert len(redacted) < len(b"<[REDACTED:S]>") + 16
-    assert {in_pieces(redactor, written, size) for size in (1, 2, 7, 64)} == {redacted}
+    assert {redact_in_chunks(redactor, encoded, size) for size in (1, 2, 7, 64)} == {redacted}
 
 
-@pytest.mark.parametrize("write", WRITINGS)
-@pytest.mark.parametrize("string", CUT_SHORT)
-def test_a_terminal_escape_that_is_cut_short_stays_in_other_text(string: str, write: Callable[[str], str]):
+@pytest.mark.parametrize("encode", ENCODINGS)
+@pytest.mark.parametrize("string", ABORTED_ESCAPES)
+def test_aborted_terminal_escapes_in_other_text_are_unchanged(string: str, encode: Callable[[str], str]):
     redactor = SecretRedactor({"S": "gHi7_pwssKrd-k"})
-    written = write(f"<{string.join('gHi7_pwssKrd+k')}>").encode()
-    assert redactor.redact(written) is written
-    assert in_pieces(redactor, written, 3) == written
+    encoded = encode(f"<{string.join('gHi7_pwssKrd+k')}>").encode()
+    assert redactor.redact(encoded) is encoded
+    assert redact_in_chunks(redactor, encoded, 3) == encoded

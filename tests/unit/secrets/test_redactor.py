@@ -1,4 +1,4 @@
-"""Whatever leaves a runner does not tell a secret's value, however an agent writes it down."""
+"""Output of a runner does not contain a secret's value in any encoding."""
 
 import base64
 import json
@@ -19,8 +19,8 @@ from sandbox.secrets.redactor import SecretRedactor
 
 TOKEN = "ghp_aB3dE6gH9jK2mN5pQ8sT1vW4yZ7bC0eF3hI6"
 MARK = "[REDACTED:TOKEN]"
-SPREAD_MAX = 32
-"""How many times its length a value may be blown up and is still found, 4 KiB more for a short one."""
+EXPANSION_MAX = 32
+"""The maximum expansion of a value that is still found, plus 4 KiB for a short one."""
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +29,8 @@ def redactor() -> SecretRedactor:
 
 
 @pytest.fixture(scope="module")
-def one_by_one() -> dict[str, SecretRedactor]:
-    """To each value one that knows it alone."""
+def redactors() -> dict[str, SecretRedactor]:
+    """One redactor per value."""
     return {value: SecretRedactor({"S": value}) for value in VALUES}
 
 
@@ -38,41 +38,41 @@ def one_by_one() -> dict[str, SecretRedactor]:
 @given(
     values.flatmap(lambda value: st.tuples(st.just(value), st.lists(letters_of_attack(value), min_size=1, max_size=4)))
 )
-def test_no_piece_of_a_written_down_value_is_left(story: tuple[str, list[list[bytes]]]):
-    value, attacks = story
+def test_no_part_of_an_encoded_value_remains(case: tuple[str, list[list[bytes]]]):
+    value, attacks = case
     redactor = SecretRedactor({"S": value})
     for letters in attacks:
-        if sum(map(len, letters)) > SPREAD_MAX * len(value) + 4096:
+        if sum(map(len, letters)) > EXPANSION_MAX * len(value) + 4096:
             continue
         redacted = redactor.redact(b"<<" + b"".join(letters) + b">>")
-        rest = redacted.replace(b"[REDACTED:S]", b"\0\0")
+        remainder = redacted.replace(b"[REDACTED:S]", b"\0\0")
         assert b"[REDACTED:S]" in redacted
-        # What stands before and after a value in its base64 is shorter than eight letters.
+        # The base64 remainder before and after a value is shorter than eight letters.
         windows = {b"".join(letters[start : start + 8]) for start in range(len(letters) - 7)}
-        assert [window for window in windows if window in rest] == []
+        assert [window for window in windows if window in remainder] == []
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.binary(max_size=300) | st.text(max_size=300).map(str.encode))
-def test_what_holds_no_value_stays_as_it_is(one_by_one: dict[str, SecretRedactor], data: bytes):
-    for value, redactor in one_by_one.items():
+def test_data_without_a_value_is_unchanged(redactors: dict[str, SecretRedactor], data: bytes):
+    for value, redactor in redactors.items():
         if value != "aaaaaaaaaaaa":
             assert redactor.redact(data) is data
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.sampled_from(VALUES), st.text(max_size=60), st.text(max_size=60))
-def test_what_stands_around_a_value_stays(one_by_one: dict[str, SecretRedactor], value: str, before: str, after: str):
+def test_text_around_a_value_is_unchanged(redactors: dict[str, SecretRedactor], value: str, before: str, after: str):
     assume(not before.endswith("\\"))
-    redacted = one_by_one[value].redact_text(f"{before}|{value}|{after}")
+    redacted = redactors[value].redact_text(f"{before}|{value}|{after}")
     assert redacted.startswith(f"{before}|")
     assert redacted.endswith(f"|{after}")
 
 
 @pytest.mark.parametrize("escape", ESCAPES)
 @pytest.mark.parametrize("value", VALUES)
-def test_every_escape_of_every_value(one_by_one: dict[str, SecretRedactor], value: str, escape: Any):
-    redacted = one_by_one[value].redact_text(f"<{escape(value)}>")
+def test_every_escape_of_every_value_is_redacted(redactors: dict[str, SecretRedactor], value: str, escape: Any):
+    redacted = redactors[value].redact_text(f"<{escape(value)}>")
     assert redacted.startswith("<")
     assert "[REDACTED:S]" in redacted
     assert len(redacted) <= len("<[REDACTED:S]>") + 8
@@ -82,7 +82,7 @@ def test_every_escape_of_every_value(one_by_one: dict[str, SecretRedactor], valu
     "value", ["ähnlich-geheim-1", "пароль-секрет-123", "😀-as-a-password", "%A4hnlich-geheim-1", "\\xa4hnlich-1"]
 )
 @pytest.mark.parametrize("first", ["", "Ĥ", "ä", "¤", "п", "ѿ", "😀", "🐀", "\ud83d", "\\"])
-def test_a_value_that_begins_with_another_letter_than_ascii_is_found_in_texts(value: str, first: str):
+def test_value_with_a_non_ascii_first_letter_is_found(value: str, first: str):
     redactor = SecretRedactor({"S": value})
     redacted = redactor.redact_text(f"<{value}> {first}{value[1:]} {first}hnlich-geheim-1 {first}{value}>")
     assert redacted.startswith("<[REDACTED:S]> ")
@@ -93,7 +93,7 @@ LETTERS = "pässwörd-x1 & 7"
 
 
 @pytest.mark.parametrize(
-    "written",
+    "encoded",
     [
         ascii(LETTERS)[1:-1].encode(),
         json.dumps(ascii(LETTERS)).encode(),
@@ -108,20 +108,20 @@ LETTERS = "pässwörd-x1 & 7"
         LETTERS.encode("latin-1").hex().encode(),
     ],
 )
-def test_letters_with_a_number_of_two_digits_and_short_escapes(written: bytes):
-    redacted = SecretRedactor({"S": LETTERS}).redact(written)
+def test_latin_1_letters_and_short_escapes_are_redacted(encoded: bytes):
+    redacted = SecretRedactor({"S": LETTERS}).redact(encoded)
     assert b"[REDACTED:S]" in redacted
     assert len(redacted.strip(b'"')) <= len("[REDACTED:S]") + 5
 
 
-def test_letters_of_several_kinds_as_python_writes_them():
+def test_python_repr_with_mixed_escapes_is_redacted():
     value = "pässwörd-€-😀-1"
     assert SecretRedactor({"S": value}).redact_text(f"<{value!a}>") == "<'[REDACTED:S]'>"
 
 
 @pytest.mark.parametrize("value", ["pässwordxyz%", "pässwordxyz%4", "pässwordxyz\\", "pässwordxyz\\x", "pässwordxyz&"])
 @pytest.mark.parametrize("after", ["41", "1", "x41", "#65;", " 41", "n"])
-def test_what_stands_behind_a_value_may_make_an_escape_of_its_end(value: str, after: str):
+def test_text_after_a_value_may_complete_an_escape(value: str, after: str):
     redacted = SecretRedactor({"S": value}).redact_text(json.dumps(value + after))
     assert redacted.startswith('"[REDACTED:S]')
     assert len(redacted) <= len('"[REDACTED:S]"') + 3 + len(after)
@@ -130,23 +130,25 @@ def test_what_stands_behind_a_value_may_make_an_escape_of_its_end(value: str, af
 @pytest.mark.parametrize("value", VALUES)
 @pytest.mark.parametrize("before", [0, 1, 2])
 @pytest.mark.parametrize("url_safe", [True, False])
-def test_base64_at_every_alignment(one_by_one: dict[str, SecretRedactor], value: str, before: int, url_safe: bool):
+def test_base64_is_redacted_at_every_alignment(
+    redactors: dict[str, SecretRedactor], value: str, before: int, url_safe: bool
+):
     code = as_base64(value * 1, before, url_safe)
-    for written in (code, code.replace("\n", "\r\n"), json.dumps(code), json.dumps(json.dumps(code))):
-        redacted = one_by_one[value].redact_text(written)
+    for encoded in (code, code.replace("\n", "\r\n"), json.dumps(code), json.dumps(json.dumps(code))):
+        redacted = redactors[value].redact_text(encoded)
         assert "[REDACTED:S]" in redacted
         assert len(redacted.strip('"\\')) <= len("[REDACTED:S]") + 12
 
 
-def test_a_docker_login_is_base64_in_base64(redactor: SecretRedactor):
+def test_base64_in_base64_is_redacted(redactor: SecretRedactor):
     login = base64.b64encode(f"user:{TOKEN}".encode()).decode()
     config = json.dumps({"auths": {"registry.example": {"auth": login}}})
     assert MARK in redactor.redact_text(base64.b64encode(config.encode()).decode())
 
 
-def test_a_tools_answer_inside_a_line_of_events(redactor: SecretRedactor):
-    answer = json.dumps({"env": {"GITHUB_TOKEN": TOKEN, "PASSWORD": VALUES[2]}}, indent=2)
-    line = json.dumps({"type": "user", "message": {"content": [{"type": "tool_result", "content": answer}]}})
+def test_json_tool_result_inside_a_json_event_is_redacted(redactor: SecretRedactor):
+    tool_result = json.dumps({"env": {"GITHUB_TOKEN": TOKEN, "PASSWORD": VALUES[2]}}, indent=2)
+    line = json.dumps({"type": "user", "message": {"content": [{"type": "tool_result", "content": tool_result}]}})
     event = json.loads(redactor.redact_text(line))
     inner = json.loads(event["message"]["content"][0]["content"])
     assert inner == {"env": {"GITHUB_TOKEN": MARK, "PASSWORD": "[REDACTED:OTHER]"}}
@@ -154,7 +156,7 @@ def test_a_tools_answer_inside_a_line_of_events(redactor: SecretRedactor):
 
 @settings(max_examples=60, deadline=None)
 @given(values, st.booleans())
-def test_json_stays_json(value: str, ascii_only: bool):
+def test_redacted_json_is_valid(value: str, ascii_only: bool):
     text, redactor = f"it is {value} there", SecretRedactor({"S": value})
     for depth in range(1, 5):
         text = json.dumps({"text": text}, ensure_ascii=ascii_only)
@@ -164,31 +166,31 @@ def test_json_stays_json(value: str, ascii_only: bool):
             redacted = json.loads(redacted)["text"]
 
 
-def test_terminal_escapes_in_between(redactor: SecretRedactor):
+def test_terminal_escapes_inside_a_value_do_not_hide_it(redactor: SecretRedactor):
     for seed in range(20):
         noisy = with_noise(TOKEN, seed)
-        in_c = noisy.replace("\\", "\\\\").replace("\x1b", "\\033")
-        for written in (noisy, json.dumps(noisy), json.dumps(json.dumps(noisy)), in_c):
-            assert TOKEN[-9:-1] not in redactor.redact_text(written)
-            assert MARK in redactor.redact_text(written)
+        c_escaped = noisy.replace("\\", "\\\\").replace("\x1b", "\\033")
+        for encoded in (noisy, json.dumps(noisy), json.dumps(json.dumps(noisy)), c_escaped):
+            assert TOKEN[-9:-1] not in redactor.redact_text(encoded)
+            assert MARK in redactor.redact_text(encoded)
 
 
-def test_a_value_with_its_letters_apart_as_in_utf_16(redactor: SecretRedactor):
+def test_utf_16_value_is_redacted(redactor: SecretRedactor):
     assert MARK.encode() in redactor.redact(TOKEN.encode("utf-16-le"))
 
 
-def test_dumps_in_hex_with_blanks_and_breaks(redactor: SecretRedactor):
+def test_hex_dump_with_spaces_and_line_breaks_is_redacted(redactor: SecretRedactor):
     code = TOKEN.encode().hex()
     pairs = " ".join(code[start : start + 2] for start in range(0, len(code), 2))
-    for written in (code, code.upper(), pairs, code[:60] + "\n" + code[60:]):
-        assert redactor.redact_text(written) == MARK
+    for encoded in (code, code.upper(), pairs, code[:60] + "\n" + code[60:]):
+        assert redactor.redact_text(encoded) == MARK
 
 
-def test_a_host_name_is_told_in_lower_case(redactor: SecretRedactor):
+def test_lower_case_host_name_is_redacted(redactor: SecretRedactor):
     assert redactor.redact_text(f"{TOKEN.lower()}.evil.example") == f"{MARK}.evil.example"
 
 
-def test_file_and_branch_names_as_git_quotes_them(redactor: SecretRedactor):
+def test_git_quoted_file_and_branch_names_are_redacted(redactor: SecretRedactor):
     value = "naïve-schlüssel-ß"
     quoted = "".join(chr(byte) if byte < 128 else f"\\{byte:03o}" for byte in value.encode())
     redacted = SecretRedactor({"S": value}).redact_text(f'diff --git "a/{quoted}" "b/{quoted}"')
@@ -196,13 +198,13 @@ def test_file_and_branch_names_as_git_quotes_them(redactor: SecretRedactor):
     assert redactor.redact_text(f"error: cannot open refs/heads/{TOKEN}") == f"error: cannot open refs/heads/{MARK}"
 
 
-def test_lines_of_a_value_are_found_one_by_one_as_in_a_diff(redactor: SecretRedactor):
+def test_lines_of_a_multiline_value_are_found_separately(redactor: SecretRedactor):
     diff = "".join(f"+{line}\n" for line in VALUES[5].splitlines())
     assert "MIIEvQ" not in redactor.redact_text(diff)
     assert redactor.redact_text(diff).startswith("+-----BEGIN KEY-----\n+[REDACTED:KEY]\n")
 
 
-def test_values_of_a_task_that_are_too_short_are_named_and_left():
+def test_short_values_are_listed_and_not_redacted():
     redactor = SecretRedactor({"PIN": "1234567", "TOKEN": TOKEN, "NONE": ""})
     assert redactor.too_short_names == ("PIN", "NONE")
     assert redactor.redact_text(f"1234567 {TOKEN}") == f"1234567 {MARK}"
@@ -220,13 +222,13 @@ def test_values_of_a_task_that_are_too_short_are_named_and_left():
         "%%%%%%%%",
     ],
 )
-def test_strange_values_are_found_where_they_stand(value: str):
+def test_values_of_special_characters_are_found_verbatim(value: str):
     redactor = SecretRedactor({"S": value})
     assert redactor.redact_text(f"a{value}b") == "a[REDACTED:S]b"
-    assert redactor.redact_text("nothing of it") == "nothing of it"
+    assert redactor.redact_text("ordinary text") == "ordinary text"
 
 
-def test_plain_json_data_is_redacted_in_texts_and_keys(redactor: SecretRedactor):
+def test_json_data_is_redacted_in_strings_and_keys(redactor: SecretRedactor):
     value = {"a": [TOKEN, 1, None, True, 2.5], TOKEN: {"b": f"x {TOKEN}"}, "c": ("y",)}
     assert redactor.redact_json(value) == {
         "a": [MARK, 1, None, True, 2.5],
@@ -235,17 +237,17 @@ def test_plain_json_data_is_redacted_in_texts_and_keys(redactor: SecretRedactor)
     }
 
 
-def test_text_of_any_kind_goes_through(redactor: SecretRedactor):
+def test_unusual_text_is_preserved(redactor: SecretRedactor):
     for text in ("", "\ud800 lone", "é🔑", "\0"):
         assert redactor.redact_text(text) == text
         assert redactor.redact_text(text + TOKEN) == text + MARK
 
 
-def test_nothing_tells_the_values(redactor: SecretRedactor):
+def test_repr_does_not_contain_values(redactor: SecretRedactor):
     stream = redactor.stream()
     stream.feed(TOKEN[:20].encode())
-    for thing in (redactor, stream):
-        assert "ghp" not in repr(thing) + str(thing)
+    for item in (redactor, stream):
+        assert "ghp" not in repr(item) + str(item)
     assert "ghp" not in repr(SecretPattern(TOKEN.encode(), "TOKEN"))
 
 
@@ -263,15 +265,15 @@ def test_many_secrets_cost_no_more_than_few():
     assert min(seconds(many) for _ in range(3)) < 4 * min(seconds(few) for _ in range(3)) + 0.05
 
 
-def test_a_runner_loads_no_client_of_vault():
+def test_redactor_does_not_import_the_vault_client():
     script = (
         "import sys, sandbox.secrets.redactor; "
         "print(sorted(set(sys.modules) & {'hvac', 'requests', 'urllib3', 'ssl', 'asyncio', 'socket'}))"
     )
-    loading = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-I", "-c", script], capture_output=True, text=True, timeout=60, check=False
     )
-    assert (loading.returncode, loading.stdout.strip()) == (0, "[]"), loading.stderr
+    assert (process.returncode, process.stdout.strip()) == (0, "[]"), process.stderr
 
 
 HOSTILE = {
@@ -281,26 +283,26 @@ HOSTILE = {
     "braces": b"\\u{e4" * 40_000,
     "nested percent": b"%25252525252525" * 15_000,
     "colours": b"\x1b[31m" * 50_000,
-    "links without an end": b"\x1b]8;;" * 50_000,
-    "almost": (TOKEN[:-1] + " ").encode() * 6_000,
-    "beginnings": TOKEN[:20].encode() * 12_500,
+    "unterminated links": b"\x1b]8;;" * 50_000,
+    "near matches": (TOKEN[:-1] + " ").encode() * 6_000,
+    "prefixes": TOKEN[:20].encode() * 12_500,
     "quotes": b"'" * 250_000,
     "entities": b"&#" * 125_000,
     "ampersands": b"&" * 1_000_000,
-    "open names": b"&lt" * 100_000,
-    "names that are none": b"&CounterClockwiseContourIntegrax" * 10_000,
-    "open numbers": b"&#65" * 75_000,
+    "names without a semicolon": b"&lt" * 100_000,
+    "unknown names": b"&CounterClockwiseContourIntegrax" * 10_000,
+    "numbers without a semicolon": b"&#65" * 75_000,
     "zeros": (b"&#" + b"0" * 1100) * 300,
-    "C1 titles without an end": "\x9d".encode() * 125_000,
-    "C1 colours without an end": "\x9b".encode() * 125_000,
-    "strays": b"a\x85" * 125_000,
+    "unterminated C1 titles": "\x9d".encode() * 125_000,
+    "unterminated C1 colours": "\x9b".encode() * 125_000,
+    "stray bytes": b"a\x85" * 125_000,
     "fillers": "\u3164".encode() * 80_000,
-    "halves of pairs": b"\\ud800" * 40_000,
+    "lone surrogates": b"\\ud800" * 40_000,
 }
 
 
 @pytest.mark.parametrize("data", HOSTILE.values(), ids=HOSTILE)
-def test_nothing_takes_long(redactor: SecretRedactor, data: bytes):
+def test_hostile_input_has_bounded_time(redactor: SecretRedactor, data: bytes):
     begin = time.process_time()
     redactor.redact(data)
     stream = redactor.stream()
@@ -309,7 +311,7 @@ def test_nothing_takes_long(redactor: SecretRedactor, data: bytes):
     assert time.process_time() - begin < 3
 
 
-def lines_of(code: str, width: int, end: str = "\n") -> str:
+def wrap_lines(code: str, width: int, end: str = "\n") -> str:
     return "".join(code[at : at + width] + end for at in range(0, len(code), width))
 
 
@@ -319,22 +321,22 @@ LONG = "sk-api03-" + "aB3dE6gH9jK2mN5pQ8sT1vW4yZ7bC0eF3hI6" * 3
 @pytest.mark.parametrize("end", ["", "\n"])
 @pytest.mark.parametrize("inner", ["base64", "openssl", "mime", "xxd"])
 @pytest.mark.parametrize("outer", ["base64", "xxd"])
-def test_a_long_value_in_wrapped_base64_or_hex_that_is_encoded_once_more(inner: str, outer: str, end: str):
-    """As `base64 | base64` gives it."""
-    ways: dict[str, Callable[[bytes], str]] = {
-        "base64": lambda data: lines_of(base64.b64encode(data).decode(), 76),
-        "openssl": lambda data: lines_of(base64.b64encode(data).decode(), 64),
-        "mime": lambda data: lines_of(base64.b64encode(data).decode(), 76, "\r\n"),
-        "xxd": lambda data: lines_of(data.hex(), 60),
+def test_long_value_in_doubly_encoded_wrapped_base64_or_hex_is_found(inner: str, outer: str, end: str):
+    """The output of `base64 | base64`."""
+    encoders: dict[str, Callable[[bytes], str]] = {
+        "base64": lambda data: wrap_lines(base64.b64encode(data).decode(), 76),
+        "openssl": lambda data: wrap_lines(base64.b64encode(data).decode(), 64),
+        "mime": lambda data: wrap_lines(base64.b64encode(data).decode(), 76, "\r\n"),
+        "xxd": lambda data: wrap_lines(data.hex(), 60),
     }
-    text = ways[outer](ways[inner]((LONG + end).encode()).encode())
-    other = ways[outer](ways[inner]((LONG[::-1] + end).encode()).encode())
+    text = encoders[outer](encoders[inner]((LONG + end).encode()).encode())
+    other = encoders[outer](encoders[inner]((LONG[::-1] + end).encode()).encode())
     redactor = SecretRedactor({"KEY": LONG})
     assert redactor.redact_text(f"it is {text}!").startswith("it is [REDACTED:KEY]")
     assert redactor.redact_text(other) is other
 
 
-def test_a_line_of_a_value_may_begin_with_dashes():
+def test_line_of_a_value_may_start_with_dashes():
     redactor = SecretRedactor({"KEY": "the first line of it\n-----5f1d7c3a9e8b2d4f6a0c\n-----BEGIN RSA KEY-----"})
     assert redactor.redact_text("+-----5f1d7c3a9e8b2d4f6a0c\n") == "+[REDACTED:KEY]\n"
     assert redactor.redact_text("-----BEGIN RSA KEY-----\n") == "-----BEGIN RSA KEY-----\n"

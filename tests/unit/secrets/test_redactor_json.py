@@ -1,4 +1,4 @@
-"""A line of JSON in which a value stands can still be read, and says what it said of everything else."""
+"""A redacted line of JSON stays valid, and its other content is unchanged."""
 
 import json
 
@@ -22,12 +22,12 @@ def nested(text: str, depth: int) -> str:
 
 @pytest.mark.parametrize("value", QUOTED)
 @pytest.mark.parametrize("depth", [1, 2, 3])
-def test_a_value_with_quotes_around_is_found_without_them_and_its_line_is_still_json(value: str, depth: int):
+def test_quoted_value_is_found_without_quotes_and_json_stays_valid(value: str, depth: int):
     line = nested(f"The key is {KEY}", depth)
     assert SecretRedactor({"S": value}).redact_text(line) == nested("The key is [REDACTED:S]", depth)
 
 
-def test_a_value_with_quotes_around_is_found_without_them_in_base64():
+def test_quoted_value_is_found_without_quotes_in_hex():
     redactor = SecretRedactor({"S": f'"{KEY}"'})
     assert redactor.redact(KEY.encode().hex().encode()) == b"[REDACTED:S]"
 
@@ -35,14 +35,14 @@ def test_a_value_with_quotes_around_is_found_without_them_in_base64():
 @pytest.mark.parametrize("value", SHORT)
 @pytest.mark.parametrize("text", ["abcdefg", '"abcdefg"', 'abcdefg"', "x abcdefg\\"])
 @pytest.mark.parametrize("depth", [1, 2, 3])
-def test_a_value_that_is_short_without_its_quotes_leaves_json_whole(value: str, text: str, depth: int):
+def test_value_that_is_short_without_quotes_keeps_json_valid(value: str, text: str, depth: int):
     redacted = SecretRedactor({"S": value}).redact_text(nested(text, depth))
     for _ in range(depth):
         redacted = json.loads(redacted)["text"]
     assert value not in redacted
 
 
-def test_a_line_of_a_value_that_ends_in_a_quote_leaves_json_whole():
+def test_value_line_that_ends_in_a_quote_keeps_json_valid():
     line = 'password = "hunter2-hunter2"'
     redactor = SecretRedactor({"S": f"[default]\n{line}\nregion = somewhere\n"})
     assert json.loads(redactor.redact_text(json.dumps([line[:-1], line]))) == ["[REDACTED:S]", '[REDACTED:S]"']
@@ -50,7 +50,7 @@ def test_a_line_of_a_value_that_ends_in_a_quote_leaves_json_whole():
 
 @pytest.mark.parametrize("value", [OBJECT, f"[{OBJECT}]", f" {OBJECT}\n"])
 @pytest.mark.parametrize("depth", [0, 1, 2])
-def test_a_value_that_is_json_may_stand_as_a_part_of_the_document(value: str, depth: int):
+def test_json_value_is_redacted_as_part_of_a_document(value: str, depth: int):
     document = nested(f'{{"type":"tool_use","input":{value}}}', depth)
     redacted = SecretRedactor({"S": value}).redact_text(document)
     for _ in range(depth):
@@ -58,7 +58,7 @@ def test_a_value_that_is_json_may_stand_as_a_part_of_the_document(value: str, de
     assert json.loads(redacted) == {"type": "tool_use", "input": "[REDACTED:S]"}
 
 
-def test_a_value_that_is_json_may_stand_in_a_text():
+def test_json_value_is_redacted_inside_a_string():
     redacted = SecretRedactor({"S": OBJECT}).redact_text(json.dumps({"text": f"It is {OBJECT}."}))
     assert json.loads(redacted) == {"text": 'It is "[REDACTED:S]".'}
 
@@ -75,7 +75,7 @@ letters = st.sampled_from("\\\"'nu041ab%/&\n\té😀 x-")
     st.text(letters, max_size=5),
     st.text(letters, max_size=5),
 )
-def test_json_with_values_of_any_letters_stays_json(value: str, before: str, after: str):
+def test_json_with_arbitrary_values_stays_valid(value: str, before: str, after: str):
     assume(len(set(value)) > 5)
     redactor = SecretRedactor({"S": value})
     for ascii_only in (True, False):

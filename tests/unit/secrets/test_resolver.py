@@ -1,4 +1,4 @@
-"""A task's secrets: all of them, at once, or one message that tells everything that is wrong."""
+"""A task's secrets are resolved concurrently: all of them, or one error that lists every failure."""
 
 import asyncio
 
@@ -28,15 +28,15 @@ def resolve(*secrets: Secret, allowed: set[str] | None = None) -> dict[str, str]
     return asyncio.run(SecretResolver({"env": EnvironmentSource(VARIABLES, allowed)}).resolve(secrets))
 
 
-def refusal(*secrets: Secret, allowed: set[str] | None = None) -> str:
+def error_detail(*secrets: Secret, allowed: set[str] | None = None) -> str:
     with pytest.raises(SecretUnavailableError) as caught:
         resolve(*secrets, allowed=allowed)
-    told = caught.value.message + caught.value.detail
-    assert not any(value in told for value in VARIABLES.values() if len(value) > 3)
+    text = caught.value.message + caught.value.detail
+    assert not any(value in text for value in VARIABLES.values() if len(value) > 3)
     return caught.value.detail
 
 
-def test_the_single_user_has_all_variables_of_the_server():
+def test_all_server_variables_are_available_without_an_allow_list():
     assert resolve(secret("TOKEN", "GITHUB_TOKEN"), secret("DATABASE")) == {
         "TOKEN": "ghp_the-value",
         "DATABASE": "db-value",
@@ -44,54 +44,54 @@ def test_the_single_user_has_all_variables_of_the_server():
     assert resolve() == {}
 
 
-def test_with_tokens_only_what_is_listed_is_given_away():
+def test_only_listed_variables_are_available_with_an_allow_list():
     assert resolve(secret("DATABASE"), allowed={"DATABASE"}) == {"DATABASE": "db-value"}
-    told = refusal(secret("GITHUB_TOKEN"), allowed={"DATABASE"})
-    assert told == (
+    detail = error_detail(secret("GITHUB_TOKEN"), allowed={"DATABASE"})
+    assert detail == (
         "Secret GITHUB_TOKEN (source env, key GITHUB_TOKEN): this variable is not among those that the server's "
         "configuration gives away; ask its operator."
     )
 
 
-def test_an_unlisted_variable_does_not_tell_whether_it_is_set():
-    def told(key: str) -> str:
-        return refusal(secret("X", key), allowed=set()).replace(key, "KEY")
+def test_error_for_an_unlisted_variable_does_not_reveal_whether_it_is_set():
+    def detail(key: str) -> str:
+        return error_detail(secret("X", key), allowed=set()).replace(key, "KEY")
 
-    assert told("GITHUB_TOKEN") == told("NOT_THERE")
+    assert detail("GITHUB_TOKEN") == detail("NOT_THERE")
 
 
 @pytest.mark.parametrize("key", ["SANDBOX_TOKEN", "ANTHROPIC_API_KEY", "anthropic_api_key"])
-def test_the_servers_own_variables_stay_its_own(key: str):
+def test_reserved_server_variables_are_never_available(key: str):
     for allowed in (None, {key}):
-        assert "own variables are not given away" in refusal(secret("X", key), allowed=allowed)
+        assert "own variables are not given away" in error_detail(secret("X", key), allowed=allowed)
 
 
 @pytest.mark.parametrize(
-    ("key", "told"),
+    ("key", "reason"),
     [("MISSING", "is not set"), ("EMPTY", "is empty"), ("RAW", "no UTF-8 text"), ("LARGE", "larger than 64 KiB")],
 )
-def test_values_that_cannot_be_used(key: str, told: str):
-    assert told in refusal(secret("X", key))
+def test_invalid_value_is_unavailable(key: str, reason: str):
+    assert reason in error_detail(secret("X", key))
 
 
-def test_sources_that_this_server_does_not_offer():
-    told = refusal(secret("A", "a", "file"), secret("B", "b#c", "vault"))
-    assert "no secrets directory; its operator sets secrets.directory (SANDBOX_SECRETS_DIRECTORY)" in told
-    assert "no access to Vault; its operator sets secrets.vault.address (SANDBOX_SECRETS_VAULT_ADDRESS) and" in told
+def test_unconfigured_sources_are_unavailable():
+    detail = error_detail(secret("A", "a", "file"), secret("B", "b#c", "vault"))
+    assert "no secrets directory; its operator sets secrets.directory (SANDBOX_SECRETS_DIRECTORY)" in detail
+    assert "no access to Vault; its operator sets secrets.vault.address (SANDBOX_SECRETS_VAULT_ADDRESS) and" in detail
 
 
-def test_all_failures_are_told_at_once():
-    told = refusal(secret("FIRST"), secret("DATABASE"), secret("SECOND"))
-    assert "Secret FIRST" in told
-    assert "Secret SECOND" in told
-    assert "DATABASE" not in told
+def test_all_failures_are_reported_together():
+    detail = error_detail(secret("FIRST"), secret("DATABASE"), secret("SECOND"))
+    assert "Secret FIRST" in detail
+    assert "Secret SECOND" in detail
+    assert "DATABASE" not in detail
 
 
-class Meeting:
-    """Answers when everybody has arrived."""
+class BarrierSource:
+    """A source that responds once `request_count` requests are pending."""
 
-    def __init__(self, guests: int) -> None:
-        self._barrier = asyncio.Barrier(guests)
+    def __init__(self, request_count: int) -> None:
+        self._barrier = asyncio.Barrier(request_count)
 
     async def resolve(self, secret: Secret) -> str:
         async with asyncio.timeout(5):
@@ -99,52 +99,56 @@ class Meeting:
         return "value of " + secret.name
 
 
-def test_slow_sources_are_asked_at_the_same_time():
-    async def story() -> dict[str, str]:
-        return await SecretResolver({"vault": Meeting(3)}).resolve([secret(name, "k#f", "vault") for name in "ABC"])
+def test_sources_are_queried_concurrently():
+    async def run() -> dict[str, str]:
+        return await SecretResolver({"vault": BarrierSource(3)}).resolve(
+            [secret(name, "k#f", "vault") for name in "ABC"]
+        )
 
-    assert asyncio.run(story()) == {name: f"value of {name}" for name in "ABC"}
+    assert asyncio.run(run()) == {name: f"value of {name}" for name in "ABC"}
 
 
-class Answering:
-    def __init__(self, answer: str | Exception) -> None:
-        self._answer = answer
+class ScriptedSource:
+    def __init__(self, result: str | Exception) -> None:
+        self._result = result
 
     async def resolve(self, secret: Secret) -> str:
-        if isinstance(self._answer, Exception):
-            raise self._answer
-        return self._answer
+        if isinstance(self._result, Exception):
+            raise self._result
+        return self._result
 
 
-def test_what_no_environment_variable_can_hold():
+def test_value_with_a_nul_is_unavailable():
     with pytest.raises(SecretUnavailableError) as caught:
-        asyncio.run(SecretResolver({"vault": Answering("a\0b")}).resolve([secret("A", "k#f", "vault")]))
+        asyncio.run(SecretResolver({"vault": ScriptedSource("a\0b")}).resolve([secret("A", "k#f", "vault")]))
     assert "NUL" in caught.value.detail
 
 
-def test_all_values_together_have_a_bound():
-    source = SecretResolver({"vault": Answering("x" * 65536)})
+def test_total_size_of_values_is_limited():
+    source = SecretResolver({"vault": ScriptedSource("x" * 65536)})
     assert len(asyncio.run(source.resolve([secret(f"S{i}", "k#f", "vault") for i in range(4)]))) == 4
     with pytest.raises(SecretUnavailableError, match="larger than 256 KiB together"):
         asyncio.run(source.resolve([secret(f"S{i}", "k#f", "vault") for i in range(5)]))
 
 
-def test_a_mistake_of_ours_is_not_called_a_missing_secret():
+def test_unexpected_exception_is_not_converted():
     with pytest.raises(ZeroDivisionError):
-        asyncio.run(SecretResolver({"vault": Answering(ZeroDivisionError())}).resolve([secret("A", "k#f", "vault")]))
+        asyncio.run(
+            SecretResolver({"vault": ScriptedSource(ZeroDivisionError())}).resolve([secret("A", "k#f", "vault")])
+        )
 
 
-def test_the_sentence_names_the_secret():
+def test_error_detail_names_the_secret():
     error = unavailable_error(secret("TOKEN", "a/b#c", "vault"), "it rained.")
     assert (error.code, error.detail) == ("secret_unavailable", "Secret TOKEN (source vault, key a/b#c): it rained.")
 
 
-def test_everybody_is_told_names_and_operators_the_rest():
+def test_message_has_secret_names_and_detail_has_the_rest():
     with pytest.raises(SecretUnavailableError) as caught:
         resolve(secret("FIRST", "key-1"), secret("DATABASE"), secret("SECOND", "key-2", "file"))
     message, detail = caught.value.message, caught.value.detail
     assert "FIRST, SECOND" in message
     for private in ("key-1", "key-2", "env", "file", "source", "not set", "secrets directory"):
         assert private not in message
-    for told in ("source env, key key-1", "source file, key key-2", "not set", "secrets directory"):
-        assert told in detail
+    for text in ("source env, key key-1", "source file, key key-2", "not set", "secrets directory"):
+        assert text in detail

@@ -1,4 +1,4 @@
-"""Needles that are alike are told apart by a few words, wherever they stand."""
+"""Similar patterns are distinguished by a few words, at any position."""
 
 import sys
 
@@ -11,29 +11,29 @@ from sandbox.secrets.scanner import MultiPatternSearch
 HOSTS = [f"node{number:04d}.internal.example.com:secretpw{number:04d}".encode() for number in range(1200)]
 
 
-def search_for(*skeletons: bytes) -> MultiPatternSearch:
-    return MultiPatternSearch(SecretPattern(skeleton, f"N{number}") for number, skeleton in enumerate(skeletons))
+def create_search(*patterns: bytes) -> MultiPatternSearch:
+    return MultiPatternSearch(SecretPattern(pattern, f"N{number}") for number, pattern in enumerate(patterns))
 
 
-def test_of_lines_that_share_their_middle_few_are_compared_wherever_that_middle_stands():
-    known = search_for(*HOSTS)._patterns_by_word
+def test_patterns_with_a_common_middle_are_indexed_selectively():
+    patterns_by_word = create_search(*HOSTS)._patterns_by_word
     middle = b"".join(HOSTS[0][9:36] for _ in range(4))
     words = {int.from_bytes(middle[at : at + 4], sys.byteorder) for at in range(len(middle) - 3)}
-    assert sum(len(known.get(word, ())) for word in words) < len(HOSTS) / 4
-    assert max(map(len, known.values())) < len(HOSTS) / 10
+    assert sum(len(patterns_by_word.get(word, ())) for word in words) < len(HOSTS) / 4
+    assert max(map(len, patterns_by_word.values())) < len(HOSTS) / 10
 
 
 @given(st.sampled_from(HOSTS), st.binary(max_size=9), st.binary(max_size=9))
-def test_each_of_them_is_found_at_every_place(needle: bytes, before: bytes, after: bytes):
-    found = [(hit.start, hit.end) for hit in SEARCH.find(before + needle + after)]
-    assert (len(before), len(before) + len(needle)) in found
+def test_each_pattern_is_found_at_every_position(pattern: bytes, before: bytes, after: bytes):
+    matches = [(match.start, match.end) for match in SEARCH.find(before + pattern + after)]
+    assert (len(before), len(before) + len(pattern)) in matches
 
 
 @given(st.lists(st.binary(min_size=7, max_size=80), min_size=1, max_size=20), st.integers(0, 7), st.data())
-def test_any_needle_is_found_among_any_others(skeletons: list[bytes], offset: int, data: st.DataObject):
-    needle = data.draw(st.sampled_from(skeletons))
-    found = [hit.start for hit in search_for(*skeletons).find(b"\0" * offset + needle + b"\0" * 7)]
-    assert offset in found
+def test_any_pattern_is_found_among_others(patterns: list[bytes], offset: int, data: st.DataObject):
+    pattern = data.draw(st.sampled_from(patterns))
+    matches = [match.start for match in create_search(*patterns).find(b"\0" * offset + pattern + b"\0" * 7)]
+    assert offset in matches
 
 
-SEARCH = search_for(*HOSTS)
+SEARCH = create_search(*HOSTS)

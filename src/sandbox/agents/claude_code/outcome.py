@@ -15,10 +15,10 @@ from sandbox.model.manifest.schema import Claude, McpServer
 
 _QUOTE_CHARACTERS_MAX = 500
 _NOISE_PREFIXES = ("[claude-code:", "Warning:")
-_SANDBOX_LOST_MESSAGE = "The sandbox went away before it was known how the agent ended; submit the task again."
-_SEE_LOGS = "its output in the task's logs may say why."
+_SANDBOX_LOST_MESSAGE = "The sandbox was lost before the agent's result was recorded; submit the task again."
+_SEE_LOGS = "the task's logs may contain the reason."
 _NO_RESULT_MESSAGE = f"without a final result; {_SEE_LOGS}"
-_AFTER_RESULT_MESSAGE = f"after a result that tells of success; {_SEE_LOGS}"
+_AFTER_RESULT_MESSAGE = f"after it reported success; {_SEE_LOGS}"
 
 
 def determine_failure(exit_: ExitStatus, result: dict[str, Any] | None, stderr_tail: bytes) -> Failure | None:
@@ -86,7 +86,7 @@ def _error_text(result: dict[str, Any]) -> str:
 def _exit_message(code: int, result: dict[str, Any] | None, stderr_tail: bytes) -> str:
     stderr_line = _last_stderr_line(stderr_tail)
     if stderr_line:
-        return f"{_describe_exit(code)}; its last words were: {stderr_line}"
+        return f"{_describe_exit(code)}; last line on stderr: {stderr_line}"
     return f"{_describe_exit(code)} {_NO_RESULT_MESSAGE if result is None else _AFTER_RESULT_MESSAGE}"
 
 
@@ -95,7 +95,7 @@ def _describe_exit(code: int) -> str:
         return f"Claude Code exited with code {code}"
     number = code - 128
     name = signal.Signals(number).name if number in signal.valid_signals() and number < 32 else "unknown"
-    return f"Claude Code was ended by signal {number} ({name})"
+    return f"Claude Code was killed by signal {number} ({name})"
 
 
 def _last_stderr_line(stderr_tail: bytes) -> str:
@@ -139,7 +139,7 @@ def _mcp_failure_message(name: str, status: str, server: McpServer) -> str:
 def _unknown_tools_message(unknown: list[str], servers: Mapping[str, McpServer]) -> str:
     more = f" and {len(unknown) - _NAMES_SHOWN_MAX} others" if len(unknown) > _NAMES_SHOWN_MAX else ""
     return (
-        f"Claude Code has no such tool: {_join_names(unknown[:_NAMES_SHOWN_MAX])}{more}; "
+        f"Claude Code has no tool named {_join_names(unknown[:_NAMES_SHOWN_MAX])}{more}; "
         "correct claude.allowed_tools. Names are exact, such as Bash, Edit, Glob, Grep, Read, WebFetch and Write"
         f"{_mcp_servers_hint(unknown, servers)}."
     )

@@ -85,7 +85,7 @@ def check_host(host: str | None, origin: str | None, *, names: Collection[str], 
     ports: the ports on which it listens.
     """
     if host is None or _parse_origin(f"http://{host}", names) is None:
-        return "The Host header names another server; use the address that this one listens on, or a configured name."
+        return "The Host header names another server; use this server's address or a name from server.host_names."
     return check_origin(host, origin, names=names, ports=ports)
 
 
@@ -95,7 +95,7 @@ def check_origin(host: str | None, origin: str | None, *, names: Collection[str]
         return None
     place = _parse_origin(origin, names)
     if place is None or place[1] not in ports:
-        return "The Origin header names a page that is not of this server."
+        return "The Origin header names another site."
     return None
 
 
@@ -106,7 +106,7 @@ def check_fetch_site(method: str | None, headers: Mapping[str, str]) -> str | No
     is_link = headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest", "document") == "document"
     if method == "GET" and is_link:
         return None
-    return "The Sec-Fetch-Site header names a page that is not of this server."
+    return "The Sec-Fetch-Site header names another site."
 
 
 def check_fetch_destination(destination: str | None, *, is_page_asset: bool) -> str | None:
@@ -117,7 +117,7 @@ def check_fetch_destination(destination: str | None, *, is_page_asset: bool) -> 
     """
     if destination is None or destination in (_ASSET_DESTINATIONS if is_page_asset else _DATA_DESTINATIONS):
         return None
-    return "The Sec-Fetch-Dest header says that a page would run, show or embed this; it can be fetched or downloaded."
+    return "The Sec-Fetch-Dest header is for a script, style, frame or image; this can only be fetched or downloaded."
 
 
 def _parse_origin(origin: str, names: Collection[str]) -> tuple[str, int] | None:
@@ -139,10 +139,10 @@ STREAMS_OF_ALL_MAX = 100
 """Concurrent streams of all tasks per token; a further one gets 429. Each stream costs work for every event."""
 
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
-_OPERATOR_REQUIRED = "This token may only look on; this needs one with the role operator."
+_OPERATOR_REQUIRED = "This token is read-only; use one with the role operator."
 _TOKEN_HINT = (
     "Send a token as 'Authorization: Bearer …' (on the command line: --token or SANDBOX_TOKEN); "
-    "whoever runs the server makes one with: sandbox token create"
+    "the server's operator creates one with: sandbox token create"
 )
 
 
@@ -309,10 +309,10 @@ def _is_write(connection: HTTPConnection) -> bool:
 
 def _unauthorized(*, has_invalid_credentials: bool) -> Denied:
     if has_invalid_credentials:
-        message = "This token or session is unknown, revoked or over."
+        message = "This token or session is unknown, revoked or expired."
         challenge = 'Bearer realm="sandbox", error="invalid_token"'
     else:
-        message, challenge = "This server answers only with a token.", 'Bearer realm="sandbox"'
+        message, challenge = "This server requires a token.", 'Bearer realm="sandbox"'
     return Denied(401, code="unauthorized", message=f"{message} {_TOKEN_HINT}", headers={"www-authenticate": challenge})
 
 

@@ -66,7 +66,7 @@ class RequestFraming:
 
     def _read_head(self) -> bytes | None:
         if not self._head_lines and self._buffer and re.match(_TOKEN, self._buffer) is None:
-            raise _FramingError("The request line does not begin with a method.")
+            raise _FramingError("The request line does not start with a method.")
         while (line := self._consume_head_line()) is not None:
             if not self._head_lines:
                 if _REQUEST_LINE.fullmatch(line) is None:

@@ -21,8 +21,8 @@ STALL_TIMEOUT_SECONDS = 600.0
 HEAD_TIMEOUT_SECONDS = 30.0
 """A client without a complete request head this long after connecting or its last response is disconnected."""
 
-_BAD_REQUEST = "This is no HTTP request as RFC 9112 has it, and the connection ends here."
-_BAD_REQUEST_CAUSE = "Its first line, a header field or its body cannot be read, or it has no Host or several."
+_BAD_REQUEST = "The request violates RFC 9112, and the connection is closed."
+_BAD_REQUEST_CAUSE = "Its first line, a header field or its body is malformed, or it does not have exactly one Host."
 _BAD_HANDSHAKE_CAUSE = "The WebSocket handshake has too many header fields, or one that is too long."
 _BAD_REQUEST_HEADERS = {
     "connection": "close",
@@ -190,7 +190,7 @@ class WebSocketProtocol(_BackpressureMixin, WebSocketsSansIOProtocol):
 def _bad_request_response(cause: str, client: tuple[str, int | None] | None) -> Response:
     connection = HTTPConnection({"type": "http", "path": "", "headers": []})
     fields = {"status": 400, "client": client and client[0], "request_id": get_request_id(connection)}
-    _log.info("Refused what is no HTTP", extra=fields)
+    _log.info("Rejected a malformed HTTP request", extra=fields)
     return problem_response(connection, 400, "bad_request", f"{_BAD_REQUEST} {cause}", headers=_BAD_REQUEST_HEADERS)
 
 

@@ -138,9 +138,9 @@ class UnprotectedAddressError(SandboxError):
 
     def __init__(self, host: str) -> None:
         super().__init__(
-            f"{host} can be reached from other machines, and there is no token to ask them for. Make one for this "
-            "data directory with: sandbox token create --role operator   Or listen on 127.0.0.1, and reach it from "
-            "elsewhere through ssh -L."
+            f"{host} is reachable from other machines, and no token exists. Create one for this data directory: "
+            "sandbox token create --role operator   Or listen on 127.0.0.1, and connect from other machines "
+            "through ssh -L."
         )
 
 

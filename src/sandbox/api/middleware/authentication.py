@@ -20,7 +20,7 @@ RECHECK_SECONDS = 5.0
 """How long a stream may continue after its token was revoked or has expired."""
 
 _CONTENT = frozenset({"http.response.body", "websocket.send"})
-_CLOSE_MESSAGE: Message = {"type": "websocket.close", "code": 1008, "reason": "The token is not good any more."}
+_CLOSE_MESSAGE: Message = {"type": "websocket.close", "code": 1008, "reason": "The token is no longer valid."}
 _DISCONNECT_MESSAGE: Message = {"type": "websocket.disconnect", "code": 1008}
 _log = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ class AuthenticationMiddleware:
             if has_left:
                 return
             has_left = True
-            _log.info("An answer was broken off: the token or the session is not good any more")
+            _log.info("A response was cut off: the token or session is no longer valid")
             if kind == "websocket":
                 await send(_CLOSE_MESSAGE)
 

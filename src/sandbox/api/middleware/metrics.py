@@ -47,21 +47,26 @@ class ServerMetrics:
         build.labels(version).set(1)
         self._tasks = Gauge("sandbox_tasks", "Tasks in the state.", ["state"], registry=registry)
         self._requests = Counter(
-            "sandbox_http_requests", "Requests that were answered.", ["route", "method", "status"], registry=registry
+            "sandbox_http_requests",
+            "Requests by method, path and status.",
+            ["route", "method", "status"],
+            registry=registry,
         )
         self._response_seconds = Histogram(
             "sandbox_http_answer_seconds",
-            "From a request to the beginning of its answer.",
+            "Time from a request to the start of its response.",
             ["route", "method"],
             buckets=_RESPONSE_SECONDS_BUCKETS,
             registry=registry,
         )
-        self._streams = Gauge("sandbox_streams_open", "Followers that are being told.", ["kind"], registry=registry)
+        self._streams = Gauge("sandbox_streams_open", "Connected event streams.", ["kind"], registry=registry)
         for kind in ("logs", "websocket"):
             self._streams.labels(kind)
-        self._ready = Gauge("sandbox_ready", "1 when the server takes and runs tasks, else 0.", registry=registry)
-        self._uptime = Gauge("sandbox_uptime_seconds", "Since the server was started.", registry=registry)
-        self._disk_free = Gauge("sandbox_disk_free_bytes", "Free where the data directory is.", registry=registry)
+        self._ready = Gauge("sandbox_ready", "1 when the server accepts and runs tasks, else 0.", registry=registry)
+        self._uptime = Gauge("sandbox_uptime_seconds", "Time since the server started.", registry=registry)
+        self._disk_free = Gauge(
+            "sandbox_disk_free_bytes", "Free space on the file system of the data directory.", registry=registry
+        )
         self._disk_total = Gauge("sandbox_disk_total_bytes", "Size of that file system.", registry=registry)
 
     def record_response(self, route: str, method: str, status: int, seconds: float) -> None:

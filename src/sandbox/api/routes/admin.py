@@ -30,7 +30,7 @@ async def begin_drain(context: ContextDep) -> JsonResponse:
 
 
 async def undo_drain(context: ContextDep) -> JsonResponse:
-    """Take and begin tasks again."""
+    """Accept and start tasks again."""
     return _drain_response(await context.tasks.undo_drain())
 
 
@@ -58,12 +58,14 @@ def add_pruning_routes(app: FastAPI) -> None:
 async def prune_tasks(
     context: ContextDep,
     older_than_seconds: Annotated[
-        float | None, Query(ge=0, le=_SECONDS_MAX, description="Those whose end is longer ago go")
+        float | None, Query(ge=0, le=_SECONDS_MAX, description="Remove tasks that ended longer ago")
     ] = None,
-    keep: Annotated[int | None, Query(ge=1, le=_COUNT_MAX, description="So many may stay, the oldest go")] = None,
-    max_bytes: Annotated[int | None, Query(ge=0, le=_BYTES_MAX, description="What all may take on disk")] = None,
+    keep: Annotated[
+        int | None, Query(ge=1, le=_COUNT_MAX, description="Number of tasks to keep; the oldest are removed")
+    ] = None,
+    max_bytes: Annotated[int | None, Query(ge=0, le=_BYTES_MAX, description="Disk space that all may use")] = None,
     *,
-    dry_run: Annotated[bool, Query(description="Only say which would go")] = False,
+    dry_run: Annotated[bool, Query(description="Only list what would be removed")] = False,
 ) -> JsonResponse:
     """Remove finished tasks with all that is kept of them; without bounds by those of the server's configuration."""
     bounds = (older_than_seconds, keep, max_bytes)

@@ -48,9 +48,9 @@ _TEXT_TYPES = frozenset(
 _CONTENT_SECURITY_POLICY = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; sandbox"
 _SINGLE_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII | re.IGNORECASE)
 _DOWNLOAD_RESPONSES: Responses = {
-    200: raw_content("The bytes; as `text/plain`, as a raster image or as `application/octet-stream`", "*/*"),
-    206: raw_content("The bytes of the range", "*/*"),
-    304: {"description": "The client has them already"},
+    200: raw_content("The content, as `text/plain`, a raster image or `application/octet-stream`", "*/*"),
+    206: raw_content("The requested range", "*/*"),
+    304: {"description": "Not modified"},
 }
 
 
@@ -63,8 +63,8 @@ def add_artifact_routes(app: FastAPI) -> None:
         responses={**_DOWNLOAD_RESPONSES, **problem_responses(404, 416, 503)},
         openapi_extra=declare_parameters(
             header_parameter("Range", "One range of bytes"),
-            header_parameter("If-Range", "The ETag that the range is of"),
-            header_parameter("If-None-Match", "ETags that the client has"),
+            header_parameter("If-Range", "ETag of the artifact that the range refers to"),
+            header_parameter("If-None-Match", "ETags of the client's cached copies"),
         ),
     )(download_artifact)
 

@@ -93,7 +93,7 @@ def _runtime_body(probe: RuntimeProbe) -> dict[str, Any]:
 
 def add_metrics_route(app: FastAPI) -> None:
     """Register the metrics route."""
-    answer = raw_content("The figures in Prometheus' text format", "text/plain")
+    answer = raw_content("Metrics in the Prometheus text format", "text/plain")
     app.get(paths.METRICS, response_class=Response, responses={200: answer, **problem_responses(503)})(read_metrics)
 
 

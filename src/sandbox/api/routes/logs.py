@@ -75,7 +75,7 @@ class LogQuery(BaseModel):
     stream: LogStream = "all"
     since: str = Field("", description="RFC 3339, inclusive", json_schema_extra=_TIME_SCHEMA)
     tail: int = Field(0, ge=0, le=TAIL_MAX, description="Lines after filtering; 0 for all")
-    after: int | None = Field(None, ge=0, le=SEQ_MAX, description="Only what has a greater seq")
+    after: int | None = Field(None, ge=0, le=SEQ_MAX, description="Only events with a greater seq")
     follow: bool = False
 
 
@@ -83,7 +83,7 @@ def add_log_routes(app: FastAPI) -> None:
     """Register the log routes."""
     described: Responses = {
         200: raw_content("The log as text, or as a stream when followed", "text/plain", _SSE, _NDJSON),
-        204: {"description": "The client has had the last event already"},
+        204: {"description": "The client already has the last event"},
     }
     app.get(
         paths.LOGS,
@@ -92,7 +92,7 @@ def add_log_routes(app: FastAPI) -> None:
         openapi_extra=declare_parameters(
             header_parameter(
                 "Last-Event-ID",
-                "Follow after this seq; `after` in the query wins",
+                "Continue after this seq; `after` in the query takes precedence",
                 {"type": "string", "pattern": "^([0-9]{0,18}|[0-8][0-9]{18})$"},
             )
         ),

@@ -51,8 +51,10 @@ class ListQuery(BaseModel):
     offset: int = Field(0, ge=0, le=OFFSET_MAX)
     cursor: str | None = Field(
         None,
-        description="`next_cursor` of the page before, for paging that neither skips nor repeats a task; "
-        "brings its own sort and order, and goes without offset",
+        description=(
+            "`next_cursor` of the previous page, for paging that neither skips nor repeats tasks; it includes "
+            "sort and order, and excludes offset"
+        ),
         json_schema_extra={"maxLength": CURSOR_LENGTH_MAX},
     )
 
@@ -107,11 +109,11 @@ async def query_page(tasks: Tasks, query: TaskQuery, params: QueryParams) -> Tas
 def _apply_cursor(query: TaskQuery, text: str, params: QueryParams) -> TaskQuery:
     """Return the query that continues after the cursor, with the cursor's sort order."""
     if query.offset:
-        raise InvalidParameterError("offset", "counts from the start; it cannot come with a cursor")
+        raise InvalidParameterError("offset", "cannot be combined with cursor")
     bookmark = decode_cursor(text)
     for name, value in (("sort", bookmark.sort), ("order", bookmark.order)):
         if params.get(name, value) != value:
-            raise InvalidParameterError(name, f"must be {value}, as it was when the cursor was made, or left out")
+            raise InvalidParameterError(name, f"must be {value}, as in the cursor, or omitted")
     return replace(query, sort=bookmark.sort, order=bookmark.order, cursor=bookmark.cursor)
 
 

@@ -62,14 +62,14 @@ REPLAYED_HEADER = "Idempotent-Replayed"
 WAIT_SECONDS_MAX = 600
 
 _SUBMITTED_HEADERS = {
-    "Location": {"description": "Where the task is", "required": True, "schema": {"type": "string"}},
+    "Location": {"description": "URL of the task", "required": True, "schema": {"type": "string"}},
     REPLAYED_HEADER: {
-        "description": "`true` when the key and the body came before; the answer is the one of then",
+        "description": "`true` for a repeated key and body; the response is the earlier one",
         "schema": {"type": "string", "enum": ["true"]},
     },
 }
 _ACCEPTED = responses_for("SubmittedBody", 202, headers=_SUBMITTED_HEADERS) | responses_for(
-    "DryRunBody", description="The answer to `dry_run=true`: the manifest would be taken"
+    "DryRunBody", description="Response to `dry_run=true`: the manifest is valid"
 )
 _WRAPPED_MANIFEST_SCHEMAS = [
     {"type": "object", "properties": {name: schema}, "required": [name], "additionalProperties": False}
@@ -83,14 +83,14 @@ _MANIFEST_BODY = request_body(
 )
 _IDEMPOTENCY_KEY_PARAMETER = header_parameter(
     IDEMPOTENCY_KEY_HEADER,
-    "The same key and body give the same task again, for 24 hours; nothing is submitted twice",
+    "A request with the same key and body within 24 hours returns the same task; nothing is submitted twice",
     {"type": "string", "minLength": 1, "maxLength": IDEMPOTENCY_KEY_LENGTH_MAX, "pattern": IDEMPOTENCY_KEY_PATTERN},
 )
-_DryRun = Annotated[bool, Query(description="Check the manifest as a submission does, and submit nothing")]
-_Reason = Annotated[str, Query(description=f"Kept with the task; {REASON_LENGTH_MAX} characters at most")]
-_Force = Annotated[bool, Query(description="Give the agent no time to end by itself")]
+_DryRun = Annotated[bool, Query(description="Validate the manifest without submitting it")]
+_Reason = Annotated[str, Query(description=f"Stored with the task; {REASON_LENGTH_MAX} characters at most")]
+_Force = Annotated[bool, Query(description="Do not wait for the agent to exit on its own")]
 _CANCEL_BODY = request_body(
-    "What the query says may be said here instead.",
+    "The query parameters may be given here instead.",
     required=False,
     application_json={
         "type": "object",

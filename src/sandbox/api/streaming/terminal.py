@@ -51,7 +51,7 @@ async def serve_terminal(websocket: WebSocket) -> None:
         return
     finally:
         await line.close()
-        _log.info("A terminal was left")
+        _log.info("A terminal was closed")
 
 
 def parse_terminal_order(query: QueryParams) -> TerminalOrder:
@@ -63,7 +63,7 @@ def parse_terminal_order(query: QueryParams) -> TerminalOrder:
     if watch not in {"true", "false"} or (watch == "true" and of == "shell"):
         raise InvalidParameterError("watch", "must be true or false, and true only with of=agent", rule="enum")
     if not _TERM.fullmatch(term):
-        raise InvalidParameterError("term", "must be the name of a kind of terminal, such as xterm-256color")
+        raise InvalidParameterError("term", "must be a terminal type, such as xterm-256color")
     rows, columns = (_parse_dimension(query, name, default) for name, default in (("rows", 24), ("columns", 80)))
     return TerminalOrder(rows, columns, agent=of == "agent", looks_on=watch == "true", term=term)
 
@@ -113,7 +113,9 @@ async def _receive_input(websocket: WebSocket, line: TerminalConnection) -> None
         try:
             size = msgspec.json.decode(message.get("text") or "", type=_ResizeMessage)
         except DECODE_ERRORS:
-            await websocket.close(_POLICY_VIOLATION, "Text must be a resize; what is typed goes in binary frames.")
+            await websocket.close(
+                _POLICY_VIOLATION, "Text frames must be a resize message; send input in binary frames."
+            )
             return
         if 1 <= size.rows <= _SIZE_MAX and 1 <= size.columns <= _SIZE_MAX:
             await line.send(ResizeFrame(size.rows, size.columns))

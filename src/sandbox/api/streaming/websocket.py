@@ -44,7 +44,7 @@ class StreamRequest:
         task_id = query.get("task_id") or None
         after = parse_seq(query.get("after", ""), "after")
         if after is not None and task_id is None:
-            raise InvalidParameterError("after", "needs a task_id, for seq counts within a task")
+            raise InvalidParameterError("after", "requires task_id, because seq is per task")
         return cls(task_id, _parse_types(query.get("filter", "")), after)
 
 
@@ -84,7 +84,7 @@ async def _serve(websocket: WebSocket, context: AppContext, request: StreamReque
             return
         except Exception:
             _log.exception("A stream broke")
-            await websocket.close(_INTERNAL, "The server could not go on; its log tells more.")
+            await websocket.close(_INTERNAL, "Internal server error; the server's log has details.")
 
 
 async def _open_source(context: AppContext, request: StreamRequest) -> AsyncIterator[Messages]:

@@ -103,7 +103,7 @@ def _create_part(part: Path, target: Path) -> int:
     try:
         return os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except FileNotFoundError as error:
-        advice = "There is no such directory; make it first"
+        advice = "No such directory; create it first"
         raise FileNotFoundError(error.errno, advice, str(target.parent)) from None
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(target)) from None
@@ -121,7 +121,7 @@ def _rename_to_target(part: Path, target: Path) -> None:
 
 
 def _exists_error(target: Path) -> BackupExistsError:
-    return BackupExistsError(f"{target} is there already; choose another name, or remove it.")
+    return BackupExistsError(f"{target} already exists; choose another name, or remove it.")
 
 
 def _write_backup(data_dir: Path, backup: BackupWriter) -> BackupManifest:

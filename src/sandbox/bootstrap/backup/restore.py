@@ -36,7 +36,7 @@ _TASK_FILE = re.compile(r"tasks/([^/]+)/(journal/records(?:\.gz)?|artifacts/([^/
 _NAME_BYTES_MAX = 255
 _READ_BYTES_MAX = 1024 * 1024
 _HOST_LOST_MESSAGE = (
-    "The task was under way when the backup was made; what was kept of it until then is here. Submit it again."
+    "The task was running when the backup was created; everything stored until then is included. Submit it again."
 )
 
 
@@ -100,14 +100,14 @@ def _check_target(data_dir: Path) -> None:
         raise DataDirNotEmptyError(f"{data_dir} is not empty; restore into a directory that is not there yet.")
     if os.path.ismount(data_dir):
         raise RestoreTargetUnusableError(
-            f"{data_dir} is a file system of its own, which cannot be replaced; restore into a directory below it."
+            f"{data_dir} is a mount point and cannot be replaced; restore into a directory below it."
         )
 
 
 def _check_regular_file(source: Path) -> None:
     """Reject pipes, to which nothing may ever be written, and devices, which may have no end."""
     if not stat.S_ISREG(source.stat().st_mode):
-        raise BackupUnusableError(f"{source} is no regular file, as every backup is; nothing was restored.")
+        raise BackupUnusableError(f"{source} is not a regular file; nothing was restored.")
 
 
 def _unpack(file: _BoundedReader, directory: Path) -> BackupManifest:
@@ -119,20 +119,22 @@ def _unpack(file: _BoundedReader, directory: Path) -> BackupManifest:
             for member in tar:
                 content = _member_content(tar, member)
                 if manifest is not None:
-                    raise BackupUnusableError("Something follows the backup's manifest; it was made by somebody else.")
+                    raise BackupUnusableError(
+                        "The backup has data after its manifest, so it was not created by Sandbox."
+                    )
                 if member.name == MANIFEST_NAME:
                     manifest = _decode_manifest(_read_manifest(content, member.size))
                 else:
                     entries[member.name] = _store_member(content, directory, member.name)
     except (tarfile.TarError, ValueError, EOFError, OverflowError, RecursionError) as error:
-        raise BackupUnusableError(f"This is no whole backup ({error}); take another one.") from error
+        raise BackupUnusableError(f"The backup is incomplete ({error}); use another one.") from error
     if manifest is None:
-        raise BackupUnusableError("The backup ends before its manifest; take another one.")
+        raise BackupUnusableError("The backup ends before its manifest; use another one.")
     if manifest.files != entries:
         wrong = sorted(
             name for name in manifest.files.keys() | entries if manifest.files.get(name) != entries.get(name)
         )
-        raise BackupUnusableError(f"The backup is not as it was written: {wrong[0]!r} is missing or differs.")
+        raise BackupUnusableError(f"The backup was modified or damaged: {wrong[0]!r} is missing or differs.")
     return manifest
 
 
@@ -140,13 +142,17 @@ def _member_content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
     is_plain = member.type in {tarfile.REGTYPE, tarfile.AREGTYPE} and not member.sparse
     content = tar.extractfile(member) if is_plain else None
     if content is None:
-        raise BackupUnusableError(f"{member.name!r} is no plain file, which no backup has; nothing was restored.")
+        raise BackupUnusableError(
+            f"{member.name!r} is not a regular file, so this is not a valid backup; nothing was restored."
+        )
     return content
 
 
 def _read_manifest(content: IO[bytes], size_bytes: int) -> bytearray:
     if size_bytes > BACKUP_MANIFEST_BYTES_MAX:
-        raise BackupUnusableError(f"The backup's manifest has {size_bytes} bytes, more than any; nothing was restored.")
+        raise BackupUnusableError(
+            f"The backup's manifest has {size_bytes} bytes, which is too large; nothing was restored."
+        )
     data = bytearray()
     while more := content.read(_READ_BYTES_MAX):
         data += more
@@ -157,7 +163,7 @@ def _decode_manifest(content: bytearray) -> BackupManifest:
     try:
         manifest = msgspec.json.decode(content, type=BackupManifest)
     except DECODE_ERRORS as error:
-        raise BackupUnusableError(f"The backup's manifest cannot be understood ({error}).") from error
+        raise BackupUnusableError(f"The backup's manifest is malformed ({error}).") from error
     if manifest.version > BACKUP_VERSION:
         raise BackupUnusableError(f"The backup has version {manifest.version}; restore it with a newer Sandbox.")
     return manifest
@@ -187,7 +193,7 @@ def _member_path(directory: Path, name: str) -> Path:
     match = _TASK_FILE.fullmatch(name)
     is_short = len(os.fsencode(name.rpartition("/")[2])) <= _NAME_BYTES_MAX
     if match is None or not is_short or TASK_ID.find_error(match[1]) is not None or match[3] in {".", ".."}:
-        raise BackupUnusableError(f"{name!r} is no name that a backup has; nothing was restored.")
+        raise BackupUnusableError(f"{name!r} is not a valid name in a backup; nothing was restored.")
     return directory / name
 
 
@@ -221,8 +227,10 @@ def _end_lost_tasks(data_dir: Path) -> tuple[list[str], list[Discrepancy]]:
 
 def _describe_end_failure(task_id: str, error: FileNotFoundError | SandboxError) -> str:
     if isinstance(error, SandboxError):
-        return f"It was under way and cannot be ended: {error.message}"
-    return f"Its journal was packed too early; before a server starts: gunzip tasks/{task_id}/journal/records.gz"
+        return f"It was running and cannot be ended: {error.message}"
+    return (
+        f"Its journal was compressed too early; before a server starts, run: gunzip tasks/{task_id}/journal/records.gz"
+    )
 
 
 def _end_task(journals: FileJournals, task: Task) -> None:
@@ -242,11 +250,11 @@ class _BoundedReader(io.BufferedReader):
     def read(self, size: int | None = -1) -> bytes:
         """Return the next bytes. Raises BackupUnusableError."""
         if size is None or not 0 <= size <= 2 * _READ_BYTES_MAX:
-            raise BackupUnusableError("The backup has a header that no backup has; nothing was restored.")
+            raise BackupUnusableError("The backup has an invalid header; nothing was restored.")
         return super().read(size)
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
         """Seek to a position. Raises BackupUnusableError."""
         if whence == os.SEEK_SET and not 0 <= offset < 2**63:
-            raise BackupUnusableError("The backup has a member that no backup has; nothing was restored.")
+            raise BackupUnusableError("The backup has an invalid member; nothing was restored.")
         return super().seek(offset, whence)

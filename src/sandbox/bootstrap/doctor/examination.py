@@ -80,7 +80,7 @@ def _check_data_dir(settings: ServerSettings) -> list[Finding]:
         message = f"{directory} cannot be used: {nearest} is no directory that this user may write to"
         return [Finding("data directory", False, message, "Choose another --data-dir.")]
     space = measure_disk_space(nearest)
-    is_new = "" if nearest == directory else ", which the first start makes"
+    is_new = "" if nearest == directory else ", created at the first start"
     message = f"{directory}{is_new}, {space.free_bytes / 1024**3:.1f} GiB free"
     if space.is_read_only or settings.disk.new_tasks.is_low(space, was_low=False):
         return [Finding("data directory", False, message, "Free some space, or choose another --data-dir.")]
@@ -135,8 +135,8 @@ def _check_capacity(settings: ServerSettings) -> list[Finding]:
     total = measure_capacity(_nearest_existing(settings.server.data_dir.absolute()), settings.capacity)
     shortfall = Resources.requested_by(Vm()).describe_shortfall(total, "in all")
     if not shortfall:
-        return [Finding("capacity", True, f"tasks may be promised {total} in all")]
-    message = f"a task whose manifest says nothing of vm asks for {' and '.join(shortfall)}, and is refused"
+        return [Finding("capacity", True, f"running tasks may reserve {total} in total")]
+    message = f"a task without vm in its manifest requests {' and '.join(shortfall)}, and is refused"
     remedy = "Lower vm.cpus, vm.memory or vm.disk in manifests, or raise the capacity settings."
     return [Finding("capacity", False, message, remedy, is_needed=False)]
 
@@ -147,7 +147,10 @@ def _check_disks(settings: ServerSettings) -> list[Finding]:
     if reason is None:
         return [Finding("disks", True, "each task has a file system of its own, of the size vm.disk")]
     message = f"vm.disk is looked at every {DISK_CHECK_SECONDS:.0f} s, and a task that is past it ends: {reason}"
-    remedy = "Run as root on a machine with loop devices and e2fsprogs, so that full disks tell, and hide nothing."
+    remedy = (
+        "Run as root on a machine with loop devices and e2fsprogs, so that a full disk is reported to the agent "
+        "and no file is hidden from the count."
+    )
     return [Finding("disks", False, message, remedy, is_needed=False)]
 
 
@@ -162,8 +165,8 @@ def _check_leftovers(settings: ServerSettings) -> list[Finding]:
     empty = [one for one in hierarchies.attempt_ids() - ours if not hierarchies.group(one).process_ids()]
     if not empty:
         return []
-    message = f"control groups without processes that are no attempts of this data directory: {len(empty)}"
-    remedy = "Where no other server uses them, remove them as docs/operations.md tells."
+    message = f"control groups without processes that do not belong to this data directory: {len(empty)}"
+    remedy = "If no other server uses them, remove them as described in docs/operations.md."
     return [Finding("leftovers", False, message, remedy, is_needed=False)]
 
 
@@ -185,8 +188,10 @@ def _check_node(_: ServerSettings) -> list[Finding]:
         return [Finding("node", False, "sandboxes lack node, npm and npx", remedy, is_needed=False)]
     pinned = ", ".join(f"{name} {number}" for name, number in pinned_packages().items())
     if not pinned:
-        message = f"{version}, npm and npx; every package must come from a registry that the task allows"
-        return [Finding("node", False, message, "Run script/setup, which brings the pinned packages.", is_needed=False)]
+        message = f"{version}, npm and npx; packages must come from a registry that the task allows"
+        return [
+            Finding("node", False, message, "Run script/setup, which installs the pinned packages.", is_needed=False)
+        ]
     return [Finding("node", True, f"{version}, npm and npx; needs no registry for {pinned}")]
 
 

@@ -41,7 +41,7 @@ def check_open_files(probe: RuntimeProbe) -> list[Finding]:
         return []
     message = (
         f"one task on {probe.runtime} can hold all {machine} files that this machine may have open (fs.file-max); "
-        "then nobody but root can open one"
+        "then only root can open files"
     )
     remedy = (
         f"sysctl -w fs.file-max={_UNLIMITED}, as systemd does; what files take of a task's memory bounds them then."
@@ -87,19 +87,19 @@ def _chosen_findings(probe: RuntimeProbe) -> list[Finding]:
     if not probe.is_available:
         return [Finding("sandbox", False, f"{probe.runtime} does not work here", probe.remedy)]
     isolates = [Finding("isolates", True, sentence) for sentence in probe.isolates]
-    return [Finding("sandbox", True, f"{probe.runtime} makes the sandboxes"), *isolates, *_gap_findings(probe)]
+    return [Finding("sandbox", True, f"sandboxes run with {probe.runtime}"), *isolates, *_gap_findings(probe)]
 
 
 def _confinement_findings(chosen: RuntimeProbe, run_dir: Path) -> list[Finding]:
     try:
         reason = asyncio.run(find_confinement_problem(make_runtime(chosen.runtime, run_dir), run_dir))
     except MachineBusyError as busy:
-        message = f"trying to confine it failed twice, and a server confines it all the same: {busy}"
+        message = f"two attempts to confine it failed, and a server still confines it: {busy}"
         return [Finding("git", False, message, "Run it again when the machine is less busy.", is_needed=False)]
     if reason is None:
         return [Finding("git", True, "runs confined where it reads repositories")]
-    message = f"git reads repositories with the server's rights, since it cannot be confined: {reason}"
-    remedy = "Install bubblewrap, and let ordinary users make namespaces."
+    message = f"git reads repositories with the server's privileges, because it cannot be confined: {reason}"
+    remedy = "Install bubblewrap, and allow ordinary users to create namespaces."
     return [Finding("git", False, message, remedy, is_needed=False)]
 
 
@@ -107,7 +107,7 @@ def _other_findings(probe: RuntimeProbe) -> list[Finding]:
     if not probe.is_available:
         message = f"{probe.runtime} does not work here"
         return [Finding("runtime", False, message, probe.remedy, is_needed=False)]
-    how = "works, and is taken only by its name" if probe.is_explicit_only else "works too"
+    how = "works, and is used only if selected by name" if probe.is_explicit_only else "works too"
     return [Finding("runtime", True, f"{probe.runtime} {how}"), *_gap_findings(probe)]
 
 
@@ -120,7 +120,7 @@ def _limit_findings(probe: RuntimeProbe) -> list[Finding]:
         return []
     enforced = [name for limit, name in _LIMITS.items() if limit in probe.limits]
     missing = {limit: name for limit, name in _LIMITS.items() if limit not in probe.limits}
-    findings = [Finding("limits", True, f"on {', '.join(enforced)} hold")] if enforced else []
+    findings = [Finding("limits", True, f"on {', '.join(enforced)} are enforced")] if enforced else []
     if "memory" in probe.limits and missing.pop("sockets", ""):
         message = "vm.memory does not count buffers of sockets: the kernel was started with cgroup.memory=nosocket"
         remedy = "Start the kernel without nosocket in cgroup.memory."
@@ -128,6 +128,6 @@ def _limit_findings(probe: RuntimeProbe) -> list[Finding]:
     if missing:
         advice = "Run as root, or start it in a control group of your own: systemd-run --user --scope sandbox serve"
         remedy = "Mount cgroups writable." if os.getuid() == 0 else advice
-        message = f"on {', '.join(missing.values())} do not hold: no cgroup can be written to"
+        message = f"on {', '.join(missing.values())} are not enforced: no cgroup is writable"
         findings.append(Finding("limits", False, message, remedy, is_needed=False))
     return findings

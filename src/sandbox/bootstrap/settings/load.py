@@ -87,7 +87,7 @@ def _read(file: Path) -> dict[str, Any]:
     except OSError as error:
         raise ConfigurationError(f"Cannot read {file}: {error.strerror}.") from None
     if len(content) > FILE_BYTES_MAX:
-        raise ConfigurationError(f"{file} is larger than {FILE_BYTES_MAX // 1024} KiB, which no configuration needs.")
+        raise ConfigurationError(f"{file} is larger than {FILE_BYTES_MAX // 1024} KiB, too large for a configuration.")
     try:
         data = tomllib.loads(content.decode())
     except (ValueError, RecursionError) as error:
@@ -109,7 +109,7 @@ def _expand_user(key: SettingKey, value: str, file: Path) -> Path:
     try:
         return Path(value).expanduser()
     except RuntimeError:
-        mistake = f"{key.path} ({file}) begins with the home of a user who has none here"
+        mistake = f"{key.path} ({file}) starts with the home directory of an unknown user"
         raise ConfigurationError(_error_message([mistake])) from None
 
 
@@ -153,17 +153,17 @@ def _section(data: Any, key: SettingKey) -> dict[str, Any] | None:
 
 def _error_message(errors: list[str]) -> str:
     if len(errors) == 1:
-        return f"The configuration has a mistake: {errors[0]}{'' if errors[0].endswith('?') else '.'}"
-    return "\n  ".join([f"The configuration has {len(errors)} mistakes:", *errors])
+        return f"The configuration has an error: {errors[0]}{'' if errors[0].endswith('?') else '.'}"
+    return "\n  ".join([f"The configuration has {len(errors)} errors:", *errors])
 
 
 _NAME_LENGTH_SHOWN_MAX = 64
 _SECRET_NAME = re.compile(r"token|passw|secret|credential|api_?key", re.IGNORECASE)
 _ERROR_MESSAGES = (
-    (r"string_type|path_type", "must be text"),
+    (r"string_type|path_type", "must be a string"),
     (r"int_type|int_parsing|int_from_float", "must be a whole number"),
     (r"float_type|float_parsing|finite_number", "must be a number"),
-    (r"tuple_type|list_type", "must be a list of texts"),
+    (r"tuple_type|list_type", "must be a list of strings"),
     (r"dataclass_type|dict_type", "must be a section"),
     (r"greater_than_equal", "must be at least {ge:g}"),
     (r"less_than_equal", "must be at most {le:g}"),
@@ -227,10 +227,10 @@ def _describe_error(error: ErrorDetails, path: list[str]) -> str:
 def _describe_unknown_key(path: list[str]) -> str:
     *section, name = path
     if path == ["secrets", "vault", "token"]:
-        return "must not stand in a file; give it to the server as VAULT_TOKEN in its environment"
+        return "must not be set in a file; set VAULT_TOKEN in the server's environment"
     known = sections().get(tuple(section), [])
     near = get_close_matches(name, known, n=1)
-    message = f"is unknown (known here: {', '.join(known)})" if known else "is unknown"
+    message = f"is unknown (known: {', '.join(known)})" if known else "is unknown"
     if near:
         return f"{message}; did you mean '{near[0]}'?"
-    return f"{message}; secrets never stand here" if _SECRET_NAME.search(name) else message
+    return f"{message}; secrets must not be set here" if _SECRET_NAME.search(name) else message

@@ -110,7 +110,7 @@ _SERVER_ADDRESS = Format(
     _pattern_check(r"https?://[^\s/@?#]+/?", "must be http:// or https:// and a host, without credentials"),
 )
 _RUNTIME = Format("runtime", _pattern_check("auto|bubblewrap|gvisor|qemu", "must be auto, bubblewrap, gvisor or qemu"))
-_LOG_FORMAT = Format("log_format", _pattern_check("text|json", "must be text or json"))
+_LOG_FORMAT = Format("log_format", _pattern_check("text|json", "must be a string or json"))
 _LOG_LEVEL = Format("log_level", _pattern_check("debug|info|warning|error", "must be debug, info, warning or error"))
 Port = Annotated[int, Ge(0), Le(65535)]
 Percent = Annotated[float, Ge(0), Le(90)]
@@ -139,19 +139,21 @@ class ServerSection:
     """Where the server listens, keeps its data and makes its sandboxes."""
 
     __pydantic_config__ = _FORBID_EXTRA
-    host: Annotated[str, Len(1, 253), VISIBLE, Description("The address to listen on.")] = "127.0.0.1"
-    port: Annotated[Port, Description("The port of the API; 0 for any free one.")] = 8122
-    ws_port: Annotated[Port, Description("The port of the WebSocket; 0 for any free one.")] = 8121
-    data_dir: Annotated[DirectoryPath, Description("Where tasks are kept.")] = field(default_factory=default_data_dir)
+    host: Annotated[str, Len(1, 253), VISIBLE, Description("Address to listen on.")] = "127.0.0.1"
+    port: Annotated[Port, Description("Port of the API; 0 for any free one.")] = 8122
+    ws_port: Annotated[Port, Description("Port of the WebSocket; 0 for any free one.")] = 8121
+    data_dir: Annotated[DirectoryPath, Description("Directory where tasks are stored.")] = field(
+        default_factory=default_data_dir
+    )
     runtime: Annotated[
         str,
         _RUNTIME,
-        Description("What makes the sandboxes: bubblewrap, gvisor or qemu; auto takes the strongest that works."),
+        Description("Runtime of the sandboxes: bubblewrap, gvisor or qemu; auto selects the strongest that works."),
     ] = "auto"
     host_names: Annotated[
         tuple[Annotated[str, _HOST_NAME], ...],
         MaxLen(64),
-        Description("Names beside localhost that requests may reach the server by."),
+        Description("Host names of the server in addition to localhost."),
     ] = ()
 
 
@@ -160,9 +162,9 @@ class CapacitySection:
     """How many times the machine may be promised to tasks."""
 
     __pydantic_config__ = _FORBID_EXTRA
-    cpus: Annotated[Factor, Description("How many times all CPUs may be promised.")] = OVERCOMMIT_CPUS
-    memory: Annotated[Factor, Description("How many times all memory may be promised.")] = OVERCOMMIT_MEMORY
-    disk: Annotated[Factor, Description("How many times the data directory's disk may be promised.")] = OVERCOMMIT_DISK
+    cpus: Annotated[Factor, Description("Overcommit factor for CPUs.")] = OVERCOMMIT_CPUS
+    memory: Annotated[Factor, Description("Overcommit factor for memory.")] = OVERCOMMIT_MEMORY
+    disk: Annotated[Factor, Description("Overcommit factor for the data directory's disk.")] = OVERCOMMIT_DISK
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,15 +173,16 @@ class DiskSection:
 
     __pydantic_config__ = _FORBID_EXTRA
     new_tasks_percent: Annotated[
-        Percent, Description("With less than this share free, new tasks wait and the server is not ready.")
+        Percent,
+        Description("Minimum free share of the disk for new tasks; below it they wait and the server is not ready."),
     ] = NEW_TASKS_FREE_PERCENT
-    new_tasks_size: Annotated[
-        str, BYTE_SIZE, Description("So much free is enough for new tasks, whatever its share.")
-    ] = f"{NEW_TASKS_FREE_BYTES // 1024**3}G"
-    output_percent: Annotated[Percent, Description("With less than this share free, output is left out.")] = (
-        OUTPUT_FREE_PERCENT
+    new_tasks_size: Annotated[str, BYTE_SIZE, Description("Free space that is always enough for new tasks.")] = (
+        f"{NEW_TASKS_FREE_BYTES // 1024**3}G"
     )
-    output_size: Annotated[str, BYTE_SIZE, Description("So much free is enough for output, whatever its share.")] = (
+    output_percent: Annotated[
+        Percent, Description("Minimum free share of the disk for output; below it output is dropped.")
+    ] = OUTPUT_FREE_PERCENT
+    output_size: Annotated[str, BYTE_SIZE, Description("Free space that is always enough for output.")] = (
         f"{OUTPUT_FREE_BYTES // 1024**3}G"
     )
 
@@ -202,7 +205,7 @@ class GitSection:
     allowed_hosts: Annotated[
         tuple[Annotated[str, _CLONE_HOST], ...],
         MaxLen(256),
-        Description("Hosts that may be cloned from; looked at as soon as there are tokens."),
+        Description("Hosts from which repositories may be cloned; enforced once tokens exist."),
     ] = ()
 
 
@@ -211,8 +214,8 @@ class VaultSection:
     """HashiCorp Vault, KV version 2. Its token is `VAULT_TOKEN` of the server's environment, nowhere else."""
 
     __pydantic_config__ = _FORBID_EXTRA
-    address: Annotated[str, Len(1, 2048), _SERVER_ADDRESS, Description("The address of Vault.")] | None = None
-    mount: Annotated[str, Len(1, 256), VISIBLE, Description("Where the KV engine is mounted.")] = "secret"
+    address: Annotated[str, Len(1, 2048), _SERVER_ADDRESS, Description("Address of Vault.")] | None = None
+    mount: Annotated[str, Len(1, 256), VISIBLE, Description("Mount path of the KV engine.")] = "secret"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,11 +223,11 @@ class SecretsSection:
     """What secrets of tasks may be taken from."""
 
     __pydantic_config__ = _FORBID_EXTRA
-    directory: Annotated[DirectoryPath, Description("Secrets with `source: file` are files below it.")] | None = None
+    directory: Annotated[DirectoryPath, Description("Directory of secrets with `source: file`.")] | None = None
     environment: Annotated[
         tuple[Annotated[str, ENVIRONMENT_NAME], ...],
         MaxLen(1024),
-        Description("Variables of the server that `source: env` may name as soon as there are tokens."),
+        Description("Environment variables of the server that `source: env` may use; enforced once tokens exist."),
     ] = ()
     vault: VaultSection = field(default_factory=VaultSection)
 
@@ -234,7 +237,9 @@ class PreserveSection:
     """What is kept of failed tasks with `failure_action: preserve`."""
 
     __pydantic_config__ = _FORBID_EXTRA
-    time_to_live: Annotated[str, DURATION, Description("How long a preserved sandbox is kept, 1s to 168h.")] = "24h"
+    time_to_live: Annotated[str, DURATION, Description("How long a preserved sandbox is kept, from 1s to 168h.")] = (
+        "24h"
+    )
 
     @property
     def time_to_live_seconds(self) -> int:
@@ -248,15 +253,18 @@ class RetentionSection:
 
     __pydantic_config__ = _FORBID_EXTRA
     older_than: Annotated[
-        str, AGE, Description("A finished task goes when its end is so long ago, such as 12h or 90d; or unlimited.")
+        str, AGE, Description("Age at which a finished task is removed, such as 12h or 90d; or unlimited.")
     ] = "90d"
     keep: Annotated[
-        int, Ge(0), Le(10_000_000), Description("So many finished tasks are kept, the oldest go; 0 for any number.")
+        int,
+        Ge(0),
+        Le(10_000_000),
+        Description("Number of finished tasks to keep, oldest removed first; 0 for no limit."),
     ] = 10_000
     max_bytes: Annotated[
         str,
         DISK_SIZE,
-        Description("The disk that finished tasks may take together, such as 500M or 20G; or unlimited."),
+        Description("Disk space that all finished tasks may use, such as 500M or 20G; or unlimited."),
     ] = UNLIMITED
 
     @property
@@ -276,7 +284,7 @@ class AccessSection:
         int,
         Ge(0),
         Le(10_000_000),
-        Description("Requests of one token, or of one address without a token; 0 for any number."),
+        Description("Requests per minute and token, or per address without a token; 0 for no limit."),
     ] = 6000
 
 
@@ -285,8 +293,8 @@ class LogSection:
     """What the server and its runners write to their logs."""
 
     __pydantic_config__ = _FORBID_EXTRA
-    format: Annotated[str, _LOG_FORMAT, Description("How the lines of the log are written: text or json.")] = "text"
-    level: Annotated[str, _LOG_LEVEL, Description("The least that is written: debug, info, warning or error.")] = "info"
+    format: Annotated[str, _LOG_FORMAT, Description("Log format: text or json.")] = "text"
+    level: Annotated[str, _LOG_LEVEL, Description("Minimum log level: debug, info, warning or error.")] = "info"
 
 
 @dataclass(frozen=True, kw_only=True)

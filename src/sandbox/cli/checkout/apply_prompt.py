@@ -95,15 +95,15 @@ class ApplyPrompt:
     def _blocked_reason(self, task_id: str, expected: Head, *, has_diff: bool) -> str | None:
         """Return why a requested patch is not applied, or None. A different commit or branch needs confirmation."""
         if not has_diff:
-            return "Error: Nothing is in the patch that git could apply."
+            return "Error: The patch contains nothing that git can apply."
         if (place := self.checkout.head()) != expected:
-            advice = f"Apply it all the same: {self._apply_command(task_id)}"
+            advice = f"Apply it anyway: {self._apply_command(task_id)}"
             return f"Error: {self._moved_message(place)} Nothing was applied.\n  {advice}"
         return None
 
     def _moved_message(self, place: Head) -> str:
         was, is_now = _describe_head(self.head), _describe_head(place)
-        return f"This checkout was at {was} as the task began, and is at {is_now} now."
+        return f"This checkout was at {was} when the task started, and is at {is_now} now."
 
     def _print_result(
         self, task_id: str, changed: list[ChangedFile], *, is_empty: bool, is_applied: bool, is_staged: bool

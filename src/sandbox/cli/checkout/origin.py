@@ -44,7 +44,7 @@ def find_origin(checkout: Checkout, remote: str | None) -> Origin:
     """
     head = checkout.commit()
     if head is None:
-        _fail("This checkout has no commit yet.", "Commit something and push it first")
+        _fail("This checkout has no commit yet.", "Commit and push first")
     name = remote or _choose_remote(checkout)
     url, has_credentials = _remote_url(checkout, name)
     branch, commit = _find_pushed_base(checkout, name, head)
@@ -60,9 +60,9 @@ def _choose_remote(checkout: Checkout) -> str:
         if name in names:
             return str(name)
     if not names:
-        _fail("This checkout has no remote, and a task begins with a clone.", "Add one: git remote add origin URL")
+        _fail("This checkout has no remote, and a task starts from a clone.", "Add one: git remote add origin URL")
     if len(names) > 1:
-        _fail(f"This checkout has several remotes: {', '.join(names)}.", "Say which one: add --remote NAME")
+        _fail(f"This checkout has several remotes: {', '.join(names)}.", "Choose one: add --remote NAME")
     return names[0]
 
 
@@ -71,12 +71,12 @@ def _remote_url(checkout: Checkout, remote: str) -> tuple[str, bool]:
     urls = checkout.git_output("config", "--get-all", f"remote.{remote}.url") or ""
     written = urls.partition("\n")[0]  # git fetches from the first URL, and pushes to all
     if not written:
-        _fail(f"There is no remote {remote}.", "See those that there are: git remote -v")
+        _fail(f"There is no remote {remote}.", "List them: git remote -v")
     addresses = [_strip_credentials(one) for one in (written, checkout.git_output("remote", "get-url", remote) or "")]
     good = next((one for one in addresses if REPOSITORY_URL.find_error(one[0]) is None), None)
     if good is None:
         complaint = REPOSITORY_URL.find_error(addresses[0][0])
-        _fail(f"The address of {remote} {complaint}.", f"Mend it: git remote set-url {remote} URL")
+        _fail(f"The address of {remote} {complaint}.", f"Fix it: git remote set-url {remote} URL")
     return good
 
 
@@ -103,7 +103,7 @@ def _find_pushed_base(checkout: Checkout, remote: str, head: str) -> tuple[str, 
     base = next(((ref.removeprefix(prefix), commit) for ref, commit in bases if commit), None)
     if base is None:
         push = f"git push -u {remote} {checkout.branch() or 'HEAD'}"
-        _fail(f"Nothing of this checkout is known to be on {remote}.", f"Push it first: {push}")
+        _fail(f"No commit of this checkout is on {remote}.", f"Push it first: {push}")
     return base
 
 
@@ -124,7 +124,7 @@ LISTED_FILES_MAX = 10
 CHANGED_BYTES_MAX = 256 * 1024**2
 """Limit for the changed files, larger than for the patch: a large file may have a small change."""
 
-_TOO_LARGE_HINT = "  Commit and push it, or keep large files out of it: .gitignore"
+_TOO_LARGE_HINT = "  Commit and push it, or exclude large files: .gitignore"
 
 
 def create_local_patch(checkout: Checkout, commit: str) -> bytes:
@@ -141,7 +141,7 @@ def create_local_patch(checkout: Checkout, commit: str) -> bytes:
         if path.stat().st_size > GIT_PATCH_BYTES_MAX:
             actual_size, most = format_size(path.stat().st_size), format_size(GIT_PATCH_BYTES_MAX)
             fail(
-                f"Error: What is only here makes a patch of {actual_size}, and {most} can be sent.\n{_TOO_LARGE_HINT}",
+                f"Error: The local changes are a patch of {actual_size}; the limit is {most}.\n{_TOO_LARGE_HINT}",
                 ExitCode.CONFLICT,
             )
         patch = path.read_bytes()
@@ -153,13 +153,11 @@ def create_local_patch(checkout: Checkout, commit: str) -> bytes:
 def _reject_nested_repositories(checkout: Checkout, paths: Iterable[str]) -> None:
     """A patch of this repository cannot contain changes inside of them."""
     if submodules := checkout.changed_submodules():
-        message = (
-            f"Error: The submodule {escape_name(submodules[0])} has changes of its own, which cannot be sent along."
-        )
-        fail(f"{message}\n  Commit and push them there, or put them aside there with: git stash -u", ExitCode.CONFLICT)
+        message = f"Error: The submodule {escape_name(submodules[0])} has uncommitted changes, which cannot be sent."
+        fail(f"{message}\n  Commit and push them there, or stash them there: git stash -u", ExitCode.CONFLICT)
     if nested := sorted(path for path in paths if path.endswith("/")):
-        message = f"Error: {escape_name(nested[0])} is a git repository of its own, which cannot be sent along."
-        fail(f"{message}\n  Keep it out of this one: .gitignore", ExitCode.CONFLICT)
+        message = f"Error: {escape_name(nested[0])} is a separate git repository, which cannot be sent."
+        fail(f"{message}\n  Exclude it: .gitignore", ExitCode.CONFLICT)
 
 
 def _reject_oversized(sizes: Mapping[str, int]) -> None:
@@ -167,7 +165,7 @@ def _reject_oversized(sizes: Mapping[str, int]) -> None:
     if sum(sizes.values()) > CHANGED_BYTES_MAX:
         largest = max(sizes, key=sizes.__getitem__)
         actual_size, most = format_size(sum(sizes.values())), format_size(GIT_PATCH_BYTES_MAX)
-        message = f"Error: What is only here is {actual_size}, and a patch of {most} can be sent. "
+        message = f"Error: The local changes are {actual_size}; the limit is {most}. "
         largest_told = f"The largest is {escape_name(largest)} ({format_size(sizes[largest])})."
         fail(f"{message}{largest_told}\n{_TOO_LARGE_HINT}", ExitCode.CONFLICT)
 
@@ -175,5 +173,5 @@ def _reject_oversized(sizes: Mapping[str, int]) -> None:
 def _print_files(files: list[ChangedFile]) -> None:
     names = [file.path for file in files[:LISTED_FILES_MAX]]
     more = [f"{len(files) - len(names):,} more"] if len(files) > len(names) else []
-    line = f"With {pluralize(len(files), 'file')} as they are here: {', '.join([*names, *more])}."
+    line = f"Including local changes in {pluralize(len(files), 'file')}: {', '.join([*names, *more])}."
     click.echo("\n".join(wrap_text(escape_text(line), terminal_width(sys.stderr), "  ")), err=True)

@@ -104,7 +104,7 @@ class Checkout:
     def _list_entries(self, *arguments: str) -> list[bytes]:
         completed = self._git(*arguments, "-z")
         if completed.returncode:
-            _fail("The state of the checkout cannot be told.", completed.stderr)
+            _fail("The state of the checkout cannot be determined.", completed.stderr)
         return [entry for entry in completed.stdout.split(b"\0") if entry]
 
     def changed_file_sizes(self) -> dict[str, int]:
@@ -145,7 +145,7 @@ class Checkout:
         for arguments in (*begin, ("add", "--all"), difference):
             done = self._git(*arguments, environment=environment)
             if done.returncode:
-                _fail("git could not gather what is only here.", done.stderr)
+                _fail("git could not collect the local changes.", done.stderr)
 
     def _copy_index(self, target: Path) -> bool:
         """Copy the index; return whether there is one. It records skip-worktree files, which often contain secrets."""
@@ -158,8 +158,8 @@ class Checkout:
     def require_clean(self) -> None:
         """Fail if tracked files have uncommitted changes."""
         if self.count_changed():
-            message = f"{escape_name(str(self.root))} has changes that are not committed, so nothing was applied."
-            advice = "  Commit them, or put them aside with: git stash\n  Apply it beside them: add --beside-changes"
+            message = f"{escape_name(str(self.root))} has uncommitted changes, so nothing was applied."
+            advice = "  Commit them, or stash them: git stash\n  Apply on top of them: add --beside-changes"
             fail(f"Error: {message}\n{advice}", ExitCode.CONFLICT)
 
     def apply(self, patch: Path, *, should_stage: bool = True, advice: str = "") -> list[ChangedFile]:
@@ -172,12 +172,12 @@ class Checkout:
             code, complaint = self._run_in_new_session(*_apply_arguments(*place, patch=patch))
             if code == _PATCH_REJECTED:
                 backup.discard()
-                _fail("The patch does not fit this checkout, so nothing was applied.", complaint, advice)
+                _fail("The patch does not apply to this checkout, so nothing was applied.", complaint, advice)
             if code:
                 _fail(_restore_backup(backup), complaint, advice)
             backup.discard()
             if backup.was_interrupted:
-                click.echo("All of the patch was applied before.", err=True)
+                click.echo("The patch is already applied.", err=True)
         return self.list_changed_files(patch)
 
     def _git_directory(self) -> Path:
@@ -188,7 +188,7 @@ class Checkout:
         completed_runs = [self._git_apply("--numstat", "-z", *back, patch=patch) for back in ([], ["--reverse"])]
         for one in completed_runs:
             if one.returncode:
-                _fail("The patch cannot be read, so nothing was applied.", one.stderr)
+                _fail("The patch is malformed, so nothing was applied.", one.stderr)
         entries = [entry for one in completed_runs for entry in one.stdout.split(b"\0") if entry]
         return {os.fsdecode(entry.split(b"\t", 2)[2]) for entry in entries}
 
@@ -227,7 +227,7 @@ class Checkout:
             )
         except FileNotFoundError:
             if self.root.is_dir():
-                fail("Error: git is not installed here; install it and try again.", ExitCode.USAGE)
+                fail("Error: git is not installed; install it and try again.", ExitCode.USAGE)
             raise
         except subprocess.TimeoutExpired:
             fail(f"Error: git {arguments[0]} did not end within {GIT_TIMEOUT_SECONDS:.0f} s.", ExitCode.CONFLICT)
@@ -238,7 +238,7 @@ def _not_a_checkout_message(directory: Path, complaint: bytes) -> str:
     if complaint and b"not a git repository" not in complaint:
         lines = complaint.decode(errors="replace").removeprefix("fatal: ").splitlines()
         return "\n".join(escape_text(line) for line in lines if line.strip())
-    hint = "Go to a checkout of the task's repository, or name one with --directory."
+    hint = "Change to a checkout of the task's repository, or set --directory."
     return f"{escape_name(str(directory.resolve()))} is not in a git checkout. {hint}"
 
 
@@ -258,10 +258,10 @@ def _restore_backup(backup: FileBackup) -> str:
     if failed:
         names = "".join(f"\n  {escape_name(path)}" for path in sorted(failed))
         copies = escape_name(str(backup.copies))
-        return f"git did not apply the patch to its end, and what is in {copies} could not be put back:{names}"
+        return f"git did not apply the whole patch, and the copies in {copies} could not be restored:{names}"
     backup.discard()
-    where = f" What stood there instead is in {escape_name(str(backup.replaced))}." if backup.replaced.exists() else ""
-    return f"git did not apply the patch to its end, so all files were put back as they were.{where}"
+    where = f" The replaced content is in {escape_name(str(backup.replaced))}." if backup.replaced.exists() else ""
+    return f"git did not apply the whole patch, so all files were restored.{where}"
 
 
 def _fail(sentence: str, complaint: bytes, advice: str = "") -> NoReturn:

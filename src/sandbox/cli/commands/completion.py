@@ -16,7 +16,7 @@ fish:  sandbox completion fish > ~/.config/fish/completions/sandbox.fish"""
 @click.command(epilog=_INSTALL_HELP)
 @click.argument("shell", type=click.Choice(SHELLS))
 def completion(shell: str) -> None:
-    """Print the script with which a shell completes.
+    """Print a shell completion script.
 
     It completes commands, options, and the ids of the server's latest tasks.
     """

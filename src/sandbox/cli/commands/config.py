@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
 @click.group()
 def config() -> None:
-    """Say how the server is configured, and why.
+    """Show the server's configuration and its origin.
 
     An option wins over the environment, that over sandbox.toml, that over the default.
     """
 
 
 @config.command()
-@click.option("--origin", "shows_origin", is_flag=True, help="Say where each value comes from.")
+@click.option("--origin", "shows_origin", is_flag=True, help="Show the origin of each value.")
 @settings_options
 @output_options("text", "json")
 def show(*, shows_origin: bool, **options: Any) -> None:
@@ -59,7 +59,7 @@ def path(file: str | None) -> None:
         fail(f"Error: {error.message}", ExitCode.USAGE)
     click.echo(escape_text(str(config_path)))
     if not config_path.exists():
-        click.echo("There is no such file; without one the defaults hold.", err=True)
+        click.echo("No such file; without one the defaults apply.", err=True)
 
 
 def _document(configuration: Configuration, selected: Iterable[SettingKey], *, shows_origin: bool) -> dict[str, Any]:

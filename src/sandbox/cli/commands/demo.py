@@ -9,7 +9,7 @@ import click
 
 @click.command()
 def demo() -> None:
-    """Watch an example task from manifest to patch.
+    """Run an example task from manifest to patch.
 
     Starts a server of its own on free ports, and stops it. Without ANTHROPIC_API_KEY a scripted model plays the API.
     """

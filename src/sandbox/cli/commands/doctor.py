@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @settings_options
 @output_options("text", "json")
 def doctor(**server_options: Any) -> None:
-    """Say what works on this machine and what to mend.
+    """Check this machine and suggest fixes.
 
     Exit code: 0 when tasks can run here, 1 when not.
     """
@@ -37,9 +37,9 @@ def doctor(**server_options: Any) -> None:
     else:
         _print_findings(findings, has_color=options.has_color)
     if not can_run:
-        fail("No task can run here yet. Mend what is marked with ✗ and look again.", ExitCode.TASK_FAILED)
+        fail("No task can run here yet. Fix the items marked with ✗ and run this again.", ExitCode.TASK_FAILED)
     is_perfect = all(finding.ok for finding in findings)
-    click.echo(f"Tasks can run here{'' if is_perfect else '; what is marked with ! is good to know'}.", err=True)
+    click.echo(f"Tasks can run here{'' if is_perfect else '; see the items marked with !'}.", err=True)
 
 
 def _print_findings(findings: Sequence[Finding], *, has_color: bool) -> None:

@@ -26,7 +26,7 @@ from sandbox.model.manifest.formats import (
     Format,
 )
 
-PROMPT_PLACEHOLDER = "Say here what is to be done, and how it can be checked."
+PROMPT_PLACEHOLDER = "Describe the work here, and how to verify it."
 NETWORK_MODES = ("isolated", "outbound", "full")
 
 _HEADER = """\
@@ -38,28 +38,31 @@ _HEADER = """\
 
 @click.command(epilog="Next: sandbox task submit task.yaml --follow")
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path, allow_dash=True), default="task.yaml")
-@click.option("--yes", "-y", is_flag=True, help="Do not ask: take what the checkout says, and the defaults.")
-@click.option("--force", is_flag=True, help="Write over a file that is there.")
+@click.option("--yes", "-y", is_flag=True, help="Do not prompt; use the values of the checkout and the defaults.")
+@click.option("--force", is_flag=True, help="Overwrite an existing file.")
 @click.option(
     "--set",
     "settings",
     metavar="PATH=VALUE",
     multiple=True,
     callback=parse_overrides,
-    help="Set a field, such as claude.prompt=...; repeat it for more. It is not asked for then.",
+    help="Set a field, such as claude.prompt=...; may be repeated. Fields that are set are not prompted for.",
 )
 def init(file: Path, yes: bool, force: bool, settings: list[Override]) -> None:
-    """Write a manifest by asking, from the git checkout that you are in.
+    """Create a manifest for the current git checkout.
 
     FILE is task.yaml when it is left out; '-' stands for stdout.
     """
     from sandbox.model.manifest.yaml import write_yaml
 
     if file.exists() and str(file) != "-" and not force:
-        message = f"Error: {escape_text(str(file))} exists already.\n  Write over it: add --force, or give another FILE"
+        message = f"Error: {escape_text(str(file))} already exists.\n  Overwrite it: add --force, or give another FILE"
         fail(message, ExitCode.CONFLICT)
     if not yes and not (sys.stdin.isatty() and sys.stderr.isatty()):
-        fail("Error: This asks questions and needs a terminal.\n  Take the defaults: add --yes", ExitCode.USAGE)
+        fail(
+            "Error: This command prompts for input and needs a terminal.\n  Use the defaults: add --yes",
+            ExitCode.USAGE,
+        )
     preset = {".".join(map(str, setting.path)) for setting in settings}
     data = _manifest_from_checkout(preset, is_interactive=not yes)
     _apply_overrides(data, settings)
@@ -74,7 +77,7 @@ def init(file: Path, yes: bool, force: bool, settings: list[Override]) -> None:
     escaped_name = escape_text(str(file))
     click.echo(f"Wrote {escaped_name}.", err=True)
     if PROMPT_PLACEHOLDER in text:
-        click.echo("  First say in it what is to be done: claude.prompt", err=True)
+        click.echo("  First describe the work in it: claude.prompt", err=True)
     click.echo(f"  Submit it and watch: sandbox task submit {escaped_name} --follow", err=True)
 
 
@@ -103,8 +106,8 @@ def _manifest_from_checkout(preset: set[str], *, is_interactive: bool) -> dict[s
 def _fail_unknown_repository(checkout: Checkout | None, missing: list[str]) -> NoReturn:
     reason = f"{checkout.root} has no remote" if checkout else f"{Path.cwd()} is not in a git checkout"
     options = " ".join(f"--set {path}={path.rpartition('.')[2].upper()}" for path in missing)
-    message = f"Error: {escape_text(reason)}, so nothing says which repository the task is for."
-    fail(f"{message}\n  Say it: add {options}", ExitCode.USAGE)
+    message = f"Error: {escape_text(reason)}, so the repository of the task is unknown."
+    fail(f"{message}\n  Set it: add {options}", ExitCode.USAGE)
 
 
 def _apply_overrides(data: dict[str, Any], settings: list[Override]) -> None:
@@ -127,13 +130,18 @@ def _prompt_fields(data: dict[str, Any], preset: set[str]) -> None:
 
     ask("repository.url", "Repository", _validator(REPOSITORY_URL))
     ask("repository.branch", "Branch", _validator(BRANCH))
-    ask("claude.prompt", "What is to be done", _validator(PROMPT))
+    ask("claude.prompt", "Prompt", _validator(PROMPT))
     ask("metadata.name", "Name", _validator(VISIBLE))
-    ask("vm.network_mode", f"Network beside the model ({', '.join(NETWORK_MODES)})", _parse_network_mode)
+    ask("vm.network_mode", f"Network access ({', '.join(NETWORK_MODES)})", _parse_network_mode)
     if isinstance(data["vm"], dict) and data["vm"].get("network_mode") == "outbound":
-        ask("vm.allowed_hosts", "Hosts that it may reach, with commas", _parse_hosts)
-    ask("lifecycle.timeout", "Longest time for the work", _validator(DURATION))
-    ask("lifecycle.artifact_patterns", "Files to keep beside the patch, with commas", _parse_patterns, "none")
+        ask("vm.allowed_hosts", "Allowed hosts, separated by commas", _parse_hosts)
+    ask("lifecycle.timeout", "Timeout", _validator(DURATION))
+    ask(
+        "lifecycle.artifact_patterns",
+        "Files to collect in addition to the patch, separated by commas",
+        _parse_patterns,
+        "none",
+    )
 
 
 def _validator(form: Format) -> Callable[[str], str]:

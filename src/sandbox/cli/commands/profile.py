@@ -27,7 +27,7 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 @click.group()
 def profile() -> None:
-    """Say what is in the sandboxes.
+    """Manage the images of the sandboxes.
 
     Which profiles there are, and their images. Works on the data directory, on the server's machine; no server has to
     run, and a running one notices at once.
@@ -63,9 +63,9 @@ def show(*, name: str, **options: Any) -> None:
 
 @profile.command()
 @click.argument("name")
-@click.option("--from-file", type=_FILE, help="A declarative file, for a profile that does not come with Sandbox.")
+@click.option("--from-file", type=_FILE, help="A definition file, for a profile that is not included in Sandbox.")
 @click.option("--from-oci", type=_FILE, help="An OCI archive, as 'docker save' or 'skopeo copy' write it.")
-@click.option("--minimum-tier", type=click.Choice(TIERS), help="With --from-oci: the weakest tier that it may run in.")
+@click.option("--minimum-tier", type=click.Choice(TIERS), help="With --from-oci: the minimum tier of its runtime.")
 @data_dir_options
 @output_options("text", "json")
 def build(
@@ -76,10 +76,10 @@ def build(
     Tasks that run keep the image that they began with. Building takes root, mmdebstrap, and this machine's apt sources.
     """
     if (from_file and from_oci) or (minimum_tier and not from_oci):
-        raise click.UsageError("Give --from-file or --from-oci; --minimum-tier goes with --from-oci only.")
+        raise click.UsageError("Give --from-file or --from-oci; --minimum-tier requires --from-oci.")
     catalog = _catalog(options, makes_directory=True)
     if current_options().format == "text":
-        click.echo(f"Making the image of {escape_text(name)}; this takes a minute or more.", err=True)
+        click.echo(f"Building the image of {escape_text(name)}; this takes a minute or more.", err=True)
     with _translate_errors():
         record = (
             _import_image(catalog, name, from_oci, minimum_tier) if from_oci else _build_image(catalog, name, from_file)
@@ -89,7 +89,7 @@ def build(
         return
     click.echo(f"{record.profile}@{record.digest}")
     summary = f"{pluralize(record.entries, 'file')}, {format_size(record.size_bytes)}"
-    click.echo(f"Tasks that begin from now on with the profile {name} run in it: {summary}.", err=True)
+    click.echo(f"New tasks with the profile {name} use it: {summary}.", err=True)
 
 
 @profile.command()
@@ -101,7 +101,7 @@ def remove(*, name: str, **options: Any) -> None:
     with _translate_errors():
         catalog.image_store(name).remove_images()
         is_left = name in catalog.names()
-    then = "tasks run in the host's own /usr again" if is_left else "the profile is no longer offered"
+    then = "tasks use the host's /usr again" if is_left else "the profile is no longer offered"
     click.echo(f"Removed the images of {name}; {then}.", err=True)
 
 
@@ -122,7 +122,8 @@ def _build_image(catalog: ProfileCatalog, name: str, from_file: Path | None) -> 
     if from_file is None and name not in shipped_profiles():
         shipped = ", ".join(shipped_profiles())
         fail(
-            f"Error: {name} does not come with Sandbox ({shipped} do); give --from-file or --from-oci.", ExitCode.USAGE
+            f"Error: {name} is not included in Sandbox (included: {shipped}); give --from-file or --from-oci.",
+            ExitCode.USAGE,
         )
     declaration = read_definition(from_file) if from_file else read_shipped(name)
     return build_image(place, declaration, image_components())

@@ -37,15 +37,15 @@ secret was found in the patch; 9 the manifest has mistakes."""
     "--apply/--no-apply",
     "applies",
     default=None,
-    help="Apply the patch to this checkout, or leave it; without either a terminal is asked.",
+    help="Apply the patch to this checkout, or not; by default, prompt on a terminal.",
 )
 @click.option(
     "--include-dirty/--leave-dirty",
     "includes_dirty",
     default=None,
-    help="Send what is not committed or pushed along, new files too; or go ahead without it.",
+    help="Include uncommitted and unpushed changes and new files, or start without them.",
 )
-@click.option("--remote", metavar="NAME", help="The remote to clone from, instead of the one that the branch follows.")
+@click.option("--remote", metavar="NAME", help="The remote to clone from [default: the upstream of the branch].")
 @click.option("--id", "task_id", metavar="ID", help="The task's id.")
 @click.option(
     "--set",
@@ -53,13 +53,13 @@ secret was found in the patch; 9 the manifest has mistakes."""
     metavar="PATH=VALUE",
     multiple=True,
     callback=parse_overrides,
-    help="Set a field of the manifest, such as vm.network_mode=full; repeat it for more.",
+    help="Set a field of the manifest, such as vm.network_mode=full; may be repeated.",
 )
 @click.option(
     "--directory",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     default=".",
-    help="The checkout, instead of the one that you are in.",
+    help="The checkout [default: the current one].",
 )
 @allow_secrets_option
 @common_options
@@ -71,7 +71,7 @@ def run(
     directory: Path,
     **wanted: Any,
 ) -> None:
-    """Have a task done from here and now, and apply what it changed.
+    """Run a task from this checkout and apply its changes.
 
     PROMPT says what to do; '-' reads it from stdin. The task clones the remote of the git checkout that you are in, at
     the commit that you have, and begins in the directory that you are in.
@@ -114,8 +114,8 @@ def _require_pushed(checkout: Checkout, origin: Origin) -> None:
     missing = [f"{pluralize(changed, 'file')} changed and not committed"] if changed else []
     missing += [f"{pluralize(origin.unpushed, 'commit')} not on {origin.remote}"] if origin.unpushed else []
     if missing:
-        message = f"Error: The task would begin without what is only here: {' and '.join(missing)}."
-        advice = "  Send it along:       add --include-dirty\n  Go ahead without it: add --leave-dirty"
+        message = f"Error: The task would start without local changes: {' and '.join(missing)}."
+        advice = "  Include them:       add --include-dirty\n  Start without them: add --leave-dirty"
         fail(f"{escape_text(message)}\n{advice}", ExitCode.CONFLICT)
 
 
@@ -137,7 +137,7 @@ def _build_manifest(prompt: str, origin: Origin, subpath: str, patch: bytes) -> 
 def _print_origin(origin: Origin, checkout: Checkout, *, includes_dirty: bool) -> None:
     lines = [f"From {origin.url}, {origin.branch} at {origin.commit[:12]}."]
     if origin.has_credentials:
-        lines.append(f"The credentials in the address of {origin.remote} stay here; the server clones with its own.")
+        lines.append(f"The credentials in the address of {origin.remote} are not sent; the server clones with its own.")
     untracked = 0 if includes_dirty else checkout.count_changed(untracked=True)
     if untracked:
         lines.append(

@@ -11,7 +11,7 @@ from sandbox.cli.server_options import load_configuration, settings_options
 from sandbox.cli.startup import gc_frozen
 
 
-@click.command(epilog="The key of the model is ANTHROPIC_API_KEY or ANTHROPIC_AUTH_TOKEN; no sandbox ever sees it.")
+@click.command(epilog="Set the model key in ANTHROPIC_API_KEY or ANTHROPIC_AUTH_TOKEN; sandboxes have no access to it.")
 @settings_options
 @output_options("text", "json")
 def serve(**options: Any) -> None:

@@ -38,7 +38,7 @@ def _parse_lifetime(ctx: click.Context, parameter: click.Parameter, value: str |
 
 @click.group()
 def token() -> None:
-    """Say who may use the server.
+    """Manage access tokens.
 
     Without tokens whoever reaches the port is the operator, and the server listens on this machine only. With the
     first token it answers nobody without one. A running server notices changes at once.
@@ -46,9 +46,11 @@ def token() -> None:
 
 
 @token.command()
-@click.option("--role", type=click.Choice([role.value for role in Role]), required=True, help="What it may do.")
-@click.option("--name", default="", help="What it is for; shown in lists.")
-@click.option("--expires-in", "lifetime", metavar="DURATION", callback=_parse_lifetime, help="Such as 12h or 90d.")
+@click.option("--role", type=click.Choice([role.value for role in Role]), required=True, help="Its role.")
+@click.option("--name", default="", help="Its purpose; shown in lists.")
+@click.option(
+    "--expires-in", "lifetime", metavar="DURATION", callback=_parse_lifetime, help="Lifetime, such as 12h or 90d."
+)
 @data_dir_options
 @output_options("text", "json")
 def create(*, role: str, name: str, lifetime: timedelta | None, **options: Any) -> None:
@@ -65,7 +67,7 @@ def create(*, role: str, name: str, lifetime: timedelta | None, **options: Any) 
         print_json({**_token_json(record), "token": secret})
     else:
         click.echo(secret)
-        click.echo(f"Token {record.id} ({role}) is shown this once; the server keeps only its hash.", err=True)
+        click.echo(f"Token {record.id} ({role}) is shown only once; the server stores its hash.", err=True)
     if not settings.git.allowed_hosts:
         click.echo(_NO_CLONE_HOST, err=True)
 
@@ -83,10 +85,11 @@ def list_tokens(**options: Any) -> None:
         _print_tokens(records)
     elif file.has_tokens:
         click.echo(
-            f"No token is left, so nobody is let in. Make one, or remove {escape_text(str(file.path))}.", err=True
+            f"No token is left, so all requests are denied. Create one, or remove {escape_text(str(file.path))}.",
+            err=True,
         )
     else:
-        click.echo("There are no tokens. Make one with: sandbox token create --role operator", err=True)
+        click.echo("There are no tokens. Create one with: sandbox token create --role operator", err=True)
 
 
 @token.command()
@@ -106,7 +109,7 @@ def revoke(token_id: str, **options: Any) -> None:
     click.echo(f"Token {token_id} is revoked.", err=True)
     if not file.list():
         click.echo(
-            f"It was the last one; now nobody is let in. To let everybody of this machine in again, remove "
+            f"It was the last token; all requests are denied now. To allow all local requests again, remove "
             f"{escape_text(str(file.path))}.",
             err=True,
         )

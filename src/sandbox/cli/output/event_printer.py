@@ -144,7 +144,7 @@ class EventPrinter:
     def _on_attempt(self, frame: Mapping[str, Any]) -> None:
         """Tool calls of the previous agent have no end event."""
         self._open_calls.clear()
-        how = "goes on where the last one was lost" if frame.get("resumes") else "begins anew"
+        how = "continues where the previous one was lost" if frame.get("resumes") else "begins anew"
         self._layout.print_lines(frame, f"Attempt {frame.get('attempt')} {how}", "yellow", lines_max=NOTICE_LINES_MAX)
 
     def _on_output(self, frame: Mapping[str, Any]) -> None:
@@ -162,7 +162,7 @@ class EventPrinter:
                 case ToolResult():
                     self._record_result(frame, item)
                 case ApiRetry(attempt, attempts_max, reason):
-                    again = f"The model did not answer ({reason}); trying again, {attempt} of {attempts_max}"
+                    again = f"The model did not respond ({reason}); retrying, {attempt} of {attempts_max}"
                     self._layout.print_lines(frame, again, "yellow", lines_max=NOTICE_LINES_MAX)
 
     def _start_tool(self, use: ToolCall) -> None:

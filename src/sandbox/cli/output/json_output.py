@@ -38,8 +38,8 @@ def outcome_summary(status: Mapping[str, Any], *, has_reason: bool = True) -> st
         lines.append(f"  See what happened: sandbox task logs {task_id}")
     if status.get("sandbox_kept"):
         lines += [
-            "  Its sandbox is kept.",
-            f"  Look into it:      sandbox task shell {task_id}",
+            "  Its sandbox is preserved.",
+            f"  Open a shell:      sandbox task shell {task_id}",
             f"  Remove it:         sandbox task release {task_id}",
         ]
     return "\n".join(lines)

@@ -46,8 +46,8 @@ def print_changed_files(changed: Sequence[ChangedFile], console: Console) -> Non
 def applied_message(files: int, *, is_staged: bool) -> str:
     """Describe how many files were changed, and how to view the changes."""
     if is_staged:
-        return f"Applied to {pluralize(files, 'file')} and staged. Look at it with: git diff --cached"
-    return f"Applied to {pluralize(files, 'file')}, beside your own changes. Look at it with: git status"
+        return f"Applied to {pluralize(files, 'file')} and staged. See the changes with: git diff --cached"
+    return f"Applied to {pluralize(files, 'file')}, on top of your changes. See them with: git status"
 
 
 REMARKS_MAX = 50
@@ -72,7 +72,7 @@ def fetch_patch(
         if has_ended:
             message = f"Error: Task {escaped} has no patch: it ended without one."
             fail(f"{message}\n  See why: sandbox task status {escaped}", ExitCode.NOT_FOUND)
-        message = f"Error: Task {escaped} has no patch yet; it is made when the agent has ended."
+        message = f"Error: Task {escaped} has no patch yet; it is created when the agent has ended."
         fail(f"{message}\n  Wait for it: sandbox task wait {escaped}", ExitCode.NOT_FOUND)
     reject_secrets(entries, allows_secrets=allows_secrets, advice=secrets_advice)
     client.download(task_id, path, target)
@@ -90,7 +90,7 @@ def print_omissions(client: Client, task_id: str, patch: Path) -> bool:
     lines = ["Not everything is in the patch:", *(f"  {escape_text(line[2:])}" for line in remarks)]
     name = f"{task_id}.changes.tar"
     if any(entry["path"] == f".sandbox/{name}" for entry in client.artifacts(task_id)["artifacts"]):
-        lines.append(f"  Take all that is new or changed: sandbox task download {escape_text(f'{task_id} {name}')}")
+        lines.append(f"  Download all new and changed files: sandbox task download {escape_text(f'{task_id} {name}')}")
     click.echo("\n".join(lines), err=True)
     return not all(map(_is_remark, patch_lines(patch)))
 

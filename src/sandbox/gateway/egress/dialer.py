@@ -107,10 +107,10 @@ class PublicDialer:
         addresses = await self._resolve_host(host)
         await self._refresh_model_addresses()
         if not self._model_addresses.isdisjoint(addresses):
-            raise AddressDeniedError("its address is the model's, which is reached through the gateway only.")
+            raise AddressDeniedError("its address is the model's, which is reachable only through the gateway.")
         allowed = [address for address in addresses if self._address_policy(address)]
         if not allowed:
-            raise AddressDeniedError("its name resolves to no public address of another host.")
+            raise AddressDeniedError("its name resolves to no public address.")
         await self._pace.wait()
         line = await _connect(host, port, allowed[: limits.ADDRESSES_MAX])
         self._wide.add(line)
@@ -129,7 +129,7 @@ class PublicDialer:
             self._model_resolved_at = now
         except HostUnreachableError:
             if not self._model_addresses:
-                message = "The model's host does not resolve, and unless it does no other host is reached."
+                message = "The model's host does not resolve; until it does, no other host is reachable."
                 raise HostUnreachableError(502, message) from None
 
     async def _resolve_host(self, host: str) -> list[Address]:
@@ -150,7 +150,7 @@ async def _connect(host: str, port: int, addresses: list[Address]) -> Stream:
         with suppress(OSError):  # TimeoutError included
             async with asyncio.timeout(limits.CONNECT_SECONDS / len(addresses)):
                 return await Stream.connect(str(address), port)
-    raise HostUnreachableError(502, f"{host}:{port} does not answer.")
+    raise HostUnreachableError(502, f"{host}:{port} does not respond.")
 
 
 def _resolve(host: str) -> set[str]:

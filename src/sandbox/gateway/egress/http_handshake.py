@@ -36,7 +36,7 @@ class HttpHandshake:
     def _check(self, request: h11.Request) -> Tunnel | Denial:
         asked = self._requested_authority(request)
         if asked is None:
-            reason = "the request names no host, or not one only."
+            reason = "the request does not name exactly one host."
             return self._deny(self._name or self._address, self._port, reason, request.method, status=400)
         objection = self._policy.deny_reason(self._name or asked.host, self._port) or self._mismatch(asked, request)
         if objection is not None:
@@ -51,11 +51,11 @@ class HttpHandshake:
 
     def _mismatch(self, requested: HostPort, request: h11.Request) -> str | None:
         if self._name is None:
-            return f"{self._address} is no address that its name resolved to."
+            return f"{self._address} is not an address of its name."
         if (normalize_host(requested.host), requested.port) != (normalize_host(self._name), self._port):
-            return f"the connection is to {self._name}, but its Host header asks for another."
+            return f"the connection is to {self._name}, but its Host header names another."
         if not request.target.startswith(b"/") and request.target != b"*":
-            return "a request that does not go to a proxy begins its target with a slash."
+            return "the target of a direct request must start with a slash."
         return None
 
     def _deny(self, host: str, port: int, reason: str, method: bytes = b"", status: int = 403) -> Denial:
@@ -135,7 +135,7 @@ def _ambiguity(request: h11.Request) -> str | None:
     """Return why two parsers may read the request differently, or None."""
     names = {name for name, _ in request.headers}
     if {b"transfer-encoding", b"content-length"} <= names:
-        return "a request has either Content-Length or Transfer-Encoding, not both."
+        return "a request must not have both Content-Length and Transfer-Encoding."
     if b"host" in connection_header_names(request):
-        return "Connection must not name Host, without which nobody knows what is asked for."
+        return "Connection must not list Host."
     return None

@@ -11,9 +11,9 @@ from sandbox.gateway.event_reporter import printable_host
 from sandbox.model.egress import EgressRules, ends_in_number
 
 HTTP_PORT, HTTPS_PORT = 80, 443
-ISOLATED = "vm.network_mode is isolated: nothing but the model is reached."
-NO_HOSTS = "vm.allowed_hosts is empty: nothing but the model is reached."
-NOT_PUBLIC = "it is no name of the public internet."
+ISOLATED = "vm.network_mode is isolated: only the model is reachable."
+NO_HOSTS = "vm.allowed_hosts is empty: only the model is reachable."
+NOT_PUBLIC = "it is not a public host name."
 _HOST = re.compile(r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*")
 
 
@@ -48,9 +48,9 @@ class EgressPolicy:
         if self._rules.is_isolated:
             return NO_HOSTS if self._rules.is_outbound else ISOLATED
         if normalize_host(host) == self._model_host:
-            return "the model is reached through the gateway's own address only."
+            return "the model is reachable only at the gateway's address."
         if not 1 <= port <= 65535:
-            return "there is no such port."
+            return "the port is invalid."
         if ends_in_number(host) or ":" in host:
             return self._address_deny_reason(host)
         if not self.allows_host(host):
@@ -62,8 +62,8 @@ class EgressPolicy:
             hint = (
                 "with network_mode full, by the proxy" if self._rules.is_unrestricted else "only with network_mode full"
             )
-            return f"hosts are reached by their names; addresses {hint}."
-        return None if is_address(host) else "an address is written as four decimal numbers, or as IPv6."
+            return f"hosts are reachable only by name; addresses {hint}."
+        return None if is_address(host) else "an address must be four decimal numbers, or IPv6."
 
 
 class Denial(msgspec.Struct, frozen=True):

@@ -40,13 +40,13 @@ class ProxyHandshake:
         except h11.RemoteProtocolError:
             return self._deny("this is not valid HTTP/1.1.", status=400)
         if not isinstance(event, h11.Request):
-            return None if data else Denial(self._target.host, self._target.port, "the request is not whole.")
+            return None if data else Denial(self._target.host, self._target.port, "the request is incomplete.")
         return self._open_tunnel(event) if event.method == b"CONNECT" else self._forward_plain(event)
 
     def _open_tunnel(self, request: h11.Request) -> Tunnel | Denial:
         wanted = parse_authority(request.target, default_port=HTTPS_PORT)
         if wanted is None or http.has_body(request):
-            return self._deny("CONNECT takes a host and a port, and no body.", status=400)
+            return self._deny("CONNECT requires a host and a port, and no body.", status=400)
         self._target = wanted
         reason = self._policy.deny_reason(wanted.host, wanted.port)
         if reason is not None:
@@ -71,18 +71,18 @@ class ProxyHandshake:
     def _forward_plain(self, request: h11.Request) -> Tunnel | Denial:
         target = parse_absolute_form(request.target)
         if target is None:
-            reason = "a request to the proxy has CONNECT, or an absolute target without a user's name."
+            reason = "a proxy request must use CONNECT, or an absolute URL without a user name."
             return self._deny(reason, request.method, status=400)
         self._target = wanted = target.authority
         hosts = [value for name, value in request.headers if name == b"host"]
         named = parse_authority(hosts[0], default_port=80) if len(hosts) == 1 else None
         objection = self._policy.deny_reason(wanted.host, wanted.port)
         if objection is None and (target.scheme != "http" or wanted.port == HTTPS_PORT):
-            objection = "the proxy takes https by CONNECT only."
+            objection = "the proxy accepts https only with CONNECT."
         if objection is None and (
             named is None or (normalize_host(named.host), named.port) != (normalize_host(wanted.host), wanted.port)
         ):
-            objection = "the Host header asks for another host than the target."
+            objection = "the Host header and the target name different hosts."
         if objection is not None:
             return self._deny(objection, request.method)
         return open_single_request_tunnel(self._client_side, request, target.path, wanted)

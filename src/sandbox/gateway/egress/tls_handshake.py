@@ -42,15 +42,15 @@ class TlsHandshake:
     def _mismatch(self, hello: ClientHello) -> str | None:
         requested = hello.server_name
         if self._name is None:
-            return f"{self._address} is no address that its name resolved to."
+            return f"{self._address} is not an address of its name."
         if not hello.is_complete:
-            return f"the connection to {self._name} opens with TLS that does not come to its end."
+            return f"the connection to {self._name} starts with an incomplete TLS ClientHello."
         if requested is None and not is_address(self._name):
-            return f"the connection to {self._name} does not open with TLS that names its server (SNI)."
+            return f"the connection to {self._name} does not start with TLS that names its server (SNI)."
         if requested is not None and normalize_host(requested) != normalize_host(self._name):
-            return f"the connection is to {self._name}, but its TLS asks for another server."
+            return f"the connection is to {self._name}, but its TLS names another server."
         if hello.has_encrypted_name and not self._policy.allows_encrypted_hello:
-            return "its TLS has a second server name that is encrypted (ECH); turn that off in the program."
+            return "its TLS has a second, encrypted server name (ECH); disable ECH in the program."
         return None
 
 

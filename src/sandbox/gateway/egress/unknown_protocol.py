@@ -71,9 +71,9 @@ class HttpRequestSearch:
             self._has_first_line = True
             self.is_possible_request = _TWO_WORDS.match(line) is not None
             if _PROXY_LINE.match(line):
-                return "a PROXY protocol header stands before it."
+                return "it starts with a PROXY protocol header."
             if any(odd.match(line) for odd in (_VERSIONED_LINE, _SIMPLE_LINE, _ABSOLUTE_LINE)):
-                return "its first line is HTTP that servers read differently."
+                return "its first line is HTTP that servers may interpret differently."
         elif self.is_possible_request:
             reason = self._header_deny_reason(line)
             if reason is not None:
@@ -81,11 +81,11 @@ class HttpRequestSearch:
         else:
             self.is_possible_request = _VERSION_START.search(line) is not None
         version = max((match.start() for match in _VERSION.finditer(line)), default=0)
-        return "an HTTP request stands behind other bytes." if _TARGET.search(line, 0, version) else None
+        return "it contains an HTTP request after other bytes." if _TARGET.search(line, 0, version) else None
 
     def _header_deny_reason(self, line: bytes) -> str | None:
         if _ABSOLUTE_LINE.match(line) or _CONNECTION_LINE.match(line):
-            return "it is HTTP that servers read differently."
+            return "it is HTTP that servers may interpret differently."
         host = _HOST_LINE.match(line)
         if host is None:
             return None
@@ -94,7 +94,7 @@ class HttpRequestSearch:
             normalize_host(self._name),
             self._port,
         )
-        return None if is_right else f"the connection is to {self._name}, but its Host header asks for another."
+        return None if is_right else f"the connection is to {self._name}, but its Host header names another."
 
 
 _LINE_ENDS = (re.compile(rb"\n"), re.compile(rb"[\r\n]"))
@@ -156,9 +156,9 @@ class UnknownProtocolFilter:
 
     def _http_deny_reason(self, *, is_eof: bool) -> str | None:
         if _PROXY_V2_SIGNATURE in self._received:
-            return "a PROXY protocol header stands before it."
+            return "it starts with a PROXY protocol header."
         if _NONSTANDARD_TLS.match(self._received):
-            return "its TLS does not begin with a ClientHello that names its server (SNI)."
+            return "its TLS does not start with a ClientHello that names its server (SNI)."
         is_last = is_eof or len(self._received) == UNKNOWN_PROTOCOL_BYTES_MAX
         objections = (one.deny_reason(self._received, is_last=is_last) for one in self._request_searches)
         return next((reason for reason in objections if reason is not None), None)
@@ -197,7 +197,7 @@ class SniffingHandshake:
         self._received += data
         if _REQUEST_LINE.match(self._received):
             if self._received.startswith(_HTTP_2_PREFACE):
-                return self._deny("HTTP/2 without TLS is not looked into; use HTTP/1.1 or TLS.")
+                return self._deny("HTTP/2 without TLS is not supported; use HTTP/1.1 or TLS.")
             return self._delegate_to(HttpHandshake(self._policy, self._name, self._name, self._port), data)
         if self._received.startswith(_TLS_PREFIX):
             return self._delegate_to(TlsHandshake(self._policy, self._name, self._name, self._port), data)
@@ -205,7 +205,7 @@ class SniffingHandshake:
             return None
         if data and _PARTIAL_FIRST_LINE.fullmatch(self._received):
             too_long = len(self._received) > CLIENT_HELLO_BYTES_MAX
-            return self._deny("its first line does not come to an end.") if too_long else None
+            return self._deny("its first line is too long.") if too_long else None
         stream_filter = UnknownProtocolFilter(self._policy, self._name, self._port, self._received, is_eof=not data)
         return Tunnel(self._name, self._port, stream_filter)
 
@@ -221,7 +221,7 @@ class SniffingHandshake:
 def open_transparent_tunnel(policy: EgressPolicy, name: str | None, address: str, port: int) -> Tunnel | Denial:
     """Open a transparent connection to `name` before the client has sent data, and inspect the data as it arrives."""
     if name is None:
-        return Denial(address, port, policy.deny_reason(address, port) or "it is no address that its name resolved to.")
+        return Denial(address, port, policy.deny_reason(address, port) or "it is not an address of its name.")
     reason = policy.deny_reason(name, port)
     if reason is not None:
         return Denial(name, port, reason)

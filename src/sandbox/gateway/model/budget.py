@@ -59,7 +59,7 @@ class BudgetGate:
         """
         if self._buffered_bytes + byte_count > BUFFERED_BYTES_MAX:
             return Rejected(
-                429, "rate_limit_error", "Too many bytes of requests wait for the model; ask for less at once."
+                429, "rate_limit_error", "Too many bytes of model requests are pending; send fewer at once."
             )
         self._buffered_bytes += byte_count
         return None
@@ -95,7 +95,7 @@ class BudgetGate:
         """
         self._has_accepted_key |= status < 300
         if status == 401 or (status == 403 and not self._has_accepted_key):
-            message = f"The model at {model_address} refused the server's key ({status}); check the key that it has."
+            message = f"The model at {model_address} rejected the server's key ({status}); check the key."
             if self._key_rejection is None:
                 self._reporter.report_key_refused(message)
             # 403, because Claude Code retries for minutes after a 401.
@@ -117,8 +117,8 @@ class BudgetGate:
         if reason is None:
             return None
         message = (
-            f"{reason} makes the model's servers reach elsewhere for the agent, "
-            "which Sandbox lets through with vm.network_mode full only."
+            f"{reason} makes the model provider's servers access the network for the agent, which requires "
+            "vm.network_mode full."
         )
         return Rejected(403, "permission_error", message)
 
@@ -177,7 +177,10 @@ class Spending:
         end = "no further model request is forwarded"
         if self._budget.usd is not None and self._unpriced is not None:
             model = self._reporter.sanitize(self._unpriced)
-            return f"The model {model} answered, which has no price, so that lifecycle.budget_usd cannot hold; {end}."
+            return (
+                f"The model {model} responded, which has no known price, so lifecycle.budget_usd cannot be "
+                f"enforced; {end}."
+            )
         if self._budget.usd is not None and usd >= self._budget.usd:
             return f"lifecycle.budget_usd is spent ({usd:.6g} of {self._budget.usd:.6g} USD); {end}. Raise it."
         if self._budget.tokens is not None and tokens >= self._budget.tokens:

@@ -53,18 +53,18 @@ def parse_upstream(upstream: ModelUpstream) -> Upstream:
         parts = urlsplit(upstream.base_url)
         host, port = parts.hostname, parts.port
     except ValueError:
-        raise ValueError("ANTHROPIC_BASE_URL has a host or a port that cannot be.") from None
+        raise ValueError("ANTHROPIC_BASE_URL has an invalid host or port.") from None
     if parts.scheme not in ("http", "https") or not host:
         raise ValueError("ANTHROPIC_BASE_URL must be an http:// or https:// address with a host.")
     if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
         raise ValueError("ANTHROPIC_BASE_URL must have no user, password, query or fragment.")
     if port == 0:
-        raise ValueError("ANTHROPIC_BASE_URL has port 0, at which nothing is reached.")
+        raise ValueError("ANTHROPIC_BASE_URL has port 0, which is invalid.")
     is_tls = parts.scheme == "https"
     host, port = _normalize_host(host), port or (443 if is_tls else 80)
     prefix = parts.path.rstrip("/")
     if not re.fullmatch(r"(/[A-Za-z0-9._~!$&'()*+,;=:@%-]+)*", prefix):
-        raise ValueError("ANTHROPIC_BASE_URL has a path with characters that a path cannot have.")
+        raise ValueError("ANTHROPIC_BASE_URL has invalid characters in its path.")
     display_host = f"[{host}]" if ":" in host else host
     authority = display_host if port == (443 if is_tls else 80) else f"{display_host}:{port}"
     return Upstream(host, port, is_tls, prefix.encode(), authority.encode(), _credential(upstream))
@@ -74,7 +74,7 @@ def _normalize_host(host: str) -> str:
     try:
         return host if ":" in host else host.encode("idna").decode()
     except UnicodeError:
-        raise ValueError("ANTHROPIC_BASE_URL has a host that is no host name.") from None
+        raise ValueError("ANTHROPIC_BASE_URL has an invalid host name.") from None
 
 
 def _credential(upstream: ModelUpstream) -> tuple[bytes, bytes]:
@@ -83,7 +83,7 @@ def _credential(upstream: ModelUpstream) -> tuple[bytes, bytes]:
         raise ValueError("Set exactly one of ANTHROPIC_API_KEY and ANTHROPIC_AUTH_TOKEN.")
     if not re.fullmatch(r"[!-~]+", key):
         name = "ANTHROPIC_API_KEY" if upstream.api_key else "ANTHROPIC_AUTH_TOKEN"
-        raise ValueError(f"{name} has characters that a header cannot have.")
+        raise ValueError(f"{name} has characters that are invalid in a header.")
     if upstream.api_key:
         return b"x-api-key", key.encode()
     return b"authorization", b"Bearer " + key.encode()

@@ -160,17 +160,17 @@ def unpriced_reason(document: dict[str, Any], sanitize: Callable[[str], str]) ->
     if fallbacks == _SERVER_CHOSEN_FALLBACKS:
         fallbacks = []
     if not isinstance(fallbacks, list) or not all(isinstance(one, dict) for one in fallbacks):
-        return _denial_text("What 'fallbacks' asks for may cost what Sandbox's table does not say", "leave it out")
+        return _denial_text("The price of 'fallbacks' is not in Sandbox's table", "leave it out")
     for name, listed in _LIST_PRICE_VALUES.items():
         if any(request.get(name) not in listed for request in (document, *fallbacks)):
-            return _denial_text(f"A request with '{name}' costs more than Sandbox's table says", "leave it out")
+            return _denial_text(f"A request with '{name}' costs more than in Sandbox's table", "leave it out")
     objection = unknown_fee_reason(document, sanitize)
     if objection is not None:
-        return _denial_text(f"{objection} may cost what Sandbox's table does not say", "leave it out")
+        return _denial_text(f"The price of {objection} is not in Sandbox's table", "leave it out")
     for model in (document.get("model", ""), *additional_models(document)):
         if not is_priced(model):
             unknown = f"The model {sanitize(model)} has no price in Sandbox's table"
-            return _denial_text(unknown, "ask for a model that has one")
+            return _denial_text(unknown, "use a model that has one")
     return None
 
 

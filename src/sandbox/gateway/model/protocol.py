@@ -48,10 +48,10 @@ class InflightRequest(msgspec.Struct):
         if usage is not None:
             reporter.report_usage(usage)
         if bound is not None:
-            message = "An answer of the model ended before it told its usage; the most that it may be is counted."
+            message = "A model response ended before it reported its usage; the maximum is counted."
             reporter.report_trouble("usage_unread", message)
         elif usage is None and is_complete and self.meter is not None:
-            reporter.report_trouble("usage_unread", "An answer of the model told no usage; its tokens are not counted.")
+            reporter.report_trouble("usage_unread", "A model response reported no usage; its tokens are not counted.")
         return usage
 
     def _upper_bound(self, *, is_abandoned: bool) -> Usage | None:
@@ -161,7 +161,7 @@ class ModelProtocol:
         reaction = Effects()
         if self._pending is not None and self._pending.is_complete:
             self._discard_pending()
-            message = "Sandbox still waits to hear what the agent has; no model request goes on before."
+            message = "The agent's capabilities are not known yet; no model request is forwarded before."
             self._reject(reaction, Rejected(503, "api_error", message))
             self._finish_cycle(reaction)
         return reaction
@@ -189,7 +189,7 @@ class ModelProtocol:
             self._upstream_side.receive_data(data)
             self._process_upstream_events(reaction)
         except h11.RemoteProtocolError:
-            self._fail_upstream(reaction, 502, f"The model at {self._upstream.address} broke off its answer.")
+            self._fail_upstream(reaction, 502, f"The model at {self._upstream.address} ended its response early.")
         if not data:  # EOF may delimit a response
             self._close_upstream(reaction)
         return reaction
@@ -207,7 +207,7 @@ class ModelProtocol:
         """Handle an upstream that did not start or continue its response in time."""
         if self._inflight is not None:
             self._inflight.has_timed_out = True
-        return self.upstream_failed(504, "The model did not answer in time.")
+        return self.upstream_failed(504, "The model did not respond in time.")
 
     # Client side.
 
@@ -352,7 +352,9 @@ class ModelProtocol:
         if 300 <= response.status_code < 400:
             address = self._upstream.address
             self._fail_upstream(
-                effects, 502, f"The model at {address} redirects elsewhere; set ANTHROPIC_BASE_URL to there."
+                effects,
+                502,
+                f"The model at {address} redirects to another address; set ANTHROPIC_BASE_URL to that address.",
             )
             return
         refused = self._budget_gate.check_response_status(response.status_code, self._upstream.address)

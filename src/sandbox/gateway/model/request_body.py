@@ -100,7 +100,7 @@ def _tool_deny_reason(context: str, value: Any, allowed: re.Pattern[str], saniti
         return "A tool of unknown shape"
     # Some servers read `Tools` as `tools`; the API itself accepts lower case only.
     if any(_FIELD.fullmatch(key) is None for key in value):
-        return "A name that no field has"
+        return "An unknown field name"
     kind = value.get("type") or "custom"
     if context == "tool":
         return None if _is_short_string(kind) and kind in _TOOL_CHANGES else "A change of tools of unknown type"

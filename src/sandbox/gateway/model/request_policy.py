@@ -43,13 +43,13 @@ class ModelPolicy:
     def _check_shape(self, request: h11.Request) -> Rejected | None:
         names = [name for name, _ in request.headers]
         if request.http_version != b"1.1":
-            return _invalid("The gateway speaks HTTP/1.1 only.")
+            return _invalid("The gateway supports only HTTP/1.1.")
         if [value for name, value in request.headers if name == b"host"] not in [[host] for host in self._hosts]:
             return _invalid("The Host header must name the gateway's own address.")
         if b"upgrade" in names:
-            return _invalid("The gateway switches to no other protocol.")
+            return _invalid("The gateway does not support protocol upgrades.")
         if b"transfer-encoding" in names and b"content-length" in names:
-            return _invalid("A request has either Content-Length or Transfer-Encoding, not both.")
+            return _invalid("A request must not have both Content-Length and Transfer-Encoding.")
         return None
 
     def _check_key(self, request: h11.Request) -> Rejected | None:
@@ -58,8 +58,10 @@ class ModelPolicy:
         ]
         if len(keys) == 1 and compare_digest(keys[0], self._task_key):
             return None
-        problem = "brings no key" if not keys else "brings another key" if len(keys) == 1 else "brings several keys"
-        return Rejected(401, "authentication_error", f"The request {problem}; the gateway takes this task's key only.")
+        problem = "has no key" if not keys else "has another key" if len(keys) == 1 else "has several keys"
+        return Rejected(
+            401, "authentication_error", f"The request {problem}; the gateway accepts only this task's key."
+        )
 
 
 def _presented_key(name: bytes, value: bytes) -> bytes:
@@ -73,7 +75,9 @@ def _check_target(request: h11.Request) -> Allowed | Rejected:
     path, _, query = request.target.partition(b"?")
     is_metered = _ENDPOINTS.get(path)
     if is_metered is None or request.method != b"POST" or query not in _QUERIES:
-        return Rejected(403, "permission_error", "The gateway offers POST /v1/messages and its count_tokens only.")
+        return Rejected(
+            403, "permission_error", "The gateway serves only POST /v1/messages and /v1/messages/count_tokens."
+        )
     if _content_length(request) > REQUEST_BODY_BYTES_MAX:
         return too_large()
     return Allowed(path + (b"?" + query if query else b""), is_metered)

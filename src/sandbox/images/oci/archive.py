@@ -35,7 +35,7 @@ class OciArchive:
         while (member := tar.next()) is not None:
             file.start_header()
             if member.size < 0:
-                raise ImageRefusedError("The archive has a member of less than no bytes.")
+                raise ImageRefusedError("The archive has a member of negative size.")
             check_global_headers(tar)
             cast("Any", member).pax_headers = {}  # already applied, and all members are kept in memory
             self._members[member.name.removeprefix("./")] = member
@@ -62,7 +62,7 @@ class OciArchive:
         try:
             return msgspec.json.decode(self.open(name, digest).read(), type=kind)
         except DECODE_ERRORS as error:
-            raise ImageRefusedError(f"{name[:200]} in the archive is not as it should be: {error}.") from error
+            raise ImageRefusedError(f"{name[:200]} in the archive is malformed: {error}.") from error
 
     def _find(self, name: str) -> tarfile.TarInfo:
         member = self._members.get(name)
@@ -78,7 +78,7 @@ class OciArchive:
         while chunk := file.read(_CHUNK_BYTES):
             hashed.update(chunk)
         if digest != f"sha256:{hashed.hexdigest()}":
-            raise ImageRefusedError(f"{name[:200]} in the archive is not what its digest says.")
+            raise ImageRefusedError(f"{name[:200]} in the archive does not match its digest.")
 
 
 @contextmanager
@@ -86,7 +86,9 @@ def open_archive(path: Path) -> Iterator[OciArchive]:
     """Open an archive. Raises ImageRefusedError, also for errors while it is read, and OSError."""
     with converting_tar_errors(), path.open("rb") as file:
         if not _is_uncompressed_tar(file):
-            raise ImageRefusedError(f"{path} is no plain tar; uncompress it first, or save it as oci-archive.")
+            raise ImageRefusedError(
+                f"{path} is not an uncompressed tar; uncompress it first, or save it as oci-archive."
+            )
         guarded = HeaderLimitedFile(file)
         with tarfile.open(fileobj=cast("IO[bytes]", guarded), mode="r:") as tar:
             yield OciArchive(tar, guarded)

@@ -74,7 +74,7 @@ def import_layers(path: Path, rootfs: RootFs, scratch: Path) -> str:
             with uncompressed(archive.open(layer.name, layer.digest), scratch) as source:
                 layer_digest = apply_layer(TarStream(source, meter), rootfs)
             if layer_digest != layer.diff_id:
-                raise ImageRefusedError(f"The layer {layer.name[:200]} is not what its digest says.")
+                raise ImageRefusedError(f"The layer {layer.name[:200]} does not match its digest.")
         return digest
 
 
@@ -83,7 +83,7 @@ def _read_layers(archive: OciArchive) -> tuple[str, Sequence[_Layer]]:
         return _read_oci(archive)
     if "manifest.json" in archive:
         return _read_docker(archive)
-    raise ImageRefusedError("The archive has neither index.json nor manifest.json, so it is no image.")
+    raise ImageRefusedError("The archive has neither index.json nor manifest.json, so it is not an image.")
 
 
 def _read_oci(archive: OciArchive) -> tuple[str, Sequence[_Layer]]:
@@ -132,7 +132,7 @@ def _build_layers(names: Sequence[str], digests: Sequence[str], config: _Config)
 def _blob_path(digest: str) -> str:
     match = DIGEST.fullmatch(digest)
     if match is None:
-        raise ImageRefusedError(f"The archive has a digest that is no sha256: {digest[:100]}")
+        raise ImageRefusedError(f"The archive has a digest that is not sha256: {digest[:100]}")
     return f"blobs/sha256/{match[1]}"
 
 

@@ -66,7 +66,7 @@ def _apply_member(tar: tarfile.TarFile, member: tarfile.TarInfo, rootfs: RootFs)
         is_executable = bool(member.mode & 0o111)
         rootfs.add_file(name, content, member.size, is_executable=is_executable, mtime=member.mtime)
     elif not member.isdev():
-        raise ImageRefusedError(f"The image has an entry of a kind that nobody knows: {name[:200]}")
+        raise ImageRefusedError(f"The image has an entry of unknown type: {name[:200]}")
 
 
 def _apply_whiteout(name: str, base: str, rootfs: RootFs) -> None:
@@ -76,5 +76,5 @@ def _apply_whiteout(name: str, base: str, rootfs: RootFs) -> None:
     elif not base.startswith(_RESERVED_PREFIX):
         hidden = base.removeprefix(_WHITEOUT)
         if hidden in {"", "."}:
-            raise ImageRefusedError(f"The image has a whiteout of nothing: {name[:200]}")
+            raise ImageRefusedError(f"The image has a whiteout without a name: {name[:200]}")
         rootfs.apply_whiteout(parent + hidden)

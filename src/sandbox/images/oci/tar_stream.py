@@ -71,7 +71,7 @@ class TarStream(HeaderLimit):
     def seek(self, position: int) -> int:
         """Skip forward to a position. Raises ImageRefusedError for an earlier one."""
         if position < self._position:
-            raise ImageRefusedError("The image cannot be read from its beginning to its end.")
+            raise ImageRefusedError("The image cannot be read sequentially.")
         while self._position < position and self._read_part(min(position - self._position, _CHUNK_BYTES)):
             pass
         return self._position

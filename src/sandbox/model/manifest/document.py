@@ -26,7 +26,7 @@ class InvalidValue(NamedTuple):
     message: str
 
 
-TOO_LARGE = InvalidValue("range", "is no number that can be used; text that looks like a number needs quotes")
+TOO_LARGE = InvalidValue("range", "is not a supported number; put text that looks like a number in quotes")
 
 
 class Pair(NamedTuple):
@@ -133,7 +133,7 @@ class _DocumentBuilder:
     def _convert_text(self, text: str, path: FieldPath) -> str | None:
         self._count(characters=len(text))
         if _INVALID_TEXT.search(text):
-            self._reject_value(InvalidValue("format", "must not contain NUL characters or halves of characters"), path)
+            self._reject_value(InvalidValue("format", "must not contain NUL or unpaired surrogate characters"), path)
             return None
         return text
 
@@ -151,7 +151,7 @@ class _DocumentBuilder:
             if message is None and pair.key in plain:
                 message = "appears more than once; keep one of them"
             if message is None and _INVALID_TEXT.search(pair.key):
-                message = "has a name that is not proper text"
+                message = "has a name that is not valid text"
             if message is not None:
                 self._add_error(child_path, "format", message, pair.location)
                 continue

@@ -69,6 +69,6 @@ def field_name(path: FieldPath) -> str:
 def _summary(errors: Sequence[FieldError], omitted_count: int) -> str:
     if len(errors) == 1:
         only = errors[0]
-        return f"The manifest cannot be accepted: {only.field or 'it'} {only.message}."
+        return f"The manifest is invalid: {only.field or 'it'} {only.message}."
     listed = f"; the first {len(errors)} are listed" if omitted_count else ""
-    return f"The manifest has {len(errors) + omitted_count} mistakes{listed}."
+    return f"The manifest has {len(errors) + omitted_count} errors{listed}."

@@ -157,10 +157,10 @@ def _git_patch(value: str) -> str | None:
     try:
         patch = base64.b64decode(value, validate=True)
     except ValueError:  # binascii.Error, or ValueError for non-ASCII characters
-        return "must be base64 of what git diff --binary writes"
+        return "must be the base64-encoded output of git diff --binary"
     if len(patch) > GIT_PATCH_BYTES_MAX:
         return RangeMessage(f"must be at most {GIT_PATCH_BYTES_MAX // 1024} KiB before base64")
-    return None if patch.strip() else "must not be empty; leave it out"
+    return None if patch.strip() else "must not be empty; omit it"
 
 
 def _byte_size(value: str) -> str | None:

@@ -65,7 +65,7 @@ def _unusable_profile(data: dict[str, Any], profiles: Mapping[str, str] | None) 
         return
     if profile not in profiles:
         offered = ", ".join(name for name in sorted(profiles) if not profiles[name])
-        yield RuleViolation(("vm", "profile"), "not_offered", f"must be a profile that this server offers: {offered}")
+        yield RuleViolation(("vm", "profile"), "not_offered", f"must be one of this server's profiles: {offered}")
     elif profiles[profile]:
         yield RuleViolation(("vm", "profile"), "not_offered", profiles[profile])
 
@@ -75,8 +75,8 @@ def _unknown_clone_host(data: dict[str, Any], clone_hosts: Collection[str] | Non
     if clone_hosts is None or clone_endpoint(url) is None or is_clone_allowed(url, clone_hosts):
         return
     offered = ", ".join(sorted(clone_hosts)) or "none"
-    setting = "the operator lists them as git.allowed_hosts in sandbox.toml, or in SANDBOX_GIT_ALLOWED_HOSTS"
-    message = f"must be on a host that this server clones from: {offered}; {setting}"
+    setting = "the operator sets git.allowed_hosts in sandbox.toml, or SANDBOX_GIT_ALLOWED_HOSTS"
+    message = f"must be on one of the hosts from which this server clones: {offered}; {setting}"
     yield RuleViolation(("repository", "url"), "not_offered", message)
 
 
@@ -97,7 +97,7 @@ def _reserved_secrets(data: dict[str, Any]) -> Iterator[RuleViolation]:
     for index, secret in enumerate(_as_list(data.get("secrets"))):
         name = _as_text(_as_mapping(secret).get("name"))
         if name in _RESERVED_NAMES or name.startswith(_RESERVED_PREFIXES):
-            message = "is a variable that the sandbox or the agent needs itself; choose another name"
+            message = "is reserved for the sandbox or the agent; choose another name"
             yield RuleViolation(("secrets", index, "name"), "format", message)
 
 
@@ -114,7 +114,7 @@ def _unpriced_model(data: dict[str, Any], has_price: Callable[[str], bool] | Non
     model = _as_mapping(data.get("claude")).get("model", Claude.model)
     has_budget = "budget_usd" in _as_mapping(data.get("lifecycle"))
     if has_price is not None and has_budget and isinstance(model, str) and not has_price(model):
-        message = "cannot be kept, since no price of claude.model is known; give budget_tokens instead"
+        message = "cannot be enforced, because the price of claude.model is unknown; set budget_tokens instead"
         yield RuleViolation(("lifecycle", "budget_usd"), "not_offered", message)
 
 
@@ -132,7 +132,7 @@ def _invalid_mcp_servers(data: dict[str, Any]) -> Iterator[RuleViolation]:
         for subpath, text in _expanded_texts(server):
             missing = sorted(set(_PLACEHOLDER.findall(text)) - secrets)
             if missing:
-                message = f"stands for a secret named {missing[0][:100]}, which secrets does not have"
+                message = f"refers to the secret {missing[0][:100]}, which is not in secrets"
                 yield RuleViolation((*path, *subpath), "format", message)
 
 

@@ -50,7 +50,7 @@ def read_yaml(text: str) -> Node | None:
         reject(f"contains the control character U+{ord(unfit[0]):04X}", location=_location_at(text, unfit.start()))
     # libyaml compares every directive with all other directives.
     if len(_DIRECTIVE.findall(text)) > _DIRECTIVES_MAX:
-        reject("has too many YAML directives (lines that begin with %)")
+        reject("has too many YAML directives (lines that start with %)")
     reading = _NodeBuilder()
     try:
         for event in yaml.parse(text, Loader=_LOADER):

@@ -96,7 +96,7 @@ def _send_order(order_out: int, order: bytes, pidfd: int, log_path: Path) -> Non
     except OSError as error:
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        raise OSError(error.errno, f"The runner did not take its order; look into {log_path}") from error
+        raise OSError(error.errno, f"The runner did not accept its order; see {log_path}") from error
 
 
 def _write_all(pipe_fd: int, data: bytes, seconds: float) -> None:

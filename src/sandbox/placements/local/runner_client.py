@@ -36,7 +36,7 @@ class UnixTerminalConnection:
             frame = await read_frame(self._reader, _decoder)
         except (OSError, ValueError):
             frame = None
-        return frame or EndFrame(message="The task's runner hung up; look at the task's status.")
+        return frame or EndFrame(message="The task's runner closed the connection; check the task's status.")
 
     async def send(self, frame: ClientFrame) -> None:
         """Send a frame; ignored if the runner hung up. Implements `TerminalConnection.send`."""
@@ -62,7 +62,7 @@ async def open_terminal_connection(path: Path, order: TerminalOrder) -> UnixTerm
                 writer.close()
                 raise
     except (OSError, TimeoutError, ValueError) as error:
-        raise RunnerUnreachableError("The task's runner does not answer.") from error
+        raise RunnerUnreachableError("The task's runner does not respond.") from error
 
 
 async def _request_terminal(
@@ -111,7 +111,7 @@ class UnixRunnerClient:
                 response = await _exchange(runner_socket(self._run_dir, attempt_id), msgspec.json.encode(order))
             return msgspec.json.decode(response, type=Reply)
         except (OSError, TimeoutError, ValueError) as error:
-            raise RunnerUnreachableError(f"The runner of attempt {attempt_id} does not answer.") from error
+            raise RunnerUnreachableError(f"The runner of attempt {attempt_id} does not respond.") from error
 
     async def open_terminal(self, attempt_id: str, order: TerminalOrder) -> UnixTerminalConnection:
         """Open a terminal. Implements `RunnerClient.open_terminal`."""

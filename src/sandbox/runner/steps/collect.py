@@ -61,7 +61,9 @@ async def collect(attempt: AttemptContext) -> None:
             raise
         if attempt.recorder.disk_space.is_short():
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
-        message = "The patch could not be made; why is not told, for the secrets' values are not known any more."
+        message = (
+            "The patch could not be created; the reason is withheld, because the values of the secrets are unknown."
+        )
         failure = Failure(error.failure.code, message) if _is_unredactable(timely) else error.failure
         attempt.recorder.record_once(AttemptFailed(failure))
     await _store_transcript(timely, directory)
@@ -108,7 +110,7 @@ async def _collect_patch(attempt: AttemptContext, directory: Path) -> None:
                 attempt.files.root, base_commit, part, make_confine(attempt), _secret_scanner(attempt)
             )
     except TimeoutError:
-        patch = PatchResult(incomplete_reason=f"making it took longer than {seconds:.1f} s")
+        patch = PatchResult(incomplete_reason=f"creating it took longer than {seconds:.1f} s")
         part.write_text(f"# truncated: {patch.incomplete_reason}\n")
     has_secret = patch.contains_secret or _is_unredactable(attempt)
     await _store_file(attempt, directory, name, "text/x-diff", part, contains_secret=has_secret)
@@ -131,12 +133,12 @@ async def _collect_changed_files(attempt: AttemptContext, directory: Path, base_
                 attempt.files.root, base_commit, part, make_confine(attempt)
             )
     except TimeoutError:
-        problem = f"The patch does not hold everything: {reason}. Keeping the changed files took longer than "
+        problem = f"The patch is incomplete: {reason}. Storing the changed files took longer than "
         limit = f"{seconds:.1f} s; raise lifecycle.collect_timeout."
         raise AttemptError(FailureCode.COLLECT_FAILED, problem + limit) from None
     await _store_file(attempt, directory, name, "application/x-tar", part, contains_secret=_is_unredactable(attempt))
-    exceptions = f" but for some: {missing}" if missing else ""
-    message = f"The patch does not hold everything: {reason}. The new and changed files are in {name}{exceptions}."
+    exceptions = f" except some: {missing}" if missing else ""
+    message = f"The patch is incomplete: {reason}. The new and changed files are in {name}{exceptions}."
     attempt.recorder.record_once(ErrorReported("patch_truncated", message))
 
 
@@ -239,7 +241,7 @@ def _write_chunks(part: Path, chunks: Iterable[bytes], is_abandoned: threading.E
     with remove_on_failure(part), part.open("wb") as file:
         for chunk in chunks:
             if is_abandoned.is_set():
-                raise TimeoutError("Nobody waits for the file any more")
+                raise TimeoutError("The file is no longer needed")
             file.write(chunk)
 
 
@@ -265,7 +267,7 @@ def _finalize_file(part: Path, target: Path, is_abandoned: threading.Event) -> t
             size_bytes = os.fstat(file.fileno()).st_size
         fsync_path(part)
         if is_abandoned.is_set():
-            raise TimeoutError("Nobody waits for the file any more")
+            raise TimeoutError("The file is no longer needed")
         replace_durably(part, target)
     return checksum, size_bytes
 

@@ -133,7 +133,7 @@ class _AgentRun:
         attempt = self._attempt
         if attempt.upstream is None:
             raise AttemptError(
-                FailureCode.PROVISION_FAILED, "The server has no model key; set ANTHROPIC_API_KEY and start it again."
+                FailureCode.PROVISION_FAILED, "The server has no model key; set ANTHROPIC_API_KEY and restart it."
             )
         try:
             return attempt.dependencies.gateways.create(
@@ -186,7 +186,7 @@ class _AgentRun:
                 stdout, stderr = await self._sandbox.start(self._agent_start.command)
                 return [partial(output.read_stdout, stdout), partial(output.read_stderr, stderr)]
         except TimeoutError:
-            message = "The agent did not begin in its sandbox in time; submit the task again."
+            message = "The agent did not start in its sandbox in time; submit the task again."
             raise AttemptError(FailureCode.PROVISION_FAILED, message) from None
 
     def _start_guarded(self, helper: BackgroundJob) -> "asyncio.Task[None]":
@@ -218,7 +218,7 @@ class _AgentRun:
                 waiting.cancel()
             await asyncio.gather(ended, killed, return_exceptions=True)
         raise AttemptError(
-            FailureCode.SANDBOX_LOST, "Processes of the sandbox would not die; look at the machine's log."
+            FailureCode.SANDBOX_LOST, "Processes of the sandbox could not be killed; check the machine's log."
         )
 
     async def _record_exit(self, exit_: ExitStatus) -> None:
@@ -287,7 +287,7 @@ class _AgentRun:
             await self._gateway.serve(self._sandbox.listeners)
         except Exception as error:
             self._record_failure(
-                FailureCode.SANDBOX_LOST, f"The sandbox's gateway broke ({type(error).__name__}); submit again."
+                FailureCode.SANDBOX_LOST, f"The sandbox's gateway failed ({type(error).__name__}); submit again."
             )
 
     async def _record_progress(self) -> None:
@@ -321,7 +321,8 @@ class _AgentRun:
             if now >= silence_end:
                 silence = self._lifecycle.hang_timeout
                 self._record_failure(
-                    FailureCode.HANG, f"The agent said nothing for {silence}; raise lifecycle.hang_timeout or retry."
+                    FailureCode.HANG,
+                    f"The agent produced no output for {silence}; raise lifecycle.hang_timeout or retry.",
                 )
                 return
             await asyncio.sleep(min(deadline - now, silence_end - now, 1.0))

@@ -19,7 +19,7 @@ async def stage(attempt: AttemptContext) -> None:
     """
     lifecycle = attempt.task.manifest.lifecycle
     if remaining_seconds(attempt.task, attempt.dependencies.clock) <= 0:
-        raise AttemptError(FailureCode.TIMEOUT, f"The task's {lifecycle.timeout} were over; raise lifecycle.timeout.")
+        raise AttemptError(FailureCode.TIMEOUT, f"The task exceeded its {lifecycle.timeout}; raise lifecycle.timeout.")
     await destroy_earlier_sandboxes(attempt)
     if attempt.resumes:
         # Not in a thread: it would still move files while others finalize an attempt that was asked to stop.
@@ -43,7 +43,7 @@ async def require_same_secrets(attempt: AttemptContext) -> None:
     if attempt.secrets and not await asyncio.to_thread(
         matches_fingerprint, attempt.files.secret_fingerprint, attempt.secrets
     ):
-        message = "The secrets may have other values than the agent had, so only a new attempt or task may go on."
+        message = "The secrets may have changed since the agent started, so only a new attempt or task can continue."
         raise AttemptError(FailureCode.SECRET_UNAVAILABLE, message)
 
 
@@ -60,7 +60,7 @@ async def _prepare_workspace(attempt: AttemptContext) -> str:
     """Return the base commit."""
     if attempt.resumes:
         if (base_commit := attempt.task.base_commit) is None:
-            raise AttemptError(FailureCode.SANDBOX_LOST, "The disk of the attempt before has no workspace.")
+            raise AttemptError(FailureCode.SANDBOX_LOST, "The disk of the previous attempt has no workspace.")
         return base_commit
     manifest, workspaces = attempt.task.manifest, attempt.dependencies.workspaces
     confine, disk_bytes = make_confine(attempt), manifest.vm.disk_bytes

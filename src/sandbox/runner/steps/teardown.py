@@ -22,7 +22,7 @@ async def teardown(attempt: AttemptContext, handle: SandboxHandle | None) -> Non
             await _destroy_and_remove(attempt, handle, preserved)
     except Exception as error:
         attempt.recorder.record(
-            ErrorReported("teardown_failed", f"Something of the sandbox is left: {error_reason(error)}")
+            ErrorReported("teardown_failed", f"The sandbox was not removed completely: {error_reason(error)}")
         )
 
 
@@ -46,7 +46,7 @@ async def verify_disk(attempt: AttemptContext) -> None:
         await attempt.dependencies.disks.verify(attempt.files)
     except OSError as error:
         what = f"The server's disk could not store all that the agent wrote ({error.strerror})"
-        raise AttemptError(FailureCode.DISK_FULL, f"{what}; make room there and submit the task again.") from error
+        raise AttemptError(FailureCode.DISK_FULL, f"{what}; free space there and submit the task again.") from error
 
 
 async def _destroy_and_remove(

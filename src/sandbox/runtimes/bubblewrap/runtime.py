@@ -22,16 +22,16 @@ _MEMORY_BYTES = 64 * 1024 * 1024
 
 _ISOLATES = (
     "files: the host's /usr read-only, the workspace, a home and /tmp, nothing else",
-    "processes, users, host name, IPC and control groups: namespaces of its own",
-    "network: a namespace of its own in which only the gateway listens",
+    "processes, users, host name, IPC and control groups: separate namespaces",
+    "network: a separate namespace in which only the gateway listens",
     "privileges: no capabilities, no new privileges, a filter on system calls",
 )
 _GAPS = (
-    "the host's kernel is shared: a hole in it is a hole in the sandbox",
-    "the host's path of the workspace can be read inside (/proc/self/mountinfo)",
+    "the host's kernel is shared: a vulnerability in it affects the sandbox",
+    "the host path of the workspace is visible inside (/proc/self/mountinfo)",
     "32-bit programs do not run",
 )
-_SHARED_UID_GAP = "all sandboxes of an ordinary user have that user's kernel uid; as root each has its own"
+_SHARED_UID_GAP = "sandboxes of an ordinary user share that user's kernel uid; as root each has a separate one"
 _SYSCTLS = (
     ("kernel/unprivileged_userns_clone", "0", "sysctl -w kernel.unprivileged_userns_clone=1"),
     ("kernel/apparmor_restrict_unprivileged_userns", "1", "sysctl -w kernel.apparmor_restrict_unprivileged_userns=0"),
@@ -43,7 +43,7 @@ _SYSCTLS = (
 async def probe_bubblewrap(runtime: Runtime, run_dir: Path, hierarchies: cgroups.Hierarchies) -> RuntimeProbe:
     """Create a sandbox, run `true` in it and destroy it, within 10 s."""
     if os.uname().machine not in seccomp.ARCHITECTURES:
-        mend = f"No system call filter is written for {os.uname().machine}; use another runtime."
+        mend = f"There is no system call filter for {os.uname().machine}; use another runtime."
         return _failed_probe(mend, is_final=True)
     if find_bwrap() is None:
         return _failed_probe("bubblewrap is missing; install it: apt-get install bubblewrap")
@@ -67,7 +67,7 @@ def _explain_failure(reason: str) -> str:
     for name, bad, mend in _SYSCTLS:
         setting = Path("/proc/sys", name)
         if setting.exists() and setting.read_text().strip() == bad:
-            return f"The kernel does not let users make namespaces; allow it: {mend} ({reason})"
+            return f"The kernel does not allow users to create namespaces; allow it: {mend} ({reason})"
     return f"{reason}. User namespaces must be allowed for ordinary users; some containers forbid them."
 
 

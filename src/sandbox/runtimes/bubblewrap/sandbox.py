@@ -134,7 +134,7 @@ class BubblewrapSandbox(BaseSandbox):
         init_pid = self._reports.get(_CHILD_PID_KEY)
         # Until the command has started, the sandbox is incomplete and the host's files may still be visible in it.
         if init_pid is None or await self._find_command(init_pid) is None or self._init_pidfd is None:
-            raise AttemptError(FailureCode.SANDBOX_LOST, "Nothing runs in the sandbox any more.")
+            raise AttemptError(FailureCode.SANDBOX_LOST, "The sandbox has ended.")
         # Duplicate it: the original is closed as soon as the sandbox ends.
         init_descriptor = os.dup(self._init_pidfd)
         try:
@@ -172,18 +172,18 @@ class BubblewrapSandbox(BaseSandbox):
 
     async def file_usage(self) -> FileUsage:
         """Return the open files of all processes inside; they are processes of the host's kernel."""
-        return await asyncio.to_thread(self._group.file_usage)
+        return await asyncio.to_thread(self._group.file_usage, self._launcher.epolls)
 
     async def _wait_started(self, status: asyncio.StreamReader, errors: asyncio.StreamReader) -> None:
         try:
             async with asyncio.timeout(_START_SECONDS):
                 await self._read_report(status)
         except TimeoutError:
-            raise AttemptError(FailureCode.PROVISION_FAILED, "bubblewrap did not begin in time.") from None
+            raise AttemptError(FailureCode.PROVISION_FAILED, "bubblewrap did not start in time.") from None
         if _CHILD_PID_KEY not in self._reports:
             await self._launcher.raise_if_killed()
             reason = (await errors.read(4096)).decode(errors="replace").strip()
-            raise AttemptError(FailureCode.PROVISION_FAILED, f"bubblewrap did not begin: {reason}.")
+            raise AttemptError(FailureCode.PROVISION_FAILED, f"bubblewrap did not start: {reason}.")
 
     async def _read_report(self, status: asyncio.StreamReader) -> bool:
         """Read one report line of bubblewrap. Returns False at the end of the stream.

@@ -65,7 +65,7 @@ async def start_runsc_on_pty(
     except BaseException as error:
         await entrant.kill()
         if isinstance(error, OSError):
-            reason = f"The sandbox could not be entered: {error}; it may be over."
+            reason = f"The sandbox could not be entered: {error}; it may have ended."
             raise AttemptError(FailureCode.SANDBOX_LOST, reason) from error
         raise
 

@@ -23,17 +23,17 @@ _PROGRAMS = (Path("/usr/bin/runsc"), Path("/usr/local/bin/runsc"))
 _MEMORY_BYTES = 256 * 1024 * 1024
 
 _ISOLATES = (
-    "system calls: answered by a kernel of the sandbox's own, a program that may call little of the host's",
+    "system calls: handled by gVisor's kernel, a program that may use few system calls of the host",
     "files: the host's /usr read-only, the workspace, a home and /tmp, nothing else",
-    "processes, users, host name, IPC: of that kernel, unknown to the host's",
-    "network: a namespace of its own in which only the gateway listens",
-    "privileges: none on the host, not even those of an ordinary user; a kernel uid of its own",
+    "processes, users, host name, IPC: only in that kernel",
+    "network: a separate namespace in which only the gateway listens",
+    "privileges: none on the host; a separate kernel uid",
 )
 _GAPS = (
     "the agent's own programs can read its environment, because gVisor runs only programs that can be read",
     "TCP and UDP are the host kernel's, in the sandbox's own network namespace",
-    "out of memory ends the whole sandbox and not one process of it",
-    "that no more processes could be made is felt by the agent, and not told in the task",
+    "running out of memory ends the whole sandbox, not one process",
+    "reaching the process limit is visible to the agent, but not reported in the task",
     "each start takes about 0.2 s, and calls to files take longer than on the host's kernel",
 )
 
@@ -48,7 +48,7 @@ async def probe_gvisor(runtime: Runtime, run_dir: Path, hierarchies: cgroups.Hie
     if find_runsc() is None:
         return _failed_probe("runsc is missing; install it: apt-get install runsc", is_final=os.getuid() != 0)
     if os.getuid() != 0:
-        mend = "gVisor needs two kernel uids a sandbox, which only root can give; run the server as root."
+        mend = "gVisor needs two kernel uids per sandbox, which only root can set; run the server as root."
         return _failed_probe(mend, is_final=True)
     try:
         limits = await run_probe(runtime, run_dir, hierarchies, memory_bytes=_MEMORY_BYTES)

@@ -86,7 +86,7 @@ class GvisorSandbox(BaseSandbox):
         self._log: asyncio.StreamReader | None = None
         self._runsc_pidfd: int | None = None
         self._has_command_started = False
-        self._failure_reason = "it ended without a word"
+        self._failure_reason = "it ended without an error message"
 
     async def start(self, command: Command) -> tuple[asyncio.StreamReader, asyncio.StreamReader]:
         """Run the command. Raises AttemptError (provision_failed, sandbox_lost) if it does not start."""
@@ -105,7 +105,7 @@ class GvisorSandbox(BaseSandbox):
         deadline = asyncio.get_running_loop().time() + _START_SECONDS
         while self._is_running() and not self._has_command_started:
             if asyncio.get_running_loop().time() > deadline:
-                raise AttemptError(FailureCode.PROVISION_FAILED, "gVisor did not begin in time.")
+                raise AttemptError(FailureCode.PROVISION_FAILED, "gVisor did not start in time.")
             self._has_command_started = read_state(self._launcher.pid, self.handle.attempt_id).is_running
             await asyncio.sleep(_POLL_SECONDS)
         if not self._has_command_started and (await self.wait()).code is None:
@@ -113,14 +113,14 @@ class GvisorSandbox(BaseSandbox):
             code = (
                 FailureCode.SANDBOX_LOST if is_lost_peer_error(self._failure_reason) else FailureCode.PROVISION_FAILED
             )
-            raise AttemptError(code, f"gVisor did not begin: {self._failure_reason}.")
+            raise AttemptError(code, f"gVisor did not start: {self._failure_reason}.")
 
     async def open_terminal(self, command: Command, size: TerminalSize) -> Terminal:
         """Run a further command with another runsc, on a pty in the launcher's mounts. Raises AttemptError
         (sandbox_lost).
         """
         if self._runsc_pidfd is None or not self._has_command_started or not self._is_running():
-            raise AttemptError(FailureCode.SANDBOX_LOST, "Nothing runs in the sandbox any more.")
+            raise AttemptError(FailureCode.SANDBOX_LOST, "The sandbox has ended.")
         numbers = (exec_client.PROCESS_FD, exec_client.LOG_FD, exec_client.STARTED_FD)
         words = bundle.exec_arguments(self._program, self.handle.attempt_id, *numbers)
         # Duplicate it: the original is closed as soon as the sandbox ends.

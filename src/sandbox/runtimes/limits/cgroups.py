@@ -13,11 +13,13 @@ from contextlib import suppress
 from pathlib import Path
 
 import msgspec
+from msgspec.structs import replace
 
 from sandbox.interfaces.runtime import FileUsage, KernelUsage, Stats
 from sandbox.model.limits import RECEIVED_BYTES_BESIDE_BUFFERS, SOCKET_BUFFER_BYTES_MAX, SOCKET_BUFFER_BYTES_MIN
 from sandbox.runtimes import processes
 from sandbox.runtimes.limits import kernel_usage
+from sandbox.runtimes.limits.epoll_usage import EpollCounter
 from sandbox.runtimes.limits.kernel_usage import SocketCounter
 from sandbox.runtimes.limits.slab_usage import IdleSlabMeter
 
@@ -153,9 +155,15 @@ class ControlGroup(msgspec.Struct, frozen=True):
             idle_slab_bytes=slabs.count(self._kernel_bytes(), self._kernel_bytes_of_all) if slabs else None,
         )
 
-    def file_usage(self) -> FileUsage:
-        """Return the open files of the group's processes; unknown without directories. Reads many files of /proc."""
-        return kernel_usage.count_files(self.process_ids()) if self.directories else FileUsage()
+    def file_usage(self, epolls: EpollCounter | None = None) -> FileUsage:
+        """Return the open files of the group's processes; unknown without directories. Reads many files of /proc.
+
+        epolls: the counter of this group, None to leave epoll entries out.
+        """
+        if not self.directories:
+            return FileUsage()
+        usage = kernel_usage.count_files(self.process_ids())
+        return usage if epolls is None else replace(usage, epoll_entries=epolls.count(self.process_ids()))
 
     def directory_use(self, *, descriptors_each: int) -> FileUsage:
         """Return the open directories (only those) of a sandbox whose kernel is a program in the group."""

@@ -49,7 +49,7 @@ class KernelUidPool:
         except OSError as error:
             raise AttemptError(
                 FailureCode.PROVISION_FAILED,
-                f"No kernel uid could be claimed in {self._directory} ({error.strerror}); make it writable for root.",
+                f"No kernel uid could be allocated in {self._directory} ({error.strerror}); make it writable for root.",
             ) from error
         raise AttemptError(
             FailureCode.PROVISION_FAILED,
@@ -133,7 +133,7 @@ class KernelUidPool:
         self._directory.mkdir(mode=0o700, exist_ok=True)
         status = self._directory.lstat()
         if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
-            raise PermissionError(1, "it is not a directory of root's own, mode 0700")
+            raise PermissionError(1, "it is not a directory owned by root with mode 0700")
 
 
 def _try_lock(descriptor: int) -> bool:

@@ -189,7 +189,7 @@ class SocketCounter:
         self._sequence = 0
 
     def count(self) -> Waiting | None:
-        """Count waiting data; None if this kernel does not report it or did not answer in time."""
+        """Count waiting data; None if this kernel does not report it or did not respond in time."""
         with self._lock:
             try:
                 ports: Counter[int] = Counter()

@@ -141,7 +141,7 @@ def start_command(
     line_of_child.close()
     os.close(pty_peer)
     if line.recv(5) != b"ready":
-        raise OSError("the command's process ended before it began")
+        raise OSError("the command's process ended before it started")
     line.send(b"go")
     return child, ours
 

@@ -251,7 +251,7 @@ def enter_user_namespace(kernel_uid: int, agent_uid: int) -> None:
         os._exit(0)
     childs.close()
     if parent_socket.recv(4) != b"made":
-        raise OSError("a user namespace could not be made")
+        raise OSError("a user namespace could not be created")
     for name in ("uid_map", "gid_map"):
         with open(f"/proc/{child}/{name}", "w") as file:  # noqa: PTH123
             file.write(f"0 {kernel_uid} 1\n1000 {agent_uid} 1\n")
@@ -381,7 +381,7 @@ def main(arguments: list[str]) -> None:
         os.umask(0o022)
         as_root = kernel_uid != "-"
         if as_root != (os.getuid() == 0) or kernel_uid == "0":
-            raise ValueError("a sandbox of root's must have a kernel uid of its own")
+            raise ValueError("a sandbox of root must have a separate kernel uid")
         enter_namespaces(as_root)
         limit_network_buffers()
         configure_loopback()

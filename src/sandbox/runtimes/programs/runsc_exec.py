@@ -64,7 +64,7 @@ def run_on_pty(control: _socket.socket, argv: list[bytes], files: list[int], siz
         exec_runsc(argv, pty_peer, files)
     line_of_child.close()
     if channel.recv(5) != b"ready":
-        raise OSError("runsc ended before it began")
+        raise OSError("runsc ended before it started")
     channel.send(b"go")
     numbers = struct.pack("ii", ours, os.pidfd_open(child))
     control.sendmsg([b"open"], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, numbers)])

@@ -257,7 +257,7 @@ class QemuTerminal:
             self._exit.set_result(ExitStatus(code if 0 <= code < 256 else None, was_out_of_memory))
 
     def finish(self, exit_: ExitStatus) -> None:
-        """End the terminal because the guest is gone."""
+        """End the terminal because the guest has ended."""
         self._stream.finish()
         self._finish_write()
         if not self._exit.done():

@@ -29,19 +29,21 @@ _STRENGTH = 30
 _MEMORY_BYTES = 128 * 1024 * 1024
 _EMULATED_SECONDS = 60.0
 _KVM_SECONDS = 10.0
-_KVM_REQUIRED = "KVM does not work here, so every instruction would be emulated: ask for the runtime by its name, qemu."
+_KVM_REQUIRED = "KVM does not work, so every instruction would be emulated; select the runtime explicitly: qemu."
 
 _ISOLATES = (
-    "kernel: one of its own; the host's is reached only through QEMU and virtiofsd",
+    "kernel: a separate one; the host's is reachable only through QEMU and virtiofsd",
     "files: the host's /usr read-only, the workspace, a home and /tmp, nothing else",
-    "network: none but QEMU's, which dials where only the gateway listens",
-    "QEMU and virtiofsd: in a sandbox of namespaces themselves, with a system call filter and without privileges",
+    "network: only QEMU's, which connects only to the gateway",
+    "QEMU and virtiofsd: in a sandbox of namespaces, with a system call filter and without privileges",
 )
 _GAPS = (
-    "a hole in QEMU or virtiofsd leads to a sandbox of namespaces, on the host's kernel",
-    "a task needs 544 MiB of the host's memory more than it asks for",
+    "a vulnerability in QEMU or virtiofsd leads into a sandbox of namespaces on the host's kernel",
+    "a task needs 544 MiB more of the host's memory than it requests",
 )
-_EMULATION_GAP = "no KVM: all is emulated, five to twenty times slower, and QEMU promises no isolation by its emulator"
+_EMULATION_GAP = (
+    "no KVM: everything is emulated, five to twenty times slower, and QEMU does not guarantee isolation by its emulator"
+)
 
 
 class BootingRuntime(Runtime, Protocol):
@@ -96,8 +98,8 @@ KVM_RETRY_BOOT_SECONDS = 12.0
 """A busy machine may need longer than KVM_BOOT_SECONDS, so KVM has failed only after this."""
 
 _KVM_FALLBACK_MESSAGE = (
-    "The machine has KVM, but no guest booted with it, so this one is emulated, five to twenty times slower. KVM is "
-    "tried again when the server starts anew."
+    "The machine has KVM, but no guest booted with it, so this one is emulated, five to twenty times slower. KVM "
+    "is tried again when the server restarts."
 )
 
 
@@ -173,7 +175,7 @@ class QemuRuntime(BaseRuntime):
         try:
             hidden = {path: inside for path, inside in spec.programs.items() if not _is_readable(path)}
         except OSError as error:
-            raise AttemptError(FailureCode.PROVISION_FAILED, f"A program cannot be laid in: {error}.") from error
+            raise AttemptError(FailureCode.PROVISION_FAILED, f"A program cannot be installed: {error}.") from error
         parts = find_components()
         try:
             return await self._boot_with_fallback(

@@ -94,14 +94,14 @@ class QemuSandbox:
                 f"not within {within_seconds:.0f} s; {self._last_output_line()}", has_timed_out=True
             ) from None
         except OSError as error:
-            raise BootError(f"what it needs cannot be opened: {error.strerror or error}") from error
+            raise BootError(f"its files cannot be opened: {error.strerror or error}") from error
         if not self._ready.done():
             raise BootError(self._last_output_line())
 
     async def start(self, command: Command) -> tuple[asyncio.StreamReader, asyncio.StreamReader]:
         """Run the command. Raises AttemptError (provision_failed)."""
         if self._started is not None:
-            raise AttemptError(FailureCode.PROVISION_FAILED, "A sandbox runs one command; make another one.")
+            raise AttemptError(FailureCode.PROVISION_FAILED, "A sandbox runs one command; create another one.")
         self._started = asyncio.get_running_loop().create_future()
         self._channel.send(frames.START, frames.COMMAND, _encode_command(command) + command.stdin)
         self._watch_exit()
@@ -111,7 +111,7 @@ class QemuSandbox:
         except TimeoutError:
             raise AttemptError(FailureCode.PROVISION_FAILED, "The guest did not start the command in time.") from None
         if not self._started.done():
-            raise AttemptError(FailureCode.PROVISION_FAILED, f"The guest is gone: {self._last_output_line()}")
+            raise AttemptError(FailureCode.PROVISION_FAILED, f"The guest has ended: {self._last_output_line()}")
         if self._started.result():
             self._streams[frames.ERRORS].feed(f"sandbox: {self._started.result()}\n".encode())
         return self._streams[frames.OUTPUT].reader, self._streams[frames.ERRORS].reader
@@ -119,7 +119,7 @@ class QemuSandbox:
     async def open_terminal(self, command: Command, size: TerminalSize) -> Terminal:
         """Run a further command on a terminal, through the guest agent. Raises AttemptError (sandbox_lost)."""
         if self._started is None or not self._is_running() or len(self._terminals) >= GUEST_TERMINALS_MAX:
-            raise AttemptError(FailureCode.SANDBOX_LOST, "Nothing runs in the sandbox, or too many terminals.")
+            raise AttemptError(FailureCode.SANDBOX_LOST, "The sandbox has ended, or has too many terminals.")
         number = next(one for one in range(frames.TERMINALS, 256) if one not in self._terminals)
         terminal = self._terminals[number] = QemuTerminal(self._channel, number)
         self._channel.send(
@@ -129,8 +129,8 @@ class QemuSandbox:
             async with asyncio.timeout(_START_SECONDS):
                 await _wait_first(terminal.started, self._channel.ended)
         except TimeoutError:
-            raise AttemptError(FailureCode.SANDBOX_LOST, "The terminal was not there in time; try again.") from None
-        reason = terminal.started.result() if terminal.started.done() else "the guest is gone"
+            raise AttemptError(FailureCode.SANDBOX_LOST, "The terminal was not ready in time; try again.") from None
+        reason = terminal.started.result() if terminal.started.done() else "the guest has ended"
         if reason:
             raise AttemptError(FailureCode.SANDBOX_LOST, f"The sandbox could not be entered: {reason}.")
         return terminal
@@ -204,7 +204,7 @@ class QemuSandbox:
         try:
             self._launcher.exec_command(exec_spec.argv, b"", exec_spec.descriptors)
         except OSError as error:
-            raise BootError(f"the sandbox is gone: {error.strerror}") from error
+            raise BootError(f"the sandbox has ended: {error.strerror}") from error
         finally:
             exec_spec.close()
         return reports
@@ -301,7 +301,7 @@ class QemuSandbox:
 
     def _last_output_line(self) -> str:
         text = (self._stderr.text.strip() or self._console.text.strip()).decode(errors="replace")
-        return text.splitlines()[-1][-300:] if text else "it ended without a word"
+        return text.splitlines()[-1][-300:] if text else "it ended without an error message"
 
 
 def join_figures(used: Stats, figures: tuple[int, ...], spec: SandboxSpec) -> Stats:

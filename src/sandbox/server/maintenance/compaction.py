@@ -68,5 +68,5 @@ class JournalCompactor:
             return True
         except JournalDamagedError as error:
             self._damaged.add(task.id)
-            _log.error("Task %s: its journal is kept as it is: %s", task.id, error, extra={"task_id": task.id})
+            _log.error("Task %s: its journal is left uncompressed: %s", task.id, error, extra={"task_id": task.id})
         return True

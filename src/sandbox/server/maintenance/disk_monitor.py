@@ -46,11 +46,11 @@ class DiskMonitor:
             self.shortage = self._find_shortage(was_short=previous is not None)
             self._adjust_reserve()
         except OSError as error:
-            self.shortage = f"The disk of {self._data_dir} cannot be looked at: {error.strerror}."
+            self.shortage = f"The disk of {self._data_dir} cannot be checked: {error.strerror}."
         if self.shortage is not None and previous is None:
             _log.warning("New tasks wait. %s", self.shortage)
         elif self.shortage is None and previous is not None:
-            _log.info("The disk of %s has room again", self._data_dir)
+            _log.info("The disk of %s has enough free space again", self._data_dir)
         return self.shortage
 
     def _find_shortage(self, *, was_short: bool) -> str | None:
@@ -62,10 +62,10 @@ class DiskMonitor:
             return None
         required_bytes = int(self._watermark.threshold_bytes(self.space) * WATERMARK_HYSTERESIS_FACTOR)
         if space.free_bytes >= required_bytes:
-            return f"The disk of {self._data_dir} takes hardly any more files; remove some."
+            return f"The disk of {self._data_dir} has almost no free inodes; remove files."
         return (
             f"The disk of {self._data_dir} is nearly full: {_format_mebibytes(max(space.free_bytes, 0))} are free, "
-            f"new tasks begin with {_format_mebibytes(required_bytes)}."
+            f"new tasks need {_format_mebibytes(required_bytes)}."
         )
 
     def _adjust_reserve(self) -> None:

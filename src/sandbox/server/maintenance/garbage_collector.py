@@ -1,4 +1,4 @@
-"""Removes what crashes left of attempts that are over.
+"""Removes leftovers of crashed attempts that are over.
 
 An attempt belongs to this server if it has a directory in its data directory: the directory is created before anything
 else of the attempt, and its log stays. It is over if its task has ended and no process holds the journal's lock, which
@@ -131,7 +131,7 @@ class GarbageCollector:
             preserved = (files.runner_log, files.handle)
             await self._dependencies.remove([path for path in files.root.iterdir() if path not in preserved])
             files.handle.unlink(missing_ok=True)
-        _log.info("What was left of attempt %s is gone: %s", attempt_id, ", ".join([*kinds, "files"]))
+        _log.info("Removed the leftovers of attempt %s: %s", attempt_id, ", ".join([*kinds, "files"]))
 
     async def _end_leftovers(self, attempt_id: str, files: AttemptLayout) -> None:
         """Clean up every kind regardless of what was found: a handle alone may be enough to end a sandbox."""

@@ -71,7 +71,8 @@ class IntegrityCheck:
             except FileNotFoundError:
                 if self._store.load(task_id) is not None:
                     what = (
-                        "The index knows this task, and its journal is gone; restore it or run: sandbox admin rebuild"
+                        "The index contains this task, but its journal does not exist; restore it or run: "
+                        "sandbox admin rebuild"
                     )
                     yield Discrepancy(task_id, DiscrepancyKind.JOURNAL_MISSING, what)
             except IndexDamagedError as error:
@@ -79,10 +80,10 @@ class IntegrityCheck:
             except JournalDamagedError as error:
                 yield Discrepancy(task_id, DiscrepancyKind.JOURNAL_DAMAGED, error.message)
             except IllegalEventError as error:
-                what = f"Its records tell no life of a task ({error.message}); restore it from a backup."
+                what = f"Its records are inconsistent ({error.message}); restore it from a backup."
                 yield Discrepancy(task_id, DiscrepancyKind.JOURNAL_DAMAGED, what)
             except OSError as error:
-                what = f"Its journal cannot be read ({error}); look at its disk, or restore it from a backup."
+                what = f"Its journal cannot be read ({error}); check its disk, or restore it from a backup."
                 yield Discrepancy(task_id, DiscrepancyKind.JOURNAL_UNREADABLE, what)
 
     def _check_task(self, task_id: str, *, is_in_index: bool) -> Iterator[Discrepancy]:
@@ -121,7 +122,7 @@ class IntegrityCheck:
             return
         torn_bytes = self._journals.size_bytes(task_id) - self._replay(task_id, reading, None).offset
         if torn_bytes > 0:
-            what = f"{torn_bytes} bytes behind its last record are none; whoever writes it next drops them."
+            what = f"{torn_bytes} bytes after its last record are incomplete; the next writer drops them."
             yield Discrepancy(task_id, DiscrepancyKind.JOURNAL_TORN, what)
 
     def _check_artifact(self, task_id: str, artifact: Artifact) -> Iterator[Discrepancy]:
@@ -154,14 +155,14 @@ def _compare_with_index(indexed: IndexedTask, at_index: ReplayState, at_end: Rep
     """Both must agree up to the index's offset. After it, only an unfinished task's journal may have more records."""
     task_id = indexed.task.id
     if at_index.offset < indexed.offset:
-        what = "The index knows more than the journal kept; start a server, or run: sandbox admin rebuild"
+        what = "The index is ahead of the journal; start a server, or run: sandbox admin rebuild"
         yield Discrepancy(task_id, DiscrepancyKind.INDEX_AHEAD, what)
     elif at_index.offset > indexed.offset or at_index.task != indexed.task:
-        difference = f"The index tells {_summarize(indexed.task)}, the journal {_summarize(at_index.task)}"
+        difference = f"The index has {_summarize(indexed.task)}, the journal {_summarize(at_index.task)}"
         what = f"{difference}{_describe_difference(indexed.task, at_index.task)}; run: sandbox admin rebuild"
         yield Discrepancy(task_id, DiscrepancyKind.INDEX_DIFFERS, what)
     elif indexed.task.state.is_terminal and at_end.offset > indexed.offset:
-        what = "The journal goes on after the task's end; run: sandbox admin rebuild"
+        what = "The journal continues after the task's end; run: sandbox admin rebuild"
         yield Discrepancy(task_id, DiscrepancyKind.INDEX_DIFFERS, what)
 
 

@@ -44,8 +44,8 @@ class Janitor:
                     await duty.run()
             except Exception as error:
                 reason = str(error) or type(error).__name__
-                again = f"tried again in {JANITOR_INTERVAL_SECONDS / 60:.0f} minutes"
-                _log.error("The janitor could not look after %s: %s; %s. %s", duty.name, reason, again, duty.remedy)
+                again = f"retrying in {JANITOR_INTERVAL_SECONDS / 60:.0f} minutes"
+                _log.error("Maintenance of %s failed: %s; %s. %s", duty.name, reason, again, duty.remedy)
 
 
 class ClockCheck:

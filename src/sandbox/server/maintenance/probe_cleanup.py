@@ -43,7 +43,7 @@ def _poll_shared_lock(descriptor: int, run_dir: Path) -> Iterator[None]:
     deadline = time.monotonic() + PROBE_WAIT_SECONDS
     while not _try_lock(descriptor, fcntl.LOCK_SH):
         if time.monotonic() > deadline:
-            raise TimeoutError(f"The server that uses {run_dir} is busy there; try again.")
+            raise TimeoutError(f"The server that uses {run_dir} is busy; try again.")
         yield
 
 

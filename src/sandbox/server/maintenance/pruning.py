@@ -147,7 +147,7 @@ class Pruner:
             pruned += more
         if not dry_run and (skipped or failure):
             raise UnavailableError(
-                f"Finished tasks that are gone for good: {len(pruned)}. {self._describe_incomplete(skipped, failure)}"
+                f"Finished tasks removed: {len(pruned)}. {self._describe_incomplete(skipped, failure)}"
             )
         return pruned
 
@@ -157,11 +157,11 @@ class Pruner:
             details = "; ".join(
                 f"{task_id}: {reason}" for task_id, reason in list(skipped.items())[:_REASONS_SHOWN_MAX]
             )
-            reasons.append(f"Kept, because they could not be looked at: {len(skipped)} ({details}); look at the disk.")
+            reasons.append(f"Kept, because they could not be checked: {len(skipped)} ({details}); check the disk.")
         if refusal:
             directory = pruned_root(self._dependencies.data_dir)
-            rest = f"What is left of pruned ones still takes room in {directory}: {refusal}"
-            reasons.append(f"{rest}; see why it stays there, and try again.")
+            rest = f"Removed tasks still use disk space in {directory}: {refusal}"
+            reasons.append(f"{rest}; fix the cause, and try again.")
         return " ".join(reasons)
 
     async def _prune_selected(
@@ -183,7 +183,7 @@ class Pruner:
                 skipped[task.id] = error_reason(error)
         if pruned:
             size_bytes = sum(task.size_bytes for task in pruned)
-            _log.info("Finished tasks that are kept no longer are gone: %d of %d bytes", len(pruned), size_bytes)
+            _log.info("Removed expired tasks: %d of %d bytes", len(pruned), size_bytes)
         return pruned
 
     async def _select(self, retention: Retention, skipped: _Skipped) -> AsyncIterator[PrunedTask]:

@@ -161,7 +161,7 @@ StreamPair = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 async def _read_address(reader: asyncio.StreamReader) -> HostPort:
     _, command, _, kind = await reader.readexactly(4)
     if command != 1:
-        raise ValueError("only CONNECT is spoken")
+        raise ValueError("only CONNECT is supported")
     if kind == _ADDRESS_IPV4:
         host = socket.inet_ntop(socket.AF_INET, await reader.readexactly(4))
     elif kind == _ADDRESS_IPV6:
@@ -190,7 +190,7 @@ async def _dial_any(addresses: Sequence[HostPort]) -> StreamPair:
 
 
 def _not_allowed_error() -> OSError:
-    return OSError(errno.EACCES, "no such host may be reached")
+    return OSError(errno.EACCES, "this host is not allowed")
 
 
 def _encode_reply(code: int) -> bytes:

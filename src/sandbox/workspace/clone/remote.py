@@ -33,8 +33,8 @@ _HASHED_CERTIFICATE_NAME = re.compile(r"[0-9a-f]{8}\.r?[0-9]+")
 
 _IGNORED_SETTINGS = frozenset({"proxy", "savecookies", "curloptresolve"})
 _TOO_MANY_FILES = (
-    "http.{name} of the server's user names {value}, and with it more files than a confined git is given; put them "
-    "into one file and name that by http.sslCAInfo"
+    "http.{name} of the server's user is {value}, a directory, which a confined git cannot use; put the "
+    "certificates into one file and set http.sslCAInfo"
 )
 _REMOTE_DNS_SCHEMES = {"socks5": "socks5h", "socks4": "socks4a"}
 """Names cannot be resolved in the confinement, so the proxy resolves them."""
@@ -115,12 +115,12 @@ def _read_directory(name: str, value: str, home: Path, path_inside: str) -> Mapp
     except OSError as error:
         raise _unreadable(name, path, error) from error
     if not contents:
-        raise OSError(f"http.{name} of the server's user names {path}, which holds no certificate")
+        raise OSError(f"http.{name} of the server's user is {path}, which contains no certificate")
     return contents
 
 
 def _unreadable(name: str, path: Path, error: OSError) -> OSError:
-    return OSError(f"http.{name} of the server's user names {path}, which cannot be read: {error.strerror}")
+    return OSError(f"http.{name} of the server's user is {path}, which cannot be read: {error.strerror}")
 
 
 def _read_setting_file(name: str, value: str, home: Path) -> bytes | None:

@@ -56,7 +56,7 @@ async def commit_initial_patch(path: str, confinement: Confinement, repository: 
         stderr = replace_unprintable(error.stderr.strip().replace("error: ", ""), escape_character)[
             :_STDERR_CHARACTERS_MAX
         ]
-        message = f"repository.patch does not apply to commit {base[:12]}: {stderr or 'git gave it up'}."
+        message = f"repository.patch does not apply to commit {base[:12]}: {stderr or 'git failed'}."
         raise AttemptError(FailureCode.CLONE_FAILED, message) from None
     tree = _parse_object_id(await run("write-tree"))
     text = f"tree {tree}\nparent {base}\nauthor {_IDENTITY}\ncommitter {_IDENTITY}\n\n{INITIAL_COMMIT_MESSAGE}\n"
@@ -150,7 +150,7 @@ class WorkspaceStaging:
             code, transient = FailureCode.CLONE_FAILED, is_transient(error.stderr)
             raise AttemptError(code, message, is_transient=transient) from None
         except ConfinementLostError as error:
-            raise AttemptError(FailureCode.SANDBOX_LOST, f"Cloning was broken off: {error}.") from error
+            raise AttemptError(FailureCode.SANDBOX_LOST, f"Cloning was aborted: {error}.") from error
         except OSError as error:
             reason = DISK_FULL_MESSAGE if error.errno in DISK_FULL_ERRNOS else error.strerror or error
             raise _clone_failed(f"Cannot clone {self._repository.url}: {reason}.") from error
@@ -204,7 +204,7 @@ class WorkspaceStaging:
         tip = await run_in_thread(lambda _: read_branch_commit(repository, self._repository.branch))
         if tip is None:
             raise _clone_failed(
-                f"'{self._repository.branch}' is no branch of {self._repository.url}; check repository.branch."
+                f"'{self._repository.branch}' is not a branch of {self._repository.url}; check repository.branch."
             )
         await run_in_thread(lambda _: neutralize_attributes(repository))
         return (
@@ -227,7 +227,7 @@ class WorkspaceStaging:
             if error.is_inconclusive:
                 raise
             if "ambiguous" in error.stderr:
-                problem = f"Commit {commit_prefix} stands for more than one object of {self._repository.url}"
+                problem = f"Commit {commit_prefix} is ambiguous in {self._repository.url}"
         raise _clone_failed(f"{problem}; give the full name of a commit that the branch contains in repository.commit.")
 
     async def _check_size(self, git: Git, commit: str) -> None:
@@ -283,7 +283,7 @@ def _find_size_problem(entries: Iterator[BaseTreeEntry], bytes_max: int) -> str 
                 f"the files of the commit are larger than {bytes_max / 1024**3:.3g} GiB; raise vm.disk (to 32G at most)"
             )
         if path_bytes_left < 0:
-            return f"the paths of the commit are longer than {PATHS_BYTES_MAX // 1024**2} MiB together"
+            return f"the paths of the commit exceed {PATHS_BYTES_MAX // 1024**2} MiB together"
         if len(entry.path) > PATH_BYTES_MAX:
             return f"a path of the commit is longer than {PATH_BYTES_MAX} bytes"
         if entry.path.count(b"/") >= DEPTH_MAX:

@@ -83,7 +83,7 @@ async def write_changed_files(git: Git, attempt: AttemptLayout, base_commit: str
     try:
         return await _write(git, attempt, base_commit, target)
     except GitError as error:
-        raise _collect_failed(f"git said: {last_error_line(error.stderr)}") from error
+        raise _collect_failed(f"git reported: {last_error_line(error.stderr)}") from error
     except OSError as error:
         raise _collect_failed(error.strerror or str(error)) from error
 
@@ -101,13 +101,13 @@ async def _write(git: Git, attempt: AttemptLayout, base_commit: str, target: Pat
             try:
                 await compare_workspace(git, attempt, base, begin, lambda _: None)
             except TooManyEntriesError as error:
-                reason = f"there are {error}, and only the first were looked at"
+                reason = f"there are {error}, and only the first were examined"
             await run_in_thread(lambda _: tar.close())
         await run_in_thread(lambda _: fsync_path(target))
     if tar.skipped_count:
-        reason = f"{tar.skipped_count} files would have made it larger than {ARTIFACT_BYTES_MAX // 2 // 1024**2} MiB"
+        reason = f"{tar.skipped_count} files would make it larger than {ARTIFACT_BYTES_MAX // 2 // 1024**2} MiB"
     return reason
 
 
 def _collect_failed(reason: str) -> AttemptError:
-    return AttemptError(FailureCode.COLLECT_FAILED, f"The changed files could not be kept: {reason}.")
+    return AttemptError(FailureCode.COLLECT_FAILED, f"The changed files could not be stored: {reason}.")

@@ -96,7 +96,7 @@ class TreeComparison:
         if entry.path == b".git":
             return False
         if is_forbidden_path(entry.path, is_link=entry.is_link):
-            self.skipped[entry.path] = "git takes no such path"
+            self.skipped[entry.path] = "git does not support this path"
         elif not entry.is_reachable:
             self.skipped[entry.path] = "its path is too long or too deep"
         return entry.path not in self.skipped

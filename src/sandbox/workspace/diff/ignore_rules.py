@@ -112,7 +112,7 @@ def _fields(responses: IO[bytes]) -> Iterator[bytes]:
     while chunk := responses.read(_CHUNK_BYTES):
         *fields, remaining = (remaining + chunk).split(b"\0")
         if len(remaining) > _FIELD_BYTES_MAX:
-            raise BrokenPipeError("git check-ignore said more than it can have to say")
+            raise BrokenPipeError("git check-ignore wrote too much output")
         yield from fields
     raise BrokenPipeError("git check-ignore ended early")
 

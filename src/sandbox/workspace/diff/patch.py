@@ -43,7 +43,7 @@ async def write_patch(
     except GitError as error:
         reason = _exceeded_limit(error, git.memory_bytes_max)
         if reason is None:
-            raise _patch_failed(f"git said: {last_error_line(error.stderr)}") from error
+            raise _patch_failed(f"git reported: {last_error_line(error.stderr)}") from error
     except OSError as error:
         raise _patch_failed(error.strerror or str(error)) from error
     await run_in_thread(lambda _: _write_without_diff(target, f"# truncated: {reason}\n".encode()))
@@ -68,8 +68,8 @@ def _too_large_reason(too_large: Sequence[bytes]) -> str | None:
     if not too_large:
         return None
     return (
-        f"{len(too_large)} files of what the agent changed, {printable_path(too_large[0])} the first, are over what "
-        f"a patch may be ({PATCH_BYTES_MAX // 1024**2} MiB)"
+        f"{len(too_large)} changed files, the first is {printable_path(too_large[0])}, are larger than the limit "
+        f"of a patch ({PATCH_BYTES_MAX // 1024**2} MiB)"
     )
 
 
@@ -135,9 +135,9 @@ def _preamble(skipped: SkippedPaths, too_large: Sequence[bytes]) -> bytes:
 
 def _comment_lines(paths: SkippedPaths) -> Iterator[str]:
     for path, reason in islice(paths.items(), _SKIPPED_LISTED_MAX):
-        yield f"# left out, {reason}: {printable_path(path)}\n"
+        yield f"# skipped, {reason}: {printable_path(path)}\n"
     if len(paths) > _SKIPPED_LISTED_MAX:
-        yield f"# left out as well: {len(paths) - _SKIPPED_LISTED_MAX} more\n"
+        yield f"# also skipped: {len(paths) - _SKIPPED_LISTED_MAX} more\n"
 
 
 def _write_without_diff(target: Path, text: bytes) -> None:
@@ -156,7 +156,7 @@ def _flush(target: Path) -> None:
 def _exceeded_limit(error: GitError, memory_bytes_max: int) -> str | None:
     """Return a message about the limit that stopped git; None if no limit did."""
     if error.returncode == 128 + signal.SIGXFSZ:
-        return f"it is larger than a patch may be ({PATCH_BYTES_MAX // 1024**2} MiB)"
+        return f"it is larger than the limit of a patch ({PATCH_BYTES_MAX // 1024**2} MiB)"
     if error.is_out_of_memory:
         return (
             f"comparing the files takes git more than {memory_bytes_max // 1024**2} MiB of memory; raise vm.memory (to "
@@ -166,4 +166,4 @@ def _exceeded_limit(error: GitError, memory_bytes_max: int) -> str | None:
 
 
 def _patch_failed(reason: str) -> AttemptError:
-    return AttemptError(FailureCode.COLLECT_FAILED, f"The patch could not be made: {reason}.")
+    return AttemptError(FailureCode.COLLECT_FAILED, f"The patch could not be created: {reason}.")

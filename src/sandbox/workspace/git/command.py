@@ -132,7 +132,7 @@ class GitError(Exception):
     """git failed. `returncode`: 128+n after signal n. `stderr`: the end of its stderr, untrusted text."""
 
     def __init__(self, returncode: int, stderr: bytes) -> None:
-        super().__init__(f"git ended with {returncode}")
+        super().__init__(f"git exited with code {returncode}")
         self.returncode = returncode
         self.stderr = stderr.decode(errors="replace")
 

@@ -18,14 +18,14 @@ _CREDENTIALS_HINT = (
 SILENT_INDEX_PACK_ERROR = "fatal: fetch-pack: invalid index-pack output"
 """git's only message if a signal ended its index-pack, for example at the file size limit."""
 
-DISK_FULL_MESSAGE = "there is no room for it; raise vm.disk, or make room in the server's data directory"
+DISK_FULL_MESSAGE = "not enough disk space; raise vm.disk, or free space in the server's data directory"
 # Matched once per word and limited to so many letters: the sender of the text may send a megabyte of them.
 _URL = re.compile(r"(?<![a-z0-9+.-])[a-z][a-z0-9+.-]{0,31}://[^\s']+", re.IGNORECASE)
 _EXPLANATIONS = (
     # Must be first: if one of git's programs is killed for memory, git also reports a broken connection.
     (
         r"out of memory",
-        "it holds objects so large that git has not enough memory for them; raise vm.memory (to 4G at most)",
+        "it contains objects that are too large for git's memory; raise vm.memory (to 4G at most)",
     ),
     (r"remote branch .* not found", "it has no branch '{branch}'; check repository.branch"),
     (
@@ -62,12 +62,12 @@ _EXPLANATIONS = (
     (r"ssl|certificate|tls", "the TLS connection failed; check the certificate of its host"),
     (
         r"unable to update url base from redirection|redirect|returned error: 30\d|SOCKS5 connection to .* \(2\)",
-        "it redirects to somewhere else; use the final URL",
+        "it redirects to another URL; use the final one",
     ),
-    (r"returned error: 5\d\d", "its host answers with a server error; try again later"),
+    (r"returned error: 5\d\d", "its host responds with a server error; try again later"),
     (r"no space left on device|disk quota", DISK_FULL_MESSAGE),
-    (r"file too large|died of signal 25", "it is larger than a clone may be; raise vm.disk (to 32G at most)"),
-    (r"fsck error|invalid path|badtree|refusing to create", "it holds objects that git refuses as malformed"),
+    (r"file too large|died of signal 25", "it is larger than the limit of a clone; raise vm.disk (to 32G at most)"),
+    (r"fsck error|invalid path|badtree|refusing to create", "it contains malformed objects"),
     (
         r"failed to execute (git|prlimit)|setpriv is not installed",
         "the server lacks git or setpriv; install git and util-linux",
@@ -75,7 +75,7 @@ _EXPLANATIONS = (
     (r"(?<![\w/.-])ssh: (command )?not found", "the server lacks ssh; install openssh-client"),
     (
         rf"\A\s*{SILENT_INDEX_PACK_ERROR}\s*\Z",
-        "it is most likely larger than a clone may be; raise vm.disk (to 32G at most)",
+        "it is probably larger than the limit of a clone; raise vm.disk (to 32G at most)",
     ),
 )
 _TRANSIENT = re.compile(
@@ -104,7 +104,7 @@ def explain_clone_failure(stderr: str, repository: Repository, secrets: Collecti
         if re.search(pattern, searched, re.IGNORECASE):
             return f"Cannot clone {repository.url}: {meaning.format(branch=repository.branch)}."
     line = last_error_line(redact_credentials(stderr, secrets)) or "nothing"
-    return f"Cannot clone {repository.url}: git said: {line}"
+    return f"Cannot clone {repository.url}: git reported: {line}"
 
 
 def redact_credentials(text: str, secrets: Collection[str]) -> str:

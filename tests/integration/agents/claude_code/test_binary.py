@@ -1,4 +1,4 @@
-"""The agent's own shell has the agent's uid. It must not reach into the agent all the same."""
+"""The agent's shell has the agent's uid, but must not access the agent's process."""
 
 import asyncio
 import os
@@ -33,37 +33,37 @@ print("stdout", "denied" if stdout < 0 else "open")
 PTRACE_SEIZE, PTRACE_DETACH = 0x4206, 17
 print("ptrace", "denied" if libc.ptrace(PTRACE_SEIZE, pid, 0, 0) else "open")
 """
-WAYS = ("environ", "exe", "maps", "mem", "stdout", "ptrace")
+TARGETS = ("environ", "exe", "maps", "mem", "stdout", "ptrace")
 
 
 @pytest.fixture
-def place():
-    """A directory that any uid can get to."""
+def directory():
+    """A directory that every uid can access."""
     with tempfile.TemporaryDirectory() as name:
         Path(name).chmod(0o755)
         yield Path(name)
 
 
-def probe(place, binary):
-    """Let the agent's shell try every way; gives what it said and the agent's own stdout."""
+def run_probe(directory, binary):
+    """Runs the probe in the agent's shell; returns its output and the agent's stdout."""
 
     async def run():
-        (place / "run").mkdir(mode=0o755)
-        outside = Outside(place / "run", binary=binary, uid=UID)
-        (outside.workspace / "probe.py").write_text(PROBE)
+        (directory / "run").mkdir(mode=0o755)
+        host_run = Outside(directory / "run", binary=binary, uid=UID)
+        (host_run.workspace / "probe.py").write_text(PROBE)
         shell = Turn((ToolUse("Bash", {"command": "python3 -I probe.py", "description": "try"}),))
         async with ScriptedModel(Script((shell, Turn((Text("All done."),))))) as model:
-            ran = await outside.run(model.url)
-        assert ran.exit_code == 0, ran.stderr
-        answer = model.messages[-1]["messages"][-1]["content"]
-        said = next(block["content"] for block in answer if block["type"] == "tool_result")
-        return said.partition("<system-reminder>")[0], b"".join(ran.lines)
+            completed = await host_run.run(model.url)
+        assert completed.exit_code == 0, completed.stderr
+        content = model.messages[-1]["messages"][-1]["content"]
+        output = next(block["content"] for block in content if block["type"] == "tool_result")
+        return output.partition("<system-reminder>")[0], b"".join(completed.lines)
 
     return asyncio.run(run())
 
 
-def readable(binary):
-    """The wheel's own binary, at a place that any uid can get to; a copy of its 400 MB only where it has to be."""
+def readable_copy(binary):
+    """The wheel's binary in a directory that every uid can access; its 400 MB are copied only if necessary."""
     source = find_binary()
     try:
         if source.stat().st_mode & 0o005 == 0o005:
@@ -76,16 +76,16 @@ def readable(binary):
     return binary
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give the agent a uid of its own outside a sandbox")
-def test_the_installed_binary_is_closed_to_the_agents_shell(place):
-    said, stdout = probe(place, install_binary(place))
-    assert said.split() == " ".join(f"{way} denied" for way in WAYS).split()
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give the agent a separate uid outside a sandbox")
+def test_installed_binary_denies_access_to_the_agents_shell(directory):
+    output, stdout = run_probe(directory, install_binary(directory))
+    assert output.split() == " ".join(f"{target} denied" for target in TARGETS).split()
     assert b'\n{"type":"forged"}\n' not in stdout
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give the agent a uid of its own outside a sandbox")
-def test_a_readable_binary_would_be_open(place):
-    """The twin: without the execute-only copy each way works, the forged line included."""
-    said, stdout = probe(place, readable(place / "claude"))
-    assert said.split() == " ".join(f"{way} open" for way in WAYS).split()
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give the agent a separate uid outside a sandbox")
+def test_readable_binary_would_allow_access(directory):
+    """The twin: without the execute-only copy, each access succeeds, including the forged line."""
+    output, stdout = run_probe(directory, readable_copy(directory / "claude"))
+    assert output.split() == " ".join(f"{target} open" for target in TARGETS).split()
     assert b'\n{"type":"forged"}\n' in stdout

@@ -1,4 +1,4 @@
-"""The real Claude Code asks through a real gateway: what it sends arrives, and nothing is dropped or refused."""
+"""The real Claude Code behind a real gateway: all its requests are forwarded, with no header dropped."""
 
 import asyncio
 
@@ -10,14 +10,14 @@ from sandbox.gateway.server import SocketGateways
 from sandbox.interfaces.gateway import GatewayRules, ModelUpstream
 from sandbox.model.events import Usage
 
-SERVER_KEY = "sk-the-servers-own"
+SERVER_KEY = "sk-server-key"
 SUBAGENT = {"description": "look", "prompt": "Look around.", "subagent_type": "general-purpose"}
 TURNS = (
     Turn((ToolUse("Bash", {"command": "echo ran", "description": "look"}),)),
     Turn((ToolUse("Agent", SUBAGENT),)),
     Turn((Text("All done."),)),
 )
-OF_ITSELF = {
+AGENT_HEADERS = {
     "accept",
     "anthropic-beta",
     "anthropic-dangerous-direct-browser-access",
@@ -34,33 +34,33 @@ OF_ITSELF = {
     "x-stainless-runtime-version",
     "x-stainless-timeout",
 }
-OF_THE_GATEWAY = {"accept-encoding", "content-length", "content-type", "host", "x-api-key"}
-OF_A_SUBAGENT = {"x-claude-code-agent-id", "x-claude-code-parent-agent-id"}
+GATEWAY_HEADERS = {"accept-encoding", "content-length", "content-type", "host", "x-api-key"}
+SUBAGENT_HEADERS = {"x-claude-code-agent-id", "x-claude-code-parent-agent-id"}
 
 
-def test_all_that_claude_code_sends_arrives_with_the_servers_key(tmp_path):
-    async def story():
-        told: list = []
+def test_requests_of_claude_code_are_forwarded_with_the_servers_key(tmp_path):
+    async def scenario():
+        events: list = []
         async with ScriptedModel(Script(TURNS)) as model:
             with loopback_listeners() as listeners:
                 gateway = SocketGateways().create(
-                    ModelUpstream(model.url, api_key=SERVER_KEY), TASK_KEY, told.append, GatewayRules()
+                    ModelUpstream(model.url, api_key=SERVER_KEY), TASK_KEY, events.append, GatewayRules()
                 )
-                serving = asyncio.ensure_future(gateway.serve(listeners))
+                gateway_task = asyncio.ensure_future(gateway.serve(listeners))
                 port = listeners.model.getsockname()[1]
-                ran = await Outside(tmp_path).run(f"http://127.0.0.1:{port}")
-                serving.cancel()
-                await asyncio.gather(serving, return_exceptions=True)
-        return ran, model, told
+                completed = await Outside(tmp_path).run(f"http://127.0.0.1:{port}")
+                gateway_task.cancel()
+                await asyncio.gather(gateway_task, return_exceptions=True)
+        return completed, model, events
 
-    ran, model, told = asyncio.run(story())
-    assert ran.exit_code == 0, ran.stderr
-    assert {type(one) for one in told} == {Usage}, [one for one in told if not isinstance(one, Usage)]
-    asked = [dict(request.headers) for request in model.requests if request.path.startswith("/v1/messages")]
-    assert len(asked) >= 4, "the agent, its tool and its subagent asked"
-    for headers in asked:
+    completed, model, events = asyncio.run(scenario())
+    assert completed.exit_code == 0, completed.stderr
+    assert {type(event) for event in events} == {Usage}, [event for event in events if not isinstance(event, Usage)]
+    requests = [dict(request.headers) for request in model.requests if request.path.startswith("/v1/messages")]
+    assert len(requests) >= 4, "requests of the agent, its tool and its subagent"
+    for headers in requests:
         assert headers["x-api-key"] == SERVER_KEY
-        assert headers.keys() >= OF_ITSELF
-        assert headers.keys() - OF_ITSELF - OF_THE_GATEWAY - OF_A_SUBAGENT == set()
+        assert headers.keys() >= AGENT_HEADERS
+        assert headers.keys() - AGENT_HEADERS - GATEWAY_HEADERS - SUBAGENT_HEADERS == set()
         assert "claude-code-20250219" in headers["anthropic-beta"].split(",")
-    assert any("x-claude-code-agent-id" in headers for headers in asked)
+    assert any("x-claude-code-agent-id" in headers for headers in requests)

@@ -1,4 +1,4 @@
-"""A program that the agent runs writes settings into the agent's home, to send it to a model of the program's own."""
+"""A program of the agent writes settings into the agent's home, to redirect it to another model."""
 
 import asyncio
 import json
@@ -8,10 +8,10 @@ from doubles.claude_on_host import Outside
 from sandbox.demo.model_script import Script, Text, ToolUse, Turn
 from sandbox.demo.scripted_model import ScriptedModel
 
-HONEST = Turn((Text("All done."),))
+GENUINE = Turn((Text("All done."),))
 FORGED = Turn((Text("FORGED"),))
-WATCHED_SECONDS = 1.5
-"""Claude Code obeys a changed settings file within this time."""
+RELOAD_SECONDS = 1.5
+"""Claude Code applies a changed settings file within this time."""
 
 HIJACK = """\
 import json, os, pathlib, time
@@ -25,27 +25,27 @@ time.sleep(SECONDS)
 """
 
 
-def play(directory: Path, without=()):
-    """Gives what the two models were asked and the words of the agent's result."""
+def run_hijack(directory: Path, without=()):
+    """Returns the number of requests to the forging model, and the text of the agent's result."""
 
     async def run():
-        outside = Outside(directory)
-        async with ScriptedModel(Script((FORGED, FORGED))) as forging:
-            program = f"MODEL, SECONDS = {forging.url!r}, {WATCHED_SECONDS}\n{HIJACK}"
-            (outside.workspace / "build.py").write_text(program)
+        host_run = Outside(directory)
+        async with ScriptedModel(Script((FORGED, FORGED))) as forging_model:
+            program = f"MODEL, SECONDS = {forging_model.url!r}, {RELOAD_SECONDS}\n{HIJACK}"
+            (host_run.workspace / "build.py").write_text(program)
             build = Turn((ToolUse("Bash", {"command": "python3 -I build.py", "description": "build"}),))
-            async with ScriptedModel(Script((build, HONEST))) as model:
-                ran = await outside.run(model.url, without=without)
-            return len(forging.messages), json.loads(ran.lines[-1])["result"]
+            async with ScriptedModel(Script((build, GENUINE))) as model:
+                completed = await host_run.run(model.url, without=without)
+            return len(forging_model.messages), json.loads(completed.lines[-1])["result"]
 
     return asyncio.run(run())
 
 
-def test_the_agent_stays_with_its_own_model(tmp_path):
-    assert play(tmp_path) == (0, "All done.")
+def test_agent_ignores_model_settings_in_its_home(tmp_path):
+    assert run_hijack(tmp_path) == (0, "All done.")
 
 
-def test_it_would_obey_its_home_without_sandboxs_options(tmp_path):
-    """The twin: the attack is real."""
-    asked, result = play(tmp_path, without=("--setting-sources", ""))
-    assert (asked > 0, result) == (True, "FORGED")
+def test_agent_without_sandbox_options_uses_settings_in_its_home(tmp_path):
+    """The twin: without Sandbox's options, the attack succeeds."""
+    forged_requests, result = run_hijack(tmp_path, without=("--setting-sources", ""))
+    assert (forged_requests > 0, result) == (True, "FORGED")

@@ -1,6 +1,6 @@
-"""The real Claude Code is held to the tools and MCP servers that a user asked for, and says so before it begins.
+"""The real Claude Code is limited to the allowed tools and MCP servers, and reports them before it starts.
 
-Each start of it costs much, so that one run answers what can be asked with the same options.
+Each start is expensive, so one run covers all checks with the same options.
 """
 
 import asyncio
@@ -41,46 +41,46 @@ def write(path):
     return call("Write", file_path=path, content="made\n")
 
 
-class Play:
-    """A script played to its end: what the run left, and what is thought of its beginning."""
+class AgentRun:
+    """A script that was run to its end: the completed run, and the check of the agent's start."""
 
     def __init__(self, directory, *turns, secrets=None, **claude):
         self.workspace = directory / "workspace"
-        self.ran, self.model = asyncio.run(self._run(directory, turns, secrets, claude))
-        self._conversation = ClaudeOutputParser(SESSION_ID)
-        events = [event for line in self.ran.lines for event in self._conversation.parse_line(line)]
-        (self.began,) = [event for event in events if isinstance(event, AgentReady)]
-        self.wanted = manifest(**claude)
-        self.failure = self.judge(**claude)
+        self.completed, self.model = asyncio.run(self._run(directory, turns, secrets, claude))
+        self._parser = ClaudeOutputParser(SESSION_ID)
+        events = [event for line in self.completed.lines for event in self._parser.parse_line(line)]
+        (self.ready,) = [event for event in events if isinstance(event, AgentReady)]
+        self.manifest = manifest(**claude)
+        self.failure = self.check_ready(**claude)
 
     async def _run(self, directory, turns, secrets, claude):
-        outside = Outside(directory)
+        host_run = Outside(directory)
         async with ScriptedModel(Script((*turns, DONE))) as model:
-            return await outside.run(model.url, secrets=secrets, **claude), model
+            return await host_run.run(model.url, secrets=secrets, **claude), model
 
-    def judge(self, **claude):
-        """What is thought of this beginning if that is what was asked for."""
-        return ClaudeCodeDriver(Path("/none")).check_ready(manifest(**claude), self.began, str)
+    def check_ready(self, **claude):
+        """The check of this start against the given options."""
+        return ClaudeCodeDriver(Path("/none")).check_ready(manifest(**claude), self.ready, str)
 
     @property
     def outcome(self):
-        return self._conversation.outcome(ExitStatus(self.ran.exit_code), self.ran.stderr)
+        return self._parser.outcome(ExitStatus(self.completed.exit_code), self.completed.stderr)
 
     @property
-    def offered(self):
-        """The tools that the model was told of."""
+    def offered_tools(self):
+        """The tools that the model received."""
         return {tool["name"] for tool in self.model.messages[0].get("tools", [])}
 
     @property
-    def answers(self):
-        """What each tool call got, in order."""
+    def results(self):
+        """The result of each tool call, in order."""
         messages = [message["content"] for message in self.model.messages[-1]["messages"]]
         blocks = [block for content in messages if isinstance(content, list) for block in content]
         return [json.dumps(block["content"]) for block in blocks if block["type"] == "tool_result"]
 
     @property
     def prompt(self):
-        """What the model was told to do."""
+        """The prompt that the model received."""
         content = self.model.messages[0]["messages"][0]["content"]
         return content if isinstance(content, str) else content[-1]["text"]
 
@@ -92,107 +92,111 @@ class Play:
         return (self.workspace / name).exists()
 
 
-def servers(**named):
+def mcp_config(**named):
     return McpConfig(mcpServers=named)
 
 
-GITHUB = servers(github=TOKEN_SERVER)
+GITHUB = mcp_config(github=TOKEN_SERVER)
 MCP_CALLS = (call("mcp__github__tell"), call("mcp__github__other"))
 
 
-def test_a_task_without_options_has_every_tool(tmp_path):
-    play = Play(tmp_path, write("a"), bash("touch b"))
-    assert (play.failure, play.outcome.failure) == (None, None)
-    assert {"Bash", "Edit", "Read", "Task", "Write"} <= play.began.tools
-    assert play.has("a")
-    assert play.has("b")
-    # It is the same run, whatever format was asked for.
+def test_agent_without_options_has_all_tools(tmp_path):
+    agent_run = AgentRun(tmp_path, write("a"), bash("touch b"))
+    assert (agent_run.failure, agent_run.outcome.failure) == (None, None)
+    assert {"Bash", "Edit", "Read", "Task", "Write"} <= agent_run.ready.tools
+    assert agent_run.has("a")
+    assert agent_run.has("b")
+    # The command line does not depend on the output format.
     rendered = {}
     for output_format in ("text", "json", "stream-json"):
-        wanted = manifest(output_format=output_format)
-        assert _command(wanted) == _command(play.wanted)
-        rendered[output_format] = ClaudeCodeDriver(Path("/none")).render_output(wanted, play.outcome.result)
+        formatted = manifest(output_format=output_format)
+        assert _command(formatted) == _command(agent_run.manifest)
+        rendered[output_format] = ClaudeCodeDriver(Path("/none")).render_output(formatted, agent_run.outcome.result)
     assert rendered["text"] == b"All done.\n"
-    assert json.loads(rendered["json"]) == json.loads(play.ran.lines[-1])
+    assert json.loads(rendered["json"]) == json.loads(agent_run.completed.lines[-1])
     assert rendered["json"].count(b"\n") == 1
     assert rendered["stream-json"] == b""
 
 
-def _command(wanted):
-    return ClaudeCodeDriver(Path("/none")).prepare(wanted, session_id=SESSION_ID, task_key="key", secrets={}).command
+def _command(manifest_):
+    return ClaudeCodeDriver(Path("/none")).prepare(manifest_, session_id=SESSION_ID, task_key="key", secrets={}).command
 
 
-def test_names_alone_leave_no_other_tool_and_run_freely(tmp_path):
-    play = Play(tmp_path, bash("touch a"), write("b"), allowed_tools=("Read", "Bash", "Agent"), prompt="--help")
-    assert (play.failure, play.outcome.failure) == (None, None)
-    assert play.began.tools == {"Bash", "Read", "Task"}
-    assert play.offered == {"Agent", "Bash", "Read"}
-    assert play.has("a")
-    assert not play.has("b")
-    assert "No such tool available: Write" in play.answers[1]
-    assert play.prompt == "--help"
+def test_tool_names_limit_the_tools_and_need_no_permission(tmp_path):
+    agent_run = AgentRun(
+        tmp_path, bash("touch a"), write("b"), allowed_tools=("Read", "Bash", "Agent"), prompt="--help"
+    )
+    assert (agent_run.failure, agent_run.outcome.failure) == (None, None)
+    assert agent_run.ready.tools == {"Bash", "Read", "Task"}
+    assert agent_run.offered_tools == {"Agent", "Bash", "Read"}
+    assert agent_run.has("a")
+    assert not agent_run.has("b")
+    assert "No such tool available: Write" in agent_run.results[1]
+    assert agent_run.prompt == "--help"
 
 
-def test_an_empty_list_allows_nothing(tmp_path):
+def test_empty_list_allows_no_tool(tmp_path):
     turns = (*MCP_CALLS, bash("touch a"), write("b"))
-    play = Play(tmp_path, *turns, mcp_config=GITHUB, secrets=SECRETS, allowed_tools=())
-    assert (play.failure, play.outcome.failure) == (None, None)
-    assert not {one for one in play.offered | play.began.tools if not one.startswith("mcp__")}
-    assert len(play.answers) == 4
-    assert not [answer for answer in play.answers if "TOKEN=" in answer]
-    assert not play.has("a")
-    assert not play.has("b")
+    agent_run = AgentRun(tmp_path, *turns, mcp_config=GITHUB, secrets=SECRETS, allowed_tools=())
+    assert (agent_run.failure, agent_run.outcome.failure) == (None, None)
+    assert not {tool for tool in agent_run.offered_tools | agent_run.ready.tools if not tool.startswith("mcp__")}
+    assert len(agent_run.results) == 4
+    assert not [result for result in agent_run.results if "TOKEN=" in result]
+    assert not agent_run.has("a")
+    assert not agent_run.has("b")
 
 
-UNKNOWN = ("bash", "TodoWrite", "Raed(src/**)", "mcp__nobody", "mcp__nobody__tell")
+UNKNOWN_TOOLS = ("bash", "TodoWrite", "Raed(src/**)", "mcp__nobody", "mcp__nobody__tell")
 
 
-def is_told_of(failure, unknown):
+def assert_unknown_tools(failure, tools):
     assert failure.code is FailureCode.TOOL_UNKNOWN
-    assert f"has no such tool: {', '.join(unknown)}; correct claude.allowed_tools" in failure.message
+    assert f"has no such tool: {', '.join(tools)}; correct claude.allowed_tools" in failure.message
 
 
-def test_a_rule_allows_what_it_says_and_the_run_goes_on_after_a_denial(tmp_path):
+def test_rule_allows_matching_calls_and_a_denial_does_not_end_the_run(tmp_path):
     rules = ("Bash(git *)", "Bash(touch a, b)", "Read", "Task", "Write(src/(a)/**)")
     commands = ("git init -q made", "touch a, b", "touch c", "git status; touch d")
-    written = (write("src/(a)/b"), write("e"), call("Edit", file_path="f", old_string="", new_string="made"))
-    play = Play(tmp_path, *map(bash, commands), *written, allowed_tools=(*rules, *UNKNOWN), prompt="@nobody.txt")
-    assert (play.judge(allowed_tools=rules), play.outcome.failure) == (None, None)
-    is_told_of(play.failure, UNKNOWN)
-    assert play.began.tools == {"Bash", "Read", "Task", "Write"}
-    assert play.offered == {"Agent", "Bash", "Read", "Write"}
-    made = {name for name in ("made/.git", "a,", "b", "c", "d", "src/(a)/b", "e", "f") if play.has(name)}
-    assert made == {"made/.git", "a,", "b", "src/(a)/b"}
-    assert play.denied == ["Bash", "Bash", "Write"]
-    assert "No such tool available: Edit" in play.answers[-1]
-    assert play.outcome.result["result"] == "All done."
-    assert play.prompt == "@nobody.txt"
+    write_calls = (write("src/(a)/b"), write("e"), call("Edit", file_path="f", old_string="", new_string="made"))
+    agent_run = AgentRun(
+        tmp_path, *map(bash, commands), *write_calls, allowed_tools=(*rules, *UNKNOWN_TOOLS), prompt="@missing.txt"
+    )
+    assert (agent_run.check_ready(allowed_tools=rules), agent_run.outcome.failure) == (None, None)
+    assert_unknown_tools(agent_run.failure, UNKNOWN_TOOLS)
+    assert agent_run.ready.tools == {"Bash", "Read", "Task", "Write"}
+    assert agent_run.offered_tools == {"Agent", "Bash", "Read", "Write"}
+    created = {name for name in ("made/.git", "a,", "b", "c", "d", "src/(a)/b", "e", "f") if agent_run.has(name)}
+    assert created == {"made/.git", "a,", "b", "src/(a)/b"}
+    assert agent_run.denied == ["Bash", "Bash", "Write"]
+    assert "No such tool available: Edit" in agent_run.results[-1]
+    assert agent_run.outcome.result["result"] == "All done."
+    assert agent_run.prompt == "@missing.txt"
 
 
-def test_tools_that_claude_code_does_not_know_are_told(tmp_path):
-    play = Play(tmp_path, allowed_tools=UNKNOWN)
-    is_told_of(play.failure, UNKNOWN)
-    is_told_of(play.judge(allowed_tools=UNKNOWN[:1]), UNKNOWN[:1])
+def test_unknown_tools_are_reported(tmp_path):
+    agent_run = AgentRun(tmp_path, allowed_tools=UNKNOWN_TOOLS)
+    assert_unknown_tools(agent_run.failure, UNKNOWN_TOOLS)
+    assert_unknown_tools(agent_run.check_ready(allowed_tools=UNKNOWN_TOOLS[:1]), UNKNOWN_TOOLS[:1])
 
 
-def test_without_skipping_permissions_only_harmless_work_is_done(tmp_path):
+def test_permission_checks_allow_only_read_only_calls(tmp_path):
     turns = (bash("touch a"), write("b"), bash("ls"))
-    play = Play(tmp_path, *turns, skip_permissions=False, prompt="!ls")
-    assert (play.failure, play.outcome.failure) == (None, None)
-    assert not play.has("a")
-    assert not play.has("b")
-    assert play.denied == ["Bash", "Write"]
-    assert play.prompt == "!ls"
+    agent_run = AgentRun(tmp_path, *turns, skip_permissions=False, prompt="!ls")
+    assert (agent_run.failure, agent_run.outcome.failure) == (None, None)
+    assert not agent_run.has("a")
+    assert not agent_run.has("b")
+    assert agent_run.denied == ["Bash", "Write"]
+    assert agent_run.prompt == "!ls"
 
 
-def test_without_skipping_permissions_listed_tools_run_but_the_directory_of_git_is_left_alone(tmp_path):
-    used = {
+def test_permission_checks_allow_listed_tools_except_in_the_git_directory(tmp_path):
+    tools_by_server = {
         "named": ("mcp__named", {"tell", "other"}),
         "starred": ("mcp__starred__*", {"tell", "other"}),
         "one": ("mcp__one__tell", {"tell"}),
         "none": ("Bash", set()),
     }
-    tools = [(server, tool) for server in used for tool in ("tell", "other")]
+    tools = [(server, tool) for server in tools_by_server for tool in ("tell", "other")]
     turns = (
         *(call(f"mcp__{server}__{tool}") for server, tool in tools),
         bash("git init -q . && git tag -l; touch a"),
@@ -200,20 +204,20 @@ def test_without_skipping_permissions_listed_tools_run_but_the_directory_of_git_
         bash("echo x > .git/hooks/x"),
         call("Edit", file_path="b", old_string="", new_string="made"),
     )
-    allowed = (*(entry for entry, _ in used.values()), "Write")
-    config = servers(**dict.fromkeys(used, TOKEN_SERVER))
-    options = {"allowed_tools": allowed, "mcp_config": config, "skip_permissions": False, "prompt": "#note"}
-    play = Play(tmp_path, *turns, secrets=SECRETS, **options)
-    # The same run as where they are skipped: which MCP tools there are is a matter of permissions.
-    assert _command(play.wanted) == _command(manifest(**{**options, "skip_permissions": True}))
-    assert (play.failure, play.outcome.failure) == (None, None)
-    assert {tool for tool in play.began.tools if not tool.startswith("mcp__")} == {"Bash", "Write"}
-    answered = {each for each, told in zip(tools, play.answers, strict=False) if "TOKEN=" in told}
-    assert answered == {(server, tool) for server, (_, wanted) in used.items() for tool in wanted}
-    assert [name for name in play.denied if not name.startswith("mcp__")] == ["Write", "Bash"]
-    made = {name for name in ("a", ".git/HEAD", ".git/hooks/pre-commit", ".git/hooks/x", "b") if play.has(name)}
-    assert made == {"a", ".git/HEAD"}
-    assert play.prompt == "#note"
+    allowed_tools = (*(entry for entry, _ in tools_by_server.values()), "Write")
+    config = mcp_config(**dict.fromkeys(tools_by_server, TOKEN_SERVER))
+    options = {"allowed_tools": allowed_tools, "mcp_config": config, "skip_permissions": False, "prompt": "#note"}
+    agent_run = AgentRun(tmp_path, *turns, secrets=SECRETS, **options)
+    # The command line is the same with skipped permissions: the MCP tools depend on the permissions only.
+    assert _command(agent_run.manifest) == _command(manifest(**{**options, "skip_permissions": True}))
+    assert (agent_run.failure, agent_run.outcome.failure) == (None, None)
+    assert {tool for tool in agent_run.ready.tools if not tool.startswith("mcp__")} == {"Bash", "Write"}
+    succeeded = {each for each, result in zip(tools, agent_run.results, strict=False) if "TOKEN=" in result}
+    assert succeeded == {(server, tool) for server, (_, expected) in tools_by_server.items() for tool in expected}
+    assert [name for name in agent_run.denied if not name.startswith("mcp__")] == ["Write", "Bash"]
+    created = {name for name in ("a", ".git/HEAD", ".git/hooks/pre-commit", ".git/hooks/x", "b") if agent_run.has(name)}
+    assert created == {"a", ".git/HEAD"}
+    assert agent_run.prompt == "#note"
 
 
 BROKEN = {
@@ -225,80 +229,87 @@ BROKEN = {
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory):
-    """A run with MCP servers of every kind; gives it, and those that are meant to work.
+def mcp_run(tmp_path_factory):
+    """A run with MCP servers of every kind; yields it with the working servers.
 
-    All together they are more than an argument may be.
+    Together they exceed the size of an argument.
     """
     calls = (call("mcp__github__tell"), call("mcp__typed__tell"), call("mcp__untyped__tell"))
-    look = bash("echo =$GITHUB_TOKEN=; tr '\\0' ' ' < /proc/$PPID/cmdline; cat $HOME/.sandbox/mcp.json | head -c 2000")
+    inspect_call = bash(
+        "echo =$GITHUB_TOKEN=; tr '\\0' ' ' < /proc/$PPID/cmdline; cat $HOME/.sandbox/mcp.json | head -c 2000"
+    )
     with mcp_token_server.served_over_http() as url:
-        there = {
+        http_servers = {
             name: McpServer(
                 url=f"{url}/${{GITHUB_TOKEN}}/mcp", headers={"Authorization": "Bearer ${GITHUB_TOKEN}"}, type=kind
             )
             for name, kind in (("typed", "http"), ("untyped", None))
         }
-        fine = {"github": TOKEN_SERVER, **there}
+        working = {"github": TOKEN_SERVER, **http_servers}
         broken = {name: server for name, (server, _) in BROKEN.items()}
         large = {f"large{number}": McpServer(command="false", env={"X": "x" * 50_000}) for number in range(3)}
-        config = servers(**fine, **broken, **large, workspace=TOKEN_SERVER)
-        yield Play(tmp_path_factory.mktemp("served"), *calls, look, mcp_config=config, secrets=SECRETS), fine
+        config = mcp_config(**working, **broken, **large, workspace=TOKEN_SERVER)
+        yield (
+            AgentRun(tmp_path_factory.mktemp("served"), *calls, inspect_call, mcp_config=config, secrets=SECRETS),
+            working,
+        )
 
 
-def test_an_mcp_server_gets_its_secret_and_is_used(served):
-    play, fine = served
-    assert (play.judge(mcp_config=servers(**fine)), play.outcome.failure) == (None, None)
-    assert "TOKEN=sesame-open WORDS=--key=sesame-open default" in play.answers[0]
+def test_mcp_server_receives_its_secret(mcp_run):
+    agent_run, working = mcp_run
+    assert (agent_run.check_ready(mcp_config=mcp_config(**working)), agent_run.outcome.failure) == (None, None)
+    assert "TOKEN=sesame-open WORDS=--key=sesame-open default" in agent_run.results[0]
 
 
-def test_an_mcp_server_with_a_url_gets_its_secret_in_path_and_header(served):
-    play, _ = served
-    for answer in play.answers[1:3]:
-        assert "PATH=/sesame-open/mcp AUTHORIZATION=Bearer sesame-open" in answer
+def test_http_mcp_server_receives_its_secret_in_path_and_header(mcp_run):
+    agent_run, _ = mcp_run
+    for result in agent_run.results[1:3]:
+        assert "PATH=/sesame-open/mcp AUTHORIZATION=Bearer sesame-open" in result
 
 
-def test_no_secret_is_in_an_argument_or_a_file(served):
-    variable, _, looked = served[0].answers[3].partition("=")[2].partition("=")
+def test_secrets_are_in_no_argument_or_file(mcp_run):
+    variable, _, visible = mcp_run[0].results[3].partition("=")[2].partition("=")
     assert variable == "sesame-open"
-    assert "--mcp-config" in looked
-    assert "${GITHUB_TOKEN}" in looked
-    assert "sesame-open" not in looked
+    assert "--mcp-config" in visible
+    assert "${GITHUB_TOKEN}" in visible
+    assert "sesame-open" not in visible
 
 
-def test_a_server_that_does_not_connect_is_told_by_name(served):
-    play, fine = served
+def test_failed_mcp_server_is_reported_by_name(mcp_run):
+    agent_run, working = mcp_run
     failed = {*BROKEN, "large0", "large1", "large2"}
-    assert play.began.mcp_servers == {**dict.fromkeys(fine, "connected"), **dict.fromkeys(failed, "failed")}
-    assert play.failure.code is FailureCode.MCP_FAILED
+    assert agent_run.ready.mcp_servers == {**dict.fromkeys(working, "connected"), **dict.fromkeys(failed, "failed")}
+    assert agent_run.failure.code is FailureCode.MCP_FAILED
     for name, (server, advice) in BROKEN.items():
-        failure = play.judge(mcp_config=servers(**fine, **{name: server}))
+        failure = agent_run.check_ready(mcp_config=mcp_config(**working, **{name: server}))
         assert failure.code is FailureCode.MCP_FAILED
         assert f"The MCP server {name} is not connected (status: failed)" in failure.message
         assert advice in failure.message
 
 
-def test_a_name_that_claude_code_keeps_for_itself_is_told(served):
-    failure = served[0].judge(mcp_config=servers(workspace=TOKEN_SERVER))
+def test_reserved_mcp_server_name_is_reported(mcp_run):
+    failure = mcp_run[0].check_ready(mcp_config=mcp_config(workspace=TOKEN_SERVER))
     assert failure.code is FailureCode.MCP_FAILED
     assert "workspace is not connected (status: not started)" in failure.message
 
 
-def test_the_beginning_is_told_while_the_first_model_request_waits(tmp_path):
-    """So the gateway can hold that request until the beginning was judged."""
-    begun = []
+def test_init_event_is_sent_before_the_first_model_response(tmp_path):
+    """So the gateway can hold that request until the start is checked."""
+    init_lines = []
 
     async def run():
-        outside = Outside(tmp_path)
+        host_run = Outside(tmp_path)
         async with ScriptedModel(Script((Turn(DONE.content, faults=(Fault("hang"),)),))) as model:
 
             def on_line(line, process):
                 if b'"subtype":"init"' in line:
-                    begun.append(line)
+                    init_lines.append(line)
                     process.kill()
 
-            return await outside.run(model.url, on_line=on_line, mcp_config=servers(broken=McpServer(command="false")))
+            return await host_run.run(
+                model.url, on_line=on_line, mcp_config=mcp_config(broken=McpServer(command="false"))
+            )
 
     assert asyncio.run(run()).exit_code == 137
-    (event,) = ClaudeOutputParser(SESSION_ID).parse_line(begun[0])
+    (event,) = ClaudeOutputParser(SESSION_ID).parse_line(init_lines[0])
     assert event.mcp_servers == {"broken": "failed"}

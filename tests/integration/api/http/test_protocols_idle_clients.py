@@ -1,4 +1,4 @@
-"""Who sends no request, or half of one, is let go in a bounded time; who is slow, and who follows for long, is not."""
+"""Idle connections time out; slow clients and long streams do not."""
 
 import asyncio
 from types import SimpleNamespace
@@ -11,62 +11,62 @@ from doubles.fake_tasks import TO_COMPLETED, TO_RUNNING
 from sandbox.api.http import protocols
 
 HEAD = b"GET /api/health HTTP/1.1\r\nHost: localhost\r\n\r\n"
-HALVES = {"nothing": b"", "half a head": HEAD[:30], "an answered request and half a head": HEAD + HEAD[:30]}
+PARTIAL_REQUESTS = {"nothing": b"", "partial head": HEAD[:30], "request and partial head": HEAD + HEAD[:30]}
 
 
 @pytest.fixture
-def in_haste(monkeypatch):
+def short_head_timeout(monkeypatch):
     monkeypatch.setattr(protocols, "HEAD_TIMEOUT_SECONDS", 1.0)
 
 
-@pytest.mark.usefixtures("in_haste")
-@pytest.mark.parametrize("sent", HALVES.values(), ids=HALVES)
-def test_who_sends_no_whole_head_is_let_go(open_doors, sent):
-    async def scene():
-        async with open_doors() as doors:
-            reader, writer = await asyncio.open_connection("127.0.0.1", doors.port)
-            writer.write(sent)
+@pytest.mark.usefixtures("short_head_timeout")
+@pytest.mark.parametrize("payload", PARTIAL_REQUESTS.values(), ids=PARTIAL_REQUESTS)
+def test_incomplete_request_head_times_out(running_api, payload):
+    async def scenario():
+        async with running_api() as api:
+            reader, writer = await asyncio.open_connection("127.0.0.1", api.port)
+            writer.write(payload)
             try:
-                # The server's wait for the next request on a connection ends after five seconds.
-                answer = await asyncio.wait_for(reader.read(), 4)
+                # The keep-alive timeout is five seconds.
+                response = await asyncio.wait_for(reader.read(), 4)
             except ConnectionResetError:
-                answer = None
+                response = None
             writer.close()
-            assert sent.count(b"\r\n\r\n") == 0 or answer is None or b" 200 " in answer
+            assert payload.count(b"\r\n\r\n") == 0 or response is None or b" 200 " in response
 
-    asyncio.run(scene())
+    asyncio.run(scenario())
 
 
-@pytest.mark.usefixtures("in_haste")
-def test_a_slow_client_is_answered_and_a_follower_told_to_the_end(open_doors):
-    async def scene():
-        async with open_doors() as doors, httpx.AsyncClient(base_url=doors.http, timeout=30) as client:
-            doors.tasks.add("task-001", *TO_RUNNING)
-            async with client.stream("GET", "/api/v1/tasks/task-001/logs?follow=true") as following:
+@pytest.mark.usefixtures("short_head_timeout")
+def test_slow_request_and_long_stream_do_not_time_out(running_api):
+    async def scenario():
+        async with running_api() as api, httpx.AsyncClient(base_url=api.http, timeout=30) as client:
+            api.tasks.add("task-001", *TO_RUNNING)
+            async with client.stream("GET", "/api/v1/tasks/task-001/logs?follow=true") as stream:
                 for _ in range(6):
-                    reader, writer = await asyncio.open_connection("127.0.0.1", doors.port)
-                    for at in range(0, len(HEAD), 10):
-                        writer.write(HEAD[at : at + 10])
+                    reader, writer = await asyncio.open_connection("127.0.0.1", api.port)
+                    for index in range(0, len(HEAD), 10):
+                        writer.write(HEAD[index : index + 10])
                         await asyncio.sleep(0.05)
                     assert b" 200 " in await asyncio.wait_for(reader.readline(), 10)
                     writer.close()
-                doors.tasks.tell("task-001", *TO_COMPLETED)
-                told = [line async for line in following.aiter_lines()]
-            assert "event: end" in told
+                api.tasks.tell("task-001", *TO_COMPLETED)
+                lines = [line async for line in stream.aiter_lines()]
+            assert "event: end" in lines
 
-    asyncio.run(scene())
+    asyncio.run(scenario())
 
 
-def test_who_still_takes_an_answer_is_not_let_go():
-    waits, aborts, behind = [], [], [4096, 0]
+def test_connection_with_unsent_data_is_not_aborted():
+    timers, aborts, buffered_bytes = [], [], [4096, 0]
     connection = protocols.HttpProtocol.__new__(protocols.HttpProtocol)
-    connection.loop = SimpleNamespace(call_later=lambda seconds, call: waits.append((seconds, call)))
+    connection.loop = SimpleNamespace(call_later=lambda seconds, call: timers.append((seconds, call)))
     connection.conn = SimpleNamespace(their_state=h11.IDLE)
     connection.transport = SimpleNamespace(
-        get_write_buffer_size=lambda: behind.pop(0), abort=lambda: aborts.append("cut off")
+        get_write_buffer_size=lambda: buffered_bytes.pop(0), abort=lambda: aborts.append("aborted")
     )
     connection._update_head_timer()
-    waits.pop()[1]()
+    timers.pop()[1]()
     assert aborts == []
-    waits.pop()[1]()
-    assert (aborts, waits) == (["cut off"], [])
+    timers.pop()[1]()
+    assert (aborts, timers) == (["aborted"], [])

@@ -1,4 +1,4 @@
-"""Who takes nothing of what is ready costs the server a bounded time and memory, and nobody else anything."""
+"""A client that does not read costs the server bounded time and memory, and other clients nothing."""
 
 import asyncio
 import json
@@ -18,12 +18,12 @@ from sandbox.api.http import protocols
 from sandbox.model import events as e
 
 PATH = "/api/v1/tasks/task-001/logs?follow=true&after=0"
-MUCH = [e.Output.from_bytes("stdout", os.urandom(30_000).hex().encode() + b"\n") for _ in range(200)]
+LARGE_OUTPUT = [e.Output.from_bytes("stdout", os.urandom(30_000).hex().encode() + b"\n") for _ in range(200)]
 
 
 @contextmanager
-def stalled(port: int):
-    """A follower that reads nothing."""
+def stalled_client(port: int):
+    """A client that follows the logs and reads nothing."""
     with socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.connect(("127.0.0.1", port))
@@ -36,46 +36,46 @@ async def follow(client: httpx.AsyncClient) -> list[dict]:
         return [json.loads(line[6:]) async for line in response.aiter_lines() if line.startswith("data: ")]
 
 
-def test_a_follower_that_takes_nothing_is_let_go_and_others_are_not(open_doors, until, monkeypatch):
+def test_stalled_stream_is_closed_and_others_continue(running_api, until, monkeypatch):
     monkeypatch.setattr(protocols, "STALL_TIMEOUT_SECONDS", 0.3)
 
-    async def scene():
-        async with open_doors() as doors, httpx.AsyncClient(base_url=doors.http, timeout=30) as client:
-            doors.tasks.add("task-001", *TO_RUNNING)
-            with stalled(doors.port):
-                taking = asyncio.create_task(follow(client))
-                await until(lambda: doors.open_streams("logs") == 2)
-                doors.tasks.tell("task-001", *MUCH)
-                await until(lambda: doors.open_streams("logs") == 1)
-                doors.tasks.tell("task-001", *TO_COMPLETED)
-                assert (await taking)[-1]["type"] == "end"
+    async def scenario():
+        async with running_api() as api, httpx.AsyncClient(base_url=api.http, timeout=30) as client:
+            api.tasks.add("task-001", *TO_RUNNING)
+            with stalled_client(api.port):
+                following = asyncio.create_task(follow(client))
+                await until(lambda: api.open_streams("logs") == 2)
+                api.tasks.tell("task-001", *LARGE_OUTPUT)
+                await until(lambda: api.open_streams("logs") == 1)
+                api.tasks.tell("task-001", *TO_COMPLETED)
+                assert (await following)[-1]["type"] == "end"
 
-    asyncio.run(scene())
+    asyncio.run(scenario())
 
 
-def test_a_new_task_of_a_pruned_ones_name_has_its_own_story(open_doors, until):
-    async def scene():
-        async with open_doors() as doors, httpx.AsyncClient(base_url=doors.http, timeout=30) as client:
-            doors.tasks.add("task-001", *TO_RUNNING)
-            with stalled(doors.port):
-                await until(lambda: doors.open_streams("logs") == 1)
-                doors.tasks.tell("task-001", *MUCH, *TO_COMPLETED)
+def test_reused_task_id_streams_only_the_new_events(running_api, until):
+    async def scenario():
+        async with running_api() as api, httpx.AsyncClient(base_url=api.http, timeout=30) as client:
+            api.tasks.add("task-001", *TO_RUNNING)
+            with stalled_client(api.port):
+                await until(lambda: api.open_streams("logs") == 1)
+                api.tasks.tell("task-001", *LARGE_OUTPUT, *TO_COMPLETED)
                 assert (await follow(client))[-1]["type"] == "end"
-                del doors.tasks.stories["task-001"]
-                doors.tasks.add("task-001", *TO_RUNNING)
-                taking = asyncio.create_task(follow(client))
-                await until(lambda: doors.open_streams("logs") == 2)
-                doors.tasks.tell("task-001", e.ErrorReported("slow", "Slow."), *TO_COMPLETED)
-                told = await asyncio.wait_for(taking, 10)
-        assert [one["seq"] for one in told] == list(range(1, len(told) + 1))
-        assert [one["type"] for one in told].count("error") == 1
-        assert "output" not in {one["type"] for one in told}
+                del api.tasks.stories["task-001"]
+                api.tasks.add("task-001", *TO_RUNNING)
+                following = asyncio.create_task(follow(client))
+                await until(lambda: api.open_streams("logs") == 2)
+                api.tasks.tell("task-001", e.ErrorReported("slow", "Slow."), *TO_COMPLETED)
+                events = await asyncio.wait_for(following, 10)
+        assert [event["seq"] for event in events] == list(range(1, len(events) + 1))
+        assert [event["type"] for event in events].count("error") == 1
+        assert "output" not in {event["type"] for event in events}
 
-    asyncio.run(scene())
+    asyncio.run(scenario())
 
 
-class Transport(asyncio.Transport):
-    """Keeps what is written."""
+class RecordingTransport(asyncio.Transport):
+    """A transport that records what is written."""
 
     def __init__(self) -> None:
         super().__init__({"peername": ("127.0.0.1", 1), "sockname": ("127.0.0.1", 2)})
@@ -91,16 +91,16 @@ class Transport(asyncio.Transport):
         pass
 
 
-def test_only_the_latest_ping_of_who_takes_nothing_is_answered():
+def test_stalled_client_gets_a_pong_for_the_latest_ping_only():
     async def app(scope, receive, send):
         await receive()
         await send({"type": "websocket.accept"})
         await receive()
 
-    async def scene():
+    async def scenario():
         config = uvicorn.Config(app, ws=protocols.WebSocketProtocol, lifespan="off", log_config=None)
         config.load()
-        connection, transport = protocols.WebSocketProtocol(config, ServerState(), {}), Transport()
+        connection, transport = protocols.WebSocketProtocol(config, ServerState(), {}), RecordingTransport()
         connection.connection_made(transport)
         client = ClientProtocol(parse_uri("ws://localhost/"))
         client.send_request(client.connect())
@@ -120,8 +120,8 @@ def test_only_the_latest_ping_of_who_takes_nothing_is_answered():
         assert transport.written == b""
         connection.resume_writing()
         client.receive_data(transport.written)
-        events = [one for one in client.events_received() if getattr(one, "opcode", None) is Opcode.PONG]
-        assert [one.data for one in events] == [b"999"]
+        pongs = [frame for frame in client.events_received() if getattr(frame, "opcode", None) is Opcode.PONG]
+        assert [frame.data for frame in pongs] == [b"999"]
         connection.connection_lost(None)
 
-    asyncio.run(scene())
+    asyncio.run(scenario())

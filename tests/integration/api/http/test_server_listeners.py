@@ -1,4 +1,4 @@
-"""A server's ports are its own, and nobody is kept waiting at one before it can answer."""
+"""Ports are exclusive to one server and refuse connections before it listens."""
 
 import socket
 
@@ -8,36 +8,36 @@ from sandbox.api.http.server import AddressError, bind, listen
 
 
 def close(sockets):
-    for one in sockets:
-        one.close()
+    for listener in sockets:
+        listener.close()
 
 
-def test_who_comes_before_the_server_can_answer_is_refused_and_afterwards_is_not():
-    bound = bind("127.0.0.1", 0)
-    address = bound[0].getsockname()
+def test_bound_port_refuses_connections_before_listen():
+    sockets = bind("127.0.0.1", 0)
+    address = sockets[0].getsockname()
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(address, 5)
-    listen(bound)
+    listen(sockets)
     socket.create_connection(address, 5).close()
-    close(bound)
+    close(sockets)
 
 
-def test_of_two_that_start_at_once_on_one_port_one_has_it_and_the_other_is_told():
-    one = bind("127.0.0.1", 0)
-    port = one[0].getsockname()[1]
-    other = bind("127.0.0.1", port)
-    listen(one)
+def test_second_listener_on_a_port_raises_address_error():
+    first = bind("127.0.0.1", 0)
+    port = first[0].getsockname()[1]
+    second = bind("127.0.0.1", port)
+    listen(first)
     with pytest.raises(AddressError, match=f"port {port}: Address already in use.*--ws-port"):
-        listen(other, "ws_port")
-    close([*one, *other])
-    again = bind("127.0.0.1", port)
-    listen(again)
-    close(again)
+        listen(second, "ws_port")
+    close([*first, *second])
+    third = bind("127.0.0.1", port)
+    listen(third)
+    close(third)
 
 
-def test_a_port_that_is_taken_is_told_at_once():
-    one = bind("127.0.0.1", 0)
-    listen(one)
+def test_bind_to_a_port_in_use_raises_address_error():
+    first = bind("127.0.0.1", 0)
+    listen(first)
     with pytest.raises(AddressError, match="Choose another port with --port"):
-        bind("127.0.0.1", one[0].getsockname()[1])
-    close(one)
+        bind("127.0.0.1", first[0].getsockname()[1])
+    close(first)

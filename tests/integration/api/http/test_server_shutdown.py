@@ -1,4 +1,4 @@
-"""The server is told to stop while people follow; they are sent home, and nobody can hold it up."""
+"""Shutdown closes streams in a bounded time, whatever the clients do."""
 
 import asyncio
 import json
@@ -20,81 +20,81 @@ from sandbox.model import limits
 LOGS = "/api/v1/tasks/task-001/logs?follow=true"
 
 
-def test_twenty_followers_are_sent_home_in_time(open_doors, until):
+def test_shutdown_closes_twenty_streams_in_time(running_api, until):
     async def read_to_the_end(client):
         async with client.stream("GET", LOGS) as response:
             return "".join([text async for text in response.aiter_text()])
 
-    async def scene():
-        async with open_doors() as doors, AsyncExitStack() as stack:
-            doors.tasks.add("task-001", *TO_RUNNING)
-            client = await stack.enter_async_context(httpx.AsyncClient(base_url=doors.http, timeout=10))
-            # Asked first: nothing tells when the server has it.
+    async def scenario():
+        async with running_api() as api, AsyncExitStack() as stack:
+            api.tasks.add("task-001", *TO_RUNNING)
+            client = await stack.enter_async_context(httpx.AsyncClient(base_url=api.http, timeout=10))
+            # Sent first: the test cannot observe its arrival.
             waiting = asyncio.create_task(client.get("/api/v1/tasks/task-001/wait"))
             logs = [asyncio.create_task(read_to_the_end(client)) for _ in range(10)]
-            sockets = [await stack.enter_async_context(connect(doors.ws("?task_id=task-001"))) for _ in range(5)]
-            sockets += [await stack.enter_async_context(connect(doors.ws())) for _ in range(5)]
-            await until(lambda: (doors.open_streams("logs"), doors.open_streams("websocket")) == (10, 10))
-            await until(lambda: doors.tasks.open_followers == 1 and len(doors.tasks.subscribers) == 5)
-            with set_on_signals(doors.shutting_down):
+            sockets = [await stack.enter_async_context(connect(api.ws("?task_id=task-001"))) for _ in range(5)]
+            sockets += [await stack.enter_async_context(connect(api.ws())) for _ in range(5)]
+            await until(lambda: (api.open_streams("logs"), api.open_streams("websocket")) == (10, 10))
+            await until(lambda: api.tasks.open_followers == 1 and len(api.tasks.subscribers) == 5)
+            with set_on_signals(api.shutting_down):
                 started = time.monotonic()
                 os.kill(os.getpid(), signal.SIGTERM)
-                await asyncio.wait_for(doors.serving, 10)
+                await asyncio.wait_for(api.serving, 10)
                 assert time.monotonic() - started < limits.SHUTDOWN_SECONDS
-            # Whole answers without an end: the task goes on, and the reader may come back.
+            # Complete responses without an end event: the task continues, and the client may reconnect.
             for text in await asyncio.gather(*logs):
                 assert "event: state_change" in text
                 assert "event: end" not in text
             assert (await waiting).json()["state"] == "running"
-            for one in sockets:
-                async for message in one:
+            for stream in sockets:
+                async for message in stream:
                     assert json.loads(message)["type"] != "end"
-                assert one.close_code in {1001, 1012}
-            assert doors.tasks.open_followers == 0
+                assert stream.close_code in {1001, 1012}
+            assert api.tasks.open_followers == 0
             with pytest.raises(httpx.ConnectError):
                 await client.get("/api/health")
 
-    asyncio.run(scene())
+    asyncio.run(scenario())
 
 
-def test_a_client_that_reads_nothing_cannot_hold_it_up(open_doors, until):
-    async def scene():
-        async with open_doors() as doors:
-            doors.tasks.add("task-001", *TO_RUNNING)
+def test_stalled_client_does_not_delay_shutdown(running_api, until):
+    async def scenario():
+        async with running_api() as api:
+            api.tasks.add("task-001", *TO_RUNNING)
             for number in range(300):
-                doors.tasks.tell("task-001", e.Output.from_bytes("stdout", b"%d" % number + b"x" * 100_000))
-            stuck = socket.create_connection(("127.0.0.1", doors.port))
-            stuck.sendall(f"GET {LOGS} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
-            plain = socket.create_connection(("127.0.0.1", doors.port))
+                api.tasks.tell("task-001", e.Output.from_bytes("stdout", b"%d" % number + b"x" * 100_000))
+            stalled = socket.create_connection(("127.0.0.1", api.port))
+            stalled.sendall(f"GET {LOGS} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+            plain = socket.create_connection(("127.0.0.1", api.port))
             plain.sendall(b"GET /api/v1/tasks/task-001/logs HTTP/1.1\r\nHost: localhost\r\n\r\n")
-            await until(lambda: doors.tasks.open_followers == 1)
-            assert await doors.stop() < limits.SHUTDOWN_SECONDS
-            stuck.close()
+            await until(lambda: api.tasks.open_followers == 1)
+            assert await api.stop() < limits.SHUTDOWN_SECONDS
+            stalled.close()
             plain.close()
 
-    asyncio.run(scene())
+    asyncio.run(scenario())
 
 
-def test_an_idle_server_stops_at_once(open_doors):
-    async def scene():
-        async with open_doors() as doors:
-            assert await doors.stop() < 1
+def test_idle_server_stops_immediately(running_api):
+    async def scenario():
+        async with running_api() as api:
+            assert await api.stop() < 1
 
-    asyncio.run(scene())
+    asyncio.run(scenario())
 
 
-def test_an_address_that_is_taken_is_named():
-    held = bind("127.0.0.1", 0)
-    port = held[0].getsockname()[1]
-    held[0].listen()
+def test_address_error_names_the_address_and_port():
+    listeners = bind("127.0.0.1", 0)
+    port = listeners[0].getsockname()[1]
+    listeners[0].listen()
     try:
         with pytest.raises(AddressError, match=f"port {port}"):
             bind("127.0.0.1", port)
-        # An address for documentation, which no machine has.
+        # A documentation address (TEST-NET-1), which no machine has.
         with pytest.raises(AddressError, match=r"192\.0\.2\.1"):
             bind("192.0.2.1", 0)
         with pytest.raises(AddressError, match=r"--ws-port \(SANDBOX_WS_PORT, server\.ws_port .*--host"):
             bind("127.0.0.1", port, "ws_port")
     finally:
-        for one in held:
-            one.close()
+        for listener in listeners:
+            listener.close()

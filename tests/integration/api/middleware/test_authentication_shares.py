@@ -1,4 +1,4 @@
-"""A token with many streams delays its own, and nobody else."""
+"""A token with many streams delays only its own requests."""
 
 import asyncio
 
@@ -17,31 +17,31 @@ from sandbox.system.fair_share import MESSAGES_PER_TURN_MAX, THREADS_AT_ONCE_MAX
 STREAMS, LINES = 20, 300
 
 
-def as_vera(doors, query=""):
-    return connect(doors.ws(query), additional_headers={"Authorization": "Bearer vera"}, max_queue=None)
+def as_vera(api, query=""):
+    return connect(api.ws(query), additional_headers={"Authorization": "Bearer vera"}, max_queue=None)
 
 
-async def hear(following, heard):
-    async for message in following:
-        heard.append(message)
+async def receive(stream, received):
+    async for message in stream:
+        received.append(message)
 
 
-def outputs(heard):
-    return [sum('"type":"output"' in one for one in told) for told in heard]
+def outputs(received):
+    return [sum('"type":"output"' in message for message in events) for events in received]
 
 
 class TurnCount:
-    """The most messages that were made in one turn of the event loop."""
+    """The maximum number of messages that are encoded in one iteration of the event loop."""
 
     def __init__(self, monkeypatch):
         self.most = self._now = 0
         original = websocket.WebSocketEncoder.encode
 
         def messages(view, frames):
-            made = original(view, frames)
-            self._now += len(made)
+            encoded = original(view, frames)
+            self._now += len(encoded)
             self.most = max(self.most, self._now)
-            return made
+            return encoded
 
         monkeypatch.setattr(websocket.WebSocketEncoder, "encode", messages)
 
@@ -51,78 +51,78 @@ class TurnCount:
             await asyncio.sleep(0)
 
 
-def test_all_streams_of_a_token_are_told_in_small_parts_and_everything(open_doors, until, monkeypatch):
-    made = TurnCount(monkeypatch)
+def test_streams_of_one_token_are_sent_in_small_batches(running_api, until, monkeypatch):
+    counter = TurnCount(monkeypatch)
 
-    async def scene():
-        async with open_doors(FakeAccess(vera="viewer", otto="operator")) as doors:
-            doors.tasks.add("task-001", *TO_RUNNING)
-            followings = [await as_vera(doors) for _ in range(STREAMS)]
-            heard = [[] for _ in followings]
-            hearing = [asyncio.create_task(hear(*each)) for each in zip(followings, heard, strict=True)]
-            watching = asyncio.create_task(made.watch())
-            doors.tasks.tell("task-001", *(e.Output.from_bytes("stdout", b"a line\n") for _ in range(LINES)))
-            async with httpx.AsyncClient(base_url=doors.http, headers={"Authorization": "Bearer otto"}) as otto:
+    async def scenario():
+        async with running_api(FakeAccess(vera="viewer", otto="operator")) as api:
+            api.tasks.add("task-001", *TO_RUNNING)
+            streams = [await as_vera(api) for _ in range(STREAMS)]
+            received = [[] for _ in streams]
+            receivers = [asyncio.create_task(receive(*each)) for each in zip(streams, received, strict=True)]
+            watching = asyncio.create_task(counter.watch())
+            api.tasks.tell("task-001", *(e.Output.from_bytes("stdout", b"a line\n") for _ in range(LINES)))
+            async with httpx.AsyncClient(base_url=api.http, headers={"Authorization": "Bearer otto"}) as otto:
                 assert (await otto.get("/api/v1/tasks/task-001")).status_code == 200
-            await until(lambda: outputs(heard) == [LINES] * STREAMS, 30)
+            await until(lambda: outputs(received) == [LINES] * STREAMS, 30)
             watching.cancel()
-            for following in followings:
-                await following.close()
-            await asyncio.gather(*hearing)
+            for stream in streams:
+                await stream.close()
+            await asyncio.gather(*receivers)
 
-    asyncio.run(scene())
-    assert made.most <= 2 * MESSAGES_PER_TURN_MAX
+    asyncio.run(scenario())
+    assert counter.most <= 2 * MESSAGES_PER_TURN_MAX
 
 
-def test_a_token_has_so_many_streams_of_all_tasks_and_others_their_own(open_doors, until, monkeypatch):
+def test_streams_of_all_tasks_are_limited_per_token(running_api, until, monkeypatch):
     monkeypatch.setattr(authenticator, "STREAMS_OF_ALL_MAX", 2)
 
-    async def scene():
-        async with open_doors(FakeAccess(vera="viewer", otto="operator")) as doors:
-            doors.tasks.add("task-001", *TO_RUNNING)
-            first, second = await as_vera(doors), await as_vera(doors)
-            with pytest.raises(InvalidStatus) as refused:
-                await as_vera(doors)
-            assert refused.value.response.status_code == 429
-            assert refused.value.response.headers["Retry-After"]
-            async with as_vera(doors, "?task_id=task-001") as of_one:
-                assert await of_one.recv()
-            async with connect(doors.ws(), additional_headers={"Authorization": "Bearer otto"}):
+    async def scenario():
+        async with running_api(FakeAccess(vera="viewer", otto="operator")) as api:
+            api.tasks.add("task-001", *TO_RUNNING)
+            first, second = await as_vera(api), await as_vera(api)
+            with pytest.raises(InvalidStatus) as raised:
+                await as_vera(api)
+            assert raised.value.response.status_code == 429
+            assert raised.value.response.headers["Retry-After"]
+            async with as_vera(api, "?task_id=task-001") as stream:
+                assert await stream.recv()
+            async with connect(api.ws(), additional_headers={"Authorization": "Bearer otto"}):
                 await first.close()
-                await until(lambda: doors.open_streams("websocket") == 2)
-            async with as_vera(doors):
+                await until(lambda: api.open_streams("websocket") == 2)
+            async with as_vera(api):
                 await second.close()
 
-    asyncio.run(scene())
+    asyncio.run(scenario())
 
 
-def test_many_lists_of_artifacts_of_a_token_are_made_two_at_a_time_and_others_do_not_wait(open_doors, monkeypatch):
-    async def scene():
-        async with open_doors(FakeAccess(vera="viewer", otto="operator")) as doors:
-            doors.tasks.add("task-001", *TO_RUNNING)
-            now, most, go_on = 0, 0, asyncio.Event()
-            listed = doors.tasks.artifacts
+def test_artifact_lists_of_one_token_have_limited_concurrency(running_api, monkeypatch):
+    async def scenario():
+        async with running_api(FakeAccess(vera="viewer", otto="operator")) as api:
+            api.tasks.add("task-001", *TO_RUNNING)
+            now, most, may_continue = 0, 0, asyncio.Event()
+            list_artifacts = api.tasks.artifacts
 
             async def artifacts(task_id):
                 nonlocal now, most
                 now, most = now + 1, max(most, now + 1)
-                await go_on.wait()
+                await may_continue.wait()
                 now -= 1
-                return await listed(task_id)
+                return await list_artifacts(task_id)
 
-            monkeypatch.setattr(doors.tasks, "artifacts", artifacts)
-            async with httpx.AsyncClient(base_url=doors.http, timeout=20) as client:
+            monkeypatch.setattr(api.tasks, "artifacts", artifacts)
+            async with httpx.AsyncClient(base_url=api.http, timeout=20) as client:
                 path, vera, otto = (
                     "/api/v1/tasks/task-001/artifacts",
                     *({"Authorization": f"Bearer {name}"} for name in ("vera", "otto")),
                 )
-                asked = [asyncio.create_task(client.get(path, headers=vera)) for _ in range(20)]
+                requests = [asyncio.create_task(client.get(path, headers=vera)) for _ in range(20)]
                 async with asyncio.timeout(10):
                     while now < THREADS_AT_ONCE_MAX:
                         await asyncio.sleep(0.01)
                 assert (await client.get("/api/v1/tasks?limit=1000", headers=otto)).status_code == 200
                 assert most == THREADS_AT_ONCE_MAX
-                go_on.set()
-                assert {answer.status_code for answer in await asyncio.gather(*asked)} == {200}
+                may_continue.set()
+                assert {response.status_code for response in await asyncio.gather(*requests)} == {200}
 
-    asyncio.run(scene())
+    asyncio.run(scenario())

@@ -1,4 +1,4 @@
-"""The WebSocket to a terminal: who is let in, what goes through, how it ends."""
+"""The terminal WebSocket: authentication, data in both directions, and close codes."""
 
 import asyncio
 import json
@@ -13,40 +13,40 @@ from sandbox.api.middleware import authentication
 from sandbox.interfaces.terminals import EndFrame, InputFrame, OutputFrame, ResizeFrame, RoleFrame
 
 
-class PlayedLine:
-    """Shows what it is told to, and remembers what was wished."""
+class FakeConnection:
+    """A terminal connection that sends scripted frames and records input."""
 
     def __init__(self, *frames):
-        self.wished, self.is_closed = [], asyncio.Event()
+        self.received, self.is_closed = [], asyncio.Event()
         self._frames = asyncio.Queue()
         for frame in frames:
             self._frames.put_nowait(frame)
 
-    def show(self, frame):
+    def push(self, frame):
         self._frames.put_nowait(frame)
 
     async def read(self):
         return await self._frames.get()
 
     async def send(self, frame):
-        self.wished.append(frame)
+        self.received.append(frame)
         if frame == InputFrame(b"exit"):
-            self.show(EndFrame(7))
+            self.push(EndFrame(7))
 
     async def close(self):
         self.is_closed.set()
 
 
-def opening(doors, line, task_id="task-001"):
-    """A task whose terminal is this line; the orders that came."""
-    doors.tasks.add(task_id, *TO_RUNNING)
+def serve_terminal(api, connection, task_id="task-001"):
+    """Add a task with this terminal connection; return the list of its orders."""
+    api.tasks.add(task_id, *TO_RUNNING)
     orders = []
 
     async def open_terminal(_, order):
         orders.append(order)
-        return line
+        return connection
 
-    doors.tasks.open_terminal = open_terminal
+    api.tasks.open_terminal = open_terminal
     return orders
 
 
@@ -56,45 +56,45 @@ async def until(condition):
             await asyncio.sleep(0.005)
 
 
-def address(doors, query="", *, port=0, task_id="task-001"):
-    return doors.ws(port=port).replace("/stream", f"/{task_id}/terminal{query}")
+def terminal_url(api, query="", *, port=0, task_id="task-001"):
+    return api.ws(port=port).replace("/stream", f"/{task_id}/terminal{query}")
 
 
-def test_bytes_and_sizes_go_through_on_both_ports(open_doors):
-    async def story():
-        async with open_doors() as doors:
-            for port in (doors.port, doors.stream_port):
-                line = PlayedLine(RoleFrame(types=True), OutputFrame(b"\x1b[1mhi\xff"))
-                orders = opening(doors, line, f"task-{port}")
-                where = address(doors, "?rows=50&columns=132", port=port, task_id=f"task-{port}")
-                async with connect(where) as terminal:
+def test_input_output_and_resize_work_on_both_ports(running_api):
+    async def scenario():
+        async with running_api() as api:
+            for port in (api.port, api.stream_port):
+                connection = FakeConnection(RoleFrame(types=True), OutputFrame(b"\x1b[1mhi\xff"))
+                orders = serve_terminal(api, connection, f"task-{port}")
+                url = terminal_url(api, "?rows=50&columns=132", port=port, task_id=f"task-{port}")
+                async with connect(url) as terminal:
                     assert json.loads(await terminal.recv()) == {"type": "role", "types": True}
                     assert await terminal.recv() == b"\x1b[1mhi\xff"
                     await terminal.send(json.dumps({"type": "resize", "rows": 10, "columns": 20}))
                     await terminal.send(b"")
                     await terminal.send(b"exit")
                     assert json.loads(await terminal.recv()) == {"type": "exit", "exit_code": 7, "message": ""}
-                    with pytest.raises(ConnectionClosed) as closed:
+                    with pytest.raises(ConnectionClosed) as raised:
                         await terminal.recv()
-                assert closed.value.rcvd.code == 1000
+                assert raised.value.rcvd.code == 1000
                 assert (orders[0].rows, orders[0].columns) == (50, 132)
-                assert line.wished == [ResizeFrame(10, 20), InputFrame(b"exit")]
-                await asyncio.wait_for(line.is_closed.wait(), 10)
+                assert connection.received == [ResizeFrame(10, 20), InputFrame(b"exit")]
+                await asyncio.wait_for(connection.is_closed.wait(), 10)
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
-def test_a_client_that_leaves_leaves_the_terminal(open_doors):
-    async def story():
-        async with open_doors() as doors:
-            line = PlayedLine(RoleFrame(types=True))
-            opening(doors, line)
-            async with connect(address(doors)) as terminal:
+def test_disconnected_client_closes_the_terminal(running_api):
+    async def scenario():
+        async with running_api() as api:
+            connection = FakeConnection(RoleFrame(types=True))
+            serve_terminal(api, connection)
+            async with connect(terminal_url(api)) as terminal:
                 await terminal.recv()
-                assert not line.is_closed.is_set()
-            await asyncio.wait_for(line.is_closed.wait(), 10)
+                assert not connection.is_closed.is_set()
+            await asyncio.wait_for(connection.is_closed.wait(), 10)
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
 @pytest.mark.parametrize(
@@ -107,87 +107,87 @@ def test_a_client_that_leaves_leaves_the_terminal(open_doors):
         pytest.param('{"type": ' + "[" * 50_000, id="deep"),
     ],
 )
-def test_text_that_is_no_resize_ends_it(open_doors, text: str):
-    async def story():
-        async with open_doors() as doors:
-            line = PlayedLine()
-            opening(doors, line)
-            async with connect(address(doors)) as terminal:
+def test_invalid_text_message_closes_the_terminal(running_api, text: str):
+    async def scenario():
+        async with running_api() as api:
+            connection = FakeConnection()
+            serve_terminal(api, connection)
+            async with connect(terminal_url(api)) as terminal:
                 await terminal.send(text)
-                with pytest.raises(ConnectionClosed) as closed:
+                with pytest.raises(ConnectionClosed) as raised:
                     await asyncio.wait_for(terminal.recv(), 10)
-            assert (closed.value.rcvd.code, line.wished) == (1008, [])
+            assert (raised.value.rcvd.code, connection.received) == (1008, [])
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
-def test_a_server_that_shuts_down_lets_go_of_it(open_doors):
-    async def story():
-        async with open_doors() as doors:
-            line = PlayedLine(RoleFrame(types=True))
-            opening(doors, line)
-            async with connect(address(doors)) as terminal:
+def test_shutdown_closes_the_terminal(running_api):
+    async def scenario():
+        async with running_api() as api:
+            connection = FakeConnection(RoleFrame(types=True))
+            serve_terminal(api, connection)
+            async with connect(terminal_url(api)) as terminal:
                 await terminal.recv()
-                doors.shutting_down.set()
-                with pytest.raises(ConnectionClosed) as closed:
+                api.shutting_down.set()
+                with pytest.raises(ConnectionClosed) as raised:
                     await asyncio.wait_for(terminal.recv(), 10)
-            assert closed.value.rcvd.code == 1001
-            assert line.is_closed.is_set()
+            assert raised.value.rcvd.code == 1001
+            assert connection.is_closed.is_set()
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
-async def refused(where, **options):
-    with pytest.raises(InvalidStatus) as caught:
-        await connect(where, **options)
-    response = caught.value.response
+async def rejection(url, **options):
+    with pytest.raises(InvalidStatus) as raised:
+        await connect(url, **options)
+    response = raised.value.response
     return response.status_code, json.loads(response.body)["error"]
 
 
-def test_mistakes_are_answers_to_the_handshake(open_doors):
-    async def story():
-        async with open_doors() as doors:
-            doors.tasks.add("task-001", *TO_RUNNING)
-            assert await refused(address(doors)) == (409, "no_terminal")
-            assert await refused(address(doors, task_id="nobody")) == (404, "task_not_found")
-            assert await refused(address(doors, "?rows=x")) == (400, "invalid_parameter")
-            assert await refused(address(doors), origin="https://evil.example") == (403, "forbidden")
+def test_errors_reject_the_handshake(running_api):
+    async def scenario():
+        async with running_api() as api:
+            api.tasks.add("task-001", *TO_RUNNING)
+            assert await rejection(terminal_url(api)) == (409, "no_terminal")
+            assert await rejection(terminal_url(api, task_id="nobody")) == (404, "task_not_found")
+            assert await rejection(terminal_url(api, "?rows=x")) == (400, "invalid_parameter")
+            assert await rejection(terminal_url(api), origin="https://evil.example") == (403, "forbidden")
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
-def test_only_an_operator_gets_one(open_doors):
-    async def story():
-        async with open_doors(FakeAccess(vera="viewer", otto="operator")) as doors:
-            opening(doors, PlayedLine(RoleFrame(types=True)))
-            assert await refused(address(doors)) == (401, "unauthorized")
+def test_terminal_requires_the_operator_role(running_api):
+    async def scenario():
+        async with running_api(FakeAccess(vera="viewer", otto="operator")) as api:
+            serve_terminal(api, FakeConnection(RoleFrame(types=True)))
+            assert await rejection(terminal_url(api)) == (401, "unauthorized")
             vera = {"Authorization": "Bearer vera"}
-            assert await refused(address(doors), additional_headers=vera) == (403, "forbidden")
-            async with connect(address(doors), additional_headers={"Authorization": "Bearer otto"}) as terminal:
+            assert await rejection(terminal_url(api), additional_headers=vera) == (403, "forbidden")
+            async with connect(terminal_url(api), additional_headers={"Authorization": "Bearer otto"}) as terminal:
                 assert json.loads(await terminal.recv())["types"]
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
-def test_whose_token_is_revoked_types_nothing_more(open_doors, monkeypatch):
-    """Also while the terminal shows nothing, as when a password is asked for."""
+def test_input_after_token_revocation_is_discarded(running_api, monkeypatch):
+    """Even while the terminal is silent, as during a password prompt."""
     monkeypatch.setattr(authentication, "RECHECK_SECONDS", 0.0)
     tokens = FakeAccess(otto="operator", olga="operator")
 
-    async def story():
-        async with open_doors(tokens) as doors:
-            line = PlayedLine(RoleFrame(types=True))
-            opening(doors, line)
-            async with connect(address(doors), additional_headers={"Authorization": "Bearer otto"}) as terminal:
+    async def scenario():
+        async with running_api(tokens) as api:
+            connection = FakeConnection(RoleFrame(types=True))
+            serve_terminal(api, connection)
+            async with connect(terminal_url(api), additional_headers={"Authorization": "Bearer otto"}) as terminal:
                 await terminal.recv()
                 await terminal.send(b"good")
-                await until(lambda: line.wished)
+                await until(lambda: connection.received)
                 del tokens.roles["otto"]
                 await terminal.send(b"evil")
-                with pytest.raises(ConnectionClosed) as closed:
+                with pytest.raises(ConnectionClosed) as raised:
                     await asyncio.wait_for(terminal.recv(), 5)
-                assert closed.value.rcvd.code == 1008
-                await asyncio.wait_for(line.is_closed.wait(), 5)
-                assert line.wished == [InputFrame(b"good")]
+                assert raised.value.rcvd.code == 1008
+                await asyncio.wait_for(connection.is_closed.wait(), 5)
+                assert connection.received == [InputFrame(b"good")]
 
-    asyncio.run(story())
+    asyncio.run(scenario())

@@ -1,4 +1,4 @@
-"""`sandbox doctor` says when a manifest without `vm` asks for more than this machine may promise."""
+"""`sandbox doctor` compares the default VM size with the capacity of the machine."""
 
 import pytest
 
@@ -8,14 +8,14 @@ from sandbox.bootstrap.settings.schema import CapacitySection, ServerSection, Se
 pytestmark = pytest.mark.usefixtures("without_sandboxes")
 
 
-@pytest.mark.parametrize(("factor", "is_fine"), [(1000.0, True), (0.1, False)])
-def test_the_defaults_are_held_against_the_machine(tmp_path, monkeypatch, factor, is_fine):
+@pytest.mark.parametrize(("factor", "is_ok"), [(1000.0, True), (0.1, False)])
+def test_capacity_finding_compares_defaults_with_the_machine(tmp_path, monkeypatch, factor, is_ok):
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0})
     settings = ServerSettings(
         server=ServerSection(data_dir=tmp_path / "data"), capacity=CapacitySection(cpus=factor, memory=1000, disk=1000)
     )
     (finding,) = [one for one in run_checks(settings) if one.name == "capacity"]
-    assert finding.ok == is_fine
-    assert ("1000 CPUs, " if is_fine else "asks for 4 CPUs (0 in all)") in finding.message
-    assert is_fine or "capacity settings" in finding.mend
-    assert not finding.is_needed or is_fine
+    assert finding.ok == is_ok
+    assert ("1000 CPUs, " if is_ok else "asks for 4 CPUs (0 in all)") in finding.message
+    assert is_ok or "capacity settings" in finding.mend
+    assert not finding.is_needed or is_ok

@@ -1,4 +1,4 @@
-"""What the doctor says of the runtime that a server would be started with."""
+"""`sandbox doctor` reports the runtime that a server would use."""
 
 from types import SimpleNamespace
 
@@ -15,34 +15,34 @@ EMULATED = RuntimeProbe("qemu", is_available=True, tier="vm", strength=30, is_ex
 
 @pytest.fixture(autouse=True)
 def machine_without_kvm(monkeypatch):
-    async def choose(wish, _):
-        by_wish = {
+    async def choose(requested, _):
+        choices = {
             AUTO: RuntimeChoice(NAMESPACES, [NEEDS_KVM, NAMESPACES]),
             "qemu": RuntimeChoice(EMULATED, [EMULATED]),
             "bubblewrap": RuntimeChoice(NAMESPACES, [NAMESPACES]),
         }
-        return by_wish[wish]
+        return choices[requested]
 
-    async def why_not_confined(*_):
+    async def no_problem(*_):
         return None
 
     monkeypatch.setattr(doctor_findings, "choose_runtime", choose)
-    monkeypatch.setattr(doctor_findings, "find_confinement_problem", why_not_confined)
+    monkeypatch.setattr(doctor_findings, "find_confinement_problem", no_problem)
     monkeypatch.setattr(doctor_findings, "make_runtime", lambda *_, **__: SimpleNamespace())
 
 
-def told(wish, tmp_path):
-    findings = doctor_findings.check_runtimes(wish, tmp_path)
+def report(requested, tmp_path):
+    findings = doctor_findings.check_runtimes(requested, tmp_path)
     return {(one.ok, one.message) for one in findings if one.name in ("sandbox", "runtime")}
 
 
-def test_an_emulated_machine_that_is_asked_for_by_its_name_makes_the_sandboxes(tmp_path):
-    assert told("qemu", tmp_path) == {(True, "qemu makes the sandboxes"), (True, "bubblewrap works too")}
+def test_explicitly_requested_emulation_is_used(tmp_path):
+    assert report("qemu", tmp_path) == {(True, "qemu makes the sandboxes"), (True, "bubblewrap works too")}
 
 
-@pytest.mark.parametrize("wish", [AUTO, "bubblewrap"])
-def test_unasked_it_is_none_that_works(tmp_path, wish):
-    assert told(wish, tmp_path) == {
+@pytest.mark.parametrize("requested", [AUTO, "bubblewrap"])
+def test_emulation_is_not_used_by_default(tmp_path, requested):
+    assert report(requested, tmp_path) == {
         (True, "bubblewrap makes the sandboxes"),
         (False, "qemu does not work here"),
     }
@@ -79,7 +79,7 @@ def test_unasked_it_is_none_that_works(tmp_path, wish):
         (set(), {(False, "on memory, CPUs, processes, buffers of sockets do not hold: no cgroup can be written to")}),
     ],
 )
-def test_the_limits_that_hold_and_those_that_do_not_are_listed(tmp_path, monkeypatch, limits, findings):
+def test_enforced_and_unenforced_limits_are_listed(tmp_path, monkeypatch, limits, findings):
     probe = RuntimeProbe("bubblewrap", is_available=True, tier="namespaces", strength=10, limits=frozenset(limits))
 
     async def choose(*_):
@@ -87,5 +87,5 @@ def test_the_limits_that_hold_and_those_that_do_not_are_listed(tmp_path, monkeyp
 
     monkeypatch.setattr(doctor_findings, "choose_runtime", choose)
     found = doctor_findings.check_runtimes(AUTO, tmp_path)
-    told = {(one.ok, one.message) for one in found if one.name == "limits" and "fs.file-max" not in one.message}
-    assert told == findings
+    messages = {(one.ok, one.message) for one in found if one.name == "limits" and "fs.file-max" not in one.message}
+    assert messages == findings

@@ -1,4 +1,4 @@
-"""`sandbox task diff` and `apply`: a task's patch on the screen, in a pipe, and in the user's own checkout."""
+"""`sandbox task diff` and `apply`: the patch of a task on a terminal, in a pipe, and in the user's checkout."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ SECRET_FLAG = "--allow-secrets"
 
 @pytest.fixture
 def checkout(tmp_path):
-    """A clean checkout at the commit that the task worked on."""
+    """A clean checkout at the base commit of the task."""
     directory = tmp_path / "checkout"
     directory.mkdir()
     git("init", "-q", "-b", "main", ".", cwd=directory)
@@ -33,29 +33,31 @@ def checkout(tmp_path):
 
 @pytest.fixture
 def patch(checkout):
-    """What the task made of it, new and hostile file included."""
+    """The patch of the task, with a new file and a hostile one."""
     (checkout / "a.txt").write_text("one\n2\nthree\nfour\n")
     (checkout / "b.sql").write_text("select 1;\n")
     (checkout / "new.bin").write_bytes(b"\0\1\2" * 10)
     (checkout / "esc").write_text("\x1b]0;owned\x07\n")
     git("add", "-A", ".", cwd=checkout)
-    made = git("diff", "--cached", "--binary", "--full-index", cwd=checkout).encode()
+    diff = git("diff", "--cached", "--binary", "--full-index", cwd=checkout).encode()
     git("reset", "-q", "--hard", cwd=checkout)
-    return made
+    return diff
 
 
 @pytest.fixture
-def offer(api):
-    """Let the API have a patch, made on a commit."""
+def serve_patch(api):
+    """Serve a patch with a base commit from the API."""
 
-    def put(patch: bytes, base: str | None, *, contains_secret: bool = False, has_tar: bool = False) -> None:
+    def serve(patch: bytes, base: str | None, *, contains_secret: bool = False, has_tar: bool = False) -> None:
         metadata = json.dumps({"repository": {"base_commit": base}}).encode()
         entries = []
         for name, data in ((f"{TASK}.patch", patch), ("metadata.json", metadata)):
             digest = hashlib.sha256(data).hexdigest()
             path = f"/tasks/{TASK}/artifacts/.sandbox%2F{name}"
             api.on(
-                "GET", path, lambda asked, data=data, digest=digest: Answer(200, [data], {"X-Checksum-SHA256": digest})
+                "GET",
+                path,
+                lambda request, data=data, digest=digest: Answer(200, [data], {"X-Checksum-SHA256": digest}),
             )
             entries.append({"name": name, "path": f".sandbox/{name}", "contains_secret": contains_secret})
         if has_tar:
@@ -63,33 +65,33 @@ def offer(api):
             entries.append({"name": name, "path": f".sandbox/{name}", "contains_secret": False})
         api.on("GET", f"/tasks/{TASK}/artifacts", of_json({"task_id": TASK, "artifacts": entries}))
 
-    return put
+    return serve
 
 
 @pytest.fixture
-def offered(offer, patch, checkout):
-    offer(patch, git("rev-parse", "HEAD", cwd=checkout).strip())
+def served_patch(serve_patch, patch, checkout):
+    serve_patch(patch, git("rev-parse", "HEAD", cwd=checkout).strip())
 
 
-def test_a_piped_diff_is_what_git_apply_takes(sandbox, offered, patch, checkout):
+def test_piped_diff_is_accepted_by_git_apply(sandbox, served_patch, patch, checkout):
     result = sandbox("task", "diff", TASK)
     assert (result.returncode, result.stdout, result.stderr) == (0, patch, b"")
     subprocess.run(["git", "apply", "--check", "-"], input=result.stdout, cwd=checkout, check=True, timeout=60)
 
 
-def test_a_diff_in_json_is_one_document(sandbox, offered, patch):
+def test_json_diff_is_one_document(sandbox, served_patch, patch):
     assert json.loads(sandbox("task", "diff", TASK, "-f", "json").stdout) == {"task_id": TASK, "patch": patch.decode()}
 
 
-def test_a_diff_in_json_keeps_the_ends_of_lines_of_other_systems(sandbox, offer):
+def test_json_diff_preserves_foreign_line_endings(sandbox, serve_patch):
     patch = b"--- a/x\r\n+++ b/x\r\n@@ -1 +1 @@\n-one\r\n+two\rthree\r\n+caf\xe9\n"
-    offer(patch, None)
-    told = json.loads(sandbox("task", "diff", TASK, "-f", "json").stdout)["patch"]
-    assert told == patch.decode(errors="replace")
+    serve_patch(patch, None)
+    document = json.loads(sandbox("task", "diff", TASK, "-f", "json").stdout)
+    assert document["patch"] == patch.decode(errors="replace")
 
 
-def test_a_task_that_changed_nothing_says_so(sandbox, offer, checkout):
-    offer(b"", None)
+def test_empty_patch_is_reported(sandbox, serve_patch, checkout):
+    serve_patch(b"", None)
     for command in ("diff", "apply"):
         result = sandbox("task", command, TASK, cwd=checkout)
         assert (result.returncode, result.stdout) == (0, b"")
@@ -97,15 +99,15 @@ def test_a_task_that_changed_nothing_says_so(sandbox, offer, checkout):
 
 
 @pytest.mark.parametrize("command", ["diff", "apply"])
-def test_a_patch_with_a_secret_in_it_has_to_be_asked_for(sandbox, offer, patch, checkout, command):
-    offer(patch, None, contains_secret=True)
+def test_patch_with_a_secret_needs_a_flag(sandbox, serve_patch, patch, checkout, command):
+    serve_patch(patch, None, contains_secret=True)
     result = sandbox("task", command, TASK, cwd=checkout)
     assert (result.returncode, result.stdout) == (5, b"")
     assert git("status", "--porcelain", cwd=checkout) == ""
     assert sandbox("task", command, TASK, SECRET_FLAG, cwd=checkout).returncode == 0
 
 
-def test_apply_changes_the_checkout_and_says_what(sandbox, offered, checkout):
+def test_apply_changes_the_checkout_and_lists_the_files(sandbox, served_patch, checkout):
     (checkout / "untracked").write_text("mine")
     (checkout / "below").mkdir()
     result = sandbox("task", "apply", TASK, cwd=checkout / "below")
@@ -120,16 +122,16 @@ def test_apply_changes_the_checkout_and_says_what(sandbox, offered, checkout):
     ]  # fmt: skip
 
 
-def test_apply_in_json_tells_the_files_and_both_commits(sandbox, offered, checkout, tmp_path):
+def test_json_apply_lists_files_and_both_commits(sandbox, served_patch, checkout, tmp_path):
     result = sandbox("task", "apply", TASK, "--directory", str(checkout), "-f", "json", cwd=tmp_path)
-    told = json.loads(result.stdout)
-    assert told["files"][0] == {"path": "a.txt", "added": 2, "removed": 1}
-    assert told["files"][3] == {"path": "new.bin", "added": None, "removed": None}
-    assert told["base_commit"] == told["commit"] == git("rev-parse", "HEAD", cwd=checkout).strip()
-    assert told["directory"] == str(checkout)
+    document = json.loads(result.stdout)
+    assert document["files"][0] == {"path": "a.txt", "added": 2, "removed": 1}
+    assert document["files"][3] == {"path": "new.bin", "added": None, "removed": None}
+    assert document["base_commit"] == document["commit"] == git("rev-parse", "HEAD", cwd=checkout).strip()
+    assert document["directory"] == str(checkout)
 
 
-def test_apply_to_another_commit_says_so_and_goes_on_where_the_patch_fits(sandbox, offered, checkout):
+def test_apply_to_another_commit_warns_and_applies(sandbox, served_patch, checkout):
     (checkout / "other").write_text("x")
     base = git("rev-parse", "HEAD", cwd=checkout).strip()
     git("add", "other", cwd=checkout)
@@ -137,25 +139,23 @@ def test_apply_to_another_commit_says_so_and_goes_on_where_the_patch_fits(sandbo
     here = git("rev-parse", "HEAD", cwd=checkout).strip()
     result = sandbox("task", "apply", TASK, cwd=checkout)
     assert result.returncode == 0
-    told = f"The patch was made on commit {base[:12]}; this checkout is at {here[:12]}.\n"
-    assert result.stderr.decode().startswith(told)
+    message = f"The patch was made on commit {base[:12]}; this checkout is at {here[:12]}.\n"
+    assert result.stderr.decode().startswith(message)
 
 
 @pytest.mark.parametrize(
     ("status", "code"), [(404, "artifact_not_found"), (403, "artifact_contains_secret"), (403, "forbidden")]
 )
-def test_a_patch_is_applied_though_nobody_tells_which_commit_it_was_made_on(
-    sandbox, offered, checkout, api, status, code
-):
+def test_apply_works_without_a_known_base_commit(sandbox, served_patch, checkout, api, status, code):
     metadata = f"/tasks/{TASK}/artifacts/.sandbox%2Fmetadata.json"
     api.on("GET", metadata, of_error(status, code, "Not this one."))
     result = sandbox("task", "apply", TASK, "-f", "json", cwd=checkout)
     assert (result.returncode, result.stderr) == (0, b"")
-    told = json.loads(result.stdout)
-    assert (told["base_commit"], len(told["files"])) == (None, 4)
+    document = json.loads(result.stdout)
+    assert (document["base_commit"], len(document["files"])) == (None, 4)
 
 
-def test_apply_refuses_a_checkout_with_changes(sandbox, offered, checkout, api):
+def test_apply_rejects_a_dirty_checkout(sandbox, served_patch, checkout, api):
     (checkout / "b.sql").write_text("mine\n")
     result = sandbox("task", "apply", TASK, cwd=checkout)
     assert (result.returncode, api.asked) == (4, [])
@@ -163,7 +163,7 @@ def test_apply_refuses_a_checkout_with_changes(sandbox, offered, checkout, api):
     assert (checkout / "a.txt").read_text() == BEFORE["a.txt"]
 
 
-def test_apply_changes_nothing_where_the_patch_does_not_fit(sandbox, offered, checkout):
+def test_conflicting_patch_changes_nothing(sandbox, served_patch, checkout):
     (checkout / "b.sql").write_text("select 2;\n")
     git("commit", "-q", "-a", "-m", "Change", cwd=checkout)
     result = sandbox("task", "apply", TASK, cwd=checkout)
@@ -172,7 +172,7 @@ def test_apply_changes_nothing_where_the_patch_does_not_fit(sandbox, offered, ch
     assert git("status", "--porcelain", cwd=checkout) == ""
 
 
-def test_apply_never_overwrites_a_file_that_git_does_not_know(sandbox, offered, checkout):
+def test_apply_never_overwrites_an_untracked_file(sandbox, served_patch, checkout):
     (checkout / "new.bin").write_bytes(b"mine")
     assert sandbox("task", "apply", TASK, cwd=checkout).returncode == 4
     assert (checkout / "new.bin").read_bytes() == b"mine"
@@ -189,30 +189,32 @@ new file mode 100644
 
 
 @pytest.mark.parametrize("path", [b"../escaped", b".git/hooks/post-checkout", b"/tmp/escaped-from-a-checkout"])
-def test_a_patch_cannot_leave_the_checkout(sandbox, offer, checkout, tmp_path, path):
-    offer(ESCAPE.replace(b"%s", path), None)
+def test_patch_cannot_escape_the_checkout(sandbox, serve_patch, checkout, tmp_path, path):
+    serve_patch(ESCAPE.replace(b"%s", path), None)
     assert sandbox("task", "apply", TASK, cwd=checkout).returncode == 4
     assert not (tmp_path / "escaped").exists()
     assert not (checkout / ".git" / "hooks" / "post-checkout").exists()
 
 
 @pytest.fixture
-def filtered(checkout):
-    """Let git, which has removed the files that a patch changes by then, write each through a program."""
+def install_filter(checkout):
+    """Configure a smudge filter. Git runs it after it removed the files that the patch changes."""
 
-    def put(program: str) -> None:
+    def configure(program: str) -> None:
         (checkout / ".git" / "info" / "attributes").write_text("*.txt filter=slow\n")
         git("config", "filter.slow.smudge", program, cwd=checkout)
 
-    return put
+    return configure
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_waits_until_the_patch_is_applied(sandbox_process, offered, checkout, filtered, tmp_path, number):
-    filtered(f"touch {tmp_path}/begun; while [ ! -e {tmp_path}/go ]; do sleep 0.05; done; cat")
-    told = {"start_new_session": True, "stderr": subprocess.PIPE}
-    process = sandbox_process("task", "apply", TASK, cwd=checkout, **told)
-    until((tmp_path / "begun").exists, what="git to write the first file")
+def test_signal_is_deferred_until_the_patch_is_applied(
+    sandbox_process, served_patch, checkout, install_filter, tmp_path, number
+):
+    install_filter(f"touch {tmp_path}/started; while [ ! -e {tmp_path}/go ]; do sleep 0.05; done; cat")
+    options = {"start_new_session": True, "stderr": subprocess.PIPE}
+    process = sandbox_process("task", "apply", TASK, cwd=checkout, **options)
+    until((tmp_path / "started").exists, what="git to write the first file")
     assert (checkout / "a.txt").read_text() == ""
     os.killpg(process.pid, number)
     (tmp_path / "go").touch()
@@ -223,44 +225,44 @@ def test_a_signal_waits_until_the_patch_is_applied(sandbox_process, offered, che
     assert not list((checkout / ".git").glob("sandbox-kept*"))
 
 
-def test_a_filter_that_does_not_end_is_ended_and_the_files_are_put_back(checkout, filtered, tmp_path, monkeypatch):
+def test_hanging_filter_is_killed_and_files_are_restored(checkout, install_filter, tmp_path, monkeypatch):
     monkeypatch.setattr("sandbox.cli.checkout.worktree.APPLY_TIMEOUT_SECONDS", 1.0)
     (checkout / "a.txt").write_text("changed\n")
     (tmp_path / "patch").write_text(git("diff", "--full-index", cwd=checkout) + "\n")
     git("checkout", "-q", "a.txt", cwd=checkout)
-    filtered("sleep 600")
-    with pytest.raises(click.exceptions.Exit) as ended:
+    install_filter("sleep 600")
+    with pytest.raises(click.exceptions.Exit) as raised:
         Checkout(checkout).apply(tmp_path / "patch")
-    assert (ended.value.exit_code, (checkout / "a.txt").read_text()) == (4, BEFORE["a.txt"])
+    assert (raised.value.exit_code, (checkout / "a.txt").read_text()) == (4, BEFORE["a.txt"])
     assert not (checkout / ".git" / "index.lock").exists()
 
 
-def test_what_git_had_begun_when_it_was_killed_is_taken_back(sandbox, offered, checkout, filtered):
-    filtered('kill -9 "$PPID"')
+def test_apply_is_rolled_back_after_git_is_killed(sandbox, served_patch, checkout, install_filter):
+    install_filter('kill -9 "$PPID"')
     result = sandbox("task", "apply", TASK, cwd=checkout)
     assert result.returncode == 4
     assert b"all files were put back as they were" in result.stderr
     assert {name: (checkout / name).read_text() for name in BEFORE} == BEFORE
     assert not (checkout / "new.bin").exists()
-    [kept] = (checkout / ".git").glob("sandbox-kept*")
-    assert [path.name for path in kept.iterdir()] == ["found"]
-    assert f"What stood there instead is in {kept / 'found'}.".encode() in result.stderr
+    [backup] = (checkout / ".git").glob("sandbox-kept*")
+    assert [path.name for path in backup.iterdir()] == ["found"]
+    assert f"What stood there instead is in {backup / 'found'}.".encode() in result.stderr
 
 
-def test_a_file_that_was_renamed_away_comes_back_with_its_mode(sandbox, offer, checkout, filtered):
+def test_rollback_restores_a_renamed_file_and_its_mode(sandbox, serve_patch, checkout, install_filter):
     (checkout / "a.txt").chmod(0o755)
     git("commit", "-q", "-a", "-m", "Let it run", cwd=checkout)
     (checkout / "below").mkdir()
     git("mv", "a.txt", "below/moved.txt", cwd=checkout)
-    offer(git("diff", "--cached", "-M", "--full-index", cwd=checkout).encode(), None)
+    serve_patch(git("diff", "--cached", "-M", "--full-index", cwd=checkout).encode(), None)
     git("reset", "-q", "--hard", cwd=checkout)
-    filtered('kill -9 "$PPID"')
+    install_filter('kill -9 "$PPID"')
     assert sandbox("task", "apply", TASK, cwd=checkout).returncode == 4
     assert ((checkout / "a.txt").read_text(), (checkout / "below").exists()) == (BEFORE["a.txt"], False)
     assert (checkout / "a.txt").stat().st_mode & 0o777 == 0o755
 
 
-def test_apply_writes_files_that_a_sparse_checkout_leaves_out(sandbox, offered, checkout):
+def test_apply_writes_files_outside_a_sparse_checkout(sandbox, served_patch, checkout):
     git("config", "core.sparseCheckout", "true", cwd=checkout)
     (checkout / ".git" / "info" / "sparse-checkout").write_text("/b.sql\n")
     git("read-tree", "-mu", "HEAD", cwd=checkout)
@@ -271,16 +273,16 @@ def test_apply_writes_files_that_a_sparse_checkout_leaves_out(sandbox, offered, 
 
 
 @pytest.mark.parametrize("has_tar", [True, False])
-def test_apply_says_what_the_patch_does_not_hold_and_where_it_is(sandbox, offer, patch, checkout, has_tar):
-    offer(b"# left out, too large for a patch: big.bin\n" + patch, None, has_tar=has_tar)
+def test_apply_reports_files_missing_from_the_patch(sandbox, serve_patch, patch, checkout, has_tar):
+    serve_patch(b"# left out, too large for a patch: big.bin\n" + patch, None, has_tar=has_tar)
     result = sandbox("task", "apply", TASK, cwd=checkout)
     assert (result.returncode, (checkout / "a.txt").read_text()) == (0, "one\n2\nthree\nfour\n")
     assert b"Not everything is in the patch:\n  left out, too large for a patch: big.bin\n" in result.stderr
     assert (f"sandbox task download {TASK} {TASK}.changes.tar".encode() in result.stderr) == has_tar
 
 
-def test_a_patch_of_which_nothing_could_be_kept_is_no_success(sandbox, offer, checkout):
-    offer(b"# truncated: making it took longer than 60.0 s\n", None, has_tar=True)
+def test_truncated_empty_patch_fails(sandbox, serve_patch, checkout):
+    serve_patch(b"# truncated: making it took longer than 60.0 s\n", None, has_tar=True)
     result = sandbox("task", "apply", TASK, cwd=checkout)
     assert result.returncode == 4
     assert result.stderr.decode().splitlines() == [
@@ -291,41 +293,39 @@ def test_a_patch_of_which_nothing_could_be_kept_is_no_success(sandbox, offer, ch
     ]
 
 
-def test_apply_outside_a_checkout_says_where_to_go(sandbox, offered, tmp_path):
+def test_apply_outside_a_checkout_is_a_usage_error(sandbox, served_patch, tmp_path):
     (tmp_path / "plain").mkdir()
     result = sandbox("task", "apply", TASK, cwd=tmp_path / "plain")
     assert result.returncode == 2
     assert b"is not in a git checkout" in result.stderr
 
 
-def test_a_diff_on_a_terminal_is_coloured_and_harmless_and_goes_through_gits_pager(
-    offered, on_terminal, terminal, environment, tmp_path
-):
+def test_terminal_diff_is_coloured_escaped_and_paged(served_patch, on_terminal, terminal, environment, tmp_path):
     pager = f"sed 's/^/> /' | tee {tmp_path / 'paged'}"
     (tmp_path / ".gitconfig").write_text(f'[core]\n\tpager = "{pager}"\n')
     process = on_terminal("task", "diff", TASK)
-    shown = terminal.read_until(b"selec")
+    output = terminal.read_until(b"selec")
     assert process.wait(30) == 0
-    paged = (tmp_path / "paged").read_bytes()
-    assert b"\x1b[32m+2\x1b[m\n" in paged
-    assert b"\x1b[31m--- x\x1b[m\n" in paged
-    assert rb"+\x1b]0;owned\x07" in paged
-    assert b"\x1b]0;" not in paged
-    assert b"> " in shown
+    pager_output = (tmp_path / "paged").read_bytes()
+    assert b"\x1b[32m+2\x1b[m\n" in pager_output
+    assert b"\x1b[31m--- x\x1b[m\n" in pager_output
+    assert rb"+\x1b]0;owned\x07" in pager_output
+    assert b"\x1b]0;" not in pager_output
+    assert b"> " in output
 
 
-def test_a_user_who_wants_no_pager_for_diffs_gets_none(offered, on_terminal, terminal, tmp_path):
+def test_disabled_pager_is_not_used(served_patch, on_terminal, terminal, tmp_path):
     config = '[core]\n\tpager = "touch paged; cat"\n[pager]\n\tdiff = false\n'
     (tmp_path / ".gitconfig").write_text(config)
     process = on_terminal("task", "diff", TASK, "--no-color")
-    shown = terminal.read_until(b"new.bin")
+    output = terminal.read_until(b"new.bin")
     assert process.wait(30) == 0
-    assert b"\x1b[" not in shown
+    assert b"\x1b[" not in output
     assert not (tmp_path / "paged").exists()
 
 
-def test_a_pager_that_has_seen_enough_ends_the_command_quietly(offer, on_terminal, terminal, tmp_path):
-    offer(b"+line\n" * 200_000, None)
+def test_pager_that_exits_early_ends_the_command_silently(serve_patch, on_terminal, terminal, tmp_path):
+    serve_patch(b"+line\n" * 200_000, None)
     (tmp_path / ".gitconfig").write_text('[core]\n\tpager = "head -n 1"\n')
     assert on_terminal("task", "diff", TASK).wait(30) == 0
     assert b"Traceback" not in terminal.read_until(b"line")
@@ -335,9 +335,7 @@ def test_a_pager_that_has_seen_enough_ends_the_command_quietly(offer, on_termina
     ("state", "advice"), [("running", b"sandbox task wait"), ("cancelled", b"sandbox task status")]
 )
 @pytest.mark.parametrize("command", ["diff", "apply"])
-def test_who_asks_for_a_patch_that_is_not_there_is_told_whether_it_may_come(
-    sandbox, api, checkout, command, state, advice
-):
+def test_missing_patch_error_depends_on_the_task_state(sandbox, api, checkout, command, state, advice):
     api.on("GET", f"/tasks/{TASK}/artifacts", of_json({"task_id": TASK, "artifacts": []}))
     api.on("GET", f"/tasks/{TASK}", of_json(status(state)))
     result = sandbox("task", command, TASK, cwd=checkout)

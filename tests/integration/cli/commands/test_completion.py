@@ -1,4 +1,4 @@
-"""Completion in a real bash, and what a completion must not cost."""
+"""Completion in a real bash, and its import cost."""
 
 import os
 import shlex
@@ -13,7 +13,7 @@ from doubles.recorded_task import status
 
 @pytest.fixture
 def complete(environment, tmp_path):
-    """What bash offers for the words of a command line, the last one unfinished."""
+    """Return the completions of bash for the words of an incomplete command line."""
     program = tmp_path / "bin" / "sandbox"
     program.parent.mkdir()
     program.write_text(f"#!{sys.executable} -I\nfrom sandbox.cli.main import main\nmain()\n")
@@ -26,11 +26,11 @@ def complete(environment, tmp_path):
             "complete -p sandbox >/dev/null && _sandbox_completion sandbox; printf '%s\\n' \"${COMPREPLY[@]}\""
         )
         path = f"{program.parent}:{os.environ['PATH']}"
-        ran = subprocess.run(
+        result = subprocess.run(
             ["bash", "-c", script], env={**environment, "PATH": path}, capture_output=True, timeout=60, check=True
         )
-        assert ran.stderr == b""
-        return ran.stdout.decode().split()
+        assert result.stderr == b""
+        return result.stdout.decode().split()
 
     return run
 
@@ -43,27 +43,29 @@ def test_bash_completes_commands_options_and_their_values(complete):
     assert complete("sandbox", "completion", "") == ["bash", "zsh", "fish"]
 
 
-def test_bash_completes_the_ids_of_tasks(complete, api):
+def test_bash_completes_task_ids(complete, api):
     tasks = [status("running", task_id=task_id) for task_id in ("fix-1", "fix-2", "other", "fix-\x1b[31m")]
     api.on("GET", "/tasks", of_json({"tasks": tasks, "total_count": 4}))
     assert complete("sandbox", "task", "status", "fix") == ["fix-1", "fix-2"]
 
 
-def test_a_server_that_does_not_answer_completes_nothing_and_says_nothing(complete, api):
-    api.on("GET", "/tasks", of_error(401, "unauthorized", "Who are you?"))
+def test_failing_server_yields_no_completions_and_no_errors(complete, api):
+    api.on("GET", "/tasks", of_error(401, "unauthorized", "Unauthorized."))
     assert complete("sandbox", "task", "status", "") == []
     assert complete("sandbox", "--server", "http://127.0.0.1:9", "task", "status", "") == []
 
 
-@pytest.mark.parametrize(("shell", "mark"), [("zsh", b"#compdef sandbox"), ("fish", b"complete --no-files --command")])
-def test_other_shells_have_a_script_too(sandbox, shell, mark):
+@pytest.mark.parametrize(
+    ("shell", "first_line"), [("zsh", b"#compdef sandbox"), ("fish", b"complete --no-files --command")]
+)
+def test_zsh_and_fish_have_completion_scripts(sandbox, shell, first_line):
     result = sandbox("completion", shell)
     assert (result.returncode, result.stderr) == (0, b"")
-    assert mark in result.stdout
+    assert first_line in result.stdout
 
 
 @pytest.mark.parametrize("words", ["sandbox ", "sandbox task s", "sandbox serve --", "sandbox task submit --"])
-def test_completing_does_not_import_a_server(words):
+def test_completion_does_not_import_the_server(words):
     script = (
         "import os, sys\n"
         f"os.environ.update(_SANDBOX_COMPLETE='bash_complete', COMP_WORDS={words!r}, "
@@ -73,6 +75,6 @@ def test_completing_does_not_import_a_server(words):
         "slow = ('fastapi', 'uvicorn', 'pydantic', 'httpx', 'rich', 'yaml', 'asyncio', 'sandbox.bootstrap.server')\n"
         "print('LOADED', [name for name in slow if name in sys.modules])"
     )
-    answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=True)
-    *offered, loaded = answer.stdout.splitlines()
-    assert (loaded, bool(offered)) == ("LOADED []", True)
+    process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=True)
+    *completions, loaded = process.stdout.splitlines()
+    assert (loaded, bool(completions)) == ("LOADED []", True)

@@ -1,4 +1,4 @@
-"""`sandbox run`: a task from the checkout that one is in, and its patch back into it."""
+"""`sandbox run` starts a task from the current checkout and applies its patch there."""
 
 import base64
 import hashlib
@@ -34,7 +34,7 @@ def commit(directory, message="Begin"):
 
 
 def push(directory, branch="main", remote="origin"):
-    """What a push leaves here of what is there."""
+    """Update the remote-tracking branch as a push does."""
     git("update-ref", f"refs/remotes/{remote}/{branch}", "HEAD", cwd=directory)
 
 
@@ -43,40 +43,40 @@ def head(directory, revision="HEAD"):
 
 
 @pytest.fixture
-def done(api, checkout):
-    """The task changes the greeting and adds a file, and completes."""
+def completed_task(api, checkout):
+    """A task that changes the greeting, adds a file, and completes."""
     (checkout / "src" / "app.py").write_text("print('goodbye')\n")
     (checkout / "new.txt").write_text("new\n")
     git("add", "-A", ".", cwd=checkout)
     patch = git("diff", "--cached", "--binary", "--full-index", cwd=checkout).encode()
     git("reset", "-q", "--hard", cwd=checkout)
-    play(api, patch)
+    serve_task(api, patch)
     return patch
 
 
-def play(api, patch, state="completed"):
+def serve_task(api, patch, state="completed"):
     api.on("POST", "/tasks", of_json({"task_id": TASK, "state": "pending"}, 202))
     api.on("GET", f"/tasks/{TASK}", of_json(status(state)))
     api.on("GET", f"/tasks/{TASK}/logs", of_frames(frames()))
     name = f".sandbox/{TASK}.patch"
-    listed = [{"name": f"{TASK}.patch", "path": name, "contains_secret": False}]
-    api.on("GET", f"/tasks/{TASK}/artifacts", of_json({"task_id": TASK, "artifacts": listed}))
+    artifacts = [{"name": f"{TASK}.patch", "path": name, "contains_secret": False}]
+    api.on("GET", f"/tasks/{TASK}/artifacts", of_json({"task_id": TASK, "artifacts": artifacts}))
     api.on("GET", f"/tasks/{TASK}/artifacts/.sandbox%2F{TASK}.patch", of_bytes(patch))
 
 
 def of_bytes(data):
-    checksum = {"X-Checksum-SHA256": hashlib.sha256(data).hexdigest()}
-    return lambda _: Answer(200, [data], checksum)
+    headers = {"X-Checksum-SHA256": hashlib.sha256(data).hexdigest()}
+    return lambda _: Answer(200, [data], headers)
 
 
-def sent(api):
+def submitted(api):
     return json.loads(api.to("POST", "/tasks")[0].body)
 
 
-def test_a_task_begins_at_the_pushed_commit_in_the_directory_that_one_is_in(api, done, sandbox, checkout):
+def test_run_starts_at_the_pushed_commit_and_current_directory(api, completed_task, sandbox, checkout):
     result = sandbox("run", "Say goodbye.\nPolitely.", cwd=checkout / "src")
     assert result.returncode == 0, result.stderr
-    assert sent(api) == {
+    assert submitted(api) == {
         "version": "1",
         "kind": "Task",
         "metadata": {"name": "Say goodbye."},
@@ -84,60 +84,60 @@ def test_a_task_begins_at_the_pushed_commit_in_the_directory_that_one_is_in(api,
         "claude": {"prompt": "Say goodbye.\nPolitely."},
     }
     assert result.stdout == f"{TASK}\n".encode()
-    told = result.stderr.decode()
-    assert told.startswith(f"From {URL}, main at {head(checkout)[:12]}.\n")
-    assert "▸ Edit  src/app/parser.py" in told
+    errors = result.stderr.decode()
+    assert errors.startswith(f"From {URL}, main at {head(checkout)[:12]}.\n")
+    assert "▸ Edit  src/app/parser.py" in errors
 
 
-def test_off_a_terminal_nothing_is_applied_unless_that_was_asked_for(done, sandbox, checkout):
+def test_patch_is_not_applied_without_a_terminal(completed_task, sandbox, checkout):
     result = sandbox("run", "Say goodbye.", cwd=checkout)
     assert f"Apply it:   sandbox task apply {TASK}" in result.stderr.decode()
     assert git("status", "--porcelain", cwd=checkout) == ""
 
 
-def test_the_patch_is_applied_on_request(done, sandbox, checkout):
+def test_apply_option_applies_the_patch(completed_task, sandbox, checkout):
     result = sandbox("run", "Say goodbye.", "--apply", cwd=checkout)
     assert (result.returncode, (checkout / "src" / "app.py").read_text()) == (0, "print('goodbye')\n")
     assert "Applied to 2 files and staged." in result.stderr.decode()
     assert git("status", "--porcelain", cwd=checkout) == "A  new.txt\nM  src/app.py\n"
 
 
-@pytest.mark.parametrize(("answer", "applied"), [(b"y\n", True), (b"n\n", False)])
-def test_a_terminal_is_shown_the_patch_and_asked(done, on_terminal, terminal, checkout, answer, applied):
+@pytest.mark.parametrize(("answer", "is_applied"), [(b"y\n", True), (b"n\n", False)])
+def test_terminal_shows_the_patch_and_prompts(completed_task, on_terminal, terminal, checkout, answer, is_applied):
     process = on_terminal("run", "Say goodbye.", "--directory", str(checkout))
-    shown = terminal.read_until(b"[y/n]:")
-    assert b"print('goodbye')" in shown
+    output = terminal.read_until(b"[y/n]:")
+    assert b"print('goodbye')" in output
     terminal.type(answer)
     terminal.read_to_end(process)
     assert process.returncode == 0
-    assert ((checkout / "new.txt").exists()) == applied
+    assert ((checkout / "new.txt").exists()) == is_applied
 
 
-def test_a_line_that_pretends_to_be_two_is_shown_as_the_one_that_would_be_applied(api, on_terminal, terminal, checkout):
+def test_carriage_return_in_the_patch_is_escaped(api, on_terminal, terminal, checkout):
     (checkout / "src" / "app.py").write_bytes(b"good()\r-evil()\n")
-    play(api, git("diff", cwd=checkout).encode())
+    serve_task(api, git("diff", cwd=checkout).encode())
     git("reset", "-q", "--hard", cwd=checkout)
     on_terminal("run", "Say goodbye.", "--directory", str(checkout))
     assert rb"+good()\r-evil()" in terminal.read_until(b"[y/n]:")
 
 
-def is_waiting(pid):
-    """A signal between a prompt and the wait for its answer is seen only with the answer."""
+def is_sleeping(pid):
+    """Return whether the process sleeps. A signal between the prompt and the read is handled after the read only."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "S"
 
 
-def test_who_does_not_answer_is_told_how_to_apply_it_later(done, on_terminal, terminal, checkout):
+def test_interrupted_prompt_prints_the_apply_command(completed_task, on_terminal, terminal, checkout):
     process = on_terminal("run", "Say goodbye.", "--directory", str(checkout))
     terminal.read_until(b"[y/n]:")
-    until(lambda: is_waiting(process.pid), what="the answer to be waited for")
+    until(lambda: is_sleeping(process.pid), what="the process to read the answer")
     process.send_signal(2)
     terminal.read_to_end(process)
     assert process.returncode == 0
-    assert f"Apply it:   sandbox task apply {TASK}".encode() in terminal.seen
+    assert f"Apply it:   sandbox task apply {TASK}".encode() in terminal.output
     assert git("status", "--porcelain", cwd=checkout) == ""
 
 
-def test_for_programs_the_patch_is_the_last_line(done, sandbox, checkout):
+def test_json_output_ends_with_the_patch(completed_task, sandbox, checkout):
     lines = sandbox("run", "Say goodbye.", "--apply", "-f", "json", cwd=checkout).stdout.splitlines()
     assert json.loads(lines[-2])["type"] == "end"
     last = json.loads(lines[-1])
@@ -146,25 +146,25 @@ def test_for_programs_the_patch_is_the_last_line(done, sandbox, checkout):
     )  # fmt: skip
 
 
-def test_the_prompt_may_come_from_stdin_and_fields_may_be_set(api, done, sandbox, checkout):
+def test_prompt_from_stdin_and_set_options_are_used(api, completed_task, sandbox, checkout):
     result = sandbox("run", "-", "--set", "vm.cpus=2", "--id", "mine", stdin=b"Say it.\n", cwd=checkout)
     assert result.returncode == 0, result.stderr
-    assert (sent(api)["claude"]["prompt"], sent(api)["vm"]) == ("Say it.\n", {"cpus": 2})
-    assert sent(api)["metadata"]["id"] == "mine"
+    assert (submitted(api)["claude"]["prompt"], submitted(api)["vm"]) == ("Say it.\n", {"cpus": 2})
+    assert submitted(api)["metadata"]["id"] == "mine"
 
 
 @pytest.mark.parametrize("prompt", ["-", b"Caf\xe9"])
-def test_a_prompt_that_is_not_utf_8_is_a_mistake_of_usage(api, sandbox, checkout, prompt):
+def test_prompt_that_is_not_utf_8_is_a_usage_error(api, sandbox, checkout, prompt):
     result = sandbox("run", prompt, stdin=b"Caf\xe9", cwd=checkout)
     assert (result.returncode, api.asked) == (2, [])
     assert result.stderr.endswith(b"Error: The prompt must be UTF-8.\n")
 
 
 @pytest.mark.parametrize("command", ["run", "task submit"])
-def test_an_id_that_is_taken_is_told_with_the_option_that_gives_another(api, sandbox, checkout, command, tmp_path):
+def test_duplicate_id_error_suggests_the_id_option(api, sandbox, checkout, command, tmp_path):
     existing = {"id": "mine", "state": "completed", "created_at": "2026-01-29T10:10:15.123Z"}
-    told = {"error": "duplicate_task_id", "message": "Choose another metadata.id.", "existing_task": existing}
-    api.on("POST", "/tasks", of_json(told, 409))
+    body = {"error": "duplicate_task_id", "message": "Choose another metadata.id.", "existing_task": existing}
+    api.on("POST", "/tasks", of_json(body, 409))
     (tmp_path / "task.json").write_text("{}")
     subject = "Say it." if command == "run" else str(tmp_path / "task.json")
     result = sandbox(*command.split(), subject, "--id", "mine", cwd=checkout)
@@ -176,9 +176,15 @@ def test_an_id_that_is_taken_is_told_with_the_option_that_gives_another(api, san
     ]
 
 
-def test_a_mistake_in_what_was_set_is_told_of_the_option(api, sandbox, checkout):
-    mistake = {"field": "vm.cpus", "rule": "type", "message": "must be a whole number", "line": None, "column": None}
-    api.on("POST", "/tasks", of_error(400, "invalid_manifest", "It has mistakes.", [mistake]))
+def test_invalid_set_value_error_names_the_option(api, sandbox, checkout):
+    field_error = {
+        "field": "vm.cpus",
+        "rule": "type",
+        "message": "must be a whole number",
+        "line": None,
+        "column": None,
+    }
+    api.on("POST", "/tasks", of_error(400, "invalid_manifest", "It has mistakes.", [field_error]))
     result = sandbox("run", "Go.", "--set", "vm.cpus=many", cwd=checkout)
     assert result.returncode == 9
     assert result.stderr.decode().splitlines()[1:] == [
@@ -187,20 +193,20 @@ def test_a_mistake_in_what_was_set_is_told_of_the_option(api, sandbox, checkout)
     ]
 
 
-def test_what_is_not_pushed_stops_it_before_anything_is_paid_for(api, sandbox, checkout):
+def test_unpushed_changes_are_rejected_before_submission(api, sandbox, checkout):
     (checkout / "src" / "app.py").write_text("changed\n")
     commit(checkout, "Here only")
     (checkout / "src" / "app.py").write_text("changed again\n")
     result = sandbox("run", "Go.", cwd=checkout)
     assert result.returncode == 4
-    told = result.stderr.decode()
-    assert "1 file changed and not committed and 1 commit not on origin" in told
-    assert "--include-dirty" in told
-    assert "--leave-dirty" in told
+    errors = result.stderr.decode()
+    assert "1 file changed and not committed and 1 commit not on origin" in errors
+    assert "--include-dirty" in errors
+    assert "--leave-dirty" in errors
     assert api.asked == []
 
 
-def test_what_is_not_pushed_can_be_sent_along_and_the_patch_comes_back_upon_it(api, done, sandbox, checkout):
+def test_include_dirty_sends_changes_and_applies_on_top(api, completed_task, sandbox, checkout):
     pushed = head(checkout)
     (checkout / "committed.txt").write_text("here only\n")
     commit(checkout, "Here only")
@@ -213,7 +219,7 @@ def test_what_is_not_pushed_can_be_sent_along_and_the_patch_comes_back_upon_it(a
     before = git("status", "--porcelain", cwd=checkout)
     result = sandbox("run", "Go.", "--include-dirty", "--apply", cwd=checkout)
     assert result.returncode == 0, result.stderr
-    repository = sent(api)["repository"]
+    repository = submitted(api)["repository"]
     assert repository["commit"] == pushed
     assert b"With 2 files as they are here: committed.txt, untracked.bin." in result.stderr
     git("clone", "-q", str(checkout), "elsewhere", cwd=checkout.parent)
@@ -226,29 +232,29 @@ def test_what_is_not_pushed_can_be_sent_along_and_the_patch_comes_back_upon_it(a
     assert not (elsewhere / "ignored.log").exists()
     assert (checkout / "new.txt").read_text() == "new\n"
     after = git("status", "--porcelain", cwd=checkout)
-    assert set(before.splitlines()) < set(after.splitlines())  # what was staged, and what was not, stays so
+    assert set(before.splitlines()) < set(after.splitlines())  # staged and unstaged changes stay as they were
 
 
 @pytest.fixture
-def edited(api, checkout):
-    """The task edits the files that were sent along: one that git knows, one that it does not."""
+def edited_task(api, checkout):
+    """A task that edits the included files: a tracked and an untracked one."""
     (checkout / "notes.txt").write_text("notes\n")
     git("add", "-A", ".", cwd=checkout)
     (checkout / "notes.txt").write_text("better notes\n")
     patch = git("diff", "--full-index", cwd=checkout).encode()
     git("reset", "-q", cwd=checkout)
     (checkout / "notes.txt").write_text("notes\n")
-    play(api, patch)
+    serve_task(api, patch)
 
 
-def test_what_became_of_a_new_file_that_was_sent_along_is_applied(edited, sandbox, checkout):
+def test_edit_of_an_included_untracked_file_is_applied(edited_task, sandbox, checkout):
     result = sandbox("run", "Go.", "--include-dirty", "--apply", cwd=checkout)
     assert (result.returncode, (checkout / "notes.txt").read_text()) == (0, "better notes\n"), result.stderr
     assert git("status", "--porcelain", cwd=checkout) == "?? notes.txt\n"
 
 
 @pytest.mark.parametrize("changed", ["notes.txt", "src/app.py"])
-def test_what_is_said_to_apply_it_later_works_beside_ones_own_changes(edited, api, sandbox, checkout, changed):
+def test_suggested_apply_command_works_with_local_changes(edited_task, api, sandbox, checkout, changed):
     api.on("GET", f"/tasks/{TASK}/artifacts/.sandbox%2Fmetadata.json", of_bytes(b"{}"))
     if changed != "notes.txt":
         (checkout / changed).write_text("print('mine')\n")
@@ -260,42 +266,42 @@ def test_what_is_said_to_apply_it_later_works_beside_ones_own_changes(edited, ap
     assert b"beside your own changes" in applied.stderr
 
 
-@pytest.mark.parametrize("marked", ["--skip-worktree", "--assume-unchanged"])
-def test_what_git_was_told_to_overlook_is_not_sent_along(api, done, sandbox, checkout, marked):
+@pytest.mark.parametrize("flag", ["--skip-worktree", "--assume-unchanged"])
+def test_skip_worktree_and_assume_unchanged_files_are_not_sent(api, completed_task, sandbox, checkout, flag):
     (checkout / "local.env").write_text("PASSWORD=\n")
     commit(checkout, "Add settings")
     push(checkout)
-    git("update-index", marked, "local.env", cwd=checkout)
+    git("update-index", flag, "local.env", cwd=checkout)
     (checkout / "local.env").write_text("PASSWORD=hunter2\n")
     (checkout / "src" / "app.py").write_text("print('changed')\n")
     result = sandbox("run", "Go.", "--include-dirty", cwd=checkout)
     assert result.returncode == 0, result.stderr
-    patch = base64.b64decode(sent(api)["repository"]["patch"])
+    patch = base64.b64decode(submitted(api)["repository"]["patch"])
     assert (b"hunter2" in patch, b"changed" in patch) == (False, True)
 
 
-def test_a_checkout_without_an_index_is_sent_along(api, done, sandbox, checkout):
+def test_include_dirty_works_without_a_git_index(api, completed_task, sandbox, checkout):
     (checkout / ".git" / "index").unlink()
     (checkout / "src" / "app.py").write_text("print('changed')\n")
     result = sandbox("run", "Go.", "--include-dirty", cwd=checkout)
     assert result.returncode == 0, result.stderr
-    patch = base64.b64decode(sent(api)["repository"]["patch"])
+    patch = base64.b64decode(submitted(api)["repository"]["patch"])
     assert (b"-print('hello')" in patch, b"+print('changed')" in patch) == (True, True)
 
 
-def test_nothing_is_sent_along_where_everything_is_pushed(api, done, sandbox, checkout):
+def test_include_dirty_sends_no_patch_for_a_clean_checkout(api, completed_task, sandbox, checkout):
     assert sandbox("run", "Go.", "--include-dirty", cwd=checkout).returncode == 0
-    assert "patch" not in sent(api)["repository"]
+    assert "patch" not in submitted(api)["repository"]
 
 
-def test_more_than_can_be_sent_stops_it_and_says_what_to_do(api, sandbox, checkout):
+def test_too_large_changes_are_rejected(api, sandbox, checkout):
     (checkout / "large.bin").write_bytes(os.urandom(600 * 1024))
     result = sandbox("run", "Go.", "--include-dirty", cwd=checkout)
     assert (result.returncode, api.asked) == (4, [])
     assert b"and 512.0 KiB can be sent" in result.stderr
 
 
-def test_far_more_than_can_be_sent_stops_it_before_it_is_read(api, sandbox, checkout):
+def test_huge_file_is_rejected_before_it_is_read(api, sandbox, checkout):
     (checkout / "small.bin").write_bytes(b"small")
     with (checkout / "core.1").open("wb") as file:
         file.truncate(300 * 1024**2)
@@ -305,19 +311,19 @@ def test_far_more_than_can_be_sent_stops_it_before_it_is_read(api, sandbox, chec
 
 
 @pytest.mark.parametrize("name", ["checkout", 'a "checkout": mine'])
-def test_what_is_sent_along_leaves_nothing_in_the_repository(api, done, sandbox, checkout, name):
+def test_include_dirty_leaves_no_objects_in_the_repository(api, completed_task, sandbox, checkout, name):
     checkout = checkout.rename(checkout.with_name(name))
     (checkout / "untracked.bin").write_bytes(os.urandom(1000))
     before = git("count-objects", "-v", cwd=checkout)
     result = sandbox("run", "Go.", "--include-dirty", cwd=checkout)
     assert result.returncode == 0, result.stderr
-    assert b"untracked.bin" in base64.b64decode(sent(api)["repository"]["patch"])
+    assert b"untracked.bin" in base64.b64decode(submitted(api)["repository"]["patch"])
     assert git("count-objects", "-v", cwd=checkout) == before
 
 
 @pytest.fixture
 def submodule(checkout):
-    """A repository in the checkout, whose commit is one of the checkout's entries."""
+    """A submodule of the checkout."""
     inner = checkout / "library"
     inner.mkdir()
     git("init", "-q", "-b", "main", ".", cwd=inner)
@@ -328,7 +334,7 @@ def submodule(checkout):
     return inner
 
 
-def test_changes_in_a_submodule_are_not_left_out_unseen(api, submodule, sandbox, checkout):
+def test_dirty_submodule_is_rejected(api, submodule, sandbox, checkout):
     (submodule / "code.py").write_text("better code\n")
     git("config", "diff.ignoreSubmodules", "all", cwd=checkout)
     result = sandbox("run", "Go.", "--include-dirty", cwd=checkout)
@@ -336,17 +342,17 @@ def test_changes_in_a_submodule_are_not_left_out_unseen(api, submodule, sandbox,
     assert b"The submodule library has changes of its own, which cannot be sent along." in result.stderr
 
 
-def test_another_commit_of_a_submodule_is_sent_as_git_apply_takes_it(api, done, submodule, sandbox, checkout):
+def test_changed_submodule_commit_is_sent(api, completed_task, submodule, sandbox, checkout):
     (submodule / "code.py").write_text("better code\n")
     commit(submodule, "Improve")
     git("config", "diff.submodule", "log", cwd=checkout)
     result = sandbox("run", "Go.", "--include-dirty", cwd=checkout)
     assert result.returncode == 0, result.stderr
-    patch = base64.b64decode(sent(api)["repository"]["patch"])
+    patch = base64.b64decode(submitted(api)["repository"]["patch"])
     assert f"\n+Subproject commit {head(submodule)}\n".encode() in patch
 
 
-def test_a_repository_in_the_checkout_is_not_sent_as_an_empty_directory(api, sandbox, checkout):
+def test_nested_repository_is_rejected(api, sandbox, checkout):
     (checkout / "below" / "nested").mkdir(parents=True)
     git("init", "-q", "-b", "main", ".", cwd=checkout / "below" / "nested")
     (checkout / "below" / "nested" / "file").write_text("x\n")
@@ -356,20 +362,20 @@ def test_a_repository_in_the_checkout_is_not_sent_as_an_empty_directory(api, san
     assert b"below/nested/ is a git repository of its own, which cannot be sent along." in result.stderr
 
 
-def test_what_is_not_pushed_can_be_left_out_and_is_kept(api, done, sandbox, checkout):
+def test_leave_dirty_keeps_local_changes(api, completed_task, sandbox, checkout):
     pushed = head(checkout)
     (checkout / "README.md").write_text("mine\n")
     commit(checkout, "Here only")
     (checkout / "README.md").write_text("mine too\n")
     result = sandbox("run", "Go.", "--leave-dirty", "--apply", cwd=checkout)
     assert result.returncode == 0, result.stderr
-    assert sent(api)["repository"]["commit"] == pushed
+    assert submitted(api)["repository"]["commit"] == pushed
     assert (checkout / "README.md").read_text() == "mine too\n"
     assert "Applied to 2 files, beside your own changes." in result.stderr.decode()
     assert (checkout / "new.txt").read_text() == "new\n"
 
 
-def test_a_patch_that_does_not_fit_any_more_is_not_applied_in_part(api, done, sandbox, checkout):
+def test_conflicting_patch_is_not_partially_applied(api, completed_task, sandbox, checkout):
     (checkout / "src" / "app.py").write_text("something else\n")
     result = sandbox("run", "Go.", "--leave-dirty", "--apply", cwd=checkout)
     assert result.returncode == 4
@@ -377,17 +383,17 @@ def test_a_patch_that_does_not_fit_any_more_is_not_applied_in_part(api, done, sa
     assert result.stderr.decode().endswith(f"  Look at it: sandbox task diff {TASK}\n")
 
 
-def test_a_secret_in_the_patch_is_told_with_what_takes_it_without_another_task(api, done, sandbox, checkout):
-    listed = [{"name": f"{TASK}.patch", "path": f".sandbox/{TASK}.patch", "contains_secret": True}]
-    api.on("GET", f"/tasks/{TASK}/artifacts", of_json({"task_id": TASK, "artifacts": listed}))
+def test_patch_with_a_secret_suggests_allow_secrets(api, completed_task, sandbox, checkout):
+    artifacts = [{"name": f"{TASK}.patch", "path": f".sandbox/{TASK}.patch", "contains_secret": True}]
+    api.on("GET", f"/tasks/{TASK}/artifacts", of_json({"task_id": TASK, "artifacts": artifacts}))
     result = sandbox("run", "Go.", "--apply", cwd=checkout)
     assert result.returncode == 5
     assert f"  Take it all the same: sandbox task apply {TASK} --allow-secrets\n" in result.stderr.decode()
 
 
 @pytest.fixture
-def switched(api, done, checkout):
-    """Another branch is checked out while the task is at work."""
+def switched_branch(api, completed_task, checkout):
+    """Another branch is checked out while the task runs."""
 
     def switch(_):
         git("checkout", "-q", "-b", "other", cwd=checkout)
@@ -396,7 +402,7 @@ def switched(api, done, checkout):
     api.on("GET", f"/tasks/{TASK}/logs", switch)
 
 
-def test_what_was_checked_out_meanwhile_is_left_as_it_is(switched, sandbox, checkout):
+def test_patch_is_not_applied_to_another_branch(switched_branch, sandbox, checkout):
     result = sandbox("run", "Go.", "--apply", cwd=checkout)
     assert (result.returncode, git("status", "--porcelain", cwd=checkout)) == (4, "")
     at = head(checkout)[:12]
@@ -406,7 +412,7 @@ def test_what_was_checked_out_meanwhile_is_left_as_it_is(switched, sandbox, chec
     ]
 
 
-def test_what_is_switched_or_changed_while_somebody_is_asked_counts(done, on_terminal, terminal, checkout):
+def test_branch_switched_during_the_prompt_is_detected(completed_task, on_terminal, terminal, checkout):
     git("branch", "another", cwd=checkout)
     process = on_terminal("run", "Say goodbye.", "--directory", str(checkout))
     terminal.read_until(b"[y/n]:")
@@ -416,42 +422,42 @@ def test_what_is_switched_or_changed_while_somebody_is_asked_counts(done, on_ter
     assert (process.returncode, (checkout / "new.txt").exists()) == (4, False)
 
 
-def test_who_is_asked_is_told_that_something_else_is_checked_out(switched, on_terminal, terminal, checkout):
+def test_prompt_warns_about_another_branch(switched_branch, on_terminal, terminal, checkout):
     process = on_terminal("run", "Say goodbye.", "--directory", str(checkout))
-    shown = terminal.read_until(b"[y/n]:")
-    assert b"as the task began, and" in shown
+    output = terminal.read_until(b"[y/n]:")
+    assert b"as the task began, and" in output
     terminal.type(b"y\n")
     terminal.read_to_end(process)
     assert (process.returncode, (checkout / "new.txt").exists()) == (0, True)
 
 
-def test_a_task_that_failed_ends_with_its_reason_and_offers_nothing(api, done, sandbox, checkout):
-    play(api, b"", "failed")
+def test_failed_task_applies_nothing(api, completed_task, sandbox, checkout):
+    serve_task(api, b"", "failed")
     result = sandbox("run", "Go.", "--apply", cwd=checkout)
     assert result.returncode == 1
     assert git("status", "--porcelain", cwd=checkout) == ""
 
 
-def test_a_task_that_changes_nothing_says_so(api, sandbox, checkout):
-    play(api, b"")
+def test_empty_patch_is_reported(api, sandbox, checkout):
+    serve_task(api, b"")
     result = sandbox("run", "Look.", "--apply", cwd=checkout)
     assert (result.returncode, result.stderr.decode().splitlines()[-1]) == (0, "It changed nothing.")
 
 
 @pytest.mark.parametrize(("option", "code"), [("--apply", 4), ("--no-apply", 0)])
-@pytest.mark.parametrize("form", ["text", "json"])
-def test_a_patch_that_could_not_be_made_is_not_told_as_no_change(api, sandbox, checkout, option, code, form):
-    play(api, b"# truncated: it is larger than a patch may be (256 MiB)\n")
-    result = sandbox("run", "Grow.", option, "-f", form, cwd=checkout)
+@pytest.mark.parametrize("output_format", ["text", "json"])
+def test_truncated_patch_is_not_reported_as_empty(api, sandbox, checkout, option, code, output_format):
+    serve_task(api, b"# truncated: it is larger than a patch may be (256 MiB)\n")
+    result = sandbox("run", "Grow.", option, "-f", output_format, cwd=checkout)
     assert result.returncode == code
-    if form == "json":
-        told = json.loads(result.stdout.splitlines()[-1])
-        assert told == {"type": "patch", "task_id": TASK, "applied": False, "files": []}
+    if output_format == "json":
+        last = json.loads(result.stdout.splitlines()[-1])
+        assert last == {"type": "patch", "task_id": TASK, "applied": False, "files": []}
     assert b"  truncated: it is larger than a patch may be (256 MiB)\n" in result.stderr
     assert b"changed nothing" not in result.stderr
 
 
-def test_untracked_files_stay_and_are_no_obstacle(done, sandbox, checkout):
+def test_untracked_files_are_kept(completed_task, sandbox, checkout):
     (checkout / "notes.txt").write_text("mine\n")
     result = sandbox("run", "Go.", cwd=checkout)
     assert result.returncode == 0
@@ -466,94 +472,94 @@ def test_untracked_files_stay_and_are_no_obstacle(done, sandbox, checkout):
         ("short:app.git", URL),
     ],
 )
-def test_the_remotes_address_goes_without_credentials_and_abbreviations(api, done, sandbox, checkout, address, url):
+def test_remote_url_is_expanded_and_without_credentials(api, completed_task, sandbox, checkout, address, url):
     git("remote", "set-url", "origin", address, cwd=checkout)
     git("config", "url.https://github.com/org/.insteadOf", "short:", cwd=checkout)
     result = sandbox("run", "Go.", cwd=checkout)
-    assert sent(api)["repository"]["url"] == url
+    assert submitted(api)["repository"]["url"] == url
     assert b"s3cr3t" not in result.stderr
     assert ("credentials" in result.stderr.decode()) == ("s3cr3t" in address)
 
 
-def test_of_several_addresses_of_a_remote_the_one_that_git_fetches_from_is_cloned(api, done, sandbox, checkout):
+def test_fetch_url_of_the_remote_is_cloned(api, completed_task, sandbox, checkout):
     git("remote", "set-url", "--add", "origin", "https://mirror.example.org/app.git", cwd=checkout)
     assert sandbox("run", "Go.", cwd=checkout).returncode == 0
-    assert sent(api)["repository"]["url"] == URL
+    assert submitted(api)["repository"]["url"] == URL
 
 
-def test_the_branch_that_is_followed_is_cloned_whatever_it_is_called_here(api, done, sandbox, checkout):
+def test_upstream_branch_is_cloned(api, completed_task, sandbox, checkout):
     git("checkout", "-q", "-b", "mine", cwd=checkout)
     git("remote", "add", "fork", "https://github.com/me/app.git", cwd=checkout)
     push(checkout, "feature/theirs", "fork")
     git("config", "branch.mine.remote", "fork", cwd=checkout)
     git("config", "branch.mine.merge", "refs/heads/feature/theirs", cwd=checkout)
     assert sandbox("run", "Go.", cwd=checkout).returncode == 0
-    repository = sent(api)["repository"]
+    repository = submitted(api)["repository"]
     assert (repository["url"], repository["branch"]) == ("https://github.com/me/app.git", "feature/theirs")
 
 
 @pytest.mark.parametrize("detached", [False, True])
-def test_a_commit_that_the_remote_has_in_another_branch_is_cloned_from_there(api, done, sandbox, checkout, detached):
+def test_commit_on_another_remote_branch_is_cloned(api, completed_task, sandbox, checkout, detached):
     git("checkout", "-q", *(["--detach"] if detached else ["-b", "new"]), cwd=checkout)
     assert sandbox("run", "Go.", cwd=checkout).returncode == 0
-    assert (sent(api)["repository"]["branch"], sent(api)["repository"]["commit"]) == ("main", head(checkout))
+    assert (submitted(api)["repository"]["branch"], submitted(api)["repository"]["commit"]) == ("main", head(checkout))
 
 
-def break_off(directory):
+def delete_tracking_branch(directory):
     git("update-ref", "-d", "refs/remotes/origin/main", cwd=directory)
 
 
-def add_another(directory):
+def add_second_remote(directory):
     git("remote", "rename", "origin", "a", cwd=directory)
     git("remote", "add", "b", URL, cwd=directory)
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "advice"),
     [
-        (lambda at: git("remote", "remove", "origin", cwd=at), "git remote add origin URL"),
+        (lambda commit_id: git("remote", "remove", "origin", cwd=commit_id), "git remote add origin URL"),
         (
-            lambda at: git("remote", "set-url", "origin", "/srv/app.git", cwd=at),
+            lambda commit_id: git("remote", "set-url", "origin", "/srv/app.git", cwd=commit_id),
             "The address of origin must be https://",
         ),
-        (break_off, "git push -u origin main"),
-        (add_another, "--remote NAME"),
+        (delete_tracking_branch, "git push -u origin main"),
+        (add_second_remote, "--remote NAME"),
     ],
-    ids=["no remote", "a path", "never pushed", "several remotes"],
+    ids=["no remote", "path", "never pushed", "several remotes"],
 )
-def test_a_checkout_that_no_task_can_begin_from_says_what_to_do(api, sandbox, checkout, change, told):
+def test_unusable_checkout_error_suggests_a_fix(api, sandbox, checkout, change, advice):
     change(checkout)
     result = sandbox("run", "Go.", cwd=checkout)
     assert (result.returncode, api.asked) == (2, [])
-    assert told in result.stderr.decode()
+    assert advice in result.stderr.decode()
 
 
-@pytest.mark.parametrize("way", ["monitor", "hook"])
-def test_no_program_starts_because_it_lies_in_the_checkout(api, done, sandbox, checkout, way):
-    ran = checkout.parent / "ran"
+@pytest.mark.parametrize("mechanism", ["monitor", "hook"])
+def test_programs_of_the_checkout_are_not_executed(api, completed_task, sandbox, checkout, mechanism):
+    marker = checkout.parent / "ran"
     program = checkout / ".git" / "hooks" / "post-index-change"
     program.parent.mkdir(exist_ok=True)
-    program.write_text(f"#!/bin/sh\ntouch {ran}\n")
+    program.write_text(f"#!/bin/sh\ntouch {marker}\n")
     program.chmod(0o755)
-    if way == "monitor":
+    if mechanism == "monitor":
         program = program.rename(checkout / ".git" / "monitor")
         git("config", "core.fsmonitor", str(program), cwd=checkout)
     (checkout / "untracked.txt").write_text("new\n")
     result = sandbox("run", "Go.", "--include-dirty", "--apply", cwd=checkout)
-    assert (result.returncode, ran.exists()) == (0, False), result.stderr
+    assert (result.returncode, marker.exists()) == (0, False), result.stderr
     assert (checkout / "new.txt").read_text() == "new\n"
 
 
-def test_outside_of_a_checkout_it_says_where_that_is(sandbox, tmp_path):
+def test_run_outside_a_checkout_is_a_usage_error(sandbox, tmp_path):
     result = sandbox("run", "Go.")
     assert (result.returncode, f"{tmp_path} is not in a git checkout" in result.stderr.decode()) == (2, True)
 
 
-def test_a_checkout_that_git_does_not_trust_is_told_in_gits_words(sandbox, checkout, environment):
+def test_untrusted_checkout_error_quotes_git(sandbox, checkout, environment):
     environment["GIT_TEST_ASSUME_DIFFERENT_OWNER"] = "1"
     result = sandbox("run", "Go.", cwd=checkout)
     assert result.returncode == 2
-    told = result.stderr.decode()
-    assert "dubious ownership" in told
-    assert f"git config --global --add safe.directory {checkout}" in told
-    assert "not in a git checkout" not in told
+    errors = result.stderr.decode()
+    assert "dubious ownership" in errors
+    assert f"git config --global --add safe.directory {checkout}" in errors
+    assert "not in a git checkout" not in errors

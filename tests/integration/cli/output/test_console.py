@@ -1,4 +1,4 @@
-"""How the command line behaves on a terminal, in a pipe that closes, and when it is interrupted."""
+"""The CLI on a terminal, with a closed pipe, and when interrupted."""
 
 import hashlib
 import json
@@ -15,88 +15,94 @@ HOSTILE = "\x1b]0;owned\x07\x1b[31m"
 
 
 @pytest.fixture
-def endless(api):
-    """A task that runs and runs."""
-    over = threading.Event()
+def endless_task(api):
+    """A task that never ends."""
+    ended = threading.Event()
 
-    def story():
+    def events_without_end():
         yield from of_frames(frames()[:5]).chunks
-        over.wait(60)
+        ended.wait(60)
 
     api.on("GET", f"/tasks/{TASK}", of_json(status("running")))
-    api.on("GET", f"/tasks/{TASK}/logs", lambda asked: Answer(200, story() if "follow" in asked.query else []))
+    api.on(
+        "GET",
+        f"/tasks/{TASK}/logs",
+        lambda request: Answer(200, events_without_end() if "follow" in request.query else []),
+    )
     yield
-    over.set()
+    ended.set()
 
 
-def test_control_sequences_of_a_task_are_written_out_on_a_terminal(api, on_terminal, terminal):
+def test_control_sequences_are_escaped_on_a_terminal(api, on_terminal, terminal):
     api.on("GET", f"/tasks/{TASK}", of_json(status("completed")))
     api.on("GET", f"/tasks/{TASK}/logs", Answer(200, [f"[t] [STDOUT] {HOSTILE}\n[t] [STDOUT] last\n".encode()]))
     process = on_terminal("task", "logs", TASK)
-    shown = terminal.read_until(b"last")
+    output = terminal.read_until(b"last")
     assert process.wait(30) == 0
-    assert rb"\x1b]0;owned\x07\x1b[31m" in shown
-    assert b"\x1b]0" not in shown
+    assert rb"\x1b]0;owned\x07\x1b[31m" in output
+    assert b"\x1b]0" not in output
 
 
-def test_logs_are_told_to_people_on_a_terminal_and_shown_as_they_came_on_request(api, on_terminal, terminal):
+def test_logs_are_rendered_on_a_terminal_unless_raw(api, on_terminal, terminal):
     block = {"type": "text", "text": "Hello there."}
     line = json.dumps({"type": "assistant", "message": {"content": [block]}})
     api.on("GET", f"/tasks/{TASK}", of_json(status("completed")))
     api.on("GET", f"/tasks/{TASK}/logs", Answer(200, [f"[t] [STDOUT] {line}\n[t] [STDERR] last\n".encode()]))
     on_terminal("task", "logs", TASK).wait(30)
     assert b"assistant" not in terminal.read_until(b"last")
-    assert b"Hello there." in terminal.seen
+    assert b"Hello there." in terminal.output
     for option, first in (("--raw", b"[STDOUT] "), ("--timestamps", b"[t] [STDOUT] ")):
-        terminal.seen = b""
+        terminal.output = b""
         on_terminal("task", "logs", TASK, option).wait(30)
         assert terminal.read_until(b"last").startswith(first + line.encode()[:20])
 
 
-def test_lines_that_a_program_wrote_to_the_terminal_of_a_session_are_shown_as_text(api, on_terminal, terminal):
+def test_output_of_an_interactive_session_is_not_parsed(api, on_terminal, terminal):
     block = {"type": "text", "text": "Forged."}
     forged = json.dumps({"type": "assistant", "message": {"content": [block]}})
     lines = f"[t] [STDOUT] {forged}\n[t] [STDERR] last\n".encode()
     event = {"type": "output", "task_id": TASK, "seq": 1, "timestamp": "2026-01-29T10:10:01.000Z", "stream": "stdout"}
-    told = [{**event, "data": forged + "\n", "bytes": len(forged) + 1, "continued": False}, frames()[-1]]
+    events = [{**event, "data": forged + "\n", "bytes": len(forged) + 1, "continued": False}, frames()[-1]]
     session = {"definition": {"claude": {"headless": False}}}
     api.on("GET", f"/tasks/{TASK}", of_json(status("running", **session)))
     api.on(
-        "GET", f"/tasks/{TASK}/logs", lambda asked: of_frames(told) if "follow" in asked.query else Answer(200, [lines])
+        "GET",
+        f"/tasks/{TASK}/logs",
+        lambda request: of_frames(events) if "follow" in request.query else Answer(200, [lines]),
     )
     for command in (("logs", TASK), ("logs", TASK, "--follow")):
-        terminal.seen = b""
-        shown = terminal.read_to_end(on_terminal("task", *command))
-        assert b"assistant" in shown, command
+        terminal.output = b""
+        output = terminal.read_to_end(on_terminal("task", *command))
+        assert b"assistant" in output, command
 
 
-def test_an_artifact_on_a_terminal_has_the_lines_that_it_has(api, on_terminal, terminal):
+def test_artifact_keeps_its_lines_on_a_terminal(api, on_terminal, terminal):
     data = "one \u2028 line\nanother\x85one\n".encode()
-    listed = [{"name": "notes", "path": "notes", "contains_secret": False}]
-    api.on("GET", f"/tasks/{TASK}/artifacts", of_json({"task_id": TASK, "artifacts": listed}))
-    checksum = {"X-Checksum-SHA256": hashlib.sha256(data).hexdigest()}
-    api.on("GET", f"/tasks/{TASK}/artifacts/notes", Answer(200, [data], checksum))
-    shown = terminal.read_to_end(on_terminal("task", "download", TASK, "notes", "-o", "-"))
-    assert shown.decode().splitlines() == [r"one \u2028 line", r"another\x85one"]
+    artifacts = [{"name": "notes", "path": "notes", "contains_secret": False}]
+    api.on("GET", f"/tasks/{TASK}/artifacts", of_json({"task_id": TASK, "artifacts": artifacts}))
+    headers = {"X-Checksum-SHA256": hashlib.sha256(data).hexdigest()}
+    api.on("GET", f"/tasks/{TASK}/artifacts/notes", Answer(200, [data], headers))
+    output = terminal.read_to_end(on_terminal("task", "download", TASK, "notes", "-o", "-"))
+    assert output.decode().splitlines() == [r"one \u2028 line", r"another\x85one"]
 
 
-def test_names_and_errors_of_a_task_are_written_out_too(api, on_terminal, terminal):
+def test_task_name_and_error_are_escaped_on_a_terminal(api, on_terminal, terminal):
     hostile = status("failed", name=HOSTILE, error={"code": "x", "message": HOSTILE}, labels={"k": HOSTILE})
     api.on("GET", f"/tasks/{TASK}", of_json(hostile))
     on_terminal("task", "status", TASK)
     assert b"\x1b]0" not in terminal.read_until(b"Error")
 
 
-def test_a_story_on_a_terminal_has_colour_unless_it_is_not_wanted(api, on_terminal, terminal):
+def test_terminal_output_is_coloured_unless_disabled(api, on_terminal, terminal):
     api.on("GET", f"/tasks/{TASK}", of_json(status("failed")))
     on_terminal("task", "status", TASK)
     assert b"\x1b[1;31mfailed" in terminal.read_until(b"Error")
-    terminal.seen = b""
+    terminal.output = b""
     on_terminal("task", "status", TASK, "--no-color")
     assert b"\x1b[1;31m" not in terminal.read_until(b"exited with 1")
 
 
-def test_cancel_asks_on_a_terminal_and_takes_no_for_an_answer(api, on_terminal, terminal):
+def test_cancel_prompts_on_a_terminal_and_can_be_declined(api, on_terminal, terminal):
     process = on_terminal("task", "cancel", TASK)
     terminal.read_until(b"[y/N]")
     terminal.type(b"n\n")
@@ -105,18 +111,18 @@ def test_cancel_asks_on_a_terminal_and_takes_no_for_an_answer(api, on_terminal, 
     assert api.asked == []
 
 
-def test_interrupting_a_watch_leaves_the_task_alone_and_says_so(api, endless, on_terminal, terminal):
+def test_interrupted_watch_keeps_the_task_running(api, endless_task, on_terminal, terminal):
     process = on_terminal("task", "status", TASK, "--watch")
     terminal.read_until(b"Claude Code is working")
     terminal.read_until(b"provisioning")
     process.send_signal(signal.SIGINT)
-    shown = terminal.read_until(b"sandbox task cancel fix-42")
+    output = terminal.read_until(b"sandbox task cancel fix-42")
     assert process.wait(30) == 130
-    assert b"Task fix-42 goes on." in shown
-    assert {asked.method for asked in api.asked} == {"GET"}
+    assert b"Task fix-42 goes on." in output
+    assert {request.method for request in api.asked} == {"GET"}
 
 
-def test_a_watch_in_a_pipe_is_interrupted_with_the_same_words(endless, sandbox_process):
+def test_interrupted_watch_in_a_pipe_prints_the_same_message(endless_task, sandbox_process):
     process = sandbox_process("task", "logs", TASK, "--follow", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout.readline().startswith(b"[EVENT]")
     process.send_signal(signal.SIGINT)
@@ -124,7 +130,7 @@ def test_a_watch_in_a_pipe_is_interrupted_with_the_same_words(endless, sandbox_p
     assert b"goes on" in process.stderr.read()
 
 
-def test_a_reader_that_has_seen_enough_ends_the_command_quietly(api, sandbox_process):
+def test_closed_pipe_ends_the_logs_command_silently(api, sandbox_process):
     line = b"[t] [STDOUT] " + b"x" * 1000 + b"\n"
     api.on("GET", f"/tasks/{TASK}/logs", Answer(200, [line * 5000]))
     process = sandbox_process("task", "logs", TASK, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -134,27 +140,31 @@ def test_a_reader_that_has_seen_enough_ends_the_command_quietly(api, sandbox_pro
     assert process.stderr.read() == b""
 
 
-def test_a_table_that_nobody_reads_any_more_is_no_failed_task(api, sandbox_process):
+def test_closed_pipe_ends_a_table_silently(api, sandbox_process):
     entry = {"name": "a", "path": "a", "size_bytes": 1, "content_type": "text/plain", "checksum": "sha256:0"}
-    told = {"task_id": TASK, "artifacts": [entry | {"contains_secret": False}] * 5000, "total_count": 5000}
-    api.on("GET", f"/tasks/{TASK}/artifacts", of_json(told))
+    body = {"task_id": TASK, "artifacts": [entry | {"contains_secret": False}] * 5000, "total_count": 5000}
+    api.on("GET", f"/tasks/{TASK}/artifacts", of_json(body))
     process = sandbox_process("task", "artifacts", TASK, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.close()
     assert process.wait(30) == 141
     assert process.stderr.read() == b""
 
 
-def test_who_watches_a_pending_task_is_told_what_it_waits_for(api, endless, on_terminal, terminal):
-    waiting = status("pending", state_message="Waiting for 40 GiB of memory (4 GiB free)")
-    over = threading.Event()
+def test_watched_pending_task_reports_its_block_reason(api, endless_task, on_terminal, terminal):
+    pending = status("pending", state_message="Waiting for 40 GiB of memory (4 GiB free)")
+    ended = threading.Event()
 
-    def story():
+    def events_without_end():
         yield from of_frames(frames()[:1]).chunks
-        over.wait(60)
+        ended.wait(60)
 
-    api.on("GET", f"/tasks/{TASK}", of_json(waiting))
-    api.on("GET", f"/tasks/{TASK}/logs", lambda asked: Answer(200, story() if "follow" in asked.query else []))
+    api.on("GET", f"/tasks/{TASK}", of_json(pending))
+    api.on(
+        "GET",
+        f"/tasks/{TASK}/logs",
+        lambda request: Answer(200, events_without_end() if "follow" in request.query else []),
+    )
     terminal.resize(140)
     on_terminal("task", "status", TASK, "--watch")
     terminal.read_until(b"pending Waiting for 40 GiB of memory (4 GiB free)")
-    over.set()
+    ended.set()

@@ -1,4 +1,4 @@
-"""What people see in a narrow and in a wide window: no line that the terminal itself has to break."""
+"""Text output fits narrow and wide windows: the terminal never wraps a line."""
 
 import json
 import re
@@ -16,7 +16,7 @@ LABELS = {"team": "payments", "ticket": "OPS-1234", "environment": "staging", "n
 REASON = "Cannot clone https://github.com/org/repository.git: it has no branch 'nowhere'; check repository.branch."
 FAILED = {"state": "failed_preserved", "error": {"code": "clone_failed", "message": REASON}}
 PATTERNS = "must be a glob relative to the workspace root, without '..' and without a '/' at its beginning"
-MISTAKES = [
+FIELD_ERRORS = [
     {"field": f"lifecycle.artifact_patterns[{number}]", "rule": "format", "message": PATTERNS, "line": 9, "column": 5}
     for number in range(3)
 ]
@@ -31,13 +31,13 @@ def task(state, task_id=UUID, **changes):
 
 
 def artifact(name, path):
-    kept = {"name": name, "path": path, "size_bytes": 123_456, "content_type": "application/x-ndjson"}
-    return {**kept, "checksum": "", "created_at": "", "download_url": "", "contains_secret": path.startswith("d")}
+    info = {"name": name, "path": path, "size_bytes": 123_456, "content_type": "application/x-ndjson"}
+    return {**info, "checksum": "", "created_at": "", "download_url": "", "contains_secret": path.startswith("d")}
 
 
 @pytest.fixture
 def full_api(api):
-    """A server that has everything that is long."""
+    """A server with long names, ids and messages."""
     tasks = [
         task("running"),
         task("failed_preserved", name=JAPANESE),
@@ -45,23 +45,27 @@ def full_api(api):
         task("completed", "t-1", name="Short"),
     ]
     page = {"tasks": tasks, "total_count": 400, "limit": 4, "offset": 0, "has_more": True, "next_cursor": "x"}
-    kept = [artifact(f"{UUID}.patch", f".sandbox/{UUID}.patch"), artifact("a\tb.txt", "deep/" * 30 + "a\tb.txt")]
-    story = [{**frame, "task_id": UUID} for frame in frames()]
-    story[-3:-3] = [
-        {**story[-3], "type": "egress_denied", "host": "h" * 30 + ".example.com", "port": 1, "reason": REASON}
+    artifacts = [artifact(f"{UUID}.patch", f".sandbox/{UUID}.patch"), artifact("a\tb.txt", "deep/" * 30 + "a\tb.txt")]
+    events = [{**frame, "task_id": UUID} for frame in frames()]
+    events[-3:-3] = [
+        {**events[-3], "type": "egress_denied", "host": "h" * 30 + ".example.com", "port": 1, "reason": REASON}
     ]
     api.on("GET", "/tasks", of_json(page))
     api.on("POST", "/tasks", of_json({"task_id": UUID, "state": "pending"}, 202))
-    api.on("GET", f"/tasks/{UUID}/artifacts", of_json({"task_id": UUID, "artifacts": kept}))
-    api.on("GET", f"/tasks/{UUID}/logs", lambda asked: of_frames(story) if "follow" in asked.query else _logged(story))
+    api.on("GET", f"/tasks/{UUID}/artifacts", of_json({"task_id": UUID, "artifacts": artifacts}))
+    api.on(
+        "GET",
+        f"/tasks/{UUID}/logs",
+        lambda request: of_frames(events) if "follow" in request.query else _log_of(events),
+    )
     api.on("GET", f"/tasks/{UUID}/wait", of_json(task("completed")))
     api.on("GET", f"/tasks/{UUID}", of_json(task("running")))
     return api
 
 
-def _logged(story):
+def _log_of(events):
     lines = []
-    for frame in story:
+    for frame in events:
         tag, content = frame.get("stream"), frame.get("data")
         event = json.dumps(frame, ensure_ascii=False) + "\n"
         lines.append(f"[{frame['timestamp']}] [{(tag or 'event').upper()}] {content or event}".encode())
@@ -70,7 +74,7 @@ def _logged(story):
 
 @pytest.fixture
 def screen(on_terminal, terminal, tmp_path):
-    """Run `sandbox …` in a window; gives the lines that were shown, and checks that each fits."""
+    """Run `sandbox …` in a window of a given width; return the lines and check that each one fits."""
     (tmp_path / "task.yaml").write_text("version: '1'\n")
 
     def show(*arguments, width, codes=(0,)):
@@ -88,16 +92,16 @@ def screen(on_terminal, terminal, tmp_path):
 
 
 @WIDTHS
-@pytest.mark.parametrize("form", ["text", "table"])
-def test_the_list_of_tasks(full_api, screen, width, form):
-    lines = screen("task", "list", "-f", form, width=width)
+@pytest.mark.parametrize("output_format", ["text", "table"])
+def test_task_list_fits_the_window(full_api, screen, width, output_format):
+    lines = screen("task", "list", "-f", output_format, width=width)
     assert sum(UUID in line for line in lines) == 2
     assert any("failed_preserved" in line and "夜間" in line and "…" in line for line in lines)
     assert "4 of 400 tasks; see more with --limit, or --all." in lines
 
 
 @WIDTHS
-def test_one_task(full_api, screen, width):
+def test_task_status_fits_the_window(full_api, screen, width):
     full_api.on("GET", f"/tasks/{UUID}", of_json(task(**FAILED, name=f"{NAME} {JAPANESE}")))
     lines = screen("task", "status", UUID, width=width)
     assert f"Release it  sandbox task release {UUID}" in lines
@@ -106,34 +110,34 @@ def test_one_task(full_api, screen, width):
 
 
 @WIDTHS
-def test_a_task_that_is_watched(full_api, screen, width):
+def test_watched_task_fits_the_window(full_api, screen, width):
     lines = screen("task", "status", UUID, "--watch", width=width)
     assert any("running       Claude Code is working" in line for line in lines)
     assert any(line.endswith("    27 s · 4 tool calls · 26,911 tokens in, 590 out · $0.0895") for line in lines)
 
 
 @WIDTHS
-@pytest.mark.parametrize("follows", [(), ("--follow",)])
-def test_the_story_of_a_task(full_api, screen, width, follows):
-    lines = screen("task", "logs", UUID, *follows, width=width)
+@pytest.mark.parametrize("follow", [(), ("--follow",)])
+def test_task_logs_fit_the_window(full_api, screen, width, follow):
+    lines = screen("task", "logs", UUID, *follow, width=width)
     assert any("▸ Read  src/app/parser.py  12 ms" in line for line in lines)
 
 
 @WIDTHS
-def test_a_task_that_is_submitted_and_followed(full_api, screen, width):
+def test_followed_submission_fits_the_window(full_api, screen, width):
     lines = screen("task", "submit", "task.yaml", "--follow", width=width)
     assert lines[0] == UUID
     assert lines[-1] == f"  What it made:    sandbox task artifacts {UUID}"
 
 
 @WIDTHS
-def test_a_task_that_is_submitted_and_left_alone(full_api, screen, width):
+def test_submission_fits_the_window(full_api, screen, width):
     lines = screen("task", "submit", "task.yaml", width=width)
     assert lines[-1] == f"  Watch it: sandbox task status {UUID} --watch"
 
 
 @WIDTHS
-def test_a_task_that_fails_while_somebody_waits(full_api, screen, width):
+def test_failure_of_a_waited_task_fits_the_window(full_api, screen, width):
     full_api.on("GET", f"/tasks/{UUID}/wait", of_json(task(**FAILED)))
     lines = screen("task", "submit", "task.yaml", "--wait", width=width, codes=(1,))
     assert f"  See what happened: sandbox task logs {UUID}" in lines
@@ -141,36 +145,36 @@ def test_a_task_that_fails_while_somebody_waits(full_api, screen, width):
 
 
 @WIDTHS
-def test_a_manifest_with_mistakes(full_api, screen, width):
-    full_api.on("POST", "/tasks", of_error(400, "invalid_manifest", "It has 3 mistakes.", MISTAKES))
+def test_invalid_manifest_errors_fit_the_window(full_api, screen, width):
+    full_api.on("POST", "/tasks", of_error(400, "invalid_manifest", "It has 3 mistakes.", FIELD_ERRORS))
     lines = screen("task", "submit", "task.yaml", width=width, codes=(9,))
     assert sum(line.startswith("task.yaml:9:5: lifecycle.artifact_patterns[") for line in lines) == 3
     assert lines[-1] == "Error: task.yaml has 3 mistakes."
 
 
 @WIDTHS
-def test_a_manifest_with_mistakes_without_a_server(screen, width):
+def test_offline_validation_errors_fit_the_window(screen, width):
     lines = screen("task", "validate", "task.yaml", width=width, codes=(9,))
     assert lines[-1].startswith("Error: task.yaml has ")
 
 
 @WIDTHS
-def test_artifacts(full_api, screen, width):
+def test_artifact_list_fits_the_window(full_api, screen, width):
     assert any(line.startswith(f"{UUID}.patch") for line in screen("task", "artifacts", UUID, width=width))
 
 
 @WIDTHS
-def test_a_server_that_is_not_there(screen, width):
+def test_unreachable_server_error_fits_the_window(screen, width):
     lines = screen("task", "list", "--server", "http://127.0.0.1:9", width=width, codes=(6,))
     assert any(line.endswith("sandbox serve") for line in lines)
 
 
 @WIDTHS
-def test_a_task_that_is_not_there(api, screen, width):
+def test_unknown_task_error_fits_the_window(api, screen, width):
     screen("task", "status", "x" * 70, width=width, codes=(3,))
 
 
-def test_what_works_on_this_machine(screen, environment):
-    """In the narrow window, since what is too wide for the wide one is too wide for this."""
-    environment["HOME"] = "/nonexistent"  # paths stay whole, and that of a test is long
+def test_doctor_output_fits_the_window(screen, environment):
+    """Only in the narrow window, which implies the wide one."""
+    environment["HOME"] = "/nonexistent"  # paths are not shortened, and the path of a test is long
     assert screen("doctor", width=80, codes=(0, 1))

@@ -1,4 +1,4 @@
-"""What is let through is carried faithfully and within bounds; the host is a script on loopback."""
+"""Allowed connections are forwarded unmodified and within limits; the host is a script on loopback."""
 
 import asyncio
 import os
@@ -16,16 +16,16 @@ from sandbox.model.egress import EgressRule, EgressRules
 from sandbox.model.events import EgressDenied, ErrorReported
 
 
-async def echo_reversed_order(reader, writer):
-    """Hears everything to its end, then sends it back."""
+async def echo_after_eof(reader, writer):
+    """Reads everything to its end, then sends it back."""
     received = await reader.read()
     writer.write(received)
     writer.close()
 
 
-def test_bytes_go_both_ways_and_one_side_may_end_before_the_other(monkeypatch):
-    async def story():
-        async with played(echo_reversed_order, monkeypatch) as served:
+def test_bytes_pass_both_ways_and_each_side_may_end_first(monkeypatch):
+    async def scenario():
+        async with played(echo_after_eof, monkeypatch) as served:
             sent = client_hello(HOST) + b"\x17\3\3" + os.urandom(2_000_000)
             client = await tunnel(served, sent[:1000])
             assert b" 200 " in await client.until(b"\r\n\r\n")
@@ -36,10 +36,10 @@ def test_bytes_go_both_ways_and_one_side_may_end_before_the_other(monkeypatch):
             assert served.dialled == ["8.8.4.4"]
             assert served.told == []
 
-    run(story)
+    run(scenario)
 
 
-def test_a_host_that_sends_more_than_is_taken_waits(monkeypatch):
+def test_host_that_sends_faster_than_the_client_reads_is_paused(monkeypatch):
     written = 0
 
     async def flood(_, writer):
@@ -49,7 +49,7 @@ def test_a_host_that_sends_more_than_is_taken_waits(monkeypatch):
             await writer.drain()
             written += 65536
 
-    async def story():
+    async def scenario():
         async with played(flood, monkeypatch) as served:
             client = await tunnel(served, client_hello(HOST))
             await client.until(b"\r\n\r\n")
@@ -60,10 +60,10 @@ def test_a_host_that_sends_more_than_is_taken_waits(monkeypatch):
                 await asyncio.sleep(0.3)
             assert written < 50_000_000
 
-    run(story)
+    run(scenario)
 
 
-def test_a_tunnel_on_which_nothing_moves_ends(monkeypatch):
+def test_idle_tunnel_is_closed(monkeypatch):
     monkeypatch.setattr(limits, "TUNNEL_IDLE_SECONDS", 0.2)
     ended = asyncio.Event()
 
@@ -71,7 +71,7 @@ def test_a_tunnel_on_which_nothing_moves_ends(monkeypatch):
         await reader.read()
         ended.set()
 
-    async def story():
+    async def scenario():
         async with played(silent, monkeypatch) as served:
             client = await tunnel(served, client_hello(HOST))
             await client.until(b"\r\n\r\n")
@@ -79,24 +79,24 @@ def test_a_tunnel_on_which_nothing_moves_ends(monkeypatch):
             assert await client.rest() == b""
             await ended.wait()
 
-    run(story)
+    run(scenario)
 
 
-def test_a_tunnel_that_asks_for_another_server_is_cut_before_a_byte_of_it_arrives(monkeypatch):
+def test_tunnel_with_another_server_name_is_cut_before_any_byte(monkeypatch):
     received = []
 
-    async def hear(reader, _):
+    async def receive(reader, _):
         received.append(await reader.read())
 
-    async def story():
-        async with played(hear, monkeypatch) as served:
+    async def scenario():
+        async with played(receive, monkeypatch) as served:
             client = await tunnel(served, client_hello("other.example"))
             await client.rest()
             await until_true(lambda: bool(received))
             assert received == [b""]
-            assert [(one.host, one.port) for one in served.of(EgressDenied)] == [("other.example", 443)]
+            assert [(event.host, event.port) for event in served.of(EgressDenied)] == [("other.example", 443)]
 
-    run(story)
+    run(scenario)
 
 
 @pytest.mark.parametrize(
@@ -109,9 +109,9 @@ def test_a_tunnel_that_asks_for_another_server_is_cut_before_a_byte_of_it_arrive
         (("2002:a9fe:a9fe::1",), []),
     ],
 )
-def test_only_addresses_that_are_public_are_dialled(monkeypatch, addresses, dialled):
-    async def story():
-        async with played(echo_reversed_order, monkeypatch, addresses) as served:
+def test_only_public_addresses_are_dialled(monkeypatch, addresses, dialled):
+    async def scenario():
+        async with played(echo_after_eof, monkeypatch, addresses) as served:
             client = await tunnel(served)
             status = await client.until(b"\r\n\r\n")
             assert (b" 200 " in status) is bool(dialled)
@@ -119,61 +119,61 @@ def test_only_addresses_that_are_public_are_dialled(monkeypatch, addresses, dial
             assert served.dialled == dialled
             assert len(served.of(EgressDenied)) == (0 if dialled else 1)
 
-    run(story)
+    run(scenario)
 
 
-def test_a_name_behind_which_the_model_is_is_not_dialled(monkeypatch):
-    async def story():
+def test_name_with_the_models_address_is_not_dialled(monkeypatch):
+    async def scenario():
         names, model = {"model.example": ("8.8.4.4",)}, "http://model.example"
-        async with played(echo_reversed_order, monkeypatch, names=names, model=model) as served:
+        async with played(echo_after_eof, monkeypatch, names=names, model=model) as served:
             client = await tunnel(served)
             assert b" 403 " in await client.until(b"\r\n\r\n")
             assert "the model's" in served.of(EgressDenied)[0].reason
             assert served.dialled == []
 
-    run(story)
+    run(scenario)
 
 
-def test_addresses_of_this_machine_are_its_own():
+def test_local_addresses_are_recognized():
     assert not dialer.is_dialable(ip_address("127.0.0.1"))
     assert dialer._is_local_address(ip_address("127.0.0.1"))
     assert not dialer._is_local_address(ip_address("8.8.4.4"))
     assert dialer.is_dialable(ip_address("8.8.4.4"))
 
 
-def test_resolvers_that_hang_keep_neither_clients_nor_the_gateway(monkeypatch):
+def test_hanging_resolver_blocks_neither_clients_nor_the_gateway(monkeypatch):
     monkeypatch.setattr(limits, "LOOKUP_SECONDS", 0.2)
     hung = threading.Event()
 
-    async def story():
-        async with played(echo_reversed_order, monkeypatch) as served:
+    async def scenario():
+        async with played(echo_after_eof, monkeypatch) as served:
             monkeypatch.setattr(dialer.socket, "getaddrinfo", lambda *_, **__: hung.wait(20) and [])
             before = threading.active_count()
             clients = [await tunnel(served) for _ in range(20)]
             for client in clients:
                 assert b" 504 " in await client.until(b"\r\n\r\n")
             assert threading.active_count() - before <= limits.LOOKUPS_MAX
-            assert [one.error for one in served.of(ErrorReported)] == ["host_unreachable"]
+            assert [report.error for report in served.of(ErrorReported)] == ["host_unreachable"]
 
-    run(story)
+    run(scenario)
     hung.set()
     for thread in threading.enumerate():
         if "look_up" in thread.name:
             thread.join(5)
 
 
-def test_a_host_that_does_not_resolve_is_told_to_the_client_and_in_an_event(monkeypatch):
-    async def story():
-        async with played(echo_reversed_order, monkeypatch, addresses=()) as served:
+def test_unresolvable_host_is_reported_to_the_client_and_in_an_event(monkeypatch):
+    async def scenario():
+        async with played(echo_after_eof, monkeypatch, addresses=()) as served:
             client = await tunnel(served)
             assert b" 502 " in await client.until(b"\r\n\r\n")
             assert "does not resolve" in (await client.rest()).decode()
             assert served.of(ErrorReported) == [ErrorReported("host_unreachable", f"{HOST} does not resolve.")]
 
-    run(story)
+    run(scenario)
 
 
-def test_clients_that_leave_take_their_connections_with_them(monkeypatch):
+def test_disconnected_clients_close_their_upstream_connections(monkeypatch):
     open_now = 0
 
     async def count(reader, writer):
@@ -183,7 +183,7 @@ def test_clients_that_leave_take_their_connections_with_them(monkeypatch):
         open_now -= 1
         writer.close()
 
-    async def story():
+    async def scenario():
         async with played(count, monkeypatch) as served:
             clients = [await tunnel(served, client_hello(HOST)) for _ in range(10)]
             await until_true(lambda: open_now == 10)
@@ -191,18 +191,18 @@ def test_clients_that_leave_take_their_connections_with_them(monkeypatch):
                 client.leave()
             await until_true(lambda: open_now == 0)
 
-    run(story)
+    run(scenario)
 
 
 OTHER_PORTS = GatewayRules(egress=EgressRules((EgressRule(HOST, (22, 8080)),)))
 
 
-def test_a_host_that_speaks_first_is_heard_before_the_client_says_anything(monkeypatch):
+def test_host_that_speaks_first_is_forwarded(monkeypatch):
     async def greet(reader, writer):
         writer.write(b"SSH-2.0-host\r\n")
         writer.write(await reader.readline())
 
-    async def story():
+    async def scenario():
         async with played(greet, monkeypatch, rules=OTHER_PORTS) as served:
             client = await tunnel(served, port=22)
             await client.until(b"\r\n\r\n")
@@ -211,76 +211,76 @@ def test_a_host_that_speaks_first_is_heard_before_the_client_says_anything(monke
             assert await client.until(b"\n") == b"SSH-2.0-me\r\n"
             assert served.told == []
 
-    run(story)
+    run(scenario)
 
 
-def test_a_request_for_another_host_reaches_nobody_at_any_port(monkeypatch):
+def test_request_for_another_host_is_refused_at_any_port(monkeypatch):
     received = b""
 
-    async def listen(reader, _):
+    async def receive(reader, _):
         nonlocal received
         received += await reader.read()
 
-    async def story():
-        async with played(listen, monkeypatch, rules=OTHER_PORTS) as served:
+    async def scenario():
+        async with played(receive, monkeypatch, rules=OTHER_PORTS) as served:
             client = await tunnel(served, port=8080)
             await client.until(b"\r\n\r\n")
             client.received = b""
             client.writer.write(b"GET / HTTP/1.1\r\nHost: other.example\r\n\r\n")
-            answer = await client.rest()
-            assert answer.startswith(b"HTTP/1.1 403 ")
-            assert b"Sandbox refused other.example:8080: " in answer
+            response = await client.rest()
+            assert response.startswith(b"HTTP/1.1 403 ")
+            assert b"Sandbox refused other.example:8080: " in response
             await until_true(lambda: served.of(EgressDenied) != [])
             assert (served.of(EgressDenied)[0].host, received) == ("other.example", b"")
 
-    run(story)
+    run(scenario)
 
 
-@pytest.mark.parametrize("said", [b"220 host\r\n", b""])
-def test_a_refusal_does_not_stand_behind_what_the_host_has_said(monkeypatch, said):
+@pytest.mark.parametrize("greeting", [b"220 host\r\n", b""])
+def test_refusal_is_not_sent_after_data_of_the_host(monkeypatch, greeting):
     async def greet(reader, writer):
-        writer.write(said)
+        writer.write(greeting)
         writer.write_eof()
         await reader.read()
 
-    async def story():
+    async def scenario():
         async with played(greet, monkeypatch, rules=OTHER_PORTS) as served:
             client = await tunnel(served, port=8080)
             await client.until(b"\r\n\r\n")
             client.received = b""
-            assert await client.rest() == said
+            assert await client.rest() == greeting
             client.writer.write(b"GET / HTTP/1.1\r\nHost: other.example\r\n\r\n")
             await until_true(lambda: served.of(EgressDenied) != [])
-            assert [(one.host, one.port) for one in served.told] == [("other.example", 8080)]
+            assert [(event.host, event.port) for event in served.told] == [("other.example", 8080)]
 
-    run(story)
+    run(scenario)
 
 
-@pytest.mark.parametrize("who", ["client", "host"])
-def test_a_connection_that_one_side_has_ended_ends_when_the_other_is_silent(monkeypatch, who):
+@pytest.mark.parametrize("first_end", ["client", "host"])
+def test_half_open_connection_is_closed_after_a_timeout(monkeypatch, first_end):
     monkeypatch.setattr(limits, "HALF_OPEN_SECONDS", 0.2)
     never = asyncio.Event()
 
     async def silent(_, writer):
-        if who == "host":
+        if first_end == "host":
             writer.write_eof()
         await never.wait()
 
-    async def story():
+    async def scenario():
         async with played(silent, monkeypatch) as served:
             client = await tunnel(served, client_hello(HOST))
             await client.until(b"\r\n\r\n")
             client.received = b""
-            if who == "client":
+            if first_end == "client":
                 client.writer.write_eof()
             assert await client.rest() == b""
 
-    run(story)
+    run(scenario)
 
 
-def test_as_long_as_the_model_cannot_be_told_from_others_nobody_is_dialled(monkeypatch):
-    async def story():
-        async with played(echo_reversed_order, monkeypatch, model="http://model.example") as served:
+def test_hosts_are_not_dialled_while_the_model_is_unresolved(monkeypatch):
+    async def scenario():
+        async with played(echo_after_eof, monkeypatch, model="http://model.example") as served:
             client = await tunnel(served)
             assert b" 502 " in await client.until(b"\r\n\r\n")
             assert "model's host does not resolve" in (await client.rest()).decode()
@@ -290,17 +290,15 @@ def test_as_long_as_the_model_cannot_be_told_from_others_nobody_is_dialled(monke
             assert b" 200 " in await client.until(b"\r\n\r\n")
             assert served.dialled == ["8.8.4.4"]
 
-    run(story)
+    run(scenario)
 
 
-def test_an_address_that_was_once_the_models_stays_the_models(monkeypatch):
+def test_former_address_of_the_model_is_not_dialled(monkeypatch):
     monkeypatch.setattr(limits, "MODEL_LOOKUP_SECONDS", 0.0)
 
-    async def story():
+    async def scenario():
         names = {"model.example": ("8.8.4.4", "8.8.4.6")}
-        async with played(
-            echo_reversed_order, monkeypatch, ("8.8.4.8",), names, model="http://model.example"
-        ) as served:
+        async with played(echo_after_eof, monkeypatch, ("8.8.4.8",), names, model="http://model.example") as served:
             client = await tunnel(served)
             assert b" 200 " in await client.until(b"\r\n\r\n")
             del served.table["model.example"]
@@ -312,66 +310,66 @@ def test_an_address_that_was_once_the_models_stays_the_models(monkeypatch):
             assert b" 200 " in await client.until(b"\r\n\r\n")
             assert served.dialled == ["8.8.4.8", "8.8.4.8"]
 
-    run(story)
+    run(scenario)
 
 
-def test_a_name_is_resolved_once_for_each_connection_and_dialled_where_it_was_found(monkeypatch):
-    """Rebinding: the second answer is never asked for."""
-    asked = []
+def test_name_is_resolved_once_per_connection_and_dialled_there(monkeypatch):
+    """DNS rebinding: no second lookup is made."""
+    lookups = []
 
-    async def story():
-        async with played(echo_reversed_order, monkeypatch) as served:
+    async def scenario():
+        async with played(echo_after_eof, monkeypatch) as served:
             resolve = dialer.socket.getaddrinfo
 
             def rebinding(host, *rest, **more):
-                asked.append(host)
-                found = resolve(host, *rest, **more)
+                lookups.append(host)
+                results = resolve(host, *rest, **more)
                 served.table[HOST] = ("169.254.169.254",)
-                return found
+                return results
 
             monkeypatch.setattr(dialer.socket, "getaddrinfo", rebinding)
             client = await tunnel(served)
             assert b" 200 " in await client.until(b"\r\n\r\n")
-            assert (asked, served.dialled) == ([HOST], ["8.8.4.4"])
+            assert (lookups, served.dialled) == ([HOST], ["8.8.4.4"])
             client = await tunnel(served)
             assert b" 403 " in await client.until(b"\r\n\r\n")
             assert served.dialled == ["8.8.4.4"]
 
-    run(story)
+    run(scenario)
 
 
 @pytest.mark.parametrize(
     ("address", "is_dialled"),
     [("8.8.4.4", True), ("[2606:4700::1]", True), ("[::ffff:8.8.4.4]", True)]
     + [
-        (f"[{one}]" if ":" in one else one, False)
-        for one in ("10.0.0.1", "169.254.169.254", "127.0.0.1", "::1", "fd00::1")
+        (f"[{host}]" if ":" in host else host, False)
+        for host in ("10.0.0.1", "169.254.169.254", "127.0.0.1", "::1", "fd00::1")
     ]
     + [
-        (f"[{one}]", False)
-        for one in ("::ffff:10.0.0.1", "64:ff9b::a9fe:a9fe", "2002:a9fe:a9fe::1", "2001::1", "ff02::1")
+        (f"[{host}]", False)
+        for host in ("::ffff:10.0.0.1", "64:ff9b::a9fe:a9fe", "2002:a9fe:a9fe::1", "2001::1", "ff02::1")
     ]
     + [
-        (one, False)
-        for one in ("100.100.100.200", "168.63.129.16", "192.0.0.192", "198.18.0.1", "203.0.113.9", "224.0.0.1")
+        (host, False)
+        for host in ("100.100.100.200", "168.63.129.16", "192.0.0.192", "198.18.0.1", "203.0.113.9", "224.0.0.1")
     ],
 )
-def test_addresses_are_dialled_where_everything_is_reached_and_only_global_ones(monkeypatch, address, is_dialled):
-    async def story():
+def test_unrestricted_egress_dials_global_addresses_only(monkeypatch, address, is_dialled):
+    async def scenario():
         full = GatewayRules(egress=EgressRules(is_unrestricted=True))
-        async with played(echo_reversed_order, monkeypatch, rules=full) as served:
+        async with played(echo_after_eof, monkeypatch, rules=full) as served:
             client = await tunnel(served, host=address, port=8443)
-            answer = await client.until(b"\r\n\r\n")
-            assert (b" 200 " in answer, b" 403 " in answer) == (is_dialled, not is_dialled)
+            response = await client.until(b"\r\n\r\n")
+            assert (b" 200 " in response, b" 403 " in response) == (is_dialled, not is_dialled)
             assert len(served.dialled) == is_dialled
             assert len(served.of(EgressDenied)) == (not is_dialled)
 
-    run(story)
+    run(scenario)
 
 
-def test_with_the_gateway_every_connection_ends_and_nobody_gets_in_any_more(monkeypatch):
-    async def story():
-        async with played(echo_reversed_order, monkeypatch) as served:
+def test_stop_closes_all_connections_and_refuses_new_ones(monkeypatch):
+    async def scenario():
+        async with played(echo_after_eof, monkeypatch) as served:
             client = await tunnel(served, client_hello(HOST))
             await client.until(b"\r\n\r\n")
             client.received = b""
@@ -381,4 +379,4 @@ def test_with_the_gateway_every_connection_ends_and_nobody_gets_in_any_more(monk
             with pytest.raises(ConnectionRefusedError):
                 await asyncio.open_connection("127.0.0.1", port)
 
-    run(story)
+    run(scenario)

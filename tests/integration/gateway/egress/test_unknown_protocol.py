@@ -1,4 +1,4 @@
-"""Protocols that are neither TLS nor HTTP pass on real sockets, and carry neither of the two to another host."""
+"""Protocols other than TLS and HTTP pass on real sockets, and carry neither of the two to another host."""
 
 import asyncio
 
@@ -12,54 +12,54 @@ from sandbox.model.events import EgressDenied
 
 PORT = 5432
 RULES = GatewayRules(egress=EgressRules((EgressRule(HOST, (PORT,)),)))
-OF_ANOTHER = b"GET / HTTP/1.1\r\nHost: other.example\r\n\r\n"
+FORBIDDEN_REQUEST = b"GET / HTTP/1.1\r\nHost: other.example\r\n\r\n"
 SSL_REQUEST = b"\0\0\0\x08\x04\xd2\x16\x2f"
 
 
 @pytest.mark.parametrize(
-    "said",
+    "sent",
     [
-        b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n" + OF_ANOTHER,
-        b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0" + OF_ANOTHER,
-        b"\0" + OF_ANOTHER,
-        OF_ANOTHER.replace(b" ", b"\x1c", 1),
+        b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n" + FORBIDDEN_REQUEST,
+        b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0" + FORBIDDEN_REQUEST,
+        b"\0" + FORBIDDEN_REQUEST,
+        FORBIDDEN_REQUEST.replace(b" ", b"\x1c", 1),
         b"\x15\3\1\0\2\1\0" + client_hello("other.example"),
     ],
 )
 @pytest.mark.parametrize("pause_seconds", [0, 0.002])
-def test_what_stands_before_a_request_does_not_get_it_past(monkeypatch, said, pause_seconds):
+def test_prefix_does_not_hide_a_forbidden_request(monkeypatch, sent, pause_seconds):
     received = b""
 
-    async def listen(reader, _):
+    async def receive(reader, _):
         nonlocal received
         while data := await reader.read(1000):
             received += data
 
-    async def story():
-        async with played(listen, monkeypatch, rules=RULES) as served:
+    async def scenario():
+        async with played(receive, monkeypatch, rules=RULES) as served:
             client = await tunnel(served, port=PORT)
             await client.until(b"\r\n\r\n")
-            for byte in said if pause_seconds else [said]:
-                client.writer.write(bytes([byte]) if pause_seconds else said)
+            for byte in sent if pause_seconds else [sent]:
+                client.writer.write(bytes([byte]) if pause_seconds else sent)
                 await asyncio.sleep(pause_seconds)
             await until_true(lambda: served.of(EgressDenied) != [])
             assert (served.told[0].host, served.told[0].port) == (HOST, PORT)
             assert await client.rest() == client.received
             assert b"Host" not in received
-            assert len(received) < len(said)
+            assert len(received) < len(sent)
 
-    run(story)
+    run(scenario)
 
 
-def test_a_host_that_speaks_first_may_be_told_anything(monkeypatch):
+def test_stream_after_server_greeting_is_not_inspected(monkeypatch):
     mail = b"EHLO me\r\nMAIL FROM:<a@example.org>\r\nDATA\r\nGET / HTTP/1.1\r\nHost: other.example\r\n\r\n.\r\n"
 
-    async def take(reader, writer):
+    async def respond(reader, writer):
         writer.write(b"220 mail\r\n")
         writer.write(await reader.readuntil(b"\r\n.\r\n"))
 
-    async def story():
-        async with played(take, monkeypatch, rules=RULES) as served:
+    async def scenario():
+        async with played(respond, monkeypatch, rules=RULES) as served:
             client = await tunnel(served, port=PORT)
             await client.until(b"\r\n\r\n")
             await client.until(b"220 mail\r\n")
@@ -67,14 +67,14 @@ def test_a_host_that_speaks_first_may_be_told_anything(monkeypatch):
             assert await client.exactly(len(mail)) == mail
             assert served.told == []
 
-    run(story)
+    run(scenario)
 
 
-@pytest.mark.parametrize("asked", [HOST, "other.example"])
-def test_tls_that_begins_after_an_answer_is_held_to_its_host(monkeypatch, asked):
-    hello, received = client_hello(asked), b""
+@pytest.mark.parametrize("requested", [HOST, "other.example"])
+def test_tls_after_a_plaintext_exchange_is_checked(monkeypatch, requested):
+    hello, received = client_hello(requested), b""
 
-    async def take(reader, writer):
+    async def respond(reader, writer):
         nonlocal received
         assert await reader.readexactly(len(SSL_REQUEST)) == SSL_REQUEST
         writer.write(b"S")
@@ -82,18 +82,18 @@ def test_tls_that_begins_after_an_answer_is_held_to_its_host(monkeypatch, asked)
             received += data
             writer.write(b"!")
 
-    async def story():
-        async with played(take, monkeypatch, rules=RULES) as served:
+    async def scenario():
+        async with played(respond, monkeypatch, rules=RULES) as served:
             client = await tunnel(served, port=PORT)
             await client.until(b"\r\n\r\n")
             client.writer.write(SSL_REQUEST)
             await client.until(b"S")
             client.writer.write(hello)
-            if asked == HOST:
+            if requested == HOST:
                 await client.until(b"!")
                 assert (received, served.told) == (hello, [])
             else:
                 await until_true(lambda: served.of(EgressDenied) != [])
                 assert received == b""
 
-    run(story)
+    run(scenario)

@@ -1,4 +1,4 @@
-"""The gateway speaks TLS to the model's host, and only to the one whose certificate says so."""
+"""The gateway uses TLS to the model's host and verifies its certificate."""
 
 import asyncio
 import ssl
@@ -11,10 +11,10 @@ from doubles.served_gateway import SERVER_KEY, run, served_gateway
 from sandbox.model.events import ErrorReported
 
 CERTIFICATE = Path(__file__).parents[3] / "doubles" / "loopback_only.pem"
-"""A certificate of its own authority for localhost and 127.0.0.1, with its key; trusted by nobody but these tests."""
+"""A self-signed certificate for localhost and 127.0.0.1, with its key; only these tests trust it."""
 
 
-def server_side() -> ssl.SSLContext:
+def server_context() -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(CERTIFICATE)
     return context
@@ -30,16 +30,16 @@ async def hello(_: UpstreamRequest, writer: asyncio.StreamWriter) -> None:
 
 
 @pytest.fixture
-def _trusted(monkeypatch):
+def _trusted_certificate(monkeypatch):
     monkeypatch.setenv("SSL_CERT_FILE", str(CERTIFICATE))
 
 
-@pytest.mark.usefixtures("_trusted")
+@pytest.mark.usefixtures("_trusted_certificate")
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
-def test_the_model_is_reached_over_tls_and_its_connection_kept(host):
-    async def story():
+def test_model_is_reached_over_tls_and_its_connection_is_reused(host):
+    async def scenario():
         async with (
-            scripted_upstream(hello, server_side()) as upstream,
+            scripted_upstream(hello, server_context()) as upstream,
             served_gateway(f"https://{host}:{upstream.port}") as served,
         ):
             client = await served.connect()
@@ -49,33 +49,33 @@ def test_the_model_is_reached_over_tls_and_its_connection_kept(host):
             assert upstream.connections == 1
             assert upstream.requests[0].headers["x-api-key"] == SERVER_KEY
 
-    run(story)
+    run(scenario)
 
 
-@pytest.mark.usefixtures("_trusted")
-def test_an_answer_that_breaks_off_under_tls_is_seen_as_broken():
+@pytest.mark.usefixtures("_trusted_certificate")
+def test_truncated_tls_response_is_truncated_for_the_client():
     async def broken(request, writer):
         writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n")
         await writer.drain()
         await asyncio.sleep(0.05)
         writer.transport.abort()
 
-    async def story():
+    async def scenario():
         async with (
-            scripted_upstream(broken, server_side()) as upstream,
+            scripted_upstream(broken, server_context()) as upstream,
             served_gateway(f"https://localhost:{upstream.port}") as served,
         ):
             client = await served.connect()
             client.ask()
             assert (await client.rest()).endswith(b"\r\n\r\n5\r\nhello\r\n")
 
-    run(story)
+    run(scenario)
 
 
-def test_a_host_that_nobody_vouches_for_never_sees_the_key():
-    async def story():
+def test_host_with_untrusted_certificate_receives_no_key():
+    async def scenario():
         async with (
-            scripted_upstream(hello, server_side()) as upstream,
+            scripted_upstream(hello, server_context()) as upstream,
             served_gateway(f"https://localhost:{upstream.port}") as served,
         ):
             client = await served.connect()
@@ -86,4 +86,4 @@ def test_a_host_that_nobody_vouches_for_never_sees_the_key():
             assert upstream.requests == []
             assert served.told == [ErrorReported("upstream_unreachable", message)]
 
-    run(story)
+    run(scenario)

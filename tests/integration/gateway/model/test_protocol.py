@@ -1,4 +1,4 @@
-"""An agent talks to the model through a real gateway on real sockets; the model is a script on loopback."""
+"""Model requests through a real gateway on real sockets; the model is a script on loopback."""
 
 import asyncio
 import gc
@@ -33,12 +33,12 @@ def chunk(data: bytes) -> bytes:
     return b"%x\r\n%s\r\n" % (len(data), data)
 
 
-async def at_once(_: UpstreamRequest, writer: asyncio.StreamWriter) -> None:
+async def respond(_: UpstreamRequest, writer: asyncio.StreamWriter) -> None:
     writer.write(HEAD + b"".join(chunk(event) for event in EVENTS) + b"0\r\n\r\n")
 
 
-class Stepwise:
-    """Sends one event for every `step`; ends as it should, or breaks off."""
+class SteppedUpstream:
+    """Sends one item of `steps` at a time; None aborts the connection."""
 
     def __init__(self) -> None:
         self.steps: asyncio.Queue[bytes | None] = asyncio.Queue()
@@ -50,28 +50,28 @@ class Stepwise:
         writer.transport.abort()
 
 
-def test_an_answer_arrives_byte_for_byte_with_the_keys_swapped():
-    async def story():
-        async with scripted_upstream(at_once) as upstream, served_gateway(upstream.base_url + "/prefix") as served:
+def test_response_is_byte_identical_and_keys_are_swapped():
+    async def scenario():
+        async with scripted_upstream(respond) as upstream, served_gateway(upstream.base_url + "/prefix") as served:
             client = await served.connect()
             client.ask(b'{"any":"text \xc3\xa9"}')
             status, headers, body = await client.answer()
             assert (status, headers["content-type"], body) == (200, "text/event-stream", BODY)
-            asked = upstream.requests[0]
-            assert asked.target == "/prefix/v1/messages?beta=true"
-            assert asked.body == b'{"any":"text \xc3\xa9"}'
-            assert asked.headers["x-api-key"] == SERVER_KEY
-            assert asked.headers["host"] == f"127.0.0.1:{upstream.port}"
-            assert TASK_KEY.encode() not in asked.head + asked.body
+            request = upstream.requests[0]
+            assert request.target == "/prefix/v1/messages?beta=true"
+            assert request.body == b'{"any":"text \xc3\xa9"}'
+            assert request.headers["x-api-key"] == SERVER_KEY
+            assert request.headers["host"] == f"127.0.0.1:{upstream.port}"
+            assert TASK_KEY.encode() not in request.head + request.body
             assert SERVER_KEY.encode() not in client.received
             assert served.told == [SPENT]
 
-    run(story)
+    run(scenario)
 
 
-def test_each_event_arrives_before_the_next_is_sent():
-    async def story():
-        script = Stepwise()
+def test_each_event_is_forwarded_before_the_next_is_sent():
+    async def scenario():
+        script = SteppedUpstream()
         async with scripted_upstream(script) as upstream, served_gateway(upstream.base_url) as served:
             client = await served.connect()
             client.ask()
@@ -87,12 +87,12 @@ def test_each_event_arrives_before_the_next_is_sent():
             assert served.gateway.requests_in_flight == 0
             assert served.told == [SPENT]
 
-    run(story)
+    run(scenario)
 
 
-def test_one_connection_carries_many_requests_on_both_sides():
-    async def story():
-        async with scripted_upstream(at_once) as upstream, served_gateway(upstream.base_url) as served:
+def test_connections_are_reused_on_both_sides():
+    async def scenario():
+        async with scripted_upstream(respond) as upstream, served_gateway(upstream.base_url) as served:
             client = await served.connect()
             for _ in range(5):
                 client.ask()
@@ -100,34 +100,34 @@ def test_one_connection_carries_many_requests_on_both_sides():
             assert (upstream.connections, len(upstream.requests)) == (1, 5)
             assert served.told == [SPENT] * 5
 
-    run(story)
+    run(scenario)
 
 
-def test_an_idle_upstream_that_closes_is_dialled_again():
-    async def at_once_and_close(request, writer):
-        await at_once(request, writer)
+def test_closed_idle_upstream_connection_is_redialled():
+    async def respond_and_close(request, writer):
+        await respond(request, writer)
         await writer.drain()
         writer.close()
 
-    async def story():
-        async with scripted_upstream(at_once_and_close) as upstream, served_gateway(upstream.base_url) as served:
+    async def scenario():
+        async with scripted_upstream(respond_and_close) as upstream, served_gateway(upstream.base_url) as served:
             client = await served.connect()
             for _ in range(3):
                 upstream.hung_up.clear()
                 client.ask()
                 assert (await client.answer())[0] == 200
                 await upstream.hung_up.wait()
-                await asyncio.sleep(0.02)  # for the news of the end to reach the gateway
+                await asyncio.sleep(0.02)  # until the gateway sees the end
             assert upstream.connections == 3
 
-    run(story)
+    run(scenario)
 
 
-def test_an_upstream_connection_is_not_kept_for_long(monkeypatch):
+def test_idle_upstream_connection_is_closed_after_a_timeout(monkeypatch):
     monkeypatch.setattr(limits, "UPSTREAM_IDLE_SECONDS", 0.1)
 
-    async def story():
-        async with scripted_upstream(at_once) as upstream, served_gateway(upstream.base_url) as served:
+    async def scenario():
+        async with scripted_upstream(respond) as upstream, served_gateway(upstream.base_url) as served:
             client = await served.connect()
             for _ in range(2):
                 upstream.hung_up.clear()
@@ -135,17 +135,17 @@ def test_an_upstream_connection_is_not_kept_for_long(monkeypatch):
                 assert (await client.answer())[2] == BODY
                 async with asyncio.timeout(5):
                     await upstream.hung_up.wait()
-                await asyncio.sleep(0.02)  # for the news of the end to reach the gateway
+                await asyncio.sleep(0.02)  # until the gateway sees the end
             assert upstream.connections == 2
             assert served.told == [SPENT] * 2
 
-    run(story)
+    run(scenario)
 
 
 @pytest.mark.parametrize("key", ["another", SERVER_KEY, ""])
-def test_another_key_is_refused_and_reaches_nobody(key):
-    async def story():
-        async with scripted_upstream(at_once) as upstream, served_gateway(upstream.base_url) as served:
+def test_wrong_key_is_refused_without_an_upstream_connection(key):
+    async def scenario():
+        async with scripted_upstream(respond) as upstream, served_gateway(upstream.base_url) as served:
             client = await served.connect()
             client.ask(b"x" * 300_000, key=key)
             status, kind, message = await client.error()
@@ -153,14 +153,14 @@ def test_another_key_is_refused_and_reaches_nobody(key):
             assert served.told == [EgressDenied("model", served.port, message)]
             assert upstream.connections == 0
             client.ask()
-            assert (await client.answer())[0] == 200, "the right key still works on the same connection"
+            assert (await client.answer())[0] == 200, "the right key works on the same connection"
 
-    run(story)
+    run(scenario)
 
 
-def test_a_client_that_leaves_cancels_its_request_upstream():
-    async def story():
-        script = Stepwise()
+def test_disconnected_client_cancels_its_upstream_request():
+    async def scenario():
+        script = SteppedUpstream()
         async with scripted_upstream(script) as upstream, served_gateway(upstream.base_url) as served:
             client = await served.connect()
             client.ask()
@@ -172,12 +172,12 @@ def test_a_client_that_leaves_cancels_its_request_upstream():
             await until_true(lambda: served.gateway.requests_in_flight == 0)
             assert served.told == [Usage("claude-haiku-4-5", 10, 1, 0, 0, 15 / 1e6)]
 
-    run(story)
+    run(scenario)
 
 
-def test_an_answer_that_breaks_off_is_seen_as_broken_by_the_client():
-    async def story():
-        script = Stepwise()
+def test_truncated_response_is_truncated_for_the_client():
+    async def scenario():
+        script = SteppedUpstream()
         async with scripted_upstream(script) as upstream, served_gateway(upstream.base_url) as served:
             client = await served.connect()
             client.ask()
@@ -186,17 +186,17 @@ def test_an_answer_that_breaks_off_is_seen_as_broken_by_the_client():
             received = await client.rest()
             assert chunk(EVENTS[0]) in received
             assert not received.endswith(b"0\r\n\r\n")
-            assert [type(one) for one in served.told] in ([ErrorReported, Usage], [Usage, ErrorReported])
+            assert [type(event) for event in served.told] in ([ErrorReported, Usage], [Usage, ErrorReported])
             assert served.gateway.requests_in_flight == 0
 
-    run(story)
+    run(scenario)
 
 
-def test_a_model_that_cannot_be_reached_is_an_error_and_told_once():
-    async def story():
-        with socket.socket() as nobody:
-            nobody.bind(("127.0.0.1", 0))
-            async with served_gateway(f"http://127.0.0.1:{nobody.getsockname()[1]}") as served:
+def test_unreachable_model_is_an_error_and_reported_once():
+    async def scenario():
+        with socket.socket() as unused:
+            unused.bind(("127.0.0.1", 0))
+            async with served_gateway(f"http://127.0.0.1:{unused.getsockname()[1]}") as served:
                 client = await served.connect()
                 for _ in range(3):
                     client.ask()
@@ -205,53 +205,53 @@ def test_a_model_that_cannot_be_reached_is_an_error_and_told_once():
                     assert "ANTHROPIC_BASE_URL" in message
                 assert served.told == [ErrorReported("upstream_unreachable", message)]
 
-    run(story)
+    run(scenario)
 
 
-def test_a_model_that_never_answers_is_given_up(monkeypatch):
+def test_model_without_a_response_times_out(monkeypatch):
     monkeypatch.setattr(limits, "UPSTREAM_SECONDS", 0.2)
 
-    async def story():
-        script = Stepwise()
+    async def scenario():
+        script = SteppedUpstream()
         async with scripted_upstream(script) as upstream, served_gateway(upstream.base_url) as served:
             client = await served.connect()
             client.ask()
             assert (await client.error())[:2] == (504, "timeout_error")
 
-    run(story)
+    run(scenario)
 
 
-def test_a_model_that_does_not_accept_is_given_up(monkeypatch):
+def test_model_that_does_not_accept_times_out(monkeypatch):
     monkeypatch.setattr(limits, "CONNECT_SECONDS", 0.2)
 
-    async def story():
-        full = socket.create_server(("127.0.0.1", 0), backlog=0)
-        waiting = [socket.socket() for _ in range(3)]
-        for one in waiting:
-            one.setblocking(False)
-            one.connect_ex(full.getsockname())
+    async def scenario():
+        full_listener = socket.create_server(("127.0.0.1", 0), backlog=0)
+        pending = [socket.socket() for _ in range(3)]
+        for sock in pending:
+            sock.setblocking(False)
+            sock.connect_ex(full_listener.getsockname())
         try:
-            async with served_gateway(f"http://127.0.0.1:{full.getsockname()[1]}") as served:
+            async with served_gateway(f"http://127.0.0.1:{full_listener.getsockname()[1]}") as served:
                 client = await served.connect()
                 client.ask()
                 assert (await client.error())[:2] == (504, "timeout_error")
 
         finally:
-            for one in (full, *waiting):
-                one.close()
+            for sock in (full_listener, *pending):
+                sock.close()
 
-    run(story)
+    run(scenario)
 
 
-def test_twenty_clients_are_served_at_the_same_time():
-    async def story():
+def test_twenty_clients_are_served_concurrently():
+    async def scenario():
         gate = asyncio.Event()
 
-        async def after_all(request, writer):
+        async def respond_when_open(request, writer):
             await gate.wait()
-            await at_once(request, writer)
+            await respond(request, writer)
 
-        async with scripted_upstream(after_all) as upstream, served_gateway(upstream.base_url) as served:
+        async with scripted_upstream(respond_when_open) as upstream, served_gateway(upstream.base_url) as served:
             clients = [await served.connect() for _ in range(20)]
             for client in clients:
                 client.ask()
@@ -262,30 +262,33 @@ def test_twenty_clients_are_served_at_the_same_time():
             assert served.gateway.requests_in_flight == 0
             assert served.told == [SPENT] * 20
 
-    run(story)
+    run(scenario)
 
 
-def test_large_bodies_pass_in_both_directions_in_bounded_memory():
+def test_large_bodies_use_bounded_memory():
     size = 24 * 1024 * 1024
 
-    async def plenty(request, writer):
+    async def respond_with_zeros(request, writer):
         assert len(request.body) == size
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: %d\r\n\r\n" % size)
         for _ in range(size // 65536):
             writer.write(bytes(65536))
             await writer.drain()
 
-    async def story():
-        unread = GatewayRules(egress=EgressRules(is_unrestricted=True))
-        async with scripted_upstream(plenty) as upstream, served_gateway(upstream.base_url, unread) as served:
+    async def scenario():
+        rules = GatewayRules(egress=EgressRules(is_unrestricted=True))
+        async with (
+            scripted_upstream(respond_with_zeros) as upstream,
+            served_gateway(upstream.base_url, rules) as served,
+        ):
             client = await served.connect()
             client.ask(bytes(size))
             assert (await client.answer())[2] == bytes(size)
 
-    run(story)
+    run(scenario)
 
 
-def test_a_client_that_does_not_read_holds_the_model_back():
+def test_client_that_does_not_read_pauses_the_upstream():
     sent = 0
 
     async def endless(_, writer):
@@ -296,7 +299,7 @@ def test_a_client_that_does_not_read_holds_the_model_back():
             await writer.drain()
             sent += 65536
 
-    async def story():
+    async def scenario():
         async with scripted_upstream(endless) as upstream, served_gateway(upstream.base_url) as served:
             client = await served.connect()
             client.reader._transport.pause_reading()
@@ -307,32 +310,32 @@ def test_a_client_that_does_not_read_holds_the_model_back():
                 await asyncio.sleep(0.3)
             assert sent < 32 * 1024 * 1024
 
-    run(story)
+    run(scenario)
 
 
 @pytest.mark.parametrize("dribble", [b"", b"POST /v1/messages HTTP/1.1\r\n"])
-def test_a_client_that_dribbles_its_head_is_cut_off(monkeypatch, dribble):
+def test_slow_request_head_is_cut_off(monkeypatch, dribble):
     monkeypatch.setitem(connection.PHASE_TIMEOUT_SECONDS, connection.Phase.HEAD, 0.3)
 
-    async def story():
-        async with scripted_upstream(at_once) as upstream, served_gateway(upstream.base_url) as served:
+    async def scenario():
+        async with scripted_upstream(respond) as upstream, served_gateway(upstream.base_url) as served:
             client = await served.connect()
             client.writer.write(dribble)
-            began = time.monotonic()
-            while not client.reader.at_eof() and time.monotonic() - began < 5:
+            started = time.monotonic()
+            while not client.reader.at_eof() and time.monotonic() - started < 5:
                 if dribble:
                     client.writer.write(b"X: 1\r\n")
                 await asyncio.sleep(0.05)
-            assert time.monotonic() - began < 10
+            assert time.monotonic() - started < 10
 
-    run(story)
+    run(scenario)
 
 
-def test_an_idle_client_is_let_go_and_a_busy_one_is_not(monkeypatch):
+def test_idle_client_is_closed_and_busy_client_is_not(monkeypatch):
     monkeypatch.setitem(connection.PHASE_TIMEOUT_SECONDS, connection.Phase.IDLE, 0.3)
 
-    async def story():
-        script = Stepwise()
+    async def scenario():
+        script = SteppedUpstream()
         async with scripted_upstream(script) as upstream, served_gateway(upstream.base_url) as served:
             client = await served.connect()
             client.ask()
@@ -342,31 +345,31 @@ def test_an_idle_client_is_let_go_and_a_busy_one_is_not(monkeypatch):
             async with asyncio.timeout(5):
                 await client.rest()
 
-    run(story)
+    run(scenario)
 
 
-def test_connections_over_the_bound_wait_for_their_turn(monkeypatch):
+def test_connections_above_the_limit_wait(monkeypatch):
     monkeypatch.setattr(limits, "CONNECTIONS_MAX", 2)
 
-    async def story():
-        async with scripted_upstream(at_once) as upstream, served_gateway(upstream.base_url) as served:
+    async def scenario():
+        async with scripted_upstream(respond) as upstream, served_gateway(upstream.base_url) as served:
             holders = [await served.connect() for _ in range(2)]
             third = await served.connect()
             third.ask()
-            answering = asyncio.ensure_future(third.answer())
-            assert (await asyncio.wait([answering], timeout=0.2))[0] == set()
+            response = asyncio.ensure_future(third.answer())
+            assert (await asyncio.wait([response], timeout=0.2))[0] == set()
             holders[0].leave()
-            assert (await answering)[0] == 200
+            assert (await response)[0] == 200
 
-    run(story)
+    run(scenario)
 
 
-def test_doors_that_nobody_comes_to_take_no_connection_from_the_others(monkeypatch):
-    """Proxy and all ports of the hosts share one bound."""
+def test_idle_listeners_reserve_no_connections(monkeypatch):
+    """The proxy and all transparent ports share one limit."""
     monkeypatch.setattr(limits, "CONNECTIONS_MAX", 2)
 
-    async def story():
-        async with scripted_upstream(at_once) as upstream, served_gateway(upstream.base_url) as served:
+    async def scenario():
+        async with scripted_upstream(respond) as upstream, served_gateway(upstream.base_url) as served:
             proxy = served.listeners.proxy.getsockname()[1]
             clients = [await served.connect(proxy) for _ in range(3)]
             for client in clients:
@@ -378,21 +381,21 @@ def test_doors_that_nobody_comes_to_take_no_connection_from_the_others(monkeypat
             assert (await clients[1].answer())[0] == 403
             assert (await waiting)[0] == 403
 
-    run(story)
+    run(scenario)
 
 
-def test_cancelling_ends_every_connection_at_once_and_leaves_nothing_open():
-    async def story():
-        script = Stepwise()
+def test_stop_ends_all_connections_and_leaves_no_descriptor():
+    async def scenario():
+        script = SteppedUpstream()
         async with scripted_upstream(script) as upstream, served_gateway(upstream.base_url) as served:
             busy, idle, proxy = await served.connect(), await served.connect(), None
             proxy = await served.connect(served.listeners.proxy.getsockname()[1])
             busy.ask()
             script.steps.put_nowait(HEAD + chunk(EVENTS[0]))
             await busy.until(b"\r\n\r\n")
-            began = time.monotonic()
+            started = time.monotonic()
             await served.stop()
-            assert time.monotonic() - began < 5
+            assert time.monotonic() - started < 5
             for client in (busy, idle, proxy):
                 await client.rest()
             assert served.gateway.requests_in_flight == 0
@@ -404,45 +407,45 @@ def test_cancelling_ends_every_connection_at_once_and_leaves_nothing_open():
     open_before = len(list(Path("/proc/self/fd").iterdir()))
     with warnings.catch_warnings():
         warnings.simplefilter("error", ResourceWarning)
-        run(story)
+        run(scenario)
         gc.collect()
     assert len(list(Path("/proc/self/fd").iterdir())) <= open_before
 
 
-def test_a_connection_that_fails_inside_ends_alone(monkeypatch):
-    def broken(self, data):
-        raise RuntimeError("a mistake of ours")
+def test_exception_in_a_connection_affects_no_other_connection(monkeypatch):
+    def fail(self, data):
+        raise RuntimeError("a bug")
 
-    async def story():
-        async with scripted_upstream(at_once) as upstream, served_gateway(upstream.base_url) as served:
+    async def scenario():
+        async with scripted_upstream(respond) as upstream, served_gateway(upstream.base_url) as served:
             with monkeypatch.context() as patched:
-                patched.setattr(connection.ModelProtocol, "client_data_received", broken)
+                patched.setattr(connection.ModelProtocol, "client_data_received", fail)
                 client = await served.connect()
                 client.ask()
                 assert await client.rest() == b""
-            assert [trouble.error for trouble in served.of(ErrorReported)] == ["gateway_error"]
+            assert [report.error for report in served.of(ErrorReported)] == ["gateway_error"]
             client = await served.connect()
             client.ask()
             assert (await client.answer())[0] == 200
 
-    run(story)
+    run(scenario)
 
 
-def test_a_runner_without_free_descriptors_serves_again_when_there_are_some():
-    async def story():
-        async with scripted_upstream(at_once) as upstream, served_gateway(upstream.base_url) as served:
+def test_gateway_recovers_from_a_lack_of_file_descriptors():
+    async def scenario():
+        async with scripted_upstream(respond) as upstream, served_gateway(upstream.base_url) as served:
             client = await served.connect()
             soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-            late = socket.socket()
-            late.setblocking(False)
+            late_client = socket.socket()
+            late_client.setblocking(False)
             resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
             try:
-                late.connect_ex(("127.0.0.1", served.port))
+                late_client.connect_ex(("127.0.0.1", served.port))
                 await asyncio.sleep(0.3)
             finally:
                 resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-            late.close()
+            late_client.close()
             client.ask()
             assert (await client.answer())[0] == 200
 
-    run(story)
+    run(scenario)

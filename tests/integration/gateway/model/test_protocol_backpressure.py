@@ -1,4 +1,4 @@
-"""The model does not answer before the agent was judged: its requests wait at the gateway until they are released."""
+"""Model requests are held at the gateway until the start of the agent is checked."""
 
 import asyncio
 
@@ -13,21 +13,21 @@ from sandbox.interfaces.gateway import GatewayRules
 HELD = GatewayRules(hold_model_requests=True)
 
 
-async def answers(_, writer):
+async def respond(_, writer):
     writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}")
 
 
-def waiting(served):
-    return sum(conversation.phase.value == "held" for conversation in served.gateway._model_protocols)
+def held_requests(served):
+    return sum(protocol.phase.value == "held" for protocol in served.gateway._model_protocols)
 
 
-def test_requests_wait_and_go_on_unchanged_when_they_are_released():
-    async def story():
-        async with scripted_upstream(answers) as upstream, served_gateway(upstream.base_url, HELD) as served:
+def test_held_requests_are_forwarded_unchanged_on_release():
+    async def scenario():
+        async with scripted_upstream(respond) as upstream, served_gateway(upstream.base_url, HELD) as served:
             clients = [await served.connect() for _ in range(3)]
             for number, client in enumerate(clients):
                 client.ask(b'{"n":%d}' % number)
-            await until_true(lambda: waiting(served) == 3)
+            await until_true(lambda: held_requests(served) == 3)
             assert (upstream.connections, served.gateway.requests_in_flight) == (0, 0)
             served.gateway.release_model_requests()
             for client in clients:
@@ -37,45 +37,45 @@ def test_requests_wait_and_go_on_unchanged_when_they_are_released():
             clients[0].ask(b"{}")
             assert (await clients[0].answer())[0] == 200
 
-    run(story)
+    run(scenario)
 
 
-def test_a_body_that_ends_after_the_release_goes_on_too():
-    async def story():
-        async with scripted_upstream(answers) as upstream, served_gateway(upstream.base_url, HELD) as served:
+def test_body_that_ends_after_the_release_is_forwarded():
+    async def scenario():
+        async with scripted_upstream(respond) as upstream, served_gateway(upstream.base_url, HELD) as served:
             client = await served.connect()
             client.ask(b"{}")
-            await until_true(lambda: waiting(served) == 1)
-            late = await served.connect()
+            await until_true(lambda: held_requests(served) == 1)
+            late_client = await served.connect()
             head = (
                 f"POST /v1/messages HTTP/1.1\r\nHost: 127.0.0.1:{served.port}\r\nX-Api-Key: task-key-of-this-task\r\n"
             )
-            late.writer.write(head.encode() + b'Content-Length: 7\r\n\r\n{"a"')
+            late_client.writer.write(head.encode() + b'Content-Length: 7\r\n\r\n{"a"')
             await until_true(lambda: served.gateway._budget_gate._buffered_bytes == 6)
             served.gateway.release_model_requests()
-            late.writer.write(b":1}")
-            assert (await late.answer())[0] == 200
+            late_client.writer.write(b":1}")
+            assert (await late_client.answer())[0] == 200
             assert {request.body for request in upstream.requests} == {b"{}", b'{"a":1}'}
 
-    run(story)
+    run(scenario)
 
 
-def test_a_request_without_the_tasks_key_is_refused_at_once():
-    async def story():
-        async with scripted_upstream(answers) as upstream, served_gateway(upstream.base_url, HELD) as served:
+def test_request_with_wrong_key_is_refused_without_hold():
+    async def scenario():
+        async with scripted_upstream(respond) as upstream, served_gateway(upstream.base_url, HELD) as served:
             client = await served.connect()
             client.ask(key="wrong")
             assert (await client.error())[0] == 401
             assert not upstream.requests
 
-    run(story)
+    run(scenario)
 
 
-def test_who_waits_too_long_is_told_so_and_may_ask_again(monkeypatch):
+def test_held_request_times_out_and_may_be_retried(monkeypatch):
     monkeypatch.setattr(limits, "HOLD_SECONDS", 0.2)
 
-    async def story():
-        async with scripted_upstream(answers) as upstream, served_gateway(upstream.base_url, HELD) as served:
+    async def scenario():
+        async with scripted_upstream(respond) as upstream, served_gateway(upstream.base_url, HELD) as served:
             client = await served.connect()
             client.ask()
             assert (await client.error())[:2] == (503, "api_error")
@@ -84,50 +84,50 @@ def test_who_waits_too_long_is_told_so_and_may_ask_again(monkeypatch):
             client.ask()
             assert (await client.answer())[0] == 200
 
-    run(story)
+    run(scenario)
 
 
-def test_who_leaves_while_waiting_is_forgotten():
-    async def story():
-        async with scripted_upstream(answers) as upstream, served_gateway(upstream.base_url, HELD) as served:
+def test_disconnected_client_is_not_held():
+    async def scenario():
+        async with scripted_upstream(respond) as upstream, served_gateway(upstream.base_url, HELD) as served:
             client = await served.connect()
             client.ask()
-            await until_true(lambda: waiting(served) == 1)
+            await until_true(lambda: held_requests(served) == 1)
             client.leave()
             await until_true(lambda: not served.gateway._model_protocols)
             served.gateway.release_model_requests()
             await asyncio.sleep(0.05)
             assert not upstream.connections
 
-    run(story)
+    run(scenario)
 
 
 @pytest.mark.parametrize("stays", [False, True])
-def test_who_leaves_while_the_model_is_dialled_spends_nothing(monkeypatch, stays):
-    dialling, may_go_on, dial = asyncio.Event(), asyncio.Event(), UpstreamDialer.dial
+def test_disconnect_during_upstream_dial_sends_no_request(monkeypatch, stays):
+    dialling, may_continue, dial = asyncio.Event(), asyncio.Event(), UpstreamDialer.dial
 
     async def dial_slowly(dialler):
         dialling.set()
-        await may_go_on.wait()
+        await may_continue.wait()
         return await dial(dialler)
 
     monkeypatch.setattr(UpstreamDialer, "dial", dial_slowly)
 
-    async def story():
-        async with scripted_upstream(answers) as upstream, served_gateway(upstream.base_url, HELD) as served:
+    async def scenario():
+        async with scripted_upstream(respond) as upstream, served_gateway(upstream.base_url, HELD) as served:
             client = await served.connect()
             client.ask()
-            await until_true(lambda: waiting(served) == 1)
+            await until_true(lambda: held_requests(served) == 1)
             served.gateway.release_model_requests()
             await until_true(dialling.is_set)
             if not stays:
                 client.leave()
                 await until_true(lambda: served.gateway.requests_in_flight == 0)
-            may_go_on.set()
+            may_continue.set()
             if stays:
                 assert (await client.answer())[0] == 200
             else:
                 await until_true(lambda: not served.gateway._model_protocols)
             assert len(upstream.requests) == stays
 
-    run(story)
+    run(scenario)

@@ -1,4 +1,4 @@
-"""A client that takes nothing of its answer does not keep the gateway from hearing what the answer has cost."""
+"""A client that does not read its response does not prevent the gateway from metering it."""
 
 import asyncio
 import json
@@ -44,8 +44,8 @@ async def document(_, writer):
     await writer.drain()
 
 
-async def asked(served: ServedGateway) -> socket.socket:
-    """The socket of a client that has asked and has room for little."""
+async def client_with_request(served: ServedGateway) -> socket.socket:
+    """The socket of a client that has sent a request and has a small receive buffer."""
     client = socket.socket()
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     client.setblocking(False)
@@ -58,26 +58,26 @@ async def asked(served: ServedGateway) -> socket.socket:
 
 
 @pytest.mark.parametrize("script", [stream, document])
-def test_its_answer_is_heard_to_the_end_without_it(monkeypatch, script):
+def test_response_is_metered_to_its_end_without_the_client(monkeypatch, script):
     monkeypatch.setattr(limits, "CLIENT_STALL_SECONDS", 0.2)
 
-    async def story():
+    async def scenario():
         async with scripted_upstream(script) as upstream, served_gateway(upstream.base_url, BUDGET) as served:
-            with closing(await asked(served)):
+            with closing(await client_with_request(served)):
                 await until_true(lambda: bool(served.of(Usage)))
                 assert served.of(Usage) == [Usage("claude-haiku-4-5", 1000, 1000, cost_usd=0.006)]
                 await until_true(lambda: not served.gateway._model_protocols)
 
-    run(story)
+    run(scenario)
 
 
-def test_taking_a_little_now_and_then_does_not_help_it(monkeypatch):
+def test_slow_reads_do_not_delay_metering(monkeypatch):
     monkeypatch.setattr(limits, "CLIENT_STALL_SECONDS", 0.3)
 
-    async def story():
+    async def scenario():
         loop = asyncio.get_running_loop()
         async with scripted_upstream(stream) as upstream, served_gateway(upstream.base_url, BUDGET) as served:
-            with closing(await asked(served)) as client:
+            with closing(await client_with_request(served)) as client:
                 taken = 0
                 while not served.of(Usage) and taken < 4 * MEBIBYTE:
                     await asyncio.sleep(0.1)
@@ -92,52 +92,52 @@ def test_taking_a_little_now_and_then_does_not_help_it(monkeypatch):
                 assert served.of(Usage)[0].output_tokens == 1000
                 assert taken < 4 * MEBIBYTE
 
-    run(story)
+    run(scenario)
 
 
 @pytest.mark.parametrize("rules", [BUDGET, GatewayRules()])
-def test_who_is_slow_but_takes_it_within_its_time_gets_all_of_it(monkeypatch, rules):
+def test_slow_client_within_its_time_receives_the_full_response(monkeypatch, rules):
     monkeypatch.setattr(limits, "UPSTREAM_SECONDS", 1.0)
 
-    async def story():
+    async def scenario():
         loop = asyncio.get_running_loop()
         async with scripted_upstream(stream) as upstream, served_gateway(upstream.base_url, rules) as served:
-            with closing(await asked(served)) as client:
+            with closing(await client_with_request(served)) as client:
                 await asyncio.sleep(1.5)
                 received = b""
                 while not received.endswith(b"\r\n0\r\n\r\n"):
                     part = await loop.sock_recv(client, MEBIBYTE)
-                    assert part, "it was cut off"
+                    assert part, "the response was cut off"
                     received += part
                 assert served.of(Usage)[0].output_tokens == 1000
 
-    run(story)
+    run(scenario)
 
 
-def test_without_a_budget_it_may_take_its_time(monkeypatch):
+def test_slow_client_without_a_budget_has_no_time_limit(monkeypatch):
     monkeypatch.setattr(limits, "CLIENT_STALL_SECONDS", 0.05)
 
-    async def story():
+    async def scenario():
         async with scripted_upstream(stream) as upstream, served_gateway(upstream.base_url) as served:
-            with closing(await asked(served)):
+            with closing(await client_with_request(served)):
                 await asyncio.sleep(0.5)
                 assert served.gateway.requests_in_flight == 1
                 assert not served.of(Usage)
 
-    run(story)
+    run(scenario)
 
 
-def test_an_answer_that_the_model_is_too_slow_with_is_not_free(monkeypatch):
+def test_timed_out_request_is_charged_with_its_upper_bound(monkeypatch):
     monkeypatch.setattr(limits, "UPSTREAM_SECONDS", 0.2)
 
-    async def never(request, _):
+    async def never_respond(request, _):
         await request.reader.read()
 
-    async def story():
-        async with scripted_upstream(never) as upstream, served_gateway(upstream.base_url, BUDGET) as served:
+    async def scenario():
+        async with scripted_upstream(never_respond) as upstream, served_gateway(upstream.base_url, BUDGET) as served:
             client = await served.connect()
             client.ask(b'{"model":"claude-haiku-4-5","max_tokens":5000}')
             assert (await client.error())[0] == 504
             assert served.of(Usage)[0].output_tokens == 5000
 
-    run(story)
+    run(scenario)

@@ -1,4 +1,4 @@
-"""A runner is started with its order, its lock and nothing else, and it outlives whoever started it."""
+"""A runner starts with its order and its lock only, and it outlives its server."""
 
 import asyncio
 import errno
@@ -24,15 +24,15 @@ RUNNER = """
 import json, os, pathlib, sys, time
 order = sys.stdin.read()
 run_dir = pathlib.Path(json.loads(order)["run_dir"])
-told = {
+report = {
     "pid": os.getpid(), "argv": sys.argv[1:], "order": order, "cwd": os.getcwd(), "environment": dict(os.environ),
     "session": os.getsid(0), "files": {n: os.readlink(f"/proc/self/fd/{n}") for n in os.listdir("/proc/self/fd")
     if os.path.lexists(f"/proc/self/fd/{n}")},
 }
 print("to stdout")
 print("to stderr", file=sys.stderr)
-(run_dir / "told.tmp").write_text(json.dumps(told))
-(run_dir / "told.tmp").rename(run_dir / "told")
+(run_dir / "report.tmp").write_text(json.dumps(report))
+(run_dir / "report.tmp").rename(run_dir / "report")
 deadline = time.monotonic() + 60
 while not (run_dir / "go").exists() and time.monotonic() < deadline:
     time.sleep(0.005)
@@ -59,47 +59,49 @@ asyncio.run(serve())
 
 
 @pytest.fixture
-def place(tmp_path):
-    """The directory that the little runner works in; it is told to end when the test does."""
+def run_dir(tmp_path):
+    """The directory of the fake runner, which exits at the end of the test."""
     (tmp_path / "runner.py").write_text(RUNNER)
     yield tmp_path
     (tmp_path / "go").touch()
 
 
 @pytest.fixture
-def lock_fd(place):
-    lock_fd = os.open(place / "lock", os.O_RDWR | os.O_CREAT)
+def lock_fd(run_dir):
+    lock_fd = os.open(run_dir / "lock", os.O_RDWR | os.O_CREAT)
     fcntl.flock(lock_fd, fcntl.LOCK_EX)
     yield lock_fd
     os.close(lock_fd)
 
 
-def order_for(place, api_key="key"):
+def order_for(run_dir, api_key="key"):
     upstream = ModelUpstream("https://model.example.org", api_key=api_key)
-    return LaunchOrder("task-1", "a" * 12, str(place), str(place), "bubblewrap", upstream)
+    return LaunchOrder("task-1", "a" * 12, str(run_dir), str(run_dir), "bubblewrap", upstream)
 
 
-def placement_of(place, code=None, environment=None):
+def placement_of(run_dir, code=None, environment=None):
     if code is not None:
-        (place / "runner.py").write_text(code)
-    return LocalPlacement([sys.executable, "-I", str(place / "runner.py")], environment or {}, lambda _: place / "log")
+        (run_dir / "runner.py").write_text(code)
+    return LocalPlacement(
+        [sys.executable, "-I", str(run_dir / "runner.py")], environment or {}, lambda _: run_dir / "log"
+    )
 
 
 async def until(condition):
     deadline = time.monotonic() + SECONDS
     while not (value := condition()):
-        assert time.monotonic() < deadline, "it did not happen in time"
+        assert time.monotonic() < deadline, "the condition was not true in time"
         await asyncio.sleep(0.005)
     return value
 
 
-async def hear(place):
-    await until((place / "told").exists)
-    return json.loads((place / "told").read_text())
+async def wait_for_report(run_dir):
+    await until((run_dir / "report").exists)
+    return json.loads((run_dir / "report").read_text())
 
 
-def is_held(place):
-    with (place / "lock").open() as other:
+def is_held(run_dir):
+    with (run_dir / "lock").open() as other:
         try:
             fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -108,7 +110,7 @@ def is_held(place):
 
 
 def exists(pid):
-    """Also for a zombie."""
+    """Also true for a zombie."""
     return Path(f"/proc/{pid}").exists()
 
 
@@ -120,98 +122,98 @@ def children():
     return {int(pid) for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()}
 
 
-def test_a_runner_gets_its_order_its_lock_and_nothing_else(place, lock_fd, monkeypatch):
+def test_runner_receives_only_its_order_and_lock(run_dir, lock_fd, monkeypatch):
     monkeypatch.setenv("ANTHROPIC_API_KEY", "of-the-server")
-    leak_fd = os.open(place, os.O_RDONLY)
+    leak_fd = os.open(run_dir, os.O_RDONLY)
 
     async def launch():
-        await placement_of(place, environment={"HOME": "/nowhere"}).launch(order_for(place), lock_fd)
-        return await hear(place)
+        await placement_of(run_dir, environment={"HOME": "/nowhere"}).launch(order_for(run_dir), lock_fd)
+        return await wait_for_report(run_dir)
 
-    told = asyncio.run(launch())
+    report = asyncio.run(launch())
     os.close(leak_fd)
 
-    order = order_for(place)
-    assert json.loads(told["order"]) == {
+    order = order_for(run_dir)
+    assert json.loads(report["order"]) == {
         "task_id": "task-1",
         "attempt_id": order.attempt_id,
-        "data_dir": str(place),
-        "run_dir": str(place),
+        "data_dir": str(run_dir),
+        "run_dir": str(run_dir),
         "runtime": "bubblewrap",
         "upstream": {"base_url": "https://model.example.org", "api_key": "key"},
     }
-    [argument] = told["argv"]
+    [argument] = report["argv"]
     name, number = argument.split("=")
-    files = {int(fd): target for fd, target in told["files"].items() if int(fd) > 2 and "/proc/" not in target}
-    assert (name, files) == ("--lock-fd", {int(number): str(place / "lock")})
-    assert {**told["environment"], "LC_CTYPE": ""} == {"HOME": "/nowhere", "LC_CTYPE": ""}
-    assert told["cwd"] == "/"
-    assert told["session"] == told["pid"]
+    files = {int(fd): target for fd, target in report["files"].items() if int(fd) > 2 and "/proc/" not in target}
+    assert (name, files) == ("--lock-fd", {int(number): str(run_dir / "lock")})
+    assert {**report["environment"], "LC_CTYPE": ""} == {"HOME": "/nowhere", "LC_CTYPE": ""}
+    assert report["cwd"] == "/"
+    assert report["session"] == report["pid"]
 
 
-def test_what_a_runner_says_is_added_to_its_log(place, lock_fd):
-    (place / "go").touch()
+def test_output_of_a_runner_is_appended_to_its_log(run_dir, lock_fd):
+    (run_dir / "go").touch()
 
     async def launch_twice():
         for _ in range(2):
-            await placement_of(place).launch(order_for(place), lock_fd)
-            told = await hear(place)
-            await until(lambda told=told: not exists(told["pid"]))
-            (place / "told").unlink()
+            await placement_of(run_dir).launch(order_for(run_dir), lock_fd)
+            report = await wait_for_report(run_dir)
+            await until(lambda report=report: not exists(report["pid"]))
+            (run_dir / "report").unlink()
 
     asyncio.run(launch_twice())
 
-    assert sorted((place / "log").read_text().split("\n")) == ["", *["to stderr"] * 2, *["to stdout"] * 2]
-    assert stat.S_IMODE((place / "log").stat().st_mode) == 0o600
+    assert sorted((run_dir / "log").read_text().split("\n")) == ["", *["to stderr"] * 2, *["to stdout"] * 2]
+    assert stat.S_IMODE((run_dir / "log").stat().st_mode) == 0o600
 
 
-def test_a_runner_that_ends_leaves_no_zombie(place, lock_fd):
+def test_exited_runner_leaves_no_zombie(run_dir, lock_fd):
     async def launch():
-        await placement_of(place).launch(order_for(place), lock_fd)
-        told = await hear(place)
-        assert exists(told["pid"])
-        (place / "go").touch()
-        await until(lambda: not exists(told["pid"]))
+        await placement_of(run_dir).launch(order_for(run_dir), lock_fd)
+        report = await wait_for_report(run_dir)
+        assert exists(report["pid"])
+        (run_dir / "go").touch()
+        await until(lambda: not exists(report["pid"]))
 
     before = open_descriptors()
     asyncio.run(launch())
     assert open_descriptors() == before
 
 
-def test_the_runner_holds_the_lock_when_the_caller_has_closed_it(place):
-    lock_fd = os.open(place / "lock", os.O_RDWR | os.O_CREAT)
+def test_runner_holds_the_lock_after_the_caller_closed_it(run_dir):
+    lock_fd = os.open(run_dir / "lock", os.O_RDWR | os.O_CREAT)
     fcntl.flock(lock_fd, fcntl.LOCK_EX)
 
     async def launch():
-        await placement_of(place).launch(order_for(place), lock_fd)
+        await placement_of(run_dir).launch(order_for(run_dir), lock_fd)
         os.close(lock_fd)
-        await hear(place)
-        assert is_held(place)
-        (place / "go").touch()
-        await until(lambda: not is_held(place))
+        await wait_for_report(run_dir)
+        assert is_held(run_dir)
+        (run_dir / "go").touch()
+        await until(lambda: not is_held(run_dir))
 
     asyncio.run(launch())
 
 
-@pytest.mark.parametrize("end", ["goes", "is killed"])
-def test_a_runner_outlives_its_server(place, end):
-    command = [sys.executable, "-X", "dev", "-W", "error", "-c", SERVER, str(place)]
+@pytest.mark.parametrize("end", ["exits", "is killed"])
+def test_runner_outlives_its_server(run_dir, end):
+    command = [sys.executable, "-X", "dev", "-W", "error", "-c", SERVER, str(run_dir)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as server:
         assert server.stdout.readline() == b"launched\n"
-        told = asyncio.run(hear(place))
+        report = asyncio.run(wait_for_report(run_dir))
         if end == "is killed":
             os.kill(server.pid, signal.SIGKILL)
-        _, complaints = server.communicate(b"\n", timeout=SECONDS)
-    assert (server.returncode, complaints) == (-signal.SIGKILL if end == "is killed" else 0, b"")
+        _, stderr = server.communicate(b"\n", timeout=SECONDS)
+    assert (server.returncode, stderr) == (-signal.SIGKILL if end == "is killed" else 0, b"")
 
-    assert exists(told["pid"])
-    assert is_held(place)
-    (place / "go").touch()
-    asyncio.run(until(lambda: not is_held(place)))
+    assert exists(report["pid"])
+    assert is_held(run_dir)
+    (run_dir / "go").touch()
+    asyncio.run(until(lambda: not is_held(run_dir)))
 
 
-def test_a_large_order_arrives_while_the_loop_goes_on(place, lock_fd):
-    slow = "import time\ntime.sleep(0.3)\n" + RUNNER
+def test_large_order_is_sent_without_blocking_the_loop(run_dir, lock_fd):
+    slow_runner = "import time\ntime.sleep(0.3)\n" + RUNNER
     ticks = []
 
     async def tick():
@@ -220,14 +222,14 @@ def test_a_large_order_arrives_while_the_loop_goes_on(place, lock_fd):
             await asyncio.sleep(0.01)
 
     async def launch():
-        ticking = asyncio.create_task(tick())
-        await placement_of(place, slow).launch(order_for(place, "k" * 300_000), lock_fd)
-        ticking.cancel()
-        return await hear(place)
+        ticker = asyncio.create_task(tick())
+        await placement_of(run_dir, slow_runner).launch(order_for(run_dir, "k" * 300_000), lock_fd)
+        ticker.cancel()
+        return await wait_for_report(run_dir)
 
-    told = asyncio.run(launch())
+    report = asyncio.run(launch())
 
-    assert json.loads(told["order"])["upstream"]["api_key"] == "k" * 300_000
+    assert json.loads(report["order"])["upstream"]["api_key"] == "k" * 300_000
     assert len(ticks) > 5
 
 
@@ -236,77 +238,75 @@ def test_a_large_order_arrives_while_the_loop_goes_on(place, lock_fd):
     [("", BrokenPipeError), ("import time; time.sleep(60)", TimeoutError)],
     ids=["dies first", "never reads"],
 )
-def test_a_runner_that_does_not_take_its_order_is_ended_and_told(place, lock_fd, monkeypatch, code, error):
+def test_runner_that_does_not_read_its_order_is_killed(run_dir, lock_fd, monkeypatch, code, error):
     monkeypatch.setattr(local_placement, "ORDER_SECONDS", 0.5 if error is TimeoutError else SECONDS)
     before = children()
 
     async def launch():
         with pytest.raises(error, match="did not take its order") as refused:
-            await placement_of(place, code).launch(order_for(place, "k" * 300_000), lock_fd)
+            await placement_of(run_dir, code).launch(order_for(run_dir, "k" * 300_000), lock_fd)
         await until(lambda: children() <= before)
         return refused.value
 
-    assert str(place / "log") in str(asyncio.run(launch()))
+    assert str(run_dir / "log") in str(asyncio.run(launch()))
 
 
-def test_a_command_that_is_not_there_is_told_and_keeps_nothing_open(place, lock_fd):
+def test_failed_start_leaves_no_open_descriptor(run_dir, lock_fd):
     before = open_descriptors()
-    missing = LocalPlacement([str(place / "none")], {}, lambda _: place / "log")
-    unwritable = LocalPlacement([sys.executable], {}, lambda _: place / "none" / "log")
+    missing = LocalPlacement([str(run_dir / "none")], {}, lambda _: run_dir / "log")
+    unwritable = LocalPlacement([sys.executable], {}, lambda _: run_dir / "none" / "log")
 
     for placement in (missing, unwritable):
         with pytest.raises(FileNotFoundError):
-            asyncio.run(placement.launch(order_for(place), lock_fd))
+            asyncio.run(placement.launch(order_for(run_dir), lock_fd))
     assert open_descriptors() == before
 
 
-def test_a_caller_that_is_cancelled_may_close_its_lock(place):
-    lock_fd = os.open(place / "lock", os.O_RDWR | os.O_CREAT)
+def test_cancelled_caller_may_close_its_lock(run_dir):
+    lock_fd = os.open(run_dir / "lock", os.O_RDWR | os.O_CREAT)
     fcntl.flock(lock_fd, fcntl.LOCK_EX)
 
     async def launch():
-        launching = asyncio.create_task(placement_of(place).launch(order_for(place), lock_fd))
+        launch_task = asyncio.create_task(placement_of(run_dir).launch(order_for(run_dir), lock_fd))
         await asyncio.sleep(0)
-        launching.cancel()
+        launch_task.cancel()
         with pytest.raises(asyncio.CancelledError):
-            await launching
+            await launch_task
         os.close(lock_fd)
-        told = await hear(place)
-        assert is_held(place)
-        (place / "go").touch()
-        await until(lambda: not exists(told["pid"]))
+        report = await wait_for_report(run_dir)
+        assert is_held(run_dir)
+        (run_dir / "go").touch()
+        await until(lambda: not exists(report["pid"]))
 
     asyncio.run(launch())
-    assert not is_held(place)
+    assert not is_held(run_dir)
 
 
-@pytest.mark.parametrize("step", ["os.pipe", "the log"])
-def test_a_machine_without_descriptors_or_room_costs_neither_the_lock_nor_a_descriptor(
-    place, lock_fd, monkeypatch, step
-):
+@pytest.mark.parametrize("step", ["os.pipe", "open_log"])
+def test_lack_of_descriptors_leaks_neither_lock_nor_descriptor(run_dir, lock_fd, monkeypatch, step):
     def refuse(*_):
-        raise OSError("no more")
+        raise OSError("no descriptor")
 
     async def launch():
-        placement = LocalPlacement(["true"], {}, refuse if step == "the log" else lambda _: place / "log")
+        placement = LocalPlacement(["true"], {}, refuse if step == "open_log" else lambda _: run_dir / "log")
         if step == "os.pipe":
             monkeypatch.setattr("sandbox.placements.local.placement.os.pipe", refuse)
         before = open_descriptors()
-        with pytest.raises(OSError, match="no more"):
-            await placement.launch(order_for(place), lock_fd)
+        with pytest.raises(OSError, match="no descriptor"):
+            await placement.launch(order_for(run_dir), lock_fd)
         monkeypatch.undo()
         assert open_descriptors() == before
 
     asyncio.run(launch())
 
 
-def test_a_runner_that_no_descriptor_is_left_for_is_ended_and_leaves_no_zombie(place, lock_fd, monkeypatch):
+def test_runner_without_a_pidfd_is_killed_and_reaped(run_dir, lock_fd, monkeypatch):
     def refuse(*_):
         raise OSError(errno.EMFILE, "Too many open files")
 
     async def launch():
         with pytest.raises(OSError, match="Too many open files"):
-            await placement_of(place, "import time; time.sleep(60)").launch(order_for(place), lock_fd)
+            await placement_of(run_dir, "import time; time.sleep(60)").launch(order_for(run_dir), lock_fd)
         await until(lambda: children() <= before)
 
     monkeypatch.setattr("sandbox.placements.local.placement.os.pidfd_open", refuse)

@@ -1,4 +1,4 @@
-"""What a runner sees of its agent, keeps of it, and never takes for something else."""
+"""A runner's handling of agent output, usage, silence and the end of the agent."""
 
 import asyncio
 import itertools
@@ -23,103 +23,105 @@ from sandbox.system.cpu_throttle import CpuThrottle
 SECRET = {"WORD": "open sesame"}
 
 
-def test_an_agent_with_more_sockets_than_a_sandbox_may_have_is_ended_and_told_why(stage):
-    scene = stage(Script(stays=True, kernel_usage=KernelUsage(9000)))
-    asyncio.run(asyncio.wait_for(scene.life.run(), 10))
-    assert scene.task.state is TaskState.FAILED
-    assert scene.task.failure.code == "out_of_memory"
-    assert "9000 sockets" in scene.task.failure.message
+def test_agent_above_socket_limit_is_stopped_with_a_reason(make_harness):
+    harness = make_harness(Script(stays=True, kernel_usage=KernelUsage(9000)))
+    asyncio.run(asyncio.wait_for(harness.life.run(), 10))
+    assert harness.task.state is TaskState.FAILED
+    assert harness.task.failure.code == "out_of_memory"
+    assert "9000 sockets" in harness.task.failure.message
 
 
-def test_an_agent_with_as_many_sockets_as_a_sandbox_may_have_works_to_its_end(stage):
-    scene = stage(Script(kernel_usage=KernelUsage(8192)))
-    asyncio.run(asyncio.wait_for(scene.life.run(), 10))
-    assert scene.task.state is TaskState.COMPLETED
+def test_agent_at_socket_limit_completes(make_harness):
+    harness = make_harness(Script(kernel_usage=KernelUsage(8192)))
+    asyncio.run(asyncio.wait_for(harness.life.run(), 10))
+    assert harness.task.state is TaskState.COMPLETED
 
 
-def test_the_tail_of_a_split_line_is_kept_and_not_taken_for_an_event(stage):
+def test_tail_of_a_split_line_is_stored_and_not_parsed_as_an_event(make_harness):
     long = b"x" * OUTPUT_LINE_BYTES_MAX + b"+Bash\n"
-    scene = stage(Script(stdout=b"+Read\n" + long + b"-Read\n"))
-    asyncio.run(scene.life.run())
-    assert b"".join(scene.outputs()) == b"+Read\n" + long + b"-Read\n"
-    assert scene.task.progress.tool_calls == 1
+    harness = make_harness(Script(stdout=b"+Read\n" + long + b"-Read\n"))
+    asyncio.run(harness.life.run())
+    assert b"".join(harness.outputs()) == b"+Read\n" + long + b"-Read\n"
+    assert harness.task.progress.tool_calls == 1
 
 
-def test_a_line_that_is_kept_in_parts_is_listened_to_whole_and_without_secrets(stage, monkeypatch):
-    heard, feed = [], ScriptedAgent.parse_line
-    monkeypatch.setattr(ScriptedAgent, "parse_line", lambda agent, line: heard.append(line) or feed(agent, line))
-    middle = OUTPUT_LINE_BYTES_MAX - 4  # the value is cut by the bound
-    scene = stage(Script(stdout=b"+" + b"x" * middle + b"open sesame" + b"y" * 2_000_000 + b"\n"), secrets=SECRET)
-    asyncio.run(scene.life.run())
-    assert heard == [b"+" + b"x" * middle + b"[REDACTED:WORD]" + b"y" * 2_000_000 + b"\n"]
-    assert b"".join(scene.outputs()) == heard[0]
-    assert max(map(len, scene.outputs())) <= OUTPUT_LINE_BYTES_MAX
-    assert scene.task.progress.tool_calls == 1
+def test_line_stored_in_parts_is_parsed_whole_and_redacted(make_harness, monkeypatch):
+    parsed, parse_line = [], ScriptedAgent.parse_line
+    monkeypatch.setattr(ScriptedAgent, "parse_line", lambda agent, line: parsed.append(line) or parse_line(agent, line))
+    middle = OUTPUT_LINE_BYTES_MAX - 4  # the limit splits the value
+    harness = make_harness(
+        Script(stdout=b"+" + b"x" * middle + b"open sesame" + b"y" * 2_000_000 + b"\n"), secrets=SECRET
+    )
+    asyncio.run(harness.life.run())
+    assert parsed == [b"+" + b"x" * middle + b"[REDACTED:WORD]" + b"y" * 2_000_000 + b"\n"]
+    assert b"".join(harness.outputs()) == parsed[0]
+    assert max(map(len, harness.outputs())) <= OUTPUT_LINE_BYTES_MAX
+    assert harness.task.progress.tool_calls == 1
 
 
-def test_tokens_and_dollars_are_those_that_the_gateway_counted(stage):
-    scene = stage(Script(stays=True))
+def test_progress_usage_comes_from_the_gateway(make_harness):
+    harness = make_harness(Script(stays=True))
 
-    async def play():
-        work = asyncio.create_task(scene.life.run())
-        await scene.until(TaskState.RUNNING)
-        scene.script.report(Usage("a-model", 10, 5, cost_usd=0.25))
-        scene.life.cancel(CancelOrder())
+    async def scenario():
+        work = asyncio.create_task(harness.life.run())
+        await harness.until(TaskState.RUNNING)
+        harness.script.report(Usage("a-model", 10, 5, cost_usd=0.25))
+        harness.life.cancel(CancelOrder())
         await asyncio.wait_for(work, 10)
 
-    asyncio.run(play())
-    progress = scene.task.progress
+    asyncio.run(scenario())
+    progress = harness.task.progress
     assert (progress.input_tokens, progress.output_tokens, progress.cost_usd) == (10, 5, 0.25)
 
 
-def test_output_that_nobody_could_read_in_time_is_told_to_be_missing(stage, monkeypatch):
+def test_unread_output_at_the_end_is_recorded_as_a_gap(make_harness, monkeypatch):
     monkeypatch.setattr("sandbox.runner.steps.run.OUTPUT_DRAIN_SECONDS", 0.1)
     monkeypatch.setattr(AgentOutput, "read_stderr", lambda *_: asyncio.Event().wait())
-    scene = stage(Script())
-    asyncio.run(asyncio.wait_for(scene.life.run(), 10))
-    (gap,) = scene.events(Gap)
+    harness = make_harness(Script())
+    asyncio.run(asyncio.wait_for(harness.life.run(), 10))
+    (gap,) = harness.events(Gap)
     assert gap.reason == "The end of the output is missing: nothing of it came for 0.1 s after the agent's end."
 
 
-def test_what_is_ready_is_read_though_the_machine_stood_still_meanwhile(stage, monkeypatch):
+def test_pending_output_is_read_after_a_stall_of_the_machine(make_harness, monkeypatch):
     monkeypatch.setattr("sandbox.runner.steps.run.OUTPUT_DRAIN_SECONDS", 0.2)
-    scene, lines = stage(Script(stdout=b"line\n" * 2000 + b"the result\n")), itertools.count(1)
-    record = scene.recorder.record
+    harness, lines = make_harness(Script(stdout=b"line\n" * 2000 + b"the result\n")), itertools.count(1)
+    record = harness.recorder.record
 
-    def slowly(event):
+    def record_with_stalls(event):
         if isinstance(event, Output) and next(lines) % 500 == 0:
-            time.sleep(0.3)  # as a disk does that takes nothing for a while
+            time.sleep(0.3)  # simulates a disk that blocks writes
         return record(event)
 
-    monkeypatch.setattr(scene.recorder, "record", slowly)
-    asyncio.run(asyncio.wait_for(scene.life.run(), 10))
-    assert scene.outputs()[-1] == b"the result\n"
-    assert not scene.events(Gap)
+    monkeypatch.setattr(harness.recorder, "record", record_with_stalls)
+    asyncio.run(asyncio.wait_for(harness.life.run(), 10))
+    assert harness.outputs()[-1] == b"the result\n"
+    assert not harness.events(Gap)
 
 
-def test_what_waits_for_the_cpu_budget_after_the_agents_end_is_still_read(stage, monkeypatch):
+def test_output_delayed_by_cpu_throttle_is_read_after_agent_exit(make_harness, monkeypatch):
     monkeypatch.setattr("sandbox.runner.steps.run.OUTPUT_DRAIN_SECONDS", 0.1)
-    scene = stage(Script(stdout=b"line\n" * 500 + b"the result\n"))
-    throttle, start = scene.attempt.dependencies.throttle, CpuThrottle.start
+    harness = make_harness(Script(stdout=b"line\n" * 500 + b"the result\n"))
+    throttle, start = harness.attempt.dependencies.throttle, CpuThrottle.start
 
     def start_in_debt():
         start(throttle)
         throttle._budget._balance_seconds = -RUNNER_CPU_CORES
 
     monkeypatch.setattr(throttle, "start", start_in_debt)
-    began = time.monotonic()
-    asyncio.run(asyncio.wait_for(scene.life.run(), 20))
-    assert time.monotonic() - began > 0.9
-    assert scene.outputs()[-1] == b"the result\n"
-    assert not scene.events(Gap)
+    started = time.monotonic()
+    asyncio.run(asyncio.wait_for(harness.life.run(), 20))
+    assert time.monotonic() - started > 0.9
+    assert harness.outputs()[-1] == b"the result\n"
+    assert not harness.events(Gap)
 
 
-def test_what_goes_on_for_ever_after_the_agents_end_is_given_up(stage, monkeypatch):
-    """Nothing inside can: somebody else holds the pipe, or not everything died."""
+def test_endless_output_after_agent_exit_is_abandoned(make_harness, monkeypatch):
+    """No process in the sandbox can cause this: another process holds the pipe, or a process survived the kill."""
     monkeypatch.setattr("sandbox.runner.steps.run.OUTPUT_DRAIN_SECONDS", 0.2)
     monkeypatch.setattr("sandbox.runner.steps.run.OUTPUT_DRAIN_SECONDS_MAX", 0.6)
 
-    async def go_on(output, reader):
+    async def read_endless(output, reader):
         endless = asyncio.StreamReader()
 
         async def write():
@@ -127,41 +129,41 @@ def test_what_goes_on_for_ever_after_the_agents_end_is_given_up(stage, monkeypat
                 endless.feed_data(b"more\n")
                 await asyncio.sleep(0.01)
 
-        writing = asyncio.create_task(write())
+        writer = asyncio.create_task(write())
         try:
             await take_stdout(output, endless)
         finally:
-            writing.cancel()
+            writer.cancel()
 
     take_stdout = AgentOutput.read_stdout
-    monkeypatch.setattr(AgentOutput, "read_stderr", go_on)
-    scene = stage(Script())
-    asyncio.run(asyncio.wait_for(scene.life.run(), 10))
-    (gap,) = scene.events(Gap)
+    monkeypatch.setattr(AgentOutput, "read_stderr", read_endless)
+    harness = make_harness(Script())
+    asyncio.run(asyncio.wait_for(harness.life.run(), 10))
+    (gap,) = harness.events(Gap)
     assert gap.reason == "The end of the output is missing: it was not over 0.6 s after the agent's end."
-    assert scene.states[-1] == "completed"
+    assert harness.states[-1] == "completed"
 
 
-def test_silence_is_no_hang_while_the_model_owes_an_answer(stage, monkeypatch):
+def test_silence_is_not_a_hang_while_a_model_request_is_in_flight(make_harness, monkeypatch):
     monkeypatch.setattr(SilentGateway, "requests_in_flight", 1)
-    scene = stage(Script(stays=True), lifecycle={"hang_timeout": "1s"})
+    harness = make_harness(Script(stays=True), lifecycle={"hang_timeout": "1s"})
 
-    async def play():
-        work = asyncio.create_task(scene.life.run())
-        await scene.until(TaskState.RUNNING)
+    async def scenario():
+        work = asyncio.create_task(harness.life.run())
+        await harness.until(TaskState.RUNNING)
         done, _ = await asyncio.wait({work}, timeout=1.5)
         assert not done
         monkeypatch.setattr(SilentGateway, "requests_in_flight", 0)
         await asyncio.wait_for(work, 10)
 
-    asyncio.run(play())
-    assert scene.task.failure.code == "hang"
+    asyncio.run(scenario())
+    assert harness.task.failure.code == "hang"
 
 
-def test_the_name_of_an_artifact_is_on_disk_before_it_is_told(stage, monkeypatch):
-    scene = stage(Script())
-    artifacts = scene.attempt.task_files.artifacts
-    on_disk, told = set(), {}
+def test_artifact_name_is_on_disk_before_it_is_recorded(make_harness, monkeypatch):
+    harness = make_harness(Script())
+    artifacts = harness.attempt.task_files.artifacts
+    on_disk, recorded = set(), {}
     fsync, record = os.fsync, Recorder.record
 
     def watched_fsync(descriptor):
@@ -171,57 +173,57 @@ def test_the_name_of_an_artifact_is_on_disk_before_it_is_told(stage, monkeypatch
 
     def watched_record(recorder, event):
         if isinstance(event, ArtifactCollected):
-            told[event.artifact.name] = event.artifact.name in on_disk
+            recorded[event.artifact.name] = event.artifact.name in on_disk
         return record(recorder, event)
 
     monkeypatch.setattr(os, "fsync", watched_fsync)
     monkeypatch.setattr(Recorder, "record", watched_record)
-    asyncio.run(scene.life.run())
-    assert told == {"task-1.patch": True, "transcript.ndjson": True, "metadata.json": True}
+    asyncio.run(harness.life.run())
+    assert recorded == {"task-1.patch": True, "transcript.ndjson": True, "metadata.json": True}
 
 
-def test_no_file_of_the_workspace_takes_the_name_of_what_sandbox_itself_makes(stage, monkeypatch):
-    scene = stage(Script(), lifecycle={"artifact_patterns": ("**",)})
-    workspaces = scene.attempt.dependencies.workspaces
-    asked = []
+def test_workspace_files_cannot_take_generated_artifact_names(make_harness, monkeypatch):
+    harness = make_harness(Script(), lifecycle={"artifact_patterns": ("**",)})
+    workspaces = harness.attempt.dependencies.workspaces
+    requested = []
 
     async def collect(workspace, patterns, target, taken_names):
-        asked.append(taken_names)
+        requested.append(taken_names)
         for _ in ():
             yield
 
     monkeypatch.setattr(workspaces, "collect", collect)
-    asyncio.run(scene.life.run())
-    assert asked == [{"task-1.patch", "task-1.changes.tar", "transcript.ndjson", "metadata.json"}]
+    asyncio.run(harness.life.run())
+    assert requested == [{"task-1.patch", "task-1.changes.tar", "transcript.ndjson", "metadata.json"}]
 
 
-def test_a_finisher_ends_the_sandbox_before_it_says_that_the_agent_is_gone(stage, monkeypatch):
-    scene = stage(Script())
+def test_finisher_destroys_the_sandbox_before_it_records_the_end(make_harness, monkeypatch):
+    harness = make_harness(Script())
     for event in (WorkspacePrepared("c0ffee" + "0" * 34), SandboxCreated("v", "none", "host"), AgentStarted("s")):
-        scene.recorder.record(event)
-    runtime = scene.attempt.dependencies.runtime
-    write_handle(scene.attempt.files.handle, runtime.prepare(ATTEMPT_ID))
+        harness.recorder.record(event)
+    runtime = harness.attempt.dependencies.runtime
+    write_handle(harness.attempt.files.handle, runtime.prepare(ATTEMPT_ID))
     states = []
 
     async def destroy(handle, disk):
-        states.append(scene.recorder.task.state)
+        states.append(harness.recorder.task.state)
 
     monkeypatch.setattr(runtime, "destroy", destroy)
-    asyncio.run(scene.life.finish())
+    asyncio.run(harness.life.finish())
     assert states[0] is TaskState.RUNNING
-    assert scene.task.failure.code == "runner_lost"
+    assert harness.task.failure.code == "runner_lost"
 
 
-def test_orders_are_taken_where_a_dead_runner_left_its_socket(tmp_path):
+def test_control_socket_replaces_the_stale_socket_of_a_dead_runner(tmp_path):
     path = tmp_path / f"{ATTEMPT_ID}.sock"
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))
 
-    async def play():
+    async def scenario():
         async with serve_control_socket(
             path, lambda order: Reply(done=True, message=order.reason), TerminalServer(None, CpuThrottle().queue())
         ):
             return await UnixRunnerClient(tmp_path).cancel(ATTEMPT_ID, CancelOrder("enough"))
 
-    assert asyncio.run(play()) == Reply(done=True, message="enough")
+    assert asyncio.run(scenario()) == Reply(done=True, message="enough")
     assert not path.exists()

@@ -1,4 +1,4 @@
-"""Two sandboxes never share a kernel uid, whoever makes them."""
+"""Two sandboxes never share a kernel uid, even with several servers."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ from sandbox.model.errors import AttemptError
 from sandbox.runtimes import processes
 from sandbox.runtimes.limits.kernel_uid import KernelUidPool
 
-pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="only root has kernel uids to give")
+pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="only root can allocate kernel uids")
 _FIRST = 270_000 + os.getpid() % 9_000 * 3  # another run of the tests on this machine has others
 UIDS = range(_FIRST, _FIRST + 3)
 
@@ -29,21 +29,21 @@ def process_with_first_uid():
     process.wait(10)
 
 
-def test_claims_are_distinct_until_none_is_left_and_come_back(directory: Path):
-    one, other = KernelUidPool(UIDS, directory), KernelUidPool(UIDS, directory)
-    claimed = [one.allocate("a"), other.allocate("b"), one.allocate("c")]
-    assert sorted(claimed) == list(UIDS)
+def test_uids_are_distinct_and_reusable_after_release(directory: Path):
+    first, second = KernelUidPool(UIDS, directory), KernelUidPool(UIDS, directory)
+    allocated = [first.allocate("a"), second.allocate("b"), first.allocate("c")]
+    assert sorted(allocated) == list(UIDS)
     with pytest.raises(AttemptError, match="in use"):
-        other.allocate("d")
-    other.release("b")
-    assert one.allocate("d") == one.allocate("d") == claimed[1]
-    assert one.has_allocated(claimed[1], "d")
-    assert not one.has_allocated(claimed[1], "a")
+        second.allocate("d")
+    second.release("b")
+    assert first.allocate("d") == first.allocate("d") == allocated[1]
+    assert first.has_allocated(allocated[1], "d")
+    assert not first.has_allocated(allocated[1], "a")
     for attempt_id in "acd":
-        one.release(attempt_id)
+        first.release(attempt_id)
 
 
-def test_a_uid_that_a_process_has_is_passed_over(directory: Path, process_with_first_uid: subprocess.Popen[bytes]):
+def test_uid_of_a_running_process_is_skipped(directory: Path, process_with_first_uid: subprocess.Popen[bytes]):
     uids = KernelUidPool(UIDS, directory)
     assert processes.find_by_uid(UIDS[0]) == [process_with_first_uid.pid]
     assert {uids.allocate("a"), uids.allocate("b")} == set(UIDS[1:])
@@ -53,7 +53,7 @@ def test_a_uid_that_a_process_has_is_passed_over(directory: Path, process_with_f
         uids.release(attempt_id)
 
 
-def test_a_dead_processs_claim_is_nobodys(directory: Path):
+def test_claim_of_a_dead_process_remains_reserved(directory: Path):
     source = f"""
 from pathlib import Path
 from sandbox.runtimes.limits.kernel_uid import KernelUidPool
@@ -61,46 +61,46 @@ import os, signal
 print(KernelUidPool(range({UIDS.start}, {UIDS.stop}), Path({str(directory)!r})).allocate("dead"), flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
-    ran = subprocess.run([sys.executable, "-c", source], check=False, timeout=30, capture_output=True)
-    uid = int(ran.stdout)
+    completed = subprocess.run([sys.executable, "-c", source], check=False, timeout=30, capture_output=True)
+    uid = int(completed.stdout)
     uids = KernelUidPool(UIDS, directory)
-    with uids.guard_ownership(uid, "dead") as is_ours:
-        assert is_ours()
+    with uids.guard_ownership(uid, "dead") as is_owned:
+        assert is_owned()
         assert KernelUidPool(UIDS, directory).allocate("other") != uid
 
 
-def test_a_uid_that_became_another_attempts_is_not_the_old_ones_any_more(directory: Path):
-    holder, asker = KernelUidPool(UIDS, directory), KernelUidPool(UIDS, directory)
+def test_reallocated_uid_is_not_owned_by_the_old_attempt(directory: Path):
+    holder, checker = KernelUidPool(UIDS, directory), KernelUidPool(UIDS, directory)
     uid = holder.allocate("new")
-    with asker.guard_ownership(uid, "old") as is_ours:
-        assert not is_ours()
-    with asker.guard_ownership(uid, "new") as is_ours:
-        assert is_ours()
+    with checker.guard_ownership(uid, "old") as is_owned:
+        assert not is_owned()
+    with checker.guard_ownership(uid, "new") as is_owned:
+        assert is_owned()
         holder.release("new")
         assert holder.allocate("newer") == uid
-        assert not is_ours()
+        assert not is_owned()
     holder.release("newer")
 
 
-def test_servers_that_cannot_see_each_others_claims_begin_far_apart(tmp_path: Path):
-    """As on a host and in a container beside it: the same uids, two lock directories."""
-    many = range(300_000, 364_000)
+def test_servers_with_separate_lock_directories_start_far_apart(tmp_path: Path):
+    """As on a host and in a container on it: the same uids, two lock directories."""
+    uid_range = range(300_000, 364_000)
     claims = []
     for name in ("host", "container", "other"):
-        uids = KernelUidPool(many, tmp_path / name)
+        uids = KernelUidPool(uid_range, tmp_path / name)
         claims.append(uids.allocate("a"))
         uids.release("a")
-    assert all(abs(one - other) > 64 for one in claims for other in claims if one != other)
+    assert all(abs(first - second) > 64 for first in claims for second in claims if first != second)
     assert len(set(claims)) == 3
 
 
-def test_a_directory_that_others_can_write_is_not_trusted(directory: Path):
+def test_directory_writable_by_others_is_refused(directory: Path):
     directory.mkdir(mode=0o755)
     with pytest.raises(AttemptError, match="0700"):
         KernelUidPool(UIDS, directory).allocate("a")
 
 
-def test_a_zombie_holds_nothing(process_with_first_uid: subprocess.Popen[bytes]):
+def test_zombie_reserves_no_uid(process_with_first_uid: subprocess.Popen[bytes]):
     process_with_first_uid.kill()
     os.waitid(os.P_PID, process_with_first_uid.pid, os.WEXITED | os.WNOWAIT)
     assert processes.find_by_uid(UIDS[0]) == []

@@ -1,4 +1,4 @@
-"""KVM is given up only where two guests, one after the other, have worked for nothing."""
+"""KVM is disabled only if two self-test guests in a row are too slow."""
 
 import asyncio
 import time
@@ -8,39 +8,41 @@ import pytest
 
 from sandbox.runtimes.qemu import kvm
 
-WORKS_IN_VAIN = "import os, signal; os.kill(os.getpid(), signal.SIGPROF)"
+EXHAUSTS_CPU_TIME = "import os, signal; os.kill(os.getpid(), signal.SIGPROF)"
 
 
 @pytest.fixture
 def is_too_slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Whether KVM is, where this program plays the guest."""
+    """Whether KVM is too slow if this program replaces the self-test guest."""
 
-    def ask(program: str) -> bool:
-        place = tmp_path / "guest.py"
-        place.write_text(program)
-        monkeypatch.setattr(kvm, "_SELFTEST_PROGRAM", place)
+    def run(program: str) -> bool:
+        path = tmp_path / "guest.py"
+        path.write_text(program)
+        monkeypatch.setattr(kvm, "_SELFTEST_PROGRAM", path)
         return asyncio.run(kvm.KvmStatus(tmp_path / "run").is_too_slow(str(tmp_path / "note")))
 
-    return ask
+    return run
 
 
-def test_two_that_work_in_vain_are_enough(is_too_slow):
-    assert is_too_slow(WORKS_IN_VAIN)
+def test_two_slow_guests_disable_kvm(is_too_slow):
+    assert is_too_slow(EXHAUSTS_CPU_TIME)
 
 
-def test_one_is_not_when_the_next_comes_to_its_end(is_too_slow):
-    assert not is_too_slow(f"import sys\ntry:\n    open(sys.argv[1], 'x')\nexcept OSError: sys.exit()\n{WORKS_IN_VAIN}")
+def test_one_slow_guest_does_not_disable_kvm(is_too_slow):
+    assert not is_too_slow(
+        f"import sys\ntry:\n    open(sys.argv[1], 'x')\nexcept OSError: sys.exit()\n{EXHAUSTS_CPU_TIME}"
+    )
 
 
-@pytest.mark.parametrize("ending", ["import sys; sys.exit(0)", "raise OSError('no memory')"])
-def test_one_that_ends_by_itself_is_none(is_too_slow, ending):
-    assert not is_too_slow(ending)
+@pytest.mark.parametrize("program", ["import sys; sys.exit(0)", "raise OSError('no memory')"])
+def test_guest_that_exits_does_not_disable_kvm(is_too_slow, program):
+    assert not is_too_slow(program)
 
 
-def test_one_that_only_waits_is_ended_and_tells_nothing(is_too_slow, tmp_path, monkeypatch):
+def test_waiting_guest_is_killed_and_does_not_disable_kvm(is_too_slow, tmp_path, monkeypatch):
     monkeypatch.setattr(kvm, "_SELFTEST_SECONDS", 1.0)
-    waits = "import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(600)"
-    began = time.monotonic()
-    assert not is_too_slow(waits)
-    assert time.monotonic() < began + 60
+    waiting_program = "import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(600)"
+    started = time.monotonic()
+    assert not is_too_slow(waiting_program)
+    assert time.monotonic() < started + 60
     assert not Path("/proc", (tmp_path / "note").read_text()).exists()

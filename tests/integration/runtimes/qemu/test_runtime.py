@@ -1,4 +1,4 @@
-"""What guests of QEMU's are on the host: whose their processes are, how they end, and what the probe says."""
+"""QEMU guests on the host: their processes, their end, and the probe."""
 
 import asyncio
 import contextlib
@@ -23,7 +23,7 @@ from sandbox.runtimes.qemu.kvm import KvmStatus
 
 @pytest.fixture
 def runtime(tmp_path: Path) -> QemuRuntime:
-    """Where its parts are, a guest boots, so that nothing is skipped because it does not."""
+    """Skips the test if the parts of a guest are missing; if a guest does not boot, the test fails."""
     need_parts_of_guests()
     tell_of_kvm(tmp_path / "run")
     return QemuRuntime(tmp_path / "run")
@@ -36,66 +36,64 @@ def disk(tmp_path: Path) -> Path:
     return disk
 
 
-def test_a_machine_without_its_parts_is_told_how_to_get_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_probe_reports_missing_parts_with_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(parts, "QEMU", "/nowhere/qemu")
     monkeypatch.setattr("os.getuid", lambda: 0)
-    found = asyncio.run(QemuRuntime(tmp_path / "run").probe())
-    assert not found.is_available
-    assert "script/setup --with-qemu" in found.remedy
+    result = asyncio.run(QemuRuntime(tmp_path / "run").probe())
+    assert not result.is_available
+    assert "script/setup --with-qemu" in result.remedy
 
 
-def test_an_ordinary_user_is_told_why_it_does_not_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_probe_requires_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("os.getuid", lambda: 1000)
-    found = asyncio.run(QemuRuntime(tmp_path / "run").probe())
-    assert not found.is_available
-    assert "run as root" in found.remedy
+    result = asyncio.run(QemuRuntime(tmp_path / "run").probe())
+    assert not result.is_available
+    assert "run as root" in result.remedy
 
 
-def test_unasked_nothing_is_emulated(runtime: QemuRuntime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_emulation_requires_an_explicit_choice(runtime: QemuRuntime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("os.access", lambda path, mode: path != "/dev/kvm")
-    found = asyncio.run(QemuRuntime(tmp_path / "run", only_kvm=True).probe())
-    assert not found.is_available
-    assert "by its name" in found.remedy
+    result = asyncio.run(QemuRuntime(tmp_path / "run", only_kvm=True).probe())
+    assert not result.is_available
+    assert "by its name" in result.remedy
 
 
 @pytest.mark.skipif(
     os.uname().machine != "x86_64" or not os.access("/dev/kvm", os.R_OK | os.W_OK), reason="there is no KVM for x86_64"
 )
 @pytest.mark.parametrize(("instructions", "code"), [("ebfe", -signal.SIGPROF), ("b900100000 49 75fd f4", 0)])
-def test_a_guest_that_goes_on_for_ever_is_too_slow_and_one_that_counts_to_its_end_is_not(
-    tmp_path: Path, instructions: str, code: int
-):
-    ran = subprocess.run([sys.executable, "-ISE", kvm_selftest.__file__, instructions], timeout=60, check=False)
-    assert ran.returncode == code
+def test_slow_self_test_guest_disables_kvm(tmp_path: Path, instructions: str, code: int):
+    completed = subprocess.run([sys.executable, "-ISE", kvm_selftest.__file__, instructions], timeout=60, check=False)
+    assert completed.returncode == code
     assert asyncio.run(KvmStatus(tmp_path).is_too_slow(instructions)) is (code != 0)
 
 
-def test_a_guest_whose_files_cannot_be_passed_on_is_told_of_and_leaves_nothing_open(
+def test_failed_virtiofsd_connection_fails_provisioning_without_leaks(
     runtime: QemuRuntime, disk: Path, monkeypatch: pytest.MonkeyPatch
 ):
     def refuse(run_dir: Path, attempt_id: str) -> tuple[int, int]:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
-    async def story() -> None:
+    async def scenario() -> None:
         monkeypatch.setattr("sandbox.runtimes.qemu.sandbox._connect_virtiofsd", refuse)
         with pytest.raises(AttemptError) as refused:
             async with living(runtime, disk):
-                raise AssertionError("it lives")
+                raise AssertionError("the guest started")
         assert refused.value.failure.code == FailureCode.PROVISION_FAILED
         assert "Too many open files" in refused.value.failure.message
 
-    before = find_open()
-    asyncio.run(story())
-    assert not [one for one in find_open() - before if one.startswith(("/dev/kvm", "socket:"))]
+    before = open_files()
+    asyncio.run(scenario())
+    assert not [name for name in open_files() - before if name.startswith(("/dev/kvm", "socket:"))]
 
 
-def find_open() -> set[str]:
-    """What this process has open."""
-    found = set()
+def open_files() -> set[str]:
+    """The open files of this process."""
+    result = set()
     for entry in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(OSError):
-            found.add(str(entry.readlink()))
-    return found
+            result.add(str(entry.readlink()))
+    return result
 
 
 def read_status(pid: int) -> dict[str, str]:
@@ -103,67 +101,67 @@ def read_status(pid: int) -> dict[str, str]:
     return dict(line.split(":\t", 1) for line in lines if ":\t" in line)
 
 
-def find_cage(uid: str) -> dict[str, int]:
-    """The living processes of a sandbox's kernel uid, by their names."""
-    found = {}
+def processes_of_uid(uid: str) -> dict[str, int]:
+    """The live processes of a sandbox's kernel uid, by name."""
+    result = {}
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
             if entry.name.isdigit() and entry.stat().st_uid == int(uid):
                 fields = read_status(int(entry.name))
-                found.update({fields["Name"]: int(entry.name)} if fields["State"][0] not in "ZX" else {})
-    return found
+                result.update({fields["Name"]: int(entry.name)} if fields["State"][0] not in "ZX" else {})
+    return result
 
 
 @pytest.mark.timeout(300)
-def test_what_a_guest_is_made_by_is_confined_and_its_death_is_told_at_once(runtime: QemuRuntime, disk: Path):
+def test_guest_processes_are_confined_and_their_death_is_detected(runtime: QemuRuntime, disk: Path):
     agent = {find_binary(): "/opt/agent/claude"}
 
-    async def story() -> None:
+    async def scenario() -> None:
         async with living(runtime, disk, memory_bytes=1024 * MEBIBYTE, programs=agent) as sandbox:
             script = "touch file; /opt/agent/claude --version; echo up; sleep 300"
             output, _ = await sandbox.start(Command(["/bin/sh", "-c", script], {"PATH": "/usr/bin"}, "/workspace"))
             assert b"Claude Code" in await read_until(output, b"up")
             uid = sandbox.handle.details["kernel_uid"]
             assert (disk / "workspace" / "file").stat().st_uid == int(uid)
-            cage = find_cage(uid)
-            assert {"qemu-system-x86", "virtiofsd"} <= set(cage)
+            processes = processes_of_uid(uid)
+            assert {"qemu-system-x86", "virtiofsd"} <= set(processes)
             networks = set()
             for name in ("qemu-system-x86", "virtiofsd"):
-                fields = read_status(cage[name])
+                fields = read_status(processes[name])
                 assert {int(fields[key], 16) for key in fields if key.startswith("Cap")} == {0}
                 assert (fields["NoNewPrivs"].strip(), fields["Seccomp"].strip()) == ("1", "2")
                 assert (set(fields["Uid"].split()), fields["Groups"].strip()) == ({uid}, "")
-                root = Path(f"/proc/{cage[name]}/root")
-                assert not any((root / one).exists() for one in ("home", "root/.ssh", "etc/shadow", "mnt"))
-                networks.add(Path(f"/proc/{cage[name]}/ns/net").readlink())
+                root = Path(f"/proc/{processes[name]}/root")
+                assert not any((root / path).exists() for path in ("home", "root/.ssh", "etc/shadow", "mnt"))
+                networks.add(Path(f"/proc/{processes[name]}/ns/net").readlink())
             assert len(networks) == 1
             assert Path("/proc/self/ns/net").readlink() not in networks
-            os.kill(cage["qemu-system-x86"], signal.SIGKILL)
+            os.kill(processes["qemu-system-x86"], signal.SIGKILL)
             async with asyncio.timeout(5):
                 assert (await sandbox.wait()).code is None
                 assert await output.read() == b""
-            assert not find_cage(uid)
+            assert not processes_of_uid(uid)
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
 _FLOOD_BYTES = 2_000_000
-_STORY = f"""
+_SCRIPT = f"""
 exec 2>&1
-ls /home/agent /tmp >/dev/null  # a place is in the table of mounts only once it was looked at
+ls /home/agent /tmp >/dev/null  # a submount is in the table of mounts only after an access
 {WHO}
 echo the end; head -c {_FLOOD_BYTES} /dev/zero | tr '\\0' x
 exec python3 -c '
 import os, time
 {CONNECT}
-print("asked all", flush=True)
+print("requested all", flush=True)
 while not os.path.exists("/tmp/more"):
     time.sleep(0.1)
 x = bytearray(200 << 20)'
 """
 
 
-async def ask_on_a_terminal(sandbox: Sandbox) -> str:
+async def run_on_a_terminal(sandbox: Sandbox) -> str:
     command = Command(["/bin/bash", "-c", f"{WHO}\n: > /tmp/more"], {"PATH": "/usr/bin:/bin"}, "/workspace")
     terminal = await sandbox.open_terminal(command, TerminalSize(24, 80))
     async with asyncio.timeout(PATIENCE_SECONDS):
@@ -171,25 +169,23 @@ async def ask_on_a_terminal(sandbox: Sandbox) -> str:
 
 
 @pytest.mark.timeout(300)
-def test_one_guest_passes_on_much_has_no_route_out_confines_terminals_and_ends_for_memory(
-    runtime: QemuRuntime, disk: Path
-):
-    """Questions of tests/contract, in one guest, because a boot takes long."""
+def test_guest_output_network_terminal_and_memory_limit(runtime: QemuRuntime, disk: Path):
+    """Checks of tests/contract in one guest, because a boot takes long."""
 
-    async def story() -> None:
+    async def scenario() -> None:
         async with living(runtime, disk, memory_bytes=96 * MEBIBYTE) as sandbox:
-            answering = asyncio.create_task(answer(sandbox.listeners.dns_udp))
-            command = Command(["/bin/bash", "-c", _STORY], {"PATH": "/usr/bin:/bin"}, "/workspace")
+            dns_task = asyncio.create_task(answer(sandbox.listeners.dns_udp))
+            command = Command(["/bin/bash", "-c", _SCRIPT], {"PATH": "/usr/bin:/bin"}, "/workspace")
             output, _ = await sandbox.start(command)
-            of_the_command, _, rest = (await read_until(output, b"asked all\n")).decode().partition("the end\n")
-            await answering
-            assert rest.removeprefix("x" * _FLOOD_BYTES).split() == [*CONNECTED, "asked", "all"]
+            command_output, _, rest = (await read_until(output, b"requested all\n")).decode().partition("the end\n")
+            await dns_task
+            assert rest.removeprefix("x" * _FLOOD_BYTES).split() == [*CONNECTED, "requested", "all"]
             take_connection(sandbox.listeners.transparent[443])
-            assert "NoNewPrivs" in of_the_command
-            assert "CapEff:\t0000000000000000" in of_the_command
-            assert (await ask_on_a_terminal(sandbox)).splitlines() == of_the_command.splitlines()
+            assert "NoNewPrivs" in command_output
+            assert "CapEff:\t0000000000000000" in command_output
+            assert (await run_on_a_terminal(sandbox)).splitlines() == command_output.splitlines()
             async with asyncio.timeout(PATIENCE_SECONDS):
-                ended = await sandbox.wait()
-            assert (ended.code, ended.was_oom_killed) == (128 + signal.SIGKILL, True)
+                exit_status = await sandbox.wait()
+            assert (exit_status.code, exit_status.was_oom_killed) == (128 + signal.SIGKILL, True)
 
-    asyncio.run(story())
+    asyncio.run(scenario())

@@ -1,4 +1,4 @@
-"""What the janitor clears away and what it never touches, with traces of attempts that the test plays itself."""
+"""What the janitor removes and what it keeps, with simulated leftovers of attempts."""
 
 import asyncio
 import errno
@@ -16,8 +16,11 @@ from sandbox.interfaces.layout import AttemptLayout, TaskLayout, probe_directory
 from sandbox.model.errors import Failure, FailureCode
 from sandbox.model.events import AgentExited, TaskFinished
 from sandbox.model.task_state import TaskState
-from sandbox.server.maintenance.garbage_collector import GarbageCollectionError, GarbageCollector
-from sandbox.server.maintenance.garbage_collector import GarbageCollectorDependencies as ClearingRooms
+from sandbox.server.maintenance.garbage_collector import (
+    GarbageCollectionError,
+    GarbageCollector,
+    GarbageCollectorDependencies,
+)
 from sandbox.server.maintenance.janitor import Janitor, PeriodicJob
 from sandbox.server.maintenance.probe_cleanup import ProbeCleanup, probe_lock
 from sandbox.store.sqlite import SqliteStore
@@ -25,49 +28,56 @@ from sandbox.store.sqlite import SqliteStore
 FAILED = (AgentExited(1, None, Failure(FailureCode.AGENT_FAILED, "It failed.")), TaskFinished())
 
 
-class PlayedLeftovers:
-    """Sandboxes on a machine, by attempt id; those that are stuck do not end."""
+class FakeLeftovers:
+    """Leftover sandboxes by attempt id; those in `stuck` cannot be removed."""
 
     kind = "sandbox"
 
     def __init__(self, *, is_exclusive=False):
         self.is_exclusive = is_exclusive
-        self.there, self.stuck = set(), set()
+        self.attempts, self.stuck = set(), set()
 
     def attempt_ids(self):
-        return set(self.there)
+        return set(self.attempts)
 
     async def clean_up(self, attempt_id, files):
         if attempt_id in self.stuck:
             raise OSError("It does not end")
-        self.there.discard(attempt_id)
+        self.attempts.discard(attempt_id)
 
 
 @pytest.fixture
-def world(tmp_path):
-    made = Rooms(tmp_path, SqliteStore(tmp_path / "index.sqlite"))
-    yield made
-    for task_id in list(made.runners.recorders):
-        made.runners.die(task_id)
+def components(tmp_path):
+    instance = Rooms(tmp_path, SqliteStore(tmp_path / "index.sqlite"))
+    yield instance
+    for task_id in list(instance.runners.recorders):
+        instance.runners.die(task_id)
 
 
-def clearing(world, service, *kinds):
-    rooms = service.dependencies
+def garbage_collector(components, service, *kinds):
+    dependencies = service.dependencies
     return GarbageCollector(
-        ClearingRooms(world.data_dir, rooms.journals, rooms.store, rooms.preserved_sandboxes, remove_trees), kinds
+        GarbageCollectorDependencies(
+            components.data_dir,
+            dependencies.journals,
+            dependencies.store,
+            dependencies.preserved_sandboxes,
+            remove_trees,
+        ),
+        kinds,
     )
 
 
-async def begin(world, service, task_id, **parts):
-    """A task that runs, with what a real attempt would have on disk."""
-    await service.submit(manifest(task_id, **parts))
-    await world.launched(task_id)
-    files = TaskLayout(world.data_dir, task_id).attempt(world.runners.orders[-1].attempt_id)
+async def start(components, service, task_id, **sections):
+    """Start a task with the files of a real attempt."""
+    await service.submit(manifest(task_id, **sections))
+    await components.launched(task_id)
+    files = TaskLayout(components.data_dir, task_id).attempt(components.runners.orders[-1].attempt_id)
     files.workspace.mkdir(parents=True)
     files.repository.mkdir()
     files.handle.write_text("{}")
     files.runner_log.write_text("log")
-    world.runners.play(task_id, *TO_RUNNING)
+    components.runners.play(task_id, *TO_RUNNING)
     return files
 
 
@@ -75,256 +85,258 @@ def names(files):
     return sorted(path.name for path in files.root.iterdir())
 
 
-async def end(world, service, task_id, *events):
-    world.runners.play(task_id, *events)
-    await world.until(service, task_id, (await service.wait(task_id, 10)).state)
+async def end(components, service, task_id, *events):
+    components.runners.play(task_id, *events)
+    await components.until(service, task_id, (await service.wait(task_id, 10)).state)
 
 
-def test_what_is_left_of_an_attempt_that_is_over_goes(world):
-    async def play():
-        async with world.server() as service:
-            files, machine = await begin(world, service, "task-1"), PlayedLeftovers()
-            machine.there.add(files.root.name)
-            await end(world, service, "task-1", *TO_END)
-            await clearing(world, service, machine).sweep()
-            return names(files), machine.there
+def test_leftovers_of_an_ended_attempt_are_removed(components):
+    async def scenario():
+        async with components.server() as service:
+            files, leftovers = await start(components, service, "task-1"), FakeLeftovers()
+            leftovers.attempts.add(files.root.name)
+            await end(components, service, "task-1", *TO_END)
+            await garbage_collector(components, service, leftovers).sweep()
+            return names(files), leftovers.attempts
 
-    assert asyncio.run(play()) == (["runner.log"], set())
+    assert asyncio.run(scenario()) == (["runner.log"], set())
 
 
-def test_what_goes_on_is_let_alone_and_so_is_what_is_not_ours(world):
-    async def play():
-        async with world.server() as service:
-            files, machine = await begin(world, service, "task-1"), PlayedLeftovers()
-            machine.there |= {files.root.name, "of-another-server"}
+def test_running_and_foreign_sandboxes_are_kept(components):
+    async def scenario():
+        async with components.server() as service:
+            files, leftovers = await start(components, service, "task-1"), FakeLeftovers()
+            leftovers.attempts |= {files.root.name, "of-another-server"}
             before = names(files)
-            await clearing(world, service, machine).sweep()
-            world.runners.play("task-1", *TO_END)
-            return before == names(files), len(machine.there)
+            await garbage_collector(components, service, leftovers).sweep()
+            components.runners.play("task-1", *TO_END)
+            return before == names(files), len(leftovers.attempts)
 
-    assert asyncio.run(play()) == (True, 2)
+    assert asyncio.run(scenario()) == (True, 2)
 
 
-def test_somebody_who_still_holds_the_journal_of_a_task_that_has_ended_is_not_disturbed(world):
-    async def play():
-        async with world.server() as service:
-            files, machine = await begin(world, service, "task-1"), PlayedLeftovers()
-            machine.there.add(files.root.name)
-            recorder = world.runners.recorders["task-1"]
+def test_leftovers_of_a_locked_journal_are_kept(components):
+    async def scenario():
+        async with components.server() as service:
+            files, leftovers = await start(components, service, "task-1"), FakeLeftovers()
+            leftovers.attempts.add(files.root.name)
+            recorder = components.runners.recorders["task-1"]
             for event in TO_END:
                 recorder.record(event)
-            await world.until(service, "task-1", TaskState.COMPLETED)
+            await components.until(service, "task-1", TaskState.COMPLETED)
             before = names(files)
-            await clearing(world, service, machine).sweep()
-            held = (before == names(files), len(machine.there))
-            world.runners.die("task-1")
-            await clearing(world, service, machine).sweep()
-            return held, names(files), machine.there
+            await garbage_collector(components, service, leftovers).sweep()
+            while_locked = (before == names(files), len(leftovers.attempts))
+            components.runners.die("task-1")
+            await garbage_collector(components, service, leftovers).sweep()
+            return while_locked, names(files), leftovers.attempts
 
-    assert asyncio.run(play()) == ((True, 1), ["runner.log"], set())
+    assert asyncio.run(scenario()) == ((True, 1), ["runner.log"], set())
 
 
-def test_what_ended_while_no_server_was_there_is_over_before_the_index_has_heard_of_it(world):
-    async def play():
-        async with world.server() as service:
-            files, machine = await begin(world, service, "task-1"), PlayedLeftovers()
-            machine.there.add(files.root.name)
+def test_leftovers_of_a_task_that_ended_without_a_server_are_removed(components):
+    async def scenario():
+        async with components.server() as service:
+            files, leftovers = await start(components, service, "task-1"), FakeLeftovers()
+            leftovers.attempts.add(files.root.name)
         for event in TO_END:
-            world.runners.recorders["task-1"].record(event)
-        world.runners.die("task-1")
-        rooms = service.dependencies
-        with closing(SqliteStore(world.data_dir / "index.sqlite")) as store:
+            components.runners.recorders["task-1"].record(event)
+        components.runners.die("task-1")
+        dependencies = service.dependencies
+        with closing(SqliteStore(components.data_dir / "index.sqlite")) as store:
             assert not store.load("task-1").task.state.is_terminal
-            here = ClearingRooms(world.data_dir, rooms.journals, store, rooms.preserved_sandboxes, remove_trees)
-            await GarbageCollector(here, [machine]).sweep()
-        return names(files), machine.there
+            gc_dependencies = GarbageCollectorDependencies(
+                components.data_dir, dependencies.journals, store, dependencies.preserved_sandboxes, remove_trees
+            )
+            await GarbageCollector(gc_dependencies, [leftovers]).sweep()
+        return names(files), leftovers.attempts
 
-    assert asyncio.run(play()) == (["runner.log"], set())
+    assert asyncio.run(scenario()) == (["runner.log"], set())
 
 
-def test_a_directory_that_cannot_be_read_keeps_no_other_task_from_being_cleared_away(world, monkeypatch):
-    listed = os.listdir
+def test_unreadable_directory_does_not_block_other_tasks(components, monkeypatch):
+    listdir = os.listdir
 
-    def read(path):
+    def failing_listdir(path):
         if str(path).endswith("task-1/attempts"):
             raise OSError(errno.EIO, "Input/output error")
-        return listed(path)
+        return listdir(path)
 
-    async def play():
-        async with world.server() as service:
-            await begin(world, service, "task-1")
-            files, machine, sockets = await begin(world, service, "task-2"), PlayedLeftovers(), PlayedLeftovers()
-            sockets.is_exclusive, sockets.there = True, {"of-task-1"}
-            machine.there.add(files.root.name)
+    async def scenario():
+        async with components.server() as service:
+            await start(components, service, "task-1")
+            files, leftovers, sockets = await start(components, service, "task-2"), FakeLeftovers(), FakeLeftovers()
+            sockets.is_exclusive, sockets.attempts = True, {"of-task-1"}
+            leftovers.attempts.add(files.root.name)
             for task_id in ("task-1", "task-2"):
-                await end(world, service, task_id, *TO_END)
-            monkeypatch.setattr("os.listdir", read)
+                await end(components, service, task_id, *TO_END)
+            monkeypatch.setattr("os.listdir", failing_listdir)
             with pytest.raises(GarbageCollectionError, match="attempts of task task-1"):
-                await clearing(world, service, machine, sockets).sweep()
+                await garbage_collector(components, service, leftovers, sockets).sweep()
             monkeypatch.undo()
-            return names(files), machine.there, sockets.there
+            return names(files), leftovers.attempts, sockets.attempts
 
-    assert asyncio.run(play()) == (["runner.log"], set(), {"of-task-1"})
+    assert asyncio.run(scenario()) == (["runner.log"], set(), {"of-task-1"})
 
 
-def test_a_lock_that_cannot_be_opened_keeps_no_other_task_from_being_cleared_away(world):
-    async def play():
-        async with world.server() as service:
-            broken, files = await begin(world, service, "task-1"), await begin(world, service, "task-2")
-            machine = PlayedLeftovers()
-            machine.there |= {broken.root.name, files.root.name}
+def test_lock_that_cannot_be_opened_does_not_block_other_tasks(components):
+    async def scenario():
+        async with components.server() as service:
+            broken, files = await start(components, service, "task-1"), await start(components, service, "task-2")
+            leftovers = FakeLeftovers()
+            leftovers.attempts |= {broken.root.name, files.root.name}
             for task_id in ("task-1", "task-2"):
-                await end(world, service, task_id, *TO_END)
-            lock = TaskLayout(world.data_dir, "task-1").root / "journal" / "lock"
+                await end(components, service, task_id, *TO_END)
+            lock = TaskLayout(components.data_dir, "task-1").root / "journal" / "lock"
             lock.unlink()
             lock.mkdir()
             with pytest.raises(GarbageCollectionError, match="lock of task task-1"):
-                await clearing(world, service, machine).sweep()
-            return names(files), machine.there == {broken.root.name}
+                await garbage_collector(components, service, leftovers).sweep()
+            return names(files), leftovers.attempts == {broken.root.name}
 
-    assert asyncio.run(play()) == (["runner.log"], True)
+    assert asyncio.run(scenario()) == (["runner.log"], True)
 
 
-def test_a_damaged_row_keeps_no_other_task_from_being_cleared_away(world):
-    async def play():
-        async with world.server() as service:
-            damaged, files = await begin(world, service, "task-1"), await begin(world, service, "task-2")
+def test_damaged_index_row_does_not_block_other_tasks(components):
+    async def scenario():
+        async with components.server() as service:
+            damaged, files = await start(components, service, "task-1"), await start(components, service, "task-2")
             for task_id in ("task-1", "task-2"):
-                await end(world, service, task_id, *TO_END)
-            with closing(sqlite3.connect(world.data_dir / "index.sqlite")) as connection, connection:
+                await end(components, service, task_id, *TO_END)
+            with closing(sqlite3.connect(components.data_dir / "index.sqlite")) as connection, connection:
                 connection.execute("UPDATE tasks SET task = X'7B' WHERE id = 'task-1'")
             before = names(damaged)
             with pytest.raises(GarbageCollectionError, match="task task-1: The index of tasks is damaged"):
-                await clearing(world, service, PlayedLeftovers()).sweep()
+                await garbage_collector(components, service, FakeLeftovers()).sweep()
             return names(files), names(damaged) == before
 
-    assert asyncio.run(play()) == (["runner.log"], True)
+    assert asyncio.run(scenario()) == (["runner.log"], True)
 
 
-def test_a_task_that_waits_for_its_finisher_is_the_finishers(world):
-    async def play():
-        async with world.server() as service:
-            files, machine = await begin(world, service, "task-1"), PlayedLeftovers()
-            machine.there.add(files.root.name)
-            world.runners.refuses = True
-            world.runners.die("task-1")
+def test_leftovers_of_a_task_that_waits_for_a_finisher_are_kept(components):
+    async def scenario():
+        async with components.server() as service:
+            files, leftovers = await start(components, service, "task-1"), FakeLeftovers()
+            leftovers.attempts.add(files.root.name)
+            components.runners.refuses = True
+            components.runners.die("task-1")
             before = names(files)
-            await clearing(world, service, machine).sweep()
-            return before == names(files), len(machine.there)
+            await garbage_collector(components, service, leftovers).sweep()
+            return before == names(files), len(leftovers.attempts)
 
-    assert asyncio.run(play()) == (True, 1)
+    assert asyncio.run(scenario()) == (True, 1)
 
 
-def test_of_a_preserved_sandbox_the_files_stay_and_a_dead_visit_goes(world):
-    async def play():
-        async with world.server() as service:
-            files = await begin(world, service, "task-1", lifecycle={"failure_action": "preserve"})
-            machine = PlayedLeftovers()
-            await end(world, service, "task-1", *FAILED)
-            machine.there.add(files.root.name)
+def test_preserved_files_are_kept_and_a_dead_session_is_removed(components):
+    async def scenario():
+        async with components.server() as service:
+            files = await start(components, service, "task-1", lifecycle={"failure_action": "preserve"})
+            leftovers = FakeLeftovers()
+            await end(components, service, "task-1", *FAILED)
+            leftovers.attempts.add(files.root.name)
             task = await service.status("task-1")
             with service.dependencies.preserved_sandboxes.try_lock(task):
-                await clearing(world, service, machine).sweep()
-                visited = len(machine.there)
-            await clearing(world, service, machine).sweep()
-            return visited, machine.there, files.workspace.is_dir(), files.handle.exists()
+                await garbage_collector(components, service, leftovers).sweep()
+                during_session = len(leftovers.attempts)
+            await garbage_collector(components, service, leftovers).sweep()
+            return during_session, leftovers.attempts, files.workspace.is_dir(), files.handle.exists()
 
-    assert asyncio.run(play()) == (1, set(), True, False)
+    assert asyncio.run(scenario()) == (1, set(), True, False)
 
 
-def test_what_does_not_end_is_told_tried_again_and_keeps_nothing_else(world):
-    async def play():
-        async with world.server() as service:
-            machine, kept = PlayedLeftovers(), []
+def test_failing_removal_is_reported_and_retried(components):
+    async def scenario():
+        async with components.server() as service:
+            leftovers, all_files = FakeLeftovers(), []
             for task_id in ("a", "b"):
-                files = await begin(world, service, task_id)
-                machine.there.add(files.root.name)
-                await end(world, service, task_id, *TO_END)
-                kept.append(files)
-            machine.stuck = {kept[0].root.name}
+                files = await start(components, service, task_id)
+                leftovers.attempts.add(files.root.name)
+                await end(components, service, task_id, *TO_END)
+                all_files.append(files)
+            leftovers.stuck = {all_files[0].root.name}
             with pytest.raises(GarbageCollectionError, match="task a: It does not end"):
-                await clearing(world, service, machine).sweep()
-            first = [path.handle.exists() for path in kept]
-            machine.stuck = set()
-            await clearing(world, service, machine).sweep()
-            return first, [names(path) for path in kept]
+                await garbage_collector(components, service, leftovers).sweep()
+            first = [path.handle.exists() for path in all_files]
+            leftovers.stuck = set()
+            await garbage_collector(components, service, leftovers).sweep()
+            return first, [names(path) for path in all_files]
 
-    assert asyncio.run(play()) == ([True, False], [["runner.log"], ["runner.log"]])
-
-
-def test_what_is_found_in_a_place_of_ones_own_goes_also_without_a_directory(world):
-    async def play():
-        async with world.server() as service:
-            sockets, sandboxes = PlayedLeftovers(is_exclusive=True), PlayedLeftovers()
-            sockets.there, sandboxes.there = {"aaaaaaaaaaaa"}, {"aaaaaaaaaaaa"}
-            await clearing(world, service, sandboxes, sockets).sweep()
-            return sockets.there, sandboxes.there
-
-    assert asyncio.run(play()) == (set(), {"aaaaaaaaaaaa"})
+    assert asyncio.run(scenario()) == ([True, False], [["runner.log"], ["runner.log"]])
 
 
-def test_a_killed_probe_is_cleared_away_and_a_living_one_is_not(tmp_path):
-    machine, place = PlayedLeftovers(), probe_directory(tmp_path, "aaaaaaaaaaaa")
-    AttemptLayout(place).disk.mkdir(parents=True)
-    machine.there = {"aaaaaaaaaaaa", "bbbbbbbbbbbb"}
-    probes = ProbeCleanup(tmp_path, [machine], remove_trees)
+def test_exclusive_leftovers_without_a_directory_are_removed(components):
+    async def scenario():
+        async with components.server() as service:
+            sockets, sandboxes = FakeLeftovers(is_exclusive=True), FakeLeftovers()
+            sockets.attempts, sandboxes.attempts = {"aaaaaaaaaaaa"}, {"aaaaaaaaaaaa"}
+            await garbage_collector(components, service, sandboxes, sockets).sweep()
+            return sockets.attempts, sandboxes.attempts
+
+    assert asyncio.run(scenario()) == (set(), {"aaaaaaaaaaaa"})
+
+
+def test_dead_probe_is_removed_and_live_one_kept(tmp_path):
+    leftovers, directory = FakeLeftovers(), probe_directory(tmp_path, "aaaaaaaaaaaa")
+    AttemptLayout(directory).disk.mkdir(parents=True)
+    leftovers.attempts = {"aaaaaaaaaaaa", "bbbbbbbbbbbb"}
+    probes = ProbeCleanup(tmp_path, [leftovers], remove_trees)
     with probe_lock(tmp_path), probe_lock(tmp_path):
         asyncio.run(probes.sweep())
-        assert place.exists()
+        assert directory.exists()
     asyncio.run(probes.sweep())
-    assert (place.exists(), machine.there) == (False, {"bbbbbbbbbbbb"})
-    asyncio.run(ProbeCleanup(tmp_path / "none", [machine], remove_trees).sweep())
+    assert (directory.exists(), leftovers.attempts) == (False, {"bbbbbbbbbbbb"})
+    asyncio.run(ProbeCleanup(tmp_path / "none", [leftovers], remove_trees).sweep())
 
 
-def test_a_killed_probe_that_does_not_go_keeps_no_other(tmp_path):
-    machine, probe_ids = PlayedLeftovers(), [letter * 12 for letter in "abc"]
+def test_failing_probe_removal_does_not_block_others(tmp_path):
+    leftovers, probe_ids = FakeLeftovers(), [letter * 12 for letter in "abc"]
     for probe_id in probe_ids:
         AttemptLayout(probe_directory(tmp_path, probe_id)).disk.mkdir(parents=True)
-    machine.there, machine.stuck = set(probe_ids), {probe_ids[0], probe_ids[1]}
-    probes = ProbeCleanup(tmp_path, [machine], remove_trees)
-    with pytest.raises(OSError, match=r"a{12}: It does not end") as caught:
+    leftovers.attempts, leftovers.stuck = set(probe_ids), {probe_ids[0], probe_ids[1]}
+    probes = ProbeCleanup(tmp_path, [leftovers], remove_trees)
+    with pytest.raises(OSError, match=r"a{12}: It does not end") as raised:
         asyncio.run(probes.sweep())
-    assert f"{probe_ids[1]}: It does not end" in str(caught.value)
-    assert machine.there == machine.stuck
+    assert f"{probe_ids[1]}: It does not end" in str(raised.value)
+    assert leftovers.attempts == leftovers.stuck
     assert [probe_directory(tmp_path, probe_id).exists() for probe_id in probe_ids] == [True, True, False]
-    machine.stuck = set()
+    leftovers.stuck = set()
     asyncio.run(probes.sweep())
-    assert machine.there == set()
+    assert leftovers.attempts == set()
 
 
-def test_a_duty_that_fails_or_hangs_keeps_no_other_from_its_turn(monkeypatch, caplog):
+def test_failing_or_hanging_job_does_not_block_others(monkeypatch, caplog):
     monkeypatch.setattr("sandbox.server.maintenance.janitor.PERIODIC_JOB_SECONDS", 0.05)
-    done = []
+    completed = []
 
-    async def fails():
+    async def failing():
         raise OSError("no such luck")
 
-    async def hangs():
+    async def hanging():
         await asyncio.Event().wait()
 
-    async def works():
-        done.append("works")
+    async def working():
+        completed.append("works")
 
     janitor = Janitor(
-        [PeriodicJob("a", fails, "Mend a."), PeriodicJob("b", hangs, "Mend b."), PeriodicJob("c", works, "Mend c.")]
+        [PeriodicJob("a", failing, "Fix a."), PeriodicJob("b", hanging, "Fix b."), PeriodicJob("c", working, "Fix c.")]
     )
     with caplog.at_level(logging.ERROR):
         asyncio.run(janitor.run_once())
-    assert done == ["works"]
+    assert completed == ["works"]
     assert [record.getMessage() for record in caplog.records] == [
-        "The janitor could not look after a: no such luck; tried again in 5 minutes. Mend a.",
-        "The janitor could not look after b: TimeoutError; tried again in 5 minutes. Mend b.",
+        "The janitor could not look after a: no such luck; tried again in 5 minutes. Fix a.",
+        "The janitor could not look after b: TimeoutError; tried again in 5 minutes. Fix b.",
     ]
 
 
-def test_a_leftover_of_nobody_that_does_not_go_keeps_no_other(world):
-    private = PlayedLeftovers(is_exclusive=True)
-    private.there, private.stuck = {f"nobody{number}" for number in range(20)}, {"nobody7"}
+def test_failing_orphan_removal_does_not_block_others(components):
+    leftovers = FakeLeftovers(is_exclusive=True)
+    leftovers.attempts, leftovers.stuck = {f"nobody{number}" for number in range(20)}, {"nobody7"}
 
-    async def play():
-        async with world.server() as service:
+    async def scenario():
+        async with components.server() as service:
             with pytest.raises(GarbageCollectionError, match="nobody7: It does not end"):
-                await clearing(world, service, private).sweep()
+                await garbage_collector(components, service, leftovers).sweep()
 
-    asyncio.run(play())
-    assert private.there == {"nobody7"}
+    asyncio.run(scenario())
+    assert leftovers.attempts == {"nobody7"}

@@ -1,4 +1,4 @@
-"""A machine boots with its clock months ahead: nothing is removed for good before the clock has proved itself."""
+"""A machine boots with its clock months ahead: nothing is removed before the clock is trusted."""
 
 import asyncio
 from dataclasses import replace
@@ -22,7 +22,7 @@ FAILED = Failure(FailureCode.AGENT_FAILED, "It failed.")
 
 
 class BootedClock(RoomClock):
-    """Months ahead, until somebody sets it; an hour may pass at once."""
+    """A clock that is months ahead until it is corrected, and that can skip time."""
 
     ahead, passed = DAYS, timedelta()
 
@@ -34,58 +34,65 @@ class BootedClock(RoomClock):
 
 
 @pytest.fixture
-def world(tmp_path):
-    """Two tasks that ended just now, one of which left its sandbox for its user."""
-    kept = KeptTasks(tmp_path / "data")
-    kept.at = datetime.now(UTC) - timedelta(minutes=10)
-    kept.finish("done")
-    kept.fail("preserved", FAILED, attempt_id="b" * 12, lifecycle={"failure_action": "preserve"})
-    files = TaskLayout(kept.data_dir, "preserved").attempt("b" * 12)
+def components(tmp_path):
+    """Two tasks that have just ended, one with a preserved sandbox."""
+    stored = KeptTasks(tmp_path / "data")
+    stored.at = datetime.now(UTC) - timedelta(minutes=10)
+    stored.finish("done")
+    stored.fail("preserved", FAILED, attempt_id="b" * 12, lifecycle={"failure_action": "preserve"})
+    files = TaskLayout(stored.data_dir, "preserved").attempt("b" * 12)
     files.disk.mkdir(parents=True)
     files.handle.write_text("{}")
-    kept.index()
+    stored.index()
     (tmp_path / "run").mkdir()
-    made = Rooms(kept.data_dir, SqliteStore(kept.data_dir / "index.sqlite"))
-    made.clock = BootedClock()
-    yield made
-    made.store.close()
+    instance = Rooms(stored.data_dir, SqliteStore(stored.data_dir / "index.sqlite"))
+    instance.clock = BootedClock()
+    yield instance
+    instance.store.close()
 
 
-def rounds(world, bounds, *steps, time_to_live="24h"):
-    """What is there after a round of the janitor at the start, and one after each step."""
+def run_janitor(components, retention, *steps, time_to_live="24h"):
+    """Run the janitor at the start and after each step; return what exists after each run."""
     settings = ServerSettings(preserve=PreserveSection(time_to_live=time_to_live))
 
-    async def play():
-        async with world.server() as service:
-            rooms, found = replace(service.dependencies, retention=bounds), []
-            janitor = Janitor(create_maintenance_jobs(world.data_dir, world.data_dir.parent / "run", rooms, settings))
+    async def scenario():
+        async with components.server() as service:
+            dependencies, results = replace(service.dependencies, retention=retention), []
+            janitor = Janitor(
+                create_maintenance_jobs(components.data_dir, components.data_dir.parent / "run", dependencies, settings)
+            )
             for step in (lambda: None, *steps):
                 step()
                 await janitor.run_once()
-                files = TaskLayout(world.data_dir, "preserved").attempt("b" * 12)
-                found.append((TaskLayout(world.data_dir, "done").root.exists(), files.disk.exists()))
-            return found
+                files = TaskLayout(components.data_dir, "preserved").attempt("b" * 12)
+                results.append((TaskLayout(components.data_dir, "done").root.exists(), files.disk.exists()))
+            return results
 
-    return asyncio.run(play())
-
-
-def test_what_was_set_right_in_time_has_cost_nothing(world):
-    def set_right():
-        world.clock.ahead = timedelta()
-
-    def hour():
-        world.clock.passed += timedelta(seconds=CLOCK_TRUST_SECONDS)
-
-    assert rounds(world, Retention(older_than_seconds=90 * 86_400), set_right, hour, hour) == [(True, True)] * 4
+    return asyncio.run(scenario())
 
 
-def test_a_clock_that_goes_evenly_for_an_hour_is_believed(world):
-    def hour():
-        world.clock.passed += timedelta(seconds=CLOCK_TRUST_SECONDS)
+def test_corrected_clock_removes_nothing(components):
+    def correct_clock():
+        components.clock.ahead = timedelta()
 
-    bounds = Retention(older_than_seconds=90 * 86_400)
-    assert rounds(world, bounds, hour) == [(True, True), (False, False)]
+    def skip_an_hour():
+        components.clock.passed += timedelta(seconds=CLOCK_TRUST_SECONDS)
+
+    assert (
+        run_janitor(components, Retention(older_than_seconds=90 * 86_400), correct_clock, skip_an_hour, skip_an_hour)
+        == [(True, True)] * 4
+    )
 
 
-def test_number_and_bounds_below_an_hour_wait_for_no_clock(world):
-    assert rounds(world, Retention(older_than_seconds=90 * 86_400, keep=1), time_to_live="1s") == [(False, False)]
+def test_clock_is_trusted_after_a_steady_hour(components):
+    def skip_an_hour():
+        components.clock.passed += timedelta(seconds=CLOCK_TRUST_SECONDS)
+
+    retention = Retention(older_than_seconds=90 * 86_400)
+    assert run_janitor(components, retention, skip_an_hour) == [(True, True), (False, False)]
+
+
+def test_count_limit_and_short_ttl_do_not_need_a_trusted_clock(components):
+    assert run_janitor(components, Retention(older_than_seconds=90 * 86_400, keep=1), time_to_live="1s") == [
+        (False, False)
+    ]

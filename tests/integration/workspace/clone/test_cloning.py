@@ -1,4 +1,4 @@
-"""What a confined clone is given of the outside: one host, that host's credentials, and the user's proxy."""
+"""Access of a confined clone to the outside: one host, the credentials of that host, and the user's proxy."""
 
 import asyncio
 import errno
@@ -28,37 +28,37 @@ STRICT, LENIENT = (DialPolicy(is_dialable, follows_redirects) for follows_redire
 
 @pytest.fixture
 def helper(tmp_path):
-    """A credential helper that notes what it is asked and knows a password for everything."""
-    program, asked = tmp_path / "helper", tmp_path / "asked"
-    program.write_text(f"#!/bin/sh\ncat >> {asked}\necho username=me\necho password=let-me-in\n")
+    """A credential helper that logs its requests and has a password for every host."""
+    program, log = tmp_path / "helper", tmp_path / "requests.log"
+    program.write_text(f"#!/bin/sh\ncat >> {log}\necho username=me\necho password=let-me-in\n")
     program.chmod(0o755)
-    asked.touch()
-    return program, asked
+    log.touch()
+    return program, log
 
 
-def ask(url, helper, *questions, secrets=None):
-    """The answers to what a program inside may write, whatever git it is. secrets: gets what was given away."""
+def request_credentials(url, helper, *requests, secrets=None):
+    """The responses to requests of any program in the confinement. secrets: receives the returned passwords."""
 
-    async def story():
+    async def scenario():
         outside, inside = socket.socketpair()
         credentials = CredentialHelper(url, [("credential.helper", str(helper))], {}, os.environ["PATH"])
         credentials.secrets = set() if secrets is None else secrets
-        answering = asyncio.create_task(credentials.serve(outside))
+        serving = asyncio.create_task(credentials.serve(outside))
         reader, writer = await asyncio.open_connection(sock=inside)
-        answers = []
-        for question in questions:
-            writer.write(question)
+        responses = []
+        for credential_request in requests:
+            writer.write(credential_request)
             with suppress(OSError):
-                answers.append(await asyncio.wait_for(read_answer(reader), 20))
+                responses.append(await asyncio.wait_for(read_response(reader), 20))
         writer.close()
-        await asyncio.wait_for(answering, 20)
-        return answers
+        await asyncio.wait_for(serving, 20)
+        return responses
 
-    return asyncio.run(story())
+    return asyncio.run(scenario())
 
 
-async def read_answer(reader):
-    """Up to the empty line at its end, which is left out; None when nobody answers."""
+async def read_response(reader):
+    """Reads up to the empty line at the end, which is dropped; None at the end of the stream."""
     lines = []
     while line := await reader.readline():
         if line == b"\n":
@@ -67,17 +67,17 @@ async def read_answer(reader):
     return None
 
 
-def test_the_helper_is_asked_for_the_clones_own_host(helper):
-    program, asked = helper
+def test_helper_is_called_for_the_clones_host(helper):
+    program, log = helper
 
-    answers = ask("https://git.example/demo.git", program, b"protocol=https\nhost=git.example\n\n")
+    responses = request_credentials("https://git.example/demo.git", program, b"protocol=https\nhost=git.example\n\n")
 
-    assert answers == [KNOWN]
-    assert "host=git.example\n" in asked.read_text()
+    assert responses == [KNOWN]
+    assert "host=git.example\n" in log.read_text()
 
 
 @pytest.mark.parametrize(
-    "question",
+    "credential_request",
     [
         b"protocol=https\nhost=github.com\n\n",
         b"protocol=https\nhost=git.example.evil\n\n",
@@ -88,44 +88,50 @@ def test_the_helper_is_asked_for_the_clones_own_host(helper):
         b"\xff\n\n",
     ],
 )
-def test_for_nothing_else_it_is_asked(helper, question):
-    program, asked = helper
+def test_helper_is_not_called_for_other_urls(helper, credential_request):
+    program, log = helper
 
-    assert ask("https://git.example/demo.git", program, question) == [b""]
-    assert asked.read_text() == ""
+    assert request_credentials("https://git.example/demo.git", program, credential_request) == [b""]
+    assert log.read_text() == ""
 
 
-@pytest.mark.parametrize(("password", "known"), [("", set()), ("let-me-in", {"let-me-in"})])
-def test_no_password_is_no_secret(helper, password, known):
+@pytest.mark.parametrize(("password", "secrets_found"), [("", set()), ("let-me-in", {"let-me-in"})])
+def test_empty_password_is_not_a_secret(helper, password, secrets_found):
     program, _ = helper
     program.write_text(f"#!/bin/sh\necho username=me\necho password={password}\n")
     secrets = set()
 
-    answers = ask("https://git.example/a", program, b"protocol=https\nhost=git.example\n\n", secrets=secrets)
+    responses = request_credentials(
+        "https://git.example/a", program, b"protocol=https\nhost=git.example\n\n", secrets=secrets
+    )
 
-    assert answers == [f"username=me\npassword={password}\n".encode()]
-    assert secrets == known
-
-
-def test_what_is_asked_beside_the_host_does_not_count(helper):
-    program, asked = helper
-
-    ask("https://git.example/demo.git", program, b"protocol=https\nhost=git.example\npath=x\nusername=root\n\n")
-
-    assert "root" not in asked.read_text()
+    assert responses == [f"username=me\npassword={password}\n".encode()]
+    assert secrets == secrets_found
 
 
-def test_it_is_not_asked_without_end(helper):
+def test_other_fields_are_not_passed_to_the_helper(helper):
+    program, log = helper
+
+    request_credentials(
+        "https://git.example/demo.git", program, b"protocol=https\nhost=git.example\npath=x\nusername=root\n\n"
+    )
+
+    assert "root" not in log.read_text()
+
+
+def test_number_of_credential_requests_is_limited(helper):
     program, _ = helper
-    question = b"protocol=https\nhost=git.example\n\n"
+    credential_request = b"protocol=https\nhost=git.example\n\n"
 
-    answers = ask("https://git.example/demo.git", program, *[question] * (CREDENTIAL_REQUESTS_MAX + 1))
+    responses = request_credentials(
+        "https://git.example/demo.git", program, *[credential_request] * (CREDENTIAL_REQUESTS_MAX + 1)
+    )
 
-    assert [one for one in answers if one] == [KNOWN] * CREDENTIAL_REQUESTS_MAX
+    assert [response for response in responses if response] == [KNOWN] * CREDENTIAL_REQUESTS_MAX
 
 
-class ExhaustedDoor(socket.socket):
-    """A door at which the first connection is not taken, as where no descriptor is left."""
+class ExhaustedListener(socket.socket):
+    """A listener whose first accept fails, as with no free descriptor."""
 
     has_failed = False
 
@@ -136,44 +142,44 @@ class ExhaustedDoor(socket.socket):
         return super().accept()
 
 
-def test_a_connection_that_could_not_be_taken_is_taken_a_little_later(greeter):
+def test_failed_accept_is_retried(greeter):
     relay = SocksProxy(HostPort("localhost", greeter), upstream_proxy=None, dial_policy=STRICT)
 
-    async def story():
-        with ExhaustedDoor() as door:
-            door.bind(("127.0.0.1", 0))
-            door.listen()
-            async with relay.serving(door):
-                reader, writer = await asyncio.open_connection(*door.getsockname())
+    async def scenario():
+        with ExhaustedListener() as listener:
+            listener.bind(("127.0.0.1", 0))
+            listener.listen()
+            async with relay.serving(listener):
+                reader, writer = await asyncio.open_connection(*listener.getsockname())
                 writer.write(b"\x05\x01\x00")
                 assert await asyncio.wait_for(reader.readexactly(2), 20) == b"\x05\x00"
                 writer.close()
-            assert door.has_failed
+            assert listener.has_failed
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
 def connect(relay, host, port):
-    """What a program at the door is answered (RFC 1928), and what comes through then."""
+    """The reply code of the proxy (RFC 1928), and the first bytes from the host."""
 
-    async def story():
-        with socket.create_server(("127.0.0.1", 0)) as door:
-            async with relay.serving(door):
-                reader, writer = await asyncio.open_connection(*door.getsockname())
+    async def scenario():
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            async with relay.serving(listener):
+                reader, writer = await asyncio.open_connection(*listener.getsockname())
                 name = host.encode()
                 writer.write(b"\x05\x01\x00\x05\x01\x00\x03" + bytes([len(name)]) + name + struct.pack("!H", port))
                 assert await asyncio.wait_for(reader.readexactly(2), 20) == b"\x05\x00"
-                answer = await asyncio.wait_for(reader.readexactly(10), 20)
-                said = await asyncio.wait_for(reader.read(5), 20) if answer[1] == GRANTED else b""
+                reply = await asyncio.wait_for(reader.readexactly(10), 20)
+                received = await asyncio.wait_for(reader.read(5), 20) if reply[1] == GRANTED else b""
                 writer.close()
-                return answer[1], said
+                return reply[1], received
 
-    return asyncio.run(story())
+    return asyncio.run(scenario())
 
 
 @pytest.fixture
 def greeter():
-    """A host that says hello to whoever connects."""
+    """A host that sends hello to each client."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         program = (
             "import socket, sys\nlistener = socket.socket(fileno=int(sys.argv[1]))\n"
@@ -186,80 +192,80 @@ def greeter():
         greeting.wait()
 
 
-def test_the_wanted_host_is_connected_to(greeter):
+def test_clone_host_is_reachable(greeter):
     relay = SocksProxy(HostPort("localhost", greeter), upstream_proxy=None, dial_policy=STRICT)
 
     assert connect(relay, "localhost", greeter) == (GRANTED, b"hello")
 
 
-@pytest.mark.parametrize("asked", ["127.0.0.1", "127.1", "0x7f.1", "2130706433"])
-def test_an_address_is_the_same_however_it_is_written(greeter, asked):
+@pytest.mark.parametrize("requested", ["127.0.0.1", "127.1", "0x7f.1", "2130706433"])
+def test_addresses_match_in_any_notation(greeter, requested):
     remote = resolve_remote(f"http://127.1:{greeter}/demo.git", [], "", Path("/"))
     relay = SocksProxy(remote.address, upstream_proxy=None, dial_policy=STRICT)
 
-    assert connect(relay, asked, greeter) == (GRANTED, b"hello")
+    assert connect(relay, requested, greeter) == (GRANTED, b"hello")
     assert connect(relay, "127.2", greeter)[0] == FORBIDDEN
 
 
-def test_a_git_that_was_taken_over_has_so_many_connections_and_no_more(greeter, monkeypatch):
+def test_connections_of_a_compromised_git_are_limited(greeter, monkeypatch):
     monkeypatch.setattr("sandbox.workspace.clone.relay.CLONE_CONNECTIONS_MAX", 2)
     relay = SocksProxy(HostPort("localhost", greeter), upstream_proxy=None, dial_policy=STRICT)
 
-    async def greeted(door):
-        reader, writer = await asyncio.open_connection(*door.getsockname())
+    async def greet(listener):
+        reader, writer = await asyncio.open_connection(*listener.getsockname())
         writer.write(b"\x05\x01\x00")
         return asyncio.create_task(reader.readexactly(2)), writer
 
-    async def story():
-        with socket.create_server(("127.0.0.1", 0)) as door:
-            async with relay.serving(door):
-                made = [await greeted(door) for _ in range(3)]
-                (one, its_writer), (other, _), (third, _) = made
-                assert await asyncio.wait_for(asyncio.gather(one, other), 20) == [b"\x05\x00"] * 2
+    async def scenario():
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            async with relay.serving(listener):
+                connections = [await greet(listener) for _ in range(3)]
+                (first, first_writer), (second, _), (third, _) = connections
+                assert await asyncio.wait_for(asyncio.gather(first, second), 20) == [b"\x05\x00"] * 2
                 assert not (await asyncio.wait([third], timeout=0.5))[0]
-                its_writer.close()
+                first_writer.close()
                 assert await asyncio.wait_for(third, 20) == b"\x05\x00"
-                for _, writer in made:
+                for _, writer in connections:
                     writer.close()
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
 PRIVATE = (
     *("127.0.0.1", "localhost", "::1", "0.0.0.0", "::ffff:127.0.0.1", "169.254.169.254", "168.63.129.16"),
     *("64:ff9b::7f00:1", "64:ff9b::a9fe:a9fe", "2002:7f00:1::", "::7f00:1", "fec0::1"),
 )
-"""The latter lead to an IPv4 address of anybody's, where the machine's network translates, or to no public host."""
+"""The latter translate to an arbitrary IPv4 address on some networks, or are not public."""
 
 
-@pytest.mark.parametrize("reach", [LENIENT, STRICT])
+@pytest.mark.parametrize("policy", [LENIENT, STRICT])
 @pytest.mark.parametrize("host", PRIVATE)
-def test_no_private_address_is_connected_to_that_was_not_wanted(greeter, host, reach):
-    relay = SocksProxy(HostPort("git.example", greeter), upstream_proxy=None, dial_policy=reach)
+def test_other_private_addresses_are_unreachable(greeter, host, policy):
+    relay = SocksProxy(HostPort("git.example", greeter), upstream_proxy=None, dial_policy=policy)
 
     assert connect(relay, host, greeter)[0] == FORBIDDEN
     assert connect(relay, host, 80)[0] == FORBIDDEN
 
 
 PUBLIC, OWN = "127.0.0.2", "127.0.0.1"
-"""The former stands for another host's public address: nobody listens there."""
+"""The former represents the public address of another host: it has no listener."""
 
 
 @pytest.fixture
 def resolve(monkeypatch):
-    """Lets a name have these addresses from now on."""
+    """Sets the addresses of every name."""
 
-    def become(*addresses):
-        found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 0)) for address in addresses]
-        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+    def set_addresses(*addresses):
+        results = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 0)) for address in addresses]
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: results)
 
-    return become
+    return set_addresses
 
 
 @pytest.mark.parametrize("follows_redirects", [True, False])
-def test_the_name_of_a_public_host_does_not_lead_to_the_machines_own_addresses(greeter, resolve, follows_redirects):
-    reach = DialPolicy(lambda address: str(address) == PUBLIC, follows_redirects)
-    relay = SocksProxy(HostPort("git.example", greeter), upstream_proxy=None, dial_policy=reach)
+def test_public_name_does_not_resolve_to_local_addresses(greeter, resolve, follows_redirects):
+    policy = DialPolicy(lambda address: str(address) == PUBLIC, follows_redirects)
+    relay = SocksProxy(HostPort("git.example", greeter), upstream_proxy=None, dial_policy=policy)
 
     resolve(PUBLIC, OWN)
     assert connect(relay, "git.example", greeter)[0] == REFUSED
@@ -268,8 +274,8 @@ def test_the_name_of_a_public_host_does_not_lead_to_the_machines_own_addresses(g
 
 
 @pytest.mark.parametrize("addresses", [(PUBLIC, OWN), (OWN, PUBLIC)])
-def test_a_host_with_a_public_and_a_private_address_is_dialled_at_the_public_one_alone(monkeypatch, resolve, addresses):
-    """Even where only the private one would answer: whoever owns the name could add an address of this machine."""
+def test_only_public_addresses_of_a_mixed_host_are_dialled(monkeypatch, resolve, addresses):
+    """Even if only the private one would respond: the owner of the name could add an address of this machine."""
     dialled = []
 
     async def dial(addresses):
@@ -285,10 +291,10 @@ def test_a_host_with_a_public_and_a_private_address_is_dialled_at_the_public_one
 
     resolve(*addresses)
     assert connect(relay, "git.example", 443)[0] == REFUSED
-    assert [one.host for one in dialled] == [PUBLIC]
+    assert [address.host for address in dialled] == [PUBLIC]
 
 
-def test_a_name_of_the_machines_own_addresses_alone_is_a_host_like_any_other(greeter, resolve):
+def test_name_with_only_local_addresses_is_allowed(greeter, resolve):
     relay = SocksProxy(
         HostPort("git.example", greeter),
         upstream_proxy=None,
@@ -299,8 +305,8 @@ def test_a_name_of_the_machines_own_addresses_alone_is_a_host_like_any_other(gre
     assert connect(relay, "git.example", greeter) == (GRANTED, b"hello")
 
 
-@pytest.mark.parametrize(("asked", "may"), [("64:ff9b::7f00:2", True), ("64:ff9b::7f00:1", False)])
-def test_an_address_of_a_translating_network_is_judged_by_where_it_leads(monkeypatch, resolve, asked, may):
+@pytest.mark.parametrize(("requested", "is_allowed"), [("64:ff9b::7f00:2", True), ("64:ff9b::7f00:1", False)])
+def test_translated_addresses_are_checked_by_their_target(monkeypatch, resolve, requested, is_allowed):
     dialled = []
 
     async def dial(addresses):
@@ -314,31 +320,31 @@ def test_an_address_of_a_translating_network_is_judged_by_where_it_leads(monkeyp
         dial_policy=DialPolicy(lambda address: str(address) == PUBLIC, True),
     )
 
-    resolve(asked, PUBLIC)
+    resolve(requested, PUBLIC)
     assert connect(relay, "git.example", 443)[0] == REFUSED
-    assert [one.host for one in dialled] == ([asked] if may else []) + [PUBLIC]
+    assert [address.host for address in dialled] == ([requested] if is_allowed else []) + [PUBLIC]
 
 
-def test_another_port_of_the_host_needs_redirects(greeter):
+def test_other_ports_require_redirects(greeter):
     strict, lenient = (
-        SocksProxy(HostPort("localhost", 1), upstream_proxy=None, dial_policy=one) for one in (STRICT, LENIENT)
+        SocksProxy(HostPort("localhost", 1), upstream_proxy=None, dial_policy=policy) for policy in (STRICT, LENIENT)
     )
 
     assert connect(strict, "localhost", greeter)[0] == FORBIDDEN
     assert connect(lenient, "localhost", greeter) == (GRANTED, b"hello")
 
 
-def test_no_other_name_is_looked_up(monkeypatch):
+def test_other_names_are_not_resolved(monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", None)
     strict, lenient = (
-        SocksProxy(HostPort("git.example", 1), upstream_proxy=None, dial_policy=one) for one in (STRICT, LENIENT)
+        SocksProxy(HostPort("git.example", 1), upstream_proxy=None, dial_policy=policy) for policy in (STRICT, LENIENT)
     )
 
     assert connect(strict, "c2VjcmV0.evil.example", 443)[0] == FORBIDDEN
     assert connect(lenient, "c2VjcmV0.evil.example", 53)[0] == FORBIDDEN
 
 
-def test_git_is_told_why_it_is_not_connected(greeter):
+def test_git_receives_the_connection_error(greeter):
     relay = SocksProxy(HostPort("no-such-host.invalid", 80), upstream_proxy=None, dial_policy=STRICT)
     assert connect(relay, "no-such-host.invalid", 80)[0] == UNKNOWN_NAME
     with socket.socket() as bound:
@@ -348,7 +354,7 @@ def test_git_is_told_why_it_is_not_connected(greeter):
         assert connect(relay, "127.0.0.1", port)[0] == REFUSED
 
 
-def test_git_is_told_that_nobody_answers(monkeypatch):
+def test_git_receives_a_connect_timeout(monkeypatch):
     async def hang(_addresses):
         await asyncio.sleep(60)
 
@@ -359,77 +365,77 @@ def test_git_is_told_that_nobody_answers(monkeypatch):
     assert connect(relay, "localhost", 80) == (UNREACHABLE, b"")
 
 
-def test_who_asks_for_nothing_is_not_waited_for(monkeypatch):
+def test_idle_proxy_client_is_disconnected(monkeypatch):
     monkeypatch.setattr("sandbox.workspace.clone.relay.CLONE_CONNECT_SECONDS", 0.1)
     relay = SocksProxy(HostPort("localhost", 80), upstream_proxy=None, dial_policy=STRICT)
 
-    async def story():
-        with socket.create_server(("127.0.0.1", 0)) as door:
-            async with relay.serving(door):
-                reader, writer = await asyncio.open_connection(*door.getsockname())
+    async def scenario():
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            async with relay.serving(listener):
+                reader, writer = await asyncio.open_connection(*listener.getsockname())
                 assert await asyncio.wait_for(reader.read(), 20) == b""
                 writer.close()
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
-def test_a_proxy_of_the_servers_user_is_gone_through(house, host):
-    with GitHttpServer(house.upstream.bare.parent).serving() as proxy:
+def test_proxy_of_the_servers_user_is_used(env, host):
+    with GitHttpServer(env.upstream.bare.parent).serving() as proxy:
         port = proxy.url.rstrip("/").rpartition(":")[2]
-        house.configure(f"[http]\n\tproxy = http://{host}:{port}")
+        env.configure(f"[http]\n\tproxy = http://{host}:{port}")
 
-        house.stage("http://only-the-proxy-knows.invalid/demo.git")
+        env.stage("http://only-the-proxy-knows.invalid/demo.git")
 
         assert proxy.requests[0].startswith("GET http://only-the-proxy-knows.invalid/demo.git/info/refs")
-    assert (house.workspace / "README.md").exists()
+    assert (env.workspace / "README.md").exists()
 
 
-def test_as_many_certificates_go_in_as_may(house):
-    certificates = house.root / "certificates"
+def test_maximum_number_of_certificates_is_accepted(env):
+    certificates = env.root / "certificates"
     certificates.mkdir()
     for number in range(SETTINGS_FILES_MAX):
         (certificates / f"{number:08x}.0").write_bytes(b"certificate")
-    house.configure(f"[http]\n\tsslCAPath = {certificates}")
+    env.configure(f"[http]\n\tsslCAPath = {certificates}")
 
-    house.stage()
+    env.stage()
 
-    assert (house.workspace / "README.md").exists()
+    assert (env.workspace / "README.md").exists()
 
 
-def test_a_clone_gets_no_token_of_another_host(house):
-    """By what git passes on to whatever it starts: all of its settings."""
+def test_clone_receives_no_token_of_another_host(env):
+    """Git passes all of its settings to the programs that it starts."""
     other = "Authorization: Basic b3RoZXItaG9zdHMtdG9rZW4="
-    house.configure(f'[http "https://other.example/"]\n\textraHeader = {other}')
-    house.configure(f'[http "{house.server.url}"]\n\textraHeader = X-Own: of-this-host')
-    house.configure('[url "https://me:hunter2hunter2@third.example/"]\n\tinsteadOf = third:')
+    env.configure(f'[http "https://other.example/"]\n\textraHeader = {other}')
+    env.configure(f'[http "{env.server.url}"]\n\textraHeader = X-Own: of-this-host')
+    env.configure('[url "https://me:hunter2hunter2@third.example/"]\n\tinsteadOf = third:')
 
-    seen = []
-    confine = house.confine
+    environments = []
+    confine = env.confine
 
-    async def note(confinement, command):
-        seen.append(dict(command.environment))
+    async def record_command(confinement, command):
+        environments.append(dict(command.environment))
         return await type(confinement).run(confinement, command)
 
     @asynccontextmanager
-    async def noting(directories, read_only):
+    async def recording_confine(directories, read_only):
         async with confine(directories, read_only) as confinement:
-            confinement.run = lambda command: note(confinement, command)
+            confinement.run = lambda command: record_command(confinement, command)
             yield confinement
 
-    house.confine = noting
-    house.stage()
+    env.confine = recording_confine
+    env.stage()
 
-    told = repr(seen)
-    assert "of-this-host" in told
-    assert "b3RoZXI" not in told
-    assert "hunter2" not in told
+    rendered = repr(environments)
+    assert "of-this-host" in rendered
+    assert "b3RoZXI" not in rendered
+    assert "hunter2" not in rendered
 
 
-def test_what_stands_in_a_clone_is_never_followed(house, tmp_path):
-    """A git that was taken over leaves links where the host reads and writes next."""
-    base = house.stage()
-    repository, secret = house.attempt / "repository.git", tmp_path / "secret"
+def test_links_in_a_compromised_clone_are_not_followed(env, tmp_path):
+    """A compromised git may leave links where the host reads and writes next."""
+    base = env.stage()
+    repository, secret = env.attempt / "repository.git", tmp_path / "secret"
     secret.write_text(f"{base} refs/heads/main\n")
     for name in ("HEAD", "info/attributes", "packed-refs"):
         (repository / name).unlink()
@@ -439,30 +445,30 @@ def test_what_stands_in_a_clone_is_never_followed(house, tmp_path):
     with pytest.raises(OSError, match="Too many levels of symbolic links"):
         read_branch_commit(repository, "main")
     neutralize_attributes(repository)
-    workspace, wanted = tmp_path / "other", Repository(url="https://git.example/demo.git", branch="main")
+    workspace, source = tmp_path / "other", Repository(url="https://git.example/demo.git", branch="main")
     workspace.mkdir()
     with pytest.raises(OSError, match="Too many levels of symbolic links"):
-        write_git_directory(workspace, repository, wanted, base, StopFlag())
+        write_git_directory(workspace, repository, source, base, StopFlag())
 
     assert secret.read_text() == f"{base} refs/heads/main\n"
     assert not (repository / "HEAD").is_symlink()
 
 
-def test_the_users_netrc_is_looked_into_as_well(house):
-    house.server.credentials = "me:let-me-in"
-    home = house.root / "home"
+def test_netrc_of_the_user_is_used(env):
+    env.server.credentials = "me:let-me-in"
+    home = env.root / "home"
     home.mkdir()
     netrc = home / ".netrc"
     netrc.write_text("machine 127.0.0.1 login me password let-me-in\nmachine other.example login x password y\n")
     netrc.chmod(0o600)
 
-    house.stage()
+    env.stage()
 
-    assert (house.workspace / "README.md").exists()
+    assert (env.workspace / "README.md").exists()
 
 
-def test_a_repository_that_needs_credentials_says_so_without_any(house):
-    house.server.credentials = "me:let-me-in"
+def test_missing_credentials_are_reported(env):
+    env.server.credentials = "me:let-me-in"
 
     with pytest.raises(AttemptError, match="needs credentials"):
-        house.stage()
+        env.stage()

@@ -1,6 +1,6 @@
-"""A repository that took git over gets no further than its confinement: a program of the test's plays that git.
+"""A git compromised by a repository stays confined: a program of the test runs in place of git.
 
-Each attack stands beside what git itself may do there.
+Each attack has a twin: an action that git may perform there.
 """
 
 import asyncio
@@ -30,8 +30,8 @@ from sandbox.runtimes.programs.process_limits import OPEN_FILES_MAX, OPEN_FILES_
 VARIABLES = {"PATH": "/usr/local/bin:/usr/bin:/bin"}
 
 
-class Hold:
-    """One confinement with a directory to write to and one to read, and what its programs said."""
+class Confinement:
+    """One confinement with a writable and a read-only directory, and the output of its programs."""
 
     def __init__(self, place):
         self.place = place
@@ -42,7 +42,7 @@ class Hold:
         for directory in (self.repository, self.rules):
             directory.mkdir()
             directory.chmod(0o755)
-        self.secret.write_text("of the host's")
+        self.secret.write_text("host secret")
         self.secret.chmod(0o644)
 
     @contextlib.asynccontextmanager
@@ -55,7 +55,7 @@ class Hold:
             await self.runtime.destroy(self.handle, self.place / "disk")
 
     async def run(self, *argv):
-        """Exit code and output of a program that plays git."""
+        """Exit code and output of a program that runs in place of git."""
         output = self.place / f"output-{time.monotonic_ns()}"
         with output.open("wb") as file, Path(os.devnull).open("rb") as nothing:
             ends = (nothing.fileno(), file.fileno(), file.fileno())
@@ -66,71 +66,71 @@ class Hold:
         return await self.run("/bin/sh", "-c", text)
 
 
-def play(place, story, **limits):
-    async def carry_out():
-        async with Hold(place).open(**limits) as hold:
-            await story(hold)
+def run_confined(place, scenario, **limits):
+    async def run():
+        async with Confinement(place).open(**limits) as box:
+            await scenario(box)
 
-    asyncio.run(asyncio.wait_for(carry_out(), 60))
+    asyncio.run(asyncio.wait_for(run(), 60))
 
 
-async def reads_no_file_of_the_hosts(hold):
-    code, said = await hold.shell(
-        f"cat {hold.secret} /etc/shadow; ls {hold.place}; ls -a /home /root; cat /etc/hostname"
+async def sees_no_host_files(box):
+    code, output = await box.shell(
+        f"cat {box.secret} /etc/shadow; ls {box.place}; ls -a /home /root; cat /etc/hostname"
     )
-    assert "of the host's" not in said
-    assert "root:" not in said
-    assert said.count("No such file") >= 3
-    code, said = await hold.run("git", "init", "--quiet", "--bare", ".")
-    assert (code, said) == (0, "")
-    assert (hold.repository / "HEAD").exists()
+    assert "host secret" not in output
+    assert "root:" not in output
+    assert output.count("No such file") >= 3
+    code, output = await box.run("git", "init", "--quiet", "--bare", ".")
+    assert (code, output) == (0, "")
+    assert (box.repository / "HEAD").exists()
 
 
-def test_no_file_of_the_hosts_is_in_sight(tmp_path):
-    play(tmp_path, reads_no_file_of_the_hosts)
+def test_host_files_are_invisible(tmp_path):
+    run_confined(tmp_path, sees_no_host_files)
 
 
-async def writes_only_where_it_may(hold):
+async def writes_only_where_it_may(box):
     script = (
         "for d in / /usr /etc ../ignore-rules /proc/sys/kernel; do touch $d/x && echo WROTE $d; done; touch mine; ls"
     )
-    _, said = await hold.shell(script)
-    assert "WROTE" not in said
-    assert said.endswith("mine\n")
-    (hold.rules / ".gitignore").write_text("*.o\n")
-    (hold.rules / ".gitignore").chmod(0o644)
-    assert await hold.run("cat", "../ignore-rules/.gitignore") == (0, "*.o\n")
+    _, output = await box.shell(script)
+    assert "WROTE" not in output
+    assert output.endswith("mine\n")
+    (box.rules / ".gitignore").write_text("*.o\n")
+    (box.rules / ".gitignore").chmod(0o644)
+    assert await box.run("cat", "../ignore-rules/.gitignore") == (0, "*.o\n")
 
 
-def test_only_its_own_directory_can_be_written(tmp_path):
-    play(tmp_path, writes_only_where_it_may)
+def test_only_the_repository_directory_is_writable(tmp_path):
+    run_confined(tmp_path, writes_only_where_it_may)
 
 
-async def takes_no_whole_table_of_the_machine(hold):
+async def is_limited_in_files_and_terminals(box):
     count = "import pty\nfor count in range(300):\n try: pty.openpty()\n except OSError: break\nprint(count)"
-    _, said = await hold.shell(f"ulimit -Sn; ulimit -Hn; python3 -c '{count}'")
-    assert said.split() == [str(number) for number in (OPEN_FILES_SOFT_MAX, OPEN_FILES_MAX, PTYS_MAX)]
+    _, output = await box.shell(f"ulimit -Sn; ulimit -Hn; python3 -c '{count}'")
+    assert output.split() == [str(number) for number in (OPEN_FILES_SOFT_MAX, OPEN_FILES_MAX, PTYS_MAX)]
 
 
-def test_files_and_terminals_are_left_for_others(tmp_path):
-    play(tmp_path, takes_no_whole_table_of_the_machine)
+def test_files_and_terminals_are_limited(tmp_path):
+    run_confined(tmp_path, is_limited_in_files_and_terminals)
 
 
-async def has_no_privileges(hold):
-    _, said = await hold.shell("grep -E 'CapEff|CapBnd|NoNewPrivs|Seccomp:' /proc/self/status; unshare -r true; mount")
-    assert "CapEff:\t0000000000000000" in said
-    assert "CapBnd:\t0000000000000000" in said
-    assert "NoNewPrivs:\t1" in said
-    assert "Seccomp:\t2" in said
-    assert "unshare failed" in said
+async def has_no_privileges(box):
+    _, output = await box.shell("grep -E 'CapEff|CapBnd|NoNewPrivs|Seccomp:' /proc/self/status; unshare -r true; mount")
+    assert "CapEff:\t0000000000000000" in output
+    assert "CapBnd:\t0000000000000000" in output
+    assert "NoNewPrivs:\t1" in output
+    assert "Seccomp:\t2" in output
+    assert "unshare failed" in output
 
 
-def test_no_privilege_is_left_nor_can_be_had(tmp_path):
-    play(tmp_path, has_no_privileges)
+def test_privileges_are_dropped_and_cannot_be_gained(tmp_path):
+    run_confined(tmp_path, has_no_privileges)
 
 
-class Planting:
-    """A confinement in which git was taken over: after each program a link stands where the host may write next."""
+class LinkPlantingConfinement:
+    """A compromised confinement: after each program, a link is where the host may write next."""
 
     def __init__(self, confinement, directories, target):
         self.confinement, self.directories, self.target = confinement, directories, target
@@ -148,69 +148,69 @@ class Planting:
         return code
 
 
-def test_a_clone_leads_the_host_nowhere_by_what_it_leaves_in_the_workspace(house, tmp_path):
-    outside, shown = tmp_path / "outside", []
+def test_links_left_in_the_workspace_do_not_redirect_the_host(env, tmp_path):
+    outside, names = tmp_path / "outside", []
     outside.mkdir()
-    real = house.confine
+    real = env.confine
 
     @contextlib.asynccontextmanager
     async def confine(directories, read_only):
-        shown.append([one.name for one in directories])
+        names.append([directory.name for directory in directories])
         async with real(directories, read_only) as confinement:
-            yield Planting(confinement, directories, outside)
+            yield LinkPlantingConfinement(confinement, directories, outside)
 
-    house.confine = confine
-    house.stage()
+    env.confine = confine
+    env.stage()
     assert not list(outside.iterdir())
-    assert (house.workspace / "README.md").exists()
-    assert shown == [["repository.git"], ["workspace"]]
+    assert (env.workspace / "README.md").exists()
+    assert names == [["repository.git"], ["workspace"]]
 
 
-def test_a_clone_leads_the_host_nowhere_when_a_patch_is_made(house, tmp_path):
-    base = house.stage()
+def test_links_left_in_the_repository_do_not_redirect_the_patch(env, tmp_path):
+    base = env.stage()
     outside = tmp_path / "outside"
     outside.mkdir()
-    kept = [outside / "some.keep", outside / "new.lock"]
-    for file in kept:
+    files = [outside / "some.keep", outside / "new.lock"]
+    for file in files:
         file.touch()
-    (house.workspace / "README.md").write_text("changed\n")
-    refs = house.attempt / "repository.git" / "refs" / "sandbox"
+    (env.workspace / "README.md").write_text("changed\n")
+    refs = env.attempt / "repository.git" / "refs" / "sandbox"
     refs.symlink_to(outside)
     with pytest.raises(AttemptError, match="The patch could not be made"):
-        house.patch(base)
+        env.patch(base)
     refs.unlink()
-    packs = house.attempt / "repository.git" / "objects" / "pack"
+    packs = env.attempt / "repository.git" / "objects" / "pack"
     packs.rename(outside / "packs")
     packs.symlink_to(outside)
     with pytest.raises(AttemptError, match="The patch could not be made"):
-        house.patch(base)
-    assert all(file.exists() for file in kept)
+        env.patch(base)
+    assert all(file.exists() for file in files)
     packs.unlink()
     (outside / "packs").rename(packs)
-    assert b"+changed" in house.patch(base)
+    assert b"+changed" in env.patch(base)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user has one kernel uid")
-def test_it_is_the_attempts_uid_in_the_attempts_control_group(tmp_path):
-    async def story(hold):
-        running = asyncio.create_task(hold.run("sleep", "60"))
+def test_git_runs_with_the_attempts_uid_and_control_group(tmp_path):
+    async def scenario(box):
+        running = asyncio.create_task(box.run("sleep", "60"))
         try:
-            uid = int(hold.handle.details["kernel_uid"])
-            sleeper = await born("sleep")
+            uid = int(box.handle.details["kernel_uid"])
+            sleeper = await wait_for_program("sleep")
             assert set(Path(f"/proc/{sleeper}/status").read_text().split("Uid:\t")[1].split("\n")[0].split("\t")) == {
                 str(uid)
             }
-            for directory in hold.handle.details["cgroups"].splitlines():
+            for directory in box.handle.details["cgroups"].splitlines():
                 assert str(sleeper) in (Path(directory) / "cgroup.procs").read_text().split()
         finally:
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
 
-    play(tmp_path, story)
+    run_confined(tmp_path, scenario)
 
 
-async def born(name):
-    """The id of a program that this process started, at the end of however many others."""
+async def wait_for_program(name):
+    """The id of a program that is a descendant of this process."""
     async with asyncio.timeout(10):
         while True:
             for pid in descendants(os.getpid()):
@@ -221,12 +221,12 @@ async def born(name):
 
 
 def descendants(pid):
-    found = []
+    pids = []
     with contextlib.suppress(OSError):
         for task in Path(f"/proc/{pid}/task").iterdir():
             for child in map(int, (task / "children").read_text().split()):
-                found += [child, *descendants(child)]
-    return found
+                pids += [child, *descendants(child)]
+    return pids
 
 
 CONNECT = """
@@ -247,92 +247,92 @@ except OSError:
 """
 
 
-async def has_no_network(hold):
+async def has_no_network(box):
     with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket(socket.AF_UNIX) as abstract:
         name = f"sandbox-test-{new_attempt_id()}"
         abstract.bind(f"\0{name}")
         abstract.listen()
         port = listener.getsockname()[1]
-        code, said = await hold.run("python3", "-c", CONNECT, str(port), name)
+        code, output = await box.run("python3", "-c", CONNECT, str(port), name)
         assert code == 0
-        assert "CONNECTED" not in said
-        assert said.endswith("no name\n")
+        assert "CONNECTED" not in output
+        assert output.endswith("no name\n")
 
 
-def test_nothing_can_be_connected_to(tmp_path):
-    play(tmp_path, has_no_network)
+def test_network_is_unreachable(tmp_path):
+    run_confined(tmp_path, has_no_network)
 
 
-async def dies_with_all_it_started(hold):
-    running = asyncio.create_task(hold.shell("setsid sleep 600 & nohup sleep 600 & trap '' TERM; sleep 600"))
-    await born("sleep")
-    began = time.monotonic()
+async def is_killed_with_its_descendants(box):
+    running = asyncio.create_task(box.shell("setsid sleep 600 & nohup sleep 600 & trap '' TERM; sleep 600"))
+    await wait_for_program("sleep")
+    started = time.monotonic()
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - started < 5
     async with asyncio.timeout(10):
         while b"sleep" in programs_below(os.getpid()):
             await asyncio.sleep(0.01)
-    assert await hold.run("true") == (0, "")
+    assert await box.run("true") == (0, "")
 
 
-def test_at_its_time_limit_it_ends_with_all_that_it_started(tmp_path):
-    play(tmp_path, dies_with_all_it_started)
+def test_cancelled_program_is_killed_with_its_descendants(tmp_path):
+    run_confined(tmp_path, is_killed_with_its_descendants)
 
 
-async def leaves_nobody_behind(hold):
-    await hold.shell("setsid sleep 600 & exit 0")
+async def kills_background_processes(box):
+    await box.shell("setsid sleep 600 & exit 0")
     async with asyncio.timeout(10):
         while b"sleep" in programs_below(os.getpid()):
             await asyncio.sleep(0.01)
 
 
-def test_what_it_leaves_in_the_background_ends_with_it(tmp_path):
-    play(tmp_path, leaves_nobody_behind)
+def test_background_processes_are_killed_at_the_end(tmp_path):
+    run_confined(tmp_path, kills_background_processes)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs writable control groups")
-def test_it_has_no_more_memory_and_processes_than_the_sandbox(tmp_path):
-    async def story(hold):
-        code, _ = await hold.run("python3", "-c", "b = bytearray(256 * 1024**2)")
+def test_memory_and_processes_are_limited(tmp_path):
+    async def scenario(box):
+        code, _ = await box.run("python3", "-c", "b = bytearray(256 * 1024**2)")
         assert code == 137
-        _, said = await hold.shell("for i in $(seq 40); do sleep 5 & done; echo done")
-        assert "fork" in said
-        assert (await hold.run("python3", "-c", "print('small')")) == (0, "small\n")
+        _, output = await box.shell("for i in $(seq 40); do sleep 5 & done; echo done")
+        assert "fork" in output
+        assert (await box.run("python3", "-c", "print('small')")) == (0, "small\n")
 
     runtime = BubblewrapRuntime(tmp_path)
     if not {"memory", "processes"} <= runtime.hierarchies.group("x").limits() and not runtime.hierarchies.roots:
         pytest.skip("no control group can be written to")
-    play(tmp_path, story, memory_bytes=64 * 1024**2, processes_max=24)
+    run_confined(tmp_path, scenario, memory_bytes=64 * 1024**2, processes_max=24)
 
 
-async def play_as_user(place, *stories):
-    """The interpreter and this checkout may lie where another user cannot walk, so the launcher is copied."""
+async def run_as_user(place, *scenarios):
+    """The interpreter and this checkout may be unreadable for another user, so the launcher is copied."""
     launcher_client.__file__, sys.executable = str(Path(place) / "launcher_client.py"), "/usr/bin/python3"
     ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)  # PR_SET_DUMPABLE, lost by the change of uid
-    for story in stories:
-        (own := Path(place) / story.__name__).mkdir()
-        async with Hold(own).open() as hold:
-            await story(hold)
+    for scenario in scenarios:
+        (own := Path(place) / scenario.__name__).mkdir()
+        async with Confinement(own).open() as box:
+            await scenario(box)
 
 
-STORIES = [
-    reads_no_file_of_the_hosts,
+SCENARIOS = [
+    sees_no_host_files,
     writes_only_where_it_may,
     has_no_privileges,
     has_no_network,
-    dies_with_all_it_started,
-    leaves_nobody_behind,
+    is_killed_with_its_descendants,
+    kills_background_processes,
 ]
 
 
-def test_an_ordinary_users_git_is_confined_as_well():
+def test_git_of_an_ordinary_user_is_confined():
     if not Path("/usr/bin/python3").exists():
-        pytest.skip("no interpreter that everybody reaches")
+        pytest.skip("no interpreter that every user can run")
     with ordinary_place(for_sandboxes=True) as place:
         (programs := Path(place) / "programs").mkdir()
         programs.chmod(0o755)
         for program in (launcher, process_limits):
             Path(shutil.copy(program.__file__, programs)).chmod(0o644)
-        as_ordinary_user(play_as_user, str(place), *STORIES)
+        as_ordinary_user(run_as_user, str(place), *SCENARIOS)

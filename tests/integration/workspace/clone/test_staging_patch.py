@@ -1,4 +1,4 @@
-"""Work that came with the manifest is there before the agent begins, and no part of its patch."""
+"""A patch in the manifest is applied before the agent starts, and is not part of the task's patch."""
 
 import base64
 
@@ -9,9 +9,9 @@ from sandbox.model.errors import AttemptError
 
 
 @pytest.fixture
-def sent(house):
-    """What a person has changed since the commit: a change, a new binary file, a file gone, a mode, a link."""
-    work = house.upstream.work
+def initial_patch(env):
+    """A user's local changes: an edited file, a new binary file, a deleted file, a mode, a link."""
+    work = env.upstream.work
     (work / "README.md").write_bytes(b"# Demo\r\nmine\n")
     (work / "deep").mkdir()
     (work / "deep" / "data.bin").write_bytes(b"\0\1\377" * 100)
@@ -20,9 +20,9 @@ def sent(house):
     (work / "link").symlink_to("README.md")
     run_git("add", "--all", directory=work)
     patch = run_git("diff", "--cached", "--binary", "--full-index", directory=work) + "\n"
-    wanted = snapshot(work)
+    expected = snapshot(work)
     run_git("reset", "--quiet", "--hard", directory=work)
-    return encoded(patch), wanted
+    return encoded(patch), expected
 
 
 def encoded(patch):
@@ -30,46 +30,46 @@ def encoded(patch):
 
 
 @pytest.mark.parametrize("pinned", [True, False])
-def test_the_agent_begins_with_what_was_sent_as_a_commit_upon_the_cloned_one(house, sent, pinned):
-    patch, wanted = sent
-    tip = run_git("rev-parse", "HEAD", directory=house.upstream.work)
+def test_initial_patch_is_a_commit_on_top_of_the_cloned_one(env, initial_patch, pinned):
+    patch, expected = initial_patch
+    tip = run_git("rev-parse", "HEAD", directory=env.upstream.work)
 
-    base = house.stage(patch=patch, **({"commit": tip} if pinned else {}))
+    base = env.stage(patch=patch, **({"commit": tip} if pinned else {}))
 
-    assert snapshot(house.workspace) == wanted
-    assert run_git("rev-parse", "HEAD", "HEAD^", "origin/main", directory=house.workspace).split() == [base, tip, tip]
-    assert run_git("status", "--porcelain", directory=house.workspace) == ""
-    assert run_git("log", "-1", "--format=%s", directory=house.workspace) == "Work that came with the task"
-    run_git("fsck", "--strict", directory=house.workspace)
+    assert snapshot(env.workspace) == expected
+    assert run_git("rev-parse", "HEAD", "HEAD^", "origin/main", directory=env.workspace).split() == [base, tip, tip]
+    assert run_git("status", "--porcelain", directory=env.workspace) == ""
+    assert run_git("log", "-1", "--format=%s", directory=env.workspace) == "Work that came with the task"
+    run_git("fsck", "--strict", directory=env.workspace)
 
 
-def test_the_tasks_patch_has_the_agents_changes_alone_and_applies_to_what_was_sent(house, sent):
-    patch, _ = sent
-    base = house.stage(patch=patch)
-    (house.workspace / "README.md").write_bytes(b"# Demo\r\nmine\nand the agent's\n")
-    (house.workspace / "new.txt").write_bytes(b"new\n")
+def test_task_patch_contains_only_the_agents_changes(env, initial_patch):
+    patch, _ = initial_patch
+    base = env.stage(patch=patch)
+    (env.workspace / "README.md").write_bytes(b"# Demo\r\nmine\nand the agent's\n")
+    (env.workspace / "new.txt").write_bytes(b"new\n")
 
-    made = house.patch(base)
+    task_patch = env.patch(base)
 
-    assert sorted(line for line in made.splitlines() if line.startswith(b"diff ")) == [
+    assert sorted(line for line in task_patch.splitlines() if line.startswith(b"diff ")) == [
         b"diff --git a/README.md b/README.md",
         b"diff --git a/new.txt b/new.txt",
     ]
-    assert b"-mine" not in made
-    run_git("apply", "-", directory=house.upstream.work, stdin=base64.b64decode(patch))
-    run_git("apply", "-", directory=house.upstream.work, stdin=made)
-    assert (house.upstream.work / "README.md").read_bytes() == b"# Demo\r\nmine\nand the agent's\n"
+    assert b"-mine" not in task_patch
+    run_git("apply", "-", directory=env.upstream.work, stdin=base64.b64decode(patch))
+    run_git("apply", "-", directory=env.upstream.work, stdin=task_patch)
+    assert (env.upstream.work / "README.md").read_bytes() == b"# Demo\r\nmine\nand the agent's\n"
 
 
-def test_the_same_work_makes_the_same_commit_in_every_attempt(house, sent):
-    assert house.stage(patch=sent[0]) == house.stage(patch=sent[0])
+def test_initial_patch_gives_the_same_commit_in_each_attempt(env, initial_patch):
+    assert env.stage(patch=initial_patch[0]) == env.stage(patch=initial_patch[0])
 
 
-def test_a_repository_with_longer_names_takes_sent_work_too(make_house):
-    house = make_house("--object-format=sha256")
-    house.upstream.commit({"a": b"1\n"})
-    base = house.stage(patch=encoded(new_file("b", content="2")))
-    assert (len(base), (house.workspace / "b").read_bytes()) == (64, b"2\n")
+def test_initial_patch_applies_to_a_sha256_repository(make_env):
+    env = make_env("--object-format=sha256")
+    env.upstream.commit({"a": b"1\n"})
+    base = env.stage(patch=encoded(new_file("b", content="2")))
+    assert (len(base), (env.workspace / "b").read_bytes()) == (64, b"2\n")
 
 
 def new_file(path, mode="100644", content="owned", end=""):
@@ -78,7 +78,7 @@ def new_file(path, mode="100644", content="owned", end=""):
 
 
 @pytest.mark.parametrize(
-    ("patch", "complaint"),
+    ("patch", "message"),
     [
         (new_file("../outside"), "invalid path '../outside'"),
         (new_file("/tmp/outside"), "invalid path '/tmp/outside'"),
@@ -96,23 +96,23 @@ def new_file(path, mode="100644", content="owned", end=""):
         ),
     ],
 )
-def test_a_patch_that_does_not_belong_here_fails_the_clone_and_touches_nothing(house, patch, complaint):
+def test_invalid_initial_patch_fails_the_clone(env, patch, message):
     with pytest.raises(AttemptError, match=r"repository.patch does not apply to commit [0-9a-f]{12}: .") as caught:
-        house.stage(patch=encoded(patch))
+        env.stage(patch=encoded(patch))
     assert caught.value.code == "clone_failed"
-    assert complaint in caught.value.message
+    assert message in caught.value.message
     assert caught.value.message.isprintable()
-    assert not (house.attempt / "outside").exists()
-    assert "owned" not in (house.attempt / "repository.git" / "config").read_text()
+    assert not (env.attempt / "outside").exists()
+    assert "owned" not in (env.attempt / "repository.git" / "config").read_text()
 
 
-def test_a_link_that_was_sent_leads_nothing_of_the_hosts_anywhere(house, tmp_path):
+def test_link_in_an_initial_patch_is_not_followed(env, tmp_path):
     target = tmp_path / "precious"
     target.mkdir()
-    through = new_file("out", "120000", str(target), "\\ No newline at end of file\n")
+    link_patch = new_file("out", "120000", str(target), "\\ No newline at end of file\n")
     with pytest.raises(AttemptError, match="does not apply"):
-        house.stage(patch=encoded(through + new_file("out/file")))
+        env.stage(patch=encoded(link_patch + new_file("out/file")))
     assert list(target.iterdir()) == []
-    house.stage(patch=encoded(through))
-    assert (house.workspace / "out").is_symlink()
+    env.stage(patch=encoded(link_patch))
+    assert (env.workspace / "out").is_symlink()
     assert list(target.iterdir()) == []

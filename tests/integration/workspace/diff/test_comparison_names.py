@@ -1,4 +1,4 @@
-"""What no patch can carry is what `git apply` refuses, neither more nor less, whoever the patch is for."""
+"""The forbidden paths of a patch are exactly the paths that `git apply` refuses on any system."""
 
 import os
 import subprocess
@@ -23,30 +23,30 @@ NAMES = (
 
 @pytest.fixture
 def clone(tmp_path):
-    """A clone that somebody applies patches to."""
+    """A clone to which patches are applied."""
     run_git("init", "--quiet", ".", directory=tmp_path)
     return tmp_path
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("is_link", [False, True], ids=["file", "link"])
-def test_a_name_is_left_out_exactly_where_git_refuses_it_on_some_machine(clone, name, is_link):
-    results = [applies(clone, name, is_link, mac) for mac in ("false", "true")]
+def test_path_is_forbidden_if_git_refuses_it_on_any_system(clone, name, is_link):
+    results = [applies(clone, name, is_link, protect_hfs) for protect_hfs in ("false", "true")]
 
     assert is_forbidden_path(name, is_link=is_link) is (not all(results))
 
 
-def applies(clone, name, is_link, as_on_a_mac):
+def applies(clone, name, is_link, protect_hfs):
     mode = b"120000" if is_link else b"100644"
-    ours, theirs = quoted(b"a/" + name), quoted(b"b/" + name)
+    old_path, new_path = quoted(b"a/" + name), quoted(b"b/" + name)
     patch = (
         b"diff --git %b %b\nnew file mode %b\n--- /dev/null\n+++ %b\n@@ -0,0 +1 @@\n+x\n\\ No newline at end of file\n"
     )
     done = subprocess.run(
-        ["git", "-c", f"core.protectHFS={as_on_a_mac}", "apply", "--cached", "-"],
+        ["git", "-c", f"core.protectHFS={protect_hfs}", "apply", "--cached", "-"],
         cwd=clone,
-        env={"PATH": os.environ["PATH"], "GIT_CONFIG_GLOBAL": "/dev/null", "GIT_INDEX_FILE": f"index-{as_on_a_mac}"},
-        input=patch % (ours, theirs, mode, theirs),
+        env={"PATH": os.environ["PATH"], "GIT_CONFIG_GLOBAL": "/dev/null", "GIT_INDEX_FILE": f"index-{protect_hfs}"},
+        input=patch % (old_path, new_path, mode, new_path),
         capture_output=True,
         timeout=60,
         check=False,

@@ -1,4 +1,4 @@
-"""The patch is what the agent changed: it applies to the base commit and gives the same tree."""
+"""The patch contains the agent's changes: it applies to the base commit and gives the same tree."""
 
 import asyncio
 import base64
@@ -21,39 +21,39 @@ from sandbox.workspace.diff import patch, trees
 from sandbox.workspace.git.command import Git
 
 BINARY = bytes(range(256)) * 8
-_ASKED_FOR_A_PATCH = ("ls-tree", "cat-file", "check-ignore", "fast-import", "diff-tree")
+_PATCH_COMMANDS = ("ls-tree", "cat-file", "check-ignore", "fast-import", "diff-tree")
 
 
-def test_nothing_changed_gives_an_empty_file(house):
-    base = house.stage()
+def test_unchanged_workspace_gives_an_empty_patch(env):
+    base = env.stage()
 
-    assert house.patch(base) == b""
+    assert env.patch(base) == b""
 
 
-def test_git_is_asked_only_what_there_is_to_ask(house, monkeypatch):
-    asked, run = [], Git.run
+def test_unneeded_git_commands_are_not_run(env, monkeypatch):
+    commands, run = [], Git.run
 
-    async def noted(git, *arguments, **options):
-        asked.append(next(one for one in arguments if one in _ASKED_FOR_A_PATCH))
+    async def record_command(git, *arguments, **options):
+        commands.append(next(argument for argument in arguments if argument in _PATCH_COMMANDS))
         return await run(git, *arguments, **options)
 
-    base = house.stage()
-    monkeypatch.setattr(Git, "run", noted)
-    assert house.patch(base) == b""
-    (house.workspace / "new").touch()
-    assert b"new file mode" in house.patch(base)
-    assert asked == ["ls-tree", "ls-tree", "fast-import", "diff-tree"]
+    base = env.stage()
+    monkeypatch.setattr(Git, "run", record_command)
+    assert env.patch(base) == b""
+    (env.workspace / "new").touch()
+    assert b"new file mode" in env.patch(base)
+    assert commands == ["ls-tree", "ls-tree", "fast-import", "diff-tree"]
 
 
-def test_every_kind_of_change(house):
-    upstream = house.upstream
+def test_patch_contains_every_kind_of_change(env):
+    upstream = env.upstream
     upstream.commit(
         {"gone": b"1\n", "picture": BINARY, "run.sh": b"#!/bin/sh\n", "crlf": b"a\r\nb\r\n", "x/y/z": b"z\n"}
     )
     (upstream.work / "link").symlink_to("README.md")
     upstream.commit_all()
-    base = house.stage()
-    root = house.workspace
+    base = env.stage()
+    root = env.workspace
 
     (root / "README.md").write_text("# Edited\n")
     (root / "gone").unlink()
@@ -70,17 +70,17 @@ def test_every_kind_of_change(house):
     (root / "dangling").symlink_to("/nowhere/at/all")
     shutil.rmtree(root / "x")
 
-    made = house.patch_applies_whole(base)
+    task_patch = env.patch_applies_whole(base)
 
-    assert b"rename from src/lib.py\nrename to src/renamed.py\n" in made
-    assert b"GIT binary patch" in made
-    assert b"old mode 100644\nnew mode 100755\n" in made
+    assert b"rename from src/lib.py\nrename to src/renamed.py\n" in task_patch
+    assert b"GIT binary patch" in task_patch
+    assert b"old mode 100644\nnew mode 100755\n" in task_patch
 
 
-def test_files_and_directories_and_links_change_places(house):
-    house.upstream.commit({"file": b"f\n", "directory/one": b"1\n", "directory/two": b"2\n", "to-link": b"l\n"})
-    base = house.stage()
-    root = house.workspace
+def test_files_directories_and_links_can_replace_each_other(env):
+    env.upstream.commit({"file": b"f\n", "directory/one": b"1\n", "directory/two": b"2\n", "to-link": b"l\n"})
+    base = env.stage()
+    root = env.workspace
 
     (root / "file").unlink()
     (root / "file" / "deep").mkdir(parents=True)
@@ -90,7 +90,7 @@ def test_files_and_directories_and_links_change_places(house):
     (root / "to-link").unlink()
     (root / "to-link").symlink_to("file")
 
-    house.patch_applies_whole(base)
+    env.patch_applies_whole(base)
 
 
 ODD_NAMES = [
@@ -107,37 +107,37 @@ ODD_NAMES = [
 ]
 
 
-def test_odd_names(house):
-    base = house.stage()
+def test_unusual_names_are_in_the_patch(env):
+    base = env.stage()
     for name in ODD_NAMES:
-        path = house.workspace / name
+        path = env.workspace / name
         path.parent.mkdir(exist_ok=True)
         path.write_text("odd\n")
 
-    assert house.patch_applies_whole(base).count(b"new file mode") == len(ODD_NAMES)
+    assert env.patch_applies_whole(base).count(b"new file mode") == len(ODD_NAMES)
 
 
-def test_odd_names_in_the_repository(house):
-    base = house.upstream.commit({"line\nbreak/tab\t": b"1\n", 'quo"te': b"2\n", "\udcff": b"3\n"})
-    house.stage()
-    (house.workspace / "line\nbreak" / "tab\t").unlink()
-    (house.workspace / 'quo"te').write_text("other\n")
-    (house.workspace / "\udcff").rename(house.workspace / "\udcfe")
+def test_unusual_names_of_the_repository_can_change(env):
+    base = env.upstream.commit({"line\nbreak/tab\t": b"1\n", 'quo"te': b"2\n", "\udcff": b"3\n"})
+    env.stage()
+    (env.workspace / "line\nbreak" / "tab\t").unlink()
+    (env.workspace / 'quo"te').write_text("other\n")
+    (env.workspace / "\udcff").rename(env.workspace / "\udcfe")
 
-    house.patch_applies_whole(base)
-
-
-def test_what_the_agent_committed_counts_as_well(house):
-    base = house.stage()
-    (house.workspace / "new").write_text("1\n")
-    run_git("add", ".", directory=house.workspace)
-    run_git("commit", "--quiet", "--message", "Mine", directory=house.workspace)
-
-    assert b"new file mode" in house.patch_applies_whole(base)
+    env.patch_applies_whole(base)
 
 
-def test_ignored_files_are_left_out_by_the_rules_of_the_base_commit(house):
-    base = house.upstream.commit(
+def test_commits_of_the_agent_are_in_the_patch(env):
+    base = env.stage()
+    (env.workspace / "new").write_text("1\n")
+    run_git("add", ".", directory=env.workspace)
+    run_git("commit", "--quiet", "--message", "Mine", directory=env.workspace)
+
+    assert b"new file mode" in env.patch_applies_whole(base)
+
+
+def test_files_ignored_by_the_base_commit_are_excluded(env):
+    base = env.upstream.commit(
         {
             ".gitignore": b"node_modules/\n*.log\n!keep.log\n/only-here\nfoo/*\n!foo/kept\n",
             "src/.gitignore": b"*.tmp\n",
@@ -145,210 +145,210 @@ def test_ignored_files_are_left_out_by_the_rules_of_the_base_commit(house):
             "src/app.py": b"print(1)\n",
         }
     )
-    house.stage()
-    root = house.workspace
+    env.stage()
+    root = env.workspace
     for ignored in ("node_modules/a/b.js", "x.log", "deep/y.log", "only-here", "src/z.tmp", "foo/bar"):
         (root / ignored).parent.mkdir(parents=True, exist_ok=True)
         (root / ignored).write_text("ignored\n")
-    for wanted in ("deep/only-here", "keep.log", "z.tmp", "foo/kept", "deep/node_modules.txt"):
-        (root / wanted).write_text("wanted\n")
+    for included in ("deep/only-here", "keep.log", "z.tmp", "foo/kept", "deep/node_modules.txt"):
+        (root / included).write_text("included\n")
     (root / "tracked.log").write_text("edited\n")
 
-    clone = house.apply(base, house.patch(base))
+    clone = env.apply(base, env.patch(base))
 
     changed = run_git("diff", "--cached", "--name-only", directory=clone).splitlines()
     assert changed == ["deep/node_modules.txt", "deep/only-here", "foo/kept", "keep.log", "tracked.log", "z.tmp"]
 
 
-def test_the_agents_directories_are_not_made_a_second_time(house):
-    house.upstream.commit({".gitignore": b"ignored/\n", "src/.gitignore": b"*.tmp/\n"})
-    base = house.stage()
+def test_only_directories_with_ignore_rules_are_recreated(env):
+    env.upstream.commit({".gitignore": b"ignored/\n", "src/.gitignore": b"*.tmp/\n"})
+    base = env.stage()
     for number in range(50):
-        (house.workspace / f"new/{number}/inner").mkdir(parents=True)
+        (env.workspace / f"new/{number}/inner").mkdir(parents=True)
     for ignored in ("new/ignored", "src/a.tmp", "src/deep/b.tmp"):
-        (house.workspace / ignored).mkdir(parents=True)
-        (house.workspace / ignored / "file").touch()
-    (house.workspace / "new" / "file").write_text("new\n")
+        (env.workspace / ignored).mkdir(parents=True)
+        (env.workspace / ignored / "file").touch()
+    (env.workspace / "new" / "file").write_text("new\n")
 
-    clone = house.apply(base, house.patch(base))
+    clone = env.apply(base, env.patch(base))
 
     assert run_git("diff", "--cached", "--name-only", directory=clone).splitlines() == ["new/file"]
-    left = sorted(str(path.relative_to(house.attempt)) for path in house.attempt.glob("ignore-rules/**/*"))
-    assert left == ["ignore-rules/.gitignore", "ignore-rules/src", "ignore-rules/src/.gitignore"]
+    remaining = sorted(str(path.relative_to(env.attempt)) for path in env.attempt.glob("ignore-rules/**/*"))
+    assert remaining == ["ignore-rules/.gitignore", "ignore-rules/src", "ignore-rules/src/.gitignore"]
 
 
-def test_names_that_look_like_a_pattern_of_git_are_asked_about_as_they_are(house):
-    base = house.upstream.commit({".gitignore": b"/hidden\n"})
-    house.stage()
-    (house.workspace / ":(top)hidden").write_text("not ignored\n")
-    (house.workspace / "hidden").write_text("ignored\n")
+def test_names_with_pathspec_magic_are_matched_literally(env):
+    base = env.upstream.commit({".gitignore": b"/hidden\n"})
+    env.stage()
+    (env.workspace / ":(top)hidden").write_text("not ignored\n")
+    (env.workspace / "hidden").write_text("ignored\n")
 
-    clone = house.apply(base, house.patch(base))
+    clone = env.apply(base, env.patch(base))
 
     assert run_git("diff", "--cached", "--name-only", base, directory=clone) == ":(top)hidden"
 
 
 @pytest.mark.parametrize("place", ["logs", "deep/logs"])
-@pytest.mark.parametrize("by", ["file", "link"])
-def test_what_replaces_an_ignored_directory_of_the_base_commit_is_no_directory(house, place, by):
+@pytest.mark.parametrize("replacement", ["file", "link"])
+def test_file_or_link_replacing_an_ignored_directory_is_included(env, place, replacement):
     parent = place.partition("logs")[0]
-    base = house.upstream.commit({f"{parent}.gitignore": b"logs/\n", f"{place}/.gitignore": b"*\n!.gitignore\n"})
-    house.stage()
-    shutil.rmtree(house.workspace / place)
-    if by == "file":
-        (house.workspace / place).write_text("work\n")
+    base = env.upstream.commit({f"{parent}.gitignore": b"logs/\n", f"{place}/.gitignore": b"*\n!.gitignore\n"})
+    env.stage()
+    shutil.rmtree(env.workspace / place)
+    if replacement == "file":
+        (env.workspace / place).write_text("work\n")
     else:
-        (house.workspace / place).symlink_to("/dev/null")
-    (house.workspace / parent / "new").mkdir()
-    (house.workspace / parent / "new" / "logs").mkdir()
-    (house.workspace / parent / "new" / "logs" / "file").write_text("ignored\n")
+        (env.workspace / place).symlink_to("/dev/null")
+    (env.workspace / parent / "new").mkdir()
+    (env.workspace / parent / "new" / "logs").mkdir()
+    (env.workspace / parent / "new" / "logs" / "file").write_text("ignored\n")
 
-    made = house.patch(base)
+    task_patch = env.patch(base)
 
-    clone = house.apply(base, made)
+    clone = env.apply(base, task_patch)
     changed = run_git("diff", "--cached", "--name-status", directory=clone).splitlines()
     assert changed == [f"A\t{place}", f"D\t{place}/.gitignore"]
-    left = sorted(str(path.relative_to(house.attempt)) for path in house.attempt.glob("ignore-rules/**/.gitignore"))
-    assert left == [f"ignore-rules/{parent}.gitignore", f"ignore-rules/{place}/.gitignore"]
+    remaining = sorted(str(path.relative_to(env.attempt)) for path in env.attempt.glob("ignore-rules/**/.gitignore"))
+    assert remaining == [f"ignore-rules/{parent}.gitignore", f"ignore-rules/{place}/.gitignore"]
 
 
-def test_ignore_files_may_become_directories(house):
-    base = house.upstream.commit({".gitignore": b"*.log\n", "src/.gitignore": b"*.tmp\n"})
-    house.stage()
-    for place in (house.workspace, house.workspace / "src"):
+def test_gitignore_files_may_become_directories(env):
+    base = env.upstream.commit({".gitignore": b"*.log\n", "src/.gitignore": b"*.tmp\n"})
+    env.stage()
+    for place in (env.workspace, env.workspace / "src"):
         (place / ".gitignore").unlink()
         (place / ".gitignore").mkdir()
         (place / ".gitignore" / "file").write_text("new\n")
 
-    house.patch_applies_whole(base)
+    env.patch_applies_whole(base)
 
 
-def test_a_crowd_of_new_files_with_long_names_holds_nobody_up(house):
-    base = house.upstream.commit({".gitignore": b"*.log\n"})
-    house.stage()
+def test_many_new_files_with_long_names_are_in_the_patch(env):
+    base = env.upstream.commit({".gitignore": b"*.log\n"})
+    env.stage()
     for number in range(800):
-        (house.workspace / f"{number:0200}").touch()
+        (env.workspace / f"{number:0200}").touch()
 
-    assert house.patch(base).count(b"new file mode") == 800
+    assert env.patch(base).count(b"new file mode") == 800
 
 
-def test_an_agent_cannot_hide_files_with_rules_of_its_own(house):
-    base = house.upstream.commit({".gitignore": b"*.log\n"})
-    house.stage()
-    (house.workspace / ".gitignore").write_text("*\n")
-    (house.workspace / ".git" / "info" / "exclude").write_text("*\n")
-    (house.workspace / "sub").mkdir()
-    (house.workspace / "sub" / ".gitignore").write_text("*\n")
-    (house.workspace / "sub" / "file").write_text("seen\n")
-    (house.workspace / "x.log").write_text("ignored by the base commit\n")
+def test_agent_cannot_hide_files_with_new_ignore_rules(env):
+    base = env.upstream.commit({".gitignore": b"*.log\n"})
+    env.stage()
+    (env.workspace / ".gitignore").write_text("*\n")
+    (env.workspace / ".git" / "info" / "exclude").write_text("*\n")
+    (env.workspace / "sub").mkdir()
+    (env.workspace / "sub" / ".gitignore").write_text("*\n")
+    (env.workspace / "sub" / "file").write_text("seen\n")
+    (env.workspace / "x.log").write_text("ignored by the base commit\n")
 
-    clone = house.apply(base, house.patch(base))
+    clone = env.apply(base, env.patch(base))
 
     changed = run_git("diff", "--cached", "--name-only", directory=clone).splitlines()
     assert changed == [".gitignore", "sub/.gitignore", "sub/file"]
 
 
-def test_excludes_and_attributes_of_the_servers_user_do_not_count(house):
-    home = house.root / "home" / ".config" / "git"
+def test_excludes_and_attributes_of_the_servers_user_are_ignored(env):
+    home = env.root / "home" / ".config" / "git"
     home.mkdir(parents=True)
     (home / "ignore").write_text("*\n")
     (home / "attributes").write_text("* -diff\n")
-    house.configure(f"[core]\n\texcludesFile = {home / 'ignore'}\n\tattributesFile = {home / 'attributes'}")
-    base = house.stage()
-    (house.workspace / "new").write_text("1\n")
+    env.configure(f"[core]\n\texcludesFile = {home / 'ignore'}\n\tattributesFile = {home / 'attributes'}")
+    base = env.stage()
+    (env.workspace / "new").write_text("1\n")
 
-    assert b"+1\n" in house.patch_applies_whole(base)
-
-
-def test_an_ignored_directory_is_not_searched(house, searched):
-    base = house.upstream.commit({".gitignore": b"node_modules/\n"})
-    house.stage()
-    (house.workspace / "node_modules" / "a").mkdir(parents=True)
-    (house.workspace / "modules").mkdir()
-
-    assert house.patch(base) == b""
-
-    assert b"modules" in searched
-    assert b"node_modules" not in searched
+    assert b"+1\n" in env.patch_applies_whole(base)
 
 
-def test_a_submodule_that_was_removed_is_removed(house):
-    work = house.upstream.work
+def test_ignored_directory_is_not_searched(env, listed_directories):
+    base = env.upstream.commit({".gitignore": b"node_modules/\n"})
+    env.stage()
+    (env.workspace / "node_modules" / "a").mkdir(parents=True)
+    (env.workspace / "modules").mkdir()
+
+    assert env.patch(base) == b""
+
+    assert b"modules" in listed_directories
+    assert b"node_modules" not in listed_directories
+
+
+def test_removed_submodule_is_in_the_patch(env):
+    work = env.upstream.work
     run_git("update-index", "--add", "--cacheinfo", f"160000,{'1' * 40},lib", directory=work)
     run_git("commit", "--quiet", "--message", "Submodule", directory=work)
-    base = house.upstream.push()
-    house.stage()
-    (house.workspace / "lib").rmdir()
+    base = env.upstream.push()
+    env.stage()
+    (env.workspace / "lib").rmdir()
 
-    clone = house.apply(base, house.patch(base))
+    clone = env.apply(base, env.patch(base))
 
     assert run_git("ls-files", "lib", directory=clone) == ""
 
 
-def test_a_submodule_with_files_in_it_stays_as_it_is(house):
-    work = house.upstream.work
+def test_changes_in_a_submodule_are_excluded(env):
+    work = env.upstream.work
     run_git("update-index", "--add", "--cacheinfo", f"160000,{'1' * 40},lib", directory=work)
     run_git("commit", "--quiet", "--message", "Submodule", directory=work)
-    base = house.upstream.push()
-    house.stage()
-    (house.workspace / "lib" / "file").write_text("cannot be told\n")
+    base = env.upstream.push()
+    env.stage()
+    (env.workspace / "lib" / "file").write_text("not visible\n")
 
-    assert house.patch(base) == b""
-
-
-def test_the_patch_can_be_made_again(house):
-    base = house.stage()
-    (house.workspace / "new").write_text("1\n")
-    first = house.patch(base)
-    (house.workspace / "new").write_text("2\n")
-
-    assert house.patch(base) != first
-    house.patch_applies_whole(base)
+    assert env.patch(base) == b""
 
 
-def test_what_is_over_the_bound_is_left_out_and_named_and_the_rest_applies(house, monkeypatch):
+def test_patch_can_be_recreated(env):
+    base = env.stage()
+    (env.workspace / "new").write_text("1\n")
+    first = env.patch(base)
+    (env.workspace / "new").write_text("2\n")
+
+    assert env.patch(base) != first
+    env.patch_applies_whole(base)
+
+
+def test_file_above_the_size_limit_is_named_and_excluded(env, monkeypatch):
     monkeypatch.setattr(trees, "PATCH_BYTES_MAX", 1000)
-    base = house.stage()
-    (house.workspace / "huge").touch()
-    os.truncate(house.workspace / "huge", 2**40)
-    (house.workspace / "small").write_bytes(b"x\n" * 400)
+    base = env.stage()
+    (env.workspace / "huge").touch()
+    os.truncate(env.workspace / "huge", 2**40)
+    (env.workspace / "small").write_bytes(b"x\n" * 400)
 
-    made, reason = house.patch_and_reason(base)
+    task_patch, reason = env.patch_and_reason(base)
 
     assert "1 files of what the agent changed, huge the first" in reason
-    assert made.startswith(b"# left out, too large for a patch: huge\n")
-    assert b"b/small" in made
-    assert b"b/huge" not in made
-    (house.workspace / "huge").unlink()
-    house.patch_applies_whole(base)
+    assert task_patch.startswith(b"# left out, too large for a patch: huge\n")
+    assert b"b/small" in task_patch
+    assert b"b/huge" not in task_patch
+    (env.workspace / "huge").unlink()
+    env.patch_applies_whole(base)
 
 
-def test_a_patch_over_the_bound_is_no_half_of_one(house, monkeypatch):
+def test_patch_above_the_size_limit_is_replaced_by_a_message(env, monkeypatch):
     monkeypatch.setattr(patch, "PATCH_BYTES_MAX", 2000)
-    base = house.upstream.commit({"big": os.urandom(20_000)})
-    house.stage()
-    (house.workspace / "big").unlink()
+    base = env.upstream.commit({"big": os.urandom(20_000)})
+    env.stage()
+    (env.workspace / "big").unlink()
 
-    made, reason = house.patch_and_reason(base)
+    task_patch, reason = env.patch_and_reason(base)
 
     assert "larger than a patch may be" in reason
-    assert made == f"# truncated: {reason}\n".encode()
+    assert task_patch == f"# truncated: {reason}\n".encode()
 
 
-def changed_files(house, base):
-    target = house.root / "changes.tar"
-    reason = asyncio.run(house.workspaces.changed_files(house.attempt, base, target, house.confine))
+def changed_files(env, base):
+    target = env.root / "changes.tar"
+    reason = asyncio.run(env.workspaces.changed_files(env.attempt, base, target, env.confine))
     with tarfile.open(target, errors="surrogateescape") as tar:
         members = {member.name: member for member in tar}
         contents = {name: tar.extractfile(name).read() for name, member in members.items() if member.isreg()}
     return members, contents, reason
 
 
-def test_the_changed_files_are_kept_as_they_are(house):
+def test_changed_files_are_archived_unmodified(env):
     long_name = "/".join(["deep" * 20] * 5)
-    base = house.upstream.commit({"same": b"same\n", "edited": b"1\n", "gone": b"1\n", ".gitignore": b"*.log\n"})
-    house.stage()
-    root = house.workspace
+    base = env.upstream.commit({"same": b"same\n", "edited": b"1\n", "gone": b"1\n", ".gitignore": b"*.log\n"})
+    env.stage()
+    root = env.workspace
     (root / "edited").write_bytes(b"2\n")
     (root / "gone").unlink()
     (root / "new.bin").write_bytes(BINARY)
@@ -361,7 +361,7 @@ def test_the_changed_files_are_kept_as_they_are(house):
     with open(os.fsencode(root) + b"/\xff", "wb") as file:  # noqa: PTH123
         file.write(b"no text")
 
-    members, contents, reason = changed_files(house, base)
+    members, contents, reason = changed_files(env, base)
 
     assert reason is None
     assert contents == {
@@ -372,34 +372,34 @@ def test_the_changed_files_are_kept_as_they_are(house):
     assert {(member.uid, member.gid, member.mtime) for member in members.values()} == {(0, 0, 0)}
 
 
-def test_changed_files_past_the_bound_are_counted(house, monkeypatch):
+def test_changed_files_above_the_size_limit_are_counted(env, monkeypatch):
     monkeypatch.setattr(changed_files_module, "ARTIFACT_BYTES_MAX", 20_000)
-    base = house.stage()
-    (house.workspace / "huge").touch()
-    os.truncate(house.workspace / "huge", 2**40)
-    (house.workspace / "small").write_bytes(b"fits")
+    base = env.stage()
+    (env.workspace / "huge").touch()
+    os.truncate(env.workspace / "huge", 2**40)
+    (env.workspace / "small").write_bytes(b"fits")
 
-    _, contents, reason = changed_files(house, base)
+    _, contents, reason = changed_files(env, base)
 
     assert contents == {"small": b"fits"}
     assert "1 files would have made it larger" in reason
-    assert (house.root / "changes.tar").stat().st_size <= 10_000
+    assert (env.root / "changes.tar").stat().st_size <= 10_000
 
 
-def test_what_a_full_disk_took_of_the_changed_files_takes_no_room_afterwards(house, monkeypatch):
-    base = house.stage()
-    (house.workspace / "new").write_bytes(BINARY)
+def test_archive_is_removed_when_the_disk_is_full(env, monkeypatch):
+    base = env.stage()
+    (env.workspace / "new").write_bytes(BINARY)
 
     def refuse(_):
-        assert (house.root / "changes.tar").exists()
+        assert (env.root / "changes.tar").exists()
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(changed_files_module, "fsync_path", refuse)
     with pytest.raises(AttemptError) as failed:
-        changed_files(house, base)
+        changed_files(env, base)
 
     assert transient_disk_error(failed.value) is not None
-    assert not (house.root / "changes.tar").exists()
+    assert not (env.root / "changes.tar").exists()
 
 
 NAMES = st.sampled_from(["a", "b", "a/b", "a/b/c", "d/e", "d/e/f", "ü", 'q"x', "z z", "n\nl"])
@@ -413,31 +413,31 @@ CHANGES = st.one_of(
 )
 
 
-def test_any_series_of_changes_gives_a_patch_that_applies(house):
-    base = house.upstream.commit(
+def test_patch_of_any_changes_applies(env):
+    base = env.upstream.commit(
         {"a/b/c": b"line\n" * 30, "b": b"x", "d/e": b"a\r\nb\n", "ü": b"", 'q"x': b"\0\1\2" * 50, "z z": b"zz\n"}
     )
-    house.stage()
-    pristine = house.root / "pristine"
-    shutil.copytree(house.workspace, pristine, symlinks=True)
+    env.stage()
+    pristine = env.root / "pristine"
+    shutil.copytree(env.workspace, pristine, symlinks=True)
 
     @settings(max_examples=15, deadline=None)
     @given(st.lists(CHANGES, max_size=12))
     def check(changes):
-        shutil.rmtree(house.workspace)
-        shutil.copytree(pristine, house.workspace, symlinks=True)
+        shutil.rmtree(env.workspace)
+        shutil.copytree(pristine, env.workspace, symlinks=True)
         for change in changes:
-            carry_out(house.workspace, *change)
-        made = house.patch_applies_whole(base)
-        assert (made == b"") == (snapshot(house.workspace) == snapshot(pristine))
+            apply_change(env.workspace, *change)
+        task_patch = env.patch_applies_whole(base)
+        assert (task_patch == b"") == (snapshot(env.workspace) == snapshot(pristine))
 
     check()
 
 
-def carry_out(root, kind, name, detail):
+def apply_change(root, kind, name, detail):
     path = root / name
     if kind in ("write", "link"):
-        make_room(root, path)
+        clear_path(root, path)
         if kind == "link":
             path.symlink_to(os.fsdecode(detail))
         else:
@@ -447,13 +447,13 @@ def carry_out(root, kind, name, detail):
     elif kind == "chmod" and path.is_file() and not path.is_symlink():
         path.chmod(path.stat().st_mode ^ 0o111)
     elif kind == "move" and os.path.lexists(path) and not (root / detail).is_relative_to(path):
-        kept = root / ".moving"
-        path.rename(kept)
-        make_room(root, root / detail)
-        kept.rename(root / detail)
+        temporary = root / ".moving"
+        path.rename(temporary)
+        clear_path(root, root / detail)
+        temporary.rename(root / detail)
 
 
-def make_room(root, path):
+def clear_path(root, path):
     for parent in reversed(path.relative_to(root).parents):
         if (root / parent).is_symlink() or (root / parent).is_file():
             remove(root / parent)
@@ -468,16 +468,16 @@ def remove(path):
         path.unlink()
 
 
-def test_what_a_killed_git_left_in_the_repository_is_in_nobodys_way(house):
-    base = house.stage()
-    (house.workspace / "new").write_text("new\n")
-    made = house.patch(base)
-    # It keeps its pack until it has written its reference, and locks that while it writes.
-    for pack in (house.attempt / "repository.git" / "objects" / "pack").glob("*.pack"):
+def test_lock_files_of_a_killed_git_do_not_block_the_patch(env):
+    base = env.stage()
+    (env.workspace / "new").write_text("new\n")
+    task_patch = env.patch(base)
+    # fast-import keeps its pack until it has written its reference, and locks the reference while it writes.
+    for pack in (env.attempt / "repository.git" / "objects" / "pack").glob("*.pack"):
         pack.with_suffix(".keep").write_text("fast-import\n")
-    (house.attempt / "repository.git" / "refs" / "sandbox" / "new.lock").touch()
+    (env.attempt / "repository.git" / "refs" / "sandbox" / "new.lock").touch()
 
-    assert house.patch(base) == made
+    assert env.patch(base) == task_patch
 
 
 TOKEN = b"tok_5f9c1e77aa0b4d2c"
@@ -489,46 +489,46 @@ TOKEN = b"tok_5f9c1e77aa0b4d2c"
         (b"\0" * 300_000 + b"key=" + TOKEN, True),
         (b"\0" * 300_000 + TOKEN + b"\0" * 300_000, True),
         (b"\0" * 300_000 + b"key=" + TOKEN[:-1], False),
-        (base64.encodebytes(b"the key, told to nobody else, is " + TOKEN + b" and may be used by all"), True),
+        (base64.encodebytes(b"the key, not for publication, is " + TOKEN + b" and may be used by all"), True),
         (b"key=" + TOKEN, True),
     ],
-    ids=["at the end of a binary", "in its middle", "another one", "wrapped in base64", "plain"],
+    ids=["at the end of a binary", "in the middle of a binary", "a different value", "wrapped in base64", "plain"],
 )
-def test_a_value_in_a_file_is_seen_however_git_writes_it_into_the_patch(house, content, is_flagged):
-    base = house.stage()
-    (house.workspace / "state.db").write_bytes(content)
-    made, became = house.patch_looked_through(base, SecretRedactor({"TOKEN": TOKEN.decode()}).contains)
-    assert became == PatchResult(contains_secret=is_flagged)
-    clone = house.apply(base, made)
+def test_secret_in_a_file_is_detected_in_any_encoding_of_the_patch(env, content, is_flagged):
+    base = env.stage()
+    (env.workspace / "state.db").write_bytes(content)
+    task_patch, result = env.patch_looked_through(base, SecretRedactor({"TOKEN": TOKEN.decode()}).contains)
+    assert result == PatchResult(contains_secret=is_flagged)
+    clone = env.apply(base, task_patch)
     assert (clone / "state.db").read_bytes() == content
 
 
-def test_a_value_in_a_link_is_seen(house):
-    base = house.stage()
-    (house.workspace / "link").symlink_to(TOKEN)
-    _, became = house.patch_looked_through(base, SecretRedactor({"TOKEN": TOKEN.decode()}).contains)
-    assert became.contains_secret
+def test_secret_in_a_link_is_detected(env):
+    base = env.stage()
+    (env.workspace / "link").symlink_to(TOKEN)
+    _, result = env.patch_looked_through(base, SecretRedactor({"TOKEN": TOKEN.decode()}).contains)
+    assert result.contains_secret
 
 
-def test_what_follows_a_value_is_not_looked_through_and_is_in_the_patch_all_the_same(house):
-    base = house.stage()
+def test_scan_stops_at_a_secret_and_the_patch_is_complete(env):
+    base = env.stage()
     for name in ("a", "b", "c"):
-        (house.workspace / name).write_text(f"{name}\n")
-    looked_at = []
+        (env.workspace / name).write_text(f"{name}\n")
+    scanned = []
 
-    def find_in_the_second(chunks):
-        looked_at.append(b"".join(chunks))
-        return looked_at[-1] == b"b\n"
+    def detect_second(chunks):
+        scanned.append(b"".join(chunks))
+        return scanned[-1] == b"b\n"
 
-    made, became = house.patch_looked_through(base, find_in_the_second)
-    assert (became, looked_at) == (PatchResult(contains_secret=True), [b"a\n", b"b\n"])
-    clone = house.apply(base, made)
+    task_patch, result = env.patch_looked_through(base, detect_second)
+    assert (result, scanned) == (PatchResult(contains_secret=True), [b"a\n", b"b\n"])
+    clone = env.apply(base, task_patch)
     assert [(clone / name).read_text() for name in ("a", "b", "c")] == ["a\n", "b\n", "c\n"]
 
 
-def test_a_value_that_was_in_the_repository_before_is_not_the_agents(house):
-    house.upstream.commit({"old": TOKEN})
-    base = house.stage()
-    (house.workspace / "new").write_bytes(b"nothing of it\n")
-    _, became = house.patch_looked_through(base, SecretRedactor({"TOKEN": TOKEN.decode()}).contains)
-    assert not became.contains_secret
+def test_secret_in_the_base_commit_is_not_flagged(env):
+    env.upstream.commit({"old": TOKEN})
+    base = env.stage()
+    (env.workspace / "new").write_bytes(b"without a value\n")
+    _, result = env.patch_looked_through(base, SecretRedactor({"TOKEN": TOKEN.decode()}).contains)
+    assert not result.contains_secret

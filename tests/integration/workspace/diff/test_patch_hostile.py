@@ -1,4 +1,4 @@
-"""Whatever the agent wrote, making the patch runs nothing, follows nothing and reads nothing outside."""
+"""Creating a patch of hostile files runs no program, follows no link and reads nothing outside the workspace."""
 
 import asyncio
 import contextlib
@@ -19,22 +19,22 @@ from sandbox.workspace import files
 
 
 @pytest.fixture
-def staged(house):
-    """The house, with a workspace and its base commit."""
-    house.base = house.stage()
-    return house
+def staged(env):
+    """The environment, with a workspace and its base commit."""
+    env.base = env.stage()
+    return env
 
 
-def trap(house):
-    """A program that leaves a canary when it runs."""
-    canary = house.root / "canary"
-    program = house.root / "trap"
+def trap(env):
+    """A program that creates a canary file when it runs."""
+    canary = env.root / "canary"
+    program = env.root / "trap"
     program.write_text(f"#!/bin/sh\ntouch {canary}\ncat\n")
     program.chmod(0o755)
     return canary, program
 
 
-def test_nothing_in_the_agents_git_directory_runs(staged):
+def test_programs_in_the_agents_git_directory_are_not_run(staged):
     canary, program = trap(staged)
     git = staged.workspace / ".git"
     with (git / "config").open("a") as config:
@@ -51,17 +51,17 @@ def test_nothing_in_the_agents_git_directory_runs(staged):
     (staged.workspace / ".gitattributes").write_text("* filter=x diff=x -text\n*.md binary\n")
     (staged.workspace / "README.md").write_text("# Edited\n")
 
-    made = staged.patch(staged.base)
+    patch = staged.patch(staged.base)
 
     assert not canary.exists()
-    assert b"+# Edited\n" in made
-    # The twin: the same traps do close when git itself is run in that place.
+    assert b"+# Edited\n" in patch
+    # The twin: the same programs do run when git itself runs there.
     subprocess.run(["git", "status"], cwd=staged.workspace, capture_output=True, check=False)
     assert canary.exists()
 
 
 @pytest.mark.parametrize("shape", ["gone", "file", "link", "fifo"])
-def test_the_agents_git_directory_may_be_anything(staged, shape):
+def test_git_directory_of_the_agent_may_be_replaced(staged, shape):
     git = staged.workspace / ".git"
     shutil.rmtree(git)
     if shape == "file":
@@ -75,7 +75,7 @@ def test_the_agents_git_directory_may_be_anything(staged, shape):
     assert b"+# Edited\n" in staged.patch(staged.base)
 
 
-def test_a_link_in_place_of_a_directory_is_not_followed(staged):
+def test_link_in_place_of_a_directory_is_not_followed(staged):
     outside = staged.root / "outside"
     outside.mkdir()
     (outside / "app.py").write_text("secret = 1\n")
@@ -84,27 +84,27 @@ def test_a_link_in_place_of_a_directory_is_not_followed(staged):
     (staged.workspace / "README.md").unlink()
     (staged.workspace / "README.md").symlink_to(outside / "app.py")
 
-    made = staged.patch(staged.base)
+    patch = staged.patch(staged.base)
 
-    assert b"secret" not in made
-    assert f"+{outside}\n".encode() in made
-
-
-def test_a_directory_in_place_of_ignore_rules_is_a_directory(house):
-    house.upstream.commit({".gitignore": b"*.o\n"})
-    base = house.stage()
-    (house.workspace / ".gitignore").unlink()
-    (house.workspace / ".gitignore/sub/deep").mkdir(parents=True)
-    (house.workspace / ".gitignore/sub/deep/f").write_text("kept\n")
-    (house.workspace / ".gitignore/sub/deep/f.o").write_text("ignored\n")
-
-    made = house.patch(base)
-
-    assert b"+kept" in made
-    assert b"ignored" not in made
+    assert b"secret" not in patch
+    assert f"+{outside}\n".encode() in patch
 
 
-def test_what_is_no_file_is_nothing(staged):
+def test_directory_named_gitignore_is_a_directory(env):
+    env.upstream.commit({".gitignore": b"*.o\n"})
+    base = env.stage()
+    (env.workspace / ".gitignore").unlink()
+    (env.workspace / ".gitignore/sub/deep").mkdir(parents=True)
+    (env.workspace / ".gitignore/sub/deep/f").write_text("visible\n")
+    (env.workspace / ".gitignore/sub/deep/f.o").write_text("ignored\n")
+
+    patch = env.patch(base)
+
+    assert b"+visible" in patch
+    assert b"ignored" not in patch
+
+
+def test_special_files_are_excluded(staged):
     (staged.workspace / "README.md").unlink()
     os.mkfifo(staged.workspace / "README.md")
     os.mkfifo(staged.workspace / "pipe")
@@ -115,22 +115,22 @@ def test_what_is_no_file_is_nothing(staged):
         os.mknod(staged.workspace / "device", 0o600 | stat.S_IFCHR, os.makedev(1, 3))
     (staged.workspace / "new").write_text("1\n")
 
-    made = staged.patch(staged.base)
+    patch = staged.patch(staged.base)
 
-    assert not made.startswith(b"#")
-    clone = staged.apply(staged.base, made)
+    assert not patch.startswith(b"#")
+    clone = staged.apply(staged.base, patch)
     changed = run_git("diff", "--cached", "--name-status", directory=clone).splitlines()
     assert changed == ["D\tREADME.md", "A\tnew"]
 
 
-def test_a_pipe_beside_an_unchanged_tree_is_no_change(staged):
-    """Whoever applies the patch hears that the agent changed nothing."""
+def test_pipe_in_an_unchanged_tree_is_no_change(staged):
+    """The user must see that the agent changed nothing."""
     os.mkfifo(staged.workspace / "pipe")
 
     assert staged.patch(staged.base) == b""
 
 
-def test_a_nested_repository_is_files_without_its_git_directory(staged):
+def test_nested_repository_is_included_without_its_git_directory(staged):
     nested = staged.workspace / "vendor" / "lib"
     nested.mkdir(parents=True)
     run_git("init", "--quiet", ".", directory=nested)
@@ -140,17 +140,17 @@ def test_a_nested_repository_is_files_without_its_git_directory(staged):
     (staged.workspace / "sly").mkdir()
     (staged.workspace / "sly" / ".GIT").write_text("gitdir: /nowhere\n")
 
-    made = staged.patch(staged.base)
+    patch = staged.patch(staged.base)
 
-    assert made.splitlines()[:2] == [
+    assert patch.splitlines()[:2] == [
         b"# left out, git takes no such path: sly/.GIT",
         b"# left out, git takes no such path: vendor/lib/.git",
     ]
-    clone = staged.apply(staged.base, made)
+    clone = staged.apply(staged.base, patch)
     assert run_git("diff", "--cached", "--name-only", directory=clone).splitlines() == ["vendor/lib/code.py"]
 
 
-def test_paths_that_git_would_not_take_spoil_nothing(staged):
+def test_paths_refused_by_git_are_excluded(staged):
     (staged.workspace / "git~1").write_text("short name of .git\n")
     (staged.workspace / ".gitmodules").symlink_to("README.md")
     (staged.workspace / ".git ").mkdir()
@@ -169,41 +169,41 @@ def test_paths_that_git_would_not_take_spoil_nothing(staged):
     assert changed.rstrip("\0").split("\0") == ["kept", "kept\\too"]
 
 
-def test_directories_nested_without_end_are_left_out(staged):
-    here = os.open(staged.workspace, os.O_RDONLY)
+def test_deeply_nested_directories_are_excluded(staged):
+    directory = os.open(staged.workspace, os.O_RDONLY)
     for _ in range(3000):
-        os.mkdir("deep", dir_fd=here)
-        inner = os.open("deep", os.O_RDONLY, dir_fd=here)
-        os.close(here)
-        here = inner
-    os.close(os.open("file", os.O_CREAT | os.O_WRONLY, dir_fd=here))
-    os.close(here)
+        os.mkdir("deep", dir_fd=directory)
+        inner = os.open("deep", os.O_RDONLY, dir_fd=directory)
+        os.close(directory)
+        directory = inner
+    os.close(os.open("file", os.O_CREAT | os.O_WRONLY, dir_fd=directory))
+    os.close(directory)
     (staged.workspace / "kept").write_text("1\n")
 
-    made = staged.patch(staged.base)
+    patch = staged.patch(staged.base)
 
-    subprocess.run(["rm", "-rf", str(staged.workspace)], check=True)  # pytest's own cleaning would not get so deep
-    assert made.startswith(b"# left out, its path is too long or too deep: deep/deep/")
-    clone = staged.apply(staged.base, made)
+    subprocess.run(["rm", "-rf", str(staged.workspace)], check=True)  # pytest's cleanup would not reach that depth
+    assert patch.startswith(b"# left out, its path is too long or too deep: deep/deep/")
+    clone = staged.apply(staged.base, patch)
     assert run_git("diff", "--cached", "--name-only", directory=clone).splitlines() == ["kept"]
 
 
-def test_more_files_than_are_looked_at(staged, monkeypatch):
+def test_patch_is_truncated_above_the_file_limit(staged, monkeypatch):
     monkeypatch.setattr(files, "ENTRIES_MAX", 20)
     for number in range(20):
         (staged.workspace / f"file{number}").touch()
 
-    made, reason = staged.patch_and_reason(staged.base)
+    patch, reason = staged.patch_and_reason(staged.base)
     assert "files that are not ignored" in reason
-    assert made == f"# truncated: {reason}\n".encode()
+    assert patch == f"# truncated: {reason}\n".encode()
 
     for number in range(10):
         (staged.workspace / f"file{number}").unlink()
     staged.patch_applies_whole(staged.base)
 
 
-def test_files_that_the_agent_locked_are_read_all_the_same(staged):
-    """Run without root's right to pass over modes."""
+def test_files_with_restrictive_modes_are_read(staged):
+    """Runs without root's right to ignore modes."""
     locked = staged.workspace / "locked"
     locked.mkdir()
     (locked / "inner").write_text("inner\n")
@@ -226,13 +226,13 @@ def test_files_that_the_agent_locked_are_read_all_the_same(staged):
 
     subprocess.run([*lowered, sys.executable, "-c", program, *arguments], check=True, timeout=60)
 
-    made = target.read_bytes()
-    assert b"+# Locked\n" in made
-    assert b"+inner\n" in made
-    assert b"new mode 100755" in made
+    patch = target.read_bytes()
+    assert b"+# Locked\n" in patch
+    assert b"+inner\n" in patch
+    assert b"new mode 100755" in patch
 
 
-def test_cancelling_leaves_no_process_and_no_half_patch(staged):
+def test_cancellation_leaves_no_process_and_no_partial_patch(staged):
     with (staged.workspace / "big").open("wb") as file:
         for _ in range(100):
             file.write(os.urandom(1024 * 1024))
@@ -255,7 +255,7 @@ def test_cancelling_leaves_no_process_and_no_half_patch(staged):
     assert b"bwrap" not in programs_below(os.getpid())
 
 
-def test_a_lost_repository_is_told(staged):
+def test_missing_repository_is_reported(staged):
     shutil.rmtree(staged.attempt / "repository.git")
 
     with pytest.raises(AttemptError, match="The patch could not be made") as raised:

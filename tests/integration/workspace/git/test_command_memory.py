@@ -1,4 +1,4 @@
-"""Neither a hostile repository nor a hostile agent can make git on the host eat the host's memory."""
+"""Neither a hostile repository nor a hostile agent can exhaust the host's memory through git."""
 
 import re
 
@@ -12,78 +12,78 @@ from sandbox.workspace.git import command
 MEMORY_BYTES_MAX = 24 * 1024**2
 
 
-def taking_more_than(memory_bytes):
-    """What git holds in one piece, and the disk in a few pages."""
+def content_larger_than(memory_bytes):
+    """Content that git holds in memory at once, but that takes a few pages on disk."""
     return bytes(memory_bytes + 8 * 1024**2)
 
 
 @pytest.fixture
-def small(monkeypatch):
+def small_memory_limit(monkeypatch):
     monkeypatch.setattr(command, "MEMORY_BYTES_MAX", MEMORY_BYTES_MAX)
 
 
-def test_an_object_of_a_repository_that_takes_too_much(house, small):
-    house.upstream.commit({"zeros": taking_more_than(MEMORY_BYTES_MAX)})
+def test_large_object_of_a_repository_fails_the_clone(env, small_memory_limit):
+    env.upstream.commit({"zeros": content_larger_than(MEMORY_BYTES_MAX)})
     with pytest.raises(AttemptError, match="not enough memory") as raised:
-        house.stage()
+        env.stage()
     assert raised.value.code == "clone_failed"
 
 
-def test_lines_of_the_agents_that_take_too_much(house, small):
-    base = house.stage()
-    (house.workspace / "lines").write_bytes(b"\n" * (MEMORY_BYTES_MAX // 16))
-    made, reason = house.patch_and_reason(base)
+def test_many_lines_of_the_agent_truncate_the_patch(env, small_memory_limit):
+    base = env.stage()
+    (env.workspace / "lines").write_bytes(b"\n" * (MEMORY_BYTES_MAX // 16))
+    patch, reason = env.patch_and_reason(base)
     assert re.search(r"comparing the files takes git more.*\.gitignore", reason)
-    assert made == f"# truncated: {reason}\n".encode()
+    assert patch == f"# truncated: {reason}\n".encode()
 
 
-def test_large_files_without_so_many_lines_are_in_the_patch(house, small):
-    """The twin: the same size is no trouble by itself."""
-    base = house.stage()
-    (house.workspace / "line").write_bytes(b"x" * (MEMORY_BYTES_MAX // 16))
-    assert len(house.patch(base)) > MEMORY_BYTES_MAX // 16
+def test_large_file_with_few_lines_is_in_the_patch(env, small_memory_limit):
+    """The twin: the same size alone causes no failure."""
+    base = env.stage()
+    (env.workspace / "line").write_bytes(b"x" * (MEMORY_BYTES_MAX // 16))
+    assert len(env.patch(base)) > MEMORY_BYTES_MAX // 16
 
 
-@pytest.fixture(params=["git gives up", "the kernel ends git"])
-def little(house, request, monkeypatch):
-    """The house with a task of little memory, of which git is told what it may have or is not."""
+@pytest.fixture(params=["git aborts", "the kernel kills git"])
+def low_memory_env(env, request, monkeypatch):
+    """The environment with a task of little memory; git has its own limit or only the kernel's."""
     if not find_hierarchies().roots:
         pytest.skip("no control group can be written to")
-    house.memory_bytes = 32 * 1024**2
-    if request.param == "the kernel ends git":
+    env.memory_bytes = 32 * 1024**2
+    if request.param == "the kernel kills git":
         monkeypatch.setattr(command, "_MEMORY_SHARE", 10)
-    return house
+    return env
 
 
-def test_a_repository_that_takes_more_than_the_tasks_memory(little):
-    little.upstream.commit({"zeros": taking_more_than(little.memory_bytes)})
+def test_repository_above_the_tasks_memory_fails_the_clone(low_memory_env):
+    low_memory_env.upstream.commit({"zeros": content_larger_than(low_memory_env.memory_bytes)})
     with pytest.raises(AttemptError, match=r"raise vm\.memory") as raised:
-        little.stage()
+        low_memory_env.stage()
     assert raised.value.code == "clone_failed"
     assert not raised.value.failure.is_transient
 
 
-def test_work_of_the_agents_that_takes_more_than_the_tasks_memory(little):
-    base = little.stage()
-    (little.workspace / "lines").write_bytes(b"\n" * (little.memory_bytes // 16))
+def test_changes_above_the_tasks_memory_truncate_the_patch(low_memory_env):
+    base = low_memory_env.stage()
+    (low_memory_env.workspace / "lines").write_bytes(b"\n" * (low_memory_env.memory_bytes // 16))
 
-    made, reason = little.patch_and_reason(base)
+    patch, reason = low_memory_env.patch_and_reason(base)
 
     assert "raise vm.memory" in reason
-    assert made == f"# truncated: {reason}\n".encode()
+    assert patch == f"# truncated: {reason}\n".encode()
 
 
-def test_ordinary_work_with_little_memory(little):
-    """The twin: there is enough for it."""
-    base = little.stage()
-    (little.workspace / "README.md").write_text("# Edited\n" * 10_000)
-    little.patch_applies_whole(base)
+def test_ordinary_changes_fit_into_little_memory(low_memory_env):
+    """The twin: little memory is enough."""
+    base = low_memory_env.stage()
+    (low_memory_env.workspace / "README.md").write_text("# Edited\n" * 10_000)
+    low_memory_env.patch_applies_whole(base)
 
 
-def test_paths_that_are_too_long_together(house, monkeypatch):
+def test_total_path_length_of_a_commit_is_limited(env, monkeypatch):
     monkeypatch.setattr(staging, "PATHS_BYTES_MAX", 100)
-    house.upstream.commit({f"{'directory/' * 3}{number}": b"" for number in range(2)})
-    house.stage()
-    house.upstream.commit({f"{'directory/' * 3}{number}": b"" for number in range(4)})
+    env.upstream.commit({f"{'directory/' * 3}{number}": b"" for number in range(2)})
+    env.stage()
+    env.upstream.commit({f"{'directory/' * 3}{number}": b"" for number in range(4)})
     with pytest.raises(AttemptError, match="paths of the commit are longer"):
-        house.stage()
+        env.stage()

@@ -1,4 +1,4 @@
-"""Where nothing can be confined, git clones and compares with the rights of whoever runs it, and the same bounds."""
+"""Without confinement, git clones and compares with the rights of the server's user and the same limits."""
 
 import pytest
 
@@ -6,54 +6,54 @@ from sandbox.model.errors import AttemptError
 
 
 @pytest.fixture
-def open_house(house):
-    house.confined = False
-    return house
+def unconfined_env(env):
+    env.confined = False
+    return env
 
 
-def test_a_clone_is_compared(open_house):
-    base = open_house.stage()
-    (open_house.workspace / "src" / "app.py").write_text("print(2)\n")
-    (open_house.workspace / "new").write_text("new\n")
+def test_patch_of_an_unconfined_clone_applies(unconfined_env):
+    base = unconfined_env.stage()
+    (unconfined_env.workspace / "src" / "app.py").write_text("print(2)\n")
+    (unconfined_env.workspace / "new").write_text("new\n")
 
-    assert b"+print(2)\n" in open_house.patch_applies_whole(base)
-
-
-def test_a_commit_is_found_by_the_beginning_of_its_name(open_house):
-    second = open_house.upstream.commit({"README.md": b"# Second\n"})
-    open_house.upstream.commit({"README.md": b"# Third\n"})
-
-    assert open_house.stage(commit=second[:9]) == second
+    assert b"+print(2)\n" in unconfined_env.patch_applies_whole(base)
 
 
-def test_credentials_come_from_the_users_helper(open_house):
-    open_house.server.credentials = "me:let-me-in"
-    host = open_house.server.url.removeprefix("http://")
-    store = open_house.root / "credentials"
+def test_abbreviated_commit_is_resolved(unconfined_env):
+    second = unconfined_env.upstream.commit({"README.md": b"# Second\n"})
+    unconfined_env.upstream.commit({"README.md": b"# Third\n"})
+
+    assert unconfined_env.stage(commit=second[:9]) == second
+
+
+def test_credentials_come_from_the_users_helper(unconfined_env):
+    unconfined_env.server.credentials = "me:let-me-in"
+    host = unconfined_env.server.url.removeprefix("http://")
+    store = unconfined_env.root / "credentials"
     store.write_text(f"http://me:let-me-in@{host}\n")
     with pytest.raises(AttemptError, match="needs credentials"):
-        open_house.stage()
-    open_house.configure(f"[credential]\n\thelper = store --file={store}")
+        unconfined_env.stage()
+    unconfined_env.configure(f"[credential]\n\thelper = store --file={store}")
 
-    open_house.stage()
+    unconfined_env.stage()
 
-    assert (open_house.workspace / "README.md").exists()
+    assert (unconfined_env.workspace / "README.md").exists()
 
 
-def test_no_redirect_is_followed_where_hosts_are_named(open_house):
-    open_house.follow_redirects = False
-    open_house.server.redirect = "http://127.0.0.1:1/"
+def test_redirects_are_refused_when_hosts_are_restricted(unconfined_env):
+    unconfined_env.follow_redirects = False
+    unconfined_env.server.redirect = "http://127.0.0.1:1/"
 
     with pytest.raises(AttemptError, match="redirects to somewhere else"):
-        open_house.stage()
+        unconfined_env.stage()
 
 
-def test_ssh_goes_by_the_command_of_the_user(open_house):
-    ssh = open_house.root / "ssh"
+def test_ssh_command_of_the_user_is_used(unconfined_env):
+    ssh = unconfined_env.root / "ssh"
     ssh.write_text('#!/bin/sh\nfor command; do :; done\nexec sh -c "$command"\n')
     ssh.chmod(0o755)
-    open_house.configure(f"[core]\n\tsshCommand = {ssh}\n[ssh]\n\tvariant = ssh")
+    unconfined_env.configure(f"[core]\n\tsshCommand = {ssh}\n[ssh]\n\tvariant = ssh")
 
-    open_house.stage(f"git@git.example:{open_house.upstream.bare}")
+    unconfined_env.stage(f"git@git.example:{unconfined_env.upstream.bare}")
 
-    assert (open_house.workspace / "README.md").exists()
+    assert (unconfined_env.workspace / "README.md").exists()

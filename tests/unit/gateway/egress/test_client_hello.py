@@ -1,4 +1,4 @@
-"""The gateway reads in a TLS ClientHello where it wants to go."""
+"""The gateway reads the server name of a TLS ClientHello."""
 
 import ssl
 
@@ -21,7 +21,7 @@ def client_hello(server_name: str | None) -> bytes:
     return sent.read()
 
 
-REAL = client_hello("files.example.org")
+REAL_HELLO = client_hello("files.example.org")
 
 
 def refragmented(hello: bytes, size: int) -> bytes:
@@ -30,30 +30,30 @@ def refragmented(hello: bytes, size: int) -> bytes:
     return b"".join(hello[:3] + len(piece).to_bytes(2) + piece for piece in pieces)
 
 
-def test_the_name_of_a_real_client_is_read():
-    assert parse_client_hello(REAL) == ClientHello(True, "files.example.org", byte_count=len(REAL))
+def test_server_name_of_a_real_client_is_parsed():
+    assert parse_client_hello(REAL_HELLO) == ClientHello(True, "files.example.org", byte_count=len(REAL_HELLO))
 
 
-def test_a_client_that_names_nobody_is_whole_without_a_name():
+def test_hello_without_sni_has_no_server_name():
     assert parse_client_hello(client_hello(None)).server_name is None
 
 
-def test_every_beginning_of_a_hello_asks_for_more():
-    assert {parse_client_hello(REAL[:end]) for end in range(len(REAL))} == {ClientHello(False)}
+def test_truncated_hello_is_incomplete():
+    assert {parse_client_hello(REAL_HELLO[:end]) for end in range(len(REAL_HELLO))} == {ClientHello(False)}
 
 
-def test_what_follows_the_hello_does_not_matter():
-    assert parse_client_hello(REAL + b"\x17\x03\x03\0\5early").server_name == "files.example.org"
+def test_data_after_the_hello_is_ignored():
+    assert parse_client_hello(REAL_HELLO + b"\x17\x03\x03\0\5early").server_name == "files.example.org"
 
 
 @pytest.mark.parametrize("size", [1, 7, 100])
-def test_a_hello_in_many_records_is_read(size):
-    said = refragmented(REAL, size)
-    assert parse_client_hello(said + b"\x14\3\3") == ClientHello(True, "files.example.org", byte_count=len(said))
+def test_hello_in_many_records_is_parsed(size):
+    hello = refragmented(REAL_HELLO, size)
+    assert parse_client_hello(hello + b"\x14\3\3") == ClientHello(True, "files.example.org", byte_count=len(hello))
 
 
 @pytest.mark.parametrize(
-    "other",
+    "data",
     [
         b"GET / HTTP/1.1\r\n",
         b"SSH-2.0-x\r\n",
@@ -61,22 +61,22 @@ def test_a_hello_in_many_records_is_read(size):
         b"\x17\x03\3\0\1x",
     ],
 )
-def test_what_is_no_hello_is_told_at_once(other):
-    assert parse_client_hello(other) == ClientHello(True, None)
+def test_other_data_is_complete_without_a_server_name(data):
+    assert parse_client_hello(data) == ClientHello(True, None)
 
 
-@pytest.mark.parametrize("odd", [b"\x16\x02", b"\x16\x02\0\0\1\1", b"\x16\x03\1\0\0\1", b"\x16\x03\1\xff\xff\1"])
-def test_what_some_servers_may_take_for_a_hello_names_nobody(odd):
-    hello = parse_client_hello(odd)
+@pytest.mark.parametrize("data", [b"\x16\x02", b"\x16\x02\0\0\1\1", b"\x16\x03\1\0\0\1", b"\x16\x03\1\xff\xff\1"])
+def test_nonstandard_record_is_complete_without_a_server_name(data):
+    hello = parse_client_hello(data)
     assert (hello.is_complete, hello.server_name) == (True, None)
     assert hello.byte_count > 0
 
 
 @given(st.binary(max_size=300))
-def test_no_bytes_make_it_raise(data):
+def test_arbitrary_bytes_do_not_raise(data):
     parse_client_hello(data)
 
 
-@given(st.integers(0, len(REAL) - 1), st.binary(min_size=1, max_size=8))
-def test_no_damaged_hello_makes_it_raise(at, damage):
-    parse_client_hello(REAL[:at] + damage + REAL[at + len(damage) :])
+@given(st.integers(0, len(REAL_HELLO) - 1), st.binary(min_size=1, max_size=8))
+def test_corrupted_hello_does_not_raise(at, damage):
+    parse_client_hello(REAL_HELLO[:at] + damage + REAL_HELLO[at + len(damage) :])

@@ -1,4 +1,4 @@
-"""A ClientHello is read field by field as RFC 8446 and RFC 6066 lay it out; the server must not read another name."""
+"""A ClientHello is parsed as RFC 8446 and RFC 6066 define it; no server may read another name from the same bytes."""
 
 import pytest
 
@@ -19,9 +19,11 @@ def server_names(*names: tuple[int, bytes]) -> tuple[int, bytes]:
 def message(
     *extensions: tuple[int, bytes], session: bytes = b"", ciphers: bytes = b"\x13\1", more: bytes = b""
 ) -> bytes:
-    """A handshake message. more: behind the extensions."""
-    told = b"".join(kind.to_bytes(2) + vector(2, content) for kind, content in extensions)
-    body = b"\3\3" + b"\xaa" * 32 + vector(1, session) + vector(2, ciphers) + vector(1, b"\0") + vector(2, told) + more
+    """A handshake message; `more` follows the extensions."""
+    encoded = b"".join(kind.to_bytes(2) + vector(2, content) for kind, content in extensions)
+    body = (
+        b"\3\3" + b"\xaa" * 32 + vector(1, session) + vector(2, ciphers) + vector(1, b"\0") + vector(2, encoded) + more
+    )
     return b"\1" + vector(3, body)
 
 
@@ -31,17 +33,17 @@ def records(handshake: bytes, size: int = 16384, version: bytes = b"\3\1") -> by
 
 
 def read(*extensions: tuple[int, bytes], **fields: bytes) -> ClientHello:
-    said = records(message(*extensions, **fields))
-    hello = parse_client_hello(said)
+    data = records(message(*extensions, **fields))
+    hello = parse_client_hello(data)
     assert hello.is_complete
-    assert hello.byte_count == len(said)
+    assert hello.byte_count == len(data)
     return hello
 
 
 WHOLE = records(message(server_names((0, NAME))))
 
 
-def test_the_name_is_read_wherever_its_extension_stands():
+def test_server_name_is_read_at_any_extension_position():
     assert read(server_names((0, NAME))).server_name == "files.example.org"
     others = [(ALPN, b"\0\3\2h2"), (KEY_SHARE, bytes(300)), (0xFFFF, b"")]
     for place in range(4):
@@ -53,7 +55,7 @@ def test_the_name_is_read_wherever_its_extension_stands():
 
 @pytest.mark.parametrize("session", [b"", b"s" * 32, b"s" * 255])
 @pytest.mark.parametrize("ciphers", [b"\x13\1", b"\x13\1" * 200])
-def test_the_fields_before_the_extensions_are_passed_over(session, ciphers):
+def test_fields_before_the_extensions_are_skipped(session, ciphers):
     assert read(server_names((0, NAME)), session=session, ciphers=ciphers).server_name == "files.example.org"
 
 
@@ -70,39 +72,39 @@ def test_the_fields_before_the_extensions_are_passed_over(session, ciphers):
         [server_names((0, NAME)), (ALPN, b""), server_names((0, NAME))],
     ],
 )
-def test_of_two_names_none_counts(extensions):
+def test_two_server_names_are_ambiguous(extensions):
     assert read(*extensions).server_name is None
 
 
 @pytest.mark.parametrize("kind", [1, 2, 255])
-def test_a_name_of_another_type_is_no_host_name(kind):
+def test_name_of_another_type_is_ignored(kind):
     assert read(server_names((kind, NAME))).server_name is None
     assert read(server_names((kind, OTHER), (0, NAME))).server_name == "files.example.org"
     assert read(server_names((0, NAME), (kind, OTHER))).server_name == "files.example.org"
 
 
 @pytest.mark.parametrize("extensions", [[], [server_names()], [server_names((0, b""))], [(ALPN, b"\0\3\2h2")]])
-def test_a_hello_without_a_name_has_none(extensions):
+def test_hello_without_server_name_has_none(extensions):
     assert read(*extensions).server_name is None
 
 
 @pytest.mark.parametrize("kind", [1, 256, 0xFF00, ALPN])
-def test_an_extension_of_another_type_names_nobody(kind):
+def test_extension_of_another_type_has_no_server_name(kind):
     assert read((kind, server_names((0, NAME))[1])).server_name is None
 
 
-def test_a_name_that_is_not_ascii_is_no_name_of_a_listed_host():
+def test_non_ascii_name_is_decoded_with_replacement_characters():
     assert read(server_names((0, b"files.example.or\xe9"))).server_name == "files.example.or\ufffd"
 
 
-def test_a_name_of_many_bytes_is_read_in_full():
+def test_long_server_name_is_read_in_full():
     assert read(server_names((0, b"a" * 300))).server_name == "a" * 300
 
 
-# What else the extensions tell
+# Other extensions
 
 
-def test_an_encrypted_hello_and_early_data_are_told_apart():
+def test_encrypted_hello_and_early_data_are_distinguished():
     plain, encrypted, early = (
         read(server_names((0, NAME)), *more) for more in ([], [(ENCRYPTED_HELLO, b"x")], [(EARLY_DATA, b"")])
     )
@@ -121,114 +123,114 @@ def test_an_encrypted_hello_and_early_data_are_told_apart():
 # Lengths
 
 
-def test_a_long_hello_is_read_by_all_three_bytes_of_its_length():
+def test_long_hello_uses_all_three_length_bytes():
     long = message((ALPN, bytes(40_000)), server_names((0, NAME)), ciphers=bytes(40_000))
     assert long[1] == 1, "more than 65535 bytes"
-    said = records(long)
-    assert parse_client_hello(said) == ClientHello(True, "files.example.org", byte_count=len(said))
-    assert parse_client_hello(said[:-1]) == ClientHello(False)
+    data = records(long)
+    assert parse_client_hello(data) == ClientHello(True, "files.example.org", byte_count=len(data))
+    assert parse_client_hello(data[:-1]) == ClientHello(False)
 
 
 @pytest.mark.parametrize("length", [b"\1\0\0", b"\0\1\0", b"\0\0\1"])
-def test_a_message_that_says_it_is_longer_is_waited_for(length):
+def test_message_shorter_than_its_length_is_incomplete(length):
     whole = message(server_names((0, NAME)))
-    told = int.from_bytes(whole[1:4]) + int.from_bytes(length)
-    assert parse_client_hello(records(b"\1" + told.to_bytes(3) + whole[4:])) == ClientHello(False)
+    declared = int.from_bytes(whole[1:4]) + int.from_bytes(length)
+    assert parse_client_hello(records(b"\1" + declared.to_bytes(3) + whole[4:])) == ClientHello(False)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 6])
-def test_the_head_of_the_message_may_come_in_pieces(size):
-    said = records(message(server_names((0, NAME))), size)
-    assert parse_client_hello(said) == ClientHello(True, "files.example.org", byte_count=len(said))
+def test_message_header_may_span_records(size):
+    data = records(message(server_names((0, NAME))), size)
+    assert parse_client_hello(data) == ClientHello(True, "files.example.org", byte_count=len(data))
 
 
-def test_an_empty_hello_names_nobody():
+def test_empty_hello_has_no_server_name():
     assert parse_client_hello(records(b"\1\0\0\0")) == ClientHello(True, byte_count=9)
     assert parse_client_hello(records(b"\1\0\0")) == ClientHello(False)
 
 
 @pytest.mark.parametrize("size", [1, 100])
-def test_what_follows_in_the_same_record_leaves_the_hello_without_a_name(size):
-    """The server might take that for the hello that counts."""
+def test_trailing_data_in_the_same_record_discards_the_server_name(size):
+    """The server might use the second message."""
     whole = message(server_names((0, NAME)))
-    said = records(whole + bytes(size))
-    assert parse_client_hello(said) == ClientHello(True, byte_count=len(said))
-    # The rest of the record need not be there.
-    assert parse_client_hello(said[:-1]) == ClientHello(True, byte_count=len(said))
+    data = records(whole + bytes(size))
+    assert parse_client_hello(data) == ClientHello(True, byte_count=len(data))
+    # The rest of the record is not needed.
+    assert parse_client_hello(data[:-1]) == ClientHello(True, byte_count=len(data))
 
 
-def test_a_record_has_at_most_so_many_bytes():
+def test_oversized_record_is_rejected():
     for size, is_read in ((16384 + 256, True), (16384 + 257, False)):
         rest = size - len(message(server_names((0, NAME)), (ALPN, b"")))
-        said = records(message(server_names((0, NAME)), (ALPN, bytes(rest))), size)
-        assert int.from_bytes(said[3:5]) == size
-        hello = parse_client_hello(said)
+        data = records(message(server_names((0, NAME)), (ALPN, bytes(rest))), size)
+        assert int.from_bytes(data[3:5]) == size
+        hello = parse_client_hello(data)
         assert (hello.is_complete, hello.server_name is not None) == (True, is_read)
-        assert hello.byte_count == (len(said) if is_read else 5)
+        assert hello.byte_count == (len(data) if is_read else 5)
 
 
-def test_an_empty_record_is_odd():
+def test_empty_record_is_rejected():
     assert parse_client_hello(b"\x16\3\1\0\0") == ClientHello(True, byte_count=5)
     assert parse_client_hello(records(WHOLE[5:9]) + b"\x16\3\1\0\0") == ClientHello(True, byte_count=14)
 
 
-@pytest.mark.parametrize("beside", [b"\0", b"\0\0", b"\0\0\0\1"])
-def test_extensions_that_are_cut_short_name_nobody(beside):
-    """Their length counts the bytes of a further one, which is not whole."""
-    told = message(server_names((0, NAME)))
-    body = told[4:]
+@pytest.mark.parametrize("trailing", [b"\0", b"\0\0", b"\0\0\0\1"])
+def test_truncated_extensions_have_no_server_name(trailing):
+    """Their length includes a further extension, which is truncated."""
+    original = message(server_names((0, NAME)))
+    body = original[4:]
     at = 2 + 32 + 1 + 4 + 2
-    longer = body[:at] + (int.from_bytes(body[at : at + 2]) + len(beside)).to_bytes(2) + body[at + 2 :] + beside
-    said = records(b"\1" + vector(3, longer))
-    assert parse_client_hello(said) == ClientHello(True, byte_count=len(said))
+    longer = body[:at] + (int.from_bytes(body[at : at + 2]) + len(trailing)).to_bytes(2) + body[at + 2 :] + trailing
+    data = records(b"\1" + vector(3, longer))
+    assert parse_client_hello(data) == ClientHello(True, byte_count=len(data))
 
 
-def test_bytes_behind_the_extensions_are_no_extensions():
+def test_bytes_after_the_extensions_are_not_parsed():
     assert read(server_names((0, NAME)), more=b"\0\0\0\1").server_name == "files.example.org"
     assert read(more=server_names((0, NAME))[1]).server_name is None
 
 
-def test_a_list_of_names_that_is_cut_short_names_nobody():
+def test_truncated_name_list_has_no_server_name():
     _, content = server_names((0, NAME))
     for cut in (content[:-1], content[:1], b"", vector(2, content[2:] + b"\0"), vector(2, content[2:] + b"\0\0")):
         assert read((0, cut)).server_name is None
 
 
-def test_bytes_behind_the_list_of_names_are_no_names():
+def test_bytes_after_the_name_list_are_not_parsed():
     _, content = server_names((0, NAME))
     assert read((0, content + content[2:])).server_name == "files.example.org"
 
 
-# What is no hello, or an odd one
+# Other data and nonstandard records
 
 
 @pytest.mark.parametrize("kind", [0, 2, 11, 255])
-def test_another_handshake_message_is_no_hello(kind):
+def test_another_handshake_message_is_not_a_hello(kind):
     assert parse_client_hello(records(kind.to_bytes(1) + message(server_names((0, NAME)))[1:])) == ClientHello(True)
 
 
 @pytest.mark.parametrize("kind", [0x14, 0x15, 0x17, 0x18, 0x80])
-def test_another_record_is_no_hello_and_one_between_the_pieces_of_a_hello_makes_it_odd(kind):
+def test_another_record_type_alone_or_between_fragments_is_rejected(kind):
     assert parse_client_hello(kind.to_bytes(1) + WHOLE[1:]) == ClientHello(True)
     first = records(WHOLE[5:30])
     assert parse_client_hello(first + kind.to_bytes(1) + b"\3\1\0\1x") == ClientHello(True, byte_count=len(first) + 5)
 
 
 @pytest.mark.parametrize("version", [b"\2\1", b"\4\1", b"\0\3", b"\x7f\1"])
-def test_a_record_of_another_version_is_odd_as_soon_as_that_shows(version):
-    said = records(WHOLE[5:], version=version)
-    assert parse_client_hello(said) == ClientHello(True, byte_count=5)
-    assert parse_client_hello(said[:4]) == ClientHello(True, byte_count=4)
-    assert parse_client_hello(said[:2]) == ClientHello(True, byte_count=2)
-    assert parse_client_hello(said[:1]) == ClientHello(False)
+def test_record_of_another_major_version_is_rejected_early(version):
+    data = records(WHOLE[5:], version=version)
+    assert parse_client_hello(data) == ClientHello(True, byte_count=5)
+    assert parse_client_hello(data[:4]) == ClientHello(True, byte_count=4)
+    assert parse_client_hello(data[:2]) == ClientHello(True, byte_count=2)
+    assert parse_client_hello(data[:1]) == ClientHello(False)
 
 
 @pytest.mark.parametrize("minor", [0, 1, 3, 4, 255])
-def test_the_minor_version_of_a_record_does_not_matter(minor):
+def test_minor_version_of_a_record_is_ignored(minor):
     assert parse_client_hello(records(WHOLE[5:], version=bytes([3, minor]))).server_name == "files.example.org"
 
 
 @pytest.mark.parametrize("first", [b"\x15", b"G", b"\x17\3", b"\0"])
-def test_one_byte_shows_that_there_is_no_handshake(first):
+def test_one_byte_suffices_to_detect_another_protocol(first):
     assert parse_client_hello(first) == ClientHello(True)
     assert parse_client_hello(b"") == ClientHello(False)

@@ -1,4 +1,4 @@
-"""Only addresses of the public internet are dialled, whatever a name resolves to."""
+"""The dialer connects only to public addresses, whatever a name resolves to."""
 
 from ipaddress import ip_address
 
@@ -22,7 +22,7 @@ from sandbox.gateway.egress.dialer import is_global, unmap_ipv4
         *("fe80::1", "fe80::1%1", "fec0::1", "ff02::1", "ff0e::1", "2606:4700::1%1"),
     ],
 )
-def test_special_addresses_are_not_dialled(address):
+def test_special_purpose_addresses_are_not_global(address):
     assert not is_global(ip_address(address))
 
 
@@ -36,10 +36,10 @@ def test_special_addresses_are_not_dialled(address):
         *("2001:4860:4860::8888", "2003::1", "2606:4700::1", "3ffe::1", "3fff:1000::1"),
     ],
 )
-def test_their_neighbours_are(address):
+def test_addresses_adjacent_to_special_ranges_are_global(address):
     assert is_global(ip_address(address))
 
 
-def test_an_ipv4_address_in_ipv6_clothes_is_what_it_is():
+def test_ipv4_mapped_ipv6_address_is_unmapped():
     assert unmap_ipv4(ip_address("::ffff:10.0.0.1")) == ip_address("10.0.0.1")
     assert unmap_ipv4(ip_address("2606:4700::1")) == ip_address("2606:4700::1")

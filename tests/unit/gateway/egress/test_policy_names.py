@@ -1,4 +1,4 @@
-"""An allow-list names hosts: no address and no malformed name gets past it, at whatever door."""
+"""An allow-list admits host names only: IP addresses and malformed names are denied on every path."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from sandbox.model.egress import EgressRule, EgressRules
 
 MODEL = "api.anthropic.com"
 LISTED = EgressRules((EgressRule("files.example.org"), EgressRule("*.example.net"), EgressRule("8.8.4.4")))
-# The gateway makes its proxy's policy so for every task, whatever the rules are.
+# The gateway sets allows_ip_addresses on the proxy's policy of every task, whatever the rules are.
 ALLOW_LIST = EgressPolicy(LISTED, MODEL, allows_ip_addresses=True)
 FULL = EgressPolicy(EgressRules(is_unrestricted=True), MODEL, allows_ip_addresses=True)
 FULL_DIRECT = EgressPolicy(EgressRules(is_unrestricted=True), MODEL)
@@ -25,28 +25,28 @@ def connect(authority: str, policy: EgressPolicy):
 
 
 @pytest.mark.parametrize("authority", ["8.8.4.4:443", "8.8.8.8:443", "8.8.8.8:80", "[2606:4700::1]:443"])
-def test_a_task_with_an_allow_list_reaches_no_address_by_the_proxy(authority):
-    refusal = connect(authority, ALLOW_LIST)
-    assert isinstance(refusal, Denial)
-    assert refusal.reason == "hosts are reached by their names; addresses only with network_mode full."
+def test_proxy_denies_ip_addresses_with_an_allow_list(authority):
+    denial = connect(authority, ALLOW_LIST)
+    assert isinstance(denial, Denial)
+    assert denial.reason == "hosts are reached by their names; addresses only with network_mode full."
     assert isinstance(connect(authority, FULL), Tunnel), "the same tunnel passes with network_mode full"
 
 
-def test_where_addresses_may_be_reached_is_told():
+def test_deny_reason_explains_how_addresses_can_be_reached():
     assert ALLOW_LIST.deny_reason("8.8.8.8", 443).endswith("addresses only with network_mode full.")
     assert FULL_DIRECT.deny_reason("8.8.8.8", 443).endswith("addresses with network_mode full, by the proxy.")
     assert FULL.deny_reason("010.8.8.8", 443) == "an address is written as four decimal numbers, or as IPv6."
 
 
-ODD_NAMES = [
+MALFORMED_NAMES = [
     *("a..example.net", ".example.net", "-a.example.net", "a-.example.net", "a b.example.net", "a\0.example.net"),
     *("a/.example.net", "a@b.example.net", "ä.example.net", "a\n.example.net", "a.example.net..", "a%2e.example.net"),
     f"{LONGEST}.example.net",
 ]
 
 
-@pytest.mark.parametrize("name", ODD_NAMES)
-def test_a_malformed_name_is_refused_although_a_wildcard_fits_it(name):
+@pytest.mark.parametrize("name", MALFORMED_NAMES)
+def test_malformed_name_is_denied_even_if_a_wildcard_matches(name):
     assert not ALLOW_LIST.allows_host(name)
     assert ALLOW_LIST.deny_reason(name, 443) == "vm.allowed_hosts does not list it."
     assert FULL.deny_reason(name, 443) == NOT_PUBLIC
@@ -56,13 +56,13 @@ def test_a_malformed_name_is_refused_although_a_wildcard_fits_it(name):
 @pytest.mark.parametrize(
     "name", ["a.example.net", "a-b.example.net", "_acme.example.net", "A.EXAMPLE.NET.", "1.b.example.net"]
 )
-def test_a_well_formed_name_that_the_wildcard_fits_is_reached(name):
+def test_valid_name_that_matches_the_wildcard_is_allowed(name):
     assert ALLOW_LIST.allows_host(name)
     assert ALLOW_LIST.deny_reason(name, 443) is None
     assert FULL.deny_reason(name, 443) is None
 
 
-def test_the_longest_name_is_one_and_no_longer_one_is():
+def test_host_name_has_at_most_253_characters():
     assert len(LONGEST) == 253
     assert is_host_name(LONGEST)
     assert is_host_name(f"{LONGEST}.")
@@ -71,11 +71,11 @@ def test_the_longest_name_is_one_and_no_longer_one_is():
 
 
 @pytest.mark.parametrize("number", ["1.2.3.4", "127.1", "0x7f000001", "a.0x1f", "2130706433", "a.example.9"])
-def test_what_a_resolver_may_take_for_an_address_is_no_name(number):
+def test_numeric_host_is_not_a_host_name(number):
     assert not is_host_name(number)
 
 
-def test_a_listed_host_is_reached_at_its_own_ports_only():
+def test_listed_host_is_allowed_only_on_its_listed_ports():
     policy = EgressPolicy(EgressRules((EgressRule("a.example.org", (1, 65535)),)), MODEL)
     assert [policy.deny_reason("a.example.org", port) for port in (1, 65535)] == [None, None]
     assert [policy.deny_reason("a.example.org", port) for port in (0, 65536, -1)] == ["there is no such port."] * 3
@@ -83,27 +83,27 @@ def test_a_listed_host_is_reached_at_its_own_ports_only():
     assert policy.deny_reason("b.example.org", 1) == "vm.allowed_hosts does not list it."
 
 
-def test_why_a_name_is_not_resolved_is_told():
+def test_name_deny_reason_explains_why_a_name_is_not_resolved():
     assert ALLOW_LIST.name_deny_reason("files.example.org") == "too many names were resolved."
     assert ALLOW_LIST.name_deny_reason("other.example") == "vm.allowed_hosts does not list it."
     assert FULL.name_deny_reason("printer.local") == NOT_PUBLIC
     assert EgressPolicy(EgressRules(), MODEL).name_deny_reason("files.example.org") == ISOLATED
 
 
-def test_a_name_whose_host_may_be_reached_as_an_address_only_is_not_resolved():
+def test_ip_address_is_not_resolved_as_a_name():
     assert FULL.name_deny_reason("8.8.4.4") == "it cannot be resolved."
 
 
-def test_a_plain_request_to_an_odd_host_is_refused():
+def test_plain_request_to_a_malformed_host_is_denied():
     head = b"GET / HTTP/1.1\r\nHost: a..example.net\r\n\r\n"
     assert isinstance(HttpHandshake(ALLOW_LIST, "a..example.net", "198.18.0.2", 80).client_data_received(head), Denial)
 
 
 @pytest.mark.parametrize("port", [80, 443])
-@pytest.mark.parametrize("said", [b"SSH-2.0-OpenSSH_10.0\r\n", b"\0\1\2\3\4\5\6\7", b"EHLO x\r\n"])
+@pytest.mark.parametrize("data", [b"SSH-2.0-OpenSSH_10.0\r\n", b"\0\1\2\3\4\5\6\7", b"EHLO x\r\n"])
 @pytest.mark.parametrize("policy", [ALLOW_LIST, FULL])
-def test_a_tunnel_to_the_port_of_http_or_https_carries_nothing_else(policy, port, said):
-    passage = connect(f"files.example.org:{port}", policy)
-    assert isinstance(passage, Tunnel)
-    onward = passage.stream_filter.client_data_received(said)
-    assert isinstance(onward or passage.stream_filter.client_data_received(b""), Denial)
+def test_tunnel_to_80_or_443_denies_other_protocols(policy, port, data):
+    tunnel = connect(f"files.example.org:{port}", policy)
+    assert isinstance(tunnel, Tunnel)
+    forwarded = tunnel.stream_filter.client_data_received(data)
+    assert isinstance(forwarded or tunnel.stream_filter.client_data_received(b""), Denial)

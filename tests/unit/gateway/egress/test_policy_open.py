@@ -1,4 +1,4 @@
-"""With `network_mode: full` every public name is reached, by the proxy addresses too, and still nothing else."""
+"""With `network_mode: full` every public name is allowed, and through the proxy every public address; nothing else."""
 
 import pytest
 
@@ -22,7 +22,7 @@ def connect(authority: str, policy: EgressPolicy = BY_PROXY):
 @pytest.mark.parametrize(
     "authority", ["files.example.org:443", "files.example.org:22", "8.8.4.4:443", "8.8.4.4:53", "[2606:4700::1]:8443"]
 )
-def test_the_proxy_opens_a_tunnel_to_every_public_host(authority):
+def test_proxy_opens_a_tunnel_to_every_public_host(authority):
     assert isinstance(connect(authority), Tunnel)
 
 
@@ -34,33 +34,33 @@ def test_the_proxy_opens_a_tunnel_to_every_public_host(authority):
         *("8.8.4.4.:443", "[fe80::1%251]:443"),
     ],
 )
-def test_neither_the_model_nor_local_names_nor_addresses_in_disguise(authority):
+def test_model_host_local_names_and_obfuscated_addresses_are_denied(authority):
     assert isinstance(connect(authority), Denial)
 
 
-def test_addresses_are_for_the_proxy_only():
+def test_ip_addresses_are_allowed_only_through_the_proxy():
     assert isinstance(connect("8.8.4.4:443", DIRECT), Denial)
     assert not DIRECT.allows_host("8.8.4.4")
-    assert not BY_PROXY.allows_host("8.8.4.4"), "an address has no name that could resolve"
+    assert not BY_PROXY.allows_host("8.8.4.4"), "an address is not a name to resolve"
 
 
-def test_tls_to_an_address_names_no_server_or_that_address():
-    for said in (client_hello("8.8.4.4"), b"SSH-2.0-x\r\n"):
-        assert isinstance(TlsHandshake(BY_PROXY, "8.8.4.4", "8.8.4.4", 443).client_data_received(said), Tunnel)
-    refusal = TlsHandshake(BY_PROXY, "8.8.4.4", "8.8.4.4", 443).client_data_received(client_hello(MODEL))
-    assert isinstance(refusal, Denial)
-    cut = TlsHandshake(BY_PROXY, "8.8.4.4", "8.8.4.4", 443)
-    assert cut.client_data_received(client_hello(MODEL)[:40]) is None
-    assert isinstance(cut.client_data_received(b""), Denial), "a name might have come"
+def test_tls_to_an_ip_address_may_name_only_that_address():
+    for data in (client_hello("8.8.4.4"), b"SSH-2.0-x\r\n"):
+        assert isinstance(TlsHandshake(BY_PROXY, "8.8.4.4", "8.8.4.4", 443).client_data_received(data), Tunnel)
+    denial = TlsHandshake(BY_PROXY, "8.8.4.4", "8.8.4.4", 443).client_data_received(client_hello(MODEL))
+    assert isinstance(denial, Denial)
+    truncated = TlsHandshake(BY_PROXY, "8.8.4.4", "8.8.4.4", 443)
+    assert truncated.client_data_received(client_hello(MODEL)[:40]) is None
+    assert isinstance(truncated.client_data_received(b""), Denial), "a server name might have followed"
 
 
-def test_a_plain_request_to_an_address_has_that_address_as_its_host():
+def test_plain_request_to_an_ip_address_must_name_it_as_host():
     good = b"GET http://8.8.4.4/ HTTP/1.1\r\nHost: 8.8.4.4\r\n\r\n"
     bad = b"GET http://8.8.4.4/ HTTP/1.1\r\nHost: api.anthropic.com\r\n\r\n"
     assert isinstance(ProxyHandshake(BY_PROXY, 3128).client_data_received(good), Tunnel)
     assert isinstance(ProxyHandshake(BY_PROXY, 3128).client_data_received(bad), Denial)
 
 
-def test_a_second_name_that_is_encrypted_passes_only_where_every_name_may():
-    said = client_hello("files.example.org", encrypted_too=True)
-    assert isinstance(TlsHandshake(DIRECT, "files.example.org", "198.18.0.2", 443).client_data_received(said), Tunnel)
+def test_encrypted_client_hello_passes_with_unrestricted_egress():
+    hello = client_hello("files.example.org", encrypted_too=True)
+    assert isinstance(TlsHandshake(DIRECT, "files.example.org", "198.18.0.2", 443).client_data_received(hello), Tunnel)

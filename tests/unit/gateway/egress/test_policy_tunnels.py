@@ -1,4 +1,4 @@
-"""Inside a tunnel everything passes once its beginning was looked at, and nothing before."""
+"""A tunnel forwards nothing until its handshake is inspected, and everything after that."""
 
 import pytest
 
@@ -7,76 +7,76 @@ from sandbox.gateway.egress.tls_handshake import TlsHandshake
 from sandbox.model.egress import EgressRules
 
 
-class Played:
-    """An opening and a sieve as the test wants them."""
+class ScriptedHandshake:
+    """A handshake and a stream filter with scripted outcomes."""
 
     def __init__(self, *outcomes: Tunnel | Denial | None) -> None:
         self.outcomes = list(outcomes)
-        self.looked_at: list[bytes] = []
+        self.received: list[bytes] = []
         self.is_done = False
         self.is_passthrough = False
 
     def client_data_received(self, data: bytes) -> Tunnel | Denial | bytes | None:
-        self.looked_at.append(data)
+        self.received.append(data)
         return self.outcomes.pop(0) if self.outcomes else data.upper()
 
     def start(self) -> bytes:
-        return b"".join(self.looked_at)
+        return b"".join(self.received)
 
 
-def test_nothing_passes_until_the_beginning_is_whole_and_then_it_and_what_follows():
-    sieve = Played()
-    opening = Played(None, Tunnel("h", 22, sieve))
-    tunnel = InspectingFilter(opening, b"")
+def test_tunnel_forwards_data_once_the_handshake_is_complete():
+    stream_filter = ScriptedHandshake()
+    handshake = ScriptedHandshake(None, Tunnel("h", 22, stream_filter))
+    tunnel = InspectingFilter(handshake, b"")
     assert (tunnel.start(), tunnel.is_done) == (b"", False)
-    sieve.looked_at.append(b"SSH-2.0")
+    stream_filter.received.append(b"SSH-2.0")
     assert tunnel.client_data_received(b"SSH") == b""
     assert tunnel.is_done is False
     assert tunnel.client_data_received(b"-2.0") == b"SSH-2.0"
-    assert opening.looked_at == [b"SSH", b"-2.0"]
+    assert handshake.received == [b"SSH", b"-2.0"]
     assert tunnel.client_data_received(b"more") == b"MORE"
-    assert opening.looked_at == [b"SSH", b"-2.0"], "the beginning is over"
+    assert handshake.received == [b"SSH", b"-2.0"], "the handshake is complete"
     assert tunnel.is_done is False
-    sieve.is_done = True
+    stream_filter.is_done = True
     assert tunnel.is_done is True
 
 
-def test_a_tunnel_is_read_in_large_pieces_only_once_nothing_is_looked_for_any_more():
-    sieve = Played()
-    tunnel = InspectingFilter(Played(None, Tunnel("h", 22, sieve)), b"")
-    sieve.is_passthrough = True
+def test_tunnel_is_passthrough_only_after_inspection_ends():
+    stream_filter = ScriptedHandshake()
+    tunnel = InspectingFilter(ScriptedHandshake(None, Tunnel("h", 22, stream_filter)), b"")
+    stream_filter.is_passthrough = True
     tunnel.client_data_received(b"SSH")
-    assert tunnel.is_passthrough is False, "the beginning is not whole"
+    assert tunnel.is_passthrough is False, "the handshake is incomplete"
     tunnel.client_data_received(b"-2.0")
     assert tunnel.is_passthrough is True
-    sieve.is_passthrough = False
+    stream_filter.is_passthrough = False
     assert tunnel.is_passthrough is False
 
 
-def test_what_came_with_the_request_for_a_tunnel_is_looked_at_first():
-    refusal = Denial("h", 22, "no")
-    opening = Played(refusal)
-    assert InspectingFilter(opening, b"came").start() is refusal
-    assert opening.looked_at == [b"came"]
+def test_data_after_the_connect_request_is_inspected_first():
+    denial = Denial("h", 22, "no")
+    handshake = ScriptedHandshake(denial)
+    assert InspectingFilter(handshake, b"came").start() is denial
+    assert handshake.received == [b"came"]
 
 
-def test_a_beginning_that_is_refused_stays_refused():
-    refusal = Denial("h", 22, "no")
-    tunnel = InspectingFilter(Played(refusal, refusal), b"")
-    assert tunnel.client_data_received(b"a") is refusal
-    assert tunnel.client_data_received(b"b") is refusal
+def test_denied_handshake_stays_denied():
+    denial = Denial("h", 22, "no")
+    tunnel = InspectingFilter(ScriptedHandshake(denial, denial), b"")
+    assert tunnel.client_data_received(b"a") is denial
+    assert tunnel.client_data_received(b"b") is denial
     assert tunnel.is_done is False
 
 
-def test_a_client_that_speaks_tls_is_told_nothing_in_plain_text():
+def test_tls_tunnel_sends_no_plain_text_responses():
     full = EgressPolicy(EgressRules(is_unrestricted=True), "api.anthropic.com", allows_ip_addresses=True)
-    passage = TlsHandshake(full, "8.8.4.4", "8.8.4.4", 443).client_data_received(b"SSH-2.0-x\r\n")
-    assert isinstance(passage, Tunnel)
-    assert (passage.greeting, passage.unreachable_response(504, "h does not answer.")) == (b"", b"")
+    tunnel = TlsHandshake(full, "8.8.4.4", "8.8.4.4", 443).client_data_received(b"SSH-2.0-x\r\n")
+    assert isinstance(tunnel, Tunnel)
+    assert (tunnel.greeting, tunnel.unreachable_response(504, "h does not answer.")) == (b"", b"")
 
 
 @pytest.mark.parametrize("address", ["8.8.4.4", "2606:4700::1", "::1"])
-def test_an_address_has_one_proper_spelling(address):
+def test_is_address_accepts_only_the_canonical_form(address):
     assert is_address(address)
     for other in (
         f"{address}%1",

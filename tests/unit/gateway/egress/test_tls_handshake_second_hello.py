@@ -1,4 +1,4 @@
-"""A server may ask for a second ClientHello; that one names the same server, or goes nowhere."""
+"""A server may request a second ClientHello; it must name the same server, otherwise it is denied."""
 
 import ssl
 from contextlib import suppress
@@ -19,34 +19,34 @@ CHANGE, ALERT = b"\x14\3\3\0\1\1", b"\x15\3\3\0\2\1\0"
 ENCRYPTED, KEY_EXCHANGE = b"\x17\3\3\0\3abc", b"\x16\3\3\0\5\x10\0\0\1x"
 
 
-def sieve(first: bytes = b""):
-    passage = TlsHandshake(POLICY, HOST, "198.18.0.2", 443).client_data_received(client_hello(HOST) + first)
-    assert isinstance(passage, Tunnel)
-    return passage.stream_filter
+def create_stream_filter(first: bytes = b""):
+    tunnel = TlsHandshake(POLICY, HOST, "198.18.0.2", 443).client_data_received(client_hello(HOST) + first)
+    assert isinstance(tunnel, Tunnel)
+    return tunnel.stream_filter
 
 
-def through(sieve, said: bytes, step: int):
-    """What goes on of it in pieces, or the refusal."""
-    onward = sieve.start()
-    for begin in range(0, len(said), step):
-        if isinstance(onward, Denial):
-            return onward
-        more = sieve.client_data_received(said[begin : begin + step])
-        onward = more if isinstance(more, Denial) else onward + more
-    return onward
+def forward(stream_filter, data: bytes, step: int):
+    """The data forwarded when it arrives in pieces of `step` bytes, or the denial."""
+    forwarded = stream_filter.start()
+    for begin in range(0, len(data), step):
+        if isinstance(forwarded, Denial):
+            return forwarded
+        more = stream_filter.client_data_received(data[begin : begin + step])
+        forwarded = more if isinstance(more, Denial) else forwarded + more
+    return forwarded
 
 
 @pytest.mark.parametrize("step", [1, 6, 100_000])
 @pytest.mark.parametrize("before", [b"", CHANGE, CHANGE * 3, ALERT + CHANGE + ALERT])
-def test_another_name_the_second_time_is_refused(before, step):
-    refusal = through(sieve(), before + client_hello(OTHER), step)
-    assert isinstance(refusal, Denial)
-    assert (refusal.host, refusal.port) == (OTHER, 443)
+def test_second_hello_for_another_host_is_denied(before, step):
+    denial = forward(create_stream_filter(), before + client_hello(OTHER), step)
+    assert isinstance(denial, Denial)
+    assert (denial.host, denial.port) == (OTHER, 443)
 
 
 @pytest.mark.parametrize("step", [1, 6, 100_000])
 @pytest.mark.parametrize(
-    "said",
+    "data",
     [
         client_hello(HOST) + CHANGE + ENCRYPTED,
         CHANGE + client_hello(HOST) + ENCRYPTED,
@@ -56,8 +56,8 @@ def test_another_name_the_second_time_is_refused(before, step):
         ALERT + ENCRYPTED,
     ],
 )
-def test_what_belongs_to_one_connection_passes_unchanged(said, step):
-    assert through(sieve(), said, step) == client_hello(HOST) + said
+def test_records_of_one_connection_are_forwarded_unchanged(data, step):
+    assert forward(create_stream_filter(), data, step) == client_hello(HOST) + data
 
 
 def in_one_record(*hellos: bytes) -> bytes:
@@ -66,85 +66,85 @@ def in_one_record(*hellos: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("step", [1, 6, 100_000])
-@pytest.mark.parametrize("behind", [client_hello(OTHER), client_hello(HOST), client_hello(OTHER)[:10], b"-----x"])
-def test_another_one_in_the_same_record_is_refused(behind, step):
-    opening, outcome = TlsHandshake(POLICY, HOST, "198.18.0.2", 443), None
-    said = in_one_record(client_hello(HOST), behind)
-    for begin in range(0, len(said), step):
-        outcome = outcome or opening.client_data_received(said[begin : begin + step])
+@pytest.mark.parametrize("following", [client_hello(OTHER), client_hello(HOST), client_hello(OTHER)[:10], b"-----x"])
+def test_second_hello_in_the_same_record_is_denied(following, step):
+    handshake, outcome = TlsHandshake(POLICY, HOST, "198.18.0.2", 443), None
+    data = in_one_record(client_hello(HOST), following)
+    for begin in range(0, len(data), step):
+        outcome = outcome or handshake.client_data_received(data[begin : begin + step])
     assert isinstance(outcome, Denial)
-    assert isinstance(through(sieve(), CHANGE + said, step), Denial)
-    split = in_one_record(client_hello(HOST)[:50]) + in_one_record(b"-----" + client_hello(HOST)[50:], behind)
+    assert isinstance(forward(create_stream_filter(), CHANGE + data, step), Denial)
+    split = in_one_record(client_hello(HOST)[:50]) + in_one_record(b"-----" + client_hello(HOST)[50:], following)
     assert isinstance(TlsHandshake(POLICY, HOST, "198.18.0.2", 443).client_data_received(split), Denial)
 
 
-def test_one_alone_in_its_record_passes():
-    assert sieve(CHANGE + in_one_record(client_hello(HOST))).start()
+def test_single_hello_in_a_record_is_forwarded():
+    assert create_stream_filter(CHANGE + in_one_record(client_hello(HOST))).start()
 
 
-def test_it_is_seen_right_behind_the_first_one_too():
-    assert isinstance(sieve(CHANGE + client_hello(OTHER)).start(), Denial)
-    assert sieve(CHANGE + ENCRYPTED).start() == client_hello(HOST) + CHANGE + ENCRYPTED
+def test_second_hello_in_the_first_read_is_denied():
+    assert isinstance(create_stream_filter(CHANGE + client_hello(OTHER)).start(), Denial)
+    assert create_stream_filter(CHANGE + ENCRYPTED).start() == client_hello(HOST) + CHANGE + ENCRYPTED
 
 
-def test_nothing_is_waited_for_without_a_bound():
-    waiting = sieve()
-    waiting.start()
+def test_incomplete_second_hello_is_bounded():
+    stream_filter = create_stream_filter()
+    stream_filter.start()
     endless = b"\x16\3\3\x40\0\1\0\x3f\xfc"
-    assert waiting.client_data_received(endless.ljust(CLIENT_HELLO_BYTES_MAX)) == b""
-    assert isinstance(waiting.client_data_received(b"x"), Denial)
+    assert stream_filter.client_data_received(endless.ljust(CLIENT_HELLO_BYTES_MAX)) == b""
+    assert isinstance(stream_filter.client_data_received(b"x"), Denial)
 
 
-def test_a_client_that_ends_sends_what_was_waited_for():
-    waiting = sieve()
-    waiting.start()
-    assert waiting.client_data_received(CHANGE + client_hello(HOST)[:20]) == CHANGE
-    assert waiting.client_data_received(b"") == client_hello(HOST)[:20]
+def test_buffered_data_is_forwarded_when_the_client_ends():
+    stream_filter = create_stream_filter()
+    stream_filter.start()
+    assert stream_filter.client_data_received(CHANGE + client_hello(HOST)[:20]) == CHANGE
+    assert stream_filter.client_data_received(b"") == client_hello(HOST)[:20]
 
 
-def before_data(name: str) -> bytes:
-    """A ClientHello that announces data which come before the server's answer."""
+def early_data_hello(name: str) -> bytes:
+    """A ClientHello that announces early data."""
     return client_hello(name, beside=b"\0\x2a\0\0")
 
 
 @pytest.mark.parametrize("step", [1, 6, 100_000])
 @pytest.mark.parametrize("before", [ENCRYPTED, CHANGE + ENCRYPTED * 3, b"\x17\3\3\x40\0" + bytes(0x4000) + CHANGE])
-def test_another_name_behind_early_data_is_refused(before, step):
-    passage = TlsHandshake(POLICY, HOST, "198.18.0.2", 443).client_data_received(before_data(HOST))
-    refusal = through(passage.stream_filter, before + client_hello(OTHER), step)
-    assert isinstance(refusal, Denial)
-    assert (refusal.host, refusal.port) == (OTHER, 443)
+def test_second_hello_for_another_host_after_early_data_is_denied(before, step):
+    tunnel = TlsHandshake(POLICY, HOST, "198.18.0.2", 443).client_data_received(early_data_hello(HOST))
+    denial = forward(tunnel.stream_filter, before + client_hello(OTHER), step)
+    assert isinstance(denial, Denial)
+    assert (denial.host, denial.port) == (OTHER, 443)
 
 
 @pytest.mark.parametrize("step", [1, 6, 100_000])
-@pytest.mark.parametrize("behind", [b"", CHANGE + ENCRYPTED * 9, client_hello(HOST) + CHANGE + ENCRYPTED * 2])
-def test_a_session_taken_up_with_early_data_passes_at_once(behind, step):
-    passage = TlsHandshake(POLICY, HOST, "198.18.0.2", 443).client_data_received(before_data(HOST))
-    assert through(passage.stream_filter, ENCRYPTED + behind, step) == before_data(HOST) + ENCRYPTED + behind
+@pytest.mark.parametrize("following", [b"", CHANGE + ENCRYPTED * 9, client_hello(HOST) + CHANGE + ENCRYPTED * 2])
+def test_resumed_session_with_early_data_is_forwarded(following, step):
+    tunnel = TlsHandshake(POLICY, HOST, "198.18.0.2", 443).client_data_received(early_data_hello(HOST))
+    assert forward(tunnel.stream_filter, ENCRYPTED + following, step) == early_data_hello(HOST) + ENCRYPTED + following
 
 
 @pytest.mark.parametrize("step", [1, 6, 100_000])
-@pytest.mark.parametrize("odd", [b"\x16\4\1", b"\x16\3\1\0\0\x16\3\1"])
-def test_another_name_in_records_that_only_some_servers_read_is_refused(odd, step):
+@pytest.mark.parametrize("nonstandard", [b"\x16\4\1", b"\x16\3\1\0\0\x16\3\1"])
+def test_second_hello_in_nonstandard_records_is_denied(nonstandard, step):
     other = client_hello(OTHER)
-    assert isinstance(through(sieve(), CHANGE + odd + other[3:], step), Denial)
-    split = other[:3] + b"\0\1" + other[5:6] + odd + (len(other) - 6).to_bytes(2) + other[6:]
-    assert isinstance(through(sieve(), split, step), Denial)
+    assert isinstance(forward(create_stream_filter(), CHANGE + nonstandard + other[3:], step), Denial)
+    split = other[:3] + b"\0\1" + other[5:6] + nonstandard + (len(other) - 6).to_bytes(2) + other[6:]
+    assert isinstance(forward(create_stream_filter(), split, step), Denial)
 
 
 @pytest.mark.parametrize("step", [1, 6, 100_000])
 @pytest.mark.parametrize("between", [CHANGE, ALERT, CHANGE * 2, ENCRYPTED])
 @pytest.mark.parametrize("cut", [1, 3, 10, 60])
-def test_another_name_with_a_record_in_its_midst_is_refused(cut, between, step):
-    """OpenSSL passes over such a record and puts together what stands before and behind it."""
+def test_second_hello_split_by_another_record_is_denied(cut, between, step):
+    """OpenSSL skips such a record and joins the fragments before and after it."""
     message = client_hello(OTHER)[5:]
     parts = [b"\x16\3\3" + len(part).to_bytes(2) + part for part in (message[:cut], message[cut:])]
-    assert isinstance(through(sieve(), between.join(parts), step), Denial)
+    assert isinstance(forward(create_stream_filter(), between.join(parts), step), Denial)
 
 
 @pytest.mark.parametrize("curve", [None, "secp384r1"])
-def test_a_real_handshake_passes_whether_the_server_asks_again_or_not(curve):
-    """With a curve for which the client has sent no key the server asks for another hello."""
+def test_real_handshake_passes_with_or_without_a_hello_retry_request(curve):
+    """A curve for which the client sent no key share makes the server request another hello."""
     server_context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     server_context.load_cert_chain(CERTIFICATE)
     if curve is not None:
@@ -154,25 +154,25 @@ def test_a_real_handshake_passes_whether_the_server_asks_again_or_not(curve):
     to_client, from_client, to_server, from_server = (ssl.MemoryBIO() for _ in range(4))
     client = client_context.wrap_bio(to_client, from_client, server_hostname=HOST)
     server = server_context.wrap_bio(to_server, from_server, server_side=True)
-    opening, passed, hellos = TlsHandshake(POLICY, HOST, "198.18.0.2", 443), None, 0
+    handshake, stream_filter, hellos = TlsHandshake(POLICY, HOST, "198.18.0.2", 443), None, 0
     for _ in range(6):
         step(client)
-        said = from_client.read()
-        hellos += said[:1] == b"\x16" or b"\x14\3\3\0\1\1\x16" in said
-        if passed is None and said:
-            outcome = opening.client_data_received(said)
+        data = from_client.read()
+        hellos += data[:1] == b"\x16" or b"\x14\3\3\0\1\1\x16" in data
+        if stream_filter is None and data:
+            outcome = handshake.client_data_received(data)
             assert isinstance(outcome, Tunnel)
-            passed, said = outcome.stream_filter, outcome.stream_filter.start()
-        elif said:
-            said = passed.client_data_received(said)
-        assert isinstance(said, bytes)
-        to_server.write(said)
+            stream_filter, data = outcome.stream_filter, outcome.stream_filter.start()
+        elif data:
+            data = stream_filter.client_data_received(data)
+        assert isinstance(data, bytes)
+        to_server.write(data)
         step(server)
         to_client.write(from_server.read())
     assert client.version() == server.version() == "TLSv1.3"
     assert hellos == (1 if curve is None else 2)
     client.write(b"hello")
-    to_server.write(passed.client_data_received(from_client.read()))
+    to_server.write(stream_filter.client_data_received(from_client.read()))
     assert server.read(10) == b"hello"
 
 

@@ -1,4 +1,4 @@
-"""A connection at another port than 80 and 443: whatever names a host in it must name that one."""
+"""On ports other than 80 and 443, every host name in a connection must be the connected host."""
 
 import pytest
 from hypothesis import given
@@ -16,62 +16,62 @@ RULES = EgressRules((EgressRule(HOST, (5432, 8080)), EgressRule(MODEL, (8080,)),
 POLICY = EgressPolicy(RULES, MODEL)
 
 
-def opened(host: str = HOST, port: int = 8080) -> SniffingHandshake:
+def create_handshake(host: str = HOST, port: int = 8080) -> SniffingHandshake:
     return SniffingHandshake(POLICY, host, port)
 
 
-def told(outcome) -> bytes:
-    """What goes to the host at once."""
+def forwarded_data(outcome) -> bytes:
+    """The data forwarded to the host at once."""
     assert isinstance(outcome, Tunnel), outcome
-    onward = outcome.stream_filter.start()
-    assert isinstance(onward, bytes)
-    return onward
+    forwarded = outcome.stream_filter.start()
+    assert isinstance(forwarded, bytes)
+    return forwarded
 
 
 @pytest.mark.parametrize(
-    "said",
+    "data",
     [
         b"SSH-2.0-OpenSSH_9.2 Debian-2\r\n",
-        b"\x00\x00\x00\x08\x04\xd2\x16\x2f",  # PostgreSQL asks whether there is TLS
+        b"\x00\x00\x00\x08\x04\xd2\x16\x2f",  # PostgreSQL SSLRequest
         b"U\x00\x00\x01\x85\xa6",  # MySQL
         b"*1\r\n$4\r\nPING\r\n",
         b"PING\r\n",
         b"EHLO me.example.org\r\n",
         b'{"jsonrpc": "2.0"}',
-        b"GET key\r\n",  # Redis, by hand
+        b"GET key\r\n",  # Redis inline command
         b"get /key\r\n",  # memcached
-        b"  a line that is set in\r\n",
+        b"  an indented line\r\n",
         b"PING\r",
         b"\x16\x00",
         b"\xff\xfe",
     ],
 )
-def test_a_protocol_that_names_no_host_passes_as_it_comes(said):
-    assert told(opened().client_data_received(said)) == said
+def test_protocol_without_host_names_is_forwarded_unchanged(data):
+    assert forwarded_data(create_handshake().client_data_received(data)) == data
 
 
-def test_a_protocol_in_pieces_is_waited_for_until_it_is_known():
-    opening = opened()
-    assert opening.client_data_received(b"PI") is None
-    assert opening.client_data_received(b"NG") is None
-    assert told(opening.client_data_received(b"\r\nrest")) == b"PING\r\nrest"
+def test_fragmented_data_is_buffered_until_the_protocol_is_known():
+    handshake = create_handshake()
+    assert handshake.client_data_received(b"PI") is None
+    assert handshake.client_data_received(b"NG") is None
+    assert forwarded_data(handshake.client_data_received(b"\r\nrest")) == b"PING\r\nrest"
 
 
-def test_a_client_that_ends_before_it_is_known_is_let_through():
-    opening = opened()
-    assert opening.client_data_received(b"quit") is None
-    assert told(opening.client_data_received(b"")) == b"quit"
+def test_client_that_ends_before_detection_is_forwarded():
+    handshake = create_handshake()
+    assert handshake.client_data_received(b"quit") is None
+    assert forwarded_data(handshake.client_data_received(b"")) == b"quit"
 
 
-def test_http_for_the_host_passes_as_one_request():
-    said = f"GET /a HTTP/1.1\r\nHost: {HOST}:8080\r\n\r\nGET /b HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode()
-    onward = told(opened().client_data_received(said))
-    assert onward.startswith(b"GET /a HTTP/1.1\r\n")
-    assert b"/b" not in onward
+def test_http_for_the_host_is_forwarded_as_one_request():
+    data = f"GET /a HTTP/1.1\r\nHost: {HOST}:8080\r\n\r\nGET /b HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode()
+    forwarded = forwarded_data(create_handshake().client_data_received(data))
+    assert forwarded.startswith(b"GET /a HTTP/1.1\r\n")
+    assert b"/b" not in forwarded
 
 
 @pytest.mark.parametrize(
-    "said",
+    "data",
     [
         b"GET / HTTP/1.1\r\nHost: other.example\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost: db.example.org:81\r\n\r\n",
@@ -91,35 +91,35 @@ def test_http_for_the_host_passes_as_one_request():
     ],
 )
 @pytest.mark.parametrize("step", [1, 7, 10_000])
-def test_http_and_tls_for_another_host_are_refused_however_they_come(said, step):
-    opening, outcome = opened(), None
-    for begin in range(0, len(said), step):
-        outcome = opening.client_data_received(said[begin : begin + step])
+def test_http_and_tls_for_another_host_are_denied(data, step):
+    handshake, outcome = create_handshake(), None
+    for begin in range(0, len(data), step):
+        outcome = handshake.client_data_received(data[begin : begin + step])
         if outcome is not None:
             break
     assert isinstance(outcome, Denial)
 
 
-def test_tls_for_the_host_passes():
-    said = client_hello(HOST)
-    assert told(opened().client_data_received(said)) == said
-    opening = opened()
-    assert opening.client_data_received(said[:1]) is None
-    assert opening.client_data_received(said[1:20]) is None
-    assert told(opening.client_data_received(said[20:])) == said
+def test_tls_for_the_host_is_forwarded():
+    data = client_hello(HOST)
+    assert forwarded_data(create_handshake().client_data_received(data)) == data
+    handshake = create_handshake()
+    assert handshake.client_data_received(data[:1]) is None
+    assert handshake.client_data_received(data[1:20]) is None
+    assert forwarded_data(handshake.client_data_received(data[20:])) == data
 
 
-def test_an_endless_first_line_is_refused():
-    opening = opened()
-    assert opening.client_data_received(b"GET " + b"a" * (CLIENT_HELLO_BYTES_MAX - 4)) is None
-    assert isinstance(opening.client_data_received(b"a"), Denial)
+def test_oversized_first_line_is_denied():
+    handshake = create_handshake()
+    assert handshake.client_data_received(b"GET " + b"a" * (CLIENT_HELLO_BYTES_MAX - 4)) is None
+    assert isinstance(handshake.client_data_received(b"a"), Denial)
 
 
-def test_a_transparent_connection_is_let_through_before_it_speaks():
-    passage = open_transparent_tunnel(POLICY, "git.example.net", "198.18.0.2", 22)
-    assert isinstance(passage, Tunnel)
-    assert passage.stream_filter.start() == b""
-    assert passage.stream_filter.client_data_received(b"SSH-2.0-x\r\n") == b"SSH-2.0-x\r\n"
+def test_transparent_connection_is_opened_before_the_client_sends():
+    tunnel = open_transparent_tunnel(POLICY, "git.example.net", "198.18.0.2", 22)
+    assert isinstance(tunnel, Tunnel)
+    assert tunnel.stream_filter.start() == b""
+    assert tunnel.stream_filter.client_data_received(b"SSH-2.0-x\r\n") == b"SSH-2.0-x\r\n"
 
 
 @pytest.mark.parametrize(
@@ -131,10 +131,10 @@ def test_a_transparent_connection_is_let_through_before_it_speaks():
         (MODEL, 8080, MODEL),
     ],
 )
-def test_a_transparent_connection_elsewhere_is_not(name, port, host):
-    refusal = open_transparent_tunnel(POLICY, name, "198.18.0.9", port)
-    assert isinstance(refusal, Denial)
-    assert (refusal.host, refusal.port) == (host, port)
+def test_transparent_connection_to_an_unlisted_host_or_port_is_denied(name, port, host):
+    denial = open_transparent_tunnel(POLICY, name, "198.18.0.9", port)
+    assert isinstance(denial, Denial)
+    assert (denial.host, denial.port) == (host, port)
 
 
 @pytest.mark.parametrize(
@@ -147,26 +147,26 @@ def test_a_transparent_connection_elsewhere_is_not(name, port, host):
         (MODEL, 8080, False),
     ],
 )
-def test_the_proxy_opens_tunnels_to_the_ports_that_are_listed(host, port, is_allowed):
-    asked = f"CONNECT {host}:{port} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()
-    outcome = ProxyHandshake(POLICY, 3128).client_data_received(asked)
+def test_proxy_opens_tunnels_only_to_listed_ports(host, port, is_allowed):
+    request = f"CONNECT {host}:{port} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()
+    outcome = ProxyHandshake(POLICY, 3128).client_data_received(request)
     assert isinstance(outcome, Tunnel if is_allowed else Denial)
 
 
-def test_a_tunnel_to_another_port_is_looked_into_as_well():
-    asked = f"CONNECT {HOST}:8080 HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode()
-    fronted = ProxyHandshake(POLICY, 3128).client_data_received(asked)
-    assert isinstance(fronted, Tunnel)
+def test_tunnel_to_another_port_is_inspected():
+    request = f"CONNECT {HOST}:8080 HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode()
+    tunnel = ProxyHandshake(POLICY, 3128).client_data_received(request)
+    assert isinstance(tunnel, Tunnel)
     assert isinstance(
-        fronted.stream_filter.client_data_received(b"GET / HTTP/1.1\r\nHost: other.example\r\n\r\n"), Denial
+        tunnel.stream_filter.client_data_received(b"GET / HTTP/1.1\r\nHost: other.example\r\n\r\n"), Denial
     )
 
 
 @given(st.lists(st.binary(max_size=40), max_size=6))
-def test_no_bytes_make_it_raise_or_wait_for_ever(pieces):
-    opening, outcome = opened(), None
+def test_arbitrary_bytes_are_decided_by_the_end_of_the_stream(pieces):
+    handshake, outcome = create_handshake(), None
     for piece in [*pieces, b""]:
-        outcome = opening.client_data_received(piece)
+        outcome = handshake.client_data_received(piece)
         if outcome is not None:
             break
     assert isinstance(outcome, Tunnel | Denial)

@@ -1,4 +1,4 @@
-"""A task's budget covers all its attempts and every kind of token; past it no request is forwarded."""
+"""A task's budget covers all attempts and every kind of token; once spent, no request is forwarded."""
 
 import pytest
 
@@ -14,13 +14,13 @@ from sandbox.model.events import Usage
 MODEL = "claude-haiku-4-5"
 STARTED = b'data: {"type": "message_start", "message": {"model": "claude-haiku-4-5", "usage": {"input_tokens": %d}}}\n'
 REQUEST = b'{"model": "claude-haiku-4-5", "max_tokens": 9, "stream": true, "messages": []}'
-WITH_A_FETCH = b'{"model": "claude-haiku-4-5", "tools": [{"type": "web_fetch_20250910", "name": "web_fetch"}]}'
-WITHOUT_A_PRICE = b'{"model": "nobody-knows-it", "messages": []}'
+WEB_FETCH_REQUEST = b'{"model": "claude-haiku-4-5", "tools": [{"type": "web_fetch_20250910", "name": "web_fetch"}]}'
+UNPRICED_REQUEST = b'{"model": "nobody-knows-it", "messages": []}'
 
 
-def opened(budget: Budget = Budget(), **rules) -> tuple[BudgetGate, list]:
-    told: list = []
-    return BudgetGate(GatewayRules(budget=budget, **rules), EventReporter(told.append, lambda: 0.0)), told
+def create_gate(budget: Budget = Budget(), **rules) -> tuple[BudgetGate, list]:
+    events: list = []
+    return BudgetGate(GatewayRules(budget=budget, **rules), EventReporter(events.append, lambda: 0.0)), events
 
 
 def usage(
@@ -29,48 +29,48 @@ def usage(
     return Usage(MODEL, input_tokens, output_tokens, read, write, usd)
 
 
-def refusal(admission: BudgetGate) -> str:
-    refused = admission.check()
-    assert isinstance(refused, Rejected)
-    assert (refused.status, refused.error_type) == (403, "permission_error")
-    return refused.message
+def rejection_message(gate: BudgetGate) -> str:
+    rejection = gate.check()
+    assert isinstance(rejection, Rejected)
+    assert (rejection.status, rejection.error_type) == (403, "permission_error")
+    return rejection.message
 
 
-# What earlier attempts have spent
+# Spending of earlier attempts
 
 
 @pytest.mark.parametrize(
-    ("budget", "told"),
+    ("budget", "message"),
     [
         (Budget(tokens=100, spent_tokens=90), "lifecycle.budget_tokens is spent (100 of 100 tokens)"),
         (Budget(usd=1.0, spent_usd=0.75), "lifecycle.budget_usd is spent (1 of 1 USD)"),
     ],
 )
-def test_an_attempt_has_what_the_earlier_ones_have_left_of_the_budget(budget, told):
-    admission, reports = opened(budget)
-    assert admission.check() is None
-    admission.settle("first", usage(5, 4, usd=0.20))
-    assert admission.check() is None
-    admission.settle("second", usage(1, 0, usd=0.05))
-    assert refusal(admission).startswith(told)
-    assert reports == [BudgetExhausted(refusal(admission))]
+def test_attempt_gets_the_budget_left_by_earlier_attempts(budget, message):
+    gate, events = create_gate(budget)
+    assert gate.check() is None
+    gate.settle("first", usage(5, 4, usd=0.20))
+    assert gate.check() is None
+    gate.settle("second", usage(1, 0, usd=0.05))
+    assert rejection_message(gate).startswith(message)
+    assert events == [BudgetExhausted(rejection_message(gate))]
 
 
 @pytest.mark.parametrize(
     "budget", [Budget(tokens=100, spent_tokens=100), Budget(usd=1.0, spent_usd=1.0), Budget(usd=1.0, spent_usd=9.0)]
 )
-def test_an_attempt_after_one_that_has_spent_the_budget_forwards_nothing(budget):
-    admission, reports = opened(budget)
-    assert "is spent" in refusal(admission)
-    assert reports == [BudgetExhausted(refusal(admission))]
+def test_attempt_with_a_spent_budget_forwards_nothing(budget):
+    gate, events = create_gate(budget)
+    assert "is spent" in rejection_message(gate)
+    assert events == [BudgetExhausted(rejection_message(gate))]
 
 
-def test_tokens_that_were_spent_do_not_count_as_dollars_nor_dollars_as_tokens():
-    assert opened(Budget(tokens=100, spent_usd=500.0, spent_tokens=99))[0].check() is None
-    assert opened(Budget(usd=100.0, spent_usd=99.0, spent_tokens=500))[0].check() is None
+def test_token_and_usd_budgets_are_independent():
+    assert create_gate(Budget(tokens=100, spent_usd=500.0, spent_tokens=99))[0].check() is None
+    assert create_gate(Budget(usd=100.0, spent_usd=99.0, spent_tokens=500))[0].check() is None
 
 
-# What counts
+# Counted tokens and costs
 
 
 @pytest.mark.parametrize(
@@ -78,73 +78,73 @@ def test_tokens_that_were_spent_do_not_count_as_dollars_nor_dollars_as_tokens():
     [usage(input_tokens=10), usage(output_tokens=10), usage(read=10), usage(write=10), usage(1, 2, 3, 4)],
 )
 def test_every_kind_of_token_counts_once(used):
-    admission, _ = opened(Budget(tokens=20))
-    admission.settle("first", used)
-    assert admission.check() is None
-    admission.settle("second", used)
-    assert refusal(admission).startswith("lifecycle.budget_tokens is spent (20 of 20 tokens)")
+    gate, _ = create_gate(Budget(tokens=20))
+    gate.settle("first", used)
+    assert gate.check() is None
+    gate.settle("second", used)
+    assert rejection_message(gate).startswith("lifecycle.budget_tokens is spent (20 of 20 tokens)")
 
 
-def test_a_budget_holds_a_token_before_its_end_and_not_at_it():
-    admission, _ = opened(Budget(tokens=20))
-    admission.settle("first", usage(19))
-    assert admission.check() is None
-    admission.settle("second", usage(1))
-    assert admission.check() is not None
-    in_dollars, _ = opened(Budget(usd=0.3))
+def test_budget_is_spent_when_usage_equals_it():
+    gate, _ = create_gate(Budget(tokens=20))
+    gate.settle("first", usage(19))
+    assert gate.check() is None
+    gate.settle("second", usage(1))
+    assert gate.check() is not None
+    usd_gate, _ = create_gate(Budget(usd=0.3))
     for number in range(3):
-        assert in_dollars.check() is None
-        in_dollars.settle(number, usage(usd=0.1))
-    assert refusal(in_dollars).startswith("lifecycle.budget_usd is spent (0.3 of 0.3 USD)")
+        assert usd_gate.check() is None
+        usd_gate.settle(number, usage(usd=0.1))
+    assert rejection_message(usd_gate).startswith("lifecycle.budget_usd is spent (0.3 of 0.3 USD)")
 
 
 def test_costs_of_a_millionth_of_a_dollar_add_up():
-    admission, _ = opened(Budget(usd=0.000003))
-    admission.settle("first", usage(usd=0.000001))
-    admission.settle("second", usage(usd=0.000001))
-    assert admission.check() is None
-    admission.settle("third", usage(usd=0.0000004))
-    assert admission.check() is None, "less than half a millionth is none"
-    admission.settle("fourth", usage(usd=0.0000006))
-    assert admission.check() is not None
+    gate, _ = create_gate(Budget(usd=0.000003))
+    gate.settle("first", usage(usd=0.000001))
+    gate.settle("second", usage(usd=0.000001))
+    assert gate.check() is None
+    gate.settle("third", usage(usd=0.0000004))
+    assert gate.check() is None, "less than half a millionth rounds to zero"
+    gate.settle("fourth", usage(usd=0.0000006))
+    assert gate.check() is not None
 
 
 def test_costs_are_rounded_to_a_millionth_of_a_dollar():
-    admission, _ = opened(Budget(usd=0.000003))
-    admission.settle("first", usage(usd=0.0000026))
-    assert admission.check() is not None
+    gate, _ = create_gate(Budget(usd=0.000003))
+    gate.settle("first", usage(usd=0.0000026))
+    assert gate.check() is not None
 
 
-def test_an_answer_that_cost_nothing_costs_nothing():
-    admission, _ = opened(Budget(usd=1.0))
-    admission.settle("first", usage(5, 5, usd=0.0))
-    assert admission.check() is None
+def test_response_without_cost_spends_no_dollars():
+    gate, _ = create_gate(Budget(usd=1.0))
+    gate.settle("first", usage(5, 5, usd=0.0))
+    assert gate.check() is None
 
 
 @pytest.mark.parametrize("budget", [Budget(tokens=1000), Budget()])
-def test_a_model_without_a_price_ends_nothing_where_dollars_are_not_bounded(budget):
-    admission, _ = opened(budget)
-    admission.settle("first", usage(1, usd=None))
-    assert admission.check() is None
+def test_unpriced_model_is_allowed_without_a_usd_budget(budget):
+    gate, _ = create_gate(budget)
+    gate.settle("first", usage(1, usd=None))
+    assert gate.check() is None
 
 
-def test_a_model_without_a_price_that_has_answered_ends_a_budget_in_dollars():
-    admission, reports = opened(Budget(usd=100.0))
-    admission.settle("first", Usage("a-new-model", 1, 1, cost_usd=None))
-    assert "The model a-new-model answered, which has no price" in refusal(admission)
-    admission.settle("second", usage(1, usd=1.0))
-    admission.check()
-    assert len(reports) == 1
+def test_response_of_an_unpriced_model_exhausts_a_usd_budget():
+    gate, events = create_gate(Budget(usd=100.0))
+    gate.settle("first", Usage("a-new-model", 1, 1, cost_usd=None))
+    assert "The model a-new-model answered, which has no price" in rejection_message(gate)
+    gate.settle("second", usage(1, usd=1.0))
+    gate.check()
+    assert len(events) == 1
 
 
-def test_that_the_budget_is_spent_is_told_at_once_and_not_at_the_next_request():
+def test_exhausted_budget_is_reported_at_once():
     for budget in (Budget(tokens=10), Budget(usd=1.0)):
-        admission, reports = opened(budget)
-        admission.settle("first", usage(10, usd=1.0))
-        assert [type(one) for one in reports] == [BudgetExhausted]
+        gate, events = create_gate(budget)
+        gate.settle("first", usage(10, usd=1.0))
+        assert [type(one) for one in events] == [BudgetExhausted]
 
 
-# Answers that are under way
+# Responses in progress
 
 
 def streaming(*input_tokens: int) -> StreamMeter:
@@ -154,48 +154,48 @@ def streaming(*input_tokens: int) -> StreamMeter:
     return meter
 
 
-def test_answers_under_way_count_by_what_they_have_told_last():
-    admission, reports = opened(Budget(tokens=100))
-    admission.record_progress("first", streaming(40))
-    admission.record_progress("second", streaming(40))
-    assert reports == []
-    admission.record_progress("second", streaming(40, 59))
-    assert reports == []
-    admission.record_progress("second", streaming(60))
-    assert [type(one) for one in reports] == [BudgetExhausted]
-    assert refusal(admission).startswith("lifecycle.budget_tokens is spent (100 of 100 tokens)")
+def test_responses_in_progress_count_with_their_latest_usage():
+    gate, events = create_gate(Budget(tokens=100))
+    gate.record_progress("first", streaming(40))
+    gate.record_progress("second", streaming(40))
+    assert events == []
+    gate.record_progress("second", streaming(40, 59))
+    assert events == []
+    gate.record_progress("second", streaming(60))
+    assert [type(one) for one in events] == [BudgetExhausted]
+    assert rejection_message(gate).startswith("lifecycle.budget_tokens is spent (100 of 100 tokens)")
 
 
-def test_an_answer_that_is_over_counts_once_and_one_that_cost_nothing_no_longer():
-    admission, _ = opened(Budget(tokens=100))
-    admission.record_progress("first", streaming(60))
-    admission.settle("first", usage(60))
-    assert admission.check() is None
-    admission.record_progress("second", streaming(39))
-    admission.settle("second", None)
-    admission.record_progress("third", streaming(39))
-    assert admission.check() is None
+def test_settled_response_replaces_its_progress():
+    gate, _ = create_gate(Budget(tokens=100))
+    gate.record_progress("first", streaming(60))
+    gate.settle("first", usage(60))
+    assert gate.check() is None
+    gate.record_progress("second", streaming(39))
+    gate.settle("second", None)
+    gate.record_progress("third", streaming(39))
+    assert gate.check() is None
 
 
-def test_a_document_is_counted_when_it_has_come_to_its_end():
-    admission, _ = opened(Budget(tokens=1))
+def test_json_response_is_counted_when_it_is_complete():
+    gate, _ = create_gate(Budget(tokens=1))
     meter = JsonMeter()
     meter.feed(b'{"model": "claude-haiku-4-5", "usage": {"input_tokens": 5}}')
-    admission.record_progress("first", meter)
-    assert admission.check() is None
-    admission.settle("first", meter.usage())
-    assert admission.check() is not None
+    gate.record_progress("first", meter)
+    assert gate.check() is None
+    gate.settle("first", meter.usage())
+    assert gate.check() is not None
 
 
-def test_without_a_budget_nothing_is_counted_and_nothing_ends():
-    admission, reports = opened()
-    admission.record_progress("first", streaming(10**9))
-    admission.settle("first", usage(10**9, usd=10.0**9))
-    assert not admission.has_budget
-    assert (admission.check(), reports) == (None, [])
+def test_no_budget_is_never_exhausted():
+    gate, events = create_gate()
+    gate.record_progress("first", streaming(10**9))
+    gate.settle("first", usage(10**9, usd=10.0**9))
+    assert not gate.has_budget
+    assert (gate.check(), events) == (None, [])
 
 
-# Which requests wait for their body, and what of them is remembered
+# Buffered bodies and recorded cost bounds
 
 
 @pytest.mark.parametrize(
@@ -208,80 +208,80 @@ def test_without_a_budget_nothing_is_counted_and_nothing_ends():
         ({"egress": EgressRules(is_unrestricted=True), "budget": Budget(usd=0.0)}, True),
     ],
 )
-def test_a_body_is_read_where_it_may_matter(rules, needs_body):
-    admission, _ = opened(**rules)
-    assert admission.needs_body is needs_body
+def test_body_is_needed_with_restricted_egress_or_a_budget(rules, needs_body):
+    gate, _ = create_gate(**rules)
+    assert gate.needs_body is needs_body
 
 
-def test_a_body_is_read_while_the_agent_is_held_back():
-    admission, _ = opened(egress=EgressRules(is_unrestricted=True), hold_model_requests=True)
-    assert admission.needs_body
-    admission.release()
-    assert not admission.needs_body
+def test_body_is_needed_while_model_requests_are_held():
+    gate, _ = create_gate(egress=EgressRules(is_unrestricted=True), hold_model_requests=True)
+    assert gate.needs_body
+    gate.release()
+    assert not gate.needs_body
 
 
-def test_a_request_is_remembered_where_its_answer_may_not_go_uncounted():
-    bounded, free = opened(Budget(tokens=10**6))[0], opened()[0]
-    admitted = bounded.check_body(REQUEST, is_metered=True)
-    assert isinstance(admitted, ApprovedRequest)
-    assert (admitted.cost_bound.model, admitted.cost_bound.input_tokens) == (MODEL, len(REQUEST) // 3)
-    assert (admitted.cost_bound.output_tokens_max, admitted.cost_bound.is_streamed) == (9, True)
-    assert bounded.check_body(REQUEST, is_metered=False).cost_bound is None
-    assert free.check_body(REQUEST, is_metered=True).cost_bound is None
+def test_cost_bound_is_recorded_for_metered_requests_with_a_budget():
+    limited, unlimited = create_gate(Budget(tokens=10**6))[0], create_gate()[0]
+    approved = limited.check_body(REQUEST, is_metered=True)
+    assert isinstance(approved, ApprovedRequest)
+    assert (approved.cost_bound.model, approved.cost_bound.input_tokens) == (MODEL, len(REQUEST) // 3)
+    assert (approved.cost_bound.output_tokens_max, approved.cost_bound.is_streamed) == (9, True)
+    assert limited.check_body(REQUEST, is_metered=False).cost_bound is None
+    assert unlimited.check_body(REQUEST, is_metered=True).cost_bound is None
 
 
-def test_dollars_are_bounded_for_what_spends_tokens_only():
-    in_dollars, in_tokens = opened(Budget(usd=1.0))[0], opened(Budget(tokens=1000))[0]
-    refused = in_dollars.check_body(WITHOUT_A_PRICE, is_metered=True)
-    assert isinstance(refused, Rejected)
-    assert (refused.status, refused.error_type) == (403, "permission_error")
-    assert isinstance(in_dollars.check_body(WITHOUT_A_PRICE, is_metered=False), ApprovedRequest)
-    assert isinstance(in_tokens.check_body(WITHOUT_A_PRICE, is_metered=True), ApprovedRequest)
+def test_unpriced_model_is_rejected_only_for_metered_requests_in_usd():
+    usd_gate, token_gate = create_gate(Budget(usd=1.0))[0], create_gate(Budget(tokens=1000))[0]
+    rejection = usd_gate.check_body(UNPRICED_REQUEST, is_metered=True)
+    assert isinstance(rejection, Rejected)
+    assert (rejection.status, rejection.error_type) == (403, "permission_error")
+    assert isinstance(usd_gate.check_body(UNPRICED_REQUEST, is_metered=False), ApprovedRequest)
+    assert isinstance(token_gate.check_body(UNPRICED_REQUEST, is_metered=True), ApprovedRequest)
 
 
-def test_a_price_does_not_let_through_what_reaches_elsewhere():
-    in_dollars, _ = opened(Budget(usd=1.0))
-    refused = in_dollars.check_body(WITH_A_FETCH, is_metered=True)
-    assert isinstance(refused, Rejected)
-    assert (refused.status, refused.error_type) == (403, "permission_error")
-    assert "vm.network_mode full only" in refused.message
-    everywhere, _ = opened(Budget(usd=1.0), egress=EgressRules(is_unrestricted=True))
-    assert isinstance(everywhere.check_body(WITH_A_FETCH, is_metered=True), ApprovedRequest)
+def test_external_access_is_rejected_even_for_a_priced_model():
+    usd_gate, _ = create_gate(Budget(usd=1.0))
+    rejection = usd_gate.check_body(WEB_FETCH_REQUEST, is_metered=True)
+    assert isinstance(rejection, Rejected)
+    assert (rejection.status, rejection.error_type) == (403, "permission_error")
+    assert "vm.network_mode full only" in rejection.message
+    unrestricted, _ = create_gate(Budget(usd=1.0), egress=EgressRules(is_unrestricted=True))
+    assert isinstance(unrestricted.check_body(WEB_FETCH_REQUEST, is_metered=True), ApprovedRequest)
 
 
-# Room for waiting bodies
+# Memory for buffered bodies
 
 
-def test_bodies_that_wait_have_so_much_room_together_and_not_a_byte_more():
-    admission, _ = opened()
-    assert admission.reserve_bytes(BUFFERED_BYTES_MAX - 10) is None
-    assert admission.reserve_bytes(10) is None
-    refused = admission.reserve_bytes(1)
-    assert isinstance(refused, Rejected)
-    assert (refused.status, refused.error_type) == (429, "rate_limit_error")
-    admission.free_bytes(10)
-    assert admission.reserve_bytes(10) is None
-    assert admission.reserve_bytes(1) is not None
-    admission.free_bytes(BUFFERED_BYTES_MAX)
-    assert admission.reserve_bytes(BUFFERED_BYTES_MAX) is None
+def test_buffered_bodies_share_a_byte_limit():
+    gate, _ = create_gate()
+    assert gate.reserve_bytes(BUFFERED_BYTES_MAX - 10) is None
+    assert gate.reserve_bytes(10) is None
+    rejection = gate.reserve_bytes(1)
+    assert isinstance(rejection, Rejected)
+    assert (rejection.status, rejection.error_type) == (429, "rate_limit_error")
+    gate.free_bytes(10)
+    assert gate.reserve_bytes(10) is None
+    assert gate.reserve_bytes(1) is not None
+    gate.free_bytes(BUFFERED_BYTES_MAX)
+    assert gate.reserve_bytes(BUFFERED_BYTES_MAX) is None
 
 
 # The server's key
 
 
-def test_a_key_is_good_once_an_answer_was_and_not_before():
+def test_key_is_accepted_after_the_first_successful_response():
     for good, other in ((200, 300), (299, 404)):
-        known, unknown = opened()[0], opened()[0]
+        known, unknown = create_gate()[0], create_gate()[0]
         known.check_response_status(good, "up.example")
         unknown.check_response_status(other, "up.example")
         assert known.check_response_status(403, "up.example") is None
         assert unknown.check_response_status(403, "up.example") is not None
 
 
-def test_a_refused_key_is_told_once_and_refuses_what_comes_after():
-    admission, reports = opened()
-    refused = admission.check_response_status(401, "up.example")
-    assert (refused.status, refused.error_type) == (403, "permission_error")
-    assert admission.check_response_status(401, "up.example") == refused
-    assert admission.check() == refused
-    assert len(reports) == 1
+def test_rejected_key_is_reported_once_and_rejects_later_requests():
+    gate, events = create_gate()
+    rejection = gate.check_response_status(401, "up.example")
+    assert (rejection.status, rejection.error_type) == (403, "permission_error")
+    assert gate.check_response_status(401, "up.example") == rejection
+    assert gate.check() == rejection
+    assert len(events) == 1

@@ -1,4 +1,4 @@
-"""The operator's base URL and key, taken apart once."""
+"""The operator's base URL and key are parsed once."""
 
 import pytest
 
@@ -6,26 +6,26 @@ from sandbox.gateway.model.dialer import parse_upstream
 from sandbox.interfaces.gateway import ModelUpstream
 
 
-def test_an_api_key_goes_to_the_public_address():
+def test_api_key_is_sent_to_the_public_api():
     upstream = parse_upstream(ModelUpstream("https://api.example.com", api_key="sk-1"))
     assert (upstream.host, upstream.port, upstream.is_tls) == ("api.example.com", 443, True)
     assert (upstream.path_prefix, upstream.authority) == (b"", b"api.example.com")
     assert upstream.credential == (b"x-api-key", b"sk-1")
 
 
-def test_a_token_goes_to_a_proxy_below_a_path():
+def test_auth_token_is_sent_to_a_proxy_with_a_path_prefix():
     upstream = parse_upstream(ModelUpstream("http://10.0.0.7:8080/anthropic/", auth_token="t"))
     assert (upstream.host, upstream.port, upstream.is_tls) == ("10.0.0.7", 8080, False)
     assert (upstream.path_prefix, upstream.authority) == (b"/anthropic", b"10.0.0.7:8080")
     assert upstream.credential == (b"authorization", b"Bearer t")
 
 
-def test_an_ipv6_address_keeps_its_brackets():
+def test_ipv6_authority_keeps_its_brackets():
     upstream = parse_upstream(ModelUpstream("http://[::1]:9000", api_key="k"))
     assert (upstream.host, upstream.authority) == ("::1", b"[::1]:9000")
 
 
-def test_a_name_with_letters_of_the_world_is_dialled_as_dns_knows_it():
+def test_internationalized_host_is_encoded_for_dns():
     assert parse_upstream(ModelUpstream("https://bücher.example", api_key="k")).host == "xn--bcher-kva.example"
 
 
@@ -51,19 +51,19 @@ def test_a_name_with_letters_of_the_world_is_dialled_as_dns_knows_it():
         ("https://x", "sk-secret\r\nX: 1", ""),
     ],
 )
-def test_what_cannot_be_used_is_refused_without_telling_the_key(base_url, api_key, auth_token):
-    with pytest.raises(ValueError) as refused:  # noqa: PT011 - the message is looked at below
+def test_invalid_upstream_error_does_not_contain_the_key(base_url, api_key, auth_token):
+    with pytest.raises(ValueError) as error:  # noqa: PT011 - the message is checked below
         parse_upstream(ModelUpstream(base_url, api_key, auth_token))
-    assert "sk-secret" not in str(refused.value)
-    assert "ANTHROPIC_" in str(refused.value)
+    assert "sk-secret" not in str(error.value)
+    assert "ANTHROPIC_" in str(error.value)
 
 
-def test_the_key_shows_in_no_description():
+def test_repr_of_a_parsed_upstream_does_not_contain_the_key():
     assert "sk-1" not in repr(parse_upstream(ModelUpstream("https://x", api_key="sk-1")))
 
 
 @pytest.mark.parametrize("credential", ["api_key", "auth_token"])
-def test_a_credential_is_in_no_log(credential: str):
+def test_repr_of_a_model_upstream_does_not_contain_the_credential(credential: str):
     upstream = ModelUpstream("https://model.example", **{credential: "sk-secret"})
     assert "sk-secret" not in f"{upstream!r} {upstream}"
     assert "model.example" in repr(upstream)

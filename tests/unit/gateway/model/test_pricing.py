@@ -1,4 +1,4 @@
-"""What a model costs."""
+"""Model prices."""
 
 import pytest
 
@@ -21,31 +21,31 @@ from sandbox.gateway.model.pricing import PRICES_DATE, TokenCounts, cost_usd, fi
         ("claude-opus-5-5", 4, 20),
     ],
 )
-def test_a_model_is_known_by_its_dated_and_its_undated_name(model, input_, output):
-    found = find_price(model)
-    assert found is not None
-    assert (found.input, found.output) == (input_, output)
+def test_price_is_found_by_dated_and_undated_name(model, input_, output):
+    price = find_price(model)
+    assert price is not None
+    assert (price.input, price.output) == (input_, output)
 
 
 @pytest.mark.parametrize(
     "model", ["", "claude", "claude-opus-4-99", "claude-opus-4-20250514-x", "my-own-model", "gpt-5"]
 )
-def test_an_unknown_model_takes_no_relatives_price(model):
+def test_unknown_model_has_no_price(model):
     assert find_price(model) is None
     assert cost_usd(model, TokenCounts(1, 1)) is None
 
 
-def test_every_kind_of_token_is_paid_for():
+def test_cost_includes_every_kind_of_token():
     tokens = TokenCounts(input=1_000_000, output=1_000_000, cache_read=1_000_000, cache_write=1_000_000)
     assert cost_usd("claude-opus-4-8", tokens) == 5 + 25 + 0.5 + 6.25
 
 
-def test_a_long_prompt_costs_more_from_its_first_token():
+def test_long_prompt_price_applies_from_the_first_token():
     assert cost_usd("claude-haiku-5-5", TokenCounts(100_000, 1000)) == pytest.approx(0.01 + 0.0005)
     assert cost_usd("claude-haiku-5-5", TokenCounts(1, 1000, cache_read=100_000)) == pytest.approx(
         0.005 + 0.0025, abs=1e-5
     )
 
 
-def test_the_table_says_of_which_day_it_is():
+def test_price_table_has_a_date():
     assert len(PRICES_DATE.split("-")) == 3

@@ -1,4 +1,4 @@
-"""Where there is a budget, an answer that ends before it has told its cost counts as the most that it can have cost."""
+"""With a budget, a response that ends before its usage is reported counts as its upper bound."""
 
 import json
 
@@ -21,11 +21,11 @@ DOCUMENT_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-L
 START = {"type": "message_start", "message": {"model": MODEL, "usage": {"input_tokens": 10, "output_tokens": 1}}}
 DELTA = {"type": "message_delta", "usage": {"output_tokens": 7}}
 OVERLOADED = {"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}}
-USD, TOKENS, NONE = Budget(usd=1000.0), Budget(tokens=10**9), Budget()
+USD, TOKENS, NO_BUDGET = Budget(usd=1000.0), Budget(tokens=10**9), Budget()
 
 
-def text(said: str) -> dict:
-    return {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": said}}
+def text(content: str) -> dict:
+    return {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": content}}
 
 
 def sse(*events: dict) -> bytes:
@@ -33,87 +33,89 @@ def sse(*events: dict) -> bytes:
     return b"%x\r\n%s\r\n" % (len(data), data)
 
 
-class Asking:
+class ForwardedRequest:
     """One request, forwarded under a budget."""
 
     def __init__(self, budget: Budget = USD, *, is_full: bool = False, headers: str = "", **fields) -> None:
-        self.told: list = []
-        reports = EventReporter(self.told.append, lambda: 0.0)
+        self.events: list = []
+        reporter = EventReporter(self.events.append, lambda: 0.0)
         rules = GatewayRules(egress=EgressRules(is_unrestricted=is_full), budget=budget)
         upstream = parse_upstream(ModelUpstream("https://up.example", api_key="sk-the-servers-own"))
-        self.conversation = ModelProtocol(
-            ModelPolicy(TASK_KEY, 8123), BudgetGate(rules, reports), upstream, reports, 8123
+        self.protocol = ModelProtocol(
+            ModelPolicy(TASK_KEY, 8123), BudgetGate(rules, reporter), upstream, reporter, 8123
         )
         body = json.dumps({"model": MODEL, "max_tokens": 64_000, "messages": []} | fields).encode()
         head = f"POST /v1/messages HTTP/1.1\r\nHost: 127.0.0.1:8123\r\nX-Api-Key: {TASK_KEY}\r\n{headers}"
-        self.conversation.client_data_received(head.encode() + b"Content-Length: %d\r\n\r\n" % len(body) + body)
-        assert self.conversation.is_in_flight
+        self.protocol.client_data_received(head.encode() + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        assert self.protocol.is_in_flight
         self.body_bytes = len(body)
 
-    def heard(self, *said: bytes) -> "Asking":
-        for one in said:
-            self.conversation.upstream_data_received(one)
+    def receive(self, *pieces: bytes) -> "ForwardedRequest":
+        for item in pieces:
+            self.protocol.upstream_data_received(item)
         return self
 
     @property
     def usage(self) -> Usage | None:
-        usages = [one for one in self.told if isinstance(one, Usage)]
+        usages = [item for item in self.events if isinstance(item, Usage)]
         assert len(usages) <= 1
         return usages[0] if usages else None
 
     @property
-    def troubles(self) -> list[str]:
-        return [one.error for one in self.told if isinstance(one, ErrorReported)]
+    def errors(self) -> list[str]:
+        return [item.error for item in self.events if isinstance(item, ErrorReported)]
 
 
 @pytest.mark.parametrize("budget", [USD, TOKENS])
 @pytest.mark.parametrize("is_full", [True, False])
-def test_a_stream_that_breaks_costs_a_token_for_each_byte_that_was_heard(budget, is_full):
-    """No token is shorter; so who has a bad line pays for what came, not for all that might have come."""
-    asking = Asking(budget, stream=True, is_full=is_full)
-    asking.heard(STREAM_HEAD, sse(START), *[sse(text("x" * 500))] * 20, b"")
-    assert (asking.usage.model, asking.usage.input_tokens) == (MODEL, 10)
-    assert 20 * 500 <= asking.usage.output_tokens < 20 * 500 + 1000
-    assert asking.usage.cost_usd == pytest.approx((10 + asking.usage.output_tokens * 5) / 1e6)
-    assert "usage_unread" in asking.troubles
+def test_broken_stream_costs_one_token_per_received_byte(budget, is_full):
+    """No token is shorter than a byte, so the bound grows with the received data, not with the requested maximum."""
+    forwarded = ForwardedRequest(budget, stream=True, is_full=is_full)
+    forwarded.receive(STREAM_HEAD, sse(START), *[sse(text("x" * 500))] * 20, b"")
+    assert (forwarded.usage.model, forwarded.usage.input_tokens) == (MODEL, 10)
+    assert 20 * 500 <= forwarded.usage.output_tokens < 20 * 500 + 1000
+    assert forwarded.usage.cost_usd == pytest.approx((10 + forwarded.usage.output_tokens * 5) / 1e6)
+    assert "usage_unread" in forwarded.errors
 
 
-def test_it_never_costs_more_than_was_asked_for():
-    asking = Asking(stream=True, max_tokens=300).heard(STREAM_HEAD, sse(START), sse(text("x" * 5000)), b"")
-    assert asking.usage.output_tokens == 300
+def test_broken_stream_costs_at_most_max_tokens():
+    forwarded = ForwardedRequest(stream=True, max_tokens=300).receive(
+        STREAM_HEAD, sse(START), sse(text("x" * 5000)), b""
+    )
+    assert forwarded.usage.output_tokens == 300
 
 
-def test_a_stream_that_tells_an_error_instead_of_its_end_counts_as_broken():
-    asking = Asking(stream=True)
-    asking.heard(STREAM_HEAD, sse(START), sse(text("x" * 2000)), sse(OVERLOADED), b"0\r\n\r\n")
-    assert 2000 <= asking.usage.output_tokens < 3000
+def test_stream_that_ends_with_an_error_event_counts_as_broken():
+    forwarded = ForwardedRequest(stream=True)
+    forwarded.receive(STREAM_HEAD, sse(START), sse(text("x" * 2000)), sse(OVERLOADED), b"0\r\n\r\n")
+    assert 2000 <= forwarded.usage.output_tokens < 3000
 
 
-def test_an_answer_in_one_piece_that_breaks_costs_all_that_was_asked_for():
-    """It was written in full before its first byte came."""
-    asking = Asking().heard(DOCUMENT_HEAD, b'{"model":"claude-haiku-4-5"', b"")
-    assert asking.usage.output_tokens == 64_000
-    assert asking.usage.input_tokens == asking.body_bytes // 3
+def test_broken_json_response_costs_max_tokens():
+    """The model generates it in full before it sends the first byte."""
+    forwarded = ForwardedRequest().receive(DOCUMENT_HEAD, b'{"model":"claude-haiku-4-5"', b"")
+    assert forwarded.usage.output_tokens == 64_000
+    assert forwarded.usage.input_tokens == forwarded.body_bytes // 3
 
 
 @pytest.mark.parametrize("is_streamed", [True, False])
-@pytest.mark.parametrize("said", [[], [STREAM_HEAD, sse(START)]])
-def test_an_answer_for_which_nobody_waits_any_longer_costs_all_that_was_asked_for(is_streamed, said):
-    asking = Asking(stream=is_streamed).heard(*said)
-    asking.conversation.upstream_timed_out()
-    assert asking.usage.output_tokens == 64_000
-    assert asking.usage.input_tokens == (10 if said else asking.body_bytes // 3)
+@pytest.mark.parametrize("pieces", [[], [STREAM_HEAD, sse(START)]])
+def test_timed_out_response_costs_max_tokens(is_streamed, pieces):
+    forwarded = ForwardedRequest(stream=is_streamed).receive(*pieces)
+    forwarded.protocol.upstream_timed_out()
+    assert forwarded.usage.output_tokens == 64_000
+    assert forwarded.usage.input_tokens == (10 if pieces else forwarded.body_bytes // 3)
 
 
 @pytest.mark.parametrize(("is_streamed", "output"), [(True, 0), (False, 64_000)])
-def test_what_is_under_way_when_the_gateway_ends_is_not_free(is_streamed, output):
-    asking = Asking(stream=is_streamed)
-    asking.conversation.connection_lost()
-    assert (asking.usage.input_tokens, asking.usage.output_tokens) == (asking.body_bytes // 3, output)
+def test_response_in_progress_at_shutdown_is_counted(is_streamed, output):
+    forwarded = ForwardedRequest(stream=is_streamed)
+    forwarded.protocol.connection_lost()
+    assert (forwarded.usage.input_tokens, forwarded.usage.output_tokens) == (forwarded.body_bytes // 3, output)
 
 
 @pytest.mark.parametrize(
-    "said",
+    "pieces",
     [
         [b""],
         [STREAM_HEAD[:20], b""],
@@ -121,55 +123,57 @@ def test_what_is_under_way_when_the_gateway_ends_is_not_free(is_streamed, output
         [b"HTTP/1.1 529 Overloaded\r\nContent-Length: 2\r\n\r\n{}"],
     ],
 )
-def test_an_upstream_that_breaks_or_refuses_before_its_answer_has_begun_costs_nothing(said):
-    asking = Asking(stream=True).heard(*said)
-    assert not asking.conversation.is_in_flight
-    assert asking.usage is None
+def test_failure_before_the_response_starts_costs_nothing(pieces):
+    forwarded = ForwardedRequest(stream=True).receive(*pieces)
+    assert not forwarded.protocol.is_in_flight
+    assert forwarded.usage is None
 
 
-def test_an_upstream_that_is_not_reached_costs_nothing():
-    asking = Asking()
-    asking.conversation.upstream_failed(504, "It could not be reached.")
-    assert asking.usage is None
+def test_unreachable_upstream_costs_nothing():
+    forwarded = ForwardedRequest()
+    forwarded.protocol.upstream_failed(504, "It could not be reached.")
+    assert forwarded.usage is None
 
 
 @pytest.mark.parametrize("end", [b"", b"0\r\n\r\n"])
-def test_an_answer_that_told_its_cost_costs_that(end):
-    asking = Asking(stream=True).heard(STREAM_HEAD, sse(START), sse(text("x" * 500)), sse(DELTA), end)
-    assert (asking.usage.input_tokens, asking.usage.output_tokens) == (10, 7)
-    assert "usage_unread" not in asking.troubles
+def test_reported_usage_is_counted_exactly(end):
+    forwarded = ForwardedRequest(stream=True).receive(STREAM_HEAD, sse(START), sse(text("x" * 500)), sse(DELTA), end)
+    assert (forwarded.usage.input_tokens, forwarded.usage.output_tokens) == (10, 7)
+    assert "usage_unread" not in forwarded.errors
 
 
-def test_without_a_budget_it_counts_as_far_as_it_came():
-    asking = Asking(NONE, stream=True).heard(STREAM_HEAD, sse(START), sse(text("x" * 500)), b"")
-    assert (asking.usage.input_tokens, asking.usage.output_tokens) == (10, 1)
+def test_broken_stream_without_a_budget_counts_partial_usage():
+    forwarded = ForwardedRequest(NO_BUDGET, stream=True).receive(STREAM_HEAD, sse(START), sse(text("x" * 500)), b"")
+    assert (forwarded.usage.input_tokens, forwarded.usage.output_tokens) == (10, 1)
 
 
-@pytest.mark.parametrize("wanted", [None, "all", 0, -5, 10**30])
-def test_a_request_that_says_nothing_sensible_of_its_answers_length_may_have_cost_the_most(wanted):
-    asking = Asking(max_tokens=wanted)
-    asking.conversation.upstream_timed_out()
-    assert asking.usage.output_tokens == OUTPUT_TOKENS_MAX
+@pytest.mark.parametrize("max_tokens", [None, "all", 0, -5, 10**30])
+def test_invalid_max_tokens_costs_the_global_maximum(max_tokens):
+    forwarded = ForwardedRequest(max_tokens=max_tokens)
+    forwarded.protocol.upstream_timed_out()
+    assert forwarded.usage.output_tokens == OUTPUT_TOKENS_MAX
 
 
-def test_no_request_counts_as_more_input_than_a_model_takes():
-    asking = Asking(padding="x" * 4 * INPUT_TOKENS_MAX)
-    asking.conversation.upstream_timed_out()
-    assert asking.usage.input_tokens == INPUT_TOKENS_MAX
+def test_input_estimate_is_capped_at_the_model_maximum():
+    forwarded = ForwardedRequest(padding="x" * 4 * INPUT_TOKENS_MAX)
+    forwarded.protocol.upstream_timed_out()
+    assert forwarded.usage.input_tokens == INPUT_TOKENS_MAX
 
 
 @pytest.mark.parametrize("headers", ["Connection: close\r\n", ""])
-def test_what_is_sent_behind_a_request_makes_its_answer_cost_no_less(headers):
-    """After a last request nothing may follow: that is no HTTP, and all the same no way out of paying."""
-    asking = Asking(headers=headers)
-    reaction = asking.conversation.client_data_received(b"x")
-    assert not reaction.close_upstream
-    asking.heard(DOCUMENT_HEAD, b'{"model":"claude-haiku-4-5"', b"")
-    assert asking.usage.output_tokens == 64_000
+def test_data_after_a_request_does_not_reduce_its_cost(headers):
+    """Data after a last request is invalid HTTP, and still does not reduce the counted cost."""
+    forwarded = ForwardedRequest(headers=headers)
+    effects = forwarded.protocol.client_data_received(b"x")
+    assert not effects.close_upstream
+    forwarded.receive(DOCUMENT_HEAD, b'{"model":"claude-haiku-4-5"', b"")
+    assert forwarded.usage.output_tokens == 64_000
 
 
 @pytest.mark.parametrize("status", [429, 529])
-def test_a_refusal_that_is_not_heard_to_its_end_costs_nothing(status):
-    asking = Asking().heard(b"HTTP/1.1 %d No\r\nContent-Type: application/json\r\nContent-Length: 500\r\n\r\n" % status)
-    asking.conversation.upstream_timed_out()
-    assert asking.usage is None
+def test_incomplete_error_response_costs_nothing(status):
+    forwarded = ForwardedRequest().receive(
+        b"HTTP/1.1 %d No\r\nContent-Type: application/json\r\nContent-Length: 500\r\n\r\n" % status
+    )
+    forwarded.protocol.upstream_timed_out()
+    assert forwarded.usage is None

@@ -1,4 +1,4 @@
-"""A manifest's text is hostile until it is read: bounds, places, and nothing but one kind of error."""
+"""Manifest text is untrusted: the parser enforces limits, locates errors, and raises one exception type."""
 
 import json
 import resource
@@ -27,15 +27,15 @@ claude:
 MIB = 1024 * 1024
 
 
-def mistakes_of(body: str | bytes, *, is_json: bool = False) -> tuple[FieldError, ...]:
+def errors_of(body: str | bytes, *, is_json: bool = False) -> tuple[FieldError, ...]:
     with pytest.raises(InvalidManifestError) as caught:
         parse_manifest(body if isinstance(body, bytes) else body.encode(), is_json=is_json)
     return caught.value.errors
 
 
-def only(body: str | bytes, *, is_json: bool = False) -> FieldError:
-    (mistake,) = mistakes_of(body, is_json=is_json)
-    return mistake
+def single_error(body: str | bytes, *, is_json: bool = False) -> FieldError:
+    (error,) = errors_of(body, is_json=is_json)
+    return error
 
 
 @pytest.mark.parametrize(
@@ -64,21 +64,23 @@ def only(body: str | bytes, *, is_json: bool = False) -> FieldError:
         ("claude:", "<<: {a: 1}\nclaude:", "<<", "unknown_field", 8, 1),
     ],
 )
-def test_a_mistake_in_yaml_names_its_place(old, new, field, rule, line, column):
+def test_yaml_error_has_field_rule_line_and_column(old, new, field, rule, line, column):
     assert old in MINIMAL
-    mistake = only(MINIMAL.replace(old, new))
-    assert (mistake.field, mistake.rule, mistake.line, mistake.column) == (field, rule, line, column)
+    error = single_error(MINIMAL.replace(old, new))
+    assert (error.field, error.rule, error.line, error.column) == (field, rule, line, column)
 
 
-def test_mistakes_come_in_the_order_of_the_text():
-    found = mistakes_of(MINIMAL.replace("Task\n", "task\n").replace("main", "a b") + "zzz: 1\nvm: {cpus: x}\n")
-    assert [mistake.field for mistake in found] == ["kind", "repository.branch", "zzz", "vm.cpus"]
-    assert [mistake.line for mistake in found] == sorted(mistake.line or 0 for mistake in found)
+def test_errors_are_ordered_by_position():
+    errors = errors_of(MINIMAL.replace("Task\n", "task\n").replace("main", "a b") + "zzz: 1\nvm: {cpus: x}\n")
+    assert [error.field for error in errors] == ["kind", "repository.branch", "zzz", "vm.cpus"]
+    assert [error.line for error in errors] == sorted(error.line or 0 for error in errors)
 
 
-def test_a_mistake_behind_an_alias_is_told_where_the_value_stands():
-    mistake = only(MINIMAL.replace('"My Task"', "&x 5\n  labels: {a: b}").replace("name: &x 5", "name: x\n  id: &x 5"))
-    assert (mistake.field, mistake.line, mistake.column) == ("metadata.id", 5, 7)
+def test_error_of_an_anchored_value_has_its_position():
+    error = single_error(
+        MINIMAL.replace('"My Task"', "&x 5\n  labels: {a: b}").replace("name: &x 5", "name: x\n  id: &x 5")
+    )
+    assert (error.field, error.line, error.column) == ("metadata.id", 5, 7)
 
 
 @pytest.mark.parametrize(
@@ -107,10 +109,10 @@ def test_a_mistake_behind_an_alias_is_told_where_the_value_stands():
         (b'a: "\\ud800"', 1, 7, "valid YAML"),
     ],
 )
-def test_yaml_that_cannot_be_read_is_one_mistake_with_a_place(body, line, column, words):
-    mistake = only(body)
-    assert (mistake.field, mistake.rule, mistake.line, mistake.column) == ("", "format", line, column)
-    assert words in mistake.message
+def test_unreadable_yaml_is_one_error_with_a_position(body, line, column, words):
+    error = single_error(body)
+    assert (error.field, error.rule, error.line, error.column) == ("", "format", line, column)
+    assert words in error.message
 
 
 @pytest.mark.parametrize(
@@ -124,109 +126,109 @@ def test_yaml_that_cannot_be_read_is_one_mistake_with_a_place(body, line, column
         ("a: 1", 1, 1, "valid JSON"),
     ],
 )
-def test_json_that_cannot_be_read_is_one_mistake_with_a_place(body, line, column, words):
-    mistake = only(body, is_json=True)
-    assert (mistake.field, mistake.rule, mistake.line, mistake.column) == ("", "format", line, column)
-    assert words in mistake.message
+def test_unreadable_json_is_one_error_with_a_position(body, line, column, words):
+    error = single_error(body, is_json=True)
+    assert (error.field, error.rule, error.line, error.column) == ("", "format", line, column)
+    assert words in error.message
 
 
-@pytest.mark.parametrize("body", ["", " \n", "# nothing\n", "null", "[]", "text", "5", "--- \n", "{}x"])
+@pytest.mark.parametrize("body", ["", " \n", "# comment\n", "null", "[]", "text", "5", "--- \n", "{}x"])
 @pytest.mark.parametrize("is_json", [True, False])
-def test_a_body_without_fields_is_one_mistake(body, is_json):
-    assert only(body, is_json=is_json).field == ""
+def test_body_without_fields_is_one_error(body, is_json):
+    assert single_error(body, is_json=is_json).field == ""
 
 
 @pytest.mark.parametrize("wrapper", [{"manifest": 1}, {"manifest": None}, {"manifest_yaml": 5}, {"manifest_yaml": ""}])
-def test_a_wrapper_around_nothing_is_one_mistake(wrapper):
-    assert only(json.dumps(wrapper), is_json=True).field == ""
+def test_wrapper_without_a_manifest_is_one_error(wrapper):
+    assert single_error(json.dumps(wrapper), is_json=True).field == ""
 
 
-def test_a_wrapper_wraps_once_and_alone():
+def test_wrapper_is_neither_nested_nor_combined():
     assert ("manifest", "unknown_field") in [
-        (mistake.field, mistake.rule) for mistake in mistakes_of('{"manifest": {"manifest": {}}}', is_json=True)
+        (error.field, error.rule) for error in errors_of('{"manifest": {"manifest": {}}}', is_json=True)
     ]
-    both = mistakes_of('{"manifest": {}, "manifest_yaml": ""}', is_json=True)
-    assert {"manifest", "manifest_yaml"} <= {mistake.field for mistake in both}
+    both = errors_of('{"manifest": {}, "manifest_yaml": ""}', is_json=True)
+    assert {"manifest", "manifest_yaml"} <= {error.field for error in both}
 
 
 @pytest.mark.parametrize(
     ("token", "rule"), [("NaN", "range"), ("-Infinity", "range"), ("1e999", "range"), ("9" * 40, "range")]
 )
-def test_numbers_that_json_cannot_mean_are_told_by_their_field(token, rule):
-    found = mistakes_of('{"vm": {"cpus": TOKEN}}'.replace("TOKEN", token), is_json=True)
-    assert ("vm.cpus", rule) in [(mistake.field, mistake.rule) for mistake in found]
+def test_unrepresentable_json_number_is_an_error_of_its_field(token, rule):
+    errors = errors_of('{"vm": {"cpus": TOKEN}}'.replace("TOKEN", token), is_json=True)
+    assert ("vm.cpus", rule) in [(error.field, error.rule) for error in errors]
 
 
-def test_duplicate_json_keys_and_half_characters_are_told_by_their_field():
-    found = mistakes_of('{"kind": "Task", "kind": "Task", "metadata": {"name": "\\ud800"}}', is_json=True)
-    told = [(mistake.field, mistake.rule) for mistake in found]
-    assert told.count(("kind", "format")) == 1
-    assert told.count(("metadata.name", "format")) == 1
+def test_duplicate_json_key_and_lone_surrogate_are_field_errors():
+    errors = errors_of('{"kind": "Task", "kind": "Task", "metadata": {"name": "\\ud800"}}', is_json=True)
+    rules = [(error.field, error.rule) for error in errors]
+    assert rules.count(("kind", "format")) == 1
+    assert rules.count(("metadata.name", "format")) == 1
 
 
-def test_a_body_may_be_one_mebibyte_and_no_more():
-    fitting = MINIMAL + "#" * (limits.BODY_BYTES_MAX - len(MINIMAL))
-    assert parse_manifest(fitting.encode(), is_json=False).kind == "Task"
-    assert only(fitting + "#").rule == "range"
+def test_body_size_is_limited_to_one_mebibyte():
+    largest = MINIMAL + "#" * (limits.BODY_BYTES_MAX - len(MINIMAL))
+    assert parse_manifest(largest.encode(), is_json=False).kind == "Task"
+    assert single_error(largest + "#").rule == "range"
 
 
-def test_nesting_is_bounded_in_both_languages():
+def test_nesting_is_limited_in_yaml_and_json():
     for is_json in (False, True):
         inner = limits.MANIFEST_DEPTH_MAX - 1
-        fitting = '{"x": ' + "[" * inner + "]" * inner + "}"
-        assert "x" in [mistake.field for mistake in mistakes_of(fitting, is_json=is_json)]
-        too_deep = only('{"x": [' + "[" * inner + "]" * inner + "]}", is_json=is_json)
+        largest = '{"x": ' + "[" * inner + "]" * inner + "}"
+        assert "x" in [error.field for error in errors_of(largest, is_json=is_json)]
+        too_deep = single_error('{"x": [' + "[" * inner + "]" * inner + "]}", is_json=is_json)
         assert (too_deep.field, too_deep.rule) == ("", "range")
 
 
-def test_nesting_through_aliases_is_bounded():
+def test_nesting_through_aliases_is_limited():
     half = "[" * 40 + "*{}" + "]" * 40
-    mistake = only(f"a: &a {half.replace('*{}', '1')}\nb: {half.format('a')}\n")
-    assert "nested" in mistake.message
+    error = single_error(f"a: &a {half.replace('*{}', '1')}\nb: {half.format('a')}\n")
+    assert "nested" in error.message
 
 
-def test_aliases_and_anchors_are_bounded():
-    most = limits.MANIFEST_ALIASES_MAX
-    labels = ", ".join(f"k{number}: *x" for number in range(most))
-    good = MINIMAL.replace('"My Task"', f"&x y\n  labels: {{{labels}}}")
-    assert len(parse_manifest(good.encode(), is_json=False).metadata.labels) == most
-    assert "aliases" in only(good.replace("{k0", "{k: *x, k0")).message
-    anchors = "".join(f"a{number}: &a{number} x\n" for number in range(most + 1))
-    assert "anchors" in only(anchors).message
+def test_aliases_and_anchors_are_limited():
+    limit = limits.MANIFEST_ALIASES_MAX
+    labels = ", ".join(f"k{number}: *x" for number in range(limit))
+    valid = MINIMAL.replace('"My Task"', f"&x y\n  labels: {{{labels}}}")
+    assert len(parse_manifest(valid.encode(), is_json=False).metadata.labels) == limit
+    assert "aliases" in single_error(valid.replace("{k0", "{k: *x, k0")).message
+    anchors = "".join(f"a{number}: &a{number} x\n" for number in range(limit + 1))
+    assert "anchors" in single_error(anchors).message
 
 
 @pytest.mark.parametrize("is_json", [True, False])
-def test_a_byte_order_mark_at_the_beginning_is_no_part_of_the_text(is_json):
+def test_leading_byte_order_mark_is_ignored(is_json):
     plain = json.dumps({"manifest_yaml": MINIMAL}) if is_json else MINIMAL
     assert parse_manifest(f"\ufeff{plain}".encode(), is_json=is_json) == parse_manifest(MINIMAL.encode(), is_json=False)
 
 
-def test_a_byte_order_mark_moves_no_place():
-    for broken in (MINIMAL.replace("version: ", "version: [] #"), "[1", "kind: 1\n" + MINIMAL):
-        assert mistakes_of(f"\ufeff{broken}") == mistakes_of(broken)
-    assert only('\ufeff{"a" 1}', is_json=True) == only('{"a" 1}', is_json=True)
+def test_byte_order_mark_does_not_shift_positions():
+    for invalid in (MINIMAL.replace("version: ", "version: [] #"), "[1", "kind: 1\n" + MINIMAL):
+        assert errors_of(f"\ufeff{invalid}") == errors_of(invalid)
+    assert single_error('\ufeff{"a" 1}', is_json=True) == single_error('{"a" 1}', is_json=True)
 
 
 BOMBS = {
     "aliases of aliases": 'a0: &a0 ["xxxxxxxx"]\n'
     + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 10)),
-    "a large list, doubled and doubled": "a0: &a0 ["
+    "a large list, doubled repeatedly": "a0: &a0 ["
     + "1," * 9000
     + "]\n"
     + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 8)),
-    "a large text, doubled and doubled": "a0: &a0 "
+    "a large text, doubled repeatedly": "a0: &a0 "
     + "x" * 900_000
     + "\n"
     + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 8)),
-    "open lists": "[" * 500_000,
-    "lists just deep enough for a recursive parser": "[" * 5_000 + "]" * 5_000,
-    "open mappings": '{"a":' * 170_000,
-    "closed, then open lists": "]" * 500_000 + "[" * 500_000,
+    "unclosed lists": "[" * 500_000,
+    "lists nested as deep as a recursive parser allows": "[" * 5_000 + "]" * 5_000,
+    "unclosed mappings": '{"a":' * 170_000,
+    "closing brackets, then unclosed lists": "]" * 500_000 + "[" * 500_000,
     "lists in block style": "- " * 500_000,
     "empty lists": "[" + "[]," * 300_000 + "[]]",
     "empty mappings": "[" + "{}," * 300_000 + "{}]",
     "numbers": "[" + "1," * 500_000 + "1]",
-    "one key again and again": "a: \n" * 260_000,
+    "one key repeated": "a: \n" * 260_000,
     "many unknown keys": "".join(f"{'k' * 60}{n}: 1\n" for n in range(9_900)),
     "many empty secrets": "secrets: [" + "{}," * 9_000 + "]",
     "one long key": "k" * 1_000_000 + ": 1",
@@ -236,11 +238,11 @@ BOMBS = {
     "one long host": "vm: {allowed_hosts: ['" + "a." * 500_000 + "!']}",
     "one long URL": "repository: {url: 'https://" + "a-" * 500_000 + "!'}",
     "one long branch": "repository: {branch: '" + "a/" * 500_000 + "'}",
-    "open placeholders": "claude: {mcp_config: {mcpServers: {a: {url: '" + "${" * 500_000 + "'}}}}",
+    "unclosed placeholders": "claude: {mcp_config: {mcpServers: {a: {url: '" + "${" * 500_000 + "'}}}}",
     "many placeholders": "claude: {mcp_config: {mcpServers: {a: {url: '"
     + "".join(f"${{A{n}}}" for n in range(100_000))
     + "'}}}}",
-    "an open text": '"' + '\\"' * 500_000,
+    "an unterminated string": '"' + '\\"' * 500_000,
     "quotes": '"' * MIB,
     "blanks": " " * MIB,
     "directives": "".join(f"%TAG !a{n}! x\n" for n in range(60_000)) + "---\na: 1",
@@ -252,20 +254,20 @@ BOMBS = {
 
 @pytest.mark.parametrize("name", BOMBS)
 @pytest.mark.parametrize("is_json", [True, False])
-def test_no_body_takes_long_or_grows(name, is_json):
+def test_hostile_body_has_bounded_time_and_memory(name, is_json):
     body = BOMBS[name].encode()[:MIB]
     memory_before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    began = time.process_time()
-    assert mistakes_of(body, is_json=is_json)
-    assert time.process_time() - began < 5
+    start = time.process_time()
+    assert errors_of(body, is_json=is_json)
+    assert time.process_time() - start < 5
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory_before < 200 * 1024
 
 
-def test_json_with_too_many_values_is_refused_before_they_are_made():
+def test_json_with_too_many_values_is_rejected_before_allocation():
     body = BOMBS["empty mappings"].encode()[: MIB - 1] + b"]"
     tracemalloc.start()
     try:
-        assert "values" in only(body, is_json=True).message
+        assert "values" in single_error(body, is_json=True).message
         _, peak_bytes = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -297,34 +299,34 @@ YAML_PIECES = st.lists(
 ).map("".join)  # fmt: skip
 
 
-def is_manifest_or_refused(body: bytes, *, is_json: bool) -> None:
-    """Any other error than the one with mistakes fails the test."""
+def parse_or_reject(body: bytes, *, is_json: bool) -> None:
+    """Any exception other than InvalidManifestError fails the test."""
     try:
         manifest = parse_manifest(body, is_json=is_json)
     except InvalidManifestError as error:
-        refusal = error
+        rejection = error
     else:
         assert isinstance(manifest, Manifest)
         return
-    assert refusal.errors
-    assert all(mistake.rule and mistake.message for mistake in refusal.errors)
+    assert rejection.errors
+    assert all(error.rule and error.message for error in rejection.errors)
 
 
 @given(NEAR_MANIFESTS | st.dictionaries(FIELDS, NEAR_MANIFESTS), st.booleans())
-def test_whatever_json_comes_it_is_a_manifest_or_mistakes(value, is_json):
-    is_manifest_or_refused(json.dumps(value).encode(), is_json=is_json)
+def test_arbitrary_json_is_a_manifest_or_errors(value, is_json):
+    parse_or_reject(json.dumps(value).encode(), is_json=is_json)
 
 
 @given(st.binary(max_size=200) | st.text(max_size=200).map(lambda text: text.encode(errors="replace")), st.booleans())
-def test_whatever_bytes_come_they_are_a_manifest_or_mistakes(body, is_json):
-    is_manifest_or_refused(body, is_json=is_json)
+def test_arbitrary_bytes_are_a_manifest_or_errors(body, is_json):
+    parse_or_reject(body, is_json=is_json)
 
 
 @given(YAML_PIECES)
-def test_whatever_yaml_comes_it_is_a_manifest_or_mistakes(text):
-    is_manifest_or_refused(text.encode(), is_json=False)
+def test_arbitrary_yaml_is_a_manifest_or_errors(text):
+    parse_or_reject(text.encode(), is_json=False)
 
 
 @given(st.integers(0, len(MINIMAL)), YAML_PIECES)
-def test_a_good_manifest_with_noise_in_it_is_a_manifest_or_mistakes(place, noise):
-    is_manifest_or_refused((MINIMAL[:place] + noise + MINIMAL[place:]).encode(), is_json=False)
+def test_manifest_with_noise_is_a_manifest_or_errors(position, noise):
+    parse_or_reject((MINIMAL[:position] + noise + MINIMAL[position:]).encode(), is_json=False)

@@ -1,4 +1,4 @@
-"""`repository.patch` is base64 within bounds, or a mistake."""
+"""`repository.patch` must be base64 of limited size."""
 
 import base64
 
@@ -11,21 +11,21 @@ def encoded(size):
     return base64.b64encode(b"x" * size).decode()
 
 
-def test_a_patch_up_to_its_bound_is_taken():
+def test_patch_up_to_the_limit_is_accepted():
     assert GIT_PATCH.find_error(encoded(1)) is None
     assert GIT_PATCH.find_error(encoded(GIT_PATCH_BYTES_MAX)) is None
 
 
-def test_a_larger_one_is_out_of_range():
-    complaint = GIT_PATCH.find_error(encoded(GIT_PATCH_BYTES_MAX + 1))
-    assert (isinstance(complaint, RangeMessage), complaint) == (True, "must be at most 512 KiB before base64")
+def test_patch_over_the_limit_is_out_of_range():
+    error = GIT_PATCH.find_error(encoded(GIT_PATCH_BYTES_MAX + 1))
+    assert (isinstance(error, RangeMessage), error) == (True, "must be at most 512 KiB before base64")
 
 
 @pytest.mark.parametrize("text", ["diff --git a/x b/x\n", "e", "ZGlm\nZg==", "äöü=", "ZGlm*g=="])
-def test_what_is_not_base64_is_a_mistake(text):
+def test_patch_that_is_not_base64_is_an_error(text):
     assert GIT_PATCH.find_error(text) == "must be base64 of what git diff --binary writes"
 
 
 @pytest.mark.parametrize("text", ["", "ICAK"])
-def test_an_empty_one_is_to_be_left_out(text):
+def test_empty_patch_is_an_error(text):
     assert "leave it out" in GIT_PATCH.find_error(text)

@@ -1,4 +1,4 @@
-"""Manifests that are accepted: as written by hand, as sent by programs, as the quick reference shows them."""
+"""Accepted manifests: written by hand, sent by programs, and those of the quick reference."""
 
 import json
 
@@ -94,7 +94,7 @@ def parse(text: str) -> Manifest:
     return parse_manifest(text.encode(), is_json=False)
 
 
-def test_the_minimal_manifest_gets_the_defaults_of_the_quick_reference():
+def test_minimal_manifest_has_the_documented_defaults():
     manifest = parse(MINIMAL)
     assert (manifest.version, manifest.kind, manifest.metadata.name) == ("1", "Task", "My Task")
     assert manifest.vm.profile == "agentic-dev"
@@ -110,22 +110,22 @@ def test_the_minimal_manifest_gets_the_defaults_of_the_quick_reference():
     assert manifest.lifecycle.failure_action == "destroy"
 
 
-def test_the_github_manifest_of_the_quick_reference_is_taken():
+def test_github_manifest_of_the_quick_reference_is_accepted():
     manifest = parse(BUG_FIX)
     assert manifest.claude.mcp_config.mcpServers["github"].env == {"GITHUB_TOKEN": "${GITHUB_TOKEN}"}
     assert manifest.vm.allowed_hosts == ("api.github.com",)
     assert manifest.secrets[0].source == "env"
 
 
-def test_the_audit_manifest_of_the_quick_reference_is_taken():
+def test_audit_manifest_of_the_quick_reference_is_accepted():
     assert parse(AUDIT).claude.allowed_tools == ("Read", "Bash", "Grep", "Write")
 
 
-def test_the_large_manifest_of_the_quick_reference_is_taken():
+def test_large_manifest_of_the_quick_reference_is_accepted():
     assert parse(LARGE).vm.disk == "100G"
 
 
-def test_a_field_that_is_not_built_yet_may_ask_for_its_default():
+def test_explicit_defaults_equal_omitted_fields():
     text = MINIMAL + (
         "  headless: true\n  skip_permissions: true\n  output_format: stream-json\n  allowed_tools: null\n"
         "vm: {disk: 40G, network_mode: isolated, allowed_hosts: []}\nsecrets: []\n"
@@ -135,28 +135,28 @@ def test_a_field_that_is_not_built_yet_may_ask_for_its_default():
 
 
 @pytest.mark.parametrize("version", ['"1"', "1", "'1'", "!!str 1"])
-def test_version_one_is_one_with_and_without_quotes(version):
+def test_version_is_accepted_with_and_without_quotes(version):
     assert parse(MINIMAL.replace('"1"', version)).version == "1"
 
 
-def test_json_says_the_same_as_yaml_also_wrapped():
+def test_json_and_wrapped_manifests_equal_yaml():
     manifest = msgspec.to_builtins(parse(MINIMAL))
     for body in (manifest, {"manifest": manifest}, {"manifest_yaml": MINIMAL}):
         assert parse_manifest(json.dumps(body).encode(), is_json=True) == parse(MINIMAL)
 
 
-def test_a_parsed_manifest_survives_the_journal():
+def test_manifest_round_trips_through_journal_encoding():
     manifest = parse(MINIMAL)
     assert msgspec.json.decode(msgspec.json.encode(manifest), type=Manifest) == manifest
 
 
-def test_json_sent_without_its_content_type_is_read_as_json():
+def test_json_without_its_content_type_is_parsed():
     body = json.dumps({"manifest": msgspec.to_builtins(parse(MINIMAL)) | {"metadata": {"name": "🚀 \t".strip()}}})
     assert "\\ud83d" in body
     assert parse_manifest(body.encode(), is_json=False).metadata.name == "🚀"
 
 
-def test_yaml_in_flow_style_is_yaml():
+def test_flow_style_yaml_is_accepted():
     flow = (
         "{version: '1', kind: Task, metadata: {name: x}, "
         "repository: {url: 'git@git.example:r.git', branch: main}, claude: {prompt: x}}"
@@ -164,7 +164,7 @@ def test_yaml_in_flow_style_is_yaml():
     assert parse(flow).repository.url == "git@git.example:r.git"
 
 
-def test_null_means_absent_as_with_kubectl():
+def test_null_means_absent():
     text = MINIMAL + "vm:\n  cpus:\n  memory: ~\nlifecycle: null\n"
     assert parse(text) == parse(MINIMAL)
 
@@ -172,20 +172,20 @@ def test_null_means_absent_as_with_kubectl():
 @pytest.mark.parametrize(
     "prompt", ["/init", "-rf", "#x", "!x", "yes", "1:30", "2026-01-29", "on", "@a", "a\nb", "🙂", "010 x"]
 )
-def test_a_prompt_is_always_text(prompt):
+def test_prompt_is_always_text(prompt):
     assert (
         parse(MINIMAL.replace('"Your instructions here"', json.dumps(prompt, ensure_ascii=False))).claude.prompt
         == prompt
     )
 
 
-@pytest.mark.parametrize("word", ["yes", "no", "on", "off", "y", "1:30", "2026-01-29", "1_000", "0b1", "=", "1.2.3"])
-def test_words_that_only_old_yaml_reads_otherwise_stay_text(word):
-    assert parse(MINIMAL.replace('"My Task"', word)).metadata.name == word
+@pytest.mark.parametrize("text", ["yes", "no", "on", "off", "y", "1:30", "2026-01-29", "1_000", "0b1", "=", "1.2.3"])
+def test_yaml_1_1_keywords_stay_text(text):
+    assert parse(MINIMAL.replace('"My Task"', text)).metadata.name == text
 
 
 @pytest.mark.parametrize(("number", "cpus"), [("16", 16), ("0x10", 16), ("0o20", 16), ("+16", 16), ("016", 16)])
-def test_whole_numbers_of_the_core_schema(number, cpus):
+def test_integers_follow_the_yaml_core_schema(number, cpus):
     assert parse(MINIMAL + f"vm: {{cpus: {number}}}\n").vm.cpus == cpus
 
 
@@ -206,26 +206,26 @@ def test_aliases_are_expanded():
         "ssh://git@[::ffff:192.0.2.1]/r.git",
     ],
 )
-def test_repository_urls(url):
+def test_repository_url_is_accepted(url):
     assert parse(MINIMAL.replace("https://github.com/org/repo.git", url)).repository.url == url
 
 
 @pytest.mark.parametrize("branch", ["main", "feature/x-1", "release_2.0", "üm", "a@b", "dependabot/npm/a+b"])
-def test_branches(branch):
+def test_branch_is_accepted(branch):
     assert parse(MINIMAL.replace('"main"', json.dumps(branch, ensure_ascii=False))).repository.branch == branch
 
 
 @pytest.mark.parametrize("name", ["東京\u3000タスク", "👩\u200d💻 fixes it", "l\u2019été\u00a0!", "x" * 256])
-def test_names_in_any_language(name):
+def test_name_in_any_language_is_accepted(name):
     assert parse(MINIMAL.replace('"My Task"', f'"{name}"')).metadata.name == name
 
 
 @pytest.mark.parametrize("task_id", ["a", "task-001", "A.b_c-9", "x" * 128, ""])
-def test_task_ids(task_id):
+def test_task_id_is_accepted(task_id):
     assert parse(MINIMAL.replace('"My Task"', f'x\n  id: "{task_id}"')).metadata.id == task_id
 
 
-def test_everything_that_is_built_can_be_set():
+def test_every_field_can_be_set():
     text = MINIMAL.replace('"My Task"', "x\n  labels: {team: platform, app.example/tier: db}").replace(
         'branch: "main"', "branch: main\n  commit: 0123abc\n  subpath: services/api"
     )

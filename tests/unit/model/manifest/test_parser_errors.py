@@ -1,4 +1,4 @@
-"""A user hands in a manifest with a mistake and is told which field, which rule, and what to do."""
+"""An invalid manifest is rejected with the field, the rule, and what to change."""
 
 import copy
 import json
@@ -11,58 +11,58 @@ import pytest
 from sandbox.model.manifest.parser import InvalidManifestError, parse_manifest
 from sandbox.model.manifest.schema import Manifest
 
-GOOD: dict[str, Any] = {
+VALID: dict[str, Any] = {
     "version": "1",
     "kind": "Task",
     "metadata": {"name": "My Task"},
     "repository": {"url": "https://git.example/org/repo.git", "branch": "main"},
     "claude": {"prompt": "Do it"},
 }
-GONE = object()
+REMOVED = object()
 SERVER = "claude.mcp_config.mcpServers.x"
 
 
 def with_value(path: str, value: Any) -> dict[str, Any]:
-    manifest = copy.deepcopy(GOOD)
+    manifest = copy.deepcopy(VALID)
     *parents, name = path.split("/")
     record = manifest
     for parent in parents:
         record = record.setdefault(parent, {})
-    if value is GONE:
+    if value is REMOVED:
         del record[name]
     else:
         record[name] = value
     return manifest
 
 
-def mistakes_of(manifest: object) -> list[tuple[str, str]]:
+def errors_of(manifest: object) -> list[tuple[str, str]]:
     with pytest.raises(InvalidManifestError) as caught:
         parse_manifest(json.dumps(manifest).encode(), is_json=True)
-    return [(mistake.field, mistake.rule) for mistake in caught.value.errors]
+    return [(error.field, error.rule) for error in caught.value.errors]
 
 
-BAD: list[tuple[str, Any, str, str]] = [
-    ("version", GONE, "version", "required"),
+INVALID: list[tuple[str, Any, str, str]] = [
+    ("version", REMOVED, "version", "required"),
     ("version", None, "version", "required"),
     ("version", "2", "version", "enum"),
     ("version", 2, "version", "enum"),
     ("version", 1.0, "version", "enum"),
     ("version", True, "version", "enum"),
-    ("kind", GONE, "kind", "required"),
+    ("kind", REMOVED, "kind", "required"),
     ("kind", "task", "kind", "enum"),
     ("kind", "Job", "kind", "enum"),
-    ("metadata", GONE, "metadata", "required"),
+    ("metadata", REMOVED, "metadata", "required"),
     ("metadata", [], "metadata", "type"),
     ("metadata", "My Task", "metadata", "type"),
-    ("metadata/name", GONE, "metadata.name", "required"),
+    ("metadata/name", REMOVED, "metadata.name", "required"),
     ("metadata/name", None, "metadata.name", "required"),
     ("metadata/name", "", "metadata.name", "range"),
     ("metadata/name", "x" * 257, "metadata.name", "range"),
     ("metadata/name", 42, "metadata.name", "type"),
     ("metadata/name", "two\nlines", "metadata.name", "format"),
     ("metadata/name", "red \x1b[31m", "metadata.name", "format"),
-    ("metadata/name", "turned \u202e around", "metadata.name", "format"),
-    ("metadata/name", "half \ud800", "metadata.name", "format"),
+    ("metadata/name", "reversed \u202e text", "metadata.name", "format"),
+    ("metadata/name", "surrogate \ud800", "metadata.name", "format"),
     ("metadata/id", "stream", "metadata.id", "format"),
     ("metadata/id", "-x", "metadata.id", "format"),
     ("metadata/id", "a..b", "metadata.id", "format"),
@@ -79,8 +79,8 @@ BAD: list[tuple[str, Any, str, str]] = [
     ("metadata/labels", {str(n): "" for n in range(65)}, "metadata.labels", "range"),
     ("metadata/labels", ["a"], "metadata.labels", "type"),
     ("metadata/lables", {}, "metadata.lables", "unknown_field"),
-    ("repository", GONE, "repository", "required"),
-    ("repository/url", GONE, "repository.url", "required"),
+    ("repository", REMOVED, "repository", "required"),
+    ("repository/url", REMOVED, "repository.url", "required"),
     ("repository/url", "", "repository.url", "format"),
     ("repository/url", "ftp://git.example/repo", "repository.url", "format"),
     ("repository/url", "file:///etc", "repository.url", "format"),
@@ -101,7 +101,7 @@ BAD: list[tuple[str, Any, str, str]] = [
     ("repository/url", "http://[192.0.2.1]:3000/repo", "repository.url", "format"),
     ("repository/url", "ssh://git@[12345::]/repo", "repository.url", "format"),
     ("repository/url", "https://git.example:70000/repo", "repository.url", "range"),
-    ("repository/branch", GONE, "repository.branch", "required"),
+    ("repository/branch", REMOVED, "repository.branch", "required"),
     ("repository/branch", "", "repository.branch", "format"),
     ("repository/branch", "-x", "repository.branch", "format"),
     ("repository/branch", "a..b", "repository.branch", "format"),
@@ -124,7 +124,7 @@ BAD: list[tuple[str, Any, str, str]] = [
     ("repository/subpath", ".git/hooks", "repository.subpath", "format"),
     ("repository/subpath", "", "repository.subpath", "format"),
     ("claude", None, "claude", "required"),
-    ("claude/prompt", GONE, "claude.prompt", "required"),
+    ("claude/prompt", REMOVED, "claude.prompt", "required"),
     ("claude/prompt", "", "claude.prompt", "format"),
     ("claude/prompt", " \n ", "claude.prompt", "format"),
     ("claude/prompt", "a\x00b", "claude.prompt", "format"),
@@ -193,15 +193,15 @@ BAD: list[tuple[str, Any, str, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("path", "value", "field", "rule"), BAD)
-def test_one_mistake_is_told_as_exactly_one(path, value, field, rule):
-    assert mistakes_of(with_value(path, value)) == [(field, rule)]
+@pytest.mark.parametrize(("path", "value", "field", "rule"), INVALID)
+def test_one_invalid_value_is_one_error(path, value, field, rule):
+    assert errors_of(with_value(path, value)) == [(field, rule)]
 
 
-WHOLE: dict[str, Any] = {
-    **GOOD,
+COMPLETE: dict[str, Any] = {
+    **VALID,
     "metadata": {"name": "x", "id": "task-1", "labels": {"team": "platform"}},
-    "repository": {**GOOD["repository"], "commit": "c" * 40, "subpath": "src", "patch": "ZGlmZg=="},
+    "repository": {**VALID["repository"], "commit": "c" * 40, "subpath": "src", "patch": "ZGlmZg=="},
     "claude": {
         "prompt": "Do it",
         "model": "claude-sonnet-4-5",
@@ -216,40 +216,40 @@ WHOLE: dict[str, Any] = {
 }
 
 
-def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Of everything in it."""
+def value_paths(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The path of every nested value."""
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, each in inner:
+    for key, item in inner:
         yield (*path, key)
-        yield from places(each, (*path, key))
+        yield from value_paths(item, (*path, key))
 
 
-@pytest.mark.parametrize("odd", [[], {}, [[1]], [{}], {"a": {}}, [None], None, 1, -1, 1.5, True, "", "x", 10**30])
-def test_whatever_stands_in_whatever_place_is_taken_or_told(odd):
-    assert len(list(places(WHOLE))) > 35
-    for *parents, last in places(WHOLE):
-        manifest = copy.deepcopy(WHOLE)
+@pytest.mark.parametrize("value", [[], {}, [[1]], [{}], {"a": {}}, [None], None, 1, -1, 1.5, True, "", "x", 10**30])
+def test_any_value_at_any_path_is_accepted_or_rejected(value):
+    assert len(list(value_paths(COMPLETE))) > 35
+    for *parents, last in value_paths(COMPLETE):
+        manifest = copy.deepcopy(COMPLETE)
         record: Any = manifest
         for parent in parents:
             record = record[parent]
-        record[last] = odd
+        record[last] = value
         with suppress(InvalidManifestError):
             parse_manifest(json.dumps(manifest).encode(), is_json=True)
 
 
 @pytest.mark.parametrize(("characters", "fits"), [(256 * 1024, True), (256 * 1024 + 1, False)])
-def test_a_prompt_is_bounded_in_bytes_not_characters(characters, fits):
+def test_prompt_is_limited_in_bytes_not_characters(characters, fits):
     body = json.dumps(with_value("claude/prompt", "é" * characters), ensure_ascii=False).encode()
     if fits:
         assert len(parse_manifest(body, is_json=True).claude.prompt) == characters
         return
     with pytest.raises(InvalidManifestError, match="must be at most 512 KiB") as caught:
         parse_manifest(body, is_json=True)
-    assert [(mistake.field, mistake.rule) for mistake in caught.value.errors] == [("claude.prompt", "range")]
+    assert [(error.field, error.rule) for error in caught.value.errors] == [("claude.prompt", "range")]
 
 
-def test_the_manifest_that_all_of_them_are_made_from_is_good():
-    assert parse_manifest(json.dumps(GOOD).encode(), is_json=True).metadata.name == "My Task"
+def test_base_manifest_is_valid():
+    assert parse_manifest(json.dumps(VALID).encode(), is_json=True).metadata.name == "My Task"
 
 
 @pytest.mark.parametrize(
@@ -273,37 +273,37 @@ def test_the_manifest_that_all_of_them_are_made_from_is_good():
         "",
     ],
 )
-def test_an_allowed_host_is_a_name(host):
+def test_allowed_host_must_be_a_host_name(host):
     vm = {"network_mode": "outbound", "allowed_hosts": [host]}
-    assert ("vm.allowed_hosts[0]", "format") in mistakes_of(with_value("vm", vm))
+    assert ("vm.allowed_hosts[0]", "format") in errors_of(with_value("vm", vm))
 
 
-def accepted(manifest: object, **parts: Any) -> Manifest:
+def parse(manifest: object, **parts: Any) -> Manifest:
     return parse_manifest(json.dumps(manifest).encode(), is_json=True, **parts)
 
 
 @pytest.mark.parametrize(
     "host", ["git.example", "xn--bcher-kva.example", "db0x", "*.git.example", "git.example:8443", "*.git.example:22"]
 )
-def test_proper_host_names_are_taken(host):
+def test_valid_host_name_is_accepted(host):
     vm = {"network_mode": "outbound", "allowed_hosts": [host]}
-    assert accepted(with_value("vm", vm)).vm.allowed_hosts == (host,)
+    assert parse(with_value("vm", vm)).vm.allowed_hosts == (host,)
 
 
-def test_the_whole_internet_may_be_asked_for():
-    assert accepted(with_value("vm", {"network_mode": "full"})).vm.network_mode == "full"
+def test_network_mode_full_is_accepted():
+    assert parse(with_value("vm", {"network_mode": "full"})).vm.network_mode == "full"
 
 
 @pytest.mark.parametrize("mode", ["isolated", "full", None])
-def test_allowed_hosts_are_refused_without_outbound(mode):
+def test_allowed_hosts_are_rejected_without_outbound(mode):
     vm = {"network_mode": mode, "allowed_hosts": ["git.example"]}
-    assert ("vm.allowed_hosts", "format") in mistakes_of(with_value("vm", vm))
+    assert ("vm.allowed_hosts", "format") in errors_of(with_value("vm", vm))
 
 
-def test_secret_names_must_differ():
+def test_secret_names_must_be_unique():
     secret = {"name": "TOKEN", "source": "env", "key": "TOKEN"}
-    found = mistakes_of(with_value("secrets", [secret, secret | {"name": "OTHER"}, secret]))
-    assert found == [("secrets[2].name", "format")]
+    errors = errors_of(with_value("secrets", [secret, secret | {"name": "OTHER"}, secret]))
+    assert errors == [("secrets[2].name", "format")]
 
 
 @pytest.mark.parametrize(
@@ -314,17 +314,17 @@ def test_secret_names_must_differ():
         *("HTTPS_PROXY", "https_proxy", "NO_PROXY", "all_proxy"),
     ],
 )
-def test_a_secret_takes_no_variable_of_the_sandbox_or_the_agent(name):
+def test_reserved_environment_variable_is_rejected_as_a_secret_name(name):
     secrets = [{"name": "FINE", "source": "env", "key": "X"}, {"name": name, "source": "env", "key": "X"}]
-    assert mistakes_of(with_value("secrets", secrets)) == [("secrets[1].name", "format")]
+    assert errors_of(with_value("secrets", secrets)) == [("secrets[1].name", "format")]
 
 
 @pytest.mark.parametrize(
     "name", ["GITHUB_TOKEN", "AWS_SECRET_ACCESS_KEY", "NPM_TOKEN", "NODE_AUTH_TOKEN", "MY_CLAUDE_KEY", "_X"]
 )
-def test_other_names_of_secrets_are_taken(name):
+def test_other_secret_name_is_accepted(name):
     secret = {"name": name, "source": "env", "key": "X"}
-    assert accepted(with_value("secrets", [secret])).secrets[0].name == name
+    assert parse(with_value("secrets", [secret])).secrets[0].name == name
 
 
 @pytest.mark.parametrize(
@@ -334,44 +334,42 @@ def test_other_names_of_secrets_are_taken(name):
         *("mcp__github", "mcp__github__get_issue", "mcp__github__*", "mcp__my-server"),
     ],
 )
-def test_tools_and_rules_are_taken_as_they_are_written(tool):
-    assert accepted(with_value("claude/allowed_tools", [tool])).claude.allowed_tools == (tool,)
+def test_allowed_tool_is_preserved_verbatim(tool):
+    assert parse(with_value("claude/allowed_tools", [tool])).claude.allowed_tools == (tool,)
 
 
-def test_a_list_of_no_tools_is_another_thing_than_no_list():
-    assert accepted(with_value("claude/allowed_tools", [])).claude.allowed_tools == ()
-    assert accepted(GOOD).claude.allowed_tools is None
+def test_empty_tool_list_differs_from_no_list():
+    assert parse(with_value("claude/allowed_tools", [])).claude.allowed_tools == ()
+    assert parse(VALID).claude.allowed_tools is None
 
 
 def is_priced(model: str) -> bool:
     return model in {"claude-known", "claude-sonnet-4-5-20250929"}
 
 
-def test_a_budget_in_dollars_needs_a_model_with_a_price():
+def test_usd_budget_requires_a_priced_model():
     manifest = with_value("lifecycle/budget_usd", 5)
     manifest["claude"]["model"] = "claude-unheard-of"
     with pytest.raises(InvalidManifestError, match="give budget_tokens instead") as caught:
-        accepted(manifest, has_price=is_priced)
-    assert [(mistake.field, mistake.rule) for mistake in caught.value.errors] == [
-        ("lifecycle.budget_usd", "not_offered")
-    ]
+        parse(manifest, has_price=is_priced)
+    assert [(error.field, error.rule) for error in caught.value.errors] == [("lifecycle.budget_usd", "not_offered")]
 
 
 @pytest.mark.parametrize("model", ["claude-known", None])
-def test_a_budget_in_dollars_is_taken_with_a_known_model(model):
+def test_usd_budget_is_accepted_with_a_priced_model(model):
     manifest = with_value("claude/model", model)
     manifest["lifecycle"] = {"budget_usd": 0.05}
-    assert accepted(manifest, has_price=is_priced).lifecycle.budget_usd == 0.05
+    assert parse(manifest, has_price=is_priced).lifecycle.budget_usd == 0.05
 
 
-def test_without_a_budget_in_dollars_a_model_needs_no_price():
+def test_unpriced_model_is_accepted_without_a_usd_budget():
     manifest = with_value("claude/model", "claude-unheard-of")
     manifest["lifecycle"] = {"budget_tokens": 100}
-    assert accepted(manifest, has_price=is_priced).lifecycle.budget_tokens == 100
+    assert parse(manifest, has_price=is_priced).lifecycle.budget_tokens == 100
 
 
 @pytest.mark.parametrize(
-    ("secret", "mistake"),
+    ("secret", "expected"),
     [
         ({"name": "1X", "source": "env", "key": "x"}, ("secrets[0].name", "format")),
         ({"name": "X", "source": "cloud", "key": "x"}, ("secrets[0].source", "enum")),
@@ -381,8 +379,8 @@ def test_without_a_budget_in_dollars_a_model_needs_no_price():
         (None, ("secrets[0]", "type")),
     ],
 )
-def test_a_bad_secret_is_told_by_its_place_in_the_list(secret, mistake):
-    assert mistake in mistakes_of(with_value("secrets", [secret]))
+def test_invalid_secret_is_reported_with_its_index(secret, expected):
+    assert expected in errors_of(with_value("secrets", [secret]))
 
 
 @pytest.mark.parametrize(
@@ -397,22 +395,22 @@ def test_a_bad_secret_is_told_by_its_place_in_the_list(secret, mistake):
         ({"url": "http://x/", "headers": {"Authorization": "Bearer ${NOPE}"}}, f"{SERVER}.headers.Authorization"),
     ],
 )
-def test_an_mcp_server_needs_one_way_to_it_and_only_secrets_that_exist(server, field):
-    assert (field, "format") in mistakes_of(with_value("claude/mcp_config", {"mcpServers": {"x": server}}))
+def test_mcp_server_requires_one_transport_and_declared_secrets(server, field):
+    assert (field, "format") in errors_of(with_value("claude/mcp_config", {"mcpServers": {"x": server}}))
 
 
 @pytest.mark.parametrize("text", ["${TOKEN}", "Bearer ${TOKEN}", "${HOME:-none}", "$NOPE", "${}", "plain"])
-def test_placeholders_of_secrets_that_exist_are_fine(text):
+def test_placeholder_of_a_declared_secret_is_accepted(text):
     manifest = with_value("claude/mcp_config", {"mcpServers": {"x": {"command": "x", "env": {"A": text}}}})
     manifest["secrets"] = [{"name": "TOKEN", "source": "env", "key": "TOKEN"}]
-    assert accepted(manifest).claude.mcp_config.mcpServers["x"].env == {"A": text}
+    assert parse(manifest).claude.mcp_config.mcpServers["x"].env == {"A": text}
 
 
-def test_all_mistakes_come_at_once():
+def test_all_errors_are_reported_together():
     manifest = with_value("vm", {"cpus": "4", "network": "full", "profile": "mine"})
     del manifest["claude"]["prompt"]
     manifest["repository"]["url"] = "file:///etc"
-    assert sorted(mistakes_of(manifest)) == [
+    assert sorted(errors_of(manifest)) == [
         ("claude.prompt", "required"),
         ("repository.url", "format"),
         ("vm.cpus", "type"),
@@ -421,13 +419,13 @@ def test_all_mistakes_come_at_once():
     ]
 
 
-def test_a_server_that_offers_a_profile_takes_it():
+def test_offered_profile_is_accepted():
     body = json.dumps(with_value("vm", {"profile": "basic"})).encode()
     assert parse_manifest(body, is_json=True, profiles={"agentic-dev": "", "basic": ""}).vm.profile == "basic"
 
 
-def test_a_hundred_mistakes_are_listed_and_the_others_counted():
-    manifest = GOOD | {f"x{number}": 1 for number in range(250)}
+def test_first_hundred_errors_are_listed_and_all_are_counted():
+    manifest = VALID | {f"x{number}": 1 for number in range(250)}
     with pytest.raises(InvalidManifestError, match="250 mistakes; the first 100 are listed") as caught:
         parse_manifest(json.dumps(manifest).encode(), is_json=True)
     assert len(caught.value.errors) == 100
@@ -436,7 +434,7 @@ def test_a_hundred_mistakes_are_listed_and_the_others_counted():
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("claude/prompt", GONE, "is required"),
+        ("claude/prompt", REMOVED, "is required"),
         ("claude/promts", "x", "is an unknown field; did you mean 'prompt'?"),
         ("claude/zzz", "x", "is an unknown field"),
         ("vm/cpus", "4", "must be a whole number, not text"),
@@ -453,10 +451,10 @@ def test_a_hundred_mistakes_are_listed_and_the_others_counted():
         ("metadata/\x1b[31m", 1, "is an unknown field"),
     ],
 )
-def test_messages_are_for_people(path, value, message):
+def test_error_message_explains_the_rule(path, value, message):
     with pytest.raises(InvalidManifestError) as caught:
         parse_manifest(json.dumps(with_value(path, value)).encode(), is_json=True)
-    assert message in [mistake.message for mistake in caught.value.errors]
+    assert message in [error.message for error in caught.value.errors]
     assert message in caught.value.message or len(caught.value.errors) > 1
     assert caught.value.code == "invalid_manifest"
-    assert all("\x1b" not in mistake.field for mistake in caught.value.errors)
+    assert all("\x1b" not in error.field for error in caught.value.errors)

@@ -1,4 +1,4 @@
-"""A manifest names a profile that there is and that the server's runtime is strong enough for."""
+"""A manifest must name an offered profile that the server's runtime is strong enough for."""
 
 import json
 
@@ -22,29 +22,29 @@ def parse(vm, **parts):
     return parse_manifest(json.dumps(manifest).encode(), is_json=True, **parts).vm.profile
 
 
-def told(vm, profiles):
-    """The only mistake of such a manifest."""
+def single_error(vm, profiles):
+    """The only error of a manifest with this `vm`."""
     with pytest.raises(InvalidManifestError) as caught:
         parse(vm, profiles=profiles)
-    (mistake,) = caught.value.errors
-    return mistake.field, mistake.rule, mistake.message
+    (error,) = caught.value.errors
+    return error.field, error.rule, error.message
 
 
-def test_a_profile_that_there_is_may_be_named():
+def test_offered_profile_is_accepted():
     assert parse({"profile": "my-tools"}, profiles={"agentic-dev": "", "my-tools": ""}) == "my-tools"
     assert parse({}, profiles={"agentic-dev": ""}) == "agentic-dev"
 
 
-def test_another_one_is_refused_and_those_on_offer_are_listed():
+def test_unknown_profile_is_rejected_with_the_offered_ones():
     profiles = {"basic": "", "strict": WEAK, "agentic-dev": ""}
     offered = "must be a profile that this server offers: agentic-dev, basic"
-    assert told({"profile": "nothing"}, profiles) == ("vm.profile", "not_offered", offered)
+    assert single_error({"profile": "nothing"}, profiles) == ("vm.profile", "not_offered", offered)
 
 
 @pytest.mark.parametrize("vm", [{"profile": "agentic-dev"}, {}])
-def test_one_that_asks_for_a_stronger_runtime_is_refused_also_where_it_is_the_default(vm):
-    assert told(vm, {"agentic-dev": WEAK}) == ("vm.profile", "not_offered", WEAK)
+def test_profile_that_needs_a_stronger_runtime_is_rejected(vm):
+    assert single_error(vm, {"agentic-dev": WEAK}) == ("vm.profile", "not_offered", WEAK)
 
 
-def test_without_a_server_any_name_is_taken_on_trust():
+def test_any_profile_is_accepted_without_a_list_of_profiles():
     assert parse({"profile": "my-tools"}, profiles=None) == "my-tools"

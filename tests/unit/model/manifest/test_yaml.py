@@ -1,4 +1,4 @@
-"""What is written as YAML is read as it was."""
+"""Data written as YAML round-trips."""
 
 import pytest
 from hypothesis import example, given
@@ -19,14 +19,14 @@ TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"
 @example("+1e2", "a\x85b\nc")
 @example("\u2028", "a b\u2029" * 40)
 @example("\ufeff", "\n a")
-def test_any_text_comes_back_as_it_was(name, value):
+def test_any_text_round_trips(name, value):
     data = {"x": {name: value, "list": [value, {"y": value}]}, "text": value}
     document = read_document(write_yaml(data).encode(), is_json=False)
     assert (document.data, document.errors) == (data, [])
 
 
 @pytest.mark.parametrize(
-    ("value", "written"),
+    ("value", "expected"),
     [
         ("plain words", "plain words"),
         ("two\nlines\n", "|\n  two\n  lines"),
@@ -38,5 +38,5 @@ def test_any_text_comes_back_as_it_was(name, value):
         (["a"], "\n  - a"),
     ],
 )
-def test_it_is_written_as_people_would(value, written):
-    assert write_yaml({"x": value}) == f"x: {written}\n".replace(": \n", ":\n")
+def test_values_are_written_in_conventional_style(value, expected):
+    assert write_yaml({"x": value}) == f"x: {expected}\n".replace(": \n", ":\n")

@@ -1,4 +1,4 @@
-"""What clients are shown of a record, and in which log stream it stands."""
+"""Wire events of journal records, and the log stream of each."""
 
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any, get_args
@@ -33,7 +33,7 @@ MANIFEST = Manifest(
 )
 FAILURE = Failure(FailureCode.TIMEOUT, "It took too long.")
 
-ONE_OF_EACH: dict[type, tuple[e.Event, dict[str, Any] | None]] = {
+WIRE_EXAMPLES: dict[type, tuple[e.Event, dict[str, Any] | None]] = {
     e.TaskSubmitted: (e.TaskSubmitted("t", MANIFEST), None),
     e.AttemptStarted: (
         e.AttemptStarted("abcdefgh2345", "bubblewrap", "here", number=2, resumes=True),
@@ -89,24 +89,24 @@ ONE_OF_EACH: dict[type, tuple[e.Event, dict[str, Any] | None]] = {
     e.ArtifactCollected: (e.ArtifactCollected(Artifact("a", "a", 1, "text/plain", "sha256:" + "0" * 64, True)), None),
     e.TaskFinished: (e.TaskFinished(), None),
 }  # fmt: skip
-EXAMPLES = [example for example, _ in ONE_OF_EACH.values()]
+EXAMPLES = [example for example, _ in WIRE_EXAMPLES.values()]
 
 
-def test_there_is_an_example_of_every_kind_of_event():
-    assert set(ONE_OF_EACH) == set(e.Event.__args__)
+def test_every_event_type_has_an_example():
+    assert set(WIRE_EXAMPLES) == set(e.Event.__args__)
 
 
-@pytest.mark.parametrize(("event", "fields"), ONE_OF_EACH.values(), ids=lambda value: type(value).__name__)
-def test_every_event_is_shown_or_deliberately_hidden(event, fields):
-    shown = to_wire_event("t", e.Record(7, 1, AT, event))
-    wanted = None if fields is None else {"task_id": "t", "seq": 7, "timestamp": STAMP, **fields}
-    assert shown == wanted
+@pytest.mark.parametrize(("event", "fields"), WIRE_EXAMPLES.values(), ids=lambda value: type(value).__name__)
+def test_every_event_is_converted_or_omitted(event, fields):
+    wire_event = to_wire_event("t", e.Record(7, 1, AT, event))
+    expected = None if fields is None else {"task_id": "t", "seq": 7, "timestamp": STAMP, **fields}
+    assert wire_event == expected
 
 
 @pytest.mark.parametrize("event", EXAMPLES, ids=lambda value: type(value).__name__)
-def test_a_change_of_state_is_shown_whatever_caused_it(event):
-    change = e.Transition(TaskState.READY, TaskState.RUNNING, "Claude Code is working")
-    assert to_wire_event("t", e.Record(7, 1, AT, event, change)) == {
+def test_record_with_a_transition_becomes_a_state_change(event):
+    transition = e.Transition(TaskState.READY, TaskState.RUNNING, "Claude Code is working")
+    assert to_wire_event("t", e.Record(7, 1, AT, event, transition)) == {
         "type": "state_change",
         "task_id": "t",
         "seq": 7,
@@ -117,25 +117,25 @@ def test_a_change_of_state_is_shown_whatever_caused_it(event):
     }
 
 
-def test_what_stdout_is_rendered_from_is_shown_to_nobody():
+def test_transcript_output_is_omitted():
     assert to_wire_event("t", e.Record(7, 1, AT, e.Output.from_bytes("transcript", b"{}\n"))) is None
 
 
 @pytest.mark.parametrize("event", EXAMPLES, ids=lambda value: type(value).__name__)
-def test_frames_are_json(event):
-    shown = to_wire_event("t", e.Record(7, 1, AT, event))
-    assert msgspec.json.decode(msgspec.json.encode(shown)) == shown
+def test_wire_events_are_json(event):
+    wire_event = to_wire_event("t", e.Record(7, 1, AT, event))
+    assert msgspec.json.decode(msgspec.json.encode(wire_event)) == wire_event
 
 
-def test_each_kind_of_frame_is_in_one_log_stream_or_in_none():
+def test_each_wire_event_type_has_at_most_one_log_stream():
     streams: dict[str, set[str | None]] = {}
-    change = e.Transition(None, TaskState.PENDING, "Waiting")
-    records = [e.Record(1, 1, AT, event) for event in EXAMPLES] + [e.Record(1, 1, AT, EXAMPLES[0], change)]
+    transition = e.Transition(None, TaskState.PENDING, "Waiting")
+    records = [e.Record(1, 1, AT, event) for event in EXAMPLES] + [e.Record(1, 1, AT, EXAMPLES[0], transition)]
     records.append(e.Record(1, 1, AT, e.Output.from_bytes("stdout", b"x")))
     for record in records:
-        shown = to_wire_event("t", record)
-        if shown is not None:
-            streams.setdefault(shown["type"], set()).add(log_stream_of(shown))
+        wire_event = to_wire_event("t", record)
+        if wire_event is not None:
+            streams.setdefault(wire_event["type"], set()).add(log_stream_of(wire_event))
     assert streams == {
         "output": {"stdout", "stderr"},
         "progress": {None},
@@ -152,7 +152,7 @@ def test_each_kind_of_frame_is_in_one_log_stream_or_in_none():
 
 
 @pytest.mark.parametrize("event", EXAMPLES, ids=lambda value: type(value).__name__)
-def test_every_event_survives_the_journal(event):
+def test_every_event_round_trips_through_journal_encoding(event):
     record = e.Record(7, 2, AT, event, e.Transition(TaskState.READY, TaskState.RUNNING, "x"))
     assert msgspec.json.decode(msgspec.json.encode(record), type=e.Record) == record
 
@@ -160,7 +160,7 @@ def test_every_event_survives_the_journal(event):
 @pytest.mark.parametrize(
     "data", [b"", b"plain\n", "h\u00e4\u2028\n".encode(), b"\xff\x00\n", b"\xed\xa0\x80", bytes(range(256))]
 )
-def test_output_keeps_every_byte(data):
+def test_output_preserves_every_byte(data):
     event = msgspec.json.decode(msgspec.json.encode(e.Output.from_bytes("stdout", data)), type=e.Event)
     assert isinstance(event, e.Output)
     assert event.data == data
@@ -168,12 +168,12 @@ def test_output_keeps_every_byte(data):
     assert (event.text is None) != (event.base64 is None)
 
 
-def test_an_event_of_a_type_that_nobody_knows_is_refused():
+def test_unknown_event_type_is_rejected():
     with pytest.raises(msgspec.ValidationError):
         msgspec.json.decode(b'{"type": "party"}', type=e.Event)
 
 
-def test_times_are_utc_with_milliseconds():
+def test_timestamps_are_utc_with_milliseconds():
     assert format_timestamp(AT.astimezone(timezone(timedelta(hours=5, minutes=30)))) == STAMP
     assert format_timestamp(datetime(2026, 1, 1, tzinfo=UTC)) == "2026-01-01T00:00:00.000Z"
 
@@ -184,7 +184,7 @@ def task(**changes: Any) -> Task:
     return Task(id="t", manifest=MANIFEST, history=history, last_seq=9, **fields | changes)
 
 
-def test_the_last_frame_says_how_it_ended_with_a_number_no_record_has():
+def test_end_event_has_the_outcome_and_an_unused_seq():
     assert end_event(task()) == {
         "type": "end",
         "task_id": "t",
@@ -196,12 +196,12 @@ def test_the_last_frame_says_how_it_ended_with_a_number_no_record_has():
     }
 
 
-def test_a_cancelled_task_has_no_error():
+def test_cancelled_task_has_no_error():
     assert error_fields(task(cancel=e.CancelRequested())) is None
     assert error_fields(task(failure=None)) is None
 
 
-def test_a_client_that_begins_now_hears_the_present_state_first():
-    shown = current_state_event(task(state=TaskState.RUNNING, state_message="Claude Code is working"))
-    assert (shown["previous_state"], shown["new_state"], shown["seq"]) == (None, "running", 9)
-    assert log_stream_of(shown) == "events"
+def test_current_state_event_has_no_previous_state():
+    wire_event = current_state_event(task(state=TaskState.RUNNING, state_message="Claude Code is working"))
+    assert (wire_event["previous_state"], wire_event["new_state"], wire_event["seq"]) == (None, "running", 9)
+    assert log_stream_of(wire_event) == "events"

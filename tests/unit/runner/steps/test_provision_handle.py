@@ -1,4 +1,4 @@
-"""What an attempt wrote down of its sandbox is read by programs of its own age and later ones."""
+"""The sandbox handle of an attempt is readable by the same and later versions."""
 
 import msgspec
 import pytest
@@ -6,19 +6,19 @@ import pytest
 from sandbox.interfaces.runtime import HANDLE_VERSION, SandboxHandle
 from sandbox.runner.steps.provision import HandleTooNewError, read_handle, write_handle
 
-OF_THE_FIRST_VERSION = b'{"runtime":"bubblewrap","attempt_id":"a","details":{"kernel_uid":"200000"}}'
+VERSION_1_HANDLE = b'{"runtime":"bubblewrap","attempt_id":"a","details":{"kernel_uid":"200000"}}'
 
 
-def test_a_handle_comes_back(tmp_path):
+def test_handle_round_trips(tmp_path):
     path, handle = tmp_path / "handle.json", SandboxHandle("bubblewrap", "a", {"kernel_uid": "7"})
     assert read_handle(path) is None
     write_handle(path, handle)
     assert read_handle(path) == handle
-    path.write_bytes(OF_THE_FIRST_VERSION)
+    path.write_bytes(VERSION_1_HANDLE)
     assert read_handle(path) == SandboxHandle("bubblewrap", "a", {"kernel_uid": "200000"}, version=1)
 
 
-def test_a_handle_of_a_newer_program_is_not_guessed_at(tmp_path):
+def test_handle_of_a_newer_version_is_rejected(tmp_path):
     path = tmp_path / "handle.json"
     path.write_bytes(msgspec.json.encode(SandboxHandle("bubblewrap", "a", version=HANDLE_VERSION + 1)))
     with pytest.raises(HandleTooNewError, match="newer"):

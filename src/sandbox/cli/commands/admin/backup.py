@@ -23,7 +23,7 @@ from sandbox.cli.server_options import data_dir_options, load_configuration
 @data_dir_options
 @output_options("text", "json")
 def backup(file: Path, **options: Any) -> None:
-    """Back up tasks and tokens into a file.
+    """Back up tasks and tokens to a file.
 
     While a server works, too: each task is kept as it is at one moment, up to its last whole record. What was damaged
     before is kept as it is and told (exit code 1). Preserved sandboxes, images and the workspaces of tasks that run are
@@ -43,7 +43,7 @@ def backup(file: Path, **options: Any) -> None:
         _print_remarks(manifest.remarks)
     said = f"{escape_text(str(file))} has {pluralize(tasks_count, 'task')}, {size_bytes} bytes"
     if manifest.remarks:
-        fail(f"{said}; {len(manifest.remarks)} things in it are damaged.", ExitCode.TASK_FAILED)
+        fail(f"{said}; {len(manifest.remarks)} of them are damaged.", ExitCode.TASK_FAILED)
     click.echo(f"{said}.", err=True)
 
 
@@ -52,7 +52,7 @@ def backup(file: Path, **options: Any) -> None:
 @data_dir_options
 @output_options("text", "json")
 def restore(file: Path, **options: Any) -> None:
-    """Make a data directory of a backup.
+    """Restore a backup to a new data directory.
 
     The directory must not be there yet, or be empty. Everything is verified first: it is there whole or not at all.
     Tasks that had begun end with host_lost; those that had not are begun by the next server.
@@ -67,12 +67,12 @@ def restore(file: Path, **options: Any) -> None:
         _print_remarks(done.remarks)
         print_discrepancies(done.discrepancies)
         for task_id in done.lost:
-            click.echo(f"{escape_text(task_id)}  had begun, and has ended as host_lost")
+            click.echo(f"{escape_text(task_id)}  was running, and has ended as host_lost")
     said = f"{escape_text(str(data_dir))} has {pluralize(done.tasks_count, 'task')}"
     if done.discrepancies:
-        fail(f"{said}; {len(done.discrepancies)} things do not agree.", ExitCode.TASK_FAILED)
+        fail(f"{said}; {len(done.discrepancies)} inconsistencies were found.", ExitCode.TASK_FAILED)
     command = f"sandbox serve --data-dir {shlex.quote(escape_text(str(data_dir)))}"
-    click.echo(f"{said}.\nWhere no server works on the old one any more, start one on it:\n  {command}", err=True)
+    click.echo(f"{said}.\nIf no server uses the old directory, start one on the new one:\n  {command}", err=True)
 
 
 def _print_remarks(remarks: Any) -> None:

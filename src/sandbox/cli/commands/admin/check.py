@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--deep", is_flag=True, help="Read every artifact and compare it with its checksum, too.")
+@click.option("--deep", is_flag=True, help="Also verify the checksum of every artifact.")
 @data_dir_options
 @output_options("text", "json")
 def check(*, deep: bool, **options: Any) -> None:
-    """Prove that index, journals and artifacts agree.
+    """Check that index, journals and artifacts are consistent.
 
     Works on the data directory itself, beside a running server too, and changes nothing. Exit code: 0 when all is
     well, 1 when something does not agree.
@@ -43,8 +43,8 @@ def check(*, deep: bool, **options: Any) -> None:
     tasks = pluralize(tasks_count, "task")
     if discrepancies:
         things = pluralize(len(discrepancies), "thing") + (" does" if len(discrepancies) == 1 else " do")
-        fail(f"Looked at {tasks}: {things} not agree.", ExitCode.TASK_FAILED)
-    click.echo(f"Looked at {tasks}: index, journals and artifacts agree.", err=True)
+        fail(f"Checked {tasks}: {things} inconsistent.", ExitCode.TASK_FAILED)
+    click.echo(f"Checked {tasks}: index, journals and artifacts are consistent.", err=True)
 
 
 def print_discrepancies(discrepancies: Sequence[Discrepancy]) -> None:

@@ -24,26 +24,26 @@ _POLL_SECONDS = 0.5
 
 
 @click.command()
-@click.option("--undo", is_flag=True, help="Take and begin tasks again.")
-@click.option("--wait/--no-wait", "-w", default=False, help="Return once no task runs any more.")
+@click.option("--undo", is_flag=True, help="Accept and start tasks again.")
+@click.option("--wait/--no-wait", "-w", default=False, help="Wait until no task is running.")
 @click.option(
     "--timeout",
     "timeout_seconds",
     callback=parse_duration_option,
     metavar="SPAN",
-    help="With --wait: give up after this time, such as 90s, 15m or 2h.",
+    help="With --wait: timeout, such as 90s, 15m or 2h.",
 )
 @common_options
 def drain(*, undo: bool, wait: bool, timeout_seconds: int | None) -> None:
-    """Let the server finish what runs, and begin nothing.
+    """Let running tasks finish, and start no new ones.
 
     New tasks are refused, and those that wait stay where they are, until --undo; a server that is started again goes
     on being drained. Exit code: 0 done, 7 when tasks still run at the end of --timeout.
     """
     if undo and (wait or timeout_seconds is not None):
-        raise click.UsageError("--undo waits for nothing")
+        raise click.UsageError("--undo cannot be combined with --wait")
     if timeout_seconds is not None and not wait:
-        raise click.UsageError("--timeout counts with --wait")
+        raise click.UsageError("--timeout requires --wait")
     options = current_options()
     with options.connect() as client:
         status = client.undo_drain() if undo else client.drain()
@@ -54,7 +54,7 @@ def drain(*, undo: bool, wait: bool, timeout_seconds: int | None) -> None:
         print_json(status)
     if wait and status["running"]:
         running, waited = pluralize(status["running"], "task"), format_duration(timeout_seconds or 0)
-        fail(f"{running} still running after {waited}; the drain goes on.", ExitCode.WAIT_TIMEOUT)
+        fail(f"{running} still running after {waited}; the drain continues.", ExitCode.WAIT_TIMEOUT)
     if options.format != "json":
         click.echo(_drain_message(status), err=True)
 
@@ -64,7 +64,7 @@ def _interrupt_hint() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        message = "\nStopped waiting. The drain goes on.\n  Take it back: sandbox admin drain --undo"
+        message = "\nStopped waiting. The drain continues.\n  Undo it: sandbox admin drain --undo"
         fail(message, ExitCode.INTERRUPTED)
 
 
@@ -78,6 +78,6 @@ def _wait_until_drained(client: Client, status: Draining, timeout_seconds: int |
 
 def _drain_message(status: Draining) -> str:
     if not status["draining"]:
-        return "The server takes and begins tasks again."
+        return "The server accepts and starts tasks again."
     running, waiting = pluralize(status["running"], "task"), pluralize(status["waiting"], "task")
     return f"The server is drained since {escape_text(str(status['since']))}: running {running}, waiting {waiting}."

@@ -40,30 +40,28 @@ def _check_bound(value: str, complaint: str | None, unlimited: str) -> str:
 
 @click.command()
 @click.option(
-    "--older-than", metavar="AGE", callback=_parse_age_option, help="Those whose end is so long ago go, such as 30d."
+    "--older-than", metavar="AGE", callback=_parse_age_option, help="Remove tasks that ended longer ago, such as 30d."
 )
-@click.option("--keep", type=click.IntRange(min=1), help="So many finished tasks may stay; the oldest go.")
+@click.option("--keep", type=click.IntRange(min=1), help="Number of finished tasks to keep; the oldest are removed.")
 @click.option(
-    "--max-bytes", metavar="SIZE", callback=_parse_size_option, help="What they may take on disk together, such as 20G."
+    "--max-bytes", metavar="SIZE", callback=_parse_size_option, help="Disk space that all may use, such as 20G."
 )
-@click.option("--dry-run", is_flag=True, help="Only say which would go.")
-@click.option("--offline", is_flag=True, help="Do it here, on the data directory, while no server works on it.")
+@click.option("--dry-run", is_flag=True, help="Only list what would be removed.")
+@click.option("--offline", is_flag=True, help="Work on the data directory directly, while no server uses it.")
 @data_dir_options
 @server_options
 @output_options("text", "json")
 def prune(
     *, older_than: int | None, keep: int | None, max_bytes: int | None, dry_run: bool, offline: bool, **options: Any
 ) -> None:
-    """Remove finished tasks with all that is kept of them.
+    """Remove finished tasks and all their data.
 
     The oldest go first; never one that is unfinished, nor one whose preserved sandbox is still there. Without a bound
     those of [retention] in sandbox.toml count, by which a server also removes tasks by itself. The server does it;
     with --offline this command does.
     """
     if not offline and any(value is not None for value in options.values()):
-        message = (
-            "--data-dir and --config say where to prune with --offline; add --offline, or name a server with --server."
-        )
+        message = "--data-dir and --config require --offline; add --offline, or set a server with --server."
         raise click.UsageError(message)
     bounds = {"older_than_seconds": older_than, "keep": keep, "max_bytes": max_bytes}
     if offline:

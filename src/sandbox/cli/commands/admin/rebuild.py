@@ -18,7 +18,7 @@ from sandbox.cli.server_options import data_dir_options, load_configuration
 @data_dir_options
 @output_options("text", "json")
 def rebuild(**options: Any) -> None:
-    """Make the index anew from the journals.
+    """Rebuild the index from the journals.
 
     No server may work on the data directory meanwhile. A journal that is damaged stays where it is and is told; all
     others are in the new index. The old one is kept as index.sqlite.before. Exit code: 0 when every journal is in, 1

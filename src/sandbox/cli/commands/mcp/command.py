@@ -10,14 +10,14 @@ from sandbox.cli.errors import ExitCode, fail
 from sandbox.cli.options import current_options, server_options
 
 _ADVICE = """\
-Error: This speaks the Model Context Protocol on stdin and stdout; a program starts it, and not a person.
+Error: This command speaks the Model Context Protocol on stdin and stdout, and is started by an MCP client.
   Claude Code: claude mcp add sandbox -- sandbox mcp"""
 
 
 @click.command(epilog="For Claude Code: claude mcp add sandbox -- sandbox mcp")
 @server_options
 def mcp() -> None:
-    """Serve Sandbox as tools to an agent (MCP over stdio).
+    """Serve Sandbox as MCP tools over stdio.
 
     Tools: submit, status, logs, diff, artifacts, cancel. Each asks the server that --server and --token name.
     """

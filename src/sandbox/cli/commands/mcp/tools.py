@@ -59,7 +59,7 @@ async def logs(client: AsyncClient, task_id: str, stream: str, lines: int) -> st
     while sum(map(len, kept_lines)) + len(kept_lines) > RESPONSE_CHARACTERS_MAX:
         kept_lines.pop(0)
         left_out += 1
-    fields = [f"[{left_out} earlier lines left out: too long]"] if left_out else []
+    fields = [f"[{left_out} earlier lines omitted]"] if left_out else []
     return "\n".join([*fields, *kept_lines]) or "Nothing yet."
 
 
@@ -72,7 +72,7 @@ async def diff(client: AsyncClient, task_id: str, offset: int) -> str:
         entry = await _find_artifact(client, task_id, path)  # the task may have ended, with a patch, since the listing
     if entry is None:
         ended = "The task ended without a patch; its status says why."
-        message = ended if has_ended else "There is no patch yet; it is made when the agent has ended."
+        message = ended if has_ended else "There is no patch yet; it is created when the agent has ended."
         raise ToolFailedError(f"artifact_not_found: {message}")
     return await _artifact_text(client, task_id, entry, offset) or "It changed nothing."
 
@@ -91,7 +91,7 @@ async def artifacts(client: AsyncClient, task_id: str, name: str | None, offset:
     by_name = {entry[key]: entry for key in ("path", "name") for entry in listed}
     entry = by_name.get(name)
     if entry is None:
-        raise ToolFailedError("artifact_not_found: The task has no such artifact. List them: leave out the name.")
+        raise ToolFailedError("artifact_not_found: The task has no such artifact. List all: omit the name.")
     return await _artifact_text(client, task_id, entry, offset)
 
 
@@ -102,7 +102,7 @@ async def cancel(client: AsyncClient, task_id: str, reason: str | None, *, force
 
 async def _artifact_text(client: AsyncClient, task_id: str, entry: Artifact, offset: int) -> str:
     if entry["contains_secret"]:
-        message = "artifact_contains_secret: It has the value of a secret in it, which no model is to be sent."
+        message = "artifact_contains_secret: It contains the value of a secret and is not sent to a model."
         raise ToolFailedError(message)
     data = await client.read(task_id, entry["name"], bytes_max=READ_BYTES_MAX)
     if b"\0" in data[:8000]:
@@ -114,9 +114,9 @@ async def _artifact_text(client: AsyncClient, task_id: str, entry: Artifact, off
 
 def _text_page(text: str, offset: int) -> str:
     if offset and offset >= len(text):
-        return f"[That is all: it has {len(text)} characters.]"
+        return f"[End of file: it has {len(text)} characters.]"
     end = offset + RESPONSE_CHARACTERS_MAX
-    more = f"\n[{len(text) - end} more characters: go on with offset={end}]" if len(text) > end else ""
+    more = f"\n[{len(text) - end} more characters: continue with offset={end}]" if len(text) > end else ""
     return text[offset:end] + more
 
 

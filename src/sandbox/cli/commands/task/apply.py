@@ -27,19 +27,19 @@ METADATA_BYTES_MAX = 64 * 1024 * 1024
 _COMMIT = re.compile(r"[0-9a-f]{40,64}")
 
 
-@click.command(epilog="Without --beside-changes what was applied is staged; undo it with: git reset --hard")
+@click.command(epilog="Without --beside-changes the changes are staged; undo them with: git reset --hard")
 @task_argument
 @click.option(
     "--directory",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     default=".",
-    help="The checkout, instead of the one that you are in.",
+    help="The checkout [default: the current one].",
 )
 @click.option(
     "--beside-changes",
     "is_beside",
     is_flag=True,
-    help="Apply it beside changes of your own that are not committed, and stage nothing.",
+    help="Apply on top of uncommitted changes, and stage nothing.",
 )
 @allow_secrets_option
 @common_options
@@ -57,7 +57,7 @@ def apply(task_id: str, directory: Path, is_beside: bool, allows_secrets: bool) 
         with options.connect() as client:
             fetch_patch(client, task_id, patch, allows_secrets=allows_secrets)
             if not print_omissions(client, task_id, patch) and patch.stat().st_size:
-                fail("Error: Nothing is in the patch that git could apply.", ExitCode.CONFLICT)
+                fail("Error: The patch contains nothing that git can apply.", ExitCode.CONFLICT)
             base = _base_commit(client, task_id, Path(temporary) / "metadata.json")
         commit = checkout.commit()
         if base and base != commit:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @task_argument
 @common_options
 def artifacts(task_id: str) -> None:
-    """List a task's artifacts: what was kept from it."""
+    """List a task's artifacts."""
     options = current_options()
     with options.connect() as client:
         answer = client.artifacts(task_id)

@@ -11,22 +11,24 @@ from sandbox.cli.terminal import DETACH_KEYS, exit_with_terminal, parse_detach_k
 
 @click.command()
 @task_argument
-@click.option("--watch", is_flag=True, help="Only look on; never type.")
+@click.option("--watch", is_flag=True, help="Read-only: send no input.")
 @click.option(
     "--detach-keys",
     "keys",
     callback=parse_detach_keys,
     metavar="KEYS",
     default=DETACH_KEYS,
-    help=f"What leaves the agent's terminal [default: {DETACH_KEYS}]",
+    help=f"Keys that detach [default: {DETACH_KEYS}]",
 )
 @server_options
 def attach(task_id: str, watch: bool, keys: bytes) -> None:
-    """Sit down at the terminal of a task's agent.
+    """Attach to the terminal of a task's agent.
 
     Only with claude.headless: false an agent has one. Who came first types, others look on and take over when it
     leaves. The agent goes on when everybody has left. Ends with the agent's exit code when it ends meanwhile.
     """
     result = run_terminal(current_options(), task_id, keys, of="agent", watch=str(watch).lower())
     escaped_id = escape_text(task_id)
-    exit_with_terminal(result, task_id, f"\nLeft. The agent goes on.\n  Come back: sandbox task attach {escaped_id}")
+    exit_with_terminal(
+        result, task_id, f"\nDetached. The agent continues.\n  Attach again: sandbox task attach {escaped_id}"
+    )

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 @click.command()
 @task_argument
-@click.option("--reason", metavar="TEXT", help="Kept with the task.")
-@click.option("--force", is_flag=True, help="Do not give the agent time to end by itself.")
-@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@click.option("--reason", metavar="TEXT", help="Stored with the task.")
+@click.option("--force", is_flag=True, help="Do not wait for the agent to exit on its own.")
+@click.option("--yes", "-y", is_flag=True, help="Do not prompt.")
 @common_options
 def cancel(task_id: str, reason: str | None, force: bool, yes: bool) -> None:
     """Cancel a task and wait for its end.
@@ -31,7 +31,7 @@ def cancel(task_id: str, reason: str | None, force: bool, yes: bool) -> None:
     options = current_options()
     asks = not yes and sys.stdin.isatty() and sys.stderr.isatty()
     if asks and not click.confirm(f"Cancel task {escape_text(task_id)}?", err=True):
-        fail("Nothing was cancelled.", ExitCode.INTERRUPTED)
+        fail("The task was not cancelled.", ExitCode.INTERRUPTED)
     with options.connect() as client:
         answer = client.cancel(task_id, reason=reason, force=force)
         if sys.stderr.isatty():
@@ -40,7 +40,7 @@ def cancel(task_id: str, reason: str | None, force: bool, yes: bool) -> None:
     if options.format == "json":
         print_json(answer)
     if status["state"] != "cancelled":
-        fail(f"Too late to cancel it. {outcome_summary(status)}", ExitCode.CONFLICT)
+        fail(f"The task had already ended. {outcome_summary(status)}", ExitCode.CONFLICT)
     if options.format != "json":
         click.echo(outcome_summary(status), err=True)
 
@@ -50,5 +50,5 @@ def _wait_for_end(client: Client, task_id: str) -> Task:
         return client.wait(task_id)
     except KeyboardInterrupt:
         escaped_id = escape_text(task_id)
-        message = f"\nStopped waiting; task {escaped_id} is being cancelled all the same."
-        fail(f"{message} Hurry it with: sandbox task cancel {escaped_id} --force", ExitCode.INTERRUPTED)
+        message = f"\nStopped waiting; task {escaped_id} is still being cancelled."
+        fail(f"{message} Force it: sandbox task cancel {escaped_id} --force", ExitCode.INTERRUPTED)

@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from sandbox.client.responses import Artifact
 
 
-@click.command(epilog="Every file is checked against its SHA-256 and appears whole or not at all.")
+@click.command(epilog="Every file is verified with its SHA-256 and written atomically.")
 @task_argument
 @click.argument("name", metavar="[NAME]", required=False)
 @click.option("--all", "takes_all", is_flag=True, help="All artifacts, into a directory named after the task.")
 @click.option("--output", "-o", metavar="PATH", help="The file or directory to write to; '-' for stdout.")
-@click.option("--verify", "verifies", is_flag=True, help="Read every file back from the disk and print its SHA-256.")
+@click.option("--verify", "verifies", is_flag=True, help="Read every file back from disk and print its SHA-256.")
 @allow_secrets_option
 @common_options
 def download(
@@ -43,7 +43,7 @@ def download(
     if takes_all == (name is not None):
         raise click.UsageError("Give the NAME of one artifact, or --all.")
     if output == "-" and (takes_all or verifies):
-        raise click.UsageError("Only one artifact fits on stdout, without --verify; give its NAME.")
+        raise click.UsageError("Only one artifact can be written to stdout, without --verify; give its NAME.")
     options = current_options()
     with options.connect() as client:
         requested = _select_artifacts(client, task_id, name)
@@ -55,11 +55,9 @@ def download(
             return
         targets = _targets(task_id, name, selected, output)
         if missing := next((target.parent for _, target in targets if not target.parent.is_dir()), None):
-            raise click.UsageError(
-                f"There is no directory {escape_name(str(missing))}; make it, or choose another place."
-            )
+            raise click.UsageError(f"There is no directory {escape_name(str(missing))}; create it, or choose another.")
         if verifies and any(target.exists() and not target.is_file() for _, target in targets):
-            raise click.UsageError("Only a file can be read back; leave --verify out, or choose a file with --output.")
+            raise click.UsageError("--verify needs a file; omit it, or choose a file with --output.")
         saved = [_save(client, task_id, entry, target, verifies=verifies) for entry, target in targets]
     if options.format == "json":
         print_json({"task_id": task_id, "files": saved})
@@ -75,7 +73,7 @@ def _select_artifacts(client: Client, task_id: str, name: str | None) -> list[Ar
     matches = by_name or by_path
     if not matches:
         message = f"Error: Task {escape_text(task_id)} has no artifact {escape_name(repr(name))}."
-        fail(f"{message}\n  See which there are: sandbox task artifacts {escape_text(task_id)}", ExitCode.NOT_FOUND)
+        fail(f"{message}\n  List them: sandbox task artifacts {escape_text(task_id)}", ExitCode.NOT_FOUND)
     return matches[:1]
 
 
@@ -85,7 +83,9 @@ def _list_again(client: Client, task_id: str) -> list[Artifact]:
     if has_ended and (listed := client.artifacts(task_id)["artifacts"]):
         return listed
     escaped_id = escape_text(task_id)
-    message = f"artifacts yet; they are kept when the agent has ended.\n  Wait for them: sandbox task wait {escaped_id}"
+    message = (
+        f"artifacts yet; they are collected when the agent has ended.\n  Wait for them: sandbox task wait {escaped_id}"
+    )
     if has_ended:
         message = f"artifacts: it ended without any.\n  See why: sandbox task status {escaped_id}"
     return fail(f"Error: Task {escaped_id} has no {message}", ExitCode.NOT_FOUND)

@@ -14,18 +14,18 @@ ENTRIES = {
     "logs": ("sandbox.cli.commands.task.logs:logs", "Print a task's output and events."),
     "wait": ("sandbox.cli.commands.task.wait:wait", "Wait until a task has ended."),
     "cancel": ("sandbox.cli.commands.task.cancel:cancel", "Cancel a task and wait for its end."),
-    "artifacts": ("sandbox.cli.commands.task.artifacts:artifacts", "List a task's artifacts: what was kept from it."),
+    "artifacts": ("sandbox.cli.commands.task.artifacts:artifacts", "List a task's artifacts."),
     "download": ("sandbox.cli.commands.task.download:download", "Download artifacts, verified."),
     "diff": ("sandbox.cli.commands.task.diff:diff", "Show what a task changed, as a patch."),
     "apply": ("sandbox.cli.commands.task.apply:apply", "Apply what a task changed to a git checkout."),
     "shell": ("sandbox.cli.commands.task.shell:shell", "Open a shell in a task's sandbox."),
-    "attach": ("sandbox.cli.commands.task.attach:attach", "Sit down at the terminal of a task's agent."),
-    "release": ("sandbox.cli.commands.task.release:release", "Remove the sandbox that was preserved after a failure."),
-    "validate": ("sandbox.cli.commands.task.validate:validate", "Check a manifest without a server."),
+    "attach": ("sandbox.cli.commands.task.attach:attach", "Attach to the terminal of a task's agent."),
+    "release": ("sandbox.cli.commands.task.release:release", "Remove the preserved sandbox of a failed task."),
+    "validate": ("sandbox.cli.commands.task.validate:validate", "Validate a manifest without a server."),
 }
 
 
 @click.group(cls=LazyGroup, entries=ENTRIES)
 @common_options
 def task() -> None:
-    """Submit tasks, look at them, fetch what they made."""
+    """Submit, watch and cancel tasks, and download their results."""

@@ -32,7 +32,7 @@ def _parse_labels(ctx: click.Context, parameter: click.Parameter, values: tuple[
         if not key or not equals:
             raise click.BadParameter("must be KEY=VALUE, such as team=platform")
         if labels.setdefault(key, value) != value:
-            raise click.BadParameter(f"{key} has one value in a task; give it once")
+            raise click.BadParameter(f"{key} has one value per task; give it once")
     return labels
 
 
@@ -51,7 +51,7 @@ def _parse_states(ctx: click.Context, parameter: click.Parameter, values: tuple[
     metavar="STATE",
     multiple=True,
     callback=_parse_states,
-    help=f"Only in this state, or these: repeat it, or use commas. States are {', '.join(TaskState)}.",
+    help=f"Only tasks in these states: may be repeated or separated by commas. States are {', '.join(TaskState)}.",
 )
 @click.option(
     "--label",
@@ -59,11 +59,11 @@ def _parse_states(ctx: click.Context, parameter: click.Parameter, values: tuple[
     metavar="KEY=VALUE",
     multiple=True,
     callback=_parse_labels,
-    help="Only with this label; repeat it for more labels.",
+    help="Only tasks with this label; may be repeated.",
 )
-@click.option("--limit", type=click.IntRange(1, PAGE_TASKS_MAX), help="At most so many [default: 100]")
-@click.option("--all", "takes_all", is_flag=True, help="All of them, however many.")
-@click.option("--sort", type=click.Choice(SORTS), help="Sort by this, the latest first; names from A to Z.")
+@click.option("--limit", type=click.IntRange(1, PAGE_TASKS_MAX), help="Maximum number [default: 100]")
+@click.option("--all", "takes_all", is_flag=True, help="List all.")
+@click.option("--sort", type=click.Choice(SORTS), help="Sort key, latest first; names from A to Z.")
 @common_options
 def list_tasks(states: list[str], labels: dict[str, str], limit: int | None, takes_all: bool, sort: str | None) -> None:
     """List tasks, the newest first."""

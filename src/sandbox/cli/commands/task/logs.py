@@ -24,22 +24,22 @@ _TAGS = {"stdout": b"[STDOUT] ", "stderr": b"[STDERR] "}
 
 @click.command()
 @task_argument
-@click.option("--follow", "-f", "follows", is_flag=True, help="Go on until the task's end.")
+@click.option("--follow", "-f", "follows", is_flag=True, help="Follow until the task ends.")
 @click.option("--tail", type=click.IntRange(min=0), metavar="LINES", help="Only the last lines; 0 for all.")
 @click.option(
     "--stream",
     type=click.Choice(["all", "stdout", "stderr", "events"]),
     default="all",
-    help="Only this one [default: all]",
+    help="Only this stream [default: all]",
 )
 @click.option(
     "--since",
     callback=parse_past_time_option,
     metavar="TIME",
-    help="Only what came since: 2026-01-29T10:10:15Z, or 10m.",
+    help="Only since this time: 2026-01-29T10:10:15Z, or 10m.",
 )
-@click.option("--timestamps", "has_times", is_flag=True, help="Put the time before each line; raw.")
-@click.option("--raw", "is_raw", is_flag=True, help="The lines as they came, also on a terminal.")
+@click.option("--timestamps", "has_times", is_flag=True, help="Prefix each line with its time; implies --raw.")
+@click.option("--raw", "is_raw", is_flag=True, help="Unformatted lines, also on a terminal.")
 @server_options
 @output_options("text", "json", short=False)
 def logs(task_id: str, follows: bool, has_times: bool, is_raw: bool, **filters: Any) -> None:

@@ -13,7 +13,7 @@ from sandbox.cli.output.text import escape_text
 @task_argument
 @common_options
 def release(task_id: str) -> None:
-    """Remove the sandbox that was preserved after a failure.
+    """Remove the preserved sandbox of a failed task.
 
     Only lifecycle.failure_action: preserve keeps one. Artifacts and logs stay.
     """

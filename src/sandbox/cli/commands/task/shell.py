@@ -16,7 +16,7 @@ from sandbox.cli.terminal import DETACH_KEYS, exit_with_terminal, parse_detach_k
     callback=parse_detach_keys,
     metavar="KEYS",
     default=DETACH_KEYS,
-    help=f"What ends the shell from outside [default: {DETACH_KEYS}]",
+    help=f"Keys that end the shell [default: {DETACH_KEYS}]",
 )
 @server_options
 def shell(task_id: str, keys: bytes) -> None:
@@ -27,4 +27,4 @@ def shell(task_id: str, keys: bytes) -> None:
     the model. Leaving ends the shell, and the command with its exit code.
     """
     result = run_terminal(current_options(), task_id, keys, of="shell")
-    exit_with_terminal(result, task_id, "\nThe shell was left, and is ended.")
+    exit_with_terminal(result, task_id, "\nThe shell has ended.")

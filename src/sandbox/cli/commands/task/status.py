@@ -32,7 +32,7 @@ _LABEL_CELLS = 12
 
 @click.command()
 @task_argument
-@click.option("--watch", "-w", "watches", is_flag=True, help="Go on showing what happens until the end.")
+@click.option("--watch", "-w", "watches", is_flag=True, help="Keep showing events until the task ends.")
 @common_options
 def status(task_id: str, watches: bool) -> None:
     """Show a task."""

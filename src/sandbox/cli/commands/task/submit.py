@@ -17,8 +17,14 @@ from sandbox.cli.submission import print_submitted, submit_manifest, wait_for_en
 
 @click.command(epilog="Prints the task's id alone on stdout, so that ID=$(sandbox task submit task.yaml) works.")
 @click.argument("file", type=click.File("rb"))
-@click.option("--wait", "-w", "waits", is_flag=True, help="Wait for the end; exit 0 completed, 1 failed, 8 cancelled.")
-@click.option("--follow", "follows", is_flag=True, help="Show what happens until the end; waits as well.")
+@click.option(
+    "--wait",
+    "-w",
+    "waits",
+    is_flag=True,
+    help="Wait until the task ends; exit code 0 completed, 1 failed, 8 cancelled.",
+)
+@click.option("--follow", "follows", is_flag=True, help="Show events until the task ends; implies --wait.")
 @click.option("--id", "task_id", metavar="ID", help="The task's id, instead of the manifest's.")
 @click.option(
     "--set",
@@ -26,7 +32,7 @@ from sandbox.cli.submission import print_submitted, submit_manifest, wait_for_en
     metavar="PATH=VALUE",
     multiple=True,
     callback=parse_overrides,
-    help="Set a field of the manifest, such as vm.cpus=16 or secrets[0].key=TOKEN; repeat it for more.",
+    help="Set a field of the manifest, such as vm.cpus=16 or secrets[0].key=TOKEN; may be repeated.",
 )
 @common_options
 def submit(file: BinaryIO, waits: bool, follows: bool, task_id: str | None, settings: list[Override]) -> None:
@@ -53,5 +59,5 @@ def _hint(task_id: str, options: CliOptions) -> None:
     if options.format != "json":
         # On a separate line, a command can be copied even in a narrow window.
         escaped_id = escape_text(task_id)
-        click.echo(f"  What it changed: sandbox task diff {escaped_id}", err=True)
-        click.echo(f"  What it made:    sandbox task artifacts {escaped_id}", err=True)
+        click.echo(f"  Changes:   sandbox task diff {escaped_id}", err=True)
+        click.echo(f"  Artifacts: sandbox task artifacts {escaped_id}", err=True)

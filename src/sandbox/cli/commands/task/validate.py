@@ -19,7 +19,7 @@ from sandbox.cli.output.text import escape_text, terminal_width, wrap_text
 @click.argument("file", type=click.File("rb"))
 @output_options("text", "json")
 def validate(file: BinaryIO) -> None:
-    """Check a manifest without a server.
+    """Validate a manifest without a server.
 
     FILE is YAML or JSON; '-' stands for stdin. Prints every mistake with its place.
     Exit code: 0 without mistakes, 9 with some.
@@ -44,4 +44,4 @@ def validate(file: BinaryIO) -> None:
         )
     click.echo(f"{escape_text(manifest.name)} is a valid manifest.", err=True)
     if profile not in BUILT_IN_PROFILES:
-        click.echo(f"Only the server can say whether it offers the profile {escape_text(profile)}.", err=True)
+        click.echo(f"Only the server can check whether it offers the profile {escape_text(profile)}.", err=True)

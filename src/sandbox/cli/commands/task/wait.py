@@ -19,7 +19,7 @@ from sandbox.model.task_state import TERMINAL_STATES
     "timeout_seconds",
     callback=parse_duration_option,
     metavar="SPAN",
-    help="Give up after this time, such as 90s, 15m or 2h.",
+    help="Timeout, such as 90s, 15m or 2h.",
 )
 @common_options
 def wait(task_id: str, timeout_seconds: int | None) -> None:
@@ -35,7 +35,7 @@ def wait(task_id: str, timeout_seconds: int | None) -> None:
     else:
         click.echo(escape_text(status["state"]))
     if status["state"] not in TERMINAL_STATES:
-        message = f"Task {task_id} has not ended within {format_duration(timeout_seconds or 0)}; it goes on."
+        message = f"Task {task_id} has not ended within {format_duration(timeout_seconds or 0)}; it continues."
         fail(escape_text(message), ExitCode.WAIT_TIMEOUT)
     code = exit_code_for_state(status["state"])
     if code is not ExitCode.SUCCESS:

@@ -15,7 +15,7 @@ from sandbox.cli.output.json_output import print_json
 from sandbox.cli.output.table import print_table
 
 
-@click.command(epilog="Off a terminal it prints one table, with --format json one object, and ends.")
+@click.command(epilog="Without a terminal it prints one table, with --format json one object, and exits.")
 @common_options
 def top() -> None:
     """Watch all tasks on one screen.

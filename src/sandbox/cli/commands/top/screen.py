@@ -76,7 +76,7 @@ async def _poll(client: AsyncClient, page: TopView, changed: asyncio.Event) -> N
         try:
             page.update(await fetch_snapshot(client))
         except ClientError as error:
-            page.error_message = f"{error.message} Asking again."
+            page.error_message = f"{error.message} Retrying."
 
 
 async def _draw(live: Live, page: TopView, changed: asyncio.Event) -> None:
@@ -101,13 +101,13 @@ async def _handle_keys(keys: asyncio.Queue[bytes], page: TopView, changed: async
 
 def _watch(options: CliOptions, console: Console, task_id: str) -> None:
     """Print the task's events from the beginning; ^C, or enter after the end, returns."""
-    console.print(f"Task {escape_text(task_id)}; ^C goes back.\n", style="bold")
+    console.print(f"Task {escape_text(task_id)}; ^C returns.\n", style="bold")
     with suppress(KeyboardInterrupt):
         with options.connect() as client:
             is_believed = not is_interactive(client.status(task_id))
             reason = PendingReason(options, task_id)
             print_events(client.events(task_id), console, is_trusted=is_believed, pending_reason=reason)
-        console.print("\nenter goes back.", style="dim", end="")
+        console.print("\nenter returns.", style="dim", end="")
         sys.stdin.readline()
 
 

@@ -29,7 +29,7 @@ COLUMNS = ("ID", "STATE", "AGE", "TURNS", "TOKENS", "COST", "NOW", "NAME")
 SHRINKABLE = ("TURNS", "TOKENS", "COST", "NAME", "AGE", "NOW")
 """Columns that are cut in a narrow window, in this order."""
 
-KEY_HELP = "↑ ↓ choose   enter watch it   q leave"
+KEY_HELP = "↑ ↓ select   enter watch   q quit"
 _HEAD_LINES = 3
 _FOOT_LINES = 2
 
@@ -66,7 +66,7 @@ class TopView:
     def render(self, width: int, height: int, now: datetime) -> list[Text]:
         """Return the screen's lines, limited to its width and height."""
         if self._snapshot is None:
-            return [Text(f"Asking {self._server} …")]
+            return [Text(f"Connecting to {self._server} …")]
         room = max(height - _HEAD_LINES - _FOOT_LINES - 1, 1)
         head = [_header_line(self._snapshot, self._server, now), _counts_line(self._snapshot), Text()]
         table = self._table(self._snapshot, width, room, now)
@@ -148,7 +148,7 @@ def _counts_line(snapshot: Snapshot) -> Text:
         if number:
             parts.append(Text(f"{number:,} {state}", STATE_STYLES.get(state, "")))
     if not health["ready"]:
-        parts.append(Text(one_line(f"Takes no tasks: {' '.join(health['reasons'])}"), "yellow"))
+        parts.append(Text(one_line(f"Not accepting tasks: {' '.join(health['reasons'])}"), "yellow"))
     return Text(" · ").join(parts)
 
 

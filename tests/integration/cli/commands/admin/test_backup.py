@@ -1,4 +1,4 @@
-"""`sandbox admin backup` keeps all that counts; `restore` trusts nothing and makes a whole directory of it."""
+"""`sandbox admin backup` saves a data directory; `restore` validates a backup and recreates the directory."""
 
 import io
 import json
@@ -26,33 +26,33 @@ from sandbox.model.events import AgentExited, Artifact, ArtifactCollected, Outpu
 
 
 @pytest.fixture
-def kept(tmp_path):
-    """Finished, packed, running and waiting tasks, the running one in the middle of a record; and a token."""
-    made = KeptTasks(tmp_path / "data")
-    made.finish("done", artifacts=(("notes.txt", b"kept\n"), ("größer – λ.bin", os.urandom(3_000_000))))
-    made.finish("packed", lines=40, line_bytes=8000)  # more than one piece
-    made.journals.compress("packed")
-    made.running = made.run("running")
-    made.waiting = made.begin("waiting")
-    made.leaving = made.run("leaving")
-    made.leaving.record(AgentExited(0, {"is_error": False}))
-    made.leaving.record(made.keep("leaving", "metadata.json", b"{}"))
-    made.index()
-    with made.records("running").open("ab") as records:
+def stored(tmp_path):
+    """Finished, compressed, running and waiting tasks, and a token. The running task is writing a record."""
+    tasks = KeptTasks(tmp_path / "data")
+    tasks.finish("done", artifacts=(("notes.txt", b"kept\n"), ("größer – λ.bin", os.urandom(3_000_000))))
+    tasks.finish("packed", lines=40, line_bytes=8000)  # more than one chunk
+    tasks.journals.compress("packed")
+    tasks.running = tasks.run("running")
+    tasks.waiting = tasks.begin("waiting")
+    tasks.leaving = tasks.run("leaving")
+    tasks.leaving.record(AgentExited(0, {"is_error": False}))
+    tasks.leaving.record(tasks.keep("leaving", "metadata.json", b"{}"))
+    tasks.index()
+    with tasks.records("running").open("ab") as records:
         records.write(b'01234567 {"seq":')
-    TokenFile(made.data_dir).create(Role.VIEWER, "wall", None)
-    yield made
-    for recorder in (made.running, made.waiting, made.leaving):
+    TokenFile(tasks.data_dir).create(Role.VIEWER, "wall", None)
+    yield tasks
+    for recorder in (tasks.running, tasks.waiting, tasks.leaving):
         recorder.writer.close()
 
 
 @pytest.fixture
-def backup(sandbox, kept, tmp_path):
-    """A backup, and how it went."""
+def backup(sandbox, stored, tmp_path):
+    """A backup file and the result of the command."""
     file = tmp_path / "backup.tar"
-    done = sandbox("admin", "backup", str(file), "--data-dir", str(kept.data_dir), "-f", "json")
-    assert done.returncode == 0, done.stderr
-    return file, json.loads(done.stdout)
+    result = sandbox("admin", "backup", str(file), "--data-dir", str(stored.data_dir), "-f", "json")
+    assert result.returncode == 0, result.stderr
+    return file, json.loads(result.stdout)
 
 
 @pytest.fixture
@@ -60,16 +60,16 @@ def restore(sandbox, tmp_path):
     return lambda file, *options: sandbox("admin", "restore", str(file), "--data-dir", str(tmp_path / "new"), *options)
 
 
-def test_what_was_backed_up_beside_runners_comes_back(sandbox, backup, restore, kept, tmp_path):
-    file, told = backup
-    assert told == {"file": str(file), "tasks": 5, "size_bytes": file.stat().st_size, "remarks": []}
+def test_backup_of_running_tasks_is_restored(sandbox, backup, restore, stored, tmp_path):
+    file, summary = backup
+    assert summary == {"file": str(file), "tasks": 5, "size_bytes": file.stat().st_size, "remarks": []}
     assert file.stat().st_mode & 0o777 == 0o600
     assert [path.name for path in tmp_path.iterdir() if "backup" in path.name] == ["backup.tar"]
-    kept.running.record(Output.from_bytes("stdout", b"after the backup\n"))
+    stored.running.record(Output.from_bytes("stdout", b"after the backup\n"))
 
-    done = restore(file, "-f", "json")
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == {
+    result = restore(file, "-f", "json")
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout) == {
         "tasks_count": 5, "lost": ["leaving", "running"], "remarks": [], "discrepancies": [],
     }  # fmt: skip
     new = tmp_path / "new"
@@ -82,91 +82,91 @@ def test_what_was_backed_up_beside_runners_comes_back(sandbox, backup, restore, 
     }  # fmt: skip
     assert tasks["running"].failure.code == "host_lost"
     assert [artifact.name for artifact in tasks["running"].artifacts] == ["notes.txt"]
-    assert tasks["done"] == replay_task(kept.journals, "done").task
+    assert tasks["done"] == replay_task(stored.journals, "done").task
     assert [token.name for token in TokenFile(new).list()] == ["wall"]
     assert all(path.stat().st_mode & 0o077 == 0 for path in new.rglob("*"))
 
 
-def test_nothing_is_overwritten(sandbox, backup, restore, kept, tmp_path):
+def test_backup_and_restore_overwrite_nothing(sandbox, backup, restore, stored, tmp_path):
     file, _ = backup
     content = file.read_bytes()
-    again = sandbox("admin", "backup", str(file), "--data-dir", str(kept.data_dir))
-    assert (again.returncode, file.read_bytes()) == (4, content)
-    assert b"is there already" in again.stderr
+    second = sandbox("admin", "backup", str(file), "--data-dir", str(stored.data_dir))
+    assert (second.returncode, file.read_bytes()) == (4, content)
+    assert b"is there already" in second.stderr
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / "mine").touch()
-    refused = restore(file)
-    assert refused.returncode == 4
-    assert b"is not empty" in refused.stderr
+    result = restore(file)
+    assert result.returncode == 4
+    assert b"is not empty" in result.stderr
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["mine"]
     (tmp_path / "new" / "mine").unlink()
-    done = restore(file)
-    assert done.returncode == 0
-    assert done.stderr.decode().splitlines()[-1] == f"  sandbox serve --data-dir {tmp_path}/new"
+    result = restore(file)
+    assert result.returncode == 0
+    assert result.stderr.decode().splitlines()[-1] == f"  sandbox serve --data-dir {tmp_path}/new"
 
 
-def test_a_backup_into_a_directory_that_is_not_there_tells_which(sandbox, kept, tmp_path):
-    place = tmp_path / "missing"
-    refused = sandbox("admin", "backup", str(place / "backup.tar"), "--data-dir", str(kept.data_dir))
-    assert refused.returncode == 10
-    assert refused.stderr.decode() == f"Error: {place}: There is no such directory; make it first\n"
+def test_missing_target_directory_is_reported(sandbox, stored, tmp_path):
+    missing = tmp_path / "missing"
+    result = sandbox("admin", "backup", str(missing / "backup.tar"), "--data-dir", str(stored.data_dir))
+    assert result.returncode == 10
+    assert result.stderr.decode() == f"Error: {missing}: There is no such directory; make it first\n"
 
 
-def test_a_backup_into_a_place_that_cannot_be_written_names_what_was_asked_for(kept, tmp_path):
+def test_unwritable_target_error_names_the_path(stored, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(NotADirectoryError, match=r"/file/backup\.tar'$"):
-        create_backup(kept.data_dir, tmp_path / "file" / "backup.tar")
+        create_backup(stored.data_dir, tmp_path / "file" / "backup.tar")
 
 
-def test_what_is_no_regular_file_is_refused_and_not_waited_for(restore, tmp_path):
+def test_restore_rejects_special_files_without_blocking(restore, tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    for place in (tmp_path / "pipe", "/dev/zero", "/dev/tty", "/dev/ptmx"):
-        refused = restore(place)
-        assert refused.returncode == 10
-        assert b"no regular file" in refused.stderr
+    for file in (tmp_path / "pipe", "/dev/zero", "/dev/tty", "/dev/ptmx"):
+        result = restore(file)
+        assert result.returncode == 10
+        assert b"no regular file" in result.stderr
         assert not (tmp_path / "new").exists()
 
 
-def test_a_link_to_a_backup_is_one(backup, restore, tmp_path):
+def test_restore_accepts_a_symbolic_link(backup, restore, tmp_path):
     (tmp_path / "link").symlink_to(backup[0])
     assert restore(tmp_path / "link").returncode == 0
 
 
-def test_a_place_that_cannot_become_the_directory_is_refused_before_anything_is_unpacked(kept, tmp_path, monkeypatch):
-    create_backup(kept.data_dir, tmp_path / "backup.tar")
+def test_unusable_restore_target_is_rejected_before_unpacking(stored, tmp_path, monkeypatch):
+    create_backup(stored.data_dir, tmp_path / "backup.tar")
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "link").symlink_to("elsewhere")
     (tmp_path / "volume").mkdir()
     monkeypatch.setattr(os.path, "ismount", lambda path: str(path) == str(tmp_path / "volume"))
     monkeypatch.setattr("sandbox.bootstrap.backup.restore._unpack", None)
-    for place, reason in (("link", "a symbolic link"), ("volume", "a file system of its own")):
+    for name, reason in (("link", "a symbolic link"), ("volume", "a file system of its own")):
         with pytest.raises(RestoreTargetUnusableError, match=reason):
-            restore_here(tmp_path / "backup.tar", tmp_path / place)
+            restore_here(tmp_path / "backup.tar", tmp_path / name)
 
 
-def test_a_disk_without_hard_links_takes_backups_and_overwrites_none(kept, tmp_path, monkeypatch):
-    def refuse(*_):
+def test_backup_without_hard_links_overwrites_nothing(stored, tmp_path, monkeypatch):
+    def raise_error(*_):
         raise PermissionError(1, "Operation not permitted")
 
-    monkeypatch.setattr(os, "link", refuse)
-    create_backup(kept.data_dir, tmp_path / "backup.tar")
+    monkeypatch.setattr(os, "link", raise_error)
+    create_backup(stored.data_dir, tmp_path / "backup.tar")
     content = (tmp_path / "backup.tar").read_bytes()
     with pytest.raises(BackupExistsError):
-        create_backup(kept.data_dir, tmp_path / "backup.tar")
+        create_backup(stored.data_dir, tmp_path / "backup.tar")
     assert (tmp_path / "backup.tar").read_bytes() == content
     assert [path.name for path in tmp_path.iterdir() if "backup" in path.name] == ["backup.tar"]
     assert restore_here(tmp_path / "backup.tar", tmp_path / "new").tasks_count == 5
 
 
-def test_what_was_damaged_before_is_kept_and_told(sandbox, kept, restore, tmp_path):
-    (kept.data_dir / "tasks" / "done" / "artifacts" / "notes.txt").write_bytes(b"KEPT\n")
-    data = bytearray((kept.data_dir / "tasks" / "packed" / "journal" / "records.gz").read_bytes())
+def test_damaged_files_are_backed_up_and_reported(sandbox, stored, restore, tmp_path):
+    (stored.data_dir / "tasks" / "done" / "artifacts" / "notes.txt").write_bytes(b"KEPT\n")
+    data = bytearray((stored.data_dir / "tasks" / "packed" / "journal" / "records.gz").read_bytes())
     data[-20] ^= 1
-    (kept.data_dir / "tasks" / "packed" / "journal" / "records.gz").write_bytes(data)
+    (stored.data_dir / "tasks" / "packed" / "journal" / "records.gz").write_bytes(data)
     file = tmp_path / "backup.tar"
-    done = sandbox("admin", "backup", str(file), "--data-dir", str(kept.data_dir), "-f", "json")
-    assert done.returncode == 1
-    remarks = json.loads(done.stdout)["remarks"]
+    result = sandbox("admin", "backup", str(file), "--data-dir", str(stored.data_dir), "-f", "json")
+    assert result.returncode == 1
+    remarks = json.loads(result.stdout)["remarks"]
     assert [remark.split(":")[0] for remark in remarks] == ["Task done", "Task packed"]
     restored = restore(file, "-f", "json")
     assert restored.returncode == 1
@@ -174,44 +174,44 @@ def test_what_was_damaged_before_is_kept_and_told(sandbox, kept, restore, tmp_pa
     assert (tmp_path / "new" / "tasks" / "packed" / "journal" / "records.gz").read_bytes() == data
 
 
-def test_a_task_is_not_pruned_before_its_artifacts_are_copied(kept, tmp_path, monkeypatch):
+def test_prune_during_backup_does_not_lose_artifacts(stored, tmp_path, monkeypatch):
     add = backups._add_artifact
 
     def prune_first(written, layout, artifact):
-        prune_data_dir(kept.data_dir, Retention(keep=0), dry_run=False)
+        prune_data_dir(stored.data_dir, Retention(keep=0), dry_run=False)
         add(written, layout, artifact)
 
     monkeypatch.setattr(backups, "_add_artifact", prune_first)
-    manifest = create_backup(kept.data_dir, tmp_path / "backup.tar")
+    manifest = create_backup(stored.data_dir, tmp_path / "backup.tar")
     assert manifest.remarks == []
     assert restore_here(tmp_path / "backup.tar", tmp_path / "new").discrepancies == []
-    assert kept.journals.task_ids() == ["leaving", "running", "waiting"]
+    assert stored.journals.task_ids() == ["leaving", "running", "waiting"]
 
 
-def test_a_task_whose_books_cannot_be_ended_is_told_and_keeps_no_other_from_its_end(kept, tmp_path):
-    """A packed journal is written no more, and this one was packed too early."""
-    kept.run("early").writer.close()
-    records = kept.records("early")
+def test_task_that_cannot_be_finalized_does_not_block_others(stored, tmp_path):
+    """A compressed journal is read-only. This one was compressed too early."""
+    stored.run("early").writer.close()
+    records = stored.records("early")
     compressed._write_verified(records.read_bytes().splitlines(keepends=True), records.with_name("records.gz"))
     records.unlink()
-    create_backup(kept.data_dir, tmp_path / "backup.tar")
+    create_backup(stored.data_dir, tmp_path / "backup.tar")
     restored = restore_here(tmp_path / "backup.tar", tmp_path / "new")
     assert (restored.tasks_count, restored.lost) == (6, ["leaving", "running"])
-    (told,) = restored.discrepancies
-    assert (told.task_id, told.kind) == ("early", "journal_damaged")
-    command = told.message.rpartition(": ")[2].split()
+    (discrepancy,) = restored.discrepancies
+    assert (discrepancy.task_id, discrepancy.kind) == ("early", "journal_damaged")
+    command = discrepancy.message.rpartition(": ")[2].split()
     subprocess.run(command, cwd=tmp_path / "new", timeout=10, check=True)
     FileJournals(tmp_path / "new").open("early").close()
 
 
-def members(file):
+def read_members(file):
     with tarfile.open(file) as tar:
         return [(info, tar.extractfile(info).read()) for info in tar]
 
 
-def write(file, changed):
+def write_archive(file, members):
     with tarfile.open(file, "w", format=tarfile.PAX_FORMAT) as tar:
-        for info, content in changed:
+        for info, content in members:
             info.size = len(content) if info.isreg() else 0
             tar.addfile(info, io.BytesIO(content))
 
@@ -223,71 +223,71 @@ def entry(name, kind=tarfile.REGTYPE, link=""):
 
 
 HOSTILE = {
-    "up": [entry("../evil")],
-    "up from a task": [entry("tasks/t/artifacts/../../../../evil")],
+    "parent directory": [entry("../evil")],
+    "parent of a task": [entry("tasks/t/artifacts/../../../../evil")],
     "absolute": [entry("/tmp/evil")],
-    "a task called ..": [entry("tasks/../journal/records")],
-    "an artifact called ..": [entry("tasks/t/artifacts/..")],
-    "somewhere else": [entry("server.lock")],
+    "task named ..": [entry("tasks/../journal/records")],
+    "artifact named ..": [entry("tasks/t/artifacts/..")],
+    "unexpected path": [entry("server.lock")],
     "the index": [entry("index.sqlite")],
-    "a handle": [entry("tasks/t/attempts/aaaaaaaaaaaa/handle.json")],
-    "a link": [entry("tasks/t/artifacts/a", tarfile.SYMTYPE, "/etc/passwd")],
-    "a hard link": [entry("tasks/t/artifacts/a", tarfile.LNKTYPE, "tokens.json")],
-    "a device": [entry("tasks/t/artifacts/a", tarfile.CHRTYPE)],
-    "a pipe": [entry("tasks/t/artifacts/a", tarfile.FIFOTYPE)],
-    "a directory": [entry("tasks", tarfile.DIRTYPE)],
-    "through a link": [entry("tasks/t/artifacts", tarfile.SYMTYPE, "/tmp"), entry("tasks/t/artifacts/a")],
-    "twice": [entry("tasks/t/artifacts/a"), entry("tasks/t/artifacts/a")],
-    "more than the manifest says": [entry("tasks/t/artifacts/a")],
-    "a name that no disk takes": [entry("tasks/t/artifacts/" + "ü" * 200)],
+    "handle": [entry("tasks/t/attempts/aaaaaaaaaaaa/handle.json")],
+    "link": [entry("tasks/t/artifacts/a", tarfile.SYMTYPE, "/etc/passwd")],
+    "hard link": [entry("tasks/t/artifacts/a", tarfile.LNKTYPE, "tokens.json")],
+    "device": [entry("tasks/t/artifacts/a", tarfile.CHRTYPE)],
+    "pipe": [entry("tasks/t/artifacts/a", tarfile.FIFOTYPE)],
+    "directory": [entry("tasks", tarfile.DIRTYPE)],
+    "below a link": [entry("tasks/t/artifacts", tarfile.SYMTYPE, "/tmp"), entry("tasks/t/artifacts/a")],
+    "duplicate": [entry("tasks/t/artifacts/a"), entry("tasks/t/artifacts/a")],
+    "not in the manifest": [entry("tasks/t/artifacts/a")],
+    "too long name": [entry("tasks/t/artifacts/" + "ü" * 200)],
 }
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_archive_leaves_nothing_anywhere(kept, tmp_path, name):
-    create_backup(kept.data_dir, tmp_path / "backup.tar")
-    whole = members(tmp_path / "backup.tar")
-    write(tmp_path / "hostile.tar", [*HOSTILE[name], *whole])
-    before = everything(tmp_path)
+def test_hostile_archive_is_rejected_without_leftovers(stored, tmp_path, name):
+    create_backup(stored.data_dir, tmp_path / "backup.tar")
+    original = read_members(tmp_path / "backup.tar")
+    write_archive(tmp_path / "hostile.tar", [*HOSTILE[name], *original])
+    before = snapshot(tmp_path)
     with pytest.raises(BackupUnusableError):
         restore_here(tmp_path / "hostile.tar", tmp_path / "new")
-    assert everything(tmp_path) == before
-    write(tmp_path / "good.tar", whole)
+    assert snapshot(tmp_path) == before
+    write_archive(tmp_path / "good.tar", original)
     assert restore_here(tmp_path / "good.tar", tmp_path / "new").tasks_count == 5
 
 
-def everything(directory):
+def snapshot(directory):
     return sorted(str(path) for path in directory.rglob("*"))
 
 
-def test_a_backup_that_is_not_as_it_was_written_is_refused(kept, tmp_path):
+def test_modified_backup_is_rejected(stored, tmp_path):
     file, new = tmp_path / "backup.tar", tmp_path / "new"
-    create_backup(kept.data_dir, file)
-    whole, data, middle = members(file), file.read_bytes(), file.stat().st_size // 2
-    manifest = json.loads(whole[-1][1])
-    harmed = {
+    create_backup(stored.data_dir, file)
+    original, data, middle = read_members(file), file.read_bytes(), file.stat().st_size // 2
+    manifest = json.loads(original[-1][1])
+    variants = {
         "cut": data[:middle],
         "cut at a member": data[: data.index(b"manifest.json")],
         "flipped": data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :],
         "empty": b"",
         "no tar": os.urandom(20_000),
-        "without a member": whole[1:],
-        "goes on": [*whole, entry("tasks/t/artifacts/a")],
+        "without a member": original[1:],
+        "extra member": [*original, entry("tasks/t/artifacts/a")],
     }
     for changed in ({**manifest, "version": 99}, {**manifest, "files": {}}, [], {**manifest, "files": 1}):
-        harmed[str(changed)] = [*whole[:-1], (whole[-1][0], json.dumps(changed).encode())]
-    for content in harmed.values():
+        variants[str(changed)] = [*original[:-1], (original[-1][0], json.dumps(changed).encode())]
+    for content in variants.values():
         if isinstance(content, bytes):
             (tmp_path / "harmed.tar").write_bytes(content)
         else:
-            write(tmp_path / "harmed.tar", content)
+            write_archive(tmp_path / "harmed.tar", content)
         with pytest.raises(BackupUnusableError):
             restore_here(tmp_path / "harmed.tar", new)
         assert not new.exists()
 
 
 def header(kind, size_bytes, content=b"", copies=1):
-    """The bytes of a member that says of itself what no honest archive says."""
+    """Return the bytes of a member with an invalid header."""
     info = tarfile.TarInfo("tokens.json")
     info.type, info.size = kind, size_bytes
     return (info.tobuf(tarfile.GNU_FORMAT) + content.ljust(-len(content) % 512 + len(content), b"\0")) * copies
@@ -304,25 +304,25 @@ def header(kind, size_bytes, content=b"", copies=1):
         header(tarfile.REGTYPE, -(2**60)),
         header(tarfile.REGTYPE, 2**80),
     ],
-    ids=["names of names", "headers of headers", "a long word", "again", "before", "far before", "behind all"],
+    ids=["long names", "headers", "long number", "same position", "before", "far before", "after the end"],
 )
-def test_headers_that_lead_astray_are_refused_by_a_sentence(tmp_path, content):
+def test_invalid_headers_are_rejected(tmp_path, content):
     (tmp_path / "astray.tar").write_bytes(content)
     with pytest.raises(BackupUnusableError):
         restore_here(tmp_path / "astray.tar", tmp_path / "new")
-    assert everything(tmp_path) == [str(tmp_path / "astray.tar")]
+    assert snapshot(tmp_path) == [str(tmp_path / "astray.tar")]
 
 
 @pytest.mark.parametrize("more", [b"[" * 200_000, b'"\xff"}', b'1,"files":{"\xff":"0"}}'])
-def test_a_manifest_without_sense_is_refused_by_a_sentence(tmp_path, more):
-    write(tmp_path / "deep.tar", [(tarfile.TarInfo("manifest.json"), b'{"version":1,"x":' + more)])
+def test_malformed_manifest_is_rejected(tmp_path, more):
+    write_archive(tmp_path / "deep.tar", [(tarfile.TarInfo("manifest.json"), b'{"version":1,"x":' + more)])
     with pytest.raises(BackupUnusableError, match="cannot be understood"):
         restore_here(tmp_path / "deep.tar", tmp_path / "new")
 
 
-def test_a_manifest_that_restoring_would_not_read_is_not_written(kept, tmp_path, monkeypatch):
-    create_backup(kept.data_dir, tmp_path / "good.tar")
-    size_bytes = len(members(tmp_path / "good.tar")[-1][1])
+def test_too_large_manifest_is_neither_written_nor_restored(stored, tmp_path, monkeypatch):
+    create_backup(stored.data_dir, tmp_path / "good.tar")
+    size_bytes = len(read_members(tmp_path / "good.tar")[-1][1])
     for module in (backups, backup_restore):
         monkeypatch.setattr(module, "BACKUP_MANIFEST_BYTES_MAX", size_bytes)
     assert restore_here(tmp_path / "good.tar", tmp_path / "new").tasks_count == 5
@@ -330,29 +330,29 @@ def test_a_manifest_that_restoring_would_not_read_is_not_written(kept, tmp_path,
     for module in (backups, backup_restore):
         monkeypatch.setattr(module, "BACKUP_MANIFEST_BYTES_MAX", size_bytes - 1)
     with pytest.raises(BackupTooLargeError, match="sandbox admin prune"):
-        create_backup(kept.data_dir, tmp_path / "large.tar")
+        create_backup(stored.data_dir, tmp_path / "large.tar")
     with pytest.raises(BackupUnusableError, match=f"{size_bytes} bytes"):
         restore_here(tmp_path / "good.tar", tmp_path / "newer")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "good.tar", "new"]
 
 
-@pytest.mark.parametrize("lie", ["attempt", "artifact", "absolute artifact"])
-def test_a_journal_that_names_places_elsewhere_leads_nobody_there(tmp_path, lie):
-    """Its checksums are right, since whoever makes an archive makes them, too."""
+@pytest.mark.parametrize("target", ["attempt", "artifact", "absolute artifact"])
+def test_journal_with_foreign_paths_is_rejected(tmp_path, target):
+    """The checksums are valid, since the attacker computes them too."""
     precious = tmp_path / "precious"
     (precious / "disk").mkdir(parents=True)
     (precious / "key").write_text("top secret")
-    artifact = str(precious / "key") if lie == "absolute artifact" else "../../../../precious/key"
-    kept = KeptTasks(tmp_path / "data")
-    names = {"attempt_id": "../../../../precious"} if lie == "attempt" else {}
-    told = () if lie == "attempt" else (tell(artifact),)
-    recorder = kept.run("evil", lifecycle={"failure_action": "preserve"}, **names)
-    for event in (*told, AgentExited(1, None, Failure(FailureCode.AGENT_FAILED, "It failed.")), TaskFinished()):
+    artifact = str(precious / "key") if target == "absolute artifact" else "../../../../precious/key"
+    stored = KeptTasks(tmp_path / "data")
+    names = {"attempt_id": "../../../../precious"} if target == "attempt" else {}
+    artifacts = () if target == "attempt" else (artifact_event(artifact),)
+    recorder = stored.run("evil", lifecycle={"failure_action": "preserve"}, **names)
+    for event in (*artifacts, AgentExited(1, None, Failure(FailureCode.AGENT_FAILED, "It failed.")), TaskFinished()):
         recorder.record(event)
     recorder.writer.close()
     task = recorder.task
-    kept.finish("good")
-    create_backup(kept.data_dir, tmp_path / "backup.tar")
+    stored.finish("good")
+    create_backup(stored.data_dir, tmp_path / "backup.tar")
 
     restored = restore_here(tmp_path / "backup.tar", tmp_path / "new")
     assert [(each.task_id, each.kind) for each in restored.discrepancies] == [("evil", "journal_damaged")]
@@ -361,28 +361,28 @@ def test_a_journal_that_names_places_elsewhere_leads_nobody_there(tmp_path, lie)
         replay_task(FileJournals(tmp_path / "new"), task.id)
 
 
-def tell(name):
+def artifact_event(name):
     return ArtifactCollected(Artifact(name, "key", 10, "text/plain", "sha256:" + "0" * 64))
 
 
-def test_a_journal_in_the_place_of_another_tasks_is_refused(tmp_path):
-    kept = KeptTasks(tmp_path / "data")
-    kept.run("one").writer.close()
-    kept.finish("two")
-    (kept.data_dir / "tasks" / "one").rename(kept.data_dir / "tasks" / "three")
-    kept.run("one", attempt_id="b" * 12).writer.close()
-    create_backup(kept.data_dir, tmp_path / "backup.tar")
+def test_journal_of_another_task_is_rejected(tmp_path):
+    stored = KeptTasks(tmp_path / "data")
+    stored.run("one").writer.close()
+    stored.finish("two")
+    (stored.data_dir / "tasks" / "one").rename(stored.data_dir / "tasks" / "three")
+    stored.run("one", attempt_id="b" * 12).writer.close()
+    create_backup(stored.data_dir, tmp_path / "backup.tar")
     restored = restore_here(tmp_path / "backup.tar", tmp_path / "new")
     assert (restored.tasks_count, restored.lost) == (2, ["one"])
     assert {each.task_id for each in restored.discrepancies} == {"three"}
 
 
-def test_a_header_that_says_it_is_long_fills_no_memory(restore, tmp_path):
+def test_huge_header_does_not_fill_memory(restore, tmp_path):
     header = tarfile.TarInfo("x")
     header.type, header.size = tarfile.XHDTYPE, 7 * 1024**3
     with (tmp_path / "bomb.tar").open("wb") as file:
         file.write(header.tobuf(tarfile.USTAR_FORMAT))
         file.truncate(7 * 1024**3)
-    refused = restore(tmp_path / "bomb.tar")
-    assert refused.returncode == 10
-    assert b"header" in refused.stderr
+    result = restore(tmp_path / "bomb.tar")
+    assert result.returncode == 10
+    assert b"header" in result.stderr

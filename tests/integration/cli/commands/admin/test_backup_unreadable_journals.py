@@ -1,4 +1,4 @@
-"""What the disk does not give of one task costs no other task anything, whichever command looks."""
+"""Unreadable files of one task do not affect other tasks, in any admin command."""
 
 import errno
 import io
@@ -14,104 +14,104 @@ from sandbox.journal.journals import FileJournals
 
 
 @pytest.fixture
-def kept(tmp_path):
-    """Three tasks; of the second something stands in the journal's place that no system reads as a file."""
-    made = KeptTasks.of_three(tmp_path / "data")
-    made.records("task-2").unlink()
-    made.records("task-2").mkdir()
-    return made
+def stored(tmp_path):
+    """Three tasks; the journal of the second one is a directory."""
+    tasks = KeptTasks.of_three(tmp_path / "data")
+    tasks.records("task-2").unlink()
+    tasks.records("task-2").mkdir()
+    return tasks
 
 
 @pytest.fixture
-def admin(sandbox, kept):
-    return lambda *words: sandbox("admin", *words, "--data-dir", str(kept.data_dir), "--format", "json")
+def admin(sandbox, stored):
+    return lambda *arguments: sandbox("admin", *arguments, "--data-dir", str(stored.data_dir), "--format", "json")
 
 
-def test_check_tells_of_it_and_looks_at_all_others(admin, kept):
-    (kept.data_dir / "tasks" / "task-3" / "artifacts" / "notes.txt").unlink()
-    done = admin("check", "--deep")
-    assert done.returncode == 1, done.stderr
-    told = json.loads(done.stdout)["findings"]
-    assert [(each["task_id"], each["kind"]) for each in told] == [
+def test_check_reports_it_and_checks_the_others(admin, stored):
+    (stored.data_dir / "tasks" / "task-3" / "artifacts" / "notes.txt").unlink()
+    result = admin("check", "--deep")
+    assert result.returncode == 1, result.stderr
+    findings = json.loads(result.stdout)["findings"]
+    assert [(each["task_id"], each["kind"]) for each in findings] == [
         ("task-2", "journal_unreadable"), ("task-3", "artifact_missing"),
     ]  # fmt: skip
 
 
-def test_rebuild_tells_of_it_and_takes_in_all_others(admin):
-    done = admin("rebuild")
-    assert done.returncode == 1, done.stderr
-    assert list(json.loads(done.stdout)["refused"]) == ["task-2"]
+def test_rebuild_reports_it_and_indexes_the_others(admin):
+    result = admin("rebuild")
+    assert result.returncode == 1, result.stderr
+    assert list(json.loads(result.stdout)["refused"]) == ["task-2"]
 
 
-def test_prune_removes_the_others(admin, kept):
-    done = admin("prune", "--offline", "--keep", "1")
-    assert done.returncode == 0, done.stderr
-    assert not kept.records("task-1").exists()
+def test_prune_removes_the_others(admin, stored):
+    result = admin("prune", "--offline", "--keep", "1")
+    assert result.returncode == 0, result.stderr
+    assert not stored.records("task-1").exists()
 
 
-def test_a_backup_tells_of_it_and_has_all_others(admin, kept, tmp_path):
-    done = admin("backup", str(tmp_path / "backup.tar"))
-    assert done.returncode == 1, done.stderr
-    (remark,) = json.loads(done.stdout)["remarks"]
+def test_backup_reports_it_and_contains_the_others(admin, stored, tmp_path):
+    result = admin("backup", str(tmp_path / "backup.tar"))
+    assert result.returncode == 1, result.stderr
+    (remark,) = json.loads(result.stdout)["remarks"]
     assert "task-2 is left out" in remark
     restore(tmp_path / "backup.tar", tmp_path / "new")
     assert list(FileJournals(tmp_path / "new").task_ids()) == ["task-1", "task-3"]
 
 
-def test_a_lock_that_cannot_be_opened_is_told_too(kept, tmp_path):
-    lock = kept.records("task-1").with_name("lock")
+def test_backup_reports_a_lock_that_cannot_be_opened(stored, tmp_path):
+    lock = stored.records("task-1").with_name("lock")
     lock.unlink()
     lock.mkdir()
     assert any(
-        "task-1 is left out" in remark for remark in create_backup(kept.data_dir, tmp_path / "backup.tar").remarks
+        "task-1 is left out" in remark for remark in create_backup(stored.data_dir, tmp_path / "backup.tar").remarks
     )
 
 
-def test_an_artifact_whose_disk_gives_up_in_the_middle_is_told_and_what_follows_is_whole(kept, tmp_path, monkeypatch):
-    whole = os.urandom(300_000)
-    kept.finish("broken", artifacts=(("big.bin", whole), ("small.txt", b"kept\n")))
-    monkeypatch.setattr(io, "FileIO", _weak_after(100_000))
-    manifest = create_backup(kept.data_dir, tmp_path / "backup.tar")
+def test_backup_pads_a_partially_unreadable_artifact(stored, tmp_path, monkeypatch):
+    content = os.urandom(300_000)
+    stored.finish("broken", artifacts=(("big.bin", content), ("small.txt", b"kept\n")))
+    monkeypatch.setattr(io, "FileIO", _failing_after(100_000))
+    manifest = create_backup(stored.data_dir, tmp_path / "backup.tar")
     monkeypatch.undo()
     assert any("big.bin" in remark and "zeros" in remark for remark in manifest.remarks)
     restore(tmp_path / "backup.tar", tmp_path / "new")
     artifacts = tmp_path / "new" / "tasks" / "broken" / "artifacts"
-    found = (artifacts / "big.bin").read_bytes()
-    assert len(found) == len(whole)
-    assert found != whole
+    restored = (artifacts / "big.bin").read_bytes()
+    assert len(restored) == len(content)
+    assert restored != content
     assert (artifacts / "small.txt").read_bytes() == b"kept\n"
 
 
-def _weak_after(size_bytes):
-    class Weak(io.FileIO):
+def _failing_after(size_bytes):
+    class FailingFile(io.FileIO):
         def readinto(self, buffer):
             if self.tell() >= size_bytes:
                 raise OSError(errno.EIO, "Input/output error")
             return super().readinto(buffer)
 
-    return Weak
+    return FailingFile
 
 
-def test_a_backup_whose_own_disk_is_full_fails_and_leaves_nothing(kept, tmp_path, monkeypatch):
-    def refuse(*_):
+def test_backup_to_a_full_disk_fails_without_leftovers(stored, tmp_path, monkeypatch):
+    def raise_disk_full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("tarfile.TarFile.addfile", refuse)
+    monkeypatch.setattr("tarfile.TarFile.addfile", raise_disk_full)
     with pytest.raises(OSError, match="No space left"):
-        create_backup(kept.data_dir, tmp_path / "backup.tar")
+        create_backup(stored.data_dir, tmp_path / "backup.tar")
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
-def test_a_journal_that_is_packed_while_the_backup_opens_it_is_in_it(kept, tmp_path, monkeypatch):
-    opened = os.open
+def test_journal_compressed_during_backup_is_included(stored, tmp_path, monkeypatch):
+    open_file = os.open
 
-    def pack_first(path, *rest):
+    def compress_first(path, *options):
         if str(path).endswith("task-3/journal/records"):
             monkeypatch.undo()
-            kept.journals.compress("task-3")
-        return opened(path, *rest)
+            stored.journals.compress("task-3")
+        return open_file(path, *options)
 
-    # As when the janitor holds the lock, so that the backup does not.
-    monkeypatch.setattr("sandbox.journal.lock.acquire", lambda _: opened(os.devnull, os.O_RDONLY))
-    monkeypatch.setattr(os, "open", pack_first)
-    assert "tasks/task-3/journal/records.gz" in create_backup(kept.data_dir, tmp_path / "backup.tar").files
+    # As if the janitor held the lock, and not the backup.
+    monkeypatch.setattr("sandbox.journal.lock.acquire", lambda _: open_file(os.devnull, os.O_RDONLY))
+    monkeypatch.setattr(os, "open", compress_first)
+    assert "tasks/task-3/journal/records.gz" in create_backup(stored.data_dir, tmp_path / "backup.tar").files

@@ -1,4 +1,4 @@
-"""`sandbox admin rebuild` makes the index of nothing but the journals, while no server is there."""
+"""`sandbox admin rebuild` creates the index from the journals, without a server."""
 
 import itertools
 import json
@@ -16,195 +16,201 @@ from sandbox.interfaces.store import IndexedTask, TaskQuery
 
 
 @pytest.fixture
-def kept(tmp_path):
-    made = KeptTasks(tmp_path / "data")
+def stored(tmp_path):
+    tasks = KeptTasks(tmp_path / "data")
     for number in range(1, 6):
-        made.finish(f"task-{number}", labels={"number": str(number)})
-    made.run("task-6").writer.close()
-    made.index()
-    return made
+        tasks.finish(f"task-{number}", labels={"number": str(number)})
+    tasks.run("task-6").writer.close()
+    tasks.index()
+    return tasks
 
 
 @pytest.fixture
-def admin(sandbox, kept):
+def admin(sandbox, stored):
     def run(command, *options):
-        return sandbox("admin", command, "--data-dir", str(kept.data_dir), "--format", "json", *options)
+        return sandbox("admin", command, "--data-dir", str(stored.data_dir), "--format", "json", *options)
 
     return run
 
 
-def rows(kept):
-    store = kept.store()
-    known = {task_id: store.load(task_id) for task_id in store.task_ids()}
-    labelled = store.query(TaskQuery(labels={"number": "3"})).total_count
+def rows(stored):
+    store = stored.store()
+    indexed_tasks = {task_id: store.load(task_id) for task_id in store.task_ids()}
+    labelled_count = store.query(TaskQuery(labels={"number": "3"})).total_count
     store.close()
-    return known, labelled
+    return indexed_tasks, labelled_count
 
 
-@pytest.mark.parametrize("harm", ["gone", "no database", "wrong", "a newer one", "left half way"])
-def test_whatever_happened_to_the_index_it_is_as_before(admin, kept, harm):
-    before, index = rows(kept), kept.data_dir / "index.sqlite"
-    if harm == "gone":
+@pytest.mark.parametrize("damage", ["missing", "not a database", "stale", "newer version", "interrupted rebuild"])
+def test_rebuild_restores_a_damaged_index(admin, stored, damage):
+    before, index = rows(stored), stored.data_dir / "index.sqlite"
+    if damage == "missing":
         index.unlink()
-    elif harm == "no database":
+    elif damage == "not a database":
         index.write_bytes(os.urandom(20_000))
-        (kept.data_dir / "index.sqlite-wal").write_bytes(os.urandom(20_000))
-    elif harm == "a newer one":
+        (stored.data_dir / "index.sqlite-wal").write_bytes(os.urandom(20_000))
+    elif damage == "newer version":
         connection = sqlite3.connect(index)
         connection.execute("PRAGMA user_version = 99")
         connection.close()
-    elif harm == "left half way":
-        (kept.data_dir / "index.sqlite.new").write_bytes(b"half")
-        (kept.data_dir / "index.sqlite.new-wal").write_bytes(b"half")
+    elif damage == "interrupted rebuild":
+        (stored.data_dir / "index.sqlite.new").write_bytes(b"half")
+        (stored.data_dir / "index.sqlite.new-wal").write_bytes(b"half")
     else:
-        store = kept.store()
+        store = stored.store()
         store.save(IndexedTask(store.load("task-6").task, 1))
         store.close()
 
-    done = admin("rebuild")
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == {"tasks": 6, "refused": {}}
+    result = admin("rebuild")
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout) == {"tasks": 6, "refused": {}}
     assert admin("check", "--deep").returncode == 0
-    assert rows(kept) == before
-    assert sorted(path.name for path in kept.data_dir.glob("index.sqlite*")) == [
+    assert rows(stored) == before
+    assert sorted(path.name for path in stored.data_dir.glob("index.sqlite*")) == [
         "index.sqlite",
-        *(["index.sqlite.before"] if harm != "gone" else []),
+        *(["index.sqlite.before"] if damage != "missing" else []),
     ]
 
 
-def test_a_damaged_journal_is_told_and_kept_and_costs_no_other_task_anything(admin, kept, sandbox):
-    data = bytearray(kept.records("task-2").read_bytes())
+def test_damaged_journal_is_reported_and_others_are_indexed(admin, stored, sandbox):
+    data = bytearray(stored.records("task-2").read_bytes())
     data[200] ^= 1
-    kept.records("task-2").write_bytes(data)
-    (kept.data_dir / "tasks" / "task-4").rename(kept.data_dir / "tasks" / "somebody-elses")
+    stored.records("task-2").write_bytes(data)
+    (stored.data_dir / "tasks" / "task-4").rename(stored.data_dir / "tasks" / "foreign-task")
 
-    done = admin("rebuild")
-    assert done.returncode == 1
-    told = json.loads(done.stdout)
-    assert (told["tasks"], sorted(told["refused"])) == (4, ["somebody-elses", "task-2"])
-    assert kept.records("task-2").read_bytes() == data
-    assert set(rows(kept)[0]) == {"task-1", "task-3", "task-5", "task-6"}
-    plain = sandbox("admin", "rebuild", "--data-dir", str(kept.data_dir))
+    result = admin("rebuild")
+    assert result.returncode == 1
+    summary = json.loads(result.stdout)
+    assert (summary["tasks"], sorted(summary["refused"])) == (4, ["foreign-task", "task-2"])
+    assert stored.records("task-2").read_bytes() == data
+    assert set(rows(stored)[0]) == {"task-1", "task-3", "task-5", "task-6"}
+    plain = sandbox("admin", "rebuild", "--data-dir", str(stored.data_dir))
     assert b"task-2  The record at byte" in plain.stdout
     assert b"2 could not be read" in plain.stderr
 
 
-def test_beside_a_server_nothing_is_touched_and_it_says_so(admin, kept):
-    with lock_data_dir(kept.data_dir):
-        before = (kept.data_dir / "index.sqlite").read_bytes()
-        refused = admin("rebuild")
-    assert refused.returncode == 4
-    assert str(os.getpid()).encode() in refused.stderr
-    assert b"stop it" in refused.stderr
-    assert (kept.data_dir / "index.sqlite").read_bytes() == before
-    assert not (kept.data_dir / "index.sqlite.new").exists()
+def test_rebuild_with_a_running_server_is_rejected(admin, stored):
+    with lock_data_dir(stored.data_dir):
+        before = (stored.data_dir / "index.sqlite").read_bytes()
+        result = admin("rebuild")
+    assert result.returncode == 4
+    assert str(os.getpid()).encode() in result.stderr
+    assert b"stop it" in result.stderr
+    assert (stored.data_dir / "index.sqlite").read_bytes() == before
+    assert not (stored.data_dir / "index.sqlite.new").exists()
 
 
-def test_what_a_full_disk_breaks_off_leaves_nothing_and_the_index_as_it_was(kept, monkeypatch):
-    def refuse(*_):
+def test_full_disk_keeps_the_index_and_leaves_no_files(stored, monkeypatch):
+    def raise_error(*_):
         raise OSError(28, "No space left on device")
 
-    before, index = rows(kept), (kept.data_dir / "index.sqlite").read_bytes()
-    monkeypatch.setattr("sandbox.bootstrap.administration.index_journals", refuse)
+    before, index = rows(stored), (stored.data_dir / "index.sqlite").read_bytes()
+    monkeypatch.setattr("sandbox.bootstrap.administration.index_journals", raise_error)
     with pytest.raises(OSError, match="No space"):
-        rebuild_index(kept.data_dir)
-    assert list(kept.data_dir.glob("index.sqlite.*")) == []
-    assert (kept.data_dir / "index.sqlite").read_bytes() == index
-    assert rows(kept) == before
+        rebuild_index(stored.data_dir)
+    assert list(stored.data_dir.glob("index.sqlite.*")) == []
+    assert (stored.data_dir / "index.sqlite").read_bytes() == index
+    assert rows(stored) == before
 
 
-def test_a_disk_without_hard_links_keeps_the_index_before_as_a_copy(kept, monkeypatch):
-    def refuse(*_):
+def test_previous_index_is_copied_without_hard_links(stored, monkeypatch):
+    def raise_error(*_):
         raise PermissionError(1, "Operation not permitted")
 
-    before = rows(kept)
-    monkeypatch.setattr(os, "link", refuse)
+    before = rows(stored)
+    monkeypatch.setattr(os, "link", raise_error)
     for _ in range(2):
-        index = (kept.data_dir / "index.sqlite").read_bytes()
-        assert rebuild_index(kept.data_dir).tasks_count == 6
-        assert (kept.data_dir / "index.sqlite.before").read_bytes() == index
-    assert rows(kept) == before
-    kept_files = sorted(kept.data_dir.glob("index.sqlite*"))
-    assert [path.name for path in kept_files] == ["index.sqlite", "index.sqlite.before"]
-    assert {path.stat().st_mode & 0o777 for path in kept_files} == {0o600}
+        index = (stored.data_dir / "index.sqlite").read_bytes()
+        assert rebuild_index(stored.data_dir).tasks_count == 6
+        assert (stored.data_dir / "index.sqlite.before").read_bytes() == index
+    assert rows(stored) == before
+    files = sorted(stored.data_dir.glob("index.sqlite*"))
+    assert [path.name for path in files] == ["index.sqlite", "index.sqlite.before"]
+    assert {path.stat().st_mode & 0o777 for path in files} == {0o600}
 
 
-def test_the_index_before_stays_until_there_is_another(kept, monkeypatch):
-    def refuse(*_):
+def test_previous_index_is_kept_until_it_is_replaced(stored, monkeypatch):
+    def raise_error(*_):
         raise OSError(28, "No space left on device")
 
-    rebuild_index(kept.data_dir)
-    before = (kept.data_dir / "index.sqlite.before").read_bytes()
-    monkeypatch.setattr(os, "link", refuse)
+    rebuild_index(stored.data_dir)
+    before = (stored.data_dir / "index.sqlite.before").read_bytes()
+    monkeypatch.setattr(os, "link", raise_error)
     with pytest.raises(OSError, match="No space"):
-        rebuild_index(kept.data_dir)
-    assert (kept.data_dir / "index.sqlite.before").read_bytes() == before
-    assert sorted(path.name for path in kept.data_dir.glob("index.sqlite*")) == ["index.sqlite", "index.sqlite.before"]
+        rebuild_index(stored.data_dir)
+    assert (stored.data_dir / "index.sqlite.before").read_bytes() == before
+    assert sorted(path.name for path in stored.data_dir.glob("index.sqlite*")) == [
+        "index.sqlite",
+        "index.sqlite.before",
+    ]
 
 
-def test_a_rebuild_that_ended_between_the_two_names_is_done_again(kept):
-    os.link(kept.data_dir / "index.sqlite", kept.data_dir / "index.sqlite.before")
-    rebuild_index(kept.data_dir)
-    assert sorted(path.name for path in kept.data_dir.glob("index.sqlite*")) == ["index.sqlite", "index.sqlite.before"]
+def test_rebuild_recovers_from_an_interrupted_replacement(stored):
+    os.link(stored.data_dir / "index.sqlite", stored.data_dir / "index.sqlite.before")
+    rebuild_index(stored.data_dir)
+    assert sorted(path.name for path in stored.data_dir.glob("index.sqlite*")) == [
+        "index.sqlite",
+        "index.sqlite.before",
+    ]
 
 
 @pytest.fixture
-def killed(kept):
-    """What a server leaves that was killed: one task is in the index's log and not in the index."""
-    store = kept.store()
+def restore_killed_index(stored):
+    """The index of a killed server: one task is in the WAL only."""
+    store = stored.store()
     indexed = store.load("task-1")
     assert indexed is not None
     store.delete("task-1")
     store.close()
-    store = kept.store()
+    store = stored.store()
     store.save(indexed)
-    files = {name: (kept.data_dir / name).read_bytes() for name in ("index.sqlite", "index.sqlite-wal")}
+    files = {name: (stored.data_dir / name).read_bytes() for name in ("index.sqlite", "index.sqlite-wal")}
     store.close()
 
-    def lay_out():
-        for left in kept.data_dir.glob("index.sqlite*"):
-            left.unlink()
+    def write_files():
+        for leftover in stored.data_dir.glob("index.sqlite*"):
+            leftover.unlink()
         for name, content in files.items():
-            (kept.data_dir / name).write_bytes(content)
+            (stored.data_dir / name).write_bytes(content)
 
-    return lay_out
+    return write_files
 
 
 class CrashError(BaseException):
-    """The process ends here."""
+    """A simulated crash of the process."""
 
 
 def crash_at(step, monkeypatch):
-    """Let the exchange of the two files end before its so-manieth step on the disk."""
+    """Crash before the given file operation of the index replacement."""
     steps, replace = itertools.count(1), administration._replace_index
 
-    def dying(real):
-        def carry_out(*arguments, **options):
+    def crashing(real):
+        def call(*arguments, **options):
             if next(steps) == step:
                 raise CrashError
             return real(*arguments, **options)
 
-        return carry_out
+        return call
 
-    def replace_and_die(index, new):
-        with monkeypatch.context() as patched:
+    def replace_and_crash(index, new):
+        with monkeypatch.context() as patch:
             for owner, name in ((Path, "unlink"), (Path, "rename"), (os, "link")):
-                patched.setattr(owner, name, dying(getattr(owner, name)))
+                patch.setattr(owner, name, crashing(getattr(owner, name)))
             replace(index, new)
 
-    monkeypatch.setattr(administration, "_replace_index", replace_and_die)
+    monkeypatch.setattr(administration, "_replace_index", replace_and_crash)
 
 
-def test_a_crash_at_any_step_leaves_the_old_index_with_its_log_or_the_new_one(kept, killed, monkeypatch):
-    before = rows(kept)
+def test_crash_at_any_step_leaves_the_old_or_the_new_index(stored, restore_killed_index, monkeypatch):
+    before = rows(stored)
     for step in itertools.count(1):
-        killed()
-        with monkeypatch.context() as patched:
-            crash_at(step, patched)
+        restore_killed_index()
+        with monkeypatch.context() as patch:
+            crash_at(step, patch)
             try:
-                rebuild_index(kept.data_dir)
+                rebuild_index(stored.data_dir)
                 break
             except CrashError:
-                assert rows(kept) == before
+                assert rows(stored) == before
     assert step > 3
-    assert rows(kept) == before
+    assert rows(stored) == before

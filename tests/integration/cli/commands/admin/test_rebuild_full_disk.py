@@ -1,4 +1,4 @@
-"""On a disk without a free byte `sandbox admin` asks for room, and blames no index."""
+"""On a full disk `sandbox admin` requests free space and does not report a damaged index."""
 
 import os
 import subprocess
@@ -8,7 +8,7 @@ import pytest
 
 from doubles.stored_tasks import KeptTasks
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts")
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount")
 
 FILL = """
 mount -t tmpfs -o size=4m tmpfs "$1" && cp -r "$2" "$1/data" || exit 99
@@ -17,69 +17,79 @@ cat /dev/zero > "$1/fill" 2> /dev/null
 exec "$3" -m sandbox admin "$4" --data-dir "$1/data"
 """
 
-REBUILD_EVER_ROOMIER = """
+REBUILD_ON_SMALL_DISK = """
 mount -t tmpfs -o size=8m tmpfs "$1" && cp -r "$2" "$1/data" || exit 99
 exec "$3" -c "$4" "$1/data"
 """
-ROOMS = """
+REBUILD_WITH_GROWING_SPACE = """
 import os, sys
 from pathlib import Path
 from sandbox.interfaces.store import StoreError
 from sandbox.bootstrap.administration import check_data_dir, rebuild_index
 
 data = Path(sys.argv[1])
-fill, told = data.parent / "fill", []
-for room in range(256 * 1024, 3 * 1024 * 1024, 128 * 1024):
-    there = os.statvfs(data)
+fill, outcomes = data.parent / "fill", []
+for free_bytes in range(256 * 1024, 3 * 1024 * 1024, 128 * 1024):
+    disk = os.statvfs(data)
     with fill.open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, there.f_bavail * there.f_frsize - room)
+        os.posix_fallocate(file.fileno(), 0, disk.f_bavail * disk.f_frsize - free_bytes)
     try:
         rebuild_index(data)
-        told.append("rebuilt")
+        outcomes.append("rebuilt")
     except StoreError as error:
         assert "make room" in error.message, error.message
-        told.append("refused")
+        outcomes.append("refused")
     fill.unlink()
-    assert check_data_dir(data, deep=False)[1] == [], room
-print(*told)
+    assert check_data_dir(data, deep=False)[1] == [], free_bytes
+print(*outcomes)
 """
 
 
 @pytest.fixture
 def run(tmp_path):
-    made = KeptTasks(tmp_path / "data")
-    made.finish("task-1")
-    made.index()
+    tasks = KeptTasks(tmp_path / "data")
+    tasks.finish("task-1")
+    tasks.index()
     (tmp_path / "small").mkdir()
     environment = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "LANG": "C.UTF-8"}
 
-    def run(command, *, has_room):
-        places = (tmp_path / "small", tmp_path / "data", sys.executable)
-        script = ("unshare", "--mount", "sh", "-c", FILL, "sh", *map(str, places), command, "yes" if has_room else "")
+    def run(command, *, has_space):
+        arguments = (tmp_path / "small", tmp_path / "data", sys.executable)
+        script = (
+            "unshare",
+            "--mount",
+            "sh",
+            "-c",
+            FILL,
+            "sh",
+            *map(str, arguments),
+            command,
+            "yes" if has_space else "",
+        )
         return subprocess.run(script, capture_output=True, text=True, timeout=60, check=False, env=environment)
 
     return run
 
 
 @pytest.mark.parametrize(("command", "code"), [("check", 1), ("rebuild", 10)])
-def test_it_says_to_make_room_and_works_once_there_is_some(run, command, code):
-    refused = run(command, has_room=False)
-    assert refused.returncode == code
-    assert "make room" in refused.stdout + refused.stderr
-    assert "move it away" not in refused.stdout + refused.stderr
+def test_full_disk_error_requests_space_and_recovers(run, command, code):
+    result = run(command, has_space=False)
+    assert result.returncode == code
+    assert "make room" in result.stdout + result.stderr
+    assert "move it away" not in result.stdout + result.stderr
 
-    assert run(command, has_room=True).returncode == 0
+    assert run(command, has_space=True).returncode == 0
 
 
-def test_an_index_that_has_not_wholly_come_to_disk_replaces_none(tmp_path):
-    """There is room for what SQLite logs of the new index and not for the index, which it does not complain of."""
-    made = KeptTasks(tmp_path / "data")
+def test_incomplete_new_index_does_not_replace_the_old_one(tmp_path):
+    """The disk has space for the WAL of the new index but not for the index; SQLite reports no error then."""
+    tasks = KeptTasks(tmp_path / "data")
     for number in range(60):
-        made.finish(f"task-{number}", claude={"allowed_tools": ("t" * 250,) * 40})
-    made.index()
+        tasks.finish(f"task-{number}", claude={"allowed_tools": ("t" * 250,) * 40})
+    tasks.index()
     (tmp_path / "small").mkdir()
-    script = ("unshare", "--mount", "sh", "-c", REBUILD_EVER_ROOMIER, "sh")
-    places = (str(tmp_path / "small"), str(tmp_path / "data"), sys.executable, ROOMS)
-    done = subprocess.run([*script, *places], capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    assert set(done.stdout.split()) == {"rebuilt", "refused"}
+    script = ("unshare", "--mount", "sh", "-c", REBUILD_ON_SMALL_DISK, "sh")
+    arguments = (str(tmp_path / "small"), str(tmp_path / "data"), sys.executable, REBUILD_WITH_GROWING_SPACE)
+    result = subprocess.run([*script, *arguments], capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 0, result.stderr
+    assert set(result.stdout.split()) == {"rebuilt", "refused"}

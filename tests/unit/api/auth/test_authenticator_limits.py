@@ -1,0 +1,121 @@
+"""Each token has a limited number of concurrent requests and streams, and its own share of the event loop."""
+
+from contextlib import ExitStack
+
+import pytest
+from starlette.requests import HTTPConnection
+
+from doubles.fake_access import FakeAccess
+from sandbox.api.auth import authenticator
+from sandbox.api.auth.authenticator import LOCAL_OPERATOR, Authenticator, Caller, Denied
+from sandbox.api.errors import TooManyStreamsError
+from sandbox.api.settings import ApiSettings
+
+LIMIT = 3
+
+
+@pytest.fixture(autouse=True)
+def low_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(authenticator, "REQUESTS_AT_ONCE_MAX", LIMIT)
+    monkeypatch.setattr(authenticator, "STREAMS_OF_ALL_MAX", LIMIT)
+
+
+def make_authenticator(**roles: str) -> Authenticator:
+    return Authenticator(FakeAccess(**roles), ApiSettings("0.1.0", frozenset({8122})), lambda: 100.0)
+
+
+@pytest.fixture
+def guard() -> Authenticator:
+    return make_authenticator(olga="operator", vera="viewer")
+
+
+def authenticate(guard: Authenticator, token: str | None) -> Caller | Denied:
+    headers = [(b"host", b"localhost:8122")]
+    if token is not None:
+        headers.append((b"authorization", f"Bearer {token}".encode()))
+    scope = {"type": "http", "path": "/api/v1/tasks", "method": "GET", "headers": headers, "client": ("127.0.0.1", 5)}
+    return guard.authenticate(HTTPConnection(scope))
+
+
+def caller(guard: Authenticator, token: str | None) -> Caller:
+    outcome = authenticate(guard, token)
+    assert isinstance(outcome, Caller), outcome
+    return outcome
+
+
+def test_a_token_has_a_limited_number_of_concurrent_requests(guard: Authenticator):
+    with ExitStack() as stack:
+        for _ in range(LIMIT):
+            stack.enter_context(guard.answering(caller(guard, "olga")))
+        denied = authenticate(guard, "olga")
+        assert isinstance(denied, Denied)
+        assert (denied.status, denied.code, denied.headers) == (429, "rate_limit_exceeded", {"retry-after": "1"})
+        assert denied.message == "Too many requests; try again in 1 s."
+        assert denied.principal is not None
+        assert denied.principal.id == "olga"
+        assert isinstance(authenticate(guard, "vera"), Caller)
+
+
+def test_a_finished_request_makes_room_for_another(guard: Authenticator):
+    olga = caller(guard, "olga")
+    with guard.answering(olga), guard.answering(olga):
+        with guard.answering(olga):
+            assert isinstance(authenticate(guard, "olga"), Denied)
+        for _ in range(2 * LIMIT):
+            with guard.answering(caller(guard, "olga")):
+                pass
+        assert isinstance(authenticate(guard, "olga"), Caller)
+
+
+def test_requests_without_a_token_are_not_counted():
+    guard = make_authenticator()
+    with ExitStack() as stack:
+        for _ in range(2 * LIMIT):
+            stack.enter_context(guard.answering(caller(guard, None)))
+        assert caller(guard, None).principal == LOCAL_OPERATOR
+
+
+def test_a_token_has_a_limited_number_of_streams_of_all_tasks(guard: Authenticator):
+    olga, vera = caller(guard, "olga"), caller(guard, "vera")
+    with ExitStack() as stack:
+        for _ in range(LIMIT):
+            stack.enter_context(guard.following_all(olga))
+        with pytest.raises(TooManyStreamsError, match=str(LIMIT)), guard.following_all(olga):
+            pass
+        with guard.following_all(vera):
+            pass
+
+
+@pytest.mark.parametrize("token", ["olga", None])
+def test_an_ended_stream_makes_room_for_another(token: str | None):
+    guard = make_authenticator(**({"olga": "operator"} if token else {}))
+    one = caller(guard, token)
+    with guard.following_all(one), guard.following_all(one):
+        for _ in range(2 * LIMIT):
+            with guard.following_all(one):
+                pass
+        with guard.following_all(one), pytest.raises(TooManyStreamsError), guard.following_all(one):
+            pass
+
+
+def test_streams_of_anonymous_callers_are_counted_together():
+    guard = make_authenticator()
+    with ExitStack() as stack:
+        for _ in range(LIMIT):
+            stack.enter_context(guard.following_all(Caller(None)))
+        with pytest.raises(TooManyStreamsError), guard.following_all(Caller(None)):
+            pass
+
+
+def test_nothing_is_kept_for_tokens_without_requests_and_streams(guard: Authenticator):
+    olga = caller(guard, "olga")
+    with guard.answering(olga), guard.answering(olga), guard.following_all(olga), guard.following_all(olga):
+        pass
+    assert (dict(guard._under_way), dict(guard._following_all)) == ({}, {})
+
+
+def test_each_token_has_its_own_share_of_the_event_loop(guard: Authenticator):
+    olga, vera, anonymous = caller(guard, "olga"), caller(guard, "vera"), Caller(None)
+    shares = [guard.share_of(one) for one in (olga, vera, anonymous)]
+    assert len({id(share) for share in shares}) == 3
+    assert [guard.share_of(one) for one in (olga, vera, Caller(None))] == shares

@@ -1,0 +1,143 @@
+"""Epoll entries of a sandbox are counted while the machine has enough of them to exceed the limit."""
+
+import os
+import select
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from sandbox.interfaces.runtime import FileUsage
+from sandbox.model.limits import EPOLL_ENTRIES_MAX
+from sandbox.runtimes.limits import epoll_usage
+from sandbox.runtimes.limits.epoll_usage import EpollCounter, count_machine_entries
+
+MANY = EPOLL_ENTRIES_MAX + 1
+SLABS = """slabinfo - version: 2.1
+# name            <active_objs> <num_objs> <objsize> <objperslab> <pagesperslab> : tunables ...
+eventpoll_pwq        700    784     72   56    1 : tunables    0    0    0 : slabdata     14     14      0
+eventpoll_epi       1334   1440    128   32    1 : tunables    0    0    0 : slabdata     14     14      0
+"""
+
+
+class Machine:
+    """Epoll entries of the whole machine, as a test sets them."""
+
+    def __init__(self, entries: int | None = 0) -> None:
+        self.entries = entries
+
+    def count(self) -> int | None:
+        return self.entries
+
+
+@pytest.fixture
+def five_entries() -> Iterator[None]:
+    """Makes this process watch five descriptors with one epoll instance."""
+    with ExitStack() as stack:
+        poll = stack.enter_context(select.epoll())
+        reader, writer = os.pipe()
+        copies = [reader, *(os.dup(reader) for _ in range(4))]
+        for one in (*copies, writer):
+            stack.callback(os.close, one)
+        for one in copies:
+            poll.register(one, select.EPOLLIN)
+        yield
+
+
+@pytest.fixture
+def descriptors_in_transit() -> Iterator[None]:
+    """Makes this process send itself a descriptor that it never receives."""
+    sender, receiver = socket.socketpair()
+    with sender, receiver:
+        socket.send_fds(sender, [b"x"], [0])
+        yield
+
+
+def test_machine_entries_are_read_from_slabinfo(tmp_path: Path):
+    (tmp_path / "slabinfo").write_text(SLABS)
+    assert count_machine_entries(tmp_path / "slabinfo") == 1334
+
+
+def test_machine_entries_are_unknown_without_slabinfo_or_its_row(tmp_path: Path):
+    assert count_machine_entries(tmp_path / "absent") is None
+    (tmp_path / "slabinfo").write_text("slabinfo - version: 2.1\n")
+    assert count_machine_entries(tmp_path / "slabinfo") is None
+
+
+@pytest.mark.usefixtures("five_entries")
+@pytest.mark.parametrize(("machine", "counted"), [(None, True), (MANY, True), (EPOLL_ENTRIES_MAX, False), (0, False)])
+def test_entries_are_counted_only_if_the_machine_has_many(machine: int | None, counted: bool):
+    assert (EpollCounter(Machine(machine).count).count([os.getpid()]) >= 5) == counted
+
+
+@pytest.mark.usefixtures("five_entries")
+def test_count_grows_by_the_entries_of_the_processes():
+    assert EpollCounter(Machine(MANY).count).count([]) == 0
+    counter = EpollCounter(Machine(MANY).count)
+    before = counter.count([os.getpid()])
+    with select.epoll() as poll, select.epoll() as watched:
+        poll.register(watched.fileno(), select.EPOLLIN)
+        assert counter.count([os.getpid()]) == before + 1
+
+
+@pytest.mark.usefixtures("five_entries")
+def test_count_is_at_most_what_the_machine_has(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(epoll_usage, "EPOLL_ENTRIES_MAX", 1)
+    assert EpollCounter(Machine(2).count).count([os.getpid()]) == 2
+
+
+@pytest.mark.usefixtures("descriptors_in_transit")
+def test_growth_is_attributed_to_a_sandbox_that_keeps_descriptors_in_transit():
+    machine = Machine(100)
+    counter = EpollCounter(machine.count)
+    machine.entries = 100 + MANY
+    counts = [counter.count([os.getpid()]) for _ in range(3)]
+    assert [count > EPOLL_ENTRIES_MAX for count in counts] == [False, False, True]
+    assert counts[-1] == MANY
+
+
+@pytest.mark.usefixtures("descriptors_in_transit")
+def test_growth_is_counted_from_the_lowest_count():
+    machine = Machine(2 * MANY)
+    counter = EpollCounter(machine.count)
+    counts = []
+    for entries in (10, MANY + 10, MANY + 10, MANY + 10):
+        machine.entries = entries
+        counts.append(counter.count([os.getpid()]))
+    assert counts[-1] == MANY
+
+
+@pytest.mark.usefixtures("descriptors_in_transit")
+@pytest.mark.parametrize("before", [1, 50_000])
+def test_entries_that_the_machine_had_before_are_not_attributed(before: int):
+    machine = Machine(before)
+    counter = EpollCounter(machine.count)
+    machine.entries = before + EPOLL_ENTRIES_MAX
+    assert all(counter.count([os.getpid()]) <= EPOLL_ENTRIES_MAX for _ in range(4))
+
+
+def test_growth_is_not_attributed_to_a_sandbox_without_descriptors_in_transit():
+    machine = Machine(0)
+    counter = EpollCounter(machine.count)
+    machine.entries = 10 * MANY
+    assert all(counter.count([os.getpid()]) <= EPOLL_ENTRIES_MAX for _ in range(4))
+
+
+@pytest.mark.usefixtures("descriptors_in_transit")
+def test_counts_with_descriptors_in_transit_must_be_consecutive():
+    machine = Machine(0)
+    counter = EpollCounter(machine.count)
+    for entries in (MANY, MANY, 0, MANY, MANY):
+        machine.entries = entries
+        assert counter.count([os.getpid()]) <= EPOLL_ENTRIES_MAX
+
+
+def test_a_process_that_ended_has_no_entries():
+    assert EpollCounter(Machine(MANY).count).count([2**22 + 1]) == 0
+
+
+def test_too_many_entries_are_a_violation():
+    assert not FileUsage(epoll_entries=EPOLL_ENTRIES_MAX).find_violation()
+    assert f"more than {EPOLL_ENTRIES_MAX} epoll entries" in FileUsage(epoll_entries=MANY).find_violation()
