@@ -105,7 +105,7 @@ def test_other_tasks_are_untouched(empty_world, kept):
     assert set(found) <= harmed
     for task_id in {one for one, kind in found.items() if kind in {"journal_damaged", "journal_missing"}} & listed:
         told = empty_world.logs(task_id)
-        assert "journal_damaged" in told or "Held up" in empty_world.status(task_id)["state_message"], told
+        assert "journal_damaged" in told or "Blocked" in empty_world.status(task_id)["state_message"], told
     assert empty_world.server.is_alive()
 
 

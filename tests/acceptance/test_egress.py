@@ -301,9 +301,9 @@ def test_each_refusal_says_where_to_and_why(outcome):
     assert near | others <= denied
     reasons = [one["reason"] for one in outcome["denied"]]
     for reason, times in (
-        ("its TLS asks for another server", 2),
-        ("Host header asks for another", 3),
-        ("is no address that its name resolved to", 1),
+        ("its TLS names another server", 2),
+        ("Host header names another", 3),
+        ("is not an address of its name", 1),
         ("resolves to no public address", 4),
     ):
         assert sum(reason in told for told in reasons) >= times, (reason, reasons)

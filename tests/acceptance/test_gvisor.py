@@ -1,4 +1,4 @@
-"""The main job and its end in the runtime that has a kernel of its own, which a server takes where it is not told.
+"""The main job and its end in the runtime that has a separate kernel, which a server takes where it is not told.
 
 A timeout ends the agent as a cancel does. What a runtime does out of memory, or when its creator dies, tests/contract
 asks of each; that a task whose runner dies keeps the agent's work, tests/chaos; what a task's user reads of limits,
@@ -48,7 +48,7 @@ def test_the_agent_works_in_a_kernel_of_its_own_unasked_and_its_changes_come_bac
     assert strongest["name"] in {"qemu", "gvisor"}
     assert (status["vm"]["runtime"], status["vm"]["tier"]) == (strongest["name"], strongest["tier"])
     assert status["exit_code"] == 0
-    assert "kernel of its own" in status["vm"]["isolates"]
+    assert "separate kernel" in status["vm"]["isolates"]
     patch = here.artifact("task-1.patch").decode()
     assert "+more" in patch
     assert f"+{os.uname().release}\n" not in patch

@@ -93,7 +93,7 @@ def test_whatever_was_made_when_all_died_is_gone_when_the_next_server_has_starte
 
 
 def round_has_ended(machine):
-    """The janitor's last duty, half-made images, comes after everything else."""
+    """The janitor's last duty, incomplete images, comes after everything else."""
     half_made = machine.data_dir / "profiles" / "half-made" / "part"
     half_made.mkdir(parents=True)
     return lambda: not half_made.exists()

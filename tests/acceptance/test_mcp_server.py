@@ -92,7 +92,7 @@ async def hands_over(tool):
     assert '"type":"result"' in await tool("logs", task_id="mine", stream="stdout")
     patch = await tool("diff", task_id="mine")
     assert patch.startswith("diff --git a/data.bin b/data.bin")
-    assert patch.endswith("more characters: go on with offset=40000]")
+    assert patch.endswith("more characters: continue with offset=40000]")
     names = [entry["name"] for entry in json.loads(await tool("artifacts", task_id="mine"))]
     assert {"mine.patch", "new.txt", "data.bin"} <= set(names)
     assert await tool("artifacts", task_id="mine", name="new.txt") == "new\n"

@@ -77,5 +77,5 @@ def test_a_task_whose_servers_key_is_refused_fails_at_once_and_says_why(world):
     machine.submit()
     ended = machine.wait(seconds=40)
     assert (ended["state"], ended["error"]["code"]) == ("failed", "agent_failed"), machine.tell()
-    assert "refused the server's key (401)" in ended["error"]["message"]
+    assert "rejected the server's key (401)" in ended["error"]["message"]
     assert len([request for request in machine.model_requests() if request["method"] == "POST"]) == 1

@@ -52,7 +52,7 @@ def test_images_are_built_and_removed_beside_a_server_and_its_tasks_work_in_them
     assert b"+bare" not in user.artifact("on-the-host.patch", "on-the-host")
     build(user, "basic", docker_archive(tmp_path / "tools.tar", *layers), "--minimum-tier", "vm")
     said = refusal_of(user, "basic")
-    assert "tier vm or a stronger one; this server's is of the tier namespaces" in said
+    assert "tier vm or stronger; this server's has tier namespaces" in said
     assert user.http.post("/api/v1/tasks?dry_run=true", json=MANIFEST).status_code == 200
 
 

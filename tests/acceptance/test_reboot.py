@@ -1,4 +1,4 @@
-"""The machine was started anew: every process is gone, and the journals tell of another boot."""
+"""The machine was restarted: every process is gone, and the journals tell of another boot."""
 
 import contextlib
 import os
@@ -41,7 +41,7 @@ def test_a_task_that_ran_ends_as_host_lost_with_its_work_and_one_that_waited_beg
     reboot(machine)
     status = machine.wait("ran")
     assert (status["state"], status["error"]["code"]) == ("failed", "host_lost")
-    assert "started anew" in status["error"]["message"]
+    assert "restarted" in status["error"]["message"]
     assert b"+line-1\n" in machine.artifact("ran.patch", "ran")
     assert {"metadata.json", "transcript.ndjson"} <= machine.artifact_names("ran")
     assert machine.states("ran")[-3:] == ["running", "completing", "failed"]

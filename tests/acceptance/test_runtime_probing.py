@@ -97,7 +97,7 @@ def test_what_runs_goes_on_and_what_waits_begins_once_it_works(machine, tmp_path
         world.server.stop(signal.SIGKILL)
         (tmp_path / "probes").unlink()
         world.start_server(**world.settings | {"FAILING_PROBES": "2", "FAILING_PROBES_PAUSE": "2"})
-        assert "No sandbox can be made; the next probe is at" in world.status("waiting")["state_message"]
+        assert "No sandbox can be created; the next probe is at" in world.status("waiting")["state_message"]
     assert world.wait("running")["state"] == "completed"
     assert world.wait("waiting")["state"] == "completed"
     assert world.count_probes() == 3

@@ -69,7 +69,7 @@ def detach_keys_end_a_shell(one):
     one.types("(sleep 4711 & echo be''gun; wait)\n")
     one.sees("begun")
     one.types("\x01d")
-    one.sees("The shell was left")
+    one.sees("The shell has ended")
     assert one.exit_code() == 0
 
 

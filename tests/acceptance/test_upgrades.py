@@ -57,7 +57,7 @@ def test_todays_server_goes_on_where_an_older_one_stopped(old):
     assert ended["started_at"] is not None
 
     whole = old.status("whole")
-    assert (whole["state"], whole["exit_code"], whole["name"]) == ("completed", 0, "Mend the example")
+    assert (whole["state"], whole["exit_code"], whole["name"]) == ("completed", 0, "Fix the example")
     assert whole["created_at"] == before[0]["at"][:23] + "Z"
     assert whole["progress"]["tool_calls"] == 5
     assert whole["definition"]["vm"]["profile"] == "agentic-dev"

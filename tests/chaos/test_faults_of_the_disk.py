@@ -62,7 +62,7 @@ def _play_full_disk(life, small):
         ballast = fill(small)
         until(lambda: world.http.get("/api/v1/health/ready").status_code == 503, 20, "readiness to be 503")
         assert "nearly full" in world.http.get("/api/v1/health/ready").json()["message"]
-        until(lambda: "has little room" in world.logs("task-1", "events"), 30, "the gap")
+        until(lambda: "is nearly full" in world.logs("task-1", "events"), 30, "the gap")
         assert not life.submit("task-2", 1) or world.status("task-2")["state"] == "pending"
         is_late = time.monotonic() + 4
         while time.monotonic() < is_late:  # the agent's end comes while there is no room
@@ -72,7 +72,7 @@ def _play_full_disk(life, small):
         ended = world.wait("task-1")
     assert ended["state"] == "completed", ended
     life.judge(ended)
-    assert "were left out" in world.logs("task-1", "events")
+    assert "were dropped" in world.logs("task-1", "events")
     until(lambda: world.http.get("/api/v1/health/ready").status_code == 200, 20, "readiness")
     assert "task-2" in life.ends or life.submit("task-3", 20)
     for task in world.http.get("/api/v1/tasks").json()["tasks"]:

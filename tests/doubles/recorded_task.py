@@ -46,8 +46,8 @@ def frames(task_id: str = TASK) -> list[dict[str, Any]]:
 
     state(None, "pending", "Waiting to be started")
     state("pending", "staging", "Cloning https://github.com/org/app.git")
-    state("staging", "provisioning", "Making the sandbox")
-    state("provisioning", "ready", "The sandbox answers")
+    state("staging", "provisioning", "Creating the sandbox")
+    state("provisioning", "ready", "The sandbox is ready")
     state("ready", "running", "Claude Code is working")
     line({"type": "system", "subtype": "init", "session_id": "s", "tools": ["Bash"]})
     say("I'll look at the failing test first, then at the parser that it exercises.")

@@ -97,7 +97,7 @@ def test_damaged_file_rejects_all_tokens_and_is_not_overwritten(tokens, caplog, 
             change()
     assert tokens.path.read_bytes() == content
     assert tokens.authenticate(token) is None
-    assert caplog.text.count("Nobody is let in") == 1
+    assert caplog.text.count("All requests are denied") == 1
 
 
 def test_revoking_an_unknown_token_raises_not_found(tokens):

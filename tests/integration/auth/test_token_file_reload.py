@@ -40,7 +40,7 @@ def test_file_damaged_after_loading_rejects_all_tokens(tokens, server, content, 
     assert server.authenticate(token) is None
     assert server.find_principal(record.id) is None
     assert server.has_tokens
-    assert caplog.text.count("Nobody is let in") == 1
+    assert caplog.text.count("All requests are denied") == 1
     tokens.path.write_bytes(original)
     assert server.authenticate(token), "a restored file is valid again"
 
@@ -61,7 +61,7 @@ def test_file_that_cannot_be_opened_rejects_tokens_and_counts_as_present(tokens,
     assert server.has_tokens is True
     assert server.authenticate(token) is None
     assert server.find_principal(record.id) is None
-    assert "Nobody is let in" in caplog.text
+    assert "All requests are denied" in caplog.text
 
 
 def test_unreadable_file_rejects_all_tokens(tokens, server, monkeypatch):

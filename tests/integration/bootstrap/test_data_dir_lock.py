@@ -55,7 +55,7 @@ def test_copied_directory_is_rejected_while_the_original_exists(tmp_path):
         shutil.copytree(data_dir, copy, copy_function=shutil.copy2)
     result = serve(copy)
     assert result.returncode == 4
-    assert f"{copy} is a copy of {data_dir}, whose tasks it would end." in result.stderr
+    assert f"{copy} is a copy of {data_dir}, and would end that server's tasks." in result.stderr
     assert f"rm '{copy}/server.lock'" in result.stderr
     with lock_data_dir(data_dir):
         pass
@@ -101,7 +101,7 @@ def test_directory_of_another_user_is_rejected(owner, other):
         prefix = ("setpriv", f"--reuid={other}", f"--regid={other}", "--clear-groups")
         result = serve(data_dir, prefix=prefix)
         assert result.returncode == 2
-        assert f"{data_dir} is not this user's own directory" in result.stderr
+        assert f"{data_dir} is not owned by this user" in result.stderr
         assert not list(data_dir.iterdir())
 
 
@@ -122,7 +122,7 @@ def test_directory_open_to_other_users_is_rejected_unchanged(tmp_path, arguments
     directory.chmod(mode)
     result = command(*arguments, data_dir=directory)
     assert (result.returncode, result.stdout) == (2, "")
-    assert f"{directory} is open to other users and is no data directory of Sandbox" in result.stderr
+    assert f"{directory} is accessible to other users and is not a Sandbox data directory" in result.stderr
     assert (f"chmod 0700 '{directory}'" in result.stderr) == (mode != 0o1777)
     assert stat.S_IMODE(directory.stat().st_mode) == mode
     assert [path.name for path in directory.iterdir()] == ["foreign.txt"]
@@ -152,7 +152,7 @@ def test_empty_world_writable_directory_is_rejected(tmp_path):
     directory = tmp_path / "tmp"
     directory.mkdir()
     directory.chmod(0o1777)
-    with pytest.raises(UnsafeDirectoryError, match="open to other users"):
+    with pytest.raises(UnsafeDirectoryError, match="accessible to other users"):
         make_data_dir(directory)
 
 
@@ -163,8 +163,8 @@ def test_doctor_changes_nothing(tmp_path):
     directory.chmod(0o755)
     result = command("doctor", data_dir=directory)
     assert result.returncode == 1
-    assert f"{directory} is open to other users" in result.stdout
-    assert "makes the sandboxes" in result.stdout
+    assert f"{directory} is accessible to other users" in result.stdout
+    assert "sandboxes run with" in result.stdout
     assert stat.S_IMODE(directory.stat().st_mode) == 0o755
     assert [path.name for path in directory.iterdir()] == ["foreign.txt"]
     with _probe_dir(ServerSettings(server=ServerSection(data_dir=missing))) as run_dir:

@@ -85,7 +85,7 @@ def run_with_streams(api, environment, tmp_path):
 def test_full_stdout_is_reported_in_one_line(run_with_streams, command):
     with FULL.open("wb") as full:
         result = run_with_streams(command, full)
-    assert result.stderr == b"Error: stdout: No space left on device; make room and try again\n"
+    assert result.stderr == b"Error: stdout: No space left on device; free disk space and try again\n"
     assert result.returncode == 10
     assert run_with_streams(command, subprocess.PIPE).returncode == 0
 

@@ -252,7 +252,7 @@ def test_truncated_download_raises_unreachable(api, client, tmp_path):
 
 def test_foreign_http_server_is_detected(api, client):
     api.on("GET", "/tasks", Answer(200, [b"<html>hello</html>"]))
-    with pytest.raises(ServerError, match="not Sandbox's"):
+    with pytest.raises(ServerError, match="unexpected response"):
         client.tasks()
 
 

@@ -147,7 +147,7 @@ def test_mount_is_invisible_outside_the_process(loop_works, files):
 
 
 async def refuses_a_corrupt_image(disks, files):
-    with pytest.raises(AttemptError, match="disk could not be made"):
+    with pytest.raises(AttemptError, match="disk could not be created"):
         await disks.open(files, 32 * MIB)
 
 
@@ -298,7 +298,7 @@ def test_missing_directory_disk_is_an_error(files):
         files.disk.rmdir()
         await disks.usage(files)
 
-    with pytest.raises(OSError, match="cannot be told how full"):
+    with pytest.raises(OSError, match="disk usage cannot be measured"):
         asyncio.run(scenario())
 
 

@@ -105,7 +105,7 @@ def test_sandbox_is_killed_before_artifacts_are_collected(make_harness):
             "clone_failed",
         ),
         (
-            Script(create_error=AttemptError(FailureCode.PROVISION_FAILED, "no room")),
+            Script(create_error=AttemptError(FailureCode.PROVISION_FAILED, "No space was left")),
             ["pending", "staging", "provisioning", "failed"],
             "provision_failed",
         ),

@@ -207,7 +207,7 @@ def test_intermittent_disk_usage_errors_do_not_stop_the_agent(make_harness, monk
 
 @pytest.mark.parametrize(
     ("number", "code", "advice"),
-    [(errno.ENOSPC, "disk_full", "raise vm.disk"), (errno.EIO, "internal_error", "look at it and at the kernel's log")],
+    [(errno.ENOSPC, "disk_full", "raise vm.disk"), (errno.EIO, "internal_error", "check the disk and the kernel log")],
 )
 def test_disk_error_while_writing_home_files_advises_the_user(make_harness, monkeypatch, number, code, advice):
     def refuse_home(home, files):

@@ -87,7 +87,7 @@ def test_command_that_never_starts_fails_after_start_timeout(run_attempt, monkey
     faults = Lies(never_begins=True)
     harness = run_attempt(faults)
     assert (harness.task.state, harness.task.failure.code) == (TaskState.FAILED, "provision_failed")
-    assert "did not begin" in harness.task.failure.message
+    assert "did not start" in harness.task.failure.message
     assert faults.seen[-1] == "destroy"
 
 
@@ -110,7 +110,7 @@ def test_destroy_timeout_does_not_change_the_outcome(run_attempt, monkeypatch):
     monkeypatch.setattr("sandbox.runner.steps.teardown.SANDBOX_TEARDOWN_SECONDS", 0.1)
     harness = run_attempt(Lies(dies_silently=True, slow_destroy_seconds=3600))
     assert (harness.task.state, harness.task.failure.code) == (TaskState.FAILED, "sandbox_lost")
-    assert ("teardown_failed", "Something of the sandbox is left: it takes too long") in error_reports(harness)
+    assert ("teardown_failed", "The sandbox was not removed completely: it takes too long") in error_reports(harness)
 
 
 def test_slow_sandbox_reports_its_reason(run_attempt):

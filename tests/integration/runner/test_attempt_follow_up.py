@@ -381,7 +381,7 @@ def test_broken_gateway_loses_the_sandbox(make_harness, retries, follow_up):
     asyncio.run(harness.life.run())
     failure = harness.task.failure or harness.task.attempt.failure
     assert failure.code == "sandbox_lost"
-    assert "gateway broke" in failure.message
+    assert "gateway failed" in failure.message
     assert harness.task.attempt.follow_up == follow_up
 
 

@@ -77,5 +77,5 @@ def test_runner_stays_responsive_while_it_hashes_artifacts(make_harness, monkeyp
         await work
         return reply
 
-    assert "keeps its outcome" in asyncio.run(scenario()).message
+    assert "the outcome is unchanged" in asyncio.run(scenario()).message
     assert harness.task.state is TaskState.COMPLETED

@@ -123,7 +123,7 @@ def test_full_disk_ends_the_session_with_a_reason(tmp_path):
             disk.used_bytes = 2 * GIB
             frame = await connection.read()
             assert isinstance(frame, EndFrame)
-            assert "no room for more on the disk" in frame.message
+            assert "The disk of this shell is full" in frame.message
             await running
 
     asyncio.run(scenario())
@@ -167,7 +167,7 @@ def test_session_on_a_full_disk_limits_further_growth(tmp_path):
         disk = FillingDisk(5 * GIB)
         async with open_session(tmp_path, disk) as (connection, running):
             disk.used_bytes = 11 * GIB
-            assert "no room for more on the disk" in (await connection.read()).message
+            assert "The disk of this shell is full" in (await connection.read()).message
             await running
 
     asyncio.run(scenario())

@@ -152,8 +152,8 @@ def test_output_is_skipped_below_disk_watermark_and_resumes_above_it(make_harnes
 
     asyncio.run(scenario())
     first, second = harness.events(Gap)
-    assert "has little room" in first.reason
-    assert second.reason.startswith(f"{len(LINES)} bytes of output in 50 pieces were left out")
+    assert "is nearly full" in first.reason
+    assert second.reason.startswith(f"{len(LINES)} bytes of output in 50 events were dropped")
     assert harness.task.progress.output_bytes == len(LINES)
 
 
@@ -236,7 +236,7 @@ def test_disk_full_during_collection_fails_the_task_with_disk_full(make_harness,
     monkeypatch.setattr("doubles.attempt_dependencies.ScriptedWorkspaces.patch", patch)
     asyncio.run(asyncio.wait_for(harness.life.run(), 20))
     assert (harness.task.state, harness.task.failure.code) == (TaskState.FAILED, "disk_full")
-    assert "make room on the server's disk" in harness.task.failure.message
+    assert "free space on the server's disk" in harness.task.failure.message
 
 
 def test_data_loss_on_workspace_disk_fails_the_task(make_harness, monkeypatch):
@@ -291,5 +291,5 @@ def test_output_is_flushed_when_disk_reserve_cannot_be_reallocated(make_harness,
 
     asyncio.run(scenario())
     assert harness.task.state is TaskState.CANCELLED
-    messages = [record.getMessage() for record in caplog.records if "no room to keep" in record.getMessage()]
-    assert messages == ["There is no room to keep for the end of the task: [Errno 122] Disk quota exceeded"]
+    messages = [record.getMessage() for record in caplog.records if "could not be reserved" in record.getMessage()]
+    assert messages == ["There is could not be reserved for the end of the task: [Errno 122] Disk quota exceeded"]

@@ -186,5 +186,5 @@ def test_terminals_disabled_before_enabling_stay_disabled():
     terminals = TerminalServer(None, CpuThrottle().queue())
     terminals.disable()
     terminals.enable(RecordingTerminal(), {}, "/")
-    with pytest.raises(TerminalRefusedError, match="does not run now"):
+    with pytest.raises(TerminalRefusedError, match="is not running"):
         terminals.check(TerminalOrder(24, 80))

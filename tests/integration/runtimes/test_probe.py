@@ -62,7 +62,7 @@ class FailingRuntime:
         (
             ExitStatus(None),
             b"bwrap: gone.\n",
-            "'true' did not end in a sandbox, which was gone before it: bwrap: gone.",
+            "'true' did not end before its sandbox: bwrap: gone.",
         ),
         (None, b"", "'true' did not end in a sandbox within 0.1 s."),
     ],
@@ -77,7 +77,7 @@ def test_exit_of_the_probe_program_is_described_in_a_sentence(tmp_path, exit_, s
 def test_bubblewrap_remedy_consists_of_sentences(tmp_path):
     runtime = FailingRuntime(ExitStatus(1))
     remedy = asyncio.run(probe_bubblewrap(runtime, tmp_path, runtime)).remedy
-    assert remedy.startswith(("'true' ended in a sandbox with exit code 1. User", "The kernel does not let users"))
+    assert remedy.startswith(("'true' ended in a sandbox with exit code 1. User", "The kernel does not allow users"))
     runtime.create = None  # an error from outside the product has no full stop
     runtime.prepare = lambda _: (_ for _ in ()).throw(OSError(5, "Input/output error"))
     assert "error. User namespaces" in asyncio.run(probe_bubblewrap(runtime, tmp_path, runtime)).remedy
@@ -149,7 +149,7 @@ def test_transient_error_is_no_confinement_problem(tmp_path, error):
         (NO_MEMORY, "Cannot allocate memory"),
         (no_process(), "Programs could not be confined"),
         (KILLED, "ended by signal 9"),
-        (ExitStatus(137), "git was ended by signal 9"),
+        (ExitStatus(137), "git was killed by signal 9"),
     ],
 )
 def test_persistent_lack_of_resources_raises_machine_busy(tmp_path, error, message):

@@ -91,7 +91,7 @@ def test_missing_files_and_link_loops_are_reported(directory: Path):
     assert "there is no such file" in resolve_error(directory, "team/token/x")
     (directory / "a").symlink_to("b")
     (directory / "b").symlink_to("a")
-    assert "in a circle" in resolve_error(directory, "a")
+    assert "form a loop" in resolve_error(directory, "a")
 
 
 def test_size_of_a_secret_is_limited(directory: Path):
@@ -103,7 +103,7 @@ def test_size_of_a_secret_is_limited(directory: Path):
 
 def test_content_must_be_utf8(directory: Path):
     (directory / "binary").write_bytes(b"\xff\xfe")
-    assert "no UTF-8 text" in resolve_error(directory, "binary")
+    assert "not UTF-8 text" in resolve_error(directory, "binary")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")

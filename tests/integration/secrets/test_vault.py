@@ -91,13 +91,13 @@ def test_mount_and_namespace_come_from_the_settings(vault: KeyValueVault):
 
 def test_denied_secret_is_reported(vault: KeyValueVault):
     vault.denied.add("team/app")
-    assert "refuses to show it to the server (403)" in resolve_error(vault)
+    assert "denies access to the server (403)" in resolve_error(vault)
 
 
 def test_missing_path_or_field_is_reported(vault: KeyValueVault):
     assert "nothing at this path (404) in the engine mounted at secret" in resolve_error(vault, "team/other#password")
     assert "has no field user" in resolve_error(vault, "team/app#user")
-    assert "not a text" in resolve_error(vault, "team/app#port")
+    assert "not a string" in resolve_error(vault, "team/app#port")
 
 
 @pytest.mark.parametrize(
@@ -122,9 +122,9 @@ def test_invalid_keys_are_not_requested(vault: KeyValueVault, key: str):
     ("status", "message"),
     [
         (503, "sealed or down"),
-        (500, "answers with an error"),
-        (429, "asked too often"),
-        (401, "does not take"),
+        (500, "responds with an error"),
+        (429, "rate limit is exceeded"),
+        (401, "rejects"),
         (501, "not initialised"),
     ],
 )
@@ -136,27 +136,27 @@ def test_vault_errors_are_reported(vault: KeyValueVault, status: int, message: s
 @pytest.mark.parametrize("body", [b"<html>", b"[]", b'{"data": {"keys": []}}', b'{"data": null}', b"", b'"text"'])
 def test_unexpected_response_is_reported(vault: KeyValueVault, body: bytes):
     vault.body = body
-    assert "no key-value engine of version 2" in resolve_error(vault)
+    assert "not a key-value engine of version 2" in resolve_error(vault)
 
 
 def test_token_does_not_follow_a_redirect(vault: KeyValueVault):
     with serving(KeyValueVault()) as thief:
         thief.secrets["team/app"] = {"password": "from the thief"}
         vault.status, vault.location = 307, f"{thief.address}/v1/secret/data/team/app"
-        assert "no key-value engine" in resolve_error(vault)
+        assert "not a key-value engine" in resolve_error(vault)
         assert thief.asked == []
 
 
 def test_unreachable_vault_is_reported(vault: KeyValueVault):
     with socket.socket() as taken:  # bound, but not listening
         taken.bind(("127.0.0.1", 0))
-        assert "is not reached" in resolve_error(vault, address=f"http://127.0.0.1:{taken.getsockname()[1]}")
-    assert "is not reached" in resolve_error(vault, address="no address")
+        assert "is not reachable" in resolve_error(vault, address=f"http://127.0.0.1:{taken.getsockname()[1]}")
+    assert "is not reachable" in resolve_error(vault, address="no address")
 
 
 def test_slow_response_times_out(vault: KeyValueVault):
     vault.delay_seconds = 1.5
-    assert "did not answer in time" in resolve_error(vault, timeout_seconds=1)
+    assert "did not respond in time" in resolve_error(vault, timeout_seconds=1)
 
 
 def test_certificate_is_trusted_only_if_configured(tmp_path: Path):

@@ -19,11 +19,11 @@ LOST = (AgentExited(None, None, Failure(FailureCode.RUNNER_LOST, "lost")), TaskF
 @pytest.mark.parametrize(
     ("events", "rest", "message", "state"),
     [
-        ((), LOST, "The task is being stopped; what it made until now is kept.", TaskState.CANCELLED),
+        ((), LOST, "The task is being stopped; its results until now are stored.", TaskState.CANCELLED),
         (
             TO_END[:1],
             TO_END[1:],
-            "The agent had ended already; the task keeps its outcome.",
+            "The agent had already ended; the outcome is unchanged.",
             TaskState.COMPLETED,
         ),
     ],
@@ -59,7 +59,7 @@ def test_cancel_of_a_task_with_a_busy_journal_reports_not_started(components, mo
             monkeypatch.setattr("sandbox.server.journal_tailer.LOSS_CHECK_SECONDS", 0.05)
             return cancelled.message, (await service.wait("task-1", 10)).state
 
-    assert asyncio.run(scenario()) == ("The task had not begun and is cancelled.", TaskState.CANCELLED)
+    assert asyncio.run(scenario()) == ("The task had not started and is cancelled.", TaskState.CANCELLED)
 
 
 class SlowStart:
@@ -95,8 +95,8 @@ def test_cancel_during_launch_times_out_with_a_reason(components, monkeypatch):
             return raised.value.message, cancelled.message
 
     error, cancelled = asyncio.run(scenario())
-    assert error == "Task task-1 is just being handed over to a runner and cannot be cancelled meanwhile; try again."
-    assert cancelled == "The task is being stopped; what it made until now is kept."
+    assert error == "Task task-1 is being passed to a runner and cannot be cancelled at this moment; try again."
+    assert cancelled == "The task is being stopped; its results until now are stored."
 
 
 def test_cancel_is_retried_when_the_launch_ends_at_the_timeout(components, monkeypatch):
@@ -116,4 +116,4 @@ def test_cancel_is_retried_when_the_launch_ends_at_the_timeout(components, monke
             slow_start.may_end.set()
             return (await asyncio.wait_for(cancelling, 10)).message
 
-    assert asyncio.run(scenario()) == "The task is being stopped; what it made until now is kept."
+    assert asyncio.run(scenario()) == "The task is being stopped; its results until now are stored."

@@ -80,7 +80,7 @@ def test_backoff_survives_a_server_restart(components, long_backoff):
 
     asyncio.run(before())
     task = asyncio.run(after())
-    assert task.state_message == "Attempt 1 ended with agent_failed; another one follows in 300 s"
+    assert task.state_message == "Attempt 1 ended with agent_failed; another attempt follows in 300 s"
     assert orders(components) == [(False, False)]
 
 

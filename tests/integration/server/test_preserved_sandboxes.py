@@ -206,7 +206,7 @@ def test_release_during_a_debug_session_is_rejected(components, monkeypatch):
         async with components.server() as service:
             preserved = await fail(components, service, "task-1")
             lock = service.dependencies.preserved_sandboxes.try_lock(await service.status("task-1"))
-            with lock, pytest.raises(UnavailableError, match="Somebody has a shell"):
+            with lock, pytest.raises(UnavailableError, match="has an open shell"):
                 await service.release("task-1")
             return preserved.handle.exists()
 
@@ -233,7 +233,7 @@ def test_shell_in_a_released_sandbox_is_rejected(components):
         async with components.server() as service:
             await fail(components, service, "task-1")
             await service.release("task-1")
-            with pytest.raises(TerminalRefusedError, match="it was released, or its time is over"):
+            with pytest.raises(TerminalRefusedError, match="it was released, or has expired"):
                 await service.open_terminal("task-1", TerminalOrder(24, 80))
 
     asyncio.run(scenario())
@@ -249,7 +249,7 @@ def test_shell_opened_during_a_release_is_rejected(components, monkeypatch):
                 raise RunnerUnreachableError("not listening yet")
 
             monkeypatch.setattr(components.runners, "open_terminal", release_first)
-            with pytest.raises(TerminalRefusedError, match="it was released, or its time is over"):
+            with pytest.raises(TerminalRefusedError, match="it was released, or has expired"):
                 await service.open_terminal("task-1", TerminalOrder(24, 80))
 
     asyncio.run(scenario())
@@ -269,7 +269,7 @@ def test_shell_with_a_failing_lock_file_is_rejected(components):
     def obstruct(_, preserved):
         preserved.debug_session_lock.symlink_to("/nowhere")
 
-    assert_shell_is_rejected(components, obstruct, r"No shell of task task-1 can be opened: .*; try again\.")
+    assert_shell_is_rejected(components, obstruct, r"No shell can be opened for task task-1: .*; try again\.")
 
 
 def test_shell_in_an_unreadable_preserved_sandbox_is_rejected(components, monkeypatch):
@@ -286,7 +286,7 @@ def test_agent_terminal_of_a_preserved_sandbox_is_rejected(components):
     async def scenario():
         async with components.server() as service:
             await fail(components, service, "task-1")
-            with pytest.raises(TerminalRefusedError, match="has ended; open a shell in what it left"):
+            with pytest.raises(TerminalRefusedError, match="has ended; open a debug shell in its preserved sandbox"):
                 await service.open_terminal("task-1", TerminalOrder(24, 80, agent=True))
 
     asyncio.run(scenario())

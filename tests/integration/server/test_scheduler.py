@@ -39,7 +39,7 @@ def test_task_waits_for_available_memory(components):
         async with components.server() as service:
             await service.submit(manifest())
             assert await message(service, "task-1") == (
-                "Waiting for 0.5 GiB of memory that nobody uses (the machine has 0.293 GiB)"
+                "Waiting for 0.5 GiB of free memory (the machine has 0.293 GiB)"
             )
             assert components.runners.orders == []
             tasks = (await service.query(TaskQuery(frozenset({TaskState.PENDING})))).tasks
@@ -60,10 +60,10 @@ def test_starting_tasks_reserve_memory_and_running_ones_do_not(components):
             for number in range(4):
                 await service.submit(manifest(f"task-{number}"))
             await components.launched("task-1")
-            assert "memory that nobody uses" in await message(service, "task-2")
+            assert "free memory" in await message(service, "task-2")
             components.runners.play("task-0", *TO_RUNNING)
             await components.launched("task-2")
-            assert "memory that nobody uses" in await message(service, "task-3")
+            assert "free memory" in await message(service, "task-3")
 
     asyncio.run(scenario())
 

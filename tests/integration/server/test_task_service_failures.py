@@ -251,7 +251,7 @@ def test_pending_task_with_a_busy_journal_waits_for_resources(components):
         async with components.server() as service:
             busy.close()
             async with asyncio.timeout(10):
-                while "memory that nobody uses" not in (await service.status("task-1")).state_message:
+                while "free memory" not in (await service.status("task-1")).state_message:
                     await asyncio.sleep(0.01)
             occupancy = (await service.health()).occupancy
             assert (occupancy.waiting, occupancy.cpus_promised) == (1, 0)
@@ -391,7 +391,7 @@ def test_submit_with_the_id_of_an_unreadable_journal_is_rejected(components, dam
 
     async def scenario():
         async with components.server() as service:
-            with pytest.raises(UnavailableError, match="task-1 is there, and cannot be read"):
+            with pytest.raises(UnavailableError, match="task-1 already exists, and cannot be read"):
                 await service.submit(manifest())
 
     asyncio.run(scenario())

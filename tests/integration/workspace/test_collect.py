@@ -194,7 +194,7 @@ def test_files_found_before_the_entry_limit_are_stored(env, monkeypatch):
     items = env.collect("report", "many/*")
 
     assert [item.path for item in items] == ["report", "."]
-    assert items[-1].reason == "there are more than 5 files, and only the first were looked at; narrow the patterns"
+    assert items[-1].reason == "there are more than 5 files, and only the first were examined; narrow the patterns"
 
 
 def test_total_path_length_is_limited(env, monkeypatch):

@@ -9,13 +9,13 @@ import pytest
         ("/api/v1/tasks?states=running", "states", "perhaps state was meant"),
         ("/api/v1/tasks?label=team%3Da", "label", "takes cursor, label.*, limit, offset, order, sort, state"),
         ("/api/v1/tasks?labels.team=a", "labels.team", "is not known"),
-        ("/api/v1/tasks/task-001?follow=true", "follow", "takes no parameters"),
+        ("/api/v1/tasks/task-001?follow=true", "follow", "has no parameters"),
         ("/api/v1/tasks/task-001/wait?time_out=5", "time_out", "perhaps timeout was meant"),
         ("/api/v1/tasks/task-001/logs?Follow=true", "Follow", "perhaps follow was meant"),
-        ("/api/v1/tasks/task-001/artifacts?limit=1", "limit", "takes no parameters"),
-        ("/api/v1/tasks/task-001/artifacts/a/b?x=1", "x", "takes no parameters"),
-        ("/api/v1/health?verbose=1", "verbose", "takes no parameters"),
-        (f"/api/v1/health?{'x' * 5000}=1", "x" * 64, "takes no parameters"),
+        ("/api/v1/tasks/task-001/artifacts?limit=1", "limit", "has no parameters"),
+        ("/api/v1/tasks/task-001/artifacts/a/b?x=1", "x", "has no parameters"),
+        ("/api/v1/health?verbose=1", "verbose", "has no parameters"),
+        (f"/api/v1/health?{'x' * 5000}=1", "x" * 64, "has no parameters"),
     ],
 )
 def test_unknown_parameter_error_lists_the_known_ones(api, tasks, path, field, advice):

@@ -43,7 +43,7 @@ def test_no_failure_message_if_a_runtime_works():
 
 def test_failure_message_lists_all_remedies():
     message = describe_failure(select_strongest([probe("weak", 1, works=False), probe("strong", 3, works=False)]))
-    assert message == "No runtime works, and nothing runs without one. weak: Fix weak. strong: Fix strong."
+    assert message == "No runtime works, so no task can run. weak: Fix weak. strong: Fix strong."
 
 
 def test_failure_message_names_the_requested_runtime():

@@ -17,7 +17,10 @@ def test_upstream_is_read_from_the_environment():
 
 INVALID_ENVIRONMENTS = [
     ({"ANTHROPIC_BASE_URL": "api.example.com", "ANTHROPIC_API_KEY": "k"}, "ANTHROPIC_BASE_URL must be an http://"),
-    ({"ANTHROPIC_BASE_URL": "https://x:99999", "ANTHROPIC_API_KEY": "k"}, "ANTHROPIC_BASE_URL has a host or a port"),
+    (
+        {"ANTHROPIC_BASE_URL": "https://x:99999", "ANTHROPIC_API_KEY": "k"},
+        "ANTHROPIC_BASE_URL has an invalid host or port",
+    ),
     ({"ANTHROPIC_AUTH_TOKEN": "two words"}, "ANTHROPIC_AUTH_TOKEN has characters"),
 ]
 

@@ -30,7 +30,7 @@ def test_manifest_is_written_without_defaults():
         "  url: https://github.com/org/repo.git",
         "  branch: main",
         "claude:",
-        "  prompt: Say here what is to be done",
+        "  prompt: Describe the work here",
     ]
 
 

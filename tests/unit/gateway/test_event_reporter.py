@@ -56,7 +56,7 @@ def test_reported_denials_are_limited_in_total():
             reporter.report_denied("h", 443, "no")
     reporter.flush()
     assert len(events) == DENIALS_REPORTED_MAX + 1
-    assert (events[-1].error, events[-1].message[:11]) == ("egress_denials_dropped", "Further ref")
+    assert (events[-1].error, events[-1].message[:11]) == ("egress_denials_dropped", "Further den")
     assert reporter.denial_count == DENIALS_REPORTED_MAX + 50 * DENIALS_PER_SECOND_MAX
 
 

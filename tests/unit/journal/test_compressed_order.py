@@ -109,7 +109,7 @@ def test_compressed_journal_corrupted_on_disk_is_discarded(journals, directory, 
         path.write_bytes(data)
 
     operations.after_flush = flip_a_bit
-    with pytest.raises(JournalDamagedError, match="not as it was written"):
+    with pytest.raises(JournalDamagedError, match="differs from what was written"):
         journals.compress("t")
     assert operations.operations == [
         ("flush", "records.gz.new"),
@@ -123,7 +123,7 @@ def test_compressed_journal_corrupted_on_disk_is_discarded(journals, directory, 
 def test_compressed_journal_with_other_records_is_discarded(journals, directory, monkeypatch):
     plain, member = (directory / "records").read_bytes(), compressed_module._encode_member
     monkeypatch.setattr(compressed_module, "_encode_member", lambda data: member(data.replace(b"003003", b"004004")))
-    with pytest.raises(JournalDamagedError, match="look at the disk"):
+    with pytest.raises(JournalDamagedError, match="check its disk"):
         journals.compress("t")
     assert names(directory) == ["lock", "records"]
     assert (directory / "records").read_bytes() == plain

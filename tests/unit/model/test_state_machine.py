@@ -522,7 +522,7 @@ def test_transient_clone_failure_is_retried_with_backoff():
     transient_failure = e.AttemptFailed(Failure(FailureCode.CLONE_FAILED, "the connection broke", is_transient=True))
     steps = replay_with(Lifecycle(), ATTEMPT, transient_failure, ENDED, SECOND_ATTEMPT, transient_failure, ENDED)
     assert [backoff_seconds(steps[index].task) for index in (3, 6)] == [2.0, 4.0]
-    assert steps[3].task.state_message == "Attempt 1 ended with clone_failed; another one follows in 2 s"
+    assert steps[3].task.state_message == "Attempt 1 ended with clone_failed; another attempt follows in 2 s"
 
 
 @pytest.mark.parametrize("code", sorted(RETRIABLE_CODES))
@@ -549,7 +549,7 @@ def test_retried_task_stays_running_until_its_last_attempt_ends():
     assert (task.attempts, task.exit_code, task.failure) == (3, 0, None)
     assert task.started_at == START_TIME + timedelta(seconds=5)
     messages = [step.task.state_message for step in steps]
-    assert "Attempt 1 ended with agent_failed; another one follows in 2 s" in messages
+    assert "Attempt 1 ended with agent_failed; another attempt follows in 2 s" in messages
     assert "Attempt 2: Claude Code is working" in messages
 
 
@@ -591,7 +591,7 @@ def test_lost_agent_is_resumed_up_to_a_limit_and_then_retried():
 def test_ended_task_has_no_backoff(event):
     steps = replay_with(Lifecycle(retries=1), *TO_READY, STARTED, AGENT_FAILED, ENDED, event)
     assert [backoff_seconds(step.task) for step in steps[-2:]] == [2.0, 0.0]
-    assert "another one follows in 2 s" in steps[-2].task.state_message
+    assert "another attempt follows in 2 s" in steps[-2].task.state_message
 
 
 def test_failed_agent_is_not_resumed():

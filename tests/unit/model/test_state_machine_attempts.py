@@ -121,8 +121,8 @@ def test_each_state_has_a_message():
     assert messages == [
         "Waiting to be started",
         "Cloning https://git.example/r (main)",
-        "Making the sandbox for commit 0123456789ab",
-        "The sandbox answers",
+        "Creating the sandbox for commit 0123456789ab",
+        "The sandbox is ready",
         "Claude Code is working",
         "Collecting artifacts",
         "Claude Code finished its work",
@@ -147,10 +147,10 @@ def test_messages_of_later_attempts_have_the_attempt_number():
     second = [attempt(2), PREPARED, CREATED, agent(), exited(None), FINISHED]
     steps = replay(*running(), exited(), ENDED, *second, retries=1)
     assert [step.task.state_message for step in steps[6:]] == [
-        "Attempt 1 ended with agent_failed; another one follows in 2 s",
+        "Attempt 1 ended with agent_failed; another attempt follows in 2 s",
         "Attempt 2: Cloning https://git.example/r (main)",
-        "Attempt 2: Making the sandbox for commit 0123456789ab",
-        "Attempt 2: The sandbox answers",
+        "Attempt 2: Creating the sandbox for commit 0123456789ab",
+        "Attempt 2: The sandbox is ready",
         "Attempt 2: Claude Code is working",
         "Attempt 2: Collecting artifacts",
         "Claude Code finished its work",
@@ -164,9 +164,9 @@ def test_messages_of_later_attempts_have_the_attempt_number():
 def test_resuming_attempt_takes_over_the_disk():
     task = final_task(*running(), exited(LOST), ENDED, attempt(2, resumes=True), resume=True)
     assert task.attempt.resumes
-    assert task.state_message == "Attempt 2: Taking the disk over"
+    assert task.state_message == "Attempt 2: Taking over the disk"
     lost = final_task(attempt(), failed(), ENDED)
-    assert lost.state_message == "Attempt 1 ended with runner_lost; another one follows"
+    assert lost.state_message == "Attempt 1 ended with runner_lost; another attempt follows"
 
 
 def test_next_attempt_clears_the_previous_outcome():

@@ -13,7 +13,7 @@ from sandbox.model.errors import Failure, FailureCode
 from sandbox.model.manifest.schema import Vm
 from sandbox.runner.resource_exhaustion import ExhaustionDetector
 
-KILLED = Failure(FailureCode.AGENT_FAILED, "Claude Code was ended by signal 9.")
+KILLED = Failure(FailureCode.AGENT_FAILED, "Claude Code was killed by signal 9.")
 SILENT = AgentOutcome(None, KILLED)
 """The outcome of an agent that died without output."""
 NORMAL_STATS = Stats(1.0, 1, 1)

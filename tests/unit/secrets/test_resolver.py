@@ -48,8 +48,8 @@ def test_only_listed_variables_are_available_with_an_allow_list():
     assert resolve(secret("DATABASE"), allowed={"DATABASE"}) == {"DATABASE": "db-value"}
     detail = error_detail(secret("GITHUB_TOKEN"), allowed={"DATABASE"})
     assert detail == (
-        "Secret GITHUB_TOKEN (source env, key GITHUB_TOKEN): this variable is not among those that the server's "
-        "configuration gives away; ask its operator."
+        "Secret GITHUB_TOKEN (source env, key GITHUB_TOKEN): the server's configuration does not allow this "
+        "variable; ask its operator."
     )
 
 
@@ -63,12 +63,12 @@ def test_error_for_an_unlisted_variable_does_not_reveal_whether_it_is_set():
 @pytest.mark.parametrize("key", ["SANDBOX_TOKEN", "ANTHROPIC_API_KEY", "anthropic_api_key"])
 def test_reserved_server_variables_are_never_available(key: str):
     for allowed in (None, {key}):
-        assert "own variables are not given away" in error_detail(secret("X", key), allowed=allowed)
+        assert "own variables are not available" in error_detail(secret("X", key), allowed=allowed)
 
 
 @pytest.mark.parametrize(
     ("key", "reason"),
-    [("MISSING", "is not set"), ("EMPTY", "is empty"), ("RAW", "no UTF-8 text"), ("LARGE", "larger than 64 KiB")],
+    [("MISSING", "is not set"), ("EMPTY", "is empty"), ("RAW", "not UTF-8 text"), ("LARGE", "larger than 64 KiB")],
 )
 def test_invalid_value_is_unavailable(key: str, reason: str):
     assert reason in error_detail(secret("X", key))

@@ -64,9 +64,9 @@ def test_healthy_server_is_ready(machine):
     ("space", "reason"),
     [
         (structs.replace(ROOMY, is_read_only=True), "is read-only"),
-        (structs.replace(ROOMY, free_bytes=4 * GIB - 1), "4095 MiB are free, new tasks begin with 5120 MiB"),
-        (structs.replace(ROOMY, files_free=10), "hardly any more files"),
-        (OSError(5, "Input/output error"), "cannot be looked at: Input/output error"),
+        (structs.replace(ROOMY, free_bytes=4 * GIB - 1), "4095 MiB are free, new tasks need 5120 MiB"),
+        (structs.replace(ROOMY, files_free=10), "almost no free inodes"),
+        (OSError(5, "Input/output error"), "cannot be checked: Input/output error"),
     ],
 )
 def test_unusable_disk_is_reported(machine, space, reason):
@@ -86,7 +86,7 @@ def test_unreadable_reserve_is_reported_and_checked_again(machine, monkeypatch):
         async with asyncio.timeout(10):
             while machine.disk_monitor.shortage is None:
                 await asyncio.sleep(0)
-            assert "cannot be looked at: Permission denied" in machine.disk_monitor.shortage
+            assert "cannot be checked: Permission denied" in machine.disk_monitor.shortage
             broken.undo()
             await space_freed.wait()
         monitoring.cancel()

@@ -88,7 +88,7 @@ def test_task_waits_for_free_memory_of_the_machine(scheduler):
     half_gib = 512 * 1024**2
     assert scheduler.admit_next(half_gib - 1) is None
     assert scheduler.pending_reasons(half_gib - 1) == {
-        "a": "Waiting for 0.5 GiB of memory that nobody uses (the machine has 0.5 GiB)"
+        "a": "Waiting for 0.5 GiB of free memory (the machine has 0.5 GiB)"
     }
     assert scheduler.admit_next(half_gib) == "a"
 

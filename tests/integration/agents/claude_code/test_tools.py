@@ -151,7 +151,7 @@ UNKNOWN_TOOLS = ("bash", "TodoWrite", "Raed(src/**)", "mcp__nobody", "mcp__nobod
 
 def assert_unknown_tools(failure, tools):
     assert failure.code is FailureCode.TOOL_UNKNOWN
-    assert f"has no such tool: {', '.join(tools)}; correct claude.allowed_tools" in failure.message
+    assert f"has no tool named {', '.join(tools)}; correct claude.allowed_tools" in failure.message
 
 
 def test_rule_allows_matching_calls_and_a_denial_does_not_end_the_run(tmp_path):

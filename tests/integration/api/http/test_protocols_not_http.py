@@ -54,7 +54,7 @@ def test_invalid_http_gets_a_problem_response(running_api, caplog, payload, port
     assert (problem["title"], problem["instance"]) == ("Bad Request", "")
     assert "RFC 9112" in problem["message"]
     assert problem["request_id"] == headers["x-request-id"]
-    (line,) = [record for record in caplog.records if record.getMessage() == "Refused what is no HTTP"]
+    (line,) = [record for record in caplog.records if record.getMessage() == "Rejected a malformed HTTP request"]
     assert line.request_id == problem["request_id"]
 
 

@@ -105,9 +105,9 @@ def test_disconnect_is_detected_and_client_messages_are_ignored(running_api, unt
 @pytest.mark.parametrize(
     ("path", "expected"),
     [
-        ("/api/v1/tasks/stream", "Here is a WebSocket, and the request did not ask for one"),
-        ("/api/v1/tasks/task-001/terminal", "Here is a WebSocket, and the request did not ask for one"),
-        ("/api/v1/tasks/task-001/elsewhere", "There is nothing at this address"),
+        ("/api/v1/tasks/stream", "This is a WebSocket endpoint"),
+        ("/api/v1/tasks/task-001/terminal", "This is a WebSocket endpoint"),
+        ("/api/v1/tasks/task-001/elsewhere", "Page not found"),
     ],
 )
 def test_plain_http_request_gets_an_explanation(running_api, path, expected):

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.usefixtures("without_sandboxes")
 @pytest.mark.parametrize(
     ("base_url", "is_ok", "message"),
     [
-        ("https://x:99999", False, "ANTHROPIC_BASE_URL has a host or a port that cannot be."),
+        ("https://x:99999", False, "ANTHROPIC_BASE_URL has an invalid host or port."),
         ("http://127.0.0.1:8131", True, "requests go to http://127.0.0.1:8131"),
     ],
 )

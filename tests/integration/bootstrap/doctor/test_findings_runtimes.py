@@ -37,13 +37,13 @@ def report(requested, tmp_path):
 
 
 def test_explicitly_requested_emulation_is_used(tmp_path):
-    assert report("qemu", tmp_path) == {(True, "qemu makes the sandboxes"), (True, "bubblewrap works too")}
+    assert report("qemu", tmp_path) == {(True, "sandboxes run with qemu"), (True, "bubblewrap works too")}
 
 
 @pytest.mark.parametrize("requested", [AUTO, "bubblewrap"])
 def test_emulation_is_not_used_by_default(tmp_path, requested):
     assert report(requested, tmp_path) == {
-        (True, "bubblewrap makes the sandboxes"),
+        (True, "sandboxes run with bubblewrap"),
         (False, "qemu does not work here"),
     }
 
@@ -69,14 +69,14 @@ def test_emulation_is_not_used_by_default(tmp_path, requested):
             {"memory", "processes"},
             {
                 (True, "on memory, processes hold"),
-                (False, "on CPUs do not hold: no cgroup can be written to"),
+                (False, "on CPUs are not enforced: no cgroup is writable"),
                 (
                     False,
                     "vm.memory does not count buffers of sockets: the kernel was started with cgroup.memory=nosocket",
                 ),
             },
         ),
-        (set(), {(False, "on memory, CPUs, processes, buffers of sockets do not hold: no cgroup can be written to")}),
+        (set(), {(False, "on memory, CPUs, processes, buffers of sockets are not enforced: no cgroup is writable")}),
     ],
 )
 def test_enforced_and_unenforced_limits_are_listed(tmp_path, monkeypatch, limits, findings):

@@ -114,7 +114,7 @@ def test_apply_changes_the_checkout_and_lists_the_files(sandbox, served_patch, c
     assert result.returncode == 0
     lines = result.stdout.decode().splitlines()
     assert lines == ["+2 -1  a.txt", "+0 -1  b.sql", "+1 -0  esc", "binary  new.bin"]
-    assert result.stderr == b"Applied to 4 files and staged. Look at it with: git diff --cached\n"
+    assert result.stderr == b"Applied to 4 files and staged. See the changes with: git diff --cached\n"
     assert (checkout / "a.txt").read_text() == "one\n2\nthree\nfour\n"
     assert (checkout / "new.bin").read_bytes() == b"\0\1\2" * 10
     assert git("status", "--porcelain", cwd=checkout).splitlines() == [
@@ -218,7 +218,7 @@ def test_signal_is_deferred_until_the_patch_is_applied(
     assert (checkout / "a.txt").read_text() == ""
     os.killpg(process.pid, number)
     (tmp_path / "go").touch()
-    assert b"All of the patch was applied before." in process.communicate(timeout=30)[1]
+    assert b"The patch is already applied." in process.communicate(timeout=30)[1]
     assert process.returncode in {130, -number}
     assert (checkout / "a.txt").read_text() == "one\n2\nthree\nfour\n"
     assert (checkout / "new.bin").exists()
@@ -246,7 +246,7 @@ def test_apply_is_rolled_back_after_git_is_killed(sandbox, served_patch, checkou
     assert not (checkout / "new.bin").exists()
     [backup] = (checkout / ".git").glob("sandbox-kept*")
     assert [path.name for path in backup.iterdir()] == ["found"]
-    assert f"What stood there instead is in {backup / 'found'}.".encode() in result.stderr
+    assert f"The replaced content is in {backup / 'found'}.".encode() in result.stderr
 
 
 def test_rollback_restores_a_renamed_file_and_its_mode(sandbox, serve_patch, checkout, install_filter):
@@ -282,14 +282,14 @@ def test_apply_reports_files_missing_from_the_patch(sandbox, serve_patch, patch,
 
 
 def test_truncated_empty_patch_fails(sandbox, serve_patch, checkout):
-    serve_patch(b"# truncated: making it took longer than 60.0 s\n", None, has_tar=True)
+    serve_patch(b"# truncated: creating it took longer than 60.0 s\n", None, has_tar=True)
     result = sandbox("task", "apply", TASK, cwd=checkout)
     assert result.returncode == 4
     assert result.stderr.decode().splitlines() == [
         "Not everything is in the patch:",
-        "  truncated: making it took longer than 60.0 s",
-        f"  Take all that is new or changed: sandbox task download {TASK} {TASK}.changes.tar",
-        "Error: Nothing is in the patch that git could apply.",
+        "  truncated: creating it took longer than 60.0 s",
+        f"  Download all new and changed files: sandbox task download {TASK} {TASK}.changes.tar",
+        "Error: The patch contains nothing that git can apply.",
     ]
 
 

@@ -40,7 +40,7 @@ def test_invalid_answers_are_prompted_again(on_terminal, terminal, tmp_path):
         (b"Repository:", "not a url"),
         (b"must be https://", URL),
         (b"Branch:", "main"),
-        (b"What is to be done:", "Fix the tests."),
+        (b"Prompt:", "Fix the tests."),
         (b"Name [", ""),
         (b"[isolated]:", "outbound"),
         (b"with commas:", "example.org, *.example.com"),
@@ -111,7 +111,7 @@ def test_missing_repository_error_suggests_options(sandbox, without_repository):
     result = sandbox("init", "--yes", cwd=directory)
     assert result.returncode == 2
     assert result.stderr.decode().splitlines() == [
-        f"Error: {reason}, so nothing says which repository the task is for.",
+        f"Error: {reason}, so the repository of the task is unknown.",
         "  Say it: add --set repository.url=URL --set repository.branch=BRANCH",
     ]
     partial = sandbox("init", "--yes", "--set", f"repository.url={URL}", cwd=directory)
@@ -130,7 +130,7 @@ def test_missing_prompt_is_reported(sandbox, checkout):
     result = sandbox("init", "--yes", cwd=checkout)
     assert result.stderr.decode().splitlines() == [
         "Wrote task.yaml.",
-        "  First say in it what is to be done: claude.prompt",
+        "  First describe the work in it: claude.prompt",
         "  Submit it and watch: sandbox task submit task.yaml --follow",
     ]
     result = sandbox("init", "--yes", "--force", "--set", "claude.prompt=Fix it.", cwd=checkout)

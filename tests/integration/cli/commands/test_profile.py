@@ -89,7 +89,10 @@ def test_unknown_profile_is_valid_without_a_server(sandbox, tmp_path):
         "repository: {url: https://example.org/r.git, branch: main}\n"
         "claude: {prompt: Do it.}\nvm: {profile: %s}\n"
     )
-    for name, note in (("my-tools", "Only the server can say whether it offers the profile my-tools."), ("basic", "")):
+    for name, note in (
+        ("my-tools", ("Only the server can check whether it offers the profile my-tools.")),
+        ("basic", ""),
+    ):
         (tmp_path / "task.yaml").write_text(text % name)
         result = sandbox("task", "validate", "task.yaml")
         assert result.returncode == 0, result.stderr

@@ -170,9 +170,9 @@ def test_duplicate_id_error_suggests_the_id_option(api, sandbox, checkout, comma
     result = sandbox(*command.split(), subject, "--id", "mine", cwd=checkout)
     assert result.returncode == 4
     assert result.stderr.decode().splitlines()[-3:] == [
-        "Error: Task mine exists already and is completed.",
+        "Error: Task mine already exists and is completed.",
         "  Look at it:      sandbox task status mine",
-        "  Take another id: add --id ID",
+        "  Use another id: add --id ID",
     ]
 
 
@@ -339,7 +339,7 @@ def test_dirty_submodule_is_rejected(api, submodule, sandbox, checkout):
     git("config", "diff.ignoreSubmodules", "all", cwd=checkout)
     result = sandbox("run", "Go.", "--include-dirty", cwd=checkout)
     assert (result.returncode, api.asked) == (4, [])
-    assert b"The submodule library has changes of its own, which cannot be sent along." in result.stderr
+    assert b"The submodule library has uncommitted changes, which cannot be sent." in result.stderr
 
 
 def test_changed_submodule_commit_is_sent(api, completed_task, submodule, sandbox, checkout):
@@ -359,7 +359,7 @@ def test_nested_repository_is_rejected(api, sandbox, checkout):
     commit(checkout / "below" / "nested")
     result = sandbox("run", "Go.", "--include-dirty", cwd=checkout)
     assert (result.returncode, api.asked) == (4, [])
-    assert b"below/nested/ is a git repository of its own, which cannot be sent along." in result.stderr
+    assert b"below/nested/ is a separate git repository, which cannot be sent." in result.stderr
 
 
 def test_leave_dirty_keeps_local_changes(api, completed_task, sandbox, checkout):
@@ -388,7 +388,7 @@ def test_patch_with_a_secret_suggests_allow_secrets(api, completed_task, sandbox
     api.on("GET", f"/tasks/{TASK}/artifacts", of_json({"task_id": TASK, "artifacts": artifacts}))
     result = sandbox("run", "Go.", "--apply", cwd=checkout)
     assert result.returncode == 5
-    assert f"  Take it all the same: sandbox task apply {TASK} --allow-secrets\n" in result.stderr.decode()
+    assert f"  Download it anyway: sandbox task apply {TASK} --allow-secrets\n" in result.stderr.decode()
 
 
 @pytest.fixture
@@ -407,8 +407,8 @@ def test_patch_is_not_applied_to_another_branch(switched_branch, sandbox, checko
     assert (result.returncode, git("status", "--porcelain", cwd=checkout)) == (4, "")
     at = head(checkout)[:12]
     assert result.stderr.decode().splitlines()[-2:] == [
-        f"Error: This checkout was at {at} (main) as the task began, and is at {at} (other) now. Nothing was applied.",
-        f"  Apply it all the same: sandbox task apply {TASK}",
+        f"Error: This checkout was at {at} (main) when the task started, and is at {at} (other) now. Nothing was applied.",
+        f"  Apply it anyway: sandbox task apply {TASK}",
     ]
 
 
@@ -447,13 +447,13 @@ def test_empty_patch_is_reported(api, sandbox, checkout):
 @pytest.mark.parametrize(("option", "code"), [("--apply", 4), ("--no-apply", 0)])
 @pytest.mark.parametrize("output_format", ["text", "json"])
 def test_truncated_patch_is_not_reported_as_empty(api, sandbox, checkout, option, code, output_format):
-    serve_task(api, b"# truncated: it is larger than a patch may be (256 MiB)\n")
+    serve_task(api, b"# truncated: it is larger than the limit of a patch (256 MiB)\n")
     result = sandbox("run", "Grow.", option, "-f", output_format, cwd=checkout)
     assert result.returncode == code
     if output_format == "json":
         last = json.loads(result.stdout.splitlines()[-1])
         assert last == {"type": "patch", "task_id": TASK, "applied": False, "files": []}
-    assert b"  truncated: it is larger than a patch may be (256 MiB)\n" in result.stderr
+    assert b"  truncated: it is larger than the limit of a patch (256 MiB)\n" in result.stderr
     assert b"changed nothing" not in result.stderr
 
 

@@ -39,7 +39,7 @@ def test_doctor_reports_gaps_and_creates_nothing(environment, tmp_path):
     assert any("kernel is shared" in gap["message"] for gap in findings["gap"])
     assert findings["disks"]
     assert not any(gap["ok"] or gap["is_needed"] for gap in findings["gap"])
-    assert f"{missing}, which the first start makes" in findings["data directory"][0]["message"]
+    assert f"{missing}, created at the first start" in findings["data directory"][0]["message"]
     assert [path.name for path in tmp_path.iterdir()] == ["bin"]
 
 

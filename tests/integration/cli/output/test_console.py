@@ -106,7 +106,7 @@ def test_cancel_prompts_on_a_terminal_and_can_be_declined(api, on_terminal, term
     process = on_terminal("task", "cancel", TASK)
     terminal.read_until(b"[y/N]")
     terminal.type(b"n\n")
-    terminal.read_until(b"Nothing was cancelled.")
+    terminal.read_until(b"The task was not cancelled.")
     assert process.wait(30) == 130
     assert api.asked == []
 

@@ -127,7 +127,7 @@ def test_task_logs_fit_the_window(full_api, screen, width, follow):
 def test_followed_submission_fits_the_window(full_api, screen, width):
     lines = screen("task", "submit", "task.yaml", "--follow", width=width)
     assert lines[0] == UUID
-    assert lines[-1] == f"  What it made:    sandbox task artifacts {UUID}"
+    assert lines[-1] == f"  Artifacts: sandbox task artifacts {UUID}"
 
 
 @WIDTHS

@@ -243,7 +243,7 @@ def test_runner_that_does_not_read_its_order_is_killed(run_dir, lock_fd, monkeyp
     before = children()
 
     async def launch():
-        with pytest.raises(error, match="did not take its order") as refused:
+        with pytest.raises(error, match="did not accept its order") as refused:
             await placement_of(run_dir, code).launch(order_for(run_dir, "k" * 300_000), lock_fd)
         await until(lambda: children() <= before)
         return refused.value

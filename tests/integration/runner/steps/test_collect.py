@@ -158,7 +158,7 @@ def test_large_transcript_that_would_fill_the_disk_is_not_copied(make_harness, m
 def test_retries_on_full_disk_do_not_repeat_events(make_harness, monkeypatch):
     """Retries every second, each with thousands of events, would fill the remaining space."""
     monkeypatch.setattr("sandbox.runner.attempt.RETRY_SECONDS", 0.01)
-    patch_error = AttemptError(FailureCode.COLLECT_FAILED, "The patch could not be made: it is odd.")
+    patch_error = AttemptError(FailureCode.COLLECT_FAILED, "The patch could not be created: it is odd.")
     harness = make_harness(
         Script(patch_error=patch_error), lifecycle={"artifact_patterns": ("*",), "collect_timeout": "20s"}
     )

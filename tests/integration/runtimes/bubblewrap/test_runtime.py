@@ -150,7 +150,7 @@ def test_launcher_refuses_to_remain_root(uid: int | None):
 
     async def scenario() -> None:
         launch = start_launcher(new_attempt_id(), uid, {})
-        with pytest.raises(AttemptError, match="kernel uid of its own"):
+        with pytest.raises(AttemptError, match="separate kernel uid"):
             await launch.wait_ready()
         await launch.wait()
         launch.close()

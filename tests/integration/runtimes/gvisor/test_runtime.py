@@ -37,7 +37,7 @@ def disk(tmp_path: Path) -> Path:
 def test_probe_reports_properties_and_leaves_no_files(runtime: GvisorRuntime, tmp_path: Path):
     result = asyncio.run(runtime.probe())
     assert (result.runtime, result.tier, result.is_explicit_only) == ("gvisor", "gvisor", False)
-    assert any("kernel of the sandbox's own" in sentence for sentence in result.isolates)
+    assert any("gVisor's kernel" in sentence for sentence in result.isolates)
     assert any("environment" in sentence for sentence in result.gaps)
     assert not list((tmp_path / "run").iterdir())
 
@@ -125,7 +125,7 @@ def test_runsc_without_a_start_report_times_out(runtime: GvisorRuntime, disk: Pa
 
     async def scenario() -> None:
         async with living(runtime, disk) as sandbox:
-            with pytest.raises(AttemptError, match="did not begin in time") as caught:
+            with pytest.raises(AttemptError, match="did not start in time") as caught:
                 await sandbox.start(Command(["/usr/bin/sleep", "300"], {}, "/workspace"))
             assert caught.value.code == "provision_failed"
             await sandbox.signal(15)

@@ -105,7 +105,7 @@ def test_replay_of_a_task_pruned_meanwhile_ends_with_an_error(stored, components
 
     error_frame, end_frame = asyncio.run(scenario())
     assert (error_frame["type"], error_frame["error"], end_frame["type"]) == ("error", "task_not_found", "end")
-    assert "kept no longer" in error_frame["message"]
+    assert "expired" in error_frame["message"]
 
 
 def make_manifest():
@@ -223,7 +223,7 @@ def test_unflushed_rename_counts_as_pruned(stored, components, monkeypatch):
         assert prune(components, Retention(keep=4)) == (["task-1"], [f"task-{number}" for number in range(2, 6)])
 
 
-PRUNED_BUT_NOT_REMOVED = r"^Finished tasks that are gone for good: 1\..*pruned: Operation not permitted"
+PRUNED_BUT_NOT_REMOVED = r"^Finished tasks removed: 1\..*pruned: Operation not permitted"
 
 
 def test_failing_removal_does_not_block_other_tasks_and_limits(stored, components):

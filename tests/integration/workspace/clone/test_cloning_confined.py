@@ -176,13 +176,13 @@ def test_links_left_in_the_repository_do_not_redirect_the_patch(env, tmp_path):
     (env.workspace / "README.md").write_text("changed\n")
     refs = env.attempt / "repository.git" / "refs" / "sandbox"
     refs.symlink_to(outside)
-    with pytest.raises(AttemptError, match="The patch could not be made"):
+    with pytest.raises(AttemptError, match="The patch could not be created"):
         env.patch(base)
     refs.unlink()
     packs = env.attempt / "repository.git" / "objects" / "pack"
     packs.rename(outside / "packs")
     packs.symlink_to(outside)
-    with pytest.raises(AttemptError, match="The patch could not be made"):
+    with pytest.raises(AttemptError, match="The patch could not be created"):
         env.patch(base)
     assert all(file.exists() for file in files)
     packs.unlink()

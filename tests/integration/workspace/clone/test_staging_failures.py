@@ -37,7 +37,7 @@ def test_pack_larger_than_the_disk_is_refused(env, is_confined):
     env.upstream.commit({"random": os.urandom(600_000)})
 
     env.disk_bytes = 400_000
-    assert "larger than a clone may be; raise vm.disk" in clone_error(env)
+    assert "larger than the limit of a clone; raise vm.disk" in clone_error(env)
     env.disk_bytes = 1_600_000
     env.stage()
 
@@ -147,9 +147,9 @@ def test_clone_error_waits_if_git_may_have_been_killed(env, replace_command, mon
 
 FULL = b"fatal: write error: No space left on device\n"
 HOST_ERRORS = [
-    (137, b"", "not enough memory"),
-    (127, b"", "git said: "),
-    (139, b"", "git said: "),
+    (137, b"", "too large for git's memory"),
+    (127, b"", "git reported: "),
+    (139, b"", "git reported: "),
     (128, FULL, "no room"),
 ]
 NEW_FILE = b"diff --git a/new b/new\nnew file mode 100644\n--- /dev/null\n+++ b/new\n@@ -0,0 +1 @@\n+new\n"
@@ -244,7 +244,7 @@ def test_redirect_to_another_host_is_refused_when_hosts_are_restricted(env):
     with GitHttpServer(env.root).serving() as moved:
         moved.redirect = env.server.url
 
-        assert "redirects to somewhere else" in clone_error(env, f"{moved.url}demo.git")
+        assert "redirects to another URL" in clone_error(env, f"{moved.url}demo.git")
         assert moved.requests
     assert env.server.requests == []
     env.stage(f"{env.server.url}demo.git")
@@ -343,7 +343,7 @@ def test_tree_with_a_git_directory_is_refused(env):
     commit = run_git("commit-tree", "-m", "Sly", tree, directory=work)
     run_git("push", "--quiet", "--force", str(env.upstream.bare), f"{commit}:refs/heads/sly", directory=work)
 
-    assert "objects that git refuses" in clone_error(env, branch="sly")
+    assert "contains malformed objects" in clone_error(env, branch="sly")
 
 
 def test_cancellation_ends_git_and_its_children(env):

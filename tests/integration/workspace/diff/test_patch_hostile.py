@@ -143,8 +143,8 @@ def test_nested_repository_is_included_without_its_git_directory(staged):
     patch = staged.patch(staged.base)
 
     assert patch.splitlines()[:2] == [
-        b"# left out, git takes no such path: sly/.GIT",
-        b"# left out, git takes no such path: vendor/lib/.git",
+        b"# left out, git does not support this path: sly/.GIT",
+        b"# left out, git does not support this path: vendor/lib/.git",
     ]
     clone = staged.apply(staged.base, patch)
     assert run_git("diff", "--cached", "--name-only", directory=clone).splitlines() == ["vendor/lib/code.py"]
@@ -258,7 +258,7 @@ def test_cancellation_leaves_no_process_and_no_partial_patch(staged):
 def test_missing_repository_is_reported(staged):
     shutil.rmtree(staged.attempt / "repository.git")
 
-    with pytest.raises(AttemptError, match="The patch could not be made") as raised:
+    with pytest.raises(AttemptError, match="The patch could not be created") as raised:
         staged.patch(staged.base)
 
     assert raised.value.code == "collect_failed"

@@ -24,7 +24,7 @@ def small_memory_limit(monkeypatch):
 
 def test_large_object_of_a_repository_fails_the_clone(env, small_memory_limit):
     env.upstream.commit({"zeros": content_larger_than(MEMORY_BYTES_MAX)})
-    with pytest.raises(AttemptError, match="not enough memory") as raised:
+    with pytest.raises(AttemptError, match="too large for git's memory") as raised:
         env.stage()
     assert raised.value.code == "clone_failed"
 
@@ -85,5 +85,5 @@ def test_total_path_length_of_a_commit_is_limited(env, monkeypatch):
     env.upstream.commit({f"{'directory/' * 3}{number}": b"" for number in range(2)})
     env.stage()
     env.upstream.commit({f"{'directory/' * 3}{number}": b"" for number in range(4)})
-    with pytest.raises(AttemptError, match="paths of the commit are longer"):
+    with pytest.raises(AttemptError, match="paths of the commit exceed"):
         env.stage()

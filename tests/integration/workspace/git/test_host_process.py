@@ -44,7 +44,7 @@ def test_redirects_are_refused_when_hosts_are_restricted(unconfined_env):
     unconfined_env.follow_redirects = False
     unconfined_env.server.redirect = "http://127.0.0.1:1/"
 
-    with pytest.raises(AttemptError, match="redirects to somewhere else"):
+    with pytest.raises(AttemptError, match="redirects to another URL"):
         unconfined_env.stage()
 
 

@@ -42,10 +42,10 @@ def test_exit_without_result_maps_to_code_and_advice(exit_, code, advice):
 def test_bad_exit_after_result_mentions_the_result(code):
     failure = determine_failure(ExitStatus(code), {"is_error": False, "result": "Done."}, b"")
     assert failure.code is FailureCode.AGENT_FAILED
-    assert "after a result that tells of success" in failure.message
+    assert "after it reported success" in failure.message
     assert "without a final result" not in failure.message
     assert (
-        "its last words were: Killed" in determine_failure(ExitStatus(code), {"is_error": False}, b"Killed\n").message
+        "last line on stderr: Killed" in determine_failure(ExitStatus(code), {"is_error": False}, b"Killed\n").message
     )
 
 

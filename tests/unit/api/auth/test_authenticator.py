@@ -174,8 +174,8 @@ def test_missing_and_invalid_credentials_have_different_challenges(server):
     ] * 2
     assert nothing.headers == {"www-authenticate": 'Bearer realm="sandbox"'}
     assert wrong.headers == {"www-authenticate": 'Bearer realm="sandbox", error="invalid_token"'}
-    assert nothing.message.startswith("This server answers only with a token. Send a token as")
-    assert wrong.message.startswith("This token or session is unknown, revoked or over. Send a token as")
+    assert nothing.message.startswith("This server requires a token. Send a token as")
+    assert wrong.message.startswith("This token or session is unknown, revoked or expired. Send a token as")
 
 
 # Requests of other sites

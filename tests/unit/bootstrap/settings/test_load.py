@@ -142,7 +142,7 @@ def test_empty_variable_counts_as_unset(write_file):
     ],
 )
 def test_empty_option_is_an_error(option, message):
-    assert load_error({option: ""}) == f"The configuration has a mistake: {message}."
+    assert load_error({option: ""}) == f"The configuration has an error: {message}."
 
 
 def test_empty_file_name_is_an_error():
@@ -166,16 +166,17 @@ def test_relative_path_is_relative_to_the_file(home, monkeypatch):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[server]\nprot = 1", "server.prot ({file}) is unknown (known here: host, port, ws_port, data_dir, runtime, "
+        ("[server]\nprot = 1", "server.prot ({file}) is unknown (known: host, port, ws_port, data_dir, runtime, "
                                "host_names); did you mean 'port'?"),
-        ("[capcity]\ncpus = 1", "capcity ({file}) is unknown (known here: server, capacity, disk, git, secrets, "
+        ("[capcity]\ncpus = 1", "capcity ({file}) is unknown (known: server, capacity, disk, git, secrets, "
                                 "preserve, retention, access, log); did you mean 'capacity'?"),
-        ("port = 1", "port ({file}) is unknown (known here: server, capacity, disk, git, secrets, preserve, "
+        ("port = 1", "port ({file}) is unknown (known: server, capacity, disk, git, secrets, preserve, "
                      "retention, access, log)"),
-        ("[secrets.vault]\ntoken = 'hvs.x'", "secrets.vault.token ({file}) must not stand in a file; give it to the "
-                                             "server as VAULT_TOKEN in its environment"),
-        ("[access]\ntoken = 'sbx_x'", "access.token ({file}) is unknown (known here: requests_per_minute); "
-                                      "secrets never stand here"),
+        ("[secrets.vault]\ntoken = 'hvs.x'", (
+            "secrets.vault.token ({file}) must not be set in a file; set VAULT_TOKEN in the server's environment"
+        )),
+        ("[access]\ntoken = 'sbx_x'", "access.token ({file}) is unknown (known: requests_per_minute); "
+                                      "secrets must not be set here"),
         ("[server]\nport = '8122'", "server.port ({file}) must be a whole number"),
         ("[server]\nport = true", "server.port ({file}) must be a whole number"),
         ("[server]\nport = 1.5", "server.port ({file}) must be a whole number"),
@@ -183,11 +184,12 @@ def test_relative_path_is_relative_to_the_file(home, monkeypatch):
         ("[server]\nhost = ''", "server.host ({file}) must not be empty"),
         ("[server]\ndata_dir = ''", "server.data_dir ({file}) must not be empty"),
         ("[secrets]\ndirectory = ''", "secrets.directory ({file}) must not be empty"),
-        ("[server]\ndata_dir = 1", "server.data_dir ({file}) must be text"),
-        ("[server]\ndata_dir = '~nosuchuser/x'", "server.data_dir ({file}) begins with the home of a user who has none "
-                                                "here"),
-        ("[server]\nhost = 2026-01-29", "server.host ({file}) must be text"),
-        ("[server]\nhost_names = 'a.example'", "server.host_names ({file}) must be a list of texts"),
+        ("[server]\ndata_dir = 1", "server.data_dir ({file}) must be a string"),
+        ("[server]\ndata_dir = '~nosuchuser/x'", (
+            "server.data_dir ({file}) starts with the home directory of an unknown user"
+        )),
+        ("[server]\nhost = 2026-01-29", "server.host ({file}) must be a string"),
+        ("[server]\nhost_names = 'a.example'", "server.host_names ({file}) must be a list of strings"),
         ("[server]\nhost_names = ['a b']", "server.host_names.0 ({file}) must be a host name or an IP address"),
         ("server = 1", "server ({file}) must be a section"),
         ("[capacity]\ncpus = inf", "capacity.cpus ({file}) must be at most 1000"),
@@ -212,7 +214,7 @@ def test_relative_path_is_relative_to_the_file(home, monkeypatch):
 def test_error_names_key_and_file(write_file, text, message):
     file = write_file(text)
     end = "" if message.endswith("?") else "."
-    assert load_error() == f"The configuration has a mistake: {message.format(file=file)}{end}"
+    assert load_error() == f"The configuration has an error: {message.format(file=file)}{end}"
 
 
 def test_all_errors_are_reported_with_their_sources(write_file):
@@ -225,7 +227,7 @@ def test_all_errors_are_reported_with_their_sources(write_file):
         f"server.port ({file}) must be a whole number",
         "server.ws_port (--ws-port) must be a whole number",
         "capacity.disk (SANDBOX_CAPACITY_DISK) must be a number",
-        f"git.allowed ({file}) is unknown (known here: allowed_hosts); did you mean 'allowed_hosts'?",
+        f"git.allowed ({file}) is unknown (known: allowed_hosts); did you mean 'allowed_hosts'?",
         "access.requests_per_minute (SANDBOX_ACCESS_REQUESTS_PER_MINUTE) must be at least 0",
     ):
         assert f"  {expected}" in message
@@ -240,7 +242,7 @@ def test_all_errors_are_reported_with_their_sources(write_file):
     ],
 )
 def test_same_port_for_both_listeners_is_an_error(options, environment, message):
-    assert load_error(options, environment) == f"The configuration has a mistake: {message}."
+    assert load_error(options, environment) == f"The configuration has an error: {message}."
     combined = load_error({**options, "runtime": "docker"}, environment)
     assert "has 2 mistakes" in combined
     assert f"  {message}" in combined

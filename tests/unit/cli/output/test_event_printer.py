@@ -43,7 +43,7 @@ def test_recorded_bug_fix_is_printed():
         "pending       Waiting to be started",
         "staging       Cloning https://github.com/org/app.git",
         "provisioning  Making the sandbox",
-        "ready         The sandbox answers",
+        "ready         The sandbox is ready",
         "running       Claude Code is working",
         "  I'll look at the failing test first, then at the parser that it",
         "  exercises.",
@@ -83,7 +83,7 @@ def test_long_denial_reason_is_wrapped():
         "type": "egress_denied",
         "host": "example.com",
         "port": 443,
-        "reason": "nothing but the model is reached",
+        "reason": "only the model is reachable",
     }
     assert strip_times(print_to_text([denied], width=50)) == [
         "  Refused example.com:443: nothing but",
@@ -145,7 +145,7 @@ def test_tool_error_is_printed_without_ruler_lines():
 
 
 def test_long_reason_is_wrapped_only_on_a_terminal():
-    reason = "Claude Code exited with code 0 without a final result; its output in the task's logs may say why."
+    reason = "Claude Code exited with code 0 without a final result; the task's logs may contain the reason."
     event = {"type": "state_change", "new_state": "failed", "state_message": reason}
     assert len(print_to_text([event]).splitlines()) == 1
     screen = io.StringIO()
@@ -252,5 +252,5 @@ def test_new_attempt_is_printed():
         {"type": "attempt", "attempt": 3, "attempt_id": "cdefghij2345", "resumes": False},
     ]
     text = print_to_text(events)
-    assert "Attempt 2 goes on where the last one was lost" in text
+    assert "Attempt 2 continues where the previous one was lost" in text
     assert "Attempt 3 begins anew" in text

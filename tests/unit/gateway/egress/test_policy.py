@@ -264,10 +264,10 @@ def test_oversized_request_head_is_denied():
 
 def test_unassigned_address_is_denied_even_for_an_allowed_host():
     assert (
-        "no address"
+        "not an address"
         in expect_denial(plain(None).client_data_received(f"GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode())).reason
     )
-    assert "no address" in expect_denial(tls(None).client_data_received(hello(HOST))).reason
+    assert "not an address" in expect_denial(tls(None).client_data_received(hello(HOST))).reason
 
 
 # Port 443
@@ -325,8 +325,8 @@ def test_isolated_policy_denies_every_request_with_its_host():
 @pytest.mark.parametrize(
     ("vm", "reason"),
     [
-        (Vm(), "vm.network_mode is isolated: nothing but the model is reached."),
-        (Vm(network_mode="outbound"), "vm.allowed_hosts is empty: nothing but the model is reached."),
+        (Vm(), "vm.network_mode is isolated: only the model is reachable."),
+        (Vm(network_mode="outbound"), "vm.allowed_hosts is empty: only the model is reachable."),
     ],
 )
 def test_deny_reason_names_the_setting_that_isolates(vm, reason):

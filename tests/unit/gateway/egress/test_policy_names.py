@@ -28,14 +28,14 @@ def connect(authority: str, policy: EgressPolicy):
 def test_proxy_denies_ip_addresses_with_an_allow_list(authority):
     denial = connect(authority, ALLOW_LIST)
     assert isinstance(denial, Denial)
-    assert denial.reason == "hosts are reached by their names; addresses only with network_mode full."
+    assert denial.reason == "hosts are reachable only by name; addresses only with network_mode full."
     assert isinstance(connect(authority, FULL), Tunnel), "the same tunnel passes with network_mode full"
 
 
 def test_deny_reason_explains_how_addresses_can_be_reached():
     assert ALLOW_LIST.deny_reason("8.8.8.8", 443).endswith("addresses only with network_mode full.")
     assert FULL_DIRECT.deny_reason("8.8.8.8", 443).endswith("addresses with network_mode full, by the proxy.")
-    assert FULL.deny_reason("010.8.8.8", 443) == "an address is written as four decimal numbers, or as IPv6."
+    assert FULL.deny_reason("010.8.8.8", 443) == "an address must be four decimal numbers, or IPv6."
 
 
 MALFORMED_NAMES = [
@@ -78,7 +78,7 @@ def test_numeric_host_is_not_a_host_name(number):
 def test_listed_host_is_allowed_only_on_its_listed_ports():
     policy = EgressPolicy(EgressRules((EgressRule("a.example.org", (1, 65535)),)), MODEL)
     assert [policy.deny_reason("a.example.org", port) for port in (1, 65535)] == [None, None]
-    assert [policy.deny_reason("a.example.org", port) for port in (0, 65536, -1)] == ["there is no such port."] * 3
+    assert [policy.deny_reason("a.example.org", port) for port in (0, 65536, -1)] == ["the port is invalid."] * 3
     assert policy.deny_reason("a.example.org", 443) == "vm.allowed_hosts does not list it at this port."
     assert policy.deny_reason("b.example.org", 1) == "vm.allowed_hosts does not list it."
 

@@ -244,7 +244,7 @@ def test_external_access_is_rejected_even_for_a_priced_model():
     rejection = usd_gate.check_body(WEB_FETCH_REQUEST, is_metered=True)
     assert isinstance(rejection, Rejected)
     assert (rejection.status, rejection.error_type) == (403, "permission_error")
-    assert "vm.network_mode full only" in rejection.message
+    assert "requires vm.network_mode full" in rejection.message
     unrestricted, _ = create_gate(Budget(usd=1.0), egress=EgressRules(is_unrestricted=True))
     assert isinstance(unrestricted.check_body(WEB_FETCH_REQUEST, is_metered=True), ApprovedRequest)
 

@@ -155,8 +155,8 @@ def test_tool_change_must_reference_or_define_a_tool(kind):
 
 @pytest.mark.parametrize("name", ["Tools", "toolS", "TYPE", "Source", "MCP_servers", "\u212a"])
 def test_field_name_in_another_case_is_rejected(name):
-    assert external_access(**{name: None}) == "A name that no field has"
-    assert external_access(content=[{"type": "text", name: 1}]) == "A name that no field has"
+    assert external_access(**{name: None}) == "An unknown field name"
+    assert external_access(content=[{"type": "text", name: 1}]) == "An unknown field name"
     assert external_access(content=[{"type": "text", "text": name}]) is None
 
 

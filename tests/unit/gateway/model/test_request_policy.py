@@ -297,7 +297,7 @@ def test_external_access_is_rejected_and_reported(rules, name, target):
     gateway = ScriptedGateway(rules)
     status, reason, _ = gateway.send(EXTERNAL[name], target=target)
     assert status == 403
-    assert "reach elsewhere" in reason
+    assert "access the network" in reason
     assert "network_mode full" in reason
     assert gateway.events == [EgressDenied("model", 8123, reason)]
 
@@ -531,8 +531,8 @@ def test_rejected_server_key_is_reported_once_and_ends_requests(status):
     assert [expected for expected, _ in responses] == [403, 403], (
         "403, because Claude Code retries for minutes after a 401"
     )
-    assert all("refused the server's key" in body for _, body in responses)
-    expected = f"The model at up.example refused the server's key ({status}); check the key that it has."
+    assert all("rejected the server's key" in body for _, body in responses)
+    expected = f"The model at up.example rejected the server's key ({status}); check the key."
     assert [event for event in gateway.events if isinstance(event, KeyRejected)] == [KeyRejected(expected)]
 
 

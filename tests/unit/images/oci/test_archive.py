@@ -197,7 +197,7 @@ def test_decompressor_that_does_not_exit_is_rejected(unpack, tmp_path, monkeypat
 def test_file_that_is_not_a_plain_tar_is_rejected(unpack, tmp_path, content):
     path = tmp_path / "image.tar"
     path.write_bytes(content)
-    with pytest.raises(ImageRefusedError, match="no plain tar"):
+    with pytest.raises(ImageRefusedError, match="not an uncompressed tar"):
         unpack(path)
 
 

@@ -23,7 +23,7 @@ def test_patch_over_the_limit_is_out_of_range():
 
 @pytest.mark.parametrize("text", ["diff --git a/x b/x\n", "e", "ZGlm\nZg==", "äöü=", "ZGlm*g=="])
 def test_patch_that_is_not_base64_is_an_error(text):
-    assert GIT_PATCH.find_error(text) == "must be base64 of what git diff --binary writes"
+    assert GIT_PATCH.find_error(text) == "must be the base64-encoded output of git diff --binary"
 
 
 @pytest.mark.parametrize("text", ["", "ICAK"])

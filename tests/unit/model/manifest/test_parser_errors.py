@@ -350,7 +350,7 @@ def is_priced(model: str) -> bool:
 def test_usd_budget_requires_a_priced_model():
     manifest = with_value("lifecycle/budget_usd", 5)
     manifest["claude"]["model"] = "claude-unheard-of"
-    with pytest.raises(InvalidManifestError, match="give budget_tokens instead") as caught:
+    with pytest.raises(InvalidManifestError, match="set budget_tokens instead") as caught:
         parse(manifest, has_price=is_priced)
     assert [(error.field, error.rule) for error in caught.value.errors] == [("lifecycle.budget_usd", "not_offered")]
 
@@ -443,11 +443,11 @@ def test_first_hundred_errors_are_listed_and_all_are_counted():
         ("vm/network_mode", "none", "must be one of isolated, outbound, full"),
         ("lifecycle/retries", 101, "must be at most 100"),
         ("version", 2, 'must be "1"'),
-        ("metadata/name", 42, "must be text, not a number; put it in quotes"),
+        ("metadata/name", 42, "must be a string, not a number; put it in quotes"),
         ("metadata/name", "x" * 257, "must have at most 256 characters"),
         ("metadata", [], "must be a mapping, not a list"),
         ("lifecycle/artifact_patterns", "x", "must be a list, not text"),
-        ("vm/profile", "mine", "must be a profile that this server offers: agentic-dev, basic"),
+        ("vm/profile", "mine", "must be one of this server's profiles: agentic-dev, basic"),
         ("metadata/\x1b[31m", 1, "is an unknown field"),
     ],
 )

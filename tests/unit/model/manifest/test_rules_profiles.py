@@ -6,7 +6,7 @@ import pytest
 
 from sandbox.model.manifest.parser import InvalidManifestError, parse_manifest
 
-WEAK = "takes a runtime of the tier vm or a stronger one; this server's is of the tier namespaces"
+WEAK = "requires a runtime of tier vm or stronger; this server's has tier namespaces"
 
 
 def parse(vm, **parts):
@@ -37,7 +37,7 @@ def test_offered_profile_is_accepted():
 
 def test_unknown_profile_is_rejected_with_the_offered_ones():
     profiles = {"basic": "", "strict": WEAK, "agentic-dev": ""}
-    offered = "must be a profile that this server offers: agentic-dev, basic"
+    offered = "must be one of this server's profiles: agentic-dev, basic"
     assert single_error({"profile": "nothing"}, profiles) == ("vm.profile", "not_offered", offered)
 
 

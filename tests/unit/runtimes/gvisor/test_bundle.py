@@ -104,7 +104,7 @@ def test_missing_state_is_not_running():
         ("starting container: write: broken pipe", True),
         ("creating container: cannot create sandbox: no such file or directory", False),
         ("unexpected EOF marker in config: permission denied", False),
-        ("it ended without a word", False),
+        ("it ended without an error message", False),
     ],
 )
 def test_lost_peer_errors_are_recognized(error, is_lost):

@@ -90,8 +90,8 @@ def test_failure_message_suggests_next_commands(sandbox, task, api, manifest):
     assert result.stderr.decode().splitlines() == [
         r"Task fix-42 failed: It took \x1b[31m too long. (timeout)",
         "  See what happened: sandbox task logs fix-42",
-        "  Its sandbox is kept.",
-        "  Look into it:      sandbox task shell fix-42",
+        "  Its sandbox is preserved.",
+        "  Open a shell:      sandbox task shell fix-42",
         "  Remove it:         sandbox task release fix-42",
     ]
 
@@ -595,7 +595,7 @@ def test_invalid_id_is_rejected_before_sending(sandbox, api, command):
     ],
 )
 def test_server_without_the_api_is_reported(sandbox, api, command, method, path):
-    api.on(method, path, of_error(404, "not_found", "There is nothing at this address."))
+    api.on(method, path, of_error(404, "not_found", "Page not found."))
     result = sandbox(*command)
     assert result.returncode == 10
     assert b"Check the address of the server" in result.stderr

@@ -16,4 +16,4 @@ def test_budget_in_dollars_needs_a_model_with_a_known_price(sandbox, tmp_path):
     assert sandbox("task", "validate", "known.yaml").returncode == 0
     result = sandbox("task", "validate", "unknown.yaml")
     assert result.returncode == 9
-    assert b"give budget_tokens instead" in result.stdout
+    assert b"set budget_tokens instead" in result.stdout

@@ -51,7 +51,7 @@ def test_long_logs_keep_the_last_lines_truncated():
     lines = [f"{number} ".encode() + b"x" * 5000 + b"\n" for number in range(200)]
     output_lines = asyncio.run(tools.logs(FakeClient(lines), "t", "stdout", 1000)).split("\n")
     assert sum(map(len, output_lines)) < tools.RESPONSE_CHARACTERS_MAX + 200
-    assert output_lines[0].endswith("earlier lines left out: too long]")
+    assert output_lines[0].endswith("earlier lines omitted]")
     assert output_lines[-1].startswith("199 xxx")
     assert output_lines[-1].endswith("[…]")
 
@@ -73,9 +73,9 @@ def test_long_text_is_read_in_contiguous_parts():
 
 
 def test_offset_past_the_end_reports_the_length():
-    assert asyncio.run(tools.diff(FakeClient(data=b"text"), "t", 4)) == "[That is all: it has 4 characters.]"
+    assert asyncio.run(tools.diff(FakeClient(data=b"text"), "t", 4)) == "[End of file: it has 4 characters.]"
     assert (
-        asyncio.run(tools.artifacts(FakeClient(data=b"text"), "t", "a.md", 9)) == "[That is all: it has 4 characters.]"
+        asyncio.run(tools.artifacts(FakeClient(data=b"text"), "t", "a.md", 9)) == "[End of file: it has 4 characters.]"
     )
     assert asyncio.run(tools.diff(FakeClient(), "t", 0)) == "It changed nothing."
 

@@ -89,7 +89,7 @@ def test_selection_stops_at_both_ends_and_scrolls():
 
 def test_unready_or_unreachable_server_is_shown():
     view = make_view(*TASKS, ready=False, reasons=["The disk is full."])
-    assert "Takes no tasks: The disk is full." in render_lines(view)[1]
+    assert "Not accepting tasks: The disk is full." in render_lines(view)[1]
     view.error_message = "Cannot reach http://localhost:8122. Asking again."
     lines = render_lines(view)
     assert lines[-1] == "Cannot reach http://localhost:8122. Asking again."
