@@ -1,4 +1,4 @@
-"""Where this house stands."""
+"""Fixtures: the checkout and its parsed modules."""
 
 import ast
 from pathlib import Path
@@ -22,5 +22,5 @@ def modules() -> list[Path]:
 
 @pytest.fixture(scope="session")
 def trees(modules: list[Path]) -> dict[Path, ast.Module]:
-    """What each module of the project says, read once."""
+    """The syntax tree of each module, parsed once."""
     return {path: ast.parse(path.read_text()) for path in modules}

@@ -1,4 +1,4 @@
-"""The parts of the documents that are made from the code; run as a program it writes them (`script/reference`)."""
+"""Parts of the documentation that are generated from the code. Run as a program, it writes them."""
 
 import json
 import re
@@ -13,19 +13,19 @@ from sandbox.api.app import create_api_schema_app, schema_text
 from sandbox.cli.main import root as command_line
 
 ROOT = Path(__file__).parents[2]
-ANYWHERE = ("400", "401", "403", "429", "500")
-"""What any call may be answered with."""
+COMMON_STATUSES = ("400", "401", "403", "429", "500")
+"""Statuses that any operation may return."""
 
-COMMON = ("--server", "--token", "--no-color", "--format", "--help", "--version")
-"""Options that docs/cli.md tells once."""
+COMMON_OPTIONS = ("--server", "--token", "--no-color", "--format", "--help", "--version")
+"""Options that docs/cli.md documents once."""
 
 
 def generated() -> dict[str, str]:
-    """What each file of the repository has to be."""
+    """The expected content of each generated file."""
     schema = create_api_schema_app(__version__).openapi()
     return {
         "openapi.json": schema_text(),
-        "docs/rest.md": _with_block("docs/rest.md", "\n".join(_calls(schema))),
+        "docs/rest.md": _with_block("docs/rest.md", "\n".join(_operations(schema))),
         "docs/cli.md": _with_block("docs/cli.md", "\n".join(_commands())),
     }
 
@@ -37,48 +37,50 @@ def _with_block(name: str, block: str) -> str:
     return marked.sub(lambda match: f"{match[1]}\n{block}\n{match[2]}", text)
 
 
-def _calls(schema: dict[str, Any]) -> Iterator[str]:
+def _operations(schema: dict[str, Any]) -> Iterator[str]:
     for path, operations in schema["paths"].items():
         for method, operation in operations.items():
             yield f"### {method.upper()} {path}\n"
             yield f"{operation['description']}\n"
-            told = [parameter for parameter in operation.get("parameters", ()) if parameter["in"] != "path"]
-            if told:
+            parameters = [parameter for parameter in operation.get("parameters", ()) if parameter["in"] != "path"]
+            if parameters:
                 yield "| parameter | in | what it is |\n| --- | --- | --- |"
-                yield from (f"| `{one['name']}` | {one['in']} | {_purpose(one)} |" for one in told)
+                yield from (
+                    f"| `{parameter['name']}` | {parameter['in']} | {_purpose(parameter)} |" for parameter in parameters
+                )
                 yield ""
             if "requestBody" in operation:
                 yield f"{_body(operation['requestBody'])}\n"
-            yield f"Answers: {', '.join(_answers(operation))}\n"
+            yield f"Answers: {', '.join(_responses(operation))}\n"
 
 
 def _body(body: dict[str, Any]) -> str:
-    """Of one that is a plain object the fields, too."""
-    kinds = ", ".join(f"`{kind}`" for kind in body["content"])
+    """The description of a request body. Lists the fields of a plain object."""
+    media_types = ", ".join(f"`{media_type}`" for media_type in body["content"])
     fields = [f"`{name}`" for media in body["content"].values() for name in media["schema"].get("properties", ())]
-    told = f"Body ({kinds}{'' if body['required'] else '; may be left out'}): {body['description']}"
-    return f"{told} Fields: {', '.join(fields)}." if fields else told
+    description = f"Body ({media_types}{'' if body['required'] else '; may be left out'}): {body['description']}"
+    return f"{description} Fields: {', '.join(fields)}." if fields else description
 
 
-def _answers(operation: dict[str, Any]) -> Iterator[str]:
-    for status, answer in sorted(operation["responses"].items()):
-        if status not in ANYWHERE:
-            kinds = ", ".join(f"`{kind}`" for kind in answer.get("content", ()))
-            yield f"{status} ({kinds})" if kinds and int(status) < 400 else status
+def _responses(operation: dict[str, Any]) -> Iterator[str]:
+    for status, response in sorted(operation["responses"].items()):
+        if status not in COMMON_STATUSES:
+            media_types = ", ".join(f"`{media_type}`" for media_type in response.get("content", ()))
+            yield f"{status} ({media_types})" if media_types and int(status) < 400 else status
 
 
 def _purpose(parameter: dict[str, Any]) -> str:
     schema = parameter["schema"]
     values = schema.get("enum") or schema.get("items", {}).get("enum")
-    told = [parameter.get("description") or schema.get("description", "")]
+    parts = [parameter.get("description") or schema.get("description", "")]
     if values:
-        told.append("one of " + ", ".join(f"`{value}`" for value in values))
+        parts.append("one of " + ", ".join(f"`{value}`" for value in values))
     bounds = [str(schema[bound]) for bound in ("minimum", "maximum") if bound in schema]
     if bounds:
-        told.append(" to ".join(bounds) if len(bounds) == 2 else f"from {bounds[0]}")
+        parts.append(" to ".join(bounds) if len(bounds) == 2 else f"from {bounds[0]}")
     if schema.get("default") not in {None, ""}:
-        told.append(f"default `{json.dumps(schema['default']).strip(chr(34))}`")
-    return _cell("; ".join(part for part in told if part))
+        parts.append(f"default `{json.dumps(schema['default']).strip(chr(34))}`")
+    return _cell("; ".join(part for part in parts if part))
 
 
 def _cell(text: str) -> str:
@@ -86,7 +88,7 @@ def _cell(text: str) -> str:
 
 
 def commands(command: click.Command = command_line, name: str = "sandbox") -> Iterator[tuple[str, click.Command]]:
-    """Every command that does something, by its whole name."""
+    """Each leaf command with its full name."""
     if not isinstance(command, click.Group):
         yield name, command
         return
@@ -104,11 +106,13 @@ def _commands() -> Iterator[str]:
         yield f"### {name}\n"
         yield f"```\n{name} {' '.join(_usage(command, context))}\n```\n"
         yield f"{_prose(command.help)}\n"
-        options = [one for one in command.get_params(context) if isinstance(one, click.Option) and not one.hidden]
-        own = [option for option in options if not {*option.opts} & {*COMMON}]
-        if own:
+        options = [
+            option for option in command.get_params(context) if isinstance(option, click.Option) and not option.hidden
+        ]
+        specific = [option for option in options if not {*option.opts} & {*COMMON_OPTIONS}]
+        if specific:
             yield "| option | what it does |\n| --- | --- |"
-            yield from (f"| {_names(option, context)} | {_option_purpose(option)} |" for option in own)
+            yield from (f"| {_names(option, context)} | {_option_purpose(option)} |" for option in specific)
             yield ""
         if command.epilog:
             yield f"{_prose(command.epilog)}\n"
@@ -124,13 +128,13 @@ def _names(option: click.Option, context: click.Context) -> str:
 
 
 def _option_purpose(option: click.Option) -> str:
-    """What click's own help says of it beside its text, too."""
-    told = (option.help or "").removesuffix(".")
+    """The help of an option, with the range that click shows."""
+    description = (option.help or "").removesuffix(".")
     if isinstance(option.type, click.IntRange) and option.type.min:
-        least, most = option.type.min, option.type.max
-        told += f"; at least {least}" if most is None else f"; {least} to {most}"
-    ends = "." if (option.help or "").endswith(".") else ""
-    return _cell(f"{told}{ends} Required." if option.required else f"{told}{ends}")
+        minimum, maximum = option.type.min, option.type.max
+        description += f"; at least {minimum}" if maximum is None else f"; {minimum} to {maximum}"
+    full_stop = "." if (option.help or "").endswith(".") else ""
+    return _cell(f"{description}{full_stop} Required." if option.required else f"{description}{full_stop}")
 
 
 def _prose(text: str | None) -> str:
@@ -138,7 +142,7 @@ def _prose(text: str | None) -> str:
 
 
 def _paragraph(text: str) -> str:
-    """One line; lines as they are, as code, where click is told to keep them."""
+    """A paragraph as one line, or as a code block where click keeps the lines."""
     if text.lstrip().startswith("\b"):
         lines = text.replace("\b", "").strip("\n").splitlines()
         return "\n".join(["```", *(line.strip() for line in lines), "```"])

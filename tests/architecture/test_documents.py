@@ -1,4 +1,4 @@
-"""The documents list every error and manifest field, and nothing else."""
+"""The documentation lists every error, manifest field and setting."""
 
 import ast
 import dataclasses
@@ -28,7 +28,7 @@ def rows(document: Path) -> list[list[str]]:
 
 
 def codes_in(tree: ast.AST) -> Iterator[str]:
-    """Codes as they stand in the source: of error classes, of calls, of answers and of events."""
+    """Codes in the source: of error classes, calls, responses and events."""
     for node in ast.walk(tree):
         match node:
             case ast.ClassDef(body=body):
@@ -50,7 +50,7 @@ def codes_in(tree: ast.AST) -> Iterator[str]:
                 yield code
 
 
-def test_every_error_is_listed(root: Path, trees: dict[Path, ast.Module]):
+def test_each_error_is_listed(root: Path, trees: dict[Path, ast.Module]):
     used = {code for tree in trees.values() for code in codes_in(tree)} | {str(code) for code in FailureCode}
     assert {"invalid_manifest", "forbidden", "unreachable", "model_retry", "upstream_unreachable"} <= used
     listed = {row[0].strip("`") for row in rows(root / "docs" / "errors.md")}
@@ -58,29 +58,29 @@ def test_every_error_is_listed(root: Path, trees: dict[Path, ast.Module]):
     assert used - listed == set()
 
 
-def test_every_reason_for_a_failure_says_what_to_do(root: Path):
+def test_each_failure_code_has_advice(root: Path):
     section = (root / "docs" / "errors.md").read_text().split("## Why tasks fail")[1].split("\n## ")[0]
-    told = dict(re.findall(r"^\| `(\w+)` \| [^|]+\. \| ([^|]+)\. \|$", section, re.MULTILINE))
-    assert set(told) == {str(code) for code in FailureCode}
+    documented = dict(re.findall(r"^\| `(\w+)` \| [^|]+\. \| ([^|]+)\. \|$", section, re.MULTILINE))
+    assert set(documented) == {str(code) for code in FailureCode}
 
 
 def fields(record: Any = Manifest, path: str = "") -> Iterator[tuple[str, str]]:
-    """Every field of the manifest with its default as the document writes it."""
+    """Each field of the manifest with its documented default."""
     hints = typing.get_type_hints(record)
     for field in dataclasses.fields(record):
-        kind = hints[field.name]
-        if typing.get_origin(kind) in {typing.Union, types.UnionType}:
-            kind = next(member for member in typing.get_args(kind) if member is not type(None))
+        field_type = hints[field.name]
+        if typing.get_origin(field_type) in {typing.Union, types.UnionType}:
+            field_type = next(member for member in typing.get_args(field_type) if member is not type(None))
         name = path + field.name
         yield name, default(field)
-        if dataclasses.is_dataclass(kind):
-            yield from fields(kind, f"{name}.")
+        if dataclasses.is_dataclass(field_type):
+            yield from fields(field_type, f"{name}.")
             continue
-        inside = typing.get_args(kind)
-        if typing.get_origin(kind) is tuple and dataclasses.is_dataclass(inside[0]):
-            yield from fields(inside[0], f"{name}[].")
-        if typing.get_origin(kind) is dict and dataclasses.is_dataclass(inside[1]):
-            yield from fields(inside[1], f"{name}.NAME.")
+        arguments = typing.get_args(field_type)
+        if typing.get_origin(field_type) is tuple and dataclasses.is_dataclass(arguments[0]):
+            yield from fields(arguments[0], f"{name}[].")
+        if typing.get_origin(field_type) is dict and dataclasses.is_dataclass(arguments[1]):
+            yield from fields(arguments[1], f"{name}.NAME.")
 
 
 def default(field: "dataclasses.Field[Any]") -> str:
@@ -91,33 +91,33 @@ def default(field: "dataclasses.Field[Any]") -> str:
         return "required"
     if value is None:
         return "none"
-    shown: dict[Any, str] = {True: "true", False: "false"} if isinstance(value, bool) else {(): "[]", "": '""'}
+    literals: dict[Any, str] = {True: "true", False: "false"} if isinstance(value, bool) else {(): "[]", "": '""'}
     if dataclasses.is_dataclass(value) or value == {}:
         return "`{}`"
-    return f"`{shown.get(value, value)}`"
+    return f"`{literals.get(value, value)}`"
 
 
-def test_every_manifest_field_is_listed_with_its_default(root: Path):
+def test_each_manifest_field_is_listed_with_its_default(root: Path):
     listed = rows(root / "docs" / "manifest.md")
     assert [(row[0].strip("`"), row[1]) for row in listed] == list(fields())
     assert all(row[2] for row in listed)
 
 
-def test_every_setting_is_listed_with_its_default_variable_and_option(root: Path):
+def test_each_setting_is_listed_with_default_variable_and_option(root: Path):
     listed = [[cell.strip("`") for cell in row] for row in rows(root / "docs" / "configuration.md")]
     assert listed == [
         [key.path, key.default_text, key.variable, key.option or "none", key.description] for key in setting_keys()
     ]
 
 
-def test_the_example_of_a_configuration_is_one(root: Path, tmp_path: Path):
+def test_configuration_example_is_valid(root: Path, tmp_path: Path):
     example = re.search(r"```toml\n(.*?)```", (root / "docs" / "configuration.md").read_text(), re.DOTALL)
     assert example
     (tmp_path / "sandbox.toml").write_text(example[1])
     assert load({"config": str(tmp_path / "sandbox.toml")}, {}).settings.git.allowed_hosts[0] == "github.com"
 
 
-def test_the_glossary_explains_the_words_of_the_architecture(root: Path):
+def test_glossary_defines_the_terms_of_the_architecture(root: Path):
     words = set(re.findall(r"\*\*([a-z ]+)\*\*", (root / "docs" / "glossary.md").read_text()))
     used = set(re.findall(r"\*\*([a-z]+)\*\*", (root / "ARCHITECTURE.md").read_text()))
     plural = {word.removesuffix("s") if word not in words else word for word in used - {"bold"}}
@@ -125,7 +125,7 @@ def test_the_glossary_explains_the_words_of_the_architecture(root: Path):
     assert plural <= words
 
 
-def test_decisions_are_numbered_without_a_hole(root: Path):
+def test_decision_records_are_numbered_consecutively(root: Path):
     pages = sorted((root / "docs" / "adr").glob("*.md"))
     assert [page.name[:4] for page in pages] == [f"{number:04}" for number in range(1, len(pages) + 1)]
     for page in pages:
@@ -134,6 +134,8 @@ def test_decisions_are_numbered_without_a_hole(root: Path):
         assert all(f"**{part}.**" in text for part in ("Context", "Decision", "Consequences"))
 
 
-def test_every_method_of_the_python_client_is_in_its_table(root: Path):
-    told = {name for row in rows(root / "docs" / "python-client.md") for name in re.findall(r"`(\w+)\(", row[0])}
-    assert told == {name for name, member in vars(Client).items() if callable(member) and name[0] != "_"} - {"close"}
+def test_each_method_of_the_python_client_is_listed(root: Path):
+    documented = {name for row in rows(root / "docs" / "python-client.md") for name in re.findall(r"`(\w+)\(", row[0])}
+    assert documented == {name for name, member in vars(Client).items() if callable(member) and name[0] != "_"} - {
+        "close"
+    }

@@ -111,12 +111,12 @@ def documented(root: Path) -> dict[tuple[str, str], str]:
     return values
 
 
-def test_every_row_of_the_page_has_a_constant(root: Path):
+def test_each_row_of_the_page_has_a_constant(root: Path):
     assert list(documented(root)) == [(section, limit) for section, limit, _ in ROWS]
 
 
 @pytest.mark.parametrize(("section", "limit", "constant"), ROWS)
-def test_the_page_states_the_value_of_the_constant(root: Path, section: str, limit: str, constant: str):
+def test_page_states_the_value_of_the_constant(root: Path, section: str, limit: str, constant: str):
     module, _, name = constant.rpartition(".")
     value = getattr(importlib.import_module(f"sandbox.{module}"), name)
     assert documented(root)[section, limit] == format_value(name, value)

@@ -1,4 +1,4 @@
-"""Links and anchors lead somewhere, every page is found, and the commands that newcomers type are understood."""
+"""Links and anchors of the documentation are valid, all pages are listed, and the tutorial's commands parse."""
 
 import re
 import shlex
@@ -22,36 +22,36 @@ LINK = re.compile(r"\]\((?!https?:|mailto:)([^)\s]+)\)")
 
 
 def prose(text: str) -> str:
-    """A page without its code, in which brackets are no links and `#` is no heading."""
+    """A page without its code blocks."""
     return re.sub(r"`[^`\n]*`", "", FENCE.sub("", text))
 
 
 def anchors(text: str) -> set[str]:
     """The anchors of a page's headings, made as GitHub makes them."""
-    seen: Counter[str] = Counter()
-    found = set()
+    counts: Counter[str] = Counter()
+    slugs = set()
     for heading in re.findall(r"^#+ +(.+?)\s*$", FENCE.sub("", text), re.MULTILINE):
-        spoken = re.sub(r"\]\([^)]*\)", "]", heading)
-        slug = re.sub(r"[^\w\- ]", "", spoken.lower()).replace(" ", "-")
-        found.add(slug if not seen[slug] else f"{slug}-{seen[slug]}")
-        seen[slug] += 1
-    return found
+        visible = re.sub(r"\]\([^)]*\)", "]", heading)
+        slug = re.sub(r"[^\w\- ]", "", visible.lower()).replace(" ", "-")
+        slugs.add(slug if not counts[slug] else f"{slug}-{counts[slug]}")
+        counts[slug] += 1
+    return slugs
 
 
-def broken(page: Path) -> list[str]:
-    """The relative links of a page that lead to no file, or to no heading."""
-    wrong = []
+def broken_links(page: Path) -> list[str]:
+    """The relative links of a page whose file or heading does not exist."""
+    invalid = []
     for link in LINK.findall(prose(page.read_text())):
         name, _, anchor = unquote(link).partition("#")
         target = page.parent / name if name else page
         if not target.exists() or (anchor and anchor not in anchors(target.read_text())):
-            wrong.append(link)
-    return wrong
+            invalid.append(link)
+    return invalid
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_every_link_leads_to_a_file_and_every_anchor_to_a_heading(name: str):
-    assert broken(ROOT / name) == []
+def test_links_and_anchors_exist(name: str):
+    assert broken_links(ROOT / name) == []
 
 
 @pytest.mark.parametrize(
@@ -68,14 +68,14 @@ def test_every_link_leads_to_a_file_and_every_anchor_to_a_heading(name: str):
         ("#in-code", True),
     ],
 )
-def test_a_broken_link_is_found(tmp_path: Path, link: str, is_broken: bool):
+def test_broken_link_is_detected(tmp_path: Path, link: str, is_broken: bool):
     (tmp_path / "other.md").write_text("# Its part, 2\n\n## Its `part`, 2\n")
     page = tmp_path / "page.md"
     page.write_text(f"# Here\n\n```sh\n# In code\n```\n\nSee [it]({link}), not `[code](missing.md)`.\n")
-    assert broken(page) == ([link] if is_broken else [])
+    assert broken_links(page) == ([link] if is_broken else [])
 
 
-def test_the_index_and_the_site_have_every_page(root: Path):
+def test_index_and_site_list_each_page(root: Path):
     pages = {path.name for path in (root / "docs").glob("*.md")}
     linked = {link.partition("#")[0] for link in LINK.findall((root / "docs" / "index.md").read_text())}
     assert pages - {"index.md"} - linked == set()
@@ -84,7 +84,7 @@ def test_the_index_and_the_site_have_every_page(root: Path):
 
 
 def commands(text: str) -> list[list[str]]:
-    """The words of every call of `sandbox` in the shell blocks of a page, also behind pipes and in `$(…)`."""
+    """The arguments of each call of `sandbox` in the shell blocks of a page, including pipes and `$(…)`."""
     blocks = [body for language, body in FENCE.findall(text) if language in {"sh", "bash", "console"}]
     calls = []
     for line in "\n".join(blocks).replace("\\\n", " ").splitlines():
@@ -105,8 +105,8 @@ def commands(text: str) -> list[list[str]]:
     return calls
 
 
-def misunderstood(words: list[str]) -> str | None:
-    """What the real command line has against these words; None when it takes them."""
+def parse_error(words: list[str]) -> str | None:
+    """The parse error of the command line for these arguments, or None."""
     command: click.Command | None = command_line
     rest = list(words)
     while isinstance(command, click.Group):
@@ -117,24 +117,24 @@ def misunderstood(words: list[str]) -> str | None:
         values, surplus, _ = command.make_parser(click.Context(command)).parse_args(rest)
     except click.UsageError as error:
         return error.format_message()
-    given = {name for name, value in values.items() if value and isinstance(value, str | tuple)}
-    missing = [one.name for one in command.params if one.required and one.name not in given]
+    provided = {name for name, value in values.items() if value and isinstance(value, str | tuple)}
+    missing = [parameter.name for parameter in command.params if parameter.required and parameter.name not in provided]
     return f"surplus {surplus}, missing {missing}" if surplus or missing else None
 
 
-@pytest.mark.parametrize(("name", "least"), [("README.md", 6), ("docs/tutorial.md", 12)])
-def test_every_command_that_a_newcomer_types_is_understood(root: Path, name: str, least: int):
+@pytest.mark.parametrize(("name", "minimum"), [("README.md", 6), ("docs/tutorial.md", 12)])
+def test_commands_of_the_tutorial_parse(root: Path, name: str, minimum: int):
     calls = commands((root / name).read_text())
-    assert len(calls) >= least
-    assert {shlex.join(call): wrong for call in calls if (wrong := misunderstood(call))} == {}
+    assert len(calls) >= minimum
+    assert {shlex.join(call): invalid for call in calls if (invalid := parse_error(call))} == {}
 
 
 @pytest.mark.parametrize(
-    ("line", "is_understood"),
+    ("line", "is_valid"),
     [
         ("sandbox task submit task.yaml --follow --set vm.cpus=2", True),
         ("ID=$(sandbox task submit task.yaml)", True),
-        ("FOO=1 sandbox doctor  # a word", True),
+        ("FOO=1 sandbox doctor  # comment", True),
         ("sandbox task logs one | grep x", True),
         ("sandbox task submit task.yaml --folow", False),
         ("sandbox task sumbit task.yaml", False),
@@ -143,6 +143,6 @@ def test_every_command_that_a_newcomer_types_is_understood(root: Path, name: str
         ("echo | sandbox task logs --since", False),
     ],
 )
-def test_a_command_with_a_mistake_is_found(line: str, is_understood: bool):
+def test_invalid_command_is_detected(line: str, is_valid: bool):
     (call,) = commands(f"```sh\n{line}\n```\n")
-    assert (misunderstood(call) is None) == is_understood
+    assert (parse_error(call) is None) == is_valid

@@ -1,4 +1,4 @@
-"""`docs/metrics.md` lists every metric, and nothing that is not there."""
+"""`docs/metrics.md` lists exactly the metrics of the server."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,7 @@ from sandbox.api.middleware.metrics import ServerMetrics
 from sandbox.interfaces.tasks import Health
 
 
-def told() -> set[tuple[str, str, tuple[str, ...], str]]:
+def exported_metrics() -> set[tuple[str, str, tuple[str, ...], str]]:
     metrics = ServerMetrics("0.1.0")
     metrics.record_response("/metrics", "GET", 200, 0.01)
     text = metrics.render(Health("0.1.0", 1.0, {}, [], True, 1, 2, is_ready=True), is_ready=True).decode()
@@ -24,9 +24,11 @@ def told() -> set[tuple[str, str, tuple[str, ...], str]]:
     }
 
 
-def test_every_metric_is_listed_with_its_type_and_labels(root: Path):
+def test_each_metric_is_listed_with_type_and_labels(root: Path):
     document = (root / "docs" / "metrics.md").read_text()
     rows = re.findall(r"^\| `(\w+)` \| (\w+) \| ([^|]+) \| ([^|]+) \|$", document, re.MULTILINE)
-    listed = {(name, kind, tuple(re.findall(r"`(\w+)`", labels)), help_) for name, kind, labels, help_ in rows}
+    listed = {
+        (name, metric_type, tuple(re.findall(r"`(\w+)`", labels)), help_) for name, metric_type, labels, help_ in rows
+    }
     assert len(listed) == len(rows) > 10
-    assert listed == told()
+    assert listed == exported_metrics()

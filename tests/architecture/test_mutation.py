@@ -1,4 +1,4 @@
-"""`script/mutate` makes mutants of every kind, tells which survive, and leaves nothing behind."""
+"""`script/mutate` makes mutants of all kinds, reports survivors, and leaves no files or processes."""
 
 import os
 import signal
@@ -47,9 +47,11 @@ class Thing:
 
 @pytest.fixture
 def sample(tmp_path: Path) -> dict[tuple[str, str], str]:
-    """Operator by the lines before and after."""
+    """Maps original and mutated line to the operator."""
     (tmp_path / "sample.py").write_text(SAMPLE)
-    return {(one.original, one.mutated): one.operator for one in mutants_of(tmp_path / "sample.py", tmp_path)}
+    return {
+        (mutant.original, mutant.mutated): mutant.operator for mutant in mutants_of(tmp_path / "sample.py", tmp_path)
+    }
 
 
 @pytest.mark.parametrize(
@@ -81,36 +83,36 @@ def sample(tmp_path: Path) -> dict[tuple[str, str], str]:
         ),
     ],
 )
-def test_a_mutant_of_each_kind_is_made(sample, operator, original, mutated):
+def test_each_operator_makes_its_mutant(sample, operator, original, mutated):
     assert sample[original, mutated] == operator
 
 
-def test_types_prose_and_docstrings_are_left_alone(sample):
+def test_types_prose_and_docstrings_are_not_mutated(sample):
     assert not [original for original, _ in sample if "things" in original and "return None" not in _]
     assert not [mutated for _, mutated in sample if "XXThis" in mutated or "XXA " in mutated]
     assert not [original for original, _ in sample if original.startswith(("Kind =", "from ", "@"))]
 
 
-def test_each_mutant_is_another_source_and_has_its_own_key(tmp_path):
+def test_mutants_have_unique_sources_and_keys(tmp_path):
     (tmp_path / "sample.py").write_text(SAMPLE + "\n\nFIRST = 1\nFIRST = 1\n")
-    found = mutants_of(tmp_path / "sample.py", tmp_path)
-    assert len({one.key for one in found}) == len({one.source for one in found}) == len(found)
-    assert [one.occurrence for one in found if one.mutated == "FIRST = 2"] == [1, 2]
-    assert [one.scope for one in found if one.mutated == "LIMIT = 11"] == [""]
-    assert {one.scope for one in found if "NAMES and" in one.original} == {"Thing.flush"}
+    mutants = mutants_of(tmp_path / "sample.py", tmp_path)
+    assert len({mutant.key for mutant in mutants}) == len({mutant.source for mutant in mutants}) == len(mutants)
+    assert [mutant.occurrence for mutant in mutants if mutant.mutated == "FIRST = 2"] == [1, 2]
+    assert [mutant.scope for mutant in mutants if mutant.mutated == "LIMIT = 11"] == [""]
+    assert {mutant.scope for mutant in mutants if "NAMES and" in mutant.original} == {"Thing.flush"}
 
 
-def test_every_listed_equivalent_mutant_still_exists_and_has_a_reason(root: Path):
+def test_listed_equivalent_mutants_exist_and_have_reasons(root: Path):
     sources = root / "src" / "sandbox"
     targets = tomllib.loads((root / "tests" / "mutation" / "targets.toml").read_text())["targets"]
-    everything = {file: mutants_of(sources / file, sources) for file in targets}
-    reasons, stale = equivalents_of(root, everything)
+    mutants = {file: mutants_of(sources / file, sources) for file in targets}
+    reasons, stale = equivalents_of(root, mutants)
     assert stale == []
     assert [key for key, reason in reasons.items() if len(reason) < 20] == []
-    assert {place for places in targets.values() for place in places if not (root / "tests" / place).exists()} == set()
+    assert {path for paths in targets.values() for path in paths if not (root / "tests" / path).exists()} == set()
 
 
-# The script on a project of one module
+# The script in a project with one module
 
 
 MODULE = """
@@ -144,17 +146,17 @@ def test_clamp():
 
 def test_count_down():
     child = subprocess.Popen(["sleep", "1000"], start_new_session=True)
-    with open(os.environ["LEFT_BEHIND"], "a") as file:
+    with open(os.environ["CHILD_PIDS"], "a") as file:
         print(child.pid, file=file)
     assert [count_down(number) for number in (0, 1, 3)] == [0, 1, 3]
 """
 
 
 class Project:
-    """A checkout with one module, and what it takes to run the script in it."""
+    """A checkout with one module, in which the script can be run."""
 
     def __init__(self, directory: Path, root: Path) -> None:
-        self.checkout, self.temporary, self.left = (directory / name for name in ("checkout", "tmp", "left"))
+        self.checkout, self.temporary, self.child_pids = (directory / name for name in ("checkout", "tmp", "pids"))
         self._root = root
         files = {
             "src/sandbox/__init__.py": "",
@@ -166,7 +168,7 @@ class Project:
         for name, text in files.items():
             self.write(name, text)
         self.temporary.mkdir()
-        self.left.touch()
+        self.child_pids.touch()
 
     def write(self, name: str, text: str) -> None:
         path = self.checkout / name
@@ -180,23 +182,27 @@ class Project:
         )
         environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "COV"))},
-            **{"PYTHONPATH": str(self._root / "tests"), "TMPDIR": str(self.temporary), "LEFT_BEHIND": str(self.left)},
+            **{
+                "PYTHONPATH": str(self._root / "tests"),
+                "TMPDIR": str(self.temporary),
+                "CHILD_PIDS": str(self.child_pids),
+            },
         }
         command = [sys.executable, "-c", code, str(self.checkout), *arguments]
         return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
 
     def run(self, *arguments: str) -> tuple[int, str]:
         with self.start(*arguments) as running:
-            said, _ = running.communicate(timeout=100)
-        return running.returncode, said
+            output, _ = running.communicate(timeout=100)
+        return running.returncode, output
 
     def contents(self) -> dict[Path, bytes]:
         return {path: path.read_bytes() for path in self.checkout.rglob("*") if path.is_file()}
 
-    def assert_nothing_is_left(self) -> None:
+    def assert_clean(self) -> None:
         assert list(self.temporary.iterdir()) == []
-        children = [int(pid) for pid in self.left.read_text().split()]
-        assert children, "the tests have started some"
+        children = [int(pid) for pid in self.child_pids.read_text().split()]
+        assert children, "the tests started no child processes"
         assert [pid for pid in children if Path(f"/proc/{pid}").exists()] == []
 
 
@@ -205,34 +211,34 @@ def project(tmp_path: Path, root: Path) -> Project:
     return Project(tmp_path, root)
 
 
-def test_all_mutants_of_a_tested_module_are_killed_also_one_that_loops_and_nothing_is_left(project):
+def test_all_mutants_of_a_tested_module_are_killed(project):
     before = project.contents()
-    code, said = project.run("--sample", "0", "--seed", "7")
-    lines = said.splitlines()
+    code, output = project.run("--sample", "0", "--seed", "7")
+    lines = output.splitlines()
     assert lines[0].startswith("seed 7: ")
-    assert "1 equivalent ones left out; seed 7" in lines[-1]
-    assert (code, "100.0 %" in lines[-1]) == (0, True), said
+    assert "1 equivalent mutants skipped; seed 7" in lines[-1]
+    assert (code, "100.0 %" in lines[-1]) == (0, True), output
     assert project.contents() == before
-    project.assert_nothing_is_left()
+    project.assert_clean()
 
 
-def test_a_survivor_is_shown_and_a_score_below_the_minimum_is_a_failure(project):
+def test_survivor_is_shown_and_low_score_fails(project):
     project.write("tests/mutation/equivalents.toml", "")
-    code, said = project.run("tiny.py:3", "--sample", "0", "--seed", "7", "--minimum", "99")
+    code, output = project.run("tiny.py:3", "--sample", "0", "--seed", "7", "--minimum", "99")
     assert code == 1
-    assert "tiny.py:3 in clamp (comparison, occurrence 1)" in said
-    assert "  - if number > highest:\n  + if (number >= highest):\n" in said
+    assert "tiny.py:3 in clamp (comparison, occurrence 1)" in output
+    assert "  - if number > highest:\n  + if (number >= highest):\n" in output
     assert project.run("tiny.py:3", "--sample", "0", "--minimum", "1")[0] == 0
 
 
-def test_an_equivalent_that_is_there_no_longer_is_told(project):
+def test_stale_equivalent_is_reported(project):
     project.write("src/sandbox/tiny.py", MODULE.replace("number > highest", "highest < number"))
-    code, said = project.run("tiny.py:4", "--minimum", "0")
+    code, output = project.run("tiny.py:4", "--minimum", "0")
     assert code == 1
-    assert "stale: tiny.py has no such mutant any more: if number > highest:" in said
+    assert "stale: tiny.py no longer has the mutant: if number > highest:" in output
 
 
-def test_nothing_is_judged_by_tests_that_fail_anyway(project):
+def test_failing_baseline_stops_the_run(project):
     project.write("tests/test_tiny.py", TESTS + "\ndef test_no():\n    assert False\n")
     with project.start("--sample", "1") as running:
         running.communicate(timeout=100)
@@ -240,14 +246,14 @@ def test_nothing_is_judged_by_tests_that_fail_anyway(project):
     assert list(project.temporary.iterdir()) == []
 
 
-def test_a_run_that_is_ended_leaves_nothing(project):
+def test_terminated_run_leaves_nothing(project):
     project.write("tests/test_tiny.py", TESTS + "\ndef test_long():\n    import time\n    time.sleep(60)\n")
     with project.start("--sample", "0") as running:
         deadline = time.monotonic() + 60
-        while not project.left.read_text():
+        while not project.child_pids.read_text():
             assert time.monotonic() < deadline
             time.sleep(0.05)
         running.send_signal(signal.SIGTERM)
         running.communicate(timeout=60)
     assert running.returncode != 0
-    project.assert_nothing_is_left()
+    project.assert_clean()

@@ -1,4 +1,4 @@
-"""What is shipped to run a server elsewhere is well-formed, and says what its document says."""
+"""Packaging files are valid and match the documentation."""
 
 import re
 import shutil
@@ -15,16 +15,16 @@ def unit(root: Path) -> str:
     return (root / "packaging" / "systemd" / "sandbox.service").read_text()
 
 
-def test_a_restart_of_the_unit_leaves_runners_alone(unit: str):
+def test_unit_restart_keeps_runners(unit: str):
     settings = dict(line.split("=", 1) for line in unit.splitlines() if re.match(r"[A-Z][A-Za-z]+=", line))
-    wanted = {"KillMode": "process", "Delegate": "yes", "OOMPolicy": "continue", "DelegateSubgroup": "server"}
-    assert wanted.items() <= settings.items()
-    views = {"PrivateTmp", "ProtectSystem", "PrivateDevices", "ProtectHome", "NoNewPrivileges", "SystemCallFilter"}
-    assert views & set(settings) == set()
+    expected = {"KillMode": "process", "Delegate": "yes", "OOMPolicy": "continue", "DelegateSubgroup": "server"}
+    assert expected.items() <= settings.items()
+    forbidden = {"PrivateTmp", "ProtectSystem", "PrivateDevices", "ProtectHome", "NoNewPrivileges", "SystemCallFilter"}
+    assert forbidden & set(settings) == set()
 
 
-@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="there is no systemd-analyze")
-def test_systemd_has_nothing_to_say_about_the_unit(unit: str, tmp_path: Path):
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze is not installed")
+def test_systemd_verifies_the_unit(unit: str, tmp_path: Path):
     sandbox = Path(sys.executable).with_name("sandbox")
     copy = tmp_path / "sandbox.service"
     copy.write_text(unit.replace("/opt/sandbox/.venv/bin/sandbox", str(sandbox)))
@@ -32,11 +32,11 @@ def test_systemd_has_nothing_to_say_about_the_unit(unit: str, tmp_path: Path):
     verified = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (verified.returncode, verified.stdout + verified.stderr) == (0, "")
     copy.write_text(unit.replace("KillMode=process", "KillMod=process"))
-    spoilt = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert "KillMod" in spoilt.stderr, "it would not have noticed"
+    invalid = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert "KillMod" in invalid.stderr, "systemd-analyze did not detect the error"
 
 
-def test_the_container_has_what_setup_looks_for(root: Path):
+def test_container_has_the_packages_of_setup(root: Path):
     text = (root / "packaging" / "Containerfile").read_text()
     installed = set(re.findall(r"[a-z0-9-]+", text.split("--no-install-recommends")[1].split("&&")[0]))
     setup = (root / "script" / "setup").read_text().split("missing_packages() {")[1].split("if [ ")[0]
@@ -48,25 +48,25 @@ def workflow(root: Path) -> dict:
     return yaml.safe_load((root / ".github" / "workflows" / "sandbox-task.yml").read_text())
 
 
-def test_no_text_of_a_pull_request_becomes_a_part_of_a_script(workflow: dict):
+def test_workflow_scripts_contain_no_expressions(workflow: dict):
     scripts = [step["run"] for step in workflow["jobs"]["task"]["steps"] if "run" in step]
     assert len(scripts) == 4
     assert [script for script in scripts if "${{" in script] == []
 
 
-def test_the_workflow_may_read_and_comment_and_forks_are_left_out(workflow: dict):
+def test_workflow_permissions_and_fork_check(workflow: dict):
     assert workflow["permissions"] == {"contents": "read", "pull-requests": "write"}
     assert "head.repo.full_name == github.repository" in workflow["jobs"]["task"]["if"]
 
 
-def test_every_input_is_used_and_nothing_else_is_asked_for(root: Path, workflow: dict):
+def test_workflow_uses_exactly_its_inputs(root: Path, workflow: dict):
     text = (root / ".github" / "workflows" / "sandbox-task.yml").read_text()
-    called = workflow[True]["workflow_call"]  # YAML 1.1 takes `on` for a truth
-    assert set(re.findall(r"inputs\.(\w+)", text)) == set(called["inputs"])
-    assert set(re.findall(r"secrets\.(\w+)", text)) == set(called["secrets"])
+    call_interface = workflow[True]["workflow_call"]  # YAML 1.1 parses `on` as true
+    assert set(re.findall(r"inputs\.(\w+)", text)) == set(call_interface["inputs"])
+    assert set(re.findall(r"secrets\.(\w+)", text)) == set(call_interface["secrets"])
 
 
-def test_the_steps_are_proper_shell_and_the_git_settings_are_what_git_reads(workflow: dict, tmp_path: Path):
+def test_workflow_scripts_are_valid_shell_and_git_config(workflow: dict, tmp_path: Path):
     scripts = {step.get("name"): step["run"] for step in workflow["jobs"]["task"]["steps"] if "run" in step}
     for script in scripts.values():
         subprocess.run(["bash", "-n"], input=script, text=True, check=True, timeout=30)
@@ -74,12 +74,12 @@ def test_the_steps_are_proper_shell_and_the_git_settings_are_what_git_reads(work
     environment = {"PATH": "/usr/bin:/bin", "CLONE_HOST": "https://github.com", "CLONE_TOKEN": "t0ken"}
     written = subprocess.run(["bash", "-c", printf], env=environment, capture_output=True, check=True, timeout=30)
     (tmp_path / "gitconfig").write_bytes(written.stdout)
-    asked = ["git", "config", "--file", str(tmp_path / "gitconfig"), "--list"]
-    listed = subprocess.run(asked, capture_output=True, text=True, check=True, timeout=30).stdout
-    assert listed == "url.https://x-access-token:t0ken@github.com/.insteadof=https://github.com/\n"
+    list_command = ["git", "config", "--file", str(tmp_path / "gitconfig"), "--list"]
+    output = subprocess.run(list_command, capture_output=True, text=True, check=True, timeout=30).stdout
+    assert output == "url.https://x-access-token:t0ken@github.com/.insteadof=https://github.com/\n"
 
 
-def test_links_of_the_page_lead_somewhere(root: Path):
+def test_links_of_the_page_exist(root: Path):
     targets = re.findall(r"\]\((?!https?:|#)([^)#]+)", (root / "docs" / "deployment.md").read_text())
     assert targets
     assert [target for target in targets if not (root / "docs" / target).exists()] == []

@@ -1,4 +1,4 @@
-"""The reference pages of REST, WebSocket and command line tell what the code does, and nothing else."""
+"""The reference pages of REST, WebSocket and the command line match the code."""
 
 import re
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ import click
 import msgspec
 import pytest
 
-from architecture.generated_reference import COMMON, commands, generated
+from architecture.generated_reference import COMMON_OPTIONS, commands, generated
 from doubles.manifests import manifest
 from sandbox.api.streaming.websocket import EVENT_TYPES
 from sandbox.cli.errors import ExitCode
@@ -19,11 +19,11 @@ from sandbox.model.task_state import TaskState
 from sandbox.model.wire.events import current_state_event, end_event, to_wire_event
 
 NOW = datetime(2026, 1, 29, tzinfo=UTC)
-EVERY_FRAME = {"type", "task_id", "seq", "timestamp"}
+COMMON_FIELDS = {"type", "task_id", "seq", "timestamp"}
 
 
 @pytest.mark.parametrize("name", ["openapi.json", "docs/rest.md", "docs/cli.md"])
-def test_what_is_made_from_the_code_is_current(root: Path, name: str):
+def test_generated_references_are_current(root: Path, name: str):
     assert (root / name).read_text() == generated()[name], "run script/reference"
 
 
@@ -34,12 +34,12 @@ def rows(document: Path) -> dict[str, list[str]]:
     return {row[0].split()[0].strip("`,"): row for row in cells}
 
 
-def told_fields() -> Iterator[tuple[str, set[str]]]:
-    """What a frame of each type has beside what every frame has."""
+def event_fields() -> Iterator[tuple[str, set[str]]]:
+    """The fields of each event type besides the common ones."""
     history = (StateHistoryEntry(TaskState.PENDING, NOW),)
     task = Task("task-1", manifest(), TaskState.PENDING, "Waiting", history, last_seq=1)
-    for told in (current_state_event(task), end_event(task)):
-        yield told["type"], told.keys() - EVERY_FRAME
+    for body in (current_state_event(task), end_event(task)):
+        yield body["type"], body.keys() - COMMON_FIELDS
     for event in (
         e.AttemptStarted("abcdefgh2345", "bubblewrap", "here", number=2),
         e.Output("stdout", "x\n"),
@@ -51,28 +51,28 @@ def told_fields() -> Iterator[tuple[str, set[str]]]:
         e.ErrorReported("code", "message"),
         e.Gap(1, 2, "reason"),
     ):
-        told = to_wire_event("task-1", e.Record(seq=1, epoch=1, at=NOW, event=event))
-        assert told is not None
-        yield told["type"], told.keys() - EVERY_FRAME
+        body = to_wire_event("task-1", e.Record(seq=1, epoch=1, at=NOW, event=event))
+        assert body is not None
+        yield body["type"], body.keys() - COMMON_FIELDS
 
 
-def test_every_type_of_event_is_listed_with_its_fields(root: Path):
+def test_each_event_type_is_listed_with_its_fields(root: Path):
     listed = rows(root / "docs" / "websocket.md")
     fields = {name: set(re.findall(r"`(\w+)`", row[1])) for name, row in listed.items()}
-    assert fields == dict(told_fields())
+    assert fields == dict(event_fields())
     assert set(fields) >= EVENT_TYPES
     prose = (root / "docs" / "websocket.md").read_text()
     assert [name for name in msgspec.structs.asdict(e.Metrics()) if f"`{name}`" not in prose] == []
 
 
-def test_every_exit_code_is_listed(root: Path):
+def test_each_exit_code_is_listed(root: Path):
     listed = {name for name in rows(root / "docs" / "cli.md") if name.isdigit()}
     assert listed == {str(code.value) for code in ExitCode}
 
 
-def test_the_common_options_are_listed_and_every_command_that_asks_the_server_has_them(root: Path):
-    listed = {name for name in rows(root / "docs" / "cli.md") if name in COMMON}
-    assert listed == set(COMMON) - {"--help", "--version"}
+def test_common_options_are_listed_and_consistent(root: Path):
+    listed = {name for name in rows(root / "docs" / "cli.md") if name in COMMON_OPTIONS}
+    assert listed == set(COMMON_OPTIONS) - {"--help", "--version"}
     for name, command in commands():
-        options = {one.opts[0] for one in command.params if isinstance(one, click.Option)}
+        options = {parameter.opts[0] for parameter in command.params if isinstance(parameter, click.Option)}
         assert ("--server" in options) == ("--token" in options), name

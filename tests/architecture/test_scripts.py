@@ -1,4 +1,4 @@
-"""What stands in script/ explains itself, and setting up again is cheap, whoever's python3 is first on PATH."""
+"""Scripts have help, and repeated setup is fast with any python3 on PATH."""
 
 import os
 import shutil
@@ -16,21 +16,21 @@ FAKE_UV = """#!/bin/sh
 echo "uv $* UV_SYSTEM_CERTS=${UV_SYSTEM_CERTS-} UV_NATIVE_TLS=${UV_NATIVE_TLS-}" >>"$CALLS"
 [ "$1" != venv ] || "$BASE_PYTHON" -m venv --without-pip .venv
 """
-FOUND_ALREADY = ("bwrap", "chromium", "curl", "ip", "mkfs.ext4", "runsc", "strace", "zstd")
+INSTALLED_PROGRAMS = ("bwrap", "chromium", "curl", "ip", "mkfs.ext4", "runsc", "strace", "zstd")
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_help_tells_what_a_script_does_and_does_nothing(name: str, tmp_path: Path):
+def test_help_prints_a_description_and_changes_nothing(name: str, tmp_path: Path):
     environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
     command = [str(ROOT / "script" / name), "--help"]
-    asked = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30, check=False)
-    assert (asked.returncode, asked.stderr) == (0, "")
-    assert len(asked.stdout) > 60
+    completed = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30, check=False)
+    assert (completed.returncode, completed.stderr) == (0, "")
+    assert len(completed.stdout) > 60
     assert list(tmp_path.iterdir()) == []
 
 
 class Checkout:
-    """A checkout that is set up by the real script, where all that it would install is there already."""
+    """A checkout for the real setup script. All system packages are already installed."""
 
     def __init__(self, directory: Path) -> None:
         self.root = directory / "checkout"
@@ -40,7 +40,7 @@ class Checkout:
         shutil.copy(ROOT / "pyproject.toml", self.root)
         self.programs = directory / "programs"
         self.programs.mkdir()
-        for name in FOUND_ALREADY:
+        for name in INSTALLED_PROGRAMS:
             self._write(name, "#!/bin/sh\n")
         for name in ("apt-cache", "apt-get"):
             self._write(name, "#!/bin/sh\nexit 100\n")
@@ -53,12 +53,12 @@ class Checkout:
     def set_up(
         self, *options: str, before_path: tuple[Path, ...] = (), index: str = "https://pypi.example/simple"
     ) -> tuple[str, list[str]]:
-        """What it says, and the calls of uv. index: of packages; where it is empty, pip is asked for it."""
+        """The output, and the calls of uv. index: the package index; if empty, pip's configuration is read."""
         self.calls.write_text("")
         base_python = Path(sys.base_prefix) / "bin" / "python3"
         path = [*before_path, self.programs, base_python.parent, "/usr/bin", "/bin"]
         environment = {"PATH": ":".join(map(str, path)), "HOME": str(self.root.parent), "CALLS": str(self.calls)}
-        done = subprocess.run(
+        completed = subprocess.run(
             [str(self.root / "script" / "setup"), *options],
             env=environment | {"BASE_PYTHON": str(base_python), "PIP_INDEX_URL": index},
             capture_output=True,
@@ -66,7 +66,7 @@ class Checkout:
             timeout=120,
             check=True,
         )
-        return done.stderr, self.calls.read_text().splitlines()
+        return completed.stderr, self.calls.read_text().splitlines()
 
 
 @pytest.fixture
@@ -74,21 +74,21 @@ def checkout(tmp_path: Path) -> Checkout:
     return Checkout(tmp_path)
 
 
-def test_setting_up_says_what_it_does_and_again_installs_nothing_also_with_the_own_environment_on_path(
+def test_repeated_setup_installs_nothing(
     checkout: Checkout,
 ):
-    own = (checkout.root / ".venv" / "bin",)
-    said, calls = checkout.set_up(index="")
-    assert "npm packages" in said
-    assert said.splitlines()[-1] == "script/setup: done; .venv/bin/sandbox is the command"
+    venv_path = (checkout.root / ".venv" / "bin",)
+    output, calls = checkout.set_up(index="")
+    assert "npm packages" in output
+    assert output.splitlines()[-1] == "script/setup: done; .venv/bin/sandbox is the command"
     assert [call.split()[1] for call in calls] == ["venv", "pip", "pip"]
     assert "--compile-bytecode" in calls[1]
-    # By these newer and older versions of uv believe the certificates of the system.
+    # These make newer and older versions of uv trust the system's certificates.
     assert [call for call in calls if not call.endswith("UV_SYSTEM_CERTS=1 UV_NATIVE_TLS=1")] == []
     assert checkout.set_up()[1] == []
-    assert checkout.set_up(before_path=own)[1] == []
+    assert checkout.set_up(before_path=venv_path)[1] == []
     (checkout.root / "pyproject.toml").write_text("changed\n")
-    assert checkout.set_up(before_path=own)[1] != [], "it would never install anything"
+    assert checkout.set_up(before_path=venv_path)[1] != [], "a changed project is not installed"
 
 
 SYSTEM_PYTHON = shutil.which("python3", path="/usr/bin")
@@ -97,19 +97,19 @@ IS_COMPLETE = "import ensurepip, venv, sys; sys.exit(not 11 <= sys.version_info[
 
 @pytest.mark.skipif(
     SYSTEM_PYTHON is None or subprocess.run([SYSTEM_PYTHON, "-c", IS_COMPLETE], check=False).returncode != 0,
-    reason="the system has no Python that makes virtual environments",
+    reason="the system's Python cannot make virtual environments",
 )
-@pytest.mark.parametrize(("minor", "is_taken"), [(1, False), (99, True)])
-def test_the_newer_of_the_first_python_and_the_systems_own_is_taken(checkout: Checkout, minor: int, is_taken: bool):
+@pytest.mark.parametrize(("minor", "is_selected"), [(1, False), (99, True)])
+def test_newer_of_first_python_and_system_python_is_selected(checkout: Checkout, minor: int, is_selected: bool):
     first = checkout.programs / f"python3.{minor}"
     checkout._write(first.name, f'#!/bin/sh\nexec {sys.executable} "$@"\n')
     checkout._write("python3", f'#!/bin/sh\ncase $2 in *base_prefix*) echo {first} ;; *) exec {first} "$@" ;; esac\n')
     _, calls = checkout.set_up()
-    taken = calls[0].split("--python ")[1].split()[0]
-    assert taken == str(first if is_taken else Path(str(SYSTEM_PYTHON)).resolve())
+    selected = calls[0].split("--python ")[1].split()[0]
+    assert selected == str(first if is_selected else Path(str(SYSTEM_PYTHON)).resolve())
 
 
-def test_what_was_set_up_for_development_stays_so(checkout: Checkout):
+def test_development_setup_is_kept(checkout: Checkout):
     checkout.set_up("--dev")
     (checkout.root / "pyproject.toml").write_text("changed\n")
     _, calls = checkout.set_up()
@@ -117,23 +117,24 @@ def test_what_was_set_up_for_development_stays_so(checkout: Checkout):
     assert checkout.set_up("--dev")[1] == []
 
 
-def image_of_a_kernel(packed: bytes) -> bytes:
-    """As for x86: the head tells where in the rest what is packed stands, with the length of the unpacked behind it."""
+def kernel_image(payload: bytes) -> bytes:
+    """An x86 kernel image: the header has the offset of the payload, and the unpacked length follows the payload."""
     head = bytearray(3 * 512)
     head[0x1F1] = 2
-    struct.pack_into("<II", head, 0x248, 7, len(packed) + 4)
-    return bytes(head) + b"loader " + packed + b"size" + b"more"
+    struct.pack_into("<II", head, 0x248, 7, len(payload) + 4)
+    return bytes(head) + b"loader " + payload + b"size" + b"more"
 
 
 @pytest.mark.skipif(
-    os.uname().machine != "x86_64" or not Path("/usr/libexec/virtiofsd").exists(), reason="guests have no parts here"
+    os.uname().machine != "x86_64" or not Path("/usr/libexec/virtiofsd").exists(),
+    reason="the guest components are not installed",
 )
-def test_the_kernel_of_guests_is_unpacked_once_and_what_cannot_be_leaves_nothing(checkout: Checkout):
+def test_guest_kernel_is_unpacked_once(checkout: Checkout):
     kernel = checkout.root / ".venv" / "share" / "sandbox" / "kernel"
     checkout.set_up()
     kernel.mkdir(parents=True)
     checkout._write("qemu-system-x86_64", "#!/bin/sh\n")
-    (kernel / "vmlinuz").write_bytes(image_of_a_kernel(b"a packed kernel"))
+    (kernel / "vmlinuz").write_bytes(kernel_image(b"a packed kernel"))
     checkout._write("zstd", "#!/bin/sh\necho half; exit 1\n")
     checkout.set_up("--with-qemu")
     assert [path.name for path in kernel.iterdir()] == ["vmlinuz"]

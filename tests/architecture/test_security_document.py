@@ -1,4 +1,4 @@
-"""docs/security.md shows the declared outcome of every attack, and the table refuses what was not asserted."""
+"""docs/security.md shows the declared outcome of each attack. Outcomes that were not asserted cannot be written."""
 
 import re
 from pathlib import Path
@@ -12,7 +12,7 @@ from escape.attacks_on_collection import LEFT_OUT, NOT_DELIVERED, OUT_OF_PATCH, 
 from escape.verdict import Verdict
 from escape.verdicts import Collected
 
-ENOUGH = {"network": 30, "credentials": 12, "collection": 15, "resources": 10}
+ATTACKS_MIN = {"network": 30, "credentials": 12, "collection": 15, "resources": 10}
 
 
 @pytest.fixture
@@ -20,96 +20,101 @@ def document(root: Path) -> str:
     return (root / "docs" / "security.md").read_text()
 
 
-def test_the_table_has_every_attack_and_nothing_else(document: str):
-    wanted = [(kind, row) for kind, rows in table.names().items() for row in rows]
-    assert list(table.read(document).marks) == wanted, "run script/escape-battery"
+def test_table_has_exactly_the_attacks(document: str):
+    expected = [(kind, row) for kind, rows in table.names().items() for row in rows]
+    assert list(table.read(document).marks) == expected, "run script/escape-battery"
 
 
 def test_no_attack_escapes(document: str):
     marks = table.read(document).marks
     assert [
-        (row, tier) for row, row_marks in marks.items() for tier in row_marks if row_marks[tier] == Outcome.ESCAPED
+        (row, runtime_tier)
+        for row, row_marks in marks.items()
+        for runtime_tier in row_marks
+        if row_marks[runtime_tier] == Outcome.ESCAPED
     ] == []
 
 
-def test_every_mark_is_the_declared_outcome(document: str):
+def test_each_mark_is_the_declared_outcome(document: str):
     marks = table.read(document).marks
     declared = {
-        ((kind, one.name), tier): one.declared(tier)
+        ((kind, attack.name), runtime_tier): attack.declared(runtime_tier)
         for kind, attacks in ATTACKS.items()
-        for one in attacks
-        for tier in table.TIERS
+        for attack in attacks
+        for runtime_tier in table.TIERS
     }
     assert [
-        (row, tier, mark)
+        (row, runtime_tier, mark)
         for row, row_marks in marks.items()
-        for tier, mark in row_marks.items()
-        if mark not in {declared.get((row, tier), Outcome.HELD), table.NOT_PLAYED}
+        for runtime_tier, mark in row_marks.items()
+        if mark not in {declared.get((row, runtime_tier), Outcome.HELD), table.NOT_PLAYED}
     ] == [], "run script/escape-battery"
 
 
-def test_every_attack_was_played_somewhere(document: str):
+def test_each_attack_ran_on_some_runtime(document: str):
     marks = table.read(document).marks
     assert [row for row, row_marks in marks.items() if not set(table.PASSED) & set(row_marks.values())] == []
 
 
-def test_every_outcome_is_explained(document: str):
+def test_each_outcome_is_explained(document: str):
     explained = document.partition("## The battery")[2].partition("<!-- generated")[0]
     assert [outcome for outcome in (*table.PASSED, Outcome.ESCAPED) if f"| `{outcome}` |" not in explained] == []
 
 
-def test_attacks_that_stay_inside_are_of_tiers_with_a_kernel_of_their_own():
-    inside = {tier for attacks in ATTACKS.values() for one in attacks for tier in one.inside}
+def test_inside_outcomes_need_a_separate_kernel():
+    inside = {runtime_tier for attacks in ATTACKS.values() for attack in attacks for runtime_tier in attack.inside}
     assert inside == set(OWN_KERNEL)
 
 
-def test_there_are_enough_attacks_of_every_kind():
+def test_each_category_has_enough_attacks():
     names = table.names()
-    assert all(len(names[kind]) == len(set(names[kind])) >= least for kind, least in ENOUGH.items())
+    assert all(len(names[kind]) == len(set(names[kind])) >= minimum for kind, minimum in ATTACKS_MIN.items())
 
 
-def test_nobody_wrote_into_the_table_by_hand(document: str):
+def test_table_is_unchanged_since_it_was_generated(document: str):
     assert table.written(document, table.read(document)) == document, "run script/escape-battery"
 
 
-def test_links_lead_somewhere(root: Path, document: str):
+def test_links_of_the_page_exist(root: Path, document: str):
     targets = re.findall(r"\]\((?!https?:|#)([^)#]+)", document)
     assert len(targets) >= 10
     assert [target for target in targets if not (root / "docs" / target).exists()] == []
 
 
-def verdicts_of(tier: str) -> dict[str, dict[str, Verdict]]:
-    """As they are declared, for every row."""
-    declared = {kind: {one.name: Verdict(one.declared(tier), "") for one in ATTACKS[kind]} for kind in ATTACKS}
+def verdicts_of(runtime_tier: str) -> dict[str, dict[str, Verdict]]:
+    """The declared verdict of each row."""
+    declared = {
+        kind: {attack.name: Verdict(attack.declared(runtime_tier), "") for attack in ATTACKS[kind]} for kind in ATTACKS
+    }
     traps = {trap.name: Verdict(Outcome.HELD, "") for trap in TRAPS}
     return {**declared, "collection": traps, "outside": {row: Verdict(Outcome.HELD, "") for row in table.SEEN}}
 
 
-def test_a_tier_has_its_column_and_leaves_the_others_alone(document: str):
-    (kind, row), whole = ("network", table.names()["network"][0]), table.read(document)
-    before = {place: marks["bubblewrap"] for place, marks in whole.marks.items()}
+def test_writing_a_column_keeps_the_others(document: str):
+    (kind, row), battery_table = ("network", table.names()["network"][0]), table.read(document)
+    before = {row_key: marks["bubblewrap"] for row_key, marks in battery_table.marks.items()}
     verdicts = verdicts_of("qemu")
     verdicts[kind][row] = Verdict(Outcome.ESCAPED, "it succeeded")
-    whole.put("qemu", verdicts, "2026-01-29", "QEMU 1")
-    again = table.read(table.written(document, whole))
-    assert again.marks[kind, row]["qemu"] == Outcome.ESCAPED
-    assert {place: marks["bubblewrap"] for place, marks in again.marks.items()} == before
-    assert {marks["qemu"] for place, marks in again.marks.items() if place != (kind, row)} == set(table.PASSED)
-    assert again.played["qemu"] == ("2026-01-29", "QEMU 1")
+    battery_table.put("qemu", verdicts, "2026-01-29", "QEMU 1")
+    reread = table.read(table.written(document, battery_table))
+    assert reread.marks[kind, row]["qemu"] == Outcome.ESCAPED
+    assert {row_key: marks["bubblewrap"] for row_key, marks in reread.marks.items()} == before
+    assert {marks["qemu"] for row_key, marks in reread.marks.items() if row_key != (kind, row)} == set(table.PASSED)
+    assert reread.played["qemu"] == ("2026-01-29", "QEMU 1")
 
 
 @pytest.mark.parametrize("kind", [*ATTACKS, "collection", "outside"])
 @pytest.mark.parametrize("verdict", [None, Verdict(Outcome.UNPROVEN, "it only printed")])
-def test_a_column_with_a_row_that_was_not_asserted_is_not_written(document: str, kind: str, verdict: Verdict | None):
-    verdicts, whole = verdicts_of("qemu"), table.read(document)
+def test_column_with_unasserted_row_is_not_written(document: str, kind: str, verdict: Verdict | None):
+    verdicts, battery_table = verdicts_of("qemu"), table.read(document)
     row = next(iter(verdicts[kind]))
     if verdict is None:
         del verdicts[kind][row]
     else:
         verdicts[kind][row] = verdict
     with pytest.raises(table.UnprovenError, match=re.escape(row)):
-        whole.put("qemu", verdicts, "2026-01-29", "QEMU 1")
-    assert table.written(document, whole) == document
+        battery_table.put("qemu", verdicts, "2026-01-29", "QEMU 1")
+    assert table.written(document, battery_table) == document
 
 
 GOOD_PATCH = b"diff --git a/README.md b/README.md\n+changed\n"
@@ -119,22 +124,22 @@ HEAD = f"# left out: {TRAP[OUT_OF_PATCH].sign}\n".encode()
 
 
 def collected(
-    patch: bytes = GOOD_PATCH, *, paths: tuple[str, ...] = (), told: str = "", is_marked: bool = False
+    patch: bytes = GOOD_PATCH, *, paths: tuple[str, ...] = (), message: str = "", is_marked: bool = False
 ) -> Collected:
-    return Collected(patch, [(path, path) for path in ("out/plain.txt", *paths)], [told], is_marked)
+    return Collected(patch, [(path, path) for path in ("out/plain.txt", *paths)], [message], is_marked)
 
 
 @pytest.mark.parametrize(
-    ("must", "good", "bad"),
+    ("requirement", "good", "bad"),
     [
         (RUNS_NOTHING, collected(), collected(is_marked=True)),
         (RUNS_NOTHING, collected(), collected(b"")),
         (
             LEFT_OUT,
-            collected(told=f"{TRAP[LEFT_OUT].sign}: it is not a regular file"),
-            collected(told=f"{TRAP[LEFT_OUT].sign}: it is not a regular file", paths=(TRAP[LEFT_OUT].sign,)),
+            collected(message=f"{TRAP[LEFT_OUT].sign}: it is not a regular file"),
+            collected(message=f"{TRAP[LEFT_OUT].sign}: it is not a regular file", paths=(TRAP[LEFT_OUT].sign,)),
         ),
-        (LEFT_OUT, collected(told=TRAP[LEFT_OUT].sign), collected()),
+        (LEFT_OUT, collected(message=TRAP[LEFT_OUT].sign), collected()),
         (OUT_OF_PATCH, collected(HEAD + GOOD_PATCH), collected()),
         (OUT_OF_PATCH, collected(HEAD + GOOD_PATCH), collected(HEAD + GOOD_PATCH + HEAD)),
         (NOT_DELIVERED, collected(), collected(paths=(TRAP[NOT_DELIVERED].sign,))),
@@ -142,6 +147,6 @@ def collected(
         (SHOWN, collected(paths=(TRAP[SHOWN].sign,)), collected()),
     ],
 )
-def test_a_trap_is_held_only_where_the_host_did_what_it_must(must: str, good: Collected, bad: Collected):
-    assert good.holds(TRAP[must])
-    assert not bad.holds(TRAP[must])
+def test_trap_is_held_only_if_the_host_met_the_requirement(requirement: str, good: Collected, bad: Collected):
+    assert good.holds(TRAP[requirement])
+    assert not bad.holds(TRAP[requirement])

@@ -67,8 +67,8 @@ def imports(tree: ast.AST, known: dict[str, Path], *, only_top_level: bool) -> I
             yield from (alias.name.removeprefix("sandbox.") for alias in node.names if "sandbox." in alias.name)
 
 
-def test_imports_go_down_only(root: Path):
-    linting = subprocess.run(
+def test_imports_follow_the_layers(root: Path):
+    completed = subprocess.run(
         [
             sys.executable,
             "-c",
@@ -81,11 +81,11 @@ def test_imports_go_down_only(root: Path):
         timeout=60,
         check=False,
     )
-    assert linting.returncode == 0, linting.stdout + linting.stderr
-    assert re.search(r"Contracts: [1-9]\d* kept, 0 broken", linting.stdout)
+    assert completed.returncode == 0, completed.stdout + completed.stderr
+    assert re.search(r"Contracts: [1-9]\d* kept, 0 broken", completed.stdout)
 
 
-def test_no_modules_import_each_other(root: Path):
+def test_there_are_no_import_cycles(root: Path):
     known = module_names(root)
     graph = {
         name: set(imports(ast.parse(path.read_text()), known, only_top_level=True)) & known.keys() - {name}
@@ -128,16 +128,16 @@ def test_short_modules_have_more_than_one_importer_or_a_reason(root: Path):
 
 
 def test_functions_are_not_too_long(trees: dict[Path, ast.Module]):
-    long = [
+    too_long = [
         f"{path}:{function.lineno} {function.name}"
         for path, tree in trees.items()
         for function in functions(tree)
         if line_count(function) > FUNCTION_LINES_MAX
     ]
-    assert long == []
+    assert too_long == []
 
 
-def test_every_module_has_a_docstring(trees: dict[Path, ast.Module]):
+def test_each_module_has_a_docstring(trees: dict[Path, ast.Module]):
     assert [str(path) for path, tree in trees.items() if not ast.get_docstring(tree)] == []
 
 
@@ -182,17 +182,17 @@ SERVER_LIBRARIES = (
 
 def loaded_libraries(*names: str) -> str:
     script = f"import sys, {', '.join(names)}; print(sorted(set(sys.modules) & set({SERVER_LIBRARIES!r})))"
-    loading = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-I", "-c", script], capture_output=True, text=True, timeout=60, check=False
     )
-    assert loading.returncode == 0, loading.stderr
-    return loading.stdout.strip()
+    assert completed.returncode == 0, completed.stderr
+    return completed.stdout.strip()
 
 
-def test_a_runner_does_not_load_libraries_of_the_server():
+def test_runner_does_not_load_server_libraries():
     assert loaded_libraries("sandbox.bootstrap.runner") == "[]"
 
 
-def test_the_model_does_not_load_a_schema_library():
+def test_model_does_not_load_a_schema_library():
     names = ("manifest.schema", "task", "events", "state_machine", "wire.events")
     assert loaded_libraries(*(f"sandbox.model.{name}" for name in names)) == "[]"

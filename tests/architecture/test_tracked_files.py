@@ -1,4 +1,4 @@
-"""What is in the repository works on any machine, and names no machine and no package index."""
+"""Tracked files contain no machine paths and no package indexes."""
 
 import json
 import re
@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 
-# Our own agent's home is a path inside sandboxes, not of a machine; `me` and `user` are made up. `/root` by itself is
-# what a sandbox must not see.
+# The agent's home is a path inside sandboxes, not of a machine; `me` and `user` are placeholders. `/root` alone is a
+# path that sandboxes must not see.
 MACHINE_PATH = re.compile(r"/home/(?!agent\b|me\b|user\b)[a-z][\w-]*/|/root/\.\w+/|/Users/\w+/")
-# Written in two parts, so that this line is not a finding itself.
+# Split, so that this line does not match.
 INDEX_HOSTS = ["py" + "pi.org", "python" + "hosted.org", "registry." + "npmjs.org", "deb." + "debian.org"]
 
 
 @pytest.fixture(scope="module")
 def tracked(root: Path) -> dict[Path, str]:
-    """The text files in the repository, or of the source tree where there is no repository."""
+    """The tracked text files. Skips outside a git checkout."""
     listing = subprocess.run(["git", "ls-files", "-z"], cwd=root, capture_output=True, timeout=30, check=False)
     if listing.returncode != 0:
         pytest.skip("not a git checkout")
@@ -32,19 +32,19 @@ def tracked(root: Path) -> dict[Path, str]:
 
 
 def findings(tracked: dict[Path, str], pattern: re.Pattern[str]) -> list[str]:
-    return [f"{path}: {found[0]}" for path, text in tracked.items() for found in pattern.finditer(text)]
+    return [f"{path}: {match[0]}" for path, text in tracked.items() for match in pattern.finditer(text)]
 
 
-def test_no_path_of_a_machine(tracked: dict[Path, str]):
+def test_no_machine_paths(tracked: dict[Path, str]):
     assert findings(tracked, MACHINE_PATH) == []
 
 
-def test_no_package_index(tracked: dict[Path, str]):
+def test_no_package_indexes(tracked: dict[Path, str]):
     assert findings(tracked, re.compile("|".join(map(re.escape, INDEX_HOSTS)))) == []
 
 
 @pytest.mark.parametrize(
-    ("line", "is_found"),
+    ("line", "is_match"),
     [
         ("see /home/" + "somebody/project", True),
         ("/root/" + ".cache/x", True),
@@ -53,11 +53,11 @@ def test_no_package_index(tracked: dict[Path, str]):
         ("no /root is visible", False),
     ],
 )
-def test_the_pattern_for_machine_paths_tells_ours_from_others(line: str, is_found: bool):
-    assert (MACHINE_PATH.search(line) is not None) == is_found
+def test_machine_path_pattern(line: str, is_match: bool):
+    assert (MACHINE_PATH.search(line) is not None) == is_match
 
 
-def test_every_requirement_is_pinned_by_hash(root: Path):
+def test_each_requirement_is_pinned_by_hash(root: Path):
     for path in sorted((root / "requirements").glob("*.txt")):
         pins = re.split(r"\n(?=\S)", path.read_text().strip())
         assert pins
@@ -66,19 +66,19 @@ def test_every_requirement_is_pinned_by_hash(root: Path):
         ] == []
 
 
-@pytest.mark.parametrize("folder", ["npm", "npm-dev"])
-def test_every_npm_package_is_pinned_by_hash_and_names_no_place(root: Path, folder: str):
-    lock = json.loads((root / "requirements" / folder / "package-lock.json").read_text())
-    asked = json.loads((root / "requirements" / folder / "package.json").read_text())["dependencies"]
-    packages = {place: package for place, package in lock["packages"].items() if place}
-    assert asked == {name: packages[f"node_modules/{name}"]["version"] for name in asked}
-    for place, package in packages.items():
-        assert re.fullmatch(r"sha512-[A-Za-z0-9+/]{86}==", package["integrity"]), place
-        assert "resolved" not in package, place
-        assert "hasInstallScript" not in package, place
+@pytest.mark.parametrize("directory", ["npm", "npm-dev"])
+def test_each_npm_package_is_pinned_by_hash_without_location(root: Path, directory: str):
+    lock = json.loads((root / "requirements" / directory / "package-lock.json").read_text())
+    requested = json.loads((root / "requirements" / directory / "package.json").read_text())["dependencies"]
+    packages = {location: package for location, package in lock["packages"].items() if location}
+    assert requested == {name: packages[f"node_modules/{name}"]["version"] for name in requested}
+    for location, package in packages.items():
+        assert re.fullmatch(r"sha512-[A-Za-z0-9+/]{86}==", package["integrity"]), location
+        assert "resolved" not in package, location
+        assert "hasInstallScript" not in package, location
 
 
-def test_scripts_can_be_run(root: Path):
+def test_scripts_are_executable(root: Path):
     for path in [*(root / "script").iterdir(), root / ".ci" / "run"]:
         assert path.stat().st_mode & 0o111, path
         assert path.read_text().startswith("#!"), path

@@ -1,4 +1,4 @@
-"""What the suites over every runtime share."""
+"""Fixtures of the suites that run on every runtime."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,31 +17,30 @@ RUNTIMES: dict[str, Callable[[Path], Runtime]] = {
     "qemu": QemuRuntime,
 }
 
-_SAMPLE_IN_A_GUEST = {"test_kill_ends_what_hides_from_it"}
-"""What qemu is asked here where it is not asked everything; a story of tests/integration/runtimes asks one guest what
-else a guest does in a way of its own."""
+_QEMU_SAMPLE = {"test_kill_ends_hidden_processes"}
+"""The tests that run on QEMU by default. A test of tests/integration/runtimes covers the rest in one guest."""
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what is no part of the sample."""
+    """Deselect QEMU tests that are not in the sample."""
     if QEMU_WHOLE:
         return
-    left_out = [item for item in items if _is_left_out(item)]
-    config.hook.pytest_deselected(items=left_out)
-    items[:] = [item for item in items if not _is_left_out(item)]
+    deselected = [item for item in items if _is_deselected(item)]
+    config.hook.pytest_deselected(items=deselected)
+    items[:] = [item for item in items if not _is_deselected(item)]
 
 
-def _is_left_out(item: pytest.Item) -> bool:
+def _is_deselected(item: pytest.Item) -> bool:
     if not isinstance(item, pytest.Function) or not item.name.partition("[")[2].startswith("qemu"):
         return False
-    return item.originalname not in _SAMPLE_IN_A_GUEST and item.path.is_relative_to(Path(__file__).parent)
+    return item.originalname not in _QEMU_SAMPLE and item.path.is_relative_to(Path(__file__).parent)
 
 
 @pytest.fixture(params=RUNTIMES)
 def runtime(request: pytest.FixtureRequest, tmp_path: Path) -> Runtime:
-    """Each runtime in turn; skipped where it does not work."""
+    """Each runtime. Skipped if it does not work here."""
     if request.param == "qemu":
-        need_parts_of_guests()  # to probe is to boot one more
+        need_parts_of_guests()  # a probe boots another guest
         tell_of_kvm(tmp_path / "run")
     else:
         need_runtime(request.param, tmp_path / "probe")
@@ -50,7 +49,7 @@ def runtime(request: pytest.FixtureRequest, tmp_path: Path) -> Runtime:
 
 @pytest.fixture
 def limits(runtime: Runtime, tmp_path: Path) -> frozenset[str]:
-    """The limits that hold here; a guest has a kernel of its own that keeps those of what is inside."""
+    """The limits that apply here. A guest kernel enforces its own limits."""
     if runtime.name == "qemu":
         return frozenset({"memory", "processes"})
     return need_runtime(runtime.name, tmp_path / "probe").limits
@@ -58,7 +57,7 @@ def limits(runtime: Runtime, tmp_path: Path) -> frozenset[str]:
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Path:
-    """A private directory: nobody but its owner can walk to it."""
+    """A directory below one that only its owner can enter."""
     private = tmp_path / "private"
     private.mkdir(mode=0o700)
     disk = private / "disk"

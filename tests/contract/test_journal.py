@@ -1,4 +1,4 @@
-"""A journal as its writer and its readers know it."""
+"""The contract of a journal between its writer and its readers."""
 
 import contextlib
 import os
@@ -31,7 +31,7 @@ def texts(batch):
 
 
 @contextlib.contextmanager
-def writing(journals, task_id="task-1"):
+def open_writer(journals, task_id="task-1"):
     writer = journals.create(task_id)
     try:
         yield writer
@@ -39,8 +39,8 @@ def writing(journals, task_id="task-1"):
         writer.close()
 
 
-def test_records_are_numbered_and_seen_at_once(journals):
-    with writing(journals) as writer:
+def test_records_are_numbered_and_visible_at_once(journals):
+    with open_writer(journals) as writer:
         assert writer.last_seq == 0
         first = writer.append(line("one"), at=AT, durable=True)
         batch = journals.read("task-1")
@@ -50,7 +50,7 @@ def test_records_are_numbered_and_seen_at_once(journals):
         assert texts(journals.read("task-1", batch.next_offset)) == ["two"]
 
 
-def test_each_writer_is_an_epoch(journals):
+def test_each_writer_has_a_new_epoch(journals):
     for epoch in (1, 2, 3):
         writer = journals.create("task-1") if epoch == 1 else journals.open("task-1")
         record = writer.append(line("x"), at=AT)
@@ -58,8 +58,8 @@ def test_each_writer_is_an_epoch(journals):
         writer.close()
 
 
-def test_a_task_has_one_journal(journals):
-    with writing(journals) as writer:
+def test_second_create_of_a_journal_fails(journals):
+    with open_writer(journals) as writer:
         writer.append(line("x"), at=AT)
         with pytest.raises(FileExistsError):
             journals.create("task-1")
@@ -68,19 +68,19 @@ def test_a_task_has_one_journal(journals):
     assert texts(journals.read("task-1")) == ["x"]
 
 
-def test_a_journal_without_record_1_was_never_promised(journals):
-    with writing(journals):
+def test_journal_without_records_is_not_listed(journals):
+    with open_writer(journals):
         pass
     assert journals.task_ids() == []
 
-    with writing(journals) as writer:
+    with open_writer(journals) as writer:
         writer.append(line("x"), at=AT)
 
     assert journals.task_ids() == ["task-1"]
 
 
-def test_there_is_one_writer_at_a_time(journals):
-    with writing(journals) as writer:
+def test_second_writer_is_rejected(journals):
+    with open_writer(journals) as writer:
         writer.append(line("x"), at=AT)
         assert journals.is_locked("task-1")
         with pytest.raises(JournalBusyError):
@@ -89,14 +89,14 @@ def test_there_is_one_writer_at_a_time(journals):
     journals.open("task-1").close()
 
 
-def test_closing_twice_is_fine(journals):
-    with writing(journals) as writer:
+def test_close_is_idempotent(journals):
+    with open_writer(journals) as writer:
         writer.close()
     assert not journals.is_locked("task-1")
 
 
-def test_a_reader_gets_about_as_much_as_it_asks_for(journals):
-    with writing(journals) as writer:
+def test_read_is_bounded_by_bytes_max(journals):
+    with open_writer(journals) as writer:
         writer.append(line("short"), at=AT)
         writer.append(line("long" * 50_000), at=AT)
         writer.append(line("end"), at=AT)
@@ -111,25 +111,25 @@ def test_a_reader_gets_about_as_much_as_it_asks_for(journals):
     assert len(journals.read("task-1").records) == 3
 
 
-def test_a_reader_can_begin_at_any_record(journals):
-    with writing(journals) as writer:
+def test_read_can_start_at_any_record(journals):
+    with open_writer(journals) as writer:
         assert journals.find_offset("task-1", 1) == 0
         for text in ("one", "two" * 50_000, "three"):
             writer.append(line(text), at=AT)
-        places = [journals.find_offset("task-1", seq) for seq in (1, 2, 3, 4, 99)]
-        firsts = [texts(journals.read("task-1", place))[0] for place in places[:3]]
-        assert firsts == ["one", "two" * 50_000, "three"]
-        assert places[0] == 0
-        assert places[3:] == [journals.read("task-1").next_offset] * 2
+        offsets = [journals.find_offset("task-1", seq) for seq in (1, 2, 3, 4, 99)]
+        first_texts = [texts(journals.read("task-1", offset))[0] for offset in offsets[:3]]
+        assert first_texts == ["one", "two" * 50_000, "three"]
+        assert offsets[0] == 0
+        assert offsets[3:] == [journals.read("task-1").next_offset] * 2
 
         writer.append(line("four"), at=AT)
-        assert texts(journals.read("task-1", places[3])) == ["four"]
+        assert texts(journals.read("task-1", offsets[3])) == ["four"]
 
 
 @pytest.mark.parametrize("task_id", ["", ".", "..", "../up", "a/b", "a..b", "/etc", "a\0b", ".hidden", "a\n"])
-def test_no_id_leads_out_of_the_directory(journals, tmp_path, task_id):
+def test_invalid_task_id_is_not_found(journals, tmp_path, task_id):
     (tmp_path / "tasks").mkdir()
-    for act in (
+    for operation in (
         journals.create,
         journals.open,
         journals.read,
@@ -137,29 +137,29 @@ def test_no_id_leads_out_of_the_directory(journals, tmp_path, task_id):
         lambda name: journals.find_offset(name, 1),
     ):
         with pytest.raises(FileNotFoundError):
-            act(task_id)
+            operation(task_id)
     assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["tasks"]
 
 
 @pytest.mark.parametrize("task_id", ["a", "Fix-42_b.c", "0" * 128])
-def test_ids_of_the_manifest_are_taken(journals, task_id):
-    with writing(journals, task_id) as writer:
+def test_valid_task_id_is_accepted(journals, task_id):
+    with open_writer(journals, task_id) as writer:
         writer.append(line("x"), at=AT)
     assert journals.task_ids() == [task_id]
 
 
-def test_an_unknown_task_has_no_journal(journals):
+def test_unknown_task_has_no_journal(journals):
     assert journals.task_ids() == []
     assert not journals.is_locked("task-1")
-    for act in (journals.open, journals.read, lambda name: journals.find_offset(name, 1)):
+    for operation in (journals.open, journals.read, lambda name: journals.find_offset(name, 1)):
         with pytest.raises(FileNotFoundError):
-            act("task-1")
+            operation("task-1")
 
 
-def test_strangers_beside_the_journals_are_no_tasks(journals, tmp_path):
-    with writing(journals, "b") as writer:
+def test_unrelated_files_are_not_listed(journals, tmp_path):
+    with open_writer(journals, "b") as writer:
         writer.append(line("x"), at=AT)
-    with writing(journals, "a") as writer:
+    with open_writer(journals, "a") as writer:
         writer.append(line("x"), at=AT)
     (tmp_path / "tasks" / "file").write_text("x")
     (tmp_path / "tasks" / "empty").mkdir()
@@ -167,8 +167,8 @@ def test_strangers_beside_the_journals_are_no_tasks(journals, tmp_path):
     assert journals.task_ids() == ["a", "b"]
 
 
-def test_what_stands_where_records_should_be_is_a_task_for_whoever_reads_it_to_find_out(journals, tmp_path):
-    with writing(journals, "a") as writer:
+def test_directory_in_place_of_records_is_listed(journals, tmp_path):
+    with open_writer(journals, "a") as writer:
         writer.append(line("x"), at=AT)
     (tmp_path / "tasks" / "b" / "journal" / "records").mkdir(parents=True)
 
@@ -177,28 +177,28 @@ def test_what_stands_where_records_should_be_is_a_task_for_whoever_reads_it_to_f
         journals.read("b")
 
 
-def test_only_the_owner_may_look(journals, tmp_path):
-    with writing(journals) as writer:
+def test_files_are_accessible_to_the_owner_only(journals, tmp_path):
+    with open_writer(journals) as writer:
         writer.append(line("x"), at=AT)
     for path in (tmp_path / "tasks").rglob("*"):
         assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path
 
 
-def test_no_descriptor_leaks_to_children(journals):
-    with writing(journals) as writer:
-        mine = set()
+def test_descriptors_are_not_inheritable(journals):
+    with open_writer(journals) as writer:
+        journal_fds = set()
         for entry in Path("/proc/self/fd").iterdir():
             with contextlib.suppress(FileNotFoundError):
                 if "/task-1/" in str(entry.readlink()):
-                    mine.add(int(entry.name))
-        assert writer.lock_fd in mine
-        assert len(mine) == 2
-        assert not any(os.get_inheritable(fd) for fd in mine)
+                    journal_fds.add(int(entry.name))
+        assert writer.lock_fd in journal_fds
+        assert len(journal_fds) == 2
+        assert not any(os.get_inheritable(fd) for fd in journal_fds)
 
 
 @contextlib.contextmanager
 def file_size_limit(size_bytes):
-    """The kernel takes a part of a write that goes over it, then refuses, as on a full disk."""
+    """The kernel accepts a part of a write over the limit and then refuses, as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, hard))
     try:
@@ -207,8 +207,8 @@ def file_size_limit(size_bytes):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_record_that_does_not_fit_leaves_nothing(journals):
-    with writing(journals) as writer:
+def test_record_that_does_not_fit_is_removed(journals):
+    with open_writer(journals) as writer:
         writer.append(line("one"), at=AT)
         end = journals.read("task-1").next_offset
         with file_size_limit(end + 100), pytest.raises(OSError, match="File too large"):
@@ -220,11 +220,11 @@ def test_a_record_that_does_not_fit_leaves_nothing(journals):
         assert texts(journals.read("task-1")) == ["one", "two"]
 
 
-def test_a_record_that_cannot_be_made_durable_leaves_nothing(journals, monkeypatch):
+def test_record_that_cannot_be_flushed_is_removed(journals, monkeypatch):
     def refuse(_):
         raise OSError(5, "Input/output error")
 
-    with writing(journals) as writer:
+    with open_writer(journals) as writer:
         writer.append(line("one"), at=AT)
         with monkeypatch.context() as patched:
             patched.setattr(os, "fdatasync", refuse)
@@ -234,11 +234,11 @@ def test_a_record_that_cannot_be_made_durable_leaves_nothing(journals, monkeypat
         assert texts(journals.read("task-1")) == ["one", "two"]
 
 
-def test_a_failed_clean_up_is_made_good_by_the_next_record(journals, monkeypatch):
+def test_next_append_repeats_a_failed_cleanup(journals, monkeypatch):
     def refuse(*_):
         raise OSError(5, "Input/output error")
 
-    with writing(journals) as writer:
+    with open_writer(journals) as writer:
         writer.append(line("one"), at=AT)
         with monkeypatch.context() as patched:
             patched.setattr(os, "fdatasync", refuse)
@@ -251,16 +251,16 @@ def test_a_failed_clean_up_is_made_good_by_the_next_record(journals, monkeypatch
         assert texts(journals.read("task-1")) == ["one", "two"]
 
 
-def below_tasks(tmp_path):
+def task_files(tmp_path):
     return [path.name for path in (tmp_path / "tasks").rglob("*")]
 
 
 @contextlib.contextmanager
-def descriptors_left(count):
-    free = os.dup(0)
-    os.close(free)
+def limited_descriptors(count):
+    lowest_free = os.dup(0)
+    os.close(lowest_free)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (free + count, hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free + count, hard))
     try:
         yield
     finally:
@@ -268,75 +268,75 @@ def descriptors_left(count):
 
 
 @pytest.mark.parametrize("count", [0, 1])
-def test_a_journal_for_which_no_descriptor_is_left_leaves_nothing(journals, tmp_path, count):
-    with descriptors_left(count), pytest.raises(OSError, match="Too many open files"):
+def test_create_without_descriptors_leaves_no_files(journals, tmp_path, count):
+    with limited_descriptors(count), pytest.raises(OSError, match="Too many open files"):
         journals.create("task-1")
-    assert below_tasks(tmp_path) == []
+    assert task_files(tmp_path) == []
     journals.create("task-1").close()
 
 
 @pytest.mark.parametrize("step", ["os.fsync", "os.mkdir"])
-def test_a_journal_for_which_the_disk_has_no_room_leaves_nothing(journals, tmp_path, monkeypatch, step):
-    do = {"os.fsync": os.fsync, "os.mkdir": os.mkdir}[step]
+def test_create_on_a_full_disk_leaves_no_files(journals, tmp_path, monkeypatch, step):
+    real_step = {"os.fsync": os.fsync, "os.mkdir": os.mkdir}[step]
 
-    def refuse(what, *rest):
-        if step == "os.mkdir" and not str(what).endswith("/journal"):
-            return do(what, *rest)
+    def refuse(target, *rest):
+        if step == "os.mkdir" and not str(target).endswith("/journal"):
+            return real_step(target, *rest)
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as full:
         full.setattr(step, refuse)
         with pytest.raises(OSError, match="No space left"):
             journals.create("task-1")
-    assert below_tasks(tmp_path) == []
+    assert task_files(tmp_path) == []
     journals.create("task-1").close()
 
 
-def test_a_journal_that_is_given_up_is_gone_and_can_be_begun_again(journals, tmp_path):
+def test_discarded_journal_is_removed_and_can_be_recreated(journals, tmp_path):
     writer = journals.create("task-1")
     journals.discard("task-1", writer)
-    assert below_tasks(tmp_path) == []
-    with writing(journals) as writer:
+    assert task_files(tmp_path) == []
+    with open_writer(journals) as writer:
         writer.append(line("x"), at=AT)
     assert journals.task_ids() == ["task-1"]
 
 
-def test_what_somebody_begins_while_a_journal_is_given_up_stays(journals, tmp_path, monkeypatch):
-    """Between the end of the one's lock and that of its directory another one takes the same id."""
-    given_up, others, rmdir = journals.create("task-1"), [], Path.rmdir
+def test_discard_keeps_a_journal_created_meanwhile(journals, tmp_path, monkeypatch):
+    """Another process takes the same id between the release of the lock and the removal of the directory."""
+    discarded, new_writers, rmdir = journals.create("task-1"), [], Path.rmdir
 
-    def begin_first(directory):
-        if not others:
-            others.append(journals.create("task-1"))
-            others[0].append(line("x"), at=AT)
+    def create_before_rmdir(directory):
+        if not new_writers:
+            new_writers.append(journals.create("task-1"))
+            new_writers[0].append(line("x"), at=AT)
         rmdir(directory)
 
-    monkeypatch.setattr(Path, "rmdir", begin_first)
-    journals.discard("task-1", given_up)
+    monkeypatch.setattr(Path, "rmdir", create_before_rmdir)
+    journals.discard("task-1", discarded)
     assert journals.is_locked("task-1")
     assert texts(journals.read("task-1")) == ["x"]
-    others[0].close()
+    new_writers[0].close()
 
 
-def test_what_somebody_has_begun_in_the_place_of_one_that_is_given_up_stays(journals, tmp_path):
-    given_up = journals.create("task-1")
+def test_discard_keeps_a_journal_created_in_its_place(journals, tmp_path):
+    discarded = journals.create("task-1")
     shutil.rmtree(tmp_path / "tasks" / "task-1")
-    with writing(journals) as writer:
+    with open_writer(journals) as writer:
         writer.append(line("x"), at=AT)
-        journals.discard("task-1", given_up)
+        journals.discard("task-1", discarded)
         assert texts(journals.read("task-1")) == ["x"]
 
 
-def test_an_event_that_is_no_text_leaves_nothing(journals):
-    with writing(journals) as writer:
+def test_event_that_cannot_be_encoded_is_not_written(journals):
+    with open_writer(journals) as writer:
         with pytest.raises(UnicodeEncodeError):
             writer.append(e.ErrorReported("x", "\ud800"), at=AT)
         assert writer.append(line("one"), at=AT).seq == 1
 
 
-def test_flushing_costs_nothing_when_there_is_nothing(journals, monkeypatch):
+def test_sync_without_new_records_does_not_flush(journals, monkeypatch):
     flushed = []
-    with writing(journals) as writer:
+    with open_writer(journals) as writer:
         monkeypatch.setattr(os, "fdatasync", flushed.append)
         writer.sync()
         assert len(flushed) == 0
@@ -350,8 +350,8 @@ def test_flushing_costs_nothing_when_there_is_nothing(journals, monkeypatch):
         assert len(flushed) == 2
 
 
-def test_what_a_dead_writer_left_is_flushed_by_the_next_one(journals, monkeypatch):
-    with writing(journals) as writer:
+def test_open_flushes_records_of_a_dead_writer(journals, monkeypatch):
+    with open_writer(journals) as writer:
         writer.append(line("written, perhaps not on disk"), at=AT)
     flushed = []
     monkeypatch.setattr(os, "fdatasync", flushed.append)
@@ -360,10 +360,10 @@ def test_what_a_dead_writer_left_is_flushed_by_the_next_one(journals, monkeypatc
     assert len(flushed) == 1
 
 
-def test_a_new_journal_is_on_disk_with_all_its_directories(journals, tmp_path, monkeypatch):
+def test_create_flushes_all_directories(journals, tmp_path, monkeypatch):
     flushed = []
     monkeypatch.setattr(os, "fsync", lambda fd: flushed.append(Path(f"/proc/self/fd/{fd}").readlink()))
-    with writing(journals):
+    with open_writer(journals):
         pass
     directory = tmp_path / "tasks" / "task-1" / "journal"
     assert flushed == [directory, *directory.parents[:3]]

@@ -1,4 +1,4 @@
-"""What a recorder has said yes to is on disk; output may be late by a moment."""
+"""Recorded state changes and commitments are durable. Output may be delayed."""
 
 import os
 from datetime import UTC, datetime
@@ -34,7 +34,7 @@ def running(tmp_path):
     writer.close()
 
 
-def test_every_change_of_state_is_on_disk(tmp_path, monkeypatch):
+def test_state_changes_are_flushed(tmp_path, monkeypatch):
     flushed = []
     monkeypatch.setattr(os, "fdatasync", flushed.append)
     writer = FileJournals(tmp_path).create("task-1")
@@ -46,7 +46,7 @@ def test_every_change_of_state_is_on_disk(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "promise",
+    "event",
     [
         e.CancelRequested("enough"),
         e.AttemptFailed(Failure(FailureCode.TIMEOUT, "late")),
@@ -54,21 +54,21 @@ def test_every_change_of_state_is_on_disk(tmp_path, monkeypatch):
         e.Usage("m", 1, 2),
     ],
 )
-def test_a_promise_is_on_disk(running, monkeypatch, promise):
+def test_commitments_are_flushed(running, monkeypatch, event):
     flushed = []
     monkeypatch.setattr(os, "fdatasync", flushed.append)
-    running.record(promise)
+    running.record(event)
     assert len(flushed) == 1
 
 
-def test_output_does_not_wait_for_the_disk(running, monkeypatch):
+def test_output_is_not_flushed(running, monkeypatch):
     flushed = []
     monkeypatch.setattr(os, "fdatasync", flushed.append)
     running.record(e.Output.from_bytes("stdout", b"x"))
     assert flushed == []
 
 
-def test_what_could_not_be_written_has_not_happened(running, monkeypatch):
+def test_failed_write_has_no_effect(running, monkeypatch):
     def refuse(*_):
         raise OSError(28, "No space left on device")
 

@@ -1,4 +1,4 @@
-"""One writer at a time, also when the writers are processes that hand over, crash and are killed."""
+"""One writer at a time, even if writers are processes that hand over, crash or are killed."""
 
 import contextlib
 import errno
@@ -26,29 +26,29 @@ from sandbox.model import events as e
 
 journals = FileJournals(Path(sys.argv[1]))
 now = lambda: datetime.now(UTC)
-def say(word):
+def report(word):
     print(word, flush=True)
 """
-HOLD = PRELUDE + "writer = journals.open('task-1'); say('held'); sys.stdin.read()"
+HOLD = PRELUDE + "writer = journals.open('task-1'); report('held'); sys.stdin.read()"
 ADOPT = (
     PRELUDE
     + """
 writer = journals.adopt('task-1', int(sys.argv[2]))
-say('adopted')
+report('adopted')
 sys.stdin.readline()
 writer.append(e.TaskFinished(), at=now(), durable=True)
-say('written')
+report('written')
 sys.stdin.read()
 """
 )
-POUR = (
+APPEND_FOREVER = (
     PRELUDE
     + """
 writer = journals.open('task-1')
 while True:
     output = e.Output.from_bytes('stdout', b'x' * (writer.last_seq % 7 * 30_000))
     writer.append(output, at=now(), durable=writer.last_seq % 5 == 0)
-    say(writer.last_seq)
+    report(writer.last_seq)
 """
 )
 SECONDS = 20
@@ -65,7 +65,7 @@ def journals(tmp_path):
 
 @contextlib.contextmanager
 def process(code, *arguments, pass_fds=()):
-    """A child that speaks by lines; killed at the end."""
+    """A child process that prints lines. Killed at the end."""
     with subprocess.Popen(
         [sys.executable, "-c", code, *map(str, arguments)],
         stdin=subprocess.PIPE,
@@ -86,20 +86,20 @@ def wait_until_free(journals):
         time.sleep(0.005)
 
 
-def test_another_process_is_kept_out_until_the_holder_is_killed(journals, tmp_path):
+def test_journal_is_busy_until_the_holder_is_killed(journals, tmp_path):
     with process(HOLD, tmp_path) as holder:
         assert holder.stdout.readline() == "held\n"
         assert journals.is_locked("task-1")
-        with pytest.raises(JournalBusyError) as refused:
+        with pytest.raises(JournalBusyError) as caught:
             journals.open("task-1")
-        assert (refused.value.code, refused.value.retryable) == ("journal_busy", True)
+        assert (caught.value.code, caught.value.retryable) == ("journal_busy", True)
 
         os.kill(holder.pid, signal.SIGKILL)
         wait_until_free(journals)
         journals.open("task-1").close()
 
 
-def test_the_lock_travels_to_a_child_and_stays_when_the_parent_closes(journals, tmp_path):
+def test_inherited_lock_survives_close_in_the_parent(journals, tmp_path):
     writer = journals.open("task-1")
     with process(ADOPT, tmp_path, writer.lock_fd, pass_fds=(writer.lock_fd,)) as runner:
         assert runner.stdout.readline() == "adopted\n"
@@ -117,7 +117,7 @@ def test_the_lock_travels_to_a_child_and_stays_when_the_parent_closes(journals, 
         finisher.close()
 
 
-def test_a_runner_goes_on_with_the_next_epoch(journals, tmp_path):
+def test_adopting_writer_has_the_next_epoch(journals, tmp_path):
     writer = journals.open("task-1")
     writer.append(e.ErrorReported("by the server", ""), at=datetime.now(UTC))
     with process(ADOPT, tmp_path, writer.lock_fd, pass_fds=(writer.lock_fd,)) as runner:
@@ -125,11 +125,11 @@ def test_a_runner_goes_on_with_the_next_epoch(journals, tmp_path):
         runner.stdin.write("\n")
         runner.stdin.flush()
         assert [runner.stdout.readline() for _ in range(2)] == ["adopted\n", "written\n"]
-        told = [(record.seq, record.epoch) for record in journals.read("task-1").records]
-        assert told == [(1, 1), (2, 2), (3, 3)]
+        numbers = [(record.seq, record.epoch) for record in journals.read("task-1").records]
+        assert numbers == [(1, 1), (2, 2), (3, 3)]
 
 
-def test_an_adopted_lock_is_not_passed_on_to_children(journals):
+def test_adopted_lock_is_not_inheritable(journals):
     writer = journals.open("task-1")
     inherited = os.dup(writer.lock_fd)
     os.set_inheritable(inherited, True)
@@ -141,36 +141,36 @@ def test_an_adopted_lock_is_not_passed_on_to_children(journals):
     assert not journals.is_locked("task-1")
 
 
-def test_only_the_lock_of_this_journal_is_adopted(journals, tmp_path):
+def test_adopt_rejects_another_file(journals, tmp_path):
     with (tmp_path / "other").open("w") as other, pytest.raises(OSError, match="not the lock"):
         journals.adopt("task-1", other.fileno())
 
 
-def test_a_descriptor_without_the_lock_is_not_adopted(journals, tmp_path):
+def test_adopt_rejects_a_descriptor_without_the_lock(journals, tmp_path):
     holder = journals.open("task-1")
-    with (tmp_path / "tasks/task-1/journal/lock").open("r+") as lookalike, pytest.raises(JournalBusyError):
-        journals.adopt("task-1", lookalike.fileno())
+    with (tmp_path / "tasks/task-1/journal/lock").open("r+") as copy, pytest.raises(JournalBusyError):
+        journals.adopt("task-1", copy.fileno())
     holder.close()
 
 
-def test_asking_who_holds_the_lock_keeps_nobody_out(journals):
+def test_is_locked_does_not_block_writers(journals):
     for _ in range(200):
         assert not journals.is_locked("task-1")
         journals.open("task-1").close()
 
 
-def test_killed_at_any_moment_a_journal_goes_on_without_a_hole(journals, tmp_path):
-    chance = random.Random(7)
+def test_journal_has_no_gaps_after_kills(journals, tmp_path):
+    generator = random.Random(7)
     for _ in range(8):
-        with process(POUR, tmp_path) as runner:
-            said = int(runner.stdout.readline())
-            time.sleep(chance.uniform(0, 0.02))
+        with process(APPEND_FOREVER, tmp_path) as runner:
+            reported = int(runner.stdout.readline())
+            time.sleep(generator.uniform(0, 0.02))
             os.kill(runner.pid, signal.SIGKILL)
             for word in runner.stdout.read().split():
-                said = int(word)
+                reported = int(word)
         wait_until_free(journals)
         writer = journals.open("task-1")
-        assert writer.last_seq >= said
+        assert writer.last_seq >= reported
         writer.close()
 
     records, offset = [], 0
@@ -182,8 +182,8 @@ def test_killed_at_any_moment_a_journal_goes_on_without_a_hole(journals, tmp_pat
     assert records[-1].epoch > 8
 
 
-def test_a_reader_beside_a_busy_writer_sees_every_record_once(journals, tmp_path):
-    with process(POUR, tmp_path) as runner:
+def test_concurrent_reader_sees_each_record_once(journals, tmp_path):
+    with process(APPEND_FOREVER, tmp_path) as runner:
         seqs, offset, deadline = [], 0, time.monotonic() + SECONDS
         while len(seqs) < 200:
             assert time.monotonic() < deadline
@@ -197,8 +197,8 @@ def test_a_reader_beside_a_busy_writer_sees_every_record_once(journals, tmp_path
     assert seqs == list(range(1, len(seqs) + 1))
 
 
-def test_what_is_appended_while_a_flush_is_under_way_is_flushed_by_the_next(journals, monkeypatch):
-    """A runner flushes its output in a thread while it goes on to write."""
+def test_record_appended_during_a_flush_is_flushed_next(journals, monkeypatch):
+    """A runner flushes output in a thread while it continues to write."""
     flushed = []
     with closing(journals.open("task-1")) as writer:
         writer.append(e.ErrorReported("second", ""), at=datetime.now(UTC))
@@ -216,8 +216,8 @@ def test_what_is_appended_while_a_flush_is_under_way_is_flushed_by_the_next(jour
         assert flushed == ["first", "again"]
 
 
-def test_a_promise_is_flushed_although_another_flush_has_just_begun(journals, monkeypatch):
-    """The other one may have begun before the promise was written."""
+def test_durable_record_is_flushed_despite_a_concurrent_flush(journals, monkeypatch):
+    """The other flush may have started before the record was written."""
     flushed = []
     with closing(journals.open("task-1")) as writer:
         writer.append(e.ErrorReported("second", ""), at=datetime.now(UTC))
@@ -235,7 +235,7 @@ def test_a_promise_is_flushed_although_another_flush_has_just_begun(journals, mo
 
 
 class ForgetfulDisk:
-    """A kernel's cache: what a flush could not write counts as written, and is told as an error once."""
+    """A kernel page cache: data of a failed flush counts as written, and the error is reported once."""
 
     def __init__(self, monkeypatch, refusals):
         self.refusals, self._dirty, self._stored = refusals, set(), set()
@@ -245,8 +245,8 @@ class ForgetfulDisk:
         monkeypatch.setattr(os, "fdatasync", self.flush)
 
     def write(self, descriptor, data):
-        begin = os.fstat(descriptor).st_size
-        self._dirty.update(range(begin, begin + len(data)))
+        start = os.fstat(descriptor).st_size
+        self._dirty.update(range(start, start + len(data)))
         return self._write(descriptor, data)
 
     def pwrite(self, descriptor, data, offset):
@@ -260,25 +260,25 @@ class ForgetfulDisk:
             raise OSError(errno.EIO, "Input/output error")
         self._stored |= dirty
 
-    def lacks(self, begin, records):
-        return set(range(begin, records.stat().st_size)) - self._stored
+    def missing(self, start, records):
+        return set(range(start, records.stat().st_size)) - self._stored
 
 
-@pytest.mark.parametrize("flushes_beside", [1, 2])
-def test_a_promise_is_on_disk_although_a_flush_beside_it_has_just_failed(
-    journals, tmp_path, monkeypatch, flushes_beside
+@pytest.mark.parametrize("concurrent_flushes", [1, 2])
+def test_durable_record_is_stored_despite_a_failed_concurrent_flush(
+    journals, tmp_path, monkeypatch, concurrent_flushes
 ):
-    """The second one beside it succeeds, and is too early for the promise all the same."""
+    """The second concurrent flush succeeds, but started before the record was written."""
     records = tmp_path / "tasks" / "task-1" / "journal" / "records"
     with closing(journals.open("task-1")) as writer:
         writer.sync()
-        begin = records.stat().st_size
+        start = records.stat().st_size
         disk = ForgetfulDisk(monkeypatch, refusals=1)
         write = os.write
 
         def write_while_another_flushes(descriptor, data):
             written = write(descriptor, data)
-            for _ in range(flushes_beside):
+            for _ in range(concurrent_flushes):
                 with contextlib.suppress(OSError):
                     writer.sync()
             return written
@@ -287,11 +287,11 @@ def test_a_promise_is_on_disk_although_a_flush_beside_it_has_just_failed(
         monkeypatch.setattr(os, "write", write_while_another_flushes)
         writer.append(e.TaskFinished(), at=datetime.now(UTC), durable=True)
         assert not disk.refusals
-        assert not disk.lacks(begin, records)
+        assert not disk.missing(start, records)
 
 
-def test_a_disk_that_goes_on_failing_is_not_given_the_whole_journal_again_at_every_try(journals, tmp_path, monkeypatch):
-    """Nobody knows what of it an earlier writer has flushed; a finisher would do nothing else."""
+def test_retries_on_a_failing_disk_rewrite_one_chunk_each(journals, tmp_path, monkeypatch):
+    """It is unknown what an earlier writer flushed, so a finisher would rewrite everything at each retry."""
     monkeypatch.setattr("sandbox.journal.writer._REWRITE_CHUNK_BYTES", 1000)
     records = tmp_path / "tasks" / "task-1" / "journal" / "records"
     with closing(journals.open("task-1")) as writer:
@@ -301,20 +301,20 @@ def test_a_disk_that_goes_on_failing_is_not_given_the_whole_journal_again_at_eve
         disk, written = ForgetfulDisk(monkeypatch, refusals=5), []
         pwrite = os.pwrite
 
-        def watched_pwrite(descriptor, data, offset):
+        def record_pwrite(descriptor, data, offset):
             written.append(len(data))
             return pwrite(descriptor, data, offset)
 
-        monkeypatch.setattr(os, "pwrite", watched_pwrite)
+        monkeypatch.setattr(os, "pwrite", record_pwrite)
         for _ in range(5):
             with pytest.raises(OSError, match="Input/output"):
                 writer.append(e.TaskFinished(), at=datetime.now(UTC), durable=True)
         assert sum(written) <= 5 * 1000
         writer.append(e.TaskFinished(), at=datetime.now(UTC), durable=True)
-        assert not disk.lacks(0, records)
+        assert not disk.missing(0, records)
 
 
-def test_what_was_written_again_in_part_goes_on_from_there(journals, tmp_path, monkeypatch):
+def test_partial_rewrite_is_continued(journals, tmp_path, monkeypatch):
     monkeypatch.setattr("sandbox.journal.writer._REWRITE_CHUNK_BYTES", 1000)
     records = tmp_path / "tasks" / "task-1" / "journal" / "records"
     with closing(journals.open("task-1")) as writer:
@@ -323,26 +323,26 @@ def test_what_was_written_again_in_part_goes_on_from_there(journals, tmp_path, m
         disk, flush = ForgetfulDisk(monkeypatch, refusals=1), os.fdatasync
         flushes = []
 
-        def fail_now_and_then(descriptor):
+        def fail_periodically(descriptor):
             flushes.append(1)
             disk.refusals += len(flushes) % 5 == 0
             flush(descriptor)
 
-        monkeypatch.setattr(os, "fdatasync", fail_now_and_then)
-        tries = 0
+        monkeypatch.setattr(os, "fdatasync", fail_periodically)
+        attempts = 0
         while True:
-            tries += 1
+            attempts += 1
             with contextlib.suppress(OSError):
                 writer.append(e.TaskFinished(), at=datetime.now(UTC), durable=True)
                 break
-        assert 4 < tries < 15
-        assert not disk.lacks(0, records)
+        assert 4 < attempts < 15
+        assert not disk.missing(0, records)
         disk.refusals = 0
         monkeypatch.setattr(os, "fdatasync", flush)
 
 
-def test_a_record_that_was_cut_off_leaves_nothing_for_flushed_that_comes_in_its_place(journals, tmp_path, monkeypatch):
-    """Its bytes were written again and flushed, and then the last flush failed."""
+def test_record_after_a_truncated_one_is_not_assumed_flushed(journals, tmp_path, monkeypatch):
+    """The record's bytes were rewritten and flushed, then the last flush failed."""
     records = tmp_path / "tasks" / "task-1" / "journal" / "records"
     with closing(journals.open("task-1")) as writer:
         writer.append(e.ErrorReported("first", ""), at=datetime.now(UTC))
@@ -364,4 +364,4 @@ def test_a_record_that_was_cut_off_leaves_nothing_for_flushed_that_comes_in_its_
         with pytest.raises(OSError, match="Input/output"):
             writer.sync()
         writer.sync()
-        assert not disk.lacks(0, records)
+        assert not disk.missing(0, records)

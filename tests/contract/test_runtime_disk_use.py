@@ -1,4 +1,4 @@
-"""What a sandbox has on a disk that is a directory is counted from outside, whoever keeps its files open there."""
+"""Usage of a directory disk includes deleted files that a sandbox keeps open."""
 
 import asyncio
 from pathlib import Path
@@ -8,27 +8,27 @@ from sandbox.disks.directory import DirectoryDisks
 from sandbox.interfaces.layout import AttemptLayout
 from sandbox.interfaces.runtime import Command, Runtime
 
-_UNLINKED = "exec 3>/tmp/large; head -c 5000000 /dev/zero >&3; rm /tmp/large; echo there; sleep 60"
-_CLOSED = "exec 3>/tmp/large; head -c 5000000 /dev/zero >&3; rm /tmp/large; exec 3>&-; echo there; sleep 60"
+_UNLINKED = "exec 3>/tmp/large; head -c 5000000 /dev/zero >&3; rm /tmp/large; echo ready; sleep 60"
+_CLOSED = "exec 3>/tmp/large; head -c 5000000 /dev/zero >&3; rm /tmp/large; exec 3>&-; echo ready; sleep 60"
 
 
-def used_while(runtime: Runtime, files: AttemptLayout, script: str) -> bool:
-    """Whether a disk of 4 MiB is full while this goes on."""
+def is_full_during(runtime: Runtime, files: AttemptLayout, script: str) -> bool:
+    """Whether a disk of 4 MiB is full while the script runs."""
 
-    async def story() -> bool:
+    async def scenario() -> bool:
         disks = DirectoryDisks()
         await disks.open(files, 4 * MEBIBYTE)
         async with living(runtime, files.disk) as sandbox:
             output, _ = await sandbox.start(Command(("/bin/sh", "-c", script), {"PATH": "/usr/bin:/bin"}, "/workspace"))
-            await read_until(output, b"there")
+            await read_until(output, b"ready")
             return (await disks.usage(files)).is_full
 
-    return asyncio.run(story())
+    return asyncio.run(scenario())
 
 
-def test_a_file_that_is_unlinked_and_open_inside_counts(runtime: Runtime, tmp_path: Path):
-    assert used_while(runtime, AttemptLayout(tmp_path / "attempt"), _UNLINKED)
+def test_deleted_open_file_counts(runtime: Runtime, tmp_path: Path):
+    assert is_full_during(runtime, AttemptLayout(tmp_path / "attempt"), _UNLINKED)
 
 
-def test_a_file_that_is_unlinked_and_closed_inside_does_not(runtime: Runtime, tmp_path: Path):
-    assert not used_while(runtime, AttemptLayout(tmp_path / "attempt"), _CLOSED)
+def test_deleted_closed_file_does_not_count(runtime: Runtime, tmp_path: Path):
+    assert not is_full_during(runtime, AttemptLayout(tmp_path / "attempt"), _CLOSED)

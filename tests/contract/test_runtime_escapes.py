@@ -1,4 +1,4 @@
-"""Ways out of a sandbox that must be shut, each beside its legitimate twin that must work."""
+"""Escape attempts that must fail, each with a legitimate use that must work."""
 
 import asyncio
 import contextlib
@@ -18,30 +18,28 @@ from sandbox.model.errors import AttemptError
 # Files
 
 
-def test_host_files_are_absent_and_the_workspace_is_there(runtime: Runtime, disk: Path, tmp_path: Path):
+def test_host_files_are_not_visible(runtime: Runtime, disk: Path, tmp_path: Path):
     canary = tmp_path / "canary"
     canary.write_text("of the host")
     canary.chmod(0o644)
     (disk / "workspace").mkdir()
     (disk / "workspace" / "twin").write_text("of the task")
-    ended = run_story(runtime, disk, f"cat {canary}; ls -d /root /boot /mnt /etc/shadow {tmp_path}; cat twin")
-    assert ended.output == "of the task"
-    assert ended.errors.count("No such file or directory") == 6
+    result = run_story(runtime, disk, f"cat {canary}; ls -d /root /boot /mnt /etc/shadow {tmp_path}; cat twin")
+    assert result.output == "of the task"
+    assert result.errors.count("No such file or directory") == 6
 
 
-def test_the_hosts_devices_are_not_told_of(runtime: Runtime, disk: Path):
-    ended = run_story(runtime, disk, "cd /sys && find . -path './block/*' -o -path './bus/*/devices/*'")
-    hosts = {path.name for path in Path("/sys").glob("bus/*/devices/*")} | {
+def test_host_devices_are_not_listed(runtime: Runtime, disk: Path):
+    result = run_story(runtime, disk, "cd /sys && find . -path './block/*' -o -path './bus/*/devices/*'")
+    host_devices = {path.name for path in Path("/sys").glob("bus/*/devices/*")} | {
         path.name for path in Path("/sys/block").iterdir()
     }
-    found = {Path(line).name for line in ended.output.splitlines()}
-    assert "No such file or directory" in ended.errors or has_own_kernel(runtime)
-    assert not found & hosts
+    visible_devices = {Path(line).name for line in result.output.splitlines()}
+    assert "No such file or directory" in result.errors or has_own_kernel(runtime)
+    assert not visible_devices & host_devices
 
 
-def test_a_link_out_of_the_workspace_leads_nowhere_inside_and_its_target_keeps_its_owner(
-    runtime: Runtime, disk: Path, tmp_path: Path
-):
+def test_symlink_out_of_the_workspace_is_broken_and_harmless(runtime: Runtime, disk: Path, tmp_path: Path):
     if os.getuid() != 0:
         pytest.skip("only root can give files to others")
     canary = tmp_path / "canary"
@@ -56,13 +54,13 @@ def test_a_link_out_of_the_workspace_leads_nowhere_inside_and_its_target_keeps_i
     assert {path.lstat().st_uid for path in workspace.iterdir()} == {os.getuid()}
 
 
-def test_a_hard_link_cannot_be_made_to_the_image_and_can_within_the_workspace(runtime: Runtime, disk: Path):
-    ended = run_story(runtime, disk, "ln /usr/bin/true stolen; ln /etc/passwd stolen; touch a; ln a b && echo linked")
-    assert ended.output == "linked\n"
-    assert "Invalid cross-device link" in ended.errors
+def test_hard_links_work_within_the_workspace_only(runtime: Runtime, disk: Path):
+    result = run_story(runtime, disk, "ln /usr/bin/true stolen; ln /etc/passwd stolen; touch a; ln a b && echo linked")
+    assert result.output == "linked\n"
+    assert "Invalid cross-device link" in result.errors
 
 
-def test_a_workspace_with_a_hard_link_to_elsewhere_is_not_given_away(runtime: Runtime, disk: Path, tmp_path: Path):
+def test_hard_link_to_another_file_prevents_chown(runtime: Runtime, disk: Path, tmp_path: Path):
     if os.getuid() != 0:
         pytest.skip("an ordinary user gives nothing away")
     (disk / "workspace").mkdir()
@@ -74,31 +72,31 @@ def test_a_workspace_with_a_hard_link_to_elsewhere_is_not_given_away(runtime: Ru
     assert canary.stat().st_uid == os.getuid()
 
 
-def test_a_tree_deeper_than_any_path_is_given_back(runtime: Runtime, disk: Path):
+def test_owner_of_a_very_deep_tree_is_restored(runtime: Runtime, disk: Path):
     source = "import os\nfor _ in range(1500):\n os.mkdir('deeper'); os.chdir('deeper')\nopen('file', 'w').close()"
     try:
         assert run_python(runtime, disk, source).code == 0
-        here = os.open(disk / "workspace", os.O_RDONLY)
+        directory = os.open(disk / "workspace", os.O_RDONLY)
         for _ in range(1500):
-            there = os.open("deeper", os.O_RDONLY, dir_fd=here)
-            os.close(here)
-            here = there
-        assert os.stat("file", dir_fd=here).st_uid == os.fstat(here).st_uid == os.getuid()
-        os.close(here)
+            child = os.open("deeper", os.O_RDONLY, dir_fd=directory)
+            os.close(directory)
+            directory = child
+        assert os.stat("file", dir_fd=directory).st_uid == os.fstat(directory).st_uid == os.getuid()
+        os.close(directory)
     finally:
-        # shutil.rmtree recurses, and so would the test framework's own cleaning up
+        # shutil.rmtree recurses, as does the cleanup of pytest
         subprocess.run(["/usr/bin/rm", "-rf", str(disk)], check=True, timeout=30)
 
 
-def test_the_image_is_read_only_and_the_places_of_work_are_not(runtime: Runtime, disk: Path):
+def test_image_is_read_only_and_work_directories_writable(runtime: Runtime, disk: Path):
     script = """for place in / /usr /usr/bin /etc /run /var /proc/sys/kernel; do touch $place/file && echo $place; done
         for place in /workspace /home/agent /tmp /var/tmp /dev/shm; do touch $place/file || echo not $place; done"""
-    ended = run_story(runtime, disk, script)
-    assert ended.output == ""
-    assert ended.errors.count("touch:") == 7
+    result = run_story(runtime, disk, script)
+    assert result.output == ""
+    assert result.errors.count("touch:") == 7
 
 
-def test_kernel_settings_cannot_be_written_and_can_be_read(runtime: Runtime, disk: Path):
+def test_sysctls_are_read_only(runtime: Runtime, disk: Path):
     source = """
 import os
 for name in ("kernel/core_pattern", "kernel/modprobe", "vm/overcommit_memory", "net/ipv4/ip_forward"):
@@ -112,100 +110,96 @@ print(open("/proc/sys/vm/overcommit_memory").read().strip().isdigit())
     assert run_python(runtime, disk, source).output == "True\n"
 
 
-def test_only_harmless_devices_are_there(runtime: Runtime, disk: Path):
+def test_only_harmless_devices_exist(runtime: Runtime, disk: Path):
     script = "ls /dev; mknod /tmp/disk b 254 0 && echo made; echo gone > /dev/null; head -c 4 /dev/zero | wc -c"
-    ended = run_story(runtime, disk, script)
-    *devices, count = ended.output.split()
+    result = run_story(runtime, disk, script)
+    *devices, count = result.output.split()
     harmless = {"core", "fd", "full", "null", "ptmx", "pts", "random", "shm", "stderr", "stdin", "stdout", "tty"}
-    # In a gVisor's kernel a file system by FUSE is its own affair.
+    # FUSE in the sandbox's kernel is harmless to the host.
     assert set(devices) <= harmless | {"urandom", "zero"} | ({"fuse"} if has_own_kernel(runtime) else set())
-    assert (count, "mknod" in ended.errors) == ("4", True)
+    assert (count, "mknod" in result.errors) == ("4", True)
 
 
 # Processes
 
 
-def test_host_processes_are_not_seen_and_own_ones_are(runtime: Runtime, disk: Path):
+def test_only_sandbox_processes_are_visible(runtime: Runtime, disk: Path):
     script = "sleep 30 & for p in /proc/[0-9]*; do echo ${p#/proc/} $(tr '\\0' ' ' < $p/cmdline); done; kill $!"
-    ended = run_story(runtime, disk, script)
-    words = ended.output.splitlines()
-    assert any("sleep 30" in line for line in words)
-    assert all(int(line.split()[0]) < 50 for line in words)
-    assert not any(f"sandbox:{name}" in ended.output for name in ("", "python"))
+    result = run_story(runtime, disk, script)
+    lines = result.output.splitlines()
+    assert any("sleep 30" in line for line in lines)
+    assert all(int(line.split()[0]) < 50 for line in lines)
+    assert not any(f"sandbox:{name}" in result.output for name in ("", "python"))
 
 
-def test_no_process_inside_tells_of_the_hosts_environment(
-    runtime: Runtime, disk: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_host_environment_is_not_visible_in_proc(runtime: Runtime, disk: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("SERVER_SECRET", "server-secret-value")
 
-    async def story() -> None:
+    async def scenario() -> None:
         async with living(runtime, disk) as sandbox:
-            ended = await run_in(
+            result = await run_in(
                 sandbox,
                 ["/bin/bash", "-c", "cat /proc/[0-9]*/environ /proc/[0-9]*/cmdline | tr '\\0' '\\n'"],
                 {"TASK_VALUE": "task-value", "PATH": "/usr/bin"},
             )
-            assert "server-secret-value" not in ended.output
-            assert str(disk) not in ended.output
-            assert "TASK_VALUE=task-value" in ended.output
+            assert "server-secret-value" not in result.output
+            assert str(disk) not in result.output
+            assert "TASK_VALUE=task-value" in result.output
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
-def test_the_environment_is_in_no_argument_list_of_the_host(runtime: Runtime, disk: Path):
-    async def story() -> None:
+def test_environment_is_not_in_host_command_lines(runtime: Runtime, disk: Path):
+    async def scenario() -> None:
         async with living(runtime, disk) as sandbox:
-            given = {"TASK_VALUE": "a-value-that-is-secret", "PATH": "/usr/bin"}
+            environment = {"TASK_VALUE": "a-value-that-is-secret", "PATH": "/usr/bin"}
             script = "echo up $TASK_VALUE; sleep 30"
-            output, _ = await sandbox.start(Command(["/bin/bash", "-c", script], given, "/workspace"))
+            output, _ = await sandbox.start(Command(["/bin/bash", "-c", script], environment, "/workspace"))
             assert b"a-value-that-is-secret" in await read_until(output, b"\n")
-            words = b""
+            command_lines = b""
             for listing in Path("/proc").glob("[0-9]*/cmdline"):
                 with contextlib.suppress(OSError):
-                    words += listing.read_bytes()
-            assert sandbox.handle.attempt_id.encode() in words
-            assert b"a-value-that-is-secret" not in words
+                    command_lines += listing.read_bytes()
+            assert sandbox.handle.attempt_id.encode() in command_lines
+            assert b"a-value-that-is-secret" not in command_lines
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
-def test_the_sandboxs_first_process_cannot_be_looked_into_and_others_can(runtime: Runtime, disk: Path):
+def test_init_process_cannot_be_inspected(runtime: Runtime, disk: Path):
     script = """for name in mem environ fd/1 cmdline; do : < /proc/1/$name; done
         tr '\\0\\n' '  ' < /proc/$$/cmdline; echo; echo $$"""
-    ended = run_story(runtime, disk, script)
-    *_, own_id = ended.output.splitlines()
-    # Where the command itself is the first process, it alone could be forged by what it looks into.
-    assert own_id == "1" or ended.errors.count("No such file or directory") == 4
-    assert ended.output.startswith("/bin/bash -c")
+    result = run_story(runtime, disk, script)
+    *_, shell_pid = result.output.splitlines()
+    # If the command is the first process, no other process could be forged.
+    assert shell_pid == "1" or result.errors.count("No such file or directory") == 4
+    assert result.output.startswith("/bin/bash -c")
 
 
-def test_the_commands_output_cannot_be_opened_by_another_process_and_can_be_inherited(runtime: Runtime, disk: Path):
+def test_command_output_can_be_inherited_and_not_reopened(runtime: Runtime, disk: Path):
     script = """(exec > file; for n in 1 2; do echo forged > /proc/$$/fd/$n; done)
         bash -c 'echo inherited'; cat file"""
-    ended = run_story(runtime, disk, script)
-    assert ended.output == "inherited\n"
-    assert ended.errors.count("No such device or address") == 2
+    result = run_story(runtime, disk, script)
+    assert result.output == "inherited\n"
+    assert result.errors.count("No such device or address") == 2
 
 
 _SPY = """for name in environ mem fd/0 exe; do head -c 0 /proc/$$/$name && echo $name; done
     head -c 0 $0 && echo itself; :"""
 
 
-def test_a_program_that_is_laid_in_unreadable_hides_its_memory_from_its_children(
-    runtime: Runtime, disk: Path, tmp_path: Path
-):
-    hidden = Path(shutil.copy("/usr/bin/bash", tmp_path / "hidden"))
-    hidden.chmod(0o111)
+def test_memory_of_an_unreadable_program_is_protected(runtime: Runtime, disk: Path, tmp_path: Path):
+    unreadable = Path(shutil.copy("/usr/bin/bash", tmp_path / "hidden"))
+    unreadable.chmod(0o111)
 
-    async def story(program: str) -> str:
-        async with living(runtime, disk, programs={hidden: "/opt/agent/hidden"}) as sandbox:
+    async def scenario(program: str) -> str:
+        async with living(runtime, disk, programs={unreadable: "/opt/agent/hidden"}) as sandbox:
             return (await run_in(sandbox, [program, "-c", _SPY, program])).output
 
-    seen = asyncio.run(story("/opt/agent/hidden")).split()
-    # gVisor runs only what can be read, and says so in its probe; still nobody gets at the memory.
-    assert "mem" not in seen if runtime.name == "gvisor" else not seen
-    assert {"environ", "fd/0", "itself"} <= set(asyncio.run(story("/usr/bin/bash")).split())
+    readable = asyncio.run(scenario("/opt/agent/hidden")).split()
+    # gVisor runs only readable programs and reports this in its probe. The memory is protected anyway.
+    assert "mem" not in readable if runtime.name == "gvisor" else not readable
+    assert {"environ", "fd/0", "itself"} <= set(asyncio.run(scenario("/usr/bin/bash")).split())
 
 
 # System calls
@@ -230,11 +224,11 @@ X86 = os.uname().machine == "x86_64"
 """
 
 
-def _told(output: str) -> dict[str, str]:
+def _parse_results(output: str) -> dict[str, str]:
     return dict(line.split() for line in output.splitlines())
 
 
-def test_privileged_calls_are_refused(runtime: Runtime, disk: Path):
+def test_privileged_calls_are_denied(runtime: Runtime, disk: Path):
     source = _attempt("""
 attempt("own_uid", lambda: os.setuid(1000))
 attempt("own_directory", lambda: os.chdir("/workspace"))
@@ -259,16 +253,16 @@ attempt("settime", lambda: call(227 if X86 else 112, 0, 0))
 attempt("setuid", lambda: os.setuid(0))
 attempt("setgroups", lambda: os.setgroups([0]))
 """)
-    told = _told(run_python(runtime, disk, source).output)
-    twins = {name: told.pop(name) for name in ("own_uid", "own_directory", "fork_and_wait")}
-    assert set(twins.values()) == {"works"}
+    results = _parse_results(run_python(runtime, disk, source).output)
+    permitted = {name: results.pop(name) for name in ("own_uid", "own_directory", "fork_and_wait")}
+    assert set(permitted.values()) == {"works"}
     if has_own_kernel(runtime):
-        # Of its own: see the attempts of such a kernel's root below.
-        own = {"unshare_user", "unshare_net", "clone_user", "chroot", "ptrace", "keyctl"}
-        assert "works" not in {said for name, said in told.items() if name not in own}, told
+        # These affect only the sandbox's kernel. See the attempts of root there below.
+        own_kernel_calls = {"unshare_user", "unshare_net", "clone_user", "chroot", "ptrace", "keyctl"}
+        assert "works" not in {outcome for name, outcome in results.items() if name not in own_kernel_calls}, results
         return
-    assert (told.pop("io_uring"), told.pop("clone3"), told.pop("setuid")) == ("ENOSYS", "ENOSYS", "EINVAL")
-    assert set(told.values()) == {"EPERM"}, told
+    assert (results.pop("io_uring"), results.pop("clone3"), results.pop("setuid")) == ("ENOSYS", "ENOSYS", "EINVAL")
+    assert set(results.values()) == {"EPERM"}, results
 
 
 _AS_ROOT = """
@@ -297,20 +291,20 @@ for name in ("twin", *actions):
 """
 
 
-def test_whoever_becomes_root_of_users_inside_touches_nothing_of_the_host(runtime: Runtime, disk: Path):
-    def look() -> tuple[object, ...]:
+def test_root_in_a_user_namespace_cannot_change_the_host(runtime: Runtime, disk: Path):
+    def host_state() -> tuple[object, ...]:
         pattern = Path("/proc/sys/kernel/core_pattern").read_text()
         mounts = Path("/proc/self/mountinfo").read_text().splitlines()
         return os.uname().nodename, pattern, len(mounts), Path("/usr/bin/true").stat().st_mtime
 
-    before = look()
+    before = host_state()
     run_python(runtime, disk, _AS_ROOT)
-    assert look() == before
+    assert host_state() == before
     assert not Path("/usr/bin/stolen").exists()
     assert (disk / "workspace" / "own").stat().st_uid == os.getuid()
 
 
-def test_socket_families_that_lead_to_the_kernel_or_host_are_refused(runtime: Runtime, disk: Path):
+def test_dangerous_socket_families_are_denied(runtime: Runtime, disk: Path):
     source = _attempt("""
 attempt("packet", lambda: socket.socket(17, 3, 0))
 attempt("vsock", lambda: socket.socket(40, 1, 0))
@@ -321,14 +315,14 @@ attempt("raw", lambda: socket.socket(2, 3, 1))
 for name, family, kind in (("unix", 1, 1), ("inet", 2, 1), ("inet6", 10, 2), ("route", 16, 3)):
     attempt(name, lambda: socket.socket(family, kind, 0).close())
 """)
-    told = _told(run_python(runtime, disk, source).output)
-    assert {name for name, said in told.items() if said == "works"} == {"unix", "inet", "inet6", "route"}
+    results = _parse_results(run_python(runtime, disk, source).output)
+    assert {name for name, outcome in results.items() if outcome == "works"} == {"unix", "inet", "inet6", "route"}
     if not has_own_kernel(runtime):
-        assert {told[name] for name in ("packet", "vsock", "alg", "bluetooth")} == {"EAFNOSUPPORT"}
-        assert (told["netfilter"], told["raw"]) == ("EPROTONOSUPPORT", "EPERM")
+        assert {results[name] for name in ("packet", "vsock", "alg", "bluetooth")} == {"EAFNOSUPPORT"}
+        assert (results["netfilter"], results["raw"]) == ("EPROTONOSUPPORT", "EPERM")
 
 
-def test_nothing_can_be_typed_into_a_terminal_and_its_size_can_be_asked(runtime: Runtime, disk: Path):
+def test_terminal_input_injection_is_denied(runtime: Runtime, disk: Path):
     source = _attempt("""
 master, slave = os.openpty()
 attempt("sti", lambda: fcntl.ioctl(slave, 0x5412, b"x"))
@@ -336,62 +330,66 @@ attempt("linux", lambda: fcntl.ioctl(slave, 0x541C, b"x"))
 attempt("size", lambda: fcntl.ioctl(slave, 0x5413, bytes(8)))
 """)
     refusal = "ENOTTY" if runtime.name == "gvisor" else "EPERM"
-    assert _told(run_python(runtime, disk, source).output) == {"sti": refusal, "linux": refusal, "size": "works"}
+    assert _parse_results(run_python(runtime, disk, source).output) == {
+        "sti": refusal,
+        "linux": refusal,
+        "size": "works",
+    }
 
 
-def test_no_privilege_is_held_or_can_be_gained(runtime: Runtime, disk: Path):
-    ended = run_story(runtime, disk, "grep -E '^(Cap|NoNewPrivs|Seccomp:|Groups)' /proc/self/status")
-    told = dict(line.split(":") for line in ended.output.splitlines())
-    assert {int(value, 16) for name, value in told.items() if name.startswith("Cap")} == {0}
+def test_process_has_no_privileges(runtime: Runtime, disk: Path):
+    result = run_story(runtime, disk, "grep -E '^(Cap|NoNewPrivs|Seccomp:|Groups)' /proc/self/status")
+    results = dict(line.split(":") for line in result.output.splitlines())
+    assert {int(value, 16) for name, value in results.items() if name.startswith("Cap")} == {0}
     if not has_own_kernel(runtime):
-        assert (told["NoNewPrivs"].strip(), told["Seccomp"].strip()) == ("1", "2")
+        assert (results["NoNewPrivs"].strip(), results["Seccomp"].strip()) == ("1", "2")
 
 
 # Network
 
 
-def test_the_hosts_loopback_is_not_reached_and_the_gateways_is(runtime: Runtime, disk: Path):
-    async def story() -> None:
-        with socket.create_server(("127.0.0.1", 0)) as of_the_host:
+def test_loopback_reaches_the_gateway_and_not_the_host(runtime: Runtime, disk: Path):
+    async def scenario() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as host_listener:
             async with living(runtime, disk) as sandbox:
-                port = of_the_host.getsockname()[1]
+                port = host_listener.getsockname()[1]
                 script = (
                     f"(: < /dev/tcp/127.0.0.1/{port}) || echo refused; (: < /dev/tcp/127.0.0.1/8123) && echo reached"
                 )
-                ended = await run_in(sandbox, ["/bin/bash", "-c", script])
-                assert ended.output == "refused\nreached\n"
+                result = await run_in(sandbox, ["/bin/bash", "-c", script])
+                assert result.output == "refused\nreached\n"
                 sandbox.listeners.model.accept()[0].close()
-            of_the_host.setblocking(False)
+            host_listener.setblocking(False)
             with pytest.raises(BlockingIOError):
-                of_the_host.accept()
+                host_listener.accept()
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
-def test_the_hosts_abstract_sockets_are_not_reached_and_own_ones_are(runtime: Runtime, disk: Path):
+def test_abstract_sockets_of_the_host_are_unreachable(runtime: Runtime, disk: Path):
     name = f"canary-{os.getpid()}"
-    with socket.socket(socket.AF_UNIX) as of_the_host:
-        of_the_host.bind(f"\0{name}")
-        of_the_host.listen()
+    with socket.socket(socket.AF_UNIX) as host_listener:
+        host_listener.bind(f"\0{name}")
+        host_listener.listen()
         source = _attempt(f"""
 own = socket.socket(socket.AF_UNIX)
 own.bind("\\0own"); own.listen()
 attempt("host", lambda: socket.socket(socket.AF_UNIX).connect("\\0{name}"))
 attempt("own", lambda: socket.socket(socket.AF_UNIX).connect("\\0own"))
 """)
-        assert _told(run_python(runtime, disk, source).output) == {"host": "ECONNREFUSED", "own": "works"}
+        assert _parse_results(run_python(runtime, disk, source).output) == {"host": "ECONNREFUSED", "own": "works"}
 
 
-def test_there_is_no_route_out_and_the_gateways_addresses_arrive_as_they_are(runtime: Runtime, disk: Path):
-    async def story() -> None:
+def test_network_routes_lead_to_the_gateway_only(runtime: Runtime, disk: Path):
+    async def scenario() -> None:
         async with living(runtime, disk) as sandbox:
-            answering = asyncio.create_task(answer(sandbox.listeners.dns_udp))
-            ended = await run_in(sandbox, ["/usr/bin/python3", "-c", CONNECT])
-            await answering
-            assert ended.output.split() == CONNECTED, ended
+            dns_answer = asyncio.create_task(answer(sandbox.listeners.dns_udp))
+            result = await run_in(sandbox, ["/usr/bin/python3", "-c", CONNECT])
+            await dns_answer
+            assert result.output.split() == CONNECTED, result
             take_connection(sandbox.listeners.transparent[443])
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
 _CONNECT_BY_PORT = """
@@ -405,15 +403,15 @@ for port in (22, 5432, 443, 23):
 """
 
 
-def test_programs_without_proxy_support_find_the_ports_that_were_asked_for_and_no_others(runtime: Runtime, disk: Path):
-    async def story() -> None:
+def test_only_requested_transparent_ports_are_open(runtime: Runtime, disk: Path):
+    async def scenario() -> None:
         async with living(runtime, disk, transparent_ports=(443, 80, 22, 5432)) as sandbox:
-            ended = await run_in(sandbox, ["/usr/bin/python3", "-c", _CONNECT_BY_PORT])
-            assert ended.output.split()[:3] == ["open"] * 3, ended
-            assert ended.output.split()[3] != "open", ended
+            result = await run_in(sandbox, ["/usr/bin/python3", "-c", _CONNECT_BY_PORT])
+            assert result.output.split()[:3] == ["open"] * 3, result
+            assert result.output.split()[3] != "open", result
             for port in (22, 5432, 443):
                 connection, _ = sandbox.listeners.transparent[port].accept()
                 assert connection.getsockname() == ("198.18.3.4", port)
                 connection.close()
 
-    asyncio.run(story())
+    asyncio.run(scenario())

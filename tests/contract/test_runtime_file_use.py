@@ -1,4 +1,4 @@
-"""What open files make the host's kernel hold for a sandbox is bounded, and programs that use them go on working."""
+"""Host kernel memory for open files and locks is bounded, and ordinary use works."""
 
 import asyncio
 import resource
@@ -16,7 +16,7 @@ _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
 resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 is_x86 = os.uname().machine == "x86_64"
 
-def tell(*words): print(*words, flush=True)
+def report(*words): print(*words, flush=True)
 
 def attempt(work):
     try: return work() or "done"
@@ -34,50 +34,50 @@ def lock_often(name, count):
 """
 
 
-def told(runtime: Runtime, disk: Path, source: str) -> list[str]:
-    """The lines of a program that ended well."""
-    ended = run_python(runtime, disk, _PRELUDE + source)
-    assert (ended.code, ended.errors) == (0, ""), ended
-    return ended.output.splitlines()
+def run_lines(runtime: Runtime, disk: Path, source: str) -> list[str]:
+    """The output lines of a program that succeeded."""
+    result = run_python(runtime, disk, _PRELUDE + source)
+    assert (result.code, result.errors) == (0, ""), result
+    return result.output.splitlines()
 
 
-async def _count(runtime: Runtime, disk: Path, source: str) -> tuple[FileUsage, Ended]:
+async def _measure(runtime: Runtime, disk: Path, source: str) -> tuple[FileUsage, Ended]:
     async with living(runtime, disk, processes_max=512) as sandbox:
         program = ["/usr/bin/python3", "-c", _PRELUDE + source]
         output, errors = await sandbox.start(Command(program, {"PATH": "/usr/bin:/bin"}, "/workspace"))
-        said = await read_until(output, b"held")
-        use = await sandbox.file_usage()
+        text = await read_until(output, b"held")
+        usage = await sandbox.file_usage()
         await sandbox.kill()
         await sandbox.wait()
-        return use, Ended(None, said.decode(), (await errors.read()).decode())
+        return usage, Ended(None, text.decode(), (await errors.read()).decode())
 
 
-def counted_if_there_is_room(
+def measure_with_own_kernel(
     runtime: Runtime, disk: Path, limits: frozenset[str], source: str
 ) -> tuple[FileUsage, Ended]:
-    """The same, also of a gVisor's kernel, which opens up to two files of the host for each inside."""
+    """Like `measure`, also for runtimes with their own kernel, which open up to two host files for each file inside."""
     if "memory" not in limits:
-        pytest.skip("no control group tells which processes are the sandbox's")
+        pytest.skip("no control group lists the sandbox's processes")
     if resource.getrlimit(resource.RLIMIT_NOFILE)[1] < 20_000:
-        pytest.skip("so many files cannot be open on this machine")
-    return asyncio.run(_count(runtime, disk, source))
+        pytest.skip("the machine's open-file limit is too low")
+    return asyncio.run(_measure(runtime, disk, source))
 
 
-def counted(runtime: Runtime, disk: Path, limits: frozenset[str], source: str) -> tuple[FileUsage, Ended]:
-    """The sandbox's open files once the program has said `held`, and its whole story."""
+def measure(runtime: Runtime, disk: Path, limits: frozenset[str], source: str) -> tuple[FileUsage, Ended]:
+    """The file usage once the program printed `held`, and the result of the program."""
     if has_own_kernel(runtime):
-        pytest.skip("its files are its own kernel's")
+        pytest.skip("files belong to the sandbox's kernel")
     if "memory" not in limits:
-        pytest.skip("no control group tells which processes are the sandbox's")
-    return asyncio.run(_count(runtime, disk, source))
+        pytest.skip("no control group lists the sandbox's processes")
+    return asyncio.run(_measure(runtime, disk, source))
 
 
 _MANY_LOCKS = """
 files = [lock_often(number, 450) for number in range(20)]
-tell("held"); time.sleep(600)
+report("held"); time.sleep(600)
 """
 
-_LOCKS_BEHIND_OTHERS = """
+_LOCKS_AFTER_OTHERS = """
 files = [lock_often(number, 300) for number in range(200)]
 shared = []
 for number in range(8500):
@@ -88,14 +88,14 @@ for half in (shared, [os.open("/proc/self/stat", os.O_RDONLY) for _ in range(700
         for one in half: fcntl.flock(one, fcntl.LOCK_SH)
         os._exit(0)
     os.wait()
-tell("held"); time.sleep(600)
+report("held"); time.sleep(600)
 """
 
-_LOCKS_WITHOUT_FIRST_THREAD = """
+_LOCKS_WITHOUT_MAIN_THREAD = """
 def hold():
     time.sleep(1)
     kept.extend(lock_often(number, 450) for number in range(20))
-    tell("held"); time.sleep(600)
+    report("held"); time.sleep(600)
 kept = []
 threading.Thread(target=hold).start()
 system_call(60 if is_x86 else 93, 0)
@@ -104,13 +104,13 @@ system_call(60 if is_x86 else 93, 0)
 
 @pytest.mark.parametrize(
     "source",
-    [_MANY_LOCKS, _LOCKS_BEHIND_OTHERS, _LOCKS_WITHOUT_FIRST_THREAD],
-    ids=["plain", "behind locks of an ended process", "without the first thread"],
+    [_MANY_LOCKS, _LOCKS_AFTER_OTHERS, _LOCKS_WITHOUT_MAIN_THREAD],
+    ids=["plain", "after locks of an ended process", "main thread ended"],
 )
-def test_locks_on_files_count(runtime: Runtime, disk: Path, limits: frozenset[str], source: str):
-    use, ended = counted(runtime, disk, limits, source)
-    assert use.locks > 8192, ended
-    assert "locks on files" in use.find_violation()
+def test_file_locks_are_counted(runtime: Runtime, disk: Path, limits: frozenset[str], source: str):
+    usage, result = measure(runtime, disk, limits, source)
+    assert usage.locks > 8192, result
+    assert "locks on files" in usage.find_violation()
 
 
 _LOCKS_OF_ENDED_PROCESSES = """
@@ -119,27 +119,25 @@ if os.fork() == 0:
     for one in shared: fcntl.flock(one, fcntl.LOCK_SH)
     os._exit(0)
 os.wait()
-tell("held"); time.sleep(600)
+report("held"); time.sleep(600)
 """
 
 
-def test_a_sandbox_with_few_locks_is_within_bounds_while_another_one_has_many(
-    runtime: Runtime, disk: Path, limits: frozenset[str]
-):
+def test_locks_of_another_sandbox_do_not_count(runtime: Runtime, disk: Path, limits: frozenset[str]):
     if has_own_kernel(runtime):
-        pytest.skip("its files are its own kernel's")
+        pytest.skip("files belong to the sandbox's kernel")
 
-    async def story() -> FileUsage:
+    async def scenario() -> FileUsage:
         async with living(runtime, disk.parent / "other") as other:
             program = ["/usr/bin/python3", "-c", _PRELUDE + _LOCKS_OF_ENDED_PROCESSES]
             output, _ = await other.start(Command(program, {"PATH": "/usr/bin:/bin"}, "/workspace"))
             await read_until(output, b"held")
-            use, _ = await _count(runtime, disk, "kept = lock_often(1, 200)\ntell('held'); time.sleep(600)")
-            return use
+            usage, _ = await _measure(runtime, disk, "kept = lock_often(1, 200)\nreport('held'); time.sleep(600)")
+            return usage
 
-    use = asyncio.run(story())
-    assert use.find_violation() == ""
-    assert use.locks == (200 if "memory" in limits else 0)
+    usage = asyncio.run(scenario())
+    assert usage.find_violation() == ""
+    assert usage.locks == (200 if "memory" in limits else 0)
 
 
 _HALF_READ_DIRECTORIES = """
@@ -149,25 +147,23 @@ room, held = ctypes.create_string_buffer(32), []
 for _ in range(COUNT):
     held.append(os.open("/tmp/many", os.O_RDONLY))
     libc.syscall(217 if is_x86 else 61, held[-1], room, 32)
-tell("held"); time.sleep(600)
+report("held"); time.sleep(600)
 """
 
 
-def test_open_directories_count(runtime: Runtime, disk: Path, limits: frozenset[str]):
-    use, ended = counted(runtime, disk, limits, _HALF_READ_DIRECTORIES.replace("COUNT", "9000"))
-    assert use.directories > 8192, ended
-    assert "open directories" in use.find_violation()
+def test_open_directories_are_counted(runtime: Runtime, disk: Path, limits: frozenset[str]):
+    usage, result = measure(runtime, disk, limits, _HALF_READ_DIRECTORIES.replace("COUNT", "9000"))
+    assert usage.directories > 8192, result
+    assert "open directories" in usage.find_violation()
 
 
-def test_thousands_of_open_directories_and_files_are_within_bounds(
-    runtime: Runtime, disk: Path, limits: frozenset[str]
-):
+def test_thousands_of_open_directories_and_files_are_allowed(runtime: Runtime, disk: Path, limits: frozenset[str]):
     many = "files = [os.open('/dev/null', os.O_RDONLY) for _ in range(9000)]\n"
-    use, _ = counted(runtime, disk, limits, many + _HALF_READ_DIRECTORIES.replace("COUNT", "3000"))
-    assert use.open_files is not None
-    assert use.open_files > 12_000
-    assert 2000 < use.directories < 4500
-    assert use.find_violation() == ""
+    usage, _ = measure(runtime, disk, limits, many + _HALF_READ_DIRECTORIES.replace("COUNT", "3000"))
+    assert usage.open_files is not None
+    assert usage.open_files > 12_000
+    assert 2000 < usage.directories < 4500
+    assert usage.find_violation() == ""
 
 
 _LISTED_DIRECTORIES = """
@@ -176,88 +172,84 @@ for number in range(COUNT):
     os.mkdir(f"/workspace/{number}")
     held.append(os.open(f"/workspace/{number}", os.O_RDONLY)); os.listdir(held[-1])
     if number >= KEPT: os.close(held.pop())
-tell("held"); time.sleep(600)
+report("held"); time.sleep(600)
 """
 
 
-def test_directories_that_are_listed_and_kept_open_count_whoever_opens_them_on_the_host(
-    runtime: Runtime, disk: Path, limits: frozenset[str]
-):
+def test_listed_open_directories_are_counted(runtime: Runtime, disk: Path, limits: frozenset[str]):
     source = _LISTED_DIRECTORIES.replace("COUNT", "8700").replace("KEPT", "8700")
-    use, ended = counted_if_there_is_room(runtime, disk, limits, source)
-    assert 8192 < use.directories < 11_000, ended
-    assert "open directories" in use.find_violation()
+    usage, result = measure_with_own_kernel(runtime, disk, limits, source)
+    assert 8192 < usage.directories < 11_000, result
+    assert "open directories" in usage.find_violation()
 
 
-def test_many_directories_that_are_listed_and_closed_are_within_bounds(
-    runtime: Runtime, disk: Path, limits: frozenset[str]
-):
+def test_listed_closed_directories_are_not_counted(runtime: Runtime, disk: Path, limits: frozenset[str]):
     source = _LISTED_DIRECTORIES.replace("COUNT", "9000").replace("KEPT", "4000")
-    use, _ = counted_if_there_is_room(runtime, disk, limits, source)
-    assert use.find_violation() == ""
+    usage, _ = measure_with_own_kernel(runtime, disk, limits, source)
+    assert usage.find_violation() == ""
 
 
 _FILES_IN_MANY_PROCESSES = """
 files = [os.open("/dev/null", os.O_RDONLY) for _ in range(14000)]
 for _ in range(10):
     if os.fork() == 0: time.sleep(600)
-tell("held"); time.sleep(600)
+report("held"); time.sleep(600)
 """
 
 
-def test_open_files_of_all_processes_together_count(runtime: Runtime, disk: Path, limits: frozenset[str]):
-    use, ended = counted(runtime, disk, limits, _FILES_IN_MANY_PROCESSES)
-    assert use.open_files is not None, ended
-    assert use.open_files > 131_072
-    assert "open files" in use.find_violation()
+def test_open_files_of_all_processes_are_counted(runtime: Runtime, disk: Path, limits: frozenset[str]):
+    usage, result = measure(runtime, disk, limits, _FILES_IN_MANY_PROCESSES)
+    assert usage.open_files is not None, result
+    assert usage.open_files > 131_072
+    assert "open files" in usage.find_violation()
 
 
 _FILES_OF_ONE_THREAD = """
-tell(attempt(lambda: system_call(272 if is_x86 else 97, 0x400)))
-tell(attempt(lambda: system_call(436, 1000, 1000, 2)), attempt(lambda: system_call(436, 1000, 1000, 0)))
-thread = threading.Thread(target=tell, args=("thread",)); thread.start(); thread.join()
+report(attempt(lambda: system_call(272 if is_x86 else 97, 0x400)))
+report(attempt(lambda: system_call(436, 1000, 1000, 2)), attempt(lambda: system_call(436, 1000, 1000, 0)))
+thread = threading.Thread(target=report, args=("thread",)); thread.start(); thread.join()
 """
 
 
-def test_no_thread_has_open_files_of_its_own(runtime: Runtime, disk: Path):
+def test_threads_cannot_unshare_open_files(runtime: Runtime, disk: Path):
     if has_own_kernel(runtime) and runtime.name == "gvisor":
-        pytest.skip("its files are its own kernel's")
-    assert told(runtime, disk, _FILES_OF_ONE_THREAD) == ["EPERM", "EINVAL done", "thread"]
+        pytest.skip("files belong to the sandbox's kernel")
+    assert run_lines(runtime, disk, _FILES_OF_ONE_THREAD) == ["EPERM", "EINVAL done", "thread"]
 
 
-# Pages that nobody is charged for
+# Pages that are not charged to a control group
 
 
-_NOT_COPIED = """
+_ZERO_COPY = """
 splice, sendfile = (275, 40) if is_x86 else (76, 71)
 zero, (reads, writes), (ours, theirs) = os.open("/dev/zero", os.O_RDONLY), os.pipe(), socket.socketpair()
 load = os.open("/proc/loadavg", os.O_RDONLY)
-tell(attempt(lambda: system_call(splice, zero, None, writes, None, 4096, 0)))
+report(attempt(lambda: system_call(splice, zero, None, writes, None, 4096, 0)))
 vector = (ctypes.c_size_t * 2)(ctypes.addressof(ctypes.create_string_buffer(4096)), 4096)
-tell(attempt(lambda: system_call(278 if is_x86 else 75, writes, vector, 1, 0)))
+report(attempt(lambda: system_call(278 if is_x86 else 75, writes, vector, 1, 0)))
 for target in (ours.fileno(), writes):
-    tell(attempt(lambda: system_call(sendfile, target, load, None, 10)))
+    report(attempt(lambda: system_call(sendfile, target, load, None, 10)))
 """
 
 
-def test_no_page_gets_into_a_pipe_or_socket_without_being_copied(runtime: Runtime, disk: Path):
+def test_zero_copy_calls_are_denied(runtime: Runtime, disk: Path):
     if has_own_kernel(runtime) and runtime.name == "gvisor":
-        pytest.skip("its pipes are its own kernel's")
-    assert told(runtime, disk, _NOT_COPIED) == ["EINVAL"] * 4
+        pytest.skip("pipes belong to the sandbox's kernel")
+    assert run_lines(runtime, disk, _ZERO_COPY) == ["EINVAL"] * 4
 
 
-_COPIED = """
+_ORDINARY_COPY = """
 import asyncio
 data = bytes(range(256)) * 4096
 with open("one", "wb") as file: file.write(data)
 shutil.copyfile("one", "two"); shutil.copy2("two", "/tmp/three")
-tell(open("/tmp/three", "rb").read() == data)
+report(open("/tmp/three", "rb").read() == data)
 ours, theirs = socket.socketpair()
 def send(): ours.sendfile(open("one", "rb")); ours.close()
 sender = threading.Thread(target=send); sender.start()
 got = b""
 while chunk := theirs.recv(1 << 20): got += chunk
-sender.join(); tell(got == data)
+sender.join(); report(got == data)
 
 async def serve():
     async def answer(reader, writer):
@@ -266,15 +258,15 @@ async def serve():
     reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
     got = await reader.read(); writer.close(); server.close()
     return got
-tell(asyncio.run(serve()) == data)
+report(asyncio.run(serve()) == data)
 """
 
 
-def test_programs_copy_instead(runtime: Runtime, disk: Path):
-    assert told(runtime, disk, _COPIED) == ["True"] * 3
+def test_programs_fall_back_to_copying(runtime: Runtime, disk: Path):
+    assert run_lines(runtime, disk, _ORDINARY_COPY) == ["True"] * 3
 
 
-def test_commands_copy_instead(runtime: Runtime, disk: Path):
+def test_commands_fall_back_to_copying(runtime: Runtime, disk: Path):
     copy = "seq 100000 > one; cp -a one two; cat two | cat > three; cp two /dev/shm/four"
     compare = "cmp one three && cmp one /dev/shm/four && echo same"
     assert run_story(runtime, disk, f"{copy}; {compare}").output == "same\n"
@@ -287,16 +279,16 @@ nobody = 0xFFFFFFFF
 access = lambda users: (2).to_bytes(4, "little") + entry(1, nobody) + entry(2, 1000) * users + b"".join(
     entry(tag, nobody) for tag in (4, 16, 32))
 for users in (7000, 100, 5):
-    tell(attempt(lambda: os.setxattr("/dev/shm/file", "system.posix_acl_access", access(users))))
+    report(attempt(lambda: os.setxattr("/dev/shm/file", "system.posix_acl_access", access(users))))
 """
 
 
-def test_lists_of_who_may_use_a_file_are_short(runtime: Runtime, disk: Path):
+def test_size_of_access_control_lists_is_limited(runtime: Runtime, disk: Path):
     if has_own_kernel(runtime) and runtime.name == "gvisor":
-        pytest.skip("its attributes are its own kernel's")
-    long, still_long, short = told(runtime, disk, _ATTRIBUTES)
+        pytest.skip("attributes belong to the sandbox's kernel")
+    long, still_long, short = run_lines(runtime, disk, _ATTRIBUTES)
     assert (long, still_long) == ("ENOTSUP", "ENOTSUP")
-    assert short in {"done", "ENOTSUP"}  # a kernel without such lists
+    assert short in {"done", "ENOTSUP"}  # kernels without POSIX ACLs
 
 
 _LOCKED = """
@@ -307,12 +299,12 @@ print(open("/proc/locks").read(), "POSIX" in open(f"/proc/self/fdinfo/{file}").r
 """
 
 
-def test_nobody_inside_lists_the_locks_of_the_machine(runtime: Runtime, disk: Path):
-    """While it is listed, nobody can lock a file; readers that do nothing else make everybody wait."""
+def test_proc_locks_is_empty(runtime: Runtime, disk: Path):
+    """Reading the list blocks all file locking on the machine."""
     if has_own_kernel(runtime):
-        pytest.skip("its locks are its own kernel's")
-    ended = run_python(runtime, disk, _LOCKED)
-    assert (ended.output, ended.errors) == (" True\n", "")
+        pytest.skip("locks belong to the sandbox's kernel")
+    result = run_python(runtime, disk, _LOCKED)
+    assert (result.output, result.errors) == (" True\n", "")
 
 
 # Epoll entries: one event wakes all entries of its file
@@ -333,7 +325,7 @@ _MANY_EPOLL_ENTRIES = (
     _EPOLL
     + """
 kept = watch(40, 1000)
-tell("held"); time.sleep(600)
+report("held"); time.sleep(600)
 """
 )
 
@@ -346,7 +338,7 @@ descriptors = [one.fileno() for one in polls]
 left.sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))])
 for one in polls: one.close()
 for one in copies: os.close(one)
-tell("held"); time.sleep(600)
+report("held"); time.sleep(600)
 """
 )
 
@@ -356,7 +348,7 @@ _FEW_EPOLL_ENTRIES = (
 kept = watch(2, 10000)
 left, right = socket.socketpair()
 left.sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [0, 1, 2]))])
-tell("held"); time.sleep(600)
+report("held"); time.sleep(600)
 """
 )
 
@@ -372,11 +364,11 @@ tell("held"); time.sleep(600)
 )
 def test_epoll_entries_are_limited(runtime: Runtime, disk: Path, limits: frozenset[str], source: str, exceeds: bool):
     if has_own_kernel(runtime):
-        pytest.skip("its epoll instances are its own kernel's")
+        pytest.skip("epoll instances belong to the sandbox's kernel")
     if "memory" not in limits:
         pytest.skip("no control group lists the sandbox's processes")
 
-    async def measure() -> list[str]:
+    async def scenario() -> list[str]:
         async with living(runtime, disk) as sandbox:
             program = ["/usr/bin/python3", "-c", _PRELUDE + source]
             output, _ = await sandbox.start(Command(program, {"PATH": "/usr/bin:/bin"}, "/workspace"))
@@ -386,6 +378,6 @@ def test_epoll_entries_are_limited(runtime: Runtime, disk: Path, limits: frozens
             await sandbox.wait()
             return violations
 
-    violations = asyncio.run(measure())
+    violations = asyncio.run(scenario())
     assert ("epoll entries" in violations[-1]) == exceeds, violations
     assert exceeds or not any(violations)

@@ -1,4 +1,4 @@
-"""An image is the / of a sandbox in every runtime: whole, read-only, with nothing of the host's own /usr."""
+"""An image is the root file system of a sandbox: complete, read-only, without the host's /usr."""
 
 import asyncio
 import io
@@ -17,22 +17,22 @@ ATTEMPT = "imageimageim"
 
 @pytest.fixture(scope="module")
 def image(tmp_path_factory):
-    """An image with a few programs, in a directory that nobody but its owner can walk to."""
+    """An image with a few programs, below a directory that only its owner can enter."""
     private = tmp_path_factory.mktemp("images")
     private.chmod(0o700)
     root = private / "root"
     root.mkdir(mode=0o755)
     root.chmod(0o755)
     tree = RootFs(root)
-    for one in (small_root(), layer(entry("opt/tools/marker", b"of the image\n"))):
-        apply_layer(TarStream(io.BytesIO(one), ByteBudget(1 << 32)), tree)
+    for data in (small_root(), layer(entry("opt/tools/marker", b"of the image\n"))):
+        apply_layer(TarStream(io.BytesIO(data), ByteBudget(1 << 32)), tree)
     finalize(tree)
     return root
 
 
 @pytest.fixture
-def said(runtime, disk, image, tmp_path):
-    """Run a line of shell in a sandbox of the image; gives what it says, on both streams."""
+def run_line(runtime, disk, image, tmp_path):
+    """Return a function that runs a shell line in a sandbox with the image and returns stdout and stderr."""
     program = tmp_path / "program"
     program.write_bytes(b"#!/bin/sh\necho brought\n")
     program.chmod(0o755)
@@ -55,33 +55,33 @@ def said(runtime, disk, image, tmp_path):
     return lambda line: asyncio.run(asyncio.wait_for(run(line), 90))
 
 
-def test_the_files_of_the_image_are_there_and_the_hosts_are_not(said):
-    assert said("cat /opt/tools/marker; ls /usr/bin/python3 /usr/share") == (
+def test_sandbox_has_files_of_the_image_and_not_the_host(run_line):
+    assert run_line("cat /opt/tools/marker; ls /usr/bin/python3 /usr/share") == (
         "of the image\n"
         "ls: cannot access '/usr/bin/python3': No such file or directory\n"
         "ls: cannot access '/usr/share': No such file or directory"
     )
 
 
-def test_a_program_of_the_server_is_laid_into_the_image(said):
-    assert said("program") == "brought"
+def test_server_program_is_available_in_the_image(run_line):
+    assert run_line("program") == "brought"
 
 
-def test_nothing_in_the_image_can_be_changed(said, image):
-    places = "/x /usr/x /etc/x /etc/passwd /opt/tools/marker /run/x /home/x /var/x"
-    assert said(f"for p in {places}; do echo x 2>/dev/null >$p && echo $p; done") == ""
+def test_image_is_read_only(run_line, image):
+    paths = "/x /usr/x /etc/x /etc/passwd /opt/tools/marker /run/x /home/x /var/x"
+    assert run_line(f"for p in {paths}; do echo x 2>/dev/null >$p && echo $p; done") == ""
     assert (image / "opt/tools/marker").read_text() == "of the image\n"
     assert not (image / "x").exists()
 
 
-def test_workspace_home_and_tmp_can_be_written(said, disk):
-    assert said("for p in /workspace /home/agent /tmp /var/tmp; do echo x >$p/written && echo $p; done") == (
+def test_workspace_home_and_tmp_are_writable(run_line, disk):
+    assert run_line("for p in /workspace /home/agent /tmp /var/tmp; do echo x >$p/written && echo $p; done") == (
         "/workspace\n/home/agent\n/tmp\n/var/tmp"
     )
     assert (disk / "workspace/written").read_text() == "x\n"
 
 
-def test_the_user_and_the_names_are_the_sandboxs_own(said):
-    assert said("id -un; id -u; cat /etc/hostname; head -1 /etc/hosts; cat /etc/shadow 2>/dev/null") == (
+def test_user_and_host_names_are_sandbox_specific(run_line):
+    assert run_line("id -un; id -u; cat /etc/hostname; head -1 /etc/hosts; cat /etc/shadow 2>/dev/null") == (
         f"agent\n1000\n{ATTEMPT}\n127.0.0.1 localhost"
     )

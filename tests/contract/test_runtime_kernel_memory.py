@@ -1,4 +1,4 @@
-"""Memory that the kernel holds for a sandbox beyond what its programs allocate is bounded."""
+"""Kernel memory of a sandbox beyond the allocations of its programs is bounded."""
 
 import asyncio
 import os
@@ -19,7 +19,7 @@ libc = ctypes.CDLL(None, use_errno=True)
 _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
 resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
-def tell(*words): print(*words, flush=True)
+def report(*words): print(*words, flush=True)
 
 def attempt(work):
     try: return work() or "done"
@@ -42,40 +42,40 @@ def send_all_it_takes(connection):
 """
 
 
-def told(runtime: Runtime, disk: Path, source: str) -> list[str]:
-    """The lines of a program that ended well."""
-    ended = run_python(runtime, disk, _PRELUDE + source)
-    assert (ended.code, ended.errors) == (0, ""), ended
-    return ended.output.splitlines()
+def run_lines(runtime: Runtime, disk: Path, source: str) -> list[str]:
+    """The output lines of a program that succeeded."""
+    result = run_python(runtime, disk, _PRELUDE + source)
+    assert (result.code, result.errors) == (0, ""), result
+    return result.output.splitlines()
 
 
-def held_at_most(runtime: Runtime, disk: Path, source: str) -> tuple[KernelUsage, Ended]:
-    """What the host's kernel counts for the sandbox once the program has said `held`, and its whole story."""
+def measure(runtime: Runtime, disk: Path, source: str) -> tuple[KernelUsage, Ended]:
+    """The kernel usage once the program printed `held`, and the result of the program."""
 
-    async def story() -> tuple[KernelUsage, Ended]:
+    async def scenario() -> tuple[KernelUsage, Ended]:
         async with living(runtime, disk, memory_bytes=MEMORY_BYTES) as sandbox:
             program = ["/usr/bin/python3", "-c", _PRELUDE + source]
             output, errors = await sandbox.start(Command(program, {"PATH": "/usr/bin:/bin"}, "/workspace"))
-            said = await read_until(output, b"held")
-            use = await sandbox.kernel_usage()
+            text = await read_until(output, b"held")
+            usage = await sandbox.kernel_usage()
             await sandbox.kill()
             await sandbox.wait()
-            return use, Ended(None, said.decode(), (await errors.read()).decode())
+            return usage, Ended(None, text.decode(), (await errors.read()).decode())
 
-    return asyncio.run(story())
+    return asyncio.run(scenario())
 
 
-# Buffers
+# Socket buffers
 
 
 _TCP_NEVER_READ = """
-door, held = listener(), []
+server, held = listener(), []
 total = 0
 for _ in range(150):
-    client = socket.create_connection(door.getsockname())
-    held += [client, door.accept()[0]]
+    client = socket.create_connection(server.getsockname())
+    held += [client, server.accept()[0]]
     total += send_all_it_takes(client)
-tell("sent", total >> 20, "held"); time.sleep(600)
+report("sent", total >> 20, "held"); time.sleep(600)
 """
 
 _UDP_NEVER_READ = """
@@ -85,33 +85,35 @@ for _ in range(2000):
     one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8 << 20)
     one.bind(("127.0.0.1", 0)); held.append(one)
     for _ in range(3): sender.sendto(bytes(60000), one.getsockname())
-tell("held"); time.sleep(600)
+report("held"); time.sleep(600)
 """
 
 
 @pytest.mark.parametrize("source", [_TCP_NEVER_READ, _UDP_NEVER_READ], ids=["TCP", "UDP"])
-def test_sockets_that_are_never_read_hold_no_more_than_their_share(
-    runtime: Runtime, disk: Path, limits: frozenset[str], source: str
-):
+def test_unread_sockets_are_limited_to_their_share(runtime: Runtime, disk: Path, limits: frozenset[str], source: str):
     if has_own_kernel(runtime) and runtime.name != "gvisor":
-        pytest.skip("its sockets are in its own memory")
+        pytest.skip("socket buffers use the guest's memory")
     if "sockets" not in limits:
-        pytest.skip("no limit on buffers of sockets on this machine")
-    use, ended = held_at_most(runtime, disk, source)
-    assert use.buffer_bytes is not None, ended
-    # The kernel charges the last packet of each connection also past the limit.
-    assert MEBIBYTE < use.buffer_bytes <= BUFFERS_MAX + 16 * MEBIBYTE, ended
-    assert use.received_bytes is None or use.received_bytes_max is None or use.received_bytes < use.received_bytes_max
+        pytest.skip("this machine has no socket buffer limit")
+    usage, result = measure(runtime, disk, source)
+    assert usage.buffer_bytes is not None, result
+    # The kernel also charges the last packet of each connection beyond the limit.
+    assert MEBIBYTE < usage.buffer_bytes <= BUFFERS_MAX + 16 * MEBIBYTE, result
+    assert (
+        usage.received_bytes is None
+        or usage.received_bytes_max is None
+        or usage.received_bytes < usage.received_bytes_max
+    )
 
 
 _TRANSFER = """
-door, total = listener(), 256 << 20
+server, total = listener(), 256 << 20
 def receive():
-    connection, _ = door.accept(); got = 0
+    connection, _ = server.accept(); got = 0
     while chunk := connection.recv(1 << 20): got += len(chunk)
-    tell("received", got == total)
+    report("received", got == total)
 receiver = threading.Thread(target=receive); receiver.start()
-client = socket.create_connection(door.getsockname())
+client = socket.create_connection(server.getsockname())
 for _ in range(total >> 20): client.sendall(bytes(1 << 20))
 client.close(); receiver.join()
 
@@ -120,74 +122,74 @@ receiver.bind(("127.0.0.1", 0))
 for number in range(2000):
     sender.sendto(b"%d" % number, receiver.getsockname())
     assert receiver.recv(100) == b"%d" % number
-pairs = [(socket.create_connection(door.getsockname()), door.accept()[0]) for _ in range(400)]
+pairs = [(socket.create_connection(server.getsockname()), server.accept()[0]) for _ in range(400)]
 for ours, theirs in pairs: ours.sendall(b"x" * 10000)
-tell("pairs", all(len(theirs.recv(10000, socket.MSG_WAITALL)) == 10000 for ours, theirs in pairs))
+report("pairs", all(len(theirs.recv(10000, socket.MSG_WAITALL)) == 10000 for ours, theirs in pairs))
 """
 
 
-def test_data_that_is_read_passes_whole(runtime: Runtime, disk: Path):
-    assert told(runtime, disk, _TRANSFER) == ["received True", "pairs True"]
+def test_data_that_is_read_is_complete(runtime: Runtime, disk: Path):
+    assert run_lines(runtime, disk, _TRANSFER) == ["received True", "pairs True"]
 
 
 _NEVER_ACCEPTED = """
-door = socket.socket()
-door.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
-try: door.setsockopt(socket.SOL_SOCKET, 18, 4 << 20)  # SO_RCVLOWAT makes room too
+server = socket.socket()
+server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
+try: server.setsockopt(socket.SOL_SOCKET, 18, 4 << 20)  # SO_RCVLOWAT makes room too
 except OSError: pass
-door.bind(("127.0.0.1", 0)); door.listen(100)
+server.bind(("127.0.0.1", 0)); server.listen(100)
 client = socket.socket()
 client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-client.connect(door.getsockname())
-tell(send_all_it_takes(client))
+client.connect(server.getsockname())
+report(send_all_it_takes(client))
 """
 
 
-def test_a_connection_that_nobody_accepts_takes_little(runtime: Runtime, disk: Path):
+def test_unaccepted_connection_buffers_little(runtime: Runtime, disk: Path):
     if has_own_kernel(runtime) and runtime.name != "gvisor":
-        pytest.skip("its sockets are in its own memory")
-    (sent,) = told(runtime, disk, _NEVER_ACCEPTED)
+        pytest.skip("socket buffers use the guest's memory")
+    (sent,) = run_lines(runtime, disk, _NEVER_ACCEPTED)
     assert 0 < int(sent) < 256 * 1024
 
 
 _CLOSED_AND_NEVER_ACCEPTED = """
-door = listener()
+server = listener()
 for _ in range(1000):
-    client = socket.create_connection(door.getsockname())
+    client = socket.create_connection(server.getsockname())
     client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     client.close()
-tell("held"); time.sleep(600)
+report("held"); time.sleep(600)
 """
 
 
-def test_connections_that_were_reset_before_anybody_accepted_them_count(runtime: Runtime, disk: Path):
+def test_reset_unaccepted_connections_are_counted(runtime: Runtime, disk: Path):
     if runtime.name == "qemu":
-        pytest.skip("its sockets are in its own memory")
-    use, ended = held_at_most(runtime, disk, _CLOSED_AND_NEVER_ACCEPTED)
-    assert use.sockets is not None, ended
-    assert 1000 <= use.sockets < 1100
+        pytest.skip("socket buffers use the guest's memory")
+    usage, result = measure(runtime, disk, _CLOSED_AND_NEVER_ACCEPTED)
+    assert usage.sockets is not None, result
+    assert 1000 <= usage.sockets < 1100
 
 
-_TIMES_NEVER_READ = """
-beside = [(socket.SOL_SOCKET, 37, struct.pack("I", 2 | 256))]  # SO_TIMESTAMPING: when it was queued, and sent
+_TIMESTAMPS_NEVER_READ = """
+ancillary = [(socket.SOL_SOCKET, 37, struct.pack("I", 2 | 256))]  # SO_TIMESTAMPING: time of queueing and sending
 receiver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); receiver.bind(("127.0.0.1", 0))
 held = []
 for _ in range(1500):
     one = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); one.connect(receiver.getsockname()); held.append(one)
     for _ in range(4):
-        one.sendmsg([bytes(50000)], beside); receiver.recv(65536)
-tell("held"); time.sleep(600)
+        one.sendmsg([bytes(50000)], ancillary); receiver.recv(65536)
+report("held"); time.sleep(600)
 """
 
 
-def test_what_was_sent_does_not_wait_with_its_time_or_counts(runtime: Runtime, disk: Path):
-    """The request comes beside the message, where no filter on system calls sees it."""
+def test_unread_timestamps_are_bounded_or_counted(runtime: Runtime, disk: Path):
+    """Ancillary data requests the timestamp, which no seccomp filter can see."""
     if has_own_kernel(runtime):
-        pytest.skip("it takes no such message, or has its sockets in its own memory")
-    use, ended = held_at_most(runtime, disk, _TIMES_NEVER_READ)
-    assert use.received_bytes is not None, ended
-    # Older kernels have that setting for the machine only.
-    assert use.received_bytes < MEBIBYTE or "time stamps" in use.find_violation()
+        pytest.skip("the message is unsupported or uses the guest's memory")
+    usage, result = measure(runtime, disk, _TIMESTAMPS_NEVER_READ)
+    assert usage.received_bytes is not None, result
+    # On older kernels this sysctl is global.
+    assert usage.received_bytes < MEBIBYTE or "time stamps" in usage.find_violation()
 
 
 _NETLINK_NEVER_READ = """
@@ -197,17 +199,17 @@ for _ in range(200):
     try:
         for _ in range(300): one.send(request)
     except OSError: pass
-tell("held"); time.sleep(600)
+report("held"); time.sleep(600)
 """
 
 
-def test_answers_that_nobody_reads_in_netlink_sockets_count(runtime: Runtime, disk: Path):
+def test_unread_netlink_responses_are_counted(runtime: Runtime, disk: Path):
     if has_own_kernel(runtime):
-        pytest.skip("its netlink is its own kernel's")
-    use, ended = held_at_most(runtime, disk, _NETLINK_NEVER_READ)
-    assert use.netlink_bytes is not None, ended
-    assert use.netlink_bytes > 20 * MEBIBYTE
-    assert "netlink" in use.find_violation()
+        pytest.skip("netlink belongs to the sandbox's kernel")
+    usage, result = measure(runtime, disk, _NETLINK_NEVER_READ)
+    assert usage.netlink_bytes is not None, result
+    assert usage.netlink_bytes > 20 * MEBIBYTE
+    assert "netlink" in usage.find_violation()
 
 
 _ORDINARY_USE = """
@@ -216,29 +218,29 @@ files = [open(f"/dev/shm/{number}", "w") for number in range(20)]
 for file in files: fcntl.lockf(file, fcntl.LOCK_EX, 1, 0)
 held = [socket.if_nameindex()] + [listener() for _ in range(200)]
 held += [socket.create_connection(one.getsockname()) for one in held[1:]]
-tell("held"); time.sleep(600)
+report("held"); time.sleep(600)
 """
 
 
-def test_what_ordinary_programs_have_is_within_all_bounds(runtime: Runtime, disk: Path):
-    use, ended = held_at_most(runtime, disk, _ORDINARY_USE)
-    assert "held" in ended.output, ended
-    assert use.find_violation() == ""
+def test_ordinary_use_is_within_limits(runtime: Runtime, disk: Path):
+    usage, result = measure(runtime, disk, _ORDINARY_USE)
+    assert "held" in result.output, result
+    assert usage.find_violation() == ""
 
 
-_MUCH_IN_NETLINK_AT_ONCE = """
+_LARGE_NETLINK_REQUESTS = """
 echoed = struct.pack("=IHHII", 200016, 0xFFF, 5, 1, 0) + bytes(200000)
 held = [socket.socket(16, 3, 0) for _ in range(200)]
 for one in held: one.send(echoed)
-tell("held"); time.sleep(600)
+report("held"); time.sleep(600)
 """
 
 
-def test_requests_that_come_back_whole_count_as_answers(runtime: Runtime, disk: Path):
+def test_echoed_netlink_requests_are_counted(runtime: Runtime, disk: Path):
     if has_own_kernel(runtime):
-        pytest.skip("its netlink is its own kernel's")
-    use, ended = held_at_most(runtime, disk, _MUCH_IN_NETLINK_AT_ONCE)
-    assert "netlink" in use.find_violation(), ended
+        pytest.skip("netlink belongs to the sandbox's kernel")
+    usage, result = measure(runtime, disk, _LARGE_NETLINK_REQUESTS)
+    assert "netlink" in usage.find_violation(), result
 
 
 _ERRORS_NEVER_READ = """
@@ -248,40 +250,40 @@ for _ in range(20):
     try: one.sendto(bytes(500), ("127.0.0.1", 9))
     except OSError: pass
 one.setblocking(False)
-tell(attempt(lambda: str(one.recvmsg(1000, 1000, 0x2000))))
+report(attempt(lambda: str(one.recvmsg(1000, 1000, 0x2000))))
 name = socket.getaddrinfo("localhost", 80)[0][4][0]
-tell(name)
+report(name)
 """
 
 
-def test_errors_of_a_socket_are_not_queued_and_names_are_found(runtime: Runtime, disk: Path):
+def test_socket_errors_are_not_queued(runtime: Runtime, disk: Path):
     if has_own_kernel(runtime):
-        pytest.skip("its errors are its own kernel's")
-    assert told(runtime, disk, _ERRORS_NEVER_READ) in (["EAGAIN", "127.0.0.1"], ["EAGAIN", "::1"])
+        pytest.skip("errors belong to the sandbox's kernel")
+    assert run_lines(runtime, disk, _ERRORS_NEVER_READ) in (["EAGAIN", "127.0.0.1"], ["EAGAIN", "::1"])
 
 
-_WAITING = """
+_POLL_AND_SELECT = """
 import select
 reads, writes = os.pipe(); os.write(writes, b"x")
 many = (ctypes.c_int * 2 * 5000)(*((reads, 1),) * 5000)
 poll, select_ = {"x86_64": (7, 23), "aarch64": (None, None)}[os.uname().machine]
 if poll:
-    tell(attempt(lambda: str(system_call(poll, many, 5000, 0))), system_call(poll, many, 4000, 0))
-    tell(attempt(lambda: str(system_call(select_, 5000, None, None, None, many))))
+    report(attempt(lambda: str(system_call(poll, many, 5000, 0))), system_call(poll, many, 4000, 0))
+    report(attempt(lambda: str(system_call(select_, 5000, None, None, None, many))))
 waiting = select.epoll()
 copies = [os.dup(reads) for _ in range(5000)]
 for one in copies: waiting.register(one, select.EPOLLIN)
-tell(len(waiting.poll(0, 6000)))
+report(len(waiting.poll(0, 6000)))
 """
 
 
-def test_thousands_of_files_are_waited_for_by_epoll_only(runtime: Runtime, disk: Path):
+def test_poll_and_select_are_limited_and_epoll_is_not(runtime: Runtime, disk: Path):
     if has_own_kernel(runtime):
-        pytest.skip("its waiting is its own kernel's")
-    assert told(runtime, disk, _WAITING) == ["EINVAL 4000", "EINVAL", "5000"]
+        pytest.skip("polling belongs to the sandbox's kernel")
+    assert run_lines(runtime, disk, _POLL_AND_SELECT) == ["EINVAL 4000", "EINVAL", "5000"]
 
 
-# What the kernel holds for one socket
+# Memory per socket
 
 
 _OPTIONS = """
@@ -298,33 +300,33 @@ for name, one, level, option, value in (
     ("MCAST_JOIN_SOURCE_GROUP", udp, 0, 46, bytes(264)), ("IPV6_FLOWLABEL_MGR", six, 41, 32, bytes(32)),
     ("SO_ZEROCOPY", tcp, 1, 60, 1), ("IP_MINTTL", tcp, 0, 21, 255), ("IPV6_MINHOPCOUNT", six, 41, 73, 255),
 ):
-    tell(name, attempt(lambda: one.setsockopt(level, option, value)))
-tell("TCP_ZEROCOPY_RECEIVE", attempt(lambda: tcp.getsockopt(6, 35, 40)))
+    report(name, attempt(lambda: one.setsockopt(level, option, value)))
+report("TCP_ZEROCOPY_RECEIVE", attempt(lambda: tcp.getsockopt(6, 35, 40)))
 """
 
 
-def test_options_that_take_memory_for_a_socket_are_not_there(runtime: Runtime, disk: Path):
+def test_memory_consuming_socket_options_are_denied(runtime: Runtime, disk: Path):
     if has_own_kernel(runtime):
-        pytest.skip("its options are its own kernel's")
-    lines = told(runtime, disk, _OPTIONS)
+        pytest.skip("options belong to the sandbox's kernel")
+    lines = run_lines(runtime, disk, _OPTIONS)
     assert len(lines) == 16
     assert {line.split()[1] for line in lines} == {"ENOPROTOOPT"}, lines
 
 
-_HELD_BACK = """
+_CORKED = """
 udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); udp.connect(("127.0.0.1", 9))
-tell(attempt(lambda: udp.send(bytes(60000), socket.MSG_MORE)))
-tell(attempt(lambda: udp.sendmsg([bytes(60000)], [], socket.MSG_MORE)))
+report(attempt(lambda: udp.send(bytes(60000), socket.MSG_MORE)))
+report(attempt(lambda: udp.sendmsg([bytes(60000)], [], socket.MSG_MORE)))
 source, target = os.pipe(); os.write(target, bytes(60000))
 splice = {"x86_64": 275, "aarch64": 76}[os.uname().machine]
-tell(attempt(lambda: system_call(splice, source, None, udp.fileno(), None, 60000, 4)))
+report(attempt(lambda: system_call(splice, source, None, udp.fileno(), None, 60000, 4)))
 """
 
 
-def test_no_datagram_is_held_back(runtime: Runtime, disk: Path):
+def test_datagrams_cannot_be_corked(runtime: Runtime, disk: Path):
     if has_own_kernel(runtime):
-        pytest.skip("what is held back is in its own memory")
-    assert told(runtime, disk, _HELD_BACK) == ["ENOTSUP", "ENOTSUP", "EINVAL"]
+        pytest.skip("corked data uses the guest's memory")
+    assert run_lines(runtime, disk, _CORKED) == ["ENOTSUP", "ENOTSUP", "EINVAL"]
 
 
 _ORDINARY_OPTIONS = """
@@ -341,44 +343,44 @@ for one, level, option, value in (
 ):
     one.setsockopt(level, option, value)
 assert tcp.getsockopt(IPPROTO_TCP, TCP_NODELAY) and len(tcp.getsockopt(IPPROTO_TCP, TCP_INFO, 100)) == 100
-pair = socketpair(); pair[0].sendall(b"both ways"); tell(pair[1].recv(100).decode())
-tell(len(if_nameindex()) > 0)
+pair = socketpair(); pair[0].sendall(b"both ways"); report(pair[1].recv(100).decode())
+report(len(if_nameindex()) > 0)
 """
 
 
-def test_options_of_ordinary_programs_work(runtime: Runtime, disk: Path):
-    assert told(runtime, disk, _ORDINARY_OPTIONS) == ["both ways", "True"]
+def test_ordinary_socket_options_work(runtime: Runtime, disk: Path):
+    assert run_lines(runtime, disk, _ORDINARY_OPTIONS) == ["both ways", "True"]
 
 
 _SILENT_CLIENTS = """
-door = listener(); door.setsockopt(6, socket.TCP_DEFER_ACCEPT, 1000000)
-clients = [socket.create_connection(door.getsockname()) for _ in range(20)]
-door.settimeout(10)
-tell(len([door.accept() for _ in clients]))
+server = listener(); server.setsockopt(6, socket.TCP_DEFER_ACCEPT, 1000000)
+clients = [socket.create_connection(server.getsockname()) for _ in range(20)]
+server.settimeout(10)
+report(len([server.accept() for _ in clients]))
 """
 
 
-def test_no_connection_waits_half_open_for_a_client_that_says_nothing(runtime: Runtime, disk: Path):
+def test_connections_of_silent_clients_are_accepted(runtime: Runtime, disk: Path):
     if runtime.name == "qemu":
-        pytest.skip("its connections are in its own memory")
-    assert told(runtime, disk, _SILENT_CLIENTS) == ["20"]
+        pytest.skip("connections use the guest's memory")
+    assert run_lines(runtime, disk, _SILENT_CLIENTS) == ["20"]
 
 
 _LINE_DISCIPLINES = """
 import fcntl
 outer, inner = os.openpty()
-for discipline in (1, 3, 13, 27): tell(attempt(lambda: fcntl.ioctl(inner, 0x5423, struct.pack("i", discipline))))
-tell(os.isatty(inner), len(fcntl.ioctl(inner, 0x5401, bytes(60))))
+for discipline in (1, 3, 13, 27): report(attempt(lambda: fcntl.ioctl(inner, 0x5423, struct.pack("i", discipline))))
+report(os.isatty(inner), len(fcntl.ioctl(inner, 0x5401, bytes(60))))
 """
 
 
-def test_no_terminal_gets_another_line_discipline(runtime: Runtime, disk: Path):
+def test_line_disciplines_cannot_be_changed(runtime: Runtime, disk: Path):
     if has_own_kernel(runtime):
-        pytest.skip("its modules are its own kernel's")
-    assert told(runtime, disk, _LINE_DISCIPLINES) == ["EPERM"] * 4 + ["True 60"]
+        pytest.skip("modules belong to the sandbox's kernel")
+    assert run_lines(runtime, disk, _LINE_DISCIPLINES) == ["EPERM"] * 4 + ["True 60"]
 
 
-# Families and protocols that would have the kernel load a module of the host
+# Families and protocols that would load a kernel module on the host
 
 
 _ODD_SOCKETS = """
@@ -390,18 +392,18 @@ for family, kind, protocol in (
 ):
     for number, *rest in ((numbers[0],), (numbers[1], ends)):
         answer = attempt(lambda: str(system_call(number, family, kind, protocol, *rest)))
-        tell(family, kind, protocol, "pair" if rest else "one", answer)
+        report(family, kind, protocol, "pair" if rest else "one", answer)
 """
 
 
-def test_no_socket_of_another_family_type_or_protocol_is_made_alone_or_as_a_pair(runtime: Runtime, disk: Path):
-    lines = told(runtime, disk, _ODD_SOCKETS)
-    answers = {line.rpartition(" ")[2] for line in lines}
+def test_other_socket_families_types_and_protocols_are_denied(runtime: Runtime, disk: Path):
+    lines = run_lines(runtime, disk, _ODD_SOCKETS)
+    results = {line.rpartition(" ")[2] for line in lines}
     assert len(lines) == 28
     if has_own_kernel(runtime):
-        assert answers.isdisjoint({"done"}), lines
+        assert results.isdisjoint({"done"}), lines
         return
-    assert answers <= {"EAFNOSUPPORT", "EPERM", "EPROTONOSUPPORT"}, lines
+    assert results <= {"EAFNOSUPPORT", "EPERM", "EPROTONOSUPPORT"}, lines
 
 
 # Freed objects of the kernel
@@ -419,7 +421,7 @@ kept = []
 def fill_and_free(size, every):
     freed = []
     for number in range((320 << 20) // size): send(freed if number % every else kept, size)
-    time.sleep(1.2); tell("full")
+    time.sleep(1.2); report("full")
     for queue in freed: libc.msgctl(queue, 0, 0)
     time.sleep(1.2)
 """
@@ -427,46 +429,46 @@ def fill_and_free(size, every):
 _FEW_LEFT_OF_MANY = (
     _MESSAGES
     + """
-fill_and_free(4096, 8); fill_and_free(2048, 16); tell("held"); time.sleep(600)
+fill_and_free(4096, 8); fill_and_free(2048, 16); report("held"); time.sleep(600)
 """
 )
 
 _NONE_LEFT_OF_MANY = (
     _MESSAGES
     + """
-fill_and_free(4096, 1 << 40); fill_and_free(2048, 1 << 40); tell("held"); time.sleep(600)
+fill_and_free(4096, 1 << 40); fill_and_free(2048, 1 << 40); report("held"); time.sleep(600)
 """
 )
 
 
-@pytest.mark.parametrize(("source", "is_held"), [(_FEW_LEFT_OF_MANY, True), (_NONE_LEFT_OF_MANY, False)])
-def test_memory_that_few_objects_keep_from_the_machine_is_put_down_to_the_sandbox(
-    runtime: Runtime, disk: Path, limits: frozenset[str], source: str, is_held: bool
+@pytest.mark.parametrize(("source", "exceeds"), [(_FEW_LEFT_OF_MANY, True), (_NONE_LEFT_OF_MANY, False)])
+def test_idle_slab_memory_is_attributed_to_the_sandbox(
+    runtime: Runtime, disk: Path, limits: frozenset[str], source: str, exceeds: bool
 ):
     if has_own_kernel(runtime):
-        pytest.skip("its objects are its own kernel's")
+        pytest.skip("objects belong to the sandbox's kernel")
     if "memory" not in limits or os.geteuid():
-        pytest.skip("what is taken cannot be counted here")
+        pytest.skip("kernel memory cannot be measured here")
 
-    async def story() -> list[KernelUsage]:
+    async def scenario() -> list[KernelUsage]:
         async with living(runtime, disk, memory_bytes=MEMORY_BYTES) as sandbox:
             program = ["/usr/bin/python3", "-c", _PRELUDE + source]
             await sandbox.kernel_usage()
             output, _ = await sandbox.start(Command(program, {"PATH": "/usr/bin:/bin"}, "/workspace"))
-            uses = []
+            usages = []
             for word in (b"full", b"full", b"held"):
                 await read_until(output, word)
-                uses.append(await sandbox.kernel_usage())
+                usages.append(await sandbox.kernel_usage())
             await sandbox.kill()
             await sandbox.wait()
-            return uses
+            return usages
 
-    held = [use.idle_slab_bytes for use in asyncio.run(story())][-1]
-    assert held is not None
-    assert (held > 128 * MEBIBYTE) == is_held, held
+    idle_bytes = [usage.idle_slab_bytes for usage in asyncio.run(scenario())][-1]
+    assert idle_bytes is not None
+    assert (idle_bytes > 128 * MEBIBYTE) == exceeds, idle_bytes
 
 
-# Other pools of the machine
+# Other shared pools
 
 
 _FILTERS = """
@@ -476,43 +478,43 @@ program = struct.pack("HxxxxxxP", 1, ctypes.addressof(kept))
 seccomp = {"x86_64": 317, "aarch64": 277}[os.uname().machine]
 def confine(mode):
     if libc.prctl(22, mode, program, 0, 0) != 0: raise OSError(ctypes.get_errno(), "")
-for mode in (1, 2): tell(attempt(lambda: confine(mode)))
-for flags in (0, 1, 2, 8): tell(attempt(lambda: system_call(seccomp, 1, flags, program)))
+for mode in (1, 2): report(attempt(lambda: confine(mode)))
+for flags in (0, 1, 2, 8): report(attempt(lambda: system_call(seccomp, 1, flags, program)))
 """
 
-_FILTERS_THAT_ARE_THERE = """
+_FILTER_QUERIES = """
 seccomp = {"x86_64": 317, "aarch64": 277}[os.uname().machine]
-tell(attempt(lambda: system_call(seccomp, 2, 0, struct.pack("I", 0x7FFF0000))), libc.prctl(39, 0, 0, 0, 0))
+report(attempt(lambda: system_call(seccomp, 2, 0, struct.pack("I", 0x7FFF0000))), libc.prctl(39, 0, 0, 0, 0))
 status = dict(line.split(":", 1) for line in open("/proc/self/status"))
-tell(status["Seccomp"].strip())
+report(status["Seccomp"].strip())
 """
 
 
-def test_no_program_has_its_calls_written_to_the_machines_log(runtime: Runtime, disk: Path):
+def test_seccomp_filters_cannot_be_installed(runtime: Runtime, disk: Path):
     if has_own_kernel(runtime):
-        pytest.skip("its filters are its own kernel's")
-    assert told(runtime, disk, _FILTERS) == ["EINVAL"] * 6
-    assert told(runtime, disk, _FILTERS_THAT_ARE_THERE) == ["done 1", "2"]
+        pytest.skip("filters belong to the sandbox's kernel")
+    assert run_lines(runtime, disk, _FILTERS) == ["EINVAL"] * 6
+    assert run_lines(runtime, disk, _FILTER_QUERIES) == ["done 1", "2"]
 
 
 _NOTIFICATION_PIPES = """
-tell(attempt(lambda: os.pipe2(os.O_EXCL) and "made"))
-tell(attempt(lambda: os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK | os.O_DIRECT) and "made"))
+report(attempt(lambda: os.pipe2(os.O_EXCL) and "made"))
+report(attempt(lambda: os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK | os.O_DIRECT) and "made"))
 """
 
 
-def test_no_pipe_holds_notes_that_nobody_is_charged_for(runtime: Runtime, disk: Path):
+def test_notification_pipes_are_denied(runtime: Runtime, disk: Path):
     if has_own_kernel(runtime):
-        pytest.skip("its pipes are its own kernel's")
-    assert told(runtime, disk, _NOTIFICATION_PIPES) == ["ENOPKG", "made"]
+        pytest.skip("pipes belong to the sandbox's kernel")
+    assert run_lines(runtime, disk, _NOTIFICATION_PIPES) == ["ENOPKG", "made"]
 
 
 _HUGE_PAGES = """
-tell(attempt(lambda: str(mmap.mmap(-1, 2 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x40000))))
-tell(attempt(lambda: str(os.memfd_create("huge", 4))))
+report(attempt(lambda: str(mmap.mmap(-1, 2 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x40000))))
+report(attempt(lambda: str(os.memfd_create("huge", 4))))
 shmget, secret = {"x86_64": 29, "aarch64": 194}[os.uname().machine], 447
-tell(attempt(lambda: str(system_call(shmget, 0, 2 << 20, 0o4000 | 0o1600))))
-tell(attempt(lambda: str(system_call(secret, 0))))
+report(attempt(lambda: str(system_call(shmget, 0, 2 << 20, 0o4000 | 0o1600))))
+report(attempt(lambda: str(system_call(secret, 0))))
 """
 
 _ORDINARY_PAGES = """
@@ -520,59 +522,59 @@ memory = mmap.mmap(-1, 4 << 20)
 memory.madvise(mmap.MADV_HUGEPAGE); memory.write(bytes(4 << 20))
 file = os.memfd_create("ordinary"); os.write(file, b"x")
 shmget = {"x86_64": 29, "aarch64": 194}[os.uname().machine]
-tell(attempt(lambda: system_call(shmget, 0, 4096, 0o1600) and "shared"))
+report(attempt(lambda: system_call(shmget, 0, 4096, 0o1600) and "shared"))
 """
 
 
-def test_no_huge_page_is_taken_of_the_machines(runtime: Runtime, disk: Path):
+def test_huge_pages_are_denied(runtime: Runtime, disk: Path):
     if has_own_kernel(runtime):
-        pytest.skip("its pages are its own kernel's")
-    assert told(runtime, disk, _HUGE_PAGES) == ["ENOMEM", "ENOMEM", "ENOMEM", "ENOSYS"]
+        pytest.skip("pages belong to the sandbox's kernel")
+    assert run_lines(runtime, disk, _HUGE_PAGES) == ["ENOMEM", "ENOMEM", "ENOMEM", "ENOSYS"]
 
 
-def test_no_pages_are_offered_to_be_merged(runtime: Runtime, disk: Path):
+def test_page_merging_is_denied(runtime: Runtime, disk: Path):
     if has_own_kernel(runtime):
-        pytest.skip("its pages are its own kernel's")
+        pytest.skip("pages belong to the sandbox's kernel")
     source = """
 memory = mmap.mmap(-1, 1 << 20)
-tell(attempt(lambda: memory.madvise(mmap.MADV_MERGEABLE)), libc.prctl(67, 1, 0, 0, 0))
-memory.madvise(mmap.MADV_DONTNEED); memory.madvise(mmap.MADV_WILLNEED); tell(libc.prctl(15, b"name", 0, 0, 0))
+report(attempt(lambda: memory.madvise(mmap.MADV_MERGEABLE)), libc.prctl(67, 1, 0, 0, 0))
+memory.madvise(mmap.MADV_DONTNEED); memory.madvise(mmap.MADV_WILLNEED); report(libc.prctl(15, b"name", 0, 0, 0))
 """
-    assert told(runtime, disk, source) == ["EINVAL -1", "0"]
+    assert run_lines(runtime, disk, source) == ["EINVAL -1", "0"]
 
 
-def test_ordinary_memory_of_all_kinds_is_there(runtime: Runtime, disk: Path):
-    assert told(runtime, disk, _ORDINARY_PAGES)[-1] in {"shared", "done"}
+def test_ordinary_memory_works(runtime: Runtime, disk: Path):
+    assert run_lines(runtime, disk, _ORDINARY_PAGES)[-1] in {"shared", "done"}
 
 
 _OUT_OF_MEMORY_SCORE = """
-tell(open("/proc/self/oom_score_adj").read().strip())
+report(open("/proc/self/oom_score_adj").read().strip())
 for value in ("0", "-1", "499", "-1000"):
     for name in ("oom_score_adj", "oom_adj", f"task/{os.getpid()}/oom_score_adj"):
         def write():
             with open(f"/proc/self/{name}", "w") as file: file.write(value)
-        tell(attempt(write))
-tell(open("/proc/self/oom_score_adj").read().strip())
-if os.fork() == 0: tell(open("/proc/self/oom_score_adj").read().strip()); os._exit(0)
+        report(attempt(write))
+report(open("/proc/self/oom_score_adj").read().strip())
+if os.fork() == 0: report(open("/proc/self/oom_score_adj").read().strip()); os._exit(0)
 os.wait()
 threading.Thread(target=lambda: libc.prctl(15, b"renamed")).start()
 """
 
 
-def test_no_process_becomes_less_of_a_victim_when_memory_runs_out(runtime: Runtime, disk: Path):
+def test_oom_score_cannot_be_lowered(runtime: Runtime, disk: Path):
     if has_own_kernel(runtime):
-        pytest.skip("its scores are its own kernel's")
-    before, *attempts, after, childs = told(runtime, disk, _OUT_OF_MEMORY_SCORE)
-    assert (before, after, childs) == ("500", "500", "500")
+        pytest.skip("scores belong to the sandbox's kernel")
+    before, *attempts, after, child_score = run_lines(runtime, disk, _OUT_OF_MEMORY_SCORE)
+    assert (before, after, child_score) == ("500", "500", "500")
     assert set(attempts) <= {"EROFS", "EACCES", "ENOENT"}, attempts
     assert len(attempts) == 12
 
 
-def test_a_shell_on_a_terminal_cannot_either(runtime: Runtime, disk: Path):
+def test_oom_score_cannot_be_lowered_on_a_terminal(runtime: Runtime, disk: Path):
     if has_own_kernel(runtime):
-        pytest.skip("its scores are its own kernel's")
+        pytest.skip("scores belong to the sandbox's kernel")
 
-    async def story() -> str:
+    async def scenario() -> str:
         from sandbox.interfaces.runtime import TerminalSize
 
         async with living(runtime, disk) as sandbox:
@@ -585,23 +587,23 @@ def test_a_shell_on_a_terminal_cannot_either(runtime: Runtime, disk: Path):
             async with asyncio.timeout(60):
                 return (await terminal.output.read()).decode()
 
-    assert asyncio.run(story()).splitlines()[-1] == "500"
+    assert asyncio.run(scenario()).splitlines()[-1] == "500"
 
 
-def test_timers_message_queues_and_priorities_are_bounded(runtime: Runtime, disk: Path):
+def test_timers_message_queues_and_priorities_are_limited(runtime: Runtime, disk: Path):
     if has_own_kernel(runtime):
-        pytest.skip("its timers are its own kernel's")
+        pytest.skip("timers belong to the sandbox's kernel")
     source = """
-for kind in (11, 12, resource.RLIMIT_NICE, resource.RLIMIT_RTPRIO): tell(*resource.getrlimit(kind))
+for kind in (11, 12, resource.RLIMIT_NICE, resource.RLIMIT_RTPRIO): report(*resource.getrlimit(kind))
 """
-    lines = told(runtime, disk, source)
+    lines = run_lines(runtime, disk, source)
     assert lines == ["8192 8192", "819200 819200", "0 0", "0 0"]
 
 
-def test_a_command_on_a_full_share_of_buffers_still_ends(runtime: Runtime, disk: Path):
-    async def story() -> Ended:
+def test_command_with_full_socket_buffers_exits(runtime: Runtime, disk: Path):
+    async def scenario() -> Ended:
         async with living(runtime, disk, memory_bytes=MEMORY_BYTES) as sandbox:
             return await run_in(sandbox, ["/usr/bin/python3", "-c", _PRELUDE + _TCP_NEVER_READ.replace("600", "0")])
 
-    ended = asyncio.run(story())
-    assert ended.code == 0, ended
+    result = asyncio.run(scenario())
+    assert result.code == 0, result

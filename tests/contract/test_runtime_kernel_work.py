@@ -1,4 +1,4 @@
-"""What one call of a sandbox makes the kernel do in one go, while nothing else runs on that processor, is bounded."""
+"""The uninterrupted kernel work of one system call is bounded."""
 
 import asyncio
 from pathlib import Path
@@ -26,26 +26,26 @@ time.sleep(600)
 """
 
 
-def usage_while_held(runtime: Runtime, disk: Path, source: str) -> KernelUsage:
-    """What the host's kernel counts once the program has said `held`."""
+def measure(runtime: Runtime, disk: Path, source: str) -> KernelUsage:
+    """The kernel usage once the program printed `held`."""
 
-    async def story() -> KernelUsage:
+    async def scenario() -> KernelUsage:
         async with living(runtime, disk) as sandbox:
             program = ["/usr/bin/python3", "-c", source]
             output, _ = await sandbox.start(Command(program, {"PATH": "/usr/bin:/bin"}, "/workspace"))
             assert b"hello" in await read_until(output, b"held")
             return await sandbox.kernel_usage()
 
-    return asyncio.run(story())
+    return asyncio.run(scenario())
 
 
-def test_a_broadcast_is_not_copied_to_any_number_of_sockets(runtime: Runtime, disk: Path):
+def test_sockets_on_one_port_are_limited(runtime: Runtime, disk: Path):
     if runtime.name == "qemu":
-        pytest.skip("its sockets are its own kernel's")
-    use = usage_while_held(runtime, disk, _BOUND_SOCKETS.format(shared=UDP_SOCKETS_ON_PORT_MAX + 1, alone=0))
-    assert "UDP sockets on one port" in use.find_violation()
+        pytest.skip("sockets belong to the sandbox's kernel")
+    usage = measure(runtime, disk, _BOUND_SOCKETS.format(shared=UDP_SOCKETS_ON_PORT_MAX + 1, alone=0))
+    assert "UDP sockets on one port" in usage.find_violation()
 
 
-def test_workers_share_a_port_and_clients_have_ports_of_their_own(runtime: Runtime, disk: Path):
-    use = usage_while_held(runtime, disk, _BOUND_SOCKETS.format(shared=100, alone=400))
-    assert use.find_violation() == ""
+def test_ordinary_port_sharing_is_within_limits(runtime: Runtime, disk: Path):
+    usage = measure(runtime, disk, _BOUND_SOCKETS.format(shared=100, alone=400))
+    assert usage.find_violation() == ""

@@ -1,4 +1,4 @@
-"""Tables that the kernel has once for all sandboxes and the host: no sandbox may take a whole one."""
+"""Kernel tables that are shared by all sandboxes and the host: no sandbox may exhaust one."""
 
 import asyncio
 from pathlib import Path
@@ -23,18 +23,18 @@ except OSError as error:
 try:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard + 1))
 except (OSError, ValueError) as error:
-    print("no more")
+    print("hard limit")
 """
 
 
-def test_a_process_holds_thousands_of_files_open_and_not_any_number(runtime: Runtime, disk: Path):
-    ended = run_python(runtime, disk, _FILES)
-    told = f"{OPEN_FILES_SOFT_MAX} {OPEN_FILES_MAX}\nToo many open files\nno more\n"
-    assert (ended.output, ended.errors) == (told, "")
+def test_open_files_per_process_are_limited(runtime: Runtime, disk: Path):
+    result = run_python(runtime, disk, _FILES)
+    expected = f"{OPEN_FILES_SOFT_MAX} {OPEN_FILES_MAX}\nToo many open files\nhard limit\n"
+    assert (result.output, result.errors) == (expected, "")
 
 
-def test_what_is_started_on_a_terminal_holds_no_more(runtime: Runtime, disk: Path):
-    async def story() -> str:
+def test_open_files_on_a_terminal_are_limited(runtime: Runtime, disk: Path):
+    async def scenario() -> str:
         async with living(runtime, disk) as sandbox:
             output, _ = await sandbox.start(Command(["/bin/sh", "-c", "echo up; sleep 300"], {}, "/workspace"))
             await read_until(output, b"up")
@@ -43,7 +43,7 @@ def test_what_is_started_on_a_terminal_holds_no_more(runtime: Runtime, disk: Pat
             async with asyncio.timeout(PATIENCE_SECONDS):
                 return (await terminal.output.read()).decode()
 
-    assert asyncio.run(story()).split() == [str(OPEN_FILES_SOFT_MAX), str(OPEN_FILES_MAX)]
+    assert asyncio.run(scenario()).split() == [str(OPEN_FILES_SOFT_MAX), str(OPEN_FILES_MAX)]
 
 
 _TERMINALS = f"""
@@ -61,13 +61,13 @@ print("open" if pty.openpty() else "", flush=True)
 """
 
 
-def test_terminals_open_and_not_all_that_the_machine_has(runtime: Runtime, disk: Path):
+def test_number_of_terminals_is_limited(runtime: Runtime, disk: Path):
     if has_own_kernel(runtime):
-        pytest.skip("its terminals are its own kernel's")
-    ended = run_python(runtime, disk, _TERMINALS)
-    typed, *_, count, again = ended.output.splitlines()
-    assert typed == "b'typed\\n' /dev/pts/0"
-    assert (int(count), again) == (PTYS_MAX, "open"), ended
+        pytest.skip("terminals belong to the sandbox's kernel")
+    result = run_python(runtime, disk, _TERMINALS)
+    echo, *_, count, reopened = result.output.splitlines()
+    assert echo == "b'typed\\n' /dev/pts/0"
+    assert (int(count), reopened) == (PTYS_MAX, "open"), result
 
 
 _AIO = """
@@ -82,8 +82,8 @@ with open("file", "w+b") as file:
 """
 
 
-def test_ordinary_files_are_read_and_written_without_contexts_of_aio(runtime: Runtime, disk: Path):
+def test_file_io_works_without_aio_contexts(runtime: Runtime, disk: Path):
     if has_own_kernel(runtime):
-        pytest.skip("its contexts are its own kernel's")
-    ended = run_python(runtime, disk, _AIO)
-    assert ended.output.split() == ["ENOSYS", "3"], ended
+        pytest.skip("contexts belong to the sandbox's kernel")
+    result = run_python(runtime, disk, _AIO)
+    assert result.output.split() == ["ENOSYS", "3"], result

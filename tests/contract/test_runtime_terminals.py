@@ -1,4 +1,4 @@
-"""What every runtime keeps about terminals: a further command inside, confined as the sandbox's own is."""
+"""The contract of terminals: an additional command in a sandbox with the same confinement."""
 
 import asyncio
 import os
@@ -23,7 +23,7 @@ ENVIRONMENT = {"PATH": "/usr/bin:/bin", "TERM": "dumb", "PS1": "ready$ "}
 async def busy(
     runtime: Runtime, disk: Path, script: str = "sleep 300 & wait", **changes: object
 ) -> AsyncIterator[Sandbox]:
-    """A sandbox whose own command is at work."""
+    """A sandbox with a running command."""
     async with living(runtime, disk, **changes) as sandbox:
         output, _ = await sandbox.start(Command(["/bin/bash", "-c", f"echo up; {script}"], {}, "/workspace"))
         await read_until(output, b"up")
@@ -31,7 +31,7 @@ async def busy(
 
 
 async def open_shell(sandbox: Sandbox, *argv: str) -> Terminal:
-    """A shell that has begun, or another command."""
+    """A shell at its prompt, or another command."""
     command = Command(argv or ["/bin/bash", "--norc", "--noprofile"], ENVIRONMENT, "/workspace")
     terminal = await sandbox.open_terminal(command, SIZE)
     if not argv:
@@ -39,19 +39,19 @@ async def open_shell(sandbox: Sandbox, *argv: str) -> Terminal:
     return terminal
 
 
-async def ended(terminal: Terminal) -> ExitStatus:
+async def wait_exit(terminal: Terminal) -> ExitStatus:
     async with asyncio.timeout(PATIENCE_SECONDS):
         return await terminal.wait()
 
 
-async def said(terminal: Terminal) -> str:
-    """Everything that it shows to its end."""
+async def read_output(terminal: Terminal) -> str:
+    """The complete output of a terminal."""
     async with asyncio.timeout(PATIENCE_SECONDS):
         return (await terminal.output.read()).decode(errors="replace").replace("\r\n", "\n")
 
 
-def own_traces() -> tuple[list[str], int]:
-    """This process's children and how many descriptors it has open."""
+def process_resources() -> tuple[list[str], int]:
+    """The children and the number of descriptors of this process."""
     children = [pid for listing in Path("/proc/self/task").glob("*/children") for pid in listing.read_text().split()]
     return children, len(list(Path("/proc/self/fd").iterdir()))
 
@@ -59,85 +59,87 @@ def own_traces() -> tuple[list[str], int]:
 # A terminal and its process
 
 
-def test_what_is_typed_is_shown_and_answered(runtime: Runtime, disk: Path):
-    async def story() -> None:
+def test_input_is_echoed_and_executed(runtime: Runtime, disk: Path):
+    async def scenario() -> None:
         async with busy(runtime, disk) as sandbox:
             terminal = await open_shell(sandbox)
             await terminal.write(b"echo $((40 + 2)); tty; test -t 0 -a -t 1 -a -t 2 && echo three\n")
-            shown = await read_until(terminal.output, b"three\r\nready$ ")
-            assert b"echo $((40 + 2))" in shown
-            name = b"not a tty" if runtime.name == "gvisor" else rb"/dev/pts/\d+"  # there it has no name inside
-            assert re.search(rb"\r\n42\r\n" + name + rb"\r\n", shown), shown
+            output = await read_until(terminal.output, b"three\r\nready$ ")
+            assert b"echo $((40 + 2))" in output
+            name = (
+                b"not a tty" if runtime.name == "gvisor" else rb"/dev/pts/\d+"
+            )  # gVisor's terminal has no name inside
+            assert re.search(rb"\r\n42\r\n" + name + rb"\r\n", output), output
             await terminal.hang_up()
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
 @pytest.mark.parametrize("code", [0, 7])
-def test_the_exit_code_comes_back_and_the_sandbox_goes_on(runtime: Runtime, disk: Path, code: int):
-    async def story() -> None:
+def test_exit_code_is_returned_and_the_sandbox_continues(runtime: Runtime, disk: Path, code: int):
+    async def scenario() -> None:
         async with busy(runtime, disk) as sandbox:
             terminal = await open_shell(sandbox)
             await terminal.write(b"exit %d\n" % code)
-            assert (await ended(terminal)).code == code
-            assert (await ended(terminal)).code == code
-            await terminal.write(b"nobody reads this\n")
-            again = await open_shell(sandbox, "/bin/echo", "still here")
-            assert await said(again) == "still here\n"
+            assert (await wait_exit(terminal)).code == code
+            assert (await wait_exit(terminal)).code == code
+            await terminal.write(b"not read\n")
+            echo = await open_shell(sandbox, "/bin/echo", "still here")
+            assert await read_output(echo) == "still here\n"
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
-def test_death_by_signal_is_128_and_its_number(runtime: Runtime, disk: Path):
-    async def story() -> None:
+def test_death_by_signal_is_128_plus_its_number(runtime: Runtime, disk: Path):
+    async def scenario() -> None:
         async with busy(runtime, disk) as sandbox:
             terminal = await open_shell(sandbox, "/bin/bash", "-c", "kill -TERM $$")
-            assert (await ended(terminal)).code == 128 + signal.SIGTERM
+            assert (await wait_exit(terminal)).code == 128 + signal.SIGTERM
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
-def test_a_program_that_is_not_there_says_so_and_ends_with_127(runtime: Runtime, disk: Path):
-    async def story() -> None:
+def test_missing_program_exits_with_127_and_a_message(runtime: Runtime, disk: Path):
+    async def scenario() -> None:
         async with busy(runtime, disk) as sandbox:
             terminal = await open_shell(sandbox, "/usr/bin/no-such-program")
-            assert "no-such-program" in await said(terminal)
-            assert (await ended(terminal)).code == 127
+            assert "no-such-program" in await read_output(terminal)
+            assert (await wait_exit(terminal)).code == 127
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
-def test_environment_and_directory_are_what_was_given(runtime: Runtime, disk: Path, monkeypatch: pytest.MonkeyPatch):
+def test_environment_and_directory_are_as_requested(runtime: Runtime, disk: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HOST_SECRET", "of-the-host")
 
-    async def story() -> None:
+    async def scenario() -> None:
         async with busy(runtime, disk) as sandbox:
-            given = {"GREETING": "two words, a \u00fc and\na line", "EMPTY": "", "HOME": "/home/agent"}
-            command = Command(["/usr/bin/env", "-0"], given, "/home/agent")
+            environment = {"GREETING": "two words, a \u00fc and\na line", "EMPTY": "", "HOME": "/home/agent"}
+            command = Command(["/usr/bin/env", "-0"], environment, "/home/agent")
             terminal = await sandbox.open_terminal(command, SIZE)
-            found = dict(pair.split("=", 1) for pair in (await said(terminal)).split("\0") if pair)
-            assert found == {**given, "PWD": "/home/agent"}
+            actual = dict(pair.split("=", 1) for pair in (await read_output(terminal)).split("\0") if pair)
+            assert actual == {**environment, "PWD": "/home/agent"}
             terminal = await open_shell(sandbox, "/bin/bash", "-c", 'echo $# "$2" $PWD; pwd', "name", "", "last")
-            assert await said(terminal) == "2 last /workspace\n/workspace\n"
+            assert await read_output(terminal) == "2 last /workspace\n/workspace\n"
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
-def test_it_begins_with_its_size_and_follows_changes(runtime: Runtime, disk: Path):
-    async def story() -> None:
+def test_terminal_has_its_size_and_can_be_resized(runtime: Runtime, disk: Path):
+    async def scenario() -> None:
         async with busy(runtime, disk) as sandbox:
             script = "stty size; trap 'stty size; exit 0' WINCH; echo waits; while :; do sleep 0.1; done"
             terminal = await open_shell(sandbox, "/bin/bash", "-c", script)
             assert (await read_until(terminal.output, b"waits")).startswith(b"24 80\r\n")
             await terminal.resize(TerminalSize(rows=50, columns=132))
-            assert "50 132" in await said(terminal)
-            assert (await ended(terminal)).code == 0
+            assert "50 132" in await read_output(terminal)
+            assert (await wait_exit(terminal)).code == 0
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
-def test_control_c_reaches_the_foreground_only(runtime: Runtime, disk: Path):
-    async def story() -> None:
+def test_control_c_interrupts_the_foreground_only(runtime: Runtime, disk: Path):
+    async def scenario() -> None:
         async with busy(runtime, disk) as sandbox:
             terminal = await open_shell(sandbox)
             await terminal.write(b"sh -c 'trap \"exit 130\" INT; echo be''gun; while :; do sleep 0.05; done'\n")
@@ -145,52 +147,52 @@ def test_control_c_reaches_the_foreground_only(runtime: Runtime, disk: Path):
             await terminal.write(b"\x03")
             await read_until(terminal.output, b"ready$ ")
             await terminal.write(b"echo code $?; exit 0\n")
-            assert "code 130" in await said(terminal)
-            assert (await ended(terminal)).code == 0
+            assert "code 130" in await read_output(terminal)
+            assert (await wait_exit(terminal)).code == 0
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
-def test_a_hang_up_ends_what_is_on_the_terminal(runtime: Runtime, disk: Path):
-    async def story() -> None:
+def test_hang_up_ends_the_processes_on_the_terminal(runtime: Runtime, disk: Path):
+    async def scenario() -> None:
         async with busy(runtime, disk) as sandbox:
             terminal = await open_shell(sandbox)
             await terminal.hang_up()
-            assert (await ended(terminal)).code in {0, 1, 128 + signal.SIGHUP}
-            await said(terminal)
+            assert (await wait_exit(terminal)).code in {0, 1, 128 + signal.SIGHUP}
+            await read_output(terminal)
             await terminal.hang_up()
             await terminal.resize(SIZE)
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
-def test_megabytes_are_shown_whole_and_typed_text_arrives_whole(runtime: Runtime, disk: Path):
-    async def story() -> None:
+def test_large_output_and_input_are_complete(runtime: Runtime, disk: Path):
+    async def scenario() -> None:
         async with busy(runtime, disk) as sandbox:
             flood = await open_shell(sandbox, "/bin/bash", "-c", "head -c 3000000 /dev/zero | tr '\\0' x; sleep 0.2")
-            assert len(await said(flood)) == 3_000_000
+            assert len(await read_output(flood)) == 3_000_000
             script = "stty raw -echo; echo go; head -c 200000 | sha256sum"
-            typed, text = await open_shell(sandbox, "/bin/bash", "-c", script), os.urandom(200_000)
-            await read_until(typed.output, b"go")
+            reader, text = await open_shell(sandbox, "/bin/bash", "-c", script), os.urandom(200_000)
+            await read_until(reader.output, b"go")
             async with asyncio.timeout(PATIENCE_SECONDS):
-                await typed.write(text)
+                await reader.write(text)
             import hashlib
 
-            assert hashlib.sha256(text).hexdigest() in await said(typed)
+            assert hashlib.sha256(text).hexdigest() in await read_output(reader)
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
-def test_many_at_once_are_apart(runtime: Runtime, disk: Path):
-    async def story() -> None:
+def test_concurrent_terminals_are_independent(runtime: Runtime, disk: Path):
+    async def scenario() -> None:
         async with busy(runtime, disk) as sandbox:
 
-            async def one(number: int) -> tuple[str, int | None]:
+            async def open_one(number: int) -> tuple[str, int | None]:
                 terminal = await open_shell(sandbox, "/bin/bash", "-c", f"tty; exit {number}")
-                return await said(terminal), (await ended(terminal)).code
+                return await read_output(terminal), (await wait_exit(terminal)).code
 
-            told = await asyncio.gather(*(one(number) for number in range(5)))
-            assert [code for _, code in told] == list(range(5))
+            results = await asyncio.gather(*(open_one(number) for number in range(5)))
+            assert [code for _, code in results] == list(range(5))
             shells = [await open_shell(sandbox) for _ in range(3)]
             names = []
             for shell in shells:
@@ -199,14 +201,14 @@ def test_many_at_once_are_apart(runtime: Runtime, disk: Path):
                 await shell.hang_up()
             assert len(set(names)) == (1 if runtime.name == "gvisor" else 3)
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
-# Its end
+# Exit
 
 
-def test_it_ends_with_the_sandboxs_command(runtime: Runtime, disk: Path):
-    async def story() -> None:
+def test_terminal_ends_with_the_command(runtime: Runtime, disk: Path):
+    async def scenario() -> None:
         async with busy(
             runtime,
             disk,
@@ -218,28 +220,28 @@ def test_it_ends_with_the_sandboxs_command(runtime: Runtime, disk: Path):
             await read_until(terminal.output, b"stays")
             async with asyncio.timeout(PATIENCE_SECONDS):
                 await sandbox.wait()
-            assert (await ended(terminal)).code in {None, 128 + signal.SIGKILL}
-            await said(terminal)
+            assert (await wait_exit(terminal)).code in {None, 128 + signal.SIGKILL}
+            await read_output(terminal)
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
-def test_it_ends_with_a_killed_sandbox(runtime: Runtime, disk: Path):
-    async def story() -> None:
+def test_terminal_ends_with_a_killed_sandbox(runtime: Runtime, disk: Path):
+    async def scenario() -> None:
         async with busy(runtime, disk) as sandbox:
             terminals = [await open_shell(sandbox) for _ in range(3)]
             await sandbox.kill()
             async with asyncio.timeout(PATIENCE_SECONDS):
                 await sandbox.wait()
             for terminal in terminals:
-                assert (await ended(terminal)).code in {None, 1, 128 + signal.SIGHUP, 128 + signal.SIGKILL}
-                assert "could not be started" not in await said(terminal)
+                assert (await wait_exit(terminal)).code in {None, 1, 128 + signal.SIGHUP, 128 + signal.SIGKILL}
+                assert "could not be started" not in await read_output(terminal)
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
-def test_there_is_none_before_the_start_nor_after_the_end(runtime: Runtime, disk: Path):
-    async def story() -> None:
+def test_terminal_is_unavailable_before_start_and_after_exit(runtime: Runtime, disk: Path):
+    async def scenario() -> None:
         async with living(runtime, disk) as sandbox:
             with pytest.raises(AttemptError) as caught:
                 await open_shell(sandbox, "/bin/true")
@@ -250,30 +252,30 @@ def test_there_is_none_before_the_start_nor_after_the_end(runtime: Runtime, disk
                 await open_shell(sandbox, "/bin/true")
             assert caught.value.code == "sandbox_lost"
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
-def test_nothing_is_left_of_terminals_however_they_end(runtime: Runtime, disk: Path):
-    async def story() -> None:
+def test_terminals_leave_no_processes_or_descriptors(runtime: Runtime, disk: Path):
+    async def scenario() -> None:
         async with busy(runtime, disk) as sandbox:
-            left_open = await open_shell(sandbox)
+            open_terminal_ = await open_shell(sandbox)
             hung_up = await open_shell(sandbox)
             await hung_up.hang_up()
-            await ended(await open_shell(sandbox, "/bin/true"))
+            await wait_exit(await open_shell(sandbox, "/bin/true"))
             opening = asyncio.create_task(open_shell(sandbox, "/bin/sleep", "300"))
             await asyncio.sleep(0.02)
             opening.cancel()
             await asyncio.gather(opening, return_exceptions=True)
-        await ended(left_open)
-        await ended(hung_up)
+        await wait_exit(open_terminal_)
+        await wait_exit(hung_up)
 
-    before = own_traces()
-    asyncio.run(story())
-    assert own_traces() == before
+    before = process_resources()
+    asyncio.run(scenario())
+    assert process_resources() == before
 
 
-def test_another_process_can_destroy_a_sandbox_with_terminals(runtime: Runtime, disk: Path):
-    async def story() -> None:
+def test_sandbox_with_terminals_can_be_destroyed(runtime: Runtime, disk: Path):
+    async def scenario() -> None:
         handle = runtime.prepare(new_attempt_id())
         sandbox = await runtime.create(handle, describe(disk, handle.attempt_id))
         try:
@@ -284,32 +286,32 @@ def test_another_process_can_destroy_a_sandbox_with_terminals(runtime: Runtime, 
                 await runtime.destroy(handle, disk)
         assert handle.attempt_id not in runtime.attempt_ids()
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
 # Confinement
 
 
-def test_it_is_confined_as_the_command_is(runtime: Runtime, disk: Path):
-    async def story() -> None:
+def test_terminal_has_the_confinement_of_the_command(runtime: Runtime, disk: Path):
+    async def scenario() -> None:
         async with living(runtime, disk) as sandbox:
             script = f"exec 2>&1; {WHO}\necho the end; sleep 300"
             output, _ = await sandbox.start(Command(["/bin/bash", "-c", script], ENVIRONMENT, "/workspace"))
-            of_the_command = (await read_until(output, b"the end\n")).decode().removesuffix("the end\n")
+            command_output = (await read_until(output, b"the end\n")).decode().removesuffix("the end\n")
             terminal = await open_shell(sandbox, "/bin/bash", "-c", WHO)
-            of_the_terminal = await said(terminal)
-            assert "NoNewPrivs" in of_the_terminal or runtime.name == "gvisor"
-            assert "CapEff:\t0000000000000000" in of_the_terminal
-            # gVisor numbers the namespace of users anew each time that it is asked for it.
-            fixed = (of_the_terminal, of_the_command)
+            terminal_output = await read_output(terminal)
+            assert "NoNewPrivs" in terminal_output or runtime.name == "gvisor"
+            assert "CapEff:\t0000000000000000" in terminal_output
+            # gVisor renumbers the user namespace at each query.
+            outputs = (terminal_output, command_output)
             if runtime.name == "gvisor":
-                fixed = tuple(re.sub(r"user:\[\d+\]", "user", lines) for lines in fixed)
-            assert fixed[0].splitlines() == fixed[1].splitlines()
+                outputs = tuple(re.sub(r"user:\[\d+\]", "user", lines) for lines in outputs)
+            assert outputs[0].splitlines() == outputs[1].splitlines()
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
-_GRASP = r"""
+_PRIVILEGED_CALLS = r"""
 import ctypes, errno, fcntl, os
 libc = ctypes.CDLL(None, use_errno=True)
 def attempt(name, call):
@@ -333,26 +335,26 @@ print("parent", os.getppid() in (0, 1) or os.path.exists(f"/proc/{os.getppid()}"
 """
 
 
-def test_it_can_do_no_more_than_the_command(runtime: Runtime, disk: Path):
-    async def story() -> None:
+def test_terminal_has_no_more_rights_than_the_command(runtime: Runtime, disk: Path):
+    async def scenario() -> None:
         async with busy(runtime, disk) as sandbox:
-            told = dict(
+            results = dict(
                 line.split()
-                for line in (await said(await open_shell(sandbox, "/usr/bin/python3", "-c", _GRASP))).splitlines()
+                for line in (
+                    await read_output(await open_shell(sandbox, "/usr/bin/python3", "-c", _PRIVILEGED_CALLS))
+                ).splitlines()
             )
-            assert (told.pop("size"), told.pop("session"), told.pop("parent")) == ("works", "True", "True")
-            assert told.pop("sti") in {"EPERM", "EIO", "ENOTTY"}
+            assert (results.pop("size"), results.pop("session"), results.pop("parent")) == ("works", "True", "True")
+            assert results.pop("sti") in {"EPERM", "EIO", "ENOTTY"}
             if has_own_kernel(runtime):
-                told.pop("unshare")  # of that kernel's, as it is for the command
-            assert told
-            assert not [name for name, answer in told.items() if answer == "works"], told
+                results.pop("unshare")  # allowed by that kernel, as for the command
+            assert results
+            assert not [name for name, outcome in results.items() if outcome == "works"], results
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
-def test_no_process_inside_tells_of_the_host_while_terminals_open(
-    runtime: Runtime, disk: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_opening_terminals_reveals_nothing_of_the_host(runtime: Runtime, disk: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("SERVER_SECRET", "server-secret-value")
     spy = r"""
 while [ ! -e /tmp/enough ]; do
@@ -361,61 +363,61 @@ while [ ! -e /tmp/enough ]; do
 done | tr '\0' '\n' | sort -u > /tmp/seen; echo done; sleep 300
 """
 
-    async def story() -> None:
+    async def scenario() -> None:
         async with living(runtime, disk) as sandbox:
             output, _ = await sandbox.start(Command(["/bin/bash", "-c", f"echo up; {spy}"], ENVIRONMENT, "/workspace"))
             await read_until(output, b"up")
             for _ in range(5):
-                await ended(await open_shell(sandbox, "/bin/true"))
-            await ended(await open_shell(sandbox, "/usr/bin/touch", "/tmp/enough"))
+                await wait_exit(await open_shell(sandbox, "/bin/true"))
+            await wait_exit(await open_shell(sandbox, "/usr/bin/touch", "/tmp/enough"))
             await read_until(output, b"done")
-            seen = await said(await open_shell(sandbox, "/bin/cat", "/tmp/seen"))
-            assert "TERM=dumb" in seen
+            visible = await read_output(await open_shell(sandbox, "/bin/cat", "/tmp/seen"))
+            assert "TERM=dumb" in visible
             checkout = str(Path(__file__).parents[2])
             for secret in ("server-secret-value", str(disk), "site-packages", "exec_command", "SANDBOX", checkout):
-                assert secret not in seen, secret
+                assert secret not in visible, secret
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
 _TRAPS = {
-    "a link to a file": "rm /dev/ptmx; ln -s /workspace/trap /dev/ptmx; touch /workspace/trap",
-    "a pipe": "rm /dev/ptmx; mkfifo /dev/ptmx",
-    "no such name": "rm -f /dev/ptmx /dev/tty /dev/pts/ptmx; mv /dev/pts /dev/elsewhere",
-    "another /proc": "mv /proc /elsewhere; rm -rf /workspace/../proc/self",
+    "symlink to a file": "rm /dev/ptmx; ln -s /workspace/trap /dev/ptmx; touch /workspace/trap",
+    "pipe": "rm /dev/ptmx; mkfifo /dev/ptmx",
+    "missing name": "rm -f /dev/ptmx /dev/tty /dev/pts/ptmx; mv /dev/pts /dev/elsewhere",
+    "other /proc": "mv /proc /elsewhere; rm -rf /workspace/../proc/self",
 }
 
 
 @pytest.mark.parametrize("trap", _TRAPS)
-def test_what_is_inside_cannot_send_it_astray(runtime: Runtime, disk: Path, trap: str):
-    async def story() -> None:
+def test_terminal_works_with_manipulated_device_files(runtime: Runtime, disk: Path, trap: str):
+    async def scenario() -> None:
         async with busy(runtime, disk, f"({_TRAPS[trap]}) 2> /dev/null; echo set; sleep 300") as sandbox:
             terminal = await open_shell(sandbox, "/bin/bash", "-c", "test -t 0 && echo a terminal")
-            assert await said(terminal) == "a terminal\n"
-            assert (await ended(terminal)).code == 0
+            assert await read_output(terminal) == "a terminal\n"
+            assert (await wait_exit(terminal)).code == 0
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
-def test_a_directory_that_is_gone_is_told(runtime: Runtime, disk: Path):
-    async def story() -> None:
+def test_missing_directory_is_reported(runtime: Runtime, disk: Path):
+    async def scenario() -> None:
         async with busy(runtime, disk) as sandbox:
             terminal = await sandbox.open_terminal(Command(["/bin/pwd"], ENVIRONMENT, "/workspace/gone"), SIZE)
-            assert "could not be started" in await said(terminal)
-            assert (await ended(terminal)).code == 127
+            assert "could not be started" in await read_output(terminal)
+            assert (await wait_exit(terminal)).code == 127
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
-def test_what_it_starts_counts_as_the_sandboxs(runtime: Runtime, disk: Path, limits: frozenset[str]):
+def test_processes_of_a_terminal_count_for_the_limit(runtime: Runtime, disk: Path, limits: frozenset[str]):
     if "processes" not in limits:
         pytest.skip("no limit on processes on this machine")
 
-    async def story() -> None:
+    async def scenario() -> None:
         async with busy(runtime, disk, processes_max=24) as sandbox:
             script = "for n in $(seq 40); do sleep 300 & done; wait"
             terminal = await open_shell(sandbox, "/bin/bash", "-c", script)
             await read_until(terminal.output, b"fork")
             assert has_own_kernel(runtime) or (await sandbox.stats()).processes
 
-    asyncio.run(story())
+    asyncio.run(scenario())

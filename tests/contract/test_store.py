@@ -1,4 +1,4 @@
-"""The index of tasks, held against every store there is."""
+"""The contract of the task index, for each store."""
 
 import threading
 from dataclasses import replace
@@ -33,7 +33,7 @@ def at(minutes):
 
 
 def task(task_id, state=TaskState.PENDING, *, created=0, started=None, changed=None, name="task", labels=None):
-    """A task with the history that its times tell."""
+    """A task whose history matches these times."""
     history = [StateHistoryEntry(TaskState.PENDING, at(created))]
     if started is not None:
         history.append(StateHistoryEntry(TaskState.RUNNING, at(started)))
@@ -56,8 +56,8 @@ def ids(page):
     return [task.id for task in page.tasks]
 
 
-def test_a_task_comes_back_whole(store):
-    full = Task(
+def test_task_round_trip_is_complete(store):
+    complete = Task(
         **{
             **{name: getattr(task("full", TaskState.FAILED, started=5), name) for name in Task.__struct_fields__},
             "attempt": Attempt("abcdefghijkl", "bubblewrap", "host-1", base_commit="f" * 40),
@@ -69,11 +69,11 @@ def test_a_task_comes_back_whole(store):
             "artifacts": ARTIFACTS,
         }
     )
-    full = with_texts(full, "Do é\u2028\n" * 9, "ZGlmZg==")
-    store.insert(IndexedTask(full, 4711))
+    complete = with_texts(complete, "Do é\u2028\n" * 9, "ZGlmZg==")
+    store.insert(IndexedTask(complete, 4711))
 
-    assert store.load("full") == IndexedTask(full, 4711)
-    assert store.query(TaskQuery()).tasks == [with_texts(msgspec.structs.replace(full, artifacts=()), "", None)]
+    assert store.load("full") == IndexedTask(complete, 4711)
+    assert store.query(TaskQuery()).tasks == [with_texts(msgspec.structs.replace(complete, artifacts=()), "", None)]
 
 
 def with_texts(known, prompt, patch):
@@ -82,53 +82,58 @@ def with_texts(known, prompt, patch):
     return msgspec.structs.replace(known, manifest=replace(manifest, claude=claude, repository=repository))
 
 
-def test_every_question_about_one_task_tells_its_artifacts_and_texts(store):
-    whole = with_texts(msgspec.structs.replace(task("a"), artifacts=ARTIFACTS), "Do it.", "ZGlmZg==")
-    known = IndexedTask(msgspec.structs.replace(whole, idempotency=e.Idempotency("k", "0")), 1)
+def test_queries_for_one_task_include_artifacts_and_texts(store):
+    all_ids = with_texts(msgspec.structs.replace(task("a"), artifacts=ARTIFACTS), "Do it.", "ZGlmZg==")
+    known = IndexedTask(msgspec.structs.replace(all_ids, idempotency=e.Idempotency("k", "0")), 1)
     store.save(known)
     assert store.unfinished() == [known]
     assert store.find_by_idempotency_key("k", NOON) == known
-    with pytest.raises(DuplicateTaskError) as refused:
+    with pytest.raises(DuplicateTaskError) as caught:
         store.insert(known)
-    assert refused.value.existing == known.task
+    assert caught.value.existing == known.task
 
 
-def test_an_unknown_task_is_none(store):
+def test_unknown_task_is_none(store):
     store.insert(IndexedTask(task("a"), 1))
     assert store.load("b") is None
 
 
-def test_a_duplicate_is_told_which_task_is_there(store):
+def test_duplicate_error_has_the_existing_task(store):
     first = IndexedTask(task("a", TaskState.RUNNING, labels={"k": "first"}), 10)
     store.insert(first)
-    for again in (IndexedTask(task("a", labels={"k": "second"}), 1), first):
-        with pytest.raises(DuplicateTaskError) as refused:
-            store.insert(again)
-        assert refused.value.existing == first.task
+    for duplicate in (IndexedTask(task("a", labels={"k": "second"}), 1), first):
+        with pytest.raises(DuplicateTaskError) as caught:
+            store.insert(duplicate)
+        assert caught.value.existing == first.task
 
     assert store.load("a") == first
     assert ids(store.query(TaskQuery(labels={"k": "second"}))) == []
 
 
-def test_saving_replaces_all_that_is_known(store):
+def test_save_replaces_the_task(store):
     store.insert(IndexedTask(task("a", name="old", labels={"stay": "1", "go": "1", "turn": "1"}), 1))
     later = IndexedTask(task("a", TaskState.COMPLETED, started=3, name="new", labels={"stay": "1", "turn": "2"}), 99)
     store.save(later)
 
     assert store.load("a") == later
     assert store.unfinished() == []
-    for labels, found in [({"stay": "1"}, ["a"]), ({"turn": "2"}, ["a"]), ({"turn": "1"}, []), ({"go": "1"}, [])]:
-        assert ids(store.query(TaskQuery(labels=labels))) == found
+    for labels, expected_ids in [
+        ({"stay": "1"}, ["a"]),
+        ({"turn": "2"}, ["a"]),
+        ({"turn": "1"}, []),
+        ({"go": "1"}, []),
+    ]:
+        assert ids(store.query(TaskQuery(labels=labels))) == expected_ids
 
 
-def test_saving_adds_an_unknown_task(store):
+def test_save_adds_an_unknown_task(store):
     store.save(IndexedTask(task("a", labels={"k": "v"}), 7))
 
     assert store.load("a").offset == 7
     assert ids(store.query(TaskQuery(labels={"k": "v"}))) == ["a"]
 
 
-def test_unfinished_tasks_come_oldest_first(store):
+def test_unfinished_tasks_are_oldest_first(store):
     for number, state in enumerate(TaskState):
         store.insert(IndexedTask(task(f"t{number}", state, created=-number), number))
     store.insert(IndexedTask(task("t0-twin"), 0))
@@ -140,7 +145,7 @@ def test_unfinished_tasks_come_oldest_first(store):
     assert [indexed.offset for indexed in unfinished] == [5, 4, 3, 2, 1, 0, 0]
 
 
-def test_every_state_is_counted(store):
+def test_all_states_are_counted(store):
     assert store.count_by_state() == dict.fromkeys(TaskState, 0)
     for number, state in enumerate([TaskState.RUNNING, TaskState.RUNNING, TaskState.FAILED]):
         store.insert(IndexedTask(task(str(number), state), 0))
@@ -150,7 +155,7 @@ def test_every_state_is_counted(store):
     assert counts == {**dict.fromkeys(TaskState, 0), TaskState.RUNNING: 2, TaskState.FAILED: 1}
 
 
-def test_every_id_is_known(store):
+def test_task_ids_are_complete(store):
     assert store.task_ids() == frozenset()
     for name in ("b", "a"):
         store.insert(IndexedTask(task(name), 0))
@@ -163,8 +168,8 @@ def test_pages_are_newest_first_by_default(store):
     page = store.query(TaskQuery(limit=2, offset=1))
     assert (ids(page), page.total_count) == (["t3", "t2"], 5)
     assert ids(store.query(TaskQuery(limit=2, offset=4))) == ["t0"]
-    beyond = store.query(TaskQuery(limit=2, offset=5))
-    assert (ids(beyond), beyond.total_count) == ([], 5)
+    past_end = store.query(TaskQuery(limit=2, offset=5))
+    assert (ids(past_end), past_end.total_count) == ([], 5)
 
 
 @pytest.mark.parametrize(
@@ -176,7 +181,7 @@ def test_pages_are_newest_first_by_default(store):
         ("name", ["b", "d", "a", "c"]),
     ],
 )
-def test_each_order_has_two_directions_and_what_never_started_comes_last(store, sort, ascending):
+def test_sort_orders_put_unstarted_tasks_last(store, sort, ascending):
     store.insert(IndexedTask(task("a", TaskState.COMPLETED, created=3, started=20, changed=30, name="b"), 0))
     store.insert(IndexedTask(task("b", TaskState.COMPLETED, created=2, started=10, changed=50, name="B"), 0))
     store.insert(IndexedTask(task("c", TaskState.CANCELLED, created=1, changed=40, name="é"), 0))
@@ -189,70 +194,70 @@ def test_each_order_has_two_directions_and_what_never_started_comes_last(store, 
 
 @pytest.mark.parametrize("sort", ["created_at", "started_at", "state_changed_at", "name"])
 @pytest.mark.parametrize("order", ["asc", "desc"])
-def test_pages_of_equals_neither_repeat_nor_skip(store, sort, order):
+def test_pages_of_equal_values_neither_repeat_nor_skip(store, sort, order):
     for number in [7, 3, 9, 1, 5, 0, 8, 2, 6, 4]:
         started = 1 if number % 3 else None
         store.insert(IndexedTask(task(f"t{number}", TaskState.COMPLETED, started=started, changed=9), 0))
 
     pages = [store.query(TaskQuery(sort=sort, order=order, limit=3, offset=offset)) for offset in range(0, 12, 3)]
-    seen = [task_id for page in pages for task_id in ids(page)]
+    collected = [task_id for page in pages for task_id in ids(page)]
 
-    assert sorted(seen) == [f"t{number}" for number in range(10)]
+    assert sorted(collected) == [f"t{number}" for number in range(10)]
     if sort != "started_at":
-        assert seen == sorted(seen, reverse=order == "desc")
+        assert collected == sorted(collected, reverse=order == "desc")
 
 
 SORTS = ["created_at", "started_at", "state_changed_at", "name"]
 
 
-def walk(store, **asked):
-    """Every id, page by page, until there is no further place."""
-    seen, page = [], store.query(TaskQuery(**asked))
+def walk(store, **filters):
+    """All ids, page by page, until there is no next cursor."""
+    collected, page = [], store.query(TaskQuery(**filters))
     while True:
-        seen += ids(page)
+        collected += ids(page)
         if page.next_cursor is None:
-            return seen
-        page = store.query(TaskQuery(**{**asked, "cursor": page.next_cursor}))
+            return collected
+        page = store.query(TaskQuery(**{**filters, "cursor": page.next_cursor}))
 
 
 @pytest.fixture
 def mixed(store):
-    """Equal and different values, some never started."""
+    """Tasks with equal and different values. Some never started."""
     for number in range(12):
         times = {"created": number % 5, "started": number % 4 or None, "changed": 50 + number % 3}
-        made = task(
+        new_task = task(
             f"t{number:02}", TaskState.COMPLETED, **times, name=f"n{number % 2}", labels={"odd": str(number % 2)}
         )
-        store.insert(IndexedTask(made, 0))
+        store.insert(IndexedTask(new_task, 0))
     return store
 
 
 @pytest.mark.parametrize("sort", SORTS)
 @pytest.mark.parametrize("order", ["asc", "desc"])
 @pytest.mark.parametrize("limit", [1, 3, 4, 12, 100])
-def test_pages_behind_places_are_the_list_itself(mixed, sort, order, limit):
-    whole = ids(mixed.query(TaskQuery(sort=sort, order=order)))
-    assert len(whole) == 12
-    assert walk(mixed, sort=sort, order=order, limit=limit) == whole
+def test_cursor_pages_equal_the_list(mixed, sort, order, limit):
+    all_ids = ids(mixed.query(TaskQuery(sort=sort, order=order)))
+    assert len(all_ids) == 12
+    assert walk(mixed, sort=sort, order=order, limit=limit) == all_ids
 
 
 @pytest.mark.parametrize("sort", SORTS)
 @pytest.mark.parametrize("order", ["asc", "desc"])
-def test_pages_stay_in_step_while_tasks_come_and_change(mixed, sort, order):
+def test_cursor_pages_are_stable_while_tasks_change(mixed, sort, order):
     first = mixed.query(TaskQuery(sort=sort, order=order, limit=6))
     unseen = ids(mixed.query(TaskQuery(sort=sort, order=order)))[6:]
     for number, name in enumerate(["a-new", "z-new"]):
         mixed.insert(IndexedTask(task(name, created=number * 50, name=name), 0))
-    gone_ahead = first.tasks[0].id
-    mixed.save(IndexedTask(task(gone_ahead, TaskState.FAILED, created=99, started=99, changed=999, name="zzz"), 1))
+    first_id = first.tasks[0].id
+    mixed.save(IndexedTask(task(first_id, TaskState.FAILED, created=99, started=99, changed=999, name="zzz"), 1))
 
     rest = walk(mixed, sort=sort, order=order, limit=2, cursor=first.next_cursor)
 
-    assert [each for each in rest if each in unseen] == unseen
+    assert [task_id for task_id in rest if task_id in unseen] == unseen
     assert len(rest) == len(set(rest))
 
 
-def test_the_last_page_leads_nowhere_and_an_offset_counts_from_the_place(mixed):
+def test_last_page_has_no_cursor_and_offset_is_relative_to_it(mixed):
     page = mixed.query(TaskQuery(limit=6, labels={"odd": "1"}))
     assert (len(page.tasks), page.total_count, page.next_cursor) == (6, 6, None)
     first = mixed.query(TaskQuery(limit=3))
@@ -275,44 +280,46 @@ def test_the_last_page_leads_nowhere_and_an_offset_counts_from_the_place(mixed):
         ("name", "\ud800"),
     ],
 )
-def test_a_place_of_another_list_is_refused(mixed, sort, value):
+def test_cursor_of_another_list_is_rejected(mixed, sort, value):
     with pytest.raises(InvalidCursorError):
         mixed.query(TaskQuery(sort=sort, cursor=Cursor(value, "t01")))
 
 
 @pytest.mark.parametrize("count", [20, 275])
 @pytest.mark.parametrize("sort", SORTS)
-def test_labels_and_states_choose_the_same_whether_few_or_many_match(store, monkeypatch, count, sort):
+def test_filters_are_independent_of_the_query_plan(store, monkeypatch, count, sort):
     monkeypatch.setattr("sandbox.store.listing._SORT_ROWS_MAX", 25)
     if isinstance(store, SqliteStore):
         store._connections.writer.execute("PRAGMA synchronous = OFF")
-    wanted = set()
+    expected = set()
     for number in range(count):
         state = [TaskState.COMPLETED, TaskState.FAILED, TaskState.RUNNING][number % 3]
         labels = {"all": "yes", "half": str(number % 2), "tenth": str(number % 10)}
         started = number if number % 4 else None
-        made = task(f"t{number:04}", state, created=number % 50, started=started, name=f"n{number % 7}", labels=labels)
-        store.insert(IndexedTask(made, 0))
+        new_task = task(
+            f"t{number:04}", state, created=number % 50, started=started, name=f"n{number % 7}", labels=labels
+        )
+        store.insert(IndexedTask(new_task, 0))
         if state is not TaskState.RUNNING and number % 2 == 0:
-            wanted.add(made.id)
-    asked = {
+            expected.add(new_task.id)
+    filters = {
         "labels": {"all": "yes", "half": "0"},
         "states": frozenset({TaskState.COMPLETED, TaskState.FAILED}),
         "sort": sort,
     }
 
-    assert store.query(TaskQuery(**asked)).total_count == len(wanted)
-    seen = walk(store, **asked, limit=7)
-    assert (len(seen), set(seen)) == (len(wanted), wanted)
+    assert store.query(TaskQuery(**filters)).total_count == len(expected)
+    collected = walk(store, **filters, limit=7)
+    assert (len(collected), set(collected)) == (len(expected), expected)
     failed = frozenset({TaskState.FAILED})
     assert len(walk(store, states=failed, sort=sort, limit=9)) == store.count_by_state()[TaskState.FAILED]
     assert walk(store, states=failed, sort=sort, limit=9) == walk(store, states=failed, sort=sort, limit=1000)
-    both = TaskQuery(labels={"half": "0", "tenth": "4"}, limit=1000)
-    assert sorted(ids(store.query(both))) == [f"t{number:04}" for number in range(4, count, 10)]
-    assert store.query(both).total_count == len(range(4, count, 10))
+    label_query = TaskQuery(labels={"half": "0", "tenth": "4"}, limit=1000)
+    assert sorted(ids(store.query(label_query))) == [f"t{number:04}" for number in range(4, count, 10)]
+    assert store.query(label_query).total_count == len(range(4, count, 10))
 
 
-def test_a_place_needs_no_task_that_is_there(mixed):
+def test_cursor_of_a_missing_task_is_valid(mixed):
     assert len(ids(mixed.query(TaskQuery(cursor=Cursor("0", "gone"), order="asc")))) == 12
     assert ids(mixed.query(TaskQuery(sort="name", order="asc", cursor=Cursor("n1", "' OR true; --")))) != []
 
@@ -321,7 +328,7 @@ def keyed(task_id, key, *, created=0):
     return msgspec.structs.replace(task(task_id, created=created), idempotency=e.Idempotency(key, "ab" * 32))
 
 
-def test_a_task_is_found_by_the_key_of_its_submission(store):
+def test_task_is_found_by_its_idempotency_key(store):
     store.insert(IndexedTask(keyed("a", "key-1"), 1))
     store.save(IndexedTask(keyed("b", "key-2", created=1), 2))
     store.insert(IndexedTask(task("c"), 3))
@@ -332,7 +339,7 @@ def test_a_task_is_found_by_the_key_of_its_submission(store):
     assert store.find_by_idempotency_key("", NOON) is None
 
 
-def test_a_key_counts_for_a_while_and_the_newest_task_has_it(store):
+def test_idempotency_key_expires_and_newest_task_wins(store):
     for number, name in enumerate(["old", "new", "newer"]):
         store.insert(IndexedTask(keyed(name, "key", created=number), 0))
 
@@ -341,32 +348,32 @@ def test_a_key_counts_for_a_while_and_the_newest_task_has_it(store):
     assert store.find_by_idempotency_key("key", at(2) + timedelta(microseconds=1)) is None
 
 
-def test_tasks_are_chosen_by_state(store):
+def test_tasks_are_filtered_by_state(store):
     for number, state in enumerate(TaskState):
         store.insert(IndexedTask(task(f"t{number}", state, created=number), 0))
-    two = frozenset({TaskState.RUNNING, TaskState.FAILED})
+    states = frozenset({TaskState.RUNNING, TaskState.FAILED})
 
-    page = store.query(TaskQuery(states=two, order="asc", limit=1))
+    page = store.query(TaskQuery(states=states, order="asc", limit=1))
 
     assert ([task.state for task in page.tasks], page.total_count) == ([TaskState.RUNNING], 2)
-    assert ids(store.query(TaskQuery(states=two, order="asc", limit=1, offset=1))) == ["t7"]
+    assert ids(store.query(TaskQuery(states=states, order="asc", limit=1, offset=1))) == ["t7"]
 
 
-def test_labels_are_and_ed(store):
+def test_labels_are_combined_with_and(store):
     store.insert(IndexedTask(task("a", labels={"team": "x", "env": "prod"}), 0))
     store.insert(IndexedTask(task("b", TaskState.RUNNING, labels={"team": "x", "env": "test"}), 0))
     store.insert(IndexedTask(task("c", labels={"x": "team"}), 0))
 
-    def found(labels, **more):
-        page = store.query(TaskQuery(labels=labels, order="asc", **more))
+    def find_ids(labels, **filters):
+        page = store.query(TaskQuery(labels=labels, order="asc", **filters))
         assert page.total_count == len(page.tasks)
         return sorted(ids(page))
 
-    assert found({"team": "x"}) == ["a", "b"]
-    assert found({"team": "x", "env": "prod"}) == ["a"]
-    assert found({"team": "x"}, states=frozenset({TaskState.RUNNING})) == ["b"]
-    assert found({"team": "x", "env": "none"}) == []
-    assert found({"team": ""}) == []
+    assert find_ids({"team": "x"}) == ["a", "b"]
+    assert find_ids({"team": "x", "env": "prod"}) == ["a"]
+    assert find_ids({"team": "x"}, states=frozenset({TaskState.RUNNING})) == ["b"]
+    assert find_ids({"team": "x", "env": "none"}) == []
+    assert find_ids({"team": ""}) == []
 
 
 @pytest.mark.parametrize("odd", ["'; DROP TABLE tasks; --", "a\x00b", "%", "{}", "é\u2028", 'quo"te', ":key_0", ""])
@@ -378,51 +385,53 @@ def test_any_text_can_be_a_label_or_a_name(store, odd):
     assert store.load("odd").task.manifest.metadata.labels == {odd: odd}
 
 
-def test_more_labels_than_any_task_has_match_nothing(store):
-    wanted = {f"k{number}": "v" for number in range(3000)}
+def test_too_many_labels_match_nothing(store):
+    expected = {f"k{number}": "v" for number in range(3000)}
     store.insert(IndexedTask(task("a", labels={"k0": "v"}), 0))
-    assert ids(store.query(TaskQuery(labels=wanted))) == []
-    for number in range(0, len(wanted), LABELS_MAX):
-        some = dict(list(wanted.items())[number : number + LABELS_MAX])
-        store.insert(IndexedTask(task(f"t{number}", labels=some), 0))
-        assert ids(store.query(TaskQuery(labels=some))) == [f"t{number}"]
-    page = store.query(TaskQuery(labels=wanted))
+    assert ids(store.query(TaskQuery(labels=expected))) == []
+    for number in range(0, len(expected), LABELS_MAX):
+        subset = dict(list(expected.items())[number : number + LABELS_MAX])
+        store.insert(IndexedTask(task(f"t{number}", labels=subset), 0))
+        assert ids(store.query(TaskQuery(labels=subset))) == [f"t{number}"]
+    page = store.query(TaskQuery(labels=expected))
     assert (ids(page), page.total_count) == ([], 0)
 
 
-def test_readers_never_see_half_a_change_while_somebody_writes(store):
+def test_concurrent_readers_see_complete_changes(store):
     store.insert(IndexedTask(task("a", name="0", labels={"round": "0"}), 0))
-    done, wrong, read = threading.Event(), [], []
+    done, inconsistent, reads = threading.Event(), [], []
 
-    def look():
+    def read_repeatedly():
         while not done.is_set():
             page = store.query(TaskQuery())
-            [seen] = page.tasks
+            [listed_task] = page.tasks
             indexed = store.load("a")
-            if page.total_count != 1 or seen.manifest.metadata.labels != {"round": seen.manifest.metadata.name}:
-                wrong.append(page)
+            if page.total_count != 1 or listed_task.manifest.metadata.labels != {
+                "round": listed_task.manifest.metadata.name
+            }:
+                inconsistent.append(page)
             if str(indexed.offset) != indexed.task.manifest.metadata.name:
-                wrong.append(indexed)
-            read.append(1)
+                inconsistent.append(indexed)
+            reads.append(1)
 
-    threads = [threading.Thread(target=look) for _ in range(6)]
+    threads = [threading.Thread(target=read_repeatedly) for _ in range(6)]
     for thread in threads:
         thread.start()
     number = 0
     try:
-        while number < 100 or (len(read) < 100 and number < 100_000):
+        while number < 100 or (len(reads) < 100 and number < 100_000):
             number += 1
             store.save(IndexedTask(task("a", name=str(number), labels={"round": str(number)}), number))
     finally:
         done.set()
         for thread in threads:
             thread.join(10)
-    assert not wrong
-    assert len(read) >= 100
+    assert not inconsistent
+    assert len(reads) >= 100
     assert store.load("a").offset == number
 
 
-def test_of_many_who_insert_the_same_task_one_succeeds(store):
+def test_one_of_many_concurrent_inserts_succeeds(store):
     outcomes, refusals, barrier = [], [], threading.Barrier(8)
 
     def insert(number):
@@ -430,8 +439,8 @@ def test_of_many_who_insert_the_same_task_one_succeeds(store):
         try:
             store.insert(IndexedTask(task("a", name=str(number)), number))
             outcomes.append(number)
-        except DuplicateTaskError as refused:
-            refusals.append(refused.existing.id)
+        except DuplicateTaskError as caught:
+            refusals.append(caught.existing.id)
 
     threads = [threading.Thread(target=insert, args=(number,)) for number in range(8)]
     for thread in threads:

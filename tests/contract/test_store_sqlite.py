@@ -1,4 +1,4 @@
-"""What only a store with a file can promise: it survives its process, and it knows its own age."""
+"""Properties of a store with a file: durability, migrations, damage."""
 
 import dataclasses
 import os
@@ -23,7 +23,7 @@ from sandbox.store.listing import to_microseconds
 from sandbox.store.schema import StoreTooNewError, StoreUnusableError
 from sandbox.store.sqlite import SqliteStore
 
-INSERT_FOR_EVER = """
+INSERT_FOREVER = """
 import sys
 from pathlib import Path
 
@@ -70,7 +70,7 @@ def version(path):
     return number
 
 
-def test_what_was_inserted_is_there_after_a_restart(path):
+def test_task_persists_across_restarts(path):
     store = SqliteStore(path)
     store.insert(IndexedTask(submitted("a"), 5))
     known = store.load("a")
@@ -81,23 +81,23 @@ def test_what_was_inserted_is_there_after_a_restart(path):
     store.close()
 
 
-def test_what_was_answered_survives_the_kill_of_its_process(path):
+def test_acknowledged_inserts_survive_a_kill(path):
     task = msgspec.json.encode(submitted("a")).decode()
-    command = [sys.executable, "-c", INSERT_FOR_EVER, str(path), task]
+    command = [sys.executable, "-c", INSERT_FOREVER, str(path), task]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
-        said = [int(server.stdout.readline()) for _ in range(20)]
+        reported = [int(server.stdout.readline()) for _ in range(20)]
         os.kill(server.pid, signal.SIGKILL)
-        said += [int(word) for word in server.stdout.read().split()]
+        reported += [int(word) for word in server.stdout.read().split()]
 
     store = SqliteStore(path)
     known = store.task_ids()
-    assert {f"task-{number}" for number in said} <= known
+    assert {f"task-{number}" for number in reported} <= known
     assert store.query(TaskQuery(labels={"k": "v"}, limit=1)).total_count == len(known)
-    assert len(known) - len(said) in (0, 1)
+    assert len(known) - len(reported) in (0, 1)
     store.close()
 
 
-def test_every_commit_waits_for_the_disk(path):
+def test_commits_are_synchronous(path):
     store = SqliteStore(path)
     with store._connections.write_transaction() as connection:
         assert connection.execute("PRAGMA synchronous").fetchone() == (2,)
@@ -108,7 +108,7 @@ def test_every_commit_waits_for_the_disk(path):
     store.close()
 
 
-def test_a_change_that_fails_half_way_changes_nothing(path):
+def test_failed_transaction_changes_nothing(path):
     store = SqliteStore(path)
     store.insert(IndexedTask(submitted("a"), 1))
     known = store.load("a")
@@ -125,7 +125,7 @@ def test_a_change_that_fails_half_way_changes_nothing(path):
     store.close()
 
 
-def test_who_only_reads_an_older_index_is_told_who_brings_it_up_to_date(path):
+def test_read_only_open_of_an_older_index_names_the_fix(path):
     SqliteStore(path).close()
     connection = sqlite3.connect(path)
     connection.executescript(TO_VERSION_3)
@@ -139,27 +139,27 @@ def test_who_only_reads_an_older_index_is_told_who_brings_it_up_to_date(path):
     SqliteStore(path, read_only=True).close()
 
 
-def test_a_database_of_a_newer_program_is_left_alone(path):
+def test_newer_database_is_rejected_unchanged(path):
     SqliteStore(path).close()
     newer = version(path) + 1
     connection = sqlite3.connect(path)
     connection.execute(f"PRAGMA user_version = {newer}")
     connection.close()
 
-    with pytest.raises(StoreTooNewError, match="rebuilt from the journals") as refused:
+    with pytest.raises(StoreTooNewError, match="rebuilt from the journals") as caught:
         SqliteStore(path)
 
-    assert refused.value.code == "store_too_new"
+    assert caught.value.code == "store_too_new"
     assert version(path) == newer
 
 
-def test_a_step_that_fails_leaves_the_database_as_it_was(path, monkeypatch):
+def test_failed_migration_is_rolled_back(path, monkeypatch):
     SqliteStore(path).close()
     before = version(path)
     from sandbox.store import schema
 
-    steps = {**schema._load_migrations(), before + 1: "CREATE TABLE half (x);\nINSERT INTO nowhere VALUES (1);"}
-    monkeypatch.setattr(schema, "_load_migrations", lambda: steps)
+    migrations = {**schema._load_migrations(), before + 1: "CREATE TABLE half (x);\nINSERT INTO nowhere VALUES (1);"}
+    monkeypatch.setattr(schema, "_load_migrations", lambda: migrations)
 
     with pytest.raises(StoreUnusableError, match="nowhere"):
         SqliteStore(path)
@@ -170,38 +170,38 @@ def test_a_step_that_fails_leaves_the_database_as_it_was(path, monkeypatch):
     assert version(path) == before
 
 
-def test_a_step_that_is_new_is_taken_once(path, monkeypatch):
+def test_new_migration_is_applied_once(path, monkeypatch):
     store = SqliteStore(path)
     store.insert(IndexedTask(submitted("a"), 1))
     store.close()
     from sandbox.store import schema
 
-    steps = {**schema._load_migrations(), version(path) + 1: "CREATE TABLE later (x INTEGER) STRICT;"}
-    monkeypatch.setattr(schema, "_load_migrations", lambda: steps)
+    migrations = {**schema._load_migrations(), version(path) + 1: "CREATE TABLE later (x INTEGER) STRICT;"}
+    monkeypatch.setattr(schema, "_load_migrations", lambda: migrations)
     for _ in range(2):
         store = SqliteStore(path)
         assert store.task_ids() == {"a"}
         store.close()
-    assert version(path) == max(steps)
+    assert version(path) == max(migrations)
 
 
-def test_pages_are_read_in_the_order_of_an_index(path):
+def test_pages_use_an_index_for_sorting(path):
     store = SqliteStore(path)
     with store._connections.read_transaction() as connection:
         for sort in ("created_at", "started_at", "state_changed_at", "name"):
             for order in ("asc", "desc"):
                 page = store._sql["task_page"].format(filters="true", sort=sort, order=order)
                 plan = connection.execute(f"EXPLAIN QUERY PLAN {page}", {"limit": 1, "offset": 0}).fetchall()
-                assert not any("TEMP B-TREE" in step for *_, step in plan), (sort, order, plan)
+                assert not any("TEMP B-TREE" in detail for *_, detail in plan), (sort, order, plan)
     store.close()
 
 
-def test_an_index_of_the_first_version_is_brought_up_to_date(path, monkeypatch):
+def test_index_of_version_1_is_migrated(path, monkeypatch):
     from sandbox.store import schema
 
-    steps = schema._load_migrations()
+    migrations = schema._load_migrations()
     connection = sqlite3.connect(path)
-    connection.executescript(f"{steps[1]}\nPRAGMA user_version = 1;")
+    connection.executescript(f"{migrations[1]}\nPRAGMA user_version = 1;")
     task = submitted("old")
     connection.execute(
         "INSERT INTO tasks VALUES ('old', 'n', 'pending', 1, NULL, 1, 7, ?)", (msgspec.json.encode(task),)
@@ -218,15 +218,15 @@ def test_an_index_of_the_first_version_is_brought_up_to_date(path, monkeypatch):
 
 
 @pytest.mark.parametrize("damage", [b"{", b"\xff", b"[]", b"[" * 100_000, b'{"artifacts": 3}'])
-def test_artifacts_of_an_older_index_are_moved_out_of_its_tasks(path, damage):
+def test_migration_moves_artifacts_out_of_tasks(path, damage):
     from sandbox.store import schema
 
     artifacts = tuple(Artifact(f"{n}.md", f"é\u2028\x00\\{n}", 2**40, "text/plain", "sha256:00") for n in range(3))
     task = msgspec.structs.replace(submitted("old"), artifacts=artifacts, result={"n": [1, 2.5, None, "\x00"]})
     connection = sqlite3.connect(path)
-    for number, step in sorted(schema._load_migrations().items()):
+    for number, statement in sorted(schema._load_migrations().items()):
         if number <= 5:
-            connection.executescript(f"{step}\nPRAGMA user_version = {number};")
+            connection.executescript(f"{statement}\nPRAGMA user_version = {number};")
     changed_at = to_microseconds(task.state_changed_at)
     insert = f"INSERT INTO tasks VALUES (?, 'n', 'pending', 1, NULL, {changed_at}, 7, ?, NULL, ?)"
     for task_id, content in (("old", msgspec.json.encode(task)), ("damaged", damage)):
@@ -242,7 +242,7 @@ def test_artifacts_of_an_older_index_are_moved_out_of_its_tasks(path, damage):
     store.close()
 
 
-def test_a_large_prompt_is_written_once_however_often_its_task_changes(path):
+def test_large_prompt_is_written_once(path):
     store = SqliteStore(path)
     known = submitted("a", prompt="x" * 500_000)
     store.insert(IndexedTask(known, 1))
@@ -255,12 +255,12 @@ def test_a_large_prompt_is_written_once_however_often_its_task_changes(path):
     store.close()
 
 
-def test_the_texts_of_an_older_index_are_read_where_they_were(path):
+def test_texts_of_an_older_index_are_read(path):
     store = SqliteStore(path)
     known = IndexedTask(submitted("a"), 1)
     store.save(known)
-    rot(path, "task", msgspec.json.encode(known.task))
-    change(path, "DELETE FROM texts")
+    corrupt(path, "task", msgspec.json.encode(known.task))
+    execute(path, "DELETE FROM texts")
     assert (store.outdated_task_ids(), store.load("a")) == ([], known)
     assert store.query(TaskQuery()).tasks == [without_large_fields(known.task)]
     store.save(known)
@@ -268,11 +268,11 @@ def test_the_texts_of_an_older_index_are_read_where_they_were(path):
     store.close()
 
 
-def test_a_task_whose_texts_are_gone_is_read_anew(path):
+def test_task_with_missing_texts_is_outdated(path):
     store = SqliteStore(path)
     known = IndexedTask(submitted("a"), 1)
     store.save(known)
-    change(path, "DELETE FROM texts")
+    execute(path, "DELETE FROM texts")
     with pytest.raises(IndexDamagedError, match="no prompt"):
         store.load("a")
     assert store.outdated_task_ids() == ["a"]
@@ -281,7 +281,7 @@ def test_a_task_whose_texts_are_gone_is_read_anew(path):
     store.close()
 
 
-def test_who_uses_an_id_again_has_texts_of_their_own(path):
+def test_reused_id_has_new_texts(path):
     store = SqliteStore(path)
     store.save(IndexedTask(submitted("a", prompt="first"), 1))
     store.delete("a")
@@ -291,25 +291,25 @@ def test_who_uses_an_id_again_has_texts_of_their_own(path):
     store.close()
 
 
-def test_a_list_reads_no_artifacts(path):
+def test_list_reads_no_artifacts(path):
     store = SqliteStore(path)
     store.save(IndexedTask(submitted("a"), 1))
-    rot(path, "artifacts", b"what nobody reads")
+    corrupt(path, "artifacts", b"not read")
     assert [task.id for task in store.query(TaskQuery()).tasks] == ["a"]
     store.close()
 
 
-def test_a_key_is_found_by_its_index(path):
+def test_idempotency_key_query_uses_an_index(path):
     store = SqliteStore(path)
     with store._connections.read_transaction() as connection:
-        question = f"EXPLAIN QUERY PLAN {store._sql['find_by_idempotency_key']}"
-        plan = connection.execute(question, {"key": "k", "since": 0}).fetchall()
-    assert [step for *_, step in plan if "tasks_by_idempotency_key" in step and "SEARCH" in step]
-    assert not any("TEMP B-TREE" in step for *_, step in plan)
+        query = f"EXPLAIN QUERY PLAN {store._sql['find_by_idempotency_key']}"
+        plan = connection.execute(query, {"key": "k", "since": 0}).fetchall()
+    assert [detail for *_, detail in plan if "tasks_by_idempotency_key" in detail and "SEARCH" in detail]
+    assert not any("TEMP B-TREE" in detail for *_, detail in plan)
     store.close()
 
 
-def test_after_closing_nothing_is_open_and_nothing_is_answered(path):
+def test_closed_store_rejects_operations(path):
     store = SqliteStore(path)
     barrier = threading.Barrier(8)
 
@@ -332,7 +332,7 @@ def test_after_closing_nothing_is_open_and_nothing_is_answered(path):
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
-def test_a_file_that_is_no_index_is_refused_with_a_sentence_and_left_alone(tmp_path):
+def test_file_that_is_not_an_index_is_rejected_unchanged(tmp_path):
     path = tmp_path / "index.sqlite"
     path.write_bytes(b"garbage" * 100)
     with pytest.raises(StoreUnusableError, match="move it away"):
@@ -340,17 +340,17 @@ def test_a_file_that_is_no_index_is_refused_with_a_sentence_and_left_alone(tmp_p
     assert path.read_bytes() == b"garbage" * 100
 
 
-def test_before_an_older_index_is_brought_up_to_date_it_is_copied(path):
+def test_older_index_is_copied_before_migration(path):
     store = SqliteStore(path)
     known = submitted("a")
     store.insert(IndexedTask(known, 5))
     store.close()
     newest = version(path)
-    rot(path, "task", msgspec.json.encode(known))
+    corrupt(path, "task", msgspec.json.encode(known))
     connection = sqlite3.connect(path)
     connection.executescript(TO_VERSION_3)
     connection.close()
-    path.with_name("index.sqlite.v3.new").write_bytes(b"what a crash left")
+    path.with_name("index.sqlite.v3.new").write_bytes(b"incomplete")
 
     store = SqliteStore(path)
     assert version(path) == newest
@@ -359,19 +359,19 @@ def test_before_an_older_index_is_brought_up_to_date_it_is_copied(path):
     assert store.outdated_task_ids() == []
     store.close()
     assert version(path.with_name("index.sqlite.v3")) == 3
-    assert sorted(each.name for each in path.parent.iterdir()) == ["index.sqlite", "index.sqlite.v3"]
+    assert sorted(item.name for item in path.parent.iterdir()) == ["index.sqlite", "index.sqlite.v3"]
 
 
-def change(path, statement, *values):
+def execute(path, statement, *values):
     connection = sqlite3.connect(path)
     connection.execute(statement, values)
     connection.commit()
     connection.close()
 
 
-def rot(path, column, value):
+def corrupt(path, column, value):
     table, key = ("texts", "task_id") if column in {"prompt", "patch"} else ("tasks", "id")
-    change(path, f"UPDATE {table} SET {column} = ? WHERE {key} = 'a'", value)
+    execute(path, f"UPDATE {table} SET {column} = ? WHERE {key} = 'a'", value)
 
 
 @pytest.mark.parametrize(
@@ -388,27 +388,27 @@ def rot(path, column, value):
         ("patch", b"\xff"),
     ],
 )
-def test_a_row_that_is_damaged_is_told_with_what_to_do_and_read_anew(path, caplog, column, value):
+def test_damaged_row_is_reported_and_outdated(path, caplog, column, value):
     store = SqliteStore(path)
     known = IndexedTask(submitted("a"), 5)
-    for each in (known, IndexedTask(submitted("b"), 5)):
-        store.insert(each)
-    rot(path, column, value)
+    for item in (known, IndexedTask(submitted("b"), 5)):
+        store.insert(item)
+    corrupt(path, column, value)
 
-    for ask in (lambda: store.load("a"), lambda: store.insert(known)):
+    for operation in (lambda: store.load("a"), lambda: store.insert(known)):
         with pytest.raises(IndexDamagedError, match="sandbox admin rebuild"):
-            ask()
+            operation()
     for _ in range(3):
-        assert [each.task.id for each in store.unfinished()] == ["b"]
+        assert [item.task.id for item in store.unfinished()] == ["b"]
         assert store.count_by_state()[TaskState.PENDING] == (1 if column == "state" else 2)
         page = store.query(TaskQuery())
-        in_list = column != "task"  # which shows neither artifacts nor texts
-        assert {task.id for task in page.tasks} == ({"a", "b"} if in_list else {"b"})
-        assert [*page.damaged] == ([] if in_list else ["a"])
+        is_listed = column != "task"  # lists contain neither artifacts nor texts
+        assert {task.id for task in page.tasks} == ({"a", "b"} if is_listed else {"b"})
+        assert [*page.damaged] == ([] if is_listed else ["a"])
         assert all("sandbox admin rebuild" in reason for reason in page.damaged.values())
-    told = [record.getMessage() for record in caplog.records]
-    assert len(told) == 1
-    assert "sandbox admin rebuild" in told[0]
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == 1
+    assert "sandbox admin rebuild" in messages[0]
     assert store.load("b").task.id == "b"
     assert store.outdated_task_ids() == ["a"]
     store.save(known)
@@ -417,27 +417,27 @@ def test_a_row_that_is_damaged_is_told_with_what_to_do_and_read_anew(path, caplo
     store.close()
 
 
-def test_a_row_that_tells_of_another_task_is_read_anew(path):
+def test_row_of_another_task_is_outdated(path):
     store = SqliteStore(path)
     for task_id in "ab":
         store.insert(IndexedTask(submitted(task_id), 5))
-    rot(path, "task", msgspec.json.encode(store.load("b").task))
+    corrupt(path, "task", msgspec.json.encode(store.load("b").task))
     assert store.outdated_task_ids() == ["a"]
     with pytest.raises(IndexDamagedError, match="tells of task b"):
         store.load("a")
-    assert [each.task.id for each in store.unfinished()] == ["b"]
+    assert [item.task.id for item in store.unfinished()] == ["b"]
     assert [task.id for task in store.query(TaskQuery()).tasks] == ["b"]
     store.close()
 
 
 @pytest.mark.parametrize("order", ["asc", "desc"])
-def test_a_row_with_another_time_than_its_task_is_in_no_list_by_that_time_and_read_anew(path, order):
-    """Else who asks for the oldest ones would stop at it."""
+def test_row_with_wrong_time_is_damaged_in_lists_by_that_time(path, order):
+    """Otherwise a query for the oldest tasks would stop at it."""
     store = SqliteStore(path)
     known = IndexedTask(submitted("a"), 5)
-    for each in (known, IndexedTask(submitted("b"), 5)):
-        store.insert(each)
-    rot(path, "state_changed_at", 0)
+    for item in (known, IndexedTask(submitted("b"), 5)):
+        store.insert(item)
+    corrupt(path, "state_changed_at", 0)
     page = store.query(TaskQuery(sort="state_changed_at", order=order))
     assert ([task.id for task in page.tasks], [*page.damaged]) == (["b"], ["a"])
     assert {task.id for task in store.query(TaskQuery()).tasks} == {"a", "b"}
@@ -450,36 +450,36 @@ def test_a_row_with_another_time_than_its_task_is_in_no_list_by_that_time_and_re
 
 @pytest.mark.parametrize("order", ["asc", "desc"])
 @pytest.mark.parametrize("sort", ["created_at", "started_at", "state_changed_at", "name"])
-@pytest.mark.parametrize("where", ["first", "middle", "last", "all"])
-def test_pages_go_on_behind_damaged_rows_wherever_they_are(path, sort, order, where):
+@pytest.mark.parametrize("position", ["first", "middle", "last", "all"])
+def test_pages_continue_after_damaged_rows(path, sort, order, position):
     store = SqliteStore(path)
     names = [f"task-{number}" for number in range(7)]
     for name in names:
         store.insert(IndexedTask(submitted(name), 5))
-    hurt = {"first": names[:3], "middle": names[2:5], "last": names[-3:], "all": names}[where]
-    for name in hurt:
-        change(path, "UPDATE tasks SET task = ? WHERE id = ?", b"{", name)
-    seen, damaged, query = [], [], TaskQuery(sort=sort, order=order, limit=2)
+    damaged_names = {"first": names[:3], "middle": names[2:5], "last": names[-3:], "all": names}[position]
+    for name in damaged_names:
+        execute(path, "UPDATE tasks SET task = ? WHERE id = ?", b"{", name)
+    collected, damaged, query = [], [], TaskQuery(sort=sort, order=order, limit=2)
     while True:
         page = store.query(query)
         assert page.total_count == len(names)
-        seen += [task.id for task in page.tasks]
+        collected += [task.id for task in page.tasks]
         damaged += page.damaged
         if page.next_cursor is None:
             break
         query = dataclasses.replace(query, cursor=page.next_cursor)
-    assert sorted(seen) == [name for name in names if name not in hurt]
-    assert sorted(damaged) == hurt
+    assert sorted(collected) == [name for name in names if name not in damaged_names]
+    assert sorted(damaged) == damaged_names
     store.close()
 
 
-def test_a_new_index_has_nothing_to_copy(path):
+def test_new_index_is_not_copied(path):
     SqliteStore(path).close()
     SqliteStore(path).close()
-    assert [each.name for each in path.parent.iterdir()] == ["index.sqlite"]
+    assert [item.name for item in path.parent.iterdir()] == ["index.sqlite"]
 
 
-def test_without_room_for_the_copy_the_index_stays_as_it_was(path):
+def test_failed_copy_leaves_the_index_unchanged(path):
     SqliteStore(path).close()
     connection = sqlite3.connect(path)
     connection.executescript(TO_VERSION_3)

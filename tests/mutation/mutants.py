@@ -41,7 +41,7 @@ _PROSE = re.compile(r"\w\W* \W*\w")
 _EMPTY = {ast.Tuple: "()", ast.List: "[]", ast.Dict: "{}", ast.Set: "set()"}
 
 Span = tuple[int, int, int, int]
-"""Line and column in UTF-8 bytes, and those of the end."""
+"""Line and column in UTF-8 bytes of start and end."""
 
 
 @dataclass(frozen=True)
@@ -72,14 +72,14 @@ class Mutant:
 def mutants_of(path: Path, root: Path) -> list[Mutant]:
     """All mutants of a file, in the order of its lines."""
     source = path.read_text()
-    found = _Finder(source, str(path.relative_to(root))).mutants()
-    alone = {mutant.source: mutant for mutant in found if mutant.source != source}
-    seen: Counter[tuple[str, str, str]] = Counter()
+    candidates = _Finder(source, str(path.relative_to(root))).mutants()
+    unique = {mutant.source: mutant for mutant in candidates if mutant.source != source}
+    counts: Counter[tuple[str, str, str]] = Counter()
     numbered = []
-    for mutant in sorted(alone.values(), key=lambda mutant: (mutant.line, mutant.last_line)):
-        looks = mutant.scope, mutant.original, mutant.mutated
-        seen[looks] += 1
-        numbered.append(replace(mutant, occurrence=seen[looks]))
+    for mutant in sorted(unique.values(), key=lambda mutant: (mutant.line, mutant.last_line)):
+        appearance = mutant.scope, mutant.original, mutant.mutated
+        counts[appearance] += 1
+        numbered.append(replace(mutant, occurrence=counts[appearance]))
     return numbered
 
 
@@ -107,8 +107,8 @@ class _Finder:
 
     def _mutant(self, span: Span, text: str, operator: str, scope: str, *, is_imported: bool) -> Mutant | None:
         line, column, last_line, last_column = span
-        begin, end = self._line_starts[line - 1] + column, self._line_starts[last_line - 1] + last_column
-        changed = self._bytes[:begin] + text.encode() + self._bytes[end:]
+        start, end = self._line_starts[line - 1] + column, self._line_starts[last_line - 1] + last_column
+        changed = self._bytes[:start] + text.encode() + self._bytes[end:]
         first, last = self._line_starts[line - 1], self._line_starts[last_line]
         try:
             ast.parse(changed)
@@ -120,19 +120,19 @@ class _Finder:
             last_line=last_line,
             scope=scope,
             operator=operator,
-            original=_squeezed(self._bytes[first:last]),
-            mutated=_squeezed(changed[first : last + len(changed) - len(self._bytes)]),
+            original=_normalize_whitespace(self._bytes[first:last]),
+            mutated=_normalize_whitespace(changed[first : last + len(changed) - len(self._bytes)]),
             source=changed.decode(),
             is_imported=is_imported,
         )
 
 
-def _squeezed(text: bytes) -> str:
+def _normalize_whitespace(text: bytes) -> str:
     return " ".join(text.decode().split())
 
 
 def _children(node: ast.AST) -> Iterator[tuple[ast.AST, bool]]:
-    """What of a node is mutated, and whether it is inside of it as the body of a function, class or lambda."""
+    """The children of a node that are mutated, and whether each is in the body of a function, class or lambda."""
     match node:
         case ast.Import() | ast.ImportFrom() | ast.JoinedStr() | ast.Expr(value=ast.Constant()):
             return
@@ -160,7 +160,7 @@ def _defaults(arguments: ast.arguments) -> list[ast.expr]:
 
 
 def _is_type(node: ast.expr) -> bool:
-    """Whether an expression is a type: by its first letter, or by one of the built-in ones in brackets."""
+    """Whether an expression is a type: by its first letter, or a built-in type with brackets."""
     match node:
         case ast.BinOp(op=ast.BitOr(), left=left, right=right):
             return _is_type(left) and (_is_type(right) or _is_none(right))
@@ -181,18 +181,18 @@ def _span(node: ast.AST) -> Span:
 
 
 Change = tuple[str, Span, str]
-"""Operator, what to replace, and the text in its place."""
+"""Operator, span to replace, replacement text."""
 
 
 def _changes(node: ast.AST) -> Iterator[Change]:
     change = _OPERATORS.get(type(node))
     if change is not None:
         yield from change(node)
-    if _can_go(node):
+    if _is_removable(node):
         yield "statement", _span(node), "pass"
 
 
-def _can_go(node: ast.AST) -> bool:
+def _is_removable(node: ast.AST) -> bool:
     match node:
         case ast.Expr(value=ast.Constant()):
             return False
@@ -254,7 +254,7 @@ def _other_constants(value: object) -> Iterator[str]:
 
 
 def _elements(node: ast.Dict | ast.Set | ast.Tuple | ast.List) -> Iterator[Change]:
-    """Without one element. The lines of the others stay as they are."""
+    """Remove one element. The lines of the others stay as they are."""
     if isinstance(node, ast.Tuple | ast.List) and not isinstance(node.ctx, ast.Load):
         return
     if isinstance(node, ast.Dict):
@@ -280,7 +280,7 @@ def _loops(node: ast.Break | ast.Continue) -> Iterator[Change]:
 
 
 def _returns(node: ast.Return) -> Iterator[Change]:
-    """What is false is as good as None to most callers."""
+    """Most callers treat False and None alike, so falsy constants are not mutated."""
     is_false = isinstance(node.value, ast.Constant) and not node.value.value
     if node.value is not None and not is_false:
         yield "return", _span(node), "return None"
@@ -305,10 +305,12 @@ def _filters(node: ast.comprehension) -> Iterator[Change]:
 
 
 def _negations(conditions: list[ast.expr]) -> Iterator[Change]:
-    """Of those that no other operator negates."""
-    for one in conditions:
-        if not isinstance(one, ast.UnaryOp | ast.Constant) and not (isinstance(one, ast.Compare) and len(one.ops) == 1):
-            yield "condition", _span(one), f"(not ({ast.unparse(one)}))"
+    """Negate the conditions that no other operator negates."""
+    for condition in conditions:
+        if not isinstance(condition, ast.UnaryOp | ast.Constant) and not (
+            isinstance(condition, ast.Compare) and len(condition.ops) == 1
+        ):
+            yield "condition", _span(condition), f"(not ({ast.unparse(condition)}))"
 
 
 _OPERATORS: dict[type[ast.AST], Callable[[Any], Iterator[Change]]] = {

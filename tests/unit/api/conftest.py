@@ -1,4 +1,4 @@
-"""A client that speaks to the app without a socket, and holds every JSON answer against the schema."""
+"""A client that calls the app without a socket and validates JSON responses against the schema."""
 
 import asyncio
 import functools
@@ -22,30 +22,32 @@ VERSION = "0.1.0"
 
 @functools.cache
 def _schema() -> dict[str, Any]:
-    """Of every app of this version: what is behind its addresses has no part in it."""
+    """The schema is the same for all apps of this version."""
     return create_api_schema_app(VERSION).openapi()
 
 
 class Api:
-    """The API with `tasks` behind it."""
+    """The API on top of `tasks`."""
 
     def __init__(self, tasks: FakeTasks, access: TokenStore | None = None, **settings: Any) -> None:
         self.tasks = tasks
         self.shutting_down = asyncio.Event()
-        told = ApiSettings(VERSION, frozenset({8121, 8122}), frozenset({"builds.example.org"}), **settings)
-        guard = Authenticator(access or FakeAccess(), told)
-        self.app = create_app(tasks, settings=told, shutting_down=self.shutting_down, authenticator=guard)
+        api_settings = ApiSettings(VERSION, frozenset({8121, 8122}), frozenset({"builds.example.org"}), **settings)
+        authenticator = Authenticator(access or FakeAccess(), api_settings)
+        self.app = create_app(
+            tasks, settings=api_settings, shutting_down=self.shutting_down, authenticator=authenticator
+        )
         self.schema = _schema()
 
     def __call__(self, method: str, path: str, **options: Any) -> httpx.Response:
-        async def ask() -> httpx.Response:
+        async def request() -> httpx.Response:
             transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
             async with httpx.AsyncClient(transport=transport, base_url="http://localhost:8122") as client:
                 return await client.request(method, path, **options)
 
-        answer = asyncio.run(ask())
-        self._check(method, answer)
-        return answer
+        response = asyncio.run(request())
+        self._check(method, response)
+        return response
 
     def get(self, path: str, **options: Any) -> httpx.Response:
         return self("GET", path, **options)
@@ -56,24 +58,28 @@ class Api:
     def delete(self, path: str, **options: Any) -> httpx.Response:
         return self("DELETE", path, **options)
 
-    def _check(self, method: str, answer: httpx.Response) -> None:
+    def _check(self, method: str, response: httpx.Response) -> None:
         for template, operations in self.schema["paths"].items():
             pattern = re.sub(r"\\{\w+\\}", "[^/]+", re.escape(template))
-            if re.fullmatch(pattern, answer.url.raw_path.decode().partition("?")[0]) and method.lower() in operations:
+            if re.fullmatch(pattern, response.url.raw_path.decode().partition("?")[0]) and method.lower() in operations:
                 documented = operations[method.lower()]["responses"]
-                assert str(answer.status_code) in documented, f"{answer.status_code} of {template} is not documented"
-                self._validate(documented[str(answer.status_code)], answer)
+                assert str(response.status_code) in documented, (
+                    f"{response.status_code} of {template} is not documented"
+                )
+                self._validate(documented[str(response.status_code)], response)
 
-    def _validate(self, documented: dict[str, Any], answer: httpx.Response) -> None:
-        media_type = answer.headers.get("content-type", "").partition(";")[0]
-        kinds = documented.get("content", {})
-        assert media_type in kinds or "*/*" in kinds or not (kinds or answer.content), f"{media_type} is not documented"
+    def _validate(self, documented: dict[str, Any], response: httpx.Response) -> None:
+        media_type = response.headers.get("content-type", "").partition(";")[0]
+        media_types = documented.get("content", {})
+        assert media_type in media_types or "*/*" in media_types or not (media_types or response.content), (
+            f"{media_type} is not documented"
+        )
         headers = documented.get("headers", {})
-        assert {name.lower() for name, told in headers.items() if told.get("required")} <= set(answer.headers)
-        if media_type not in {"application/json", "application/problem+json"} or media_type not in kinds:
+        assert {name.lower() for name, header in headers.items() if header.get("required")} <= set(response.headers)
+        if media_type not in {"application/json", "application/problem+json"} or media_type not in media_types:
             return
         schema = {**documented["content"][media_type]["schema"], "components": self.schema["components"]}
-        Draft202012Validator(schema).validate(answer.json())
+        Draft202012Validator(schema).validate(response.json())
 
 
 @pytest.fixture
@@ -83,7 +89,7 @@ def tasks() -> FakeTasks:
 
 @pytest.fixture
 def guarded_api(tasks: FakeTasks) -> Callable[..., Api]:
-    """Makes an API with tokens; settings as those of `ApiSettings`."""
+    """Return a function that creates an API with tokens. Settings are those of `ApiSettings`."""
 
     def make(access: TokenStore, **settings: Any) -> Api:
         return Api(tasks, access, **settings)

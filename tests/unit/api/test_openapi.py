@@ -1,4 +1,4 @@
-"""`openapi.json` tells tools what there is."""
+"""`openapi.json` describes the API for tools."""
 
 import json
 
@@ -8,7 +8,7 @@ from starlette.requests import HTTPConnection
 from sandbox.api.responses import problem_response
 
 
-def test_it_is_served_and_lists_every_address(api):
+def test_schema_lists_all_paths(api):
     schema = api.get("/openapi.json").json()
     assert set(schema["paths"]) >= {
         "/api/v1/tasks",
@@ -24,7 +24,7 @@ def test_it_is_served_and_lists_every_address(api):
     }
 
 
-def test_every_operation_documents_its_errors_in_the_one_shape(api):
+def test_operations_document_their_errors_as_problems(api):
     for path, operations in api.schema["paths"].items():
         for operation in operations.values():
             errors = {status for status in operation["responses"] if int(status) >= 400}
@@ -32,25 +32,25 @@ def test_every_operation_documents_its_errors_in_the_one_shape(api):
             assert ("401" in errors) == (operation.get("security") != []), path
             assert ("422" in errors) == (operation["operationId"].startswith("submit_task"))
             for status in errors:
-                answer = operation["responses"][status]
-                assert list(answer["content"]) == ["application/problem+json"]
-                assert ("Retry-After" in answer.get("headers", {})) == (status in {"429", "503"})
+                response = operation["responses"][status]
+                assert list(response["content"]) == ["application/problem+json"]
+                assert ("Retry-After" in response.get("headers", {})) == (status in {"429", "503"})
 
 
 @pytest.mark.parametrize(
     ("status", "name"),
     [(404, "Not Found"), (413, "Content Too Large"), (416, "Range Not Satisfiable"), (422, "Unprocessable Content")],
 )
-def test_a_problem_has_the_title_that_the_schema_gives_it(api, status, name):
-    asked = HTTPConnection({"type": "http", "path": "/", "headers": []})
-    assert json.loads(problem_response(asked, status, "some_code", "Some message.").body)["title"] == name
-    told = [operation["responses"] for paths in api.schema["paths"].values() for operation in paths.values()]
-    assert {answers[str(status)]["description"] for answers in told if str(status) in answers} == {name}
+def test_problem_title_matches_the_schema(api, status, name):
+    connection = HTTPConnection({"type": "http", "path": "/", "headers": []})
+    assert json.loads(problem_response(connection, status, "some_code", "Some message.").body)["title"] == name
+    documented = [operation["responses"] for paths in api.schema["paths"].values() for operation in paths.values()]
+    assert {responses[str(status)]["description"] for responses in documented if str(status) in responses} == {name}
 
 
-def test_what_routes_read_by_themselves_is_listed_too(api):
+def test_manually_parsed_parameters_are_documented(api):
     def names(path):
-        return {(told["in"], told["name"]) for told in api.schema["paths"][path]["get"]["parameters"]}
+        return {(parameter["in"], parameter["name"]) for parameter in api.schema["paths"][path]["get"]["parameters"]}
 
     assert {("query", "labels"), ("query", "state"), ("query", "offset")} <= names("/api/v1/tasks")
     assert {("header", "Last-Event-ID"), ("query", "after")} <= names("/api/v1/tasks/{task_id}/logs")

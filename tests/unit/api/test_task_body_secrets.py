@@ -1,4 +1,4 @@
-"""A task failed for want of a secret: everybody is told its name, and operators where its value was to come from."""
+"""A task that failed for a missing secret: all roles see the secret's name, operators also its source."""
 
 import msgspec
 import pytest
@@ -12,8 +12,8 @@ from sandbox.model.task import Task
 DETAIL = "Secret TOKEN (source vault, key team/app#password): Vault has nothing at this path."
 PRIVATE = ("vault", "Vault", "team/app", "#password", "nothing at this")
 OPERATOR, VIEWER = {"authorization": "Bearer olga"}, {"authorization": "Bearer vera"}
-STATUSES = ("/api/v1/tasks/task-001", "/api/v1/tasks/task-001/wait?timeout=0", "/api/v1/tasks")
-STORIES = (
+STATUS_PATHS = ("/api/v1/tasks/task-001", "/api/v1/tasks/task-001/wait?timeout=0", "/api/v1/tasks")
+LOG_PATHS = (
     "/api/v1/tasks/task-001/logs",
     "/api/v1/tasks/task-001/logs?stream=events",
     "/api/v1/tasks/task-001/logs?follow=true",
@@ -27,61 +27,61 @@ OLD = msgspec.json.decode(
 )
 
 
-@pytest.fixture(params=[NEW, OLD], ids=["written now", "written by an earlier version"])
-def failed(request, guarded_api, tasks):
+@pytest.fixture(params=[NEW, OLD], ids=["current version", "earlier version"])
+def failed_api(request, guarded_api, tasks):
     tasks.add("task-001", request.param, TaskFinished())
     return guarded_api(FakeAccess(olga="operator", vera="viewer"))
 
 
-@pytest.mark.parametrize("path", STATUSES)
-def test_a_status_tells_by_role(failed, path):
-    shown = failed.get(path, headers=VIEWER).text
-    assert "TOKEN" in shown
-    assert [word for word in PRIVATE if word in shown] == []
-    assert DETAIL in failed.get(path, headers=OPERATOR).text
+@pytest.mark.parametrize("path", STATUS_PATHS)
+def test_status_detail_depends_on_the_role(failed_api, path):
+    text = failed_api.get(path, headers=VIEWER).text
+    assert "TOKEN" in text
+    assert [word for word in PRIVATE if word in text] == []
+    assert DETAIL in failed_api.get(path, headers=OPERATOR).text
 
 
-@pytest.mark.parametrize("path", STORIES)
+@pytest.mark.parametrize("path", LOG_PATHS)
 @pytest.mark.parametrize("headers", [{}, {"accept": "application/x-ndjson"}])
-@pytest.mark.parametrize("who", [VIEWER, OPERATOR])
-def test_a_story_tells_nobody(failed, path, headers, who):
-    told = failed.get(path, headers=headers | who)
-    assert told.status_code == 200
-    assert [word for word in PRIVATE if word in told.text] == []
+@pytest.mark.parametrize("role_headers", [VIEWER, OPERATOR])
+def test_logs_contain_no_secret_source(failed_api, path, headers, role_headers):
+    response = failed_api.get(path, headers=headers | role_headers)
+    assert response.status_code == 200
+    assert [word for word in PRIVATE if word in response.text] == []
 
 
-def test_a_status_tells_of_earlier_attempts_by_role(guarded_api, tasks):
+def test_detail_of_earlier_attempts_depends_on_the_role(guarded_api, tasks):
     task = tasks.add("task-001", *TO_RUNNING)
     attempt = msgspec.structs.replace(task.attempt, failure=NEW.failure, follow_up=RetryKind.RETRY)
     tasks.stories["task-001"].task = msgspec.structs.replace(task, past_attempts=(attempt,))
     api = guarded_api(FakeAccess(olga="operator", vera="viewer"))
-    shown = api.get("/api/v1/tasks/task-001", headers=VIEWER)
-    assert [word for word in PRIVATE if word in shown.text] == []
-    assert shown.json()["attempts"][0]["error"]["code"] == "secret_unavailable"
+    response = api.get("/api/v1/tasks/task-001", headers=VIEWER)
+    assert [word for word in PRIVATE if word in response.text] == []
+    assert response.json()["attempts"][0]["error"]["code"] == "secret_unavailable"
     operator = api.get("/api/v1/tasks/task-001", headers=OPERATOR).json()
     assert operator["attempts"][0]["error"]["message"] == DETAIL
 
 
-def test_without_tokens_whoever_asks_is_the_operator(api, tasks):
+def test_without_tokens_the_caller_is_the_operator(api, tasks):
     tasks.add("task-001", NEW, TaskFinished())
     assert api.get("/api/v1/tasks/task-001").json()["error"] == {"code": "secret_unavailable", "message": DETAIL}
 
 
-def test_what_an_earlier_version_stamped_is_read_without_it():
-    written = {
+def test_transition_of_an_earlier_version_is_read_without_source():
+    stored = {
         "seq": 3,
         "epoch": 1,
         "at": "2026-01-29T10:10:15.123Z",
         "event": {"type": "task_finished"},
         "transition": {"previous_state": "pending", "new_state": "failed", "message": DETAIL},
     }
-    record = msgspec.convert(written, Record)
+    record = msgspec.convert(stored, Record)
     assert record.transition.message == missing_secrets_message(["TOKEN"])
-    other = written | {"transition": written["transition"] | {"message": "The agent said: Secret A (source b."}}
+    other = stored | {"transition": stored["transition"] | {"message": "The agent said: Secret A (source b."}}
     assert msgspec.convert(other, Record).transition.message == "The agent said: Secret A (source b."
 
 
-def test_several_are_named_once_each_and_other_reasons_stay():
+def test_several_secrets_are_named_once_and_other_messages_kept():
     old = f"{DETAIL} Secret OTHER (source env, key X): it is not set. {DETAIL}"
     failure = Failure(FailureCode.SECRET_UNAVAILABLE, old)
     assert (failure.message, failure.detail) == (missing_secrets_message(["TOKEN", "OTHER"]), old)
@@ -93,7 +93,7 @@ def test_several_are_named_once_each_and_other_reasons_stay():
         assert Failure(code, message).message_for(is_operator=True) == message
 
 
-def test_it_survives_the_index(tasks):
+def test_failure_survives_the_index(tasks):
     task = tasks.add("task-001", NEW, TaskFinished())
-    again = msgspec.json.decode(msgspec.json.encode(task), type=Task)
-    assert again.failure == NEW.failure
+    decoded = msgspec.json.decode(msgspec.json.encode(task), type=Task)
+    assert decoded.failure == NEW.failure

@@ -1,4 +1,4 @@
-"""A token is shown once; what is kept of it lets nobody in."""
+"""Tokens are shown once. Their stored records do not grant access."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -11,7 +11,7 @@ from sandbox.interfaces.auth import Principal, Role
 NOW = datetime(2026, 1, 29, 10, 0, tzinfo=UTC)
 
 
-def test_a_token_matches_its_own_record_only():
+def test_token_verifies_against_its_record_only():
     token, record = generate_token(Role.OPERATOR, "ci", NOW, None)
     other, other_record = generate_token(Role.OPERATOR, "ci", NOW, None)
     assert parse_token_id(token) == record.id
@@ -21,12 +21,12 @@ def test_a_token_matches_its_own_record_only():
     assert record.principal == Principal(record.id, "ci", Role.OPERATOR)
 
 
-def test_the_secret_is_not_in_the_record():
+def test_record_does_not_contain_the_secret():
     token, record = generate_token(Role.VIEWER, "", NOW, None)
     assert token.rpartition("_")[2] not in msgspec.json.encode(record).decode()
 
 
-def test_a_token_is_recognised_in_texts():
+def test_token_has_fixed_prefix_and_length():
     token, record = generate_token(Role.VIEWER, "", NOW, None)
     assert token.startswith(f"sbx_{record.id}_")
     assert len(token) == len("sbx_") + 8 + 1 + 64
@@ -35,13 +35,13 @@ def test_a_token_is_recognised_in_texts():
 @pytest.mark.parametrize(
     "text", ["", "sbx_", "sbx_aaaaaaaa_", "sbx_aaaaaaaa_xyz", "sbx_../../etc_" + "0" * 64, "x" * 10_000]
 )
-def test_what_is_no_token_has_no_id(text):
+def test_malformed_token_has_no_id(text):
     _, record = generate_token(Role.VIEWER, "", NOW, None)
     assert parse_token_id(text) is None
     assert not verify_token(text, record)
 
 
-def test_a_token_is_good_until_it_expires():
+def test_token_is_valid_until_it_expires():
     _, record = generate_token(Role.VIEWER, "", NOW, NOW + timedelta(hours=1))
     assert record.is_valid(NOW + timedelta(minutes=59))
     assert not record.is_valid(NOW + timedelta(hours=1))

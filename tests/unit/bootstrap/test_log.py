@@ -1,4 +1,4 @@
-"""Lines of the log, for people and for programs: whole, honest, and with what they are about."""
+"""Log lines in text and JSON: complete, escaped, redacted, with context fields."""
 
 import contextvars
 import io
@@ -15,25 +15,25 @@ from sandbox.system.log_context import ATTEMPT_ID, REQUEST_ID, TASK_ID, TOKEN_ID
 
 @pytest.fixture
 def log(monkeypatch):
-    """Begin a log; gives a function for what was written, a line each. Everything is as before afterwards."""
-    root, ours, written = logging.getLogger(), logging.getLogger("sandbox"), io.StringIO()
-    handlers, levels = root.handlers[:], (root.level, ours.level)
+    """Return a function that configures logging and returns a reader of the lines. Restores logging afterwards."""
+    root, package_logger, stream = logging.getLogger(), logging.getLogger("sandbox"), io.StringIO()
+    handlers, levels = root.handlers[:], (root.level, package_logger.level)
 
-    def begin(form="json", level="info"):
-        monkeypatch.setattr(sys, "stderr", written)
+    def configure(form="json", level="info"):
+        monkeypatch.setattr(sys, "stderr", stream)
         monkeypatch.setattr(sys, "excepthook", sys.excepthook)
-        begin.lines = wired_log.configure_logging(form, level)
-        return lambda: written.getvalue().splitlines()
+        configure.lines = wired_log.configure_logging(form, level)
+        return lambda: stream.getvalue().splitlines()
 
-    yield begin
+    yield configure
     logging.captureWarnings(False)
     root.handlers[:] = handlers
     root.setLevel(levels[0])
-    ours.setLevel(levels[1])
+    package_logger.setLevel(levels[1])
 
 
-def about(work, **ids):
-    """Do work that is about these, as a request or a runner does it."""
+def run_with_context(work, **ids):
+    """Run `work` with these ids in the log context."""
 
     def run():
         for variable in (REQUEST_ID, TOKEN_ID, TASK_ID, ATTEMPT_ID):
@@ -43,60 +43,66 @@ def about(work, **ids):
     contextvars.Context().run(run)
 
 
-def test_a_line_for_programs_says_when_who_what_and_about_what(log):
-    written = log()
-    about(lambda: logging.getLogger("sandbox.x").info("Hello %s", "you"), request_id="r", token_id="o", task_id="t")
-    (line,) = map(json.loads, written())
+def test_json_line_has_time_level_logger_message_and_ids(log):
+    read_lines = log()
+    run_with_context(
+        lambda: logging.getLogger("sandbox.x").info("Hello %s", "you"), request_id="r", token_id="o", task_id="t"
+    )
+    (line,) = map(json.loads, read_lines())
     assert line.pop("time").endswith("Z")
     assert (line.pop("level"), line.pop("logger"), line.pop("message")) == ("info", "sandbox.x", "Hello you")
     assert line == {"request_id": "r", "token_id": "o", "task_id": "t"}
 
 
-def test_a_line_for_people_has_the_same_behind_its_message(log):
-    written = log("text")
-    about(lambda: logging.getLogger("sandbox.x").warning("Hm", extra={"path": "a b", "status": 404}), attempt_id="a")
-    time, _, rest = written()[0].partition(" ")
+def test_text_line_appends_fields_to_the_message(log):
+    read_lines = log("text")
+    run_with_context(
+        lambda: logging.getLogger("sandbox.x").warning("Hm", extra={"path": "a b", "status": 404}), attempt_id="a"
+    )
+    time, _, rest = read_lines()[0].partition(" ")
     assert time.endswith("Z")
     assert rest == 'WARNING Hm  path="a b" status=404 attempt_id=a'
 
 
-def test_what_a_caller_says_of_a_task_wins_over_what_is_under_way(log):
-    written = log()
-    about(lambda: logging.getLogger("sandbox.x").info("x", extra={"task_id": "other"}), task_id="t")
-    assert json.loads(written()[0])["task_id"] == "other"
+def test_explicit_task_id_overrides_the_context(log):
+    read_lines = log()
+    run_with_context(lambda: logging.getLogger("sandbox.x").info("x", extra={"task_id": "other"}), task_id="t")
+    assert json.loads(read_lines()[0])["task_id"] == "other"
 
 
-def test_the_follower_of_a_task_no_longer_speaks_for_the_request_that_brought_it(log):
-    written = log()
+def test_bind_task_clears_request_ids(log):
+    read_lines = log()
 
     def work():
         bind_task("t")
         logging.getLogger("sandbox.x").info("x")
 
-    about(work, request_id="r", token_id="o")
-    line = json.loads(written()[0])
+    run_with_context(work, request_id="r", token_id="o")
+    line = json.loads(read_lines()[0])
     assert line["task_id"] == "t"
     assert not {"request_id", "token_id"} & line.keys()
 
 
 @pytest.mark.parametrize("form", ["text", "json"])
-def test_nobody_makes_up_a_line_by_choosing_a_name(log, form):
-    written = log(form)
+def test_forged_line_breaks_are_escaped(log, form):
+    read_lines = log(form)
     forged = 'x\n2026-01-29T10:10:15.123Z ERROR forged\x1b[2J " = \u2028'
-    about(lambda: logging.getLogger("sandbox.x").info("Path %s", forged, extra={"path": forged}), task_id=forged)
-    (line,) = written()
+    run_with_context(
+        lambda: logging.getLogger("sandbox.x").info("Path %s", forged, extra={"path": forged}), task_id=forged
+    )
+    (line,) = read_lines()
     assert line.isascii() or line.isprintable()
     assert form == "text" or json.loads(line)["task_id"] == forged
 
 
 @pytest.mark.parametrize("form", ["text", "json"])
-def test_a_traceback_belongs_to_its_line(log, form):
-    written = log(form)
+def test_traceback_is_attached_to_its_record(log, form):
+    read_lines = log(form)
     try:
         raise ValueError("bug\nof two lines")
     except ValueError:
         logging.getLogger("sandbox.x").exception("It broke")
-    first, *others = written()
+    first, *others = read_lines()
     if form == "json":
         assert "ValueError: bug\nof two lines" in json.loads(first)["exception"]
         assert others == []
@@ -106,46 +112,46 @@ def test_a_traceback_belongs_to_its_line(log, form):
         assert all(line.startswith("    ") for line in others)
 
 
-def test_values_of_secrets_are_taken_out_of_everything(log):
-    written = log()
+def test_secret_values_are_redacted_in_all_fields(log):
+    read_lines = log()
     log.lines.redact = lambda text: text.replace("s3cr3t-value", "[redacted]")
     try:
         raise ValueError("s3cr3t-value")
     except ValueError:
         logging.getLogger("sandbox.x").exception("It is s3cr3t-value", extra={"path": "/s3cr3t-value"})
-    assert "s3cr3t-value" not in written()[0]
-    assert written()[0].count("[redacted]") >= 3
+    assert "s3cr3t-value" not in read_lines()[0]
+    assert read_lines()[0].count("[redacted]") >= 3
 
 
 @pytest.mark.parametrize("form", ["text", "json"])
-def test_values_of_secrets_are_taken_out_of_what_is_no_text_yet(log, form):
-    written = log(form)
+def test_secret_values_are_redacted_in_objects(log, form):
+    read_lines = log(form)
     log.lines.redact = lambda text: text.replace("s3cr3t-value", "[redacted]")
-    told = {"error": OSError("s3cr3t-value"), "data_dir": Path("/s3cr3t-value"), "status": 200}
-    logging.getLogger("sandbox.x").error("It broke", extra=told)
-    (line,) = written()
+    extra = {"error": OSError("s3cr3t-value"), "data_dir": Path("/s3cr3t-value"), "status": 200}
+    logging.getLogger("sandbox.x").error("It broke", extra=extra)
+    (line,) = read_lines()
     assert "s3cr3t-value" not in line
     assert form == "text" or json.loads(line)["status"] == 200
 
 
-def test_less_is_written_where_less_is_asked_for(log):
-    written = log(level="warning")
+def test_level_filters_records(log):
+    read_lines = log(level="warning")
     logging.getLogger("sandbox.x").info("not this")
     logging.getLogger("sandbox.x").warning("but this")
-    assert [json.loads(line)["message"] for line in written()] == ["but this"]
+    assert [json.loads(line)["message"] for line in read_lines()] == ["but this"]
 
 
-def test_libraries_are_heard_when_they_warn_and_not_before(log):
-    written = log(level="debug")
+def test_libraries_log_at_warning_and_above(log):
+    read_lines = log(level="debug")
     logging.getLogger("uvicorn.error").info("Started")
     logging.getLogger("uvicorn.error").error("Broken")
     logging.getLogger("sandbox.x").debug("ours")
-    assert [json.loads(line)["message"] for line in written()] == ["Broken", "ours"]
+    assert [json.loads(line)["message"] for line in read_lines()] == ["Broken", "ours"]
 
 
-def test_what_ends_the_process_is_a_line_as_well(log):
-    written = log()
+def test_uncaught_exception_is_logged(log):
+    read_lines = log()
     sys.excepthook(ValueError, ValueError("bug"), None)
-    line = json.loads(written()[0])
+    line = json.loads(read_lines()[0])
     assert (line["level"], line["message"]) == ("critical", "The process ends: ValueError")
     assert "ValueError: bug" in line["exception"]

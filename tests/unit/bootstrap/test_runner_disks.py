@@ -1,4 +1,4 @@
-"""Which disks a runner gets: new attempts what the machine can make, old ones what they began with."""
+"""The disks of a runner: new attempts use what the machine supports, old attempts keep their kind."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from sandbox.disks.loop import LoopDisks
 from sandbox.interfaces.layout import TaskLayout
 from sandbox.interfaces.placement import LaunchOrder
 
-KINDS = {"loop": LoopDisks, "plain": DirectoryDisks}
+DISKS = {"loop": LoopDisks, "plain": DirectoryDisks}
 
 
 @pytest.fixture
@@ -19,23 +19,23 @@ def order(tmp_path):
     return LaunchOrder("task-1", "abcdefghijkl", str(tmp_path), "/run", "scripted")
 
 
-def files(order):
+def attempt_files(order):
     return TaskLayout(Path(order.data_dir), order.task_id).attempt(order.attempt_id)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_new_attempt_gets_what_the_machine_can_make(order, kind):
-    assert isinstance(choose_disks(msgspec.structs.replace(order, disks=kind)), KINDS[kind])
+@pytest.mark.parametrize("kind", DISKS)
+def test_new_attempt_uses_the_kind_of_the_order(order, kind):
+    assert isinstance(choose_disks(msgspec.structs.replace(order, disks=kind)), DISKS[kind])
 
 
 @pytest.mark.parametrize("purpose", ["finish", "visit"])
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("began_with", KINDS)
-def test_an_old_attempt_keeps_what_it_began_with(order, kind, began_with, purpose):
-    """A server may have found no loop device when it started again, or root's rights."""
-    disk = files(order).disk
+@pytest.mark.parametrize("kind", DISKS)
+@pytest.mark.parametrize("original_kind", DISKS)
+def test_old_attempt_keeps_its_kind(order, kind, original_kind, purpose):
+    """After a restart the server may lack loop devices or root rights."""
+    disk = attempt_files(order).disk
     (disk / "workspace").mkdir(parents=True)
-    if began_with == "loop":
-        files(order).disk_image.touch()
+    if original_kind == "loop":
+        attempt_files(order).disk_image.touch()
     later = msgspec.structs.replace(order, disks=kind, **{purpose: True})
-    assert isinstance(choose_disks(later), KINDS[began_with])
+    assert isinstance(choose_disks(later), DISKS[original_kind])

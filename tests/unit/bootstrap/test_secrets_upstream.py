@@ -1,4 +1,4 @@
-"""Where the model is stands in the server's environment; what cannot be is told before any task fails of it."""
+"""The upstream model API comes from the server's environment. Invalid values stop the server at startup."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from sandbox.bootstrap.settings.load import ConfigurationError
 from sandbox.interfaces.gateway import ModelUpstream
 
 
-def test_a_key_is_enough():
+def test_upstream_is_read_from_the_environment():
     assert read_upstream({"ANTHROPIC_API_KEY": "k"}) == ModelUpstream(DEFAULT_BASE_URL, api_key="k")
     assert read_upstream({"ANTHROPIC_AUTH_TOKEN": "t"}) == ModelUpstream(DEFAULT_BASE_URL, auth_token="t")
     elsewhere = {"ANTHROPIC_BASE_URL": "http://127.0.0.1:8131", "ANTHROPIC_API_KEY": "k", "ANTHROPIC_AUTH_TOKEN": "t"}
@@ -15,7 +15,7 @@ def test_a_key_is_enough():
     assert read_upstream({"ANTHROPIC_BASE_URL": "nonsense"}) is None
 
 
-WRONG = [
+INVALID_ENVIRONMENTS = [
     ({"ANTHROPIC_BASE_URL": "api.example.com", "ANTHROPIC_API_KEY": "k"}, "ANTHROPIC_BASE_URL must be an http://"),
     (
         {"ANTHROPIC_BASE_URL": "https://x:99999", "ANTHROPIC_API_KEY": "k"},
@@ -25,7 +25,7 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("environment", "sentence"), WRONG)
-def test_a_server_does_not_start_with_what_no_task_could_use(environment, sentence):
-    with pytest.raises(ConfigurationError, match=sentence):
+@pytest.mark.parametrize(("environment", "message"), INVALID_ENVIRONMENTS)
+def test_invalid_upstream_settings_are_rejected(environment, message):
+    with pytest.raises(ConfigurationError, match=message):
         read_upstream(environment)

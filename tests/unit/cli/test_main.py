@@ -1,4 +1,4 @@
-"""What the command line accepts, and what it says of itself."""
+"""Commands, options, help and errors of the command line."""
 
 import subprocess
 import sys
@@ -11,7 +11,7 @@ from sandbox.cli import main, options
 from sandbox.cli.commands.admin import group as admin_command
 from sandbox.cli.commands.task import group as task_command
 
-SLOW = (
+SLOW_MODULES = (
     "rich",
     "httpx",
     "pydantic",
@@ -26,17 +26,17 @@ SLOW = (
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["task", "--help"], ["admin", "--help"]])
-def test_help_comes_without_importing_what_only_commands_need(arguments):
+def test_help_does_not_import_slow_modules(arguments):
     script = (
         "import sys\nfrom sandbox.cli.main import root\n"
         f"root({arguments!r}, standalone_mode=False)\n"
-        f"print('LOADED', sorted(name for name in {SLOW!r} if name in sys.modules))"
+        f"print('LOADED', sorted(name for name in {SLOW_MODULES!r} if name in sys.modules))"
     )
-    answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=True)
-    assert answer.stdout.splitlines()[-1] == "LOADED []"
+    completed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=True)
+    assert completed.stdout.splitlines()[-1] == "LOADED []"
 
 
-def test_a_command_that_asks_a_server_imports_neither_an_event_loop_nor_the_command_line_of_httpx():
+def test_client_command_does_not_import_asyncio_and_httpx_main():
     script = (
         "import atexit, sys\nfrom sandbox.cli.main import main\n"
         "loaded = ('httpx', 'asyncio', 'httpx._main', 'rich')\n"
@@ -44,20 +44,20 @@ def test_a_command_that_asks_a_server_imports_neither_an_event_loop_nor_the_comm
         "sys.argv[1:] = ['task', 'list', '--server', 'http://127.0.0.1:9']\n"
         "main()"
     )
-    answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=False)
-    assert answer.stdout.splitlines()[-1] == "LOADED ['httpx']"
+    completed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=False)
+    assert completed.stdout.splitlines()[-1] == "LOADED ['httpx']"
 
 
 @pytest.mark.parametrize("entries", [main.ENTRIES, task_command.ENTRIES, admin_command.ENTRIES])
-def test_the_help_says_of_each_command_what_the_command_says_of_itself(entries):
+def test_group_help_matches_command_help(entries):
     groups = (main.root, task_command.task, admin_command.admin)
     [group] = [each for each in groups if each._entries is entries]
     for name, (_, short_help) in entries.items():
-        found = group.get_command(click.Context(group), name)
-        assert found.help.splitlines()[0] == short_help
+        command = group.get_command(click.Context(group), name)
+        assert command.help.splitlines()[0] == short_help
 
 
-def test_the_commands_are_these_and_no_others():
+def test_commands_are_complete():
     assert list(main.ENTRIES) == [
         "run", "init", "task", "top", "serve", "doctor", "config", "profile", "token", "admin", "mcp", "completion",
         "demo",
@@ -69,14 +69,14 @@ def test_the_commands_are_these_and_no_others():
 
 
 @pytest.fixture
-def seen(monkeypatch):
-    """What a command with the common options finds chosen."""
-    found = {}
+def probe_options(monkeypatch):
+    """Return a function that runs a command and returns its common options."""
+    results = {}
 
     @click.command()
     @options.common_options
     def probe():
-        found["chosen"] = options.current_options()
+        results["chosen"] = options.current_options()
 
     monkeypatch.setitem(sys.modules, "probe_module", type(sys)("probe_module"))
     sys.modules["probe_module"].probe = probe
@@ -87,13 +87,13 @@ def seen(monkeypatch):
     def run(*arguments: str, **environment: str):
         result = CliRunner(env=environment).invoke(main.root, list(arguments))
         assert result.exit_code == 0, result.output
-        return found["chosen"]
+        return results["chosen"]
 
     return run
 
 
-def test_without_options_everything_has_its_default(seen):
-    assert seen("task", "probe") == options.CliOptions("http://localhost:8122", None, "text", True)
+def test_common_options_have_defaults(probe_options):
+    assert probe_options("task", "probe") == options.CliOptions("http://localhost:8122", None, "text", True)
 
 
 COMMON = ["--server", "http://a", "--token", "t", "-f", "json", "--no-color"]
@@ -102,18 +102,18 @@ COMMON = ["--server", "http://a", "--token", "t", "-f", "json", "--no-color"]
 @pytest.mark.parametrize(
     "arguments", [[*COMMON, "task", "probe"], ["task", *COMMON, "probe"], ["task", "probe", *COMMON]]
 )
-def test_common_options_stand_before_or_after_the_command(seen, arguments):
-    assert seen(*arguments) == options.CliOptions("http://a", "t", "json", False)
+def test_common_options_work_before_and_after_the_command(probe_options, arguments):
+    assert probe_options(*arguments) == options.CliOptions("http://a", "t", "json", False)
 
 
-def test_the_option_closest_to_the_command_wins_over_others_and_the_environment(seen):
-    chosen = seen("--server", "http://a", "task", "probe", "--server", "http://b", SANDBOX_SERVER="http://c")
-    assert chosen.server == "http://b"
+def test_option_closest_to_the_command_wins(probe_options):
+    current = probe_options("--server", "http://a", "task", "probe", "--server", "http://b", SANDBOX_SERVER="http://c")
+    assert current.server == "http://b"
 
 
-def test_the_environment_is_heard(seen):
-    chosen = seen("task", "probe", SANDBOX_SERVER="http://c", SANDBOX_TOKEN="s", NO_COLOR="1")
-    assert chosen == options.CliOptions("http://c", "s", "text", False)
+def test_options_are_read_from_the_environment(probe_options):
+    current = probe_options("task", "probe", SANDBOX_SERVER="http://c", SANDBOX_TOKEN="s", NO_COLOR="1")
+    assert current == options.CliOptions("http://c", "s", "text", False)
 
 
 @pytest.mark.parametrize(
@@ -140,26 +140,26 @@ def test_the_environment_is_heard(seen):
         ["serve", "--port", "70000"],
     ],
 )
-def test_what_makes_no_sense_ends_with_2_and_a_sentence(arguments):
+def test_usage_error_exits_with_2_and_a_message(arguments):
     result = CliRunner().invoke(main.root, arguments)
     assert result.exit_code == 2
     assert "Error: " in result.stderr
     assert result.stdout == ""
 
 
-def test_the_version_is_told():
+def test_version_is_printed():
     assert CliRunner().invoke(main.root, ["--version"]).output.startswith("sandbox 0.")
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "message"),
     [
         ("status", "it is sandbox task status."),
         ("list", "it is sandbox task list or sandbox profile list or sandbox token list."),
         ("nope", "No such command 'nope'."),
     ],
 )
-def test_a_command_that_belongs_to_a_group_is_named_in_full(name, told):
-    ran = CliRunner().invoke(main.root, [name], prog_name="sandbox")
-    assert ran.exit_code == 2
-    assert told in ran.output
+def test_command_of_a_group_is_suggested_in_full(name, message):
+    result = CliRunner().invoke(main.root, [name], prog_name="sandbox")
+    assert result.exit_code == 2
+    assert message in result.output

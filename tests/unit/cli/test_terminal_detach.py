@@ -1,4 +1,4 @@
-"""The keys that leave a terminal, found among all that is typed."""
+"""Detection of the detach keys in terminal input."""
 
 import click
 import pytest
@@ -12,22 +12,22 @@ def parse(value: str) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("written", "keys"), [("ctrl-p,ctrl-q", b"\x10\x11"), ("ctrl-],q", b"\x1dq"), ("a", b"a"), ("ctrl-@", b"\0")]
+    ("text", "keys"), [("ctrl-p,ctrl-q", b"\x10\x11"), ("ctrl-],q", b"\x1dq"), ("a", b"a"), ("ctrl-@", b"\0")]
 )
-def test_keys_are_written_as_docker_writes_them(written: str, keys: bytes):
-    assert parse(written) == keys
+def test_detach_keys_use_the_syntax_of_docker(text: str, keys: bytes):
+    assert parse(text) == keys
 
 
-@pytest.mark.parametrize("written", ["", "ctrl-", "ctrl-1", "ab", "ctrl-p,,ctrl-q", "strg-p"])
-def test_what_is_no_key_is_refused(written: str):
+@pytest.mark.parametrize("text", ["", "ctrl-", "ctrl-1", "ab", "ctrl-p,,ctrl-q", "strg-p"])
+def test_invalid_key_is_rejected(text: str):
     with pytest.raises(click.BadParameter, match="write keys as"):
-        parse(written)
+        parse(text)
 
 
-def typed(*chunks: bytes) -> tuple[bytes, bool]:
-    detaching, sent = DetachKeyDetector(b"\x10\x11"), b""
+def feed_chunks(*chunks: bytes) -> tuple[bytes, bool]:
+    detector, sent = DetachKeyDetector(b"\x10\x11"), b""
     for chunk in chunks:
-        data, detaches = detaching.feed(chunk)
+        data, detaches = detector.feed(chunk)
         sent += data
         if detaches:
             return sent, True
@@ -35,9 +35,9 @@ def typed(*chunks: bytes) -> tuple[bytes, bool]:
 
 
 @pytest.mark.parametrize("chunks", [(b"ls\x10\x11rest",), (b"ls\x10", b"\x11"), (b"ls", b"\x10", b"\x11")])
-def test_they_are_found_however_they_arrive(chunks: tuple[bytes, ...]):
-    assert typed(*chunks) == (b"ls", True)
+def test_keys_are_detected_across_chunks(chunks: tuple[bytes, ...]):
+    assert feed_chunks(*chunks) == (b"ls", True)
 
 
-def test_a_first_key_alone_goes_on_with_what_follows():
-    assert typed(b"\x10", b"x\x10\x10", b"y") == (b"\x10x\x10\x10y", False)
+def test_partial_sequence_is_passed_on():
+    assert feed_chunks(b"\x10", b"x\x10\x10", b"y") == (b"\x10x\x10\x10y", False)

@@ -1,4 +1,4 @@
-"""A download is a whole and verified file, or none."""
+"""A download results in a complete, verified file or in no file."""
 
 import hashlib
 import os
@@ -23,14 +23,14 @@ SHA256 = hashlib.sha256(b"".join(BYTES)).hexdigest()
 
 
 @pytest.mark.parametrize("checksum", [SHA256, f"sha256:{SHA256}", SHA256.upper()])
-def test_the_file_appears_with_its_bytes(tmp_path, checksum):
+def test_download_writes_the_file(tmp_path, checksum):
     assert save(BYTES, checksum, tmp_path / "a.patch") == 15
     assert (tmp_path / "a.patch").read_bytes() == b"".join(BYTES)
     assert [file.name for file in tmp_path.iterdir()] == ["a.patch"]
 
 
 @pytest.mark.parametrize("checksum", ["", "sha256:", hashlib.sha256(b"other").hexdigest()])
-def test_bytes_with_another_checksum_or_none_leave_the_old_file_alone(tmp_path, checksum):
+def test_checksum_mismatch_keeps_the_old_file(tmp_path, checksum):
     (tmp_path / "a.patch").write_text("old")
     with pytest.raises(ChecksumError, match="damaged"):
         save(BYTES, checksum, tmp_path / "a.patch")
@@ -38,17 +38,17 @@ def test_bytes_with_another_checksum_or_none_leave_the_old_file_alone(tmp_path, 
     assert [file.name for file in tmp_path.iterdir()] == ["a.patch"]
 
 
-def test_a_broken_connection_leaves_nothing(tmp_path):
-    def breaking():
+def test_broken_connection_leaves_no_file(tmp_path):
+    def failing_chunks():
         yield b"half"
         raise ConnectionResetError
 
     with pytest.raises(ConnectionResetError):
-        save(breaking(), SHA256, tmp_path / "a.patch")
+        save(failing_chunks(), SHA256, tmp_path / "a.patch")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_link_in_the_way_is_replaced_and_not_followed(tmp_path):
+def test_symlink_target_is_replaced_and_not_followed(tmp_path):
     (tmp_path / "precious").write_text("mine")
     (tmp_path / "a.patch").symlink_to(tmp_path / "precious")
     save(BYTES, SHA256, tmp_path / "a.patch")
@@ -56,7 +56,7 @@ def test_a_link_in_the_way_is_replaced_and_not_followed(tmp_path):
     assert not (tmp_path / "a.patch").is_symlink()
 
 
-def test_the_longest_name_that_a_file_may_have_does(tmp_path):
+def test_longest_file_name_works(tmp_path):
     target = tmp_path / ("長" * 85)
     assert save(BYTES, SHA256, target) == 15
     assert target.read_bytes() == b"".join(BYTES)
@@ -64,34 +64,34 @@ def test_the_longest_name_that_a_file_may_have_does(tmp_path):
 
 @pytest.fixture
 def pipe(tmp_path):
-    """A place that is no file, as /dev/null is none, and what was written to it."""
-    place = tmp_path / "pipe"
-    os.mkfifo(place)
-    ends = os.open(place, os.O_RDWR | os.O_NONBLOCK)
+    """A path that is not a regular file (like /dev/null), and a reader of what was written to it."""
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    descriptor = os.open(path, os.O_RDWR | os.O_NONBLOCK)
 
-    def written():
+    def read_written():
         try:
-            return os.read(ends, 1000)
+            return os.read(descriptor, 1000)
         except BlockingIOError:
             return b""
 
-    yield place, written
-    os.close(ends)
+    yield path, read_written
+    os.close(descriptor)
 
 
 @pytest.mark.parametrize("name", ["pipe", "link"])
-def test_what_is_no_file_is_written_to_and_stays_what_it_is(tmp_path, pipe, name):
-    place, written = pipe
-    (tmp_path / "link").symlink_to(place)
+def test_special_file_is_written_in_place(tmp_path, pipe, name):
+    path, read_written = pipe
+    (tmp_path / "link").symlink_to(path)
     assert save(BYTES, SHA256, tmp_path / name) == 15
-    assert written() == b"".join(BYTES)
-    assert stat.S_ISFIFO(place.lstat().st_mode)
+    assert read_written() == b"".join(BYTES)
+    assert stat.S_ISFIFO(path.lstat().st_mode)
     assert (tmp_path / "link").is_symlink()
 
 
-def test_what_is_no_file_is_not_told_damaged_bytes(tmp_path, pipe):
-    place, written = pipe
+def test_special_file_receives_no_damaged_bytes(tmp_path, pipe):
+    path, read_written = pipe
     with pytest.raises(ChecksumError, match="damaged"):
-        save(BYTES, "", place)
-    assert written() == b""
+        save(BYTES, "", path)
+    assert read_written() == b""
     assert [file.name for file in tmp_path.iterdir()] == ["pipe"]

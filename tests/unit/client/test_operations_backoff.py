@@ -1,37 +1,40 @@
-"""How long a client goes on trying."""
+"""How long a client retries."""
 
 import pytest
 
 from sandbox.client import NotFoundError, RateLimitError, UnreachableError
 from sandbox.client.operations import DELAYS_SECONDS, RETRY_AFTER_SECONDS_MAX, Backoff
 
-GONE = UnreachableError("The connection broke.")
+UNREACHABLE = UnreachableError("The connection broke.")
 
 
-def test_patience_ends_with_the_error_that_ended_it():
-    patience = Backoff((1, 2))
-    assert [patience.next_delay_seconds(GONE) for _ in range(2)] == [1, 2]
+def test_exhausted_backoff_raises_the_error():
+    backoff = Backoff((1, 2))
+    assert [backoff.next_delay_seconds(UNREACHABLE) for _ in range(2)] == [1, 2]
     with pytest.raises(UnreachableError) as caught:
-        patience.next_delay_seconds(GONE)
-    assert caught.value is GONE
+        backoff.next_delay_seconds(UNREACHABLE)
+    assert caught.value is UNREACHABLE
 
 
-def test_success_in_between_gives_the_patience_back():
-    patience = Backoff((1,))
+def test_reset_restores_the_delays():
+    backoff = Backoff((1,))
     for _ in range(5):
-        assert patience.next_delay_seconds(GONE) == 1
-        patience.reset()
+        assert backoff.next_delay_seconds(UNREACHABLE) == 1
+        backoff.reset()
 
 
-def test_what_no_other_try_can_mend_is_raised_at_once():
+def test_permanent_error_is_raised_at_once():
     with pytest.raises(NotFoundError):
         Backoff().next_delay_seconds(NotFoundError("Gone.", code="task_not_found"))
 
 
-def test_a_restart_of_the_server_is_outlasted_and_its_death_is_not_waited_for_forever():
+def test_total_delay_covers_a_server_restart():
     assert 20 <= sum(DELAYS_SECONDS) <= 60
 
 
-@pytest.mark.parametrize(("asked", "given"), [(0.5, 1), (3.0, 3), (3600.0, RETRY_AFTER_SECONDS_MAX)])
-def test_a_server_that_asks_for_a_pause_gets_it_within_bounds(asked, given):
-    assert Backoff((1,)).next_delay_seconds(RateLimitError("Too many.", retry_after_seconds=asked)) == given
+@pytest.mark.parametrize(("retry_after_seconds", "expected"), [(0.5, 1), (3.0, 3), (3600.0, RETRY_AFTER_SECONDS_MAX)])
+def test_retry_after_is_used_within_bounds(retry_after_seconds, expected):
+    assert (
+        Backoff((1,)).next_delay_seconds(RateLimitError("Too many.", retry_after_seconds=retry_after_seconds))
+        == expected
+    )

@@ -1,4 +1,4 @@
-"""An answer has the keys and the kinds that are promised, or is told for none of Sandbox's."""
+"""Responses must match the declared types. Other responses are rejected."""
 
 import asyncio
 import json
@@ -19,7 +19,7 @@ from sandbox.model.limits import (
 )
 from sandbox.model.manifest.formats import PROMPT_BYTES_MAX
 
-CALLS = [
+REQUESTS = [
     requests.submit("", None, "k"),
     requests.check("", None),
     requests.tasks((), None),
@@ -36,18 +36,18 @@ CALLS = [
 ]
 
 
-def answer(call, told):
-    return resolve_connection(None, None, 1).parse_response(call, 200, json.dumps(told).encode())
+def parse(request, body):
+    return resolve_connection(None, None, 1).parse_response(request, 200, json.dumps(body).encode())
 
 
-def test_who_waits_for_the_server_waits_longer_than_the_server_may_take():
-    """Else its sentence about what took so long never arrives."""
+def test_client_timeouts_exceed_server_timeouts():
+    """Otherwise the client would time out before the server's message arrives."""
     assert requests.release("t").read_seconds > SANDBOX_TEARDOWN_SECONDS + DEBUG_SESSION_END_SECONDS
     assert OPEN_TIMEOUT_SECONDS > DEBUG_SESSION_START_SECONDS
 
 
-def test_a_manifest_is_sent_as_long_as_it_is():
-    """Letters that are no ASCII make a text thrice as long where they are sent as escapes."""
+def test_manifest_is_sent_without_unicode_escapes():
+    """Escapes would triple the size of non-ASCII text."""
     prompt = "Я" * (PROMPT_BYTES_MAX // 2)
     sent = requests.submit({"claude": {"prompt": prompt}}, None, "k").content
     assert len(sent) < BODY_BYTES_MAX
@@ -56,22 +56,22 @@ def test_a_manifest_is_sent_as_long_as_it_is():
     assert json.loads(halved) == {"claude": {"prompt": "\ud800"}}
 
 
-@pytest.mark.parametrize("told", [{}, {"hello": "world"}, {"tasks": 1, "artifacts": [1], "status": None}])
-@pytest.mark.parametrize("call", CALLS, ids=lambda call: f"{call.method} {call.path}")
-def test_an_object_of_another_program_is_no_answer(call, told):
+@pytest.mark.parametrize("body", [{}, {"hello": "world"}, {"tasks": 1, "artifacts": [1], "status": None}])
+@pytest.mark.parametrize("api_request", REQUESTS, ids=lambda request: f"{request.method} {request.path}")
+def test_response_of_another_program_is_rejected(api_request, body):
     with pytest.raises(UnexpectedAnswerError, match="unexpected response"):
-        answer(call, told)
+        parse(api_request, body)
 
 
-def test_a_key_that_an_older_server_does_not_tell_is_missed_by_whoever_reads_it():
-    told = answer(requests.status("t"), {"id": "t", "state": "running", "progress": {}, "more": [{}]})
-    assert (told["state"], told.get("name"), json.dumps(told["progress"])) == ("running", None, "{}")
-    for read in (lambda: told["name"], lambda: told["progress"]["turns"], lambda: told["more"][0]["x"]):
+def test_reading_a_missing_key_raises_unexpected_answer():
+    task = parse(requests.status("t"), {"id": "t", "state": "running", "progress": {}, "more": [{}]})
+    assert (task["state"], task.get("name"), json.dumps(task["progress"])) == ("running", None, "{}")
+    for read in (lambda: task["name"], lambda: task["progress"]["turns"], lambda: task["more"][0]["x"]):
         with pytest.raises(UnexpectedAnswerError, match="lacks"):
             read()
 
 
-def test_what_a_newer_server_tells_is_taken():
+def test_additional_fields_are_accepted():
     for changes in ({"state": "paused"}, {"vm_ip": "10.0.0.1"}, {"more": {"a": [1]}}, {"result": {"a": 1e999}}):
         assert matches_schema({**status("running"), **changes}, Task)
 
@@ -91,17 +91,17 @@ def test_what_a_newer_server_tells_is_taken():
         {"definition": []},
     ],
 )
-def test_a_value_of_another_kind_is_no_answer(changes):
+def test_value_of_wrong_type_is_rejected(changes):
     assert not matches_schema({**status("running"), **changes}, Task)
 
 
-def test_times_without_end_are_no_figures():
+def test_infinite_number_is_rejected():
     assert matches_schema({"uptime_seconds": 3}, Health)
     assert not matches_schema({"uptime_seconds": float("inf")}, Health)
 
 
 class Socket:
-    """Gives what a server sends."""
+    """A WebSocket that yields the given messages."""
 
     def __init__(self, *messages):
         self._messages = iter(messages)
@@ -113,45 +113,45 @@ class Socket:
         return next(self._messages)
 
 
-def shown(*messages):
+def read_messages(*messages):
     async def read():
-        frames = Terminal("http://localhost:8122", Socket(*messages)).messages()
-        return [await anext(frames) for _ in messages]
+        received = Terminal("http://localhost:8122", Socket(*messages)).messages()
+        return [await anext(received) for _ in messages]
 
     return asyncio.run(read())
 
 
-def test_a_terminal_is_not_asked_for_with_a_token_that_no_request_can_bring():
-    async def ask():
+def test_terminal_rejects_a_non_ascii_token():
+    async def connect():
         async with open_terminal("http://localhost:9", "geheim-ü", "t"):
             pass
 
     with pytest.raises(InvalidParameterError, match="token"):
-        asyncio.run(ask())
+        asyncio.run(connect())
 
 
 @pytest.mark.parametrize(("text", "reason"), [("a\udcff", "UTF-8"), ("a" * 70_000, "too long")], ids=["bytes", "long"])
-def test_a_terminal_is_not_asked_for_with_what_no_address_can_hold(text, reason):
-    async def ask(task_id, **wanted):
-        async with open_terminal("http://localhost:9", None, task_id, **wanted):
+def test_terminal_rejects_arguments_that_do_not_fit_a_url(text, reason):
+    async def connect(task_id, **options):
+        async with open_terminal("http://localhost:9", None, task_id, **options):
             pass
 
     with pytest.raises(InvalidParameterError, match=reason):
-        asyncio.run(ask(text))
+        asyncio.run(connect(text))
     with pytest.raises(InvalidParameterError, match=reason):
-        asyncio.run(ask("t", term=text))
+        asyncio.run(connect("t", term=text))
 
 
-def test_a_terminal_tells_its_end():
-    assert shown(b"$ ", '{"types": true}', '{"type": "exit", "exit_code": 3, "message": "Bye."}') == [
+def test_terminal_yields_the_exit_message():
+    assert read_messages(b"$ ", '{"types": true}', '{"type": "exit", "exit_code": 3, "message": "Bye."}') == [
         b"$ ",
         True,
         Exit(3, "Bye."),
     ]
-    assert shown('{"type": "exit", "exit_code": [3]}') == [Exit(None, "")]
+    assert read_messages('{"type": "exit", "exit_code": [3]}') == [Exit(None, "")]
 
 
 @pytest.mark.parametrize("message", ["[]", "nonsense", "5", "[" * 100_000])
-def test_a_terminal_that_says_what_no_server_says_is_none(message):
+def test_terminal_rejects_unknown_messages(message):
     with pytest.raises(UnexpectedAnswerError):
-        shown(message)
+        read_messages(message)

@@ -1,4 +1,4 @@
-"""The client's types have every field that the server answers with, and no other."""
+"""The client's response types have the same fields as the server's schemas."""
 
 from typing import get_type_hints
 
@@ -34,6 +34,6 @@ PAIRS = [
 ]
 
 
-@pytest.mark.parametrize(("typed", "body"), PAIRS, ids=lambda pair: pair.__name__)
-def test_an_answer_has_the_same_fields_for_server_and_client(typed, body):
-    assert set(get_type_hints(typed)) == set(body.model_fields)
+@pytest.mark.parametrize(("response_type", "body"), PAIRS, ids=lambda pair: pair.__name__)
+def test_client_and_server_types_have_the_same_fields(response_type, body):
+    assert set(get_type_hints(response_type)) == set(body.model_fields)

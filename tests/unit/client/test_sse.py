@@ -1,4 +1,4 @@
-"""What a client makes of the bytes of an event stream."""
+"""Parsing of an event stream."""
 
 import json
 import typing
@@ -13,38 +13,38 @@ from sandbox.model import events as e
 from sandbox.model.wire.events import to_wire_event
 
 
-def event(seq: int, **fields) -> bytes:
+def make_event(seq: int, **fields) -> bytes:
     data = json.dumps({"type": "output", "seq": seq, **fields}, ensure_ascii=False)
     return f"id: {seq}\nevent: output\ndata: {data}\n\n".encode()
 
 
 def read(*chunks: bytes) -> list[dict]:
-    stream = SseParser()
-    return [event for chunk in chunks for event in stream.feed(chunk)]
+    parser = SseParser()
+    return [parsed for chunk in chunks for parsed in parser.feed(chunk)]
 
 
-def test_events_come_out_in_order_and_keep_alive_comments_do_not():
-    assert [frame["seq"] for frame in read(event(1), b": keep-alive\n\n", event(2))] == [1, 2]
+def test_events_are_parsed_in_order_without_comments():
+    assert [parsed["seq"] for parsed in read(make_event(1), b": keep-alive\n\n", make_event(2))] == [1, 2]
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
-def test_where_the_network_cuts_the_bytes_does_not_matter(size):
-    whole = event(1, data="grün 日本\n") + event(2, data="x")
+def test_chunk_boundaries_do_not_matter(size):
+    whole = make_event(1, data="grün 日本\n") + make_event(2, data="x")
     chunks = [whole[at : at + size] for at in range(0, len(whole), size)]
-    assert [frame["data"] for frame in read(*chunks)] == ["grün 日本\n", "x"]
+    assert [parsed["data"] for parsed in read(*chunks)] == ["grün 日本\n", "x"]
 
 
-def test_a_line_separator_inside_output_is_not_the_end_of_a_line():
+def test_unicode_line_separators_do_not_end_lines():
     text = "one\u2028two\u0085three\x0bfour"
-    assert read(event(1, data=text))[0]["data"] == text
+    assert read(make_event(1, data=text))[0]["data"] == text
 
 
-def test_carriage_returns_before_line_feeds_are_part_of_the_line_ends():
-    assert read(event(1).replace(b"\n", b"\r\n"))[0]["seq"] == 1
+def test_crlf_line_endings_are_accepted():
+    assert read(make_event(1).replace(b"\n", b"\r\n"))[0]["seq"] == 1
 
 
-def test_an_event_that_was_cut_off_is_left_out():
-    assert [frame["seq"] for frame in read(event(1), event(2)[:-1])] == [1]
+def test_incomplete_event_is_not_returned():
+    assert [parsed["seq"] for parsed in read(make_event(1), make_event(2)[:-1])] == [1]
 
 
 @pytest.mark.parametrize(
@@ -61,12 +61,12 @@ def test_an_event_that_was_cut_off_is_left_out():
         "[" * 100_000,
     ],
 )
-def test_an_event_that_is_not_one_of_ours_is_refused(data):
+def test_invalid_event_is_rejected(data):
     with pytest.raises(UnexpectedAnswerError):
         read(f"data: {data}\n\n".encode())
 
 
-def test_an_event_without_an_end_is_given_up_before_it_fills_the_memory():
+def test_endless_event_is_rejected():
     with pytest.raises(UnexpectedAnswerError, match="too large"):
         read(*[b"x" * 1024 * 1024] * 17)
 
@@ -84,11 +84,11 @@ def test_an_event_without_an_end_is_given_up_before_it_fills_the_memory():
         e.Output.from_bytes("stdout", b"x\n"),
     ],
 )
-def test_what_the_server_tells_is_taken(event):
+def test_server_events_are_accepted(event):
     sent = to_wire_event("task-1", e.Record(7, 1, datetime(2026, 1, 2, tzinfo=UTC), event))
     assert parse_event(json.dumps(sent).encode())["seq"] == 7
 
 
-def test_whoever_matches_events_by_their_type_finds_each_that_a_server_sends():
+def test_event_union_covers_all_event_types():
     hints = [typing.get_type_hints(kind)["type"] for kind in typing.get_args(Event)]
     assert {typing.get_args(hint)[0] for hint in hints} == {*EVENT_TYPES, "usage"}

@@ -1,4 +1,4 @@
-"""A browser that speaks to the pages without a socket."""
+"""Requests dashboard pages without a socket."""
 
 import asyncio
 from typing import Any
@@ -18,23 +18,23 @@ PAGE = {"accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
 
 
 class Pages:
-    """The pages of a server with these tasks."""
+    """The dashboard pages of a server with these tasks."""
 
     def __init__(self, tasks: FakeTasks, access: TokenStore | None = None) -> None:
         self.tasks = tasks
         settings = ApiSettings("0.1.0", frozenset({8121, 8122}))
-        guard = Authenticator(access or FakeAccess(), settings)
-        self.app = create_app(tasks, settings=settings, shutting_down=asyncio.Event(), authenticator=guard)
+        authenticator = Authenticator(access or FakeAccess(), settings)
+        self.app = create_app(tasks, settings=settings, shutting_down=asyncio.Event(), authenticator=authenticator)
         add_dashboard(self.app)
 
     def get(self, path: str, method: str = "GET", **headers: str) -> httpx.Response:
-        async def ask() -> httpx.Response:
+        async def request() -> httpx.Response:
             transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
             async with httpx.AsyncClient(transport=transport, base_url="http://localhost:8122") as client:
-                told = {**PAGE, **{name.replace("_", "-"): value for name, value in headers.items()}}
-                return await client.request(method, path, headers=told)
+                request_headers = {**PAGE, **{name.replace("_", "-"): value for name, value in headers.items()}}
+                return await client.request(method, path, headers=request_headers)
 
-        return asyncio.run(ask())
+        return asyncio.run(request())
 
 
 @pytest.fixture

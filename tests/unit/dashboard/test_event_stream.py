@@ -1,4 +1,4 @@
-"""A page follows a task's story, and goes on where it stopped."""
+"""A page follows a task's events and resumes where it stopped."""
 
 import json
 
@@ -8,49 +8,49 @@ from doubles.fake_tasks import TO_COMPLETED, TO_RUNNING
 from sandbox.model import events as e
 
 
-def told(answer):
-    messages = [message for message in answer.text.split("\n\n") if message]
-    frames = [frame for message in messages for frame in json.loads(message.split("data: ", 1)[1])]
+def parse_events(response):
+    messages = [message for message in response.text.split("\n\n") if message]
+    events = [event for message in messages for event in json.loads(message.split("data: ", 1)[1])]
     ids = [int(message.split("\n")[0].removeprefix("id: ")) for message in messages]
-    return ids, frames
+    return ids, events
 
 
 @pytest.fixture
-def ended(pages):
+def finished_task(pages):
     output = e.Output.from_bytes("stdout", b"\x00\x1b[31m<script>\xff\n")
     metrics = e.Metrics(cpu_percent=12.5)
     pages.tasks.add("task-001", *TO_RUNNING, output, metrics, *TO_COMPLETED)
     return pages
 
 
-def test_everything_is_told_and_numbered_to_the_end(ended):
-    answer = ended.get("/tasks/task-001/story", accept="text/event-stream")
-    assert answer.headers["content-type"].startswith("text/event-stream")
-    ids, frames = told(answer)
-    assert ids == [frames[-1]["seq"]]
-    assert [frame["seq"] for frame in frames] == sorted({frame["seq"] for frame in frames})
-    assert {"state_change", "output", "metrics", "end"} == {frame["type"] for frame in frames}
-    assert frames[-1]["type"] == "end"
-    assert next(frame for frame in frames if frame["type"] == "output")["data"] == "\x00\x1b[31m<script>\ufffd\n"
+def test_stream_has_all_events_numbered_to_the_end(finished_task):
+    response = finished_task.get("/tasks/task-001/story", accept="text/event-stream")
+    assert response.headers["content-type"].startswith("text/event-stream")
+    ids, events = parse_events(response)
+    assert ids == [events[-1]["seq"]]
+    assert [event["seq"] for event in events] == sorted({event["seq"] for event in events})
+    assert {"state_change", "output", "metrics", "end"} == {event["type"] for event in events}
+    assert events[-1]["type"] == "end"
+    assert next(event for event in events if event["type"] == "output")["data"] == "\x00\x1b[31m<script>\ufffd\n"
 
 
-def test_it_goes_on_behind_what_the_page_has(ended):
-    _, frames = told(ended.get("/tasks/task-001/story"))
-    everything = [frame["seq"] for frame in frames]
-    assert told(ended.get(f"/tasks/task-001/story?after={everything[3]}"))[1] == frames[4:]
-    resumed = ended.get("/tasks/task-001/story?after=0", last_event_id=str(everything[-2]))
-    assert told(resumed)[1] == frames[-1:]
-    assert ended.get("/tasks/task-001/story", last_event_id=str(everything[-1])).status_code == 204
+def test_stream_resumes_after_the_last_event_id(finished_task):
+    _, events = parse_events(finished_task.get("/tasks/task-001/story"))
+    seqs = [event["seq"] for event in events]
+    assert parse_events(finished_task.get(f"/tasks/task-001/story?after={seqs[3]}"))[1] == events[4:]
+    resumed = finished_task.get("/tasks/task-001/story?after=0", last_event_id=str(seqs[-2]))
+    assert parse_events(resumed)[1] == events[-1:]
+    assert finished_task.get("/tasks/task-001/story", last_event_id=str(seqs[-1])).status_code == 204
 
 
 @pytest.mark.parametrize("after", ["x", "-1", "9" * 19, "١"])
-def test_what_is_no_number_is_refused(ended, after):
-    answer = ended.get(f"/tasks/task-001/story?after={after}", accept="text/event-stream")
-    assert (answer.status_code, answer.json()["details"][0]["field"]) == (400, "after")
+def test_invalid_after_is_rejected(finished_task, after):
+    response = finished_task.get(f"/tasks/task-001/story?after={after}", accept="text/event-stream")
+    assert (response.status_code, response.json()["details"][0]["field"]) == (400, "after")
 
 
-def test_a_long_story_comes_in_messages_of_some_size(pages):
+def test_events_are_batched_into_messages(pages):
     pages.tasks.add("task-001", *TO_RUNNING, *[e.Output.from_bytes("stdout", b"x" * 1000)] * 500, *TO_COMPLETED)
-    ids, frames = told(pages.get("/tasks/task-001/story"))
-    assert len(frames) > 500
+    ids, events = parse_events(pages.get("/tasks/task-001/story"))
+    assert len(events) > 500
     assert 5 < len(ids) < 20

@@ -1,4 +1,4 @@
-"""Pages name what does not show, by the rules of the command line."""
+"""Pages escape invisible characters by the rules of the command line."""
 
 import json
 import subprocess
@@ -32,46 +32,46 @@ TEXTS = [
     "报告 تقرير रिपोर्ट e\u0301",
     "می‌خواهم",
 ]
-"""What depends on the characters around it."""
+"""Cases that depend on the surrounding characters."""
 
 
 @pytest.fixture(scope="module")
 def as_module(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Node takes a file for a module by its name."""
+    """Node recognizes a module by its file name."""
     module = tmp_path_factory.mktemp("assets") / "plain.mjs"
     module.write_bytes((ASSETS / "plain.js").read_bytes())
     return module
 
 
-def shown_by_scripts(module: Path, texts: list[str]) -> list[tuple[str, str]]:
+def escape_by_scripts(module: Path, texts: list[str]) -> list[tuple[str, str]]:
     command = [NODE, "-e", f"(async () => {{{SCRIPT}}})()", module]
-    ran = subprocess.run(command, input=json.dumps(texts).encode(), capture_output=True, timeout=60, check=True)
-    return [tuple(pair) for pair in json.loads(ran.stdout)]
+    completed = subprocess.run(command, input=json.dumps(texts).encode(), capture_output=True, timeout=60, check=True)
+    return [tuple(pair) for pair in json.loads(completed.stdout)]
 
 
-def without_signs(text: str) -> str:
-    """Pages show the 33 old controls by a sign."""
+def replace_symbols(text: str) -> str:
+    """Pages show the 33 ASCII control characters as symbols."""
     return text.replace("␡", "‹U+007F›").translate({0x2400 + code: f"‹U+{code:04X}›" for code in range(32)})
 
 
-def test_scripts_and_templates_agree_on_every_character(as_module: Path):
+def test_scripts_and_templates_escape_each_character_equally(as_module: Path):
     codes = [code for code in range(sys.maxunicode + 1) if not 0x2400 <= code < 0x2425]
-    shown = shown_by_scripts(as_module, [f"a{chr(code)}b" for code in codes])
-    for code, (prose, name) in zip(codes, shown, strict=True):
+    pairs = escape_by_scripts(as_module, [f"a{chr(code)}b" for code in codes])
+    for code, (text_escaped, name_escaped) in zip(codes, pairs, strict=True):
         text = f"a{chr(code)}b"
-        is_of_this_version = unicodedata.category(chr(code)) != "Cn"
+        is_assigned = unicodedata.category(chr(code)) != "Cn"
         if code not in {0x09, 0x0A}:
-            assert without_signs(prose) == formatting.escape_text(text), hex(code)
-        if is_of_this_version:
-            assert without_signs(name) == formatting.escape_name(text), hex(code)
+            assert replace_symbols(text_escaped) == formatting.escape_text(text), hex(code)
+        if is_assigned:
+            assert replace_symbols(name_escaped) == formatting.escape_name(text), hex(code)
 
 
-def test_scripts_and_templates_agree_on_what_is_around(as_module: Path):
-    for text, (prose, name) in zip(TEXTS, shown_by_scripts(as_module, TEXTS), strict=True):
-        assert (prose, name) == (formatting.escape_text(text), formatting.escape_name(text)), text
+def test_scripts_and_templates_escape_sequences_equally(as_module: Path):
+    for text, (text_escaped, name_escaped) in zip(TEXTS, escape_by_scripts(as_module, TEXTS), strict=True):
+        assert (text_escaped, name_escaped) == (formatting.escape_text(text), formatting.escape_name(text)), text
 
 
-def test_names_and_labels_show_on_the_list_and_on_the_page_of_a_task(pages):
+def test_invisible_characters_in_names_and_labels_are_escaped(pages):
     pages.tasks.add("t", *TO_RUNNING, *TO_COMPLETED, name="\u3164\u2800", labels={"team\ufe0f": "a\u202eb\u00a0"})
     for page in (pages.get("/").text, pages.get("/tasks/t").text.partition('id="manifest-text"')[0]):
         assert "‹U+3164›‹U+2800›</" in page
@@ -79,7 +79,7 @@ def test_names_and_labels_show_on_the_list_and_on_the_page_of_a_task(pages):
         assert not set(page) & set("\u3164\u2800\ufe0f\u202e\u00a0")
 
 
-def test_a_name_in_any_script_stays(pages):
+def test_names_in_any_script_are_unchanged(pages):
     pages.tasks.add("t", name="报告 تقرير रिपोर्ट ❤👍🏽", labels={"equipe": "café"})
     assert "报告 تقرير रिपोर्ट ❤👍🏽</a>" in pages.get("/").text
     assert "equipe=café" in pages.get("/").text

@@ -1,4 +1,4 @@
-"""Manifests that the form begins with, and those of tasks that run again."""
+"""The templates of the submit form, and manifests of tasks to run again."""
 
 import asyncio
 import dataclasses
@@ -13,13 +13,13 @@ from sandbox.model.manifest.parser import parse_manifest
 from sandbox.model.manifest.schema import Secret
 
 
-@pytest.mark.parametrize("pattern", MANIFEST_TEMPLATES, ids=lambda pattern: pattern.name)
-def test_a_pattern_is_a_manifest_and_is_written_as_it_was_read(pattern):
-    manifest = parse_manifest(pattern.text.encode(), is_json=False)
+@pytest.mark.parametrize("template", MANIFEST_TEMPLATES, ids=lambda template: template.name)
+def test_template_survives_a_round_trip(template):
+    manifest = parse_manifest(template.text.encode(), is_json=False)
     assert parse_manifest(manifest_yaml(manifest).encode(), is_json=False) == manifest
 
 
-def test_a_manifest_is_written_without_what_the_defaults_say():
+def test_manifest_is_written_without_defaults():
     text = manifest_yaml(parse_manifest(MANIFEST_TEMPLATES[0].text.encode(), is_json=False))
     assert text.splitlines() == [
         'version: "1"',
@@ -50,7 +50,7 @@ def test_a_manifest_is_written_without_what_the_defaults_say():
         "é" * 300,
     ],
 )
-def test_whatever_a_prompt_says_comes_back_as_it_was(prompt):
+def test_prompt_survives_a_round_trip(prompt):
     body = json.loads(json.dumps({"claude": {"prompt": prompt}}))
     minimal = {
         "version": "1",
@@ -66,7 +66,7 @@ SERVER = {"type": "stdio", "command": "npx", "args": ["-y", ""], "env": {"A": ""
 
 
 @pytest.mark.parametrize(
-    ("part", "said"),
+    ("part", "fields"),
     [
         ("metadata", {"labels": {"team": "", "a": "b"}}),
         ("metadata", {"labels": {}}),
@@ -83,7 +83,7 @@ SERVER = {"type": "stdio", "command": "npx", "args": ["-y", ""], "env": {"A": ""
         ("lifecycle", {"artifact_patterns": ["a/*"], "budget_usd": 0.5, "timeout": "90s", "retries": 2}),
     ],
 )
-def test_every_field_comes_back_as_it_was_said(part, said):
+def test_fields_survive_a_round_trip(part, fields):
     body = {
         "version": "1",
         "kind": "Task",
@@ -91,12 +91,12 @@ def test_every_field_comes_back_as_it_was_said(part, said):
         "repository": {"url": "https://h/x", "branch": "m"},
         "claude": {"prompt": "p"},
     }
-    body[part] = body.get(part, {}) | said
+    body[part] = body.get(part, {}) | fields
     manifest = parse_manifest(json.dumps(body).encode(), is_json=True)
     assert parse_manifest(manifest_yaml(manifest).encode(), is_json=False) == manifest
 
 
-def test_a_second_task_does_not_claim_the_id_of_the_first(pages):
+def test_run_again_omits_the_task_id(pages):
     task = FakeTasks().add("task-001")
     assert ("id:" in manifest_yaml(task.manifest), "id:" in manifest_yaml(task.manifest, with_id=True)) == (
         False,
@@ -108,12 +108,12 @@ def test_a_second_task_does_not_claim_the_id_of_the_first(pages):
     assert "Your instructions here" in page.text
 
 
-def test_where_secrets_come_from_is_for_operators(guarded_pages):
+def test_secret_sources_are_shown_to_operators_only(guarded_pages):
     pages = guarded_pages(FakeAccess(ann="operator", bob="viewer"))
     secret = Secret(name="GITHUB_TOKEN", source="vault", key="teams/platform#token")
     asyncio.run(pages.tasks.submit(dataclasses.replace(manifest("task-001"), secrets=(secret,))))
     for path in ("/tasks/task-001", "/submit?from=task-001", "/tasks/task-001/proof"):
-        for name, is_told in (("ann", True), ("bob", False)):
+        for name, is_visible in (("ann", True), ("bob", False)):
             text = pages.get(path, authorization=f"Bearer {name}").text
             assert "- name: GITHUB_TOKEN" in text
-            assert ("vault" in text, "teams/platform#token" in text) == (is_told, is_told), (path, name)
+            assert ("vault" in text, "teams/platform#token" in text) == (is_visible, is_visible), (path, name)

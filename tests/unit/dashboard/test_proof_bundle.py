@@ -1,4 +1,4 @@
-"""What proves a task's work is taken home in one file, and can be checked there."""
+"""The proof bundle: one archive with checksums."""
 
 import hashlib
 import io
@@ -12,8 +12,8 @@ from sandbox.model.events import Artifact
 
 
 @pytest.fixture
-def keep(tmp_path):
-    def keep(tasks, name, content, path=None, *, contains_secret=False):
+def add_artifact(tmp_path):
+    def add_artifact(tasks, name, content, path=None, *, contains_secret=False):
         file = tmp_path / name
         file.write_bytes(content)
         checksum = f"sha256:{hashlib.sha256(content).hexdigest()}"
@@ -23,22 +23,22 @@ def keep(tmp_path):
             file,
         )
 
-    return keep
+    return add_artifact
 
 
-def unpacked(answer):
-    with tarfile.open(fileobj=io.BytesIO(answer.content)) as archive:
+def unpack(response):
+    with tarfile.open(fileobj=io.BytesIO(response.content)) as archive:
         return {entry.name: archive.extractfile(entry).read() for entry in archive}
 
 
-def test_patch_metadata_and_transcript_come_with_their_checksums(pages, keep):
+def test_bundle_has_files_and_checksums(pages, add_artifact):
     pages.tasks.add("task-001", *TO_RUNNING, *TO_COMPLETED)
-    keep(pages.tasks, "task-001.patch", b"diff" * 1000)
-    keep(pages.tasks, "metadata.json", b"{}")
-    keep(pages.tasks, "report.md", b"# Report", path="report.md")
-    answer = pages.get("/tasks/task-001/proof")
-    assert "task-001.proof.tar" in answer.headers["content-disposition"]
-    files = unpacked(answer)
+    add_artifact(pages.tasks, "task-001.patch", b"diff" * 1000)
+    add_artifact(pages.tasks, "metadata.json", b"{}")
+    add_artifact(pages.tasks, "report.md", b"# Report", path="report.md")
+    response = pages.get("/tasks/task-001/proof")
+    assert "task-001.proof.tar" in response.headers["content-disposition"]
+    files = unpack(response)
     assert set(files) == {
         f"task-001/{name}" for name in ("SHA256SUMS", "manifest.yaml", "task-001.patch", "metadata.json")
     }
@@ -47,11 +47,11 @@ def test_patch_metadata_and_transcript_come_with_their_checksums(pages, keep):
         assert hashlib.sha256(files[f"task-001/{name}"]).hexdigest() == digest
 
 
-def test_what_contains_a_secret_is_for_operators(guarded_pages, keep):
+def test_artifact_with_secret_is_for_operators_only(guarded_pages, add_artifact):
     pages = guarded_pages(FakeAccess(ann="operator", bob="viewer"))
     pages.tasks.add("task-001", *TO_RUNNING, *TO_COMPLETED)
-    keep(pages.tasks, "task-001.patch", b"hunter2", contains_secret=True)
-    for name, is_there in (("ann", True), ("bob", False)):
-        files = unpacked(pages.get("/tasks/task-001/proof", authorization=f"Bearer {name}"))
-        assert ("task-001/task-001.patch" in files) == is_there
-        assert (b"hunter2" in b"".join(files.values())) == is_there
+    add_artifact(pages.tasks, "task-001.patch", b"hunter2", contains_secret=True)
+    for name, is_included in (("ann", True), ("bob", False)):
+        files = unpack(pages.get("/tasks/task-001/proof", authorization=f"Bearer {name}"))
+        assert ("task-001/task-001.patch" in files) == is_included
+        assert (b"hunter2" in b"".join(files.values())) == is_included

@@ -1,4 +1,4 @@
-"""Somebody opens the dashboard; nobody else's pages, scripts or wishes get in with them."""
+"""Routes of the dashboard, and its protection against other sites."""
 
 import re
 from pathlib import Path
@@ -12,11 +12,11 @@ from sandbox.model import events as e
 from sandbox.model.errors import Failure, FailureCode
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'"
-PLACES = ["/", "/submit", "/server", "/tasks/task-001"]
+PATHS = ["/", "/submit", "/server", "/tasks/task-001"]
 
 
-@pytest.mark.parametrize("path", [*PLACES, "/tasks/nobody", "/sign-in"])
-def test_a_page_runs_and_loads_only_what_the_server_has(pages, path):
+@pytest.mark.parametrize("path", [*PATHS, "/tasks/nobody", "/sign-in"])
+def test_page_loads_only_assets_of_the_server(pages, path):
     pages.tasks.add()
     page = pages.get(path)
     assert page.headers["content-type"] == "text/html; charset=utf-8"
@@ -33,36 +33,36 @@ def test_a_page_runs_and_loads_only_what_the_server_has(pages, path):
         assert pages.get(address).status_code == 200
 
 
-def test_what_a_task_says_stays_text(pages):
+def test_task_texts_are_escaped(pages):
     pages.tasks.add("task-001", *TO_RUNNING, name=HOSTILE, labels={"team": HOSTILE})
     pages.tasks.tell("task-001", e.AgentExited(1, failure=Failure(FailureCode.AGENT_FAILED, HOSTILE)), e.TaskFinished())
-    for path in PLACES:
+    for path in PATHS:
         text = pages.get(path).text
         assert "<script>alert" not in text
         assert "<img src=x" not in text
     assert "&lt;script&gt;alert(1)" in pages.get("/tasks/task-001").text
 
 
-def test_programs_that_ask_for_the_root_are_told_where_to_go_on(pages):
+def test_root_returns_api_links_to_programs(pages):
     for accept in ("*/*", "application/json"):
-        answer = pages.get("/", accept=accept)
-        assert answer.json()["links"]["tasks"] == "/api/v1/tasks"
+        response = pages.get("/", accept=accept)
+        assert response.json()["links"]["tasks"] == "/api/v1/tasks"
     assert pages.get("/docs").status_code == 200
 
 
-def test_a_missing_task_is_told_in_the_way_it_was_asked(pages):
+def test_missing_task_error_matches_the_accept_header(pages):
     page = pages.get("/tasks/nobody")
     assert (page.status_code, "There is no task &#39;nobody&#39;" in page.text) == (404, True)
     assert pages.get("/tasks/nobody", accept="application/json").json()["error"] == "task_not_found"
     assert pages.get("/tasks/nobody/story", accept="text/event-stream").json()["error"] == "task_not_found"
 
 
-def test_without_a_token_people_are_led_to_where_they_can_show_one(guarded_pages):
+def test_missing_token_redirects_to_sign_in(guarded_pages):
     pages = guarded_pages(FakeAccess(ann="operator"))
     pages.tasks.add()
-    for path in PLACES:
-        answer = pages.get(f"{path}?x=1")
-        assert (answer.status_code, answer.headers["location"].split("=")[0]) == (303, "/sign-in?to")
+    for path in PATHS:
+        response = pages.get(f"{path}?x=1")
+        assert (response.status_code, response.headers["location"].split("=")[0]) == (303, "/sign-in?to")
     assert pages.get("/sign-in").status_code == 200
     assert pages.get("/assets/dashboard.css").status_code == 200
     assert pages.get("/", accept="application/json").status_code == 401
@@ -72,7 +72,7 @@ def test_without_a_token_people_are_led_to_where_they_can_show_one(guarded_pages
 
 
 @pytest.mark.parametrize(
-    ("asked", "back"),
+    ("target", "back"),
     [
         ("%2Ftasks%2Fa%3Fb%3Dc", "/tasks/a?b=c"),
         ("https://elsewhere.example", "/"),
@@ -81,11 +81,11 @@ def test_without_a_token_people_are_led_to_where_they_can_show_one(guarded_pages
         ("javascript:alert(1)", "/"),
     ],
 )
-def test_signing_in_leads_back_to_this_server_only(pages, asked, back):
-    assert f'data-back="{back}"' in pages.get(f"/sign-in?to={asked}").text
+def test_sign_in_redirects_to_this_server_only(pages, target, back):
+    assert f'data-back="{back}"' in pages.get(f"/sign-in?to={target}").text
 
 
-def test_who_only_looks_on_is_not_offered_what_they_may_not_do(guarded_pages):
+def test_viewers_see_no_operator_actions(guarded_pages):
     pages = guarded_pages(FakeAccess(ann="operator", bob="viewer"))
     pages.tasks.add()
     for name, is_offered in (("ann", True), ("bob", False)):
@@ -93,7 +93,7 @@ def test_who_only_looks_on_is_not_offered_what_they_may_not_do(guarded_pages):
         assert ('data-action="cancel"' in text, "Run again" in text) == (is_offered, is_offered)
 
 
-def test_an_asset_that_is_known_is_not_sent_again(pages):
+def test_cached_asset_returns_304(pages):
     first = pages.get("/assets/htmx.min.js")
     assert first.headers["content-type"].startswith("text/javascript")
     again = pages.get("/assets/htmx.min.js", if_none_match=first.headers["etag"])
@@ -101,15 +101,15 @@ def test_an_asset_that_is_known_is_not_sent_again(pages):
 
 
 @pytest.mark.parametrize("name", ["..%2froutes.py", "routes.py", "%2e%2e/__init__.py", ""])
-def test_nothing_else_of_the_package_is_served(pages, name):
+def test_other_package_files_are_not_served(pages, name):
     assert pages.get(f"/assets/{name}").status_code == 404
 
 
-def test_the_licence_of_what_is_brought_along_comes_with_it(pages):
+def test_license_of_bundled_htmx_is_served(pages):
     assert "Zero-Clause BSD" in pages.get("/assets/htmx.LICENSE").text
 
 
-def test_the_way_of_a_task_tells_where_it_is_and_how_long_it_stayed(pages):
+def test_progress_steps_mark_the_current_state(pages):
     pages.tasks.add("task-001", *TO_RUNNING)
     text = pages.get("/tasks/task-001").text
     assert re.search(r'aria-current="step">\s*<span class="mark"[^>]*></span>\s*<span class="station">running', text)
@@ -120,7 +120,7 @@ def test_the_way_of_a_task_tells_where_it_is_and_how_long_it_stayed(pages):
     assert "data-over" in pages.get("/tasks/task-001").text
 
 
-def test_no_module_makes_elements_out_of_text_that_is_parsed():
+def test_scripts_do_not_parse_html():
     assets = Path(sandbox.dashboard.__file__).parent / "assets"
     modules = [file for file in assets.glob("*.js") if file.name != "htmx.min.js"]
     assert len(modules) > 10

@@ -1,4 +1,4 @@
-"""The demo's script fits the demo's repository: the tests fail first and pass afterwards."""
+"""The demo's script matches the demo's repository: the tests fail before it and pass after it."""
 
 import subprocess
 import sys
@@ -26,13 +26,13 @@ def calls():
     return [block for turn in example_script().turns for block in turn.content if isinstance(block, ToolUse)]
 
 
-def test_the_bug_makes_a_test_fail(project):
-    ran = run_tests(project)
-    assert ran.returncode == 1
-    assert "1369" in ran.stderr
+def test_bug_makes_a_test_fail(project):
+    result = run_tests(project)
+    assert result.returncode == 1
+    assert "1369" in result.stderr
 
 
-def test_what_the_script_does_makes_all_tests_pass(project):
+def test_scripted_edits_make_all_tests_pass(project):
     for call in calls():
         if call.name == "Edit":
             path = project / call.input["file_path"]
@@ -40,12 +40,12 @@ def test_what_the_script_does_makes_all_tests_pass(project):
             path.write_text(path.read_text().replace(call.input["old_string"], call.input["new_string"]))
         elif call.name == "Write":
             (project / call.input["file_path"]).write_text(call.input["content"])
-    ran = run_tests(project)
-    assert ran.returncode == 0, ran.stderr
-    assert "Ran 3 tests" in ran.stderr
+    result = run_tests(project)
+    assert result.returncode == 0, result.stderr
+    assert "Ran 3 tests" in result.stderr
 
 
-def test_the_script_shows_a_handful_of_calls_in_a_few_seconds():
+def test_script_is_short_and_fast():
     assert [call.name for call in calls()] == ["Bash", "Read", "Edit", "Write", "Bash"]
     turns = example_script().turns
     assert sum(turn.delay_seconds + turn.block_delay_seconds * (len(turn.content) + 2) for turn in turns) < 5
@@ -60,37 +60,37 @@ def test_the_script_shows_a_handful_of_calls_in_a_few_seconds():
         ("The tests fail. Mend them.", "python3 -m unittest"),
     ],
 )
-def test_the_script_does_what_the_tutorial_asks_for(prompt, command):
+def test_script_handles_tutorial_prompts(prompt, command):
     script = example_script()
     first = script.turn(script.branch(prompt), 0)
     assert [command in block.input["command"] for block in first.content if isinstance(block, ToolUse)] == [True]
     assert script.turn(script.branch(prompt), 1).content
 
 
-def test_a_script_can_be_kept_in_a_file(tmp_path):
+def test_script_loads_from_a_file(tmp_path):
     path = tmp_path / "script.json"
     path.write_bytes(msgspec.json.encode(example_script()))
     assert load_script(path) == example_script()
 
 
-def test_a_script_with_a_mistake_is_refused(tmp_path):
+def test_invalid_script_is_rejected(tmp_path):
     path = tmp_path / "script.json"
     path.write_text('{"turns": [{"content": [{"type": "song"}]}]}')
     with pytest.raises(msgspec.ValidationError, match="song"):
         load_script(path)
 
 
-def test_a_turn_says_why_it_ends():
+def test_turn_has_a_stop_reason():
     assert Turn((ToolUse("Bash", {}),)).effective_stop_reason == "tool_use"
     assert Turn().effective_stop_reason == "end_turn"
     assert Turn(stop_reason="refusal").effective_stop_reason == "refusal"
 
 
-def test_faults_follow_one_another():
+def test_faults_apply_in_order():
     error, cut = Fault("error", times=2), Fault("cut")
     turn = Turn(faults=(error, cut))
-    assert [turn.fault(asked) for asked in range(5)] == [error, error, cut, None, None]
+    assert [turn.fault(attempt) for attempt in range(5)] == [error, error, cut, None, None]
 
 
-def test_a_script_past_its_end_has_no_more_to_say():
+def test_turn_after_the_last_ends_the_conversation():
     assert Script(()).turn("", 3).effective_stop_reason == "end_turn"

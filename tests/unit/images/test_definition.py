@@ -1,4 +1,4 @@
-"""The declarative file of a profile says what its image is built from, and nothing else."""
+"""The definition file of a profile."""
 
 import pytest
 
@@ -8,12 +8,12 @@ from sandbox.images.errors import InvalidProfileError
 from sandbox.model.manifest.parser import BUILT_IN_PROFILES
 from sandbox.model.tier import TIERS, is_strong_enough
 
-GOOD = 'description = "tools"\ndate = 2026-11-01\n'
+VALID = 'description = "tools"\ndate = 2026-11-01\n'
 
 
 @pytest.fixture
 def read(tmp_path):
-    """Read such a file."""
+    """Return a function that reads a definition from this text."""
 
     def read(text):
         path = tmp_path / "tools.toml"
@@ -23,26 +23,26 @@ def read(tmp_path):
     return read
 
 
-def test_the_shipped_profiles_are_those_that_a_manifest_may_always_name():
+def test_shipped_profiles_are_the_built_in_names():
     assert shipped_profiles() == tuple(sorted(BUILT_IN_PROFILES))
 
 
 @pytest.mark.parametrize("name", BUILT_IN_PROFILES)
-def test_a_shipped_profile_can_be_read_and_its_parts_are_known(name):
-    declaration = read_shipped(name)
-    assert {"ca-certificates", "curl", "git"} <= set(declaration.packages)
-    assert set(declaration.parts) <= set(image_components())
+def test_shipped_profile_is_valid_with_known_components(name):
+    definition = read_shipped(name)
+    assert {"ca-certificates", "curl", "git"} <= set(definition.packages)
+    assert set(definition.parts) <= set(image_components())
 
 
-def test_agentic_dev_has_what_agents_reach_for():
-    declaration = read_shipped("agentic-dev")
-    assert {"build-essential", "python3", "ripgrep"} <= set(declaration.packages)
-    assert declaration.parts == ("node",)
+def test_agentic_dev_has_common_tools():
+    definition = read_shipped("agentic-dev")
+    assert {"build-essential", "python3", "ripgrep"} <= set(definition.packages)
+    assert definition.parts == ("node",)
 
 
-def test_a_file_says_packages_files_and_the_minimum_tier(read):
-    found = read(f'{GOOD}packages = ["git"]\nminimum_tier = "vm"\n[files]\n"/etc/motd" = "hello"\n')
-    assert (found.packages, found.files, found.minimum_tier) == (("git",), {"/etc/motd": "hello"}, "vm")
+def test_definition_has_packages_files_and_minimum_tier(read):
+    definition = read(f'{VALID}packages = ["git"]\nminimum_tier = "vm"\n[files]\n"/etc/motd" = "hello"\n')
+    assert (definition.packages, definition.files, definition.minimum_tier) == (("git",), {"/etc/motd": "hello"}, "vm")
 
 
 @pytest.mark.parametrize(
@@ -51,39 +51,39 @@ def test_a_file_says_packages_files_and_the_minimum_tier(read):
         "",
         "no toml",
         'description = "tools"\ndate = "today"\n',
-        f"{GOOD}mirror = 'x'\n",
-        f'{GOOD}minimum_tier = "strong"\n',
-        f'{GOOD}packages = ["--option"]\n',
-        f'{GOOD}packages = ["git,evil"]\n',
-        f'{GOOD}packages = ["/tmp/evil.deb"]\n',
-        f'{GOOD}packages = "git"\n',
-        f'{GOOD}[files]\n"relative" = "x"\n',
-        GOOD + "#" * 70_000,
+        f"{VALID}mirror = 'x'\n",
+        f'{VALID}minimum_tier = "strong"\n',
+        f'{VALID}packages = ["--option"]\n',
+        f'{VALID}packages = ["git,evil"]\n',
+        f'{VALID}packages = ["/tmp/evil.deb"]\n',
+        f'{VALID}packages = "git"\n',
+        f'{VALID}[files]\n"relative" = "x"\n',
+        VALID + "#" * 70_000,
     ],
 )
-def test_a_file_that_makes_no_sense_is_refused(read, text):
+def test_invalid_definition_is_rejected(read, text):
     with pytest.raises(InvalidProfileError):
         read(text)
 
 
 @pytest.mark.parametrize("name", ["my-tools", "a", "node20.1", "x" * 64])
-def test_a_profile_may_have_this_name(name):
+def test_profile_name_is_valid(name):
     assert check_profile_name(name) == name
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a..b", "a/b", "../x", "-x", "x-", "Upper", "host", "x" * 65, "a\n"])
-def test_a_profile_cannot_have_this_name(name):
+def test_profile_name_is_invalid(name):
     with pytest.raises(InvalidProfileError):
         check_profile_name(name)
 
 
-@pytest.mark.parametrize("tier", TIERS)
-@pytest.mark.parametrize("minimum", TIERS)
-def test_a_tier_is_strong_enough_for_itself_and_for_weaker_ones(tier, minimum):
-    assert is_strong_enough(tier, minimum) == (TIERS.index(tier) >= TIERS.index(minimum))
+@pytest.mark.parametrize("runtime_tier", TIERS)
+@pytest.mark.parametrize("minimum_tier", TIERS)
+def test_tier_satisfies_itself_and_weaker_ones(runtime_tier, minimum_tier):
+    assert is_strong_enough(runtime_tier, minimum_tier) == (TIERS.index(runtime_tier) >= TIERS.index(minimum_tier))
 
 
-def test_what_nobody_knows_is_never_strong_enough():
+def test_unknown_tier_is_never_strong_enough():
     assert not is_strong_enough("mystery", "namespaces")
     assert not is_strong_enough("vm", "mystery")
     assert is_strong_enough("mystery", "")

@@ -1,11 +1,11 @@
-"""By its fingerprint a set of values is known again, and none of them can be read."""
+"""Fingerprints identify a set of secret values and do not reveal them."""
 
 from sandbox.interfaces.secrets import make_fingerprint, matches_fingerprint
 
 SECRETS = {"TOKEN": "hunter2-hunter2", "KEY": "pässwort\n"}
 
 
-def test_the_same_values_are_known_again_and_no_others(tmp_path):
+def test_fingerprint_matches_the_same_values_only(tmp_path):
     path = tmp_path / "secrets.fingerprint"
     path.write_bytes(make_fingerprint(SECRETS))
     assert matches_fingerprint(path, dict(reversed(SECRETS.items())))
@@ -14,15 +14,15 @@ def test_the_same_values_are_known_again_and_no_others(tmp_path):
     assert b"hunter2" not in path.read_bytes()
 
 
-def test_no_two_are_alike():
+def test_fingerprints_are_salted():
     assert make_fingerprint(SECRETS) != make_fingerprint(SECRETS)
 
 
-def test_without_one_nothing_is_known(tmp_path):
+def test_missing_fingerprint_matches_nothing(tmp_path):
     assert not matches_fingerprint(tmp_path / "secrets.fingerprint", SECRETS)
 
 
-def test_what_a_crash_left_of_one_is_no_fingerprint(tmp_path):
+def test_empty_fingerprint_file_matches_nothing(tmp_path):
     path = tmp_path / "secrets.fingerprint"
     path.write_bytes(b"")
     assert not matches_fingerprint(path, SECRETS)

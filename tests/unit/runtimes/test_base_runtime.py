@@ -1,4 +1,4 @@
-"""What the kernel holds for confined programs is watched until they end, also when it cannot be counted."""
+"""Kernel usage of confined programs is watched until they end. A failed measurement also ends them."""
 
 import asyncio
 from contextlib import suppress
@@ -10,7 +10,7 @@ from sandbox.model.limits import SOCKETS_MAX
 from sandbox.runtimes import base_runtime
 
 
-class PlayedLaunch:
+class FakeLaunch:
     pid = 4711
     counter = None
     slabs = None
@@ -23,15 +23,15 @@ class PlayedLaunch:
         self.was_killed.set()
 
 
-class PlayedGroup:
-    """Gives these one after the other, the last one on and on; raises those that are errors."""
+class FakeGroup:
+    """Returns these usages in order and repeats the last. Raises those that are errors."""
 
     def __init__(self, *uses: KernelUsage | Exception) -> None:
         self._uses = list(uses)
-        self.looks = 0
+        self.checks = 0
 
     def kernel_usage(self, _pid: int, _memory_bytes: int, _counter: object, _slabs: object) -> KernelUsage:
-        self.looks += 1
+        self.checks += 1
         use = self._uses.pop(0) if len(self._uses) > 1 else self._uses[0]
         if isinstance(use, Exception):
             raise use
@@ -41,25 +41,25 @@ class PlayedGroup:
         return FileUsage(1)
 
 
-async def was_killed(group: PlayedGroup, looks: int) -> bool:
-    launch = PlayedLaunch()
-    watch = asyncio.create_task(base_runtime._kill_on_excess(launch, group, 1 << 30))
+async def is_killed_after(group: FakeGroup, check_count: int) -> bool:
+    launch = FakeLaunch()
+    watcher = asyncio.create_task(base_runtime._kill_on_excess(launch, group, 1 << 30))
     try:
-        while group.looks < looks and not watch.done():
+        while group.checks < check_count and not watcher.done():
             await asyncio.sleep(0.001)
         await asyncio.sleep(0.01)
         return launch.was_killed.is_set()
     finally:
-        watch.cancel()
+        watcher.cancel()
         with suppress(asyncio.CancelledError, OSError, ValueError):
-            await watch
+            await watcher
 
 
 WITHIN, PAST = KernelUsage(sockets=SOCKETS_MAX), KernelUsage(sockets=SOCKETS_MAX + 1)
 
 
 @pytest.mark.parametrize(
-    ("uses", "is_killed"),
+    ("uses", "expected"),
     [
         ([WITHIN], False),
         ([KernelUsage()], False),
@@ -68,8 +68,8 @@ WITHIN, PAST = KernelUsage(sockets=SOCKETS_MAX), KernelUsage(sockets=SOCKETS_MAX
         ([ValueError("no number")], True),
     ],
 )
-def test_confined_programs_end_past_a_bound_and_where_nobody_can_count(
-    monkeypatch: pytest.MonkeyPatch, uses: list[KernelUsage | Exception], is_killed: bool
+def test_confined_programs_are_killed_on_excess_or_error(
+    monkeypatch: pytest.MonkeyPatch, uses: list[KernelUsage | Exception], expected: bool
 ):
     monkeypatch.setattr("sandbox.interfaces.kernel_watch.KERNEL_USAGE_CHECK_SECONDS", 0.001)
-    assert asyncio.run(was_killed(PlayedGroup(*uses), looks=3)) is is_killed
+    assert asyncio.run(is_killed_after(FakeGroup(*uses), check_count=3)) is expected

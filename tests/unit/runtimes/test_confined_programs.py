@@ -1,4 +1,4 @@
-"""A confinement in the control group that was its attempt's sandbox's before."""
+"""A confinement in the control group that the sandbox of its attempt used before."""
 
 import asyncio
 import os
@@ -13,8 +13,8 @@ from sandbox.runtimes.limits.cgroups import ControlGroup
 from sandbox.workspace.git.command import Git, GitError
 
 
-class PlayedLaunch:
-    """Says this on the program's stderr; before it ends the kernel has counted so many kills in the group."""
+class FakeLaunch:
+    """A program that writes an error to stderr and exits after the kernel counted this many kills."""
 
     def __init__(self, events: Path, kills: int) -> None:
         self._events = events
@@ -26,15 +26,15 @@ class PlayedLaunch:
         return 128
 
 
-@pytest.mark.parametrize(("kills_after", "is_gits"), [(1, False), (2, True)])
-def test_git_is_not_blamed_for_what_an_agent_was_ended_for(tmp_path: Path, kills_after: int, is_gits: bool):
+@pytest.mark.parametrize(("kills_after", "is_out_of_memory"), [(1, False), (2, True)])
+def test_earlier_oom_kill_is_not_attributed_to_git(tmp_path: Path, kills_after: int, is_out_of_memory: bool):
     events = tmp_path / "memory.events"
     events.write_text("oom 1\noom_kill 1\n")
     spec = ConfinementSpec(1, 1024**3, 10, [tmp_path])
-    with socket.socket() as door:
-        started = PlayedLaunch(events, kills_after)
-        programs = ConfinedPrograms("attempt", "bwrap", started, door, spec, ControlGroup([tmp_path]))
+    with socket.socket() as listener:
+        launch = FakeLaunch(events, kills_after)
+        programs = ConfinedPrograms("attempt", "bwrap", launch, listener, spec, ControlGroup([tmp_path]))
         with pytest.raises(GitError) as raised:
             asyncio.run(Git(os.defpath, confinement=programs).run("diff-tree", directory=tmp_path))
-    assert raised.value.is_out_of_memory is is_gits
+    assert raised.value.is_out_of_memory is is_out_of_memory
     assert "No space left" in raised.value.stderr

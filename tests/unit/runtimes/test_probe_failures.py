@@ -1,4 +1,4 @@
-"""Which failed probes are worth another one: all but those that tell of the process itself or of the machine's kind."""
+"""Failed probes are final only if the process or the machine type can never work."""
 
 import asyncio
 import os
@@ -12,14 +12,14 @@ from sandbox.runtimes.qemu import runtime as qemu
 
 
 @pytest.fixture
-def here(monkeypatch):
-    """Lets the process and its machine be such."""
+def set_machine(monkeypatch):
+    """Return a function that sets the uid and the machine type."""
 
-    def be(uid=0, machine="x86_64"):
+    def apply(uid=0, machine="x86_64"):
         monkeypatch.setattr(os, "getuid", lambda: uid)
         monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(machine=machine))
 
-    return be
+    return apply
 
 
 def probe_bubblewrap():
@@ -35,7 +35,7 @@ def probe_qemu():
 
 
 @pytest.mark.parametrize(
-    ("probe", "place"),
+    ("probe", "environment"),
     [
         (probe_bubblewrap, {"machine": "riscv64"}),
         (probe_gvisor, {"uid": 1000}),
@@ -43,35 +43,35 @@ def probe_qemu():
         (probe_qemu, {"machine": "aarch64"}),
     ],
 )
-def test_what_no_later_probe_changes_is_final(here, probe, place):
-    here(**place)
-    found = probe()
-    assert (found.is_available, found.is_final) == (False, True)
+def test_permanent_failure_is_final(set_machine, probe, environment):
+    set_machine(**environment)
+    result = probe()
+    assert (result.is_available, result.is_final) == (False, True)
 
 
 @pytest.mark.parametrize(
-    ("room", "finder", "probe"),
+    ("module", "finder", "probe"),
     [(bubblewrap, "find_bwrap", probe_bubblewrap), (gvisor, "find_runsc", probe_gvisor)],
 )
-def test_a_program_that_is_missing_may_be_installed(here, monkeypatch, room, finder, probe):
-    here()
-    monkeypatch.setattr(room, finder, lambda: None)
-    found = probe()
-    assert (found.is_available, found.is_final) == (False, False)
+def test_missing_program_is_not_final(set_machine, monkeypatch, module, finder, probe):
+    set_machine()
+    monkeypatch.setattr(module, finder, lambda: None)
+    result = probe()
+    assert (result.is_available, result.is_final) == (False, False)
 
 
-@pytest.mark.parametrize("error", [TimeoutError("busy"), OSError("no more processes")])
-def test_what_was_tried_and_failed_may_work_later(here, monkeypatch, error):
-    here()
+@pytest.mark.parametrize("error", [TimeoutError("busy"), OSError("process limit reached")])
+def test_failed_trial_is_not_final(set_machine, monkeypatch, error):
+    set_machine()
 
     async def fail(*_, **__):
         raise error
 
-    for room, finder, probe in (
+    for module, finder, probe in (
         (bubblewrap, "find_bwrap", probe_bubblewrap),
         (gvisor, "find_runsc", probe_gvisor),
     ):
-        monkeypatch.setattr(room, "run_probe", fail)
-        monkeypatch.setattr(room, finder, lambda: "/usr/bin/true")
-        found = probe()
-        assert (found.is_available, found.is_final) == (False, False)
+        monkeypatch.setattr(module, "run_probe", fail)
+        monkeypatch.setattr(module, finder, lambda: "/usr/bin/true")
+        result = probe()
+        assert (result.is_available, result.is_final) == (False, False)

@@ -1,4 +1,4 @@
-"""A sandbox that nobody carries on any more is ended, whatever became of what was written down of it."""
+"""Abandoned sandboxes are destroyed even if their handle is damaged or missing."""
 
 import asyncio
 
@@ -11,31 +11,31 @@ from sandbox.runtimes.processes import SandboxLeftovers
 HANDLE = b'{"runtime":"bubblewrap","attempt_id":"a","details":{"kernel_uid":"200000"}}'
 
 
-class Machine:
-    """Remembers that there was one, and what was ended."""
+class FakeRuntime:
+    """A runtime that can recover a handle. Records what was destroyed."""
 
     def __init__(self):
-        self.ended = []
+        self.destroyed = []
 
     def recover(self, attempt_id):
-        return SandboxHandle("remembered", attempt_id)
+        return SandboxHandle("recovered", attempt_id)
 
     async def destroy(self, handle, disk):
-        self.ended.append(handle.runtime)
+        self.destroyed.append(handle.runtime)
 
 
 @pytest.mark.parametrize(
-    ("written", "runtime"),
+    ("stored", "runtime"),
     [
         (HANDLE, "bubblewrap"),
-        (None, "remembered"),
-        (HANDLE[:-3], "remembered"),
-        (HANDLE.replace(b"bubblewrap", b"bubble\xff"), "remembered"),
+        (None, "recovered"),
+        (HANDLE[:-3], "recovered"),
+        (HANDLE.replace(b"bubblewrap", b"bubble\xff"), "recovered"),
     ],
 )
-def test_a_sandbox_is_ended_by_its_handle_or_as_it_is_remembered(tmp_path, written, runtime):
-    machine, files = Machine(), AttemptLayout(tmp_path)
-    if written is not None:
-        files.handle.write_bytes(written)
-    asyncio.run(SandboxLeftovers(machine).clean_up("a" * 12, files))
-    assert machine.ended == [runtime]
+def test_sandbox_is_destroyed_by_its_handle_or_recovered(tmp_path, stored, runtime):
+    fake_runtime, files = FakeRuntime(), AttemptLayout(tmp_path)
+    if stored is not None:
+        files.handle.write_bytes(stored)
+    asyncio.run(SandboxLeftovers(fake_runtime).clean_up("a" * 12, files))
+    assert fake_runtime.destroyed == [runtime]

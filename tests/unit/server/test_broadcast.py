@@ -1,4 +1,4 @@
-"""A subscriber that does not keep up is told what it missed, in its place."""
+"""A slow subscriber receives gaps in place of the events that it missed."""
 
 import asyncio
 
@@ -7,7 +7,7 @@ import pytest
 from sandbox.server.broadcast import Broadcast
 
 
-def frame(seq, task_id="task-1"):
+def event(seq, task_id="task-1"):
     return {"type": "output", "task_id": task_id, "seq": seq, "timestamp": f"at {seq}"}
 
 
@@ -16,27 +16,27 @@ def _small_memory(monkeypatch):
     monkeypatch.setattr("sandbox.server.broadcast.SUBSCRIBER_EVENTS_MAX", 2)
 
 
-async def read(frames, count):
-    return [await asyncio.wait_for(anext(frames), 5) for _ in range(count)]
+async def read(events, count):
+    return [await asyncio.wait_for(anext(events), 5) for _ in range(count)]
 
 
-def shown(frames):
-    return [(f["task_id"], f.get("first_seq", f["seq"]), f["seq"], f["type"]) for f in frames]
+def summarize(events):
+    return [(f["task_id"], f.get("first_seq", f["seq"]), f["seq"], f["type"]) for f in events]
 
 
-def test_a_gap_stands_where_the_frames_would_have_stood():
-    async def play():
+def test_gap_replaces_the_missed_events():
+    async def run():
         broadcast = Broadcast()
-        frames = broadcast.subscribe()
+        events = broadcast.subscribe()
         for seq in (1, 2, 3):
-            broadcast.publish(frame(seq))
-        seen = await read(frames, 1)
-        broadcast.publish(frame(4))
-        seen += await read(frames, 2)
-        broadcast.publish(frame(5))
-        return seen + await read(frames, 1)
+            broadcast.publish(event(seq))
+        received = await read(events, 1)
+        broadcast.publish(event(4))
+        received += await read(events, 2)
+        broadcast.publish(event(5))
+        return received + await read(events, 1)
 
-    assert shown(asyncio.run(play())) == [
+    assert summarize(asyncio.run(run())) == [
         ("task-1", 1, 1, "output"),
         ("task-1", 2, 2, "output"),
         ("task-1", 3, 4, "gap"),
@@ -44,46 +44,46 @@ def test_a_gap_stands_where_the_frames_would_have_stood():
     ]
 
 
-def test_each_task_has_a_gap_of_its_own():
-    async def play():
+def test_gaps_are_per_task():
+    async def run():
         broadcast = Broadcast()
-        frames = broadcast.subscribe()
+        events = broadcast.subscribe()
         for seq in (1, 2, 3, 4):
-            broadcast.publish(frame(seq, "a" if seq % 2 else "b"))
-        return await read(frames, 4)
+            broadcast.publish(event(seq, "a" if seq % 2 else "b"))
+        return await read(events, 4)
 
-    assert shown(asyncio.run(play()))[2:] == [("a", 3, 3, "gap"), ("b", 4, 4, "gap")]
+    assert summarize(asyncio.run(run()))[2:] == [("a", 3, 3, "gap"), ("b", 4, 4, "gap")]
 
 
-def test_long_output_is_bounded_by_its_bytes(monkeypatch):
+def test_subscriber_queue_is_bounded_by_bytes(monkeypatch):
     monkeypatch.setattr("sandbox.server.broadcast.SUBSCRIBER_EVENTS_MAX", 100)
     monkeypatch.setattr("sandbox.server.broadcast.SUBSCRIBER_BYTES_MAX", 3000)
 
-    async def play():
+    async def run():
         broadcast = Broadcast()
-        frames = broadcast.subscribe()
+        events = broadcast.subscribe()
         for seq in range(1, 10):
-            broadcast.publish({**frame(seq), "data": "x" * 1000})
-        seen = await read(frames, 4)
-        broadcast.publish({**frame(10), "data": "x" * 1000})
-        return seen + await read(frames, 1)
+            broadcast.publish({**event(seq), "data": "x" * 1000})
+        received = await read(events, 4)
+        broadcast.publish({**event(10), "data": "x" * 1000})
+        return received + await read(events, 1)
 
-    assert shown(asyncio.run(play())) == [
+    assert summarize(asyncio.run(run())) == [
         *[("task-1", seq, seq, "output") for seq in (1, 2, 3)],
         ("task-1", 4, 9, "gap"),
         ("task-1", 10, 10, "output"),
     ]
 
 
-def test_who_keeps_up_misses_nothing_whatever_the_others_do():
-    async def play():
+def test_slow_subscriber_does_not_affect_others():
+    async def run():
         broadcast = Broadcast()
-        slow, quick = broadcast.subscribe(), broadcast.subscribe()
-        seen = []
+        slow, fast = broadcast.subscribe(), broadcast.subscribe()
+        received = []
         for seq in range(1, 10):
-            broadcast.publish(frame(seq))
-            seen += await read(quick, 1)
+            broadcast.publish(event(seq))
+            received += await read(fast, 1)
         await slow.aclose()
-        return seen
+        return received
 
-    assert [f["seq"] for f in asyncio.run(play())] == list(range(1, 10))
+    assert [f["seq"] for f in asyncio.run(run())] == list(range(1, 10))

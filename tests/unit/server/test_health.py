@@ -1,4 +1,4 @@
-"""Why a server is not ready, as it says itself."""
+"""The readiness report of the server."""
 
 import asyncio
 import errno
@@ -23,18 +23,18 @@ ROOMY = DiskSpace(100 * GIB, 1000 * GIB, 10**6, 10**7)
 
 
 class Machine:
-    """A server's health on a disk that the test makes up."""
+    """A health check on a simulated disk."""
 
     def __init__(self, data_dir):
         self.space = ROOMY
         self.reserve = ReserveFile(data_dir / "reserve", 4096)
-        self.keeper = DiskMonitor(data_dir, self.measure, Watermark(5, 4 * GIB), self.reserve)
+        self.disk_monitor = DiskMonitor(data_dir, self.measure, Watermark(5, 4 * GIB), self.reserve)
         self.drain = Drain(data_dir)
         probes = [RuntimeProbe("bubblewrap", True, "namespaces", 1)]
         prober = RuntimeProber(
             ProbeResult(probes, LaunchOrder("", "", "", "", "bubblewrap"), "namespaces"), None, SystemClock()
         )
-        self.report = HealthCheck(MemoryStore(), SystemClock(), self.keeper, self.drain, prober, ())
+        self.health_check = HealthCheck(MemoryStore(), SystemClock(), self.disk_monitor, self.drain, prober, ())
 
     def measure(self):
         if isinstance(self.space, OSError):
@@ -43,19 +43,19 @@ class Machine:
 
     def reasons(self, space=None):
         self.space = space or self.space
-        health = self.report.run()
+        health = self.health_check.run()
         assert health.is_ready == (not health.reasons)
         return " ".join(health.reasons)
 
 
 @pytest.fixture
 def machine(tmp_path):
-    made = Machine(tmp_path)
-    made.keeper.check()
-    return made
+    result = Machine(tmp_path)
+    result.disk_monitor.check()
+    return result
 
 
-def test_a_server_with_everything_is_ready(machine):
+def test_healthy_server_is_ready(machine):
     assert machine.reasons() == ""
     assert machine.reserve.is_allocated
 
@@ -69,54 +69,54 @@ def test_a_server_with_everything_is_ready(machine):
         (OSError(5, "Input/output error"), "cannot be checked: Input/output error"),
     ],
 )
-def test_a_disk_that_takes_nothing_is_told(machine, space, reason):
+def test_unusable_disk_is_reported(machine, space, reason):
     assert reason in machine.reasons(space)
 
 
-def test_a_reserve_that_cannot_be_looked_at_is_told_and_looked_at_again(machine, monkeypatch):
-    more = asyncio.Event()
-    machine.keeper.on_space_freed = more.set
+def test_unreadable_reserve_is_reported_and_checked_again(machine, monkeypatch):
+    space_freed = asyncio.Event()
+    machine.disk_monitor.on_space_freed = space_freed.set
     monkeypatch.setattr("sandbox.server.maintenance.disk_monitor.DISK_SPACE_CHECK_SECONDS", 0.005)
 
     def refuse(_):
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    async def play():
-        keeping = asyncio.create_task(machine.keeper.run())
+    async def run():
+        monitoring = asyncio.create_task(machine.disk_monitor.run())
         async with asyncio.timeout(10):
-            while machine.keeper.shortage is None:
+            while machine.disk_monitor.shortage is None:
                 await asyncio.sleep(0)
-            assert "cannot be checked: Permission denied" in machine.keeper.shortage
+            assert "cannot be checked: Permission denied" in machine.disk_monitor.shortage
             broken.undo()
-            await more.wait()
-        keeping.cancel()
+            await space_freed.wait()
+        monitoring.cancel()
 
     with monkeypatch.context() as broken:
         broken.setattr("pathlib.Path.exists", refuse)
-        asyncio.run(play())
+        asyncio.run(run())
     assert machine.reasons() == ""
 
 
-def test_a_small_disk_is_measured_by_its_share_and_a_file_system_that_counts_no_files_by_its_bytes(machine):
+def test_small_disk_is_judged_by_free_percentage(machine):
     assert machine.reasons(DiskSpace(free_bytes=2 * GIB, total_bytes=20 * GIB)) == ""
     assert "nearly full" in machine.reasons(DiskSpace(free_bytes=GIB - 1, total_bytes=20 * GIB))
 
 
-def test_the_server_is_ready_again_only_when_there_is_clearly_more_room(machine):
+def test_readiness_has_hysteresis(machine):
     assert machine.reasons(structs.replace(ROOMY, free_bytes=4 * GIB)) == ""
     assert machine.reasons(structs.replace(ROOMY, free_bytes=3 * GIB)) != ""
     assert machine.reasons(structs.replace(ROOMY, free_bytes=5 * GIB - 1)) != ""
     assert machine.reasons(structs.replace(ROOMY, free_bytes=5 * GIB)) == ""
 
 
-def test_the_reserve_that_was_given_back_is_no_room_for_new_tasks(machine):
+def test_released_reserve_is_not_space_for_new_tasks(machine):
     tiny = DiskSpace(free_bytes=0, total_bytes=100 * 1024**2)
     assert "0 MiB are free" in machine.reasons(tiny)
     assert "0 MiB are free" in machine.reasons(structs.replace(tiny, free_bytes=16 * 1024**2))
     assert machine.reasons(structs.replace(tiny, free_bytes=32 * 1024**2)) == ""
 
 
-def test_the_reserve_is_given_back_when_nothing_else_is_left_and_taken_again(machine):
+def test_reserve_is_released_on_full_disk_and_reallocated(machine):
     machine.reasons()
     machine.reasons(structs.replace(ROOMY, free_bytes=GIB))
     assert machine.reserve.is_allocated
@@ -126,7 +126,7 @@ def test_the_reserve_is_given_back_when_nothing_else_is_left_and_taken_again(mac
     assert machine.reserve.is_allocated
 
 
-def test_the_reserve_is_a_file_too_where_no_other_can_be_made(machine):
+def test_reserve_is_released_when_no_files_are_left(machine):
     machine.reasons()
     machine.reasons(structs.replace(ROOMY, files_free=1))
     assert machine.reserve.is_allocated
@@ -138,19 +138,19 @@ def test_the_reserve_is_a_file_too_where_no_other_can_be_made(machine):
     assert machine.reserve.is_allocated
 
 
-def test_a_file_system_that_counts_no_files_has_some(machine):
+def test_file_system_without_file_count_has_free_files(machine):
     machine.reasons(DiskSpace(free_bytes=GIB, total_bytes=100 * GIB))
     assert machine.reserve.is_allocated
 
 
-def test_a_server_that_is_drained_says_how_to_undo_it(machine):
+def test_drained_server_reason_names_the_undo_command(machine):
     machine.drain.start(SystemClock().now())
     assert "sandbox admin drain --undo" in machine.reasons()
     machine.drain.undo()
     assert machine.reasons() == ""
 
 
-def test_a_drain_outlives_the_server_and_so_does_one_whose_file_is_damaged(machine, tmp_path):
+def test_drain_persists_even_with_a_damaged_file(machine, tmp_path):
     since = SystemClock().now()
     machine.drain.start(since)
     machine.drain.start(SystemClock().now())
@@ -162,11 +162,11 @@ def test_a_drain_outlives_the_server_and_so_does_one_whose_file_is_damaged(machi
     assert Drain(tmp_path).since is None
 
 
-def test_a_server_that_cannot_read_its_index_is_not_ready(machine, monkeypatch):
+def test_server_with_unreadable_index_is_not_ready(machine, monkeypatch):
 
     def broken(_):
         raise StoreError("gone")
 
     monkeypatch.setattr(MemoryStore, "count_by_state", broken)
-    health = machine.report.run()
+    health = machine.health_check.run()
     assert (health.is_ready, health.is_store_ok, len(health.reasons)) == (False, False, 1)

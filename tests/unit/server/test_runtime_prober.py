@@ -1,4 +1,4 @@
-"""When the runtimes are probed again, and when they are not."""
+"""When runtimes are probed again."""
 
 import asyncio
 from dataclasses import replace
@@ -20,8 +20,8 @@ FAILS = ProbeResult(
 WORKS = replace(FAILS, failure=None)
 
 
-class PassingClock(SystemClock):
-    """Goes on by what is slept, and by nothing else."""
+class SleepClock(SystemClock):
+    """A clock that only sleeping advances."""
 
     seconds = 0.0
 
@@ -31,38 +31,38 @@ class PassingClock(SystemClock):
 
 @pytest.fixture
 def clock(monkeypatch):
-    made = PassingClock()
-    made.slept = []
+    sleep_clock = SleepClock()
+    sleep_clock.slept = []
 
     async def sleep(seconds):
-        made.slept.append(seconds)
-        made.seconds += seconds
+        sleep_clock.slept.append(seconds)
+        sleep_clock.seconds += seconds
 
     monkeypatch.setattr("sandbox.server.runtime_prober.asyncio.sleep", sleep)
-    return made
+    return sleep_clock
 
 
 def run(clock, first, *later):
-    found = iter(later)
+    results = iter(later)
 
     async def probe():
-        one = next(found)
-        if isinstance(one, Exception):
-            raise one
-        return one
+        result = next(results)
+        if isinstance(result, Exception):
+            raise result
+        return result
 
     prober = RuntimeProber(first, probe, clock)
     asyncio.run(prober.run())
-    assert next(found, None) is None
+    assert next(results, None) is None
     return prober
 
 
-def test_what_works_at_once_is_not_probed_again(clock):
+def test_working_runtime_is_not_probed_again(clock):
     assert run(clock, WORKS).blocked_reason is None
     assert clock.slept == []
 
 
-def test_what_never_can_work_is_not_probed_again_and_no_next_try_is_promised(clock):
+def test_final_failure_is_not_probed_again(clock):
     prober = run(clock, replace(FAILS, is_final=True))
     assert (prober.blocked_reason, prober.next_probe_at, prober.retry_after_seconds) == (
         "It does not work.",
@@ -71,7 +71,7 @@ def test_what_never_can_work_is_not_probed_again_and_no_next_try_is_promised(clo
     )
 
 
-def test_pauses_double_up_to_a_bound_and_none_is_longer_than_it_may_be(clock):
+def test_backoff_doubles_up_to_a_maximum_with_jitter(clock):
     prober = run(clock, *[FAILS] * 12, WORKS)
     assert prober.result is WORKS
     bounds = [min(PROBE_BACKOFF_SECONDS * 2**number, PROBE_BACKOFF_SECONDS_MAX) for number in range(12)]
@@ -80,20 +80,20 @@ def test_pauses_double_up_to_a_bound_and_none_is_longer_than_it_may_be(clock):
     assert len({round(slept / bound, 6) for slept, bound in zip(clock.slept, bounds, strict=True)}) > 1
 
 
-def test_a_probe_that_breaks_is_followed_by_another(clock, caplog):
-    assert run(clock, FAILS, OSError("no more processes"), WORKS).result is WORKS
-    assert "no more processes" in caplog.text
+def test_failed_probe_is_retried(clock, caplog):
+    assert run(clock, FAILS, OSError("process limit reached"), WORKS).result is WORKS
+    assert "process limit reached" in caplog.text
 
 
-def test_until_the_next_probe_it_says_when_that_is_and_during_a_probe_that_one_is_under_way(clock):
-    told = []
+def test_blocked_reason_names_next_probe_or_probe_in_progress(clock):
+    reports = []
 
     async def probe():
-        told.append((prober.blocked_reason, prober.retry_after_seconds))
+        reports.append((prober.blocked_reason, prober.retry_after_seconds))
         return WORKS
 
     prober = RuntimeProber(FAILS, probe, clock)
     assert 1 <= prober.retry_after_seconds <= PROBE_BACKOFF_SECONDS
     assert "the next probe is at 20" in prober.blocked_reason
     asyncio.run(prober.run())
-    assert told == [("No sandbox can be created; a probe is under way. It does not work.", None)]
+    assert reports == [("No sandbox can be created; a probe is under way. It does not work.", None)]

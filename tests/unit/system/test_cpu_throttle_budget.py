@@ -1,4 +1,4 @@
-"""A runner's CPU budget: what was spent is waited for, and what has priority waits less."""
+"""A runner's CPU budget: debt is waited off, and priority work waits less."""
 
 import pytest
 
@@ -8,13 +8,13 @@ from sandbox.system.cpu_throttle import CpuBudget
 BURST, CORES = RUNNER_CPU_BURST_SECONDS, RUNNER_CPU_CORES
 
 
-def test_a_burst_is_spent_without_waiting():
+def test_burst_needs_no_wait():
     budget = CpuBudget(100.0, 7.0)
     budget.update(100.0, 7.0 + BURST)
     assert budget.wait_seconds() == 0
 
 
-def test_what_is_spent_beyond_the_burst_is_waited_for_at_the_rate():
+def test_debt_beyond_the_burst_is_waited_off_at_the_rate():
     budget = CpuBudget(100.0, 7.0)
     budget.update(100.0, 7.0 + BURST + 0.1)
     assert budget.wait_seconds() == pytest.approx(0.1 / CORES)
@@ -22,7 +22,7 @@ def test_what_is_spent_beyond_the_burst_is_waited_for_at_the_rate():
     assert budget.wait_seconds() == pytest.approx(0, abs=1e-9)
 
 
-def test_work_with_priority_goes_on_while_the_rest_waits():
+def test_priority_work_continues_while_other_work_waits():
     budget = CpuBudget(0.0, 0.0)
     budget.update(0.0, BURST + 1.0)
     assert budget.wait_seconds() == pytest.approx(1.0 / CORES)
@@ -38,7 +38,7 @@ def test_work_at_the_rate_never_waits():
         assert budget.wait_seconds() == 0
 
 
-def test_who_always_works_when_it_may_has_no_more_than_rate_and_burst():
+def test_greedy_work_is_limited_to_rate_and_burst():
     budget, now, cpu_seconds = CpuBudget(0.0, 0.0), 0.0, 0.0
     while now < 600:
         if budget.wait_seconds() == 0:
@@ -49,14 +49,14 @@ def test_who_always_works_when_it_may_has_no_more_than_rate_and_burst():
     assert cpu_seconds / 600 < 0.21
 
 
-def test_idle_time_saves_up_one_burst_and_no_more():
+def test_idle_time_saves_at_most_one_burst():
     budget = CpuBudget(0.0, 0.0)
     budget.update(10_000.0, 0.0)
     budget.update(10_000.0, BURST + 0.5)
     assert budget.wait_seconds() == pytest.approx(0.5 / CORES)
 
 
-def test_what_a_runner_spends_on_its_own_work_keeps_its_sandbox_waiting_for_a_bounded_time():
+def test_debt_is_bounded():
     budget = CpuBudget(0.0, 0.0)
     budget.update(100.0, 500.0)
     assert budget.wait_seconds() == pytest.approx(RUNNER_CPU_DEBT_SECONDS_MAX / CORES)

@@ -1,4 +1,4 @@
-"""One client gets a part of each turn of the event loop, in order, and takes nothing from another."""
+"""Each client gets a fair share of each turn of the event loop, in order."""
 
 import asyncio
 import threading
@@ -17,61 +17,61 @@ async def take_often(share, count, taken, size_bytes=100):
         taken.append(share)
 
 
-async def turns(taken, count):
-    """How much was taken after each of the next turns of the loop."""
-    found = []
+async def totals_per_turn(taken, count):
+    """The total taken after each of the next turns of the loop."""
+    totals = []
     for _ in range(count):
         await asyncio.sleep(0)
-        found.append(len(taken))
-    return found
+        totals.append(len(taken))
+    return totals
 
 
-def test_many_streams_of_one_client_take_its_share_together_in_each_turn():
-    async def story():
+def test_streams_of_one_client_share_its_turn():
+    async def run():
         share, taken = FairShares().of("vera"), []
         streams = [asyncio.create_task(take_often(share, 50, taken)) for _ in range(20)]
-        seen = await turns(taken, 10)
-        assert all(after - before <= 2 * MESSAGES_PER_TURN_MAX for before, after in pairwise(seen))
-        assert seen[-1] <= 10 * MESSAGES_PER_TURN_MAX
+        totals = await totals_per_turn(taken, 10)
+        assert all(after - before <= 2 * MESSAGES_PER_TURN_MAX for before, after in pairwise(totals))
+        assert totals[-1] <= 10 * MESSAGES_PER_TURN_MAX
         async with asyncio.timeout(5):
             await asyncio.gather(*streams)
         assert len(taken) == 1000
 
-    asyncio.run(story())
+    asyncio.run(run())
 
 
-def test_another_client_does_not_wait_for_them():
-    async def story():
+def test_other_client_does_not_wait():
+    async def run():
         shares, taken = FairShares(), []
         vera, otto = shares.of("vera"), shares.of("otto")
         streams = [asyncio.create_task(take_often(vera, 1000, taken)) for _ in range(20)]
-        await turns(taken, 3)
+        await totals_per_turn(taken, 3)
         others = asyncio.create_task(take_often(otto, 10, others_taken := []))
-        await turns(taken, 1)
+        await totals_per_turn(taken, 1)
         assert len(others_taken) == 10
         for stream in (*streams, others):
             stream.cancel()
         await asyncio.gather(*streams, return_exceptions=True)
 
-    asyncio.run(story())
+    asyncio.run(run())
 
 
-def test_large_messages_count_for_many():
-    async def story():
+def test_large_messages_count_as_many():
+    async def run():
         share, taken = FairShares().of("vera"), []
         stream = asyncio.create_task(take_often(share, 10, taken, size_bytes=1024 * 1024))
-        seen = await turns(taken, 6)
-        assert seen[-1] <= 6
+        totals = await totals_per_turn(taken, 6)
+        assert totals[-1] <= 6
         await stream
 
-    asyncio.run(story())
+    asyncio.run(run())
 
 
-def test_who_gives_up_keeps_nobody_waiting():
-    async def story():
+def test_cancelled_streams_do_not_block_others():
+    async def run():
         share, taken = FairShares().of("vera"), []
         streams = [asyncio.create_task(take_often(share, 50, taken)) for _ in range(20)]
-        await turns(taken, 2)
+        await totals_per_turn(taken, 2)
         for stream in streams[:10]:
             stream.cancel()
         async with asyncio.timeout(5):
@@ -79,18 +79,18 @@ def test_who_gives_up_keeps_nobody_waiting():
         assert taken.count(share) >= 500
         await asyncio.gather(*streams[:10], return_exceptions=True)
 
-    asyncio.run(story())
+    asyncio.run(run())
 
 
-def test_a_share_is_the_same_one_while_it_is_held():
+def test_share_is_reused_while_it_is_held():
     shares = FairShares()
     held = shares.of("vera")
     assert shares.of("vera") is held
     assert shares.of("otto") is not held
 
 
-def test_shared_work_is_part_of_no_share_and_what_follows_it_is():
-    async def story():
+def test_shared_work_is_charged_to_no_client():
+    async def run():
         share, taken = FairShares().of("vera"), []
         fair_share.use(share)
         streams = [asyncio.create_task(take_often(share, 1000, [])) for _ in range(5)]
@@ -100,14 +100,14 @@ def test_shared_work_is_part_of_no_share_and_what_follows_it_is():
             await fair_share.take(1024 * 1024)
         await asyncio.sleep(0)
         assert len(taken) == 100
-        own = asyncio.create_task(take_from_context(100, []))
+        charged_reader = asyncio.create_task(take_from_context(100, []))
         await asyncio.sleep(0)
-        assert not own.done()
-        for stream in (*streams, own, reader):
+        assert not charged_reader.done()
+        for stream in (*streams, charged_reader, reader):
             stream.cancel()
-        await asyncio.gather(*streams, own, reader, return_exceptions=True)
+        await asyncio.gather(*streams, charged_reader, reader, return_exceptions=True)
 
-    asyncio.run(story())
+    asyncio.run(run())
 
 
 async def take_from_context(count, taken):
@@ -117,53 +117,53 @@ async def take_from_context(count, taken):
 
 
 @pytest.mark.parametrize("use_share", [True, False])
-def test_few_threads_work_for_one_client_at_once_and_others_find_one_free(use_share):
-    async def story():
-        shares, at_once, most = FairShares(), 0, 0
+def test_threads_per_client_are_limited(use_share):
+    async def run():
+        shares, at_once, maximum = FairShares(), 0, 0
 
         def read():
-            nonlocal at_once, most
+            nonlocal at_once, maximum
             with lock:
                 at_once += 1
-                most = max(most, at_once)
+                maximum = max(maximum, at_once)
             time.sleep(0.005)
             with lock:
                 at_once -= 1
 
-        async def ask(share):
+        async def use_thread(share):
             if use_share:
                 fair_share.use(share)
             await fair_share.to_thread(read)
 
         lock, vera, otto = threading.Lock(), shares.of("vera"), shares.of("otto")
-        asked = [asyncio.create_task(ask(vera)) for _ in range(40)]
-        other = asyncio.create_task(ask(otto))
+        readers = [asyncio.create_task(use_thread(vera)) for _ in range(40)]
+        other = asyncio.create_task(use_thread(otto))
         if use_share:
             await other
-            assert not all(task.done() for task in asked)
-        await asyncio.gather(*asked, other)
-        return most
+            assert not all(task.done() for task in readers)
+        await asyncio.gather(*readers, other)
+        return maximum
 
-    most = asyncio.run(story())
-    assert (most <= THREADS_AT_ONCE_MAX + 1) is use_share
+    maximum = asyncio.run(run())
+    assert (maximum <= THREADS_AT_ONCE_MAX + 1) is use_share
 
 
-def test_several_steps_hold_one_thread_and_wait_for_no_other():
-    async def story():
-        share, inside, most = FairShares().of("vera"), 0, 0
+def test_thread_slot_covers_several_steps():
+    async def run():
+        share, active, maximum = FairShares().of("vera"), 0, 0
 
-        async def ask():
-            nonlocal inside, most
+        async def use_slot():
+            nonlocal active, maximum
             fair_share.use(share)
             async with fair_share.thread_slot():
-                inside += 1
-                most = max(most, inside)
+                active += 1
+                maximum = max(maximum, active)
                 await fair_share.to_thread(time.sleep, 0.002)
                 await fair_share.to_thread(time.sleep, 0.002)
-                inside -= 1
+                active -= 1
 
         async with asyncio.timeout(10):
-            await asyncio.gather(*(asyncio.create_task(ask()) for _ in range(20)))
-        assert most == THREADS_AT_ONCE_MAX
+            await asyncio.gather(*(asyncio.create_task(use_slot()) for _ in range(20)))
+        assert maximum == THREADS_AT_ONCE_MAX
 
-    asyncio.run(story())
+    asyncio.run(run())

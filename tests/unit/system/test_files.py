@@ -1,4 +1,4 @@
-"""What an agent locked is opened, or nothing of it stays open."""
+"""Files that the agent made inaccessible are opened, or no descriptor leaks."""
 
 import errno
 import os
@@ -8,16 +8,16 @@ import pytest
 
 from sandbox.system.files import open_restricted
 
-OPEN = Path("/proc/self/fd")
+OPEN_DESCRIPTORS = Path("/proc/self/fd")
 
 
-def test_a_directory_that_cannot_be_unlocked_is_not_left_open(tmp_path, monkeypatch):
+def test_failed_unlock_closes_the_descriptor(tmp_path, monkeypatch):
     def refuse(descriptor, mode):
         raise OSError(errno.EROFS, "Read-only file system")
 
     monkeypatch.setattr(os, "access", lambda *_, **__: False)
     monkeypatch.setattr(os, "fchmod", refuse)
-    before = sorted(OPEN.iterdir())
+    before = sorted(OPEN_DESCRIPTORS.iterdir())
     with pytest.raises(OSError, match="Read-only"):
         open_restricted(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
-    assert sorted(OPEN.iterdir()) == before
+    assert sorted(OPEN_DESCRIPTORS.iterdir()) == before

@@ -1,4 +1,4 @@
-"""Work in a thread of its own is left once, however it ends."""
+"""A function in a daemon thread releases its slot once, however it ends."""
 
 import asyncio
 import errno
@@ -9,27 +9,27 @@ import pytest
 from sandbox.system.threads import run_in_daemon_thread
 
 
-def test_where_there_are_no_more_threads_the_machine_says_so_and_the_place_is_left(monkeypatch):
+def test_thread_limit_raises_eagain_and_releases_the_slot(monkeypatch):
     def refuse(_):
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(threading.Thread, "start", refuse)
-    left = []
+    released = []
     with pytest.raises(OSError, match="no more threads") as caught:
-        asyncio.run(run_in_daemon_thread(lambda: None, lambda: left.append(1)))
+        asyncio.run(run_in_daemon_thread(lambda: None, lambda: released.append(1)))
     assert caught.value.errno == errno.EAGAIN
-    assert left == [1]
+    assert released == [1]
 
 
-@pytest.mark.parametrize("work", [lambda: 7, lambda: int("seven")], ids=["answers", "fails"])
-def test_who_is_answered_has_left(work):
-    left = []
+@pytest.mark.parametrize("work", [lambda: 7, lambda: int("seven")], ids=["returns", "raises"])
+def test_slot_is_released_when_work_ends(work):
+    released = []
 
-    async def ask():
+    async def run_work():
         try:
-            return await run_in_daemon_thread(work, lambda: left.append(1))
+            return await run_in_daemon_thread(work, lambda: released.append(1))
         except ValueError:
             return None
 
-    assert asyncio.run(ask()) in (7, None)
-    assert left == [1]
+    assert asyncio.run(run_work()) in (7, None)
+    assert released == [1]

@@ -1,4 +1,4 @@
-"""Names of artifacts are unique, short and visible, whatever files are called."""
+"""Artifact names are unique, short and printable."""
 
 import pytest
 from hypothesis import given
@@ -9,17 +9,17 @@ from sandbox.workspace.collect import TEMPORARY_FILE_NAME, ArtifactNames, conten
 from sandbox.workspace.files import printable_path
 
 
-def test_the_base_name_comes_first_then_the_whole_path_then_a_number():
+def test_name_is_base_name_then_path_then_numbered():
     names = ArtifactNames(frozenset({"task.patch"}))
 
-    given_names = [
+    allocated = [
         names.allocate(path) for path in (b"a/x.txt", b"b/x.txt", b"b__x.txt", b"x.txt", b"task.patch", b".env")
     ]
 
-    assert given_names == ["x.txt", "b__x.txt", "b__x-2.txt", "x-2.txt", "task-2.patch", ".env"]
+    assert allocated == ["x.txt", "b__x.txt", "b__x-2.txt", "x-2.txt", "task-2.patch", ".env"]
 
 
-def test_a_long_name_keeps_its_end():
+def test_long_name_keeps_its_suffix():
     name = ArtifactNames(frozenset()).allocate("ü".encode() * 120 + b".json")
 
     assert name.endswith("ü.json")
@@ -27,25 +27,25 @@ def test_a_long_name_keeps_its_end():
 
 
 @given(st.lists(st.binary(min_size=1, max_size=300).filter(lambda path: path.strip(b"/") and b"\0" not in path)))
-def test_every_name_is_one_of_its_own(paths):
+def test_names_are_unique_and_printable(paths):
     names = ArtifactNames(frozenset({"metadata.json"}))
 
-    claimed = [names.allocate(path.strip(b"/")) for path in paths]
+    allocated = [names.allocate(path.strip(b"/")) for path in paths]
 
-    assert len({*claimed, "metadata.json", TEMPORARY_FILE_NAME}) == len(paths) + 2
-    for name in claimed:
+    assert len({*allocated, "metadata.json", TEMPORARY_FILE_NAME}) == len(paths) + 2
+    for name in allocated:
         assert is_printable(name)
         assert "/" not in name
         assert 0 < len(name.encode()) < 250
 
 
-def test_a_visible_path_is_unchanged_and_anything_else_is_escaped():
+def test_printable_path_escapes_unprintable_bytes():
     assert printable_path("src/ünï code.py".encode()) == "src/ünï code.py"
     assert printable_path(b"a\nb\x7f\xff\xe2\x80\xae") == "a%0Ab%7F%FF%E2%80%AE"
 
 
 @pytest.mark.parametrize(
-    ("path", "shown"),
+    ("path", "escaped"),
     [
         ("\u3164.txt", "%E3%85%A4.txt"),
         ("a\u2800b", "a%E2%A0%80b"),
@@ -55,32 +55,32 @@ def test_a_visible_path_is_unchanged_and_anything_else_is_escaped():
         ("\u061cfdp.exe", "%D8%9Cfdp.exe"),
     ],
 )
-def test_what_does_not_show_is_escaped_so_that_no_two_names_look_alike(path, shown):
-    assert printable_path(path.encode()) == shown
-    assert ArtifactNames(frozenset()).allocate(path.encode()) == shown.rpartition("/")[2]
+def test_invisible_characters_are_escaped(path, escaped):
+    assert printable_path(path.encode()) == escaped
+    assert ArtifactNames(frozenset()).allocate(path.encode()) == escaped.rpartition("/")[2]
 
 
 @pytest.mark.parametrize("name", ["报告.txt", "تقرير.pdf", "रिपोर्ट.md", "été.txt", "e\u0301.txt", "❤👍🏽🇩🇪.png"])
-def test_a_name_in_any_script_stays(name):
+def test_names_in_any_script_are_unchanged(name):
     assert ArtifactNames(frozenset()).allocate(f"out/{name}".encode()) == name
 
 
-def test_a_name_that_is_cut_does_not_begin_with_a_combining_mark():
+def test_truncated_name_does_not_start_with_a_combining_mark():
     for number in range(90, 100):
         name = ArtifactNames(frozenset()).allocate(b"a" * 7 + "e\u0301".encode() * number)
         assert is_printable(name)
         assert len(name.encode()) <= 200
 
 
-def test_content_types_go_by_suffix():
+def test_content_type_follows_the_suffix():
     assert content_type("fix.patch") == "text/x-diff"
     assert content_type("REPORT.MD") == "text/markdown"
     assert content_type("archive.tar.gz") == "application/gzip"
     assert content_type("Makefile") == content_type(".json") == "application/octet-stream"
 
 
-def test_as_many_as_may_be_collected_are_told_apart_at_once():
+def test_many_equal_names_are_numbered_quickly():
     names = ArtifactNames(frozenset())
-    claimed = [names.allocate(b"%d/" % number + b"x" * 200) for number in range(10_000)]
-    assert len(set(claimed)) == 10_000
-    assert claimed[-1] == "x" * 200 + "-10000"
+    allocated = [names.allocate(b"%d/" % number + b"x" * 200) for number in range(10_000)]
+    assert len(set(allocated)) == 10_000
+    assert allocated[-1] == "x" * 200 + "-10000"

@@ -1,4 +1,4 @@
-"""The server keeps a copy of the claude binary that can be executed and not read."""
+"""The server's copy of the claude binary, which is executable and not readable."""
 
 import os
 import stat
@@ -11,7 +11,7 @@ from sandbox.agents.claude_code.binary import BinaryMissingError, find_binary, i
 
 @pytest.fixture
 def source(tmp_path):
-    """A stand-in for the wheel's binary."""
+    """A fake binary as the wheel contains it."""
     path = tmp_path / "wheel" / "claude"
     path.parent.mkdir()
     path.write_bytes(b"#!/bin/true\n" * 1000)
@@ -19,23 +19,23 @@ def source(tmp_path):
     return path
 
 
-def test_the_wheel_has_a_binary():
+def test_find_binary_returns_executable():
     assert os.access(find_binary(), os.X_OK)
 
 
-def test_the_copy_is_execute_only_and_named_after_its_version(tmp_path, source):
+def test_copy_is_execute_only_and_named_by_version(tmp_path, source):
     copy = install_binary(tmp_path / "data", source)
     assert stat.S_IMODE(copy.stat().st_mode) == 0o111
     assert copy.name.startswith("claude-9.8.7-")
     assert copy.stat().st_size == source.stat().st_size
 
 
-def test_the_copy_is_made_once(tmp_path, source):
+def test_second_install_reuses_copy(tmp_path, source):
     first = install_binary(tmp_path, source).stat()
     assert install_binary(tmp_path, source).stat().st_ino == first.st_ino
 
 
-def test_another_version_is_another_copy_and_the_running_one_stays(tmp_path, source):
+def test_new_version_keeps_old_copy(tmp_path, source):
     old = install_binary(tmp_path, source)
     source.with_name("claude.version").write_text("9.9.0")
     new = install_binary(tmp_path, source)
@@ -43,7 +43,7 @@ def test_another_version_is_another_copy_and_the_running_one_stays(tmp_path, sou
     assert old.exists()
 
 
-def test_what_a_crash_left_half_written_is_not_used(tmp_path, source):
+def test_partial_copy_of_a_crash_is_replaced(tmp_path, source):
     directory = tmp_path / "agent"
     directory.mkdir()
     (directory / "partial").write_bytes(b"half")
@@ -51,14 +51,14 @@ def test_what_a_crash_left_half_written_is_not_used(tmp_path, source):
     assert not (directory / "partial").exists()
 
 
-def test_many_at_once_make_one_whole_copy(tmp_path, source):
+def test_concurrent_installs_make_one_complete_copy(tmp_path, source):
     with ThreadPoolExecutor(8) as pool:
         copies = set(pool.map(lambda _: install_binary(tmp_path, source), range(8)))
     (copy,) = copies
     assert copy.stat().st_size == source.stat().st_size
 
 
-def test_without_the_wheel_the_sentence_says_what_to_do(monkeypatch):
+def test_missing_wheel_error_names_the_fix(monkeypatch):
     monkeypatch.setattr("sandbox.agents.claude_code.binary._PACKAGE", "no_such_package")
     with pytest.raises(BinaryMissingError, match="install the claude-agent-sdk wheel"):
         find_binary()

@@ -1,4 +1,4 @@
-"""How Claude Code is started: nothing of the prompt is obeyed, nothing of the server leaks in."""
+"""The command line, environment and prompt of Claude Code."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from sandbox.model.manifest.schema import McpConfig, McpServer
 
 COMMANDS = ["/clear", "/compact", "/init now", "/nope", " /clear", " /compact"]
 BLANKS = [f"{blank}/clear" for blank in ("\ufeff", "\n\ufeff ", "\u00a0", "\u2028\ufeff\u3000", "\u2028 \ufeff\u00a0")]
-"""What Claude Code trims."""
+"""Claude Code trims these characters."""
 
 BINARY = Path("/data/agent/claude-1")
 
@@ -26,7 +26,7 @@ def value_of(argv, option):
     return argv[argv.index(option) + 1]
 
 
-def test_the_command_names_session_model_and_turns():
+def test_command_has_session_model_and_max_turns():
     argv = prepare(model="claude-x", max_turns=7).command.argv
     assert value_of(argv, "--session-id") == "the-session"
     assert value_of(argv, "--max-turns") == "7"
@@ -34,25 +34,25 @@ def test_the_command_names_session_model_and_turns():
     assert "--max-turns" not in prepare().command.argv
 
 
-def test_a_model_name_that_looks_like_an_option_stays_a_name():
+def test_model_name_like_an_option_is_not_an_option():
     assert "--model=--settings=evil" in prepare(model="--settings=evil").command.argv
     assert "--settings=evil" not in prepare(model="--settings=evil").command.argv
 
 
-def test_settings_and_servers_of_repository_and_home_are_left_out():
+def test_settings_and_mcp_servers_of_repository_and_home_are_ignored():
     argv = prepare().command.argv
     assert value_of(argv, "--setting-sources") == ""
-    chosen = {"skipWebFetchPreflight": True, "skipDangerousModePermissionPrompt": True}
-    assert json.loads(value_of(argv, "--settings")) == chosen
+    settings = {"skipWebFetchPreflight": True, "skipDangerousModePermissionPrompt": True}
+    assert json.loads(value_of(argv, "--settings")) == settings
     assert "--strict-mcp-config" in argv
 
 
-def test_the_program_in_the_sandbox_is_the_servers_copy():
+def test_sandbox_program_is_the_servers_copy():
     start = prepare()
     assert start.programs == {BINARY: start.command.argv[0]}
 
 
-def test_the_agent_starts_in_the_subpath_and_hears_every_claude_md_on_the_way():
+def test_agent_starts_in_subpath_and_loads_each_parent_claude_md():
     start = prepare(subpath="packages/web")
     assert start.command.directory == "/workspace/packages/web"
     at = start.command.argv.index("--add-dir")
@@ -60,7 +60,7 @@ def test_the_agent_starts_in_the_subpath_and_hears_every_claude_md_on_the_way():
     assert prepare().command.directory == "/workspace"
 
 
-def test_the_environment_is_the_same_whatever_the_servers_is(monkeypatch):
+def test_environment_does_not_depend_on_the_servers(monkeypatch):
     before = prepare().command.environment
     monkeypatch.setenv("ANTHROPIC_API_KEY", "the-servers-own-key")
     monkeypatch.setenv("ANTHROPIC_BASE_URL", "https://elsewhere.example")
@@ -71,22 +71,22 @@ def test_the_environment_is_the_same_whatever_the_servers_is(monkeypatch):
     assert "127.0.0.1" in before["NO_PROXY"].split(",")
 
 
-def test_the_task_key_is_in_no_argument():
+def test_task_key_is_not_in_arguments():
     assert not [argument for argument in prepare().command.argv if "the-task-key" in argument]
 
 
-def test_secrets_are_variables_that_replace_none_of_the_agents_own():
+def test_secrets_do_not_override_agent_variables():
     secrets = {"GITHUB_TOKEN": "sesame", "HOME": "/evil", "ANTHROPIC_BASE_URL": "http://evil", "PATH": "/evil"}
     command = prepare(secrets).command
     assert command.environment == {**prepare().command.environment, "GITHUB_TOKEN": "sesame"}
     assert not [argument for argument in command.argv if "sesame" in argument]
 
 
-def test_mcp_servers_are_a_file_in_the_home_with_their_placeholders():
+def test_mcp_config_file_keeps_placeholders():
     github = McpServer(command="npx", args=("-y", "x"), env={"TOKEN": "${TOKEN}"})
-    there = McpServer(url="https://mcp.example/${TOKEN}", headers={"Authorization": "Bearer ${TOKEN}"})
+    remote = McpServer(url="https://mcp.example/${TOKEN}", headers={"Authorization": "Bearer ${TOKEN}"})
     events = McpServer(url="https://mcp.example/", type="sse")
-    config = McpConfig(mcpServers={"github": github, "there": there, "events": events})
+    config = McpConfig(mcpServers={"github": github, "there": remote, "events": events})
     start = prepare({"TOKEN": "sesame"}, mcp_config=config)
     ((name, content),) = start.home_files.items()
     assert value_of(start.command.argv, "--mcp-config") == f"/home/agent/{name}"
@@ -101,22 +101,22 @@ def test_mcp_servers_are_a_file_in_the_home_with_their_placeholders():
     }
 
 
-def test_without_mcp_servers_there_is_no_file():
+def test_no_mcp_config_file_without_mcp_servers():
     assert prepare().home_files == {}
     assert "--mcp-config" not in prepare().command.argv
 
 
 @pytest.mark.parametrize("prompt", [*COMMANDS, *BLANKS, "\n\t/clear", "\n/compact", "/tmp/x is broken", "/"])
-def test_a_prompt_that_looks_like_a_command_gets_words_in_front(prompt):
+def test_prompt_like_a_command_is_prefixed(prompt):
     assert encode_prompt(prompt) == f"Task:\n{prompt}".encode()
 
 
 @pytest.mark.parametrize(
     "prompt", ["Fix it.", "-p", "--help", "!ls", "#note", "a\n/clear", " spaces ", "né — ✓", "\ufeffFix it."]
 )
-def test_any_other_prompt_is_given_as_it_is(prompt):
+def test_other_prompts_are_unchanged(prompt):
     assert encode_prompt(prompt) == prompt.encode()
 
 
-def test_a_prompt_that_is_no_unicode_is_given_all_the_same():
+def test_invalid_unicode_in_prompt_is_replaced():
     assert encode_prompt("half \ud800 a pair") == b"half ? a pair"

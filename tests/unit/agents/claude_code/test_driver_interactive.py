@@ -1,4 +1,4 @@
-"""An agent with a person before it: its command line, the answered questions, its outcome."""
+"""Interactive sessions: command line, preset dialogs, outcome."""
 
 import json
 import uuid
@@ -15,26 +15,26 @@ KEY = "sk-ant-sandbox-0123456789-abcdefghij"
 
 
 def prepare(**claude: object) -> AgentLaunchSpec:
-    asked = manifest(**{"prompt": "Do it.", "headless": False, **claude})
+    task_manifest = manifest(**{"prompt": "Do it.", "headless": False, **claude})
     agent = ClaudeCodeDriver(Path("/opt/claude"))
-    return agent.prepare(asked, session_id=str(uuid.uuid4()), task_key=KEY, secrets={})
+    return agent.prepare(task_manifest, session_id=str(uuid.uuid4()), task_key=KEY, secrets={})
 
 
-def test_it_is_not_a_run_that_prints():
+def test_interactive_command_has_no_print_options():
     start = prepare(max_turns=3)
     assert not {"-p", "--output-format", "--verbose", "--max-turns"} & set(start.command.argv)
     assert start.command.stdin == b""
     assert start.command.environment["TERM"] == "xterm-256color"
 
 
-def test_the_repositorys_settings_are_obeyed_no_more_than_without_a_person():
+def test_repository_settings_are_ignored():
     argv = prepare().command.argv
     assert argv[argv.index("--setting-sources") + 1] == ""
     assert "--strict-mcp-config" in argv
 
 
 @pytest.mark.parametrize(
-    ("prompt", "said"),
+    ("prompt", "argument"),
     [
         ("Do it.", "Do it."),
         ("--help", "--help"),
@@ -45,12 +45,12 @@ def test_the_repositorys_settings_are_obeyed_no_more_than_without_a_person():
         ("\ufeffDo it.", "\ufeffDo it."),
     ],
 )
-def test_the_prompt_is_said_as_text(prompt: str, said: str):
+def test_prompt_is_the_last_argument_as_plain_text(prompt: str, argument: str):
     argv = prepare(prompt=prompt).command.argv
-    assert argv[-2:] == ("--", said)
+    assert argv[-2:] == ("--", argument)
 
 
-def test_a_prompt_that_no_argument_holds_is_in_a_file():
+def test_long_prompt_is_passed_in_a_file():
     prompt = "ü" * 200_000
     start = prepare(prompt=prompt)
     assert start.home_files[".sandbox/prompt.md"] == prompt.encode()
@@ -58,14 +58,14 @@ def test_a_prompt_that_no_argument_holds_is_in_a_file():
     assert max(len(word.encode()) for word in start.command.argv) < 128 * 1024
 
 
-def test_what_is_asked_first_is_answered():
-    answers = json.loads(prepare().home_files[".claude.json"])
-    assert answers["hasCompletedOnboarding"]
-    assert answers["customApiKeyResponses"]["approved"] == [KEY[-20:]]
-    assert answers["projects"] == {"/workspace": {"hasTrustDialogAccepted": True}}
+def test_onboarding_and_trust_dialogs_are_preset():
+    config = json.loads(prepare().home_files[".claude.json"])
+    assert config["hasCompletedOnboarding"]
+    assert config["customApiKeyResponses"]["approved"] == [KEY[-20:]]
+    assert config["projects"] == {"/workspace": {"hasTrustDialogAccepted": True}}
 
 
-def test_a_person_is_asked_for_permissions_where_nobody_could_be():
+def test_permission_prompts_are_enabled_without_skip_permissions():
     argv = prepare(skip_permissions=False).command.argv
     assert argv[argv.index("--permission-mode") + 1] == "default"
 
@@ -80,6 +80,6 @@ def test_a_person_is_asked_for_permissions_where_nobody_could_be():
         (ExitStatus(137, was_oom_killed=True), "out_of_memory"),
     ],
 )
-def test_its_exit_code_is_its_outcome(exit_: ExitStatus, code: str | None):
+def test_exit_status_maps_to_failure_code(exit_: ExitStatus, code: str | None):
     failure = ClaudeCodeDriver(Path("/opt/claude")).check_session_exit(exit_)
     assert (failure and failure.code) == code

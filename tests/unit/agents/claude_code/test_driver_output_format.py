@@ -1,4 +1,4 @@
-"""The task's stdout as `claude.output_format` wants it."""
+"""The task's stdout for each value of `claude.output_format`."""
 
 import json
 from pathlib import Path
@@ -16,18 +16,18 @@ def render(output_format, result):
     return ClaudeCodeDriver(Path("/none")).render_output(manifest(output_format=output_format), result)
 
 
-def test_text_is_the_words_of_the_result():
+def test_text_is_the_result_text():
     assert render("text", RESULT) == "All done.\nReally — ✓\n".encode()
 
 
-def test_text_of_a_run_that_was_stopped_says_why():
+def test_text_of_a_failed_run_is_the_error():
     assert render("text", TURNS_OVER) == b"Reached maximum number of turns (2)\n"
 
 
 @pytest.mark.parametrize(
     "result", [{}, {"result": None}, {"result": 7, "errors": "x"}, {"errors": []}, {"errors": [1]}]
 )
-def test_a_result_without_words_is_rendered_as_nothing(result):
+def test_result_without_text_renders_empty(result):
     assert render("text", result) == b""
 
 
@@ -40,9 +40,9 @@ def test_json_is_the_result_on_one_line(result):
 
 
 @pytest.mark.parametrize("output_format", ["text", "json", "stream-json"])
-def test_without_a_result_there_is_nothing(output_format):
+def test_missing_result_renders_empty(output_format):
     assert render(output_format, None) == b""
 
 
-def test_the_stream_of_events_is_not_rendered():
+def test_stream_json_renders_nothing():
     assert render("stream-json", RESULT) == b""

@@ -1,4 +1,4 @@
-"""Why a run failed, in a sentence for the person who submitted it."""
+"""Failure codes and messages of runs."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from sandbox.interfaces.runtime import ExitStatus
 from sandbox.model.errors import FailureCode
 
 
-def test_the_last_meant_line_of_stderr_is_quoted():
+def test_failure_quotes_the_last_relevant_stderr_line():
     stderr = b"Warning: slow\nError: Session ID is already in use.\n\n[claude-code:unrecognized_model] {}\n"
     failure = determine_failure(ExitStatus(1), None, stderr)
     assert failure.code is FailureCode.AGENT_FAILED
@@ -15,7 +15,7 @@ def test_the_last_meant_line_of_stderr_is_quoted():
     assert "Session ID is already in use." in failure.message
 
 
-def test_a_quoted_line_is_cut_and_printable():
+def test_quoted_line_is_truncated_and_printable():
     failure = determine_failure(ExitStatus(1), None, b"\x1b[31m\xff" + b"x" * 8000)
     assert failure.message.isprintable()
     assert len(failure.message) < 700
@@ -32,14 +32,14 @@ def test_a_quoted_line_is_cut_and_printable():
     ],
     ids=str,
 )
-def test_an_end_without_a_result(exit_, code, advice):
+def test_exit_without_result_maps_to_code_and_advice(exit_, code, advice):
     failure = determine_failure(exit_, None, b"")
     assert failure.code is code
     assert advice in failure.message
 
 
 @pytest.mark.parametrize("code", [1, 137])
-def test_an_end_after_a_result_does_not_say_that_there_was_none(code):
+def test_bad_exit_after_result_mentions_the_result(code):
     failure = determine_failure(ExitStatus(code), {"is_error": False, "result": "Done."}, b"")
     assert failure.code is FailureCode.AGENT_FAILED
     assert "after it reported success" in failure.message
@@ -53,21 +53,23 @@ def test_an_end_after_a_result_does_not_say_that_there_was_none(code):
     ("status", "advice"),
     [(401, "ANTHROPIC_API_KEY"), (404, "claude.model"), (413, "claude.prompt"), (529, "later"), (None, "later")],
 )
-def test_trouble_with_the_model_says_where_to_look(status, advice):
+def test_api_error_message_names_the_fix(status, advice):
     result = {"is_error": True, "terminal_reason": "api_error", "api_error_status": status, "result": "API Error"}
     assert advice in determine_failure(ExitStatus(1), result, b"").message
 
 
-def test_an_end_that_the_agent_explains_is_not_put_down_to_memory():
-    """One of its programs ran out of memory some time before."""
+def test_explained_failure_is_not_reported_as_out_of_memory():
+    """A child process ran out of memory earlier."""
     result = {"is_error": True, "terminal_reason": "api_error", "api_error_status": 401, "result": "API Error"}
     assert determine_failure(ExitStatus(1, was_oom_killed=True), result, b"").code is FailureCode.AGENT_FAILED
-    said_before = {"is_error": False, "result": "Done."}
-    assert determine_failure(ExitStatus(137, was_oom_killed=True), said_before, b"").code is FailureCode.OUT_OF_MEMORY
+    success_result = {"is_error": False, "result": "Done."}
+    assert (
+        determine_failure(ExitStatus(137, was_oom_killed=True), success_result, b"").code is FailureCode.OUT_OF_MEMORY
+    )
 
 
 @pytest.mark.parametrize(
     "result", [{}, {"is_error": True, "result": 5, "errors": {}}, {"is_error": True, "errors": [1]}]
 )
-def test_a_result_of_odd_shape_is_an_error_without_a_reason(result):
+def test_malformed_result_is_an_error_without_reason(result):
     assert "no reason given" in determine_failure(ExitStatus(1), result, b"").message

@@ -1,4 +1,4 @@
-"""`claude.allowed_tools` and `claude.skip_permissions` as options of Claude Code."""
+"""`claude.allowed_tools` and `claude.skip_permissions` as command line options."""
 
 import time
 
@@ -17,12 +17,12 @@ def options(*entries, **claude):
 
 
 @pytest.mark.parametrize("config", [None, SERVERS, McpConfig(mcpServers={})])
-def test_without_a_list_permissions_are_skipped_or_denied(config):
+def test_permissions_without_allowed_tools(config):
     assert tool_options(Claude(prompt="x", mcp_config=config)) == SKIP
     assert tool_options(Claude(prompt="x", mcp_config=config, skip_permissions=False)) == DENY
 
 
-def test_names_alone_need_no_permissions():
+def test_plain_tool_names_skip_permissions():
     assert options("Read", "Bash", "Read") == ("--tools", "Read,Bash", *SKIP)
 
 
@@ -36,18 +36,18 @@ def test_names_alone_need_no_permissions():
         (("Write(src/**)", "NotebookEdit(a.ipynb)"), "Write,NotebookEdit", ("Edit(src/**)", "Edit(a.ipynb)")),
     ],
 )
-def test_rules_and_mcp_tools_need_permissions(entries, tools, allowed):
+def test_rules_and_mcp_tools_use_permissions(entries, tools, allowed):
     assert options(*entries) == ("--tools", tools, "--allowedTools", *allowed, *DENY)
 
 
-def test_names_need_permissions_too_where_they_are_not_skipped_or_servers_bring_tools():
-    wanted = ("--tools", "Read", "--allowedTools", "Read", *DENY)
-    assert options("Read", skip_permissions=False) == wanted
-    assert options("Read", mcp_config=SERVERS) == wanted
+def test_plain_names_use_permissions_if_not_skipped_or_with_mcp():
+    expected = ("--tools", "Read", "--allowedTools", "Read", *DENY)
+    assert options("Read", skip_permissions=False) == expected
+    assert options("Read", mcp_config=SERVERS) == expected
     assert options("Read", mcp_config=McpConfig(mcpServers={})) == ("--tools", "Read", *SKIP)
 
 
-def test_an_empty_list_leaves_no_tool():
+def test_empty_list_allows_no_tools():
     assert options() == ("--tools", "", *SKIP)
     assert options(skip_permissions=False) == options(mcp_config=SERVERS) == ("--tools", "", *DENY)
 
@@ -62,7 +62,7 @@ TOOLS = frozenset({"Task", "Bash", "Read", "mcp__git_hub__get_issue"})
         *("mcp__git_hub", "mcp__git_hub__*", "mcp__git_hub__get_issue", "mcp__empty", "mcp__empty__*"),
     ],
 )
-def test_what_the_agent_has_is_known(entry):
+def test_available_tools_are_known(entry):
     assert unknown_entries([entry], TOOLS, ["git.hub", "empty"], str) == []
 
 
@@ -73,7 +73,7 @@ def test_what_the_agent_has_is_known(entry):
         *("mcp__git", "mcp__other", "mcp__git_hub__get", "mcp__git_hub__get_issues", "mcp__empty__tool", "mcp__"),
     ],
 )
-def test_what_the_agent_has_not_is_unknown(entry):
+def test_unavailable_tools_are_unknown(entry):
     assert unknown_entries(["Read", entry], TOOLS, ["git.hub", "empty"], str) == [entry]
 
 

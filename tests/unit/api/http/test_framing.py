@@ -1,4 +1,4 @@
-"""Where a request ends is read in one way only: what another server could read differently is refused."""
+"""Request framing is unambiguous. Requests that another server could read differently are rejected."""
 
 import pytest
 
@@ -20,10 +20,10 @@ def line_of(name: bytes, size: int) -> bytes:
     return name + b": " + b"x" * (size - len(name) - 4) + b"\r\n"
 
 
-REFUSED = {
+REJECTED = {
     "a coding and a length": post(b"Transfer-Encoding: chunked\r\nContent-Length: 5\r\n", b"0\r\n\r\n"),
     "a length and a coding": post(b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n", b"0\r\n\r\n"),
-    "a coding and no length at all": post(b"Transfer-Encoding: chunked\r\nContent-Length:\r\n", b"0\r\n\r\n"),
+    "a coding and an empty length": post(b"Transfer-Encoding: chunked\r\nContent-Length:\r\n", b"0\r\n\r\n"),
     "two lengths": post(b"Content-Length: 5\r\nContent-Length: 6\r\n", b"hello!"),
     "one length twice": post(b"Content-Length: 5\r\ncontent-length: 5\r\n", b"hello"),
     "a list of lengths": post(b"Content-Length: 5, 5\r\n", b"hello"),
@@ -112,10 +112,10 @@ REFUSED = {
     "a handshake with a body": HANDSHAKE + b"Content-Length: 5\r\n\r\nhello",
     "a handshake in chunks": HANDSHAKE + b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
     "a handshake in HTTP/1.0": HANDSHAKE.replace(b"1.1", b"1.0") + b"\r\n",
-    "a handshake that is one of two": HANDSHAKE + b"Upgrade: h2c, WebSocket\r\nContent-Length: 5\r\n\r\nhello",
+    "a handshake among two upgrades": HANDSHAKE + b"Upgrade: h2c, WebSocket\r\nContent-Length: 5\r\n\r\nhello",
 }  # fmt: skip
 
-PASSED = {
+ACCEPTED = {
     "no body": GET,
     "a length": post(b"Content-Length: 5\r\n", b"hello"),
     "a length without a space": post(b"content-length:5\r\n", b"hello"),
@@ -134,28 +134,28 @@ PASSED = {
 }
 
 
-@pytest.mark.parametrize("sent", REFUSED.values(), ids=REFUSED)
-def test_what_can_be_read_in_two_ways_is_refused_and_nothing_behind_it_is_read(sent):
+@pytest.mark.parametrize("data", REJECTED.values(), ids=REJECTED)
+def test_ambiguous_request_is_rejected_and_ends_the_connection(data):
     framing = RequestFraming()
-    passed = framing.feed(GET + sent + GET)
+    passed = framing.feed(GET + data + GET)
     assert framing.error
     assert passed.startswith(GET)
-    assert (GET + sent).startswith(passed)
-    assert passed != GET + sent
+    assert (GET + data).startswith(passed)
+    assert passed != GET + data
     assert framing.feed(GET) == b""
 
 
-@pytest.mark.parametrize("sent", [*REFUSED.values(), *PASSED.values()], ids=[*REFUSED, *PASSED])
-def test_it_makes_no_difference_in_which_pieces_it_comes(sent):
-    whole, torn = RequestFraming(), RequestFraming()
-    assert b"".join(torn.feed(sent[at : at + 1]) for at in range(len(sent))) == whole.feed(sent)
-    assert torn.error == whole.error
+@pytest.mark.parametrize("data", [*REJECTED.values(), *ACCEPTED.values()], ids=[*REJECTED, *ACCEPTED])
+def test_chunk_boundaries_do_not_matter(data):
+    unsplit, split = RequestFraming(), RequestFraming()
+    assert b"".join(split.feed(data[at : at + 1]) for at in range(len(data))) == unsplit.feed(data)
+    assert split.error == unsplit.error
 
 
-@pytest.mark.parametrize("sent", PASSED.values(), ids=PASSED)
-def test_proper_requests_are_passed_on_as_they_are(sent):
+@pytest.mark.parametrize("data", ACCEPTED.values(), ids=ACCEPTED)
+def test_valid_requests_are_passed_on_unchanged(data):
     framing = RequestFraming()
-    assert framing.feed(sent + GET + sent) == sent + GET + sent
+    assert framing.feed(data + GET + data) == data + GET + data
     assert framing.error is None
 
 
@@ -167,19 +167,19 @@ def test_proper_requests_are_passed_on_as_they_are(sent):
         b"GET / HTTP/1.0\r\n\r\n",
     ],
 )
-def test_nothing_is_read_behind_the_last_request_of_a_connection(last):
+def test_data_after_the_last_request_is_ignored(last):
     framing = RequestFraming()
-    assert framing.feed(last + REFUSED["two lengths"] + GET) == last
+    assert framing.feed(last + REJECTED["two lengths"] + GET) == last
     assert (framing.feed(GET), framing.error) == (b"", None)
 
 
-def test_half_a_head_is_not_passed_on():
+def test_incomplete_head_is_not_passed_on():
     framing = RequestFraming()
     assert framing.feed(GET[:-1]) == b""
     assert framing.feed(GET[-1:]) == GET
 
 
-def test_bodies_are_passed_on_as_they_come():
+def test_body_is_passed_on_as_it_arrives():
     framing = RequestFraming()
     head = post(b"Content-Length: 5\r\n")
     assert framing.feed(head + b"he") == head + b"he"

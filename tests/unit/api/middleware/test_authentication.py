@@ -1,4 +1,4 @@
-"""With tokens the server answers those who show one, each as their role allows."""
+"""With tokens, the server answers requests with a valid token, as the role allows."""
 
 import pytest
 
@@ -27,19 +27,19 @@ def api(guarded_api, access, tasks):
     return guarded_api(access, clone_hosts=frozenset({"github.com"}))
 
 
-def test_an_operator_does_everything(api, tasks):
+def test_operator_may_do_everything(api, tasks):
     assert api.get("/api/v1/tasks", headers=OPERATOR).status_code == 200
     assert api.post("/api/v1/tasks", content=MANIFEST, headers=OPERATOR).status_code == 202
     assert api.delete("/api/v1/tasks/task-001", headers=OPERATOR).status_code == 200
 
 
-def test_a_viewer_reads_and_changes_nothing(api, tasks):
+def test_viewer_may_read_and_not_change(api, tasks):
     for path in ("/api/v1/tasks", "/api/v1/tasks/task-001", "/api/v1/tasks/task-001/logs", "/openapi.json"):
         assert api.get(path, headers=VIEWER).status_code == 200
     assert api("HEAD", "/api/v1/tasks", headers=VIEWER).status_code == 200
     for method, path in (("POST", "/api/v1/tasks"), ("DELETE", "/api/v1/tasks/task-001"), ("PATCH", "/api/v1/tasks")):
-        answer = api(method, path, headers=VIEWER)
-        assert (answer.status_code, answer.json()["error"]) == (403, "forbidden")
+        response = api(method, path, headers=VIEWER)
+        assert (response.status_code, response.json()["error"]) == (403, "forbidden")
     assert tasks.cancels == []
     assert list(tasks.stories) == ["task-001"]
 
@@ -57,24 +57,24 @@ def test_a_viewer_reads_and_changes_nothing(api, tasks):
     ],
 )
 @pytest.mark.parametrize(("method", "path"), [("GET", "/api/v1/tasks"), ("POST", "/api/v1/tasks"), ("GET", "/nowhere")])
-def test_who_shows_no_good_token_is_asked_for_one(api, headers, challenge, method, path):
-    answer = api(method, path, headers=headers)
-    assert (answer.status_code, answer.json()["error"]) == (401, "unauthorized")
-    assert answer.headers["www-authenticate"] == challenge
-    assert "sandbox token create" in answer.json()["message"]
-    assert "mallory" not in answer.text
+def test_missing_or_invalid_token_is_challenged(api, headers, challenge, method, path):
+    response = api(method, path, headers=headers)
+    assert (response.status_code, response.json()["error"]) == (401, "unauthorized")
+    assert response.headers["www-authenticate"] == challenge
+    assert "sandbox token create" in response.json()["message"]
+    assert "mallory" not in response.text
 
 
-def test_the_scheme_is_read_in_any_case(api):
+def test_auth_scheme_is_case_insensitive(api):
     assert api.get("/api/v1/tasks", headers={"authorization": "bearer olga"}).status_code == 200
 
 
-def test_a_token_in_the_address_is_no_token(api):
+def test_token_in_the_url_is_ignored(api):
     assert api.get("/api/v1/tasks?token=olga&access_token=olga").status_code == 401
 
 
 @pytest.mark.parametrize("path", HEALTH)
-def test_health_answers_everybody_and_only_reading(api, path):
+def test_health_is_public_and_read_only(api, path):
     assert api.get(path).status_code == 200
     assert api.get(path, headers={"host": "10.0.0.7:8122"}).status_code == 200
     assert api.post(path).status_code == 401
@@ -85,25 +85,25 @@ def test_metrics_need_a_token(api):
     assert api.get("/metrics", headers=VIEWER).status_code in {200, 404}
 
 
-def test_a_revoked_token_is_out_at_once(api, access):
+def test_revoked_token_is_rejected_at_once(api, access):
     assert api.get("/api/v1/tasks", headers=VIEWER).status_code == 200
     del access.roles["vera"]
     assert api.get("/api/v1/tasks", headers=VIEWER).status_code == 401
 
 
-def test_with_a_token_any_host_name_and_page_may_be_used(api):
-    elsewhere = {"host": "sandbox.example.net", "origin": "https://elsewhere.example"}
-    assert api.get("/api/v1/tasks", headers={**OPERATOR, **elsewhere}).status_code == 200
-    assert api.get("/api/v1/tasks", headers=elsewhere).status_code == 401
+def test_token_allows_any_host_and_origin(api):
+    other_host = {"host": "sandbox.example.net", "origin": "https://elsewhere.example"}
+    assert api.get("/api/v1/tasks", headers={**OPERATOR, **other_host}).status_code == 200
+    assert api.get("/api/v1/tasks", headers=other_host).status_code == 401
 
 
-def test_an_exposed_server_lets_nobody_in_when_its_tokens_are_gone(guarded_api):
+def test_required_token_denies_when_no_tokens_exist(guarded_api):
     api = guarded_api(FakeAccess(), requires_token=True)
     assert api.get("/api/v1/tasks").status_code == 401
     assert api.get("/api/health").status_code == 200
 
 
-def test_without_tokens_whoever_reaches_the_port_is_the_operator(guarded_api, tasks):
+def test_without_tokens_each_caller_is_the_operator(guarded_api, tasks):
     tasks.add("task-001")
     api = guarded_api(FakeAccess())
     assert api.delete("/api/v1/tasks/task-001").status_code == 200
@@ -111,80 +111,80 @@ def test_without_tokens_whoever_reaches_the_port_is_the_operator(guarded_api, ta
     assert api.get("/api/v1/tasks", headers={"authorization": "Bearer x", "host": "evil.example"}).status_code == 403
 
 
-def test_clone_hosts_are_looked_at_as_soon_as_there_are_tokens(api, guarded_api, tasks):
-    elsewhere = MANIFEST.replace("github.com", "git.example.net")
-    answer = api.post("/api/v1/tasks", content=elsewhere, headers=OPERATOR)
-    assert answer.status_code == 400
-    assert [(m["field"], m["rule"], m["line"]) for m in answer.json()["details"]] == [
+def test_clone_hosts_are_checked_with_tokens(api, guarded_api, tasks):
+    other_manifest = MANIFEST.replace("github.com", "git.example.net")
+    response = api.post("/api/v1/tasks", content=other_manifest, headers=OPERATOR)
+    assert response.status_code == 400
+    assert [(m["field"], m["rule"], m["line"]) for m in response.json()["details"]] == [
         ("repository.url", "not_offered", 5)
     ]
     assert api.post("/api/v1/tasks", content=MANIFEST, headers=OPERATOR).status_code == 202
-    free = guarded_api(FakeAccess(), clone_hosts=frozenset({"github.com"}))
-    assert free.post("/api/v1/tasks", content=elsewhere).status_code == 202
+    open_api = guarded_api(FakeAccess(), clone_hosts=frozenset({"github.com"}))
+    assert open_api.post("/api/v1/tasks", content=other_manifest).status_code == 202
 
 
-def cookie_of(answer) -> dict[str, str]:
-    return {"cookie": answer.headers["set-cookie"].partition(";")[0]}
+def session_cookie(response) -> dict[str, str]:
+    return {"cookie": response.headers["set-cookie"].partition(";")[0]}
 
 
-def test_a_browser_shows_its_token_once_and_has_a_session_then(api):
-    answer = api.post("/api/v1/session", headers=VIEWER)
-    assert (answer.status_code, answer.json()) == (200, {"role": "viewer", "name": "vera"})
-    attributes = {part.strip() for part in answer.headers["set-cookie"].split(";")[1:]}
+def test_browser_exchanges_token_for_a_session(api):
+    response = api.post("/api/v1/session", headers=VIEWER)
+    assert (response.status_code, response.json()) == (200, {"role": "viewer", "name": "vera"})
+    attributes = {part.strip() for part in response.headers["set-cookie"].split(";")[1:]}
     assert {"HttpOnly", "SameSite=strict", "Path=/"} <= attributes
-    session = cookie_of(answer)
+    session = session_cookie(response)
     assert "vera" not in session["cookie"]
     assert api.get("/api/v1/tasks", headers=session).status_code == 200
     assert api.delete("/api/v1/tasks/task-001", headers=session).status_code == 403
     again = api.post("/api/v1/session", headers=session)
     assert (again.status_code, "set-cookie" in again.headers) == (200, False)
-    ended = api.delete("/api/v1/session", headers=session)
-    assert ended.status_code == 204
-    assert 'sandbox_session=""' in ended.headers["set-cookie"]
+    closed = api.delete("/api/v1/session", headers=session)
+    assert closed.status_code == 204
+    assert 'sandbox_session=""' in closed.headers["set-cookie"]
     assert api.get("/api/v1/tasks", headers=session).status_code == 401
 
 
-def test_a_cookie_that_was_given_behind_tls_is_sent_by_nothing_else(api):
+def test_cookie_over_tls_is_secure(api):
     plain = api.post("/api/v1/session", headers=OPERATOR)
-    behind = {**OPERATOR, "host": "sandbox.example.net", "origin": "https://sandbox.example.net"}
-    encrypted = api.post("/api/v1/session", headers=behind)
+    proxied = {**OPERATOR, "host": "sandbox.example.net", "origin": "https://sandbox.example.net"}
+    encrypted = api.post("/api/v1/session", headers=proxied)
     assert "secure" not in plain.headers["set-cookie"].lower()
     assert "secure" in encrypted.headers["set-cookie"].lower()
 
 
-def test_a_session_ends_with_its_token(api, access):
-    session = cookie_of(api.post("/api/v1/session", headers=OPERATOR))
+def test_session_ends_with_its_token(api, access):
+    session = session_cookie(api.post("/api/v1/session", headers=OPERATOR))
     assert api.delete("/api/v1/tasks/task-001", headers=session).status_code == 200
     del access.roles["olga"]
     assert api.get("/api/v1/tasks", headers=session).status_code == 401
 
 
-def test_a_page_of_another_site_cannot_use_a_session(api, tasks):
-    session = cookie_of(api.post("/api/v1/session", headers=OPERATOR))
+def test_other_site_cannot_use_a_session(api, tasks):
+    session = session_cookie(api.post("/api/v1/session", headers=OPERATOR))
     for origin in ("https://evil.example", "null", "http://localhost:3000"):
-        answer = api.delete("/api/v1/tasks/task-001", headers={**session, "origin": origin})
-        assert (answer.status_code, answer.json()["error"]) == (403, "forbidden")
+        response = api.delete("/api/v1/tasks/task-001", headers={**session, "origin": origin})
+        assert (response.status_code, response.json()["error"]) == (403, "forbidden")
     assert tasks.cancels == []
-    own = {**session, "host": "sandbox.example.net", "origin": "https://sandbox.example.net"}
-    assert api.delete("/api/v1/tasks/task-001", headers=own).status_code == 200
+    same_origin = {**session, "host": "sandbox.example.net", "origin": "https://sandbox.example.net"}
+    assert api.delete("/api/v1/tasks/task-001", headers=same_origin).status_code == 200
 
 
-def test_without_tokens_there_is_no_session_to_begin(guarded_api):
-    answer = guarded_api(FakeAccess()).post("/api/v1/session")
-    assert (answer.status_code, answer.json()["role"]) == (200, "operator")
-    assert "set-cookie" not in answer.headers
+def test_without_tokens_no_session_is_created(guarded_api):
+    response = guarded_api(FakeAccess()).post("/api/v1/session")
+    assert (response.status_code, response.json()["role"]) == (200, "operator")
+    assert "set-cookie" not in response.headers
 
 
-def test_who_asks_too_often_is_told_when_to_come_back(guarded_api, access):
+def test_rate_limit_response_has_retry_after(guarded_api, access):
     api = guarded_api(access, requests_per_minute=3)
     assert [api.get("/api/v1/tasks", headers=OPERATOR).status_code for _ in range(4)] == [200, 200, 200, 429]
-    answer = api.get("/api/v1/tasks", headers=OPERATOR)
-    assert answer.json()["error"] == "rate_limit_exceeded"
-    assert 1 <= int(answer.headers["retry-after"]) <= 20
+    response = api.get("/api/v1/tasks", headers=OPERATOR)
+    assert response.json()["error"] == "rate_limit_exceeded"
+    assert 1 <= int(response.headers["retry-after"]) <= 20
     assert api.get("/api/v1/tasks", headers=VIEWER).status_code == 200
 
 
-def test_pages_of_other_sites_use_up_nothing(guarded_api):
+def test_cross_site_requests_do_not_use_the_rate_limit(guarded_api):
     api = guarded_api(FakeAccess(), requests_per_minute=2)
     foreign = {"origin": "https://evil.example"}
     assert {api.get("/api/v1/tasks", headers=foreign).status_code for _ in range(5)} == {403}
@@ -193,6 +193,6 @@ def test_pages_of_other_sites_use_up_nothing(guarded_api):
 
 def test_wrong_tokens_count_against_the_address(guarded_api, access):
     api = guarded_api(access, requests_per_minute=3)
-    answers = [api.get("/api/v1/tasks", headers={"authorization": f"Bearer {n}"}).status_code for n in range(4)]
-    assert answers == [401, 401, 401, 429]
+    statuses = [api.get("/api/v1/tasks", headers={"authorization": f"Bearer {n}"}).status_code for n in range(4)]
+    assert statuses == [401, 401, 401, 429]
     assert api.get("/api/v1/tasks", headers=OPERATOR).status_code == 200

@@ -1,28 +1,28 @@
-"""An operator has finished tasks removed."""
+"""Pruning of finished tasks by an operator."""
 
 import pytest
 
 from sandbox.interfaces.tasks import Retention
 
 
-def test_bounds_come_from_the_query_and_the_answer_says_what_is_gone(api, tasks):
-    answer = api.post("/api/v1/admin/prune?older_than_seconds=60&keep=5&max_bytes=100&dry_run=true")
-    assert answer.status_code == 200
+def test_bounds_are_read_from_the_query_and_pruned_tasks_listed(api, tasks):
+    response = api.post("/api/v1/admin/prune?older_than_seconds=60&keep=5&max_bytes=100&dry_run=true")
+    assert response.status_code == 200
     assert tasks.pruned_by == (Retention(60, 5, 100), True)
-    [gone] = answer.json()["tasks"]
-    assert gone == {"id": "old", "state": "completed", "finished_at": "2026-01-29T00:00:00.000Z", "size_bytes": 4096}
-    assert {**answer.json(), "tasks": None} == {
+    [pruned] = response.json()["tasks"]
+    assert pruned == {"id": "old", "state": "completed", "finished_at": "2026-01-29T00:00:00.000Z", "size_bytes": 4096}
+    assert {**response.json(), "tasks": None} == {
         "dry_run": True, "tasks": None, "total_count": 1, "total_size_bytes": 4096,
     }  # fmt: skip
 
 
-def test_without_bounds_the_servers_own_count(api, tasks):
+def test_without_bounds_the_servers_retention_applies(api, tasks):
     assert api.post("/api/v1/admin/prune").status_code == 200
     assert tasks.pruned_by == (None, False)
 
 
 @pytest.mark.parametrize("query", ["keep=0", "keep=-1", "older_than_seconds=x", "max_bytes=-1", "older=1"])
-def test_what_makes_no_sense_removes_nothing(api, tasks, query):
-    answer = api.post(f"/api/v1/admin/prune?{query}")
-    assert (answer.status_code, answer.json()["error"]) == (400, "invalid_parameter")
+def test_invalid_bounds_prune_nothing(api, tasks, query):
+    response = api.post(f"/api/v1/admin/prune?{query}")
+    assert (response.status_code, response.json()["error"]) == (400, "invalid_parameter")
     assert not hasattr(tasks, "pruned_by")

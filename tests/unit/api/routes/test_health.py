@@ -1,9 +1,9 @@
-"""People, probes and balancers ask how the server is."""
+"""Health endpoints for users, probes and load balancers."""
 
 from dataclasses import replace
 
 
-def test_a_healthy_server(api):
+def test_healthy_server_is_ready_and_live(api):
     for path in ("/api/health", "/api/v1/health/live"):
         assert api.get(path).json() == {"status": "ok", "version": "0.1.0"}
     assert api.get("/api/v1/health/ready").json() == {"status": "ready"}
@@ -14,20 +14,20 @@ def test_a_healthy_server(api):
     assert (health["store"], health["disk"]) == ({"ok": True}, {"free_bytes": 10**9, "total_bytes": 10**10})
 
 
-def test_a_server_that_cannot_run_tasks_says_why(api, tasks):
+def test_unready_server_reports_reasons(api, tasks):
     reason = "No runtime works here; run sandbox doctor."
     tasks.health_now = replace(tasks.health_now, is_ready=False, reasons=[reason])
-    answer = api.get("/api/v1/health/ready")
-    assert (answer.status_code, answer.json()["error"], answer.json()["reasons"]) == (
+    response = api.get("/api/v1/health/ready")
+    assert (response.status_code, response.json()["error"], response.json()["reasons"]) == (
         503,
         "service_unavailable",
         [reason],
     )
-    assert answer.headers["retry-after"] == "5"
+    assert response.headers["retry-after"] == "5"
     assert api.get("/api/v1/health").json()["status"] == "degraded"
     assert api.get("/api/v1/health/live").status_code == 200
 
 
-def test_a_server_that_shuts_down_is_not_ready(api):
+def test_shutting_down_server_is_not_ready(api):
     api.shutting_down.set()
     assert api.get("/api/v1/health/ready").status_code == 503

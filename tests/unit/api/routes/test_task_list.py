@@ -1,4 +1,4 @@
-"""Somebody looks at tasks, waits for one, cancels one."""
+"""Task status, list, wait and cancel."""
 
 import time
 
@@ -17,7 +17,7 @@ KEYS = {
 }  # fmt: skip
 
 
-def test_a_waiting_task_has_every_key_and_the_defaults_filled_in(api, tasks):
+def test_pending_task_has_all_keys_and_defaults(api, tasks):
     tasks.add(labels={"team": "platform"})
     status = api.get("/api/v1/tasks/task-001").json()
     assert set(status) == KEYS | {"definition", "sandbox_kept"}
@@ -31,7 +31,7 @@ def test_a_waiting_task_has_every_key_and_the_defaults_filled_in(api, tasks):
     assert status["progress"]["last_activity_at"] is None
 
 
-def test_a_finished_task_tells_when_and_how(api, tasks):
+def test_finished_task_has_times_and_result(api, tasks):
     tasks.add("task-001", *TO_RUNNING, e.Progress(turns=3, current_tool="Bash"), *TO_COMPLETED)
     status = api.get("/api/v1/tasks/task-001").json()
     assert (status["state"], status["exit_code"], status["result"]) == ("completed", 0, {"is_error": False})
@@ -42,7 +42,7 @@ def test_a_finished_task_tells_when_and_how(api, tasks):
     assert status["progress"]["turns"] == 3
 
 
-def test_a_failed_task_says_why(api, tasks):
+def test_failed_task_has_an_error(api, tasks):
     tasks.add("task-001", e.AttemptFailed(Failure(FailureCode.CLONE_FAILED, "There is no branch main.")))
     tasks.tell("task-001", e.TaskFinished())
     assert api.get("/api/v1/tasks/task-001").json()["error"] == {
@@ -51,23 +51,23 @@ def test_a_failed_task_says_why(api, tasks):
     }
 
 
-def test_an_unknown_task_is_told_apart_from_an_unknown_address(api):
+def test_unknown_task_and_unknown_path_have_different_codes(api):
     for path in ("", "/wait", "/logs", "/artifacts", "/artifacts/x"):
-        answer = api.get(f"/api/v1/tasks/nobody{path}")
-        assert (answer.status_code, answer.json()["error"]) == (404, "task_not_found")
+        response = api.get(f"/api/v1/tasks/nobody{path}")
+        assert (response.status_code, response.json()["error"]) == (404, "task_not_found")
     for path in ("/", "/api/v1/task", "/api/v1/tasks/", "/api/v1/tasks/a/b"):
-        answer = api.get(path)
-        assert (answer.status_code, answer.json()["error"]) == (404, "not_found")
+        response = api.get(path)
+        assert (response.status_code, response.json()["error"]) == (404, "not_found")
 
 
-def test_a_wrong_method_is_told_the_right_ones(api):
-    answer = api("PATCH", "/api/v1/tasks")
-    assert (answer.status_code, answer.json()["error"]) == (405, "method_not_allowed")
-    assert answer.headers["allow"] == "GET, HEAD, POST"
+def test_wrong_method_returns_405_with_allow(api):
+    response = api("PATCH", "/api/v1/tasks")
+    assert (response.status_code, response.json()["error"]) == (405, "method_not_allowed")
+    assert response.headers["allow"] == "GET, HEAD, POST"
     assert api("PUT", "/api/v1/tasks/task-001").headers["allow"] == "DELETE, GET, HEAD"
 
 
-def test_a_list_is_a_page(api, tasks):
+def test_list_is_paginated(api, tasks):
     for number in range(5):
         tasks.add(f"task-{number}")
     page = api.get("/api/v1/tasks?limit=2&offset=2").json()
@@ -80,7 +80,7 @@ def test_a_list_is_a_page(api, tasks):
     assert api.get("/api/v1/tasks?offset=99").json()["tasks"] == []
 
 
-def test_what_a_list_is_asked_for_reaches_the_store(api, tasks):
+def test_list_parameters_reach_the_store(api, tasks):
     api.get("/api/v1/tasks")
     api.get("/api/v1/tasks?state=running,pending&label.team=platform&label.x.y=1&sort=name&order=asc&limit=7&offset=3")
     assert tasks.queries == [
@@ -96,7 +96,7 @@ def test_what_a_list_is_asked_for_reaches_the_store(api, tasks):
     ]
 
 
-def test_two_values_of_one_label_are_had_by_no_task(api, tasks):
+def test_two_values_of_one_label_match_no_task(api, tasks):
     tasks.add(labels={"team": "a"})
     assert api.get("/api/v1/tasks?label.team=a&label.team=a").json()["total_count"] == 1
     assert api.get("/api/v1/tasks?label.team=a&label.team=b").json()["total_count"] == 0
@@ -123,15 +123,15 @@ def test_two_values_of_one_label_are_had_by_no_task(api, tasks):
         ("/api/v1/tasks/task-001/logs?since=0001-01-01T00:00:00%2B23:59", "since", "format"),
     ],
 )
-def test_a_parameter_that_cannot_be_is_named(api, tasks, path, field, rule):
+def test_invalid_parameter_error_names_the_field(api, tasks, path, field, rule):
     tasks.add("task-001")
-    answer = api.get(path)
-    problem = answer.json()
-    assert (answer.status_code, problem["error"]) == (400, "invalid_parameter")
-    assert [(found["field"], found["rule"]) for found in problem["details"]] == [(field, rule)]
+    response = api.get(path)
+    problem = response.json()
+    assert (response.status_code, problem["error"]) == (400, "invalid_parameter")
+    assert [(detail["field"], detail["rule"]) for detail in problem["details"]] == [(field, rule)]
 
 
-def test_waiting_ends_with_the_task_or_with_the_time(api, tasks):
+def test_wait_ends_with_the_task_or_the_timeout(api, tasks):
     tasks.add("task-001", *TO_RUNNING)
     assert api.get("/api/v1/tasks/task-001/wait?timeout=0.01").json()["state"] == "running"
     tasks.tell("task-001", *TO_COMPLETED)
@@ -140,7 +140,7 @@ def test_waiting_ends_with_the_task_or_with_the_time(api, tasks):
     assert time.monotonic() - started < 5
 
 
-def test_a_cancel_says_what_was_and_what_will_be(api, tasks):
+def test_cancel_returns_previous_and_new_state(api, tasks):
     tasks.add("task-001", *TO_RUNNING)
     assert api.delete("/api/v1/tasks/task-001").json() == {
         "success": True,
@@ -153,7 +153,7 @@ def test_a_cancel_says_what_was_and_what_will_be(api, tasks):
 
 
 @pytest.mark.parametrize(
-    ("query", "body", "wish"),
+    ("query", "body", "expected"),
     [
         ("", b"", ("", False)),
         ("?reason=too+slow&force=true", b"", ("too slow", True)),
@@ -166,10 +166,10 @@ def test_a_cancel_says_what_was_and_what_will_be(api, tasks):
         ),
     ],
 )
-def test_a_cancel_may_have_a_reason_and_force(api, tasks, query, body, wish):
+def test_cancel_accepts_reason_and_force(api, tasks, query, body, expected):
     tasks.add("task-001")
     assert api.delete(f"/api/v1/tasks/task-001{query}", content=body).status_code == 200
-    assert tasks.cancels == [("task-001", *wish)]
+    assert tasks.cancels == [("task-001", *expected)]
 
 
 @pytest.mark.parametrize(
@@ -189,28 +189,28 @@ def test_a_cancel_may_have_a_reason_and_force(api, tasks, query, body, wish):
         ("", b'{"reason": "%s"}' % (b"x" * 1025)),
     ],
 )
-def test_a_cancel_that_is_not_understood_cancels_nothing(api, tasks, query, body):
+def test_invalid_cancel_request_cancels_nothing(api, tasks, query, body):
     tasks.add("task-001")
-    answer = api.delete(f"/api/v1/tasks/task-001{query}", content=body)
-    assert (answer.status_code, answer.json()["error"]) == (400, "invalid_parameter")
+    response = api.delete(f"/api/v1/tasks/task-001{query}", content=body)
+    assert (response.status_code, response.json()["error"]) == (400, "invalid_parameter")
     assert tasks.cancels == []
 
 
-def test_a_task_that_has_ended_cannot_be_cancelled(api, tasks):
+def test_finished_task_cannot_be_cancelled(api, tasks):
     tasks.add("task-001", *TO_RUNNING, *TO_COMPLETED)
-    answer = api.delete("/api/v1/tasks/task-001")
-    assert (answer.status_code, answer.json()["error"]) == (409, "task_already_terminal")
-    assert answer.json()["task_state"] == "completed"
+    response = api.delete("/api/v1/tasks/task-001")
+    assert (response.status_code, response.json()["error"]) == (409, "task_already_terminal")
+    assert response.json()["task_state"] == "completed"
 
 
-def test_a_cancel_that_no_runner_answers_may_be_tried_again(api, tasks):
+def test_cancel_without_runner_reply_returns_503(api, tasks):
     tasks.add("task-001")
     tasks.failure = UnavailableError("The runner of task task-001 does not respond; try again.")
-    answer = api.delete("/api/v1/tasks/task-001")
-    assert (answer.status_code, answer.json()["error"]) == (503, "service_unavailable")
+    response = api.delete("/api/v1/tasks/task-001")
+    assert (response.status_code, response.json()["error"]) == (503, "service_unavailable")
 
 
-def test_head_gives_the_head_of_get(api, tasks):
+def test_head_returns_the_headers_of_get(api, tasks):
     tasks.add("task-001")
     head, body = api("HEAD", "/api/v1/tasks/task-001"), api.get("/api/v1/tasks/task-001")
     assert (head.status_code, head.content) == (200, b"")
@@ -220,11 +220,11 @@ def test_head_gives_the_head_of_get(api, tasks):
     )
 
 
-def test_every_answer_has_its_id_and_is_kept_by_no_cache(api, tasks):
+def test_responses_have_a_request_id_and_no_store(api, tasks):
     tasks.add("task-001")
     for path in ("/api/v1/tasks/task-001", "/nowhere", "/api/v1/tasks?limit=0"):
-        answer = api.get(path, headers={"x-request-id": "evil\tid"})
-        assert answer.headers["x-request-id"] not in {"", "evil\tid"}
-        assert answer.headers["cache-control"] == "no-store"
-        assert answer.headers["x-content-type-options"] == "nosniff"
+        response = api.get(path, headers={"x-request-id": "evil\tid"})
+        assert response.headers["x-request-id"] not in {"", "evil\tid"}
+        assert response.headers["cache-control"] == "no-store"
+        assert response.headers["x-content-type-options"] == "nosniff"
     assert api.get("/", headers={"x-request-id": "mine-1"}).json()["request_id"] == "mine-1"

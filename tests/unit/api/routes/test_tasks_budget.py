@@ -1,4 +1,4 @@
-"""A budget in dollars is refused at the door where nobody knows what the model costs."""
+"""A budget in dollars is rejected for a model without a known price."""
 
 import pytest
 
@@ -20,12 +20,12 @@ def submit(guarded_api):
     return lambda model: api.post("/api/v1/tasks", content=MANIFEST.replace("MODEL", model))
 
 
-def test_a_model_without_a_price_is_told_with_its_place(submit):
-    answer = submit("claude-unheard-of")
-    assert answer.status_code == 400
-    (mistake,) = answer.json()["details"]
-    assert (mistake["field"], mistake["rule"], mistake["line"]) == ("lifecycle.budget_usd", "not_offered", 7)
+def test_model_without_price_is_rejected_with_its_line(submit):
+    response = submit("claude-unheard-of")
+    assert response.status_code == 400
+    (error,) = response.json()["details"]
+    assert (error["field"], error["rule"], error["line"]) == ("lifecycle.budget_usd", "not_offered", 7)
 
 
-def test_a_model_with_a_price_is_taken(submit):
+def test_model_with_price_is_accepted(submit):
     assert submit("claude-known").status_code == 202

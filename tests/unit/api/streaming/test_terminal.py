@@ -1,4 +1,4 @@
-"""What may stand in the address of a terminal."""
+"""Query parameters of a terminal."""
 
 import pytest
 from starlette.datastructures import QueryParams
@@ -17,7 +17,7 @@ from sandbox.interfaces.placement import TerminalOrder
         ("of=agent&watch=true", TerminalOrder(24, 80, agent=True, looks_on=True)),
     ],
 )
-def test_what_is_asked_for_is_ordered(query: str, order: TerminalOrder):
+def test_terminal_order_is_parsed(query: str, order: TerminalOrder):
     assert parse_terminal_order(QueryParams(query)) == order
 
 
@@ -36,7 +36,7 @@ def test_what_is_asked_for_is_ordered(query: str, order: TerminalOrder):
         ("command=id", "command"),
     ],
 )
-def test_what_means_nothing_is_refused(query: str, field: str):
+def test_invalid_terminal_parameter_is_rejected(query: str, field: str):
     with pytest.raises(InvalidParameterError) as caught:
         parse_terminal_order(QueryParams(query))
     assert caught.value.details[0]["field"] == field

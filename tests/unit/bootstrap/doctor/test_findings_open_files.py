@@ -1,4 +1,4 @@
-"""`sandbox doctor` says where one task can hold every file that the machine may have open."""
+"""`sandbox doctor` reports when one task can use the machine's whole open-file limit."""
 
 import resource
 
@@ -7,14 +7,14 @@ import pytest
 from sandbox.bootstrap.doctor import findings
 from sandbox.interfaces.runtime import RuntimeProbe
 
-A_SYSTEMD_MACHINE, A_SMALL_ONE = 2**63 - 1, 800_000
+SYSTEMD_FILE_MAX, SMALL_FILE_MAX = 2**63 - 1, 800_000
 NAMESPACES = RuntimeProbe("bubblewrap", is_available=True, tier="namespaces", strength=10)
 GVISOR = RuntimeProbe("gvisor", is_available=True, tier="gvisor", strength=20)
 
 
 @pytest.fixture
-def machine(tmp_path, monkeypatch):
-    """Say how many files it may have open."""
+def set_file_max(tmp_path, monkeypatch):
+    """Return a function that sets the machine's open-file limit."""
     monkeypatch.setattr(findings, "_SYSCTL_ROOT", tmp_path)
     monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, 524_288))
     for name in ("fs", "vm"):
@@ -23,32 +23,32 @@ def machine(tmp_path, monkeypatch):
     return lambda files: (tmp_path / "fs" / "file-max").write_text(f"{files}\n")
 
 
-def test_a_small_table_is_told_with_the_command_that_mends_it(machine):
-    machine(A_SMALL_ONE)
+def test_small_limit_is_reported_with_the_fix(set_file_max):
+    set_file_max(SMALL_FILE_MAX)
     (finding,) = findings.check_open_files(NAMESPACES)
     assert (finding.ok, finding.is_needed) == (False, False)
     assert "one task on bubblewrap can hold all 800000 files" in finding.message
     assert "sysctl -w fs.file-max=9223372036854775807" in finding.mend
 
 
-def test_files_that_are_mapped_and_closed_count_too(machine):
-    machine(512 * 16384 + 1)
+def test_mapped_and_closed_files_count(set_file_max):
+    set_file_max(512 * 16384 + 1)
     assert findings.check_open_files(NAMESPACES)
-    machine(512 * (16384 + 65530) + 1)
+    set_file_max(512 * (16384 + 65530) + 1)
     assert not findings.check_open_files(NAMESPACES)
 
 
-def test_a_kernel_of_its_own_holds_as_many_as_one_process_of_the_host_may(machine):
-    machine(A_SMALL_ONE)
+def test_gvisor_is_bounded_by_the_limit_of_one_process(set_file_max):
+    set_file_max(SMALL_FILE_MAX)
     assert not findings.check_open_files(GVISOR)
-    machine(100_000)
+    set_file_max(100_000)
     assert "gvisor" in findings.check_open_files(GVISOR)[0].message
 
 
-def test_nothing_is_told_where_there_is_no_bound_or_no_sandbox(machine):
-    machine(A_SYSTEMD_MACHINE)
+def test_no_finding_without_a_limit_or_without_a_sandbox(set_file_max):
+    set_file_max(SYSTEMD_FILE_MAX)
     assert not findings.check_open_files(NAMESPACES)
-    machine(A_SMALL_ONE)
+    set_file_max(SMALL_FILE_MAX)
     assert not findings.check_open_files(
         RuntimeProbe("bubblewrap", is_available=False, tier="namespaces", strength=10, remedy="no")
     )

@@ -1,4 +1,4 @@
-"""Settings come from options, the environment, `sandbox.toml` and defaults, in this order; each mistake is named."""
+"""Settings come from options, the environment, `sandbox.toml` and defaults, in this order. Each error is reported."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from sandbox.bootstrap.settings.load import ConfigurationError, load
 from sandbox.bootstrap.settings.schema import ServerSettings
 from sandbox.interfaces.tasks import Retention
 
-WHOLE_FILE = """
+COMPLETE_FILE = """
 [server]
 host = "0.0.0.0"
 port = 1
@@ -50,15 +50,15 @@ level = "debug"
 
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch):
-    """A home of its own."""
+    """Isolated configuration and data directories."""
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     return tmp_path
 
 
 @pytest.fixture
-def written(home):
-    """Write `sandbox.toml` where it is looked for."""
+def write_file(home):
+    """Return a function that writes `sandbox.toml` at its default path."""
 
     def write(text: str) -> Path:
         file = home / "config" / "sandbox" / "sandbox.toml"
@@ -69,33 +69,35 @@ def written(home):
     return write
 
 
-def complaint(options=None, environment=None) -> str:
-    with pytest.raises(ConfigurationError) as refused:
+def load_error(options=None, environment=None) -> str:
+    with pytest.raises(ConfigurationError) as caught:
         load(options or {}, environment or {})
-    return refused.value.message
+    return caught.value.message
 
 
-def test_a_runtime_that_there_is_not_is_told_with_those_that_there_are():
-    told = complaint(environment={"SANDBOX_RUNTIME": "docker"})
-    assert "server.runtime (SANDBOX_RUNTIME) must be auto, bubblewrap, gvisor or qemu" in told
+def test_unknown_runtime_error_lists_the_runtimes():
+    message = load_error(environment={"SANDBOX_RUNTIME": "docker"})
+    assert "server.runtime (SANDBOX_RUNTIME) must be auto, bubblewrap, gvisor or qemu" in message
     for name in ("auto", "bubblewrap", "gvisor", "qemu"):
         assert load({"runtime": name}, {}).settings.server.runtime == name
 
 
-def test_without_anything_the_defaults_hold(home):
-    found = load({}, {})
-    assert found.settings == ServerSettings()
-    assert found.settings.server.data_dir == home / "data" / "sandbox"
-    assert set(found.origins.values()) == {"default"}
-    assert found.file is None
+def test_defaults_apply_without_configuration(home):
+    loaded = load({}, {})
+    assert loaded.settings == ServerSettings()
+    assert loaded.settings.server.data_dir == home / "data" / "sandbox"
+    assert set(loaded.origins.values()) == {"default"}
+    assert loaded.file is None
 
 
-def test_every_key_can_be_set_in_the_file(written):
-    file = written(WHOLE_FILE)
-    found = load({}, {})
-    assert set(found.origins.values()) == {str(file)}
-    settings, defaults = found.settings, ServerSettings()
-    unchanged = [key.path for key in setting_keys() if found.value(key) == load({"config": "/dev/null"}, {}).value(key)]
+def test_each_key_can_be_set_in_the_file(write_file):
+    file = write_file(COMPLETE_FILE)
+    loaded = load({}, {})
+    assert set(loaded.origins.values()) == {str(file)}
+    settings, defaults = loaded.settings, ServerSettings()
+    unchanged = [
+        key.path for key in setting_keys() if loaded.value(key) == load({"config": "/dev/null"}, {}).value(key)
+    ]
     assert unchanged == []
     assert settings.preserve.time_to_live_seconds == 5400
     assert settings.retention.retention == Retention(None, None, 2 * 1024**4)
@@ -104,8 +106,8 @@ def test_every_key_can_be_set_in_the_file(written):
     assert settings != defaults
 
 
-def test_every_key_can_be_set_in_the_environment(written):
-    by_file = load({"config": str(written(WHOLE_FILE))}, {})
+def test_each_key_can_be_set_in_the_environment(write_file):
+    by_file = load({"config": str(write_file(COMPLETE_FILE))}, {})
     texts = {}
     for key in setting_keys():
         value = by_file.value(key)
@@ -115,23 +117,23 @@ def test_every_key_can_be_set_in_the_environment(written):
     assert by_environment.origins == {key.path: key.variable for key in setting_keys()}
 
 
-def test_an_option_wins_over_the_environment_over_the_file_over_the_default(written):
-    file = written("[server]\nport = 3\nws_port = 3\nhost = '::1'\n")
-    found = load({"port": "1"}, {"SANDBOX_PORT": "2", "SANDBOX_WS_PORT": "2"})
-    where = found.settings.server
-    assert (where.port, where.ws_port, where.host, where.runtime) == (1, 2, "::1", "auto")
-    assert [found.origins[f"server.{name}"] for name in ("port", "ws_port", "host", "runtime")] == [
+def test_precedence_is_option_environment_file_default(write_file):
+    file = write_file("[server]\nport = 3\nws_port = 3\nhost = '::1'\n")
+    loaded = load({"port": "1"}, {"SANDBOX_PORT": "2", "SANDBOX_WS_PORT": "2"})
+    server = loaded.settings.server
+    assert (server.port, server.ws_port, server.host, server.runtime) == (1, 2, "::1", "auto")
+    assert [loaded.origins[f"server.{name}"] for name in ("port", "ws_port", "host", "runtime")] == [
         "--port", "SANDBOX_WS_PORT", str(file), "default",
     ]  # fmt: skip
 
 
-def test_an_empty_variable_counts_as_not_set(written):
-    written("[server]\nport = 3\n")
+def test_empty_variable_counts_as_unset(write_file):
+    write_file("[server]\nport = 3\n")
     assert load({}, {"SANDBOX_PORT": "", "SANDBOX_CONFIG": ""}).settings.server.port == 3
 
 
 @pytest.mark.parametrize(
-    ("option", "told"),
+    ("option", "message"),
     [
         ("host", "server.host (--host) must not be empty"),
         ("port", "server.port (--port) must be a whole number"),
@@ -139,20 +141,20 @@ def test_an_empty_variable_counts_as_not_set(written):
         ("runtime", "server.runtime (--runtime) must be auto, bubblewrap, gvisor or qemu"),
     ],
 )
-def test_an_empty_option_is_a_mistake(option, told):
-    assert complaint({option: ""}) == f"The configuration has an error: {told}."
+def test_empty_option_is_an_error(option, message):
+    assert load_error({option: ""}) == f"The configuration has an error: {message}."
 
 
-def test_an_empty_name_of_the_file_is_a_mistake():
-    assert complaint({"config": ""}) == "--config must not be empty."
+def test_empty_file_name_is_an_error():
+    assert load_error({"config": ""}) == "--config must not be empty."
 
 
-def test_a_file_that_was_asked_for_must_be_there(home):
+def test_explicit_file_must_exist(home):
     for options, environment in (({"config": "/nowhere.toml"}, {}), ({}, {"SANDBOX_CONFIG": "/nowhere.toml"})):
-        assert complaint(options, environment) == "Cannot read /nowhere.toml: No such file or directory."
+        assert load_error(options, environment) == "Cannot read /nowhere.toml: No such file or directory."
 
 
-def test_a_relative_path_in_a_file_is_meant_from_there(home, monkeypatch):
+def test_relative_path_is_relative_to_the_file(home, monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     file = home / "some.toml"
     file.write_text('[server]\ndata_dir = "here"\n[secrets]\ndirectory = "~/secrets"\n')
@@ -162,7 +164,7 @@ def test_a_relative_path_in_a_file_is_meant_from_there(home, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("[server]\nprot = 1", "server.prot ({file}) is unknown (known: host, port, ws_port, data_dir, runtime, "
                                "host_names); did you mean 'port'?"),
@@ -209,54 +211,56 @@ def test_a_relative_path_in_a_file_is_meant_from_there(home, monkeypatch):
         ("[access]\nrequests_per_minute = -1", "access.requests_per_minute ({file}) must be at least 0"),
     ],
 )  # fmt: skip
-def test_a_mistake_is_told_with_its_place(written, text, told):
-    file = written(text)
-    end = "" if told.endswith("?") else "."
-    assert complaint() == f"The configuration has an error: {told.format(file=file)}{end}"
+def test_error_names_key_and_file(write_file, text, message):
+    file = write_file(text)
+    end = "" if message.endswith("?") else "."
+    assert load_error() == f"The configuration has an error: {message.format(file=file)}{end}"
 
 
-def test_all_mistakes_come_at_once_each_with_where_it_was_made(written):
-    file = written("[server]\nport = 'x'\n[git]\nallowed = []\n")
-    message = complaint({"ws_port": "y"}, {"SANDBOX_CAPACITY_DISK": "lots", "SANDBOX_ACCESS_REQUESTS_PER_MINUTE": "-5"})
+def test_all_errors_are_reported_with_their_sources(write_file):
+    file = write_file("[server]\nport = 'x'\n[git]\nallowed = []\n")
+    message = load_error(
+        {"ws_port": "y"}, {"SANDBOX_CAPACITY_DISK": "lots", "SANDBOX_ACCESS_REQUESTS_PER_MINUTE": "-5"}
+    )
     assert message.startswith("The configuration has 5 errors:\n")
-    for told in (
+    for expected in (
         f"server.port ({file}) must be a whole number",
         "server.ws_port (--ws-port) must be a whole number",
         "capacity.disk (SANDBOX_CAPACITY_DISK) must be a number",
         f"git.allowed ({file}) is unknown (known: allowed_hosts); did you mean 'allowed_hosts'?",
         "access.requests_per_minute (SANDBOX_ACCESS_REQUESTS_PER_MINUTE) must be at least 0",
     ):
-        assert f"  {told}" in message
+        assert f"  {expected}" in message
 
 
 @pytest.mark.parametrize(
-    ("options", "environment", "told"),
+    ("options", "environment", "message"),
     [
         ({"port": "9", "ws_port": "9"}, {}, "server.ws_port (--ws-port) must differ from server.port (--port)"),
         ({"port": "8121"}, {}, "server.ws_port must differ from server.port (--port)"),
         ({}, {"SANDBOX_WS_PORT": "8122"}, "server.ws_port (SANDBOX_WS_PORT) must differ from server.port"),
     ],
 )
-def test_two_doors_on_one_port_are_a_mistake(options, environment, told):
-    assert complaint(options, environment) == f"The configuration has an error: {told}."
-    both = complaint({**options, "runtime": "docker"}, environment)
-    assert "has 2 errors" in both
-    assert f"  {told}" in both
+def test_same_port_for_both_listeners_is_an_error(options, environment, message):
+    assert load_error(options, environment) == f"The configuration has an error: {message}."
+    combined = load_error({**options, "runtime": "docker"}, environment)
+    assert "has 2 errors" in combined
+    assert f"  {message}" in combined
 
 
-def test_any_free_port_may_be_asked_for_twice():
+def test_port_0_may_be_used_twice():
     assert load({"port": "0", "ws_port": "0"}, {}).settings.server.ws_port == 0
 
 
-def test_a_value_in_the_wrong_place_is_never_repeated(written):
-    written("[secrets.vault]\ntoken = 'hvs.very-secret'\n[server]\nport = 'hvs.very-secret'\n")
-    assert "very-secret" not in complaint()
+def test_error_does_not_contain_the_value(write_file):
+    write_file("[secrets.vault]\ntoken = 'hvs.very-secret'\n[server]\nport = 'hvs.very-secret'\n")
+    assert "very-secret" not in load_error()
 
 
 @pytest.mark.parametrize("content", [b"[server", b"\xff\xfe", b"a = " + b"[" * 100_000, b"#" * (1024 * 1024 + 1)])
-def test_what_is_no_configuration_is_refused_in_one_sentence(home, content):
+def test_invalid_file_is_rejected_with_a_short_message(home, content):
     file = home / "bad.toml"
     file.write_bytes(content)
-    message = complaint({"config": str(file)})
+    message = load_error({"config": str(file)})
     assert str(file) in message
     assert len(message) < 400

@@ -1,4 +1,4 @@
-"""Files that are kept while git writes them."""
+"""Backup of files while git writes them."""
 
 import signal
 
@@ -14,17 +14,17 @@ def root(tmp_path):
     return tmp_path / "root"
 
 
-def put_back(root, paths, change):
-    """Gives what git had written, which is kept aside."""
-    with backed_up(root, root / ".git", paths) as kept:
+def change_and_restore(root, paths, change):
+    """Back up, change and restore. Return the replaced files that are kept aside."""
+    with backed_up(root, root / ".git", paths) as backup:
         change()
-        assert kept.restore() == []
-        kept.discard()
-    assert not kept.copies.exists()
-    return sorted(str(file.relative_to(kept.replaced)) for file in kept.replaced.rglob("*") if not file.is_dir())
+        assert backup.restore() == []
+        backup.discard()
+    assert not backup.copies.exists()
+    return sorted(str(file.relative_to(backup.replaced)) for file in backup.replaced.rglob("*") if not file.is_dir())
 
 
-def test_a_file_that_became_a_directory_is_a_file_again(root):
+def test_file_replaced_by_directory_is_restored(root):
     (root / "a").write_text("mine")
 
     def change():
@@ -32,11 +32,11 @@ def test_a_file_that_became_a_directory_is_a_file_again(root):
         (root / "a").mkdir()
         (root / "a" / "b").write_text("new")
 
-    assert put_back(root, ["a", "a/b"], change) == ["a/b"]
+    assert change_and_restore(root, ["a", "a/b"], change) == ["a/b"]
     assert (root / "a").read_text() == "mine"
 
 
-def test_a_directory_that_became_a_file_is_a_directory_again(root):
+def test_directory_replaced_by_file_is_restored(root):
     (root / "a").mkdir()
     (root / "a" / "b").write_text("mine")
 
@@ -45,11 +45,11 @@ def test_a_directory_that_became_a_file_is_a_directory_again(root):
         (root / "a").rmdir()
         (root / "a").write_text("new")
 
-    assert put_back(root, ["a", "a/b"], change) == ["a"]
+    assert change_and_restore(root, ["a", "a/b"], change) == ["a"]
     assert (root / "a" / "b").read_text() == "mine"
 
 
-def test_a_link_comes_back_as_a_link_and_what_it_names_is_let_alone(root):
+def test_symlink_is_restored_and_its_target_unchanged(root):
     (root / "target").write_text("named")
     (root / "link").symlink_to("target")
 
@@ -57,18 +57,18 @@ def test_a_link_comes_back_as_a_link_and_what_it_names_is_let_alone(root):
         (root / "link").unlink()
         (root / "link").write_text("new")
 
-    assert put_back(root, ["link"], change) == ["link"]
+    assert change_and_restore(root, ["link"], change) == ["link"]
     assert ((root / "link").readlink().name, (root / "target").read_text()) == ("target", "named")
 
 
-def test_what_was_not_changed_is_not_touched(root):
+def test_unchanged_file_is_not_touched(root):
     (root / "a").write_text("mine")
     before = (root / "a").stat()
-    assert put_back(root, ["a", "b"], lambda: None) == []
+    assert change_and_restore(root, ["a", "b"], lambda: None) == []
     assert (root / "a").stat() == before
 
 
-def test_a_new_directory_with_a_file_of_somebody_else_stays(root):
+def test_new_directory_with_foreign_file_stays(root):
     (root / "a").write_text("mine")
 
     def change():
@@ -76,32 +76,32 @@ def test_a_new_directory_with_a_file_of_somebody_else_stays(root):
         (root / "new").mkdir()
         (root / "new" / "other").write_text("theirs")
 
-    assert put_back(root, ["a", "new/b"], change) == []
+    assert change_and_restore(root, ["a", "new/b"], change) == []
     assert ((root / "a").read_text(), (root / "new" / "other").read_text()) == ("mine", "theirs")
 
 
 @pytest.mark.parametrize("path", ["../outside", "through/outside", ".git/config"])
-def test_nothing_is_removed_where_git_would_not_write(root, path):
+def test_paths_outside_the_checkout_are_not_removed(root, path):
     (root / "through").symlink_to(root.parent)
-    with backed_up(root, root / ".git", [path]) as kept:
+    with backed_up(root, root / ".git", [path]) as backup:
         (root / path).write_text("theirs")
-        assert kept.restore() == []
-        assert not kept.replaced.exists()
+        assert backup.restore() == []
+        assert not backup.replaced.exists()
     assert (root / path).read_text() == "theirs"
 
 
-def test_what_cannot_be_put_back_is_named_and_all_else_comes_back(root):
+def test_unrestorable_file_is_reported_and_the_rest_restored(root):
     for name in ("a", "b"):
         (root / name).write_text(f"mine {name}")
-    with backed_up(root, root / ".git", ["a", "b"]) as kept:
+    with backed_up(root, root / ".git", ["a", "b"]) as backup:
         for name in ("a", "b"):
             (root / name).unlink()
         (root / "a" / "full").mkdir(parents=True)
-        assert kept.restore() == ["a"]
-    assert ((kept.copies / "a").read_text(), (root / "b").read_text()) == ("mine a", "mine b")
+        assert backup.restore() == ["a"]
+    assert ((backup.copies / "a").read_text(), (root / "b").read_text()) == ("mine a", "mine b")
 
 
-def test_a_link_that_became_a_directory_is_a_link_again(root, tmp_path):
+def test_symlink_replaced_by_directory_is_restored(root, tmp_path):
     (root / "link").symlink_to(tmp_path)
     (tmp_path / "file").write_text("outside")
 
@@ -110,11 +110,11 @@ def test_a_link_that_became_a_directory_is_a_link_again(root, tmp_path):
         (root / "link").mkdir()
         (root / "link" / "file").write_text("new")
 
-    assert put_back(root, ["link", "link/file"], change) == ["link/file"]
+    assert change_and_restore(root, ["link", "link/file"], change) == ["link/file"]
     assert ((root / "link").readlink(), (tmp_path / "file").read_text()) == (tmp_path, "outside")
 
 
-def test_what_was_written_meanwhile_is_moved_aside_and_never_lost(root):
+def test_concurrent_writes_are_moved_aside(root):
     (root / "a").write_text("mine")
 
     def change():
@@ -122,23 +122,23 @@ def test_what_was_written_meanwhile_is_moved_aside_and_never_lost(root):
         (root / "a").write_text("saved by an editor")
         (root / "b").write_text("new")
 
-    with backed_up(root, root / ".git", ["a", "b"]) as kept:
+    with backed_up(root, root / ".git", ["a", "b"]) as backup:
         change()
-        assert kept.restore() == []
-        kept.discard()
+        assert backup.restore() == []
+        backup.discard()
     assert ((root / "a").read_text(), (root / "b").exists()) == ("mine", False)
-    assert [(kept.replaced / name).read_text() for name in ("a", "b")] == ["saved by an editor", "new"]
+    assert [(backup.replaced / name).read_text() for name in ("a", "b")] == ["saved by an editor", "new"]
 
 
-def test_a_signal_comes_when_all_is_done(root):
+def test_signal_is_delivered_after_the_work(root):
     done = []
 
-    def interrupt_and_go_on():
+    def interrupt_and_continue():
         signal.raise_signal(signal.SIGINT)
         done.append("all")
 
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     with pytest.raises(KeyboardInterrupt):
-        put_back(root, [], interrupt_and_go_on)
+        change_and_restore(root, [], interrupt_and_continue)
     assert done == ["all"]
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before

@@ -1,4 +1,4 @@
-"""The story that people watch."""
+"""The event printer."""
 
 import io
 import json
@@ -20,13 +20,13 @@ from sandbox.cli.output.event_printer import (
 )
 
 
-def told(frames, *, width: int = 80, detail: Detail = SHORT, is_believed: bool = True) -> str:
+def print_to_text(events, *, width: int = 80, detail: Detail = SHORT, is_trusted: bool = True) -> str:
     console = Console(file=io.StringIO(), width=width, force_terminal=False, markup=False, highlight=False)
-    print_events(frames, console, detail, is_trusted=is_believed)
+    print_events(events, console, detail, is_trusted=is_trusted)
     return console.file.getvalue()
 
 
-def without_times(text: str) -> list[str]:
+def strip_times(text: str) -> list[str]:
     return [line[10:] for line in text.splitlines() if line != "2026-01-29"]
 
 
@@ -34,12 +34,12 @@ def output(text: str, stream: str = "stdout") -> dict:
     return {"type": "output", "seq": 1, "timestamp": "2026-01-29T10:10:01.000Z", "stream": stream, "data": text}
 
 
-def saying(text: str) -> dict:
+def message(text: str) -> dict:
     return output(json.dumps({"type": "assistant", "message": {"content": [{"type": "text", "text": text}]}}))
 
 
-def test_a_bug_fix_reads_from_top_to_bottom():
-    assert without_times(told(recorded_task.frames())) == [
+def test_recorded_bug_fix_is_printed():
+    assert strip_times(print_to_text(recorded_task.frames())) == [
         "pending       Waiting to be started",
         "staging       Cloning https://github.com/org/app.git",
         "provisioning  Creating the sandbox",
@@ -65,54 +65,57 @@ def test_a_bug_fix_reads_from_top_to_bottom():
     ]
 
 
-def test_the_day_is_told_where_it_is_another():
+def test_date_is_printed_when_it_changes():
     states = [
         {"type": "state_change", "new_state": "pending", "timestamp": f"2026-01-{day}T12:00:00Z"}
         for day in (29, 29, 30)
     ]
-    assert [line for line in told(states).splitlines() if line.startswith("2026")] == ["2026-01-29", "2026-01-30"]
+    assert [line for line in print_to_text(states).splitlines() if line.startswith("2026")] == [
+        "2026-01-29",
+        "2026-01-30",
+    ]
     now = {"type": "state_change", "new_state": "pending", "timestamp": datetime.now(UTC).isoformat()}
-    assert len(told([now]).splitlines()) == 1
+    assert len(print_to_text([now]).splitlines()) == 1
 
 
-def test_a_long_reason_for_a_refusal_is_wrapped():
-    refused = {
+def test_long_denial_reason_is_wrapped():
+    denied = {
         "type": "egress_denied",
         "host": "example.com",
         "port": 443,
         "reason": "only the model is reachable",
     }
-    assert without_times(told([refused], width=50)) == [
+    assert strip_times(print_to_text([denied], width=50)) == [
         "  Refused example.com:443: only the",
         "  model is reachable",
     ]
 
 
-def test_a_reason_is_told_once():
+def test_reason_is_printed_once():
     reason = "Cannot clone it."
     error = {"type": "error", "error": "clone_failed", "message": reason}
     failed = {"type": "state_change", "new_state": "failed", "state_message": reason}
-    assert [line.strip() for line in without_times(told([error, failed]))] == [reason, "failed"]
+    assert [line.strip() for line in strip_times(print_to_text([error, failed]))] == [reason, "failed"]
 
 
 @pytest.mark.parametrize("width", [40, 80, 140])
-def test_no_line_is_wider_than_the_window(width):
-    frames = [frame for frame in recorded_task.frames() if frame["type"] != "state_change"]
-    assert max(map(len, told(frames, width=width).splitlines())) <= width
+def test_lines_fit_the_window(width):
+    events = [event for event in recorded_task.frames() if event["type"] != "state_change"]
+    assert max(map(len, print_to_text(events, width=width).splitlines())) <= width
 
 
-def test_the_final_state_is_given_back():
+def test_final_state_is_returned():
     console = Console(file=io.StringIO())
     assert print_events(recorded_task.frames(), console) == "completed"
     assert print_events(recorded_task.frames()[:-1], console) is None
 
 
-def test_a_task_cannot_draw_on_the_terminal_through_its_story():
+def test_control_characters_in_events_are_escaped():
     hostile = "\x1b[2J\x1b]52;c;aGk=\x07 [bold]x[/] \u202e"
     use = {"type": "tool_use", "id": "t", "name": hostile, "input": {"command": hostile}}
-    frames = [
+    events = [
         {"type": "state_change", "new_state": hostile, "state_message": hostile},
-        saying(hostile),
+        message(hostile),
         output(hostile, "stderr"),
         output(json.dumps({"type": "assistant", "message": {"content": [use]}})),
         {"type": "tool_call", "tool": hostile, "tool_use_id": "t", "duration_ms": 1, "is_error": True},
@@ -120,29 +123,33 @@ def test_a_task_cannot_draw_on_the_terminal_through_its_story():
         {"type": "error", "message": hostile},
         {"type": "gap", "reason": hostile},
     ]
-    text = told(frames, width=200)
+    text = print_to_text(events, width=200)
     assert not set(text) & {"\x1b", "\x07", "\u202e"}
     assert text.count(r"\x1b[2J") == 10
     assert "[bold]x[/]" in text
 
 
-def test_a_complaint_is_told_without_rulers():
+def test_tool_error_is_printed_without_ruler_lines():
     use = {"type": "tool_use", "id": "t", "name": "Bash", "input": {"command": "make"}}
-    answer = {"type": "tool_result", "tool_use_id": "t", "is_error": True, "content": "Exit code 1\n====\nFAIL: one"}
-    frames = [
+    result = {"type": "tool_result", "tool_use_id": "t", "is_error": True, "content": "Exit code 1\n====\nFAIL: one"}
+    events = [
         output(json.dumps({"type": "assistant", "message": {"content": [use]}})),
-        output(json.dumps({"type": "user", "message": {"content": [answer]}})),
+        output(json.dumps({"type": "user", "message": {"content": [result]}})),
         {"type": "tool_call", "tool": "Bash", "tool_use_id": "t", "duration_ms": 5, "is_error": True},
     ]
-    assert [line.strip() for line in without_times(told(frames))] == ["✗ Bash  make  5 ms", "Exit code 1", "FAIL: one"]
+    assert [line.strip() for line in strip_times(print_to_text(events))] == [
+        "✗ Bash  make  5 ms",
+        "Exit code 1",
+        "FAIL: one",
+    ]
 
 
-def test_a_long_reason_stays_in_its_column_on_a_terminal_and_whole_elsewhere():
+def test_long_reason_is_wrapped_only_on_a_terminal():
     reason = "Claude Code exited with code 0 without a final result; the task's logs may contain the reason."
-    frame = {"type": "state_change", "new_state": "failed", "state_message": reason}
-    assert len(told([frame]).splitlines()) == 1
+    event = {"type": "state_change", "new_state": "failed", "state_message": reason}
+    assert len(print_to_text([event]).splitlines()) == 1
     screen = io.StringIO()
-    EventPrinter(Console(file=screen, width=80, force_terminal=True, color_system=None)).handle(frame)
+    EventPrinter(Console(file=screen, width=80, force_terminal=True, color_system=None)).handle(event)
     first, *others = screen.getvalue().splitlines()
     column = first.index("Claude Code")
     assert others
@@ -150,29 +157,32 @@ def test_a_long_reason_stays_in_its_column_on_a_terminal_and_whole_elsewhere():
     assert " ".join([first[column:], *(line.strip() for line in others)]).split() == reason.split()
 
 
-def test_a_long_speech_is_cut():
-    lines = without_times(told([saying("\n".join(f"line {number}" for number in range(100)))]))
+def test_long_message_is_truncated():
+    lines = strip_times(print_to_text([message("\n".join(f"line {number}" for number in range(100)))]))
     assert len(lines) == 6
     assert lines[-1].endswith("line 5…")
 
 
-def test_frames_of_unknown_types_and_odd_shapes_are_passed_over():
+def test_unknown_and_malformed_events_are_ignored():
     assert (
-        told([{"type": "a_new_type"}, {}, {"type": "output"}, {"type": "progress"}, output('{"type": "new"}\n')]) == ""
+        print_to_text(
+            [{"type": "a_new_type"}, {}, {"type": "output"}, {"type": "progress"}, output('{"type": "new"}\n')]
+        )
+        == ""
     )
 
 
-def test_many_calls_without_an_end_do_not_pile_up():
+def test_open_tool_calls_are_bounded():
     uses = [{"type": "tool_use", "id": f"t{number}", "name": "Bash", "input": {}} for number in range(1000)]
-    frames = [output(json.dumps({"type": "assistant", "message": {"content": uses}}))]
+    events = [output(json.dumps({"type": "assistant", "message": {"content": uses}}))]
     end = {"type": "tool_call", "tool": "Bash", "tool_use_id": "t0", "duration_ms": 5}
-    assert without_times(told([*frames, end])) == ["  ▸ Bash  5 ms"]
+    assert strip_times(print_to_text([*events, end])) == ["  ▸ Bash  5 ms"]
 
 
-def call(answer: str, *, is_error: bool = False) -> list[dict]:
-    """A tool call from its beginning to its end."""
+def call(content: str, *, is_error: bool = False) -> list[dict]:
+    """The events of a tool call from start to end."""
     use = {"type": "tool_use", "id": "t", "name": "Bash", "input": {"command": "make"}}
-    result = {"type": "tool_result", "tool_use_id": "t", "is_error": is_error, "content": answer}
+    result = {"type": "tool_result", "tool_use_id": "t", "is_error": is_error, "content": content}
     return [
         output(json.dumps({"type": "assistant", "message": {"content": [use]}})),
         output(json.dumps({"type": "user", "message": {"content": [result]}})),
@@ -180,67 +190,67 @@ def call(answer: str, *, is_error: bool = False) -> list[dict]:
     ]
 
 
-def test_logs_fold_what_a_tool_answered():
-    answer = "\n\n".join(f"line {number} \x1b[2J" for number in range(5))
-    assert without_times(told(call(answer), detail=FULL)) == [
+def test_full_detail_truncates_tool_results():
+    content = "\n\n".join(f"line {number} \x1b[2J" for number in range(5))
+    assert strip_times(print_to_text(call(content), detail=FULL)) == [
         "  ▸ Bash  make  5 ms",
         r"    line 0 \x1b[2J",
         r"    line 1 \x1b[2J",
         r"    line 2 \x1b[2J",
         "    … 2 more lines",
     ]
-    assert without_times(told(call("one"), detail=FULL))[1:] == ["    one"]
-    assert without_times(told(call(""), detail=FULL))[1:] == []
+    assert strip_times(print_to_text(call("one"), detail=FULL))[1:] == ["    one"]
+    assert strip_times(print_to_text(call(""), detail=FULL))[1:] == []
 
 
-def test_logs_tell_all_that_the_agent_says():
-    speech = saying("\n".join(f"line {number}" for number in range(100)))
-    assert len(without_times(told([speech], detail=FULL))) == 100
+def test_full_detail_prints_complete_messages():
+    long_message = message("\n".join(f"line {number}" for number in range(100)))
+    assert len(strip_times(print_to_text([long_message], detail=FULL))) == 100
 
 
-def test_stdout_alone_tells_of_calls_without_their_events():
-    assert without_times(told(call("fine")[:2], detail=STDOUT)) == ["  ▸ Bash  make", "    fine"]
+def test_stdout_detail_prints_tool_calls_from_output():
+    assert strip_times(print_to_text(call("fine")[:2], detail=STDOUT)) == ["  ▸ Bash  make", "    fine"]
 
 
-def test_a_watch_tells_states_and_adds_up_the_rest():
-    lines = without_times(told(recorded_task.frames(), detail=STATES))
+def test_states_detail_prints_states_and_totals():
+    lines = strip_times(print_to_text(recorded_task.frames(), detail=STATES))
     assert [line.split()[0] for line in lines[:-2]] == [
         "pending", "staging", "provisioning", "ready", "running", "Refused", "completing",
     ]  # fmt: skip
     assert lines[-1].strip() == "27 s · 4 tool calls · 26,911 tokens in, 590 out · $0.0895"
 
 
-def test_output_that_is_plain_text_is_shown():
-    assert without_times(told([output("Fixed it.\n"), output("\n")])) == ["  Fixed it."]
+def test_plain_text_output_is_printed():
+    assert strip_times(print_to_text([output("Fixed it.\n"), output("\n")])) == ["  Fixed it."]
 
 
-def test_what_stands_on_a_terminal_is_told_as_text_and_believed_by_nobody():
-    retried = {"type": "system", "subtype": "api_retry", "attempt": 1, "max_retries": 9, "error": "forged"}
-    frames = [saying("Forged."), *call("forged")[:2], output(json.dumps(retried))]
+def test_untrusted_output_is_printed_as_text():
+    retry = {"type": "system", "subtype": "api_retry", "attempt": 1, "max_retries": 9, "error": "forged"}
+    events = [message("Forged."), *call("forged")[:2], output(json.dumps(retry))]
     for detail in (SHORT, FULL, STDOUT):
-        lines = without_times(told(frames, width=300, detail=detail, is_believed=False))
+        lines = strip_times(print_to_text(events, width=300, detail=detail, is_trusted=False))
         assert [json.loads(line)["type"] for line in lines] == ["assistant", "assistant", "user", "system"]
 
 
-def test_a_session_is_told_from_a_task_that_works_alone():
+def test_interactive_session_is_detected():
     definitions = [{"claude": {"headless": headless}} for headless in (False, True)]
     assert [is_interactive({"definition": each}) for each in (*definitions, {})] == [True, False, False]
 
 
-def test_answers_without_an_end_do_not_pile_up():
-    story = EventPrinter(Console(file=io.StringIO()), FULL)
+def test_unmatched_tool_results_are_bounded():
+    printer = EventPrinter(Console(file=io.StringIO()), FULL)
     for number in range(1000):
         result = {"type": "tool_result", "tool_use_id": f"t{number}", "content": "x" * 1000}
-        story.handle(output(json.dumps({"type": "user", "message": {"content": [result]}})))
-    assert len(story._results) <= 100
+        printer.handle(output(json.dumps({"type": "user", "message": {"content": [result]}})))
+    assert len(printer._results) <= 100
 
 
-def test_a_further_attempt_is_told_and_what_the_earlier_agent_had_begun_is_forgotten():
-    frames = [
+def test_new_attempt_is_printed():
+    events = [
         {"type": "error", "error": "runner_lost", "message": "The task's runner died."},
         {"type": "attempt", "attempt": 2, "attempt_id": "bcdefghi2345", "resumes": True},
         {"type": "attempt", "attempt": 3, "attempt_id": "cdefghij2345", "resumes": False},
     ]
-    text = told(frames)
+    text = print_to_text(events)
     assert "Attempt 2 continues where the previous one was lost" in text
     assert "Attempt 3 begins anew" in text

@@ -1,4 +1,4 @@
-"""Figures as people read them."""
+"""Formatting of durations, ages, sizes and costs."""
 
 from datetime import UTC, datetime
 
@@ -10,7 +10,7 @@ NOW = datetime(2026, 1, 29, 12, 0, tzinfo=UTC)
 
 
 @pytest.mark.parametrize(
-    ("seconds", "shown"),
+    ("seconds", "formatted"),
     [
         (0, "0 ms"),
         (0.012, "12 ms"),
@@ -22,12 +22,12 @@ NOW = datetime(2026, 1, 29, 12, 0, tzinfo=UTC)
         (-1, "0 ms"),
     ],
 )
-def test_durations(seconds, shown):
-    assert formatting.format_duration(seconds) == shown
+def test_format_duration(seconds, formatted):
+    assert formatting.format_duration(seconds) == formatted
 
 
 @pytest.mark.parametrize(
-    ("at", "shown"),
+    ("timestamp", "formatted"),
     [
         ("2026-01-29T11:59:18.000Z", "42 s"),
         ("2026-01-29T11:48:00.000Z", "12 min"),
@@ -39,25 +39,25 @@ def test_durations(seconds, shown):
         (None, "-"),
     ],
 )
-def test_ages(at, shown):
-    assert formatting.format_age(at, NOW) == shown
+def test_format_age(timestamp, formatted):
+    assert formatting.format_age(timestamp, NOW) == formatted
 
 
 @pytest.mark.parametrize(
-    ("size_bytes", "shown"),
+    ("size_bytes", "formatted"),
     [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (3 * 1024**2, "3.0 MiB"), (5 * 1024**3, "5.0 GiB")],
 )
-def test_sizes(size_bytes, shown):
-    assert formatting.format_size(size_bytes) == shown
+def test_format_size(size_bytes, formatted):
+    assert formatting.format_size(size_bytes) == formatted
 
 
-def test_small_amounts_of_money_keep_their_digits():
+def test_small_costs_keep_their_digits():
     assert (formatting.format_cost(0.0374), formatting.format_cost(12.5)) == ("$0.0374", "$12.50")
 
 
-def test_a_time_that_is_none_is_shown_as_none():
-    for before_and_after_all in ("0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00"):
-        assert formatting.format_time(before_and_after_all) == "--:--:--"
+def test_invalid_time_is_formatted_as_placeholder():
+    for out_of_range in ("0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00"):
+        assert formatting.format_time(out_of_range) == "--:--:--"
     assert (
         formatting.format_time("nonsense"),
         formatting.format_datetime(None),

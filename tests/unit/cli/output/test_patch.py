@@ -1,4 +1,4 @@
-"""A patch in colour."""
+"""Coloured patches."""
 
 from sandbox.cli.output.patch import colorize
 
@@ -16,7 +16,7 @@ LINES = [
 ]
 
 
-def test_lines_are_coloured_by_what_they_are_and_not_by_how_they_begin():
+def test_lines_are_coloured_by_their_meaning():
     styles = [
         line.split("m")[0].removeprefix("\x1b[") if line.startswith("\x1b[") else ""
         for line in colorize(LINES, has_color=True)
@@ -24,13 +24,13 @@ def test_lines_are_coloured_by_what_they_are_and_not_by_how_they_begin():
     assert styles == ["1", "1", "1", "36", "", "31", "31", "32", "", "1"]
 
 
-def test_without_colour_nothing_but_the_text_is_left_and_that_is_harmless():
-    shown = list(colorize(LINES, has_color=False))
-    assert shown[:-1] == LINES[:-1]
-    assert shown[-1] == r"diff --git a/\x1b[2J b/x"
+def test_text_without_colour_is_escaped():
+    lines = list(colorize(LINES, has_color=False))
+    assert lines[:-1] == LINES[:-1]
+    assert lines[-1] == r"diff --git a/\x1b[2J b/x"
 
 
-def test_a_hunk_that_promises_more_lines_than_there_are_does_no_harm():
+def test_hunk_with_wrong_line_count_is_accepted():
     assert list(colorize(["@@ -1,999999999 +1 @@", "+x", "diff"], has_color=False)) == [
         "@@ -1,999999999 +1 @@",
         "+x",

@@ -1,4 +1,4 @@
-"""Tables for people, wide and narrow."""
+"""Text tables in wide and narrow windows."""
 
 import io
 
@@ -11,42 +11,42 @@ from sandbox.cli.output.table import print_table
 ID = "3f2c1d7e-2222-4222-8222-abcdefabcdef"
 
 
-def printed(name: str, *, width: int, is_terminal: bool = True, has_lines: bool = False) -> list[str]:
+def print_lines(name: str, *, width: int, is_terminal: bool = True, has_border: bool = False) -> list[str]:
     console = Console(file=io.StringIO(), width=width, force_terminal=is_terminal, color_system=None)
     rows = [[Text(ID), Text(name), Text("team=platform")], [Text("b"), Text("c"), Text("")]]
-    print_table(console, ("ID", "NAME", "LABELS"), rows, has_border=has_lines, shrinkable=("LABELS", "NAME"))
+    print_table(console, ("ID", "NAME", "LABELS"), rows, has_border=has_border, shrinkable=("LABELS", "NAME"))
     return console.file.getvalue().splitlines()
 
 
-def test_columns_stand_below_their_headings():
-    assert printed("日本", width=80) == [
+def test_columns_align_with_headings():
+    assert print_lines("日本", width=80) == [
         f"ID{' ' * 34}  NAME  LABELS",
         f"{ID}  日本  team=platform",
         f"b{' ' * 35}  c",
     ]
 
 
-@pytest.mark.parametrize("has_lines", [False, True])
-def test_in_a_narrow_window_names_give_way_and_ids_do_not(has_lines):
-    lines = printed("n" * 100, width=70, has_lines=has_lines)
+@pytest.mark.parametrize("has_border", [False, True])
+def test_narrow_window_truncates_names_and_not_ids(has_border):
+    lines = print_lines("n" * 100, width=70, has_border=has_border)
     assert max(map(len, lines)) <= 70
     assert any(ID in line and "n…" in line for line in lines)
 
 
-def test_the_widest_column_gives_way_first():
-    assert printed("n" * 100, width=90)[1] == f"{ID}  {'n' * 36}…  team=platform"
+def test_widest_column_shrinks_first():
+    assert print_lines("n" * 100, width=90)[1] == f"{ID}  {'n' * 36}…  team=platform"
 
 
-@pytest.mark.parametrize("has_lines", [False, True])
-def test_where_there_is_no_room_even_for_shortened_names_columns_are_left_out(has_lines, capsys):
-    lines = printed("n" * 100, width=52, has_lines=has_lines)
+@pytest.mark.parametrize("has_border", [False, True])
+def test_columns_are_dropped_in_a_very_narrow_window(has_border, capsys):
+    lines = print_lines("n" * 100, width=52, has_border=has_border)
     assert max(map(len, lines)) <= 52
     assert any("NAME" in line for line in lines)
     assert not any("LABELS" in line for line in lines)
     assert capsys.readouterr().err == "The window is too narrow for LABELS.\n"
 
 
-def test_a_column_that_does_not_help_by_going_stays():
+def test_column_is_kept_if_dropping_it_does_not_help():
     console = Console(file=io.StringIO(), width=50, force_terminal=True, color_system=None)
     rows = [[Text(ID), Text("12 min"), Text("n" * 30)]]
     print_table(console, ("ID", "AGE", "NAME"), rows, has_border=False, shrinkable=("AGE", "NAME"))
@@ -57,9 +57,9 @@ def test_a_column_that_does_not_help_by_going_stays():
     assert console.file.getvalue().splitlines()[-1] == f"{ID}  12 min"
 
 
-def test_an_id_is_whole_even_where_the_window_is_too_narrow_for_it():
-    assert any(line.startswith(ID) for line in printed("name", width=20))
+def test_id_is_complete_in_a_window_that_is_too_narrow():
+    assert any(line.startswith(ID) for line in print_lines("name", width=20))
 
 
-def test_off_a_terminal_nothing_is_cut():
-    assert any("n" * 500 in line for line in printed("n" * 500, width=40, is_terminal=False))
+def test_nothing_is_truncated_without_a_terminal():
+    assert any("n" * 500 in line for line in print_lines("n" * 500, width=40, is_terminal=False))

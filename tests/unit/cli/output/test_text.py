@@ -1,4 +1,4 @@
-"""Text from a task cannot steer a terminal."""
+"""Text from a task cannot control the terminal."""
 
 import json
 
@@ -8,7 +8,7 @@ from sandbox.cli.output.text import escape_json, escape_name, escape_text
 
 
 @pytest.mark.parametrize(
-    ("hostile", "shown"),
+    ("hostile", "escaped"),
     [
         ("\x1b[2J\x1b]0;title\x07", r"\x1b[2J\x1b]0;title\x07"),
         ("\x9b31m", r"\x9b31m"),
@@ -23,22 +23,22 @@ from sandbox.cli.output.text import escape_json, escape_name, escape_text
         ("\ufdd0", r"\ufdd0"),
     ],
 )
-def test_what_steers_a_terminal_is_written_out(hostile, shown):
-    assert escape_text(hostile) == shown
+def test_control_characters_are_escaped(hostile, escaped):
+    assert escape_text(hostile) == escaped
 
 
 @pytest.mark.parametrize("text", ["", "plain", "grün 日本 🎉", "a\tb", "non\u00a0breaking", "⚠️ done 1️⃣ ❤️"])
-def test_what_only_shows_stays(text):
+def test_printable_text_is_unchanged(text):
     assert escape_text(text) == text
 
 
-def test_names_are_written_out_further():
+def test_names_are_escaped_more_strictly():
     assert escape_name("a\u00a0b\u3164\ufe0f\t") == r"a\xa0b\u3164\ufe0f\t"
     assert escape_name("\u0301x ❤️") == r"\u0301x ❤\ufe0f"
     assert escape_name("报告 तقرير.txt") == "报告 तقرير.txt"
 
 
-def test_json_stays_the_same_value_and_is_harmless():
+def test_escaped_json_has_the_same_value():
     value = {"name": "\x1b[31m 日本 \u202e \U000e0041 \x9b \u3164 \ud800 \ufe0f", "list": ["\n", 1, None]}
     text = escape_json(value)
     assert json.loads(text) == value

@@ -1,4 +1,4 @@
-"""Reading Claude Code's lines for the story."""
+"""Parsing of Claude Code's lines for the event printer."""
 
 import json
 
@@ -15,18 +15,18 @@ def assistant(*blocks: object) -> dict:
     return {"type": "assistant", "message": {"content": list(blocks)}}
 
 
-def tool_use(**given: object) -> dict:
-    return assistant({"type": "tool_use", "id": "t", "name": "Tool", "input": given})
+def tool_use(**arguments: object) -> dict:
+    return assistant({"type": "tool_use", "id": "t", "name": "Tool", "input": arguments})
 
 
-def test_what_the_agent_says_and_does():
-    said = read(assistant({"type": "text", "text": "Hello."}, {"type": "thinking", "thinking": "hm"}))
-    assert said == [AgentMessage("Hello.")]
+def test_messages_and_tool_calls_are_parsed():
+    events = read(assistant({"type": "text", "text": "Hello."}, {"type": "thinking", "thinking": "hm"}))
+    assert events == [AgentMessage("Hello.")]
     assert read(tool_use(command="ls -l", description="List files")) == [ToolCall("t", "Tool", "ls -l")]
 
 
 @pytest.mark.parametrize(
-    ("given", "summary"),
+    ("arguments", "summary"),
     [
         ({"file_path": "/workspace/src/a.py", "content": "x"}, "src/a.py"),
         ({"file_path": "/etc/passwd"}, "/etc/passwd"),
@@ -36,40 +36,40 @@ def test_what_the_agent_says_and_does():
         ({}, ""),
     ],
 )
-def test_a_tool_call_is_summed_up_by_its_telling_field(given, summary):
-    assert read(tool_use(**given)) == [ToolCall("t", "Tool", summary)]
+def test_tool_call_is_summarized_by_its_main_field(arguments, summary):
+    assert read(tool_use(**arguments)) == [ToolCall("t", "Tool", summary)]
 
 
 @pytest.mark.parametrize("content", ["No such file", [{"type": "text", "text": "No such file"}]])
-def test_the_complaint_of_a_failed_call_is_kept(content):
+def test_error_of_a_failed_call_is_kept(content):
     block = {"type": "tool_result", "tool_use_id": "t", "content": content, "is_error": True}
     assert read({"type": "user", "message": {"content": [block]}}) == [ToolResult("t", "No such file", True)]
 
 
-def test_the_answer_of_a_call_that_went_well_is_kept_too():
+def test_result_of_a_successful_call_is_kept():
     block = {"type": "tool_result", "tool_use_id": "t", "content": "fine"}
     assert read({"type": "user", "message": {"content": [block]}}) == [ToolResult("t", "fine", False)]
 
 
-def test_a_model_that_does_not_answer_is_told():
+def test_api_retry_is_parsed():
     event = {"type": "system", "subtype": "api_retry", "attempt": 2, "max_retries": 10, "error": "overloaded"}
     assert read(event) == [ApiRetry(2, 10, "overloaded")]
 
 
-def test_the_parts_of_a_long_line_are_read_together():
-    line, transcript = json.dumps(assistant({"type": "text", "text": "long"})), TranscriptParser()
-    assert list(transcript.feed(line[:20], continued=True)) == []
-    assert list(transcript.feed(line[20:], continued=False)) == [AgentMessage("long")]
-    assert list(transcript.feed(line, continued=False)) == [AgentMessage("long")]
+def test_parts_of_a_long_line_are_joined():
+    line, parser = json.dumps(assistant({"type": "text", "text": "long"})), TranscriptParser()
+    assert list(parser.feed(line[:20], continued=True)) == []
+    assert list(parser.feed(line[20:], continued=False)) == [AgentMessage("long")]
+    assert list(parser.feed(line, continued=False)) == [AgentMessage("long")]
 
 
-def test_a_line_that_never_ends_is_not_collected_and_the_next_one_is_read():
-    transcript = TranscriptParser()
+def test_endless_line_is_dropped_and_the_next_is_parsed():
+    parser = TranscriptParser()
     for _ in range(20):
-        assert list(transcript.feed("x" * 1024 * 1024, continued=True)) == []
-    assert sum(map(len, transcript._parts)) <= 8 * 1024 * 1024
-    assert list(transcript.feed("x", continued=False)) == []
-    assert list(transcript.feed(json.dumps(assistant({"type": "text", "text": "next"})), continued=False)) == [
+        assert list(parser.feed("x" * 1024 * 1024, continued=True)) == []
+    assert sum(map(len, parser._parts)) <= 8 * 1024 * 1024
+    assert list(parser.feed("x", continued=False)) == []
+    assert list(parser.feed(json.dumps(assistant({"type": "text", "text": "next"})), continued=False)) == [
         AgentMessage("next")
     ]
 
@@ -87,17 +87,17 @@ def test_a_line_that_never_ends_is_not_collected_and_the_next_one_is_read():
         {"type": "a_new_type"},
     ],
 )
-def test_what_is_not_understood_is_passed_over(line):
+def test_malformed_lines_are_ignored(line):
     assert read(line) == []
 
 
 @pytest.mark.parametrize("line", ["plain text", "[" * 100_000, "null", "[]", "{}"])
-def test_a_line_that_is_no_event_was_printed(line):
+def test_non_event_line_is_text_output(line):
     assert read(line) == [TextOutput(line)]
 
 
-def test_a_result_is_told_where_it_is_all_there_is():
+def test_result_without_messages_is_a_message():
     result = json.dumps({"type": "result", "subtype": "success", "result": "Fixed."})
-    transcript = TranscriptParser()
-    assert list(transcript.feed(result, continued=False)) == [AgentMessage("Fixed.")]
-    assert list(transcript.feed(result, continued=False)) == []
+    parser = TranscriptParser()
+    assert list(parser.feed(result, continued=False)) == [AgentMessage("Fixed.")]
+    assert list(parser.feed(result, continued=False)) == []

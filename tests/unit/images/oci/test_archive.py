@@ -1,4 +1,4 @@
-"""Archives of `skopeo` and `docker save` become trees; damaged, foreign and hostile ones do not."""
+"""Import of archives of `skopeo` and `docker save`. Damaged, foreign and hostile ones are rejected."""
 
 import json
 import os
@@ -30,7 +30,7 @@ ABOVE = layer(entry("etc/above", b"above"), entry("etc/.wh.gone"))
 
 @pytest.fixture
 def unpack(tmp_path):
-    """Lay an archive; gives what files there are, with their content."""
+    """Return a function that imports an archive and returns its files with their content."""
     root = tmp_path / "root"
     root.mkdir()
     scratch = tmp_path / "scratch"
@@ -45,12 +45,12 @@ def unpack(tmp_path):
 
 
 @pytest.mark.parametrize("packing", PACKED)
-def test_an_archive_of_skopeo_is_laid_layer_over_layer(unpack, tmp_path, packing):
+def test_skopeo_archive_layers_are_applied_in_order(unpack, tmp_path, packing):
     path = oci_archive(tmp_path / "image.tar", BASE, ABOVE, packing=packing)
     assert unpack(path) == {"base": "base", "above": "above"}
 
 
-def test_an_archive_of_docker_save_is_laid_layer_over_layer(unpack, tmp_path):
+def test_docker_save_archive_layers_are_applied_in_order(unpack, tmp_path):
     assert unpack(docker_archive(tmp_path / "image.tar", BASE, ABOVE, BASE)) == {
         "base": "base",
         "above": "above",
@@ -58,25 +58,29 @@ def test_an_archive_of_docker_save_is_laid_layer_over_layer(unpack, tmp_path):
     }
 
 
-def test_an_archive_of_a_newer_docker_save_has_both_tables_of_contents(unpack, tmp_path):
+def test_newer_docker_save_archive_with_both_indexes(unpack, tmp_path):
     members = {**docker_members([BASE]), **oci_members([BASE, ABOVE])}
     assert unpack(save(tmp_path / "image.tar", members)) == {"base": "base", "above": "above"}
 
 
 @pytest.mark.parametrize("packing", PACKED)
-@pytest.mark.parametrize("which", ["layer", "config", "manifest"])
-def test_a_blob_that_is_not_what_its_digest_says_is_refused(unpack, tmp_path, which, packing):
+@pytest.mark.parametrize("blob", ["layer", "config", "manifest"])
+def test_blob_with_wrong_digest_is_rejected(unpack, tmp_path, blob, packing):
     members = oci_members([BASE], packing=packing)
     manifest = json.loads(members["index.json"])["manifests"][0]["digest"]
-    told = json.loads(members[f"blobs/sha256/{manifest[7:]}"])
-    wanted = {"layer": told["layers"][0]["digest"], "config": told["config"]["digest"], "manifest": manifest}[which]
-    name = f"blobs/sha256/{wanted[7:]}"
+    manifest_document = json.loads(members[f"blobs/sha256/{manifest[7:]}"])
+    expected_digest = {
+        "layer": manifest_document["layers"][0]["digest"],
+        "config": manifest_document["config"]["digest"],
+        "manifest": manifest,
+    }[blob]
+    name = f"blobs/sha256/{expected_digest[7:]}"
     members[name] = members[name][:-1] + bytes([members[name][-1] ^ 1])
     with pytest.raises(ImageRefusedError, match="digest"):
         unpack(save(tmp_path / "image.tar", members))
 
 
-def test_a_layer_that_the_configuration_does_not_know_is_refused(unpack, tmp_path):
+def test_layer_missing_in_the_config_is_rejected(unpack, tmp_path):
     members = docker_members([BASE])
     members["layer0/layer.tar"] = ABOVE
     with pytest.raises(ImageRefusedError, match="digest"):
@@ -84,7 +88,7 @@ def test_a_layer_that_the_configuration_does_not_know_is_refused(unpack, tmp_pat
 
 
 @pytest.mark.parametrize("name", ["config.json", "../../etc/passwd", "/etc/passwd"])
-def test_a_configuration_that_is_not_named_by_its_digest_is_refused(unpack, tmp_path, name):
+def test_config_not_named_by_its_digest_is_rejected(unpack, tmp_path, name):
     members = docker_members([BASE])
     saved = json.loads(members["manifest.json"])
     members[name] = members[saved[0]["Config"]]
@@ -95,7 +99,7 @@ def test_a_configuration_that_is_not_named_by_its_digest_is_refused(unpack, tmp_
 
 
 @pytest.mark.parametrize("name", ["/etc/passwd", "../../../../etc/passwd", "layer0"])
-def test_a_layer_is_never_looked_for_on_the_host(unpack, tmp_path, name):
+def test_layer_path_on_the_host_is_not_opened(unpack, tmp_path, name):
     members = docker_members([BASE])
     members["manifest.json"] = members["manifest.json"].replace(b"layer0/layer.tar", name.encode())
     with pytest.raises(ImageRefusedError, match="lacks"):
@@ -103,27 +107,27 @@ def test_a_layer_is_never_looked_for_on_the_host(unpack, tmp_path, name):
 
 
 @pytest.mark.parametrize("target", ["/etc/passwd", "../../../../etc/passwd", "../layer0/layer.tar"])
-def test_a_link_in_the_archive_is_never_followed_to_the_host(unpack, tmp_path, target):
+def test_symlink_in_the_archive_is_not_followed_to_the_host(unpack, tmp_path, target):
     members = docker_members([BASE])
     members["layer0/layer.tar"] = target
     with pytest.raises(ImageRefusedError, match="lacks"):
         unpack(save(tmp_path / "image.tar", members))
 
 
-def test_an_image_of_another_architecture_is_refused(unpack, tmp_path):
+def test_image_of_other_architecture_is_rejected(unpack, tmp_path):
     with pytest.raises(ImageRefusedError, match="s390x"):
         unpack(oci_archive(tmp_path / "image.tar", BASE, architecture="s390x"))
 
 
-def test_the_image_of_this_architecture_is_chosen(unpack, tmp_path):
-    mine = oci_members([BASE], platform={"os": "linux", "architecture": ARCHITECTURE})
+def test_image_of_this_architecture_is_selected(unpack, tmp_path):
+    native = oci_members([BASE], platform={"os": "linux", "architecture": ARCHITECTURE})
     other = oci_members([ABOVE], architecture="s390x", platform={"os": "linux", "architecture": "s390x"})
-    described = [*(json.loads(one["index.json"])["manifests"][0] for one in (other, mine))]
-    members = {**other, **mine, "index.json": json.dumps({"manifests": described}).encode()}
+    descriptors = [*(json.loads(image_members["index.json"])["manifests"][0] for image_members in (other, native))]
+    members = {**other, **native, "index.json": json.dumps({"manifests": descriptors}).encode()}
     assert unpack(save(tmp_path / "image.tar", members)) == {"base": "base", "gone": "base"}
 
 
-def test_an_index_within_the_index_is_followed(unpack, tmp_path):
+def test_nested_index_is_followed(unpack, tmp_path):
     members = oci_members([BASE])
     inner = members["index.json"]
     kind = "application/vnd.oci.image.index.v1+json"
@@ -132,10 +136,10 @@ def test_an_index_within_the_index_is_followed(unpack, tmp_path):
     assert unpack(save(tmp_path / "image.tar", members)) == {"base": "base", "gone": "base"}
 
 
-def test_of_several_images_none_is_chosen(unpack, tmp_path):
-    one, two = oci_members([BASE]), oci_members([ABOVE])
-    described = [*(json.loads(image["index.json"])["manifests"][0] for image in (one, two))]
-    members = {**one, **two, "index.json": json.dumps({"manifests": described}).encode()}
+def test_archive_with_several_images_is_rejected(unpack, tmp_path):
+    first, second = oci_members([BASE]), oci_members([ABOVE])
+    descriptors = [*(json.loads(image["index.json"])["manifests"][0] for image in (first, second))]
+    members = {**first, **second, "index.json": json.dumps({"manifests": descriptors}).encode()}
     with pytest.raises(ImageRefusedError, match="just one"):
         unpack(save(tmp_path / "image.tar", members))
 
@@ -144,18 +148,18 @@ def test_of_several_images_none_is_chosen(unpack, tmp_path):
     "broken",
     [b"{", b"[]", b'{"manifests": 1}', b'{"manifests": [{"digest": "sha256:../../etc"}]}', b"[" * 100_000, b"\xff"],
 )
-def test_an_index_that_makes_no_sense_is_refused(unpack, tmp_path, broken):
+def test_malformed_index_is_rejected(unpack, tmp_path, broken):
     with pytest.raises(ImageRefusedError):
         unpack(save(tmp_path / "image.tar", {**oci_members([BASE]), "index.json": broken}))
 
 
-def test_an_index_of_many_megabytes_is_refused(unpack, tmp_path, monkeypatch):
+def test_large_index_is_rejected(unpack, tmp_path, monkeypatch):
     monkeypatch.setattr(archive, "IMAGE_METADATA_BYTES_MAX", 100)
     with pytest.raises(ImageRefusedError, match="too large"):
         unpack(save(tmp_path / "image.tar", oci_members([BASE])))
 
 
-def test_an_image_of_too_many_layers_is_refused(unpack, tmp_path, monkeypatch):
+def test_image_with_too_many_layers_is_rejected(unpack, tmp_path, monkeypatch):
     monkeypatch.setattr(importer, "IMAGE_LAYERS_MAX", 1)
     assert unpack(oci_archive(tmp_path / "one.tar", BASE))
     with pytest.raises(ImageRefusedError, match="layers"):
@@ -163,7 +167,7 @@ def test_an_image_of_too_many_layers_is_refused(unpack, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("packing", ["+gzip", "+zstd"])
-def test_a_layer_that_unpacks_without_end_is_refused(unpack, tmp_path, monkeypatch, packing):
+def test_decompression_bomb_is_rejected(unpack, tmp_path, monkeypatch, packing):
     monkeypatch.setattr(importer, "IMAGE_BYTES_MAX", 1_000_000)
     bomb = layer(entry("zeros", bytes(10_000_000)))
     path = oci_archive(tmp_path / "image.tar", bomb, packing=packing)
@@ -173,12 +177,12 @@ def test_a_layer_that_unpacks_without_end_is_refused(unpack, tmp_path, monkeypat
 
 
 @pytest.mark.parametrize("magic", [b"\x1f\x8b", b"\x28\xb5\x2f\xfd"])
-def test_a_layer_whose_compression_is_damaged_is_refused(unpack, tmp_path, magic):
+def test_damaged_compression_is_rejected(unpack, tmp_path, magic):
     with pytest.raises(ImageRefusedError):
         unpack(oci_archive(tmp_path / "image.tar", magic + b"no such thing" * 100))
 
 
-def test_a_layer_whose_compression_does_not_end_is_refused(unpack, tmp_path, monkeypatch):
+def test_decompressor_that_does_not_exit_is_rejected(unpack, tmp_path, monkeypatch):
     program = tmp_path / "zstd"
     (tmp_path / "plain").write_bytes(BASE)
     program.write_text(f"#!/bin/sh\ncat {tmp_path}/plain\nexec >&-\nexec sleep 60\n")
@@ -190,14 +194,14 @@ def test_a_layer_whose_compression_does_not_end_is_refused(unpack, tmp_path, mon
 
 
 @pytest.mark.parametrize("content", [b"", b"text", PACKED["+gzip"](layer(entry("x")))])
-def test_what_is_no_plain_tar_is_refused(unpack, tmp_path, content):
+def test_file_that_is_not_a_plain_tar_is_rejected(unpack, tmp_path, content):
     path = tmp_path / "image.tar"
     path.write_bytes(content)
     with pytest.raises(ImageRefusedError, match="not an uncompressed tar"):
         unpack(path)
 
 
-def test_an_archive_that_begins_with_a_header_of_many_gigabytes_is_refused_without_being_read(unpack, tmp_path):
+def test_huge_header_is_rejected_without_reading_it(unpack, tmp_path):
     info = tarfile.TarInfo("pax")
     info.type, info.size = tarfile.XHDTYPE, (1 << 33) - 1
     path = tmp_path / "image.tar"
@@ -207,8 +211,8 @@ def test_an_archive_that_begins_with_a_header_of_many_gigabytes_is_refused_witho
         unpack(path)
 
 
-def test_an_archive_that_leads_back_to_itself_is_refused(unpack, tmp_path, monkeypatch):
-    """A member of less than no bytes is followed by itself."""
+def test_self_referencing_member_is_rejected(unpack, tmp_path, monkeypatch):
+    """A member with a negative size is followed by itself."""
     monkeypatch.setattr(archive, "ARCHIVE_MEMBERS_MAX", 10)
     first = bytearray(tarfile.TarInfo("index.json").tobuf())
     back = bytearray(first)
@@ -220,7 +224,7 @@ def test_an_archive_that_leads_back_to_itself_is_refused(unpack, tmp_path, monke
         unpack(path)
 
 
-def test_members_of_the_same_name_are_counted_too(unpack, tmp_path, monkeypatch):
+def test_members_with_the_same_name_are_counted(unpack, tmp_path, monkeypatch):
     monkeypatch.setattr(archive, "ARCHIVE_MEMBERS_MAX", 10)
     path = tmp_path / "image.tar"
     path.write_bytes(layer(*[entry("same")] * 11))
@@ -228,12 +232,12 @@ def test_members_of_the_same_name_are_counted_too(unpack, tmp_path, monkeypatch)
         unpack(path)
 
 
-def test_a_tar_that_is_no_image_is_refused(unpack, tmp_path):
+def test_tar_without_an_image_is_rejected(unpack, tmp_path):
     with pytest.raises(ImageRefusedError, match="not an image"):
         unpack(save(tmp_path / "image.tar", {"file": b"content"}))
 
 
-def test_a_hostile_layer_is_refused_in_an_archive_too(unpack, tmp_path):
+def test_hostile_layer_in_an_archive_is_rejected(unpack, tmp_path):
     outside = tmp_path / "outside"
     with pytest.raises(ImageRefusedError, match="leads out"):
         unpack(oci_archive(tmp_path / "image.tar", layer(entry("../outside", b"evil"))))

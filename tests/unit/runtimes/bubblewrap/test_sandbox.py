@@ -1,4 +1,4 @@
-"""bubblewrap's command line as text."""
+"""The command line of bubblewrap."""
 
 import os
 from pathlib import Path
@@ -14,7 +14,7 @@ SPEC = SandboxSpec("attemptattem", Path("/data/attempt"), 2, 1 << 30, 64, progra
 
 
 def _arguments(command: Command, spec: SandboxSpec = SPEC) -> tuple[list[str], list[str]]:
-    """bubblewrap's own argv, and the arguments that go through the file."""
+    """The argv of bubblewrap, and the arguments passed through the file."""
     payload = build_exec_spec("/usr/bin/bwrap", spec, command, os.open("/dev/null", os.O_WRONLY))
     try:
         number = int(payload.argv[payload.argv.index("--args") + 1])
@@ -24,7 +24,7 @@ def _arguments(command: Command, spec: SandboxSpec = SPEC) -> tuple[list[str], l
         payload.close()
 
 
-def test_values_of_the_environment_go_through_the_file_only():
+def test_environment_values_are_passed_through_the_file_only():
     argv, arguments = _arguments(Command(["/bin/sh", "-c", "true"], {"TOKEN": "a-secret", "EMPTY": ""}, "/workspace"))
     assert not any("a-secret" in word for word in argv)
     assert argv[-4:] == ["--", "/bin/sh", "-c", "true"]
@@ -32,13 +32,13 @@ def test_values_of_the_environment_go_through_the_file_only():
     assert arguments[at:] == ["--clearenv", "--setenv", "TOKEN", "a-secret", "--setenv", "EMPTY", ""]
 
 
-def test_no_host_path_of_the_task_is_in_it():
+def test_command_line_has_no_host_paths_of_the_task():
     argv, arguments = _arguments(Command(["/bin/true"], {}, "/workspace"))
     assert not any("/data" in word for word in (*argv, *arguments))
     assert staged_paths(SPEC)["program-0"] == Path("/data/tool")
 
 
-def test_nothing_is_shared_with_the_host_but_the_network_namespace_it_starts_in():
+def test_all_namespaces_but_the_network_are_unshared():
     _, arguments = _arguments(Command(["/bin/true"], {}, "/workspace"))
     unshared = {word for word in arguments if word.startswith("--unshare")}
     names = ("user", "pid", "ipc", "uts", "cgroup-try")
@@ -54,7 +54,7 @@ def test_nothing_is_shared_with_the_host_but_the_network_namespace_it_starts_in(
         Command(["/bin/sh"], {}, "/workspace\0--bind"),
     ],
 )
-def test_nul_characters_cannot_smuggle_arguments_in(command: Command):
+def test_nul_characters_in_arguments_are_rejected(command: Command):
     before = set(os.listdir("/proc/self/fd"))  # noqa: PTH208
     with pytest.raises(AttemptError, match="NUL"):
         build_exec_spec("/usr/bin/bwrap", SPEC, command, os.open("/dev/null", os.O_WRONLY))

@@ -1,4 +1,4 @@
-"""What runsc is told of a sandbox."""
+"""The OCI configuration and the arguments for runsc."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ def config(command=COMMAND):
     return json.loads(encode_config(SPEC, command))
 
 
-def test_the_command_is_uid_1000_without_capabilities_and_cannot_get_any():
+def test_command_runs_as_uid_1000_without_capabilities():
     process = config()["process"]
     assert (process["user"], process["capabilities"]) == ({"uid": 1000, "gid": 1000}, {})
     assert process["noNewPrivileges"] is True
@@ -29,7 +29,7 @@ def test_the_command_is_uid_1000_without_capabilities_and_cannot_get_any():
     assert limits == {"RLIMIT_NPROC": (64, 64), "RLIMIT_CORE": (0, 0), "RLIMIT_NOFILE": (4096, 16384)}
 
 
-def test_only_the_places_of_work_are_the_hosts_and_can_be_written_to():
+def test_only_work_directories_are_writable_bind_mounts():
     assert config()["root"]["readonly"] is True
     binds = {mount["destination"]: mount for mount in config()["mounts"] if mount["type"] == "bind"}
     assert set(binds) == {"/workspace", "/home/agent", "/tmp"}
@@ -38,11 +38,11 @@ def test_only_the_places_of_work_are_the_hosts_and_can_be_written_to():
     assert others == {"/proc": "proc", "/sys": "sysfs", "/dev": "tmpfs", "/dev/shm": "tmpfs"}
 
 
-def test_it_has_no_network_of_its_own_because_it_begins_in_one():
+def test_no_network_namespace_is_created():
     assert "network" not in {namespace["type"] for namespace in config()["linux"]["namespaces"]}
 
 
-def test_programs_are_laid_so_that_they_can_be_read_and_the_rest_read_only():
+def test_staged_entries_of_programs_and_host_directories():
     entries = list(staged_entries(SPEC))
     assert ("program", "root/opt/tool", str(PROGRAM)) in entries
     assert ("image", "root/usr", "/usr") in entries
@@ -50,7 +50,7 @@ def test_programs_are_laid_so_that_they_can_be_read_and_the_rest_read_only():
     assert ("link", "bundle/config.json", "/proc/self/fd/100") in entries
 
 
-def test_an_image_is_laid_whole_and_its_files_are_covered():
+def test_staged_entries_of_an_image():
     spec = SandboxSpec("attemptattem", Path("/data/attempt"), 2, 1 << 30, 64, image=Path("/images/one"))
     entries = list(staged_entries(spec))
     kinds = [kind for kind, name, _ in entries if name.startswith("root")]
@@ -62,33 +62,33 @@ def test_an_image_is_laid_whole_and_its_files_are_covered():
 
 @pytest.mark.parametrize("command", [Command(["a\0b"], {}, "/"), Command(["a"], {"NAME": "a\0b"}, "/")])
 @pytest.mark.parametrize("encode", [lambda command: encode_config(SPEC, command), encode_process])
-def test_nul_characters_are_refused(command, encode):
+def test_nul_characters_are_rejected(command, encode):
     with pytest.raises(AttemptError, match="NUL"):
         encode(command)
 
 
-def test_a_further_command_has_a_terminal_and_no_other_rights():
-    further = json.loads(encode_process(COMMAND))
-    assert further.pop("terminal") is True
-    assert further.items() <= config()["process"].items()
+def test_exec_process_has_a_terminal_and_the_same_rights():
+    exec_process = json.loads(encode_process(COMMAND))
+    assert exec_process.pop("terminal") is True
+    assert exec_process.items() <= config()["process"].items()
 
 
-def test_a_signal_goes_to_the_command_alone():
-    words = kill_arguments("/usr/bin/runsc", "attemptattem", 15)
-    assert words[-3:] == ["kill", "attemptattem", "15"]
-    assert "-all" not in words
+def test_signal_is_sent_to_the_command_only():
+    arguments = kill_arguments("/usr/bin/runsc", "attemptattem", 15)
+    assert arguments[-3:] == ["kill", "attemptattem", "15"]
+    assert "-all" not in arguments
     assert exec_arguments("/usr/bin/runsc", "attemptattem", 100, 101, 102)[-4:] == [
         "exec", "--process=/proc/self/fd/100", "--internal-pid-file=/proc/self/fd/102", "attemptattem",
     ]  # fmt: skip
 
 
-def test_the_last_error_of_a_log_counts_and_what_is_no_log_does_not():
+def test_last_error_of_the_log_is_returned():
     lines = [b'{"msg":"one","level":"error"}', b'{"msg":"two","level":"warning"}', b"no json", b"[]", b'{"msg":"\xff"}']
     assert last_error(b"\n".join(lines)) == "one"
     assert last_error(b"\n".join(lines[1:])) == ""
 
 
-def test_the_state_of_what_is_not_there_is_nothing_yet():
+def test_missing_state_is_not_running():
     assert not read_state(2**22 + 1, "attemptattem").is_running
     assert not RunscState(status="running").is_running
 
@@ -107,5 +107,5 @@ def test_the_state_of_what_is_not_there_is_nothing_yet():
         ("it ended without an error message", False),
     ],
 )
-def test_what_breaks_because_another_process_of_gvisors_is_gone_is_told_apart(error, is_lost):
+def test_lost_peer_errors_are_recognized(error, is_lost):
     assert is_lost_peer_error(error) is is_lost

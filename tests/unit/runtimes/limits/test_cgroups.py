@@ -1,4 +1,4 @@
-"""Control groups of either version, on directory trees that only look like the kernel's."""
+"""Control groups of both versions, on directory trees that imitate the kernel's."""
 
 import errno
 import os
@@ -11,8 +11,8 @@ from sandbox.interfaces.runtime import Stats
 from sandbox.runtimes.limits import cgroups
 from sandbox.runtimes.limits.cgroups import ControlGroup, Hierarchies
 
-FILES_2 = ("memory.max", "memory.swap.max", "pids.max", "cpu.max", "cgroup.procs", "cgroup.kill")
-FILES_1 = {
+CGROUP2_FILES = ("memory.max", "memory.swap.max", "pids.max", "cpu.max", "cgroup.procs", "cgroup.kill")
+CGROUP1_FILES = {
     "memory": ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes", "memory.kmem.tcp.limit_in_bytes"),
     "pids": ("pids.max",),
     "cpu": ("cpu.cfs_period_us", "cpu.cfs_quota_us"),
@@ -27,21 +27,21 @@ def _mountinfo(folder: Path, *mounts: tuple[str, Path, str]) -> Path:
     return path
 
 
-def _own(folder: Path, line: str) -> Path:
+def _own_cgroup(folder: Path, line: str) -> Path:
     path = folder / "own"
     path.write_text(f"{line}\n")
     return path
 
 
 def _unified(folder: Path) -> tuple[Path, ControlGroup]:
-    """A version 2 tree whose group has its files already, as the kernel would make them."""
+    """A version 2 tree whose group already has its files."""
     root = folder / "unified"
     group = root / "sandbox" / "attempt"
     group.mkdir(parents=True)
     for directory in (root, root / "sandbox"):
         (directory / "cgroup.subtree_control").touch()
         (directory / "cgroup.procs").touch()
-    for name in FILES_2:
+    for name in CGROUP2_FILES:
         (group / name).touch()
     return root, Hierarchies([root]).group("attempt")
 
@@ -49,8 +49,8 @@ def _unified(folder: Path) -> tuple[Path, ControlGroup]:
 def test_version_2_limits_are_written(tmp_path: Path):
     root, group = _unified(tmp_path)
     group.create(cpus=3, memory_bytes=1 << 30, processes_max=99)
-    made = root / "sandbox" / "attempt"
-    assert {name: (made / name).read_text() for name in FILES_2[:4]} == {
+    group_directory = root / "sandbox" / "attempt"
+    assert {name: (group_directory / name).read_text() for name in CGROUP2_FILES[:4]} == {
         "memory.max": str(1 << 30),
         "memory.swap.max": "0",
         "pids.max": "99",
@@ -59,18 +59,20 @@ def test_version_2_limits_are_written(tmp_path: Path):
     assert group.limits() == {"memory", "cpus", "processes", "sockets"}
 
 
-def test_version_2_counts_no_buffers_of_sockets_where_the_machine_was_told_not_to(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_version_2_has_no_socket_limit_with_nosocket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     _, group = _unified(tmp_path)
     line = tmp_path / "cmdline"
     monkeypatch.setattr(cgroups, "_KERNEL_COMMAND_LINE", line)
-    for told, held in (("quiet", True), ("cgroup.memory=nokmem,nosocket quiet", False), ("cgroup.memory=nokmem", True)):
-        line.write_text(f"root=/dev/vda {told}\n")
-        assert ("sockets" in group.limits()) == held
+    for option, is_limited in (
+        ("quiet", True),
+        ("cgroup.memory=nokmem,nosocket quiet", False),
+        ("cgroup.memory=nokmem", True),
+    ):
+        line.write_text(f"root=/dev/vda {option}\n")
+        assert ("sockets" in group.limits()) == is_limited
 
 
-def test_version_2_tells_what_sockets_hold_and_who_must_keep_the_bound(tmp_path: Path):
+def test_version_2_reports_socket_buffers_with_a_limit(tmp_path: Path):
     root, group = _unified(tmp_path)
     (root / "sandbox" / "attempt" / "memory.stat").write_text("anon 5\nsock 7340032\nshmem 9\n")
     use = group.kernel_usage(os.getpid(), 1 << 30)
@@ -78,13 +80,11 @@ def test_version_2_tells_what_sockets_hold_and_who_must_keep_the_bound(tmp_path:
 
 
 @pytest.mark.parametrize(("memory_mib", "mib"), [(64, 16), (512, 64), (1024, 128), (8192, 256)])
-def test_an_eighth_of_the_memory_is_for_buffers_of_sockets_within_bounds(memory_mib: int, mib: int):
+def test_socket_buffer_limit_is_an_eighth_of_memory_within_bounds(memory_mib: int, mib: int):
     assert cgroups.socket_buffer_bytes(memory_mib << 20) == mib << 20
 
 
-def test_version_2_controllers_are_enabled_from_the_top_and_a_refusal_is_no_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_version_2_controllers_are_enabled_from_the_top(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     root, group = _unified(tmp_path)
     written: list[tuple[str, str]] = []
 
@@ -106,21 +106,21 @@ def test_version_2_kills_with_one_write(tmp_path: Path):
     assert (root / "sandbox" / "attempt" / "cgroup.kill").read_text() == "1"
 
 
-def test_version_2_tells_memory_deaths_and_figures(tmp_path: Path):
+def test_version_2_reports_oom_kills_and_stats(tmp_path: Path):
     root, group = _unified(tmp_path)
-    made = root / "sandbox" / "attempt"
-    (made / "memory.events").write_text("low 0\noom 1\noom_kill 0\noom_group_kill 7\n")
+    group_directory = root / "sandbox" / "attempt"
+    (group_directory / "memory.events").write_text("low 0\noom 1\noom_kill 0\noom_group_kill 7\n")
     assert not group.was_oom_killed()
-    (made / "memory.events").write_text("low 0\noom 1\noom_kill 2\noom_group_kill 0\n")
+    (group_directory / "memory.events").write_text("low 0\noom 1\noom_kill 2\noom_group_kill 0\n")
     assert group.was_oom_killed()
-    (made / "memory.current").write_text("5000\n")
-    (made / "memory.stat").write_text("anon 1\ninactive_file 1000\n")
-    (made / "pids.current").write_text("4\n")
-    (made / "cpu.stat").write_text("usage_usec 2500000\nuser_usec 1\n")
+    (group_directory / "memory.current").write_text("5000\n")
+    (group_directory / "memory.stat").write_text("anon 1\ninactive_file 1000\n")
+    (group_directory / "pids.current").write_text("4\n")
+    (group_directory / "cpu.stat").write_text("usage_usec 2500000\nuser_usec 1\n")
     assert group.stats() == Stats(cpu_seconds=2.5, memory_bytes=4000, processes=4, oom_kills=2)
 
 
-def test_version_2_without_controllers_counts_processes_and_limits_nothing(tmp_path: Path):
+def test_version_2_without_controllers_only_counts_processes(tmp_path: Path):
     group_directory = tmp_path / "sandbox" / "attempt"
     group_directory.mkdir(parents=True)
     (group_directory / "cgroup.procs").write_text("11\n12\n")
@@ -131,39 +131,39 @@ def test_version_2_without_controllers_counts_processes_and_limits_nothing(tmp_p
 
 
 def test_version_1_limits_are_written_in_each_hierarchy(tmp_path: Path):
-    for controller, names in FILES_1.items():
+    for controller, names in CGROUP1_FILES.items():
         directory = tmp_path / controller / "sandbox" / "attempt"
         directory.mkdir(parents=True)
         for name in (*names, "cgroup.procs"):
             (directory / name).touch()
-    group = Hierarchies([tmp_path / controller for controller in FILES_1]).group("attempt")
+    group = Hierarchies([tmp_path / controller for controller in CGROUP1_FILES]).group("attempt")
     group.create(cpus=2, memory_bytes=4096, processes_max=7)
     group.add(4711)
-    told = {
+    written = {
         f"{controller}/{name}": (tmp_path / controller / "sandbox" / "attempt" / name).read_text()
-        for controller, names in FILES_1.items()
+        for controller, names in CGROUP1_FILES.items()
         for name in (*names, "cgroup.procs")
     }
-    assert told == {
+    assert written == {
         "memory/memory.limit_in_bytes": "4096",
         "memory/memory.memsw.limit_in_bytes": "4096",
         "memory/memory.kmem.tcp.limit_in_bytes": str(16 << 20),
         "pids/pids.max": "7",
         "cpu/cpu.cfs_period_us": "100000",
         "cpu/cpu.cfs_quota_us": "200000",
-        **{f"{controller}/cgroup.procs": "4711" for controller in FILES_1},
+        **{f"{controller}/cgroup.procs": "4711" for controller in CGROUP1_FILES},
     }
     assert group.process_ids() == {4711}
 
 
 @pytest.mark.parametrize(
-    ("pressure_pages", "own_bytes"),
+    ("pressure_pages", "group_bytes"),
     [(2000, 16 << 20), (200_000, 100_000 // 8 * os.sysconf("SC_PAGE_SIZE")), (800_000, 128 << 20)],
 )
-def test_version_1_bounds_the_buffers_of_all_sandboxes_together_and_none_can_use_them_up_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pressure_pages: int, own_bytes: int
+def test_version_1_limits_socket_buffers_in_total_and_per_sandbox(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pressure_pages: int, group_bytes: int
 ):
-    """All: half of what TCP may use freely. One: an eighth of that."""
+    """The total is half of the TCP pressure limit. Each sandbox gets an eighth of that."""
     for directory in (tmp_path / "memory" / "sandbox", tmp_path / "memory" / "sandbox" / "attempt"):
         directory.mkdir(parents=True)
         (directory / "memory.kmem.tcp.limit_in_bytes").touch()
@@ -174,33 +174,33 @@ def test_version_1_bounds_the_buffers_of_all_sandboxes_together_and_none_can_use
     group.create(cpus=1, memory_bytes=1 << 30, processes_max=7)
     limit = tmp_path / "memory" / "sandbox" / "memory.kmem.tcp.limit_in_bytes"
     assert limit.read_text() == str(pressure_pages // 2 * os.sysconf("SC_PAGE_SIZE"))
-    assert (limit.parent / "attempt" / limit.name).read_text() == str(own_bytes)
+    assert (limit.parent / "attempt" / limit.name).read_text() == str(group_bytes)
     assert group.limits() == {"sockets"}
 
 
-def test_version_1_bounds_all_sandboxes_by_the_memory_of_a_machine_whose_settings_are_not_there_in_a_container(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    made = tmp_path / "memory" / "sandbox" / "attempt"
-    made.mkdir(parents=True)
-    for directory in (made, made.parent):
+def test_version_1_socket_limit_without_tcp_mem_uses_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    group_directory = tmp_path / "memory" / "sandbox" / "attempt"
+    group_directory.mkdir(parents=True)
+    for directory in (group_directory, group_directory.parent):
         (directory / "memory.kmem.tcp.limit_in_bytes").touch()
     monkeypatch.setattr(cgroups, "_TCP_MEM_SYSCTL", tmp_path / "not there")
     Hierarchies([tmp_path / "memory"]).group("attempt").create(cpus=1, memory_bytes=1 << 30, processes_max=7)
-    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    bound = int((made.parent / "memory.kmem.tcp.limit_in_bytes").read_text())
-    assert machine // 33 <= bound <= machine // 32
-    assert (made / "memory.kmem.tcp.limit_in_bytes").read_text() == str(min(max(bound // 8, 16 << 20), 128 << 20))
+    memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    bound = int((group_directory.parent / "memory.kmem.tcp.limit_in_bytes").read_text())
+    assert memory_bytes // 33 <= bound <= memory_bytes // 32
+    assert (group_directory / "memory.kmem.tcp.limit_in_bytes").read_text() == str(
+        min(max(bound // 8, 16 << 20), 128 << 20)
+    )
 
 
 @pytest.mark.parametrize(("code", "is_refused"), [(errno.EBUSY, False), (errno.EIO, True)])
-def test_version_1_keeps_the_bound_of_a_group_that_holds_more_at_the_moment(
+def test_version_1_ignores_ebusy_of_the_socket_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, is_refused: bool
 ):
-    made = tmp_path / "memory" / "sandbox" / "attempt"
-    made.mkdir(parents=True)
-    for name in FILES_1["memory"]:
-        (made / name).touch()
+    group_directory = tmp_path / "memory" / "sandbox" / "attempt"
+    group_directory.mkdir(parents=True)
+    for name in CGROUP1_FILES["memory"]:
+        (group_directory / name).touch()
     write = cgroups._write
 
     def refuse_sockets(path: Path, text: str) -> bool:
@@ -212,16 +212,16 @@ def test_version_1_keeps_the_bound_of_a_group_that_holds_more_at_the_moment(
     group = Hierarchies([tmp_path / "memory"]).group("attempt")
     with pytest.raises(OSError, match=os.strerror(code)) if is_refused else nullcontext():
         group.create(cpus=1, memory_bytes=4096, processes_max=7)
-    assert (made / "memory.limit_in_bytes").read_text() == ("" if is_refused else "4096")
+    assert (group_directory / "memory.limit_in_bytes").read_text() == ("" if is_refused else "4096")
 
 
-def test_version_1_tells_what_sockets_hold_and_keeps_the_bound_itself(tmp_path: Path):
+def test_version_1_reports_socket_buffers_without_a_limit(tmp_path: Path):
     (tmp_path / "memory.kmem.tcp.usage_in_bytes").write_text("8192\n")
     use = ControlGroup([tmp_path]).kernel_usage(os.getpid(), 1 << 30)
     assert (use.buffer_bytes, use.buffer_bytes_max) == (8192, None)
 
 
-def test_version_1_tells_memory_deaths_and_figures(tmp_path: Path):
+def test_version_1_reports_oom_kills_and_stats(tmp_path: Path):
     memory, account = tmp_path / "memory", tmp_path / "cpuacct"
     for directory in (memory, account):
         directory.mkdir()
@@ -234,54 +234,56 @@ def test_version_1_tells_memory_deaths_and_figures(tmp_path: Path):
     assert group.stats() == Stats(cpu_seconds=1.5, memory_bytes=500, processes=0, oom_kills=1)
 
 
-def test_removing_is_fine_twice_and_says_when_it_must_be_tried_again(tmp_path: Path):
-    made = tmp_path / "sandbox" / "attempt"
-    (made / "busy").mkdir(parents=True)
-    group = ControlGroup([made])
+def test_remove_is_idempotent_and_reports_failure(tmp_path: Path):
+    group_directory = tmp_path / "sandbox" / "attempt"
+    (group_directory / "busy").mkdir(parents=True)
+    group = ControlGroup([group_directory])
     assert not group.remove()
-    (made / "busy").rmdir()
+    (group_directory / "busy").rmdir()
     assert group.remove()
     assert group.remove()
 
 
-def test_version_1_is_taken_where_its_controllers_are(tmp_path: Path):
+def test_version_1_hierarchies_are_found(tmp_path: Path):
     points = [tmp_path / name for name in ("memory", "cpu,cpuacct", "freezer", "unified")]
     for point in points:
         point.mkdir()
         (point / "cgroup.procs").touch()
     mounts = [("cgroup", point, point.name) for point in points[:3]] + [("cgroup2", points[3], "nsdelegate")]
-    found = cgroups.find_hierarchies(_mountinfo(tmp_path, *mounts), _own(tmp_path, "0::/"))
-    assert list(found.roots) == points[:2]
+    hierarchies = cgroups.find_hierarchies(_mountinfo(tmp_path, *mounts), _own_cgroup(tmp_path, "0::/"))
+    assert list(hierarchies.roots) == points[:2]
 
 
-def test_version_2_takes_the_highest_writable_group_over_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_version_2_uses_the_highest_writable_ancestor_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     root = tmp_path / "unified"
     delegated = root / "user.slice" / "user@1000.service"
-    own = delegated / "app.slice" / "server.scope"
-    own.mkdir(parents=True)
-    for directory in (root, root / "user.slice", delegated, delegated / "app.slice", own):
+    own_group = delegated / "app.slice" / "server.scope"
+    own_group.mkdir(parents=True)
+    for directory in (root, root / "user.slice", delegated, delegated / "app.slice", own_group):
         (directory / "cgroup.procs").touch()
     monkeypatch.setattr(cgroups, "_is_writable", lambda directory: directory.is_relative_to(delegated))
-    line = f"0::/{own.relative_to(root)}"
-    found = cgroups.find_hierarchies(_mountinfo(tmp_path, ("cgroup2", root, "nsdelegate")), _own(tmp_path, line))
-    assert list(found.roots) == [delegated]
+    line = f"0::/{own_group.relative_to(root)}"
+    hierarchies = cgroups.find_hierarchies(
+        _mountinfo(tmp_path, ("cgroup2", root, "nsdelegate")), _own_cgroup(tmp_path, line)
+    )
+    assert list(hierarchies.roots) == [delegated]
 
 
-def test_nothing_writable_means_no_groups(tmp_path: Path):
-    found = cgroups.find_hierarchies(_mountinfo(tmp_path), _own(tmp_path, "0::/"))
-    assert list(found.roots) == []
-    assert found.group("attempt").limits() == frozenset()
-    assert found.attempt_ids() == frozenset()
+def test_no_hierarchies_if_nothing_is_writable(tmp_path: Path):
+    hierarchies = cgroups.find_hierarchies(_mountinfo(tmp_path), _own_cgroup(tmp_path, "0::/"))
+    assert list(hierarchies.roots) == []
+    assert hierarchies.group("attempt").limits() == frozenset()
+    assert hierarchies.attempt_ids() == frozenset()
 
 
-def test_attempts_are_listed_over_all_hierarchies(tmp_path: Path):
+def test_attempt_ids_of_all_hierarchies_are_listed(tmp_path: Path):
     (tmp_path / "memory" / "sandbox" / "one").mkdir(parents=True)
     (tmp_path / "pids" / "sandbox" / "two").mkdir(parents=True)
-    found = Hierarchies([tmp_path / "memory", tmp_path / "pids", tmp_path / "cpu"])
-    assert found.attempt_ids() == {"one", "two"}
+    hierarchies = Hierarchies([tmp_path / "memory", tmp_path / "pids", tmp_path / "cpu"])
+    assert hierarchies.attempt_ids() == {"one", "two"}
 
 
-def test_a_handles_line_comes_back_and_others_are_refused():
+def test_control_group_line_round_trip_and_validation():
     group = Hierarchies([Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup/pids")]).group("attempt")
     assert cgroups.parse_control_group(cgroups.format_control_group(group)) == group
     assert cgroups.parse_control_group("") == ControlGroup([])

@@ -1,4 +1,4 @@
-"""A sandbox's uid is killed by when the sandbox ends, so nobody else may be given it."""
+"""All processes of a sandbox's uid are killed at its end, so the uid must not be used elsewhere."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from sandbox.runtimes.limits.kernel_uid import SANDBOX_UIDS
 
 
 @pytest.mark.parametrize(
-    ("others", "whose"),
+    ("others", "user"),
     [
         (range(65_536), "accounts and the classic overflow uid"),
         (range(100_000, 600_100_001), "subordinate uids of users (login.defs), for their containers"),
@@ -15,6 +15,6 @@ from sandbox.runtimes.limits.kernel_uid import SANDBOX_UIDS
     ],
     ids=lambda one: one if isinstance(one, str) else "",
 )
-def test_no_uid_is_anybody_elses(others, whose):
+def test_sandbox_uids_do_not_overlap_other_ranges(others, user):
     assert not set(SANDBOX_UIDS) & {others.start, others.stop - 1}
-    assert SANDBOX_UIDS.stop <= others.start or others.stop <= SANDBOX_UIDS.start, whose
+    assert SANDBOX_UIDS.stop <= others.start or others.stop <= SANDBOX_UIDS.start, user

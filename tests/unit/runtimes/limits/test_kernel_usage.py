@@ -1,4 +1,4 @@
-"""What waits in sockets of a network namespace is read from answers of the kernel."""
+"""Queued socket data of a network namespace, parsed from netlink responses."""
 
 import errno
 import socket
@@ -22,8 +22,8 @@ def message(kind: int, body: bytes, sequence: int) -> bytes:
     return struct.pack("=IHHII", 16 + len(body), kind, 2, sequence, 0) + body + bytes(-len(body) % 4)
 
 
-def answer(state: int, received: int | None, sequence: int, port: int = 0) -> bytes:
-    """Of one socket; one that is half open has no memory of its own."""
+def socket_response(state: int, received: int | None, sequence: int, port: int = 0) -> bytes:
+    """The response for one socket. A half-open socket has no memory attribute."""
     memory = b"" if received is None else attribute(MEMORY, struct.pack("=9I", received, 212992, *[5] * 7))
     return message(
         20,
@@ -37,58 +37,82 @@ def end(sequence: int, number: int = 0) -> bytes:
 
 
 @contextmanager
-def counting(answers: Sequence[bytes]) -> Iterator[SocketCounter]:
-    """With a kernel that has said this already."""
-    ours, kernels = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with kernels:
-        for one in answers:
-            kernels.send(one)
-        counter = SocketCounter(ours)
+def socket_counter(responses: Sequence[bytes]) -> Iterator[SocketCounter]:
+    """A counter whose kernel end has already sent these responses."""
+    local, kernel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with kernel:
+        for response in responses:
+            kernel.send(response)
+        counter = SocketCounter(local)
         try:
             yield counter
         finally:
             counter.close()
 
 
-def test_all_four_kinds_of_sockets_are_added_up():
-    first = answer(ESTABLISHED, 1000, 1) + answer(SYN_RECEIVED, None, 1) + answer(SYN_RECEIVED, None, 1)
-    answers = [first, answer(ESTABLISHED, 200, 1), end(1), answer(7, 30, 2) + end(2), answer(10, 0, 3), end(3), end(4)]
-    with counting(answers) as counter:
+def test_all_four_socket_kinds_are_summed():
+    first = (
+        socket_response(ESTABLISHED, 1000, 1)
+        + socket_response(SYN_RECEIVED, None, 1)
+        + socket_response(SYN_RECEIVED, None, 1)
+    )
+    responses = [
+        first,
+        socket_response(ESTABLISHED, 200, 1),
+        end(1),
+        socket_response(7, 30, 2) + end(2),
+        socket_response(10, 0, 3),
+        end(3),
+        end(4),
+    ]
+    with socket_counter(responses) as counter:
         assert counter.count() == Waiting(received_bytes=1230, half_open=2, udp_sockets_on_port=1)
 
 
-def test_udp_sockets_are_counted_for_each_port_over_both_families():
-    both = [answer(7, 0, sequence, 53) + answer(7, 0, sequence, 54) + end(sequence) for sequence in (2, 4)]
-    streams = [answer(ESTABLISHED, 0, sequence, 53) * 5 + end(sequence) for sequence in (1, 3)]
-    with counting([streams[0], both[0], streams[1], both[1]]) as counter:
+def test_udp_sockets_per_port_are_counted_over_both_families():
+    datagrams = [
+        socket_response(7, 0, sequence, 53) + socket_response(7, 0, sequence, 54) + end(sequence) for sequence in (2, 4)
+    ]
+    streams = [socket_response(ESTABLISHED, 0, sequence, 53) * 5 + end(sequence) for sequence in (1, 3)]
+    with socket_counter([streams[0], datagrams[0], streams[1], datagrams[1]]) as counter:
         assert counter.count() == Waiting(udp_sockets_on_port=2)
 
 
-def test_answers_to_an_earlier_question_do_not_count():
-    answers = [answer(ESTABLISHED, 999, 0), end(0), answer(ESTABLISHED, 1, 1) + end(1), end(2), end(3), end(4)]
-    with counting(answers) as counter:
+def test_responses_to_an_earlier_request_are_ignored():
+    responses = [
+        socket_response(ESTABLISHED, 999, 0),
+        end(0),
+        socket_response(ESTABLISHED, 1, 1) + end(1),
+        end(2),
+        end(3),
+        end(4),
+    ]
+    with socket_counter(responses) as counter:
         assert counter.count() == Waiting(received_bytes=1)
 
 
-def test_a_kernel_without_one_kind_of_sockets_counts_the_others():
-    answers = [answer(ESTABLISHED, 5, 1) + end(1), end(2, -errno.ENOENT), end(3), end(4, -errno.ENOENT)]
-    with counting(answers) as counter:
+def test_missing_socket_kind_is_skipped():
+    responses = [socket_response(ESTABLISHED, 5, 1) + end(1), end(2, -errno.ENOENT), end(3), end(4, -errno.ENOENT)]
+    with socket_counter(responses) as counter:
         assert counter.count() == Waiting(received_bytes=5)
 
 
 @pytest.mark.parametrize("number", [errno.EPERM, errno.EBUSY])
-def test_a_kernel_that_refuses_counts_nothing(number: int):
-    with counting([end(1, -number)]) as counter:
+def test_kernel_error_returns_no_count(number: int):
+    with socket_counter([end(1, -number)]) as counter:
         assert counter.count() is None
 
 
-def test_the_machines_own_kernel_answers():
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one, socket.create_server(("127.0.0.1", 0)) as door:
-        one.bind(("127.0.0.1", 0))
-        with socket.create_connection(door.getsockname()) as stream:
-            accepted, _ = door.accept()
+def test_real_kernel_returns_counts():
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp_socket,
+        socket.create_server(("127.0.0.1", 0)) as listener,
+    ):
+        udp_socket.bind(("127.0.0.1", 0))
+        with socket.create_connection(listener.getsockname()) as stream:
+            accepted, _ = listener.accept()
             for _ in range(3):
-                one.sendto(bytes(10000), one.getsockname())
+                udp_socket.sendto(bytes(10000), udp_socket.getsockname())
             stream.sendall(bytes(10000))
             counter = SocketCounter(socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, SOCK_DIAG))
             waiting = counter.count()

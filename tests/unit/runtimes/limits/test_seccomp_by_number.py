@@ -1,4 +1,4 @@
-"""The system call filter against a list of its own: numbers by name, from the kernel's headers.
+"""The system call filter, compared with an independent list of numbers from the kernel's headers.
 
 Sources: arch/x86/entry/syscalls/syscall_64.tbl and include/uapi/asm-generic/unistd.h of Linux 6.12. A new row in the
 filter's table needs its row here.
@@ -12,7 +12,7 @@ import pytest
 from doubles.bpf_interpreter import ALLOW, KILL, decide, errno_of
 from sandbox.runtimes.limits import seccomp
 
-# Name: number on x86_64 and on aarch64; None where the processor has no such call.
+# Name: number on x86_64 and on aarch64; None if the architecture lacks the call.
 DENIED: dict[str, tuple[int | None, int | None]] = {
     "ptrace": (101, 117), "syslog": (103, 116), "uselib": (134, None), "ustat": (136, None), "sysfs": (139, None),
     "vhangup": (153, 58), "pivot_root": (155, 41), "_sysctl": (156, None), "adjtimex": (159, 171),
@@ -35,7 +35,7 @@ ABSENT: dict[str, tuple[int | None, int | None]] = {
     "io_setup": (206, 0), "io_uring_setup": (425, 425), "io_uring_enter": (426, 426), "io_uring_register": (427, 427),
     "clone3": (435, 435), "memfd_secret": (447, 447),
 }  # fmt: skip
-COPYING: dict[str, tuple[int | None, int | None]] = {
+ZERO_COPY: dict[str, tuple[int | None, int | None]] = {
     "sendfile": (40, 71), "splice": (275, 76), "vmsplice": (278, 75),
 }  # fmt: skip
 ALLOWED: dict[str, tuple[int | None, int | None]] = {
@@ -68,7 +68,7 @@ ALLOWED: dict[str, tuple[int | None, int | None]] = {
     "mq_open": (240, 180),
 }  # fmt: skip
 
-# Calls whose arguments are looked at, with some that programs use.
+# Calls whose arguments are checked, with common arguments.
 ORDINARY_ARGUMENTS = {
     "clone": (0x3D0F00,),  # a thread
     "ioctl": (0, 0x5401),  # TCGETS
@@ -91,7 +91,7 @@ ORDINARY_ARGUMENTS = {
     "setxattr": (1, 1, 1, 256),
     "pselect6": (1024,),
 }
-LOOKED_AT: dict[str, tuple[int | None, int | None]] = {
+CHECKED_CALLS: dict[str, tuple[int | None, int | None]] = {
     "clone": (56, 220), "ioctl": (16, 29), "personality": (135, 92), "setsockopt": (54, 208), "socket": (41, 198),
     "socketpair": (53, 199), "unshare": (272, 97), "mmap": (9, 222), "fcntl": (72, 25), "sendto": (44, 206),
     "sendmsg": (46, 211), "sendmmsg": (307, 269), "memfd_create": (319, 279), "shmget": (29, 194),
@@ -104,19 +104,19 @@ LAST_KNOWN = 462  # mseal
 PROGRAMS = {machine: seccomp.assemble_filter(machine) for machine in AUDIT}
 
 
-def number_of(machine: str, numbers: tuple[int | None, int | None]) -> int | None:
+def call_number(machine: str, numbers: tuple[int | None, int | None]) -> int | None:
     return numbers[list(AUDIT).index(machine)]
 
 
 def rows(*tables: dict[str, tuple[int | None, int | None]]) -> list[tuple[str, str, int]]:
-    """Machine, name and number, where the machine has the call."""
-    found = [
-        (machine, name, number_of(machine, numbers))
+    """Machine, name and number of each call that the machine has."""
+    numbered = [
+        (machine, name, call_number(machine, numbers))
         for machine in AUDIT
         for table in tables
         for name, numbers in table.items()
     ]
-    return [(machine, name, number) for machine, name, number in found if number is not None]
+    return [(machine, name, number) for machine, name, number in numbered if number is not None]
 
 
 def action(machine: str, number: int, *arguments: int) -> int:
@@ -124,72 +124,72 @@ def action(machine: str, number: int, *arguments: int) -> int:
 
 
 @pytest.mark.parametrize(("machine", "name", "number"), rows(DENIED))
-def test_a_call_that_an_agent_never_needs_is_denied_by_its_number(machine: str, name: str, number: int):
+def test_denied_call_returns_eperm(machine: str, name: str, number: int):
     assert errno_of(action(machine, number)) == errno.EPERM, name
     assert errno_of(action(machine, number, *[0xFFFFFFFFFFFFFFFF] * 6)) == errno.EPERM, name
 
 
 @pytest.mark.parametrize(("machine", "name", "number"), rows(ABSENT))
-def test_a_call_that_has_another_way_does_not_exist(machine: str, name: str, number: int):
+def test_absent_call_returns_enosys(machine: str, name: str, number: int):
     assert errno_of(action(machine, number)) == errno.ENOSYS, name
 
 
-@pytest.mark.parametrize(("machine", "name", "number"), rows(COPYING))
-def test_a_call_that_copies_nothing_is_refused_as_one_that_cannot_be_used_here(machine: str, name: str, number: int):
+@pytest.mark.parametrize(("machine", "name", "number"), rows(ZERO_COPY))
+def test_zero_copy_call_returns_einval(machine: str, name: str, number: int):
     assert errno_of(action(machine, number, 3, 4, 0, 4096)) == errno.EINVAL, name
 
 
-@pytest.mark.parametrize(("machine", "name", "number"), rows(ALLOWED, LOOKED_AT))
-def test_a_call_that_programs_make_is_allowed(machine: str, name: str, number: int):
+@pytest.mark.parametrize(("machine", "name", "number"), rows(ALLOWED, CHECKED_CALLS))
+def test_common_call_is_allowed(machine: str, name: str, number: int):
     assert action(machine, number, *ORDINARY_ARGUMENTS.get(name, ())) == ALLOW, name
 
 
 @pytest.mark.parametrize(("machine", "name", "number"), rows(ALLOWED))
-def test_arguments_of_other_calls_are_not_looked_at(machine: str, name: str, number: int):
+def test_arguments_of_other_calls_are_not_checked(machine: str, name: str, number: int):
     for argument in (0xFFFFFFFFFFFFFFFF, 0x10000000, 0x5412, 17):
         assert action(machine, number, *[argument] * 6) == ALLOW, name
 
 
 @pytest.mark.parametrize("machine", AUDIT)
-@pytest.mark.parametrize("other", LOOKED_AT)
-def test_an_argument_is_not_taken_for_the_number_of_a_call(machine: str, other: str):
-    argument = number_of(machine, LOOKED_AT[other])
+@pytest.mark.parametrize("other", CHECKED_CALLS)
+def test_argument_is_not_mistaken_for_a_call_number(machine: str, other: str):
+    argument = call_number(machine, CHECKED_CALLS[other])
     for name, arguments in (("clone", (argument,)), ("unshare", (argument,)), ("ioctl", (5, argument))):
         if not (name == "unshare" and argument & 0x80):
-            number = number_of(machine, LOOKED_AT[name])
+            number = call_number(machine, CHECKED_CALLS[name])
             assert action(machine, number, *arguments, 99, 99) == ALLOW, name
 
 
 @pytest.mark.parametrize("machine", AUDIT)
-def test_no_other_call_is_refused(machine: str):
-    ordinary = {number_of(machine, LOOKED_AT[name]): arguments for name, arguments in ORDINARY_ARGUMENTS.items()}
+def test_no_other_call_is_rejected(machine: str):
+    ordinary = {call_number(machine, CHECKED_CALLS[name]): arguments for name, arguments in ORDINARY_ARGUMENTS.items()}
     refused = {
         number for number in range(LAST_KNOWN + 1) if action(machine, number, *ordinary.get(number, ())) != ALLOW
     }
-    assert refused == {number for told, _, number in rows(DENIED, ABSENT, COPYING) if told == machine}
+    assert refused == {number for row_machine, _, number in rows(DENIED, ABSENT, ZERO_COPY) if row_machine == machine}
 
 
 @pytest.mark.parametrize("machine", AUDIT)
-def test_calls_that_nobody_knew_do_not_exist(machine: str):
+def test_unknown_calls_return_enosys(machine: str):
     assert {errno_of(action(machine, number)) for number in range(LAST_KNOWN + 1, LAST_KNOWN + 100)} == {errno.ENOSYS}
 
 
 @pytest.mark.parametrize("machine", AUDIT)
-def test_the_filter_is_for_one_processor_and_its_calls(machine: str):
+def test_filter_kills_calls_of_other_architectures(machine: str):
     for audit in (*AUDIT.values(), 0x40000003, 0x40000028, 0):  # 32-bit x86, 32-bit ARM
-        decided = decide(PROGRAMS[machine], audit=audit, number=LAST_KNOWN)
-        assert decided == (ALLOW if audit == AUDIT[machine] else KILL)
+        decision = decide(PROGRAMS[machine], audit=audit, number=LAST_KNOWN)
+        assert decision == (ALLOW if audit == AUDIT[machine] else KILL)
 
 
 @pytest.mark.parametrize("machine", AUDIT)
-def test_every_row_of_the_filters_table_has_an_independent_row_here(machine: str):
+def test_each_row_of_the_filter_has_an_independent_row(machine: str):
     table = seccomp.ARCHITECTURES[machine].denied | seccomp._DENIED_ON_ALL_ARCHITECTURES
-    assert table == {name: number for told, name, number in rows(DENIED) if told == machine}
+    assert table == {name: number for row_machine, name, number in rows(DENIED) if row_machine == machine}
     absent = seccomp._ABSENT_CALLS | {"io_setup": seccomp.ARCHITECTURES[machine].io_setup}
-    assert absent == {name: number for told, name, number in rows(ABSENT) if told == machine}
+    assert absent == {name: number for row_machine, name, number in rows(ABSENT) if row_machine == machine}
 
 
-# Arguments that are let through, and those that are refused with this error. Add rows as the filter looks at more.
+# Allowed arguments, and rejected ones with their error. Add rows when the filter checks more.
 ALLOWED_ARGUMENTS = [
     *[("personality", (persona,)) for persona in (0x0, 0x8, 0x20000, 0x20008, 0xFFFFFFFF)],
     *[("socket", (family, 1, 0)) for family in (1, 2, 10, 16)],
@@ -197,7 +197,7 @@ ALLOWED_ARGUMENTS = [
     ("mmap", (0, 4096, 3, 0xFBFFFF & ~0x40000)),
     *[("ioctl", (0, request)) for request in (0x5401, 0x5411, 0x5413, 0x541B, 0x541D, 0x5421)],
     ("clone", (0x1200011,)),
-    *[("unshare", (flags,)) for flags in (0x1, 0x200, 0x7F)],  # what is no namespace is the kernel's to judge
+    *[("unshare", (flags,)) for flags in (0x1, 0x200, 0x7F)],  # the kernel checks other flags
 ]
 REFUSED_ARGUMENTS = [
     *[("personality", (persona,), errno.EPERM) for persona in (0x1, 0x9, 0x40000, 0x400000, 0x20009, 0xFFFFFFFE)],
@@ -224,7 +224,7 @@ REFUSED_ARGUMENTS = [
     ("pipe2", (0, 0x80080), errno.ENOPKG),
     ("setxattr", (1, 1, 1, 257), errno.EOPNOTSUPP),
     ("unshare", (0x400,), errno.EPERM),
-    ("clone", (0x3D0F00 & ~0x400,), errno.EPERM),  # a thread with open files of its own
+    ("clone", (0x3D0F00 & ~0x400,), errno.EPERM),  # a thread with its own open files
     ("pselect6", (4097,), errno.EINVAL),
     *[("socket", (family, 10, 0), errno.EPERM) for family in (2, 10)],
     *[("socket", (family, 1, protocol), errno.EPROTONOSUPPORT) for family in (2, 10) for protocol in (33, 132, 262)],
@@ -235,24 +235,24 @@ REFUSED_ARGUMENTS = [
 
 @pytest.mark.parametrize("machine", AUDIT)
 @pytest.mark.parametrize(("name", "arguments"), ALLOWED_ARGUMENTS)
-def test_arguments_that_programs_use_are_allowed(machine: str, name: str, arguments: tuple[int, ...]):
-    number = number_of(machine, LOOKED_AT[name])
+def test_common_arguments_are_allowed(machine: str, name: str, arguments: tuple[int, ...]):
+    number = call_number(machine, CHECKED_CALLS[name])
     assert number is not None
     assert action(machine, number, *arguments) == ALLOW
 
 
 @pytest.mark.parametrize("machine", AUDIT)
 @pytest.mark.parametrize(("name", "arguments", "error"), REFUSED_ARGUMENTS)
-def test_arguments_that_lead_out_are_refused(machine: str, name: str, arguments: tuple[int, ...], error: int):
-    number = number_of(machine, LOOKED_AT[name])
+def test_dangerous_arguments_are_rejected(machine: str, name: str, arguments: tuple[int, ...], error: int):
+    number = call_number(machine, CHECKED_CALLS[name])
     assert number is not None
     assert errno_of(action(machine, number, *arguments)) == error
     high = tuple(argument | 7 << 32 for argument in arguments)
-    assert errno_of(action(machine, number, *high)) == error, "the kernel looks at the low half of these only"
+    assert errno_of(action(machine, number, *high)) == error, "the kernel reads only the low half of these"
 
 
 @pytest.mark.parametrize("machine", AUDIT)
-def test_the_kernel_would_load_the_filter(machine: str):
+def test_filter_is_valid_bpf(machine: str):
     instructions = list(struct.iter_unpack("=HBBI", PROGRAMS[machine]))
     loads = [value for code, _, _, value in instructions if code == 0x20]
     assert set(loads) <= {*range(0, 64, 4)}, "within struct seccomp_data"
@@ -303,7 +303,7 @@ ALLOWED_SOCKET_OPTIONS = {
         "GET_STRICT_CHK": 12,
     },
 }  # fmt: skip
-"""By level, from the kernel's headers (asm-generic/socket.h, linux/in.h, tcp.h, udp.h, in6.h, netlink.h)."""
+"""Options by level, from the kernel's headers (asm-generic/socket.h, linux/in.h, tcp.h, udp.h, in6.h, netlink.h)."""
 
 IGNORED_SOCKET_OPTIONS = {SO: {8}, IP: {11}, TCP: {9}, IPV6: {25}}
 """SO_RCVBUF, IP_RECVERR, TCP_DEFER_ACCEPT, IPV6_RECVERR: the call succeeds without effect."""

@@ -1,4 +1,4 @@
-"""Kernel memory that few objects keep from the machine is put down to the sandboxes that can have taken it."""
+"""Idle slab memory is attributed to the sandboxes that may have caused it."""
 
 from pathlib import Path
 
@@ -22,13 +22,13 @@ class Machine:
     def slabs(self) -> IdleSlabMeter:
         return IdleSlabMeter(lambda: self.idle, lambda: self.now)
 
-    def comes(self, more: int) -> None:
+    def grow(self, added_bytes: int) -> None:
         assert self.idle is not None
-        self.idle += more
+        self.idle += added_bytes
         self.now += 1
 
 
-def test_free_objects_of_slabs_count_but_those_that_the_kernel_takes_back(tmp_path: Path):
+def test_idle_objects_count_except_reclaimable_ones(tmp_path: Path):
     (tmp_path / "slabinfo").write_text(SLABS)
     for name, reclaimable in (("kmalloc-4k", "0"), ("dentry", "1")):
         (tmp_path / name).mkdir()
@@ -36,58 +36,58 @@ def test_free_objects_of_slabs_count_but_those_that_the_kernel_takes_back(tmp_pa
     assert count_idle_bytes(tmp_path / "slabinfo", tmp_path) == 20 * 4096 + 21 * 192
 
 
-def test_where_only_root_may_look_nothing_is_counted(tmp_path: Path):
+def test_unreadable_slabinfo_counts_nothing(tmp_path: Path):
     assert count_idle_bytes(tmp_path / "absent", tmp_path) is None
     assert Machine(None).slabs().count(MEBIBYTE, lambda: MEBIBYTE) is None
     assert Machine().slabs().count(None, lambda: MEBIBYTE) is None
 
 
-def test_what_was_there_before_is_nobodys_and_what_comes_to_the_only_sandbox_is_its_own():
+def test_growth_is_attributed_to_the_only_sandbox():
     machine = Machine(700 * MEBIBYTE)
     slabs = machine.slabs()
     assert slabs.count(400 * MEBIBYTE, lambda: 400 * MEBIBYTE) == 0
-    machine.comes(300 * MEBIBYTE)
+    machine.grow(300 * MEBIBYTE)
     assert slabs.count(50 * MEBIBYTE, lambda: 50 * MEBIBYTE) == 300 * MEBIBYTE
-    machine.comes(-200 * MEBIBYTE)
+    machine.grow(-200 * MEBIBYTE)
     assert slabs.count(50 * MEBIBYTE, lambda: 50 * MEBIBYTE) == 100 * MEBIBYTE
 
 
-def test_two_looks_are_a_second_apart():
+def test_measurements_are_at_least_a_second_apart():
     machine = Machine()
     slabs = machine.slabs()
     slabs.count(400 * MEBIBYTE, lambda: 400 * MEBIBYTE)
-    machine.comes(100 * MEBIBYTE)
+    machine.grow(100 * MEBIBYTE)
     machine.now -= 0.1
     assert slabs.count(400 * MEBIBYTE, lambda: 400 * MEBIBYTE) == 0
     machine.now += 0.1
     assert slabs.count(400 * MEBIBYTE, lambda: 400 * MEBIBYTE) == 100 * MEBIBYTE
 
 
-def test_of_several_sandboxes_each_has_the_part_that_it_can_have_taken():
+def test_growth_is_attributed_in_proportion_to_usage():
     machine = Machine()
     greedy, modest = machine.slabs(), machine.slabs()
     for _ in range(5):
         greedy.count(400 * MEBIBYTE, lambda: 440 * MEBIBYTE)
         modest.count(40 * MEBIBYTE, lambda: 440 * MEBIBYTE)
-        machine.comes(300 * MEBIBYTE)
-        taken = greedy.count(100 * MEBIBYTE, lambda: 140 * MEBIBYTE)
-        beside = modest.count(40 * MEBIBYTE, lambda: 440 * MEBIBYTE)
-    assert taken is not None
-    assert beside is not None
-    assert taken > 1300 * MEBIBYTE
-    assert beside < 150 * MEBIBYTE
+        machine.grow(300 * MEBIBYTE)
+        greedy_bytes = greedy.count(100 * MEBIBYTE, lambda: 140 * MEBIBYTE)
+        modest_bytes = modest.count(40 * MEBIBYTE, lambda: 440 * MEBIBYTE)
+    assert greedy_bytes is not None
+    assert modest_bytes is not None
+    assert greedy_bytes > 1300 * MEBIBYTE
+    assert modest_bytes < 150 * MEBIBYTE
 
 
-def test_a_sandbox_that_the_kernel_held_little_for_is_not_over_the_bound_for_what_the_host_frees():
+def test_small_sandbox_is_not_charged_for_host_growth():
     machine = Machine()
     slabs = machine.slabs()
     slabs.count(30 * MEBIBYTE, lambda: 30 * MEBIBYTE)
-    machine.comes(4096 * MEBIBYTE)
+    machine.grow(4096 * MEBIBYTE)
     count = slabs.count(30 * MEBIBYTE, lambda: 30 * MEBIBYTE)
     assert count == 480 * MEBIBYTE
     assert not KernelUsage(idle_slab_bytes=count).find_violation()
 
 
-def test_over_the_bound_the_sandbox_ends():
+def test_excess_is_a_violation():
     assert not KernelUsage(idle_slab_bytes=IDLE_SLAB_BYTES_MAX).find_violation()
     assert "1025 MiB" in KernelUsage(idle_slab_bytes=IDLE_SLAB_BYTES_MAX + MEBIBYTE).find_violation()

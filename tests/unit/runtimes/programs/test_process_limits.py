@@ -1,4 +1,4 @@
-"""What a sandbox inherits does not depend on what the server was allowed."""
+"""Process limits of a sandbox do not depend on the server's."""
 
 import resource
 
@@ -7,20 +7,20 @@ import pytest
 from sandbox.runtimes.programs import process_limits
 
 
-@pytest.mark.parametrize("allowed", [0, 40, resource.RLIM_INFINITY])
-def test_no_sandbox_has_the_priorities_that_its_server_may_have(monkeypatch: pytest.MonkeyPatch, allowed: int):
-    """Where the server's user plays sound, that user may ask for real time."""
+@pytest.mark.parametrize("hard_limit", [0, 40, resource.RLIM_INFINITY])
+def test_priority_limits_are_zero(monkeypatch: pytest.MonkeyPatch, hard_limit: int):
+    """Desktop systems may allow real-time priority to the server's user."""
     limits: dict[int, tuple[int, int]] = {}
-    monkeypatch.setattr(resource, "getrlimit", lambda kind: (0, allowed))
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (0, hard_limit))
     monkeypatch.setattr(resource, "setrlimit", limits.__setitem__)
     process_limits.lower_limits()
     assert limits[resource.RLIMIT_RTPRIO] == limits[resource.RLIMIT_NICE] == (0, 0)
 
 
-@pytest.mark.parametrize(("allowed", "bound"), [(100, 100), (resource.RLIM_INFINITY, process_limits.SIGNALS_MAX)])
-def test_what_is_bounded_already_stays_so(monkeypatch: pytest.MonkeyPatch, allowed: int, bound: int):
+@pytest.mark.parametrize(("hard_limit", "expected"), [(100, 100), (resource.RLIM_INFINITY, process_limits.SIGNALS_MAX)])
+def test_lower_existing_limit_is_kept(monkeypatch: pytest.MonkeyPatch, hard_limit: int, expected: int):
     limits: dict[int, tuple[int, int]] = {}
-    monkeypatch.setattr(resource, "getrlimit", lambda kind: (0, allowed))
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (0, hard_limit))
     monkeypatch.setattr(resource, "setrlimit", limits.__setitem__)
     process_limits.lower_limits()
-    assert limits[resource.RLIMIT_SIGPENDING] == (bound, bound)
+    assert limits[resource.RLIMIT_SIGPENDING] == (expected, expected)

@@ -1,4 +1,4 @@
-"""Where KVM works a guest has it, also on a busy machine; where it does not, who waits is told why."""
+"""Guests use KVM if it works, even on a busy machine. Otherwise the reason is reported."""
 
 import asyncio
 from pathlib import Path
@@ -13,27 +13,27 @@ from sandbox.runtimes.qemu.machine import Accelerator
 from sandbox.runtimes.qemu.runtime import KVM_BOOT_SECONDS, KVM_RETRY_BOOT_SECONDS, QemuRuntime
 from sandbox.runtimes.qemu.sandbox import BootError, QemuSandbox
 
-LATE = BootError("not in time", has_timed_out=True)
+TIMED_OUT = BootError("not in time", has_timed_out=True)
 BROKEN = BootError("no memory for it")
-ANSWERS = None
+BOOTED = None
 
 
-class Guests(QemuRuntime):
-    """What comes of each boot is known before; by default a guest answers."""
+class FakeQemuRuntime(QemuRuntime):
+    """A runtime with predefined boot outcomes. By default a guest boots."""
 
-    def __init__(self, place, *outcomes, only_kvm=False):
-        super().__init__(place / "run", only_kvm=only_kvm)
-        self.tried = []
+    def __init__(self, tmp_dir, *outcomes, only_kvm=False):
+        super().__init__(tmp_dir / "run", only_kvm=only_kvm)
+        self.boots = []
         self.outcomes = list(outcomes)
 
     async def _boot(self, handle, spec, within_seconds):
-        self.tried.append((self._plans[handle.attempt_id].accelerator, within_seconds))
-        outcome = self.outcomes.pop(0) if self.outcomes else ANSWERS
-        if outcome is not ANSWERS:
+        self.boots.append((self._plans[handle.attempt_id].accelerator, within_seconds))
+        outcome = self.outcomes.pop(0) if self.outcomes else BOOTED
+        if outcome is not BOOTED:
             raise outcome
-        made = QemuSandbox.__new__(QemuSandbox)
-        made.slow_reason = None
-        return made
+        sandbox = QemuSandbox.__new__(QemuSandbox)
+        sandbox.slow_reason = None
+        return sandbox
 
     def make(self):
         spec = SandboxSpec("abcdefghijkl", Path("/disk"), 1, 1 << 28, 64)
@@ -41,106 +41,107 @@ class Guests(QemuRuntime):
 
     @property
     def accelerators(self):
-        return [accelerator for accelerator, _ in self.tried]
+        return [accelerator for accelerator, _ in self.boots]
 
 
 @pytest.fixture(autouse=True)
 def machine(monkeypatch):
-    """One with everything that a guest needs, and with KVM's device."""
-    found = parts.GuestComponents("/v", Path("/k"), [], Path("/py"), Path("/py/bin/python3"))
-    monkeypatch.setattr(runtime, "find_components", lambda: found)
-    monkeypatch.setattr(runtime, "find_components", lambda: found)
+    """A machine with all guest components and /dev/kvm."""
+    components = parts.GuestComponents("/v", Path("/k"), [], Path("/py"), Path("/py/bin/python3"))
+    monkeypatch.setattr(runtime, "find_components", lambda: components)
+    monkeypatch.setattr(runtime, "find_components", lambda: components)
     monkeypatch.setattr("os.access", lambda path, mode: path == "/dev/kvm")
-    counting(monkeypatch, is_too_slow=False)
+    set_kvm_speed(monkeypatch, is_too_slow=False)
 
 
-def counting(monkeypatch, *, is_too_slow):
-    async def counted(_):
+def set_kvm_speed(monkeypatch, *, is_too_slow):
+    async def fake_is_too_slow(_):
         return is_too_slow
 
-    monkeypatch.setattr(KvmStatus, "is_too_slow", counted)
+    monkeypatch.setattr(KvmStatus, "is_too_slow", fake_is_too_slow)
 
 
-def test_a_boot_that_a_busy_machine_makes_slow_is_given_more_time_and_changes_nothing(tmp_path):
-    busy = Guests(tmp_path, LATE)
-    assert busy.make().slow_reason is None
-    assert busy.tried == [(Accelerator.KVM, KVM_BOOT_SECONDS), (Accelerator.KVM, KVM_RETRY_BOOT_SECONDS)]
+def test_slow_boot_is_retried_with_kvm_and_more_time(tmp_path):
+    first = FakeQemuRuntime(tmp_path, TIMED_OUT)
+    assert first.make().slow_reason is None
+    assert first.boots == [(Accelerator.KVM, KVM_BOOT_SECONDS), (Accelerator.KVM, KVM_RETRY_BOOT_SECONDS)]
 
-    later = Guests(tmp_path)
+    later = FakeQemuRuntime(tmp_path)
     later.make()
     assert later.accelerators == [Accelerator.KVM]
 
 
-def test_where_kvm_does_not_come_to_an_end_guests_are_emulated_and_each_says_so(tmp_path):
-    first, later = Guests(tmp_path, LATE, LATE), Guests(tmp_path)
+def test_repeated_kvm_timeout_falls_back_to_emulation(tmp_path):
+    first, later = FakeQemuRuntime(tmp_path, TIMED_OUT, TIMED_OUT), FakeQemuRuntime(tmp_path)
     assert "emulated" in first.make().slow_reason
     assert "emulated" in later.make().slow_reason
     assert first.accelerators == [Accelerator.KVM, Accelerator.KVM, Accelerator.TCG]
     assert later.accelerators == [Accelerator.TCG]
 
 
-def test_what_is_not_kvms_fault_is_not_kept_in_mind(tmp_path):
-    first, later = Guests(tmp_path, BROKEN, BROKEN), Guests(tmp_path)
+def test_other_boot_errors_do_not_disable_kvm(tmp_path):
+    first, later = FakeQemuRuntime(tmp_path, BROKEN, BROKEN), FakeQemuRuntime(tmp_path)
     assert "emulated" in first.make().slow_reason
     assert later.make().slow_reason is None
     assert later.accelerators == [Accelerator.KVM]
 
 
-def test_a_machine_without_kvm_has_emulated_guests_and_nothing_to_tell(tmp_path, monkeypatch):
+def test_machine_without_kvm_emulates_without_slow_reason(tmp_path, monkeypatch):
     monkeypatch.setattr("os.access", lambda path, mode: False)
-    guests = Guests(tmp_path)
-    assert guests.make().slow_reason is None
-    assert guests.accelerators == [Accelerator.TCG]
+    qemu_runtime = FakeQemuRuntime(tmp_path)
+    assert qemu_runtime.make().slow_reason is None
+    assert qemu_runtime.accelerators == [Accelerator.TCG]
 
 
-def test_nobody_who_did_not_ask_for_it_gets_an_emulated_guest(tmp_path):
-    guests = Guests(tmp_path, LATE, LATE, only_kvm=True)
+def test_only_kvm_does_not_fall_back_to_emulation(tmp_path):
+    qemu_runtime = FakeQemuRuntime(tmp_path, TIMED_OUT, TIMED_OUT, only_kvm=True)
     with pytest.raises(AttemptError, match="did not boot: not in time") as raised:
-        guests.make()
+        qemu_runtime.make()
     assert raised.value.code == "provision_failed"
 
-    later = Guests(tmp_path, only_kvm=True)
+    later = FakeQemuRuntime(tmp_path, only_kvm=True)
     later.make()
     assert later.accelerators == [Accelerator.KVM]
 
 
 @pytest.mark.parametrize(
-    ("outcomes", "only_by_name"), [([], False), ([LATE], False), ([LATE, LATE], True), ([BROKEN, BROKEN], True)]
+    ("outcomes", "only_by_name"),
+    [([], False), ([TIMED_OUT], False), ([TIMED_OUT, TIMED_OUT], True), ([BROKEN, BROKEN], True)],
 )
-def test_a_probe_tells_by_what_its_guest_booted(tmp_path, monkeypatch, outcomes, only_by_name):
-    async def try_once(guests, *_, **__):
-        await guests.create(
-            guests._build_handle("abcdefghijkl", None), SandboxSpec("abcdefghijkl", Path("/d"), 1, 1, 1)
+def test_probe_reports_emulation_as_explicit_only(tmp_path, monkeypatch, outcomes, only_by_name):
+    async def create_once(qemu_runtime, *_, **__):
+        await qemu_runtime.create(
+            qemu_runtime._build_handle("abcdefghijkl", None), SandboxSpec("abcdefghijkl", Path("/d"), 1, 1, 1)
         )
         return frozenset({"memory", "cpus", "processes"})
 
-    monkeypatch.setattr(runtime, "run_probe", try_once)
+    monkeypatch.setattr(runtime, "run_probe", create_once)
     monkeypatch.setattr("os.getuid", lambda: 0)
-    found = asyncio.run(Guests(tmp_path, *outcomes).probe())
-    assert (found.is_available, found.is_explicit_only) == (True, only_by_name)
-    assert any("no KVM" in gap for gap in found.gaps) is only_by_name
+    probe = asyncio.run(FakeQemuRuntime(tmp_path, *outcomes).probe())
+    assert (probe.is_available, probe.is_explicit_only) == (True, only_by_name)
+    assert any("no KVM" in gap for gap in probe.gaps) is only_by_name
 
-    unasked = asyncio.run(Guests(tmp_path, *outcomes, only_kvm=True).probe())
-    assert unasked.is_available is not only_by_name
-    assert ("explicitly" in unasked.remedy) is only_by_name
+    automatic = asyncio.run(FakeQemuRuntime(tmp_path, *outcomes, only_kvm=True).probe())
+    assert automatic.is_available is not only_by_name
+    assert ("explicitly" in automatic.remedy) is only_by_name
 
 
-def test_where_kvm_is_too_slow_to_count_no_boot_is_waited_for(tmp_path, monkeypatch):
-    counting(monkeypatch, is_too_slow=True)
+def test_slow_kvm_is_not_booted(tmp_path, monkeypatch):
+    set_kvm_speed(monkeypatch, is_too_slow=True)
     monkeypatch.setattr("os.getuid", lambda: 0)
-    guests = Guests(tmp_path, only_kvm=True)
-    unasked = asyncio.run(guests.probe())
-    assert (unasked.is_available, guests.tried) == (False, [])
-    assert "explicitly" in unasked.remedy
+    qemu_runtime = FakeQemuRuntime(tmp_path, only_kvm=True)
+    automatic = asyncio.run(qemu_runtime.probe())
+    assert (automatic.is_available, qemu_runtime.boots) == (False, [])
+    assert "explicitly" in automatic.remedy
 
-    later = Guests(tmp_path)
+    later = FakeQemuRuntime(tmp_path)
     assert "emulated" in later.make().slow_reason
     assert later.accelerators == [Accelerator.TCG]
 
 
-def test_a_device_that_is_not_to_be_opened_is_a_boot_that_failed(tmp_path, monkeypatch):
+def test_unopenable_kvm_device_is_a_boot_error(tmp_path, monkeypatch):
     monkeypatch.setattr(Accelerator, "device", property(lambda _: str(tmp_path / "nothing")))
-    made = QemuSandbox.__new__(QemuSandbox)
-    made._plan = type("Plan", (), {"accelerator": Accelerator.KVM})
+    sandbox = QemuSandbox.__new__(QemuSandbox)
+    sandbox._plan = type("Plan", (), {"accelerator": Accelerator.KVM})
     with pytest.raises(BootError, match="cannot be opened: No such file"):
-        made._open_accelerator()
+        sandbox._open_accelerator()

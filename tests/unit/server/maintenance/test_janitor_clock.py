@@ -1,4 +1,4 @@
-"""A wall clock is believed about ages once it has gone evenly for an hour."""
+"""The wall clock is trusted for ages once it has run evenly for an hour."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -10,8 +10,8 @@ HOUR = 3600.0
 DAY = 24 * HOUR
 
 
-class PlayedClock:
-    """Time passes, and somebody sets the wall clock."""
+class FakeClock:
+    """A clock whose monotonic and wall time the test sets."""
 
     def __init__(self):
         self.passed_seconds, self.wall = 0.0, datetime(2026, 1, 29, tzinfo=UTC)
@@ -22,48 +22,48 @@ class PlayedClock:
     def monotonic(self):
         return self.passed_seconds
 
-    def passes(self, seconds):
+    def advance(self, seconds):
         self.passed_seconds += seconds
         self.wall += timedelta(seconds=seconds)
 
-    def is_set(self, seconds):
+    def adjust(self, seconds):
         self.wall += timedelta(seconds=seconds)
 
 
-def test_an_hour_after_the_start_and_not_before():
-    clock = PlayedClock()
-    calendar = ClockCheck(clock)
-    assert not calendar.is_trusted(90 * DAY)
-    clock.passes(HOUR - 1)
-    assert not calendar.is_trusted(90 * DAY)
-    clock.passes(1)
-    assert calendar.is_trusted(90 * DAY)
-    clock.passes(400 * DAY)
-    assert calendar.is_trusted(90 * DAY)
+def test_clock_is_trusted_after_one_hour():
+    clock = FakeClock()
+    clock_check = ClockCheck(clock)
+    assert not clock_check.is_trusted(90 * DAY)
+    clock.advance(HOUR - 1)
+    assert not clock_check.is_trusted(90 * DAY)
+    clock.advance(1)
+    assert clock_check.is_trusted(90 * DAY)
+    clock.advance(400 * DAY)
+    assert clock_check.is_trusted(90 * DAY)
 
 
 @pytest.mark.parametrize("seconds", [90 * DAY, -90 * DAY, HOUR, -HOUR])
-def test_whoever_sets_it_begins_the_hour_anew(seconds):
-    clock = PlayedClock()
-    calendar = ClockCheck(clock)
-    clock.passes(2 * HOUR)
-    clock.is_set(seconds)
-    assert not calendar.is_trusted(DAY)
-    clock.passes(HOUR / 2)
-    clock.is_set(-seconds)
-    assert not calendar.is_trusted(DAY)
-    clock.passes(HOUR)
-    assert calendar.is_trusted(DAY)
+def test_clock_adjustment_restarts_the_hour(seconds):
+    clock = FakeClock()
+    clock_check = ClockCheck(clock)
+    clock.advance(2 * HOUR)
+    clock.adjust(seconds)
+    assert not clock_check.is_trusted(DAY)
+    clock.advance(HOUR / 2)
+    clock.adjust(-seconds)
+    assert not clock_check.is_trusted(DAY)
+    clock.advance(HOUR)
+    assert clock_check.is_trusted(DAY)
 
 
-def test_a_time_server_that_pulls_at_it_disturbs_nobody():
-    clock = PlayedClock()
-    calendar = ClockCheck(clock)
+def test_small_adjustments_keep_the_trust():
+    clock = FakeClock()
+    clock_check = ClockCheck(clock)
     for _ in range(15):
-        clock.passes(300)
-        clock.is_set(0.1)
-    assert calendar.is_trusted(DAY)
+        clock.advance(300)
+        clock.adjust(0.1)
+    assert clock_check.is_trusted(DAY)
 
 
-def test_what_is_kept_for_minutes_goes_after_minutes():
-    assert ClockCheck(PlayedClock()).is_trusted(600)
+def test_short_ages_are_always_trusted():
+    assert ClockCheck(FakeClock()).is_trusted(600)

@@ -1,4 +1,4 @@
-"""Which finished tasks have to go, the oldest first."""
+"""Selection of finished tasks to prune, oldest first."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -9,18 +9,18 @@ from sandbox.server.maintenance.pruning import PruneSelector
 
 NOW = datetime(2026, 1, 29, tzinfo=UTC)
 HOURS = [50, 40, 30, 20, 10]
-"""How long ago five tasks ended, of 100 bytes each."""
+"""The ages of five finished tasks of 100 bytes each."""
 
 
-def gone(retention, kept=()):
-    need, found = PruneSelector(retention, NOW, len(HOURS), 100 * len(HOURS)), []
+def pruned_hours(retention, retained=()):
+    selector, pruned = PruneSelector(retention, NOW, len(HOURS), 100 * len(HOURS)), []
     for hours in HOURS:
-        if not need.should_prune(NOW - timedelta(hours=hours)):
+        if not selector.should_prune(NOW - timedelta(hours=hours)):
             break
-        if hours not in kept:
-            need.record_pruned(100)
-            found.append(hours)
-    return found
+        if hours not in retained:
+            selector.record_pruned(100)
+            pruned.append(hours)
+    return pruned
 
 
 @pytest.mark.parametrize(
@@ -37,10 +37,10 @@ def gone(retention, kept=()):
         (Retention(older_than_seconds=45 * 3600, keep=4, max_bytes=300), [50, 40]),
     ],
 )
-def test_any_bound_is_enough_and_none_asks_for_more_than_it_needs(retention, expected):
-    assert gone(retention) == expected
+def test_each_bound_prunes_as_little_as_needed(retention, expected):
+    assert pruned_hours(retention) == expected
 
 
-def test_what_must_stay_does_not_count_as_gone():
-    assert gone(Retention(keep=3), kept={50}) == [40, 30]
-    assert gone(Retention(older_than_seconds=35 * 3600), kept={50}) == [40]
+def test_retained_tasks_do_not_count_as_pruned():
+    assert pruned_hours(Retention(keep=3), retained={50}) == [40, 30]
+    assert pruned_hours(Retention(older_than_seconds=35 * 3600), retained={50}) == [40]

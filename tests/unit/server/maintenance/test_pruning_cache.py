@@ -1,4 +1,4 @@
-"""What was measured too late for who asked serves the next one, unless that comes much later."""
+"""A measurement that finishes after its caller's timeout is cached for later callers."""
 
 import asyncio
 import contextlib
@@ -11,56 +11,56 @@ from sandbox.model.limits import MEASUREMENT_CACHE_SECONDS
 from sandbox.server.maintenance.pruning import SingleFlight
 
 
-class Scene:
+class SlowMeasurement:
     def __init__(self):
-        self.now, self.is_broken, self._numbers, self.may_end = 0.0, False, itertools.count(1), threading.Event()
-        self.measuring = SingleFlight(self._measure, lambda: self.now)
+        self.now, self.is_broken, self._numbers, self.may_finish = 0.0, False, itertools.count(1), threading.Event()
+        self.cache = SingleFlight(self._measure, lambda: self.now)
 
     def _measure(self):
-        self.may_end.wait(20)
+        self.may_finish.wait(20)
         if self.is_broken:
             raise OSError("gone")
         return next(self._numbers)
 
-    async def give_up(self):
-        """Ask, wait no longer, and let the measurement end."""
+    async def time_out(self):
+        """Request a result, time out, and let the measurement finish."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(0.01):
-                await self.measuring.result()
-        self.may_end.set()
-        while not self.measuring._running.done():
+                await self.cache.result()
+        self.may_finish.set()
+        while not self.cache._running.done():
             await asyncio.sleep(0.005)
 
 
 @pytest.mark.parametrize(
-    ("seconds", "given"), [(0, 1), (MEASUREMENT_CACHE_SECONDS, 1), (MEASUREMENT_CACHE_SECONDS + 1, 2)]
+    ("seconds", "expected"), [(0, 1), (MEASUREMENT_CACHE_SECONDS, 1), (MEASUREMENT_CACHE_SECONDS + 1, 2)]
 )
-def test_it_is_kept_for_a_while(seconds, given):
-    scene = Scene()
+def test_result_is_cached_for_a_limited_time(seconds, expected):
+    measurement = SlowMeasurement()
 
-    async def play():
-        await scene.give_up()
-        scene.now += seconds
-        return await scene.measuring.result()
+    async def run():
+        await measurement.time_out()
+        measurement.now += seconds
+        return await measurement.cache.result()
 
-    assert asyncio.run(play()) == given
-
-
-def test_a_failure_that_nobody_heard_of_is_nobodys():
-    scene = Scene()
-    scene.is_broken = True
-
-    async def play():
-        await scene.give_up()
-        scene.is_broken = False
-        return await scene.measuring.result()
-
-    assert asyncio.run(play()) == 1
+    assert asyncio.run(run()) == expected
 
 
-def test_a_failure_is_told_to_who_waits_for_it():
-    scene = Scene()
-    scene.is_broken = True
-    scene.may_end.set()
+def test_failure_without_waiter_is_not_cached():
+    measurement = SlowMeasurement()
+    measurement.is_broken = True
+
+    async def run():
+        await measurement.time_out()
+        measurement.is_broken = False
+        return await measurement.cache.result()
+
+    assert asyncio.run(run()) == 1
+
+
+def test_failure_is_raised_to_the_waiter():
+    measurement = SlowMeasurement()
+    measurement.is_broken = True
+    measurement.may_finish.set()
     with pytest.raises(OSError, match="gone"):
-        asyncio.run(scene.measuring.result())
+        asyncio.run(measurement.cache.result())

@@ -1,4 +1,4 @@
-"""Where a confined clone goes, and what of the server user's settings goes with it."""
+"""The destination of a confined clone, and the user settings that are passed to it."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ RELAY = ("http.proxy", "socks5h://127.0.0.1:3128")
 
 
 @pytest.mark.parametrize(
-    ("url", "meant"),
+    ("url", "rewritten"),
     [
         ("gh:a/b", "https://github.com/a/b"),
         ("gh:own/b", "ssh://git@own.example/b"),
@@ -25,14 +25,14 @@ RELAY = ("http.proxy", "socks5h://127.0.0.1:3128")
         ("https://old.example/a", "https://me:pw@new.example/a"),
     ],
 )
-def test_the_longest_rule_of_the_user_counts(url, meant):
+def test_longest_instead_of_rule_applies(url, rewritten):
     rules = [
         ("url.https://github.com/.insteadof", "gh:"),
         ("url.ssh://git@own.example/.insteadof", "gh:own/"),
         ("url.https://me:pw@new.example/.insteadof", "https://old.example/"),
         ("url.https://push.example/.pushinsteadof", "https://git.example/"),
     ]
-    assert apply_instead_of(url, rules) == meant
+    assert apply_instead_of(url, rules) == rewritten
 
 
 @pytest.mark.parametrize(
@@ -49,11 +49,11 @@ def test_the_longest_rule_of_the_user_counts(url, meant):
         ("/srv/a", None),
     ],
 )
-def test_one_host_is_dialled(url, address):
+def test_remote_address_is_the_host_of_the_url(url, address):
     assert resolve_remote(url, [], "", Path("/")).address == address
 
 
-def test_only_settings_for_the_host_go_in():
+def test_only_settings_for_the_host_are_passed():
     settings = [
         ("http.extraheader", "X: everywhere"),
         ("http.https://git.example/.extraheader", "X: own"),
@@ -65,11 +65,11 @@ def test_only_settings_for_the_host_go_in():
         ("url.https://me:pw@x/.insteadof", "x:"),
         ("core.sshcommand", "ssh -i key"),
     ]
-    taken = resolve_remote("https://git.example/a", settings, "", Path("/")).settings
-    assert [value for _, value in taken] == ["X: everywhere", "X: own", "X: domain", RELAY[1]]
+    passed_settings = resolve_remote("https://git.example/a", settings, "", Path("/")).settings
+    assert [value for _, value in passed_settings] == ["X: everywhere", "X: own", "X: domain", RELAY[1]]
 
 
-def test_files_that_settings_name_go_in_by_their_content(tmp_path):
+def test_files_of_settings_are_passed_by_content(tmp_path):
     (tmp_path / "ca.pem").write_bytes(b"certificate")
     settings = [("http.sslcainfo", "~/ca.pem"), ("http.https://other.org/.sslkey", "/nonexistent")]
     remote = resolve_remote("https://git.example/a", settings, "", tmp_path)
@@ -77,7 +77,7 @@ def test_files_that_settings_name_go_in_by_their_content(tmp_path):
     assert remote.files == {"/etc/clone/0": b"certificate"}
 
 
-def test_no_setting_names_what_is_not_in_the_confinement(tmp_path):
+def test_settings_name_only_files_in_the_confinement(tmp_path):
     certificates = tmp_path / "certificates"
     certificates.mkdir()
     (certificates / "0a1b2c3d.0").write_bytes(b"one")
@@ -90,17 +90,17 @@ def test_no_setting_names_what_is_not_in_the_confinement(tmp_path):
         "https://git.example/a", [(f"http.{name}", path) for name, path in named.items()], "", tmp_path
     )
 
-    told = dict(remote.settings)
-    assert told.keys() == {"http.sslcapath", "http.sslcainfo", "http.pinnedpubkey", "http.proxy"}
+    passed_settings = dict(remote.settings)
+    assert passed_settings.keys() == {"http.sslcapath", "http.sslcainfo", "http.pinnedpubkey", "http.proxy"}
     assert remote.files == {
-        f"{told['http.sslcapath']}/0a1b2c3d.0": b"one",
-        f"{told['http.sslcapath']}/0a1b2c3d.1": b"other",
-        told["http.sslcainfo"]: b"ca.pem",
-        told["http.pinnedpubkey"]: b"pinned.pem",
+        f"{passed_settings['http.sslcapath']}/0a1b2c3d.0": b"one",
+        f"{passed_settings['http.sslcapath']}/0a1b2c3d.1": b"other",
+        passed_settings["http.sslcainfo"]: b"ca.pem",
+        passed_settings["http.pinnedpubkey"]: b"pinned.pem",
     }
 
 
-def test_certificates_need_no_name_by_their_hash(tmp_path):
+def test_certificates_need_no_hashed_name(tmp_path):
     (tmp_path / "below").mkdir()
     (tmp_path / "company.pem").write_bytes(b"certificate")
     remote = resolve_remote("https://git.example/a", [("http.sslcapath", str(tmp_path))], "", tmp_path)
@@ -108,7 +108,7 @@ def test_certificates_need_no_name_by_their_hash(tmp_path):
     assert remote.files == {"/etc/clone/0/company.pem": b"certificate"}
 
 
-def test_of_too_many_certificates_those_that_are_found_by_their_hash_go_in(tmp_path):
+def test_only_hashed_certificates_are_passed_if_too_many(tmp_path):
     for number in range(SETTINGS_FILES_MAX):
         (tmp_path / f"{number}.pem").write_bytes(b"certificate")
     (tmp_path / "0a1b2c3d.0").symlink_to("0.pem")
@@ -117,19 +117,19 @@ def test_of_too_many_certificates_those_that_are_found_by_their_hash_go_in(tmp_p
 
 
 @pytest.mark.parametrize("directory", ["/etc/ssl/certs", "/usr/share/certificates", ""])
-def test_certificates_of_the_machine_are_in_sight_already(directory):
+def test_system_certificate_directories_are_not_copied(directory):
     setting = ("http.sslcapath", directory)
     remote = resolve_remote("https://git.example/a", [setting], "", Path("/"))
     assert (remote.settings, remote.files) == ([setting, RELAY], {})
 
 
-def test_a_pinned_key_by_its_hash_is_no_file(tmp_path):
+def test_pinned_key_hash_is_not_a_file(tmp_path):
     pinned = ("http.pinnedpubkey", "sha256//YhKJKSzoTt2b5FP18fvpHo7fJYqQCjAa3HWY3tvRMwE=")
     remote = resolve_remote("https://git.example/a", [pinned], "", tmp_path)
     assert (remote.settings, remote.files) == ([pinned, RELAY], {})
 
 
-def test_certificates_that_cannot_go_in_are_told_by_the_setting(tmp_path):
+def test_certificate_error_names_the_setting(tmp_path):
     settings = [("http.https://me:pw@git.example/.sslcapath", "~/")]
     with pytest.raises(OSError, match=r"http\.sslcapath of the server's user .*contains no certificate"):
         resolve_remote("https://git.example/a", settings, "", tmp_path)
@@ -141,14 +141,14 @@ def test_certificates_that_cannot_go_in_are_told_by_the_setting(tmp_path):
         resolve_remote("https://git.example/a", [("http.sslcapath", "~/gone")], "", tmp_path)
 
 
-def test_cookies_need_no_file(tmp_path):
+def test_cookie_file_may_be_missing(tmp_path):
     settings = [("http.cookiefile", ""), ("http.https://git.example/.cookiefile", "~/not-yet")]
     remote = resolve_remote("https://git.example/a", settings, "", tmp_path)
     assert remote.settings == [("http.cookiefile", ""), ("http.https://git.example/.cookiefile", ""), RELAY]
     assert remote.files == {}
 
 
-def test_a_file_that_cannot_be_read_is_named_with_its_setting(tmp_path):
+def test_unreadable_file_error_names_the_setting(tmp_path):
     settings = [("http.https://me:pw@git.example/.sslcainfo", "~/gone.pem")]
     with pytest.raises(OSError, match=r"http\.sslcainfo of the server's user is .*/gone\.pem, .*: No such file"):
         resolve_remote("https://git.example/a", settings, "", tmp_path)
@@ -156,10 +156,12 @@ def test_a_file_that_cannot_be_read_is_named_with_its_setting(tmp_path):
         resolve_remote("https://git.example/a", [("http.cookiefile", "~/.")], "", tmp_path)
 
 
-def test_how_a_proxy_is_asked_for_credentials_goes_in():
+def test_proxy_auth_method_is_passed():
     settings = [("remote.origin.proxyauthmethod", "basic"), ("http.proxyauthmethod", "digest")]
-    taken = resolve_remote("https://git.example/a", settings, "http://me:pw@proxy.corp:8080", Path("/")).settings
-    assert set(settings) < set(taken)
+    passed_settings = resolve_remote(
+        "https://git.example/a", settings, "http://me:pw@proxy.corp:8080", Path("/")
+    ).settings
+    assert set(settings) < set(passed_settings)
 
 
 @pytest.mark.parametrize(
@@ -173,14 +175,14 @@ def test_how_a_proxy_is_asked_for_credentials_goes_in():
         ("socks4://10.0.0.1:1081", HostPort("10.0.0.1", 1081), "socks4a://127.0.0.1:3128", False),
     ],
 )
-def test_a_proxy_of_the_users_is_found_at_the_door(proxy, via, inside, hosts):
+def test_user_proxy_is_reached_through_the_relay(proxy, via, inside, hosts):
     remote = resolve_remote("https://git.example/a", [], proxy, Path("/"))
     assert (remote.upstream_proxy, remote.settings) == (via, [("http.proxy", inside)])
     assert ("/etc/hosts" in remote.files) == hosts
 
 
 @pytest.mark.parametrize(
-    ("url", "far"),
+    ("url", "remote"),
     [
         ("ssh://git@git.example/a/b.git", SshRemote("git@git.example", "", "/a/b.git")),
         ("ssh://git.example:2222/a", SshRemote("git.example", "2222", "/a")),
@@ -206,5 +208,5 @@ def test_a_proxy_of_the_users_is_found_at_the_door(proxy, via, inside, hosts):
         ("ssh://git.example/a%0Ab", None),
     ],
 )
-def test_the_far_end_of_ssh(url, far):
-    assert parse_ssh_url(url) == far
+def test_ssh_url_is_parsed(url, remote):
+    assert parse_ssh_url(url) == remote

@@ -1,4 +1,4 @@
-"""Git and a thread at the two ends of a pipe: both end, however soon git breaks."""
+"""Git and a thread connected by a pipe both end, even if git fails early."""
 
 import asyncio
 import errno
@@ -11,7 +11,7 @@ from sandbox.workspace.git.command import Git, pipe, run_with_thread
 
 
 class EndlessGit:
-    """A confinement in which no program ends by itself."""
+    """A confinement in which programs never exit."""
 
     proxy_listener = None
     memory_bytes = None
@@ -23,45 +23,45 @@ class EndlessGit:
         await asyncio.Event().wait()
 
 
-def begin(directory, told, telling):
-    """A thread that reads all that git tells."""
-    listing = Git(os.defpath, confinement=EndlessGit()).run("ls-tree", directory=directory, stdout=telling)
-    return asyncio.ensure_future(run_with_thread(lambda _stop: told.read(), listing))
+def start(directory, reader, writer):
+    """Start a thread that reads all output of git."""
+    listing = Git(os.defpath, confinement=EndlessGit()).run("ls-tree", directory=directory, stdout=writer)
+    return asyncio.ensure_future(run_with_thread(lambda _stop: reader.read(), listing))
 
 
-async def has_ended(work, telling):
-    """Within a bound; afterwards nobody waits any more in any case, so that a failure is no hang."""
+async def ends_in_time(work, writer):
+    """Whether the work ends in time. Closes the pipe afterwards, so a failure does not hang."""
     done, _ = await asyncio.wait([work], timeout=3)
-    telling.close()
+    writer.close()
     await asyncio.wait([work])
     return bool(done)
 
 
 @pytest.mark.parametrize("turns", range(1, 9))
-def test_a_cancel_at_any_moment_ends_both_and_leaves_no_descriptor(turns, tmp_path):
+def test_cancel_at_any_moment_ends_both_and_leaks_no_descriptor(turns, tmp_path):
     async def cancel():
         before = set(Path("/proc/self/fd").iterdir())
-        with pipe() as (told, telling):
-            work = begin(tmp_path, told, telling)
+        with pipe() as (reader, writer):
+            work = start(tmp_path, reader, writer)
             for _ in range(turns):
                 await asyncio.sleep(0)
             work.cancel()
-            assert await has_ended(work, telling)
+            assert await ends_in_time(work, writer)
             assert work.cancelled()
         assert before.issuperset(Path("/proc/self/fd").iterdir())
 
     asyncio.run(cancel())
 
 
-def test_a_machine_without_descriptors_ends_both_and_says_so(tmp_path, monkeypatch):
+def test_descriptor_exhaustion_ends_both_with_emfile(tmp_path, monkeypatch):
     def refuse():
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     async def run_out():
-        with pipe() as (told, telling):
+        with pipe() as (reader, writer):
             monkeypatch.setattr(os, "pipe", refuse)
-            work = begin(tmp_path, told, telling)
-            assert await has_ended(work, telling)
+            work = start(tmp_path, reader, writer)
+            assert await ends_in_time(work, writer)
             assert work.exception().errno == errno.EMFILE
 
     asyncio.run(run_out())

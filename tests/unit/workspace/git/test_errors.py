@@ -1,4 +1,4 @@
-"""What git says becomes a sentence that helps and tells no secret."""
+"""Git errors become helpful messages without secrets."""
 
 import time
 
@@ -12,7 +12,7 @@ REPOSITORY = Repository(url="https://git.example/x.git", branch="main")
 
 
 @pytest.mark.parametrize(
-    ("complaint", "says"),
+    ("stderr", "expected"),
     [
         ("fatal: Remote branch main not found in upstream origin", "no branch 'main'"),
         ("fatal: could not read Username for 'https://x': terminal prompts disabled", "needs credentials"),
@@ -52,27 +52,27 @@ REPOSITORY = Repository(url="https://git.example/x.git", branch="main")
         ("", "git reported: nothing"),
     ],
 )
-def test_known_complaints_say_what_to_do(complaint, says):
-    sentence = explain_clone_failure(complaint, REPOSITORY, ())
+def test_known_git_errors_have_advice(stderr, expected):
+    message = explain_clone_failure(stderr, REPOSITORY, ())
 
-    assert sentence.startswith("Cannot clone https://git.example/x.git: ")
-    assert says in sentence
+    assert message.startswith("Cannot clone https://git.example/x.git: ")
+    assert expected in message
 
 
-def test_an_unknown_complaint_is_shown_without_what_must_not_be_seen():
+def test_unknown_git_error_is_shown_redacted():
     secrets = find_secrets(
         [("http.https://x/.extraheader", "Authorization: Bearer abcdefghijkl"), ("credential.helper", "store")]
     )
-    complaint = "warning: odd\nfatal: odd thing at http://me:pw@proxy/ with abcdefghijkl\x1b[2J" + "x" * 1000
+    stderr = "warning: odd\nfatal: odd thing at http://me:pw@proxy/ with abcdefghijkl\x1b[2J" + "x" * 1000
 
-    sentence = explain_clone_failure(complaint, REPOSITORY, secrets)
+    message = explain_clone_failure(stderr, REPOSITORY, secrets)
 
-    assert "odd thing at http://***@proxy/ with ***?[2J" in sentence
-    assert "abcdefghijkl" not in sentence
-    assert len(sentence) < 400
+    assert "odd thing at http://***@proxy/ with ***?[2J" in message
+    assert "abcdefghijkl" not in message
+    assert len(message) < 400
 
 
-def test_words_of_a_helper_are_hidden_but_short_ones_are_left():
+def test_long_words_of_a_helper_are_secrets():
     assert find_secrets([("credential.helper", "!f() { echo password=hunter2hunter2; }; f")]) >= {
         "password=hunter2hunter2;"
     }
@@ -80,7 +80,7 @@ def test_words_of_a_helper_are_hidden_but_short_ones_are_left():
     assert find_secrets([("url.https://x/.insteadof", "https://public.example/")]) == frozenset()
 
 
-def test_the_last_line_that_tells_something_is_taken():
+def test_last_meaningful_error_line_is_used():
     assert last_error_line("remote: hello\nfatal: one\nhint: try that\n") == "fatal: one"
     assert last_error_line("only\nwords") == "words"
     assert last_error_line("") == ""
@@ -89,15 +89,15 @@ def test_the_last_line_that_tells_something_is_taken():
 @pytest.mark.parametrize(
     "word", ["a", "repository '", "remote branch ", "SOCKS5 connection to ", "transport '", "a://"]
 )
-def test_a_megabyte_without_an_end_is_understood_at_once(word):
-    """As long as it is looked at, the attempt can neither be cancelled nor end."""
-    complaint = "remote: " + word * (1024**2 // len(word)) + "\nfatal: early EOF"
-    began = time.process_time()
+def test_long_error_line_is_parsed_quickly(word):
+    """While an error is parsed, the attempt can neither be cancelled nor end."""
+    stderr = "remote: " + word * (1024**2 // len(word)) + "\nfatal: early EOF"
+    started = time.process_time()
 
-    assert "the connection broke" in explain_clone_failure(complaint, REPOSITORY, ())
-    assert time.process_time() - began < 5
+    assert "the connection broke" in explain_clone_failure(stderr, REPOSITORY, ())
+    assert time.process_time() - started < 5
 
 
-def test_words_far_in_a_line_are_found_behind_a_long_address():
-    complaint = f"fatal: unable to access 'https://git.example/{'x' * 2000}/': Failed to connect to x port 443"
-    assert "does not accept the connection" in explain_clone_failure(complaint, REPOSITORY, ())
+def test_error_after_a_long_url_is_recognized():
+    stderr = f"fatal: unable to access 'https://git.example/{'x' * 2000}/': Failed to connect to x port 443"
+    assert "does not accept the connection" in explain_clone_failure(stderr, REPOSITORY, ())

@@ -1,10 +1,10 @@
-"""Of the server user's git configuration only what reaches repositories is taken."""
+"""Only settings for reaching repositories are taken from the server user's git configuration."""
 
 from sandbox.workspace.git.user_config import parse_settings
 
 
-def test_only_these_sections_are_taken_in_their_order():
-    listed = (
+def test_relevant_settings_are_parsed_in_order():
+    output = (
         b"user.name\nMe\0credential.helper\n\0credential.https://x.helper\nstore\0"
         b"url.https://me:pw@x/.insteadof\nhttps://y/\0"
         b"http.sslverify\0http.https://x/.proxy\nhttp://p\0ssh.variant\nssh\0core.sshcommand\nssh -4\0"
@@ -13,7 +13,7 @@ def test_only_these_sections_are_taken_in_their_order():
         b"include.path\n/i\0alias.x\n!sh\0protocol.ext.allow\nalways\0"
     )
 
-    assert parse_settings(listed) == [
+    assert parse_settings(output) == [
         ("credential.helper", ""),
         ("credential.https://x.helper", "store"),
         ("url.https://me:pw@x/.insteadof", "https://y/"),

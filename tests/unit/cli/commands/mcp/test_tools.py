@@ -1,4 +1,4 @@
-"""What the tools for agents answer is bounded, and never a secret."""
+"""Output of the MCP tools is bounded and contains no secrets."""
 
 import asyncio
 import json
@@ -8,8 +8,8 @@ import pytest
 from sandbox.cli.commands.mcp import tools
 
 
-class Kept:
-    """A client of one task: its log and its artifacts."""
+class FakeClient:
+    """A client of one task with a log and artifacts."""
 
     def __init__(self, lines=(), data=b"", *, contains_secret=False):
         self._lines = lines
@@ -28,8 +28,8 @@ class Kept:
         return self._data
 
 
-class Bare:
-    """A client of one task that has kept nothing."""
+class EmptyClient:
+    """A client of one task without artifacts."""
 
     def __init__(self, state):
         self._state = state
@@ -41,54 +41,56 @@ class Bare:
         return {"state": self._state}
 
 
-@pytest.mark.parametrize(("state", "words"), [("running", "no patch yet"), ("failed", "ended without a patch")])
-def test_who_asks_for_a_patch_that_is_not_there_hears_whether_it_will_be(state, words):
-    with pytest.raises(tools.ToolFailedError, match=f"artifact_not_found: .*{words}"):
-        asyncio.run(tools.diff(Bare(state), "t", 0))
+@pytest.mark.parametrize(("state", "message"), [("running", "no patch yet"), ("failed", "ended without a patch")])
+def test_missing_patch_error_depends_on_the_state(state, message):
+    with pytest.raises(tools.ToolFailedError, match=f"artifact_not_found: .*{message}"):
+        asyncio.run(tools.diff(EmptyClient(state), "t", 0))
 
 
-def test_of_long_lines_the_last_ones_are_kept_and_cut():
+def test_long_logs_keep_the_last_lines_truncated():
     lines = [f"{number} ".encode() + b"x" * 5000 + b"\n" for number in range(200)]
-    answer = asyncio.run(tools.logs(Kept(lines), "t", "stdout", 1000)).split("\n")
-    assert sum(map(len, answer)) < tools.RESPONSE_CHARACTERS_MAX + 200
-    assert answer[0].endswith("earlier lines omitted]")
-    assert answer[-1].startswith("199 xxx")
-    assert answer[-1].endswith("[…]")
+    output_lines = asyncio.run(tools.logs(FakeClient(lines), "t", "stdout", 1000)).split("\n")
+    assert sum(map(len, output_lines)) < tools.RESPONSE_CHARACTERS_MAX + 200
+    assert output_lines[0].endswith("earlier lines omitted]")
+    assert output_lines[-1].startswith("199 xxx")
+    assert output_lines[-1].endswith("[…]")
 
 
-def test_a_short_log_is_told_whole():
-    assert asyncio.run(tools.logs(Kept([b"one\n", b"tw\xff\n"]), "t", "stdout", 5)) == "one\ntw\ufffd"
+def test_short_log_is_returned_complete():
+    assert asyncio.run(tools.logs(FakeClient([b"one\n", b"tw\xff\n"]), "t", "stdout", 5)) == "one\ntw\ufffd"
 
 
-def test_a_long_text_is_read_part_by_part_without_a_hole():
+def test_long_text_is_read_in_contiguous_parts():
     text = "".join(f"line {number}\n" for number in range(20_000))
-    got, offset = "", 0
+    collected, offset = "", 0
     while True:
-        part, mark, _ = asyncio.run(tools.diff(Kept(data=text.encode()), "t", offset)).partition("\n[")
-        got += part
+        part, mark, _ = asyncio.run(tools.diff(FakeClient(data=text.encode()), "t", offset)).partition("\n[")
+        collected += part
         if not mark:
             break
         offset += tools.RESPONSE_CHARACTERS_MAX
-    assert got == text
+    assert collected == text
 
 
-def test_who_asks_for_more_than_there_is_is_not_told_that_nothing_changed():
-    assert asyncio.run(tools.diff(Kept(data=b"text"), "t", 4)) == "[End of file: it has 4 characters.]"
-    assert asyncio.run(tools.artifacts(Kept(data=b"text"), "t", "a.md", 9)) == "[End of file: it has 4 characters.]"
-    assert asyncio.run(tools.diff(Kept(), "t", 0)) == "It changed nothing."
+def test_offset_past_the_end_reports_the_length():
+    assert asyncio.run(tools.diff(FakeClient(data=b"text"), "t", 4)) == "[End of file: it has 4 characters.]"
+    assert (
+        asyncio.run(tools.artifacts(FakeClient(data=b"text"), "t", "a.md", 9)) == "[End of file: it has 4 characters.]"
+    )
+    assert asyncio.run(tools.diff(FakeClient(), "t", 0)) == "It changed nothing."
 
 
 @pytest.mark.parametrize(
-    "ask", [lambda kept: tools.diff(kept, "t", 0), lambda kept: tools.artifacts(kept, "t", "a.md", 0)]
+    "call_tool", [lambda client: tools.diff(client, "t", 0), lambda client: tools.artifacts(client, "t", "a.md", 0)]
 )
-def test_what_contains_a_secret_is_not_sent_to_a_model(ask):
+def test_artifact_with_secret_is_not_returned(call_tool):
     with pytest.raises(tools.ToolFailedError, match="artifact_contains_secret"):
-        asyncio.run(ask(Kept(data=b"s3cr3t", contains_secret=True)))
-    assert asyncio.run(ask(Kept(data=b"fine"))) == "fine"
+        asyncio.run(call_tool(FakeClient(data=b"s3cr3t", contains_secret=True)))
+    assert asyncio.run(call_tool(FakeClient(data=b"fine"))) == "fine"
 
 
-class NamedAlike(Kept):
-    """Two artifacts: the name of one, which has a secret in it, is the path of the other. Read as the server does."""
+class AmbiguousNamesClient(FakeClient):
+    """Artifacts where one's name is another's path. Lookup works as in the server."""
 
     async def artifacts(self, task_id):
         rows = [("patch", "a.md", False), ("a.md", f".sandbox/{task_id}.patch", False), ("b.md", "patch", True)]
@@ -97,12 +99,12 @@ class NamedAlike(Kept):
 
     async def read(self, task_id, name, *, bytes_max):
         listed = (await self.artifacts(task_id))["artifacts"]
-        found = [entry for key in ("name", "path") for entry in listed if entry[key] == name]
-        return found[0]["name"].encode()
+        matching = [entry for key in ("name", "path") for entry in listed if entry[key] == name]
+        return matching[0]["name"].encode()
 
 
-def test_what_is_read_is_the_artifact_whose_flag_was_looked_at():
-    client = NamedAlike()
+def test_secret_flag_and_content_are_of_the_same_artifact():
+    client = AmbiguousNamesClient()
     assert asyncio.run(tools.artifacts(client, "t", "a.md", 0)) == "a.md"
     assert asyncio.run(tools.artifacts(client, "t", "patch", 0)) == "patch"
     assert asyncio.run(tools.diff(client, "t", 0)) == "a.md"
@@ -110,9 +112,9 @@ def test_what_is_read_is_the_artifact_whose_flag_was_looked_at():
         asyncio.run(tools.artifacts(client, "t", "b.md", 0))
 
 
-def test_an_artifact_is_found_by_its_name_and_by_its_path():
+def test_artifact_is_found_by_name_and_path():
     for name in ("a.md", "docs/a.md"):
-        assert asyncio.run(tools.artifacts(Kept(data=b"text"), "t", name, 0)) == "text"
+        assert asyncio.run(tools.artifacts(FakeClient(data=b"text"), "t", name, 0)) == "text"
     with pytest.raises(tools.ToolFailedError, match="artifact_not_found"):
-        asyncio.run(tools.artifacts(Kept(), "t", "b.md", 0))
-    assert json.loads(asyncio.run(tools.artifacts(Kept(), "t", None, 0)))[0]["path"] == "docs/a.md"
+        asyncio.run(tools.artifacts(FakeClient(), "t", "b.md", 0))
+    assert json.loads(asyncio.run(tools.artifacts(FakeClient(), "t", None, 0)))[0]["path"] == "docs/a.md"

@@ -1,4 +1,4 @@
-"""Which pager a diff is shown in: git's own rules, asked of the real git."""
+"""The pager of a diff follows git's rules, checked with real git."""
 
 import pytest
 
@@ -7,19 +7,19 @@ from sandbox.cli.commands.task.diff import find_pager
 
 @pytest.fixture
 def configure(tmp_path, monkeypatch):
-    """A user with this git configuration and these variables."""
+    """Return a function that sets the user's git configuration and variables."""
     for variable in ("GIT_PAGER", "PAGER", "GIT_CONFIG_GLOBAL", "XDG_CONFIG_HOME"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
     monkeypatch.chdir(tmp_path)
 
-    def put(configuration: str, variables: dict[str, str]) -> None:
+    def apply(configuration: str, variables: dict[str, str]) -> None:
         (tmp_path / ".gitconfig").write_text(configuration)
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
 
-    return put
+    return apply
 
 
 CORE = "[core]\n\tpager = of-core\n"
@@ -39,6 +39,6 @@ CORE = "[core]\n\tpager = of-core\n"
         (CORE, {"PATH": "/nonexistent"}, None),
     ],
 )
-def test_the_pager_is_the_one_that_git_diff_would_use(configure, configuration, variables, pager):
+def test_pager_is_the_one_of_git_diff(configure, configuration, variables, pager):
     configure(configuration, variables)
     assert find_pager() == pager

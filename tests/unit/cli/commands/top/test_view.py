@@ -1,4 +1,4 @@
-"""What the screen of `sandbox top` shows, whatever its size."""
+"""The screen of `sandbox top` at any size."""
 
 from datetime import UTC, datetime
 
@@ -19,87 +19,87 @@ HEALTH = {
 }
 
 
-def page_of(*tasks, missing=0, **health):
-    page = TopView("http://localhost:8122")
-    page.update(Snapshot({**HEALTH, **health}, tasks, missing))
-    return page
+def make_view(*tasks, missing=0, **health):
+    view = TopView("http://localhost:8122")
+    view.update(Snapshot({**HEALTH, **health}, tasks, missing))
+    return view
 
 
-def shown(page, width=140, height=24):
-    return [line.plain.rstrip() for line in page.render(width, height, NOW)]
+def render_lines(view, width=140, height=24):
+    return [line.plain.rstrip() for line in view.render(width, height, NOW)]
 
 
 TASKS = [
     status("running", "fix-42", progress={**status("running")["progress"], "current_tool": "Bash"}),
-    status("pending", "6f1c6a0e-0d3c-4b6e-9a39-d4a3b1c7e001", state_message="Waiting for room: needs 8 CPUs"),
+    status("pending", "6f1c6a0e-0d3c-4b6e-9a39-d4a3b1c7e001", state_message="Waiting for 8 CPUs"),
     status("failed", "broken"),
     status("completed", "done"),
 ]
 
 
-def test_a_task_is_a_line_with_what_it_does_now():
-    lines = shown(page_of(*TASKS))
+def test_task_line_shows_its_current_activity():
+    lines = render_lines(make_view(*TASKS))
     assert lines[0].endswith("Sandbox 1.2.3 at http://localhost:8122 · up 2 h 1 min · 3.0 GiB of disk free")
     assert lines[1] == "1 pending · 2 running · 1,200 completed"
     assert lines[3].split() == ["ID", "STATE", "AGE", "TURNS", "TOKENS", "COST", "NOW", "NAME"]
     assert lines[4].split()[:9] == ["▸", "fix-42", "running", "119", "s", "4", "27,501", "$0.0895", "Bash"]
-    assert "Waiting for room: needs 8 CPUs" in lines[5]
+    assert "Waiting for 8 CPUs" in lines[5]
     assert "agent_failed" in lines[6]
     assert "took 27 s" in lines[7]
     assert lines[-1] == KEY_HELP
 
 
 @pytest.mark.parametrize(("width", "height"), [(80, 24), (140, 50), (60, 10), (20, 5), (300, 3)])
-def test_nothing_is_wider_or_higher_than_the_window(width, height):
-    lines = page_of(*TASKS * 30, missing=7).render(width, height, NOW)
+def test_screen_fits_the_window(width, height):
+    lines = make_view(*TASKS * 30, missing=7).render(width, height, NOW)
     assert len(lines) <= height
     assert max(line.cell_len for line in lines) <= width
 
 
 @pytest.mark.parametrize("width", [80, 140])
-def test_an_id_is_never_cut(width):
-    assert any(TASKS[1]["id"] in line for line in shown(page_of(*TASKS), width))
+def test_id_is_never_truncated(width):
+    assert any(TASKS[1]["id"] in line for line in render_lines(make_view(*TASKS), width))
 
 
-def test_the_chosen_task_stays_chosen_when_others_come_and_go():
-    page = page_of(*TASKS)
-    page.move_selection(2)
-    assert page.selected_id == "broken"
-    page.update(Snapshot(HEALTH, (status("running", "new"), *TASKS), 0))
-    assert page.selected_id == "broken"
-    page.update(Snapshot(HEALTH, tuple(TASKS[:2]), 0))
-    assert page.selected_id == "fix-42"
+def test_selection_follows_the_task():
+    view = make_view(*TASKS)
+    view.move_selection(2)
+    assert view.selected_id == "broken"
+    view.update(Snapshot(HEALTH, (status("running", "new"), *TASKS), 0))
+    assert view.selected_id == "broken"
+    view.update(Snapshot(HEALTH, tuple(TASKS[:2]), 0))
+    assert view.selected_id == "fix-42"
 
 
-def test_the_mark_stops_at_both_ends_and_the_list_follows_it():
+def test_selection_stops_at_both_ends_and_scrolls():
     tasks = [status("running", f"task-{number}") for number in range(100)]
-    page = page_of(*tasks, missing=3)
-    page.move_selection(-5)
-    assert page.selected_id == "task-0"
-    page.move_selection(1000)
-    lines = shown(page, height=24)
-    assert page.selected_id == "task-99"
+    view = make_view(*tasks, missing=3)
+    view.move_selection(-5)
+    assert view.selected_id == "task-0"
+    view.move_selection(1000)
+    lines = render_lines(view, height=24)
+    assert view.selected_id == "task-99"
     assert any(line.startswith("▸ task-99") for line in lines)
     assert lines[-2] == "3 older ones: sandbox task list"
-    page.move_selection(-1000)
-    lines = shown(page, height=24)
+    view.move_selection(-1000)
+    lines = render_lines(view, height=24)
     assert lines[4].startswith("▸ task-0")
     assert lines[-2].startswith("82 more tasks below")
 
 
-def test_a_server_that_takes_no_tasks_or_is_gone_says_so():
-    page = page_of(*TASKS, ready=False, reasons=["The disk is full."])
-    assert "Not accepting tasks: The disk is full." in shown(page)[1]
-    page.error_message = "Cannot reach http://localhost:8122. Asking again."
-    lines = shown(page)
+def test_unready_or_unreachable_server_is_shown():
+    view = make_view(*TASKS, ready=False, reasons=["The disk is full."])
+    assert "Not accepting tasks: The disk is full." in render_lines(view)[1]
+    view.error_message = "Cannot reach http://localhost:8122. Asking again."
+    lines = render_lines(view)
     assert lines[-1] == "Cannot reach http://localhost:8122. Asking again."
     assert any("fix-42" in line for line in lines)
 
 
-def test_what_tasks_are_called_cannot_steer_the_terminal():
-    lines = shown(page_of(status("running", "a", name="\x1b]0;owned\x07\nnext", state_message="\x1b[2J")))
+def test_control_characters_in_names_are_escaped():
+    lines = render_lines(make_view(status("running", "a", name="\x1b]0;owned\x07\nnext", state_message="\x1b[2J")))
     assert all("\x1b" not in line and "\n" not in line for line in lines)
 
 
-def test_without_tasks_there_is_a_way_on():
-    assert "sandbox task submit" in "".join(shown(page_of()))
+def test_empty_list_shows_the_submit_command():
+    assert "sandbox task submit" in "".join(render_lines(make_view()))
