@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from doubles.sandbox_lifecycle import living, read_until
+from doubles.sandbox_lifecycle import living, read_until, run_python, run_story
 from sandbox.interfaces.runtime import Command, KernelUsage, Runtime
 from sandbox.model.limits import UDP_SOCKETS_ON_PORT_MAX
 
@@ -49,3 +49,99 @@ def test_a_broadcast_is_not_copied_to_any_number_of_sockets(runtime: Runtime, di
 def test_workers_share_a_port_and_clients_have_ports_of_their_own(runtime: Runtime, disk: Path):
     use = usage_while_held(runtime, disk, _BOUND_SOCKETS.format(shared=100, alone=400))
     assert use.find_violation() == ""
+
+
+_SIGNALS_OF_FILES = """
+import errno, fcntl, os, signal, struct
+came = []
+signal.signal(signal.SIGIO, lambda *_: came.append("signal"))
+def attempt(call, *arguments):
+    try: call(*arguments); print("done")
+    except OSError as error: print(errno.errorcode[error.errno])
+for directory in ("/usr/lib", "/workspace"):
+    attempt(fcntl.fcntl, os.open(directory, os.O_RDONLY), fcntl.F_NOTIFY, fcntl.DN_ACCESS | fcntl.DN_MULTISHOT)
+outer, inner = os.openpty()
+attempt(fcntl.fcntl, inner, fcntl.F_SETOWN, os.getpid())
+attempt(fcntl.fcntl, inner, fcntl.F_SETFL, os.O_ASYNC | os.O_NONBLOCK)
+attempt(fcntl.ioctl, inner, 0x5452, struct.pack("i", 1))  # FIOASYNC, as nginx uses it for the channels of its workers
+os.write(outer, b"typed\\n")
+attempt(fcntl.fcntl, inner, fcntl.F_SETFL, os.O_NONBLOCK)
+print(os.read(inner, 100), came)
+"""
+
+
+def test_one_event_signals_not_any_number_of_processes(runtime: Runtime, disk: Path):
+    if runtime.name == "gvisor":
+        pytest.skip("its signals are its own kernel's")
+    ended = run_python(runtime, disk, _SIGNALS_OF_FILES)
+    told = ["EINVAL", "EINVAL", "done", "EINVAL", "done", "done", "b'typed\\n'", "[]"]
+    assert (ended.output.split(), ended.errors) == (told, "")
+
+
+_WATCH = """
+import ctypes, os, select
+libc = ctypes.CDLL(None)
+watch = libc.inotify_init1(os.O_NONBLOCK)
+libc.inotify_add_watch(watch, b"/workspace", 0x100)
+open("/workspace/new", "w").close()
+poll = select.poll(); poll.register(watch, select.POLLIN)
+print(b"new" in os.read(watch, 4096) if poll.poll(5000) else "nothing")
+"""
+
+
+def test_a_program_watches_its_directories(runtime: Runtime, disk: Path):
+    assert run_python(runtime, disk, _WATCH).output.split() == ["True"]
+
+
+_PRIORITIES = """
+import ctypes, os
+libc, arm = ctypes.CDLL(None), os.uname().machine == "aarch64"
+def priority():
+    return os.getpriority(os.PRIO_PROCESS, 0), os.sched_getscheduler(0), libc.syscall(31 if arm else 252, 1, 0)
+before = priority()
+attributes = (ctypes.c_uint32 * 12)(48, 5)
+print(libc.syscall(274 if arm else 314, 0, attributes, 0))  # sched_setattr
+os.setpriority(os.PRIO_PROCESS, 0, 19)
+libc.syscall(30 if arm else 251, 1, 0, 3 << 13)  # ioprio_set: the idle class
+os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+os.sched_setscheduler(0, os.SCHED_IDLE | os.SCHED_RESET_ON_FORK, os.sched_param(0))
+print(priority() == before)
+"""
+
+
+def test_nobody_waits_for_a_lock_that_a_program_of_lowest_priority_holds(runtime: Runtime, disk: Path):
+    if runtime.name == "gvisor":
+        pytest.skip("its priorities are its own kernel's")
+    ended = run_python(runtime, disk, _PRIORITIES)
+    assert (ended.output.split(), ended.errors) == (["-1", "True"], "")
+
+
+def test_programs_that_lower_their_priority_run(runtime: Runtime, disk: Path):
+    if runtime.name == "gvisor":
+        pytest.skip("it has no classes for input and output")
+    ended = run_story(runtime, disk, "nice -n 10 echo nice; ionice -c 3 echo idle; chrt -i 0 echo chrt")
+    assert (ended.output.split(), ended.errors) == (["nice", "idle", "chrt"], "")
+
+
+_GROUPS = """
+import errno, socket, struct
+loopback = socket.inet_aton("127.0.0.1")
+one = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+one.bind(("", 5353))
+one.settimeout(10)
+for number in (251, 252, 253):
+    group = bytes([224, 0, 0, number]) + loopback
+    try: one.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, group); print("joined")
+    except OSError as error: print(errno.errorcode[error.errno])
+sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+sender.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, loopback)
+sender.sendto(b"hello", ("224.0.0.251", 5353))
+print(one.recv(100))
+"""
+
+
+def test_a_program_joins_a_group_and_not_any_number(runtime: Runtime, disk: Path):
+    if runtime.name == "qemu":
+        pytest.skip("its sockets are its own kernel's")
+    ended = run_python(runtime, disk, _GROUPS)
+    assert ended.output.split() == ["joined", "joined", "ENOBUFS", "b'hello'"], ended

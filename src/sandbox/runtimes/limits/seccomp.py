@@ -83,6 +83,7 @@ _CLONE_FILES, _CLONE_THREAD = 0x400, 0x10000
 """CLONE_FILES, CLONE_THREAD. All threads of a process share its open files, which are counted from outside."""
 _CLONE_NEWTIME = 0x80
 _X32_BIT = 0x40000000
+_SIGN_BIT = 0x80000000
 _SYSCALL_NUMBER_MAX = 462
 """The last system call known when this was written (mseal). Newer ones do not exist inside."""
 
@@ -114,6 +115,21 @@ _MAP_HUGETLB, _MFD_HUGETLB, _SHM_HUGETLB = 0x40000, 0x4, 0x800
 
 _OFD_LOCKS = (36, 37, 38)
 """F_OFD_GETLK, F_OFD_SETLK, F_OFD_SETLKW: locks without a process, which cannot be attributed to a sandbox."""
+
+_SET_FLAGS, _ASYNC, _NOTIFY_OF_DIRECTORY, _SET_ASYNC = 4, 0x2000, 1026, 0x5452
+"""F_SETFL, O_ASYNC, F_NOTIFY, FIOASYNC: signals for events on files.
+
+One event signals every process of the owner's group for each open file, in one go and at the expense of whoever causes
+the event: the host, which reads a directory of /usr, or a kernel thread, for terminals. FIOASYNC succeeds without
+effect, because nginx insists on it.
+"""
+
+_IDLE_POLICIES = (5, 0x40000005)
+"""SCHED_IDLE, also with SCHED_RESET_ON_FORK.
+
+A program of low priority that holds a lock of the kernel keeps it as long as other programs of the sandbox are busy,
+and the whole machine waits. So no priority is lowered. sched_setattr, which keeps its policy in memory, is denied.
+"""
 
 _CLOSE_RANGE_UNSHARE = 0x2
 """CLOSE_RANGE_UNSHARE: gives a single thread its own table of open files."""
@@ -185,6 +201,9 @@ class Architecture(msgspec.Struct, frozen=True):
     select_calls: tuple[int, ...]
     ioctl: int
     personality: int
+    setpriority: int
+    sched_setscheduler: int
+    ioprio_set: int
     io_setup: int
     denied: dict[str, int]
 
@@ -195,6 +214,7 @@ _X86_64 = Architecture(
     setxattr_calls=(188, 189, 190),
     mmap=9, madvise=28, memfd_create=319, shmget=29, fcntl=72, prctl=157,
     poll_calls=(7, 271), select_calls=(23, 270), ioctl=16, personality=135, io_setup=206,
+    setpriority=141, sched_setscheduler=144, ioprio_set=251,
     denied={
         "ptrace": 101, "syslog": 103, "uselib": 134, "ustat": 136, "sysfs": 139, "vhangup": 153, "pivot_root": 155,
         "_sysctl": 156, "adjtimex": 159, "chroot": 161, "acct": 163, "settimeofday": 164, "mount": 165,
@@ -204,8 +224,8 @@ _X86_64 = Architecture(
         "clock_settime": 227, "mbind": 237, "set_mempolicy": 238, "kexec_load": 246, "add_key": 248,
         "request_key": 249, "keyctl": 250, "migrate_pages": 256, "move_pages": 279, "perf_event_open": 298,
         "fanotify_init": 300, "name_to_handle_at": 303, "open_by_handle_at": 304, "clock_adjtime": 305, "setns": 308,
-        "process_vm_readv": 310, "process_vm_writev": 311, "kcmp": 312, "finit_module": 313, "kexec_file_load": 320,
-        "bpf": 321, "userfaultfd": 323,
+        "process_vm_readv": 310, "process_vm_writev": 311, "kcmp": 312, "finit_module": 313, "sched_setattr": 314,
+        "kexec_file_load": 320, "bpf": 321, "userfaultfd": 323,
     },
 )  # fmt: skip
 
@@ -215,6 +235,7 @@ _AARCH64 = Architecture(
     setxattr_calls=(5, 6, 7), mmap=222,
     madvise=233, memfd_create=279, shmget=194, fcntl=25, prctl=167,
     poll_calls=(73,), select_calls=(72,), ioctl=29, personality=92, io_setup=0,
+    setpriority=140, sched_setscheduler=119, ioprio_set=30,
     denied={
         "lookup_dcookie": 18, "umount2": 39, "mount": 40, "pivot_root": 41, "nfsservctl": 42, "chroot": 51,
         "vhangup": 58, "quotactl": 60, "acct": 89, "kexec_load": 104, "init_module": 105, "delete_module": 106,
@@ -223,7 +244,7 @@ _AARCH64 = Architecture(
         "swapoff": 225, "mbind": 235, "set_mempolicy": 237, "migrate_pages": 238, "move_pages": 239,
         "perf_event_open": 241, "fanotify_init": 262, "name_to_handle_at": 264, "open_by_handle_at": 265,
         "clock_adjtime": 266, "setns": 268, "process_vm_readv": 270, "process_vm_writev": 271, "kcmp": 272,
-        "finit_module": 273, "bpf": 280, "userfaultfd": 282, "kexec_file_load": 294,
+        "finit_module": 273, "sched_setattr": 274, "bpf": 280, "userfaultfd": 282, "kexec_file_load": 294,
     },
 )  # fmt: skip
 
@@ -261,7 +282,9 @@ def assemble_filter(machine: str, *, allows_filters: bool = False) -> bytes:
         *_refuse_values(architecture.prctl, _ARG0, _PROCESS_OPTIONS, errno.EINVAL),
         *_refuse_flags(architecture.memfd_create, _ARG1, _MFD_HUGETLB, errno.ENOMEM),
         *_refuse_flags(architecture.shmget, _ARG2, _SHM_HUGETLB, errno.ENOMEM),
-        *_refuse_values(architecture.fcntl, _ARG1, _OFD_LOCKS, errno.EINVAL),
+        *_refuse_values(architecture.fcntl, _ARG1, (*_OFD_LOCKS, _NOTIFY_OF_DIRECTORY), errno.EINVAL),
+        *_refuse_signals_of_files(architecture),
+        *_keep_priorities(architecture),
         *(
             word
             for call in architecture.poll_calls
@@ -280,6 +303,24 @@ def assemble_filter(machine: str, *, allows_filters: bool = False) -> bytes:
         _return(_ALLOW),
     ]
     return b"".join(program)
+
+
+def _refuse_signals_of_files(architecture: Architecture) -> list[bytes]:
+    with_signals = [_load(_ARG2), _instruction(_JUMP_SET, _ASYNC, 0, 1), _return_errno(errno.EINVAL)]
+    return [
+        *_for_call(architecture.fcntl, [_load(_ARG1), *_skip_unless_in((_SET_FLAGS,), with_signals)]),
+        *_refuse_values(architecture.ioctl, _ARG1, (_SET_ASYNC,), 0),
+    ]
+
+
+def _keep_priorities(architecture: Architecture) -> list[bytes]:
+    """Let lower priorities succeed without effect. Higher ones are refused, as the kernel would."""
+    return [
+        *_refuse_flags(architecture.setpriority, _ARG2, _SIGN_BIT, errno.EACCES),
+        *_refuse_call(architecture.setpriority, 0),
+        *_refuse_values(architecture.sched_setscheduler, _ARG1, _IDLE_POLICIES, 0),
+        *_refuse_call(architecture.ioprio_set, 0),
+    ]
 
 
 def _refuse_filters(architecture: Architecture) -> list[bytes]:

@@ -29,7 +29,7 @@ DENIED: dict[str, tuple[int | None, int | None]] = {
     "finit_module": (313, 273), "kexec_file_load": (320, 294), "bpf": (321, 280), "userfaultfd": (323, 282),
     "open_tree": (428, 428), "move_mount": (429, 429), "fsopen": (430, 430), "fsconfig": (431, 431),
     "fsmount": (432, 432), "fspick": (433, 433), "pidfd_getfd": (438, 438), "mount_setattr": (442, 442),
-    "quotactl_fd": (443, 443), "set_mempolicy_home_node": (450, 450),
+    "quotactl_fd": (443, 443), "set_mempolicy_home_node": (450, 450), "sched_setattr": (314, 274),
 }  # fmt: skip
 ABSENT: dict[str, tuple[int | None, int | None]] = {
     "io_setup": (206, 0), "io_uring_setup": (425, 425), "io_uring_enter": (426, 426), "io_uring_register": (427, 427),
@@ -38,6 +38,7 @@ ABSENT: dict[str, tuple[int | None, int | None]] = {
 COPYING: dict[str, tuple[int | None, int | None]] = {
     "sendfile": (40, 71), "splice": (275, 76), "vmsplice": (278, 75),
 }  # fmt: skip
+WITHOUT_EFFECT: dict[str, tuple[int | None, int | None]] = {"setpriority": (141, 140), "ioprio_set": (251, 30)}
 ALLOWED: dict[str, tuple[int | None, int | None]] = {
     "read": (0, 63), "write": (1, 64), "open": (2, None), "close": (3, 57), "openat": (257, 56), "stat": (4, None),
     "newfstatat": (262, None), "statx": (332, 291), "mprotect": (10, 226), "munmap": (11, 215),
@@ -90,6 +91,7 @@ ORDINARY_ARGUMENTS = {
     "pipe2": (0, 0x84800),  # O_CLOEXEC | O_NONBLOCK | O_DIRECT
     "setxattr": (1, 1, 1, 256),
     "pselect6": (1024,),
+    "sched_setscheduler": (0, 0),  # SCHED_OTHER
 }
 LOOKED_AT: dict[str, tuple[int | None, int | None]] = {
     "clone": (56, 220), "ioctl": (16, 29), "personality": (135, 92), "setsockopt": (54, 208), "socket": (41, 198),
@@ -97,10 +99,12 @@ LOOKED_AT: dict[str, tuple[int | None, int | None]] = {
     "sendmsg": (46, 211), "sendmmsg": (307, 269), "memfd_create": (319, 279), "shmget": (29, 194),
     "ppoll": (271, 73), "pselect6": (270, 72),
     "close_range": (436, 436), "seccomp": (317, 277), "pipe2": (293, 59), "setxattr": (188, 5),
+    "sched_setscheduler": (144, 119),
 }  # fmt: skip
 
 AUDIT = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 LAST_KNOWN = 462  # mseal
+SUCCEEDS = 0x00050000  # SECCOMP_RET_ERRNO without an errno
 PROGRAMS = {machine: seccomp.assemble_filter(machine) for machine in AUDIT}
 
 
@@ -139,6 +143,35 @@ def test_a_call_that_copies_nothing_is_refused_as_one_that_cannot_be_used_here(m
     assert errno_of(action(machine, number, 3, 4, 0, 4096)) == errno.EINVAL, name
 
 
+@pytest.mark.parametrize(("machine", "name", "number"), rows(WITHOUT_EFFECT))
+def test_a_call_that_lowers_a_priority_succeeds_without_effect(machine: str, name: str, number: int):
+    for priority in (0, 5, 19, 3 << 13):
+        assert action(machine, number, 1, 0, priority) == SUCCEEDS, name
+
+
+@pytest.mark.parametrize("machine", AUDIT)
+def test_a_higher_priority_is_refused(machine: str):
+    number = number_of(machine, WITHOUT_EFFECT["setpriority"])
+    assert number is not None
+    for priority in (-1, -20):
+        assert errno_of(action(machine, number, 0, 0, priority & 0xFFFFFFFF)) == errno.EACCES
+
+
+@pytest.mark.parametrize("machine", AUDIT)
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("sched_setscheduler", (0, 5)),  # SCHED_IDLE
+        ("sched_setscheduler", (0, 0x40000005)),  # with SCHED_RESET_ON_FORK
+        ("ioctl", (3, 0x5452)),  # FIOASYNC
+    ],
+)
+def test_arguments_that_programs_insist_on_are_without_effect(machine: str, name: str, arguments: tuple[int, ...]):
+    number = number_of(machine, LOOKED_AT[name])
+    assert number is not None
+    assert action(machine, number, *arguments) == SUCCEEDS
+
+
 @pytest.mark.parametrize(("machine", "name", "number"), rows(ALLOWED, LOOKED_AT))
 def test_a_call_that_programs_make_is_allowed(machine: str, name: str, number: int):
     assert action(machine, number, *ORDINARY_ARGUMENTS.get(name, ())) == ALLOW, name
@@ -166,7 +199,7 @@ def test_no_other_call_is_refused(machine: str):
     refused = {
         number for number in range(LAST_KNOWN + 1) if action(machine, number, *ordinary.get(number, ())) != ALLOW
     }
-    assert refused == {number for told, _, number in rows(DENIED, ABSENT, COPYING) if told == machine}
+    assert refused == {number for told, _, number in rows(DENIED, ABSENT, COPYING, WITHOUT_EFFECT) if told == machine}
 
 
 @pytest.mark.parametrize("machine", AUDIT)
@@ -197,6 +230,9 @@ ALLOWED_ARGUMENTS = [
     ("mmap", (0, 4096, 3, 0xFBFFFF & ~0x40000)),
     *[("ioctl", (0, request)) for request in (0x5401, 0x5411, 0x5413, 0x541B, 0x541D, 0x5421)],
     ("clone", (0x1200011,)),
+    *[("fcntl", (3, 4, flags)) for flags in (0, 0x800, 0xC00, 0x4800)],  # F_SETFL: O_NONBLOCK, O_APPEND, O_DIRECT
+    *[("fcntl", (3, command, 0x2000)) for command in (0, 2, 3, 8, 1030)],  # DUPFD SETFD GETFL SETOWN DUPFD_CLOEXEC
+    *[("sched_setscheduler", (0, policy)) for policy in (0, 1, 2, 3)],  # the kernel refuses real time
     *[("unshare", (flags,)) for flags in (0x1, 0x200, 0x7F)],  # what is no namespace is the kernel's to judge
 ]
 REFUSED_ARGUMENTS = [
@@ -215,6 +251,8 @@ REFUSED_ARGUMENTS = [
     ("memfd_create", (1, 4), errno.ENOMEM),
     ("shmget", (0, 4096, 0o5600), errno.ENOMEM),
     *[("fcntl", (3, command), errno.EINVAL) for command in (36, 37, 38)],
+    ("fcntl", (3, 1026), errno.EINVAL),  # F_NOTIFY
+    *[("fcntl", (3, 4, flags), errno.EINVAL) for flags in (0x2000, 0x2800)],  # F_SETFL with O_ASYNC
     ("sendto", (3, 0, 5, 0x8000), errno.EOPNOTSUPP),
     ("sendmsg", (3, 0, 0x8000), errno.EOPNOTSUPP),
     ("sendmmsg", (3, 0, 5, 0x8000), errno.EOPNOTSUPP),
@@ -264,7 +302,6 @@ def test_the_kernel_would_load_the_filter(machine: str):
 
 
 SETSOCKOPT = {"x86_64": 54, "aarch64": 208}
-SUCCEEDS = 0x00050000  # SECCOMP_RET_ERRNO without an errno
 SO, IP, TCP, UDP, IPV6, NETLINK = 1, 0, 6, 17, 41, 270
 ALLOWED_SOCKET_OPTIONS = {
     SO: {
