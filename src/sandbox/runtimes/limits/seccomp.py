@@ -285,16 +285,7 @@ def assemble_filter(machine: str, *, allows_filters: bool = False) -> bytes:
         *_refuse_values(architecture.fcntl, _ARG1, (*_OFD_LOCKS, _NOTIFY_OF_DIRECTORY), errno.EINVAL),
         *_refuse_signals_of_files(architecture),
         *_keep_priorities(architecture),
-        *(
-            word
-            for call in architecture.poll_calls
-            for word in _refuse_above(call, _ARG1, _POLLED_FILES_MAX, errno.EINVAL)
-        ),
-        *(
-            word
-            for call in architecture.select_calls
-            for word in _refuse_above(call, _ARG0, _POLLED_FILES_MAX, errno.EINVAL)
-        ),
+        *_refuse_long_lists(architecture),
         *_restrict_sockets(architecture.socket),
         *_restrict_sockets(architecture.socketpair),
         *_restrict_socket_use(architecture),
@@ -303,6 +294,15 @@ def assemble_filter(machine: str, *, allows_filters: bool = False) -> bytes:
         _return(_ALLOW),
     ]
     return b"".join(program)
+
+
+def _refuse_long_lists(architecture: Architecture) -> list[bytes]:
+    return [
+        word
+        for calls, argument in ((architecture.poll_calls, _ARG1), (architecture.select_calls, _ARG0))
+        for call in calls
+        for word in _refuse_above(call, argument, _POLLED_FILES_MAX, errno.EINVAL)
+    ]
 
 
 def _refuse_signals_of_files(architecture: Architecture) -> list[bytes]:
