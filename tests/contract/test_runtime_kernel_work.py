@@ -145,3 +145,22 @@ def test_a_program_joins_a_group_and_not_any_number(runtime: Runtime, disk: Path
         pytest.skip("its sockets are its own kernel's")
     ended = run_python(runtime, disk, _GROUPS)
     assert ended.output.split() == ["joined", "joined", "ENOBUFS", "b'hello'"], ended
+
+
+_CONFINED = """
+import ctypes, errno, os, struct
+libc = ctypes.CDLL(None, use_errno=True)
+def attempt(number, *arguments):
+    return libc.syscall(number, *arguments) >= 0 or errno.errorcode[ctypes.get_errno()]
+handled = struct.pack("Q", 1 << 2)  # LANDLOCK_ACCESS_FS_READ_FILE
+print(attempt(444, handled, 8, 0), attempt(444, None, 0, 1), attempt(446, 0, 0))
+"""
+
+
+def test_what_a_program_refuses_itself_is_not_written_to_the_audit_log(runtime: Runtime, disk: Path):
+    assert run_python(runtime, disk, _CONFINED).output.split() == ["ENOSYS"] * 3
+
+
+def test_programs_that_confine_themselves_run_without_that(runtime: Runtime, disk: Path):
+    ended = run_story(runtime, disk, "echo packed | xz | xz --decompress")
+    assert (ended.output, ended.errors) == ("packed\n", "")

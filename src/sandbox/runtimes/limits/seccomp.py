@@ -103,9 +103,12 @@ _DENIED_ON_ALL_ARCHITECTURES = {
 }  # fmt: skip
 _CLOSE_RANGE = 436
 _ABSENT_CALLS = {
-    "io_uring_setup": 425, "io_uring_enter": 426, "io_uring_register": 427, "clone3": 435, "memfd_secret": 447,
+    "io_uring_setup": 425, "io_uring_enter": 426, "io_uring_register": 427, "clone3": 435,
+    "landlock_create_ruleset": 444, "landlock_add_rule": 445, "landlock_restrict_self": 446, "memfd_secret": 447,
 }  # fmt: skip
 """clone3 keeps its flags in memory, where no filter sees them; the C library falls back to clone.
+
+Landlock writes what it refuses to the machine's audit log, with names that the program chooses.
 
 memfd_secret removes pages from the kernel's direct map, which slows the whole machine down and prevents hibernation.
 """

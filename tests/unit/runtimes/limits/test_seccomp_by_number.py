@@ -33,7 +33,8 @@ DENIED: dict[str, tuple[int | None, int | None]] = {
 }  # fmt: skip
 ABSENT: dict[str, tuple[int | None, int | None]] = {
     "io_setup": (206, 0), "io_uring_setup": (425, 425), "io_uring_enter": (426, 426), "io_uring_register": (427, 427),
-    "clone3": (435, 435), "memfd_secret": (447, 447),
+    "clone3": (435, 435), "landlock_create_ruleset": (444, 444), "landlock_add_rule": (445, 445),
+    "landlock_restrict_self": (446, 446), "memfd_secret": (447, 447),
 }  # fmt: skip
 COPYING: dict[str, tuple[int | None, int | None]] = {
     "sendfile": (40, 71), "splice": (275, 76), "vmsplice": (278, 75),
@@ -61,7 +62,7 @@ ALLOWED: dict[str, tuple[int | None, int | None]] = {
     "copy_file_range": (326, 285), "fallocate": (285, 47),
     "prlimit64": (302, 261), "getrusage": (98, 165), "sysinfo": (99, 179), "times": (100, 153),
     "clock_gettime": (228, 113), "clock_nanosleep": (230, 115),
-    "landlock_create_ruleset": (444, 444), "landlock_restrict_self": (446, 446), "rseq": (334, 293),
+    "rseq": (334, 293),
     "openat2": (437, 437), "pidfd_open": (434, 434), "pidfd_send_signal": (424, 424),
     "faccessat2": (439, 439), "io_destroy": (207, 1), "io_getevents": (208, 4), "io_submit": (209, 2),
     "get_mempolicy": (239, 236), "mlock": (149, 228), "madvise": (28, 233), "membarrier": (324, 283),
