@@ -60,6 +60,8 @@ def attempt(call, *arguments):
     except OSError as error: print(errno.errorcode[error.errno])
 for directory in ("/usr/lib", "/workspace"):
     attempt(fcntl.fcntl, os.open(directory, os.O_RDONLY), fcntl.F_NOTIFY, fcntl.DN_ACCESS | fcntl.DN_MULTISHOT)
+open("file", "w").close()
+attempt(fcntl.fcntl, os.open("file", os.O_RDONLY), fcntl.F_SETLEASE, fcntl.F_RDLCK)
 outer, inner = os.openpty()
 attempt(fcntl.fcntl, inner, fcntl.F_SETOWN, os.getpid())
 attempt(fcntl.fcntl, inner, fcntl.F_SETFL, os.O_ASYNC | os.O_NONBLOCK)
@@ -74,7 +76,7 @@ def test_one_event_signals_not_any_number_of_processes(runtime: Runtime, disk: P
     if runtime.name == "gvisor":
         pytest.skip("its signals are its own kernel's")
     ended = run_python(runtime, disk, _SIGNALS_OF_FILES)
-    told = ["EINVAL", "EINVAL", "done", "EINVAL", "done", "done", "b'typed\\n'", "[]"]
+    told = ["EINVAL", "EINVAL", "EINVAL", "done", "EINVAL", "done", "done", "b'typed\\n'", "[]"]
     assert (ended.output.split(), ended.errors) == (told, "")
 
 
@@ -164,3 +166,21 @@ def test_what_a_program_refuses_itself_is_not_written_to_the_audit_log(runtime: 
 def test_programs_that_confine_themselves_run_without_that(runtime: Runtime, disk: Path):
     ended = run_story(runtime, disk, "echo packed | xz | xz --decompress")
     assert (ended.output, ended.errors) == ("packed\n", "")
+
+
+_SEMAPHORES = """
+import ctypes, errno, struct
+libc = ctypes.CDLL(None, use_errno=True)
+semaphores = libc.semget(0, 2, 0o1600)
+def operate(count):
+    operations = struct.pack("Hhh", 0, 1, 0) + struct.pack("Hhh", 1, 0, 0) * (count - 1)
+    return "done" if libc.semop(semaphores, operations, count) == 0 else errno.errorcode[ctypes.get_errno()]
+print(operate(1), operate(10), operate(500), libc.semctl(semaphores, 0, 12))  # GETVAL
+libc.semctl(semaphores, 0, 0)  # IPC_RMID
+"""
+
+
+def test_semaphores_take_a_few_operations_at_once_and_not_any_number(runtime: Runtime, disk: Path):
+    if runtime.name == "gvisor":
+        pytest.skip("its semaphores are its own kernel's")
+    assert run_python(runtime, disk, _SEMAPHORES).output.split() == ["done", "done", "E2BIG", "2"]

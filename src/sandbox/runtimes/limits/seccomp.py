@@ -119,8 +119,9 @@ _MAP_HUGETLB, _MFD_HUGETLB, _SHM_HUGETLB = 0x40000, 0x4, 0x800
 _OFD_LOCKS = (36, 37, 38)
 """F_OFD_GETLK, F_OFD_SETLK, F_OFD_SETLKW: locks without a process, which cannot be attributed to a sandbox."""
 
-_SET_FLAGS, _ASYNC, _NOTIFY_OF_DIRECTORY, _SET_ASYNC = 4, 0x2000, 1026, 0x5452
-"""F_SETFL, O_ASYNC, F_NOTIFY, FIOASYNC: signals for events on files.
+_SET_FLAGS, _ASYNC, _SET_ASYNC = 4, 0x2000, 0x5452
+_SIGNALLING_COMMANDS = (1024, 1026)
+"""F_SETFL, O_ASYNC, FIOASYNC; F_SETLEASE, F_NOTIFY: signals for events on files.
 
 One event signals every process of the owner's group for each open file, in one go and at the expense of whoever causes
 the event: the host, which reads a directory of /usr, or a kernel thread, for terminals. FIOASYNC succeeds without
@@ -156,6 +157,9 @@ The kernel keeps a file's access control lists in memory that no control group i
 
 _POLLED_FILES_MAX = 4096
 """Maximum in one call of poll or select. The kernel holds 72 bytes for each, which the control group does not count."""
+
+_SEMAPHORE_OPERATIONS_MAX = 32
+"""Maximum in one semop. One call retries those of all waiting threads in one go: 80 ms for 500 operations each."""
 
 _MERGEABLE = 12
 """MADV_MERGEABLE: a kernel thread looks for equal pages, at 64 bytes for each page, charged to nobody."""
@@ -202,6 +206,7 @@ class Architecture(msgspec.Struct, frozen=True):
     prctl: int
     poll_calls: tuple[int, ...]
     select_calls: tuple[int, ...]
+    semop_calls: tuple[int, ...]
     ioctl: int
     personality: int
     setpriority: int
@@ -216,7 +221,7 @@ _X86_64 = Architecture(
     sendmsg=46, sendmmsg=307, splice=275, vmsplice=278, sendfile=40, seccomp=317, pipe2=293,
     setxattr_calls=(188, 189, 190),
     mmap=9, madvise=28, memfd_create=319, shmget=29, fcntl=72, prctl=157,
-    poll_calls=(7, 271), select_calls=(23, 270), ioctl=16, personality=135, io_setup=206,
+    poll_calls=(7, 271), select_calls=(23, 270), semop_calls=(65, 220), ioctl=16, personality=135, io_setup=206,
     setpriority=141, sched_setscheduler=144, ioprio_set=251,
     denied={
         "ptrace": 101, "syslog": 103, "uselib": 134, "ustat": 136, "sysfs": 139, "vhangup": 153, "pivot_root": 155,
@@ -237,7 +242,7 @@ _AARCH64 = Architecture(
     sendmsg=211, sendmmsg=269, splice=76, vmsplice=75, sendfile=71, seccomp=277, pipe2=59,
     setxattr_calls=(5, 6, 7), mmap=222,
     madvise=233, memfd_create=279, shmget=194, fcntl=25, prctl=167,
-    poll_calls=(73,), select_calls=(72,), ioctl=29, personality=92, io_setup=0,
+    poll_calls=(73,), select_calls=(72,), semop_calls=(193, 192), ioctl=29, personality=92, io_setup=0,
     setpriority=140, sched_setscheduler=119, ioprio_set=30,
     denied={
         "lookup_dcookie": 18, "umount2": 39, "mount": 40, "pivot_root": 41, "nfsservctl": 42, "chroot": 51,
@@ -285,7 +290,7 @@ def assemble_filter(machine: str, *, allows_filters: bool = False) -> bytes:
         *_refuse_values(architecture.prctl, _ARG0, _PROCESS_OPTIONS, errno.EINVAL),
         *_refuse_flags(architecture.memfd_create, _ARG1, _MFD_HUGETLB, errno.ENOMEM),
         *_refuse_flags(architecture.shmget, _ARG2, _SHM_HUGETLB, errno.ENOMEM),
-        *_refuse_values(architecture.fcntl, _ARG1, (*_OFD_LOCKS, _NOTIFY_OF_DIRECTORY), errno.EINVAL),
+        *_refuse_values(architecture.fcntl, _ARG1, (*_OFD_LOCKS, *_SIGNALLING_COMMANDS), errno.EINVAL),
         *_refuse_signals_of_files(architecture),
         *_keep_priorities(architecture),
         *_refuse_long_lists(architecture),
@@ -300,12 +305,12 @@ def assemble_filter(machine: str, *, allows_filters: bool = False) -> bytes:
 
 
 def _refuse_long_lists(architecture: Architecture) -> list[bytes]:
-    return [
-        word
-        for calls, argument in ((architecture.poll_calls, _ARG1), (architecture.select_calls, _ARG0))
-        for call in calls
-        for word in _refuse_above(call, argument, _POLLED_FILES_MAX, errno.EINVAL)
-    ]
+    limits = (
+        (architecture.poll_calls, _ARG1, _POLLED_FILES_MAX, errno.EINVAL),
+        (architecture.select_calls, _ARG0, _POLLED_FILES_MAX, errno.EINVAL),
+        (architecture.semop_calls, _ARG2, _SEMAPHORE_OPERATIONS_MAX, errno.E2BIG),
+    )
+    return [word for calls, *limit in limits for call in calls for word in _refuse_above(call, *limit)]
 
 
 def _refuse_signals_of_files(architecture: Architecture) -> list[bytes]:

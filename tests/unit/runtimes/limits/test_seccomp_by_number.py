@@ -66,7 +66,7 @@ ALLOWED: dict[str, tuple[int | None, int | None]] = {
     "openat2": (437, 437), "pidfd_open": (434, 434), "pidfd_send_signal": (424, 424),
     "faccessat2": (439, 439), "io_destroy": (207, 1), "io_getevents": (208, 4), "io_submit": (209, 2),
     "get_mempolicy": (239, 236), "mlock": (149, 228), "madvise": (28, 233), "membarrier": (324, 283),
-    "mseal": (462, 462), "process_madvise": (440, 440), "semop": (65, 193), "msgsnd": (69, 189),
+    "mseal": (462, 462), "process_madvise": (440, 440), "msgsnd": (69, 189),
     "mq_open": (240, 180),
 }  # fmt: skip
 
@@ -93,6 +93,8 @@ ORDINARY_ARGUMENTS = {
     "setxattr": (1, 1, 1, 256),
     "pselect6": (1024,),
     "sched_setscheduler": (0, 0),  # SCHED_OTHER
+    "semop": (1, 1, 32),
+    "semtimedop": (1, 1, 32, 1),
 }
 LOOKED_AT: dict[str, tuple[int | None, int | None]] = {
     "clone": (56, 220), "ioctl": (16, 29), "personality": (135, 92), "setsockopt": (54, 208), "socket": (41, 198),
@@ -100,7 +102,7 @@ LOOKED_AT: dict[str, tuple[int | None, int | None]] = {
     "sendmsg": (46, 211), "sendmmsg": (307, 269), "memfd_create": (319, 279), "shmget": (29, 194),
     "ppoll": (271, 73), "pselect6": (270, 72),
     "close_range": (436, 436), "seccomp": (317, 277), "pipe2": (293, 59), "setxattr": (188, 5),
-    "sched_setscheduler": (144, 119),
+    "sched_setscheduler": (144, 119), "semop": (65, 193), "semtimedop": (220, 192),
 }  # fmt: skip
 
 AUDIT = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
@@ -232,7 +234,8 @@ ALLOWED_ARGUMENTS = [
     *[("ioctl", (0, request)) for request in (0x5401, 0x5411, 0x5413, 0x541B, 0x541D, 0x5421)],
     ("clone", (0x1200011,)),
     *[("fcntl", (3, 4, flags)) for flags in (0, 0x800, 0xC00, 0x4800)],  # F_SETFL: O_NONBLOCK, O_APPEND, O_DIRECT
-    *[("fcntl", (3, command, 0x2000)) for command in (0, 2, 3, 8, 1030)],  # DUPFD SETFD GETFL SETOWN DUPFD_CLOEXEC
+    # F_DUPFD F_SETFD F_GETFL F_SETOWN F_DUPFD_CLOEXEC F_ADD_SEALS
+    *[("fcntl", (3, command, 0x2000)) for command in (0, 2, 3, 8, 1030, 1033)],
     *[("sched_setscheduler", (0, policy)) for policy in (0, 1, 2, 3)],  # the kernel refuses real time
     *[("unshare", (flags,)) for flags in (0x1, 0x200, 0x7F)],  # what is no namespace is the kernel's to judge
 ]
@@ -252,12 +255,13 @@ REFUSED_ARGUMENTS = [
     ("memfd_create", (1, 4), errno.ENOMEM),
     ("shmget", (0, 4096, 0o5600), errno.ENOMEM),
     *[("fcntl", (3, command), errno.EINVAL) for command in (36, 37, 38)],
-    ("fcntl", (3, 1026), errno.EINVAL),  # F_NOTIFY
+    *[("fcntl", (3, command), errno.EINVAL) for command in (1024, 1026)],  # F_SETLEASE, F_NOTIFY
     *[("fcntl", (3, 4, flags), errno.EINVAL) for flags in (0x2000, 0x2800)],  # F_SETFL with O_ASYNC
     ("sendto", (3, 0, 5, 0x8000), errno.EOPNOTSUPP),
     ("sendmsg", (3, 0, 0x8000), errno.EOPNOTSUPP),
     ("sendmmsg", (3, 0, 5, 0x8000), errno.EOPNOTSUPP),
     ("ppoll", (1, 4097), errno.EINVAL),
+    *[(name, (1, 1, count), errno.E2BIG) for name in ("semop", "semtimedop") for count in (33, 500)],
     ("close_range", (3, 100, 2), errno.EINVAL),
     *[("seccomp", (mode, flags), errno.EINVAL) for mode in (0, 1) for flags in (0, 1, 2, 8)],
     ("pipe2", (0, 0x80080), errno.ENOPKG),
