@@ -2,6 +2,7 @@
 
 import asyncio
 import resource
+import time
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,42 @@ def test_locks_on_files_count(runtime: Runtime, disk: Path, limits: frozenset[st
     use, ended = counted(runtime, disk, limits, source)
     assert use.locks > 8192, ended
     assert "locks on files" in use.find_violation()
+
+
+_WATCHED = """
+import select
+def watch(files, count):
+    "Each file is watched under many numbers, which are closed again."
+    poll = select.epoll()
+    held = [os.eventfd(0) for _ in range(files)]
+    for file in held:
+        for number in range(1000, 1000 + count):
+            os.dup2(file, number)
+            poll.register(number, 0)
+    for number in range(1000, 1000 + count): os.close(number)
+    return poll, held
+"""
+
+_MANY_WATCHED = f"""{_WATCHED}
+poll = watch(12, 12000)
+copies = [os.dup(poll[0].fileno()) for _ in range(60)]
+file = lock_often("many", 2000)
+tell("held")
+time.sleep(600)
+"""
+
+
+def test_a_sandbox_whose_open_files_take_too_long_to_count_ends(runtime: Runtime, disk: Path, limits: frozenset[str]):
+    began = time.process_time()
+    use, _ = counted(runtime, disk, limits, _MANY_WATCHED)
+    assert "too long to count" in use.find_violation()
+    assert time.process_time() - began < 10
+
+
+def test_programs_with_locks_watch_thousands_of_files(runtime: Runtime, disk: Path, limits: frozenset[str]):
+    held = f'{_WATCHED}\npoll, file = watch(2, 4000), lock_often("many", 2000)\ntell("held")\ntime.sleep(600)'
+    use, _ = counted(runtime, disk, limits, held)
+    assert (use.find_violation(), use.locks) == ("", 2000)
 
 
 _LOCKS_OF_ENDED_PROCESSES = """
