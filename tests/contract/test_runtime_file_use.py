@@ -130,7 +130,7 @@ def watch(files, count):
 
 _MANY_WATCHED = f"""{_WATCHED}
 poll = watch(12, 12000)
-copies = [os.dup(poll[0].fileno()) for _ in range(60)]
+copies = [os.dup(poll[0].fileno()) for _ in range(400)]
 file = lock_often("many", 2000)
 tell("held")
 time.sleep(600)
