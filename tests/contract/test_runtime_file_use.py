@@ -2,6 +2,7 @@
 
 import asyncio
 import resource
+import time
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,42 @@ def test_file_locks_are_counted(runtime: Runtime, disk: Path, limits: frozenset[
     usage, result = measure(runtime, disk, limits, source)
     assert usage.locks > 8192, result
     assert "locks on files" in usage.find_violation()
+
+
+_WATCHED = """
+import select
+def watch(files, count):
+    "Each file is watched under many numbers, which are closed again."
+    poll = select.epoll()
+    held = [os.eventfd(0) for _ in range(files)]
+    for file in held:
+        for number in range(1000, 1000 + count):
+            os.dup2(file, number)
+            poll.register(number, 0)
+    for number in range(1000, 1000 + count): os.close(number)
+    return poll, held
+"""
+
+_MANY_WATCHED = f"""{_WATCHED}
+poll = watch(12, 12000)
+copies = [os.dup(poll[0].fileno()) for _ in range(400)]
+file = lock_often("many", 2000)
+report("held")
+time.sleep(600)
+"""
+
+
+def test_slow_count_of_open_files_is_a_violation(runtime: Runtime, disk: Path, limits: frozenset[str]):
+    began = time.process_time()
+    usage, _ = measure(runtime, disk, limits, _MANY_WATCHED)
+    assert "too long to count" in usage.find_violation()
+    assert time.process_time() - began < 10
+
+
+def test_locks_and_thousands_of_watched_files_are_counted(runtime: Runtime, disk: Path, limits: frozenset[str]):
+    held = f'{_WATCHED}\npoll, file = watch(2, 4000), lock_often("many", 2000)\nreport("held")\ntime.sleep(600)'
+    usage, _ = measure(runtime, disk, limits, held)
+    assert (usage.find_violation(), usage.locks) == ("", 2000)
 
 
 _LOCKS_OF_ENDED_PROCESSES = """

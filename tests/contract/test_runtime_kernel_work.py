@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from doubles.sandbox_lifecycle import living, read_until
+from doubles.sandbox_lifecycle import living, read_until, run_python, run_story
 from sandbox.interfaces.runtime import Command, KernelUsage, Runtime
 from sandbox.model.limits import UDP_SOCKETS_ON_PORT_MAX
 
@@ -49,3 +49,138 @@ def test_sockets_on_one_port_are_limited(runtime: Runtime, disk: Path):
 def test_ordinary_port_sharing_is_within_limits(runtime: Runtime, disk: Path):
     usage = measure(runtime, disk, _BOUND_SOCKETS.format(shared=100, alone=400))
     assert usage.find_violation() == ""
+
+
+_SIGNALS_OF_FILES = """
+import errno, fcntl, os, signal, struct
+came = []
+signal.signal(signal.SIGIO, lambda *_: came.append("signal"))
+def attempt(call, *arguments):
+    try: call(*arguments); print("done")
+    except OSError as error: print(errno.errorcode[error.errno])
+for directory in ("/usr/lib", "/workspace"):
+    attempt(fcntl.fcntl, os.open(directory, os.O_RDONLY), fcntl.F_NOTIFY, fcntl.DN_ACCESS | fcntl.DN_MULTISHOT)
+open("file", "w").close()
+attempt(fcntl.fcntl, os.open("file", os.O_RDONLY), fcntl.F_SETLEASE, fcntl.F_RDLCK)
+outer, inner = os.openpty()
+attempt(fcntl.fcntl, inner, fcntl.F_SETOWN, os.getpid())
+attempt(fcntl.fcntl, inner, fcntl.F_SETFL, os.O_ASYNC | os.O_NONBLOCK)
+attempt(fcntl.ioctl, inner, 0x5452, struct.pack("i", 1))  # FIOASYNC, as nginx uses it for the channels of its workers
+os.write(outer, b"typed\\n")
+attempt(fcntl.fcntl, inner, fcntl.F_SETFL, os.O_NONBLOCK)
+print(os.read(inner, 100), came)
+"""
+
+
+def test_file_events_send_no_signals(runtime: Runtime, disk: Path):
+    if runtime.name == "gvisor":
+        pytest.skip("signals belong to the sandbox's kernel")
+    ended = run_python(runtime, disk, _SIGNALS_OF_FILES)
+    expected = ["EINVAL", "EINVAL", "EINVAL", "done", "EINVAL", "done", "done", "b'typed\\n'", "[]"]
+    assert (ended.output.split(), ended.errors) == (expected, "")
+
+
+_WATCH = """
+import ctypes, os, select
+libc = ctypes.CDLL(None)
+watch = libc.inotify_init1(os.O_NONBLOCK)
+libc.inotify_add_watch(watch, b"/workspace", 0x100)
+open("/workspace/new", "w").close()
+poll = select.poll(); poll.register(watch, select.POLLIN)
+print(b"new" in os.read(watch, 4096) if poll.poll(5000) else "nothing")
+"""
+
+
+def test_inotify_watches_directories(runtime: Runtime, disk: Path):
+    assert run_python(runtime, disk, _WATCH).output.split() == ["True"]
+
+
+_PRIORITIES = """
+import ctypes, os
+libc, arm = ctypes.CDLL(None), os.uname().machine == "aarch64"
+def priority():
+    return os.getpriority(os.PRIO_PROCESS, 0), os.sched_getscheduler(0), libc.syscall(31 if arm else 252, 1, 0)
+before = priority()
+attributes = (ctypes.c_uint32 * 12)(48, 5)
+print(libc.syscall(274 if arm else 314, 0, attributes, 0))  # sched_setattr
+os.setpriority(os.PRIO_PROCESS, 0, 19)
+libc.syscall(30 if arm else 251, 1, 0, 3 << 13)  # ioprio_set: the idle class
+os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+os.sched_setscheduler(0, os.SCHED_IDLE | os.SCHED_RESET_ON_FORK, os.sched_param(0))
+print(priority() == before)
+"""
+
+
+def test_lower_priorities_have_no_effect(runtime: Runtime, disk: Path):
+    if runtime.name == "gvisor":
+        pytest.skip("priorities belong to the sandbox's kernel")
+    ended = run_python(runtime, disk, _PRIORITIES)
+    assert (ended.output.split(), ended.errors) == (["-1", "True"], "")
+
+
+def test_nice_ionice_and_chrt_run(runtime: Runtime, disk: Path):
+    if runtime.name == "gvisor":
+        pytest.skip("gVisor has no I/O priorities")
+    ended = run_story(runtime, disk, "nice -n 10 echo nice; ionice -c 3 echo idle; chrt -i 0 echo chrt")
+    assert (ended.output.split(), ended.errors) == (["nice", "idle", "chrt"], "")
+
+
+_GROUPS = """
+import errno, socket, struct
+loopback = socket.inet_aton("127.0.0.1")
+one = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+one.bind(("", 5353))
+one.settimeout(10)
+for number in (251, 252, 253):
+    group = bytes([224, 0, 0, number]) + loopback
+    try: one.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, group); print("joined")
+    except OSError as error: print(errno.errorcode[error.errno])
+sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+sender.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, loopback)
+sender.sendto(b"hello", ("224.0.0.251", 5353))
+print(one.recv(100))
+"""
+
+
+def test_multicast_memberships_are_limited(runtime: Runtime, disk: Path):
+    if runtime.name == "qemu":
+        pytest.skip("sockets belong to the sandbox's kernel")
+    ended = run_python(runtime, disk, _GROUPS)
+    assert ended.output.split() == ["joined", "joined", "ENOBUFS", "b'hello'"], ended
+
+
+_CONFINED = """
+import ctypes, errno, os, struct
+libc = ctypes.CDLL(None, use_errno=True)
+def attempt(number, *arguments):
+    return libc.syscall(number, *arguments) >= 0 or errno.errorcode[ctypes.get_errno()]
+handled = struct.pack("Q", 1 << 2)  # LANDLOCK_ACCESS_FS_READ_FILE
+print(attempt(444, handled, 8, 0), attempt(444, None, 0, 1), attempt(446, 0, 0))
+"""
+
+
+def test_landlock_is_not_available(runtime: Runtime, disk: Path):
+    assert run_python(runtime, disk, _CONFINED).output.split() == ["ENOSYS"] * 3
+
+
+def test_programs_that_use_landlock_run_without_it(runtime: Runtime, disk: Path):
+    ended = run_story(runtime, disk, "echo packed | xz | xz --decompress")
+    assert (ended.output, ended.errors) == ("packed\n", "")
+
+
+_SEMAPHORES = """
+import ctypes, errno, struct
+libc = ctypes.CDLL(None, use_errno=True)
+semaphores = libc.semget(0, 2, 0o1600)
+def operate(count):
+    operations = struct.pack("Hhh", 0, 1, 0) + struct.pack("Hhh", 1, 0, 0) * (count - 1)
+    return "done" if libc.semop(semaphores, operations, count) == 0 else errno.errorcode[ctypes.get_errno()]
+print(operate(1), operate(10), operate(500), libc.semctl(semaphores, 0, 12))  # GETVAL
+libc.semctl(semaphores, 0, 0)  # IPC_RMID
+"""
+
+
+def test_semaphore_operations_per_call_are_limited(runtime: Runtime, disk: Path):
+    if runtime.name == "gvisor":
+        pytest.skip("semaphores belong to the sandbox's kernel")
+    assert run_python(runtime, disk, _SEMAPHORES).output.split() == ["done", "done", "E2BIG", "2"]

@@ -260,12 +260,14 @@ class FileUsage(msgspec.Struct, frozen=True):
     open_files: descriptors of all its processes.
     directories, locks: directories among them, and POSIX file locks. Both are 0 while they cannot exceed their limits.
     epoll_entries: pairs of an epoll instance and a descriptor that it watches; 0 while few.
+    was_cut_short: whether counting the locks took too long, so that the other numbers may be too low.
     """
 
     open_files: int | None = None
     directories: int = 0
     locks: int = 0
     epoll_entries: int = 0
+    was_cut_short: bool = False
 
     def find_violation(self) -> str:
         """Return why the sandbox must end, for people; empty while all is within limits."""
@@ -278,6 +280,8 @@ class FileUsage(msgspec.Struct, frozen=True):
             return f"The sandbox had more than {OPEN_DIRECTORIES_MAX} open directories; close those that are unused."
         if self.locks > FILE_LOCKS_MAX:
             return f"The sandbox had more than {FILE_LOCKS_MAX} locks on files; release those that are not needed."
+        if self.was_cut_short:
+            return "The sandbox's open files took too long to count; watch fewer files with epoll and inotify."
         if self.epoll_entries > EPOLL_ENTRIES_MAX:
             return (
                 f"The sandbox had more than {EPOLL_ENTRIES_MAX} epoll entries; watch each file with one epoll instance."

@@ -123,13 +123,15 @@ def _holds_lock(pid: int, lock: os.stat_result) -> bool:
 def _descriptor_holds_lock(proc_directory: Path, descriptor: str, lock: os.stat_result) -> bool:
     """Check the descriptor itself, not only its fdinfo.
 
-    fdinfo shows the file system's device, which no file has on overlayfs and btrfs. A descriptor that is closed in the
-    meantime does not count; the other ones are checked too.
+    fdinfo shows the file system's device, which no file has on overlayfs and btrfs. It is read for the lock's own file
+    only: a process of a sandbox can have a runner's argument, and files of which the kernel tells 100 MB each. A
+    descriptor that is closed in the meantime does not count; the other ones are checked too.
     """
     try:
+        if not os.path.samestat((proc_directory / "fd" / descriptor).stat(), lock):
+            return False
         # proc(5): one line for each lock of the descriptor.
         lines = (proc_directory / "fdinfo" / descriptor).read_text().splitlines()
-        is_exclusive = any(line.startswith("lock:") and " FLOCK " in line and " WRITE " in line for line in lines)
-        return is_exclusive and os.path.samestat((proc_directory / "fd" / descriptor).stat(), lock)
+        return any(line.startswith("lock:") and " FLOCK " in line and " WRITE " in line for line in lines)
     except OSError:
         return False

@@ -9,6 +9,7 @@ import random
 import re
 from collections.abc import Callable, Collection
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 
 from sandbox.model.limits import EPOLL_ENTRIES_MAX
@@ -25,6 +26,8 @@ _HIDDEN_COUNTS_MAX = 3
 An epoll instance that is in transit in a Unix socket cannot be inspected. Programs receive what others send them, so
 repeated counts rarely find any.
 """
+_HEADER_LINES = 16
+"""More than the lines before the entries in /proc/PID/fdinfo."""
 _TRANSIT = re.compile(r"^scm_fds:\s*([1-9]\d*)$", re.MULTILINE)
 
 
@@ -75,7 +78,8 @@ def _inspect(process_ids: Collection[int]) -> tuple[int, bool]:
         with suppress(OSError):
             kind = Path(file.format("fd")).readlink().name
             if kind == "anon_inode:[eventpoll]":
-                entries += Path(file.format("fdinfo")).read_text().count("tfd:")
+                with Path(file.format("fdinfo")).open() as lines:
+                    entries += sum(line.startswith("tfd:") for line in islice(lines, EPOLL_ENTRIES_MAX + _HEADER_LINES))
             elif kind.startswith("socket:"):
                 is_hidden = is_hidden or _TRANSIT.search(Path(file.format("fdinfo")).read_text()) is not None
         if entries > EPOLL_ENTRIES_MAX:

@@ -83,6 +83,7 @@ _CLONE_FILES, _CLONE_THREAD = 0x400, 0x10000
 """CLONE_FILES, CLONE_THREAD. All threads of a process share its open files, which are counted from outside."""
 _CLONE_NEWTIME = 0x80
 _X32_BIT = 0x40000000
+_SIGN_BIT = 0x80000000
 _SYSCALL_NUMBER_MAX = 462
 """The last system call known when this was written (mseal). Newer ones do not exist inside."""
 
@@ -102,9 +103,12 @@ _DENIED_ON_ALL_ARCHITECTURES = {
 }  # fmt: skip
 _CLOSE_RANGE = 436
 _ABSENT_CALLS = {
-    "io_uring_setup": 425, "io_uring_enter": 426, "io_uring_register": 427, "clone3": 435, "memfd_secret": 447,
+    "io_uring_setup": 425, "io_uring_enter": 426, "io_uring_register": 427, "clone3": 435,
+    "landlock_create_ruleset": 444, "landlock_add_rule": 445, "landlock_restrict_self": 446, "memfd_secret": 447,
 }  # fmt: skip
 """clone3 keeps its flags in memory, where no filter sees them; the C library falls back to clone.
+
+Landlock writes what it refuses to the machine's audit log, with names that the program chooses.
 
 memfd_secret removes pages from the kernel's direct map, which slows the whole machine down and prevents hibernation.
 """
@@ -114,6 +118,22 @@ _MAP_HUGETLB, _MFD_HUGETLB, _SHM_HUGETLB = 0x40000, 0x4, 0x800
 
 _OFD_LOCKS = (36, 37, 38)
 """F_OFD_GETLK, F_OFD_SETLK, F_OFD_SETLKW: locks without a process, which cannot be attributed to a sandbox."""
+
+_SET_FLAGS, _ASYNC, _SET_ASYNC = 4, 0x2000, 0x5452
+_SIGNALLING_COMMANDS = (1024, 1026)
+"""F_SETFL, O_ASYNC, FIOASYNC; F_SETLEASE, F_NOTIFY: signals for events on files.
+
+One event signals every process of the owner's group for each open file, in one go and at the expense of whoever causes
+the event: the host, which reads a directory of /usr, or a kernel thread, for terminals. FIOASYNC succeeds without
+effect, because nginx insists on it.
+"""
+
+_IDLE_POLICIES = (5, 0x40000005)
+"""SCHED_IDLE, also with SCHED_RESET_ON_FORK.
+
+A program of low priority that holds a lock of the kernel keeps it as long as other programs of the sandbox are busy,
+and the whole machine waits. So no priority is lowered. sched_setattr, which keeps its policy in memory, is denied.
+"""
 
 _CLOSE_RANGE_UNSHARE = 0x2
 """CLOSE_RANGE_UNSHARE: gives a single thread its own table of open files."""
@@ -137,6 +157,9 @@ The kernel keeps a file's access control lists in memory that no control group i
 
 _POLLED_FILES_MAX = 4096
 """Maximum in one call of poll or select. The kernel holds 72 bytes for each, which the control group does not count."""
+
+_SEMAPHORE_OPERATIONS_MAX = 32
+"""Maximum in one semop. One call retries those of all waiting threads in one go: 80 ms for 500 operations each."""
 
 _MERGEABLE = 12
 """MADV_MERGEABLE: a kernel thread looks for equal pages, at 64 bytes for each page, charged to nobody."""
@@ -183,8 +206,12 @@ class Architecture(msgspec.Struct, frozen=True):
     prctl: int
     poll_calls: tuple[int, ...]
     select_calls: tuple[int, ...]
+    semop_calls: tuple[int, ...]
     ioctl: int
     personality: int
+    setpriority: int
+    sched_setscheduler: int
+    ioprio_set: int
     io_setup: int
     denied: dict[str, int]
 
@@ -194,7 +221,8 @@ _X86_64 = Architecture(
     sendmsg=46, sendmmsg=307, splice=275, vmsplice=278, sendfile=40, seccomp=317, pipe2=293,
     setxattr_calls=(188, 189, 190),
     mmap=9, madvise=28, memfd_create=319, shmget=29, fcntl=72, prctl=157,
-    poll_calls=(7, 271), select_calls=(23, 270), ioctl=16, personality=135, io_setup=206,
+    poll_calls=(7, 271), select_calls=(23, 270), semop_calls=(65, 220), ioctl=16, personality=135, io_setup=206,
+    setpriority=141, sched_setscheduler=144, ioprio_set=251,
     denied={
         "ptrace": 101, "syslog": 103, "uselib": 134, "ustat": 136, "sysfs": 139, "vhangup": 153, "pivot_root": 155,
         "_sysctl": 156, "adjtimex": 159, "chroot": 161, "acct": 163, "settimeofday": 164, "mount": 165,
@@ -204,8 +232,8 @@ _X86_64 = Architecture(
         "clock_settime": 227, "mbind": 237, "set_mempolicy": 238, "kexec_load": 246, "add_key": 248,
         "request_key": 249, "keyctl": 250, "migrate_pages": 256, "move_pages": 279, "perf_event_open": 298,
         "fanotify_init": 300, "name_to_handle_at": 303, "open_by_handle_at": 304, "clock_adjtime": 305, "setns": 308,
-        "process_vm_readv": 310, "process_vm_writev": 311, "kcmp": 312, "finit_module": 313, "kexec_file_load": 320,
-        "bpf": 321, "userfaultfd": 323,
+        "process_vm_readv": 310, "process_vm_writev": 311, "kcmp": 312, "finit_module": 313, "sched_setattr": 314,
+        "kexec_file_load": 320, "bpf": 321, "userfaultfd": 323,
     },
 )  # fmt: skip
 
@@ -214,7 +242,8 @@ _AARCH64 = Architecture(
     sendmsg=211, sendmmsg=269, splice=76, vmsplice=75, sendfile=71, seccomp=277, pipe2=59,
     setxattr_calls=(5, 6, 7), mmap=222,
     madvise=233, memfd_create=279, shmget=194, fcntl=25, prctl=167,
-    poll_calls=(73,), select_calls=(72,), ioctl=29, personality=92, io_setup=0,
+    poll_calls=(73,), select_calls=(72,), semop_calls=(193, 192), ioctl=29, personality=92, io_setup=0,
+    setpriority=140, sched_setscheduler=119, ioprio_set=30,
     denied={
         "lookup_dcookie": 18, "umount2": 39, "mount": 40, "pivot_root": 41, "nfsservctl": 42, "chroot": 51,
         "vhangup": 58, "quotactl": 60, "acct": 89, "kexec_load": 104, "init_module": 105, "delete_module": 106,
@@ -223,7 +252,7 @@ _AARCH64 = Architecture(
         "swapoff": 225, "mbind": 235, "set_mempolicy": 237, "migrate_pages": 238, "move_pages": 239,
         "perf_event_open": 241, "fanotify_init": 262, "name_to_handle_at": 264, "open_by_handle_at": 265,
         "clock_adjtime": 266, "setns": 268, "process_vm_readv": 270, "process_vm_writev": 271, "kcmp": 272,
-        "finit_module": 273, "bpf": 280, "userfaultfd": 282, "kexec_file_load": 294,
+        "finit_module": 273, "sched_setattr": 274, "bpf": 280, "userfaultfd": 282, "kexec_file_load": 294,
     },
 )  # fmt: skip
 
@@ -261,17 +290,10 @@ def assemble_filter(machine: str, *, allows_filters: bool = False) -> bytes:
         *_refuse_values(architecture.prctl, _ARG0, _PROCESS_OPTIONS, errno.EINVAL),
         *_refuse_flags(architecture.memfd_create, _ARG1, _MFD_HUGETLB, errno.ENOMEM),
         *_refuse_flags(architecture.shmget, _ARG2, _SHM_HUGETLB, errno.ENOMEM),
-        *_refuse_values(architecture.fcntl, _ARG1, _OFD_LOCKS, errno.EINVAL),
-        *(
-            word
-            for call in architecture.poll_calls
-            for word in _refuse_above(call, _ARG1, _POLLED_FILES_MAX, errno.EINVAL)
-        ),
-        *(
-            word
-            for call in architecture.select_calls
-            for word in _refuse_above(call, _ARG0, _POLLED_FILES_MAX, errno.EINVAL)
-        ),
+        *_refuse_values(architecture.fcntl, _ARG1, (*_OFD_LOCKS, *_SIGNALLING_COMMANDS), errno.EINVAL),
+        *_refuse_signals_of_files(architecture),
+        *_keep_priorities(architecture),
+        *_refuse_long_lists(architecture),
         *_restrict_sockets(architecture.socket),
         *_restrict_sockets(architecture.socketpair),
         *_restrict_socket_use(architecture),
@@ -280,6 +302,33 @@ def assemble_filter(machine: str, *, allows_filters: bool = False) -> bytes:
         _return(_ALLOW),
     ]
     return b"".join(program)
+
+
+def _refuse_long_lists(architecture: Architecture) -> list[bytes]:
+    limits = (
+        (architecture.poll_calls, _ARG1, _POLLED_FILES_MAX, errno.EINVAL),
+        (architecture.select_calls, _ARG0, _POLLED_FILES_MAX, errno.EINVAL),
+        (architecture.semop_calls, _ARG2, _SEMAPHORE_OPERATIONS_MAX, errno.E2BIG),
+    )
+    return [word for calls, *limit in limits for call in calls for word in _refuse_above(call, *limit)]
+
+
+def _refuse_signals_of_files(architecture: Architecture) -> list[bytes]:
+    with_signals = [_load(_ARG2), _instruction(_JUMP_SET, _ASYNC, 0, 1), _return_errno(errno.EINVAL)]
+    return [
+        *_for_call(architecture.fcntl, [_load(_ARG1), *_skip_unless_in((_SET_FLAGS,), with_signals)]),
+        *_refuse_values(architecture.ioctl, _ARG1, (_SET_ASYNC,), 0),
+    ]
+
+
+def _keep_priorities(architecture: Architecture) -> list[bytes]:
+    """Let lower priorities succeed without effect. Higher ones are refused, as the kernel would."""
+    return [
+        *_refuse_flags(architecture.setpriority, _ARG2, _SIGN_BIT, errno.EACCES),
+        *_refuse_call(architecture.setpriority, 0),
+        *_refuse_values(architecture.sched_setscheduler, _ARG1, _IDLE_POLICIES, 0),
+        *_refuse_call(architecture.ioprio_set, 0),
+    ]
 
 
 def _refuse_filters(architecture: Architecture) -> list[bytes]:

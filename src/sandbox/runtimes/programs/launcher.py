@@ -36,10 +36,11 @@ NETWORK_SETTINGS = {
     "ipv4/tcp_rmem": "4096 32768 1048576",
     "ipv4/tcp_wmem": "4096 16384 1048576",
     "ipv4/tcp_max_tw_buckets": "16384",
+    "ipv4/igmp_max_memberships": "2",
     "core/optmem_max": "20480",
     "core/tstamp_allow_data": "0",
 }
-"""Settings of the sandbox's network namespace: bytes, except for the number of connections in TIME_WAIT.
+"""Settings of the sandbox's network namespace: bytes, except for connections in TIME_WAIT and memberships of a socket.
 
 A connection that nobody has accepted holds about the second number of tcp_rmem. tstamp_allow_data: sent data is not
 queued with its timestamp.

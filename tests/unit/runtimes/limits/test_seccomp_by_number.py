@@ -29,15 +29,17 @@ DENIED: dict[str, tuple[int | None, int | None]] = {
     "finit_module": (313, 273), "kexec_file_load": (320, 294), "bpf": (321, 280), "userfaultfd": (323, 282),
     "open_tree": (428, 428), "move_mount": (429, 429), "fsopen": (430, 430), "fsconfig": (431, 431),
     "fsmount": (432, 432), "fspick": (433, 433), "pidfd_getfd": (438, 438), "mount_setattr": (442, 442),
-    "quotactl_fd": (443, 443), "set_mempolicy_home_node": (450, 450),
+    "quotactl_fd": (443, 443), "set_mempolicy_home_node": (450, 450), "sched_setattr": (314, 274),
 }  # fmt: skip
 ABSENT: dict[str, tuple[int | None, int | None]] = {
     "io_setup": (206, 0), "io_uring_setup": (425, 425), "io_uring_enter": (426, 426), "io_uring_register": (427, 427),
-    "clone3": (435, 435), "memfd_secret": (447, 447),
+    "clone3": (435, 435), "landlock_create_ruleset": (444, 444), "landlock_add_rule": (445, 445),
+    "landlock_restrict_self": (446, 446), "memfd_secret": (447, 447),
 }  # fmt: skip
 ZERO_COPY: dict[str, tuple[int | None, int | None]] = {
     "sendfile": (40, 71), "splice": (275, 76), "vmsplice": (278, 75),
 }  # fmt: skip
+WITHOUT_EFFECT: dict[str, tuple[int | None, int | None]] = {"setpriority": (141, 140), "ioprio_set": (251, 30)}
 ALLOWED: dict[str, tuple[int | None, int | None]] = {
     "read": (0, 63), "write": (1, 64), "open": (2, None), "close": (3, 57), "openat": (257, 56), "stat": (4, None),
     "newfstatat": (262, None), "statx": (332, 291), "mprotect": (10, 226), "munmap": (11, 215),
@@ -60,11 +62,11 @@ ALLOWED: dict[str, tuple[int | None, int | None]] = {
     "copy_file_range": (326, 285), "fallocate": (285, 47),
     "prlimit64": (302, 261), "getrusage": (98, 165), "sysinfo": (99, 179), "times": (100, 153),
     "clock_gettime": (228, 113), "clock_nanosleep": (230, 115),
-    "landlock_create_ruleset": (444, 444), "landlock_restrict_self": (446, 446), "rseq": (334, 293),
+    "rseq": (334, 293),
     "openat2": (437, 437), "pidfd_open": (434, 434), "pidfd_send_signal": (424, 424),
     "faccessat2": (439, 439), "io_destroy": (207, 1), "io_getevents": (208, 4), "io_submit": (209, 2),
     "get_mempolicy": (239, 236), "mlock": (149, 228), "madvise": (28, 233), "membarrier": (324, 283),
-    "mseal": (462, 462), "process_madvise": (440, 440), "semop": (65, 193), "msgsnd": (69, 189),
+    "mseal": (462, 462), "process_madvise": (440, 440), "msgsnd": (69, 189),
     "mq_open": (240, 180),
 }  # fmt: skip
 
@@ -90,6 +92,9 @@ ORDINARY_ARGUMENTS = {
     "pipe2": (0, 0x84800),  # O_CLOEXEC | O_NONBLOCK | O_DIRECT
     "setxattr": (1, 1, 1, 256),
     "pselect6": (1024,),
+    "sched_setscheduler": (0, 0),  # SCHED_OTHER
+    "semop": (1, 1, 32),
+    "semtimedop": (1, 1, 32, 1),
 }
 CHECKED_CALLS: dict[str, tuple[int | None, int | None]] = {
     "clone": (56, 220), "ioctl": (16, 29), "personality": (135, 92), "setsockopt": (54, 208), "socket": (41, 198),
@@ -97,10 +102,12 @@ CHECKED_CALLS: dict[str, tuple[int | None, int | None]] = {
     "sendmsg": (46, 211), "sendmmsg": (307, 269), "memfd_create": (319, 279), "shmget": (29, 194),
     "ppoll": (271, 73), "pselect6": (270, 72),
     "close_range": (436, 436), "seccomp": (317, 277), "pipe2": (293, 59), "setxattr": (188, 5),
+    "sched_setscheduler": (144, 119), "semop": (65, 193), "semtimedop": (220, 192),
 }  # fmt: skip
 
 AUDIT = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 LAST_KNOWN = 462  # mseal
+SUCCEEDS = 0x00050000  # SECCOMP_RET_ERRNO without an errno
 PROGRAMS = {machine: seccomp.assemble_filter(machine) for machine in AUDIT}
 
 
@@ -139,6 +146,35 @@ def test_zero_copy_call_returns_einval(machine: str, name: str, number: int):
     assert errno_of(action(machine, number, 3, 4, 0, 4096)) == errno.EINVAL, name
 
 
+@pytest.mark.parametrize(("machine", "name", "number"), rows(WITHOUT_EFFECT))
+def test_call_that_lowers_a_priority_succeeds(machine: str, name: str, number: int):
+    for priority in (0, 5, 19, 3 << 13):
+        assert action(machine, number, 1, 0, priority) == SUCCEEDS, name
+
+
+@pytest.mark.parametrize("machine", AUDIT)
+def test_higher_priority_is_denied(machine: str):
+    number = call_number(machine, WITHOUT_EFFECT["setpriority"])
+    assert number is not None
+    for priority in (-1, -20):
+        assert errno_of(action(machine, number, 0, 0, priority & 0xFFFFFFFF)) == errno.EACCES
+
+
+@pytest.mark.parametrize("machine", AUDIT)
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("sched_setscheduler", (0, 5)),  # SCHED_IDLE
+        ("sched_setscheduler", (0, 0x40000005)),  # with SCHED_RESET_ON_FORK
+        ("ioctl", (3, 0x5452)),  # FIOASYNC
+    ],
+)
+def test_argument_without_effect_succeeds(machine: str, name: str, arguments: tuple[int, ...]):
+    number = call_number(machine, CHECKED_CALLS[name])
+    assert number is not None
+    assert action(machine, number, *arguments) == SUCCEEDS
+
+
 @pytest.mark.parametrize(("machine", "name", "number"), rows(ALLOWED, CHECKED_CALLS))
 def test_common_call_is_allowed(machine: str, name: str, number: int):
     assert action(machine, number, *ORDINARY_ARGUMENTS.get(name, ())) == ALLOW, name
@@ -166,7 +202,9 @@ def test_no_other_call_is_rejected(machine: str):
     refused = {
         number for number in range(LAST_KNOWN + 1) if action(machine, number, *ordinary.get(number, ())) != ALLOW
     }
-    assert refused == {number for row_machine, _, number in rows(DENIED, ABSENT, ZERO_COPY) if row_machine == machine}
+    assert refused == {
+        number for row_machine, _, number in rows(DENIED, ABSENT, ZERO_COPY, WITHOUT_EFFECT) if row_machine == machine
+    }
 
 
 @pytest.mark.parametrize("machine", AUDIT)
@@ -197,6 +235,10 @@ ALLOWED_ARGUMENTS = [
     ("mmap", (0, 4096, 3, 0xFBFFFF & ~0x40000)),
     *[("ioctl", (0, request)) for request in (0x5401, 0x5411, 0x5413, 0x541B, 0x541D, 0x5421)],
     ("clone", (0x1200011,)),
+    *[("fcntl", (3, 4, flags)) for flags in (0, 0x800, 0xC00, 0x4800)],  # F_SETFL: O_NONBLOCK, O_APPEND, O_DIRECT
+    # F_DUPFD F_SETFD F_GETFL F_SETOWN F_DUPFD_CLOEXEC F_ADD_SEALS
+    *[("fcntl", (3, command, 0x2000)) for command in (0, 2, 3, 8, 1030, 1033)],
+    *[("sched_setscheduler", (0, policy)) for policy in (0, 1, 2, 3)],  # the kernel refuses real time
     *[("unshare", (flags,)) for flags in (0x1, 0x200, 0x7F)],  # the kernel checks other flags
 ]
 REFUSED_ARGUMENTS = [
@@ -215,10 +257,13 @@ REFUSED_ARGUMENTS = [
     ("memfd_create", (1, 4), errno.ENOMEM),
     ("shmget", (0, 4096, 0o5600), errno.ENOMEM),
     *[("fcntl", (3, command), errno.EINVAL) for command in (36, 37, 38)],
+    *[("fcntl", (3, command), errno.EINVAL) for command in (1024, 1026)],  # F_SETLEASE, F_NOTIFY
+    *[("fcntl", (3, 4, flags), errno.EINVAL) for flags in (0x2000, 0x2800)],  # F_SETFL with O_ASYNC
     ("sendto", (3, 0, 5, 0x8000), errno.EOPNOTSUPP),
     ("sendmsg", (3, 0, 0x8000), errno.EOPNOTSUPP),
     ("sendmmsg", (3, 0, 5, 0x8000), errno.EOPNOTSUPP),
     ("ppoll", (1, 4097), errno.EINVAL),
+    *[(name, (1, 1, count), errno.E2BIG) for name in ("semop", "semtimedop") for count in (33, 500)],
     ("close_range", (3, 100, 2), errno.EINVAL),
     *[("seccomp", (mode, flags), errno.EINVAL) for mode in (0, 1) for flags in (0, 1, 2, 8)],
     ("pipe2", (0, 0x80080), errno.ENOPKG),
@@ -264,7 +309,6 @@ def test_filter_is_valid_bpf(machine: str):
 
 
 SETSOCKOPT = {"x86_64": 54, "aarch64": 208}
-SUCCEEDS = 0x00050000  # SECCOMP_RET_ERRNO without an errno
 SO, IP, TCP, UDP, IPV6, NETLINK = 1, 0, 6, 17, 41, 270
 ALLOWED_SOCKET_OPTIONS = {
     SO: {
