@@ -14,6 +14,7 @@ from starlette.responses import HTMLResponse, Response
 from sandbox.api.context import AppContext
 from sandbox.api.middleware.authentication import get_caller
 from sandbox.dashboard import formatting
+from sandbox.model.formatting import format_cost, format_duration, format_size
 from sandbox.model.wire.events import format_timestamp
 
 if TYPE_CHECKING:
@@ -63,9 +64,9 @@ def _environment() -> Environment:
         auto_reload=False,
     )
     environment.filters |= {
-        "size": formatting.format_size,
-        "span": formatting.format_duration,
-        "money": formatting.format_cost,
+        "size": format_size,
+        "span": lambda duration: format_duration(duration.total_seconds()),
+        "money": format_cost,
         "count": formatting.format_count,
         "stamp": format_timestamp,
         "state": formatting.state_label,

@@ -12,10 +12,11 @@ import click
 from sandbox.cli.errors import ExitCode, fail
 from sandbox.cli.options import current_options, output_options
 from sandbox.cli.output.console import stdout_console
-from sandbox.cli.output.formatting import format_size, pluralize
+from sandbox.cli.output.formatting import pluralize
 from sandbox.cli.output.json_output import print_json
 from sandbox.cli.output.text import escape_text
 from sandbox.cli.server_options import data_dir_options, load_configuration
+from sandbox.model.formatting import format_size
 from sandbox.model.tier import TIERS
 
 if TYPE_CHECKING:

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sandbox.cli.output.event_layout import STATE_STYLES, EventLayout, one_line
-from sandbox.cli.output.formatting import format_cost, format_duration, format_elapsed, pluralize
+from sandbox.cli.output.formatting import format_elapsed, pluralize
 from sandbox.cli.output.transcript import AgentMessage, ApiRetry, TextOutput, ToolCall, ToolResult, TranscriptParser
+from sandbox.model.formatting import format_cost, format_duration
 
 if TYPE_CHECKING:
     from rich.console import Console

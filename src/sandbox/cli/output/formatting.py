@@ -1,8 +1,10 @@
-"""Formatting of times, sizes and amounts."""
+"""Formats times and counts for the terminal."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
+
+from sandbox.model.formatting import format_duration
 
 
 def parse_timestamp(timestamp: str | None) -> datetime | None:
@@ -38,20 +40,6 @@ def format_elapsed(first: str | None, last: str | None) -> str:
     return format_duration((end - begin).total_seconds()) if begin and end else ""
 
 
-def format_duration(seconds: float) -> str:
-    """Format a duration: `12 ms`, `0.3 s`, `42 s`, `2 min 5 s`, `3 h 12 min`."""
-    seconds = max(seconds, 0.0)
-    if seconds < 0.1:
-        return f"{seconds * 1000:.0f} ms"
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if not minutes:
-        return f"{rest} s"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
-
-
 def format_age(timestamp: str | None, now: datetime) -> str:
     """Format an age in one unit: `42 s`, `12 min`, `3 h`, `4 d`."""
     at = parse_timestamp(timestamp)
@@ -60,21 +48,6 @@ def format_age(timestamp: str | None, now: datetime) -> str:
         if seconds >= 2 * length:
             return f"{seconds // length} {unit}"
     return f"{seconds} s" if at else "-"
-
-
-def format_size(size_bytes: int) -> str:
-    """Format a size: `512 B`, `1.5 KiB`, `3.0 MiB`."""
-    amount = float(size_bytes)
-    for unit in ("B", "KiB", "MiB"):
-        if amount < 1024:
-            return f"{amount:.0f} B" if unit == "B" else f"{amount:.1f} {unit}"
-        amount /= 1024
-    return f"{amount:.1f} GiB"
-
-
-def format_cost(usd: float) -> str:
-    """Format a cost: `$1.25`; four decimals below one dollar."""
-    return f"${usd:.2f}" if usd >= 1 else f"${usd:.4f}"
 
 
 def pluralize(number: int, noun: str) -> str:

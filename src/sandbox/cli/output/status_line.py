@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from sandbox.cli.output.formatting import format_duration
+from sandbox.model.formatting import format_duration
 
 if TYPE_CHECKING:
     from sandbox.cli.output.event_printer import EventPrinter

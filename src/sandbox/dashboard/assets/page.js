@@ -53,19 +53,19 @@ export function size(bytes) {
 }
 
 export function span(milliseconds) {
-  if (milliseconds < 1000) return `${Math.max(0, Math.round(milliseconds))} ms`;
+  if (milliseconds < 100) return `${Math.max(0, Math.round(milliseconds))} ms`;
   const seconds = milliseconds / 1000;
-  return seconds < 60 ? `${seconds.toFixed(1)} s` : longSpan(seconds);
+  return seconds < 10 ? `${seconds.toFixed(1)} s` : longSpan(Math.round(seconds));
 }
 
-// Without tenths, for what counts on while one looks at it.
+// Whole seconds, for a running clock.
 export function longSpan(seconds) {
   seconds = Math.max(0, Math.floor(seconds));
   if (seconds < 60) return `${seconds} s`;
   const minutes = Math.floor(seconds / 60);
-  if (minutes < 60) return `${minutes} min ${String(seconds % 60).padStart(2, "0")} s`;
+  if (minutes < 60) return `${minutes} min ${seconds % 60} s`;
   const hours = Math.floor(minutes / 60);
-  if (hours < 24) return `${hours} h ${String(minutes % 60).padStart(2, "0")} min`;
+  if (hours < 24) return `${hours} h ${minutes % 60} min`;
   return `${Math.floor(hours / 24)} d ${hours % 24} h`;
 }
 
@@ -74,6 +74,6 @@ export function count(number) {
   return number < 1_000_000 ? `${(number / 1000).toFixed(1)}k` : `${(number / 1_000_000).toFixed(1)}M`;
 }
 
-export const money = (dollars) => `$${dollars.toFixed(dollars > 0 && dollars < 1 ? 3 : 2)}`;
+export const money = (dollars) => `$${dollars.toFixed(dollars > 0 && dollars < 1 ? 4 : 2)}`;
 
 export const clock = (timestamp) => new Date(timestamp).toLocaleTimeString([], { hour12: false });

@@ -1,4 +1,4 @@
-"""Formatting of durations, ages, sizes and costs."""
+"""Formatting of times and ages."""
 
 from datetime import UTC, datetime
 
@@ -7,23 +7,6 @@ import pytest
 from sandbox.cli.output import formatting
 
 NOW = datetime(2026, 1, 29, 12, 0, tzinfo=UTC)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "formatted"),
-    [
-        (0, "0 ms"),
-        (0.012, "12 ms"),
-        (1.23, "1.2 s"),
-        (42, "42 s"),
-        (59.7, "1 min 0 s"),
-        (125, "2 min 5 s"),
-        (11520, "3 h 12 min"),
-        (-1, "0 ms"),
-    ],
-)
-def test_format_duration(seconds, formatted):
-    assert formatting.format_duration(seconds) == formatted
 
 
 @pytest.mark.parametrize(
@@ -41,18 +24,6 @@ def test_format_duration(seconds, formatted):
 )
 def test_format_age(timestamp, formatted):
     assert formatting.format_age(timestamp, NOW) == formatted
-
-
-@pytest.mark.parametrize(
-    ("size_bytes", "formatted"),
-    [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (3 * 1024**2, "3.0 MiB"), (5 * 1024**3, "5.0 GiB")],
-)
-def test_format_size(size_bytes, formatted):
-    assert formatting.format_size(size_bytes) == formatted
-
-
-def test_small_costs_keep_their_digits():
-    assert (formatting.format_cost(0.0374), formatting.format_cost(12.5)) == ("$0.0374", "$12.50")
 
 
 def test_invalid_time_is_formatted_as_placeholder():

@@ -10,9 +10,10 @@ import click
 
 from sandbox.cli.errors import ExitCode, fail
 from sandbox.cli.options import common_options, current_options, parse_duration_option
-from sandbox.cli.output.formatting import format_duration, pluralize
+from sandbox.cli.output.formatting import pluralize
 from sandbox.cli.output.json_output import print_json
 from sandbox.cli.output.text import escape_text
+from sandbox.model.formatting import format_duration
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -8,9 +8,9 @@ import click
 
 from sandbox.cli.options import common_options, current_options, task_argument
 from sandbox.cli.output.console import stdout_console
-from sandbox.cli.output.formatting import format_size
 from sandbox.cli.output.json_output import print_json
 from sandbox.cli.output.table import cell, print_table
+from sandbox.model.formatting import format_size
 
 if TYPE_CHECKING:
     from rich.text import Text

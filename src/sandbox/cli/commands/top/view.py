@@ -11,15 +11,9 @@ from rich.text import Text
 
 from sandbox.cli.output.event_layout import one_line
 from sandbox.cli.output.event_printer import STATE_STYLES
-from sandbox.cli.output.formatting import (
-    format_age,
-    format_cost,
-    format_duration,
-    format_elapsed,
-    format_size,
-    pluralize,
-)
+from sandbox.cli.output.formatting import format_age, format_elapsed, pluralize
 from sandbox.cli.output.table import cell, fit_table, plain_lines
+from sandbox.model.formatting import format_cost, format_duration, format_size
 from sandbox.model.task_state import TERMINAL_STATES, TaskState
 
 if TYPE_CHECKING:

@@ -1,0 +1,34 @@
+"""Formats sizes, durations and costs for people, the same on the command line and in the dashboard."""
+
+_SIZE_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+_STEP = 1024
+
+
+def format_size(size_bytes: int) -> str:
+    """Format a size: `512 B`, `1.5 KiB`, `120 MiB`."""
+    value, unit = float(size_bytes), 0
+    while value >= _STEP and unit < len(_SIZE_UNITS) - 1:
+        value, unit = value / _STEP, unit + 1
+    return f"{value:.0f} {_SIZE_UNITS[unit]}" if unit == 0 or value >= 100 else f"{value:.1f} {_SIZE_UNITS[unit]}"
+
+
+def format_duration(seconds: float) -> str:
+    """Format a duration: `12 ms`, `0.3 s`, `42 s`, `2 min 5 s`, `3 h 12 min`, `4 d 6 h`."""
+    seconds = max(seconds, 0.0)
+    if seconds < 0.1:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if not minutes:
+        return f"{rest} s"
+    hours, minutes = divmod(minutes, 60)
+    if not hours:
+        return f"{minutes} min {rest} s"
+    days, hours = divmod(hours, 24)
+    return f"{days} d {hours} h" if days else f"{hours} h {minutes} min"
+
+
+def format_cost(usd: float) -> str:
+    """Format a cost: `$1.25`; four decimals below one dollar."""
+    return f"${usd:.4f}" if 0 < usd < 1 else f"${usd:.2f}"
