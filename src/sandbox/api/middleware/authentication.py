@@ -22,6 +22,9 @@ from sandbox.system.memory_share import MemoryShare
 RECHECK_SECONDS = 5.0
 """How long a stream may continue after its token was revoked or has expired."""
 
+_REQUEST_BYTES = 16 * 1024
+"""What a request costs of the client's share of a turn, also one that is refused, by the work of answering it."""
+
 _CONTENT = frozenset({"http.response.body", "websocket.send"})
 _CLOSE_MESSAGE: Message = {"type": "websocket.close", "code": 1008, "reason": "The token is not good any more."}
 _DISCONNECT_MESSAGE: Message = {"type": "websocket.disconnect", "code": 1008}
@@ -51,12 +54,13 @@ class AuthenticationMiddleware:
         result = self._authenticator.authenticate(connection)
         # Always set: with keep-alive the context var may hold the previous request's token.
         TOKEN_ID.set((result.principal.id or None) if result.principal is not None else None)
+        share = self._authenticator.share_of(result.principal)
+        fair_share.use(share)
+        await share.take(_REQUEST_BYTES)
         if isinstance(result, Denied):
             await _denied_response(connection, result)(scope, receive, send)
             return
         scope.setdefault("state", {})["visitor"] = result
-        share = self._authenticator.share_of(result)
-        fair_share.use(share)
         memory = share.memory if result.principal is not None else MemoryShare(sys.maxsize)
         if scope.get("subprotocols"):
             scope, send = _with_subprotocol(scope, send)

@@ -10,6 +10,7 @@ from websockets.exceptions import InvalidStatus
 from doubles.fake_access import FakeAccess
 from doubles.fake_tasks import TO_RUNNING
 from sandbox.api.auth import authenticator
+from sandbox.api.middleware import authentication
 from sandbox.api.streaming import websocket
 from sandbox.model import events as e
 from sandbox.system.fair_share import MESSAGES_PER_TURN_MAX, THREADS_AT_ONCE_MAX
@@ -126,3 +127,39 @@ def test_many_lists_of_artifacts_of_a_token_are_made_two_at_a_time_and_others_do
                 assert {answer.status_code for answer in await asyncio.gather(*asked)} == {200}
 
     asyncio.run(scene())
+
+
+def test_requests_that_strangers_send_all_at_once_are_answered_in_small_parts(open_doors, until, monkeypatch):
+    answered = most = now = 0
+    denied = authentication._denied_response
+
+    def counted(*arguments):
+        nonlocal answered, most, now
+        answered, now = answered + 1, now + 1
+        most = max(most, now)
+        return denied(*arguments)
+
+    async def watch():
+        nonlocal now
+        while True:
+            now = 0
+            await asyncio.sleep(0)
+
+    monkeypatch.setattr(authentication, "_denied_response", counted)
+
+    async def scene():
+        async with open_doors(FakeAccess(otto="operator")) as doors:
+            watching = asyncio.create_task(watch())
+            sent = b"GET /api/v1/tasks HTTP/1.1\r\nHost: localhost\r\n\r\n" * 20
+            strangers = [await asyncio.open_connection("127.0.0.1", doors.port) for _ in range(100)]
+            for _, writer in strangers:
+                writer.write(sent)
+            async with httpx.AsyncClient(base_url=doors.http, headers={"Authorization": "Bearer otto"}) as otto:
+                assert (await otto.get("/api/v1/tasks")).status_code == 200
+            await until(lambda: answered == 2000, 60)
+            watching.cancel()
+            for _, writer in strangers:
+                writer.close()
+
+    asyncio.run(scene())
+    assert most <= MESSAGES_PER_TURN_MAX

@@ -1,11 +1,26 @@
 """Where a request ends is read in one way only: what another server could read differently is refused."""
 
+import h11
 import pytest
 
-from sandbox.api.http.framing import CHUNK_EXTENSIONS_BYTES_MAX, CHUNK_LINE_BYTES_MAX, HEAD_BYTES_MAX, RequestFraming
+from sandbox.api.http.framing import (
+    CHUNK_EXTENSIONS_BYTES_MAX,
+    CHUNK_LINE_BYTES_MAX,
+    HEAD_BYTES_MAX,
+    FramedConnection,
+    RequestFraming,
+)
 
 GET = b"GET /api/health HTTP/1.1\r\nHost: localhost\r\n\r\n"
 HANDSHAKE = b"GET /s HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+
+
+def feed(framing: RequestFraming, data: bytes) -> bytes:
+    """Everything that is passed on of these bytes."""
+    passed = framing.feed(data)
+    while framing.has_more:
+        passed += framing.feed(b"")
+    return passed
 
 
 def post(fields: bytes, body: bytes = b"", version: bytes = b"1.1") -> bytes:
@@ -137,25 +152,25 @@ PASSED = {
 @pytest.mark.parametrize("sent", REFUSED.values(), ids=REFUSED)
 def test_what_can_be_read_in_two_ways_is_refused_and_nothing_behind_it_is_read(sent):
     framing = RequestFraming()
-    passed = framing.feed(GET + sent + GET)
+    passed = feed(framing, GET + sent + GET)
     assert framing.error
     assert passed.startswith(GET)
     assert (GET + sent).startswith(passed)
     assert passed != GET + sent
-    assert framing.feed(GET) == b""
+    assert feed(framing, GET) == b""
 
 
 @pytest.mark.parametrize("sent", [*REFUSED.values(), *PASSED.values()], ids=[*REFUSED, *PASSED])
 def test_it_makes_no_difference_in_which_pieces_it_comes(sent):
     whole, torn = RequestFraming(), RequestFraming()
-    assert b"".join(torn.feed(sent[at : at + 1]) for at in range(len(sent))) == whole.feed(sent)
+    assert b"".join(feed(torn, sent[at : at + 1]) for at in range(len(sent))) == feed(whole, sent)
     assert torn.error == whole.error
 
 
 @pytest.mark.parametrize("sent", PASSED.values(), ids=PASSED)
 def test_proper_requests_are_passed_on_as_they_are(sent):
     framing = RequestFraming()
-    assert framing.feed(sent + GET + sent) == sent + GET + sent
+    assert feed(framing, sent + GET + sent) == sent + GET + sent
     assert framing.error is None
 
 
@@ -169,18 +184,52 @@ def test_proper_requests_are_passed_on_as_they_are(sent):
 )
 def test_nothing_is_read_behind_the_last_request_of_a_connection(last):
     framing = RequestFraming()
-    assert framing.feed(last + REFUSED["two lengths"] + GET) == last
-    assert (framing.feed(GET), framing.error) == (b"", None)
+    assert feed(framing, last + REFUSED["two lengths"] + GET) == last
+    assert (feed(framing, GET), framing.error) == (b"", None)
 
 
 def test_half_a_head_is_not_passed_on():
     framing = RequestFraming()
-    assert framing.feed(GET[:-1]) == b""
-    assert framing.feed(GET[-1:]) == GET
+    assert feed(framing, GET[:-1]) == b""
+    assert feed(framing, GET[-1:]) == GET
 
 
 def test_bodies_are_passed_on_as_they_come():
     framing = RequestFraming()
     head = post(b"Content-Length: 5\r\n")
-    assert framing.feed(head + b"he") == head + b"he"
-    assert framing.feed(b"llo") == b"llo"
+    assert feed(framing, head + b"he") == head + b"he"
+    assert feed(framing, b"llo") == b"llo"
+
+
+def test_of_many_requests_at_once_one_is_looked_at_at_a_time():
+    framing = RequestFraming()
+    assert framing.feed(GET * 1000 + b"no request") == GET
+    assert framing.has_more
+    assert framing.error is None
+
+
+@pytest.mark.parametrize("pieces", [1, 3, 7])
+def test_requests_behind_one_another_are_answered_in_order_and_reading_pauses_meanwhile(pieces):
+    connection = FramedConnection()
+    sent = b"".join(post(b"Content-Length: 2\r\nX-Number: %d\r\n" % number, b"hi") for number in range(5))
+    size = -(-len(sent) // pieces)
+    numbers, paused, waiting = [], 0, [sent[at : at + size] for at in range(0, len(sent), size)]
+    while len(numbers) < 5 or connection.their_state is not h11.DONE:
+        event = connection.next_event()
+        if isinstance(event, h11.Request):
+            numbers.append(dict(event.headers)[b"x-number"])
+        elif event is h11.NEED_DATA:
+            connection.receive_data(waiting.pop(0))
+        elif event is h11.PAUSED:
+            paused += 1
+            if waiting:
+                connection.receive_data(waiting.pop(0))
+            connection.send(h11.Response(status_code=204, headers=[]))
+            connection.send(h11.EndOfMessage())
+            connection.start_next_cycle()
+        elif connection.their_state is h11.DONE and len(numbers) < 5 and not waiting and pieces == 1:
+            assert connection.next_event() is h11.PAUSED
+            connection.send(h11.Response(status_code=204, headers=[]))
+            connection.send(h11.EndOfMessage())
+            connection.start_next_cycle()
+    assert numbers == [b"%d" % number for number in range(5)]
