@@ -1,6 +1,7 @@
 """A token with many streams delays its own, and nobody else."""
 
 import asyncio
+import threading
 
 import httpx
 import pytest
@@ -11,6 +12,7 @@ from doubles.fake_access import FakeAccess
 from doubles.fake_tasks import TO_RUNNING
 from sandbox.api.auth import authenticator
 from sandbox.api.middleware import authentication
+from sandbox.api.routes import tasks
 from sandbox.api.streaming import websocket
 from sandbox.model import events as e
 from sandbox.system.fair_share import MESSAGES_PER_TURN_MAX, THREADS_AT_ONCE_MAX
@@ -163,3 +165,42 @@ def test_requests_that_strangers_send_all_at_once_are_answered_in_small_parts(op
 
     asyncio.run(scene())
     assert most <= MESSAGES_PER_TURN_MAX
+
+
+def test_many_manifests_of_a_token_are_parsed_two_at_a_time_and_others_do_not_wait(open_doors, monkeypatch):
+    now, most, go_on, lock = 0, 0, threading.Event(), threading.Lock()
+    parse = tasks._parse_submission
+
+    def counted(body, *others):
+        nonlocal now, most
+        if body != b"slow":
+            return parse(body, *others)
+        with lock:
+            now += 1
+            most = max(most, now)
+        go_on.wait(20)
+        with lock:
+            now -= 1
+        return parse(body, *others)
+
+    monkeypatch.setattr(tasks, "_parse_submission", counted)
+
+    async def scene():
+        async with (
+            open_doors(FakeAccess(olga="operator", otto="operator")) as doors,
+            httpx.AsyncClient(base_url=doors.http, timeout=20) as client,
+        ):
+            path, olga, otto = (
+                "/api/v1/tasks?dry_run=true",
+                *({"Authorization": f"Bearer {name}"} for name in ("olga", "otto")),
+            )
+            asked = [asyncio.create_task(client.post(path, content=b"slow", headers=olga)) for _ in range(40)]
+            async with asyncio.timeout(10):
+                while now < THREADS_AT_ONCE_MAX:
+                    await asyncio.sleep(0.01)
+                assert (await client.post(path, content=b"quick", headers=otto)).status_code == 400
+            go_on.set()
+            assert {answer.status_code for answer in await asyncio.gather(*asked)} == {400}
+            assert most == THREADS_AT_ONCE_MAX
+
+    asyncio.run(scene())

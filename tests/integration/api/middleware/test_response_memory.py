@@ -102,7 +102,7 @@ def test_who_takes_nothing_for_long_is_closed_when_its_token_needs_the_memory(op
 
 
 def test_a_slow_but_steady_client_gets_everything_beside_those_who_read_nothing(open_doors, tmp_path, monkeypatch):
-    monkeypatch.setattr(memory_share, "STALLED_SECONDS", 1.0)
+    monkeypatch.setattr(memory_share, "STALLED_SECONDS", 5.0)
 
     async def scene():
         async with doors_of_two(open_doors) as doors, httpx.AsyncClient(base_url=doors.http, timeout=20) as client:
@@ -169,5 +169,25 @@ def test_a_websocket_that_nobody_reads_is_counted_and_one_that_reads_gets_everyt
                     opened.enter_context(unread(doors.stream_port, path, headers=headers))
                 await until(lambda: held(doors) > MOST)
             await until(lambda: held(doors) == 0)
+
+    asyncio.run(scene())
+
+
+def test_bodies_that_do_not_come_take_the_memory_of_their_token_only(open_doors, until):
+    async def scene():
+        async with open_doors(FakeAccess(olga="operator", otto="operator")) as doors:
+            submission = b"name: x", "/api/v1/tasks?dry_run=true"
+            with ExitStack() as opened:
+                for _ in range(20):
+                    client = opened.enter_context(socket.create_connection(("127.0.0.1", doors.port)))
+                    head = f"POST {submission[1]} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer olga\r\n"
+                    client.sendall(f"{head}Content-Length: 1000000\r\n\r\nx".encode())
+                await until(lambda: held(doors, "olga") > 0)
+                assert held(doors, "olga") <= MOST
+                async with httpx.AsyncClient(base_url=doors.http, headers=OTTO) as otto:
+                    assert (await otto.post(submission[1], content=submission[0])).status_code == 400
+            await until(lambda: held(doors, "olga") == 0)
+            async with httpx.AsyncClient(base_url=doors.http, headers={"Authorization": "Bearer olga"}) as olga:
+                assert (await olga.post(submission[1], content=submission[0])).status_code == 400
 
     asyncio.run(scene())
