@@ -92,3 +92,9 @@ def test_what_the_server_tells_is_taken(event):
 def test_whoever_matches_events_by_their_type_finds_each_that_a_server_sends():
     hints = [typing.get_type_hints(kind)["type"] for kind in typing.get_args(Event)]
     assert {typing.get_args(hint)[0] for hint in hints} == {*EVENT_TYPES, "usage"}
+
+
+def test_an_event_of_too_many_lines_is_refused_and_many_events_are_not():
+    with pytest.raises(UnexpectedAnswerError, match="too large"):
+        read(*[b"data: " + b"x" * 65_000 + b"\n"] * 300)
+    assert len(read(*[event(number, data="x" * 65_000) for number in range(300)])) == 300
