@@ -4,7 +4,7 @@ import socket
 
 import pytest
 
-from sandbox.api.http.server import AddressError, bind, listen
+from sandbox.api.http.server import UNREAD_BYTES_MAX, UNSENT_BYTES_MAX, AddressError, bind, listen
 
 
 def close(sockets):
@@ -41,3 +41,15 @@ def test_a_port_that_is_taken_is_told_at_once():
     with pytest.raises(AddressError, match="Choose another port with --port"):
         bind("127.0.0.1", one[0].getsockname()[1])
     close(one)
+
+
+def test_the_kernel_buffers_little_for_a_connection():
+    for listening in bind("127.0.0.1", 0):
+        with listening:
+            listening.listen()
+            with socket.create_connection(listening.getsockname()[:2]):
+                accepted, _ = listening.accept()
+                with accepted:
+                    assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) == 2 * UNREAD_BYTES_MAX
+                    unsent = accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT)
+                    assert unsent == UNSENT_BYTES_MAX
