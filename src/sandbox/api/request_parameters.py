@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Collection
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
 from difflib import get_close_matches
 from typing import Any
 
@@ -19,6 +20,7 @@ from sandbox.api.errors import InvalidParameterError, PayloadTooLargeError, Requ
 from sandbox.model import limits
 from sandbox.model.errors import DECODE_ERRORS
 from sandbox.model.manifest.formats import VISIBLE
+from sandbox.system import fair_share
 
 SEQ_MAX = 2**63 - 1
 _SEQ_DIGITS_MAX = len(str(SEQ_MAX))
@@ -83,6 +85,8 @@ def _unknown_param_message(name: str, known: Collection[str], patterns: Collecti
 
 BODY_TIMEOUT_SECONDS = 30.0
 REASON_LENGTH_MAX = 1024
+_BODY_COPIES = 2
+"""A body is in memory twice while its parts are joined."""
 
 
 class CancelRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -97,6 +101,16 @@ class CancelRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             allowed = f"one line of at most {REASON_LENGTH_MAX} characters, without control characters"
             raise InvalidParameterError("reason", f"must be {allowed}")
         return self
+
+
+@asynccontextmanager
+async def body_memory(request: Request) -> AsyncIterator[None]:
+    """Wait until the client's share has room for the body, which is in use in here."""
+    declared = request.headers.get("content-length", "")
+    is_known = declared.isdecimal() and len(declared) <= 15
+    size_bytes = min(int(declared), limits.BODY_BYTES_MAX) if is_known else limits.BODY_BYTES_MAX
+    async with fair_share.memory().reserved(_BODY_COPIES * size_bytes):
+        yield
 
 
 async def read_body(request: Request) -> bytes:

@@ -200,6 +200,12 @@ class RateLimitError(ClientError):
     retryable = True
 
 
+class ResponseMemoryError(RateLimitError):
+    """Too much of the responses to this token is unread; read or close them, then retry."""
+
+    code = "response_memory_exceeded"
+
+
 class InsufficientResourcesError(ClientError):
     """The manifest requests more resources than the server has."""
 
@@ -289,6 +295,7 @@ API_ERRORS: tuple[type[ClientError], ...] = (
     RangeNotSatisfiableError,
     IdempotencyKeyReusedError,
     RateLimitError,
+    ResponseMemoryError,
     InternalServerError,
     ServiceUnavailableError,
     InsufficientResourcesError,

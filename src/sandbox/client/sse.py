@@ -20,6 +20,7 @@ class SseParser:
     def __init__(self) -> None:
         self._pending = bytearray()
         self._data: list[bytes] = []
+        self._data_bytes = 0
 
     def feed(self, chunk: bytes) -> Iterator[Event]:
         """Return the events completed by `chunk`.
@@ -29,8 +30,10 @@ class SseParser:
         for line in self._lines(chunk):
             if line.startswith(b"data:"):
                 self._data.append(line[5:].removeprefix(b" "))
+                self._data_bytes += len(line)
+                _check_size(self._data_bytes)
             elif not line and self._data:
-                data, self._data = b"\n".join(self._data), []
+                data, self._data, self._data_bytes = b"\n".join(self._data), [], 0
                 yield parse_event(data)
 
     def _lines(self, chunk: bytes) -> Iterator[bytes]:
@@ -41,8 +44,12 @@ class SseParser:
             self._pending = bytearray(rest)
             for line in whole:
                 yield line.removesuffix(b"\r")
-        if len(self._pending) > EVENT_BYTES_MAX:
-            raise UnexpectedAnswerError("The server sent an event that is too large.")
+        _check_size(len(self._pending))
+
+
+def _check_size(size_bytes: int) -> None:
+    if size_bytes > EVENT_BYTES_MAX:
+        raise UnexpectedAnswerError("The server sent an event that is too large.")
 
 
 def parse_event(data: bytes) -> Event:

@@ -55,6 +55,7 @@ async def _encode_batches(frames: AsyncIterator[WireEvent], view: PageEncoder) -
             if together_bytes > _BATCH_BYTES:
                 yield view.encode(together)
                 together, together_bytes = [], 0
+            del frame  # so that a stream that waits for memory holds little
         if together:
             yield view.encode(together)
     finally:

@@ -15,7 +15,7 @@ from sandbox.interfaces.tasks import StoredArtifact
 from sandbox.model.task import Task
 from sandbox.system import fair_share
 
-_CHUNK_BYTES = 1024 * 1024
+_CHUNK_BYTES = 64 * 1024
 
 
 async def send_proof_bundle(request: Request, context: AppContext) -> Response:

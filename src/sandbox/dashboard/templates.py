@@ -6,6 +6,7 @@ import hashlib
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -13,8 +14,9 @@ from starlette.responses import HTMLResponse, Response
 
 from sandbox.api.context import AppContext
 from sandbox.api.middleware.authentication import get_caller
-from sandbox.dashboard import formatting
 from sandbox.model.formatting import format_cost, format_duration, format_size
+from sandbox.model.printable import replace_invisible, replace_unprintable
+from sandbox.model.task_state import TaskState
 from sandbox.model.wire.events import format_timestamp
 
 if TYPE_CHECKING:
@@ -67,13 +69,13 @@ def _environment() -> Environment:
         "size": format_size,
         "span": lambda duration: format_duration(duration.total_seconds()),
         "money": format_cost,
-        "count": formatting.format_count,
+        "count": format_count,
         "stamp": format_timestamp,
-        "state": formatting.state_label,
-        "shade": formatting.state_class,
-        "segment": formatting.quote_segment,
-        "as_name": formatting.escape_name,
-        "as_prose": formatting.escape_text,
+        "state": state_label,
+        "shade": state_class,
+        "segment": quote_segment,
+        "as_name": escape_name,
+        "as_prose": escape_text,
     }
     return environment
 
@@ -105,3 +107,53 @@ def _asset_files() -> dict[str, Path]:
     return {
         file.name: file for file in (Path(__file__).parent / "assets").iterdir() if file.suffix in _ASSET_MEDIA_TYPES
     }
+
+
+_STATE_CLASSES = {
+    TaskState.PENDING: "waits",
+    TaskState.STAGING: "begins",
+    TaskState.PROVISIONING: "begins",
+    TaskState.READY: "begins",
+    TaskState.RUNNING: "works",
+    TaskState.COMPLETING: "works",
+    TaskState.COMPLETED: "done",
+    TaskState.FAILED: "failed",
+    TaskState.FAILED_PRESERVED: "failed",
+    TaskState.CANCELLED: "ended",
+}
+
+
+def format_count(number: int) -> str:
+    """Format a count: `4711`, `26.9k`, `1.2M`."""
+    if number < 10_000:
+        return str(number)
+    return f"{number / 1000:.1f}k" if number < 1_000_000 else f"{number / 1_000_000:.1f}M"
+
+
+def state_label(value: TaskState) -> str:
+    """Return the label of a state."""
+    return "failed, preserved" if value is TaskState.FAILED_PRESERVED else value.value
+
+
+def state_class(value: TaskState) -> str:
+    """Return the CSS class of a state."""
+    return _STATE_CLASSES[value]
+
+
+def escape_name(text: str) -> str:
+    """Escape all characters that do not print in an untrusted name."""
+    return replace_unprintable(text, _code_point)
+
+
+def escape_text(text: str) -> str:
+    """Escape invisible characters in untrusted text; tabs and newlines stay."""
+    return replace_invisible(text, _code_point, "\t\n")
+
+
+def _code_point(character: str) -> str:
+    return f"‹U+{ord(character):04X}›"
+
+
+def quote_segment(text: str) -> str:
+    """Quote text as one segment of a URL path."""
+    return quote(text, safe="")

@@ -15,6 +15,8 @@ from sandbox.server.tracked_task import TrackedTask
 from sandbox.system import fair_share
 
 _CHANGE_WAIT_SECONDS = 60.0
+_DECODED_FACTOR = 5
+"""Bytes of memory for each byte that is read: a line with one wide character takes four for each of its characters."""
 
 
 class EventStream:
@@ -31,6 +33,7 @@ class EventStream:
         tracked = self._load_tracked(task_id)
         async for shown in self._replay_range(tracked, None, tracked.offset, after):
             yield shown
+            del shown  # so that a stream that waits for memory holds none
         if tracked.task.state.is_terminal:
             yield end_event(tracked.task)
 
@@ -49,6 +52,7 @@ class EventStream:
                 # A writer removes a record that it could not flush, and then writes it again.
                 after = max(after, shown["seq"])
                 yield shown
+                del shown
             offset = reached
             if is_over:
                 yield end_event(tracked.task)
@@ -92,6 +96,7 @@ class EventStream:
             begin = await self._find_offset(task_id, after + 1) if offset is None else offset
             async for shown in self._read_range(task_id, begin, end, after):
                 yield shown
+                del shown
         except JournalDamagedError as error:
             yield error_event(tracked.task, error.code, error.message)
         except FileNotFoundError:
@@ -117,10 +122,15 @@ class EventStream:
             await asyncio.sleep(0)
             bytes_max = min(FOLLOW_BATCH_BYTES, end - offset)
             await fair_share.take(bytes_max)
-            batch = self._journals.read(task_id, offset, bytes_max=bytes_max)
-            if not batch.records:
-                return
-            offset = batch.next_offset
-            for record in batch.records:
-                if record.seq > after and (shown := to_wire_event(task_id, record)) is not None:
-                    yield shown
+            async with fair_share.memory().reserved(_DECODED_FACTOR * bytes_max):
+                batch = self._journals.read(task_id, offset, bytes_max=bytes_max)
+                if not batch.records:
+                    return
+                longer_bytes = max(0, batch.next_offset - offset - bytes_max)
+                offset = batch.next_offset
+                with fair_share.memory().holding(_DECODED_FACTOR * longer_bytes):
+                    for record in batch.records:
+                        if record.seq > after and (shown := to_wire_event(task_id, record)) is not None:
+                            yield shown
+                            del shown
+                del batch, record

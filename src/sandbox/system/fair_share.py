@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from typing import ParamSpec, TypeVar
 from weakref import WeakValueDictionary
+
+from sandbox.system.memory_share import MemoryShare
 
 MESSAGES_PER_TURN_MAX = 64
 """Messages of up to 4 KiB that are encoded or sent for one client per iteration of the event loop."""
@@ -29,6 +32,7 @@ class FairShare:
         self._waiting: deque[tuple[asyncio.Future[None], int]] = deque()
         self._has_renewal_scheduled = False
         self.threads = asyncio.Semaphore(THREADS_AT_ONCE_MAX)
+        self.memory = MemoryShare()
 
     async def take(self, size_bytes: int) -> None:
         """Wait until a message of this size may be encoded or sent."""
@@ -95,6 +99,12 @@ async def take(size_bytes: int) -> None:
     """Wait for the current share to admit a message of this size; returns immediately without a share."""
     if (share := _SHARE.get()) is not None:
         await share.take(size_bytes)
+
+
+def memory() -> MemoryShare:
+    """Return the memory of the current share; memory without a bound where there is no share."""
+    share = _SHARE.get()
+    return share.memory if share is not None else MemoryShare(sys.maxsize)
 
 
 @asynccontextmanager

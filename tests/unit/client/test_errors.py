@@ -32,6 +32,7 @@ def error_body(code: str, details=None, **fields) -> bytes:
         (413, "payload_too_large", client.PayloadTooLargeError, client.InvalidManifestError),
         (422, "idempotency_key_reused", client.IdempotencyKeyReusedError, client.ConflictError),
         (429, "rate_limit_exceeded", client.RateLimitError, client.RateLimitError),
+        (429, "response_memory_exceeded", client.ResponseMemoryError, client.RateLimitError),
         (500, "internal_error", client.InternalServerError, client.ServerError),
         (503, "service_unavailable", client.ServiceUnavailableError, client.ServerError),
         (507, "insufficient_resources", client.InsufficientResourcesError, client.InsufficientResourcesError),

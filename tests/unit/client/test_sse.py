@@ -92,3 +92,9 @@ def test_server_events_are_accepted(event):
 def test_event_union_covers_all_event_types():
     hints = [typing.get_type_hints(kind)["type"] for kind in typing.get_args(Event)]
     assert {typing.get_args(hint)[0] for hint in hints} == {*EVENT_TYPES, "usage"}
+
+
+def test_event_with_too_many_lines_is_rejected():
+    with pytest.raises(UnexpectedAnswerError, match="too large"):
+        read(*[b"data: " + b"x" * 65_000 + b"\n"] * 300)
+    assert len(read(*[make_event(number, data="x" * 65_000) for number in range(300)])) == 300

@@ -222,9 +222,9 @@ class Authenticator:
             if not self._under_way[name]:
                 del self._under_way[name]
 
-    def share_of(self, visitor: Caller) -> FairShare:
+    def share_of(self, principal: Principal | None) -> FairShare:
         """Return the caller's share of the event loop. Anonymous callers share one."""
-        return self._shares.of(visitor.principal.id if visitor.principal else "-")
+        return self._shares.of(principal.id if principal else "-")
 
     @contextmanager
     def following_all(self, visitor: Caller) -> Iterator[None]:

@@ -36,7 +36,7 @@ class _FramingError(Exception):
 
 
 class RequestFraming:
-    """Passes on complete heads and body bytes of one connection, in order. No I/O.
+    """Passes on complete heads and body bytes of one connection, one request at a time. No I/O.
 
     error: why nothing more is passed on, or None.
     """
@@ -50,19 +50,33 @@ class RequestFraming:
         self._extension_bytes_left = 0
         self._head_lines: list[bytes] = []
         self._is_last_request = False
+        self._has_request_ended = False
         self._parse_step: Callable[[], bytes | None] = self._read_head
 
     def feed(self, data: bytes) -> bytes:
-        """Add received bytes; return the bytes that may be parsed."""
+        """Add received bytes; return the bytes that may be parsed, up to the end of a request.
+
+        A client may send thousands of requests at once; to look at them all would delay everybody else.
+        """
         self._buffer += data
         passed = bytearray()
+        self._has_request_ended = False
         try:
-            while (part := self._parse_step()) is not None:
+            while not self._has_request_ended and (part := self._parse_step()) is not None:
                 passed += part
         except _FramingError as refused:
             self.error = str(refused)
             self._parse_step = self._discard
         return bytes(passed)
+
+    def keep(self, data: bytes) -> None:
+        """Add received bytes to look at them later."""
+        self._buffer += data
+
+    @property
+    def has_more(self) -> bool:
+        """Whether there are bytes behind the end of the last request that was passed on."""
+        return self._has_request_ended and bool(self._buffer)
 
     def _read_head(self) -> bytes | None:
         if not self._head_lines and self._buffer and re.match(_TOKEN, self._buffer) is None:
@@ -145,8 +159,11 @@ class RequestFraming:
         return line + b"\r\n"
 
     def _finish_request(self) -> None:
+        self._has_request_ended = True
         self._line_bytes_left = HEAD_BYTES_MAX
         self._parse_step = self._discard if self._is_last_request else self._read_head
+        if self._is_last_request:
+            self._buffer.clear()
 
     def _discard(self) -> None:
         """Ignore everything after the last request of a connection."""
@@ -195,13 +212,19 @@ class FramedConnection(h11.Connection):
         return self._framing.error
 
     def receive_data(self, data: bytes) -> None:
-        """Frame received data and pass it to h11."""
-        if framed := self._framing.feed(data):  # empty data would signal EOF to h11
+        """Frame received data and pass it to h11, one request at a time."""
+        if self._framing.has_more and self.their_state is not h11.IDLE:
+            self._framing.keep(data)
+        elif framed := self._framing.feed(data):  # empty data would signal EOF to h11
             super().receive_data(framed)
 
     def next_event(self) -> Any:
         """Return h11's next event. Requests before a rejected one are answered first."""
+        if self._framing.has_more and self.their_state is h11.IDLE:
+            self.receive_data(b"")
         event = super().next_event()
+        if event is h11.NEED_DATA and self._framing.has_more:
+            return h11.PAUSED
         if event is not h11.NEED_DATA or self.framing_error is None:
             return event
         if self.their_state is h11.DONE:

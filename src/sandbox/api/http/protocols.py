@@ -72,6 +72,7 @@ class HttpProtocol(_BackpressureMixin, H11Protocol):
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
         self.conn: FramedConnection = FramedConnection()
+        self.app_state = {**self.app_state, "abort": self.cut}
         assert isinstance(self.server_state, DoorState)
         self._strangers = self.server_state.strangers
 
@@ -169,8 +170,10 @@ class WebSocketProtocol(_BackpressureMixin, WebSocketsSansIOProtocol):
             self.transport.close()
 
     async def send(self, message: Any) -> None:
-        """Send a message, and mark a rejected handshake as complete."""
+        """Send a message, and mark a rejected handshake as complete. Return when the client has read most of it."""
         await super().send(message)
+        if message["type"] == "websocket.send":
+            await self.writable.wait()
         self.handshake_complete = self.handshake_complete or (self.initial_response is not None and self.close_sent)
 
     def handle_ping(self) -> None:

@@ -22,6 +22,12 @@ GRACEFUL_SHUTDOWN_SECONDS = round(SHUTDOWN_SECONDS / 2)
 CLIENT_MESSAGE_BYTES_MAX = 64 * 1024
 """Maximum size of a WebSocket client's message; above it the connection is closed."""
 
+UNREAD_BYTES_MAX = 32 * 1024
+"""What the kernel buffers of requests that the server has not read; the kernel doubles it for its own overhead."""
+
+UNSENT_BYTES_MAX = 128 * 1024
+"""What the kernel buffers of a response to a client that does not read, for which it would take megabytes."""
+
 PING_SECONDS = 20.0
 """Interval between pings to a WebSocket client."""
 
@@ -211,6 +217,8 @@ def _bind_one(host: str, port: int, *, is_optional: bool) -> socket.socket | Non
         raise
     try:
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES_MAX)
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, UNREAD_BYTES_MAX)
         if family == socket.AF_INET6:
             opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         opened.bind(address)

@@ -1,6 +1,7 @@
 """Authentication middleware for all routes and WebSocket handshakes."""
 
 import logging
+import sys
 import time
 from contextlib import suppress
 from http import HTTPStatus
@@ -12,12 +13,17 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sandbox.api import paths
 from sandbox.api.auth.authenticator import STREAM_PROTOCOL, Authenticator, Caller, Denied, strip_token_protocol
+from sandbox.api.middleware.response_memory import answer_within_memory
 from sandbox.api.responses import problem_response
 from sandbox.system import fair_share
 from sandbox.system.log_context import TOKEN_ID
+from sandbox.system.memory_share import MemoryShare
 
 RECHECK_SECONDS = 5.0
 """How long a stream may continue after its token was revoked or has expired."""
+
+_REQUEST_BYTES = 16 * 1024
+"""What a request costs of the client's share of a turn, also one that is refused, by the work of answering it."""
 
 _CONTENT = frozenset({"http.response.body", "websocket.send"})
 _CLOSE_MESSAGE: Message = {"type": "websocket.close", "code": 1008, "reason": "The token is no longer valid."}
@@ -48,15 +54,20 @@ class AuthenticationMiddleware:
         result = self._authenticator.authenticate(connection)
         # Always set: with keep-alive the context var may hold the previous request's token.
         TOKEN_ID.set((result.principal.id or None) if result.principal is not None else None)
+        share = self._authenticator.share_of(result.principal)
+        fair_share.use(share)
+        await share.take(_REQUEST_BYTES)
         if isinstance(result, Denied):
             await _denied_response(connection, result)(scope, receive, send)
             return
         scope.setdefault("state", {})["visitor"] = result
-        fair_share.use(self._authenticator.share_of(result))
+        memory = share.memory if result.principal is not None else MemoryShare(sys.maxsize)
         if scope.get("subprotocols"):
             scope, send = _with_subprotocol(scope, send)
         with suppress(CredentialsRevokedError), self._authenticator.answering(result):
-            await self._app(scope, *self._with_rechecks(result, scope["type"], receive, _in_turn(send)))
+            await answer_within_memory(
+                self._app, scope, *self._with_rechecks(result, scope["type"], receive, send), memory
+            )
 
     def _with_rechecks(self, caller: Caller, kind: str, receive: Receive, send: Send) -> tuple[Receive, Send]:
         """Wrap the channels: end the connection as if the client had disconnected once its credentials are revoked."""
@@ -93,17 +104,6 @@ class AuthenticationMiddleware:
             await send(message)
 
         return receive_watched, send_watched
-
-
-def _in_turn(send: Send) -> Send:
-    """Delay each message until the client's share of the event loop allows it."""
-
-    async def send_in_turn(message: Message) -> None:
-        if message["type"] in _CONTENT:
-            await fair_share.take(len(message.get("body") or message.get("text") or message.get("bytes") or b""))
-        await send(message)
-
-    return send_in_turn
 
 
 def _denied_response(connection: HTTPConnection, denied: Denied) -> Response:

@@ -24,6 +24,7 @@ from sandbox.api.openapi import (
 from sandbox.api.request_parameters import (
     REASON_LENGTH_MAX,
     CancelRequest,
+    body_memory,
     has_json_body,
     read_body,
     read_cancel_request,
@@ -38,6 +39,7 @@ from sandbox.model.manifest.schema import Manifest
 from sandbox.model.task import Task
 from sandbox.model.task_state import TaskState
 from sandbox.model.wire.events import format_timestamp
+from sandbox.system import fair_share
 from sandbox.system.log_context import TASK_ID
 
 IDEMPOTENCY_KEY_HEADER = "Idempotency-Key"
@@ -119,12 +121,17 @@ def add_task_routes(app: FastAPI) -> None:
 
 async def submit_task(request: Request, context: ContextDep, dry_run: _DryRun = False) -> JsonResponse:
     """Submit a task. It is durable once the answer is sent."""
+    async with body_memory(request):
+        return await _submit(request, context, dry_run=dry_run)
+
+
+async def _submit(request: Request, context: AppContext, *, dry_run: bool) -> JsonResponse:
     body = await read_body(request)
     idempotency = read_idempotency(request, body)
     if idempotency is not None and not dry_run and (before := await context.tasks.find_submission(idempotency)):
         # Manifests that were accepted earlier may be rejected today; replay the submission before parsing.
         return _submitted_response(before)
-    manifest = await asyncio.to_thread(_parse_submission, body, request, context)
+    manifest = await fair_share.to_thread(_parse_submission, body, request, context)
     if dry_run:
         await context.tasks.check_admission(manifest)
         message = "The manifest is valid; nothing was submitted."
@@ -197,7 +204,8 @@ async def cancel_task(
     request: Request, context: ContextDep, task_id: paths.TaskId, reason: _Reason = "", *, force: _Force = False
 ) -> JsonResponse:
     """Cancel a task. Again before the end: `force` hurries it."""
-    cancel_request = await read_cancel_request(request, CancelRequest(reason, force))
+    async with body_memory(request):
+        cancel_request = await read_cancel_request(request, CancelRequest(reason, force))
     cancellation = await context.tasks.cancel(task_id, reason=cancel_request.reason, force=cancel_request.force)
     answer = {
         "success": True,

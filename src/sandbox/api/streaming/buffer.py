@@ -207,8 +207,9 @@ class StreamCache:
                     try:
                         async for frame in frames:
                             yield view.encode((frame,))
-                            position = int(frame["seq"])
-                            if frame["type"] == "end":
+                            position, is_end = int(frame["seq"]), frame["type"] == "end"
+                            del frame
+                            if is_end:
                                 return
                             await tail.wait_started()
                             if tail.covers(position):
@@ -217,7 +218,8 @@ class StreamCache:
                         await close_iterator(frames)
                     continue
                 for batch in batches:
-                    yield batch.encode(view, position)
+                    async with fair_share.memory().reserved(batch.size_bytes):
+                        yield batch.encode(view, position)
                     position = batch.last_seq
                     if batch.is_end:
                         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from types import TracebackType
@@ -14,6 +15,7 @@ from starlette.types import Receive, Scope, Send
 from sandbox.api.middleware.response_headers import is_head_request
 from sandbox.model.wire.events import WireEvent
 from sandbox.system import fair_share
+from sandbox.system.memory_share import MemoryShare
 
 Messages = Sequence[bytes]
 """Messages to send together; empty if all events were filtered out."""
@@ -34,6 +36,7 @@ async def encode_each(frames: AsyncIterator[WireEvent], view: Encoder) -> AsyncI
     try:
         async for frame in frames:
             yield view.encode((frame,))
+            del frame  # so that a stream that waits for memory holds none
     finally:
         await close_iterator(frames)
 
@@ -57,13 +60,16 @@ class Prefetcher:
         self._source = source
         self._pending: list[bytes] = []
         self._pending_bytes = 0
+        self._taken_bytes = 0
         self._is_finished = False
         self._changed = asyncio.Event()
         self._has_capacity = asyncio.Event()
+        self._memory = MemoryShare(sys.maxsize)
         self._tasks: list[asyncio.Task[Any]] = []
 
     async def __aenter__(self) -> Self:
         """Start reading. The source has run to its first suspension on return, so its subscription is active."""
+        self._memory = fair_share.memory()
         self.stop_after(self._read())
         await asyncio.sleep(0)
         return self
@@ -75,6 +81,7 @@ class Prefetcher:
         for helper in self._tasks:
             helper.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._memory.release(self._taken_bytes + self._pending_bytes)
 
     def stop_after(self, coroutine: Coroutine[Any, Any, Any]) -> None:
         """Stop once `coroutine` completes; messages already buffered are still returned."""
@@ -91,10 +98,13 @@ class Prefetcher:
 
         Raises the exception of the source.
         """
+        self._memory.release(self._taken_bytes)  # the caller has sent the previous messages
+        self._taken_bytes = 0
         with suppress(TimeoutError):
             async with asyncio.timeout(idle_seconds):
                 await self._changed.wait()
-        batch, self._pending, self._pending_bytes = self._pending, [], 0
+        batch, self._taken_bytes = self._pending, self._pending_bytes
+        self._pending, self._pending_bytes = [], 0
         self._has_capacity.set()
         if not self._is_finished:
             self._changed.clear()
@@ -112,19 +122,23 @@ class Prefetcher:
         skipped = 0
         try:
             async for messages in self._source:
-                await fair_share.take(sum(map(len, messages)))
+                size_bytes = sum(map(len, messages))
+                with self._memory.holding(size_bytes):
+                    await fair_share.take(size_bytes)
+                skipped += not messages
                 if messages:
                     await self._enqueue(messages)
-                    continue
-                skipped += 1
-                if skipped % _EMPTY_MESSAGES_PER_YIELD == 0:
+                elif skipped % _EMPTY_MESSAGES_PER_YIELD == 0:
                     await asyncio.sleep(0)
+                del messages
         finally:
             await close_iterator(self._source)
 
     async def _enqueue(self, messages: Messages) -> None:
         self._pending.extend(messages)
-        self._pending_bytes += sum(map(len, messages))
+        size_bytes = sum(map(len, messages))
+        self._pending_bytes += size_bytes
+        self._memory.hold(size_bytes)
         self._changed.set()
         if self._pending_bytes > PREFETCH_BYTES_MAX:
             self._has_capacity.clear()
@@ -181,7 +195,9 @@ class EventStreamResponse(Response):
                 read_ahead.stop_after(self._stop_event.wait())
             while (batch := await read_ahead.next_batch(idle_seconds)) is not None:
                 body = b"".join(batch) or self._keep_alive
+                batch.clear()
                 await send({"type": "http.response.body", "body": body, "more_body": True})
+                del body
 
 
 async def wait_for_disconnect(receive: Receive) -> None:

@@ -96,8 +96,13 @@ async def _open_source(context: AppContext, request: StreamRequest) -> AsyncIter
 
 async def _send_messages(websocket: WebSocket, read_ahead: Prefetcher) -> None:
     while (batch := await read_ahead.next_batch()) is not None:
-        for message in batch:
-            await websocket.send_text(message.decode())
+        await _send_batch(websocket, batch)
+        batch.clear()  # so that a stream that waits for memory holds none
+
+
+async def _send_batch(websocket: WebSocket, batch: Messages) -> None:
+    for message in batch:
+        await websocket.send_text(message.decode())
 
 
 def _parse_types(text: str) -> frozenset[str]:

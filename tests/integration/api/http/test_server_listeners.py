@@ -4,7 +4,7 @@ import socket
 
 import pytest
 
-from sandbox.api.http.server import AddressError, bind, listen
+from sandbox.api.http.server import UNREAD_BYTES_MAX, UNSENT_BYTES_MAX, AddressError, bind, listen
 
 
 def close(sockets):
@@ -41,3 +41,15 @@ def test_bind_to_a_port_in_use_raises_address_error():
     with pytest.raises(AddressError, match="Choose another port with --port"):
         bind("127.0.0.1", first[0].getsockname()[1])
     close(first)
+
+
+def test_kernel_buffers_of_a_connection_are_small():
+    for listener in bind("127.0.0.1", 0):
+        with listener:
+            listener.listen()
+            with socket.create_connection(listener.getsockname()[:2]):
+                accepted, _ = listener.accept()
+                with accepted:
+                    assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) == 2 * UNREAD_BYTES_MAX
+                    unsent = accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT)
+                    assert unsent == UNSENT_BYTES_MAX

@@ -1,6 +1,7 @@
 """A token with many streams delays only its own requests."""
 
 import asyncio
+import threading
 
 import httpx
 import pytest
@@ -10,6 +11,8 @@ from websockets.exceptions import InvalidStatus
 from doubles.fake_access import FakeAccess
 from doubles.fake_tasks import TO_RUNNING
 from sandbox.api.auth import authenticator
+from sandbox.api.middleware import authentication
+from sandbox.api.routes import tasks
 from sandbox.api.streaming import websocket
 from sandbox.model import events as e
 from sandbox.system.fair_share import MESSAGES_PER_TURN_MAX, THREADS_AT_ONCE_MAX
@@ -124,5 +127,80 @@ def test_artifact_lists_of_one_token_have_limited_concurrency(running_api, monke
                 assert most == THREADS_AT_ONCE_MAX
                 may_continue.set()
                 assert {response.status_code for response in await asyncio.gather(*requests)} == {200}
+
+    asyncio.run(scenario())
+
+
+def test_pipelined_unauthenticated_requests_share_the_event_loop(running_api, until, monkeypatch):
+    responses = most = now = 0
+    denied = authentication._denied_response
+
+    def count(*arguments):
+        nonlocal responses, most, now
+        responses, now = responses + 1, now + 1
+        most = max(most, now)
+        return denied(*arguments)
+
+    async def watch():
+        nonlocal now
+        while True:
+            now = 0
+            await asyncio.sleep(0)
+
+    monkeypatch.setattr(authentication, "_denied_response", count)
+
+    async def scenario():
+        async with running_api(FakeAccess(otto="operator")) as api:
+            watcher = asyncio.create_task(watch())
+            data = b"GET /api/v1/tasks HTTP/1.1\r\nHost: localhost\r\n\r\n" * 20
+            clients = [await asyncio.open_connection("127.0.0.1", api.port) for _ in range(100)]
+            for _, writer in clients:
+                writer.write(data)
+            async with httpx.AsyncClient(base_url=api.http, headers={"Authorization": "Bearer otto"}) as otto:
+                assert (await otto.get("/api/v1/tasks")).status_code == 200
+            await until(lambda: responses == 2000, 60)
+            watcher.cancel()
+            for _, writer in clients:
+                writer.close()
+
+    asyncio.run(scenario())
+    assert most <= MESSAGES_PER_TURN_MAX
+
+
+def test_manifests_of_one_token_have_a_share_of_threads(running_api, monkeypatch):
+    now, most, may_continue, lock = 0, 0, threading.Event(), threading.Lock()
+    parse = tasks._parse_submission
+
+    def count(body, *others):
+        nonlocal now, most
+        if body != b"slow":
+            return parse(body, *others)
+        with lock:
+            now += 1
+            most = max(most, now)
+        may_continue.wait(20)
+        with lock:
+            now -= 1
+        return parse(body, *others)
+
+    monkeypatch.setattr(tasks, "_parse_submission", count)
+
+    async def scenario():
+        async with (
+            running_api(FakeAccess(olga="operator", otto="operator")) as api,
+            httpx.AsyncClient(base_url=api.http, timeout=20) as client,
+        ):
+            path, olga, otto = (
+                "/api/v1/tasks?dry_run=true",
+                *({"Authorization": f"Bearer {name}"} for name in ("olga", "otto")),
+            )
+            requests = [asyncio.create_task(client.post(path, content=b"slow", headers=olga)) for _ in range(40)]
+            async with asyncio.timeout(10):
+                while now < THREADS_AT_ONCE_MAX:
+                    await asyncio.sleep(0.01)
+                assert (await client.post(path, content=b"quick", headers=otto)).status_code == 400
+            may_continue.set()
+            assert {response.status_code for response in await asyncio.gather(*requests)} == {400}
+            assert most == THREADS_AT_ONCE_MAX
 
     asyncio.run(scenario())

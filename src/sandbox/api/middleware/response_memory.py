@@ -1,0 +1,107 @@
+"""Counts the memory of a response until its client has read it, and refuses a response for which there is no room."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import suppress
+
+from starlette.datastructures import Headers
+from starlette.requests import HTTPConnection
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from sandbox.api.errors import retry_after_header
+from sandbox.api.responses import problem_response
+from sandbox.system import fair_share
+from sandbox.system.memory_share import MemoryShare
+
+PIECE_BYTES = 64 * 1024
+"""A body is handed to the connection in pieces of this size, so that most of it stays counted until it is read."""
+
+_SOCKET_BYTES = 2 * PIECE_BYTES
+"""What a connection buffers while it waits for its client: a piece above the mark at which it stops taking more."""
+
+_CONTENT = frozenset({"http.response.body", "websocket.send"})
+_MESSAGE = "The responses of this token that are not read yet take all memory that it may use; read or close some."
+
+
+class ResponseRefusedError(OSError):
+    """There is no memory for the response, and the client has been told so."""
+
+
+async def answer_within_memory(app: ASGIApp, scope: Scope, receive: Receive, send: Send, memory: MemoryShare) -> None:
+    """Call the app, and send its response in the turns of the current share."""
+    response = _CountedResponse(scope, receive, send, memory)
+    if not await memory.try_reserve(0):
+        await response.refuse()
+        return
+    with suppress(ResponseRefusedError):
+        await app(scope, receive, response.send)
+
+
+class _CountedResponse:
+    """One response. The head of one with a known length is held back until there is room for its body."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, memory: MemoryShare) -> None:
+        self._scope = scope
+        self._receive = receive
+        self._send = send
+        self._memory = memory
+        self._head: Message | None = None
+        self._close = scope["state"].get("abort", _close_nothing)
+
+    async def send(self, message: Message) -> None:
+        """Send a message of the response."""
+        if message["type"] == "http.response.start" and "content-length" in Headers(raw=message["headers"]):
+            self._head = message
+        elif message["type"] not in _CONTENT:
+            await self._send(message)
+        else:
+            await self._send_content(message)
+
+    async def refuse(self) -> None:
+        """Send an error instead of the response."""
+        connection = HTTPConnection(self._scope)
+        headers = retry_after_header(None)
+        response = problem_response(connection, 429, code="response_memory_exceeded", message=_MESSAGE, headers=headers)
+        await response(self._scope, self._receive, self._send)
+
+    async def _send_content(self, message: Message) -> None:
+        size_bytes = _size_bytes(message)
+        head, self._head = self._head, None
+        if head is None:
+            self._memory.hold(size_bytes)
+        elif not await self._memory.try_reserve(size_bytes):
+            await self.refuse()
+            raise ResponseRefusedError
+        try:
+            if head is not None:
+                await self._send(head)
+            if message["type"] == "http.response.body":
+                await self._send_pieces(message)
+            else:
+                await self._send_in_turn(message, size_bytes)
+        finally:
+            self._memory.release(size_bytes)
+
+    async def _send_pieces(self, message: Message) -> None:
+        body, has_more = message.get("body", b""), message.get("more_body", False)
+        for begin in range(0, len(body) or 1, PIECE_BYTES):
+            piece = body[begin : begin + PIECE_BYTES]
+            is_last = begin + PIECE_BYTES >= len(body)
+            await self._send_in_turn({**message, "body": piece, "more_body": has_more or not is_last}, len(piece))
+
+    async def _send_in_turn(self, message: Message, size_bytes: int) -> None:
+        await fair_share.take(size_bytes)
+        with self._memory.holding(_SOCKET_BYTES), self._memory.sending(self._close):
+            await self._send(message)
+
+
+def _size_bytes(message: Message) -> int:
+    """A text with one wide character takes four bytes for each of its characters."""
+    if (text := message.get("text")) is not None:
+        return sys.getsizeof(text)
+    return len(message.get("body") or message.get("bytes") or b"")
+
+
+def _close_nothing() -> None:
+    """Close nothing: the server has no connection for this request."""

@@ -1,0 +1,107 @@
+"""Bounds the memory that the responses to one client hold, however many of them it does not read."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
+RESPONSE_BYTES_MAX = 128 * 1024 * 1024
+"""Memory of the responses to one client. Above it streams wait, and other responses are refused."""
+
+STALLED_SECONDS = 10.0
+"""Once this memory is used up, connections of the client that have taken nothing for this long are closed."""
+
+_CHECK_SECONDS = 1.0
+_ABORT_SECONDS = 0.1
+"""An aborted connection has released its memory by then."""
+
+
+class MemoryShare:
+    """The memory of one client's responses, over all of its connections. FIFO."""
+
+    def __init__(self, bytes_max: int | None = None, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self.held_bytes = 0
+        self._bytes_max = RESPONSE_BYTES_MAX if bytes_max is None else bytes_max
+        self._monotonic = monotonic
+        self._sending: dict[object, tuple[float, Callable[[], None]]] = {}
+        self._waiting: deque[tuple[asyncio.Future[None], int]] = deque()
+
+    @contextmanager
+    def holding(self, size_bytes: int) -> Iterator[None]:
+        """Count memory that is in use already, even above the maximum."""
+        self.hold(size_bytes)
+        try:
+            yield
+        finally:
+            self.release(size_bytes)
+
+    @asynccontextmanager
+    async def reserved(self, size_bytes: int) -> AsyncIterator[None]:
+        """Count memory that will be used, once there is room for it."""
+        await self._wait_for_room(size_bytes)
+        try:
+            yield
+        finally:
+            self.release(size_bytes)
+
+    async def try_reserve(self, size_bytes: int) -> bool:
+        """Count this memory if there is room, or if closing stalled connections makes room."""
+        if not self._has_room(size_bytes) and self._close_stalled():
+            await asyncio.sleep(_ABORT_SECONDS)
+        if not self._has_room(size_bytes):
+            return False
+        self.held_bytes += size_bytes
+        return True
+
+    def hold(self, size_bytes: int) -> None:
+        """Count memory that is in use already, until it is released."""
+        self.held_bytes += size_bytes
+
+    def release(self, size_bytes: int) -> None:
+        """Count this memory no longer."""
+        self.held_bytes -= size_bytes
+        self._admit_waiting()
+
+    @contextmanager
+    def sending(self, close: Callable[[], None]) -> Iterator[None]:
+        """Mark a connection whose client is to take something. `close` closes it."""
+        key = object()
+        self._sending[key] = (self._monotonic(), close)
+        try:
+            yield
+        finally:
+            del self._sending[key]
+
+    def _has_room(self, size_bytes: int) -> bool:
+        return self.held_bytes == 0 or self.held_bytes + size_bytes <= self._bytes_max
+
+    async def _wait_for_room(self, size_bytes: int) -> None:
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((turn, size_bytes))
+        self._admit_waiting()
+        try:
+            while not turn.done():
+                self._close_stalled()
+                await asyncio.wait((turn,), timeout=_CHECK_SECONDS)
+        except asyncio.CancelledError:
+            if not turn.cancel():
+                self.release(size_bytes)
+            raise
+
+    def _admit_waiting(self) -> None:
+        while self._waiting and (self._waiting[0][0].cancelled() or self._has_room(self._waiting[0][1])):
+            turn, size_bytes = self._waiting.popleft()
+            if not turn.cancelled():
+                self.held_bytes += size_bytes
+                turn.set_result(None)
+
+    def _close_stalled(self) -> bool:
+        """Close the connections that have taken nothing for long, and return whether there were any."""
+        latest = self._monotonic() - STALLED_SECONDS
+        stalled = [close for since, close in self._sending.values() if since <= latest]
+        for close in stalled:
+            close()
+        return bool(stalled)

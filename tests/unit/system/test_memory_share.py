@@ -1,0 +1,140 @@
+"""What responses to one client hold is bounded, and room is made by closing what takes nothing."""
+
+import asyncio
+
+import pytest
+
+from sandbox.system import fair_share
+from sandbox.system.memory_share import STALLED_SECONDS, MemoryShare
+
+
+class Clock:
+    def __init__(self):
+        self.now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+async def hold(memory, size_bytes, done):
+    async with memory.reserved(size_bytes):
+        await done.wait()
+
+
+async def turns(count=5):
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+def test_what_does_not_fit_is_refused_until_something_is_released():
+    async def story():
+        memory = MemoryShare(100)
+        assert await memory.try_reserve(60)
+        assert not await memory.try_reserve(41)
+        assert await memory.try_reserve(40)
+        memory.release(60)
+        assert await memory.try_reserve(41)
+        assert memory.held_bytes == 81
+
+    asyncio.run(story())
+
+
+def test_one_that_is_larger_than_everything_fits_alone():
+    async def story():
+        memory = MemoryShare(100)
+        assert await memory.try_reserve(500)
+        assert not await memory.try_reserve(0)
+
+    asyncio.run(story())
+
+
+def test_who_waits_is_admitted_in_order():
+    async def story():
+        memory, done = MemoryShare(100), [asyncio.Event() for _ in range(3)]
+        waiting = [asyncio.create_task(hold(memory, size, end)) for size, end in zip((80, 70, 10), done, strict=True)]
+        await turns()
+        assert memory.held_bytes == 80
+        done[0].set()
+        await turns()
+        assert memory.held_bytes == 80
+        for end in done:
+            end.set()
+        await asyncio.gather(*waiting)
+        assert memory.held_bytes == 0
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("was_admitted", [False, True])
+def test_who_is_cancelled_holds_nothing_and_keeps_nobody_back(was_admitted):
+    async def story():
+        memory = MemoryShare(100)
+        assert await memory.try_reserve(80)
+        first = asyncio.create_task(hold(memory, 50, asyncio.Event()))
+        second = asyncio.create_task(hold(memory, 40, done := asyncio.Event()))
+        await turns()
+        if was_admitted:
+            memory.release(80)
+            memory.hold(80)
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+        memory.release(80)
+        await turns()
+        assert memory.held_bytes == 40
+        done.set()
+        await second
+        assert memory.held_bytes == 0
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize(("seconds", "is_closed"), [(STALLED_SECONDS - 1, False), (STALLED_SECONDS, True)])
+def test_a_connection_is_closed_for_room_only_when_its_client_took_nothing_for_long(seconds, is_closed):
+    async def story():
+        clock = Clock()
+        memory = MemoryShare(100, clock)
+        memory.hold(100)
+        with memory.sending(lambda: memory.release(100)):
+            clock.now += seconds
+            assert await memory.try_reserve(50) is is_closed
+
+    asyncio.run(story())
+
+
+def test_a_connection_that_takes_nothing_stays_while_there_is_room():
+    async def story():
+        clock, aborted = Clock(), []
+        memory = MemoryShare(100, clock)
+        with memory.sending(lambda: aborted.append(1)):
+            clock.now += 10 * STALLED_SECONDS
+            assert await memory.try_reserve(50)
+        assert aborted == []
+
+    asyncio.run(story())
+
+
+def test_who_waits_for_room_closes_what_takes_nothing():
+    async def story():
+        clock = Clock()
+        memory = MemoryShare(100, clock)
+        memory.hold(100)
+        with memory.sending(lambda: memory.release(100)):
+            clock.now += STALLED_SECONDS
+            async with asyncio.timeout(5), memory.reserved(50):
+                assert memory.held_bytes == 50
+
+    asyncio.run(story())
+
+
+def test_each_share_has_its_memory_and_work_without_a_share_has_no_bound():
+    async def story():
+        shares = fair_share.FairShares()
+        vera, otto = shares.of("vera"), shares.of("otto")
+        assert await vera.memory.try_reserve(10**12)
+        assert await otto.memory.try_reserve(1)
+        assert not await vera.memory.try_reserve(1)
+        assert await fair_share.memory().try_reserve(10**12)
+        fair_share.use(otto)
+        assert fair_share.memory() is otto.memory
+
+    asyncio.run(story())
