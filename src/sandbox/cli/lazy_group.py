@@ -48,7 +48,7 @@ class LazyGroup(click.Group):
             groups = [each for each in self._entries if name in self._subcommand_names(ctx, each)]
             if groups:
                 meant = " or ".join(f"{ctx.command_path} {group} {name}" for group in groups)
-                ctx.fail(f"No such command {name!r}; it is {meant}.")
+                ctx.fail(f"No such command {name!r}; did you mean {meant}?")
         return super().resolve_command(ctx, args)
 
     def _subcommand_names(self, ctx: click.Context, group: str) -> list[str]:

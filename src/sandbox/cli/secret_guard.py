@@ -27,5 +27,5 @@ def reject_secrets(entries: Iterable[Artifact], *, allows_secrets: bool, advice:
     names = [escape_name(entry["name"]) for entry in entries if entry["contains_secret"] and not allows_secrets]
     if names:
         contain = "contains a secret of the task and was" if len(names) == 1 else "contain secrets and were"
-        message = f"Error: {', '.join(names)} {contain} left out."
+        message = f"Error: {', '.join(names)} {contain} skipped."
         fail(f"{message}\n  Download it anyway: {advice}", ExitCode.REFUSED)

@@ -17,7 +17,7 @@ class ResponseDict(dict[str, Any]):
     """A JSON object of a response. Reading a missing key raises UnexpectedAnswerError."""
 
     def __missing__(self, key: str) -> NoReturn:
-        raise UnexpectedAnswerError(f"The server's answer lacks {key!r}. Check the address of the server.")
+        raise UnexpectedAnswerError(f"The server's response lacks {key!r}. Check the address of the server.")
 
 
 def parse_object(text: bytes | str) -> ResponseDict | None:

@@ -34,8 +34,8 @@ _VM = {"cpus": 2, "memory": "2G", "disk": "2G"}
 """Small enough for a machine with one CPU and 1 GiB, and sufficient for the example."""
 
 PROMPT = """\
-The tests of this small project fail. Find the bug, mend it, run the tests,
-and add a test for the case that was missing.
+The tests of this small project fail. Find the bug, fix it, run the tests,
+and add a test for the missing case.
 End with a short summary of what you did."""
 
 

@@ -33,9 +33,7 @@ class Component:
 def add_component(name: str, component: Component | None, rootfs: RootFs, mtime: float) -> None:
     """Copy the component into an image. Raises BuildFailedError, OSError."""
     if component is None or not component.paths:
-        raise BuildFailedError(
-            f"The profile has the part {name!r}, which this machine does not have; run script/setup."
-        )
+        raise BuildFailedError(f"The profile needs {name!r}, which is not installed; run script/setup.")
     for source, inside in component.paths.items():
         for path, target in _files(source, inside):
             _copy_entry(path, target, rootfs, mtime)

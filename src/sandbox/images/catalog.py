@@ -92,8 +92,8 @@ class ProfileCatalog:
         if record is None:
             return None
         if record.layout != IMAGE_LAYOUT:
-            mend = f"build it again: sandbox profile build {profile}"
+            remedy = f"build it again: sandbox profile build {profile}"
             raise ImageUnusableError(
-                f"The image of the profile {profile} was built by another version of Sandbox; {mend}"
+                f"The image of the profile {profile} was built by another version of Sandbox; {remedy}"
             )
         return Image(profile, record.digest, str(self.image_store(profile).rootfs_path(record.digest)))

@@ -118,7 +118,7 @@ def _check_definition(definition: ImageDefinition) -> None:
     check_tier(definition.minimum_tier)
     for package in definition.packages:
         if not _PACKAGE.fullmatch(package):
-            raise ValueError(f"{package!r} is no name of a package")
+            raise ValueError(f"{package!r} is not a valid package name")
     for path in definition.files:
         if not path.startswith("/"):
-            raise ValueError(f"{path!r} in files is no absolute path")
+            raise ValueError(f"{path!r} in files is not an absolute path")

@@ -203,8 +203,8 @@ class ImageStore:
             yield
 
     def _unusable_error(self, reason: str) -> ImageUnusableError:
-        mend = f"build it again (sandbox profile build {self.name}) or remove it (sandbox profile remove {self.name})"
-        return ImageUnusableError(f"The image of the profile {self.name} {reason}; {mend}.")
+        remedy = f"build it again (sandbox profile build {self.name}) or remove it (sandbox profile remove {self.name})"
+        return ImageUnusableError(f"The image of the profile {self.name} {reason}; {remedy}.")
 
 
 @contextmanager

@@ -48,7 +48,7 @@ class TaskNotFoundError(SandboxError):
     code = "task_not_found"
 
     def __init__(self, task_id: str) -> None:
-        super().__init__(f"There is no task {task_id!r}; list the tasks to see which there are.")
+        super().__init__(f"There is no task {task_id!r}; list the tasks to see their ids.")
         self.task_id = task_id
 
 

@@ -137,7 +137,7 @@ class FileJournals:
     def _directory(self, task_id: str) -> Path:
         """Check the id, which the manifest's rules already restrict: a bug there must not lead to a path elsewhere."""
         if not _TASK_ID.fullmatch(task_id):
-            raise FileNotFoundError(f"No journal can have the task id {task_id!r}")
+            raise FileNotFoundError(f"{task_id!r} is not a valid task id for a journal")
         return TaskLayout(self._data_dir, task_id).root / "journal"
 
 

@@ -43,7 +43,7 @@ def test_second_server_names_the_owner_and_the_fix(tmp_path):
         result = serve(tmp_path)
     assert result.returncode == 4
     assert result.stderr == (
-        f"Error: The server with process id {os.getpid()} works on {tmp_path}; stop it or choose another --data-dir.\n"
+        f"Error: The server with process id {os.getpid()} uses {tmp_path}; stop it or choose another --data-dir.\n"
     )
 
 
@@ -230,7 +230,7 @@ def test_lock_waits_for_a_forked_child_of_a_killed_server(tmp_path, monkeypatch,
 def test_removing_the_lock_file_does_not_release_the_lock(tmp_path):
     with lock_data_dir(tmp_path):
         (tmp_path / "server.lock").unlink()
-        with pytest.raises(DataDirBusyError, match="Another server works on"), lock_data_dir(tmp_path):
+        with pytest.raises(DataDirBusyError, match="Another server uses"), lock_data_dir(tmp_path):
             pass
     with lock_data_dir(tmp_path):
         pass

@@ -74,7 +74,7 @@ def test_git_confinement_does_not_need_a_working_sandbox(tmp_path, use_runtime, 
 
 @pytest.mark.parametrize(
     ("runtime", "message"),
-    [(SlowRuntime(), "still confines it"), (missing_bubblewrap(), "with the server's rights")],
+    [(SlowRuntime(), "still confines it"), (missing_bubblewrap(), "with the server's privileges")],
 )
 def test_doctor_reports_the_git_confinement_of_a_server(tmp_path, use_runtime, monkeypatch, runtime, message):
     async def choose(*_):

@@ -214,7 +214,7 @@ async def holds_until_released(disks, files, opened, release):
 
 
 async def fails_to_open(disks, files):
-    with pytest.raises(AttemptError, match="still has it"):
+    with pytest.raises(AttemptError, match="still uses it"):
         await disks.open(files, 32 * MIB)
 
 

@@ -292,4 +292,4 @@ def test_output_is_flushed_when_disk_reserve_cannot_be_reallocated(make_harness,
     asyncio.run(scenario())
     assert harness.task.state is TaskState.CANCELLED
     messages = [record.getMessage() for record in caplog.records if "could not be reserved" in record.getMessage()]
-    assert messages == ["There is could not be reserved for the end of the task: [Errno 122] Disk quota exceeded"]
+    assert messages == ["Disk space for the end of the task could not be reserved: [Errno 122] Disk quota exceeded"]

@@ -175,7 +175,7 @@ def test_headless_agent_and_closed_sandbox_refuse_terminals(tmp_path):
             with pytest.raises(TerminalRefusedError, match="headless"):
                 await connect()
             terminals.disable()
-            with pytest.raises(TerminalRefusedError, match="does not run"):
+            with pytest.raises(TerminalRefusedError, match="is not running"):
                 await connect(TerminalOrder(24, 80))
 
     asyncio.run(scenario())

@@ -297,7 +297,9 @@ def test_shell_without_an_image_is_rejected_with_a_remedy(components):
         async with components.server() as service:
             await fail(components, service, "task-1")
             components.image_trouble = "The image of the profile tools is gone; build it again."
-            with pytest.raises(TerminalRefusedError, match="can be opened: The image of the profile tools is gone"):
+            with pytest.raises(
+                TerminalRefusedError, match="can be opened for task task-1: The image of the profile tools is gone"
+            ):
                 await service.open_terminal("task-1", TerminalOrder(24, 80))
 
     asyncio.run(scenario())

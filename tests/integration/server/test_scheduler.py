@@ -107,7 +107,7 @@ def test_oversized_task_after_a_restart_does_not_block_others(components):
     async def after():
         async with components.server() as service:
             await service.submit(manifest("small", vm={"cpus": 4}))
-            assert "larger machine: asks for 8 CPUs (4 in all)" in await message(service, "huge")
+            assert "larger machine: requests 8 CPUs (4 in all)" in await message(service, "huge")
             components.runners.play("running", *TO_RUNNING, *TO_END)
             await components.launched("small")
             await service.cancel("huge", reason="", force=False)

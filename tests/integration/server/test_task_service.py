@@ -118,7 +118,7 @@ def test_oversized_task_is_rejected_and_blocked_task_waits(components):
 
     async def scenario():
         async with components.server() as service:
-            with pytest.raises(InsufficientResourcesError, match=r"asks for 9 CPUs \(8 in all\): more than"):
+            with pytest.raises(InsufficientResourcesError, match=r"requests 9 CPUs \(8 in all\), more than"):
                 await service.submit(manifest("huge", vm={"cpus": 9}))
             await service.submit(manifest("first", vm={"cpus": 8}))
             await service.submit(manifest("second", vm={"cpus": 1}))

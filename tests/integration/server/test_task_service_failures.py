@@ -324,7 +324,7 @@ def test_unreadable_journal_does_not_affect_other_tasks(components, caplog):
             return await service.wait("other", 10)
 
     assert asyncio.run(scenario()).state is TaskState.COMPLETED
-    assert "Task broken cannot be taken into the index" in caplog.text
+    assert "Task broken cannot be added to the index" in caplog.text
 
 
 def test_journal_damage_is_shown_in_the_status(components):
@@ -374,7 +374,7 @@ def test_cancel_of_a_task_with_a_damaged_journal_is_rejected(components):
             await components.running(service)
             damage(components.data_dir / "tasks/task-1/journal/records")
             components.runners.die("task-1")
-            with pytest.raises(UnavailableError, match=r"held up.*checksum"):
+            with pytest.raises(UnavailableError, match=r"is blocked.*checksum"):
                 await service.cancel("task-1", reason="", force=False)
 
     asyncio.run(scenario())
@@ -602,7 +602,7 @@ def test_task_without_index_row_and_journal_does_not_affect_others(tmp_path, cap
             return sorted(task.id for task in (await service.query(TaskQuery())).tasks)
 
     assert asyncio.run(scenario()) == ["task-1", "task-2", "task-3"]
-    assert "Task lost is not in the index any more" in caplog.text
+    assert "Task lost was removed from the index" in caplog.text
 
 
 def test_record_that_can_be_neither_flushed_nor_truncated_is_not_read(components, monkeypatch):

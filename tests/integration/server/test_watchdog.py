@@ -242,5 +242,5 @@ def test_unresponsive_runner_that_is_not_found_is_logged_once(components, caplog
     asyncio.run(scenario())
     messages = [record.message for record in caplog.records if record.name == "sandbox.server.watchdog"]
     assert messages == [
-        f"The runner of attempt {pings[0]} did not answer 5 times: not killed, no runner holds its journal"
+        f"The runner of attempt {pings[0]} did not respond 5 times: not killed, no runner holds its journal"
     ]

@@ -28,7 +28,7 @@ _LABEL_PARAMETER = {
     "name": "labels",
     "in": "query",
     "required": False,
-    "description": "`label.KEY=VALUE`, as often as there are labels to ask for; a task has to have all of them. "
+    "description": "`label.KEY=VALUE`, may be repeated; a task must have all of the labels. "
     'As an object: `{"label.KEY": "VALUE"}`',
     "style": "form",
     "explode": True,

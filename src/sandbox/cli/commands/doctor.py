@@ -55,6 +55,6 @@ def _print_findings(findings: Sequence[Finding], *, has_color: bool) -> None:
         mark = ("✓", "green") if finding.ok else ("✗", "bold red") if finding.is_needed else ("!", "yellow")
         first, *others = wrap_text(finding.message, room)
         console.print(Text.assemble(mark, " ", (f"{name:<{width}}", "bold"), "  ", first), soft_wrap=True)
-        mend = wrap_text(f"→ {finding.mend}", room) if finding.mend else []
-        for line in (*others, *mend):
+        remedy = wrap_text(f"→ {finding.mend}", room) if finding.mend else []
+        for line in (*others, *remedy):
             console.print(Text(" " * (width + 4) + line), soft_wrap=True)

@@ -26,9 +26,9 @@ NAME_CHARACTERS_MAX = 72
 
 
 _EXIT_CODES = """\
-Exit code: 0 the task completed (it may have changed nothing), 1 it failed, 8 it was cancelled; 4 something here is not
-pushed, the id is taken, the patch does not fit or has remarks only, or something else is checked out by then; 5 a
-secret was found in the patch; 9 the manifest has mistakes."""
+Exit code: 0 the task completed (possibly without changes), 1 it failed, 8 it was cancelled; 4 local changes are not
+pushed, the id is taken, the patch does not apply or has only remarks, or another commit is checked out; 5 a secret was
+found in the patch; 9 the manifest is invalid."""
 
 
 @click.command(epilog=_EXIT_CODES)

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 
 _NO_CLONE_HOST = """\
-With tokens only repositories at git.allowed_hosts are cloned, and none is named.
-Name them, and start the server again:
+With tokens, repositories are cloned only from git.allowed_hosts, and the list is empty.
+Set it, and restart the server:
   in sandbox.toml:    git.allowed_hosts = ["github.com"]
   or its environment: SANDBOX_GIT_ALLOWED_HOSTS=github.com"""
 

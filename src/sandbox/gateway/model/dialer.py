@@ -119,7 +119,9 @@ class UpstreamDialer:
                     upstream.host, upstream.port, ssl=tls, server_hostname=upstream.host if tls else None
                 )
         except TimeoutError:
-            message = f"The model at {upstream.address} could not be reached within {limits.CONNECT_SECONDS:.0f} s."
+            message = (
+                f"The model at {upstream.address} did not accept a connection within {limits.CONNECT_SECONDS:.0f} s."
+            )
             raise UpstreamUnreachableError(504, message) from None
         except OSError as error:
             reason = error.strerror or type(error).__name__

@@ -379,8 +379,8 @@ class _AgentRun:
             is_silent = self._output.processed_bytes == moved_bytes and not self._output_queue.is_waiting
             silent_looks = silent_looks + 1 if is_silent else 0
             if not late or silent_looks == _DRAIN_CHECKS:
-                return f"nothing of it came for {OUTPUT_DRAIN_SECONDS:g} s"
-        return f"it was not over {OUTPUT_DRAIN_SECONDS_MAX:g} s"
+                return f"nothing was received for {OUTPUT_DRAIN_SECONDS:g} s"
+        return f"it did not end within {OUTPUT_DRAIN_SECONDS_MAX:g} s"
 
     def _record_failure(self, code: FailureCode, message: str) -> None:
         self._record(AttemptFailed(Failure(code, message)))

@@ -43,8 +43,8 @@ _SYSCTLS = (
 async def probe_bubblewrap(runtime: Runtime, run_dir: Path, hierarchies: cgroups.Hierarchies) -> RuntimeProbe:
     """Create a sandbox, run `true` in it and destroy it, within 10 s."""
     if os.uname().machine not in seccomp.ARCHITECTURES:
-        mend = f"There is no system call filter for {os.uname().machine}; use another runtime."
-        return _failed_probe(mend, is_final=True)
+        remedy = f"There is no system call filter for {os.uname().machine}; use another runtime."
+        return _failed_probe(remedy, is_final=True)
     if find_bwrap() is None:
         return _failed_probe("bubblewrap is missing; install it: apt-get install bubblewrap")
     try:
@@ -64,10 +64,10 @@ def _failed_probe(remedy: str, *, is_final: bool = False) -> RuntimeProbe:
 def _explain_failure(reason: str) -> str:
     """Name the setting that is known to forbid user namespaces, if it is set, before the original reason."""
     reason = reason.removesuffix(".")
-    for name, bad, mend in _SYSCTLS:
+    for name, bad, remedy in _SYSCTLS:
         setting = Path("/proc/sys", name)
         if setting.exists() and setting.read_text().strip() == bad:
-            return f"The kernel does not allow users to create namespaces; allow it: {mend} ({reason})"
+            return f"The kernel does not allow users to create namespaces; allow it: {remedy} ({reason})"
     return f"{reason}. User namespaces must be allowed for ordinary users; some containers forbid them."
 
 

@@ -48,8 +48,8 @@ async def probe_gvisor(runtime: Runtime, run_dir: Path, hierarchies: cgroups.Hie
     if find_runsc() is None:
         return _failed_probe("runsc is missing; install it: apt-get install runsc", is_final=os.getuid() != 0)
     if os.getuid() != 0:
-        mend = "gVisor needs two kernel uids per sandbox, which only root can set; run the server as root."
-        return _failed_probe(mend, is_final=True)
+        remedy = "gVisor needs two kernel uids per sandbox, which only root can set; run the server as root."
+        return _failed_probe(remedy, is_final=True)
     try:
         limits = await run_probe(runtime, run_dir, hierarchies, memory_bytes=_MEMORY_BYTES)
     except (SandboxError, OSError, TimeoutError) as error:

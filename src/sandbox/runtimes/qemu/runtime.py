@@ -58,8 +58,8 @@ async def probe_qemu(runtime: BootingRuntime, run_dir: Path, kvm: KvmStatus, *, 
     if os.uname().machine != "x86_64":
         return _failed_probe("The qemu runtime is for x86_64; use another runtime.", is_final=True)
     if os.getuid() != 0:
-        mend = "Only root can read the agent's program for a guest; use another runtime, or run as root."
-        return _failed_probe(mend, is_final=True)
+        remedy = "Only root can read the agent's program for a guest; use another runtime, or run as root."
+        return _failed_probe(remedy, is_final=True)
     try:
         find_components()
         kvm.reset()

@@ -159,8 +159,8 @@ def _exceeded_limit(error: GitError, memory_bytes_max: int) -> str | None:
         return f"it is larger than the limit of a patch ({PATCH_BYTES_MAX // 1024**2} MiB)"
     if error.is_out_of_memory:
         return (
-            f"comparing the files takes git more than {memory_bytes_max // 1024**2} MiB of memory; raise vm.memory (to "
-            "4G at most), and have large files that are built or downloaded ignored in .gitignore"
+            f"git needs over {memory_bytes_max // 1024**2} MiB of memory to compare the files; raise vm.memory (to "
+            "4G at most), and add large built or downloaded files to .gitignore"
         )
     return None
 

@@ -53,12 +53,12 @@ def test_emulation_is_not_used_by_default(tmp_path, requested):
     [
         (
             {"memory", "cpus", "processes", "sockets"},
-            {(True, "on memory, CPUs, processes, buffers of sockets hold")},
+            {(True, "on memory, CPUs, processes, buffers of sockets are enforced")},
         ),
         (
             {"memory", "cpus", "processes"},
             {
-                (True, "on memory, CPUs, processes hold"),
+                (True, "on memory, CPUs, processes are enforced"),
                 (
                     False,
                     "vm.memory does not count buffers of sockets: the kernel was started with cgroup.memory=nosocket",
@@ -68,7 +68,7 @@ def test_emulation_is_not_used_by_default(tmp_path, requested):
         (
             {"memory", "processes"},
             {
-                (True, "on memory, processes hold"),
+                (True, "on memory, processes are enforced"),
                 (False, "on CPUs are not enforced: no cgroup is writable"),
                 (
                     False,

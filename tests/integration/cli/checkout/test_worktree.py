@@ -159,7 +159,7 @@ def test_apply_rejects_a_dirty_checkout(sandbox, served_patch, checkout, api):
     (checkout / "b.sql").write_text("mine\n")
     result = sandbox("task", "apply", TASK, cwd=checkout)
     assert (result.returncode, api.asked) == (4, [])
-    assert b"not committed" in result.stderr
+    assert b"uncommitted" in result.stderr
     assert (checkout / "a.txt").read_text() == BEFORE["a.txt"]
 
 
@@ -168,7 +168,7 @@ def test_conflicting_patch_changes_nothing(sandbox, served_patch, checkout):
     git("commit", "-q", "-a", "-m", "Change", cwd=checkout)
     result = sandbox("task", "apply", TASK, cwd=checkout)
     assert result.returncode == 4
-    assert b"does not fit this checkout, so nothing was applied.\n  " in result.stderr
+    assert b"does not apply to this checkout, so nothing was applied.\n  " in result.stderr
     assert git("status", "--porcelain", cwd=checkout) == ""
 
 
@@ -241,7 +241,7 @@ def test_apply_is_rolled_back_after_git_is_killed(sandbox, served_patch, checkou
     install_filter('kill -9 "$PPID"')
     result = sandbox("task", "apply", TASK, cwd=checkout)
     assert result.returncode == 4
-    assert b"all files were put back as they were" in result.stderr
+    assert b"all files were restored" in result.stderr
     assert {name: (checkout / name).read_text() for name in BEFORE} == BEFORE
     assert not (checkout / "new.bin").exists()
     [backup] = (checkout / ".git").glob("sandbox-kept*")

@@ -48,7 +48,7 @@ def test_each_value_has_its_origin(sandbox, write_config, environment):
 def test_config_path_is_printed_even_if_missing(sandbox, write_config):
     missing = sandbox("config", "path", "--config", "/nowhere/sandbox.toml")
     assert (missing.returncode, missing.stdout) == (0, b"/nowhere/sandbox.toml\n")
-    assert b"no such file" in missing.stderr
+    assert b"No such file" in missing.stderr
     file = write_config("")
     existing = sandbox("config", "path")
     assert (existing.stdout.decode(), existing.stderr) == (f"{file}\n", b"")
@@ -59,7 +59,7 @@ def test_config_errors_are_usage_errors_and_escaped(sandbox, write_config):
     for command in (("config", "show"), ("serve",), ("doctor",), ("token", "list")):
         result = sandbox(*command)
         assert (result.returncode, result.stdout) == (2, b"")
-        assert b"has 2 mistakes:\n" in result.stderr
+        assert b"has 2 errors:\n" in result.stderr
         assert b"\x1b" not in result.stderr
 
 
@@ -88,7 +88,7 @@ def test_created_token_is_printed_once(sandbox, write_config):
     assert (record["id"], record["role"], record["name"]) == (token.split("_")[1], "viewer", "wall")
     assert record["expires_at"] > record["created_at"]
     assert sandbox("token", "revoke", record["id"]).returncode == 0
-    assert b"nobody is let in" in sandbox("token", "list").stderr
+    assert b"all requests are denied" in sandbox("token", "list").stderr
 
 
 def test_token_create_warns_about_missing_git_hosts(sandbox, write_config, environment):

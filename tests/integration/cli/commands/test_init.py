@@ -43,7 +43,7 @@ def test_invalid_answers_are_prompted_again(on_terminal, terminal, tmp_path):
         (b"Prompt:", "Fix the tests."),
         (b"Name [", ""),
         (b"[isolated]:", "outbound"),
-        (b"with commas:", "example.org, *.example.com"),
+        (b"separated by commas:", "example.org, *.example.com"),
         (b"[1h]:", "soon"),
         (b"whole number", "30m"),
         (b"[none]:", "report.md"),
@@ -112,10 +112,10 @@ def test_missing_repository_error_suggests_options(sandbox, without_repository):
     assert result.returncode == 2
     assert result.stderr.decode().splitlines() == [
         f"Error: {reason}, so the repository of the task is unknown.",
-        "  Say it: add --set repository.url=URL --set repository.branch=BRANCH",
+        "  Set it: add --set repository.url=URL --set repository.branch=BRANCH",
     ]
     partial = sandbox("init", "--yes", "--set", f"repository.url={URL}", cwd=directory)
-    assert partial.stderr.decode().splitlines()[-1] == "  Say it: add --set repository.branch=BRANCH"
+    assert partial.stderr.decode().splitlines()[-1] == "  Set it: add --set repository.branch=BRANCH"
     settings = ("--set", f"repository.url={URL}", "--set", "repository.branch=main")
     assert sandbox("init", "--yes", *settings, cwd=directory).returncode == 0
     assert yaml.safe_load((directory / "task.yaml").read_text())["repository"] == {"url": URL, "branch": "main"}

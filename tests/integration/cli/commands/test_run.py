@@ -171,7 +171,7 @@ def test_duplicate_id_error_suggests_the_id_option(api, sandbox, checkout, comma
     assert result.returncode == 4
     assert result.stderr.decode().splitlines()[-3:] == [
         "Error: Task mine already exists and is completed.",
-        "  Look at it:      sandbox task status mine",
+        "  Show it:        sandbox task status mine",
         "  Use another id: add --id ID",
     ]
 
@@ -221,7 +221,7 @@ def test_include_dirty_sends_changes_and_applies_on_top(api, completed_task, san
     assert result.returncode == 0, result.stderr
     repository = submitted(api)["repository"]
     assert repository["commit"] == pushed
-    assert b"With 2 files as they are here: committed.txt, untracked.bin." in result.stderr
+    assert b"Including local changes in 2 files: committed.txt, untracked.bin." in result.stderr
     git("clone", "-q", str(checkout), "elsewhere", cwd=checkout.parent)
     elsewhere = checkout.parent / "elsewhere"
     git("checkout", "-q", "--detach", pushed, cwd=elsewhere)
@@ -263,7 +263,7 @@ def test_suggested_apply_command_works_with_local_changes(edited_task, api, sand
     assert f"  Apply it:   {advice}\n" in result.stderr.decode()
     applied = sandbox(*advice.split()[1:], cwd=checkout)
     assert (applied.returncode, (checkout / "notes.txt").read_text()) == (0, "better notes\n"), applied.stderr
-    assert b"beside your own changes" in applied.stderr
+    assert b"on top of your changes" in applied.stderr
 
 
 @pytest.mark.parametrize("flag", ["--skip-worktree", "--assume-unchanged"])
@@ -298,7 +298,7 @@ def test_too_large_changes_are_rejected(api, sandbox, checkout):
     (checkout / "large.bin").write_bytes(os.urandom(600 * 1024))
     result = sandbox("run", "Go.", "--include-dirty", cwd=checkout)
     assert (result.returncode, api.asked) == (4, [])
-    assert b"and 512.0 KiB can be sent" in result.stderr
+    assert b"the limit is 512 KiB" in result.stderr
 
 
 def test_huge_file_is_rejected_before_it_is_read(api, sandbox, checkout):
@@ -307,7 +307,7 @@ def test_huge_file_is_rejected_before_it_is_read(api, sandbox, checkout):
         file.truncate(300 * 1024**2)
     result = sandbox("run", "Go.", "--include-dirty", cwd=checkout)
     assert (result.returncode, api.asked) == (4, [])
-    assert b"a patch of 512.0 KiB can be sent. The largest is core.1 (300.0 MiB)." in result.stderr
+    assert b"the limit is 512 KiB. The largest is core.1 (300 MiB)." in result.stderr
 
 
 @pytest.mark.parametrize("name", ["checkout", 'a "checkout": mine'])
@@ -371,7 +371,7 @@ def test_leave_dirty_keeps_local_changes(api, completed_task, sandbox, checkout)
     assert result.returncode == 0, result.stderr
     assert submitted(api)["repository"]["commit"] == pushed
     assert (checkout / "README.md").read_text() == "mine too\n"
-    assert "Applied to 2 files, beside your own changes." in result.stderr.decode()
+    assert "Applied to 2 files, on top of your changes." in result.stderr.decode()
     assert (checkout / "new.txt").read_text() == "new\n"
 
 
@@ -426,7 +426,7 @@ def test_branch_switched_during_the_prompt_is_detected(completed_task, on_termin
 def test_prompt_warns_about_another_branch(switched_branch, on_terminal, terminal, checkout):
     process = on_terminal("run", "Say goodbye.", "--directory", str(checkout))
     output = terminal.read_until(b"[y/n]:")
-    assert b"as the task began, and" in output
+    assert b"when the task started, and" in output
     terminal.type(b"y\n")
     terminal.read_to_end(process)
     assert (process.returncode, (checkout / "new.txt").exists()) == (0, True)

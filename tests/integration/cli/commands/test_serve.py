@@ -100,7 +100,7 @@ def test_public_host_without_tokens_is_rejected(environment, host):
     result = run("serve", "--host", host, "--port", "0", "--ws-port", "0", env={**environment, **SERVE_ENVIRONMENT})
     assert result.returncode == 10
     assert result.stdout == b""
-    assert b"can be reached from other machines" in result.stderr
+    assert b"is reachable from other machines" in result.stderr
     assert b"Traceback" not in result.stderr
 
 

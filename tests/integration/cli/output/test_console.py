@@ -118,7 +118,7 @@ def test_interrupted_watch_keeps_the_task_running(api, endless_task, on_terminal
     process.send_signal(signal.SIGINT)
     output = terminal.read_until(b"sandbox task cancel fix-42")
     assert process.wait(30) == 130
-    assert b"Task fix-42 goes on." in output
+    assert b"Task fix-42 continues." in output
     assert {request.method for request in api.asked} == {"GET"}
 
 
@@ -127,7 +127,7 @@ def test_interrupted_watch_in_a_pipe_prints_the_same_message(endless_task, sandb
     assert process.stdout.readline().startswith(b"[EVENT]")
     process.send_signal(signal.SIGINT)
     assert process.wait(30) == 130
-    assert b"goes on" in process.stderr.read()
+    assert b"continues" in process.stderr.read()
 
 
 def test_closed_pipe_ends_the_logs_command_silently(api, sandbox_process):

@@ -173,7 +173,7 @@ def test_response_of_a_model_without_a_price_exhausts_the_budget():
             client = await served.connect()
             client.ask(REQUEST)
             assert (await client.answer())[0] == 200
-            assert "The model another answered" in served.of(BudgetExhausted)[0].message
+            assert "The model another responded" in served.of(BudgetExhausted)[0].message
             client.ask(REQUEST)
             assert (await client.error())[0] == 403
 

@@ -80,7 +80,7 @@ def test_unread_output_at_the_end_is_recorded_as_a_gap(make_harness, monkeypatch
     harness = make_harness(Script())
     asyncio.run(asyncio.wait_for(harness.life.run(), 10))
     (gap,) = harness.events(Gap)
-    assert gap.reason == "The end of the output is missing: nothing of it came for 0.1 s after the agent's end."
+    assert gap.reason == "The end of the output is missing: nothing was received for 0.1 s after the agent's end."
 
 
 def test_pending_output_is_read_after_a_stall_of_the_machine(make_harness, monkeypatch):
@@ -140,7 +140,7 @@ def test_endless_output_after_agent_exit_is_abandoned(make_harness, monkeypatch)
     harness = make_harness(Script())
     asyncio.run(asyncio.wait_for(harness.life.run(), 10))
     (gap,) = harness.events(Gap)
-    assert gap.reason == "The end of the output is missing: it was not over 0.6 s after the agent's end."
+    assert gap.reason == "The end of the output is missing: it did not end within 0.6 s after the agent's end."
     assert harness.states[-1] == "completed"
 
 

@@ -55,7 +55,7 @@ def test_emulation_requires_an_explicit_choice(runtime: QemuRuntime, tmp_path: P
     monkeypatch.setattr("os.access", lambda path, mode: path != "/dev/kvm")
     result = asyncio.run(QemuRuntime(tmp_path / "run", only_kvm=True).probe())
     assert not result.is_available
-    assert "by its name" in result.remedy
+    assert "explicitly" in result.remedy
 
 
 @pytest.mark.skipif(

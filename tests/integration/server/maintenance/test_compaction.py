@@ -77,7 +77,7 @@ def test_damaged_journal_is_not_compressed_and_does_not_block_others(stored, com
         asyncio.run(compactor.sweep())
     assert compressed_task_ids(stored) == ["old-2"]
     assert stored.records("old-1").read_bytes() == data
-    assert caplog.text.count("old-1: its journal is kept as it is") == 1
+    assert caplog.text.count("old-1: its journal is left uncompressed") == 1
 
 
 def test_restored_older_journal_is_not_compressed(stored, components, caplog):

@@ -324,8 +324,8 @@ def test_failing_or_hanging_job_does_not_block_others(monkeypatch, caplog):
         asyncio.run(janitor.run_once())
     assert completed == ["works"]
     assert [record.getMessage() for record in caplog.records] == [
-        "The janitor could not look after a: no such luck; tried again in 5 minutes. Fix a.",
-        "The janitor could not look after b: TimeoutError; tried again in 5 minutes. Fix b.",
+        "Maintenance of a failed: no such luck; retrying in 5 minutes. Fix a.",
+        "Maintenance of b failed: TimeoutError; retrying in 5 minutes. Fix b.",
     ]
 
 

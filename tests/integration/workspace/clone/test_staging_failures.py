@@ -60,7 +60,7 @@ def test_missing_branch_fails_the_clone(env):
 def test_tag_is_not_accepted_as_a_branch(env):
     run_git("push", "--quiet", str(env.upstream.bare), "HEAD:refs/tags/v1", directory=env.upstream.work)
 
-    assert "'v1' is no branch" in clone_error(env, branch="v1")
+    assert "'v1' is not a branch" in clone_error(env, branch="v1")
 
 
 def test_empty_repository_has_no_branch(make_env):
@@ -150,7 +150,7 @@ HOST_ERRORS = [
     (137, b"", "too large for git's memory"),
     (127, b"", "git reported: "),
     (139, b"", "git reported: "),
-    (128, FULL, "no room"),
+    (128, FULL, "not enough disk space"),
 ]
 NEW_FILE = b"diff --git a/new b/new\nnew file mode 100644\n--- /dev/null\n+++ b/new\n@@ -0,0 +1 @@\n+new\n"
 

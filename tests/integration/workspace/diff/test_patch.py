@@ -316,7 +316,7 @@ def test_file_above_the_size_limit_is_named_and_excluded(env, monkeypatch):
     task_patch, reason = env.patch_and_reason(base)
 
     assert "1 changed files, the first is huge" in reason
-    assert task_patch.startswith(b"# left out, too large for a patch: huge\n")
+    assert task_patch.startswith(b"# skipped, too large for a patch: huge\n")
     assert b"b/small" in task_patch
     assert b"b/huge" not in task_patch
     (env.workspace / "huge").unlink()
@@ -382,7 +382,7 @@ def test_changed_files_above_the_size_limit_are_counted(env, monkeypatch):
     _, contents, reason = changed_files(env, base)
 
     assert contents == {"small": b"fits"}
-    assert "1 files would have made it larger" in reason
+    assert "1 files would make it larger" in reason
     assert (env.root / "changes.tar").stat().st_size <= 10_000
 
 

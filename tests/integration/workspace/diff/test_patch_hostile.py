@@ -143,8 +143,8 @@ def test_nested_repository_is_included_without_its_git_directory(staged):
     patch = staged.patch(staged.base)
 
     assert patch.splitlines()[:2] == [
-        b"# left out, git does not support this path: sly/.GIT",
-        b"# left out, git does not support this path: vendor/lib/.git",
+        b"# skipped, git does not support this path: sly/.GIT",
+        b"# skipped, git does not support this path: vendor/lib/.git",
     ]
     clone = staged.apply(staged.base, patch)
     assert run_git("diff", "--cached", "--name-only", directory=clone).splitlines() == ["vendor/lib/code.py"]
@@ -183,7 +183,7 @@ def test_deeply_nested_directories_are_excluded(staged):
     patch = staged.patch(staged.base)
 
     subprocess.run(["rm", "-rf", str(staged.workspace)], check=True)  # pytest's cleanup would not reach that depth
-    assert patch.startswith(b"# left out, its path is too long or too deep: deep/deep/")
+    assert patch.startswith(b"# skipped, its path is too long or too deep: deep/deep/")
     clone = staged.apply(staged.base, patch)
     assert run_git("diff", "--cached", "--name-only", directory=clone).splitlines() == ["kept"]
 

@@ -42,8 +42,8 @@ def check(*, deep: bool, **options: Any) -> None:
         print_discrepancies(discrepancies)
     tasks = pluralize(tasks_count, "task")
     if discrepancies:
-        things = pluralize(len(discrepancies), "thing") + (" does" if len(discrepancies) == 1 else " do")
-        fail(f"Checked {tasks}: {things} inconsistent.", ExitCode.TASK_FAILED)
+        count = pluralize(len(discrepancies), "problem")
+        fail(f"Checked {tasks}: {count} found.", ExitCode.TASK_FAILED)
     click.echo(f"Checked {tasks}: index, journals and artifacts are consistent.", err=True)
 
 

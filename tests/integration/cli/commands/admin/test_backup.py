@@ -92,7 +92,7 @@ def test_backup_and_restore_overwrite_nothing(sandbox, backup, restore, stored, 
     content = file.read_bytes()
     second = sandbox("admin", "backup", str(file), "--data-dir", str(stored.data_dir))
     assert (second.returncode, file.read_bytes()) == (4, content)
-    assert b"is there already" in second.stderr
+    assert b"already exists" in second.stderr
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / "mine").touch()
     result = restore(file)
@@ -123,7 +123,7 @@ def test_restore_rejects_special_files_without_blocking(restore, tmp_path):
     for file in (tmp_path / "pipe", "/dev/zero", "/dev/tty", "/dev/ptmx"):
         result = restore(file)
         assert result.returncode == 10
-        assert b"no regular file" in result.stderr
+        assert b"not a regular file" in result.stderr
         assert not (tmp_path / "new").exists()
 
 
@@ -139,7 +139,7 @@ def test_unusable_restore_target_is_rejected_before_unpacking(stored, tmp_path, 
     (tmp_path / "volume").mkdir()
     monkeypatch.setattr(os.path, "ismount", lambda path: str(path) == str(tmp_path / "volume"))
     monkeypatch.setattr("sandbox.bootstrap.backup.restore._unpack", None)
-    for name, reason in (("link", "a symbolic link"), ("volume", "a file system of its own")):
+    for name, reason in (("link", "a symbolic link"), ("volume", "a mount point")):
         with pytest.raises(RestoreTargetUnusableError, match=reason):
             restore_here(tmp_path / "backup.tar", tmp_path / name)
 

@@ -91,7 +91,7 @@ def test_all_kinds_of_findings_are_reported_together(check, stored, sandbox):
     plain = sandbox("admin", "check", "--data-dir", str(stored.data_dir))
     assert plain.returncode == 1
     assert len(plain.stdout.splitlines()) == len(expected)
-    assert b"9 things do not agree" in plain.stderr
+    assert b"9 problems found" in plain.stderr
 
 
 @pytest.mark.parametrize("is_finished", [True, False])

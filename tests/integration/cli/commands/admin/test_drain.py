@@ -26,7 +26,7 @@ def test_interrupted_wait_reports_that_the_drain_continues(draining_api, sandbox
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert b"The drain goes on." in errors
+    assert b"The drain continues." in errors
     assert b"sandbox admin drain --undo" in errors
 
 

@@ -64,7 +64,7 @@ def test_offline_prune_with_a_running_server_is_rejected(prune, stored):
     with lock_data_dir(stored.data_dir):
         result = prune("--keep", "1")
     assert result.returncode == 4
-    assert b"works on" in result.stderr
+    assert b"uses" in result.stderr
     assert (stored.data_dir / "tasks" / "task-1").exists()
 
 

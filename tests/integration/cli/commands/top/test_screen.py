@@ -44,7 +44,7 @@ def test_keys_select_watch_return_and_quit(api_with_tasks, on_terminal, terminal
     terminal.type(b"\x1b[B")
     terminal.read_until("▸ done-1".encode())
     terminal.type(b"\r")
-    terminal.read_until(b"enter goes back")
+    terminal.read_until(b"enter returns")
     assert b"All 128 tests pass." in terminal.output
     terminal.output = b""
     terminal.type(b"\n")
@@ -70,7 +70,7 @@ def test_unavailable_server_is_polled_again(api_with_tasks, on_terminal, termina
     process = on_terminal("top", "--no-color")
     terminal.read_until("▸ fix-42".encode())
     api_with_tasks.on("GET", "/health", of_error(503, "service_unavailable", "Restarting."))
-    terminal.read_until(b"Restarting. Asking again.")
+    terminal.read_until(b"Restarting. Retrying.")
     terminal.output = b""
     api_with_tasks.on("GET", "/health", of_json({**HEALTH, "version": "1.2.4"}))
     terminal.read_until(b"Sandbox 1.2.4")
