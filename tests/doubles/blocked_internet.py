@@ -73,7 +73,7 @@ class ClosedInternet:
             keeper.kill()
             keeper.wait()
 
-    def reach(self, address, port):
+    def can_reach(self, address, port):
         """From the server's namespace: can this be reached? The twin that shows that the wire works."""
         script = f"import socket; socket.create_connection(({address!r}, {port}), 3).close()"
         with contextlib.suppress(subprocess.CalledProcessError):

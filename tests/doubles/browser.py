@@ -91,7 +91,7 @@ class Browser:
 
     def __init__(self, process):
         self.requests = []
-        self.complaints = []
+        self.console_errors = []
         self._process = process
 
     def open(self, url, *, width=1280, scheme="light", status=200, before=None, prepare=None):
@@ -112,26 +112,26 @@ class Browser:
             prepare(page)
         page.set_default_timeout(PATIENCE_SECONDS * 1000)
         page.on("request", self._note)
-        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        page.on("pageerror", lambda error: self.console_errors.append(str(error)))
         page.on("console", self._listen)
         answer = page.goto(url)
         assert answer.status == status, answer.status
         return page
 
-    def asked(self, path):
+    def requests_to(self, path):
         """The requests for this path, in their order."""
         return [request for request in self.requests if request.url.partition("?")[0].endswith(path)]
 
-    def forgive(self, *parts):
+    def ignore_errors(self, *parts):
         """Forget complaints that the test itself has given cause for: those with one of these parts in them."""
-        self.complaints[:] = [text for text in self.complaints if not any(part in text for part in parts)]
+        self.console_errors[:] = [text for text in self.console_errors if not any(part in text for part in parts)]
 
     def _note(self, request):
         self.requests.append(request)
 
     def _listen(self, message):
         if message.type in {"error", "warning"}:
-            self.complaints.append(message.text)
+            self.console_errors.append(message.text)
 
 
 def shut_out(page):

@@ -80,13 +80,13 @@ def main(directory: Path) -> None:
         world = World(scratch)
         try:
             play(world)
-            place = world.server.said["http"]
+            place = world.server.ready_message["http"]
             with open_chromium() as chromium, chromium.browser() as browser:
                 take(browser, place, directory)
                 close_the_door(world)
                 take_sign_in(browser, place, directory)
-                browser.forgive("404 (Not Found)")
-                assert browser.complaints == [], browser.complaints
+                browser.ignore_errors("404 (Not Found)")
+                assert browser.console_errors == [], browser.console_errors
         finally:
             world.close()
 
@@ -104,7 +104,7 @@ def play(world):
     submit(world, "audit-payments", "Security audit of the payment service", team="security")
     world.wait("audit-payments", 120)
     submit(world, "rename-api", "Rename the API to what it does", team="platform")
-    world.until_state("running", "rename-api")
+    world.wait_for_state("running", "rename-api")
     world.http.delete("/api/v1/tasks/rename-api?force=true&reason=the+name+stays")
     world.wait("rename-api", 60)
     submit(world, "import-data", "Import the large data set", cpus=14)

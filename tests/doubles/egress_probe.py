@@ -6,15 +6,15 @@ import json, os, socket, ssl, subprocess, time
 CA = "/workspace/ca.pem"
 PROXIES = ("HTTPS_PROXY", "HTTP_PROXY", "https_proxy", "http_proxy")
 DIRECT = {name: value for name, value in os.environ.items() if name not in PROXIES}
-told = {}
+results = {}
 
 def attempt(name, call, *arguments):
     if name.startswith("no:"):
-        time.sleep(0.06)  # refusals that come faster are counted, and not told one by one
+        time.sleep(0.06)  # refusals that come faster are counted, and not results one by one
     try:
-        told[name] = call(*arguments)
+        results[name] = call(*arguments)
     except BaseException as error:
-        told[name] = f"{type(error).__name__}: {error}"
+        results[name] = f"{type(error).__name__}: {error}"
 
 def run(*argv, environment=os.environ, **more):
     ran = subprocess.run(argv, capture_output=True, text=True, timeout=30, env={**environment, **more})
@@ -93,7 +93,7 @@ def datagram(address, port):
 def resolve(name):
     return socket.gethostbyname(name)
 
-def ask_names(query):
+def query_dns(query):
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
         sender.settimeout(5)
         sender.connect(("198.18.0.1", 53))
@@ -101,4 +101,4 @@ def ask_names(query):
         return sender.recv(600)[3] & 15
 """
 
-TOLD = "\nprint(json.dumps(told))\n"
+PRINT_RESULTS = "\nprint(json.dumps(results))\n"

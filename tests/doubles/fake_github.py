@@ -1,7 +1,7 @@
 """A host of the internet, played over HTTPS: `python played_github.py --directory DIR --name NAME --address ADDRESS`.
 
 Run inside a network namespace of a test's own; DIR has `cert.pem`, `key.pem` and `answers.json` (path to JSON value).
-What it was asked is appended to `asked.ndjson`.
+What it was asked is appended to `requests.ndjson`.
 """
 
 import argparse
@@ -33,7 +33,7 @@ def main():
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
             asked = {"path": self.path, "headers": {name.lower(): value for name, value in self.headers.items()}}
-            with (given.directory / "asked.ndjson").open("a") as file:
+            with (given.directory / "requests.ndjson").open("a") as file:
                 file.write(json.dumps(asked) + "\n")
             body = json.dumps(answers.get(self.path, {"message": "Not Found"})).encode()
             self.send_response(200 if self.path in answers else 404)

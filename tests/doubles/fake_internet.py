@@ -16,8 +16,8 @@ HTTP2_PROGRAM = Path(__file__).with_name("played_http2.js")
 
 
 @contextmanager
-def played_internet(directory, names, *, addresses=(), own_addresses=(), services_at=INTERNET_ADDRESS):
-    """Gives a world whose git host and model are at `services_at`, and the internet around it.
+def fake_internet(directory, names, *, addresses=(), own_addresses=(), services_address=INTERNET_ADDRESS):
+    """Gives a world whose git host and model are at `services_address`, and the internet around it.
 
     names: to addresses, as the server's machine resolves them. addresses: global ones that the internet has;
     own_addresses: those that the server's machine has itself.
@@ -34,7 +34,7 @@ def played_internet(directory, names, *, addresses=(), own_addresses=(), service
         world = World(
             directory,
             prefix=(*internet.server_prefix, *with_hosts),
-            address=services_at,
+            address=services_address,
             namespace=internet.server_namespace,
         )
         try:

@@ -1,4 +1,4 @@
-"""System calls that fail, injected into real processes by strace(1); and file systems so small that they are full."""
+"""System calls made to fail in real processes by strace(1), and file systems small enough to fill."""
 
 import contextlib
 import os
@@ -18,7 +18,7 @@ WRITE_LIKE = (
 
 @dataclass(frozen=True)
 class Fault:
-    """The n-th of these calls fails in each thread and process; with `goes_on` all later ones too.
+    """The n-th of these calls fails in each thread and process; with `is_persistent` all later ones too.
 
     paths: only calls on these files, all where there are none.
     """
@@ -27,10 +27,10 @@ class Fault:
     nth: int
     calls: str = WRITE_LIKE
     paths: tuple[str, ...] = ()
-    goes_on: bool = False
+    is_persistent: bool = False
 
     def arguments(self):
-        when = f"{self.nth}+" if self.goes_on else str(self.nth)
+        when = f"{self.nth}+" if self.is_persistent else str(self.nth)
         chosen = [word for path in self.paths for word in ("-P", path)]
         return ["-e", f"trace={self.calls}", "-e", f"inject={self.calls}:error={self.error}:when={when}", *chosen]
 
@@ -47,7 +47,7 @@ class Injection:
 
 
 @contextlib.contextmanager
-def injected(pid, fault, log):
+def injected_fault(pid, fault, log):
     """Within, the fault happens to a process, its threads and whatever they start."""
     log.unlink(missing_ok=True)
     command = ["strace", "-f", "-qq", "-y", "-o", str(log), *fault.arguments(), "-p", str(pid)]
@@ -114,6 +114,6 @@ def _run(*command):
     assert ran.returncode == 0, f"{command}: {ran.stderr}"
 
 
-def hit_calls(hits):
+def failed_calls(hits):
     """Which calls they were, and on what."""
     return sorted({re.sub(r"^\d+ +(\w+)\((.*?)[,)].*", r"\1 \2", line) for line in hits})

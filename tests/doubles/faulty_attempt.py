@@ -9,7 +9,7 @@ import time
 
 import httpx
 
-from doubles.faults import hit_calls, injected
+from doubles.faults import failed_calls, injected_fault
 from doubles.leftovers import left_behind
 from doubles.live_server import TERMINAL, World, make_repository, says, until
 from doubles.stand_in_agent import make_stand_in
@@ -20,7 +20,7 @@ FAULT_SECONDS = 4.0
 """So long after its first blow a fault is over, whatever has become of the task."""
 
 
-class FaultyLife:
+class FaultHarness:
     """Tasks of a stand-in for the agent, one a fault. story: what became of each."""
 
     def __init__(self, directory, *, data_dir=None, steps=STEPS, **environment):
@@ -32,25 +32,25 @@ class FaultyLife:
         self.environment = {"PYTHONPATH": str(make_stand_in(self.world.directory / "agent", steps)), **environment}
         self.world.start_server(**self.environment)
         self.slowest_seconds = 0.0
-        self.ends = {}
+        self.final_statuses = {}
 
     def close(self):
         self.world.close()
 
-    def live(self, task_id, fault):
+    def run_task(self, task_id, fault):
         """One task under one fault; gives how it ended and what was hit."""
         trace = self.world.directory / "trace.log"
-        with self.watching_health():
-            with injected(self.world.server.pid, fault, trace) as injection:
+        with self.monitored_health():
+            with injected_fault(self.world.server.pid, fault, trace) as injection:
                 is_taken = self.submit(task_id, FAULT_SECONDS)
                 if is_taken:
-                    self.endure(task_id, injection)
+                    self.wait_for_end(task_id, injection)
             assert is_taken or self.submit(task_id, 30), "refused though the fault is over"
             status = self.world.wait(task_id)
-        self.judge(status)
-        return status, hit_calls(injection.hits)
+        self.check(status)
+        return status, failed_calls(injection.hits)
 
-    def endure(self, task_id, injection):
+    def wait_for_end(self, task_id, injection):
         """Until the task has ended, or the fault has gone on long enough."""
         begin = hit_at = time.monotonic()
         while self.state(task_id) not in TERMINAL and time.monotonic() - begin < 60:
@@ -77,7 +77,7 @@ class FaultyLife:
     def state(self, task_id):
         return self.world.status(task_id).get("state")
 
-    def judge(self, status):
+    def check(self, status):
         """The end has a reason, and the journal is whole to its last byte and tells the same."""
         assert status["state"] in TERMINAL
         if status["state"] != "completed":
@@ -87,14 +87,14 @@ class FaultyLife:
         extent = measure_extent(records)
         assert extent.end == records.stat().st_size
         assert extent.last.transition.new_state == status["state"]
-        self.ends[status["id"]] = status
+        self.final_statuses[status["id"]] = status
 
-    def judge_all(self):
+    def check_all(self):
         """A server that is killed and started again says the same of every task, and nothing is left behind."""
-        until(lambda: not self.left(), 20, f"everything to be gone: {self.left()}")
+        until(lambda: not self.leftovers(), 20, f"everything to be gone: {self.leftovers()}")
         self.world.server.stop(9)
         self.world.start_server(**self.environment)
-        for task_id, status in self.ends.items():
+        for task_id, status in self.final_statuses.items():
             assert self.world.status(task_id) == status
         ran = subprocess.run(
             [sys.executable, "-m", "sandbox", "admin", "check", "--deep", "--data-dir", str(self.world.data_dir)],
@@ -105,14 +105,14 @@ class FaultyLife:
         )
         assert ran.returncode == 0, ran.stdout + ran.stderr
 
-    def left(self):
+    def leftovers(self):
         """What tasks left; runners tell of faults in their logs, and may."""
         found = left_behind(self.world.data_dir)
         found["files"] = {path for path in found.get("files", ()) if not path.endswith("runner.log")}
         return {kind: traces for kind, traces in found.items() if traces}
 
     @contextlib.contextmanager
-    def watching_health(self):
+    def monitored_health(self):
         """Ask again and again, and remember the slowest answer."""
         over = threading.Event()
         watcher = threading.Thread(target=self._watch_health, args=(over,))
@@ -124,7 +124,7 @@ class FaultyLife:
             watcher.join()
 
     def _watch_health(self, over):
-        with httpx.Client(base_url=self.world.server.said["http"], trust_env=False, timeout=30) as http:
+        with httpx.Client(base_url=self.world.server.ready_message["http"], trust_env=False, timeout=30) as http:
             while not over.wait(0.25):
                 begin = time.monotonic()
                 status = http.get("/api/v1/health").status_code
@@ -133,5 +133,5 @@ class FaultyLife:
                     self.slowest_seconds = float("inf")
 
 
-def journal_of(life, task_id):
-    return str(life.world.data_dir / "tasks" / task_id / "journal" / "records")
+def journal_path(harness, task_id):
+    return str(harness.world.data_dir / "tasks" / task_id / "journal" / "records")

@@ -70,13 +70,13 @@ class Process:
         if not line:
             self.stop()
             raise AssertionError(f"{log.stem} did not start:\n{log.read_text(errors='replace')[-3000:]}")
-        self.said = json.loads(line)
+        self.ready_message = json.loads(line)
         self.pid = self._popen.pid
 
     def is_alive(self):
         return self._popen.poll() is None
 
-    def tell(self, signal_number):
+    def send_signal(self, signal_number):
         self._popen.send_signal(signal_number)
 
     def stop(self, signal_number=signal.SIGTERM, seconds=10.0):
@@ -183,7 +183,9 @@ class World:
     def start_git(self, prefix=()):
         arguments = ["--directory", str(self.repositories), "--host", self.address]
         git_server = self._start_program("git", _GIT_SERVER, arguments, {}, prefix)
-        (self.home / ".gitconfig").write_text(f'[url "{git_server.said["url"]}/"]\n\tinsteadOf = {ORGANISATION}\n')
+        (self.home / ".gitconfig").write_text(
+            f'[url "{git_server.ready_message["url"]}/"]\n\tinsteadOf = {ORGANISATION}\n'
+        )
 
     def start_model(self, *turns, prefix=(), port=0, **script):
         path = self.directory / "script.json"
@@ -194,7 +196,7 @@ class World:
         self.model = self._start_program(
             "model", _MODEL, [*arguments, "--record", str(self.model_requests_file)], {}, prefix
         )
-        self.model_url = self.model.said["url"]
+        self.model_url = self.model.ready_message["url"]
 
     def restart_model(self, *turns, **script):
         """Another one at the same address, which has not been asked anything yet."""
@@ -203,13 +205,13 @@ class World:
         self.start_model(*turns, port=int(self.model_url.rpartition(":")[2]), **script)
 
     @contextlib.contextmanager
-    def model_held(self):
+    def paused_model(self):
         """What the model does not answer does not end meanwhile."""
-        self.model.tell(signal.SIGSTOP)
+        self.model.send_signal(signal.SIGSTOP)
         try:
             yield
         finally:
-            self.model.tell(signal.SIGCONT)
+            self.model.send_signal(signal.SIGCONT)
 
     def start_server(self, *, ports=(0, 0), python=None, **environment):
         """ports: of the REST API and of the stream; 0 for any. python: an interpreter with another version."""
@@ -230,11 +232,11 @@ class World:
         if self.http is not None:
             self.http.close()
         self.http = self._client()
-        return self.server.said
+        return self.server.ready_message
 
     def restart_server(self, signal_number):
         """End it by the signal; another one answers at the same addresses."""
-        ports = [self.server.said[name].rpartition(":")[2] for name in ("http", "ws")]
+        ports = [self.server.ready_message[name].rpartition(":")[2] for name in ("http", "ws")]
         self.server.stop(signal_number)
         return self.start_server(ports=ports)
 
@@ -274,15 +276,15 @@ class World:
         """The status of a task that has ended."""
         deadline = time.monotonic() + seconds
         while (status := self.status(task_id))["state"] not in TERMINAL:
-            assert time.monotonic() < deadline, f"{status}\n{self.tell(task_id)}"
+            assert time.monotonic() < deadline, f"{status}\n{self.diagnostics(task_id)}"
             self.http.get(f"/api/v1/tasks/{task_id}/wait?timeout=5")
         return status
 
-    def until_state(self, state, task_id="task-1", seconds=30):
+    def wait_for_state(self, state, task_id="task-1", seconds=30):
         try:
             until(lambda: self.status(task_id)["state"] == state, seconds, f"state {state}")
         except AssertionError as error:
-            raise AssertionError(f"{error}\n{self.status(task_id)}\n{self.tell(task_id)}") from None
+            raise AssertionError(f"{error}\n{self.status(task_id)}\n{self.diagnostics(task_id)}") from None
 
     def artifact(self, name, task_id="task-1"):
         answer = self.http.get(f"/api/v1/tasks/{task_id}/artifacts/{quote(name, safe='')}")
@@ -296,13 +298,13 @@ class World:
     def logs(self, task_id="task-1", stream="all"):
         return self.http.get(f"/api/v1/tasks/{task_id}/logs?stream={stream}").text
 
-    def frames(self, task_id="task-1"):
+    def wire_events(self, task_id="task-1"):
         """The whole story of a finished task, from the event stream."""
         text = self.http.get(f"/api/v1/tasks/{task_id}/logs?follow=true").text
         return [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: ")]
 
     def states(self, task_id="task-1"):
-        return [frame["new_state"] for frame in self.frames(task_id) if frame["type"] == "state_change"]
+        return [frame["new_state"] for frame in self.wire_events(task_id) if frame["type"] == "state_change"]
 
     def tool_results(self):
         """What the agent's tools answered, as the model was told, in order."""
@@ -323,13 +325,13 @@ class World:
             return []
         return [json.loads(line) for line in self.model_requests_file.read_text().splitlines()]
 
-    def tell(self, task_id="task-1"):
+    def diagnostics(self, task_id="task-1"):
         """What is known, for a failed assertion."""
         logs = "".join(path.read_text(errors="replace")[-2000:] for path in self.directory.glob("*.log"))
         runner_logs = "".join(path.read_text() for path in self.data_dir.glob("tasks/*/attempts/*/runner.log"))
         return f"{self.logs(task_id)[-4000:]}\n{runner_logs}\n{logs}"
 
-    def is_new(self):
+    def is_pristine(self):
         """Nothing has been laid ready or started: no configuration, no data, no process; nor is a true start wanted."""
         return self.forks and not (self.processes or self.prefix or self.data_dir.exists() or any(self.home.iterdir()))
 
@@ -344,7 +346,7 @@ class World:
     def _client(self):
         headers = {"Authorization": f"Bearer {self.bearer}"} if self.bearer else {}
         return httpx.Client(
-            base_url=self.server.said["http"],
+            base_url=self.server.ready_message["http"],
             headers=headers,
             timeout=30,
             trust_env=False,

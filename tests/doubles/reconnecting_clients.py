@@ -9,7 +9,7 @@ import time
 _SEQ = re.compile(rb"^id: (\d+)\n", re.MULTILINE)
 _KEEP_ALIVE = b": keep-alive\n\n"
 PAUSES_SECONDS, PAUSE_WEIGHTS = (0, 0.05, 0.3, 4.0), (10, 10, 10, 1)
-LOGARITHMS = (0.0, 7.3)
+LIFETIME_LOG10 = (0.0, 7.3)
 """What a connection is good for: from one byte to 20 MB, small numbers as likely as large ones. Less on average, or
 longer pauses, and followers would fall further and further behind a busy task."""
 
@@ -25,11 +25,11 @@ class Follower:
     and when the connection was made that brought them (seconds since 1970).
     """
 
-    def __init__(self, port, task_id, *, chance=None, logarithms=LOGARITHMS, heard=None):
-        self._port, self._task_id, self._chance, self._heard = port, task_id, chance, heard
-        self._logarithms = logarithms
-        self.seqs, self.resumed, self.has_ended = [], 0, False
-        self.began = asyncio.Event()
+    def __init__(self, port, task_id, *, rng=None, lifetime_log10=LIFETIME_LOG10, on_events=None):
+        self._port, self._task_id, self._rng, self._on_events = port, task_id, rng, on_events
+        self._lifetime_log10 = lifetime_log10
+        self.seqs, self.reconnects, self.has_ended = [], 0, False
+        self.started = asyncio.Event()
         self._digest = hashlib.sha256()
         self._connected_at = 0.0
 
@@ -40,19 +40,19 @@ class Follower:
     async def follow(self):
         await self._connect()
         while not self.has_ended:
-            self.resumed += 1
+            self.reconnects += 1
             await asyncio.sleep(self._pause_seconds())
             await self._connect()
 
     def _pause_seconds(self):
         """Now and then so long that what was missed is no longer in the server's memory."""
-        return self._chance.choices(PAUSES_SECONDS, PAUSE_WEIGHTS)[0] if self._chance else 0
+        return self._rng.choices(PAUSES_SECONDS, PAUSE_WEIGHTS)[0] if self._rng else 0
 
     def _allowed_bytes(self):
         """The first connection is a short one, so that everybody comes back at least once."""
-        if self._chance is None:
+        if self._rng is None:
             return None
-        return int(10 ** self._chance.uniform(*self._logarithms if self.seqs else (0, 3)))
+        return int(10 ** self._rng.uniform(*self._lifetime_log10 if self.seqs else (0, 3)))
 
     async def _connect(self):
         """One connection, which ends at some byte, in the middle of an event or not."""
@@ -66,7 +66,7 @@ class Follower:
             self._connected_at = time.time()
             await self._read(reader, allowed)
         finally:
-            if self._chance and self._chance.random() < 0.5:
+            if self._rng and self._rng.random() < 0.5:
                 writer.transport.abort()
             writer.close()
 
@@ -95,11 +95,11 @@ class Follower:
         self.seqs += seqs
         self._digest.update(told)
         self.has_ended = told.rfind(b"\nevent: end\n") > told.rfind(b"\nid: ")
-        self.began.set()
-        if self._heard is not None:
-            self._heard(seqs, told, self._connected_at)
+        self.started.set()
+        if self._on_events is not None:
+            self._on_events(seqs, told, self._connected_at)
 
 
 def restless(count, port, task_id, *, seed, **others):
     """So many of them; the same seed leads to the same decisions."""
-    return [Follower(port, task_id, chance=random.Random(f"{seed} {n}"), **others) for n in range(count)]
+    return [Follower(port, task_id, rng=random.Random(f"{seed} {n}"), **others) for n in range(count)]

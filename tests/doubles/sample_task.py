@@ -3,20 +3,20 @@
 import json
 
 
-class PlayedStory:
+class FakeEventStream:
     """Answers what `page` asks for the story of a task; `tell` plays frames, one message a call. asked: the addresses.
 
-    is_gone: there is nothing at its address.
+    is_missing: there is nothing at its address.
     """
 
     def __init__(self, page, task_id):
-        self.asked = []
-        self.is_gone = False
+        self.requests = []
+        self.is_missing = False
         self._messages = []
         self._seq = 0
         page.route(f"**/tasks/{task_id}/story?after=*", self._answer)
 
-    def tell(self, *frames):
+    def send(self, *frames):
         """Frames without number and time, which they are given here."""
         told = []
         for frame in frames:
@@ -25,8 +25,8 @@ class PlayedStory:
         self._messages.append((self._seq, f"id: {self._seq}\ndata: {json.dumps(told)}\n\n"))
 
     def _answer(self, route):
-        self.asked.append(route.request.url)
-        if self.is_gone:
+        self.requests.append(route.request.url)
+        if self.is_missing:
             route.fulfill(status=404)
             return
         after = int(route.request.url.partition("after=")[2])
@@ -39,11 +39,11 @@ def output(data, *, stream="stdout", continued=False):
     return {"type": "output", "stream": stream, "data": data, "continued": continued}
 
 
-def said(*blocks, kind="assistant"):
+def claude_message(*blocks, kind="assistant"):
     """A frame in which Claude Code tells of these blocks."""
     return output(json.dumps({"type": kind, "message": {"content": list(blocks)}}) + "\n")
 
 
-def says(text):
+def assistant_text(text):
     """A frame in which the agent says this."""
-    return said({"type": "text", "text": text})
+    return claude_message({"type": "text", "text": text})

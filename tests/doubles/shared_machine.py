@@ -13,7 +13,7 @@ _LEFT_ALONE = {"home", "git", "data"}
 """Directories of the machine that are emptied each in a way of its own."""
 
 
-class StandingMachine:
+class SharedMachine:
     """make_directory: gives a new directory for each machine. environment: variables of its server."""
 
     def __init__(self, make_directory, runtime, environment):
@@ -21,7 +21,7 @@ class StandingMachine:
         self._standing = None
         self._kept = None
 
-    def lend(self, world, *turns, **script):
+    def attach(self, world, *turns, **script):
         """Make `world` the standing machine, whose model says these turns."""
         if self._standing is None:
             self._standing = World(self._make_directory())
@@ -34,7 +34,7 @@ class StandingMachine:
             setattr(world, name, value)
         world.processes = list(self._standing.processes)
 
-    def take_back(self, world):
+    def reclaim(self, world):
         """Empty it; or end it, where that does not make it what it was.
 
         A server that was ended and started again as it was before stays.
@@ -49,9 +49,9 @@ class StandingMachine:
         if is_as_it_was:
             vars(self._standing).update(vars(world))
         else:
-            self.give_up(world)
+            self.discard(world)
 
-    def give_up(self, world):
+    def discard(self, world):
         """End it with all that the test has started on it."""
         self._standing = None
         world.close()
@@ -69,7 +69,7 @@ class StandingMachine:
         try:
             step(*turns, **script)
         except BaseException:
-            self.give_up(self._standing)
+            self.discard(self._standing)
             raise
 
     def _is_complete(self, world):

@@ -22,7 +22,7 @@ metadata: {name: A task}
 repository: {url: "https://github.com/org/repo.git", branch: main}
 claude: {prompt: Do it.}
 """
-NOWHERE = MANIFEST.replace("branch: main", "branch: none")
+UNKNOWN_BRANCH_MANIFEST = MANIFEST.replace("branch: main", "branch: none")
 """A task that is taken and fails at its clone."""
 EVENT_TYPES = ["state_change", "output", "tool_call", "usage", "egress_denied", "error", "gap", "end"]
 WSCAT = Path(sys.prefix) / "share/npm-dev/node_modules/wscat/bin/wscat"
@@ -170,7 +170,7 @@ class EventSource:
     def statuses(self, task_id):
         """What the requests for the task's events were answered, those by nobody left out."""
         self.page.evaluate("null")  # requests become known while the page is spoken to
-        asked = [request.existing_response for request in self.browser.asked(f"/{task_id}/logs")]
+        asked = [request.existing_response for request in self.browser.requests_to(f"/{task_id}/logs")]
         return [answer.status for answer in asked if answer is not None]
 
 
