@@ -1,6 +1,6 @@
-"""A gateway as a process of its own, as a runner has it: `gateway_process.py DESCRIPTORS RULES`.
+"""A gateway in a separate process: `gateway_process.py DESCRIPTORS RULES`.
 
-DESCRIPTORS: numbers of model, proxy, names by UDP and TCP, then pairs PORT=NUMBER, with commas between. RULES: JSON.
+DESCRIPTORS: comma-separated descriptors of model, proxy, DNS over UDP and TCP, then pairs PORT=DESCRIPTOR. RULES: JSON.
 Prints a line once it serves.
 """
 

@@ -1,4 +1,4 @@
-"""A person at a terminal of their own: types, reads, makes the window larger."""
+"""A user at a pseudo-terminal: types, reads, and resizes the window."""
 
 import fcntl
 import os
@@ -35,29 +35,29 @@ class TerminalUser:
         os.write(self._terminal, text.encode() if isinstance(text, str) else text)
 
     def expect(self, pattern, seconds=TIMEOUT_SECONDS):
-        """Wait until it is shown; what was shown before it does not count again. Gives the match."""
+        """Wait for a match in the output; output before it is dropped. Return the match."""
         deadline = time.monotonic() + seconds
-        while (found := re.search(pattern.encode(), self.output)) is None:
-            assert time.monotonic() < deadline, f"waited for {pattern!r}, saw {self.output[-3000:]!r}"
-            assert self._read(), f"it ended before it showed {pattern!r}: {self.output[-3000:]!r}"
-        self.output = self.output[found.end() :]
-        return found
+        while (match := re.search(pattern.encode(), self.output)) is None:
+            assert time.monotonic() < deadline, f"waited for {pattern!r}, got {self.output[-3000:]!r}"
+            assert self._read(), f"the command ended before {pattern!r}: {self.output[-3000:]!r}"
+        self.output = self.output[match.end() :]
+        return match
 
     def type_until_echoed(self, text, seconds=TIMEOUT_SECONDS):
-        """For who takes over: nothing says when its turn has come, and what it types before is let go."""
+        """Type repeatedly until the text is echoed: input is ignored until this terminal becomes the writer."""
         deadline = time.monotonic() + seconds
         while text.encode() not in self.output:
-            assert time.monotonic() < deadline, f"typed {text!r} in vain, saw {self.output[-3000:]!r}"
+            assert time.monotonic() < deadline, f"typed {text!r} in vain, got {self.output[-3000:]!r}"
             self.type(text)
-            looked_until = time.monotonic() + 0.5
-            while time.monotonic() < looked_until:
+            read_until = time.monotonic() + 0.5
+            while time.monotonic() < read_until:
                 self._read(0.1)
 
     def exit_code(self, seconds=TIMEOUT_SECONDS):
-        """Of the command, once it has ended."""
+        """Wait for the command and return its exit code."""
         deadline = time.monotonic() + seconds
         while self._pid:
-            assert time.monotonic() < deadline, f"it does not end: {self.output[-3000:]!r}"
+            assert time.monotonic() < deadline, f"the command does not end: {self.output[-3000:]!r}"
             self._read(0.1)
             pid, status = os.waitpid(self._pid, os.WNOHANG)
             if pid:
@@ -80,7 +80,7 @@ class TerminalUser:
         self.close()
 
     def _read(self, seconds=0.5):
-        """False once nobody holds the other end any more."""
+        """False once the other end is closed."""
         ready, _, _ = select.select([self._terminal], [], [], seconds)
         if not ready:
             return True
