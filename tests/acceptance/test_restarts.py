@@ -20,7 +20,7 @@ def outputs(machine):
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.usefixtures("true_starts")
+@pytest.mark.usefixtures("without_fork_server")
 def test_server_restarts_lose_no_task_output_or_queue_position(deploy):
     machine = deploy(bash(COUNT), bash("wc -l < count.txt"), says("Counted."))
     for number in range(1, 4):

@@ -44,7 +44,7 @@ def test_recordings_of_two_versions_exist():
     assert len(RECORDED) >= 2
 
 
-@pytest.mark.usefixtures("true_starts")
+@pytest.mark.usefixtures("without_fork_server")
 def test_current_server_continues_with_data_of_an_older_version(upgraded):
     before = recorded(upgraded, "whole")
     upgraded.start_server(SANDBOX_RETENTION_OLDER_THAN="unlimited")
