@@ -137,19 +137,19 @@ def results(tmp_path_factory):
                 )
                 for port in (80, 53)
             ]
-            with process_outside() as host_process:
-                yield run_probe(machine, internet, canary, targets, host_process)
+            with process_outside() as host_child:
+                yield run_probe(machine, internet, canary, targets, host_child)
         finally:
             machine.close()
 
 
-def run_probe(machine, internet, canary, targets, host_process):
+def run_probe(machine, internet, canary, targets, host_child):
     settings = {
         "TARGETS": targets,
         "CANARY": str(canary),
         "DATA_DIR": str(machine.data_dir),
         "NEEDLE": SERVER_KEY,
-        "SERVER_PID": host_process.pid,
+        "SERVER_PID": host_child.pid,
     }
     header = "".join(f"{name} = {value!r}\n" for name, value in settings.items())
     machine.start_model(python(header + PROBE), says(), prefix=internet.internet_prefix)
