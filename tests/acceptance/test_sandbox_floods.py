@@ -12,7 +12,7 @@ from doubles.runners import runner_pid
 from sandbox.gateway.limits import NEW_MODEL_DEBT_SECONDS
 from sandbox.model.limits import RUNNER_CPU_BURST_SECONDS, RUNNER_CPU_CORES
 
-PORTS = {"model": 8123, "proxy": 3128, "names": 53, "names_tcp": 53, "transparent_80": 80, "transparent_443": 443}
+PORTS = {"model": 8123, "proxy": 3128, "names": 53, "dns_tcp": 53, "transparent_80": 80, "transparent_443": 443}
 NAMES = ("names that are refused over UDP", "refused tunnels", "requests with a wrong key")
 FLOOD_SECONDS = 12.0
 BASE_CPU_SECONDS = 1.0

@@ -16,9 +16,9 @@ from sandbox.interfaces.runtime import Listeners
 
 
 async def main() -> None:
-    model, proxy, names_udp, names_tcp, *pairs = sys.argv[1].split(",")
+    model, proxy, dns_udp, dns_tcp, *pairs = sys.argv[1].split(",")
     transparent = {int(port): adopt(number) for port, _, number in (pair.partition("=") for pair in pairs)}
-    listeners = Listeners(adopt(model), adopt(proxy), adopt(names_udp), adopt(names_tcp), transparent)
+    listeners = Listeners(adopt(model), adopt(proxy), adopt(dns_udp), adopt(dns_tcp), transparent)
     rules = msgspec.json.decode(sys.argv[2], type=GatewayRules)
     upstream = ModelUpstream("http://127.0.0.1:9", api_key="sk-the-servers-own")
     gateway = SocketGateways().create(upstream, "task-key-of-this-task", lambda _: None, rules)
