@@ -60,7 +60,7 @@ def milliseconds(values):
 def started_server(world):
     """With room for all; gives how long it took to answer, in seconds."""
     begin = time.monotonic()
-    ports = [world.server.said[name].rpartition(":")[2] for name in ("http", "ws")] if world.server else (0, 0)
+    ports = [world.server.ready_message[name].rpartition(":")[2] for name in ("http", "ws")] if world.server else (0, 0)
     world.start_server(
         ports=ports,
         PYTHONPATH=str(world.directory / "agent"),
@@ -74,7 +74,7 @@ def started_server(world):
 
 def tell(world, name, seconds=5.0):
     """What the server weighs and uses."""
-    pid, before = world.server.said["pid"], processor_seconds(world.server.said["pid"])
+    pid, before = world.server.ready_message["pid"], processor_seconds(world.server.ready_message["pid"])
     time.sleep(seconds)
     used = (processor_seconds(pid) - before) / seconds
     print(f"{name}: {resident_mb(pid):.0f} MB resident, {used:.0%} of a core", flush=True)
@@ -97,14 +97,14 @@ def submit(world, names, cpus):
 
 def follow(world, names):
     """One follower a task, in a thread of their own; gives them."""
-    port = int(world.server.said["http"].rpartition(":")[2])
+    port = int(world.server.ready_message["http"].rpartition(":")[2])
     followers = [Follower(port, name) for name in names]
 
     async def run():
         await asyncio.gather(*(one.follow() for one in followers), return_exceptions=True)
 
     threading.Thread(target=asyncio.run, args=(run(),), daemon=True).start()
-    until(lambda: all(one.began.is_set() for one in followers), PATIENCE_SECONDS, "the followers")
+    until(lambda: all(one.started.is_set() for one in followers), PATIENCE_SECONDS, "the followers")
     return followers
 
 
@@ -133,7 +133,7 @@ def seconds_to_follow_again(world, names):
 
 def end(world, running):
     """All of them, those that wait first."""
-    with httpx.Client(base_url=world.server.said["http"], trust_env=False, timeout=60) as http:
+    with httpx.Client(base_url=world.server.ready_message["http"], trust_env=False, timeout=60) as http:
         while waiting := http.get("/api/v1/tasks?state=pending&limit=1000").json()["tasks"]:
             for task in waiting:
                 http.delete(f"/api/v1/tasks/{task['id']}")

@@ -74,7 +74,7 @@ def look_at_one_page(server: Connection, port: int, seconds: int) -> None:
             print(f"at the {view}: {len(longs)} tasks over 50 ms, the longest {sorted(longs)[-3:]} ms")
         halves = max(heaps[: seconds // 2]), max(heaps[seconds // 2 :])
         print(f"memory of its scripts: at most {halves[0]:.0f} MB in the first half, {halves[1]:.0f} MB in the second")
-        print(f"elements at the end: {elements}; complaints of the browser: {browser.complaints}")
+        print(f"elements at the end: {elements}; complaints of the browser: {browser.console_errors}")
 
 
 async def open_many_pages(server: Connection, port: int, pages: int) -> None:

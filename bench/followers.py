@@ -24,7 +24,7 @@ from doubles.reconnecting_clients import Follower, restless
 LINES_PER_SECOND = 1000
 TICKS_PER_SECOND = 40
 SAMPLED_EVERY = 20
-LOGARITHMS = (4.0, 7.0)
+LIFETIME_LOG10 = (4.0, 7.0)
 """A connection is good for 10 kB to 10 MB: one in five seconds is lost."""
 TEXT = "a line of output as agents print it, with some words and a number: %d\n"
 
@@ -39,7 +39,7 @@ def main(followers: int = 200, seconds: int = 30, seed: int | None = None) -> No
     whole = sum(reader.seqs == list(range(1, last + 1)) for reader in readers)
     same = len({reader.digest for reader in readers}) == 1
     print(f"{followers} followers, {LINES_PER_SECOND} lines/s for {seconds} s, {last} events each")
-    print(f"connections lost and resumed: {sum(reader.resumed for reader in readers)}")
+    print(f"connections lost and resumed: {sum(reader.reconnects for reader in readers)}")
     print(
         f"whole, in order, exactly once: {whole} of {followers}, {'the same' if same else 'NOT the same'} to the byte"
     )
@@ -73,10 +73,10 @@ async def read_all(server: Connection, followers: int, seed: int) -> tuple[list[
                 delays.append((now - at) * 1000)
 
     port = await asyncio.to_thread(server.recv)
-    readers = restless(followers, port, "task-001", seed=seed, logarithms=LOGARITHMS, heard=heard)
+    readers = restless(followers, port, "task-001", seed=seed, lifetime_log10=LIFETIME_LOG10, on_events=heard)
     tasks = [asyncio.create_task(reader.follow()) for reader in readers]
     for reader in readers:
-        await reader.began.wait()
+        await reader.started.wait()
     server.send("go")
     await asyncio.gather(*tasks)
     server.send("gone")

@@ -116,7 +116,7 @@ def ordinary_task(world, task_id):
     until(lambda: world.status(task_id)["state"] not in ("pending", "staging", "provisioning"), 120, "a sandbox")
     started = time.monotonic() - began
     status = world.wait(task_id, 120)
-    assert status["state"] == "completed", world.tell(task_id)
+    assert status["state"] == "completed", world.diagnostics(task_id)
     return started, time.monotonic() - began
 
 
@@ -140,7 +140,7 @@ def main(seconds=120.0, runtime="bubblewrap"):
             hostile = [f"hostile-{number}" for number in range(1, HOSTILE + 1)]
             until(lambda: all(world.status(one)["progress"]["tool_calls"] for one in hostile), 120, "four attacks")
             time.sleep(5)
-            with Watch(world.server.said["http"]) as watch:
+            with Watch(world.server.ready_message["http"]) as watch:
                 attacked = [ordinary_task(world, f"neighbour-{number}") for number in range(3)]
                 statuses = {one: world.status(one) for one in hostile}
                 states = {one: (status["state"], status["error"]) for one, status in statuses.items()}

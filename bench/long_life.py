@@ -44,7 +44,7 @@ class Sample:
 
 def sample(world, tasks):
     """What it has now."""
-    process = Path(f"/proc/{world.server.said['pid']}")
+    process = Path(f"/proc/{world.server.ready_message['pid']}")
     status = dict(line.split(":", 1) for line in (process / "status").read_text().splitlines())
     return Sample(
         tasks,
@@ -66,16 +66,16 @@ def play(world, first, count):
         for name, began in list(under_way.items()):
             status = world.status(name)
             if status["state"] in TERMINAL:
-                assert status["state"] == "completed", world.tell(name)
+                assert status["state"] == "completed", world.diagnostics(name)
                 del under_way[name]
-            assert time.monotonic() - began < TASK_SECONDS, world.tell(name)
+            assert time.monotonic() - began < TASK_SECONDS, world.diagnostics(name)
         time.sleep(0.02)
 
 
 def prune(world, kept):
     """All but the youngest."""
     command = [sys.executable, "-m", "sandbox", "admin", "prune", "--keep", str(kept)]
-    command += ["--server", world.server.said["http"]]
+    command += ["--server", world.server.ready_message["http"]]
     subprocess.run(command, check=True, timeout=120, stdout=subprocess.DEVNULL)
 
 

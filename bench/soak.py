@@ -30,7 +30,7 @@ def play(world, names):
     took = []
     for name in names:
         status = world.wait(name, TASK_SECONDS)
-        assert status["state"] == "completed", world.tell(name)
+        assert status["state"] == "completed", world.diagnostics(name)
         took.append(time.monotonic() - began[name])
     return took
 

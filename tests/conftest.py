@@ -1,4 +1,4 @@
-"""Settings that every test shares."""
+"""Settings for all tests."""
 
 import gc
 from collections.abc import Generator
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-# A slow moment of the machine is no defect; the time limit of each test is the bound.
+# A slow machine is no defect: only the timeout of each test limits the time.
 settings.register_profile("sandbox", deadline=None, print_blob=True)
 settings.load_profile("sandbox")
 
@@ -16,7 +16,7 @@ LONGEST_FIRST = ("escape", "chaos", "acceptance", "contract", "integration", "ar
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, object, object]:
-    """Collecting makes some hundred thousand objects, and all of them stay: they are not looked through for garbage."""
+    """Disable garbage collection during collection, which creates some hundred thousand permanent objects."""
     gc.disable()
     try:
         return (yield)
@@ -26,7 +26,7 @@ def pytest_collection() -> Generator[None, object, object]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """The last worker is not to play a long file while the others have nothing to do; within a directory: any order."""
+    """Run slow directories first, so that no worker runs a long file at the end; any order within a directory."""
     ranks = {path: _rank(path, config.rootpath) for path in {item.path for item in items}}
     items.sort(key=lambda item: ranks[item.path])
 

@@ -1,4 +1,4 @@
-"""Acceptance tests drive the real server as a process, by HTTP, WebSocket and command line only."""
+"""Acceptance tests use the real server as a process, only through HTTP, WebSocket and the command line."""
 
 from types import MappingProxyType
 
@@ -7,7 +7,7 @@ import pytest
 from doubles.browser import open_chromium
 from doubles.leftovers import left_behind
 from doubles.live_server import World, make_repository, until
-from doubles.shared_machine import StandingMachine
+from doubles.shared_machine import SharedMachine
 
 FILES = {"README.md": "# A repository\n\nHello.\n", "src/app.py": "print('hello')\n"}
 
@@ -23,28 +23,28 @@ def pytest_runtest_makereport(item):
 
 
 @pytest.fixture
-def empty_world(tmp_path):
-    """A machine on which nothing has been started yet."""
-    world = World(tmp_path)
-    yield world
-    world.close()
+def deployment(tmp_path):
+    """A deployment on which nothing has been started yet."""
+    deploy = World(tmp_path)
+    yield deploy
+    deploy.close()
 
 
 @pytest.fixture
-def true_starts(empty_world):
-    """What the test's machine starts begins as users begin it: an interpreter, and all imports."""
-    empty_world.forks = False
+def without_fork_server(deployment):
+    """Start the deployment's programs as users do, with a new interpreter, instead of forking."""
+    deployment.forks = False
 
 
 @pytest.fixture(scope="session")
-def standing_machines(tmp_path_factory):
-    """Gives the one whose sandboxes are of this runtime, and whose server has these variables."""
+def shared_machines(tmp_path_factory):
+    """Returns the shared deployment with a runtime and server environment."""
     machines = {}
 
     def machine(runtime, environment):
         key = (runtime, *sorted(environment.items()))
         if key not in machines:
-            machines[key] = StandingMachine(lambda: tmp_path_factory.mktemp("standing"), runtime, environment)
+            machines[key] = SharedMachine(lambda: tmp_path_factory.mktemp("shared"), runtime, environment)
         return machines[key]
 
     yield machine
@@ -53,40 +53,40 @@ def standing_machines(tmp_path_factory):
 
 
 @pytest.fixture
-def world(request, empty_world, standing_machines):
-    """Makes a machine whose model says these turns; gives it with a repository served and the server started.
+def deploy(request, deployment, shared_machines):
+    """Starts a deployment whose model follows the given turns, with a repository and a running server.
 
-    One that other tests of this process have had too, unless this one has laid something ready before the start.
+    It is shared with other tests of this process, unless the test has prepared something before the start.
     """
-    lender = None
+    shared = None
 
     def make(*turns, files=FILES, environment=MappingProxyType({}), **script):
-        nonlocal lender
-        if empty_world.is_new():
-            lender = standing_machines(empty_world.runtime, environment)
-            lender.lend(empty_world, *turns, **script)
+        nonlocal shared
+        if deployment.is_pristine():
+            shared = shared_machines(deployment.runtime, environment)
+            shared.attach(deployment, *turns, **script)
         else:
-            empty_world.start_git()
-            empty_world.start_model(*turns, **script)
-            empty_world.start_server(**environment)
-        empty_world.commit = make_repository(empty_world.repositories / "repo.git", files)
-        return empty_world
+            deployment.start_git()
+            deployment.start_model(*turns, **script)
+            deployment.start_server(**environment)
+        deployment.commit = make_repository(deployment.repositories / "repo.git", files)
+        return deployment
 
     yield make
-    if lender is not None:
+    if shared is not None:
         if request.node.stash[_has_failed]:
-            lender.give_up(empty_world)
+            shared.discard(deployment)
         else:
-            lender.take_back(empty_world)
-        empty_world.processes, empty_world.http = [], None
+            shared.reclaim(deployment)
+        deployment.processes, deployment.http = [], None
 
 
 @pytest.fixture
-def watched(request, world, empty_world):
-    """A world of whose tasks nothing is left on the machine, 5 seconds after they have ended."""
-    yield world
+def deploy_leak_checked(request, deploy, deployment):
+    """Like `deploy`; fails if leftovers of a task remain 5 seconds after it has ended."""
+    yield deploy
     try:
-        until(lambda: not left_behind(empty_world.data_dir), 5, "the sandbox to be gone without a trace")
+        until(lambda: not left_behind(deployment.data_dir), 5, "no leftovers of the sandbox")
     except AssertionError:
         request.node.stash[_has_failed] = True
         raise
@@ -94,13 +94,13 @@ def watched(request, world, empty_world):
 
 @pytest.fixture(scope="module")
 def chromium():
-    """One for the tests of a file, which may not use `asyncio.run` beside it."""
+    """One Chromium per test module, which cannot use `asyncio.run` meanwhile."""
     with open_chromium() as chromium:
         yield chromium
 
 
 @pytest.fixture
 def browser(chromium):
-    """A browser without a window, that no other test has used."""
+    """A new headless browser."""
     with chromium.browser() as browser:
         yield browser

@@ -1,4 +1,4 @@
-"""Tokens: who may do what, on the real server, by HTTP, WebSocket and command line."""
+"""Access tokens and roles on the real server, through HTTP, WebSocket and the command line."""
 
 import json
 import os
@@ -19,15 +19,15 @@ from sandbox.interfaces.auth import Role
 CONFIGURATION = '[git]\nallowed_hosts = ["github.com"]\n'
 
 
-def command_line(world):
-    """Runs the command line on the world's machine."""
+def command_line(machine):
+    """Runs the command line on the server's machine."""
 
     def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "sandbox", *arguments],
             env={
-                "PATH": os.environ["PATH"], "HOME": str(world.home), "LANG": "C.UTF-8",
-                "SANDBOX_DATA_DIR": str(world.data_dir), **environment,
+                "PATH": os.environ["PATH"], "HOME": str(machine.home), "LANG": "C.UTF-8",
+                "SANDBOX_DATA_DIR": str(machine.data_dir), **environment,
             },
             capture_output=True, text=True, timeout=60, check=False,
         )  # fmt: skip
@@ -35,20 +35,20 @@ def command_line(world):
     return run
 
 
-def make_token(world, role: Role, name: str = "") -> tuple[str, str]:
-    """Its id and the token itself, as `sandbox token create` makes it."""
-    shown, record = TokenFile(world.data_dir).create(role, name)
-    return record.id, shown
+def make_token(machine, role: Role, name: str = "") -> tuple[str, str]:
+    """Create a token like `sandbox token create`; return its id and the token."""
+    token, record = TokenFile(machine.data_dir).create(role, name)
+    return record.id, token
 
 
 @pytest.fixture
-def sandbox(empty_world):
-    return command_line(empty_world)
+def sandbox(deployment):
+    return command_line(deployment)
 
 
 @pytest.fixture(scope="module")
-def guarded(tmp_path_factory):
-    """A machine whose server has an operator's token before it starts; make_token makes others."""
+def token_machine(tmp_path_factory):
+    """A deployment with an operator's token, created before the server started."""
     machine = World(tmp_path_factory.mktemp("guarded"))
     try:
         make_repository(machine.repositories / "repo.git", {"README.md": "# A repository\n"})
@@ -65,31 +65,33 @@ def guarded(tmp_path_factory):
         machine.close()
 
 
-def ask(machine, token: str | None, method: str = "GET", path: str = "/api/v1/tasks", **options) -> httpx.Response:
+def send_request(
+    machine, token: str | None, method: str = "GET", path: str = "/api/v1/tasks", **options
+) -> httpx.Response:
     headers = {"Authorization": f"Bearer {token}"} if token else {}
-    with httpx.Client(headers=headers, trust_env=False, timeout=30, verify=False) as client:  # nothing is encrypted
-        return client.request(method, machine.server.said["http"] + path, **options)
+    with httpx.Client(headers=headers, trust_env=False, timeout=30, verify=False) as client:  # no TLS
+        return client.request(method, machine.server.ready_message["http"] + path, **options)
 
 
-def test_an_operator_works_a_viewer_looks_on_and_nobody_else_gets_in(guarded):
-    machine = guarded
-    _, viewer = make_token(machine, Role.VIEWER)  # made while the server runs
+def test_operator_writes_viewer_reads_and_invalid_token_is_rejected(token_machine):
+    machine = token_machine
+    _, viewer = make_token(machine, Role.VIEWER)  # created while the server runs
     machine.submit()
     status = machine.wait()
-    assert status["state"] == "completed", machine.tell()
+    assert status["state"] == "completed", machine.diagnostics()
 
-    assert ask(machine, viewer, path="/api/v1/tasks/task-1").json()["state"] == "completed"
-    assert ask(machine, viewer, path="/api/v1/tasks/task-1/artifacts/task-1.patch").status_code == 200
+    assert send_request(machine, viewer, path="/api/v1/tasks/task-1").json()["state"] == "completed"
+    assert send_request(machine, viewer, path="/api/v1/tasks/task-1/artifacts/task-1.patch").status_code == 200
     for method, path in (("POST", "/api/v1/tasks"), ("DELETE", "/api/v1/tasks/task-1")):
-        assert ask(machine, viewer, method, path).status_code == 403
+        assert send_request(machine, viewer, method, path).status_code == 403
     for wrong in (None, "sbx_aaaaaaaa_" + "0" * 64, viewer[:-1], "x"):
-        answer = ask(machine, wrong)
-        assert (answer.status_code, answer.json()["error"]) == (401, "unauthorized")
-        assert answer.headers["www-authenticate"].startswith("Bearer")
-    assert ask(machine, None, path="/api/health").status_code == 200
-    assert ask(machine, None, path="/metrics").status_code == 401
+        response = send_request(machine, wrong)
+        assert (response.status_code, response.json()["error"]) == (401, "unauthorized")
+        assert response.headers["www-authenticate"].startswith("Bearer")
+    assert send_request(machine, None, path="/api/health").status_code == 200
+    assert send_request(machine, None, path="/metrics").status_code == 401
 
-    stream = f"{machine.server.said['ws']}/api/v1/tasks/stream?task_id=task-1&after=0"
+    stream = f"{machine.server.ready_message['ws']}/api/v1/tasks/stream?task_id=task-1&after=0"
     with connect(stream, max_queue=None, additional_headers={"Authorization": f"Bearer {viewer}"}) as frames:
         assert json.loads(frames.recv(timeout=10))["task_id"] == "task-1"
     with connect(stream, max_queue=None, subprotocols=["sandbox.v1", f"sandbox.bearer.{viewer}"]) as frames:
@@ -98,53 +100,53 @@ def test_an_operator_works_a_viewer_looks_on_and_nobody_else_gets_in(guarded):
         pass
 
 
-def test_the_command_line_shows_its_token_and_says_when_it_is_refused(guarded):
-    sandbox = command_line(guarded)
-    _, viewer = make_token(guarded, Role.VIEWER)
-    server = ("--server", guarded.server.said["http"])
+def test_cli_sends_token_and_reports_rejection(token_machine):
+    sandbox = command_line(token_machine)
+    _, viewer = make_token(token_machine, Role.VIEWER)
+    server = ("--server", token_machine.server.ready_message["http"])
     assert sandbox("task", "list", *server, SANDBOX_TOKEN=viewer).returncode == 0
     for arguments in ((), ("--token", "wrong")):
         refused = sandbox("task", "list", *server, *arguments)
         assert refused.returncode == 5
         assert "SANDBOX_TOKEN" in refused.stderr
-    guarded.submit("looked-on", repository={"branch": "none"})
+    token_machine.submit("looked-on", repository={"branch": "none"})
     assert sandbox("task", "cancel", "looked-on", "--yes", *server, "--token", viewer).returncode == 5
-    assert guarded.wait("looked-on")["state"] == "failed"
+    assert token_machine.wait("looked-on")["state"] == "failed"
 
 
-def test_a_token_that_is_revoked_is_out_at_once(guarded):
-    machine, sandbox = guarded, command_line(guarded)
-    made = sandbox("token", "create", "--role", "viewer", "--name", "for a while", "--format", "json")
-    assert made.returncode == 0, made.stderr
-    identity, viewer = (json.loads(made.stdout)[key] for key in ("id", "token"))
-    opened = ask(machine, viewer, "POST", "/api/v1/session")
-    cookie = {"Cookie": f"sandbox_session={opened.cookies['sandbox_session']}"}
-    assert ask(machine, viewer).status_code == 200
-    assert ask(machine, None, headers=cookie).status_code == 200
+def test_revoked_token_is_rejected_immediately(token_machine):
+    machine, sandbox = token_machine, command_line(token_machine)
+    created = sandbox("token", "create", "--role", "viewer", "--name", "for a while", "--format", "json")
+    assert created.returncode == 0, created.stderr
+    token_id, viewer = (json.loads(created.stdout)[key] for key in ("id", "token"))
+    session = send_request(machine, viewer, "POST", "/api/v1/session")
+    cookie = {"Cookie": f"sandbox_session={session.cookies['sandbox_session']}"}
+    assert send_request(machine, viewer).status_code == 200
+    assert send_request(machine, None, headers=cookie).status_code == 200
     assert "for a while" in sandbox("token", "list").stdout
-    assert sandbox("token", "revoke", identity).returncode == 0
-    assert ask(machine, viewer).status_code == 401
-    assert ask(machine, None, headers=cookie).status_code == 401
-    assert ask(machine, machine.bearer).status_code == 200
-    assert sandbox("token", "revoke", identity).returncode == 3
+    assert sandbox("token", "revoke", token_id).returncode == 0
+    assert send_request(machine, viewer).status_code == 401
+    assert send_request(machine, None, headers=cookie).status_code == 401
+    assert send_request(machine, machine.bearer).status_code == 200
+    assert sandbox("token", "revoke", token_id).returncode == 3
 
 
-def test_a_running_server_asks_for_tokens_from_the_first_one_on(world):
-    machine = world(says())
-    assert ask(machine, None).status_code == 200
-    identity, operator = make_token(machine, Role.OPERATOR)
-    assert ask(machine, None).status_code == 401
-    assert ask(machine, operator).status_code == 200
-    last = command_line(machine)("token", "revoke", identity)
+def test_running_server_requires_tokens_once_one_exists(deploy):
+    machine = deploy(says())
+    assert send_request(machine, None).status_code == 200
+    token_id, operator = make_token(machine, Role.OPERATOR)
+    assert send_request(machine, None).status_code == 401
+    assert send_request(machine, operator).status_code == 200
+    last = command_line(machine)("token", "revoke", token_id)
     assert "tokens.json" in last.stderr
-    assert ask(machine, None).status_code == 401
+    assert send_request(machine, None).status_code == 401
     for name in ("tokens.json", "tokens.lock"):
         (machine.data_dir / name).unlink()
-    until(lambda: ask(machine, None).status_code == 200)
+    until(lambda: send_request(machine, None).status_code == 200)
 
 
-def test_with_tokens_only_named_hosts_are_cloned_from(guarded):
-    machine = guarded
+def test_clone_host_not_in_allowed_hosts_is_rejected(token_machine):
+    machine = token_machine
     manifest = {
         "version": "1",
         "kind": "Task",
@@ -152,15 +154,15 @@ def test_with_tokens_only_named_hosts_are_cloned_from(guarded):
         "repository": {"url": "https://git.example.net/org/repo.git", "branch": "main"},
         "claude": {"prompt": "Do it."},
     }
-    answer = ask(machine, machine.bearer, "POST", "/api/v1/tasks", json=manifest)
-    assert answer.status_code == 400
-    assert [(mistake["field"], mistake["rule"]) for mistake in answer.json()["details"]] == [
+    response = send_request(machine, machine.bearer, "POST", "/api/v1/tasks", json=manifest)
+    assert response.status_code == 400
+    assert [(detail["field"], detail["rule"]) for detail in response.json()["details"]] == [
         ("repository.url", "not_offered")
     ]
-    assert "github.com" in answer.text
+    assert "github.com" in response.text
 
 
-def test_a_network_address_needs_a_token_first(sandbox):
+def test_non_loopback_address_requires_a_token(sandbox):
     serving = ("serve", "--host", "0.0.0.0", "--port", "0", "--ws-port", "0")
     refused = sandbox(*serving)
     assert refused.returncode == 10
@@ -168,27 +170,27 @@ def test_a_network_address_needs_a_token_first(sandbox):
     assert "sandbox token create --role operator" in refused.stderr
 
 
-def test_with_a_token_other_machines_may_ask(empty_world):
-    empty_world.data_dir.mkdir(mode=0o700)
-    bearer = make_token(empty_world, Role.OPERATOR)[1]
+def test_remote_clients_are_served_with_a_token(deployment):
+    deployment.data_dir.mkdir(mode=0o700)
+    bearer = make_token(deployment, Role.OPERATOR)[1]
     with ClosedInternet() as internet:
-        empty_world.prefix, empty_world.model_url = internet.server_prefix, "http://127.0.0.1:9"
-        port = empty_world.start_server(SANDBOX_HOST="0.0.0.0")["http"].rpartition(":")[2]
+        deployment.prefix, deployment.model_url = internet.server_prefix, "http://127.0.0.1:9"
+        port = deployment.start_server(SANDBOX_HOST="0.0.0.0")["http"].rpartition(":")[2]
         url = f"http://{SERVER_ADDRESS}:{port}/api/v1/tasks"
-        with httpx.Client(transport=NamespaceTransport(internet.server_namespace), timeout=30) as elsewhere:
-            assert elsewhere.get(url).status_code == 401
-            assert elsewhere.get(url, headers={"Authorization": f"Bearer {bearer}"}).status_code == 200
-            (empty_world.data_dir / "tokens.json").unlink()
-            assert elsewhere.get(url).status_code == 401
-        empty_world.server.stop()
+        with httpx.Client(transport=NamespaceTransport(internet.server_namespace), timeout=30) as client:
+            assert client.get(url).status_code == 401
+            assert client.get(url, headers={"Authorization": f"Bearer {bearer}"}).status_code == 200
+            (deployment.data_dir / "tokens.json").unlink()
+            assert client.get(url).status_code == 401
+        deployment.server.stop()
 
 
-def test_sessions_of_browsers_are_refused_to_pages_of_other_sites(guarded):
-    machine = guarded
-    opened = ask(machine, machine.bearer, "POST", "/api/v1/session")
-    assert "HttpOnly" in opened.headers["set-cookie"]
-    cookie = {"Cookie": f"sandbox_session={opened.cookies['sandbox_session']}"}
+def test_session_cookie_is_rejected_from_other_origins(token_machine):
+    machine = token_machine
+    session = send_request(machine, machine.bearer, "POST", "/api/v1/session")
+    assert "HttpOnly" in session.headers["set-cookie"]
+    cookie = {"Cookie": f"sandbox_session={session.cookies['sandbox_session']}"}
     path = "/api/v1/tasks/none"
-    for origin, status in (("https://evil.example", 403), (machine.server.said["http"], 404)):
-        answer = ask(machine, None, "DELETE", path, headers={**cookie, "Origin": origin})
-        assert answer.status_code == status
+    for origin, status in (("https://evil.example", 403), (machine.server.ready_message["http"], 404)):
+        response = send_request(machine, None, "DELETE", path, headers={**cookie, "Origin": origin})
+        assert response.status_code == status

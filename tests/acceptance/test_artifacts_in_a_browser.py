@@ -1,4 +1,4 @@
-"""Files of an agent are on the origin of the dashboard, and no page there can run, style by or frame one of them."""
+"""Artifacts share the dashboard's origin, but no page can load one as a script, style sheet or frame."""
 
 import http.server
 import json
@@ -52,7 +52,7 @@ async (addresses) => {
     place.append(element);
   });
   const make = (name, fields) => Object.assign(document.createElement(name), fields);
-  const told = (worker) => new Promise((done) => {
+  const started = (worker) => new Promise((done) => {
     (worker.port || worker).onmessage = () => done(true);
     worker.onerror = () => done(false);
     setTimeout(() => done(false), 6000);
@@ -63,9 +63,9 @@ async (addresses) => {
     import: async () => !!(await import(address)),
     json: async () => !!(await import(address, { with: { type: "json" } })),
     css: async () => !!(await import(address, { with: { type: "css" } })),
-    worker: () => told(new Worker(address)),
-    module_worker: () => told(new Worker(address, { type: "module" })),
-    shared_worker: () => told(new SharedWorker(address)),
+    worker: () => started(new Worker(address)),
+    module_worker: () => started(new Worker(address, { type: "module" })),
+    shared_worker: () => started(new SharedWorker(address)),
     service_worker: async () => !!(await navigator.serviceWorker.register(address)),
     style: async () => {
       const link = make("link", { rel: "stylesheet", href: address });
@@ -104,49 +104,49 @@ async (addresses) => {
       return ran;
     },
   });
-  const came = {};
-  const play = async (address, name, attempt) => {
-    if (await attempt().catch(() => false)) (came[address] ||= []).push(name);
+  const loaded = {};
+  const attempt_one = async (address, name, attempt) => {
+    if (await attempt().catch(() => false)) (loaded[address] ||= []).push(name);
   };
   while (addresses.length) {
-    const some = addresses.splice(0, 4);  // more would have to wait for their connections
-    await Promise.all(some.flatMap((each) => Object.entries(tries(each)).map((one) => play(each, ...one))));
+    const some = addresses.splice(0, 4);  // more would exceed the connection limit
+    await Promise.all(some.flatMap((each) => Object.entries(tries(each)).map((one) => attempt_one(each, ...one))));
   }
-  return came;
+  return loaded;
 }
 """
 PAGE = '<!doctype html><body><div id="styled" style="width: 5px">x</div><div id="shapes"></div></body>'
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
+def machine(tmp_path_factory):
     """A server with a finished task whose artifacts are FILES."""
-    made = World(tmp_path_factory.mktemp("artifacts"))
-    kept = KeptTasks(made.data_dir)
-    kept.at = datetime.now(UTC) - timedelta(hours=1)
-    kept.finish("evil", artifacts=FILES.items())
-    kept.index()
-    made.model_url = "http://127.0.0.1:9"
-    made.start_server()
-    yield made
-    made.close()
+    machine = World(tmp_path_factory.mktemp("artifacts"))
+    tasks = KeptTasks(machine.data_dir)
+    tasks.at = datetime.now(UTC) - timedelta(hours=1)
+    tasks.finish("evil", artifacts=FILES.items())
+    tasks.index()
+    machine.model_url = "http://127.0.0.1:9"
+    machine.start_server()
+    yield machine
+    machine.close()
 
 
 @contextmanager
-def passing_on(place):
-    """The server under another address, without what browsers say of the destination, as without TLS on a network."""
+def proxied(base_url):
+    """Proxy the server without fetch metadata, as when browsers use plain HTTP over a network."""
 
-    class Passing(http.server.BaseHTTPRequestHandler):
+    class ProxyHandler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
             if self.path == "/attack":
-                self.answer(200, {"Content-Type": "text/html"}, PAGE.encode())
+                self.respond(200, {"Content-Type": "text/html"}, PAGE.encode())
                 return
-            with httpx.stream("GET", place + self.path) as answer:
-                kept = {name: value for name, value in answer.headers.items() if name not in DROPPED}
-                body = b"" if "follow" in self.path else answer.read()
-                self.answer(answer.status_code, kept, body)
+            with httpx.stream("GET", base_url + self.path) as response:
+                headers = {name: value for name, value in response.headers.items() if name not in DROPPED_HEADERS}
+                body = b"" if "follow" in self.path else response.read()
+                self.respond(response.status_code, headers, body)
 
-        def answer(self, status, headers, body):
+        def respond(self, status, headers, body):
             self.send_response(status)
             for name, value in {**headers, "Content-Length": str(len(body))}.items():
                 self.send_header(name, value)
@@ -156,7 +156,7 @@ def passing_on(place):
         def log_message(self, *_):
             pass
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Passing)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), ProxyHandler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield f"http://127.0.0.1:{server.server_port}"
@@ -165,11 +165,11 @@ def passing_on(place):
         server.server_close()
 
 
-DROPPED = {"content-length", "transfer-encoding", "connection", "date"}
+DROPPED_HEADERS = {"content-length", "transfer-encoding", "connection", "date"}
 
 
-def open_attack(browser, origin):
-    """A page of this origin without a policy of its own."""
+def open_attack_page(browser, origin):
+    """Open a page of this origin without a content security policy."""
     return browser.open(
         f"{origin}/attack",
         prepare=lambda page: page.route(
@@ -178,33 +178,33 @@ def open_attack(browser, origin):
     )
 
 
-def test_a_page_of_the_same_origin_can_use_no_answer_but_as_data(world, browser):
-    origin = world.server.said["http"]
-    page = open_attack(browser, origin)
+def test_same_origin_page_cannot_load_responses_as_code(machine, browser):
+    origin = machine.server.ready_message["http"]
+    page = open_attack_page(browser, origin)
     assert page.evaluate(ATTACKS, ADDRESSES) == {}
-    # What pages are made of they can use: where something comes of it, it is seen.
-    came = page.evaluate(ATTACKS, ["/assets/plain.js", "/assets/dashboard.css", "/assets/icon.svg"])
-    assert {"module", "import"} <= set(came["/assets/plain.js"])
-    assert set(came["/assets/plain.js"]).isdisjoint({"worker", "module_worker", "shared_worker", "service_worker"})
-    assert {"style", "css"} <= set(came["/assets/dashboard.css"])
-    assert came["/assets/icon.svg"] == ["image"]
+    # The dashboard's own assets can be loaded, so a successful load is detected.
+    loaded = page.evaluate(ATTACKS, ["/assets/plain.js", "/assets/dashboard.css", "/assets/icon.svg"])
+    assert {"module", "import"} <= set(loaded["/assets/plain.js"])
+    assert set(loaded["/assets/plain.js"]).isdisjoint({"worker", "module_worker", "shared_worker", "service_worker"})
+    assert {"style", "css"} <= set(loaded["/assets/dashboard.css"])
+    assert loaded["/assets/icon.svg"] == ["image"]
 
 
-def test_it_cannot_either_where_browsers_do_not_say_what_for(world, browser):
-    with passing_on(world.server.said["http"]) as origin:
+def test_responses_are_not_loaded_as_code_without_fetch_metadata(machine, browser):
+    with proxied(machine.server.ready_message["http"]) as origin:
         page = browser.open(f"{origin}/attack")
-        came = page.evaluate(ATTACKS, ADDRESSES)
-    # A picture is pixels, and JSON that is imported is data, as if it had been fetched.
-    assert came == {
+        loaded = page.evaluate(ATTACKS, ADDRESSES)
+    # Images and imported JSON are data, like a fetched response.
+    assert loaded == {
         "/api/v1/tasks/evil/artifacts/pixel.png": ["image"],
         "/api/v1/tasks/evil": ["json"],
         "/openapi.json": ["json"],
     }
 
 
-def test_artifacts_are_fetched_and_downloaded(world, browser, tmp_path):
-    origin = world.server.said["http"]
-    page = open_attack(browser, origin)
+def test_artifacts_are_fetched_and_downloaded(machine, browser, tmp_path):
+    origin = machine.server.ready_message["http"]
+    page = open_attack_page(browser, origin)
     for name, content in FILES.items():
         address = f"/api/v1/tasks/evil/artifacts/{name}"
         read = "async (address) => [...new Uint8Array(await (await fetch(address)).arrayBuffer())]"
@@ -218,8 +218,8 @@ def test_artifacts_are_fetched_and_downloaded(world, browser, tmp_path):
             assert (tmp_path / "got").read_bytes() == content
 
 
-def test_the_dashboard_previews_text_markdown_and_pictures(world, browser):
-    page = browser.open(f"{world.server.said['http']}/tasks/evil")
+def test_dashboard_previews_text_markdown_and_images(machine, browser):
+    page = browser.open(f"{machine.server.ready_message['http']}/tasks/evil")
     page.get_by_role("tab", name="Artifacts").click()
     for name in FILES:
         page.get_by_role("button", name=name, exact=True).click()
@@ -228,18 +228,22 @@ def test_the_dashboard_previews_text_markdown_and_pictures(world, browser):
         picture = page.locator(f".preview img[alt='{name}']")
         picture.wait_for()
         assert picture.evaluate("async (picture) => { await picture.decode(); return picture.naturalWidth; }") > 0
-    shown = page.locator(".preview pre").all_inner_texts()
+    previews = page.locator(".preview pre").all_inner_texts()
     assert {FILES[name].decode().strip() for name in ("evil.js", "evil.html", "evil.css")} <= {
-        text.strip() for text in shown
+        text.strip() for text in previews
     }
     assert not page.evaluate("'ran' in window")
-    assert browser.complaints == []
+    assert browser.console_errors == []
 
 
-def test_programs_get_the_same_bytes_and_the_type_of_the_list(world):
-    listed = world.http.get("/api/v1/tasks/evil/artifacts").json()["artifacts"]
-    for one in listed:
-        answer = world.http.get(one["download_url"])
-        assert answer.content == FILES[one["name"]]
-        assert answer.headers["content-type"] in {"text/plain; charset=utf-8", "image/png", "application/octet-stream"}
-    assert json.loads(world.http.get("/api/v1/tasks/evil/artifacts/evil.json").text) == {"loaded": True}
+def test_download_has_the_listed_bytes_and_a_safe_content_type(machine):
+    artifacts = machine.http.get("/api/v1/tasks/evil/artifacts").json()["artifacts"]
+    for artifact in artifacts:
+        response = machine.http.get(artifact["download_url"])
+        assert response.content == FILES[artifact["name"]]
+        assert response.headers["content-type"] in {
+            "text/plain; charset=utf-8",
+            "image/png",
+            "application/octet-stream",
+        }
+    assert json.loads(machine.http.get("/api/v1/tasks/evil/artifacts/evil.json").text) == {"loaded": True}

@@ -1,4 +1,4 @@
-"""Tests of a file share the process of their browsers, and nothing else."""
+"""Browsers of one test module share a process and no state."""
 
 import http.server
 import threading
@@ -6,8 +6,8 @@ import threading
 import pytest
 from playwright.sync_api import Error
 
-REMEMBER = "document.cookie = 'who=me'; localStorage.who = 'me'; caches.open('mine')"
-REMEMBERED = "(async () => [document.cookie, localStorage.length, await caches.keys()])()"
+STORE = "document.cookie = 'who=me'; localStorage.who = 'me'; caches.open('mine')"
+READ_STORED = "(async () => [document.cookie, localStorage.length, await caches.keys()])()"
 
 
 class Page(http.server.BaseHTTPRequestHandler):
@@ -22,33 +22,33 @@ class Page(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def place():
-    """The address of a page."""
+def page_url():
+    """URL of a test page."""
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Page) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}/"
         server.shutdown()
 
 
-def test_a_test_sees_nothing_of_the_one_before(chromium, place):
+def test_browsers_share_no_state_between_tests(chromium, page_url):
     with chromium.browser() as before:
-        left_open = before.open(place)
-        left_open.evaluate(REMEMBER)
+        left_open = before.open(page_url)
+        left_open.evaluate(STORE)
         left_open.evaluate("window.open('about:blank')")
         left_open.evaluate("setInterval(() => { fetch('/'); console.error('still here'); }, 10)")
-        assert left_open.evaluate(REMEMBERED) == ["who=me", 1, ["mine"]]
+        assert left_open.evaluate(READ_STORED) == ["who=me", 1, ["mine"]]
     assert left_open.is_closed()
     with chromium.browser() as after:
-        page = after.open(place)
-        assert page.evaluate(REMEMBERED) == ["", 0, []]
+        page = after.open(page_url)
+        assert page.evaluate(READ_STORED) == ["", 0, []]
         assert page.context.browser.contexts == [page.context]
-        assert (len(after.requests), after.complaints) == (1, [])
+        assert (len(after.requests), after.console_errors) == (1, [])
 
 
-def test_whoever_comes_after_a_crash_has_a_browser(chromium, place):
+def test_browser_restarts_after_a_crash(chromium, page_url):
     with chromium.browser() as before:
-        crashing = before.open(place).context.browser.new_browser_cdp_session()
+        crashing = before.open(page_url).context.browser.new_browser_cdp_session()
         with pytest.raises(Error):
             crashing.send("Browser.crash")
     with chromium.browser() as after:
-        assert after.open(place).title() == "A page"
+        assert after.open(page_url).title() == "A page"

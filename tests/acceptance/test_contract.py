@@ -1,4 +1,4 @@
-"""What the server promises to callers who went away: one task a key, secrets for runners only, sandboxes for a time."""
+"""Guarantees across server restarts: idempotency keys, secrets, and preserved sandboxes with a time to live."""
 
 import subprocess
 from datetime import UTC, datetime, timedelta
@@ -9,8 +9,8 @@ from sandbox.demo.model_script import Fault, Turn
 VALUE = "a-value-that-nobody-may-read"
 
 
-def read_kept(disk, name):
-    """A file of a preserved sandbox, whose disk is a file system in a file where the machine can mount one."""
+def read_preserved_file(disk, name):
+    """Read a file of a preserved sandbox; its disk is an image file if the machine supports loop devices."""
     image = disk.with_suffix(".img")
     if not image.exists():
         return (disk / name).read_text()
@@ -18,55 +18,55 @@ def read_kept(disk, name):
     return subprocess.run(read, capture_output=True, text=True, timeout=10, check=True).stdout
 
 
-def test_every_promise_outlives_its_server(empty_world):
-    machine = empty_world
+def test_guarantees_survive_a_server_restart(deployment):
+    machine = deployment
     make_repository(machine.repositories / "repo.git", {"README.md": "# Hi\n"})
     machine.start_git()
-    look = bash('echo "$TOKEN" | wc -c; echo "$TOKEN"; echo half > half.txt')
-    machine.start_model(look, Turn(faults=(Fault("error", status=400, times=99),)))
+    print_secret = bash('echo "$TOKEN" | wc -c; echo "$TOKEN"; echo half > half.txt')
+    machine.start_model(print_secret, Turn(faults=(Fault("error", status=400, times=99),)))
     machine.start_server(SERVER_TOKEN=VALUE)
-    keep_a_secret(machine)
+    check_secret_handling(machine)
 
-    first = order(machine, "Do it.")
-    assert machine.wait("kept")["state"] == "failed_preserved", machine.tell("kept")
+    first = submit_with_key(machine, "Do it.")
+    assert machine.wait("kept")["state"] == "failed_preserved", machine.diagnostics("kept")
     [disk] = machine.data_dir.glob("tasks/kept/attempts/*/disk")
-    assert read_kept(disk, "workspace/half.txt") == "half\n"
+    assert read_preserved_file(disk, "workspace/half.txt") == "half\n"
     machine.server.stop()
     machine.start_server()
     assert disk.exists()
-    again, other = order(machine, "Do it."), order(machine, "Else.")
+    again, other = submit_with_key(machine, "Do it."), submit_with_key(machine, "Else.")
     assert (first.status_code, again.status_code, other.status_code) == (202, 202, 422)
     assert again.json() == first.json()
     assert again.headers["Idempotent-Replayed"] == "true"
     assert machine.http.get("/api/v1/tasks").json()["total_count"] == 3
     finished_at = datetime.fromisoformat(machine.status("kept")["finished_at"])
     machine.server.stop()
-    # The janitor looks when a server starts, and then for minutes no more.
-    until(lambda: datetime.now(UTC) - finished_at > timedelta(seconds=1), what="its time to be over")
+    # The janitor runs at server start, and then only after minutes.
+    until(lambda: datetime.now(UTC) - finished_at > timedelta(seconds=1), what="the end of its time to live")
     machine.start_server(SANDBOX_PRESERVE_TIME_TO_LIVE="1s")
     until(lambda: not disk.exists(), 10, "the janitor")
     assert machine.http.delete("/api/v1/tasks/kept/vm").status_code == 404
 
 
-def keep_a_secret(machine):
-    """It reaches the agent and no file of the server."""
+def check_secret_handling(machine):
+    """A secret reaches the agent and is in no file of the server."""
     machine.submit(secrets=[{"name": "TOKEN", "source": "env", "key": "SERVER_TOKEN"}])
-    assert machine.wait()["error"]["code"] == "agent_failed", machine.tell()
-    [told] = machine.tool_results()
-    assert str(len(VALUE) + 1) in str(told)
+    assert machine.wait()["error"]["code"] == "agent_failed", machine.diagnostics()
+    [result] = machine.tool_results()
+    assert str(len(VALUE) + 1) in str(result)
     assert "[REDACTED:TOKEN]" in machine.logs()
-    agent = machine.data_dir / "agent"  # 400 MB that were there before
+    agent = machine.data_dir / "agent"  # 400 MB that do not change
     files = [file for file in machine.data_dir.rglob("*") if file.is_file() and agent not in file.parents]
     assert not [file for file in files if VALUE.encode() in file.read_bytes()]
     machine.submit("task-2", secrets=[{"name": "TOKEN", "source": "env", "key": "NOT_SET"}])
-    failed = machine.wait("task-2")
-    assert (failed["state"], failed["error"]["code"]) == ("failed", "secret_unavailable")
-    assert "NOT_SET" in failed["error"]["message"]
+    status = machine.wait("task-2")
+    assert (status["state"], status["error"]["code"]) == ("failed", "secret_unavailable")
+    assert "NOT_SET" in status["error"]["message"]
     assert machine.states("task-2") == ["pending", "failed"]
 
 
-def order(machine, prompt):
-    """Submit the task that is kept, under one key."""
+def submit_with_key(machine, prompt):
+    """Submit the preserved task with a fixed idempotency key."""
     body = {
         "version": "1",
         "kind": "Task",

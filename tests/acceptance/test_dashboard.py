@@ -1,4 +1,4 @@
-"""Somebody works with the dashboard in a real browser, without the internet."""
+"""The dashboard in a real browser without internet access."""
 
 import io
 import signal
@@ -29,17 +29,17 @@ PAUSE = "sleep 2; printf '\\033[32mPASS\\033[0m\\n'"
 
 
 @pytest.fixture
-def place(browser):
-    """Where a world's dashboard is; in the end nothing was asked of anybody else, and the browser had no complaint."""
-    places = []
+def dashboard_url(browser):
+    """Returns a deployment's dashboard URL; checks for requests to other hosts and console errors at the end."""
+    base_urls = []
 
-    def place(world):
-        places.append(world.server.said["http"])
-        return places[-1]
+    def dashboard_url(machine):
+        base_urls.append(machine.server.ready_message["http"])
+        return base_urls[-1]
 
-    yield place
-    others = [request.url for request in browser.requests if not request.url.startswith(tuple(places))]
-    assert (others, browser.complaints) == ([], [])
+    yield dashboard_url
+    others = [request.url for request in browser.requests if not request.url.startswith(tuple(base_urls))]
+    assert (others, browser.console_errors) == ([], [])
 
 
 def state_of(page):
@@ -53,25 +53,25 @@ def assert_applies(patch, repository, directory):
     assert (directory / "clone" / "src" / "app.py").read_text() == 'print("good day")\n'
 
 
-def test_a_task_is_handed_in_watched_to_its_end_and_taken_home(world, browser, place, tmp_path):
-    made = world(bash(WORK + REPORT), bash(PAUSE), says("Done: the greeting is **polite** now."))
-    listing, page = browser.open(place(made)), browser.open(place(made))
+def test_task_is_submitted_followed_and_its_results_downloaded(deploy, browser, dashboard_url, tmp_path):
+    machine = deploy(bash(WORK + REPORT), bash(PAUSE), says("Done: the greeting is **polite** now."))
+    listing, page = browser.open(dashboard_url(machine)), browser.open(dashboard_url(machine))
     page.get_by_role("link", name="Hand in the first one").click()
     editor = page.get_by_label("Manifest, YAML")
     editor.fill(MANIFEST.replace("branch", "brunch"))
-    mistakes = page.get_by_role("list", name="Mistakes").get_by_role("button")
+    errors = page.get_by_role("list", name="Mistakes").get_by_role("button")
     page.get_by_text("2 mistakes").wait_for()
-    told = made.http.post("/api/v1/tasks", content=MANIFEST.replace("branch", "brunch")).json()["details"]
-    assert [mistake["message"] in mistakes.nth(at).inner_text() for at, mistake in enumerate(told)] == [True, True]
+    details = machine.http.post("/api/v1/tasks", content=MANIFEST.replace("branch", "brunch")).json()["details"]
+    assert [detail["message"] in errors.nth(at).inner_text() for at, detail in enumerate(details)] == [True, True]
     editor.fill(MANIFEST)
     page.get_by_text("The server would take this manifest.").wait_for()
-    assert mistakes.count() == 0
-    browser.forgive("status of 400")
+    assert errors.count() == 0
+    browser.ignore_errors("status of 400")
     page.get_by_role("button", name="Submit task").click()
     page.wait_for_url("**/tasks/greet")
 
     page.get_by_text("Done: the greeting is polite now.").wait_for()
-    until(lambda: state_of(page) == "completed", 30, "the head to tell the end")
+    until(lambda: state_of(page) == "completed", 30, "the header to show the final state")
     assert page.locator(".timeline .station").all_inner_texts()[-1] == "completed"
     assert page.locator(".says strong").inner_text() == "polite"
     tools = page.locator(".tool")
@@ -92,80 +92,82 @@ def test_a_task_is_handed_in_watched_to_its_end_and_taken_home(world, browser, p
         page.get_by_role("link", name="Proof bundle").click()
     with tarfile.open(fileobj=io.BytesIO(downloading.value.path().read_bytes())) as archive:
         patch = archive.extractfile("greet/greet.patch").read()
-    assert patch == made.artifact("greet.patch", "greet")
-    assert_applies(patch, made.repositories / "repo.git", tmp_path)
+    assert patch == machine.artifact("greet.patch", "greet")
+    assert_applies(patch, machine.repositories / "repo.git", tmp_path)
 
-    listing.locator("#task-greet").wait_for()  # on a list that had none when it was opened
-    answered = []
-    listing.on("requestfinished", lambda one: answered.append(one) if one.url == f"{place(made)}/" else None)
-    until(lambda: listing.wait_for_timeout(100) or len(answered) >= 2, 30, "the list to be asked for again")
+    listing.locator("#task-greet").wait_for()  # on a list that was empty when opened
+    refreshes = []
+    listing.on(
+        "requestfinished", lambda one: refreshes.append(one) if one.url == f"{dashboard_url(machine)}/" else None
+    )
+    until(lambda: listing.wait_for_timeout(100) or len(refreshes) >= 2, 30, "the list to be refreshed")
     assert listing.locator("#task-greet").is_visible()
 
 
-def test_a_page_goes_on_where_nobody_saw_it_the_server_died_or_its_head_did_not_come(world, browser, place):
-    made = world(bash("sleep 3"), says("Still here."))
-    made.submit("long", claude={"prompt": "Wait."})
-    until(lambda: made.status("long")["progress"]["current_tool"] == "Bash", what="the tool call")
-    with made.model_held():
-        page = browser.open(f"{place(made)}/tasks/long")
+def test_page_resumes_after_hiding_server_restart_and_failed_refresh(deploy, browser, dashboard_url):
+    machine = deploy(bash("sleep 3"), says("Still here."))
+    machine.submit("long", claude={"prompt": "Wait."})
+    until(lambda: machine.status("long")["progress"]["current_tool"] == "Bash", what="the tool call")
+    with machine.paused_model():
+        page = browser.open(f"{dashboard_url(machine)}/tasks/long")
         page.get_by_text("Live", exact=True).wait_for()
         page.locator(".tool").wait_for()
-        lets_go_while_nobody_sees_it(page, made)
+        check_stream_closes_while_hidden(page, machine)
 
         refused = []
         page.route("**/tasks/long", lambda route: (refused.append(route), route.fulfill(status=429)))
-        made.restart_server(signal.SIGKILL)
+        machine.restart_server(signal.SIGKILL)
     page.get_by_text("Still here.").first.wait_for()
     page.locator("#live:empty").wait_for(state="attached")
     assert page.locator(".tool").count() == 1
-    head_is_asked_for_until_it_comes(page, refused)
+    check_head_is_requested_until_it_arrives(page, refused)
 
     page.get_by_role("tab", name="Output").click()
     page.get_by_role("button", name="Events", exact=True).click()
     changes = page.locator(".line-text").filter(has_text="state_change")
-    assert changes.count() == len(made.states("long")), "every state once"
-    browser.forgive("ERR_CONNECTION", "ERR_INCOMPLETE_CHUNKED", "htmx:", "429")
+    assert changes.count() == len(machine.states("long")), "each state must be listed once"
+    browser.ignore_errors("ERR_CONNECTION", "ERR_INCOMPLETE_CHUNKED", "htmx:", "429")
 
 
-def lets_go_while_nobody_sees_it(page, made):
+def check_stream_closes_while_hidden(page, machine):
     followers = 'sandbox_streams_open{kind="logs"} '
     for is_hidden, count in (("true", "0.0"), ("false", "1.0")):
         page.evaluate(f"""Object.defineProperty(document, "hidden", {{ value: {is_hidden}, configurable: true }});
             document.dispatchEvent(new Event("visibilitychange"))""")
-        until(lambda told=followers + count: told in made.http.get("/metrics").text, 10, "the page's connection")
+        until(lambda metric=followers + count: metric in machine.http.get("/metrics").text, 10, "the page's connection")
     assert page.locator(".tool").count() == 1
 
 
-def head_is_asked_for_until_it_comes(page, refused):
-    """It was refused at the end of the task, and does not take the place of what somebody uses."""
+def check_head_is_requested_until_it_arrives(page, refused):
+    """The failed header request is retried, and the update waits until the open menu is closed."""
     page.get_by_text("Copy", exact=True).click()
     refused.clear()
-    until(lambda: page.wait_for_timeout(100) or refused, 30, "the head to be asked for")
+    until(lambda: page.wait_for_timeout(100) or refused, 30, "a request for the header")
     page.unroute("**/tasks/long")
     with page.expect_response("**/tasks/long"):
         assert page.get_by_role("button", name="Cancel").is_visible()
     page.keyboard.press("Escape")
-    until(lambda: page.wait_for_timeout(100) or state_of(page) == "completed", 30, "the head to tell the end")
+    until(lambda: page.wait_for_timeout(100) or state_of(page) == "completed", 30, "the header to show the final state")
     page.get_by_role("button", name="Cancel").wait_for(state="detached")
     assert page.locator("#head[data-refresh]").count() == 0
 
 
-def test_what_a_failed_task_left_is_released_from_its_page(world, browser, place):
-    made = world(python("import time; time.sleep(60)"), says())
-    made.submit("kept", lifecycle={"timeout": "1s", "failure_action": "preserve"})
-    page = browser.open(f"{place(made)}/tasks/kept")
+def test_preserved_sandbox_is_released_from_the_task_page(deploy, browser, dashboard_url):
+    machine = deploy(python("import time; time.sleep(60)"), says())
+    machine.submit("kept", lifecycle={"timeout": "1s", "failure_action": "preserve"})
+    page = browser.open(f"{dashboard_url(machine)}/tasks/kept")
     page.locator("#head .pill.failed").wait_for()
     page.get_by_role("button", name="Release sandbox").click()
     page.get_by_role("button", name="Release", exact=True).click()
     page.get_by_role("button", name="Release sandbox").wait_for(state="detached")
-    assert made.http.delete("/api/v1/tasks/kept/vm").status_code == 404
+    assert machine.http.delete("/api/v1/tasks/kept/vm").status_code == 404
     assert state_of(page) == "failed, preserved"
 
 
-def test_a_task_is_cancelled_from_its_page(world, browser, place):
-    made = world(python("import time; time.sleep(60)"), says())
-    made.submit("slow")
-    page = browser.open(f"{place(made)}/tasks/slow")
+def test_task_is_cancelled_from_its_page(deploy, browser, dashboard_url):
+    machine = deploy(python("import time; time.sleep(60)"), says())
+    machine.submit("slow")
+    page = browser.open(f"{dashboard_url(machine)}/tasks/slow")
     page.locator(".tool").wait_for()
     cancel = page.get_by_role("button", name="Cancel", exact=True)
     cancel.click()
@@ -176,20 +178,20 @@ def test_a_task_is_cancelled_from_its_page(world, browser, place):
     reason = page.get_by_label("Reason")
     reason.fill("not needed <b>any</b> more")
     reason.press("Enter")
-    # Claude Code may be gone at once, or not before it is hurried.
-    hurry, over = page.get_by_role("button", name="Stop at once"), page.locator("#head .pill.ended")
-    hurry.or_(over).wait_for()
-    if hurry.is_visible():
-        stop_at_once(page, hurry)
-    over.wait_for()
-    browser.forgive("status of 409")  # it may have ended while somebody was asked whether they are sure
+    # Claude Code may end immediately, or only when forced.
+    stop_button, ended = page.get_by_role("button", name="Stop at once"), page.locator("#head .pill.ended")
+    stop_button.or_(ended).wait_for()
+    if stop_button.is_visible():
+        stop_at_once(page, stop_button)
+    ended.wait_for()
+    browser.ignore_errors("status of 409")  # the task may have ended while the dialog was open
     page.get_by_text("not needed <b>any</b> more").wait_for()
-    page.goto(f"{place(made)}/?state=cancelled")
+    page.goto(f"{dashboard_url(machine)}/?state=cancelled")
     assert page.locator(".row-link").all_inner_texts() == ["A task"]
 
 
-def stop_at_once(page, hurry):
-    """Or come too late for that, where it ends just now."""
+def stop_at_once(page, stop_button):
+    """Force the cancellation, unless the task ends first."""
     with suppress(PageTimeoutError):
-        hurry.click(timeout=5000)
+        stop_button.click(timeout=5000)
         page.get_by_role("dialog").get_by_role("button", name="Stop at once").click()

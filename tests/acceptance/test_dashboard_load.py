@@ -1,4 +1,4 @@
-"""The dashboard before hostile and endless output, and for everybody: nothing runs, freezes it or shuts people out."""
+"""The dashboard with hostile and large output, and its accessibility."""
 
 import json
 from datetime import UTC, datetime, timedelta
@@ -38,25 +38,30 @@ DEEP = b'{"a":' * 20_000 + b"1" + b"}" * 20_000
 LONG_LINE = "<i>" + "0123456789" * 104_857 + "the very end"
 
 
-def told(event):
+def stdout_event(event):
     return Output.from_bytes("stdout", json.dumps(event).encode() + b"\n")
 
 
 def assistant(*blocks):
-    return told({"type": "assistant", "message": {"content": list(blocks)}})
+    return stdout_event({"type": "assistant", "message": {"content": list(blocks)}})
 
 
 def hostile_events():
-    """What an agent that means harm may make Claude Code and its own programs print."""
-    use = {"type": "tool_use", "id": "t1", "name": SCRIPT, "input": {"command": SCRIPT + NUL, "deep": {"a": [SCRIPT]}}}
+    """Output that a malicious agent may produce through Claude Code and its programs."""
+    tool_use = {
+        "type": "tool_use",
+        "id": "t1",
+        "name": SCRIPT,
+        "input": {"command": SCRIPT + NUL, "deep": {"a": [SCRIPT]}},
+    }
     answer = {
         "type": "tool_result",
         "tool_use_id": "t1",
         "content": f"\x1b[31mred\x1b[0m {BIDI} {SCRIPT}",
         "is_error": True,
     }
-    yield assistant({"type": "text", "text": HOSTILE}, use)
-    yield told({"type": "user", "message": {"content": [answer]}})
+    yield assistant({"type": "text", "text": HOSTILE}, tool_use)
+    yield stdout_event({"type": "user", "message": {"content": [answer]}})
     yield ToolCall(SCRIPT, "t1", 12, is_error=True)
     for odd in (
         "null",
@@ -79,76 +84,79 @@ def hostile_events():
 
 
 def poisoned_events():
-    """Lines whose values are nothing that can be made a text of, and what is said after them."""
+    """Lines with values that cannot be converted to text, followed by ordinary output."""
     poison = {"toString": 1, "valueOf": 1}
     uses = [{"type": "tool_use", "id": name, "name": name, "input": {}} for name in ("deep", "odd")]
     yield assistant(*uses, {"type": "tool_use", "id": "poison", "name": poison, "input": poison})
-    yield told({"type": "system", "subtype": "init", "claude_code_version": poison, "model": poison})
-    yield told({"type": "result", "subtype": poison, "result": poison})
+    yield stdout_event({"type": "system", "subtype": "init", "claude_code_version": poison, "model": poison})
+    yield stdout_event({"type": "result", "subtype": poison, "result": poison})
     deep_answer = {"type": "tool_result", "tool_use_id": "deep", "is_error": True, "content": "DEEP"}
     deep_use = {"type": "tool_use", "id": "asks", "name": "asks", "input": {"deep": "DEEP"}}
-    for line in (told({"type": "user", "message": {"content": [deep_answer]}}), assistant(deep_use)):
+    for line in (stdout_event({"type": "user", "message": {"content": [deep_answer]}}), assistant(deep_use)):
         yield Output.from_bytes("stdout", line.data.replace(b'"DEEP"', DEEP))
     answers = [
         {"type": "tool_result", "tool_use_id": "odd", "content": [{"type": "text", "text": poison}, {"type": poison}]},
         {"type": "tool_result", "tool_use_id": "asks", "is_error": True, "content": {"plain": ["object"]}},
     ]
-    yield told({"type": "user", "message": {"content": answers}})
+    yield stdout_event({"type": "user", "message": {"content": answers}})
     yield assistant({"type": "text", "text": "Said after the poison."})
     yield Output.from_bytes("stderr", b"Written after the poison.\n")
 
 
 @pytest.fixture(scope="module")
-def strained(tmp_path_factory):
-    """A server with old tasks: a hostile one, one that printed 10,000 lines, and two with a transcript only."""
-    world = World(tmp_path_factory.mktemp("strained"))
-    kept = KeptTasks(world.data_dir)
-    kept.at = datetime.now(UTC) - timedelta(hours=1)  # what is older than its retention is not kept
+def loaded_server(tmp_path_factory):
+    """A server with finished tasks: hostile and malformed output, 10,000 lines, and transcripts without stream-json."""
+    machine = World(tmp_path_factory.mktemp("strained"))
+    tasks = KeptTasks(machine.data_dir)
+    tasks.at = datetime.now(UTC) - timedelta(hours=1)  # within the retention time
     files = {"page.html": SCRIPT, "notes.md": HOSTILE, "hostile.patch": PATCH}
     artifacts = [(name, text.encode()) for name, text in files.items()]
-    recorder = kept.run("hostile", lines=0, artifacts=artifacts)
+    recorder = tasks.run("hostile", lines=0, artifacts=artifacts)
     for event in hostile_events():
         recorder.record(event)
-    kept.end(recorder)
-    recorder = kept.run("poisoned", lines=0)
+    tasks.end(recorder)
+    recorder = tasks.run("poisoned", lines=0)
     for event in poisoned_events():
         recorder.record(event)
-    kept.end(recorder)
-    kept.finish("endless", lines=LINES)
+    tasks.end(recorder)
+    tasks.finish("endless", lines=LINES)
     transcript = b"".join(event.data for event in [assistant({"type": "text", "text": "Said *afterwards*."})])
-    kept.finish("plain", artifacts=[("transcript.ndjson", transcript)], claude={"output_format": "text"})
+    tasks.finish("plain", artifacts=[("transcript.ndjson", transcript)], claude={"output_format": "text"})
     first = assistant({"type": "text", "text": "Said first."}).data
     filling = (json.dumps({"type": "system", "text": "é" * 1000}, ensure_ascii=False).encode() + b"\n") * 4000
-    kept.finish(
+    tasks.finish(
         "talkative", artifacts=[("transcript.ndjson", first + filling + transcript)], claude={"output_format": "text"}
     )
-    recorder = kept.run("session", lines=0, artifacts=[("transcript.ndjson", transcript)], claude={"headless": False})
+    recorder = tasks.run("session", lines=0, artifacts=[("transcript.ndjson", transcript)], claude={"headless": False})
     recorder.record(assistant({"type": "text", "text": "Forged by a program."}))
-    kept.end(recorder)
-    kept.index()
-    world.model_url = "http://127.0.0.1:9"  # nobody asks it anything
-    world.start_server()
-    yield world
-    world.close()
+    tasks.end(recorder)
+    tasks.index()
+    machine.model_url = "http://127.0.0.1:9"  # not used
+    machine.start_server()
+    yield machine
+    machine.close()
 
 
 @pytest.fixture
-def place(strained, browser):
-    """Where it is; in the end nothing of what was hostile ran, and the browser had nothing to complain of."""
-    address = strained.server.said["http"]
+def base_url(loaded_server, browser):
+    """URL of the server; checks for console errors and requests to other hosts at the end."""
+    address = loaded_server.server.ready_message["http"]
     yield address
-    assert (browser.complaints, [one.url for one in browser.requests if not one.url.startswith(address)]) == ([], [])
+    assert (
+        browser.console_errors,
+        [element.url for element in browser.requests if not element.url.startswith(address)],
+    ) == ([], [])
 
 
-def test_hostile_output_is_shown_as_text_everywhere(place, browser):
-    page = browser.open(f"{place}/tasks/hostile")
-    said = page.locator(".says").first
-    said.wait_for()
-    assert SCRIPT in said.inner_text()
-    assert said.locator("strong").inner_text() == "bold"
-    assert said.locator("a").count() == 0
-    assert "<b>raw</b>" in said.inner_text()
-    assert "a‹U+202E›b‹U+2066›c‹U+E0041›d" in said.inner_text()
+def test_hostile_output_is_rendered_as_text(base_url, browser):
+    page = browser.open(f"{base_url}/tasks/hostile")
+    message = page.locator(".says").first
+    message.wait_for()
+    assert SCRIPT in message.inner_text()
+    assert message.locator("strong").inner_text() == "bold"
+    assert message.locator("a").count() == 0
+    assert "<b>raw</b>" in message.inner_text()
+    assert "a‹U+202E›b‹U+2066›c‹U+E0041›d" in message.inner_text()
     tool = page.locator(".tool")
     assert (tool.get_attribute("open"), SCRIPT in tool.inner_text()) == ("", True)
     assert tool.locator(".a1").inner_text() == "red"
@@ -156,8 +164,8 @@ def test_hostile_output_is_shown_as_text_everywhere(place, browser):
     page.get_by_role("tab", name="Output").click()
     page.get_by_role("button", name="stdout").click()
     lines = page.locator(".line-text")
-    shown = next(text for text in lines.all_inner_texts() if text.startswith("green"))
-    assert shown == f"green {SCRIPT} a‹U+202E›b‹U+2066›c‹U+E0041›d x␀y␛]0;title␇z"
+    rendered = next(text for text in lines.all_inner_texts() if text.startswith("green"))
+    assert rendered == f"green {SCRIPT} a‹U+202E›b‹U+2066›c‹U+E0041›d x␀y␛]0;title␇z"
     page.get_by_role("button", name=f"all {len(LONG_LINE)} characters").click()
     page.get_by_role("dialog").get_by_text("<i>0123456789").wait_for()
     page.keyboard.press("Escape")
@@ -179,8 +187,8 @@ def test_hostile_output_is_shown_as_text_everywhere(place, browser):
     assert page.locator("#main script, #main img, #main iframe, #main b").count() == 0
 
 
-def test_no_line_of_output_stops_the_page(place, browser):
-    page = browser.open(f"{place}/tasks/poisoned")
+def test_malformed_output_does_not_stop_the_page(base_url, browser):
+    page = browser.open(f"{base_url}/tasks/poisoned")
     page.get_by_text("Said after the poison.").wait_for()
     assert page.locator(".result").count() == 1
     tools = {tool.locator(".tool-name").inner_text(): tool for tool in page.locator(".tool").all()}
@@ -192,21 +200,21 @@ def test_no_line_of_output_stops_the_page(place, browser):
     page.get_by_text("Written after the poison.").wait_for()
 
 
-def test_a_view_that_fails_at_an_event_keeps_no_other_from_it(place, browser):
+def test_failing_view_does_not_block_other_views(base_url, browser):
     failing = """const parse = Date.parse;
         Date.parse = (text) => {
             if (new Error().stack.includes("figures.js")) throw new Error("of the test");
             return parse(text);
         };"""
-    page = browser.open(f"{place}/tasks/hostile#output", before=failing)
+    page = browser.open(f"{base_url}/tasks/hostile#output", before=failing)
     page.get_by_text("1000 tokens in").wait_for()
-    assert len(browser.complaints) > 1
-    browser.forgive("of the test")
+    assert len(browser.console_errors) > 1
+    browser.ignore_errors("of the test")
 
 
-def open_plain_page(place, browser):
-    """A page of this origin that loads no module of its own, so a module is all that it is busy with."""
-    url = f"{place}/plain"
+def open_plain_page(base_url, browser):
+    """A page of this origin without scripts, for testing a single module."""
+    url = f"{base_url}/plain"
     plain = "<!doctype html><title>Plain</title>"
     return browser.open(
         url,
@@ -214,8 +222,8 @@ def open_plain_page(place, browser):
     )
 
 
-def test_pages_name_what_does_not_show_as_the_command_line_does(place, browser):
-    page = open_plain_page(place, browser)
+def test_invisible_characters_are_escaped_like_in_the_cli(base_url, browser):
+    page = open_plain_page(base_url, browser)
     for hidden in map(
         chr,
         (
@@ -242,15 +250,15 @@ def test_pages_name_what_does_not_show_as_the_command_line_does(place, browser):
     assert page.evaluate(VISIBLE, plain) == plain
 
 
-def test_no_markdown_of_an_agent_keeps_the_page_busy(place, browser):
-    page = open_plain_page(place, browser)
-    shown = """async (text) => {
+def test_pathological_markdown_renders_within_two_seconds(base_url, browser):
+    page = open_plain_page(base_url, browser)
+    rendered = """async (text) => {
         const { markdown } = await import("/assets/markdown.js");
         const began = performance.now();
         return [markdown(text).innerHTML, performance.now() - began];
     }"""
-    took = {
-        name: page.evaluate(shown, text)[1]
+    durations = {
+        name: page.evaluate(rendered, text)[1]
         for name, text in {
             "heading": f"# x{' ' * 4_000}x",
             "fence": f"```{'a' * 150_000}`",
@@ -259,18 +267,18 @@ def test_no_markdown_of_an_agent_keeps_the_page_busy(place, browser):
             "cells": f"a|b\n-{' ' * 150_000}x",
         }.items()
     }
-    assert {name: milliseconds for name, milliseconds in took.items() if milliseconds > 2_000} == {}
+    assert {name: milliseconds for name, milliseconds in durations.items() if milliseconds > 2_000} == {}
     for text, html in {
         "## Two ##": "<h4>Two</h4>",
         "# C#": "<h3>C#</h3>",
         "~~~ js\na\n~~~": '<pre tabindex="0" dir="ltr"><code>a</code></pre>',
         "| a | b |\n| :-- | --: |\n| 1 | 2 |": "<td>1</td><td>2</td>",
     }.items():
-        assert html in page.evaluate(shown, text)[0]
+        assert html in page.evaluate(rendered, text)[0]
 
 
-def test_ten_thousand_lines_are_searched_on_a_page_that_does_not_freeze(place, browser):
-    page = browser.open(f"{place}/tasks/endless#output", before=WATCH)
+def test_search_in_ten_thousand_lines_does_not_block_the_page(base_url, browser):
+    page = browser.open(f"{base_url}/tasks/endless#output", before=WATCH)
     page.get_by_text(f"line {LINES - 1} of endless").wait_for()
     page.get_by_role("searchbox").fill("line 424")
     page.get_by_text("11 lines", exact=True).wait_for()
@@ -281,35 +289,35 @@ def test_ten_thousand_lines_are_searched_on_a_page_that_does_not_freeze(place, b
     assert page.locator(".found-now .line-text").inner_text() == "line 4249 of endless"
     assert page.locator(".line").count() < 200
     slowest_milliseconds = page.evaluate("Math.max(0, ...window.longTasks)")
-    assert slowest_milliseconds < 1000, "the page was frozen"
+    assert slowest_milliseconds < 1000, "the page was blocked"
 
 
 VIEWS = ("conversation", "output", "changes", "artifacts", "figures", "network", "manifest")
-SOMETHING = ".says, .line, .file, .artifact-row, .chart path, .refused, .code"
+VIEW_CONTENT = ".says, .line, .file, .artifact-row, .chart path, .refused, .code"
 WATCH = """window.longTasks = [];
 new PerformanceObserver((list) => window.longTasks.push(...list.getEntries().map((entry) => entry.duration)))
   .observe({ type: "longtask", buffered: true });"""
 
 
-def test_everybody_can_use_every_page(place, browser):
-    page = browser.open(place)
+def test_pages_have_no_serious_accessibility_violations(base_url, browser):
+    page = browser.open(base_url)
     assert shut_out(page) == []
     for path, status in (("/submit", 200), ("/server", 200), ("/tasks/nobody", 404), ("/tasks/hostile", 200)):
-        assert page.goto(f"{place}{path}").status == status
+        assert page.goto(f"{base_url}{path}").status == status
         if status == 404 or "tasks" not in path:
             assert shut_out(page) == [], path
-    browser.forgive("status of 404")
+    browser.ignore_errors("status of 404")
     for view in VIEWS:
         page.locator(f"#tab-{view}").click()
-        page.locator(f"#panel-{view}").locator(SOMETHING).first.wait_for()
+        page.locator(f"#panel-{view}").locator(VIEW_CONTENT).first.wait_for()
     page.evaluate("for (const panel of document.querySelectorAll('[role=tabpanel]')) panel.hidden = false")
-    shown = [page.locator(f"#panel-{view}").locator(SOMETHING).first for view in VIEWS]
-    assert all(one.is_visible() for one in shown)
-    assert shut_out(page) == [], "every view, shown at once"
+    rendered = [page.locator(f"#panel-{view}").locator(VIEW_CONTENT).first for view in VIEWS]
+    assert all(element.is_visible() for element in rendered)
+    assert shut_out(page) == [], "with all views visible"
 
 
-def test_views_are_reached_by_keyboard(place, browser):
-    page = browser.open(f"{place}/tasks/hostile")
+def test_views_are_reachable_by_keyboard(base_url, browser):
+    page = browser.open(f"{base_url}/tasks/hostile")
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.textContent") == "Skip to content"
     page.get_by_role("tab", name="Conversation").focus()
@@ -320,25 +328,25 @@ def test_views_are_reached_by_keyboard(place, browser):
     page.locator("#panel-manifest").wait_for()
 
 
-def test_without_a_stream_of_json_the_conversation_comes_out_of_the_transcripts_end(place, browser):
-    page = browser.open(f"{place}/tasks/plain")
+def test_conversation_comes_from_the_transcript_without_stream_json(base_url, browser):
+    page = browser.open(f"{base_url}/tasks/plain")
     page.locator(".says em").wait_for()
     assert page.locator(".says").inner_text() == "Said afterwards."
     assert page.get_by_text("Something is missing here").count() == 0
-    page.goto(f"{place}/tasks/talkative")
+    page.goto(f"{base_url}/tasks/talkative")
     page.locator(".says em").wait_for()
     assert page.locator(".says").all_inner_texts() == ["Said afterwards."]
     assert "the first 3.7 MiB of the transcript" in page.get_by_text("Something is missing here").inner_text()
-    (asked,) = browser.asked("talkative/artifacts/transcript.ndjson")
-    assert asked.headers["range"] == f"bytes=-{4 * 1024**2}"
+    (request,) = browser.requests_to("talkative/artifacts/transcript.ndjson")
+    assert request.headers["range"] == f"bytes=-{4 * 1024**2}"
 
 
-def test_nothing_on_the_terminal_of_a_session_is_taken_for_what_its_agent_said(place, browser):
-    page = browser.open(f"{place}/tasks/session")
+def test_terminal_output_is_not_shown_as_agent_messages(base_url, browser):
+    page = browser.open(f"{base_url}/tasks/session")
     page.get_by_text("The agent has a terminal").wait_for()
     page.get_by_role("tab", name="Output").click()
     page.get_by_text("Forged by a program.").wait_for()
     page.get_by_role("tab", name="Conversation").click()
     page.get_by_text("The agent has a terminal").wait_for()
     assert page.locator("#talk > *").count() == 0
-    assert browser.asked("session/artifacts/transcript.ndjson") == []
+    assert browser.requests_to("session/artifacts/transcript.ndjson") == []

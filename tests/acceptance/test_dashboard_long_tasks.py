@@ -1,55 +1,55 @@
-"""The page of a task whose story is long, comes in bursts or is torn: all of it can be read undisturbed."""
+"""The page of a task whose event stream is long, bursty or has gaps."""
 
 import pytest
 
 from doubles.live_server import World
-from doubles.sample_task import PlayedStory, output, said, says
+from doubles.sample_task import FakeEventStream, assistant_text, claude_message, output
 from doubles.stored_tasks import KeptTasks
 
 LINES_A_FRAME = 1000
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """A server with tasks whose stories are played: of a conversation, a terminal, many new files, much output."""
-    world = World(tmp_path_factory.mktemp("stories"))
-    kept = KeptTasks(world.data_dir)
-    kept.finish("told")
-    kept.finish("labelled", labels={"team": "a"})
+def base_url(tmp_path_factory):
+    """URL of a server with tasks whose event streams are faked: a conversation, a terminal, large output."""
+    machine = World(tmp_path_factory.mktemp("stories"))
+    tasks = KeptTasks(machine.data_dir)
+    tasks.finish("chat")
+    tasks.finish("labelled", labels={"team": "a"})
     files = "".join(f"diff --git a/{at} b/{at}\nnew file mode 100644\nindex 0..e\n" for at in range(45_000))
-    kept.finish("many", artifacts=[("many.patch", files.encode())])
-    kept.finish("session", claude={"headless": False})
-    kept.finish("large", lines=2000)
-    kept.index()
-    world.model_url = "http://127.0.0.1:9"  # nobody asks it anything
-    world.start_server()
-    yield world.server.said["http"]
-    world.close()
+    tasks.finish("many", artifacts=[("many.patch", files.encode())])
+    tasks.finish("session", claude={"headless": False})
+    tasks.finish("large", lines=2000)
+    tasks.index()
+    machine.model_url = "http://127.0.0.1:9"  # not used
+    machine.start_server()
+    yield machine.server.ready_message["http"]
+    machine.close()
 
 
 @pytest.fixture
-def watch(place, browser):
-    """Opens the page of a task; gives it and its story, of which nothing is told yet."""
+def open_task(base_url, browser):
+    """Opens a task's page; returns it and its empty event stream."""
 
-    def watch(path, before=None):
-        story = None
+    def open_task(path, before=None):
+        stream = None
 
         def play(page):
-            nonlocal story
-            story = PlayedStory(page, path.partition("#")[0])
+            nonlocal stream
+            stream = FakeEventStream(page, path.partition("#")[0])
 
-        page = browser.open(f"{place}/tasks/{path}", before=before, prepare=play)
-        return page, story
+        page = browser.open(f"{base_url}/tasks/{path}", before=before, prepare=play)
+        return page, stream
 
-    yield watch
-    assert browser.complaints == []
+    yield open_task
+    assert browser.console_errors == []
 
 
-def test_what_a_burst_skipped_is_offered_and_nothing_is_missing(watch):
-    page, story = watch("told")
-    story.tell(*(says(f"entry {number}.") for number in range(100)))
+def test_entries_skipped_in_a_burst_are_loaded_on_request(open_task):
+    page, stream = open_task("chat")
+    stream.send(*(assistant_text(f"entry {number}.") for number in range(100)))
     page.get_by_text("entry 99.", exact=True).wait_for()
-    story.tell(*(says(f"entry {number}.") for number in range(100, 1500)))
+    stream.send(*(assistant_text(f"entry {number}.") for number in range(100, 1500)))
     page.get_by_text("entry 1499.", exact=True).wait_for()
     earlier = page.get_by_role("button", name="Show earlier")
     while earlier.is_visible():
@@ -57,82 +57,84 @@ def test_what_a_burst_skipped_is_offered_and_nothing_is_missing(watch):
     assert page.locator(".says").all_inner_texts() == [f"entry {number}." for number in range(1500)]
 
 
-def test_what_does_not_show_costs_a_page_little_however_much_it_is(watch):
-    page, story = watch("told")
-    use = {"type": "tool_use", "id": "t", "name": "Bash", "input": {}}
+def test_control_characters_are_rendered_with_few_elements(open_task):
+    page, stream = open_task("chat")
+    tool_use = {"type": "tool_use", "id": "t", "name": "Bash", "input": {}}
     one_kind, mixed = "\x01" * 50_000, "\x01a\x1b[31mb" * 5_000
-    answer = {"type": "tool_result", "tool_use_id": "t", "content": f"{one_kind}end\r\n{mixed}", "is_error": True}
-    story.tell(said(use), said(answer, kind="user"))
-    shown = page.locator(".tool pre")
-    shown.wait_for()
-    assert shown.inner_text() == f"{'␁' * 50_000}end\n{'␁ab' * 5_000}"
-    assert shown.locator(".ctl").first.inner_text() == "␁" * 50_000
-    assert shown.locator("*").count() <= 2000
+    tool_result = {"type": "tool_result", "tool_use_id": "t", "content": f"{one_kind}end\r\n{mixed}", "is_error": True}
+    stream.send(claude_message(tool_use), claude_message(tool_result, kind="user"))
+    rendered = page.locator(".tool pre")
+    rendered.wait_for()
+    assert rendered.inner_text() == f"{'␁' * 50_000}end\n{'␁ab' * 5_000}"
+    assert rendered.locator(".ctl").first.inner_text() == "␁" * 50_000
+    assert rendered.locator("*").count() <= 2000
 
 
-def test_what_a_terminal_shows_is_there_before_its_line_has_ended(watch):
-    page, story = watch("session#output")
-    story.tell(output("one\r\ntwo\r\n$ ", continued=True))
-    lines = page.locator(".line-text")
+def test_incomplete_terminal_line_is_rendered(open_task):
+    page, stream = open_task("session#output")
+    stream.send(output("one\r\ntwo\r\n$ ", continued=True))
+    rendered = page.locator(".line-text")
     page.get_by_text("$", exact=True).wait_for()
-    assert lines.all_inner_texts() == ["one", "two", "$ "]
-    story.tell(output("ls\r\n", continued=False), output("app.py\r\n$ ", continued=True))
+    assert rendered.all_inner_texts() == ["one", "two", "$ "]
+    stream.send(output("ls\r\n", continued=False), output("app.py\r\n$ ", continued=True))
     page.get_by_text("app.py").wait_for()
-    assert lines.all_inner_texts() == ["one", "two", "$ ls", "app.py", "$ "]
+    assert rendered.all_inner_texts() == ["one", "two", "$ ls", "app.py", "$ "]
     page.get_by_role("button", name="stderr").click()
-    assert lines.count() == 0
+    assert rendered.count() == 0
     page.get_by_role("button", name="stdout").click()
-    story.tell({"type": "end", "state": "completed"})
+    stream.send({"type": "end", "state": "completed"})
     page.locator("#live:empty").wait_for(state="attached")
-    assert lines.all_inner_texts() == ["one", "two", "$ ls", "app.py", "$ "]
+    assert rendered.all_inner_texts() == ["one", "two", "$ ls", "app.py", "$ "]
 
 
-def test_a_line_that_was_torn_is_no_part_of_what_follows(watch):
-    page, story = watch("told")
-    torn = says("Never whole.")["data"][:30]
+def test_torn_line_is_not_joined_with_the_next(open_task):
+    page, stream = open_task("chat")
+    torn = assistant_text("Never whole.")["data"][:30]
     for kind in ("attempt", "gap"):
         tear = {"type": kind, "reason": "torn", "first_seq": 1, "last_seq": 2}
-        story.tell(output(torn, continued=True), tear)
-        story.tell(output(f"torn by {kind}", stream="stderr", continued=True), tear, says(f"Said after {kind}."))
+        stream.send(output(torn, continued=True), tear)
+        stream.send(
+            output(f"torn by {kind}", stream="stderr", continued=True), tear, assistant_text(f"Said after {kind}.")
+        )
         page.get_by_text(f"Said after {kind}.", exact=True).wait_for()
     page.get_by_role("tab", name="Output").click()
     page.get_by_role("button", name="stderr").click()
-    shown = page.locator(".line-text")
+    rendered = page.locator(".line-text")
     page.get_by_text("torn by gap", exact=True).wait_for()
-    assert shown.all_inner_texts() == ["torn by attempt", "torn by gap"]
+    assert rendered.all_inner_texts() == ["torn by attempt", "torn by gap"]
     page.get_by_role("button", name="stdout").click()
-    assert shown.all_inner_texts()[0::2] == [torn, torn]
+    assert rendered.all_inner_texts()[0::2] == [torn, torn]
 
 
-def lines(first, end):
-    """As a program writes them: as many in a frame as came together."""
+def output_lines(first, end):
+    """Output events with up to LINES_A_FRAME lines each."""
     for begin in range(first, end, LINES_A_FRAME):
         together = range(begin, min(begin + LINES_A_FRAME, end))
         yield output("".join(f"line {number}\n" for number in together))
 
 
-CHOSEN = "getSelection().toString()"
+SELECTION = "getSelection().toString()"
 
 
-def test_who_reads_further_up_is_not_disturbed_by_lines_that_come_or_are_dropped(watch):
-    page, story = watch("told#output")
-    story.tell(*lines(0, 1000))
+def test_scroll_position_and_selection_survive_new_and_dropped_lines(open_task):
+    page, stream = open_task("chat#output")
+    stream.send(*output_lines(0, 1000))
     page.get_by_text("line 999", exact=True).wait_for()
     page.locator("#lines").evaluate("(box) => { box.scrollTop = 200 * 20; }")
     page.get_by_text("line 205", exact=True).select_text()
-    chosen = page.evaluate(CHOSEN)
-    assert chosen.strip() == "line 205"
-    story.tell(*lines(1000, 1010))
+    selected = page.evaluate(SELECTION)
+    assert selected.strip() == "line 205"
+    stream.send(*output_lines(1000, 1010))
     page.locator("#tally-output").get_by_text("1010").wait_for()
-    assert page.evaluate(CHOSEN) == chosen
+    assert page.evaluate(SELECTION) == selected
 
-    story.tell(*lines(1010, 200_000))
+    stream.send(*output_lines(1010, 200_000))
     page.locator("#tally-output").get_by_text("200.0k").wait_for()
     page.locator("#lines").evaluate("(box) => { box.scrollTop = 100_000 * 20; }")
     row = page.get_by_text("line 100005", exact=True)
     row.wait_for()
     before = row.bounding_box()["y"]
-    story.tell(*lines(200_000, 210_001))
+    stream.send(*output_lines(200_000, 210_001))
     page.get_by_text("The first 10001 lines are not kept here").wait_for()
     row.wait_for()
     assert abs(row.bounding_box()["y"] - before) < 40
@@ -140,29 +142,29 @@ def test_who_reads_further_up_is_not_disturbed_by_lines_that_come_or_are_dropped
     assert page.locator(".line").count() == 0
 
 
-def test_the_page_of_a_task_that_was_removed_says_so_and_asks_no_further(watch, place, browser):
-    page, story = watch("told")
-    story.tell(says("Here."))
+def test_page_of_a_removed_task_stops_requesting(open_task, base_url, browser):
+    page, stream = open_task("chat")
+    stream.send(assistant_text("Here."))
     page.get_by_text("Here.").wait_for()
-    page.route(f"{place}/tasks/told", lambda route: route.fulfill(status=404, body="gone"))
-    story.is_gone = True
+    page.route(f"{base_url}/tasks/chat", lambda route: route.fulfill(status=404, body="gone"))
+    stream.is_missing = True
     page.get_by_text("This task is kept no longer.").wait_for()
     assert page.locator("#live").inner_text() == ""
-    asked = len(story.asked)
+    request_count = len(stream.requests)
     page.evaluate("dispatchEvent(new Event('online')); fetch('/assets/icon.svg').then((answer) => answer.text())")
-    assert len(story.asked) == asked
+    assert len(stream.requests) == request_count
     assert page.locator("#head[data-refresh]").count() == 0
-    browser.forgive("404")
+    browser.ignore_errors("404")
 
 
-def test_of_a_patch_with_many_files_the_first_are_shown_and_the_rest_is_counted(watch):
-    page, _ = watch("many#changes")
+def test_patch_with_many_files_is_truncated_with_a_count(open_task):
+    page, _ = open_task("many#changes")
     page.get_by_text("and 44000 more; the download has them all.").wait_for()
     page.get_by_text("45000 files changed").wait_for()
     assert (page.locator(".file").count(), page.locator(".file[open]").count()) == (1000, 800)
 
 
-TALK = """async ([use, answer]) => {
+LONG_CONVERSATION = """async ([use, answer]) => {
     const { Conversation } = await import("/assets/conversation.js");
     const conversation = new Conversation("stream-json");
     for (let at = 0; at < 60; at++) {
@@ -175,17 +177,17 @@ TALK = """async ([use, answer]) => {
 }"""
 
 
-def test_of_a_long_conversation_the_end_is_kept_however_long_its_entries_are(watch):
-    page, _ = watch("told")
-    use = said({"type": "tool_use", "id": "ID", "name": "tool ID", "input": {}})
-    answer = said({"type": "tool_result", "tool_use_id": "ID", "content": "MUCH"}, kind="user")
-    page.evaluate(TALK, [use, answer])
-    told = page.get_by_text("earlier entries are only in the transcript").inner_text()
-    assert 8 <= int(told.split()[0]) <= 14
+def test_end_of_a_long_conversation_is_retained(open_task):
+    page, _ = open_task("chat")
+    tool_use = claude_message({"type": "tool_use", "id": "ID", "name": "tool ID", "input": {}})
+    tool_result = claude_message({"type": "tool_result", "tool_use_id": "ID", "content": "MUCH"}, kind="user")
+    page.evaluate(LONG_CONVERSATION, [tool_use, tool_result])
+    notice = page.get_by_text("earlier entries are only in the transcript").inner_text()
+    assert 8 <= int(notice.split()[0]) <= 14
     assert page.locator(".tool-name").last.inner_text() == "tool 59"
 
 
-HELD = """async () => {
+PAUSED_FOLLOW = """async () => {
     const { follow } = await import("/assets/story.js");
     const lines = [];
     const over = (following) => new Promise((done) => {
@@ -200,56 +202,58 @@ HELD = """async () => {
 }"""
 
 
-def test_a_page_that_is_behind_asks_for_no_more_and_goes_on_without_a_hole(watch, browser):
-    page, _ = watch("told")
-    assert page.evaluate(HELD) == [f"line {number} of large\n" for number in range(2000)]
-    afters = [int(one.url.partition("after=")[2]) for one in browser.asked("large/story")]
+def test_slow_page_pauses_the_stream_without_losing_events(open_task, browser):
+    page, _ = open_task("chat")
+    assert page.evaluate(PAUSED_FOLLOW) == [f"line {number} of large\n" for number in range(2000)]
+    afters = [int(one.url.partition("after=")[2]) for one in browser.requests_to("large/story")]
     assert len({*afters}) > 2
 
 
-NEVER_BY_ITSELF = "window.setInterval = () => 0;"
-FRESH = """() => new Promise((done) => {
+NO_TIMER = "window.setInterval = () => 0;"
+REFRESH = """() => new Promise((done) => {
     document.addEventListener("htmx:afterRequest", () => setTimeout(done, 0), { once: true });
     window.htmx.trigger("#tasks", "refresh");
 })"""
 
 
-def test_a_list_that_is_asked_for_anew_takes_nothing_out_of_ones_hands(place, browser):
-    page = browser.open(place, before=NEVER_BY_ITSELF)
-    answers = []
+def test_list_refresh_preserves_focus_input_and_clicks(base_url, browser):
+    page = browser.open(base_url, before=NO_TIMER)
+    routes = []
 
-    def answer(route):
-        answers.append(route)
-        got = route.fetch()
-        route.fulfill(response=got, body=got.text().replace('class="pager">', f'class="pager">{len(answers)} '))
+    def fulfill(route):
+        routes.append(route)
+        response = route.fetch()
+        route.fulfill(
+            response=response, body=response.text().replace('class="pager">', f'class="pager">{len(routes)} ')
+        )
 
-    page.route(f"{place}/", answer)
+    page.route(f"{base_url}/", fulfill)
     pager = page.locator(".pager")
-    for held in ("#sort", "#label-labelled-1"):
-        page.locator(held).focus()
-        page.evaluate(FRESH)
-        assert page.locator(f"{held}:focus").count() == 1
-        assert pager.inner_text().startswith(str(len(answers)))
-    page.locator("#task-told").hover()
+    for focused in ("#sort", "#label-labelled-1"):
+        page.locator(focused).focus()
+        page.evaluate(REFRESH)
+        assert page.locator(f"{focused}:focus").count() == 1
+        assert pager.inner_text().startswith(str(len(routes)))
+    page.locator("#task-chat").hover()
     page.mouse.down()
     before = pager.inner_text()
-    page.evaluate(FRESH)
+    page.evaluate(REFRESH)
     assert pager.inner_text() == before
     page.mouse.up()
-    page.wait_for_url("**/tasks/told")
-    page.goto(place)
+    page.wait_for_url("**/tasks/chat")
+    page.goto(base_url)
     page.get_by_label("Filter by label").fill("team=")
     page.get_by_label("Filter by label").blur()
-    page.evaluate(FRESH)
-    assert pager.inner_text().startswith(str(len(answers)))
+    page.evaluate(REFRESH)
+    assert pager.inner_text().startswith(str(len(routes)))
     assert page.get_by_label("Filter by label").input_value() == "team="
-    # What it shows then is old, which it says until it is answered again.
-    page.unroute(f"{place}/")
-    page.route(f"{place}/", lambda route: route.fulfill(status=503, body="busy"))
-    page.evaluate(FRESH)
+    # A failed refresh shows a banner until the next success.
+    page.unroute(f"{base_url}/")
+    page.route(f"{base_url}/", lambda route: route.fulfill(status=503, body="busy"))
+    page.evaluate(REFRESH)
     page.get_by_text("The server answered 503; what is shown may be old.").wait_for()
-    assert page.locator("#task-told").is_visible()
-    page.unroute(f"{place}/")
-    page.evaluate(FRESH)
+    assert page.locator("#task-chat").is_visible()
+    page.unroute(f"{base_url}/")
+    page.evaluate(REFRESH)
     page.locator("#banner").wait_for(state="hidden")
-    browser.forgive("503")
+    browser.ignore_errors("503")

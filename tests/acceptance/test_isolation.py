@@ -1,4 +1,4 @@
-"""What an agent cannot reach from inside its sandbox, and beside each, what it legitimately can."""
+"""What an agent cannot reach from its sandbox, and the legitimate twin of each attempt."""
 
 import contextlib
 import json
@@ -15,13 +15,13 @@ SERVER_KEY = f"sk-ant-of-this-server-alone-{secrets.token_hex(8)}"
 PROBE = r"""
 import json, os, pathlib, socket, subprocess, sys
 
-told = {}
+results = {}
 
 def attempt(name, call):
     try:
-        told[name] = call()
+        results[name] = call()
     except BaseException as error:
-        told[name] = f"{type(error).__name__}: {error}"
+        results[name] = f"{type(error).__name__}: {error}"
 
 def connect(address, port, kind=socket.SOCK_STREAM):
     with socket.socket(socket.AF_INET, kind) as s:
@@ -79,11 +79,11 @@ for top in ("/etc", "/home", "/run", "/tmp", "/var", "/workspace", "/dev/shm"):
                     secrets_seen.append(str(path))
             except OSError:
                 pass
-told["processes"] = sorted(set(processes.values()))
-told["secrets"] = secrets_seen
+results["processes"] = sorted(set(processes.values()))
+results["secrets"] = secrets_seen
 status = dict(line.split(":", 1) for line in pathlib.Path("/proc/self/status").read_text().splitlines())
-told["capabilities"] = {name: status[name].strip() for name in ("CapEff", "CapPrm", "CapBnd", "CapInh", "CapAmb")}
-told["no new privileges"], told["seccomp"] = status["NoNewPrivs"].strip(), status["Seccomp"].strip()
+results["capabilities"] = {name: status[name].strip() for name in ("CapEff", "CapPrm", "CapBnd", "CapInh", "CapAmb")}
+results["no new privileges"], results["seccomp"] = status["NoNewPrivs"].strip(), status["Seccomp"].strip()
 
 def can_commit():
     pathlib.Path("/workspace/new.txt").write_text("new")
@@ -109,24 +109,24 @@ def own_server():
         return connect("127.0.0.1", server.getsockname()[1])
 
 attempt("twin: loopback", own_server)
-told["identity"] = [os.getuid(), os.getgid(), os.environ["HOME"], os.getcwd()]
-print(json.dumps(told))
+results["identity"] = [os.getuid(), os.getgid(), os.environ["HOME"], os.getcwd()]
+print(json.dumps(results))
 """
 
 
 @pytest.fixture(scope="module")
-def inside(tmp_path_factory):
-    """What an agent saw that tried everything; the server lived in a namespace with a played internet."""
+def results(tmp_path_factory):
+    """Results of an agent's probe; the server runs in a network namespace with a fake internet."""
     directory = tmp_path_factory.mktemp("isolation")
     canary = directory / "canary.txt"
     canary.write_text("the host's own")
     with ClosedInternet() as internet:
-        world = World(
+        machine = World(
             directory, prefix=internet.server_prefix, address=INTERNET_ADDRESS, namespace=internet.server_namespace
         )
         try:
-            make_repository(world.repositories / "repo.git", {"README.md": "# Hi\n"})
-            world.start_git(prefix=internet.internet_prefix)
+            make_repository(machine.repositories / "repo.git", {"README.md": "# Hi\n"})
+            machine.start_git(prefix=internet.internet_prefix)
             targets = [
                 (name, address, port)
                 for name, address in (
@@ -137,50 +137,54 @@ def inside(tmp_path_factory):
                 )
                 for port in (80, 53)
             ]
-            with process_outside() as outsider:
-                yield play(world, internet, canary, targets, outsider)
+            with process_outside() as host_child:
+                yield run_probe(machine, internet, canary, targets, host_child)
         finally:
-            world.close()
+            machine.close()
 
 
-def play(world, internet, canary, targets, outsider):
+def run_probe(machine, internet, canary, targets, host_child):
     settings = {
         "TARGETS": targets,
         "CANARY": str(canary),
-        "DATA_DIR": str(world.data_dir),
+        "DATA_DIR": str(machine.data_dir),
         "NEEDLE": SERVER_KEY,
-        "SERVER_PID": outsider.pid,
+        "SERVER_PID": host_child.pid,
     }
     header = "".join(f"{name} = {value!r}\n" for name, value in settings.items())
-    world.start_model(python(header + PROBE), says(), prefix=internet.internet_prefix)
-    model_port = int(world.model_url.rpartition(":")[2])
-    reachable = internet.reach(INTERNET_ADDRESS, model_port)
-    until(lambda: ("tcp", INTERNET_ADDRESS, model_port) in internet.packets, what="the packet to be written down")
+    machine.start_model(python(header + PROBE), says(), prefix=internet.internet_prefix)
+    model_port = int(machine.model_url.rpartition(":")[2])
+    reachable = internet.can_reach(INTERNET_ADDRESS, model_port)
+    until(lambda: ("tcp", INTERNET_ADDRESS, model_port) in internet.packets, what="the packet to be recorded")
     before = len(internet.packets)
-    world.start_server(ANTHROPIC_API_KEY=SERVER_KEY)
-    world.submit()
-    world.until_state("running")
+    machine.start_server(ANTHROPIC_API_KEY=SERVER_KEY)
+    machine.submit()
+    machine.wait_for_state("running")
     holders = processes_with(SERVER_KEY)
-    kernel_uids = until(lambda: set(uids_of("claude", world.data_dir)), what="the agent")
-    status = world.wait()
-    assert status["state"] == "completed", world.tell()
-    answer = world.tool_results()[0]
-    assert answer.startswith("{"), answer
-    told = json.loads(answer)
-    ports = {int(process.said["url"].rpartition(":")[2]) for process in world.processes if "url" in process.said}
+    uids = until(lambda: set(kernel_uids("claude", machine.data_dir)), what="the agent")
+    status = machine.wait()
+    assert status["state"] == "completed", machine.diagnostics()
+    output = machine.tool_results()[0]
+    assert output.startswith("{"), output
+    observed = json.loads(output)
+    ports = {
+        int(process.ready_message["url"].rpartition(":")[2])
+        for process in machine.processes
+        if "url" in process.ready_message
+    }
     return {
-        "told": told,
+        "observed": observed,
         "sent": set(internet.packets[before:]),
         "allowed": {("tcp", INTERNET_ADDRESS, port) for port in ports},
         "reachable": reachable,
         "holders": holders,
-        "kernel uids": kernel_uids,
-        "world": world,
+        "kernel uids": uids,
+        "machine": machine,
     }
 
 
-def uids_of(name, data_dir):
-    """Kernel uids of what runs by this name for the server's tasks."""
+def kernel_uids(name, data_dir):
+    """Kernel uids of the tasks' processes with this name."""
     for pid, _ in processes(data_dir):
         with contextlib.suppress(OSError):
             status = Path(f"/proc/{pid}/status").read_text()
@@ -189,7 +193,7 @@ def uids_of(name, data_dir):
 
 
 def processes_with(needle):
-    """Processes of the machine that have it in their environment or argument list."""
+    """Pids of the machine with the needle in their environment or argument list."""
     found = set()
     for directory in Path("/proc").iterdir():
         if directory.name.isdigit():
@@ -200,71 +204,73 @@ def processes_with(needle):
     return found
 
 
-def test_not_a_packet_left_for_anything_but_the_model_and_the_git_host(inside):
-    assert inside["reachable"]
-    assert inside["sent"]
-    assert inside["sent"] <= inside["allowed"]
+def test_packets_go_only_to_the_model_and_the_git_host(results):
+    assert results["reachable"]
+    assert results["sent"]
+    assert results["sent"] <= results["allowed"]
 
 
-def test_no_connection_is_made_to_anything_but_the_gateway(inside):
-    for name, answer in inside["told"].items():
+def test_connections_are_only_made_to_the_gateway(results):
+    for name, output in results["observed"].items():
         if name.startswith(("tcp ", "udp ")):
-            assert "unreachable" in answer or "refused" in answer, (name, answer)
-    assert inside["told"]["proxy"] in ("000", "403")
-    assert "PermissionError" in inside["told"]["raw socket"]
-    assert "Error" in inside["told"]["packet socket"]
-    assert inside["told"]["twin: gateway listens"] == "connected"
-    assert inside["told"]["twin: loopback"] == "connected"
+            assert "unreachable" in output or "refused" in output, (name, output)
+    assert results["observed"]["proxy"] in ("000", "403")
+    assert "PermissionError" in results["observed"]["raw socket"]
+    assert "Error" in results["observed"]["packet socket"]
+    assert results["observed"]["twin: gateway listens"] == "connected"
+    assert results["observed"]["twin: loopback"] == "connected"
 
 
-def test_no_name_is_resolved(inside):
-    answers = {name: answer for name, answer in inside["told"].items() if name.startswith("resolve ")}
-    assert len(answers) == 3
-    assert all("gaierror" in answer for answer in answers.values()), answers
+def test_names_do_not_resolve(results):
+    lookups = {name: output for name, output in results["observed"].items() if name.startswith("resolve ")}
+    assert len(lookups) == 3
+    assert all("gaierror" in output for output in lookups.values()), lookups
 
 
-def test_no_file_of_the_host_is_there(inside):
-    told = inside["told"]
+def test_host_files_are_not_visible(results):
+    observed = results["observed"]
     for name in ("canary", "shadow", "root home", "host server", "sys"):
-        assert "Error" in str(told[name]), (name, told[name])
+        assert "Error" in str(observed[name]), (name, observed[name])
     for name in ("write usr", "write etc"):
-        assert "Read-only" in told[name] or "PermissionError" in told[name]
-    assert told["twin: read etc"] is True
-    assert (told["twin: tmp"], told["twin: home"]) == ("x", "x")
+        assert "Read-only" in observed[name] or "PermissionError" in observed[name]
+    assert observed["twin: read etc"] is True
+    assert (observed["twin: tmp"], observed["twin: home"]) == ("x", "x")
 
 
-def test_no_process_of_the_host_is_there(inside):
-    assert set(inside["told"]["processes"]) <= {"bwrap", "claude", "bash", "sh", "python3", "base64", "git"}
-    assert "ProcessLookupError" in inside["told"]["kill outside"]
-    assert inside["told"]["twin: own processes"] is None
+def test_host_processes_are_not_visible(results):
+    assert set(results["observed"]["processes"]) <= {"bwrap", "claude", "bash", "sh", "python3", "base64", "git"}
+    assert "ProcessLookupError" in results["observed"]["kill outside"]
+    assert results["observed"]["twin: own processes"] is None
 
 
-def test_no_key_of_the_server_is_in_any_environment_argument_list_or_file(inside):
-    assert inside["told"]["secrets"] == []
-    assert SERVER_KEY in {r["headers"].get("x-api-key") for r in inside["world"].model_requests()}
+def test_server_key_is_in_no_environment_arguments_or_file(results):
+    assert results["observed"]["secrets"] == []
+    assert SERVER_KEY in {r["headers"].get("x-api-key") for r in results["machine"].model_requests()}
 
 
-def test_no_privilege_is_left(inside):
-    told = inside["told"]
-    assert {int(value, 16) for value in told["capabilities"].values()} == {0}
-    assert (told["no new privileges"], told["seccomp"]) == ("1", "2")
-    assert inside["kernel uids"]
-    assert inside["kernel uids"] <= set(SANDBOX_UIDS)
-    assert "Error" in told["core pattern"]
-    assert told["setuid"] is not None
-    assert told["mount"] != 0
-    assert told["unshare"] != 0
-    assert told["identity"] == [1000, 1000, "/home/agent", "/workspace"]
-    assert told["twin: commit"] == "inside"
+def test_agent_has_no_privileges(results):
+    observed = results["observed"]
+    assert {int(value, 16) for value in observed["capabilities"].values()} == {0}
+    assert (observed["no new privileges"], observed["seccomp"]) == ("1", "2")
+    assert results["kernel uids"]
+    assert results["kernel uids"] <= set(SANDBOX_UIDS)
+    assert "Error" in observed["core pattern"]
+    assert observed["setuid"] is not None
+    assert observed["mount"] != 0
+    assert observed["unshare"] != 0
+    assert observed["identity"] == [1000, 1000, "/home/agent", "/workspace"]
+    assert observed["twin: commit"] == "inside"
 
 
-def test_what_was_refused_is_told(inside):
-    events = [json.loads(line.partition("[EVENT] ")[2]) for line in inside["world"].logs(stream="events").splitlines()]
+def test_denials_are_reported(results):
+    events = [
+        json.loads(line.partition("[EVENT] ")[2]) for line in results["machine"].logs(stream="events").splitlines()
+    ]
     assert [event for event in events if event["type"] == "egress_denied"]
-    metadata = json.loads(inside["world"].artifact("metadata.json"))
+    metadata = json.loads(results["machine"].artifact("metadata.json"))
     assert metadata["refusals"]
 
 
-def test_on_the_host_only_the_server_itself_was_given_the_key(inside):
-    """Neither the runner nor anything that it starts has it in its environment or argument list."""
-    assert inside["holders"] == {inside["world"].server.pid}
+def test_only_the_server_process_has_the_key_on_the_host(results):
+    """Neither the runner nor its children have it in their environment or argument list."""
+    assert results["holders"] == {results["machine"].server.pid}

@@ -1,4 +1,4 @@
-"""What a sandbox runs out of is a bound of its own, which the agent feels and its user reads."""
+"""Resource limits of a sandbox cause errors for the agent and are reported to the user."""
 
 import asyncio
 import contextlib
@@ -38,119 +38,121 @@ for each in started:
 """
 
 
-ANSWER_SECONDS = 1.0
-"""What health checks give a server by default. The longest seen beside four busy processes on two cores was 0.4."""
+RESPONSE_SECONDS = 1.0
+"""The default timeout of health checks. The longest observed with four busy processes on two cores was 0.4."""
 
 
 def pause(seconds):
-    """A tool call's way to wait; Claude Code keeps a plain sleep from its agents."""
+    """A command that waits; Claude Code blocks a plain sleep."""
     return f"python3 -c 'import time; time.sleep({seconds})'"
 
 
 @pytest.fixture
-def disks_tell(tmp_path):
-    """Whether full disks tell the agent on this machine."""
+def has_disk_limit(tmp_path):
+    """Whether disk limits are enforced on this machine."""
     return asyncio.run(loop_unavailable_reason(tmp_path)) is None
 
 
 FILLS = (bash(f"{FILL}; {pause(4)}"), bash("rm $HOME/filler; echo again > again.txt; cat small.txt again.txt"))
 
 
-def told(machine):
-    return {frame["error"]: frame["message"] for frame in machine.frames() if frame["type"] == "error"}
+def errors(machine):
+    return {frame["error"]: frame["message"] for frame in machine.wire_events() if frame["type"] == "error"}
 
 
-def tells_of_a_full_disk(machine, first, second, size):
-    """The agent felt it, went on without what did not fit, and its user reads it."""
+def check_full_disk_is_reported(machine, first, second, size):
+    """The agent got ENOSPC and continued, and the error is reported."""
     assert "No space left on device" in first
     assert second.endswith("again")
-    assert f"vm.disk is {size}" in told(machine)["disk_full"]
+    assert f"vm.disk is {size}" in errors(machine)["disk_full"]
     assert b"+again" in machine.artifact("task-1.patch")
 
 
-def is_told_once_it_is_full(frames):
-    """And not while what the first tool call wrote fitted, which that call's frame, told at its end, follows."""
+def check_reported_after_the_first_call(frames):
+    """The disk is only reported as full after the first tool call, whose file fitted."""
     kinds = [frame["error"] if frame["type"] == "error" else frame["type"] for frame in frames]
     assert kinds.index("tool_call") < kinds.index("disk_full")
 
 
-def survives_or_is_the_victim(machine):
-    """Of a lack of memory: an agent whose tool is the victim goes on."""
+def check_completed_or_out_of_memory(machine):
+    """The OOM killer either kills the tool, and the task completes, or the agent."""
     status = machine.wait(seconds=110)
-    assert status["state"] == "completed" or status["error"]["code"] == "out_of_memory", machine.tell()
+    assert status["state"] == "completed" or status["error"]["code"] == "out_of_memory", machine.diagnostics()
 
 
-def test_an_agent_that_dies_on_a_full_disk_fails_for_it(watched):
-    machine = watched(bash(FILL), bash("kill -9 $PPID"))
+def test_agent_killed_on_a_full_disk_fails_with_disk_full(deploy_leak_checked):
+    machine = deploy_leak_checked(bash(FILL), bash("kill -9 $PPID"))
     machine.submit(vm={"disk": "100M"})
     status = machine.wait()
-    assert (status["state"], status["error"]["code"]) == ("failed", "disk_full"), machine.tell()
+    assert (status["state"], status["error"]["code"]) == ("failed", "disk_full"), machine.diagnostics()
     assert "vm.disk" in status["error"]["message"]
 
 
 @pytest.fixture
-def answers_meanwhile():
-    """Asks the server again and again while a task does its worst; gives how long each answer took in seconds."""
+def measured_responses():
+    """Polls the server during a block; yields the duration of each response in seconds."""
 
     @contextlib.contextmanager
     def watch(machine):
-        waits, over = [], threading.Event()
+        durations, is_done = [], threading.Event()
 
-        def ask():
-            while not over.wait(0.25):
+        def poll():
+            while not is_done.wait(0.25):
                 began = time.monotonic()
                 assert machine.http.get("/api/v1/tasks/task-1").status_code == 200
-                waits.append(time.monotonic() - began)
+                durations.append(time.monotonic() - began)
 
-        asking = threading.Thread(target=ask)
-        asking.start()
+        thread = threading.Thread(target=poll)
+        thread.start()
         try:
-            yield waits
+            yield durations
         finally:
-            over.set()
-            asking.join(30)
+            is_done.set()
+            thread.join(30)
 
     return watch
 
 
-def test_the_server_answers_and_tells_the_figures_while_an_agent_does_its_worst(disks_tell, watched, answers_meanwhile):
-    """The last that it runs out of is memory: an agent that is the victim itself goes on no more."""
+def test_server_responds_and_reports_metrics_under_resource_exhaustion(
+    has_disk_limit, deploy_leak_checked, measured_responses
+):
+    """Memory comes last, since the OOM killer may kill the agent."""
     fits = bash(f"dd if=/dev/zero of=filler bs=1M count=60 2>&1; {pause(6)}; rm filler")
     outputs = bash("dd if=/dev/zero bs=1M count=8 2>/dev/null | tr '\\0' 'x'")
     hogs = (outputs, bash(FLOOD), python(FILES), python(FORK), python(HOG))
-    fills = FILLS if disks_tell else ()
-    machine = watched(fits, *fills, *hogs, says())
+    fills = FILLS if has_disk_limit else ()
+    machine = deploy_leak_checked(fits, *fills, *hogs, says())
     machine.submit(vm={"memory": "1G", "disk": "200M"})
-    with answers_meanwhile(machine) as waits, stream_of(machine) as stream:
+    with measured_responses(machine) as durations, stream_of(machine) as stream:
         frames = [json.loads(text) for text in stream]
-        survives_or_is_the_victim(machine)
-    assert max(waits) < ANSWER_SECONDS
-    figures = [frame["metrics"] for frame in frames if frame["type"] == "metrics"]
-    assert any(60_000_000 < (each["disk_used_bytes"] or 0) < 120_000_000 for each in figures)
-    assert all((each["disk_total_bytes"] or 0) <= 200 * 1024 * 1024 for each in figures)
-    answers = machine.tool_results()
-    if disks_tell:
-        tells_of_a_full_disk(machine, answers[1], answers[2], "200M")
-        is_told_once_it_is_full(frames)
-    assert "Resource temporarily unavailable" in answers[len(fills) + 4]
-    assert "512" in told(machine)["process_limit"]
-    assert told(machine).keys() - ({"disk_full"} if disks_tell else ()) == {"process_limit", "out_of_memory"}
-    made = machine.artifact("task-1.patch")
-    assert (made.count(b"diff --git a/many/"), b"+++ b/flood.log" in made) == (10_000, True)
+        check_completed_or_out_of_memory(machine)
+    assert max(durations) < RESPONSE_SECONDS
+    metrics = [frame["metrics"] for frame in frames if frame["type"] == "metrics"]
+    assert any(60_000_000 < (each["disk_used_bytes"] or 0) < 120_000_000 for each in metrics)
+    assert all((each["disk_total_bytes"] or 0) <= 200 * 1024 * 1024 for each in metrics)
+    tool_results = machine.tool_results()
+    if has_disk_limit:
+        check_full_disk_is_reported(machine, tool_results[1], tool_results[2], "200M")
+        check_reported_after_the_first_call(frames)
+    assert "Resource temporarily unavailable" in tool_results[len(fills) + 4]
+    assert "512" in errors(machine)["process_limit"]
+    assert errors(machine).keys() - ({"disk_full"} if has_disk_limit else ()) == {"process_limit", "out_of_memory"}
+    patch = machine.artifact("task-1.patch")
+    assert (patch.count(b"diff --git a/many/"), b"+++ b/flood.log" in patch) == (10_000, True)
     assert json.loads(machine.artifact("metadata.json"))["state"] == machine.status()["state"]
 
 
-def test_an_agent_with_a_kernel_of_its_own_is_told_the_same(disks_tell, watched, empty_world, tmp_path):
+def test_limit_errors_are_reported_in_gvisor(has_disk_limit, deploy_leak_checked, deployment, tmp_path):
     need_runtime("gvisor", tmp_path / "probe")
-    empty_world.runtime = "gvisor"
-    fills = FILLS if disks_tell else ()
-    machine = watched(*fills, python(HOG), says())
+    deployment.runtime = "gvisor"
+    fills = FILLS if has_disk_limit else ()
+    machine = deploy_leak_checked(*fills, python(HOG), says())
     machine.submit(vm={"disk": "100M", "memory": "1G"})
-    survives_or_is_the_victim(machine)
-    if disks_tell:
-        tells_of_a_full_disk(machine, *machine.tool_results()[:2], "100M")
-    assert "out_of_memory" in told(machine)
+    check_completed_or_out_of_memory(machine)
+    if has_disk_limit:
+        check_full_disk_is_reported(machine, *machine.tool_results()[:2], "100M")
+    assert "out_of_memory" in errors(machine)
 
 
 def stream_of(machine):
-    return connect(f"{machine.server.said['ws']}/api/v1/tasks/stream?task_id=task-1", max_size=None)
+    return connect(f"{machine.server.ready_message['ws']}/api/v1/tasks/stream?task_id=task-1", max_size=None)

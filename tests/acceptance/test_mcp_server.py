@@ -1,4 +1,4 @@
-"""`sandbox mcp` against the real server, used by the official client, and by Claude Code itself."""
+"""`sandbox mcp` with the real server, used by the official client and by Claude Code."""
 
 import asyncio
 import json
@@ -24,25 +24,25 @@ COMMAND = [sys.executable, "-m", "sandbox", "mcp"]
 
 
 class Tools:
-    """The tools as a program sees them: text, or what is wrong."""
+    """The tools for a client: return the text of the result, or of the error."""
 
     def __init__(self, session):
         self._session = session
 
     async def __call__(self, name, /, **arguments):
-        answer = await self._session.call_tool(name, arguments)
-        assert not answer.is_error, answer
-        return answer.content[0].text
+        response = await self._session.call_tool(name, arguments)
+        assert not response.is_error, response
+        return response.content[0].text
 
-    async def refusal(self, name, /, **arguments):
-        answer = await self._session.call_tool(name, arguments)
-        assert answer.is_error, answer
-        return answer.content[0].text
+    async def error(self, name, /, **arguments):
+        response = await self._session.call_tool(name, arguments)
+        assert response.is_error, response
+        return response.content[0].text
 
 
 @asynccontextmanager
 async def tools_of(address, errlog):
-    from mcp import ClientSession, StdioServerParameters, stdio_client  # costs everybody who only collects tests
+    from mcp import ClientSession, StdioServerParameters, stdio_client  # slows down test collection
 
     parameters = StdioServerParameters(
         command=COMMAND[0], args=COMMAND[1:], env={"SANDBOX_SERVER": address, "PYTHONWARNINGS": "error"}
@@ -52,37 +52,37 @@ async def tools_of(address, errlog):
         yield session
 
 
-def use(address, tmp_path, story):
-    """Play a story with the tools; gives what the server complained of on stderr."""
+def run_scenario(address, tmp_path, scenario):
+    """Run a scenario with the tools; return the stderr of the MCP server."""
 
-    async def play():
+    async def run():
         with (tmp_path / "mcp.log").open("w") as errlog:
             async with tools_of(address, errlog) as session:
-                await story(Tools(session), session)
+                await scenario(Tools(session), session)
 
-    asyncio.run(play())
+    asyncio.run(run())
     return (tmp_path / "mcp.log").read_text()
 
 
-def test_an_agent_hands_work_over_takes_the_patch_cancels_and_is_told_what_goes_wrong(world, tmp_path):
-    machine = world(
+def test_client_submits_reads_results_cancels_and_gets_errors(deploy, tmp_path):
+    machine = deploy(
         bash("echo new > new.txt; seq 20000 > long.txt; printf '\\000' > data.bin"),
         says("I did it."),
         branches={"Take long.": (bash("sleep 300"), says())},
     )
 
-    async def story(tool, session):
+    async def scenario(tool, session):
         listed = {one.name: one for one in (await session.list_tools()).tools}
         assert set(listed) == {"submit", "status", "logs", "diff", "artifacts", "cancel"}
         assert listed["status"].annotations.read_only_hint
-        await hands_over(tool)
-        await watches_and_cancels(tool, machine)
-        await is_told_what_is_wrong(tool)
+        await check_submit_and_results(tool)
+        await check_status_and_cancel(tool, machine)
+        await check_errors(tool)
 
-    assert use(machine.server.said["http"], tmp_path, story) == ""
+    assert run_scenario(machine.server.ready_message["http"], tmp_path, scenario) == ""
 
 
-async def hands_over(tool):
+async def check_submit_and_results(tool):
     submitted = json.loads(await tool("submit", manifest=MANIFEST | {"lifecycle": {"artifact_patterns": ["*.*"]}}))
     assert submitted["task_id"] == "mine"
     status = json.loads(await tool("status", task_id="mine", wait_seconds=60))
@@ -98,31 +98,31 @@ async def hands_over(tool):
     assert await tool("artifacts", task_id="mine", name="new.txt") == "new\n"
     rest = await tool("artifacts", task_id="mine", name="long.txt", offset=100_000)
     assert rest.endswith("20000\n")
-    assert "artifact_not_text" in await tool.refusal("artifacts", task_id="mine", name="data.bin")
+    assert "artifact_not_text" in await tool.error("artifacts", task_id="mine", name="data.bin")
 
 
-async def watches_and_cancels(tool, machine):
+async def check_status_and_cancel(tool, machine):
     long = {**MANIFEST, "metadata": {"name": "Long", "id": "long"}, "claude": {"prompt": "Take long."}}
-    await tool("submit", manifest=json.dumps(long))  # a text is taken as well
+    await tool("submit", manifest=json.dumps(long))  # a JSON string is accepted as well
     assert json.loads(await tool("status", task_id="long", wait_seconds=0))["state"] != "completed"
-    await asyncio.to_thread(machine.until_state, "running", "long")
-    assert "artifact_not_found: There is no patch yet" in await tool.refusal("diff", task_id="long")
+    await asyncio.to_thread(machine.wait_for_state, "running", "long")
+    assert "artifact_not_found: There is no patch yet" in await tool.error("diff", task_id="long")
     assert json.loads(await tool("cancel", task_id="long", force=True))["new_state"] == "cancelled"
     assert json.loads(await tool("status", task_id="long", wait_seconds=60))["state"] == "cancelled"
-    assert "task_already_terminal: " in await tool.refusal("cancel", task_id="long")
+    assert "task_already_terminal: " in await tool.error("cancel", task_id="long")
 
 
-async def is_told_what_is_wrong(tool):
-    """The API's code and sentence."""
-    mistakes = await tool.refusal("submit", manifest={**MANIFEST, "vm": {"cpus": "many"}, "extra": 1})
-    assert "invalid_manifest: " in mistakes
-    assert "vm.cpus: must be a whole number" in mistakes
-    assert "extra: " in mistakes
-    assert "task_not_found: " in await tool.refusal("status", task_id="nobody")
-    assert "less than or equal to 300" in await tool.refusal("status", task_id="nobody", wait_seconds=99999)
+async def check_errors(tool):
+    """Tool errors have the API's code and message."""
+    message = await tool.error("submit", manifest={**MANIFEST, "vm": {"cpus": "many"}, "extra": 1})
+    assert "invalid_manifest: " in message
+    assert "vm.cpus: must be a whole number" in message
+    assert "extra: " in message
+    assert "task_not_found: " in await tool.error("status", task_id="nobody")
+    assert "less than or equal to 300" in await tool.error("status", task_id="nobody", wait_seconds=99999)
 
 
-def test_without_a_server_a_tool_says_how_to_start_one():
+def test_tool_error_without_a_server_names_sandbox_serve():
     from mcp.server.mcpserver.exceptions import ToolError
 
     from sandbox.cli.commands.mcp.protocol import TaskTools
@@ -132,14 +132,14 @@ def test_without_a_server_a_tool_says_how_to_start_one():
 
 
 @pytest.fixture
-def claude(world, tmp_path):
-    """Claude Code on the user's own machine, with `sandbox mcp` in its configuration; its model follows a script."""
+def claude(deploy, tmp_path):
+    """Runs Claude Code on the host with `sandbox mcp` in its configuration and a scripted model."""
 
     def run(*turns):
         branches = {"Do it.": (bash("echo new > new.txt"), says("Done inside."))}
-        machine = world(*turns, branches=branches)
+        machine = deploy(*turns, branches=branches)
         make_repository(machine.repositories / "app.git", {"a.txt": "a\n"})
-        address = machine.server.said["http"]
+        address = machine.server.ready_message["http"]
         servers = {"sandbox": {"command": COMMAND[0], "args": COMMAND[1:], "env": {"SANDBOX_SERVER": address}}}
         (tmp_path / "mcp.json").write_text(json.dumps({"mcpServers": servers}))
         (tmp_path / "outside").mkdir()
@@ -154,12 +154,12 @@ def claude(world, tmp_path):
         allowed = "mcp__sandbox__submit,mcp__sandbox__status,mcp__sandbox__diff"
         command = [str(find_binary()), "-p", "Hand this to Sandbox.", "--mcp-config", str(tmp_path / "mcp.json")]
         command += ["--strict-mcp-config", "--allowedTools", allowed, "--output-format", "json"]
-        ran = subprocess.run(
+        process = subprocess.run(
             command, cwd=tmp_path / "outside", env=environment, capture_output=True, timeout=100, check=False,
             stdin=subprocess.DEVNULL,
         )  # fmt: skip
-        assert ran.returncode == 0, (ran.stdout, ran.stderr)
-        return machine, json.loads(ran.stdout)
+        assert process.returncode == 0, (process.stdout, process.stderr)
+        return machine, json.loads(process.stdout)
 
     return run
 
@@ -168,7 +168,7 @@ def calls(tool, **arguments):
     return Turn((Text("I hand it over."), ToolUse(f"mcp__sandbox__{tool}", arguments)))
 
 
-def test_claude_code_hands_work_to_sandbox_by_its_own_configuration(claude):
+def test_claude_code_submits_a_task_through_its_mcp_configuration(claude):
     machine, result = claude(
         calls("submit", manifest=MANIFEST),
         calls("status", task_id="mine", wait_seconds=60),

@@ -1,4 +1,4 @@
-"""The model thinks for the agent and fetches nothing for it, and a key that it does not take ends the task at once."""
+"""Server-side tools of the model follow the network mode, and a rejected model key fails the task."""
 
 import json
 
@@ -9,14 +9,14 @@ SEARCH = Turn((Text("I search."), ToolUse("WebSearch", {"query": "how to leave a
 FETCH = Turn((ToolUse("WebFetch", {"url": "https://files.example.org/a", "prompt": "What?"}),))
 
 
-def tools_asked_for(world):
-    """Types of the tools that the model was offered, in all requests that reached it."""
-    bodies = [json.loads(request["body"]) for request in world.model_requests() if request["method"] == "POST"]
+def offered_tool_types(machine):
+    """Types of the tools in all requests that reached the model."""
+    bodies = [json.loads(request["body"]) for request in machine.model_requests() if request["method"] == "POST"]
     return {tool.get("type") for body in bodies for tool in body.get("tools", ())}
 
 
-def refusals(world):
-    return [frame for frame in world.frames() if frame["type"] == "egress_denied"]
+def denials(machine):
+    return [frame for frame in machine.wire_events() if frame["type"] == "egress_denied"]
 
 
 IMAGE = {"type": "image", "source": {"type": "url", "url": "https://evil.example.com/?leak=1"}}
@@ -28,54 +28,54 @@ REASONS = (
 )
 
 
-def asking_with(block):
+def send_block(block):
     body = {"model": "claude-haiku-4-5", "max_tokens": 9, "messages": [{"role": "user", "content": [block]}]}
     return bash(f"""
 curl -sS -m 20 "$ANTHROPIC_BASE_URL/v1/messages" -H "x-api-key: $ANTHROPIC_API_KEY" -d '{json.dumps(body)}'
 """)
 
 
-def asked_with(world, block):
-    """How many model requests that reached the model have it."""
-    bodies = [json.loads(request["body"]) for request in world.model_requests() if request["method"] == "POST"]
+def count_messages_with(machine, block):
+    """Number of messages with the block in requests that reached the model."""
+    bodies = [json.loads(request["body"]) for request in machine.model_requests() if request["method"] == "POST"]
     return sum(block in message["content"] for body in bodies for message in body["messages"])
 
 
-def test_where_not_everything_is_reached_the_model_fetches_nothing_either(world):
-    """Neither for Claude Code's own search nor for a program inside; its own fetch asks the hosts of the sandbox."""
-    asking = [asking_with(block) for block, _ in REASONS]
-    # And a model that is busy for a moment is asked again.
-    machine = world(Turn(SEARCH.content, faults=(Fault(status=529),)), FETCH, *asking, says())
+def test_server_side_tools_are_denied_without_full_network(deploy):
+    """For Claude Code's search and for programs in the sandbox; its own fetch uses the sandbox's network."""
+    commands = [send_block(block) for block, _ in REASONS]
+    # An overloaded model is also retried.
+    machine = deploy(Turn(SEARCH.content, faults=(Fault(status=529),)), FETCH, *commands, says())
     machine.submit(vm={"network_mode": "outbound", "allowed_hosts": ["other.example.org"]})
-    assert machine.wait()["state"] == "completed", machine.tell()
+    assert machine.wait()["state"] == "completed", machine.diagnostics()
     searched, _, *programs = machine.tool_results()
     assert "web_search_20250305" in searched
     assert "network_mode full" in searched
-    assert "web_search_20250305" not in tools_asked_for(machine)
-    assert sum("web_search_20250305" in one["reason"] for one in refusals(machine)) == 1
-    elsewhere = {(one["host"], one["port"]) for one in refusals(machine)} - {("model", 8123)}
-    assert elsewhere == {("files.example.org", 443)}
-    for (block, reason), answer in zip(REASONS, programs, strict=True):
-        assert reason in answer
-        assert asked_with(machine, block) == 0
+    assert "web_search_20250305" not in offered_tool_types(machine)
+    assert sum("web_search_20250305" in denial["reason"] for denial in denials(machine)) == 1
+    others = {(denial["host"], denial["port"]) for denial in denials(machine)} - {("model", 8123)}
+    assert others == {("files.example.org", 443)}
+    for (block, reason), output in zip(REASONS, programs, strict=True):
+        assert reason in output
+        assert count_messages_with(machine, block) == 0
 
 
-def test_the_model_reaches_what_it_likes_where_the_sandbox_may_reach_everything(world):
-    asking = [asking_with(block) for block, _ in REASONS]
-    machine = world(SEARCH, *asking, says(), says())
+def test_server_side_tools_are_allowed_with_full_network(deploy):
+    commands = [send_block(block) for block, _ in REASONS]
+    machine = deploy(SEARCH, *commands, says(), says())
     machine.submit(vm={"network_mode": "full"})
-    assert machine.wait()["state"] == "completed", machine.tell()
-    assert "web_search_20250305" in tools_asked_for(machine)
-    assert refusals(machine) == []
-    for (block, reason), answer in zip(REASONS, machine.tool_results()[1:], strict=True):
-        assert reason not in answer
-        assert asked_with(machine, block) == 1
+    assert machine.wait()["state"] == "completed", machine.diagnostics()
+    assert "web_search_20250305" in offered_tool_types(machine)
+    assert denials(machine) == []
+    for (block, reason), output in zip(REASONS, machine.tool_results()[1:], strict=True):
+        assert reason not in output
+        assert count_messages_with(machine, block) == 1
 
 
-def test_a_task_whose_servers_key_is_refused_fails_at_once_and_says_why(world):
-    machine = world(says(faults=(Fault(status=401, times=99),)))
+def test_rejected_model_key_fails_the_task_immediately(deploy):
+    machine = deploy(says(faults=(Fault(status=401, times=99),)))
     machine.submit()
-    ended = machine.wait(seconds=40)
-    assert (ended["state"], ended["error"]["code"]) == ("failed", "agent_failed"), machine.tell()
-    assert "rejected the server's key (401)" in ended["error"]["message"]
+    status = machine.wait(seconds=40)
+    assert (status["state"], status["error"]["code"]) == ("failed", "agent_failed"), machine.diagnostics()
+    assert "rejected the server's key (401)" in status["error"]["message"]
     assert len([request for request in machine.model_requests() if request["method"] == "POST"]) == 1

@@ -1,4 +1,4 @@
-"""An operator checks, backs up, prunes and restores a server while a task works."""
+"""An operator checks, backs up, prunes and restores a server while a task runs."""
 
 import json
 import os
@@ -13,16 +13,17 @@ from doubles.stand_in_agent import make_stand_in
 
 
 @pytest.fixture
-def admin(empty_world):
-    """Run `sandbox admin …` against the server and its data directory."""
+def admin(deployment):
+    """Runs `sandbox admin …` with the server and its data directory."""
 
     def run(command, *arguments, data_dir=None):
-        place = [] if command == "prune" else ["--data-dir", str(data_dir or empty_world.data_dir)]
+        location = [] if command == "prune" else ["--data-dir", str(data_dir or deployment.data_dir)]
         environment = {
-            "PATH": os.environ["PATH"], "HOME": str(empty_world.home), "SANDBOX_SERVER": empty_world.server.said["http"]
+            "PATH": os.environ["PATH"], "HOME": str(deployment.home),
+            "SANDBOX_SERVER": deployment.server.ready_message["http"],
         }  # fmt: skip
-        words = [sys.executable, "-m", "sandbox", "admin", command, *arguments, *place, "--format", "json"]
-        done = subprocess.run(words, capture_output=True, timeout=100, check=False, env=environment)
+        argv = [sys.executable, "-m", "sandbox", "admin", command, *arguments, *location, "--format", "json"]
+        done = subprocess.run(argv, capture_output=True, timeout=100, check=False, env=environment)
         assert done.returncode == 0, done.stderr.decode()
         return json.loads(done.stdout)
 
@@ -30,47 +31,47 @@ def admin(empty_world):
 
 
 @pytest.fixture
-def here(empty_world, tmp_path):
-    """A server whose agents work for ten minutes."""
-    make_repository(empty_world.repositories / "repo.git", {"README.md": "# Hi\n"})
-    empty_world.start_git()
-    empty_world.start_model()
+def machine(deployment, tmp_path):
+    """A server whose agents run for ten minutes."""
+    make_repository(deployment.repositories / "repo.git", {"README.md": "# Hi\n"})
+    deployment.start_git()
+    deployment.start_model()
     agent = make_stand_in(tmp_path / "agent", [('{"type": "assistant"}', 600.0)])
-    empty_world.start_server(PYTHONPATH=str(agent))
-    return empty_world
+    deployment.start_server(PYTHONPATH=str(agent))
+    return deployment
 
 
-def test_all_of_it_beside_a_task_that_runs(here, admin, tmp_path):
-    here.submit("over")
-    here.until_state("running", "over", seconds=60)
-    here.http.delete("/api/v1/tasks/over?force=true")
-    here.wait("over")
-    here.submit("working")
-    here.until_state("running", "working", seconds=60)
+def test_backup_prune_check_and_restore_with_a_running_task(machine, admin, tmp_path):
+    machine.submit("over")
+    machine.wait_for_state("running", "over", seconds=60)
+    machine.http.delete("/api/v1/tasks/over?force=true")
+    machine.wait("over")
+    machine.submit("working")
+    machine.wait_for_state("running", "working", seconds=60)
 
     file = tmp_path / "backup.tar"
     assert admin("backup", str(file))["remarks"] == []
-    refused = forked("admin", "rebuild", "--data-dir", here.data_dir, env={"HOME": str(here.home)})
+    refused = forked("admin", "rebuild", "--data-dir", machine.data_dir, env={"HOME": str(machine.home)})
     assert refused.returncode == 4
     assert b"stop it" in refused.stderr
 
-    gone = admin("prune", "--older-than", "1s")
-    assert [task["id"] for task in gone["tasks"]] == ["over"]
+    pruned = admin("prune", "--older-than", "1s")
+    assert [task["id"] for task in pruned["tasks"]] == ["over"]
     for path in ("", "/logs", "/artifacts", "/artifacts/metadata.json"):
-        answer = here.http.get(f"/api/v1/tasks/over{path}")
-        assert (answer.status_code, answer.json()["error"]) == (404, "task_not_found")
-    assert [task["id"] for task in here.http.get("/api/v1/tasks").json()["tasks"]] == ["working"]
-    assert here.status("working")["state"] == "running"
+        response = machine.http.get(f"/api/v1/tasks/over{path}")
+        assert (response.status_code, response.json()["error"]) == (404, "task_not_found")
+    assert [task["id"] for task in machine.http.get("/api/v1/tasks").json()["tasks"]] == ["working"]
+    assert machine.status("working")["state"] == "running"
     assert admin("check", "--deep") == {"clean": True, "tasks": 1, "findings": []}
 
     new = tmp_path / "new"
     assert admin("restore", str(file), data_dir=new)["lost"] == ["working"]
-    here.http.delete("/api/v1/tasks/working?force=true")
-    here.wait("working")
-    here.server.stop()
-    here.data_dir = new
-    here.start_server()
-    assert (here.status("over")["state"], here.status("working")["state"]) == ("cancelled", "failed")
-    assert here.status("working")["error"]["code"] == "host_lost"
-    assert "metadata.json" in here.artifact_names("over")
+    machine.http.delete("/api/v1/tasks/working?force=true")
+    machine.wait("working")
+    machine.server.stop()
+    machine.data_dir = new
+    machine.start_server()
+    assert (machine.status("over")["state"], machine.status("working")["state"]) == ("cancelled", "failed")
+    assert machine.status("working")["error"]["code"] == "host_lost"
+    assert "metadata.json" in machine.artifact_names("over")
     assert admin("check", "--deep") == {"clean": True, "tasks": 2, "findings": []}

@@ -1,4 +1,4 @@
-"""What is in a sandbox is its profile's to say: the host's own /usr, or an image that was built or brought."""
+"""The profile selects the contents of a sandbox: the host's /usr, or an imported image."""
 
 import json
 import signal
@@ -8,17 +8,19 @@ import sys
 from doubles.image_archives import directory, docker_archive, entry, layer, oci_archive, small_root
 from doubles.live_server import bash, says
 
-LOOK = (
+INSPECT = (
     "cat /opt/tools/marker; ls /usr/share >/dev/null 2>&1 || { echo bare; echo bare >bare.txt; }; "
     "git log -1 --format=%s; echo new >made.txt"
 )
 
 
-def sandbox(world, *arguments):
-    """Run `sandbox profile …` on the machine of the server."""
-    argv = [sys.executable, "-m", "sandbox", "profile", *arguments, "--data-dir", str(world.data_dir)]
-    ran = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False, env={"PATH": "/usr/bin:/bin"})
-    return ran.returncode, ran.stdout, ran.stderr
+def profile_command(machine, *arguments):
+    """Run `sandbox profile …` on the server's machine."""
+    argv = [sys.executable, "-m", "sandbox", "profile", *arguments, "--data-dir", str(machine.data_dir)]
+    result = subprocess.run(
+        argv, capture_output=True, text=True, timeout=120, check=False, env={"PATH": "/usr/bin:/bin"}
+    )
+    return result.returncode, result.stdout, result.stderr
 
 
 MANIFEST = {
@@ -30,55 +32,55 @@ MANIFEST = {
 }
 
 
-def test_images_are_built_and_removed_beside_a_server_and_its_tasks_work_in_them(world, tmp_path):
-    user = world(bash(LOOK), says())
+def test_images_are_built_used_and_removed_with_a_running_server(deploy, tmp_path):
+    machine = deploy(bash(INSPECT), says())
     layers = small_root(), layer(directory("opt/tools"), entry("opt/tools/marker", b"my tools\n"))
-    assert refusal_of(user, "my-tools").endswith(": agentic-dev, basic")
-    used = build(user, "my-tools", oci_archive(tmp_path / "old.tar", *layers, packing="+gzip"))
-    user.model.tell(signal.SIGSTOP)  # so long no agent comes to look at its image
-    user.submit(vm={"profile": "my-tools"})
-    user.until_state("running")
+    assert rejection_message(machine, "my-tools").endswith(": agentic-dev, basic")
+    image_in_use = build(machine, "my-tools", oci_archive(tmp_path / "old.tar", *layers, packing="+gzip"))
+    machine.model.send_signal(signal.SIGSTOP)  # keeps the agent from using its image
+    machine.submit(vm={"profile": "my-tools"})
+    machine.wait_for_state("running")
     newer = layer(entry("opt/tools/marker", b"newer\n"))
-    assert build(user, "my-tools", oci_archive(tmp_path / "new.tar", *layers, newer)) != used
-    code, _, told = sandbox(user, "remove", "my-tools")
-    assert (code, "A task uses the image" in told) == (4, True)
-    user.model.tell(signal.SIGCONT)
-    assert_worked_in(user, used)
-    assert sandbox(user, "remove", "my-tools")[0] == 0
+    assert build(machine, "my-tools", oci_archive(tmp_path / "new.tar", *layers, newer)) != image_in_use
+    code, _, stderr = profile_command(machine, "remove", "my-tools")
+    assert (code, "A task uses the image" in stderr) == (4, True)
+    machine.model.send_signal(signal.SIGCONT)
+    check_task_used(machine, image_in_use)
+    assert profile_command(machine, "remove", "my-tools")[0] == 0
 
-    user.submit("on-the-host", vm={"profile": "basic"})
-    status = user.wait("on-the-host")
+    machine.submit("on-the-host", vm={"profile": "basic"})
+    status = machine.wait("on-the-host")
     assert (status["state"], status["vm"]["image"], status["vm"]["profile"]) == ("completed", "host", "basic")
-    assert b"+bare" not in user.artifact("on-the-host.patch", "on-the-host")
-    build(user, "basic", docker_archive(tmp_path / "tools.tar", *layers), "--minimum-tier", "vm")
-    said = refusal_of(user, "basic")
-    assert "tier vm or stronger; this server's has tier namespaces" in said
-    assert user.http.post("/api/v1/tasks?dry_run=true", json=MANIFEST).status_code == 200
+    assert b"+bare" not in machine.artifact("on-the-host.patch", "on-the-host")
+    build(machine, "basic", docker_archive(tmp_path / "tools.tar", *layers), "--minimum-tier", "vm")
+    message = rejection_message(machine, "basic")
+    assert "tier vm or stronger; this server's has tier namespaces" in message
+    assert machine.http.post("/api/v1/tasks?dry_run=true", json=MANIFEST).status_code == 200
 
 
-def build(user, name, archive, *words):
-    """Gives the name of the image."""
-    code, image, told = sandbox(user, "build", name, "--from-oci", str(archive), *words)
-    assert code == 0, told
+def build(machine, name, archive, *options):
+    """Build a profile; return the name of the image."""
+    code, image, stderr = profile_command(machine, "build", name, "--from-oci", str(archive), *options)
+    assert code == 0, stderr
     return image.strip()
 
 
-def refusal_of(user, profile):
-    """What is said to who asks for a profile that is not offered."""
-    refused = user.http.post("/api/v1/tasks", json={**MANIFEST, "vm": {"profile": profile}})
-    assert refused.status_code == 400
-    (mistake,) = refused.json()["details"]
-    assert (mistake["field"], mistake["rule"]) == ("vm.profile", "not_offered")
-    return mistake["message"]
+def rejection_message(machine, profile):
+    """The error message for a profile that is not offered."""
+    response = machine.http.post("/api/v1/tasks", json={**MANIFEST, "vm": {"profile": profile}})
+    assert response.status_code == 400
+    (detail,) = response.json()["details"]
+    assert (detail["field"], detail["rule"]) == ("vm.profile", "not_offered")
+    return detail["message"]
 
 
-def assert_worked_in(user, image):
-    status = user.wait()
-    assert (status["state"], status["error"]) == ("completed", None), user.tell()
+def check_task_used(machine, image):
+    status = machine.wait()
+    assert (status["state"], status["error"]) == ("completed", None), machine.diagnostics()
     assert status["vm"]["image"] == image
     assert image.startswith("my-tools@sha256:")
-    assert user.tool_results() == ["my tools\nbare\nBegin"]
-    patch = user.artifact("task-1.patch")
+    assert machine.tool_results() == ["my tools\nbare\nBegin"]
+    patch = machine.artifact("task-1.patch")
     assert b"+new" in patch
     assert b"+bare" in patch
-    assert json.loads(user.artifact("metadata.json"))["sandbox"]["image"] == image
+    assert json.loads(machine.artifact("metadata.json"))["sandbox"]["image"] == image

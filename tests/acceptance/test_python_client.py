@@ -1,4 +1,4 @@
-"""The Python client against the real server: its page's examples, and a server that dies beneath its iterators."""
+"""The Python client with the real server: the examples of its docs page, iterators across a restart, and errors."""
 
 import asyncio
 import re
@@ -31,16 +31,16 @@ claude: {prompt: "Do it."}
 """
 
 
-def test_the_examples_of_the_page_do_what_they_say(world, tmp_path, monkeypatch, capsys):
-    machine = world(bash("echo mended > mended.txt"), says())
-    monkeypatch.setenv("SANDBOX_SERVER", machine.server.said["http"])
+def test_examples_of_the_docs_page_run(deploy, tmp_path, monkeypatch, capsys):
+    machine = deploy(bash("echo mended > mended.txt"), says())
+    monkeypatch.setenv("SANDBOX_SERVER", machine.server.ready_message["http"])
     monkeypatch.chdir(tmp_path)
     (tmp_path / "task.yaml").write_text(MANIFEST)
-    printed = []
+    outputs = []
     for number, example in enumerate(re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)):
         exec(compile(example, f"example {number}", "exec"), {"__name__": "example"})
-        printed.append(capsys.readouterr().out)
-    first, submitted, watched, awaited, artifacts, ended = printed
+        outputs.append(capsys.readouterr().out)
+    first, submitted, watched, awaited, artifacts, ended = outputs
     assert first.startswith("completed 0.")
     assert "+mended\n" in first
     assert submitted == ""
@@ -53,39 +53,39 @@ def test_the_examples_of_the_page_do_what_they_say(world, tmp_path, monkeypatch,
     assert ended == "mend-7 completed Mend the build\nIt has ended before: completed\nIts sandbox is not kept.\n"
 
 
-def test_iterators_go_on_when_the_server_is_killed_and_comes_back_and_its_errors_come_with_what_it_says(world):
-    machine = world(bash("for i in $(seq 40); do echo line $i; sleep 0.1; done; echo new > new.txt"), says())
+def test_iterators_resume_after_a_server_restart_and_errors_have_details(deploy):
+    machine = deploy(bash("for i in $(seq 40); do echo line $i; sleep 0.1; done; echo new > new.txt"), says())
     machine.submit()
-    machine.until_state("running")
-    server, told = machine.server.said["http"], {"sync": [], "async": []}
+    machine.wait_for_state("running")
+    server, received = machine.server.ready_message["http"], {"sync": [], "async": []}
 
     async def follow():
         async with AsyncClient(server) as client:
             async for event in client.events("task-1"):
-                told["async"].append(event)
+                received["async"].append(event)
 
     with Client(server) as client:
         followers = [
-            threading.Thread(target=lambda: told["sync"].extend(client.events("task-1"))),
+            threading.Thread(target=lambda: received["sync"].extend(client.events("task-1"))),
             threading.Thread(target=asyncio.run, args=[follow()]),
         ]
         for follower in followers:
             follower.start()
-        until(lambda: told["async"], what="the first event")
+        until(lambda: received["async"], what="the first event")
         machine.restart_server(signal.SIGKILL)
         for follower in followers:
             follower.join(60)
-        assert client.wait("task-1", timeout_seconds=30)["state"] == "completed", machine.tell()
-    assert told["async"] == told["sync"] == machine.frames()
-    errors_come_with_what_the_server_says(server)
+        assert client.wait("task-1", timeout_seconds=30)["state"] == "completed", machine.diagnostics()
+    assert received["async"] == received["sync"] == machine.wire_events()
+    check_errors(server)
 
 
-def errors_come_with_what_the_server_says(server):
-    """To a client of a server with one task, task-1, which is completed."""
+def check_errors(server):
+    """With a server that has one completed task, task-1."""
     with Client(server) as client:
-        taken = MANIFEST.replace("metadata: {", 'metadata: {id: "task-1", ')
+        manifest = MANIFEST.replace("metadata: {", 'metadata: {id: "task-1", ')
         with pytest.raises(DuplicateTaskIdError) as duplicate:
-            client.submit(taken)
+            client.submit(manifest)
         assert duplicate.value.existing_task["state"] == "completed"
         with pytest.raises(TaskAlreadyTerminalError) as ended:
             client.cancel("task-1")
@@ -94,9 +94,9 @@ def errors_come_with_what_the_server_says(server):
             client.submit(MANIFEST + "vm: {cpus: 4096}\n")
         assert large.value.requested_cpus == 4096 > large.value.available_cpus
         assert large.value.requested_memory == "8G"
-        with pytest.raises(InvalidManifestError) as wrong:
+        with pytest.raises(InvalidManifestError) as invalid:
             client.submit(MANIFEST + "vm: {cpus: many}\n")
-        assert [(one["field"], one["line"]) for one in wrong.value.mistakes] == [("vm.cpus", 6)]
+        assert [(detail["field"], detail["line"]) for detail in invalid.value.mistakes] == [("vm.cpus", 6)]
         with pytest.raises(InvalidManifestError):
             client.check(MANIFEST + "vm: {cpus: many}\n")
         assert client.check(MANIFEST)["definition"]["vm"]["cpus"] == 4

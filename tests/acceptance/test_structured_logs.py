@@ -1,4 +1,4 @@
-"""What operators find in the logs of a server and its runners: whole lines, each with what it is about."""
+"""Structured logs of a server and its runners: JSON lines with their context."""
 
 import json
 
@@ -10,7 +10,7 @@ VALUE = "a-secret-value-of-some-length"
 
 
 def lines(path):
-    """Every line, for each must be JSON."""
+    """All lines, each of which must be JSON."""
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
@@ -18,47 +18,49 @@ LOGGING = {"SANDBOX_LOG_FORMAT": "json", "SANDBOX_LOG_LEVEL": "debug", "TOKEN": 
 
 
 @pytest.fixture
-def logging_world(world):
-    """A server that logs as JSON, and knows a secret."""
-    return world(bash("echo $TOKEN"), says(), environment=LOGGING)
+def json_log_machine(deploy):
+    """A deployment whose server logs JSON and has a secret."""
+    return deploy(bash("echo $TOKEN"), says(), environment=LOGGING)
 
 
-def test_every_line_is_json_and_leads_from_the_request_to_the_task_and_its_runner(logging_world):
+def test_log_lines_are_json_with_request_and_task_ids(json_log_machine):
     secrets = [{"name": "TOKEN", "source": "env", "key": "TOKEN"}]
-    logging_world.http.headers["X-Request-Id"] = "from-the-client"
-    task_id = logging_world.submit(secrets=secrets)
-    logging_world.http.headers.pop("X-Request-Id")
-    logging_world.wait()
-    refused = logging_world.http.get("/api/v1/tasks/nobody%0Aforged").json()
-    logging_world.http.get("/api/health")
-    logging_world.server.stop()
-    told = lines(logging_world.directory / "server.log")
-    assert all({"time", "level", "logger", "message"} <= set(line) for line in told)
+    json_log_machine.http.headers["X-Request-Id"] = "from-the-client"
+    task_id = json_log_machine.submit(secrets=secrets)
+    json_log_machine.http.headers.pop("X-Request-Id")
+    json_log_machine.wait()
+    error = json_log_machine.http.get("/api/v1/tasks/nobody%0Aforged").json()
+    json_log_machine.http.get("/api/health")
+    json_log_machine.server.stop()
+    log_lines = lines(json_log_machine.directory / "server.log")
+    assert all({"time", "level", "logger", "message"} <= set(line) for line in log_lines)
 
-    accepted = next(line for line in told if line["message"] == f"Task {task_id} was accepted")
+    accepted = next(line for line in log_lines if line["message"] == f"Task {task_id} was accepted")
     assert (accepted["request_id"], accepted["task_id"]) == ("from-the-client", task_id)
-    answered = next(line for line in told if line.get("status") == 202)
-    assert (answered["request_id"], answered["task_id"], answered["path"]) == (
+    response = next(line for line in log_lines if line.get("status") == 202)
+    assert (response["request_id"], response["task_id"], response["path"]) == (
         "from-the-client", task_id, "/api/v1/tasks",
     )  # fmt: skip
-    missing = next(line for line in told if line.get("status") == 404)
-    assert (missing["request_id"], missing["task_id"]) == (refused["request_id"], "nobody\nforged")
-    assert next(line for line in told if line.get("path") == "/api/health")["level"] == "debug"
+    missing = next(line for line in log_lines if line.get("status") == 404)
+    assert (missing["request_id"], missing["task_id"]) == (error["request_id"], "nobody\nforged")
+    assert next(line for line in log_lines if line.get("path") == "/api/health")["level"] == "debug"
 
-    states = [line for line in told if line["logger"] == "sandbox.server.journal_tailer"]
+    states = [line for line in log_lines if line["logger"] == "sandbox.server.journal_tailer"]
     assert [line["state"] for line in states][-1] == "completed"
     assert {line["task_id"] for line in states} == {task_id}
     assert all("request_id" not in line for line in states)
-    assert all("request_id" in line for line in told if "status" in line)
-    _look_at_runner(logging_world, task_id)
+    assert all("request_id" in line for line in log_lines if "status" in line)
+    _check_runner_log(json_log_machine, task_id)
 
 
-def _look_at_runner(world, task_id):
-    """Its own log: the same shape, and nothing that is secret."""
-    (path,) = world.data_dir.glob(f"tasks/{task_id}/attempts/*/runner.log")
-    told = until(lambda: [line for line in lines(path) if line["message"] == "The attempt has ended"] and lines(path))
-    assert {line["task_id"] for line in told} == {task_id}
-    assert {line["attempt_id"] for line in told} == {path.parent.name}
-    everything = path.read_text() + (world.directory / "server.log").read_text()
-    assert VALUE not in everything
-    assert SERVER_KEY not in everything
+def _check_runner_log(machine, task_id):
+    """The runner's log has the same format, and no log has a secret."""
+    (path,) = machine.data_dir.glob(f"tasks/{task_id}/attempts/*/runner.log")
+    log_lines = until(
+        lambda: [line for line in lines(path) if line["message"] == "The attempt has ended"] and lines(path)
+    )
+    assert {line["task_id"] for line in log_lines} == {task_id}
+    assert {line["attempt_id"] for line in log_lines} == {path.parent.name}
+    logs = path.read_text() + (machine.directory / "server.log").read_text()
+    assert VALUE not in logs
+    assert SERVER_KEY not in logs

@@ -1,4 +1,4 @@
-"""A manifest becomes a patch."""
+"""From a manifest to a patch."""
 
 import json
 import subprocess
@@ -21,7 +21,7 @@ claude:
   prompt: "Your instructions here"
 """
 
-WALK = ["pending", "staging", "provisioning", "ready", "running", "completing", "completed"]
+STATES = ["pending", "staging", "provisioning", "ready", "running", "completing", "completed"]
 
 
 FILES = {
@@ -47,50 +47,50 @@ git ls-files -s > /dev/null
 tar --exclude=.git --exclude=debug.log --sort=name -cf - . | sha256sum
 """
 LONG = "python3 -c \"open('big.txt','w').write('x'*300000)\""
-LOOK = "env; cat /proc/self/environ | tr '\\0' '\\n'; cat /proc/1/environ /proc/1/cmdline"
+PRINT_ENVIRONMENT = "env; cat /proc/self/environ | tr '\\0' '\\n'; cat /proc/1/environ /proc/1/cmdline"
 
 
-@pytest.mark.usefixtures("true_starts")
-def test_the_minimal_manifest_sent_with_curl_becomes_a_patch(world, tmp_path):
-    talks = Turn((Text("y" * 300_000), ToolUse("Bash", {"command": LONG, "description": "work"})))
-    machine = world(bash(CHANGE), talks, bash(LOOK), says("I did it."), files=FILES)
-    task_id, frames = send(machine, tmp_path)
+@pytest.mark.usefixtures("without_fork_server")
+def test_minimal_manifest_sent_with_curl_produces_a_patch(deploy, tmp_path):
+    long_message = Turn((Text("y" * 300_000), ToolUse("Bash", {"command": LONG, "description": "work"})))
+    machine = deploy(bash(CHANGE), long_message, bash(PRINT_ENVIRONMENT), says("I did it."), files=FILES)
+    task_id, frames = submit_with_curl(machine, tmp_path)
     status = machine.wait(task_id)
-    assert status["state"] == "completed", machine.tell(task_id)
-    walks_through_all_states(frames)
-    tells_the_whole_story(status)
-    applies_on_the_base_commit(machine, machine.artifact(f"{task_id}.patch", task_id), tmp_path)
-    never_shows_the_servers_key(machine, task_id)
+    assert status["state"] == "completed", machine.diagnostics(task_id)
+    check_states(frames)
+    check_status(status)
+    check_patch_applies(machine, machine.artifact(f"{task_id}.patch", task_id), tmp_path)
+    check_server_key_is_hidden(machine, task_id)
     lines = [frame["data"] for frame in frames if frame["type"] == "output"]
     assert any(len(line) > 300_000 and line.endswith("\n") for line in lines)
     assert "".join(lines).encode() == machine.artifact("transcript.ndjson", task_id)
 
 
-def send(machine, directory):
-    """Give the task's id and its story, as the WebSocket tells it to somebody who has been there before it."""
+def submit_with_curl(machine, directory):
+    """Submit with curl; return the task id and its events from a WebSocket that was connected before."""
     (directory / "task.yaml").write_text(MINIMAL_MANIFEST)
-    with connect(f"{machine.server.said['ws']}/api/v1/tasks/stream", max_size=None) as stream:
+    with connect(f"{machine.server.ready_message['ws']}/api/v1/tasks/stream", max_size=None) as stream:
         curl = subprocess.run(
-            ["curl", "-sS", "-X", "POST", f"{machine.server.said['http']}/api/v1/tasks",
+            ["curl", "-sS", "-X", "POST", f"{machine.server.ready_message['http']}/api/v1/tasks",
              "-H", "Content-Type: application/yaml", "--data-binary", "@task.yaml"],
             cwd=directory, capture_output=True, timeout=30, check=True,
         )  # fmt: skip
-        answer = json.loads(curl.stdout)
+        response = json.loads(curl.stdout)
         frames = []
         while not frames or frames[-1]["type"] != "end":
             frames.append(json.loads(stream.recv(timeout=60)))
-    assert answer["state"] == "pending"
-    assert {frame["task_id"] for frame in frames} == {answer["task_id"]}
-    return answer["task_id"], frames
+    assert response["state"] == "pending"
+    assert {frame["task_id"] for frame in frames} == {response["task_id"]}
+    return response["task_id"], frames
 
 
-def walks_through_all_states(frames):
-    assert [frame["new_state"] for frame in frames if frame["type"] == "state_change"] == WALK, frames
+def check_states(frames):
+    assert [frame["new_state"] for frame in frames if frame["type"] == "state_change"] == STATES, frames
     assert {"state_change", "output", "progress", "tool_call", "end"} <= {frame["type"] for frame in frames}
 
 
-def tells_the_whole_story(status):
-    """With defaults filled in."""
+def check_status(status):
+    """The status is complete, with defaults filled in."""
     assert (status["exit_code"], status["error"]) == (0, None)
     assert (status["progress"]["tool_calls"], status["progress"]["turns"]) == (3, 4)
     assert status["progress"]["input_tokens"] >= 4000
@@ -101,8 +101,8 @@ def tells_the_whole_story(status):
     assert status["definition"]["vm"]["memory"] == "8G"
 
 
-def applies_on_the_base_commit(machine, patch, directory):
-    """And gives the same tree."""
+def check_patch_applies(machine, patch, directory):
+    """The patch applies to the base commit and reproduces the tree."""
     (directory / "the.patch").write_bytes(patch)
     git("clone", "-q", str(machine.repositories / "repo.git"), "checkout", cwd=directory)
     checkout = directory / "checkout"
@@ -122,18 +122,18 @@ def applies_on_the_base_commit(machine, patch, directory):
     assert git("status", "--porcelain", "--ignored", cwd=checkout).count("??") == 0
 
 
-def never_shows_the_servers_key(machine, task_id):
-    """To the agent; the model gets it."""
-    asked = [request for request in machine.model_requests() if request["path"].startswith("/v1/messages")]
-    assert {request["headers"].get("x-api-key") for request in asked} == {SERVER_KEY}
-    looked = machine.tool_results()[2]
-    assert "ANTHROPIC_API_KEY=sk-ant-sandbox-" in looked
-    for text in (looked, machine.logs(task_id), machine.artifact("transcript.ndjson", task_id).decode()):
+def check_server_key_is_hidden(machine, task_id):
+    """Only the model gets the server's key, not the agent."""
+    requests = [request for request in machine.model_requests() if request["path"].startswith("/v1/messages")]
+    assert {request["headers"].get("x-api-key") for request in requests} == {SERVER_KEY}
+    environment = machine.tool_results()[2]
+    assert "ANTHROPIC_API_KEY=sk-ant-sandbox-" in environment
+    for text in (environment, machine.logs(task_id), machine.artifact("transcript.ndjson", task_id).decode()):
         assert SERVER_KEY not in text
 
 
-def test_a_hostile_repository_configures_nothing_but_its_claude_md_is_read(world):
-    machine = world(
+def test_repository_settings_are_ignored_and_claude_md_is_read(deploy):
+    machine = deploy(
         bash("pwd; git rev-parse HEAD; git branch --show-current; ls"), bash("ls -a /tmp /workspace"), says()
     )
     hook = {"hooks": [{"type": "command", "command": "touch /tmp/hook-ran"}]}
@@ -152,10 +152,10 @@ def test_a_hostile_repository_configures_nothing_but_its_claude_md_is_read(world
     files["CLAUDE.md"] = "Always be kind to the xylophone.\n"
     commit = make_repository(machine.repositories / "hostile.git", files)
     machine.submit(repository={"url": "https://github.com/org/hostile.git", "commit": commit[:10], "subpath": "src"})
-    assert machine.wait()["state"] == "completed", machine.tell()
-    began, made = machine.tool_results()
-    assert began.split()[:4] == ["/workspace/src", commit, "main", "app.py"]
-    assert "-ran" not in made
+    assert machine.wait()["state"] == "completed", machine.diagnostics()
+    listing, directories = machine.tool_results()
+    assert listing.split()[:4] == ["/workspace/src", commit, "main", "app.py"]
+    assert "-ran" not in directories
     bodies = [r["body"] for r in machine.model_requests() if r["path"].startswith("/v1/messages?") or r["body"]]
     assert any("xylophone" in body for body in bodies)
     assert not any("evil-model" in body for body in bodies)

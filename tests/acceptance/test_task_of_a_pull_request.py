@@ -1,4 +1,4 @@
-"""What CI runs for a pull request, against the real server: the comment, the patch, the cost."""
+"""The CI script for pull requests with the real server: the comment, the patch, the cost."""
 
 import json
 import os
@@ -16,12 +16,12 @@ SCRIPT = Path(__file__).parents[2] / "packaging" / "github" / "run-task"
 
 @pytest.fixture
 def run_task(tmp_path):
-    """Run it for a pull request of the world's repository."""
+    """Runs the script for a pull request of the deployment's repository."""
 
     def run(machine, **variables):
         environment = {
             "PATH": os.environ["PATH"],
-            "SANDBOX_SERVER": machine.server.said["http"],
+            "SANDBOX_SERVER": machine.server.ready_message["http"],
             "PYTHONWARNINGS": "error",
             "REPOSITORY_URL": "https://github.com/org/repo.git",
             "BRANCH": "main",
@@ -36,16 +36,16 @@ def run_task(tmp_path):
     return run
 
 
-def test_the_patch_and_its_cost_are_written_for_the_pull_request(world, run_task, tmp_path):
+def test_patch_and_cost_are_written_for_the_pull_request(deploy, run_task, tmp_path):
     hostile = "````\n@everyone <script>alert(1)</script>\n"
-    machine = world(bash(f"printf '{hostile}' > new.md && echo mended > a.txt"), says("Done.\n```\n@everyone"))
+    machine = deploy(bash(f"printf '{hostile}' > new.md && echo mended > a.txt"), says("Done.\n```\n@everyone"))
     fields = json.dumps({"lifecycle": {"budget_usd": 2}, "metadata": {"labels": {"pr": "7"}}})
-    ran = run_task(machine, NAME="A title", FIELDS=fields)
-    assert ran.returncode == 0, ran.stderr
+    result = run_task(machine, NAME="A title", FIELDS=fields)
+    assert result.returncode == 0, result.stderr
     comment = (tmp_path / "result" / "comment.md").read_text()
     assert comment.startswith("**Sandbox: task `")
     assert "2 turns · 1 tool calls · 2,000 tokens in, 100 out · $0.00" in comment
-    assert "\n`````diff\ndiff --git a/a.txt b/a.txt" in comment  # one more than the longest in the patch
+    assert "\n`````diff\ndiff --git a/a.txt b/a.txt" in comment  # one more backtick than in the patch
     assert "\n````\nDone.\n```\n@everyone\n````\n" in comment
     task = json.loads((tmp_path / "result" / "task.json").read_text())
     assert (task["name"], task["labels"]) == ("A title", {"pr": "7"})
@@ -54,8 +54,8 @@ def test_the_patch_and_its_cost_are_written_for_the_pull_request(world, run_task
     assert (tmp_path / "checkout" / "a.txt").read_text() == "mended\n"
 
 
-def test_what_did_not_come_to_its_end_is_told_and_fails_the_job(world, run_task, tmp_path):
-    machine = world(bash("sleep 300"), says())
+def test_unsuccessful_task_fails_the_job_with_a_comment(deploy, run_task, tmp_path):
+    machine = deploy(bash("sleep 300"), says())
     failed = run_task(machine, COMMIT="0" * 40)
     assert failed.returncode == 1
     comment = (tmp_path / "result" / "comment.md").read_text()
@@ -73,20 +73,25 @@ def test_what_did_not_come_to_its_end_is_told_and_fails_the_job(world, run_task,
     assert " cancelled**" in (tmp_path / "result" / "comment.md").read_text()
 
 
-ALONE = {"SANDBOX_SERVER": "http://127.0.0.1:9", "REPOSITORY_URL": "https://github.com/org/repo.git"}
-ALONE |= {"BRANCH": "main", "COMMIT": "0" * 40, "PROMPT": "Mend it."}
+VARIABLES = {"SANDBOX_SERVER": "http://127.0.0.1:9", "REPOSITORY_URL": "https://github.com/org/repo.git"}
+VARIABLES |= {"BRANCH": "main", "COMMIT": "0" * 40, "PROMPT": "Mend it."}
 
 
-def test_a_server_that_is_not_there_is_told_in_one_sentence(tmp_path):
-    environment = {**ALONE, "PATH": os.environ["PATH"], "PYTHONWARNINGS": "error", "OUTPUT": str(tmp_path / "result")}
+def test_unreachable_server_is_reported_in_one_line(tmp_path):
+    environment = {
+        **VARIABLES,
+        "PATH": os.environ["PATH"],
+        "PYTHONWARNINGS": "error",
+        "OUTPUT": str(tmp_path / "result"),
+    }
     command = [sys.executable, str(SCRIPT)]
-    ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, check=False)
-    assert (ran.returncode, ran.stderr.count("\n")) == (1, 1)
-    assert "127.0.0.1:9" in ran.stderr
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, check=False)
+    assert (result.returncode, result.stderr.count("\n")) == (1, 1)
+    assert "127.0.0.1:9" in result.stderr
 
 
 @pytest.mark.parametrize(
-    ("variables", "told"),
+    ("variables", "message"),
     [
         ({"PROMPT": "", "COMMIT": ""}, "Set PROMPT, COMMIT in the environment; "),
         ({"FIELDS": "{"}, "FIELDS is not JSON: "),
@@ -95,10 +100,10 @@ def test_a_server_that_is_not_there_is_told_in_one_sentence(tmp_path):
         ({"SANDBOX_SERVER": "nowhere"}, "nowhere"),
     ],
 )
-def test_what_is_wrong_with_a_variable_is_told_in_one_sentence(monkeypatch, tmp_path, variables, told):
-    for name, value in {**ALONE, "OUTPUT": str(tmp_path / "result"), **variables}.items():
+def test_invalid_variable_is_reported_in_one_line(monkeypatch, tmp_path, variables, message):
+    for name, value in {**VARIABLES, "OUTPUT": str(tmp_path / "result"), **variables}.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as exited:
         runpy.run_path(str(SCRIPT), run_name="__main__")
-    assert told in ended.value.code  # what is no number is written to stderr, and the exit code is 1
-    assert "\n" not in ended.value.code
+    assert message in exited.value.code  # a message as the exit code is printed to stderr, with exit code 1
+    assert "\n" not in exited.value.code

@@ -1,4 +1,4 @@
-"""The tutorial, typed as it stands there: what it says comes out."""
+"""The commands of the tutorial produce the documented output."""
 
 import os
 import re
@@ -19,56 +19,56 @@ EXPORTS = dict(re.findall(r'^export ([A-Z_]+)="?([^"$\n]+)"?$', PAGE, re.MULTILI
 
 def blocks(section, language):
     fences = re.findall(r"^```(\w*)\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
-    return [body for spoken, body in fences if spoken == language]
+    return [body for fence_language, body in fences if fence_language == language]
 
 
-def section(word):
-    (found,) = [text for title, text in SECTIONS.items() if word in title]
+def section(title_part):
+    (found,) = [text for title, text in SECTIONS.items() if title_part in title]
     return found
 
 
-class Newcomer:
-    """Somebody at terminal 3, with the files and the variables that the tutorial gave them."""
+class TutorialUser:
+    """A user at terminal 3, with the files and variables of the tutorial."""
 
     def __init__(self, home, server, repository_url):
-        self._here = home
+        self._directory = home
         self._repository_url = repository_url
         binaries = Path(sys.executable).parent
         self._environment = {
             "HOME": str(home),
             "SANDBOX_SERVER": server,
             "PATH": f"{binaries}:{os.environ['PATH']}",
-            "COLUMNS": "200",  # a line that is told is not broken
+            "COLUMNS": "200",  # documented lines are not wrapped
         }
 
-    def type(self, text, answer="", is_well=True):
-        """Run what a block says in a terminal; `answer` is typed meanwhile. Gives what the terminal shows."""
+    def type(self, text, stdin_text="", is_success=True):
+        """Run a block in a terminal with `stdin_text` as input; return the terminal's output."""
         lines = self.with_address(text) + '\npwd > "$HOME/here"\n'
         terminal = ["script", "-qec", f"bash -exc {shlex.quote(lines)}", "/dev/null"]
-        ran = subprocess.run(
+        result = subprocess.run(
             terminal,
-            cwd=self._here,
+            cwd=self._directory,
             env=self._environment,
-            input=answer.encode(),
+            input=stdin_text.encode(),
             capture_output=True,
             timeout=110,
             check=False,
         )
-        shown = re.sub(r"\x1b\[[0-9;?<>=]*[A-Za-z]|\r", "", ran.stdout.decode())
-        assert (ran.returncode == 0) == is_well, shown
-        if is_well:
-            self._here = Path((Path(self._environment["HOME"]) / "here").read_text().strip())
-        return shown
+        output = re.sub(r"\x1b\[[0-9;?<>=]*[A-Za-z]|\r", "", result.stdout.decode())
+        assert (result.returncode == 0) == is_success, output
+        if is_success:
+            self._directory = Path((Path(self._environment["HOME"]) / "here").read_text().strip())
+        return output
 
     def write(self, name, text):
-        (self._here / name).write_text(self.with_address(text))
+        (self._directory / name).write_text(self.with_address(text))
 
     def with_address(self, text):
         return text.replace("http://127.0.0.1:8130/example.git", self._repository_url)
 
 
 @pytest.fixture
-def newcomer(tmp_path):
+def user(tmp_path):
     (tmp_path / "home").mkdir()
     lay_agent_ready(tmp_path / "data")
     command = [sys.executable, "-m", "sandbox.demo.playground", "--git-port", "0", "--model-port", "0"]
@@ -77,33 +77,33 @@ def newcomer(tmp_path):
             repository_url, model_url = [playground.stdout.readline().split()[1] for _ in range(2)]
             variables = {**EXPORTS, "ANTHROPIC_BASE_URL": model_url, "SANDBOX_RUNTIME": "bubblewrap"}
             with start_server(tmp_path / "data", variables) as server:
-                yield Newcomer(tmp_path / "home", server["http"], repository_url)
+                yield TutorialUser(tmp_path / "home", server["http"], repository_url)
         finally:
             playground.terminate()
 
 
 @pytest.mark.timeout(300)
-def test_from_a_clone_to_a_patch_a_secret_a_refused_host_and_a_look_into_a_failure(newcomer):
+def test_tutorial_commands_produce_the_documented_output(user):
     clone, run, proof, files = blocks(section("A task from a checkout"), "sh")
-    newcomer.type(clone, is_well=False)  # the last command is the test that fails
-    newcomer.type("cd ~/sandbox-tutorial")
-    shown = newcomer.type(run, answer="y\n")
-    assert "Applied to 2 files and staged." in shown
-    assert "OK" in newcomer.type(proof)
-    assert "transcript.ndjson" in newcomer.type(files)
+    user.type(clone, is_success=False)  # its last command is the failing test
+    user.type("cd ~/sandbox-tutorial")
+    output = user.type(run, stdin_text="y\n")
+    assert "Applied to 2 files and staged." in output
+    assert "OK" in user.type(proof)
+    assert "transcript.ndjson" in user.type(files)
 
-    newcomer.write("greeting.yaml", *blocks(section("A secret"), "yaml"))
-    (told,) = blocks(section("A secret"), "")
-    assert f"\n{told}" in newcomer.type(*blocks(section("A secret"), "sh"))
+    user.write("greeting.yaml", *blocks(section("A secret"), "yaml"))
+    (expected,) = blocks(section("A secret"), "")
+    assert f"\n{expected}" in user.type(*blocks(section("A secret"), "sh"))
 
-    newcomer.write("fetch.yaml", *blocks(section("An allowed host"), "yaml"))
-    refused, _ = blocks(section("An allowed host"), "sh")  # the other one would leave the machine
-    (told,) = blocks(section("An allowed host"), "")
-    assert told in newcomer.type(refused)
+    user.write("fetch.yaml", *blocks(section("An allowed host"), "yaml"))
+    refused, _ = blocks(section("An allowed host"), "sh")  # the other block uses the real internet
+    (expected,) = blocks(section("An allowed host"), "")
+    assert expected in user.type(refused)
 
-    dear, shell, rest = blocks(section("A failure"), "sh")
-    (told,) = blocks(section("A failure"), "")
-    assert told in newcomer.type(dear, is_well=False)
-    shown = newcomer.type(shell, answer="git status --short\ncat basket.py\nexit\n")
-    assert "return sum(prices)" in shown
-    assert "is released" in newcomer.type(rest)
+    expensive, shell, rest = blocks(section("A failure"), "sh")
+    (expected,) = blocks(section("A failure"), "")
+    assert expected in user.type(expensive, is_success=False)
+    output = user.type(shell, stdin_text="git status --short\ncat basket.py\nexit\n")
+    assert "return sum(prices)" in output
+    assert "is released" in user.type(rest)

@@ -1,4 +1,4 @@
-"""A process that KILL does not end costs seconds, and no task its success. Frozen ones of cgroup v1 are such."""
+"""A process that SIGKILL does not end delays a task by seconds only. Uses processes frozen by cgroup v1."""
 
 import os
 import signal
@@ -11,39 +11,39 @@ from doubles.leftovers import left_behind
 from doubles.live_server import bash, says, until
 
 FREEZER = Path("/sys/fs/cgroup/freezer")
-WORKS = (
+WORK = (
     bash("setsid sleep 98765 >/dev/null 2>&1 & echo hi > new.txt"),
     bash("while ! test -e go; do sleep 0.05; done; rm go"),
 )
 SECONDS = 40
-"""10 for the sandbox's end, 20 for that of a finisher and of the sandbox in teardown; the rest for a busy machine."""
+"""10 for the end of the sandbox, 20 for finalization and teardown; the rest for a busy machine."""
 
 
 @pytest.fixture
 def freeze():
-    """Freezes a process until the test is over; calling `thaw` ends that."""
+    """Freezes a process until `thaw` is called or the test ends."""
     if os.getuid() != 0 or not os.access(FREEZER / "cgroup.procs", os.W_OK):
-        pytest.skip("needs root and the freezer of cgroup v1; what is frozen by cgroup v2 ends on KILL")
-    place = FREEZER / f"sandbox-test-{os.getpid()}"
-    place.mkdir()
+        pytest.skip("needs root and the cgroup v1 freezer; processes frozen by cgroup v2 end on SIGKILL")
+    cgroup = FREEZER / f"sandbox-test-{os.getpid()}"
+    cgroup.mkdir()
 
     def freeze(pid):
-        (place / "cgroup.procs").write_text(str(pid))
-        (place / "freezer.state").write_text("FROZEN")
+        (cgroup / "cgroup.procs").write_text(str(pid))
+        (cgroup / "freezer.state").write_text("FROZEN")
 
     def thaw():
-        (place / "freezer.state").write_text("THAWED")
-        until(lambda: not (place / "cgroup.procs").read_text(), 20, "what was frozen to end")
+        (cgroup / "freezer.state").write_text("THAWED")
+        until(lambda: not (cgroup / "cgroup.procs").read_text(), 20, "the frozen process to end")
 
     freeze.thaw = thaw
     yield freeze
     thaw()
-    place.rmdir()
+    cgroup.rmdir()
 
 
-def find_sleeper(world):
-    """The agent's background process, by its attempt's control group."""
-    attempts = {path.name for path in world.data_dir.glob("tasks/*/attempts/*")}
+def find_sleeper(machine):
+    """Find the agent's background process by its attempt's control group."""
+    attempts = {path.name for path in machine.data_dir.glob("tasks/*/attempts/*")}
     for directory in Path("/proc").iterdir():
         try:
             is_ours = any(one in (directory / "cgroup").read_text() for one in attempts)
@@ -54,16 +54,16 @@ def find_sleeper(world):
     return None
 
 
-def go_on(pid):
+def release_agent(pid):
     Path(f"/proc/{pid}/root/workspace/go").touch()
 
 
-def test_a_success_is_recorded_though_a_process_of_its_sandbox_does_not_end(world, freeze):
-    machine = world(*WORKS, says())
+def test_task_completes_despite_an_unkillable_process(deploy, freeze):
+    machine = deploy(*WORK, says())
     machine.submit()
     pid = until(lambda: find_sleeper(machine), 60, "the background process")
     freeze(pid)
-    go_on(pid)
+    release_agent(pid)
     began = time.monotonic()
     assert machine.wait(seconds=SECONDS + 20)["state"] == "completed"
     assert time.monotonic() - began < SECONDS
@@ -71,15 +71,15 @@ def test_a_success_is_recorded_though_a_process_of_its_sandbox_does_not_end(worl
     assert "teardown_failed" in machine.logs(stream="events")
     freeze.thaw()
     machine.restart_server(signal.SIGTERM)  # the janitor's first round
-    until(lambda: not left_behind(machine.data_dir), 20, "the rest to be cleared away")
+    until(lambda: not left_behind(machine.data_dir), 20, "the leftovers to be removed")
     assert machine.status()["state"] == "completed"
 
 
-def test_a_task_all_of_whose_processes_end_takes_no_longer_for_it(world):
-    machine = world(*WORKS, says())
+def test_task_with_killable_processes_ends_quickly(deploy):
+    machine = deploy(*WORK, says())
     machine.submit()
     pid = until(lambda: find_sleeper(machine), 60, "the background process")
-    go_on(pid)
+    release_agent(pid)
     began = time.monotonic()
     assert machine.wait()["state"] == "completed"
     assert time.monotonic() - began < 10

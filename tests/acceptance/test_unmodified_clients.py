@@ -1,4 +1,4 @@
-"""Programs that people have already hand in tasks, follow them to their end, and see everything once."""
+"""Existing HTTP and WebSocket clients submit tasks and receive complete event streams."""
 
 import signal
 from concurrent.futures import ThreadPoolExecutor
@@ -8,7 +8,7 @@ import pytest
 
 from doubles.live_server import TERMINAL, bash, says, until
 from doubles.unmodified_clients import (
-    NOWHERE,
+    UNKNOWN_BRANCH_MANIFEST,
     WSCAT,
     BrowserWebSocket,
     Curl,
@@ -21,53 +21,55 @@ from doubles.unmodified_clients import (
 from sandbox.demo.model_script import Fault, Turn
 
 COUNT = "for i in $(seq 1 {n}); do echo line-$i >> count.txt; sleep 0.1; done"
-WALK = ["pending", "staging", "provisioning", "ready", "running", "completing", "completed"]
+STATES = ["pending", "staging", "provisioning", "ready", "running", "completing", "completed"]
 
 
 @pytest.fixture(autouse=True)
 def no_proxy(monkeypatch):
-    """These clients ask the environment whom to go through; the server of a test is next door."""
+    """Unset proxy variables, which these clients use."""
     for name in ("http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
 
 
-def alive(machine, task_id, frames, begun):
-    """The frames; the first output, which is noted in `begun`, has to come before the task has ended."""
-    last_seq, has_begun = 0, False
+def check_live_events(machine, task_id, frames, started_clients):
+    """Yield the frames; the first output must arrive before the task ends, and adds to `started_clients`."""
+    last_seq, has_output = 0, False
     for frame in frames:
-        if frame["type"] == "output" and not has_begun:
-            has_begun = True
+        if frame["type"] == "output" and not has_output:
+            has_output = True
             assert machine.status(task_id)["state"] not in TERMINAL
-            begun.append(task_id)
-        assert frame["seq"] > last_seq, "told twice"
+            started_clients.append(task_id)
+        assert frame["seq"] > last_seq, "duplicate event"
         last_seq = frame["seq"]
         yield frame
 
 
 def until_output(frames):
-    told = [next(frames)]
-    while told[-1]["type"] != "output":
-        told.append(next(frames))
-    return told
+    received = [next(frames)]
+    while received[-1]["type"] != "output":
+        received.append(next(frames))
+    return received
 
 
-def assert_whole_story(machine, task_id, frames, *, without=()):
-    """without: types that this way of following does not carry."""
+def check_complete_events(machine, task_id, frames, *, missing_types=()):
+    """missing_types: event types that this kind of stream does not have."""
     seqs = [frame["seq"] for frame in frames]
     assert seqs == sorted(set(seqs))
     assert [frame["type"] for frame in frames].index("end") == len(frames) - 1
-    assert [frame["new_state"] for frame in frames if frame["type"] == "state_change"] == WALK, machine.tell(task_id)
-    outputs = "".join(frame["data"] for frame in frames if frame["type"] == "output")
-    assert outputs.encode() == machine.artifact("transcript.ndjson", task_id)
-    logged = [frame for frame in machine.frames(task_id) if frame["type"] not in without]
-    shown = {frame["seq"] for frame in logged}
-    assert [frame for frame in frames if frame["seq"] in shown] == logged
+    assert [frame["new_state"] for frame in frames if frame["type"] == "state_change"] == STATES, machine.diagnostics(
+        task_id
+    )
+    output = "".join(frame["data"] for frame in frames if frame["type"] == "output")
+    assert output.encode() == machine.artifact("transcript.ndjson", task_id)
+    logged = [frame for frame in machine.wire_events(task_id) if frame["type"] not in missing_types]
+    logged_seqs = {frame["seq"] for frame in logged}
+    assert [frame for frame in frames if frame["seq"] in logged_seqs] == logged
 
 
-def test_whoever_hands_in_a_task_and_follows_it_with_what_they_have_sees_it_whole(world, browser):
-    machine = world(bash(COUNT.format(n=10)), says())
-    http, ws = machine.server.said["http"], machine.server.said["ws"]
+def test_existing_clients_submit_and_receive_complete_streams(deploy, browser):
+    machine = deploy(bash(COUNT.format(n=10)), says())
+    http, ws = machine.server.ready_message["http"], machine.server.ready_message["ws"]
     page, socket_page = EventSource(http, browser), BrowserWebSocket(http, browser)
     programs = [Requests(http), Httpx(http), Curl(http)]
     task_id = follow_all(machine, programs, page, socket_page, [ws, http.replace("http:", "ws:")])
@@ -76,49 +78,63 @@ def test_whoever_hands_in_a_task_and_follows_it_with_what_they_have_sees_it_whol
         assert "+line-10\n" in client.download(f"/tasks/{task_id}/artifacts/{task_id}.patch")
 
 
-def follow_all(machine, programs, page, socket_page, places):
-    """Each hands in a task; all follow the first one, by sockets on both ports, and see the whole of it."""
+def follow_all(machine, programs, page, socket_page, base_urls):
+    """All clients follow the first task, through WebSockets on both ports too, and then submit one each."""
     first, *others = programs
     with ThreadPoolExecutor(max_workers=10) as pool:
-        with machine.model_held():  # until all have begun
-            answer = first.submit()
-            task_id, begun = answer["task_id"], []
-            addresses = [f"{place}/api/v1/tasks/stream?task_id={task_id}&after=0" for place in places]
+        with machine.paused_model():  # until all clients have started
+            submission = first.submit()
+            task_id, started_clients = submission["task_id"], []
+            addresses = [f"{base_url}/api/v1/tasks/stream?task_id={task_id}&after=0" for base_url in base_urls]
             events = [
-                pool.submit(lambda one=one: list(alive(machine, task_id, one.follow(task_id), begun)))
-                for one in programs
+                pool.submit(
+                    lambda member=member: list(
+                        check_live_events(machine, task_id, member.follow(task_id), started_clients)
+                    )
+                )
+                for member in programs
             ]
             by_socket = [
-                pool.submit(lambda one=one, at=at: list(alive(machine, task_id, one.frames(one.open(at)), begun)))
-                for one in (Websockets(None), *wscats())
-                for at in addresses
+                pool.submit(
+                    lambda member=member, address=address: list(
+                        check_live_events(machine, task_id, member.frames(member.open(address)), started_clients)
+                    )
+                )
+                for member in (Websockets(None), *wscats())
+                for address in addresses
             ]
-            sockets = [socket_page.open(at) for at in addresses]
-            shown = alive(machine, task_id, page.follow(task_id), begun)
-            pushed = alive(machine, task_id, socket_page.frames(sockets[0]), begun)
-            beginnings = [until_output(shown), until_output(pushed)]
-            until(lambda: len(begun) == len([*beginnings, *events, *by_socket]), 60, "all to hear of the agent")
-        rests = zip(*zip_longest(shown, pushed), strict=True)
-        shown, pushed = (told + list(filter(None, rest)) for told, rest in zip(beginnings, rests, strict=True))
-        streams = [shown, *(one.result(60) for one in events)]
-        pushes = [pushed, list(socket_page.frames(sockets[1])), *(one.result(60) for one in by_socket)]
-    assert_all_whole(machine, task_id, streams, pushes)
-    answers = [answer, *(one.submit(NOWHERE) for one in (*others, page))]
-    assert [one["state"] for one in answers] == ["pending"] * 4
+            sockets = [socket_page.open(address) for address in addresses]
+            page_events = check_live_events(machine, task_id, page.follow(task_id), started_clients)
+            socket_events = check_live_events(machine, task_id, socket_page.frames(sockets[0]), started_clients)
+            first_events = [until_output(page_events), until_output(socket_events)]
+            until(
+                lambda: len(started_clients) == len([*first_events, *events, *by_socket]),
+                60,
+                "output for all clients",
+            )
+        rests = zip(*zip_longest(page_events, socket_events), strict=True)
+        page_events, socket_events = (
+            received + list(filter(None, rest)) for received, rest in zip(first_events, rests, strict=True)
+        )
+        streams = [page_events, *(member.result(60) for member in events)]
+        pushes = [socket_events, list(socket_page.frames(sockets[1])), *(member.result(60) for member in by_socket)]
+    check_all_complete(machine, task_id, streams, pushes)
+    submissions = [submission, *(member.submit(UNKNOWN_BRANCH_MANIFEST) for member in (*others, page))]
+    assert [member["state"] for member in submissions] == ["pending"] * 4
     return task_id
 
 
-def assert_all_whole(machine, task_id, streams, pushes):
-    for told in streams:
-        assert_whole_story(machine, task_id, told)
-        assert {"output", "tool_call", "usage"} <= {frame["type"] for frame in told}
-    for told in pushes:
-        assert_whole_story(machine, task_id, told, without=("usage",))
-        assert {"output", "tool_call", "progress"} <= {frame["type"] for frame in told}
+def check_all_complete(machine, task_id, streams, pushes):
+    for received in streams:
+        check_complete_events(machine, task_id, received)
+        assert {"output", "tool_call", "usage"} <= {frame["type"] for frame in received}
+    for received in pushes:
+        check_complete_events(machine, task_id, received, missing_types=("usage",))
+        assert {"output", "tool_call", "progress"} <= {frame["type"] for frame in received}
 
 
-@pytest.mark.skipif(not WSCAT.exists(), reason="wscat is not here; script/setup --dev fetches it")
-def test_wscat_is_among_them():
+@pytest.mark.skipif(not WSCAT.exists(), reason="wscat is not installed; script/setup --dev fetches it")
+def test_wscat_is_available():
     assert wscats()
 
 
@@ -126,20 +142,20 @@ def wscats():
     return [Wscat(None)] if WSCAT.exists() else []
 
 
-def test_a_page_goes_on_where_it_was_whenever_the_server_comes_back(world, browser):
+def test_event_source_resumes_after_server_restarts(deploy, browser):
     counting = Turn(bash(COUNT.format(n=30)).content, faults=(Fault(status=500),))
-    machine = world(counting, bash("wc -l < count.txt"), says())
-    client = EventSource(machine.server.said["http"], browser)
-    with machine.model_held():
+    machine = deploy(counting, bash("wc -l < count.txt"), says())
+    client = EventSource(machine.server.ready_message["http"], browser)
+    with machine.paused_model():
         task_id = client.submit()["task_id"]
         frames = client.follow(task_id)
-        told = until_output(frames)
+        received = until_output(frames)
         machine.restart_server(signal.SIGKILL)
         until(lambda: client.statuses(task_id) == [200, 200], what="the page to come back")
         machine.restart_server(signal.SIGTERM)
         until(lambda: client.statuses(task_id) == [200] * 3, what="the page to come back once more")
-    told += alive(machine, task_id, frames, [])
-    assert_whole_story(machine, task_id, told)
-    assert "error" in {frame["type"] for frame in told}
+    received += check_live_events(machine, task_id, frames, [])
+    check_complete_events(machine, task_id, received)
+    assert "error" in {frame["type"] for frame in received}
     assert machine.tool_results()[1].strip() == "30"
     assert client.statuses(task_id) == [200, 200, 200, 204]

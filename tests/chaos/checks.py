@@ -1,4 +1,4 @@
-"""Gathers what the oracle judges, by HTTP, from the files on disk, and with git."""
+"""Collects the evidence for the oracle: by HTTP, from files on disk, and with git."""
 
 import shutil
 import subprocess
@@ -7,26 +7,28 @@ from pathlib import Path
 from urllib.parse import quote
 
 from chaos.machine import END_SECONDS
-from chaos.oracle import MARK, Evidence, Kept, Story
+from chaos.oracle import MARK, DownloadedArtifact, Evidence, TaskRecord
 from doubles.leftovers import left_behind
 
 GONE_SECONDS = 10
 
 
-def examine(machine, blows):
-    """Wait for every task's end, then look. blows: `{task id: (victim, state, stdout that was read before)}`."""
+def collect_evidence(machine, kills):
+    """Wait until every task has ended, then collect. kills: `{task id: (target, state, stdout read before)}`."""
     machine.wait_for_all()
-    stories = [_tell(machine, task_id, *blows.get(task_id, (None, "", b""))) for task_id in sorted(machine.orders)]
+    tasks = [
+        _collect_task(machine, task_id, *kills.get(task_id, (None, "", b""))) for task_id in sorted(machine.submitted)
+    ]
     deadline = time.monotonic() + GONE_SECONDS
-    while (left := left_behind(machine.data_dir)) and time.monotonic() < deadline:
+    while (leftovers := left_behind(machine.data_dir)) and time.monotonic() < deadline:
         time.sleep(0.05)
-    for path in map(Path, left.get("files", ())):
+    for path in map(Path, leftovers.get("files", ())):
         if path.name == "runner.log":
-            left[str(path)] = path.read_text()
-    return Evidence(set(machine.acknowledged), _list(machine), [story for story in stories if story], left)
+            leftovers[str(path)] = path.read_text()
+    return Evidence(set(machine.acknowledged), _list_task_ids(machine), [task for task in tasks if task], leftovers)
 
 
-def _list(machine):
+def _list_task_ids(machine):
     listed, cursor = [], None
     while True:
         page = machine.http.get(
@@ -37,39 +39,41 @@ def _list(machine):
             return listed
 
 
-def _tell(machine, task_id, victim, state, seen):
-    """None for a task that was never acknowledged and is not there."""
+def _collect_task(machine, task_id, target, state, stdout_before):
+    """None for a task that was never acknowledged and does not exist."""
     status = machine.status(task_id)
     if "state" not in status and task_id not in machine.acknowledged:
         return None
     if task_id not in machine.acknowledged:
         status = machine.wait(task_id, END_SECONDS)
     artifacts = list(_download(machine, task_id))
-    patch = next((kept.content for kept in artifacts if kept.name == f"{task_id}.patch"), None)
-    return Story(
+    patch = next((artifact.content for artifact in artifacts if artifact.name == f"{task_id}.patch"), None)
+    return TaskRecord(
         task_id,
-        victim,
+        target,
         state,
         status,
         machine.records(task_id),
-        seen=seen,
+        stdout_before=stdout_before,
         artifacts=artifacts,
-        patched=None if patch is None else _apply(machine, patch),
-        starts=machine.starts(task_id),
-        retries=machine.orders[task_id]["retries"],
-        files=machine.orders[task_id]["files"],
+        patched_mark=None if patch is None else _apply(machine, patch),
+        agent_starts=machine.agent_starts(task_id),
+        retries=machine.submitted[task_id]["retries"],
+        files=machine.submitted[task_id]["files"],
     )
 
 
 def _download(machine, task_id):
     listed = machine.http.get(f"/api/v1/tasks/{task_id}/artifacts").json()
-    for one in listed.get("artifacts", ()):
-        answer = machine.http.get(f"/api/v1/tasks/{task_id}/artifacts/{quote(one['name'], safe='')}")
-        yield Kept(one["name"], one["size_bytes"], one["checksum"], answer.content if answer.is_success else b"")
+    for entry in listed.get("artifacts", ()):
+        response = machine.http.get(f"/api/v1/tasks/{task_id}/artifacts/{quote(entry['name'], safe='')}")
+        yield DownloadedArtifact(
+            entry["name"], entry["size_bytes"], entry["checksum"], response.content if response.is_success else b""
+        )
 
 
 def _apply(machine, patch):
-    """What MARK is after the patch, in a clone of the base commit; None when git refuses."""
+    """Content of MARK in a clone of the base commit with the patch applied; None if git rejects the patch."""
     clone = machine.directory / "clone"
     shutil.rmtree(clone, ignore_errors=True)
     git = ["git", "-c", "safe.directory=*", "-c", "core.autocrlf=false"]

@@ -1,8 +1,7 @@
-"""A scribe for an agent: it does what its order says, and writes down beside what it prints.
+"""A replacement for the agent: follows the order in its prompt (JSON), and logs to a file everything it prints.
 
-Sandbox takes it for Claude Code, since it lies where the copy of that lies which sandboxes run. That copy can be
-executed and not read, so it must be a program of the machine's own: a few instructions that become Python with the
-script that the repository brings. The order is the prompt, as JSON.
+It is installed at the path of the Claude Code copy that sandboxes run. That copy can be executed but not read, so it
+must be a machine code program: a few instructions that execute Python with a script from the repository.
 """
 
 import struct
@@ -10,7 +9,7 @@ from pathlib import Path
 
 from sandbox.agents.claude_code.binary import binary_version, find_binary
 
-SCRIPT = "scribe.py"
+SCRIPT = "event_log_writer.py"
 MARK = "written.txt"
 
 _PYTHON = b"/usr/bin/python3\0"
@@ -30,50 +29,50 @@ def put(number, data):
         data = data[os.write(number, data):]
 
 
-def say(**event):
+def emit(**event):
     line = json.dumps({**event, "session_id": session}).encode() + b"\\n"
     put(mark, line)
     put(1, line)
 
 
-def ask(question):
-    """The model hears of everybody who begins, and of everybody who ends."""
+def request_model(question):
+    """Send one model request at the start and one at the end."""
     address = urllib.parse.urlsplit(os.environ["ANTHROPIC_BASE_URL"])
     connection = http.client.HTTPConnection(address.hostname, address.port, timeout=60)
     body = {"model": "claude-sonnet-4-5", "max_tokens": 1, "messages": [{"role": "user", "content": question}]}
     headers = {"x-api-key": os.environ["ANTHROPIC_API_KEY"], "content-type": "application/json"}
     connection.request("POST", "/v1/messages", json.dumps(body), headers)
-    answer = connection.getresponse()
-    answer.read()
-    if answer.status != 200:
-        sys.exit("the model said " + str(answer.status))
+    response = connection.getresponse()
+    response.read()
+    if response.status != 200:
+        sys.exit("the model responded with " + str(response.status))
 
 
-ask("begin " + order["task"])
-say(type="system", subtype="init", tools=[], mcp_servers=[])
+request_model("begin " + order["task"])
+emit(type="system", subtype="init", tools=[], mcp_servers=[])
 for number in range(order["lines"]):
     content = [{"type": "text", "text": "line " + str(number)}]
-    say(type="assistant", message={"id": "msg_1", "model": "claude", "content": content})
+    emit(type="assistant", message={"id": "msg_1", "model": "claude", "content": content})
     time.sleep(order["pause_seconds"])
 for number in range(order["files"]):
     os.makedirs("/workspace/made", exist_ok=True)
     with open("/workspace/made/made-" + str(number), "w") as file:
         file.write(str(number) + "\\n")
-ask("end " + order["task"])
-say(type="result", subtype="success", is_error=False, result="Done.")
+request_model("end " + order["task"])
+emit(type="result", subtype="success", is_error=False, result="Done.")
 '''
 
 
 def program(script=f"/workspace/{SCRIPT}"):
-    """An ELF file for x86-64 that becomes `/usr/bin/python3 SCRIPT` with its own arguments behind."""
+    """An ELF file for x86-64 that executes `/usr/bin/python3 SCRIPT`, followed by its own arguments."""
     code = b"".join(
         (
-            b"\x48\x8b\x14\x24",  # mov rdx, [rsp]: how many arguments there are
+            b"\x48\x8b\x14\x24",  # mov rdx, [rsp]: the argument count
             b"\x48\x8d\x54\xd4\x10",  # lea rdx, [rsp+rdx*8+16]: the environment
             b"\x48\x8d\x3d%b",  # lea rdi, [rip+…]: the path of Python
-            b"\x48\x89\x3c\x24",  # mov [rsp], rdi: takes the place of the count, as argument 0
+            b"\x48\x89\x3c\x24",  # mov [rsp], rdi: replaces the count, as argument 0
             b"\x48\x8d\x05%b",  # lea rax, [rip+…]: the path of the script
-            b"\x48\x89\x44\x24\x08",  # mov [rsp+8], rax: takes the place of argument 0
+            b"\x48\x89\x44\x24\x08",  # mov [rsp+8], rax: replaces argument 0
             b"\x48\x89\xe6",  # mov rsi, rsp
             b"\xb8\x3b\x00\x00\x00\x0f\x05",  # execve
             b"\xbf\x7f\x00\x00\x00\xb8\x3c\x00\x00\x00\x0f\x05",  # exit(127)
@@ -82,15 +81,15 @@ def program(script=f"/workspace/{SCRIPT}"):
     size = len(code) + 2 * (4 - len("%b"))
     code %= (struct.pack("<i", size - 16), struct.pack("<i", size + len(_PYTHON) - 27))
     content = code + _PYTHON + script.encode() + b"\0"
-    whole = _CODE_AT + len(content)
+    size_total = _CODE_AT + len(content)
     identity = b"\x7fELF\x02\x01\x01" + bytes(9)
     header = struct.pack("<HHIQQQIHHHHHH", 2, 62, 1, _BASE + _CODE_AT, 64, 0, 0, 64, 56, 1, 64, 0, 0)
-    segment = struct.pack("<IIQQQQQQ", 1, 5, 0, _BASE, _BASE, whole, whole, 0x1000)
+    segment = struct.pack("<IIQQQQQQ", 1, 5, 0, _BASE, _BASE, size_total, size_total, 0x1000)
     return identity + header + segment + content
 
 
-def put_in_place(data_dir):
-    """Where the server looks before it copies Claude Code."""
+def install(data_dir):
+    """Install the program where the server looks before it copies Claude Code."""
     directory = Path(data_dir) / "agent"
     directory.mkdir(mode=0o755, parents=True)
     Path(data_dir).chmod(0o700)

@@ -1,6 +1,6 @@
-"""Every write-like call of a short task's life fails once, in every way; run by `script/chaos-faults`.
+"""Makes every write-like system call of a short task fail once, with every error; run by `script/chaos-faults`.
 
-Prints a table of what came of it, for docs/chaos.md.
+Prints a table of the outcomes, for docs/chaos.md.
 """
 
 import collections
@@ -11,73 +11,73 @@ import traceback
 from pathlib import Path
 
 from doubles.faults import Fault
-from doubles.faulty_attempt import FaultyLife, journal_of
+from doubles.faulty_attempt import FaultHarness, journal_path
 
 ERRORS = ("ENOSPC", "EIO", "EINTR")
 NTH_MAX = 400
 
 
-def on_journal(life, task_id):
-    return (journal_of(life, task_id),)
+def journal_target(harness, task_id):
+    return (journal_path(harness, task_id),)
 
 
-def on_index(life, _):
-    return tuple(str(life.world.data_dir / name) for name in ("index.sqlite", "index.sqlite-wal"))
+def index_target(harness, _):
+    return tuple(str(harness.machine.data_dir / name) for name in ("index.sqlite", "index.sqlite-wal"))
 
 
-def on_everything(*_):
+def any_target(*_):
     return ()
 
 
-PLACES = {"journal": on_journal, "index": on_index, "everything": on_everything}
+TARGETS = {"journal": journal_target, "index": index_target, "everything": any_target}
 
 
-def play(life, place, error, *, goes_on=False, step=1):
-    """Each n until nothing is hit any more; gives counts of how the tasks ended, and the failures of the oracle."""
-    ends, wrong = collections.Counter(), []
+def run_faults(harness, target, error, *, is_persistent=False, step=1):
+    """Fail the n-th call for each n until no call is hit; return counts of the final states, and the failures."""
+    counts, failures = collections.Counter(), []
     for nth in range(1, NTH_MAX, step):
-        task_id = f"{place}-{error.lower()}-{nth}{'-on' if goes_on else ''}"
-        fault = Fault(error, nth, paths=PLACES[place](life, task_id), goes_on=goes_on)
+        task_id = f"{target}-{error.lower()}-{nth}{'-on' if is_persistent else ''}"
+        fault = Fault(error, nth, paths=TARGETS[target](harness, task_id), is_persistent=is_persistent)
         try:
-            status, hits = life.live(task_id, fault)
+            status, hits = harness.run_task(task_id, fault)
         except Exception:
-            wrong.append(f"{task_id}: {traceback.format_exc(limit=-2)}")
-            print(wrong[-1], file=sys.stderr, flush=True)
+            failures.append(f"{task_id}: {traceback.format_exc(limit=-2)}")
+            print(failures[-1], file=sys.stderr, flush=True)
             continue
         if not hits:
             break
-        ends[status["error"]["code"] if status["error"] else status["state"]] += 1
+        counts[status["error"]["code"] if status["error"] else status["state"]] += 1
         print(f"{task_id}: {status['state']} {status['error'] or ''} {hits[:3]}", file=sys.stderr, flush=True)
-    return ends, wrong
+    return counts, failures
 
 
-def main(places, errors):
+def main(targets, errors):
     failed = False
     print("| what fails | error | lives | how they ended | slowest health |\n| --- | --- | --- | --- | --- |")
-    for place in places:
+    for target in targets:
         for error in errors:
-            for goes_on in (False, True) if error != "EINTR" else (False,):
+            for is_persistent in (False, True) if error != "EINTR" else (False,):
                 with tempfile.TemporaryDirectory(prefix="chaos-faults-") as directory:
-                    begin, life = time.monotonic(), FaultyLife(Path(directory))
+                    start, harness = time.monotonic(), FaultHarness(Path(directory))
                     try:
-                        ends, wrong = play(life, place, error, goes_on=goes_on)
-                        life.judge_all()
+                        counts, failures = run_faults(harness, target, error, is_persistent=is_persistent)
+                        harness.check_all()
                     except Exception:
-                        wrong.append(traceback.format_exc(limit=-2))
+                        failures.append(traceback.format_exc(limit=-2))
                     finally:
-                        life.close()
-                    told = ", ".join(f"{count} {end}" for end, count in ends.most_common())
-                    what = f"{place}, {'from the n-th on, for 4 s' if goes_on else 'the n-th call'}"
-                    seconds = time.monotonic() - begin
-                    lives = f"{ends.total()} in {seconds:.0f} s"
-                    print(f"| {what} | {error} | {lives} | {told} | {life.slowest_seconds:.2f} s |", flush=True)
-                    for each in wrong:
+                        harness.close()
+                    outcomes = ", ".join(f"{count} {end}" for end, count in counts.most_common())
+                    what = f"{target}, {'from the n-th on, for 4 s' if is_persistent else 'the n-th call'}"
+                    seconds = time.monotonic() - start
+                    runs = f"{counts.total()} in {seconds:.0f} s"
+                    print(f"| {what} | {error} | {runs} | {outcomes} | {harness.slowest_seconds:.2f} s |", flush=True)
+                    for failure in failures:
                         failed = True
-                        print(each, file=sys.stderr, flush=True)
+                        print(failure, file=sys.stderr, flush=True)
     return 1 if failed else 0
 
 
 if __name__ == "__main__":
-    chosen = sys.argv[1:]
-    places = [name for name in PLACES if name in chosen] or list(PLACES)
-    sys.exit(main(places, [error for error in ERRORS if error in chosen] or list(ERRORS)))
+    arguments = sys.argv[1:]
+    targets = [name for name in TARGETS if name in arguments] or list(TARGETS)
+    sys.exit(main(targets, [error for error in ERRORS if error in arguments] or list(ERRORS)))

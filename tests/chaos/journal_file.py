@@ -1,4 +1,4 @@
-"""A task's journal as it lies on disk, read without any code of Sandbox's."""
+"""A task's journal on disk, read without any product code."""
 
 import json
 
@@ -6,7 +6,7 @@ TERMINAL = {"completed", "failed", "failed_preserved", "cancelled"}
 
 
 def read_records(data_dir, task_id):
-    """Whole lines as JSON; what is half written is not there yet."""
+    """Complete lines as JSON; a partly written line is ignored."""
     try:
         text = (data_dir / "tasks" / task_id / "journal" / "records").read_bytes()
     except FileNotFoundError:
@@ -15,15 +15,15 @@ def read_records(data_dir, task_id):
 
 
 def state_of(records):
-    return next((one["transition"]["new_state"] for one in reversed(records) if "transition" in one), "")
+    return next((record["transition"]["new_state"] for record in reversed(records) if "transition" in record), "")
 
 
 def attempt_of(records):
-    """The id of the latest attempt; None before the first one."""
-    events = (one["event"] for one in reversed(records))
+    """The id of the latest attempt; None before the first attempt."""
+    events = (record["event"] for record in reversed(records))
     return next((event["attempt_id"] for event in events if event["type"] == "attempt_started"), None)
 
 
 def stdout_of(records):
-    events = (one["event"] for one in records if one["event"]["type"] == "output")
+    events = (record["event"] for record in records if record["event"]["type"] == "output")
     return "".join(event["text"] for event in events if event["stream"] == "stdout").encode()

@@ -1,7 +1,7 @@
-"""Brings a task into a state and keeps it there, with nothing in Sandbox to help: the world outside is slowed.
+"""Brings a task into a state and keeps it there without hooks in the product, by slowing its environment.
 
-A clone is held by its network. The runner is stopped and let go on for two milliseconds at a time, until its journal
-shows the state, and then for some more at random. A long state is met while it runs.
+A clone is held by a throttled network. The runner is stopped and resumed for two milliseconds at a time until its
+journal shows the state, and then for some random steps more. A long state is reached by waiting for it.
 """
 
 import itertools
@@ -16,63 +16,63 @@ from doubles.runners import runner_of
 REACH_SECONDS = 60.0
 TRIES_MAX = 5
 STEPS_MAX = 20
-LINES_OF_LONG, LINES_OF_SHORT = 100_000, 500
+LONG_LINES, SHORT_LINES = 100_000, 500
 
 
 @dataclass
-class Held:
-    """A task at its moment. runner: its pid where there is one; stopped: it stands still until `let_go`."""
+class HeldTask:
+    """A task held in a state. runner: pid of its runner, if any; is_stopped: the runner is stopped until `release`."""
 
     task_id: str
     state: str = ""
     runner: int | None = None
     is_stopped: bool = False
-    valve: object = None
-    seen: bytes = b""
+    throttle: object = None
+    stdout_before: bytes = b""
 
-    def let_go(self):
-        if self.valve is not None:
-            self.valve.open()
+    def release(self):
+        if self.throttle is not None:
+            self.throttle.open()
         if self.runner is not None and self.is_stopped:
             processes.go_on(self.runner)
 
 
-class Moments:
-    """Of one machine. chance: decides where in a state it is.
+class StateDriver:
+    """Brings tasks of one machine into states. rng: chooses the point within a state.
 
-    is_endless: the agent in `running` would go on for long; retries: it may be followed by so many others.
+    is_endless: the agent runs for long in `running`; retries: `lifecycle.retries` of the task.
     """
 
-    def __init__(self, machine, chance, *, needs_sandbox=False, is_endless=False, retries=0):
-        self._machine, self._chance = machine, chance
+    def __init__(self, machine, rng, *, needs_sandbox=False, is_endless=False, retries=0):
+        self._machine, self._rng = machine, rng
         self._needs_sandbox, self._is_endless, self._retries = needs_sandbox, is_endless, retries
-        self.passed_by = []
+        self.missed = []
 
     def reach(self, state, name):
-        """Give a task in this state. The ones that passed it by are let go, and are bystanders."""
+        """Return a task in this state. Tasks that missed the state are released and keep running."""
         for number in range(TRIES_MAX):
             task_id = f"{name}-{state}-{number}"
-            held = getattr(self, f"_reach_{state}")(task_id, 0 if number else self._chance.randrange(STEPS_MAX))
+            held = getattr(self, f"_reach_{state}")(task_id, 0 if number else self._rng.randrange(STEPS_MAX))
             held.state = self._machine.state(task_id)
             if held.state == state:
-                held.seen = journal_file.stdout_of(self._machine.records(task_id))
+                held.stdout_before = journal_file.stdout_of(self._machine.records(task_id))
                 return held
-            held.let_go()
-            self.passed_by.append(task_id)
-        raise AssertionError(f"no task was met in {state}: {self._machine.tell(self.passed_by[-1])}")
+            held.release()
+            self.missed.append(task_id)
+        raise AssertionError(f"no task was held in {state}: {self._machine.diagnostics(self.missed[-1])}")
 
     def _reach_pending(self, task_id, _):
-        """Waiting for room, or acknowledged this very moment."""
-        self._machine.order(task_id, cpus=ALL_CPUS)
-        return Held(task_id)
+        """Waiting for capacity, or just acknowledged."""
+        self._machine.submit_order(task_id, cpus=ALL_CPUS)
+        return HeldTask(task_id)
 
     def _reach_staging(self, task_id, steps):
-        """Somewhere between the runner's birth and the last byte of its clone."""
-        valve, url = self._machine.add_valve(self._chance.randrange(10_000))
-        self._machine.order(task_id, url=url)
-        held = Held(task_id, valve=valve)
+        """Between the start of the runner and the last byte of its clone."""
+        throttle, url = self._machine.add_throttle(self._rng.randrange(10_000))
+        self._machine.submit_order(task_id, url=url)
+        held = HeldTask(task_id, throttle=throttle)
         if steps % 2 or self._machine.state(task_id) == "pending":
-            until(lambda: valve.holds, REACH_SECONDS, "a clone that waits")
+            until(lambda: throttle.is_holding, REACH_SECONDS, "a held clone")
         held.runner = self._find_runner(task_id)
         return held
 
@@ -83,18 +83,18 @@ class Moments:
         return self._step_into("ready", task_id, steps // 4)
 
     def _reach_running(self, task_id, steps):
-        """While it prints."""
-        lines = LINES_OF_LONG if self._is_endless else LINES_OF_SHORT
-        self._machine.order(task_id, lines=lines, pause_seconds=0.01, retries=self._retries)
+        """While the agent prints."""
+        lines = LONG_LINES if self._is_endless else SHORT_LINES
+        self._machine.submit_order(task_id, lines=lines, pause_seconds=0.01, retries=self._retries)
         self._await_state(task_id, "running")
         until(lambda: len(self._machine.records(task_id)) > 5 + 3 * steps, REACH_SECONDS, "some lines")
-        return Held(task_id, runner=self._find_runner(task_id))
+        return HeldTask(task_id, runner=self._find_runner(task_id))
 
     def _reach_completing(self, task_id, steps):
-        """While it stores many artifacts."""
-        self._machine.order(task_id, lines=20, files=150, pause_seconds=0.02)
+        """While the runner stores many artifacts."""
+        self._machine.submit_order(task_id, lines=20, files=150, pause_seconds=0.02)
         self._await_state(task_id, "running")
-        held = Held(task_id, runner=self._find_runner(task_id))
+        held = HeldTask(task_id, runner=self._find_runner(task_id))
         while self._machine.state(task_id) == "running":
             time.sleep(0.001)
         held.is_stopped = processes.stop(held.runner)
@@ -103,27 +103,27 @@ class Moments:
         return held
 
     def _step_into(self, state, task_id, steps):
-        """From a held clone on, the runner gets no instant that is not watched."""
-        valve, url = self._machine.add_valve(0)
-        self._machine.order(task_id, url=url)
-        until(lambda: valve.holds, REACH_SECONDS, "a clone that waits")
-        held = Held(task_id, runner=self._find_runner(task_id), valve=valve)
+        """From a held clone on, run the runner only in observed steps."""
+        throttle, url = self._machine.add_throttle(0)
+        self._machine.submit_order(task_id, url=url)
+        until(lambda: throttle.is_holding, REACH_SECONDS, "a held clone")
+        held = HeldTask(task_id, runner=self._find_runner(task_id), throttle=throttle)
         held.is_stopped = processes.stop(held.runner)
-        valve.open()
+        throttle.open()
         extra = itertools.count()
         deadline = time.monotonic() + REACH_SECONDS
         while held.is_stopped and time.monotonic() < deadline:
             records = self._machine.records(task_id)
-            now = journal_file.state_of(records)
-            if now == state and self._has_what_is_needed(records):
+            state_now = journal_file.state_of(records)
+            if state_now == state and self._has_required_processes(records):
                 if next(extra) >= steps:
                     break
-            elif now not in ("staging", "provisioning"):
+            elif state_now not in ("staging", "provisioning"):
                 break
             held.is_stopped = processes.step(held.runner)
         return held
 
-    def _has_what_is_needed(self, records):
+    def _has_required_processes(self, records):
         return not self._needs_sandbox or bool(processes.members_of(journal_file.attempt_of(records)))
 
     def _await_state(self, task_id, state):
@@ -131,7 +131,7 @@ class Moments:
               REACH_SECONDS, f"{task_id} to be {state}")  # fmt: skip
 
     def _find_runner(self, task_id):
-        """None for one that has ended meanwhile."""
+        """None if the runner has ended meanwhile."""
         until(lambda: self._machine.state(task_id) != "pending", REACH_SECONDS, "an attempt")
         deadline = time.monotonic() + REACH_SECONDS
         while (pid := runner_of(self._machine.data_dir, task_id)) is None:

@@ -1,11 +1,11 @@
-"""The machine on which things are broken: a real server, a scribe for an agent, a network that can be held."""
+"""The deployment under test: a real server, an agent that logs what it prints, and a throttled git server."""
 
 import json
 import os
 import random
 
 from chaos import event_log_writer, journal_file
-from chaos.throttle import Valve
+from chaos.throttle import Throttle
 from doubles.live_server import ORGANISATION, World, make_repository, says
 
 ALL_CPUS = 8 * len(os.sched_getaffinity(0))
@@ -14,21 +14,21 @@ END_SECONDS = 120
 
 
 class Machine(World):
-    """Use as a context; `acknowledged` has what the server said 202 to."""
+    """Use as a context manager. acknowledged: ids of the tasks that got a 202."""
 
     def __init__(self, directory, runtime="bubblewrap"):
         super().__init__(directory)
         self.runtime = runtime
         self.acknowledged = set()
-        self.orders = {}
-        self.valves = []
+        self.submitted = {}
+        self.throttles = []
 
     def __enter__(self):
-        # So much that a clone can be met in its middle.
+        # Large enough that a clone can be interrupted in the middle.
         filler = random.Random(1).randbytes(FILLER_BYTES)
         files = {"README.md": "# Hi\n", event_log_writer.SCRIPT: event_log_writer.AGENT, "filler": filler}
         self.commit = make_repository(self.repositories / "repo.git", files)
-        event_log_writer.put_in_place(self.data_dir)
+        event_log_writer.install(self.data_dir)
         self.start_git()
         self.start_model(says())
         self.start_server()
@@ -36,27 +36,29 @@ class Machine(World):
 
     def __exit__(self, *_):
         self.close()
-        for valve in self.valves:
-            valve.close()
+        for throttle in self.throttles:
+            throttle.close()
 
     def start_git(self, prefix=()):
         super().start_git(prefix)
-        self.git_port = int(self.processes[-1].said["url"].rpartition(":")[2])
+        self.git_port = int(self.processes[-1].ready_message["url"].rpartition(":")[2])
 
-    def add_valve(self, bytes_max):
-        """Gives it, and the URL of the repository behind it."""
-        valve = Valve(self.git_port, bytes_max)
-        self.valves.append(valve)
+    def add_throttle(self, bytes_max):
+        """Return a throttle, and the URL of the repository behind it."""
+        throttle = Throttle(self.git_port, bytes_max)
+        self.throttles.append(throttle)
         with (self.home / ".gitconfig").open("a") as file:
             file.write(
-                f'[url "http://127.0.0.1:{valve.port}/"]\n\tinsteadOf = https://held-{valve.port}.example.org/\n'
+                f'[url "http://127.0.0.1:{throttle.port}/"]\n\tinsteadOf = https://held-{throttle.port}.example.org/\n'
             )
-        return valve, f"https://held-{valve.port}.example.org/repo.git"
+        return throttle, f"https://held-{throttle.port}.example.org/repo.git"
 
-    def order(self, task_id, *, url=f"{ORGANISATION}repo.git", lines=5, pause_seconds=0.01, files=0, cpus=1, retries=0):
-        """Submit a task; the scribe prints so many lines, and makes so many files in the end."""
+    def submit_order(
+        self, task_id, *, url=f"{ORGANISATION}repo.git", lines=5, pause_seconds=0.01, files=0, cpus=1, retries=0
+    ):
+        """Submit a task whose agent prints `lines` lines and then creates `files` files."""
         order = {"task": task_id, "lines": lines, "pause_seconds": pause_seconds, "files": files}
-        self.orders[task_id] = {**order, "retries": retries}
+        self.submitted[task_id] = {**order, "retries": retries}
         self.submit(
             task_id,
             repository={"url": url},
@@ -67,7 +69,7 @@ class Machine(World):
         self.acknowledged.add(task_id)
 
     def wait_for_all(self):
-        """Until every task that was taken has ended."""
+        """Wait until every acknowledged task has ended."""
         for task_id in sorted(self.acknowledged):
             self.wait(task_id, END_SECONDS)
 
@@ -77,7 +79,7 @@ class Machine(World):
     def state(self, task_id):
         return journal_file.state_of(self.records(task_id))
 
-    def starts(self, task_id):
-        """How often the model was told by an agent that it begins with this task."""
-        told = json.dumps(f"begin {task_id}")
-        return sum(told in request["body"] for request in self.model_requests())
+    def agent_starts(self, task_id):
+        """How many agents have reported to the model that they start this task."""
+        message = json.dumps(f"begin {task_id}")
+        return sum(message in request["body"] for request in self.model_requests())

@@ -1,6 +1,6 @@
-"""What is promised of tasks when things break: one function a promise, each of which gives what is broken of it.
+"""The guarantees for tasks when processes are killed: one function per guarantee, which yields its violations.
 
-It judges evidence and fetches none, so that a lie can be put before it. `judge` asks for all promises.
+The functions check evidence and collect none, so tests can pass them corrupt evidence. `evaluate` runs all checks.
 """
 
 import hashlib
@@ -15,35 +15,35 @@ from sandbox.model.task_state import ALLOWED_TRANSITIONS, TaskState
 
 STATES = ("pending", "staging", "provisioning", "ready", "running", "completing")
 TERMINAL = {"completed", "failed", "failed_preserved", "cancelled"}
-DONE = ("completed", None)
+COMPLETED = ("completed", None)
 LOST_RUNNER = ("failed", "runner_lost")
 LOST_SANDBOX = ("failed", "sandbox_lost")
-BROKEN_OFF = ("failed", "agent_failed")
+AGENT_FAILED = ("failed", "agent_failed")
 KILLED = 128 + signal.SIGKILL
 
-TRUE_ENDS = {
-    # Whoever was only looked after from outside goes on.
-    "server": {state: {DONE} for state in STATES},
-    # What had not begun is tried again; an agent that had begun is not. Its outcome, once recorded, stands.
-    "runner": {**{state: {DONE} for state in STATES}, "running": {LOST_RUNNER}},
+ALLOWED_ENDS = {
+    # The runner continues without the server.
+    "server": {state: {COMPLETED} for state in STATES},
+    # An attempt whose agent had not started is retried; otherwise it is not. A recorded outcome stands.
+    "runner": {**{state: {COMPLETED} for state in STATES}, "running": {LOST_RUNNER}},
     "sandbox": {
-        "provisioning": {DONE},
-        "ready": {DONE},
-        "running": {LOST_SANDBOX, BROKEN_OFF},
+        "provisioning": {COMPLETED},
+        "ready": {COMPLETED},
+        "running": {LOST_SANDBOX, AGENT_FAILED},
     },
-    "gateway": {"ready": {DONE, LOST_SANDBOX}, "running": {LOST_SANDBOX}},
+    "gateway": {"ready": {COMPLETED, LOST_SANDBOX}, "running": {LOST_SANDBOX}},
 }
-# A runner that dies after its sandbox may have seen that first.
-TRUE_ENDS["all"] = {**TRUE_ENDS["runner"], "running": {LOST_RUNNER, LOST_SANDBOX}}
-"""`{victim: {state at the blow: {(state, code)}}}`. Nothing else is promised to happen."""
+# A runner killed after its sandbox may have recorded the loss of the sandbox.
+ALLOWED_ENDS["all"] = {**ALLOWED_ENDS["runner"], "running": {LOST_RUNNER, LOST_SANDBOX}}
+"""`{kill target: {state at the kill: {(state, code)}}}`: the only final states that are allowed."""
 
 MARK = "written.txt"
-"""The file in the workspace to which the scribe writes each line before it prints it."""
+"""The file in the workspace to which the agent writes each line before printing it."""
 
 
 @dataclass
-class Kept:
-    """An artifact: what the server says of it, and its bytes as downloaded."""
+class DownloadedArtifact:
+    """An artifact: its metadata from the server, and the downloaded bytes."""
 
     name: str
     size_bytes: int
@@ -52,29 +52,29 @@ class Kept:
 
 
 @dataclass
-class Story:
-    """All that is known of one task. victim: None for one that nothing was done to.
+class TaskRecord:
+    """Everything known about one task. target: what was killed, None if nothing was.
 
-    records: of the journal, as JSON. seen: of stdout before the blow. patched: MARK in a clone of the base commit after
-    `git apply`, empty where it is not there; None where git refused. starts: of an agent, as the model heard of them.
-    files: how many the agent was told to make, each with its number in it.
+    records: the journal, as JSON. stdout_before: stdout that was read before the kill. patched_mark: MARK in a clone of
+    the base commit after `git apply`, empty if missing; None if git rejected the patch. agent_starts: reported to the
+    model. files: how many the agent creates, each with its number as content.
     """
 
     task_id: str
-    victim: str | None
+    target: str | None
     state: str
     status: dict
     records: list[dict]
-    seen: bytes = b""
-    artifacts: list[Kept] = field(default_factory=list)
-    patched: bytes | None = None
-    starts: int = 0
+    stdout_before: bytes = b""
+    artifacts: list[DownloadedArtifact] = field(default_factory=list)
+    patched_mark: bytes | None = None
+    agent_starts: int = 0
     retries: int = 0
     files: int = 0
 
     @property
     def end(self):
-        """State and code, as a client is told."""
+        """State and error code, as reported to clients."""
         return self.status.get("state"), (self.status.get("error") or {}).get("code")
 
     @property
@@ -84,201 +84,204 @@ class Story:
 
     @property
     def printed(self):
-        """By the agent of the last attempt: what one before it wrote down went with its workspace."""
-        begins = [n for n, one in enumerate(self.records) if one["event"]["type"] == "attempt_started"]
+        """Stdout of the last attempt: earlier agents' logs were deleted with their workspaces."""
+        begins = [n for n, record in enumerate(self.records) if record["event"]["type"] == "attempt_started"]
         return _stdout_of(self.records[begins[-1] :]) if begins else b""
 
     @property
     def written(self):
-        """What the agent wrote down beside what it printed, as far as it was kept."""
-        return next((kept.content for kept in self.artifacts if kept.name == MARK), None)
+        """The agent's log of what it printed, if it was collected."""
+        return next((artifact.content for artifact in self.artifacts if artifact.name == MARK), None)
 
     @property
-    def lost_its_sandbox(self):
-        """Whether its runner wrote down that the sandbox went away."""
-        exits = [one["event"] for one in self.records if one["event"]["type"] == "agent_exited"]
-        return any((one.get("failure") or {}).get("code") == "sandbox_lost" for one in exits)
+    def lost_sandbox(self):
+        """Whether the runner recorded the loss of the sandbox."""
+        exits = [record["event"] for record in self.records if record["event"]["type"] == "agent_exited"]
+        return any((record.get("failure") or {}).get("code") == "sandbox_lost" for record in exits)
 
     @property
-    def lost_its_agent(self):
-        """Whether its runner wrote down that the agent was ended by KILL."""
-        exits = [one["event"] for one in self.records if one["event"]["type"] == "agent_exited"]
-        codes = [(one.get("exit_code"), (one.get("failure") or {}).get("code")) for one in exits]
+    def agent_was_killed(self):
+        """Whether the runner recorded that the agent was killed."""
+        exits = [record["event"] for record in self.records if record["event"]["type"] == "agent_exited"]
+        codes = [(record.get("exit_code"), (record.get("failure") or {}).get("code")) for record in exits]
         return (KILLED, "agent_failed") in codes
 
-    def has(self, kind):
+    def has_event(self, kind):
         """Whether the journal has such an event."""
-        return any(one["event"]["type"] == kind for one in self.records)
+        return any(record["event"]["type"] == kind for record in self.records)
 
 
 @dataclass
 class Evidence:
-    """Of one round. acknowledged: ids that got a 202; left: what is on the machine still, by kind."""
+    """Evidence of one round. acknowledged: task ids that got a 202; leftovers: what remains on the machine, by kind."""
 
     acknowledged: set[str]
     listed: list[str]
-    stories: list[Story]
-    left: dict
+    tasks: list[TaskRecord]
+    leftovers: dict
 
 
-class Broken(NamedTuple):
-    """What is broken of a promise; story: None where it is about all."""
+class Violation(NamedTuple):
+    """A violated guarantee; task: None if it concerns the whole round."""
 
-    story: Story | None
-    said: str
+    task: TaskRecord | None
+    message: str
 
     def __str__(self):
-        one = self.story
-        return self.said if one is None else f"{one.task_id} ({one.victim} in {one.state}): {self.said}"
+        task = self.task
+        return self.message if task is None else f"{task.task_id} ({task.target} in {task.state}): {self.message}"
 
 
-def judge(evidence: Evidence) -> list[Broken]:
-    """Ask for all promises."""
-    about_all = (every_acknowledged_task_is_there, nothing_is_left_behind)
-    about_one = (
-        the_journal_is_one_story,
-        every_task_ends_truly,
-        no_line_is_lost_or_doubled,
-        artifacts_are_whole,
-        no_agent_runs_twice,
+def evaluate(evidence: Evidence) -> list[Violation]:
+    """Run all checks."""
+    global_checks = (check_acknowledged_tasks_exist, check_no_leftovers)
+    task_checks = (
+        check_journal_is_consistent,
+        check_final_state,
+        check_output_lines,
+        check_artifacts,
+        check_agent_runs_once,
     )
-    broken = [Broken(None, said) for promise in about_all for said in promise(evidence)]
-    for story in evidence.stories:
-        broken += [Broken(story, said) for promise in about_one for said in promise(story)]
-    return broken
+    violations = [Violation(None, message) for check in global_checks for message in check(evidence)]
+    for task in evidence.tasks:
+        violations += [Violation(task, message) for check in task_checks for message in check(task)]
+    return violations
 
 
-def every_acknowledged_task_is_there(evidence: Evidence) -> Iterator[str]:
-    """A 202 is a promise for good; and one task is listed once."""
+def check_acknowledged_tasks_exist(evidence: Evidence) -> Iterator[str]:
+    """Every task that got a 202 is listed, and listed once."""
     for task_id in sorted(evidence.acknowledged - set(evidence.listed)):
-        yield f"{task_id} was acknowledged and is gone"
+        yield f"{task_id} was acknowledged and is missing"
     for task_id, times in Counter(evidence.listed).items():
         if times > 1:
             yield f"{task_id} is listed {times} times"
 
 
-def nothing_is_left_behind(evidence: Evidence) -> Iterator[str]:
+def check_no_leftovers(evidence: Evidence) -> Iterator[str]:
     """No process, mount, control group, loop device, socket or file."""
-    for kind, found in evidence.left.items():
+    for kind, found in evidence.leftovers.items():
         yield f"left behind, {kind}: {found}"
 
 
-def the_journal_is_one_story(story: Story) -> Iterator[str]:
-    """Numbers without a hole, writers one after the other, states along the graph."""
-    seqs = [one["seq"] for one in story.records]
+def check_journal_is_consistent(task: TaskRecord) -> Iterator[str]:
+    """Sequence numbers have no gap, epochs do not decrease, and state transitions are allowed."""
+    seqs = [record["seq"] for record in task.records]
     if seqs != list(range(1, len(seqs) + 1)):
-        yield f"the journal's numbers are {seqs}"
-    epochs = [one["epoch"] for one in story.records]
+        yield f"sequence numbers are {seqs}"
+    epochs = [record["epoch"] for record in task.records]
     if epochs != sorted(epochs):
-        yield "a writer came back after another one had begun"
-    states = [one["transition"]["new_state"] for one in story.records if "transition" in one]
+        yield "a writer wrote after a later writer had started"
+    states = [record["transition"]["new_state"] for record in task.records if "transition" in record]
     for before, after in itertools.pairwise(states):
         if TaskState(after) not in ALLOWED_TRANSITIONS[TaskState(before)]:
             yield f"it went from {before} to {after}"
 
 
-def every_task_ends_truly(story: Story) -> Iterator[str]:
-    """Once, in its last record, with an end that is true of what happened to it; and clients are told the same."""
-    states = [one["transition"]["new_state"] for one in story.records if "transition" in one]
+def check_final_state(task: TaskRecord) -> Iterator[str]:
+    """There is one final state, in the last record, allowed for what was killed, and reported to clients."""
+    states = [record["transition"]["new_state"] for record in task.records if "transition" in record]
     ends = [state for state in states if state in TERMINAL]
-    if len(ends) != 1 or story.records[-1].get("transition", {}).get("new_state") != ends[0]:
+    if len(ends) != 1 or task.records[-1].get("transition", {}).get("new_state") != ends[0]:
         yield f"its states are {states}"
-    if states and story.status.get("state") != states[-1]:
-        yield f"clients are told {story.status.get('state')}, the journal says {states[-1]}"
-    # Where the manifest allows another agent, the loss of one is no end.
-    goes_on = story.victim is None or story.retries
-    true = {DONE} if goes_on else _true_ends(story)
-    if story.end not in true:
-        yield f"it ended as {story.end}: {story.status.get('error')}"
+    if states and task.status.get("state") != states[-1]:
+        yield f"clients get {task.status.get('state')}, the journal has {states[-1]}"
+    # With retries left, the loss of an agent is not final.
+    must_complete = task.target is None or task.retries
+    allowed = {COMPLETED} if must_complete else _allowed_ends(task)
+    if task.end not in allowed:
+        yield f"it ended as {task.end}: {task.status.get('error')}"
 
 
-def _true_ends(story: Story) -> set:
-    """Where all is killed one after the other, the agent may be first: its runner writes that down before its own end.
+def _allowed_ends(task: TaskRecord) -> set:
+    """If everything is killed in sequence, the agent may die first and its runner record that before it is killed.
 
-    That is the outcome then, and no other end is true.
+    Then this outcome is the only one allowed.
     """
-    saw_its_agent_killed = story.victim == "all" and story.state == "completing" and story.lost_its_agent
-    return {BROKEN_OFF} if saw_its_agent_killed else TRUE_ENDS[story.victim].get(_state_at_blow(story), set())
+    recorded_agent_kill = task.target == "all" and task.state == "completing" and task.agent_was_killed
+    return {AGENT_FAILED} if recorded_agent_kill else ALLOWED_ENDS[task.target].get(_state_at_kill(task), set())
 
 
-def _state_at_blow(story: Story) -> str:
-    """A runner that outlives its sandbox may have written down that the agent begins before it saw the end of both."""
-    outran = story.victim == "sandbox" and story.state == "ready" and story.has("agent_started")
-    saw_it_first = story.victim == "all" and story.state == "completing" and story.lost_its_sandbox
-    return "running" if saw_it_first or (outran and story.end != DONE) else story.state
+def _state_at_kill(task: TaskRecord) -> str:
+    """A runner that outlives its sandbox may record the agent's start before it notices that both have ended."""
+    recorded_start = task.target == "sandbox" and task.state == "ready" and task.has_event("agent_started")
+    recorded_sandbox_loss = task.target == "all" and task.state == "completing" and task.lost_sandbox
+    return "running" if recorded_sandbox_loss or (recorded_start and task.end != COMPLETED) else task.state
 
 
-def no_line_is_lost_or_doubled(story: Story) -> Iterator[str]:
-    """Of what the agent printed.
+def check_output_lines(task: TaskRecord) -> Iterator[str]:
+    """The journal has what the agent printed.
 
-    Where the runner lives on, all of it; where it died, a beginning in whole lines. Where the agent was killed, it may
-    have written its last line down and not printed it. What was there to be read once stays.
+    All of it if the runner survives; a prefix of whole lines if it was killed. A killed agent may have logged its last
+    line without printing it. Output that was readable once stays readable.
     """
-    printed, written = story.printed, story.written or b""
-    if not story.stdout.startswith(story.seen):
-        yield "what was read before is no longer there"
-    if story.end == LOST_RUNNER:
+    printed, written = task.printed, task.written or b""
+    if not task.stdout.startswith(task.stdout_before):
+        yield "output that was read before is missing"
+    if task.end == LOST_RUNNER:
         if not written.startswith(printed) or (printed and not printed.endswith(b"\n")):
-            yield f"{_compared(printed, written)}, which is no beginning of it"
-    elif story.end == DONE or story.victim not in {"sandbox", "gateway", "all"}:
+            yield f"{_describe_difference(printed, written)}, which is not a prefix of it"
+    elif task.end == COMPLETED or task.target not in {"sandbox", "gateway", "all"}:
         if printed != written:
-            yield _compared(printed, written)
+            yield _describe_difference(printed, written)
     elif printed not in {written, _without_last_line(written)}:
-        yield _compared(printed, written)
+        yield _describe_difference(printed, written)
 
 
-def artifacts_are_whole(story: Story) -> Iterator[str]:
-    """Bytes match sizes and checksums, the patch applies, and what must be there is."""
-    for kept in story.artifacts:
-        found = f"sha256:{hashlib.sha256(kept.content).hexdigest()}"
-        if (found, len(kept.content)) != (kept.checksum, kept.size_bytes):
-            yield f"{kept.name} is not what it was"
-    contents = {kept.name: kept.content for kept in story.artifacts}
-    if len(contents) != len(story.artifacts):
-        yield f"artifacts are there twice: {sorted(kept.name for kept in story.artifacts)}"
-    if story.has("workspace_prepared"):
-        yield from _what_is_missing(story, contents)
+def check_artifacts(task: TaskRecord) -> Iterator[str]:
+    """Bytes match sizes and checksums, the patch applies, and required artifacts exist."""
+    for artifact in task.artifacts:
+        found = f"sha256:{hashlib.sha256(artifact.content).hexdigest()}"
+        if (found, len(artifact.content)) != (artifact.checksum, artifact.size_bytes):
+            yield f"{artifact.name} does not match its size or checksum"
+    contents = {artifact.name: artifact.content for artifact in task.artifacts}
+    if len(contents) != len(task.artifacts):
+        yield f"artifacts are listed twice: {sorted(artifact.name for artifact in task.artifacts)}"
+    if task.has_event("workspace_prepared"):
+        yield from _check_contents(task, contents)
 
 
-def _what_is_missing(story, contents):
-    for name in (f"{story.task_id}.patch", "transcript.ndjson", "metadata.json"):
+def _check_contents(task, contents):
+    for name in (f"{task.task_id}.patch", "transcript.ndjson", "metadata.json"):
         if name not in contents:
             yield f"{name} is missing"
-    if story.patched != (story.written or b""):
-        yield "the patch does not give what was in the workspace"
-    if contents.get("transcript.ndjson", story.stdout) != story.stdout:
-        yield "the transcript is not what was printed"
-    if story.end == DONE:
-        wrong = [n for n in range(story.files) if contents.get(f"made-{n}") != f"{n}\n".encode()]
+    if task.patched_mark != (task.written or b""):
+        yield "the patch does not reproduce the workspace"
+    if contents.get("transcript.ndjson", task.stdout) != task.stdout:
+        yield "the transcript differs from the output"
+    if task.end == COMPLETED:
+        wrong = [n for n in range(task.files) if contents.get(f"made-{n}") != f"{n}\n".encode()]
         if wrong:
             yield f"files of the agent are missing or changed: {wrong}"
 
 
-def no_agent_runs_twice(story: Story) -> Iterator[str]:
-    """Unless the manifest says so; and what is completed was done by one."""
-    told = sum(one["event"]["type"] == "agent_started" for one in story.records)
-    for starts, who in ((story.starts, "by what the model heard"), (told, "by the journal")):
-        if starts > 1 + story.retries:
-            yield f"the agent ran {starts} times, {who}"
-    if story.end == DONE and not (story.starts and told):
-        yield "it is completed, and no agent ran"
+def check_agent_runs_once(task: TaskRecord) -> Iterator[str]:
+    """One agent runs per allowed attempt, and a completed task had an agent."""
+    recorded_starts = sum(record["event"]["type"] == "agent_started" for record in task.records)
+    for agent_starts, source in ((task.agent_starts, "by the model requests"), (recorded_starts, "by the journal")):
+        if agent_starts > 1 + task.retries:
+            yield f"the agent ran {agent_starts} times, {source}"
+    if task.end == COMPLETED and not (task.agent_starts and recorded_starts):
+        yield "it completed without an agent"
 
 
-def every_follower_has_the_journal(journals: dict, transcripts: dict) -> Iterator[str]:
-    """What followers heard, however often they had to come back, is the journal: each event once, in order, to the end.
+def check_client_transcripts(journals: dict, transcripts: dict) -> Iterator[str]:
+    """Reconnecting clients receive the journal: every event once, in order, to the end.
 
-    journals: `{task id: frames}`; transcripts: `{(who, task id): frames}`.
+    journals: `{task id: events}`; transcripts: `{(client, task id): events}`.
     """
-    for (who, task_id), heard in transcripts.items():
-        wanted = journals[task_id]
-        if heard != wanted:
-            same = next((n for n, (a, b) in enumerate(zip(heard, wanted, strict=False)) if a != b), None)
-            place = f"first at {same}: {heard[same]} and {wanted[same]}" if same is not None else "at the end"
-            yield f"{who} of {task_id} heard {len(heard)} frames, the journal has {len(wanted)}; they differ {place}"
+    for (source, task_id), received in transcripts.items():
+        expected = journals[task_id]
+        if received != expected:
+            index = next((n for n, (a, b) in enumerate(zip(received, expected, strict=False)) if a != b), None)
+            position = (
+                f"first at {index}: {received[index]} and {expected[index]}" if index is not None else "at the end"
+            )
+            counts = f"{len(received)} of {len(expected)} events"
+            yield f"{source} of {task_id} received {counts}; they differ {position}"
 
 
 def _stdout_of(records):
-    events = (one["event"] for one in records if one["event"]["type"] == "output")
+    events = (record["event"] for record in records if record["event"]["type"] == "output")
     return "".join(event["text"] for event in events if event["stream"] == "stdout").encode()
 
 
@@ -286,6 +289,6 @@ def _without_last_line(text):
     return text[: text.rstrip(b"\n").rfind(b"\n") + 1]
 
 
-def _compared(printed, written):
+def _describe_difference(printed, written):
     lines = [text.count(b"\n") for text in (printed, written)]
-    return f"{lines[0]} lines ({len(printed)} bytes) are journaled, {lines[1]} ({len(written)} bytes) were written"
+    return f"{lines[0]} lines ({len(printed)} bytes) are journaled, {lines[1]} ({len(written)} bytes) were logged"

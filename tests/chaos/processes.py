@@ -1,4 +1,4 @@
-"""Finds what can be killed of a task, from outside, and stops, steps and kills it."""
+"""Finds, stops, single-steps and kills a task's processes from the host."""
 
 import contextlib
 import os
@@ -12,18 +12,18 @@ STEP_SECONDS = 0.002
 
 
 def members_of(attempt_id):
-    """Processes of the sandbox, the oldest first."""
+    """Processes of the sandbox, oldest first."""
     root = Path("/sys/fs/cgroup")
     groups = (*root.glob(f"*/sandbox*/{attempt_id}"), *root.glob(f"sandbox*/{attempt_id}"))
     pids = set()
     for group in groups:
         with contextlib.suppress(OSError):
             pids |= {int(pid) for pid in (group / "cgroup.procs").read_text().split()}
-    return sorted((pid for pid in pids if _began_at(pid)), key=_began_at)
+    return sorted((pid for pid in pids if _start_time(pid)), key=_start_time)
 
 
 def init_of(attempt_id):
-    """The process with number 1 inside, as the host numbers it; None where the kernel inside is another one."""
+    """Host pid of the sandbox's pid 1; None if the sandbox has its own kernel."""
     for pid in members_of(attempt_id):
         with contextlib.suppress(OSError):
             status = Path(f"/proc/{pid}/status").read_text()
@@ -36,26 +36,26 @@ def init_of(attempt_id):
 def destroy_sockets(pid):
     """Have the kernel close every socket in the network namespace of `pid` that belongs to its gateway.
 
-    True when it could: ss(8) has --kill, and the kernel must be built with INET_DIAG_DESTROY.
+    Returns whether it worked: ss(8) needs --kill, and the kernel INET_DIAG_DESTROY.
     """
-    ran = subprocess.run(
+    result = subprocess.run(
         ["nsenter", f"--net=/proc/{pid}/ns/net", "ss", "--kill", "--all", "--tcp", "--udp", "--no-header"],
         capture_output=True, timeout=30, check=False,
     )  # fmt: skip
-    return ran.returncode == 0 and bool(ran.stdout.strip())
+    return result.returncode == 0 and bool(result.stdout.strip())
 
 
 def can_destroy_sockets():
-    """Tried on a socket of our own."""
+    """Try it on a socket of this process."""
     with socket.create_server(("127.0.0.1", 0)) as own:
-        place = ("sport", "=", f":{own.getsockname()[1]}")
-        ran = subprocess.run(
-            ["ss", "--kill", "--listening", "--tcp", "--no-header", *place],
+        filter_expression = ("sport", "=", f":{own.getsockname()[1]}")
+        result = subprocess.run(
+            ["ss", "--kill", "--listening", "--tcp", "--no-header", *filter_expression],
             capture_output=True,
             timeout=30,
             check=False,
         )
-    return ran.returncode == 0 and bool(ran.stdout.strip())
+    return result.returncode == 0 and bool(result.stdout.strip())
 
 
 def kill(pid):
@@ -69,10 +69,10 @@ def go_on(pid):
 
 
 def stop(pid):
-    """Wait until it really stands still; False when it is gone."""
+    """Stop the process and wait until it is stopped; False if it has ended."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGSTOP)
-    while (letter := _letter(pid)) not in ("T", "", "Z", "X"):
+    while (letter := _state_letter(pid)) not in ("T", "", "Z", "X"):
         time.sleep(0.0005)
     return letter == "T"
 
@@ -85,17 +85,17 @@ def step(pid):
 
 
 def _stat(pid):
-    """The fields of proc(5) after the name; empty when the process is gone."""
+    """The fields of proc(5) after the name; empty if the process has ended."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
     except OSError:
         return []
 
 
-def _letter(pid):
+def _state_letter(pid):
     return next(iter(_stat(pid)), "")
 
 
-def _began_at(pid):
+def _start_time(pid):
     fields = _stat(pid)
     return int(fields[19]) if fields else 0

@@ -1,4 +1,4 @@
-"""Followers who lose their server again and again, come back, and keep all that they heard."""
+"""Clients that reconnect whenever they lose the server, and keep all received events."""
 
 import asyncio
 import contextlib
@@ -11,51 +11,51 @@ from websockets.exceptions import WebSocketException
 
 from sandbox.model.wire.events import log_stream_of
 
-AGAIN_SECONDS = 0.1
-_LOST = (OSError, asyncio.IncompleteReadError, WebSocketException, TimeoutError)
+RECONNECT_SECONDS = 0.1
+_CONNECTION_ERRORS = (OSError, asyncio.IncompleteReadError, WebSocketException, TimeoutError)
 
 
-class Follower:
-    """`frames` has what it heard."""
+class Client:
+    """Collects a task's `events`."""
 
     @staticmethod
-    def is_told(frame):
-        """Of logs: output and events."""
+    def is_delivered(frame):
+        """Whether clients of this kind receive the event: output and log events."""
         return log_stream_of(frame) is not None
 
     def __init__(self, machine, task_id):
         self.machine, self.task_id = machine, task_id
-        self.frames, self.connections = [], 0
+        self.events, self.connections = [], 0
 
     @property
     def has_ended(self):
-        return bool(self.frames) and self.frames[-1]["type"] == "end"
+        return bool(self.events) and self.events[-1]["type"] == "end"
 
     @property
     def last_seq(self):
-        return self.frames[-1]["seq"] if self.frames else 0
+        return self.events[-1]["seq"] if self.events else 0
 
     async def follow(self):
         while not self.has_ended:
-            with contextlib.suppress(*_LOST):
-                await self._listen()
+            with contextlib.suppress(*_CONNECTION_ERRORS):
+                await self._receive()
             if not self.has_ended:
-                await asyncio.sleep(AGAIN_SECONDS)
+                await asyncio.sleep(RECONNECT_SECONDS)
 
 
-class SseFollower(Follower):
+class SseClient(Client):
     """Resumes with Last-Event-ID."""
 
-    async def _listen(self):
+    async def _receive(self):
         port = self.machine.http.base_url.port
         reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=4 * 1024 * 1024)
         try:
             lines = [f"GET /api/v1/tasks/{self.task_id}/logs?follow=true HTTP/1.0", "Host: localhost"]
-            lines += [f"Last-Event-ID: {self.last_seq}"] if self.frames else []
+            lines += [f"Last-Event-ID: {self.last_seq}"] if self.events else []
             writer.write("\r\n".join([*lines, "", ""]).encode())
             head = await reader.readuntil(b"\r\n\r\n")
             if head.split(b" ", 2)[1] != b"200":
-                return  # it is starting or stopping
+                return  # the server is starting or stopping
             self.connections += 1
             while True:
                 event = await reader.readuntil(b"\n\n")
@@ -64,41 +64,42 @@ class SseFollower(Follower):
                 if "data" in fields:
                     frame = json.loads(fields["data"])
                     assert (str(frame["seq"]), frame["type"]) == (fields["id"], fields["event"])
-                    self.frames.append(frame)
+                    self.events.append(frame)
         finally:
             writer.transport.abort()
 
 
-class WebSocketFollower(Follower):
+class WebSocketClient(Client):
     """Resumes with `after`."""
 
     @staticmethod
-    def is_told(frame):
-        """Of progress and measurements too, which have what `usage` says."""
+    def is_delivered(frame):
+        """Progress and metrics are delivered too; they include what `usage` has."""
         return frame["type"] != "usage"
 
-    async def _listen(self):
-        address = f"{self.machine.server.said['ws']}/api/v1/tasks/stream?task_id={self.task_id}&after={self.last_seq}"
+    async def _receive(self):
+        base_url = self.machine.server.ready_message["ws"]
+        address = f"{base_url}/api/v1/tasks/stream?task_id={self.task_id}&after={self.last_seq}"
         async with connect(address, proxy=None, open_timeout=10, close_timeout=1) as socket:
             self.connections += 1
             async for message in socket:
-                self.frames.append(json.loads(message))
+                self.events.append(json.loads(message))
 
 
-class CommandFollower(Follower):
-    """`sandbox task logs --follow` resumes by itself; nobody starts it again."""
+class CliClient(Client):
+    """`sandbox task logs --follow` reconnects by itself and is started once."""
 
     async def follow(self):
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "sandbox", "task", "logs", self.task_id, "--follow", "--format", "json"),
-            env={"PATH": os.environ["PATH"], "SANDBOX_SERVER": self.machine.server.said["http"]},
+            env={"PATH": os.environ["PATH"], "SANDBOX_SERVER": self.machine.server.ready_message["http"]},
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             limit=4 * 1024 * 1024,
         )
         try:
             async for line in process.stdout:
-                self.frames.append(json.loads(line))
+                self.events.append(json.loads(line))
             errors = await process.stderr.read()
             assert await process.wait() in (0, 1, 8), errors.decode()
         finally:

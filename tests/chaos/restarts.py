@@ -1,4 +1,4 @@
-"""The server is ended and started again, over and over, under running tasks and those who follow them."""
+"""Restarts the server repeatedly while tasks run and clients follow them."""
 
 import asyncio
 import itertools
@@ -7,85 +7,92 @@ import signal
 from dataclasses import dataclass
 
 from chaos.machine import Machine
-from chaos.oracle import every_follower_has_the_journal
-from chaos.reconnecting_clients import CommandFollower, SseFollower, WebSocketFollower
+from chaos.oracle import check_client_transcripts
+from chaos.reconnecting_clients import CliClient, SseClient, WebSocketClient
 from doubles.live_server import until
 from sandbox.interfaces.journal import replay_task
 from sandbox.journal.journals import FileJournals
 from sandbox.model.wire.events import end_event, to_wire_event
 
-MANY = (*[SseFollower] * 8, *[WebSocketFollower] * 6, *[CommandFollower] * 6)
-FEW = (*[SseFollower] * 2, *[WebSocketFollower] * 2, *[CommandFollower] * 2)
-LINES_OF_LONG = 100_000
+MANY_CLIENTS = (*[SseClient] * 8, *[WebSocketClient] * 6, *[CliClient] * 6)
+FEW_CLIENTS = (*[SseClient] * 2, *[WebSocketClient] * 2, *[CliClient] * 2)
+LONG_LINES = 100_000
 END_SECONDS = 120
 
 
 @dataclass
-class Restarted:
-    """killed: of the restarts those by KILL; the others were by TERM. connections: of each who counts them."""
+class RestartResult:
+    """killed: restarts by KILL, the others were by TERM. connections: per client that counts them."""
 
     restarts: int
     killed: int
-    followers: int
-    frames: int
+    clients: int
+    events: int
     connections: list
-    broken: list
+    violations: list
 
 
-def play_restarts(directory, restarts, seed, *, tasks=5, kinds=MANY):
-    """kinds: of followers, dealt out over the tasks."""
+def run_restarts(directory, restarts, seed, *, tasks=5, client_types=MANY_CLIENTS):
+    """client_types: distributed over the tasks."""
     with Machine(directory) as machine:
         for number in range(tasks):
-            machine.order(f"task-{number}", lines=LINES_OF_LONG, pause_seconds=0.05)
-        for task_id in machine.orders:
+            machine.submit_order(f"task-{number}", lines=LONG_LINES, pause_seconds=0.05)
+        for task_id in machine.submitted:
             until(lambda task_id=task_id: machine.state(task_id) == "running", 60, "all to run")
-        return asyncio.run(_play(machine, restarts, random.Random(seed), kinds))
+        return asyncio.run(_run(machine, restarts, random.Random(seed), client_types))
 
 
-async def _play(machine, restarts, chance, kinds):
-    followers = [kind(machine, task_id) for kind, task_id in zip(kinds, itertools.cycle(machine.orders), strict=False)]
-    following = asyncio.gather(*(follower.follow() for follower in followers))
-    ends = [one for _ in range(0, restarts, 2) for one in chance.sample([signal.SIGKILL, signal.SIGTERM], 2)][:restarts]
+async def _run(machine, restarts, rng, client_types):
+    clients = [
+        client_type(machine, task_id)
+        for client_type, task_id in zip(client_types, itertools.cycle(machine.submitted), strict=False)
+    ]
+    receiving = asyncio.gather(*(client.follow() for client in clients))
+    signals = [number for _ in range(0, restarts, 2) for number in rng.sample([signal.SIGKILL, signal.SIGTERM], 2)][
+        :restarts
+    ]
     try:
-        for number, signal_number in enumerate(ends):
-            # A command's first contact must succeed, and its patience is 30 s: half of the servers live until all are
-            # back, the others die while some are on their way.
+        for number, signal_number in enumerate(signals):
+            # The first connection of a command must succeed, and it retries for 30 s: half of the servers run until all
+            # clients are back, the others are killed while some are reconnecting.
             if number % 2 == 0:
-                await _hear_all(followers, following)
-            await asyncio.sleep(chance.uniform(0, 1.5))
+                await _wait_for_new_events(clients, receiving)
+            await asyncio.sleep(rng.uniform(0, 1.5))
             await asyncio.to_thread(machine.restart_server, signal_number)
-        for task_id in machine.orders:
+        for task_id in machine.submitted:
             await asyncio.to_thread(machine.http.delete, f"/api/v1/tasks/{task_id}?force=true")
-        await asyncio.wait_for(following, END_SECONDS)
+        await asyncio.wait_for(receiving, END_SECONDS)
     finally:
-        following.cancel()
-        await asyncio.gather(following, return_exceptions=True)
-    broken = [said for number, one in enumerate(followers) for said in _compare(machine, number, one)]
-    frames = sum(len(one.frames) for one in followers)
-    killed = ends.count(signal.SIGKILL)
-    connections = [one.connections for one in followers if not isinstance(one, CommandFollower)]
-    return Restarted(restarts, killed, len(followers), frames, connections, broken)
+        receiving.cancel()
+        await asyncio.gather(receiving, return_exceptions=True)
+    violations = [message for number, client in enumerate(clients) for message in _compare(machine, number, client)]
+    events = sum(len(client.events) for client in clients)
+    killed = signals.count(signal.SIGKILL)
+    connections = [client.connections for client in clients if not isinstance(client, CliClient)]
+    return RestartResult(restarts, killed, len(clients), events, connections, violations)
 
 
-async def _hear_all(followers, following):
-    """Until each has heard something new."""
-    before = [len(one.frames) for one in followers]
+async def _wait_for_new_events(clients, receiving):
+    """Wait until every client has received a new event."""
+    before = [len(client.events) for client in clients]
     async with asyncio.timeout(END_SECONDS):
-        while any(len(one.frames) == count for one, count in zip(followers, before, strict=True)):
-            if following.done():
-                await following
+        while any(len(client.events) == count for client, count in zip(clients, before, strict=True)):
+            if receiving.done():
+                await receiving
             await asyncio.sleep(0.05)
 
 
-def _compare(machine, number, one):
-    told = {one.task_id: _frames(machine, one.task_id, one.is_told)}
-    return every_follower_has_the_journal(told, {(f"{type(one).__name__} {number}", one.task_id): one.frames})
+def _compare(machine, number, client):
+    journals = {client.task_id: _expected_events(machine, client.task_id, client.is_delivered)}
+    return check_client_transcripts(journals, {(f"{type(client).__name__} {number}", client.task_id): client.events})
 
 
-def _frames(machine, task_id, is_told):
-    """What the journal has for such a client."""
-    journals, offset, frames = FileJournals(machine.data_dir), 0, []
+def _expected_events(machine, task_id, is_delivered):
+    """The journal's events for such a client."""
+    journals, offset, events = FileJournals(machine.data_dir), 0, []
     while (batch := journals.read(task_id, offset)).records:
-        frames += [shown for record in batch.records if (shown := to_wire_event(task_id, record)) and is_told(shown)]
+        events += [
+            event for record in batch.records if (event := to_wire_event(task_id, record)) and is_delivered(event)
+        ]
         offset = batch.next_offset
-    return [*frames, end_event(replay_task(journals, task_id).task)]
+    return [*events, end_event(replay_task(journals, task_id).task)]

@@ -1,6 +1,6 @@
-"""One round: tasks are brought to their moments, something is killed, and the oracle is asked.
+"""One round: tasks are brought into states, processes are killed, and the oracle checks the outcome.
 
-A cell is a victim in a state, as a pair of names.
+A cell is a pair (kill target, state).
 """
 
 import contextlib
@@ -15,127 +15,131 @@ from dataclasses import dataclass
 import httpx
 
 from chaos import journal_file, processes
-from chaos.checks import examine
-from chaos.kill_points import Moments
+from chaos.checks import collect_evidence
+from chaos.kill_points import StateDriver
 from chaos.machine import Machine
-from chaos.oracle import BROKEN_OFF, LOST_SANDBOX, STATES, TRUE_ENDS, judge
-from doubles.leftovers import processes as processes_told_of
+from chaos.oracle import AGENT_FAILED, ALLOWED_ENDS, LOST_SANDBOX, STATES, evaluate
+from doubles.leftovers import processes as task_processes
 from doubles.runners import runner_of
 
 BURST_TASKS = 3
 BURST_SECONDS = 0.25
 SHARED = ("server", "all")
-"""Victims that all tasks have in common; every other one is a single task's own."""
+"""Kill targets that affect all tasks; every other one belongs to a single task."""
 
 
 @dataclass
-class Found:
-    """What came of a round. ends: how often each (victim, state at the blow, end) was seen; broken: of the promises."""
+class RoundResult:
+    """ends: count of each (kill target, state at the kill, end); violations: of the guarantees."""
 
     ends: Counter
-    broken: list
+    violations: list
 
     @property
-    def met(self):
-        """Which (victim, state) were played.
+    def covered(self):
+        """The cells that were tested.
 
-        A runner that saw its sandbox or its agent die first was done with running by then.
+        A runner that recorded the death of its sandbox or agent first had left `running` by then.
         """
-        saw_it_first = {("all", LOST_SANDBOX), ("all", BROKEN_OFF)}
-        return {(victim, "running" if (victim, end) in saw_it_first else state) for victim, state, end in self.ends}
+        ended_earlier = {("all", LOST_SANDBOX), ("all", AGENT_FAILED)}
+        return {(target, "running" if (target, end) in ended_earlier else state) for target, state, end in self.ends}
 
 
-def play(directory, runtime, chosen, seed):
-    """chosen: the cells. One machine has them all: first what is a task's own, then each of what is shared."""
+def run_round(directory, runtime, chosen_cells, seed):
+    """Test the cells on one machine: first the targets of single tasks, then each shared one."""
     with Machine(directory, runtime) as machine:
-        blows = {}
-        if own := [cell for cell in chosen if cell[0] not in SHARED]:
-            with _holding() as held:
-                blows |= _strike_each(machine, own, seed, held)
-        for victim in SHARED:
-            if states := sorted(state for one, state in chosen if one == victim):
+        kills = {}
+        if own := [cell for cell in chosen_cells if cell[0] not in SHARED]:
+            with _held_tasks() as held:
+                kills |= _kill_each(machine, own, seed, held)
+        for target in SHARED:
+            if states := sorted(state for cell_target, state in chosen_cells if cell_target == target):
                 machine.wait_for_all()
-                with _holding() as held:
-                    blows |= _strike_together(machine, victim, states, seed, held)
-        evidence = examine(machine, blows)
-    ends = Counter((story.victim, story.state, story.end) for story in evidence.stories if story.victim)
-    return Found(ends, judge(evidence))
+                with _held_tasks() as held:
+                    kills |= _kill_together(machine, target, states, seed, held)
+        evidence = collect_evidence(machine, kills)
+    ends = Counter((task.target, task.state, task.end) for task in evidence.tasks if task.target)
+    return RoundResult(ends, evaluate(evidence))
 
 
-def cells(*victims):
-    """All of these victims, among which `each` are those that are a task's own."""
+def cells(*targets):
+    """All cells of these targets; `each` stands for all targets of a single task."""
     own = ("runner", "sandbox", *(("gateway",) if processes.can_destroy_sockets() else ()))
-    named = [one for victim in victims for one in (own if victim == "each" else (victim,))]
-    return {(one, state) for one in named for state in TRUE_ENDS[one] if state != "pending" or one in SHARED}
+    named = [one for target in targets for one in (own if target == "each" else (target,))]
+    return {
+        (target, state) for target in named for state in ALLOWED_ENDS[target] if state != "pending" or target in SHARED
+    }
 
 
-def deal(chance, *victims):
-    """One of the cells of these victims for each state."""
+def pick_cells(rng, *targets):
+    """One random cell of these targets per state."""
     by_state = {}
-    for victim, state in sorted(cells(*victims)):
-        by_state.setdefault(state, []).append(victim)
-    return [(chance.choice(those), state) for state, those in by_state.items()]
+    for target, state in sorted(cells(*targets)):
+        by_state.setdefault(state, []).append(target)
+    return [(rng.choice(candidates), state) for state, candidates in by_state.items()]
 
 
-def _reach_all(machine, wanted, held, seed, **choices):
-    """Together, since it takes some seconds each. wanted: pairs of name and state."""
+def _reach_all(machine, requested, held, seed, **choices):
+    """Concurrently, since each takes some seconds. requested: pairs of name and state."""
 
     def reach(pair):
         name, state = pair
-        moments = Moments(machine, random.Random(f"{seed} {name} {state}"), **choices)
-        held.append(one := moments.reach(state, name))
-        return one
+        driver = StateDriver(machine, random.Random(f"{seed} {name} {state}"), **choices)
+        held.append(task := driver.reach(state, name))
+        return task
 
-    # What prints is not held, and what waits for room must come last: it is in front of all that come later.
+    # Running tasks are not held, and a pending task must come last: it blocks all later ones.
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(reach, [pair for pair in wanted if pair[1] not in ("running", "pending")]))
-        list(pool.map(reach, [pair for pair in wanted if pair[1] == "running"]))
-        list(pool.map(reach, [pair for pair in wanted if pair[1] == "pending"]))
+        list(pool.map(reach, [pair for pair in requested if pair[1] not in ("running", "pending")]))
+        list(pool.map(reach, [pair for pair in requested if pair[1] == "running"]))
+        list(pool.map(reach, [pair for pair in requested if pair[1] == "pending"]))
 
 
-def _strike_together(machine, victim, states, seed, held):
-    chance = random.Random(f"{seed} {victim}")
-    # Where nobody else has room, nothing waits for it.
-    beside = ["running"] if states == ["pending"] else []
-    wanted = [(victim, state) for state in (*states, *beside)]
-    _reach_all(machine, wanted, held, seed, is_endless=victim == "all")
-    with _burst(machine, victim):
-        time.sleep(chance.uniform(0, BURST_SECONDS))
-        _kill_server(machine) if victim == "server" else _kill_everything(machine, held, chance)
-    seen = {one.task_id: one.seen for one in held}
-    blows = {task_id: (victim, machine.state(task_id), seen.get(task_id, b"")) for task_id in machine.orders}
-    # One that was over by then, or never came to be, was not hit.
-    blows = {task_id: blow for task_id, blow in blows.items() if blow[1] in STATES}
-    lets_go_first, dies_again = chance.random() < 0.5, chance.random() < 0.5
-    if lets_go_first:
-        _let_go(held)
+def _kill_together(machine, target, states, seed, held):
+    rng = random.Random(f"{seed} {target}")
+    # A task is only pending while another one uses the capacity.
+    extra = ["running"] if states == ["pending"] else []
+    requested = [(target, state) for state in (*states, *extra)]
+    _reach_all(machine, requested, held, seed, is_endless=target == "all")
+    with _burst(machine, target):
+        time.sleep(rng.uniform(0, BURST_SECONDS))
+        _kill_server(machine) if target == "server" else _kill_everything(machine, held, rng)
+    stdout_before = {task.task_id: task.stdout_before for task in held}
+    kills = {
+        task_id: (target, machine.state(task_id), stdout_before.get(task_id, b"")) for task_id in machine.submitted
+    }
+    # Tasks that had ended by then, or never existed, were not affected.
+    kills = {task_id: kill for task_id, kill in kills.items() if kill[1] in STATES}
+    releases_first, kills_twice = rng.random() < 0.5, rng.random() < 0.5
+    if releases_first:
+        _release(held)
     machine.start_server()
-    _let_go(held)
-    if dies_again:
-        time.sleep(chance.uniform(0, 1.5))
+    _release(held)
+    if kills_twice:
+        time.sleep(rng.uniform(0, 1.5))
         _kill_server(machine)
         machine.start_server()
-    return blows
+    return kills
 
 
 @contextlib.contextmanager
-def _holding():
-    """Gives a list of tasks at their moments; whatever happens, all are let go."""
+def _held_tasks():
+    """Yield a list for held tasks, and release all of them at the end."""
     held = []
     try:
         yield held
     finally:
-        _let_go(held)
+        _release(held)
 
 
-def _let_go(held):
-    for one in held:
-        one.let_go()
+def _release(held):
+    for task in held:
+        task.release()
 
 
 @contextlib.contextmanager
-def _burst(machine, victim):
-    """Somebody submits while it happens: what gets a 202 in the last moment is promised too."""
+def _burst(machine, target):
+    """Submit tasks during the kill: a 202 in the last moment is binding too."""
     is_over = threading.Event()
 
     def submit():
@@ -143,9 +147,9 @@ def _burst(machine, victim):
             if is_over.wait(0.05):
                 return
             with contextlib.suppress(httpx.TransportError):
-                machine.order(f"burst-{victim}-{number}")
+                machine.submit_order(f"burst-{target}-{number}")
 
-    # Behind one that waits for all the room there is, nobody younger begins.
+    # No younger task starts behind one that waits for the whole capacity.
     thread = threading.Thread(target=submit)
     thread.start()
     try:
@@ -159,66 +163,66 @@ def _kill_server(machine):
     machine.server.stop(signal.SIGKILL)
 
 
-def _kill_everything(machine, held, chance):
-    """In any order, with nobody in between who could mend it; until nothing is there any more."""
-    pids = {machine.server.pid, *(one.runner for one in held if one.runner)}
-    pids |= {runner_of(machine.data_dir, task_id) for task_id in list(machine.orders)} - {None}
-    pids |= {pid for pid, _ in processes_told_of(machine.data_dir)}
+def _kill_everything(machine, held, rng):
+    """Kill in random order, without time for recovery, until no process is left."""
+    pids = {machine.server.pid, *(task.runner for task in held if task.runner)}
+    pids |= {runner_of(machine.data_dir, task_id) for task_id in list(machine.submitted)} - {None}
+    pids |= {pid for pid, _ in task_processes(machine.data_dir)}
     order = sorted(pids)
-    chance.shuffle(order)
+    rng.shuffle(order)
     for pid in order:
         processes.kill(pid)
     machine.server.stop(signal.SIGKILL)
-    for task_id in list(machine.orders):
+    for task_id in list(machine.submitted):
         while (pid := runner_of(machine.data_dir, task_id)) is not None:
             processes.kill(pid)
             time.sleep(0.001)
 
 
-def _strike_each(machine, chosen, seed, held):
-    wanted = [(*cell, 0) for cell in sorted(chosen)]
-    wanted += [(one, "running", 1) for one in ("runner", "sandbox") if (one, "running") in chosen]
+def _kill_each(machine, chosen_cells, seed, held):
+    requested = [(*cell, 0) for cell in sorted(chosen_cells)]
+    requested += [(task, "running", 1) for task in ("runner", "sandbox") if (task, "running") in chosen_cells]
     with ThreadPoolExecutor(6) as pool:
-        return dict(pool.map(lambda each: _strike_one(machine, *each, seed, held), wanted))
+        return dict(pool.map(lambda each: _kill_one(machine, *each, seed, held), requested))
 
 
-def _strike_one(machine, victim, state, retries, seed, held):
-    """Gives the task and its blow."""
-    chance = random.Random(f"{seed} {victim} {state} {retries}")
-    is_endless = victim != "gateway" and not retries
-    moments = Moments(machine, chance, needs_sandbox=victim != "runner", is_endless=is_endless, retries=retries)
-    one = moments.reach(state, f"{victim}-{retries}" if retries else victim)
-    held.append(one)
+def _kill_one(machine, target, state, retries, seed, held):
+    """Return the task id and the kill."""
+    rng = random.Random(f"{seed} {target} {state} {retries}")
+    is_endless = target != "gateway" and not retries
+    driver = StateDriver(machine, rng, needs_sandbox=target != "runner", is_endless=is_endless, retries=retries)
+    task = driver.reach(state, f"{target}-{retries}" if retries else target)
+    held.append(task)
     if state == "running":
-        time.sleep(chance.uniform(0, 0.3))
-    records = machine.records(one.task_id)
-    one.seen = journal_file.stdout_of(records)
-    is_struck = _STRIKES[victim](one, journal_file.attempt_of(records), chance)
-    one.let_go()
-    if not is_struck:
-        raise AssertionError(f"there was nothing to kill: {victim} in {state}")
-    return one.task_id, (victim, journal_file.state_of(records), one.seen)
+        time.sleep(rng.uniform(0, 0.3))
+    records = machine.records(task.task_id)
+    task.stdout_before = journal_file.stdout_of(records)
+    is_killed = _KILLERS[target](task, journal_file.attempt_of(records), rng)
+    task.release()
+    if not is_killed:
+        raise AssertionError(f"there was nothing to kill: {target} in {state}")
+    return task.task_id, (target, journal_file.state_of(records), task.stdout_before)
 
 
-def _strike_runner(one, *_):
-    processes.kill(one.runner)
+def _kill_runner(task, *_):
+    processes.kill(task.runner)
     return True
 
 
-def _strike_sandbox(_, attempt_id, chance):
-    """The first process outside, or the one with number 1 inside."""
+def _kill_sandbox(_, attempt_id, rng):
+    """Kill the sandbox's first process on the host, or its pid 1."""
     first = next(iter(processes.members_of(attempt_id)), None)
-    pid = chance.choice([first, processes.init_of(attempt_id) or first])
+    pid = rng.choice([first, processes.init_of(attempt_id) or first])
     if pid is None:
         return False
     processes.kill(pid)
     return True
 
 
-def _strike_gateway(_, attempt_id, chance):
-    """It has no process of its own: what can be killed of it is its sockets."""
+def _kill_gateway(_, attempt_id, rng):
+    """Destroy the gateway's sockets: it has no separate process."""
     members = processes.members_of(attempt_id)
     return bool(members) and processes.destroy_sockets(members[0])
 
 
-_STRIKES = {"runner": _strike_runner, "sandbox": _strike_sandbox, "gateway": _strike_gateway}
+_KILLERS = {"runner": _kill_runner, "sandbox": _kill_sandbox, "gateway": _kill_gateway}

@@ -1,12 +1,12 @@
-"""A slow network before the git server, for one task: a clone gets so many bytes, and the rest when it is let go."""
+"""A throttled connection to the git server: a clone gets some bytes, and the rest after `open`."""
 
 import contextlib
 import socket
 import threading
 
 
-class Valve:
-    """Relays connections to `port`. bytes_max: what goes back to clients before `open` is called."""
+class Throttle:
+    """Relays connections to `port`. bytes_max: sent to clients before `open` is called."""
 
     def __init__(self, port, bytes_max):
         self._upstream, self._left = port, bytes_max
@@ -16,8 +16,8 @@ class Valve:
         threading.Thread(target=self._accept, daemon=True).start()
 
     @property
-    def holds(self):
-        """Somebody waits for bytes."""
+    def is_holding(self):
+        """Whether a client waits for bytes."""
         return self._held.is_set() and not self._opened.is_set()
 
     def open(self):
@@ -45,26 +45,26 @@ class Valve:
 
     def _relay_both(self, client, upstream):
         with client, upstream:
-            forth = threading.Thread(target=self._relay, args=(client, upstream, False), daemon=True)
-            forth.start()
+            forward = threading.Thread(target=self._relay, args=(client, upstream, False), daemon=True)
+            forward.start()
             self._relay(upstream, client, True)
-            # Who has read all that there is may be gone without a word.
+            # A client that has read everything may be gone.
             with contextlib.suppress(OSError):
                 client.shutdown(socket.SHUT_RDWR)
-            forth.join()
+            forward.join()
 
-    def _relay(self, source, sink, is_back):
+    def _relay(self, source, sink, is_response):
         with contextlib.suppress(OSError):
             while data := source.recv(4096):
-                sink.sendall(self._kept_back(data, sink) if is_back else data)
+                sink.sendall(self._withhold(data, sink) if is_response else data)
         with contextlib.suppress(OSError):
             sink.shutdown(socket.SHUT_WR)
 
-    def _kept_back(self, data, sink):
-        now, self._left = data[: self._left], max(0, self._left - len(data))
-        if len(now) < len(data):
-            sink.sendall(now)
+    def _withhold(self, data, sink):
+        passed, self._left = data[: self._left], max(0, self._left - len(data))
+        if len(passed) < len(data):
+            sink.sendall(passed)
             self._held.set()
             self._opened.wait(120)
-            return data[len(now) :]
+            return data[len(passed) :]
         return data

@@ -1,4 +1,4 @@
-"""Doubles of a runner's equipment: what the agent says and how it ends stands in a script."""
+"""Doubles of a runner's dependencies: a script defines the agent's output and exit."""
 
 import asyncio
 import signal
@@ -32,11 +32,11 @@ BOOT_ID = "this-boot"
 
 @dataclass
 class Script:
-    """How an attempt goes.
+    """The course of an attempt.
 
-    stays: the agent works until it is ended; deaf: it does not mind TERM; immortal: nor KILL.
-    report: what the gateway tells its runner by, redact: what it redacts names with, once it is open;
-    reports: what the gateway tells as soon as it serves.
+    runs_until_signal: the agent runs until it gets a signal; ignores_term, survives_kill: it ignores that signal.
+    report: the gateway's callback for events; redact: its redaction of names, once it is created;
+    reports: the events that it reports when it starts to serve.
     """
 
     stdout: bytes = b'{"type":"result"}\n'
@@ -70,7 +70,7 @@ class Script:
 class ScriptedSandbox:
     def __init__(self, handle, script):
         self.handle, self.listeners, self.slow_reason, self._script = handle, None, None, script
-        self._over = asyncio.Event()
+        self._done = asyncio.Event()
         self._exit = script.exit
         self._readers = []
 
@@ -80,7 +80,7 @@ class ScriptedSandbox:
         for reader, data in zip(self._readers, (self._script.stdout, self._script.stderr), strict=True):
             reader.feed_data(data)
         if not self._script.stays:
-            self._over.set()
+            self._done.set()
         return tuple(self._readers)
 
     async def open_terminal(self, command, size):
@@ -90,19 +90,19 @@ class ScriptedSandbox:
         self._script.seen.append(f"signal {signal.Signals(signal_number).name}")
         if not self._script.deaf:
             self._exit = ExitStatus(128 + signal_number)
-            self._over.set()
+            self._done.set()
 
     async def kill(self):
         self._script.seen.append("kill")
-        if not self._over.is_set() and not self._script.immortal:
+        if not self._done.is_set() and not self._script.immortal:
             self._exit = ExitStatus(137)
-            self._over.set()
+            self._done.set()
         for reader in self._readers:
             if not reader.at_eof():
                 reader.feed_eof()
 
     async def wait(self):
-        await self._over.wait()
+        await self._done.wait()
         return self._exit
 
     async def stats(self):
@@ -116,7 +116,7 @@ class ScriptedSandbox:
 
 
 class ScriptedTerminal:
-    """Shows what is to come on stdout, and goes with its sandbox."""
+    """Shows the sandbox's stdout, and ends with the sandbox."""
 
     def __init__(self, sandbox, output):
         self._sandbox, self.output = sandbox, output
@@ -178,7 +178,7 @@ class SilentGateway:
 
 
 class ScriptedAgent:
-    """Lines `+Tool` and `-Tool` on stdout begin and end a tool call; `!` says that the agent is set up."""
+    """Lines `+Tool` and `-Tool` on stdout start and end a tool call; `!` means that the agent is ready."""
 
     def __init__(self, script):
         self._script = script
@@ -192,7 +192,7 @@ class ScriptedAgent:
             Command(["agent"], secrets, "/workspace"), session_id, {}, {".claude/settings.json": b"{}"}
         )
 
-    def check_ready(self, manifest, began, redact):
+    def check_ready(self, manifest, init, redact):
         return self._script.start_failure
 
     def check_session_exit(self, exit_):
@@ -273,7 +273,7 @@ def scripted_equipment(script, journals):
     )
 
 
-class HeldReserve:
+class FakeDiskReserve:
     is_allocated, given_back = False, 0
 
     def __init__(self):
@@ -283,14 +283,14 @@ class HeldReserve:
         self.is_allocated = True
 
     def release(self):
-        was_taken, self.is_allocated = self.is_allocated, False
-        self.given_back += was_taken
+        was_allocated, self.is_allocated = self.is_allocated, False
+        self.given_back += was_allocated
         self.on_given_back()
-        return was_taken
+        return was_allocated
 
 
 class Stage:
-    """One task, submitted and handed to a runner."""
+    """One submitted task with its attempt runner."""
 
     def __init__(self, data_dir, script, *, secrets=None, boot_id=BOOT_ID, **parts):
         self.script = script
@@ -298,7 +298,7 @@ class Stage:
         self.writer = self.journals.create("task-1")
         equipment = scripted_equipment(script, self.journals)
         redaction = SecretRedactor(secrets) if secrets else None
-        self.space, self.reserve = DiskSpace(100, 100), HeldReserve()
+        self.space, self.reserve = DiskSpace(100, 100), FakeDiskReserve()
         self.recorder = AttemptRecorder(
             lambda patient: self._redacting(patient, redaction),
             self.writer,

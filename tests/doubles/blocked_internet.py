@@ -1,7 +1,7 @@
-"""Two network namespaces of the test's own: in one lives the server, the other plays the whole internet.
+"""Two network namespaces: one for the server, the other as a fake internet.
 
-A wire (veth) joins them. On the internet's end every packet is written down, so that what a sandbox sends anywhere
-is seen, wherever it goes. Nothing of it can reach a real network: neither namespace has another way out.
+A veth pair connects them. Every packet that arrives on the internet's end is recorded, whatever its destination. No
+packet can reach a real network: neither namespace has another route.
 """
 
 import contextlib
@@ -22,19 +22,19 @@ PRIVATE_ADDRESS = "10.1.2.3"
 
 
 class ClosedInternet:
-    """Enter it to make both namespaces; `server_prefix` and `internet_prefix` start commands inside them.
+    """Enter it to create both namespaces; `server_prefix` and `internet_prefix` start commands inside them.
 
-    packets: every (protocol, address, port) that something sent an opening packet to, TCP replies left out.
+    packets: (protocol, address, port) of every recorded packet; of TCP only SYN packets.
     """
 
     def __init__(self):
         self.packets = []
-        self._keepers = []
+        self._holders = []
         self._stop = threading.Event()
 
     def __enter__(self):
-        self._keepers = [_keeper(), _keeper()]
-        server, internet = (str(keeper.pid) for keeper in self._keepers)
+        self._holders = [_hold_namespace(), _hold_namespace()]
+        server, internet = (str(holder.pid) for holder in self._holders)
         self.server_prefix = ("nsenter", "--net", "--target", server, "--")
         self.server_namespace = f"/proc/{server}/ns/net"
         self.internet_prefix = ("nsenter", "--net", "--target", internet, "--")
@@ -69,12 +69,12 @@ class ClosedInternet:
     def __exit__(self, *_):
         self._stop.set()
         self._sniffer.join()
-        for keeper in self._keepers:
-            keeper.kill()
-            keeper.wait()
+        for holder in self._holders:
+            holder.kill()
+            holder.wait()
 
-    def reach(self, address, port):
-        """From the server's namespace: can this be reached? The twin that shows that the wire works."""
+    def can_reach(self, address, port):
+        """Whether the server's namespace can connect to the address: the twin that shows that the veth pair works."""
         script = f"import socket; socket.create_connection(({address!r}, {port}), 3).close()"
         with contextlib.suppress(subprocess.CalledProcessError):
             _run(*self.server_prefix, "python3", "-I", "-c", script)
@@ -90,9 +90,9 @@ class ClosedInternet:
                 if select.select([wire], [], [], 0.05)[0]:
                     packet, (_, protocol, kind, *_rest) = wire.recvfrom(65_535)
                     if kind != socket.PACKET_OUTGOING and protocol == 0x0800:
-                        self._note(packet)
+                        self._record(packet)
 
-    def _note(self, packet):
+    def _record(self, packet):
         header_length = (packet[0] & 15) * 4
         protocol, destination = packet[9], socket.inet_ntoa(packet[16:20])
         if protocol == socket.IPPROTO_TCP:
@@ -105,14 +105,14 @@ class ClosedInternet:
             self.packets.append((str(protocol), destination, 0))
 
 
-def _keeper():
+def _hold_namespace():
     """A process that keeps a network namespace alive."""
-    keeper = subprocess.Popen(["unshare", "--net", "sleep", "3600"])
+    holder = subprocess.Popen(["unshare", "--net", "sleep", "3600"])
     own, deadline = _namespace("self"), time.monotonic() + 10
-    while _namespace(keeper.pid) == own:
+    while _namespace(holder.pid) == own:
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    return keeper
+    return holder
 
 
 def _namespace(pid):

@@ -7,15 +7,15 @@ _INSTRUCTIONS_MAX = 4096
 
 
 def decide(program: bytes, *, audit: int, number: int, arguments: tuple[int, ...] = ()) -> int:
-    """The action that the kernel would take, with its data. Fails for a program that the kernel would not load."""
-    filled = (*arguments, 0, 0, 0, 0, 0, 0)[:6]
-    data = struct.pack("=IIQ6Q", number, audit, 0, *filled)
+    """The kernel's action for a call, with its data. Fails for a program that the kernel would reject."""
+    padded = (*arguments, 0, 0, 0, 0, 0, 0)[:6]
+    data = struct.pack("=IIQ6Q", number, audit, 0, *padded)
     instructions = list(struct.iter_unpack("=HBBI", program))
     assert 0 < len(instructions) <= _INSTRUCTIONS_MAX
-    accumulator, at = 0, 0
+    accumulator, position = 0, 0
     while True:
-        code, when_true, when_false, value = instructions[at]
-        at += 1
+        code, when_true, when_false, value = instructions[position]
+        position += 1
         match code:
             case 0x20:  # load a word
                 assert value % 4 == 0
@@ -23,21 +23,21 @@ def decide(program: bytes, *, audit: int, number: int, arguments: tuple[int, ...
             case 0x54:  # and
                 accumulator &= value
             case 0x05:  # jump
-                at += value
+                position += value
             case 0x15:  # jump if equal
-                at += when_true if accumulator == value else when_false
+                position += when_true if accumulator == value else when_false
             case 0x25:  # jump if greater
-                at += when_true if accumulator > value else when_false
+                position += when_true if accumulator > value else when_false
             case 0x35:  # jump if greater or equal
-                at += when_true if accumulator >= value else when_false
+                position += when_true if accumulator >= value else when_false
             case 0x45:  # jump if any bit is set
-                at += when_true if accumulator & value else when_false
+                position += when_true if accumulator & value else when_false
             case 0x06:  # return
                 return int(value)
             case _:
-                raise AssertionError(f"no instruction of a filter: {code:#x}")
+                raise AssertionError(f"invalid filter instruction: {code:#x}")
 
 
 def errno_of(action: int) -> int | None:
-    """The error that the call ends with; None when the action is another one."""
+    """The errno of the call; None for another action."""
     return action & 0xFFFF if action & 0xFFFF0000 == ERRNO else None

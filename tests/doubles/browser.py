@@ -1,4 +1,4 @@
-"""A real browser without a window: the machine's Chromium, whose pages reach loopback and nothing else."""
+"""A real headless browser: the machine's Chromium, limited to loopback addresses."""
 
 import contextlib
 import os
@@ -12,23 +12,23 @@ from playwright.sync_api import Error, sync_playwright
 AXE = Path(__file__).parents[2] / ".venv/share/npm-dev/node_modules/axe-core/axe.min.js"
 PROGRAMS = ("chromium-headless-shell", "chromium")
 HEIGHT = 900
-LOOKS = (("light", 1280), ("dark", 390))
-"""Scheme and width in CSS pixels; our scripts read neither, so a page can change its look while it is open."""
-PATIENCE_SECONDS = 60
+LAYOUTS = (("light", 1280), ("dark", 390))
+"""Color scheme and width in CSS pixels; the dashboard's scripts read neither, so both can change on an open page."""
+TIMEOUT_SECONDS = 60
 _AXE_RUN = "axe.run({ resultTypes: ['violations'], preload: false })"
-"""No rule that is on needs what axe would load before: it fetches every style sheet again, for each run."""
+"""No enabled rule needs preloading, which would fetch every style sheet again for each run."""
 _LOOPBACK_ONLY = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE localhost, EXCLUDE 127.0.0.1"
 
 
 @contextlib.contextmanager
 def open_chromium():
-    """The machine's Chromium, for one browser after another; skips the test where the machine has none.
+    """The machine's Chromium; skips the test if there is none.
 
-    It has an event loop of its own in this thread, so `asyncio.run` has to wait until it is closed.
+    It runs an event loop in this thread, so `asyncio.run` cannot be used until it is closed.
     """
     program = next(filter(None, map(shutil.which, PROGRAMS)), None)
     if program is None:
-        pytest.skip(f"no {' or '.join(PROGRAMS)} on this machine; script/setup --dev installs it where it may")
+        pytest.skip(f"no {' or '.join(PROGRAMS)} on this machine; script/setup --dev installs it if permitted")
     with tempfile.TemporaryDirectory(prefix="chromium-") as home:
         chromium = Chromium(program, home)
         try:
@@ -38,7 +38,7 @@ def open_chromium():
 
 
 class Chromium:
-    """A process that costs more to start than most tests do with it: started once, and anew when it is gone."""
+    """A browser process, which is slow to start: it is reused, and restarted after a crash."""
 
     def __init__(self, program, home):
         self._program, self._home = program, home
@@ -46,7 +46,7 @@ class Chromium:
 
     @contextlib.contextmanager
     def browser(self):
-        """A browser that nobody has used before, and of which nothing is left afterwards."""
+        """A browser without state of earlier tests; its contexts are closed at the end."""
         if not self._is_alive():
             self.close()
             self._start()
@@ -70,7 +70,7 @@ class Chromium:
         self._process = self._playwright.chromium.launch(
             executable_path=self._program,
             args=[_LOOPBACK_ONLY],
-            chromium_sandbox=os.geteuid() != 0,  # which root cannot have
+            chromium_sandbox=os.geteuid() != 0,  # does not work as root
             env={"PATH": os.environ["PATH"], "LANG": "C.UTF-8", "HOME": self._home},
         )
 
@@ -84,25 +84,25 @@ class Chromium:
 
 
 class Browser:
-    """What its pages asked for and complained of, all together; each has cookies and storage of its own.
+    """Collects requests and errors of all its pages; each page has separate cookies and storage.
 
-    requests: each `playwright` request, answered or not. complaints: errors and warnings of the console, exceptions.
+    requests: all Playwright requests. console_errors: console errors and warnings, and exceptions.
     """
 
     def __init__(self, process):
         self.requests = []
-        self.complaints = []
+        self.console_errors = []
         self._process = process
 
     def open(self, url, *, width=1280, scheme="light", status=200, before=None, prepare=None):
-        """A page of this address, loaded; width in CSS pixels, before: a script that runs before all others.
+        """Open and load a page. width: in CSS pixels; before: a script that runs before all others.
 
-        prepare: called with the page before anything is asked for.
+        prepare: called with the page before the first request.
         """
         page = self._process.new_page(
             viewport={"width": width, "height": HEIGHT},
             color_scheme=scheme,
-            reduced_motion="reduce",  # a dot that breathes is drawn anew sixty times a second, here without a GPU
+            reduced_motion="reduce",  # animations are expensive without a GPU
             bypass_csp=False,
             locale="en-GB",
         )
@@ -110,50 +110,50 @@ class Browser:
             page.add_init_script(before)
         if prepare is not None:
             prepare(page)
-        page.set_default_timeout(PATIENCE_SECONDS * 1000)
-        page.on("request", self._note)
-        page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        page.on("console", self._listen)
-        answer = page.goto(url)
-        assert answer.status == status, answer.status
+        page.set_default_timeout(TIMEOUT_SECONDS * 1000)
+        page.on("request", self._record_request)
+        page.on("pageerror", lambda error: self.console_errors.append(str(error)))
+        page.on("console", self._record_console_message)
+        response = page.goto(url)
+        assert response.status == status, response.status
         return page
 
-    def asked(self, path):
-        """The requests for this path, in their order."""
+    def requests_to(self, path):
+        """The requests for this path, in order."""
         return [request for request in self.requests if request.url.partition("?")[0].endswith(path)]
 
-    def forgive(self, *parts):
-        """Forget complaints that the test itself has given cause for: those with one of these parts in them."""
-        self.complaints[:] = [text for text in self.complaints if not any(part in text for part in parts)]
+    def ignore_errors(self, *parts):
+        """Drop expected console errors: those that contain one of these parts."""
+        self.console_errors[:] = [text for text in self.console_errors if not any(part in text for part in parts)]
 
-    def _note(self, request):
+    def _record_request(self, request):
         self.requests.append(request)
 
-    def _listen(self, message):
+    def _record_console_message(self, message):
         if message.type in {"error", "warning"}:
-            self.complaints.append(message.text)
+            self.console_errors.append(message.text)
 
 
 def shut_out(page):
-    """What keeps people from using the page in any look: axe's serious findings, and being wider than its window.
+    """Accessibility violations in any layout: serious findings of axe, and horizontal overflow.
 
-    Leaves it in the first look.
+    Leaves the page in the first layout.
     """
     if not AXE.exists():
-        pytest.skip("axe-core is not here; script/setup --dev fetches it")
+        pytest.skip("axe-core is not installed; script/setup --dev fetches it")
     if not page.evaluate("'axe' in window"):
         page.evaluate(AXE.read_text())
-    return [(*look, *one) for look in reversed(LOOKS) for one in _shut_out(page, *look)]
+    return [(*layout, *violation) for layout in reversed(LAYOUTS) for violation in _violations(page, *layout)]
 
 
-def _shut_out(page, scheme, width):
+def _violations(page, scheme, width):
     page.emulate_media(color_scheme=scheme)
     page.set_viewport_size({"width": width, "height": HEIGHT})
-    found = page.evaluate(_AXE_RUN)["violations"]
+    violations = page.evaluate(_AXE_RUN)["violations"]
     serious = [
-        (one["id"], [(node["html"][:200], node["failureSummary"]) for node in one["nodes"][:3]])
-        for one in found
-        if one["impact"] in {"serious", "critical"}
+        (violation["id"], [(node["html"][:200], node["failureSummary"]) for node in violation["nodes"][:3]])
+        for violation in violations
+        if violation["impact"] in {"serious", "critical"}
     ]
     is_wide = page.evaluate("document.documentElement.scrollWidth > innerWidth")
     return [*serious, *([("wide",)] if is_wide else [])]

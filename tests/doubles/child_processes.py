@@ -1,8 +1,8 @@
-"""Processes of their own for a part of a test: forks of one that has imported much, and knows nothing of the tests."""
+"""Child processes for parts of tests: forks of a server process with preloaded modules."""
 
 from multiprocessing import get_context
 
 OWN_PROCESSES = get_context("forkserver")
-"""As `multiprocessing` itself; what it starts has its own mounts, user and end, and imports nothing twice."""
+"""A `multiprocessing` context; its processes can change their mounts and user, and start with preloaded modules."""
 
 OWN_PROCESSES.set_forkserver_preload(["__main__", "pytest", "sandbox.bootstrap.runner", "sandbox.store.sqlite"])

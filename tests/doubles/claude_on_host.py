@@ -1,4 +1,4 @@
-"""The real Claude Code with Sandbox's own command line, but outside a sandbox: in directories of the test's own."""
+"""The real Claude Code with the product's command line, outside a sandbox, in directories of the test."""
 
 import asyncio
 import os
@@ -19,7 +19,7 @@ LINE_BYTES_MAX = 16 * 1024 * 1024
 
 @dataclass
 class Ran:
-    """What a run left: `exit_code` is 128+n after signal n."""
+    """The result of a run: `exit_code` is 128+n after signal n."""
 
     exit_code: int
     lines: list[bytes]
@@ -28,7 +28,7 @@ class Ran:
 
 @dataclass
 class Outside:
-    """Where the agent runs instead of a sandbox."""
+    """Directories and user for an agent outside a sandbox."""
 
     directory: Path
     binary: Path = field(default_factory=find_binary)
@@ -42,30 +42,30 @@ class Outside:
     def workspace(self):
         return self.directory / "workspace"
 
-    def place(self, text):
-        """A path inside as a path out here."""
-        for inside, outside in (
+    def host_path(self, text):
+        """Replace a path in a sandbox by the path on the host."""
+        for sandbox_path, host_location in (
             (SANDBOX_WORKSPACE, self.workspace),
             (SANDBOX_HOME, self.directory / "home"),
             (PROGRAM, self.binary),
         ):
-            text = re.sub(rf"^{inside}(?=/|$)", str(outside), text)
+            text = re.sub(rf"^{sandbox_path}(?=/|$)", str(host_location), text)
         return text
 
     def scrub(self, data):
-        """Bytes of a run, with the paths of a sandbox instead of this machine's."""
+        """Replace host paths in the output of a run by paths in a sandbox."""
         names = [
             (self.workspace, SANDBOX_WORKSPACE),
             (self.directory / "home", SANDBOX_HOME),
             (self.directory / "tmp", "/tmp"),
         ]
-        for outside, inside in [*names, (self.binary, PROGRAM)]:
+        for host_location, sandbox_path in [*names, (self.binary, PROGRAM)]:
             for form in (str, lambda path: re.sub(r"[^A-Za-z0-9]", "-", str(path))):
-                data = data.replace(form(outside).encode(), form(inside).encode())
+                data = data.replace(form(host_location).encode(), form(sandbox_path).encode())
         return data
 
-    def give_away(self):
-        """Let the agent's uid own its directories."""
+    def chown_directories(self):
+        """Make the agent's uid the owner of its directories."""
         subprocess.run(["chown", "-R", f"{self.uid}:{self.uid}", self.directory], check=True, timeout=10)
 
     async def run(
@@ -80,30 +80,30 @@ class Outside:
         without=(),
         **claude,
     ):
-        """Run to the end. on_line(line, process) is told of each line of stdout; `without` leaves arguments out."""
-        start = ClaudeCodeDriver(self.binary).prepare(
+        """Run until the exit. on_line(line, process): called for each line of stdout; without: arguments to omit."""
+        spec = ClaudeCodeDriver(self.binary).prepare(
             manifest(prompt=prompt, subpath=subpath, **claude),
             session_id=SESSION_ID,
             task_key=TASK_KEY,
             secrets=secrets or {},
         )
-        for name, content in start.home_files.items():
+        for name, content in spec.home_files.items():
             path = self.directory / "home" / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
-        argv = [self.place(argument) for argument in start.command.argv if argument not in without]
+        argv = [self.host_path(argument) for argument in spec.command.argv if argument not in without]
         if self.uid is not None:
-            self.give_away()
-            # One more program in between: setpriv still has its capabilities when it executes the next one.
+            self.chown_directories()
+            # `env` in between: setpriv still has its capabilities when it executes the next program.
             argv = ["setpriv", f"--reuid={self.uid}", f"--regid={self.uid}", "--clear-groups", "env", *argv]
         elif os.geteuid() == 0:
             environment = {"IS_SANDBOX": "1", **(environment or {})}
-        inside = {name: self.place(value) for name, value in start.command.environment.items()}
+        variables = {name: self.host_path(value) for name, value in spec.command.environment.items()}
         process = await asyncio.create_subprocess_exec(
             *argv,
-            cwd=self.place(start.command.directory),
+            cwd=self.host_path(spec.command.directory),
             env={
-                **inside,
+                **variables,
                 "ANTHROPIC_BASE_URL": model_url,
                 "TMPDIR": str(self.directory / "tmp"),
                 **(environment or {}),
@@ -114,14 +114,14 @@ class Outside:
             limit=LINE_BYTES_MAX,
         )
         try:
-            return await asyncio.wait_for(_follow(process, start.command.stdin, on_line), RUN_SECONDS)
+            return await asyncio.wait_for(_communicate(process, spec.command.stdin, on_line), RUN_SECONDS)
         finally:
             if process.returncode is None:
                 process.kill()
                 await process.wait()
 
 
-async def _follow(process, stdin, on_line):
+async def _communicate(process, stdin, on_line):
     process.stdin.write(stdin)
     process.stdin.close()
     stderr = asyncio.create_task(process.stderr.read())

@@ -1,4 +1,4 @@
-"""Takes pictures of the dashboard from a real run, for docs/images: script/screenshots [DIRECTORY]."""
+"""Takes screenshots of the dashboard from a real run, for docs/images: script/screenshots [DIRECTORY]."""
 
 import subprocess
 import sys
@@ -10,19 +10,19 @@ from doubles.live_server import ORGANISATION, World, make_repository, until
 from sandbox.demo.model_script import Text, ToolUse, Turn
 
 VIEWS = ("conversation", "output", "changes", "artifacts", "figures", "network")
-LOOKS = (
+LAYOUTS = (
     ("light", 1120, 700, VIEWS),
     ("dark", 1120, 700, ("conversation", "changes")),
     ("light", 390, 844, ("conversation", "changes")),
 )
-"""Of the system's choice, of width and height in CSS pixels, and the views of a task that are taken then."""
+"""Color scheme, width and height in CSS pixels, and the task views to take."""
 PAGES = (
     ("tasks", "/", 200),
     ("submit", "/submit?from=fix-greeting", 200),
     ("server", "/server", 200),
     ("no-such-task", "/tasks/nobody", 404),
 )
-"""Their pictures' names, where they are, and what is answered there; beside them the views of a task."""
+"""Names of the screenshots, paths and status codes of the other pages."""
 
 APP = '''"""Greets people."""
 
@@ -77,43 +77,43 @@ TURNS = (
 def main(directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
-        world = World(scratch)
+        machine = World(scratch)
         try:
-            play(world)
-            place = world.server.said["http"]
+            run_tasks(machine)
+            base_url = machine.server.ready_message["http"]
             with open_chromium() as chromium, chromium.browser() as browser:
-                take(browser, place, directory)
-                close_the_door(world)
-                take_sign_in(browser, place, directory)
-                browser.forgive("404 (Not Found)")
-                assert browser.complaints == [], browser.complaints
+                take_screenshots(browser, base_url, directory)
+                require_token(machine)
+                take_sign_in_screenshots(browser, base_url, directory)
+                browser.ignore_errors("404 (Not Found)")
+                assert browser.console_errors == [], browser.console_errors
         finally:
-            world.close()
+            machine.close()
 
 
-def play(world):
-    """Six tasks: two done, one failed, one cancelled, one at work and one that waits for its room."""
-    make_repository(world.repositories / "app.git", {"README.md": "# App\n", "src/app.py": APP})
-    world.start_git()
-    world.start_model(*TURNS)
-    world.start_server()
-    submit(world, "fix-greeting", "Fix the greeting for an empty name", team="platform", kind="bug")
-    world.wait("fix-greeting", 120)
-    submit(world, "upgrade-build", "Upgrade the build to the new toolchain", branch="next", team="build")
-    world.wait("upgrade-build", 60)
-    submit(world, "audit-payments", "Security audit of the payment service", team="security")
-    world.wait("audit-payments", 120)
-    submit(world, "rename-api", "Rename the API to what it does", team="platform")
-    world.until_state("running", "rename-api")
-    world.http.delete("/api/v1/tasks/rename-api?force=true&reason=the+name+stays")
-    world.wait("rename-api", 60)
-    submit(world, "import-data", "Import the large data set", cpus=14)
-    until(lambda: world.status("import-data")["progress"]["tool_calls"] >= 3, 60, "the work to be under way")
-    submit(world, "train-model", "Train the model anew", cpus=14)
-    until(lambda: "CPUs" in world.status("train-model")["state_message"], 20, "it to wait")
+def run_tasks(machine):
+    """Six tasks: two completed, one failed, one cancelled, one running and one pending."""
+    make_repository(machine.repositories / "app.git", {"README.md": "# App\n", "src/app.py": APP})
+    machine.start_git()
+    machine.start_model(*TURNS)
+    machine.start_server()
+    submit(machine, "fix-greeting", "Fix the greeting for an empty name", team="platform", kind="bug")
+    machine.wait("fix-greeting", 120)
+    submit(machine, "upgrade-build", "Upgrade the build to the new toolchain", branch="next", team="build")
+    machine.wait("upgrade-build", 60)
+    submit(machine, "audit-payments", "Security audit of the payment service", team="security")
+    machine.wait("audit-payments", 120)
+    submit(machine, "rename-api", "Rename the API to what it does", team="platform")
+    machine.wait_for_state("running", "rename-api")
+    machine.http.delete("/api/v1/tasks/rename-api?force=true&reason=the+name+stays")
+    machine.wait("rename-api", 60)
+    submit(machine, "import-data", "Import the large data set", cpus=14)
+    until(lambda: machine.status("import-data")["progress"]["tool_calls"] >= 3, 60, "three tool calls")
+    submit(machine, "train-model", "Train the model anew", cpus=14)
+    until(lambda: "CPUs" in machine.status("train-model")["state_message"], 20, "the task to be pending")
 
 
-def submit(world, task_id, name, *, branch="main", cpus=2, **labels):
+def submit(machine, task_id, name, *, branch="main", cpus=2, **labels):
     manifest = {
         "version": "1",
         "kind": "Task",
@@ -123,25 +123,27 @@ def submit(world, task_id, name, *, branch="main", cpus=2, **labels):
         "vm": {"cpus": cpus, "memory": "2G"},
         "lifecycle": {"artifact_patterns": ["report.md"], "timeout": "1h"},
     }
-    answer = world.http.post("/api/v1/tasks", json=manifest)
-    assert answer.status_code == 202, answer.text
+    response = machine.http.post("/api/v1/tasks", json=manifest)
+    assert response.status_code == 202, response.text
 
 
-def close_the_door(world):
-    """Whoever comes now needs a token."""
+def require_token(machine):
+    """Create a token, so that the server requires one."""
     command = [sys.executable, "-m", "sandbox", "token", "create", "--role", "operator", "--name", "visitor"]
-    made = subprocess.run([*command, "--data-dir", str(world.data_dir)], capture_output=True, timeout=30, check=True)
-    world.bearer = made.stdout.split()[-1].decode()
+    created = subprocess.run(
+        [*command, "--data-dir", str(machine.data_dir)], capture_output=True, timeout=30, check=True
+    )
+    machine.bearer = created.stdout.split()[-1].decode()
 
 
-def take(browser, place, directory):
-    for scheme, width, height, views in LOOKS:
-        look = look_of(scheme, width)
+def take_screenshots(browser, base_url, directory):
+    for scheme, width, height, views in LAYOUTS:
+        layout = layout_name(scheme, width)
         for name, path, status in PAGES:
-            page = browser.open(f"{place}{path}", width=width, scheme=scheme, status=status)
-            save(page, directory / f"{name}-{look}.png", height)
+            page = browser.open(f"{base_url}{path}", width=width, scheme=scheme, status=status)
+            save(page, directory / f"{name}-{layout}.png", height)
             page.close()
-        page = browser.open(f"{place}/tasks/fix-greeting", width=width, scheme=scheme)
+        page = browser.open(f"{base_url}/tasks/fix-greeting", width=width, scheme=scheme)
         page.locator(".says").first.wait_for()
         for view in views:
             page.locator(f"#tab-{view}").click()
@@ -151,24 +153,24 @@ def take(browser, place, directory):
                 page.get_by_role("button", name="report.md").click()
                 page.locator(".preview:visible strong").wait_for()
             page.evaluate("scrollTo(0, 0)")
-            save(page, directory / f"task-{view}-{look}.png", height)
+            save(page, directory / f"task-{view}-{layout}.png", height)
         page.close()
 
 
-def take_sign_in(browser, place, directory):
-    for scheme, width, height, _ in LOOKS:
-        page = browser.open(f"{place}/sign-in", width=width, scheme=scheme)
-        save(page, directory / f"sign-in-{look_of(scheme, width)}.png", height)
+def take_sign_in_screenshots(browser, base_url, directory):
+    for scheme, width, height, _ in LAYOUTS:
+        page = browser.open(f"{base_url}/sign-in", width=width, scheme=scheme)
+        save(page, directory / f"sign-in-{layout_name(scheme, width)}.png", height)
         page.close()
 
 
-def look_of(scheme, width):
+def layout_name(scheme, width):
     return f"{scheme}-{'phone' if width < 500 else 'wide'}"
 
 
 def save(page, file, height):
     page.set_viewport_size({"width": page.viewport_size["width"], "height": height})
-    page.wait_for_timeout(1200)  # two ticks of the clocks and a drawing
+    page.wait_for_timeout(1200)  # two updates of the clocks, and rendering
     page.screenshot(path=file, animations="disabled")
 
 

@@ -1,4 +1,4 @@
-"""What a program inside tries of the network, by proxy and without: the beginning of a script that the agent runs."""
+"""Network attempts of a program in a sandbox, with and without the proxy: the start of a script run by the agent."""
 
 PROBE = r"""
 import json, os, socket, ssl, subprocess, time
@@ -6,15 +6,15 @@ import json, os, socket, ssl, subprocess, time
 CA = "/workspace/ca.pem"
 PROXIES = ("HTTPS_PROXY", "HTTP_PROXY", "https_proxy", "http_proxy")
 DIRECT = {name: value for name, value in os.environ.items() if name not in PROXIES}
-told = {}
+results = {}
 
 def attempt(name, call, *arguments):
     if name.startswith("no:"):
-        time.sleep(0.06)  # refusals that come faster are counted, and not told one by one
+        time.sleep(0.06)  # faster denials are counted, but not reported individually
     try:
-        told[name] = call(*arguments)
+        results[name] = call(*arguments)
     except BaseException as error:
-        told[name] = f"{type(error).__name__}: {error}"
+        results[name] = f"{type(error).__name__}: {error}"
 
 def run(*argv, environment=os.environ, **more):
     ran = subprocess.run(argv, capture_output=True, text=True, timeout=30, env={**environment, **more})
@@ -53,25 +53,25 @@ def connect(host, port):
         raise OSError(head.split(b"\r\n")[0].decode() + " " + plain.recv(1000).decode().strip())
     return plain
 
-def conversation(plain, said):
+def read_send_read(plain, message):
     with plain:
         plain.settimeout(15)
         greeting = plain.recv(1000)
-        plain.sendall(said)
+        plain.sendall(message)
         return greeting.decode().strip() + ", " + plain.recv(1000).decode().strip()
 
-def exchange(plain, said):
+def exchange(plain, message):
     with plain:
         plain.settimeout(15)
-        plain.sendall(said)
+        plain.sendall(message)
         return plain.recv(1000).decode().strip()
 
-def secure(plain, name, said, check=True):
+def secure(plain, name, message, check=True):
     context = ssl.create_default_context(cafile=CA)
     if not check:
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     with context.wrap_socket(plain, server_hostname=name) as tls:
-        tls.sendall(said)
+        tls.sendall(message)
         return tls.recv(1000).decode().splitlines()[0]
 
 def websocket(plain, host):
@@ -79,21 +79,21 @@ def websocket(plain, host):
     with context.wrap_socket(plain, server_hostname=host) as tls:
         upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
         tls.sendall(f"GET /socket HTTP/1.1\r\nHost: {host}\r\n{upgrade}\r\n".encode())
-        answer = tls.recv(1000)
+        response = tls.recv(1000)
         tls.sendall(b"a frame")
-        return answer.split(b" ")[1].decode() + " " + tls.recv(1000).decode()
+        return response.split(b" ")[1].decode() + " " + tls.recv(1000).decode()
 
 def datagram(address, port):
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
         sender.settimeout(1)
         sender.connect((address, port))
         sender.send(b"x")
-        return "answered " + sender.recv(100).decode(errors="replace")
+        return "received " + sender.recv(100).decode(errors="replace")
 
 def resolve(name):
     return socket.gethostbyname(name)
 
-def ask_names(query):
+def query_dns(query):
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
         sender.settimeout(5)
         sender.connect(("198.18.0.1", 53))
@@ -101,4 +101,4 @@ def ask_names(query):
         return sender.recv(600)[3] & 15
 """
 
-TOLD = "\nprint(json.dumps(told))\n"
+PRINT_RESULTS = "\nprint(json.dumps(results))\n"

@@ -1,7 +1,7 @@
-"""`sandbox …` on a machine on which probes of bubblewrap fail, or hang, as often as FAILING_PROBES says.
+"""`sandbox …` with bubblewrap probes that fail or hang as often as FAILING_PROBES defines.
 
-"2 hangs": two fail, and the third makes a sandbox that does not end. The file FAILING_PROBES_LOG has a line for each
-probe, and beside it `made` the id of that sandbox. FAILING_PROBES_PAUSE is the first pause, in seconds.
+"2 hangs": two probes fail, and the third creates a sandbox that does not end. The file FAILING_PROBES_LOG has a line
+per probe, and `made` in the same directory the id of that sandbox. FAILING_PROBES_PAUSE is the first pause, in seconds.
 """
 
 import asyncio
@@ -25,10 +25,10 @@ class FailingRuntime(BubblewrapRuntime):
         with log.open("a") as lines:
             lines.write("probe\n")
         count = len(log.read_text().splitlines())
-        failing, _, then = os.environ["FAILING_PROBES"].partition(" ")
+        failing, _, outcome = os.environ["FAILING_PROBES"].partition(" ")
         if failing == "always" or count <= int(failing):
             return RuntimeProbe("bubblewrap", is_available=False, tier="namespaces", strength=10, remedy=WHY)
-        if then == "hangs":
+        if outcome == "hangs":
             runtimes_probe._run_true = self._hang
         return await super().probe()
 

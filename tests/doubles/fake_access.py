@@ -1,10 +1,10 @@
-"""Tokens in memory: the token is the id of its holder."""
+"""Tokens in memory: the token is the id of its principal."""
 
 from sandbox.interfaces.auth import Principal, Role
 
 
 class FakeAccess:
-    """Implements `Access`. Without holders there are no tokens."""
+    """Implements `Access`. Without principals there are no tokens."""
 
     def __init__(self, **roles: str) -> None:
         self.roles = roles

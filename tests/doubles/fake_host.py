@@ -1,8 +1,8 @@
-"""A host of the public internet: answers each HTTP request with what it was asked, on ports 80, 443, 8080 and 8443.
+"""A fake public host that echoes HTTP requests on ports 80, 443, 8080 and 8443.
 
-Run as a program: `played_host.py ADDRESS CERTIFICATE RECORD`, once it listens it prints a JSON line. Every request's
-line and Host stand in RECORD. 443 and 8443 are TLS. A WebSocket hears what it says; on port 22 the host speaks first,
-then does the same. `/refs` begins a git repository, `/away/HOST?PATH` sends elsewhere.
+Run as a program: `fake_host.py ADDRESS CERTIFICATE RECORD`; prints a JSON line once it listens. Request lines and Host
+headers are appended to RECORD. Ports 443 and 8443 use TLS. WebSockets are echoed; port 22 sends a greeting, then
+echoes. `…/info/refs` serves a git repository, `/away/HOST?PATH` redirects.
 """
 
 import hashlib
@@ -29,18 +29,18 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self._echo()
         elif self.path.startswith("/away/"):
             host, _, path = self.path.removeprefix("/away/").partition("?")
-            self._answer(302, b"", Location=f"http://{host}/{path or 'x'}")
+            self._respond(302, b"", Location=f"http://{host}/{path or 'x'}")
         elif self.path.endswith("/info/refs?service=git-upload-pack"):
-            self._answer(200, f"{COMMIT}\trefs/heads/main\n".encode(), **{"Content-Type": "text/plain"})
+            self._respond(200, f"{COMMIT}\trefs/heads/main\n".encode(), **{"Content-Type": "text/plain"})
         elif self.path.endswith("/HEAD"):
-            self._answer(200, b"ref: refs/heads/main\n")
+            self._respond(200, b"ref: refs/heads/main\n")
         else:
-            told = {"path": self.path, "sha256": hashlib.sha256(body).hexdigest()}
-            self._answer(200, json.dumps(told).encode())
+            echo = {"path": self.path, "sha256": hashlib.sha256(body).hexdigest()}
+            self._respond(200, json.dumps(echo).encode())
 
     do_POST = do_GET  # noqa: N815
 
-    def _answer(self, status, body, **headers):
+    def _respond(self, status, body, **headers):
         self.send_response(status)
         for name, value in {**headers, "Content-Length": str(len(body))}.items():
             self.send_header(name, value)

@@ -1,4 +1,4 @@
-"""Tasks in memory: what a test says has happened to a task is what the doors are told."""
+"""Tasks in memory: tests record the events of a task, which the API then serves."""
 
 import asyncio
 import uuid
@@ -48,18 +48,18 @@ TO_COMPLETED: tuple[e.Event, ...] = (e.AgentExited(0, {"is_error": False}), e.Ta
 
 def manifest(task_id: str = "", **metadata: Any) -> Manifest:
     """The minimal manifest."""
-    written = f"""
+    text = f"""
         {{"version": "1", "kind": "Task", "metadata": {{"name": "My Task", "id": "{task_id}"}},
           "repository": {{"url": "https://github.com/org/repo.git", "branch": "main"}},
           "claude": {{"prompt": "Your instructions here"}}}}"""
-    parsed = parse_manifest(written.encode(), is_json=True)
+    parsed = parse_manifest(text.encode(), is_json=True)
     return replace(parsed, metadata=replace(parsed.metadata, **metadata))
 
 
 @dataclass
-class _Story:
+class _Entry:
     task: Task
-    frames: list[WireEvent]
+    events: list[WireEvent]
     artifacts: list[StoredArtifact] = field(default_factory=list)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -68,7 +68,7 @@ class FakeTasks:
     """Implements `Tasks`. `failure`, when set, is raised by every call of `submit` and `cancel`."""
 
     def __init__(self) -> None:
-        self.stories: dict[str, _Story] = {}
+        self.stories: dict[str, _Entry] = {}
         self.subscribers: list[asyncio.Queue[WireEvent]] = []
         self.failure: Exception | None = None
         self.queries: list[TaskQuery] = []
@@ -79,52 +79,52 @@ class FakeTasks:
         probe = RuntimeProbe(
             "bubblewrap", is_available=True, tier="namespaces", strength=10, limits=frozenset({"memory"})
         )
-        self.drain_now = DrainStatus(None, 1, 2)
+        self.current_drain = DrainStatus(None, 1, 2)
         self.health_now = Health("0.1.0", 12.5, {TaskState.RUNNING: 1}, [probe], True, 10**9, 10**10, is_ready=True)
 
     def add(self, task_id: str = "task-001", *events: e.Event, **metadata: Any) -> Task:
-        """A task to which these events have happened."""
-        self._tell(task_id, e.TaskSubmitted(task_id, manifest(task_id, **metadata)))
+        """Add a task with these events."""
+        self._apply(task_id, e.TaskSubmitted(task_id, manifest(task_id, **metadata)))
         return self.tell(task_id, *events)
 
     def tell(self, task_id: str, *events: e.Event) -> Task:
-        """Let more happen to it."""
+        """Record more events."""
         for event in events:
-            self._tell(task_id, event)
+            self._apply(task_id, event)
         return self.stories[task_id].task
 
     def keep(self, task_id: str, artifact: Artifact, file: Path) -> None:
         """Store an artifact of the task."""
         self.stories[task_id].artifacts.append(StoredArtifact(artifact, file, BEGINNING))
 
-    def _tell(self, task_id: str, event: e.Event) -> None:
-        story = self.stories.get(task_id)
-        seq = story.task.last_seq + 1 if story else 1
+    def _apply(self, task_id: str, event: e.Event) -> None:
+        entry = self.stories.get(task_id)
+        seq = entry.task.last_seq + 1 if entry else 1
         at = BEGINNING + timedelta(milliseconds=123 + seq)
-        step = advance(story.task if story else None, event, seq=seq, at=at)
-        told = to_wire_event(task_id, e.Record(seq, 1, at, event, step.transition))
-        if story is None:
-            story = self.stories[task_id] = _Story(step.task, [])
-        story.task = step.task
-        if told is not None:
-            story.frames.append(told)
+        step = advance(entry.task if entry else None, event, seq=seq, at=at)
+        frame = to_wire_event(task_id, e.Record(seq, 1, at, event, step.transition))
+        if entry is None:
+            entry = self.stories[task_id] = _Entry(step.task, [])
+        entry.task = step.task
+        if frame is not None:
+            entry.events.append(frame)
             for subscriber in self.subscribers:
-                subscriber.put_nowait(told)
-        story.changed.set()
-        story.changed = asyncio.Event()
+                subscriber.put_nowait(frame)
+        entry.changed.set()
+        entry.changed = asyncio.Event()
 
-    def _story(self, task_id: str) -> _Story:
+    def _entry(self, task_id: str) -> _Entry:
         if task_id not in self.stories:
             raise TaskNotFoundError(task_id)
         return self.stories[task_id]
 
     async def find_submission(self, idempotency: e.Idempotency) -> Submission | None:
-        known = self.keys.get(idempotency.key)
-        if known is None:
+        previous = self.keys.get(idempotency.key)
+        if previous is None:
             return None
-        if known.body_sha256 != idempotency.body_sha256:
+        if previous.body_sha256 != idempotency.body_sha256:
             raise IdempotencyKeyReusedError
-        task = next(one.task for one in self.stories.values() if one.task.idempotency == known)
+        task = next(one.task for one in self.stories.values() if one.task.idempotency == previous)
         return Submission(task, is_replayed=True)
 
     async def submit(self, manifest: Manifest, idempotency: e.Idempotency | None = None) -> Submission:
@@ -135,7 +135,7 @@ class FakeTasks:
         task_id = manifest.metadata.id or str(uuid.uuid4())
         if task_id in self.stories:
             raise DuplicateTaskError(self.stories[task_id].task)
-        self._tell(task_id, e.TaskSubmitted(task_id, manifest, idempotency))
+        self._apply(task_id, e.TaskSubmitted(task_id, manifest, idempotency))
         if idempotency is not None:
             self.keys[idempotency.key] = idempotency
         return Submission(self.stories[task_id].task)
@@ -143,27 +143,27 @@ class FakeTasks:
     async def check_admission(self, manifest: Manifest) -> None:
         if self.failure is not None:
             raise self.failure
-        if (story := self.stories.get(manifest.metadata.id)) is not None:
-            raise DuplicateTaskError(story.task)
+        if (entry := self.stories.get(manifest.metadata.id)) is not None:
+            raise DuplicateTaskError(entry.task)
 
     async def status(self, task_id: str) -> Task:
-        return self._story(task_id).task
+        return self._entry(task_id).task
 
     async def query(self, query: TaskQuery) -> TaskPage:
         self.queries.append(query)
-        found = [story.task for story in self.stories.values()]
+        found = [entry.task for entry in self.stories.values()]
         found = [task for task in found if not query.states or task.state in query.states]
         found = [task for task in found if query.labels.items() <= task.manifest.metadata.labels.items()]
-        first = query.offset
+        start = query.offset
         if query.cursor is not None:
-            first += [task.id for task in found].index(query.cursor.task_id) + 1
-        page = found[first : first + query.limit]
-        is_last = first + query.limit >= len(found)
+            start += [task.id for task in found].index(query.cursor.task_id) + 1
+        page = found[start : start + query.limit]
+        is_last = start + query.limit >= len(found)
         after = None if is_last else Cursor(format_timestamp(page[-1].created_at), page[-1].id)
         return TaskPage(page, len(found), after)
 
     async def cancel(self, task_id: str, *, reason: str, force: bool) -> Cancellation:
-        task = self._story(task_id).task
+        task = self._entry(task_id).task
         if task.state.is_terminal:
             raise TaskTerminalError(task)
         if self.failure is not None:
@@ -176,46 +176,46 @@ class FakeTasks:
         return [PrunedTask("old", TaskState.COMPLETED, datetime(2026, 1, 29, tzinfo=UTC), 4096)]
 
     async def release(self, task_id: str) -> None:
-        task = self._story(task_id).task
+        task = self._entry(task_id).task
         if task_id not in self.preserved:
             raise SandboxNotPreservedError(task)
         self.preserved.remove(task_id)
 
     async def wait(self, task_id: str, timeout_seconds: float) -> Task:
-        story = self._story(task_id)
+        entry = self._entry(task_id)
         try:
             async with asyncio.timeout(timeout_seconds):
-                while not story.task.state.is_terminal:
-                    await story.changed.wait()
+                while not entry.task.state.is_terminal:
+                    await entry.changed.wait()
         except TimeoutError:
             pass
-        return story.task
+        return entry.task
 
     async def replay(self, task_id: str, *, after: int = 0) -> AsyncIterator[WireEvent]:
-        story = self._story(task_id)
-        await asyncio.sleep(0)  # as the real ones give everybody else a turn
-        for told in list(story.frames):
-            if told["seq"] > after:
-                yield told
-        if story.task.state.is_terminal:
-            yield end_event(story.task)
+        entry = self._entry(task_id)
+        await asyncio.sleep(0)  # yield to other tasks, like the real implementation
+        for frame in list(entry.events):
+            if frame["seq"] > after:
+                yield frame
+        if entry.task.state.is_terminal:
+            yield end_event(entry.task)
 
     async def follow(self, task_id: str, *, after: int | None = None) -> AsyncIterator[WireEvent]:
-        story = self._story(task_id)
+        entry = self._entry(task_id)
         self.open_followers += 1
         try:
             if after is None:
-                after = story.task.last_seq
-                yield current_state_event(story.task)
+                after = entry.task.last_seq
+                yield current_state_event(entry.task)
             while True:
-                changed, is_over = story.changed, story.task.state.is_terminal
-                for told in [told for told in story.frames if told["seq"] > after]:
-                    yield told
-                    after = told["seq"]
+                changed, is_over = entry.changed, entry.task.state.is_terminal
+                for frame in [frame for frame in entry.events if frame["seq"] > after]:
+                    yield frame
+                    after = frame["seq"]
                 if is_over:
-                    yield end_event(story.task)
+                    yield end_event(entry.task)
                     return
-                if changed is story.changed:
+                if changed is entry.changed:
                     await changed.wait()
         finally:
             self.open_followers -= 1
@@ -230,14 +230,14 @@ class FakeTasks:
             self.subscribers.remove(queue)
 
     async def artifacts(self, task_id: str) -> Sequence[StoredArtifact]:
-        return self._story(task_id).artifacts
+        return self._entry(task_id).artifacts
 
     async def artifact(self, task_id: str, name: str) -> StoredArtifact:
-        kept = self._story(task_id).artifacts
-        for stored in kept:
+        artifacts = self._entry(task_id).artifacts
+        for stored in artifacts:
             if stored.artifact.name == name:
                 return stored
-        for stored in kept:
+        for stored in artifacts:
             if stored.artifact.path == name:
                 return stored
         raise ArtifactNotFoundError(task_id, name)
@@ -246,19 +246,19 @@ class FakeTasks:
         return task.state is TaskState.FAILED_PRESERVED and task.id in self.preserved
 
     async def open_terminal(self, task_id: str, order: TerminalOrder) -> TerminalConnection:
-        self._story(task_id)
-        raise TerminalRefusedError("There is no terminal here.")
+        self._entry(task_id)
+        raise TerminalRefusedError("No terminals are available.")
 
     async def drain(self) -> DrainStatus:
-        self.drain_now = DrainStatus(BEGINNING, 1, 2)
-        return self.drain_now
+        self.current_drain = DrainStatus(BEGINNING, 1, 2)
+        return self.current_drain
 
     async def undo_drain(self) -> DrainStatus:
-        self.drain_now = DrainStatus(None, 1, 2)
-        return self.drain_now
+        self.current_drain = DrainStatus(None, 1, 2)
+        return self.current_drain
 
     async def drain_status(self) -> DrainStatus:
-        return self.drain_now
+        return self.current_drain
 
     async def health(self) -> Health:
         return self.health_now

@@ -1,4 +1,4 @@
-"""A small HTTP server that speaks what is needed of version 2 of Vault's key-value engine."""
+"""A small HTTP server with the required part of Vault's KV version 2 API."""
 
 import contextlib
 import json
@@ -34,7 +34,7 @@ class KeyValueVault(ThreadingHTTPServer):
         return f"{self.scheme}://127.0.0.1:{self.server_address[1]}"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that does not trust us goes away in the middle; that is no trouble of ours."""
+        """Ignore clients that abort because of the certificate."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -47,16 +47,16 @@ class _Handler(BaseHTTPRequestHandler):
         prefix = f"/v1/{vault.mount}/data/"
         path = self.path.removeprefix(prefix)
         if vault.status is not None:
-            self._answer(vault.status, {"errors": ["so it was told"]})
+            self._respond(vault.status, {"errors": ["configured status"]})
         elif self.headers.get("X-Vault-Token") != TOKEN or path in vault.denied:
-            self._answer(403, {"errors": ["permission denied"]})
+            self._respond(403, {"errors": ["permission denied"]})
         elif not self.path.startswith(prefix) or path not in vault.secrets:
-            self._answer(404, {"errors": []})
+            self._respond(404, {"errors": []})
         else:
             metadata = {"version": 1, "deletion_time": "", "destroyed": False}
-            self._answer(200, {"data": {"data": vault.secrets[path], "metadata": metadata}})
+            self._respond(200, {"data": {"data": vault.secrets[path], "metadata": metadata}})
 
-    def _answer(self, status: int, content: dict[str, Any]) -> None:
+    def _respond(self, status: int, content: dict[str, Any]) -> None:
         body = self.server.body if self.server.body is not None else json.dumps(content).encode()
         self.send_response(status)
         if self.server.location:

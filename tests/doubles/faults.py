@@ -1,4 +1,4 @@
-"""System calls that fail, injected into real processes by strace(1); and file systems so small that they are full."""
+"""System calls made to fail in real processes by strace(1), and file systems small enough to fill."""
 
 import contextlib
 import os
@@ -13,30 +13,30 @@ WRITE_LIKE = (
     "write,writev,pwrite64,pwritev,fsync,fdatasync,sync_file_range,ftruncate,truncate,fallocate,"
     "rename,renameat,renameat2,mkdir,mkdirat,unlink,unlinkat,link,linkat,symlink,symlinkat"
 )
-"""What changes a disk, or waits for one."""
+"""System calls that modify or sync files."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """The n-th of these calls fails in each thread and process; with `goes_on` all later ones too.
+    """The n-th of these calls fails in each thread and process; with `is_persistent` all later ones too.
 
-    paths: only calls on these files, all where there are none.
+    paths: only calls on these files; all files if empty.
     """
 
     error: str
     nth: int
     calls: str = WRITE_LIKE
     paths: tuple[str, ...] = ()
-    goes_on: bool = False
+    is_persistent: bool = False
 
     def arguments(self):
-        when = f"{self.nth}+" if self.goes_on else str(self.nth)
-        chosen = [word for path in self.paths for word in ("-P", path)]
-        return ["-e", f"trace={self.calls}", "-e", f"inject={self.calls}:error={self.error}:when={when}", *chosen]
+        when = f"{self.nth}+" if self.is_persistent else str(self.nth)
+        path_options = [word for path in self.paths for word in ("-P", path)]
+        return ["-e", f"trace={self.calls}", "-e", f"inject={self.calls}:error={self.error}:when={when}", *path_options]
 
 
 class Injection:
-    """One under way. hits: the calls that were made to fail."""
+    """An active injection. hits: the calls that failed."""
 
     def __init__(self, log):
         self._log = log
@@ -47,8 +47,8 @@ class Injection:
 
 
 @contextlib.contextmanager
-def injected(pid, fault, log):
-    """Within, the fault happens to a process, its threads and whatever they start."""
+def injected_fault(pid, fault, log):
+    """Inject the fault into a process, its threads and their children during the block."""
     log.unlink(missing_ok=True)
     command = ["strace", "-f", "-qq", "-y", "-o", str(log), *fault.arguments(), "-p", str(pid)]
     tracer = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
@@ -70,14 +70,14 @@ def injected(pid, fault, log):
 
 
 def _is_traced(pid, tracer):
-    """Every thread of the process is."""
+    """Whether every thread of the process is traced."""
     mark = f"TracerPid:\t{tracer}\n"
     return all(mark in (thread / "status").read_text() for thread in Path(f"/proc/{pid}/task").iterdir())
 
 
 @contextlib.contextmanager
 def small_file_system(directory, size_bytes):
-    """An ext4 of its own at `directory`, with no room kept for root."""
+    """Mount a new ext4 without reserved blocks at `directory`."""
     image = directory.with_suffix(".img")
     with image.open("xb") as file:
         file.truncate(size_bytes)
@@ -92,28 +92,28 @@ def small_file_system(directory, size_bytes):
 
 
 def fill(directory, *, but_bytes=0):
-    """Take all room of a file system but so much; gives the file that has it."""
-    ballast = directory / "ballast"
-    with ballast.open("wb", buffering=0) as file:
+    """Fill a file system except for `but_bytes`; return the file that uses the space."""
+    filler = directory / "ballast"
+    with filler.open("wb", buffering=0) as file:
         for piece_bytes in (1 << 20, 1 << 16, 4096):
             while _free_bytes(directory) - but_bytes >= piece_bytes:
                 try:
                     os.posix_fallocate(file.fileno(), os.fstat(file.fileno()).st_size, piece_bytes)
                 except OSError:
                     break
-    return ballast
+    return filler
 
 
 def _free_bytes(directory):
-    found = os.statvfs(directory)
-    return found.f_bavail * found.f_frsize
+    stats = os.statvfs(directory)
+    return stats.f_bavail * stats.f_frsize
 
 
 def _run(*command):
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert ran.returncode == 0, f"{command}: {ran.stderr}"
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 0, f"{command}: {result.stderr}"
 
 
-def hit_calls(hits):
-    """Which calls they were, and on what."""
+def failed_calls(hits):
+    """The failed calls with their first arguments."""
     return sorted({re.sub(r"^\d+ +(\w+)\((.*?)[,)].*", r"\1 \2", line) for line in hits})

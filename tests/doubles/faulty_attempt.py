@@ -1,4 +1,4 @@
-"""A server on which short tasks live while system calls fail, and the oracle that says whether anything went wrong."""
+"""A server that runs short tasks while system calls fail, and checks of the outcome."""
 
 import contextlib
 import json
@@ -9,7 +9,7 @@ import time
 
 import httpx
 
-from doubles.faults import hit_calls, injected
+from doubles.faults import failed_calls, injected_fault
 from doubles.leftovers import left_behind
 from doubles.live_server import TERMINAL, World, make_repository, says, until
 from doubles.stand_in_agent import make_stand_in
@@ -17,57 +17,57 @@ from sandbox.journal.extent import measure_extent
 
 STEPS = [(json.dumps({"type": "assistant", "number": number}), 0.01) for number in range(5)]
 FAULT_SECONDS = 4.0
-"""So long after its first blow a fault is over, whatever has become of the task."""
+"""A fault ends this long after its first hit, even if the task has not ended."""
 
 
-class FaultyLife:
-    """Tasks of a stand-in for the agent, one a fault. story: what became of each."""
+class FaultHarness:
+    """Runs tasks with a stand-in agent, one per fault. final_statuses: by task id."""
 
     def __init__(self, directory, *, data_dir=None, steps=STEPS, **environment):
-        self.world = World(directory)
-        self.world.data_dir = data_dir or self.world.data_dir
-        make_repository(self.world.repositories / "repo.git", {"README.md": "hello\n"})
-        self.world.start_git()
-        self.world.start_model(says())
-        self.environment = {"PYTHONPATH": str(make_stand_in(self.world.directory / "agent", steps)), **environment}
-        self.world.start_server(**self.environment)
+        self.machine = World(directory)
+        self.machine.data_dir = data_dir or self.machine.data_dir
+        make_repository(self.machine.repositories / "repo.git", {"README.md": "hello\n"})
+        self.machine.start_git()
+        self.machine.start_model(says())
+        self.environment = {"PYTHONPATH": str(make_stand_in(self.machine.directory / "agent", steps)), **environment}
+        self.machine.start_server(**self.environment)
         self.slowest_seconds = 0.0
-        self.ends = {}
+        self.final_statuses = {}
 
     def close(self):
-        self.world.close()
+        self.machine.close()
 
-    def live(self, task_id, fault):
-        """One task under one fault; gives how it ended and what was hit."""
-        trace = self.world.directory / "trace.log"
-        with self.watching_health():
-            with injected(self.world.server.pid, fault, trace) as injection:
-                is_taken = self.submit(task_id, FAULT_SECONDS)
-                if is_taken:
-                    self.endure(task_id, injection)
-            assert is_taken or self.submit(task_id, 30), "refused though the fault is over"
-            status = self.world.wait(task_id)
-        self.judge(status)
-        return status, hit_calls(injection.hits)
+    def run_task(self, task_id, fault):
+        """Run a task with a fault; return its final status and the failed calls."""
+        trace = self.machine.directory / "trace.log"
+        with self.monitored_health():
+            with injected_fault(self.machine.server.pid, fault, trace) as injection:
+                is_accepted = self.submit(task_id, FAULT_SECONDS)
+                if is_accepted:
+                    self.wait_for_end(task_id, injection)
+            assert is_accepted or self.submit(task_id, 30), "rejected after the fault has ended"
+            status = self.machine.wait(task_id)
+        self.check(status)
+        return status, failed_calls(injection.hits)
 
-    def endure(self, task_id, injection):
-        """Until the task has ended, or the fault has gone on long enough."""
-        begin = hit_at = time.monotonic()
-        while self.state(task_id) not in TERMINAL and time.monotonic() - begin < 60:
+    def wait_for_end(self, task_id, injection):
+        """Wait until the task has ended, or the fault has lasted long enough."""
+        start = first_hit_at = time.monotonic()
+        while self.state(task_id) not in TERMINAL and time.monotonic() - start < 60:
             if not injection.hits:
-                hit_at = time.monotonic()
-            elif time.monotonic() - hit_at > FAULT_SECONDS:
+                first_hit_at = time.monotonic()
+            elif time.monotonic() - first_hit_at > FAULT_SECONDS:
                 return
             time.sleep(0.1)
 
     def submit(self, task_id, seconds):
-        """As any client would: what was refused for now is sent again. Whether it was taken in the end."""
+        """Submit like a client that retries on 503; return whether the task was accepted."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             try:
-                self.world.submit(task_id)
-            except AssertionError as refusal:
-                if "service_unavailable" not in str(refusal):
+                self.machine.submit(task_id)
+            except AssertionError as rejection:
+                if "service_unavailable" not in str(rejection):
                     raise
                 time.sleep(0.2)
             else:
@@ -75,63 +75,63 @@ class FaultyLife:
         return False
 
     def state(self, task_id):
-        return self.world.status(task_id).get("state")
+        return self.machine.status(task_id).get("state")
 
-    def judge(self, status):
-        """The end has a reason, and the journal is whole to its last byte and tells the same."""
+    def check(self, status):
+        """A failure has a reason, and the journal is complete and has the same final state."""
         assert status["state"] in TERMINAL
         if status["state"] != "completed":
             assert status["error"]["code"], status
             assert status["error"]["message"], status
-        records = self.world.data_dir / "tasks" / status["id"] / "journal" / "records"
+        records = self.machine.data_dir / "tasks" / status["id"] / "journal" / "records"
         extent = measure_extent(records)
         assert extent.end == records.stat().st_size
         assert extent.last.transition.new_state == status["state"]
-        self.ends[status["id"]] = status
+        self.final_statuses[status["id"]] = status
 
-    def judge_all(self):
-        """A server that is killed and started again says the same of every task, and nothing is left behind."""
-        until(lambda: not self.left(), 20, f"everything to be gone: {self.left()}")
-        self.world.server.stop(9)
-        self.world.start_server(**self.environment)
-        for task_id, status in self.ends.items():
-            assert self.world.status(task_id) == status
-        ran = subprocess.run(
-            [sys.executable, "-m", "sandbox", "admin", "check", "--deep", "--data-dir", str(self.world.data_dir)],
+    def check_all(self):
+        """A restarted server reports the same statuses, and no leftovers remain."""
+        until(lambda: not self.leftovers(), 20, f"no leftovers: {self.leftovers()}")
+        self.machine.server.stop(9)
+        self.machine.start_server(**self.environment)
+        for task_id, status in self.final_statuses.items():
+            assert self.machine.status(task_id) == status
+        result = subprocess.run(
+            [sys.executable, "-m", "sandbox", "admin", "check", "--deep", "--data-dir", str(self.machine.data_dir)],
             capture_output=True,
             text=True,
             timeout=120,
             check=False,
         )
-        assert ran.returncode == 0, ran.stdout + ran.stderr
+        assert result.returncode == 0, result.stdout + result.stderr
 
-    def left(self):
-        """What tasks left; runners tell of faults in their logs, and may."""
-        found = left_behind(self.world.data_dir)
+    def leftovers(self):
+        """Leftovers of tasks, except for runner logs, which may report faults."""
+        found = left_behind(self.machine.data_dir)
         found["files"] = {path for path in found.get("files", ()) if not path.endswith("runner.log")}
-        return {kind: traces for kind, traces in found.items() if traces}
+        return {kind: items for kind, items in found.items() if items}
 
     @contextlib.contextmanager
-    def watching_health(self):
-        """Ask again and again, and remember the slowest answer."""
-        over = threading.Event()
-        watcher = threading.Thread(target=self._watch_health, args=(over,))
+    def monitored_health(self):
+        """Poll the health endpoint during the block, and record the slowest response."""
+        is_done = threading.Event()
+        watcher = threading.Thread(target=self._watch_health, args=(is_done,))
         watcher.start()
         try:
             yield
         finally:
-            over.set()
+            is_done.set()
             watcher.join()
 
-    def _watch_health(self, over):
-        with httpx.Client(base_url=self.world.server.said["http"], trust_env=False, timeout=30) as http:
-            while not over.wait(0.25):
-                begin = time.monotonic()
+    def _watch_health(self, is_done):
+        with httpx.Client(base_url=self.machine.server.ready_message["http"], trust_env=False, timeout=30) as http:
+            while not is_done.wait(0.25):
+                start = time.monotonic()
                 status = http.get("/api/v1/health").status_code
-                self.slowest_seconds = max(self.slowest_seconds, time.monotonic() - begin)
+                self.slowest_seconds = max(self.slowest_seconds, time.monotonic() - start)
                 if status != 200:
                     self.slowest_seconds = float("inf")
 
 
-def journal_of(life, task_id):
-    return str(life.world.data_dir / "tasks" / task_id / "journal" / "records")
+def journal_path(harness, task_id):
+    return str(harness.machine.data_dir / "tasks" / task_id / "journal" / "records")

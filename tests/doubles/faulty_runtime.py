@@ -1,4 +1,4 @@
-"""A runtime that fails on demand, in the ways that real ones do: nothing of it is on the machine."""
+"""A runtime double that fails on demand, in the ways of real runtimes."""
 
 import asyncio
 import signal
@@ -29,11 +29,11 @@ from sandbox.workspace.git.host_process import NoConfinement
 
 @dataclass
 class Lies:
-    """What it does otherwise than it says.
+    """The faults of a runtime.
 
-    start_error: the command does not begin, for this reason. dies_silently: the sandbox goes without an exit code soon
-    after its command began. never_ready: `create` does not come to an end. never_begins: nor does `start`.
-    slow_stop_seconds: TERM does nothing, and everything inside dies so long after KILL. slow_destroy_seconds: likewise.
+    start_error: starting the command fails with this reason. dies_silently: the sandbox ends without an exit code soon
+    after the command started. create_hangs, start_hangs: `create` or `start` does not return. slow_stop_seconds:
+    SIGTERM is ignored, and SIGKILL takes effect after this time. slow_destroy_seconds: duration of `destroy`.
     """
 
     start_error: str = ""
@@ -46,8 +46,8 @@ class Lies:
     seen: list[str] = field(default_factory=list)
 
 
-class LyingSandbox:
-    """Its command runs until it is ended."""
+class FaultySandbox:
+    """A sandbox whose command runs until it gets a signal."""
 
     def __init__(self, handle: SandboxHandle, lies: Lies) -> None:
         self.handle = handle
@@ -69,7 +69,7 @@ class LyingSandbox:
         return self._readers
 
     async def open_terminal(self, command: Command, size: TerminalSize) -> Terminal:
-        raise AttemptError(FailureCode.SANDBOX_LOST, "It has no terminals.")
+        raise AttemptError(FailureCode.SANDBOX_LOST, "No terminals.")
 
     async def signal(self, signal_number: int) -> None:
         self._lies.seen.append(signal.Signals(signal_number).name)
@@ -100,7 +100,7 @@ class LyingSandbox:
 
 
 class LyingRuntime:
-    """Works by its own words."""
+    """A runtime whose probe always succeeds."""
 
     name = "lying"
     tier = "namespaces"
@@ -114,11 +114,11 @@ class LyingRuntime:
     def prepare(self, attempt_id: str) -> SandboxHandle:
         return SandboxHandle(self.name, attempt_id)
 
-    async def create(self, handle: SandboxHandle, spec: SandboxSpec) -> LyingSandbox:
+    async def create(self, handle: SandboxHandle, spec: SandboxSpec) -> FaultySandbox:
         self._lies.seen.append("create")
         if self._lies.never_ready:
             await asyncio.Event().wait()
-        return LyingSandbox(handle, self._lies)
+        return FaultySandbox(handle, self._lies)
 
     @asynccontextmanager
     async def confine(self, handle: SandboxHandle, spec: ConfinementSpec) -> AsyncIterator[NoConfinement]:

@@ -1,4 +1,4 @@
-"""A gateway in a process of its own, what it reaches, and floods at it: for tests and for the bench."""
+"""A gateway in a separate process, its upstream hosts, and floods against it: for tests and benchmarks."""
 
 import contextlib
 import json
@@ -29,7 +29,7 @@ class FloodBench:
 
     @contextlib.contextmanager
     def connected(self) -> Iterator[HTTPConnection]:
-        """To the model."""
+        """A connection to the model."""
         connection = HTTPConnection("127.0.0.1", self.ports["model"], timeout=30)
         try:
             yield connection
@@ -41,7 +41,7 @@ class FloodBench:
         flood = _program("-I", "-S", floods.__file__, name, json.dumps(self.ports), start_new_session=True)
         try:
             yield
-            assert flood.poll() is None, "the flood has ended by itself"
+            assert flood.poll() is None, "the flood has ended"
         finally:
             os.killpg(flood.pid, signal.SIGKILL)
             flood.wait()
@@ -49,40 +49,40 @@ class FloodBench:
 
 @contextlib.contextmanager
 def flood_bench(spent_seconds: float = 0.0, factor: float = 1.0) -> Iterator[FloodBench]:
-    """`end` has what the gateway told of itself, after the block. spent_seconds: of its CPU budget, before.
+    """After the block, `end` has the gateway's report. spent_seconds: CPU budget used before the start.
 
-    factor: by which what it uses counts, so that a bound can be seen on a machine that is too busy to get past it.
+    factor: multiplies the counted CPU time, so that the limit is reached on a busy machine too.
     """
     with contextlib.ExitStack() as stack:
         hosts = stack.enter_context(_running(_program(flood_hosts.__file__, stdout=subprocess.PIPE)))
-        reached = json.loads(hosts.stdout.readline())
-        arguments = (str(reached["model"]), str(reached["host"]), str(spent_seconds), str(factor))
-        piped = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        gateway = stack.enter_context(_running(_program(flooded_gateway.__file__, *arguments, **piped)))
+        host_ports = json.loads(hosts.stdout.readline())
+        arguments = (str(host_ports["model"]), str(host_ports["host"]), str(spent_seconds), str(factor))
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        gateway = stack.enter_context(_running(_program(flooded_gateway.__file__, *arguments, **pipes)))
         bench = FloodBench(gateway, json.loads(gateway.stdout.readline()))
         yield bench
-        said, _ = gateway.communicate("", timeout=60)
-        bench.end.update(json.loads(said))
+        output, _ = gateway.communicate("", timeout=60)
+        bench.end.update(json.loads(output))
 
 
 def ask(connection: HTTPConnection) -> None:
-    """One model request and its answer. Raises OSError where it is refused."""
+    """Send a model request and read the response. Raises OSError if it is rejected."""
     connection.request("POST", "/v1/messages", BODY, {"X-Api-Key": floods.TASK_KEY})
-    answer = connection.getresponse()
-    answer.read()
-    if answer.status != 200:
-        raise OSError(answer.status)
+    response = connection.getresponse()
+    response.read()
+    if response.status != 200:
+        raise OSError(response.status)
 
 
 def cpu_seconds(pid: int) -> float:
-    """All that a process has used by now."""
+    """Total CPU time of a process."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def _program(*argv: str, **more: Any) -> "subprocess.Popen[str]":
+def _program(*argv: str, **options: Any) -> "subprocess.Popen[str]":
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])}
-    return subprocess.Popen([sys.executable, *argv], env=environment, text=True, **more)
+    return subprocess.Popen([sys.executable, *argv], env=environment, text=True, **options)
 
 
 @contextlib.contextmanager

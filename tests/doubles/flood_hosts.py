@@ -1,7 +1,7 @@
-"""What a flooded gateway reaches: a model that answers at once, and a host that swallows, repeats or never stops.
+"""Upstreams of a flooded gateway: a model that responds immediately, and a host that discards, echoes or floods.
 
-Run as a program; prints a JSON line with the ports of both. The first byte that the host is sent says what it does;
-what begins as TLS it repeats.
+Run as a program; prints a JSON line with both ports. The first byte sent to the host selects its behaviour; it echoes
+TLS.
 """
 
 import asyncio
@@ -9,22 +9,22 @@ import json
 
 from doubles.flooded_gateway import MODEL_ADDRESS
 
-ANSWER = b'{"type":"message","model":"claude-haiku-4-5","usage":{"input_tokens":10,"output_tokens":5}}'
-HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(ANSWER)
+RESPONSE_BODY = b'{"type":"message","model":"claude-haiku-4-5","usage":{"input_tokens":10,"output_tokens":5}}'
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(RESPONSE_BODY)
 PIECE = bytes(256 * 1024)
 
 
-async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def serve_model(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     try:
         while True:
             head = await reader.readuntil(b"\r\n\r\n")
             await reader.readexactly(int(head.lower().partition(b"content-length: ")[2].split(b"\r\n")[0]))
-            writer.write(HEAD + ANSWER)
+            writer.write(HEAD + RESPONSE_BODY)
     except (OSError, asyncio.IncompleteReadError):
         writer.transport.abort()
 
 
-async def play(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def serve_host(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     try:
         kind = await reader.readexactly(1)
         while kind == b"\2":
@@ -41,8 +41,8 @@ async def play(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
 
 
 async def main() -> None:
-    model = await asyncio.start_server(answer, MODEL_ADDRESS, 0, limit=64 * 1024, backlog=512)
-    host = await asyncio.start_server(play, "127.0.0.1", 0, limit=512 * 1024, backlog=512)
+    model = await asyncio.start_server(serve_model, MODEL_ADDRESS, 0, limit=64 * 1024, backlog=512)
+    host = await asyncio.start_server(serve_host, "127.0.0.1", 0, limit=512 * 1024, backlog=512)
     ports = {"model": model.sockets[0].getsockname()[1], "host": host.sockets[0].getsockname()[1]}
     print(json.dumps(ports), flush=True)
     await asyncio.gather(model.serve_forever(), host.serve_forever())

@@ -1,8 +1,7 @@
-"""A gateway in a process of its own, for which HOST is on loopback.
+"""A gateway in a separate process, with HOST on loopback.
 
-`flooded_gateway.py MODEL_PORT HOST_PORT SPENT FACTOR`. SPENT: CPU seconds that its budget has spent already; each that
-it uses counts FACTOR times. Prints a JSON line with its ports once it serves, and another with what it has reported
-when its standard input ends.
+`flooded_gateway.py MODEL_PORT HOST_PORT SPENT FACTOR`. SPENT: used CPU seconds of its budget; its CPU time counts
+FACTOR times. Prints a JSON line with its ports once it serves, and another with a report when its standard input ends.
 """
 
 import asyncio
@@ -30,10 +29,10 @@ async def main() -> None:
     dialer._resolve = lambda host: {MODEL_ADDRESS if host == MODEL_ADDRESS else "127.0.0.1"}
     upstream = ModelUpstream(f"http://{MODEL_ADDRESS}:{model_port}", api_key=SERVER_KEY)
     rules = GatewayRules(egress=EgressRules((EgressRule(HOST, (80, 443, host_port)),), is_outbound=True))
-    told: list[str] = []
+    events: list[str] = []
     with loopback_listeners() as listeners:
         gateway = SocketGateways(address_policy=lambda _: True, throttle=throttle).create(
-            upstream, TASK_KEY, lambda event: told.append(type(event).__name__), rules
+            upstream, TASK_KEY, lambda event: events.append(type(event).__name__), rules
         )
         serving = asyncio.ensure_future(gateway.serve(listeners))
         ports = {
@@ -49,19 +48,19 @@ async def main() -> None:
         await asyncio.to_thread(sys.stdin.read)
         serving.cancel()
         await asyncio.gather(serving, return_exceptions=True)
-        reached = {"events": len(told), "denials": gateway.denied_count, "peak_memory_bytes": peak_memory_bytes()}
-        print(json.dumps(reached), flush=True)
+        summary = {"events": len(events), "denials": gateway.denied_count, "peak_memory_bytes": peak_memory_bytes()}
+        print(json.dumps(summary), flush=True)
 
 
 def peak_memory_bytes() -> int:
-    """Of this program alone: ru_maxrss is at least what the process had before it became this program."""
+    """Peak memory of this program: ru_maxrss includes the time before exec."""
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
 
 def spent_throttle(spent_seconds: float, factor: float) -> CpuThrottle:
-    looks = count()
-    return CpuThrottle(cpu_seconds=lambda: factor * time.process_time() + (spent_seconds if next(looks) else 0.0))
+    reads = count()
+    return CpuThrottle(cpu_seconds=lambda: factor * time.process_time() + (spent_seconds if next(reads) else 0.0))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Programs inside that make their gateway work: `floods.py NAME PORTS`, PORTS as JSON.
+"""Programs in a sandbox that flood their gateway: `floods.py NAME PORTS`, PORTS as JSON.
 
-Each has processes in its own process group, and goes on until they are killed.
+Each starts processes in its process group, which run until they are killed.
 
-Imports nothing of ours, so that it also runs in a sandbox.
+Uses only the standard library, so it runs in a sandbox.
 """
 
 import contextlib
@@ -56,22 +56,22 @@ def datagrams(message: bytes) -> None:
                 sender.recv(4096)
 
 
-def connections(port: str, first: bytes = b"", *, hears: bool = True, resets: bool = False) -> None:
-    """A new one each time."""
+def connections(port: str, initial: bytes = b"", *, reads_responses: bool = True, resets: bool = False) -> None:
+    """Open new connections continuously."""
     while True:
         with contextlib.suppress(OSError), connect(port) as connection:
             if resets:
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            connection.sendall(first)
-            while hears and connection.recv(65536):
+            connection.sendall(initial)
+            while reads_responses and connection.recv(65536):
                 pass
 
 
-def stream(port: str, first: bytes, piece: bytes) -> None:
-    """One connection that never stops, and takes whatever comes; a new one where it was cut."""
+def stream(port: str, initial: bytes, piece: bytes) -> None:
+    """Send on one connection continuously and discard responses; reconnect if it is closed."""
     while True:
         with contextlib.suppress(OSError), connect(port) as connection:
-            connection.sendall(first)
+            connection.sendall(initial)
             connection.setblocking(False)
             while True:
                 readable, writable, _ = select.select([connection], [connection], [], 60)
@@ -81,8 +81,8 @@ def stream(port: str, first: bytes, piece: bytes) -> None:
                     connection.send(piece)
 
 
-def questions(message: bytes) -> None:
-    """One connection, each request after the answer of the last one."""
+def sequential_requests(message: bytes) -> None:
+    """Send requests on one connection, each after the previous response."""
     while True:
         with contextlib.suppress(OSError), connect("model") as connection:
             while True:
@@ -91,8 +91,8 @@ def questions(message: bytes) -> None:
                     break
 
 
-def tunnel(first: bytes) -> bytes:
-    return f"CONNECT {HOST}:{PORTS['host']} HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode() + first
+def tunnel(initial: bytes) -> bytes:
+    return f"CONNECT {HOST}:{PORTS['host']} HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode() + initial
 
 
 def chunked(key: str) -> bytes:
@@ -101,8 +101,8 @@ def chunked(key: str) -> bytes:
 
 
 def floods() -> dict:
-    names_tcp = b"".join(len(one).to_bytes(2, "big") + one for one in [query("denied.example")] * 100)
-    known_tcp = names_tcp.replace(query("denied.example"), query(HOST)).replace(
+    denied_queries = b"".join(len(one).to_bytes(2, "big") + one for one in [query("denied.example")] * 100)
+    allowed_queries = denied_queries.replace(query("denied.example"), query(HOST)).replace(
         len(query("denied.example")).to_bytes(2, "big") + query(HOST), len(query(HOST)).to_bytes(2, "big") + query(HOST)
     )
     refused = b"CONNECT denied.example:443 HTTP/1.1\r\nHost: denied.example\r\n\r\n"
@@ -111,34 +111,34 @@ def floods() -> dict:
         "a name that is known over UDP": lambda: datagrams(query(HOST)),
         "long names over UDP": lambda: datagrams(query(".".join(["a"] * 120))),
         "scraps over UDP": lambda: datagrams(b"\0" * 13),
-        "names that are refused over TCP": lambda: stream("dns_tcp", b"", names_tcp),
-        "a name that is known over TCP": lambda: stream("dns_tcp", b"", known_tcp),
+        "names that are refused over TCP": lambda: stream("dns_tcp", b"", denied_queries),
+        "a name that is known over TCP": lambda: stream("dns_tcp", b"", allowed_queries),
         "names over TCP byte by byte": lambda: stream("dns_tcp", b"", b"\0"),
-        "connections for names": lambda: connections("dns_tcp", hears=False),
+        "connections for names": lambda: connections("dns_tcp", reads_responses=False),
         "refused tunnels": lambda: connections("proxy", refused),
-        "refused tunnels, reset": lambda: connections("proxy", refused, hears=False, resets=True),
-        "connections to the proxy": lambda: connections("proxy", hears=False),
+        "refused tunnels, reset": lambda: connections("proxy", refused, reads_responses=False, resets=True),
+        "connections to the proxy": lambda: connections("proxy", reads_responses=False),
         "nonsense to the proxy": lambda: connections("proxy", b"\0\r\n\r\n"),
-        "connections to port 443": lambda: connections("transparent_443", hears=False),
+        "connections to port 443": lambda: connections("transparent_443", reads_responses=False),
         "TLS without a name": lambda: connections("transparent_443", hello("")),
         "TLS with a refused name": lambda: connections("transparent_443", hello("denied.example")),
         "requests at port 80": lambda: connections("transparent_80", b"GET / HTTP/1.1\r\nHost: a.example\r\n\r\n"),
         "more after a refusal": lambda: stream("proxy", refused, bytes(65536)),
         "the head of a request byte by byte": lambda: stream("proxy", b"GET http://x/ HTTP/1.1\r\nX: ", b"x"),
-        "connections to the model": lambda: connections("model", hears=False),
-        "connections to the model, reset": lambda: connections("model", b"P", hears=False, resets=True),
-        "requests with a wrong key": lambda: questions(request("wrong", b"{}")),
-        "connections with a wrong key": lambda: connections("model", request("wrong", b"{}"), hears=False),
-        "requests for a wrong path": lambda: questions(request(TASK_KEY, b"{}", path="/v1/files")),
-        "requests that are no JSON": lambda: questions(request(TASK_KEY, b"{")),
+        "connections to the model": lambda: connections("model", reads_responses=False),
+        "connections to the model, reset": lambda: connections("model", b"P", reads_responses=False, resets=True),
+        "requests with a wrong key": lambda: sequential_requests(request("wrong", b"{}")),
+        "connections with a wrong key": lambda: connections("model", request("wrong", b"{}"), reads_responses=False),
+        "requests for a wrong path": lambda: sequential_requests(request(TASK_KEY, b"{}", path="/v1/files")),
+        "requests that are no JSON": lambda: sequential_requests(request(TASK_KEY, b"{")),
         "requests that are pipelined": lambda: stream("model", b"", request("wrong", b"{}") * 100),
         "a body that is refused": lambda: stream("model", request("wrong", b"", 1 << 40), bytes(65536)),
         "a body that is too large": lambda: stream("model", request(TASK_KEY, b"", 1 << 26), bytes(65536)),
         "large bodies": lambda: stream("model", request(TASK_KEY, b"", 1 << 21), bytes(65536)),
         "a body in chunks of a byte": lambda: stream("model", chunked(TASK_KEY), b"1\r\nx\r\n" * 10_000),
         "a body byte by byte": lambda: stream("model", request(TASK_KEY, b"", 1 << 24), b"x"),
-        "requests that are forwarded": lambda: questions(request(TASK_KEY, b'{"model":"m","messages":[]}')),
-        "allowed tunnels": lambda: connections("proxy", tunnel(b"\1"), hears=False),
+        "requests that are forwarded": lambda: sequential_requests(request(TASK_KEY, b'{"model":"m","messages":[]}')),
+        "allowed tunnels": lambda: connections("proxy", tunnel(b"\1"), reads_responses=False),
         "a tunnel outwards": lambda: stream("proxy", tunnel(b"\1"), bytes(1 << 18)),
         "a tunnel inwards": lambda: stream("proxy", tunnel(b"\2"), b""),
         "a tunnel byte by byte": lambda: stream("proxy", tunnel(b"\3"), b"x"),

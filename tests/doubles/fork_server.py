@@ -1,4 +1,4 @@
-"""The process that `forked_commands` forks: it imports the product once, and each fork lives as one program of it."""
+"""The process that `forked_commands` forks: it imports the product once, and each fork runs one of its programs."""
 
 import atexit
 import gc
@@ -25,65 +25,65 @@ IMPORTED_LATE = (
     "anyio._backends._asyncio",
     "concurrent.futures.thread",
 )
-PROGRAMS_OF_SANDBOXES = {"exec_command", "runsc_exec"}
+SANDBOX_PROGRAMS = {"exec_command", "runsc_exec"}
 
 
 def serve():
-    """Of the process that is forked: goes on until nobody can ask any more."""
+    """Serve fork requests until the control socket is closed."""
     _import_all()
     control, poll, handlers = socket.socket(fileno=0), select.poll(), {}
 
-    def expect(descriptor, handler):
+    def watch(descriptor, handler):
         handlers[descriptor] = handler
         poll.register(descriptor, select.POLLIN)
 
-    def done_with(descriptor):
+    def forget(descriptor):
         poll.unregister(descriptor)
         os.close(descriptor)
 
-    def begin():
+    def fork_program():
         message, descriptors, *_ = socket.recv_fds(control, MESSAGE_BYTES_MAX, 4)
         if not message:
             os._exit(0)
-        *streams, line = descriptors
+        *streams, channel = descriptors
         pid = os.fork()
         if pid == 0:
             control.detach()
-            _become(json.loads(message), streams)
+            _run_program(json.loads(message), streams)
         for stream in streams:
             os.close(stream)
-        _say(line, pid)
-        ending = os.pidfd_open(pid)
-        expect(ending, lambda: tell_end(ending, line))
+        _send(channel, pid)
+        pidfd = os.pidfd_open(pid)
+        watch(pidfd, lambda: report_exit(pidfd, channel))
 
-    def tell_end(ending, line):
-        ended = os.waitid(os.P_PIDFD, ending, os.WEXITED | os.WNOWAIT)  # its number is kept until this is heard
-        done_with(ending)
-        _say(line, ended.si_status << 8 if ended.si_code == os.CLD_EXITED else ended.si_status)
-        expect(line, lambda: (done_with(line), os.waitpid(ended.si_pid, 0)))
+    def report_exit(pidfd, channel):
+        status = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOWAIT)  # keeps the pid until the parent has read this
+        forget(pidfd)
+        _send(channel, status.si_status << 8 if status.si_code == os.CLD_EXITED else status.si_status)
+        watch(channel, lambda: (forget(channel), os.waitpid(status.si_pid, 0)))
 
-    expect(0, begin)
+    watch(0, fork_program)
     while True:
         for descriptor, _ in poll.poll():
             handlers[descriptor]()
 
 
 def _import_all():
-    """Of the product. As in `main()`, httpx goes without a command line of its own."""
+    """Import all modules of the product, like `main()` without the command line of httpx."""
     sys.modules["httpx._main"] = None
     gc.disable()
     for module in pkgutil.walk_packages(import_module("sandbox").__path__, "sandbox."):
-        if module.name.rpartition(".")[2] not in {"__main__", *PROGRAMS_OF_SANDBOXES}:
+        if module.name.rpartition(".")[2] not in {"__main__", *SANDBOX_PROGRAMS}:
             import_module(module.name)
     for name in IMPORTED_LATE:
         import_module(name)
-    _make_what_is_made_once()
+    _warm_caches()
     gc.freeze()
     gc.enable()
 
 
-def _make_what_is_made_once():
-    """By each process, of what it has imported, and only read then: routes, schemas, pages."""
+def _warm_caches():
+    """Fill read-only caches: routes, schemas, pages."""
     from sandbox.api.app import create_api_schema_app
     from sandbox.bootstrap.settings import load
     from sandbox.dashboard import templates
@@ -97,57 +97,57 @@ def _make_what_is_made_once():
         pages.get_template(name)
 
 
-def _say(line, number):
-    with suppress(BrokenPipeError):  # nobody wants to know any more
-        os.write(line, str(number).encode())
+def _send(channel, number):
+    with suppress(BrokenPipeError):  # the parent no longer reads
+        os.write(channel, str(number).encode())
 
 
-def _become(asked, streams):
-    """A process that has just begun as a program, and its whole life."""
+def _run_program(request, streams):
+    """Set up the forked process as a new program, run it and exit."""
     try:
         for number, stream in enumerate(streams):
             os.dup2(stream, number)
         os.closerange(3, os.sysconf("SC_OPEN_MAX"))
-        if asked["has_session"]:
+        if request["has_session"]:
             os.setsid()
-        os.chdir(asked["cwd"])
+        os.chdir(request["cwd"])
         os.environ.clear()
-        os.environ.update(asked["env"])
+        os.environ.update(request["env"])
         time.tzset()
-        if "PYTHONWARNINGS" not in asked["env"]:
-            _overlook_warnings()
+        if "PYTHONWARNINGS" not in request["env"]:
+            _reset_warnings()
         sys.path.pop()
-        sys.path[:0] = filter(None, asked["env"].get("PYTHONPATH", "").split(os.pathsep))
-        sys.argv = ["sandbox", *asked["arguments"]]
+        sys.path[:0] = filter(None, request["env"].get("PYTHONPATH", "").split(os.pathsep))
+        sys.argv = ["sandbox", *request["arguments"]]
         for number, name in enumerate(("stdin", "stdout", "stderr")):
             setattr(sys, name, _stream(number, getattr(sys, name)))
             setattr(sys, f"__{name}__", getattr(sys, name))
-        os._exit(_live(asked["main"]))
+        os._exit(_run_to_exit(request["main"]))
     finally:
         os._exit(70)
 
 
-def _overlook_warnings():
-    """As an interpreter does where nobody says otherwise."""
+def _reset_warnings():
+    """Restore the interpreter's default filters."""
     warnings.resetwarnings()
     for category in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
         warnings.simplefilter("ignore", category)
 
 
 def _stream(number, old):
-    """What an interpreter makes of a descriptor."""
+    """Create a standard stream like the interpreter."""
     mode = "w" if number else "r"
     buffer = os.fdopen(number, mode + "b", closefd=False)
     buffer.raw.name = old.name
-    is_of_lines = number == 2 or buffer.isatty()
-    stream = io.TextIOWrapper(buffer, old.encoding, old.errors, newline="\n", line_buffering=is_of_lines)
+    is_line_buffered = number == 2 or buffer.isatty()
+    stream = io.TextIOWrapper(buffer, old.encoding, old.errors, newline="\n", line_buffering=is_line_buffered)
     stream.mode = mode
     return stream
 
 
-def _live(main):
-    """The exit code that an interpreter would give; an interrupted one ends by the signal."""
-    code = _code_of(main)
+def _run_to_exit(main):
+    """Run the program and return the interpreter's exit code; an interrupted program ends by SIGINT."""
+    code = _exit_code_of(main)
     threading._shutdown()
     atexit._run_exitfuncs()
     gc.collect()
@@ -164,14 +164,14 @@ def _live(main):
     return code & 0xFF
 
 
-def _code_of(main):
+def _exit_code_of(main):
     module, _, name = main.partition(":")
     try:
         getattr(import_module(module), name)()
-    except SystemExit as ended:
-        if ended.code is None or isinstance(ended.code, int):
-            return ended.code or 0
-        print(ended.code, file=sys.stderr)
+    except SystemExit as exit_:
+        if exit_.code is None or isinstance(exit_.code, int):
+            return exit_.code or 0
+        print(exit_.code, file=sys.stderr)
         return 1
     except BaseException as error:
         sys.excepthook(type(error), error, error.__traceback__)

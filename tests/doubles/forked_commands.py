@@ -1,14 +1,13 @@
-"""`sandbox …` as a fork of a process that has imported everything already, in place of a new interpreter.
+"""`sandbox …` as a fork of a process with all imports done, instead of a new interpreter.
 
-The same as with a true start: a process of its own that runs `main()` with arguments, environment, time zone,
-directory, streams (made anew, so that a terminal is one), signals, exit code; what is run at an interpreter's end; the
-traceback of what nobody caught, the end by SIGINT, 120 when the last output cannot be written; warnings as errors, if
-PYTHONWARNINGS says so.
+The same as with a new interpreter: a separate process that runs `main()` with arguments, environment, time zone,
+directory, new streams (so terminals are detected), signals and exit code; exit handlers; tracebacks of uncaught
+exceptions, termination by SIGINT, exit code 120 if the last output cannot be written; warnings as errors, if set by
+PYTHONWARNINGS.
 
-Not the same: all is imported, so that an import which is missing, slow or warns is not seen; the process is a child of
-one beside the tests, whose user, limits, namespaces, control group, umask and seed of hashes it has; the encoding is
-UTF-8; modules are not taken down at the end; its /proc/PID/environ and cmdline are the fork server's. Who asks for any
-of these starts `python -m sandbox`.
+Different: missing, slow or warning imports are not detected; the process is a child of the fork server and has its
+user, limits, namespaces, control group, umask and hash seed; the encoding is UTF-8; modules are not cleared at exit;
+/proc/PID/environ and cmdline are the fork server's. Tests that depend on any of these start `python -m sandbox`.
 """
 
 import atexit
@@ -26,9 +25,9 @@ _PROGRAM = "import sys; sys.path.append(sys.argv[1]); from doubles.fork_server i
 
 
 class ForkedCommand(subprocess.Popen):
-    """As `subprocess.Popen(("sandbox", *arguments), …)` with `env`, `cwd` and what says how to speak to it.
+    """Like `subprocess.Popen(("sandbox", *arguments), …)` with `env`, `cwd` and stream options.
 
-    main: where another program of the product begins, as `module:function`.
+    main: entry point of another program of the product, as `module:function`.
     """
 
     def __init__(self, arguments, *, main=COMMAND_LINE, **keywords):
@@ -36,59 +35,65 @@ class ForkedCommand(subprocess.Popen):
         super().__init__(("sandbox", *map(os.fsdecode, arguments)), **keywords)
 
     def _execute_child(self, args, _executable, _preexec_fn, _close_fds, _pass_fds, cwd, env, *rest):
-        pipes = rest[3:9]  # a pair each: where the child reads or writes, and what is ours of it
-        streams = [number if given == -1 else given for number, given in enumerate((pipes[0], pipes[3], pipes[5]))]
-        asked = {
+        pipes = rest[3:9]  # pairs of the child's and the parent's descriptors
+        streams = [
+            number if descriptor == -1 else descriptor
+            for number, descriptor in enumerate((pipes[0], pipes[3], pipes[5]))
+        ]
+        request = {
             "main": self._main, "arguments": args[1:], "cwd": os.fspath(cwd or Path.cwd()), "env": _environment(env),
             "has_session": rest[-2],
         }  # fmt: skip
-        self._line, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            socket.send_fds(_server(), [json.dumps(asked).encode()], [*streams, theirs.fileno()])
+        self._channel, child_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with child_end:
+            socket.send_fds(_server(), [json.dumps(request).encode()], [*streams, child_end.fileno()])
         self._close_pipe_fds(*pipes)
-        self.pid = int(self._line.recv(16))
+        self.pid = int(self._channel.recv(16))
         self._child_created = True
 
     def _internal_poll(self, *_, **__):
-        if self.returncode is None and select.select([self._line], [], [], 0)[0]:
-            self._handle_exitstatus(int(self._line.recv(16)))
-            self._line.close()  # until now the number was this process's
+        if self.returncode is None and select.select([self._channel], [], [], 0)[0]:
+            self._handle_exitstatus(int(self._channel.recv(16)))
+            self._channel.close()  # the pid is reserved until now
         return self.returncode
 
     def _wait(self, timeout):
-        if self.returncode is None and not select.select([self._line], [], [], timeout and max(timeout, 0))[0]:
+        if self.returncode is None and not select.select([self._channel], [], [], timeout and max(timeout, 0))[0]:
             raise subprocess.TimeoutExpired(self.args, timeout)
         return self._internal_poll()
 
 
 def run(*arguments, stdin=None, timeout=60, **keywords):
-    """As `subprocess.run(("sandbox", *arguments), input=stdin, capture_output=True, …)`."""
+    """Like `subprocess.run(("sandbox", *arguments), input=stdin, capture_output=True, …)`."""
     streams = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     with ForkedCommand(arguments, **streams, **keywords) as process:
         try:
-            written = process.communicate(stdin, timeout)
+            output = process.communicate(stdin, timeout)
         except BaseException:
             process.kill()
             raise
-    return subprocess.CompletedProcess(process.args, process.returncode, *written)
+    return subprocess.CompletedProcess(process.args, process.returncode, *output)
 
 
 def _environment(env):
-    wanted = {name: os.fspath(value) for name, value in (os.environ if env is None else env).items()}
-    read_at_start = {name for name in wanted if name.startswith(("PYTHON", "LC_"))} - {"PYTHONWARNINGS", "PYTHONPATH"}
-    assert not read_at_start, f"a fork is too late for {read_at_start}"
-    assert wanted.get("PYTHONWARNINGS", "error") == "error"
-    return wanted
+    variables = {name: os.fspath(value) for name, value in (os.environ if env is None else env).items()}
+    read_at_start = {name for name in variables if name.startswith(("PYTHON", "LC_"))} - {
+        "PYTHONWARNINGS",
+        "PYTHONPATH",
+    }
+    assert not read_at_start, f"a fork does not apply {read_at_start}"
+    assert variables.get("PYTHONWARNINGS", "error") == "error"
+    return variables
 
 
 @cache
 def _server():
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    parent_end, child_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     environment = {"PATH": os.environ["PATH"], "LANG": "C.UTF-8", "PYTHONWARNINGS": "error"}
-    with theirs:
+    with child_end:
         server = subprocess.Popen(
             [sys.executable, "-c", _PROGRAM, str(Path(__file__).parents[1])],
-            env=environment, stdin=theirs.fileno(), cwd="/",
+            env=environment, stdin=child_end.fileno(), cwd="/",
         )  # fmt: skip
-    atexit.register(lambda: (ours.close(), server.wait(20)))
-    return ours
+    atexit.register(lambda: (parent_end.close(), server.wait(20)))
+    return parent_end

@@ -1,6 +1,6 @@
-"""A gateway as a process of its own, as a runner has it: `gateway_process.py DESCRIPTORS RULES`.
+"""A gateway in a separate process: `gateway_process.py DESCRIPTORS RULES`.
 
-DESCRIPTORS: numbers of model, proxy, names by UDP and TCP, then pairs PORT=NUMBER, with commas between. RULES: JSON.
+DESCRIPTORS: comma-separated descriptors of model, proxy, DNS over UDP and TCP, then pairs PORT=DESCRIPTOR. RULES: JSON.
 Prints a line once it serves.
 """
 
@@ -16,9 +16,9 @@ from sandbox.interfaces.runtime import Listeners
 
 
 async def main() -> None:
-    model, proxy, names_udp, names_tcp, *pairs = sys.argv[1].split(",")
+    model, proxy, dns_udp, dns_tcp, *pairs = sys.argv[1].split(",")
     transparent = {int(port): adopt(number) for port, _, number in (pair.partition("=") for pair in pairs)}
-    listeners = Listeners(adopt(model), adopt(proxy), adopt(names_udp), adopt(names_tcp), transparent)
+    listeners = Listeners(adopt(model), adopt(proxy), adopt(dns_udp), adopt(dns_tcp), transparent)
     rules = msgspec.json.decode(sys.argv[2], type=GatewayRules)
     upstream = ModelUpstream("http://127.0.0.1:9", api_key="sk-the-servers-own")
     gateway = SocketGateways().create(upstream, "task-key-of-this-task", lambda _: None, rules)

@@ -1,4 +1,4 @@
-"""A smart-HTTP git server on loopback over `git http-backend`, with a user and password and bad days on request."""
+"""A smart-HTTP git server on loopback over `git http-backend`, with optional credentials and failures."""
 
 import base64
 import os
@@ -16,9 +16,9 @@ class GitHttpServer:
     """Serves every repository below `root`.
 
     credentials: "user:password" that every request must bring (HTTP Basic).
-    status: answer every request with this status instead of git's answer.
-    redirect: answer requests with a redirect below this URL.
-    requests: what was asked, "GET /path".
+    status: respond to every request with this status instead of git's response.
+    redirect: redirect requests below this URL.
+    requests: the received requests, as "GET /path".
     """
 
     def __init__(self, root: Path) -> None:
@@ -27,8 +27,8 @@ class GitHttpServer:
         self.status: int | None = None
         self.redirect: str | None = None
         self.requests: list[str] = []
-        self._go_on = threading.Event()
-        self._go_on.set()
+        self._resumed = threading.Event()
+        self._resumed.set()
         self._http = _Server(("127.0.0.1", 0), _Handler)
         self._http.git = self
         self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.01})
@@ -39,25 +39,25 @@ class GitHttpServer:
         return f"http://127.0.0.1:{self._http.server_address[1]}/"
 
     def stall(self) -> None:
-        """Answer nothing from now on."""
-        self._go_on.clear()
+        """Stop responding."""
+        self._resumed.clear()
 
     def go_on(self) -> None:
-        """Answer again."""
-        self._go_on.set()
+        """Respond again."""
+        self._resumed.set()
 
-    def wait_to_go_on(self) -> None:
-        """Used by the handler."""
-        self._go_on.wait(60)
+    def wait_until_resumed(self) -> None:
+        """Wait in the handler while stalled."""
+        self._resumed.wait(60)
 
     @contextmanager
     def serving(self) -> "Iterator[GitHttpServer]":
-        """Answer until the block ends."""
+        """Serve until the block ends."""
         self._thread.start()
         try:
             yield self
         finally:
-            self._go_on.set()
+            self._resumed.set()
             self._http.shutdown()
             self._thread.join()
             self._http.server_close()
@@ -75,34 +75,34 @@ class _Handler(BaseHTTPRequestHandler):
     wbufsize = -1
 
     def do_GET(self) -> None:
-        self._answer(b"")
+        self._respond(b"")
 
     def do_POST(self) -> None:
-        self._answer(self._body())
+        self._respond(self._body())
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
-        """Say nothing."""
+        """Do not log."""
 
-    def _answer(self, body: bytes) -> None:
+    def _respond(self, body: bytes) -> None:
         git = self.server.git
         git.requests.append(f"{self.command} {self.path}")
-        git.wait_to_go_on()
+        git.wait_until_resumed()
         if git.redirect is not None:
-            self._say(302, {"Location": git.redirect.rstrip("/") + self.path})
+            self._send(302, {"Location": git.redirect.rstrip("/") + self.path})
         elif git.status is not None:
-            self._say(git.status, {})
-        elif not self._is_let_in(git.credentials):
-            self._say(401, {"WWW-Authenticate": 'Basic realm="git"'})
+            self._send(git.status, {})
+        elif not self._is_authorized(git.credentials):
+            self._send(401, {"WWW-Authenticate": 'Basic realm="git"'})
         else:
             self._run_git(git.root, body)
 
-    def _is_let_in(self, credentials: str | None) -> bool:
+    def _is_authorized(self, credentials: str | None) -> bool:
         if credentials is None:
             return True
-        wanted = "Basic " + base64.b64encode(credentials.encode()).decode()
-        return self.headers.get("Authorization") == wanted
+        expected = "Basic " + base64.b64encode(credentials.encode()).decode()
+        return self.headers.get("Authorization") == expected
 
-    def _say(self, status: int, headers: Mapping[str, str], body: bytes = b"") -> None:
+    def _send(self, status: int, headers: Mapping[str, str], body: bytes = b"") -> None:
         self.send_response(status)
         for name, value in {**headers, "Content-Length": str(len(body))}.items():
             self.send_header(name, value)
@@ -123,7 +123,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _run_git(self, root: Path, body: bytes) -> None:
         path, _, query = self.path.partition("?")
-        path = urlsplit(path).path  # of a proxy's requests
+        path = urlsplit(path).path  # absolute form in proxied requests
         environment = {
             "PATH": os.environ["PATH"],
             "GIT_CONFIG_GLOBAL": "/dev/null",
@@ -142,10 +142,10 @@ class _Handler(BaseHTTPRequestHandler):
             "HTTP_GIT_PROTOCOL": self.headers.get("Git-Protocol", ""),
             "REMOTE_ADDR": "127.0.0.1",
         }
-        answer = subprocess.run(
+        output = subprocess.run(
             ["git", "http-backend"], env=environment, input=body, capture_output=True, timeout=60, check=False
         ).stdout
-        head, _, content = answer.partition(b"\r\n\r\n")
+        head, _, content = output.partition(b"\r\n\r\n")
         headers = dict(line.split(": ", 1) for line in head.decode().split("\r\n") if ": " in line)
         status = int(headers.pop("Status", "200").split()[0])
-        self._say(status, headers, content)
+        self._send(status, headers, content)

@@ -1,4 +1,4 @@
-"""Archives of images, made by hand as other tools write them, honest and hostile; and a small root to put into them."""
+"""Image archives as written by other tools, valid and hostile, and a minimal root file system for them."""
 
 import gzip
 import hashlib
@@ -17,8 +17,8 @@ PROGRAMS = (
 )
 
 
-CLAUDE_CODES = ("libc.so.6", "libdl.so.2", "libm.so.6", "libpthread.so.0", "librt.so.1")
-"""Libraries that Claude Code asks for."""
+CLAUDE_CODE_LIBRARIES = ("libc.so.6", "libdl.so.2", "libm.so.6", "libpthread.so.0", "librt.so.1")
+"""Libraries required by Claude Code."""
 
 
 def entry(name, content=b"", kind=tarfile.REGTYPE, *, link="", mode=0o644, mtime=1_700_000_000, size=None):
@@ -42,11 +42,11 @@ def hardlink(name, target):
 
 def layer(*entries):
     """A tar of these entries, in this order."""
-    written = io.BytesIO()
-    with tarfile.open(fileobj=written, mode="w", format=tarfile.PAX_FORMAT) as tar:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for info, content in entries:
             tar.addfile(info, io.BytesIO(content) if info.isreg() else None)
-    return written.getvalue()
+    return buffer.getvalue()
 
 
 def digest(data):
@@ -67,7 +67,7 @@ def configuration(layers, architecture=ARCHITECTURE):
 
 
 def save(path, members):
-    """A plain tar of members by name; bytes are files, texts are links."""
+    """Write a tar of members by name; bytes are files, strings are links."""
     with tarfile.open(path, "w") as tar:
         for name, content in members.items():
             made = symlink(name, content) if isinstance(content, str) else entry(name, content)
@@ -76,8 +76,8 @@ def save(path, members):
 
 
 def oci_members(layers, *, packing="", architecture=ARCHITECTURE, platform=None):
-    """What `skopeo copy … oci-archive:` writes, by name."""
-    blobs = [PACKED[packing](one) for one in layers]
+    """Members of an archive as written by `skopeo copy … oci-archive:`."""
+    blobs = [PACKED[packing](blob) for blob in layers]
     config = configuration(layers, architecture)
     kind = "application/vnd.oci.image"
     manifest = json.dumps(
@@ -85,28 +85,29 @@ def oci_members(layers, *, packing="", architecture=ARCHITECTURE, platform=None)
             "schemaVersion": 2,
             "config": {"mediaType": f"{kind}.config.v1+json", "digest": digest(config), "size": len(config)},
             "layers": [
-                {"mediaType": f"{kind}.layer.v1.tar{packing}", "digest": digest(one), "size": len(one)} for one in blobs
+                {"mediaType": f"{kind}.layer.v1.tar{packing}", "digest": digest(blob), "size": len(blob)}
+                for blob in blobs
             ],
         }
     ).encode()
-    described = {"mediaType": f"{kind}.manifest.v1+json", "digest": digest(manifest), "size": len(manifest)}
-    index = {"schemaVersion": 2, "manifests": [{**described, **({"platform": platform} if platform else {})}]}
-    files = {f"blobs/sha256/{digest(one)[7:]}": one for one in (*blobs, config, manifest)}
+    descriptor = {"mediaType": f"{kind}.manifest.v1+json", "digest": digest(manifest), "size": len(manifest)}
+    index = {"schemaVersion": 2, "manifests": [{**descriptor, **({"platform": platform} if platform else {})}]}
+    files = {f"blobs/sha256/{digest(blob)[7:]}": blob for blob in (*blobs, config, manifest)}
     return {"oci-layout": b'{"imageLayoutVersion":"1.0.0"}', "index.json": json.dumps(index).encode(), **files}
 
 
-def oci_archive(path, *layers, **parts):
-    return save(path, oci_members(layers, **parts))
+def oci_archive(path, *layers, **options):
+    return save(path, oci_members(layers, **options))
 
 
 def docker_members(layers):
-    """What `docker save` wrote before it wrote OCI archives; a layer that comes again is a link."""
+    """Members of a legacy `docker save` archive; a repeated layer is a link."""
     config = configuration(layers)
-    members, names, places = {f"{digest(config)[7:]}.json": config}, [], {}
-    for index, one in enumerate(layers):
+    members, names, names_by_layer = {f"{digest(config)[7:]}.json": config}, [], {}
+    for index, blob in enumerate(layers):
         name = f"layer{index}/layer.tar"
-        members[name] = f"../{places[one]}" if one in places else one
-        places.setdefault(one, name)
+        members[name] = f"../{names_by_layer[blob]}" if blob in names_by_layer else blob
+        names_by_layer.setdefault(blob, name)
         names.append(name)
     saved = [{"Config": f"{digest(config)[7:]}.json", "RepoTags": ["tools:latest"], "Layers": names}]
     return {**members, "manifest.json": json.dumps(saved).encode()}
@@ -117,29 +118,34 @@ def docker_archive(path, *layers):
 
 
 def small_root(*, is_hollow=False):
-    """A layer with a few of the machine's own programs and their libraries: enough for Claude Code to work in.
+    """A layer with some of the machine's programs and their libraries, sufficient for Claude Code.
 
-    is_hollow: no more than their names are kept, for an image in which nothing is started.
+    is_truncated: truncate the files, for an image that is not started.
     """
     links = {name: f"usr/{name}" for name in ("bin", "lib", "lib64", "sbin")}
     files = {}
     for program in PROGRAMS:
-        found = Path("/usr/bin", program).resolve()
-        files[f"usr/bin/{program}"] = found
-        files.update(_libraries(found))
+        program_path = Path("/usr/bin", program).resolve()
+        files[f"usr/bin/{program}"] = program_path
+        files.update(_libraries(program_path))
     core = Path("/usr/lib/git-core")
     files.update({f"usr/lib/git-core/{name}": core / name for name in ("git", "git-remote-http")})
     files.update(_libraries(core / "git-remote-http"))
-    place = next(path.parent for name, path in files.items() if name.endswith("/libc.so.6"))
-    files.update({f"usr{place}/{name}".replace("usr/usr", "usr"): place / name for name in CLAUDE_CODES})
+    library_directory = next(path.parent for name, path in files.items() if name.endswith("/libc.so.6"))
+    files.update(
+        {
+            f"usr{library_directory}/{name}".replace("usr/usr", "usr"): library_directory / name
+            for name in CLAUDE_CODE_LIBRARIES
+        }
+    )
     made = [symlink(name, target) for name, target in links.items()]
     made += [directory(name) for name in ("etc", "tmp", "var/tmp", "root")]
-    kept = slice(0, 16 if is_hollow else None)
-    made += [entry(name, path.read_bytes()[kept], mode=0o755) for name, path in sorted(files.items())]
+    content_slice = slice(0, 16 if is_hollow else None)
+    made += [entry(name, path.read_bytes()[content_slice], mode=0o755) for name, path in sorted(files.items())]
     return layer(*made, entry("etc/passwd", b"root:x:0:0::/root:/bin/sh\n"), entry("etc/shadow", b"root:hash:1::\n"))
 
 
 def _libraries(program):
-    said = subprocess.run(["ldd", str(program)], capture_output=True, text=True, check=True, timeout=30).stdout
-    paths = re.findall(r"(/\S+) \(0x", said)
+    output = subprocess.run(["ldd", str(program)], capture_output=True, text=True, check=True, timeout=30).stdout
+    paths = re.findall(r"(/\S+) \(0x", output)
     return {f"usr{path.removeprefix('/usr')}": Path(path) for path in paths}

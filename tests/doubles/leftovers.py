@@ -1,7 +1,7 @@
-"""What the tasks of one server could leave on the machine: processes, mounts, cgroups, loop devices, sockets, files.
+"""Finds leftovers of one server's tasks: processes, mounts, cgroups, loop devices, sockets, files.
 
-Only what is those tasks' own, by their attempt ids and their data directory, since other tests run beside. A namespace
-lives as long as a process, a mount or a descriptor of it, and those are looked at.
+They are matched by attempt ids and data directory, since other tests run concurrently. Namespaces are covered by the
+processes and mounts that keep them alive.
 """
 
 import contextlib
@@ -10,13 +10,13 @@ import subprocess
 from pathlib import Path
 
 SANDBOX_UIDS = range(1_900_000_000, 1_900_065_000)
-NUMBERS_INSIDE_MAX = 5000
+SANDBOX_PID_MAX = 5000
 
 
 @contextlib.contextmanager
 def process_outside():
-    """A process of the host's with a number that is no process's inside: there they begin anew."""
-    while (child := subprocess.Popen(["sleep", "3600"])).pid < NUMBERS_INSIDE_MAX:
+    """A host process whose pid is not used inside sandboxes, where pids start at 1."""
+    while (child := subprocess.Popen(["sleep", "3600"])).pid < SANDBOX_PID_MAX:
         child.kill()
         child.wait()
     try:
@@ -27,36 +27,38 @@ def process_outside():
 
 
 def attempt_ids(data_dir):
-    """Of all attempts that were ever begun there; their runners' logs stay."""
+    """Ids of all attempts in the data directory; their runner logs are kept."""
     return {path.name for path in Path(data_dir).glob("tasks/*/attempts/*")}
 
 
 def processes(data_dir):
-    """Of an attempt's control group, marked with its id, or told of the data directory, the server apart."""
+    """Processes in an attempt's cgroup, or with its id or the data directory as an argument; without the server."""
     ids = attempt_ids(data_dir)
-    own = re.compile("|".join([re.escape(str(data_dir)), *(f"sandbox[:/]{one}" for one in ids)]))
+    pattern = re.compile("|".join([re.escape(str(data_dir)), *(f"sandbox[:/]{one}" for one in ids)]))
     found = set()
     for directory in Path("/proc").iterdir():
         if not directory.name.isdigit():
             continue
         try:
-            words = (directory / "cmdline").read_bytes().decode(errors="replace")
-            if (own.search(words) and "\0serve\0" not in words) or own.search((directory / "cgroup").read_text()):
-                found.add((int(directory.name), words.replace("\0", " ")[:80]))
+            command_line = (directory / "cmdline").read_bytes().decode(errors="replace")
+            if (pattern.search(command_line) and "\0serve\0" not in command_line) or pattern.search(
+                (directory / "cgroup").read_text()
+            ):
+                found.add((int(directory.name), command_line.replace("\0", " ")[:80]))
         except OSError:
             continue
     return found
 
 
 def mounts(data_dir):
-    """Mount points of this namespace that name the data directory or an attempt."""
+    """Mounts of this namespace that contain the data directory or an attempt id."""
     names = {str(data_dir), *attempt_ids(data_dir)}
     lines = Path("/proc/self/mountinfo").read_text().splitlines()
     return {line for line in lines if any(name in line for name in names)}
 
 
 def cgroups(data_dir):
-    """Directories of attempts in any cgroup hierarchy."""
+    """Control groups of attempts in any hierarchy."""
     root = Path("/sys/fs/cgroup")
     parents = (*root.glob("*/sandbox*"), *root.glob("sandbox*"), *root.glob("*/*/sandbox*"))
     ids = attempt_ids(data_dir)
@@ -64,7 +66,7 @@ def cgroups(data_dir):
 
 
 def loop_devices(data_dir):
-    """Files below the data directory that loop devices stand for."""
+    """Files in the data directory that back loop devices."""
     found = set()
     for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
         try:
@@ -75,22 +77,22 @@ def loop_devices(data_dir):
 
 
 def sockets(data_dir):
-    """Of runners."""
+    """Sockets of runners."""
     ids = attempt_ids(data_dir)
     return {str(path) for path in Path("/run/sandbox").glob("*/*.sock") if path.stem in ids}
 
 
 def files(data_dir):
-    """What is left of attempts, but for runner logs that tell of nothing unusual."""
+    """Files of attempts, except for runner logs without warnings."""
     return {
         str(path)
         for path in Path(data_dir).glob("tasks/*/attempts/*/*")
-        if path.name != "runner.log" or has_trouble(path)
+        if path.name != "runner.log" or has_warnings(path)
     }
 
 
-def has_trouble(log):
-    """A line that is no plain piece of information."""
+def has_warnings(log):
+    """Whether the log has a line above INFO."""
     return any("Z INFO " not in line for line in log.read_text().splitlines())
 
 
@@ -98,10 +100,10 @@ _KINDS = (processes, mounts, cgroups, loop_devices, sockets, files)
 
 
 def left_behind(data_dir):
-    """What is there, by kind; empty when nothing is."""
+    """The leftovers by kind; empty if there are none."""
     return {kind.__name__: found for kind in _KINDS if (found := kind(data_dir))}
 
 
 def is_clean(data_dir):
-    """Whether nothing is; for those who ask again and again, as it looks through all processes last."""
+    """Whether there are no leftovers; suitable for polling, since processes are checked last."""
     return not any(kind(data_dir) for kind in reversed(_KINDS))

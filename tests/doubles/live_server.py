@@ -1,4 +1,4 @@
-"""The real thing as processes: the server, a git server and a scripted model, each ended by its own process id."""
+"""A real deployment as processes: the server, a git server and a scripted model."""
 
 import atexit
 import base64
@@ -29,7 +29,7 @@ ORGANISATION = "https://github.com/org/"
 _GIT_SERVER, _MODEL = "sandbox.demo.git_server:main", "sandbox.demo.scripted_model:main"
 _MODULES = {COMMAND_LINE: "sandbox", _GIT_SERVER: "sandbox.demo.git_server", _MODEL: "sandbox.demo.scripted_model"}
 START_SECONDS = 90
-"""A server that begins with a guest without KVM takes most of it on a busy machine."""
+"""A server that boots a guest without KVM needs most of it on a busy machine."""
 
 
 def bash(command):
@@ -38,7 +38,7 @@ def bash(command):
 
 
 def python(source):
-    """A turn in which the model runs a Python program; quoting is no concern of the program's."""
+    """A turn in which the model runs a Python program, without quoting issues."""
     encoded = base64.b64encode(source.encode()).decode()
     return bash(f"echo {encoded} | base64 -d | python3 -I -")
 
@@ -48,7 +48,7 @@ def says(text="Done.", **fields):
 
 
 def until(condition, seconds=20.0, what="the condition", *, pause_max=0.1):
-    """Poll until the condition gives something true; gives that. What takes long is asked less and less often."""
+    """Poll with increasing pauses until the condition returns something true; return that."""
     deadline = time.monotonic() + seconds
     pause = 0.02
     while not (value := condition()):
@@ -59,29 +59,29 @@ def until(condition, seconds=20.0, what="the condition", *, pause_max=0.1):
 
 
 class Process:
-    """A child that says in its first line, as JSON, where it is. begin: starts it, given its streams."""
+    """A child process whose first output line is JSON with its addresses. start: starts it with given streams."""
 
-    def __init__(self, begin, *, log):
+    def __init__(self, start, *, log):
         self.log = log
         with log.open("ab") as errors:
-            self._popen = begin(stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors)
+            self._popen = start(stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors)
         ready, _, _ = select.select([self._popen.stdout], [], [], START_SECONDS)
         line = self._popen.stdout.readline() if ready else b""
         if not line:
             self.stop()
             raise AssertionError(f"{log.stem} did not start:\n{log.read_text(errors='replace')[-3000:]}")
-        self.said = json.loads(line)
+        self.ready_message = json.loads(line)
         self.pid = self._popen.pid
 
     def is_alive(self):
         return self._popen.poll() is None
 
-    def tell(self, signal_number):
+    def send_signal(self, signal_number):
         self._popen.send_signal(signal_number)
 
     def stop(self, signal_number=signal.SIGTERM, seconds=10.0):
-        """End it; gives how long that took in seconds."""
-        begin = time.monotonic()
+        """Stop the process; return the duration in seconds."""
+        start = time.monotonic()
         if self._popen.poll() is None:
             self._popen.send_signal(signal_number)
             try:
@@ -90,37 +90,37 @@ class Process:
                 self._popen.kill()
                 self._popen.wait()
         self._popen.stdout.close()
-        return time.monotonic() - begin
+        return time.monotonic() - start
 
 
 def git(*arguments, cwd):
-    """Run git for the test itself, without anybody's configuration."""
+    """Run git for the test, without user configuration."""
     environment = {
         "PATH": os.environ["PATH"],
         "HOME": "/nonexistent",
         "GIT_CONFIG_NOSYSTEM": "1",
         "GIT_CONFIG_GLOBAL": "/dev/null",
-        **{f"GIT_{who}_{what}": value for who in ("AUTHOR", "COMMITTER") for what, value in _IDENTITY.items()},
+        **{f"GIT_{role}_{what}": value for role in ("AUTHOR", "COMMITTER") for what, value in _IDENTITY.items()},
     }
-    ran = subprocess.run(["git", *arguments], cwd=cwd, env=environment, capture_output=True, timeout=60, check=False)
-    assert ran.returncode == 0, ran.stderr.decode()
-    return ran.stdout.decode(errors="replace")
+    result = subprocess.run(["git", *arguments], cwd=cwd, env=environment, capture_output=True, timeout=60, check=False)
+    assert result.returncode == 0, result.stderr.decode()
+    return result.stdout.decode(errors="replace")
 
 
 _IDENTITY = {"NAME": "Test", "EMAIL": "test@example.org", "DATE": "2026-01-29T10:00:00Z"}
 
 
 def make_repository(bare, files, *, branch="main"):
-    """A bare repository with one commit of these files; gives the commit."""
-    made, commit = _made_repository(branch, tuple(sorted(files.items())))
+    """Create a bare repository with one commit of these files; return the commit."""
+    template, commit = _repository_template(branch, tuple(sorted(files.items())))
     bare.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(made, bare, symlinks=True)
+    shutil.copytree(template, bare, symlinks=True)
     return commit
 
 
 @lru_cache(maxsize=64)
-def _made_repository(branch, files):
-    """The same files are the same commit; made once for all repositories of this process."""
+def _repository_template(branch, files):
+    """A repository to copy from, created once per process: the same files give the same commit."""
     place = _directory_of_this_process("repository-")
     work, bare = place / "work", place / "bare"
     for name, content in files:
@@ -142,24 +142,24 @@ def _directory_of_this_process(prefix):
 
 @cache
 def _installed_agent():
-    """As a server installs it; one for all servers of this process."""
+    """The agent as installed by a server; shared by all servers of this process."""
     return install_binary(_directory_of_this_process("agent-"))
 
 
 def lay_agent_ready(data_dir):
-    """The copy of Claude Code that a server would make: 400 MB for each of hundreds of servers take minutes."""
-    copy = _installed_agent()
-    place = data_dir / "agent" / copy.name
+    """Link the copy of Claude Code that a server would make: copying 400 MB per server takes long."""
+    installed = _installed_agent()
+    place = data_dir / "agent" / installed.name
     data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     place.parent.mkdir()
-    with contextlib.suppress(OSError):  # another file system: the server copies it
-        place.hardlink_to(copy)
+    with contextlib.suppress(OSError):  # on another file system the server copies it
+        place.hardlink_to(installed)
 
 
 class World:
-    """One user's machine: a server with its data, its git host and its model. All end with the world.
+    """A server with its data directory, git host and model as processes; `close` stops all of them.
 
-    forks: without the second that an interpreter and its imports take, where there is no prefix.
+    forks: fork programs instead of starting an interpreter, which takes a second; not with a prefix.
     """
 
     def __init__(self, directory, *, prefix=(), address="127.0.0.1", namespace=None, forks=True):
@@ -176,14 +176,16 @@ class World:
         self.processes = []
         self.server = None
         self.forks = forks and not prefix
-        self.runtime = "bubblewrap"  # the fastest, unless a test is about another; None: the server's own choice
+        self.runtime = "bubblewrap"  # the fastest; None: the server's default
         self.bearer = None
         self.http = None
 
     def start_git(self, prefix=()):
         arguments = ["--directory", str(self.repositories), "--host", self.address]
         git_server = self._start_program("git", _GIT_SERVER, arguments, {}, prefix)
-        (self.home / ".gitconfig").write_text(f'[url "{git_server.said["url"]}/"]\n\tinsteadOf = {ORGANISATION}\n')
+        (self.home / ".gitconfig").write_text(
+            f'[url "{git_server.ready_message["url"]}/"]\n\tinsteadOf = {ORGANISATION}\n'
+        )
 
     def start_model(self, *turns, prefix=(), port=0, **script):
         path = self.directory / "script.json"
@@ -194,25 +196,25 @@ class World:
         self.model = self._start_program(
             "model", _MODEL, [*arguments, "--record", str(self.model_requests_file)], {}, prefix
         )
-        self.model_url = self.model.said["url"]
+        self.model_url = self.model.ready_message["url"]
 
     def restart_model(self, *turns, **script):
-        """Another one at the same address, which has not been asked anything yet."""
+        """Start a new model at the same address, without recorded requests."""
         self.processes.remove(self.model)
         self.model.stop()
         self.start_model(*turns, port=int(self.model_url.rpartition(":")[2]), **script)
 
     @contextlib.contextmanager
-    def model_held(self):
-        """What the model does not answer does not end meanwhile."""
-        self.model.tell(signal.SIGSTOP)
+    def paused_model(self):
+        """Pause the model during the block, which keeps tasks running."""
+        self.model.send_signal(signal.SIGSTOP)
         try:
             yield
         finally:
-            self.model.tell(signal.SIGCONT)
+            self.model.send_signal(signal.SIGCONT)
 
     def start_server(self, *, ports=(0, 0), python=None, **environment):
-        """ports: of the REST API and of the stream; 0 for any. python: an interpreter with another version."""
+        """ports: of the REST API and of the WebSocket API; 0 for any. python: the interpreter of another version."""
         if not self.prefix and not (self.data_dir / "agent").exists():
             lay_agent_ready(self.data_dir)
         port, ws_port = map(str, ports)
@@ -230,26 +232,26 @@ class World:
         if self.http is not None:
             self.http.close()
         self.http = self._client()
-        return self.server.said
+        return self.server.ready_message
 
     def restart_server(self, signal_number):
-        """End it by the signal; another one answers at the same addresses."""
-        ports = [self.server.said[name].rpartition(":")[2] for name in ("http", "ws")]
+        """Stop the server by the signal and start a new one at the same addresses."""
+        ports = [self.server.ready_message[name].rpartition(":")[2] for name in ("http", "ws")]
         self.server.stop(signal_number)
         return self.start_server(ports=ports)
 
     def _start(self, name, command, environment, prefix):
-        return self._begin(name, partial(subprocess.Popen, [*prefix, *command]), environment)
+        return self._start_process(name, partial(subprocess.Popen, [*prefix, *command]), environment)
 
     def _start_program(self, name, main, arguments, environment, prefix):
-        """One of the product's, as a fork where that can be."""
+        """Start a program of the product, as a fork if possible."""
         if self.forks and not prefix:
-            return self._begin(name, partial(ForkedCommand, arguments, main=main), environment)
+            return self._start_process(name, partial(ForkedCommand, arguments, main=main), environment)
         return self._start(name, [sys.executable, "-m", _MODULES[main], *arguments], environment, prefix)
 
-    def _begin(self, name, begin, environment):
+    def _start_process(self, name, start, environment):
         environment = {"PATH": os.environ["PATH"], "HOME": str(self.home), "LANG": "C.UTF-8", **environment}
-        process = Process(partial(begin, env=environment), log=self.directory / f"{name}.log")
+        process = Process(partial(start, env=environment), log=self.directory / f"{name}.log")
         self.processes.append(process)
         return process
 
@@ -263,31 +265,31 @@ class World:
             "claude": {"prompt": "Do it.", **parts.pop("claude", {})},
             **parts,
         }
-        answer = self.http.post("/api/v1/tasks", json=manifest)
-        assert answer.status_code == 202, answer.text
-        return answer.json()["task_id"]
+        response = self.http.post("/api/v1/tasks", json=manifest)
+        assert response.status_code == 202, response.text
+        return response.json()["task_id"]
 
     def status(self, task_id="task-1"):
         return self.http.get(f"/api/v1/tasks/{task_id}").json()
 
     def wait(self, task_id="task-1", seconds=60):
-        """The status of a task that has ended."""
+        """Wait for the end of a task; return its status."""
         deadline = time.monotonic() + seconds
         while (status := self.status(task_id))["state"] not in TERMINAL:
-            assert time.monotonic() < deadline, f"{status}\n{self.tell(task_id)}"
+            assert time.monotonic() < deadline, f"{status}\n{self.diagnostics(task_id)}"
             self.http.get(f"/api/v1/tasks/{task_id}/wait?timeout=5")
         return status
 
-    def until_state(self, state, task_id="task-1", seconds=30):
+    def wait_for_state(self, state, task_id="task-1", seconds=30):
         try:
             until(lambda: self.status(task_id)["state"] == state, seconds, f"state {state}")
         except AssertionError as error:
-            raise AssertionError(f"{error}\n{self.status(task_id)}\n{self.tell(task_id)}") from None
+            raise AssertionError(f"{error}\n{self.status(task_id)}\n{self.diagnostics(task_id)}") from None
 
     def artifact(self, name, task_id="task-1"):
-        answer = self.http.get(f"/api/v1/tasks/{task_id}/artifacts/{quote(name, safe='')}")
-        assert answer.status_code == 200, answer.text
-        return answer.content
+        response = self.http.get(f"/api/v1/tasks/{task_id}/artifacts/{quote(name, safe='')}")
+        assert response.status_code == 200, response.text
+        return response.content
 
     def artifact_names(self, task_id="task-1"):
         listed = self.http.get(f"/api/v1/tasks/{task_id}/artifacts").json()
@@ -296,16 +298,16 @@ class World:
     def logs(self, task_id="task-1", stream="all"):
         return self.http.get(f"/api/v1/tasks/{task_id}/logs?stream={stream}").text
 
-    def frames(self, task_id="task-1"):
-        """The whole story of a finished task, from the event stream."""
+    def wire_events(self, task_id="task-1"):
+        """All events of a finished task, from the event stream."""
         text = self.http.get(f"/api/v1/tasks/{task_id}/logs?follow=true").text
         return [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: ")]
 
     def states(self, task_id="task-1"):
-        return [frame["new_state"] for frame in self.frames(task_id) if frame["type"] == "state_change"]
+        return [frame["new_state"] for frame in self.wire_events(task_id) if frame["type"] == "state_change"]
 
     def tool_results(self):
-        """What the agent's tools answered, as the model was told, in order."""
+        """Results of the agent's tools as sent to the model, in order."""
         requests = [json.loads(line) for line in self.model_requests_file.read_text().splitlines()]
         bodies = [json.loads(request["body"]) for request in requests if request["method"] == "POST"]
         longest = max(bodies, key=lambda body: len(body.get("messages", ())))
@@ -323,14 +325,14 @@ class World:
             return []
         return [json.loads(line) for line in self.model_requests_file.read_text().splitlines()]
 
-    def tell(self, task_id="task-1"):
-        """What is known, for a failed assertion."""
+    def diagnostics(self, task_id="task-1"):
+        """Logs for the message of a failed assertion."""
         logs = "".join(path.read_text(errors="replace")[-2000:] for path in self.directory.glob("*.log"))
         runner_logs = "".join(path.read_text() for path in self.data_dir.glob("tasks/*/attempts/*/runner.log"))
         return f"{self.logs(task_id)[-4000:]}\n{runner_logs}\n{logs}"
 
-    def is_new(self):
-        """Nothing has been laid ready or started: no configuration, no data, no process; nor is a true start wanted."""
+    def is_pristine(self):
+        """Whether nothing has been prepared or started, and programs may be forked."""
         return self.forks and not (self.processes or self.prefix or self.data_dir.exists() or any(self.home.iterdir()))
 
     def close(self):
@@ -344,7 +346,7 @@ class World:
     def _client(self):
         headers = {"Authorization": f"Bearer {self.bearer}"} if self.bearer else {}
         return httpx.Client(
-            base_url=self.server.said["http"],
+            base_url=self.server.ready_message["http"],
             headers=headers,
             timeout=30,
             trust_env=False,
@@ -353,7 +355,7 @@ class World:
         )
 
     def end_tasks(self):
-        """Cancel what has not ended, and wait for it."""
+        """Cancel unfinished tasks, and wait for their end."""
         with self._client() as http:
             for task in http.get("/api/v1/tasks").json()["tasks"]:
                 address = f"/api/v1/tasks/{task['id']}"
@@ -365,6 +367,6 @@ TERMINAL = {"completed", "failed", "failed_preserved", "cancelled"}
 
 
 def _text(content):
-    """What the tool said, without what Claude Code adds for the model."""
+    """The tool's output, without Claude Code's additions for the model."""
     text = content if isinstance(content, str) else "".join(block.get("text", "") for block in content)
     return text.partition("<system-reminder>")[0].rstrip()

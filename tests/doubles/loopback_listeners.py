@@ -9,8 +9,8 @@ from sandbox.interfaces.runtime import Listeners
 
 @contextmanager
 def loopback_listeners() -> Iterator[Listeners]:
-    """Listeners as a runtime makes them, but for the ports: `listeners.model.getsockname()` tells where it listens."""
-    made = Listeners(
+    """Listeners like those of a runtime, but with free ports: see `listeners.model.getsockname()`."""
+    listeners = Listeners(
         model=_tcp(),
         proxy=_tcp(),
         dns_udp=_udp(),
@@ -18,9 +18,15 @@ def loopback_listeners() -> Iterator[Listeners]:
         transparent={80: _tcp(), 443: _tcp()},
     )
     try:
-        yield made
+        yield listeners
     finally:
-        for listener in (made.model, made.proxy, made.dns_udp, made.dns_tcp, *made.transparent.values()):
+        for listener in (
+            listeners.model,
+            listeners.proxy,
+            listeners.dns_udp,
+            listeners.dns_tcp,
+            *listeners.transparent.values(),
+        ):
             listener.close()
 
 

@@ -4,7 +4,7 @@ from sandbox.model.manifest.schema import Claude, Lifecycle, Manifest, Metadata,
 
 
 def manifest(task_id="task-1", *, name="A task", **parts):
-    """The minimal manifest; `vm` and `lifecycle` may be given as dictionaries."""
+    """The minimal manifest; parts such as `vm` and `lifecycle` are dictionaries."""
     return Manifest(
         version="1",
         kind="Task",

@@ -1,4 +1,4 @@
-"""A small MCP server that tells what it was given: over stdin and stdout as a program, or over HTTP in a test."""
+"""A small MCP server that returns its token and arguments: over stdio as a program, or over HTTP in a test."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from threading import Thread
 TOOLS = [{"name": name, "description": name, "inputSchema": {"type": "object"}} for name in ("tell", "other")]
 
 
-def answer(request, told):
+def result_of(request, text):
     match request["method"]:
         case "initialize":
             return {
@@ -21,17 +21,17 @@ def answer(request, told):
         case "tools/list":
             return {"tools": TOOLS}
         case "tools/call":
-            return {"content": [{"type": "text", "text": told}]}
+            return {"content": [{"type": "text", "text": text}]}
         case _:
             return {}
 
 
-def respond(message, told):
-    """The answer to a message as JSON; empty for one that wants none."""
+def respond(message, text):
+    """The response to a message as JSON; empty for a notification."""
     request = json.loads(message)
     if "id" not in request:
         return ""
-    return json.dumps({"jsonrpc": "2.0", "id": request["id"], "result": answer(request, told)})
+    return json.dumps({"jsonrpc": "2.0", "id": request["id"], "result": result_of(request, text)})
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -53,7 +53,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def served_over_http():
-    """Serve on loopback until the block ends; gives the URL."""
+    """Serve on loopback until the block ends; yields the URL."""
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
         thread.start()
@@ -65,9 +65,9 @@ def served_over_http():
 
 
 def main():
-    told = f"TOKEN={os.environ.get('TOKEN')} WORDS={' '.join(sys.argv[1:])}"
+    text = f"TOKEN={os.environ.get('TOKEN')} WORDS={' '.join(sys.argv[1:])}"
     for line in sys.stdin:
-        if response := respond(line, told):
+        if response := respond(line, text):
             print(response, flush=True)
 
 

@@ -51,30 +51,30 @@ class MemoryStore:
 
     def unfinished(self) -> Sequence[IndexedTask]:
         """All tasks in a non-terminal state, oldest first."""
-        found = [indexed for indexed in self._all() if not indexed.task.state.is_terminal]
-        return sorted(found, key=lambda indexed: (indexed.task.created_at, indexed.task.id))
+        candidates = [indexed for indexed in self._all() if not indexed.task.state.is_terminal]
+        return sorted(candidates, key=lambda indexed: (indexed.task.created_at, indexed.task.id))
 
     def find_by_idempotency_key(self, key: str, since: datetime) -> IndexedTask | None:
         """Return the newest task submitted with this key at or after `since`."""
-        found = [indexed for indexed in self._all() if _has_key(indexed.task, key, since)]
-        return max(found, key=lambda indexed: (indexed.task.created_at, indexed.task.id), default=None)
+        candidates = [indexed for indexed in self._all() if _has_key(indexed.task, key, since)]
+        return max(candidates, key=lambda indexed: (indexed.task.created_at, indexed.task.id), default=None)
 
     def query(self, query: TaskQuery) -> TaskPage:
         """Return a page of tasks (`without_large_fields`). Raises InvalidCursorError."""
-        begin, is_descending = cursor_position(query), query.order == "desc"
+        start, is_descending = cursor_position(query), query.order == "desc"
 
-        def rank(place: PagePosition) -> tuple[bool, int | str, str]:
+        def rank(position: PagePosition) -> tuple[bool, int | str, str]:
             """Sort tasks without a value last in either direction."""
-            value, task_id = place
+            value, task_id = position
             return (value is None) is not is_descending, "" if value is None else value, task_id
 
         matching = [indexed.task for indexed in self._all() if _matches(indexed.task, query)]
         ranked = sorted(((rank(position_of(task, query.sort)), task) for task in matching), key=itemgetter(0))
         if is_descending:
             ranked.reverse()
-        if begin is not None:
-            is_behind = lt if is_descending else gt
-            ranked = [(place, task) for place, task in ranked if is_behind(place, rank(begin))]
+        if start is not None:
+            is_after = lt if is_descending else gt
+            ranked = [(position, task) for position, task in ranked if is_after(position, rank(start))]
         end = query.offset + query.limit
         tasks = [without_large_fields(task) for _, task in ranked[query.offset : end]]
         has_more = bool(tasks) and len(ranked) > end

@@ -1,4 +1,4 @@
-"""Sockets in another network namespace: a socket stays where it was made."""
+"""Sockets in another network namespace: a socket stays in the namespace where it was created."""
 
 import contextlib
 import ctypes
@@ -11,17 +11,17 @@ _CLONE_NEWNET = 0x40000000
 
 @contextlib.contextmanager
 def in_namespace(path):
-    """This thread alone, while it opens sockets."""
+    """Enter the namespace with this thread during the block."""
     libc = ctypes.CDLL(None, use_errno=True)
-    own = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
-    other = os.open(path, os.O_RDONLY)
+    current = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+    target = os.open(path, os.O_RDONLY)
     try:
-        _enter(libc, other)
+        _enter(libc, target)
         yield
     finally:
-        _enter(libc, own)
-        os.close(own)
-        os.close(other)
+        _enter(libc, current)
+        os.close(current)
+        os.close(target)
 
 
 def _enter(libc, namespace):
@@ -30,7 +30,7 @@ def _enter(libc, namespace):
 
 
 class NamespaceTransport(httpx.HTTPTransport):
-    """An HTTP client whose connections are made inside a namespace."""
+    """An HTTP transport whose connections are opened inside a namespace."""
 
     def __init__(self, path):
         super().__init__()

@@ -1,4 +1,4 @@
-"""An earlier version of the product beside the present one: its source, and an interpreter that imports it."""
+"""An earlier version of the product: its source, and an interpreter that imports it."""
 
 import io
 import json
@@ -12,28 +12,28 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 def missing_reason(commit):
-    """Why the history of this repository does not have the commit; None where it has."""
+    """Why the commit is not available in this repository; None if it is."""
     try:
-        done = subprocess.run(
+        result = subprocess.run(
             ["git", "cat-file", "-e", f"{commit}^{{commit}}"], cwd=REPOSITORY, capture_output=True, check=False
         )
     except FileNotFoundError:
-        return "there is no git"
-    return None if done.returncode == 0 else f"no commit {commit[:12]} here: {done.stderr.decode(errors='replace')}"
+        return "git is not installed"
+    return None if result.returncode == 0 else f"no commit {commit[:12]} here: {result.stderr.decode(errors='replace')}"
 
 
 class OldVersion:
-    """Has the dependencies of this environment, and the `sandbox` of the commit.
+    """An environment with the current dependencies and the `sandbox` package of a commit.
 
-    Runners are started with `-I`, which ignores PYTHONPATH. So the interpreter is that of a virtual environment. No
-    `.pth` file of this environment counts there, so that its own `sandbox` is not found where it is only a link.
+    Runners are started with `-I`, which ignores PYTHONPATH, so it is a virtual environment. It does not use the `.pth`
+    files of the current environment, which may point to the current `sandbox`.
     """
 
     def __init__(self, directory, commit):
         self.source = directory / "src"
         archive = subprocess.run(["git", "archive", commit, "src"], cwd=REPOSITORY, capture_output=True, check=True)
-        with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as opened:
-            opened.extractall(directory, filter="data")
+        with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as tar:
+            tar.extractall(directory, filter="data")
         venv.EnvBuilder(symlinks=True).create(directory / "venv")
         self.python = directory / "venv" / "bin" / "python"
         [packages] = (directory / "venv" / "lib").glob("python*/site-packages")
@@ -41,13 +41,13 @@ class OldVersion:
         (packages / "old.pth").write_text("".join(f"{path}\n" for path in paths))
 
     def run(self, *arguments, **environment):
-        """Run its interpreter as runners run; gives what it says."""
-        done = subprocess.run(
+        """Run its interpreter with -I, like runners; return stdout."""
+        result = subprocess.run(
             [self.python, "-I", *arguments], env=environment, capture_output=True, timeout=60, check=False
         )
-        assert done.returncode == 0, done.stderr.decode(errors="replace")
-        return done.stdout
+        assert result.returncode == 0, result.stderr.decode(errors="replace")
+        return result.stdout
 
     def command(self, *arguments, **environment):
-        """Run its command line, which answers in JSON."""
+        """Run its command line; return the JSON output."""
         return json.loads(self.run("-m", "sandbox", *arguments, "--format", "json", **environment))

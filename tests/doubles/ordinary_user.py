@@ -1,4 +1,4 @@
-"""Plays a part of a test as somebody who is not root, whoever runs the tests."""
+"""Runs parts of tests as a user who is not root, even if the tests run as root."""
 
 import asyncio
 import os
@@ -18,28 +18,28 @@ _SECONDS = 60
 
 @contextmanager
 def ordinary_place(*, for_sandboxes=False):
-    """A directory that is the ordinary user's. Skips the test where the kernel gives such users no namespace.
+    """A directory owned by the ordinary user. Skips the test if such users cannot create user namespaces.
 
-    for_sandboxes: also where it lets them mount no /proc in one, as in containers that cover parts of theirs.
+    for_sandboxes: also skip if they cannot mount /proc in one, as in containers that mask parts of it.
     """
-    place = Path(tempfile.mkdtemp(prefix="ordinary-"))
+    directory = Path(tempfile.mkdtemp(prefix="ordinary-"))
     try:
         if os.geteuid() == 0:
-            os.chown(place, _UID, _UID)
-        lowered = ("setpriv", f"--reuid={_UID}", f"--regid={_UID}", "--clear-groups") if os.geteuid() == 0 else ()
-        wanted = ("--pid", "--fork", "--mount-proc") if for_sandboxes else ()
-        tried = subprocess.run([*lowered, "unshare", "--user", "--map-root-user", *wanted, "true"], check=False)
-        if tried.returncode != 0:
+            os.chown(directory, _UID, _UID)
+        prefix = ("setpriv", f"--reuid={_UID}", f"--regid={_UID}", "--clear-groups") if os.geteuid() == 0 else ()
+        options = ("--pid", "--fork", "--mount-proc") if for_sandboxes else ()
+        probe = subprocess.run([*prefix, "unshare", "--user", "--map-root-user", *options, "true"], check=False)
+        if probe.returncode != 0:
             pytest.skip("ordinary users get no user namespace here" + (", or no /proc in it" if for_sandboxes else ""))
-        yield place
+        yield directory
     finally:
-        subprocess.run(["chmod", "-R", "u+rwX", "--", str(place)], check=False)
-        shutil.rmtree(place)
+        subprocess.run(["chmod", "-R", "u+rwX", "--", str(directory)], check=False)
+        shutil.rmtree(directory)
 
 
-def as_ordinary_user(story, *arguments):
-    """Run a coroutine function in a process of such a user. Its assertions count."""
-    child = OWN_PROCESSES.Process(target=_lowered, args=(story, *arguments))
+def as_ordinary_user(coroutine_function, *arguments):
+    """Run a coroutine function in a process of such a user; a failed assertion fails the test."""
+    child = OWN_PROCESSES.Process(target=_run_unprivileged, args=(coroutine_function, *arguments))
     child.start()
     child.join(_SECONDS)
     if child.exitcode is None:
@@ -48,9 +48,9 @@ def as_ordinary_user(story, *arguments):
     assert child.exitcode == 0
 
 
-def _lowered(story, *arguments):
+def _run_unprivileged(coroutine_function, *arguments):
     if os.geteuid() == 0:
         os.setgroups([])
         os.setresgid(_UID, _UID, _UID)
         os.setresuid(_UID, _UID, _UID)
-    asyncio.run(story(*arguments))
+    asyncio.run(coroutine_function(*arguments))

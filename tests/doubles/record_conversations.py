@@ -1,4 +1,4 @@
-"""Records what the real Claude Code prints, for the parser's tests: run `script/record-conversations`."""
+"""Records the output of the real Claude Code for the parser's tests: run `script/record-conversations`."""
 
 import asyncio
 import json
@@ -89,17 +89,17 @@ CASES = {
 
 
 async def record(turns, branches=None, claude=None, environment=None, on_line=None):
-    """One run; gives its stdout, exit code and stderr without this machine's paths."""
+    """Run once; return stdout, exit code and stderr, without paths of this machine."""
     with tempfile.TemporaryDirectory() as directory:
         outside = Outside(Path(directory))
         (outside.workspace / "notes.txt").write_text("hello\n")
         async with ScriptedModel(Script(turns, branches or {})) as model:
-            ran = await outside.run(model.url, environment=environment, on_line=on_line, **(claude or {}))
+            result = await outside.run(model.url, environment=environment, on_line=on_line, **(claude or {}))
         stdout, stderr = (
             outside.scrub(data).replace(_host(model.url), _host(MODEL_URL))
-            for data in (b"".join(ran.lines), ran.stderr)
+            for data in (b"".join(result.lines), result.stderr)
         )
-        return stdout, ran.exit_code, stderr.decode()
+        return stdout, result.exit_code, stderr.decode()
 
 
 def _host(url):

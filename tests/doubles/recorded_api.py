@@ -1,4 +1,4 @@
-"""A small HTTP server that plays recorded answers of the API, and remembers what it was asked."""
+"""A small HTTP server with recorded responses of the API, which records requests."""
 
 import json
 import threading
@@ -14,7 +14,7 @@ PREFIX = "/api/v1"
 
 @dataclass(frozen=True)
 class Asked:
-    """One request as it came."""
+    """A received request."""
 
     method: str
     path: str
@@ -25,7 +25,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer; `chunks` are sent as they come, and the connection is closed after them."""
+    """A response; `chunks` are sent individually, then the connection is closed."""
 
     status: int = 200
     chunks: Iterable[bytes] = ()
@@ -46,7 +46,7 @@ def of_frames(frames: Iterable[dict[str, Any]]) -> Answer:
 
 
 class RecordedApi:
-    """`answers[method, path]` are given in order; the last one again and again. Unknown paths get a 404."""
+    """`responses[method, path]` are sent in order, the last one repeatedly. Unknown paths get a 404."""
 
     def __init__(self, port: int = 0) -> None:
         self.answers: dict[tuple[str, str], list[Answer | Callable[[Asked], Answer]]] = {}
@@ -58,21 +58,21 @@ class RecordedApi:
                 parts = urlsplit(self.path)
                 body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
                 headers = {key.lower(): value for key, value in self.headers.items()}
-                asked = Asked(self.command, parts.path.removeprefix(PREFIX), parse_qs(parts.query), headers, body)
-                api.asked.append(asked)
-                self._send(api._next(asked))
+                request = Asked(self.command, parts.path.removeprefix(PREFIX), parse_qs(parts.query), headers, body)
+                api.asked.append(request)
+                self._send(api._next(request))
 
-            def _send(self, answer: Answer) -> None:
+            def _send(self, response: Answer) -> None:
                 try:
-                    self.send_response(answer.status)
-                    for key, value in answer.headers.items():
+                    self.send_response(response.status)
+                    for key, value in response.headers.items():
                         self.send_header(key, value)
                     self.end_headers()
-                    for chunk in answer.chunks:
+                    for chunk in response.chunks:
                         self.wfile.write(chunk)
                         self.wfile.flush()
                 except (BrokenPipeError, ConnectionResetError):
-                    pass  # the client has seen enough
+                    pass  # the client has disconnected
 
             def log_message(self, *_: Any) -> None:
                 pass
@@ -83,19 +83,19 @@ class RecordedApi:
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
 
-    def on(self, method: str, path: str, *answers: Answer | Callable[[Asked], Answer]) -> None:
-        self.answers[method, path] = list(answers)
+    def on(self, method: str, path: str, *responses: Answer | Callable[[Asked], Answer]) -> None:
+        self.answers[method, path] = list(responses)
 
     def to(self, method: str, path: str) -> list[Asked]:
-        """What was asked of one path."""
-        return [asked for asked in self.asked if (asked.method, asked.path) == (method, path)]
+        """The requests for one path."""
+        return [request for request in self.asked if (request.method, request.path) == (method, path)]
 
-    def _next(self, asked: Asked) -> Answer:
-        answers = self.answers.get((asked.method, asked.path))
-        if not answers:
+    def _next(self, request: Asked) -> Answer:
+        responses = self.answers.get((request.method, request.path))
+        if not responses:
             return of_error(404, "task_not_found", "There is no such task.")
-        answer = answers.pop(0) if len(answers) > 1 else answers[0]
-        return answer(asked) if callable(answer) else answer
+        response = responses.pop(0) if len(responses) > 1 else responses[0]
+        return response(request) if callable(response) else response
 
     @contextmanager
     def running(self) -> Iterator["RecordedApi"]:

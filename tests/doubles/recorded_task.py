@@ -1,4 +1,4 @@
-"""The story of one task as frames: what a small bug fix looks like to a client."""
+"""The events of one task: a small bug fix as seen by a client."""
 
 import json
 from typing import Any
@@ -7,12 +7,12 @@ TASK = "fix-42"
 
 
 def frames(task_id: str = TASK) -> list[dict[str, Any]]:
-    """From submission to `end`, numbered from 1."""
-    told: list[dict[str, Any]] = []
+    """Events from submission to `end`, numbered from 1."""
+    events: list[dict[str, Any]] = []
 
     def add(kind: str, **fields: Any) -> None:
-        seq = len(told) + 1
-        told.append({"type": kind, "task_id": task_id, "seq": seq, "timestamp": _at(seq), **fields})
+        seq = len(events) + 1
+        events.append({"type": kind, "task_id": task_id, "seq": seq, "timestamp": _at(seq), **fields})
 
     def state(previous: str | None, new: str, message: str) -> None:
         add("state_change", previous_state=previous, new_state=new, state_message=message)
@@ -21,14 +21,14 @@ def frames(task_id: str = TASK) -> list[dict[str, Any]]:
         data = json.dumps(event, ensure_ascii=False) + "\n"
         add("output", stream=stream, data=data, bytes=len(data.encode()), continued=False)
 
-    def say(text: str) -> None:
+    def agent_message(text: str) -> None:
         line({"type": "assistant", "message": {"id": "m", "content": [{"type": "text", "text": text}]}})
 
-    def use(use_id: str, tool: str, given: dict[str, Any]) -> None:
-        block = {"type": "tool_use", "id": use_id, "name": tool, "input": given}
+    def tool_use(use_id: str, tool: str, arguments: dict[str, Any]) -> None:
+        block = {"type": "tool_use", "id": use_id, "name": tool, "input": arguments}
         line({"type": "assistant", "message": {"id": "m", "content": [block]}})
 
-    def answer(use_id: str, tool: str, duration_ms: int, error: str | None = None) -> None:
+    def tool_result(use_id: str, tool: str, duration_ms: int, error: str | None = None) -> None:
         block = {"type": "tool_result", "tool_use_id": use_id, "content": error or "ok", "is_error": error is not None}
         line({"type": "user", "message": {"role": "user", "content": [block]}})
         add("tool_call", tool=tool, tool_use_id=use_id, duration_ms=duration_ms, is_error=error is not None)
@@ -50,31 +50,37 @@ def frames(task_id: str = TASK) -> list[dict[str, Any]]:
     state("provisioning", "ready", "The sandbox is ready")
     state("ready", "running", "Claude Code is working")
     line({"type": "system", "subtype": "init", "session_id": "s", "tools": ["Bash"]})
-    say("I'll look at the failing test first, then at the parser that it exercises.")
+    agent_message("I'll look at the failing test first, then at the parser that it exercises.")
     usage(12_040, 88, 0.0374)
-    use("t1", "Bash", {"command": "python3 -m pytest -q tests/test_parser.py", "description": "Run the failing test"})
-    answer(
+    tool_use(
+        "t1", "Bash", {"command": "python3 -m pytest -q tests/test_parser.py", "description": "Run the failing test"}
+    )
+    tool_result(
         "t1", "Bash", 1230, "Exit code 1\nFAILED tests/test_parser.py::test_empty - IndexError: list index out of range"
     )
-    use("t2", "Read", {"file_path": "/workspace/src/app/parser.py"})
-    answer("t2", "Read", 12)
-    say("The parser indexes into the tokens before it checks that there are any.\n\nI'll return early instead.")
-    use("t3", "Edit", {"file_path": "/workspace/src/app/parser.py", "old_string": "a", "new_string": "b"})
-    answer("t3", "Edit", 25)
+    tool_use("t2", "Read", {"file_path": "/workspace/src/app/parser.py"})
+    tool_result("t2", "Read", 12)
+    agent_message(
+        "The parser indexes into the tokens before it checks that there are any.\n\nI'll return early instead."
+    )
+    tool_use("t3", "Edit", {"file_path": "/workspace/src/app/parser.py", "old_string": "a", "new_string": "b"})
+    tool_result("t3", "Edit", 25)
     add("egress_denied", host="telemetry.example.com", port=443, reason="not in allowed_hosts")
-    use("t4", "Bash", {"command": "python3 -m pytest -q && git add -A && git commit -q -m 'Fix the empty input' " * 3})
-    answer("t4", "Bash", 14_120)
+    tool_use(
+        "t4", "Bash", {"command": "python3 -m pytest -q && git add -A && git commit -q -m 'Fix the empty input' " * 3}
+    )
+    tool_result("t4", "Bash", 14_120)
     usage(14_871, 502, 0.0521)
-    say("Fixed: an empty input now gives an empty list. All 128 tests pass.")
+    agent_message("Fixed: an empty input now gives an empty list. All 128 tests pass.")
     line({"type": "result", "subtype": "success", "is_error": False, "num_turns": 4, "result": "Fixed."})
     state("running", "completing", "Collecting artifacts")
     state("completing", "completed", "Claude Code finished its work")
     add("end", state="completed", exit_code=0, error=None)
-    return told
+    return events
 
 
 def status(state: str, task_id: str = TASK, **changes: Any) -> dict[str, Any]:
-    """The task as `GET /tasks/{id}` shows it."""
+    """The task as returned by `GET /tasks/{id}`."""
     return {
         "id": task_id,
         "name": "Fix bug #42",

@@ -1,4 +1,4 @@
-"""Ways in which a value may be written so that it is not recognised, as strategies for hypothesis."""
+"""Encodings of a value that may evade redaction, as Hypothesis strategies."""
 
 import base64
 import html
@@ -31,7 +31,7 @@ ALPHABETS = [
     st.characters(min_codepoint=0xA0, max_codepoint=0x1F9FF, categories=["L", "N", "S"]),
     st.sampled_from("\\\"/%+&'nrtbfux0123 aé"),
 ]
-# A random value of few different letters would be found by chance where it was not put.
+# A random value with few different letters would match by chance.
 values = st.sampled_from(VALUES) | st.one_of(
     *(st.text(alphabet, min_size=12, max_size=40) for alphabet in ALPHABETS)
 ).filter(lambda value: len(set(value.strip())) >= 6 and len(value.strip()) >= 10)
@@ -82,12 +82,12 @@ NOISE = [
 
 
 REFERENCES = {meaning: name.removesuffix(";") for name, meaning in sorted(html5.items()) if name.endswith(";")}
-"""To each text that a reference has by name one of its names."""
+"""A named character reference for each text that has one."""
 
 OWN_ESCAPE = re.compile(
     r"(?=(\\+(?:u[0-9a-fA-F]{4}|u\{[0-9a-fA-F]+\}|x..|[0-7]{1,3}|.)|%..|&#?\w+;?|'['\"\\]*'))", re.DOTALL
 )
-"""As group 1, also where one begins within another."""
+"""Escapes as group 1, including overlapping ones."""
 
 
 def escape_json(value: str) -> str:
@@ -183,7 +183,7 @@ def as_base64(value: str, before: int, url_safe: bool) -> str:
 
 @st.composite
 def letters_of_attack(draw: st.DrawFn, value: str) -> list[bytes]:
-    """One way of writing the value down, of many: what became of each letter (of the base64, where it is that)."""
+    """A random encoding of the value, as the encoding of each letter (of the base64 text, if used)."""
     kind = draw(st.sampled_from(["escaped", "escaped", "base64", "hex", "noise"]))
     letters = list(value)
     if kind == "noise":
@@ -201,20 +201,20 @@ def letters_of_attack(draw: st.DrawFn, value: str) -> list[bytes]:
 
 
 def attack(value: str) -> st.SearchStrategy[bytes]:
-    """The value, written down in one of many ways."""
+    """The value in a random encoding."""
     return letters_of_attack(value).map(b"".join)
 
 
 def with_noise(text: str, seed: int) -> str:
-    """Something that no terminal shows behind every other letter."""
+    """The text with invisible characters after random letters."""
     return "".join(noisy_letters(text, seed))
 
 
 def noisy_letters(text: str, seed: int) -> list[str]:
-    """Not within what looks like an escape in the value itself: there it may become one, or cease to be one."""
+    """Not within escapes in the value itself, which noise could create or destroy."""
     rng = random.Random(seed)
-    quiet = {place for found in OWN_ESCAPE.finditer(text) for place in range(found.start(1), found.end(1) - 1)}
+    protected = {index for match in OWN_ESCAPE.finditer(text) for index in range(match.start(1), match.end(1) - 1)}
     return [
-        letter + (rng.choice(NOISE) if rng.random() < 0.5 and place not in quiet else "")
-        for place, letter in enumerate(text)
+        letter + (rng.choice(NOISE) if rng.random() < 0.5 and index not in protected else "")
+        for index, letter in enumerate(text)
     ]

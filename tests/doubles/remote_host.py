@@ -1,4 +1,4 @@
-"""A host beside the model, as a gateway reaches it: its name resolves by a table, and a script on loopback plays it."""
+"""A gateway with a fake remote host: a table resolves its name, and a handler on loopback serves it."""
 
 import asyncio
 import socket
@@ -16,9 +16,9 @@ MODEL = "http://127.0.0.9:9"
 
 
 def client_hello(name: str, *, encrypted_too: bool = False, beside: bytes = b"") -> bytes:
-    """The least that is a ClientHello; encrypted_too: another one, encrypted, is within it (ECH).
+    """A minimal ClientHello; has_ech: with an encrypted inner one.
 
-    beside: further extensions.
+    extra_extensions: appended to the extensions.
     """
     names = b"\0" + len(name).to_bytes(2) + name.encode()
     extension = b"\0\0" + (len(names) + 2).to_bytes(2) + len(names).to_bytes(2) + names
@@ -30,26 +30,26 @@ def client_hello(name: str, *, encrypted_too: bool = False, beside: bytes = b"")
 
 
 @asynccontextmanager
-async def played(attend, monkeypatch, addresses=("8.8.4.4",), names=None, rules=RULES, model=MODEL):
-    """A gateway for which HOST is at `addresses` and others at `names`, and which finds `attend` wherever it dials."""
-    writers, attending = [], set()
+async def played(handle, monkeypatch, addresses=("8.8.4.4",), names=None, rules=RULES, model=MODEL):
+    """A gateway that resolves HOST to `addresses` and other names by `names`, and whose dials all reach `handle`."""
+    writers, tasks = [], set()
 
-    async def remember(reader, writer):
+    async def run_handler(reader, writer):
         writers.append(writer)
-        attending.add(asyncio.current_task())
+        tasks.add(asyncio.current_task())
         with suppress(ConnectionError):
-            await attend(reader, writer)
+            await handle(reader, writer)
 
-    server = await asyncio.start_server(remember, "127.0.0.1", 0)
+    server = await asyncio.start_server(run_handler, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
 
     table = {HOST: addresses, **(names or {})}
 
     def resolve(host, *_, **__):
-        found = table.get(host, ())
-        if not found:
+        addresses_found = table.get(host, ())
+        if not addresses_found:
             raise socket.gaierror(socket.EAI_NONAME, "no such name")
-        return [(socket.AF_INET, socket.SOCK_STREAM, 0, "", (address, 0)) for address in found]
+        return [(socket.AF_INET, socket.SOCK_STREAM, 0, "", (address, 0)) for address in addresses_found]
 
     dialled = []
 
@@ -67,9 +67,9 @@ async def played(attend, monkeypatch, addresses=("8.8.4.4",), names=None, rules=
             server.close()
             for writer in writers:
                 writer.transport.abort()
-            for task in attending:
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(*attending, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def tunnel(served, first=b"", host=HOST, port=443):

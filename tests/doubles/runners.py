@@ -1,4 +1,4 @@
-"""The runners of a server's tasks, found from outside, and what they have written down."""
+"""Finds the runners of a server's tasks on the host, and reads and finalizes their journals."""
 
 import contextlib
 import os
@@ -17,12 +17,12 @@ _RUNNER_MODULES = (b"sandbox.bootstrap.runner", b"sandbox.wiring.runner")
 
 
 def runner_pid(machine, task_id="task-1"):
-    """As `runner_of`."""
+    """See `find_runner`."""
     return runner_of(machine.data_dir, task_id)
 
 
 def runner_of(data_dir, task_id):
-    """The process that holds the journal's lock: its order of start names no task, its open files do. None without."""
+    """Pid of the runner that holds the journal's lock, found by its open files; None if there is none."""
     try:
         lock = (data_dir / "tasks" / task_id / "journal" / "lock").stat()
     except FileNotFoundError:
@@ -43,36 +43,36 @@ def _is_runner(directory):
 def _has_open(directory, file):
     with contextlib.suppress(OSError):
         for descriptor in (directory / "fd").iterdir():
-            # One that is closed meanwhile says nothing of the others.
+            # A descriptor that was closed meanwhile does not affect the others.
             with contextlib.suppress(OSError):
                 yield os.path.samestat(descriptor.stat(), file)
 
 
 def records(machine, task_id="task-1"):
-    """The journal as text."""
+    """The task's journal as text."""
     return (machine.data_dir / "tasks" / task_id / "journal" / "records").read_text(errors="replace")
 
 
 def first_process(machine, task_id="task-1"):
-    """Of the sandbox of the task's present attempt: the oldest one that carries its mark."""
+    """Pid of the oldest process marked with the task's current attempt."""
     mark = f"sandbox:{machine.status(task_id)['attempts'][-1]['id']}\0".encode()
-    found = []
+    candidates = []
     for directory in Path("/proc").iterdir():
         with contextlib.suppress(OSError, ValueError):
             if mark in (directory / "cmdline").read_bytes():
-                began = int((directory / "stat").read_text().rpartition(")")[2].split()[19])
-                found.append((began, int(directory.name)))
-    return min(found)[1]
+                started = int((directory / "stat").read_text().rpartition(")")[2].split()[19])
+                candidates.append((started, int(directory.name)))
+    return min(candidates)[1]
 
 
 def end_books(data_dir, task_id):
-    """As the server does when nobody could finish: the task is over, and what it left is there."""
+    """Finalize the journal like a server whose runners failed; leftovers remain."""
     journals = FileJournals(data_dir)
     writer = until(lambda: _open_or_none(journals, task_id), what="the journal's lock")
     recorder = Recorder(writer, replay_task(journals, task_id).task, SystemClock().now)
-    lost = Failure(FailureCode.RUNNER_LOST, "All is lost.")
+    failure = Failure(FailureCode.RUNNER_LOST, "All is lost.")
     is_running = recorder.task.state is TaskState.RUNNING
-    recorder.record(AgentExited(None, None, lost) if is_running else AttemptFailed(lost))
+    recorder.record(AgentExited(None, None, failure) if is_running else AttemptFailed(failure))
     recorder.record(TaskFinished())
     writer.close()
 

@@ -1,4 +1,4 @@
-"""What works on the machine that the tests run on."""
+"""Availability of runtimes on the test machine."""
 
 import asyncio
 import os
@@ -13,34 +13,31 @@ from sandbox.runtimes.qemu.kvm import KvmStatus
 from sandbox.runtimes.qemu.parts import find_components
 
 QEMU_WHOLE = os.environ.get("SANDBOX_TESTS_QEMU") == "whole"
-"""Whether qemu is asked everything, as by `script/test-qemu`, and not a sample: without KVM a guest boots for many
-seconds, and all of its tests take an hour."""
+"""Whether all QEMU tests run, as in `script/test-qemu`, instead of a sample: without KVM a guest boots for many
+seconds, and all tests take an hour."""
 
-_found = {}
+_probes = {}
 
 
 def look_at_runtime(name, run_dir):
-    """What this runtime can do here.
-
-    A process of tests looks once: the machine is the same for all of them, and to look is to boot a guest.
-    """
-    if name not in _found:
-        _found[name] = asyncio.run(make_runtime(name, run_dir).probe())
-    return _found[name]
+    """Probe a runtime once per test process, since a probe may boot a guest."""
+    if name not in _probes:
+        _probes[name] = asyncio.run(make_runtime(name, run_dir).probe())
+    return _probes[name]
 
 
 def need_runtime(name, run_dir):
-    """Skips the test, with what to mend, where sandboxes of this runtime cannot be made; gives what was found."""
-    found = look_at_runtime(name, run_dir)
-    if not found.is_available:
-        pytest.skip(f"{name} does not work here: {found.remedy}")
-    return found
+    """Skip the test, with the remedy, if the runtime is not available; return its probe."""
+    probe = look_at_runtime(name, run_dir)
+    if not probe.is_available:
+        pytest.skip(f"{name} does not work here: {probe.remedy}")
+    return probe
 
 
 def need_parts_of_guests():
-    """Skips the test where guests cannot be; where they can, one that does not boot is a failure, not skipped."""
+    """Skip the test if QEMU's components are missing; with them, a guest that does not boot is a failure."""
     if os.getuid() != 0 or os.uname().machine != "x86_64":
-        pytest.skip("qemu is for root, on x86_64")
+        pytest.skip("QEMU needs root, on x86_64")
     try:
         find_components()
     except AttemptError as error:
@@ -48,10 +45,10 @@ def need_parts_of_guests():
 
 
 def tell_of_kvm(run_dir):
-    """As a probe tells the runners of its server, where KVM is too slow to boot a guest with."""
-    finding = KvmStatus(run_dir)
-    if finding.is_present() and _is_kvm_too_slow():
-        finding.record_failure()
+    """Record that KVM is too slow to boot a guest, like a probe does for the server's runners."""
+    status = KvmStatus(run_dir)
+    if status.is_present() and _is_kvm_too_slow():
+        status.record_failure()
 
 
 @cache

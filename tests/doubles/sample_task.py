@@ -1,32 +1,32 @@
-"""The story of a task's page as a test plays it: a page asks again after each part, from its last event on."""
+"""A fake event stream of a task's page, which requests again after its last event."""
 
 import json
 
 
-class PlayedStory:
-    """Answers what `page` asks for the story of a task; `tell` plays frames, one message a call. asked: the addresses.
+class FakeEventStream:
+    """Fulfills a page's requests for a task's events; `send` adds events, one message per call. requests: their URLs.
 
-    is_gone: there is nothing at its address.
+    is_missing: respond with 404.
     """
 
     def __init__(self, page, task_id):
-        self.asked = []
-        self.is_gone = False
+        self.requests = []
+        self.is_missing = False
         self._messages = []
         self._seq = 0
-        page.route(f"**/tasks/{task_id}/story?after=*", self._answer)
+        page.route(f"**/tasks/{task_id}/story?after=*", self._fulfill)
 
-    def tell(self, *frames):
-        """Frames without number and time, which they are given here."""
-        told = []
-        for frame in frames:
+    def send(self, *events):
+        """Add events; numbers and timestamps are filled in."""
+        numbered = []
+        for event in events:
             self._seq += 1
-            told.append({"seq": self._seq, "timestamp": "2026-01-29T10:10:00.000Z", **frame})
-        self._messages.append((self._seq, f"id: {self._seq}\ndata: {json.dumps(told)}\n\n"))
+            numbered.append({"seq": self._seq, "timestamp": "2026-01-29T10:10:00.000Z", **event})
+        self._messages.append((self._seq, f"id: {self._seq}\ndata: {json.dumps(numbered)}\n\n"))
 
-    def _answer(self, route):
-        self.asked.append(route.request.url)
-        if self.is_gone:
+    def _fulfill(self, route):
+        self.requests.append(route.request.url)
+        if self.is_missing:
             route.fulfill(status=404)
             return
         after = int(route.request.url.partition("after=")[2])
@@ -35,15 +35,15 @@ class PlayedStory:
 
 
 def output(data, *, stream="stdout", continued=False):
-    """A frame of output."""
+    """An output event."""
     return {"type": "output", "stream": stream, "data": data, "continued": continued}
 
 
-def said(*blocks, kind="assistant"):
-    """A frame in which Claude Code tells of these blocks."""
+def claude_message(*blocks, kind="assistant"):
+    """An output event with a Claude Code message of these blocks."""
     return output(json.dumps({"type": kind, "message": {"content": list(blocks)}}) + "\n")
 
 
-def says(text):
-    """A frame in which the agent says this."""
-    return said({"type": "text", "text": text})
+def assistant_text(text):
+    """An output event with a text message of the agent."""
+    return claude_message({"type": "text", "text": text})

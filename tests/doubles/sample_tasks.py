@@ -1,4 +1,4 @@
-"""Where a test lets chance decide, and how it is made to decide the same again."""
+"""Seeds of randomized tests."""
 
 import os
 import random
@@ -7,8 +7,8 @@ NAME = "SANDBOX_TEST_SEED"
 
 
 def seed():
-    """The given one, as `script/test` gives one to all that it plays, once more too; else a new one. It is printed."""
-    given = os.environ.get(NAME)
-    number = int(given) if given else random.SystemRandom().randrange(2**32)
-    print(f"{NAME}={number}")
-    return number
+    """The seed from the environment, as set by `script/test`, or a new one. It is printed."""
+    value = os.environ.get(NAME)
+    seed_value = int(value) if value else random.SystemRandom().randrange(2**32)
+    print(f"{NAME}={seed_value}")
+    return seed_value

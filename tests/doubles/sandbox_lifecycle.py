@@ -1,4 +1,4 @@
-"""One sandbox's life in a test: planned, created, started, ended; and what a command said on the way."""
+"""The lifecycle of a sandbox in a test, and the output of its command."""
 
 import asyncio
 import base64
@@ -16,7 +16,7 @@ MEBIBYTE = 1024 * 1024
 
 @dataclass(frozen=True)
 class Ended:
-    """A command's end."""
+    """The result of a command."""
 
     code: int | None
     output: str
@@ -30,14 +30,14 @@ def new_attempt_id() -> str:
 
 
 def has_own_kernel(runtime: Runtime) -> bool:
-    """System calls are not answered by the host: what they may do is that kernel's, and what counts is the host."""
+    """Whether sandboxes have their own kernel, which handles their system calls."""
     return runtime.tier != "namespaces"
 
 
 def describe(disk: Path, attempt_id: str, **changes: object) -> SandboxSpec:
-    """A small sandbox."""
-    numbers: dict[str, object] = {"cpus": 2, "memory_bytes": 512 * MEBIBYTE, "processes_max": 128}
-    return SandboxSpec(attempt_id, disk, **{**numbers, **changes})  # type: ignore[arg-type]
+    """The specification of a small sandbox."""
+    defaults: dict[str, object] = {"cpus": 2, "memory_bytes": 512 * MEBIBYTE, "processes_max": 128}
+    return SandboxSpec(attempt_id, disk, **{**defaults, **changes})  # type: ignore[arg-type]
 
 
 @asynccontextmanager
@@ -58,16 +58,16 @@ async def run_in(
     environment: Mapping[str, str] | None = None,
     stdin: bytes = b"",
 ) -> Ended:
-    """Start a command and read it to its end."""
+    """Run a command and collect its output."""
     async with asyncio.timeout(PATIENCE_SECONDS):
-        given = {"PATH": "/usr/bin:/bin"} if environment is None else environment
-        output, errors = await sandbox.start(Command(argv, given, "/workspace", stdin))
-        said, complained = await asyncio.gather(output.read(), errors.read())
-        return as_ended(await sandbox.wait(), said, complained)
+        variables = {"PATH": "/usr/bin:/bin"} if environment is None else environment
+        output, errors = await sandbox.start(Command(argv, variables, "/workspace", stdin))
+        stdout, stderr = await asyncio.gather(output.read(), errors.read())
+        return as_ended(await sandbox.wait(), stdout, stderr)
 
 
 def as_ended(exit_: ExitStatus, output: bytes, errors: bytes) -> Ended:
-    """Bytes as text."""
+    """The result with decoded output."""
     return Ended(exit_.code, output.decode(), errors.decode(), exit_.was_oom_killed)
 
 
@@ -79,27 +79,27 @@ async def run_once(
     stdin: bytes = b"",
     **changes: object,
 ) -> Ended:
-    """A sandbox for one command."""
+    """Run one command in a new sandbox."""
     async with living(runtime, disk, **changes) as sandbox:
         return await run_in(sandbox, argv, environment, stdin)
 
 
 def run_story(runtime: Runtime, disk: Path, script: str, **changes: object) -> Ended:
-    """A shell script in a sandbox of its own."""
+    """Run a shell script in a new sandbox."""
     return asyncio.run(run_once(runtime, disk, ["/bin/bash", "-c", script], **changes))
 
 
 def run_python(runtime: Runtime, disk: Path, source: str, **changes: object) -> Ended:
-    """A Python program in a sandbox of its own, on the image's Python."""
+    """Run a Python program in a new sandbox, with the image's Python."""
     return asyncio.run(run_once(runtime, disk, ["/usr/bin/python3", "-c", source], **changes))
 
 
 async def read_until(reader: asyncio.StreamReader, word: bytes) -> bytes:
-    """Read until a word was said."""
-    said = b""
+    """Read until the output contains the word."""
+    stdout = b""
     async with asyncio.timeout(PATIENCE_SECONDS):
-        while word not in said:
+        while word not in stdout:
             chunk = await reader.read(65536)
-            assert chunk, f"it ended before it said {word!r}: {said!r}"
-            said += chunk
-    return said
+            assert chunk, f"the output ended before {word!r}: {stdout!r}"
+            stdout += chunk
+    return stdout

@@ -1,4 +1,4 @@
-"""What is asked inside sandboxes of more than one runtime."""
+"""Scripts that run inside sandboxes of several runtimes."""
 
 import asyncio
 import socket
@@ -11,7 +11,7 @@ cat /proc/self/{uid_map,gid_map,setgroups,mountinfo,cgroup,oom_score_adj,limits}
 readlink /proc/self/ns/{user,mnt,pid,net,ipc,uts,cgroup}
 umask; id; hostname; ls -1 /proc/self/fd
 """
-"""For bash: as whom and how confined a command runs."""
+"""A bash script that prints the identity and confinement of a command."""
 
 CONNECT = """
 import errno, socket
@@ -33,21 +33,21 @@ with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asker:
     asker.send(b"question")
     print(asker.recv(100).decode())
 """
-"""For Python: what can be reached. Somebody must `answer`."""
+"""A Python script that prints what can be reached; `respond_to_query` must run concurrently."""
 
 CONNECTED = [*["ENETUNREACH"] * 4, "198.18.3.4", "answer"]
-"""What it says where there is no route out and the gateway's addresses arrive as they are."""
+"""The expected output: no route to other hosts, and unchanged addresses at the gateway."""
 
 
 async def answer(names: socket.socket) -> None:
-    """The one question to the door for names, as the gateway would."""
+    """Respond to one query at the DNS listener, like the gateway."""
     question, asker = await asyncio.get_running_loop().sock_recvfrom(names, 100)
     assert question == b"question"
     names.sendto(b"answer", asker)
 
 
 def take_connection(transparent: socket.socket) -> None:
-    """The one connection to the door on port 443, whose address is the one that was dialled."""
+    """Accept one connection on port 443, whose local address must be the dialled one."""
     connection, _ = transparent.accept()
     assert connection.getsockname() == ("198.18.3.4", 443)
     connection.close()

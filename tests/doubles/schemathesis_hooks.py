@@ -1,11 +1,11 @@
-"""Which of the requests that schemathesis generates are made; it loads this by its variable SCHEMATHESIS_HOOKS."""
+"""Filters the requests that Schemathesis generates; loaded through SCHEMATHESIS_HOOKS."""
 
 import schemathesis
 
 
 @schemathesis.hook
 def filter_case(_, case):
-    """Of the three ways to hand in a manifest one is asked at its five hundred boundaries, and each at random."""
+    """Of the three body formats of a submission, only one is tested at all boundary values, and each at random."""
     return not (_is_boundary_of_a_body(case) and (case.media_type == "application/yaml" or _is_wrapped(case.body)))
 
 

@@ -1,4 +1,4 @@
-"""A model API on loopback that says what a script tells it to, and remembers every byte that it was sent."""
+"""A scripted model API on loopback that records all requests."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -11,7 +11,7 @@ Script = Callable[["UpstreamRequest", asyncio.StreamWriter], Awaitable[None]]
 
 @dataclass
 class UpstreamRequest:
-    """A request as it came over the wire. `connection` numbers the connections from 0."""
+    """A received request. connection: number of the connection, from 0."""
 
     head: bytes
     body: bytes
@@ -30,7 +30,7 @@ class UpstreamRequest:
 
 @dataclass
 class ScriptedUpstream:
-    """Answers each request by its script; a script that returns leaves the connection open for the next one."""
+    """Responds to each request by its script; the connection stays open for the next request."""
 
     script: Script
     port: int = 0

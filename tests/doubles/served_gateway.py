@@ -1,4 +1,4 @@
-"""A gateway that serves on loopback, and a client that speaks HTTP/1.1 to it byte by byte."""
+"""A gateway that serves on loopback, and a low-level HTTP/1.1 client."""
 
 import asyncio
 import json
@@ -47,11 +47,11 @@ async def served_gateway(
     base_url: str, rules: GatewayRules = GatewayRules(), **policies
 ) -> AsyncIterator[ServedGateway]:
     """Serve until the block ends."""
-    told: list[Usage | EgressDenied | ErrorReported | BudgetExhausted] = []
+    events: list[Usage | EgressDenied | ErrorReported | BudgetExhausted] = []
     with loopback_listeners() as listeners:
         gateways = SocketGateways(**policies)
-        gateway = gateways.create(ModelUpstream(base_url, api_key=SERVER_KEY), TASK_KEY, told.append, rules)
-        served = ServedGateway(gateway, listeners, told, asyncio.ensure_future(gateway.serve(listeners)))
+        gateway = gateways.create(ModelUpstream(base_url, api_key=SERVER_KEY), TASK_KEY, events.append, rules)
+        served = ServedGateway(gateway, listeners, events, asyncio.ensure_future(gateway.serve(listeners)))
         try:
             yield served
         finally:
@@ -72,7 +72,7 @@ class Client:
         self.writer.write(head.encode() + b"Content-Length: %d\r\n\r\n" % len(body) + body)
 
     async def answer(self) -> tuple[int, dict[str, str], bytes]:
-        """Status, headers and body of one answer, framed by its length or in chunks."""
+        """Status, headers and body of a response, with a length or chunked."""
         head = await self.until(b"\r\n\r\n")
         status, *lines = head.decode().split("\r\n")
         headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines if line)}
@@ -100,7 +100,7 @@ class Client:
         return part
 
     async def rest(self) -> bytes:
-        """Everything up to the end, however it comes."""
+        """Read until the connection is closed or reset."""
         with suppress(ConnectionError):
             while part := await self.reader.read(65536):
                 self.received += part
@@ -114,15 +114,15 @@ async def until_true(condition: Callable[[], bool], seconds: float = 5.0) -> Non
     """Poll with a bound."""
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "it did not come true in time"
+        assert time.monotonic() < deadline, "the condition was not met in time"
         await asyncio.sleep(0.005)
 
 
-def run(story: Callable[[], object]) -> None:
+def run(test: Callable[[], object]) -> None:
     """Run an async test with a bound."""
 
     async def bounded() -> None:
         async with asyncio.timeout(30):
-            await story()  # type: ignore[misc]
+            await test()  # type: ignore[misc]
 
     asyncio.run(bounded())

@@ -1,4 +1,4 @@
-"""A server's rooms around one data directory, with runners that the test plays itself."""
+"""A server's components with one data directory, and runners controlled by the test."""
 
 import asyncio
 import os
@@ -49,8 +49,8 @@ ROOMY = Resources(100, 1000 * GIB, 1000 * GIB)
 TO_END = (AgentExited(0, {"is_error": False}), TaskFinished())
 
 
-class HandedRunners:
-    """Placement and runner control in one: the test itself is the runner."""
+class FakeRunners:
+    """Placement and runner control; the test acts as the runner."""
 
     def __init__(self, journals, clock):
         self.journals, self.clock = journals, clock
@@ -93,7 +93,7 @@ class HandedRunners:
 
 
 class RoomClock(SystemClock):
-    """A wall clock that somebody can set back."""
+    """A wall clock that can be set back."""
 
     set_back = timedelta()
 
@@ -102,24 +102,24 @@ class RoomClock(SystemClock):
 
 
 class Rooms:
-    """A server's rooms around one data directory; `restart` makes them anew, the runners stay."""
+    """A server's components with one data directory; each `server()` is a restart, the runners stay."""
 
     def __init__(self, data_dir, store, *, capacity=ROOMY, blockers=(), upstream=None):
         self.upstream = upstream
         self.data_dir, self.store, self.capacity, self.blockers = data_dir, store, capacity, blockers
         self.journals = FileJournals(data_dir)
         self.clock = RoomClock()
-        self.runners = HandedRunners(self.journals, self.clock)
+        self.runners = FakeRunners(self.journals, self.clock)
         self.memory_available_bytes = 100 * GIB
         self.space, self.reserve = DiskSpace(100 * GIB, 1000 * GIB), ReserveFile(data_dir / "reserve", 4096)
         self.reserve.allocate()
         self.secrets, self.secrets_asked = {}, []
         self.images, self.image_trouble = {}, ""
         self.remove = remove_trees
-        self.runtime_failure = self.found_later = None
+        self.runtime_failure = self.next_probe_result = None
 
     async def probe(self):
-        return self.found_later
+        return self.next_probe_result
 
     async def remove_files(self, paths):
         await self.remove(paths)
@@ -133,20 +133,20 @@ class Rooms:
         self.secrets_asked += [secret.name for secret in secrets]
         missing = [secret.name for secret in secrets if secret.name not in self.secrets]
         if missing:
-            raise SecretUnavailableError(f"Secret {missing[0]} is not here.")
+            raise SecretUnavailableError(f"Secret {missing[0]} is not available.")
         return {secret.name: self.secrets[secret.name] for secret in secrets}
 
     @asynccontextmanager
     async def server(self):
         clock, broadcast = self.clock, Broadcast()
-        follower = JournalTailer(self.journals, self.store, clock, broadcast)
+        tailer = JournalTailer(self.journals, self.store, clock, broadcast)
         template = LaunchOrder("", "", str(self.data_dir), "/run", "bubblewrap", self.upstream)
         probes = [RuntimeProbe("bubblewrap", self.runtime_failure is None, "namespaces", 1)]
-        found = ProbeResult(probes, template, "namespaces", self.runtime_failure)
-        prober = RuntimeProber(found, self.probe, clock)
+        probe_result = ProbeResult(probes, template, "namespaces", self.runtime_failure)
+        prober = RuntimeProber(probe_result, self.probe, clock)
         space = DiskMonitor(self.data_dir, lambda: self.space, Watermark(5, 4 * GIB), self.reserve)
         drain = Drain(self.data_dir)
-        preservation = PreservedSandboxes(self.data_dir, self.remove_files)
+        preserved_sandboxes = PreservedSandboxes(self.data_dir, self.remove_files)
         service = TaskService(
             ServiceDependencies(
                 journals=self.journals,
@@ -155,7 +155,7 @@ class Rooms:
                 clock=clock,
                 runners=self.runners,
                 scheduler=Scheduler(self.capacity),
-                journal_tailer=follower,
+                journal_tailer=tailer,
                 prober=prober,
                 launcher=Launcher(
                     self.journals,
@@ -166,18 +166,24 @@ class Rooms:
                     prober=prober,
                     host=Host("here", "b"),
                 ),
-                event_stream=EventStream(self.journals, self.store, follower, broadcast),
+                event_stream=EventStream(self.journals, self.store, tailer, broadcast),
                 artifact_store=ArtifactStore(self.data_dir),
                 health_check=HealthCheck(self.store, clock, space, drain, prober, self.blockers),
                 disk_monitor=space,
                 drain=drain,
-                preserved_sandboxes=preservation,
+                preserved_sandboxes=preserved_sandboxes,
                 debug_sessions=DebugSessions(
-                    self.runners, self.runners, preservation, self.resolve, self.find_image, prober
+                    self.runners, self.runners, preserved_sandboxes, self.resolve, self.find_image, prober
                 ),
                 pruner=Pruner(
                     PruningDependencies(
-                        self.data_dir, self.journals, self.store, preservation, clock, self.remove_files, fsync_path
+                        self.data_dir,
+                        self.journals,
+                        self.store,
+                        preserved_sandboxes,
+                        clock,
+                        self.remove_files,
+                        fsync_path,
                     )
                 ),
                 retention=Retention(),
@@ -194,7 +200,7 @@ class Rooms:
         self.clock.set_back = timedelta(hours=1)
 
     async def running(self, service):
-        """A first task, task-1, whose agent is at work."""
+        """Submit task-1 and wait until its agent runs."""
         await service.submit(manifest())
         await self.launched("task-1")
         self.runners.play("task-1", *TO_RUNNING)
@@ -206,7 +212,7 @@ class Rooms:
                 await asyncio.sleep(0.005)
 
     async def lose(self, task_id, count):
-        """So many runners die, one after the other: the first one, and then those that are to finish."""
+        """Kill `count` runners of the task, one after the other."""
         for number in range(1, count + 1):
             await self.launched(task_id, number)
             self.runners.die(task_id)

@@ -1,7 +1,6 @@
-"""One machine for all tests of this process that ask nothing of its start; it is emptied after each of them.
+"""One deployment for all tests of this process that do not depend on its start; it is emptied after each test.
 
-A test borrows it: the server has run before, which a server may have. What differs afterwards from a machine that has
-just been started is not cleaned but given up, and the next test gets a new one.
+If it differs afterwards from a newly started deployment, it is discarded, and the next test gets a new one.
 """
 
 import shutil
@@ -9,109 +8,109 @@ import shutil
 from doubles.live_server import TERMINAL, World, until
 
 _EMPTY_SECONDS = 10.0
-_LEFT_ALONE = {"home", "git", "data"}
-"""Directories of the machine that are emptied each in a way of its own."""
+_EMPTIED_SEPARATELY = {"home", "git", "data"}
+"""Directories of the deployment that are emptied separately."""
 
 
-class StandingMachine:
-    """make_directory: gives a new directory for each machine. environment: variables of its server."""
+class SharedMachine:
+    """make_directory: returns a new directory per deployment. environment: variables of its server."""
 
     def __init__(self, make_directory, runtime, environment):
         self._make_directory, self._runtime, self._environment = make_directory, runtime, environment
-        self._standing = None
-        self._kept = None
+        self._shared = None
+        self._initial_state = None
 
-    def lend(self, world, *turns, **script):
-        """Make `world` the standing machine, whose model says these turns."""
-        if self._standing is None:
-            self._standing = World(self._make_directory())
-            self._standing.runtime = self._runtime
-            self._carry_out(self._start, *turns, **script)
-            self._kept = _kept_by(self._standing)
+    def attach(self, machine, *turns, **script):
+        """Turn `machine` into the shared deployment, with a model that follows these turns."""
+        if self._shared is None:
+            self._shared = World(self._make_directory())
+            self._shared.runtime = self._runtime
+            self._run_step(self._start, *turns, **script)
+            self._initial_state = _state_of(self._shared)
         else:
-            self._carry_out(self._standing.restart_model, *turns, **script)
-        for name, value in vars(self._standing).items():
-            setattr(world, name, value)
-        world.processes = list(self._standing.processes)
+            self._run_step(self._shared.restart_model, *turns, **script)
+        for name, value in vars(self._shared).items():
+            setattr(machine, name, value)
+        machine.processes = list(self._shared.processes)
 
-    def take_back(self, world):
-        """Empty it; or end it, where that does not make it what it was.
+    def reclaim(self, machine):
+        """Empty the deployment; discard it if that does not restore its initial state.
 
-        A server that was ended and started again as it was before stays.
+        A server that was restarted with the same settings is kept.
         """
-        for one in [one for one in world.processes if not one.is_alive()]:
-            one.stop()
-            world.processes.remove(one)
+        for process in [process for process in machine.processes if not process.is_alive()]:
+            process.stop()
+            machine.processes.remove(process)
         try:
-            is_as_it_was = self._is_complete(world) and self._empty(world)
-        except Exception:  # whatever the test has done to it
-            is_as_it_was = False
-        if is_as_it_was:
-            vars(self._standing).update(vars(world))
+            is_unchanged = self._is_complete(machine) and self._empty(machine)
+        except Exception:  # the test may have broken anything
+            is_unchanged = False
+        if is_unchanged:
+            vars(self._shared).update(vars(machine))
         else:
-            self.give_up(world)
+            self.discard(machine)
 
-    def give_up(self, world):
-        """End it with all that the test has started on it."""
-        self._standing = None
-        world.close()
+    def discard(self, machine):
+        """Stop the deployment with everything that the test has started."""
+        self._shared = None
+        machine.close()
 
     def close(self):
-        if self._standing is not None:
-            self._standing.close()
+        if self._shared is not None:
+            self._shared.close()
 
     def _start(self, *turns, **script):
-        self._standing.start_git()
-        self._standing.start_model(*turns, **script)
-        self._standing.start_server(**self._environment)
+        self._shared.start_git()
+        self._shared.start_model(*turns, **script)
+        self._shared.start_server(**self._environment)
 
-    def _carry_out(self, step, *turns, **script):
+    def _run_step(self, step, *turns, **script):
         try:
             step(*turns, **script)
         except BaseException:
-            self.give_up(self._standing)
+            self.discard(self._shared)
             raise
 
-    def _is_complete(self, world):
-        names = sorted(one.log.stem for one in world.processes)
+    def _is_complete(self, machine):
+        names = sorted(process.log.stem for process in machine.processes)
         return (
             names == ["git", "model", "server"]
-            and world.variables == self._environment
-            and world.data_dir == self._standing.data_dir
-            and world.bearer is None
-            and not (world.home / ".config").exists()
+            and machine.variables == self._environment
+            and machine.data_dir == self._shared.data_dir
+            and machine.bearer is None
+            and not (machine.home / ".config").exists()
         )
 
-    def _empty(self, world):
-        world.end_tasks()
-        until(lambda: _forgets_all(world), _EMPTY_SECONDS, "all tasks to be forgotten")
-        for path in world.directory.iterdir():
+    def _empty(self, machine):
+        machine.end_tasks()
+        until(lambda: _prune_all(machine), _EMPTY_SECONDS, "all tasks to be pruned")
+        for path in machine.directory.iterdir():
             if path.suffix == ".log":
                 path.write_bytes(b"")
-            elif path.name not in _LEFT_ALONE:
+            elif path.name not in _EMPTIED_SEPARATELY:
                 _remove(path)
-        for path in (*world.repositories.iterdir(), *(p for p in world.home.iterdir() if p.name != ".gitconfig")):
+        for path in (*machine.repositories.iterdir(), *(p for p in machine.home.iterdir() if p.name != ".gitconfig")):
             _remove(path)
-        return _kept_by(world) == self._kept
+        return _state_of(machine) == self._initial_state
 
 
-def _kept_by(world):
-    """What a test may have changed of the machine."""
+def _state_of(machine):
+    """The state of the deployment that a test may have changed."""
     return (
-        (world.home / ".gitconfig").read_bytes(),
-        {path.name for path in world.data_dir.iterdir() if path.name not in {"pruned", "tasks"}},
-        {path.name for name in ("pruned", "profiles", "tasks") for path in (world.data_dir / name).glob("*")},
-        world.http.get("/api/v1/health/ready").status_code,
+        (machine.home / ".gitconfig").read_bytes(),
+        {path.name for path in machine.data_dir.iterdir() if path.name not in {"pruned", "tasks"}},
+        {path.name for name in ("pruned", "profiles", "tasks") for path in (machine.data_dir / name).glob("*")},
+        machine.http.get("/api/v1/health/ready").status_code,
     )
 
 
-def _forgets_all(world):
-    for task in world.http.get("/api/v1/tasks?limit=100").json()["tasks"]:
+def _prune_all(machine):
+    for task in machine.http.get("/api/v1/tasks?limit=100").json()["tasks"]:
         if task["state"] == "failed_preserved":
-            world.http.delete(f"/api/v1/tasks/{task['id']}/vm")
+            machine.http.delete(f"/api/v1/tasks/{task['id']}/vm")
         assert task["state"] in TERMINAL
-    world.http.post("/api/v1/admin/prune?older_than_seconds=0")
-    return not any(any((world.data_dir / name).glob("*")) for name in ("tasks", "pruned"))
+    machine.http.post("/api/v1/admin/prune?older_than_seconds=0")
+    return not any(any((machine.data_dir / name).glob("*")) for name in ("tasks", "pruned"))
 
 
 def _remove(path):

@@ -1,8 +1,8 @@
-"""A stand-in for Claude Code that prints what it is told to, at a pace, and costs the machine next to nothing.
+"""A stand-in for Claude Code that prints given lines with pauses, with almost no load.
 
-A program of a few hundred bytes, without a library: a hundred of them are a hundred tasks whose load is Sandbox's own.
-Like Claude Code it takes the name of its session from its arguments and puts it into its first and last word. Put the
-directory that `make_stand_in` gives in front of the server's PYTHONPATH.
+A program of a few hundred bytes without libraries: the load of a hundred tasks is then the product's own. Like Claude
+Code it takes the session id from its arguments and prints it in its first and last line. Prepend the directory that
+`make_stand_in` returns to the server's PYTHONPATH.
 """
 
 import json
@@ -29,21 +29,21 @@ RESULT = {
 
 
 def make_stand_in(directory: Path, steps: Iterable[tuple[str, float]]) -> Path:
-    """An agent that prints each line, waits the seconds beside it, and reports success."""
-    return _lay(directory, _program([(json.dumps(INIT), 0.0), *steps, (json.dumps(RESULT), 0.0)]))
+    """An agent that prints each line, waits for its seconds, and reports success."""
+    return _install(directory, _program([(json.dumps(INIT), 0.0), *steps, (json.dumps(RESULT), 0.0)]))
 
 
 def make_stand_in_of_python(directory: Path, program: str) -> Path:
-    """An agent that is the Python program at this path inside a sandbox, with the arguments that Claude Code has."""
+    """An agent that runs the Python program at this path in the sandbox, with Claude Code's arguments."""
     words = (b"/usr/bin/python3\0", program.encode() + b"\0")
-    size = len(_become_python(0, 0)) + len(_leave())
+    size = len(_exec_python(0, 0)) + len(_exit())
     python = _BASE + _HEADER_BYTES + size
-    return _lay(directory, _elf(_become_python(python, python + len(words[0])) + _leave(), b"".join(words)))
+    return _install(directory, _elf(_exec_python(python, python + len(words[0])) + _exit(), b"".join(words)))
 
 
-def _lay(directory: Path, program: bytes) -> Path:
+def _install(directory: Path, program: bytes) -> Path:
     if os.uname().machine != "x86_64":
-        pytest.skip("the stand-in is a program for x86_64")
+        pytest.skip("the stand-in needs x86_64")
     bundled = directory / "claude_agent_sdk" / "_bundled"
     bundled.mkdir(parents=True)
     (bundled.parent / "__init__.py").touch()
@@ -54,16 +54,16 @@ def _lay(directory: Path, program: bytes) -> Path:
 
 
 def _program(steps: Iterable[tuple[str, float]]) -> bytes:
-    said = [(line.encode() + b"\n", seconds) for line, seconds in steps]
-    size = len(_name_session(0, 0)) + sum(len(_print(0, 0)) + len(_wait(0)) for _ in said) + len(_leave())
+    messages = [(line.encode() + b"\n", seconds) for line, seconds in steps]
+    size = len(_copy_session_id(0, 0)) + sum(len(_print(0, 0)) + len(_wait(0)) for _ in messages) + len(_exit())
     address, code, data = _BASE + _HEADER_BYTES + size, b"", b""
-    for line, seconds in said:
+    for line, seconds in messages:
         whole_seconds = int(seconds)
         pause = struct.pack("<QQ", whole_seconds, int((seconds - whole_seconds) * 1e9))
         code += _print(address + len(data), len(line)) + _wait(address + len(data) + len(line))
         data += line + pause
     name = SESSION.encode()
-    code = _name_session(address + data.index(name), address + data.rindex(name)) + code + _leave()
+    code = _copy_session_id(address + data.index(name), address + data.rindex(name)) + code + _exit()
     return _elf(code, data)
 
 
@@ -76,15 +76,15 @@ def _elf(code: bytes, data: bytes) -> bytes:
     return header + segment + code + data
 
 
-def _become_python(python: int, program: int) -> bytes:
-    """Of the count of arguments and the first of them on the stack, make two: the program, which the others follow."""
+def _exec_python(python: int, program: int) -> bytes:
+    """Replace argument count and argument 0 on the stack by Python and the program, and execute Python."""
     environment = b"\x48\x8b\x0c\x24\x48\x8d\x54\xcc\x10"
     arguments = b"\x48\xc7\x04\x24" + struct.pack("<I", python) + b"\x48\xc7\x44\x24\x08" + struct.pack("<I", program)
     return environment + arguments + b"\x48\x89\xe6" + struct.pack("<BIBI", 0xBF, python, 0xB8, _EXECUTE) + b"\x0f\x05"
 
 
-def _name_session(*places: int) -> bytes:
-    """Find the argument behind the option, and write it to each place."""
+def _copy_session_id(*places: int) -> bytes:
+    """Find the value of the session option, and copy it to each address."""
     seek = b"\x48\x89\xe3\x48\x83\xc3\x08"  # rbx: the arguments
     look = b"\x48\x8b\x33\x48\x83\xc3\x08\x48\x8b\x06\x48\xba" + _OPTION[:8] + b"\x48\x39\xd0"
     look += b"\x75" + struct.pack("b", -len(look) - 2)
@@ -102,5 +102,5 @@ def _wait(address: int) -> bytes:
     return struct.pack("<BIBI", 0xB8, _NANOSLEEP, 0xBF, address) + b"\x31\xf6\x0f\x05"
 
 
-def _leave() -> bytes:
+def _exit() -> bytes:
     return struct.pack("<BI", 0xB8, _EXIT) + b"\x31\xff\x0f\x05"

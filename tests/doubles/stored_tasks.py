@@ -1,4 +1,4 @@
-"""A data directory as a server leaves it: journals, artifacts and index of tasks that a test plays itself."""
+"""A data directory as left by a server: journals, artifacts and index of tasks created by the test."""
 
 import contextlib
 import hashlib
@@ -27,7 +27,7 @@ BEGIN = datetime(2026, 1, 29, 10, 0, tzinfo=UTC)
 
 
 class KeptTasks:
-    """Writes tasks into `data_dir`, a minute between two of them; `index` as the server does it."""
+    """Writes tasks to `data_dir`, created one minute apart; `index` adds them to the index like the server."""
 
     def __init__(self, data_dir):
         data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -38,19 +38,19 @@ class KeptTasks:
 
     @classmethod
     def of_three(cls, data_dir):
-        """With task-1, task-2 and task-3, completed and in the index."""
-        made = cls(data_dir)
+        """With the completed and indexed tasks task-1, task-2 and task-3."""
+        tasks = cls(data_dir)
         for number in (1, 2, 3):
-            made.finish(f"task-{number}")
-        made.index()
-        return made
+            tasks.finish(f"task-{number}")
+        tasks.index()
+        return tasks
 
     def _now(self):
         self.at += timedelta(milliseconds=1)
         return self.at
 
     def begin(self, task_id, *events, **parts):
-        """A task that is submitted and these events, whose writer is still there; gives its recorder."""
+        """Submit a task and record events; return the recorder with its open writer."""
         self.at += timedelta(minutes=1)
         recorder = Recorder(self.journals.create(task_id), None, self._now)
         for event in (TaskSubmitted(task_id, manifest(task_id, **parts)), *events):
@@ -60,7 +60,7 @@ class KeptTasks:
     def run(
         self, task_id, *, lines=3, line_bytes=0, attempt_id="a" * 12, artifacts=(("notes.txt", b"kept\n"),), **parts
     ):
-        """A task that runs: its recorder. line_bytes: what each line of its output has at least."""
+        """A running task; return its recorder. line_bytes: minimum size of each output line."""
         recorder = self.begin(task_id, AttemptStarted(attempt_id, "bubblewrap", "here", "boot"), *TO_RUNNING, **parts)
         for number in range(lines):
             recorder.record(
@@ -71,11 +71,11 @@ class KeptTasks:
         return recorder
 
     def finish(self, task_id, **options):
-        """A task that is completed and whose writer is gone."""
+        """A completed task with a closed writer."""
         return self.end(self.run(task_id, **options))
 
     def end(self, recorder):
-        """A task that ran is completed, and its writer is gone."""
+        """Complete a running task and close its writer."""
         for event in TO_END:
             recorder.record(event)
         recorder.writer.close()
@@ -90,7 +90,7 @@ class KeptTasks:
         return recorder.task
 
     def keep(self, task_id, name, content):
-        """Store an artifact; gives the event that tells of it."""
+        """Store an artifact; return its event."""
         directory = TaskLayout(self.data_dir, task_id).artifacts
         directory.mkdir(mode=0o700, exist_ok=True)
         (directory / name).write_bytes(content)
@@ -98,18 +98,18 @@ class KeptTasks:
         return ArtifactCollected(Artifact(name, f".sandbox/{name}", len(content), content_type(name), checksum))
 
     def index(self, *task_ids):
-        """Take these tasks into the index, or all."""
+        """Add these tasks, or all, to the index."""
         store = self.store()
         for task_id in task_ids or self.journals.task_ids():
-            reading = replay_task(self.journals, task_id)
-            store.save(IndexedTask(reading.task, reading.offset))
+            replay = replay_task(self.journals, task_id)
+            store.save(IndexedTask(replay.task, replay.offset))
         store.close()
 
     def store(self):
         return SqliteStore(self.data_dir / "index.sqlite")
 
     def damage_row(self, task_id, column="task", value=b"{"):
-        """Let a row of the index rot."""
+        """Damage a row of the index."""
         with contextlib.closing(sqlite3.connect(self.data_dir / "index.sqlite")) as connection, connection:
             connection.execute(f"UPDATE tasks SET {column} = ? WHERE id = ?", (value, task_id))
 

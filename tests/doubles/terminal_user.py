@@ -1,4 +1,4 @@
-"""A person at a terminal of their own: types, reads, makes the window larger."""
+"""A user at a pseudo-terminal: types, reads, and resizes the window."""
 
 import fcntl
 import os
@@ -11,14 +11,14 @@ import sys
 import termios
 import time
 
-PATIENCE_SECONDS = 40.0
+TIMEOUT_SECONDS = 40.0
 
 
-class Person:
+class TerminalUser:
     """Runs the command line on a pseudo-terminal."""
 
     def __init__(self, *arguments, server, rows=30, columns=100):
-        self.shown = b""
+        self.output = b""
         environment = {
             "PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), "TERM": "xterm", "LANG": "C.UTF-8",
             "SANDBOX_SERVER": server,
@@ -31,33 +31,33 @@ class Person:
     def resize(self, rows, columns):
         fcntl.ioctl(self._terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
-    def types(self, text):
+    def type(self, text):
         os.write(self._terminal, text.encode() if isinstance(text, str) else text)
 
-    def sees(self, pattern, seconds=PATIENCE_SECONDS):
-        """Wait until it is shown; what was shown before it does not count again. Gives the match."""
+    def expect(self, pattern, seconds=TIMEOUT_SECONDS):
+        """Wait for a match in the output; output before it is dropped. Return the match."""
         deadline = time.monotonic() + seconds
-        while (found := re.search(pattern.encode(), self.shown)) is None:
-            assert time.monotonic() < deadline, f"waited for {pattern!r}, saw {self.shown[-3000:]!r}"
-            assert self._read(), f"it ended before it showed {pattern!r}: {self.shown[-3000:]!r}"
-        self.shown = self.shown[found.end() :]
-        return found
+        while (match := re.search(pattern.encode(), self.output)) is None:
+            assert time.monotonic() < deadline, f"waited for {pattern!r}, got {self.output[-3000:]!r}"
+            assert self._read(), f"the command ended before {pattern!r}: {self.output[-3000:]!r}"
+        self.output = self.output[match.end() :]
+        return match
 
-    def types_until_shown(self, text, seconds=PATIENCE_SECONDS):
-        """For who takes over: nothing says when its turn has come, and what it types before is let go."""
+    def type_until_echoed(self, text, seconds=TIMEOUT_SECONDS):
+        """Type repeatedly until the text is echoed: input is ignored until this terminal becomes the writer."""
         deadline = time.monotonic() + seconds
-        while text.encode() not in self.shown:
-            assert time.monotonic() < deadline, f"typed {text!r} in vain, saw {self.shown[-3000:]!r}"
-            self.types(text)
-            looked_until = time.monotonic() + 0.5
-            while time.monotonic() < looked_until:
+        while text.encode() not in self.output:
+            assert time.monotonic() < deadline, f"typed {text!r} in vain, got {self.output[-3000:]!r}"
+            self.type(text)
+            read_until = time.monotonic() + 0.5
+            while time.monotonic() < read_until:
                 self._read(0.1)
 
-    def exit_code(self, seconds=PATIENCE_SECONDS):
-        """Of the command, once it has ended."""
+    def exit_code(self, seconds=TIMEOUT_SECONDS):
+        """Wait for the command and return its exit code."""
         deadline = time.monotonic() + seconds
         while self._pid:
-            assert time.monotonic() < deadline, f"it does not end: {self.shown[-3000:]!r}"
+            assert time.monotonic() < deadline, f"the command does not end: {self.output[-3000:]!r}"
             self._read(0.1)
             pid, status = os.waitpid(self._pid, os.WNOHANG)
             if pid:
@@ -65,7 +65,7 @@ class Person:
                 self._status = os.waitstatus_to_exitcode(status)
         return self._status
 
-    def leave(self):
+    def close(self):
         """Close the window."""
         if self._pid:
             os.kill(self._pid, signal.SIGKILL)
@@ -77,10 +77,10 @@ class Person:
         return self
 
     def __exit__(self, *_):
-        self.leave()
+        self.close()
 
     def _read(self, seconds=0.5):
-        """False once nobody holds the other end any more."""
+        """False once the other end is closed."""
         ready, _, _ = select.select([self._terminal], [], [], seconds)
         if not ready:
             return True
@@ -88,5 +88,5 @@ class Person:
             chunk = os.read(self._terminal, 65536)
         except OSError:
             return False
-        self.shown += chunk
+        self.output += chunk
         return bool(chunk)

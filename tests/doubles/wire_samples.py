@@ -1,6 +1,6 @@
-"""Samples of all that types can hold, encoded: `python wire_samples.py json module:Type …` prints a list for each type.
+"""Encoded samples of types with all alternatives: `python wire_samples.py json module:Type …` prints a list per type.
 
-Needs nothing but msgspec, so that every version of the product can run it. Each sample is decoded again.
+Needs only msgspec, so every version of the product can run it. Each sample is also decoded.
 """
 
 import importlib
@@ -24,20 +24,20 @@ _PLAIN = {
 
 
 def encoded_samples(names, kind):
-    """Of each type that `module:Type` names; several such with `|` between them are a union."""
+    """Encoded samples of each `module:Type`; several separated by `|` are a union."""
     codec = {"json": msgspec.json, "msgpack": msgspec.msgpack}[kind]
     return {name: [_round_trip(codec, sample, _find(name)) for sample in samples(_find(name))] for name in names}
 
 
 def samples(type_):
-    """Values in which every field, every member of a union, and every choice occurs."""
+    """Values that cover every field, union member and enum value."""
     return _samples(inspect.type_info(type_))
 
 
 def _find(name):
-    found = [importlib.import_module(module) for module in [part.partition(":")[0] for part in name.split("|")]]
-    types = [getattr(module, part.partition(":")[2]) for module, part in zip(found, name.split("|"), strict=True)]
-    return Union[tuple(types)]  # noqa: UP007  (made of a list)
+    modules = [importlib.import_module(module) for module in [part.partition(":")[0] for part in name.split("|")]]
+    types = [getattr(module, part.partition(":")[2]) for module, part in zip(modules, name.split("|"), strict=True)]
+    return Union[tuple(types)]  # noqa: UP007  (built from a list)
 
 
 def _round_trip(codec, sample, type_):
@@ -67,7 +67,7 @@ def _samples(info):
 
 
 def _records(info):
-    """As many as the field with the most choices has."""
+    """As many records as the field with the most samples has."""
     fields = {field.name: _samples(field.type) for field in info.fields}
     count = max((len(values) for values in fields.values()), default=1)
     return [info.cls(**{name: values[n % len(values)] for name, values in fields.items()}) for n in range(count)]

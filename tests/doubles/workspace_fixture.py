@@ -1,4 +1,4 @@
-"""A repository that is served, and an attempt whose workspace is cloned from it."""
+"""A served repository, and an attempt whose workspace is cloned from it."""
 
 import asyncio
 import os
@@ -31,7 +31,7 @@ IDENTITY = {
 
 
 def run_git(*arguments: str, directory: Path, stdin: bytes = b"", **variables: str) -> str:
-    """Git as somebody with an empty configuration runs it."""
+    """Run git with an empty configuration."""
     environment = {
         "PATH": os.environ["PATH"],
         "HOME": "/nonexistent",
@@ -42,20 +42,20 @@ def run_git(*arguments: str, directory: Path, stdin: bytes = b"", **variables: s
         **variables,
     }
     command = ["git", "-c", "protocol.file.allow=always", "-c", "core.autocrlf=false", *arguments]
-    done = subprocess.run(
+    result = subprocess.run(
         command, cwd=directory, env=environment, input=stdin, capture_output=True, timeout=60, check=False
     )
-    assert done.returncode == 0, done.stderr.decode(errors="replace")
-    return done.stdout.decode(errors="surrogateescape").strip()
+    assert result.returncode == 0, result.stderr.decode(errors="replace")
+    return result.stdout.decode(errors="surrogateescape").strip()
 
 
 def snapshot(root: Path) -> dict[str, tuple[str, bytes]]:
-    """Kind and content of every file and link, without the `.git` at the top."""
+    """Kind and content of every file and link, without the top-level `.git`."""
     found = {}
     for path in root.rglob("*"):
-        inside = path.relative_to(root)
-        if inside.parts[0] != ".git" and (path.is_symlink() or path.is_file()):
-            found[str(inside)] = _kind_and_content(path)
+        relative = path.relative_to(root)
+        if relative.parts[0] != ".git" and (path.is_symlink() or path.is_file()):
+            found[str(relative)] = _kind_and_content(path)
     return found
 
 
@@ -66,7 +66,7 @@ def _kind_and_content(path: Path) -> tuple[str, bytes]:
 
 
 class Upstream:
-    """The repository that people clone, with a place to commit to it."""
+    """The upstream repository, with a work tree to commit to it."""
 
     def __init__(self, root: Path) -> None:
         self.work = root / "work"
@@ -74,7 +74,7 @@ class Upstream:
 
     @classmethod
     def empty(cls, root: Path, *options: str) -> "Upstream":
-        """A new one; the options go to `git init`."""
+        """Create a new one; the options are passed to `git init`."""
         made = cls(root)
         made.work.mkdir(parents=True)
         made.bare.parent.mkdir()
@@ -83,7 +83,7 @@ class Upstream:
         return made
 
     def copy_to(self, root: Path) -> "Upstream":
-        """Another one with all that is in this."""
+        """Create a copy."""
         shutil.copytree(self.work.parent, root, symlinks=True)
         return Upstream(root)
 
@@ -99,19 +99,19 @@ class Upstream:
         return self.commit_all(message, branch)
 
     def commit_all(self, message: str = "Work", branch: str = "main") -> str:
-        """Commit what is in the work tree and push."""
+        """Commit the work tree and push."""
         run_git("add", "--all", "--force", directory=self.work)
         run_git("commit", "--quiet", "--allow-empty", "--message", message, directory=self.work)
         return self.push(branch)
 
     def push(self, branch: str = "main") -> str:
-        """Push HEAD; gives its commit."""
+        """Push HEAD; return its commit."""
         run_git("push", "--quiet", "--force", str(self.bare), f"HEAD:refs/heads/{branch}", directory=self.work)
         return run_git("rev-parse", "HEAD", directory=self.work)
 
 
 def programs_below(pid: int) -> list[bytes]:
-    """Names of the programs that a process has started, and that those have."""
+    """Names of all descendant processes."""
     names: list[bytes] = []
     with suppress(OSError):
         for task in Path(f"/proc/{pid}/task").iterdir():
@@ -123,7 +123,7 @@ def programs_below(pid: int) -> list[bytes]:
 
 @dataclass
 class House:
-    """Everything a story about workspaces needs."""
+    """Everything that tests of workspaces need."""
 
     upstream: Upstream
     server: GitHttpServer
@@ -138,7 +138,7 @@ class House:
 
     @asynccontextmanager
     async def confine(self, directories, read_only):
-        """As a runner confines, with a sandbox's kernel uid and control group."""
+        """Confine like a runner, with a sandbox's kernel uid and control group."""
         if not self.confined:
             yield NoConfinement()
             return
@@ -185,25 +185,25 @@ class House:
         return base
 
     def patch(self, base_commit: str) -> bytes:
-        """The patch of what is in the workspace now."""
+        """The patch of the current workspace."""
         made, reason = self.patch_and_reason(base_commit)
         assert reason is None
         return made
 
     def patch_and_reason(self, base_commit: str) -> tuple[bytes, str | None]:
-        """The same where not everything fits, and why."""
-        made, became = self.patch_looked_through(base_commit, lambda _: False)
-        return made, became.incomplete_reason
+        """The patch, and the reason if it is incomplete."""
+        made, result = self.patch_looked_through(base_commit, lambda _: False)
+        return made, result.incomplete_reason
 
     def patch_looked_through(self, base_commit: str, contains_secret: ContainsSecret) -> tuple[bytes, PatchResult]:
-        """The same, and what became of it."""
+        """The patch, and the result of its creation."""
         target = self.root / "task.patch"
-        making = self.workspaces.patch(self.attempt, base_commit, target, self.confine, contains_secret)
-        became = asyncio.run(making)
-        return target.read_bytes(), became
+        creation = self.workspaces.patch(self.attempt, base_commit, target, self.confine, contains_secret)
+        result = asyncio.run(creation)
+        return target.read_bytes(), result
 
     def apply(self, base_commit: str, patch: bytes) -> Path:
-        """What somebody gets who applies the patch to a clone of their own."""
+        """Apply the patch in a new clone; return the clone."""
         clone = self.root / "applied"
         shutil.rmtree(clone, ignore_errors=True)
         run_git("clone", "--quiet", "--no-checkout", str(self.upstream.bare), str(clone), directory=self.root)
@@ -213,7 +213,7 @@ class House:
         return clone
 
     def patch_applies_whole(self, base_commit: str) -> bytes:
-        """Make the patch, apply it elsewhere, and see the same tree there, in index and work tree."""
+        """Create the patch and check that applying it reproduces the tree, in index and work tree."""
         patch = self.patch(base_commit)
         clone = self.apply(base_commit, patch)
         assert snapshot(clone) == snapshot(self.workspace)

@@ -1,4 +1,4 @@
-"""The declaration of an attack: what runs inside, and which outcome each tier must show."""
+"""The declaration of an attack: the code to run in a sandbox, and the outcome expected per runtime."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,19 +7,19 @@ from enum import StrEnum
 from escape.host_watch import WITNESSES
 
 OWN_KERNEL = ("gvisor", "qemu")
-"""Tiers whose sandboxes have a kernel of their own, so that what it allows can stay inside."""
+"""Runtimes whose sandboxes have their own kernel, so an attack it allows can stay inside."""
 
 CLOCK_SKEW_SECONDS = 1.5
 """A guest reads its clock at boot, in whole seconds."""
 
 DENIED = ("EPERM", "EACCES", "ENOSYS")
-"""The answers of a kernel that refuses a call."""
+"""Errors of a kernel that denies a call."""
 
 
 class Outcome(StrEnum):
-    """What a row of the table showed. Attacks are declared as REFUSED or INSIDE; UNPROVEN is never written.
+    """The outcome of a row. Attacks are declared as REFUSED or INSIDE; UNPROVEN is never written to the table.
 
-    HELD: for rows that are about what the host did, and not about what an attack reports.
+    HELD: for rows about the host's behaviour instead of an attack's report.
     """
 
     REFUSED = "refused"
@@ -36,11 +36,11 @@ class Attack:
     `attack` and `twin` are Python to run inside. Each reports by calling `through()` when it succeeds, or
     `refused(*words)`. An OSError reports `refused(<name of its errno>)`. Output is never an outcome.
 
-    refused_by: the words that count as a refusal. Everything else that is reported leaves the row unproven.
-    inside: the tiers whose own kernel allows the attack. There it must succeed, and the host must not change.
+    refused_by: the words that count as a denial. Any other report leaves the row unproven.
+    inside: the runtimes whose own kernel allows the attack. There it must succeed without a change on the host.
     unchanged: names of the witnesses in host_watch.py that must show no change on the host, whatever the outcome.
-    host_paths: paths or names of settings of the battlefield. At least one must exist on the host: without it
-        "no such file" proves nothing.
+    host_paths: paths, or names of AttackRun settings. At least one must exist on the host: otherwise "no such file"
+        proves nothing.
     packet: protocol and setting of the address, port, of a packet that must not arrive outside.
     """
 
@@ -54,23 +54,23 @@ class Attack:
     packet: tuple[str, str, int] | None = None
 
     def __post_init__(self):
-        assert set(self.inside) <= set(OWN_KERNEL), f"{self.name}: only {OWN_KERNEL} have a kernel of their own"
-        assert self.unchanged or not self.inside, f"{self.name}: name a witness on the host"
-        assert set(self.unchanged) <= set(WITNESSES), f"{self.name}: there are no such witnesses"
-        assert "ENOENT" not in self.refused_by or self.host_paths, f"{self.name}: what must exist on the host?"
-        assert self.refused_by, f"{self.name}: by what may it be refused?"
+        assert set(self.inside) <= set(OWN_KERNEL), f"{self.name}: only {OWN_KERNEL} have their own kernel"
+        assert self.unchanged or not self.inside, f"{self.name}: missing witness on the host"
+        assert set(self.unchanged) <= set(WITNESSES), f"{self.name}: unknown witness"
+        assert "ENOENT" not in self.refused_by or self.host_paths, f"{self.name}: missing host_paths"
+        assert self.refused_by, f"{self.name}: missing refused_by"
 
-    def declared(self, tier):
-        """The one outcome that this tier must show."""
-        return Outcome.INSIDE if tier in self.inside else Outcome.REFUSED
+    def declared(self, runtime):
+        """The outcome expected with this runtime."""
+        return Outcome.INSIDE if runtime in self.inside else Outcome.REFUSED
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the host saw while the attacks ran.
+    """Observations on the host while the attacks ran.
 
-    changes: by witness, what changed · missing: the paths and settings that do not exist on the host
-    packets: (protocol, address or setting, port) that arrived outside · samples: begin and end of each look.
+    changes: by witness · missing: the paths and settings that do not exist on the host
+    packets: (protocol, address or setting, port) that arrived outside · samples: start and end of each.
     """
 
     changes: Mapping[str, list[str]]
@@ -79,6 +79,6 @@ class Evidence:
     samples: tuple[tuple[float, float], ...] = ()
 
     def covers(self, begin, end):
-        """Whether a whole sample was taken while an attack held what it did, by clocks that differ a little."""
+        """Whether a whole sample was taken while an attack was held, allowing for clock skew."""
         first, last = begin + CLOCK_SKEW_SECONDS, end - CLOCK_SKEW_SECONDS
         return any(first <= sample_begin and sample_end <= last for sample_begin, sample_end in self.samples)

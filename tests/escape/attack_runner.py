@@ -1,4 +1,4 @@
-"""A server in a network of the test's own, with everything around it that an agent might want, for one tier."""
+"""Runs the attacks with one runtime, against a server in an isolated network with targets for the agent."""
 
 import itertools
 import json
@@ -40,19 +40,20 @@ NAMES = {
 ALLOWED = [HOST, "inside.example", "metadata.example", "own.example"]
 TOOL_MILLISECONDS = 600_000
 TASK_SECONDS = 900
-PLAY_SECONDS, PLAY_SECONDS_EMULATED = 30, 180
+ATTACK_SECONDS, ATTACK_SECONDS_EMULATED = 30, 180
 
 ATTACKS = {
     "network": tuple(attacks_on_network.network_attacks()),
     "credentials": tuple(attacks_on_credentials.credential_attacks()),
     "resources": tuple(attacks_on_resources.resource_attacks()),
 }
-_ASKED_ELSEWHERE = {*attacks_on_network.left_to_the_gateway(), "more memory than the bound"}
-ATTACKS_ON_A_TIER = {
-    kind: tuple(one for one in attacks if one.name not in _ASKED_ELSEWHERE) for kind, attacks in ATTACKS.items()
+_TESTED_ELSEWHERE = {*attacks_on_network.gateway_attack_names(), "more memory than the bound"}
+ATTACKS_PER_RUNTIME = {
+    kind: tuple(attack for attack in attacks if attack.name not in _TESTED_ELSEWHERE)
+    for kind, attacks in ATTACKS.items()
 }
-"""Without those that only the gateway answers, which is asked them on another tier; and without what takes the agent
-along, which tests/contract asks each tier and tests/acceptance/test_limit_errors.py gVisor."""
+"""Without attacks that only reach the gateway, which are tested with another runtime, and without attacks that kill the
+agent, which tests/contract covers for each runtime and tests/acceptance/test_limit_errors.py for gVisor."""
 
 _PRELUDES = {
     "network": attacks_on_network.PRELUDE,
@@ -70,18 +71,18 @@ print(json.dumps({{**{RESULT!r}, **session}}))
 """
 
 
-class Battlefield:
-    """Enter it to have both tasks played; `results` are by attack, everything else is what the host saw.
+class AttackRun:
+    """Enter it to run the tasks; `results` are the reports by attack, the other attributes are host observations.
 
-    user: the uid that the server runs as, who keeps no limits and so is not attacked for resources; root without.
-    attacks: from inside, by kind; all of them without.
-    has_stand_in: a program of Python's does what the agent is told to, where the agent itself takes minutes to begin.
-    evidence: what the host saw of the attacks from inside.
-    sent, allowed: packets on the wire, and those that belong there · asked: requests that the host got.
+    user: uid of the server, root by default; an ordinary user cannot enforce limits, so resource attacks are skipped.
+    attacks: by kind; all by default.
+    has_stand_in: use a Python program instead of the agent, which takes minutes to start in an emulated guest.
+    evidence: of the attacks from inside.
+    sent_packets, allowed_packets: packets on the wire, and the expected ones · host_requests: received by the host.
     """
 
-    def __init__(self, directory, tier, *, user=None, attacks=ATTACKS, has_stand_in=False):
-        self.directory, self.tier, self.user = Path(directory), tier, user
+    def __init__(self, directory, runtime, *, user=None, attacks=ATTACKS, has_stand_in=False):
+        self.directory, self.runtime, self.user = Path(directory), runtime, user
         self.attacks, self._has_stand_in = attacks, has_stand_in
         self._steps = 3 if attacks is ATTACKS else 1
         self.results, self.evidence = {}, Evidence({})
@@ -94,7 +95,7 @@ class Battlefield:
         self._stack.__enter__()
         try:
             self._prepare()
-            self._play()
+            self._run()
         except BaseException:
             self._stack.close()
             raise
@@ -108,15 +109,15 @@ class Battlefield:
         internet = self.internet = self._stack.enter_context(ClosedInternet())
         _add_address(internet.internet_prefix, HOST_ADDRESS)
         _add_address(internet.server_prefix, SERVERS_OWN_ADDRESS)
-        self.world = World(
+        self.machine = World(
             self.directory,
             prefix=(*internet.server_prefix, *self._with_hosts(), *self._as_user()),
             address=INTERNET_ADDRESS,
             namespace=internet.server_namespace,
         )
-        self._stack.callback(self.world.close)
+        self._stack.callback(self.machine.close)
         self.socket_file = self.directory / "host.sock"
-        self.abstract = f"sandbox-battery-{os.getpid()}-{self.tier}"
+        self.abstract = f"sandbox-battery-{os.getpid()}-{self.runtime}"
         with in_namespace(internet.server_namespace):
             for name in (str(self.socket_file), f"\0{self.abstract}"):
                 listener = self._stack.enter_context(socket.socket(socket.AF_UNIX))
@@ -133,62 +134,66 @@ class Battlefield:
     def _with_hosts(self):
         hosts, resolver = self.directory / "hosts", self.directory / "resolv.conf"
         hosts.write_text("127.0.0.1 localhost\n" + "".join(f"{address} {name}\n" for name, address in NAMES.items()))
-        resolver.write_text("nameserver 127.0.0.1\n")  # where nobody answers
+        resolver.write_text("nameserver 127.0.0.1\n")  # where no resolver listens
         mounts = f"mount --bind {hosts} /etc/hosts && mount --bind {resolver} /etc/resolv.conf"
         if self.user is not None and sys.base_prefix.startswith("/root/"):
-            # Nobody else may walk to a Python in root's home: show it in an otherwise empty one.
+            # Other users cannot reach a Python in root's home: mount it into an otherwise empty one.
             python = self.directory / "python"
             python.mkdir()
             mounts += f" && mount --bind {sys.base_prefix} {python} && mount -t tmpfs -o mode=0755 none /root"
             mounts += f" && mkdir -p {sys.base_prefix} && mount --bind {python} {sys.base_prefix}"
         return ("unshare", "--mount", "sh", "-c", f'{mounts} && exec "$@"', "sh")
 
-    def _play(self):
-        world, internet = self.world, self.internet
+    def _run(self):
+        machine, internet = self.machine, self.internet
         certificate = self.directory / "host.pem"
         _make_certificate(certificate)
-        world.start_git(prefix=internet.internet_prefix)
-        with (world.home / ".gitconfig").open("a") as config:
+        machine.start_git(prefix=internet.internet_prefix)
+        with (machine.home / ".gitconfig").open("a") as config:
             config.write("[credential]\n\thelper = store\n")
-        steps = [_run(f"sh step-{number}.sh") for number in range(self._steps)]
-        world.start_model(*steps, says(), prefix=internet.internet_prefix)
+        steps = [_run_step(f"sh step-{number}.sh") for number in range(self._steps)]
+        machine.start_model(*steps, says(), prefix=internet.internet_prefix)
         program = [sys.executable, fake_host.__file__, HOST_ADDRESS, str(certificate), str(self.record)]
-        world._start("host", program, {}, internet.internet_prefix)
-        world.start_server(SANDBOX_RUNTIME=self.tier, SSH_AUTH_SOCK=str(self.socket_file), **self._agent())
-        self._settings = self._tell_attacks()
+        machine._start("host", program, {}, internet.internet_prefix)
+        machine.start_server(SANDBOX_RUNTIME=self.runtime, SSH_AUTH_SOCK=str(self.socket_file), **self._agent())
+        self._settings = self._attack_settings()
         public = certificate.read_text().partition("-----BEGIN CERTIFICATE")
         self._files = {"README.md": "# Hi\n", "ca.pem": "".join(public[1:]), **self._programs()}
-        self._make_repository("repo", self._files, *self._plays("network 4", "credentials 3"), "")
+        self._make_repository("repo", self._files, *self._battery_arguments("network 4", "credentials 3"), "")
         packets = len(internet.packets)
-        watched = (world.server.said["pid"], self._settings["SERVER_PID"])
-        with HostWatch(self.marker, watched, world.data_dir) as self._watch:
-            self._play_tasks()
-        self.sent = set(internet.packets[packets:])
-        self.evidence = self._gather()
-        ports = {int(process.said["url"].rpartition(":")[2]) for process in world.processes if "url" in process.said}
+        pids = (machine.server.ready_message["pid"], self._settings["SERVER_PID"])
+        with HostWatch(self.marker, pids, machine.data_dir) as self._watch:
+            self._run_tasks()
+        self.sent_packets = set(internet.packets[packets:])
+        self.evidence = self._collect_evidence()
+        ports = {
+            int(process.ready_message["url"].rpartition(":")[2])
+            for process in machine.processes
+            if "url" in process.ready_message
+        }
         services = {("tcp", INTERNET_ADDRESS, port) for port in ports}
-        self.allowed = services | {("tcp", HOST_ADDRESS, 80), ("tcp", HOST_ADDRESS, 443)}
-        self.asked = [json.loads(line) for line in self.record.read_text().splitlines()]
+        self.allowed_packets = services | {("tcp", HOST_ADDRESS, 80), ("tcp", HOST_ADDRESS, 443)}
+        self.host_requests = [json.loads(line) for line in self.record.read_text().splitlines()]
 
-    def _play_tasks(self):
+    def _run_tasks(self):
         self.status = self._task(
             "task-1", ["out/**", "nested/**", ".network.json", ".credentials.json"], ("network", "credentials"),
             vm={"network_mode": "outbound", "allowed_hosts": ALLOWED},
         )  # fmt: skip
-        assert self.status["state"] == "completed", self.world.tell()
+        assert self.status["state"] == "completed", self.machine.diagnostics()
         if self.user is None and self.attacks["resources"]:
-            self._play_resources()
+            self._run_resource_attacks()
 
-    def _gather(self):
-        """What the host saw, by the names that attacks use."""
+    def _collect_evidence(self):
+        """Host observations, with addresses replaced by the names that attacks use."""
         addresses = {address: name for name, address in self._settings.items() if isinstance(address, str)}
-        packets = {(protocol, addresses.get(address, address), port) for protocol, address, port in self.sent}
+        packets = {(protocol, addresses.get(address, address), port) for protocol, address, port in self.sent_packets}
         return Evidence(self._watch.changes(), frozenset(self._missing), frozenset(packets), tuple(self._watch.samples))
 
-    def _look_for_paths(self):
-        """The paths of attacks that the server itself does not find; asked while a sandbox is up."""
-        root = f"/proc/{self.world.server.said['pid']}/root"
-        paths = {path for attacks in self.attacks.values() for one in attacks for path in one.host_paths}
+    def _missing_paths(self):
+        """Paths of attacks that do not exist for the server; checked while a sandbox is running."""
+        root = f"/proc/{self.machine.server.ready_message['pid']}/root"
+        paths = {path for attacks in self.attacks.values() for attack in attacks for path in attack.host_paths}
         return {path for path in paths if not os.path.lexists(root + self._settings.get(path, path))}
 
     def _agent(self):
@@ -197,110 +202,114 @@ class Battlefield:
         return {"PYTHONPATH": str(make_stand_in_of_python(self.directory / "agent", "/workspace/agent.py"))}
 
     def _task(self, task_id, patterns, kinds, **parts):
-        world = self.world
-        world.submit(task_id, lifecycle={"artifact_patterns": patterns, "timeout": f"{TASK_SECONDS}s"}, **parts)
-        self._settle(task_id)
-        status = world.wait(task_id, TASK_SECONDS)
+        machine = self.machine
+        machine.submit(task_id, lifecycle={"artifact_patterns": patterns, "timeout": f"{TASK_SECONDS}s"}, **parts)
+        self._wait_until_running(task_id)
+        status = machine.wait(task_id, TASK_SECONDS)
         for kind in kinds:
-            self.results.setdefault(kind, {}).update(json.loads(world.artifact(f".{kind}.json", task_id)))
+            self.results.setdefault(kind, {}).update(json.loads(machine.artifact(f".{kind}.json", task_id)))
         return status
 
-    def _settle(self, task_id):
+    def _wait_until_running(self, task_id):
         deadline = time.monotonic() + TASK_SECONDS
-        while (state := self.world.status(task_id)["state"]) != "running":
+        while (state := self.machine.status(task_id)["state"]) != "running":
             is_waiting = state not in TERMINAL and time.monotonic() < deadline
-            assert is_waiting, f"{state}\n{self.world.tell(task_id)}"
+            assert is_waiting, f"{state}\n{self.machine.diagnostics(task_id)}"
             time.sleep(0.05)
-        self._watch.settle()
-        self._missing = self._look_for_paths()
+        self._watch.mark_sandbox_ready()
+        self._missing = self._missing_paths()
 
-    def _play_resources(self):
-        """An attack that takes its agent along has failed with it; the next task goes on with the others.
+    def _run_resource_attacks(self):
+        """An attack that kills its agent was refused; the next task continues with the remaining attacks.
 
-        An agent may also fall to what the attack before has left, when the next one has not begun.
+        An agent may also be killed by the effects of an attack before the next one has started.
         """
         vm = {"memory": f"{attacks_on_resources.MEMORY_MIB}M", "disk": f"{attacks_on_resources.DISK_MIB}M"}
-        given = json.loads(self._files["resources.json"])
+        entries = json.loads(self._files["resources.json"])
         for number in itertools.count(2):
-            files = {**self._files, "resources.json": json.dumps(given)}
-            self._make_repository(f"resources-{number}", files, *self._plays("resources 1"))
+            files = {**self._files, "resources.json": json.dumps(entries)}
+            self._make_repository(f"resources-{number}", files, *self._battery_arguments("resources 1"))
             repository = {"url": f"{ORGANISATION}resources-{number}.git"}
             status = self._task(f"task-{number}", [".resources.json"], ("resources",), vm=vm, repository=repository)
             if status["state"] == "completed":
                 return
-            played = self.results["resources"]
-            under_way = [one for one in given["attacks"] if set(played.get(one["name"], ())) == {"twin"}]
-            for one in under_way:
+            results = self.results["resources"]
+            running = [attack for attack in entries["attacks"] if set(results.get(attack["name"], ())) == {"twin"}]
+            for attack in running:
                 code = status["error"]["code"]
-                played[one["name"]]["attack"] = {"outcome": "refused", "by": [code], "said": "its agent went with it"}
-            left = [one for one in given["attacks"] if "attack" not in played.get(one["name"], {})]
-            assert len(left) < len(given["attacks"]), status["error"]
-            if not left:
+                results[attack["name"]]["attack"] = {
+                    "outcome": "refused",
+                    "by": [code],
+                    "output": "its agent was killed",
+                }
+            remaining = [attack for attack in entries["attacks"] if "attack" not in results.get(attack["name"], {})]
+            assert len(remaining) < len(entries["attacks"]), status["error"]
+            if not remaining:
                 return
-            given["attacks"] = left
+            entries["attacks"] = remaining
 
-    def _make_repository(self, name, files, *plays):
-        """With a program for each step of the model's; a play without a word lays what collecting stumbles over.
+    def _make_repository(self, name, files, *runs):
+        """A repository with a script per model step; an empty run creates the traps for collection.
 
-        What is no more than a sample is one step: a turn of the model's takes long in a guest that is emulated.
+        A sample is one step: a model turn takes long in an emulated guest.
         """
-        lines = [f"python3 battery.py {play}\n" if play else "python3 laid.py\n" for play in plays]
+        lines = [f"python3 battery.py {run}\n" if run else "python3 lay_traps.py\n" for run in runs]
         steps = lines if len(lines) <= self._steps else ["".join(lines)]
         steps += ["true\n"] * (self._steps - len(steps))
         programs = {f"step-{number}.sh": step for number, step in enumerate(steps)}
-        make_repository(self.world.repositories / f"{name}.git", {**files, **programs})
+        make_repository(self.machine.repositories / f"{name}.git", {**files, **programs})
 
-    def _plays(self, *plays):
-        """What the battery is to be told: the kind of attacks, where results go, how many at once, and for how long."""
-        seconds = PLAY_SECONDS_EMULATED if self.tier == "qemu" else PLAY_SECONDS
-        return [f"{kind}.json .{kind}.json {at_once} {seconds}" for kind, at_once in map(str.split, plays)]
+    def _battery_arguments(self, *runs):
+        """Arguments of battery.py: attacks file, results file, concurrency and seconds."""
+        seconds = ATTACK_SECONDS_EMULATED if self.runtime == "qemu" else ATTACK_SECONDS
+        return [f"{kind}.json .{kind}.json {at_once} {seconds}" for kind, at_once in map(str.split, runs)]
 
-    def _tell_attacks(self):
-        """What attacks know by name."""
+    def _attack_settings(self):
+        """Variables available to the attacks' code."""
         return {
             "HOST": HOST,
             "PUBLIC": PUBLIC_ADDRESS,
             "METADATA": METADATA_ADDRESS,
             "PRIVATE": PRIVATE_ADDRESS,
             "MODEL_HOST": INTERNET_ADDRESS,
-            "MODEL_PORT": int(self.world.model_url.rpartition(":")[2]),
+            "MODEL_PORT": int(self.machine.model_url.rpartition(":")[2]),
             "SERVER": SERVER_ADDRESS,
-            "SERVER_PORT": int(self.world.server.said["http"].rpartition(":")[2]),
+            "SERVER_PORT": int(self.machine.server.ready_message["http"].rpartition(":")[2]),
             "SERVER_PID": self._stack.enter_context(process_outside()).pid,
             "ABSTRACT": self.abstract,
             "SOCKET_FILE": str(self.socket_file),
             "CANARY": str(self.canary),
-            "DATA_DIR": str(self.world.data_dir),
-            "HOST_GIT": str(self.world.repositories),
+            "DATA_DIR": str(self.machine.data_dir),
+            "HOST_GIT": str(self.machine.repositories),
             "MARK": str(self.mark),
-            "CREDENTIALS": str(self.world.home / ".gitconfig"),
+            "CREDENTIALS": str(self.machine.home / ".gitconfig"),
             "MARKER": self.marker,
         }
 
     def _programs(self):
         header = "".join(f"{name} = {value!r}\n" for name, value in self._settings.items())
-        # The wrong way round, so that nobody finds it where the attack itself brought it.
+        # Reversed, so that attacks do not find the copy in their own code.
         header += f"NEEDLE = bytes(reversed({SERVER_KEY[::-1].encode()!r}))\n"
         files = {"battery.py": (Path(__file__).parent / "battery.py").read_text()}
         for kind, attacks in self.attacks.items():
-            given = [
+            entries = [
                 {
-                    "name": one.name,
-                    "attack": one.attack,
-                    "twin": one.twin,
-                    "hold_seconds": HOLD_SECONDS if one.unchanged else 0,
+                    "name": attack.name,
+                    "attack": attack.attack,
+                    "twin": attack.twin,
+                    "hold_seconds": HOLD_SECONDS if attack.unchanged else 0,
                 }
-                for one in attacks
+                for attack in attacks
             ]
-            files[f"{kind}.json"] = json.dumps({"prelude": header + _PRELUDES[kind], "attacks": given})
+            files[f"{kind}.json"] = json.dumps({"prelude": header + _PRELUDES[kind], "attacks": entries})
         if self._has_stand_in:
             files["agent.py"] = _AGENT
-        return {**files, "laid.py": header + attacks_on_collection.LAID}
+        return {**files, "lay_traps.py": header + attacks_on_collection.TRAP_SCRIPT}
 
 
-def _run(command):
-    given = {"command": f"{command} 2>&1 | tail -c 2000", "description": "work", "timeout": TOOL_MILLISECONDS}
-    return Turn((ToolUse("Bash", given),))
+def _run_step(command):
+    arguments = {"command": f"{command} 2>&1 | tail -c 2000", "description": "work", "timeout": TOOL_MILLISECONDS}
+    return Turn((ToolUse("Bash", arguments),))
 
 
 def _make_certificate(path):

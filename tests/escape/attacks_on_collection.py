@@ -1,14 +1,14 @@
-"""What an agent leaves in its workspace for the host to stumble over, each with what the host must do all the same.
+"""Traps that an agent leaves in its workspace, each with the required behaviour of the host.
 
-The code runs inside, at the end of the task. Afterwards nobody but the tests of battery_on_a_tier.py says what came of
-it: MARK is a path of the host that only a tool of the host's that obeyed the workspace could have written.
+The code runs inside, at the end of the task. The tests of battery_on_a_runtime.py check the outcome: MARK is a path on
+the host that only a host tool which executed something from the workspace could have written.
 """
 
 from typing import NamedTuple
 
 
 class Trap(NamedTuple):
-    """`must` is what the host does all the same; `sign` is by what that is seen, where it is not for all alike."""
+    """must: the required behaviour of the host; sign: the name by which it is checked, if it differs per trap."""
 
     name: str
     must: str
@@ -22,7 +22,7 @@ ORDINARY = "takes it for ordinary files"
 LEFT_OUT = "leaves it out and says so"
 OUT_OF_PATCH = "leaves it out of the patch and says so at its head"
 NOT_DELIVERED = "delivers nothing of it"
-"""And may have nothing to say: what is no file stays in gVisor's own kernel and never comes to the host."""
+"""Without a report: in gVisor, special files exist only in its own kernel and never reach the host."""
 
 SHOWN = "delivers it under a name that shows"
 
@@ -68,16 +68,16 @@ TRAPS = (
     Trap("a name with quotes", SHOWN, "out/quote'\".txt"),
     Trap("a name with a backslash", SHOWN, "out/back\\slash.txt"),
 )
-"""By name what LAID lays, for the table in docs/security.md."""
+"""The traps that TRAP_SCRIPT creates, for the table in docs/security.md."""
 
-LAID = r"""
+TRAP_SCRIPT = r"""
 import os, pathlib, socket, subprocess
 os.chdir("/workspace")
 MARK_SHELL = f"touch {MARK}; echo evil"
 
 def git(*arguments): subprocess.run(["git", *arguments], capture_output=True, timeout=20)
 
-# What the host's git would run, were it run here.
+# Commands that git on the host would run in this repository.
 for key in ("core.fsmonitor", "core.sshCommand", "core.pager", "diff.external", "core.editor", "gpg.program", "credential.helper",
             "filter.evil.clean", "filter.evil.smudge", "filter.evil.process", "diff.evil.textconv", "diff.evil.command",
             "uploadpack.packObjectsHook", "alias.diff", "alias.status", "sequence.editor", "interactive.diffFilter"):
@@ -102,14 +102,14 @@ pathlib.Path(".git/info/attributes").write_text("* filter=evil\n")
 pathlib.Path(".git/objects/info").mkdir(exist_ok=True)
 pathlib.Path(".git/objects/info/alternates").write_text(HOST_GIT + "\n")
 pathlib.Path(".gitmodules").write_text(f'[submodule "x"]\n\tpath = x\n\turl = "ext::sh -c {MARK_SHELL}"\n\tupdate = !{MARK_SHELL}\n')
-# A nested repository with a life of its own.
+# A nested repository with its own configuration.
 os.makedirs("nested/.git/hooks", exist_ok=True)
 pathlib.Path("nested/.git/config").write_text(f"[core]\n\tfsmonitor = {MARK_SHELL}\n\tworktree = /\n")
 pathlib.Path("nested/file.txt").write_text("ordinary\n")
-# Names for which git refuses a whole patch.
+# Names for which git rejects a whole patch.
 pathlib.Path("odd\\.git").write_text("odd\n")
 os.symlink("README.md", "~1234567")
-# Artifacts that lead out, hang, lie or flood.
+# Artifacts that link outside, block, have misleading names or are huge.
 os.makedirs("out", exist_ok=True)
 os.chdir("out")
 os.symlink(CANARY, "link-to-the-host.txt")
@@ -125,8 +125,8 @@ for name in ("new\nline.txt", "\x1b]0;title\x07.txt", "\x1b[2J.txt", "back\\slas
     pathlib.Path(name).write_text("named\n")
 with open(b"no-text-\xff.txt", "w") as file: file.write("named\n")
 os.makedirs("/".join(["deep"] * 400), exist_ok=True)
-# A file that was changed in the base commit is changed for the patch as well.
+# An ordinary change, for the patch.
 os.chdir("/workspace")
 pathlib.Path("README.md").write_text("# Hi\n\nchanged\n")
-print("laid")
+print("traps created")
 """

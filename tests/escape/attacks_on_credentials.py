@@ -1,4 +1,4 @@
-"""Ways to the server's keys and to other processes, each beside its twin; those to more rights are in
+"""Attacks on the server's keys and on other processes, each with its twin; attacks on privileges are in
 attacks_on_rights.py."""
 
 from escape.attack import Attack
@@ -17,7 +17,7 @@ N = dict(ptrace=117, add_key=217, keyctl=219, bpf=280, perf=241, userfaultfd=282
     process_vm_writev=311, pidfd_open=434, pidfd_getfd=438, sethostname=170)
 
 def call(name, *arguments, past=()):
-    # An errno in `past` is one that only comes after the check of rights: the call was allowed.
+    # An errno in `past` only occurs after the permission check: the call was allowed.
     words = [ctypes.c_long(one) if isinstance(one, int) else one for one in arguments]
     result = libc.syscall(ctypes.c_long(N[name]), *words)
     if result < 0 and ctypes.get_errno() not in past: raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
@@ -27,7 +27,7 @@ def run(*argv):
     return subprocess.run(argv, capture_output=True, text=True, timeout=100)
 
 def report(found, looked):
-    # That nothing is found proves something only where something was looked at.
+    # Finding nothing proves something only if something was searched.
     if found: through()
     elif looked: refused("absent")
 
@@ -39,23 +39,23 @@ def hunt(needle, paths):
         looked += 1
     report(found, looked)
 
-# What packages bring is the same on every machine, large, and nothing that a server writes to.
-BROUGHT = {"/opt/node", "/opt/npm", "/run/sandbox/bin/claude"}
+# Packages are large, the same on every machine, and not written by the server.
+PACKAGED = {"/opt/node", "/opt/npm", "/run/sandbox/bin/claude"}
 
 def files(places=("/etc", "/home", "/run", "/tmp", "/var", "/workspace", "/opt", "/dev/shm")):
     for place in places:
         for directory, inner, names in os.walk(place):
-            inner[:] = [name for name in inner if os.path.join(directory, name) not in BROUGHT]
+            inner[:] = [name for name in inner if os.path.join(directory, name) not in PACKAGED]
             for name in names:
                 path = os.path.join(directory, name)
-                if path not in BROUGHT and os.path.isfile(path): yield path
+                if path not in PACKAGED and os.path.isfile(path): yield path
 
 def hunt_memory(needle):
     found = looked = 0
     for maps in glob.glob("/proc/[0-9]*/maps"):
         process = os.path.dirname(maps)
         try:
-            # The battery's own processes know what they look for.
+            # The battery's own processes have the needle in memory.
             if re.search(b"battery|reversed", pathlib.Path(process, "cmdline").read_bytes()): continue
             with open(maps) as lines, open(f"{process}/mem", "rb", 0) as memory:
                 for line in lines:
@@ -70,13 +70,13 @@ def hunt_memory(needle):
     report(found, looked)
 
 def child(**environment):
-    # A program that runs, seen by its argument.
+    # A running program, recognizable by its argument.
     started = subprocess.Popen(["sleep", "27"], env=environment)
     while b"sleep" not in pathlib.Path(f"/proc/{started.pid}/cmdline").read_bytes(): pass
     return started
 
 def others():
-    # All processes that are seen but this one and its children.
+    # All visible processes except this one and its children.
     own = os.getpid()
     return [path for path in glob.glob("/proc/[0-9]*") if int(os.path.basename(path)) < own]
 """
@@ -87,11 +87,11 @@ started.terminate()
 if started.wait(10) == -15: through()"""
 READ_ETC = "if 'agent' in pathlib.Path('/etc/passwd').read_text(): through()"
 UNSEEN = ("EPERM", "EACCES", "ENOSYS", "ENOENT", "ESRCH")
-"""How a process is kept from another one, that is seen or not: the host has one of that number."""
+"""Errors when another process is inaccessible or invisible; the host has a process with that number."""
 
 
 def credential_attacks():
-    """All of them."""
+    """All attacks on credentials and privileges."""
     yield from _keys()
     yield from _files()
     yield from _other_processes()
@@ -152,7 +152,7 @@ attempt(*[lambda path=path: connect(path) for path in (*usual, *found)])""", _UN
     yield Attack(
         "the memory of the first process inside",
         """
-# An address that is not there is only found out after the check of rights.
+# An invalid address is only detected after the permission check.
 space = ctypes.create_string_buffer(8)
 local = ctypes.create_string_buffer(struct.pack("=QQ", ctypes.addressof(space), 8))
 remote = ctypes.create_string_buffer(struct.pack("=QQ", 4096, 8))

@@ -1,4 +1,4 @@
-"""Ways to have the kernel hold memory that is not the sandbox's, or to be spared when memory runs out."""
+"""Attacks that use kernel memory not accounted to the sandbox, or evade the OOM killer."""
 
 from escape.attack import OWN_KERNEL, Attack
 from escape.host_watch import BUFFERS_BYTES, FILTERS_BYTES
@@ -14,20 +14,20 @@ def checked(result):
     return result
 
 def listener():
-    door = socket.socket(); door.bind(("127.0.0.1", 0)); door.listen(512); return door
+    server = socket.socket(); server.bind(("127.0.0.1", 0)); server.listen(512); return server
 
 def instruction(code, value): return struct.pack("HBBI", code, 0, 0, value)
 
 def program(code):
-    kept.append(ctypes.create_string_buffer(code, len(code)))
-    return struct.pack("HxxxxxxP", len(code) // 8, ctypes.addressof(kept[-1]))
+    keep_alive.append(ctypes.create_string_buffer(code, len(code)))
+    return struct.pack("HxxxxxxP", len(code) // 8, ctypes.addressof(keep_alive[-1]))
 
-kept = []
+keep_alive = []
 """
 
 
 def kernel_memory_attacks():
-    """All of them."""
+    """All attacks on kernel memory."""
     yield from _buffers()
     yield from _filters()
     yield from _other_pools()
@@ -35,17 +35,17 @@ def kernel_memory_attacks():
 
 def _buffers():
     transfer = """
-with means(): door = listener()
-client = socket.create_connection(door.getsockname()); served, _ = door.accept()
+with setup(): server = listener()
+client = socket.create_connection(server.getsockname()); served, _ = server.accept()
 sending = threading.Thread(target=client.sendall, args=(bytes(8 << 20),)); sending.start()
 received = 0
 while received < 8 << 20: received += len(served.recv(1 << 20))
 through()"""
     yield Attack("buffers of TCP connections that are never read", """
-with means(): door = listener()
+with setup(): server = listener()
 sent = 0
 for _ in range(150):
-    client = socket.create_connection(door.getsockname()); kept += [client, door.accept()[0]]
+    client = socket.create_connection(server.getsockname()); keep_alive += [client, server.accept()[0]]
     client.setblocking(False)
     try:
         while sent < BUFFERS: sent += client.send(bytes(65536))
@@ -54,13 +54,13 @@ print(sent >> 20, "MiB")
 if sent < BUFFERS: refused("held back")
 else: through()""", transfer, ("held back",), unchanged=("socket buffers",))  # fmt: skip
     yield Attack("buffers of TCP connections that nobody accepts", """
-with means():
-    door = socket.socket(); door.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
-    door.bind(("127.0.0.1", 0)); door.listen(512)
+with setup():
+    server = socket.socket(); server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
+    server.bind(("127.0.0.1", 0)); server.listen(512)
 sent = 0
 for _ in range(150):
     client = socket.socket(); client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-    client.connect(door.getsockname()); client.setblocking(False); kept.append(client)
+    client.connect(server.getsockname()); client.setblocking(False); keep_alive.append(client)
     try:
         while sent < BUFFERS: sent += client.send(bytes(65536))
     except BlockingIOError: pass
@@ -68,15 +68,15 @@ print(sent >> 20, "MiB")
 if sent < BUFFERS: refused("held back")
 else: through()""", transfer, ("held back",), unchanged=("socket buffers",))  # fmt: skip
     yield Attack("buffers of UDP sockets that are never read", """
-with means(): sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+with setup(): sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 for _ in range(2500):
     one = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); one.bind(("127.0.0.1", 0)); one.setblocking(False)
-    kept.append(one)
+    keep_alive.append(one)
     try:
         for _ in range(4): sender.sendto(bytes(60000), one.getsockname())
     except OSError: pass
 held = 0
-for one in kept:
+for one in keep_alive:
     try:
         while True: held += len(one.recv(65536))
     except BlockingIOError: pass
@@ -96,23 +96,23 @@ def _filters():
     ):
         yield Attack(name, f"""
 for _ in range(FILTERS // 8192):
-    with means():
-        one = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); kept.append(one)
+    with setup():
+        one = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); keep_alive.append(one)
         one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1); one.bind(("127.0.0.1", 0))
     one.setsockopt(socket.SOL_SOCKET, {option}, program(instruction(6, 1)))
 through()""", ordinary, ("ENOPROTOOPT",), inside=("gvisor",), unchanged=("compiled filters",))  # fmt: skip
     yield Attack("large filters on system calls in many processes", """
 code = instruction(0x20, 0) + instruction(0x45, 0x12345678) * 4094 + instruction(0x06, 0x7FFF0000)
-told, inside = os.pipe()
+reader, writer = os.pipe()
 children = []
 for _ in range(FILTERS // (7 * 4096 * 15) + 10):
     children.append(os.fork())
     if children[-1] == 0:
         libc.prctl(38, 1, 0, 0, 0)
         answer = b"y" if all(libc.prctl(22, 2, program(code), 0, 0) == 0 for _ in range(6)) else b"n"
-        os.write(inside, answer)
+        os.write(writer, answer)
         time.sleep(600) if answer == b"y" else os._exit(0)
-answers = b"".join(os.read(told, 1) for _ in children)
+answers = b"".join(os.read(reader, 1) for _ in children)
 for child in children:
     try: os.kill(child, 9)
     except ProcessLookupError: pass
@@ -130,7 +130,7 @@ os.ftruncate(file, 2 << 20); mmap.mmap(file, 2 << 20).write(b"x"); through()""",
 file = os.memfd_create("ordinary"); os.ftruncate(file, 2 << 20)
 mmap.mmap(file, 2 << 20).write(b"x"); through()""", ("ENOMEM", "EINVAL", "ENOSYS"))  # fmt: skip
     yield Attack("a lower score for the end of memory", """
-with means(): score = pathlib.Path("/proc/self/oom_score_adj"); before = int(score.read_text())
+with setup(): score = pathlib.Path("/proc/self/oom_score_adj"); before = int(score.read_text())
 score.write_text("-500" if before < 1 else "0")
 if int(score.read_text()) < before: through()""", """
 if pathlib.Path("/proc/self/oom_score_adj").read_text().strip(): through()""", ("EROFS", "EACCES", "EPERM"), inside=("gvisor",), unchanged=("scores",))  # fmt: skip

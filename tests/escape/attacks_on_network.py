@@ -1,4 +1,4 @@
-"""Ways to reach what the manifest does not name, each beside its twin. The task may reach HOST on 443 and 80, no more."""
+"""Attacks on the network policy, each with its twin. The task may only reach HOST, on ports 443 and 80."""
 
 from escape.attack import Attack
 
@@ -8,8 +8,8 @@ import json, os, socket, ssl, struct, subprocess, sys, threading
 def answered(data):
     through() if data else refused("closed")
 
-def said_by_the_gateway(data):
-    # Its refusals have one of these statuses and its name, and for the model the form of an error.
+def is_gateway_response(data):
+    # The gateway denies with one of these statuses and its name, or with a model API error.
     status, _, body = data.partition(b" ")[2].partition(b" ")
     return status in {b"400", b"401", b"403"} and (b"Sandbox refused " in body or b'"type":"error"' in body)
 
@@ -32,7 +32,7 @@ def udp(address, port, say=b"hello"):
 def ok(data):
     print(data[:200])
     if b" 200 " in data.split(b"\r\n")[0]: through()
-    elif said_by_the_gateway(data): refused("gateway")
+    elif is_gateway_response(data): refused("gateway")
     elif not data: refused("closed")
 
 def proxy(request):
@@ -60,7 +60,7 @@ def query(name, kind=1, server="198.18.0.1", port=53, by=udp):
     return by(server, port, message)
 
 def resolved(answer):
-    # Of the header: the number of answers, and the code that says why there are none.
+    # Header fields: the number of answers, and the response code.
     code, answers = answer[3] & 15, struct.unpack("!H", answer[6:8])[0]
     if answers: through()
     else: refused({0: "no records", 3: "no such name", 5: "refused by the resolver"}.get(code, f"code {code}"))
@@ -77,7 +77,7 @@ def tls(address, port, name, host, by_proxy=False):
     line = socket.create_connection((address, port), 10)
     if by_proxy:
         line.sendall(f"CONNECT {HOST}:443 HTTP/1.1\r\nHost: {HOST}:443\r\n\r\n".encode())
-        with means():
+        with setup():
             if b" 200 " not in line.recv(1000): raise OSError("no tunnel")
     with context.wrap_socket(line, server_hostname=name) as secure:
         secure.sendall(get(host))
@@ -109,17 +109,17 @@ NO_NAME = ("no such name", "refused by the resolver")
 
 
 def network_attacks():
-    """All of them."""
+    """All network attacks."""
     yield from _by_address()
-    yield from _by_odd_address()
-    yield from _by_no_name()
+    yield from _by_unusual_address()
+    yield from _without_a_name()
     yield from _by_name()
     yield from _through_the_proxy()
-    yield from _through_the_open_door()
+    yield from _through_transparent_ports()
     yield from _by_other_families()
 
 
-_OF_A_TIER = {
+_PER_RUNTIME = {
     "DNS for a name that is not allowed",
     "DNS by TCP",
     "a resolver outside",
@@ -130,14 +130,14 @@ _OF_A_TIER = {
     "another Host on port 80",
     "the model's door without the task's key",
 }
-"""Among what the gateway is asked, one attack for each way that a tier has to it."""
+"""Of the attacks on the gateway, one per path by which a runtime reaches it."""
 
 
-def left_to_the_gateway():
-    """The names of those of which no tier decides anything: they come to the gateway by ways that others take too, and
-    that is one and the same program outside."""
-    asked = (*_by_odd_address(), *_by_name(), *_through_the_proxy(), *_through_the_open_door())
-    return {one.name for one in asked} - _OF_A_TIER
+def gateway_attack_names():
+    """Names of attacks whose outcome does not depend on the runtime: they reach the gateway, which runs on the host, by
+    the same paths as other attacks."""
+    attacks = (*_by_unusual_address(), *_by_name(), *_through_the_proxy(), *_through_transparent_ports())
+    return {attack.name for attack in attacks} - _PER_RUNTIME
 
 
 def _by_address():
@@ -152,7 +152,7 @@ def _by_address():
         yield Attack(f"UDP to {name}", f"answered(udp({address}, 53))", OWN_UDP, NO_ROUTE, packet=("udp", address, 53))
 
 
-def _by_odd_address():
+def _by_unusual_address():
     for name, target in (
         ("in decimal", "str(int.from_bytes(socket.inet_aton(METADATA)))"),
         ("in hexadecimal", "hex(int.from_bytes(socket.inet_aton(METADATA)))"),
@@ -167,7 +167,7 @@ def _by_odd_address():
         )
 
 
-def _by_no_name():
+def _without_a_name():
     yield Attack(
         "an address of the played range that no name has",
         "ok(tcp('198.18.77.7', 80, get(HOST)))",
@@ -239,10 +239,10 @@ line.sendall(get(HOST).replace(b"Connection: close\\r\\n", b"") + get("other.exa
 data = b""
 while more := line.recv(4000): data += more
 if data.count(b"HTTP/1.1 200") > 1: through()
-elif data.count(b"HTTP/1.1 ") == 1 or said_by_the_gateway(data[data.rindex(b"HTTP/1.1 "):]): refused("gateway")""", "ok(tcp(HOST, 80, get(HOST)))", GATEWAY)  # fmt: skip
+elif data.count(b"HTTP/1.1 ") == 1 or is_gateway_response(data[data.rindex(b"HTTP/1.1 "):]): refused("gateway")""", "ok(tcp(HOST, 80, get(HOST)))", GATEWAY)  # fmt: skip
 
 
-def _through_the_open_door():
+def _through_transparent_ports():
     yield Attack(
         "TLS for another name on an allowed address",
         "tls(HOST, 443, 'other.example', 'other.example')",

@@ -1,4 +1,4 @@
-"""Ways to take more than the manifest gives, one after the other, each beside a modest twin."""
+"""Attacks that use more resources than the manifest allows, run one after the other, each with a modest twin."""
 
 from escape import attacks_on_kernel_memory
 from escape.attack import OWN_KERNEL, Attack
@@ -25,7 +25,7 @@ def fill(path, size):
 libc = ctypes.CDLL(None, use_errno=True)
 
 def sleeper(seconds):
-    # A process with this one's memory, for half a thousand forks of it would be an attack on memory, and take long.
+    # A child that shares this process's memory: 500 forks would take long, and use up memory instead.
     stack = mmap.mmap(-1, 16384)
     top = ctypes.addressof(ctypes.c_char.from_buffer(stack)) + 16384
     clone_vm, sigchld = 0x100, 17
@@ -53,7 +53,7 @@ def touch(directory, count):
 
 
 def resource_attacks():
-    """All of them."""
+    """All resource attacks."""
     yield from attacks_on_kernel_memory.kernel_memory_attacks()
     yield Attack(
         "more processes than the bound",
@@ -112,7 +112,7 @@ through()""", "held = [os.open('/dev/null', os.O_RDONLY) for _ in range(500)]; t
     yield Attack("open files from many processes", """
 _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
 resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-told, inside = os.pipe()
+reader, writer = os.pipe()
 children = []
 for _ in range(2):
     children.append(os.fork())
@@ -121,8 +121,8 @@ for _ in range(2):
         try:
             while held < 18_000: os.open("/dev/null", os.O_RDONLY); held += 1
         except OSError: pass
-        os.write(inside, b"%6d" % held); time.sleep(600)
-each = [int(os.read(told, 6)) for _ in range(2)]
+        os.write(writer, b"%6d" % held); time.sleep(600)
+each = [int(os.read(reader, 6)) for _ in range(2)]
 for child in children: os.kill(child, 9); os.waitpid(child, 0)
 print(each)
 if max(each) == 18_000: through()
@@ -156,20 +156,20 @@ with open("/tmp/ordinary", "w+b", 0) as file:
         unchanged=("priorities",),
     )
     yield Attack("memory that cannot be taken away", """
-with means(): memory = mmap.mmap(-1, 2 * MEMORY)
+with setup(): memory = mmap.mmap(-1, 2 * MEMORY)
 address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
 if libc.mlock(ctypes.c_void_p(address), ctypes.c_size_t(2 * MEMORY)) == 0: through()
 else: refused(errno.errorcode[ctypes.get_errno()])""", "mmap.mmap(-1, 1 << 20).write(b'x'); through()", ("ENOMEM", "EPERM", "EAGAIN"))  # fmt: skip
     yield Attack("a core dump on the host's disk", """
 import signal
-with means(): os.chdir("/tmp")
+with setup(): os.chdir("/tmp")
 before = set(os.listdir())
 resource.setrlimit(resource.RLIMIT_CORE, (resource.getrlimit(resource.RLIMIT_CORE)[1],) * 2)
 if os.fork() == 0: os.kill(os.getpid(), signal.SIGABRT)
 _, status = os.wait()
 dumped = os.WCOREDUMP(status) or any(name.startswith("core") for name in set(os.listdir()) - before)
 through() if dumped else refused("no dump")""", "if os.fork() == 0: os._exit(3)\nif os.wait()[1] >> 8 == 3: through()", ("no dump",))  # fmt: skip
-    # The last, for where it takes its agent along, the others have been played.
+    # Last, since it may kill the agent.
     yield Attack("memory by many children", """
 source = "x = bytearray(350 << 20)\\nfor i in range(0, len(x), 4096): x[i] = 1\\nimport time; print('up', flush=True); time.sleep(5)"
 started = [subprocess.Popen([sys.executable, "-c", source], stdout=subprocess.PIPE) for _ in range(4)]

@@ -1,6 +1,6 @@
-"""Ways to more rights: other users, namespaces, mounts, the kernel's own interfaces. Each beside its twin.
+"""Attacks on privileges: other users, namespaces, mounts, kernel interfaces. Each with its twin.
 
-A sandbox with a kernel of its own may allow some of them: they are declared `inside`, and leave MARKER in what they make.
+A sandbox with its own kernel may allow some of them: they are declared `inside`, and leave MARKER in what they create.
 """
 
 from escape.attack import DENIED, Attack
@@ -15,7 +15,7 @@ if os.waitpid(child, 0)[1] >> 8 == 3: through()"""
 _NEW_USER, _NEW_MOUNTS, _NEW_NAMES, _NEW_GROUPS = 0x10000000, 0x00020000, 0x04000000, 0x02000000
 _ROOT_INSIDE = f"""
 def become_root(more=0):
-    # Rights over its own namespaces come with the first call, also where no ids can be mapped.
+    # The first call gives capabilities over new namespaces, even if no ids can be mapped.
     uid, gid = os.getuid(), os.getgid()
     call("unshare", {_NEW_USER} | more)
     for name, line in (("setgroups", "deny"), ("uid_map", f"0 {{uid}} 1"), ("gid_map", f"0 {{gid}} 1")):
@@ -29,11 +29,11 @@ def mount(target, kind, options=""):
 """
 
 _NOT_IN_GVISOR = {"core_pattern in a new proc", "a device"}
-"""What its kernel does not have, or refuses to everybody."""
+"""Not supported by gVisor's kernel, or denied to every process."""
 
 
 def rights_attacks():
-    """All of them."""
+    """All attacks on privileges."""
     yield from _users()
     yield from _namespaces()
     yield from _root_of_a_namespace()
@@ -137,7 +137,7 @@ through()""", ("files",)),
 
 
 def _kernel_calls():
-    # EINVAL, EFAULT, ENOEXEC and the like come after the check of rights.
+    # EINVAL, EFAULT, ENOEXEC and similar errors occur after the permission check.
     yield Attack("the kernel's keyring", """
 call("add_key", b"user", MARKER.encode(), b"x", 1, -4)
 through()""", OWN_FILE, unchanged=("keys",))  # fmt: skip
@@ -161,7 +161,7 @@ call("open_by_handle", directory, handle, 0, past=(22, 116))""", ("ENOTSUP",)),
     ):  # fmt: skip
         yield Attack(name, f"{code}\nthrough()", OWN_THREAD, (*DENIED, *more))
     yield Attack("characters into a terminal (TIOCSTI)", """
-with means(): leader, follower = pty.openpty()
+with setup(): leader, follower = pty.openpty()
 fcntl.ioctl(follower, 0x5412, b"x")
 through()""", "pty.openpty(); through()", (*DENIED, "ENOTTY", "EIO"))  # fmt: skip
 

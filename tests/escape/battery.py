@@ -1,16 +1,16 @@
-"""Runs inside a sandbox: every attack and its legitimate twin, each in a process of its own.
+"""Runs every attack and its legitimate twin inside a sandbox, each in a separate process.
 
-A twin that several attacks have is played once, after the last of them.
+A twin shared by several attacks runs once, after the last of them.
 
-Usage: python3 battery.py ATTACKS RESULTS AT_ONCE SECONDS. ATTACKS is JSON, `{prelude, attacks: [{name, attack,
-twin, hold_seconds}]}`; RESULTS gets `{name: {attack: report, twin: report}}`. A report is `{outcome, by, said}`,
-with `held` the times between which what succeeded stayed done. The outcome is
+Usage: python3 battery.py ATTACKS RESULTS CONCURRENCY SECONDS. ATTACKS is JSON, `{prelude, attacks: [{name, attack,
+twin, hold_seconds}]}`; RESULTS gets `{name: {attack: report, twin: report}}`. A report is `{outcome, by, output}`,
+with `held`, the start and end of the time for which a success was held. The outcome is
 
 - `through`: the code called `through()`;
 - `refused`: it called `refused(*words)`, raised an OSError, or was killed; `by` has the words, the errno or the signal;
-- `hung`: it was not done after SECONDS;
-- `broken`: it raised something else, or called `means()` around something that failed;
-- `silent`: none of these. What it printed is in `said`, to read, and is never an outcome.
+- `hung`: it had not ended after SECONDS;
+- `broken`: it raised another exception, or failed within `setup()`;
+- `silent`: none of these. `output` has what it printed, for diagnosis only.
 """
 
 import contextlib
@@ -27,21 +27,21 @@ import time
 PAUSE_SECONDS = 0.05
 
 
-class MeansFailedError(Exception):
-    """What an attack needs before it can begin did not work."""
+class SetupFailedError(Exception):
+    """The preparation of an attack failed."""
 
 
 @contextlib.contextmanager
-def means():
-    """Around what an attack needs before it begins: a failure there is the attack's own, not a refusal."""
+def setup():
+    """Wrap the preparation of an attack: an error there is a defect of the attack, not a denial."""
     try:
         yield
     except OSError as error:
-        raise MeansFailedError(repr(error)) from error
+        raise SetupFailedError(repr(error)) from error
 
 
 class Reports:
-    """What a piece of code calls to report its outcome; `fd` is a pipe to the battery."""
+    """Functions with which attack code reports its outcome; `fd` is a pipe to the battery."""
 
     def __init__(self, fd):
         self._fd = fd
@@ -61,13 +61,13 @@ class Reports:
         self._write({"outcome": "held", "held": [begin, end]})
 
     def attempt(self, *calls):
-        """Try each; through when one of them works, refused by what all of them met when none does."""
+        """Try each call: through if one of them succeeds, otherwise refused with all their errors."""
         words = set()
         for call in calls:
             try:
                 call()
             except OSError as error:
-                words.add(word_of(error))
+                words.add(error_word(error))
             else:
                 self.through()
                 return
@@ -77,8 +77,8 @@ class Reports:
         os.write(self._fd, json.dumps(report).encode() + b"\n")
 
 
-def word_of(error):
-    """The word for an OSError in a report."""
+def error_word(error):
+    """The report's word for an OSError."""
     if isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):
         return "closed"
     if isinstance(error, TimeoutError) and error.errno is None:
@@ -86,34 +86,33 @@ def word_of(error):
     return errno.errorcode.get(error.errno, type(error).__qualname__)
 
 
-class Play:
-    """One piece of code in a fork of this process, where all that it imports is there: to import it takes seconds in a
-    microVM, for each.
+class AttackProcess:
+    """Runs code in a fork of this process, with all modules imported: importing takes seconds in a microVM.
 
-    attacks: the names of those that it is the attack or the twin (kind) of · names: what the prelude left, by name.
+    attacks: names of the attacks that the code belongs to, as attack or twin (kind) · namespace: of the prelude.
     """
 
-    def __init__(self, attacks, kind, code, hold_seconds, names, seconds):
+    def __init__(self, attacks, kind, code, hold_seconds, namespace, seconds):
         self.attacks, self.kind = attacks, kind
         self.deadline = time.monotonic() + seconds
         self.pipes, self.open = {}, set()
-        said, said_inside = os.pipe()
-        reported, reported_inside = os.pipe()
+        output, output_write = os.pipe()
+        report_fd, report_write = os.pipe()
         self.pid = os.fork()
         if self.pid == 0:
-            os.close(said)
-            os.close(reported)
-            run(code, names, said_inside, reported_inside, hold_seconds)
-        os.close(said_inside)
-        os.close(reported_inside)
-        for fd in (said, reported):
+            os.close(output)
+            os.close(report_fd)
+            run(code, namespace, output_write, report_write, hold_seconds)
+        os.close(output_write)
+        os.close(report_write)
+        for fd in (output, report_fd):
             os.set_blocking(fd, False)
             self.pipes[fd] = b""
             self.open.add(fd)
-        self.said, self.reported = said, reported
+        self.output_fd, self.report_fd = output, report_fd
 
     def read(self):
-        """What is there."""
+        """Read the available data."""
         for fd in tuple(self.open):
             with contextlib.suppress(BlockingIOError):
                 while data := os.read(fd, 65536):
@@ -121,7 +120,7 @@ class Play:
                 self.open.remove(fd)
 
     def ended(self):
-        """Its report, once the process has ended or its time is over."""
+        """The report, once the process has ended or timed out."""
         pid, status = os.waitpid(self.pid, os.WNOHANG)
         hung = time.monotonic() > self.deadline
         self.read()
@@ -133,13 +132,13 @@ class Play:
             os.waitpid(self.pid, 0)
         for fd in self.pipes:
             os.close(fd)
-        said = self.pipes[self.said].decode(errors="replace").strip()[-300:]
-        return {**report_of(self.pipes[self.reported], status, hung=hung and not pid), "said": said}
+        output = self.pipes[self.output_fd].decode(errors="replace").strip()[-300:]
+        return {**combine_reports(self.pipes[self.report_fd], status, hung=hung and not pid), "output": output}
 
 
-def report_of(reported, status, *, hung):
-    """One report of all: success counts first, then what is wrong with the attack, then that it was refused."""
-    reports = [json.loads(line) for line in reported.splitlines()]
+def combine_reports(report_lines, status, *, hung):
+    """Combine all reports: success takes precedence, then a defect of the attack, then a denial."""
+    reports = [json.loads(line) for line in report_lines.splitlines()]
     held = [report["held"] for report in reports if report["outcome"] == "held"]
     reports = [report for report in reports if report["outcome"] != "held"]
     if hung:
@@ -154,28 +153,28 @@ def report_of(reported, status, *, hung):
     return {"outcome": "refused" if reports else "silent", "by": words}
 
 
-def run(source, names, said, reported, hold_seconds):
-    """In the child; never returns."""
+def run(source, namespace, output, report_fd, hold_seconds):
+    """Run the code in the child; never returns."""
     os.setsid()
     for target in (1, 2):
-        os.dup2(said, target)
-    os.close(said)
+        os.dup2(output, target)
+    os.close(output)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    reports = Reports(reported)
-    names.update(means=means, through=reports.through, refused=reports.refused, attempt=reports.attempt)
-    own = os.getpid()
+    reports = Reports(report_fd)
+    namespace.update(setup=setup, through=reports.through, refused=reports.refused, attempt=reports.attempt)
+    own_pid = os.getpid()
     try:
-        exec(compile(source, "attack", "exec"), names)
+        exec(compile(source, "attack", "exec"), namespace)
     except SystemExit:
         pass
     except OSError as error:
         print(repr(error))
-        reports.refused(word_of(error))
+        reports.refused(error_word(error))
     except BaseException as error:
         reports.broken(error)
     finally:
-        if reports.is_through and os.getpid() == own:
-            # What it did stays done for as long, so that the host can look.
+        if reports.is_through and os.getpid() == own_pid:
+            # Hold the result so that the host can take a sample.
             begin = time.time()
             time.sleep(hold_seconds)
             reports.held(begin, time.time())
@@ -184,48 +183,48 @@ def run(source, names, said, reported, hold_seconds):
         os._exit(0)
 
 
-def in_order(attacks):
-    """What is played, as (names of attacks, kind, code, seconds to hold)."""
-    having = {}
-    for one in attacks:
-        having.setdefault(one["twin"], []).append(one["name"])
-    for one in attacks:
-        twin = (having[one["twin"]], "twin", one["twin"], 0)
+def schedule(attacks):
+    """The code to run, as (names of attacks, kind, code, seconds to hold)."""
+    names_by_twin = {}
+    for attack in attacks:
+        names_by_twin.setdefault(attack["twin"], []).append(attack["name"])
+    for attack in attacks:
+        twin = (names_by_twin[attack["twin"]], "twin", attack["twin"], 0)
         is_shared = len(twin[0]) > 1
         if not is_shared:
             yield twin
-        yield [one["name"]], "attack", one["attack"], one["hold_seconds"]
-        if is_shared and twin[0][-1] == one["name"]:
+        yield [attack["name"]], "attack", attack["attack"], attack["hold_seconds"]
+        if is_shared and twin[0][-1] == attack["name"]:
             yield twin
 
 
-def keep(results, path):
-    """What is known so far: an attack that is played alone may take everything along."""
+def save(results, path):
+    """Save the results so far: an attack may kill all processes of the sandbox."""
     part = pathlib.Path(path + ".part")
     part.write_text(json.dumps(results, indent=1))
     part.replace(path)
 
 
 def main():
-    attacks, path, at_once, seconds = sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
-    given = json.loads(pathlib.Path(attacks).read_text())
-    waiting = list(in_order(given["attacks"]))
-    names = {"__name__": "attack"}
-    exec(compile(given["prelude"], "prelude", "exec"), names)
-    results, playing = {}, []
-    while waiting or playing:
-        while waiting and len(playing) < at_once:
-            playing.append(Play(*waiting.pop(0), names, seconds))
-        select.select([fd for one in playing for fd in one.open], [], [], PAUSE_SECONDS)
-        for one in list(playing):
-            report = one.ended()
+    attacks, path, concurrency, seconds = sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
+    configuration = json.loads(pathlib.Path(attacks).read_text())
+    pending = list(schedule(configuration["attacks"]))
+    namespace = {"__name__": "attack"}
+    exec(compile(configuration["prelude"], "prelude", "exec"), namespace)
+    results, running = {}, []
+    while pending or running:
+        while pending and len(running) < concurrency:
+            running.append(AttackProcess(*pending.pop(0), namespace, seconds))
+        select.select([fd for attack in running for fd in attack.open], [], [], PAUSE_SECONDS)
+        for attack in list(running):
+            report = attack.ended()
             if report is not None:
-                playing.remove(one)
-                for name in one.attacks:
-                    results.setdefault(name, {})[one.kind] = report
-        if not playing:
-            keep(results, path)
-    print(len(results), "attacks played")
+                running.remove(attack)
+                for name in attack.attacks:
+                    results.setdefault(name, {})[attack.kind] = report
+        if not running:
+            save(results, path)
+    print(len(results), "attacks run")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The battery of attacks, each beside its legitimate twin, over one tier: a file a tier, to play them side by side."""
+"""The attacks and their legitimate twins with one runtime: one test module per runtime, to run them in parallel."""
 
 import re
 import subprocess
@@ -8,7 +8,7 @@ import pytest
 
 from doubles.leftovers import left_behind
 from doubles.live_server import until
-from escape.attack_runner import ATTACKS, HOST, Battlefield
+from escape.attack_runner import ATTACKS, HOST, AttackRun
 from escape.verdict import judge_attack
 from escape.verdicts import Outcome, judge_watch
 
@@ -16,83 +16,81 @@ ALL = [pytest.param(kind, one.name, id=f"{kind}: {one.name}") for kind, attacks 
 
 
 @contextmanager
-def fought(directory, tier, attacks=ATTACKS):
-    """What came of the attacks; skips, with what to mend, where the server says that the tier does not work here."""
+def run_attacks(directory, runtime, attacks=ATTACKS):
+    """Run the attacks; skip with the remedy if the runtime does not work on this machine."""
     with ExitStack() as stack:
         try:
-            field = stack.enter_context(Battlefield(directory, tier, attacks=attacks))
+            attack_run = stack.enter_context(AttackRun(directory, runtime, attacks=attacks))
         except AssertionError as error:
-            told = re.search(rf'The runtime {tier} does not work here[^\n"]*', str(error))
-            if told is None:
+            reason = re.search(rf'The runtime {runtime} does not work here[^\n"]*', str(error))
+            if reason is None:
                 raise
-            pytest.skip(told[0])
-        yield field
+            pytest.skip(reason[0])
+        yield attack_run
 
 
-def artifacts(field):
-    return field.world.http.get("/api/v1/tasks/task-1/artifacts").json()["artifacts"]
+def artifacts(attack_run):
+    return attack_run.machine.http.get("/api/v1/tasks/task-1/artifacts").json()["artifacts"]
 
 
-@pytest.mark.timeout(1800)  # the first plays all of it
-class Held:
-    """What is asked of `field`, the battlefield of a tier."""
+@pytest.mark.timeout(1800)  # the first test runs all attacks
+class EscapeTests:
+    """Tests of `attack_run`, the run with one runtime."""
 
     @pytest.mark.parametrize(("kind", "name"), ALL)
-    def test_an_attack_has_the_declared_outcome_and_its_twin_works(self, field, kind, name):
-        if name not in {one.name for one in field.attacks[kind]}:
-            pytest.skip(
-                f"{field.tier} is asked what it may answer in a way of its own; script/escape-battery asks it all"
-            )
-        attack = next(one for one in field.attacks[kind] if one.name == name)
-        verdict = judge_attack(attack, field.tier, field.results[kind].get(name, {}), field.evidence)
-        assert verdict.outcome is attack.declared(field.tier), verdict
+    def test_attack_has_the_expected_outcome_and_its_twin_succeeds(self, attack_run, kind, name):
+        if name not in {each.name for each in attack_run.attacks[kind]}:
+            pytest.skip(f"only runtime-specific attacks run with {attack_run.runtime}; script/escape-battery runs all")
+        attack = next(each for each in attack_run.attacks[kind] if each.name == name)
+        verdict = judge_attack(attack, attack_run.runtime, attack_run.results[kind].get(name, {}), attack_run.evidence)
+        assert verdict.outcome is attack.declared(attack_run.runtime), verdict
 
-    def test_nothing_changed_on_the_host(self, field):
-        verdict = judge_watch(field.evidence)
+    def test_host_is_unchanged(self, attack_run):
+        verdict = judge_watch(attack_run.evidence)
         assert verdict.outcome is Outcome.HELD, verdict
 
-    def test_nothing_was_on_the_wire_but_what_the_manifest_and_the_server_need(self, field):
-        assert ("tcp", "8.8.4.4", 443) in field.sent
-        assert field.sent <= field.allowed
+    def test_only_allowed_packets_were_sent(self, attack_run):
+        assert ("tcp", "8.8.4.4", 443) in attack_run.sent_packets
+        assert attack_run.sent_packets <= attack_run.allowed_packets
 
-    def test_the_allowed_host_was_asked_for_nothing_that_was_refused(self, field):
-        assert {host.removesuffix(":80").removesuffix(":443") for _, _, host in field.asked} == {HOST}
-        assert not any("other.example" in line and "/away/" not in line for _, line, _ in field.asked)
+    def test_denied_requests_did_not_reach_the_allowed_host(self, attack_run):
+        assert {host.removesuffix(":80").removesuffix(":443") for _, _, host in attack_run.host_requests} == {HOST}
+        assert not any("other.example" in line and "/away/" not in line for _, line, _ in attack_run.host_requests)
 
-    def test_no_tool_of_the_host_obeyed_the_workspace(self, field):
-        assert not field.mark.exists()
+    def test_host_tools_ran_nothing_from_the_workspace(self, attack_run):
+        assert not attack_run.mark.exists()
 
-    def test_the_patch_has_the_bytes_of_the_files_and_applies(self, field, tmp_path):
-        patch = field.world.artifact("task-1.patch")
+    def test_patch_applies_and_preserves_file_bytes(self, attack_run, tmp_path):
+        patch = attack_run.machine.artifact("task-1.patch")
         assert b"+changed\n" in patch
         assert b"nested/file.txt" in patch
         assert b"\r" not in patch
         clone = tmp_path / "clone"
-        repository = str(field.world.repositories / "repo.git")
+        repository = str(attack_run.machine.repositories / "repo.git")
         subprocess.run(["git", "clone", "-q", repository, str(clone)], check=True, timeout=60)
         apply = ["git", "apply", "--index", "-"]
         applied = subprocess.run(apply, cwd=clone, input=patch, capture_output=True, timeout=60, check=False)
         assert applied.returncode == 0, applied.stderr
         assert (clone / "README.md").read_bytes() == b"# Hi\n\nchanged\n"
 
-    def test_artifacts_are_regular_files_of_the_workspace_and_nothing_else(self, field):
-        paths = {artifact["path"] for artifact in artifacts(field)}
+    def test_artifacts_are_regular_files_of_the_workspace(self, attack_run):
+        paths = {artifact["path"] for artifact in artifacts(attack_run)}
         assert "out/plain.txt" in paths
         for name in ("link-to-the-host", "shadow", "environ", "fifo", "socket", "sparse", "root/"):
             assert not any(name in path for path in paths), name
-        for artifact in artifacts(field):
-            content = field.world.artifact(artifact["name"])
+        for artifact in artifacts(attack_run):
+            content = attack_run.machine.artifact(artifact["name"])
             assert b"the host's own" not in content or artifact["name"].endswith((".patch", ".ndjson", ".json"))
 
-    def test_what_is_left_out_is_told(self, field):
-        told = [frame["message"] for frame in field.world.frames() if frame["type"] == "error"]
+    def test_skipped_files_are_reported(self, attack_run):
+        reason = [frame["message"] for frame in attack_run.machine.wire_events() if frame["type"] == "error"]
         for name in ("link-to-the-host", "sparse"):
-            assert any(name in message for message in told), name
+            assert any(name in message for message in reason), name
 
-    def test_no_name_of_the_agents_moves_a_terminal(self, field):
-        names = [artifact[key] for artifact in artifacts(field) for key in ("name", "path")]
+    def test_artifact_names_have_no_control_characters(self, attack_run):
+        names = [artifact[key] for artifact in artifacts(attack_run) for key in ("name", "path")]
         assert any("title" in name for name in names)
         assert not any(re.search(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", name) for name in names), names
 
-    def test_nothing_is_left_on_the_machine(self, field):
-        until(lambda: not left_behind(field.world.data_dir), 10, "everything to be gone")
+    def test_no_leftovers_remain(self, attack_run):
+        until(lambda: not left_behind(attack_run.machine.data_dir), 10, "everything to be gone")

@@ -1,4 +1,4 @@
-"""What the host says about its processes and its kernel, read from /proc and /sys."""
+"""Reads the state of the host's processes and kernel from /proc and /sys."""
 
 import os
 import re
@@ -21,7 +21,7 @@ _ORDINARY_POLICIES = {0, 3, 5}  # SCHED_OTHER, SCHED_BATCH, SCHED_IDLE
 
 
 class Process(NamedTuple):
-    """One process; `nice` is the lowest of its threads, `policies` are those that are not ordinary."""
+    """One process; nice: the lowest of its threads; policies: scheduling policies that are not ordinary."""
 
     start: str
     uid: int
@@ -30,13 +30,13 @@ class Process(NamedTuple):
     mounts: frozenset[str]
     nice: int
     policies: frozenset[int]
-    groups: str
+    cgroups: str
     terminals: int
-    score: int
+    oom_score: int
 
 
 def read_process(pid):
-    """None for one that is gone, or that ends while it is read: one that exits is shown in no control group."""
+    """None for a process that has ended or is exiting: an exiting process is in no control group."""
     directory = Path("/proc", str(pid))
     try:
         threads = [_stat(path) for path in (directory / "task").iterdir()]
@@ -48,9 +48,9 @@ def read_process(pid):
             mounts=frozenset(line for line in mount_table(pid) if line.split()[4] in PROTECTED),
             nice=min(int(words[16]) for words in threads),
             policies=frozenset(int(words[38]) for words in threads) - _ORDINARY_POLICIES,
-            groups=_read(directory / "cgroup"),
+            cgroups=_read(directory / "cgroup"),
             terminals=sum(map(_is_terminal, (directory / "fd").iterdir())),
-            score=int(_read(directory / "oom_score_adj")),
+            oom_score=int(_read(directory / "oom_score_adj")),
         )
         return None if int(_stat(directory)[6]) & _PF_EXITING else process
     except (OSError, IndexError, ValueError):
@@ -58,12 +58,12 @@ def read_process(pid):
 
 
 def _stat(directory):
-    """The fields after the name, from the state on."""
+    """The fields of stat after the name, starting with the state."""
     return _read(directory / "stat").rpartition(") ")[2].split()
 
 
 def _read(path):
-    """A small file of /proc in one piece: with a text stream it takes three times as long."""
+    """Read a small file of /proc at once: three times as fast as a text stream."""
     fd = os.open(path, os.O_RDONLY)
     try:
         return os.read(fd, 65536).decode(errors="replace")
@@ -83,7 +83,7 @@ def _is_terminal(descriptor):
 
 
 def mount_table(pid):
-    """The lines of a process's mount table; without any when it is gone."""
+    """The lines of a process's mount table; empty if it has ended."""
     try:
         return Path("/proc", str(pid), "mountinfo").read_text().splitlines()
     except OSError:
@@ -91,24 +91,24 @@ def mount_table(pid):
 
 
 def mount_namespaces():
-    """`{namespace: a process in it}`, of the whole machine."""
-    found = {}
+    """`{namespace: pid of a process in it}` of the whole machine."""
+    namespaces = {}
     for directory in Path("/proc").iterdir():
         if directory.name.isdigit():
             try:
-                found.setdefault(_link(directory / "ns/mnt"), int(directory.name))
+                namespaces.setdefault(_link(directory / "ns/mnt"), int(directory.name))
             except OSError:
                 continue
-    return found
+    return namespaces
 
 
 def read_etc(root):
-    """The files of /etc that decide about rights and names, by name."""
+    """The security-relevant files of /etc, by name."""
     return {name: (root / "etc" / name).read_bytes() for name in ETC if (root / "etc" / name).exists()}
 
 
 def names_below(root):
-    """Paths in the directories where an attack would leave something."""
+    """Paths in the directories where an attack would create files."""
     found = set()
     for directory in DIRECTORIES:
         try:
@@ -120,18 +120,18 @@ def names_below(root):
 
 
 def read_settings():
-    """Of the host's kernel, by path."""
+    """Kernel settings of the host, by path."""
     return {path: Path(path).read_text() for path in SETTINGS if os.access(path, os.R_OK)}
 
 
 def socket_buffer_bytes():
-    """What TCP and UDP sockets of the whole machine hold, in all network namespaces."""
+    """Buffer memory of all TCP and UDP sockets of the machine, in all network namespaces."""
     pages = re.findall(r"(?m)^(?:TCP|UDP):.* mem (\d+)", _read(Path("/proc/net/sockstat")))
     return sum(map(int, pages)) * os.sysconf("SC_PAGE_SIZE")
 
 
 def filter_bytes():
-    """What compiled filters and programs take. 0 where the kernel does not list it."""
+    """Memory of compiled BPF filters and programs. 0 if the kernel does not list it."""
     try:
         lines = _read(Path("/proc/vmallocinfo")).splitlines()
     except OSError:
@@ -140,18 +140,18 @@ def filter_bytes():
 
 
 def aio_events():
-    """In use on the whole machine."""
+    """AIO events in use on the whole machine."""
     return int(Path("/proc/sys/fs/aio-nr").read_text())
 
 
-def keys_of(uid):
-    """How many keys of the host's kernel a user has."""
+def key_count(uid):
+    """Number of kernel keys of a user."""
     found = re.search(rf"(?m)^\s*{uid}:\s+\d+ (\d+)/", Path("/proc/key-users").read_text())
     return int(found[1]) if found else 0
 
 
 def key_names():
-    """The keys that the host's root can see, as the kernel describes them."""
+    """The keys visible to root on the host, as described by the kernel."""
     return Path("/proc/keys").read_text().splitlines()
 
 

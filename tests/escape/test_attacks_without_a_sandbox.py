@@ -1,7 +1,7 @@
-"""Attacks succeed where nothing holds them: their code is no reason that a sandbox seems to refuse them.
+"""Attacks succeed without a sandbox: a denial is not caused by a defect in their code.
 
-Each runs as root of the host in mount, name and process namespaces that are thrown away. Left out is what would
-change the host all the same, use up what it has, stop the battery (ptrace), or not be there on all hosts (modules).
+Each runs as root of the host in temporary mount, UTS and PID namespaces. Omitted are attacks that would change the host
+or use up its resources, stop the battery (ptrace), or do not work on all hosts (modules).
 """
 
 import contextlib
@@ -18,9 +18,19 @@ import pytest
 from escape import attacks_on_credentials, attacks_on_resources, battery
 from escape.attack_runner import ATTACKS
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root may do all of it")
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
-UNHELD = ("unshare", "--mount", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc", "--propagation", "private")
+UNCONFINED = (
+    "unshare",
+    "--mount",
+    "--uts",
+    "--pid",
+    "--fork",
+    "--kill-child",
+    "--mount-proc",
+    "--propagation",
+    "private",
+)
 SECONDS = 20
 CREDENTIALS = (
     *("the host's shadow file", "root's home", "writing to the image", "writing to /etc"),
@@ -43,29 +53,29 @@ RESOURCES = (
     *("filters on thousands of sockets", "filters on thousands of sockets that share a port"),
     "large filters on system calls in many processes",
 )
-MODEST = f"{attacks_on_resources.PRELUDE}\nAIO_EVENTS, FILTERS = 8, 1 << 20"
-"""Without what another test's watch of the host would take for an escape."""
+REDUCED_PRELUDE = f"{attacks_on_resources.PRELUDE}\nAIO_EVENTS, FILTERS = 8, 1 << 20"
+"""Reduced so that the host watch of another test does not report an escape."""
 
 ALL = [
     *(pytest.param("credentials", name, attacks_on_credentials.PRELUDE, id=name) for name in CREDENTIALS),
-    *(pytest.param("resources", name, MODEST, id=name) for name in RESOURCES),
+    *(pytest.param("resources", name, REDUCED_PRELUDE, id=name) for name in RESOURCES),
 ]
 
 
 @pytest.mark.parametrize(("kind", "name", "prelude"), ALL)
-def test_an_attack_succeeds_where_nothing_holds_it(kind, name, prelude):
+def test_attack_succeeds_without_a_sandbox(kind, name, prelude):
     marker = f"battery-{secrets.token_hex(6)}"
-    attack = next(one for one in ATTACKS[kind] if one.name == name)
-    given = {"name": name, "attack": attack.attack, "twin": attack.twin, "hold_seconds": 0}
+    attack = next(each for each in ATTACKS[kind] if each.name == name)
+    entry = {"name": name, "attack": attack.attack, "twin": attack.twin, "hold_seconds": 0}
     with tempfile.TemporaryDirectory(dir="/var/tmp") as directory:  # attacks cover /tmp
-        path, results = Path(directory, "given.json"), Path(directory, "results.json")
-        path.write_text(json.dumps({"prelude": f"MARKER = {marker!r}\n{prelude}", "attacks": [given]}))
-        command = [*UNHELD, sys.executable, battery.__file__, str(path), str(results), "1", str(SECONDS)]
+        path, results = Path(directory, "attacks.json"), Path(directory, "results.json")
+        path.write_text(json.dumps({"prelude": f"MARKER = {marker!r}\n{prelude}", "attacks": [entry]}))
+        command = [*UNCONFINED, sys.executable, battery.__file__, str(path), str(results), "1", str(SECONDS)]
         try:
             subprocess.run(command, check=True, capture_output=True, timeout=60)
         finally:
-            for place in ("/tmp", "/etc", "/usr/bin"):
+            for directory_path in ("/tmp", "/etc", "/usr/bin"):
                 with contextlib.suppress(FileNotFoundError):
-                    Path(place, marker).unlink()
+                    Path(directory_path, marker).unlink()
         report = json.loads(results.read_text())[name]["attack"]
     assert report["outcome"] == "through", report

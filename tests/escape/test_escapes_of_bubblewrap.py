@@ -1,15 +1,15 @@
-"""The battery of attacks over the runtime bubblewrap."""
+"""The attacks with the bubblewrap runtime."""
 
 import pytest
 
-from escape.battery_on_a_runtime import Held, fought
+from escape.battery_on_a_runtime import EscapeTests, run_attacks
 
 
 @pytest.fixture(scope="module")
-def field(tmp_path_factory):
-    with fought(tmp_path_factory.mktemp("bubblewrap"), "bubblewrap") as played:
-        yield played
+def attack_run(tmp_path_factory):
+    with run_attacks(tmp_path_factory.mktemp("bubblewrap"), "bubblewrap") as run:
+        yield run
 
 
-class TestBatteryOnBubblewrap(Held):
+class TestBatteryOnBubblewrap(EscapeTests):
     pass

@@ -1,19 +1,19 @@
-"""The battery of attacks over the runtime gvisor, without those that bubblewrap's passes to the same gateway.
+"""The attacks with the gVisor runtime, without those that reach the same gateway as with bubblewrap.
 
-There a system call costs a hundred times what it costs elsewhere; `script/escape-battery` plays all of them.
+System calls are a hundred times slower in gVisor; `script/escape-battery` runs all attacks.
 """
 
 import pytest
 
-from escape.attack_runner import ATTACKS_ON_A_TIER
-from escape.battery_on_a_runtime import Held, fought
+from escape.attack_runner import ATTACKS_PER_RUNTIME
+from escape.battery_on_a_runtime import EscapeTests, run_attacks
 
 
 @pytest.fixture(scope="module")
-def field(tmp_path_factory):
-    with fought(tmp_path_factory.mktemp("gvisor"), "gvisor", ATTACKS_ON_A_TIER) as played:
-        yield played
+def attack_run(tmp_path_factory):
+    with run_attacks(tmp_path_factory.mktemp("gvisor"), "gvisor", ATTACKS_PER_RUNTIME) as run:
+        yield run
 
 
-class TestBatteryOnGvisor(Held):
+class TestBatteryOnGvisor(EscapeTests):
     pass

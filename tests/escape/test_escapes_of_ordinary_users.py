@@ -1,4 +1,4 @@
-"""The same battery where the server is no root: sandboxes without a kernel uid of their own."""
+"""The attacks with a server that does not run as root: sandboxes without a separate kernel uid."""
 
 import os
 import tempfile
@@ -9,7 +9,7 @@ import pytest
 
 from doubles.leftovers import left_behind
 from doubles.live_server import until
-from escape.attack_runner import ATTACKS, Battlefield
+from escape.attack_runner import ATTACKS, AttackRun
 from escape.verdict import judge_attack
 from escape.verdicts import Outcome, judge_watch
 
@@ -23,47 +23,47 @@ ALL = [
 
 
 @pytest.fixture(scope="module")
-def field():
+def attack_run():
     if os.geteuid() != 0:
-        pytest.skip("only root can play the internet")
+        pytest.skip("needs root to set up network namespaces")
     with tempfile.TemporaryDirectory(prefix="escape-") as directory:
         Path(directory).chmod(0o755)
-        place = Path(directory, "field")
-        place.mkdir()
+        run_directory = Path(directory, "run")
+        run_directory.mkdir()
         with ExitStack() as stack:
             try:
-                played = stack.enter_context(Battlefield(place, "bubblewrap", user=USER))
+                run = stack.enter_context(AttackRun(run_directory, "bubblewrap", user=USER))
             except AssertionError as error:
                 if "The runtime bubblewrap does not work here" in str(error):
-                    pytest.skip("bubblewrap does not work for ordinary users here, and the server says so")
+                    pytest.skip("bubblewrap does not work for ordinary users on this machine")
                 raise
-            yield played
+            yield run
 
 
 @pytest.mark.parametrize(("kind", "name"), ALL)
-def test_an_attack_has_the_declared_outcome_and_its_twin_works(field, kind, name):
-    attack = next(one for one in ATTACKS[kind] if one.name == name)
-    verdict = judge_attack(attack, field.tier, field.results[kind].get(name, {}), field.evidence)
-    assert verdict.outcome is attack.declared(field.tier), verdict
+def test_attack_has_the_expected_outcome_and_its_twin_succeeds(attack_run, kind, name):
+    attack = next(each for each in ATTACKS[kind] if each.name == name)
+    verdict = judge_attack(attack, attack_run.runtime, attack_run.results[kind].get(name, {}), attack_run.evidence)
+    assert verdict.outcome is attack.declared(attack_run.runtime), verdict
 
 
-def test_nothing_changed_on_the_host(field):
-    verdict = judge_watch(field.evidence)
+def test_host_is_unchanged(attack_run):
+    verdict = judge_watch(attack_run.evidence)
     assert verdict.outcome is Outcome.HELD, verdict
 
 
-def test_it_was_no_root_that_served(field):
-    assert Path(f"/proc/{field.world.server.said['pid']}").stat().st_uid == USER
+def test_server_runs_as_the_ordinary_user(attack_run):
+    assert Path(f"/proc/{attack_run.machine.server.ready_message['pid']}").stat().st_uid == USER
 
 
-def test_nothing_was_on_the_wire_but_what_is_allowed(field):
-    assert field.sent <= field.allowed
+def test_only_allowed_packets_were_sent(attack_run):
+    assert attack_run.sent_packets <= attack_run.allowed_packets
 
 
-def test_no_tool_of_the_host_obeyed_the_workspace(field):
-    assert not field.mark.exists()
-    assert b"+changed\n" in field.world.artifact("task-1.patch")
+def test_host_tools_ran_nothing_from_the_workspace(attack_run):
+    assert not attack_run.mark.exists()
+    assert b"+changed\n" in attack_run.machine.artifact("task-1.patch")
 
 
-def test_nothing_is_left_of_the_tasks(field):
-    until(lambda: not left_behind(field.world.data_dir), 10, "everything to be gone")
+def test_no_leftovers_remain(attack_run):
+    until(lambda: not left_behind(attack_run.machine.data_dir), 10, "everything to be gone")

@@ -1,14 +1,14 @@
-"""The battery of attacks over the runtime qemu: a sample by a stand-in, unless it is to be asked everything.
+"""The attacks with the QEMU runtime: a sample by a stand-in agent, unless all QEMU tests are enabled.
 
-Claude Code takes a minute of an emulated guest before its first word; that it runs in one is asked beside the guests of
-tests/integration/runtimes, and of all that it does there by `script/test-qemu`.
+Claude Code takes a minute to start in an emulated guest; tests/integration/runtimes checks that it runs in one, and
+`script/test-qemu` runs all tests with it.
 """
 
 import pytest
 
 from doubles.runtimes import QEMU_WHOLE, need_parts_of_guests
-from escape.attack_runner import ATTACKS, Battlefield
-from escape.battery_on_a_runtime import Held
+from escape.attack_runner import ATTACKS, AttackRun
+from escape.battery_on_a_runtime import EscapeTests
 
 _SAMPLED = {
     "network": (
@@ -31,19 +31,19 @@ _SAMPLED = {
     "resources": (),
 }
 SAMPLE = {
-    kind: tuple(next(one for one in ATTACKS[kind] if one.name == name) for name in names)
+    kind: tuple(next(attack for attack in ATTACKS[kind] if attack.name == name) for name in names)
     for kind, names in _SAMPLED.items()
 }
-"""What meets the guest's own devices, network, files and kernel: the rest is decided by what all tiers have alike."""
+"""Attacks on the guest's devices, network, files and kernel; the others do not depend on the runtime."""
 
 
 @pytest.fixture(scope="module")
-def field(tmp_path_factory):
+def attack_run(tmp_path_factory):
     need_parts_of_guests()
     sample = {} if QEMU_WHOLE else {"attacks": SAMPLE, "has_stand_in": True}
-    with Battlefield(tmp_path_factory.mktemp("qemu"), "qemu", **sample) as played:
-        yield played
+    with AttackRun(tmp_path_factory.mktemp("qemu"), "qemu", **sample) as run:
+        yield run
 
 
-class TestBatteryOnQemu(Held):
+class TestBatteryOnQemu(EscapeTests):
     pass

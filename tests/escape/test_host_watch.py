@@ -1,4 +1,4 @@
-"""Every witness sees the change that it is there for: each is made for real, by a process that plays a sandbox."""
+"""Every witness reports its change, made by a real process that acts as a sandbox."""
 
 import contextlib
 import ctypes
@@ -17,10 +17,10 @@ from escape import host_facts, host_watch
 from escape.attack import Evidence
 from escape.host_watch import HOLD_SECONDS, TERMINALS_MAX, WITNESSES, HostWatch
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root may change the host")
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to change the host")
 
 UID = 64_777
-PLAYED = """
+PROGRAM = """
 import ctypes, os, sys
 libc = ctypes.CDLL(None, use_errno=True)
 print("up", flush=True)
@@ -30,16 +30,16 @@ for line in sys.stdin:
 """
 
 
-class Played:
-    """A process that does what it is told; with the data directory in its arguments it is of a sandbox."""
+class ScriptedProcess:
+    """A process that runs given code; with the data directory in its arguments it counts as part of a sandbox."""
 
     def __init__(self, *arguments):
-        command = [sys.executable, "-c", PLAYED, *map(str, arguments)]
+        command = [sys.executable, "-c", PROGRAM, *map(str, arguments)]
         self._popen = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.pid = self._popen.pid
         assert self._popen.stdout.readline() == "up\n"
 
-    def do(self, code):
+    def run(self, code):
         self._popen.stdin.write(repr(code) + "\n")
         self._popen.stdin.flush()
         assert self._popen.stdout.readline() == "done\n"
@@ -56,112 +56,112 @@ def marker():
 
 @pytest.fixture
 def sandbox(tmp_path):
-    played = Played(tmp_path / "data")
-    yield played
-    played.end()
+    process = ScriptedProcess(tmp_path / "data")
+    yield process
+    process.end()
 
 
 @pytest.fixture
 def other():
-    played = Played()
-    yield played
-    played.end()
+    process = ScriptedProcess()
+    yield process
+    process.end()
 
 
 @pytest.fixture
 def watch(marker, other, sandbox, tmp_path):
     with HostWatch(marker, (other.pid,), tmp_path / "data") as watch:
-        watch.settle()
+        watch.mark_sandbox_ready()
         yield watch
 
 
-def seen(watch):
-    """The witnesses that saw a change."""
-    watch.look()
+def changed_witnesses(watch):
+    """Take a sample; return the witnesses that found a change."""
+    watch.sample()
     changes = watch.changes()
     assert set(changes) == set(WITNESSES)
     return {name for name, found in changes.items() if found}
 
 
-def test_nothing_is_seen_where_nothing_changes(watch, sandbox):
-    sandbox.do("os.nice(1); held = os.openpty(); open('/dev/null').close()")
-    assert seen(watch) == set()
+def test_no_witness_reports_without_a_change(watch, sandbox):
+    sandbox.run("os.nice(1); held = os.openpty(); open('/dev/null').close()")
+    assert changed_witnesses(watch) == set()
 
 
-def test_a_process_that_ended_is_seen(watch, other):
+def test_ended_process_is_reported(watch, other):
     other.end()
-    assert "processes" in seen(watch)
+    assert "processes" in changed_witnesses(watch)
 
 
-def test_a_mount_with_the_marker_is_seen_in_any_namespace(watch, sandbox, marker, tmp_path):
+def test_marked_mount_is_reported_in_any_namespace(watch, sandbox, marker, tmp_path):
     (tmp_path / "target").mkdir()
-    sandbox.do("libc.unshare(0x20000); libc.mount(b'none', b'/', None, 0x44000, None)")
-    sandbox.do(f"libc.mount({marker.encode()!r}, {os.fsencode(tmp_path / 'target')!r}, b'tmpfs', 0, None)")
-    assert seen(watch) == {"mounts", "namespaces"}
+    sandbox.run("libc.unshare(0x20000); libc.mount(b'none', b'/', None, 0x44000, None)")
+    sandbox.run(f"libc.mount({marker.encode()!r}, {os.fsencode(tmp_path / 'target')!r}, b'tmpfs', 0, None)")
+    assert changed_witnesses(watch) == {"mounts", "namespaces"}
 
 
-def test_another_root_is_seen(watch, other, tmp_path):
-    other.do(f"os.chroot({str(tmp_path)!r})")
-    assert "mounts" in seen(watch)
+def test_changed_root_is_reported(watch, other, tmp_path):
+    other.run(f"os.chroot({str(tmp_path)!r})")
+    assert "mounts" in changed_witnesses(watch)
 
 
 @pytest.mark.parametrize("flag", [0x4000000, 0x2000000, 0x8000000])
-def test_another_namespace_is_seen(watch, sandbox, flag):
-    sandbox.do(f"libc.unshare({flag})")
-    assert "namespaces" in seen(watch)
+def test_changed_namespace_is_reported(watch, sandbox, flag):
+    sandbox.run(f"libc.unshare({flag})")
+    assert "namespaces" in changed_witnesses(watch)
 
 
-def test_a_file_with_the_marker_is_seen(watch, marker):
+def test_marked_file_is_reported(watch, marker):
     path = Path("/tmp", marker)
     path.write_text("x")
     try:
-        assert seen(watch) == {"files"}
+        assert changed_witnesses(watch) == {"files"}
     finally:
         path.unlink()
 
 
-def test_another_etc_is_seen(watch, other, tmp_path):
+def test_changed_etc_is_reported(watch, other, tmp_path):
     (tmp_path / "passwd").write_text("root::0:0::/:/bin/sh\n")
-    other.do("libc.unshare(0x20000); libc.mount(b'none', b'/', None, 0x44000, None)")
-    other.do(f"libc.mount({os.fsencode(tmp_path / 'passwd')!r}, b'/etc/passwd', None, 4096, None)")
-    assert "files" in seen(watch)
+    other.run("libc.unshare(0x20000); libc.mount(b'none', b'/', None, 0x44000, None)")
+    other.run(f"libc.mount({os.fsencode(tmp_path / 'passwd')!r}, b'/etc/passwd', None, 4096, None)")
+    assert "files" in changed_witnesses(watch)
 
 
-def test_a_changed_setting_is_seen(marker, other, tmp_path, monkeypatch):
+def test_changed_setting_is_reported(marker, other, tmp_path, monkeypatch):
     setting = tmp_path / "core_pattern"
     setting.write_text("core\n")
     monkeypatch.setattr(host_facts, "SETTINGS", (str(setting),))
     with HostWatch(marker, (other.pid,), tmp_path / "data") as watch:
         setting.write_text("|/tmp/evil\n")
-        watch.look()
+        watch.sample()
     assert watch.changes()["settings"]
 
 
-def test_many_contexts_for_aio_are_seen(watch, monkeypatch):
-    # Fewer than those for which a battery that runs at the same time would be told that something escaped.
+def test_many_aio_contexts_are_reported(watch, monkeypatch):
+    # Below the threshold at which a concurrent attack run would report an escape.
     monkeypatch.setattr(host_watch, "AIO_EVENTS", 5000)
     libc, context = ctypes.CDLL(None, use_errno=True), ctypes.c_ulong(0)
     call = 0 if os.uname().machine == "aarch64" else 206
     assert libc.syscall(call, 6000, ctypes.byref(context)) == 0
     try:
-        assert seen(watch) == {"AIO contexts"}
+        assert changed_witnesses(watch) == {"AIO contexts"}
     finally:
         libc.syscall(call + 1, context)
 
 
-def test_a_key_of_a_sandbox_is_seen(watch, sandbox):
+def test_key_of_a_sandbox_is_reported(watch, sandbox):
     add_key = 217 if os.uname().machine == "aarch64" else 248
-    sandbox.do(f"os.setgroups([]); os.setgid({UID}); os.setuid({UID})")
-    sandbox.do(f"libc.syscall({add_key}, b'user', b'a key', b'x', 1, -4)")
-    assert "keys" in seen(watch)
+    sandbox.run(f"os.setgroups([]); os.setgid({UID}); os.setuid({UID})")
+    sandbox.run(f"libc.syscall({add_key}, b'user', b'a key', b'x', 1, -4)")
+    assert "keys" in changed_witnesses(watch)
 
 
-def test_a_control_group_is_seen(watch, marker):
+def test_marked_control_group_is_reported(watch, marker):
     parents = [path for path in Path("/sys/fs/cgroup").glob("*/") if (path / "cgroup.procs").exists()]
     group = (parents or [Path("/sys/fs/cgroup")])[0] / marker
     group.mkdir()
     try:
-        assert seen(watch) == {"control groups"}
+        assert changed_witnesses(watch) == {"control groups"}
     finally:
         group.rmdir()
 
@@ -186,20 +186,20 @@ up.wait()
         "os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))",
     ],
 )
-def test_a_higher_priority_is_seen(watch, sandbox, code):
-    sandbox.do(code)
+def test_raised_priority_is_reported(watch, sandbox, code):
+    sandbox.run(code)
     try:
-        assert seen(watch) == {"priorities"}
+        assert changed_witnesses(watch) == {"priorities"}
     finally:
-        sandbox.do("os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))")
+        sandbox.run("os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))")
 
 
-def test_many_terminals_are_seen(watch, sandbox):
-    sandbox.do(f"held = [os.openpty() for _ in range({TERMINALS_MAX})]")
-    assert seen(watch) == {"terminals"}
+def test_many_terminals_are_reported(watch, sandbox):
+    sandbox.run(f"held = [os.openpty() for _ in range({TERMINALS_MAX})]")
+    assert changed_witnesses(watch) == {"terminals"}
 
 
-def test_what_lasts_only_as_long_as_it_is_held_is_seen_by_the_thread(watch, marker):
+def test_short_lived_change_is_reported_by_the_watch_thread(watch, marker):
     path = Path("/tmp", marker)
     path.write_text("x")
     time.sleep(HOLD_SECONDS / 2)
@@ -207,14 +207,14 @@ def test_what_lasts_only_as_long_as_it_is_held_is_seen_by_the_thread(watch, mark
     assert watch.changes()["files"]
 
 
-def test_without_a_sandbox_what_is_about_sandboxes_is_not_said(marker, other, tmp_path):
+def test_sandbox_witnesses_do_not_run_without_a_sandbox(marker, other, tmp_path):
     with HostWatch(marker, (other.pid,), tmp_path / "data") as watch:
-        watch.look()
-    of_the_machine = {"AIO contexts", "socket buffers", "compiled filters"}
-    assert set(watch.changes()) == {"processes", "mounts", "files", "settings"} | of_the_machine
+        watch.sample()
+    machine_witnesses = {"AIO contexts", "socket buffers", "compiled filters"}
+    assert set(watch.changes()) == {"processes", "mounts", "files", "settings"} | machine_witnesses
 
 
-def test_a_watch_covers_the_time_in_which_it_looked_and_no_other(watch, monkeypatch):
+def test_samples_cover_only_the_time_they_were_taken(watch, monkeypatch):
     begin = time.time()
     time.sleep(HOLD_SECONDS)
     end = time.time()
@@ -224,7 +224,7 @@ def test_a_watch_covers_the_time_in_which_it_looked_and_no_other(watch, monkeypa
     assert not Evidence({}, samples=tuple(watch.samples)).covers(end, time.time())
 
 
-def test_a_watch_that_broke_is_an_error(marker, other, tmp_path, monkeypatch):
+def test_failed_watch_raises(marker, other, tmp_path, monkeypatch):
     with HostWatch(marker, (other.pid,), tmp_path / "data") as watch:
         monkeypatch.setattr(host_facts, "aio_events", lambda: 1 // 0)
         time.sleep(1)
@@ -232,36 +232,36 @@ def test_a_watch_that_broke_is_an_error(marker, other, tmp_path, monkeypatch):
         watch.changes()
 
 
-def test_it_does_not_begin_without_the_processes_that_it_is_to_watch(marker, tmp_path):
+def test_watch_rejects_a_missing_process(marker, tmp_path):
     with pytest.raises(AssertionError):
         HostWatch(marker, (2**22 + 1,), tmp_path).__enter__()
 
 
-def test_a_process_that_has_ended_is_gone_although_nobody_collected_it():
+def test_zombie_process_counts_as_ended():
     child = subprocess.Popen(["true"])
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
     assert host_facts.read_process(child.pid) is None
     child.wait()
-    assert host_facts.read_process(os.getpid()).score == int(Path("/proc/self/oom_score_adj").read_text())
+    assert host_facts.read_process(os.getpid()).oom_score == int(Path("/proc/self/oom_score_adj").read_text())
 
 
-def test_buffers_of_sockets_and_compiled_filters_are_those_of_the_whole_machine():
+def test_socket_buffers_and_filters_are_counted_machine_wide():
     before = host_facts.socket_buffer_bytes()
-    door = socket.create_server(("127.0.0.1", 0))
-    pairs = [(socket.create_connection(door.getsockname()), door.accept()[0]) for _ in range(40)]
+    listener = socket.create_server(("127.0.0.1", 0))
+    pairs = [(socket.create_connection(listener.getsockname()), listener.accept()[0]) for _ in range(40)]
     for ours, _ in pairs:
         ours.setblocking(False)
         with contextlib.suppress(BlockingIOError):
             while True:
                 ours.send(bytes(65536))
     assert host_facts.socket_buffer_bytes() - before > 20 << 20
-    for one in (door, *(end for pair in pairs for end in pair)):
-        one.close()
+    for each in (listener, *(end for pair in pairs for end in pair)):
+        each.close()
     filters = host_facts.filter_bytes()
     code = ctypes.create_string_buffer(struct.pack("HBBI", 6, 0, 0, 1))
-    held = [socket.socket() for _ in range(500)]
-    for one in held:
-        one.setsockopt(socket.SOL_SOCKET, 26, struct.pack("HxxxxxxP", 1, ctypes.addressof(code)))
+    sockets = [socket.socket() for _ in range(500)]
+    for each in sockets:
+        each.setsockopt(socket.SOL_SOCKET, 26, struct.pack("HxxxxxxP", 1, ctypes.addressof(code)))
     assert host_facts.filter_bytes() - filters > 1 << 20
-    for one in held:
-        one.close()
+    for each in sockets:
+        each.close()

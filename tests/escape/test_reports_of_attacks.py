@@ -1,4 +1,4 @@
-"""The battery that runs inside reports what code did, and takes nothing that it prints for an outcome."""
+"""battery.py reports what attack code did, and never derives an outcome from its output."""
 
 import json
 import signal
@@ -15,16 +15,16 @@ PRELUDE = "import os, signal, socket, ssl, sys, threading, time"
 
 
 @pytest.fixture
-def play(tmp_path):
+def run_attacks(tmp_path):
     def run(*codes):
         attacks = [{"name": code, "attack": code, "twin": "through()", "hold_seconds": 0} for code in codes]
-        given, results = tmp_path / "given.json", tmp_path / "results.json"
-        given.write_text(json.dumps({"prelude": PRELUDE, "attacks": attacks}))
-        command = [sys.executable, battery.__file__, str(given), str(results), "2", str(SECONDS)]
+        configuration, results = tmp_path / "attacks.json", tmp_path / "results.json"
+        configuration.write_text(json.dumps({"prelude": PRELUDE, "attacks": attacks}))
+        command = [sys.executable, battery.__file__, str(configuration), str(results), "2", str(SECONDS)]
         subprocess.run(command, check=True, capture_output=True, timeout=60, cwd=tmp_path)
-        found = json.loads(results.read_text())
-        assert {report["twin"]["outcome"] for report in found.values()} == {"through"}
-        return [found[code]["attack"] for code in codes]
+        reports = json.loads(results.read_text())
+        assert {report["twin"]["outcome"] for report in reports.values()} == {"through"}
+        return [reports[code]["attack"] for code in codes]
 
     return run
 
@@ -60,28 +60,28 @@ def play(tmp_path):
         ("refused('EPERM'); no_such_name", "broken", ["NameError: name 'no_such_name' is not defined"]),
         ("attempt(lambda: no_such_name)", "broken", ["NameError: name 'no_such_name' is not defined"]),
         ("def broken(:", "broken", ["SyntaxError: invalid syntax (attack, line 1)"]),
-        ("with means(): raise OSError(2, 'gone')", "broken", ["MeansFailedError: FileNotFoundError(2, 'gone')"]),
-        ("with means(): pass\nraise OSError(1, 'no')", "refused", ["EPERM"]),
+        ("with setup(): raise OSError(2, 'gone')", "broken", ["SetupFailedError: FileNotFoundError(2, 'gone')"]),
+        ("with setup(): pass\nraise OSError(1, 'no')", "refused", ["EPERM"]),
         ("time.sleep(60)", "hung", []),
         ("refused('EPERM'); time.sleep(60)", "hung", []),
         ("os.close(1); os.close(2); time.sleep(60)", "hung", []),
     ],
 )
-def test_the_outcome_is_what_the_code_reported(play, code, outcome, words):
-    (report,) = play(code)
+def test_outcome_is_what_the_code_reported(run_attacks, code, outcome, words):
+    (report,) = run_attacks(code)
     assert (report["outcome"], report["by"]) == (outcome, words), report
 
 
-def test_a_child_that_stays_behind_holds_up_nothing(play):
-    first, second = play("if os.fork() == 0: time.sleep(50)\nrefused('EPERM')", "through()")
+def test_remaining_child_does_not_block_other_attacks(run_attacks):
+    first, second = run_attacks("if os.fork() == 0: time.sleep(50)\nrefused('EPERM')", "through()")
     assert (first["outcome"], second["outcome"]) == ("refused", "through")
 
 
 @pytest.mark.parametrize(("code", "is_held"), [("through()", True), ("refused('EPERM')", False)])
-def test_what_succeeded_stays_done_for_as_long_as_the_host_needs(code, is_held):
-    play = battery.Play(["an attack"], "attack", code, HOLD_SECONDS, {}, 30)
+def test_successful_attack_is_held_for_the_hold_time(code, is_held):
+    run_attacks = battery.AttackProcess(["an attack"], "attack", code, HOLD_SECONDS, {}, 30)
     began = time.monotonic()
-    while (report := play.ended()) is None:
+    while (report := run_attacks.ended()) is None:
         time.sleep(0.01)
     assert (time.monotonic() - began >= HOLD_SECONDS) is is_held
     assert ("held" in report) is is_held
@@ -90,10 +90,10 @@ def test_what_succeeded_stays_done_for_as_long_as_the_host_needs(code, is_held):
         assert end - begin >= HOLD_SECONDS
 
 
-def test_what_was_killed_while_it_held_was_not_held():
+def test_attack_killed_while_held_does_not_count_as_held():
     code = "signal.signal(signal.SIGALRM, signal.SIG_DFL); through(); signal.setitimer(signal.ITIMER_REAL, 0.5)"
-    play = battery.Play(["an attack"], "attack", code, HOLD_SECONDS, {"signal": signal}, 30)
-    while (report := play.ended()) is None:
+    run_attacks = battery.AttackProcess(["an attack"], "attack", code, HOLD_SECONDS, {"signal": signal}, 30)
+    while (report := run_attacks.ended()) is None:
         time.sleep(0.01)
     assert report["outcome"] == "through"
     assert "held" not in report

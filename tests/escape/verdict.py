@@ -1,4 +1,4 @@
-"""The verdict on one attack: exactly one outcome, from what it reported inside and from what the host saw."""
+"""The verdict on one attack: one outcome, from its report and from the host observations."""
 
 from typing import NamedTuple
 
@@ -6,46 +6,46 @@ from escape.attack import Outcome
 
 
 class Verdict(NamedTuple):
-    """An outcome, and the reason for it."""
+    """An outcome with its reason."""
 
     outcome: Outcome
     why: str
 
 
-def judge_attack(attack, tier, result, evidence):
+def judge_attack(attack, runtime, result, evidence):
     """attack: its declaration · result: `{attack: report, twin: report}` from inside, see battery.py."""
-    escaped = _escape(attack, tier, result, evidence)
+    escaped = _escape_reason(attack, runtime, result, evidence)
     if escaped:
         return Verdict(Outcome.ESCAPED, escaped)
-    reason = _doubt(attack, tier, result, evidence)
+    reason = _unproven_reason(attack, runtime, result, evidence)
     if reason:
         return Verdict(Outcome.UNPROVEN, reason)
-    return Verdict(attack.declared(tier), str(result["attack"]))
+    return Verdict(attack.declared(runtime), str(result["attack"]))
 
 
-def _escape(attack, tier, result, evidence):
-    """Why this is an escape; what the host saw counts, whatever was reported inside."""
+def _escape_reason(attack, runtime, result, evidence):
+    """Why this is an escape; host observations take precedence over the report."""
     changes = [f"{name}: {change}" for name in attack.unchanged for change in evidence.changes.get(name, ())]
     if changes:
         return f"the host changed: {changes}"
     if attack.packet in evidence.packets:
         return f"a packet arrived outside: {attack.packet}"
     report = result.get("attack", {})
-    if report.get("outcome") == "through" and attack.declared(tier) is not Outcome.INSIDE:
+    if report.get("outcome") == "through" and attack.declared(runtime) is not Outcome.INSIDE:
         return f"it succeeded: {report}"
     return None
 
 
-def _doubt(attack, tier, result, evidence):
-    """Why nothing is proven."""
+def _unproven_reason(attack, runtime, result, evidence):
+    """Why the attack is unproven."""
     if not {"attack", "twin"} <= result.keys():
-        return f"not played: {result}"
+        return f"not run: {result}"
     if result["twin"].get("outcome") != "through":
         return f"its twin failed: {result['twin']}"
-    return _doubt_of_host(attack, evidence) or _doubt_of_report(attack, tier, result["attack"], evidence)
+    return _unproven_by_host(attack, evidence) or _unproven_by_report(attack, runtime, result["attack"], evidence)
 
 
-def _doubt_of_host(attack, evidence):
+def _unproven_by_host(attack, evidence):
     unwatched = [name for name in attack.unchanged if name not in evidence.changes]
     if unwatched:
         return f"the host was not watched for: {unwatched}"
@@ -54,15 +54,15 @@ def _doubt_of_host(attack, evidence):
     return None
 
 
-def _doubt_of_report(attack, tier, report, evidence):
+def _unproven_by_report(attack, runtime, report, evidence):
     if report.get("outcome") not in {"through", "refused"}:
         return f"it reported no outcome: {report}"
-    is_through, declared = report["outcome"] == "through", attack.declared(tier)
-    if is_through is not (declared is Outcome.INSIDE):
-        return f"declared as {declared.value!r}: {report}"
+    is_through, expected = report["outcome"] == "through", attack.declared(runtime)
+    if is_through is not (expected is Outcome.INSIDE):
+        return f"declared as {expected.value!r}: {report}"
     if is_through and not evidence.covers(*report.get("held", (0, 0))):
-        return f"the host was not looked at while it lasted: {report}"
+        return f"no sample of the host was taken while it was held: {report}"
     words = set(report.get("by", ()))
     if not is_through and not (words and words <= set(attack.refused_by)):
-        return f"refused by something that is not declared: {report}"
+        return f"refused by an undeclared reason: {report}"
     return None

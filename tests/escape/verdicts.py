@@ -1,4 +1,4 @@
-"""The verdicts on all that was played on a battlefield, by kind and name."""
+"""The verdicts on an attack run, by kind and name."""
 
 import re
 
@@ -17,109 +17,114 @@ from escape.attacks_on_collection import (
 from escape.host_watch import WITNESSES
 from escape.verdict import Outcome, Verdict, judge_attack
 
-ON_THE_WIRE = "a packet to anything that is not allowed"
-ASKED = "a request at the allowed host that was to be refused"
-CHANGED = "a change of the host's processes, mounts, files, settings, keys, control groups or priorities"
-SEEN = (ON_THE_WIRE, ASKED, CHANGED)
-"""What shows only from outside: over all attacks together."""
+UNEXPECTED_PACKET = "a packet to anything that is not allowed"
+DENIED_REQUEST = "a request at the allowed host that was to be refused"
+HOST_CHANGE = "a change of the host's processes, mounts, files, settings, keys, control groups or priorities"
+SEEN = (UNEXPECTED_PACKET, DENIED_REQUEST, HOST_CHANGE)
+"""Rows observed on the host, over all attacks together."""
 
-_STEERING = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+_CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
-def judge(field):
-    """`{kind: {name: Verdict}}` of every row of the table; a row that was not played is unproven."""
+def judge(attack_run):
+    """`{kind: {name: Verdict}}` of every row of the table; a row that was not run is unproven."""
     return {
-        **{kind: judge_attacks(kind, attacks, field) for kind, attacks in ATTACKS.items()},
-        "collection": _judge_traps(field),
-        "outside": _judge_from_outside(field),
+        **{kind: judge_attacks(kind, attacks, attack_run) for kind, attacks in ATTACKS.items()},
+        "collection": _judge_traps(attack_run),
+        "outside": _judge_host_observations(attack_run),
     }
 
 
-def judge_attacks(kind, attacks, field):
+def judge_attacks(kind, attacks, attack_run):
     """`{name: Verdict}`."""
-    results = field.results.get(kind, {})
-    return {one.name: judge_attack(one, field.tier, results.get(one.name, {}), field.evidence) for one in attacks}
-
-
-def _held(is_held, why):
-    return Verdict(Outcome.HELD if is_held else Outcome.ESCAPED, why)
-
-
-def _judge_from_outside(field):
-    strange = field.sent - field.allowed
-    hosts = {host.removesuffix(":80").removesuffix(":443") for _, _, host in field.asked}
-    # Being sent elsewhere begins with a good request, and names where to.
-    refused = [line for _, line, _ in field.asked if "other.example" in line and "/away/" not in line]
-    is_wire_seen = ("tcp", HOST_ADDRESS, 443) in field.sent
+    results = attack_run.results.get(kind, {})
     return {
-        ON_THE_WIRE: _held(not strange and is_wire_seen, f"sent: {sorted(strange)}"),
-        ASKED: _held(hosts == {HOST} and not refused, f"asked: {hosts}, {refused}"),
-        CHANGED: judge_watch(field.evidence),
+        entry.name: judge_attack(entry, attack_run.runtime, results.get(entry.name, {}), attack_run.evidence)
+        for entry in attacks
+    }
+
+
+def _verdict(is_held, reason):
+    return Verdict(Outcome.HELD if is_held else Outcome.ESCAPED, reason)
+
+
+def _judge_host_observations(attack_run):
+    unexpected = attack_run.sent_packets - attack_run.allowed_packets
+    hosts = {host.removesuffix(":80").removesuffix(":443") for _, _, host in attack_run.host_requests}
+    # A redirect starts with an allowed request that names the target.
+    refused = [line for _, line, _ in attack_run.host_requests if "other.example" in line and "/away/" not in line]
+    is_wire_seen = ("tcp", HOST_ADDRESS, 443) in attack_run.sent_packets
+    return {
+        UNEXPECTED_PACKET: _verdict(not unexpected and is_wire_seen, f"sent: {sorted(unexpected)}"),
+        DENIED_REQUEST: _verdict(hosts == {HOST} and not refused, f"requested: {hosts}, {refused}"),
+        HOST_CHANGE: judge_watch(attack_run.evidence),
     }
 
 
 def judge_watch(evidence):
-    """The host as a whole: every witness must have looked, and none have seen a change."""
+    """Every witness must have taken a sample, and none may have found a change."""
     changes = [f"{name}: {change}" for name, found in evidence.changes.items() for change in found]
     unwatched = set(WITNESSES) - evidence.changes.keys()
     if unwatched and not changes:
         return Verdict(Outcome.UNPROVEN, f"the host was not watched for {sorted(unwatched)}")
-    return _held(not changes, str(changes))
+    return _verdict(not changes, str(changes))
 
 
-def _judge_traps(field):
-    found = Collected(
-        field.world.artifact("task-1.patch"),
+def _judge_traps(attack_run):
+    collected = Collected(
+        attack_run.machine.artifact("task-1.patch"),
         [
-            (one["name"], one["path"])
-            for one in field.world.http.get("/api/v1/tasks/task-1/artifacts").json()["artifacts"]
+            (entry["name"], entry["path"])
+            for entry in attack_run.machine.http.get("/api/v1/tasks/task-1/artifacts").json()["artifacts"]
         ],
-        [frame["message"] for frame in field.world.frames() if frame["type"] == "error"],
-        field.mark.exists(),
+        [frame["message"] for frame in attack_run.machine.wire_events() if frame["type"] == "error"],
+        attack_run.mark.exists(),
     )
-    return {trap.name: _held(found.holds(trap), f"{trap.must}: {trap.sign}") for trap in TRAPS}
+    return {trap.name: _verdict(collected.holds(trap), f"{trap.must}: {trap.sign}") for trap in TRAPS}
 
 
 class Collected:
-    """What the host made of a workspace: patch, artifacts (name, path), messages, and whether the mark was left."""
+    """Collected results of a workspace: patch, artifacts (name, path), messages, and whether the mark exists."""
 
-    def __init__(self, patch, artifacts, told, is_marked):
-        self.patch, self.artifacts, self.told, self.is_marked = patch, artifacts, told, is_marked
+    def __init__(self, patch, artifacts, messages, is_marked):
+        self.patch, self.artifacts, self.messages, self.is_marked = patch, artifacts, messages, is_marked
         self.paths = {path for _, path in artifacts}
 
     def holds(self, trap):
-        """The host did what it must, and what is no trap beside it was delivered."""
+        """Whether the host handled the trap as required, and delivered the ordinary files."""
         is_patched = b"+changed\n" in self.patch and "out/plain.txt" in self.paths
-        return is_patched and not self.is_marked and self._did(trap)
+        return is_patched and not self.is_marked and self._is_handled(trap)
 
-    def _did(self, trap):
+    def _is_handled(self, trap):
         return {
-            RUNS_NOTHING: lambda _: True,  # only the mark tells, and that is asked for every trap
+            RUNS_NOTHING: lambda _: True,  # only the mark shows it, which is checked for every trap
             READS_ITS_OWN: lambda _: b"root:x:" not in self.patch and b" b/etc/" not in self.patch,
-            KEEPS_BYTES: self._kept_bytes,
-            ORDINARY: self._took_for_ordinary,
-            NOT_DELIVERED: self._did_not_deliver,
-            LEFT_OUT: self._left_out,
-            OUT_OF_PATCH: self._left_out_of_the_patch,
-            SHOWN: self._shown,
+            KEEPS_BYTES: self._preserved_bytes,
+            ORDINARY: self._treated_as_ordinary,
+            NOT_DELIVERED: self._is_not_delivered,
+            LEFT_OUT: self._is_skipped,
+            OUT_OF_PATCH: self._is_left_out_of_the_patch,
+            SHOWN: self._has_safe_name,
         }[trap.must](trap.sign)
 
-    def _kept_bytes(self, sign):
+    def _preserved_bytes(self, sign):
         return b"\r" not in self.patch and f" b/{sign}".encode() in self.patch
 
-    def _took_for_ordinary(self, sign):
+    def _treated_as_ordinary(self, sign):
         return f" b/{sign}".encode() in self.patch and b" b/nested/.git/" not in self.patch
 
-    def _did_not_deliver(self, sign):
+    def _is_not_delivered(self, sign):
         return not any(path == sign or path.startswith(f"{sign}/") for path in self.paths)
 
-    def _left_out(self, sign):
-        is_told = any(sign in message for message in self.told)
-        return is_told and self._did_not_deliver(sign) and b"the host's own" not in self.patch
+    def _is_skipped(self, sign):
+        is_reported = any(sign in message for message in self.messages)
+        return is_reported and self._is_not_delivered(sign) and b"the host's own" not in self.patch
 
-    def _left_out_of_the_patch(self, sign):
+    def _is_left_out_of_the_patch(self, sign):
         head, _, rest = self.patch.partition(b"diff --git ")
         return sign.encode() in head and sign.encode() not in rest
 
-    def _shown(self, sign):
-        return sign in self.paths and not any(_STEERING.search(text) for pair in self.artifacts for text in pair)
+    def _has_safe_name(self, sign):
+        return sign in self.paths and not any(
+            _CONTROL_CHARACTERS.search(text) for pair in self.artifacts for text in pair
+        )

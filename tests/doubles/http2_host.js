@@ -1,5 +1,5 @@
-// A host of the public internet that speaks HTTP/2 on port 9443: `node played_http2.js ADDRESS CERTIFICATE`.
-// Answers each request with the version of HTTP that it came by. Once it listens it prints a JSON line.
+// A fake public host with HTTP/2 on port 9443: `node http2_host.js ADDRESS CERTIFICATE`.
+// Responds with the HTTP version and path of each request. Prints a JSON line once it listens.
 const [address, certificate] = process.argv.slice(2);
 const pem = require("fs").readFileSync(certificate);
 const server = require("http2").createSecureServer({ key: pem, cert: pem, allowHTTP1: true });
