@@ -23,8 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from store_list import fill
 
-from doubles.live_server import TERMINAL, World, make_repository, says, until
-from doubles.reconnecting_clients import Follower
+from doubles.live_server import TERMINAL, Deployment, make_repository, reply, wait_until
+from doubles.reconnecting_clients import ReconnectingClient
 from doubles.stand_in_agent import make_stand_in
 
 LINE_SECONDS, LIFE_SECONDS = 0.5, 900
@@ -98,13 +98,13 @@ def submit(world, names, cpus):
 def follow(world, names):
     """One follower a task, in a thread of their own; gives them."""
     port = int(world.server.ready_message["http"].rpartition(":")[2])
-    followers = [Follower(port, name) for name in names]
+    followers = [ReconnectingClient(port, name) for name in names]
 
     async def run():
         await asyncio.gather(*(one.follow() for one in followers), return_exceptions=True)
 
     threading.Thread(target=asyncio.run, args=(run(),), daemon=True).start()
-    until(lambda: all(one.started.is_set() for one in followers), PATIENCE_SECONDS, "the followers")
+    wait_until(lambda: all(one.started.is_set() for one in followers), PATIENCE_SECONDS, "the followers")
     return followers
 
 
@@ -140,7 +140,7 @@ def end(world, running):
         for name in running:
             http.delete(f"/api/v1/tasks/{name}?force=true")
         for name in running:
-            until(
+            wait_until(
                 lambda name=name: http.get(f"/api/v1/tasks/{name}").json()["state"] in TERMINAL, PATIENCE_SECONDS, name
             )
 
@@ -151,10 +151,10 @@ def main():
         int(sys.argv[n]) if len(sys.argv) > n else default for n, default in ((1, 100), (2, 1000), (3, 10_000))
     )
     with tempfile.TemporaryDirectory(prefix="crowd-") as directory:
-        world = World(Path(directory), forks=False)
+        world = Deployment(Path(directory), forks=False)
         make_repository(world.repositories / "repo.git", {"README.md": "# Hi\n"})
         world.start_git()
-        world.start_model(says())
+        world.start_model(reply())
         line = json.dumps({"type": "note", "text": "still at work"})
         make_stand_in(world.directory / "agent", [(line, LINE_SECONDS)] * int(LIFE_SECONDS / LINE_SECONDS))
         world.data_dir.mkdir(mode=0o700)
@@ -165,7 +165,7 @@ def main():
             tell(world, "idle")
             begin = time.monotonic()
             submit(world, names, 1)
-            until(lambda: count(world, "running") == running, PATIENCE_SECONDS, "all to run")
+            wait_until(lambda: count(world, "running") == running, PATIENCE_SECONDS, "all to run")
             print(f"{running} tasks run after {time.monotonic() - begin:.1f} s")
             tell(world, f"{running} running")
             followers = follow(world, names)

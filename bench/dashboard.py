@@ -118,7 +118,7 @@ async def serve_and_play(data_dir: Path, parent: Connection) -> None:
     """Play so many seconds as asked for, or tell the memory, until nobody asks."""
     from doubles.fake_access import FakeAccess
     from doubles.fake_tasks import manifest
-    from doubles.server_components import TO_END, TO_RUNNING, Rooms
+    from doubles.server_components import TO_END, TO_RUNNING, ServerComponents
     from sandbox.api.app import create_app, create_stream_app
     from sandbox.api.auth.authenticator import Authenticator
     from sandbox.api.http.server import bind, serve
@@ -126,7 +126,7 @@ async def serve_and_play(data_dir: Path, parent: Connection) -> None:
     from sandbox.dashboard.routes import add_dashboard
     from sandbox.store.sqlite import SqliteStore
 
-    rooms = Rooms(data_dir, SqliteStore(data_dir / "index.sqlite"))
+    rooms = ServerComponents(data_dir, SqliteStore(data_dir / "index.sqlite"))
     sockets, stream_sockets = bind("127.0.0.1", 0), bind("127.0.0.1", 0)
     port = sockets[0].getsockname()[1]
     settings = ApiSettings("bench", frozenset({port}))
@@ -140,12 +140,12 @@ async def serve_and_play(data_dir: Path, parent: Connection) -> None:
             serve(app, create_stream_app(app), sockets, stream_sockets, shutting_down=shutting_down)
         )
         await service.submit(manifest(TASK))
-        await rooms.launched(TASK)
-        rooms.runners.play(TASK, *TO_RUNNING)
+        await rooms.wait_for_launch(TASK)
+        rooms.runners.record(TASK, *TO_RUNNING)
         parent.send(port)
         while (order := await asyncio.to_thread(parent.recv)) is not None:
             parent.send(memory_megabytes() if order == "memory" else await play(rooms, order))
-        rooms.runners.play(TASK, *TO_END)
+        rooms.runners.record(TASK, *TO_END)
         shutting_down.set()
         await serving
 
@@ -155,7 +155,7 @@ async def play(rooms, seconds: int) -> int:
     began = time.monotonic()
     per_tick = EVENTS_PER_SECOND // TICKS_PER_SECOND
     for tick in range(seconds * TICKS_PER_SECOND):
-        rooms.runners.play(TASK, *[an_event(tick * per_tick + number) for number in range(per_tick)])
+        rooms.runners.record(TASK, *[an_event(tick * per_tick + number) for number in range(per_tick)])
         await asyncio.sleep(max(0.0, began + (tick + 1) / TICKS_PER_SECOND - time.monotonic()))
     return seconds * EVENTS_PER_SECOND
 

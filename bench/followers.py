@@ -19,7 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from doubles.reconnecting_clients import Follower, restless
+from doubles.reconnecting_clients import ReconnectingClient, make_clients
 
 LINES_PER_SECOND = 1000
 TICKS_PER_SECOND = 40
@@ -51,7 +51,7 @@ def main(followers: int = 200, seconds: int = 30, seed: int | None = None) -> No
         sys.exit(1)
 
 
-def measure(followers: int, seconds: int, seed: int) -> tuple[float, list[Follower], list[float]]:
+def measure(followers: int, seconds: int, seed: int) -> tuple[float, list[ReconnectingClient], list[float]]:
     """CPU seconds of the server, each follower, and the sorted delays of a sample of all events in milliseconds."""
     here, there = multiprocessing.Pipe()
     server = multiprocessing.get_context("spawn").Process(target=serve_one_task, args=(there, seconds))
@@ -62,7 +62,7 @@ def measure(followers: int, seconds: int, seed: int) -> tuple[float, list[Follow
     return cpu_seconds, readers, sorted(delays)
 
 
-async def read_all(server: Connection, followers: int, seed: int) -> tuple[list[Follower], list[float]]:
+async def read_all(server: Connection, followers: int, seed: int) -> tuple[list[ReconnectingClient], list[float]]:
     """Follow until the end; the server's clock starts when each has begun."""
     delays: list[float] = []
 
@@ -73,7 +73,7 @@ async def read_all(server: Connection, followers: int, seed: int) -> tuple[list[
                 delays.append((now - at) * 1000)
 
     port = await asyncio.to_thread(server.recv)
-    readers = restless(followers, port, "task-001", seed=seed, lifetime_log10=LIFETIME_LOG10, on_events=heard)
+    readers = make_clients(followers, port, "task-001", seed=seed, lifetime_log10=LIFETIME_LOG10, on_events=heard)
     tasks = [asyncio.create_task(reader.follow()) for reader in readers]
     for reader in readers:
         await reader.started.wait()
@@ -99,7 +99,7 @@ async def serve_and_play(data_dir: Path, parent: Connection, seconds: int) -> No
     """Until the task has ended and its followers are gone."""
     from doubles.fake_access import FakeAccess
     from doubles.fake_tasks import manifest
-    from doubles.server_components import TO_END, TO_RUNNING, Rooms
+    from doubles.server_components import TO_END, TO_RUNNING, ServerComponents
     from sandbox.api.app import create_app, create_stream_app
     from sandbox.api.auth.authenticator import Authenticator
     from sandbox.api.http.server import bind, serve
@@ -107,7 +107,7 @@ async def serve_and_play(data_dir: Path, parent: Connection, seconds: int) -> No
     from sandbox.model.events import Output
     from sandbox.store.sqlite import SqliteStore
 
-    rooms = Rooms(data_dir, SqliteStore(data_dir / "index.sqlite"))
+    rooms = ServerComponents(data_dir, SqliteStore(data_dir / "index.sqlite"))
     sockets, stream_sockets = bind("127.0.0.1", 0), bind("127.0.0.1", 0)
     port = sockets[0].getsockname()[1]
     settings = ApiSettings("bench", frozenset({port}))
@@ -119,18 +119,18 @@ async def serve_and_play(data_dir: Path, parent: Connection, seconds: int) -> No
             serve(app, create_stream_app(app), sockets, stream_sockets, shutting_down=shutting_down)
         )
         await service.submit(manifest("task-001"))
-        await rooms.launched("task-001")
-        rooms.runners.play("task-001", *TO_RUNNING)
+        await rooms.wait_for_launch("task-001")
+        rooms.runners.record("task-001", *TO_RUNNING)
         parent.send(port)
         await asyncio.to_thread(parent.recv)
         cpu_before, began = time.process_time(), time.monotonic()
         per_tick = LINES_PER_SECOND // TICKS_PER_SECOND
         for tick in range(seconds * TICKS_PER_SECOND):
             lines = [Output.from_bytes("stdout", (TEXT % (tick * per_tick + n)).encode()) for n in range(per_tick)]
-            rooms.runners.play("task-001", *lines)
+            rooms.runners.record("task-001", *lines)
             await asyncio.sleep(max(0.0, began + (tick + 1) / TICKS_PER_SECOND - time.monotonic()))
         cpu_seconds = time.process_time() - cpu_before
-        rooms.runners.play("task-001", *TO_END)
+        rooms.runners.record("task-001", *TO_END)
         await asyncio.to_thread(parent.recv)
         shutting_down.set()
         await serving

@@ -15,7 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from doubles import floods
-from doubles.flood_bench import FloodBench, ask, flood_bench
+from doubles.flood_bench import FloodBench, flood_bench, send_model_request
 
 
 def main() -> None:
@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20)
     chosen = parser.parse_args()
     print(f"{'flood':<36} {'cores':>6} {'later':>6}   kept: median, max ms   fresh: median, max ms   events  MiB")
-    for name in floods.names():
+    for name in floods.flood_names():
         if chosen.only in name:
             with flood_bench() as bench:
                 measured = measure(bench, name, chosen.seconds)
@@ -55,7 +55,7 @@ def timed(connection: HTTPConnection) -> float:
     """Milliseconds."""
     began = time.perf_counter()
     try:
-        ask(connection)
+        send_model_request(connection)
     except (OSError, HTTPException):
         connection.close()
         return 60_000

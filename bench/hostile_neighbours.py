@@ -19,7 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 from doubles import floods
-from doubles.live_server import ORGANISATION, TERMINAL, World, bash, make_repository, says, until
+from doubles.live_server import ORGANISATION, TERMINAL, Deployment, bash, make_repository, reply, wait_until
 
 HOSTILE = 4
 PORTS = {"model": 8123, "proxy": 3128, "names": 53, "dns_tcp": 53, "transparent_80": 80, "transparent_443": 443}
@@ -113,7 +113,7 @@ def ordinary_task(world, task_id):
     """Seconds until its sandbox runs, and until it is completed."""
     began = time.monotonic()
     world.submit(task_id, repository={"url": f"{ORGANISATION}ordinary.git"}, vm={"cpus": 1, "memory": "1G"})
-    until(lambda: world.status(task_id)["state"] not in ("pending", "staging", "provisioning"), 120, "a sandbox")
+    wait_until(lambda: world.status(task_id)["state"] not in ("pending", "staging", "provisioning"), 120, "a sandbox")
     started = time.monotonic() - began
     status = world.wait(task_id, 120)
     assert status["state"] == "completed", world.diagnostics(task_id)
@@ -122,7 +122,7 @@ def ordinary_task(world, task_id):
 
 def main(seconds=120.0, runtime="bubblewrap"):
     with tempfile.TemporaryDirectory(prefix="hostile-") as directory:
-        world = World(directory)
+        world = Deployment(directory)
         world.runtime = runtime
         try:
             flooding = Path(floods.__file__).read_text()
@@ -130,7 +130,7 @@ def main(seconds=120.0, runtime="bubblewrap"):
                 files = {"work.sh": script, "floods.py": flooding, "buffers.py": BUFFERS, "filters.py": FILTERS}
                 make_repository(world.repositories / f"{name}.git", files)
             world.start_git()
-            world.start_model(bash("sh work.sh"), says())
+            world.start_model(bash("sh work.sh"), reply())
             world.start_server(SANDBOX_ACCESS_REQUESTS_PER_MINUTE="0")
             before = host_figures()
             alone = ordinary_task(world, "alone")
@@ -138,7 +138,7 @@ def main(seconds=120.0, runtime="bubblewrap"):
                 repository = {"url": f"{ORGANISATION}hostile-{number}.git"}
                 world.submit(f"hostile-{number}", repository=repository, vm={"cpus": 1, "memory": "512M"})
             hostile = [f"hostile-{number}" for number in range(1, HOSTILE + 1)]
-            until(lambda: all(world.status(one)["progress"]["tool_calls"] for one in hostile), 120, "four attacks")
+            wait_until(lambda: all(world.status(one)["progress"]["tool_calls"] for one in hostile), 120, "four attacks")
             time.sleep(5)
             with Watch(world.server.ready_message["http"]) as watch:
                 attacked = [ordinary_task(world, f"neighbour-{number}") for number in range(3)]

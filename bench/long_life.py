@@ -16,8 +16,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
-from doubles.leftovers import left_behind
-from doubles.live_server import TERMINAL, World, make_repository, says, until
+from doubles.leftovers import find_leftovers
+from doubles.live_server import TERMINAL, Deployment, make_repository, reply, wait_until
 from doubles.stand_in_agent import make_stand_in
 
 AT_ONCE = 4
@@ -115,11 +115,11 @@ def main():
     """Print the samples."""
     tasks, kept = (int(sys.argv[n]) if len(sys.argv) > n else default for n, default in ((1, 2000), (2, 200)))
     with tempfile.TemporaryDirectory(prefix="long-life-") as directory:
-        world = World(Path(directory), forks=False)
+        world = Deployment(Path(directory), forks=False)
         try:
             make_repository(world.repositories / "repo.git", {"README.md": "# Hi\n"})
             world.start_git()
-            world.start_model(says())
+            world.start_model(reply())
             make_stand_in(world.directory / "agent", [("at work", 0.05)] * 4)
             world.start_server(
                 PYTHONPATH=str(world.directory / "agent"),
@@ -132,7 +132,7 @@ def main():
                 prune(world, kept)
                 samples.append(sample(world, first + kept))
                 print(f"{time.monotonic() - begin:6.0f} s  {samples[-1]}", flush=True)
-            until(lambda: not left_behind(world.data_dir), QUIET_SECONDS, "the machine to be as it was before")
+            wait_until(lambda: not find_leftovers(world.data_dir), QUIET_SECONDS, "the machine to be as it was before")
         finally:
             world.close()
     if len(sys.argv) > 3:

@@ -14,8 +14,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
-from doubles.leftovers import left_behind
-from doubles.live_server import World, bash, make_repository, says, until
+from doubles.leftovers import find_leftovers
+from doubles.live_server import Deployment, bash, make_repository, reply, wait_until
 
 TASK_SECONDS = 600
 QUIET_SECONDS = 10
@@ -39,11 +39,11 @@ def main():
     tier = sys.argv[1] if len(sys.argv) > 1 else "bubblewrap"
     in_a_row, at_once = (int(sys.argv[n]) if len(sys.argv) > n else default for n, default in ((2, 200), (3, 20)))
     with tempfile.TemporaryDirectory(prefix="soak-") as directory:
-        world = World(Path(directory), forks=False)
+        world = Deployment(Path(directory), forks=False)
         try:
             make_repository(world.repositories / "repo.git", {"README.md": "# Hi\n"})
             world.start_git()
-            world.start_model(bash("echo soaked > soaked.txt"), says())
+            world.start_model(bash("echo soaked > soaked.txt"), reply())
             world.start_server(SANDBOX_RUNTIME=tier)
             took = [play(world, [f"row-{number}"])[0] for number in range(in_a_row)]
             print(
@@ -52,10 +52,10 @@ def main():
             if at_once:
                 took = play(world, [f"crowd-{number}" for number in range(at_once)])
                 print(f"{tier}: {at_once} at once, all done after {max(took):.2f} s")
-            until(lambda: not left_behind(world.data_dir), QUIET_SECONDS, "the machine to be as it was before")
+            wait_until(lambda: not find_leftovers(world.data_dir), QUIET_SECONDS, "the machine to be as it was before")
             print(f"{tier}: nothing is left")
         except AssertionError as error:
-            sys.exit(f"{tier}: {error}; left: {left_behind(world.data_dir)}")
+            sys.exit(f"{tier}: {error}; left: {find_leftovers(world.data_dir)}")
         finally:
             world.close()
 

@@ -5,8 +5,8 @@ from types import MappingProxyType
 import pytest
 
 from doubles.browser import open_chromium
-from doubles.leftovers import left_behind
-from doubles.live_server import World, make_repository, until
+from doubles.leftovers import find_leftovers
+from doubles.live_server import Deployment, make_repository, wait_until
 from doubles.shared_machine import SharedMachine
 
 FILES = {"README.md": "# A repository\n\nHello.\n", "src/app.py": "print('hello')\n"}
@@ -25,7 +25,7 @@ def pytest_runtest_makereport(item):
 @pytest.fixture
 def deployment(tmp_path):
     """A deployment on which nothing has been started yet."""
-    deploy = World(tmp_path)
+    deploy = Deployment(tmp_path)
     yield deploy
     deploy.close()
 
@@ -86,7 +86,7 @@ def deploy_leak_checked(request, deploy, deployment):
     """Like `deploy`; fails if leftovers of a task remain 5 seconds after it has ended."""
     yield deploy
     try:
-        until(lambda: not left_behind(deployment.data_dir), 5, "no leftovers of the sandbox")
+        wait_until(lambda: not find_leftovers(deployment.data_dir), 5, "no leftovers of the sandbox")
     except AssertionError:
         request.node.stash[_has_failed] = True
         raise

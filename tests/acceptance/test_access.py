@@ -10,8 +10,8 @@ import pytest
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
-from doubles.blocked_internet import SERVER_ADDRESS, ClosedInternet
-from doubles.live_server import World, bash, make_repository, says, until
+from doubles.blocked_internet import SERVER_ADDRESS, BlockedInternet
+from doubles.live_server import Deployment, bash, make_repository, reply, wait_until
 from doubles.network_namespace import NamespaceTransport
 from sandbox.auth.token_file import TokenFile
 from sandbox.interfaces.auth import Role
@@ -49,11 +49,11 @@ def sandbox(deployment):
 @pytest.fixture(scope="module")
 def token_machine(tmp_path_factory):
     """A deployment with an operator's token, created before the server started."""
-    machine = World(tmp_path_factory.mktemp("guarded"))
+    machine = Deployment(tmp_path_factory.mktemp("guarded"))
     try:
         make_repository(machine.repositories / "repo.git", {"README.md": "# A repository\n"})
         machine.start_git()
-        machine.start_model(bash("echo new > new.txt"), says())
+        machine.start_model(bash("echo new > new.txt"), reply())
         machine.data_dir.mkdir(mode=0o700)
         machine.bearer = make_token(machine, Role.OPERATOR, "tests")[1]
         configuration = machine.home / ".config" / "sandbox" / "sandbox.toml"
@@ -132,7 +132,7 @@ def test_revoked_token_is_rejected_immediately(token_machine):
 
 
 def test_running_server_requires_tokens_once_one_exists(deploy):
-    machine = deploy(says())
+    machine = deploy(reply())
     assert send_request(machine, None).status_code == 200
     token_id, operator = make_token(machine, Role.OPERATOR)
     assert send_request(machine, None).status_code == 401
@@ -142,7 +142,7 @@ def test_running_server_requires_tokens_once_one_exists(deploy):
     assert send_request(machine, None).status_code == 401
     for name in ("tokens.json", "tokens.lock"):
         (machine.data_dir / name).unlink()
-    until(lambda: send_request(machine, None).status_code == 200)
+    wait_until(lambda: send_request(machine, None).status_code == 200)
 
 
 def test_clone_host_not_in_allowed_hosts_is_rejected(token_machine):
@@ -173,7 +173,7 @@ def test_non_loopback_address_requires_a_token(sandbox):
 def test_remote_clients_are_served_with_a_token(deployment):
     deployment.data_dir.mkdir(mode=0o700)
     bearer = make_token(deployment, Role.OPERATOR)[1]
-    with ClosedInternet() as internet:
+    with BlockedInternet() as internet:
         deployment.prefix, deployment.model_url = internet.server_prefix, "http://127.0.0.1:9"
         port = deployment.start_server(SANDBOX_HOST="0.0.0.0")["http"].rpartition(":")[2]
         url = f"http://{SERVER_ADDRESS}:{port}/api/v1/tasks"

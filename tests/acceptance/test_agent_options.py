@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from doubles import mcp_token_server
-from doubles.live_server import bash, says
+from doubles.live_server import bash, reply
 from sandbox.demo.model_script import ToolUse, Turn
 
 SECRET = "sesame-open-the-door"
@@ -26,7 +26,7 @@ def call(tool, **arguments):
 def machine(deploy):
     """Starts a deployment with an MCP server in the repository and a secret in the server's environment."""
     files = {"server.py": Path(mcp_token_server.__file__).read_text()}
-    return lambda *turns: deploy(*turns, says(), files=files, environment={"MY_TOKEN": SECRET})
+    return lambda *turns: deploy(*turns, reply(), files=files, environment={"MY_TOKEN": SECRET})
 
 
 def run(machine, **parts):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import httpx
 
-from doubles.live_server import make_repository, says
+from doubles.live_server import make_repository, reply
 from doubles.stand_in_agent import make_stand_in
 
 DRAIN_OPERATION = "POST /api/v1/admin/drain"
@@ -22,7 +22,7 @@ def test_responses_match_the_schema(deployment, tmp_path):
     machine = deployment
     make_repository(machine.repositories / "repo.git", {"README.md": "# A repository\n"})
     machine.start_git()
-    machine.start_model(says())
+    machine.start_model(reply())
     # Generated requests also start tasks, whose work does not matter.
     agent = make_stand_in(tmp_path / "agent", [])
     machine.start_server(SANDBOX_ACCESS_REQUESTS_PER_MINUTE="0", PYTHONPATH=str(agent))

@@ -9,8 +9,8 @@ from datetime import UTC, datetime, timedelta
 import httpx
 import pytest
 
-from doubles.live_server import World
-from doubles.stored_tasks import KeptTasks
+from doubles.live_server import Deployment
+from doubles.stored_tasks import StoredTasks
 
 PIXEL = bytes.fromhex(
     "89504e470d0a1a0a0000000d4948445200000001000000010806000000"
@@ -121,8 +121,8 @@ PAGE = '<!doctype html><body><div id="styled" style="width: 5px">x</div><div id=
 @pytest.fixture(scope="module")
 def machine(tmp_path_factory):
     """A server with a finished task whose artifacts are FILES."""
-    machine = World(tmp_path_factory.mktemp("artifacts"))
-    tasks = KeptTasks(machine.data_dir)
+    machine = Deployment(tmp_path_factory.mktemp("artifacts"))
+    tasks = StoredTasks(machine.data_dir)
     tasks.at = datetime.now(UTC) - timedelta(hours=1)
     tasks.finish("evil", artifacts=FILES.items())
     tasks.index()

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from doubles.live_server import bash, says
+from doubles.live_server import bash, reply
 
 
 def with_cost(turn):
@@ -25,7 +25,7 @@ def message_requests(machine):
     [({"budget_usd": 0.05}, {"budget_tokens": 100_000}, 3), ({"budget_tokens": 7000}, {"budget_usd": 1.0}, 4)],
 )
 def test_task_ends_when_the_first_budget_is_exhausted(deploy, spent, ample, turns):
-    machine = deploy(*[with_cost(bash("true"))] * 60, with_cost(says()))
+    machine = deploy(*[with_cost(bash("true"))] * 60, with_cost(reply()))
     machine.submit(lifecycle={**spent, **ample})
     status = machine.wait()
     assert (status["state"], status["error"]["code"]) == ("failed", "budget_exceeded"), machine.diagnostics()

@@ -3,7 +3,7 @@
 import subprocess
 from datetime import UTC, datetime, timedelta
 
-from doubles.live_server import bash, make_repository, until
+from doubles.live_server import bash, make_repository, wait_until
 from sandbox.demo.model_script import Fault, Turn
 
 VALUE = "a-value-that-nobody-may-read"
@@ -42,9 +42,9 @@ def test_guarantees_survive_a_server_restart(deployment):
     finished_at = datetime.fromisoformat(machine.status("kept")["finished_at"])
     machine.server.stop()
     # The janitor runs at server start, and then only after minutes.
-    until(lambda: datetime.now(UTC) - finished_at > timedelta(seconds=1), what="the end of its time to live")
+    wait_until(lambda: datetime.now(UTC) - finished_at > timedelta(seconds=1), what="the end of its time to live")
     machine.start_server(SANDBOX_PRESERVE_TIME_TO_LIVE="1s")
-    until(lambda: not disk.exists(), 10, "the janitor")
+    wait_until(lambda: not disk.exists(), 10, "the janitor")
     assert machine.http.delete("/api/v1/tasks/kept/vm").status_code == 404
 
 

@@ -10,8 +10,8 @@ import sys
 
 import pytest
 
-from doubles.live_server import says
-from doubles.stored_tasks import KeptTasks
+from doubles.live_server import reply
+from doubles.stored_tasks import StoredTasks
 
 FINISHED = [f"task-{number}" for number in range(18)]
 PATHS = ("", "/logs", "/logs?tail=5", "/logs?after=7", "/artifacts", "/artifacts/notes.txt", "/wait?timeout=0")
@@ -62,7 +62,7 @@ def damage(rng, tasks):
 
 @pytest.fixture
 def tasks(deployment):
-    tasks = KeptTasks(deployment.data_dir)
+    tasks = StoredTasks(deployment.data_dir)
     for number, task_id in enumerate(FINISHED):
         tasks.finish(task_id, lines=20 * number)
         if number % 2:
@@ -85,7 +85,7 @@ def test_undamaged_tasks_stay_readable(deployment, tasks):
     rng = random.Random(1)
     damaged = damage(rng, tasks)
     deployment.start_git()
-    deployment.start_model(says())
+    deployment.start_model(reply())
     deployment.start_server(**KEEP)
 
     assert deployment.http.get("/api/v1/health/ready").status_code == 200
@@ -114,7 +114,7 @@ def test_damaged_index_rows_are_rebuilt_at_startup_and_reported_later(deployment
     tasks.damage_row("waiting", "state", "asleep")
     tasks.damage_row("task-3", "task", b"\xff")
     deployment.start_git()
-    deployment.start_model(says())
+    deployment.start_model(reply())
     deployment.start_server(**KEEP)
     assert deployment.http.get("/api/v1/health/ready").status_code == 200
     listed = {task["id"] for task in get(deployment, "?limit=100").json()["tasks"]}

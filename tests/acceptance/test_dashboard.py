@@ -8,7 +8,7 @@ from contextlib import suppress
 import pytest
 from playwright.sync_api import TimeoutError as PageTimeoutError
 
-from doubles.live_server import ORGANISATION, bash, git, python, says, until
+from doubles.live_server import ORGANISATION, bash, git, python, reply, wait_until
 
 MANIFEST = f"""version: "1"
 kind: Task
@@ -54,7 +54,7 @@ def assert_applies(patch, repository, directory):
 
 
 def test_task_is_submitted_followed_and_its_results_downloaded(deploy, browser, dashboard_url, tmp_path):
-    machine = deploy(bash(WORK + REPORT), bash(PAUSE), says("Done: the greeting is **polite** now."))
+    machine = deploy(bash(WORK + REPORT), bash(PAUSE), reply("Done: the greeting is **polite** now."))
     listing, page = browser.open(dashboard_url(machine)), browser.open(dashboard_url(machine))
     page.get_by_role("link", name="Hand in the first one").click()
     editor = page.get_by_label("Manifest, YAML")
@@ -71,7 +71,7 @@ def test_task_is_submitted_followed_and_its_results_downloaded(deploy, browser, 
     page.wait_for_url("**/tasks/greet")
 
     page.get_by_text("Done: the greeting is polite now.").wait_for()
-    until(lambda: state_of(page) == "completed", 30, "the header to show the final state")
+    wait_until(lambda: state_of(page) == "completed", 30, "the header to show the final state")
     assert page.locator(".timeline .station").all_inner_texts()[-1] == "completed"
     assert page.locator(".says strong").inner_text() == "polite"
     tools = page.locator(".tool")
@@ -100,14 +100,14 @@ def test_task_is_submitted_followed_and_its_results_downloaded(deploy, browser, 
     listing.on(
         "requestfinished", lambda one: refreshes.append(one) if one.url == f"{dashboard_url(machine)}/" else None
     )
-    until(lambda: listing.wait_for_timeout(100) or len(refreshes) >= 2, 30, "the list to be refreshed")
+    wait_until(lambda: listing.wait_for_timeout(100) or len(refreshes) >= 2, 30, "the list to be refreshed")
     assert listing.locator("#task-greet").is_visible()
 
 
 def test_page_resumes_after_hiding_server_restart_and_failed_refresh(deploy, browser, dashboard_url):
-    machine = deploy(bash("sleep 3"), says("Still here."))
+    machine = deploy(bash("sleep 3"), reply("Still here."))
     machine.submit("long", claude={"prompt": "Wait."})
-    until(lambda: machine.status("long")["progress"]["current_tool"] == "Bash", what="the tool call")
+    wait_until(lambda: machine.status("long")["progress"]["current_tool"] == "Bash", what="the tool call")
     with machine.paused_model():
         page = browser.open(f"{dashboard_url(machine)}/tasks/long")
         page.get_by_text("Live", exact=True).wait_for()
@@ -134,7 +134,9 @@ def check_stream_closes_while_hidden(page, machine):
     for is_hidden, count in (("true", "0.0"), ("false", "1.0")):
         page.evaluate(f"""Object.defineProperty(document, "hidden", {{ value: {is_hidden}, configurable: true }});
             document.dispatchEvent(new Event("visibilitychange"))""")
-        until(lambda metric=followers + count: metric in machine.http.get("/metrics").text, 10, "the page's connection")
+        wait_until(
+            lambda metric=followers + count: metric in machine.http.get("/metrics").text, 10, "the page's connection"
+        )
     assert page.locator(".tool").count() == 1
 
 
@@ -142,18 +144,20 @@ def check_head_is_requested_until_it_arrives(page, refused):
     """The failed header request is retried, and the update waits until the open menu is closed."""
     page.get_by_text("Copy", exact=True).click()
     refused.clear()
-    until(lambda: page.wait_for_timeout(100) or refused, 30, "a request for the header")
+    wait_until(lambda: page.wait_for_timeout(100) or refused, 30, "a request for the header")
     page.unroute("**/tasks/long")
     with page.expect_response("**/tasks/long"):
         assert page.get_by_role("button", name="Cancel").is_visible()
     page.keyboard.press("Escape")
-    until(lambda: page.wait_for_timeout(100) or state_of(page) == "completed", 30, "the header to show the final state")
+    wait_until(
+        lambda: page.wait_for_timeout(100) or state_of(page) == "completed", 30, "the header to show the final state"
+    )
     page.get_by_role("button", name="Cancel").wait_for(state="detached")
     assert page.locator("#head[data-refresh]").count() == 0
 
 
 def test_preserved_sandbox_is_released_from_the_task_page(deploy, browser, dashboard_url):
-    machine = deploy(python("import time; time.sleep(60)"), says())
+    machine = deploy(python("import time; time.sleep(60)"), reply())
     machine.submit("kept", lifecycle={"timeout": "1s", "failure_action": "preserve"})
     page = browser.open(f"{dashboard_url(machine)}/tasks/kept")
     page.locator("#head .pill.failed").wait_for()
@@ -165,7 +169,7 @@ def test_preserved_sandbox_is_released_from_the_task_page(deploy, browser, dashb
 
 
 def test_task_is_cancelled_from_its_page(deploy, browser, dashboard_url):
-    machine = deploy(python("import time; time.sleep(60)"), says())
+    machine = deploy(python("import time; time.sleep(60)"), reply())
     machine.submit("slow")
     page = browser.open(f"{dashboard_url(machine)}/tasks/slow")
     page.locator(".tool").wait_for()

@@ -5,9 +5,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from doubles.browser import shut_out
-from doubles.live_server import World
-from doubles.stored_tasks import KeptTasks
+from doubles.browser import accessibility_violations
+from doubles.live_server import Deployment
+from doubles.stored_tasks import StoredTasks
 from sandbox.cli.output.text import escape_text
 from sandbox.model.events import EgressDenied, Metrics, Output, ToolCall, Usage
 
@@ -106,8 +106,8 @@ def poisoned_events():
 @pytest.fixture(scope="module")
 def loaded_server(tmp_path_factory):
     """A server with finished tasks: hostile and malformed output, 10,000 lines, and transcripts without stream-json."""
-    machine = World(tmp_path_factory.mktemp("strained"))
-    tasks = KeptTasks(machine.data_dir)
+    machine = Deployment(tmp_path_factory.mktemp("strained"))
+    tasks = StoredTasks(machine.data_dir)
     tasks.at = datetime.now(UTC) - timedelta(hours=1)  # within the retention time
     files = {"page.html": SCRIPT, "notes.md": HOSTILE, "hostile.patch": PATCH}
     artifacts = [(name, text.encode()) for name, text in files.items()]
@@ -301,11 +301,11 @@ new PerformanceObserver((list) => window.longTasks.push(...list.getEntries().map
 
 def test_pages_have_no_serious_accessibility_violations(base_url, browser):
     page = browser.open(base_url)
-    assert shut_out(page) == []
+    assert accessibility_violations(page) == []
     for path, status in (("/submit", 200), ("/server", 200), ("/tasks/nobody", 404), ("/tasks/hostile", 200)):
         assert page.goto(f"{base_url}{path}").status == status
         if status == 404 or "tasks" not in path:
-            assert shut_out(page) == [], path
+            assert accessibility_violations(page) == [], path
     browser.ignore_errors("status of 404")
     for view in VIEWS:
         page.locator(f"#tab-{view}").click()
@@ -313,7 +313,7 @@ def test_pages_have_no_serious_accessibility_violations(base_url, browser):
     page.evaluate("for (const panel of document.querySelectorAll('[role=tabpanel]')) panel.hidden = false")
     rendered = [page.locator(f"#panel-{view}").locator(VIEW_CONTENT).first for view in VIEWS]
     assert all(element.is_visible() for element in rendered)
-    assert shut_out(page) == [], "with all views visible"
+    assert accessibility_violations(page) == [], "with all views visible"
 
 
 def test_views_are_reachable_by_keyboard(base_url, browser):

@@ -2,9 +2,9 @@
 
 import pytest
 
-from doubles.live_server import World
+from doubles.live_server import Deployment
 from doubles.sample_task import FakeEventStream, assistant_text, claude_message, output
-from doubles.stored_tasks import KeptTasks
+from doubles.stored_tasks import StoredTasks
 
 LINES_A_FRAME = 1000
 
@@ -12,8 +12,8 @@ LINES_A_FRAME = 1000
 @pytest.fixture(scope="module")
 def base_url(tmp_path_factory):
     """URL of a server with tasks whose event streams are faked: a conversation, a terminal, large output."""
-    machine = World(tmp_path_factory.mktemp("stories"))
-    tasks = KeptTasks(machine.data_dir)
+    machine = Deployment(tmp_path_factory.mktemp("stories"))
+    tasks = StoredTasks(machine.data_dir)
     tasks.finish("chat")
     tasks.finish("labelled", labels={"team": "a"})
     files = "".join(f"diff --git a/{at} b/{at}\nnew file mode 100644\nindex 0..e\n" for at in range(45_000))

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from doubles.browser import shut_out
-from doubles.live_server import ORGANISATION, World, until
+from doubles.browser import accessibility_violations
+from doubles.live_server import ORGANISATION, Deployment, wait_until
 from sandbox.auth.token_file import TokenFile
 from sandbox.interfaces.auth import Role
 
@@ -57,7 +57,7 @@ window.outcomes = (async () => {
 @pytest.fixture(scope="module")
 def token_machine(tmp_path_factory):
     """A server with an operator's token (`bearer`) and a viewer's (`viewer`); its tasks cannot complete."""
-    machine = World(tmp_path_factory.mktemp("guarded"))
+    machine = Deployment(tmp_path_factory.mktemp("guarded"))
     try:
         machine.data_dir.mkdir(mode=0o700)
         tokens = TokenFile(machine.data_dir)
@@ -112,11 +112,11 @@ def test_sign_in_hides_the_token_and_sign_out_ends_the_session(token_machine, br
     base_url = token_machine.server.ready_message["http"]
     page = browser.open(f"{base_url}/?state=completed")
     assert page.url == f"{base_url}/sign-in?to=%2F%3Fstate%3Dcompleted"
-    assert shut_out(page) == []
+    assert accessibility_violations(page) == []
     page.get_by_label("Token").fill("sbx_wrong")
     page.get_by_role("button", name="Sign in").click()
     page.get_by_text("This token is not known here.").wait_for()
-    assert shut_out(page) == []
+    assert accessibility_violations(page) == []
     browser.ignore_errors("status of 401")
     page.get_by_label("Token").fill(token_machine.viewer)
     page.get_by_role("button", name="Sign in").click()
@@ -150,7 +150,7 @@ def test_form_draft_survives_an_expired_session(token_machine, browser):
     page.wait_for_url("**/sign-in?to=*")
     page.get_by_label("Token").fill(token_machine.bearer)
     page.get_by_role("button", name="Sign in").click()
-    until(lambda: editor.input_value() == draft, what="the draft to be restored")
+    wait_until(lambda: editor.input_value() == draft, what="the draft to be restored")
     page.get_by_role("button", name="Submit task").click()
     page.wait_for_url("**/tasks/typed")
     page.goto(f"{token_machine.server.ready_message['http']}/submit")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from doubles.browser import HEIGHT
-from doubles.live_server import says
+from doubles.live_server import reply
 
 SCHEMA = Path(__file__).parents[2] / "openapi.json"
 OPERATIONS = """(all) => all.map((one) => [".opblock-summary-method", ".opblock-summary-path"].map(
@@ -17,7 +17,7 @@ OPERATIONS = """(all) => all.map((one) => [".opblock-summary-method", ".opblock-
 @pytest.fixture
 def docs(deploy, browser):
     """URL of the documentation page; checks for requests to other hosts and console errors at the end."""
-    base_url = deploy(says()).server.ready_message["http"]
+    base_url = deploy(reply()).server.ready_message["http"]
     yield f"{base_url}/docs"
     assert [request.url for request in browser.requests if not request.url.startswith(f"{base_url}/")] == []
     assert browser.console_errors == []

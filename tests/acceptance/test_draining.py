@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from doubles.live_server import make_repository, until
+from doubles.live_server import make_repository, wait_until
 from doubles.stand_in_agent import make_stand_in
 
 STEPS = [(json.dumps({"type": "assistant", "number": number}), 0.1) for number in range(30)]
@@ -88,5 +88,5 @@ def check_shutdown_during_secret_lookup(machine):
     assert machine.status("asking")["state"] == "pending"
     machine.vault.close()
     assert machine.logs("taken", "stdout").count('"number"') == len(STEPS)
-    until(lambda: machine.status("asking")["state"] == "failed", 30, "the Vault request to time out")
+    wait_until(lambda: machine.status("asking")["state"] == "failed", 30, "the Vault request to time out")
     assert machine.status("asking")["error"]["code"] == "secret_unavailable"

@@ -13,7 +13,7 @@ from doubles import fake_host
 from doubles.blocked_internet import METADATA_ADDRESS, PRIVATE_ADDRESS
 from doubles.egress_probe import PRINT_RESULTS, PROBE
 from doubles.fake_internet import fake_internet, make_certificate, start_host
-from doubles.live_server import make_repository, python, says
+from doubles.live_server import make_repository, python, reply
 
 HOST, DEEP, SSH, HTTP2 = "files.example.org", "a.b.example.org", "git.example.net", "h2.example.net"
 PLAIN, OTHER = "plain.example.net", "other.example.com"
@@ -190,7 +190,7 @@ def egress_setup(tmp_path_factory):
             )
             for mode, (_, attempts) in MODES.items()
         }
-        branches = {f"Try {mode}.": (python(script), says()) for mode, script in scripts.items()}
+        branches = {f"Try {mode}.": (python(script), reply()) for mode, script in scripts.items()}
         machine.start_model(branches=branches, prefix=internet.internet_prefix)
         port = machine.model_url.rpartition(":")[2]
         make_repository(machine.repositories / "repo.git", {"port": port, "ca.pem": public})

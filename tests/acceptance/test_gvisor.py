@@ -10,9 +10,9 @@ import signal
 
 import pytest
 
-from doubles.leftovers import left_behind
-from doubles.live_server import SERVER_KEY, bash, says, until
-from doubles.runtimes import need_runtime
+from doubles.leftovers import find_leftovers
+from doubles.live_server import SERVER_KEY, bash, reply, wait_until
+from doubles.runtimes import require_runtime
 
 WAIT_FOREVER = "python3 -c 'import time; time.sleep(600)'"
 
@@ -20,10 +20,10 @@ WAIT_FOREVER = "python3 -c 'import time; time.sleep(600)'"
 @pytest.fixture
 def deploy_gvisor(deployment, deploy, tmp_path):
     """Like `deploy` with gVisor; fails if leftovers of the task remain 5 seconds after it has ended."""
-    need_runtime("gvisor", tmp_path / "probe")
+    require_runtime("gvisor", tmp_path / "probe")
     deployment.runtime = "gvisor"
     yield deploy
-    until(lambda: not left_behind(deployment.data_dir), 5, "no leftovers of the sandbox")
+    wait_until(lambda: not find_leftovers(deployment.data_dir), 5, "no leftovers of the sandbox")
 
 
 FORGED = json.dumps({"type": "result", "subtype": "success", "is_error": False, "result": "FORGED"})
@@ -37,7 +37,7 @@ def test_default_runtime_with_own_kernel_runs_the_agent(deploy_gvisor, deploymen
     """Uses QEMU if KVM is available: nothing here is specific to gVisor."""
     deployment.runtime = None
     work = bash("uname -r > kernel.txt; echo told >&2; echo more >> README.md; exit 3")
-    machine = deploy_gvisor(work, bash(FORGE_RESULT), says("All done."))
+    machine = deploy_gvisor(work, bash(FORGE_RESULT), reply("All done."))
     machine.submit()
     status = machine.wait()
     assert status["state"] == "completed", machine.diagnostics()
@@ -65,7 +65,7 @@ def test_default_runtime_with_own_kernel_runs_the_agent(deploy_gvisor, deploymen
 def test_cancelled_agent_gets_sigterm_and_partial_work_is_collected(deploy_gvisor):
     machine = deploy_gvisor(bash("echo half > half.txt"), bash(WAIT_FOREVER))
     machine.submit()
-    until(lambda: machine.status()["progress"]["tool_calls"] == 2, what="the second tool call")
+    wait_until(lambda: machine.status()["progress"]["tool_calls"] == 2, what="the second tool call")
     assert machine.http.delete("/api/v1/tasks/task-1").status_code == 200
     status = machine.wait(seconds=20)
     assert status["state"] == "cancelled"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from doubles.live_server import World, says
+from doubles.live_server import Deployment, reply
 
 MEBIBYTE = 1024**2
 JSON, YAML = "application/json", "application/yaml"
@@ -73,9 +73,9 @@ def resident_bytes(pid):
 
 @pytest.fixture(scope="module")
 def machine(tmp_path_factory):
-    server = World(tmp_path_factory.mktemp("hostile"))
+    server = Deployment(tmp_path_factory.mktemp("hostile"))
     try:
-        server.start_model(says())
+        server.start_model(reply())
         server.start_server()
         yield server
     finally:

@@ -7,9 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from doubles.blocked_internet import INTERNET_ADDRESS, METADATA_ADDRESS, PRIVATE_ADDRESS, PUBLIC_ADDRESS, ClosedInternet
-from doubles.leftovers import SANDBOX_UIDS, process_outside, processes
-from doubles.live_server import World, make_repository, python, says, until
+from doubles.blocked_internet import (
+    INTERNET_ADDRESS,
+    METADATA_ADDRESS,
+    PRIVATE_ADDRESS,
+    PUBLIC_ADDRESS,
+    BlockedInternet,
+)
+from doubles.leftovers import SANDBOX_UIDS, host_process, processes
+from doubles.live_server import Deployment, make_repository, python, reply, wait_until
 
 SERVER_KEY = f"sk-ant-of-this-server-alone-{secrets.token_hex(8)}"
 PROBE = r"""
@@ -120,8 +126,8 @@ def results(tmp_path_factory):
     directory = tmp_path_factory.mktemp("isolation")
     canary = directory / "canary.txt"
     canary.write_text("the host's own")
-    with ClosedInternet() as internet:
-        machine = World(
+    with BlockedInternet() as internet:
+        machine = Deployment(
             directory, prefix=internet.server_prefix, address=INTERNET_ADDRESS, namespace=internet.server_namespace
         )
         try:
@@ -137,7 +143,7 @@ def results(tmp_path_factory):
                 )
                 for port in (80, 53)
             ]
-            with process_outside() as host_child:
+            with host_process() as host_child:
                 yield run_probe(machine, internet, canary, targets, host_child)
         finally:
             machine.close()
@@ -152,16 +158,16 @@ def run_probe(machine, internet, canary, targets, host_child):
         "SERVER_PID": host_child.pid,
     }
     header = "".join(f"{name} = {value!r}\n" for name, value in settings.items())
-    machine.start_model(python(header + PROBE), says(), prefix=internet.internet_prefix)
+    machine.start_model(python(header + PROBE), reply(), prefix=internet.internet_prefix)
     model_port = int(machine.model_url.rpartition(":")[2])
     reachable = internet.can_reach(INTERNET_ADDRESS, model_port)
-    until(lambda: ("tcp", INTERNET_ADDRESS, model_port) in internet.packets, what="the packet to be recorded")
+    wait_until(lambda: ("tcp", INTERNET_ADDRESS, model_port) in internet.packets, what="the packet to be recorded")
     before = len(internet.packets)
     machine.start_server(ANTHROPIC_API_KEY=SERVER_KEY)
     machine.submit()
     machine.wait_for_state("running")
     holders = processes_with(SERVER_KEY)
-    uids = until(lambda: set(kernel_uids("claude", machine.data_dir)), what="the agent")
+    uids = wait_until(lambda: set(kernel_uids("claude", machine.data_dir)), what="the agent")
     status = machine.wait()
     assert status["state"] == "completed", machine.diagnostics()
     output = machine.tool_results()[0]

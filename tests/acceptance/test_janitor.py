@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from doubles.leftovers import cgroups, files, is_clean, left_behind, processes
-from doubles.live_server import World, bash, says, until
-from doubles.runners import end_books
-from doubles.runtimes import need_runtime
+from doubles.leftovers import cgroups, files, find_leftovers, is_clean, processes
+from doubles.live_server import Deployment, bash, reply, wait_until
+from doubles.runners import finalize_journal
+from doubles.runtimes import require_runtime
 
 LONG = "python3 -c 'import time; time.sleep(600)'"
 STEPS = {
@@ -48,7 +48,7 @@ def stop_runner_at(machine, task_id, is_reached):
     """Submit a task and stop its runner as soon as the step is reached."""
     machine.submit(task_id, vm={"cpus": 1, "memory": "512M", "disk": "256M"})
     attempt = attempt_of(machine, task_id)
-    until(lambda: is_reached(attempt), what=f"{task_id} to reach the step", pause_max=0.02)
+    wait_until(lambda: is_reached(attempt), what=f"{task_id} to reach the step", pause_max=0.02)
     for pid in runner_pids(machine.data_dir, task_id):
         os.kill(pid, signal.SIGSTOP)
 
@@ -60,14 +60,14 @@ def crash(machine, *task_ids):
         for pid in runner_pids(machine.data_dir, task_id):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        end_books(machine.data_dir, task_id)
+        finalize_journal(machine.data_dir, task_id)
 
 
 def attempt_of(machine, task_id):
     from sandbox.interfaces.layout import TaskLayout
 
     root = TaskLayout(machine.data_dir, task_id).root / "attempts"
-    names = until(lambda: root.exists() and [path.name for path in root.iterdir()], what="an attempt")
+    names = wait_until(lambda: root.exists() and [path.name for path in root.iterdir()], what="an attempt")
     return TaskLayout(machine.data_dir, task_id).attempt(names[0])
 
 
@@ -77,16 +77,16 @@ def attempt_of(machine, task_id):
     ids=["bubblewrap", "gvisor"],
 )
 def test_leftovers_of_a_crash_are_removed_at_startup(deploy, runtime, steps, deployment, tmp_path):
-    need_runtime(runtime, tmp_path / "probe")
+    require_runtime(runtime, tmp_path / "probe")
     deployment.runtime = runtime
-    machine = deploy(bash(LONG), says())
+    machine = deploy(bash(LONG), reply())
     tasks = {f"task-{number}": what for number, what in enumerate(steps)}
     for task_id, what in tasks.items():
         stop_runner_at(machine, task_id, STEPS[what])
     crash(machine, *tasks)
-    assert {"files", "cgroups"} <= left_behind(machine.data_dir).keys() or os.geteuid() != 0
+    assert {"files", "cgroups"} <= find_leftovers(machine.data_dir).keys() or os.geteuid() != 0
     machine.start_server()
-    until(lambda: is_clean(machine.data_dir), 60, f"no leftovers of {steps}")
+    wait_until(lambda: is_clean(machine.data_dir), 60, f"no leftovers of {steps}")
     assert {machine.status(task_id)["error"]["code"] for task_id in tasks} == {"runner_lost"}
 
 
@@ -98,8 +98,8 @@ def round_finished(machine):
 
 
 def test_running_tasks_preserved_sandboxes_and_other_servers_are_kept(deploy, tmp_path):
-    machine = deploy(bash(LONG), says())
-    neighbour = World(make_directory(tmp_path / "next-door"))
+    machine = deploy(bash(LONG), reply())
+    neighbour = Deployment(make_directory(tmp_path / "next-door"))
     neighbour.model_url = machine.model_url
     (neighbour.home / ".gitconfig").write_text((machine.home / ".gitconfig").read_text())
     with contextlib.closing(neighbour):
@@ -117,7 +117,7 @@ def test_running_tasks_preserved_sandboxes_and_other_servers_are_kept(deploy, tm
         before = [traces(attempt) for attempt in others]
         is_finished = round_finished(machine)
         machine.start_server()
-        until(is_finished, 30, "the end of the janitor's round")
+        wait_until(is_finished, 30, "the end of the janitor's round")
         assert [traces(attempt) for attempt in others] == before
         assert [path.name for path in attempt_of(machine, "lost").root.iterdir()] == ["runner.log"]
         assert (machine.status("living")["state"], neighbour.status("next-door")["state"]) == ("running", "running")

@@ -9,8 +9,8 @@ import time
 import pytest
 from websockets.sync.client import connect
 
-from doubles.live_server import bash, python, says
-from doubles.runtimes import need_runtime
+from doubles.live_server import bash, python, reply
+from doubles.runtimes import require_runtime
 from sandbox.disks.loop import loop_unavailable_reason
 
 FILL = "dd if=/dev/zero of=$HOME/filler bs=1M count=400 2>&1; echo made > small.txt"
@@ -121,7 +121,7 @@ def test_server_responds_and_reports_metrics_under_resource_exhaustion(
     outputs = bash("dd if=/dev/zero bs=1M count=8 2>/dev/null | tr '\\0' 'x'")
     hogs = (outputs, bash(FLOOD), python(FILES), python(FORK), python(HOG))
     fills = FILLS if has_disk_limit else ()
-    machine = deploy_leak_checked(fits, *fills, *hogs, says())
+    machine = deploy_leak_checked(fits, *fills, *hogs, reply())
     machine.submit(vm={"memory": "1G", "disk": "200M"})
     with measured_responses(machine) as durations, stream_of(machine) as stream:
         frames = [json.loads(text) for text in stream]
@@ -143,10 +143,10 @@ def test_server_responds_and_reports_metrics_under_resource_exhaustion(
 
 
 def test_limit_errors_are_reported_in_gvisor(has_disk_limit, deploy_leak_checked, deployment, tmp_path):
-    need_runtime("gvisor", tmp_path / "probe")
+    require_runtime("gvisor", tmp_path / "probe")
     deployment.runtime = "gvisor"
     fills = FILLS if has_disk_limit else ()
-    machine = deploy_leak_checked(*fills, python(HOG), says())
+    machine = deploy_leak_checked(*fills, python(HOG), reply())
     machine.submit(vm={"disk": "100M", "memory": "1G"})
     check_completed_or_out_of_memory(machine)
     if has_disk_limit:

@@ -17,10 +17,10 @@ from pathlib import Path
 import pytest
 
 from doubles import wire_samples
-from doubles.leftovers import left_behind
-from doubles.live_server import bash, make_repository, says, until
+from doubles.leftovers import find_leftovers
+from doubles.live_server import bash, make_repository, reply, wait_until
 from doubles.old_version import OldVersion, missing_reason
-from doubles.runners import end_books, records, runner_pid
+from doubles.runners import finalize_journal, read_journal, runner_pid
 from doubles.terminal_user import TerminalUser
 from sandbox.demo.model_script import Fault, Turn
 from sandbox.journal.lock import kill_lock_holder
@@ -36,17 +36,17 @@ WAIT_AT_GATE = "mkfifo /tmp/gate && read _ < /tmp/gate"
 # Twice: Claude Code responds itself once if the interrupted call was already in its session.
 RESUMED = (bash("cat first.txt; echo second > second.txt"),) * 2
 SCRIPTS = {
-    "PLAY-FINISH": (bash("mkdir out && echo kept > out/kept.txt && echo finished > finished.txt"), says("Finished.")),
+    "PLAY-FINISH": (bash("mkdir out && echo kept > out/kept.txt && echo finished > finished.txt"), reply("Finished.")),
     "PLAY-KEEP": (bash("echo preserved > preserved.txt"), Turn(faults=(Fault("error", status=400, times=99),))),
     "PLAY-RUN": (
         bash(f"echo line-1 > lines.txt; {WAIT_AT_GATE}; echo line-2 >> lines.txt; cat lines.txt"),
-        says("Finished."),
+        reply("Finished."),
     ),
-    "PLAY-CANCEL": (bash(f"echo begun > begun.txt; {WAIT_AT_GATE}"), says("Finished.")),
-    "PLAY-LOSE": (bash(f"echo lost > lost.txt; {WAIT_AT_GATE}"), says("Finished.")),
-    "PLAY-ORPHAN": (bash(WAIT_AT_GATE), says("Finished.")),
-    "PLAY-RESUME": (bash(f"echo first > first.txt; {WAIT_AT_GATE}"), *RESUMED, says("Both.")),
-    "PLAY-TALK": (says("GOODDAY"), says("WELLCOME")),
+    "PLAY-CANCEL": (bash(f"echo begun > begun.txt; {WAIT_AT_GATE}"), reply("Finished.")),
+    "PLAY-LOSE": (bash(f"echo lost > lost.txt; {WAIT_AT_GATE}"), reply("Finished.")),
+    "PLAY-ORPHAN": (bash(WAIT_AT_GATE), reply("Finished.")),
+    "PLAY-RESUME": (bash(f"echo first > first.txt; {WAIT_AT_GATE}"), *RESUMED, reply("Both.")),
+    "PLAY-TALK": (reply("GOODDAY"), reply("WELLCOME")),
 }
 KILLED = ("lose", "orphan", "resume")
 WAITING = ("run", "cancel", *KILLED)
@@ -145,7 +145,7 @@ def test_new_server_takes_over_tasks_of_the_old_version(machine, old, open_termi
     check_interactive_session(machine, open_terminal)
     check_preserved_sandbox(machine, open_terminal)
     check_lost_tasks(machine)
-    until(lambda: not left_behind(machine.data_dir), 20, "no leftovers of any task")
+    wait_until(lambda: not find_leftovers(machine.data_dir), 20, "no leftovers of any task")
     found = new_command(machine, "admin", "check", "--deep")
     assert found == {"clean": True, "tasks": len(SCRIPTS), "findings": []}
     check_old_client(machine, old)
@@ -180,7 +180,7 @@ def run_old_server(machine, old):
     assert machine.wait("finish", 120)["state"] == "completed", machine.diagnostics("finish")
     assert machine.wait("keep")["state"] == "failed_preserved", machine.diagnostics("keep")
     for name in WAITING:
-        until(lambda name=name: machine.status(name)["progress"]["current_tool"] == "Bash", 60, f"{name} to wait")
+        wait_until(lambda name=name: machine.status(name)["progress"]["current_tool"] == "Bash", 60, f"{name} to wait")
     machine.wait_for_state("running", "talk")
 
 
@@ -227,8 +227,8 @@ def kill_runners(machine):
     """One task has to be finalized, one resumed, and one is final in its journal with leftovers."""
     for name in KILLED:
         assert kill_lock_holder(machine.data_dir / "tasks" / name / "journal" / "lock")
-        until(lambda name=name: runner_pid(machine, name) is None, what=f"the runner of {name} to be gone")
-    end_books(machine.data_dir, "orphan")
+        wait_until(lambda name=name: runner_pid(machine, name) is None, what=f"the runner of {name} to be gone")
+    finalize_journal(machine.data_dir, "orphan")
 
 
 def check_running_task_completes(machine, open_terminal, received):
@@ -247,7 +247,7 @@ def check_running_task_completes(machine, open_terminal, received):
     assert frames == machine.wire_events("run")
     assert machine.states("run") == [*STATES, "completed"]
     assert not [frame for frame in frames if frame["type"] in {"gap", "error"}]
-    seqs = [json.loads(line[9:])["seq"] for line in records(machine, "run").splitlines()]
+    seqs = [json.loads(line[9:])["seq"] for line in read_journal(machine, "run").splitlines()]
     assert all(after == before + 1 for before, after in pairwise(seqs))
     assert "line-1\\nline-2" in machine.logs("run", "stdout")
     assert b"+line-1\n+line-2\n" in machine.artifact("run.patch", "run")
@@ -279,7 +279,7 @@ def check_preserved_sandbox(machine, open_terminal):
     shell.type("cat preserved.txt; exit 3\n")
     shell.expect("preserved\r\n")
     assert shell.exit_code() == 3
-    until(lambda: machine.http.delete("/api/v1/tasks/keep/vm").is_success, what="the release")
+    wait_until(lambda: machine.http.delete("/api/v1/tasks/keep/vm").is_success, what="the release")
     assert machine.status("keep")["state"] == "failed_preserved"
 
 

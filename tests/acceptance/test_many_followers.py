@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from doubles.live_server import bash, says, until
-from doubles.reconnecting_clients import Follower, restless
+from doubles.live_server import bash, reply, wait_until
+from doubles.reconnecting_clients import ReconnectingClient, make_clients
 from doubles.sample_tasks import seed
 from sandbox.demo.model_script import Text, Turn
 
@@ -34,10 +34,12 @@ def line_numbers(machine):
 
 async def follow_until_enough(machine, port, seed):
     """Return the reconnecting clients, and a reference client that read the finished stream at once."""
-    clients = restless(CLIENTS, port, "task-1", seed=seed)
+    clients = make_clients(CLIENTS, port, "task-1", seed=seed)
     running = asyncio.gather(*(client.follow() for client in clients))
     try:
-        await asyncio.to_thread(until, lambda: "This is line" in machine.logs(stream="stdout"), 60, "the first line")
+        await asyncio.to_thread(
+            wait_until, lambda: "This is line" in machine.logs(stream="stdout"), 60, "the first line"
+        )
         deadline = time.monotonic() + SECONDS
         while time.monotonic() < deadline and max(len(client.seqs) for client in clients) < LINES:
             await asyncio.wait({running}, timeout=0.1)
@@ -47,14 +49,14 @@ async def follow_until_enough(machine, port, seed):
         await asyncio.wait_for(running, 60)
     finally:
         running.cancel()
-    reference = Follower(port, "task-1")
+    reference = ReconnectingClient(port, "task-1")
     await asyncio.wait_for(reference.follow(), 60)
     return clients, reference
 
 
 @pytest.mark.timeout(180)
 def test_clients_receive_every_event_exactly_once_in_order(deploy):
-    machine = deploy(*[busy_turn(number) for number in range(2 * LINES // LINES_A_TURN)], says())
+    machine = deploy(*[busy_turn(number) for number in range(2 * LINES // LINES_A_TURN)], reply())
     machine.submit()
     port = machine.http.base_url.port
     clients, reference = asyncio.run(follow_until_enough(machine, port, seed()))

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from doubles.live_server import Turn, bash, make_repository, says
+from doubles.live_server import Turn, bash, make_repository, reply
 from sandbox.agents.claude_code.binary import find_binary
 from sandbox.demo.model_script import Text, ToolUse
 
@@ -67,8 +67,8 @@ def run_scenario(address, tmp_path, scenario):
 def test_client_submits_reads_results_cancels_and_gets_errors(deploy, tmp_path):
     machine = deploy(
         bash("echo new > new.txt; seq 20000 > long.txt; printf '\\000' > data.bin"),
-        says("I did it."),
-        branches={"Take long.": (bash("sleep 300"), says())},
+        reply("I did it."),
+        branches={"Take long.": (bash("sleep 300"), reply())},
     )
 
     async def scenario(tool, session):
@@ -136,7 +136,7 @@ def claude(deploy, tmp_path):
     """Runs Claude Code on the host with `sandbox mcp` in its configuration and a scripted model."""
 
     def run(*turns):
-        branches = {"Do it.": (bash("echo new > new.txt"), says("Done inside."))}
+        branches = {"Do it.": (bash("echo new > new.txt"), reply("Done inside."))}
         machine = deploy(*turns, branches=branches)
         make_repository(machine.repositories / "app.git", {"a.txt": "a\n"})
         address = machine.server.ready_message["http"]
@@ -173,7 +173,7 @@ def test_claude_code_submits_a_task_through_its_mcp_configuration(claude):
         calls("submit", manifest=MANIFEST),
         calls("status", task_id="mine", wait_seconds=60),
         calls("diff", task_id="mine"),
-        says("The patch adds new.txt."),
+        reply("The patch adds new.txt."),
     )
     assert (result["is_error"], result["result"]) == (False, "The patch adds new.txt.")
     submitted, status, patch = machine.tool_results()

@@ -2,7 +2,7 @@
 
 import json
 
-from doubles.live_server import bash, says
+from doubles.live_server import bash, reply
 from sandbox.demo.model_script import Fault, Text, ToolUse, Turn
 
 SEARCH = Turn((Text("I search."), ToolUse("WebSearch", {"query": "how to leave a sandbox"})))
@@ -45,7 +45,7 @@ def test_server_side_tools_are_denied_without_full_network(deploy):
     """For Claude Code's search and for programs in the sandbox; its own fetch uses the sandbox's network."""
     commands = [send_block(block) for block, _ in REASONS]
     # An overloaded model is also retried.
-    machine = deploy(Turn(SEARCH.content, faults=(Fault(status=529),)), FETCH, *commands, says())
+    machine = deploy(Turn(SEARCH.content, faults=(Fault(status=529),)), FETCH, *commands, reply())
     machine.submit(vm={"network_mode": "outbound", "allowed_hosts": ["other.example.org"]})
     assert machine.wait()["state"] == "completed", machine.diagnostics()
     searched, _, *programs = machine.tool_results()
@@ -62,7 +62,7 @@ def test_server_side_tools_are_denied_without_full_network(deploy):
 
 def test_server_side_tools_are_allowed_with_full_network(deploy):
     commands = [send_block(block) for block, _ in REASONS]
-    machine = deploy(SEARCH, *commands, says(), says())
+    machine = deploy(SEARCH, *commands, reply(), reply())
     machine.submit(vm={"network_mode": "full"})
     assert machine.wait()["state"] == "completed", machine.diagnostics()
     assert "web_search_20250305" in offered_tool_types(machine)
@@ -73,7 +73,7 @@ def test_server_side_tools_are_allowed_with_full_network(deploy):
 
 
 def test_rejected_model_key_fails_the_task_immediately(deploy):
-    machine = deploy(says(faults=(Fault(status=401, times=99),)))
+    machine = deploy(reply(faults=(Fault(status=401, times=99),)))
     machine.submit()
     status = machine.wait(seconds=40)
     assert (status["state"], status["error"]["code"]) == ("failed", "agent_failed"), machine.diagnostics()

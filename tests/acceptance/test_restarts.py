@@ -6,8 +6,8 @@ import signal
 
 import pytest
 
-from doubles.leftovers import left_behind
-from doubles.live_server import bash, says, until
+from doubles.leftovers import find_leftovers
+from doubles.live_server import bash, reply, wait_until
 from doubles.runners import runner_pid
 
 STATES = ["pending", "staging", "provisioning", "ready", "running", "completing", "completed"]
@@ -22,10 +22,10 @@ def outputs(machine):
 @pytest.mark.timeout(300)
 @pytest.mark.usefixtures("without_fork_server")
 def test_server_restarts_lose_no_task_output_or_queue_position(deploy):
-    machine = deploy(bash(COUNT), bash("wc -l < count.txt"), says("Counted."))
+    machine = deploy(bash(COUNT), bash("wc -l < count.txt"), reply("Counted."))
     for number in range(1, 4):
         machine.submit(f"task-{number}", vm={"cpus": 16})
-    until(lambda: machine.status()["progress"]["current_tool"] == "Bash", what="the tool call")
+    wait_until(lambda: machine.status()["progress"]["current_tool"] == "Bash", what="the tool call")
     assert machine.status("task-2")["state"] == "pending"
     assert "behind" in machine.status("task-3")["state_message"]
     # Pausing the model keeps the task running.
@@ -35,7 +35,7 @@ def test_server_restarts_lose_no_task_output_or_queue_position(deploy):
     assert machine.status()["state"] == "running"
     check_shutdown_with_an_open_stream(machine)
     machine.model.send_signal(signal.SIGCONT)
-    until(lambda: runner_pid(machine) is None, 30, "the runner to end by itself")
+    wait_until(lambda: runner_pid(machine) is None, 30, "the runner to end by itself")
     machine.start_server()
     check_task_is_complete(machine)
     statuses = [machine.wait(f"task-{number}", 90) for number in range(1, 4)]
@@ -67,13 +67,13 @@ def check_task_is_complete(machine):
 
 
 def test_killed_runner_fails_its_task_and_sandbox_is_removed(deploy):
-    machine = deploy(bash("echo line-1 > first.txt"), SLEEP, says())
+    machine = deploy(bash("echo line-1 > first.txt"), SLEEP, reply())
     machine.submit()
-    until(lambda: machine.status()["progress"]["tool_calls"] == 2, 60, "the second tool call")
-    assert {"processes", "sockets", "files"} <= left_behind(machine.data_dir).keys()
+    wait_until(lambda: machine.status()["progress"]["tool_calls"] == 2, 60, "the second tool call")
+    assert {"processes", "sockets", "files"} <= find_leftovers(machine.data_dir).keys()
     os.kill(runner_pid(machine), signal.SIGKILL)
     status = machine.wait()
     assert (status["state"], status["error"]["code"]) == ("failed", "runner_lost")
     assert machine.states()[-2:] == ["completing", "failed"]
     assert b"+line-1\n" in machine.artifact("task-1.patch")
-    until(lambda: not left_behind(machine.data_dir), 5, "no leftovers of the sandbox")
+    wait_until(lambda: not find_leftovers(machine.data_dir), 5, "no leftovers of the sandbox")

@@ -9,8 +9,8 @@ import msgspec
 import pytest
 
 from chaos import processes
-from doubles.live_server import bash, says, until
-from doubles.runners import first_process, records, runner_pid
+from doubles.live_server import bash, reply, wait_until
+from doubles.runners import first_process, read_journal, runner_pid
 from sandbox.demo.model_script import Fault
 
 STATES = ["pending", "staging", "provisioning", "ready", "running", "completing", "completed"]
@@ -26,17 +26,20 @@ def kill_after(machine, event_type, task_id, number):
     """
     if number > 1:
         what = f"attempt {number}"
-        until(
-            lambda: records(machine, task_id).count('"attempt_started"') == number, STEP_SECONDS, what, pause_max=0.02
+        wait_until(
+            lambda: read_journal(machine, task_id).count('"attempt_started"') == number,
+            STEP_SECONDS,
+            what,
+            pause_max=0.02,
         )
-    pid = until(lambda: runner_pid(machine, task_id), what="the runner")
+    pid = wait_until(lambda: runner_pid(machine, task_id), what="the runner")
     deadline = time.monotonic() + STEP_SECONDS
     is_alive = processes.stop(pid)
-    while is_alive and event_type not in records(machine, task_id):
+    while is_alive and event_type not in read_journal(machine, task_id):
         assert time.monotonic() < deadline, f"waited {STEP_SECONDS} s for {event_type}"
         is_alive = processes.step(pid)
     os.kill(pid, signal.SIGKILL)
-    return "agent_started" not in records(machine, task_id)
+    return "agent_started" not in read_journal(machine, task_id)
 
 
 def agent_session_ids(machine, task_id="task-1"):
@@ -46,7 +49,7 @@ def agent_session_ids(machine, task_id="task-1"):
 
 @pytest.mark.parametrize("event_types", [("attempt_started", "workspace_prepared"), ("sandbox_created",)])
 def test_runner_killed_before_agent_start_is_retried(deploy, event_types):
-    machine = deploy(bash("echo once >> once.txt"), says())
+    machine = deploy(bash("echo once >> once.txt"), reply())
     for number in range(TRIES):
         task_id = machine.submit(f"task-{number}")
         is_early = all(
@@ -67,7 +70,7 @@ def test_runner_killed_before_agent_start_is_retried(deploy, event_types):
 def test_failed_agent_is_retried_in_a_fresh_workspace(deploy_leak_checked):
     failure = Fault("error", status=403, message="Not today.", times=1)
     machine = deploy_leak_checked(
-        bash("echo line >> lines.txt"), msgspec.structs.replace(says("Second time."), faults=(failure,))
+        bash("echo line >> lines.txt"), msgspec.structs.replace(reply("Second time."), faults=(failure,))
     )
     machine.submit(lifecycle={"retries": 2})
     status = machine.wait(seconds=90)
@@ -108,9 +111,9 @@ def test_lost_agent_resumes_its_session(deployment, deploy, runtime, kill):
     deployment.runtime = runtime
     # Twice: Claude Code responds itself once if the interrupted call was already in its session.
     resumed = bash("cat first.txt; echo second > second.txt")
-    machine = deploy(bash("echo first > first.txt"), LONG, resumed, resumed, says("Both."))
+    machine = deploy(bash("echo first > first.txt"), LONG, resumed, resumed, reply("Both."))
     machine.submit(lifecycle={"resume": True})
-    until(lambda: machine.status()["progress"]["tool_calls"] == 2, 60, "the second tool call")
+    wait_until(lambda: machine.status()["progress"]["tool_calls"] == 2, 60, "the second tool call")
     kill(machine)
     status = machine.wait(seconds=90)
     assert status["state"] == "completed", machine.diagnostics()
@@ -128,9 +131,9 @@ def test_lost_agent_resumes_its_session(deployment, deploy, runtime, kill):
 
 
 def test_task_cancelled_between_attempts_keeps_its_history(deploy_leak_checked):
-    machine = deploy_leak_checked(msgspec.structs.replace(says(), faults=(Fault("error", status=403, times=99),)))
+    machine = deploy_leak_checked(msgspec.structs.replace(reply(), faults=(Fault("error", status=403, times=99),)))
     machine.submit(lifecycle={"retries": 100})
-    until(lambda: len(machine.status()["attempts"]) == 2, 60, "the second attempt")
+    wait_until(lambda: len(machine.status()["attempts"]) == 2, 60, "the second attempt")
     assert machine.status()["state"] == "running"
     response = machine.http.delete("/api/v1/tasks/task-1?reason=enough")
     assert response.status_code == 200, response.text

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from doubles.live_server import bash, git, says
+from doubles.live_server import bash, git, reply
 from sandbox.demo.git_server import make_example_repository
 from sandbox.demo.model_script import example_script
 
@@ -46,7 +46,7 @@ def test_documented_session_matches_the_real_output(deploy, tmp_path):
 def test_dirty_checkout_is_sent_and_the_patch_applied_onto_it(deploy, tmp_path):
     machine = deploy(
         bash("cat mine.txt app.py > both.txt && git log --format=%s -2; sed -i s/not/never/ app.py"),
-        says("Joined them."),
+        reply("Joined them."),
     )
     checkout = tmp_path / "checkout"
     clone = ["git", "clone", "-q", "https://github.com/org/repo.git", str(checkout)]

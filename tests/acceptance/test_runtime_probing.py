@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from doubles import failing_probes
-from doubles.live_server import make_repository, says, until
+from doubles.live_server import make_repository, reply, wait_until
 from sandbox.bootstrap.machine import choose_run_dir
 from sandbox.runtimes.bubblewrap import BubblewrapRuntime
 
@@ -24,7 +24,7 @@ def deploy(deployment, monkeypatch, tmp_path):
     def make(failing, pause="5", **environment):
         make_repository(deployment.repositories / "repo.git", {"README.md": "# Hi\n"})
         deployment.start_git()
-        deployment.start_model(says())
+        deployment.start_model(reply())
         deployment.count_probes = lambda: len(log.read_text().splitlines())
         deployment.settings = {
             "PYTHONPATH": str(TESTS),
@@ -54,7 +54,7 @@ def test_failing_runtime_is_probed_until_it_works(deploy):
     rejected = machine.http.post("/api/v1/tasks", json=manifest(machine))
     assert rejected.status_code == 503
     assert failing_probes.WHY in rejected.json()["message"]
-    until(lambda: machine.http.get("/api/v1/health/ready").status_code == 200, 20, "the server to be ready")
+    wait_until(lambda: machine.http.get("/api/v1/health/ready").status_code == 200, 20, "the server to be ready")
     assert machine.count_probes() == 3
     health = machine.http.get("/api/v1/health").json()
     assert (health["runtimes"][0]["works"], health["next_probe_at"], health["reasons"]) == (True, None, [])
@@ -85,8 +85,8 @@ def test_failing_runtime_reports_reason_and_next_probe(deploy):
         assert 1 <= int(response.headers["retry-after"]) <= 5
         assert "the next probe is at" in response.json()["message"]
         assert failing_probes.WHY in response.json()["message"]
-    until(lambda: machine.count_probes() == 2, 10, "the second probe")
-    until(
+    wait_until(lambda: machine.count_probes() == 2, 10, "the second probe")
+    wait_until(
         lambda: machine.http.get("/api/v1/health").json()["next_probe_at"] is not None,
         10,
         "the next probe to be scheduled",
@@ -128,7 +128,7 @@ def test_shutdown_during_the_first_probe_leaves_nothing(deploy, tmp_path, monkey
 
 def test_shutdown_during_a_later_probe_leaves_nothing(deploy, tmp_path):
     machine = deploy("1 hangs", pause="0.2")
-    until((tmp_path / "made").exists, 10, "the second probe to be under way")
+    wait_until((tmp_path / "made").exists, 10, "the second probe to be under way")
     assert "a probe is under way" in machine.http.get("/api/v1/health/ready").json()["message"]
     assert machine.server.stop() < 5
     check_no_leftovers(tmp_path)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from doubles import floods
 from doubles.flood_bench import cpu_seconds
-from doubles.live_server import bash, until
+from doubles.live_server import bash, wait_until
 from doubles.runners import runner_pid
 from sandbox.gateway.limits import NEW_MODEL_DEBT_SECONDS
 from sandbox.model.limits import RUNNER_CPU_BURST_SECONDS, RUNNER_CPU_CORES
@@ -30,7 +30,7 @@ def test_flood_from_the_sandbox_is_bounded_and_task_can_be_cancelled(deploy):
     machine = deploy(start_floods(*NAMES), bash("python3 -c 'import time; time.sleep(600)'"))
     machine.submit(vm={"cpus": 1})
     # The second tool call needs a model request in the middle of the flood.
-    until(lambda: machine.status()["progress"]["tool_calls"] == 2, 90, "the second tool call")
+    wait_until(lambda: machine.status()["progress"]["tool_calls"] == 2, 90, "the second tool call")
     runner = runner_pid(machine)
     began, before = time.monotonic(), cpu_seconds(runner)
     time.sleep(FLOOD_SECONDS)

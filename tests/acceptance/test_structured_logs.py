@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from doubles.live_server import SERVER_KEY, bash, says, until
+from doubles.live_server import SERVER_KEY, bash, reply, wait_until
 
 VALUE = "a-secret-value-of-some-length"
 
@@ -20,7 +20,7 @@ LOGGING = {"SANDBOX_LOG_FORMAT": "json", "SANDBOX_LOG_LEVEL": "debug", "TOKEN": 
 @pytest.fixture
 def json_log_machine(deploy):
     """A deployment whose server logs JSON and has a secret."""
-    return deploy(bash("echo $TOKEN"), says(), environment=LOGGING)
+    return deploy(bash("echo $TOKEN"), reply(), environment=LOGGING)
 
 
 def test_log_lines_are_json_with_request_and_task_ids(json_log_machine):
@@ -56,7 +56,7 @@ def test_log_lines_are_json_with_request_and_task_ids(json_log_machine):
 def _check_runner_log(machine, task_id):
     """The runner's log has the same format, and no log has a secret."""
     (path,) = machine.data_dir.glob(f"tasks/{task_id}/attempts/*/runner.log")
-    log_lines = until(
+    log_lines = wait_until(
         lambda: [line for line in lines(path) if line["message"] == "The attempt has ended"] and lines(path)
     )
     assert {line["task_id"] for line in log_lines} == {task_id}

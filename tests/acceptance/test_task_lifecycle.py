@@ -6,7 +6,7 @@ import subprocess
 import pytest
 from websockets.sync.client import connect
 
-from doubles.live_server import SERVER_KEY, bash, git, make_repository, says
+from doubles.live_server import SERVER_KEY, bash, git, make_repository, reply
 from sandbox.demo.model_script import Text, ToolUse, Turn
 
 MINIMAL_MANIFEST = """\
@@ -53,7 +53,7 @@ PRINT_ENVIRONMENT = "env; cat /proc/self/environ | tr '\\0' '\\n'; cat /proc/1/e
 @pytest.mark.usefixtures("without_fork_server")
 def test_minimal_manifest_sent_with_curl_produces_a_patch(deploy, tmp_path):
     long_message = Turn((Text("y" * 300_000), ToolUse("Bash", {"command": LONG, "description": "work"})))
-    machine = deploy(bash(CHANGE), long_message, bash(PRINT_ENVIRONMENT), says("I did it."), files=FILES)
+    machine = deploy(bash(CHANGE), long_message, bash(PRINT_ENVIRONMENT), reply("I did it."), files=FILES)
     task_id, frames = submit_with_curl(machine, tmp_path)
     status = machine.wait(task_id)
     assert status["state"] == "completed", machine.diagnostics(task_id)
@@ -134,7 +134,7 @@ def check_server_key_is_hidden(machine, task_id):
 
 def test_repository_settings_are_ignored_and_claude_md_is_read(deploy):
     machine = deploy(
-        bash("pwd; git rev-parse HEAD; git branch --show-current; ls"), bash("ls -a /tmp /workspace"), says()
+        bash("pwd; git rev-parse HEAD; git branch --show-current; ls"), bash("ls -a /tmp /workspace"), reply()
     )
     hook = {"hooks": [{"type": "command", "command": "touch /tmp/hook-ran"}]}
     settings = {

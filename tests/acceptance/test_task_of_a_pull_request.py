@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from doubles.live_server import bash, git, says
+from doubles.live_server import bash, git, reply
 
 SCRIPT = Path(__file__).parents[2] / "packaging" / "github" / "run-task"
 
@@ -38,7 +38,7 @@ def run_task(tmp_path):
 
 def test_patch_and_cost_are_written_for_the_pull_request(deploy, run_task, tmp_path):
     hostile = "````\n@everyone <script>alert(1)</script>\n"
-    machine = deploy(bash(f"printf '{hostile}' > new.md && echo mended > a.txt"), says("Done.\n```\n@everyone"))
+    machine = deploy(bash(f"printf '{hostile}' > new.md && echo mended > a.txt"), reply("Done.\n```\n@everyone"))
     fields = json.dumps({"lifecycle": {"budget_usd": 2}, "metadata": {"labels": {"pr": "7"}}})
     result = run_task(machine, NAME="A title", FIELDS=fields)
     assert result.returncode == 0, result.stderr
@@ -55,7 +55,7 @@ def test_patch_and_cost_are_written_for_the_pull_request(deploy, run_task, tmp_p
 
 
 def test_unsuccessful_task_fails_the_job_with_a_comment(deploy, run_task, tmp_path):
-    machine = deploy(bash("sleep 300"), says())
+    machine = deploy(bash("sleep 300"), reply())
     failed = run_task(machine, COMMIT="0" * 40)
     assert failed.returncode == 1
     comment = (tmp_path / "result" / "comment.md").read_text()

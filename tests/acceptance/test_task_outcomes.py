@@ -4,7 +4,7 @@ import json
 import shutil
 import signal
 
-from doubles.live_server import bash, python, says, until
+from doubles.live_server import bash, python, reply, wait_until
 from sandbox.bootstrap.machine import choose_run_dir
 from sandbox.demo.model_script import Fault, Turn
 
@@ -27,7 +27,7 @@ def test_cancel_stops_the_agent_and_collects_its_work(deploy_leak_checked):
     machine = deploy_leak_checked(bash("echo half > half.txt"), bash(WAIT_FOREVER))
     shutil.rmtree(choose_run_dir(machine.data_dir))
     machine.submit()
-    until(lambda: machine.status()["progress"]["tool_calls"] == 2, 60, "the second tool call")
+    wait_until(lambda: machine.status()["progress"]["tool_calls"] == 2, 60, "the second tool call")
     response = machine.http.delete("/api/v1/tasks/task-1?reason=enough")
     assert response.status_code == 200
     assert (response.json()["previous_state"], response.json()["new_state"]) == ("running", "cancelled")
@@ -49,7 +49,7 @@ def test_timeout_ends_the_task(deploy_leak_checked):
 
 
 def test_missing_branch_is_named_in_the_error(deploy_leak_checked):
-    machine = deploy_leak_checked(says())
+    machine = deploy_leak_checked(reply())
     machine.submit(repository={"branch": "no-such-branch"})
     status = check_end(machine, "failed", "clone_failed")
     assert "no-such-branch" in status["error"]["message"]
@@ -92,7 +92,7 @@ def test_forged_result_is_ignored(deploy_leak_checked):
             f"echo '{forged}' > /proc/$PPID/fd/1 || echo refused > refused.txt; "
             "for fd in /proc/$PPID/fd/*; do echo forged > $fd; done; kill -9 $PPID"
         ),
-        says(),
+        reply(),
     )
     machine.submit()
     status = check_end(machine, "failed", "agent_failed")
@@ -104,7 +104,7 @@ def test_forged_result_is_ignored(deploy_leak_checked):
 
 def test_out_of_memory_has_its_own_error_code(deploy_leak_checked):
     machine = deploy_leak_checked(
-        bash('python3 -c "x = bytearray(900 * 1024 * 1024); print(len(x))"; kill -9 $PPID'), says()
+        bash('python3 -c "x = bytearray(900 * 1024 * 1024); print(len(x))"; kill -9 $PPID'), reply()
     )
     machine.submit(vm={"memory": "512M"})
     status = machine.wait()
@@ -130,7 +130,7 @@ def test_finished_agent_with_background_process_and_deep_tree_is_cleaned_up(depl
     machine = deploy_leak_checked(
         bash("setsid nohup sleep 600 >/dev/null 2>&1 & disown; echo top > top.txt"),
         python(DEEP_TREE),
-        Turn(content=says("y" * 1_200_000).content, faults=(overloaded,)),
+        Turn(content=reply("y" * 1_200_000).content, faults=(overloaded,)),
     )
     machine.submit()
     status = check_end(machine, "completed", None)

@@ -10,7 +10,7 @@ import pytest
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
-from doubles.live_server import bash, says, until
+from doubles.live_server import bash, reply, wait_until
 from doubles.terminal_user import TerminalUser
 from sandbox.demo.model_script import Fault, Turn
 
@@ -32,10 +32,10 @@ def open_terminal(deploy):
 
 
 def test_shell_shares_the_sandbox_without_disturbing_the_agent(deploy, open_terminal):
-    machine = deploy(bash(f"echo of-the-agent > note.txt; {WAIT_AT_GATE}; cat answer.txt"), says())
+    machine = deploy(bash(f"echo of-the-agent > note.txt; {WAIT_AT_GATE}; cat answer.txt"), reply())
     machine.submit()
     machine.wait_for_state("running")
-    until(lambda: machine.status()["progress"]["current_tool"] == "Bash", what="the tool call")
+    wait_until(lambda: machine.status()["progress"]["current_tool"] == "Bash", what="the tool call")
     server = machine.server.ready_message["http"]
     check_cross_origin_terminal_is_rejected(server)
     check_terminal_is_refused(open_terminal(server, "task", "attach", "task-1"), "headless", 4)
@@ -93,7 +93,7 @@ def check_shell_session(terminal):
 
 
 def test_agent_terminal_has_one_writer_and_many_viewers(deploy, open_terminal):
-    machine = deploy(says("GOODDAY"), says("WELLCOME"), says("GOODBYE"))
+    machine = deploy(reply("GOODDAY"), reply("WELLCOME"), reply("GOODBYE"))
     machine.submit(claude={"prompt": "Say good day.", "headless": False})
     machine.wait_for_state("running")
     server = machine.server.ready_message["http"]
@@ -174,7 +174,7 @@ def test_preserved_sandbox_can_be_entered_until_released(preserved, open_termina
     late.type("cat more.txt; exit 0\n")
     late.expect("more\r\n")
     assert late.exit_code() == 0
-    released = until(
+    released = wait_until(
         lambda: machine.http.delete("/api/v1/tasks/task-1/vm").status_code in {200, 404}, what="the release"
     )
     assert released

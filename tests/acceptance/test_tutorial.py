@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from doubles.live_server import lay_agent_ready
+from doubles.live_server import preinstall_agent
 from sandbox.demo.processes import start_server
 
 PAGE = (Path(__file__).parents[2] / "docs" / "tutorial.md").read_text()
@@ -70,7 +70,7 @@ class TutorialUser:
 @pytest.fixture
 def user(tmp_path):
     (tmp_path / "home").mkdir()
-    lay_agent_ready(tmp_path / "data")
+    preinstall_agent(tmp_path / "data")
     command = [sys.executable, "-m", "sandbox.demo.playground", "--git-port", "0", "--model-port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as playground:
         try:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from doubles.leftovers import left_behind
-from doubles.live_server import bash, says, until
+from doubles.leftovers import find_leftovers
+from doubles.live_server import bash, reply, wait_until
 
 FREEZER = Path("/sys/fs/cgroup/freezer")
 WORK = (
@@ -33,7 +33,7 @@ def freeze():
 
     def thaw():
         (cgroup / "freezer.state").write_text("THAWED")
-        until(lambda: not (cgroup / "cgroup.procs").read_text(), 20, "the frozen process to end")
+        wait_until(lambda: not (cgroup / "cgroup.procs").read_text(), 20, "the frozen process to end")
 
     freeze.thaw = thaw
     yield freeze
@@ -59,9 +59,9 @@ def release_agent(pid):
 
 
 def test_task_completes_despite_an_unkillable_process(deploy, freeze):
-    machine = deploy(*WORK, says())
+    machine = deploy(*WORK, reply())
     machine.submit()
-    pid = until(lambda: find_sleeper(machine), 60, "the background process")
+    pid = wait_until(lambda: find_sleeper(machine), 60, "the background process")
     freeze(pid)
     release_agent(pid)
     began = time.monotonic()
@@ -71,14 +71,14 @@ def test_task_completes_despite_an_unkillable_process(deploy, freeze):
     assert "teardown_failed" in machine.logs(stream="events")
     freeze.thaw()
     machine.restart_server(signal.SIGTERM)  # the janitor's first round
-    until(lambda: not left_behind(machine.data_dir), 20, "the leftovers to be removed")
+    wait_until(lambda: not find_leftovers(machine.data_dir), 20, "the leftovers to be removed")
     assert machine.status()["state"] == "completed"
 
 
 def test_task_with_killable_processes_ends_quickly(deploy):
-    machine = deploy(*WORK, says())
+    machine = deploy(*WORK, reply())
     machine.submit()
-    pid = until(lambda: find_sleeper(machine), 60, "the background process")
+    pid = wait_until(lambda: find_sleeper(machine), 60, "the background process")
     release_agent(pid)
     began = time.monotonic()
     assert machine.wait()["state"] == "completed"

@@ -6,7 +6,7 @@ from itertools import zip_longest
 
 import pytest
 
-from doubles.live_server import TERMINAL, bash, says, until
+from doubles.live_server import TERMINAL, bash, reply, wait_until
 from doubles.unmodified_clients import (
     UNKNOWN_BRANCH_MANIFEST,
     WSCAT,
@@ -68,7 +68,7 @@ def check_complete_events(machine, task_id, frames, *, missing_types=()):
 
 
 def test_existing_clients_submit_and_receive_complete_streams(deploy, browser):
-    machine = deploy(bash(COUNT.format(n=10)), says())
+    machine = deploy(bash(COUNT.format(n=10)), reply())
     http, ws = machine.server.ready_message["http"], machine.server.ready_message["ws"]
     page, socket_page = EventSource(http, browser), BrowserWebSocket(http, browser)
     programs = [Requests(http), Httpx(http), Curl(http)]
@@ -107,7 +107,7 @@ def follow_all(machine, programs, page, socket_page, base_urls):
             page_events = check_live_events(machine, task_id, page.follow(task_id), started_clients)
             socket_events = check_live_events(machine, task_id, socket_page.frames(sockets[0]), started_clients)
             first_events = [until_output(page_events), until_output(socket_events)]
-            until(
+            wait_until(
                 lambda: len(started_clients) == len([*first_events, *events, *by_socket]),
                 60,
                 "output for all clients",
@@ -144,16 +144,16 @@ def wscats():
 
 def test_event_source_resumes_after_server_restarts(deploy, browser):
     counting = Turn(bash(COUNT.format(n=30)).content, faults=(Fault(status=500),))
-    machine = deploy(counting, bash("wc -l < count.txt"), says())
+    machine = deploy(counting, bash("wc -l < count.txt"), reply())
     client = EventSource(machine.server.ready_message["http"], browser)
     with machine.paused_model():
         task_id = client.submit()["task_id"]
         frames = client.follow(task_id)
         received = until_output(frames)
         machine.restart_server(signal.SIGKILL)
-        until(lambda: client.statuses(task_id) == [200, 200], what="the page to come back")
+        wait_until(lambda: client.statuses(task_id) == [200, 200], what="the page to come back")
         machine.restart_server(signal.SIGTERM)
-        until(lambda: client.statuses(task_id) == [200] * 3, what="the page to come back once more")
+        wait_until(lambda: client.statuses(task_id) == [200] * 3, what="the page to come back once more")
     received += check_live_events(machine, task_id, frames, [])
     check_complete_events(machine, task_id, received)
     assert "error" in {frame["type"] for frame in received}

@@ -10,7 +10,7 @@ from escape.attack import OWN_KERNEL, Outcome
 from escape.attack_runner import ATTACKS
 from escape.attacks_on_collection import LEFT_OUT, NOT_DELIVERED, OUT_OF_PATCH, RUNS_NOTHING, SHOWN, TRAPS
 from escape.verdict import Verdict
-from escape.verdicts import Collected
+from escape.verdicts import CollectedOutput
 
 ATTACKS_MIN = {"network": 30, "credentials": 12, "collection": 15, "resources": 10}
 
@@ -22,11 +22,11 @@ def document(root: Path) -> str:
 
 def test_table_has_exactly_the_attacks(document: str):
     expected = [(kind, row) for kind, rows in table.names().items() for row in rows]
-    assert list(table.read(document).marks) == expected, "run script/escape-battery"
+    assert list(table.parse(document).marks) == expected, "run script/escape-battery"
 
 
 def test_no_attack_escapes(document: str):
-    marks = table.read(document).marks
+    marks = table.parse(document).marks
     assert [
         (row, runtime_tier)
         for row, row_marks in marks.items()
@@ -36,23 +36,23 @@ def test_no_attack_escapes(document: str):
 
 
 def test_each_mark_is_the_declared_outcome(document: str):
-    marks = table.read(document).marks
+    marks = table.parse(document).marks
     declared = {
-        ((kind, attack.name), runtime_tier): attack.declared(runtime_tier)
+        ((kind, attack.name), runtime_tier): attack.expected_outcome(runtime_tier)
         for kind, attacks in ATTACKS.items()
         for attack in attacks
-        for runtime_tier in table.TIERS
+        for runtime_tier in table.RUNTIMES
     }
     assert [
         (row, runtime_tier, mark)
         for row, row_marks in marks.items()
         for runtime_tier, mark in row_marks.items()
-        if mark not in {declared.get((row, runtime_tier), Outcome.HELD), table.NOT_PLAYED}
+        if mark not in {declared.get((row, runtime_tier), Outcome.HELD), table.NOT_RUN}
     ] == [], "run script/escape-battery"
 
 
 def test_each_attack_ran_on_some_runtime(document: str):
-    marks = table.read(document).marks
+    marks = table.parse(document).marks
     assert [row for row, row_marks in marks.items() if not set(table.PASSED) & set(row_marks.values())] == []
 
 
@@ -72,7 +72,7 @@ def test_each_category_has_enough_attacks():
 
 
 def test_table_is_unchanged_since_it_was_generated(document: str):
-    assert table.written(document, table.read(document)) == document, "run script/escape-battery"
+    assert table.replace_table(document, table.parse(document)) == document, "run script/escape-battery"
 
 
 def test_links_of_the_page_exist(root: Path, document: str):
@@ -84,29 +84,34 @@ def test_links_of_the_page_exist(root: Path, document: str):
 def verdicts_of(runtime_tier: str) -> dict[str, dict[str, Verdict]]:
     """The declared verdict of each row."""
     declared = {
-        kind: {attack.name: Verdict(attack.declared(runtime_tier), "") for attack in ATTACKS[kind]} for kind in ATTACKS
+        kind: {attack.name: Verdict(attack.expected_outcome(runtime_tier), "") for attack in ATTACKS[kind]}
+        for kind in ATTACKS
     }
     traps = {trap.name: Verdict(Outcome.HELD, "") for trap in TRAPS}
-    return {**declared, "collection": traps, "outside": {row: Verdict(Outcome.HELD, "") for row in table.SEEN}}
+    return {
+        **declared,
+        "collection": traps,
+        "outside": {row: Verdict(Outcome.HELD, "") for row in table.HOST_OBSERVATIONS},
+    }
 
 
 def test_writing_a_column_keeps_the_others(document: str):
-    (kind, row), battery_table = ("network", table.names()["network"][0]), table.read(document)
+    (kind, row), battery_table = ("network", table.names()["network"][0]), table.parse(document)
     before = {row_key: marks["bubblewrap"] for row_key, marks in battery_table.marks.items()}
     verdicts = verdicts_of("qemu")
     verdicts[kind][row] = Verdict(Outcome.ESCAPED, "it succeeded")
     battery_table.put("qemu", verdicts, "2026-01-29", "QEMU 1")
-    reread = table.read(table.written(document, battery_table))
+    reread = table.parse(table.replace_table(document, battery_table))
     assert reread.marks[kind, row]["qemu"] == Outcome.ESCAPED
     assert {row_key: marks["bubblewrap"] for row_key, marks in reread.marks.items()} == before
     assert {marks["qemu"] for row_key, marks in reread.marks.items() if row_key != (kind, row)} == set(table.PASSED)
-    assert reread.played["qemu"] == ("2026-01-29", "QEMU 1")
+    assert reread.runs["qemu"] == ("2026-01-29", "QEMU 1")
 
 
 @pytest.mark.parametrize("kind", [*ATTACKS, "collection", "outside"])
 @pytest.mark.parametrize("verdict", [None, Verdict(Outcome.UNPROVEN, "it only printed")])
 def test_column_with_unasserted_row_is_not_written(document: str, kind: str, verdict: Verdict | None):
-    verdicts, battery_table = verdicts_of("qemu"), table.read(document)
+    verdicts, battery_table = verdicts_of("qemu"), table.parse(document)
     row = next(iter(verdicts[kind]))
     if verdict is None:
         del verdicts[kind][row]
@@ -114,7 +119,7 @@ def test_column_with_unasserted_row_is_not_written(document: str, kind: str, ver
         verdicts[kind][row] = verdict
     with pytest.raises(table.UnprovenError, match=re.escape(row)):
         battery_table.put("qemu", verdicts, "2026-01-29", "QEMU 1")
-    assert table.written(document, battery_table) == document
+    assert table.replace_table(document, battery_table) == document
 
 
 GOOD_PATCH = b"diff --git a/README.md b/README.md\n+changed\n"
@@ -125,8 +130,8 @@ HEAD = f"# left out: {TRAP[OUT_OF_PATCH].sign}\n".encode()
 
 def collected(
     patch: bytes = GOOD_PATCH, *, paths: tuple[str, ...] = (), message: str = "", is_marked: bool = False
-) -> Collected:
-    return Collected(patch, [(path, path) for path in ("out/plain.txt", *paths)], [message], is_marked)
+) -> CollectedOutput:
+    return CollectedOutput(patch, [(path, path) for path in ("out/plain.txt", *paths)], [message], is_marked)
 
 
 @pytest.mark.parametrize(
@@ -147,6 +152,8 @@ def collected(
         (SHOWN, collected(paths=(TRAP[SHOWN].sign,)), collected()),
     ],
 )
-def test_trap_is_held_only_if_the_host_met_the_requirement(requirement: str, good: Collected, bad: Collected):
-    assert good.holds(TRAP[requirement])
-    assert not bad.holds(TRAP[requirement])
+def test_trap_is_held_only_if_the_host_met_the_requirement(
+    requirement: str, good: CollectedOutput, bad: CollectedOutput
+):
+    assert good.passes(TRAP[requirement])
+    assert not bad.passes(TRAP[requirement])

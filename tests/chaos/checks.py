@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from chaos.machine import END_SECONDS
 from chaos.oracle import MARK, DownloadedArtifact, Evidence, TaskRecord
-from doubles.leftovers import left_behind
+from doubles.leftovers import find_leftovers
 
 GONE_SECONDS = 10
 
@@ -20,7 +20,7 @@ def collect_evidence(machine, kills):
         _collect_task(machine, task_id, *kills.get(task_id, (None, "", b""))) for task_id in sorted(machine.submitted)
     ]
     deadline = time.monotonic() + GONE_SECONDS
-    while (leftovers := left_behind(machine.data_dir)) and time.monotonic() < deadline:
+    while (leftovers := find_leftovers(machine.data_dir)) and time.monotonic() < deadline:
         time.sleep(0.05)
     for path in map(Path, leftovers.get("files", ())):
         if path.name == "runner.log":

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from chaos import journal_file, processes
 from chaos.machine import ALL_CPUS
-from doubles.live_server import until
-from doubles.runners import runner_of
+from doubles.live_server import wait_until
+from doubles.runners import find_runner
 
 REACH_SECONDS = 60.0
 TRIES_MAX = 5
@@ -34,7 +34,7 @@ class HeldTask:
         if self.throttle is not None:
             self.throttle.open()
         if self.runner is not None and self.is_stopped:
-            processes.go_on(self.runner)
+            processes.resume(self.runner)
 
 
 class StateDriver:
@@ -72,7 +72,7 @@ class StateDriver:
         self._machine.submit_order(task_id, url=url)
         held = HeldTask(task_id, throttle=throttle)
         if steps % 2 or self._machine.state(task_id) == "pending":
-            until(lambda: throttle.is_holding, REACH_SECONDS, "a held clone")
+            wait_until(lambda: throttle.is_holding, REACH_SECONDS, "a held clone")
         held.runner = self._find_runner(task_id)
         return held
 
@@ -87,7 +87,7 @@ class StateDriver:
         lines = LONG_LINES if self._is_endless else SHORT_LINES
         self._machine.submit_order(task_id, lines=lines, pause_seconds=0.01, retries=self._retries)
         self._await_state(task_id, "running")
-        until(lambda: len(self._machine.records(task_id)) > 5 + 3 * steps, REACH_SECONDS, "some lines")
+        wait_until(lambda: len(self._machine.records(task_id)) > 5 + 3 * steps, REACH_SECONDS, "some lines")
         return HeldTask(task_id, runner=self._find_runner(task_id))
 
     def _reach_completing(self, task_id, steps):
@@ -106,7 +106,7 @@ class StateDriver:
         """From a held clone on, run the runner only in observed steps."""
         throttle, url = self._machine.add_throttle(0)
         self._machine.submit_order(task_id, url=url)
-        until(lambda: throttle.is_holding, REACH_SECONDS, "a held clone")
+        wait_until(lambda: throttle.is_holding, REACH_SECONDS, "a held clone")
         held = HeldTask(task_id, runner=self._find_runner(task_id), throttle=throttle)
         held.is_stopped = processes.stop(held.runner)
         throttle.open()
@@ -127,14 +127,14 @@ class StateDriver:
         return not self._needs_sandbox or bool(processes.members_of(journal_file.attempt_of(records)))
 
     def _await_state(self, task_id, state):
-        until(lambda: self._machine.state(task_id) not in ("pending", "staging", "provisioning", "ready"),
+        wait_until(lambda: self._machine.state(task_id) not in ("pending", "staging", "provisioning", "ready"),
               REACH_SECONDS, f"{task_id} to be {state}")  # fmt: skip
 
     def _find_runner(self, task_id):
         """None if the runner has ended meanwhile."""
-        until(lambda: self._machine.state(task_id) != "pending", REACH_SECONDS, "an attempt")
+        wait_until(lambda: self._machine.state(task_id) != "pending", REACH_SECONDS, "an attempt")
         deadline = time.monotonic() + REACH_SECONDS
-        while (pid := runner_of(self._machine.data_dir, task_id)) is None:
+        while (pid := find_runner(self._machine.data_dir, task_id)) is None:
             if self._machine.state(task_id) in journal_file.TERMINAL or time.monotonic() > deadline:
                 return None
         return pid

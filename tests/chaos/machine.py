@@ -6,14 +6,14 @@ import random
 
 from chaos import event_log_writer, journal_file
 from chaos.throttle import Throttle
-from doubles.live_server import ORGANISATION, World, make_repository, says
+from doubles.live_server import ORGANISATION, Deployment, make_repository, reply
 
 ALL_CPUS = 8 * len(os.sched_getaffinity(0))
 FILLER_BYTES = 200_000
 END_SECONDS = 120
 
 
-class Machine(World):
+class Machine(Deployment):
     """Use as a context manager. acknowledged: ids of the tasks that got a 202."""
 
     def __init__(self, directory, runtime="bubblewrap"):
@@ -30,7 +30,7 @@ class Machine(World):
         self.commit = make_repository(self.repositories / "repo.git", files)
         event_log_writer.install(self.data_dir)
         self.start_git()
-        self.start_model(says())
+        self.start_model(reply())
         self.start_server()
         return self
 

@@ -63,7 +63,7 @@ def kill(pid):
         os.kill(pid, signal.SIGKILL)
 
 
-def go_on(pid):
+def resume(pid):
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGCONT)
 
@@ -79,7 +79,7 @@ def stop(pid):
 
 def step(pid):
     """Let a stopped process run for an instant; False when it is gone."""
-    go_on(pid)
+    resume(pid)
     time.sleep(STEP_SECONDS)
     return stop(pid)
 

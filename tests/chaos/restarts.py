@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from chaos.machine import Machine
 from chaos.oracle import check_client_transcripts
 from chaos.reconnecting_clients import CliClient, SseClient, WebSocketClient
-from doubles.live_server import until
+from doubles.live_server import wait_until
 from sandbox.interfaces.journal import replay_task
 from sandbox.journal.journals import FileJournals
 from sandbox.model.wire.events import end_event, to_wire_event
@@ -38,7 +38,7 @@ def run_restarts(directory, restarts, seed, *, tasks=5, client_types=MANY_CLIENT
         for number in range(tasks):
             machine.submit_order(f"task-{number}", lines=LONG_LINES, pause_seconds=0.05)
         for task_id in machine.submitted:
-            until(lambda task_id=task_id: machine.state(task_id) == "running", 60, "all to run")
+            wait_until(lambda task_id=task_id: machine.state(task_id) == "running", 60, "all to run")
         return asyncio.run(_run(machine, restarts, random.Random(seed), client_types))
 
 

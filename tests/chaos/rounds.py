@@ -20,7 +20,7 @@ from chaos.kill_points import StateDriver
 from chaos.machine import Machine
 from chaos.oracle import AGENT_FAILED, ALLOWED_ENDS, LOST_SANDBOX, STATES, evaluate
 from doubles.leftovers import processes as task_processes
-from doubles.runners import runner_of
+from doubles.runners import find_runner
 
 BURST_TASKS = 3
 BURST_SECONDS = 0.25
@@ -166,7 +166,7 @@ def _kill_server(machine):
 def _kill_everything(machine, held, rng):
     """Kill in random order, without time for recovery, until no process is left."""
     pids = {machine.server.pid, *(task.runner for task in held if task.runner)}
-    pids |= {runner_of(machine.data_dir, task_id) for task_id in list(machine.submitted)} - {None}
+    pids |= {find_runner(machine.data_dir, task_id) for task_id in list(machine.submitted)} - {None}
     pids |= {pid for pid, _ in task_processes(machine.data_dir)}
     order = sorted(pids)
     rng.shuffle(order)
@@ -174,7 +174,7 @@ def _kill_everything(machine, held, rng):
         processes.kill(pid)
     machine.server.stop(signal.SIGKILL)
     for task_id in list(machine.submitted):
-        while (pid := runner_of(machine.data_dir, task_id)) is not None:
+        while (pid := find_runner(machine.data_dir, task_id)) is not None:
             processes.kill(pid)
             time.sleep(0.001)
 

@@ -9,9 +9,9 @@ import time
 
 import pytest
 
-from doubles.faults import Fault, fill, small_file_system
+from doubles.faults import Fault, fill_file_system, small_file_system
 from doubles.faulty_attempt import FaultHarness, journal_path
-from doubles.live_server import TERMINAL, until
+from doubles.live_server import TERMINAL, wait_until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root injects faults and mounts file systems")
 HEALTH_SECONDS_MAX = 5.0  # 2 on an idle machine: docs/chaos.md
@@ -59,10 +59,10 @@ def _run_on_full_disk(harness, small):
     assert harness.submit("task-1", 20)
     machine.wait_for_state("running")
     with harness.monitored_health():
-        ballast = fill(small)
-        until(lambda: machine.http.get("/api/v1/health/ready").status_code == 503, 20, "readiness to be 503")
+        ballast = fill_file_system(small)
+        wait_until(lambda: machine.http.get("/api/v1/health/ready").status_code == 503, 20, "readiness to be 503")
         assert "nearly full" in machine.http.get("/api/v1/health/ready").json()["message"]
-        until(lambda: "is nearly full" in machine.logs("task-1", "events"), 30, "the gap")
+        wait_until(lambda: "is nearly full" in machine.logs("task-1", "events"), 30, "the gap")
         assert not harness.submit("task-2", 1) or machine.status("task-2")["state"] == "pending"
         deadline = time.monotonic() + 4
         while time.monotonic() < deadline:  # the agent ends while the disk is full
@@ -73,7 +73,7 @@ def _run_on_full_disk(harness, small):
     assert ended["state"] == "completed", ended
     harness.check(ended)
     assert "were dropped" in machine.logs("task-1", "events")
-    until(lambda: machine.http.get("/api/v1/health/ready").status_code == 200, 20, "readiness")
+    wait_until(lambda: machine.http.get("/api/v1/health/ready").status_code == 200, 20, "readiness")
     assert "task-2" in harness.final_statuses or harness.submit("task-3", 20)
     for task in machine.http.get("/api/v1/tasks").json()["tasks"]:
         harness.check(machine.wait(task["id"]))

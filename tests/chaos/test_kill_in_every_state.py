@@ -10,7 +10,7 @@ import random
 import pytest
 
 from chaos.rounds import cells, pick_cells, run_round
-from doubles.runtimes import need_runtime
+from doubles.runtimes import require_runtime
 from doubles.sample_tasks import seed
 
 pytestmark = [
@@ -31,7 +31,7 @@ def gvisor_cells(rng):
 
 @pytest.mark.parametrize(("runtime", "choose_cells"), [("bubblewrap", one_target_per_state), ("gvisor", gvisor_cells)])
 def test_killed_processes_violate_no_guarantee(tmp_path, runtime, choose_cells):
-    need_runtime(runtime, tmp_path / "probe")
+    require_runtime(runtime, tmp_path / "probe")
     (tmp_path / "machine").mkdir()
     number = seed()
     chosen_cells = choose_cells(random.Random(number))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from doubles.runtimes import QEMU_WHOLE, need_parts_of_guests, need_runtime, tell_of_kvm
+from doubles.runtimes import RUN_ALL_QEMU_TESTS, record_slow_kvm, require_qemu_components, require_runtime
 from sandbox.interfaces.runtime import Runtime
 from sandbox.runtimes.bubblewrap import BubblewrapRuntime
 from sandbox.runtimes.gvisor import GvisorRuntime
@@ -23,7 +23,7 @@ _QEMU_SAMPLE = {"test_kill_ends_hidden_processes"}
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Deselect QEMU tests that are not in the sample."""
-    if QEMU_WHOLE:
+    if RUN_ALL_QEMU_TESTS:
         return
     deselected = [item for item in items if _is_deselected(item)]
     config.hook.pytest_deselected(items=deselected)
@@ -40,10 +40,10 @@ def _is_deselected(item: pytest.Item) -> bool:
 def runtime(request: pytest.FixtureRequest, tmp_path: Path) -> Runtime:
     """Each runtime. Skipped if it does not work here."""
     if request.param == "qemu":
-        need_parts_of_guests()  # a probe boots another guest
-        tell_of_kvm(tmp_path / "run")
+        require_qemu_components()  # a probe boots another guest
+        record_slow_kvm(tmp_path / "run")
     else:
-        need_runtime(request.param, tmp_path / "probe")
+        require_runtime(request.param, tmp_path / "probe")
     return RUNTIMES[request.param](tmp_path / "run")
 
 
@@ -52,7 +52,7 @@ def limits(runtime: Runtime, tmp_path: Path) -> frozenset[str]:
     """The limits that apply here. A guest kernel enforces its own limits."""
     if runtime.name == "qemu":
         return frozenset({"memory", "processes"})
-    return need_runtime(runtime.name, tmp_path / "probe").limits
+    return require_runtime(runtime.name, tmp_path / "probe").limits
 
 
 @pytest.fixture

@@ -15,15 +15,15 @@ import pytest
 
 from doubles.sandbox_lifecycle import (
     MEBIBYTE,
-    as_ended,
-    describe,
-    living,
+    decode_result,
     new_attempt_id,
     read_until,
+    ready_sandbox,
     run_in,
     run_once,
     run_python,
-    run_story,
+    run_shell,
+    sandbox_spec,
 )
 from sandbox.interfaces import layout
 from sandbox.interfaces.runtime import Command, Runtime, SandboxHandle
@@ -40,12 +40,12 @@ def _need_limit(limits: frozenset[str], name: str) -> None:
 
 @pytest.mark.parametrize("code", [0, 7])
 def test_output_and_exit_code_are_returned(runtime: Runtime, disk: Path, code: int):
-    result = run_story(runtime, disk, f"echo to stdout; echo to stderr >&2; exit {code}")
+    result = run_shell(runtime, disk, f"echo to stdout; echo to stderr >&2; exit {code}")
     assert (result.code, result.output, result.errors) == (code, "to stdout\n", "to stderr\n")
 
 
 def test_death_by_signal_is_128_plus_its_number(runtime: Runtime, disk: Path):
-    assert run_story(runtime, disk, "kill -TERM $$").code == 128 + signal.SIGTERM
+    assert run_shell(runtime, disk, "kill -TERM $$").code == 128 + signal.SIGTERM
 
 
 def test_missing_program_has_no_exit_code(runtime: Runtime, disk: Path):
@@ -77,7 +77,7 @@ def test_environment_contains_nothing_of_the_host(runtime: Runtime, disk: Path, 
 def test_sandbox_works_with_a_restrictive_umask(runtime: Runtime, disk: Path):
     before = os.umask(0o077)
     try:
-        result = run_story(
+        result = run_shell(
             runtime, disk, "umask; touch file; stat -c %a file; cat /etc/hostname > /dev/null && echo read"
         )
     finally:
@@ -86,11 +86,11 @@ def test_sandbox_works_with_a_restrictive_umask(runtime: Runtime, disk: Path):
 
 
 def test_large_output_is_complete(runtime: Runtime, disk: Path):
-    assert len(run_story(runtime, disk, "head -c 5000000 /dev/zero | tr '\\0' x").output) == 5_000_000
+    assert len(run_shell(runtime, disk, "head -c 5000000 /dev/zero | tr '\\0' x").output) == 5_000_000
 
 
 def test_agent_has_uid_home_and_git_identity(runtime: Runtime, disk: Path):
-    result = run_story(runtime, disk, "id -u; id -un; id -G; cd ~agent; pwd; git var GIT_AUTHOR_IDENT; date +%Z")
+    result = run_shell(runtime, disk, "id -u; id -un; id -G; cd ~agent; pwd; git var GIT_AUTHOR_IDENT; date +%Z")
     uid, name, groups, home, ident, zone = result.output.splitlines()
     assert (uid, name, groups, home, zone) == ("1000", "agent", "1000", "/home/agent", "UTC")
     assert ident.startswith("Claude Code (Sandbox) <agent@sandbox.invalid>")
@@ -103,7 +103,7 @@ def test_workspace_home_and_tmp_are_stored_on_the_disk(runtime: Runtime, disk: P
     (workspace / "folder").mkdir()
     script = """set -e; cat given; echo after > given; stat -c %U . given
         touch folder/new ~agent/at-home /tmp/at-tmp; ln -s /etc/passwd link"""
-    result = run_story(runtime, disk, script)
+    result = run_shell(runtime, disk, script)
     assert (result.code, result.output, result.errors) == (0, "beforeagent\nagent\n", "")
     assert (workspace / "given").read_text() == "after\n"
     names = ["workspace/folder/new", "home/at-home", "tmp/at-tmp", "workspace/link"]
@@ -116,13 +116,13 @@ def test_git_node_and_python_work(runtime: Runtime, disk: Path):
         git init -q . && echo text > file && git add file && git commit -q -m first && git log --format=%an
         python3 -c 'import threading; t = threading.Thread(target=print, args=("thread",)); t.start(); t.join()'
         if command -v node > /dev/null; then node -e 'console.log("node", require("os").hostname().length)'; fi"""
-    result = run_story(runtime, disk, script)
+    result = run_shell(runtime, disk, script)
     assert (result.code, result.errors) == (0, "")
     assert result.output.splitlines()[:2] == ["Claude Code (Sandbox)", "thread"]
 
 
 def test_etc_is_sandbox_specific_and_read_only(runtime: Runtime, disk: Path):
-    result = run_story(
+    result = run_shell(
         runtime, disk, "cat /etc/resolv.conf; rm -f /etc/hosts || touch /etc/new || echo x > /run/sandbox/n"
     )
     assert result.output == "nameserver 198.18.0.1\n"
@@ -135,13 +135,13 @@ def test_etc_is_sandbox_specific_and_read_only(runtime: Runtime, disk: Path):
 
 def test_signal_is_sent_to_the_command_only(runtime: Runtime, disk: Path):
     async def scenario() -> None:
-        async with living(runtime, disk) as sandbox:
+        async with ready_sandbox(runtime, disk) as sandbox:
             child = "trap 'echo child got it' TERM; echo up; sleep 30 & wait"
             script = f"trap 'echo got it; exit 3' TERM; ({child}) & wait; wait"
             output, errors = await sandbox.start(Command(["/bin/bash", "-c", script], {}, "/workspace"))
             await read_until(output, b"up")
             await sandbox.signal(signal.SIGTERM)
-            result = as_ended(await sandbox.wait(), await output.read(), await errors.read())
+            result = decode_result(await sandbox.wait(), await output.read(), await errors.read())
             assert (result.code, result.output) == (3, "got it\n")
             await sandbox.signal(signal.SIGTERM)
 
@@ -150,7 +150,7 @@ def test_signal_is_sent_to_the_command_only(runtime: Runtime, disk: Path):
 
 def test_signal_right_after_start_is_delivered(runtime: Runtime, disk: Path):
     async def scenario(number: int) -> int | None:
-        async with living(runtime, disk / str(number)) as sandbox:
+        async with ready_sandbox(runtime, disk / str(number)) as sandbox:
             await sandbox.start(Command(["/usr/bin/sleep", "30"], {}, "/workspace"))
             await sandbox.signal(signal.SIGTERM)
             async with asyncio.timeout(10):
@@ -161,7 +161,7 @@ def test_signal_right_after_start_is_delivered(runtime: Runtime, disk: Path):
 
 def test_kill_ends_hidden_processes(runtime: Runtime, disk: Path):
     async def scenario() -> None:
-        async with living(runtime, disk) as sandbox:
+        async with ready_sandbox(runtime, disk) as sandbox:
             background = "setsid sh -c 'exec sleep 300' & nohup sleep 301 > /dev/null & (trap '' TERM; sleep 302) &"
             script = f"{background} echo up; wait"
             output, _ = await sandbox.start(Command(["/bin/bash", "-c", script], {"PATH": "/usr/bin"}, "/workspace"))
@@ -176,7 +176,7 @@ def test_kill_ends_hidden_processes(runtime: Runtime, disk: Path):
 
 def test_kill_during_start_ends_the_start(runtime: Runtime, disk: Path):
     async def scenario(number: int) -> None:
-        async with living(runtime, disk / str(number)) as sandbox:
+        async with ready_sandbox(runtime, disk / str(number)) as sandbox:
             start = asyncio.create_task(sandbox.start(Command(["/usr/bin/sleep", "30"], {}, "/workspace")))
             await asyncio.sleep(number / 2000)
             await sandbox.kill()
@@ -190,7 +190,7 @@ def test_kill_during_start_ends_the_start(runtime: Runtime, disk: Path):
 
 def test_sandbox_killed_before_start_is_lost(runtime: Runtime, disk: Path):
     async def scenario() -> None:
-        async with living(runtime, disk) as sandbox:
+        async with ready_sandbox(runtime, disk) as sandbox:
             for pid in processes_of(sandbox.handle):
                 os.kill(pid, signal.SIGKILL)
             with pytest.raises(AttemptError) as caught:
@@ -203,7 +203,7 @@ def test_sandbox_killed_before_start_is_lost(runtime: Runtime, disk: Path):
 def test_sandbox_killed_during_create_is_lost_without_leftovers(runtime: Runtime, disk: Path):
     async def scenario() -> None:
         handle = runtime.prepare(new_attempt_id())
-        creating = asyncio.create_task(runtime.create(handle, describe(disk, handle.attempt_id)))
+        creating = asyncio.create_task(runtime.create(handle, sandbox_spec(disk, handle.attempt_id)))
         while not (actual := processes_of(handle)) and not creating.done():
             await asyncio.sleep(0)
         for pid in actual:
@@ -220,7 +220,7 @@ def test_sandbox_killed_during_create_is_lost_without_leftovers(runtime: Runtime
 
 def test_cancelled_start_leaves_no_processes(runtime: Runtime, disk: Path):
     async def scenario(number: int) -> None:
-        async with living(runtime, disk / str(number)) as sandbox:
+        async with ready_sandbox(runtime, disk / str(number)) as sandbox:
             start = asyncio.create_task(sandbox.start(Command(["/usr/bin/sleep", "30"], {}, "/workspace")))
             await asyncio.sleep(number / 2000)
             start.cancel()
@@ -235,7 +235,7 @@ def test_cancelled_start_leaves_no_processes(runtime: Runtime, disk: Path):
 
 def test_orphans_end_with_the_command(runtime: Runtime, disk: Path):
     async def scenario() -> None:
-        async with living(runtime, disk) as sandbox:
+        async with ready_sandbox(runtime, disk) as sandbox:
             await run_in(sandbox, ["/bin/bash", "-c", "setsid sleep 300 > /dev/null 2>&1 & exit 0"])
             assert not processes_of(sandbox.handle)
 
@@ -244,7 +244,7 @@ def test_orphans_end_with_the_command(runtime: Runtime, disk: Path):
 
 def test_wait_may_be_called_repeatedly(runtime: Runtime, disk: Path):
     async def scenario() -> None:
-        async with living(runtime, disk) as sandbox:
+        async with ready_sandbox(runtime, disk) as sandbox:
             await sandbox.start(Command(["/bin/sh", "-c", "exit 4"], {}, "/workspace"))
             exits = await asyncio.gather(sandbox.wait(), sandbox.wait())
             await sandbox.kill()
@@ -256,7 +256,7 @@ def test_wait_may_be_called_repeatedly(runtime: Runtime, disk: Path):
 def test_destroy_is_idempotent_and_works_without_create(runtime: Runtime, disk: Path):
     async def scenario() -> None:
         handle = runtime.prepare(new_attempt_id())
-        await runtime.create(handle, describe(disk, handle.attempt_id))
+        await runtime.create(handle, sandbox_spec(disk, handle.attempt_id))
         for _ in range(2):
             await runtime.destroy(handle, disk)
         only_planned = runtime.prepare(new_attempt_id())
@@ -269,7 +269,7 @@ def test_destroy_is_idempotent_and_works_without_create(runtime: Runtime, disk: 
 def test_failed_create_leaves_nothing(runtime: Runtime, disk: Path, tmp_path: Path):
     async def scenario() -> None:
         handle = runtime.prepare(new_attempt_id())
-        spec = describe(disk, handle.attempt_id, programs={tmp_path / "missing": "/opt/missing"})
+        spec = sandbox_spec(disk, handle.attempt_id, programs={tmp_path / "missing": "/opt/missing"})
         with pytest.raises(AttemptError, match="No such file") as caught:
             await runtime.create(handle, spec)
         assert caught.value.code == "provision_failed"
@@ -283,7 +283,7 @@ def test_failed_create_leaves_nothing(runtime: Runtime, disk: Path, tmp_path: Pa
 def test_cancelled_create_leaves_nothing(runtime: Runtime, disk: Path):
     async def scenario() -> None:
         handle = runtime.prepare(new_attempt_id())
-        creation = asyncio.create_task(runtime.create(handle, describe(disk, handle.attempt_id)))
+        creation = asyncio.create_task(runtime.create(handle, sandbox_spec(disk, handle.attempt_id)))
         await asyncio.sleep(0)
         creation.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -405,7 +405,7 @@ def test_memory_below_the_limit_is_not_reported_as_oom(runtime: Runtime, disk: P
 def test_command_survives_the_oom_kill_of_a_child(runtime: Runtime, disk: Path, limits: frozenset[str]):
     _need_limit(limits, "memory")
     script = "/usr/bin/python3 -c 'x = bytearray(300 << 20)' ; echo $?; exit 0"
-    result = run_story(runtime, disk, script, memory_bytes=128 * MEBIBYTE)
+    result = run_shell(runtime, disk, script, memory_bytes=128 * MEBIBYTE)
     if runtime.name == "gvisor":
         # All memory inside belongs to gVisor's kernel. Either the whole sandbox is killed and the reason reported, or
         # the child is killed and the command ends before that is detected.
@@ -436,7 +436,7 @@ def test_fork_bomb_is_killed_within_a_second(runtime: Runtime, disk: Path, limit
     _need_limit(limits, "processes")
 
     async def scenario() -> None:
-        async with living(runtime, disk, processes_max=64) as sandbox:
+        async with ready_sandbox(runtime, disk, processes_max=64) as sandbox:
             script = "echo up; bomb() { bomb | bomb & }; bomb; sleep 60"
             output, _ = await sandbox.start(Command(["/bin/bash", "-c", script], {"PATH": "/usr/bin"}, "/workspace"))
             await read_until(output, b"up")
@@ -452,7 +452,7 @@ def test_stats_report_usage(runtime: Runtime, disk: Path, limits: frozenset[str]
     _need_limit(limits, "memory")
 
     async def scenario() -> None:
-        async with living(runtime, disk) as sandbox:
+        async with ready_sandbox(runtime, disk) as sandbox:
             source = "x = bytearray(80 << 20); [i * i for i in range(2_000_000)]; print('up', flush=True); input()"
             output, _ = await sandbox.start(
                 Command(["/bin/sh", "-c", f'exec /usr/bin/python3 -c "{source}; " < /dev/zero'], {}, "/workspace")
@@ -489,7 +489,7 @@ def test_concurrent_sandboxes_leave_nothing(runtime: Runtime, disk: Path):
 def test_listeners_close_with_the_sandbox(runtime: Runtime, disk: Path):
     async def scenario() -> None:
         handle = runtime.prepare(new_attempt_id())
-        sandbox = await runtime.create(handle, describe(disk, handle.attempt_id))
+        sandbox = await runtime.create(handle, sandbox_spec(disk, handle.attempt_id))
         listeners = sandbox.listeners
         assert listeners.model.getsockname() == ("127.0.0.1", layout.MODEL_PORT)
         assert listeners.proxy.getsockname() == ("127.0.0.1", layout.PROXY_PORT)

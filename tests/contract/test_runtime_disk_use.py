@@ -3,7 +3,7 @@
 import asyncio
 from pathlib import Path
 
-from doubles.sandbox_lifecycle import MEBIBYTE, living, read_until
+from doubles.sandbox_lifecycle import MEBIBYTE, read_until, ready_sandbox
 from sandbox.disks.directory import DirectoryDisks
 from sandbox.interfaces.layout import AttemptLayout
 from sandbox.interfaces.runtime import Command, Runtime
@@ -18,7 +18,7 @@ def is_full_during(runtime: Runtime, files: AttemptLayout, script: str) -> bool:
     async def scenario() -> bool:
         disks = DirectoryDisks()
         await disks.open(files, 4 * MEBIBYTE)
-        async with living(runtime, files.disk) as sandbox:
+        async with ready_sandbox(runtime, files.disk) as sandbox:
             output, _ = await sandbox.start(Command(("/bin/sh", "-c", script), {"PATH": "/usr/bin:/bin"}, "/workspace"))
             await read_until(output, b"ready")
             return (await disks.usage(files)).is_full

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from doubles.sandbox_lifecycle import has_own_kernel, living, read_until, run_in, run_python, run_story
-from doubles.sandbox_queries import CONNECT, CONNECTED, answer, take_connection
+from doubles.sandbox_lifecycle import has_own_kernel, read_until, ready_sandbox, run_in, run_python, run_shell
+from doubles.sandbox_queries import CONNECT_OUTPUT, CONNECT_SCRIPT, accept_connection, respond_to_query
 from sandbox.interfaces.runtime import Command, Runtime
 from sandbox.model.errors import AttemptError
 
@@ -24,13 +24,13 @@ def test_host_files_are_not_visible(runtime: Runtime, disk: Path, tmp_path: Path
     canary.chmod(0o644)
     (disk / "workspace").mkdir()
     (disk / "workspace" / "twin").write_text("of the task")
-    result = run_story(runtime, disk, f"cat {canary}; ls -d /root /boot /mnt /etc/shadow {tmp_path}; cat twin")
+    result = run_shell(runtime, disk, f"cat {canary}; ls -d /root /boot /mnt /etc/shadow {tmp_path}; cat twin")
     assert result.output == "of the task"
     assert result.errors.count("No such file or directory") == 6
 
 
 def test_host_devices_are_not_listed(runtime: Runtime, disk: Path):
-    result = run_story(runtime, disk, "cd /sys && find . -path './block/*' -o -path './bus/*/devices/*'")
+    result = run_shell(runtime, disk, "cd /sys && find . -path './block/*' -o -path './bus/*/devices/*'")
     host_devices = {path.name for path in Path("/sys").glob("bus/*/devices/*")} | {
         path.name for path in Path("/sys/block").iterdir()
     }
@@ -48,14 +48,14 @@ def test_symlink_out_of_the_workspace_is_broken_and_harmless(runtime: Runtime, d
     for path in (canary, canary / "file"):
         os.chown(path, 12345, 12345)
     script = f"ln -s {canary} directory; ln -s {canary}/file file; touch twin; cat directory/file file"
-    assert run_story(runtime, disk, script).output == ""
+    assert run_shell(runtime, disk, script).output == ""
     assert {path.stat().st_uid for path in (canary, canary / "file")} == {12345}
     workspace = disk / "workspace"
     assert {path.lstat().st_uid for path in workspace.iterdir()} == {os.getuid()}
 
 
 def test_hard_links_work_within_the_workspace_only(runtime: Runtime, disk: Path):
-    result = run_story(runtime, disk, "ln /usr/bin/true stolen; ln /etc/passwd stolen; touch a; ln a b && echo linked")
+    result = run_shell(runtime, disk, "ln /usr/bin/true stolen; ln /etc/passwd stolen; touch a; ln a b && echo linked")
     assert result.output == "linked\n"
     assert "Invalid cross-device link" in result.errors
 
@@ -68,7 +68,7 @@ def test_hard_link_to_another_file_prevents_chown(runtime: Runtime, disk: Path, 
     canary.write_text("of the host")
     (disk / "workspace" / "link").hardlink_to(canary)
     with pytest.raises(AttemptError, match="hard link"):
-        run_story(runtime, disk, "true")
+        run_shell(runtime, disk, "true")
     assert canary.stat().st_uid == os.getuid()
 
 
@@ -91,7 +91,7 @@ def test_owner_of_a_very_deep_tree_is_restored(runtime: Runtime, disk: Path):
 def test_image_is_read_only_and_work_directories_writable(runtime: Runtime, disk: Path):
     script = """for place in / /usr /usr/bin /etc /run /var /proc/sys/kernel; do touch $place/file && echo $place; done
         for place in /workspace /home/agent /tmp /var/tmp /dev/shm; do touch $place/file || echo not $place; done"""
-    result = run_story(runtime, disk, script)
+    result = run_shell(runtime, disk, script)
     assert result.output == ""
     assert result.errors.count("touch:") == 7
 
@@ -112,7 +112,7 @@ print(open("/proc/sys/vm/overcommit_memory").read().strip().isdigit())
 
 def test_only_harmless_devices_exist(runtime: Runtime, disk: Path):
     script = "ls /dev; mknod /tmp/disk b 254 0 && echo made; echo gone > /dev/null; head -c 4 /dev/zero | wc -c"
-    result = run_story(runtime, disk, script)
+    result = run_shell(runtime, disk, script)
     *devices, count = result.output.split()
     harmless = {"core", "fd", "full", "null", "ptmx", "pts", "random", "shm", "stderr", "stdin", "stdout", "tty"}
     # FUSE in the sandbox's kernel is harmless to the host.
@@ -125,7 +125,7 @@ def test_only_harmless_devices_exist(runtime: Runtime, disk: Path):
 
 def test_only_sandbox_processes_are_visible(runtime: Runtime, disk: Path):
     script = "sleep 30 & for p in /proc/[0-9]*; do echo ${p#/proc/} $(tr '\\0' ' ' < $p/cmdline); done; kill $!"
-    result = run_story(runtime, disk, script)
+    result = run_shell(runtime, disk, script)
     lines = result.output.splitlines()
     assert any("sleep 30" in line for line in lines)
     assert all(int(line.split()[0]) < 50 for line in lines)
@@ -136,7 +136,7 @@ def test_host_environment_is_not_visible_in_proc(runtime: Runtime, disk: Path, m
     monkeypatch.setenv("SERVER_SECRET", "server-secret-value")
 
     async def scenario() -> None:
-        async with living(runtime, disk) as sandbox:
+        async with ready_sandbox(runtime, disk) as sandbox:
             result = await run_in(
                 sandbox,
                 ["/bin/bash", "-c", "cat /proc/[0-9]*/environ /proc/[0-9]*/cmdline | tr '\\0' '\\n'"],
@@ -151,7 +151,7 @@ def test_host_environment_is_not_visible_in_proc(runtime: Runtime, disk: Path, m
 
 def test_environment_is_not_in_host_command_lines(runtime: Runtime, disk: Path):
     async def scenario() -> None:
-        async with living(runtime, disk) as sandbox:
+        async with ready_sandbox(runtime, disk) as sandbox:
             environment = {"TASK_VALUE": "a-value-that-is-secret", "PATH": "/usr/bin"}
             script = "echo up $TASK_VALUE; sleep 30"
             output, _ = await sandbox.start(Command(["/bin/bash", "-c", script], environment, "/workspace"))
@@ -169,7 +169,7 @@ def test_environment_is_not_in_host_command_lines(runtime: Runtime, disk: Path):
 def test_init_process_cannot_be_inspected(runtime: Runtime, disk: Path):
     script = """for name in mem environ fd/1 cmdline; do : < /proc/1/$name; done
         tr '\\0\\n' '  ' < /proc/$$/cmdline; echo; echo $$"""
-    result = run_story(runtime, disk, script)
+    result = run_shell(runtime, disk, script)
     *_, shell_pid = result.output.splitlines()
     # If the command is the first process, no other process could be forged.
     assert shell_pid == "1" or result.errors.count("No such file or directory") == 4
@@ -179,7 +179,7 @@ def test_init_process_cannot_be_inspected(runtime: Runtime, disk: Path):
 def test_command_output_can_be_inherited_and_not_reopened(runtime: Runtime, disk: Path):
     script = """(exec > file; for n in 1 2; do echo forged > /proc/$$/fd/$n; done)
         bash -c 'echo inherited'; cat file"""
-    result = run_story(runtime, disk, script)
+    result = run_shell(runtime, disk, script)
     assert result.output == "inherited\n"
     assert result.errors.count("No such device or address") == 2
 
@@ -193,7 +193,7 @@ def test_memory_of_an_unreadable_program_is_protected(runtime: Runtime, disk: Pa
     unreadable.chmod(0o111)
 
     async def scenario(program: str) -> str:
-        async with living(runtime, disk, programs={unreadable: "/opt/agent/hidden"}) as sandbox:
+        async with ready_sandbox(runtime, disk, programs={unreadable: "/opt/agent/hidden"}) as sandbox:
             return (await run_in(sandbox, [program, "-c", _SPY, program])).output
 
     readable = asyncio.run(scenario("/opt/agent/hidden")).split()
@@ -338,7 +338,7 @@ attempt("size", lambda: fcntl.ioctl(slave, 0x5413, bytes(8)))
 
 
 def test_process_has_no_privileges(runtime: Runtime, disk: Path):
-    result = run_story(runtime, disk, "grep -E '^(Cap|NoNewPrivs|Seccomp:|Groups)' /proc/self/status")
+    result = run_shell(runtime, disk, "grep -E '^(Cap|NoNewPrivs|Seccomp:|Groups)' /proc/self/status")
     results = dict(line.split(":") for line in result.output.splitlines())
     assert {int(value, 16) for name, value in results.items() if name.startswith("Cap")} == {0}
     if not has_own_kernel(runtime):
@@ -351,7 +351,7 @@ def test_process_has_no_privileges(runtime: Runtime, disk: Path):
 def test_loopback_reaches_the_gateway_and_not_the_host(runtime: Runtime, disk: Path):
     async def scenario() -> None:
         with socket.create_server(("127.0.0.1", 0)) as host_listener:
-            async with living(runtime, disk) as sandbox:
+            async with ready_sandbox(runtime, disk) as sandbox:
                 port = host_listener.getsockname()[1]
                 script = (
                     f"(: < /dev/tcp/127.0.0.1/{port}) || echo refused; (: < /dev/tcp/127.0.0.1/8123) && echo reached"
@@ -382,12 +382,12 @@ attempt("own", lambda: socket.socket(socket.AF_UNIX).connect("\\0own"))
 
 def test_network_routes_lead_to_the_gateway_only(runtime: Runtime, disk: Path):
     async def scenario() -> None:
-        async with living(runtime, disk) as sandbox:
-            dns_answer = asyncio.create_task(answer(sandbox.listeners.dns_udp))
-            result = await run_in(sandbox, ["/usr/bin/python3", "-c", CONNECT])
+        async with ready_sandbox(runtime, disk) as sandbox:
+            dns_answer = asyncio.create_task(respond_to_query(sandbox.listeners.dns_udp))
+            result = await run_in(sandbox, ["/usr/bin/python3", "-c", CONNECT_SCRIPT])
             await dns_answer
-            assert result.output.split() == CONNECTED, result
-            take_connection(sandbox.listeners.transparent[443])
+            assert result.output.split() == CONNECT_OUTPUT, result
+            accept_connection(sandbox.listeners.transparent[443])
 
     asyncio.run(scenario())
 
@@ -405,7 +405,7 @@ for port in (22, 5432, 443, 23):
 
 def test_only_requested_transparent_ports_are_open(runtime: Runtime, disk: Path):
     async def scenario() -> None:
-        async with living(runtime, disk, transparent_ports=(443, 80, 22, 5432)) as sandbox:
+        async with ready_sandbox(runtime, disk, transparent_ports=(443, 80, 22, 5432)) as sandbox:
             result = await run_in(sandbox, ["/usr/bin/python3", "-c", _CONNECT_BY_PORT])
             assert result.output.split()[:3] == ["open"] * 3, result
             assert result.output.split()[3] != "open", result

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from doubles.sandbox_lifecycle import Ended, has_own_kernel, living, read_until, run_python, run_story
+from doubles.sandbox_lifecycle import CommandResult, has_own_kernel, read_until, ready_sandbox, run_python, run_shell
 from sandbox.interfaces.runtime import Command, FileUsage, Runtime
 
 _PRELUDE = """
@@ -42,20 +42,20 @@ def run_lines(runtime: Runtime, disk: Path, source: str) -> list[str]:
     return result.output.splitlines()
 
 
-async def _measure(runtime: Runtime, disk: Path, source: str) -> tuple[FileUsage, Ended]:
-    async with living(runtime, disk, processes_max=512) as sandbox:
+async def _measure(runtime: Runtime, disk: Path, source: str) -> tuple[FileUsage, CommandResult]:
+    async with ready_sandbox(runtime, disk, processes_max=512) as sandbox:
         program = ["/usr/bin/python3", "-c", _PRELUDE + source]
         output, errors = await sandbox.start(Command(program, {"PATH": "/usr/bin:/bin"}, "/workspace"))
         text = await read_until(output, b"held")
         usage = await sandbox.file_usage()
         await sandbox.kill()
         await sandbox.wait()
-        return usage, Ended(None, text.decode(), (await errors.read()).decode())
+        return usage, CommandResult(None, text.decode(), (await errors.read()).decode())
 
 
 def measure_with_own_kernel(
     runtime: Runtime, disk: Path, limits: frozenset[str], source: str
-) -> tuple[FileUsage, Ended]:
+) -> tuple[FileUsage, CommandResult]:
     """Like `measure`, also for runtimes with their own kernel, which open up to two host files for each file inside."""
     if "memory" not in limits:
         pytest.skip("no control group lists the sandbox's processes")
@@ -64,7 +64,7 @@ def measure_with_own_kernel(
     return asyncio.run(_measure(runtime, disk, source))
 
 
-def measure(runtime: Runtime, disk: Path, limits: frozenset[str], source: str) -> tuple[FileUsage, Ended]:
+def measure(runtime: Runtime, disk: Path, limits: frozenset[str], source: str) -> tuple[FileUsage, CommandResult]:
     """The file usage once the program printed `held`, and the result of the program."""
     if has_own_kernel(runtime):
         pytest.skip("files belong to the sandbox's kernel")
@@ -165,7 +165,7 @@ def test_locks_of_another_sandbox_do_not_count(runtime: Runtime, disk: Path, lim
         pytest.skip("files belong to the sandbox's kernel")
 
     async def scenario() -> FileUsage:
-        async with living(runtime, disk.parent / "other") as other:
+        async with ready_sandbox(runtime, disk.parent / "other") as other:
             program = ["/usr/bin/python3", "-c", _PRELUDE + _LOCKS_OF_ENDED_PROCESSES]
             output, _ = await other.start(Command(program, {"PATH": "/usr/bin:/bin"}, "/workspace"))
             await read_until(output, b"held")
@@ -306,7 +306,7 @@ def test_programs_fall_back_to_copying(runtime: Runtime, disk: Path):
 def test_commands_fall_back_to_copying(runtime: Runtime, disk: Path):
     copy = "seq 100000 > one; cp -a one two; cat two | cat > three; cp two /dev/shm/four"
     compare = "cmp one three && cmp one /dev/shm/four && echo same"
-    assert run_story(runtime, disk, f"{copy}; {compare}").output == "same\n"
+    assert run_shell(runtime, disk, f"{copy}; {compare}").output == "same\n"
 
 
 _ATTRIBUTES = """
@@ -406,7 +406,7 @@ def test_epoll_entries_are_limited(runtime: Runtime, disk: Path, limits: frozens
         pytest.skip("no control group lists the sandbox's processes")
 
     async def scenario() -> list[str]:
-        async with living(runtime, disk) as sandbox:
+        async with ready_sandbox(runtime, disk) as sandbox:
             program = ["/usr/bin/python3", "-c", _PRELUDE + source]
             output, _ = await sandbox.start(Command(program, {"PATH": "/usr/bin:/bin"}, "/workspace"))
             await read_until(output, b"held")

@@ -5,7 +5,7 @@ import io
 
 import pytest
 
-from doubles.image_archives import entry, layer, small_root
+from doubles.image_archives import entry, layer, minimal_root
 from sandbox.images.finalize import finalize
 from sandbox.images.oci.layer import apply_layer
 from sandbox.images.oci.tar_stream import ByteBudget, TarStream
@@ -24,7 +24,7 @@ def image(tmp_path_factory):
     root.mkdir(mode=0o755)
     root.chmod(0o755)
     tree = RootFs(root)
-    for data in (small_root(), layer(entry("opt/tools/marker", b"of the image\n"))):
+    for data in (minimal_root(), layer(entry("opt/tools/marker", b"of the image\n"))):
         apply_layer(TarStream(io.BytesIO(data), ByteBudget(1 << 32)), tree)
     finalize(tree)
     return root

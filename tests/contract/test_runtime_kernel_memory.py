@@ -6,7 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from doubles.sandbox_lifecycle import MEBIBYTE, Ended, has_own_kernel, living, read_until, run_in, run_python
+from doubles.sandbox_lifecycle import (
+    MEBIBYTE,
+    CommandResult,
+    has_own_kernel,
+    read_until,
+    ready_sandbox,
+    run_in,
+    run_python,
+)
 from sandbox.interfaces.runtime import Command, KernelUsage, Runtime
 from sandbox.runtimes.limits.cgroups import socket_buffer_bytes
 
@@ -49,18 +57,18 @@ def run_lines(runtime: Runtime, disk: Path, source: str) -> list[str]:
     return result.output.splitlines()
 
 
-def measure(runtime: Runtime, disk: Path, source: str) -> tuple[KernelUsage, Ended]:
+def measure(runtime: Runtime, disk: Path, source: str) -> tuple[KernelUsage, CommandResult]:
     """The kernel usage once the program printed `held`, and the result of the program."""
 
-    async def scenario() -> tuple[KernelUsage, Ended]:
-        async with living(runtime, disk, memory_bytes=MEMORY_BYTES) as sandbox:
+    async def scenario() -> tuple[KernelUsage, CommandResult]:
+        async with ready_sandbox(runtime, disk, memory_bytes=MEMORY_BYTES) as sandbox:
             program = ["/usr/bin/python3", "-c", _PRELUDE + source]
             output, errors = await sandbox.start(Command(program, {"PATH": "/usr/bin:/bin"}, "/workspace"))
             text = await read_until(output, b"held")
             usage = await sandbox.kernel_usage()
             await sandbox.kill()
             await sandbox.wait()
-            return usage, Ended(None, text.decode(), (await errors.read()).decode())
+            return usage, CommandResult(None, text.decode(), (await errors.read()).decode())
 
     return asyncio.run(scenario())
 
@@ -451,7 +459,7 @@ def test_idle_slab_memory_is_attributed_to_the_sandbox(
         pytest.skip("kernel memory cannot be measured here")
 
     async def scenario() -> list[KernelUsage]:
-        async with living(runtime, disk, memory_bytes=MEMORY_BYTES) as sandbox:
+        async with ready_sandbox(runtime, disk, memory_bytes=MEMORY_BYTES) as sandbox:
             program = ["/usr/bin/python3", "-c", _PRELUDE + source]
             await sandbox.kernel_usage()
             output, _ = await sandbox.start(Command(program, {"PATH": "/usr/bin:/bin"}, "/workspace"))
@@ -577,7 +585,7 @@ def test_oom_score_cannot_be_lowered_on_a_terminal(runtime: Runtime, disk: Path)
     async def scenario() -> str:
         from sandbox.interfaces.runtime import TerminalSize
 
-        async with living(runtime, disk) as sandbox:
+        async with ready_sandbox(runtime, disk) as sandbox:
             output, _ = await sandbox.start(Command(["/bin/sh", "-c", "echo up; sleep 300"], {}, "/workspace"))
             await read_until(output, b"up")
             script = "echo 0 > /proc/self/oom_score_adj; cat /proc/self/oom_score_adj"
@@ -601,8 +609,8 @@ for kind in (11, 12, resource.RLIMIT_NICE, resource.RLIMIT_RTPRIO): report(*reso
 
 
 def test_command_with_full_socket_buffers_exits(runtime: Runtime, disk: Path):
-    async def scenario() -> Ended:
-        async with living(runtime, disk, memory_bytes=MEMORY_BYTES) as sandbox:
+    async def scenario() -> CommandResult:
+        async with ready_sandbox(runtime, disk, memory_bytes=MEMORY_BYTES) as sandbox:
             return await run_in(sandbox, ["/usr/bin/python3", "-c", _PRELUDE + _TCP_NEVER_READ.replace("600", "0")])
 
     result = asyncio.run(scenario())

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from doubles.sandbox_lifecycle import living, read_until, run_python, run_story
+from doubles.sandbox_lifecycle import read_until, ready_sandbox, run_python, run_shell
 from sandbox.interfaces.runtime import Command, KernelUsage, Runtime
 from sandbox.model.limits import UDP_SOCKETS_ON_PORT_MAX
 
@@ -30,7 +30,7 @@ def measure(runtime: Runtime, disk: Path, source: str) -> KernelUsage:
     """The kernel usage once the program printed `held`."""
 
     async def scenario() -> KernelUsage:
-        async with living(runtime, disk) as sandbox:
+        async with ready_sandbox(runtime, disk) as sandbox:
             program = ["/usr/bin/python3", "-c", source]
             output, _ = await sandbox.start(Command(program, {"PATH": "/usr/bin:/bin"}, "/workspace"))
             assert b"hello" in await read_until(output, b"held")
@@ -121,7 +121,7 @@ def test_lower_priorities_have_no_effect(runtime: Runtime, disk: Path):
 def test_nice_ionice_and_chrt_run(runtime: Runtime, disk: Path):
     if runtime.name == "gvisor":
         pytest.skip("gVisor has no I/O priorities")
-    ended = run_story(runtime, disk, "nice -n 10 echo nice; ionice -c 3 echo idle; chrt -i 0 echo chrt")
+    ended = run_shell(runtime, disk, "nice -n 10 echo nice; ionice -c 3 echo idle; chrt -i 0 echo chrt")
     assert (ended.output.split(), ended.errors) == (["nice", "idle", "chrt"], "")
 
 
@@ -164,7 +164,7 @@ def test_landlock_is_not_available(runtime: Runtime, disk: Path):
 
 
 def test_programs_that_use_landlock_run_without_it(runtime: Runtime, disk: Path):
-    ended = run_story(runtime, disk, "echo packed | xz | xz --decompress")
+    ended = run_shell(runtime, disk, "echo packed | xz | xz --decompress")
     assert (ended.output, ended.errors) == ("packed\n", "")
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from doubles.sandbox_lifecycle import PATIENCE_SECONDS, has_own_kernel, living, read_until, run_python
+from doubles.sandbox_lifecycle import TIMEOUT_SECONDS, has_own_kernel, read_until, ready_sandbox, run_python
 from sandbox.interfaces.runtime import Command, Runtime, TerminalSize
 from sandbox.runtimes.programs.launcher import PTYS_MAX
 from sandbox.runtimes.programs.process_limits import OPEN_FILES_MAX, OPEN_FILES_SOFT_MAX
@@ -35,12 +35,12 @@ def test_open_files_per_process_are_limited(runtime: Runtime, disk: Path):
 
 def test_open_files_on_a_terminal_are_limited(runtime: Runtime, disk: Path):
     async def scenario() -> str:
-        async with living(runtime, disk) as sandbox:
+        async with ready_sandbox(runtime, disk) as sandbox:
             output, _ = await sandbox.start(Command(["/bin/sh", "-c", "echo up; sleep 300"], {}, "/workspace"))
             await read_until(output, b"up")
             command = Command(["/bin/bash", "-c", "ulimit -Sn; ulimit -Hn"], {}, "/workspace")
             terminal = await sandbox.open_terminal(command, TerminalSize(24, 80))
-            async with asyncio.timeout(PATIENCE_SECONDS):
+            async with asyncio.timeout(TIMEOUT_SECONDS):
                 return (await terminal.output.read()).decode()
 
     assert asyncio.run(scenario()).split() == [str(OPEN_FILES_SOFT_MAX), str(OPEN_FILES_MAX)]

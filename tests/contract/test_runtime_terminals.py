@@ -10,8 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from doubles.sandbox_lifecycle import PATIENCE_SECONDS, describe, has_own_kernel, living, new_attempt_id, read_until
-from doubles.sandbox_queries import WHO
+from doubles.sandbox_lifecycle import (
+    TIMEOUT_SECONDS,
+    has_own_kernel,
+    new_attempt_id,
+    read_until,
+    ready_sandbox,
+    sandbox_spec,
+)
+from doubles.sandbox_queries import IDENTITY_SCRIPT
 from sandbox.interfaces.runtime import Command, ExitStatus, Runtime, Sandbox, Terminal, TerminalSize
 from sandbox.model.errors import AttemptError
 
@@ -24,7 +31,7 @@ async def busy(
     runtime: Runtime, disk: Path, script: str = "sleep 300 & wait", **changes: object
 ) -> AsyncIterator[Sandbox]:
     """A sandbox with a running command."""
-    async with living(runtime, disk, **changes) as sandbox:
+    async with ready_sandbox(runtime, disk, **changes) as sandbox:
         output, _ = await sandbox.start(Command(["/bin/bash", "-c", f"echo up; {script}"], {}, "/workspace"))
         await read_until(output, b"up")
         yield sandbox
@@ -40,13 +47,13 @@ async def open_shell(sandbox: Sandbox, *argv: str) -> Terminal:
 
 
 async def wait_exit(terminal: Terminal) -> ExitStatus:
-    async with asyncio.timeout(PATIENCE_SECONDS):
+    async with asyncio.timeout(TIMEOUT_SECONDS):
         return await terminal.wait()
 
 
 async def read_output(terminal: Terminal) -> str:
     """The complete output of a terminal."""
-    async with asyncio.timeout(PATIENCE_SECONDS):
+    async with asyncio.timeout(TIMEOUT_SECONDS):
         return (await terminal.output.read()).decode(errors="replace").replace("\r\n", "\n")
 
 
@@ -174,7 +181,7 @@ def test_large_output_and_input_are_complete(runtime: Runtime, disk: Path):
             script = "stty raw -echo; echo go; head -c 200000 | sha256sum"
             reader, text = await open_shell(sandbox, "/bin/bash", "-c", script), os.urandom(200_000)
             await read_until(reader.output, b"go")
-            async with asyncio.timeout(PATIENCE_SECONDS):
+            async with asyncio.timeout(TIMEOUT_SECONDS):
                 await reader.write(text)
             import hashlib
 
@@ -218,7 +225,7 @@ def test_terminal_ends_with_the_command(runtime: Runtime, disk: Path):
                 sandbox, "/bin/bash", "-c", "trap '' HUP TERM INT; echo stays; sleep 300; sleep 300"
             )
             await read_until(terminal.output, b"stays")
-            async with asyncio.timeout(PATIENCE_SECONDS):
+            async with asyncio.timeout(TIMEOUT_SECONDS):
                 await sandbox.wait()
             assert (await wait_exit(terminal)).code in {None, 128 + signal.SIGKILL}
             await read_output(terminal)
@@ -231,7 +238,7 @@ def test_terminal_ends_with_a_killed_sandbox(runtime: Runtime, disk: Path):
         async with busy(runtime, disk) as sandbox:
             terminals = [await open_shell(sandbox) for _ in range(3)]
             await sandbox.kill()
-            async with asyncio.timeout(PATIENCE_SECONDS):
+            async with asyncio.timeout(TIMEOUT_SECONDS):
                 await sandbox.wait()
             for terminal in terminals:
                 assert (await wait_exit(terminal)).code in {None, 1, 128 + signal.SIGHUP, 128 + signal.SIGKILL}
@@ -242,7 +249,7 @@ def test_terminal_ends_with_a_killed_sandbox(runtime: Runtime, disk: Path):
 
 def test_terminal_is_unavailable_before_start_and_after_exit(runtime: Runtime, disk: Path):
     async def scenario() -> None:
-        async with living(runtime, disk) as sandbox:
+        async with ready_sandbox(runtime, disk) as sandbox:
             with pytest.raises(AttemptError) as caught:
                 await open_shell(sandbox, "/bin/true")
             assert caught.value.code == "sandbox_lost"
@@ -277,12 +284,12 @@ def test_terminals_leave_no_processes_or_descriptors(runtime: Runtime, disk: Pat
 def test_sandbox_with_terminals_can_be_destroyed(runtime: Runtime, disk: Path):
     async def scenario() -> None:
         handle = runtime.prepare(new_attempt_id())
-        sandbox = await runtime.create(handle, describe(disk, handle.attempt_id))
+        sandbox = await runtime.create(handle, sandbox_spec(disk, handle.attempt_id))
         try:
             await sandbox.start(Command(["/bin/sleep", "300"], {}, "/workspace"))
             await open_shell(sandbox)
         finally:
-            async with asyncio.timeout(PATIENCE_SECONDS):
+            async with asyncio.timeout(TIMEOUT_SECONDS):
                 await runtime.destroy(handle, disk)
         assert handle.attempt_id not in runtime.attempt_ids()
 
@@ -294,11 +301,11 @@ def test_sandbox_with_terminals_can_be_destroyed(runtime: Runtime, disk: Path):
 
 def test_terminal_has_the_confinement_of_the_command(runtime: Runtime, disk: Path):
     async def scenario() -> None:
-        async with living(runtime, disk) as sandbox:
-            script = f"exec 2>&1; {WHO}\necho the end; sleep 300"
+        async with ready_sandbox(runtime, disk) as sandbox:
+            script = f"exec 2>&1; {IDENTITY_SCRIPT}\necho the end; sleep 300"
             output, _ = await sandbox.start(Command(["/bin/bash", "-c", script], ENVIRONMENT, "/workspace"))
             command_output = (await read_until(output, b"the end\n")).decode().removesuffix("the end\n")
-            terminal = await open_shell(sandbox, "/bin/bash", "-c", WHO)
+            terminal = await open_shell(sandbox, "/bin/bash", "-c", IDENTITY_SCRIPT)
             terminal_output = await read_output(terminal)
             assert "NoNewPrivs" in terminal_output or runtime.name == "gvisor"
             assert "CapEff:\t0000000000000000" in terminal_output
@@ -364,7 +371,7 @@ done | tr '\0' '\n' | sort -u > /tmp/seen; echo done; sleep 300
 """
 
     async def scenario() -> None:
-        async with living(runtime, disk) as sandbox:
+        async with ready_sandbox(runtime, disk) as sandbox:
             output, _ = await sandbox.start(Command(["/bin/bash", "-c", f"echo up; {spy}"], ENVIRONMENT, "/workspace"))
             await read_until(output, b"up")
             for _ in range(5):

@@ -42,9 +42,9 @@ class Script:
     stdout: bytes = b'{"type":"result"}\n'
     stderr: bytes = b""
     exit: ExitStatus = field(default_factory=lambda: ExitStatus(0))
-    stays: bool = False
-    deaf: bool = False
-    immortal: bool = False
+    runs_until_signal: bool = False
+    ignores_term: bool = False
+    survives_kill: bool = False
     gateway_serves: bool = False
     report: Callable | None = None
     reports: tuple = ()
@@ -54,8 +54,8 @@ class Script:
     destroy_error: AttemptError | None = None
     stage_seconds: float = 0.0
     patch_seconds: float = 0.0
-    patch_lacks: str | None = None
-    patched: bytes = b""
+    patch_incomplete_reason: str | None = None
+    patch_content: bytes = b""
     tar_seconds: float = 0.0
     rules: object = None
     redact: Callable[[str], str] = str
@@ -63,8 +63,8 @@ class Script:
     has_session: bool = True
     kernel_usage: KernelUsage = field(default_factory=KernelUsage)
     collected: dict[str, bytes] = field(default_factory=lambda: {"report.md": b"# report\n"})
-    taken_back: list = field(default_factory=list)
-    seen: list[str] = field(default_factory=list)
+    destroyed_disks: list = field(default_factory=list)
+    calls: list[str] = field(default_factory=list)
 
 
 class ScriptedSandbox:
@@ -75,11 +75,11 @@ class ScriptedSandbox:
         self._readers = []
 
     async def start(self, command):
-        self._script.seen.append("start")
+        self._script.calls.append("start")
         self._readers = [asyncio.StreamReader(), asyncio.StreamReader()]
         for reader, data in zip(self._readers, (self._script.stdout, self._script.stderr), strict=True):
             reader.feed_data(data)
-        if not self._script.stays:
+        if not self._script.runs_until_signal:
             self._done.set()
         return tuple(self._readers)
 
@@ -87,14 +87,14 @@ class ScriptedSandbox:
         return ScriptedTerminal(self, self._readers[0])
 
     async def signal(self, signal_number):
-        self._script.seen.append(f"signal {signal.Signals(signal_number).name}")
-        if not self._script.deaf:
+        self._script.calls.append(f"signal {signal.Signals(signal_number).name}")
+        if not self._script.ignores_term:
             self._exit = ExitStatus(128 + signal_number)
             self._done.set()
 
     async def kill(self):
-        self._script.seen.append("kill")
-        if not self._done.is_set() and not self._script.immortal:
+        self._script.calls.append("kill")
+        if not self._done.is_set() and not self._script.survives_kill:
             self._exit = ExitStatus(137)
             self._done.set()
         for reader in self._readers:
@@ -144,12 +144,12 @@ class ScriptedRuntime:
     async def create(self, handle, spec):
         if self._script.create_error:
             raise self._script.create_error
-        self._script.seen.append("create")
+        self._script.calls.append("create")
         return ScriptedSandbox(handle, self._script)
 
     async def destroy(self, handle, disk):
-        self._script.seen.append("destroy")
-        self._script.taken_back.append(disk)
+        self._script.calls.append("destroy")
+        self._script.destroyed_disks.append(disk)
         if self._script.destroy_error:
             raise self._script.destroy_error
 
@@ -168,7 +168,7 @@ class SilentGateway:
         return self
 
     def release_model_requests(self):
-        self._script.seen.append("release model")
+        self._script.calls.append("release model")
 
     async def serve(self, listeners):
         self._script.gateway_serves = True
@@ -187,7 +187,7 @@ class ScriptedAgent:
         return self._script.has_session
 
     def prepare(self, manifest, *, session_id, task_key, secrets, resumes=False):
-        self._script.seen += ["resume"] if resumes else []
+        self._script.calls += ["resume"] if resumes else []
         return AgentLaunchSpec(
             Command(["agent"], secrets, "/workspace"), session_id, {}, {".claude/settings.json": b"{}"}
         )
@@ -238,7 +238,7 @@ class ScriptedWorkspaces:
             raise self._script.patch_error
         target.write_bytes(b"diff --git a/a b/a\n")
         await asyncio.sleep(self._script.patch_seconds)
-        return PatchResult(self._script.patch_lacks, contains_secret([self._script.patched]))
+        return PatchResult(self._script.patch_incomplete_reason, contains_secret([self._script.patch_content]))
 
     async def changed_files(self, attempt_dir, base_commit, target, confine):
         target.write_bytes(b"tar")
@@ -255,10 +255,10 @@ class ScriptedImages:
         self._script = script
 
     def acquire(self, image):
-        self._script.seen.append(f"hold {image.name}")
+        self._script.calls.append(f"hold {image.name}")
 
 
-def scripted_equipment(script, journals):
+def scripted_dependencies(script, journals):
     return RunnerDependencies(
         disks=DirectoryDisks(),
         remove=remove_trees,
@@ -289,14 +289,14 @@ class FakeDiskReserve:
         return was_allocated
 
 
-class Stage:
+class AttemptHarness:
     """One submitted task with its attempt runner."""
 
     def __init__(self, data_dir, script, *, secrets=None, boot_id=BOOT_ID, **parts):
         self.script = script
         self.journals = FileJournals(data_dir)
         self.writer = self.journals.create("task-1")
-        equipment = scripted_equipment(script, self.journals)
+        equipment = scripted_dependencies(script, self.journals)
         redaction = SecretRedactor(secrets) if secrets else None
         self.space, self.reserve = DiskSpace(100, 100), FakeDiskReserve()
         self.recorder = AttemptRecorder(
@@ -317,7 +317,7 @@ class Stage:
             redaction,
         )
         self.attempt.files.root.mkdir(parents=True)
-        self.life = AttemptRunner(self.attempt)
+        self.attempt_runner = AttemptRunner(self.attempt)
 
     def _redacting(self, writer, redaction):
         recorder = Recorder(writer, None, SystemClock().now)
@@ -343,6 +343,6 @@ class Stage:
     def events(self, kind):
         return [r.event for r in read_records(self.journals, "task-1") if isinstance(r.event, kind)]
 
-    async def until(self, state):
+    async def wait_for_state(self, state):
         while self.recorder.task.state is not state:
             await asyncio.sleep(0.005)

@@ -21,7 +21,7 @@ PUBLIC_ADDRESS = "198.51.100.7"
 PRIVATE_ADDRESS = "10.1.2.3"
 
 
-class ClosedInternet:
+class BlockedInternet:
     """Enter it to create both namespaces; `server_prefix` and `internet_prefix` start commands inside them.
 
     packets: (protocol, address, port) of every recorded packet; of TCP only SYN packets.

@@ -134,7 +134,7 @@ class Browser:
             self.console_errors.append(message.text)
 
 
-def shut_out(page):
+def accessibility_violations(page):
     """Accessibility violations in any layout: serious findings of axe, and horizontal overflow.
 
     Leaves the page in the first layout.

@@ -18,7 +18,7 @@ LINE_BYTES_MAX = 16 * 1024 * 1024
 
 
 @dataclass
-class Ran:
+class RunResult:
     """The result of a run: `exit_code` is 128+n after signal n."""
 
     exit_code: int
@@ -27,7 +27,7 @@ class Ran:
 
 
 @dataclass
-class Outside:
+class ClaudeOnHost:
     """Directories and user for an agent outside a sandbox."""
 
     directory: Path
@@ -131,7 +131,7 @@ async def _communicate(process, stdin, on_line):
         if on_line is not None:
             on_line(line, process)
     code = await process.wait()
-    return Ran(code if code >= 0 else 128 - code, lines, await stderr)
+    return RunResult(code if code >= 0 else 128 - code, lines, await stderr)
 
 
 def manifest(*, prompt="Do it.", subpath=None, **claude):

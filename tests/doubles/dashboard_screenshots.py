@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 from doubles.browser import open_chromium
-from doubles.live_server import ORGANISATION, World, make_repository, until
+from doubles.live_server import ORGANISATION, Deployment, make_repository, wait_until
 from sandbox.demo.model_script import Text, ToolUse, Turn
 
 VIEWS = ("conversation", "output", "changes", "artifacts", "figures", "network")
@@ -77,7 +77,7 @@ TURNS = (
 def main(directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
-        machine = World(scratch)
+        machine = Deployment(scratch)
         try:
             run_tasks(machine)
             base_url = machine.server.ready_message["http"]
@@ -108,9 +108,9 @@ def run_tasks(machine):
     machine.http.delete("/api/v1/tasks/rename-api?force=true&reason=the+name+stays")
     machine.wait("rename-api", 60)
     submit(machine, "import-data", "Import the large data set", cpus=14)
-    until(lambda: machine.status("import-data")["progress"]["tool_calls"] >= 3, 60, "three tool calls")
+    wait_until(lambda: machine.status("import-data")["progress"]["tool_calls"] >= 3, 60, "three tool calls")
     submit(machine, "train-model", "Train the model anew", cpus=14)
-    until(lambda: "CPUs" in machine.status("train-model")["state_message"], 20, "the task to be pending")
+    wait_until(lambda: "CPUs" in machine.status("train-model")["state_message"], 20, "the task to be pending")
 
 
 def submit(machine, task_id, name, *, branch="main", cpus=2, **labels):

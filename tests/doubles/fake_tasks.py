@@ -68,7 +68,7 @@ class FakeTasks:
     """Implements `Tasks`. `failure`, when set, is raised by every call of `submit` and `cancel`."""
 
     def __init__(self) -> None:
-        self.stories: dict[str, _Entry] = {}
+        self.entries: dict[str, _Entry] = {}
         self.subscribers: list[asyncio.Queue[WireEvent]] = []
         self.failure: Exception | None = None
         self.queries: list[TaskQuery] = []
@@ -80,31 +80,31 @@ class FakeTasks:
             "bubblewrap", is_available=True, tier="namespaces", strength=10, limits=frozenset({"memory"})
         )
         self.current_drain = DrainStatus(None, 1, 2)
-        self.health_now = Health("0.1.0", 12.5, {TaskState.RUNNING: 1}, [probe], True, 10**9, 10**10, is_ready=True)
+        self.health_report = Health("0.1.0", 12.5, {TaskState.RUNNING: 1}, [probe], True, 10**9, 10**10, is_ready=True)
 
     def add(self, task_id: str = "task-001", *events: e.Event, **metadata: Any) -> Task:
         """Add a task with these events."""
         self._apply(task_id, e.TaskSubmitted(task_id, manifest(task_id, **metadata)))
-        return self.tell(task_id, *events)
+        return self.record(task_id, *events)
 
-    def tell(self, task_id: str, *events: e.Event) -> Task:
+    def record(self, task_id: str, *events: e.Event) -> Task:
         """Record more events."""
         for event in events:
             self._apply(task_id, event)
-        return self.stories[task_id].task
+        return self.entries[task_id].task
 
-    def keep(self, task_id: str, artifact: Artifact, file: Path) -> None:
+    def add_artifact(self, task_id: str, artifact: Artifact, file: Path) -> None:
         """Store an artifact of the task."""
-        self.stories[task_id].artifacts.append(StoredArtifact(artifact, file, BEGINNING))
+        self.entries[task_id].artifacts.append(StoredArtifact(artifact, file, BEGINNING))
 
     def _apply(self, task_id: str, event: e.Event) -> None:
-        entry = self.stories.get(task_id)
+        entry = self.entries.get(task_id)
         seq = entry.task.last_seq + 1 if entry else 1
         at = BEGINNING + timedelta(milliseconds=123 + seq)
         step = advance(entry.task if entry else None, event, seq=seq, at=at)
         frame = to_wire_event(task_id, e.Record(seq, 1, at, event, step.transition))
         if entry is None:
-            entry = self.stories[task_id] = _Entry(step.task, [])
+            entry = self.entries[task_id] = _Entry(step.task, [])
         entry.task = step.task
         if frame is not None:
             entry.events.append(frame)
@@ -114,9 +114,9 @@ class FakeTasks:
         entry.changed = asyncio.Event()
 
     def _entry(self, task_id: str) -> _Entry:
-        if task_id not in self.stories:
+        if task_id not in self.entries:
             raise TaskNotFoundError(task_id)
-        return self.stories[task_id]
+        return self.entries[task_id]
 
     async def find_submission(self, idempotency: e.Idempotency) -> Submission | None:
         previous = self.keys.get(idempotency.key)
@@ -124,7 +124,7 @@ class FakeTasks:
             return None
         if previous.body_sha256 != idempotency.body_sha256:
             raise IdempotencyKeyReusedError
-        task = next(one.task for one in self.stories.values() if one.task.idempotency == previous)
+        task = next(one.task for one in self.entries.values() if one.task.idempotency == previous)
         return Submission(task, is_replayed=True)
 
     async def submit(self, manifest: Manifest, idempotency: e.Idempotency | None = None) -> Submission:
@@ -133,17 +133,17 @@ class FakeTasks:
         if idempotency is not None and (before := await self.find_submission(idempotency)):
             return before
         task_id = manifest.metadata.id or str(uuid.uuid4())
-        if task_id in self.stories:
-            raise DuplicateTaskError(self.stories[task_id].task)
+        if task_id in self.entries:
+            raise DuplicateTaskError(self.entries[task_id].task)
         self._apply(task_id, e.TaskSubmitted(task_id, manifest, idempotency))
         if idempotency is not None:
             self.keys[idempotency.key] = idempotency
-        return Submission(self.stories[task_id].task)
+        return Submission(self.entries[task_id].task)
 
     async def check_admission(self, manifest: Manifest) -> None:
         if self.failure is not None:
             raise self.failure
-        if (entry := self.stories.get(manifest.metadata.id)) is not None:
+        if (entry := self.entries.get(manifest.metadata.id)) is not None:
             raise DuplicateTaskError(entry.task)
 
     async def status(self, task_id: str) -> Task:
@@ -151,7 +151,7 @@ class FakeTasks:
 
     async def query(self, query: TaskQuery) -> TaskPage:
         self.queries.append(query)
-        found = [entry.task for entry in self.stories.values()]
+        found = [entry.task for entry in self.entries.values()]
         found = [task for task in found if not query.states or task.state in query.states]
         found = [task for task in found if query.labels.items() <= task.manifest.metadata.labels.items()]
         start = query.offset
@@ -261,4 +261,4 @@ class FakeTasks:
         return self.current_drain
 
     async def health(self) -> Health:
-        return self.health_now
+        return self.health_report

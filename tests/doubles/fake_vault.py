@@ -12,7 +12,7 @@ from typing import Any
 TOKEN = "hvs.the-token-of-the-server"
 
 
-class KeyValueVault(ThreadingHTTPServer):
+class FakeVault(ThreadingHTTPServer):
     """`secrets`: path below the mount to fields. Paths in `denied` are 403; `status` overrides everything."""
 
     daemon_threads = True
@@ -26,7 +26,7 @@ class KeyValueVault(ThreadingHTTPServer):
         self.location = ""
         self.body: bytes | None = None
         self.delay_seconds = 0.0
-        self.asked: list[tuple[str, str | None]] = []
+        self.requests: list[tuple[str, str | None]] = []
         self.scheme = "http"
 
     @property
@@ -38,11 +38,11 @@ class KeyValueVault(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    server: KeyValueVault
+    server: FakeVault
 
     def do_GET(self) -> None:
         vault = self.server
-        vault.asked.append((self.path, self.headers.get("X-Vault-Namespace")))
+        vault.requests.append((self.path, self.headers.get("X-Vault-Namespace")))
         time.sleep(vault.delay_seconds)
         prefix = f"/v1/{vault.mount}/data/"
         path = self.path.removeprefix(prefix)
@@ -71,7 +71,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def serving(vault: KeyValueVault, tls: ssl.SSLContext | None = None) -> Iterator[KeyValueVault]:
+def serving(vault: FakeVault, tls: ssl.SSLContext | None = None) -> Iterator[FakeVault]:
     if tls is not None:
         vault.socket = tls.wrap_socket(vault.socket, server_side=True, do_handshake_on_connect=False)
         vault.scheme = "https"

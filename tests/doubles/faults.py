@@ -91,7 +91,7 @@ def small_file_system(directory, size_bytes):
         image.unlink()
 
 
-def fill(directory, *, but_bytes=0):
+def fill_file_system(directory, *, but_bytes=0):
     """Fill a file system except for `but_bytes`; return the file that uses the space."""
     filler = directory / "ballast"
     with filler.open("wb", buffering=0) as file:

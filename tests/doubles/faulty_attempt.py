@@ -10,8 +10,8 @@ import time
 import httpx
 
 from doubles.faults import failed_calls, injected_fault
-from doubles.leftovers import left_behind
-from doubles.live_server import TERMINAL, World, make_repository, says, until
+from doubles.leftovers import find_leftovers
+from doubles.live_server import TERMINAL, Deployment, make_repository, reply, wait_until
 from doubles.stand_in_agent import make_stand_in
 from sandbox.journal.extent import measure_extent
 
@@ -24,11 +24,11 @@ class FaultHarness:
     """Runs tasks with a stand-in agent, one per fault. final_statuses: by task id."""
 
     def __init__(self, directory, *, data_dir=None, steps=STEPS, **environment):
-        self.machine = World(directory)
+        self.machine = Deployment(directory)
         self.machine.data_dir = data_dir or self.machine.data_dir
         make_repository(self.machine.repositories / "repo.git", {"README.md": "hello\n"})
         self.machine.start_git()
-        self.machine.start_model(says())
+        self.machine.start_model(reply())
         self.environment = {"PYTHONPATH": str(make_stand_in(self.machine.directory / "agent", steps)), **environment}
         self.machine.start_server(**self.environment)
         self.slowest_seconds = 0.0
@@ -91,7 +91,7 @@ class FaultHarness:
 
     def check_all(self):
         """A restarted server reports the same statuses, and no leftovers remain."""
-        until(lambda: not self.leftovers(), 20, f"no leftovers: {self.leftovers()}")
+        wait_until(lambda: not self.leftovers(), 20, f"no leftovers: {self.leftovers()}")
         self.machine.server.stop(9)
         self.machine.start_server(**self.environment)
         for task_id, status in self.final_statuses.items():
@@ -107,7 +107,7 @@ class FaultHarness:
 
     def leftovers(self):
         """Leftovers of tasks, except for runner logs, which may report faults."""
-        found = left_behind(self.machine.data_dir)
+        found = find_leftovers(self.machine.data_dir)
         found["files"] = {path for path in found.get("files", ()) if not path.endswith("runner.log")}
         return {kind: items for kind, items in found.items() if items}
 

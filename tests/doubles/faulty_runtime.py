@@ -28,7 +28,7 @@ from sandbox.workspace.git.host_process import NoConfinement
 
 
 @dataclass
-class Lies:
+class RuntimeFaults:
     """The faults of a runtime.
 
     start_error: starting the command fails with this reason. dies_silently: the sandbox ends without an exit code soon
@@ -38,18 +38,18 @@ class Lies:
 
     start_error: str = ""
     dies_silently: bool = False
-    never_ready: bool = False
-    never_begins: bool = False
+    create_hangs: bool = False
+    start_hangs: bool = False
     slow_reason: str | None = None
     slow_stop_seconds: float = 0.0
     slow_destroy_seconds: float = 0.0
-    seen: list[str] = field(default_factory=list)
+    calls: list[str] = field(default_factory=list)
 
 
 class FaultySandbox:
     """A sandbox whose command runs until it gets a signal."""
 
-    def __init__(self, handle: SandboxHandle, lies: Lies) -> None:
+    def __init__(self, handle: SandboxHandle, lies: RuntimeFaults) -> None:
         self.handle = handle
         self.listeners = cast("Listeners", None)  # for gateways that are doubles too
         self.slow_reason = lies.slow_reason
@@ -58,8 +58,8 @@ class FaultySandbox:
         self._exit: asyncio.Future[ExitStatus] = asyncio.get_running_loop().create_future()
 
     async def start(self, command: Command) -> tuple[StreamReader, StreamReader]:
-        self._lies.seen.append("start")
-        if self._lies.never_begins:
+        self._lies.calls.append("start")
+        if self._lies.start_hangs:
             await asyncio.Event().wait()
         if self._lies.start_error:
             raise AttemptError(FailureCode.PROVISION_FAILED, self._lies.start_error)
@@ -72,12 +72,12 @@ class FaultySandbox:
         raise AttemptError(FailureCode.SANDBOX_LOST, "No terminals.")
 
     async def signal(self, signal_number: int) -> None:
-        self._lies.seen.append(signal.Signals(signal_number).name)
+        self._lies.calls.append(signal.Signals(signal_number).name)
         if not self._lies.slow_stop_seconds:
             self._end(128 + signal_number)
 
     async def kill(self) -> None:
-        self._lies.seen.append("kill")
+        self._lies.calls.append("kill")
         asyncio.get_running_loop().call_later(self._lies.slow_stop_seconds, self._end, 128 + signal.SIGKILL)
 
     async def wait(self) -> ExitStatus:
@@ -99,13 +99,13 @@ class FaultySandbox:
                 reader.feed_eof()
 
 
-class LyingRuntime:
+class FaultyRuntime:
     """A runtime whose probe always succeeds."""
 
     name = "lying"
     tier = "namespaces"
 
-    def __init__(self, lies: Lies) -> None:
+    def __init__(self, lies: RuntimeFaults) -> None:
         self._lies = lies
 
     async def probe(self) -> RuntimeProbe:
@@ -115,8 +115,8 @@ class LyingRuntime:
         return SandboxHandle(self.name, attempt_id)
 
     async def create(self, handle: SandboxHandle, spec: SandboxSpec) -> FaultySandbox:
-        self._lies.seen.append("create")
-        if self._lies.never_ready:
+        self._lies.calls.append("create")
+        if self._lies.create_hangs:
             await asyncio.Event().wait()
         return FaultySandbox(handle, self._lies)
 
@@ -125,7 +125,7 @@ class LyingRuntime:
         yield NoConfinement()
 
     async def destroy(self, handle: SandboxHandle, disk: Path | None) -> None:
-        self._lies.seen.append("destroy")
+        self._lies.calls.append("destroy")
         await asyncio.sleep(self._lies.slow_destroy_seconds)
 
     def attempt_ids(self) -> Sequence[str]:

@@ -65,7 +65,7 @@ def flood_bench(spent_seconds: float = 0.0, factor: float = 1.0) -> Iterator[Flo
         bench.end.update(json.loads(output))
 
 
-def ask(connection: HTTPConnection) -> None:
+def send_model_request(connection: HTTPConnection) -> None:
     """Send a model request and read the response. Raises OSError if it is rejected."""
     connection.request("POST", "/v1/messages", BODY, {"X-Api-Key": floods.TASK_KEY})
     response = connection.getresponse()

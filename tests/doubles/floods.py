@@ -145,7 +145,7 @@ def floods() -> dict:
     }
 
 
-def names() -> tuple[str, ...]:
+def flood_names() -> tuple[str, ...]:
     PORTS.update(model=0, host=0)
     return tuple(floods())
 

@@ -42,7 +42,7 @@ class GitHttpServer:
         """Stop responding."""
         self._resumed.clear()
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         """Respond again."""
         self._resumed.set()
 

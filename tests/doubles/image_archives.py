@@ -57,7 +57,7 @@ def zstd(data):
     return subprocess.run(["zstd", "-qc"], input=data, capture_output=True, check=True, timeout=60).stdout
 
 
-PACKED = {"": lambda data: data, "+gzip": lambda data: gzip.compress(data, 1), "+zstd": zstd}
+COMPRESSORS = {"": lambda data: data, "+gzip": lambda data: gzip.compress(data, 1), "+zstd": zstd}
 
 
 def configuration(layers, architecture=ARCHITECTURE):
@@ -77,7 +77,7 @@ def save(path, members):
 
 def oci_members(layers, *, packing="", architecture=ARCHITECTURE, platform=None):
     """Members of an archive as written by `skopeo copy … oci-archive:`."""
-    blobs = [PACKED[packing](blob) for blob in layers]
+    blobs = [COMPRESSORS[packing](blob) for blob in layers]
     config = configuration(layers, architecture)
     kind = "application/vnd.oci.image"
     manifest = json.dumps(
@@ -117,7 +117,7 @@ def docker_archive(path, *layers):
     return save(path, docker_members(layers))
 
 
-def small_root(*, is_hollow=False):
+def minimal_root(*, is_truncated=False):
     """A layer with some of the machine's programs and their libraries, sufficient for Claude Code.
 
     is_truncated: truncate the files, for an image that is not started.
@@ -140,7 +140,7 @@ def small_root(*, is_hollow=False):
     )
     made = [symlink(name, target) for name, target in links.items()]
     made += [directory(name) for name in ("etc", "tmp", "var/tmp", "root")]
-    content_slice = slice(0, 16 if is_hollow else None)
+    content_slice = slice(0, 16 if is_truncated else None)
     made += [entry(name, path.read_bytes()[content_slice], mode=0o755) for name, path in sorted(files.items())]
     return layer(*made, entry("etc/passwd", b"root:x:0:0::/root:/bin/sh\n"), entry("etc/shadow", b"root:hash:1::\n"))
 

@@ -14,7 +14,7 @@ SANDBOX_PID_MAX = 5000
 
 
 @contextlib.contextmanager
-def process_outside():
+def host_process():
     """A host process whose pid is not used inside sandboxes, where pids start at 1."""
     while (child := subprocess.Popen(["sleep", "3600"])).pid < SANDBOX_PID_MAX:
         child.kill()
@@ -99,7 +99,7 @@ def has_warnings(log):
 _KINDS = (processes, mounts, cgroups, loop_devices, sockets, files)
 
 
-def left_behind(data_dir):
+def find_leftovers(data_dir):
     """The leftovers by kind; empty if there are none."""
     return {kind.__name__: found for kind in _KINDS if (found := kind(data_dir))}
 

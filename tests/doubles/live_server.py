@@ -43,11 +43,11 @@ def python(source):
     return bash(f"echo {encoded} | base64 -d | python3 -I -")
 
 
-def says(text="Done.", **fields):
+def reply(text="Done.", **fields):
     return Turn((Text(text),), **fields)
 
 
-def until(condition, seconds=20.0, what="the condition", *, pause_max=0.1):
+def wait_until(condition, seconds=20.0, what="the condition", *, pause_max=0.1):
     """Poll with increasing pauses until the condition returns something true; return that."""
     deadline = time.monotonic() + seconds
     pause = 0.02
@@ -146,7 +146,7 @@ def _installed_agent():
     return install_binary(_directory_of_this_process("agent-"))
 
 
-def lay_agent_ready(data_dir):
+def preinstall_agent(data_dir):
     """Link the copy of Claude Code that a server would make: copying 400 MB per server takes long."""
     installed = _installed_agent()
     place = data_dir / "agent" / installed.name
@@ -156,7 +156,7 @@ def lay_agent_ready(data_dir):
         place.hardlink_to(installed)
 
 
-class World:
+class Deployment:
     """A server with its data directory, git host and model as processes; `close` stops all of them.
 
     forks: fork programs instead of starting an interpreter, which takes a second; not with a prefix.
@@ -216,7 +216,7 @@ class World:
     def start_server(self, *, ports=(0, 0), python=None, **environment):
         """ports: of the REST API and of the WebSocket API; 0 for any. python: the interpreter of another version."""
         if not self.prefix and not (self.data_dir / "agent").exists():
-            lay_agent_ready(self.data_dir)
+            preinstall_agent(self.data_dir)
         port, ws_port = map(str, ports)
         arguments = ["serve", "--port", port, "--ws-port", ws_port, "--data-dir", str(self.data_dir)]
         model = {"ANTHROPIC_BASE_URL": self.model_url, "ANTHROPIC_API_KEY": SERVER_KEY}
@@ -282,7 +282,7 @@ class World:
 
     def wait_for_state(self, state, task_id="task-1", seconds=30):
         try:
-            until(lambda: self.status(task_id)["state"] == state, seconds, f"state {state}")
+            wait_until(lambda: self.status(task_id)["state"] == state, seconds, f"state {state}")
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.status(task_id)}\n{self.diagnostics(task_id)}") from None
 

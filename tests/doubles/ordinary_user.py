@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from doubles.child_processes import OWN_PROCESSES
+from doubles.child_processes import FORKSERVER
 
 _UID = 65534
 _SECONDS = 60
 
 
 @contextmanager
-def ordinary_place(*, for_sandboxes=False):
+def ordinary_user_directory(*, for_sandboxes=False):
     """A directory owned by the ordinary user. Skips the test if such users cannot create user namespaces.
 
     for_sandboxes: also skip if they cannot mount /proc in one, as in containers that mask parts of it.
@@ -37,9 +37,9 @@ def ordinary_place(*, for_sandboxes=False):
         shutil.rmtree(directory)
 
 
-def as_ordinary_user(coroutine_function, *arguments):
+def run_as_ordinary_user(coroutine_function, *arguments):
     """Run a coroutine function in a process of such a user; a failed assertion fails the test."""
-    child = OWN_PROCESSES.Process(target=_run_unprivileged, args=(coroutine_function, *arguments))
+    child = FORKSERVER.Process(target=_run_unprivileged, args=(coroutine_function, *arguments))
     child.start()
     child.join(_SECONDS)
     if child.exitcode is None:

@@ -17,7 +17,7 @@ _READ_BYTES = 256 * 1024
 _CONNECT_SECONDS = 30.0
 
 
-class Follower:
+class ReconnectingClient:
     """Reads until the event `end`; stores `seqs` in the received order, and a digest of all bytes.
 
     rng: chooses when to disconnect and for how long; None for a single connection.
@@ -101,6 +101,6 @@ class Follower:
             self._on_events(seqs, text, self._connected_at)
 
 
-def restless(count, port, task_id, *, seed, **options):
+def make_clients(count, port, task_id, *, seed, **options):
     """`count` clients; the same seed leads to the same decisions."""
-    return [Follower(port, task_id, rng=random.Random(f"{seed} {n}"), **options) for n in range(count)]
+    return [ReconnectingClient(port, task_id, rng=random.Random(f"{seed} {n}"), **options) for n in range(count)]

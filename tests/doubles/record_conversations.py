@@ -7,7 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from doubles.claude_on_host import Outside
+from doubles.claude_on_host import ClaudeOnHost
 from sandbox.agents.claude_code.binary import binary_version, find_binary
 from sandbox.agents.claude_code.driver import MODEL_URL
 from sandbox.demo.model_script import Fault, Script, Text, ToolUse, Turn
@@ -91,7 +91,7 @@ CASES = {
 async def record(turns, branches=None, claude=None, environment=None, on_line=None):
     """Run once; return stdout, exit code and stderr, without paths of this machine."""
     with tempfile.TemporaryDirectory() as directory:
-        outside = Outside(Path(directory))
+        outside = ClaudeOnHost(Path(directory))
         (outside.workspace / "notes.txt").write_text("hello\n")
         async with ScriptedModel(Script(turns, branches or {})) as model:
             result = await outside.run(model.url, environment=environment, on_line=on_line, **(claude or {}))

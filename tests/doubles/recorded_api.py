@@ -13,7 +13,7 @@ PREFIX = "/api/v1"
 
 
 @dataclass(frozen=True)
-class Asked:
+class ApiRequest:
     """A received request."""
 
     method: str
@@ -24,7 +24,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Answer:
+class ApiResponse:
     """A response; `chunks` are sent individually, then the connection is closed."""
 
     status: int = 200
@@ -32,25 +32,25 @@ class Answer:
     headers: dict[str, str] = field(default_factory=dict)
 
 
-def of_json(body: Any, status: int = 200) -> Answer:
-    return Answer(status, [json.dumps(body).encode()], {"Content-Type": "application/json"})
+def json_response(body: Any, status: int = 200) -> ApiResponse:
+    return ApiResponse(status, [json.dumps(body).encode()], {"Content-Type": "application/json"})
 
 
-def of_error(status: int, code: str, message: str, details: Any = None) -> Answer:
-    return of_json({"error": code, "message": message, "details": details}, status)
+def error_response(status: int, code: str, message: str, details: Any = None) -> ApiResponse:
+    return json_response({"error": code, "message": message, "details": details}, status)
 
 
-def of_frames(frames: Iterable[dict[str, Any]]) -> Answer:
+def sse_response(frames: Iterable[dict[str, Any]]) -> ApiResponse:
     chunks = (f"id: {f['seq']}\nevent: {f['type']}\ndata: {json.dumps(f, ensure_ascii=False)}\n\n" for f in frames)
-    return Answer(200, map(str.encode, chunks), {"Content-Type": "text/event-stream"})
+    return ApiResponse(200, map(str.encode, chunks), {"Content-Type": "text/event-stream"})
 
 
 class RecordedApi:
     """`responses[method, path]` are sent in order, the last one repeatedly. Unknown paths get a 404."""
 
     def __init__(self, port: int = 0) -> None:
-        self.answers: dict[tuple[str, str], list[Answer | Callable[[Asked], Answer]]] = {}
-        self.asked: list[Asked] = []
+        self.responses: dict[tuple[str, str], list[ApiResponse | Callable[[ApiRequest], ApiResponse]]] = {}
+        self.requests: list[ApiRequest] = []
         api = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -58,11 +58,13 @@ class RecordedApi:
                 parts = urlsplit(self.path)
                 body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
                 headers = {key.lower(): value for key, value in self.headers.items()}
-                request = Asked(self.command, parts.path.removeprefix(PREFIX), parse_qs(parts.query), headers, body)
-                api.asked.append(request)
+                request = ApiRequest(
+                    self.command, parts.path.removeprefix(PREFIX), parse_qs(parts.query), headers, body
+                )
+                api.requests.append(request)
                 self._send(api._next(request))
 
-            def _send(self, response: Answer) -> None:
+            def _send(self, response: ApiResponse) -> None:
                 try:
                     self.send_response(response.status)
                     for key, value in response.headers.items():
@@ -83,17 +85,17 @@ class RecordedApi:
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
 
-    def on(self, method: str, path: str, *responses: Answer | Callable[[Asked], Answer]) -> None:
-        self.answers[method, path] = list(responses)
+    def on(self, method: str, path: str, *responses: ApiResponse | Callable[[ApiRequest], ApiResponse]) -> None:
+        self.responses[method, path] = list(responses)
 
-    def to(self, method: str, path: str) -> list[Asked]:
+    def requests_to(self, method: str, path: str) -> list[ApiRequest]:
         """The requests for one path."""
-        return [request for request in self.asked if (request.method, request.path) == (method, path)]
+        return [request for request in self.requests if (request.method, request.path) == (method, path)]
 
-    def _next(self, request: Asked) -> Answer:
-        responses = self.answers.get((request.method, request.path))
+    def _next(self, request: ApiRequest) -> ApiResponse:
+        responses = self.responses.get((request.method, request.path))
         if not responses:
-            return of_error(404, "task_not_found", "There is no such task.")
+            return error_response(404, "task_not_found", "There is no such task.")
         response = responses.pop(0) if len(responses) > 1 else responses[0]
         return response(request) if callable(response) else response
 

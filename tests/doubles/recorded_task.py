@@ -3,10 +3,10 @@
 import json
 from typing import Any
 
-TASK = "fix-42"
+TASK_ID = "fix-42"
 
 
-def frames(task_id: str = TASK) -> list[dict[str, Any]]:
+def task_events(task_id: str = TASK_ID) -> list[dict[str, Any]]:
     """Events from submission to `end`, numbered from 1."""
     events: list[dict[str, Any]] = []
 
@@ -79,7 +79,7 @@ def frames(task_id: str = TASK) -> list[dict[str, Any]]:
     return events
 
 
-def status(state: str, task_id: str = TASK, **changes: Any) -> dict[str, Any]:
+def task_status(state: str, task_id: str = TASK_ID, **changes: Any) -> dict[str, Any]:
     """The task as returned by `GET /tasks/{id}`."""
     return {
         "id": task_id,

@@ -15,22 +15,22 @@ RULES = GatewayRules(egress=EgressRules((EgressRule(HOST),)))
 MODEL = "http://127.0.0.9:9"
 
 
-def client_hello(name: str, *, encrypted_too: bool = False, beside: bytes = b"") -> bytes:
+def client_hello(name: str, *, has_ech: bool = False, extra_extensions: bytes = b"") -> bytes:
     """A minimal ClientHello; has_ech: with an encrypted inner one.
 
     extra_extensions: appended to the extensions.
     """
     names = b"\0" + len(name).to_bytes(2) + name.encode()
     extension = b"\0\0" + (len(names) + 2).to_bytes(2) + len(names).to_bytes(2) + names
-    extension += b"\xfe\x0d\0\4\0\1\2\3" if encrypted_too else b""
-    extension += beside
+    extension += b"\xfe\x0d\0\4\0\1\2\3" if has_ech else b""
+    extension += extra_extensions
     body = b"\3\3" + bytes(32) + b"\0" + b"\0\2\x13\1" + b"\1\0" + len(extension).to_bytes(2) + extension
     message = b"\1" + len(body).to_bytes(3) + body
     return b"\x16\3\1" + len(message).to_bytes(2) + message
 
 
 @asynccontextmanager
-async def played(handle, monkeypatch, addresses=("8.8.4.4",), names=None, rules=RULES, model=MODEL):
+async def gateway_with_remote_host(handle, monkeypatch, addresses=("8.8.4.4",), names=None, rules=RULES, model=MODEL):
     """A gateway that resolves HOST to `addresses` and other names by `names`, and whose dials all reach `handle`."""
     writers, tasks = [], set()
 

@@ -4,7 +4,7 @@ import contextlib
 import os
 from pathlib import Path
 
-from doubles.live_server import until
+from doubles.live_server import wait_until
 from sandbox.bootstrap.clock import SystemClock
 from sandbox.interfaces.journal import JournalBusyError, Recorder, replay_task
 from sandbox.journal.journals import FileJournals
@@ -18,10 +18,10 @@ _RUNNER_MODULES = (b"sandbox.bootstrap.runner", b"sandbox.wiring.runner")
 
 def runner_pid(machine, task_id="task-1"):
     """See `find_runner`."""
-    return runner_of(machine.data_dir, task_id)
+    return find_runner(machine.data_dir, task_id)
 
 
-def runner_of(data_dir, task_id):
+def find_runner(data_dir, task_id):
     """Pid of the runner that holds the journal's lock, found by its open files; None if there is none."""
     try:
         lock = (data_dir / "tasks" / task_id / "journal" / "lock").stat()
@@ -48,7 +48,7 @@ def _has_open(directory, file):
                 yield os.path.samestat(descriptor.stat(), file)
 
 
-def records(machine, task_id="task-1"):
+def read_journal(machine, task_id="task-1"):
     """The task's journal as text."""
     return (machine.data_dir / "tasks" / task_id / "journal" / "records").read_text(errors="replace")
 
@@ -65,10 +65,10 @@ def first_process(machine, task_id="task-1"):
     return min(candidates)[1]
 
 
-def end_books(data_dir, task_id):
+def finalize_journal(data_dir, task_id):
     """Finalize the journal like a server whose runners failed; leftovers remain."""
     journals = FileJournals(data_dir)
-    writer = until(lambda: _open_or_none(journals, task_id), what="the journal's lock")
+    writer = wait_until(lambda: _open_or_none(journals, task_id), what="the journal's lock")
     recorder = Recorder(writer, replay_task(journals, task_id).task, SystemClock().now)
     failure = Failure(FailureCode.RUNNER_LOST, "All is lost.")
     is_running = recorder.task.state is TaskState.RUNNING

@@ -12,29 +12,29 @@ from sandbox.model.errors import AttemptError
 from sandbox.runtimes.qemu.kvm import KvmStatus
 from sandbox.runtimes.qemu.parts import find_components
 
-QEMU_WHOLE = os.environ.get("SANDBOX_TESTS_QEMU") == "whole"
+RUN_ALL_QEMU_TESTS = os.environ.get("SANDBOX_TESTS_QEMU") == "whole"
 """Whether all QEMU tests run, as in `script/test-qemu`, instead of a sample: without KVM a guest boots for many
 seconds, and all tests take an hour."""
 
 _probes = {}
 
 
-def look_at_runtime(name, run_dir):
+def probe_runtime(name, run_dir):
     """Probe a runtime once per test process, since a probe may boot a guest."""
     if name not in _probes:
         _probes[name] = asyncio.run(make_runtime(name, run_dir).probe())
     return _probes[name]
 
 
-def need_runtime(name, run_dir):
+def require_runtime(name, run_dir):
     """Skip the test, with the remedy, if the runtime is not available; return its probe."""
-    probe = look_at_runtime(name, run_dir)
+    probe = probe_runtime(name, run_dir)
     if not probe.is_available:
         pytest.skip(f"{name} does not work here: {probe.remedy}")
     return probe
 
 
-def need_parts_of_guests():
+def require_qemu_components():
     """Skip the test if QEMU's components are missing; with them, a guest that does not boot is a failure."""
     if os.getuid() != 0 or os.uname().machine != "x86_64":
         pytest.skip("QEMU needs root, on x86_64")
@@ -44,7 +44,7 @@ def need_parts_of_guests():
         pytest.skip(str(error))
 
 
-def tell_of_kvm(run_dir):
+def record_slow_kvm(run_dir):
     """Record that KVM is too slow to boot a guest, like a probe does for the server's runners."""
     status = KvmStatus(run_dir)
     if status.is_present() and _is_kvm_too_slow():

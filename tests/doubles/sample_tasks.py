@@ -3,12 +3,12 @@
 import os
 import random
 
-NAME = "SANDBOX_TEST_SEED"
+SEED_VARIABLE = "SANDBOX_TEST_SEED"
 
 
 def seed():
     """The seed from the environment, as set by `script/test`, or a new one. It is printed."""
-    value = os.environ.get(NAME)
+    value = os.environ.get(SEED_VARIABLE)
     seed_value = int(value) if value else random.SystemRandom().randrange(2**32)
-    print(f"{NAME}={seed_value}")
+    print(f"{SEED_VARIABLE}={seed_value}")
     return seed_value

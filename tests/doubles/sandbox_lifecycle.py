@@ -10,12 +10,12 @@ from pathlib import Path
 
 from sandbox.interfaces.runtime import Command, ExitStatus, Runtime, Sandbox, SandboxSpec
 
-PATIENCE_SECONDS = 90.0
+TIMEOUT_SECONDS = 90.0
 MEBIBYTE = 1024 * 1024
 
 
 @dataclass(frozen=True)
-class Ended:
+class CommandResult:
     """The result of a command."""
 
     code: int | None
@@ -34,20 +34,20 @@ def has_own_kernel(runtime: Runtime) -> bool:
     return runtime.tier != "namespaces"
 
 
-def describe(disk: Path, attempt_id: str, **changes: object) -> SandboxSpec:
+def sandbox_spec(disk: Path, attempt_id: str, **changes: object) -> SandboxSpec:
     """The specification of a small sandbox."""
     defaults: dict[str, object] = {"cpus": 2, "memory_bytes": 512 * MEBIBYTE, "processes_max": 128}
     return SandboxSpec(attempt_id, disk, **{**defaults, **changes})  # type: ignore[arg-type]
 
 
 @asynccontextmanager
-async def living(runtime: Runtime, disk: Path, **changes: object) -> AsyncIterator[Sandbox]:
+async def ready_sandbox(runtime: Runtime, disk: Path, **changes: object) -> AsyncIterator[Sandbox]:
     """A sandbox in `ready`, destroyed at the end."""
     disk.mkdir(exist_ok=True)
     attempt_id = new_attempt_id()
     handle = runtime.prepare(attempt_id)
     try:
-        yield await runtime.create(handle, describe(disk, attempt_id, **changes))
+        yield await runtime.create(handle, sandbox_spec(disk, attempt_id, **changes))
     finally:
         await runtime.destroy(handle, disk)
 
@@ -57,18 +57,18 @@ async def run_in(
     argv: Sequence[str],
     environment: Mapping[str, str] | None = None,
     stdin: bytes = b"",
-) -> Ended:
+) -> CommandResult:
     """Run a command and collect its output."""
-    async with asyncio.timeout(PATIENCE_SECONDS):
+    async with asyncio.timeout(TIMEOUT_SECONDS):
         variables = {"PATH": "/usr/bin:/bin"} if environment is None else environment
         output, errors = await sandbox.start(Command(argv, variables, "/workspace", stdin))
         stdout, stderr = await asyncio.gather(output.read(), errors.read())
-        return as_ended(await sandbox.wait(), stdout, stderr)
+        return decode_result(await sandbox.wait(), stdout, stderr)
 
 
-def as_ended(exit_: ExitStatus, output: bytes, errors: bytes) -> Ended:
+def decode_result(exit_: ExitStatus, output: bytes, errors: bytes) -> CommandResult:
     """The result with decoded output."""
-    return Ended(exit_.code, output.decode(), errors.decode(), exit_.was_oom_killed)
+    return CommandResult(exit_.code, output.decode(), errors.decode(), exit_.was_oom_killed)
 
 
 async def run_once(
@@ -78,18 +78,18 @@ async def run_once(
     environment: Mapping[str, str] | None = None,
     stdin: bytes = b"",
     **changes: object,
-) -> Ended:
+) -> CommandResult:
     """Run one command in a new sandbox."""
-    async with living(runtime, disk, **changes) as sandbox:
+    async with ready_sandbox(runtime, disk, **changes) as sandbox:
         return await run_in(sandbox, argv, environment, stdin)
 
 
-def run_story(runtime: Runtime, disk: Path, script: str, **changes: object) -> Ended:
+def run_shell(runtime: Runtime, disk: Path, script: str, **changes: object) -> CommandResult:
     """Run a shell script in a new sandbox."""
     return asyncio.run(run_once(runtime, disk, ["/bin/bash", "-c", script], **changes))
 
 
-def run_python(runtime: Runtime, disk: Path, source: str, **changes: object) -> Ended:
+def run_python(runtime: Runtime, disk: Path, source: str, **changes: object) -> CommandResult:
     """Run a Python program in a new sandbox, with the image's Python."""
     return asyncio.run(run_once(runtime, disk, ["/usr/bin/python3", "-c", source], **changes))
 
@@ -97,7 +97,7 @@ def run_python(runtime: Runtime, disk: Path, source: str, **changes: object) -> 
 async def read_until(reader: asyncio.StreamReader, word: bytes) -> bytes:
     """Read until the output contains the word."""
     stdout = b""
-    async with asyncio.timeout(PATIENCE_SECONDS):
+    async with asyncio.timeout(TIMEOUT_SECONDS):
         while word not in stdout:
             chunk = await reader.read(65536)
             assert chunk, f"the output ended before {word!r}: {stdout!r}"

@@ -3,7 +3,7 @@
 import asyncio
 import socket
 
-WHO = r"""
+IDENTITY_SCRIPT = r"""
 grep -E '^(Uid|Gid|Groups|CapInh|CapPrm|CapEff|CapBnd|CapAmb|NoNewPrivs|Seccomp|Seccomp_filters|Umask|Cpus_allowed):' \
     /proc/self/status
 grep -E '^(Speculation_Store_Bypass|SigIgn|SigBlk):' /proc/self/status
@@ -13,7 +13,7 @@ umask; id; hostname; ls -1 /proc/self/fd
 """
 """A bash script that prints the identity and confinement of a command."""
 
-CONNECT = """
+CONNECT_SCRIPT = """
 import errno, socket
 for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
     for address in ("198.51.100.1", "2001:db8::1"):
@@ -35,18 +35,18 @@ with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asker:
 """
 """A Python script that prints what can be reached; `respond_to_query` must run concurrently."""
 
-CONNECTED = [*["ENETUNREACH"] * 4, "198.18.3.4", "answer"]
+CONNECT_OUTPUT = [*["ENETUNREACH"] * 4, "198.18.3.4", "answer"]
 """The expected output: no route to other hosts, and unchanged addresses at the gateway."""
 
 
-async def answer(names: socket.socket) -> None:
+async def respond_to_query(names: socket.socket) -> None:
     """Respond to one query at the DNS listener, like the gateway."""
     question, asker = await asyncio.get_running_loop().sock_recvfrom(names, 100)
     assert question == b"question"
     names.sendto(b"answer", asker)
 
 
-def take_connection(transparent: socket.socket) -> None:
+def accept_connection(transparent: socket.socket) -> None:
     """Accept one connection on port 443, whose local address must be the dialled one."""
     connection, _ = transparent.accept()
     assert connection.getsockname() == ("198.18.3.4", 443)

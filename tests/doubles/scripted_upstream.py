@@ -36,7 +36,7 @@ class ScriptedUpstream:
     port: int = 0
     requests: list[UpstreamRequest] = field(default_factory=list)
     connections: int = 0
-    hung_up: asyncio.Event = field(default_factory=asyncio.Event)
+    disconnected: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def base_url(self) -> str:
@@ -51,7 +51,7 @@ class ScriptedUpstream:
         except (ConnectionError, asyncio.IncompleteReadError):
             pass
         finally:
-            self.hung_up.set()
+            self.disconnected.set()
             writer.close()
 
 

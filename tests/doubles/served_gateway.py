@@ -20,7 +20,7 @@ TASK_KEY, SERVER_KEY = "task-key-of-this-task", "sk-the-servers-own"
 class ServedGateway:
     gateway: Gateway
     listeners: Listeners
-    told: list[Usage | EgressDenied | ErrorReported | BudgetExhausted]
+    events: list[Usage | EgressDenied | ErrorReported | BudgetExhausted]
     serving: asyncio.Task[None]
     clients: list["Client"] = field(default_factory=list)
 
@@ -28,8 +28,8 @@ class ServedGateway:
     def port(self) -> int:
         return int(self.listeners.model.getsockname()[1])
 
-    def of(self, kind: type) -> list:
-        return [one for one in self.told if isinstance(one, kind)]
+    def events_of(self, kind: type) -> list:
+        return [one for one in self.events if isinstance(one, kind)]
 
     async def connect(self, port: int | None = None) -> "Client":
         client = Client(*await asyncio.open_connection("127.0.0.1", port or self.port), self.port)
@@ -56,7 +56,7 @@ async def served_gateway(
             yield served
         finally:
             for client in served.clients:
-                client.leave()
+                client.abort()
             await served.stop()
 
 
@@ -67,50 +67,50 @@ class Client:
     port: int
     received: bytes = b""
 
-    def ask(self, body: bytes = b"{}", *, target: str = "/v1/messages?beta=true", key: str = TASK_KEY) -> None:
+    def send_request(self, body: bytes = b"{}", *, target: str = "/v1/messages?beta=true", key: str = TASK_KEY) -> None:
         head = f"POST {target} HTTP/1.1\r\nHost: 127.0.0.1:{self.port}\r\nX-Api-Key: {key}\r\n"
         self.writer.write(head.encode() + b"Content-Length: %d\r\n\r\n" % len(body) + body)
 
-    async def answer(self) -> tuple[int, dict[str, str], bytes]:
+    async def read_response(self) -> tuple[int, dict[str, str], bytes]:
         """Status, headers and body of a response, with a length or chunked."""
-        head = await self.until(b"\r\n\r\n")
+        head = await self.read_until(b"\r\n\r\n")
         status, *lines = head.decode().split("\r\n")
         headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines if line)}
         if "content-length" in headers:
-            return int(status.split()[1]), headers, await self.exactly(int(headers["content-length"]))
+            return int(status.split()[1]), headers, await self.read_exactly(int(headers["content-length"]))
         body = b""
-        while size := int(await self.until(b"\r\n"), 16):
-            body += (await self.exactly(size + 2))[:-2]
-        await self.until(b"\r\n")
+        while size := int(await self.read_until(b"\r\n"), 16):
+            body += (await self.read_exactly(size + 2))[:-2]
+        await self.read_until(b"\r\n")
         return int(status.split()[1]), headers, body
 
-    async def error(self) -> tuple[int, str, str]:
-        status, _, body = await self.answer()
+    async def read_error(self) -> tuple[int, str, str]:
+        status, _, body = await self.read_response()
         error = json.loads(body)["error"]
         return status, error["type"], error["message"]
 
-    async def until(self, mark: bytes) -> bytes:
+    async def read_until(self, mark: bytes) -> bytes:
         part = await self.reader.readuntil(mark)
         self.received += part
         return part
 
-    async def exactly(self, count: int) -> bytes:
+    async def read_exactly(self, count: int) -> bytes:
         part = await self.reader.readexactly(count)
         self.received += part
         return part
 
-    async def rest(self) -> bytes:
+    async def read_to_end(self) -> bytes:
         """Read until the connection is closed or reset."""
         with suppress(ConnectionError):
             while part := await self.reader.read(65536):
                 self.received += part
         return self.received
 
-    def leave(self) -> None:
+    def abort(self) -> None:
         self.writer.transport.abort()
 
 
-async def until_true(condition: Callable[[], bool], seconds: float = 5.0) -> None:
+async def wait_until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
     """Poll with a bound."""
     deadline = time.monotonic() + seconds
     while not condition():

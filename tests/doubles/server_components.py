@@ -45,7 +45,7 @@ from sandbox.system.files import fsync_path
 
 GIB = 1024**3
 TO_RUNNING = (WorkspacePrepared("c" * 40), SandboxCreated("vm", "bubblewrap", "host"), AgentStarted("s"))
-ROOMY = Resources(100, 1000 * GIB, 1000 * GIB)
+AMPLE_RESOURCES = Resources(100, 1000 * GIB, 1000 * GIB)
 TO_END = (AgentExited(0, {"is_error": False}), TaskFinished())
 
 
@@ -82,17 +82,17 @@ class FakeRunners:
     async def open_terminal(self, attempt_id, order):
         raise RunnerUnreachableError("gone")
 
-    def play(self, task_id, *events):
+    def record(self, task_id, *events):
         for event in events:
             self.recorders[task_id].record(event)
         if self.recorders[task_id].task.state.is_terminal:
-            self.die(task_id)
+            self.kill(task_id)
 
-    def die(self, task_id):
+    def kill(self, task_id):
         self.recorders.pop(task_id).writer.close()
 
 
-class RoomClock(SystemClock):
+class AdjustableClock(SystemClock):
     """A wall clock that can be set back."""
 
     set_back = timedelta()
@@ -101,20 +101,20 @@ class RoomClock(SystemClock):
         return super().now() - self.set_back
 
 
-class Rooms:
+class ServerComponents:
     """A server's components with one data directory; each `server()` is a restart, the runners stay."""
 
-    def __init__(self, data_dir, store, *, capacity=ROOMY, blockers=(), upstream=None):
+    def __init__(self, data_dir, store, *, capacity=AMPLE_RESOURCES, blockers=(), upstream=None):
         self.upstream = upstream
         self.data_dir, self.store, self.capacity, self.blockers = data_dir, store, capacity, blockers
         self.journals = FileJournals(data_dir)
-        self.clock = RoomClock()
+        self.clock = AdjustableClock()
         self.runners = FakeRunners(self.journals, self.clock)
         self.memory_available_bytes = 100 * GIB
         self.space, self.reserve = DiskSpace(100 * GIB, 1000 * GIB), ReserveFile(data_dir / "reserve", 4096)
         self.reserve.allocate()
-        self.secrets, self.secrets_asked = {}, []
-        self.images, self.image_trouble = {}, ""
+        self.secrets, self.requested_secrets = {}, []
+        self.images, self.image_error = {}, ""
         self.remove = remove_trees
         self.runtime_failure = self.next_probe_result = None
 
@@ -125,12 +125,12 @@ class Rooms:
         await self.remove(paths)
 
     def find_image(self, profile):
-        if self.image_trouble:
-            raise ImageUnusableError(self.image_trouble)
+        if self.image_error:
+            raise ImageUnusableError(self.image_error)
         return self.images.get(profile)
 
     async def resolve(self, secrets):
-        self.secrets_asked += [secret.name for secret in secrets]
+        self.requested_secrets += [secret.name for secret in secrets]
         missing = [secret.name for secret in secrets if secret.name not in self.secrets]
         if missing:
             raise SecretUnavailableError(f"Secret {missing[0]} is not available.")
@@ -196,28 +196,28 @@ class Rooms:
         finally:
             await service.close()
 
-    def clock_set_back(self):
+    def set_clock_back(self):
         self.clock.set_back = timedelta(hours=1)
 
-    async def running(self, service):
+    async def start_running_task(self, service):
         """Submit task-1 and wait until its agent runs."""
         await service.submit(manifest())
-        await self.launched("task-1")
-        self.runners.play("task-1", *TO_RUNNING)
-        await self.until(service, "task-1", TaskState.RUNNING)
+        await self.wait_for_launch("task-1")
+        self.runners.record("task-1", *TO_RUNNING)
+        await self.wait_for_state(service, "task-1", TaskState.RUNNING)
 
-    async def until(self, service, task_id, state):
+    async def wait_for_state(self, service, task_id, state):
         async with asyncio.timeout(10):
             while (await service.status(task_id)).state is not state:
                 await asyncio.sleep(0.005)
 
-    async def lose(self, task_id, count):
+    async def kill_runners(self, task_id, count):
         """Kill `count` runners of the task, one after the other."""
         for number in range(1, count + 1):
-            await self.launched(task_id, number)
-            self.runners.die(task_id)
+            await self.wait_for_launch(task_id, number)
+            self.runners.kill(task_id)
 
-    async def launched(self, task_id, count=1):
+    async def wait_for_launch(self, task_id, count=1):
         async with asyncio.timeout(10):
             while sum(order.task_id == task_id for order in self.runners.orders) < count:
                 await asyncio.sleep(0.005)

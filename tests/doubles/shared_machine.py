@@ -5,7 +5,7 @@ If it differs afterwards from a newly started deployment, it is discarded, and t
 
 import shutil
 
-from doubles.live_server import TERMINAL, World, until
+from doubles.live_server import TERMINAL, Deployment, wait_until
 
 _EMPTY_SECONDS = 10.0
 _EMPTIED_SEPARATELY = {"home", "git", "data"}
@@ -23,7 +23,7 @@ class SharedMachine:
     def attach(self, machine, *turns, **script):
         """Turn `machine` into the shared deployment, with a model that follows these turns."""
         if self._shared is None:
-            self._shared = World(self._make_directory())
+            self._shared = Deployment(self._make_directory())
             self._shared.runtime = self._runtime
             self._run_step(self._start, *turns, **script)
             self._initial_state = _state_of(self._shared)
@@ -83,7 +83,7 @@ class SharedMachine:
 
     def _empty(self, machine):
         machine.end_tasks()
-        until(lambda: _prune_all(machine), _EMPTY_SECONDS, "all tasks to be pruned")
+        wait_until(lambda: _prune_all(machine), _EMPTY_SECONDS, "all tasks to be pruned")
         for path in machine.directory.iterdir():
             if path.suffix == ".log":
                 path.write_bytes(b"")

@@ -33,7 +33,7 @@ def make_stand_in(directory: Path, steps: Iterable[tuple[str, float]]) -> Path:
     return _install(directory, _program([(json.dumps(INIT), 0.0), *steps, (json.dumps(RESULT), 0.0)]))
 
 
-def make_stand_in_of_python(directory: Path, program: str) -> Path:
+def make_python_stand_in(directory: Path, program: str) -> Path:
     """An agent that runs the Python program at this path in the sandbox, with Claude Code's arguments."""
     words = (b"/usr/bin/python3\0", program.encode() + b"\0")
     size = len(_exec_python(0, 0)) + len(_exit())

@@ -23,21 +23,21 @@ from sandbox.model.events import (
 from sandbox.store.sqlite import SqliteStore
 from sandbox.workspace.collect import content_type
 
-BEGIN = datetime(2026, 1, 29, 10, 0, tzinfo=UTC)
+START_TIME = datetime(2026, 1, 29, 10, 0, tzinfo=UTC)
 
 
-class KeptTasks:
+class StoredTasks:
     """Writes tasks to `data_dir`, created one minute apart; `index` adds them to the index like the server."""
 
     def __init__(self, data_dir):
         data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.data_dir = data_dir
         self.journals = FileJournals(data_dir)
-        self.at = BEGIN
+        self.at = START_TIME
         self.last_recorder = None
 
     @classmethod
-    def of_three(cls, data_dir):
+    def with_three_tasks(cls, data_dir):
         """With the completed and indexed tasks task-1, task-2 and task-3."""
         tasks = cls(data_dir)
         for number in (1, 2, 3):
@@ -67,7 +67,7 @@ class KeptTasks:
                 Output.from_bytes("stdout", f"line {number} of {task_id}".ljust(line_bytes).encode() + b"\n")
             )
         for name, content in artifacts:
-            recorder.record(self.keep(task_id, name, content))
+            recorder.record(self.store_artifact(task_id, name, content))
         return recorder
 
     def finish(self, task_id, **options):
@@ -89,7 +89,7 @@ class KeptTasks:
         recorder.writer.close()
         return recorder.task
 
-    def keep(self, task_id, name, content):
+    def store_artifact(self, task_id, name, content):
         """Store an artifact; return its event."""
         directory = TaskLayout(self.data_dir, task_id).artifacts
         directory.mkdir(mode=0o700, exist_ok=True)

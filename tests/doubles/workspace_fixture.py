@@ -110,19 +110,19 @@ class Upstream:
         return run_git("rev-parse", "HEAD", directory=self.work)
 
 
-def programs_below(pid: int) -> list[bytes]:
+def descendant_names(pid: int) -> list[bytes]:
     """Names of all descendant processes."""
     names: list[bytes] = []
     with suppress(OSError):
         for task in Path(f"/proc/{pid}/task").iterdir():
             for child in (task / "children").read_text().split():
                 with suppress(OSError):
-                    names += [Path(f"/proc/{child}/comm").read_bytes().strip(), *programs_below(int(child))]
+                    names += [Path(f"/proc/{child}/comm").read_bytes().strip(), *descendant_names(int(child))]
     return names
 
 
 @dataclass
-class House:
+class WorkspaceFixture:
     """Everything that tests of workspaces need."""
 
     upstream: Upstream
@@ -192,10 +192,10 @@ class House:
 
     def patch_and_reason(self, base_commit: str) -> tuple[bytes, str | None]:
         """The patch, and the reason if it is incomplete."""
-        made, result = self.patch_looked_through(base_commit, lambda _: False)
+        made, result = self.patch_and_result(base_commit, lambda _: False)
         return made, result.incomplete_reason
 
-    def patch_looked_through(self, base_commit: str, contains_secret: ContainsSecret) -> tuple[bytes, PatchResult]:
+    def patch_and_result(self, base_commit: str, contains_secret: ContainsSecret) -> tuple[bytes, PatchResult]:
         """The patch, and the result of its creation."""
         target = self.root / "task.patch"
         creation = self.workspaces.patch(self.attempt, base_commit, target, self.confine, contains_secret)
@@ -212,7 +212,7 @@ class House:
             run_git("apply", "--index", "--whitespace=nowarn", "-", directory=clone, stdin=patch)
         return clone
 
-    def patch_applies_whole(self, base_commit: str) -> bytes:
+    def verify_patch(self, base_commit: str) -> bytes:
         """Create the patch and check that applying it reproduces the tree, in index and work tree."""
         patch = self.patch(base_commit)
         clone = self.apply(base_commit, patch)

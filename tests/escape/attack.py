@@ -60,7 +60,7 @@ class Attack:
         assert "ENOENT" not in self.refused_by or self.host_paths, f"{self.name}: missing host_paths"
         assert self.refused_by, f"{self.name}: missing refused_by"
 
-    def declared(self, runtime):
+    def expected_outcome(self, runtime):
         """The outcome expected with this runtime."""
         return Outcome.INSIDE if runtime in self.inside else Outcome.REFUSED
 

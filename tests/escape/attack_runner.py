@@ -18,12 +18,12 @@ from doubles.blocked_internet import (
     PRIVATE_ADDRESS,
     PUBLIC_ADDRESS,
     SERVER_ADDRESS,
-    ClosedInternet,
+    BlockedInternet,
 )
-from doubles.leftovers import process_outside
-from doubles.live_server import ORGANISATION, SERVER_KEY, TERMINAL, World, make_repository, says
+from doubles.leftovers import host_process
+from doubles.live_server import ORGANISATION, SERVER_KEY, TERMINAL, Deployment, make_repository, reply
 from doubles.network_namespace import in_namespace
-from doubles.stand_in_agent import INIT, RESULT, make_stand_in_of_python
+from doubles.stand_in_agent import INIT, RESULT, make_python_stand_in
 from escape import attacks_on_collection, attacks_on_credentials, attacks_on_network, attacks_on_resources
 from escape.attack import Evidence
 from escape.host_watch import HOLD_SECONDS, HostWatch
@@ -106,10 +106,10 @@ class AttackRun:
 
     def _prepare(self):
         self.canary.write_text("the host's own\n")
-        internet = self.internet = self._stack.enter_context(ClosedInternet())
+        internet = self.internet = self._stack.enter_context(BlockedInternet())
         _add_address(internet.internet_prefix, HOST_ADDRESS)
         _add_address(internet.server_prefix, SERVERS_OWN_ADDRESS)
-        self.machine = World(
+        self.machine = Deployment(
             self.directory,
             prefix=(*internet.server_prefix, *self._with_hosts(), *self._as_user()),
             address=INTERNET_ADDRESS,
@@ -152,7 +152,7 @@ class AttackRun:
         with (machine.home / ".gitconfig").open("a") as config:
             config.write("[credential]\n\thelper = store\n")
         steps = [_run_step(f"sh step-{number}.sh") for number in range(self._steps)]
-        machine.start_model(*steps, says(), prefix=internet.internet_prefix)
+        machine.start_model(*steps, reply(), prefix=internet.internet_prefix)
         program = [sys.executable, fake_host.__file__, HOST_ADDRESS, str(certificate), str(self.record)]
         machine._start("host", program, {}, internet.internet_prefix)
         machine.start_server(SANDBOX_RUNTIME=self.runtime, SSH_AUTH_SOCK=str(self.socket_file), **self._agent())
@@ -199,7 +199,7 @@ class AttackRun:
     def _agent(self):
         if not self._has_stand_in:
             return {}
-        return {"PYTHONPATH": str(make_stand_in_of_python(self.directory / "agent", "/workspace/agent.py"))}
+        return {"PYTHONPATH": str(make_python_stand_in(self.directory / "agent", "/workspace/agent.py"))}
 
     def _task(self, task_id, patterns, kinds, **parts):
         machine = self.machine
@@ -275,7 +275,7 @@ class AttackRun:
             "MODEL_PORT": int(self.machine.model_url.rpartition(":")[2]),
             "SERVER": SERVER_ADDRESS,
             "SERVER_PORT": int(self.machine.server.ready_message["http"].rpartition(":")[2]),
-            "SERVER_PID": self._stack.enter_context(process_outside()).pid,
+            "SERVER_PID": self._stack.enter_context(host_process()).pid,
             "ABSTRACT": self.abstract,
             "SOCKET_FILE": str(self.socket_file),
             "CANARY": str(self.canary),

@@ -6,8 +6,8 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 
-from doubles.leftovers import left_behind
-from doubles.live_server import until
+from doubles.leftovers import find_leftovers
+from doubles.live_server import wait_until
 from escape.attack_runner import ATTACKS, HOST, AttackRun
 from escape.verdict import judge_attack
 from escape.verdicts import Outcome, judge_watch
@@ -43,7 +43,7 @@ class EscapeTests:
             pytest.skip(f"only runtime-specific attacks run with {attack_run.runtime}; script/escape-battery runs all")
         attack = next(each for each in attack_run.attacks[kind] if each.name == name)
         verdict = judge_attack(attack, attack_run.runtime, attack_run.results[kind].get(name, {}), attack_run.evidence)
-        assert verdict.outcome is attack.declared(attack_run.runtime), verdict
+        assert verdict.outcome is attack.expected_outcome(attack_run.runtime), verdict
 
     def test_host_is_unchanged(self, attack_run):
         verdict = judge_watch(attack_run.evidence)
@@ -93,4 +93,4 @@ class EscapeTests:
         assert not any(re.search(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", name) for name in names), names
 
     def test_no_leftovers_remain(self, attack_run):
-        until(lambda: not left_behind(attack_run.machine.data_dir), 10, "everything to be gone")
+        wait_until(lambda: not find_leftovers(attack_run.machine.data_dir), 10, "everything to be gone")

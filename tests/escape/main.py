@@ -20,14 +20,15 @@ from sandbox.runtimes.qemu.parts import QEMU
 
 def main(requested):
     """Exit code: 0 when every row was asserted and nothing escaped."""
-    unknown = set(requested) - set(table.TIERS)
+    unknown = set(requested) - set(table.RUNTIMES)
     if unknown:
         print(
-            f"Unknown runtime {', '.join(sorted(unknown))}; the runtimes are {', '.join(table.TIERS)}.", file=sys.stderr
+            f"Unknown runtime {', '.join(sorted(unknown))}; the runtimes are {', '.join(table.RUNTIMES)}.",
+            file=sys.stderr,
         )
         return 2
     # Each result is written immediately: the following runs may take long.
-    return max([run_battery(runtime, is_requested=bool(requested)) for runtime in requested or table.TIERS])
+    return max([run_battery(runtime, is_requested=bool(requested)) for runtime in requested or table.RUNTIMES])
 
 
 def run_battery(runtime, *, is_requested):
@@ -43,13 +44,13 @@ def run_battery(runtime, *, is_requested):
     suffix = " without KVM" if runtime == "qemu" and probe.is_explicit_only else ""
     versions = f"{version(runtime)}{suffix}, Linux {os.uname().release}"
     text = table.DOCUMENT.read_text()
-    updated = table.read(text)
+    updated = table.parse(text)
     try:
         updated.put(runtime, outcomes, datetime.now(UTC).date(), versions)
     except table.UnprovenError as error:
         print(f"{runtime}: not written: rows without an asserted outcome:\n{error}", file=sys.stderr)
         return 1
-    table.DOCUMENT.write_text(table.written(text, updated))
+    table.DOCUMENT.write_text(table.replace_table(text, updated))
     return print_summary(runtime, outcomes)
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 from escape.attack import Outcome
 from escape.attack_runner import ATTACKS
 from escape.attacks_on_collection import TRAPS
-from escape.verdicts import SEEN
+from escape.verdicts import HOST_OBSERVATIONS
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "security.md"
-TIERS = ("bubblewrap", "gvisor", "qemu")
-NOT_PLAYED = "–"
+RUNTIMES = ("bubblewrap", "gvisor", "qemu")
+NOT_RUN = "–"
 PASSED = (Outcome.REFUSED, Outcome.INSIDE, Outcome.HELD)
 """Marks of rows without an escape."""
 
@@ -29,7 +29,7 @@ def names():
     return {
         **{kind: [attack.name for attack in attacks] for kind, attacks in ATTACKS.items()},
         "collection": [f"{trap.name}: the host {trap.must}" for trap in TRAPS],
-        "outside": list(SEEN),
+        "outside": list(HOST_OBSERVATIONS),
     }
 
 
@@ -46,7 +46,7 @@ class Table:
     """marks: `{(kind, row): {runtime: mark}}`; played: `{runtime: (date, versions)}`."""
 
     def __init__(self, marks=None, played=None):
-        self.marks, self.played = marks or {}, played or {}
+        self.marks, self.runs = marks or {}, played or {}
 
     def put(self, runtime, verdicts, date, versions):
         """Replace a runtime's column. Raises UnprovenError, without changes, unless every row is asserted."""
@@ -56,7 +56,7 @@ class Table:
             raise UnprovenError("\n".join(unproven))
         for key, verdict in column.items():
             self.marks.setdefault(key, {})[runtime] = str(verdict.outcome)
-        self.played[runtime] = (date, versions)
+        self.runs[runtime] = (date, versions)
 
     def _column(self, verdicts):
         traps = {f"{trap.name}: the host {trap.must}": trap.name for trap in TRAPS}
@@ -67,23 +67,23 @@ class Table:
     def lines(self):
         """The table as Markdown."""
         yield "| tier | played | with | refused | inside only | ✓ | ✗ |\n| --- | --- | --- | --- | --- | --- | --- |"
-        for runtime in TIERS:
-            date, versions = self.played.get(runtime, (NOT_PLAYED, NOT_PLAYED))
+        for runtime in RUNTIMES:
+            date, versions = self.runs.get(runtime, (NOT_RUN, NOT_RUN))
             yield f"| {runtime} | {date} | {versions} | {' | '.join(self._counts(runtime))} |"
         for kind, rows in names().items():
             yield f"\n### {_TITLES[kind]}\n"
-            yield f"| {len(rows)} | {' | '.join(TIERS)} |\n| --- |{' --- |' * len(TIERS)}"
+            yield f"| {len(rows)} | {' | '.join(RUNTIMES)} |\n| --- |{' --- |' * len(RUNTIMES)}"
             for row in rows:
-                marks = (self.marks.get((kind, row), {}).get(runtime, NOT_PLAYED) for runtime in TIERS)
+                marks = (self.marks.get((kind, row), {}).get(runtime, NOT_RUN) for runtime in RUNTIMES)
                 yield f"| {row.replace('|', '&#124;')} | {' | '.join(marks)} |"
 
     def _counts(self, runtime):
         marks = [self.marks.get((kind, row), {}).get(runtime) for kind, rows in names().items() for row in rows]
-        has_run = runtime in self.played
-        return [str(marks.count(outcome)) if has_run else NOT_PLAYED for outcome in (*PASSED, Outcome.ESCAPED)]
+        has_run = runtime in self.runs
+        return [str(marks.count(outcome)) if has_run else NOT_RUN for outcome in (*PASSED, Outcome.ESCAPED)]
 
 
-def read(text):
+def parse(text):
     """Parse the table of a document, with any rows."""
     table, kind = Table(), None
     kinds = {title: kind for kind, title in _TITLES.items()}
@@ -93,17 +93,17 @@ def read(text):
         if line.startswith("### "):
             kind = kinds[line.removeprefix("### ")]
         cells = [cell.strip().replace("&#124;", "|") for cell in line.split("|")[1:-1]]
-        if len(cells) < 4 or cells[1] in {"---", "played", TIERS[0]}:
+        if len(cells) < 4 or cells[1] in {"---", "played", RUNTIMES[0]}:
             continue
         if kind is None:
-            if cells[1] != NOT_PLAYED:
-                table.played[cells[0]] = (cells[1], cells[2])
+            if cells[1] != NOT_RUN:
+                table.runs[cells[0]] = (cells[1], cells[2])
         else:
-            table.marks[kind, cells[0]] = dict(zip(TIERS, cells[1:], strict=True))
+            table.marks[kind, cells[0]] = dict(zip(RUNTIMES, cells[1:], strict=True))
     return table
 
 
-def written(text, table):
+def replace_table(text, table):
     """The document with its table replaced."""
     block = "\n".join(table.lines())
     return _BLOCK.sub(lambda found: f"{found[1]}\n{block}\n\n{found[2]}", text)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from doubles.leftovers import left_behind
-from doubles.live_server import until
+from doubles.leftovers import find_leftovers
+from doubles.live_server import wait_until
 from escape.attack_runner import ATTACKS, AttackRun
 from escape.verdict import judge_attack
 from escape.verdicts import Outcome, judge_watch
@@ -44,7 +44,7 @@ def attack_run():
 def test_attack_has_the_expected_outcome_and_its_twin_succeeds(attack_run, kind, name):
     attack = next(each for each in ATTACKS[kind] if each.name == name)
     verdict = judge_attack(attack, attack_run.runtime, attack_run.results[kind].get(name, {}), attack_run.evidence)
-    assert verdict.outcome is attack.declared(attack_run.runtime), verdict
+    assert verdict.outcome is attack.expected_outcome(attack_run.runtime), verdict
 
 
 def test_host_is_unchanged(attack_run):
@@ -66,4 +66,4 @@ def test_host_tools_ran_nothing_from_the_workspace(attack_run):
 
 
 def test_no_leftovers_remain(attack_run):
-    until(lambda: not left_behind(attack_run.machine.data_dir), 10, "everything to be gone")
+    wait_until(lambda: not find_leftovers(attack_run.machine.data_dir), 10, "everything to be gone")

@@ -6,7 +6,7 @@ Claude Code takes a minute to start in an emulated guest; tests/integration/runt
 
 import pytest
 
-from doubles.runtimes import QEMU_WHOLE, need_parts_of_guests
+from doubles.runtimes import RUN_ALL_QEMU_TESTS, require_qemu_components
 from escape.attack_runner import ATTACKS, AttackRun
 from escape.battery_on_a_runtime import EscapeTests
 
@@ -39,8 +39,8 @@ SAMPLE = {
 
 @pytest.fixture(scope="module")
 def attack_run(tmp_path_factory):
-    need_parts_of_guests()
-    sample = {} if QEMU_WHOLE else {"attacks": SAMPLE, "has_stand_in": True}
+    require_qemu_components()
+    sample = {} if RUN_ALL_QEMU_TESTS else {"attacks": SAMPLE, "has_stand_in": True}
     with AttackRun(tmp_path_factory.mktemp("qemu"), "qemu", **sample) as run:
         yield run
 

@@ -20,7 +20,7 @@ def judge_attack(attack, runtime, result, evidence):
     reason = _unproven_reason(attack, runtime, result, evidence)
     if reason:
         return Verdict(Outcome.UNPROVEN, reason)
-    return Verdict(attack.declared(runtime), str(result["attack"]))
+    return Verdict(attack.expected_outcome(runtime), str(result["attack"]))
 
 
 def _escape_reason(attack, runtime, result, evidence):
@@ -31,7 +31,7 @@ def _escape_reason(attack, runtime, result, evidence):
     if attack.packet in evidence.packets:
         return f"a packet arrived outside: {attack.packet}"
     report = result.get("attack", {})
-    if report.get("outcome") == "through" and attack.declared(runtime) is not Outcome.INSIDE:
+    if report.get("outcome") == "through" and attack.expected_outcome(runtime) is not Outcome.INSIDE:
         return f"it succeeded: {report}"
     return None
 
@@ -57,7 +57,7 @@ def _unproven_by_host(attack, evidence):
 def _unproven_by_report(attack, runtime, report, evidence):
     if report.get("outcome") not in {"through", "refused"}:
         return f"it reported no outcome: {report}"
-    is_through, expected = report["outcome"] == "through", attack.declared(runtime)
+    is_through, expected = report["outcome"] == "through", attack.expected_outcome(runtime)
     if is_through is not (expected is Outcome.INSIDE):
         return f"declared as {expected.value!r}: {report}"
     if is_through and not evidence.covers(*report.get("held", (0, 0))):

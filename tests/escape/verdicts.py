@@ -20,7 +20,7 @@ from escape.verdict import Outcome, Verdict, judge_attack
 UNEXPECTED_PACKET = "a packet to anything that is not allowed"
 DENIED_REQUEST = "a request at the allowed host that was to be refused"
 HOST_CHANGE = "a change of the host's processes, mounts, files, settings, keys, control groups or priorities"
-SEEN = (UNEXPECTED_PACKET, DENIED_REQUEST, HOST_CHANGE)
+HOST_OBSERVATIONS = (UNEXPECTED_PACKET, DENIED_REQUEST, HOST_CHANGE)
 """Rows observed on the host, over all attacks together."""
 
 _CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -71,7 +71,7 @@ def judge_watch(evidence):
 
 
 def _judge_traps(attack_run):
-    collected = Collected(
+    collected = CollectedOutput(
         attack_run.machine.artifact("task-1.patch"),
         [
             (entry["name"], entry["path"])
@@ -80,17 +80,17 @@ def _judge_traps(attack_run):
         [frame["message"] for frame in attack_run.machine.wire_events() if frame["type"] == "error"],
         attack_run.mark.exists(),
     )
-    return {trap.name: _verdict(collected.holds(trap), f"{trap.must}: {trap.sign}") for trap in TRAPS}
+    return {trap.name: _verdict(collected.passes(trap), f"{trap.must}: {trap.sign}") for trap in TRAPS}
 
 
-class Collected:
+class CollectedOutput:
     """Collected results of a workspace: patch, artifacts (name, path), messages, and whether the mark exists."""
 
     def __init__(self, patch, artifacts, messages, is_marked):
         self.patch, self.artifacts, self.messages, self.is_marked = patch, artifacts, messages, is_marked
         self.paths = {path for _, path in artifacts}
 
-    def holds(self, trap):
+    def passes(self, trap):
         """Whether the host handled the trap as required, and delivered the ordinary files."""
         is_patched = b"+changed\n" in self.patch and "out/plain.txt" in self.paths
         return is_patched and not self.is_marked and self._is_handled(trap)

@@ -37,7 +37,7 @@ class RunningApi:
 
     def open_streams(self, kind: str) -> int:
         """Return the number of open streams according to the metrics."""
-        metrics = self.context.metrics.render(self.tasks.health_now, is_ready=True).decode()
+        metrics = self.context.metrics.render(self.tasks.health_report, is_ready=True).decode()
         return int(float(re.search(rf'sandbox_streams_open{{kind="{kind}"}} (\S+)', metrics)[1]))
 
     async def stop(self) -> float:

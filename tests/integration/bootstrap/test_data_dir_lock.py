@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from doubles.forked_commands import run
-from doubles.ordinary_user import as_ordinary_user, ordinary_place
-from doubles.stored_tasks import KeptTasks
+from doubles.ordinary_user import ordinary_user_directory, run_as_ordinary_user
+from doubles.stored_tasks import StoredTasks
 from sandbox.auth.token_file import TokenFile
 from sandbox.bootstrap import data_dir_lock, machine
 from sandbox.bootstrap.data_dir_lock import DataDirBusyError, lock_data_dir
@@ -175,7 +175,7 @@ def test_doctor_changes_nothing(tmp_path):
 
 @needs_root
 def test_commands_of_another_user_are_rejected_without_changes(tmp_path):
-    stored = KeptTasks.of_three(tmp_path / "data")
+    stored = StoredTasks.with_three_tasks(tmp_path / "data")
     _, token = TokenFile(stored.data_dir).create(Role.VIEWER)
     for path in (stored.data_dir, *stored.data_dir.rglob("*")):
         os.chown(path, NOBODY, NOBODY)
@@ -245,8 +245,8 @@ def test_two_data_directories_have_separate_locks_and_run_dirs(tmp_path):
 
 
 def test_run_dir_is_found_from_another_login_session():
-    with ordinary_place() as directory:
-        as_ordinary_user(_restart_in_other_sessions, directory)
+    with ordinary_user_directory() as directory:
+        run_as_ordinary_user(_restart_in_other_sessions, directory)
 
 
 async def _restart_in_other_sessions(base):

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from doubles.forked_commands import ForkedCommand
-from doubles.recorded_api import Answer, of_frames, of_json
-from doubles.recorded_task import TASK, frames, status
+from doubles.recorded_api import ApiResponse, json_response, sse_response
+from doubles.recorded_task import TASK_ID, task_events, task_status
 
 NEW_PROCESS = (sys.executable, "-c", "from sandbox.cli.main import main; main()")
 
@@ -36,7 +36,7 @@ def outcomes(processes, stdin=None):
 
 @pytest.mark.parametrize("command", ["task list", "task validate -", "token revoke me", "admin check", "no"])
 def test_output_and_exit_code_are_the_same(api, start_both, command):
-    api.on("GET", "/tasks", of_json({"tasks": [status("running")], "total_count": 1, "next_cursor": None}))
+    api.on("GET", "/tasks", json_response({"tasks": [task_status("running")], "total_count": 1, "next_cursor": None}))
     streams = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     new, forked = outcomes(start_both(*command.split(), **streams), b"version: '1'\nkind: Tsk\n")
     assert new == forked
@@ -44,10 +44,10 @@ def test_output_and_exit_code_are_the_same(api, start_both, command):
 
 
 def test_terminal_is_detected(api, start_both, terminal):
-    api.on("GET", f"/tasks/{TASK}", of_json(status("failed")))
+    api.on("GET", f"/tasks/{TASK_ID}", json_response(task_status("failed")))
     outputs = []
     for process in start_both(
-        "task", "status", TASK, **dict.fromkeys(("stdin", "stdout", "stderr"), terminal.child_fd)
+        "task", "status", TASK_ID, **dict.fromkeys(("stdin", "stdout", "stderr"), terminal.child_fd)
     ):
         outputs.append(terminal.read_to_end(process))
         assert process.returncode == 0
@@ -57,7 +57,7 @@ def test_terminal_is_detected(api, start_both, terminal):
 
 @pytest.mark.parametrize("command", ["task list", "--help"])
 def test_unwritable_output_has_the_same_exit_code(api, start_both, command):
-    api.on("GET", "/tasks", of_json({"tasks": [status("running")], "total_count": 1, "next_cursor": None}))
+    api.on("GET", "/tasks", json_response({"tasks": [task_status("running")], "total_count": 1, "next_cursor": None}))
     with Path("/dev/full").open("w") as full:
         (_, errors, code), forked = outcomes(start_both(*command.split(), stdout=full, stderr=subprocess.PIPE))
     assert code in {10, 120}
@@ -69,22 +69,22 @@ def test_closed_pipe_and_interrupt_have_the_same_exit_code(api, start_both):
     done = threading.Event()
 
     def endless_events():
-        yield from of_frames(frames()[:5]).chunks
+        yield from sse_response(task_events()[:5]).chunks
         done.wait(60)
 
-    api.on("GET", f"/tasks/{TASK}", of_json(status("running")))
+    api.on("GET", f"/tasks/{TASK_ID}", json_response(task_status("running")))
     lines = [b"[t] [STDOUT] x\n" * 100_000]
     api.on(
         "GET",
-        f"/tasks/{TASK}/logs",
-        lambda request: Answer(200, endless_events() if "follow" in request.query else lines),
+        f"/tasks/{TASK_ID}/logs",
+        lambda request: ApiResponse(200, endless_events() if "follow" in request.query else lines),
     )
     pipes, results = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}, []
-    for process in start_both("task", "logs", TASK, **pipes):
+    for process in start_both("task", "logs", TASK_ID, **pipes):
         process.stdout.readline()
         process.stdout.close()
         results.append((process.wait(30), process.stderr.read()))
-    for process in start_both("task", "logs", TASK, "--follow", **pipes):
+    for process in start_both("task", "logs", TASK_ID, "--follow", **pipes):
         process.stdout.readline()
         process.send_signal(signal.SIGINT)
         results.append((process.wait(30), process.stderr.read()))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from doubles.recorded_api import of_json
+from doubles.recorded_api import json_response
 
 SANDBOX = (sys.executable, "-m", "sandbox")
 
@@ -32,7 +32,7 @@ def test_closed_stream_keeps_the_exit_code_of_a_failure(run_closed, closed):
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
 def test_unread_output_is_not_a_failure(api, run_closed, closed):
-    api.on("GET", "/tasks", of_json({"tasks": [], "next_cursor": None, "total_count": 0}))
+    api.on("GET", "/tasks", json_response({"tasks": [], "next_cursor": None, "total_count": 0}))
     result = run_closed(closed, *SANDBOX, "task", "list", "--format", "json")
     assert (result.returncode, result.stderr) == (0, b"")
     assert bool(result.stdout) == (">&-" not in closed.split())
@@ -71,7 +71,7 @@ def run_with_streams(api, environment, tmp_path):
     """Run a command that prints output, with the given stdout and stderr."""
     task = {"id": "task-1", "name": "A", "state": "pending", "created_at": "2026-01-29T10:00:00.000Z"}
     page = {"tasks": [task | {"labels": {}, "error": None}], "next_cursor": None, "total_count": 1}
-    api.on("GET", "/tasks", of_json(page))
+    api.on("GET", "/tasks", json_response(page))
     (tmp_path / "task.yaml").write_text(MANIFEST)
 
     def run(command, stdout, stderr=subprocess.PIPE, **variables):

@@ -6,7 +6,7 @@ import inspect
 import pytest
 
 from doubles.recorded_api import RecordedApi
-from doubles.recorded_task import TASK, status
+from doubles.recorded_task import TASK_ID, task_status
 from sandbox.client import AsyncClient, Client, operations
 
 
@@ -59,8 +59,8 @@ def client_class(request, monkeypatch):
 @pytest.fixture
 def client(api, client_class):
     """A client of the recorded API, with a token."""
-    from doubles.recorded_api import of_json
+    from doubles.recorded_api import json_response
 
-    api.on("GET", f"/tasks/{TASK}", of_json(status("running")))
+    api.on("GET", f"/tasks/{TASK_ID}", json_response(task_status("running")))
     with client_class(api.url, "secret-token", timeout_seconds=10) as client:
         yield client

@@ -6,8 +6,8 @@ import hashlib
 import httpx
 import pytest
 
-from doubles.recorded_api import Answer, RecordedApi, of_error, of_frames, of_json
-from doubles.recorded_task import TASK, frames, status
+from doubles.recorded_api import ApiResponse, RecordedApi, error_response, json_response, sse_response
+from doubles.recorded_task import TASK_ID, task_events, task_status
 from sandbox.client import (
     ChecksumError,
     InvalidManifestError,
@@ -21,12 +21,12 @@ from sandbox.client import (
 from sandbox.client.connection import resolve_connection
 from sandbox.client.terminal import open_terminal
 
-LOGS = f"/tasks/{TASK}/logs"
+LOGS = f"/tasks/{TASK_ID}/logs"
 
 
 def test_every_request_sends_the_token(api, client):
-    client.status(TASK)
-    assert api.asked[0].headers["authorization"] == "Bearer secret-token"
+    client.status(TASK_ID)
+    assert api.requests[0].headers["authorization"] == "Bearer secret-token"
 
 
 @pytest.mark.parametrize("token", ["geheim-ü", "s3cr3t\r", "s3cr3t\n", " s3cr3t", "s3 cr3t"])
@@ -37,47 +37,53 @@ def test_invalid_token_is_rejected_without_leaking_it(api, client_class, token, 
     monkeypatch.setenv("SANDBOX_TOKEN", token)
     with pytest.raises(InvalidParameterError, match="SANDBOX_TOKEN"):
         client_class(api.url)
-    assert api.asked == []
+    assert api.requests == []
 
 
 @pytest.mark.parametrize("key", ["schlüssel", "key\r", "key ", "a\nb: c"])
 def test_invalid_idempotency_key_is_rejected_before_sending(api, client, key):
     with pytest.raises(InvalidParameterError, match="Idempotency-Key"):
         client.submit(b"x", idempotency_key=key)
-    assert api.asked == []
+    assert api.requests == []
 
 
 def test_local_protocol_error_raises_invalid_parameter(api, client):
-    api.on("POST", "/tasks", of_json({"task_id": TASK}, 202))
+    api.on("POST", "/tasks", json_response({"task_id": TASK_ID}, 202))
     with (
         pytest.raises(InvalidParameterError, match="cannot be sent"),
         resolve_connection(api.url, None, 1).translate_errors(),
     ):
         raise httpx.LocalProtocolError("Illegal header value")
-    assert api.asked == []
+    assert api.requests == []
 
 
 def test_manifest_bytes_are_sent_unchanged(api, client):
-    api.on("POST", "/tasks", of_json({"task_id": TASK, "state": "pending"}, 202))
-    assert client.submit(b"version: '1' # gr\xc3\xbcn\n")["task_id"] == TASK
-    request = api.to("POST", "/tasks")[0]
+    api.on("POST", "/tasks", json_response({"task_id": TASK_ID, "state": "pending"}, 202))
+    assert client.submit(b"version: '1' # gr\xc3\xbcn\n")["task_id"] == TASK_ID
+    request = api.requests_to("POST", "/tasks")[0]
     assert (request.body, request.headers["content-type"]) == (b"version: '1' # gr\xc3\xbcn\n", "application/yaml")
 
 
-LOST_RESPONSE = Answer(202, [b"{"], {"Content-Length": "100"})
+LOST_RESPONSE = ApiResponse(202, [b"{"], {"Content-Length": "100"})
 
 
 def test_submit_with_key_retries_after_lost_response_and_restart(api, client):
-    starting = of_error(503, "service_unavailable", "Starting.")
-    api.on("POST", "/tasks", LOST_RESPONSE, starting, of_json({"task_id": TASK}, 202))
-    assert client.submit(b"x", idempotency_key="k")["task_id"] == TASK
-    assert [request.headers["idempotency-key"] for request in api.to("POST", "/tasks")] == ["k"] * 3
+    starting = error_response(503, "service_unavailable", "Starting.")
+    api.on("POST", "/tasks", LOST_RESPONSE, starting, json_response({"task_id": TASK_ID}, 202))
+    assert client.submit(b"x", idempotency_key="k")["task_id"] == TASK_ID
+    assert [request.headers["idempotency-key"] for request in api.requests_to("POST", "/tasks")] == ["k"] * 3
 
 
 def test_submit_generates_one_idempotency_key_per_submission(api, client):
-    api.on("POST", "/tasks", LOST_RESPONSE, of_json({"task_id": TASK}, 202), of_json({"task_id": "other"}, 202))
-    assert [client.submit("x")["task_id"] for _ in range(2)] == [TASK, "other"]
-    keys = [request.headers["idempotency-key"] for request in api.to("POST", "/tasks")]
+    api.on(
+        "POST",
+        "/tasks",
+        LOST_RESPONSE,
+        json_response({"task_id": TASK_ID}, 202),
+        json_response({"task_id": "other"}, 202),
+    )
+    assert [client.submit("x")["task_id"] for _ in range(2)] == [TASK_ID, "other"]
+    keys = [request.headers["idempotency-key"] for request in api.requests_to("POST", "/tasks")]
     assert keys[0] == keys[1] != keys[2]
 
 
@@ -90,30 +96,30 @@ def test_submit_generates_one_idempotency_key_per_submission(api, client):
     ],
 )
 def test_submit_accepts_text_bytes_and_mappings(api, client, manifest, content_type, body):
-    api.on("POST", "/tasks", of_json({"task_id": TASK}, 202))
+    api.on("POST", "/tasks", json_response({"task_id": TASK_ID}, 202))
     client.submit(manifest)
-    request = api.to("POST", "/tasks")[0]
+    request = api.requests_to("POST", "/tasks")[0]
     assert (request.headers["content-type"], request.body) == (content_type, body)
 
 
 @pytest.mark.parametrize(("name", "content_type"), [("a.yaml", "application/yaml"), ("a.json", "application/json")])
 def test_submit_accepts_a_file(api, client, tmp_path, name, content_type):
-    api.on("POST", "/tasks", of_json({"task_id": TASK}, 202))
+    api.on("POST", "/tasks", json_response({"task_id": TASK_ID}, 202))
     (tmp_path / name).write_bytes(b"{}")
     client.submit(tmp_path / name)
-    request = api.to("POST", "/tasks")[0]
+    request = api.requests_to("POST", "/tasks")[0]
     assert (request.headers["content-type"], request.body) == (content_type, b"{}")
 
 
 def test_rejected_submission_is_not_retried(api, client):
-    api.on("POST", "/tasks", of_error(503, "service_unavailable", "The server is draining."))
+    api.on("POST", "/tasks", error_response(503, "service_unavailable", "The server is draining."))
     with pytest.raises(ServerError):
         client.submit(b"x", idempotency_key="k")
-    assert len(api.to("POST", "/tasks")) == 1
+    assert len(api.requests_to("POST", "/tasks")) == 1
 
 
 def test_task_list_sends_only_the_passed_parameters(api, client):
-    api.on("GET", "/tasks", of_json({"tasks": [], "total_count": 0}))
+    api.on("GET", "/tasks", json_response({"tasks": [], "total_count": 0}))
     client.tasks(states=["running", "failed"], labels={"team": "a&b=c"}, limit=5, sort="name", order="asc")
     client.tasks()
     expected = {
@@ -123,18 +129,18 @@ def test_task_list_sends_only_the_passed_parameters(api, client):
         "sort": ["name"],
         "order": ["asc"],
     }
-    assert [request.query for request in api.to("GET", "/tasks")] == [expected, {}]
+    assert [request.query for request in api.requests_to("GET", "/tasks")] == [expected, {}]
 
 
 def test_names_cannot_traverse_the_url_path(api, client):
     with pytest.raises(NotFoundError):
         client.status("../../health")
-    assert api.asked == []
+    assert api.requests == []
     with pytest.raises(NotFoundError):
         client.status("health?x=1#y")
     with pytest.raises(NotFoundError):
         client.read("..", "../../health")
-    assert [request.path for request in api.asked] == [
+    assert [request.path for request in api.requests] == [
         "/tasks/health%3Fx%3D1%23y",
         "/tasks/%2E%2E/artifacts/..%2F..%2Fhealth",
     ]
@@ -143,11 +149,11 @@ def test_names_cannot_traverse_the_url_path(api, client):
 CALLS = [
     lambda client, text: client.status(text),
     lambda client, text: client.wait(text),
-    lambda client, text: client.read(TASK, text),
+    lambda client, text: client.read(TASK_ID, text),
     lambda client, text: client.tasks(labels={"team": text}),
-    lambda client, text: client.cancel(TASK, reason=text),
+    lambda client, text: client.cancel(TASK_ID, reason=text),
     lambda client, text: next(client.events(text)),
-    lambda client, text: next(client.logs(TASK, since=text)),
+    lambda client, text: next(client.logs(TASK_ID, since=text)),
 ]
 
 
@@ -156,51 +162,55 @@ CALLS = [
 def test_text_invalid_in_a_url_is_rejected_before_sending(api, client, call, text, reason):
     with pytest.raises(InvalidParameterError, match=reason):
         call(client, text)
-    assert api.asked == []
+    assert api.requests == []
 
 
 def test_manifest_with_invalid_unicode_is_rejected_by_the_server(api, client):
-    api.on("POST", "/tasks", of_error(400, "invalid_manifest", "Not UTF-8."))
+    api.on("POST", "/tasks", error_response(400, "invalid_manifest", "Not UTF-8."))
     with pytest.raises(InvalidManifestError):
         client.submit("name: a\udcff")
 
 
 def test_followed_events_arrive_completely(api, client):
-    api.on("GET", LOGS, of_frames(frames()))
-    assert list(client.events(TASK)) == frames()
-    assert api.to("GET", LOGS)[0].query == {"stream": ["all"], "follow": ["true"]}
+    api.on("GET", LOGS, sse_response(task_events()))
+    assert list(client.events(TASK_ID)) == task_events()
+    assert api.requests_to("GET", LOGS)[0].query == {"stream": ["all"], "follow": ["true"]}
 
 
 def test_broken_stream_resumes_without_loss_or_duplicates(api, client):
-    events = frames()
-    half_an_event = Answer(200, [*of_frames(events[3:9]).chunks, b'data: {"type": "output", "seq": 10'])
+    events = task_events()
+    half_an_event = ApiResponse(200, [*sse_response(events[3:9]).chunks, b'data: {"type": "output", "seq": 10'])
     api.on(
-        "GET", LOGS,
-        of_frames(events[:3]), half_an_event, of_error(503, "service_unavailable", "Starting."), of_frames(events[9:]),
-    )  # fmt: skip
-    assert list(client.events(TASK, tail=1000, since="2026-01-01T00:00:00Z")) == events
-    requests = api.to("GET", LOGS)
+        "GET",
+        LOGS,
+        sse_response(events[:3]),
+        half_an_event,
+        error_response(503, "service_unavailable", "Starting."),
+        sse_response(events[9:]),
+    )
+    assert list(client.events(TASK_ID, tail=1000, since="2026-01-01T00:00:00Z")) == events
+    requests = api.requests_to("GET", LOGS)
     assert [request.headers.get("last-event-id") for request in requests] == [None, "3", "9", "9"]
     assert [request.query.get("after") for request in requests] == [None, ["3"], ["9"], ["9"]]
     assert [request.query.get("tail") for request in requests] == [["1000"], None, None, None]
 
 
 def test_repeatedly_broken_stream_raises_unreachable(api, client):
-    api.on("GET", LOGS, Answer(200, []))
+    api.on("GET", LOGS, ApiResponse(200, []))
     with pytest.raises(UnreachableError, match="closed the stream"):
-        list(client.events(TASK))
-    assert len(api.to("GET", LOGS)) == 6
+        list(client.events(TASK_ID))
+    assert len(api.requests_to("GET", LOGS)) == 6
 
 
 def test_idle_stream_survives_connections_closed_by_a_proxy(api, client):
-    keep_alives = [Answer(200, [b": keep-alive\n\n"])] * 20
-    api.on("GET", LOGS, *keep_alives, of_frames(frames()))
-    assert list(client.events(TASK)) == frames()
+    keep_alives = [ApiResponse(200, [b": keep-alive\n\n"])] * 20
+    api.on("GET", LOGS, *keep_alives, sse_response(task_events()))
+    assert list(client.events(TASK_ID)) == task_events()
 
 
 def test_status_204_ends_the_event_stream(api, client):
-    api.on("GET", LOGS, Answer(204))
-    assert list(client.events(TASK, after=99)) == []
+    api.on("GET", LOGS, ApiResponse(204))
+    assert list(client.events(TASK_ID, after=99)) == []
 
 
 def test_unknown_task_raises_not_found(api, client):
@@ -212,46 +222,50 @@ def test_unknown_task_raises_not_found(api, client):
 
 def test_wait_survives_a_server_restart(api, client):
     responses = [
-        of_json(status("running")),
-        of_error(503, "service_unavailable", "Stopping."),
-        of_json(status("completed")),
+        json_response(task_status("running")),
+        error_response(503, "service_unavailable", "Stopping."),
+        json_response(task_status("completed")),
     ]
-    api.on("GET", f"/tasks/{TASK}/wait", *responses)
-    assert client.wait(TASK)["state"] == "completed"
+    api.on("GET", f"/tasks/{TASK_ID}/wait", *responses)
+    assert client.wait(TASK_ID)["state"] == "completed"
 
 
 def test_wait_returns_after_its_timeout(api, client):
-    api.on("GET", f"/tasks/{TASK}/wait", of_json(status("running")))
-    assert client.wait(TASK, timeout_seconds=0.3)["state"] == "running"
-    assert float(api.to("GET", f"/tasks/{TASK}/wait")[0].query["timeout"][0]) <= 0.3
+    api.on("GET", f"/tasks/{TASK_ID}/wait", json_response(task_status("running")))
+    assert client.wait(TASK_ID, timeout_seconds=0.3)["state"] == "running"
+    assert float(api.requests_to("GET", f"/tasks/{TASK_ID}/wait")[0].query["timeout"][0]) <= 0.3
 
 
 def test_download_is_verified(api, client, tmp_path):
     sha256 = hashlib.sha256(b"bytes").hexdigest()
-    api.on("GET", f"/tasks/{TASK}/artifacts/docs%2Fa.md", Answer(200, [b"by", b"tes"], {"X-Checksum-SHA256": sha256}))
-    assert client.download(TASK, "docs/a.md", tmp_path / "a.md") == 5
+    api.on(
+        "GET",
+        f"/tasks/{TASK_ID}/artifacts/docs%2Fa.md",
+        ApiResponse(200, [b"by", b"tes"], {"X-Checksum-SHA256": sha256}),
+    )
+    assert client.download(TASK_ID, "docs/a.md", tmp_path / "a.md") == 5
     assert (tmp_path / "a.md").read_bytes() == b"bytes"
 
 
 def test_modified_download_raises_checksum_error(api, client, tmp_path):
     sha256 = hashlib.sha256(b"bytes").hexdigest()
-    api.on("GET", f"/tasks/{TASK}/artifacts/a.md", Answer(200, [b"evil!"], {"X-Checksum-SHA256": sha256}))
+    api.on("GET", f"/tasks/{TASK_ID}/artifacts/a.md", ApiResponse(200, [b"evil!"], {"X-Checksum-SHA256": sha256}))
     with pytest.raises(ChecksumError):
-        client.download(TASK, "a.md", tmp_path / "a.md")
+        client.download(TASK_ID, "a.md", tmp_path / "a.md")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_truncated_download_raises_unreachable(api, client, tmp_path):
     sha256 = hashlib.sha256(b"by").hexdigest()
-    response = Answer(200, [b"by"], {"X-Checksum-SHA256": sha256, "Content-Length": "5"})
-    api.on("GET", f"/tasks/{TASK}/artifacts/a.md", response)
+    response = ApiResponse(200, [b"by"], {"X-Checksum-SHA256": sha256, "Content-Length": "5"})
+    api.on("GET", f"/tasks/{TASK_ID}/artifacts/a.md", response)
     with pytest.raises(UnreachableError, match="broke"):
-        client.download(TASK, "a.md", tmp_path / "a.md")
+        client.download(TASK_ID, "a.md", tmp_path / "a.md")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_foreign_http_server_is_detected(api, client):
-    api.on("GET", "/tasks", Answer(200, [b"<html>hello</html>"]))
+    api.on("GET", "/tasks", ApiResponse(200, [b"<html>hello</html>"]))
     with pytest.raises(ServerError, match="unexpected response"):
         client.tasks()
 
@@ -260,23 +274,26 @@ def test_unreachable_server_error_suggests_the_serve_command(client_class):
     with RecordedApi().running() as api:
         url = api.url
     with client_class(url) as client, pytest.raises(UnreachableError) as raised:
-        client.status(TASK)
+        client.status(TASK_ID)
     assert raised.value.message == f"Cannot reach {url}. Is the server running? Start it with: sandbox serve"
 
 
 def test_connection_defaults_come_from_the_environment(api, client_class, monkeypatch):
     monkeypatch.setenv("SANDBOX_SERVER", api.url)
     monkeypatch.setenv("SANDBOX_TOKEN", "from-environment")
-    api.on("GET", "/tasks", of_json({"tasks": [], "next_cursor": None}))
+    api.on("GET", "/tasks", json_response({"tasks": [], "next_cursor": None}))
     with client_class() as client:
         client.tasks()
     with client_class(api.url, "explicit") as client:
         client.tasks()
-    assert [request.headers["authorization"] for request in api.asked] == ["Bearer from-environment", "Bearer explicit"]
+    assert [request.headers["authorization"] for request in api.requests] == [
+        "Bearer from-environment",
+        "Bearer explicit",
+    ]
 
 
 def test_uppercase_url_scheme_is_accepted(api, client_class):
-    api.on("GET", "/tasks", of_json({"tasks": [], "next_cursor": None}))
+    api.on("GET", "/tasks", json_response({"tasks": [], "next_cursor": None}))
     with client_class(api.url.replace("http", "HTTP")) as client:
         assert client.tasks()["tasks"] == []
 
@@ -288,41 +305,41 @@ def test_terminal_accepts_an_uppercase_url_scheme(api):
 
     with pytest.raises(UnreachableError):  # the recorded API does not support terminals
         asyncio.run(open_and_close())
-    assert api.asked[0].path == "/tasks/other/terminal"
+    assert api.requests[0].path == "/tasks/other/terminal"
 
 
 def test_all_tasks_follows_the_page_cursor(api, client):
     pages = [{"tasks": [{"id": "a"}, {"id": "b"}], "next_cursor": "x"}, {"tasks": [{"id": "c"}], "next_cursor": None}]
-    api.on("GET", "/tasks", *map(of_json, pages))
+    api.on("GET", "/tasks", *map(json_response, pages))
     assert [task["id"] for task in client.all_tasks(states=["running"])] == ["a", "b", "c"]
-    assert [request.query.get("cursor") for request in api.to("GET", "/tasks")] == [None, ["x"]]
+    assert [request.query.get("cursor") for request in api.requests_to("GET", "/tasks")] == [None, ["x"]]
 
 
 def test_log_lines_are_reassembled_across_chunks(api, client):
-    api.on("GET", LOGS, Answer(200, [b"[t] [STDOUT] o", b"ne\n[t] [STDERR] two\n", b"[t] [STDOUT] three"]))
-    assert list(client.logs(TASK)) == [b"[t] [STDOUT] one\n", b"[t] [STDERR] two\n", b"[t] [STDOUT] three\n"]
+    api.on("GET", LOGS, ApiResponse(200, [b"[t] [STDOUT] o", b"ne\n[t] [STDERR] two\n", b"[t] [STDOUT] three"]))
+    assert list(client.logs(TASK_ID)) == [b"[t] [STDOUT] one\n", b"[t] [STDERR] two\n", b"[t] [STDOUT] three\n"]
 
 
 def test_read_verifies_the_artifact(api, client):
-    path = f"/tasks/{TASK}/artifacts/a.md"
+    path = f"/tasks/{TASK_ID}/artifacts/a.md"
     headers = {"X-Checksum-SHA256": hashlib.sha256(b"bytes").hexdigest()}
     api.on(
         "GET",
         path,
-        Answer(200, [b"by", b"tes"], headers),
-        Answer(200, [b"evil!"], headers),
-        Answer(200, [b"bytes"], headers),
+        ApiResponse(200, [b"by", b"tes"], headers),
+        ApiResponse(200, [b"evil!"], headers),
+        ApiResponse(200, [b"bytes"], headers),
     )
-    assert client.read(TASK, "a.md") == b"bytes"
+    assert client.read(TASK_ID, "a.md") == b"bytes"
     with pytest.raises(ChecksumError):
-        client.read(TASK, "a.md")
+        client.read(TASK_ID, "a.md")
     with pytest.raises(TooLargeError, match="more than 4 bytes"):
-        client.read(TASK, "a.md", bytes_max=4)
+        client.read(TASK_ID, "a.md", bytes_max=4)
 
 
 def test_rate_limit_error_has_retry_after_seconds(api, client):
-    refusal = of_error(429, "rate_limit_exceeded", "Too many.")
-    api.on("GET", "/tasks", Answer(429, refusal.chunks, {**refusal.headers, "Retry-After": "7"}))
+    refusal = error_response(429, "rate_limit_exceeded", "Too many.")
+    api.on("GET", "/tasks", ApiResponse(429, refusal.chunks, {**refusal.headers, "Retry-After": "7"}))
     with pytest.raises(RateLimitError) as raised:
         client.tasks()
     assert raised.value.retry_after_seconds == 7

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from doubles.live_server import until
+from doubles.live_server import wait_until
 from sandbox.demo.command import _exit_on_signals
 
 
@@ -50,13 +50,13 @@ def processes_of(home: Path) -> list[int]:
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_signal_ends_the_demo_its_task_and_all_processes(demo, tmp_path, number, code):
     screen = tmp_path / "screen"
-    until(lambda: "running" in screen.read_text() or demo.poll() is not None, 60, "the task to run")
+    wait_until(lambda: "running" in screen.read_text() or demo.poll() is not None, 60, "the task to run")
     assert demo.poll() is None, screen.read_text()
     assert len(processes_of(tmp_path)) >= 4
     os.killpg(demo.pid, number)
     assert demo.wait(30) == code
     assert "Traceback" not in screen.read_text()
-    until(lambda: not processes_of(tmp_path), 5, f"the end of {processes_of(tmp_path)}")
+    wait_until(lambda: not processes_of(tmp_path), 5, f"the end of {processes_of(tmp_path)}")
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith("sandbox-demo-")] == []
 
 

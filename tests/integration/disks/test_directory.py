@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from doubles.ordinary_user import as_ordinary_user, ordinary_place
+from doubles.ordinary_user import ordinary_user_directory, run_as_ordinary_user
 from sandbox.disks.directory import DirectoryDisks
 from sandbox.disks.removal import remove_trees
 from sandbox.interfaces.layout import AttemptLayout
@@ -92,30 +92,30 @@ async def removes_readable_files(place):
 
 
 def test_files_in_an_unreadable_directory_are_counted():
-    with ordinary_place() as place:
-        as_ordinary_user(writes_to_an_unreadable_directory, place)
+    with ordinary_user_directory() as place:
+        run_as_ordinary_user(writes_to_an_unreadable_directory, place)
 
 
 def test_deleted_open_files_are_counted():
-    with ordinary_place() as place:
-        as_ordinary_user(keeps_a_deleted_file_open, place)
+    with ordinary_user_directory() as place:
+        run_as_ordinary_user(keeps_a_deleted_file_open, place)
 
 
 def test_open_files_are_counted_once():
-    with ordinary_place() as place:
-        as_ordinary_user(keeps_a_small_file_open, place)
+    with ordinary_user_directory() as place:
+        run_as_ordinary_user(keeps_a_small_file_open, place)
 
 
 def test_too_many_open_files_to_inspect_is_an_error():
-    with ordinary_place() as place:
-        as_ordinary_user(opens_too_many_files_to_inspect, place)
+    with ordinary_user_directory() as place:
+        run_as_ordinary_user(opens_too_many_files_to_inspect, place)
 
 
 def test_removal_handles_restrictive_modes_and_follows_no_link():
-    with ordinary_place() as place:
-        as_ordinary_user(leaves_restrictive_modes, place)
+    with ordinary_user_directory() as place:
+        run_as_ordinary_user(leaves_restrictive_modes, place)
 
 
 def test_removal_of_missing_files_is_not_an_error():
-    with ordinary_place() as place:
-        as_ordinary_user(removes_readable_files, place)
+    with ordinary_user_directory() as place:
+        run_as_ordinary_user(removes_readable_files, place)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from doubles.child_processes import OWN_PROCESSES
-from doubles.live_server import until
+from doubles.child_processes import FORKSERVER
+from doubles.live_server import wait_until
 from sandbox.disks.leftovers import DiskLeftovers
 from sandbox.disks.loop import LoopDisks, find_devices, loop_unavailable_reason, unshare_mounts
 from sandbox.interfaces.layout import TaskLayout
@@ -39,8 +39,8 @@ def run_runner(files, queue):
 
 
 def start_leftover(files):
-    queue = OWN_PROCESSES.Queue()
-    runner = OWN_PROCESSES.Process(target=run_runner, args=(files, queue))
+    queue = FORKSERVER.Queue()
+    runner = FORKSERVER.Process(target=run_runner, args=(files, queue))
     runner.start()
     pid = queue.get(timeout=60)
     runner.join(60)
@@ -60,7 +60,7 @@ def test_process_that_holds_the_disk_is_killed_and_the_disk_released(files, tmp_
         try:
             assert DiskLeftovers(tmp_path).attempt_ids() == {ATTEMPT_ID}
             asyncio.run(DiskLeftovers(tmp_path).clean_up(ATTEMPT_ID, files))
-            until(lambda: not is_alive(pid), what="the end of the holder")
+            wait_until(lambda: not is_alive(pid), what="the end of the holder")
             assert not find_devices(files.disk_image)
             assert not DiskLeftovers(tmp_path).attempt_ids()
             assert bystander.poll() is None
@@ -90,8 +90,8 @@ def mount_and_clean_up(files, data_dir, queue):
 
 
 def test_disk_mounted_in_the_servers_namespace_is_left_alone(files, tmp_path):
-    queue = OWN_PROCESSES.Queue()
-    child = OWN_PROCESSES.Process(target=mount_and_clean_up, args=(files, tmp_path, queue))
+    queue = FORKSERVER.Queue()
+    child = FORKSERVER.Process(target=mount_and_clean_up, args=(files, tmp_path, queue))
     child.start()
     assert queue.get(timeout=60) is None
     child.join(60)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from doubles.child_processes import OWN_PROCESSES
+from doubles.child_processes import FORKSERVER
 from sandbox.disks.directory import DirectoryDisks
 from sandbox.disks.loop import LoopDisks, loop_unavailable_reason, run_command, unshare_mounts
 from sandbox.interfaces.layout import AttemptLayout
@@ -37,7 +37,7 @@ def loop_works(tmp_path):
 
 def run_in_child(scenario, *arguments, exit_code=0):
     """Runs the scenario in a process with a separate mount namespace, like a runner. Its assertions count."""
-    child = OWN_PROCESSES.Process(target=_with_hidden_mounts, args=(scenario, *arguments))
+    child = FORKSERVER.Process(target=_with_hidden_mounts, args=(scenario, *arguments))
     child.start()
     child.join(CHILD_SECONDS)
     if child.exitcode is None:
@@ -225,7 +225,7 @@ async def fails_to_open_quickly(disks, files):
 
 
 def test_disk_is_not_opened_twice_by_another_path(loop_works, files, tmp_path):
-    context = OWN_PROCESSES
+    context = FORKSERVER
     opened, release = context.Event(), context.Event()
     (tmp_path / "elsewhere").symlink_to(files.root)
     child = context.Process(target=_with_hidden_mounts, args=(holds_until_released, files, opened, release))

@@ -6,8 +6,8 @@ from contextlib import nullcontext, suppress
 
 import pytest
 
-from doubles.child_processes import OWN_PROCESSES
-from doubles.faults import fill, small_file_system
+from doubles.child_processes import FORKSERVER
+from doubles.faults import fill_file_system, small_file_system
 from sandbox.disks.loop import LoopDisks, loop_unavailable_reason, unshare_mounts
 from sandbox.disks.space import ReserveFile, measure_disk_space
 from sandbox.interfaces.layout import AttemptLayout
@@ -28,7 +28,7 @@ def test_released_reserve_is_writable_on_a_full_disk(host):
     reserve = ReserveFile(host / "reserve", 4 * MIB)
     reserve.allocate()
     reserve.allocate()
-    fill(host)
+    fill_file_system(host)
     with pytest.raises(OSError, match="No space left"):
         (host / "end").write_bytes(b"x" * MIB)
     assert reserve.release()
@@ -44,7 +44,7 @@ def test_released_reserve_is_writable_on_a_full_disk(host):
 @pytest.mark.parametrize(("written_bytes", "is_lost"), [(8 * MIB, False), (200 * MIB, True)])
 def test_disk_reports_data_loss_on_a_full_host(host, written_bytes, is_lost):
     """The disk of the attempt has 1 GiB: writers see no error until data is lost."""
-    child = OWN_PROCESSES.Process(target=_write, args=(host, written_bytes, is_lost))
+    child = FORKSERVER.Process(target=_write, args=(host, written_bytes, is_lost))
     child.start()
     child.join(60)
     assert child.exitcode == 0

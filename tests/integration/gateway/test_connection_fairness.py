@@ -4,7 +4,7 @@ import asyncio
 from collections import Counter
 from contextlib import asynccontextmanager
 
-from doubles.served_gateway import run, served_gateway, until_true
+from doubles.served_gateway import run, served_gateway, wait_until
 from sandbox.gateway import transport
 from sandbox.gateway.model.protocol import ModelProtocol
 from sandbox.gateway.protocol import Phase
@@ -51,7 +51,7 @@ def test_many_clients_with_tiny_chunks_do_not_starve_the_loop(monkeypatch):
             head = f"POST /v1/messages HTTP/1.1\r\nHost: 127.0.0.1:{served.port}\r\nTransfer-Encoding: chunked\r\n\r\n"
             for client in clients:
                 client.writer.write(head.encode() + CHUNKS)
-            await until_true(lambda: processed == CLIENTS * len(head.encode() + CHUNKS), seconds=20)
+            await wait_until(lambda: processed == CLIENTS * len(head.encode() + CHUNKS), seconds=20)
 
     run(scenario)
     assert max(turns.values()) == 1
@@ -76,11 +76,11 @@ def test_released_requests_are_processed_in_turns(monkeypatch):
             count_loop_turns() as turn,
         ):
             for _ in range(CLIENTS):
-                (await served.connect()).ask()
+                (await served.connect()).send_request()
             protocols = served.gateway._model_protocols
-            await until_true(lambda: sum(protocol.phase is Phase.HELD for protocol in protocols) == CLIENTS)
+            await wait_until(lambda: sum(protocol.phase is Phase.HELD for protocol in protocols) == CLIENTS)
             served.gateway.release_model_requests()
-            await until_true(lambda: sum(turns.values()) == CLIENTS)
+            await wait_until(lambda: sum(turns.values()) == CLIENTS)
 
     run(scenario)
     assert max(turns.values()) == 1

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from doubles import gateway_process
-from doubles.blocked_internet import ClosedInternet
+from doubles.blocked_internet import BlockedInternet
 from doubles.fake_internet import run
 from doubles.network_namespace import in_namespace
 from sandbox.interfaces.gateway import GatewayRules
@@ -21,7 +21,7 @@ RULES = msgspec.json.encode(GatewayRules(egress=EgressRules(is_unrestricted=True
 
 @pytest.fixture
 def internet():
-    with ClosedInternet() as internet:
+    with BlockedInternet() as internet:
         run(*internet.internet_prefix, "ip", "address", "add", f"{HOST_ADDRESS}/32", "dev", "lo")
         yield internet
 

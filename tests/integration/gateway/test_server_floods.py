@@ -12,7 +12,7 @@ from contextlib import ExitStack
 import pytest
 
 from doubles import floods
-from doubles.flood_bench import ask, flood_bench
+from doubles.flood_bench import flood_bench, send_model_request
 from sandbox.gateway.limits import MODEL_DEBT_SECONDS, NEW_MODEL_DEBT_SECONDS
 from sandbox.model.limits import RUNNER_CPU_BURST_SECONDS, RUNNER_CPU_CORES
 
@@ -42,17 +42,17 @@ def test_flood_is_limited_in_cpu_and_model_requests_continue(name):
     seconds = []
     spent = RUNNER_CPU_BURST_SECONDS + NEW_MODEL_DEBT_SECONDS
     with flood_bench(spent, FACTOR) as bench, bench.connected() as kept_alive:
-        ask(kept_alive)
+        send_model_request(kept_alive)
         started, cpu_started = time.monotonic(), bench.cpu_seconds
         with bench.flooded(name):
             while time.monotonic() < started + FLOOD_SECONDS:
                 requested_at = time.monotonic()
-                ask(kept_alive)
+                send_model_request(kept_alive)
                 seconds.append(time.monotonic() - requested_at)
                 time.sleep(0.1)
             used, elapsed = bench.cpu_seconds - cpu_started, time.monotonic() - started
         with bench.connected() as new:
-            ask(new)
+            send_model_request(new)
     assert used < RUNNER_CPU_CORES / FACTOR * elapsed + SLACK_CPU_SECONDS
     assert statistics.median(seconds) < 1
     assert bench.end["events"] < EVENTS_PER_SECOND_MAX * elapsed + len(seconds) + 100

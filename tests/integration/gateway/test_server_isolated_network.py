@@ -25,10 +25,10 @@ def test_proxy_refuses_all_hosts():
         async with served_gateway(UNUSED_UPSTREAM) as served:
             client = await served.connect(served.listeners.proxy.getsockname()[1])
             client.writer.write(b"CONNECT files.example.org:443 HTTP/1.1\r\nHost: files.example.org\r\n\r\n")
-            received = await client.rest()
+            received = await client.read_to_end()
             assert received.startswith(b"HTTP/1.1 403 ")
             assert ISOLATED.encode() in received
-            assert served.told == [EgressDenied("files.example.org", 443, ISOLATED)]
+            assert served.events == [EgressDenied("files.example.org", 443, ISOLATED)]
 
     run(scenario)
 
@@ -38,8 +38,8 @@ def test_transparent_port_80_is_refused():
         async with served_gateway(UNUSED_UPSTREAM) as served:
             client = await served.connect(served.listeners.transparent[80].getsockname()[1])
             client.writer.write(b"GET /a HTTP/1.1\r\nHost: files.example.org\r\n\r\n" + b"x" * 200_000)
-            assert (await client.rest()).startswith(b"HTTP/1.1 403 ")
-            assert served.told == [EgressDenied("files.example.org", 80, ISOLATED)]
+            assert (await client.read_to_end()).startswith(b"HTTP/1.1 403 ")
+            assert served.events == [EgressDenied("files.example.org", 80, ISOLATED)]
 
     run(scenario)
 
@@ -52,7 +52,7 @@ def test_tls_connection_is_refused_and_its_name_reported():
                 await asyncio.open_connection(
                     "127.0.0.1", port, ssl=ssl.create_default_context(), server_hostname="files.example.org"
                 )
-            assert served.told == [EgressDenied("files.example.org", 443, ISOLATED)]
+            assert served.events == [EgressDenied("files.example.org", 443, ISOLATED)]
 
     run(scenario)
 
@@ -63,8 +63,8 @@ def test_silent_tls_client_times_out(monkeypatch):
     async def scenario():
         async with served_gateway(UNUSED_UPSTREAM) as served:
             client = await served.connect(served.listeners.transparent[443].getsockname()[1])
-            assert await client.rest() == b""
-            assert served.told == [EgressDenied("127.0.0.1", 443, ISOLATED)]
+            assert await client.read_to_end() == b""
+            assert served.events == [EgressDenied("127.0.0.1", 443, ISOLATED)]
 
     run(scenario)
 
@@ -88,7 +88,7 @@ def test_udp_dns_query_returns_nxdomain():
                 responses = [await loop.sock_recv(resolver, 4096) for _ in range(1)]
             assert responses[0][:2] == b"\xab\xcd"
             assert responses[0][3] & 0x0F == 3
-            assert served.told == [EgressDenied("files.example.org", 53, ISOLATED)]
+            assert served.events == [EgressDenied("files.example.org", 53, ISOLATED)]
 
     run(scenario)
 
@@ -110,7 +110,7 @@ def test_exception_in_a_dns_query_affects_no_other_query(monkeypatch):
                 await loop.sock_sendall(resolver, query("breaks.example.org"))
                 await loop.sock_sendall(resolver, query("files.example.org"))
                 assert (await asyncio.wait_for(loop.sock_recv(resolver, 4096), 10))[3] & 0x0F == 3
-            assert [report.error for report in served.of(ErrorReported)] == ["gateway_error"]
+            assert [report.error for report in served.events_of(ErrorReported)] == ["gateway_error"]
 
     run(scenario)
 
@@ -122,10 +122,10 @@ def test_tcp_dns_query_returns_nxdomain():
             message = query("files.example.org")
             for _ in range(2):
                 client.writer.write(len(message).to_bytes(2) + message)
-                response = await client.exactly(int.from_bytes(await client.exactly(2)))
+                response = await client.read_exactly(int.from_bytes(await client.read_exactly(2)))
                 assert response[3] & 0x0F == 3
             client.writer.write_eof()
-            await client.rest()
+            await client.read_to_end()
 
     run(scenario)
 
@@ -139,10 +139,10 @@ def test_flood_of_dns_queries_does_not_fill_the_journal():
                     flood.send(query("files.example.org"))
                 await asyncio.sleep(0.3)
             client = await served.connect()
-            client.ask(key="wrong")
-            assert (await client.error())[0] == 401
+            client.send_request(key="wrong")
+            assert (await client.read_error())[0] == 401
             await served.stop()
-            assert len(served.of(EgressDenied)) <= 60
-            assert served.of(ErrorReported)[-1].error == "egress_denials_dropped"
+            assert len(served.events_of(EgressDenied)) <= 60
+            assert served.events_of(ErrorReported)[-1].error == "egress_denials_dropped"
 
     run(scenario)

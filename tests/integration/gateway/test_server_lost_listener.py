@@ -30,8 +30,8 @@ def test_client_reset_before_accept_is_ignored():
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
                 client.close()
             later_client = await served.connect()
-            later_client.ask(key="another")
-            assert (await later_client.answer())[0] == 401
+            later_client.send_request(key="another")
+            assert (await later_client.read_response())[0] == 401
             assert not served.serving.done()
 
     run(scenario)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from doubles.remote_host import HOST
-from doubles.served_gateway import run, served_gateway, until_true
+from doubles.served_gateway import run, served_gateway, wait_until
 from sandbox.gateway.egress import dialer
 from sandbox.gateway.limits import (
     NARROW_BUFFER_BYTES,
@@ -174,7 +174,7 @@ def test_first_concurrent_host_connections_have_wide_buffers(monkeypatch):
                 clients = [await tunnel(served, port) for _ in range(WIDE_CONNECTIONS_MAX + 4)]
                 assert await _settled(narrow) == [(WIDE_CONNECTIONS_MAX + 4, 4)] * 2
                 for client in clients:
-                    client.leave()
+                    client.abort()
                 assert await _settled(narrow) == [(0, 0)] * 2
 
     run(scenario)
@@ -193,8 +193,8 @@ def test_first_concurrent_model_connections_have_wide_buffers():
         port = server.sockets[0].getsockname()[1]
         async with served_gateway(f"http://127.0.0.1:{port}") as served:
             for _ in range(WIDE_CONNECTIONS_MAX + 4):
-                (await served.connect()).ask(b'{"model":"claude-haiku-4-5","max_tokens":1,"messages":[]}')
-            await until_true(lambda: len(heads) == WIDE_CONNECTIONS_MAX + 4)
+                (await served.connect()).send_request(b'{"model":"claude-haiku-4-5","max_tokens":1,"messages":[]}')
+            await wait_until(lambda: len(heads) == WIDE_CONNECTIONS_MAX + 4)
             sizes = [sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) for sock in connections_of(peer=port)]
             assert sizes.count(2 * NARROW_BUFFER_BYTES) == 4
         server.close()

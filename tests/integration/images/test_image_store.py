@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import msgspec
 import pytest
 
-from doubles.image_archives import directory, entry, layer, oci_archive, small_root, symlink
+from doubles.image_archives import directory, entry, layer, minimal_root, oci_archive, symlink
 from sandbox.bootstrap.doctor.examination import check_images
 from sandbox.images import image_store
 from sandbox.images.build import Component, build_image, import_image
@@ -33,7 +33,7 @@ DEFINITION = ImageDefinition("tools", date(2026, 11, 1), files={"/etc/motd": "he
 @pytest.fixture(scope="module")
 def root_layer():
     """A small root, in which no program is started."""
-    return small_root(is_hollow=True)
+    return minimal_root(is_truncated=True)
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import pytest
 
-from doubles.attempt_dependencies import Stage
+from doubles.attempt_dependencies import AttemptHarness
 
 
 @pytest.fixture
@@ -11,7 +11,7 @@ def make_harness(tmp_path):
     harnesses = []
 
     def make(script, **parts):
-        harnesses.append(Stage(tmp_path, script, **parts))
+        harnesses.append(AttemptHarness(tmp_path, script, **parts))
         return harnesses[-1]
 
     yield make

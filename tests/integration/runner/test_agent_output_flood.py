@@ -3,7 +3,7 @@
 import asyncio
 from collections import Counter
 
-from doubles.attempt_dependencies import Script, Stage
+from doubles.attempt_dependencies import AttemptHarness, Script
 from sandbox.interfaces.journal import read_records
 from sandbox.model.events import Gap, Output, ToolCall
 
@@ -13,7 +13,7 @@ LINES_IN_A_TURN_MAX = 250
 
 
 def test_line_flood_does_not_starve_other_coroutines(tmp_path):
-    harness = Stage(tmp_path, Script(stdout=b"\n" * LINES, stderr=b"\n" * LINES))
+    harness = AttemptHarness(tmp_path, Script(stdout=b"\n" * LINES, stderr=b"\n" * LINES))
     turn, lines = 0, Counter()
     record = harness.recorder.record
 
@@ -32,7 +32,7 @@ def test_line_flood_does_not_starve_other_coroutines(tmp_path):
 
     async def scenario():
         counter = asyncio.create_task(count_turns())
-        await harness.life.run()
+        await harness.attempt_runner.run()
         counter.cancel()
 
     asyncio.run(scenario())
@@ -43,8 +43,8 @@ def test_line_flood_does_not_starve_other_coroutines(tmp_path):
 
 def test_output_above_total_limit_is_dropped_and_still_parsed(tmp_path, monkeypatch):
     monkeypatch.setattr("sandbox.runner.agent_output.OUTPUT_BYTES_MAX", 1000)
-    harness = Stage(tmp_path, Script(stdout=b"+Bash\n" + b"line\n" * 100 + b"-Bash\n"))
-    asyncio.run(harness.life.run())
+    harness = AttemptHarness(tmp_path, Script(stdout=b"+Bash\n" + b"line\n" * 100 + b"-Bash\n"))
+    asyncio.run(harness.attempt_runner.run())
     harness.writer.close()
     events = [record.event for record in read_records(harness.journals, "task-1")]
     stored = [event for event in events if isinstance(event, Output)]
@@ -60,8 +60,8 @@ def test_output_above_total_limit_is_dropped_and_still_parsed(tmp_path, monkeypa
 def test_flood_of_fake_tool_calls_is_counted_without_filling_the_journal(tmp_path, monkeypatch):
     monkeypatch.setattr("sandbox.runner.agent_output.OUTPUT_BYTES_MAX", 1000)
     monkeypatch.setattr("sandbox.runner.progress.TOOL_CALL_EVENTS_MAX", 10, raising=False)
-    harness = Stage(tmp_path, Script(stdout=b"+Bash\n-Bash\n" * 1000))
-    asyncio.run(harness.life.run())
+    harness = AttemptHarness(tmp_path, Script(stdout=b"+Bash\n-Bash\n" * 1000))
+    asyncio.run(harness.attempt_runner.run())
     harness.writer.close()
     assert harness.states[-1] == "completed"
     assert len(harness.events(ToolCall)) == 10

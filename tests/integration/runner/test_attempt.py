@@ -38,7 +38,7 @@ def short_grace(monkeypatch, seconds):
 def test_task_passes_through_all_states(make_harness):
     script = Script(stdout=b"+Bash\n-Bash\nhello\nlast")
     harness = make_harness(script, lifecycle={"artifact_patterns": ("*.md",)})
-    asyncio.run(harness.life.run())
+    asyncio.run(harness.attempt_runner.run())
     assert harness.states == ["pending", "staging", "provisioning", "ready", "running", "completing", "completed"]
     assert harness.outputs() == [b"+Bash\n", b"-Bash\n", b"hello\n", b"last"]
     assert harness.artifacts == {"task-1.patch", "transcript.ndjson", "metadata.json", "report.md"}
@@ -48,8 +48,8 @@ def test_task_passes_through_all_states(make_harness):
 
 
 def test_truncated_patch_adds_changed_files_and_does_not_fail_the_task(make_harness):
-    harness = make_harness(Script(patch_lacks="it is too large"))
-    asyncio.run(harness.life.run())
+    harness = make_harness(Script(patch_incomplete_reason="it is too large"))
+    asyncio.run(harness.attempt_runner.run())
     assert harness.states[-1] == "completed"
     assert harness.artifacts >= {"task-1.patch", "task-1.changes.tar"}
     [error] = [
@@ -61,7 +61,7 @@ def test_truncated_patch_adds_changed_files_and_does_not_fail_the_task(make_harn
 
 def test_slow_patch_is_abandoned_and_changed_files_are_stored(make_harness):
     harness = make_harness(Script(patch_seconds=60), lifecycle={"collect_timeout": "2s"})
-    asyncio.run(harness.life.run())
+    asyncio.run(harness.attempt_runner.run())
     assert harness.states[-1] == "completed"
     assert harness.artifacts >= {"task-1.patch", "task-1.changes.tar"}
     assert b"truncated" in (harness.attempt.task_files.artifacts / "task-1.patch").read_bytes()
@@ -72,14 +72,14 @@ def test_files_of_earlier_attempt_are_removed_before_clone(make_harness):
     earlier = harness.attempt.task_files.attempt("bcdefghijklm")
     (earlier.disk / "workspace").mkdir(parents=True)
     earlier.runner_log.write_text("killed\n")
-    asyncio.run(harness.life.run())
+    asyncio.run(harness.attempt_runner.run())
     assert harness.states[-1] == "completed"
     assert list(earlier.root.iterdir()) == [earlier.runner_log]
 
 
 def test_recorded_artifacts_are_on_disk_and_no_other_files_remain(make_harness):
     harness = make_harness(Script(stdout=b"one\ntwo\n", stderr=b"warn\n"))
-    asyncio.run(harness.life.run())
+    asyncio.run(harness.attempt_runner.run())
     artifacts = harness.attempt.task_files.artifacts
     assert (artifacts / "transcript.ndjson").read_bytes() == b"one\ntwo\n"
     metadata = json.loads((artifacts / "metadata.json").read_text())
@@ -92,8 +92,8 @@ def test_recorded_artifacts_are_on_disk_and_no_other_files_remain(make_harness):
 def test_sandbox_is_killed_before_artifacts_are_collected(make_harness):
     script = Script()
     harness = make_harness(script)
-    asyncio.run(harness.life.run())
-    assert script.seen == ["create", "start", "kill", "destroy"]
+    asyncio.run(harness.attempt_runner.run())
+    assert script.calls == ["create", "start", "kill", "destroy"]
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_sandbox_is_killed_before_artifacts_are_collected(make_harness):
 )
 def test_failure_of_a_step_is_recorded_with_its_code(make_harness, script, states, code):
     harness = make_harness(script)
-    asyncio.run(harness.life.run())
+    asyncio.run(harness.attempt_runner.run())
     assert harness.states == states
     assert harness.task.failure.code == code
     metadata = json.loads((harness.attempt.task_files.artifacts / "metadata.json").read_text())
@@ -133,54 +133,54 @@ def test_failure_of_a_step_is_recorded_with_its_code(make_harness, script, state
 
 def test_teardown_error_does_not_fail_a_successful_task(make_harness):
     harness = make_harness(Script(destroy_error=AttemptError(FailureCode.SANDBOX_LOST, "still there")))
-    asyncio.run(harness.life.run())
+    asyncio.run(harness.attempt_runner.run())
     assert harness.task.state is TaskState.COMPLETED
 
 
 def test_cancel_sends_sigterm_and_collects_artifacts(make_harness):
-    script = Script(stays=True)
+    script = Script(runs_until_signal=True)
     harness = make_harness(script)
 
     async def scenario():
-        work = asyncio.create_task(harness.life.run())
-        await harness.until(TaskState.RUNNING)
-        assert harness.life.cancel(CancelOrder("changed my mind")).done
+        work = asyncio.create_task(harness.attempt_runner.run())
+        await harness.wait_for_state(TaskState.RUNNING)
+        assert harness.attempt_runner.cancel(CancelOrder("changed my mind")).done
         await work
 
     asyncio.run(scenario())
-    assert "signal SIGTERM" in script.seen
+    assert "signal SIGTERM" in script.calls
     assert harness.states[-2:] == ["completing", "cancelled"]
     assert "task-1.patch" in harness.artifacts
     assert harness.task.state_message == "Cancelled: changed my mind"
 
 
 def test_agent_that_ignores_sigterm_is_killed_after_grace_period(make_harness, monkeypatch):
-    script = Script(stays=True, deaf=True)
+    script = Script(runs_until_signal=True, ignores_term=True)
     harness = make_harness(script)
 
     async def scenario():
-        work = asyncio.create_task(harness.life.run())
-        await harness.until(TaskState.RUNNING)
-        harness.life.cancel(CancelOrder())
+        work = asyncio.create_task(harness.attempt_runner.run())
+        await harness.wait_for_state(TaskState.RUNNING)
+        harness.attempt_runner.cancel(CancelOrder())
         await work
 
     with short_grace(monkeypatch, 0.05):
         asyncio.run(scenario())
-    assert script.seen.index("signal SIGTERM") < script.seen.index("kill")
+    assert script.calls.index("signal SIGTERM") < script.calls.index("kill")
     assert harness.task.state is TaskState.CANCELLED
     assert harness.task.exit_code == 137
 
 
 def test_later_force_cancel_skips_grace_period(make_harness):
-    script = Script(stays=True, deaf=True)
+    script = Script(runs_until_signal=True, ignores_term=True)
     harness = make_harness(script)
 
     async def scenario():
-        work = asyncio.create_task(harness.life.run())
-        await harness.until(TaskState.RUNNING)
-        harness.life.cancel(CancelOrder())
+        work = asyncio.create_task(harness.attempt_runner.run())
+        await harness.wait_for_state(TaskState.RUNNING)
+        harness.attempt_runner.cancel(CancelOrder())
         await asyncio.sleep(0)
-        harness.life.cancel(CancelOrder(force=True))
+        harness.attempt_runner.cancel(CancelOrder(force=True))
         await asyncio.wait_for(work, 5)
 
     asyncio.run(scenario())
@@ -191,9 +191,9 @@ def test_cancel_during_clone_stops_the_clone(make_harness):
     harness = make_harness(Script(stage_seconds=60))
 
     async def scenario():
-        work = asyncio.create_task(harness.life.run())
+        work = asyncio.create_task(harness.attempt_runner.run())
         await asyncio.sleep(0)
-        harness.life.cancel(CancelOrder())
+        harness.attempt_runner.cancel(CancelOrder())
         await asyncio.wait_for(work, 5)
 
     asyncio.run(scenario())
@@ -202,8 +202,8 @@ def test_cancel_during_clone_stops_the_clone(make_harness):
 
 def test_cancel_after_outcome_is_rejected(make_harness):
     harness = make_harness(Script())
-    asyncio.run(harness.life.run())
-    reply = harness.life.cancel(CancelOrder())
+    asyncio.run(harness.attempt_runner.run())
+    reply = harness.attempt_runner.cancel(CancelOrder())
     assert not reply.done
     assert harness.task.state is TaskState.COMPLETED
 
@@ -211,14 +211,14 @@ def test_cancel_after_outcome_is_rejected(make_harness):
 @pytest.mark.parametrize(
     ("lifecycle", "code", "script"),
     [
-        ({"timeout": "1s"}, "timeout", Script(stays=True)),
-        ({"hang_timeout": "1s"}, "hang", Script(stays=True, stdout=b"")),
+        ({"timeout": "1s"}, "timeout", Script(runs_until_signal=True)),
+        ({"hang_timeout": "1s"}, "hang", Script(runs_until_signal=True, stdout=b"")),
         ({"stage_timeout": "1s"}, "stage_timeout", Script(stage_seconds=60)),
     ],
 )
 def test_each_time_limit_ends_the_task_with_its_code(make_harness, lifecycle, code, script):
     harness = make_harness(script, lifecycle=lifecycle)
-    asyncio.run(harness.life.run())
+    asyncio.run(harness.attempt_runner.run())
     assert harness.task.state is TaskState.FAILED
     assert harness.task.failure.code == code
     assert next(iter(lifecycle)) in harness.task.failure.message
@@ -234,10 +234,10 @@ def test_finisher_completes_attempt_of_dead_runner(make_harness):
     harness.attempt.files.workspace.mkdir(parents=True)
     harness.attempt.files.repository.mkdir()
     write_handle(harness.attempt.files.handle, harness.attempt.dependencies.runtime.prepare(ATTEMPT_ID))
-    asyncio.run(harness.life.finish())
+    asyncio.run(harness.attempt_runner.finish())
     assert harness.task.failure.code == "runner_lost"
     assert harness.states[-2:] == ["completing", "failed"]
-    assert script.seen[0] == "destroy"
+    assert script.calls[0] == "destroy"
     assert harness.outputs() == [b"half a line\n"]
     assert {"task-1.patch", "transcript.ndjson", "metadata.json"} <= harness.artifacts
 
@@ -248,14 +248,14 @@ def test_finisher_preserves_recorded_outcome(make_harness):
     for event in (WorkspacePrepared("c0ffee" + "0" * 34), SandboxCreated("v", "scripted", "host"), AgentStarted("s")):
         harness.recorder.record(event)
     harness.recorder.record(AgentExited(0, {"is_error": False}, None))
-    asyncio.run(harness.life.finish())
+    asyncio.run(harness.attempt_runner.finish())
     assert harness.task.state is TaskState.COMPLETED
 
 
 @pytest.mark.parametrize("exit_event", [AgentExited(0, {"is_error": False}, None), AgentExited(0, None, AGENT_FAILED)])
 def test_finisher_of_collected_task_ends_despite_teardown_failure(make_harness, exit_event):
     harness = attempt_with_undestroyable_sandbox(make_harness, exit_event, metadata=True)
-    asyncio.run(harness.life.finish())
+    asyncio.run(harness.attempt_runner.finish())
     assert harness.task.state is (TaskState.COMPLETED if exit_event.failure is None else TaskState.FAILED)
     assert [report.error for report in harness.events(ErrorReported)] == ["teardown_failed"]
 
@@ -265,7 +265,7 @@ def test_finisher_does_not_read_workspace_of_a_live_sandbox(make_harness):
         make_harness, AgentExited(0, {"is_error": False}, None), metadata=False
     )
     with pytest.raises(AttemptError, match="still there"):
-        asyncio.run(harness.life.finish())
+        asyncio.run(harness.attempt_runner.finish())
     assert harness.task.state is TaskState.COMPLETING
     assert harness.artifacts == set()
 
@@ -286,7 +286,7 @@ def attempt_with_undestroyable_sandbox(make_harness, exit_event, *, metadata):
 
 def test_unexpected_exception_is_recorded_as_internal_error(make_harness, caplog):
     harness = make_harness(Script(create_error=ZeroDivisionError("bug")))
-    asyncio.run(harness.life.run())
+    asyncio.run(harness.attempt_runner.run())
     assert harness.task.failure == Failure(
         FailureCode.INTERNAL, "The runner failed (ZeroDivisionError); please report this."
     )
@@ -304,6 +304,6 @@ def test_finisher_distinguishes_lost_host_from_lost_runner(make_harness, boot_id
         harness.recorder.record(event)
     harness.attempt.files.workspace.mkdir(parents=True)
     harness.attempt.files.repository.mkdir()
-    asyncio.run(harness.life.finish())
+    asyncio.run(harness.attempt_runner.finish())
     assert (harness.task.state, harness.task.failure.code) == (TaskState.FAILED, code)
     assert {"task-1.patch", "report.md", "metadata.json"} <= harness.artifacts

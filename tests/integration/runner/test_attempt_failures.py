@@ -40,20 +40,20 @@ def fail_first_record(harness, monkeypatch, kind):
     ("kind", "lifecycle"), [(Progress, {}), (AttemptFailed, {"timeout": "1s"}), (AttemptFailed, {"hang_timeout": "1s"})]
 )
 def test_failure_of_a_helper_task_stops_the_agent(make_harness, monkeypatch, kind, lifecycle):
-    harness = make_harness(Script(stays=True, stdout=b"+Bash\n"), lifecycle=lifecycle)
+    harness = make_harness(Script(runs_until_signal=True, stdout=b"+Bash\n"), lifecycle=lifecycle)
     fail_first_record(harness, monkeypatch, kind)
-    asyncio.run(asyncio.wait_for(harness.life.run(), 10))
+    asyncio.run(asyncio.wait_for(harness.attempt_runner.run(), 10))
     assert harness.task.state is TaskState.FAILED
     assert "ArithmeticError" in harness.task.failure.message
 
 
 def test_agent_stops_when_usage_cannot_be_recorded(make_harness, monkeypatch):
-    harness = make_harness(Script(stays=True))
+    harness = make_harness(Script(runs_until_signal=True))
     fail_first_record(harness, monkeypatch, Usage)
 
     async def scenario():
-        work = asyncio.create_task(harness.life.run())
-        await harness.until(TaskState.RUNNING)
+        work = asyncio.create_task(harness.attempt_runner.run())
+        await harness.wait_for_state(TaskState.RUNNING)
         harness.script.report(Usage("a-model", 1, 1))
         await asyncio.wait_for(work, 10)
 
@@ -63,22 +63,22 @@ def test_agent_stops_when_usage_cannot_be_recorded(make_harness, monkeypatch):
 
 
 def test_agent_is_killed_when_its_start_cannot_be_recorded(make_harness, monkeypatch):
-    script = Script(stays=True)
+    script = Script(runs_until_signal=True)
     harness = make_harness(script)
     fail_first_record(harness, monkeypatch, AgentStarted)
-    asyncio.run(asyncio.wait_for(harness.life.run(), 10))
+    asyncio.run(asyncio.wait_for(harness.attempt_runner.run(), 10))
     assert harness.task.state is TaskState.FAILED
-    assert script.seen == ["create", "start", "kill", "destroy"]
+    assert script.calls == ["create", "start", "kill", "destroy"]
 
 
 def test_unkillable_sandbox_is_recorded_as_lost(make_harness, monkeypatch):
     monkeypatch.setattr("sandbox.runner.steps.run.KILL_SECONDS", 0.1)
-    harness = make_harness(Script(stays=True, immortal=True))
+    harness = make_harness(Script(runs_until_signal=True, survives_kill=True))
 
     async def scenario():
-        work = asyncio.create_task(harness.life.run())
-        await harness.until(TaskState.RUNNING)
-        harness.life.cancel(CancelOrder(force=True))
+        work = asyncio.create_task(harness.attempt_runner.run())
+        await harness.wait_for_state(TaskState.RUNNING)
+        harness.attempt_runner.cancel(CancelOrder(force=True))
         await asyncio.wait_for(work, 10)
 
     asyncio.run(scenario())
@@ -93,11 +93,11 @@ def test_task_cancelled_before_runner_starts_never_runs_the_agent(make_harness):
     runner = AttemptRunner(harness.attempt)
     asyncio.run(runner.run())
     assert harness.task.state is TaskState.CANCELLED
-    assert "start" not in script.seen
+    assert "start" not in script.calls
 
 
 def test_output_flush_is_retried_after_an_error(make_harness, monkeypatch, caplog):
-    harness = make_harness(Script(stays=True, stdout=b"hello\n"))
+    harness = make_harness(Script(runs_until_signal=True, stdout=b"hello\n"))
     sync, calls = harness.writer.sync, []
 
     def sync_with_one_failure():
@@ -111,11 +111,11 @@ def test_output_flush_is_retried_after_an_error(make_harness, monkeypatch, caplo
     monkeypatch.setattr(harness.writer, "sync", sync_with_one_failure)
 
     async def scenario():
-        work = asyncio.create_task(harness.life.run())
+        work = asyncio.create_task(harness.attempt_runner.run())
         async with asyncio.timeout(10):
             while len(calls) < 3:
                 await asyncio.sleep(0.01)
-        harness.life.cancel(CancelOrder(force=True))
+        harness.attempt_runner.cancel(CancelOrder(force=True))
         await work
 
     asyncio.run(scenario())
@@ -132,7 +132,7 @@ def test_finisher_collects_a_partially_collected_attempt_once(make_harness):
     (harness.attempt.files.root / "task-1.patch").write_bytes(b"half a pat")
     (harness.attempt.files.root / "handle.part").write_bytes(b"{")
     harness.attempt.files.runner_log.write_bytes(b"a log\n")
-    asyncio.run(harness.life.finish())
+    asyncio.run(harness.attempt_runner.finish())
     assert harness.task.state is TaskState.COMPLETED
     names = [artifact.name for artifact in harness.task.artifacts]
     assert sorted(names) == ["metadata.json", "report.md", "task-1.patch", "transcript.ndjson"]
@@ -144,7 +144,7 @@ def test_collection_timeout_leaves_no_partial_files(make_harness):
     """Neither the patch nor the files were completed: the work is lost, but the events are not."""
     harness = make_harness(Script(patch_seconds=60, tar_seconds=60), lifecycle={"collect_timeout": "5s"})
     harness.attempt.files.runner_log.write_bytes(b"a log\n")
-    asyncio.run(asyncio.wait_for(harness.life.run(), 20))
+    asyncio.run(asyncio.wait_for(harness.attempt_runner.run(), 20))
     assert harness.task.failure.code == "collect_failed"
     assert "raise lifecycle.collect_timeout" in harness.task.failure.message
     assert harness.artifacts == {"task-1.patch", "transcript.ndjson", "metadata.json"}
@@ -159,10 +159,10 @@ def test_full_disk_without_size_enforcement_stops_the_agent(make_harness, monkey
         return DiskUsage(2, 1, is_full=True)
 
     monkeypatch.setattr("sandbox.disks.directory.DirectoryDisks.usage", usage)
-    harness = make_harness(Script(stays=True, deaf=True))
-    asyncio.run(asyncio.wait_for(harness.life.run(), 10))
+    harness = make_harness(Script(runs_until_signal=True, ignores_term=True))
+    asyncio.run(asyncio.wait_for(harness.attempt_runner.run(), 10))
     assert (harness.states[-1], harness.task.failure.code) == ("failed", "disk_full")
-    assert "kill" in harness.script.seen
+    assert "kill" in harness.script.calls
     assert "task-1.patch" in harness.artifacts
 
 
@@ -172,11 +172,11 @@ def test_disk_usage_errors_stop_the_agent(make_harness, monkeypatch):
 
     monkeypatch.setattr("sandbox.disks.directory.DirectoryDisks.usage", usage)
     monkeypatch.setattr("sandbox.runner.resource_exhaustion.DISK_CHECK_SECONDS", 0.01)
-    harness = make_harness(Script(stays=True, deaf=True))
-    asyncio.run(asyncio.wait_for(harness.life.run(), 10))
+    harness = make_harness(Script(runs_until_signal=True, ignores_term=True))
+    asyncio.run(asyncio.wait_for(harness.attempt_runner.run(), 10))
     assert (harness.states[-1], harness.task.failure.code) == ("failed", "sandbox_lost")
     assert "cannot be measured" in harness.task.failure.message
-    assert "kill" in harness.script.seen
+    assert "kill" in harness.script.calls
 
 
 def test_intermittent_disk_usage_errors_do_not_stop_the_agent(make_harness, monkeypatch):
@@ -190,14 +190,14 @@ def test_intermittent_disk_usage_errors_do_not_stop_the_agent(make_harness, monk
 
     monkeypatch.setattr("sandbox.disks.directory.DirectoryDisks.usage", usage)
     monkeypatch.setattr("sandbox.runner.resource_exhaustion.DISK_CHECK_SECONDS", 0.01)
-    harness = make_harness(Script(stays=True))
+    harness = make_harness(Script(runs_until_signal=True))
 
     async def scenario():
-        work = asyncio.create_task(harness.life.run())
+        work = asyncio.create_task(harness.attempt_runner.run())
         async with asyncio.timeout(10):
             while len(calls) < 10:
                 await asyncio.sleep(0.01)
-        harness.life.cancel(CancelOrder(force=True))
+        harness.attempt_runner.cancel(CancelOrder(force=True))
         await work
 
     asyncio.run(scenario())
@@ -215,7 +215,7 @@ def test_disk_error_while_writing_home_files_advises_the_user(make_harness, monk
 
     monkeypatch.setattr("sandbox.runner.steps.provision.write_home_files", refuse_home)
     harness = make_harness(Script())
-    asyncio.run(harness.life.run())
+    asyncio.run(harness.attempt_runner.run())
     assert (harness.states[-1], harness.task.failure.code) == ("failed", code)
     assert advice in harness.task.failure.message
 
@@ -228,12 +228,12 @@ def test_output_of_unkillable_agent_is_not_read_after_the_attempt(make_harness, 
 
     monkeypatch.setattr("sandbox.runner.steps.run.KILL_SECONDS", 0.1)
     monkeypatch.setattr("doubles.attempt_dependencies.ScriptedSandbox.kill", survive)
-    harness = make_harness(Script(stays=True, deaf=True))
+    harness = make_harness(Script(runs_until_signal=True, ignores_term=True))
 
     async def scenario():
-        work = asyncio.create_task(harness.life.run())
-        await harness.until(TaskState.RUNNING)
-        harness.life.cancel(CancelOrder(force=True))
+        work = asyncio.create_task(harness.attempt_runner.run())
+        await harness.wait_for_state(TaskState.RUNNING)
+        harness.attempt_runner.cancel(CancelOrder(force=True))
         await asyncio.wait_for(work, 20)
         await asyncio.sleep(0)
         return asyncio.all_tasks() - {asyncio.current_task()}
@@ -251,7 +251,11 @@ def test_terminal_clients_receive_the_end_before_collection(make_harness, monkey
         await broken.wait()
         raise OSError("The terminal broke")
 
-    harness, broken, ends = make_harness(Script(stays=True), claude={"headless": False}), asyncio.Event(), []
+    harness, broken, ends = (
+        make_harness(Script(runs_until_signal=True), claude={"headless": False}),
+        asyncio.Event(),
+        [],
+    )
     if fault == "it would not die":
         monkeypatch.setattr("sandbox.runner.steps.run.KILL_SECONDS", 0.1)
         monkeypatch.setattr("doubles.attempt_dependencies.ScriptedSandbox.kill", survive)
@@ -264,10 +268,10 @@ def test_terminal_clients_receive_the_end_before_collection(make_harness, monkey
     )
 
     async def scenario():
-        work = asyncio.create_task(harness.life.run())
-        await harness.until(TaskState.RUNNING)
+        work = asyncio.create_task(harness.attempt_runner.run())
+        await harness.wait_for_state(TaskState.RUNNING)
         if fault == "it would not die":
-            harness.life.cancel(CancelOrder(force=True))
+            harness.attempt_runner.cancel(CancelOrder(force=True))
         broken.set()
         await asyncio.wait_for(work, 20)
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from doubles.attempt_dependencies import Script, Stage
-from doubles.faulty_runtime import Lies, LyingRuntime
+from doubles.attempt_dependencies import AttemptHarness, Script
+from doubles.faulty_runtime import FaultyRuntime, RuntimeFaults
 from sandbox.agents.claude_code.driver import ClaudeCodeDriver
 from sandbox.interfaces.placement import CancelOrder
 from sandbox.interfaces.runtime import Runtime
@@ -24,23 +24,23 @@ def run_attempt(tmp_path):
     harnesses = []
 
     def run_attempt(faults, *, cancel_in=None, **parts):
-        harness = Stage(tmp_path, Script(), **parts)
+        harness = AttemptHarness(tmp_path, Script(), **parts)
         harnesses.append(harness)
-        runtime: Runtime = LyingRuntime(faults)
+        runtime: Runtime = FaultyRuntime(faults)
         agent = ClaudeCodeDriver(Path("/usr/bin/true"))
         harness.attempt = replace(
             harness.attempt, dependencies=replace(harness.attempt.dependencies, runtime=runtime, agent=agent)
         )
-        harness.life = AttemptRunner(harness.attempt)
+        harness.attempt_runner = AttemptRunner(harness.attempt)
 
         async def scenario():
-            work = asyncio.create_task(harness.life.run())
+            work = asyncio.create_task(harness.attempt_runner.run())
             if cancel_in is not None:
-                await harness.until(cancel_in)
+                await harness.wait_for_state(cancel_in)
                 async with asyncio.timeout(TIMEOUT_SECONDS):
-                    while not faults.seen:  # the state changes shortly before the runtime is called
+                    while not faults.calls:  # the state changes shortly before the runtime is called
                         await asyncio.sleep(0.005)
-                harness.life.cancel(CancelOrder(force=True))
+                harness.attempt_runner.cancel(CancelOrder(force=True))
             await asyncio.wait_for(work, TIMEOUT_SECONDS)
 
         asyncio.run(scenario())
@@ -52,74 +52,74 @@ def run_attempt(tmp_path):
 
 
 def test_command_that_cannot_start_fails_with_the_reason(run_attempt):
-    faults = Lies(start_error="The disk of the image is broken.")
+    faults = RuntimeFaults(start_error="The disk of the image is broken.")
     harness = run_attempt(faults)
     assert (harness.task.state, harness.task.failure.code) == (TaskState.FAILED, "provision_failed")
     assert "disk of the image" in harness.task.failure.message
-    assert faults.seen[-1] == "destroy"
+    assert faults.calls[-1] == "destroy"
 
 
 def test_sandbox_that_dies_silently_is_lost_and_its_output_is_stored(run_attempt):
-    faults = Lies(dies_silently=True)
+    faults = RuntimeFaults(dies_silently=True)
     harness = run_attempt(faults)
     assert (harness.task.state, harness.task.failure.code) == (TaskState.FAILED, "sandbox_lost")
     assert harness.outputs("stdout") == [b"half a line"]
     assert "task-1.patch" in harness.artifacts
-    assert faults.seen[-1] == "destroy"
+    assert faults.calls[-1] == "destroy"
 
 
 def test_sandbox_that_is_never_ready_fails_with_provision_timeout(run_attempt):
-    faults = Lies(never_ready=True)
+    faults = RuntimeFaults(create_hangs=True)
     harness = run_attempt(faults, lifecycle={"provision_timeout": "1s"})
     assert (harness.task.state, harness.task.failure.code) == (TaskState.FAILED, "provision_timeout")
-    assert faults.seen == ["create", "destroy"]
+    assert faults.calls == ["create", "destroy"]
 
 
 def test_sandbox_that_is_never_ready_can_be_cancelled(run_attempt):
-    faults = Lies(never_ready=True)
+    faults = RuntimeFaults(create_hangs=True)
     harness = run_attempt(faults, cancel_in=TaskState.PROVISIONING)
     assert harness.task.state is TaskState.CANCELLED
-    assert faults.seen == ["create", "destroy"]
+    assert faults.calls == ["create", "destroy"]
 
 
 def test_command_that_never_starts_fails_after_start_timeout(run_attempt, monkeypatch):
     monkeypatch.setattr("sandbox.runner.steps.run.SANDBOX_START_SECONDS", 0.1)
-    faults = Lies(never_begins=True)
+    faults = RuntimeFaults(start_hangs=True)
     harness = run_attempt(faults)
     assert (harness.task.state, harness.task.failure.code) == (TaskState.FAILED, "provision_failed")
     assert "did not start" in harness.task.failure.message
-    assert faults.seen[-1] == "destroy"
+    assert faults.calls[-1] == "destroy"
 
 
 def test_slow_kill_within_limit_is_awaited(run_attempt):
-    faults = Lies(slow_stop_seconds=0.5)
+    faults = RuntimeFaults(slow_stop_seconds=0.5)
     harness = run_attempt(faults, cancel_in=TaskState.RUNNING)
     assert (harness.task.state, harness.task.exit_code) == (TaskState.CANCELLED, 137)
-    assert "kill" in faults.seen
+    assert "kill" in faults.calls
 
 
 def test_slow_kill_beyond_limit_loses_the_sandbox(run_attempt, monkeypatch):
     monkeypatch.setattr("sandbox.runner.steps.run.KILL_SECONDS", 0.1)
-    faults = Lies(slow_stop_seconds=3600)
+    faults = RuntimeFaults(slow_stop_seconds=3600)
     harness = run_attempt(faults, cancel_in=TaskState.RUNNING)
     assert (harness.task.state, harness.task.failure.code) == (TaskState.CANCELLED, "sandbox_lost")
-    assert faults.seen[-1] == "destroy"
+    assert faults.calls[-1] == "destroy"
 
 
 def test_destroy_timeout_does_not_change_the_outcome(run_attempt, monkeypatch):
     monkeypatch.setattr("sandbox.runner.steps.teardown.SANDBOX_TEARDOWN_SECONDS", 0.1)
-    harness = run_attempt(Lies(dies_silently=True, slow_destroy_seconds=3600))
+    harness = run_attempt(RuntimeFaults(dies_silently=True, slow_destroy_seconds=3600))
     assert (harness.task.state, harness.task.failure.code) == (TaskState.FAILED, "sandbox_lost")
     assert ("teardown_failed", "The sandbox was not removed completely: it takes too long") in error_reports(harness)
 
 
 def test_slow_sandbox_reports_its_reason(run_attempt):
-    harness = run_attempt(Lies(dies_silently=True, slow_reason="No guest booted with KVM."))
+    harness = run_attempt(RuntimeFaults(dies_silently=True, slow_reason="No guest booted with KVM."))
     assert ("sandbox_slow", "No guest booted with KVM.") in error_reports(harness)
 
 
 def test_normal_sandbox_reports_no_slowness(run_attempt):
-    assert "sandbox_slow" not in dict(error_reports(run_attempt(Lies(dies_silently=True))))
+    assert "sandbox_slow" not in dict(error_reports(run_attempt(RuntimeFaults(dies_silently=True))))
 
 
 def error_reports(harness):

@@ -59,11 +59,11 @@ def next_attempt(harness, *, resumes, **parts):
 
 def test_failed_agent_with_a_retry_left_is_torn_down_without_collection(make_harness):
     harness = make_harness(Script(exit=ExitStatus(1)), lifecycle={"retries": 1})
-    asyncio.run(harness.life.run())
+    asyncio.run(harness.attempt_runner.run())
     assert (harness.task.state, harness.task.attempt.follow_up) == (TaskState.RUNNING, "retry")
     assert harness.task.attempt.failure.code == "agent_failed"
     assert isinstance(harness.events(object)[-1], AttemptEnded)
-    assert harness.script.seen[-1] == "destroy"
+    assert harness.script.calls[-1] == "destroy"
     assert (remaining_files(harness), harness.artifacts) == (set(), set())
 
 
@@ -75,7 +75,7 @@ def test_artifacts_of_task_cancelled_between_attempts_are_not_flagged(make_harne
         manifest_secrets=("TOKEN",),
         lifecycle={"retries": 1},
     )
-    asyncio.run(harness.life.run())
+    asyncio.run(harness.attempt_runner.run())
     harness.recorder.record(CancelRequested())
     asyncio.run(AttemptRunner(harness.attempt).finish())
     assert harness.task.state is TaskState.CANCELLED
@@ -85,7 +85,7 @@ def test_artifacts_of_task_cancelled_between_attempts_are_not_flagged(make_harne
 
 def test_retry_starts_with_a_fresh_workspace_and_decides_the_outcome(make_harness):
     harness = make_harness(Script(exit=ExitStatus(1)), lifecycle={"retries": 1})
-    asyncio.run(harness.life.run())
+    asyncio.run(harness.attempt_runner.run())
     harness.script.exit = ExitStatus(0)
     asyncio.run(next_attempt(harness, resumes=False).run())
     assert harness.task.state is TaskState.COMPLETED
@@ -96,7 +96,7 @@ def test_retry_starts_with_a_fresh_workspace_and_decides_the_outcome(make_harnes
 
 def test_rendered_output_shows_the_last_attempt_only(make_harness):
     harness = make_harness(Script(exit=ExitStatus(1)), lifecycle={"retries": 1}, claude={"output_format": "json"})
-    asyncio.run(harness.life.run())
+    asyncio.run(harness.attempt_runner.run())
     assert harness.outputs("stdout") == []
     harness.script.exit = ExitStatus(0)
     asyncio.run(next_attempt(harness, resumes=False).run())
@@ -106,14 +106,14 @@ def test_rendered_output_shows_the_last_attempt_only(make_harness):
 def test_rendered_output_is_shown_when_the_retry_is_skipped(make_harness):
     script = Script(exit=ExitStatus(1), destroy_error=AttemptError(FailureCode.SANDBOX_LOST, "It does not end."))
     harness = make_harness(script, lifecycle={"retries": 1}, claude={"output_format": "json"})
-    asyncio.run(harness.life.run())
+    asyncio.run(harness.attempt_runner.run())
     assert harness.task.state is TaskState.FAILED
     assert harness.outputs("stdout") == [b"rendered\n"]
 
 
 def test_rendered_output_is_shown_when_cancelled_before_the_retry(make_harness):
     harness = make_harness(Script(exit=ExitStatus(1)), lifecycle={"retries": 1}, claude={"output_format": "text"})
-    asyncio.run(harness.life.run())
+    asyncio.run(harness.attempt_runner.run())
     assert harness.outputs("stdout") == []
     harness.recorder.record(CancelRequested("enough"))
     asyncio.run(AttemptRunner(harness.attempt).finish())
@@ -124,7 +124,7 @@ def test_rendered_output_is_shown_when_cancelled_before_the_retry(make_harness):
 def test_retry_is_skipped_when_the_sandbox_cannot_be_destroyed(make_harness):
     script = Script(exit=ExitStatus(1), destroy_error=AttemptError(FailureCode.SANDBOX_LOST, "It does not end."))
     harness = make_harness(script, lifecycle={"retries": 5})
-    asyncio.run(harness.life.run())
+    asyncio.run(harness.attempt_runner.run())
     [skipped] = harness.events(RetrySkipped)
     assert (skipped.follow_up, skipped.reason) == ("retry", "It does not end.")
     assert (harness.task.state, harness.task.failure.code) == (TaskState.FAILED, "agent_failed")
@@ -152,16 +152,16 @@ def test_partially_removed_workspace_produces_no_patch(make_harness):
 def test_finisher_schedules_another_attempt_before_the_agent_starts(make_harness, events_recorded):
     harness = make_harness(Script())
     kill_after(harness, *TO_RUNNING[:events_recorded])
-    asyncio.run(harness.life.finish())
+    asyncio.run(harness.attempt_runner.finish())
     assert (harness.task.attempt.follow_up, harness.task.attempt.failure.code) == ("again", "runner_lost")
-    assert harness.script.seen[0] == "destroy"
+    assert harness.script.calls[0] == "destroy"
     assert remaining_files(harness) == set()
 
 
 def test_finisher_does_not_repeat_a_started_agent(make_harness):
     harness = make_harness(Script())
     kill_after(harness, *TO_RUNNING)
-    asyncio.run(harness.life.finish())
+    asyncio.run(harness.attempt_runner.finish())
     assert (harness.task.state, harness.task.failure.code) == (TaskState.FAILED, "runner_lost")
 
 
@@ -170,7 +170,7 @@ def test_second_finisher_completes_the_work_of_a_killed_finisher(make_harness):
     harness = make_harness(Script())
     kill_after(harness, AttemptFailed(Failure(FailureCode.RUNNER_LOST, "gone")))
     (harness.attempt.files.workspace / "edited.txt").unlink()
-    asyncio.run(harness.life.finish())
+    asyncio.run(harness.attempt_runner.finish())
     assert harness.task.attempt.follow_up == "again"
     assert len(harness.events(AttemptFailed)) == 1
 
@@ -178,12 +178,12 @@ def test_second_finisher_completes_the_work_of_a_killed_finisher(make_harness):
 def test_resume_hands_over_the_disk_and_the_session(make_harness):
     harness = make_harness(Script(), lifecycle={"resume": True})
     kill_after(harness, *TO_RUNNING)
-    asyncio.run(harness.life.finish())
+    asyncio.run(harness.attempt_runner.finish())
     assert harness.task.attempt.follow_up == "resume"
     assert remaining_files(harness) == {"disk", "repository.git"}
     asyncio.run(next_attempt(harness, resumes=True).run())
     assert harness.task.state is TaskState.COMPLETED
-    assert "resume" in harness.script.seen
+    assert "resume" in harness.script.calls
     assert [event.session_id for event in harness.events(AgentStarted)] == ["session", "session"]
     assert [event.base_commit for event in harness.events(WorkspacePrepared)] == [BASE, BASE]
     assert "task-1.patch" in harness.artifacts
@@ -196,11 +196,11 @@ def test_resume_with_changed_secrets_fails_instead_of_using_the_old_disk(make_ha
     harness = make_harness(Script(), secrets=original, manifest_secrets=("TOKEN",), lifecycle={"resume": True})
     kill_after(harness, *TO_RUNNING)
     harness.attempt.files.secret_fingerprint.write_bytes(make_fingerprint(harness.attempt.secrets))
-    asyncio.run(harness.life.finish())
+    asyncio.run(harness.attempt_runner.finish())
     assert harness.task.attempt.follow_up == "resume"  # the values changed after that
     asyncio.run(next_attempt(harness, resumes=True, secrets=secrets, redaction=SecretRedactor(secrets)).run())
     assert (harness.task.state, harness.task.failure.code) == (TaskState.FAILED, "secret_unavailable")
-    assert "start" not in harness.script.seen
+    assert "start" not in harness.script.calls
     unflagged = {artifact.name for artifact in harness.task.artifacts if not artifact.contains_secret}
     assert unflagged == {"transcript.ndjson", "metadata.json"} < harness.artifacts
     assert (remaining_files(harness), remaining_files(harness, SECOND_ID)) == (set(), set())
@@ -222,16 +222,16 @@ def test_resume_with_unchanged_secrets_continues_the_agent(make_harness):
     harness = make_harness(Script(), secrets={"TOKEN": "first of all"}, lifecycle={"resume": True})
     kill_after(harness, *TO_RUNNING)
     harness.attempt.files.secret_fingerprint.write_bytes(make_fingerprint(harness.attempt.secrets))
-    asyncio.run(harness.life.finish())
+    asyncio.run(harness.attempt_runner.finish())
     asyncio.run(next_attempt(harness, resumes=True).run())
     assert harness.task.state is TaskState.COMPLETED
-    assert "resume" in harness.script.seen
+    assert "resume" in harness.script.calls
 
 
 def test_finisher_adds_uncounted_usage_and_clears_the_current_tool(make_harness):
     harness = make_harness(Script())
     kill_after(harness, *TO_RUNNING, Progress(turns=2, current_tool="Bash"), Usage("m", 100, 20, 0, 0, 0.25))
-    asyncio.run(harness.life.finish())
+    asyncio.run(harness.attempt_runner.finish())
     progress = harness.task.progress
     assert (progress.turns, progress.current_tool) == (2, None)
     assert (progress.input_tokens, progress.output_tokens, progress.cost_usd) == (100, 20, 0.25)
@@ -240,7 +240,7 @@ def test_finisher_adds_uncounted_usage_and_clears_the_current_tool(make_harness)
 def test_finisher_completes_an_interrupted_disk_handover(make_harness):
     harness = make_harness(Script(), lifecycle={"resume": True})
     kill_after(harness, *TO_RUNNING)
-    asyncio.run(harness.life.finish())
+    asyncio.run(harness.attempt_runner.finish())
     runner = next_attempt(harness, resumes=True)
     files = harness.attempt.task_files
     files.attempt(ATTEMPT_ID).disk.rename(files.attempt(SECOND_ID).disk)
@@ -253,7 +253,7 @@ def test_finisher_completes_an_interrupted_disk_handover(make_harness):
 def test_cancel_before_resume_preserves_the_work(make_harness):
     harness = make_harness(Script(), lifecycle={"resume": True})
     kill_after(harness, *TO_RUNNING)
-    asyncio.run(harness.life.finish())
+    asyncio.run(harness.attempt_runner.finish())
     runner = next_attempt(harness, resumes=True)
     assert runner.cancel(CancelOrder("enough")).done
     asyncio.run(runner.finish())
@@ -264,7 +264,7 @@ def test_cancel_before_resume_preserves_the_work(make_harness):
 def test_cancel_during_disk_handover_preserves_the_work(make_harness):
     harness = make_harness(Script(), lifecycle={"resume": True})
     kill_after(harness, *TO_RUNNING)
-    asyncio.run(harness.life.finish())
+    asyncio.run(harness.attempt_runner.finish())
     runner = next_attempt(harness, resumes=True)
     assert runner.cancel(CancelOrder("enough")).done
     asyncio.run(runner.run())
@@ -278,7 +278,7 @@ def test_timeout_before_resume_preserves_the_work(make_harness):
     kill_after(
         harness, *TO_RUNNING[:-1], AgentStarted("session", harness.attempt.dependencies.clock.monotonic() - 3600)
     )
-    asyncio.run(harness.life.finish())
+    asyncio.run(harness.attempt_runner.finish())
     assert harness.task.attempt.follow_up == "resume"
     asyncio.run(next_attempt(harness, resumes=True).run())
     assert (harness.task.state, harness.task.failure.code) == (TaskState.FAILED, "timeout")
@@ -291,7 +291,7 @@ def test_failure_action_preserve_applies_to_a_failed_resume(make_harness):
     kill_after(
         harness, *TO_RUNNING[:-1], AgentStarted("session", harness.attempt.dependencies.clock.monotonic() - 3600)
     )
-    asyncio.run(harness.life.finish())
+    asyncio.run(harness.attempt_runner.finish())
     asyncio.run(next_attempt(harness, resumes=True).run())
     assert harness.task.state is TaskState.FAILED_PRESERVED
     preserved = harness.attempt.task_files.attempt(SECOND_ID).workspace / "edited.txt"
@@ -300,7 +300,7 @@ def test_failure_action_preserve_applies_to_a_failed_resume(make_harness):
 
 def test_failure_between_attempts_preserves_nothing(make_harness):
     harness = make_harness(Script(exit=ExitStatus(1)), lifecycle={"retries": 1, "failure_action": "preserve"})
-    asyncio.run(harness.life.run())
+    asyncio.run(harness.attempt_runner.run())
     harness.recorder.record(AttemptFailed(Failure(FailureCode.SECRET_UNAVAILABLE, "gone")))
     asyncio.run(AttemptRunner(harness.attempt).finish())
     assert remaining_files(harness) == set()
@@ -311,7 +311,7 @@ def test_failure_between_attempts_preserves_nothing(make_harness):
 def test_missing_session_prevents_resume(make_harness, retries, follow_up):
     harness = make_harness(Script(has_session=False), lifecycle={"resume": True, "retries": retries})
     kill_after(harness, *TO_RUNNING)
-    asyncio.run(harness.life.finish())
+    asyncio.run(harness.attempt_runner.finish())
     [skipped] = harness.events(RetrySkipped)
     assert skipped.follow_up == "resume"
     assert harness.task.attempt.follow_up == follow_up
@@ -320,19 +320,19 @@ def test_missing_session_prevents_resume(make_harness, retries, follow_up):
 
 def test_task_past_its_timeout_starts_no_further_agent(make_harness):
     harness = make_harness(Script(exit=ExitStatus(1)), lifecycle={"retries": 1, "timeout": "1s"})
-    asyncio.run(harness.life.run())
+    asyncio.run(harness.attempt_runner.run())
     runner = next_attempt(harness, resumes=False)
 
     async def run_after_timeout():
         async with asyncio.timeout(20):
             while harness.attempt.dependencies.clock.monotonic() - harness.task.beginning.monotonic_seconds < 1:
                 await asyncio.sleep(0.05)
-        harness.script.seen.clear()
+        harness.script.calls.clear()
         await runner.run()
 
     asyncio.run(run_after_timeout())
     assert (harness.task.state, harness.task.failure.code) == (TaskState.FAILED, "timeout")
-    assert "start" not in harness.script.seen
+    assert "start" not in harness.script.calls
 
 
 def test_agent_start_is_recorded_before_the_gateway_serves(make_harness):
@@ -344,14 +344,14 @@ def test_agent_start_is_recorded_before_the_gateway_serves(make_harness):
         await asyncio.Event().wait()
 
     harness.attempt.dependencies.gateways.serve = serve
-    harness.script.stays = True
+    harness.script.runs_until_signal = True
 
     async def scenario():
-        runner = asyncio.create_task(harness.life.run())
+        runner = asyncio.create_task(harness.attempt_runner.run())
         async with asyncio.timeout(20):
             while not served:
                 await asyncio.sleep(0.01)
-        harness.life.cancel(CancelOrder(force=True))
+        harness.attempt_runner.cancel(CancelOrder(force=True))
         await runner
 
     asyncio.run(scenario())
@@ -365,20 +365,20 @@ def test_invalid_model_url_fails_provisioning_with_its_message(make_harness):
         raise ValueError("ANTHROPIC_BASE_URL has no host.")
 
     harness.attempt.dependencies.gateways.create = refuse
-    asyncio.run(harness.life.run())
+    asyncio.run(harness.attempt_runner.run())
     outcome = (harness.task.state, harness.task.failure.code, harness.task.failure.message)
     assert outcome == (TaskState.FAILED, "provision_failed", "ANTHROPIC_BASE_URL has no host.")
 
 
 @pytest.mark.parametrize(("retries", "follow_up"), [(0, None), (1, "retry")])
 def test_broken_gateway_loses_the_sandbox(make_harness, retries, follow_up):
-    harness = make_harness(Script(stays=True), lifecycle={"retries": retries})
+    harness = make_harness(Script(runs_until_signal=True), lifecycle={"retries": retries})
 
     async def serve(listeners):
         raise OSError("a listener is gone")
 
     harness.attempt.dependencies.gateways.serve = serve
-    asyncio.run(harness.life.run())
+    asyncio.run(harness.attempt_runner.run())
     failure = harness.task.failure or harness.task.attempt.failure
     assert failure.code == "sandbox_lost"
     assert "gateway failed" in failure.message
@@ -392,11 +392,11 @@ def test_data_loss_on_the_disk_prevents_resume(make_harness, monkeypatch, retrie
     kill_after(harness, *TO_RUNNING)
 
     async def verify(self, files):
-        assert harness.script.seen[-1] == "destroy"
+        assert harness.script.calls[-1] == "destroy"
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(DirectoryDisks, "verify", verify)
-    asyncio.run(harness.life.finish())
+    asyncio.run(harness.attempt_runner.finish())
     [skipped] = harness.events(RetrySkipped)
     assert skipped.follow_up == "resume"
     assert "could not store all that the agent wrote (Input/output error)" in skipped.reason

@@ -25,11 +25,11 @@ def kill_while_files_are_removed(harness, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr("sandbox.runner.attempt.teardown", half_removed)
         with pytest.raises(KilledError):
-            asyncio.run(harness.life.run())
+            asyncio.run(harness.attempt_runner.run())
 
 
 def test_finisher_preserves_artifacts_when_workspace_is_partially_removed(make_harness, monkeypatch):
-    script = Script(patch_lacks="it is too large")
+    script = Script(patch_incomplete_reason="it is too large")
     harness = make_harness(script, lifecycle={"artifact_patterns": ("*.md",)})
     kill_while_files_are_removed(harness, monkeypatch)
     collected = harness.task.artifacts
@@ -50,7 +50,7 @@ def test_collection_interrupted_before_metadata_is_repeated(make_harness, monkey
     with monkeypatch.context() as patched:
         patched.setattr("sandbox.runner.attempt.collect", killed)
         with pytest.raises(KilledError):
-            asyncio.run(harness.life.run())
+            asyncio.run(harness.attempt_runner.run())
     assert harness.task.artifacts == ()
     asyncio.run(AttemptRunner(harness.attempt).finish())
     assert harness.task.state is TaskState.COMPLETED
@@ -70,9 +70,9 @@ def test_runner_stays_responsive_while_it_hashes_artifacts(make_harness, monkeyp
     monkeypatch.setattr("sandbox.runner.steps.collect.hashlib.file_digest", slow_digest)
 
     async def scenario():
-        work = asyncio.create_task(harness.life.run())
+        work = asyncio.create_task(harness.attempt_runner.run())
         assert await asyncio.to_thread(started.wait, 10)
-        reply = harness.life.cancel(CancelOrder(force=True))
+        reply = harness.attempt_runner.cancel(CancelOrder(force=True))
         answered.set()
         await work
         return reply

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 import pytest
 from msgspec.structs import replace
 
-from doubles.attempt_dependencies import Script, ScriptedRuntime, ScriptedSandbox, scripted_equipment
+from doubles.attempt_dependencies import Script, ScriptedRuntime, ScriptedSandbox, scripted_dependencies
 from doubles.manifests import manifest
 from sandbox.interfaces.agent import AgentLaunchSpec
 from sandbox.interfaces.disks import DiskUsage
@@ -77,7 +77,7 @@ class ShellSandbox(ScriptedSandbox):
 
 class ShellRuntime(ScriptedRuntime):
     async def create(self, handle, spec):
-        return ShellSandbox(handle, Script(stays=True), self._script)
+        return ShellSandbox(handle, Script(runs_until_signal=True), self._script)
 
 
 @pytest.fixture(autouse=True)
@@ -93,7 +93,7 @@ async def open_session(tmp_path, disk, sockets=None):
     files = AttemptLayout(tmp_path / "attempt")
     files.root.mkdir()
     runtime = ShellRuntime(sockets or Script())
-    dependencies = replace(scripted_equipment(Script(), None), disks=disk, runtime=runtime)
+    dependencies = replace(scripted_dependencies(Script(), None), disks=disk, runtime=runtime)
     start = AgentLaunchSpec(command=Command(("claude",), {}, SANDBOX_HOME), programs={}, session_id="")
     session = DebugSession(ATTEMPT_ID, files, manifest(vm={"disk": "1G"}).vm, start, None, dependencies)
     terminals, is_open = TerminalServer(None, CpuThrottle().queue()), asyncio.Event()

@@ -51,7 +51,7 @@ async def until(condition):
 
 
 async def cancel_and_wait(harness, work):
-    harness.life.cancel(CancelOrder(force=True))
+    harness.attempt_runner.cancel(CancelOrder(force=True))
     await asyncio.wait_for(work, 20)
 
 
@@ -62,7 +62,7 @@ def test_rejected_record_is_written_later_without_loss(make_harness, monkeypatch
     disk = Disk(harness, monkeypatch, kind, number=number)
 
     async def scenario():
-        work = asyncio.create_task(harness.life.run())
+        work = asyncio.create_task(harness.attempt_runner.run())
         await until(lambda: disk.refused > 2)
         assert not work.done()
         disk.refuses = False
@@ -79,7 +79,7 @@ def test_disk_reserve_is_released_on_the_first_rejected_write(make_harness, monk
     harness = make_harness(Script())
     disk = Disk(harness, monkeypatch, AgentExited)
     harness.reserve.on_given_back = lambda: setattr(disk, "refuses", False)
-    asyncio.run(asyncio.wait_for(harness.life.run(), 20))
+    asyncio.run(asyncio.wait_for(harness.attempt_runner.run(), 20))
     assert (harness.task.state, disk.refused, harness.reserve.given_back) == (TaskState.COMPLETED, 1, 1)
 
 
@@ -87,12 +87,12 @@ def test_disk_reserve_is_released_on_the_first_rejected_write(make_harness, monk
     ("lifecycle", "code"), [({"timeout": "1s"}, "timeout"), ({"hang_timeout": "1s"}, "hang")], ids=["timeout", "hang"]
 )
 def test_time_limits_apply_while_agent_start_is_not_yet_recorded(make_harness, monkeypatch, lifecycle, code):
-    harness = make_harness(Script(stays=True), lifecycle=lifecycle)
+    harness = make_harness(Script(runs_until_signal=True), lifecycle=lifecycle)
     disk = Disk(harness, monkeypatch, AgentStarted)
 
     async def scenario():
-        work = asyncio.create_task(harness.life.run())
-        await until(lambda: "kill" in harness.script.seen)
+        work = asyncio.create_task(harness.attempt_runner.run())
+        await until(lambda: "kill" in harness.script.calls)
         assert not harness.script.gateway_serves
         disk.refuses = False
         await asyncio.wait_for(work, 20)
@@ -103,11 +103,11 @@ def test_time_limits_apply_while_agent_start_is_not_yet_recorded(make_harness, m
 
 def test_timeout_removes_the_disk_before_agent_start_is_recorded(make_harness, monkeypatch):
     """The agent's own disk may hold the space that the records need."""
-    harness = make_harness(Script(stays=True), lifecycle={"timeout": "1s", "collect_timeout": "1s"})
+    harness = make_harness(Script(runs_until_signal=True), lifecycle={"timeout": "1s", "collect_timeout": "1s"})
     disk = Disk(harness, monkeypatch, AgentStarted)
 
     async def scenario():
-        work = asyncio.create_task(harness.life.run())
+        work = asyncio.create_task(harness.attempt_runner.run())
         await until(lambda: disk.refused)
         assert harness.attempt.files.disk.exists()
         await until(lambda: not harness.attempt.files.disk.exists())
@@ -119,18 +119,18 @@ def test_timeout_removes_the_disk_before_agent_start_is_recorded(make_harness, m
 
 
 def test_gateway_and_terminals_open_only_after_agent_start_is_recorded(make_harness, monkeypatch):
-    harness = make_harness(Script(stays=True))
+    harness = make_harness(Script(runs_until_signal=True))
     disk = Disk(harness, monkeypatch, AgentStarted)
 
     async def scenario():
-        work = asyncio.create_task(harness.life.run())
+        work = asyncio.create_task(harness.attempt_runner.run())
         await until(lambda: disk.refused > 2)
         with pytest.raises(TerminalRefusedError):
-            harness.life.terminals.check(TerminalOrder(24, 80))
+            harness.attempt_runner.terminals.check(TerminalOrder(24, 80))
         assert not harness.script.gateway_serves
         disk.refuses = False
         await until(lambda: harness.script.gateway_serves)
-        harness.life.terminals.check(TerminalOrder(24, 80))
+        harness.attempt_runner.terminals.check(TerminalOrder(24, 80))
         await cancel_and_wait(harness, work)
 
     asyncio.run(scenario())
@@ -138,12 +138,12 @@ def test_gateway_and_terminals_open_only_after_agent_start_is_recorded(make_harn
 
 def test_output_is_skipped_below_disk_watermark_and_resumes_above_it(make_harness, monkeypatch):
     monkeypatch.setattr("sandbox.runner.retrying_writer.DISK_SPACE_CHECK_SECONDS", 0.0)
-    harness = make_harness(Script(stays=True, stdout=LINES))
+    harness = make_harness(Script(runs_until_signal=True, stdout=LINES))
     harness.space = FULL
 
     async def scenario():
-        work = asyncio.create_task(harness.life.run())
-        await harness.until(TaskState.RUNNING)
+        work = asyncio.create_task(harness.attempt_runner.run())
+        await harness.wait_for_state(TaskState.RUNNING)
         await until(lambda: harness.events(Progress))
         assert harness.outputs("stdout") == []
         harness.space = ROOMY
@@ -160,7 +160,7 @@ def test_output_is_skipped_below_disk_watermark_and_resumes_above_it(make_harnes
 def test_task_completes_and_records_gaps_when_output_is_never_stored(make_harness):
     harness = make_harness(Script(stdout=LINES))
     harness.space = FULL
-    asyncio.run(asyncio.wait_for(harness.life.run(), 20))
+    asyncio.run(asyncio.wait_for(harness.attempt_runner.run(), 20))
     assert harness.task.state is TaskState.COMPLETED
     assert harness.outputs("stdout") == []
     assert [gap.reason.partition(" ")[0] for gap in harness.events(Gap)] == ["Output", str(len(LINES))]
@@ -168,15 +168,15 @@ def test_task_completes_and_records_gaps_when_output_is_never_stored(make_harnes
 
 def test_output_above_buffer_limit_is_dropped_while_disk_is_full(make_harness, monkeypatch):
     monkeypatch.setattr("sandbox.runner.retrying_writer.BUFFERED_OUTPUT_BYTES_MAX", 10 * 300)
-    harness = make_harness(Script(stays=True, stdout=LINES))
+    harness = make_harness(Script(runs_until_signal=True, stdout=LINES))
     disk = Disk(harness, monkeypatch, object)
     disk.refuses, disk.refuse_from = False, AgentStarted
 
     async def scenario():
-        work = asyncio.create_task(harness.life.run())
+        work = asyncio.create_task(harness.attempt_runner.run())
         await until(lambda: disk.refused > 5)
         with pytest.raises(OSError, match="is full"):  # a cancel request is recorded now or rejected
-            harness.life.cancel(CancelOrder(force=True))
+            harness.attempt_runner.cancel(CancelOrder(force=True))
         disk.refuses, disk.refuse_from = False, None
         await until(lambda: len(harness.events(Gap)) == 2)
         await cancel_and_wait(harness, work)
@@ -192,12 +192,12 @@ def test_output_above_buffer_limit_is_dropped_while_disk_is_full(make_harness, m
 def test_usage_is_recorded_when_buffer_limit_is_exceeded(make_harness, monkeypatch):
     """Otherwise the next attempt would receive a budget that was already spent."""
     monkeypatch.setattr("sandbox.runner.retrying_writer.BUFFERED_OUTPUT_BYTES_MAX", 300)
-    harness = make_harness(Script(stays=True, stdout=LINES))
+    harness = make_harness(Script(runs_until_signal=True, stdout=LINES))
     disk = Disk(harness, monkeypatch, object)
     disk.refuses, disk.refuse_from = False, AgentStarted
 
     async def scenario():
-        work = asyncio.create_task(harness.life.run())
+        work = asyncio.create_task(harness.attempt_runner.run())
         await until(lambda: disk.refused > 5)
         for _ in range(2):
             harness.script.report(Usage("m", 100, 20, 0, 0, 0.25))
@@ -222,7 +222,7 @@ def test_collection_retries_on_full_disk_within_collect_timeout(make_harness, mo
 
     monkeypatch.setattr("doubles.attempt_dependencies.ScriptedWorkspaces.patch", patch)
     monkeypatch.setattr("sandbox.runner.attempt.RETRY_SECONDS", 0.01)
-    asyncio.run(asyncio.wait_for(harness.life.run(), 20))
+    asyncio.run(asyncio.wait_for(harness.attempt_runner.run(), 20))
     assert (harness.task.state, len(targets)) == (TaskState.COMPLETED, 3)
     assert "task-1.patch" in harness.artifacts
 
@@ -234,7 +234,7 @@ def test_disk_full_during_collection_fails_the_task_with_disk_full(make_harness,
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("doubles.attempt_dependencies.ScriptedWorkspaces.patch", patch)
-    asyncio.run(asyncio.wait_for(harness.life.run(), 20))
+    asyncio.run(asyncio.wait_for(harness.attempt_runner.run(), 20))
     assert (harness.task.state, harness.task.failure.code) == (TaskState.FAILED, "disk_full")
     assert "free space on the server's disk" in harness.task.failure.message
 
@@ -247,7 +247,7 @@ def test_data_loss_on_workspace_disk_fails_the_task(make_harness, monkeypatch):
 
     monkeypatch.setattr("sandbox.disks.directory.DirectoryDisks.verify", verify)
     harness = make_harness(Script())
-    asyncio.run(asyncio.wait_for(harness.life.run(), 20))
+    asyncio.run(asyncio.wait_for(harness.attempt_runner.run(), 20))
     assert (harness.task.state, harness.task.failure.code) == (TaskState.FAILED, "disk_full")
     assert "task-1.patch" in harness.artifacts
 
@@ -265,14 +265,14 @@ def test_disk_reserve_is_not_allocated_during_teardown(make_harness, monkeypatch
 
     for step in ("teardown_for_follow_up", "teardown"):
         monkeypatch.setattr(f"sandbox.runner.attempt.{step}", slow)
-    asyncio.run(asyncio.wait_for(harness.life.finish() if is_finisher else harness.life.run(), 20))
+    asyncio.run(asyncio.wait_for(harness.attempt_runner.finish() if is_finisher else harness.attempt_runner.run(), 20))
     assert not harness.reserve.is_allocated
 
 
 def test_output_is_flushed_when_disk_reserve_cannot_be_reallocated(make_harness, monkeypatch, caplog):
     """As with a quota or a copy-on-write file system: there is space, but not that much at once."""
     monkeypatch.setattr("sandbox.runner.attempt.OUTPUT_SYNC_SECONDS", 0.001)
-    harness = make_harness(Script(stays=True, stdout=LINES))
+    harness = make_harness(Script(runs_until_signal=True, stdout=LINES))
     tries, synced = [], []
 
     def refuse():
@@ -283,8 +283,8 @@ def test_output_is_flushed_when_disk_reserve_cannot_be_reallocated(make_harness,
     monkeypatch.setattr(harness.writer, "sync", lambda: synced.append(len(tries)))
 
     async def scenario():
-        work = asyncio.create_task(harness.life.run())
-        await harness.until(TaskState.RUNNING)
+        work = asyncio.create_task(harness.attempt_runner.run())
+        await harness.wait_for_state(TaskState.RUNNING)
         await until(lambda: len(tries) > 5)
         await until(lambda: len(synced) > 5)
         await cancel_and_wait(harness, work)

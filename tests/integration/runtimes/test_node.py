@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from doubles.claude_on_host import TASK_KEY, manifest
-from doubles.sandbox_lifecycle import MEBIBYTE, living, run_in
+from doubles.sandbox_lifecycle import MEBIBYTE, ready_sandbox, run_in
 from sandbox.agents.claude_code.binary import install_binary
 from sandbox.agents.claude_code.driver import ClaudeCodeDriver
 from sandbox.bootstrap.doctor.examination import run_checks
@@ -86,7 +86,7 @@ def run_shell(runtime, disk, script, stdin=b"", *, has_gateway=False):
     """Runs a shell script with the agent's environment; without a gateway, no network request is answered."""
 
     async def run():
-        async with living(runtime, disk, memory_bytes=1024 * MEBIBYTE) as sandbox:
+        async with ready_sandbox(runtime, disk, memory_bytes=1024 * MEBIBYTE) as sandbox:
             argv = ["/bin/bash", "-c", script]
             if not has_gateway:
                 return await run_in(sandbox, argv, START.command.environment, stdin)
@@ -183,7 +183,7 @@ def test_real_agent_connects_to_the_pinned_server(runtime, disk, tmp_path):
     async def run():
         async with (
             ScriptedModel(Script(turns)) as model,
-            living(runtime, disk, memory_bytes=2048 * MEBIBYTE, programs=start.programs) as sandbox,
+            ready_sandbox(runtime, disk, memory_bytes=2048 * MEBIBYTE, programs=start.programs) as sandbox,
             serve_gateway(sandbox, model.url) as gateway_events,
         ):
             argv = [*start.command.argv, "--mcp-config", json.dumps(servers)]

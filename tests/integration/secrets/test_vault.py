@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from doubles.fake_vault import TOKEN, KeyValueVault, serving
+from doubles.fake_vault import TOKEN, FakeVault, serving
 from sandbox.interfaces.secrets import SecretUnavailableError
 from sandbox.model.manifest.schema import Secret
 from sandbox.secrets.limits import VAULT_REQUESTS_MAX
@@ -30,18 +30,18 @@ def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def vault() -> Iterator[KeyValueVault]:
-    with serving(KeyValueVault()) as vault:
+def vault() -> Iterator[FakeVault]:
+    with serving(FakeVault()) as vault:
         vault.secrets["team/app"] = {"password": VALUE, "port": 5432, "#odd": "x"}
         yield vault
 
 
-def resolve(vault: KeyValueVault, key: str, **settings: Any) -> str:
+def resolve(vault: FakeVault, key: str, **settings: Any) -> str:
     arguments = {"address": vault.address, "token": TOKEN, "mount": vault.mount, "timeout_seconds": 5, **settings}
     return asyncio.run(VaultSource(VaultSettings(**arguments)).resolve(Secret(name="DB", source="vault", key=key)))
 
 
-def resolve_error(vault: KeyValueVault, key: str = "team/app#password", **settings: Any) -> str:
+def resolve_error(vault: FakeVault, key: str = "team/app#password", **settings: Any) -> str:
     with pytest.raises(SecretUnavailableError) as caught:
         resolve(vault, key, **settings)
     assert caught.value.code == "secret_unavailable"
@@ -54,9 +54,9 @@ def resolve_error(vault: KeyValueVault, key: str = "team/app#password", **settin
     return caught.value.detail
 
 
-def test_field_of_a_secret_is_read(vault: KeyValueVault):
+def test_field_of_a_secret_is_read(vault: FakeVault):
     assert resolve(vault, "team/app#password") == VALUE
-    assert vault.asked == [("/v1/secret/data/team/app", None)]
+    assert vault.requests == [("/v1/secret/data/team/app", None)]
 
 
 def test_concurrent_requests_to_a_hanging_vault_are_limited(monkeypatch: pytest.MonkeyPatch):
@@ -83,18 +83,18 @@ def test_concurrent_requests_to_a_hanging_vault_are_limited(monkeypatch: pytest.
     asyncio.run(scenario())
 
 
-def test_mount_and_namespace_come_from_the_settings(vault: KeyValueVault):
+def test_mount_and_namespace_come_from_the_settings(vault: FakeVault):
     vault.mount = "kv/prod"
     assert resolve(vault, "team/app#password", namespace="team-a") == VALUE
-    assert vault.asked == [("/v1/kv/prod/data/team/app", "team-a")]
+    assert vault.requests == [("/v1/kv/prod/data/team/app", "team-a")]
 
 
-def test_denied_secret_is_reported(vault: KeyValueVault):
+def test_denied_secret_is_reported(vault: FakeVault):
     vault.denied.add("team/app")
     assert "denies access to the server (403)" in resolve_error(vault)
 
 
-def test_missing_path_or_field_is_reported(vault: KeyValueVault):
+def test_missing_path_or_field_is_reported(vault: FakeVault):
     assert "nothing at this path (404) in the engine mounted at secret" in resolve_error(vault, "team/other#password")
     assert "has no field user" in resolve_error(vault, "team/app#user")
     assert "not a string" in resolve_error(vault, "team/app#port")
@@ -113,9 +113,9 @@ def test_missing_path_or_field_is_reported(vault: KeyValueVault):
         "./a#b",
     ],
 )
-def test_invalid_keys_are_not_requested(vault: KeyValueVault, key: str):
+def test_invalid_keys_are_not_requested(vault: FakeVault, key: str):
     assert "path#field" in resolve_error(vault, key)
-    assert vault.asked == []
+    assert vault.requests == []
 
 
 @pytest.mark.parametrize(
@@ -128,33 +128,33 @@ def test_invalid_keys_are_not_requested(vault: KeyValueVault, key: str):
         (501, "not initialised"),
     ],
 )
-def test_vault_errors_are_reported(vault: KeyValueVault, status: int, message: str):
+def test_vault_errors_are_reported(vault: FakeVault, status: int, message: str):
     vault.status = status
     assert message in resolve_error(vault)
 
 
 @pytest.mark.parametrize("body", [b"<html>", b"[]", b'{"data": {"keys": []}}', b'{"data": null}', b"", b'"text"'])
-def test_unexpected_response_is_reported(vault: KeyValueVault, body: bytes):
+def test_unexpected_response_is_reported(vault: FakeVault, body: bytes):
     vault.body = body
     assert "not a key-value engine of version 2" in resolve_error(vault)
 
 
-def test_token_does_not_follow_a_redirect(vault: KeyValueVault):
-    with serving(KeyValueVault()) as thief:
+def test_token_does_not_follow_a_redirect(vault: FakeVault):
+    with serving(FakeVault()) as thief:
         thief.secrets["team/app"] = {"password": "from the thief"}
         vault.status, vault.location = 307, f"{thief.address}/v1/secret/data/team/app"
         assert "not a key-value engine" in resolve_error(vault)
-        assert thief.asked == []
+        assert thief.requests == []
 
 
-def test_unreachable_vault_is_reported(vault: KeyValueVault):
+def test_unreachable_vault_is_reported(vault: FakeVault):
     with socket.socket() as taken:  # bound, but not listening
         taken.bind(("127.0.0.1", 0))
         assert "is not reachable" in resolve_error(vault, address=f"http://127.0.0.1:{taken.getsockname()[1]}")
     assert "is not reachable" in resolve_error(vault, address="no address")
 
 
-def test_slow_response_times_out(vault: KeyValueVault):
+def test_slow_response_times_out(vault: FakeVault):
     vault.delay_seconds = 1.5
     assert "did not respond in time" in resolve_error(vault, timeout_seconds=1)
 
@@ -168,13 +168,13 @@ def test_certificate_is_trusted_only_if_configured(tmp_path: Path):
     )  # fmt: skip
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     tls.load_cert_chain(certificate, key)
-    with serving(KeyValueVault(), tls) as vault:
+    with serving(FakeVault(), tls) as vault:
         vault.secrets["team/app"] = {"password": VALUE}
         assert "is not trusted" in resolve_error(vault)
         assert resolve(vault, "team/app#password", ca_file=str(certificate)) == VALUE
 
 
-def test_settings_do_not_show_the_token(vault: KeyValueVault):
+def test_settings_do_not_show_the_token(vault: FakeVault):
     settings = VaultSettings(address=vault.address, token=TOKEN)
     assert TOKEN not in repr(settings)
     assert TOKEN not in repr(replace(settings, mount="kv"))

@@ -3,14 +3,14 @@
 import pytest
 
 from doubles.memory_store import MemoryStore
-from doubles.server_components import Rooms
+from doubles.server_components import ServerComponents
 
 
 @pytest.fixture
 def components(tmp_path, monkeypatch):
     """Server components with an in-memory store and frequent checks for lost runners."""
     monkeypatch.setattr("sandbox.server.journal_tailer.LOSS_CHECK_SECONDS", 0.1)
-    instance = Rooms(tmp_path, MemoryStore())
+    instance = ServerComponents(tmp_path, MemoryStore())
     yield instance
     for task_id in list(instance.runners.recorders):
-        instance.runners.die(task_id)
+        instance.runners.kill(task_id)

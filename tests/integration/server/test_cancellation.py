@@ -34,13 +34,13 @@ def test_cancel_without_a_runner_reports_the_outcome(components, monkeypatch, ev
 
     async def scenario():
         async with components.server() as service:
-            await components.running(service)
-            components.runners.play("task-1", *events)
-            components.runners.die("task-1")
+            await components.start_running_task(service)
+            components.runners.record("task-1", *events)
+            components.runners.kill("task-1")
             cancelled = await service.cancel("task-1", reason="", force=False)
             monkeypatch.setattr("sandbox.server.journal_tailer.LOSS_CHECK_SECONDS", 0.05)
-            await components.launched("task-1", 2)
-            components.runners.play("task-1", *rest)
+            await components.wait_for_launch("task-1", 2)
+            components.runners.record("task-1", *rest)
             return cancelled.message, (await service.wait("task-1", 10)).state
 
     assert asyncio.run(scenario()) == (message, state)
@@ -90,7 +90,7 @@ def test_cancel_during_launch_times_out_with_a_reason(components, monkeypatch):
                     await asyncio.wait_for(service.cancel("task-1", reason="", force=False), 5)
             finally:
                 slow_start.may_end.set()
-            await components.launched("task-1")
+            await components.wait_for_launch("task-1")
             cancelled = await service.cancel("task-1", reason="", force=False)
             return raised.value.message, cancelled.message
 

@@ -63,11 +63,11 @@ def test_lost_tasks_with_long_journals_do_not_block_the_server(components, slow_
         async with components.server() as service:
             for task_id in task_ids:
                 await service.submit(manifest(task_id))
-                await components.launched(task_id)
-                components.runners.play(task_id, *TO_RUNNING)
-                await components.until(service, task_id, TaskState.RUNNING)
+                await components.wait_for_launch(task_id)
+                components.runners.record(task_id, *TO_RUNNING)
+                await components.wait_for_state(service, task_id, TaskState.RUNNING)
             for task_id in task_ids:
-                components.runners.die(task_id)
+                components.runners.kill(task_id)
             try:
                 await slow_journals.has_started(JOURNAL_SCANS_MAX)
                 await asyncio.sleep(0.3)
@@ -76,8 +76,8 @@ def test_lost_tasks_with_long_journals_do_not_block_the_server(components, slow_
             finally:
                 slow_journals.may_end.set()
             for task_id in task_ids:
-                await components.launched(task_id, 2)
-                components.runners.play(task_id, *LOST)
+                await components.wait_for_launch(task_id, 2)
+                components.runners.record(task_id, *LOST)
                 assert (await service.wait(task_id, 10)).failure.code == "runner_lost"
 
     asyncio.run(scenario())
@@ -120,13 +120,13 @@ def test_cancel_is_recorded_during_long_scans_of_other_tasks(components, slow_jo
         async with components.server() as service:
             for task_id in [*long, "short"]:
                 await service.submit(manifest(task_id))
-                await components.launched(task_id)
-                components.runners.play(task_id, *TO_RUNNING)
-                await components.until(service, task_id, TaskState.RUNNING)
+                await components.wait_for_launch(task_id)
+                components.runners.record(task_id, *TO_RUNNING)
+                await components.wait_for_state(service, task_id, TaskState.RUNNING)
             for task_id in long:
-                components.runners.die(task_id)
+                components.runners.kill(task_id)
             await slow_journals.has_started(JOURNAL_SCANS_MAX)
-            components.runners.die("short")
+            components.runners.kill("short")
             await asyncio.sleep(0.5)  # it is detected as lost and waits for a slot
             try:
                 cancelled = await asyncio.wait_for(service.cancel("short", reason="no need", force=True), 2)
@@ -134,8 +134,8 @@ def test_cancel_is_recorded_during_long_scans_of_other_tasks(components, slow_jo
                 assert replay_task(components.journals, "short").task.cancel.reason == "no need"
             finally:
                 slow_journals.may_end.set()
-            await components.launched("short", 2)
-            components.runners.play("short", *LOST)
+            await components.wait_for_launch("short", 2)
+            components.runners.record("short", *LOST)
             assert (await service.wait("short", 10)).state is TaskState.CANCELLED
 
     asyncio.run(scenario())
@@ -150,10 +150,10 @@ def test_cancel_behind_other_cancels_times_out(components, slow_journals, monkey
         async with components.server() as service:
             for task_id in task_ids:
                 await service.submit(manifest(task_id))
-                await components.launched(task_id)
-                components.runners.play(task_id, *TO_RUNNING)
-                await components.until(service, task_id, TaskState.RUNNING)
-                components.runners.die(task_id)
+                await components.wait_for_launch(task_id)
+                components.runners.record(task_id, *TO_RUNNING)
+                await components.wait_for_state(service, task_id, TaskState.RUNNING)
+                components.runners.kill(task_id)
             first = [asyncio.create_task(service.cancel(task_id, reason="", force=False)) for task_id in task_ids[:-1]]
             await slow_journals.has_started(JOURNAL_SCANS_MAX)
             with pytest.raises(UnavailableError, match="still cancelling other tasks whose runners died"):

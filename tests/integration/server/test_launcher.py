@@ -11,7 +11,7 @@ import pytest
 
 from doubles.manifests import manifest
 from doubles.memory_store import MemoryStore
-from doubles.server_components import TO_END, TO_RUNNING, Rooms
+from doubles.server_components import TO_END, TO_RUNNING, ServerComponents
 from sandbox.interfaces.gateway import ModelUpstream
 from sandbox.interfaces.journal import read_records
 from sandbox.interfaces.store import IndexedTask
@@ -37,10 +37,10 @@ UPSTREAM = ModelUpstream("https://model.example", api_key="sk-secret")
 @pytest.fixture
 def components(tmp_path, monkeypatch):
     monkeypatch.setattr("sandbox.server.journal_tailer.LOSS_CHECK_SECONDS", 0.1)
-    instance = Rooms(tmp_path, MemoryStore(), upstream=UPSTREAM)
+    instance = ServerComponents(tmp_path, MemoryStore(), upstream=UPSTREAM)
     yield instance
     for task_id in list(instance.runners.recorders):
-        instance.runners.die(task_id)
+        instance.runners.kill(task_id)
 
 
 async def collect(frames):
@@ -51,10 +51,10 @@ def test_finisher_does_not_get_the_model_key(components):
     async def scenario():
         async with components.server() as service:
             await service.submit(manifest())
-            await components.launched("task-1")
-            components.runners.play("task-1", *TO_RUNNING)
-            components.runners.die("task-1")
-            await components.launched("task-1", 2)
+            await components.wait_for_launch("task-1")
+            components.runners.record("task-1", *TO_RUNNING)
+            components.runners.kill("task-1")
+            await components.wait_for_launch("task-1", 2)
 
     asyncio.run(scenario())
     assert [(order.finish, order.upstream) for order in components.runners.orders] == [(False, UPSTREAM), (True, None)]
@@ -66,19 +66,19 @@ def test_task_of_a_runner_that_never_started_is_retried(components):
     async def before():
         async with components.server() as service:
             await service.submit(manifest())
-            await components.launched("task-1")
+            await components.wait_for_launch("task-1")
 
     async def after():
         async with components.server() as service:
-            await components.launched("task-1", 2)
-            components.runners.play("task-1", LOST, AttemptEnded())
-            components.runners.die("task-1")
-            await components.launched("task-1", 3)
-            components.runners.play("task-1", *TO_RUNNING, *TO_END)
+            await components.wait_for_launch("task-1", 2)
+            components.runners.record("task-1", LOST, AttemptEnded())
+            components.runners.kill("task-1")
+            await components.wait_for_launch("task-1", 3)
+            components.runners.record("task-1", *TO_RUNNING, *TO_END)
             return await service.wait("task-1", 10)
 
     asyncio.run(before())
-    components.runners.die("task-1")
+    components.runners.kill("task-1")
     task = asyncio.run(after())
     assert (task.state, task.attempts) == (TaskState.COMPLETED, 2)
     first, finisher, second = components.runners.orders
@@ -93,12 +93,12 @@ def test_task_fails_after_repeated_immediate_runner_deaths(components):
         async with components.server() as service:
             await service.submit(manifest())
             for count in range(1, 2 + FINISHERS_MAX):
-                await components.launched("task-1", count)
+                await components.wait_for_launch("task-1", count)
                 if components.runners.orders[-1].finish:
-                    components.runners.play("task-1", LOST, AttemptEnded())
-                components.runners.die("task-1")
-            await components.launched("task-1", 6)
-            components.runners.play("task-1", LOST, TaskFinished())
+                    components.runners.record("task-1", LOST, AttemptEnded())
+                components.runners.kill("task-1")
+            await components.wait_for_launch("task-1", 6)
+            components.runners.record("task-1", LOST, TaskFinished())
             return await service.wait("task-1", 10)
 
     task = asyncio.run(scenario())
@@ -113,19 +113,19 @@ def test_task_that_cannot_be_retried_is_ended_by_a_finisher(components, failure_
     async def scenario():
         async with components.server() as service:
             await service.submit(manifest())
-            await components.launched("task-1")
-            components.runners.play("task-1", LOST, AttemptEnded())
+            await components.wait_for_launch("task-1")
+            components.runners.record("task-1", LOST, AttemptEnded())
             if failure_kind == "image":
-                components.image_trouble = "The image is gone."
+                components.image_error = "The image is gone."
             else:
                 components.runners.refuses = True
-            components.runners.die("task-1")
+            components.runners.kill("task-1")
             async with asyncio.timeout(10):
                 while failure_kind == "launch" and not components.runners.refusals:
                     await asyncio.sleep(0.01)
             components.runners.refuses = False
-            await components.launched("task-1", 2)
-            components.runners.play("task-1", TaskFinished())
+            await components.wait_for_launch("task-1", 2)
+            components.runners.record("task-1", TaskFinished())
             return await service.wait("task-1", 10)
 
     task = asyncio.run(scenario())
@@ -138,10 +138,10 @@ def test_cancelled_task_with_a_dead_runner_is_not_retried(components):
     async def scenario():
         async with components.server() as service:
             await service.submit(manifest())
-            await components.launched("task-1")
-            components.runners.play("task-1", CancelRequested("enough"))
-            components.runners.die("task-1")
-            await components.launched("task-1", 2)
+            await components.wait_for_launch("task-1")
+            components.runners.record("task-1", CancelRequested("enough"))
+            components.runners.kill("task-1")
+            await components.wait_for_launch("task-1", 2)
 
     asyncio.run(scenario())
     assert [order.finish for order in components.runners.orders] == [False, True]
@@ -160,11 +160,11 @@ def test_cancel_with_a_dead_runner_is_recorded_before_the_finisher(components, m
 
     async def scenario():
         async with components.server() as service:
-            await components.running(service)
-            components.runners.die("task-1")
+            await components.start_running_task(service)
+            components.runners.kill("task-1")
             await service.cancel("task-1", reason="enough", force=False)
             monkeypatch.setattr("sandbox.server.journal_tailer.LOSS_CHECK_SECONDS", 0.05)
-            await components.launched("task-1", 2)
+            await components.wait_for_launch("task-1", 2)
 
     asyncio.run(scenario())
     assert cancel_requests == [None, CancelRequested("enough")]
@@ -178,12 +178,12 @@ def test_finisher_backoff_grows(components, monkeypatch):
     async def scenario():
         async with components.server() as service:
             await service.submit(manifest())
-            await components.launched("task-1")
-            components.runners.play("task-1", *TO_RUNNING)
+            await components.wait_for_launch("task-1")
+            components.runners.record("task-1", *TO_RUNNING)
             for count in range(1, 2 + FINISHERS_MAX):
-                await components.launched("task-1", count)
+                await components.wait_for_launch("task-1", count)
                 launched_at.append(time.monotonic())
-                components.runners.die("task-1")
+                components.runners.kill("task-1")
                 while count == 3 and "tried after a pause" not in (await service.status("task-1")).state_message:
                     await asyncio.sleep(0.01)
             await service.wait("task-1", 20)
@@ -201,11 +201,11 @@ def test_forced_cancel_skips_the_finisher_backoff(components, monkeypatch):
     async def scenario():
         async with components.server() as service:
             await service.submit(manifest())
-            await components.launched("task-1")
-            components.runners.play("task-1", *TO_RUNNING)
-            await components.lose("task-1", 2)
+            await components.wait_for_launch("task-1")
+            components.runners.record("task-1", *TO_RUNNING)
+            await components.kill_runners("task-1", 2)
             await service.cancel("task-1", reason="", force=True)
-            await components.launched("task-1", 3)
+            await components.wait_for_launch("task-1", 3)
 
     asyncio.run(scenario())
     assert [order.finish for order in components.runners.orders] == [False, True, True]
@@ -217,9 +217,9 @@ def test_running_task_ends_after_all_finishers_die(components, monkeypatch):
     async def scenario():
         async with components.server() as service:
             await service.submit(manifest())
-            await components.launched("task-1")
-            components.runners.play("task-1", *TO_RUNNING)
-            await components.lose("task-1", 1 + FINISHERS_MAX)
+            await components.wait_for_launch("task-1")
+            components.runners.record("task-1", *TO_RUNNING)
+            await components.kill_runners("task-1", 1 + FINISHERS_MAX)
             return await service.wait("task-1", 20)
 
     task = asyncio.run(scenario())
@@ -232,9 +232,9 @@ async def run_until_finishers_are_exhausted(components, *events):
     """Return the task after its runner died after these events and all of its finishers died."""
     async with components.server() as service:
         await service.submit(manifest())
-        await components.launched("task-1")
-        components.runners.play("task-1", *TO_RUNNING, *events)
-        await components.lose("task-1", 1 + FINISHERS_MAX)
+        await components.wait_for_launch("task-1")
+        components.runners.record("task-1", *TO_RUNNING, *events)
+        await components.kill_runners("task-1", 1 + FINISHERS_MAX)
         return await service.wait("task-1", 20)
 
 
@@ -269,9 +269,9 @@ def test_replay_after_a_position_has_no_gaps_or_duplicates(components):
     async def scenario():
         async with components.server() as service:
             await service.submit(manifest())
-            await components.launched("task-1")
+            await components.wait_for_launch("task-1")
             lines = [Output.from_bytes("stdout", b"%d\n" % number) for number in range(5)]
-            components.runners.play("task-1", *TO_RUNNING, *lines, *TO_END)
+            components.runners.record("task-1", *TO_RUNNING, *lines, *TO_END)
             await service.wait("task-1", 10)
             frames = await collect(service.replay("task-1"))
             for position in (0, 1, 6, 8, frames[-2]["seq"]):
@@ -311,7 +311,7 @@ def test_rewritten_record_is_published_once(components, monkeypatch):
     async def scenario():
         async with components.server() as service:
             await service.submit(manifest())
-            await components.launched("task-1")
+            await components.wait_for_launch("task-1")
             task_events, all_events = [], []
 
             async def receive(frames, received):
@@ -327,12 +327,12 @@ def test_rewritten_record_is_published_once(components, monkeypatch):
                 asyncio.create_task(receive(service.follow_all(), all_events)),
             ]
             await asyncio.sleep(0)
-            components.runners.play("task-1", *TO_RUNNING[:2])
+            components.runners.record("task-1", *TO_RUNNING[:2])
             monkeypatch.setattr("sandbox.journal.writer.os.fdatasync", fail_after_publishing)
             with pytest.raises(OSError, match="Input/output"):
-                await asyncio.to_thread(components.runners.play, "task-1", TO_RUNNING[2])
-            await components.until(service, "task-1", TaskState.READY)
-            components.runners.play("task-1", TO_RUNNING[2], *TO_END)
+                await asyncio.to_thread(components.runners.record, "task-1", TO_RUNNING[2])
+            await components.wait_for_state(service, "task-1", TaskState.READY)
+            components.runners.record("task-1", TO_RUNNING[2], *TO_END)
             await asyncio.wait_for(asyncio.gather(*receivers), 10)
             return task_events, all_events
 
@@ -348,14 +348,14 @@ def test_index_with_inconsistent_task_and_offset_is_reloaded(components):
     async def before():
         async with components.server() as service:
             await service.submit(manifest())
-            await components.launched("task-1")
-            components.runners.play("task-1", *TO_RUNNING[:2])
-            await components.until(service, "task-1", TaskState.READY)
+            await components.wait_for_launch("task-1")
+            components.runners.record("task-1", *TO_RUNNING[:2])
+            await components.wait_for_state(service, "task-1", TaskState.READY)
 
     async def after():
         async with components.server() as service:
-            components.runners.play("task-1", TO_RUNNING[2])
-            await components.until(service, "task-1", TaskState.RUNNING)
+            components.runners.record("task-1", TO_RUNNING[2])
+            await components.wait_for_state(service, "task-1", TaskState.RUNNING)
             return [frame["seq"] for frame in await collect(service.replay("task-1"))]
 
     asyncio.run(before())

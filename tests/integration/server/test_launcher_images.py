@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from doubles.manifests import manifest
-from doubles.server_components import TO_RUNNING, Rooms
+from doubles.server_components import TO_RUNNING, ServerComponents
 from sandbox.interfaces.images import Image
 from sandbox.model.task_state import TaskState
 from sandbox.store.sqlite import SqliteStore
@@ -16,11 +16,11 @@ IMAGE = Image("my-tools", "sha256:" + "0" * 64, "/data/profiles/my-tools/0/root"
 @pytest.fixture
 def components(tmp_path, monkeypatch):
     monkeypatch.setattr("sandbox.server.journal_tailer.LOSS_CHECK_SECONDS", 0.1)
-    instance = Rooms(tmp_path, SqliteStore(tmp_path / "index.sqlite"))
+    instance = ServerComponents(tmp_path, SqliteStore(tmp_path / "index.sqlite"))
     instance.images = {"my-tools": IMAGE}
     yield instance
     for task_id in list(instance.runners.recorders):
-        instance.runners.die(task_id)
+        instance.runners.kill(task_id)
 
 
 def run_task(components, *steps, profile="my-tools"):
@@ -37,29 +37,29 @@ def run_task(components, *steps, profile="my-tools"):
 
 
 def test_runner_order_contains_the_image(components):
-    run_task(components, lambda _: components.launched("task-1"))
+    run_task(components, lambda _: components.wait_for_launch("task-1"))
     assert [order.image for order in components.runners.orders] == [IMAGE]
 
 
 def test_runner_order_without_an_image_has_none(components):
-    run_task(components, lambda _: components.launched("task-1"), profile="basic")
+    run_task(components, lambda _: components.wait_for_launch("task-1"), profile="basic")
     assert [order.image for order in components.runners.orders] == [None]
 
 
 def test_finisher_order_has_no_image(components):
     async def die(_):
-        await components.launched("task-1")
-        components.runners.play("task-1", *TO_RUNNING[:1])
-        components.image_trouble = "The image is gone."
-        components.runners.die("task-1")
+        await components.wait_for_launch("task-1")
+        components.runners.record("task-1", *TO_RUNNING[:1])
+        components.image_error = "The image is gone."
+        components.runners.kill("task-1")
 
-    run_task(components, die, lambda _: components.launched("task-1", 2))
+    run_task(components, die, lambda _: components.wait_for_launch("task-1", 2))
     assert [(order.finish, order.image) for order in components.runners.orders] == [(False, IMAGE), (True, None)]
 
 
 def test_unusable_image_fails_the_task_with_a_remedy(components):
-    components.image_trouble = "The image of the profile my-tools is damaged; build it again."
+    components.image_error = "The image of the profile my-tools is damaged; build it again."
     failed = run_task(components, lambda service: service.wait("task-1", 10))
     assert (failed.state, failed.failure.code) == (TaskState.FAILED, "provision_failed")
-    assert failed.failure.message == components.image_trouble
+    assert failed.failure.message == components.image_error
     assert components.runners.orders == []

@@ -27,8 +27,8 @@ def long_backoff(monkeypatch):
 
 def end_attempt(components, end):
     """Simulate the latest runner up to the end of an attempt that may be retried."""
-    components.runners.play("task-1", *TO_RUNNING, end, AttemptEnded())
-    components.runners.die("task-1")
+    components.runners.record("task-1", *TO_RUNNING, end, AttemptEnded())
+    components.runners.kill("task-1")
 
 
 def orders(components):
@@ -39,10 +39,10 @@ def test_retry_is_launched_with_a_new_attempt_id(components, no_backoff):
     async def scenario():
         async with components.server() as service:
             await service.submit(manifest(lifecycle={"retries": 1}))
-            await components.launched("task-1")
+            await components.wait_for_launch("task-1")
             end_attempt(components, FAILED)
-            await components.launched("task-1", 2)
-            components.runners.play("task-1", *TO_RUNNING, *TO_END)
+            await components.wait_for_launch("task-1", 2)
+            components.runners.record("task-1", *TO_RUNNING, *TO_END)
             return await service.wait("task-1", 10)
 
     task = asyncio.run(scenario())
@@ -55,11 +55,11 @@ def test_resuming_attempt_and_its_finisher_have_the_resume_flag(components):
     async def scenario():
         async with components.server() as service:
             await service.submit(manifest(lifecycle={"resume": True}))
-            await components.launched("task-1")
+            await components.wait_for_launch("task-1")
             end_attempt(components, LOST)
-            await components.launched("task-1", 2)
-            components.runners.die("task-1")
-            await components.launched("task-1", 3)
+            await components.wait_for_launch("task-1", 2)
+            components.runners.kill("task-1")
+            await components.wait_for_launch("task-1", 3)
 
     asyncio.run(scenario())
     assert orders(components) == [(False, False), (False, True), (True, True)]
@@ -69,7 +69,7 @@ def test_backoff_survives_a_server_restart(components, long_backoff):
     async def before():
         async with components.server() as service:
             await service.submit(manifest(lifecycle={"retries": 1}))
-            await components.launched("task-1")
+            await components.wait_for_launch("task-1")
             end_attempt(components, FAILED)
             await asyncio.sleep(0.3)
 
@@ -88,11 +88,11 @@ def test_cancel_during_backoff_launches_a_finisher(components, long_backoff):
     async def scenario():
         async with components.server() as service:
             await service.submit(manifest(lifecycle={"retries": 1}))
-            await components.launched("task-1")
+            await components.wait_for_launch("task-1")
             end_attempt(components, FAILED)
             await service.cancel("task-1", reason="enough", force=False)
-            await components.launched("task-1", 2)
-            components.runners.play("task-1", TaskFinished())
+            await components.wait_for_launch("task-1", 2)
+            components.runners.record("task-1", TaskFinished())
             return await service.wait("task-1", 10)
 
     task = asyncio.run(scenario())
@@ -117,15 +117,15 @@ def test_cancel_between_attempts_does_not_wait_for_secrets(components, monkeypat
         components.resolve = slow_vault
         async with components.server() as service:
             await service.submit(manifest(lifecycle={"retries": 1}))
-            await components.launched("task-1")
+            await components.wait_for_launch("task-1")
             end_attempt(components, FAILED)
             async with asyncio.timeout(8):
                 if not backoff_seconds:
                     await is_requested.wait()
                 await service.cancel("task-1", reason="enough", force=False)
             may_respond.set()
-            await components.launched("task-1", 2)
-            components.runners.play("task-1", TaskFinished())
+            await components.wait_for_launch("task-1", 2)
+            components.runners.record("task-1", TaskFinished())
             return await service.wait("task-1", 10)
 
     task = asyncio.run(scenario())
@@ -138,11 +138,11 @@ def test_missing_secrets_of_a_retry_fail_the_task(components, no_backoff):
         components.secrets = {"TOKEN": "value-of-the-token"}
         async with components.server() as service:
             await service.submit(manifest(lifecycle={"retries": 1}, manifest_secrets=("TOKEN",)))
-            await components.launched("task-1")
+            await components.wait_for_launch("task-1")
             components.secrets = {}
             end_attempt(components, FAILED)
-            await components.launched("task-1", 2)
-            components.runners.play("task-1", TaskFinished())
+            await components.wait_for_launch("task-1", 2)
+            components.runners.record("task-1", TaskFinished())
             return await service.wait("task-1", 10)
 
     task = asyncio.run(scenario())
@@ -158,11 +158,11 @@ def test_task_finalized_by_the_server_is_not_retried(components, monkeypatch):
     async def scenario():
         async with components.server() as service:
             await service.submit(manifest(lifecycle={"retries": 5, "resume": True}))
-            await components.launched("task-1")
-            components.runners.play("task-1", *TO_RUNNING)
-            components.runners.die("task-1")
-            await components.launched("task-1", 2)
-            components.runners.die("task-1")
+            await components.wait_for_launch("task-1")
+            components.runners.record("task-1", *TO_RUNNING)
+            components.runners.kill("task-1")
+            await components.wait_for_launch("task-1", 2)
+            components.runners.kill("task-1")
             return await service.wait("task-1", 10)
 
     task = asyncio.run(scenario())
@@ -174,9 +174,9 @@ def test_retry_waits_for_a_working_runtime(components):
     async def scenario():
         async with components.server() as service:
             await service.submit(manifest())
-            await components.launched("task-1")
-            components.runners.play("task-1", AttemptFailed(Failure(FailureCode.RUNNER_LOST, "gone")), AttemptEnded())
-            components.runners.die("task-1")
+            await components.wait_for_launch("task-1")
+            components.runners.record("task-1", AttemptFailed(Failure(FailureCode.RUNNER_LOST, "gone")), AttemptEnded())
+            components.runners.kill("task-1")
         components.runtime_failure = "The runtime does not work here."
         async with components.server() as service:
             async with asyncio.timeout(10):
@@ -186,8 +186,8 @@ def test_retry_waits_for_a_working_runtime(components):
             assert len(components.runners.orders) == 1
             probe_result = service.dependencies.prober.result
             service.dependencies.prober.result = replace(probe_result, failure=None)
-            await components.launched("task-1", 2)
-            components.runners.play("task-1", *TO_RUNNING, *TO_END)
+            await components.wait_for_launch("task-1", 2)
+            components.runners.record("task-1", *TO_RUNNING, *TO_END)
             return await service.wait("task-1", 10)
 
     assert asyncio.run(scenario()).state is TaskState.COMPLETED
@@ -197,14 +197,14 @@ def test_cancel_between_attempts_works_without_a_runtime(components):
     async def scenario():
         async with components.server() as service:
             await service.submit(manifest())
-            await components.launched("task-1")
-            components.runners.play("task-1", AttemptFailed(Failure(FailureCode.RUNNER_LOST, "gone")), AttemptEnded())
-            components.runners.die("task-1")
+            await components.wait_for_launch("task-1")
+            components.runners.record("task-1", AttemptFailed(Failure(FailureCode.RUNNER_LOST, "gone")), AttemptEnded())
+            components.runners.kill("task-1")
         components.runtime_failure = "The runtime does not work here."
         async with components.server() as service:
             await service.cancel("task-1", reason="", force=False)
-            await components.launched("task-1", 2)
-            components.runners.play("task-1", TaskFinished())
+            await components.wait_for_launch("task-1", 2)
+            components.runners.record("task-1", TaskFinished())
             return await service.wait("task-1", 10)
 
     assert asyncio.run(scenario()).state is TaskState.CANCELLED

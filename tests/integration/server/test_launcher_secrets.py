@@ -7,7 +7,7 @@ import logging
 import pytest
 
 from doubles.manifests import manifest
-from doubles.server_components import TO_RUNNING, Rooms
+from doubles.server_components import TO_RUNNING, ServerComponents
 from sandbox.interfaces.journal import read_records
 from sandbox.model.events import AttemptStarted
 from sandbox.model.manifest.schema import Secret
@@ -26,10 +26,10 @@ def with_secret(task_id="task-1"):
 @pytest.fixture
 def components(tmp_path, monkeypatch):
     monkeypatch.setattr("sandbox.server.journal_tailer.LOSS_CHECK_SECONDS", 0.1)
-    instance = Rooms(tmp_path, SqliteStore(tmp_path / "index.sqlite"))
+    instance = ServerComponents(tmp_path, SqliteStore(tmp_path / "index.sqlite"))
     yield instance
     for task_id in list(instance.runners.recorders):
-        instance.runners.die(task_id)
+        instance.runners.kill(task_id)
 
 
 def bytes_below(directory):
@@ -43,9 +43,9 @@ def test_secret_values_are_passed_to_the_runner_and_not_stored(components, caplo
     async def scenario():
         async with components.server() as service:
             await service.submit(with_secret())
-            await components.launched("task-1")
-            components.runners.play("task-1", *TO_RUNNING)
-            await components.until(service, "task-1", TaskState.RUNNING)
+            await components.wait_for_launch("task-1")
+            components.runners.record("task-1", *TO_RUNNING)
+            await components.wait_for_state(service, "task-1", TaskState.RUNNING)
             return repr(await service.health()) + repr(await service.status("task-1"))
 
     output = asyncio.run(scenario())
@@ -62,14 +62,14 @@ def test_finisher_gets_the_secrets_for_redaction(components):
     async def scenario():
         async with components.server() as service:
             await service.submit(with_secret())
-            await components.launched("task-1")
-            components.runners.die("task-1")
-            await components.launched("task-1", 2)
+            await components.wait_for_launch("task-1")
+            components.runners.kill("task-1")
+            await components.wait_for_launch("task-1", 2)
 
     asyncio.run(scenario())
     assert [order.secrets for order in components.runners.orders] == [{"TOKEN": VALUE}, {"TOKEN": VALUE}]
     assert [order.upstream for order in components.runners.orders][1] is None
-    assert components.secrets_asked == ["TOKEN", "TOKEN"]
+    assert components.requested_secrets == ["TOKEN", "TOKEN"]
 
 
 def test_finisher_is_launched_without_available_secrets(components):
@@ -78,11 +78,11 @@ def test_finisher_is_launched_without_available_secrets(components):
     async def scenario():
         async with components.server() as service:
             await service.submit(with_secret())
-            await components.launched("task-1")
-            components.runners.play("task-1", *TO_RUNNING[:1])
+            await components.wait_for_launch("task-1")
+            components.runners.record("task-1", *TO_RUNNING[:1])
             components.secrets = {}
-            components.runners.die("task-1")
-            await components.launched("task-1", 2)
+            components.runners.kill("task-1")
+            await components.wait_for_launch("task-1", 2)
 
     asyncio.run(scenario())
     assert [order.secrets for order in components.runners.orders] == [{"TOKEN": VALUE}, {}]
@@ -129,8 +129,8 @@ def test_secrets_of_a_pending_task_are_not_resolved(components):
         async with components.server() as service:
             await service.submit(manifest("first"))
             await service.submit(with_secret("second"))
-            await components.launched("first")
-            return list(components.secrets_asked)
+            await components.wait_for_launch("first")
+            return list(components.requested_secrets)
 
     assert asyncio.run(scenario()) == []
 

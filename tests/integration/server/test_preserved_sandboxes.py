@@ -8,7 +8,7 @@ from datetime import timedelta
 import pytest
 
 from doubles.manifests import manifest
-from doubles.server_components import TO_END, TO_RUNNING, Rooms
+from doubles.server_components import TO_END, TO_RUNNING, ServerComponents
 from sandbox.disks.removal import remove_trees
 from sandbox.interfaces.layout import TaskLayout
 from sandbox.interfaces.placement import RunnerUnreachableError, TerminalOrder
@@ -28,10 +28,10 @@ DAY = 24 * 3600
 
 @pytest.fixture
 def components(tmp_path):
-    instance = Rooms(tmp_path, SqliteStore(tmp_path / "index.sqlite"))
+    instance = ServerComponents(tmp_path, SqliteStore(tmp_path / "index.sqlite"))
     yield instance
     for task_id in list(instance.runners.recorders):
-        instance.runners.die(task_id)
+        instance.runners.kill(task_id)
 
 
 def files(components, order):
@@ -41,8 +41,8 @@ def files(components, order):
 async def fail(components, service, task_id, failure_action="preserve"):
     """Fail a task and leave the files of its sandbox, as a runner does."""
     await service.submit(manifest(task_id, lifecycle={"failure_action": failure_action}))
-    await components.launched(task_id)
-    components.runners.play(task_id, *TO_RUNNING, *FAILED)
+    await components.wait_for_launch(task_id)
+    components.runners.record(task_id, *TO_RUNNING, *FAILED)
     await service.wait(task_id, 10)
     preserved = files(components, components.runners.orders[-1])
     deep = preserved.workspace / "a" / "b"
@@ -59,15 +59,15 @@ async def fail(components, service, task_id, failure_action="preserve"):
 async def lose_before_disk_takeover(components, service):
     """Lose the second attempt and all finishers before they take over the disk of the first. Return its files."""
     await service.submit(manifest(lifecycle={"failure_action": "preserve", "resume": True}))
-    await components.launched("task-1")
+    await components.wait_for_launch("task-1")
     preserved = files(components, components.runners.orders[0])
     preserved.workspace.mkdir(parents=True)
     preserved.runner_log.write_text("log")
-    components.runners.play("task-1", *TO_RUNNING, LOST, AttemptEnded())
+    components.runners.record("task-1", *TO_RUNNING, LOST, AttemptEnded())
     async with asyncio.timeout(30):
         while not (await service.status("task-1")).state.is_terminal:
             if "task-1" in components.runners.recorders:
-                components.runners.die("task-1")
+                components.runners.kill("task-1")
             await asyncio.sleep(0.005)
     assert (await service.status("task-1")).attempts == 2
     return preserved
@@ -296,7 +296,7 @@ def test_shell_without_an_image_is_rejected_with_a_remedy(components):
     async def scenario():
         async with components.server() as service:
             await fail(components, service, "task-1")
-            components.image_trouble = "The image of the profile tools is gone; build it again."
+            components.image_error = "The image of the profile tools is gone; build it again."
             with pytest.raises(
                 TerminalRefusedError, match="can be opened for task task-1: The image of the profile tools is gone"
             ):
@@ -325,15 +325,15 @@ def test_release_without_a_preserved_sandbox_is_rejected(components):
         async with components.server() as service:
             preserved = await fail(components, service, "destroyed", failure_action="destroy")
             await service.submit(manifest("running", lifecycle={"failure_action": "preserve"}))
-            await components.launched("running")
-            components.runners.play("running", *TO_RUNNING)
-            await components.until(service, "running", TaskState.RUNNING)
+            await components.wait_for_launch("running")
+            components.runners.record("running", *TO_RUNNING)
+            await components.wait_for_state(service, "running", TaskState.RUNNING)
             for task_id in ("destroyed", "running"):
                 with pytest.raises(SandboxNotPreservedError):
                     await service.release(task_id)
             with pytest.raises(TaskNotFoundError):
                 await service.release("nobody")
-            components.runners.play("running", *TO_END)
+            components.runners.record("running", *TO_END)
             return preserved
 
     assert asyncio.run(scenario()).disk.exists()

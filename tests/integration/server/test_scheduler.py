@@ -6,7 +6,7 @@ import pytest
 
 from doubles.manifests import manifest
 from doubles.memory_store import MemoryStore
-from doubles.server_components import GIB, TO_END, TO_RUNNING, Rooms
+from doubles.server_components import GIB, TO_END, TO_RUNNING, ServerComponents
 from sandbox.interfaces.store import TaskQuery
 from sandbox.interfaces.tasks import Retention, UnavailableError
 from sandbox.journal.writer import FileJournalWriter
@@ -22,10 +22,10 @@ MIB = 1024**2
 @pytest.fixture
 def components(tmp_path, monkeypatch):
     monkeypatch.setattr("sandbox.server.task_service.MEMORY_CHECK_SECONDS", 0.05)
-    instance = Rooms(tmp_path, MemoryStore())
+    instance = ServerComponents(tmp_path, MemoryStore())
     yield instance
     for task_id in list(instance.runners.recorders):
-        instance.runners.die(task_id)
+        instance.runners.kill(task_id)
 
 
 async def message(service, task_id):
@@ -45,7 +45,7 @@ def test_task_waits_for_available_memory(components):
             tasks = (await service.query(TaskQuery(frozenset({TaskState.PENDING})))).tasks
             assert [task.state_message for task in tasks] == [await message(service, "task-1")]
             components.memory_available_bytes = GIB
-            await components.launched("task-1")
+            await components.wait_for_launch("task-1")
             tasks = (await service.query(TaskQuery())).tasks
             assert [task.state_message for task in tasks if "memory" in task.state_message] == []
 
@@ -59,10 +59,10 @@ def test_starting_tasks_reserve_memory_and_running_ones_do_not(components):
         async with components.server() as service:
             for number in range(4):
                 await service.submit(manifest(f"task-{number}"))
-            await components.launched("task-1")
+            await components.wait_for_launch("task-1")
             assert "free memory" in await message(service, "task-2")
-            components.runners.play("task-0", *TO_RUNNING)
-            await components.launched("task-2")
+            components.runners.record("task-0", *TO_RUNNING)
+            await components.wait_for_launch("task-2")
             assert "free memory" in await message(service, "task-3")
 
     asyncio.run(scenario())
@@ -84,14 +84,14 @@ def test_admitted_task_clears_its_block_reason(components):
             await service.submit(manifest("first"))
             await service.submit(manifest("second"))
             assert "CPUs" in await message(service, "second")
-            await components.launched("first")
-            components.runners.play("first", *TO_RUNNING, *TO_END)
+            await components.wait_for_launch("first")
+            components.runners.record("first", *TO_RUNNING, *TO_END)
             async with asyncio.timeout(10):
                 while "CPUs" in await message(service, "second"):
                     await asyncio.sleep(0.005)
             assert len(components.runners.orders) == 1
             may_continue.set()
-            await components.launched("second")
+            await components.wait_for_launch("second")
 
     asyncio.run(scenario())
 
@@ -108,8 +108,8 @@ def test_oversized_task_after_a_restart_does_not_block_others(components):
         async with components.server() as service:
             await service.submit(manifest("small", vm={"cpus": 4}))
             assert "larger machine: requests 8 CPUs (4 in all)" in await message(service, "huge")
-            components.runners.play("running", *TO_RUNNING, *TO_END)
-            await components.launched("small")
+            components.runners.record("running", *TO_RUNNING, *TO_END)
+            await components.wait_for_launch("small")
             await service.cancel("huge", reason="", force=False)
             return (await service.wait("huge", 10)).state
 
@@ -128,7 +128,7 @@ def test_task_waits_for_disk_space(components):
             assert "is nearly full" in status.state_message
             assert not (await service.health()).is_ready
             components.space = DiskSpace(100 * GIB, 1000 * GIB)
-            await components.launched("task-1")
+            await components.wait_for_launch("task-1")
             assert (await service.health()).is_ready
 
     asyncio.run(scenario())
@@ -148,7 +148,7 @@ def test_task_starts_after_a_scheduler_error(components, monkeypatch):
         async with components.server() as service:
             with pytest.raises(OSError, match="Input/output"):
                 await service.submit(manifest("task-1"))
-            await components.launched("task-1")
+            await components.wait_for_launch("task-1")
 
     asyncio.run(scenario())
 
@@ -157,7 +157,7 @@ def test_draining_server_starts_no_tasks_and_finishes_running_ones(components):
     async def scenario():
         async with components.server() as service:
             await service.submit(manifest("task-1"), Idempotency("key", "sha"))
-            await components.launched("task-1")
+            await components.wait_for_launch("task-1")
             components.space = DiskSpace(GIB, 1000 * GIB)
             await service.submit(manifest("task-2"))
             assert await service.drain() == await service.drain()
@@ -168,14 +168,14 @@ def test_draining_server_starts_no_tasks_and_finishes_running_ones(components):
             assert "being drained" in (await service.status("task-2")).state_message
             draining = await service.drain_status()
             assert (draining.running, draining.waiting) == (1, 1)
-            components.runners.play("task-1", *TO_RUNNING, *TO_END)
-            await components.until(service, "task-1", TaskState.COMPLETED)
+            components.runners.record("task-1", *TO_RUNNING, *TO_END)
+            await components.wait_for_state(service, "task-1", TaskState.COMPLETED)
             assert (await service.drain_status()).running == 0
         async with components.server() as service:  # the drain survives a restart
             assert (await service.status("task-2")).state is TaskState.PENDING
             assert (await service.drain_status()).since == draining.since
             await service.undo_drain()
-            await components.launched("task-2")
+            await components.wait_for_launch("task-2")
 
     asyncio.run(scenario())
 
@@ -213,7 +213,7 @@ def test_admitted_but_delayed_task_does_not_start_during_a_drain(components, mon
                 assert (await service.wait("task-1", 10)).state is TaskState.CANCELLED
                 return
             await service.undo_drain()
-            await components.launched("task-1")
+            await components.wait_for_launch("task-1")
             assert await message(service, "task-2") == "Waiting for 4 CPUs (0 free)"
 
     asyncio.run(scenario())
@@ -263,7 +263,7 @@ def may_resume(monkeypatch):
 async def prune_pending_task(components, service, task_id):
     """Prune a task that is queued after `before`; return the asyncio task that still tails it."""
     await service.submit(manifest("before"))
-    await components.launched("before")
+    await components.wait_for_launch("before")
     await service.submit(manifest(task_id))
     following = service.dependencies.journal_tailer._asyncio_tasks[task_id]
     await service.cancel(task_id, reason="", force=False)
@@ -283,9 +283,9 @@ def test_task_with_the_id_of_a_pruned_one_keeps_its_queue_position(components, m
             may_resume.set()
             await asyncio.wait_for(following, 10)
             assert "Waiting for" in await message(service, "again")
-            components.runners.play("before", *TO_RUNNING, *TO_END)
-            await components.launched("again")
-            components.runners.play("again", *TO_RUNNING, *TO_END)
+            components.runners.record("before", *TO_RUNNING, *TO_END)
+            await components.wait_for_launch("again")
+            components.runners.record("again", *TO_RUNNING, *TO_END)
             return (await service.wait("again", 10)).state
 
     assert asyncio.run(scenario()) is TaskState.COMPLETED
@@ -297,16 +297,16 @@ def test_task_with_the_id_of_a_pruned_one_keeps_its_resources(components, may_re
     async def scenario():
         async with components.server() as service:
             following = await prune_pending_task(components, service, "again")
-            components.runners.play("before", *TO_RUNNING, *TO_END)
+            components.runners.record("before", *TO_RUNNING, *TO_END)
             await service.wait("before", 10)
             await service.submit(manifest("again"))
-            await components.launched("again")
+            await components.wait_for_launch("again")
             may_resume.set()
             await asyncio.wait_for(following, 10)
             await service.submit(manifest("after"))
             assert "Waiting for 4 CPUs (0 free)" in await message(service, "after")
-            components.runners.play("again", *TO_RUNNING, *TO_END)
+            components.runners.record("again", *TO_RUNNING, *TO_END)
             await service.wait("again", 10)
-            await components.launched("after")
+            await components.wait_for_launch("after")
 
     asyncio.run(scenario())

@@ -7,7 +7,7 @@ import pytest
 
 from doubles.manifests import manifest
 from doubles.memory_store import MemoryStore
-from doubles.server_components import TO_END, TO_RUNNING, Rooms
+from doubles.server_components import TO_END, TO_RUNNING, ServerComponents
 from sandbox.interfaces.journal import read_records
 from sandbox.interfaces.store import DuplicateTaskError, StoreError
 from sandbox.interfaces.tasks import IdempotencyKeyReusedError, InsufficientResourcesError, UnavailableError
@@ -23,10 +23,10 @@ OTHER_BODY = Idempotency("key-1", "bb" * 32)
 @pytest.fixture(params=["memory", "sqlite"])
 def components(request, tmp_path):
     store = MemoryStore() if request.param == "memory" else SqliteStore(tmp_path / "index.sqlite")
-    instance = Rooms(tmp_path, store)
+    instance = ServerComponents(tmp_path, store)
     yield instance
     for task_id in list(instance.runners.recorders):
-        instance.runners.die(task_id)
+        instance.runners.kill(task_id)
 
 
 def test_repeated_submission_returns_the_original_task(components):
@@ -35,8 +35,8 @@ def test_repeated_submission_returns_the_original_task(components):
             first = await service.submit(manifest(""), KEY)
             assert (first.is_replayed, first.task.state) == (False, TaskState.PENDING)
             early_replay = await service.submit(manifest(""), KEY)
-            await components.launched(first.task.id)
-            components.runners.play(first.task.id, *TO_RUNNING, *TO_END)
+            await components.wait_for_launch(first.task.id)
+            components.runners.record(first.task.id, *TO_RUNNING, *TO_END)
             await service.wait(first.task.id, 10)
             late_replay = await service.submit(manifest(""), KEY)
             assert (early_replay.is_replayed, late_replay.is_replayed) == (True, True)
@@ -54,8 +54,8 @@ def test_key_reused_with_another_body_is_rejected(components):
             await service.submit(manifest(), KEY)
             with pytest.raises(IdempotencyKeyReusedError):
                 await service.submit(manifest("task-2"), OTHER_BODY)
-            await components.launched("task-1")
-            components.runners.play("task-1", *TO_RUNNING, *TO_END)
+            await components.wait_for_launch("task-1")
+            components.runners.record("task-1", *TO_RUNNING, *TO_END)
             await service.wait("task-1", 10)
             with pytest.raises(IdempotencyKeyReusedError):
                 await service.submit(manifest("task-2"), OTHER_BODY)
@@ -127,7 +127,7 @@ def test_key_expires_after_a_day(components):
 
 
 def test_key_survives_a_lost_index(tmp_path):
-    components = Rooms(tmp_path, MemoryStore())
+    components = ServerComponents(tmp_path, MemoryStore())
 
     async def scenario():
         async with components.server() as service:
@@ -144,7 +144,7 @@ def test_active_task_is_found_by_key_without_an_index_row(tmp_path):
         def insert(self, indexed):
             raise StoreError("full")
 
-    components = Rooms(tmp_path, UnwritableStore(), capacity=Resources(4, 10**12, 10**12))
+    components = ServerComponents(tmp_path, UnwritableStore(), capacity=Resources(4, 10**12, 10**12))
 
     async def scenario():
         async with components.server() as service:
@@ -154,7 +154,7 @@ def test_active_task_is_found_by_key_without_an_index_row(tmp_path):
 
     assert asyncio.run(scenario()).task.id == "second"
     for task_id in list(components.runners.recorders):
-        components.runners.die(task_id)
+        components.runners.kill(task_id)
 
 
 def test_submission_with_a_key_is_rejected_if_the_index_fails(tmp_path):
@@ -162,7 +162,7 @@ def test_submission_with_a_key_is_rejected_if_the_index_fails(tmp_path):
         def find_by_idempotency_key(self, key, since):
             raise StoreError("locked")
 
-    components = Rooms(tmp_path, UnreadableStore())
+    components = ServerComponents(tmp_path, UnreadableStore())
 
     async def scenario():
         async with components.server() as service:

@@ -47,8 +47,8 @@ def test_check_admission_matches_submit_and_has_no_effect(components):
             with pytest.raises(DuplicateTaskError):
                 await service.check_admission(manifest())
             await service.check_admission(manifest("task-2"))
-            await components.launched("task-1")
-            components.runners.play("task-1", *TO_RUNNING, *TO_END)
+            await components.wait_for_launch("task-1")
+            components.runners.record("task-1", *TO_RUNNING, *TO_END)
             await service.wait("task-1", 10)
 
     asyncio.run(scenario())
@@ -60,9 +60,9 @@ def test_task_is_submitted_launched_followed_and_completed(components):
             submitted = await service.submit(manifest())
             assert not submitted.is_replayed
             assert submitted.task.state is TaskState.PENDING
-            await components.launched("task-1")
+            await components.wait_for_launch("task-1")
             followed = asyncio.create_task(collect(service.follow("task-1", after=0)))
-            components.runners.play("task-1", *TO_RUNNING, Output.from_bytes("stdout", b"hello\n"), *TO_END)
+            components.runners.record("task-1", *TO_RUNNING, Output.from_bytes("stdout", b"hello\n"), *TO_END)
             task = await service.wait("task-1", 10)
             assert task.state is TaskState.COMPLETED
             return await followed
@@ -122,11 +122,11 @@ def test_oversized_task_is_rejected_and_blocked_task_waits(components):
                 await service.submit(manifest("huge", vm={"cpus": 9}))
             await service.submit(manifest("first", vm={"cpus": 8}))
             await service.submit(manifest("second", vm={"cpus": 1}))
-            await components.launched("first")
+            await components.wait_for_launch("first")
             waiting = await service.status("second")
             assert (waiting.state, waiting.state_message) == (TaskState.PENDING, "Waiting for 1 CPUs (0 free)")
-            components.runners.play("first", *TO_RUNNING, *TO_END)
-            await components.launched("second")
+            components.runners.record("first", *TO_RUNNING, *TO_END)
+            await components.wait_for_launch("second")
 
     asyncio.run(scenario())
 
@@ -143,7 +143,7 @@ def test_pending_task_is_cancelled_without_a_runner(components):
             assert (await service.wait("second", 10)).state is TaskState.CANCELLED
             with pytest.raises(TaskTerminalError):
                 await service.cancel("second", reason="", force=False)
-            components.runners.play("first", *TO_RUNNING, *TO_END)
+            components.runners.record("first", *TO_RUNNING, *TO_END)
             await service.wait("first", 10)
         return [order.task_id for order in components.runners.orders]
 
@@ -153,10 +153,10 @@ def test_pending_task_is_cancelled_without_a_runner(components):
 def test_cancel_is_durable_and_sent_to_the_runner(components):
     async def scenario():
         async with components.server() as service:
-            await components.running(service)
+            await components.start_running_task(service)
             await service.cancel("task-1", reason="why not", force=False)
             assert replay_task(components.journals, "task-1").task.cancel.reason == "why not"
-            components.runners.play(
+            components.runners.record(
                 "task-1", AgentExited(143, None, Failure(FailureCode.AGENT_FAILED, "x")), TaskFinished()
             )
             return (await service.wait("task-1", 10)).state
@@ -171,19 +171,19 @@ def test_restarted_server_resumes_all_tasks(components):
         async with components.server() as service:
             for name in ("running", "cancelled-late", "waiting"):
                 await service.submit(manifest(name, vm={"cpus": 4}))
-            await components.launched("running")
-            components.runners.play("running", *TO_RUNNING, Output.from_bytes("stdout", b"1\n"))
-            await components.until(service, "running", TaskState.RUNNING)
+            await components.wait_for_launch("running")
+            components.runners.record("running", *TO_RUNNING, Output.from_bytes("stdout", b"1\n"))
+            await components.wait_for_state(service, "running", TaskState.RUNNING)
 
     async def after():
         async with components.server() as service:
-            components.runners.play("running", Output.from_bytes("stdout", b"2\n"), *TO_END)
+            components.runners.record("running", Output.from_bytes("stdout", b"2\n"), *TO_END)
             await service.wait("running", 10)
-            await components.launched("waiting")
+            await components.wait_for_launch("waiting")
             return await collect(service.follow("running", after=0))
 
     asyncio.run(before())
-    components.runners.play("cancelled-late", AttemptFailed(Failure(FailureCode.CLONE_FAILED, "no")), TaskFinished())
+    components.runners.record("cancelled-late", AttemptFailed(Failure(FailureCode.CLONE_FAILED, "no")), TaskFinished())
     frames = asyncio.run(after())
     assert [frame["data"] for frame in frames if frame["type"] == "output"] == ["1\n", "2\n"]
     *results, last = [order.task_id for order in components.runners.orders]
@@ -195,8 +195,8 @@ def test_lost_index_is_rebuilt_from_the_journals(components):
     async def before():
         async with components.server() as service:
             await service.submit(manifest())
-            await components.launched("task-1")
-            components.runners.play("task-1", *TO_RUNNING, *TO_END)
+            await components.wait_for_launch("task-1")
+            components.runners.record("task-1", *TO_RUNNING, *TO_END)
             await service.wait("task-1", 10)
 
     async def after():
@@ -212,14 +212,14 @@ def test_lost_runner_is_detected_and_a_finisher_launched(components):
     async def scenario():
         async with components.server() as service:
             await service.submit(manifest())
-            await components.launched("task-1")
-            components.runners.play("task-1", *TO_RUNNING)
-            components.runners.die("task-1")
-            await components.launched("task-1", 2)
+            await components.wait_for_launch("task-1")
+            components.runners.record("task-1", *TO_RUNNING)
+            components.runners.kill("task-1")
+            await components.wait_for_launch("task-1", 2)
             assert [order.finish for order in components.runners.orders] == [False, True]
             assert len({order.attempt_id for order in components.runners.orders}) == 1
             lost = Failure(FailureCode.RUNNER_LOST, "lost")
-            components.runners.play("task-1", AgentExited(None, None, lost), TaskFinished())
+            components.runners.record("task-1", AgentExited(None, None, lost), TaskFinished())
             return await service.wait("task-1", 10)
 
     assert asyncio.run(scenario()).failure.code == "runner_lost"
@@ -231,9 +231,9 @@ def test_task_ends_after_all_finishers_die(components, monkeypatch):
     async def scenario():
         async with components.server() as service:
             await service.submit(manifest())
-            await components.launched("task-1")
-            components.runners.play("task-1", *TO_RUNNING[:1])
-            await components.lose("task-1", 1 + FINISHERS_MAX)
+            await components.wait_for_launch("task-1")
+            components.runners.record("task-1", *TO_RUNNING[:1])
+            await components.kill_runners("task-1", 1 + FINISHERS_MAX)
             return await service.wait("task-1", 20)
 
     assert asyncio.run(scenario()).failure.code == "runner_lost"
@@ -242,12 +242,12 @@ def test_task_ends_after_all_finishers_die(components, monkeypatch):
 def test_cancel_of_a_task_with_a_dead_runner_is_recorded(components):
     async def scenario():
         async with components.server() as service:
-            await components.running(service)
-            components.runners.die("task-1")
+            await components.start_running_task(service)
+            components.runners.kill("task-1")
             await service.cancel("task-1", reason="", force=False)
-            await components.launched("task-1", 2)
+            await components.wait_for_launch("task-1", 2)
             lost = Failure(FailureCode.RUNNER_LOST, "lost")
-            components.runners.play("task-1", AgentExited(None, None, lost), TaskFinished())
+            components.runners.record("task-1", AgentExited(None, None, lost), TaskFinished())
             return (await service.wait("task-1", 10)).state
 
     assert asyncio.run(scenario()) is TaskState.CANCELLED
@@ -318,8 +318,8 @@ def test_follow_during_submit_gets_every_event(components):
             await asyncio.sleep(0.1)
             may_go_on.set()
             await submitting
-            await components.launched("task-1")
-            components.runners.play("task-1", *TO_RUNNING, *TO_END)
+            await components.wait_for_launch("task-1")
+            components.runners.record("task-1", *TO_RUNNING, *TO_END)
             return await asyncio.wait_for(following, 10)
 
     events = asyncio.run(scenario())
@@ -341,14 +341,14 @@ def test_follow_from_now_starts_with_the_current_state(components):
     async def scenario():
         async with components.server() as service:
             await service.submit(manifest())
-            await components.launched("task-1")
-            components.runners.play("task-1", *TO_RUNNING, Output.from_bytes("stdout", b"old\n"))
+            await components.wait_for_launch("task-1")
+            components.runners.record("task-1", *TO_RUNNING, Output.from_bytes("stdout", b"old\n"))
             async with asyncio.timeout(10):
                 while (await service.status("task-1")).last_seq < 6:
                     await asyncio.sleep(0.005)
             stream = service.follow("task-1")
             first = await anext(stream)
-            components.runners.play("task-1", Output.from_bytes("stdout", b"new\n"), *TO_END)
+            components.runners.record("task-1", Output.from_bytes("stdout", b"new\n"), *TO_END)
             return first, await collect(stream)
 
     first, rest = asyncio.run(scenario())
@@ -368,8 +368,8 @@ def test_follow_all_streams_every_task(components):
                 await service.submit(manifest(name))
             events.append(await next_frame)
             for name in ("a", "b"):
-                await components.launched(name)
-                components.runners.play(name, *TO_RUNNING, *TO_END)
+                await components.wait_for_launch(name)
+                components.runners.record(name, *TO_RUNNING, *TO_END)
             async with asyncio.timeout(10):
                 while sum(frame["type"] == "end" for frame in events) < 2:
                     events.append(await anext(frames))
@@ -385,15 +385,15 @@ def test_index_ahead_of_its_journal_is_reloaded(components):
 
     async def before():
         async with components.server() as service:
-            await components.running(service)
+            await components.start_running_task(service)
 
     async def after():
         async with components.server() as service:
-            await components.launched("task-1", 2)
+            await components.wait_for_launch("task-1", 2)
             return (await service.status("task-1")).state
 
     asyncio.run(before())
-    components.runners.die("task-1")
+    components.runners.kill("task-1")
     records = components.data_dir / "tasks/task-1/journal/records"
     records.write_bytes(b"".join(records.read_bytes().splitlines(keepends=True)[:3]))
     assert asyncio.run(after()) is TaskState.PROVISIONING
@@ -405,18 +405,18 @@ def test_follow_all_streams_the_end_of_a_truncated_journal(components, caplog):
 
     async def before():
         async with components.server() as service:
-            await components.running(service)
+            await components.start_running_task(service)
 
     async def after():
         async with components.server() as service:
             events = asyncio.create_task(collect_until_end(service.follow_all()))
-            await components.launched("task-1", 2)
+            await components.wait_for_launch("task-1", 2)
             caplog.clear()
-            components.runners.play("task-1", AttemptFailed(Failure(FailureCode.HOST_LOST, "lost")), TaskFinished())
+            components.runners.record("task-1", AttemptFailed(Failure(FailureCode.HOST_LOST, "lost")), TaskFinished())
             return await asyncio.wait_for(events, 10)
 
     asyncio.run(before())
-    components.runners.die("task-1")
+    components.runners.kill("task-1")
     records = components.data_dir / "tasks/task-1/journal/records"
     records.write_bytes(b"".join(records.read_bytes().splitlines(keepends=True)[:3]))
     events = asyncio.run(after())

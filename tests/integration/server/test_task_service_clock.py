@@ -7,10 +7,10 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from doubles.attempt_dependencies import Script, Stage
+from doubles.attempt_dependencies import AttemptHarness, Script
 from doubles.manifests import manifest
 from doubles.memory_store import MemoryStore
-from doubles.server_components import GIB, TO_END, TO_RUNNING, Rooms
+from doubles.server_components import GIB, TO_END, TO_RUNNING, ServerComponents
 from sandbox.bootstrap.clock import SystemClock
 from sandbox.interfaces.journal import read_records, replay_task
 from sandbox.model.task_state import TaskState
@@ -28,9 +28,11 @@ def _jumping_clock(monkeypatch):
     ("lifecycle", "code"), [({"timeout": "2s"}, "timeout"), ({"hang_timeout": "2s"}, "hang"), ({}, None)]
 )
 def test_agent_timeouts_ignore_clock_jumps(tmp_path, lifecycle, code):
-    stage = Stage(tmp_path, Script(stays=code is not None, stdout=b"a line\n" * 20), lifecycle=lifecycle)
+    stage = AttemptHarness(
+        tmp_path, Script(runs_until_signal=code is not None, stdout=b"a line\n" * 20), lifecycle=lifecycle
+    )
     started = time.monotonic()
-    asyncio.run(asyncio.wait_for(stage.life.run(), 60))
+    asyncio.run(asyncio.wait_for(stage.attempt_runner.run(), 60))
     seconds = time.monotonic() - started
     stage.writer.close()
     if code is None:
@@ -43,7 +45,7 @@ def test_agent_timeouts_ignore_clock_jumps(tmp_path, lifecycle, code):
 
 
 def test_task_order_and_waits_ignore_clock_jumps(tmp_path):
-    components = Rooms(tmp_path, MemoryStore(), capacity=Resources(4, 100 * GIB, 100 * GIB))
+    components = ServerComponents(tmp_path, MemoryStore(), capacity=Resources(4, 100 * GIB, 100 * GIB))
 
     async def scenario():
         async with components.server() as service:
@@ -53,8 +55,8 @@ def test_task_order_and_waits_ignore_clock_jumps(tmp_path):
             assert (await service.wait("task-0", 1.0)).state is not TaskState.COMPLETED
             assert time.monotonic() - started > 0.9
             for number in range(6):
-                await components.launched(f"task-{number}")
-                components.runners.play(f"task-{number}", *TO_RUNNING, *TO_END)
+                await components.wait_for_launch(f"task-{number}")
+                components.runners.record(f"task-{number}", *TO_RUNNING, *TO_END)
                 assert (await service.wait(f"task-{number}", 30)).state is TaskState.COMPLETED
 
     asyncio.run(asyncio.wait_for(scenario(), 60))

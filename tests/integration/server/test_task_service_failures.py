@@ -10,8 +10,8 @@ import pytest
 
 from doubles.manifests import manifest
 from doubles.memory_store import MemoryStore
-from doubles.server_components import GIB, TO_END, TO_RUNNING, Rooms
-from doubles.stored_tasks import KeptTasks
+from doubles.server_components import GIB, TO_END, TO_RUNNING, ServerComponents
+from doubles.stored_tasks import StoredTasks
 from sandbox.bootstrap.clock import SystemClock
 from sandbox.interfaces.journal import Recorder, replay_task
 from sandbox.interfaces.store import StoreError, TaskQuery
@@ -83,10 +83,10 @@ def disk(monkeypatch):
 
 @pytest.fixture
 def components(tmp_path):
-    instance = Rooms(tmp_path, FailingStore())
+    instance = ServerComponents(tmp_path, FailingStore())
     yield instance
     for task_id in list(instance.runners.recorders):
-        instance.runners.die(task_id)
+        instance.runners.kill(task_id)
 
 
 def test_submit_on_a_full_disk_is_rejected_and_can_be_repeated(components, disk):
@@ -99,7 +99,7 @@ def test_submit_on_a_full_disk_is_rejected_and_can_be_repeated(components, disk)
                 assert list((components.data_dir / "tasks").iterdir()) == []
             disk.is_full = False
             assert (await service.submit(manifest())).task.state is TaskState.PENDING
-            await components.launched("task-1")
+            await components.wait_for_launch("task-1")
 
     asyncio.run(scenario())
 
@@ -109,9 +109,9 @@ def test_submit_succeeds_with_a_broken_index(components):
         async with components.server() as service:
             components.store.broken = True
             await service.submit(manifest())
-            await components.launched("task-1")
+            await components.wait_for_launch("task-1")
             components.store.broken = False
-            components.runners.play("task-1", *TO_RUNNING, *TO_END)
+            components.runners.record("task-1", *TO_RUNNING, *TO_END)
             assert (await service.wait("task-1", 10)).state is TaskState.COMPLETED
             assert (await service.status("task-1")).state is TaskState.COMPLETED
 
@@ -123,12 +123,12 @@ def test_temporarily_broken_index_catches_up(components):
     async def scenario():
         async with components.server() as service:
             await service.submit(manifest())
-            await components.launched("task-1")
+            await components.wait_for_launch("task-1")
             components.store.broken = True
-            components.runners.play("task-1", *TO_RUNNING)
+            components.runners.record("task-1", *TO_RUNNING)
             await wait_for_refusals(components.store)
             components.store.broken = False
-            components.runners.play("task-1", *TO_END)
+            components.runners.record("task-1", *TO_END)
             return await service.wait("task-1", 10)
 
     assert asyncio.run(scenario()).state is TaskState.COMPLETED
@@ -144,7 +144,7 @@ def test_launch_on_a_full_disk_is_retried(components, disk):
             assert waiting.state is TaskState.PENDING
             assert "No space left" in waiting.state_message
             disk.is_full = False
-            await components.launched("task-1")
+            await components.wait_for_launch("task-1")
 
     asyncio.run(scenario())
 
@@ -152,13 +152,13 @@ def test_launch_on_a_full_disk_is_retried(components, disk):
 def test_failing_finisher_launch_is_retried(components):
     async def scenario():
         async with components.server() as service:
-            await components.running(service)
+            await components.start_running_task(service)
             components.runners.refuses = True
-            components.runners.die("task-1")
+            components.runners.kill("task-1")
             await wait_for_refusals(components.runners)
             components.runners.refuses = False
-            await components.launched("task-1", 2)
-            components.runners.play("task-1", *TO_END)
+            await components.wait_for_launch("task-1", 2)
+            components.runners.record("task-1", *TO_END)
             await service.wait("task-1", 10)
 
     asyncio.run(scenario())
@@ -170,12 +170,12 @@ def test_end_of_a_task_is_written_once_the_disk_has_space(components, disk, monk
     async def scenario():
         async with components.server() as service:
             await service.submit(manifest())
-            await components.launched("task-1")
-            components.runners.play("task-1", *TO_RUNNING[:1])
-            await components.lose("task-1", FINISHERS_MAX)
-            await components.launched("task-1", 1 + FINISHERS_MAX)
+            await components.wait_for_launch("task-1")
+            components.runners.record("task-1", *TO_RUNNING[:1])
+            await components.kill_runners("task-1", FINISHERS_MAX)
+            await components.wait_for_launch("task-1", 1 + FINISHERS_MAX)
             disk.is_full = True
-            components.runners.die("task-1")
+            components.runners.kill("task-1")
             await wait_for_refusals(disk)
             disk.is_full = False
             return await service.wait("task-1", 10)
@@ -194,8 +194,8 @@ def test_cancel_persists_if_the_end_cannot_be_written(components, disk):
             with pytest.raises(UnavailableError, match="No space left"):
                 await service.cancel("second", reason="", force=False)
             disk.is_full = False
-            await components.launched("first")
-            components.runners.play("first", *TO_RUNNING, *TO_END)
+            await components.wait_for_launch("first")
+            components.runners.record("first", *TO_RUNNING, *TO_END)
             return (await service.wait("second", 10)).state
 
     assert asyncio.run(scenario()) is TaskState.CANCELLED
@@ -232,7 +232,7 @@ def test_pending_task_with_a_busy_journal_is_launched(components):
         busy = components.journals.open("task-1")
         async with components.server() as service:
             busy.close()
-            await components.launched("task-1")
+            await components.wait_for_launch("task-1")
             return (await service.status("task-1")).failure
 
     asyncio.run(before())
@@ -256,7 +256,7 @@ def test_pending_task_with_a_busy_journal_waits_for_resources(components):
             occupancy = (await service.health()).occupancy
             assert (occupancy.waiting, occupancy.cpus_promised) == (1, 0)
             components.memory_available_bytes = 100 * GIB
-            await components.launched("task-1")
+            await components.wait_for_launch("task-1")
 
     asyncio.run(before())
     asyncio.run(after())
@@ -286,7 +286,7 @@ def test_pending_task_with_a_busy_journal_waits_for_the_drain(components, is_can
                 assert (await service.wait("task-1", 10)).state is TaskState.CANCELLED
                 return
             await service.undo_drain()
-            await components.launched("task-1")
+            await components.wait_for_launch("task-1")
 
     asyncio.run(before())
     asyncio.run(after())
@@ -301,13 +301,13 @@ def test_invalid_journal_does_not_affect_other_tasks(components):
     async def scenario():
         async with components.server() as service:
             await service.submit(manifest())
-            await components.launched("task-1")
-            components.runners.play("task-1", *TO_RUNNING)
+            await components.wait_for_launch("task-1")
+            components.runners.record("task-1", *TO_RUNNING)
             recorder = components.runners.recorders["task-1"]
             recorder.writer.append(AttemptStarted("another", "x", "here"), at=components.clock.now())
             await service.submit(manifest("task-2"))
-            await components.launched("task-2")
-            components.runners.play("task-2", *TO_RUNNING, *TO_END)
+            await components.wait_for_launch("task-2")
+            components.runners.record("task-2", *TO_RUNNING, *TO_END)
             return (await service.wait("task-2", 10)).state
 
     assert asyncio.run(scenario()) is TaskState.COMPLETED
@@ -319,8 +319,8 @@ def test_unreadable_journal_does_not_affect_other_tasks(components, caplog):
     async def scenario():
         async with components.server() as service:
             await service.submit(manifest("other"))
-            await components.launched("other")
-            components.runners.play("other", *TO_RUNNING, *TO_END)
+            await components.wait_for_launch("other")
+            components.runners.record("other", *TO_RUNNING, *TO_END)
             return await service.wait("other", 10)
 
     assert asyncio.run(scenario()).state is TaskState.COMPLETED
@@ -330,11 +330,11 @@ def test_unreadable_journal_does_not_affect_other_tasks(components, caplog):
 def test_journal_damage_is_shown_in_the_status(components):
     async def scenario():
         async with components.server() as service:
-            await components.running(service)
+            await components.start_running_task(service)
             records = components.data_dir / "tasks/task-1/journal/records"
             with records.open("ab") as file:
                 file.write(b"00000000 {}\n")
-            components.runners.play("task-1", *TO_END)
+            components.runners.record("task-1", *TO_END)
             async with asyncio.timeout(10):
                 while "checksum" not in (await service.status("task-1")).state_message:
                     await asyncio.sleep(0.01)
@@ -351,12 +351,12 @@ def test_damaged_tail_is_not_reread_from_the_start(components, monkeypatch):
 
     async def scenario():
         async with components.server() as service:
-            await components.running(service)
+            await components.start_running_task(service)
             offset = service.dependencies.journal_tailer.tracked_tasks["task-1"].offset
             monkeypatch.setattr(components.journals, "read", recording_read)
             with (components.data_dir / "tasks/task-1/journal/records").open("ab") as file:
                 file.write(b"00000000 {}\n")
-            components.runners.play("task-1", *TO_END)
+            components.runners.record("task-1", *TO_END)
             offsets.clear()
             async with asyncio.timeout(10):
                 while len(offsets) < 4:
@@ -371,9 +371,9 @@ def test_damaged_tail_is_not_reread_from_the_start(components, monkeypatch):
 def test_cancel_of_a_task_with_a_damaged_journal_is_rejected(components):
     async def scenario():
         async with components.server() as service:
-            await components.running(service)
+            await components.start_running_task(service)
             damage(components.data_dir / "tasks/task-1/journal/records")
-            components.runners.die("task-1")
+            components.runners.kill("task-1")
             with pytest.raises(UnavailableError, match=r"is blocked.*checksum"):
                 await service.cancel("task-1", reason="", force=False)
 
@@ -412,7 +412,7 @@ def test_server_start_schedules_all_pending_tasks_in_one_pass(components, monkey
         async with components.server() as service:
             for number in range(20):
                 await service.submit(manifest(f"task-{number:02}"))
-            await components.launched("task-00")
+            await components.wait_for_launch("task-00")
 
     asyncio.run(before())
     pending_reasons = Scheduler.pending_reasons
@@ -441,7 +441,7 @@ def test_sixty_tasks_with_three_slots_start_in_order_and_end(components):
             async with asyncio.timeout(60):
                 while len(components.runners.orders) < len(names) or components.runners.recorders:
                     for name in list(components.runners.recorders):
-                        components.runners.play(name, *TO_RUNNING, *TO_END)
+                        components.runners.record(name, *TO_RUNNING, *TO_END)
                     await asyncio.sleep(0.002)
             return [(await service.wait(name, 10)).state for name in names]
 
@@ -460,13 +460,13 @@ def test_pending_tasks_keep_their_order_across_a_restart(components):
         async with components.server() as service:
             for name in names:
                 await service.submit(manifest(name))
-            await components.launched(names[0])
+            await components.wait_for_launch(names[0])
 
     async def after():
         async with components.server() as service:
             for name in names:
-                await components.launched(name)
-                components.runners.play(name, *TO_RUNNING, *TO_END)
+                await components.wait_for_launch(name)
+                components.runners.record(name, *TO_RUNNING, *TO_END)
             return [(await service.wait(name, 10)).state for name in names]
 
     asyncio.run(before())
@@ -481,16 +481,16 @@ def test_running_task_keeps_its_resources_before_an_older_pending_one(components
     async def before():
         async with components.server() as service:
             await service.submit(manifest("running"))
-            await components.launched("running")
-            components.clock_set_back()
+            await components.wait_for_launch("running")
+            components.set_clock_back()
             await service.submit(manifest("waiting"))
 
     async def after():
         async with components.server():
             await asyncio.sleep(0.1)
             assert len(components.runners.orders) == 1
-            components.runners.play("running", *TO_RUNNING, *TO_END)
-            await components.launched("waiting")
+            components.runners.record("running", *TO_RUNNING, *TO_END)
+            await components.wait_for_launch("waiting")
 
     asyncio.run(before())
     asyncio.run(after())
@@ -503,8 +503,8 @@ def test_tasks_leak_no_descriptors_and_asyncio_tasks(components):
             counts = []
             for number in range(60):
                 await service.submit(manifest(f"task-{number}"))
-                await components.launched(f"task-{number}")
-                components.runners.play(f"task-{number}", *TO_RUNNING, *TO_END)
+                await components.wait_for_launch(f"task-{number}")
+                components.runners.record(f"task-{number}", *TO_RUNNING, *TO_END)
                 await service.wait(f"task-{number}", 10)
                 if number in (20, 59):
                     await asyncio.sleep(0.3)
@@ -544,7 +544,7 @@ def test_temporary_launch_failure_is_followed_by_a_finisher(components, error_nu
             await wait_for_refusals(components.runners)
             assert not (await service.status("task-1")).state.is_terminal
             components.runners.refuses = None
-            await components.launched("task-1")
+            await components.wait_for_launch("task-1")
             assert components.runners.orders[-1].finish
 
     asyncio.run(scenario())
@@ -580,7 +580,7 @@ def test_failed_task_ends_on_a_full_disk(components):
 @pytest.mark.parametrize("is_finished", [False, True])
 @pytest.mark.parametrize("journal", ["damaged", "torn", "gone"])
 def test_task_without_index_row_and_journal_does_not_affect_others(tmp_path, caplog, journal, is_finished):
-    stored = KeptTasks.of_three(tmp_path)
+    stored = StoredTasks.with_three_tasks(tmp_path)
     if is_finished:
         stored.finish("lost")
     else:
@@ -593,7 +593,7 @@ def test_task_without_index_row_and_journal_does_not_affect_others(tmp_path, cap
         stored.records("lost").write_bytes(b"torn")
     else:
         stored.records("lost").write_bytes(b"0" * 100 + stored.records("lost").read_bytes()[100:])
-    instance = Rooms(tmp_path, SqliteStore(tmp_path / "index.sqlite"))
+    instance = ServerComponents(tmp_path, SqliteStore(tmp_path / "index.sqlite"))
 
     async def scenario():
         async with instance.server() as service:
@@ -622,8 +622,8 @@ def test_record_that_can_be_neither_flushed_nor_truncated_is_not_read(components
     async def scenario():
         async with components.server() as service:
             await service.submit(manifest())
-            await components.launched("task-1")
-            components.runners.play("task-1", *TO_RUNNING, *TO_END)
+            await components.wait_for_launch("task-1")
+            components.runners.record("task-1", *TO_RUNNING, *TO_END)
             return await service.wait("task-1", 10)
 
     task = asyncio.run(scenario())
@@ -649,8 +649,8 @@ def test_record_that_is_truncated_after_a_failed_flush_is_not_read(components, m
     async def scenario():
         async with components.server() as service:
             await service.submit(manifest())
-            await components.launched("task-1")
-            components.runners.play("task-1", *TO_RUNNING, *TO_END)
+            await components.wait_for_launch("task-1")
+            components.runners.record("task-1", *TO_RUNNING, *TO_END)
             return await service.wait("task-1", 10)
 
     task = asyncio.run(scenario())
@@ -663,7 +663,7 @@ def test_cancel_on_a_full_disk_is_rejected_and_can_be_repeated(components, disk)
     async def scenario():
         async with components.server() as service:
             await service.submit(manifest())
-            await components.launched("task-1")
+            await components.wait_for_launch("task-1")
             disk.is_full = True
             with pytest.raises(UnavailableError, match="No space left on device"):
                 await service.cancel("task-1", reason="", force=False)

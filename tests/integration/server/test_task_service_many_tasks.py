@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from doubles.manifests import manifest
-from doubles.server_components import TO_END, TO_RUNNING, Rooms
+from doubles.server_components import TO_END, TO_RUNNING, ServerComponents
 from sandbox.interfaces.tasks import Retention
 from sandbox.model.task_state import TaskState
 from sandbox.server.maintenance.compaction import JournalCompactor
@@ -21,7 +21,7 @@ UNCOMPRESSED = int(timedelta(hours=1) / INTERVAL)
 
 @pytest.fixture
 def components(tmp_path):
-    instance = Rooms(tmp_path, SqliteStore(tmp_path / "index.sqlite"))
+    instance = ServerComponents(tmp_path, SqliteStore(tmp_path / "index.sqlite"))
     yield instance
     instance.store.close()
 
@@ -42,9 +42,9 @@ def test_day_of_tasks_leaves_only_retained_tasks(components):
     async def run_task(service, compactor, number):
         task_id = f"task-{number}"
         await service.submit(manifest(task_id))
-        await components.launched(task_id)
-        components.runners.play(task_id, *TO_RUNNING, *TO_END)
-        await components.until(service, task_id, TaskState.COMPLETED)
+        await components.wait_for_launch(task_id)
+        components.runners.record(task_id, *TO_RUNNING, *TO_END)
+        await components.wait_for_state(service, task_id, TaskState.COMPLETED)
         components.runners.orders.clear()
         components.clock.set_back -= INTERVAL
         await compactor.sweep()

@@ -13,9 +13,9 @@ import time
 import pytest
 
 from chaos import processes
-from doubles.live_server import until
+from doubles.live_server import wait_until
 from doubles.manifests import manifest
-from doubles.server_components import Rooms
+from doubles.server_components import ServerComponents
 from sandbox.interfaces.layout import runner_socket
 from sandbox.journal.journals import FileJournals
 from sandbox.placements.local.runner_client import UnixRunnerClient
@@ -74,7 +74,7 @@ def test_other_processes_are_not_killed(journals, process, tmp_path):
     assert not journals.kill_lock_holder("task-2")
     other_holder.kill()
     other_holder.wait()
-    until(lambda: not journals.is_locked("task-1"), what="the lock to be free")
+    wait_until(lambda: not journals.is_locked("task-1"), what="the lock to be free")
     writer = journals.open("task-1")
     assert not journals.kill_lock_holder("task-1")
     writer.close()
@@ -135,11 +135,13 @@ def test_stopped_runner_is_unresponsive_until_continued(process, tmp_path, monke
     monkeypatch.setattr("sandbox.placements.local.runner_client.CONTROL_SECONDS", 1.0)
     path, runners = runner_socket(tmp_path, "abcdefghijkl"), UnixRunnerClient(tmp_path)
     runner = process(LISTENER, str(path))
-    until(lambda: path.exists() and asyncio.run(runners.is_responsive("abcdefghijkl")), what="the runner to listen")
+    wait_until(
+        lambda: path.exists() and asyncio.run(runners.is_responsive("abcdefghijkl")), what="the runner to listen"
+    )
     os.kill(runner.pid, signal.SIGSTOP)
-    until(lambda: not asyncio.run(runners.is_responsive("abcdefghijkl")), what="no response")
+    wait_until(lambda: not asyncio.run(runners.is_responsive("abcdefghijkl")), what="no response")
     os.kill(runner.pid, signal.SIGCONT)
-    until(lambda: asyncio.run(runners.is_responsive("abcdefghijkl")), what="a response")
+    wait_until(lambda: asyncio.run(runners.is_responsive("abcdefghijkl")), what="a response")
 
 
 def test_stopped_runner_with_a_full_backlog_is_unresponsive(process, tmp_path, monkeypatch):
@@ -147,7 +149,9 @@ def test_stopped_runner_with_a_full_backlog_is_unresponsive(process, tmp_path, m
     monkeypatch.setattr("sandbox.placements.local.runner_client.CONTROL_SECONDS", 1.0)
     path, runners = runner_socket(tmp_path, "abcdefghijkl"), UnixRunnerClient(tmp_path)
     runner = process(LISTENER, str(path))
-    until(lambda: path.exists() and asyncio.run(runners.is_responsive("abcdefghijkl")), what="the runner to listen")
+    wait_until(
+        lambda: path.exists() and asyncio.run(runners.is_responsive("abcdefghijkl")), what="the runner to listen"
+    )
     os.kill(runner.pid, signal.SIGSTOP)
     with contextlib.ExitStack() as waiting:
         while True:
@@ -181,10 +185,10 @@ def test_missing_socket_does_not_count_as_unresponsive(tmp_path):
 def components(tmp_path, monkeypatch):
     monkeypatch.setattr("sandbox.server.journal_tailer.LOSS_CHECK_SECONDS", 0.01)
     monkeypatch.setattr("sandbox.server.watchdog.RUNNER_SILENCE_SECONDS", 0.02)
-    instance = Rooms(tmp_path, SqliteStore(tmp_path / "index.sqlite"))
+    instance = ServerComponents(tmp_path, SqliteStore(tmp_path / "index.sqlite"))
     yield instance
     for task_id in list(instance.runners.recorders):
-        instance.runners.die(task_id)
+        instance.runners.kill(task_id)
 
 
 def run_unresponsive(components, is_responsive, *, pings_min):
@@ -197,19 +201,19 @@ def run_unresponsive(components, is_responsive, *, pings_min):
 
     def evict(task_id):
         evicted.append(len(pings))
-        components.runners.die(task_id)
+        components.runners.kill(task_id)
         return True
 
     async def scenario():
         components.runners.is_responsive, components.journals.kill_lock_holder = ping, evict
         async with components.server() as service:
             await service.submit(manifest("task-1"))
-            await components.launched("task-1")
+            await components.wait_for_launch("task-1")
             deadline = time.monotonic() + 20
             while len(pings) < pings_min and not evicted and time.monotonic() < deadline:
                 await asyncio.sleep(0.01)
             if evicted:
-                await components.launched("task-1", 2)
+                await components.wait_for_launch("task-1", 2)
             return evicted
 
     return asyncio.run(scenario())
@@ -234,7 +238,7 @@ def test_unresponsive_runner_that_is_not_found_is_logged_once(components, caplog
         components.runners.is_responsive, components.journals.kill_lock_holder = ping, lambda _: False
         async with components.server() as service:
             await service.submit(manifest("task-1"))
-            await components.launched("task-1")
+            await components.wait_for_launch("task-1")
             deadline = time.monotonic() + 20
             while len(pings) < 9 and time.monotonic() < deadline:
                 await asyncio.sleep(0.01)

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from doubles.git_http_server import GitHttpServer
-from doubles.workspace_fixture import House, Upstream
+from doubles.workspace_fixture import Upstream, WorkspaceFixture
 from sandbox.workspace.files import Entry, RootedFiles
 
-MakeEnv = Callable[..., House]
-ServeUpstream = Callable[[Upstream], House]
+MakeEnv = Callable[..., WorkspaceFixture]
+ServeUpstream = Callable[[Upstream], WorkspaceFixture]
 
 
 @pytest.fixture
@@ -19,9 +19,9 @@ def serve_upstream(tmp_path: Path) -> Iterator[ServeUpstream]:
     """Serves the repository to an environment of the test."""
     with ExitStack() as stack:
 
-        def make(upstream: Upstream) -> House:
+        def make(upstream: Upstream) -> WorkspaceFixture:
             server = stack.enter_context(GitHttpServer(upstream.bare.parent).serving())
-            env = House(upstream, server, tmp_path / "server-user.gitconfig", tmp_path)
+            env = WorkspaceFixture(upstream, server, tmp_path / "server-user.gitconfig", tmp_path)
             env.configure(f'[url "{server.url}"]\n\tinsteadOf = https://git.example/')
             return env
 
@@ -43,7 +43,7 @@ def first_commit(tmp_path_factory: pytest.TempPathFactory) -> Upstream:
 
 
 @pytest.fixture
-def env(serve_upstream: ServeUpstream, first_commit: Upstream, tmp_path: Path) -> House:
+def env(serve_upstream: ServeUpstream, first_commit: Upstream, tmp_path: Path) -> WorkspaceFixture:
     """An environment whose repository has a first commit."""
     return serve_upstream(first_commit.copy_to(tmp_path / "upstream"))
 

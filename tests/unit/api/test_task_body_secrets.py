@@ -53,7 +53,7 @@ def test_logs_contain_no_secret_source(failed_api, path, headers, role_headers):
 def test_detail_of_earlier_attempts_depends_on_the_role(guarded_api, tasks):
     task = tasks.add("task-001", *TO_RUNNING)
     attempt = msgspec.structs.replace(task.attempt, failure=NEW.failure, follow_up=RetryKind.RETRY)
-    tasks.stories["task-001"].task = msgspec.structs.replace(task, past_attempts=(attempt,))
+    tasks.entries["task-001"].task = msgspec.structs.replace(task, past_attempts=(attempt,))
     api = guarded_api(FakeAccess(olga="operator", vera="viewer"))
     response = api.get("/api/v1/tasks/task-001", headers=VIEWER)
     assert [word for word in PRIVATE if word in response.text] == []

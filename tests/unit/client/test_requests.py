@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from doubles.recorded_task import status
+from doubles.recorded_task import task_status
 from sandbox.client import InvalidParameterError, UnexpectedAnswerError, requests
 from sandbox.client.connection import resolve_connection
 from sandbox.client.response_dict import matches_schema
@@ -73,7 +73,7 @@ def test_reading_a_missing_key_raises_unexpected_answer():
 
 def test_additional_fields_are_accepted():
     for changes in ({"state": "paused"}, {"vm_ip": "10.0.0.1"}, {"more": {"a": [1]}}, {"result": {"a": 1e999}}):
-        assert matches_schema({**status("running"), **changes}, Task)
+        assert matches_schema({**task_status("running"), **changes}, Task)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_additional_fields_are_accepted():
     ],
 )
 def test_value_of_wrong_type_is_rejected(changes):
-    assert not matches_schema({**status("running"), **changes}, Task)
+    assert not matches_schema({**task_status("running"), **changes}, Task)
 
 
 def test_infinite_number_is_rejected():

@@ -17,7 +17,7 @@ def add_artifact(tmp_path):
         file = tmp_path / name
         file.write_bytes(content)
         checksum = f"sha256:{hashlib.sha256(content).hexdigest()}"
-        tasks.keep(
+        tasks.add_artifact(
             "task-001",
             Artifact(name, path or f".sandbox/{name}", len(content), "text/plain", checksum, contains_secret),
             file,

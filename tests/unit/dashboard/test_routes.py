@@ -35,7 +35,9 @@ def test_page_loads_only_assets_of_the_server(pages, path):
 
 def test_task_texts_are_escaped(pages):
     pages.tasks.add("task-001", *TO_RUNNING, name=HOSTILE, labels={"team": HOSTILE})
-    pages.tasks.tell("task-001", e.AgentExited(1, failure=Failure(FailureCode.AGENT_FAILED, HOSTILE)), e.TaskFinished())
+    pages.tasks.record(
+        "task-001", e.AgentExited(1, failure=Failure(FailureCode.AGENT_FAILED, HOSTILE)), e.TaskFinished()
+    )
     for path in PATHS:
         text = pages.get(path).text
         assert "<script>alert" not in text
@@ -116,7 +118,7 @@ def test_progress_steps_mark_the_current_state(pages):
     assert re.findall(r'class="station">([\w, ]+)<', text) == [
         *("pending", "staging", "provisioning", "ready", "running", "completing", "completed")
     ]
-    pages.tasks.tell("task-001", *TO_COMPLETED)
+    pages.tasks.record("task-001", *TO_COMPLETED)
     assert "data-over" in pages.get("/tasks/task-001").text
 
 

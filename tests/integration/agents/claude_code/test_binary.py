@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from doubles.claude_on_host import Outside
+from doubles.claude_on_host import ClaudeOnHost
 from sandbox.agents.claude_code.binary import find_binary, install_binary
 from sandbox.demo.model_script import Script, Text, ToolUse, Turn
 from sandbox.demo.scripted_model import ScriptedModel
@@ -49,7 +49,7 @@ def run_probe(directory, binary):
 
     async def run():
         (directory / "run").mkdir(mode=0o755)
-        host_run = Outside(directory / "run", binary=binary, uid=UID)
+        host_run = ClaudeOnHost(directory / "run", binary=binary, uid=UID)
         (host_run.workspace / "probe.py").write_text(PROBE)
         shell = Turn((ToolUse("Bash", {"command": "python3 -I probe.py", "description": "try"}),))
         async with ScriptedModel(Script((shell, Turn((Text("All done."),))))) as model:

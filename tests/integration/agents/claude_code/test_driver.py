@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from doubles.claude_on_host import SESSION_ID, TASK_KEY, Outside
+from doubles.claude_on_host import SESSION_ID, TASK_KEY, ClaudeOnHost
 from sandbox.agents.claude_code.output_parser import ClaudeOutputParser
 from sandbox.demo.model_script import Script, Text, ToolUse, Turn
 from sandbox.demo.scripted_model import ScriptedModel
@@ -23,7 +23,7 @@ def run_agent(directory, *turns, prepare=lambda workspace: None, **options):
     """Runs a script to its end; returns the completed run and the model."""
 
     async def run():
-        host_run = Outside(directory)
+        host_run = ClaudeOnHost(directory)
         prepare(host_run.workspace)
         async with ScriptedModel(Script(turns)) as model:
             return await host_run.run(model.url, **options), model

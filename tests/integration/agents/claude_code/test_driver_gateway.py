@@ -2,7 +2,7 @@
 
 import asyncio
 
-from doubles.claude_on_host import TASK_KEY, Outside
+from doubles.claude_on_host import TASK_KEY, ClaudeOnHost
 from doubles.loopback_listeners import loopback_listeners
 from sandbox.demo.model_script import Script, Text, ToolUse, Turn
 from sandbox.demo.scripted_model import ScriptedModel
@@ -48,7 +48,7 @@ def test_requests_of_claude_code_are_forwarded_with_the_servers_key(tmp_path):
                 )
                 gateway_task = asyncio.ensure_future(gateway.serve(listeners))
                 port = listeners.model.getsockname()[1]
-                completed = await Outside(tmp_path).run(f"http://127.0.0.1:{port}")
+                completed = await ClaudeOnHost(tmp_path).run(f"http://127.0.0.1:{port}")
                 gateway_task.cancel()
                 await asyncio.gather(gateway_task, return_exceptions=True)
         return completed, model, events

@@ -4,7 +4,7 @@ import asyncio
 import json
 from pathlib import Path
 
-from doubles.claude_on_host import Outside
+from doubles.claude_on_host import ClaudeOnHost
 from sandbox.demo.model_script import Script, Text, ToolUse, Turn
 from sandbox.demo.scripted_model import ScriptedModel
 
@@ -29,7 +29,7 @@ def run_hijack(directory: Path, without=()):
     """Returns the number of requests to the forging model, and the text of the agent's result."""
 
     async def run():
-        host_run = Outside(directory)
+        host_run = ClaudeOnHost(directory)
         async with ScriptedModel(Script((FORGED, FORGED))) as forging_model:
             program = f"MODEL, SECONDS = {forging_model.url!r}, {RELOAD_SECONDS}\n{HIJACK}"
             (host_run.workspace / "build.py").write_text(program)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from doubles import mcp_token_server
-from doubles.claude_on_host import SESSION_ID, Outside, manifest
+from doubles.claude_on_host import SESSION_ID, ClaudeOnHost, manifest
 from sandbox.agents.claude_code.driver import ClaudeCodeDriver
 from sandbox.agents.claude_code.output_parser import ClaudeOutputParser
 from sandbox.demo.model_script import Fault, Script, Text, ToolUse, Turn
@@ -54,7 +54,7 @@ class AgentRun:
         self.failure = self.check_ready(**claude)
 
     async def _run(self, directory, turns, secrets, claude):
-        host_run = Outside(directory)
+        host_run = ClaudeOnHost(directory)
         async with ScriptedModel(Script((*turns, DONE))) as model:
             return await host_run.run(model.url, secrets=secrets, **claude), model
 
@@ -298,7 +298,7 @@ def test_init_event_is_sent_before_the_first_model_response(tmp_path):
     init_lines = []
 
     async def run():
-        host_run = Outside(tmp_path)
+        host_run = ClaudeOnHost(tmp_path)
         async with ScriptedModel(Script((Turn(DONE.content, faults=(Fault("hang"),)),))) as model:
 
             def on_line(line, process):

@@ -40,7 +40,7 @@ def test_unauthenticated_connections_are_limited(running_api, until, monkeypatch
                     await asyncio.get_running_loop().run_in_executor(None, send_ignoring_errors, each, payload)
                 await until(lambda: sum(map(is_closed, sockets)) >= 40)
                 assert (await client.get("/api/v1/tasks/task-001")).status_code == 200
-                api.tasks.tell("task-001", *TO_COMPLETED)
+                api.tasks.record("task-001", *TO_COMPLETED)
                 assert "event: end" in [line async for line in stream.aiter_lines()]
             for each in sockets:
                 each.close()
@@ -72,7 +72,7 @@ def test_concurrent_requests_are_limited_per_token(running_api, until, monkeypat
             assert (rejected.status_code, rejected.json()["error"]) == (429, "rate_limit_exceeded")
             otto = await client.get("/api/v1/tasks", headers={"Authorization": "Bearer otto"})
             assert otto.status_code == 200
-            api.tasks.tell("task-001", *TO_COMPLETED)
+            api.tasks.record("task-001", *TO_COMPLETED)
             await asyncio.gather(*streams)
             assert (await client.get("/api/v1/tasks")).status_code == 200
 

@@ -63,7 +63,7 @@ def test_ambiguous_request_is_rejected_and_closes_the_connection(running_api, pa
         async with running_api() as api:
             together = await exchange(getattr(api, port_name), payload + HEALTH)
             separate = await exchange(getattr(api, port_name), payload, HEALTH)
-            return together, separate, list(api.tasks.stories)
+            return together, separate, list(api.tasks.entries)
 
     together, separate, submitted = asyncio.run(scenario())
     for response in (together, separate):

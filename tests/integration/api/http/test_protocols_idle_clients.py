@@ -50,7 +50,7 @@ def test_slow_request_and_long_stream_do_not_time_out(running_api):
                         await asyncio.sleep(0.05)
                     assert b" 200 " in await asyncio.wait_for(reader.readline(), 10)
                     writer.close()
-                api.tasks.tell("task-001", *TO_COMPLETED)
+                api.tasks.record("task-001", *TO_COMPLETED)
                 lines = [line async for line in stream.aiter_lines()]
             assert "event: end" in lines
 

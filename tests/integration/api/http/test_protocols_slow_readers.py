@@ -45,9 +45,9 @@ def test_stalled_stream_is_closed_and_others_continue(running_api, until, monkey
             with stalled_client(api.port):
                 following = asyncio.create_task(follow(client))
                 await until(lambda: api.open_streams("logs") == 2)
-                api.tasks.tell("task-001", *LARGE_OUTPUT)
+                api.tasks.record("task-001", *LARGE_OUTPUT)
                 await until(lambda: api.open_streams("logs") == 1)
-                api.tasks.tell("task-001", *TO_COMPLETED)
+                api.tasks.record("task-001", *TO_COMPLETED)
                 assert (await following)[-1]["type"] == "end"
 
     asyncio.run(scenario())
@@ -59,13 +59,13 @@ def test_reused_task_id_streams_only_the_new_events(running_api, until):
             api.tasks.add("task-001", *TO_RUNNING)
             with stalled_client(api.port):
                 await until(lambda: api.open_streams("logs") == 1)
-                api.tasks.tell("task-001", *LARGE_OUTPUT, *TO_COMPLETED)
+                api.tasks.record("task-001", *LARGE_OUTPUT, *TO_COMPLETED)
                 assert (await follow(client))[-1]["type"] == "end"
-                del api.tasks.stories["task-001"]
+                del api.tasks.entries["task-001"]
                 api.tasks.add("task-001", *TO_RUNNING)
                 following = asyncio.create_task(follow(client))
                 await until(lambda: api.open_streams("logs") == 2)
-                api.tasks.tell("task-001", e.ErrorReported("slow", "Slow."), *TO_COMPLETED)
+                api.tasks.record("task-001", e.ErrorReported("slow", "Slow."), *TO_COMPLETED)
                 events = await asyncio.wait_for(following, 10)
         assert [event["seq"] for event in events] == list(range(1, len(events) + 1))
         assert [event["type"] for event in events].count("error") == 1

@@ -62,7 +62,7 @@ def test_stalled_client_does_not_delay_shutdown(running_api, until):
         async with running_api() as api:
             api.tasks.add("task-001", *TO_RUNNING)
             for number in range(300):
-                api.tasks.tell("task-001", e.Output.from_bytes("stdout", b"%d" % number + b"x" * 100_000))
+                api.tasks.record("task-001", e.Output.from_bytes("stdout", b"%d" % number + b"x" * 100_000))
             stalled = socket.create_connection(("127.0.0.1", api.port))
             stalled.sendall(f"GET {LOGS} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
             plain = socket.create_connection(("127.0.0.1", api.port))

@@ -64,7 +64,7 @@ def test_streams_of_one_token_are_sent_in_small_batches(running_api, until, monk
             received = [[] for _ in streams]
             receivers = [asyncio.create_task(receive(*each)) for each in zip(streams, received, strict=True)]
             watching = asyncio.create_task(counter.watch())
-            api.tasks.tell("task-001", *(e.Output.from_bytes("stdout", b"a line\n") for _ in range(LINES)))
+            api.tasks.record("task-001", *(e.Output.from_bytes("stdout", b"a line\n") for _ in range(LINES)))
             async with httpx.AsyncClient(base_url=api.http, headers={"Authorization": "Bearer otto"}) as otto:
                 assert (await otto.get("/api/v1/tasks/task-001")).status_code == 200
             await until(lambda: outputs(received) == [LINES] * STREAMS, 30)

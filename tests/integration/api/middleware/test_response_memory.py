@@ -34,10 +34,10 @@ def keep_many(api, file):
     api.tasks.add("task-001", *TO_RUNNING)
     for number in range(3000):
         name = f"{number}-{'x' * 100}"
-        api.tasks.keep("task-001", Artifact(name, f"/{name}", 1, "text/plain", "sha256:" + "0" * 64), file)
+        api.tasks.add_artifact("task-001", Artifact(name, f"/{name}", 1, "text/plain", "sha256:" + "0" * 64), file)
     file.write_bytes(content := os.urandom(3_000_000))
     checksum = f"sha256:{hashlib.sha256(content).hexdigest()}"
-    api.tasks.keep("task-001", Artifact("large", "large", len(content), "text/plain", checksum), file)
+    api.tasks.add_artifact("task-001", Artifact("large", "large", len(content), "text/plain", checksum), file)
     return content
 
 

@@ -25,9 +25,9 @@ def test_follow_streams_events_live_until_the_end(running_api):
             async with client.stream("GET", LOGS) as response:
                 received = events(response)
                 assert (await anext(received))["new_state"] == "pending"
-                api.tasks.tell("task-001", *TO_RUNNING, e.Output.from_bytes("stdout", b"hello\n"))
+                api.tasks.record("task-001", *TO_RUNNING, e.Output.from_bytes("stdout", b"hello\n"))
                 assert [(await anext(received))["seq"] for _ in range(5)] == [2, 3, 4, 5, 6]
-                api.tasks.tell("task-001", *TO_COMPLETED)
+                api.tasks.record("task-001", *TO_COMPLETED)
                 assert [frame["type"] async for frame in received] == ["state_change", "state_change", "end"]
 
     asyncio.run(scenario())

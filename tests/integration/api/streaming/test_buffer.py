@@ -56,9 +56,9 @@ def test_reconnecting_clients_get_every_event_once(running_api, monkeypatch):
                 steady = [asyncio.create_task(follow(client, 0)) for _ in range(4)]
                 reconnecting = [asyncio.create_task(follow_with_reconnects(client, last, rng)) for _ in range(6)]
                 for number in range(30):
-                    api.tasks.tell("task-001", *lines(number * 20, 20))
+                    api.tasks.record("task-001", *lines(number * 20, 20))
                     await asyncio.sleep(0.01)
-                api.tasks.tell("task-001", *TO_COMPLETED)
+                api.tasks.record("task-001", *TO_COMPLETED)
                 for seqs in await asyncio.gather(*steady, *reconnecting):
                     assert seqs == list(range(1, last + 1))
             assert api.tasks.open_followers == 0
@@ -90,9 +90,9 @@ def test_events_are_encoded_once_and_sent_in_batches(running_api, monkeypatch):
                     while api.open_streams("logs") < 12:
                         await asyncio.sleep(0.005)
                 for number in range(50):
-                    api.tasks.tell("task-001", *lines(number * 20, 20))
+                    api.tasks.record("task-001", *lines(number * 20, 20))
                     await asyncio.sleep(0.001)
-                api.tasks.tell("task-001", *TO_COMPLETED)
+                api.tasks.record("task-001", *TO_COMPLETED)
                 last = 5 + 1000 + len(TO_COMPLETED) + 1
                 assert await asyncio.gather(*followers) == [list(range(1, last + 1))] * 12
                 assert encoded == list(range(1, last + 1))
@@ -140,7 +140,7 @@ def test_history_is_encoded_once_for_all_clients(running_api, monkeypatch):
                 async with asyncio.timeout(5):
                     while api.open_streams("logs") < 20:
                         await asyncio.sleep(0.005)
-                api.tasks.tell("task-001", *TO_COMPLETED)
+                api.tasks.record("task-001", *TO_COMPLETED)
                 last = 5 + 3000 + len(TO_COMPLETED) + 1
                 received = await asyncio.gather(*followers)
                 assert received == [list(range(1, last + 1))] * 10 + [list(range(1501, last + 1))] * 10
@@ -165,7 +165,7 @@ def test_each_client_has_a_separate_filter(running_api):
                 while api.open_streams("websocket") != 3:
                     await asyncio.sleep(0.005)
             sample = e.Metrics(cpu_percent=12.5, memory_used_bytes=1024)
-            api.tasks.tell("task-001", *lines(0, 2), sample, *TO_COMPLETED)
+            api.tasks.record("task-001", *lines(0, 2), sample, *TO_COMPLETED)
             assert await output == ["output", "output", "end"]
             assert await metrics == ["metrics", "end"]
             assert await all_types == ["state_change"] * 5 + ["output", "output", "metrics"] + ["state_change"] * 2 + [
@@ -183,7 +183,7 @@ def test_position_after_the_last_event_gets_the_end_event(running_api):
             async with asyncio.timeout(5):
                 while api.open_streams("logs") != 1:
                     await asyncio.sleep(0.005)
-            api.tasks.tell("task-001", *lines(0, 5), *TO_COMPLETED)
+            api.tasks.record("task-001", *lines(0, 5), *TO_COMPLETED)
             assert await asyncio.wait_for(waiting, 5) == [5 + 5 + len(TO_COMPLETED) + 1]
 
     asyncio.run(scenario())
@@ -197,9 +197,9 @@ def test_slow_reader_gets_every_event(running_api, monkeypatch):
             api.tasks.add("task-001", *TO_RUNNING)
             async with connect(api.ws("?task_id=task-001&after=0"), max_queue=1) as slow:
                 for _ in range(40):
-                    api.tasks.tell("task-001", *[e.Output.from_bytes("stdout", b"x" * 20_000 + b"\n")] * 25)
+                    api.tasks.record("task-001", *[e.Output.from_bytes("stdout", b"x" * 20_000 + b"\n")] * 25)
                     await asyncio.sleep(0)
-                api.tasks.tell("task-001", *TO_COMPLETED)
+                api.tasks.record("task-001", *TO_COMPLETED)
                 seqs = [json.loads(message)["seq"] async for message in slow]
             assert seqs == list(range(1, 5 + 1000 + len(TO_COMPLETED) + 2))
 

@@ -42,7 +42,7 @@ def test_stream_sends_all_events_and_closes_at_the_end(running_api):
         async with running_api() as api:
             api.tasks.add("task-001", *TO_RUNNING)
             async with connect(api.ws("?task_id=task-001&after=3")) as socket:
-                api.tasks.tell(
+                api.tasks.record(
                     "task-001", e.Output.from_bytes("stdout", "grüß\n".encode()), e.Progress(turns=1), *TO_COMPLETED
                 )
                 received, code = await rest(socket)
@@ -93,7 +93,7 @@ def test_disconnect_is_detected_and_client_messages_are_ignored(running_api, unt
                 for _ in range(50):
                     await socket.send("whatever")
                     await other.send(b"\x00")
-                api.tasks.tell("task-001", e.ErrorReported("slow", "Slow."))
+                api.tasks.record("task-001", e.ErrorReported("slow", "Slow."))
                 await other.recv()
                 assert json.loads(await socket.recv())["type"] == "state_change"
                 assert json.loads(await socket.recv())["type"] == "error"
@@ -196,7 +196,7 @@ def test_connection_without_pong_is_closed(running_api, until, monkeypatch):
                 assert b"101" in await asyncio.wait_for(reader.readuntil(b"\r\n"), 5)
                 await asyncio.wait_for(reader.read(), 5)
                 await until(lambda: not api.tasks.subscribers)
-                api.tasks.tell("task-001", e.ErrorReported("slow", "Slow."))
+                api.tasks.record("task-001", e.ErrorReported("slow", "Slow."))
                 assert json.loads(await responsive.recv())["type"] == "state_change"
                 assert json.loads(await asyncio.wait_for(responsive.recv(), 5))["type"] == "error"
             writer.close()

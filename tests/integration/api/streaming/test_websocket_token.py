@@ -120,7 +120,7 @@ def test_revoked_token_closes_its_streams_without_errors(running_api, monkeypatc
                 for stream in (revoked, valid):
                     await asyncio.wait_for(stream.recv(), 5)
                 del tokens.roles["vera"]
-                api.tasks.tell("task-001", *TO_RUNNING)
+                api.tasks.record("task-001", *TO_RUNNING)
                 with pytest.raises(ConnectionClosedError) as raised:
                     await asyncio.wait_for(revoked.recv(), 5)
                 assert raised.value.rcvd.code == 1008

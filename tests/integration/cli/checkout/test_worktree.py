@@ -9,9 +9,9 @@ import subprocess
 import click
 import pytest
 
-from doubles.live_server import git, until
-from doubles.recorded_api import Answer, of_error, of_json
-from doubles.recorded_task import TASK, status
+from doubles.live_server import git, wait_until
+from doubles.recorded_api import ApiResponse, error_response, json_response
+from doubles.recorded_task import TASK_ID, task_status
 from sandbox.cli.checkout.worktree import Checkout
 
 BEFORE = {"a.txt": "one\ntwo\nthree\n", "b.sql": "-- x\nselect 1;\n"}
@@ -51,19 +51,19 @@ def serve_patch(api):
     def serve(patch: bytes, base: str | None, *, contains_secret: bool = False, has_tar: bool = False) -> None:
         metadata = json.dumps({"repository": {"base_commit": base}}).encode()
         entries = []
-        for name, data in ((f"{TASK}.patch", patch), ("metadata.json", metadata)):
+        for name, data in ((f"{TASK_ID}.patch", patch), ("metadata.json", metadata)):
             digest = hashlib.sha256(data).hexdigest()
-            path = f"/tasks/{TASK}/artifacts/.sandbox%2F{name}"
+            path = f"/tasks/{TASK_ID}/artifacts/.sandbox%2F{name}"
             api.on(
                 "GET",
                 path,
-                lambda request, data=data, digest=digest: Answer(200, [data], {"X-Checksum-SHA256": digest}),
+                lambda request, data=data, digest=digest: ApiResponse(200, [data], {"X-Checksum-SHA256": digest}),
             )
             entries.append({"name": name, "path": f".sandbox/{name}", "contains_secret": contains_secret})
         if has_tar:
-            name = f"{TASK}.changes.tar"
+            name = f"{TASK_ID}.changes.tar"
             entries.append({"name": name, "path": f".sandbox/{name}", "contains_secret": False})
-        api.on("GET", f"/tasks/{TASK}/artifacts", of_json({"task_id": TASK, "artifacts": entries}))
+        api.on("GET", f"/tasks/{TASK_ID}/artifacts", json_response({"task_id": TASK_ID, "artifacts": entries}))
 
     return serve
 
@@ -74,26 +74,29 @@ def served_patch(serve_patch, patch, checkout):
 
 
 def test_piped_diff_is_accepted_by_git_apply(sandbox, served_patch, patch, checkout):
-    result = sandbox("task", "diff", TASK)
+    result = sandbox("task", "diff", TASK_ID)
     assert (result.returncode, result.stdout, result.stderr) == (0, patch, b"")
     subprocess.run(["git", "apply", "--check", "-"], input=result.stdout, cwd=checkout, check=True, timeout=60)
 
 
 def test_json_diff_is_one_document(sandbox, served_patch, patch):
-    assert json.loads(sandbox("task", "diff", TASK, "-f", "json").stdout) == {"task_id": TASK, "patch": patch.decode()}
+    assert json.loads(sandbox("task", "diff", TASK_ID, "-f", "json").stdout) == {
+        "task_id": TASK_ID,
+        "patch": patch.decode(),
+    }
 
 
 def test_json_diff_preserves_foreign_line_endings(sandbox, serve_patch):
     patch = b"--- a/x\r\n+++ b/x\r\n@@ -1 +1 @@\n-one\r\n+two\rthree\r\n+caf\xe9\n"
     serve_patch(patch, None)
-    document = json.loads(sandbox("task", "diff", TASK, "-f", "json").stdout)
+    document = json.loads(sandbox("task", "diff", TASK_ID, "-f", "json").stdout)
     assert document["patch"] == patch.decode(errors="replace")
 
 
 def test_empty_patch_is_reported(sandbox, serve_patch, checkout):
     serve_patch(b"", None)
     for command in ("diff", "apply"):
-        result = sandbox("task", command, TASK, cwd=checkout)
+        result = sandbox("task", command, TASK_ID, cwd=checkout)
         assert (result.returncode, result.stdout) == (0, b"")
         assert b"changed nothing" in result.stderr
 
@@ -101,16 +104,16 @@ def test_empty_patch_is_reported(sandbox, serve_patch, checkout):
 @pytest.mark.parametrize("command", ["diff", "apply"])
 def test_patch_with_a_secret_needs_a_flag(sandbox, serve_patch, patch, checkout, command):
     serve_patch(patch, None, contains_secret=True)
-    result = sandbox("task", command, TASK, cwd=checkout)
+    result = sandbox("task", command, TASK_ID, cwd=checkout)
     assert (result.returncode, result.stdout) == (5, b"")
     assert git("status", "--porcelain", cwd=checkout) == ""
-    assert sandbox("task", command, TASK, SECRET_FLAG, cwd=checkout).returncode == 0
+    assert sandbox("task", command, TASK_ID, SECRET_FLAG, cwd=checkout).returncode == 0
 
 
 def test_apply_changes_the_checkout_and_lists_the_files(sandbox, served_patch, checkout):
     (checkout / "untracked").write_text("mine")
     (checkout / "below").mkdir()
-    result = sandbox("task", "apply", TASK, cwd=checkout / "below")
+    result = sandbox("task", "apply", TASK_ID, cwd=checkout / "below")
     assert result.returncode == 0
     lines = result.stdout.decode().splitlines()
     assert lines == ["+2 -1  a.txt", "+0 -1  b.sql", "+1 -0  esc", "binary  new.bin"]
@@ -123,7 +126,7 @@ def test_apply_changes_the_checkout_and_lists_the_files(sandbox, served_patch, c
 
 
 def test_json_apply_lists_files_and_both_commits(sandbox, served_patch, checkout, tmp_path):
-    result = sandbox("task", "apply", TASK, "--directory", str(checkout), "-f", "json", cwd=tmp_path)
+    result = sandbox("task", "apply", TASK_ID, "--directory", str(checkout), "-f", "json", cwd=tmp_path)
     document = json.loads(result.stdout)
     assert document["files"][0] == {"path": "a.txt", "added": 2, "removed": 1}
     assert document["files"][3] == {"path": "new.bin", "added": None, "removed": None}
@@ -137,7 +140,7 @@ def test_apply_to_another_commit_warns_and_applies(sandbox, served_patch, checko
     git("add", "other", cwd=checkout)
     git("commit", "-q", "-m", "Go on", cwd=checkout)
     here = git("rev-parse", "HEAD", cwd=checkout).strip()
-    result = sandbox("task", "apply", TASK, cwd=checkout)
+    result = sandbox("task", "apply", TASK_ID, cwd=checkout)
     assert result.returncode == 0
     message = f"The patch was made on commit {base[:12]}; this checkout is at {here[:12]}.\n"
     assert result.stderr.decode().startswith(message)
@@ -147,9 +150,9 @@ def test_apply_to_another_commit_warns_and_applies(sandbox, served_patch, checko
     ("status", "code"), [(404, "artifact_not_found"), (403, "artifact_contains_secret"), (403, "forbidden")]
 )
 def test_apply_works_without_a_known_base_commit(sandbox, served_patch, checkout, api, status, code):
-    metadata = f"/tasks/{TASK}/artifacts/.sandbox%2Fmetadata.json"
-    api.on("GET", metadata, of_error(status, code, "Not this one."))
-    result = sandbox("task", "apply", TASK, "-f", "json", cwd=checkout)
+    metadata = f"/tasks/{TASK_ID}/artifacts/.sandbox%2Fmetadata.json"
+    api.on("GET", metadata, error_response(status, code, "Not this one."))
+    result = sandbox("task", "apply", TASK_ID, "-f", "json", cwd=checkout)
     assert (result.returncode, result.stderr) == (0, b"")
     document = json.loads(result.stdout)
     assert (document["base_commit"], len(document["files"])) == (None, 4)
@@ -157,8 +160,8 @@ def test_apply_works_without_a_known_base_commit(sandbox, served_patch, checkout
 
 def test_apply_rejects_a_dirty_checkout(sandbox, served_patch, checkout, api):
     (checkout / "b.sql").write_text("mine\n")
-    result = sandbox("task", "apply", TASK, cwd=checkout)
-    assert (result.returncode, api.asked) == (4, [])
+    result = sandbox("task", "apply", TASK_ID, cwd=checkout)
+    assert (result.returncode, api.requests) == (4, [])
     assert b"uncommitted" in result.stderr
     assert (checkout / "a.txt").read_text() == BEFORE["a.txt"]
 
@@ -166,7 +169,7 @@ def test_apply_rejects_a_dirty_checkout(sandbox, served_patch, checkout, api):
 def test_conflicting_patch_changes_nothing(sandbox, served_patch, checkout):
     (checkout / "b.sql").write_text("select 2;\n")
     git("commit", "-q", "-a", "-m", "Change", cwd=checkout)
-    result = sandbox("task", "apply", TASK, cwd=checkout)
+    result = sandbox("task", "apply", TASK_ID, cwd=checkout)
     assert result.returncode == 4
     assert b"does not apply to this checkout, so nothing was applied.\n  " in result.stderr
     assert git("status", "--porcelain", cwd=checkout) == ""
@@ -174,7 +177,7 @@ def test_conflicting_patch_changes_nothing(sandbox, served_patch, checkout):
 
 def test_apply_never_overwrites_an_untracked_file(sandbox, served_patch, checkout):
     (checkout / "new.bin").write_bytes(b"mine")
-    assert sandbox("task", "apply", TASK, cwd=checkout).returncode == 4
+    assert sandbox("task", "apply", TASK_ID, cwd=checkout).returncode == 4
     assert (checkout / "new.bin").read_bytes() == b"mine"
 
 
@@ -191,7 +194,7 @@ new file mode 100644
 @pytest.mark.parametrize("path", [b"../escaped", b".git/hooks/post-checkout", b"/tmp/escaped-from-a-checkout"])
 def test_patch_cannot_escape_the_checkout(sandbox, serve_patch, checkout, tmp_path, path):
     serve_patch(ESCAPE.replace(b"%s", path), None)
-    assert sandbox("task", "apply", TASK, cwd=checkout).returncode == 4
+    assert sandbox("task", "apply", TASK_ID, cwd=checkout).returncode == 4
     assert not (tmp_path / "escaped").exists()
     assert not (checkout / ".git" / "hooks" / "post-checkout").exists()
 
@@ -213,8 +216,8 @@ def test_signal_is_deferred_until_the_patch_is_applied(
 ):
     install_filter(f"touch {tmp_path}/started; while [ ! -e {tmp_path}/go ]; do sleep 0.05; done; cat")
     options = {"start_new_session": True, "stderr": subprocess.PIPE}
-    process = sandbox_process("task", "apply", TASK, cwd=checkout, **options)
-    until((tmp_path / "started").exists, what="git to write the first file")
+    process = sandbox_process("task", "apply", TASK_ID, cwd=checkout, **options)
+    wait_until((tmp_path / "started").exists, what="git to write the first file")
     assert (checkout / "a.txt").read_text() == ""
     os.killpg(process.pid, number)
     (tmp_path / "go").touch()
@@ -239,7 +242,7 @@ def test_hanging_filter_is_killed_and_files_are_restored(checkout, install_filte
 
 def test_apply_is_rolled_back_after_git_is_killed(sandbox, served_patch, checkout, install_filter):
     install_filter('kill -9 "$PPID"')
-    result = sandbox("task", "apply", TASK, cwd=checkout)
+    result = sandbox("task", "apply", TASK_ID, cwd=checkout)
     assert result.returncode == 4
     assert b"all files were restored" in result.stderr
     assert {name: (checkout / name).read_text() for name in BEFORE} == BEFORE
@@ -257,7 +260,7 @@ def test_rollback_restores_a_renamed_file_and_its_mode(sandbox, serve_patch, che
     serve_patch(git("diff", "--cached", "-M", "--full-index", cwd=checkout).encode(), None)
     git("reset", "-q", "--hard", cwd=checkout)
     install_filter('kill -9 "$PPID"')
-    assert sandbox("task", "apply", TASK, cwd=checkout).returncode == 4
+    assert sandbox("task", "apply", TASK_ID, cwd=checkout).returncode == 4
     assert ((checkout / "a.txt").read_text(), (checkout / "below").exists()) == (BEFORE["a.txt"], False)
     assert (checkout / "a.txt").stat().st_mode & 0o777 == 0o755
 
@@ -267,7 +270,7 @@ def test_apply_writes_files_outside_a_sparse_checkout(sandbox, served_patch, che
     (checkout / ".git" / "info" / "sparse-checkout").write_text("/b.sql\n")
     git("read-tree", "-mu", "HEAD", cwd=checkout)
     assert not (checkout / "a.txt").exists()
-    result = sandbox("task", "apply", TASK, cwd=checkout)
+    result = sandbox("task", "apply", TASK_ID, cwd=checkout)
     assert result.returncode == 0, result.stderr
     assert (checkout / "a.txt").read_text() == "one\n2\nthree\nfour\n"
 
@@ -275,27 +278,27 @@ def test_apply_writes_files_outside_a_sparse_checkout(sandbox, served_patch, che
 @pytest.mark.parametrize("has_tar", [True, False])
 def test_apply_reports_files_missing_from_the_patch(sandbox, serve_patch, patch, checkout, has_tar):
     serve_patch(b"# left out, too large for a patch: big.bin\n" + patch, None, has_tar=has_tar)
-    result = sandbox("task", "apply", TASK, cwd=checkout)
+    result = sandbox("task", "apply", TASK_ID, cwd=checkout)
     assert (result.returncode, (checkout / "a.txt").read_text()) == (0, "one\n2\nthree\nfour\n")
     assert b"Not everything is in the patch:\n  left out, too large for a patch: big.bin\n" in result.stderr
-    assert (f"sandbox task download {TASK} {TASK}.changes.tar".encode() in result.stderr) == has_tar
+    assert (f"sandbox task download {TASK_ID} {TASK_ID}.changes.tar".encode() in result.stderr) == has_tar
 
 
 def test_truncated_empty_patch_fails(sandbox, serve_patch, checkout):
     serve_patch(b"# truncated: creating it took longer than 60.0 s\n", None, has_tar=True)
-    result = sandbox("task", "apply", TASK, cwd=checkout)
+    result = sandbox("task", "apply", TASK_ID, cwd=checkout)
     assert result.returncode == 4
     assert result.stderr.decode().splitlines() == [
         "Not everything is in the patch:",
         "  truncated: creating it took longer than 60.0 s",
-        f"  Download all new and changed files: sandbox task download {TASK} {TASK}.changes.tar",
+        f"  Download all new and changed files: sandbox task download {TASK_ID} {TASK_ID}.changes.tar",
         "Error: The patch contains nothing that git can apply.",
     ]
 
 
 def test_apply_outside_a_checkout_is_a_usage_error(sandbox, served_patch, tmp_path):
     (tmp_path / "plain").mkdir()
-    result = sandbox("task", "apply", TASK, cwd=tmp_path / "plain")
+    result = sandbox("task", "apply", TASK_ID, cwd=tmp_path / "plain")
     assert result.returncode == 2
     assert b"is not in a git checkout" in result.stderr
 
@@ -303,7 +306,7 @@ def test_apply_outside_a_checkout_is_a_usage_error(sandbox, served_patch, tmp_pa
 def test_terminal_diff_is_coloured_escaped_and_paged(served_patch, on_terminal, terminal, environment, tmp_path):
     pager = f"sed 's/^/> /' | tee {tmp_path / 'paged'}"
     (tmp_path / ".gitconfig").write_text(f'[core]\n\tpager = "{pager}"\n')
-    process = on_terminal("task", "diff", TASK)
+    process = on_terminal("task", "diff", TASK_ID)
     output = terminal.read_until(b"selec")
     assert process.wait(30) == 0
     pager_output = (tmp_path / "paged").read_bytes()
@@ -317,7 +320,7 @@ def test_terminal_diff_is_coloured_escaped_and_paged(served_patch, on_terminal, 
 def test_disabled_pager_is_not_used(served_patch, on_terminal, terminal, tmp_path):
     config = '[core]\n\tpager = "touch paged; cat"\n[pager]\n\tdiff = false\n'
     (tmp_path / ".gitconfig").write_text(config)
-    process = on_terminal("task", "diff", TASK, "--no-color")
+    process = on_terminal("task", "diff", TASK_ID, "--no-color")
     output = terminal.read_until(b"new.bin")
     assert process.wait(30) == 0
     assert b"\x1b[" not in output
@@ -327,7 +330,7 @@ def test_disabled_pager_is_not_used(served_patch, on_terminal, terminal, tmp_pat
 def test_pager_that_exits_early_ends_the_command_silently(serve_patch, on_terminal, terminal, tmp_path):
     serve_patch(b"+line\n" * 200_000, None)
     (tmp_path / ".gitconfig").write_text('[core]\n\tpager = "head -n 1"\n')
-    assert on_terminal("task", "diff", TASK).wait(30) == 0
+    assert on_terminal("task", "diff", TASK_ID).wait(30) == 0
     assert b"Traceback" not in terminal.read_until(b"line")
 
 
@@ -336,8 +339,8 @@ def test_pager_that_exits_early_ends_the_command_silently(serve_patch, on_termin
 )
 @pytest.mark.parametrize("command", ["diff", "apply"])
 def test_missing_patch_error_depends_on_the_task_state(sandbox, api, checkout, command, state, advice):
-    api.on("GET", f"/tasks/{TASK}/artifacts", of_json({"task_id": TASK, "artifacts": []}))
-    api.on("GET", f"/tasks/{TASK}", of_json(status(state)))
-    result = sandbox("task", command, TASK, cwd=checkout)
+    api.on("GET", f"/tasks/{TASK_ID}/artifacts", json_response({"task_id": TASK_ID, "artifacts": []}))
+    api.on("GET", f"/tasks/{TASK_ID}", json_response(task_status(state)))
+    result = sandbox("task", command, TASK_ID, cwd=checkout)
     assert result.returncode == 3
     assert advice in result.stderr

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from doubles.recorded_api import of_error, of_json
-from doubles.recorded_task import status
+from doubles.recorded_api import error_response, json_response
+from doubles.recorded_task import task_status
 
 
 @pytest.fixture
@@ -44,13 +44,13 @@ def test_bash_completes_commands_options_and_their_values(complete):
 
 
 def test_bash_completes_task_ids(complete, api):
-    tasks = [status("running", task_id=task_id) for task_id in ("fix-1", "fix-2", "other", "fix-\x1b[31m")]
-    api.on("GET", "/tasks", of_json({"tasks": tasks, "total_count": 4}))
+    tasks = [task_status("running", task_id=task_id) for task_id in ("fix-1", "fix-2", "other", "fix-\x1b[31m")]
+    api.on("GET", "/tasks", json_response({"tasks": tasks, "total_count": 4}))
     assert complete("sandbox", "task", "status", "fix") == ["fix-1", "fix-2"]
 
 
 def test_failing_server_yields_no_completions_and_no_errors(complete, api):
-    api.on("GET", "/tasks", of_error(401, "unauthorized", "Unauthorized."))
+    api.on("GET", "/tasks", error_response(401, "unauthorized", "Unauthorized."))
     assert complete("sandbox", "task", "status", "") == []
     assert complete("sandbox", "--server", "http://127.0.0.1:9", "task", "status", "") == []
 

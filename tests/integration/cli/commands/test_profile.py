@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from doubles.image_archives import docker_archive, entry, layer, oci_archive, small_root
+from doubles.image_archives import docker_archive, entry, layer, minimal_root, oci_archive
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def profile(sandbox, tmp_path):
 @pytest.fixture(scope="module")
 def root_layer():
     """A layer with a small root file system."""
-    return small_root(is_hollow=True)
+    return minimal_root(is_truncated=True)
 
 
 def test_builtin_profiles_are_listed_before_any_build(profile, tmp_path):

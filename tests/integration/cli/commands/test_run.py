@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from doubles.live_server import git, until
-from doubles.recorded_api import Answer, of_error, of_frames, of_json
-from doubles.recorded_task import TASK, frames, status
+from doubles.live_server import git, wait_until
+from doubles.recorded_api import ApiResponse, error_response, json_response, sse_response
+from doubles.recorded_task import TASK_ID, task_events, task_status
 
 URL = "https://github.com/org/app.git"
 
@@ -55,22 +55,22 @@ def completed_task(api, checkout):
 
 
 def serve_task(api, patch, state="completed"):
-    api.on("POST", "/tasks", of_json({"task_id": TASK, "state": "pending"}, 202))
-    api.on("GET", f"/tasks/{TASK}", of_json(status(state)))
-    api.on("GET", f"/tasks/{TASK}/logs", of_frames(frames()))
-    name = f".sandbox/{TASK}.patch"
-    artifacts = [{"name": f"{TASK}.patch", "path": name, "contains_secret": False}]
-    api.on("GET", f"/tasks/{TASK}/artifacts", of_json({"task_id": TASK, "artifacts": artifacts}))
-    api.on("GET", f"/tasks/{TASK}/artifacts/.sandbox%2F{TASK}.patch", of_bytes(patch))
+    api.on("POST", "/tasks", json_response({"task_id": TASK_ID, "state": "pending"}, 202))
+    api.on("GET", f"/tasks/{TASK_ID}", json_response(task_status(state)))
+    api.on("GET", f"/tasks/{TASK_ID}/logs", sse_response(task_events()))
+    name = f".sandbox/{TASK_ID}.patch"
+    artifacts = [{"name": f"{TASK_ID}.patch", "path": name, "contains_secret": False}]
+    api.on("GET", f"/tasks/{TASK_ID}/artifacts", json_response({"task_id": TASK_ID, "artifacts": artifacts}))
+    api.on("GET", f"/tasks/{TASK_ID}/artifacts/.sandbox%2F{TASK_ID}.patch", of_bytes(patch))
 
 
 def of_bytes(data):
     headers = {"X-Checksum-SHA256": hashlib.sha256(data).hexdigest()}
-    return lambda _: Answer(200, [data], headers)
+    return lambda _: ApiResponse(200, [data], headers)
 
 
 def submitted(api):
-    return json.loads(api.to("POST", "/tasks")[0].body)
+    return json.loads(api.requests_to("POST", "/tasks")[0].body)
 
 
 def test_run_starts_at_the_pushed_commit_and_current_directory(api, completed_task, sandbox, checkout):
@@ -83,7 +83,7 @@ def test_run_starts_at_the_pushed_commit_and_current_directory(api, completed_ta
         "repository": {"url": URL, "branch": "main", "commit": head(checkout), "subpath": "src"},
         "claude": {"prompt": "Say goodbye.\nPolitely."},
     }
-    assert result.stdout == f"{TASK}\n".encode()
+    assert result.stdout == f"{TASK_ID}\n".encode()
     errors = result.stderr.decode()
     assert errors.startswith(f"From {URL}, main at {head(checkout)[:12]}.\n")
     assert "▸ Edit  src/app/parser.py" in errors
@@ -91,7 +91,7 @@ def test_run_starts_at_the_pushed_commit_and_current_directory(api, completed_ta
 
 def test_patch_is_not_applied_without_a_terminal(completed_task, sandbox, checkout):
     result = sandbox("run", "Say goodbye.", cwd=checkout)
-    assert f"Apply it:   sandbox task apply {TASK}" in result.stderr.decode()
+    assert f"Apply it:   sandbox task apply {TASK_ID}" in result.stderr.decode()
     assert git("status", "--porcelain", cwd=checkout) == ""
 
 
@@ -129,11 +129,11 @@ def is_sleeping(pid):
 def test_interrupted_prompt_prints_the_apply_command(completed_task, on_terminal, terminal, checkout):
     process = on_terminal("run", "Say goodbye.", "--directory", str(checkout))
     terminal.read_until(b"[y/n]:")
-    until(lambda: is_sleeping(process.pid), what="the process to read the answer")
+    wait_until(lambda: is_sleeping(process.pid), what="the process to read the answer")
     process.send_signal(2)
     terminal.read_to_end(process)
     assert process.returncode == 0
-    assert f"Apply it:   sandbox task apply {TASK}".encode() in terminal.output
+    assert f"Apply it:   sandbox task apply {TASK_ID}".encode() in terminal.output
     assert git("status", "--porcelain", cwd=checkout) == ""
 
 
@@ -156,7 +156,7 @@ def test_prompt_from_stdin_and_set_options_are_used(api, completed_task, sandbox
 @pytest.mark.parametrize("prompt", ["-", b"Caf\xe9"])
 def test_prompt_that_is_not_utf_8_is_a_usage_error(api, sandbox, checkout, prompt):
     result = sandbox("run", prompt, stdin=b"Caf\xe9", cwd=checkout)
-    assert (result.returncode, api.asked) == (2, [])
+    assert (result.returncode, api.requests) == (2, [])
     assert result.stderr.endswith(b"Error: The prompt must be UTF-8.\n")
 
 
@@ -164,7 +164,7 @@ def test_prompt_that_is_not_utf_8_is_a_usage_error(api, sandbox, checkout, promp
 def test_duplicate_id_error_suggests_the_id_option(api, sandbox, checkout, command, tmp_path):
     existing = {"id": "mine", "state": "completed", "created_at": "2026-01-29T10:10:15.123Z"}
     body = {"error": "duplicate_task_id", "message": "Choose another metadata.id.", "existing_task": existing}
-    api.on("POST", "/tasks", of_json(body, 409))
+    api.on("POST", "/tasks", json_response(body, 409))
     (tmp_path / "task.json").write_text("{}")
     subject = "Say it." if command == "run" else str(tmp_path / "task.json")
     result = sandbox(*command.split(), subject, "--id", "mine", cwd=checkout)
@@ -184,7 +184,7 @@ def test_invalid_set_value_error_names_the_option(api, sandbox, checkout):
         "line": None,
         "column": None,
     }
-    api.on("POST", "/tasks", of_error(400, "invalid_manifest", "It has mistakes.", [field_error]))
+    api.on("POST", "/tasks", error_response(400, "invalid_manifest", "It has mistakes.", [field_error]))
     result = sandbox("run", "Go.", "--set", "vm.cpus=many", cwd=checkout)
     assert result.returncode == 9
     assert result.stderr.decode().splitlines()[1:] == [
@@ -203,7 +203,7 @@ def test_unpushed_changes_are_rejected_before_submission(api, sandbox, checkout)
     assert "1 file changed and not committed and 1 commit not on origin" in errors
     assert "--include-dirty" in errors
     assert "--leave-dirty" in errors
-    assert api.asked == []
+    assert api.requests == []
 
 
 def test_include_dirty_sends_changes_and_applies_on_top(api, completed_task, sandbox, checkout):
@@ -255,11 +255,11 @@ def test_edit_of_an_included_untracked_file_is_applied(edited_task, sandbox, che
 
 @pytest.mark.parametrize("changed", ["notes.txt", "src/app.py"])
 def test_suggested_apply_command_works_with_local_changes(edited_task, api, sandbox, checkout, changed):
-    api.on("GET", f"/tasks/{TASK}/artifacts/.sandbox%2Fmetadata.json", of_bytes(b"{}"))
+    api.on("GET", f"/tasks/{TASK_ID}/artifacts/.sandbox%2Fmetadata.json", of_bytes(b"{}"))
     if changed != "notes.txt":
         (checkout / changed).write_text("print('mine')\n")
     result = sandbox("run", "Go.", "--include-dirty", "--no-apply", cwd=checkout)
-    advice = f"sandbox task apply {TASK} --beside-changes"
+    advice = f"sandbox task apply {TASK_ID} --beside-changes"
     assert f"  Apply it:   {advice}\n" in result.stderr.decode()
     applied = sandbox(*advice.split()[1:], cwd=checkout)
     assert (applied.returncode, (checkout / "notes.txt").read_text()) == (0, "better notes\n"), applied.stderr
@@ -297,7 +297,7 @@ def test_include_dirty_sends_no_patch_for_a_clean_checkout(api, completed_task, 
 def test_too_large_changes_are_rejected(api, sandbox, checkout):
     (checkout / "large.bin").write_bytes(os.urandom(600 * 1024))
     result = sandbox("run", "Go.", "--include-dirty", cwd=checkout)
-    assert (result.returncode, api.asked) == (4, [])
+    assert (result.returncode, api.requests) == (4, [])
     assert b"the limit is 512 KiB" in result.stderr
 
 
@@ -306,7 +306,7 @@ def test_huge_file_is_rejected_before_it_is_read(api, sandbox, checkout):
     with (checkout / "core.1").open("wb") as file:
         file.truncate(300 * 1024**2)
     result = sandbox("run", "Go.", "--include-dirty", cwd=checkout)
-    assert (result.returncode, api.asked) == (4, [])
+    assert (result.returncode, api.requests) == (4, [])
     assert b"the limit is 512 KiB. The largest is core.1 (300 MiB)." in result.stderr
 
 
@@ -338,7 +338,7 @@ def test_dirty_submodule_is_rejected(api, submodule, sandbox, checkout):
     (submodule / "code.py").write_text("better code\n")
     git("config", "diff.ignoreSubmodules", "all", cwd=checkout)
     result = sandbox("run", "Go.", "--include-dirty", cwd=checkout)
-    assert (result.returncode, api.asked) == (4, [])
+    assert (result.returncode, api.requests) == (4, [])
     assert b"The submodule library has uncommitted changes, which cannot be sent." in result.stderr
 
 
@@ -358,7 +358,7 @@ def test_nested_repository_is_rejected(api, sandbox, checkout):
     (checkout / "below" / "nested" / "file").write_text("x\n")
     commit(checkout / "below" / "nested")
     result = sandbox("run", "Go.", "--include-dirty", cwd=checkout)
-    assert (result.returncode, api.asked) == (4, [])
+    assert (result.returncode, api.requests) == (4, [])
     assert b"below/nested/ is a separate git repository, which cannot be sent." in result.stderr
 
 
@@ -380,15 +380,15 @@ def test_conflicting_patch_is_not_partially_applied(api, completed_task, sandbox
     result = sandbox("run", "Go.", "--leave-dirty", "--apply", cwd=checkout)
     assert result.returncode == 4
     assert not (checkout / "new.txt").exists()
-    assert result.stderr.decode().endswith(f"  Look at it: sandbox task diff {TASK}\n")
+    assert result.stderr.decode().endswith(f"  Look at it: sandbox task diff {TASK_ID}\n")
 
 
 def test_patch_with_a_secret_suggests_allow_secrets(api, completed_task, sandbox, checkout):
-    artifacts = [{"name": f"{TASK}.patch", "path": f".sandbox/{TASK}.patch", "contains_secret": True}]
-    api.on("GET", f"/tasks/{TASK}/artifacts", of_json({"task_id": TASK, "artifacts": artifacts}))
+    artifacts = [{"name": f"{TASK_ID}.patch", "path": f".sandbox/{TASK_ID}.patch", "contains_secret": True}]
+    api.on("GET", f"/tasks/{TASK_ID}/artifacts", json_response({"task_id": TASK_ID, "artifacts": artifacts}))
     result = sandbox("run", "Go.", "--apply", cwd=checkout)
     assert result.returncode == 5
-    assert f"  Download it anyway: sandbox task apply {TASK} --allow-secrets\n" in result.stderr.decode()
+    assert f"  Download it anyway: sandbox task apply {TASK_ID} --allow-secrets\n" in result.stderr.decode()
 
 
 @pytest.fixture
@@ -397,9 +397,9 @@ def switched_branch(api, completed_task, checkout):
 
     def switch(_):
         git("checkout", "-q", "-b", "other", cwd=checkout)
-        return of_frames(frames())
+        return sse_response(task_events())
 
-    api.on("GET", f"/tasks/{TASK}/logs", switch)
+    api.on("GET", f"/tasks/{TASK_ID}/logs", switch)
 
 
 def test_patch_is_not_applied_to_another_branch(switched_branch, sandbox, checkout):
@@ -409,7 +409,7 @@ def test_patch_is_not_applied_to_another_branch(switched_branch, sandbox, checko
     assert result.stderr.decode().splitlines()[-2:] == [
         f"Error: This checkout was at {at} (main) when the task started, and is at {at} (other) now. "
         "Nothing was applied.",
-        f"  Apply it anyway: sandbox task apply {TASK}",
+        f"  Apply it anyway: sandbox task apply {TASK_ID}",
     ]
 
 
@@ -453,7 +453,7 @@ def test_truncated_patch_is_not_reported_as_empty(api, sandbox, checkout, option
     assert result.returncode == code
     if output_format == "json":
         last = json.loads(result.stdout.splitlines()[-1])
-        assert last == {"type": "patch", "task_id": TASK, "applied": False, "files": []}
+        assert last == {"type": "patch", "task_id": TASK_ID, "applied": False, "files": []}
     assert b"  truncated: it is larger than the limit of a patch (256 MiB)\n" in result.stderr
     assert b"changed nothing" not in result.stderr
 
@@ -531,7 +531,7 @@ def add_second_remote(directory):
 def test_unusable_checkout_error_suggests_a_fix(api, sandbox, checkout, change, advice):
     change(checkout)
     result = sandbox("run", "Go.", cwd=checkout)
-    assert (result.returncode, api.asked) == (2, [])
+    assert (result.returncode, api.requests) == (2, [])
     assert advice in result.stderr.decode()
 
 

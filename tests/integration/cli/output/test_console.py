@@ -8,8 +8,8 @@ import threading
 
 import pytest
 
-from doubles.recorded_api import Answer, of_frames, of_json
-from doubles.recorded_task import TASK, frames, status
+from doubles.recorded_api import ApiResponse, json_response, sse_response
+from doubles.recorded_task import TASK_ID, task_events, task_status
 
 HOSTILE = "\x1b]0;owned\x07\x1b[31m"
 
@@ -20,23 +20,23 @@ def endless_task(api):
     ended = threading.Event()
 
     def events_without_end():
-        yield from of_frames(frames()[:5]).chunks
+        yield from sse_response(task_events()[:5]).chunks
         ended.wait(60)
 
-    api.on("GET", f"/tasks/{TASK}", of_json(status("running")))
+    api.on("GET", f"/tasks/{TASK_ID}", json_response(task_status("running")))
     api.on(
         "GET",
-        f"/tasks/{TASK}/logs",
-        lambda request: Answer(200, events_without_end() if "follow" in request.query else []),
+        f"/tasks/{TASK_ID}/logs",
+        lambda request: ApiResponse(200, events_without_end() if "follow" in request.query else []),
     )
     yield
     ended.set()
 
 
 def test_control_sequences_are_escaped_on_a_terminal(api, on_terminal, terminal):
-    api.on("GET", f"/tasks/{TASK}", of_json(status("completed")))
-    api.on("GET", f"/tasks/{TASK}/logs", Answer(200, [f"[t] [STDOUT] {HOSTILE}\n[t] [STDOUT] last\n".encode()]))
-    process = on_terminal("task", "logs", TASK)
+    api.on("GET", f"/tasks/{TASK_ID}", json_response(task_status("completed")))
+    api.on("GET", f"/tasks/{TASK_ID}/logs", ApiResponse(200, [f"[t] [STDOUT] {HOSTILE}\n[t] [STDOUT] last\n".encode()]))
+    process = on_terminal("task", "logs", TASK_ID)
     output = terminal.read_until(b"last")
     assert process.wait(30) == 0
     assert rb"\x1b]0;owned\x07\x1b[31m" in output
@@ -46,14 +46,14 @@ def test_control_sequences_are_escaped_on_a_terminal(api, on_terminal, terminal)
 def test_logs_are_rendered_on_a_terminal_unless_raw(api, on_terminal, terminal):
     block = {"type": "text", "text": "Hello there."}
     line = json.dumps({"type": "assistant", "message": {"content": [block]}})
-    api.on("GET", f"/tasks/{TASK}", of_json(status("completed")))
-    api.on("GET", f"/tasks/{TASK}/logs", Answer(200, [f"[t] [STDOUT] {line}\n[t] [STDERR] last\n".encode()]))
-    on_terminal("task", "logs", TASK).wait(30)
+    api.on("GET", f"/tasks/{TASK_ID}", json_response(task_status("completed")))
+    api.on("GET", f"/tasks/{TASK_ID}/logs", ApiResponse(200, [f"[t] [STDOUT] {line}\n[t] [STDERR] last\n".encode()]))
+    on_terminal("task", "logs", TASK_ID).wait(30)
     assert b"assistant" not in terminal.read_until(b"last")
     assert b"Hello there." in terminal.output
     for option, first in (("--raw", b"[STDOUT] "), ("--timestamps", b"[t] [STDOUT] ")):
         terminal.output = b""
-        on_terminal("task", "logs", TASK, option).wait(30)
+        on_terminal("task", "logs", TASK_ID, option).wait(30)
         assert terminal.read_until(b"last").startswith(first + line.encode()[:20])
 
 
@@ -61,16 +61,22 @@ def test_output_of_an_interactive_session_is_not_parsed(api, on_terminal, termin
     block = {"type": "text", "text": "Forged."}
     forged = json.dumps({"type": "assistant", "message": {"content": [block]}})
     lines = f"[t] [STDOUT] {forged}\n[t] [STDERR] last\n".encode()
-    event = {"type": "output", "task_id": TASK, "seq": 1, "timestamp": "2026-01-29T10:10:01.000Z", "stream": "stdout"}
-    events = [{**event, "data": forged + "\n", "bytes": len(forged) + 1, "continued": False}, frames()[-1]]
+    event = {
+        "type": "output",
+        "task_id": TASK_ID,
+        "seq": 1,
+        "timestamp": "2026-01-29T10:10:01.000Z",
+        "stream": "stdout",
+    }
+    events = [{**event, "data": forged + "\n", "bytes": len(forged) + 1, "continued": False}, task_events()[-1]]
     session = {"definition": {"claude": {"headless": False}}}
-    api.on("GET", f"/tasks/{TASK}", of_json(status("running", **session)))
+    api.on("GET", f"/tasks/{TASK_ID}", json_response(task_status("running", **session)))
     api.on(
         "GET",
-        f"/tasks/{TASK}/logs",
-        lambda request: of_frames(events) if "follow" in request.query else Answer(200, [lines]),
+        f"/tasks/{TASK_ID}/logs",
+        lambda request: sse_response(events) if "follow" in request.query else ApiResponse(200, [lines]),
     )
-    for command in (("logs", TASK), ("logs", TASK, "--follow")):
+    for command in (("logs", TASK_ID), ("logs", TASK_ID, "--follow")):
         terminal.output = b""
         output = terminal.read_to_end(on_terminal("task", *command))
         assert b"assistant" in output, command
@@ -79,51 +85,51 @@ def test_output_of_an_interactive_session_is_not_parsed(api, on_terminal, termin
 def test_artifact_keeps_its_lines_on_a_terminal(api, on_terminal, terminal):
     data = "one \u2028 line\nanother\x85one\n".encode()
     artifacts = [{"name": "notes", "path": "notes", "contains_secret": False}]
-    api.on("GET", f"/tasks/{TASK}/artifacts", of_json({"task_id": TASK, "artifacts": artifacts}))
+    api.on("GET", f"/tasks/{TASK_ID}/artifacts", json_response({"task_id": TASK_ID, "artifacts": artifacts}))
     headers = {"X-Checksum-SHA256": hashlib.sha256(data).hexdigest()}
-    api.on("GET", f"/tasks/{TASK}/artifacts/notes", Answer(200, [data], headers))
-    output = terminal.read_to_end(on_terminal("task", "download", TASK, "notes", "-o", "-"))
+    api.on("GET", f"/tasks/{TASK_ID}/artifacts/notes", ApiResponse(200, [data], headers))
+    output = terminal.read_to_end(on_terminal("task", "download", TASK_ID, "notes", "-o", "-"))
     assert output.decode().splitlines() == [r"one \u2028 line", r"another\x85one"]
 
 
 def test_task_name_and_error_are_escaped_on_a_terminal(api, on_terminal, terminal):
-    hostile = status("failed", name=HOSTILE, error={"code": "x", "message": HOSTILE}, labels={"k": HOSTILE})
-    api.on("GET", f"/tasks/{TASK}", of_json(hostile))
-    on_terminal("task", "status", TASK)
+    hostile = task_status("failed", name=HOSTILE, error={"code": "x", "message": HOSTILE}, labels={"k": HOSTILE})
+    api.on("GET", f"/tasks/{TASK_ID}", json_response(hostile))
+    on_terminal("task", "status", TASK_ID)
     assert b"\x1b]0" not in terminal.read_until(b"Error")
 
 
 def test_terminal_output_is_coloured_unless_disabled(api, on_terminal, terminal):
-    api.on("GET", f"/tasks/{TASK}", of_json(status("failed")))
-    on_terminal("task", "status", TASK)
+    api.on("GET", f"/tasks/{TASK_ID}", json_response(task_status("failed")))
+    on_terminal("task", "status", TASK_ID)
     assert b"\x1b[1;31mfailed" in terminal.read_until(b"Error")
     terminal.output = b""
-    on_terminal("task", "status", TASK, "--no-color")
+    on_terminal("task", "status", TASK_ID, "--no-color")
     assert b"\x1b[1;31m" not in terminal.read_until(b"exited with 1")
 
 
 def test_cancel_prompts_on_a_terminal_and_can_be_declined(api, on_terminal, terminal):
-    process = on_terminal("task", "cancel", TASK)
+    process = on_terminal("task", "cancel", TASK_ID)
     terminal.read_until(b"[y/N]")
     terminal.type(b"n\n")
     terminal.read_until(b"The task was not cancelled.")
     assert process.wait(30) == 130
-    assert api.asked == []
+    assert api.requests == []
 
 
 def test_interrupted_watch_keeps_the_task_running(api, endless_task, on_terminal, terminal):
-    process = on_terminal("task", "status", TASK, "--watch")
+    process = on_terminal("task", "status", TASK_ID, "--watch")
     terminal.read_until(b"Claude Code is working")
     terminal.read_until(b"provisioning")
     process.send_signal(signal.SIGINT)
     output = terminal.read_until(b"sandbox task cancel fix-42")
     assert process.wait(30) == 130
     assert b"Task fix-42 continues." in output
-    assert {request.method for request in api.asked} == {"GET"}
+    assert {request.method for request in api.requests} == {"GET"}
 
 
 def test_interrupted_watch_in_a_pipe_prints_the_same_message(endless_task, sandbox_process):
-    process = sandbox_process("task", "logs", TASK, "--follow", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = sandbox_process("task", "logs", TASK_ID, "--follow", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout.readline().startswith(b"[EVENT]")
     process.send_signal(signal.SIGINT)
     assert process.wait(30) == 130
@@ -132,8 +138,8 @@ def test_interrupted_watch_in_a_pipe_prints_the_same_message(endless_task, sandb
 
 def test_closed_pipe_ends_the_logs_command_silently(api, sandbox_process):
     line = b"[t] [STDOUT] " + b"x" * 1000 + b"\n"
-    api.on("GET", f"/tasks/{TASK}/logs", Answer(200, [line * 5000]))
-    process = sandbox_process("task", "logs", TASK, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    api.on("GET", f"/tasks/{TASK_ID}/logs", ApiResponse(200, [line * 5000]))
+    process = sandbox_process("task", "logs", TASK_ID, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.readline()
     process.stdout.close()
     assert process.wait(30) == 141
@@ -142,29 +148,29 @@ def test_closed_pipe_ends_the_logs_command_silently(api, sandbox_process):
 
 def test_closed_pipe_ends_a_table_silently(api, sandbox_process):
     entry = {"name": "a", "path": "a", "size_bytes": 1, "content_type": "text/plain", "checksum": "sha256:0"}
-    body = {"task_id": TASK, "artifacts": [entry | {"contains_secret": False}] * 5000, "total_count": 5000}
-    api.on("GET", f"/tasks/{TASK}/artifacts", of_json(body))
-    process = sandbox_process("task", "artifacts", TASK, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    body = {"task_id": TASK_ID, "artifacts": [entry | {"contains_secret": False}] * 5000, "total_count": 5000}
+    api.on("GET", f"/tasks/{TASK_ID}/artifacts", json_response(body))
+    process = sandbox_process("task", "artifacts", TASK_ID, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.close()
     assert process.wait(30) == 141
     assert process.stderr.read() == b""
 
 
 def test_watched_pending_task_reports_its_block_reason(api, endless_task, on_terminal, terminal):
-    pending = status("pending", state_message="Waiting for 40 GiB of memory (4 GiB free)")
+    pending = task_status("pending", state_message="Waiting for 40 GiB of memory (4 GiB free)")
     ended = threading.Event()
 
     def events_without_end():
-        yield from of_frames(frames()[:1]).chunks
+        yield from sse_response(task_events()[:1]).chunks
         ended.wait(60)
 
-    api.on("GET", f"/tasks/{TASK}", of_json(pending))
+    api.on("GET", f"/tasks/{TASK_ID}", json_response(pending))
     api.on(
         "GET",
-        f"/tasks/{TASK}/logs",
-        lambda request: Answer(200, events_without_end() if "follow" in request.query else []),
+        f"/tasks/{TASK_ID}/logs",
+        lambda request: ApiResponse(200, events_without_end() if "follow" in request.query else []),
     )
     terminal.resize(140)
-    on_terminal("task", "status", TASK, "--watch")
+    on_terminal("task", "status", TASK_ID, "--watch")
     terminal.read_until(b"pending Waiting for 40 GiB of memory (4 GiB free)")
     ended.set()

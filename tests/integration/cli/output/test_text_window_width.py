@@ -6,8 +6,8 @@ import re
 import pytest
 from rich.cells import cell_len
 
-from doubles.recorded_api import Answer, of_error, of_frames, of_json
-from doubles.recorded_task import frames, status
+from doubles.recorded_api import ApiResponse, error_response, json_response, sse_response
+from doubles.recorded_task import task_events, task_status
 
 UUID = "3f2c1d7e-2222-4222-8222-abcdefabcdef"
 NAME = "Upgrade all dependencies of the billing service to their latest minor versions, and repair what breaks"
@@ -27,7 +27,7 @@ WIDTHS = pytest.mark.parametrize("width", [80, 140])
 
 def task(state, task_id=UUID, **changes):
     definition = {"repository": REPOSITORY}
-    return status(state, task_id, **{"name": NAME, "labels": LABELS, "definition": definition, **changes})
+    return task_status(state, task_id, **{"name": NAME, "labels": LABELS, "definition": definition, **changes})
 
 
 def artifact(name, path):
@@ -46,20 +46,20 @@ def full_api(api):
     ]
     page = {"tasks": tasks, "total_count": 400, "limit": 4, "offset": 0, "has_more": True, "next_cursor": "x"}
     artifacts = [artifact(f"{UUID}.patch", f".sandbox/{UUID}.patch"), artifact("a\tb.txt", "deep/" * 30 + "a\tb.txt")]
-    events = [{**frame, "task_id": UUID} for frame in frames()]
+    events = [{**frame, "task_id": UUID} for frame in task_events()]
     events[-3:-3] = [
         {**events[-3], "type": "egress_denied", "host": "h" * 30 + ".example.com", "port": 1, "reason": REASON}
     ]
-    api.on("GET", "/tasks", of_json(page))
-    api.on("POST", "/tasks", of_json({"task_id": UUID, "state": "pending"}, 202))
-    api.on("GET", f"/tasks/{UUID}/artifacts", of_json({"task_id": UUID, "artifacts": artifacts}))
+    api.on("GET", "/tasks", json_response(page))
+    api.on("POST", "/tasks", json_response({"task_id": UUID, "state": "pending"}, 202))
+    api.on("GET", f"/tasks/{UUID}/artifacts", json_response({"task_id": UUID, "artifacts": artifacts}))
     api.on(
         "GET",
         f"/tasks/{UUID}/logs",
-        lambda request: of_frames(events) if "follow" in request.query else _log_of(events),
+        lambda request: sse_response(events) if "follow" in request.query else _log_of(events),
     )
-    api.on("GET", f"/tasks/{UUID}/wait", of_json(task("completed")))
-    api.on("GET", f"/tasks/{UUID}", of_json(task("running")))
+    api.on("GET", f"/tasks/{UUID}/wait", json_response(task("completed")))
+    api.on("GET", f"/tasks/{UUID}", json_response(task("running")))
     return api
 
 
@@ -69,7 +69,7 @@ def _log_of(events):
         tag, content = frame.get("stream"), frame.get("data")
         event = json.dumps(frame, ensure_ascii=False) + "\n"
         lines.append(f"[{frame['timestamp']}] [{(tag or 'event').upper()}] {content or event}".encode())
-    return Answer(200, lines)
+    return ApiResponse(200, lines)
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def test_task_list_fits_the_window(full_api, screen, width, output_format):
 
 @WIDTHS
 def test_task_status_fits_the_window(full_api, screen, width):
-    full_api.on("GET", f"/tasks/{UUID}", of_json(task(**FAILED, name=f"{NAME} {JAPANESE}")))
+    full_api.on("GET", f"/tasks/{UUID}", json_response(task(**FAILED, name=f"{NAME} {JAPANESE}")))
     lines = screen("task", "status", UUID, width=width)
     assert f"Release it  sandbox task release {UUID}" in lines
     assert " ".join(line[12:] for line in lines).count(REASON) == 1
@@ -138,7 +138,7 @@ def test_submission_fits_the_window(full_api, screen, width):
 
 @WIDTHS
 def test_failure_of_a_waited_task_fits_the_window(full_api, screen, width):
-    full_api.on("GET", f"/tasks/{UUID}/wait", of_json(task(**FAILED)))
+    full_api.on("GET", f"/tasks/{UUID}/wait", json_response(task(**FAILED)))
     lines = screen("task", "submit", "task.yaml", "--wait", width=width, codes=(1,))
     assert f"  See what happened: sandbox task logs {UUID}" in lines
     assert f"Task {UUID} failed: {REASON} (clone_failed)" in " ".join(" ".join(lines).split())
@@ -146,7 +146,7 @@ def test_failure_of_a_waited_task_fits_the_window(full_api, screen, width):
 
 @WIDTHS
 def test_invalid_manifest_errors_fit_the_window(full_api, screen, width):
-    full_api.on("POST", "/tasks", of_error(400, "invalid_manifest", "It has 3 mistakes.", FIELD_ERRORS))
+    full_api.on("POST", "/tasks", error_response(400, "invalid_manifest", "It has 3 mistakes.", FIELD_ERRORS))
     lines = screen("task", "submit", "task.yaml", width=width, codes=(9,))
     assert sum(line.startswith("task.yaml:9:5: lifecycle.artifact_patterns[") for line in lines) == 3
     assert lines[-1] == "Error: task.yaml has 3 mistakes."

@@ -7,8 +7,8 @@ from ipaddress import ip_address
 
 import pytest
 
-from doubles.remote_host import HOST, client_hello, played, tunnel
-from doubles.served_gateway import run, until_true
+from doubles.remote_host import HOST, client_hello, gateway_with_remote_host, tunnel
+from doubles.served_gateway import run, wait_until
 from sandbox.gateway import limits
 from sandbox.gateway.egress import dialer
 from sandbox.interfaces.gateway import GatewayRules
@@ -25,16 +25,16 @@ async def echo_after_eof(reader, writer):
 
 def test_bytes_pass_both_ways_and_each_side_may_end_first(monkeypatch):
     async def scenario():
-        async with played(echo_after_eof, monkeypatch) as served:
+        async with gateway_with_remote_host(echo_after_eof, monkeypatch) as served:
             sent = client_hello(HOST) + b"\x17\3\3" + os.urandom(2_000_000)
             client = await tunnel(served, sent[:1000])
-            assert b" 200 " in await client.until(b"\r\n\r\n")
+            assert b" 200 " in await client.read_until(b"\r\n\r\n")
             client.received = b""
             client.writer.write(sent[1000:])
             client.writer.write_eof()
-            assert await client.rest() == sent
+            assert await client.read_to_end() == sent
             assert served.dialled == ["8.8.4.4"]
-            assert served.told == []
+            assert served.events == []
 
     run(scenario)
 
@@ -50,10 +50,10 @@ def test_host_that_sends_faster_than_the_client_reads_is_paused(monkeypatch):
             written += 65536
 
     async def scenario():
-        async with played(flood, monkeypatch) as served:
+        async with gateway_with_remote_host(flood, monkeypatch) as served:
             client = await tunnel(served, client_hello(HOST))
-            await client.until(b"\r\n\r\n")
-            await until_true(lambda: written > 0)
+            await client.read_until(b"\r\n\r\n")
+            await wait_until(lambda: written > 0)
             last = -1
             while last != written:
                 last = written
@@ -72,11 +72,11 @@ def test_idle_tunnel_is_closed(monkeypatch):
         ended.set()
 
     async def scenario():
-        async with played(silent, monkeypatch) as served:
+        async with gateway_with_remote_host(silent, monkeypatch) as served:
             client = await tunnel(served, client_hello(HOST))
-            await client.until(b"\r\n\r\n")
+            await client.read_until(b"\r\n\r\n")
             client.received = b""
-            assert await client.rest() == b""
+            assert await client.read_to_end() == b""
             await ended.wait()
 
     run(scenario)
@@ -89,12 +89,12 @@ def test_tunnel_with_another_server_name_is_cut_before_any_byte(monkeypatch):
         received.append(await reader.read())
 
     async def scenario():
-        async with played(receive, monkeypatch) as served:
+        async with gateway_with_remote_host(receive, monkeypatch) as served:
             client = await tunnel(served, client_hello("other.example"))
-            await client.rest()
-            await until_true(lambda: bool(received))
+            await client.read_to_end()
+            await wait_until(lambda: bool(received))
             assert received == [b""]
-            assert [(event.host, event.port) for event in served.of(EgressDenied)] == [("other.example", 443)]
+            assert [(event.host, event.port) for event in served.events_of(EgressDenied)] == [("other.example", 443)]
 
     run(scenario)
 
@@ -111,13 +111,13 @@ def test_tunnel_with_another_server_name_is_cut_before_any_byte(monkeypatch):
 )
 def test_only_public_addresses_are_dialled(monkeypatch, addresses, dialled):
     async def scenario():
-        async with played(echo_after_eof, monkeypatch, addresses) as served:
+        async with gateway_with_remote_host(echo_after_eof, monkeypatch, addresses) as served:
             client = await tunnel(served)
-            status = await client.until(b"\r\n\r\n")
+            status = await client.read_until(b"\r\n\r\n")
             assert (b" 200 " in status) is bool(dialled)
             assert (b" 403 " in status) is not bool(dialled)
             assert served.dialled == dialled
-            assert len(served.of(EgressDenied)) == (0 if dialled else 1)
+            assert len(served.events_of(EgressDenied)) == (0 if dialled else 1)
 
     run(scenario)
 
@@ -125,10 +125,10 @@ def test_only_public_addresses_are_dialled(monkeypatch, addresses, dialled):
 def test_name_with_the_models_address_is_not_dialled(monkeypatch):
     async def scenario():
         names, model = {"model.example": ("8.8.4.4",)}, "http://model.example"
-        async with played(echo_after_eof, monkeypatch, names=names, model=model) as served:
+        async with gateway_with_remote_host(echo_after_eof, monkeypatch, names=names, model=model) as served:
             client = await tunnel(served)
-            assert b" 403 " in await client.until(b"\r\n\r\n")
-            assert "the model's" in served.of(EgressDenied)[0].reason
+            assert b" 403 " in await client.read_until(b"\r\n\r\n")
+            assert "the model's" in served.events_of(EgressDenied)[0].reason
             assert served.dialled == []
 
     run(scenario)
@@ -146,14 +146,14 @@ def test_hanging_resolver_blocks_neither_clients_nor_the_gateway(monkeypatch):
     hung = threading.Event()
 
     async def scenario():
-        async with played(echo_after_eof, monkeypatch) as served:
+        async with gateway_with_remote_host(echo_after_eof, monkeypatch) as served:
             monkeypatch.setattr(dialer.socket, "getaddrinfo", lambda *_, **__: hung.wait(20) and [])
             before = threading.active_count()
             clients = [await tunnel(served) for _ in range(20)]
             for client in clients:
-                assert b" 504 " in await client.until(b"\r\n\r\n")
+                assert b" 504 " in await client.read_until(b"\r\n\r\n")
             assert threading.active_count() - before <= limits.LOOKUPS_MAX
-            assert [report.error for report in served.of(ErrorReported)] == ["host_unreachable"]
+            assert [report.error for report in served.events_of(ErrorReported)] == ["host_unreachable"]
 
     run(scenario)
     hung.set()
@@ -164,11 +164,11 @@ def test_hanging_resolver_blocks_neither_clients_nor_the_gateway(monkeypatch):
 
 def test_unresolvable_host_is_reported_to_the_client_and_in_an_event(monkeypatch):
     async def scenario():
-        async with played(echo_after_eof, monkeypatch, addresses=()) as served:
+        async with gateway_with_remote_host(echo_after_eof, monkeypatch, addresses=()) as served:
             client = await tunnel(served)
-            assert b" 502 " in await client.until(b"\r\n\r\n")
-            assert "does not resolve" in (await client.rest()).decode()
-            assert served.of(ErrorReported) == [ErrorReported("host_unreachable", f"{HOST} does not resolve.")]
+            assert b" 502 " in await client.read_until(b"\r\n\r\n")
+            assert "does not resolve" in (await client.read_to_end()).decode()
+            assert served.events_of(ErrorReported) == [ErrorReported("host_unreachable", f"{HOST} does not resolve.")]
 
     run(scenario)
 
@@ -184,12 +184,12 @@ def test_disconnected_clients_close_their_upstream_connections(monkeypatch):
         writer.close()
 
     async def scenario():
-        async with played(count, monkeypatch) as served:
+        async with gateway_with_remote_host(count, monkeypatch) as served:
             clients = [await tunnel(served, client_hello(HOST)) for _ in range(10)]
-            await until_true(lambda: open_now == 10)
+            await wait_until(lambda: open_now == 10)
             for client in clients:
-                client.leave()
-            await until_true(lambda: open_now == 0)
+                client.abort()
+            await wait_until(lambda: open_now == 0)
 
     run(scenario)
 
@@ -203,13 +203,13 @@ def test_host_that_speaks_first_is_forwarded(monkeypatch):
         writer.write(await reader.readline())
 
     async def scenario():
-        async with played(greet, monkeypatch, rules=OTHER_PORTS) as served:
+        async with gateway_with_remote_host(greet, monkeypatch, rules=OTHER_PORTS) as served:
             client = await tunnel(served, port=22)
-            await client.until(b"\r\n\r\n")
-            assert await client.until(b"\n") == b"SSH-2.0-host\r\n"
+            await client.read_until(b"\r\n\r\n")
+            assert await client.read_until(b"\n") == b"SSH-2.0-host\r\n"
             client.writer.write(b"SSH-2.0-me\r\n")
-            assert await client.until(b"\n") == b"SSH-2.0-me\r\n"
-            assert served.told == []
+            assert await client.read_until(b"\n") == b"SSH-2.0-me\r\n"
+            assert served.events == []
 
     run(scenario)
 
@@ -222,16 +222,16 @@ def test_request_for_another_host_is_refused_at_any_port(monkeypatch):
         received += await reader.read()
 
     async def scenario():
-        async with played(receive, monkeypatch, rules=OTHER_PORTS) as served:
+        async with gateway_with_remote_host(receive, monkeypatch, rules=OTHER_PORTS) as served:
             client = await tunnel(served, port=8080)
-            await client.until(b"\r\n\r\n")
+            await client.read_until(b"\r\n\r\n")
             client.received = b""
             client.writer.write(b"GET / HTTP/1.1\r\nHost: other.example\r\n\r\n")
-            response = await client.rest()
+            response = await client.read_to_end()
             assert response.startswith(b"HTTP/1.1 403 ")
             assert b"Sandbox refused other.example:8080: " in response
-            await until_true(lambda: served.of(EgressDenied) != [])
-            assert (served.of(EgressDenied)[0].host, received) == ("other.example", b"")
+            await wait_until(lambda: served.events_of(EgressDenied) != [])
+            assert (served.events_of(EgressDenied)[0].host, received) == ("other.example", b"")
 
     run(scenario)
 
@@ -244,14 +244,14 @@ def test_refusal_is_not_sent_after_data_of_the_host(monkeypatch, greeting):
         await reader.read()
 
     async def scenario():
-        async with played(greet, monkeypatch, rules=OTHER_PORTS) as served:
+        async with gateway_with_remote_host(greet, monkeypatch, rules=OTHER_PORTS) as served:
             client = await tunnel(served, port=8080)
-            await client.until(b"\r\n\r\n")
+            await client.read_until(b"\r\n\r\n")
             client.received = b""
-            assert await client.rest() == greeting
+            assert await client.read_to_end() == greeting
             client.writer.write(b"GET / HTTP/1.1\r\nHost: other.example\r\n\r\n")
-            await until_true(lambda: served.of(EgressDenied) != [])
-            assert [(event.host, event.port) for event in served.told] == [("other.example", 8080)]
+            await wait_until(lambda: served.events_of(EgressDenied) != [])
+            assert [(event.host, event.port) for event in served.events] == [("other.example", 8080)]
 
     run(scenario)
 
@@ -267,27 +267,27 @@ def test_half_open_connection_is_closed_after_a_timeout(monkeypatch, first_end):
         await never.wait()
 
     async def scenario():
-        async with played(silent, monkeypatch) as served:
+        async with gateway_with_remote_host(silent, monkeypatch) as served:
             client = await tunnel(served, client_hello(HOST))
-            await client.until(b"\r\n\r\n")
+            await client.read_until(b"\r\n\r\n")
             client.received = b""
             if first_end == "client":
                 client.writer.write_eof()
-            assert await client.rest() == b""
+            assert await client.read_to_end() == b""
 
     run(scenario)
 
 
 def test_hosts_are_not_dialled_while_the_model_is_unresolved(monkeypatch):
     async def scenario():
-        async with played(echo_after_eof, monkeypatch, model="http://model.example") as served:
+        async with gateway_with_remote_host(echo_after_eof, monkeypatch, model="http://model.example") as served:
             client = await tunnel(served)
-            assert b" 502 " in await client.until(b"\r\n\r\n")
-            assert "model's host does not resolve" in (await client.rest()).decode()
+            assert b" 502 " in await client.read_until(b"\r\n\r\n")
+            assert "model's host does not resolve" in (await client.read_to_end()).decode()
             assert served.dialled == []
             served.table["model.example"] = ("8.8.4.6",)
             client = await tunnel(served)
-            assert b" 200 " in await client.until(b"\r\n\r\n")
+            assert b" 200 " in await client.read_until(b"\r\n\r\n")
             assert served.dialled == ["8.8.4.4"]
 
     run(scenario)
@@ -298,16 +298,18 @@ def test_former_address_of_the_model_is_not_dialled(monkeypatch):
 
     async def scenario():
         names = {"model.example": ("8.8.4.4", "8.8.4.6")}
-        async with played(echo_after_eof, monkeypatch, ("8.8.4.8",), names, model="http://model.example") as served:
+        async with gateway_with_remote_host(
+            echo_after_eof, monkeypatch, ("8.8.4.8",), names, model="http://model.example"
+        ) as served:
             client = await tunnel(served)
-            assert b" 200 " in await client.until(b"\r\n\r\n")
+            assert b" 200 " in await client.read_until(b"\r\n\r\n")
             del served.table["model.example"]
             served.table[HOST] = ("8.8.4.6",)
             client = await tunnel(served)
-            assert b" 403 " in await client.until(b"\r\n\r\n")
+            assert b" 403 " in await client.read_until(b"\r\n\r\n")
             served.table[HOST] = ("8.8.4.8",)
             client = await tunnel(served)
-            assert b" 200 " in await client.until(b"\r\n\r\n")
+            assert b" 200 " in await client.read_until(b"\r\n\r\n")
             assert served.dialled == ["8.8.4.8", "8.8.4.8"]
 
     run(scenario)
@@ -318,7 +320,7 @@ def test_name_is_resolved_once_per_connection_and_dialled_there(monkeypatch):
     lookups = []
 
     async def scenario():
-        async with played(echo_after_eof, monkeypatch) as served:
+        async with gateway_with_remote_host(echo_after_eof, monkeypatch) as served:
             resolve = dialer.socket.getaddrinfo
 
             def rebinding(host, *rest, **more):
@@ -329,10 +331,10 @@ def test_name_is_resolved_once_per_connection_and_dialled_there(monkeypatch):
 
             monkeypatch.setattr(dialer.socket, "getaddrinfo", rebinding)
             client = await tunnel(served)
-            assert b" 200 " in await client.until(b"\r\n\r\n")
+            assert b" 200 " in await client.read_until(b"\r\n\r\n")
             assert (lookups, served.dialled) == ([HOST], ["8.8.4.4"])
             client = await tunnel(served)
-            assert b" 403 " in await client.until(b"\r\n\r\n")
+            assert b" 403 " in await client.read_until(b"\r\n\r\n")
             assert served.dialled == ["8.8.4.4"]
 
     run(scenario)
@@ -357,25 +359,25 @@ def test_name_is_resolved_once_per_connection_and_dialled_there(monkeypatch):
 def test_unrestricted_egress_dials_global_addresses_only(monkeypatch, address, is_dialled):
     async def scenario():
         full = GatewayRules(egress=EgressRules(is_unrestricted=True))
-        async with played(echo_after_eof, monkeypatch, rules=full) as served:
+        async with gateway_with_remote_host(echo_after_eof, monkeypatch, rules=full) as served:
             client = await tunnel(served, host=address, port=8443)
-            response = await client.until(b"\r\n\r\n")
+            response = await client.read_until(b"\r\n\r\n")
             assert (b" 200 " in response, b" 403 " in response) == (is_dialled, not is_dialled)
             assert len(served.dialled) == is_dialled
-            assert len(served.of(EgressDenied)) == (not is_dialled)
+            assert len(served.events_of(EgressDenied)) == (not is_dialled)
 
     run(scenario)
 
 
 def test_stop_closes_all_connections_and_refuses_new_ones(monkeypatch):
     async def scenario():
-        async with played(echo_after_eof, monkeypatch) as served:
+        async with gateway_with_remote_host(echo_after_eof, monkeypatch) as served:
             client = await tunnel(served, client_hello(HOST))
-            await client.until(b"\r\n\r\n")
+            await client.read_until(b"\r\n\r\n")
             client.received = b""
             port = served.listeners.proxy.getsockname()[1]
             await served.stop()
-            assert await client.rest() == b""
+            assert await client.read_to_end() == b""
             with pytest.raises(ConnectionRefusedError):
                 await asyncio.open_connection("127.0.0.1", port)
 

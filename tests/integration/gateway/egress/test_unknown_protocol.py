@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from doubles.remote_host import HOST, client_hello, played, tunnel
-from doubles.served_gateway import run, until_true
+from doubles.remote_host import HOST, client_hello, gateway_with_remote_host, tunnel
+from doubles.served_gateway import run, wait_until
 from sandbox.interfaces.gateway import GatewayRules
 from sandbox.model.egress import EgressRule, EgressRules
 from sandbox.model.events import EgressDenied
@@ -36,15 +36,15 @@ def test_prefix_does_not_hide_a_forbidden_request(monkeypatch, sent, pause_secon
             received += data
 
     async def scenario():
-        async with played(receive, monkeypatch, rules=RULES) as served:
+        async with gateway_with_remote_host(receive, monkeypatch, rules=RULES) as served:
             client = await tunnel(served, port=PORT)
-            await client.until(b"\r\n\r\n")
+            await client.read_until(b"\r\n\r\n")
             for byte in sent if pause_seconds else [sent]:
                 client.writer.write(bytes([byte]) if pause_seconds else sent)
                 await asyncio.sleep(pause_seconds)
-            await until_true(lambda: served.of(EgressDenied) != [])
-            assert (served.told[0].host, served.told[0].port) == (HOST, PORT)
-            assert await client.rest() == client.received
+            await wait_until(lambda: served.events_of(EgressDenied) != [])
+            assert (served.events[0].host, served.events[0].port) == (HOST, PORT)
+            assert await client.read_to_end() == client.received
             assert b"Host" not in received
             assert len(received) < len(sent)
 
@@ -59,13 +59,13 @@ def test_stream_after_server_greeting_is_not_inspected(monkeypatch):
         writer.write(await reader.readuntil(b"\r\n.\r\n"))
 
     async def scenario():
-        async with played(respond, monkeypatch, rules=RULES) as served:
+        async with gateway_with_remote_host(respond, monkeypatch, rules=RULES) as served:
             client = await tunnel(served, port=PORT)
-            await client.until(b"\r\n\r\n")
-            await client.until(b"220 mail\r\n")
+            await client.read_until(b"\r\n\r\n")
+            await client.read_until(b"220 mail\r\n")
             client.writer.write(mail)
-            assert await client.exactly(len(mail)) == mail
-            assert served.told == []
+            assert await client.read_exactly(len(mail)) == mail
+            assert served.events == []
 
     run(scenario)
 
@@ -83,17 +83,17 @@ def test_tls_after_a_plaintext_exchange_is_checked(monkeypatch, requested):
             writer.write(b"!")
 
     async def scenario():
-        async with played(respond, monkeypatch, rules=RULES) as served:
+        async with gateway_with_remote_host(respond, monkeypatch, rules=RULES) as served:
             client = await tunnel(served, port=PORT)
-            await client.until(b"\r\n\r\n")
+            await client.read_until(b"\r\n\r\n")
             client.writer.write(SSL_REQUEST)
-            await client.until(b"S")
+            await client.read_until(b"S")
             client.writer.write(hello)
             if requested == HOST:
-                await client.until(b"!")
-                assert (received, served.told) == (hello, [])
+                await client.read_until(b"!")
+                assert (received, served.events) == (hello, [])
             else:
-                await until_true(lambda: served.of(EgressDenied) != [])
+                await wait_until(lambda: served.events_of(EgressDenied) != [])
                 assert received == b""
 
     run(scenario)

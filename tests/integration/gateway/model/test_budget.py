@@ -6,7 +6,7 @@ import json
 import pytest
 
 from doubles.scripted_upstream import scripted_upstream
-from doubles.served_gateway import run, served_gateway, until_true
+from doubles.served_gateway import run, served_gateway, wait_until
 from sandbox.gateway.model import budget as model_budget
 from sandbox.interfaces.gateway import Budget, BudgetExhausted, GatewayRules
 from sandbox.model.events import Usage
@@ -51,19 +51,21 @@ def test_requests_are_forwarded_until_the_budget_is_reached(budget, reason):
         async with scripted_upstream(respond_with()) as upstream, served_gateway(upstream.base_url, rules) as served:
             client = await served.connect()
             for _ in range(3):
-                assert not served.of(BudgetExhausted)
-                client.ask(REQUEST)
-                assert (await client.answer())[0] == 200
-            assert len(served.of(BudgetExhausted)) == 1, "reported when the response ends, not at the next request"
-            assert served.of(BudgetExhausted)[0].message.startswith(reason)
+                assert not served.events_of(BudgetExhausted)
+                client.send_request(REQUEST)
+                assert (await client.read_response())[0] == 200
+            assert len(served.events_of(BudgetExhausted)) == 1, (
+                "reported when the response ends, not at the next request"
+            )
+            assert served.events_of(BudgetExhausted)[0].message.startswith(reason)
             for _ in range(2):
-                client.ask(REQUEST)
-                status, kind, message = await client.error()
+                client.send_request(REQUEST)
+                status, kind, message = await client.read_error()
                 assert (status, kind) == (403, "permission_error")
                 assert message.startswith(reason)
             assert len(upstream.requests) == 3
-            assert len(served.of(BudgetExhausted)) == 1
-            assert len(served.of(Usage)) == 3
+            assert len(served.events_of(BudgetExhausted)) == 1
+            assert len(served.events_of(Usage)) == 3
 
     run(scenario)
 
@@ -75,10 +77,10 @@ def test_response_that_exhausts_the_budget_is_delivered_to_its_end():
             writer.write(HEAD + chunk(start) + chunk(delta))
             await writer.drain()
             await request.reader.readexactly(0)
-            await until_true(lambda: bool(served.of(BudgetExhausted)))
+            await wait_until(lambda: bool(served.events_of(BudgetExhausted)))
             other = await served.connect()
-            other.ask(REQUEST)
-            assert (await other.error())[0] == 403
+            other.send_request(REQUEST)
+            assert (await other.read_error())[0] == 403
             writer.write(chunk(stop) + b"0\r\n\r\n")
 
         async with (
@@ -86,10 +88,10 @@ def test_response_that_exhausts_the_budget_is_delivered_to_its_end():
             served_gateway(upstream.base_url, usd(0.006)) as served,
         ):
             client = await served.connect()
-            client.ask(REQUEST)
-            status, _, body = await client.answer()
+            client.send_request(REQUEST)
+            status, _, body = await client.read_response()
             assert (status, body) == (200, b"".join(events()))
-            assert len(served.of(Usage)) == 1
+            assert len(served.events_of(Usage)) == 1
             assert len(upstream.requests) == 1
 
     run(scenario)
@@ -110,20 +112,20 @@ def test_disconnected_client_is_charged_for_the_full_response(leaves):
 
         async with scripted_upstream(slow) as upstream, served_gateway(upstream.base_url, usd(0.006)) as served:
             client = await served.connect()
-            client.ask(REQUEST)
-            await until_true(lambda: bool(upstream.requests))
+            client.send_request(REQUEST)
+            await wait_until(lambda: bool(upstream.requests))
             if leaves == "by a flood":
                 client.writer.write(bytes(200_000))
-                await client.rest()
+                await client.read_to_end()
             elif leaves == "within the response":
-                await client.until(b"message_start")
-            client.leave()
+                await client.read_until(b"message_start")
+            client.abort()
             await asyncio.sleep(0.05)
-            assert not upstream.hung_up.is_set()
+            assert not upstream.disconnected.is_set()
             has_left.set()
-            await until_true(lambda: bool(served.of(BudgetExhausted)))
-            assert served.of(Usage)[0].cost_usd == 0.006
-            await until_true(lambda: not served.gateway._model_protocols and upstream.hung_up.is_set())
+            await wait_until(lambda: bool(served.events_of(BudgetExhausted)))
+            assert served.events_of(Usage)[0].cost_usd == 0.006
+            await wait_until(lambda: not served.gateway._model_protocols and upstream.disconnected.is_set())
 
     run(scenario)
 
@@ -136,10 +138,10 @@ def test_disconnect_without_a_budget_closes_the_upstream():
 
         async with scripted_upstream(respond_partially) as upstream, served_gateway(upstream.base_url) as served:
             client = await served.connect()
-            client.ask(REQUEST)
-            await client.until(b"message_start")
-            client.leave()
-            await until_true(upstream.hung_up.is_set)
+            client.send_request(REQUEST)
+            await client.read_until(b"message_start")
+            client.abort()
+            await wait_until(upstream.disconnected.is_set)
 
     run(scenario)
 
@@ -150,18 +152,18 @@ def test_model_without_a_price_is_refused_only_with_a_usd_budget():
         async with scripted_upstream(respond_with(model="unknown-model")) as upstream:
             async with served_gateway(upstream.base_url, usd(1.0)) as served:
                 client = await served.connect()
-                client.ask(request)
-                status, kind, message = await client.error()
+                client.send_request(request)
+                status, kind, message = await client.read_error()
                 assert (status, kind) == (403, "permission_error")
                 assert "unknown-model has no price" in message
-                client.ask(b"no JSON at all")
-                assert (await client.error())[0] == 400
+                client.send_request(b"no JSON at all")
+                assert (await client.read_error())[0] == 400
                 assert not upstream.requests
-                assert not served.of(BudgetExhausted)
+                assert not served.events_of(BudgetExhausted)
             async with served_gateway(upstream.base_url, GatewayRules(budget=Budget(tokens=10_000))) as served:
                 client = await served.connect()
-                client.ask(request)
-                assert (await client.answer())[0] == 200
+                client.send_request(request)
+                assert (await client.read_response())[0] == 200
 
     run(scenario)
 
@@ -171,11 +173,11 @@ def test_response_of_a_model_without_a_price_exhausts_the_budget():
         script = respond_with(model="another")
         async with scripted_upstream(script) as upstream, served_gateway(upstream.base_url, usd(1.0)) as served:
             client = await served.connect()
-            client.ask(REQUEST)
-            assert (await client.answer())[0] == 200
-            assert "The model another responded" in served.of(BudgetExhausted)[0].message
-            client.ask(REQUEST)
-            assert (await client.error())[0] == 403
+            client.send_request(REQUEST)
+            assert (await client.read_response())[0] == 200
+            assert "The model another responded" in served.events_of(BudgetExhausted)[0].message
+            client.send_request(REQUEST)
+            assert (await client.read_error())[0] == 403
 
     run(scenario)
 
@@ -189,9 +191,9 @@ def test_count_tokens_is_free_and_needs_no_price():
     async def scenario():
         async with scripted_upstream(count) as upstream, served_gateway(upstream.base_url, usd(1.0)) as served:
             client = await served.connect()
-            client.ask(b'{"model":"unknown-model"}', target="/v1/messages/count_tokens")
-            assert (await client.answer())[0] == 200
-            assert served.told == []
+            client.send_request(b'{"model":"unknown-model"}', target="/v1/messages/count_tokens")
+            assert (await client.read_response())[0] == 200
+            assert served.events == []
 
     run(scenario)
 
@@ -201,8 +203,8 @@ def test_buffered_body_is_forwarded_byte_identical():
         body = b'{"model":"claude-haiku-4-5","padding":"' + b"x" * 3_000_000 + b'"}'
         async with scripted_upstream(respond_with()) as upstream, served_gateway(upstream.base_url, usd(1.0)) as served:
             client = await served.connect()
-            client.ask(body)
-            assert (await client.answer())[0] == 200
+            client.send_request(body)
+            assert (await client.read_response())[0] == 200
             assert upstream.requests[0].body == body
 
     run(scenario)
@@ -219,13 +221,13 @@ def test_buffered_bodies_are_limited_in_total_and_released(monkeypatch):
             )
             slow.writer.write(head.encode() + b"Content-Length: 90000\r\n\r\n" + b"x" * 80_000)
             other = await served.connect()
-            await until_true(lambda: served.gateway._budget_gate._buffered_bytes == 80_000)
-            other.ask(b" " * 30_000)
-            assert (await other.error())[:2] == (429, "rate_limit_error")
-            slow.leave()
-            await until_true(lambda: served.gateway._budget_gate._buffered_bytes == 0)
+            await wait_until(lambda: served.gateway._budget_gate._buffered_bytes == 80_000)
+            other.send_request(b" " * 30_000)
+            assert (await other.read_error())[:2] == (429, "rate_limit_error")
+            slow.abort()
+            await wait_until(lambda: served.gateway._budget_gate._buffered_bytes == 0)
             later_client = await served.connect()
-            later_client.ask(REQUEST + b" " * 30_000)
-            assert (await later_client.answer())[0] == 200
+            later_client.send_request(REQUEST + b" " * 30_000)
+            assert (await later_client.read_response())[0] == 200
 
     run(scenario)

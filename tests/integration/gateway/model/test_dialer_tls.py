@@ -44,8 +44,8 @@ def test_model_is_reached_over_tls_and_its_connection_is_reused(host):
         ):
             client = await served.connect()
             for _ in range(2):
-                client.ask()
-                assert (await client.answer())[2] == b"hellohellohello"
+                client.send_request()
+                assert (await client.read_response())[2] == b"hellohellohello"
             assert upstream.connections == 1
             assert upstream.requests[0].headers["x-api-key"] == SERVER_KEY
 
@@ -66,8 +66,8 @@ def test_truncated_tls_response_is_truncated_for_the_client():
             served_gateway(f"https://localhost:{upstream.port}") as served,
         ):
             client = await served.connect()
-            client.ask()
-            assert (await client.rest()).endswith(b"\r\n\r\n5\r\nhello\r\n")
+            client.send_request()
+            assert (await client.read_to_end()).endswith(b"\r\n\r\n5\r\nhello\r\n")
 
     run(scenario)
 
@@ -79,11 +79,11 @@ def test_host_with_untrusted_certificate_receives_no_key():
             served_gateway(f"https://localhost:{upstream.port}") as served,
         ):
             client = await served.connect()
-            client.ask()
-            status, kind, message = await client.error()
+            client.send_request()
+            status, kind, message = await client.read_error()
             assert (status, kind) == (502, "api_error")
             assert "certificate" in message.lower()
             assert upstream.requests == []
-            assert served.told == [ErrorReported("upstream_unreachable", message)]
+            assert served.events == [ErrorReported("upstream_unreachable", message)]
 
     run(scenario)

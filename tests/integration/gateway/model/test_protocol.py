@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from doubles.scripted_upstream import UpstreamRequest, scripted_upstream
-from doubles.served_gateway import SERVER_KEY, TASK_KEY, run, served_gateway, until_true
+from doubles.served_gateway import SERVER_KEY, TASK_KEY, run, served_gateway, wait_until
 from sandbox.gateway import connection, limits
 from sandbox.interfaces.gateway import GatewayRules
 from sandbox.model.egress import EgressRules
@@ -54,8 +54,8 @@ def test_response_is_byte_identical_and_keys_are_swapped():
     async def scenario():
         async with scripted_upstream(respond) as upstream, served_gateway(upstream.base_url + "/prefix") as served:
             client = await served.connect()
-            client.ask(b'{"any":"text \xc3\xa9"}')
-            status, headers, body = await client.answer()
+            client.send_request(b'{"any":"text \xc3\xa9"}')
+            status, headers, body = await client.read_response()
             assert (status, headers["content-type"], body) == (200, "text/event-stream", BODY)
             request = upstream.requests[0]
             assert request.target == "/prefix/v1/messages?beta=true"
@@ -64,7 +64,7 @@ def test_response_is_byte_identical_and_keys_are_swapped():
             assert request.headers["host"] == f"127.0.0.1:{upstream.port}"
             assert TASK_KEY.encode() not in request.head + request.body
             assert SERVER_KEY.encode() not in client.received
-            assert served.told == [SPENT]
+            assert served.events == [SPENT]
 
     run(scenario)
 
@@ -74,18 +74,18 @@ def test_each_event_is_forwarded_before_the_next_is_sent():
         script = SteppedUpstream()
         async with scripted_upstream(script) as upstream, served_gateway(upstream.base_url) as served:
             client = await served.connect()
-            client.ask()
+            client.send_request()
             script.steps.put_nowait(HEAD)
-            await client.until(b"\r\n\r\n")
+            await client.read_until(b"\r\n\r\n")
             for event in EVENTS:
                 assert served.gateway.requests_in_flight == 1
                 script.steps.put_nowait(chunk(event))
-                assert await client.exactly(len(chunk(event))) == chunk(event)
-            assert served.told == []
+                assert await client.read_exactly(len(chunk(event))) == chunk(event)
+            assert served.events == []
             script.steps.put_nowait(b"0\r\n\r\n")
-            assert await client.until(b"0\r\n\r\n") == b"0\r\n\r\n"
+            assert await client.read_until(b"0\r\n\r\n") == b"0\r\n\r\n"
             assert served.gateway.requests_in_flight == 0
-            assert served.told == [SPENT]
+            assert served.events == [SPENT]
 
     run(scenario)
 
@@ -95,10 +95,10 @@ def test_connections_are_reused_on_both_sides():
         async with scripted_upstream(respond) as upstream, served_gateway(upstream.base_url) as served:
             client = await served.connect()
             for _ in range(5):
-                client.ask()
-                assert (await client.answer())[2] == BODY
+                client.send_request()
+                assert (await client.read_response())[2] == BODY
             assert (upstream.connections, len(upstream.requests)) == (1, 5)
-            assert served.told == [SPENT] * 5
+            assert served.events == [SPENT] * 5
 
     run(scenario)
 
@@ -113,10 +113,10 @@ def test_closed_idle_upstream_connection_is_redialled():
         async with scripted_upstream(respond_and_close) as upstream, served_gateway(upstream.base_url) as served:
             client = await served.connect()
             for _ in range(3):
-                upstream.hung_up.clear()
-                client.ask()
-                assert (await client.answer())[0] == 200
-                await upstream.hung_up.wait()
+                upstream.disconnected.clear()
+                client.send_request()
+                assert (await client.read_response())[0] == 200
+                await upstream.disconnected.wait()
                 await asyncio.sleep(0.02)  # until the gateway sees the end
             assert upstream.connections == 3
 
@@ -130,14 +130,14 @@ def test_idle_upstream_connection_is_closed_after_a_timeout(monkeypatch):
         async with scripted_upstream(respond) as upstream, served_gateway(upstream.base_url) as served:
             client = await served.connect()
             for _ in range(2):
-                upstream.hung_up.clear()
-                client.ask()
-                assert (await client.answer())[2] == BODY
+                upstream.disconnected.clear()
+                client.send_request()
+                assert (await client.read_response())[2] == BODY
                 async with asyncio.timeout(5):
-                    await upstream.hung_up.wait()
+                    await upstream.disconnected.wait()
                 await asyncio.sleep(0.02)  # until the gateway sees the end
             assert upstream.connections == 2
-            assert served.told == [SPENT] * 2
+            assert served.events == [SPENT] * 2
 
     run(scenario)
 
@@ -147,13 +147,13 @@ def test_wrong_key_is_refused_without_an_upstream_connection(key):
     async def scenario():
         async with scripted_upstream(respond) as upstream, served_gateway(upstream.base_url) as served:
             client = await served.connect()
-            client.ask(b"x" * 300_000, key=key)
-            status, kind, message = await client.error()
+            client.send_request(b"x" * 300_000, key=key)
+            status, kind, message = await client.read_error()
             assert (status, kind) == (401, "authentication_error")
-            assert served.told == [EgressDenied("model", served.port, message)]
+            assert served.events == [EgressDenied("model", served.port, message)]
             assert upstream.connections == 0
-            client.ask()
-            assert (await client.answer())[0] == 200, "the right key works on the same connection"
+            client.send_request()
+            assert (await client.read_response())[0] == 200, "the right key works on the same connection"
 
     run(scenario)
 
@@ -163,14 +163,14 @@ def test_disconnected_client_cancels_its_upstream_request():
         script = SteppedUpstream()
         async with scripted_upstream(script) as upstream, served_gateway(upstream.base_url) as served:
             client = await served.connect()
-            client.ask()
+            client.send_request()
             script.steps.put_nowait(HEAD + chunk(EVENTS[0]))
-            await client.until(b"\r\n\r\n")
-            client.leave()
+            await client.read_until(b"\r\n\r\n")
+            client.abort()
             reader = upstream.requests[0].reader
-            await until_true(lambda: reader.at_eof() or reader.exception() is not None)
-            await until_true(lambda: served.gateway.requests_in_flight == 0)
-            assert served.told == [Usage("claude-haiku-4-5", 10, 1, 0, 0, 15 / 1e6)]
+            await wait_until(lambda: reader.at_eof() or reader.exception() is not None)
+            await wait_until(lambda: served.gateway.requests_in_flight == 0)
+            assert served.events == [Usage("claude-haiku-4-5", 10, 1, 0, 0, 15 / 1e6)]
 
     run(scenario)
 
@@ -180,13 +180,13 @@ def test_truncated_response_is_truncated_for_the_client():
         script = SteppedUpstream()
         async with scripted_upstream(script) as upstream, served_gateway(upstream.base_url) as served:
             client = await served.connect()
-            client.ask()
+            client.send_request()
             for step in (HEAD, chunk(EVENTS[0]), None):
                 script.steps.put_nowait(step)
-            received = await client.rest()
+            received = await client.read_to_end()
             assert chunk(EVENTS[0]) in received
             assert not received.endswith(b"0\r\n\r\n")
-            assert [type(event) for event in served.told] in ([ErrorReported, Usage], [Usage, ErrorReported])
+            assert [type(event) for event in served.events] in ([ErrorReported, Usage], [Usage, ErrorReported])
             assert served.gateway.requests_in_flight == 0
 
     run(scenario)
@@ -199,11 +199,11 @@ def test_unreachable_model_is_an_error_and_reported_once():
             async with served_gateway(f"http://127.0.0.1:{unused.getsockname()[1]}") as served:
                 client = await served.connect()
                 for _ in range(3):
-                    client.ask()
-                    status, kind, message = await client.error()
+                    client.send_request()
+                    status, kind, message = await client.read_error()
                     assert (status, kind) == (502, "api_error")
                     assert "ANTHROPIC_BASE_URL" in message
-                assert served.told == [ErrorReported("upstream_unreachable", message)]
+                assert served.events == [ErrorReported("upstream_unreachable", message)]
 
     run(scenario)
 
@@ -215,8 +215,8 @@ def test_model_without_a_response_times_out(monkeypatch):
         script = SteppedUpstream()
         async with scripted_upstream(script) as upstream, served_gateway(upstream.base_url) as served:
             client = await served.connect()
-            client.ask()
-            assert (await client.error())[:2] == (504, "timeout_error")
+            client.send_request()
+            assert (await client.read_error())[:2] == (504, "timeout_error")
 
     run(scenario)
 
@@ -233,8 +233,8 @@ def test_model_that_does_not_accept_times_out(monkeypatch):
         try:
             async with served_gateway(f"http://127.0.0.1:{full_listener.getsockname()[1]}") as served:
                 client = await served.connect()
-                client.ask()
-                assert (await client.error())[:2] == (504, "timeout_error")
+                client.send_request()
+                assert (await client.read_error())[:2] == (504, "timeout_error")
 
         finally:
             for sock in (full_listener, *pending):
@@ -254,13 +254,13 @@ def test_twenty_clients_are_served_concurrently():
         async with scripted_upstream(respond_when_open) as upstream, served_gateway(upstream.base_url) as served:
             clients = [await served.connect() for _ in range(20)]
             for client in clients:
-                client.ask()
-            await until_true(lambda: len(upstream.requests) == 20)
+                client.send_request()
+            await wait_until(lambda: len(upstream.requests) == 20)
             assert served.gateway.requests_in_flight == 20
             gate.set()
-            assert [(await client.answer())[2] for client in clients] == [BODY] * 20
+            assert [(await client.read_response())[2] for client in clients] == [BODY] * 20
             assert served.gateway.requests_in_flight == 0
-            assert served.told == [SPENT] * 20
+            assert served.events == [SPENT] * 20
 
     run(scenario)
 
@@ -282,8 +282,8 @@ def test_large_bodies_use_bounded_memory():
             served_gateway(upstream.base_url, rules) as served,
         ):
             client = await served.connect()
-            client.ask(bytes(size))
-            assert (await client.answer())[2] == bytes(size)
+            client.send_request(bytes(size))
+            assert (await client.read_response())[2] == bytes(size)
 
     run(scenario)
 
@@ -303,7 +303,7 @@ def test_client_that_does_not_read_pauses_the_upstream():
         async with scripted_upstream(endless) as upstream, served_gateway(upstream.base_url) as served:
             client = await served.connect()
             client.reader._transport.pause_reading()
-            client.ask()
+            client.send_request()
             before = -1
             while sent == 0 or sent != before:
                 before = sent
@@ -338,12 +338,12 @@ def test_idle_client_is_closed_and_busy_client_is_not(monkeypatch):
         script = SteppedUpstream()
         async with scripted_upstream(script) as upstream, served_gateway(upstream.base_url) as served:
             client = await served.connect()
-            client.ask()
+            client.send_request()
             await asyncio.sleep(0.6)
             script.steps.put_nowait(HEAD + chunk(BODY) + b"0\r\n\r\n")
-            assert (await client.answer())[2] == BODY
+            assert (await client.read_response())[2] == BODY
             async with asyncio.timeout(5):
-                await client.rest()
+                await client.read_to_end()
 
     run(scenario)
 
@@ -355,10 +355,10 @@ def test_connections_above_the_limit_wait(monkeypatch):
         async with scripted_upstream(respond) as upstream, served_gateway(upstream.base_url) as served:
             holders = [await served.connect() for _ in range(2)]
             third = await served.connect()
-            third.ask()
-            response = asyncio.ensure_future(third.answer())
+            third.send_request()
+            response = asyncio.ensure_future(third.read_response())
             assert (await asyncio.wait([response], timeout=0.2))[0] == set()
-            holders[0].leave()
+            holders[0].abort()
             assert (await response)[0] == 200
 
     run(scenario)
@@ -375,10 +375,10 @@ def test_idle_listeners_reserve_no_connections(monkeypatch):
             for client in clients:
                 client.writer.write(b"GET http://elsewhere.example/ HTTP/1.1\r\nHost: elsewhere.example\r\n")
             clients[2].writer.write(b"\r\n")
-            waiting = asyncio.ensure_future(clients[2].answer())
+            waiting = asyncio.ensure_future(clients[2].read_response())
             assert (await asyncio.wait([waiting], timeout=0.2))[0] == set()
             clients[1].writer.write(b"\r\n")
-            assert (await clients[1].answer())[0] == 403
+            assert (await clients[1].read_response())[0] == 403
             assert (await waiting)[0] == 403
 
     run(scenario)
@@ -390,14 +390,14 @@ def test_stop_ends_all_connections_and_leaves_no_descriptor():
         async with scripted_upstream(script) as upstream, served_gateway(upstream.base_url) as served:
             busy, idle, proxy = await served.connect(), await served.connect(), None
             proxy = await served.connect(served.listeners.proxy.getsockname()[1])
-            busy.ask()
+            busy.send_request()
             script.steps.put_nowait(HEAD + chunk(EVENTS[0]))
-            await busy.until(b"\r\n\r\n")
+            await busy.read_until(b"\r\n\r\n")
             started = time.monotonic()
             await served.stop()
             assert time.monotonic() - started < 5
             for client in (busy, idle, proxy):
-                await client.rest()
+                await client.read_to_end()
             assert served.gateway.requests_in_flight == 0
             with pytest.raises(OSError):  # noqa: PT011 - closed is closed
                 served.listeners.model.getsockname()
@@ -421,12 +421,12 @@ def test_exception_in_a_connection_affects_no_other_connection(monkeypatch):
             with monkeypatch.context() as patched:
                 patched.setattr(connection.ModelProtocol, "client_data_received", fail)
                 client = await served.connect()
-                client.ask()
-                assert await client.rest() == b""
-            assert [report.error for report in served.of(ErrorReported)] == ["gateway_error"]
+                client.send_request()
+                assert await client.read_to_end() == b""
+            assert [report.error for report in served.events_of(ErrorReported)] == ["gateway_error"]
             client = await served.connect()
-            client.ask()
-            assert (await client.answer())[0] == 200
+            client.send_request()
+            assert (await client.read_response())[0] == 200
 
     run(scenario)
 
@@ -445,7 +445,7 @@ def test_gateway_recovers_from_a_lack_of_file_descriptors():
             finally:
                 resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
             late_client.close()
-            client.ask()
-            assert (await client.answer())[0] == 200
+            client.send_request()
+            assert (await client.read_response())[0] == 200
 
     run(scenario)

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from doubles.scripted_upstream import scripted_upstream
-from doubles.served_gateway import run, served_gateway, until_true
+from doubles.served_gateway import run, served_gateway, wait_until
 from sandbox.gateway import limits
 from sandbox.gateway.model.dialer import UpstreamDialer
 from sandbox.interfaces.gateway import GatewayRules
@@ -26,16 +26,16 @@ def test_held_requests_are_forwarded_unchanged_on_release():
         async with scripted_upstream(respond) as upstream, served_gateway(upstream.base_url, HELD) as served:
             clients = [await served.connect() for _ in range(3)]
             for number, client in enumerate(clients):
-                client.ask(b'{"n":%d}' % number)
-            await until_true(lambda: held_requests(served) == 3)
+                client.send_request(b'{"n":%d}' % number)
+            await wait_until(lambda: held_requests(served) == 3)
             assert (upstream.connections, served.gateway.requests_in_flight) == (0, 0)
             served.gateway.release_model_requests()
             for client in clients:
-                assert (await client.answer())[0] == 200
+                assert (await client.read_response())[0] == 200
             assert {request.body for request in upstream.requests} == {b'{"n":0}', b'{"n":1}', b'{"n":2}'}
             served.gateway.release_model_requests()
-            clients[0].ask(b"{}")
-            assert (await clients[0].answer())[0] == 200
+            clients[0].send_request(b"{}")
+            assert (await clients[0].read_response())[0] == 200
 
     run(scenario)
 
@@ -44,17 +44,17 @@ def test_body_that_ends_after_the_release_is_forwarded():
     async def scenario():
         async with scripted_upstream(respond) as upstream, served_gateway(upstream.base_url, HELD) as served:
             client = await served.connect()
-            client.ask(b"{}")
-            await until_true(lambda: held_requests(served) == 1)
+            client.send_request(b"{}")
+            await wait_until(lambda: held_requests(served) == 1)
             late_client = await served.connect()
             head = (
                 f"POST /v1/messages HTTP/1.1\r\nHost: 127.0.0.1:{served.port}\r\nX-Api-Key: task-key-of-this-task\r\n"
             )
             late_client.writer.write(head.encode() + b'Content-Length: 7\r\n\r\n{"a"')
-            await until_true(lambda: served.gateway._budget_gate._buffered_bytes == 6)
+            await wait_until(lambda: served.gateway._budget_gate._buffered_bytes == 6)
             served.gateway.release_model_requests()
             late_client.writer.write(b":1}")
-            assert (await late_client.answer())[0] == 200
+            assert (await late_client.read_response())[0] == 200
             assert {request.body for request in upstream.requests} == {b"{}", b'{"a":1}'}
 
     run(scenario)
@@ -64,8 +64,8 @@ def test_request_with_wrong_key_is_refused_without_hold():
     async def scenario():
         async with scripted_upstream(respond) as upstream, served_gateway(upstream.base_url, HELD) as served:
             client = await served.connect()
-            client.ask(key="wrong")
-            assert (await client.error())[0] == 401
+            client.send_request(key="wrong")
+            assert (await client.read_error())[0] == 401
             assert not upstream.requests
 
     run(scenario)
@@ -77,12 +77,12 @@ def test_held_request_times_out_and_may_be_retried(monkeypatch):
     async def scenario():
         async with scripted_upstream(respond) as upstream, served_gateway(upstream.base_url, HELD) as served:
             client = await served.connect()
-            client.ask()
-            assert (await client.error())[:2] == (503, "api_error")
+            client.send_request()
+            assert (await client.read_error())[:2] == (503, "api_error")
             assert not upstream.connections
             served.gateway.release_model_requests()
-            client.ask()
-            assert (await client.answer())[0] == 200
+            client.send_request()
+            assert (await client.read_response())[0] == 200
 
     run(scenario)
 
@@ -91,10 +91,10 @@ def test_disconnected_client_is_not_held():
     async def scenario():
         async with scripted_upstream(respond) as upstream, served_gateway(upstream.base_url, HELD) as served:
             client = await served.connect()
-            client.ask()
-            await until_true(lambda: held_requests(served) == 1)
-            client.leave()
-            await until_true(lambda: not served.gateway._model_protocols)
+            client.send_request()
+            await wait_until(lambda: held_requests(served) == 1)
+            client.abort()
+            await wait_until(lambda: not served.gateway._model_protocols)
             served.gateway.release_model_requests()
             await asyncio.sleep(0.05)
             assert not upstream.connections
@@ -116,18 +116,18 @@ def test_disconnect_during_upstream_dial_sends_no_request(monkeypatch, stays):
     async def scenario():
         async with scripted_upstream(respond) as upstream, served_gateway(upstream.base_url, HELD) as served:
             client = await served.connect()
-            client.ask()
-            await until_true(lambda: held_requests(served) == 1)
+            client.send_request()
+            await wait_until(lambda: held_requests(served) == 1)
             served.gateway.release_model_requests()
-            await until_true(dialling.is_set)
+            await wait_until(dialling.is_set)
             if not stays:
-                client.leave()
-                await until_true(lambda: served.gateway.requests_in_flight == 0)
+                client.abort()
+                await wait_until(lambda: served.gateway.requests_in_flight == 0)
             may_continue.set()
             if stays:
-                assert (await client.answer())[0] == 200
+                assert (await client.read_response())[0] == 200
             else:
-                await until_true(lambda: not served.gateway._model_protocols)
+                await wait_until(lambda: not served.gateway._model_protocols)
             assert len(upstream.requests) == stays
 
     run(scenario)

@@ -3,7 +3,7 @@
 import asyncio
 from contextlib import asynccontextmanager, closing, suppress
 
-from doubles.served_gateway import run, served_gateway, until_true
+from doubles.served_gateway import run, served_gateway, wait_until
 from sandbox.gateway.model import budget
 
 MEBIBYTE = 1024 * 1024
@@ -44,15 +44,15 @@ def test_buffered_requests_are_limited_until_the_model_reads(monkeypatch):
         async with slow_model(may_read) as base_url, served_gateway(base_url) as served:
             clients = [await served.connect() for _ in range(3)]
             for number, client in enumerate(clients[:2], 1):
-                client.ask(BODY)
-                await until_true(lambda number=number: served.gateway.requests_in_flight == number)
-            clients[2].ask(BODY)
-            assert (await clients[2].error())[:2] == (429, "rate_limit_error")
+                client.send_request(BODY)
+                await wait_until(lambda number=number: served.gateway.requests_in_flight == number)
+            clients[2].send_request(BODY)
+            assert (await clients[2].read_error())[:2] == (429, "rate_limit_error")
             may_read.set()
             for client in clients[:2]:
-                assert (await client.answer())[0] == 200
+                assert (await client.read_response())[0] == 200
             later_client = await served.connect()
-            later_client.ask(BODY)
-            assert (await later_client.answer())[0] == 200
+            later_client.send_request(BODY)
+            assert (await later_client.read_response())[0] == 200
 
     run(scenario)

@@ -8,7 +8,7 @@ from contextlib import closing
 import pytest
 
 from doubles.scripted_upstream import scripted_upstream
-from doubles.served_gateway import TASK_KEY, ServedGateway, run, served_gateway, until_true
+from doubles.served_gateway import TASK_KEY, ServedGateway, run, served_gateway, wait_until
 from sandbox.gateway import limits
 from sandbox.interfaces.gateway import Budget, GatewayRules
 from sandbox.model.events import Usage
@@ -64,9 +64,9 @@ def test_response_is_metered_to_its_end_without_the_client(monkeypatch, script):
     async def scenario():
         async with scripted_upstream(script) as upstream, served_gateway(upstream.base_url, BUDGET) as served:
             with closing(await client_with_request(served)):
-                await until_true(lambda: bool(served.of(Usage)))
-                assert served.of(Usage) == [Usage("claude-haiku-4-5", 1000, 1000, cost_usd=0.006)]
-                await until_true(lambda: not served.gateway._model_protocols)
+                await wait_until(lambda: bool(served.events_of(Usage)))
+                assert served.events_of(Usage) == [Usage("claude-haiku-4-5", 1000, 1000, cost_usd=0.006)]
+                await wait_until(lambda: not served.gateway._model_protocols)
 
     run(scenario)
 
@@ -79,7 +79,7 @@ def test_slow_reads_do_not_delay_metering(monkeypatch):
         async with scripted_upstream(stream) as upstream, served_gateway(upstream.base_url, BUDGET) as served:
             with closing(await client_with_request(served)) as client:
                 taken = 0
-                while not served.of(Usage) and taken < 4 * MEBIBYTE:
+                while not served.events_of(Usage) and taken < 4 * MEBIBYTE:
                     await asyncio.sleep(0.1)
                     try:
                         part = await asyncio.wait_for(loop.sock_recv(client, 128 * 1024), 5)
@@ -88,8 +88,8 @@ def test_slow_reads_do_not_delay_metering(monkeypatch):
                     taken += len(part)
                     if not part:
                         break
-                await until_true(lambda: bool(served.of(Usage)))
-                assert served.of(Usage)[0].output_tokens == 1000
+                await wait_until(lambda: bool(served.events_of(Usage)))
+                assert served.events_of(Usage)[0].output_tokens == 1000
                 assert taken < 4 * MEBIBYTE
 
     run(scenario)
@@ -109,7 +109,7 @@ def test_slow_client_within_its_time_receives_the_full_response(monkeypatch, rul
                     part = await loop.sock_recv(client, MEBIBYTE)
                     assert part, "the response was cut off"
                     received += part
-                assert served.of(Usage)[0].output_tokens == 1000
+                assert served.events_of(Usage)[0].output_tokens == 1000
 
     run(scenario)
 
@@ -122,7 +122,7 @@ def test_slow_client_without_a_budget_has_no_time_limit(monkeypatch):
             with closing(await client_with_request(served)):
                 await asyncio.sleep(0.5)
                 assert served.gateway.requests_in_flight == 1
-                assert not served.of(Usage)
+                assert not served.events_of(Usage)
 
     run(scenario)
 
@@ -136,8 +136,8 @@ def test_timed_out_request_is_charged_with_its_upper_bound(monkeypatch):
     async def scenario():
         async with scripted_upstream(never_respond) as upstream, served_gateway(upstream.base_url, BUDGET) as served:
             client = await served.connect()
-            client.ask(b'{"model":"claude-haiku-4-5","max_tokens":5000}')
-            assert (await client.error())[0] == 504
-            assert served.of(Usage)[0].output_tokens == 5000
+            client.send_request(b'{"model":"claude-haiku-4-5","max_tokens":5000}')
+            assert (await client.read_error())[0] == 504
+            assert served.events_of(Usage)[0].output_tokens == 5000
 
     run(scenario)

@@ -28,7 +28,7 @@ def test_denied_egress_is_counted_and_listed_up_to_a_limit(make_harness, monkeyp
     harness = make_harness(
         Script(reports=[EgressDenied(f"host-{number}.test", 443, "not allowed") for number in range(7)])
     )
-    asyncio.run(harness.life.run())
+    asyncio.run(harness.attempt_runner.run())
     metadata = json.loads((harness.attempt.task_files.artifacts / "metadata.json").read_text())
     assert [each["host"] for each in metadata["refusals"]] == ["host-0.test", "host-1.test", "host-2.test"]
     assert metadata["refusals_total"] == 7
@@ -50,7 +50,7 @@ def test_retries_on_full_disk_do_not_duplicate_renamed_artifacts(make_harness, m
         await store_chunks(attempt, directory, name, *rest)
 
     monkeypatch.setattr(collect, "_store_chunks", fail_while_disk_is_full)
-    asyncio.run(asyncio.wait_for(harness.life.run(), 20))
+    asyncio.run(asyncio.wait_for(harness.attempt_runner.run(), 20))
     artifacts = harness.attempt.task_files.artifacts
     stored = {path.name: path.read_bytes() for path in artifacts.glob("redacted-*")}
     assert len(refused) == 4
@@ -76,7 +76,7 @@ def test_name_truncated_within_a_secret_is_redacted(make_harness, monkeypatch):
     paths = (f"{SECRET}-{'x' * 180}.md", f"{SECRET}/{'y' * 230}.md", f"{SECRET}/notes.md", f"out/{'z' * 230}.md")
     find_files(monkeypatch, paths)
     harness = make_harness(Script(), secrets={"KEY": SECRET}, lifecycle={"artifact_patterns": ("**",)})
-    asyncio.run(harness.life.run())
+    asyncio.run(harness.attempt_runner.run())
     paths_by_name = {artifact.name: artifact.path for artifact in harness.task.artifacts if not artifact.is_generated}
     mark = "[REDACTED:KEY]"
     assert paths_by_name.pop("redacted-1") == f"{mark}-{'x' * 180}.md"
@@ -90,7 +90,7 @@ def test_name_that_ends_a_secret_with_slashes_is_redacted(make_harness, monkeypa
     value = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
     find_files(monkeypatch, [f"out/{value}", f"out/{value}.md", f"{value}/notes.md", "K7MDENG/report.md"])
     harness = make_harness(Script(), secrets={"KEY": value}, lifecycle={"artifact_patterns": ("**",)})
-    asyncio.run(harness.life.run())
+    asyncio.run(harness.attempt_runner.run())
     mark = "[REDACTED:KEY]"
     assert {one.name: one.path for one in harness.task.artifacts if not one.is_generated} == {
         "notes.md": f"{mark}/notes.md",
@@ -103,8 +103,8 @@ def test_name_that_ends_a_secret_with_slashes_is_redacted(make_harness, monkeypa
 @pytest.mark.parametrize(("content", "is_flagged"), [(b"\x00" + SECRET.encode(), True), (b"\x00ordinary", False)])
 def test_patch_is_flagged_for_secrets_in_its_files(make_harness, content, is_flagged):
     """Git may have compressed the content in the patch."""
-    harness = make_harness(Script(patched=content), secrets={"KEY": SECRET})
-    asyncio.run(harness.life.run())
+    harness = make_harness(Script(patch_content=content), secrets={"KEY": SECRET})
+    asyncio.run(harness.attempt_runner.run())
     flags = {artifact.name: artifact.contains_secret for artifact in harness.task.artifacts}
     assert flags == {"task-1.patch": is_flagged, "transcript.ndjson": False, "metadata.json": False}
 
@@ -117,7 +117,7 @@ def test_secret_within_a_generated_name_does_not_remove_artifacts(make_harness, 
     workspaces = harness.attempt.dependencies.workspaces
     make_patch = workspaces.patch
     workspaces.patch = lambda root, base, *rest: (base_commits.append(base), make_patch(root, base, *rest))[1]
-    asyncio.run(harness.life.run())
+    asyncio.run(harness.attempt_runner.run())
     assert (harness.task.state, harness.task.base_commit, base_commits) == (TaskState.COMPLETED, BASE, [BASE])
     assert harness.artifacts >= {"task-1.patch", "transcript.ndjson", "metadata.json"}
     assert harness.artifacts == {path.name for path in harness.attempt.task_files.artifacts.iterdir()}
@@ -154,7 +154,7 @@ def test_partial_file_is_removed_before_the_next_try_on_a_full_disk(make_harness
 
     monkeypatch.setattr(collect, step, refuse)
     monkeypatch.setattr("doubles.attempt_dependencies.ScriptedWorkspaces.patch", patch)
-    asyncio.run(asyncio.wait_for(harness.life.run(), 20))
+    asyncio.run(asyncio.wait_for(harness.attempt_runner.run(), 20))
     assert (harness.task.state, len(refused), leftovers) == (TaskState.COMPLETED, 3, [False] * 4)
     assert "transcript.ndjson" in harness.artifacts
 
@@ -169,7 +169,7 @@ def test_large_transcript_that_would_fill_the_disk_is_not_copied(make_harness, m
         lifecycle={"collect_timeout": "1s"},
     )
     harness.space = DiskSpace(len(output) - lacking_bytes, 200)
-    asyncio.run(asyncio.wait_for(harness.life.run(), 20))
+    asyncio.run(asyncio.wait_for(harness.attempt_runner.run(), 20))
     assert ("transcript.ndjson" in harness.artifacts) is (not lacking_bytes)
     failure = harness.task.failure
     assert (failure and failure.code) == (FailureCode.DISK_FULL if lacking_bytes else None)
@@ -196,7 +196,7 @@ def test_retries_on_full_disk_do_not_repeat_events(make_harness, monkeypatch):
 
     monkeypatch.setattr("doubles.attempt_dependencies.ScriptedWorkspaces.collect", skip_files)
     monkeypatch.setattr(collect, "_store_chunks", fail_while_disk_is_full)
-    asyncio.run(asyncio.wait_for(harness.life.run(), 20))
+    asyncio.run(asyncio.wait_for(harness.attempt_runner.run(), 20))
     assert len(refused) == 4
     assert [report.message.partition(":")[0] for report in harness.events(ErrorReported)] == ["fifo", "link"]
     assert [failed.failure.code for failed in harness.events(AttemptFailed)] == [FailureCode.COLLECT_FAILED]
@@ -217,7 +217,7 @@ def test_stored_transcript_needs_no_more_space_on_retry(make_harness, monkeypatc
         await store_chunks(attempt, directory, name, *rest)
 
     monkeypatch.setattr(collect, "_store_chunks", fail_while_disk_is_full)
-    asyncio.run(asyncio.wait_for(harness.life.run(), 20))
+    asyncio.run(asyncio.wait_for(harness.attempt_runner.run(), 20))
     assert (harness.task.state, len(refused)) == (TaskState.COMPLETED, 4)
     assert (harness.attempt.task_files.artifacts / "transcript.ndjson").read_bytes() == harness.script.stdout
 
@@ -230,7 +230,7 @@ def test_artifact_without_time_for_a_secret_scan_is_stored_and_flagged(make_harn
         secrets={"KEY": SECRET},
         lifecycle={"collect_timeout": "5s", "artifact_patterns": ("*",)},
     )
-    asyncio.run(asyncio.wait_for(harness.life.run(), 20))
+    asyncio.run(asyncio.wait_for(harness.attempt_runner.run(), 20))
     assert harness.task.state is TaskState.COMPLETED
     flags = {artifact.name: artifact.contains_secret for artifact in harness.task.artifacts}
     assert flags.keys() == {"task-1.patch", "transcript.ndjson", "metadata.json", *names}
@@ -244,7 +244,7 @@ def test_slow_secret_scan_does_not_lose_the_patch(make_harness, slow_secret_scan
 
     monkeypatch.setattr("doubles.attempt_dependencies.ScriptedWorkspaces.patch", patch)
     harness = make_harness(Script(), secrets={"KEY": SECRET}, lifecycle={"collect_timeout": "5s"})
-    asyncio.run(asyncio.wait_for(harness.life.run(), 20))
+    asyncio.run(asyncio.wait_for(harness.attempt_runner.run(), 20))
     assert (harness.task.state, harness.events(ErrorReported)) == (TaskState.COMPLETED, [])
     flags = {artifact.name: artifact.contains_secret for artifact in harness.task.artifacts}
     assert (flags["task-1.patch"], flags["metadata.json"]) == (True, False)
@@ -272,7 +272,7 @@ def test_metadata_is_stored_after_collection_timeout(make_harness, monkeypatch):
 
     monkeypatch.setattr("doubles.attempt_dependencies.ScriptedWorkspaces.collect", never_end)
     harness = make_harness(Script(), lifecycle={"artifact_patterns": ("*",), "collect_timeout": "1s"})
-    asyncio.run(asyncio.wait_for(harness.life.run(), 20))
+    asyncio.run(asyncio.wait_for(harness.attempt_runner.run(), 20))
     assert (harness.task.state, harness.task.failure.code) == (TaskState.FAILED, FailureCode.COLLECT_FAILED)
     assert harness.artifacts == {"task-1.patch", "transcript.ndjson", "metadata.json"}
     metadata = json.loads((harness.attempt.task_files.artifacts / "metadata.json").read_text())
@@ -302,7 +302,7 @@ def test_metadata_survives_an_abandoned_writer_thread(make_harness, monkeypatch)
 
     monkeypatch.setattr(collect, "_write_chunks", write_late)
     monkeypatch.setattr(collect, "_finalize_file", finalize_after_writer_ended)
-    asyncio.run(asyncio.wait_for(harness.life.run(), 60))
+    asyncio.run(asyncio.wait_for(harness.attempt_runner.run(), 60))
     assert (harness.task.failure.code, len(started)) == ("collect_failed", 1)
     assert harness.artifacts == {"task-1.patch", "transcript.ndjson", "metadata.json"}
     assert (harness.attempt.task_files.artifacts / "metadata.json").is_file()
@@ -333,6 +333,6 @@ def test_file_stored_after_collection_timeout_is_removed(make_harness, monkeypat
     monkeypatch.setattr(collect, "_finalize_file", finalize_and_signal)
     monkeypatch.setattr(runner_attempt, "teardown", tear_down_late)
     monkeypatch.setattr(runner_attempt, "METADATA_SECONDS", 0.1)
-    asyncio.run(asyncio.wait_for(harness.life.run(), 60))
+    asyncio.run(asyncio.wait_for(harness.attempt_runner.run(), 60))
     assert harness.task.failure.code == "collect_failed"
     assert harness.artifacts == {path.name for path in harness.attempt.task_files.artifacts.iterdir()} == set()

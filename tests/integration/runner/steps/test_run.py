@@ -24,8 +24,8 @@ SECRET = {"WORD": "open sesame"}
 
 
 def test_agent_above_socket_limit_is_stopped_with_a_reason(make_harness):
-    harness = make_harness(Script(stays=True, kernel_usage=KernelUsage(9000)))
-    asyncio.run(asyncio.wait_for(harness.life.run(), 10))
+    harness = make_harness(Script(runs_until_signal=True, kernel_usage=KernelUsage(9000)))
+    asyncio.run(asyncio.wait_for(harness.attempt_runner.run(), 10))
     assert harness.task.state is TaskState.FAILED
     assert harness.task.failure.code == "out_of_memory"
     assert "9000 sockets" in harness.task.failure.message
@@ -33,14 +33,14 @@ def test_agent_above_socket_limit_is_stopped_with_a_reason(make_harness):
 
 def test_agent_at_socket_limit_completes(make_harness):
     harness = make_harness(Script(kernel_usage=KernelUsage(8192)))
-    asyncio.run(asyncio.wait_for(harness.life.run(), 10))
+    asyncio.run(asyncio.wait_for(harness.attempt_runner.run(), 10))
     assert harness.task.state is TaskState.COMPLETED
 
 
 def test_tail_of_a_split_line_is_stored_and_not_parsed_as_an_event(make_harness):
     long = b"x" * OUTPUT_LINE_BYTES_MAX + b"+Bash\n"
     harness = make_harness(Script(stdout=b"+Read\n" + long + b"-Read\n"))
-    asyncio.run(harness.life.run())
+    asyncio.run(harness.attempt_runner.run())
     assert b"".join(harness.outputs()) == b"+Read\n" + long + b"-Read\n"
     assert harness.task.progress.tool_calls == 1
 
@@ -52,7 +52,7 @@ def test_line_stored_in_parts_is_parsed_whole_and_redacted(make_harness, monkeyp
     harness = make_harness(
         Script(stdout=b"+" + b"x" * middle + b"open sesame" + b"y" * 2_000_000 + b"\n"), secrets=SECRET
     )
-    asyncio.run(harness.life.run())
+    asyncio.run(harness.attempt_runner.run())
     assert parsed == [b"+" + b"x" * middle + b"[REDACTED:WORD]" + b"y" * 2_000_000 + b"\n"]
     assert b"".join(harness.outputs()) == parsed[0]
     assert max(map(len, harness.outputs())) <= OUTPUT_LINE_BYTES_MAX
@@ -60,13 +60,13 @@ def test_line_stored_in_parts_is_parsed_whole_and_redacted(make_harness, monkeyp
 
 
 def test_progress_usage_comes_from_the_gateway(make_harness):
-    harness = make_harness(Script(stays=True))
+    harness = make_harness(Script(runs_until_signal=True))
 
     async def scenario():
-        work = asyncio.create_task(harness.life.run())
-        await harness.until(TaskState.RUNNING)
+        work = asyncio.create_task(harness.attempt_runner.run())
+        await harness.wait_for_state(TaskState.RUNNING)
         harness.script.report(Usage("a-model", 10, 5, cost_usd=0.25))
-        harness.life.cancel(CancelOrder())
+        harness.attempt_runner.cancel(CancelOrder())
         await asyncio.wait_for(work, 10)
 
     asyncio.run(scenario())
@@ -78,7 +78,7 @@ def test_unread_output_at_the_end_is_recorded_as_a_gap(make_harness, monkeypatch
     monkeypatch.setattr("sandbox.runner.steps.run.OUTPUT_DRAIN_SECONDS", 0.1)
     monkeypatch.setattr(AgentOutput, "read_stderr", lambda *_: asyncio.Event().wait())
     harness = make_harness(Script())
-    asyncio.run(asyncio.wait_for(harness.life.run(), 10))
+    asyncio.run(asyncio.wait_for(harness.attempt_runner.run(), 10))
     (gap,) = harness.events(Gap)
     assert gap.reason == "The end of the output is missing: nothing was received for 0.1 s after the agent's end."
 
@@ -94,7 +94,7 @@ def test_pending_output_is_read_after_a_stall_of_the_machine(make_harness, monke
         return record(event)
 
     monkeypatch.setattr(harness.recorder, "record", record_with_stalls)
-    asyncio.run(asyncio.wait_for(harness.life.run(), 10))
+    asyncio.run(asyncio.wait_for(harness.attempt_runner.run(), 10))
     assert harness.outputs()[-1] == b"the result\n"
     assert not harness.events(Gap)
 
@@ -110,7 +110,7 @@ def test_output_delayed_by_cpu_throttle_is_read_after_agent_exit(make_harness, m
 
     monkeypatch.setattr(throttle, "start", start_in_debt)
     started = time.monotonic()
-    asyncio.run(asyncio.wait_for(harness.life.run(), 20))
+    asyncio.run(asyncio.wait_for(harness.attempt_runner.run(), 20))
     assert time.monotonic() - started > 0.9
     assert harness.outputs()[-1] == b"the result\n"
     assert not harness.events(Gap)
@@ -138,7 +138,7 @@ def test_endless_output_after_agent_exit_is_abandoned(make_harness, monkeypatch)
     take_stdout = AgentOutput.read_stdout
     monkeypatch.setattr(AgentOutput, "read_stderr", read_endless)
     harness = make_harness(Script())
-    asyncio.run(asyncio.wait_for(harness.life.run(), 10))
+    asyncio.run(asyncio.wait_for(harness.attempt_runner.run(), 10))
     (gap,) = harness.events(Gap)
     assert gap.reason == "The end of the output is missing: it did not end within 0.6 s after the agent's end."
     assert harness.states[-1] == "completed"
@@ -146,11 +146,11 @@ def test_endless_output_after_agent_exit_is_abandoned(make_harness, monkeypatch)
 
 def test_silence_is_not_a_hang_while_a_model_request_is_in_flight(make_harness, monkeypatch):
     monkeypatch.setattr(SilentGateway, "requests_in_flight", 1)
-    harness = make_harness(Script(stays=True), lifecycle={"hang_timeout": "1s"})
+    harness = make_harness(Script(runs_until_signal=True), lifecycle={"hang_timeout": "1s"})
 
     async def scenario():
-        work = asyncio.create_task(harness.life.run())
-        await harness.until(TaskState.RUNNING)
+        work = asyncio.create_task(harness.attempt_runner.run())
+        await harness.wait_for_state(TaskState.RUNNING)
         done, _ = await asyncio.wait({work}, timeout=1.5)
         assert not done
         monkeypatch.setattr(SilentGateway, "requests_in_flight", 0)
@@ -178,7 +178,7 @@ def test_artifact_name_is_on_disk_before_it_is_recorded(make_harness, monkeypatc
 
     monkeypatch.setattr(os, "fsync", watched_fsync)
     monkeypatch.setattr(Recorder, "record", watched_record)
-    asyncio.run(harness.life.run())
+    asyncio.run(harness.attempt_runner.run())
     assert recorded == {"task-1.patch": True, "transcript.ndjson": True, "metadata.json": True}
 
 
@@ -193,7 +193,7 @@ def test_workspace_files_cannot_take_generated_artifact_names(make_harness, monk
             yield
 
     monkeypatch.setattr(workspaces, "collect", collect)
-    asyncio.run(harness.life.run())
+    asyncio.run(harness.attempt_runner.run())
     assert requested == [{"task-1.patch", "task-1.changes.tar", "transcript.ndjson", "metadata.json"}]
 
 
@@ -209,7 +209,7 @@ def test_finisher_destroys_the_sandbox_before_it_records_the_end(make_harness, m
         states.append(harness.recorder.task.state)
 
     monkeypatch.setattr(runtime, "destroy", destroy)
-    asyncio.run(harness.life.finish())
+    asyncio.run(harness.attempt_runner.finish())
     assert states[0] is TaskState.RUNNING
     assert harness.task.failure.code == "runner_lost"
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from doubles.sandbox_lifecycle import describe, living, new_attempt_id, run_in, run_story
+from doubles.sandbox_lifecycle import new_attempt_id, ready_sandbox, run_in, run_shell, sandbox_spec
 from sandbox.interfaces.runtime import SandboxHandle
 from sandbox.model.errors import AttemptError
 from sandbox.runtimes import bwrap
@@ -68,7 +68,7 @@ def test_probe_reports_missing_bubblewrap_with_a_remedy(
     assert not result.is_available
     assert "apt-get install bubblewrap" in result.remedy
     with pytest.raises(AttemptError, match="bubblewrap is missing"):
-        run_story(runtime, disk, "true")
+        run_shell(runtime, disk, "true")
 
 
 def test_probe_reports_the_error_of_bubblewrap(
@@ -98,7 +98,7 @@ def test_each_sandbox_of_root_has_a_separate_unprivileged_kernel_uid(runtime: Bu
         pytest.skip("an ordinary user has one uid")
 
     async def scenario() -> list[int]:
-        async with living(runtime, disk / "a") as one, living(runtime, disk / "b") as other:
+        async with ready_sandbox(runtime, disk / "a") as one, ready_sandbox(runtime, disk / "b") as other:
             for sandbox in (one, other):
                 await run_in(sandbox, ["/usr/bin/touch", "file"])
             return [(disk / name / "workspace" / "file").stat().st_uid for name in "ab"]
@@ -113,7 +113,7 @@ def test_handle_from_before_a_reboot_kills_no_other_sandbox(runtime: BubblewrapR
         pytest.skip("an ordinary user has one uid")
 
     async def scenario() -> None:
-        async with living(runtime, disk / "new") as sandbox:
+        async with ready_sandbox(runtime, disk / "new") as sandbox:
             details = {"kernel_uid": sandbox.handle.details["kernel_uid"], "cgroups": ""}
             old = SandboxHandle("bubblewrap", new_attempt_id(), details)
             (disk / "old").mkdir()
@@ -140,7 +140,7 @@ def test_root_creates_no_sandbox_without_a_claimed_uid(runtime: BubblewrapRuntim
         pytest.skip("an ordinary user has one uid")
     handle = SandboxHandle("bubblewrap", new_attempt_id(), details)
     with pytest.raises(AttemptError, match="plan"):
-        asyncio.run(runtime.create(handle, describe(disk, handle.attempt_id)))
+        asyncio.run(runtime.create(handle, sandbox_spec(disk, handle.attempt_id)))
 
 
 @pytest.mark.parametrize("uid", [None, 0])
@@ -173,7 +173,7 @@ def test_first_process_of_a_dead_sandbox_is_reaped(runtime: BubblewrapRuntime, d
 
     async def scenario() -> None:
         for number in range(5):
-            async with living(runtime, disk / str(number)) as sandbox:
+            async with ready_sandbox(runtime, disk / str(number)) as sandbox:
                 await run_in(sandbox, ["/bin/sh", "-c", "sleep 30 & exit 0"])
 
     asyncio.run(scenario())
@@ -187,7 +187,9 @@ def test_agent_binary_runs_under_the_seccomp_filter(runtime: BubblewrapRuntime, 
     binary = Path(spec.origin).parent / "_bundled" / "claude"
 
     async def scenario() -> None:
-        async with living(runtime, disk, memory_bytes=2 << 30, programs={binary: "/opt/agent/claude"}) as sandbox:
+        async with ready_sandbox(
+            runtime, disk, memory_bytes=2 << 30, programs={binary: "/opt/agent/claude"}
+        ) as sandbox:
             environment = {"HOME": "/home/agent", "PATH": "/usr/bin"}
             completed = await run_in(sandbox, ["/opt/agent/claude", "--version"], environment)
             assert (completed.code, "Claude Code" in completed.output) == (0, True), completed
@@ -273,10 +275,10 @@ def test_ordinary_user_can_create_and_destroy_sandboxes(shared_directory: Path):
 def test_handle_can_be_recreated_after_destroy(runtime: BubblewrapRuntime, disk: Path):
     async def scenario() -> None:
         handle = runtime.prepare(new_attempt_id())
-        await runtime.create(handle, describe(disk, handle.attempt_id))
+        await runtime.create(handle, sandbox_spec(disk, handle.attempt_id))
         await runtime.destroy(handle, disk)
         second_handle = runtime.prepare(handle.attempt_id)
-        sandbox = await runtime.create(second_handle, describe(disk, handle.attempt_id))
+        sandbox = await runtime.create(second_handle, sandbox_spec(disk, handle.attempt_id))
         assert (await run_in(sandbox, ["/bin/echo", "again"])).output == "again\n"
         await runtime.destroy(second_handle, disk)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from doubles.sandbox_lifecycle import living, read_until
+from doubles.sandbox_lifecycle import read_until, ready_sandbox
 from sandbox.interfaces.runtime import Command
 from sandbox.model.errors import AttemptError
 from sandbox.runtimes.gvisor import GvisorRuntime
@@ -58,7 +58,7 @@ def test_probe_requires_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 def test_processes_and_files_have_unprivileged_uids_unknown_to_the_host(runtime: GvisorRuntime, disk: Path):
     async def scenario() -> None:
-        async with living(runtime, disk) as sandbox:
+        async with ready_sandbox(runtime, disk) as sandbox:
             script = "touch file; mkdir folder; echo up; sleep 300"
             output, _ = await sandbox.start(Command(["/bin/bash", "-c", script], {"PATH": "/usr/bin"}, "/workspace"))
             await read_until(output, b"up")
@@ -90,7 +90,7 @@ def read_status(pid: int) -> dict[str, str]:
 
 def test_environment_is_in_no_file_visible_to_the_host(runtime: GvisorRuntime, disk: Path):
     async def scenario() -> None:
-        async with living(runtime, disk) as sandbox:
+        async with ready_sandbox(runtime, disk) as sandbox:
             environment = {"TASK_VALUE": "a-value-that-is-secret", "PATH": "/usr/bin"}
             output, _ = await sandbox.start(
                 Command(["/bin/bash", "-c", "echo $TASK_VALUE; sleep 300"], environment, "/workspace")
@@ -124,7 +124,7 @@ def test_runsc_without_a_start_report_times_out(runtime: GvisorRuntime, disk: Pa
     monkeypatch.setattr(gvisor_sandbox, "read_state", lambda *_: RunscState())
 
     async def scenario() -> None:
-        async with living(runtime, disk) as sandbox:
+        async with ready_sandbox(runtime, disk) as sandbox:
             with pytest.raises(AttemptError, match="did not start in time") as caught:
                 await sandbox.start(Command(["/usr/bin/sleep", "300"], {}, "/workspace"))
             assert caught.value.code == "provision_failed"
@@ -137,7 +137,7 @@ def test_runsc_without_a_start_report_times_out(runtime: GvisorRuntime, disk: Pa
 @pytest.mark.parametrize("argument", ["ends with \udcff", "half \ud800"])
 def test_arguments_that_are_not_utf8_are_passed(runtime: GvisorRuntime, disk: Path, argument: str):
     async def scenario() -> int | None:
-        async with living(runtime, disk) as sandbox:
+        async with ready_sandbox(runtime, disk) as sandbox:
             await sandbox.start(Command(["/bin/bash", "-c", "exit 4", argument], {}, "/workspace"))
             return (await sandbox.wait()).code
 

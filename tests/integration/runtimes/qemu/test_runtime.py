@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from doubles.runtimes import need_parts_of_guests, tell_of_kvm
-from doubles.sandbox_lifecycle import MEBIBYTE, PATIENCE_SECONDS, living, read_until
-from doubles.sandbox_queries import CONNECT, CONNECTED, WHO, answer, take_connection
+from doubles.runtimes import record_slow_kvm, require_qemu_components
+from doubles.sandbox_lifecycle import MEBIBYTE, TIMEOUT_SECONDS, read_until, ready_sandbox
+from doubles.sandbox_queries import CONNECT_OUTPUT, CONNECT_SCRIPT, IDENTITY_SCRIPT, accept_connection, respond_to_query
 from sandbox.agents.claude_code.binary import find_binary
 from sandbox.interfaces.runtime import Command, Sandbox, TerminalSize
 from sandbox.model.errors import AttemptError, FailureCode
@@ -24,8 +24,8 @@ from sandbox.runtimes.qemu.kvm import KvmStatus
 @pytest.fixture
 def runtime(tmp_path: Path) -> QemuRuntime:
     """Skips the test if the parts of a guest are missing; if a guest does not boot, the test fails."""
-    need_parts_of_guests()
-    tell_of_kvm(tmp_path / "run")
+    require_qemu_components()
+    record_slow_kvm(tmp_path / "run")
     return QemuRuntime(tmp_path / "run")
 
 
@@ -77,7 +77,7 @@ def test_failed_virtiofsd_connection_fails_provisioning_without_leaks(
     async def scenario() -> None:
         monkeypatch.setattr("sandbox.runtimes.qemu.sandbox._connect_virtiofsd", refuse)
         with pytest.raises(AttemptError) as refused:
-            async with living(runtime, disk):
+            async with ready_sandbox(runtime, disk):
                 raise AssertionError("the guest started")
         assert refused.value.failure.code == FailureCode.PROVISION_FAILED
         assert "Too many open files" in refused.value.failure.message
@@ -117,7 +117,7 @@ def test_guest_processes_are_confined_and_their_death_is_detected(runtime: QemuR
     agent = {find_binary(): "/opt/agent/claude"}
 
     async def scenario() -> None:
-        async with living(runtime, disk, memory_bytes=1024 * MEBIBYTE, programs=agent) as sandbox:
+        async with ready_sandbox(runtime, disk, memory_bytes=1024 * MEBIBYTE, programs=agent) as sandbox:
             script = "touch file; /opt/agent/claude --version; echo up; sleep 300"
             output, _ = await sandbox.start(Command(["/bin/sh", "-c", script], {"PATH": "/usr/bin"}, "/workspace"))
             assert b"Claude Code" in await read_until(output, b"up")
@@ -149,11 +149,11 @@ _FLOOD_BYTES = 2_000_000
 _SCRIPT = f"""
 exec 2>&1
 ls /home/agent /tmp >/dev/null  # a submount is in the table of mounts only after an access
-{WHO}
+{IDENTITY_SCRIPT}
 echo the end; head -c {_FLOOD_BYTES} /dev/zero | tr '\\0' x
 exec python3 -c '
 import os, time
-{CONNECT}
+{CONNECT_SCRIPT}
 print("requested all", flush=True)
 while not os.path.exists("/tmp/more"):
     time.sleep(0.1)
@@ -162,9 +162,9 @@ x = bytearray(200 << 20)'
 
 
 async def run_on_a_terminal(sandbox: Sandbox) -> str:
-    command = Command(["/bin/bash", "-c", f"{WHO}\n: > /tmp/more"], {"PATH": "/usr/bin:/bin"}, "/workspace")
+    command = Command(["/bin/bash", "-c", f"{IDENTITY_SCRIPT}\n: > /tmp/more"], {"PATH": "/usr/bin:/bin"}, "/workspace")
     terminal = await sandbox.open_terminal(command, TerminalSize(24, 80))
-    async with asyncio.timeout(PATIENCE_SECONDS):
+    async with asyncio.timeout(TIMEOUT_SECONDS):
         return (await terminal.output.read()).decode().replace("\r\n", "\n")
 
 
@@ -173,18 +173,18 @@ def test_guest_output_network_terminal_and_memory_limit(runtime: QemuRuntime, di
     """Checks of tests/contract in one guest, because a boot takes long."""
 
     async def scenario() -> None:
-        async with living(runtime, disk, memory_bytes=96 * MEBIBYTE) as sandbox:
-            dns_task = asyncio.create_task(answer(sandbox.listeners.dns_udp))
+        async with ready_sandbox(runtime, disk, memory_bytes=96 * MEBIBYTE) as sandbox:
+            dns_task = asyncio.create_task(respond_to_query(sandbox.listeners.dns_udp))
             command = Command(["/bin/bash", "-c", _SCRIPT], {"PATH": "/usr/bin:/bin"}, "/workspace")
             output, _ = await sandbox.start(command)
             command_output, _, rest = (await read_until(output, b"requested all\n")).decode().partition("the end\n")
             await dns_task
-            assert rest.removeprefix("x" * _FLOOD_BYTES).split() == [*CONNECTED, "requested", "all"]
-            take_connection(sandbox.listeners.transparent[443])
+            assert rest.removeprefix("x" * _FLOOD_BYTES).split() == [*CONNECT_OUTPUT, "requested", "all"]
+            accept_connection(sandbox.listeners.transparent[443])
             assert "NoNewPrivs" in command_output
             assert "CapEff:\t0000000000000000" in command_output
             assert (await run_on_a_terminal(sandbox)).splitlines() == command_output.splitlines()
-            async with asyncio.timeout(PATIENCE_SECONDS):
+            async with asyncio.timeout(TIMEOUT_SECONDS):
                 exit_status = await sandbox.wait()
             assert (exit_status.code, exit_status.was_oom_killed) == (128 + signal.SIGKILL, True)
 

@@ -8,8 +8,8 @@ from functools import partial
 
 import pytest
 
-from doubles.server_components import Rooms
-from doubles.stored_tasks import KeptTasks
+from doubles.server_components import ServerComponents
+from doubles.stored_tasks import StoredTasks
 from sandbox.interfaces.store import TaskQuery
 from sandbox.model.limits import JOURNAL_COMPRESSION_DELAY_SECONDS
 from sandbox.server.maintenance.compaction import JournalCompactor
@@ -19,7 +19,7 @@ from sandbox.store.sqlite import SqliteStore
 @pytest.fixture
 def stored(tmp_path):
     """Two tasks that ended long ago, one that has just ended, and a running one."""
-    instance = KeptTasks(tmp_path)
+    instance = StoredTasks(tmp_path)
     instance.finish("old-1", lines=2000)
     instance.finish("old-2")
     instance.at = datetime.now(UTC) - timedelta(seconds=JOURNAL_COMPRESSION_DELAY_SECONDS / 2)
@@ -31,7 +31,7 @@ def stored(tmp_path):
 
 @pytest.fixture
 def components(stored):
-    instance = Rooms(stored.data_dir, SqliteStore(stored.data_dir / "index.sqlite"))
+    instance = ServerComponents(stored.data_dir, SqliteStore(stored.data_dir / "index.sqlite"))
     yield instance
     instance.store.close()
 

@@ -10,7 +10,7 @@ from contextlib import closing
 import pytest
 
 from doubles.manifests import manifest
-from doubles.server_components import TO_END, TO_RUNNING, Rooms
+from doubles.server_components import TO_END, TO_RUNNING, ServerComponents
 from sandbox.disks.removal import remove_trees
 from sandbox.interfaces.layout import AttemptLayout, TaskLayout, probe_directory
 from sandbox.model.errors import Failure, FailureCode
@@ -48,10 +48,10 @@ class FakeLeftovers:
 
 @pytest.fixture
 def components(tmp_path):
-    instance = Rooms(tmp_path, SqliteStore(tmp_path / "index.sqlite"))
+    instance = ServerComponents(tmp_path, SqliteStore(tmp_path / "index.sqlite"))
     yield instance
     for task_id in list(instance.runners.recorders):
-        instance.runners.die(task_id)
+        instance.runners.kill(task_id)
 
 
 def garbage_collector(components, service, *kinds):
@@ -71,13 +71,13 @@ def garbage_collector(components, service, *kinds):
 async def start(components, service, task_id, **sections):
     """Start a task with the files of a real attempt."""
     await service.submit(manifest(task_id, **sections))
-    await components.launched(task_id)
+    await components.wait_for_launch(task_id)
     files = TaskLayout(components.data_dir, task_id).attempt(components.runners.orders[-1].attempt_id)
     files.workspace.mkdir(parents=True)
     files.repository.mkdir()
     files.handle.write_text("{}")
     files.runner_log.write_text("log")
-    components.runners.play(task_id, *TO_RUNNING)
+    components.runners.record(task_id, *TO_RUNNING)
     return files
 
 
@@ -86,8 +86,8 @@ def names(files):
 
 
 async def end(components, service, task_id, *events):
-    components.runners.play(task_id, *events)
-    await components.until(service, task_id, (await service.wait(task_id, 10)).state)
+    components.runners.record(task_id, *events)
+    await components.wait_for_state(service, task_id, (await service.wait(task_id, 10)).state)
 
 
 def test_leftovers_of_an_ended_attempt_are_removed(components):
@@ -109,7 +109,7 @@ def test_running_and_foreign_sandboxes_are_kept(components):
             leftovers.attempts |= {files.root.name, "of-another-server"}
             before = names(files)
             await garbage_collector(components, service, leftovers).sweep()
-            components.runners.play("task-1", *TO_END)
+            components.runners.record("task-1", *TO_END)
             return before == names(files), len(leftovers.attempts)
 
     assert asyncio.run(scenario()) == (True, 2)
@@ -123,11 +123,11 @@ def test_leftovers_of_a_locked_journal_are_kept(components):
             recorder = components.runners.recorders["task-1"]
             for event in TO_END:
                 recorder.record(event)
-            await components.until(service, "task-1", TaskState.COMPLETED)
+            await components.wait_for_state(service, "task-1", TaskState.COMPLETED)
             before = names(files)
             await garbage_collector(components, service, leftovers).sweep()
             while_locked = (before == names(files), len(leftovers.attempts))
-            components.runners.die("task-1")
+            components.runners.kill("task-1")
             await garbage_collector(components, service, leftovers).sweep()
             return while_locked, names(files), leftovers.attempts
 
@@ -141,7 +141,7 @@ def test_leftovers_of_a_task_that_ended_without_a_server_are_removed(components)
             leftovers.attempts.add(files.root.name)
         for event in TO_END:
             components.runners.recorders["task-1"].record(event)
-        components.runners.die("task-1")
+        components.runners.kill("task-1")
         dependencies = service.dependencies
         with closing(SqliteStore(components.data_dir / "index.sqlite")) as store:
             assert not store.load("task-1").task.state.is_terminal
@@ -219,7 +219,7 @@ def test_leftovers_of_a_task_that_waits_for_a_finisher_are_kept(components):
             files, leftovers = await start(components, service, "task-1"), FakeLeftovers()
             leftovers.attempts.add(files.root.name)
             components.runners.refuses = True
-            components.runners.die("task-1")
+            components.runners.kill("task-1")
             before = names(files)
             await garbage_collector(components, service, leftovers).sweep()
             return before == names(files), len(leftovers.attempts)

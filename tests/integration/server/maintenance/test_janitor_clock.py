@@ -6,8 +6,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from doubles.server_components import RoomClock, Rooms
-from doubles.stored_tasks import KeptTasks
+from doubles.server_components import AdjustableClock, ServerComponents
+from doubles.stored_tasks import StoredTasks
 from sandbox.bootstrap.maintenance import create_maintenance_jobs
 from sandbox.bootstrap.settings.schema import PreserveSection, ServerSettings
 from sandbox.interfaces.layout import TaskLayout
@@ -21,7 +21,7 @@ DAYS = timedelta(days=91)
 FAILED = Failure(FailureCode.AGENT_FAILED, "It failed.")
 
 
-class BootedClock(RoomClock):
+class BootedClock(AdjustableClock):
     """A clock that is months ahead until it is corrected, and that can skip time."""
 
     ahead, passed = DAYS, timedelta()
@@ -36,7 +36,7 @@ class BootedClock(RoomClock):
 @pytest.fixture
 def components(tmp_path):
     """Two tasks that have just ended, one with a preserved sandbox."""
-    stored = KeptTasks(tmp_path / "data")
+    stored = StoredTasks(tmp_path / "data")
     stored.at = datetime.now(UTC) - timedelta(minutes=10)
     stored.finish("done")
     stored.fail("preserved", FAILED, attempt_id="b" * 12, lifecycle={"failure_action": "preserve"})
@@ -45,7 +45,7 @@ def components(tmp_path):
     files.handle.write_text("{}")
     stored.index()
     (tmp_path / "run").mkdir()
-    instance = Rooms(stored.data_dir, SqliteStore(stored.data_dir / "index.sqlite"))
+    instance = ServerComponents(stored.data_dir, SqliteStore(stored.data_dir / "index.sqlite"))
     instance.clock = BootedClock()
     yield instance
     instance.store.close()

@@ -9,8 +9,8 @@ import threading
 import msgspec
 import pytest
 
-from doubles.server_components import Rooms
-from doubles.stored_tasks import KeptTasks
+from doubles.server_components import ServerComponents
+from doubles.stored_tasks import StoredTasks
 from sandbox.disks.removal import remove_trees
 from sandbox.interfaces.layout import TaskLayout
 from sandbox.interfaces.store import TaskQuery
@@ -25,7 +25,7 @@ ALL = Retention(older_than_seconds=0)
 
 @pytest.fixture
 def stored(tmp_path):
-    instance = KeptTasks(tmp_path)
+    instance = StoredTasks(tmp_path)
     for number in range(1, 6):
         instance.finish(f"task-{number}", labels={"number": str(number)})
     instance.index()
@@ -34,7 +34,7 @@ def stored(tmp_path):
 
 @pytest.fixture
 def components(stored, tmp_path):
-    instance = Rooms(tmp_path, SqliteStore(tmp_path / "index.sqlite"))
+    instance = ServerComponents(tmp_path, SqliteStore(tmp_path / "index.sqlite"))
     yield instance
     instance.store.close()
 
@@ -84,8 +84,8 @@ def test_pruned_task_is_not_found_and_its_id_is_reusable(stored, components):
             with pytest.raises(TaskNotFoundError):
                 await anext(service.replay("task-1"))
             second = await service.submit(make_manifest())
-            await components.launched("task-1")
-            components.runners.die("task-1")
+            await components.wait_for_launch("task-1")
+            components.runners.kill("task-1")
             return second.task.last_seq, (await service.query(TaskQuery(labels={"number": "1"}))).total_count
 
     assert asyncio.run(scenario()) == (1, 0)

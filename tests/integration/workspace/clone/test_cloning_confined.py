@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from doubles.ordinary_user import as_ordinary_user, ordinary_place
+from doubles.ordinary_user import ordinary_user_directory, run_as_ordinary_user
 from doubles.sandbox_lifecycle import new_attempt_id
-from doubles.workspace_fixture import programs_below
+from doubles.workspace_fixture import descendant_names
 from sandbox.interfaces.runtime import ConfinedCommand, ConfinementSpec
 from sandbox.model.errors import AttemptError
 from sandbox.runtimes import launcher_client
@@ -272,7 +272,7 @@ async def is_killed_with_its_descendants(box):
         await running
     assert time.monotonic() - started < 5
     async with asyncio.timeout(10):
-        while b"sleep" in programs_below(os.getpid()):
+        while b"sleep" in descendant_names(os.getpid()):
             await asyncio.sleep(0.01)
     assert await box.run("true") == (0, "")
 
@@ -284,7 +284,7 @@ def test_cancelled_program_is_killed_with_its_descendants(tmp_path):
 async def kills_background_processes(box):
     await box.shell("setsid sleep 600 & exit 0")
     async with asyncio.timeout(10):
-        while b"sleep" in programs_below(os.getpid()):
+        while b"sleep" in descendant_names(os.getpid()):
             await asyncio.sleep(0.01)
 
 
@@ -330,9 +330,9 @@ SCENARIOS = [
 def test_git_of_an_ordinary_user_is_confined():
     if not Path("/usr/bin/python3").exists():
         pytest.skip("no interpreter that every user can run")
-    with ordinary_place(for_sandboxes=True) as place:
+    with ordinary_user_directory(for_sandboxes=True) as place:
         (programs := Path(place) / "programs").mkdir()
         programs.chmod(0o755)
         for program in (launcher, process_limits):
             Path(shutil.copy(program.__file__, programs)).chmod(0o644)
-        as_ordinary_user(run_as_user, str(place), *SCENARIOS)
+        run_as_ordinary_user(run_as_user, str(place), *SCENARIOS)

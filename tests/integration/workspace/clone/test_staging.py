@@ -124,7 +124,7 @@ def test_sha256_repository_is_supported(make_env):
     assert len(base) == 64
     run_git("fsck", directory=env.workspace)
     (env.workspace / "a").write_text("2\n")
-    assert env.patch_applies_whole(base)
+    assert env.verify_patch(base)
 
 
 def test_submodules_remain_empty_directories(env):

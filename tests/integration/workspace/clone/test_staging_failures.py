@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from doubles.git_http_server import GitHttpServer
-from doubles.workspace_fixture import PUBLIC_URL, programs_below, run_git
+from doubles.workspace_fixture import PUBLIC_URL, descendant_names, run_git
 from sandbox.model.errors import AttemptError
 from sandbox.model.manifest.schema import Repository
 from sandbox.workspace.clone import staging
@@ -356,14 +356,14 @@ def test_cancellation_ends_git_and_its_children(env):
             if env.server.requests:
                 break
             await asyncio.sleep(0.01)
-        assert b"bwrap" in programs_below(os.getpid())
+        assert b"bwrap" in descendant_names(os.getpid())
         staging.cancel()
         with pytest.raises(asyncio.CancelledError):
             await asyncio.wait_for(staging, 30)
 
     asyncio.run(cancel_while_git_waits())
 
-    assert b"bwrap" not in programs_below(os.getpid())
+    assert b"bwrap" not in descendant_names(os.getpid())
 
 
 def test_git_ends_with_a_killed_runner(env):
@@ -386,7 +386,7 @@ def test_git_ends_with_a_killed_runner(env):
         runner.wait()
 
     assert becomes_true(lambda: not [line for line in command_lines_below(str(env.attempt)) if b"clone" in line])
-    env.server.go_on()
+    env.server.resume()
     assert becomes_true(lambda: command_lines_below(str(env.attempt)) == [])
 
 

@@ -70,7 +70,7 @@ def test_patch_contains_every_kind_of_change(env):
     (root / "dangling").symlink_to("/nowhere/at/all")
     shutil.rmtree(root / "x")
 
-    task_patch = env.patch_applies_whole(base)
+    task_patch = env.verify_patch(base)
 
     assert b"rename from src/lib.py\nrename to src/renamed.py\n" in task_patch
     assert b"GIT binary patch" in task_patch
@@ -90,7 +90,7 @@ def test_files_directories_and_links_can_replace_each_other(env):
     (root / "to-link").unlink()
     (root / "to-link").symlink_to("file")
 
-    env.patch_applies_whole(base)
+    env.verify_patch(base)
 
 
 ODD_NAMES = [
@@ -114,7 +114,7 @@ def test_unusual_names_are_in_the_patch(env):
         path.parent.mkdir(exist_ok=True)
         path.write_text("odd\n")
 
-    assert env.patch_applies_whole(base).count(b"new file mode") == len(ODD_NAMES)
+    assert env.verify_patch(base).count(b"new file mode") == len(ODD_NAMES)
 
 
 def test_unusual_names_of_the_repository_can_change(env):
@@ -124,7 +124,7 @@ def test_unusual_names_of_the_repository_can_change(env):
     (env.workspace / 'quo"te').write_text("other\n")
     (env.workspace / "\udcff").rename(env.workspace / "\udcfe")
 
-    env.patch_applies_whole(base)
+    env.verify_patch(base)
 
 
 def test_commits_of_the_agent_are_in_the_patch(env):
@@ -133,7 +133,7 @@ def test_commits_of_the_agent_are_in_the_patch(env):
     run_git("add", ".", directory=env.workspace)
     run_git("commit", "--quiet", "--message", "Mine", directory=env.workspace)
 
-    assert b"new file mode" in env.patch_applies_whole(base)
+    assert b"new file mode" in env.verify_patch(base)
 
 
 def test_files_ignored_by_the_base_commit_are_excluded(env):
@@ -220,7 +220,7 @@ def test_gitignore_files_may_become_directories(env):
         (place / ".gitignore").mkdir()
         (place / ".gitignore" / "file").write_text("new\n")
 
-    env.patch_applies_whole(base)
+    env.verify_patch(base)
 
 
 def test_many_new_files_with_long_names_are_in_the_patch(env):
@@ -257,7 +257,7 @@ def test_excludes_and_attributes_of_the_servers_user_are_ignored(env):
     base = env.stage()
     (env.workspace / "new").write_text("1\n")
 
-    assert b"+1\n" in env.patch_applies_whole(base)
+    assert b"+1\n" in env.verify_patch(base)
 
 
 def test_ignored_directory_is_not_searched(env, listed_directories):
@@ -303,7 +303,7 @@ def test_patch_can_be_recreated(env):
     (env.workspace / "new").write_text("2\n")
 
     assert env.patch(base) != first
-    env.patch_applies_whole(base)
+    env.verify_patch(base)
 
 
 def test_file_above_the_size_limit_is_named_and_excluded(env, monkeypatch):
@@ -320,7 +320,7 @@ def test_file_above_the_size_limit_is_named_and_excluded(env, monkeypatch):
     assert b"b/small" in task_patch
     assert b"b/huge" not in task_patch
     (env.workspace / "huge").unlink()
-    env.patch_applies_whole(base)
+    env.verify_patch(base)
 
 
 def test_patch_above_the_size_limit_is_replaced_by_a_message(env, monkeypatch):
@@ -428,7 +428,7 @@ def test_patch_of_any_changes_applies(env):
         shutil.copytree(pristine, env.workspace, symlinks=True)
         for change in changes:
             apply_change(env.workspace, *change)
-        task_patch = env.patch_applies_whole(base)
+        task_patch = env.verify_patch(base)
         assert (task_patch == b"") == (snapshot(env.workspace) == snapshot(pristine))
 
     check()
@@ -497,7 +497,7 @@ TOKEN = b"tok_5f9c1e77aa0b4d2c"
 def test_secret_in_a_file_is_detected_in_any_encoding_of_the_patch(env, content, is_flagged):
     base = env.stage()
     (env.workspace / "state.db").write_bytes(content)
-    task_patch, result = env.patch_looked_through(base, SecretRedactor({"TOKEN": TOKEN.decode()}).contains)
+    task_patch, result = env.patch_and_result(base, SecretRedactor({"TOKEN": TOKEN.decode()}).contains)
     assert result == PatchResult(contains_secret=is_flagged)
     clone = env.apply(base, task_patch)
     assert (clone / "state.db").read_bytes() == content
@@ -506,7 +506,7 @@ def test_secret_in_a_file_is_detected_in_any_encoding_of_the_patch(env, content,
 def test_secret_in_a_link_is_detected(env):
     base = env.stage()
     (env.workspace / "link").symlink_to(TOKEN)
-    _, result = env.patch_looked_through(base, SecretRedactor({"TOKEN": TOKEN.decode()}).contains)
+    _, result = env.patch_and_result(base, SecretRedactor({"TOKEN": TOKEN.decode()}).contains)
     assert result.contains_secret
 
 
@@ -520,7 +520,7 @@ def test_scan_stops_at_a_secret_and_the_patch_is_complete(env):
         scanned.append(b"".join(chunks))
         return scanned[-1] == b"b\n"
 
-    task_patch, result = env.patch_looked_through(base, detect_second)
+    task_patch, result = env.patch_and_result(base, detect_second)
     assert (result, scanned) == (PatchResult(contains_secret=True), [b"a\n", b"b\n"])
     clone = env.apply(base, task_patch)
     assert [(clone / name).read_text() for name in ("a", "b", "c")] == ["a\n", "b\n", "c\n"]
@@ -530,5 +530,5 @@ def test_secret_in_the_base_commit_is_not_flagged(env):
     env.upstream.commit({"old": TOKEN})
     base = env.stage()
     (env.workspace / "new").write_bytes(b"without a value\n")
-    _, result = env.patch_looked_through(base, SecretRedactor({"TOKEN": TOKEN.decode()}).contains)
+    _, result = env.patch_and_result(base, SecretRedactor({"TOKEN": TOKEN.decode()}).contains)
     assert not result.contains_secret

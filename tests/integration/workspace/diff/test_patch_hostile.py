@@ -12,7 +12,7 @@ import sys
 
 import pytest
 
-from doubles.workspace_fixture import programs_below, run_git
+from doubles.workspace_fixture import descendant_names, run_git
 from sandbox.model.errors import AttemptError
 from sandbox.runtimes import disk_layout
 from sandbox.workspace import files
@@ -199,7 +199,7 @@ def test_patch_is_truncated_above_the_file_limit(staged, monkeypatch):
 
     for number in range(10):
         (staged.workspace / f"file{number}").unlink()
-    staged.patch_applies_whole(staged.base)
+    staged.verify_patch(staged.base)
 
 
 def test_files_with_restrictive_modes_are_read(staged):
@@ -243,7 +243,7 @@ def test_cancellation_leaves_no_process_and_no_partial_patch(staged):
             staged.workspaces.patch(staged.attempt, staged.base, target, staged.confine, lambda _: False)
         )
         async with asyncio.timeout(60):
-            while b"bwrap" not in programs_below(os.getpid()):
+            while b"bwrap" not in descendant_names(os.getpid()):
                 await asyncio.sleep(0.01)
         making.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -252,7 +252,7 @@ def test_cancellation_leaves_no_process_and_no_partial_patch(staged):
     asyncio.run(cancel())
 
     assert not target.exists()
-    assert b"bwrap" not in programs_below(os.getpid())
+    assert b"bwrap" not in descendant_names(os.getpid())
 
 
 def test_missing_repository_is_reported(staged):

@@ -77,7 +77,7 @@ def test_ordinary_changes_fit_into_little_memory(low_memory_env):
     """The twin: little memory is enough."""
     base = low_memory_env.stage()
     (low_memory_env.workspace / "README.md").write_text("# Edited\n" * 10_000)
-    low_memory_env.patch_applies_whole(base)
+    low_memory_env.verify_patch(base)
 
 
 def test_total_path_length_of_a_commit_is_limited(env, monkeypatch):

@@ -16,7 +16,7 @@ def test_patch_of_an_unconfined_clone_applies(unconfined_env):
     (unconfined_env.workspace / "src" / "app.py").write_text("print(2)\n")
     (unconfined_env.workspace / "new").write_text("new\n")
 
-    assert b"+print(2)\n" in unconfined_env.patch_applies_whole(base)
+    assert b"+print(2)\n" in unconfined_env.verify_patch(base)
 
 
 def test_abbreviated_commit_is_resolved(unconfined_env):

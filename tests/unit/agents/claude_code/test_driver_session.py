@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from doubles.ordinary_user import as_ordinary_user, ordinary_place
+from doubles.ordinary_user import ordinary_user_directory, run_as_ordinary_user
 from sandbox.agents.claude_code.driver import PROJECTS_SCANNED_MAX, ClaudeCodeDriver
 
 SESSION = "0e4cf8c5-3f5c-4e0d-9d0a-000000000001"
@@ -42,8 +42,8 @@ async def check_as_user(directory_path):
 
 
 def test_session_in_a_locked_home_is_found():
-    with ordinary_place() as directory_path:
-        as_ordinary_user(check_as_user, str(directory_path))
+    with ordinary_user_directory() as directory_path:
+        run_as_ordinary_user(check_as_user, str(directory_path))
 
 
 def test_other_session_is_not_found(tmp_path, projects):

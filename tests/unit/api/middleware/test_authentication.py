@@ -41,7 +41,7 @@ def test_viewer_may_read_and_not_change(api, tasks):
         response = api(method, path, headers=VIEWER)
         assert (response.status_code, response.json()["error"]) == (403, "forbidden")
     assert tasks.cancels == []
-    assert list(tasks.stories) == ["task-001"]
+    assert list(tasks.entries) == ["task-001"]
 
 
 @pytest.mark.parametrize(

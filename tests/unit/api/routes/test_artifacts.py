@@ -23,7 +23,9 @@ def add_artifact(tasks, tmp_path):
         file = tmp_path / f"{len(tasks.stories['task-001'].artifacts)}"
         file.write_bytes(data)
         checksum = f"sha256:{hashlib.sha256(data).hexdigest()}"
-        tasks.keep("task-001", Artifact(name, path or name, len(data), content_type, checksum, contains_secret), file)
+        tasks.add_artifact(
+            "task-001", Artifact(name, path or name, len(data), content_type, checksum, contains_secret), file
+        )
         return file
 
     add("report.bin", "out/report.bin")

@@ -16,7 +16,7 @@ def test_healthy_server_is_ready_and_live(api):
 
 def test_unready_server_reports_reasons(api, tasks):
     reason = "No runtime works here; run sandbox doctor."
-    tasks.health_now = replace(tasks.health_now, is_ready=False, reasons=[reason])
+    tasks.health_report = replace(tasks.health_report, is_ready=False, reasons=[reason])
     response = api.get("/api/v1/health/ready")
     assert (response.status_code, response.json()["error"], response.json()["reasons"]) == (
         503,

@@ -221,5 +221,5 @@ def test_gap_reaches_all_followers_and_one_log_stream(api, tasks):
     logs = "/api/v1/tasks/task-002/logs"
     assert lines(api.get(f"{logs}?stream=stdout")) == []
     assert len(lines(api.get(f"{logs}?stream=events"))) == 2
-    tasks.tell("task-002", e.CancelRequested(), e.TaskFinished())
+    tasks.record("task-002", e.CancelRequested(), e.TaskFinished())
     assert [kind for _, kind in sse(api.get(f"{logs}?stream=stdout&follow=1"))] == ["gap", "end"]

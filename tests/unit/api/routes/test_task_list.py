@@ -44,7 +44,7 @@ def test_finished_task_has_times_and_result(api, tasks):
 
 def test_failed_task_has_an_error(api, tasks):
     tasks.add("task-001", e.AttemptFailed(Failure(FailureCode.CLONE_FAILED, "There is no branch main.")))
-    tasks.tell("task-001", e.TaskFinished())
+    tasks.record("task-001", e.TaskFinished())
     assert api.get("/api/v1/tasks/task-001").json()["error"] == {
         "code": "clone_failed",
         "message": "There is no branch main.",
@@ -134,7 +134,7 @@ def test_invalid_parameter_error_names_the_field(api, tasks, path, field, rule):
 def test_wait_ends_with_the_task_or_the_timeout(api, tasks):
     tasks.add("task-001", *TO_RUNNING)
     assert api.get("/api/v1/tasks/task-001/wait?timeout=0.01").json()["state"] == "running"
-    tasks.tell("task-001", *TO_COMPLETED)
+    tasks.record("task-001", *TO_COMPLETED)
     started = time.monotonic()
     assert api.get("/api/v1/tasks/task-001/wait").json()["state"] == "completed"
     assert time.monotonic() - started < 5

@@ -63,7 +63,7 @@ def test_manifest_is_accepted_in_every_format(api, content_type, body):
             "artifacts": "/api/v1/tasks/task-001/artifacts",
         },
     }
-    assert api.tasks.stories["task-001"].task.manifest.claude.prompt == "Your instructions here"
+    assert api.tasks.entries["task-001"].task.manifest.claude.prompt == "Your instructions here"
 
 
 def test_yaml_with_json_content_type_is_rejected(api):
@@ -153,7 +153,7 @@ def test_dry_run_returns_errors_and_submits_nothing(api, tasks):
     response = api.post("/api/v1/tasks?dry_run=true", content=YAML)
     assert (response.status_code, response.json()["dry_run"]) == (200, True)
     assert response.json()["definition"]["vm"]["memory"] == "8G"
-    assert tasks.stories == {}
+    assert tasks.entries == {}
     dry_run = api.post("/api/v1/tasks?dry_run=true", content=YAML.replace("branch", "brunch"))
     submitted = api.post("/api/v1/tasks", content=YAML.replace("branch", "brunch"))
     assert (dry_run.status_code, dry_run.json()["details"]) == (400, submitted.json()["details"])

@@ -21,12 +21,12 @@ def test_repeated_submission_returns_the_same_response(api, tasks):
     assert first.headers["location"] == again.headers["location"] == "/api/v1/tasks/task-001"
     assert "idempotent-replayed" not in first.headers
     assert again.headers["idempotent-replayed"] == "true"
-    assert list(tasks.stories) == ["task-001"]
+    assert list(tasks.entries) == ["task-001"]
 
 
 def test_replayed_response_does_not_depend_on_progress(api, tasks):
     first = submit(api, "6f1c")
-    tasks.tell("task-001", *TO_RUNNING)
+    tasks.record("task-001", *TO_RUNNING)
     assert submit(api, "6f1c").json() == first.json()
 
 
@@ -44,7 +44,7 @@ def test_other_body_with_same_key_is_rejected(api, tasks):
     submit(api, "6f1c")
     response = submit(api, "6f1c", BODY.replace(b"task-001", b"task-002"))
     assert (response.status_code, response.json()["error"]) == (422, "idempotency_key_reused")
-    assert list(tasks.stories) == ["task-001"]
+    assert list(tasks.entries) == ["task-001"]
 
 
 def test_other_key_reports_the_duplicate_id(api):
@@ -58,16 +58,16 @@ def test_invalid_key_is_rejected(api, tasks, key):
     response = submit(api, key)
     assert (response.status_code, response.json()["error"]) == (400, "invalid_parameter")
     assert response.json()["details"][0]["field"] == "Idempotency-Key"
-    assert not tasks.stories
+    assert not tasks.entries
 
 
 @pytest.mark.parametrize("key", ["!", "~" * 255, 'a,b;c="d"'])
 def test_visible_ascii_keys_are_accepted(api, tasks, key):
     assert submit(api, key).status_code == 202
-    assert tasks.stories["task-001"].task.idempotency.key == key
+    assert tasks.entries["task-001"].task.idempotency.key == key
 
 
 def test_two_keys_are_rejected(api, tasks):
     headers = [("idempotency-key", "a"), ("idempotency-key", "b")]
     assert api.post("/api/v1/tasks", content=BODY, headers=headers).status_code == 400
-    assert not tasks.stories
+    assert not tasks.entries

@@ -17,7 +17,7 @@ def fail_preserved(tasks):
     """A failed task with a preserved sandbox."""
     asyncio.run(tasks.submit(manifest("task-001", lifecycle={"failure_action": "preserve"})))
     tasks.preserved.add("task-001")
-    return tasks.tell("task-001", *TO_RUNNING, *FAILED)
+    return tasks.record("task-001", *TO_RUNNING, *FAILED)
 
 
 def test_status_has_sandbox_kept_until_release(api, tasks):

@@ -299,7 +299,7 @@ def test_tls_for_another_host_is_denied_without_a_response(data, host):
 
 def test_encrypted_client_hello_is_denied_with_an_allow_list():
     expect_tunnel(tls().client_data_received(client_hello(HOST)))
-    assert "ECH" in expect_denial(tls().client_data_received(client_hello(HOST, encrypted_too=True))).reason
+    assert "ECH" in expect_denial(tls().client_data_received(client_hello(HOST, has_ech=True))).reason
 
 
 def test_model_host_is_denied_even_if_a_rule_allows_it():

@@ -62,5 +62,5 @@ def test_plain_request_to_an_ip_address_must_name_it_as_host():
 
 
 def test_encrypted_client_hello_passes_with_unrestricted_egress():
-    hello = client_hello("files.example.org", encrypted_too=True)
+    hello = client_hello("files.example.org", has_ech=True)
     assert isinstance(TlsHandshake(DIRECT, "files.example.org", "198.18.0.2", 443).client_data_received(hello), Tunnel)

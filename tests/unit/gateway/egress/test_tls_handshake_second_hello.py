@@ -104,7 +104,7 @@ def test_buffered_data_is_forwarded_when_the_client_ends():
 
 def early_data_hello(name: str) -> bytes:
     """A ClientHello that announces early data."""
-    return client_hello(name, beside=b"\0\x2a\0\0")
+    return client_hello(name, extra_extensions=b"\0\x2a\0\0")
 
 
 @pytest.mark.parametrize("step", [1, 6, 100_000])

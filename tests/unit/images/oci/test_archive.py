@@ -8,7 +8,7 @@ import pytest
 
 from doubles.image_archives import (
     ARCHITECTURE,
-    PACKED,
+    COMPRESSORS,
     digest,
     docker_archive,
     docker_members,
@@ -44,7 +44,7 @@ def unpack(tmp_path):
     return unpack
 
 
-@pytest.mark.parametrize("packing", PACKED)
+@pytest.mark.parametrize("packing", COMPRESSORS)
 def test_skopeo_archive_layers_are_applied_in_order(unpack, tmp_path, packing):
     path = oci_archive(tmp_path / "image.tar", BASE, ABOVE, packing=packing)
     assert unpack(path) == {"base": "base", "above": "above"}
@@ -63,7 +63,7 @@ def test_newer_docker_save_archive_with_both_indexes(unpack, tmp_path):
     assert unpack(save(tmp_path / "image.tar", members)) == {"base": "base", "above": "above"}
 
 
-@pytest.mark.parametrize("packing", PACKED)
+@pytest.mark.parametrize("packing", COMPRESSORS)
 @pytest.mark.parametrize("blob", ["layer", "config", "manifest"])
 def test_blob_with_wrong_digest_is_rejected(unpack, tmp_path, blob, packing):
     members = oci_members([BASE], packing=packing)
@@ -193,7 +193,7 @@ def test_decompressor_that_does_not_exit_is_rejected(unpack, tmp_path, monkeypat
         unpack(oci_archive(tmp_path / "image.tar", BASE, packing="+zstd"))
 
 
-@pytest.mark.parametrize("content", [b"", b"text", PACKED["+gzip"](layer(entry("x")))])
+@pytest.mark.parametrize("content", [b"", b"text", COMPRESSORS["+gzip"](layer(entry("x")))])
 def test_file_that_is_not_a_plain_tar_is_rejected(unpack, tmp_path, content):
     path = tmp_path / "image.tar"
     path.write_bytes(content)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from doubles.ordinary_user import as_ordinary_user, ordinary_place
+from doubles.ordinary_user import ordinary_user_directory, run_as_ordinary_user
 from sandbox.runner.steps.provision import write_home_files
 
 FILES = {".sandbox/mcp.json": b"{}", ".claude.json": b"answers"}
@@ -88,5 +88,5 @@ async def write_as_user(place):
 
 
 def test_read_only_home_is_writable_for_the_runner():
-    with ordinary_place() as place:
-        as_ordinary_user(write_as_user, str(place))
+    with ordinary_user_directory() as place:
+        run_as_ordinary_user(write_as_user, str(place))

@@ -8,7 +8,7 @@ import tarfile
 
 import pytest
 
-from doubles.stored_tasks import KeptTasks
+from doubles.stored_tasks import StoredTasks
 from sandbox.auth.token_file import TokenFile
 from sandbox.bootstrap.administration import prune_data_dir
 from sandbox.bootstrap.backup import create as backups
@@ -28,7 +28,7 @@ from sandbox.model.events import AgentExited, Artifact, ArtifactCollected, Outpu
 @pytest.fixture
 def stored(tmp_path):
     """Finished, compressed, running and waiting tasks, and a token. The running task is writing a record."""
-    tasks = KeptTasks(tmp_path / "data")
+    tasks = StoredTasks(tmp_path / "data")
     tasks.finish("done", artifacts=(("notes.txt", b"kept\n"), ("größer – λ.bin", os.urandom(3_000_000))))
     tasks.finish("packed", lines=40, line_bytes=8000)  # more than one chunk
     tasks.journals.compress("packed")
@@ -36,7 +36,7 @@ def stored(tmp_path):
     tasks.waiting = tasks.begin("waiting")
     tasks.leaving = tasks.run("leaving")
     tasks.leaving.record(AgentExited(0, {"is_error": False}))
-    tasks.leaving.record(tasks.keep("leaving", "metadata.json", b"{}"))
+    tasks.leaving.record(tasks.store_artifact("leaving", "metadata.json", b"{}"))
     tasks.index()
     with tasks.records("running").open("ab") as records:
         records.write(b'01234567 {"seq":')
@@ -343,7 +343,7 @@ def test_journal_with_foreign_paths_is_rejected(tmp_path, target):
     (precious / "disk").mkdir(parents=True)
     (precious / "key").write_text("top secret")
     artifact = str(precious / "key") if target == "absolute artifact" else "../../../../precious/key"
-    stored = KeptTasks(tmp_path / "data")
+    stored = StoredTasks(tmp_path / "data")
     names = {"attempt_id": "../../../../precious"} if target == "attempt" else {}
     artifacts = () if target == "attempt" else (artifact_event(artifact),)
     recorder = stored.run("evil", lifecycle={"failure_action": "preserve"}, **names)
@@ -366,7 +366,7 @@ def artifact_event(name):
 
 
 def test_journal_of_another_task_is_rejected(tmp_path):
-    stored = KeptTasks(tmp_path / "data")
+    stored = StoredTasks(tmp_path / "data")
     stored.run("one").writer.close()
     stored.finish("two")
     (stored.data_dir / "tasks" / "one").rename(stored.data_dir / "tasks" / "three")

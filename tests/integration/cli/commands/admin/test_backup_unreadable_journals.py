@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from doubles.stored_tasks import KeptTasks
+from doubles.stored_tasks import StoredTasks
 from sandbox.bootstrap.backup.create import create_backup
 from sandbox.bootstrap.backup.restore import restore
 from sandbox.journal.journals import FileJournals
@@ -16,7 +16,7 @@ from sandbox.journal.journals import FileJournals
 @pytest.fixture
 def stored(tmp_path):
     """Three tasks; the journal of the second one is a directory."""
-    tasks = KeptTasks.of_three(tmp_path / "data")
+    tasks = StoredTasks.with_three_tasks(tmp_path / "data")
     tasks.records("task-2").unlink()
     tasks.records("task-2").mkdir()
     return tasks

@@ -6,14 +6,14 @@ import os
 
 import pytest
 
-from doubles.stored_tasks import KeptTasks
+from doubles.stored_tasks import StoredTasks
 from sandbox.interfaces.store import IndexedTask
 from sandbox.model.events import Output
 
 
 @pytest.fixture
 def stored(tmp_path):
-    return KeptTasks.of_three(tmp_path / "data")
+    return StoredTasks.with_three_tasks(tmp_path / "data")
 
 
 @pytest.fixture

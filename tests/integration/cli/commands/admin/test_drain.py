@@ -5,22 +5,22 @@ import time
 
 import pytest
 
-from doubles.recorded_api import of_json
+from doubles.recorded_api import json_response
 
 DRAIN_STATUS = {"draining": True, "since": "2026-01-29T00:00:00.000Z", "running": 1, "waiting": 2}
 
 
 @pytest.fixture
 def draining_api(api):
-    api.answers["POST", "/admin/drain"] = [of_json(DRAIN_STATUS)]
-    api.answers["GET", "/admin/drain"] = [of_json(DRAIN_STATUS)]
+    api.responses["POST", "/admin/drain"] = [json_response(DRAIN_STATUS)]
+    api.responses["GET", "/admin/drain"] = [json_response(DRAIN_STATUS)]
     return api
 
 
 def test_interrupted_wait_reports_that_the_drain_continues(draining_api, sandbox_process):
     process = sandbox_process("admin", "drain", "--wait", stdout=-1, stderr=-1)
     deadline = time.monotonic() + 60
-    while not any(request.method == "GET" for request in draining_api.asked):
+    while not any(request.method == "GET" for request in draining_api.requests):
         assert time.monotonic() < deadline, "the command does not wait"
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
@@ -31,7 +31,7 @@ def test_interrupted_wait_reports_that_the_drain_continues(draining_api, sandbox
 
 
 def test_server_output_is_escaped(sandbox, api):
-    api.on("POST", "/admin/drain", of_json({**DRAIN_STATUS, "since": "\x1b]0;x\x07"}))
+    api.on("POST", "/admin/drain", json_response({**DRAIN_STATUS, "since": "\x1b]0;x\x07"}))
     errors = sandbox("admin", "drain").stderr
     assert rb"since \x1b]0;x\x07: running" in errors
 
@@ -39,4 +39,4 @@ def test_server_output_is_escaped(sandbox, api):
 @pytest.mark.parametrize("options", [("--timeout", "5s"), ("--undo", "--wait"), ("--undo", "--timeout", "5s")])
 def test_options_without_a_wait_are_usage_errors(draining_api, sandbox, options):
     assert sandbox("admin", "drain", *options).returncode == 2
-    assert draining_api.asked == []
+    assert draining_api.requests == []

@@ -4,14 +4,14 @@ import json
 
 import pytest
 
-from doubles.recorded_api import of_json
-from doubles.stored_tasks import KeptTasks
+from doubles.recorded_api import json_response
+from doubles.stored_tasks import StoredTasks
 from sandbox.bootstrap.data_dir_lock import lock_data_dir
 
 
 @pytest.fixture
 def stored(tmp_path):
-    tasks = KeptTasks(tmp_path / "data")
+    tasks = StoredTasks(tmp_path / "data")
     for number in range(1, 5):
         tasks.finish(f"task-{number}")
     tasks.index("task-1", "task-2")
@@ -78,20 +78,24 @@ def test_invalid_limits_are_usage_errors(sandbox, option):
 def test_prune_calls_the_server_by_default(sandbox, api):
     pruned = {"id": "old", "state": "completed", "finished_at": "2026-01-29T00:00:00.000Z", "size_bytes": 4096}
     response = {"dry_run": True, "tasks": [pruned], "total_count": 1, "total_size_bytes": 4096}
-    api.answers["POST", "/admin/prune"] = [of_json(response)]
+    api.responses["POST", "/admin/prune"] = [json_response(response)]
     result = sandbox("admin", "prune", "--older-than", "2d", "--max-bytes", "1G", "--dry-run", "-f", "json")
     assert json.loads(result.stdout) == response
-    assert api.asked[-1].query == {"older_than_seconds": ["172800"], "max_bytes": ["1073741824"], "dry_run": ["true"]}
+    assert api.requests[-1].query == {
+        "older_than_seconds": ["172800"],
+        "max_bytes": ["1073741824"],
+        "dry_run": ["true"],
+    }
     plain = sandbox("admin", "prune", "--keep", "2")
     assert plain.stdout == b"old  completed  2026-01-29T00:00:00.000Z  4096 bytes\n"
-    assert api.asked[-1].query == {"keep": ["2"]}
+    assert api.requests[-1].query == {"keep": ["2"]}
 
 
 @pytest.mark.parametrize("option", ["--data-dir", "--config"])
 def test_data_dir_or_config_without_offline_is_a_usage_error(sandbox, api, stored, option):
-    api.on("POST", "/admin/prune", of_json({"tasks": [], "total_count": 0, "total_size_bytes": 0}))
+    api.on("POST", "/admin/prune", json_response({"tasks": [], "total_count": 0, "total_size_bytes": 0}))
     result = sandbox("admin", "prune", option, str(stored.data_dir), "--keep", "1")
-    assert (result.returncode, api.asked) == (2, [])
+    assert (result.returncode, api.requests) == (2, [])
     assert b"add --offline" in result.stderr
     assert b"--server" in result.stderr
 
@@ -99,7 +103,7 @@ def test_data_dir_or_config_without_offline_is_a_usage_error(sandbox, api, store
 def test_server_output_is_escaped(sandbox, api):
     hostile = "\x1b]0;x\x07"
     pruned = {"id": hostile, "state": hostile, "finished_at": hostile, "size_bytes": 1}
-    api.on("POST", "/admin/prune", of_json({"tasks": [pruned], "total_count": 1, "total_size_bytes": 1}))
+    api.on("POST", "/admin/prune", json_response({"tasks": [pruned], "total_count": 1, "total_size_bytes": 1}))
     plain = sandbox("admin", "prune", "--keep", "2")
     escaped = rb"\x1b]0;x\x07"
     assert plain.stdout == b"  ".join([escaped, escaped, escaped, b"1 bytes\n"])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from doubles.stored_tasks import KeptTasks
+from doubles.stored_tasks import StoredTasks
 from sandbox.bootstrap import administration
 from sandbox.bootstrap.administration import rebuild_index
 from sandbox.bootstrap.data_dir_lock import lock_data_dir
@@ -17,7 +17,7 @@ from sandbox.interfaces.store import IndexedTask, TaskQuery
 
 @pytest.fixture
 def stored(tmp_path):
-    tasks = KeptTasks(tmp_path / "data")
+    tasks = StoredTasks(tmp_path / "data")
     for number in range(1, 6):
         tasks.finish(f"task-{number}", labels={"number": str(number)})
     tasks.run("task-6").writer.close()

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from doubles.stored_tasks import KeptTasks
+from doubles.stored_tasks import StoredTasks
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount")
 
@@ -47,7 +47,7 @@ print(*outcomes)
 
 @pytest.fixture
 def run(tmp_path):
-    tasks = KeptTasks(tmp_path / "data")
+    tasks = StoredTasks(tmp_path / "data")
     tasks.finish("task-1")
     tasks.index()
     (tmp_path / "small").mkdir()
@@ -83,7 +83,7 @@ def test_full_disk_error_requests_space_and_recovers(run, command, code):
 
 def test_incomplete_new_index_does_not_replace_the_old_one(tmp_path):
     """The disk has space for the WAL of the new index but not for the index; SQLite reports no error then."""
-    tasks = KeptTasks(tmp_path / "data")
+    tasks = StoredTasks(tmp_path / "data")
     for number in range(60):
         tasks.finish(f"task-{number}", claude={"allowed_tools": ("t" * 250,) * 40})
     tasks.index()

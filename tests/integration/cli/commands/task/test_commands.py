@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from doubles.recorded_api import Answer, of_error, of_frames, of_json
-from doubles.recorded_task import TASK, frames, status
+from doubles.recorded_api import ApiResponse, error_response, json_response, sse_response
+from doubles.recorded_task import TASK_ID, task_events, task_status
 from sandbox.cli.manifest_file import field_error_details
 from sandbox.model.manifest.parser import InvalidManifestError, parse_manifest
 
@@ -31,12 +31,14 @@ def task(api):
     """An API with one task. Call the fixture with the final state."""
 
     def end_as(state: str) -> None:
-        submitted = {"task_id": TASK, "state": "pending", "message": "", "created_at": "", "links": {}}
-        api.on("POST", "/tasks", of_json(submitted, 202))
-        api.on("GET", f"/tasks/{TASK}", of_json(status("running")), of_json(status(state)))
-        api.on("GET", f"/tasks/{TASK}/wait", of_json(status(state)))
+        submitted = {"task_id": TASK_ID, "state": "pending", "message": "", "created_at": "", "links": {}}
+        api.on("POST", "/tasks", json_response(submitted, 202))
+        api.on("GET", f"/tasks/{TASK_ID}", json_response(task_status("running")), json_response(task_status(state)))
+        api.on("GET", f"/tasks/{TASK_ID}/wait", json_response(task_status(state)))
         api.on(
-            "GET", f"/tasks/{TASK}/logs", lambda request: of_frames(frames()) if "follow" in request.query else Answer()
+            "GET",
+            f"/tasks/{TASK_ID}/logs",
+            lambda request: sse_response(task_events()) if "follow" in request.query else ApiResponse(),
         )
 
     end_as("completed")
@@ -45,20 +47,20 @@ def task(api):
 
 def test_submit_prints_only_the_id_on_stdout(sandbox, task, api, manifest):
     result = sandbox("task", "submit", manifest)
-    assert (result.returncode, result.stdout, result.stderr) == (0, f"{TASK}\n".encode(), b"")
-    assert api.to("POST", "/tasks")[0].body == MANIFEST
+    assert (result.returncode, result.stdout, result.stderr) == (0, f"{TASK_ID}\n".encode(), b"")
+    assert api.requests_to("POST", "/tasks")[0].body == MANIFEST
 
 
 def test_submit_reads_stdin(sandbox, task, api):
     assert sandbox("task", "submit", "-", stdin=MANIFEST).returncode == 0
     assert sandbox("task", "submit", "-", stdin=b'{"version": "1"}').returncode == 0
-    kinds = [request.headers["content-type"] for request in api.to("POST", "/tasks")]
+    kinds = [request.headers["content-type"] for request in api.requests_to("POST", "/tasks")]
     assert kinds == ["application/yaml", "application/json"]
 
 
 def test_submit_uses_the_id_option(sandbox, task, api, manifest):
     assert sandbox("task", "submit", manifest, "--id", "mine-1").returncode == 0
-    sent = json.loads(api.to("POST", "/tasks")[0].body)
+    sent = json.loads(api.requests_to("POST", "/tasks")[0].body)
     assert sent["metadata"] == {"name": "Fix bug #42", "id": "mine-1"}
     assert sent["claude"]["prompt"] == "Fix it"
 
@@ -67,7 +69,7 @@ def test_manifest_with_replaced_id_is_valid(sandbox, task, api, manifest):
     from sandbox.model.manifest.parser import parse_manifest
 
     sandbox("task", "submit", manifest, "--id", "mine-1")
-    body = api.to("POST", "/tasks")[0].body
+    body = api.requests_to("POST", "/tasks")[0].body
     assert parse_manifest(body, is_json=True).metadata.id == "mine-1"
 
 
@@ -79,13 +81,13 @@ def test_exit_code_reflects_the_final_state(sandbox, task, manifest, option, sta
     task(state)
     result = sandbox("task", "submit", manifest, option)
     assert result.returncode == code
-    assert result.stdout == f"{TASK}\n".encode()
+    assert result.stdout == f"{TASK_ID}\n".encode()
 
 
 def test_failure_message_suggests_next_commands(sandbox, task, api, manifest):
     error = {"code": "timeout", "message": "It took \x1b[31m too long."}
-    api.on("GET", f"/tasks/{TASK}", of_json(status("failed_preserved", error=error)))
-    result = sandbox("task", "wait", TASK)
+    api.on("GET", f"/tasks/{TASK_ID}", json_response(task_status("failed_preserved", error=error)))
+    result = sandbox("task", "wait", TASK_ID)
     assert (result.returncode, result.stdout) == (1, b"failed_preserved\n")
     assert result.stderr.decode().splitlines() == [
         r"Task fix-42 failed: It took \x1b[31m too long. (timeout)",
@@ -104,11 +106,11 @@ def test_follow_prints_uncoloured_events_without_a_terminal(sandbox, task, manif
 
 def test_json_follow_prints_one_event_per_line(sandbox, task, manifest):
     result = sandbox("task", "submit", manifest, "--follow", "-f", "json")
-    assert [json.loads(line) for line in result.stdout.splitlines()] == frames()
+    assert [json.loads(line) for line in result.stdout.splitlines()] == task_events()
 
 
 def test_manifest_errors_have_source_positions(sandbox, api, manifest):
-    api.on("POST", "/tasks", of_error(400, "invalid_manifest", "The manifest has 1 mistake.", [FIELD_ERROR]))
+    api.on("POST", "/tasks", error_response(400, "invalid_manifest", "The manifest has 1 mistake.", [FIELD_ERROR]))
     result = sandbox("task", "submit", manifest)
     assert result.returncode == 9
     assert result.stderr == b"task.yaml:12:3: vm.memory: must be a size\nError: task.yaml has 1 mistake.\n"
@@ -131,7 +133,7 @@ def test_validate_works_without_a_server(sandbox, api, manifest, tmp_path):
     assert result.stdout.startswith(b"bad.yaml:6:14: vm.memory: must be ")
     document = json.loads(sandbox("task", "validate", "bad.yaml", "-f", "json").stdout)
     assert (document["valid"], document["details"][0]["field"]) == (False, "vm.memory")
-    assert api.asked == []
+    assert api.requests == []
 
 
 @pytest.mark.parametrize(
@@ -149,8 +151,8 @@ def test_validate_works_without_a_server(sandbox, api, manifest, tmp_path):
     ],
 )
 def test_api_errors_map_to_exit_codes_and_one_message(sandbox, api, http_status, error, code):
-    api.on("GET", f"/tasks/{TASK}", of_error(http_status, error, "Failed \x1b[31m."))
-    result = sandbox("task", "status", TASK)
+    api.on("GET", f"/tasks/{TASK_ID}", error_response(http_status, error, "Failed \x1b[31m."))
+    result = sandbox("task", "status", TASK_ID)
     assert (result.returncode, result.stdout) == (code, b"")
     assert result.stderr == b"Error: Failed \\x1b[31m.\n"
 
@@ -162,13 +164,13 @@ def test_unreachable_server_exits_with_6(sandbox):
 
 
 def test_status_shows_the_task(sandbox, api):
-    api.on("GET", f"/tasks/{TASK}", of_json(status("failed")))
-    result = sandbox("task", "status", TASK)
+    api.on("GET", f"/tasks/{TASK_ID}", json_response(task_status("failed")))
+    result = sandbox("task", "status", TASK_ID)
     assert result.returncode == 0
     lines = result.stdout.decode().splitlines()
     assert lines[:3] == ["Task        fix-42", "Name        Fix bug #42", "State       failed  Claude Code is working"]
     assert lines[-1] == "Error       Claude Code exited with 1. (agent_failed)"
-    assert json.loads(sandbox("task", "status", TASK, "--format", "json").stdout) == status("failed")
+    assert json.loads(sandbox("task", "status", TASK_ID, "--format", "json").stdout) == task_status("failed")
 
 
 @pytest.mark.parametrize(
@@ -177,26 +179,26 @@ def test_status_shows_the_task(sandbox, api):
 )
 def test_status_shows_runtime_and_tier_without_repetition(sandbox, api, runtime, tier, expected):
     vm = {"runtime": runtime, "tier": tier, "profile": "agentic-dev"}
-    api.on("GET", f"/tasks/{TASK}", of_json(status("running", vm=vm)))
-    assert f"Sandbox     {expected}\n" in sandbox("task", "status", TASK).stdout.decode()
+    api.on("GET", f"/tasks/{TASK_ID}", json_response(task_status("running", vm=vm)))
+    assert f"Sandbox     {expected}\n" in sandbox("task", "status", TASK_ID).stdout.decode()
 
 
 @pytest.mark.parametrize("is_preserved", [True, False])
 def test_preserved_sandbox_suggests_release_and_shell(sandbox, api, is_preserved):
-    api.on("GET", f"/tasks/{TASK}", of_json(status("failed_preserved", sandbox_kept=is_preserved)))
-    output = sandbox("task", "status", TASK).stdout.decode() + sandbox("task", "wait", TASK).stderr.decode()
-    assert output.count(f"sandbox task release {TASK}") == 2 * is_preserved
-    assert output.count(f"sandbox task shell {TASK}") == is_preserved
+    api.on("GET", f"/tasks/{TASK_ID}", json_response(task_status("failed_preserved", sandbox_kept=is_preserved)))
+    output = sandbox("task", "status", TASK_ID).stdout.decode() + sandbox("task", "wait", TASK_ID).stderr.decode()
+    assert output.count(f"sandbox task release {TASK_ID}") == 2 * is_preserved
+    assert output.count(f"sandbox task shell {TASK_ID}") == is_preserved
 
 
 def test_watch_prints_events_until_the_task_ends(sandbox, task):
-    result = sandbox("task", "status", TASK, "--watch")
+    result = sandbox("task", "status", TASK_ID, "--watch")
     assert result.returncode == 0
     assert b"completed     Claude Code finished its work\n" in result.stdout
 
 
 def test_late_watch_prints_all_states_once(sandbox, api):
-    events = frames()
+    events = task_events()
     now = next(at for at, frame in enumerate(events) if frame["type"] == "usage") + 1
     past = [frame for frame in events[:now] if frame["type"] != "output"]
     lines = [f"[t] [EVENT] {json.dumps(frame)}\n".encode() for frame in past]
@@ -204,13 +206,13 @@ def test_late_watch_prints_all_states_once(sandbox, api):
 
     def logs(request):
         if "follow" not in request.query:
-            return Answer(200, lines)
+            return ApiResponse(200, lines)
         requested_after.append(int(request.query["after"][0]))
-        return of_frames([frame for frame in events if frame["seq"] > requested_after[0]])
+        return sse_response([frame for frame in events if frame["seq"] > requested_after[0]])
 
-    api.on("GET", f"/tasks/{TASK}", of_json(status("running")))
-    api.on("GET", f"/tasks/{TASK}/logs", logs)
-    output = sandbox("task", "status", TASK, "--watch").stdout.decode()
+    api.on("GET", f"/tasks/{TASK_ID}", json_response(task_status("running")))
+    api.on("GET", f"/tasks/{TASK_ID}/logs", logs)
+    output = sandbox("task", "status", TASK_ID, "--watch").stdout.decode()
     states = [line.split()[1] for line in output.splitlines() if line[2:3] == ":"]
     assert states == [
         *[f["new_state"] for f in events if f["type"] == "state_change"][:5],
@@ -224,22 +226,22 @@ def test_late_watch_prints_all_states_once(sandbox, api):
 
 
 def test_watch_of_an_ended_task_shows_its_state(sandbox, api):
-    api.on("GET", f"/tasks/{TASK}", of_json(status("completed")))
-    assert b"State       completed" in sandbox("task", "status", TASK, "-w").stdout
+    api.on("GET", f"/tasks/{TASK_ID}", json_response(task_status("completed")))
+    assert b"State       completed" in sandbox("task", "status", TASK_ID, "-w").stdout
 
 
 @pytest.mark.parametrize(("state", "code"), [("completed", 0), ("failed", 1), ("cancelled", 8), ("running", 7)])
 def test_wait_prints_the_final_state(sandbox, task, state, code):
     task(state)
-    result = sandbox("task", "wait", TASK, "--timeout", "1s")
+    result = sandbox("task", "wait", TASK_ID, "--timeout", "1s")
     assert (result.returncode, result.stdout) == (code, f"{state}\n".encode())
 
 
 @pytest.mark.parametrize("arguments", [[], ["--format", "table"]])
 def test_list_never_truncates_ids(sandbox, api, arguments):
     task_id = "x" * 128
-    tasks = [status("running", task_id=task_id, name="n" * 256), status("failed")]
-    api.on("GET", "/tasks", of_json({"tasks": tasks, "total_count": 7}))
+    tasks = [task_status("running", task_id=task_id, name="n" * 256), task_status("failed")]
+    api.on("GET", "/tasks", json_response({"tasks": tasks, "total_count": 7}))
     result = sandbox("task", "list", *arguments)
     assert task_id.encode() in result.stdout
     assert b"n" * 256 in result.stdout
@@ -247,45 +249,45 @@ def test_list_never_truncates_ids(sandbox, api, arguments):
 
 
 def test_list_sends_filters(sandbox, api):
-    api.on("GET", "/tasks", of_json({"tasks": [], "total_count": 0}))
+    api.on("GET", "/tasks", json_response({"tasks": [], "total_count": 0}))
     result = sandbox("task", "list", "--state", "running", "--label", "team=platform", "--limit", "5")
     assert (result.returncode, result.stdout, result.stderr) == (0, b"", b"No such tasks.\n")
     expected = {"state": ["running"], "label.team": ["platform"], "limit": ["5"]}
-    assert api.asked[0].query == expected
+    assert api.requests[0].query == expected
 
 
 LOG = b'[2026-01-29T10:10:15.123Z] [STDOUT] {"raw": "\x1b[31m\xff"}\n[2026-01-29T10:10:15.124Z] [STDERR] oh [x] y\n'
 
 
 def test_logs_without_a_terminal_are_raw_bytes(sandbox, api):
-    api.on("GET", f"/tasks/{TASK}/logs", Answer(200, [LOG[:40], LOG[40:]]))
-    assert sandbox("task", "logs", TASK, "--timestamps").stdout == LOG
-    assert sandbox("task", "logs", TASK).stdout == b'[STDOUT] {"raw": "\x1b[31m\xff"}\n[STDERR] oh [x] y\n'
-    assert sandbox("task", "logs", TASK, "--stream", "stdout", "--tail", "5").stdout.startswith(
+    api.on("GET", f"/tasks/{TASK_ID}/logs", ApiResponse(200, [LOG[:40], LOG[40:]]))
+    assert sandbox("task", "logs", TASK_ID, "--timestamps").stdout == LOG
+    assert sandbox("task", "logs", TASK_ID).stdout == b'[STDOUT] {"raw": "\x1b[31m\xff"}\n[STDERR] oh [x] y\n'
+    assert sandbox("task", "logs", TASK_ID, "--stream", "stdout", "--tail", "5").stdout.startswith(
         b'{"raw": "\x1b[31m\xff"}\n'
     )
-    assert api.asked[-1].query == {"stream": ["stdout"], "tail": ["5"]}
+    assert api.requests[-1].query == {"stream": ["stdout"], "tail": ["5"]}
 
 
 def test_followed_logs_have_the_log_format_and_end_with_the_task(sandbox, task):
-    result = sandbox("task", "logs", TASK, "--follow")
+    result = sandbox("task", "logs", TASK_ID, "--follow")
     assert result.returncode == 0
     lines = result.stdout.decode().splitlines()
     assert lines[0].startswith('[EVENT] {"type":"state_change","task_id":"fix-42","seq":1,')
     assert lines[5].startswith('[STDOUT] {"type": "system"')
-    assert len(lines) == len(frames()) - 1
+    assert len(lines) == len(task_events()) - 1
 
 
 def test_followed_stream_joins_continued_output(sandbox, api, task):
-    base = {"type": "output", "task_id": TASK, "timestamp": "t", "stream": "stdout"}
+    base = {"type": "output", "task_id": TASK_ID, "timestamp": "t", "stream": "stdout"}
     parts = [{**base, "seq": 1, "data": "one ", "continued": True}, {**base, "seq": 2, "data": "line\n"}]
     parts += [{**base, "seq": 3, "data": "no newline"}, {"type": "end", "seq": 4, "state": "completed"}]
-    api.on("GET", f"/tasks/{TASK}/logs", of_frames(parts))
-    assert sandbox("task", "logs", TASK, "-f", "--stream", "stdout").stdout == b"one line\nno newline"
+    api.on("GET", f"/tasks/{TASK_ID}/logs", sse_response(parts))
+    assert sandbox("task", "logs", TASK_ID, "-f", "--stream", "stdout").stdout == b"one line\nno newline"
 
 
 def test_followed_logs_join_parts_of_a_line(sandbox, api, task):
-    base = {"type": "output", "task_id": TASK, "timestamp": "t", "stream": "stdout", "continued": True}
+    base = {"type": "output", "task_id": TASK_ID, "timestamp": "t", "stream": "stdout", "continued": True}
     parts = [
         {**base, "seq": 1, "data": "one "},
         {**base, "seq": 2, "data": "line\n", "continued": False},
@@ -294,29 +296,35 @@ def test_followed_logs_join_parts_of_a_line(sandbox, api, task):
         {**base, "seq": 5, "data": "no end"},
         {"type": "end", "seq": 6, "state": "completed"},
     ]
-    api.on("GET", f"/tasks/{TASK}/logs", of_frames(parts))
+    api.on("GET", f"/tasks/{TASK_ID}/logs", sse_response(parts))
     expected = b"[t] [STDOUT] one line\n[t] [STDOUT] cut by \n[t] [STDERR] a warning\n[t] [STDOUT] no end"
-    assert sandbox("task", "logs", TASK, "-f", "--timestamps").stdout == expected
+    assert sandbox("task", "logs", TASK_ID, "-f", "--timestamps").stdout == expected
 
 
 def test_logs_since_is_sent_as_utc(sandbox, api):
-    api.on("GET", f"/tasks/{TASK}/logs", Answer(200, []))
-    sandbox("task", "logs", TASK, "--since", "2026-01-29T12:00:00+02:00")
-    assert api.asked[0].query["since"] == ["2026-01-29T10:00:00.000Z"]
+    api.on("GET", f"/tasks/{TASK_ID}/logs", ApiResponse(200, []))
+    sandbox("task", "logs", TASK_ID, "--since", "2026-01-29T12:00:00+02:00")
+    assert api.requests[0].query["since"] == ["2026-01-29T10:00:00.000Z"]
 
 
 def test_cancel_waits_and_does_not_prompt_without_a_terminal(sandbox, api, task):
-    response = {"success": True, "task_id": TASK, "previous_state": "running", "new_state": "cancelled", "message": "m"}
+    response = {
+        "success": True,
+        "task_id": TASK_ID,
+        "previous_state": "running",
+        "new_state": "cancelled",
+        "message": "m",
+    }
     task("cancelled")
-    api.on("DELETE", f"/tasks/{TASK}", of_json(response))
-    result = sandbox("task", "cancel", TASK, "--reason", "too slow", "--force")
-    assert (result.returncode, result.stderr) == (0, f"Task {TASK} was cancelled.\n".encode())
-    assert api.to("DELETE", f"/tasks/{TASK}")[0].query == {"reason": ["too slow"], "force": ["true"]}
+    api.on("DELETE", f"/tasks/{TASK_ID}", json_response(response))
+    result = sandbox("task", "cancel", TASK_ID, "--reason", "too slow", "--force")
+    assert (result.returncode, result.stderr) == (0, f"Task {TASK_ID} was cancelled.\n".encode())
+    assert api.requests_to("DELETE", f"/tasks/{TASK_ID}")[0].query == {"reason": ["too slow"], "force": ["true"]}
 
 
 def test_cancel_of_an_ended_task_exits_with_4(sandbox, api):
-    api.on("DELETE", f"/tasks/{TASK}", of_error(409, "task_already_terminal", "Task fix-42 is completed."))
-    assert sandbox("task", "cancel", TASK).returncode == 4
+    api.on("DELETE", f"/tasks/{TASK_ID}", error_response(409, "task_already_terminal", "Task fix-42 is completed."))
+    assert sandbox("task", "cancel", TASK_ID).returncode == 4
 
 
 @pytest.fixture
@@ -325,17 +333,21 @@ def artifacts(api):
     entries = []
     for name, data in {"fix-42.patch": b"diff\n", ".envrc": b"rm -rf ~\n"}.items():
         headers = {"X-Checksum-SHA256": hashlib.sha256(data).hexdigest()}
-        api.on("GET", f"/tasks/{TASK}/artifacts/{name}", Answer(200, [data], headers))
+        api.on("GET", f"/tasks/{TASK_ID}/artifacts/{name}", ApiResponse(200, [data], headers))
         checksum = f"sha256:{hashlib.sha256(data).hexdigest()}"
         size = {"size_bytes": len(data), "content_type": "text/plain", "checksum": checksum}
         size["contains_secret"] = name == ".envrc"
         entries.append({"name": name, "path": f"out/{name}", **size})
-    api.on("GET", f"/tasks/{TASK}/artifacts", of_json({"task_id": TASK, "artifacts": entries, "total_count": 2}))
+    api.on(
+        "GET",
+        f"/tasks/{TASK_ID}/artifacts",
+        json_response({"task_id": TASK_ID, "artifacts": entries, "total_count": 2}),
+    )
     return entries
 
 
 def test_artifacts_are_listed(sandbox, artifacts):
-    lines = sandbox("task", "artifacts", TASK).stdout.decode().splitlines()
+    lines = sandbox("task", "artifacts", TASK_ID).stdout.decode().splitlines()
     assert [line.split() for line in lines[:2]] == [
         ["NAME", "SIZE", "TYPE", "PATH"],
         ["fix-42.patch", "5", "B", "text/plain", "out/fix-42.patch"],
@@ -346,28 +358,28 @@ def test_artifacts_are_listed(sandbox, artifacts):
 def test_artifact_is_downloaded_to_the_output_path(sandbox, artifacts, tmp_path):
     (tmp_path / "dir").mkdir()
     for output, file in ((None, "fix-42.patch"), ("other", "other"), ("dir", "dir/fix-42.patch")):
-        result = sandbox("task", "download", TASK, "fix-42.patch", *(["-o", output] if output else []))
+        result = sandbox("task", "download", TASK_ID, "fix-42.patch", *(["-o", output] if output else []))
         assert (result.returncode, result.stdout) == (0, b"")
         assert (tmp_path / file).read_bytes() == b"diff\n"
 
 
 def test_artifact_can_be_written_to_stdout(sandbox, artifacts, tmp_path):
-    result = sandbox("task", "download", TASK, "fix-42.patch", "--output", "-")
+    result = sandbox("task", "download", TASK_ID, "fix-42.patch", "--output", "-")
     assert (result.stdout, result.stderr, list(tmp_path.iterdir())) == (b"diff\n", b"", [])
 
 
 def test_all_artifacts_are_saved_in_a_task_directory(sandbox, artifacts, tmp_path):
-    result = sandbox("task", "download", TASK, "--all", "--allow-secrets", "-f", "json")
-    assert sorted(file.name for file in (tmp_path / TASK).iterdir()) == [".envrc", "fix-42.patch"]
+    result = sandbox("task", "download", TASK_ID, "--all", "--allow-secrets", "-f", "json")
+    assert sorted(file.name for file in (tmp_path / TASK_ID).iterdir()) == [".envrc", "fix-42.patch"]
     assert [file["size_bytes"] for file in json.loads(result.stdout)["files"]] == [5, 9]
     assert not (tmp_path / ".envrc").exists()
 
 
 @pytest.mark.parametrize(("state", "message"), [("running", b"no artifacts yet"), ("failed", b"it ended without any")])
 def test_download_all_without_artifacts_exits_with_3(sandbox, api, tmp_path, state, message):
-    api.on("GET", f"/tasks/{TASK}/artifacts", of_json({"task_id": TASK, "artifacts": []}))
-    api.on("GET", f"/tasks/{TASK}", of_json(status(state)))
-    result = sandbox("task", "download", TASK, "--all")
+    api.on("GET", f"/tasks/{TASK_ID}/artifacts", json_response({"task_id": TASK_ID, "artifacts": []}))
+    api.on("GET", f"/tasks/{TASK_ID}", json_response(task_status(state)))
+    result = sandbox("task", "download", TASK_ID, "--all")
     assert (result.returncode, list(tmp_path.iterdir())) == (3, [])
     assert message in result.stderr
 
@@ -376,26 +388,26 @@ def test_download_all_without_artifacts_exits_with_3(sandbox, api, tmp_path, sta
 def test_artifact_name_cannot_traverse_directories(sandbox, api, tmp_path, name):
     headers = {"X-Checksum-SHA256": hashlib.sha256(b"x").hexdigest()}
     entry = {"name": name, "path": name, "size_bytes": 1, "content_type": "t", "contains_secret": False, "checksum": ""}
-    api.on("GET", f"/tasks/{TASK}/artifacts", of_json({"task_id": TASK, "artifacts": [entry]}))
-    api.on("GET", f"/tasks/{TASK}/artifacts/{name}", Answer(200, [b"x"], headers))
-    assert sandbox("task", "download", TASK, "--all").returncode == 2
+    api.on("GET", f"/tasks/{TASK_ID}/artifacts", json_response({"task_id": TASK_ID, "artifacts": [entry]}))
+    api.on("GET", f"/tasks/{TASK_ID}/artifacts/{name}", ApiResponse(200, [b"x"], headers))
+    assert sandbox("task", "download", TASK_ID, "--all").returncode == 2
     assert [file for file in tmp_path.rglob("*") if file.is_file()] == []
 
 
 def test_download_by_path_uses_the_requested_name(sandbox, api, tmp_path):
     entry = {"name": ".bashrc", "path": "out/report.md", "checksum": "sha256:0", "contains_secret": False}
-    api.on("GET", f"/tasks/{TASK}/artifacts", of_json({"task_id": TASK, "artifacts": [entry]}))
+    api.on("GET", f"/tasks/{TASK_ID}/artifacts", json_response({"task_id": TASK_ID, "artifacts": [entry]}))
     headers = {"X-Checksum-SHA256": hashlib.sha256(b"report").hexdigest()}
-    api.on("GET", f"/tasks/{TASK}/artifacts/.bashrc", Answer(200, [b"report"], headers))
-    assert sandbox("task", "download", TASK, "out/report.md").returncode == 0
+    api.on("GET", f"/tasks/{TASK_ID}/artifacts/.bashrc", ApiResponse(200, [b"report"], headers))
+    assert sandbox("task", "download", TASK_ID, "out/report.md").returncode == 0
     assert ((tmp_path / "report.md").read_bytes(), (tmp_path / ".bashrc").exists()) == (b"report", False)
 
 
 def test_damaged_download_exits_with_10_and_leaves_no_file(sandbox, api, tmp_path):
-    api.on("GET", f"/tasks/{TASK}/artifacts/a", Answer(200, [b"x"], {"X-Checksum-SHA256": "0" * 64}))
+    api.on("GET", f"/tasks/{TASK_ID}/artifacts/a", ApiResponse(200, [b"x"], {"X-Checksum-SHA256": "0" * 64}))
     entry = {"name": "a", "path": "a", "contains_secret": False, "checksum": ""}
-    api.on("GET", f"/tasks/{TASK}/artifacts", of_json({"artifacts": [entry]}))
-    result = sandbox("task", "download", TASK, "a")
+    api.on("GET", f"/tasks/{TASK_ID}/artifacts", json_response({"artifacts": [entry]}))
+    result = sandbox("task", "download", TASK_ID, "a")
     assert result.returncode == 10
     assert b"damaged" in result.stderr
     assert list(tmp_path.iterdir()) == []
@@ -411,7 +423,7 @@ def test_set_changes_only_the_named_fields(sandbox, task, api, manifest):
         "claude.prompt=Be: kind",
     ]
     assert sandbox("task", "submit", manifest, *settings).returncode == 0
-    sent = json.loads(api.to("POST", "/tasks")[0].body)
+    sent = json.loads(api.requests_to("POST", "/tasks")[0].body)
     assert (sent["vm"], sent["lifecycle"]) == ({"cpus": 16}, {"artifact_patterns": ["*.md"]})
     assert (sent["claude"], sent["repository"]["branch"]) == ({"prompt": "Be: kind"}, "main")
 
@@ -423,7 +435,7 @@ def test_errors_after_set_name_option_or_file_position(sandbox, api, manifest, t
         try:
             parse_manifest(request.body, is_json=True)
         except InvalidManifestError as error:
-            return of_error(400, "invalid_manifest", error.message, field_error_details(error.errors))
+            return error_response(400, "invalid_manifest", error.message, field_error_details(error.errors))
 
     api.on("POST", "/tasks", validate)
     result = sandbox("task", "submit", manifest, "--set", "vm.cpus=many", "--set", "vm.size=1")
@@ -439,43 +451,43 @@ def test_errors_after_set_name_option_or_file_position(sandbox, api, manifest, t
 def test_unparsable_manifest_with_set_is_not_sent(sandbox, api, manifest, tmp_path):
     (tmp_path / manifest).write_bytes(MANIFEST + b"kind: Task\n")
     result = sandbox("task", "submit", manifest, "--set", "vm.cpus=2")
-    assert (result.returncode, api.asked) == (9, [])
+    assert (result.returncode, api.requests) == (9, [])
     assert result.stderr.startswith(b"task.yaml:6:1: kind: appears more than once")
 
 
 def test_set_with_a_list_gap_is_rejected_before_sending(sandbox, api, manifest):
     result = sandbox("task", "submit", manifest, "--set", "secrets[3].name=X")
-    assert (result.returncode, api.asked) == (2, [])
+    assert (result.returncode, api.requests) == (2, [])
     assert b"the next one is [0]" in result.stderr
 
 
 def test_submit_retries_a_lost_response_with_the_same_key(sandbox, api, manifest):
-    lost_response = Answer(202, [b"{"], {"Content-Length": "100"})
-    api.on("POST", "/tasks", lost_response, of_json({"task_id": TASK, "state": "pending"}, 202))
-    assert sandbox("task", "submit", manifest).stdout == f"{TASK}\n".encode()
-    keys = {request.headers["idempotency-key"] for request in api.to("POST", "/tasks")}
-    assert (len(api.asked), len(keys)) == (2, 1)
+    lost_response = ApiResponse(202, [b"{"], {"Content-Length": "100"})
+    api.on("POST", "/tasks", lost_response, json_response({"task_id": TASK_ID, "state": "pending"}, 202))
+    assert sandbox("task", "submit", manifest).stdout == f"{TASK_ID}\n".encode()
+    keys = {request.headers["idempotency-key"] for request in api.requests_to("POST", "/tasks")}
+    assert (len(api.requests), len(keys)) == (2, 1)
     assert sandbox("task", "submit", manifest).returncode == 0
-    assert api.asked[-1].headers["idempotency-key"] not in keys
+    assert api.requests[-1].headers["idempotency-key"] not in keys
 
 
 def test_release_prints_the_message_of_the_server(sandbox, api):
-    response = {"success": True, "task_id": TASK, "message": "Released."}
-    api.on("DELETE", f"/tasks/{TASK}/vm", of_json(response))
-    assert sandbox("task", "release", TASK).stderr == b"Released.\n"
-    assert json.loads(sandbox("task", "release", TASK, "-f", "json").stdout) == response
+    response = {"success": True, "task_id": TASK_ID, "message": "Released."}
+    api.on("DELETE", f"/tasks/{TASK_ID}/vm", json_response(response))
+    assert sandbox("task", "release", TASK_ID).stderr == b"Released.\n"
+    assert json.loads(sandbox("task", "release", TASK_ID, "-f", "json").stdout) == response
     assert sandbox("task", "release", "other").returncode == 3
 
 
 def test_json_logs_are_lines_of_events(sandbox, api):
-    event = {"type": "tool_call", "task_id": TASK, "seq": 3, "timestamp": "t", "tool": "Bash"}
+    event = {"type": "tool_call", "task_id": TASK_ID, "seq": 3, "timestamp": "t", "tool": "Bash"}
     line = b"[t] [EVENT] " + json.dumps(event).encode() + b"\n"
-    api.on("GET", f"/tasks/{TASK}/logs", Answer(200, [LOG, line, b"[t] [EVENT] not json\n", b"odd\n"]))
-    events = [json.loads(line) for line in sandbox("task", "logs", TASK, "--format", "json").stdout.splitlines()]
+    api.on("GET", f"/tasks/{TASK_ID}/logs", ApiResponse(200, [LOG, line, b"[t] [EVENT] not json\n", b"odd\n"]))
+    events = [json.loads(line) for line in sandbox("task", "logs", TASK_ID, "--format", "json").stdout.splitlines()]
     assert [frame["type"] for frame in events] == ["output", "output", "tool_call"]
     assert events[1] == {
         "type": "output",
-        "task_id": TASK,
+        "task_id": TASK_ID,
         "timestamp": "2026-01-29T10:10:15.124Z",
         "stream": "stderr",
         "data": "oh [x] y\n",
@@ -485,71 +497,71 @@ def test_json_logs_are_lines_of_events(sandbox, api):
 
 def test_artifact_with_a_secret_needs_allow_secrets(sandbox, artifacts, tmp_path):
     for name in (".envrc", "out/.envrc"):
-        result = sandbox("task", "download", TASK, name)
+        result = sandbox("task", "download", TASK_ID, name)
         assert (result.returncode, list(tmp_path.iterdir())) == (5, [])
         assert b"add --allow-secrets" in result.stderr
-    assert sandbox("task", "download", TASK, ".envrc", "-o", "-").stdout == b""
-    result = sandbox("task", "download", TASK, "--all")
-    assert (result.returncode, [file.name for file in (tmp_path / TASK).iterdir()]) == (5, ["fix-42.patch"])
-    assert sandbox("task", "download", TASK, "out/.envrc", "--allow-secrets").returncode == 0
+    assert sandbox("task", "download", TASK_ID, ".envrc", "-o", "-").stdout == b""
+    result = sandbox("task", "download", TASK_ID, "--all")
+    assert (result.returncode, [file.name for file in (tmp_path / TASK_ID).iterdir()]) == (5, ["fix-42.patch"])
+    assert sandbox("task", "download", TASK_ID, "out/.envrc", "--allow-secrets").returncode == 0
     assert (tmp_path / ".envrc").read_bytes() == b"rm -rf ~\n"
 
 
 def test_verify_prints_the_checksums_of_the_files(sandbox, artifacts, tmp_path):
-    result = sandbox("task", "download", TASK, "--all", "--verify", "--allow-secrets")
+    result = sandbox("task", "download", TASK_ID, "--all", "--verify", "--allow-secrets")
     digest = hashlib.sha256(b"diff\n").hexdigest()
     assert result.returncode == 0
     assert result.stderr.splitlines()[0] == f"fix-42/fix-42.patch  5 B  sha256:{digest}".encode()
 
 
 def test_verify_needs_a_regular_output_file(sandbox, artifacts, api):
-    result = sandbox("task", "download", TASK, "fix-42.patch", "-o", "/dev/full", "--verify")
-    assert (result.returncode, api.to("GET", f"/tasks/{TASK}/artifacts/fix-42.patch")) == (2, [])
+    result = sandbox("task", "download", TASK_ID, "fix-42.patch", "-o", "/dev/full", "--verify")
+    assert (result.returncode, api.requests_to("GET", f"/tasks/{TASK_ID}/artifacts/fix-42.patch")) == (2, [])
     assert b"--verify" in result.stderr
 
 
 def test_verify_detects_a_checksum_mismatch(sandbox, api, artifacts):
     entries = [{**entry, "checksum": "sha256:" + "0" * 64} for entry in artifacts]
-    api.on("GET", f"/tasks/{TASK}/artifacts", of_json({"task_id": TASK, "artifacts": entries}))
-    assert sandbox("task", "download", TASK, "fix-42.patch", "--verify").returncode == 10
+    api.on("GET", f"/tasks/{TASK_ID}/artifacts", json_response({"task_id": TASK_ID, "artifacts": entries}))
+    assert sandbox("task", "download", TASK_ID, "fix-42.patch", "--verify").returncode == 10
 
 
 def test_missing_artifact_exits_with_3(sandbox, artifacts):
-    result = sandbox("task", "download", TASK, "report.md")
+    result = sandbox("task", "download", TASK_ID, "report.md")
     assert result.returncode == 3
     assert b"sandbox task artifacts fix-42" in result.stderr
 
 
 def test_list_all_joins_the_pages(sandbox, api):
-    first = {"tasks": [status("running", task_id="a")], "total_count": 2, "has_more": True, "next_cursor": "c"}
-    second = {"tasks": [status("running", task_id="b")], "total_count": 2, "has_more": False, "next_cursor": None}
+    first = {"tasks": [task_status("running", task_id="a")], "total_count": 2, "has_more": True, "next_cursor": "c"}
+    second = {"tasks": [task_status("running", task_id="b")], "total_count": 2, "has_more": False, "next_cursor": None}
     pages = {None: first, "c": second}
-    api.on("GET", "/tasks", lambda request: of_json(pages[request.query.get("cursor", [None])[0]]))
+    api.on("GET", "/tasks", lambda request: json_response(pages[request.query.get("cursor", [None])[0]]))
     result = sandbox("task", "list", "--all", "--state", "running")
     assert [line.split()[0] for line in result.stdout.decode().splitlines()] == ["ID", "a", "b"]
     assert result.stderr == b""
     document = json.loads(sandbox("task", "list", "--all", "-f", "json").stdout)
     assert [task["id"] for task in document["tasks"]] == ["a", "b"]
     assert (document["has_more"], document["next_cursor"]) == (False, None)
-    assert api.asked[1].query == {"state": ["running"], "limit": ["1000"], "cursor": ["c"]}
+    assert api.requests[1].query == {"state": ["running"], "limit": ["1000"], "cursor": ["c"]}
 
 
 def test_truncated_list_suggests_limit_and_all(sandbox, api):
-    api.on("GET", "/tasks", of_json({"tasks": [status("running")], "total_count": 7}))
+    api.on("GET", "/tasks", json_response({"tasks": [task_status("running")], "total_count": 7}))
     assert sandbox("task", "list").stderr == b"1 of 7 tasks; see more with --limit, or --all.\n"
 
 
-@pytest.mark.parametrize("command", [("list",), ("submit", "task.yaml"), ("status", TASK)])
+@pytest.mark.parametrize("command", [("list",), ("submit", "task.yaml"), ("status", TASK_ID)])
 def test_token_with_a_line_ending_is_a_usage_error(sandbox, environment, api, manifest, command):
     environment["SANDBOX_TOKEN"] = "secret-token\r"
     result = sandbox("task", *command)
-    assert (result.returncode, api.asked) == (2, [])
+    assert (result.returncode, api.requests) == (2, [])
     assert b"The token (--token, SANDBOX_TOKEN)" in result.stderr
     assert b"secret-token" not in result.stderr
 
 
 FOREIGN = {"hello": "world"}
-WRONG_TYPES = status("running", created_at=5, progress={"turns": "many"})
+WRONG_TYPES = task_status("running", created_at=5, progress={"turns": "many"})
 
 
 @pytest.mark.parametrize(
@@ -557,18 +569,18 @@ WRONG_TYPES = status("running", created_at=5, progress={"turns": "many"})
     [
         (("task", "submit", "task.yaml"), "POST", "/tasks", FOREIGN),
         (("task", "submit", "task.yaml", "-f", "json"), "POST", "/tasks", FOREIGN),
-        (("task", "wait", TASK), "GET", f"/tasks/{TASK}", FOREIGN),
-        (("task", "status", TASK), "GET", f"/tasks/{TASK}", WRONG_TYPES),
-        (("task", "status", TASK), "GET", f"/tasks/{TASK}", {"id": TASK, "state": "running"}),
+        (("task", "wait", TASK_ID), "GET", f"/tasks/{TASK_ID}", FOREIGN),
+        (("task", "status", TASK_ID), "GET", f"/tasks/{TASK_ID}", WRONG_TYPES),
+        (("task", "status", TASK_ID), "GET", f"/tasks/{TASK_ID}", {"id": TASK_ID, "state": "running"}),
         (("task", "list"), "GET", "/tasks", {"tasks": [{}], "total_count": 1}),
-        (("task", "artifacts", TASK), "GET", f"/tasks/{TASK}/artifacts", {"artifacts": [{"name": "a"}]}),
-        (("task", "cancel", TASK), "DELETE", f"/tasks/{TASK}", FOREIGN),
+        (("task", "artifacts", TASK_ID), "GET", f"/tasks/{TASK_ID}/artifacts", {"artifacts": [{"name": "a"}]}),
+        (("task", "cancel", TASK_ID), "DELETE", f"/tasks/{TASK_ID}", FOREIGN),
         (("admin", "drain"), "POST", "/admin/drain", {"draining": True}),
         (("admin", "prune", "--keep", "1"), "POST", "/admin/prune", {"tasks": [{"id": "a"}]}),
     ],
 )
 def test_malformed_response_is_reported_in_one_message(sandbox, api, manifest, arguments, method, path, response):
-    api.on(method, path, of_json(response))
+    api.on(method, path, json_response(response))
     result = sandbox(*arguments)
     assert result.returncode == 10
     assert b"Check the address of the server" in result.stderr
@@ -580,28 +592,28 @@ def test_invalid_id_is_rejected_before_sending(sandbox, api, command):
     confirmation = ["-y"] if command == "cancel" else []
     empty = sandbox("task", command, "", *confirmation)
     assert (empty.returncode, empty.stderr) == (2, b"Error: The id of a task must not be empty.\n")
-    other = sandbox("task", command, f"{TASK}/vm", *confirmation)
+    other = sandbox("task", command, f"{TASK_ID}/vm", *confirmation)
     assert (other.returncode, other.stderr) == (3, b"Error: There is no task 'fix-42/vm'; no id has a slash.\n")
-    assert api.asked == []
+    assert api.requests == []
 
 
 @pytest.mark.parametrize(
     ("command", "method", "path"),
     [
         (("task", "list"), "GET", "/tasks"),
-        (("task", "status", TASK), "GET", f"/tasks/{TASK}"),
-        (("task", "cancel", TASK, "-y"), "DELETE", f"/tasks/{TASK}"),
+        (("task", "status", TASK_ID), "GET", f"/tasks/{TASK_ID}"),
+        (("task", "cancel", TASK_ID, "-y"), "DELETE", f"/tasks/{TASK_ID}"),
         (("admin", "drain"), "POST", "/admin/drain"),
     ],
 )
 def test_server_without_the_api_is_reported(sandbox, api, command, method, path):
-    api.on(method, path, of_error(404, "not_found", "Page not found."))
+    api.on(method, path, error_response(404, "not_found", "Page not found."))
     result = sandbox(*command)
     assert result.returncode == 10
     assert b"Check the address of the server" in result.stderr
 
 
 def test_missing_output_directory_is_reported(sandbox, artifacts):
-    result = sandbox("task", "download", TASK, "fix-42.patch", "-o", "nowhere/x.patch")
+    result = sandbox("task", "download", TASK_ID, "fix-42.patch", "-o", "nowhere/x.patch")
     assert result.returncode == 2
     assert b"There is no directory nowhere" in result.stderr

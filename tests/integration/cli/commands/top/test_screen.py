@@ -5,8 +5,8 @@ import termios
 
 import pytest
 
-from doubles.recorded_api import of_error, of_frames, of_json
-from doubles.recorded_task import TASK, frames, status
+from doubles.recorded_api import error_response, json_response, sse_response
+from doubles.recorded_task import TASK_ID, task_events, task_status
 
 HEALTH = {
     "status": "ok",
@@ -22,17 +22,17 @@ HEALTH = {
 @pytest.fixture
 def api_with_tasks(api):
     """A server with a running and a completed task."""
-    api.on("GET", "/health", of_json(HEALTH))
-    tasks = {"running": [status("running")], "completed": [status("completed", "done-1", name="Earlier")]}
+    api.on("GET", "/health", json_response(HEALTH))
+    tasks = {"running": [task_status("running")], "completed": [task_status("completed", "done-1", name="Earlier")]}
 
     def page(request):
         matching = tasks["running" if "running" in request.query["state"][0] else "completed"]
-        return of_json({"tasks": matching, "total_count": len(matching), "next_cursor": None})
+        return json_response({"tasks": matching, "total_count": len(matching), "next_cursor": None})
 
     api.on("GET", "/tasks", page)
-    for task_id in (TASK, "done-1"):
-        api.on("GET", f"/tasks/{task_id}", of_json(status("completed", task_id)))
-        api.on("GET", f"/tasks/{task_id}/logs", of_frames(frames(task_id)))
+    for task_id in (TASK_ID, "done-1"):
+        api.on("GET", f"/tasks/{task_id}", json_response(task_status("completed", task_id)))
+        api.on("GET", f"/tasks/{task_id}/logs", sse_response(task_events(task_id)))
     return api
 
 
@@ -69,10 +69,10 @@ def test_unavailable_server_is_polled_again(api_with_tasks, on_terminal, termina
     terminal.resize(140, 24)
     process = on_terminal("top", "--no-color")
     terminal.read_until("▸ fix-42".encode())
-    api_with_tasks.on("GET", "/health", of_error(503, "service_unavailable", "Restarting."))
+    api_with_tasks.on("GET", "/health", error_response(503, "service_unavailable", "Restarting."))
     terminal.read_until(b"Restarting. Retrying.")
     terminal.output = b""
-    api_with_tasks.on("GET", "/health", of_json({**HEALTH, "version": "1.2.4"}))
+    api_with_tasks.on("GET", "/health", json_response({**HEALTH, "version": "1.2.4"}))
     terminal.read_until(b"Sandbox 1.2.4")
     terminal.type(b"q")
     terminal.read_to_end(process)

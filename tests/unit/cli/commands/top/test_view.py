@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from doubles.recorded_task import status
+from doubles.recorded_task import task_status
 from sandbox.cli.commands.top.view import KEY_HELP, Snapshot, TopView
 
 NOW = datetime(2026, 1, 29, 10, 12, tzinfo=UTC)
@@ -30,10 +30,10 @@ def render_lines(view, width=140, height=24):
 
 
 TASKS = [
-    status("running", "fix-42", progress={**status("running")["progress"], "current_tool": "Bash"}),
-    status("pending", "6f1c6a0e-0d3c-4b6e-9a39-d4a3b1c7e001", state_message="Waiting for 8 CPUs"),
-    status("failed", "broken"),
-    status("completed", "done"),
+    task_status("running", "fix-42", progress={**task_status("running")["progress"], "current_tool": "Bash"}),
+    task_status("pending", "6f1c6a0e-0d3c-4b6e-9a39-d4a3b1c7e001", state_message="Waiting for 8 CPUs"),
+    task_status("failed", "broken"),
+    task_status("completed", "done"),
 ]
 
 
@@ -65,14 +65,14 @@ def test_selection_follows_the_task():
     view = make_view(*TASKS)
     view.move_selection(2)
     assert view.selected_id == "broken"
-    view.update(Snapshot(HEALTH, (status("running", "new"), *TASKS), 0))
+    view.update(Snapshot(HEALTH, (task_status("running", "new"), *TASKS), 0))
     assert view.selected_id == "broken"
     view.update(Snapshot(HEALTH, tuple(TASKS[:2]), 0))
     assert view.selected_id == "fix-42"
 
 
 def test_selection_stops_at_both_ends_and_scrolls():
-    tasks = [status("running", f"task-{number}") for number in range(100)]
+    tasks = [task_status("running", f"task-{number}") for number in range(100)]
     view = make_view(*tasks, missing=3)
     view.move_selection(-5)
     assert view.selected_id == "task-0"
@@ -97,7 +97,7 @@ def test_unready_or_unreachable_server_is_shown():
 
 
 def test_control_characters_in_names_are_escaped():
-    lines = render_lines(make_view(status("running", "a", name="\x1b]0;owned\x07\nnext", state_message="\x1b[2J")))
+    lines = render_lines(make_view(task_status("running", "a", name="\x1b]0;owned\x07\nnext", state_message="\x1b[2J")))
     assert all("\x1b" not in line and "\n" not in line for line in lines)
 
 
