@@ -5,7 +5,7 @@ import base64
 import errno
 import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import NamedTuple
 
@@ -29,18 +29,15 @@ from sandbox.model.events import (
     TaskFinished,
 )
 from sandbox.model.limits import FINISHERS_MAX
-from sandbox.model.manifest.schema import Secret
 from sandbox.model.retry import backoff_seconds, next_retry
 from sandbox.model.task import Task
 from sandbox.model.task_state import TaskState
 from sandbox.server.journal_scan import JournalScanner, ScanSlot
 from sandbox.server.runtime_prober import RuntimeProber
+from sandbox.server.secret_resolution import ResolveSecrets, resolve_task_secrets
 from sandbox.server.tracked_task import TrackedTask
 
 _log = logging.getLogger(__name__)
-
-ResolveSecrets = Callable[[Sequence[Secret]], Awaitable[Mapping[str, str]]]
-"""Resolves secrets to values by name. Raises SecretUnavailableError."""
 
 FindImage = Callable[[str], Image | None]
 """Finds the current image of a profile, None for the host's own /usr. Raises ImageUnusableError."""
@@ -148,15 +145,11 @@ class Launcher:
     async def _resolve_secrets(self, task: Task) -> Mapping[str, str] | Failure:
         """Return the values by name. They are sent to the runner and nowhere else."""
         try:
-            return await self._secret_resolver(task.manifest.secrets)
+            return await resolve_task_secrets(self._secret_resolver, task.manifest.secrets)
         except SecretUnavailableError as error:
             _log.warning("Secrets of task %s cannot be resolved: %s", task.id, error.detail, extra={"task_id": task.id})
             detail = error.detail if error.detail != error.message else ""
             return Failure(FailureCode.SECRET_UNAVAILABLE, error.message, detail=detail)
-        except Exception as error:
-            # Only the type: the exception's text may contain a value.
-            what = f"The secrets could not be resolved ({type(error).__name__}); check their source."
-            return Failure(FailureCode.SECRET_UNAVAILABLE, what)
 
     async def _start_pending(self, recorder: Recorder, resolved: Mapping[str, str] | Failure) -> None:
         if recorder.task.state is not TaskState.PENDING:

@@ -20,8 +20,8 @@ from sandbox.model.errors import error_reason
 from sandbox.model.limits import DEBUG_SESSION_END_SECONDS, DEBUG_SESSION_START_SECONDS, SANDBOX_TEARDOWN_SECONDS
 from sandbox.model.task import Task
 from sandbox.model.task_state import TaskState
-from sandbox.server.launcher import ResolveSecrets
 from sandbox.server.runtime_prober import RuntimeProber
+from sandbox.server.secret_resolution import ResolveSecrets, resolve_task_secrets
 from sandbox.server.tracked_task import KeyedLock
 
 _POLL_SECONDS = 0.1
@@ -229,11 +229,8 @@ class DebugSessions:
     async def _resolve_secrets(self, task: Task) -> dict[str, str]:
         """Resolve secrets for redaction only. Without them nobody may see what the agent left."""
         try:
-            return dict(await self._secret_resolver(task.manifest.secrets))
+            return await resolve_task_secrets(self._secret_resolver, task.manifest.secrets)
         except SecretUnavailableError as error:
             reason = error.detail  # only operators open terminals
-        except Exception as error:
-            # Only the type, and no exception chaining: the text may contain a value.
-            reason = f"the secrets could not be resolved ({type(error).__name__}); check their source."
         problem = f"No shell can be opened for task {task.id}. Its output could not be redacted: {reason}"
         raise UnavailableError(problem)

@@ -96,7 +96,7 @@ def test_missing_secret_fails_the_task_before_the_attempt(components):
 
     failed = asyncio.run(scenario())
     assert (failed.state, failed.failure.code) == (TaskState.FAILED, "secret_unavailable")
-    assert failed.failure.message == "Secret TOKEN is not here."
+    assert failed.failure.message == "Secret TOKEN is not available."
     assert [entry.state for entry in failed.history] == [TaskState.PENDING, TaskState.FAILED]
     assert components.runners.orders == []
     kinds = [type(record.event) for record in read_records(components.journals, "task-1")]
