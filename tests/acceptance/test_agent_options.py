@@ -59,7 +59,7 @@ def test_mcp_server_gets_its_secret_and_no_output_contains_it(machine):
     ("claude", "code", "words"),
     [
         ({"mcp_config": {"mcpServers": {"broken": {"command": "/no/such/program"}}}}, "mcp_failed", "server broken"),
-        ({"allowed_tools": ["Read", "TodoWrite", "mcp__github"]}, "tool_unknown", "tool: TodoWrite, mcp__github"),
+        ({"allowed_tools": ["Read", "TodoWrite", "mcp__github"]}, "tool_unknown", "tool named TodoWrite, mcp__github"),
     ],
 )
 def test_missing_tool_fails_the_task_before_the_first_model_request(machine, claude, code, words):

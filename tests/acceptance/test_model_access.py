@@ -23,7 +23,7 @@ IMAGE = {"type": "image", "source": {"type": "url", "url": "https://evil.example
 TOOL = {"type": "web_fetch_20250910", "name": "web_fetch"}
 ADDED = {"type": "tool_addition", "tool": {"type": "tool_definition", "definition": TOOL}}
 REASONS = (
-    (IMAGE, "A source of type url makes the model's servers reach elsewhere"),
+    (IMAGE, "A source of type url makes the model provider's servers access the network"),
     (ADDED, "The tool web_fetch_20250910 makes the model's servers reach elsewhere"),
 )
 
