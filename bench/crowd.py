@@ -25,7 +25,7 @@ from store_list import fill
 
 from doubles.live_server import TERMINAL, Deployment, make_repository, reply, wait_until
 from doubles.reconnecting_clients import ReconnectingClient
-from doubles.stand_in_agent import make_stand_in
+from doubles.stand_in_agent import make_fake_agent
 
 LINE_SECONDS, LIFE_SECONDS = 0.5, 900
 ROUNDS = 500
@@ -156,7 +156,7 @@ def main():
         world.start_git()
         world.start_model(reply())
         line = json.dumps({"type": "note", "text": "still at work"})
-        make_stand_in(world.directory / "agent", [(line, LINE_SECONDS)] * int(LIFE_SECONDS / LINE_SECONDS))
+        make_fake_agent(world.directory / "agent", [(line, LINE_SECONDS)] * int(LIFE_SECONDS / LINE_SECONDS))
         world.data_dir.mkdir(mode=0o700)
         fill(world.data_dir / "index.sqlite", finished).close()
         names = [f"crowd-{number}" for number in range(running)]

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 from doubles.leftovers import find_leftovers
 from doubles.live_server import TERMINAL, Deployment, make_repository, reply, wait_until
-from doubles.stand_in_agent import make_stand_in
+from doubles.stand_in_agent import make_fake_agent
 
 AT_ONCE = 4
 TASK_SECONDS, QUIET_SECONDS = 120, 15
@@ -120,7 +120,7 @@ def main():
             make_repository(world.repositories / "repo.git", {"README.md": "# Hi\n"})
             world.start_git()
             world.start_model(reply())
-            make_stand_in(world.directory / "agent", [("at work", 0.05)] * 4)
+            make_fake_agent(world.directory / "agent", [("at work", 0.05)] * 4)
             world.start_server(
                 PYTHONPATH=str(world.directory / "agent"),
                 SANDBOX_ACCESS_REQUESTS_PER_MINUTE="0",

@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 
 from doubles.live_server import make_repository, reply
-from doubles.stand_in_agent import make_stand_in
+from doubles.stand_in_agent import make_fake_agent
 
 DRAIN_OPERATION = "POST /api/v1/admin/drain"
 """Excluded: a drained server rejects tasks, which would affect all other requests."""
@@ -24,7 +24,7 @@ def test_responses_match_the_schema(deployment, tmp_path):
     machine.start_git()
     machine.start_model(reply())
     # Generated requests also start tasks, whose work does not matter.
-    agent = make_stand_in(tmp_path / "agent", [])
+    agent = make_fake_agent(tmp_path / "agent", [])
     machine.start_server(SANDBOX_ACCESS_REQUESTS_PER_MINUTE="0", PYTHONPATH=str(agent))
     machine.submit()
     assert machine.wait()["state"] == "completed", machine.diagnostics()

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from doubles.live_server import make_repository, wait_until
-from doubles.stand_in_agent import make_stand_in
+from doubles.stand_in_agent import make_fake_agent
 
 STEPS = [(json.dumps({"type": "assistant", "number": number}), 0.1) for number in range(30)]
 
@@ -25,7 +25,7 @@ def machine(deployment, tmp_path):
         vault.settimeout(10)
         deployment.vault = vault
         deployment.settings = {
-            "PYTHONPATH": str(make_stand_in(tmp_path / "agent", STEPS)),
+            "PYTHONPATH": str(make_fake_agent(tmp_path / "agent", STEPS)),
             "SANDBOX_SECRETS_VAULT_ADDRESS": f"http://127.0.0.1:{vault.getsockname()[1]}",
             "VAULT_TOKEN": "t",
         }

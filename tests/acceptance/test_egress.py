@@ -249,7 +249,7 @@ def test_git_reads_allowed_hosts_with_and_without_the_proxy(results):
 
 
 def test_server_first_protocol_is_relayed(results):
-    greeted = f"{fake_host.GREETING.decode().strip()}, SSH-2.0-me"
+    greeted = f"{fake_host.SERVER_BANNER.decode().strip()}, SSH-2.0-me"
     assert set(results_of(results, "ssh").values()) == {greeted}
 
 

@@ -22,7 +22,7 @@ for directory in range(10):
     for number in range(1000):
         open(f"many/{directory}/{number}", "w").close()
 """
-HOG = "x = [bytearray(64 * 1024 * 1024) for _ in range(64)]"
+FILL_MEMORY = "x = [bytearray(64 * 1024 * 1024) for _ in range(64)]"
 FORK = """
 import os, signal
 started = []
@@ -119,7 +119,7 @@ def test_server_responds_and_reports_metrics_under_resource_exhaustion(
     """Memory comes last, since the OOM killer may kill the agent."""
     fits = bash(f"dd if=/dev/zero of=filler bs=1M count=60 2>&1; {pause(6)}; rm filler")
     outputs = bash("dd if=/dev/zero bs=1M count=8 2>/dev/null | tr '\\0' 'x'")
-    hogs = (outputs, bash(FLOOD), python(FILES), python(FORK), python(HOG))
+    hogs = (outputs, bash(FLOOD), python(FILES), python(FORK), python(FILL_MEMORY))
     fills = FILLS if has_disk_limit else ()
     machine = deploy_leak_checked(fits, *fills, *hogs, reply())
     machine.submit(vm={"memory": "1G", "disk": "200M"})
@@ -146,7 +146,7 @@ def test_limit_errors_are_reported_in_gvisor(has_disk_limit, deploy_leak_checked
     require_runtime("gvisor", tmp_path / "probe")
     deployment.runtime = "gvisor"
     fills = FILLS if has_disk_limit else ()
-    machine = deploy_leak_checked(*fills, python(HOG), reply())
+    machine = deploy_leak_checked(*fills, python(FILL_MEMORY), reply())
     machine.submit(vm={"disk": "100M", "memory": "1G"})
     check_completed_or_out_of_memory(machine)
     if has_disk_limit:

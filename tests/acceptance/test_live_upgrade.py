@@ -32,20 +32,20 @@ allowed_hosts = ["github.com"]
 [retention]
 older_than = "60d"
 """
-WAIT_AT_GATE = "mkfifo /tmp/gate && read _ < /tmp/gate"
+WAIT_FOR_FIFO = "mkfifo /tmp/gate && read _ < /tmp/gate"
 # Twice: Claude Code responds itself once if the interrupted call was already in its session.
 RESUMED = (bash("cat first.txt; echo second > second.txt"),) * 2
 SCRIPTS = {
     "PLAY-FINISH": (bash("mkdir out && echo kept > out/kept.txt && echo finished > finished.txt"), reply("Finished.")),
     "PLAY-KEEP": (bash("echo preserved > preserved.txt"), Turn(faults=(Fault("error", status=400, times=99),))),
     "PLAY-RUN": (
-        bash(f"echo line-1 > lines.txt; {WAIT_AT_GATE}; echo line-2 >> lines.txt; cat lines.txt"),
+        bash(f"echo line-1 > lines.txt; {WAIT_FOR_FIFO}; echo line-2 >> lines.txt; cat lines.txt"),
         reply("Finished."),
     ),
-    "PLAY-CANCEL": (bash(f"echo begun > begun.txt; {WAIT_AT_GATE}"), reply("Finished.")),
-    "PLAY-LOSE": (bash(f"echo lost > lost.txt; {WAIT_AT_GATE}"), reply("Finished.")),
-    "PLAY-ORPHAN": (bash(WAIT_AT_GATE), reply("Finished.")),
-    "PLAY-RESUME": (bash(f"echo first > first.txt; {WAIT_AT_GATE}"), *RESUMED, reply("Both.")),
+    "PLAY-CANCEL": (bash(f"echo begun > begun.txt; {WAIT_FOR_FIFO}"), reply("Finished.")),
+    "PLAY-LOSE": (bash(f"echo lost > lost.txt; {WAIT_FOR_FIFO}"), reply("Finished.")),
+    "PLAY-ORPHAN": (bash(WAIT_FOR_FIFO), reply("Finished.")),
+    "PLAY-RESUME": (bash(f"echo first > first.txt; {WAIT_FOR_FIFO}"), *RESUMED, reply("Both.")),
     "PLAY-TALK": (reply("GOODDAY"), reply("WELLCOME")),
 }
 KILLED = ("lose", "orphan", "resume")

@@ -1,7 +1,7 @@
 """More tasks are pending than the server may open files."""
 
 from doubles.live_server import make_repository, wait_until
-from doubles.stand_in_agent import make_stand_in
+from doubles.stand_in_agent import make_fake_agent
 
 FEW_DESCRIPTORS = ("sh", "-c", 'ulimit -Sn 64 && exec "$@"', "sh")
 
@@ -12,7 +12,7 @@ def test_many_tasks_queue_under_a_low_descriptor_limit(deployment, tmp_path):
     machine.start_git()
     machine.start_model()
     machine.prefix = FEW_DESCRIPTORS
-    machine.start_server(PYTHONPATH=str(make_stand_in(tmp_path / "agent", [('{"type": "assistant"}', 300.0)])))
+    machine.start_server(PYTHONPATH=str(make_fake_agent(tmp_path / "agent", [('{"type": "assistant"}', 300.0)])))
     machine.submit("first", vm={"cpus": 16})
     for number in range(60):
         machine.submit(f"task-{number}")

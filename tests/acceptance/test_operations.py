@@ -9,7 +9,7 @@ import pytest
 
 from doubles.forked_commands import run as forked
 from doubles.live_server import make_repository
-from doubles.stand_in_agent import make_stand_in
+from doubles.stand_in_agent import make_fake_agent
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def machine(deployment, tmp_path):
     make_repository(deployment.repositories / "repo.git", {"README.md": "# Hi\n"})
     deployment.start_git()
     deployment.start_model()
-    agent = make_stand_in(tmp_path / "agent", [('{"type": "assistant"}', 600.0)])
+    agent = make_fake_agent(tmp_path / "agent", [('{"type": "assistant"}', 600.0)])
     deployment.start_server(PYTHONPATH=str(agent))
     return deployment
 

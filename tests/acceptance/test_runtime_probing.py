@@ -53,7 +53,7 @@ def test_failing_runtime_is_probed_until_it_works(deploy):
     machine = deploy("2", pause="0.5")
     rejected = machine.http.post("/api/v1/tasks", json=manifest(machine))
     assert rejected.status_code == 503
-    assert failing_probes.WHY in rejected.json()["message"]
+    assert failing_probes.FAILURE_REASON in rejected.json()["message"]
     wait_until(lambda: machine.http.get("/api/v1/health/ready").status_code == 200, 20, "the server to be ready")
     assert machine.count_probes() == 3
     health = machine.http.get("/api/v1/health").json()
@@ -84,7 +84,7 @@ def test_failing_runtime_reports_reason_and_next_probe(deploy):
         assert response.status_code == 503
         assert 1 <= int(response.headers["retry-after"]) <= 5
         assert "the next probe is at" in response.json()["message"]
-        assert failing_probes.WHY in response.json()["message"]
+        assert failing_probes.FAILURE_REASON in response.json()["message"]
     wait_until(lambda: machine.count_probes() == 2, 10, "the second probe")
     wait_until(
         lambda: machine.http.get("/api/v1/health").json()["next_probe_at"] is not None,

@@ -14,7 +14,7 @@ from doubles.live_server import bash, reply, wait_until
 from doubles.terminal_user import TerminalUser
 from sandbox.demo.model_script import Fault, Turn
 
-WAIT_AT_GATE = "mkfifo /tmp/gate && read _ < /tmp/gate"
+WAIT_FOR_FIFO = "mkfifo /tmp/gate && read _ < /tmp/gate"
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def open_terminal(deploy):
 
 
 def test_shell_shares_the_sandbox_without_disturbing_the_agent(deploy, open_terminal):
-    machine = deploy(bash(f"echo of-the-agent > note.txt; {WAIT_AT_GATE}; cat answer.txt"), reply())
+    machine = deploy(bash(f"echo of-the-agent > note.txt; {WAIT_FOR_FIFO}; cat answer.txt"), reply())
     machine.submit()
     machine.wait_for_state("running")
     wait_until(lambda: machine.status()["progress"]["current_tool"] == "Bash", what="the tool call")
@@ -195,11 +195,11 @@ def check_refused_without_redaction(server, value, open_terminal):
 
 def kill_session_runner(machine):
     [lock] = machine.data_dir.glob("tasks/task-1/attempts/*/visit.lock")
-    for runner in holders(lock):
+    for runner in processes_with_open_file(lock):
         os.kill(runner, signal.SIGKILL)
 
 
-def holders(file):
+def processes_with_open_file(file):
     """Processes that have the file open."""
     found = set()
     for descriptor in Path("/proc").glob("[0-9]*/fd/*"):

@@ -31,13 +31,13 @@ def freeze():
         (cgroup / "cgroup.procs").write_text(str(pid))
         (cgroup / "freezer.state").write_text("FROZEN")
 
-    def thaw():
+    def unfreeze():
         (cgroup / "freezer.state").write_text("THAWED")
         wait_until(lambda: not (cgroup / "cgroup.procs").read_text(), 20, "the frozen process to end")
 
-    freeze.thaw = thaw
+    freeze.thaw = unfreeze
     yield freeze
-    thaw()
+    unfreeze()
     cgroup.rmdir()
 
 

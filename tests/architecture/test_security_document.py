@@ -8,7 +8,7 @@ import pytest
 from escape import table
 from escape.attack import OWN_KERNEL, Outcome
 from escape.attack_runner import ATTACKS
-from escape.attacks_on_collection import LEFT_OUT, NOT_DELIVERED, OUT_OF_PATCH, RUNS_NOTHING, SHOWN, TRAPS
+from escape.attacks_on_collection import NOT_DELIVERED, OUT_OF_PATCH, RENAMED, RUNS_NOTHING, SKIPPED, TRAPS
 from escape.verdict import Verdict
 from escape.verdicts import CollectedOutput
 
@@ -123,9 +123,9 @@ def test_column_with_unasserted_row_is_not_written(document: str, kind: str, ver
 
 
 GOOD_PATCH = b"diff --git a/README.md b/README.md\n+changed\n"
-TRAP = {trap.must: trap for trap in reversed(TRAPS)}
+TRAPS_BY_REQUIREMENT = {trap.requirement: trap for trap in reversed(TRAPS)}
 
-HEAD = f"# left out: {TRAP[OUT_OF_PATCH].sign}\n".encode()
+HEAD = f"# left out: {TRAPS_BY_REQUIREMENT[OUT_OF_PATCH].evidence}\n".encode()
 
 
 def collected(
@@ -140,20 +140,27 @@ def collected(
         (RUNS_NOTHING, collected(), collected(is_marked=True)),
         (RUNS_NOTHING, collected(), collected(b"")),
         (
-            LEFT_OUT,
-            collected(message=f"{TRAP[LEFT_OUT].sign}: it is not a regular file"),
-            collected(message=f"{TRAP[LEFT_OUT].sign}: it is not a regular file", paths=(TRAP[LEFT_OUT].sign,)),
+            SKIPPED,
+            collected(message=f"{TRAPS_BY_REQUIREMENT[SKIPPED].evidence}: it is not a regular file"),
+            collected(
+                message=f"{TRAPS_BY_REQUIREMENT[SKIPPED].evidence}: it is not a regular file",
+                paths=(TRAPS_BY_REQUIREMENT[SKIPPED].evidence,),
+            ),
         ),
-        (LEFT_OUT, collected(message=TRAP[LEFT_OUT].sign), collected()),
+        (SKIPPED, collected(message=TRAPS_BY_REQUIREMENT[SKIPPED].evidence), collected()),
         (OUT_OF_PATCH, collected(HEAD + GOOD_PATCH), collected()),
         (OUT_OF_PATCH, collected(HEAD + GOOD_PATCH), collected(HEAD + GOOD_PATCH + HEAD)),
-        (NOT_DELIVERED, collected(), collected(paths=(TRAP[NOT_DELIVERED].sign,))),
-        (SHOWN, collected(paths=(TRAP[SHOWN].sign,)), collected(paths=(TRAP[SHOWN].sign, "out/\x1b[2J"))),
-        (SHOWN, collected(paths=(TRAP[SHOWN].sign,)), collected()),
+        (NOT_DELIVERED, collected(), collected(paths=(TRAPS_BY_REQUIREMENT[NOT_DELIVERED].evidence,))),
+        (
+            RENAMED,
+            collected(paths=(TRAPS_BY_REQUIREMENT[RENAMED].evidence,)),
+            collected(paths=(TRAPS_BY_REQUIREMENT[RENAMED].evidence, "out/\x1b[2J")),
+        ),
+        (RENAMED, collected(paths=(TRAPS_BY_REQUIREMENT[RENAMED].evidence,)), collected()),
     ],
 )
 def test_trap_is_held_only_if_the_host_met_the_requirement(
     requirement: str, good: CollectedOutput, bad: CollectedOutput
 ):
-    assert good.passes(TRAP[requirement])
-    assert not bad.passes(TRAP[requirement])
+    assert good.passes(TRAPS_BY_REQUIREMENT[requirement])
+    assert not bad.passes(TRAPS_BY_REQUIREMENT[requirement])

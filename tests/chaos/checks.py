@@ -10,7 +10,7 @@ from chaos.machine import END_SECONDS
 from chaos.oracle import MARK, DownloadedArtifact, Evidence, TaskRecord
 from doubles.leftovers import find_leftovers
 
-GONE_SECONDS = 10
+CLEANUP_SECONDS = 10
 
 
 def collect_evidence(machine, kills):
@@ -19,7 +19,7 @@ def collect_evidence(machine, kills):
     tasks = [
         _collect_task(machine, task_id, *kills.get(task_id, (None, "", b""))) for task_id in sorted(machine.submitted)
     ]
-    deadline = time.monotonic() + GONE_SECONDS
+    deadline = time.monotonic() + CLEANUP_SECONDS
     while (leftovers := find_leftovers(machine.data_dir)) and time.monotonic() < deadline:
         time.sleep(0.05)
     for path in map(Path, leftovers.get("files", ())):

@@ -56,11 +56,11 @@ class Throttle:
     def _relay(self, source, sink, is_response):
         with contextlib.suppress(OSError):
             while data := source.recv(4096):
-                sink.sendall(self._withhold(data, sink) if is_response else data)
+                sink.sendall(self._forward_or_hold(data, sink) if is_response else data)
         with contextlib.suppress(OSError):
             sink.shutdown(socket.SHUT_WR)
 
-    def _withhold(self, data, sink):
+    def _forward_or_hold(self, data, sink):
         passed, self._left = data[: self._left], max(0, self._left - len(data))
         if len(passed) < len(data):
             sink.sendall(passed)

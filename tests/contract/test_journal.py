@@ -14,7 +14,7 @@ from sandbox.interfaces.journal import JournalBusyError
 from sandbox.journal.journals import FileJournals
 from sandbox.model import events as e
 
-AT = datetime(2026, 1, 29, 10, 10, 15, tzinfo=UTC)
+TIMESTAMP = datetime(2026, 1, 29, 10, 10, 15, tzinfo=UTC)
 
 
 @pytest.fixture(params=[FileJournals])
@@ -42,25 +42,25 @@ def open_writer(journals, task_id="task-1"):
 def test_records_are_numbered_and_visible_at_once(journals):
     with open_writer(journals) as writer:
         assert writer.last_seq == 0
-        first = writer.append(line("one"), at=AT, durable=True)
+        first = writer.append(line("one"), at=TIMESTAMP, durable=True)
         batch = journals.read("task-1")
         assert (list(batch.records), first.seq, first.epoch, writer.last_seq) == ([first], 1, 1, 1)
 
-        writer.append(line("two"), at=AT)
+        writer.append(line("two"), at=TIMESTAMP)
         assert texts(journals.read("task-1", batch.next_offset)) == ["two"]
 
 
 def test_each_writer_has_a_new_epoch(journals):
     for epoch in (1, 2, 3):
         writer = journals.create("task-1") if epoch == 1 else journals.open("task-1")
-        record = writer.append(line("x"), at=AT)
+        record = writer.append(line("x"), at=TIMESTAMP)
         assert (record.seq, record.epoch) == (epoch, epoch)
         writer.close()
 
 
 def test_second_create_of_a_journal_fails(journals):
     with open_writer(journals) as writer:
-        writer.append(line("x"), at=AT)
+        writer.append(line("x"), at=TIMESTAMP)
         with pytest.raises(FileExistsError):
             journals.create("task-1")
     with pytest.raises(FileExistsError):
@@ -74,14 +74,14 @@ def test_journal_without_records_is_not_listed(journals):
     assert journals.task_ids() == []
 
     with open_writer(journals) as writer:
-        writer.append(line("x"), at=AT)
+        writer.append(line("x"), at=TIMESTAMP)
 
     assert journals.task_ids() == ["task-1"]
 
 
 def test_second_writer_is_rejected(journals):
     with open_writer(journals) as writer:
-        writer.append(line("x"), at=AT)
+        writer.append(line("x"), at=TIMESTAMP)
         assert journals.is_locked("task-1")
         with pytest.raises(JournalBusyError):
             journals.open("task-1")
@@ -97,9 +97,9 @@ def test_close_is_idempotent(journals):
 
 def test_read_is_bounded_by_bytes_max(journals):
     with open_writer(journals) as writer:
-        writer.append(line("short"), at=AT)
-        writer.append(line("long" * 50_000), at=AT)
-        writer.append(line("end"), at=AT)
+        writer.append(line("short"), at=TIMESTAMP)
+        writer.append(line("long" * 50_000), at=TIMESTAMP)
+        writer.append(line("end"), at=TIMESTAMP)
 
     first = journals.read("task-1", bytes_max=1000)
     second = journals.read("task-1", first.next_offset, bytes_max=1000)
@@ -115,14 +115,14 @@ def test_read_can_start_at_any_record(journals):
     with open_writer(journals) as writer:
         assert journals.find_offset("task-1", 1) == 0
         for text in ("one", "two" * 50_000, "three"):
-            writer.append(line(text), at=AT)
+            writer.append(line(text), at=TIMESTAMP)
         offsets = [journals.find_offset("task-1", seq) for seq in (1, 2, 3, 4, 99)]
         first_texts = [texts(journals.read("task-1", offset))[0] for offset in offsets[:3]]
         assert first_texts == ["one", "two" * 50_000, "three"]
         assert offsets[0] == 0
         assert offsets[3:] == [journals.read("task-1").next_offset] * 2
 
-        writer.append(line("four"), at=AT)
+        writer.append(line("four"), at=TIMESTAMP)
         assert texts(journals.read("task-1", offsets[3])) == ["four"]
 
 
@@ -144,7 +144,7 @@ def test_invalid_task_id_is_not_found(journals, tmp_path, task_id):
 @pytest.mark.parametrize("task_id", ["a", "Fix-42_b.c", "0" * 128])
 def test_valid_task_id_is_accepted(journals, task_id):
     with open_writer(journals, task_id) as writer:
-        writer.append(line("x"), at=AT)
+        writer.append(line("x"), at=TIMESTAMP)
     assert journals.task_ids() == [task_id]
 
 
@@ -158,9 +158,9 @@ def test_unknown_task_has_no_journal(journals):
 
 def test_unrelated_files_are_not_listed(journals, tmp_path):
     with open_writer(journals, "b") as writer:
-        writer.append(line("x"), at=AT)
+        writer.append(line("x"), at=TIMESTAMP)
     with open_writer(journals, "a") as writer:
-        writer.append(line("x"), at=AT)
+        writer.append(line("x"), at=TIMESTAMP)
     (tmp_path / "tasks" / "file").write_text("x")
     (tmp_path / "tasks" / "empty").mkdir()
 
@@ -169,7 +169,7 @@ def test_unrelated_files_are_not_listed(journals, tmp_path):
 
 def test_directory_in_place_of_records_is_listed(journals, tmp_path):
     with open_writer(journals, "a") as writer:
-        writer.append(line("x"), at=AT)
+        writer.append(line("x"), at=TIMESTAMP)
     (tmp_path / "tasks" / "b" / "journal" / "records").mkdir(parents=True)
 
     assert journals.task_ids() == ["a", "b"]
@@ -179,7 +179,7 @@ def test_directory_in_place_of_records_is_listed(journals, tmp_path):
 
 def test_files_are_accessible_to_the_owner_only(journals, tmp_path):
     with open_writer(journals) as writer:
-        writer.append(line("x"), at=AT)
+        writer.append(line("x"), at=TIMESTAMP)
     for path in (tmp_path / "tasks").rglob("*"):
         assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path
 
@@ -209,14 +209,14 @@ def file_size_limit(size_bytes):
 
 def test_record_that_does_not_fit_is_removed(journals):
     with open_writer(journals) as writer:
-        writer.append(line("one"), at=AT)
+        writer.append(line("one"), at=TIMESTAMP)
         end = journals.read("task-1").next_offset
         with file_size_limit(end + 100), pytest.raises(OSError, match="File too large"):
-            writer.append(line("x" * 5000), at=AT)
+            writer.append(line("x" * 5000), at=TIMESTAMP)
 
         assert writer.last_seq == 1
         assert texts(journals.read("task-1")) == ["one"]
-        assert writer.append(line("two"), at=AT).seq == 2
+        assert writer.append(line("two"), at=TIMESTAMP).seq == 2
         assert texts(journals.read("task-1")) == ["one", "two"]
 
 
@@ -225,12 +225,12 @@ def test_record_that_cannot_be_flushed_is_removed(journals, monkeypatch):
         raise OSError(5, "Input/output error")
 
     with open_writer(journals) as writer:
-        writer.append(line("one"), at=AT)
+        writer.append(line("one"), at=TIMESTAMP)
         with monkeypatch.context() as patched:
             patched.setattr(os, "fdatasync", refuse)
             with pytest.raises(OSError, match="Input/output"):
-                writer.append(line("lost"), at=AT, durable=True)
-        assert writer.append(line("two"), at=AT).seq == 2
+                writer.append(line("lost"), at=TIMESTAMP, durable=True)
+        assert writer.append(line("two"), at=TIMESTAMP).seq == 2
         assert texts(journals.read("task-1")) == ["one", "two"]
 
 
@@ -239,15 +239,15 @@ def test_next_append_repeats_a_failed_cleanup(journals, monkeypatch):
         raise OSError(5, "Input/output error")
 
     with open_writer(journals) as writer:
-        writer.append(line("one"), at=AT)
+        writer.append(line("one"), at=TIMESTAMP)
         with monkeypatch.context() as patched:
             patched.setattr(os, "fdatasync", refuse)
             patched.setattr(os, "ftruncate", refuse)
             with pytest.raises(OSError, match="Input/output"):
-                writer.append(line("lost"), at=AT, durable=True)
+                writer.append(line("lost"), at=TIMESTAMP, durable=True)
             with pytest.raises(OSError, match="Input/output"):
-                writer.append(line("lost"), at=AT)
-        assert writer.append(line("two"), at=AT).seq == 2
+                writer.append(line("lost"), at=TIMESTAMP)
+        assert writer.append(line("two"), at=TIMESTAMP).seq == 2
         assert texts(journals.read("task-1")) == ["one", "two"]
 
 
@@ -297,7 +297,7 @@ def test_discarded_journal_is_removed_and_can_be_recreated(journals, tmp_path):
     journals.discard("task-1", writer)
     assert task_files(tmp_path) == []
     with open_writer(journals) as writer:
-        writer.append(line("x"), at=AT)
+        writer.append(line("x"), at=TIMESTAMP)
     assert journals.task_ids() == ["task-1"]
 
 
@@ -308,7 +308,7 @@ def test_discard_keeps_a_journal_created_meanwhile(journals, tmp_path, monkeypat
     def create_before_rmdir(directory):
         if not new_writers:
             new_writers.append(journals.create("task-1"))
-            new_writers[0].append(line("x"), at=AT)
+            new_writers[0].append(line("x"), at=TIMESTAMP)
         rmdir(directory)
 
     monkeypatch.setattr(Path, "rmdir", create_before_rmdir)
@@ -322,7 +322,7 @@ def test_discard_keeps_a_journal_created_in_its_place(journals, tmp_path):
     discarded = journals.create("task-1")
     shutil.rmtree(tmp_path / "tasks" / "task-1")
     with open_writer(journals) as writer:
-        writer.append(line("x"), at=AT)
+        writer.append(line("x"), at=TIMESTAMP)
         journals.discard("task-1", discarded)
         assert texts(journals.read("task-1")) == ["x"]
 
@@ -330,8 +330,8 @@ def test_discard_keeps_a_journal_created_in_its_place(journals, tmp_path):
 def test_event_that_cannot_be_encoded_is_not_written(journals):
     with open_writer(journals) as writer:
         with pytest.raises(UnicodeEncodeError):
-            writer.append(e.ErrorReported("x", "\ud800"), at=AT)
-        assert writer.append(line("one"), at=AT).seq == 1
+            writer.append(e.ErrorReported("x", "\ud800"), at=TIMESTAMP)
+        assert writer.append(line("one"), at=TIMESTAMP).seq == 1
 
 
 def test_sync_without_new_records_does_not_flush(journals, monkeypatch):
@@ -340,19 +340,19 @@ def test_sync_without_new_records_does_not_flush(journals, monkeypatch):
         monkeypatch.setattr(os, "fdatasync", flushed.append)
         writer.sync()
         assert len(flushed) == 0
-        writer.append(line("x"), at=AT)
+        writer.append(line("x"), at=TIMESTAMP)
         assert len(flushed) == 0
         writer.sync()
         writer.sync()
         assert len(flushed) == 1
-        writer.append(line("x"), at=AT, durable=True)
+        writer.append(line("x"), at=TIMESTAMP, durable=True)
         writer.sync()
         assert len(flushed) == 2
 
 
 def test_open_flushes_records_of_a_dead_writer(journals, monkeypatch):
     with open_writer(journals) as writer:
-        writer.append(line("written, perhaps not on disk"), at=AT)
+        writer.append(line("written, perhaps not on disk"), at=TIMESTAMP)
     flushed = []
     monkeypatch.setattr(os, "fdatasync", flushed.append)
     writer = journals.open("task-1")

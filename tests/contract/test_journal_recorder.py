@@ -13,7 +13,7 @@ from sandbox.model.errors import Failure, FailureCode
 from sandbox.model.events import Artifact
 from sandbox.model.state_machine import IllegalEventError
 
-AT = datetime(2026, 1, 29, 10, 10, 15, tzinfo=UTC)
+TIMESTAMP = datetime(2026, 1, 29, 10, 10, 15, tzinfo=UTC)
 TO_RUNNING = (
     e.TaskSubmitted("task-1", manifest()),
     e.AttemptStarted("abcdefghijkl", "bubblewrap", "here"),
@@ -27,7 +27,7 @@ ARTIFACT = Artifact("a.md", "a.md", 1, "text/markdown", "sha256:" + "0" * 64)
 @pytest.fixture
 def running(tmp_path):
     writer = FileJournals(tmp_path).create("task-1")
-    recorder = Recorder(writer, None, lambda: AT)
+    recorder = Recorder(writer, None, lambda: TIMESTAMP)
     for event in TO_RUNNING:
         recorder.record(event)
     yield recorder
@@ -38,7 +38,7 @@ def test_state_changes_are_flushed(tmp_path, monkeypatch):
     flushed = []
     monkeypatch.setattr(os, "fdatasync", flushed.append)
     writer = FileJournals(tmp_path).create("task-1")
-    recorder = Recorder(writer, None, lambda: AT)
+    recorder = Recorder(writer, None, lambda: TIMESTAMP)
     for count, event in enumerate((*TO_RUNNING, e.AgentExited(0, {"is_error": False}), e.TaskFinished()), 1):
         recorder.record(event)
         assert len(flushed) == count

@@ -234,7 +234,7 @@ def test_durable_record_is_flushed_despite_a_concurrent_flush(journals, monkeypa
         assert len(flushed) == 2
 
 
-class ForgetfulDisk:
+class FailingPageCache:
     """A kernel page cache: data of a failed flush counts as written, and the error is reported once."""
 
     def __init__(self, monkeypatch, refusals):
@@ -273,7 +273,7 @@ def test_durable_record_is_stored_despite_a_failed_concurrent_flush(
     with closing(journals.open("task-1")) as writer:
         writer.sync()
         start = records.stat().st_size
-        disk = ForgetfulDisk(monkeypatch, refusals=1)
+        disk = FailingPageCache(monkeypatch, refusals=1)
         write = os.write
 
         def write_while_another_flushes(descriptor, data):
@@ -298,7 +298,7 @@ def test_retries_on_a_failing_disk_rewrite_one_chunk_each(journals, tmp_path, mo
         for _ in range(10):
             writer.append(e.Output.from_bytes("stdout", b"x" * 2000), at=datetime.now(UTC))
     with closing(journals.open("task-1")) as writer:
-        disk, written = ForgetfulDisk(monkeypatch, refusals=5), []
+        disk, written = FailingPageCache(monkeypatch, refusals=5), []
         pwrite = os.pwrite
 
         def record_pwrite(descriptor, data, offset):
@@ -320,7 +320,7 @@ def test_partial_rewrite_is_continued(journals, tmp_path, monkeypatch):
     with closing(journals.open("task-1")) as writer:
         for _ in range(10):
             writer.append(e.Output.from_bytes("stdout", b"x" * 2000), at=datetime.now(UTC))
-        disk, flush = ForgetfulDisk(monkeypatch, refusals=1), os.fdatasync
+        disk, flush = FailingPageCache(monkeypatch, refusals=1), os.fdatasync
         flushes = []
 
         def fail_periodically(descriptor):
@@ -346,7 +346,7 @@ def test_record_after_a_truncated_one_is_not_assumed_flushed(journals, tmp_path,
     records = tmp_path / "tasks" / "task-1" / "journal" / "records"
     with closing(journals.open("task-1")) as writer:
         writer.append(e.ErrorReported("first", ""), at=datetime.now(UTC))
-        disk, flush = ForgetfulDisk(monkeypatch, refusals=1), os.fdatasync
+        disk, flush = FailingPageCache(monkeypatch, refusals=1), os.fdatasync
         with pytest.raises(OSError, match="Input/output"):
             writer.sync()
         outcomes = iter([False, True])

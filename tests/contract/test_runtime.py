@@ -227,10 +227,10 @@ def test_cancelled_start_leaves_no_processes(runtime: Runtime, disk: Path):
             await asyncio.gather(start, return_exceptions=True)
         assert not processes_of(sandbox.handle)
 
-    before = Traces.of_this_process().children
+    before = HostState.of_this_process().children
     for number in range(10):
         asyncio.run(scenario(number))
-    assert Traces.of_this_process().children == before
+    assert HostState.of_this_process().children == before
 
 
 def test_orphans_end_with_the_command(runtime: Runtime, disk: Path):
@@ -473,14 +473,14 @@ def test_stats_report_usage(runtime: Runtime, disk: Path, limits: frozenset[str]
 
 def test_concurrent_sandboxes_leave_nothing(runtime: Runtime, disk: Path):
     async def scenario() -> None:
-        before = Traces.of_this_process()
+        before = HostState.of_this_process()
         disks = [disk / str(number) for number in range(5)]
         script = ["/bin/bash", "-c", "cat /etc/hostname; sleep 0.2"]
         exits = await asyncio.gather(*(run_once(runtime, item, script) for item in disks))
         assert [end.code for end in exits] == [0] * 5
         attempt_ids = {end.output.strip() for end in exits}
         assert len(attempt_ids) == 5
-        assert Traces.of_this_process() == before
+        assert HostState.of_this_process() == before
         assert not attempt_ids & set(runtime.attempt_ids())
 
     asyncio.run(scenario())
@@ -500,7 +500,7 @@ def test_listeners_close_with_the_sandbox(runtime: Runtime, disk: Path):
     asyncio.run(scenario())
 
 
-class Traces(msgspec.Struct, frozen=True):
+class HostState(msgspec.Struct, frozen=True):
     """Resources of this process and the machine that a sandbox could leak."""
 
     descriptors: int
@@ -508,7 +508,7 @@ class Traces(msgspec.Struct, frozen=True):
     mounts: int
 
     @classmethod
-    def of_this_process(cls) -> "Traces":
+    def of_this_process(cls) -> "HostState":
         children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
         mounts = Path("/proc/self/mountinfo").read_text().count("\n")
         return cls(len(list(Path("/proc/self/fd").iterdir())), [int(pid) for pid in children], mounts)
@@ -519,11 +519,11 @@ def processes_of(handle: SandboxHandle) -> list[int]:
     pids = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
-            pids += [int(entry.name)] if _belongs(entry, handle) else []
+            pids += [int(entry.name)] if _is_process_of(entry, handle) else []
     return pids
 
 
-def _belongs(process: Path, handle: SandboxHandle) -> bool:
+def _is_process_of(process: Path, handle: SandboxHandle) -> bool:
     try:
         status = (process / "status").read_text()
         command_line = (process / "cmdline").read_bytes()

@@ -184,7 +184,7 @@ def test_command_output_can_be_inherited_and_not_reopened(runtime: Runtime, disk
     assert result.errors.count("No such device or address") == 2
 
 
-_SPY = """for name in environ mem fd/0 exe; do head -c 0 /proc/$$/$name && echo $name; done
+_INSPECT_PROCESSES = """for name in environ mem fd/0 exe; do head -c 0 /proc/$$/$name && echo $name; done
     head -c 0 $0 && echo itself; :"""
 
 
@@ -194,7 +194,7 @@ def test_memory_of_an_unreadable_program_is_protected(runtime: Runtime, disk: Pa
 
     async def scenario(program: str) -> str:
         async with ready_sandbox(runtime, disk, programs={unreadable: "/opt/agent/hidden"}) as sandbox:
-            return (await run_in(sandbox, [program, "-c", _SPY, program])).output
+            return (await run_in(sandbox, [program, "-c", _INSPECT_PROCESSES, program])).output
 
     readable = asyncio.run(scenario("/opt/agent/hidden")).split()
     # gVisor runs only readable programs and reports this in its probe. The memory is protected anyway.

@@ -274,18 +274,18 @@ def scripted_dependencies(script, journals):
 
 
 class FakeDiskReserve:
-    is_allocated, given_back = False, 0
+    is_allocated, release_count = False, 0
 
     def __init__(self):
-        self.on_given_back = lambda: None
+        self.on_released = lambda: None
 
     def allocate(self):
         self.is_allocated = True
 
     def release(self):
         was_allocated, self.is_allocated = self.is_allocated, False
-        self.given_back += was_allocated
-        self.on_given_back()
+        self.release_count += was_allocated
+        self.on_released()
         return was_allocated
 
 

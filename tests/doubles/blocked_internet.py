@@ -62,7 +62,7 @@ class BlockedInternet:
         _run(*self.server_prefix, "ip", "route", "add", "default", "via", INTERNET_ADDRESS)
         for address in (METADATA_ADDRESS, PUBLIC_ADDRESS, PRIVATE_ADDRESS):
             _run(*self.internet_prefix, "ip", "address", "add", f"{address}/32", "dev", "lo")
-        self._sniffer = threading.Thread(target=self._sniff, args=(f"/proc/{internet}/ns/net",))
+        self._sniffer = threading.Thread(target=self._capture_packets, args=(f"/proc/{internet}/ns/net",))
         self._sniffer.start()
         return self
 
@@ -81,7 +81,7 @@ class BlockedInternet:
             return True
         return False
 
-    def _sniff(self, namespace):
+    def _capture_packets(self, namespace):
         with in_namespace(namespace):
             wire = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(0x0003))
             wire.bind(("wire1", 0x0003))

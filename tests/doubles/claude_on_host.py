@@ -52,7 +52,7 @@ class ClaudeOnHost:
             text = re.sub(rf"^{sandbox_path}(?=/|$)", str(host_location), text)
         return text
 
-    def scrub(self, data):
+    def anonymize(self, data):
         """Replace host paths in the output of a run by paths in a sandbox."""
         names = [
             (self.workspace, SANDBOX_WORKSPACE),

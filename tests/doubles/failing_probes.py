@@ -16,7 +16,7 @@ from sandbox.runtimes import probe as runtimes_probe
 from sandbox.runtimes.bubblewrap import BubblewrapRuntime
 from sandbox.server import runtime_prober
 
-WHY = "the machine was busy"
+FAILURE_REASON = "the machine was busy"
 
 
 class FailingRuntime(BubblewrapRuntime):
@@ -27,7 +27,7 @@ class FailingRuntime(BubblewrapRuntime):
         count = len(log.read_text().splitlines())
         failing, _, outcome = os.environ["FAILING_PROBES"].partition(" ")
         if failing == "always" or count <= int(failing):
-            return RuntimeProbe("bubblewrap", is_available=False, tier="namespaces", strength=10, remedy=WHY)
+            return RuntimeProbe("bubblewrap", is_available=False, tier="namespaces", strength=10, remedy=FAILURE_REASON)
         if outcome == "hangs":
             runtimes_probe._run_true = self._hang
         return await super().probe()

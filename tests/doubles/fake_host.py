@@ -15,7 +15,7 @@ import threading
 from pathlib import Path
 
 COMMIT = "1234567890123456789012345678901234567890"
-GREETING = b"SSH-2.0-played\r\n"
+SERVER_BANNER = b"SSH-2.0-played\r\n"
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -60,9 +60,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         pass
 
 
-class _Greeter(socketserver.BaseRequestHandler):
+class _BannerHandler(socketserver.BaseRequestHandler):
     def handle(self):
-        self.request.sendall(GREETING)
+        self.request.sendall(SERVER_BANNER)
         while data := self.request.recv(1000):
             self.request.sendall(data)
 
@@ -72,7 +72,7 @@ def main():
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
     socketserver.ThreadingTCPServer.daemon_threads = True
-    servers = [socketserver.ThreadingTCPServer((address, 22), _Greeter)]
+    servers = [socketserver.ThreadingTCPServer((address, 22), _BannerHandler)]
     for port in (80, 8080, 443, 8443):
         server = http.server.ThreadingHTTPServer((address, port), _Handler)
         if port in (443, 8443):

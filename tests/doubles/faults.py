@@ -91,12 +91,12 @@ def small_file_system(directory, size_bytes):
         image.unlink()
 
 
-def fill_file_system(directory, *, but_bytes=0):
+def fill_file_system(directory, *, free_bytes=0):
     """Fill a file system except for `but_bytes`; return the file that uses the space."""
     filler = directory / "ballast"
     with filler.open("wb", buffering=0) as file:
         for piece_bytes in (1 << 20, 1 << 16, 4096):
-            while _free_bytes(directory) - but_bytes >= piece_bytes:
+            while _free_bytes(directory) - free_bytes >= piece_bytes:
                 try:
                     os.posix_fallocate(file.fileno(), os.fstat(file.fileno()).st_size, piece_bytes)
                 except OSError:

@@ -12,7 +12,7 @@ import httpx
 from doubles.faults import failed_calls, injected_fault
 from doubles.leftovers import find_leftovers
 from doubles.live_server import TERMINAL, Deployment, make_repository, reply, wait_until
-from doubles.stand_in_agent import make_stand_in
+from doubles.stand_in_agent import make_fake_agent
 from sandbox.journal.extent import measure_extent
 
 STEPS = [(json.dumps({"type": "assistant", "number": number}), 0.01) for number in range(5)]
@@ -29,7 +29,7 @@ class FaultHarness:
         make_repository(self.machine.repositories / "repo.git", {"README.md": "hello\n"})
         self.machine.start_git()
         self.machine.start_model(reply())
-        self.environment = {"PYTHONPATH": str(make_stand_in(self.machine.directory / "agent", steps)), **environment}
+        self.environment = {"PYTHONPATH": str(make_fake_agent(self.machine.directory / "agent", steps)), **environment}
         self.machine.start_server(**self.environment)
         self.slowest_seconds = 0.0
         self.final_statuses = {}

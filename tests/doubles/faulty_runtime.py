@@ -49,22 +49,22 @@ class RuntimeFaults:
 class FaultySandbox:
     """A sandbox whose command runs until it gets a signal."""
 
-    def __init__(self, handle: SandboxHandle, lies: RuntimeFaults) -> None:
+    def __init__(self, handle: SandboxHandle, faults: RuntimeFaults) -> None:
         self.handle = handle
         self.listeners = cast("Listeners", None)  # for gateways that are doubles too
-        self.slow_reason = lies.slow_reason
-        self._lies = lies
+        self.slow_reason = faults.slow_reason
+        self._faults = faults
         self._readers = (StreamReader(), StreamReader())
         self._exit: asyncio.Future[ExitStatus] = asyncio.get_running_loop().create_future()
 
     async def start(self, command: Command) -> tuple[StreamReader, StreamReader]:
-        self._lies.calls.append("start")
-        if self._lies.start_hangs:
+        self._faults.calls.append("start")
+        if self._faults.start_hangs:
             await asyncio.Event().wait()
-        if self._lies.start_error:
-            raise AttemptError(FailureCode.PROVISION_FAILED, self._lies.start_error)
+        if self._faults.start_error:
+            raise AttemptError(FailureCode.PROVISION_FAILED, self._faults.start_error)
         self._readers[0].feed_data(b"half a line")
-        if self._lies.dies_silently:
+        if self._faults.dies_silently:
             asyncio.get_running_loop().call_later(0.05, self._end, None)
         return self._readers
 
@@ -72,13 +72,13 @@ class FaultySandbox:
         raise AttemptError(FailureCode.SANDBOX_LOST, "No terminals.")
 
     async def signal(self, signal_number: int) -> None:
-        self._lies.calls.append(signal.Signals(signal_number).name)
-        if not self._lies.slow_stop_seconds:
+        self._faults.calls.append(signal.Signals(signal_number).name)
+        if not self._faults.slow_stop_seconds:
             self._end(128 + signal_number)
 
     async def kill(self) -> None:
-        self._lies.calls.append("kill")
-        asyncio.get_running_loop().call_later(self._lies.slow_stop_seconds, self._end, 128 + signal.SIGKILL)
+        self._faults.calls.append("kill")
+        asyncio.get_running_loop().call_later(self._faults.slow_stop_seconds, self._end, 128 + signal.SIGKILL)
 
     async def wait(self) -> ExitStatus:
         return await asyncio.shield(self._exit)
@@ -105,8 +105,8 @@ class FaultyRuntime:
     name = "lying"
     tier = "namespaces"
 
-    def __init__(self, lies: RuntimeFaults) -> None:
-        self._lies = lies
+    def __init__(self, faults: RuntimeFaults) -> None:
+        self._faults = faults
 
     async def probe(self) -> RuntimeProbe:
         return RuntimeProbe(self.name, is_available=True, tier=self.tier, strength=0)
@@ -115,18 +115,18 @@ class FaultyRuntime:
         return SandboxHandle(self.name, attempt_id)
 
     async def create(self, handle: SandboxHandle, spec: SandboxSpec) -> FaultySandbox:
-        self._lies.calls.append("create")
-        if self._lies.create_hangs:
+        self._faults.calls.append("create")
+        if self._faults.create_hangs:
             await asyncio.Event().wait()
-        return FaultySandbox(handle, self._lies)
+        return FaultySandbox(handle, self._faults)
 
     @asynccontextmanager
     async def confine(self, handle: SandboxHandle, spec: ConfinementSpec) -> AsyncIterator[NoConfinement]:
         yield NoConfinement()
 
     async def destroy(self, handle: SandboxHandle, disk: Path | None) -> None:
-        self._lies.calls.append("destroy")
-        await asyncio.sleep(self._lies.slow_destroy_seconds)
+        self._faults.calls.append("destroy")
+        await asyncio.sleep(self._faults.slow_destroy_seconds)
 
     def attempt_ids(self) -> Sequence[str]:
         return ()

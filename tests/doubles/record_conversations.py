@@ -96,7 +96,7 @@ async def record(turns, branches=None, claude=None, environment=None, on_line=No
         async with ScriptedModel(Script(turns, branches or {})) as model:
             result = await outside.run(model.url, environment=environment, on_line=on_line, **(claude or {}))
         stdout, stderr = (
-            outside.scrub(data).replace(_host(model.url), _host(MODEL_URL))
+            outside.anonymize(data).replace(_host(model.url), _host(MODEL_URL))
             for data in (b"".join(result.lines), result.stderr)
         )
         return stdout, result.exit_code, stderr.decode()

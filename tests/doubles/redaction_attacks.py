@@ -182,12 +182,12 @@ def as_base64(value: str, before: int, url_safe: bool) -> str:
 
 
 @st.composite
-def letters_of_attack(draw: st.DrawFn, value: str) -> list[bytes]:
+def encode_characters(draw: st.DrawFn, value: str) -> list[bytes]:
     """A random encoding of the value, as the encoding of each letter (of the base64 text, if used)."""
     kind = draw(st.sampled_from(["escaped", "escaped", "base64", "hex", "noise"]))
     letters = list(value)
     if kind == "noise":
-        letters = noisy_letters(value, draw(st.integers(0, 1 << 32)))
+        letters = characters_with_noise(value, draw(st.integers(0, 1 << 32)))
     elif kind == "base64":
         text = draw(st.sampled_from([str, escape_json]))(value)
         letters = list(as_base64(text, draw(st.integers(0, 2)), draw(st.booleans())))
@@ -202,15 +202,15 @@ def letters_of_attack(draw: st.DrawFn, value: str) -> list[bytes]:
 
 def attack(value: str) -> st.SearchStrategy[bytes]:
     """The value in a random encoding."""
-    return letters_of_attack(value).map(b"".join)
+    return encode_characters(value).map(b"".join)
 
 
 def with_noise(text: str, seed: int) -> str:
     """The text with invisible characters after random letters."""
-    return "".join(noisy_letters(text, seed))
+    return "".join(characters_with_noise(text, seed))
 
 
-def noisy_letters(text: str, seed: int) -> list[str]:
+def characters_with_noise(text: str, seed: int) -> list[str]:
     """Not within escapes in the value itself, which noise could create or destroy."""
     rng = random.Random(seed)
     protected = {index for match in OWN_ESCAPE.finditer(text) for index in range(match.start(1), match.end(1) - 1)}

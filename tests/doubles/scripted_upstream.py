@@ -42,7 +42,7 @@ class ScriptedUpstream:
     def base_url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    async def attend(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def handle_connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         number, self.connections = self.connections, self.connections + 1
         try:
             while request := await _read_request(reader, number):
@@ -61,10 +61,10 @@ async def scripted_upstream(script: Script, tls: SSLContext | None = None) -> As
     upstream = ScriptedUpstream(script)
     tasks: set[asyncio.Task[None]] = set()
 
-    def attend(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        tasks.add(asyncio.ensure_future(upstream.attend(reader, writer)))
+    def handle_connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        tasks.add(asyncio.ensure_future(upstream.handle_connection(reader, writer)))
 
-    server = await asyncio.start_server(attend, "127.0.0.1", 0, ssl=tls)
+    server = await asyncio.start_server(handle_connection, "127.0.0.1", 0, ssl=tls)
     upstream.port = server.sockets[0].getsockname()[1]
     try:
         yield upstream

@@ -28,12 +28,12 @@ RESULT = {
 }
 
 
-def make_stand_in(directory: Path, steps: Iterable[tuple[str, float]]) -> Path:
+def make_fake_agent(directory: Path, steps: Iterable[tuple[str, float]]) -> Path:
     """An agent that prints each line, waits for its seconds, and reports success."""
     return _install(directory, _program([(json.dumps(INIT), 0.0), *steps, (json.dumps(RESULT), 0.0)]))
 
 
-def make_python_stand_in(directory: Path, program: str) -> Path:
+def make_python_fake_agent(directory: Path, program: str) -> Path:
     """An agent that runs the Python program at this path in the sandbox, with Claude Code's arguments."""
     words = (b"/usr/bin/python3\0", program.encode() + b"\0")
     size = len(_exec_python(0, 0)) + len(_exit())
@@ -83,14 +83,16 @@ def _exec_python(python: int, program: int) -> bytes:
     return environment + arguments + b"\x48\x89\xe6" + struct.pack("<BIBI", 0xBF, python, 0xB8, _EXECUTE) + b"\x0f\x05"
 
 
-def _copy_session_id(*places: int) -> bytes:
+def _copy_session_id(*addresses: int) -> bytes:
     """Find the value of the session option, and copy it to each address."""
     seek = b"\x48\x89\xe3\x48\x83\xc3\x08"  # rbx: the arguments
     look = b"\x48\x8b\x33\x48\x83\xc3\x08\x48\x8b\x06\x48\xba" + _OPTION[:8] + b"\x48\x39\xd0"
     look += b"\x75" + struct.pack("b", -len(look) - 2)
     look += b"\x81\x7e\x08" + _OPTION[8:12]
     look += b"\x75" + struct.pack("b", -len(look) - 2)
-    copies = [b"\x48\x8b\x33" + struct.pack("<BIBI", 0xBF, place, 0xB9, len(SESSION)) + b"\xf3\xa4" for place in places]
+    copies = [
+        b"\x48\x8b\x33" + struct.pack("<BIBI", 0xBF, place, 0xB9, len(SESSION)) + b"\xf3\xa4" for place in addresses
+    ]
     return seek + look + b"".join(copies)
 
 

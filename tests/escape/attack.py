@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from escape.host_watch import WITNESSES
+from escape.host_watch import OBSERVERS
 
 OWN_KERNEL = ("gvisor", "qemu")
 """Runtimes whose sandboxes have their own kernel, so an attack it allows can stay inside."""
@@ -46,7 +46,7 @@ class Attack:
 
     name: str
     attack: str
-    twin: str
+    control: str
     refused_by: tuple[str, ...] = DENIED
     inside: tuple[str, ...] = ()
     unchanged: tuple[str, ...] = ()
@@ -56,7 +56,7 @@ class Attack:
     def __post_init__(self):
         assert set(self.inside) <= set(OWN_KERNEL), f"{self.name}: only {OWN_KERNEL} have their own kernel"
         assert self.unchanged or not self.inside, f"{self.name}: missing witness on the host"
-        assert set(self.unchanged) <= set(WITNESSES), f"{self.name}: unknown witness"
+        assert set(self.unchanged) <= set(OBSERVERS), f"{self.name}: unknown witness"
         assert "ENOENT" not in self.refused_by or self.host_paths, f"{self.name}: missing host_paths"
         assert self.refused_by, f"{self.name}: missing refused_by"
 

@@ -23,7 +23,7 @@ from doubles.blocked_internet import (
 from doubles.leftovers import host_process
 from doubles.live_server import ORGANISATION, SERVER_KEY, TERMINAL, Deployment, make_repository, reply
 from doubles.network_namespace import in_namespace
-from doubles.stand_in_agent import INIT, RESULT, make_python_stand_in
+from doubles.stand_in_agent import INIT, RESULT, make_python_fake_agent
 from escape import attacks_on_collection, attacks_on_credentials, attacks_on_network, attacks_on_resources
 from escape.attack import Evidence
 from escape.host_watch import HOLD_SECONDS, HostWatch
@@ -81,9 +81,9 @@ class AttackRun:
     sent_packets, allowed_packets: packets on the wire, and the expected ones · host_requests: received by the host.
     """
 
-    def __init__(self, directory, runtime, *, user=None, attacks=ATTACKS, has_stand_in=False):
+    def __init__(self, directory, runtime, *, user=None, attacks=ATTACKS, has_fake_agent=False):
         self.directory, self.runtime, self.user = Path(directory), runtime, user
-        self.attacks, self._has_stand_in = attacks, has_stand_in
+        self.attacks, self._has_fake_agent = attacks, has_fake_agent
         self._steps = 3 if attacks is ATTACKS else 1
         self.results, self.evidence = {}, Evidence({})
         self.marker = f"battery-{secrets.token_hex(6)}"
@@ -197,9 +197,9 @@ class AttackRun:
         return {path for path in paths if not os.path.lexists(root + self._settings.get(path, path))}
 
     def _agent(self):
-        if not self._has_stand_in:
+        if not self._has_fake_agent:
             return {}
-        return {"PYTHONPATH": str(make_python_stand_in(self.directory / "agent", "/workspace/agent.py"))}
+        return {"PYTHONPATH": str(make_python_fake_agent(self.directory / "agent", "/workspace/agent.py"))}
 
     def _task(self, task_id, patterns, kinds, **parts):
         machine = self.machine
@@ -302,7 +302,7 @@ class AttackRun:
                 for attack in attacks
             ]
             files[f"{kind}.json"] = json.dumps({"prelude": header + _PRELUDES[kind], "attacks": entries})
-        if self._has_stand_in:
+        if self._has_fake_agent:
             files["agent.py"] = _AGENT
         return {**files, "lay_traps.py": header + attacks_on_collection.TRAP_SCRIPT}
 

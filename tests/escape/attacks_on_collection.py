@@ -11,20 +11,20 @@ class Trap(NamedTuple):
     """must: the required behaviour of the host; sign: the name by which it is checked, if it differs per trap."""
 
     name: str
-    must: str
-    sign: str = ""
+    requirement: str
+    evidence: str = ""
 
 
 RUNS_NOTHING = "runs nothing of it"
 KEEPS_BYTES = "makes the patch of the bytes as they are"
 READS_ITS_OWN = "reads its own repository and no other"
-ORDINARY = "takes it for ordinary files"
-LEFT_OUT = "leaves it out and says so"
+ORDINARY_FILES = "takes it for ordinary files"
+SKIPPED = "leaves it out and says so"
 OUT_OF_PATCH = "leaves it out of the patch and says so at its head"
 NOT_DELIVERED = "delivers nothing of it"
 """Without a report: in gVisor, special files exist only in its own kernel and never reach the host."""
 
-SHOWN = "delivers it under a name that shows"
+RENAMED = "delivers it under a name that shows"
 
 TRAPS = (
     *(
@@ -46,27 +46,27 @@ TRAPS = (
     Trap("include.path to a file of the host", READS_ITS_OWN),
     Trap("core.worktree = /", READS_ITS_OWN),
     Trap("alternates to a repository of the host", READS_ITS_OWN),
-    Trap("a nested repository with a config of its own", ORDINARY, "nested/file.txt"),
-    Trap("a .gitmodules", ORDINARY, ".gitmodules"),
+    Trap("a nested repository with a config of its own", ORDINARY_FILES, "nested/file.txt"),
+    Trap("a .gitmodules", ORDINARY_FILES, ".gitmodules"),
     Trap("a file with .git behind a backslash", OUT_OF_PATCH, "odd\\.git"),
     Trap("a link with a short name of .gitmodules", OUT_OF_PATCH, "~1234567"),
-    Trap("a link to a file of the host", LEFT_OUT, "out/link-to-the-host.txt"),
-    Trap("a link to /etc/shadow", LEFT_OUT, "out/shadow.txt"),
-    Trap("a link to /proc/self/environ", LEFT_OUT, "out/environ.txt"),
-    Trap("a link to its own parent", LEFT_OUT, "out/up"),
-    Trap("a link to /", LEFT_OUT, "out/root"),
+    Trap("a link to a file of the host", SKIPPED, "out/link-to-the-host.txt"),
+    Trap("a link to /etc/shadow", SKIPPED, "out/shadow.txt"),
+    Trap("a link to /proc/self/environ", SKIPPED, "out/environ.txt"),
+    Trap("a link to its own parent", SKIPPED, "out/up"),
+    Trap("a link to /", SKIPPED, "out/root"),
     Trap("a FIFO", NOT_DELIVERED, "out/fifo.txt"),
     Trap("a socket", NOT_DELIVERED, "out/socket.txt"),
-    Trap("a sparse file of 1 TB", LEFT_OUT, "out/sparse.txt"),
-    Trap("400 directories in each other", LEFT_OUT, "out/deep"),
-    Trap("a name with a line end", SHOWN, "out/new%0Aline.txt"),
-    Trap("a name that sets a terminal's title", SHOWN, "out/%1B]0;title%07.txt"),
-    Trap("a name that clears a screen", SHOWN, "out/%1B[2J.txt"),
-    Trap("a name that is written from right to left", SHOWN, "out/%E2%80%AEright-to-left.txt"),
-    Trap("a name that is no text", SHOWN, "out/no-text-%FF.txt"),
-    Trap("a name that looks like an option", SHOWN, "out/-rf.txt"),
-    Trap("a name with quotes", SHOWN, "out/quote'\".txt"),
-    Trap("a name with a backslash", SHOWN, "out/back\\slash.txt"),
+    Trap("a sparse file of 1 TB", SKIPPED, "out/sparse.txt"),
+    Trap("400 directories in each other", SKIPPED, "out/deep"),
+    Trap("a name with a line end", RENAMED, "out/new%0Aline.txt"),
+    Trap("a name that sets a terminal's title", RENAMED, "out/%1B]0;title%07.txt"),
+    Trap("a name that clears a screen", RENAMED, "out/%1B[2J.txt"),
+    Trap("a name that is written from right to left", RENAMED, "out/%E2%80%AEright-to-left.txt"),
+    Trap("a name that is no text", RENAMED, "out/no-text-%FF.txt"),
+    Trap("a name that looks like an option", RENAMED, "out/-rf.txt"),
+    Trap("a name with quotes", RENAMED, "out/quote'\".txt"),
+    Trap("a name with a backslash", RENAMED, "out/back\\slash.txt"),
 )
 """The traps that TRAP_SCRIPT creates, for the table in docs/security.md."""
 

@@ -77,8 +77,8 @@ class HostWatch:
         with self._lock:
             attempt = self._attempt()
             pairs = list(self._pairs(attempt))
-            for name, witness in WITNESSES.items():
-                if self._sandbox or name not in SANDBOX_WITNESSES:
+            for name, witness in OBSERVERS.items():
+                if self._sandbox or name not in SANDBOX_OBSERVERS:
                     self._changes.setdefault(name, set()).update(witness(self, attempt, pairs))
             self.samples.append((begin, time.time()))
 
@@ -174,7 +174,7 @@ class HostWatch:
         return {f"{count} terminals of the host"} if count > TERMINALS_MAX else set()
 
 
-WITNESSES = {
+OBSERVERS = {
     "processes": HostWatch._processes,
     "mounts": HostWatch._mounts,
     "namespaces": HostWatch._namespaces,
@@ -191,5 +191,5 @@ WITNESSES = {
 }
 """By the names used in declarations of attacks."""
 
-SANDBOX_WITNESSES = {"namespaces", "keys", "control groups", "priorities", "terminals", "scores"}
+SANDBOX_OBSERVERS = {"namespaces", "keys", "control groups", "priorities", "terminals", "scores"}
 """Witnesses that need a running sandbox."""

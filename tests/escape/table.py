@@ -28,7 +28,7 @@ def names():
     """`{kind: row names}`, in order."""
     return {
         **{kind: [attack.name for attack in attacks] for kind, attacks in ATTACKS.items()},
-        "collection": [f"{trap.name}: the host {trap.must}" for trap in TRAPS],
+        "collection": [f"{trap.name}: the host {trap.requirement}" for trap in TRAPS],
         "outside": list(HOST_OBSERVATIONS),
     }
 
@@ -45,8 +45,8 @@ def is_asserted(verdict):
 class Table:
     """marks: `{(kind, row): {runtime: mark}}`; played: `{runtime: (date, versions)}`."""
 
-    def __init__(self, marks=None, played=None):
-        self.marks, self.runs = marks or {}, played or {}
+    def __init__(self, marks=None, runs=None):
+        self.marks, self.runs = marks or {}, runs or {}
 
     def put(self, runtime, verdicts, date, versions):
         """Replace a runtime's column. Raises UnprovenError, without changes, unless every row is asserted."""
@@ -59,7 +59,7 @@ class Table:
         self.runs[runtime] = (date, versions)
 
     def _column(self, verdicts):
-        traps = {f"{trap.name}: the host {trap.must}": trap.name for trap in TRAPS}
+        traps = {f"{trap.name}: the host {trap.requirement}": trap.name for trap in TRAPS}
         for kind, rows in names().items():
             for row in rows:
                 yield (kind, row), verdicts.get(kind, {}).get(traps.get(row, row) if kind == "collection" else row)

@@ -15,7 +15,7 @@ import pytest
 
 from escape import host_facts, host_watch
 from escape.attack import Evidence
-from escape.host_watch import HOLD_SECONDS, TERMINALS_MAX, WITNESSES, HostWatch
+from escape.host_watch import HOLD_SECONDS, OBSERVERS, TERMINALS_MAX, HostWatch
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to change the host")
 
@@ -75,47 +75,47 @@ def watch(marker, other, sandbox, tmp_path):
         yield watch
 
 
-def changed_witnesses(watch):
+def changed_observers(watch):
     """Take a sample; return the witnesses that found a change."""
     watch.sample()
     changes = watch.changes()
-    assert set(changes) == set(WITNESSES)
+    assert set(changes) == set(OBSERVERS)
     return {name for name, found in changes.items() if found}
 
 
 def test_no_witness_reports_without_a_change(watch, sandbox):
     sandbox.run("os.nice(1); held = os.openpty(); open('/dev/null').close()")
-    assert changed_witnesses(watch) == set()
+    assert changed_observers(watch) == set()
 
 
 def test_ended_process_is_reported(watch, other):
     other.end()
-    assert "processes" in changed_witnesses(watch)
+    assert "processes" in changed_observers(watch)
 
 
 def test_marked_mount_is_reported_in_any_namespace(watch, sandbox, marker, tmp_path):
     (tmp_path / "target").mkdir()
     sandbox.run("libc.unshare(0x20000); libc.mount(b'none', b'/', None, 0x44000, None)")
     sandbox.run(f"libc.mount({marker.encode()!r}, {os.fsencode(tmp_path / 'target')!r}, b'tmpfs', 0, None)")
-    assert changed_witnesses(watch) == {"mounts", "namespaces"}
+    assert changed_observers(watch) == {"mounts", "namespaces"}
 
 
 def test_changed_root_is_reported(watch, other, tmp_path):
     other.run(f"os.chroot({str(tmp_path)!r})")
-    assert "mounts" in changed_witnesses(watch)
+    assert "mounts" in changed_observers(watch)
 
 
 @pytest.mark.parametrize("flag", [0x4000000, 0x2000000, 0x8000000])
 def test_changed_namespace_is_reported(watch, sandbox, flag):
     sandbox.run(f"libc.unshare({flag})")
-    assert "namespaces" in changed_witnesses(watch)
+    assert "namespaces" in changed_observers(watch)
 
 
 def test_marked_file_is_reported(watch, marker):
     path = Path("/tmp", marker)
     path.write_text("x")
     try:
-        assert changed_witnesses(watch) == {"files"}
+        assert changed_observers(watch) == {"files"}
     finally:
         path.unlink()
 
@@ -124,7 +124,7 @@ def test_changed_etc_is_reported(watch, other, tmp_path):
     (tmp_path / "passwd").write_text("root::0:0::/:/bin/sh\n")
     other.run("libc.unshare(0x20000); libc.mount(b'none', b'/', None, 0x44000, None)")
     other.run(f"libc.mount({os.fsencode(tmp_path / 'passwd')!r}, b'/etc/passwd', None, 4096, None)")
-    assert "files" in changed_witnesses(watch)
+    assert "files" in changed_observers(watch)
 
 
 def test_changed_setting_is_reported(marker, other, tmp_path, monkeypatch):
@@ -144,7 +144,7 @@ def test_many_aio_contexts_are_reported(watch, monkeypatch):
     call = 0 if os.uname().machine == "aarch64" else 206
     assert libc.syscall(call, 6000, ctypes.byref(context)) == 0
     try:
-        assert changed_witnesses(watch) == {"AIO contexts"}
+        assert changed_observers(watch) == {"AIO contexts"}
     finally:
         libc.syscall(call + 1, context)
 
@@ -153,7 +153,7 @@ def test_key_of_a_sandbox_is_reported(watch, sandbox):
     add_key = 217 if os.uname().machine == "aarch64" else 248
     sandbox.run(f"os.setgroups([]); os.setgid({UID}); os.setuid({UID})")
     sandbox.run(f"libc.syscall({add_key}, b'user', b'a key', b'x', 1, -4)")
-    assert "keys" in changed_witnesses(watch)
+    assert "keys" in changed_observers(watch)
 
 
 def test_marked_control_group_is_reported(watch, marker):
@@ -161,7 +161,7 @@ def test_marked_control_group_is_reported(watch, marker):
     group = (parents or [Path("/sys/fs/cgroup")])[0] / marker
     group.mkdir()
     try:
-        assert changed_witnesses(watch) == {"control groups"}
+        assert changed_observers(watch) == {"control groups"}
     finally:
         group.rmdir()
 
@@ -189,14 +189,14 @@ up.wait()
 def test_raised_priority_is_reported(watch, sandbox, code):
     sandbox.run(code)
     try:
-        assert changed_witnesses(watch) == {"priorities"}
+        assert changed_observers(watch) == {"priorities"}
     finally:
         sandbox.run("os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))")
 
 
 def test_many_terminals_are_reported(watch, sandbox):
     sandbox.run(f"held = [os.openpty() for _ in range({TERMINALS_MAX})]")
-    assert changed_witnesses(watch) == {"terminals"}
+    assert changed_observers(watch) == {"terminals"}
 
 
 def test_short_lived_change_is_reported_by_the_watch_thread(watch, marker):

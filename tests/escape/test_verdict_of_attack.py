@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from escape.attack import CLOCK_SKEW_SECONDS, Attack, Evidence, Outcome
-from escape.host_watch import WITNESSES
+from escape.host_watch import OBSERVERS
 from escape.verdict import judge_attack
 from escape.verdicts import judge_watch
 
@@ -21,13 +21,13 @@ ATTACK = Attack(
 )
 BEGIN, END = 100.0, 106.0
 SAMPLES = tuple((90 + 0.5 * number, 90.4 + 0.5 * number) for number in range(60))
-UNCHANGED = Evidence({name: [] for name in WITNESSES}, samples=SAMPLES)
-THROUGH = {"outcome": "through", "by": [], "output": "", "held": [BEGIN, END]}
+UNCHANGED = Evidence({name: [] for name in OBSERVERS}, samples=SAMPLES)
+SUCCEEDED = {"outcome": "through", "by": [], "output": "", "held": [BEGIN, END]}
 REFUSED = {"outcome": "refused", "by": ["EPERM"], "output": ""}
 
 
-def outcome(report, *, runtime="bubblewrap", twin=THROUGH, evidence=UNCHANGED):
-    return judge_attack(ATTACK, runtime, {"attack": report, "twin": twin}, evidence).outcome
+def outcome(report, *, runtime="bubblewrap", control=SUCCEEDED, evidence=UNCHANGED):
+    return judge_attack(ATTACK, runtime, {"attack": report, "twin": control}, evidence).outcome
 
 
 def test_expected_refusal_is_refused():
@@ -36,12 +36,12 @@ def test_expected_refusal_is_refused():
 
 
 def test_expected_success_is_inside_only():
-    assert outcome(THROUGH, runtime="gvisor") is Outcome.INSIDE
+    assert outcome(SUCCEEDED, runtime="gvisor") is Outcome.INSIDE
 
 
 @pytest.mark.parametrize("runtime", ["bubblewrap", "qemu"])
 def test_unexpected_success_is_an_escape(runtime):
-    assert outcome(THROUGH, runtime=runtime) is Outcome.ESCAPED
+    assert outcome(SUCCEEDED, runtime=runtime) is Outcome.ESCAPED
 
 
 def test_unexpected_refusal_is_unproven():
@@ -73,17 +73,17 @@ def test_other_reports_are_unproven(runtime, report):
 @pytest.mark.parametrize(
     "twin", [REFUSED, {"outcome": "silent", "by": [], "output": "THROUGH"}, {"outcome": "hung"}, {}]
 )
-@pytest.mark.parametrize(("report", "runtime"), [(REFUSED, "bubblewrap"), (THROUGH, "gvisor")])
-def test_attack_with_a_failed_twin_is_unproven(report, runtime, twin):
-    assert outcome(report, runtime=runtime, twin=twin) is Outcome.UNPROVEN
+@pytest.mark.parametrize(("report", "runtime"), [(REFUSED, "bubblewrap"), (SUCCEEDED, "gvisor")])
+def test_attack_with_a_failed_twin_is_unproven(report, runtime, control):
+    assert outcome(report, runtime=runtime, control=control) is Outcome.UNPROVEN
 
 
-@pytest.mark.parametrize("result", [{}, {"attack": REFUSED}, {"twin": THROUGH}])
+@pytest.mark.parametrize("result", [{}, {"attack": REFUSED}, {"twin": SUCCEEDED}])
 def test_attack_that_was_not_run_is_unproven(result):
     assert judge_attack(ATTACK, "bubblewrap", result, UNCHANGED).outcome is Outcome.UNPROVEN
 
 
-@pytest.mark.parametrize(("report", "runtime"), [(REFUSED, "bubblewrap"), (THROUGH, "gvisor"), ({}, "gvisor")])
+@pytest.mark.parametrize(("report", "runtime"), [(REFUSED, "bubblewrap"), (SUCCEEDED, "gvisor"), ({}, "gvisor")])
 @pytest.mark.parametrize("name", ATTACK.unchanged)
 def test_host_change_is_an_escape_whatever_was_reported(report, runtime, name):
     changed = Evidence({**UNCHANGED.changes, name: ["something"]}, samples=SAMPLES)
@@ -92,11 +92,11 @@ def test_host_change_is_an_escape_whatever_was_reported(report, runtime, name):
 
 def test_change_seen_by_an_undeclared_witness_does_not_count():
     changed = Evidence({**UNCHANGED.changes, "keys": ["something"]}, samples=SAMPLES)
-    assert outcome(THROUGH, runtime="gvisor", evidence=changed) is Outcome.INSIDE
+    assert outcome(SUCCEEDED, runtime="gvisor", evidence=changed) is Outcome.INSIDE
     assert judge_watch(changed).outcome is Outcome.ESCAPED
 
 
-@pytest.mark.parametrize(("report", "runtime"), [(REFUSED, "bubblewrap"), (THROUGH, "gvisor")])
+@pytest.mark.parametrize(("report", "runtime"), [(REFUSED, "bubblewrap"), (SUCCEEDED, "gvisor")])
 def test_attack_without_host_watch_is_unproven(report, runtime):
     unwatched = Evidence({"files": []}, samples=SAMPLES)
     assert outcome(report, runtime=runtime, evidence=unwatched) is Outcome.UNPROVEN
@@ -118,7 +118,8 @@ def test_attack_without_host_watch_is_unproven(report, runtime):
 )
 def test_success_without_a_sample_while_held_is_unproven(samples):
     assert (
-        outcome(THROUGH, runtime="gvisor", evidence=dataclasses.replace(UNCHANGED, samples=samples)) is Outcome.UNPROVEN
+        outcome(SUCCEEDED, runtime="gvisor", evidence=dataclasses.replace(UNCHANGED, samples=samples))
+        is Outcome.UNPROVEN
     )
     assert outcome(REFUSED, evidence=dataclasses.replace(UNCHANGED, samples=samples)) is Outcome.REFUSED
 

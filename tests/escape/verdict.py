@@ -9,7 +9,7 @@ class Verdict(NamedTuple):
     """An outcome with its reason."""
 
     outcome: Outcome
-    why: str
+    reason: str
 
 
 def judge_attack(attack, runtime, result, evidence):

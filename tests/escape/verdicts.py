@@ -5,16 +5,16 @@ import re
 from escape.attack_runner import ATTACKS, HOST, HOST_ADDRESS
 from escape.attacks_on_collection import (
     KEEPS_BYTES,
-    LEFT_OUT,
     NOT_DELIVERED,
-    ORDINARY,
+    ORDINARY_FILES,
     OUT_OF_PATCH,
     READS_ITS_OWN,
+    RENAMED,
     RUNS_NOTHING,
-    SHOWN,
+    SKIPPED,
     TRAPS,
 )
-from escape.host_watch import WITNESSES
+from escape.host_watch import OBSERVERS
 from escape.verdict import Outcome, Verdict, judge_attack
 
 UNEXPECTED_PACKET = "a packet to anything that is not allowed"
@@ -64,7 +64,7 @@ def _judge_host_observations(attack_run):
 def judge_watch(evidence):
     """Every witness must have taken a sample, and none may have found a change."""
     changes = [f"{name}: {change}" for name, found in evidence.changes.items() for change in found]
-    unwatched = set(WITNESSES) - evidence.changes.keys()
+    unwatched = set(OBSERVERS) - evidence.changes.keys()
     if unwatched and not changes:
         return Verdict(Outcome.UNPROVEN, f"the host was not watched for {sorted(unwatched)}")
     return _verdict(not changes, str(changes))
@@ -80,7 +80,7 @@ def _judge_traps(attack_run):
         [frame["message"] for frame in attack_run.machine.wire_events() if frame["type"] == "error"],
         attack_run.mark.exists(),
     )
-    return {trap.name: _verdict(collected.passes(trap), f"{trap.must}: {trap.sign}") for trap in TRAPS}
+    return {trap.name: _verdict(collected.passes(trap), f"{trap.requirement}: {trap.evidence}") for trap in TRAPS}
 
 
 class CollectedOutput:
@@ -100,11 +100,11 @@ class CollectedOutput:
             RUNS_NOTHING: lambda _: True,  # only the mark shows it, which is checked for every trap
             READS_ITS_OWN: lambda _: b"root:x:" not in self.patch and b" b/etc/" not in self.patch,
             KEEPS_BYTES: self._preserved_bytes,
-            ORDINARY: self._treated_as_ordinary,
+            ORDINARY_FILES: self._treated_as_ordinary,
             NOT_DELIVERED: self._is_not_delivered,
-            LEFT_OUT: self._is_skipped,
+            SKIPPED: self._is_skipped,
             OUT_OF_PATCH: self._is_left_out_of_the_patch,
-            SHOWN: self._has_safe_name,
+            RENAMED: self._has_safe_name,
         }[trap.must](trap.sign)
 
     def _preserved_bytes(self, sign):

@@ -109,12 +109,12 @@ _Fields = Callable[[Any], dict[str, Any]]
 
 
 def _problem_handler(status: int, fields: _Fields) -> Callable[..., Any]:
-    async def answer(connection: HTTPConnection, error: SandboxError) -> Response:
+    async def handle(connection: HTTPConnection, error: SandboxError) -> Response:
         seconds = error.retry_after_seconds if isinstance(error, UnavailableError) else None
         headers = retry_after_header(seconds) if status in {429, 503} else None
         return problem_response(connection, status, error.code, error.message, fields=fields(error), headers=headers)
 
-    return answer
+    return handle
 
 
 def retry_after_header(seconds: int | None) -> dict[str, str]:

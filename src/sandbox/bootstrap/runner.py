@@ -117,12 +117,12 @@ async def _run(order: LaunchOrder, lock_fd: int, redaction: Redactor | None) -> 
     attempt.recorder.close()
 
 
-def _control_socket(order: LaunchOrder, life: AttemptRunner) -> contextlib.AbstractAsyncContextManager[None]:
+def _control_socket(order: LaunchOrder, runner: AttemptRunner) -> contextlib.AbstractAsyncContextManager[None]:
     """Serve the control socket. Recreate its directory, which a cleaner of temporary files may have removed."""
     run_dir = Path(order.run_dir)
     make_private_directory(run_dir.parent)
     make_private_directory(run_dir)
-    return serve_control_socket(runner_socket(run_dir, order.attempt_id), life.cancel, life.terminals)
+    return serve_control_socket(runner_socket(run_dir, order.attempt_id), runner.cancel, runner.terminals)
 
 
 async def _run_debug_session(order: LaunchOrder, redaction: Redactor | None) -> None:
@@ -168,8 +168,8 @@ def _build_recorder(
 ) -> AttemptRecorder:
     data_dir = Path(order.data_dir)
 
-    def make(patient: JournalWriter) -> Recorder:
-        recorder = Recorder(patient, task, dependencies.clock.now)
+    def make(retrying_writer: JournalWriter) -> Recorder:
+        recorder = Recorder(retrying_writer, task, dependencies.clock.now)
         if redaction is not None:
             recorder.transform = lambda event: redact_event(event, redaction)
         return recorder

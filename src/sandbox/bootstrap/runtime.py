@@ -140,7 +140,7 @@ def make_offered_profiles(profiles: ProfileCatalog, find_tier: Callable[[], str]
     Manifests are checked against its result.
     """
 
-    def tell() -> Mapping[str, str]:
+    def get_profiles() -> Mapping[str, str]:
         tier = find_tier()
         return {
             name: ""
@@ -149,4 +149,4 @@ def make_offered_profiles(profiles: ProfileCatalog, find_tier: Callable[[], str]
             for name, minimum in profiles.list_profiles().items()
         }
 
-    return tell
+    return get_profiles

@@ -78,17 +78,17 @@ class OverriddenManifest:
         marks = {**document.value_locations, **document.key_locations}
         self._locations = {field_name(path): (mark.line, mark.column) for path, mark in marks.items()}
 
-    def locate_errors(self, mistakes: object) -> list[dict[str, Any]]:
+    def locate_errors(self, field_errors: object) -> list[dict[str, Any]]:
         """Add the line in the file, or the option that set the field, to each of the API's `details`."""
-        listed: Iterable[Any] = mistakes if isinstance(mistakes, list) else ()
+        listed: Iterable[Any] = field_errors if isinstance(field_errors, list) else ()
         return [self._locate(dict(mistake)) for mistake in listed if isinstance(mistake, Mapping)]
 
-    def _locate(self, mistake: dict[str, Any]) -> dict[str, Any]:
-        field = str(mistake.get("field"))
+    def _locate(self, field_error: dict[str, Any]) -> dict[str, Any]:
+        field = str(field_error.get("field"))
         if field in self._overridden:
-            return {**mistake, "source": self._overridden[field]}
+            return {**field_error, "source": self._overridden[field]}
         line, column = self._locations.get(field, (None, None))
-        return {**mistake, "line": line, "column": column}
+        return {**field_error, "line": line, "column": column}
 
 
 def _is_json(body: bytes) -> bool:
@@ -101,28 +101,28 @@ def _is_json(body: bytes) -> bool:
     return True
 
 
-def field_error_lines(file_name: str, mistakes: object) -> list[str]:
+def field_error_lines(file_name: str, field_errors: object) -> list[str]:
     """Format each of the API's `details`: `task.yaml:12:3: vm.memory: must be …`."""
-    listed: Iterable[Any] = mistakes if isinstance(mistakes, list) else ()
+    listed: Iterable[Any] = field_errors if isinstance(field_errors, list) else ()
     return [_field_error_line(file_name, mistake) for mistake in listed if isinstance(mistake, Mapping)]
 
 
-def fail_with_field_errors(file_name: str, message: str, mistakes: object) -> NoReturn:
+def fail_with_field_errors(file_name: str, message: str, field_errors: object) -> NoReturn:
     """Print the errors of a manifest and exit."""
-    lines = field_error_lines(file_name, mistakes)
+    lines = field_error_lines(file_name, field_errors)
     summary = f"{escape_text(file_name)} has {pluralize(len(lines), 'mistake')}." if lines else escape_text(message)
     fail("\n".join([*lines, f"Error: {summary}"]), ExitCode.INVALID_MANIFEST)
 
 
-def field_error_details(mistakes: Iterable[FieldError]) -> list[dict[str, Any]]:
+def field_error_details(field_errors: Iterable[FieldError]) -> list[dict[str, Any]]:
     """Convert the model's errors to the form of the API's `details`."""
     fields = ("field", "rule", "message", "line", "column")
-    return [{field: getattr(mistake, field) for field in fields} for mistake in mistakes]
+    return [{field: getattr(mistake, field) for field in fields} for mistake in field_errors]
 
 
-def _field_error_line(file_name: str, mistake: Mapping[str, Any]) -> str:
-    place = str(mistake.get("source") or file_name)
-    if mistake.get("line") is not None:
-        place += f":{mistake['line']}:{mistake.get('column') or 1}"
-    field = f"{mistake['field']}: " if mistake.get("field") else ""
-    return escape_text(f"{place}: {field}{mistake.get('message', '')}")
+def _field_error_line(file_name: str, field_error: Mapping[str, Any]) -> str:
+    place = str(field_error.get("source") or file_name)
+    if field_error.get("line") is not None:
+        place += f":{field_error['line']}:{field_error.get('column') or 1}"
+    field = f"{field_error['field']}: " if field_error.get("field") else ""
+    return escape_text(f"{place}: {field}{field_error.get('message', '')}")

@@ -40,18 +40,18 @@ class Override:
             place = inner
         self._set(place, self.path[-1], self.value)
 
-    def _get(self, place: Any, step: str | int) -> Any:
+    def _get(self, parent: Any, step: str | int) -> Any:
         if isinstance(step, str):
-            return place.get(step)
-        return place[step] if step < len(place) else None
+            return parent.get(step)
+        return parent[step] if step < len(parent) else None
 
-    def _set(self, place: Any, step: str | int, value: Any) -> None:
-        if isinstance(step, str) or step < len(place):
-            place[step] = value
-        elif step == len(place):
-            place.append(value)
+    def _set(self, parent: Any, step: str | int, value: Any) -> None:
+        if isinstance(step, str) or step < len(parent):
+            parent[step] = value
+        elif step == len(parent):
+            parent.append(value)
         else:
-            raise OverrideError(f"{self.text}: the list has {len(place)} so far, so the next one is [{len(place)}]")
+            raise OverrideError(f"{self.text}: the list has {len(parent)} so far, so the next one is [{len(parent)}]")
 
 
 def parse_overrides(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> list[Override]:

@@ -52,14 +52,14 @@ def _fail_duplicate(error: DuplicateTaskIdError) -> NoReturn:
     fail(f"{message}\n  Use another id: add --id ID", ExitCode.CONFLICT)
 
 
-def print_submitted(answer: Submitted, *, is_watched: bool) -> None:
+def print_submitted(submitted: Submitted, *, is_watched: bool) -> None:
     """Print the id on stdout, and on a terminal how to watch the task unless it is being watched."""
-    task_id = escape_text(answer["task_id"])
+    task_id = escape_text(submitted["task_id"])
     click.echo(task_id)
     sys.stdout.flush()
     if sys.stderr.isatty() and not is_watched:
         click.echo(
-            f"Submitted; it is {escape_text(answer['state'])}.\n  Watch it: sandbox task status {task_id} --watch",
+            f"Submitted; it is {escape_text(submitted['state'])}.\n  Watch it: sandbox task status {task_id} --watch",
             err=True,
         )
 

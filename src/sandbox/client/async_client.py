@@ -231,8 +231,8 @@ class AsyncClient:
                 reading.write(chunk)
             return reading.finish()
 
-    async def _run_operation(self, conversation: OperationSteps[ResponseT]) -> ResponseT:
-        operation = Operation(conversation)
+    async def _run_operation(self, steps: OperationSteps[ResponseT]) -> ResponseT:
+        operation = Operation(steps)
         while operation.step is not None:
             if isinstance(operation.step, Sleep):
                 await asyncio.sleep(operation.step.seconds)

@@ -231,8 +231,8 @@ class Client:
                 reading.write(chunk)
             return reading.finish()
 
-    def _run_operation(self, conversation: OperationSteps[ResponseT]) -> ResponseT:
-        operation = Operation(conversation)
+    def _run_operation(self, steps: OperationSteps[ResponseT]) -> ResponseT:
+        operation = Operation(steps)
         while operation.step is not None:
             if isinstance(operation.step, Sleep):
                 time.sleep(operation.step.seconds)

@@ -77,14 +77,14 @@ class Operation(Generic[ResponseT]):
 
     result: ResponseT
 
-    def __init__(self, conversation: OperationSteps[ResponseT]) -> None:
-        self._steps = conversation
+    def __init__(self, steps: OperationSteps[ResponseT]) -> None:
+        self._steps = steps
         self.step: Request[Any] | Sleep | None = None
         self.send(None)
 
-    def send(self, answer: Any) -> None:
+    def send(self, response: Any) -> None:
         """Pass the response of the executed step; None after a Sleep."""
-        self._advance(lambda: self._steps.send(answer))
+        self._advance(lambda: self._steps.send(response))
 
     def throw(self, error: ClientError) -> None:
         """Pass the error of the executed step. Raises it if the operation does not handle it."""

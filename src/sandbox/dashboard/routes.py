@@ -45,7 +45,7 @@ def add_dashboard(app: FastAPI) -> None:
 
 
 def _endpoint(path: str, handler: _PageHandler) -> Callable[[Request], Awaitable[Response]]:
-    async def answer(request: Request) -> Response:
+    async def handle(request: Request) -> Response:
         set_route(request, path)
         if (task_id := request.path_params.get("task_id")) is not None:
             TASK_ID.set(task_id)
@@ -60,7 +60,7 @@ def _endpoint(path: str, handler: _PageHandler) -> Callable[[Request], Awaitable
                 raise
             return _error_page(request, error.status_code, "Page not found.")
 
-    return answer
+    return handle
 
 
 def _error_page(request: Request, status: int, message: str) -> Response:

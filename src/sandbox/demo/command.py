@@ -59,10 +59,10 @@ def run() -> int:
 def _exit_on_signals() -> Iterator[None]:
     """Exit on SIGTERM and SIGHUP (a closed terminal) as on ^C: stop every process that was started."""
 
-    def leave(number: int, _: FrameType | None) -> NoReturn:
+    def exit_process(number: int, _: FrameType | None) -> NoReturn:
         raise SystemExit(128 + number)
 
-    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
+    before = {number: signal.signal(number, exit_process) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
     finally:

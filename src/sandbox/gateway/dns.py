@@ -59,7 +59,7 @@ class DnsResponse(msgspec.Struct, frozen=True):
     denied_name: str | None = None
 
 
-def respond(query: bytes, look_up: AddressLookup) -> DnsResponse:
+def respond(query: bytes, resolve: AddressLookup) -> DnsResponse:
     """Answer one DNS message. Never raises. The response is at most one address record longer than the query."""
     if len(query) < _HEADER_BYTES:
         return DnsResponse(None)
@@ -73,7 +73,7 @@ def respond(query: bytes, look_up: AddressLookup) -> DnsResponse:
         return DnsResponse(_encode_response(query, flags, _FORMERR))
     name, end = question
     question_bytes = query[_HEADER_BYTES:end]
-    address = look_up(name)
+    address = resolve(name)
     if address is None:
         return DnsResponse(_encode_response(query, flags, _NXDOMAIN, question_bytes), name)
     is_for_address = question_bytes[-4:] == _TYPE_A.to_bytes(2) + _CLASS_IN.to_bytes(2)

@@ -6,9 +6,9 @@ from sandbox.gateway.limits import (
     DENIALS_PER_SECOND_MAX,
     DENIALS_REPORTED_MAX,
     DROPPED_HEADERS_REPORTED_MAX,
+    ERROR_REPORT_INTERVAL_SECONDS,
     REDACTED_NAME_CHARACTERS_MAX,
     REPORTED_HOST_CHARACTERS_MAX,
-    TROUBLE_INTERVAL_SECONDS,
 )
 from sandbox.interfaces.gateway import BudgetExhausted, KeyRejected, ReportEvent
 from sandbox.model.events import EgressDenied, ErrorReported, Usage
@@ -29,7 +29,7 @@ class EventReporter:
         self._denials_in_second = 0
         self._denials_reported = 0
         self.denial_count = 0
-        self._trouble_times: dict[str, float] = {}
+        self._error_times: dict[str, float] = {}
         self._dropped_headers = 0
         self._reported_headers: set[bytes] = set()
 
@@ -72,11 +72,11 @@ class EventReporter:
             message = "Further denied connections are counted but not listed."
             self._report(ErrorReported("egress_denials_dropped", message))
 
-    def report_trouble(self, error: str, message: str) -> None:
+    def report_error(self, error: str, message: str) -> None:
         """Report an error, at most once per TROUBLE_INTERVAL_SECONDS for each kind."""
         now = self._monotonic()
-        if now - self._trouble_times.get(error, float("-inf")) >= TROUBLE_INTERVAL_SECONDS:
-            self._trouble_times[error] = now
+        if now - self._error_times.get(error, float("-inf")) >= ERROR_REPORT_INTERVAL_SECONDS:
+            self._error_times[error] = now
             self._report(ErrorReported(error, message))
 
     def report_dropped_headers(self, names: list[bytes]) -> None:

@@ -138,7 +138,7 @@ DENIALS_PER_SECOND_MAX = 20
 DROPPED_HEADERS_REPORTED_MAX = 20
 """Dropped header names that are reported per attempt; further ones are only counted."""
 
-TROUBLE_INTERVAL_SECONDS = 10.0
+ERROR_REPORT_INTERVAL_SECONDS = 10.0
 """Minimum time between two reports of the same error."""
 
 REPORTED_HOST_CHARACTERS_MAX = 255

@@ -157,13 +157,13 @@ class SocketGateway:
     def _report_failure(self, subject: str, error: Exception) -> None:
         kinds = sorted({type(one).__name__ for one in getattr(error, "exceptions", [error])})
         with suppress(Exception):
-            self._reporter.report_trouble("gateway_error", f"{subject} was aborted: {', '.join(kinds)}.")
+            self._reporter.report_error("gateway_error", f"{subject} was aborted: {', '.join(kinds)}.")
 
     def _create_model_handler(self, listener: socket) -> Callable[[socket], Coroutine[Any, Any, None]]:
         port = listener.getsockname()[1]
         policy = ModelPolicy(self._task_key, port)
 
-        async def attend(accepted: socket) -> None:
+        async def handle_connection(accepted: socket) -> None:
             if _is_peer_closed(accepted):
                 return
             protocol = ModelProtocol(policy, self._budget_gate, self._upstream_dialer.upstream, self._reporter, port)
@@ -175,7 +175,7 @@ class SocketGateway:
                 self._model_protocols.discard(protocol)
                 protocol.connection_lost()
 
-        return attend
+        return handle_connection
 
     async def _serve_proxy(self, accepted: socket) -> None:
         await self._serve_egress(ProxyHandshake(self._proxy_policy, accepted.getsockname()[1]), accepted)

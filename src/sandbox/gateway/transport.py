@@ -49,7 +49,7 @@ class Stream:
         limit_buffers(writer.get_extra_info("socket"))
         return cls(reader, writer)
 
-    def narrow(self) -> None:
+    def shrink_buffers(self) -> None:
         """Shrink the kernel's send and receive buffers."""
         with suppress(OSError):  # the peer has already disconnected
             for buffer in (SO_RCVBUF, SO_SNDBUF):
@@ -120,10 +120,10 @@ class WideConnections:
     def __init__(self) -> None:
         self._wide: list[Stream] = []
 
-    def add(self, line: Stream) -> None:
+    def add(self, stream: Stream) -> None:
         """Add a connection; shrink its buffers if the limit is reached."""
         self._wide = [one for one in self._wide if not one.is_closing]
         if len(self._wide) < WIDE_CONNECTIONS_MAX:
-            self._wide.append(line)
+            self._wide.append(stream)
         else:
-            line.narrow()
+            stream.shrink_buffers()

@@ -23,7 +23,7 @@ CancelHandler = Callable[[CancelOrder], Reply]
 async def serve_control_socket(path: Path, cancel: CancelHandler, terminals: TerminalServer) -> AsyncIterator[None]:
     """Handle orders at `path` while the context lasts. The directory is private to the server's user."""
 
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def handle_connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             async with asyncio.timeout(CONTROL_SECONDS):
                 order = _decode_order(await reader.readline())
@@ -37,7 +37,7 @@ async def serve_control_socket(path: Path, cancel: CancelHandler, terminals: Ter
             writer.close()
 
     path.unlink(missing_ok=True)
-    server = await asyncio.start_unix_server(answer, path, limit=_LINE_BYTES_MAX)
+    server = await asyncio.start_unix_server(handle_connection, path, limit=_LINE_BYTES_MAX)
     try:
         yield
     finally:

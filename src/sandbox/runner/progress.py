@@ -30,7 +30,7 @@ class ProgressTracker:
         self._baseline_denied = baseline.egress_denied
         self._open_tools: dict[str, tuple[str, float]] = {}
         self._last_activity_at: datetime | None = baseline.last_activity_at
-        self._claims_recorded = 0
+        self._unconfirmed_recorded = 0
         self._output_bytes = baseline.output_bytes
         self._is_dirty = self._is_urgent = False
         self._recorded_at = float("-inf")
@@ -92,10 +92,10 @@ class ProgressTracker:
 
     def _record_bounded(self, event: Event) -> None:
         """The agent can invent any number of events in its stream, which continues even when output is dropped."""
-        self._claims_recorded += 1
-        if self._claims_recorded <= TOOL_CALL_EVENTS_MAX:
+        self._unconfirmed_recorded += 1
+        if self._unconfirmed_recorded <= TOOL_CALL_EVENTS_MAX:
             self._record(event)
-        elif self._claims_recorded == TOOL_CALL_EVENTS_MAX + 1:
+        elif self._unconfirmed_recorded == TOOL_CALL_EVENTS_MAX + 1:
             self._record(Gap(0, 0, f"Over {TOOL_CALL_EVENTS_MAX} tool calls and retries are counted but not listed."))
 
     def _update(self, **counters: Any) -> None:

@@ -76,7 +76,7 @@ class DeadlineRedactor:
         over_at = self._monotonic() + self._seconds_left
         is_cut = False
 
-        def in_time() -> Iterator[bytes]:
+        def until_deadline() -> Iterator[bytes]:
             nonlocal over_at, is_cut
             asked_at = self._monotonic()
             for chunk in chunks:
@@ -88,7 +88,7 @@ class DeadlineRedactor:
                 asked_at = self._monotonic()
             over_at += self._monotonic() - asked_at
 
-        contains_secret = self._redaction.contains(in_time())
+        contains_secret = self._redaction.contains(until_deadline())
         self._seconds_left = over_at - self._monotonic()
         return contains_secret or is_cut
 

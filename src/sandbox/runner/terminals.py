@@ -61,16 +61,16 @@ class TerminalClient:
         self._writer.write(encode_frame(frame))
         await self._writer.drain()
 
-    async def serve(self, terminal: Terminal, can_type: "asyncio.Event") -> None:
+    async def serve(self, terminal: Terminal, may_write: "asyncio.Event") -> None:
         """Handle the client's frames until it leaves."""
         with contextlib.suppress(OSError, ValueError):
             while (message := await read_frame(self._reader, _decoder)) is not None:
                 if isinstance(message, ResizeFrame):
                     size = (message.rows, message.columns)
                     self.size = TerminalSize(*(min(max(number, 1), _SIZE_MAX) for number in size))
-                if can_type.is_set() and isinstance(message, ResizeFrame):
+                if may_write.is_set() and isinstance(message, ResizeFrame):
                     await terminal.resize(self.size)
-                elif can_type.is_set() and isinstance(message, InputFrame):
+                elif may_write.is_set() and isinstance(message, InputFrame):
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(TERMINAL_INPUT_SECONDS):
                             await terminal.write(message.data)

@@ -293,7 +293,7 @@ class BaseRuntime:
         """
         if self._uids is None or uid not in self._uids:
             return frozenset()
-        with self._uids.guard_ownership(uid, attempt_id) as is_ours:
+        with self._uids.lock_if_unallocated(uid, attempt_id) as is_ours:
             pids = processes.find_by_uid(uid) if is_ours() else []
             for pid in pids:
                 processes.send_signal(pid, signal.SIGKILL, lambda one: is_ours() and uid in processes.read_uids(one))

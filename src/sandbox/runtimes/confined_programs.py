@@ -34,11 +34,11 @@ class ConfinedPrograms:
         attempt_id: str,
         program: str,
         launcher: LauncherProcess,
-        door: socket,
+        proxy: socket,
         spec: ConfinementSpec,
         group: ControlGroup,
     ) -> None:
-        self.proxy_listener: socket | None = door
+        self.proxy_listener: socket | None = proxy
         self.memory_bytes = spec.memory_bytes if "memory" in group.limits() else None
         self._group = group
         self._initial_memory_kills = group.memory_kills()

@@ -27,7 +27,7 @@ class DecodedLayer:
         self.data = data
         self.below = below
         self._token_starts, self._token_ends = array("L"), array("L")  # of tokens, in the layer below
-        self._meaning_starts, self._meaning_ends = array("L"), array("L")  # of their decoded text, in this layer
+        self._decoded_starts, self._decoded_ends = array("L"), array("L")  # of their decoded text, in this layer
 
     def decode(self, find_tokens: Callable[[bytes], Iterator[EscapeToken]]) -> DecodedLayer | None:
         """Decode the tokens of this layer into the next one; None if there are none."""
@@ -39,9 +39,9 @@ class DecodedLayer:
             length += start - copied
             layer._token_starts.append(start)
             layer._token_ends.append(end)
-            layer._meaning_starts.append(length)
+            layer._decoded_starts.append(length)
             length += len(meaning)
-            layer._meaning_ends.append(length)
+            layer._decoded_ends.append(length)
             copied = end
         layer.data = b"".join((*pieces, self.data[copied:]))
         return layer if pieces else None
@@ -68,7 +68,7 @@ class DecodedLayer:
         if token < 0:
             return position
         past = position - self._token_ends[token]
-        return self._meaning_ends[token] + past if past >= 0 else self._meaning_starts[token]
+        return self._decoded_ends[token] + past if past >= 0 else self._decoded_starts[token]
 
     def token_start(self, position: int) -> int:
         """Return a position in the layer below, moved to the start of the token that contains it."""
@@ -77,10 +77,10 @@ class DecodedLayer:
 
     def _span_below(self, position: int) -> tuple[int, int]:
         """Return the span of the layer below from which one byte was decoded."""
-        token = bisect_right(self._meaning_starts, position) - 1
+        token = bisect_right(self._decoded_starts, position) - 1
         if token < 0:
             return position, position + 1
-        past = position - self._meaning_ends[token]
+        past = position - self._decoded_ends[token]
         if past < 0:
             return self._token_starts[token], self._token_ends[token]
         return self._token_ends[token] + past, self._token_ends[token] + past + 1

@@ -104,7 +104,7 @@ class EventStream:
 
     async def _find_offset(self, task_id: str, seq: int) -> int:
         """It reads about as much as a batch has."""
-        await fair_share.take(FOLLOW_BATCH_BYTES)
+        await fair_share.acquire(FOLLOW_BATCH_BYTES)
         return self._journals.find_offset(task_id, seq)
 
     def _journal_missing_frame(self, tracked: TrackedTask) -> WireEvent:
@@ -121,14 +121,14 @@ class EventStream:
         while offset < end:
             await asyncio.sleep(0)
             bytes_max = min(FOLLOW_BATCH_BYTES, end - offset)
-            await fair_share.take(bytes_max)
-            async with fair_share.memory().reserved(_DECODED_FACTOR * bytes_max):
+            await fair_share.acquire(bytes_max)
+            async with fair_share.current_memory().reserved(_DECODED_FACTOR * bytes_max):
                 batch = self._journals.read(task_id, offset, bytes_max=bytes_max)
                 if not batch.records:
                     return
                 longer_bytes = max(0, batch.next_offset - offset - bytes_max)
                 offset = batch.next_offset
-                with fair_share.memory().holding(_DECODED_FACTOR * longer_bytes):
+                with fair_share.current_memory().holding(_DECODED_FACTOR * longer_bytes):
                     for record in batch.records:
                         if record.seq > after and (shown := to_wire_event(task_id, record)) is not None:
                             yield shown

@@ -57,14 +57,14 @@ class JournalScanner:
         opened: list[JournalWriter] = []
         is_awaited = True
 
-        def leave() -> None:
+        def release() -> None:
             slot.release()
             if not is_awaited:
                 _close_all(opened)
 
         slot.acquire()
         try:
-            await run_in_daemon_thread(lambda: opened.append(self._journals.open(task_id)), leave)
+            await run_in_daemon_thread(lambda: opened.append(self._journals.open(task_id)), release)
         except asyncio.CancelledError:
             is_awaited = False
             _close_all(opened)

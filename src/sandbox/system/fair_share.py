@@ -34,7 +34,7 @@ class FairShare:
         self.threads = asyncio.Semaphore(THREADS_AT_ONCE_MAX)
         self.memory = MemoryShare()
 
-    async def take(self, size_bytes: int) -> None:
+    async def acquire(self, size_bytes: int) -> None:
         """Wait until a message of this size may be encoded or sent."""
         units = 1 + size_bytes // _UNIT_BYTES
         if self._messages_left > 0 and not self._waiting:
@@ -80,7 +80,7 @@ class FairShares:
 _SHARE: ContextVar[FairShare | None] = ContextVar("share", default=None)
 
 
-def use(share: FairShare) -> None:
+def set_current_share(share: FairShare) -> None:
     """Use this share in the current asyncio task and in tasks it creates."""
     _SHARE.set(share)
 
@@ -95,13 +95,13 @@ def shared_work() -> Iterator[None]:
         _SHARE.reset(token)
 
 
-async def take(size_bytes: int) -> None:
+async def acquire(size_bytes: int) -> None:
     """Wait for the current share to admit a message of this size; returns immediately without a share."""
     if (share := _SHARE.get()) is not None:
-        await share.take(size_bytes)
+        await share.acquire(size_bytes)
 
 
-def memory() -> MemoryShare:
+def current_memory() -> MemoryShare:
     """Return the memory of the current share; memory without a bound where there is no share."""
     share = _SHARE.get()
     return share.memory if share is not None else MemoryShare(sys.maxsize)

@@ -14,18 +14,18 @@ import pytest
 from sandbox.auth.token_file import LOCK_SECONDS, NAME_CHARACTERS_MAX, InvalidTokenNameError, TokenFile
 from sandbox.interfaces.auth import Role
 
-AT = datetime(2026, 1, 29, tzinfo=UTC)
+TIMESTAMP = datetime(2026, 1, 29, tzinfo=UTC)
 
 
 @pytest.fixture
 def tokens(tmp_path: Path) -> TokenFile:
-    return TokenFile(tmp_path, now=lambda: AT)
+    return TokenFile(tmp_path, now=lambda: TIMESTAMP)
 
 
 @pytest.fixture
 def server(tmp_path: Path) -> TokenFile:
     """The same token file as opened by a running server."""
-    return TokenFile(tmp_path, now=lambda: AT)
+    return TokenFile(tmp_path, now=lambda: TIMESTAMP)
 
 
 # Reload by a running server
@@ -291,7 +291,7 @@ def test_changes_by_threads_of_one_process_are_serialized(tmp_path):
 
 def test_name_is_accepted_up_to_the_length_limit(tokens):
     _, record = tokens.create(Role.VIEWER, "n" * NAME_CHARACTERS_MAX)
-    assert (record.name, record.created_at, record.expires_at) == ("n" * NAME_CHARACTERS_MAX, AT, None)
+    assert (record.name, record.created_at, record.expires_at) == ("n" * NAME_CHARACTERS_MAX, TIMESTAMP, None)
     for name in ("n" * (NAME_CHARACTERS_MAX + 1), "a\tb", "\u202e"):
         with pytest.raises(InvalidTokenNameError):
             tokens.create(Role.VIEWER, name)

@@ -14,7 +14,7 @@ import pytest
 from sandbox.demo.model_script import Fault, Script, Text, ToolUse, Turn
 from sandbox.demo.scripted_model import ScriptedModel
 
-LOOK = Turn((Text("I look."), ToolUse("Read", {"file_path": "a.txt"})), input_tokens=7, output_tokens=3)
+READ_TURN = Turn((Text("I look."), ToolUse("Read", {"file_path": "a.txt"})), input_tokens=7, output_tokens=3)
 DONE = Turn((Text("Done."),))
 
 
@@ -51,12 +51,12 @@ def test_repeated_request_returns_the_same_turn():
     async def collect(client, model):
         return [texts(response)[0] async for response in send(client, model)]
 
-    script = Script((LOOK, DONE))
+    script = Script((READ_TURN, DONE))
     assert exchange(script, collect) == ["I look.", "Done.", "I look.", "Done.", "The script is over."]
 
 
 def test_streamed_turn_has_the_events_of_the_api():
-    response = exchange(Script((LOOK,)), lambda client, _: client.post("/v1/messages", json=message_request()))
+    response = exchange(Script((READ_TURN,)), lambda client, _: client.post("/v1/messages", json=message_request()))
     streamed = events(response)
     assert response.headers["content-type"] == "text/event-stream"
     block = ["content_block_start", "content_block_delta", "content_block_stop"]
@@ -70,7 +70,7 @@ def test_streamed_turn_has_the_events_of_the_api():
 
 def test_unstreamed_turn_is_one_object():
     response = exchange(
-        Script((LOOK,)), lambda client, _: client.post("/v1/messages", json=message_request(stream=False))
+        Script((READ_TURN,)), lambda client, _: client.post("/v1/messages", json=message_request(stream=False))
     ).json()
     assert [block["type"] for block in response["content"]] == ["text", "tool_use"]
     assert response["stop_reason"] == "tool_use"
@@ -78,7 +78,7 @@ def test_unstreamed_turn_is_one_object():
 
 
 def test_subagent_uses_a_separate_branch():
-    script = Script((LOOK,), {"BRANCH": (DONE,)})
+    script = Script((READ_TURN,), {"BRANCH": (DONE,)})
     response = exchange(
         script, lambda client, _: client.post("/v1/messages", json=message_request(first="BRANCH: look"))
     )

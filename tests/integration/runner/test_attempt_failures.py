@@ -223,11 +223,11 @@ def test_disk_error_while_writing_home_files_advises_the_user(make_harness, monk
 def test_output_of_unkillable_agent_is_not_read_after_the_attempt(make_harness, monkeypatch):
     """The attempt is over: later output belongs to no attempt."""
 
-    async def survive(self):
+    async def ignore_kill(self):
         pass
 
     monkeypatch.setattr("sandbox.runner.steps.run.KILL_SECONDS", 0.1)
-    monkeypatch.setattr("doubles.attempt_dependencies.ScriptedSandbox.kill", survive)
+    monkeypatch.setattr("doubles.attempt_dependencies.ScriptedSandbox.kill", ignore_kill)
     harness = make_harness(Script(runs_until_signal=True, ignores_term=True))
 
     async def scenario():
@@ -244,7 +244,7 @@ def test_output_of_unkillable_agent_is_not_read_after_the_attempt(make_harness, 
 
 @pytest.mark.parametrize("fault", ["it would not die", "its output broke"])
 def test_terminal_clients_receive_the_end_before_collection(make_harness, monkeypatch, fault):
-    async def survive(self):
+    async def ignore_kill(self):
         pass
 
     async def raise_when_broken(*_):
@@ -258,8 +258,8 @@ def test_terminal_clients_receive_the_end_before_collection(make_harness, monkey
     )
     if fault == "it would not die":
         monkeypatch.setattr("sandbox.runner.steps.run.KILL_SECONDS", 0.1)
-        monkeypatch.setattr("doubles.attempt_dependencies.ScriptedSandbox.kill", survive)
-        monkeypatch.setattr("doubles.attempt_dependencies.ScriptedTerminal.hang_up", survive)
+        monkeypatch.setattr("doubles.attempt_dependencies.ScriptedSandbox.kill", ignore_kill)
+        monkeypatch.setattr("doubles.attempt_dependencies.ScriptedTerminal.hang_up", ignore_kill)
     else:
         monkeypatch.setattr("sandbox.runner.agent_output.AgentOutput.read_terminal", raise_when_broken)
     monkeypatch.setattr(

@@ -24,7 +24,7 @@ class SlowJournals:
     """Journals open only after `may_end` is set, except those in `short`; counts concurrent opens."""
 
     def __init__(self, journals, monkeypatch):
-        self.may_end, self.count, self.most, self.short = threading.Event(), 0, 0, set()
+        self.may_end, self.count, self.maximum, self.short = threading.Event(), 0, 0, set()
         open_journal, lock = journals.open, threading.Lock()
 
         def open_slowly(task_id):
@@ -32,7 +32,7 @@ class SlowJournals:
                 return open_journal(task_id)
             with lock:
                 self.count += 1
-                self.most = max(self.most, self.count)
+                self.maximum = max(self.maximum, self.count)
             try:
                 assert self.may_end.wait(30)
                 return open_journal(task_id)

@@ -88,7 +88,7 @@ def tasks() -> FakeTasks:
 
 
 @pytest.fixture
-def guarded_api(tasks: FakeTasks) -> Callable[..., Api]:
+def api_with_tokens(tasks: FakeTasks) -> Callable[..., Api]:
     """Return a function that creates an API with tokens. Settings are those of `ApiSettings`."""
 
     def make(access: TokenStore, **settings: Any) -> Api:

@@ -28,9 +28,9 @@ OLD = msgspec.json.decode(
 
 
 @pytest.fixture(params=[NEW, OLD], ids=["current version", "earlier version"])
-def failed_api(request, guarded_api, tasks):
+def failed_api(request, api_with_tokens, tasks):
     tasks.add("task-001", request.param, TaskFinished())
-    return guarded_api(FakeAccess(olga="operator", vera="viewer"))
+    return api_with_tokens(FakeAccess(olga="operator", vera="viewer"))
 
 
 @pytest.mark.parametrize("path", STATUS_PATHS)
@@ -50,11 +50,11 @@ def test_logs_contain_no_secret_source(failed_api, path, headers, role_headers):
     assert [word for word in PRIVATE if word in response.text] == []
 
 
-def test_detail_of_earlier_attempts_depends_on_the_role(guarded_api, tasks):
+def test_detail_of_earlier_attempts_depends_on_the_role(api_with_tokens, tasks):
     task = tasks.add("task-001", *TO_RUNNING)
     attempt = msgspec.structs.replace(task.attempt, failure=NEW.failure, follow_up=RetryKind.RETRY)
     tasks.entries["task-001"].task = msgspec.structs.replace(task, past_attempts=(attempt,))
-    api = guarded_api(FakeAccess(olga="operator", vera="viewer"))
+    api = api_with_tokens(FakeAccess(olga="operator", vera="viewer"))
     response = api.get("/api/v1/tasks/task-001", headers=VIEWER)
     assert [word for word in PRIVATE if word in response.text] == []
     assert response.json()["attempts"][0]["error"]["code"] == "secret_unavailable"

@@ -48,5 +48,5 @@ def pages(tasks: FakeTasks) -> Pages:
 
 
 @pytest.fixture
-def guarded_pages(tasks: FakeTasks) -> Any:
+def pages_with_tokens(tasks: FakeTasks) -> Any:
     return lambda access: Pages(tasks, access)

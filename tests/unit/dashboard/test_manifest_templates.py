@@ -108,8 +108,8 @@ def test_run_again_omits_the_task_id(pages):
     assert "Your instructions here" in page.text
 
 
-def test_secret_sources_are_shown_to_operators_only(guarded_pages):
-    pages = guarded_pages(FakeAccess(ann="operator", bob="viewer"))
+def test_secret_sources_are_shown_to_operators_only(pages_with_tokens):
+    pages = pages_with_tokens(FakeAccess(ann="operator", bob="viewer"))
     secret = Secret(name="GITHUB_TOKEN", source="vault", key="teams/platform#token")
     asyncio.run(pages.tasks.submit(dataclasses.replace(manifest("task-001"), secrets=(secret,))))
     for path in ("/tasks/task-001", "/submit?from=task-001", "/tasks/task-001/proof"):

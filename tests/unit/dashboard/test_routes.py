@@ -59,8 +59,8 @@ def test_missing_task_error_matches_the_accept_header(pages):
     assert pages.get("/tasks/nobody/story", accept="text/event-stream").json()["error"] == "task_not_found"
 
 
-def test_missing_token_redirects_to_sign_in(guarded_pages):
-    pages = guarded_pages(FakeAccess(ann="operator"))
+def test_missing_token_redirects_to_sign_in(pages_with_tokens):
+    pages = pages_with_tokens(FakeAccess(ann="operator"))
     pages.tasks.add()
     for path in PATHS:
         response = pages.get(f"{path}?x=1")
@@ -87,8 +87,8 @@ def test_sign_in_redirects_to_this_server_only(pages, target, back):
     assert f'data-back="{back}"' in pages.get(f"/sign-in?to={target}").text
 
 
-def test_viewers_see_no_operator_actions(guarded_pages):
-    pages = guarded_pages(FakeAccess(ann="operator", bob="viewer"))
+def test_viewers_see_no_operator_actions(pages_with_tokens):
+    pages = pages_with_tokens(FakeAccess(ann="operator", bob="viewer"))
     pages.tasks.add()
     for name, is_offered in (("ann", True), ("bob", False)):
         text = pages.get("/tasks/task-001", authorization=f"Bearer {name}").text

@@ -5,9 +5,9 @@ from sandbox.gateway.limits import (
     DENIALS_PER_SECOND_MAX,
     DENIALS_REPORTED_MAX,
     DROPPED_HEADERS_REPORTED_MAX,
+    ERROR_REPORT_INTERVAL_SECONDS,
     REDACTED_NAME_CHARACTERS_MAX,
     REPORTED_HOST_CHARACTERS_MAX,
-    TROUBLE_INTERVAL_SECONDS,
 )
 from sandbox.model.events import EgressDenied, ErrorReported, Usage
 
@@ -62,11 +62,11 @@ def test_reported_denials_are_limited_in_total():
 
 def test_same_error_is_reported_once_per_interval():
     reporter, events, clock = create_reporter()
-    reporter.report_trouble("upstream_unreachable", "first")
-    reporter.report_trouble("upstream_unreachable", "second")
-    reporter.report_trouble("gateway_error", "another kind")
-    clock.now += TROUBLE_INTERVAL_SECONDS
-    reporter.report_trouble("upstream_unreachable", "third")
+    reporter.report_error("upstream_unreachable", "first")
+    reporter.report_error("upstream_unreachable", "second")
+    reporter.report_error("gateway_error", "another kind")
+    clock.now += ERROR_REPORT_INTERVAL_SECONDS
+    reporter.report_error("upstream_unreachable", "third")
     assert [event.message for event in events] == ["first", "another kind", "third"]
 
 

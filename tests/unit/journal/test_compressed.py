@@ -13,7 +13,7 @@ from sandbox.journal import compressed as compressed_module
 from sandbox.journal.journals import FileJournals
 from sandbox.model import events as e
 
-AT = datetime(2026, 1, 29, 10, 10, 15, 123456, tzinfo=UTC)
+TIMESTAMP = datetime(2026, 1, 29, 10, 10, 15, 123456, tzinfo=UTC)
 MEMBER_BYTES = 2000
 
 
@@ -29,8 +29,8 @@ def journals(tmp_path):
     writer = journals.create("t")
     for number in range(150):
         length = 3 * MEMBER_BYTES if number == 60 else rng.randrange(200)
-        writer.append(e.Output.from_bytes("stdout", rng.randbytes(length // 2).hex().encode() + b"\n"), at=AT)
-    writer.append(e.TaskFinished(), at=AT)
+        writer.append(e.Output.from_bytes("stdout", rng.randbytes(length // 2).hex().encode() + b"\n"), at=TIMESTAMP)
+    writer.append(e.TaskFinished(), at=TIMESTAMP)
     writer.close()
     return journals
 
@@ -182,7 +182,7 @@ def test_journal_without_an_end_is_not_compressed_and_stays_writable(journals, d
         assert names(directory) == ["lock", "records"]
     (directory / "records").write_bytes(b"".join(lines[:-1]))
     writer = journals.open("t")
-    writer.append(e.TaskFinished(), at=AT)
+    writer.append(e.TaskFinished(), at=TIMESTAMP)
     writer.close()
     journals.compress("t")
     assert names(directory) == ["lock", "records.gz"]

@@ -17,7 +17,7 @@ from sandbox.journal.compressed import CompressedJournal
 from sandbox.journal.journals import FileJournals
 from sandbox.model import events as e
 
-AT = datetime(2026, 1, 29, 10, 10, 15, 123456, tzinfo=UTC)
+TIMESTAMP = datetime(2026, 1, 29, 10, 10, 15, 123456, tzinfo=UTC)
 MEMBER_BYTES = 1000
 HEADER = "<2sBBIBBH2sHQII"
 """RFC 1952: magic, method, flags, mtime, extra flags, OS, length of the extra field; its ID, length and content."""
@@ -32,8 +32,8 @@ def journals(tmp_path, monkeypatch):
     journals = FileJournals(tmp_path)
     writer = journals.create("t")
     for number in range(20):
-        writer.append(e.Output.from_bytes("stdout", b"%03d" % number * (number + 1) + b"\n"), at=AT)
-    writer.append(e.TaskFinished(), at=AT)
+        writer.append(e.Output.from_bytes("stdout", b"%03d" % number * (number + 1) + b"\n"), at=TIMESTAMP)
+    writer.append(e.TaskFinished(), at=TIMESTAMP)
     writer.close()
     return journals
 

@@ -16,7 +16,7 @@ from sandbox.journal.extent import iter_lines
 from sandbox.journal.journals import FileJournals
 from sandbox.model import events as e
 
-AT = datetime(2026, 1, 29, 10, 10, 15, 123456, tzinfo=UTC)
+TIMESTAMP = datetime(2026, 1, 29, 10, 10, 15, 123456, tzinfo=UTC)
 
 sizes = st.lists(st.integers(0, 400) | st.integers(5_000, 20_000), min_size=1, max_size=30)
 scan_limits = st.sampled_from([1, 100, 1000, 64 * 1024])
@@ -39,7 +39,7 @@ def write(journals, line_sizes):
                 writer.close()
             writer = journals.open("t") if "t" in journals.task_ids() else journals.create("t")
         # The content of a line may look like the start of another.
-        writer.append(e.Output.from_bytes("stdout", b'00000000 {"seq":1,\n' + b"x" * size), at=AT)
+        writer.append(e.Output.from_bytes("stdout", b'00000000 {"seq":1,\n' + b"x" * size), at=TIMESTAMP)
     writer.close()
 
 

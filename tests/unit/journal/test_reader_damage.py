@@ -9,7 +9,7 @@ from sandbox.interfaces.journal import JournalDamagedError, JournalOffsetError
 from sandbox.journal.journals import FileJournals
 from sandbox.model import events as e
 
-AT = datetime(2026, 1, 29, 10, 10, 15, 123456, tzinfo=UTC)
+TIMESTAMP = datetime(2026, 1, 29, 10, 10, 15, 123456, tzinfo=UTC)
 EVENTS = (e.Gap(1, 2, "a"), e.Output.from_bytes("stdout", b"\xff\n"), e.TaskFinished())
 
 
@@ -18,7 +18,7 @@ def journals(tmp_path):
     journals = FileJournals(tmp_path)
     writer = journals.create("t")
     for event in EVENTS:
-        writer.append(event, at=AT)
+        writer.append(event, at=TIMESTAMP)
     writer.close()
     return journals
 
@@ -40,7 +40,7 @@ def test_truncated_journal_continues_after_its_last_whole_record(journals, recor
         assert list(journals.read("t").records) == expected[:whole]
 
         writer = journals.open("t")
-        appended = writer.append(e.TaskFinished(), at=AT)
+        appended = writer.append(e.TaskFinished(), at=TIMESTAMP)
         writer.close()
 
         assert appended.seq == whole + 1
@@ -109,7 +109,7 @@ def test_zeros_after_a_power_loss_are_a_torn_tail(journals, records):
 def test_record_of_a_newer_version_is_an_error(journals, records):
     from sandbox.journal import record_format
 
-    records.write_bytes(record_format.encode(e.Record(1, 1, AT, e.TaskFinished(), version=2)))
+    records.write_bytes(record_format.encode(e.Record(1, 1, TIMESTAMP, e.TaskFinished(), version=2)))
 
     with pytest.raises(JournalDamagedError, match="newer"):
         journals.read("t")

@@ -15,7 +15,7 @@ from sandbox.journal.journals import FileJournals
 from sandbox.journal.writer import FileJournalWriter
 from sandbox.model import events as e
 
-AT = datetime(2026, 1, 29, tzinfo=UTC)
+TIMESTAMP = datetime(2026, 1, 29, tzinfo=UTC)
 REWRITE_CHUNK_BYTES = 1000
 
 
@@ -66,7 +66,7 @@ class RecordedSyscalls:
             self.failing.remove(name)
             raise OSError(errno.EIO, "Input/output error")
 
-    def take_calls(self) -> list[tuple]:
+    def pop_calls(self) -> list[tuple]:
         """The calls since the last invocation."""
         calls, self.calls = self.calls, []
         return calls
@@ -98,7 +98,7 @@ def syscalls(writer, records, monkeypatch) -> RecordedSyscalls:
 
 
 def test_durable_append_is_written_and_flushed_once(writer, syscalls, records):
-    writer.append(error_event(), at=AT, durable=True)
+    writer.append(error_event(), at=TIMESTAMP, durable=True)
     size = records.stat().st_size
     assert syscalls.take_calls() == [("write", size), ("flush",)]
     writer.sync()
@@ -106,13 +106,13 @@ def test_durable_append_is_written_and_flushed_once(writer, syscalls, records):
 
 
 def test_non_durable_appends_are_flushed_once_by_sync(writer, syscalls):
-    writer.append(error_event(), at=AT)
-    writer.append(error_event(), at=AT)
+    writer.append(error_event(), at=TIMESTAMP)
+    writer.append(error_event(), at=TIMESTAMP)
     assert [call[0] for call in syscalls.take_calls()] == ["write", "write"]
     writer.sync()
     writer.sync()
     assert syscalls.take_calls() == [("flush",)]
-    writer.append(error_event(), at=AT)
+    writer.append(error_event(), at=TIMESTAMP)
     syscalls.take_calls()
     writer.close()
     assert syscalls.take_calls() == [("flush",)]
@@ -123,7 +123,7 @@ def test_non_durable_appends_are_flushed_once_by_sync(writer, syscalls):
 def test_reopened_journal_is_flushed_and_a_new_one_is_not(writer, syscalls, journals):
     writer.sync()
     assert syscalls.take_calls() == []
-    writer.append(error_event(), at=AT, durable=True)
+    writer.append(error_event(), at=TIMESTAMP, durable=True)
     writer.close()
     syscalls.take_calls()
     with closing(journals.open("t")) as reopened:
@@ -136,10 +136,10 @@ def test_reopened_journal_is_flushed_and_a_new_one_is_not(writer, syscalls, jour
 
 def test_failed_flush_rewrites_data_since_the_last_successful_one(writer, syscalls, records):
     """The kernel marks failed pages as clean, so a second flush alone would succeed without writing them."""
-    writer.append(error_event(), at=AT, durable=True)
+    writer.append(error_event(), at=TIMESTAMP, durable=True)
     durable_size = records.stat().st_size
     for _ in range(3):
-        writer.append(error_event(500), at=AT)
+        writer.append(error_event(500), at=TIMESTAMP)
     end = records.stat().st_size
     syscalls.take_calls()
     syscalls.fail("flush")
@@ -154,12 +154,12 @@ def test_failed_flush_rewrites_data_since_the_last_successful_one(writer, syscal
     ]
     writer.sync()
     assert syscalls.take_calls() == []
-    writer.append(error_event(), at=AT, durable=True)
+    writer.append(error_event(), at=TIMESTAMP, durable=True)
     assert [call[0] for call in syscalls.take_calls()] == ["write", "flush"], "rewritten data is clean"
 
 
 def test_failed_first_flush_rewrites_from_the_first_byte(writer, syscalls, records):
-    writer.append(error_event(300), at=AT)
+    writer.append(error_event(300), at=TIMESTAMP)
     syscalls.take_calls()
     syscalls.fail("flush")
     with pytest.raises(OSError, match="Input/output"):
@@ -172,19 +172,19 @@ def test_large_journal_is_rewritten_in_chunks_of_eight_mebibytes(journals, recor
     with closing(journals.create("t")) as writer:
         syscalls = RecordedSyscalls(monkeypatch, records)
         for _ in range(9):
-            writer.append(e.Output.from_bytes("stdout", b"x" * 1024 * 1024), at=AT)
+            writer.append(e.Output.from_bytes("stdout", b"x" * 1024 * 1024), at=TIMESTAMP)
         syscalls.fail("flush")
         with pytest.raises(OSError, match="Input/output"):
             writer.sync()
-        syscalls.take_calls()
+        syscalls.pop_calls()
         writer.sync()
         chunk_bytes = 8 * 1024 * 1024
         pieces = [("pwrite", 0, chunk_bytes), ("pwrite", chunk_bytes, records.stat().st_size - chunk_bytes)]
-        assert [call for call in syscalls.take_calls() if call[0] == "pwrite"] == pieces
+        assert [call for call in syscalls.pop_calls() if call[0] == "pwrite"] == pieces
 
 
 def test_flushed_rewrite_is_not_repeated(writer, syscalls, records):
-    writer.append(error_event(1700), at=AT)
+    writer.append(error_event(1700), at=TIMESTAMP)
     end = records.stat().st_size
     syscalls.fail("flush")
     with pytest.raises(OSError, match="Input/output"):
@@ -217,9 +217,9 @@ def test_flushed_rewrite_is_not_repeated(writer, syscalls, records):
 
 
 def test_short_rewrite_is_continued(writer, syscalls, records):
-    writer.append(error_event(), at=AT, durable=True)
+    writer.append(error_event(), at=TIMESTAMP, durable=True)
     durable_size = records.stat().st_size
-    writer.append(error_event(200), at=AT)
+    writer.append(error_event(200), at=TIMESTAMP)
     end = records.stat().st_size
     syscalls.fail("flush")
     with pytest.raises(OSError, match="Input/output"):
@@ -233,15 +233,15 @@ def test_short_rewrite_is_continued(writer, syscalls, records):
 
 
 def test_durable_append_with_a_failed_flush_is_truncated(writer, syscalls, records, journals):
-    writer.append(error_event(), at=AT, durable=True)
+    writer.append(error_event(), at=TIMESTAMP, durable=True)
     durable_size = records.stat().st_size
     syscalls.take_calls()
     syscalls.fail("flush")
     with pytest.raises(OSError, match="Input/output"):
-        writer.append(error_event(300), at=AT, durable=True)
+        writer.append(error_event(300), at=TIMESTAMP, durable=True)
     assert [call[0] for call in syscalls.take_calls()] == ["write", "flush", "truncate"]
     assert (records.stat().st_size, writer.last_seq) == (durable_size, 1)
-    record = writer.append(error_event(), at=AT, durable=True)
+    record = writer.append(error_event(), at=TIMESTAMP, durable=True)
     end = records.stat().st_size
     assert syscalls.take_calls() == [
         ("write", end - durable_size),
@@ -254,7 +254,7 @@ def test_durable_append_with_a_failed_flush_is_truncated(writer, syscalls, recor
 
 
 def test_failed_flush_on_close_raises_and_releases_the_lock(writer, syscalls, journals):
-    writer.append(error_event(), at=AT)
+    writer.append(error_event(), at=TIMESTAMP)
     syscalls.fail("flush")
     with pytest.raises(OSError, match="Input/output"):
         writer.close()
@@ -266,14 +266,14 @@ def test_failed_flush_on_close_raises_and_releases_the_lock(writer, syscalls, jo
 
 def test_short_write_is_continued(writer, syscalls, records, journals):
     syscalls.write_bytes_max = 50
-    writer.append(error_event(), at=AT, durable=True)
+    writer.append(error_event(), at=TIMESTAMP, durable=True)
     size = records.stat().st_size
     assert syscalls.take_calls() == [*[("write", remaining) for remaining in range(size, 0, -50)], ("flush",)]
     assert [record.seq for record in journals.read("t").records] == [1]
 
 
 def test_partial_line_is_truncated_before_the_next_append(writer, syscalls, records, journals):
-    writer.append(error_event(), at=AT, durable=True)
+    writer.append(error_event(), at=TIMESTAMP, durable=True)
     durable_size = records.stat().st_size
     syscalls.write_bytes_max = 50
     syscalls.take_calls()
@@ -287,27 +287,27 @@ def test_partial_line_is_truncated_before_the_next_append(writer, syscalls, reco
     os.write = failing_write
     syscalls.fail("truncate")
     with pytest.raises(OSError, match="Input/output"):
-        writer.append(error_event(), at=AT)
+        writer.append(error_event(), at=TIMESTAMP)
     os.write, syscalls.write_bytes_max = syscalls.write, 10**9
     assert [call[0] for call in syscalls.take_calls()] == ["write", "write", "truncate"], "the truncation failed too"
     assert records.stat().st_size == durable_size + 50
-    writer.append(error_event(), at=AT)
+    writer.append(error_event(), at=TIMESTAMP)
     assert [call[0] for call in syscalls.take_calls()] == ["truncate", "write"]
     assert [record.seq for record in journals.read("t").records] == [1, 2]
-    writer.append(error_event(), at=AT)
+    writer.append(error_event(), at=TIMESTAMP)
     assert [call[0] for call in syscalls.take_calls()] == ["write"], "it is truncated once"
 
 
 def test_record_over_the_line_limit_is_rejected(writer, syscalls, records, monkeypatch):
-    writer.append(error_event(1), at=AT)
+    writer.append(error_event(1), at=TIMESTAMP)
     size = records.stat().st_size
     monkeypatch.setattr(record_format, "LINE_BYTES_MAX", size)
     syscalls.take_calls()
     with pytest.raises(OSError, match=f"has {size + 1} bytes, more than {size}") as caught:
-        writer.append(error_event(2), at=AT, durable=True)
+        writer.append(error_event(2), at=TIMESTAMP, durable=True)
     assert caught.value.errno == errno.EMSGSIZE
     assert (syscalls.take_calls(), writer.last_seq, records.stat().st_size) == ([], 1, size)
-    assert writer.append(error_event(1), at=AT).seq == 2
+    assert writer.append(error_event(1), at=TIMESTAMP).seq == 2
 
 
 # Reopening after a crash
@@ -318,7 +318,7 @@ def descriptors() -> list[Path]:
 
 
 def test_torn_tail_is_truncated_and_flushed(writer, syscalls, records, journals):
-    writer.append(error_event(), at=AT, durable=True)
+    writer.append(error_event(), at=TIMESTAMP, durable=True)
     writer.close()
     durable_size = records.stat().st_size
     with records.open("ab") as file:
@@ -329,15 +329,15 @@ def test_torn_tail_is_truncated_and_flushed(writer, syscalls, records, journals)
         assert records.stat().st_size == durable_size
         reopened.sync()
         assert syscalls.take_calls() == [("flush",)]
-        assert (reopened.append(error_event(), at=AT).epoch, reopened.last_seq) == (2, 2)
+        assert (reopened.append(error_event(), at=TIMESTAMP).epoch, reopened.last_seq) == (2, 2)
 
 
 def test_intact_journal_is_not_truncated(writer, syscalls, journals):
-    writer.append(error_event(), at=AT, durable=True)
+    writer.append(error_event(), at=TIMESTAMP, durable=True)
     writer.close()
     syscalls.take_calls()
     with closing(journals.open("t")) as reopened:
-        reopened.append(error_event(), at=AT)
+        reopened.append(error_event(), at=TIMESTAMP)
         assert [call[0] for call in syscalls.take_calls()] == ["write"]
 
 
@@ -349,11 +349,14 @@ def test_journal_with_only_a_torn_tail_is_emptied_and_flushed(writer, syscalls, 
         assert syscalls.take_calls() == [("truncate", 0)]
         reopened.sync()
         assert syscalls.take_calls() == [("flush",)]
-        assert (reopened.append(error_event(), at=AT).seq, reopened.append(error_event(), at=AT).epoch) == (1, 1)
+        assert (
+            reopened.append(error_event(), at=TIMESTAMP).seq,
+            reopened.append(error_event(), at=TIMESTAMP).epoch,
+        ) == (1, 1)
 
 
 def test_failed_truncation_of_a_torn_tail_raises_and_closes_all_files(writer, syscalls, records, journals):
-    writer.append(error_event(), at=AT, durable=True)
+    writer.append(error_event(), at=TIMESTAMP, durable=True)
     writer.close()
     with records.open("ab") as file:
         file.write(b"torn")
@@ -373,7 +376,7 @@ def test_lock_with_descriptor_0_is_released(journals, records):
     try:
         os.dup2(lock, 0)
         writer = FileJournalWriter(records, 0, Extent(None, 0))
-        writer.append(error_event(), at=AT)
+        writer.append(error_event(), at=TIMESTAMP)
         writer.close()
         with pytest.raises(OSError, match="Bad file descriptor"):
             os.fstat(0)
@@ -389,7 +392,7 @@ def test_closed_writer_has_no_open_files(journals):
     writer = journals.create("t")
     assert len(descriptors()) == len(before) + 2
     assert not os.get_inheritable(writer.lock_fd)
-    writer.append(error_event(), at=AT)
+    writer.append(error_event(), at=TIMESTAMP)
     writer.close()
     assert descriptors() == before
     assert writer.lock_fd < 0

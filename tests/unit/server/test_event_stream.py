@@ -48,12 +48,12 @@ def test_status_message_is_shown_for_unfinished_tasks_only():
 
 TO_END = (e.AgentExited(0, {"is_error": False}), e.TaskFinished())
 
-SEEN = e.Output.from_bytes("stdout", b"seen\n")
-UNSEEN = e.Output.from_bytes("transcript", b"not streamed to clients\n")
+PUBLISHED_OUTPUT = e.Output.from_bytes("stdout", b"seen\n")
+TRANSCRIPT_OUTPUT = e.Output.from_bytes("transcript", b"not streamed to clients\n")
 
 event_lists = st.lists(
     st.integers(0, 30_000).map(lambda size: e.Output.from_bytes("stdout", b"x" * size + b"\n"))
-    | st.sampled_from([UNSEEN, e.Progress(turns=1), e.Gap(0, 0, "full")]),
+    | st.sampled_from([TRANSCRIPT_OUTPUT, e.Progress(turns=1), e.Gap(0, 0, "full")]),
     max_size=30,
 )
 
@@ -117,7 +117,7 @@ def test_replay_after_any_record_returns_the_rest(events):
         # Records that are not yet in the index are not streamed.
         assert asyncio.run(resume_after_each_record(streamed)) == 5
         streamed.update_index()
-        assert asyncio.run(resume_after_each_record(streamed)) == 5 + len(events) - events.count(UNSEEN)
+        assert asyncio.run(resume_after_each_record(streamed)) == 5 + len(events) - events.count(TRANSCRIPT_OUTPUT)
 
 
 def test_long_replay_without_events_yields_to_others():
@@ -162,7 +162,7 @@ class ReadsPerTurn:
 
 
 async def replay_with_share(streamed, share, after):
-    fair_share.use(share)
+    fair_share.set_current_share(share)
     return await streamed.replay(after)
 
 
@@ -180,7 +180,7 @@ def test_readers_of_one_client_share_one_batch_per_turn(monkeypatch, client_coun
         return replayed
 
     with streamed_journal() as streamed:
-        streamed.record(SEEN, *[e.Output.from_bytes("transcript", b"x" * 100_000 + b"\n")] * UNSEEN_LINES)
+        streamed.record(PUBLISHED_OUTPUT, *[e.Output.from_bytes("transcript", b"x" * 100_000 + b"\n")] * UNSEEN_LINES)
         streamed.update_index()
         reads = ReadsPerTurn(streamed.journals, monkeypatch)
         replayed = asyncio.run(replay_all(streamed, reads))

@@ -22,7 +22,7 @@ GIB = 1024**3
 ROOMY = DiskSpace(100 * GIB, 1000 * GIB, 10**6, 10**7)
 
 
-class Machine:
+class FakeDiskSpace:
     """A health check on a simulated disk."""
 
     def __init__(self, data_dir):
@@ -50,7 +50,7 @@ class Machine:
 
 @pytest.fixture
 def machine(tmp_path):
-    result = Machine(tmp_path)
+    result = FakeDiskSpace(tmp_path)
     result.disk_monitor.check()
     return result
 

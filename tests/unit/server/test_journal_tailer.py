@@ -41,7 +41,7 @@ class CountingStore(MemoryStore):
         super().save(indexed)
 
 
-class Tailing:
+class TailedTask:
     """A task whose records the test writes while a tailer follows."""
 
     def __init__(self, data_dir):
@@ -53,7 +53,7 @@ class Tailing:
         self.tailer = JournalTailer(self.journals, self.store, SystemClock(), Broadcast())
         self.tracked = TrackedTask(IndexedTask(reading.task, reading.offset))
 
-    async def play(self, events):
+    async def write_events(self, events):
         """Write each event once the tailer has read the one before."""
         self.tailer.start(self.tracked)
         for event in events:
@@ -66,10 +66,10 @@ class Tailing:
 
 
 @pytest.fixture
-def tailing(tmp_path):
+def tailed_task(tmp_path):
     @contextmanager
     def begin():
-        one = Tailing(tmp_path)
+        one = TailedTask(tmp_path)
         yield one
         one.recorder.writer.close()
 
@@ -77,20 +77,20 @@ def tailing(tmp_path):
         yield one
 
 
-def test_many_artifacts_are_indexed_together(tailing, monkeypatch):
+def test_many_artifacts_are_indexed_together(tailed_task, monkeypatch):
     monkeypatch.setattr("sandbox.server.journal_tailer.INDEX_INTERVAL_SECONDS", 600.0)
-    asyncio.run(tailing.play(ARTIFACTS))
-    assert tailing.store.saves == 0
+    asyncio.run(tailed_task.play(ARTIFACTS))
+    assert tailed_task.store.saves == 0
 
 
-def test_the_end_indexes_all_artifacts_at_once(tailing, monkeypatch):
+def test_the_end_indexes_all_artifacts_at_once(tailed_task, monkeypatch):
     monkeypatch.setattr("sandbox.server.journal_tailer.INDEX_INTERVAL_SECONDS", 600.0)
-    asyncio.run(tailing.play([*ARTIFACTS, e.TaskFinished()]))
-    assert tailing.store.saves == 1
-    assert len(tailing.store.load("task-1").task.artifacts) == len(ARTIFACTS)
+    asyncio.run(tailed_task.play([*ARTIFACTS, e.TaskFinished()]))
+    assert tailed_task.store.saves == 1
+    assert len(tailed_task.store.load("task-1").task.artifacts) == len(ARTIFACTS)
 
 
-def test_artifacts_are_indexed_after_the_interval(tailing, monkeypatch):
+def test_artifacts_are_indexed_after_the_interval(tailed_task, monkeypatch):
     monkeypatch.setattr("sandbox.server.journal_tailer.INDEX_INTERVAL_SECONDS", 0.0)
-    asyncio.run(tailing.play(ARTIFACTS[:3]))
-    assert len(tailing.store.load("task-1").task.artifacts) == 3
+    asyncio.run(tailed_task.play(ARTIFACTS[:3]))
+    assert len(tailed_task.store.load("task-1").task.artifacts) == 3

@@ -17,7 +17,7 @@ FAILS = ProbeResult(
     "namespaces",
     "It does not work.",
 )
-WORKS = replace(FAILS, failure=None)
+AVAILABLE = replace(FAILS, failure=None)
 
 
 class SleepClock(SystemClock):
@@ -58,7 +58,7 @@ def run(clock, first, *later):
 
 
 def test_working_runtime_is_not_probed_again(clock):
-    assert run(clock, WORKS).blocked_reason is None
+    assert run(clock, AVAILABLE).blocked_reason is None
     assert clock.slept == []
 
 
@@ -72,8 +72,8 @@ def test_final_failure_is_not_probed_again(clock):
 
 
 def test_backoff_doubles_up_to_a_maximum_with_jitter(clock):
-    prober = run(clock, *[FAILS] * 12, WORKS)
-    assert prober.result is WORKS
+    prober = run(clock, *[FAILS] * 12, AVAILABLE)
+    assert prober.result is AVAILABLE
     bounds = [min(PROBE_BACKOFF_SECONDS * 2**number, PROBE_BACKOFF_SECONDS_MAX) for number in range(12)]
     for slept, bound in zip(clock.slept, bounds, strict=True):
         assert bound * (1 - PROBE_JITTER) <= slept <= bound
@@ -81,7 +81,7 @@ def test_backoff_doubles_up_to_a_maximum_with_jitter(clock):
 
 
 def test_failed_probe_is_retried(clock, caplog):
-    assert run(clock, FAILS, OSError("process limit reached"), WORKS).result is WORKS
+    assert run(clock, FAILS, OSError("process limit reached"), AVAILABLE).result is AVAILABLE
     assert "process limit reached" in caplog.text
 
 
@@ -90,7 +90,7 @@ def test_blocked_reason_names_next_probe_or_probe_in_progress(clock):
 
     async def probe():
         reports.append((prober.blocked_reason, prober.retry_after_seconds))
-        return WORKS
+        return AVAILABLE
 
     prober = RuntimeProber(FAILS, probe, clock)
     assert 1 <= prober.retry_after_seconds <= PROBE_BACKOFF_SECONDS

@@ -11,7 +11,7 @@ from sandbox.system import fair_share
 from sandbox.system.fair_share import MESSAGES_PER_TURN_MAX, THREADS_AT_ONCE_MAX, FairShares
 
 
-async def take_often(share, count, taken, size_bytes=100):
+async def acquire_repeatedly(share, count, taken, size_bytes=100):
     for _ in range(count):
         await share.take(size_bytes)
         taken.append(share)
@@ -29,7 +29,7 @@ async def totals_per_turn(taken, count):
 def test_streams_of_one_client_share_its_turn():
     async def run():
         share, taken = FairShares().of("vera"), []
-        streams = [asyncio.create_task(take_often(share, 50, taken)) for _ in range(20)]
+        streams = [asyncio.create_task(acquire_repeatedly(share, 50, taken)) for _ in range(20)]
         totals = await totals_per_turn(taken, 10)
         assert all(after - before <= 2 * MESSAGES_PER_TURN_MAX for before, after in pairwise(totals))
         assert totals[-1] <= 10 * MESSAGES_PER_TURN_MAX
@@ -44,9 +44,9 @@ def test_other_client_does_not_wait():
     async def run():
         shares, taken = FairShares(), []
         vera, otto = shares.of("vera"), shares.of("otto")
-        streams = [asyncio.create_task(take_often(vera, 1000, taken)) for _ in range(20)]
+        streams = [asyncio.create_task(acquire_repeatedly(vera, 1000, taken)) for _ in range(20)]
         await totals_per_turn(taken, 3)
-        others = asyncio.create_task(take_often(otto, 10, others_taken := []))
+        others = asyncio.create_task(acquire_repeatedly(otto, 10, others_taken := []))
         await totals_per_turn(taken, 1)
         assert len(others_taken) == 10
         for stream in (*streams, others):
@@ -59,7 +59,7 @@ def test_other_client_does_not_wait():
 def test_large_messages_count_as_many():
     async def run():
         share, taken = FairShares().of("vera"), []
-        stream = asyncio.create_task(take_often(share, 10, taken, size_bytes=1024 * 1024))
+        stream = asyncio.create_task(acquire_repeatedly(share, 10, taken, size_bytes=1024 * 1024))
         totals = await totals_per_turn(taken, 6)
         assert totals[-1] <= 6
         await stream
@@ -70,7 +70,7 @@ def test_large_messages_count_as_many():
 def test_cancelled_streams_do_not_block_others():
     async def run():
         share, taken = FairShares().of("vera"), []
-        streams = [asyncio.create_task(take_often(share, 50, taken)) for _ in range(20)]
+        streams = [asyncio.create_task(acquire_repeatedly(share, 50, taken)) for _ in range(20)]
         await totals_per_turn(taken, 2)
         for stream in streams[:10]:
             stream.cancel()
@@ -92,12 +92,12 @@ def test_share_is_reused_while_it_is_held():
 def test_shared_work_is_charged_to_no_client():
     async def run():
         share, taken = FairShares().of("vera"), []
-        fair_share.use(share)
-        streams = [asyncio.create_task(take_often(share, 1000, [])) for _ in range(5)]
+        fair_share.set_current_share(share)
+        streams = [asyncio.create_task(acquire_repeatedly(share, 1000, [])) for _ in range(5)]
         await asyncio.sleep(0)
         with fair_share.shared_work():
             reader = asyncio.create_task(take_from_context(100, taken))
-            await fair_share.take(1024 * 1024)
+            await fair_share.acquire(1024 * 1024)
         await asyncio.sleep(0)
         assert len(taken) == 100
         charged_reader = asyncio.create_task(take_from_context(100, []))
@@ -112,7 +112,7 @@ def test_shared_work_is_charged_to_no_client():
 
 async def take_from_context(count, taken):
     for _ in range(count):
-        await fair_share.take(100)
+        await fair_share.acquire(100)
         taken.append(count)
 
 
@@ -132,7 +132,7 @@ def test_threads_per_client_are_limited(use_share):
 
         async def use_thread(share):
             if use_share:
-                fair_share.use(share)
+                fair_share.set_current_share(share)
             await fair_share.to_thread(read)
 
         lock, vera, otto = threading.Lock(), shares.of("vera"), shares.of("otto")
@@ -154,7 +154,7 @@ def test_thread_slot_covers_several_steps():
 
         async def use_slot():
             nonlocal active, maximum
-            fair_share.use(share)
+            fair_share.set_current_share(share)
             async with fair_share.thread_slot():
                 active += 1
                 maximum = max(maximum, active)

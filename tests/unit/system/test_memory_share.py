@@ -26,8 +26,8 @@ async def turns(count=5):
         await asyncio.sleep(0)
 
 
-def test_what_does_not_fit_is_refused_until_something_is_released():
-    async def story():
+def test_reservation_over_the_limit_fails_until_memory_is_released():
+    async def scenario():
         memory = MemoryShare(100)
         assert await memory.try_reserve(60)
         assert not await memory.try_reserve(41)
@@ -36,20 +36,20 @@ def test_what_does_not_fit_is_refused_until_something_is_released():
         assert await memory.try_reserve(41)
         assert memory.held_bytes == 81
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
-def test_one_that_is_larger_than_everything_fits_alone():
-    async def story():
+def test_reservation_over_the_limit_succeeds_alone():
+    async def scenario():
         memory = MemoryShare(100)
         assert await memory.try_reserve(500)
         assert not await memory.try_reserve(0)
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
-def test_who_waits_is_admitted_in_order():
-    async def story():
+def test_waiters_are_admitted_in_order():
+    async def scenario():
         memory, done = MemoryShare(100), [asyncio.Event() for _ in range(3)]
         waiting = [asyncio.create_task(hold(memory, size, end)) for size, end in zip((80, 70, 10), done, strict=True)]
         await turns()
@@ -62,12 +62,12 @@ def test_who_waits_is_admitted_in_order():
         await asyncio.gather(*waiting)
         assert memory.held_bytes == 0
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
 @pytest.mark.parametrize("was_admitted", [False, True])
-def test_who_is_cancelled_holds_nothing_and_keeps_nobody_back(was_admitted):
-    async def story():
+def test_cancelled_waiter_holds_no_memory_and_blocks_no_other(was_admitted):
+    async def scenario():
         memory = MemoryShare(100)
         assert await memory.try_reserve(80)
         first = asyncio.create_task(hold(memory, 50, asyncio.Event()))
@@ -85,12 +85,12 @@ def test_who_is_cancelled_holds_nothing_and_keeps_nobody_back(was_admitted):
         await second
         assert memory.held_bytes == 0
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
 @pytest.mark.parametrize(("seconds", "is_closed"), [(STALLED_SECONDS - 1, False), (STALLED_SECONDS, True)])
-def test_a_connection_is_closed_for_room_only_when_its_client_took_nothing_for_long(seconds, is_closed):
-    async def story():
+def test_only_stalled_connection_is_closed_to_free_memory(seconds, is_closed):
+    async def scenario():
         clock = Clock()
         memory = MemoryShare(100, clock)
         memory.hold(100)
@@ -98,11 +98,11 @@ def test_a_connection_is_closed_for_room_only_when_its_client_took_nothing_for_l
             clock.now += seconds
             assert await memory.try_reserve(50) is is_closed
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
-def test_a_connection_that_takes_nothing_stays_while_there_is_room():
-    async def story():
+def test_stalled_connection_is_kept_while_memory_is_free():
+    async def scenario():
         clock, aborted = Clock(), []
         memory = MemoryShare(100, clock)
         with memory.sending(lambda: aborted.append(1)):
@@ -110,11 +110,11 @@ def test_a_connection_that_takes_nothing_stays_while_there_is_room():
             assert await memory.try_reserve(50)
         assert aborted == []
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
-def test_who_waits_for_room_closes_what_takes_nothing():
-    async def story():
+def test_waiter_closes_stalled_connections():
+    async def scenario():
         clock = Clock()
         memory = MemoryShare(100, clock)
         memory.hold(100)
@@ -123,18 +123,18 @@ def test_who_waits_for_room_closes_what_takes_nothing():
             async with asyncio.timeout(5), memory.reserved(50):
                 assert memory.held_bytes == 50
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
-def test_each_share_has_its_memory_and_work_without_a_share_has_no_bound():
-    async def story():
+def test_each_share_has_separate_memory_and_none_is_unlimited():
+    async def scenario():
         shares = fair_share.FairShares()
         vera, otto = shares.of("vera"), shares.of("otto")
         assert await vera.memory.try_reserve(10**12)
         assert await otto.memory.try_reserve(1)
         assert not await vera.memory.try_reserve(1)
-        assert await fair_share.memory().try_reserve(10**12)
-        fair_share.use(otto)
-        assert fair_share.memory() is otto.memory
+        assert await fair_share.current_memory().try_reserve(10**12)
+        fair_share.set_current_share(otto)
+        assert fair_share.current_memory() is otto.memory
 
-    asyncio.run(story())
+    asyncio.run(scenario())

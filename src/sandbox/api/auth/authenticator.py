@@ -181,8 +181,8 @@ class Authenticator:
         self._settings = settings
         self._host_names = LOOPBACK_NAMES | {name.lower() for name in settings.host_names}
         self._rate_limiter = RateLimiter(settings.requests_per_minute, monotonic)
-        self._under_way: Counter[str] = Counter()
-        self._following_all: Counter[str] = Counter()
+        self._requests_in_progress: Counter[str] = Counter()
+        self._all_tasks_streams: Counter[str] = Counter()
         self._shares = FairShares()
 
     def clone_hosts(self) -> frozenset[str] | None:
@@ -200,7 +200,7 @@ class Authenticator:
         client = f"token {principal.id}" if principal else client_key(connection.client and connection.client.host)
         if wait_seconds := self._rate_limiter.acquire(client):
             return _rate_limited(wait_seconds, principal)
-        if principal and self._under_way[principal.id] >= REQUESTS_AT_ONCE_MAX:
+        if principal and self._requests_in_progress[principal.id] >= REQUESTS_AT_ONCE_MAX:
             return _rate_limited(1, principal)
         if not asks_for_tokens:
             return Caller(LOCAL_OPERATOR)
@@ -211,34 +211,34 @@ class Authenticator:
         )
 
     @contextmanager
-    def answering(self, visitor: Caller) -> Iterator[None]:
+    def count_request(self, caller: Caller) -> Iterator[None]:
         """Count a request while it is being answered. Does nothing on a server without tokens."""
-        name = visitor.principal.id if visitor.principal else ""
-        self._under_way[name] += bool(name)
+        name = caller.principal.id if caller.principal else ""
+        self._requests_in_progress[name] += bool(name)
         try:
             yield
         finally:
-            self._under_way[name] -= bool(name)
-            if not self._under_way[name]:
-                del self._under_way[name]
+            self._requests_in_progress[name] -= bool(name)
+            if not self._requests_in_progress[name]:
+                del self._requests_in_progress[name]
 
     def share_of(self, principal: Principal | None) -> FairShare:
         """Return the caller's share of the event loop. Anonymous callers share one."""
         return self._shares.of(principal.id if principal else "-")
 
     @contextmanager
-    def following_all(self, visitor: Caller) -> Iterator[None]:
+    def count_all_tasks_stream(self, caller: Caller) -> Iterator[None]:
         """Count a stream of all tasks. Raises TooManyStreamsError."""
-        name = visitor.principal.id if visitor.principal else "-"
-        if self._following_all[name] >= STREAMS_OF_ALL_MAX:
+        name = caller.principal.id if caller.principal else "-"
+        if self._all_tasks_streams[name] >= STREAMS_OF_ALL_MAX:
             raise TooManyStreamsError(STREAMS_OF_ALL_MAX)
-        self._following_all[name] += 1
+        self._all_tasks_streams[name] += 1
         try:
             yield
         finally:
-            self._following_all[name] -= 1
-            if not self._following_all[name]:
-                del self._following_all[name]
+            self._all_tasks_streams[name] -= 1
+            if not self._all_tasks_streams[name]:
+                del self._all_tasks_streams[name]
 
     def is_still_valid(self, caller: Caller) -> bool:
         """Whether the caller would be authenticated again now."""

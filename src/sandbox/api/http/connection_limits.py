@@ -19,10 +19,10 @@ class Connection(Protocol):
     """A connection that can be closed."""
 
     @property
-    def is_known(self) -> bool:
+    def is_authenticated(self) -> bool:
         """Whether an authenticated request is in progress."""
 
-    def cut(self) -> None:
+    def abort(self) -> None:
         """Close it immediately."""
 
 
@@ -42,15 +42,15 @@ class UnauthenticatedConnections:
         self._waiting.move_to_end(connection)
         while len(self._waiting) > self._limit:
             oldest, _ = self._waiting.popitem(last=False)
-            if not oldest.is_known:
-                oldest.cut()
+            if not oldest.is_authenticated:
+                oldest.abort()
 
     def remove(self, connection: Connection) -> None:
         """Remove a connection that is closed or was upgraded to WebSocket, which requires authentication."""
         self._waiting.pop(connection, None)
 
 
-class DoorState(ServerState):
+class PortState(ServerState):
     """State shared by the connections of one port."""
 
     def __init__(self) -> None:
@@ -61,4 +61,4 @@ class DoorState(ServerState):
             if soft == resource.RLIM_INFINITY
             else min(UNAUTHENTICATED_CONNECTIONS_MAX, soft // _DESCRIPTORS_SHARE)
         )
-        self.strangers = UnauthenticatedConnections(most)
+        self.unauthenticated_connections = UnauthenticatedConnections(most)

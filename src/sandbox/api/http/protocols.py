@@ -10,7 +10,7 @@ from starlette.responses import Response
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
-from sandbox.api.http.connection_limits import DoorState
+from sandbox.api.http.connection_limits import PortState
 from sandbox.api.http.framing import FramedConnection
 from sandbox.api.middleware.response_headers import get_request_id
 from sandbox.api.responses import problem_response, reason_phrase
@@ -72,19 +72,19 @@ class HttpProtocol(_BackpressureMixin, H11Protocol):
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
         self.conn: FramedConnection = FramedConnection()
-        self.app_state = {**self.app_state, "abort": self.cut}
-        assert isinstance(self.server_state, DoorState)
-        self._strangers = self.server_state.strangers
+        self.app_state = {**self.app_state, "abort": self.abort}
+        assert isinstance(self.server_state, PortState)
+        self._unauthenticated_connections = self.server_state.unauthenticated_connections
 
     @property
-    def is_known(self) -> bool:
+    def is_authenticated(self) -> bool:
         """Whether a request of an authenticated caller, or of any caller of a server without tokens, is in progress."""
         if self.cycle is None or self.cycle.response_complete:
             return False
         visitor = self.scope.get("state", {}).get("visitor")
         return visitor is not None and visitor.principal is not None
 
-    def cut(self) -> None:
+    def abort(self) -> None:
         """Close it immediately."""
         self.transport.abort()
 
@@ -92,7 +92,7 @@ class HttpProtocol(_BackpressureMixin, H11Protocol):
         """Register a new connection."""
         super().connection_made(transport)
         self._update_head_timer()
-        self._strangers.add(self)
+        self._unauthenticated_connections.add(self)
 
     def data_received(self, data: bytes) -> None:
         """Process data and update the head timer."""
@@ -104,17 +104,17 @@ class HttpProtocol(_BackpressureMixin, H11Protocol):
         super().on_response_complete()
         self._update_head_timer()
         if not self.transport.is_closing():
-            self._strangers.add(self)
+            self._unauthenticated_connections.add(self)
 
     def handle_websocket_upgrade(self, event: h11.Request) -> None:
         """Switch the connection to the WebSocket protocol."""
-        self._strangers.remove(self)
+        self._unauthenticated_connections.remove(self)
         super().handle_websocket_upgrade(event)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Clean up after the connection is closed."""
         self._cancel_head_timer()
-        self._strangers.remove(self)
+        self._unauthenticated_connections.remove(self)
         super().connection_lost(exc)
 
     def _update_head_timer(self) -> None:

@@ -11,7 +11,7 @@ from ipaddress import ip_address
 import uvicorn
 from starlette.types import ASGIApp
 
-from sandbox.api.http.connection_limits import DoorState
+from sandbox.api.http.connection_limits import PortState
 from sandbox.api.http.protocols import HttpProtocol, WebSocketProtocol
 from sandbox.model.errors import SandboxError
 from sandbox.model.limits import SHUTDOWN_SECONDS
@@ -100,7 +100,7 @@ class _UvicornServer(uvicorn.Server):
                 timeout_graceful_shutdown=GRACEFUL_SHUTDOWN_SECONDS,
             )
         )
-        self.server_state = DoorState()
+        self.server_state = PortState()
         self.listening = asyncio.Event()
 
     @contextmanager
@@ -119,8 +119,8 @@ class _UvicornServer(uvicorn.Server):
             connection.transport.abort()
 
 
-async def _notify_started(doors: Sequence[_UvicornServer], on_started: Callable[[], None]) -> None:
-    for server in doors:
+async def _notify_started(servers: Sequence[_UvicornServer], on_started: Callable[[], None]) -> None:
+    for server in servers:
         await server.listening.wait()
     on_started()
 

@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sandbox.api import paths
 from sandbox.api.auth.authenticator import STREAM_PROTOCOL, Authenticator, Caller, Denied, strip_token_protocol
-from sandbox.api.middleware.response_memory import answer_within_memory
+from sandbox.api.middleware.response_memory import respond_within_memory
 from sandbox.api.responses import problem_response
 from sandbox.system import fair_share
 from sandbox.system.log_context import TOKEN_ID
@@ -55,8 +55,8 @@ class AuthenticationMiddleware:
         # Always set: with keep-alive the context var may hold the previous request's token.
         TOKEN_ID.set((result.principal.id or None) if result.principal is not None else None)
         share = self._authenticator.share_of(result.principal)
-        fair_share.use(share)
-        await share.take(_REQUEST_BYTES)
+        fair_share.set_current_share(share)
+        await share.acquire(_REQUEST_BYTES)
         if isinstance(result, Denied):
             await _denied_response(connection, result)(scope, receive, send)
             return
@@ -64,8 +64,8 @@ class AuthenticationMiddleware:
         memory = share.memory if result.principal is not None else MemoryShare(sys.maxsize)
         if scope.get("subprotocols"):
             scope, send = _with_subprotocol(scope, send)
-        with suppress(CredentialsRevokedError), self._authenticator.answering(result):
-            await answer_within_memory(
+        with suppress(CredentialsRevokedError), self._authenticator.count_request(result):
+            await respond_within_memory(
                 self._app, scope, *self._with_rechecks(result, scope["type"], receive, send), memory
             )
 

@@ -28,7 +28,7 @@ class ResponseRefusedError(OSError):
     """There is no memory for the response, and the client has been told so."""
 
 
-async def answer_within_memory(app: ASGIApp, scope: Scope, receive: Receive, send: Send, memory: MemoryShare) -> None:
+async def respond_within_memory(app: ASGIApp, scope: Scope, receive: Receive, send: Send, memory: MemoryShare) -> None:
     """Call the app, and send its response in the turns of the current share."""
     response = _CountedResponse(scope, receive, send, memory)
     if not await memory.try_reserve(0):
@@ -91,7 +91,7 @@ class _CountedResponse:
             await self._send_in_turn({**message, "body": piece, "more_body": has_more or not is_last}, len(piece))
 
     async def _send_in_turn(self, message: Message, size_bytes: int) -> None:
-        await fair_share.take(size_bytes)
+        await fair_share.acquire(size_bytes)
         with self._memory.holding(_SOCKET_BYTES), self._memory.sending(self._close):
             await self._send(message)
 

@@ -176,7 +176,7 @@ async def _seq_behind(tasks: Tasks, task: Task, seq: int, skipped: int, view: Lo
 
 async def _matching_seqs(tasks: Tasks, task: Task, after: int, view: LogEncoder) -> AsyncIterator[int]:
     async for frame in tasks.replay(task.id, after=after):
-        await fair_share.take(wire_size_bytes(frame))
+        await fair_share.acquire(wire_size_bytes(frame))
         if frame["type"] != "end" and view.includes(frame):
             yield int(frame["seq"])
 

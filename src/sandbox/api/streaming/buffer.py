@@ -218,7 +218,7 @@ class StreamCache:
                         await close_iterator(frames)
                     continue
                 for batch in batches:
-                    async with fair_share.memory().reserved(batch.size_bytes):
+                    async with fair_share.current_memory().reserved(batch.size_bytes):
                         yield batch.encode(view, position)
                     position = batch.last_seq
                     if batch.is_end:

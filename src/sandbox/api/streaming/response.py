@@ -69,7 +69,7 @@ class Prefetcher:
 
     async def __aenter__(self) -> Self:
         """Start reading. The source has run to its first suspension on return, so its subscription is active."""
-        self._memory = fair_share.memory()
+        self._memory = fair_share.current_memory()
         self.stop_after(self._read())
         await asyncio.sleep(0)
         return self
@@ -124,7 +124,7 @@ class Prefetcher:
             async for messages in self._source:
                 size_bytes = sum(map(len, messages))
                 with self._memory.holding(size_bytes):
-                    await fair_share.take(size_bytes)
+                    await fair_share.acquire(size_bytes)
                 skipped += not messages
                 if messages:
                     await self._enqueue(messages)

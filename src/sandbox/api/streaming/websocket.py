@@ -66,7 +66,9 @@ async def serve_event_stream(websocket: WebSocket) -> None:
     request = StreamRequest.parse(websocket.query_params)
     TASK_ID.set(request.task_id)
     follows_all = (
-        context.authenticator.following_all(get_caller(websocket)) if request.task_id is None else nullcontext()
+        context.authenticator.count_all_tasks_stream(get_caller(websocket))
+        if request.task_id is None
+        else nullcontext()
     )
     with follows_all, context.metrics.track_stream("websocket"):
         await _serve(websocket, context, request)

@@ -101,8 +101,8 @@ class ApplyPrompt:
             return f"Error: {self._moved_message(place)} Nothing was applied.\n  {advice}"
         return None
 
-    def _moved_message(self, place: Head) -> str:
-        was, is_now = _describe_head(self.head), _describe_head(place)
+    def _moved_message(self, head: Head) -> str:
+        was, is_now = _describe_head(self.head), _describe_head(head)
         return f"This checkout was at {was} when the task started, and is at {is_now} now."
 
     def _print_result(
@@ -122,8 +122,8 @@ def _diff_hint(task_id: str) -> str:
     return f"Look at it: sandbox task diff {escape_text(task_id)}"
 
 
-def _describe_head(place: Head) -> str:
-    commit, branch = place
+def _describe_head(head: Head) -> str:
+    commit, branch = head
     return escape_text(f"{commit[:12] if commit else 'no commit'}{f' ({branch})' if branch else ''}")
 
 

@@ -233,10 +233,10 @@ class Checkout:
             fail(f"Error: git {arguments[0]} did not end within {GIT_TIMEOUT_SECONDS:.0f} s.", ExitCode.CONFLICT)
 
 
-def _not_a_checkout_message(directory: Path, complaint: bytes) -> str:
+def _not_a_checkout_message(directory: Path, stderr: bytes) -> str:
     """Return git's own message for a repository that it rejects, such as another user's."""
-    if complaint and b"not a git repository" not in complaint:
-        lines = complaint.decode(errors="replace").removeprefix("fatal: ").splitlines()
+    if stderr and b"not a git repository" not in stderr:
+        lines = stderr.decode(errors="replace").removeprefix("fatal: ").splitlines()
         return "\n".join(escape_text(line) for line in lines if line.strip())
     hint = "Change to a checkout of the task's repository, or set --directory."
     return f"{escape_name(str(directory.resolve()))} is not in a git checkout. {hint}"
@@ -264,8 +264,8 @@ def _restore_backup(backup: FileBackup) -> str:
     return f"git did not apply the whole patch, so all files were restored.{where}"
 
 
-def _fail(sentence: str, complaint: bytes, advice: str = "") -> NoReturn:
-    lines = [line for line in complaint.decode(errors="replace").splitlines() if line.strip()]
+def _fail(sentence: str, stderr: bytes, advice: str = "") -> NoReturn:
+    lines = [line for line in stderr.decode(errors="replace").splitlines() if line.strip()]
     more = [f"  … {len(lines) - GIT_ERROR_LINES_MAX} more lines"] if len(lines) > GIT_ERROR_LINES_MAX else []
     completed_runs = [f"  {escape_text(line.removeprefix('error: '))}" for line in lines[:GIT_ERROR_LINES_MAX]]
     advised = [f"  {advice}"] if advice else []

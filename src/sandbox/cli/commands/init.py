@@ -121,22 +121,22 @@ def _apply_overrides(data: dict[str, Any], settings: list[Override]) -> None:
 def _prompt_fields(data: dict[str, Any], preset: set[str]) -> None:
     """Prompt for the fields that were not set; repeat a prompt after an invalid answer."""
 
-    def ask(path: str, question: str, check: Callable[[str], Any], default: str | None = None) -> None:
+    def prompt(path: str, question: str, check: Callable[[str], Any], default: str | None = None) -> None:
         section, field = path.split(".")
         if path not in preset and isinstance(data[section], dict):
             default = default or data[section].pop(field, None)
             answer = click.prompt(question, default=default, value_proc=check, err=True)
             data[section] |= {field: answer} if answer else {}
 
-    ask("repository.url", "Repository", _validator(REPOSITORY_URL))
-    ask("repository.branch", "Branch", _validator(BRANCH))
-    ask("claude.prompt", "Prompt", _validator(PROMPT))
-    ask("metadata.name", "Name", _validator(VISIBLE))
-    ask("vm.network_mode", f"Network access ({', '.join(NETWORK_MODES)})", _parse_network_mode)
+    prompt("repository.url", "Repository", _validator(REPOSITORY_URL))
+    prompt("repository.branch", "Branch", _validator(BRANCH))
+    prompt("claude.prompt", "Prompt", _validator(PROMPT))
+    prompt("metadata.name", "Name", _validator(VISIBLE))
+    prompt("vm.network_mode", f"Network access ({', '.join(NETWORK_MODES)})", _parse_network_mode)
     if isinstance(data["vm"], dict) and data["vm"].get("network_mode") == "outbound":
-        ask("vm.allowed_hosts", "Allowed hosts, separated by commas", _parse_hosts)
-    ask("lifecycle.timeout", "Timeout", _validator(DURATION))
-    ask(
+        prompt("vm.allowed_hosts", "Allowed hosts, separated by commas", _parse_hosts)
+    prompt("lifecycle.timeout", "Timeout", _validator(DURATION))
+    prompt(
         "lifecycle.artifact_patterns",
         "Files to collect in addition to the patch, separated by commas",
         _parse_patterns,

@@ -169,13 +169,13 @@ class EventPrinter:
     def _start_tool(self, use: ToolCall) -> None:
         _put_bounded(self._open_calls, use.id, use)
 
-    def _record_result(self, frame: Mapping[str, Any], answer: ToolResult) -> None:
-        if answer.text and (answer.is_error or self._detail.result_lines_max):
-            _put_bounded(self._results, answer.id, answer.text)
+    def _record_result(self, frame: Mapping[str, Any], result: ToolResult) -> None:
+        if result.text and (result.is_error or self._detail.result_lines_max):
+            _put_bounded(self._results, result.id, result.text)
         if not self._detail.has_events:
-            use = self._open_calls.get(answer.id)
+            use = self._open_calls.get(result.id)
             tool = use.tool if use else "tool"
-            parts = {"tool": tool, "tool_use_id": answer.id, "is_error": answer.is_error}
+            parts = {"tool": tool, "tool_use_id": result.id, "is_error": result.is_error}
             self._on_tool_call({"timestamp": frame.get("timestamp"), **parts})
 
     def _on_tool_call(self, frame: Mapping[str, Any]) -> None:
@@ -226,15 +226,15 @@ def _put_bounded(known: dict[str, Any], key: str, value: Any) -> None:
         del known[next(iter(known))]
 
 
-def _drop_decoration(complaint: str) -> str:
+def _drop_decoration(message: str) -> str:
     """Remove lines without letters or digits, such as rulers: only the first lines are shown."""
-    return "\n".join(line for line in complaint.splitlines() if any(map(str.isalnum, line)))
+    return "\n".join(line for line in message.splitlines() if any(map(str.isalnum, line)))
 
 
-def _status_context(story: EventPrinter, console: Console) -> Any:
+def _status_context(printer: EventPrinter, console: Console) -> Any:
     from sandbox.cli.output.status_line import live_status_line
 
-    return live_status_line(story, console)
+    return live_status_line(printer, console)
 
 
 PENDING_POLL_SECONDS = 2.0

@@ -12,9 +12,9 @@ import click
 from sandbox.cli.output.text import escape_json, escape_text
 
 
-def print_json(answer: Mapping[str, Any]) -> None:
+def print_json(value: Mapping[str, Any]) -> None:
     """Print an API response as JSON."""
-    click.echo(escape_json(answer))
+    click.echo(escape_json(value))
 
 
 def print_json_lines(frames: Iterable[Mapping[str, Any]]) -> str | None:

@@ -21,8 +21,8 @@ REFRESHES_PER_SECOND = 8
 class StatusLine:
     """Renders the status line; Rich calls it several times per second."""
 
-    def __init__(self, story: EventPrinter, console: Console) -> None:
-        self._printer = story
+    def __init__(self, printer: EventPrinter, console: Console) -> None:
+        self._printer = printer
         self._console = console
         self._current = ""
         self._since = time.monotonic()
@@ -46,10 +46,10 @@ class StatusLine:
         return next((tail for tail in tails if len(tail) + 3 + room <= self._console.width), tails[-1])
 
 
-def live_status_line(story: EventPrinter, console: Console) -> Live:
+def live_status_line(printer: EventPrinter, console: Console) -> Live:
     """Return a context that shows the status line below the output on `console`."""
     return Live(
-        StatusLine(story, console),
+        StatusLine(printer, console),
         console=console,
         transient=True,
         refresh_per_second=REFRESHES_PER_SECOND,

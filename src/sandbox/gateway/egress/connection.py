@@ -64,7 +64,7 @@ class EgressConnection:
                 host, port, str(error), tunnel.unreachable_response(403, denial_message(host, port, str(error)))
             )
         except HostUnreachableError as error:
-            self._reporter.report_trouble("host_unreachable", str(error))
+            self._reporter.report_error("host_unreachable", str(error))
             await self._send_and_linger(tunnel.unreachable_response(error.status, str(error)))
             return None
 

@@ -96,8 +96,8 @@ class PublicDialer:
         self._model_resolved_at = float("-inf")
         self._address_policy = address_policy
         self._lookups = asyncio.Semaphore(limits.LOOKUPS_MAX)
-        self._wide = WideConnections()
-        self._pace = ConnectionRateLimiter(limits.HOST_CONNECTIONS_AT_ONCE, limits.HOST_CONNECTIONS_PER_SECOND)
+        self._wide_connections = WideConnections()
+        self._rate_limiter = ConnectionRateLimiter(limits.HOST_CONNECTIONS_AT_ONCE, limits.HOST_CONNECTIONS_PER_SECOND)
 
     async def dial(self, host: str, port: int) -> Stream:
         """Connect to a host. Waits while the connection rate is exceeded.
@@ -111,9 +111,9 @@ class PublicDialer:
         allowed = [address for address in addresses if self._address_policy(address)]
         if not allowed:
             raise AddressDeniedError("its name resolves to no public address.")
-        await self._pace.wait()
+        await self._rate_limiter.wait()
         line = await _connect(host, port, allowed[: limits.ADDRESSES_MAX])
-        self._wide.add(line)
+        self._wide_connections.add(line)
         return line
 
     async def _refresh_model_addresses(self) -> None:

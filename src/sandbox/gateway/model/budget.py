@@ -108,7 +108,7 @@ class BudgetGate:
         if self._spending.has_budget:
             self._spending.update(source, meter.partial_usage())
 
-    def settle(self, source: object, usage: Usage | None) -> None:
+    def charge(self, source: object, usage: Usage | None) -> None:
         """Record the final usage of the response to `source`."""
         self._spending.finish(source, usage)
 

@@ -105,12 +105,14 @@ class UpstreamDialer:
         self.upstream = upstream
         self.addresses: set[Address] = set()
         self._ssl_context: SSLContext | None = None
-        self._wide = WideConnections()
-        self._pace = ConnectionRateLimiter(limits.MODEL_CONNECTIONS_AT_ONCE, limits.MODEL_CONNECTIONS_PER_SECOND)
+        self._wide_connections = WideConnections()
+        self._rate_limiter = ConnectionRateLimiter(
+            limits.MODEL_CONNECTIONS_AT_ONCE, limits.MODEL_CONNECTIONS_PER_SECOND
+        )
 
     async def dial(self) -> Stream:
         """Connect to the upstream. Waits while the connection rate is exceeded. Raises UpstreamUnreachableError."""
-        await self._pace.wait()
+        await self._rate_limiter.wait()
         upstream = self.upstream
         tls = self._tls_context() if upstream.is_tls else None
         try:
@@ -130,7 +132,7 @@ class UpstreamDialer:
         limit_buffers(writer.get_extra_info("socket"))
         self.addresses.add(unmap_ipv4(ip_address(writer.get_extra_info("peername")[0])))
         line = Stream(reader, writer)
-        self._wide.add(line)
+        self._wide_connections.add(line)
         return line
 
     def _tls_context(self) -> "SSLContext":

@@ -49,9 +49,9 @@ class InflightRequest(msgspec.Struct):
             reporter.report_usage(usage)
         if bound is not None:
             message = "A model response ended before it reported its usage; the maximum is counted."
-            reporter.report_trouble("usage_unread", message)
+            reporter.report_error("usage_unread", message)
         elif usage is None and is_complete and self.meter is not None:
-            reporter.report_trouble("usage_unread", "A model response reported no usage; its tokens are not counted.")
+            reporter.report_error("usage_unread", "A model response reported no usage; its tokens are not counted.")
         return usage
 
     def _upper_bound(self, *, is_abandoned: bool) -> Usage | None:
@@ -168,7 +168,7 @@ class ModelProtocol:
 
     def connection_lost(self) -> None:
         """Clean up after both connections are closed: report usage that was not reported yet."""
-        self._settle(is_abandoned=True)
+        self._charge_usage(is_abandoned=True)
         self._discard_pending()
         self.upstream_drained()
 
@@ -368,7 +368,7 @@ class ModelProtocol:
 
     def _finish_response(self, effects: Effects) -> None:
         self._send_to_client(effects, h11.EndOfMessage())
-        self._settle(is_complete=True)
+        self._charge_usage(is_complete=True)
         self._has_responded = True
         side = self._upstream_side
         if side is not None and side.our_state is h11.DONE and side.their_state is h11.DONE:
@@ -382,7 +382,7 @@ class ModelProtocol:
 
     def _fail_upstream(self, effects: Effects, status: int, message: str) -> None:
         """Send an error if the response has not begun; otherwise close, so the client sees a truncated response."""
-        self._reporter.report_trouble("upstream_unreachable", message)
+        self._reporter.report_error("upstream_unreachable", message)
         if self._inflight is not None and self._inflight.has_response:
             self._close(effects)
         else:
@@ -393,7 +393,7 @@ class ModelProtocol:
         if self._is_client_gone:
             self._close(effects)
             return
-        self._settle()
+        self._charge_usage()
         self._close_upstream(effects)
         effects.to_client += http.api_error(rejected.status, rejected.error_type, rejected.message).encode(
             self._client_side
@@ -412,12 +412,12 @@ class ModelProtocol:
         if self._upstream_side is not None:
             effects.to_upstream += self._upstream_side.send(event) or b""
 
-    def _settle(self, *, is_complete: bool = False, is_abandoned: bool = False) -> None:
+    def _charge_usage(self, *, is_complete: bool = False, is_abandoned: bool = False) -> None:
         """End the request in flight and report its usage."""
         exchange, self._inflight = self._inflight, None
         if exchange is not None:
             usage = exchange.report_usage(self._reporter, is_complete=is_complete, is_abandoned=is_abandoned)
-            self._budget_gate.settle(self, usage)
+            self._budget_gate.charge(self, usage)
 
     def _finish_cycle(self, effects: Effects, *, has_next_request: bool = False) -> None:
         """Start the next cycle once the request is read and answered, or close.
@@ -452,7 +452,7 @@ class ModelProtocol:
 
     def _close(self, effects: Effects) -> None:
         self._discard_pending()
-        self._settle()
+        self._charge_usage()
         self._close_upstream(effects)
         self._is_closed = True
         effects.close_client = True

@@ -114,12 +114,12 @@ def _format_message(_: FieldPath, error: ErrorDetails) -> str:
 
 
 def _type_message(expected: str) -> Callable[[FieldPath, ErrorDetails], str]:
-    def tell(_: FieldPath, error: ErrorDetails) -> str:
+    def format_message(_: FieldPath, error: ErrorDetails) -> str:
         given = error["input"]
         hint = "; put it in quotes" if expected == "text" and isinstance(given, bool | int | float) else ""
         return f"must be {expected}, not {_describe_type(given)}{hint}"
 
-    return tell
+    return format_message
 
 
 def _describe_type(value: Any) -> str:

@@ -192,14 +192,14 @@ class _AgentRun:
     def _start_guarded(self, helper: BackgroundJob) -> "asyncio.Task[None]":
         """Start a job whose failure kills the sandbox: no agent continues without its limits."""
 
-        async def guarded() -> None:
+        async def start() -> None:
             try:
                 await helper()
             except Exception:
                 await self._kill()
                 raise
 
-        return asyncio.create_task(guarded())
+        return asyncio.create_task(start())
 
     async def _wait_for_exit(self) -> ExitStatus:
         """Wait for the command's exit.

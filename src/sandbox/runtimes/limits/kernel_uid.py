@@ -57,7 +57,7 @@ class KernelUidPool:
         )
 
     @contextmanager
-    def guard_ownership(self, uid: int, attempt_id: str) -> Iterator[Callable[[], bool]]:
+    def lock_if_unallocated(self, uid: int, attempt_id: str) -> Iterator[Callable[[], bool]]:
         """Yield a function that returns True while the uid is this attempt's or unclaimed.
 
         An unclaimed uid cannot be claimed in the meantime. A claim of another living process can end and the uid go to

@@ -171,7 +171,7 @@ def count_netlink_bytes(pid: int) -> int | None:
 SOCK_DIAG = 4
 """Netlink protocol. Its socket sees the network namespace in which it was created."""
 
-_REQUEST, _ANSWERS_BYTES = 20, 1 << 17
+_REQUEST, _MESSAGES_BYTES = 20, 1 << 17
 _DUMP = 0x301
 _ERROR, _DONE = 2, 3
 _HEADER_BYTES, _ANSWER_BYTES = 16, 72
@@ -234,7 +234,7 @@ class SocketCounter:
         self._netlink.send(header + body)
         received, half_open, looked_at = 0, 0, 0
         while looked_at < _ENOUGH_SOCKETS:
-            answers = self._netlink.recv(_ANSWERS_BYTES)
+            answers = self._netlink.recv(_MESSAGES_BYTES)
             at = 0
             while at < len(answers):
                 length, kind, _, sequence = struct.unpack_from("=IHHI", answers, at)
@@ -251,27 +251,27 @@ class SocketCounter:
         return Waiting(received, half_open)
 
 
-def refuse(answers: bytes, at: int, length: int) -> None:
+def refuse(messages: bytes, at: int, length: int) -> None:
     """Raise OSError for the error in the final message.
 
     ENOENT is ignored: the kernel has no such sockets, or no sock_diag module for them.
     """
-    (number,) = struct.unpack_from("=i", answers, at + _HEADER_BYTES) if length > _HEADER_BYTES else (0,)
+    (number,) = struct.unpack_from("=i", messages, at + _HEADER_BYTES) if length > _HEADER_BYTES else (0,)
     if number and -number != errno.ENOENT:
         raise OSError(-number, "sock_diag")
 
 
-def read_port(answers: bytes, at: int) -> int:
+def read_port(messages: bytes, at: int) -> int:
     """The own port of the socket that an answer is about."""
-    return int.from_bytes(answers[at + _HEADER_BYTES + _PORT_OFFSET :][:2])
+    return int.from_bytes(messages[at + _HEADER_BYTES + _PORT_OFFSET :][:2])
 
 
-def read_memory(answers: bytes, at: int, end: int) -> int:
+def read_memory(messages: bytes, at: int, end: int) -> int:
     """Return the received bytes from the attributes of one socket."""
     while at + 4 < end:
-        length, kind = struct.unpack_from("=HH", answers, at)
+        length, kind = struct.unpack_from("=HH", messages, at)
         if kind == _MEMORY:
-            (received,) = struct.unpack_from("=I", answers, at + 4)
+            (received,) = struct.unpack_from("=I", messages, at + 4)
             return int(received)
         at += -(-max(length, 4) // 4) * 4
     return 0

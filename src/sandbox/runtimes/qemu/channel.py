@@ -8,13 +8,13 @@ from sandbox.interfaces.runtime import ExitStatus, TerminalSize
 from sandbox.runtimes.qemu.guest import frames
 
 GUEST_BACKLOG_BYTES_MAX = 4 * 1024 * 1024
-ANSWERS_MAX = 4
+REPLIES_MAX = 4
 """Frames without output that a guest may send for each frame of the host.
 
 It needs that many when a command starts and ends with both of its streams.
 """
 
-UNASKED_MAX = 8
+UNSOLICITED_FRAMES_MAX = 8
 """Further frames that it may send without one of the host."""
 
 READ_COST = 20
@@ -43,8 +43,8 @@ class Channel(asyncio.Protocol):
         self.ended = asyncio.get_running_loop().create_future()
         self._on_frame = on_frame
         self._inbox = b""
-        self._answers_left = UNASKED_MAX
-        self._paid_until = 0.0
+        self._replies_left = UNSOLICITED_FRAMES_MAX
+        self._throttled_until = 0.0
         self._transport: asyncio.Transport | None = None
 
     async def open(self, source: socket.socket) -> None:
@@ -54,7 +54,7 @@ class Channel(asyncio.Protocol):
     def send(self, kind: bytes, number: int, body: bytes = b"") -> None:
         """Send a frame. Does nothing after the channel has ended."""
         if self._transport is not None and not self._transport.is_closing():
-            self._answers_left += ANSWERS_MAX
+            self._replies_left += REPLIES_MAX
             self._transport.write(frames.pack(kind, number, body))
 
     def abort(self) -> None:
@@ -81,8 +81,8 @@ class Channel(asyncio.Protocol):
             if len(self._inbox) < end:
                 break
             is_output = self._on_frame(kind, number[0], self._inbox[position + frames.HEADER.size : end])
-            self._answers_left -= not is_output
-            if self._answers_left < 0:
+            self._replies_left -= not is_output
+            if self._replies_left < 0:
                 self.abort()
                 return
             position = end
@@ -97,12 +97,12 @@ class Channel(asyncio.Protocol):
     def _pause_for(self, cost: int) -> None:
         """Pause reading if the data of the last second exceeded the allowed cost."""
         loop = asyncio.get_running_loop()
-        self._paid_until = max(self._paid_until, loop.time() - 1) + cost / COST_PER_SECOND_MAX
-        if self._transport is not None and self._paid_until > loop.time():
+        self._throttled_until = max(self._throttled_until, loop.time() - 1) + cost / COST_PER_SECOND_MAX
+        if self._transport is not None and self._throttled_until > loop.time():
             self._transport.pause_reading()
-            loop.call_at(self._paid_until, self._go_on)
+            loop.call_at(self._throttled_until, self._resume_reading)
 
-    def _go_on(self) -> None:
+    def _resume_reading(self) -> None:
         if self._transport is not None and not self._transport.is_closing():
             self._transport.resume_reading()
 
@@ -166,7 +166,7 @@ class OutputTail(asyncio.Protocol):
 
     def __init__(self) -> None:
         self.text = b""
-        self._heard_bytes = 0
+        self._received_bytes = 0
         self._transport: asyncio.Transport | None = None
 
     async def open(self, source: socket.socket) -> None:
@@ -180,17 +180,17 @@ class OutputTail(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Keep the last 2048 bytes, and pause after too much output."""
         self.text = (self.text + data)[-2048:]
-        self._heard_bytes += len(data)
-        if self._heard_bytes > CONSOLE_BYTES_MAX and self._transport is not None:
+        self._received_bytes += len(data)
+        if self._received_bytes > CONSOLE_BYTES_MAX and self._transport is not None:
             self._transport.pause_reading()
-            asyncio.get_running_loop().call_later(CONSOLE_PAUSE_SECONDS, self._go_on)
+            asyncio.get_running_loop().call_later(CONSOLE_PAUSE_SECONDS, self._resume_reading)
 
     def abort(self) -> None:
         """Close it at once."""
         if self._transport is not None:
             self._transport.abort()
 
-    def _go_on(self) -> None:
+    def _resume_reading(self) -> None:
         if self._transport is not None and not self._transport.is_closing():
             self._transport.resume_reading()
 
@@ -241,10 +241,10 @@ class QemuTerminal:
         """Handle a frame for this terminal. Returns whether it was output. Invalid frames are ignored."""
         if kind == frames.DATA:
             return self._stream.feed(body)
-        self._hear_answer(kind, body)
+        self._handle_reply(kind, body)
         return False
 
-    def _hear_answer(self, kind: bytes, body: bytes) -> None:
+    def _handle_reply(self, kind: bytes, body: bytes) -> None:
         if kind == frames.CLOSED:
             self._stream.finish()
             self._finish_write()

@@ -270,10 +270,10 @@ class QemuSandbox:
             return terminal.handle_frame(kind, body)
         if kind == frames.DATA and number in self._streams:
             return self._streams[number].feed(body)
-        self._hear_answer(kind, number, body)
+        self._handle_reply(kind, number, body)
         return False
 
-    def _hear_answer(self, kind: bytes, number: int, body: bytes) -> None:
+    def _handle_reply(self, kind: bytes, number: int, body: bytes) -> None:
         if kind == frames.READY and number == frames.COMMAND:
             _set_result(self._ready if self._started is None else self._started, "")
         elif kind == frames.FAILED and number == frames.COMMAND:

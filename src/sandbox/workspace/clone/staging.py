@@ -69,8 +69,8 @@ async def commit_initial_patch(path: str, confinement: Confinement, repository: 
     return commit
 
 
-def _parse_object_id(answer: bytes) -> str:
-    object_id = answer.decode(errors="replace").strip()
+def _parse_object_id(output: bytes) -> str:
+    object_id = output.decode(errors="replace").strip()
     if not OBJECT_ID.fullmatch(object_id):
         raise GitError(0, b"fatal: git did not name what it wrote")
     return object_id

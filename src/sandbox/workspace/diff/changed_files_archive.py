@@ -95,11 +95,11 @@ async def _write(git: Git, attempt: AttemptLayout, base_commit: str, target: Pat
         with create_private_file(target) as file:
             tar = ChangedFilesTar(file, ARTIFACT_BYTES_MAX // 2)
 
-            def begin(files: RootedFiles, stop: StopFlag) -> ChangedFilesTar:
+            def open_archive(files: RootedFiles, stop: StopFlag) -> ChangedFilesTar:
                 return tar.set_source(files, stop)
 
             try:
-                await compare_workspace(git, attempt, base, begin, lambda _: None)
+                await compare_workspace(git, attempt, base, open_archive, lambda _: None)
             except TooManyEntriesError as error:
                 reason = f"there are {error}, and only the first were examined"
             await run_in_thread(lambda _: tar.close())

@@ -81,11 +81,11 @@ async def _import_workspace(
     _remove_stale_locks(repository)
     with pipe() as (reader, writer):
 
-        def begin(files: RootedFiles, stop: StopFlag) -> FastImportWriter:
+        def open_writer(files: RootedFiles, stop: StopFlag) -> FastImportWriter:
             return FastImportWriter(files, writer, stop, contains_secret, base_commit)
 
         importing = _run_fast_import(git, repository, reader)
-        return await compare_workspace(git, attempt, base, begin, FastImportWriter.finish, importing)
+        return await compare_workspace(git, attempt, base, open_writer, FastImportWriter.finish, importing)
 
 
 async def _run_fast_import(git: Git, repository: Path, stream: IO[bytes]) -> bytes:

@@ -23,7 +23,7 @@ PAYLOADS = {
 }
 
 
-def as_vera(api, **options):
+def with_viewer_token(api, **options):
     return httpx.AsyncClient(base_url=api.http, timeout=10, headers={"Authorization": "Bearer vera"}, **options)
 
 
@@ -32,7 +32,7 @@ def test_unauthenticated_connections_are_limited(running_api, until, monkeypatch
     monkeypatch.setattr(connection_limits, "UNAUTHENTICATED_CONNECTIONS_MAX", 20)
 
     async def scenario():
-        async with running_api(FakeAccess(vera="viewer")) as api, as_vera(api) as client:
+        async with running_api(FakeAccess(vera="viewer")) as api, with_viewer_token(api) as client:
             api.tasks.add("task-001", *TO_RUNNING)
             async with client.stream("GET", "/api/v1/tasks/task-001/logs?follow=true") as stream:
                 sockets = [socket.create_connection(("127.0.0.1", api.port)) for _ in range(60)]
@@ -64,7 +64,7 @@ def test_concurrent_requests_are_limited_per_token(running_api, until, monkeypat
     monkeypatch.setattr(authenticator, "REQUESTS_AT_ONCE_MAX", 3)
 
     async def scenario():
-        async with running_api(FakeAccess(vera="viewer", otto="operator")) as api, as_vera(api) as client:
+        async with running_api(FakeAccess(vera="viewer", otto="operator")) as api, with_viewer_token(api) as client:
             api.tasks.add("task-001", *TO_RUNNING)
             streams = [asyncio.create_task(client.get("/api/v1/tasks/task-001/logs?follow=true")) for _ in range(3)]
             await until(lambda: api.open_streams("logs") == 3)

@@ -20,7 +20,7 @@ from sandbox.system.fair_share import MESSAGES_PER_TURN_MAX, THREADS_AT_ONCE_MAX
 STREAMS, LINES = 20, 300
 
 
-def as_vera(api, query=""):
+def with_viewer_token(api, query=""):
     return connect(api.ws(query), additional_headers={"Authorization": "Bearer vera"}, max_queue=None)
 
 
@@ -33,17 +33,17 @@ def outputs(received):
     return [sum('"type":"output"' in message for message in events) for events in received]
 
 
-class TurnCount:
+class MessagesPerTurn:
     """The maximum number of messages that are encoded in one iteration of the event loop."""
 
     def __init__(self, monkeypatch):
-        self.most = self._now = 0
+        self.maximum = self._now = 0
         original = websocket.WebSocketEncoder.encode
 
         def messages(view, frames):
             encoded = original(view, frames)
             self._now += len(encoded)
-            self.most = max(self.most, self._now)
+            self.maximum = max(self.maximum, self._now)
             return encoded
 
         monkeypatch.setattr(websocket.WebSocketEncoder, "encode", messages)
@@ -55,12 +55,12 @@ class TurnCount:
 
 
 def test_streams_of_one_token_are_sent_in_small_batches(running_api, until, monkeypatch):
-    counter = TurnCount(monkeypatch)
+    counter = MessagesPerTurn(monkeypatch)
 
     async def scenario():
         async with running_api(FakeAccess(vera="viewer", otto="operator")) as api:
             api.tasks.add("task-001", *TO_RUNNING)
-            streams = [await as_vera(api) for _ in range(STREAMS)]
+            streams = [await with_viewer_token(api) for _ in range(STREAMS)]
             received = [[] for _ in streams]
             receivers = [asyncio.create_task(receive(*each)) for each in zip(streams, received, strict=True)]
             watching = asyncio.create_task(counter.watch())
@@ -74,7 +74,7 @@ def test_streams_of_one_token_are_sent_in_small_batches(running_api, until, monk
             await asyncio.gather(*receivers)
 
     asyncio.run(scenario())
-    assert counter.most <= 2 * MESSAGES_PER_TURN_MAX
+    assert counter.maximum <= 2 * MESSAGES_PER_TURN_MAX
 
 
 def test_streams_of_all_tasks_are_limited_per_token(running_api, until, monkeypatch):
@@ -83,17 +83,17 @@ def test_streams_of_all_tasks_are_limited_per_token(running_api, until, monkeypa
     async def scenario():
         async with running_api(FakeAccess(vera="viewer", otto="operator")) as api:
             api.tasks.add("task-001", *TO_RUNNING)
-            first, second = await as_vera(api), await as_vera(api)
+            first, second = await with_viewer_token(api), await with_viewer_token(api)
             with pytest.raises(InvalidStatus) as raised:
-                await as_vera(api)
+                await with_viewer_token(api)
             assert raised.value.response.status_code == 429
             assert raised.value.response.headers["Retry-After"]
-            async with as_vera(api, "?task_id=task-001") as stream:
+            async with with_viewer_token(api, "?task_id=task-001") as stream:
                 assert await stream.recv()
             async with connect(api.ws(), additional_headers={"Authorization": "Bearer otto"}):
                 await first.close()
                 await until(lambda: api.open_streams("websocket") == 2)
-            async with as_vera(api):
+            async with with_viewer_token(api):
                 await second.close()
 
     asyncio.run(scenario())

@@ -19,17 +19,17 @@ from sandbox.system import memory_share
 LIST = "/api/v1/tasks/task-001/artifacts"
 STREAM = "/api/v1/tasks/stream"
 LOGS = "/api/v1/tasks/task-001/logs"
-MOST = 4 * 1024 * 1024
-VERA, OTTO = ({"Authorization": f"Bearer {name}"} for name in ("vera", "otto"))
-MUCH = [e.Output.from_bytes("stdout", os.urandom(30_000).hex().encode() + b"\n") for _ in range(100)]
+LIMIT_BYTES = 4 * 1024 * 1024
+VIEWER_HEADERS, OPERATOR_HEADERS = ({"Authorization": f"Bearer {name}"} for name in ("vera", "otto"))
+LARGE_OUTPUT = [e.Output.from_bytes("stdout", os.urandom(30_000).hex().encode() + b"\n") for _ in range(100)]
 
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch):
-    monkeypatch.setattr(memory_share, "RESPONSE_BYTES_MAX", MOST)
+    monkeypatch.setattr(memory_share, "RESPONSE_BYTES_MAX", LIMIT_BYTES)
 
 
-def keep_many(api, file):
+def store_many_artifacts(api, file):
     """Artifacts whose list has a good megabyte, and one that is a file."""
     api.tasks.add("task-001", *TO_RUNNING)
     for number in range(3000):
@@ -57,56 +57,56 @@ async def first_bytes(client, count=15):
     return await asyncio.to_thread(client.recv, count)
 
 
-def doors_of_two(running_api):
+def api_with_two_tokens(running_api):
     return running_api(FakeAccess(vera="viewer", otto="operator"))
 
 
-def held(api, token="vera"):
+def held_bytes(api, token="vera"):
     return api.context.authenticator._shares.of(token).memory.held_bytes
 
 
 @pytest.mark.parametrize("path", [LIST, f"{LIST}/large"])
 def test_unread_responses_are_limited(running_api, until, tmp_path, path):
-    async def scene():
-        async with doors_of_two(running_api) as api, httpx.AsyncClient(base_url=api.http, timeout=20) as client:
-            keep_many(api, tmp_path / "file")
+    async def scenario():
+        async with api_with_two_tokens(running_api) as api, httpx.AsyncClient(base_url=api.http, timeout=20) as client:
+            store_many_artifacts(api, tmp_path / "file")
             with ExitStack() as opened:
                 asked = [opened.enter_context(unread(api.port, path)) for _ in range(60)]
                 answers = [await first_bytes(each) for each in asked]
                 assert {answer[9:12] for answer in answers} == {b"200", b"429"}
-                assert held(api) <= MOST + 60 * 128 * 1024
-                refused = await client.get(LIST, headers=VERA)
+                assert held_bytes(api) <= LIMIT_BYTES + 60 * 128 * 1024
+                refused = await client.get(LIST, headers=VIEWER_HEADERS)
                 assert (refused.status_code, refused.json()["error"]) == (429, "response_memory_exceeded")
                 assert int(refused.headers["retry-after"]) > 0
-                assert (await client.get(LIST, headers=OTTO)).status_code == 200
+                assert (await client.get(LIST, headers=OPERATOR_HEADERS)).status_code == 200
                 assert (await client.get("/api/health")).status_code == 200
-            await until(lambda: held(api) == 0)
-            assert (await client.get(LIST, headers=VERA)).status_code == 200
+            await until(lambda: held_bytes(api) == 0)
+            assert (await client.get(LIST, headers=VIEWER_HEADERS)).status_code == 200
 
-    asyncio.run(scene())
+    asyncio.run(scenario())
 
 
 def test_stalled_connection_is_closed_when_its_token_needs_memory(running_api, tmp_path, monkeypatch):
     monkeypatch.setattr(memory_share, "STALLED_SECONDS", 0.3)
 
-    async def scene():
-        async with doors_of_two(running_api) as api, httpx.AsyncClient(base_url=api.http, timeout=20) as client:
-            keep_many(api, tmp_path / "file")
+    async def scenario():
+        async with api_with_two_tokens(running_api) as api, httpx.AsyncClient(base_url=api.http, timeout=20) as client:
+            store_many_artifacts(api, tmp_path / "file")
             with ExitStack() as opened:
                 for each in [opened.enter_context(unread(api.port, LIST)) for _ in range(10)]:
                     await first_bytes(each)
                 await asyncio.sleep(0.5)
-                assert (await client.get(LIST, headers=VERA)).status_code == 200
+                assert (await client.get(LIST, headers=VIEWER_HEADERS)).status_code == 200
 
-    asyncio.run(scene())
+    asyncio.run(scenario())
 
 
 def test_slow_steady_client_receives_everything(running_api, tmp_path, monkeypatch):
     monkeypatch.setattr(memory_share, "STALLED_SECONDS", 5.0)
 
-    async def scene():
-        async with doors_of_two(running_api) as api, httpx.AsyncClient(base_url=api.http, timeout=20) as client:
-            content = keep_many(api, tmp_path / "file")
+    async def scenario():
+        async with api_with_two_tokens(running_api) as api, httpx.AsyncClient(base_url=api.http, timeout=20) as client:
+            content = store_many_artifacts(api, tmp_path / "file")
             with ExitStack() as opened:
                 slow = opened.enter_context(unread(api.port, f"{LIST}/large", buffer_bytes=128 * 1024))
                 received = bytearray(await first_bytes(slow))
@@ -117,64 +117,64 @@ def test_slow_steady_client_receives_everything(running_api, tmp_path, monkeypat
                     assert part
                     received += part
                     await asyncio.sleep(0.05)
-                    await client.get("/api/v1/tasks", headers=VERA)
+                    await client.get("/api/v1/tasks", headers=VIEWER_HEADERS)
 
-    asyncio.run(scene())
+    asyncio.run(scenario())
 
 
 def test_parallel_downloads_are_complete(running_api, tmp_path):
-    async def scene():
-        async with doors_of_two(running_api) as api, httpx.AsyncClient(base_url=api.http, timeout=30) as client:
-            content = keep_many(api, tmp_path / "file")
-            answers = await asyncio.gather(*(client.get(f"{LIST}/large", headers=VERA) for _ in range(20)))
+    async def scenario():
+        async with api_with_two_tokens(running_api) as api, httpx.AsyncClient(base_url=api.http, timeout=30) as client:
+            content = store_many_artifacts(api, tmp_path / "file")
+            answers = await asyncio.gather(*(client.get(f"{LIST}/large", headers=VIEWER_HEADERS) for _ in range(20)))
             assert [answer.content == content for answer in answers] == [True] * 20
-            assert held(api) == 0
+            assert held_bytes(api) == 0
 
-    asyncio.run(scene())
+    asyncio.run(scenario())
 
 
 @pytest.mark.parametrize("path", [LOGS, f"{LOGS}?follow=true&after=0"])
 def test_unread_streams_are_counted_until_they_end(running_api, until, path):
-    async def scene():
-        async with doors_of_two(running_api) as api, httpx.AsyncClient(base_url=api.http, timeout=20) as client:
-            api.tasks.add("task-001", *TO_RUNNING, *MUCH, *TO_COMPLETED)
+    async def scenario():
+        async with api_with_two_tokens(running_api) as api, httpx.AsyncClient(base_url=api.http, timeout=20) as client:
+            api.tasks.add("task-001", *TO_RUNNING, *LARGE_OUTPUT, *TO_COMPLETED)
             with ExitStack() as opened:
                 for _ in range(20):
                     opened.enter_context(unread(api.port, path))
-                await until(lambda: held(api) > MOST)
-                assert (await client.get(LOGS, headers=VERA)).status_code == 429
-                whole = await client.get(LOGS, headers=OTTO)
-                assert whole.text.count("STDOUT") == len(MUCH)
-            await until(lambda: held(api) == 0)
-            whole = await client.get(LOGS, headers=VERA)
-            assert whole.text.count("STDOUT") == len(MUCH)
+                await until(lambda: held_bytes(api) > LIMIT_BYTES)
+                assert (await client.get(LOGS, headers=VIEWER_HEADERS)).status_code == 429
+                whole = await client.get(LOGS, headers=OPERATOR_HEADERS)
+                assert whole.text.count("STDOUT") == len(LARGE_OUTPUT)
+            await until(lambda: held_bytes(api) == 0)
+            whole = await client.get(LOGS, headers=VIEWER_HEADERS)
+            assert whole.text.count("STDOUT") == len(LARGE_OUTPUT)
 
-    asyncio.run(scene())
+    asyncio.run(scenario())
 
 
 def test_unread_websocket_is_counted(running_api, until):
-    async def scene():
-        async with doors_of_two(running_api) as api:
-            api.tasks.add("task-001", *TO_RUNNING, *MUCH, *TO_COMPLETED)
+    async def scenario():
+        async with api_with_two_tokens(running_api) as api:
+            api.tasks.add("task-001", *TO_RUNNING, *LARGE_OUTPUT, *TO_COMPLETED)
             query = "?task_id=task-001&after=0"
-            async with connect(api.ws(query), additional_headers=VERA) as reading:
+            async with connect(api.ws(query), additional_headers=VIEWER_HEADERS) as reading:
                 received = [message async for message in reading]
-            assert sum('"type":"output"' in message for message in received) == len(MUCH)
-            await until(lambda: held(api) == 0)
+            assert sum('"type":"output"' in message for message in received) == len(LARGE_OUTPUT)
+            await until(lambda: held_bytes(api) == 0)
             upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
             with ExitStack() as opened:
                 path = f"{STREAM}?task_id=task-001&after=0"
                 headers = f"{upgrade}Sec-WebSocket-Key: {'A' * 22}==\r\n"
                 for _ in range(20):
                     opened.enter_context(unread(api.stream_port, path, headers=headers))
-                await until(lambda: held(api) > MOST)
-            await until(lambda: held(api) == 0)
+                await until(lambda: held_bytes(api) > LIMIT_BYTES)
+            await until(lambda: held_bytes(api) == 0)
 
-    asyncio.run(scene())
+    asyncio.run(scenario())
 
 
 def test_unfinished_request_bodies_count_for_their_token_only(running_api, until):
-    async def scene():
+    async def scenario():
         async with running_api(FakeAccess(olga="operator", otto="operator")) as api:
             submission = b"name: x", "/api/v1/tasks?dry_run=true"
             with ExitStack() as opened:
@@ -182,12 +182,12 @@ def test_unfinished_request_bodies_count_for_their_token_only(running_api, until
                     client = opened.enter_context(socket.create_connection(("127.0.0.1", api.port)))
                     head = f"POST {submission[1]} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer olga\r\n"
                     client.sendall(f"{head}Content-Length: 1000000\r\n\r\nx".encode())
-                await until(lambda: held(api, "olga") > 0)
-                assert held(api, "olga") <= MOST
-                async with httpx.AsyncClient(base_url=api.http, headers=OTTO) as otto:
+                await until(lambda: held_bytes(api, "olga") > 0)
+                assert held_bytes(api, "olga") <= LIMIT_BYTES
+                async with httpx.AsyncClient(base_url=api.http, headers=OPERATOR_HEADERS) as otto:
                     assert (await otto.post(submission[1], content=submission[0])).status_code == 400
-            await until(lambda: held(api, "olga") == 0)
+            await until(lambda: held_bytes(api, "olga") == 0)
             async with httpx.AsyncClient(base_url=api.http, headers={"Authorization": "Bearer olga"}) as olga:
                 assert (await olga.post(submission[1], content=submission[0])).status_code == 400
 
-    asyncio.run(scene())
+    asyncio.run(scenario())

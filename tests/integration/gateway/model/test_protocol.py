@@ -314,16 +314,16 @@ def test_client_that_does_not_read_pauses_the_upstream():
 
 
 @pytest.mark.parametrize("dribble", [b"", b"POST /v1/messages HTTP/1.1\r\n"])
-def test_slow_request_head_is_cut_off(monkeypatch, dribble):
+def test_slow_request_head_is_cut_off(monkeypatch, send_slowly):
     monkeypatch.setitem(connection.PHASE_TIMEOUT_SECONDS, connection.Phase.HEAD, 0.3)
 
     async def scenario():
         async with scripted_upstream(respond) as upstream, served_gateway(upstream.base_url) as served:
             client = await served.connect()
-            client.writer.write(dribble)
+            client.writer.write(send_slowly)
             started = time.monotonic()
             while not client.reader.at_eof() and time.monotonic() - started < 5:
-                if dribble:
+                if send_slowly:
                     client.writer.write(b"X: 1\r\n")
                 await asyncio.sleep(0.05)
             assert time.monotonic() - started < 10

@@ -160,7 +160,7 @@ def test_partial_file_is_removed_before_the_next_try_on_a_full_disk(make_harness
 
 
 @pytest.mark.parametrize("lacking_bytes", [0, 1])
-def test_large_transcript_that_would_fill_the_disk_is_not_copied(make_harness, monkeypatch, lacking_bytes):
+def test_large_transcript_that_would_fill_the_disk_is_not_copied(make_harness, monkeypatch, missing_bytes):
     monkeypatch.setattr(collect, "_SMALL_TRANSCRIPT_BYTES", 10)
     output = b'{"type":"result"}\n' * 10
     harness = make_harness(
@@ -168,11 +168,11 @@ def test_large_transcript_that_would_fill_the_disk_is_not_copied(make_harness, m
         claude={"output_format": "stream-json"},
         lifecycle={"collect_timeout": "1s"},
     )
-    harness.space = DiskSpace(len(output) - lacking_bytes, 200)
+    harness.space = DiskSpace(len(output) - missing_bytes, 200)
     asyncio.run(asyncio.wait_for(harness.attempt_runner.run(), 20))
-    assert ("transcript.ndjson" in harness.artifacts) is (not lacking_bytes)
+    assert ("transcript.ndjson" in harness.artifacts) is (not missing_bytes)
     failure = harness.task.failure
-    assert (failure and failure.code) == (FailureCode.DISK_FULL if lacking_bytes else None)
+    assert (failure and failure.code) == (FailureCode.DISK_FULL if missing_bytes else None)
 
 
 def test_retries_on_full_disk_do_not_repeat_events(make_harness, monkeypatch):
@@ -324,14 +324,14 @@ def test_file_stored_after_collection_timeout_is_removed(make_harness, monkeypat
         finally:
             has_ended.set()
 
-    async def tear_down_late(*arguments):
+    async def delay_teardown(*arguments):
         is_over.set()
         assert await asyncio.to_thread(has_ended.wait, 20)
         await teardown(*arguments)
 
     monkeypatch.setattr(hashlib, "file_digest", digest_late)
     monkeypatch.setattr(collect, "_finalize_file", finalize_and_signal)
-    monkeypatch.setattr(runner_attempt, "teardown", tear_down_late)
+    monkeypatch.setattr(runner_attempt, "teardown", delay_teardown)
     monkeypatch.setattr(runner_attempt, "METADATA_SECONDS", 0.1)
     asyncio.run(asyncio.wait_for(harness.attempt_runner.run(), 60))
     assert harness.task.failure.code == "collect_failed"

@@ -64,7 +64,7 @@ os.kill(os.getpid(), signal.SIGKILL)
     completed = subprocess.run([sys.executable, "-c", source], check=False, timeout=30, capture_output=True)
     uid = int(completed.stdout)
     uids = KernelUidPool(UIDS, directory)
-    with uids.guard_ownership(uid, "dead") as is_owned:
+    with uids.lock_if_unallocated(uid, "dead") as is_owned:
         assert is_owned()
         assert KernelUidPool(UIDS, directory).allocate("other") != uid
 
@@ -72,9 +72,9 @@ os.kill(os.getpid(), signal.SIGKILL)
 def test_reallocated_uid_is_not_owned_by_the_old_attempt(directory: Path):
     holder, checker = KernelUidPool(UIDS, directory), KernelUidPool(UIDS, directory)
     uid = holder.allocate("new")
-    with checker.guard_ownership(uid, "old") as is_owned:
+    with checker.lock_if_unallocated(uid, "old") as is_owned:
         assert not is_owned()
-    with checker.guard_ownership(uid, "new") as is_owned:
+    with checker.lock_if_unallocated(uid, "new") as is_owned:
         assert is_owned()
         holder.release("new")
         assert holder.allocate("newer") == uid

@@ -142,8 +142,8 @@ class ExhaustedListener(socket.socket):
         return super().accept()
 
 
-def test_failed_accept_is_retried(greeter):
-    relay = SocksProxy(HostPort("localhost", greeter), upstream_proxy=None, dial_policy=STRICT)
+def test_failed_accept_is_retried(banner_server):
+    relay = SocksProxy(HostPort("localhost", banner_server), upstream_proxy=None, dial_policy=STRICT)
 
     async def scenario():
         with ExhaustedListener() as listener:
@@ -178,7 +178,7 @@ def connect(relay, host, port):
 
 
 @pytest.fixture
-def greeter():
+def banner_server():
     """A host that sends hello to each client."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         program = (
@@ -192,24 +192,24 @@ def greeter():
         greeting.wait()
 
 
-def test_clone_host_is_reachable(greeter):
-    relay = SocksProxy(HostPort("localhost", greeter), upstream_proxy=None, dial_policy=STRICT)
+def test_clone_host_is_reachable(banner_server):
+    relay = SocksProxy(HostPort("localhost", banner_server), upstream_proxy=None, dial_policy=STRICT)
 
-    assert connect(relay, "localhost", greeter) == (GRANTED, b"hello")
+    assert connect(relay, "localhost", banner_server) == (GRANTED, b"hello")
 
 
 @pytest.mark.parametrize("requested", ["127.0.0.1", "127.1", "0x7f.1", "2130706433"])
-def test_addresses_match_in_any_notation(greeter, requested):
-    remote = resolve_remote(f"http://127.1:{greeter}/demo.git", [], "", Path("/"))
+def test_addresses_match_in_any_notation(banner_server, requested):
+    remote = resolve_remote(f"http://127.1:{banner_server}/demo.git", [], "", Path("/"))
     relay = SocksProxy(remote.address, upstream_proxy=None, dial_policy=STRICT)
 
-    assert connect(relay, requested, greeter) == (GRANTED, b"hello")
-    assert connect(relay, "127.2", greeter)[0] == FORBIDDEN
+    assert connect(relay, requested, banner_server) == (GRANTED, b"hello")
+    assert connect(relay, "127.2", banner_server)[0] == FORBIDDEN
 
 
-def test_connections_of_a_compromised_git_are_limited(greeter, monkeypatch):
+def test_connections_of_a_compromised_git_are_limited(banner_server, monkeypatch):
     monkeypatch.setattr("sandbox.workspace.clone.relay.CLONE_CONNECTIONS_MAX", 2)
-    relay = SocksProxy(HostPort("localhost", greeter), upstream_proxy=None, dial_policy=STRICT)
+    relay = SocksProxy(HostPort("localhost", banner_server), upstream_proxy=None, dial_policy=STRICT)
 
     async def greet(listener):
         reader, writer = await asyncio.open_connection(*listener.getsockname())
@@ -240,10 +240,10 @@ PRIVATE = (
 
 @pytest.mark.parametrize("policy", [LENIENT, STRICT])
 @pytest.mark.parametrize("host", PRIVATE)
-def test_other_private_addresses_are_unreachable(greeter, host, policy):
-    relay = SocksProxy(HostPort("git.example", greeter), upstream_proxy=None, dial_policy=policy)
+def test_other_private_addresses_are_unreachable(banner_server, host, policy):
+    relay = SocksProxy(HostPort("git.example", banner_server), upstream_proxy=None, dial_policy=policy)
 
-    assert connect(relay, host, greeter)[0] == FORBIDDEN
+    assert connect(relay, host, banner_server)[0] == FORBIDDEN
     assert connect(relay, host, 80)[0] == FORBIDDEN
 
 
@@ -263,14 +263,14 @@ def resolve(monkeypatch):
 
 
 @pytest.mark.parametrize("follows_redirects", [True, False])
-def test_public_name_does_not_resolve_to_local_addresses(greeter, resolve, follows_redirects):
+def test_public_name_does_not_resolve_to_local_addresses(banner_server, resolve, follows_redirects):
     policy = DialPolicy(lambda address: str(address) == PUBLIC, follows_redirects)
-    relay = SocksProxy(HostPort("git.example", greeter), upstream_proxy=None, dial_policy=policy)
+    relay = SocksProxy(HostPort("git.example", banner_server), upstream_proxy=None, dial_policy=policy)
 
     resolve(PUBLIC, OWN)
-    assert connect(relay, "git.example", greeter)[0] == REFUSED
+    assert connect(relay, "git.example", banner_server)[0] == REFUSED
     resolve(OWN)
-    assert connect(relay, "git.example", greeter)[0] == FORBIDDEN
+    assert connect(relay, "git.example", banner_server)[0] == FORBIDDEN
 
 
 @pytest.mark.parametrize("addresses", [(PUBLIC, OWN), (OWN, PUBLIC)])
@@ -294,15 +294,15 @@ def test_only_public_addresses_of_a_mixed_host_are_dialled(monkeypatch, resolve,
     assert [address.host for address in dialled] == [PUBLIC]
 
 
-def test_name_with_only_local_addresses_is_allowed(greeter, resolve):
+def test_name_with_only_local_addresses_is_allowed(banner_server, resolve):
     relay = SocksProxy(
-        HostPort("git.example", greeter),
+        HostPort("git.example", banner_server),
         upstream_proxy=None,
         dial_policy=DialPolicy(lambda address: str(address) == PUBLIC, True),
     )
 
     resolve(OWN)
-    assert connect(relay, "git.example", greeter) == (GRANTED, b"hello")
+    assert connect(relay, "git.example", banner_server) == (GRANTED, b"hello")
 
 
 @pytest.mark.parametrize(("requested", "is_allowed"), [("64:ff9b::7f00:2", True), ("64:ff9b::7f00:1", False)])
@@ -325,13 +325,13 @@ def test_translated_addresses_are_checked_by_their_target(monkeypatch, resolve, 
     assert [address.host for address in dialled] == ([requested] if is_allowed else []) + [PUBLIC]
 
 
-def test_other_ports_require_redirects(greeter):
+def test_other_ports_require_redirects(banner_server):
     strict, lenient = (
         SocksProxy(HostPort("localhost", 1), upstream_proxy=None, dial_policy=policy) for policy in (STRICT, LENIENT)
     )
 
-    assert connect(strict, "localhost", greeter)[0] == FORBIDDEN
-    assert connect(lenient, "localhost", greeter) == (GRANTED, b"hello")
+    assert connect(strict, "localhost", banner_server)[0] == FORBIDDEN
+    assert connect(lenient, "localhost", banner_server) == (GRANTED, b"hello")
 
 
 def test_other_names_are_not_resolved(monkeypatch):
@@ -344,7 +344,7 @@ def test_other_names_are_not_resolved(monkeypatch):
     assert connect(lenient, "c2VjcmV0.evil.example", 53)[0] == FORBIDDEN
 
 
-def test_git_receives_the_connection_error(greeter):
+def test_git_receives_the_connection_error(banner_server):
     relay = SocksProxy(HostPort("no-such-host.invalid", 80), upstream_proxy=None, dial_policy=STRICT)
     assert connect(relay, "no-such-host.invalid", 80)[0] == UNKNOWN_NAME
     with socket.socket() as bound:

@@ -74,41 +74,41 @@ def run_confined(place, scenario, **limits):
     asyncio.run(asyncio.wait_for(run(), 60))
 
 
-async def sees_no_host_files(box):
-    code, output = await box.shell(
-        f"cat {box.secret} /etc/shadow; ls {box.place}; ls -a /home /root; cat /etc/hostname"
+async def sees_no_host_files(confinement):
+    code, output = await confinement.shell(
+        f"cat {confinement.secret} /etc/shadow; ls {confinement.place}; ls -a /home /root; cat /etc/hostname"
     )
     assert "host secret" not in output
     assert "root:" not in output
     assert output.count("No such file") >= 3
-    code, output = await box.run("git", "init", "--quiet", "--bare", ".")
+    code, output = await confinement.run("git", "init", "--quiet", "--bare", ".")
     assert (code, output) == (0, "")
-    assert (box.repository / "HEAD").exists()
+    assert (confinement.repository / "HEAD").exists()
 
 
 def test_host_files_are_invisible(tmp_path):
     run_confined(tmp_path, sees_no_host_files)
 
 
-async def writes_only_where_it_may(box):
+async def writes_only_where_it_may(confinement):
     script = (
         "for d in / /usr /etc ../ignore-rules /proc/sys/kernel; do touch $d/x && echo WROTE $d; done; touch mine; ls"
     )
-    _, output = await box.shell(script)
+    _, output = await confinement.shell(script)
     assert "WROTE" not in output
     assert output.endswith("mine\n")
-    (box.rules / ".gitignore").write_text("*.o\n")
-    (box.rules / ".gitignore").chmod(0o644)
-    assert await box.run("cat", "../ignore-rules/.gitignore") == (0, "*.o\n")
+    (confinement.rules / ".gitignore").write_text("*.o\n")
+    (confinement.rules / ".gitignore").chmod(0o644)
+    assert await confinement.run("cat", "../ignore-rules/.gitignore") == (0, "*.o\n")
 
 
 def test_only_the_repository_directory_is_writable(tmp_path):
     run_confined(tmp_path, writes_only_where_it_may)
 
 
-async def is_limited_in_files_and_terminals(box):
+async def is_limited_in_files_and_terminals(confinement):
     count = "import pty\nfor count in range(300):\n try: pty.openpty()\n except OSError: break\nprint(count)"
-    _, output = await box.shell(f"ulimit -Sn; ulimit -Hn; python3 -c '{count}'")
+    _, output = await confinement.shell(f"ulimit -Sn; ulimit -Hn; python3 -c '{count}'")
     assert output.split() == [str(number) for number in (OPEN_FILES_SOFT_MAX, OPEN_FILES_MAX, PTYS_MAX)]
 
 
@@ -116,8 +116,10 @@ def test_files_and_terminals_are_limited(tmp_path):
     run_confined(tmp_path, is_limited_in_files_and_terminals)
 
 
-async def has_no_privileges(box):
-    _, output = await box.shell("grep -E 'CapEff|CapBnd|NoNewPrivs|Seccomp:' /proc/self/status; unshare -r true; mount")
+async def has_no_privileges(confinement):
+    _, output = await confinement.shell(
+        "grep -E 'CapEff|CapBnd|NoNewPrivs|Seccomp:' /proc/self/status; unshare -r true; mount"
+    )
     assert "CapEff:\t0000000000000000" in output
     assert "CapBnd:\t0000000000000000" in output
     assert "NoNewPrivs:\t1" in output
@@ -192,15 +194,15 @@ def test_links_left_in_the_repository_do_not_redirect_the_patch(env, tmp_path):
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user has one kernel uid")
 def test_git_runs_with_the_attempts_uid_and_control_group(tmp_path):
-    async def scenario(box):
-        running = asyncio.create_task(box.run("sleep", "60"))
+    async def scenario(confinement):
+        running = asyncio.create_task(confinement.run("sleep", "60"))
         try:
-            uid = int(box.handle.details["kernel_uid"])
+            uid = int(confinement.handle.details["kernel_uid"])
             sleeper = await wait_for_program("sleep")
             assert set(Path(f"/proc/{sleeper}/status").read_text().split("Uid:\t")[1].split("\n")[0].split("\t")) == {
                 str(uid)
             }
-            for directory in box.handle.details["cgroups"].splitlines():
+            for directory in confinement.handle.details["cgroups"].splitlines():
                 assert str(sleeper) in (Path(directory) / "cgroup.procs").read_text().split()
         finally:
             running.cancel()
@@ -247,13 +249,13 @@ except OSError:
 """
 
 
-async def has_no_network(box):
+async def has_no_network(confinement):
     with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket(socket.AF_UNIX) as abstract:
         name = f"sandbox-test-{new_attempt_id()}"
         abstract.bind(f"\0{name}")
         abstract.listen()
         port = listener.getsockname()[1]
-        code, output = await box.run("python3", "-c", CONNECT, str(port), name)
+        code, output = await confinement.run("python3", "-c", CONNECT, str(port), name)
         assert code == 0
         assert "CONNECTED" not in output
         assert output.endswith("no name\n")
@@ -263,8 +265,8 @@ def test_network_is_unreachable(tmp_path):
     run_confined(tmp_path, has_no_network)
 
 
-async def is_killed_with_its_descendants(box):
-    running = asyncio.create_task(box.shell("setsid sleep 600 & nohup sleep 600 & trap '' TERM; sleep 600"))
+async def is_killed_with_its_descendants(confinement):
+    running = asyncio.create_task(confinement.shell("setsid sleep 600 & nohup sleep 600 & trap '' TERM; sleep 600"))
     await wait_for_program("sleep")
     started = time.monotonic()
     running.cancel()
@@ -274,15 +276,15 @@ async def is_killed_with_its_descendants(box):
     async with asyncio.timeout(10):
         while b"sleep" in descendant_names(os.getpid()):
             await asyncio.sleep(0.01)
-    assert await box.run("true") == (0, "")
+    assert await confinement.run("true") == (0, "")
 
 
 def test_cancelled_program_is_killed_with_its_descendants(tmp_path):
     run_confined(tmp_path, is_killed_with_its_descendants)
 
 
-async def kills_background_processes(box):
-    await box.shell("setsid sleep 600 & exit 0")
+async def kills_background_processes(confinement):
+    await confinement.shell("setsid sleep 600 & exit 0")
     async with asyncio.timeout(10):
         while b"sleep" in descendant_names(os.getpid()):
             await asyncio.sleep(0.01)
@@ -294,12 +296,12 @@ def test_background_processes_are_killed_at_the_end(tmp_path):
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs writable control groups")
 def test_memory_and_processes_are_limited(tmp_path):
-    async def scenario(box):
-        code, _ = await box.run("python3", "-c", "b = bytearray(256 * 1024**2)")
+    async def scenario(confinement):
+        code, _ = await confinement.run("python3", "-c", "b = bytearray(256 * 1024**2)")
         assert code == 137
-        _, output = await box.shell("for i in $(seq 40); do sleep 5 & done; echo done")
+        _, output = await confinement.shell("for i in $(seq 40); do sleep 5 & done; echo done")
         assert "fork" in output
-        assert (await box.run("python3", "-c", "print('small')")) == (0, "small\n")
+        assert (await confinement.run("python3", "-c", "print('small')")) == (0, "small\n")
 
     runtime = BubblewrapRuntime(tmp_path)
     if not {"memory", "processes"} <= runtime.hierarchies.group("x").limits() and not runtime.hierarchies.roots:

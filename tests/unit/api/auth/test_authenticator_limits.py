@@ -25,64 +25,64 @@ def make_authenticator(**roles: str) -> Authenticator:
 
 
 @pytest.fixture
-def guard() -> Authenticator:
+def token_authenticator() -> Authenticator:
     return make_authenticator(olga="operator", vera="viewer")
 
 
-def authenticate(guard: Authenticator, token: str | None) -> Caller | Denied:
+def authenticate(token_authenticator: Authenticator, token: str | None) -> Caller | Denied:
     headers = [(b"host", b"localhost:8122")]
     if token is not None:
         headers.append((b"authorization", f"Bearer {token}".encode()))
     scope = {"type": "http", "path": "/api/v1/tasks", "method": "GET", "headers": headers, "client": ("127.0.0.1", 5)}
-    return guard.authenticate(HTTPConnection(scope))
+    return token_authenticator.authenticate(HTTPConnection(scope))
 
 
-def caller(guard: Authenticator, token: str | None) -> Caller:
-    outcome = authenticate(guard, token)
+def caller(token_authenticator: Authenticator, token: str | None) -> Caller:
+    outcome = authenticate(token_authenticator, token)
     assert isinstance(outcome, Caller), outcome
     return outcome
 
 
-def test_a_token_has_a_limited_number_of_concurrent_requests(guard: Authenticator):
+def test_a_token_has_a_limited_number_of_concurrent_requests(token_authenticator: Authenticator):
     with ExitStack() as stack:
         for _ in range(LIMIT):
-            stack.enter_context(guard.answering(caller(guard, "olga")))
-        denied = authenticate(guard, "olga")
+            stack.enter_context(token_authenticator.count_request(caller(token_authenticator, "olga")))
+        denied = authenticate(token_authenticator, "olga")
         assert isinstance(denied, Denied)
         assert (denied.status, denied.code, denied.headers) == (429, "rate_limit_exceeded", {"retry-after": "1"})
         assert denied.message == "Too many requests; try again in 1 s."
         assert denied.principal is not None
         assert denied.principal.id == "olga"
-        assert isinstance(authenticate(guard, "vera"), Caller)
+        assert isinstance(authenticate(token_authenticator, "vera"), Caller)
 
 
-def test_a_finished_request_makes_room_for_another(guard: Authenticator):
-    olga = caller(guard, "olga")
-    with guard.answering(olga), guard.answering(olga):
-        with guard.answering(olga):
-            assert isinstance(authenticate(guard, "olga"), Denied)
+def test_a_finished_request_makes_room_for_another(token_authenticator: Authenticator):
+    olga = caller(token_authenticator, "olga")
+    with token_authenticator.count_request(olga), token_authenticator.count_request(olga):
+        with token_authenticator.count_request(olga):
+            assert isinstance(authenticate(token_authenticator, "olga"), Denied)
         for _ in range(2 * LIMIT):
-            with guard.answering(caller(guard, "olga")):
+            with token_authenticator.count_request(caller(token_authenticator, "olga")):
                 pass
-        assert isinstance(authenticate(guard, "olga"), Caller)
+        assert isinstance(authenticate(token_authenticator, "olga"), Caller)
 
 
 def test_requests_without_a_token_are_not_counted():
     guard = make_authenticator()
     with ExitStack() as stack:
         for _ in range(2 * LIMIT):
-            stack.enter_context(guard.answering(caller(guard, None)))
+            stack.enter_context(guard.count_request(caller(guard, None)))
         assert caller(guard, None).principal == LOCAL_OPERATOR
 
 
-def test_a_token_has_a_limited_number_of_streams_of_all_tasks(guard: Authenticator):
-    olga, vera = caller(guard, "olga"), caller(guard, "vera")
+def test_a_token_has_a_limited_number_of_streams_of_all_tasks(token_authenticator: Authenticator):
+    olga, vera = caller(token_authenticator, "olga"), caller(token_authenticator, "vera")
     with ExitStack() as stack:
         for _ in range(LIMIT):
-            stack.enter_context(guard.following_all(olga))
-        with pytest.raises(TooManyStreamsError, match=str(LIMIT)), guard.following_all(olga):
+            stack.enter_context(token_authenticator.count_all_tasks_stream(olga))
+        with pytest.raises(TooManyStreamsError, match=str(LIMIT)), token_authenticator.count_all_tasks_stream(olga):
             pass
-        with guard.following_all(vera):
+        with token_authenticator.count_all_tasks_stream(vera):
             pass
 
 
@@ -90,11 +90,11 @@ def test_a_token_has_a_limited_number_of_streams_of_all_tasks(guard: Authenticat
 def test_an_ended_stream_makes_room_for_another(token: str | None):
     guard = make_authenticator(**({"olga": "operator"} if token else {}))
     one = caller(guard, token)
-    with guard.following_all(one), guard.following_all(one):
+    with guard.count_all_tasks_stream(one), guard.count_all_tasks_stream(one):
         for _ in range(2 * LIMIT):
-            with guard.following_all(one):
+            with guard.count_all_tasks_stream(one):
                 pass
-        with guard.following_all(one), pytest.raises(TooManyStreamsError), guard.following_all(one):
+        with guard.count_all_tasks_stream(one), pytest.raises(TooManyStreamsError), guard.count_all_tasks_stream(one):
             pass
 
 
@@ -102,20 +102,25 @@ def test_streams_of_anonymous_callers_are_counted_together():
     guard = make_authenticator()
     with ExitStack() as stack:
         for _ in range(LIMIT):
-            stack.enter_context(guard.following_all(Caller(None)))
-        with pytest.raises(TooManyStreamsError), guard.following_all(Caller(None)):
+            stack.enter_context(guard.count_all_tasks_stream(Caller(None)))
+        with pytest.raises(TooManyStreamsError), guard.count_all_tasks_stream(Caller(None)):
             pass
 
 
-def test_nothing_is_kept_for_tokens_without_requests_and_streams(guard: Authenticator):
-    olga = caller(guard, "olga")
-    with guard.answering(olga), guard.answering(olga), guard.following_all(olga), guard.following_all(olga):
+def test_nothing_is_kept_for_tokens_without_requests_and_streams(token_authenticator: Authenticator):
+    olga = caller(token_authenticator, "olga")
+    with (
+        token_authenticator.count_request(olga),
+        token_authenticator.count_request(olga),
+        token_authenticator.count_all_tasks_stream(olga),
+        token_authenticator.count_all_tasks_stream(olga),
+    ):
         pass
-    assert (dict(guard._under_way), dict(guard._following_all)) == ({}, {})
+    assert (dict(token_authenticator._requests_in_progress), dict(token_authenticator._all_tasks_streams)) == ({}, {})
 
 
-def test_each_token_has_its_own_share_of_the_event_loop(guard: Authenticator):
-    olga, vera = caller(guard, "olga").principal, caller(guard, "vera").principal
-    shares = [guard.share_of(one) for one in (olga, vera, None)]
+def test_each_token_has_its_own_share_of_the_event_loop(token_authenticator: Authenticator):
+    olga, vera = caller(token_authenticator, "olga").principal, caller(token_authenticator, "vera").principal
+    shares = [token_authenticator.share_of(one) for one in (olga, vera, None)]
     assert len({id(share) for share in shares}) == 3
-    assert [guard.share_of(one) for one in (olga, vera, None)] == shares
+    assert [token_authenticator.share_of(one) for one in (olga, vera, None)] == shares

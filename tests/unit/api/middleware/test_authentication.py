@@ -22,9 +22,9 @@ def access():
 
 
 @pytest.fixture
-def api(guarded_api, access, tasks):
+def api(api_with_tokens, access, tasks):
     tasks.add("task-001")
-    return guarded_api(access, clone_hosts=frozenset({"github.com"}))
+    return api_with_tokens(access, clone_hosts=frozenset({"github.com"}))
 
 
 def test_operator_may_do_everything(api, tasks):
@@ -97,21 +97,21 @@ def test_token_allows_any_host_and_origin(api):
     assert api.get("/api/v1/tasks", headers=other_host).status_code == 401
 
 
-def test_required_token_denies_when_no_tokens_exist(guarded_api):
-    api = guarded_api(FakeAccess(), requires_token=True)
+def test_required_token_denies_when_no_tokens_exist(api_with_tokens):
+    api = api_with_tokens(FakeAccess(), requires_token=True)
     assert api.get("/api/v1/tasks").status_code == 401
     assert api.get("/api/health").status_code == 200
 
 
-def test_without_tokens_each_caller_is_the_operator(guarded_api, tasks):
+def test_without_tokens_each_caller_is_the_operator(api_with_tokens, tasks):
     tasks.add("task-001")
-    api = guarded_api(FakeAccess())
+    api = api_with_tokens(FakeAccess())
     assert api.delete("/api/v1/tasks/task-001").status_code == 200
     assert api.get("/api/v1/tasks", headers={"authorization": "Bearer of another server"}).status_code == 200
     assert api.get("/api/v1/tasks", headers={"authorization": "Bearer x", "host": "evil.example"}).status_code == 403
 
 
-def test_clone_hosts_are_checked_with_tokens(api, guarded_api, tasks):
+def test_clone_hosts_are_checked_with_tokens(api, api_with_tokens, tasks):
     other_manifest = MANIFEST.replace("github.com", "git.example.net")
     response = api.post("/api/v1/tasks", content=other_manifest, headers=OPERATOR)
     assert response.status_code == 400
@@ -119,7 +119,7 @@ def test_clone_hosts_are_checked_with_tokens(api, guarded_api, tasks):
         ("repository.url", "not_offered", 5)
     ]
     assert api.post("/api/v1/tasks", content=MANIFEST, headers=OPERATOR).status_code == 202
-    open_api = guarded_api(FakeAccess(), clone_hosts=frozenset({"github.com"}))
+    open_api = api_with_tokens(FakeAccess(), clone_hosts=frozenset({"github.com"}))
     assert open_api.post("/api/v1/tasks", content=other_manifest).status_code == 202
 
 
@@ -169,14 +169,14 @@ def test_other_site_cannot_use_a_session(api, tasks):
     assert api.delete("/api/v1/tasks/task-001", headers=same_origin).status_code == 200
 
 
-def test_without_tokens_no_session_is_created(guarded_api):
-    response = guarded_api(FakeAccess()).post("/api/v1/session")
+def test_without_tokens_no_session_is_created(api_with_tokens):
+    response = api_with_tokens(FakeAccess()).post("/api/v1/session")
     assert (response.status_code, response.json()["role"]) == (200, "operator")
     assert "set-cookie" not in response.headers
 
 
-def test_rate_limit_response_has_retry_after(guarded_api, access):
-    api = guarded_api(access, requests_per_minute=3)
+def test_rate_limit_response_has_retry_after(api_with_tokens, access):
+    api = api_with_tokens(access, requests_per_minute=3)
     assert [api.get("/api/v1/tasks", headers=OPERATOR).status_code for _ in range(4)] == [200, 200, 200, 429]
     response = api.get("/api/v1/tasks", headers=OPERATOR)
     assert response.json()["error"] == "rate_limit_exceeded"
@@ -184,15 +184,15 @@ def test_rate_limit_response_has_retry_after(guarded_api, access):
     assert api.get("/api/v1/tasks", headers=VIEWER).status_code == 200
 
 
-def test_cross_site_requests_do_not_use_the_rate_limit(guarded_api):
-    api = guarded_api(FakeAccess(), requests_per_minute=2)
+def test_cross_site_requests_do_not_use_the_rate_limit(api_with_tokens):
+    api = api_with_tokens(FakeAccess(), requests_per_minute=2)
     foreign = {"origin": "https://evil.example"}
     assert {api.get("/api/v1/tasks", headers=foreign).status_code for _ in range(5)} == {403}
     assert [api.get("/api/v1/tasks").status_code for _ in range(3)] == [200, 200, 429]
 
 
-def test_wrong_tokens_count_against_the_address(guarded_api, access):
-    api = guarded_api(access, requests_per_minute=3)
+def test_wrong_tokens_count_against_the_address(api_with_tokens, access):
+    api = api_with_tokens(access, requests_per_minute=3)
     statuses = [api.get("/api/v1/tasks", headers={"authorization": f"Bearer {n}"}).status_code for n in range(4)]
     assert statuses == [401, 401, 401, 429]
     assert api.get("/api/v1/tasks", headers=OPERATOR).status_code == 200

@@ -35,9 +35,9 @@ def add_artifact(tasks, tmp_path):
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 @pytest.mark.parametrize("headers", [{}, {"range": "bytes=0-3"}, {"if-none-match": "*"}])
 @pytest.mark.parametrize("reference", ["leaky.bin", "out%2Fleaky.bin"])
-def test_artifact_with_secret_is_for_operators_only(guarded_api, add_artifact, method, headers, reference):
+def test_artifact_with_secret_is_for_operators_only(api_with_tokens, add_artifact, method, headers, reference):
     add_artifact("leaky.bin", "out/leaky.bin", contains_secret=True)
-    api = guarded_api(FakeAccess(olga="operator", vera="viewer"))
+    api = api_with_tokens(FakeAccess(olga="operator", vera="viewer"))
     viewer, operator = ({"authorization": f"Bearer {name}"} for name in ("vera", "olga"))
     denied = api(method, f"{ARTIFACTS}/{reference}", headers=headers | viewer)
     assert denied.status_code == 403

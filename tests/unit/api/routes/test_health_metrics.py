@@ -55,8 +55,8 @@ def test_shutting_down_server_is_not_ready(api):
     assert read_metrics(api)[("sandbox_ready",)] == 0
 
 
-def test_metrics_need_a_token_and_count_denied_requests(guarded_api):
-    api = guarded_api(FakeAccess(vera="viewer"))
+def test_metrics_need_a_token_and_count_denied_requests(api_with_tokens):
+    api = api_with_tokens(FakeAccess(vera="viewer"))
     assert api.get("/metrics").status_code == 401
     response = api.get("/metrics", headers={"authorization": "Bearer vera"})
     assert response.status_code == 200

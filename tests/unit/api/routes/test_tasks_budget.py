@@ -15,8 +15,8 @@ lifecycle: {budget_usd: 0.05}
 
 
 @pytest.fixture
-def submit(guarded_api):
-    api = guarded_api(FakeAccess(), priced=lambda model: model == "claude-known")
+def submit(api_with_tokens):
+    api = api_with_tokens(FakeAccess(), priced=lambda model: model == "claude-known")
     return lambda model: api.post("/api/v1/tasks", content=MANIFEST.replace("MODEL", model))
 
 

@@ -30,9 +30,9 @@ def test_replayed_response_does_not_depend_on_progress(api, tasks):
     assert submit(api, "6f1c").json() == first.json()
 
 
-def test_replay_works_when_the_manifest_is_no_longer_valid(guarded_api):
+def test_replay_works_when_the_manifest_is_no_longer_valid(api_with_tokens):
     profiles = {"my-tools": ""}
-    api = guarded_api(FakeAccess(), profiles=lambda: profiles)
+    api = api_with_tokens(FakeAccess(), profiles=lambda: profiles)
     body = BODY.replace(b'"repository"', b'"vm": {"profile": "my-tools"}, "repository"')
     first = submit(api, "6f1c", body)
     profiles.clear()

@@ -49,9 +49,9 @@ def rejection_message(gate: BudgetGate) -> str:
 def test_attempt_gets_the_budget_left_by_earlier_attempts(budget, message):
     gate, events = create_gate(budget)
     assert gate.check() is None
-    gate.settle("first", usage(5, 4, usd=0.20))
+    gate.charge("first", usage(5, 4, usd=0.20))
     assert gate.check() is None
-    gate.settle("second", usage(1, 0, usd=0.05))
+    gate.charge("second", usage(1, 0, usd=0.05))
     assert rejection_message(gate).startswith(message)
     assert events == [BudgetExhausted(rejection_message(gate))]
 
@@ -79,60 +79,60 @@ def test_token_and_usd_budgets_are_independent():
 )
 def test_every_kind_of_token_counts_once(used):
     gate, _ = create_gate(Budget(tokens=20))
-    gate.settle("first", used)
+    gate.charge("first", used)
     assert gate.check() is None
-    gate.settle("second", used)
+    gate.charge("second", used)
     assert rejection_message(gate).startswith("lifecycle.budget_tokens is spent (20 of 20 tokens)")
 
 
 def test_budget_is_spent_when_usage_equals_it():
     gate, _ = create_gate(Budget(tokens=20))
-    gate.settle("first", usage(19))
+    gate.charge("first", usage(19))
     assert gate.check() is None
-    gate.settle("second", usage(1))
+    gate.charge("second", usage(1))
     assert gate.check() is not None
     usd_gate, _ = create_gate(Budget(usd=0.3))
     for number in range(3):
         assert usd_gate.check() is None
-        usd_gate.settle(number, usage(usd=0.1))
+        usd_gate.charge(number, usage(usd=0.1))
     assert rejection_message(usd_gate).startswith("lifecycle.budget_usd is spent (0.3 of 0.3 USD)")
 
 
 def test_costs_of_a_millionth_of_a_dollar_add_up():
     gate, _ = create_gate(Budget(usd=0.000003))
-    gate.settle("first", usage(usd=0.000001))
-    gate.settle("second", usage(usd=0.000001))
+    gate.charge("first", usage(usd=0.000001))
+    gate.charge("second", usage(usd=0.000001))
     assert gate.check() is None
-    gate.settle("third", usage(usd=0.0000004))
+    gate.charge("third", usage(usd=0.0000004))
     assert gate.check() is None, "less than half a millionth rounds to zero"
-    gate.settle("fourth", usage(usd=0.0000006))
+    gate.charge("fourth", usage(usd=0.0000006))
     assert gate.check() is not None
 
 
 def test_costs_are_rounded_to_a_millionth_of_a_dollar():
     gate, _ = create_gate(Budget(usd=0.000003))
-    gate.settle("first", usage(usd=0.0000026))
+    gate.charge("first", usage(usd=0.0000026))
     assert gate.check() is not None
 
 
 def test_response_without_cost_spends_no_dollars():
     gate, _ = create_gate(Budget(usd=1.0))
-    gate.settle("first", usage(5, 5, usd=0.0))
+    gate.charge("first", usage(5, 5, usd=0.0))
     assert gate.check() is None
 
 
 @pytest.mark.parametrize("budget", [Budget(tokens=1000), Budget()])
 def test_unpriced_model_is_allowed_without_a_usd_budget(budget):
     gate, _ = create_gate(budget)
-    gate.settle("first", usage(1, usd=None))
+    gate.charge("first", usage(1, usd=None))
     assert gate.check() is None
 
 
 def test_response_of_an_unpriced_model_exhausts_a_usd_budget():
     gate, events = create_gate(Budget(usd=100.0))
-    gate.settle("first", Usage("a-new-model", 1, 1, cost_usd=None))
+    gate.charge("first", Usage("a-new-model", 1, 1, cost_usd=None))
     assert "The model a-new-model responded, which has no known price" in rejection_message(gate)
-    gate.settle("second", usage(1, usd=1.0))
+    gate.charge("second", usage(1, usd=1.0))
     gate.check()
     assert len(events) == 1
 
@@ -140,7 +140,7 @@ def test_response_of_an_unpriced_model_exhausts_a_usd_budget():
 def test_exhausted_budget_is_reported_at_once():
     for budget in (Budget(tokens=10), Budget(usd=1.0)):
         gate, events = create_gate(budget)
-        gate.settle("first", usage(10, usd=1.0))
+        gate.charge("first", usage(10, usd=1.0))
         assert [type(one) for one in events] == [BudgetExhausted]
 
 
@@ -169,10 +169,10 @@ def test_responses_in_progress_count_with_their_latest_usage():
 def test_settled_response_replaces_its_progress():
     gate, _ = create_gate(Budget(tokens=100))
     gate.record_progress("first", streaming(60))
-    gate.settle("first", usage(60))
+    gate.charge("first", usage(60))
     assert gate.check() is None
     gate.record_progress("second", streaming(39))
-    gate.settle("second", None)
+    gate.charge("second", None)
     gate.record_progress("third", streaming(39))
     assert gate.check() is None
 
@@ -183,14 +183,14 @@ def test_json_response_is_counted_when_it_is_complete():
     meter.feed(b'{"model": "claude-haiku-4-5", "usage": {"input_tokens": 5}}')
     gate.record_progress("first", meter)
     assert gate.check() is None
-    gate.settle("first", meter.usage())
+    gate.charge("first", meter.usage())
     assert gate.check() is not None
 
 
 def test_no_budget_is_never_exhausted():
     gate, events = create_gate()
     gate.record_progress("first", streaming(10**9))
-    gate.settle("first", usage(10**9, usd=10.0**9))
+    gate.charge("first", usage(10**9, usd=10.0**9))
     assert not gate.has_budget
     assert (gate.check(), events) == (None, [])
 

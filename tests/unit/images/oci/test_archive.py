@@ -25,7 +25,7 @@ from sandbox.images.oci.importer import import_layers
 from sandbox.images.rootfs import RootFs
 
 BASE = layer(entry("etc/base", b"base"), entry("etc/gone", b"base"))
-ABOVE = layer(entry("etc/above", b"above"), entry("etc/.wh.gone"))
+UPPER_LAYER = layer(entry("etc/above", b"above"), entry("etc/.wh.gone"))
 
 
 @pytest.fixture
@@ -46,12 +46,12 @@ def unpack(tmp_path):
 
 @pytest.mark.parametrize("packing", COMPRESSORS)
 def test_skopeo_archive_layers_are_applied_in_order(unpack, tmp_path, packing):
-    path = oci_archive(tmp_path / "image.tar", BASE, ABOVE, packing=packing)
+    path = oci_archive(tmp_path / "image.tar", BASE, UPPER_LAYER, packing=packing)
     assert unpack(path) == {"base": "base", "above": "above"}
 
 
 def test_docker_save_archive_layers_are_applied_in_order(unpack, tmp_path):
-    assert unpack(docker_archive(tmp_path / "image.tar", BASE, ABOVE, BASE)) == {
+    assert unpack(docker_archive(tmp_path / "image.tar", BASE, UPPER_LAYER, BASE)) == {
         "base": "base",
         "above": "above",
         "gone": "base",
@@ -59,7 +59,7 @@ def test_docker_save_archive_layers_are_applied_in_order(unpack, tmp_path):
 
 
 def test_newer_docker_save_archive_with_both_indexes(unpack, tmp_path):
-    members = {**docker_members([BASE]), **oci_members([BASE, ABOVE])}
+    members = {**docker_members([BASE]), **oci_members([BASE, UPPER_LAYER])}
     assert unpack(save(tmp_path / "image.tar", members)) == {"base": "base", "above": "above"}
 
 
@@ -82,7 +82,7 @@ def test_blob_with_wrong_digest_is_rejected(unpack, tmp_path, blob, packing):
 
 def test_layer_missing_in_the_config_is_rejected(unpack, tmp_path):
     members = docker_members([BASE])
-    members["layer0/layer.tar"] = ABOVE
+    members["layer0/layer.tar"] = UPPER_LAYER
     with pytest.raises(ImageRefusedError, match="digest"):
         unpack(save(tmp_path / "image.tar", members))
 
@@ -121,7 +121,7 @@ def test_image_of_other_architecture_is_rejected(unpack, tmp_path):
 
 def test_image_of_this_architecture_is_selected(unpack, tmp_path):
     native = oci_members([BASE], platform={"os": "linux", "architecture": ARCHITECTURE})
-    other = oci_members([ABOVE], architecture="s390x", platform={"os": "linux", "architecture": "s390x"})
+    other = oci_members([UPPER_LAYER], architecture="s390x", platform={"os": "linux", "architecture": "s390x"})
     descriptors = [*(json.loads(image_members["index.json"])["manifests"][0] for image_members in (other, native))]
     members = {**other, **native, "index.json": json.dumps({"manifests": descriptors}).encode()}
     assert unpack(save(tmp_path / "image.tar", members)) == {"base": "base", "gone": "base"}
@@ -137,7 +137,7 @@ def test_nested_index_is_followed(unpack, tmp_path):
 
 
 def test_archive_with_several_images_is_rejected(unpack, tmp_path):
-    first, second = oci_members([BASE]), oci_members([ABOVE])
+    first, second = oci_members([BASE]), oci_members([UPPER_LAYER])
     descriptors = [*(json.loads(image["index.json"])["manifests"][0] for image in (first, second))]
     members = {**first, **second, "index.json": json.dumps({"manifests": descriptors}).encode()}
     with pytest.raises(ImageRefusedError, match="just one"):
@@ -163,7 +163,7 @@ def test_image_with_too_many_layers_is_rejected(unpack, tmp_path, monkeypatch):
     monkeypatch.setattr(importer, "IMAGE_LAYERS_MAX", 1)
     assert unpack(oci_archive(tmp_path / "one.tar", BASE))
     with pytest.raises(ImageRefusedError, match="layers"):
-        unpack(oci_archive(tmp_path / "two.tar", BASE, ABOVE))
+        unpack(oci_archive(tmp_path / "two.tar", BASE, UPPER_LAYER))
 
 
 @pytest.mark.parametrize("packing", ["+gzip", "+zstd"])

@@ -22,7 +22,7 @@ from sandbox.model.wire.events import (
     to_wire_event,
 )
 
-AT = datetime(2026, 1, 29, 10, 10, 15, 123456, tzinfo=UTC)
+TIMESTAMP = datetime(2026, 1, 29, 10, 10, 15, 123456, tzinfo=UTC)
 STAMP = "2026-01-29T10:10:15.123Z"
 MANIFEST = Manifest(
     version="1",
@@ -56,7 +56,7 @@ WIRE_EXAMPLES: dict[type, tuple[e.Event, dict[str, Any] | None]] = {
          "cache_write_tokens": 4, "cost_usd": 0.5},
     ),
     e.Progress: (
-        e.Progress(1, 2, "Bash", AT, 3, 4, 5, 0.5, 6),
+        e.Progress(1, 2, "Bash", TIMESTAMP, 3, 4, 5, 0.5, 6),
         {"type": "progress", "progress": {"output_bytes": 1, "tool_calls": 2, "current_tool": "Bash",
          "last_activity_at": STAMP, "turns": 3, "input_tokens": 4, "output_tokens": 5, "cost_usd": 0.5,
          "egress_denied": 6}},
@@ -98,7 +98,7 @@ def test_every_event_type_has_an_example():
 
 @pytest.mark.parametrize(("event", "fields"), WIRE_EXAMPLES.values(), ids=lambda value: type(value).__name__)
 def test_every_event_is_converted_or_omitted(event, fields):
-    wire_event = to_wire_event("t", e.Record(7, 1, AT, event))
+    wire_event = to_wire_event("t", e.Record(7, 1, TIMESTAMP, event))
     expected = None if fields is None else {"task_id": "t", "seq": 7, "timestamp": STAMP, **fields}
     assert wire_event == expected
 
@@ -106,7 +106,7 @@ def test_every_event_is_converted_or_omitted(event, fields):
 @pytest.mark.parametrize("event", EXAMPLES, ids=lambda value: type(value).__name__)
 def test_record_with_a_transition_becomes_a_state_change(event):
     transition = e.Transition(TaskState.READY, TaskState.RUNNING, "Claude Code is working")
-    assert to_wire_event("t", e.Record(7, 1, AT, event, transition)) == {
+    assert to_wire_event("t", e.Record(7, 1, TIMESTAMP, event, transition)) == {
         "type": "state_change",
         "task_id": "t",
         "seq": 7,
@@ -118,20 +118,22 @@ def test_record_with_a_transition_becomes_a_state_change(event):
 
 
 def test_transcript_output_is_omitted():
-    assert to_wire_event("t", e.Record(7, 1, AT, e.Output.from_bytes("transcript", b"{}\n"))) is None
+    assert to_wire_event("t", e.Record(7, 1, TIMESTAMP, e.Output.from_bytes("transcript", b"{}\n"))) is None
 
 
 @pytest.mark.parametrize("event", EXAMPLES, ids=lambda value: type(value).__name__)
 def test_wire_events_are_json(event):
-    wire_event = to_wire_event("t", e.Record(7, 1, AT, event))
+    wire_event = to_wire_event("t", e.Record(7, 1, TIMESTAMP, event))
     assert msgspec.json.decode(msgspec.json.encode(wire_event)) == wire_event
 
 
 def test_each_wire_event_type_has_at_most_one_log_stream():
     streams: dict[str, set[str | None]] = {}
     transition = e.Transition(None, TaskState.PENDING, "Waiting")
-    records = [e.Record(1, 1, AT, event) for event in EXAMPLES] + [e.Record(1, 1, AT, EXAMPLES[0], transition)]
-    records.append(e.Record(1, 1, AT, e.Output.from_bytes("stdout", b"x")))
+    records = [e.Record(1, 1, TIMESTAMP, event) for event in EXAMPLES] + [
+        e.Record(1, 1, TIMESTAMP, EXAMPLES[0], transition)
+    ]
+    records.append(e.Record(1, 1, TIMESTAMP, e.Output.from_bytes("stdout", b"x")))
     for record in records:
         wire_event = to_wire_event("t", record)
         if wire_event is not None:
@@ -153,7 +155,7 @@ def test_each_wire_event_type_has_at_most_one_log_stream():
 
 @pytest.mark.parametrize("event", EXAMPLES, ids=lambda value: type(value).__name__)
 def test_every_event_round_trips_through_journal_encoding(event):
-    record = e.Record(7, 2, AT, event, e.Transition(TaskState.READY, TaskState.RUNNING, "x"))
+    record = e.Record(7, 2, TIMESTAMP, event, e.Transition(TaskState.READY, TaskState.RUNNING, "x"))
     assert msgspec.json.decode(msgspec.json.encode(record), type=e.Record) == record
 
 
@@ -174,12 +176,12 @@ def test_unknown_event_type_is_rejected():
 
 
 def test_timestamps_are_utc_with_milliseconds():
-    assert format_timestamp(AT.astimezone(timezone(timedelta(hours=5, minutes=30)))) == STAMP
+    assert format_timestamp(TIMESTAMP.astimezone(timezone(timedelta(hours=5, minutes=30)))) == STAMP
     assert format_timestamp(datetime(2026, 1, 1, tzinfo=UTC)) == "2026-01-01T00:00:00.000Z"
 
 
 def task(**changes: Any) -> Task:
-    history = (StateHistoryEntry(TaskState.PENDING, AT), StateHistoryEntry(TaskState.FAILED, AT))
+    history = (StateHistoryEntry(TaskState.PENDING, TIMESTAMP), StateHistoryEntry(TaskState.FAILED, TIMESTAMP))
     fields: dict[str, Any] = {"state": TaskState.FAILED, "state_message": "x", "failure": FAILURE, "exit_code": 143}
     return Task(id="t", manifest=MANIFEST, history=history, last_seq=9, **fields | changes)
 

@@ -22,7 +22,7 @@ eventpoll_epi       1334   1440    128   32    1 : tunables    0    0    0 : sla
 """
 
 
-class Machine:
+class FakeEpollUsage:
     """Epoll entries of the whole machine, as a test sets them."""
 
     def __init__(self, entries: int | None = 0) -> None:
@@ -69,13 +69,13 @@ def test_machine_entries_are_unknown_without_slabinfo_or_its_row(tmp_path: Path)
 @pytest.mark.usefixtures("five_entries")
 @pytest.mark.parametrize(("machine", "counted"), [(None, True), (MANY, True), (EPOLL_ENTRIES_MAX, False), (0, False)])
 def test_entries_are_counted_only_if_the_machine_has_many(machine: int | None, counted: bool):
-    assert (EpollCounter(Machine(machine).count).count([os.getpid()]) >= 5) == counted
+    assert (EpollCounter(FakeEpollUsage(machine).count).count([os.getpid()]) >= 5) == counted
 
 
 @pytest.mark.usefixtures("five_entries")
 def test_count_grows_by_the_entries_of_the_processes():
-    assert EpollCounter(Machine(MANY).count).count([]) == 0
-    counter = EpollCounter(Machine(MANY).count)
+    assert EpollCounter(FakeEpollUsage(MANY).count).count([]) == 0
+    counter = EpollCounter(FakeEpollUsage(MANY).count)
     before = counter.count([os.getpid()])
     with select.epoll() as poll, select.epoll() as watched:
         poll.register(watched.fileno(), select.EPOLLIN)
@@ -85,12 +85,12 @@ def test_count_grows_by_the_entries_of_the_processes():
 @pytest.mark.usefixtures("five_entries")
 def test_count_is_at_most_what_the_machine_has(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(epoll_usage, "EPOLL_ENTRIES_MAX", 1)
-    assert EpollCounter(Machine(2).count).count([os.getpid()]) == 2
+    assert EpollCounter(FakeEpollUsage(2).count).count([os.getpid()]) == 2
 
 
 @pytest.mark.usefixtures("descriptors_in_transit")
 def test_growth_is_attributed_to_a_sandbox_that_keeps_descriptors_in_transit():
-    machine = Machine(100)
+    machine = FakeEpollUsage(100)
     counter = EpollCounter(machine.count)
     machine.entries = 100 + MANY
     counts = [counter.count([os.getpid()]) for _ in range(3)]
@@ -100,7 +100,7 @@ def test_growth_is_attributed_to_a_sandbox_that_keeps_descriptors_in_transit():
 
 @pytest.mark.usefixtures("descriptors_in_transit")
 def test_growth_is_counted_from_the_lowest_count():
-    machine = Machine(2 * MANY)
+    machine = FakeEpollUsage(2 * MANY)
     counter = EpollCounter(machine.count)
     counts = []
     for entries in (10, MANY + 10, MANY + 10, MANY + 10):
@@ -112,14 +112,14 @@ def test_growth_is_counted_from_the_lowest_count():
 @pytest.mark.usefixtures("descriptors_in_transit")
 @pytest.mark.parametrize("before", [1, 50_000])
 def test_entries_that_the_machine_had_before_are_not_attributed(before: int):
-    machine = Machine(before)
+    machine = FakeEpollUsage(before)
     counter = EpollCounter(machine.count)
     machine.entries = before + EPOLL_ENTRIES_MAX
     assert all(counter.count([os.getpid()]) <= EPOLL_ENTRIES_MAX for _ in range(4))
 
 
 def test_growth_is_not_attributed_to_a_sandbox_without_descriptors_in_transit():
-    machine = Machine(0)
+    machine = FakeEpollUsage(0)
     counter = EpollCounter(machine.count)
     machine.entries = 10 * MANY
     assert all(counter.count([os.getpid()]) <= EPOLL_ENTRIES_MAX for _ in range(4))
@@ -127,7 +127,7 @@ def test_growth_is_not_attributed_to_a_sandbox_without_descriptors_in_transit():
 
 @pytest.mark.usefixtures("descriptors_in_transit")
 def test_counts_with_descriptors_in_transit_must_be_consecutive():
-    machine = Machine(0)
+    machine = FakeEpollUsage(0)
     counter = EpollCounter(machine.count)
     for entries in (MANY, MANY, 0, MANY, MANY):
         machine.entries = entries
@@ -135,7 +135,7 @@ def test_counts_with_descriptors_in_transit_must_be_consecutive():
 
 
 def test_a_process_that_ended_has_no_entries():
-    assert EpollCounter(Machine(MANY).count).count([2**22 + 1]) == 0
+    assert EpollCounter(FakeEpollUsage(MANY).count).count([2**22 + 1]) == 0
 
 
 def test_too_many_entries_are_a_violation():

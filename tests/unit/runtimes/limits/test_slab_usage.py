@@ -15,7 +15,7 @@ dentry             100  90000    192   21    1 : tunables    0    0    0 : slabd
 """
 
 
-class Machine:
+class FakeSlabs:
     def __init__(self, idle: int | None = 0) -> None:
         self.idle, self.now = idle, 100.0
 
@@ -38,12 +38,12 @@ def test_idle_objects_count_except_reclaimable_ones(tmp_path: Path):
 
 def test_unreadable_slabinfo_counts_nothing(tmp_path: Path):
     assert count_idle_bytes(tmp_path / "absent", tmp_path) is None
-    assert Machine(None).slabs().count(MEBIBYTE, lambda: MEBIBYTE) is None
-    assert Machine().slabs().count(None, lambda: MEBIBYTE) is None
+    assert FakeSlabs(None).slabs().count(MEBIBYTE, lambda: MEBIBYTE) is None
+    assert FakeSlabs().slabs().count(None, lambda: MEBIBYTE) is None
 
 
 def test_growth_is_attributed_to_the_only_sandbox():
-    machine = Machine(700 * MEBIBYTE)
+    machine = FakeSlabs(700 * MEBIBYTE)
     slabs = machine.slabs()
     assert slabs.count(400 * MEBIBYTE, lambda: 400 * MEBIBYTE) == 0
     machine.grow(300 * MEBIBYTE)
@@ -53,7 +53,7 @@ def test_growth_is_attributed_to_the_only_sandbox():
 
 
 def test_measurements_are_at_least_a_second_apart():
-    machine = Machine()
+    machine = FakeSlabs()
     slabs = machine.slabs()
     slabs.count(400 * MEBIBYTE, lambda: 400 * MEBIBYTE)
     machine.grow(100 * MEBIBYTE)
@@ -64,7 +64,7 @@ def test_measurements_are_at_least_a_second_apart():
 
 
 def test_growth_is_attributed_in_proportion_to_usage():
-    machine = Machine()
+    machine = FakeSlabs()
     greedy, modest = machine.slabs(), machine.slabs()
     for _ in range(5):
         greedy.count(400 * MEBIBYTE, lambda: 440 * MEBIBYTE)
@@ -79,7 +79,7 @@ def test_growth_is_attributed_in_proportion_to_usage():
 
 
 def test_small_sandbox_is_not_charged_for_host_growth():
-    machine = Machine()
+    machine = FakeSlabs()
     slabs = machine.slabs()
     slabs.count(30 * MEBIBYTE, lambda: 30 * MEBIBYTE)
     machine.grow(4096 * MEBIBYTE)

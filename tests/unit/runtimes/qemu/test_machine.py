@@ -20,7 +20,7 @@ from sandbox.runtimes.qemu.channel import (
     CONSOLE_PAUSE_SECONDS,
     COST_PER_SECOND_MAX,
     READ_COST,
-    UNASKED_MAX,
+    UNSOLICITED_FRAMES_MAX,
     Channel,
     GuestStream,
     OutputTail,
@@ -219,7 +219,7 @@ def test_oversized_frame_closes_the_channel():
 )
 def test_flood_of_unrequested_frames_closes_the_channel(frame: tuple[bytes, int, bytes]):
     flood = frames.pack(*frame) * 500
-    assert len(received_frames(flood, flood)) == UNASKED_MAX + 1
+    assert len(received_frames(flood, flood)) == UNSOLICITED_FRAMES_MAX + 1
 
 
 def test_responses_and_output_are_unlimited():
@@ -276,7 +276,7 @@ def test_small_frames_are_throttled():
 @pytest.mark.parametrize(("size", "count"), [(frames.GUEST_FRAME_BYTES_MAX, 1000), (80, 50_000)], ids=["long", "lines"])
 def test_output_is_not_throttled(size: int, count: int, monkeypatch: pytest.MonkeyPatch):
     pauses: list[float] = []
-    monkeypatch.setattr(Channel, "_go_on", lambda _: pauses.append(1), raising=False)
+    monkeypatch.setattr(Channel, "_resume_reading", lambda _: pauses.append(1), raising=False)
 
     async def run() -> int:
         sizes: list[int] = []

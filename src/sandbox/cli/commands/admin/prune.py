@@ -31,10 +31,10 @@ def _parse_size_option(ctx: click.Context, parameter: click.Parameter, value: st
     return None if value is None else parse_disk_size(_check_bound(value, DISK_SIZE.find_error(value), UNLIMITED))
 
 
-def _check_bound(value: str, complaint: str | None, unlimited: str) -> str:
+def _check_bound(value: str, error: str | None, unlimited: str) -> str:
     """Reject `unlimited`: here, an omitted option already means no limit."""
-    if complaint is not None or value == unlimited:
-        raise click.BadParameter((complaint or "leave the option out").removesuffix(f", or {unlimited}"))
+    if error is not None or value == unlimited:
+        raise click.BadParameter((error or "leave the option out").removesuffix(f", or {unlimited}"))
     return value
 
 

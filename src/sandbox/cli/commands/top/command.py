@@ -39,11 +39,11 @@ def _print_once(options: CliOptions) -> None:
     from sandbox.cli.commands.top.view import COLUMNS, SHRINKABLE, Snapshot, fetch_snapshot, table_rows
     from sandbox.client import AsyncClient
 
-    async def ask() -> Snapshot:
+    async def fetch() -> Snapshot:
         async with AsyncClient(options.server, options.token) as client:
             return await fetch_snapshot(client)
 
-    snapshot = asyncio.run(ask())
+    snapshot = asyncio.run(fetch())
     if options.format == "json":
         print_json({"health": snapshot.health, "tasks": snapshot.tasks})
         return

@@ -73,13 +73,13 @@ class TopView:
         ids = [task["id"] for task in self._snapshot.tasks] if self._snapshot else []
         return ids.index(self._selected_id) if self._selected_id in ids else 0
 
-    def _table(self, snapshot: Snapshot, width: int, room: int, now: datetime) -> list[Text]:
+    def _table(self, snapshot: Snapshot, width: int, rows_max: int, now: datetime) -> list[Text]:
         if not snapshot.tasks:
             return [Text("No tasks yet. Submit one: sandbox task submit task.yaml", "dim")]
         chosen_at = self._selected_index()
-        last_first = max(len(snapshot.tasks) - room, 0)
-        self._scroll_offset = min(max(self._scroll_offset, chosen_at - room + 1), chosen_at, last_first)
-        visible_tasks = snapshot.tasks[self._scroll_offset : self._scroll_offset + room]
+        last_first = max(len(snapshot.tasks) - rows_max, 0)
+        self._scroll_offset = min(max(self._scroll_offset, chosen_at - rows_max + 1), chosen_at, last_first)
+        visible_tasks = snapshot.tasks[self._scroll_offset : self._scroll_offset + rows_max]
         heading, *rows = plain_lines(
             *fit_table(COLUMNS, [task_row(task, now) for task in visible_tasks], SHRINKABLE, width - 2)
         )
@@ -90,9 +90,9 @@ class TopView:
                 marked[-1].stylize("bold")
         return marked
 
-    def _overflow_line(self, room: int) -> Text:
+    def _overflow_line(self, rows_max: int) -> Text:
         assert self._snapshot is not None
-        below = max(len(self._snapshot.tasks) - self._scroll_offset - room, 0)
+        below = max(len(self._snapshot.tasks) - self._scroll_offset - rows_max, 0)
         parts = [f"{pluralize(below, 'more task')} below"] if below else []
         parts += (
             [f"{self._snapshot.omitted_count:,} older ones: sandbox task list"] if self._snapshot.omitted_count else []
