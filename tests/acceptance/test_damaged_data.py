@@ -50,10 +50,10 @@ DAMAGES = (flip, truncate, remove, overwrite, append)
 def damage(rng, tasks):
     """Damage the files of some tasks; return their ids."""
     damaged = [*rng.sample(FINISHED, 10), "running", "waiting"]
-    for task_id, inflict in zip(damaged, itertools.cycle(DAMAGES), strict=False):
+    for task_id, damage_task in zip(damaged, itertools.cycle(DAMAGES), strict=False):
         directory = tasks.data_dir / "tasks" / task_id / "journal"
         [records] = [path for path in directory.iterdir() if path.name.startswith("records")]
-        inflict(rng, records)
+        damage_task(rng, records)
     others, directory = rng.sample([one for one in FINISHED if one not in damaged], 2), tasks.data_dir / "tasks"
     shutil.rmtree(directory / others[0])
     (directory / others[1] / "journal" / "lock").unlink()

@@ -85,17 +85,23 @@ def hostile_events():
 
 def poisoned_events():
     """Lines with values that cannot be converted to text, followed by ordinary output."""
-    poison = {"toString": 1, "valueOf": 1}
+    hostile_input = {"toString": 1, "valueOf": 1}
     uses = [{"type": "tool_use", "id": name, "name": name, "input": {}} for name in ("deep", "odd")]
-    yield assistant(*uses, {"type": "tool_use", "id": "poison", "name": poison, "input": poison})
-    yield stdout_event({"type": "system", "subtype": "init", "claude_code_version": poison, "model": poison})
-    yield stdout_event({"type": "result", "subtype": poison, "result": poison})
+    yield assistant(*uses, {"type": "tool_use", "id": "poison", "name": hostile_input, "input": hostile_input})
+    yield stdout_event(
+        {"type": "system", "subtype": "init", "claude_code_version": hostile_input, "model": hostile_input}
+    )
+    yield stdout_event({"type": "result", "subtype": hostile_input, "result": hostile_input})
     deep_answer = {"type": "tool_result", "tool_use_id": "deep", "is_error": True, "content": "DEEP"}
     deep_use = {"type": "tool_use", "id": "asks", "name": "asks", "input": {"deep": "DEEP"}}
     for line in (stdout_event({"type": "user", "message": {"content": [deep_answer]}}), assistant(deep_use)):
         yield Output.from_bytes("stdout", line.data.replace(b'"DEEP"', DEEP))
     answers = [
-        {"type": "tool_result", "tool_use_id": "odd", "content": [{"type": "text", "text": poison}, {"type": poison}]},
+        {
+            "type": "tool_result",
+            "tool_use_id": "odd",
+            "content": [{"type": "text", "text": hostile_input}, {"type": hostile_input}],
+        },
         {"type": "tool_result", "tool_use_id": "asks", "is_error": True, "content": {"plain": ["object"]}},
     ]
     yield stdout_event({"type": "user", "message": {"content": answers}})

@@ -91,10 +91,10 @@ def test_torn_line_is_not_joined_with_the_next(open_task):
     page, stream = open_task("chat")
     torn = assistant_text("Never whole.")["data"][:30]
     for kind in ("attempt", "gap"):
-        tear = {"type": kind, "reason": "torn", "first_seq": 1, "last_seq": 2}
-        stream.send(output(torn, continued=True), tear)
+        gap = {"type": kind, "reason": "torn", "first_seq": 1, "last_seq": 2}
+        stream.send(output(torn, continued=True), gap)
         stream.send(
-            output(f"torn by {kind}", stream="stderr", continued=True), tear, assistant_text(f"Said after {kind}.")
+            output(f"torn by {kind}", stream="stderr", continued=True), gap, assistant_text(f"Said after {kind}.")
         )
         page.get_by_text(f"Said after {kind}.", exact=True).wait_for()
     page.get_by_role("tab", name="Output").click()

@@ -99,20 +99,23 @@ def round_finished(machine):
 
 def test_running_tasks_preserved_sandboxes_and_other_servers_are_kept(deploy, tmp_path):
     machine = deploy(bash(LONG), reply())
-    neighbour = Deployment(make_directory(tmp_path / "next-door"))
-    neighbour.model_url = machine.model_url
-    (neighbour.home / ".gitconfig").write_text((machine.home / ".gitconfig").read_text())
-    with contextlib.closing(neighbour):
-        neighbour.start_server()
+    other_deployment = Deployment(make_directory(tmp_path / "next-door"))
+    other_deployment.model_url = machine.model_url
+    (other_deployment.home / ".gitconfig").write_text((machine.home / ".gitconfig").read_text())
+    with contextlib.closing(other_deployment):
+        other_deployment.start_server()
         vm = {"disk": "1G"}  # all of them fit on a small disk
-        neighbour.submit("next-door", vm=vm)
+        other_deployment.submit("next-door", vm=vm)
         machine.submit("kept", vm=vm, lifecycle={"timeout": "1s", "failure_action": "preserve"})
         machine.submit("living", vm=vm)
         machine.submit("lost", vm=vm)
         assert machine.wait("kept")["state"] == "failed_preserved"
-        for each, task_id in ((neighbour, "next-door"), (machine, "living"), (machine, "lost")):
+        for each, task_id in ((other_deployment, "next-door"), (machine, "living"), (machine, "lost")):
             each.wait_for_state("running", task_id)
-        others = [attempt_of(neighbour, "next-door"), *(attempt_of(machine, name) for name in ("living", "kept"))]
+        others = [
+            attempt_of(other_deployment, "next-door"),
+            *(attempt_of(machine, name) for name in ("living", "kept")),
+        ]
         crash(machine, "lost")
         before = [traces(attempt) for attempt in others]
         is_finished = round_finished(machine)
@@ -120,7 +123,10 @@ def test_running_tasks_preserved_sandboxes_and_other_servers_are_kept(deploy, tm
         wait_until(is_finished, 30, "the end of the janitor's round")
         assert [traces(attempt) for attempt in others] == before
         assert [path.name for path in attempt_of(machine, "lost").root.iterdir()] == ["runner.log"]
-        assert (machine.status("living")["state"], neighbour.status("next-door")["state"]) == ("running", "running")
+        assert (machine.status("living")["state"], other_deployment.status("next-door")["state"]) == (
+            "running",
+            "running",
+        )
         assert machine.http.delete("/api/v1/tasks/kept/vm").is_success
 
 

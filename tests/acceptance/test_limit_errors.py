@@ -119,9 +119,9 @@ def test_server_responds_and_reports_metrics_under_resource_exhaustion(
     """Memory comes last, since the OOM killer may kill the agent."""
     fits = bash(f"dd if=/dev/zero of=filler bs=1M count=60 2>&1; {pause(6)}; rm filler")
     outputs = bash("dd if=/dev/zero bs=1M count=8 2>/dev/null | tr '\\0' 'x'")
-    hogs = (outputs, bash(FLOOD), python(FILES), python(FORK), python(FILL_MEMORY))
+    exhausting_turns = (outputs, bash(FLOOD), python(FILES), python(FORK), python(FILL_MEMORY))
     fills = FILLS if has_disk_limit else ()
-    machine = deploy_leak_checked(fits, *fills, *hogs, reply())
+    machine = deploy_leak_checked(fits, *fills, *exhausting_turns, reply())
     machine.submit(vm={"memory": "1G", "disk": "200M"})
     with measured_responses(machine) as durations, stream_of(machine) as stream:
         frames = [json.loads(text) for text in stream]

@@ -59,7 +59,7 @@ def _run_on_full_disk(harness, small):
     assert harness.submit("task-1", 20)
     machine.wait_for_state("running")
     with harness.monitored_health():
-        ballast = fill_file_system(small)
+        filler = fill_file_system(small)
         wait_until(lambda: machine.http.get("/api/v1/health/ready").status_code == 503, 20, "readiness to be 503")
         assert "nearly full" in machine.http.get("/api/v1/health/ready").json()["message"]
         wait_until(lambda: "is nearly full" in machine.logs("task-1", "events"), 30, "the gap")
@@ -68,7 +68,7 @@ def _run_on_full_disk(harness, small):
         while time.monotonic() < deadline:  # the agent ends while the disk is full
             assert machine.status("task-1")["state"] not in TERMINAL - {"completed"}, machine.status("task-1")
             time.sleep(0.2)
-        ballast.unlink()
+        filler.unlink()
         ended = machine.wait("task-1")
     assert ended["state"] == "completed", ended
     harness.check(ended)

@@ -363,7 +363,7 @@ def test_terminal_has_no_more_rights_than_the_command(runtime: Runtime, disk: Pa
 
 def test_opening_terminals_reveals_nothing_of_the_host(runtime: Runtime, disk: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("SERVER_SECRET", "server-secret-value")
-    spy = r"""
+    inspect_script = r"""
 while [ ! -e /tmp/enough ]; do
     cat /proc/[0-9]*/environ /proc/[0-9]*/cmdline 2> /dev/null
     for fd in /proc/[0-9]*/fd/* /proc/[0-9]*/exe /proc/[0-9]*/cwd; do readlink $fd; done
@@ -372,7 +372,9 @@ done | tr '\0' '\n' | sort -u > /tmp/seen; echo done; sleep 300
 
     async def scenario() -> None:
         async with ready_sandbox(runtime, disk) as sandbox:
-            output, _ = await sandbox.start(Command(["/bin/bash", "-c", f"echo up; {spy}"], ENVIRONMENT, "/workspace"))
+            output, _ = await sandbox.start(
+                Command(["/bin/bash", "-c", f"echo up; {inspect_script}"], ENVIRONMENT, "/workspace")
+            )
             await read_until(output, b"up")
             for _ in range(5):
                 await wait_exit(await open_shell(sandbox, "/bin/true"))

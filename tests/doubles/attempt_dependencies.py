@@ -296,13 +296,13 @@ class AttemptHarness:
         self.script = script
         self.journals = FileJournals(data_dir)
         self.writer = self.journals.create("task-1")
-        equipment = scripted_dependencies(script, self.journals)
+        dependencies = scripted_dependencies(script, self.journals)
         redaction = SecretRedactor(secrets) if secrets else None
         self.space, self.reserve = DiskSpace(100, 100), FakeDiskReserve()
         self.recorder = AttemptRecorder(
             lambda patient: self._redacting(patient, redaction),
             self.writer,
-            HostDiskSpace(lambda: self.space, Watermark(10, 1000), equipment.clock),
+            HostDiskSpace(lambda: self.space, Watermark(10, 1000), dependencies.clock),
             self.reserve,
         )
         self.recorder.record(TaskSubmitted("task-1", manifest(**parts)))
@@ -312,7 +312,7 @@ class AttemptHarness:
             data_dir,
             ModelUpstream("http://model", api_key="k"),
             self.recorder,
-            equipment,
+            dependencies,
             secrets or {},
             redaction,
         )

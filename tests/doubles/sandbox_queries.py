@@ -41,9 +41,9 @@ CONNECT_OUTPUT = [*["ENETUNREACH"] * 4, "198.18.3.4", "answer"]
 
 async def respond_to_query(names: socket.socket) -> None:
     """Respond to one query at the DNS listener, like the gateway."""
-    question, asker = await asyncio.get_running_loop().sock_recvfrom(names, 100)
+    question, client_address = await asyncio.get_running_loop().sock_recvfrom(names, 100)
     assert question == b"question"
-    names.sendto(b"answer", asker)
+    names.sendto(b"answer", client_address)
 
 
 def accept_connection(transparent: socket.socket) -> None:

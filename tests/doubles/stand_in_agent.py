@@ -86,14 +86,14 @@ def _exec_python(python: int, program: int) -> bytes:
 def _copy_session_id(*addresses: int) -> bytes:
     """Find the value of the session option, and copy it to each address."""
     seek = b"\x48\x89\xe3\x48\x83\xc3\x08"  # rbx: the arguments
-    look = b"\x48\x8b\x33\x48\x83\xc3\x08\x48\x8b\x06\x48\xba" + _OPTION[:8] + b"\x48\x39\xd0"
-    look += b"\x75" + struct.pack("b", -len(look) - 2)
-    look += b"\x81\x7e\x08" + _OPTION[8:12]
-    look += b"\x75" + struct.pack("b", -len(look) - 2)
+    compare_option = b"\x48\x8b\x33\x48\x83\xc3\x08\x48\x8b\x06\x48\xba" + _OPTION[:8] + b"\x48\x39\xd0"
+    compare_option += b"\x75" + struct.pack("b", -len(compare_option) - 2)
+    compare_option += b"\x81\x7e\x08" + _OPTION[8:12]
+    compare_option += b"\x75" + struct.pack("b", -len(compare_option) - 2)
     copies = [
-        b"\x48\x8b\x33" + struct.pack("<BIBI", 0xBF, place, 0xB9, len(SESSION)) + b"\xf3\xa4" for place in addresses
+        b"\x48\x8b\x33" + struct.pack("<BIBI", 0xBF, address, 0xB9, len(SESSION)) + b"\xf3\xa4" for address in addresses
     ]
-    return seek + look + b"".join(copies)
+    return seek + compare_option + b"".join(copies)
 
 
 def _print(address: int, size: int) -> bytes:

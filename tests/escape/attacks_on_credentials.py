@@ -117,7 +117,7 @@ else: through()""",
 
 
 def _files():
-    for name, path, twin in (
+    for name, path, control in (
         ("the host's shadow file", "/etc/shadow", "/etc/passwd"),
         ("root's home", "/root", "/home/agent"),
         ("the server's data", "DATA_DIR", "/workspace"),
@@ -127,7 +127,7 @@ def _files():
         yield Attack(
             name,
             f"path = {source}\n(os.listdir if os.path.isdir(path) else open)(path); through()",
-            f"path = {twin!r}\n(os.listdir if os.path.isdir(path) else open)(path); through()",
+            f"path = {control!r}\n(os.listdir if os.path.isdir(path) else open)(path); through()",
             refused_by=("ENOENT", "EACCES", "EPERM"),
             host_paths=(path,),
         )

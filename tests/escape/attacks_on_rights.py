@@ -80,7 +80,7 @@ attempt(*[
 
 
 def _root_of_a_namespace():
-    for name, code, witnesses in (
+    for name, code, observers in (
         ("uid 0", "become_root(); os.setuid(0)\nif os.geteuid() == 0: through()", ("namespaces", "processes")),
         ("a mount namespace", f"become_root({_NEW_MOUNTS}); through()", ("namespaces", "mounts")),
         ("a file system over /etc", f"""
@@ -131,7 +131,7 @@ through()""", ("files",)),
             OWN_FORK,
             (*DENIED, "ENODEV", "EBUSY", "ENOENT") if name in _NOT_IN_GVISOR else DENIED,
             inside=("gvisor",) if name not in _NOT_IN_GVISOR else (),
-            unchanged=witnesses,
+            unchanged=observers,
             host_paths=("/proc/sys/kernel/core_pattern",),
         )
 

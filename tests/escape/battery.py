@@ -189,13 +189,13 @@ def schedule(attacks):
     for attack in attacks:
         names_by_twin.setdefault(attack["twin"], []).append(attack["name"])
     for attack in attacks:
-        twin = (names_by_twin[attack["twin"]], "twin", attack["twin"], 0)
-        is_shared = len(twin[0]) > 1
+        control = (names_by_twin[attack["twin"]], "twin", attack["twin"], 0)
+        is_shared = len(control[0]) > 1
         if not is_shared:
-            yield twin
+            yield control
         yield [attack["name"]], "attack", attack["attack"], attack["hold_seconds"]
-        if is_shared and twin[0][-1] == attack["name"]:
-            yield twin
+        if is_shared and control[0][-1] == attack["name"]:
+            yield control
 
 
 def save(results, path):

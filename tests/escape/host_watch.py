@@ -77,9 +77,9 @@ class HostWatch:
         with self._lock:
             attempt = self._attempt()
             pairs = list(self._pairs(attempt))
-            for name, witness in OBSERVERS.items():
+            for name, observe in OBSERVERS.items():
                 if self._sandbox or name not in SANDBOX_OBSERVERS:
-                    self._changes.setdefault(name, set()).update(witness(self, attempt, pairs))
+                    self._changes.setdefault(name, set()).update(observe(self, attempt, pairs))
             self.samples.append((begin, time.time()))
 
     def _watch(self):

@@ -210,8 +210,8 @@ def test_short_lived_change_is_reported_by_the_watch_thread(watch, marker):
 def test_sandbox_witnesses_do_not_run_without_a_sandbox(marker, other, tmp_path):
     with HostWatch(marker, (other.pid,), tmp_path / "data") as watch:
         watch.sample()
-    machine_witnesses = {"AIO contexts", "socket buffers", "compiled filters"}
-    assert set(watch.changes()) == {"processes", "mounts", "files", "settings"} | machine_witnesses
+    machine_observers = {"AIO contexts", "socket buffers", "compiled filters"}
+    assert set(watch.changes()) == {"processes", "mounts", "files", "settings"} | machine_observers
 
 
 def test_samples_cover_only_the_time_they_were_taken(watch, monkeypatch):

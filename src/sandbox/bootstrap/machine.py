@@ -53,7 +53,7 @@ def choose_run_dir(data_dir: Path) -> Path:
     name = hashlib.sha256(f"{status.st_dev}:{status.st_ino}".encode()).hexdigest()[:12]
     candidates = _run_dir_candidates()
     # XDG_RUNTIME_DIR differs between login sessions, but runners of an earlier server keep their sockets.
-    parent = next((place for place in candidates if (place / name).is_dir()), candidates[0])
+    parent = next((candidate for candidate in candidates if (candidate / name).is_dir()), candidates[0])
     make_private_directory(parent)
     return make_private_directory(parent / name)
 

@@ -58,13 +58,13 @@ def check_usable_data_dir(directory: Path) -> None:
         status = _require_own_directory(directory)
     except (FileNotFoundError, NotADirectoryError):
         return
-    is_anybodys = bool(status.st_mode & stat.S_ISVTX)
-    if _is_open_to_others(status) and (is_anybodys or _has_foreign_files(directory)):
+    is_sticky = bool(status.st_mode & stat.S_ISVTX)
+    if _is_open_to_others(status) and (is_sticky or _has_foreign_files(directory)):
         message = (
             f"{directory} is accessible to other users and is not a Sandbox data directory; choose another --data-dir."
         )
         remedy = f" Or restrict it to this server: chmod 0700 {shlex.quote(str(directory))}"
-        raise UnsafeDirectoryError(message if is_anybodys else message + remedy)
+        raise UnsafeDirectoryError(message if is_sticky else message + remedy)
 
 
 def check_owner(directory: Path) -> None:

@@ -112,8 +112,10 @@ def describe_failure(choice: RuntimeChoice) -> str | None:
         return None
     if len(choice.probes) == 1:
         return f"The runtime {choice.chosen.runtime} does not work here. {choice.chosen.remedy}"
-    mends = " ".join(f"{probe.runtime}: {probe.remedy}" for probe in reversed(choice.probes) if not probe.is_available)
-    return f"No runtime works, so no task can run. {mends}"
+    remedies = " ".join(
+        f"{probe.runtime}: {probe.remedy}" for probe in reversed(choice.probes) if not probe.is_available
+    )
+    return f"No runtime works, so no task can run. {remedies}"
 
 
 def image_components() -> Mapping[str, Component]:

@@ -163,7 +163,7 @@ async def _serve(settings: ServerSettings, directories: ServerDirectories, annou
         raise UnprotectedAddressError(section.host)
     port, stream_port = (bound[0].getsockname()[1] for bound in (sockets, stream_sockets))
     api_settings = _api_settings(settings, [*sockets, *stream_sockets], needs_token=needs_token)
-    guard = Authenticator(access, api_settings)
+    authenticator = Authenticator(access, api_settings)
     shutting_down = asyncio.Event()
     with set_on_signals(shutting_down):
         space = _make_disk_monitor(settings, directories)
@@ -172,10 +172,10 @@ async def _serve(settings: ServerSettings, directories: ServerDirectories, annou
             _log.warning("Stopped during the first probe of the runtimes.")
             return
         service = await _start_service(settings, directories, access, prober, space)
-        offered = make_offered_profiles(ProfileCatalog(directories.data_dir), lambda: prober.result.tier)
-        api_settings = replace(api_settings, profiles=offered)
+        profiles = make_offered_profiles(ProfileCatalog(directories.data_dir), lambda: prober.result.tier)
+        api_settings = replace(api_settings, profiles=profiles)
         async with _background_jobs(settings, directories, service):
-            app = create_app(service, settings=api_settings, shutting_down=shutting_down, authenticator=guard)
+            app = create_app(service, settings=api_settings, shutting_down=shutting_down, authenticator=authenticator)
             add_dashboard(app)
             listen(sockets)
             listen(stream_sockets, "ws_port")
@@ -217,9 +217,9 @@ async def _background_jobs(
     settings: ServerSettings, directories: ServerDirectories, service: TaskService
 ) -> AsyncIterator[None]:
     """Run the background jobs; close the service at the end."""
-    duties = create_maintenance_jobs(directories.data_dir, directories.run_dir, service.dependencies, settings)
+    jobs = create_maintenance_jobs(directories.data_dir, directories.run_dir, service.dependencies, settings)
     helpers = [
-        asyncio.create_task(Janitor(duties).run(), name="janitor"),
+        asyncio.create_task(Janitor(jobs).run(), name="janitor"),
         asyncio.create_task(service.dependencies.disk_monitor.run(), name="space"),
         asyncio.create_task(service.dependencies.prober.run(), name="prober"),
     ]
@@ -303,7 +303,7 @@ def _build_service(
     journals = FileJournals(directories.data_dir)
     store = SqliteStore(directories.data_dir / "index.sqlite")
     broadcast = Broadcast()
-    follower = JournalTailer(journals, store, clock, broadcast)
+    tailer = JournalTailer(journals, store, clock, broadcast)
     runners, preservation = (
         UnixRunnerClient(directories.run_dir),
         PreservedSandboxes(directories.data_dir, remove_trees),
@@ -319,10 +319,10 @@ def _build_service(
             clock=clock,
             runners=runners,
             scheduler=Scheduler(measure_capacity(directories.data_dir, settings.capacity)),
-            journal_tailer=follower,
+            journal_tailer=tailer,
             prober=prober,
             launcher=launcher,
-            event_stream=EventStream(journals, store, follower, broadcast),
+            event_stream=EventStream(journals, store, tailer, broadcast),
             artifact_store=ArtifactStore(directories.data_dir),
             health_check=HealthCheck(
                 store, clock, space, drain, prober, _permanent_blocked_reasons(prober.result.order_template.upstream)
@@ -345,11 +345,11 @@ def _build_service(
 def _make_disk_monitor(settings: ServerSettings, directories: ServerDirectories) -> DiskMonitor:
     """Create the monitor and check once before any file is opened: on a full disk the server starts on the reserve."""
     reserve = ReserveFile(directories.data_dir / "reserve", SERVER_RESERVE_BYTES)
-    keeper = DiskMonitor(
+    disk_monitor = DiskMonitor(
         directories.data_dir, lambda: measure_disk_space(directories.data_dir), settings.disk.new_tasks, reserve
     )
-    keeper.check()
-    return keeper
+    disk_monitor.check()
+    return disk_monitor
 
 
 def _image_finder(directories: ServerDirectories, prober: RuntimeProber) -> Callable[[str], Image | None]:
@@ -403,8 +403,8 @@ def _log_shutdown(count: int) -> None:
         _log.info("Stopped. No task is unfinished.")
         return
     tasks = "1 unfinished task outlives" if count == 1 else f"{count} unfinished tasks outlive"
-    goes_on = "running tasks continue, and the next server on this data directory takes over"
-    _log.warning("Stopped. %s the server; %s.", tasks, goes_on)
+    running_tasks = "running tasks continue, and the next server on this data directory takes over"
+    _log.warning("Stopped. %s the server; %s.", tasks, running_tasks)
 
 
 def _raise_descriptor_limit() -> None:

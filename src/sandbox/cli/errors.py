@@ -179,6 +179,6 @@ def _wrap_line(line: str, width_cells: int | None) -> list[str]:
 
 
 def _os_error_message(error: OSError) -> str:
-    place = f"{escape_text(str(error.filename))}: " if error.filename else ""
+    prefix = f"{escape_text(str(error.filename))}: " if error.filename else ""
     advice = "; free disk space and try again" if error.errno in {errno.ENOSPC, errno.EDQUOT} else ""
-    return f"{place}{error.strerror or error}{advice}"
+    return f"{prefix}{error.strerror or error}{advice}"

@@ -76,12 +76,12 @@ class OverriddenManifest:
         self.body = write_json(document.data)
         self._overridden = {field_name(assignment.path): assignment.text for assignment in overrides}
         marks = {**document.value_locations, **document.key_locations}
-        self._locations = {field_name(path): (mark.line, mark.column) for path, mark in marks.items()}
+        self._locations = {field_name(path): (location.line, location.column) for path, location in marks.items()}
 
     def locate_errors(self, field_errors: object) -> list[dict[str, Any]]:
         """Add the line in the file, or the option that set the field, to each of the API's `details`."""
         listed: Iterable[Any] = field_errors if isinstance(field_errors, list) else ()
-        return [self._locate(dict(mistake)) for mistake in listed if isinstance(mistake, Mapping)]
+        return [self._locate(dict(field_error)) for field_error in listed if isinstance(field_error, Mapping)]
 
     def _locate(self, field_error: dict[str, Any]) -> dict[str, Any]:
         field = str(field_error.get("field"))
@@ -104,7 +104,7 @@ def _is_json(body: bytes) -> bool:
 def field_error_lines(file_name: str, field_errors: object) -> list[str]:
     """Format each of the API's `details`: `task.yaml:12:3: vm.memory: must be …`."""
     listed: Iterable[Any] = field_errors if isinstance(field_errors, list) else ()
-    return [_field_error_line(file_name, mistake) for mistake in listed if isinstance(mistake, Mapping)]
+    return [_field_error_line(file_name, field_error) for field_error in listed if isinstance(field_error, Mapping)]
 
 
 def fail_with_field_errors(file_name: str, message: str, field_errors: object) -> NoReturn:
@@ -117,12 +117,12 @@ def fail_with_field_errors(file_name: str, message: str, field_errors: object) -
 def field_error_details(field_errors: Iterable[FieldError]) -> list[dict[str, Any]]:
     """Convert the model's errors to the form of the API's `details`."""
     fields = ("field", "rule", "message", "line", "column")
-    return [{field: getattr(mistake, field) for field in fields} for mistake in field_errors]
+    return [{field: getattr(field_error, field) for field in fields} for field_error in field_errors]
 
 
 def _field_error_line(file_name: str, field_error: Mapping[str, Any]) -> str:
-    place = str(field_error.get("source") or file_name)
+    source = str(field_error.get("source") or file_name)
     if field_error.get("line") is not None:
-        place += f":{field_error['line']}:{field_error.get('column') or 1}"
+        source += f":{field_error['line']}:{field_error.get('column') or 1}"
     field = f"{field_error['field']}: " if field_error.get("field") else ""
-    return escape_text(f"{place}: {field}{field_error.get('message', '')}")
+    return escape_text(f"{source}: {field}{field_error.get('message', '')}")

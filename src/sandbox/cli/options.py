@@ -108,8 +108,10 @@ def _complete_task_id(ctx: click.Context, parameter: click.Parameter, incomplete
         return []  # a shell completion cannot report errors
     described = {task["id"]: f"{task['state']}  {task['name']}" for task in tasks}
     # Do not offer an id with unprintable characters: it must not get into a command line.
-    offered = [task_id for task_id in described if task_id.startswith(incomplete) and escape_text(task_id) == task_id]
-    return [CompletionItem(task_id, help=escape_text(described[task_id])) for task_id in offered]
+    candidates = [
+        task_id for task_id in described if task_id.startswith(incomplete) and escape_text(task_id) == task_id
+    ]
+    return [CompletionItem(task_id, help=escape_text(described[task_id])) for task_id in candidates]
 
 
 task_argument = click.argument("task_id", metavar="TASK_ID", shell_complete=_complete_task_id)

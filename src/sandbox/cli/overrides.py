@@ -30,15 +30,15 @@ class Override:
 
         The server validates whether the field exists. Raises OverrideError for a gap in a list.
         """
-        place: Any = data
+        target: Any = data
         for step, after in zip(self.path, self.path[1:], strict=False):
             kind = list if isinstance(after, int) else dict
-            inner = self._get(place, step)
+            inner = self._get(target, step)
             if not isinstance(inner, kind):
                 inner = kind()
-            self._set(place, step, inner)
-            place = inner
-        self._set(place, self.path[-1], self.value)
+            self._set(target, step, inner)
+            target = inner
+        self._set(target, self.path[-1], self.value)
 
     def _get(self, parent: Any, step: str | int) -> Any:
         if isinstance(step, str):

@@ -72,8 +72,8 @@ def wait_for_end(client: Client, task_id: str, options: CliOptions, *, should_fo
             print_json_lines(events)
         else:
             console, reason = stderr_console(has_color=options.has_color), PendingReason(options, task_id)
-            is_believed = not is_interactive(client.status(task_id))
-            print_events(events, console, is_trusted=is_believed, pending_reason=reason)
+            is_trusted = not is_interactive(client.status(task_id))
+            print_events(events, console, is_trusted=is_trusted, pending_reason=reason)
     status = client.wait(task_id)
     if options.format == "json" and not should_follow:
         print_json(status)

@@ -68,9 +68,9 @@ class DetachKeyDetector:
         if keys:
             return before, True
         longest = min(len(self._keys) - 1, len(data))
-        held = next((length for length in range(longest, 0, -1) if self._keys.startswith(data[-length:])), 0)
-        self._pending = data[len(data) - held :]
-        return data[: len(data) - held], False
+        held_length = next((length for length in range(longest, 0, -1) if self._keys.startswith(data[-length:])), 0)
+        self._pending = data[len(data) - held_length :]
+        return data[: len(data) - held_length], False
 
 
 def run_terminal(options: CliOptions, task_id: str, keys: bytes, **parameters: Any) -> Exit | None:
@@ -91,14 +91,14 @@ async def _run(
     async with open_terminal(options.server, options.token, task_id, **parameters) as terminal:
         with _raw_mode(sys.stdin.fileno()):
             showing = asyncio.create_task(_copy_output(terminal))
-            typing = asyncio.create_task(_copy_input(terminal, detector))
+            input_task = asyncio.create_task(_copy_input(terminal, detector))
             try:
-                await asyncio.wait({showing, typing}, return_when=asyncio.FIRST_COMPLETED)
-                return showing.result() if showing.done() else typing.result()
+                await asyncio.wait({showing, input_task}, return_when=asyncio.FIRST_COMPLETED)
+                return showing.result() if showing.done() else input_task.result()
             finally:
-                for task in (showing, typing):
+                for task in (showing, input_task):
                     task.cancel()
-                await asyncio.gather(showing, typing, return_exceptions=True)
+                await asyncio.gather(showing, input_task, return_exceptions=True)
 
 
 async def _copy_output(terminal: Terminal) -> Exit | None:
@@ -119,7 +119,7 @@ async def _copy_input(terminal: Terminal, detector: DetachKeyDetector) -> None:
     resized = asyncio.Event()
     loop.add_reader(descriptor, lambda: keys.put_nowait(_read(descriptor)))
     loop.add_signal_handler(signal.SIGWINCH, resized.set)
-    resizing = asyncio.create_task(_sync_size(terminal, resized))
+    resize_task = asyncio.create_task(_sync_size(terminal, resized))
     try:
         while typed := await keys.get():
             data, detaches = detector.feed(typed)
@@ -128,10 +128,10 @@ async def _copy_input(terminal: Terminal, detector: DetachKeyDetector) -> None:
             if detaches:
                 return
     finally:
-        resizing.cancel()
+        resize_task.cancel()
         loop.remove_reader(descriptor)
         loop.remove_signal_handler(signal.SIGWINCH)
-        await asyncio.gather(resizing, return_exceptions=True)
+        await asyncio.gather(resize_task, return_exceptions=True)
 
 
 async def _sync_size(terminal: Terminal, resized: asyncio.Event) -> None:

@@ -239,11 +239,11 @@ class AsyncClient:
                 operation.send(None)
                 continue
             try:
-                answer = await self._request(operation.step)
+                response = await self._request(operation.step)
             except ClientError as error:
                 operation.throw(error)
             else:
-                operation.send(answer)
+                operation.send(response)
         return operation.result
 
     async def _request(self, call: Request[ResponseT]) -> ResponseT:

@@ -239,11 +239,11 @@ class Client:
                 operation.send(None)
                 continue
             try:
-                answer = self._request(operation.step)
+                response = self._request(operation.step)
             except ClientError as error:
                 operation.throw(error)
             else:
-                operation.send(answer)
+                operation.send(response)
         return operation.result
 
     def _request(self, call: Request[ResponseT]) -> ResponseT:

@@ -56,8 +56,8 @@ class Download:
         self._checksum.verify(self._target.name)
         if self._temporary_path is None:
             self._file.seek(0)
-            with self._target.open("wb") as place:
-                shutil.copyfileobj(self._file, place)
+            with self._target.open("wb") as file:
+                shutil.copyfileobj(self._file, file)
         else:
             self._file.close()
             self._temporary_path.replace(self._target)

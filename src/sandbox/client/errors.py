@@ -77,7 +77,7 @@ class InvalidManifestError(ClientError):
     def mistakes(self) -> list[Mistake]:
         """All errors, in the order of the manifest."""
         listed = self.details if isinstance(self.details, list) else []
-        return [cast("Mistake", mistake) for mistake in listed if isinstance(mistake, dict)]
+        return [cast("Mistake", entry) for entry in listed if isinstance(entry, dict)]
 
 
 class PayloadTooLargeError(InvalidManifestError):

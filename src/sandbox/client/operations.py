@@ -102,14 +102,14 @@ def submit(call: Request[Submitted]) -> OperationSteps[Submitted]:
     deadline, backoff, is_lost = time.monotonic() + RESUBMIT_SECONDS, Backoff(), False
     while True:
         try:
-            answer: Submitted = yield call
+            submitted: Submitted = yield call
         except ClientError as error:
             is_lost = is_lost or (isinstance(error, UnreachableError) and error.may_have_arrived)
             if not is_lost or time.monotonic() > deadline:
                 raise
             yield Sleep(backoff.next_delay_seconds(error))
         else:
-            return answer
+            return submitted
 
 
 def wait(task_id: str, timeout_seconds: float | None) -> OperationSteps[Task]:

@@ -180,9 +180,9 @@ class ScriptedModel:
         branch = self._script.branch(msgspec.json.encode(messages[0]).decode())
         index = sum(message["role"] == "assistant" for message in messages)
         turn = self._script.turn(branch, index)
-        asked_before = self._request_counts[branch, index]
+        previous_requests = self._request_counts[branch, index]
         self._request_counts[branch, index] += 1
-        return turn, turn.fault(asked_before)
+        return turn, turn.fault(previous_requests)
 
 
 async def _inject_fault(fault: Fault, parts: list[bytes], channel: HttpConnection) -> None:

@@ -106,9 +106,9 @@ class DirectoryDisks:
 
         A file removed meanwhile counts nothing, and a file unlinked meanwhile is not counted twice.
         """
-        unnamed = await _measure_deleted(files.disk)
-        used_bytes = unnamed.size_bytes + await _run_du(files.disk, "--block-size=1")
-        file_count = unnamed.file_count + await _run_du(files.disk, "--inodes")
+        deleted_usage = await _measure_deleted(files.disk)
+        used_bytes = deleted_usage.size_bytes + await _run_du(files.disk, "--block-size=1")
+        file_count = deleted_usage.file_count + await _run_du(files.disk, "--inodes")
         is_full = used_bytes >= self._size_bytes or file_count >= self._size_bytes // _BYTES_PER_FILE
         return DiskUsage(used_bytes, self._size_bytes, is_full)
 
@@ -128,12 +128,12 @@ async def _measure_deleted(directory: Path) -> DeletedFiles:
 
 async def _run_du(directory: Path, unit: str) -> int:
     command = ("du", "-s", "-x", unit, "--", str(directory))
-    told = b""
+    output = b""
     try:
         if os.geteuid() != 0:
             # Otherwise an agent could hide files in a directory that it makes unreadable.
-            told = await run_command(*AS_NAMESPACE_ROOT, *command, ok_codes=(0, 1))
-        told = told or await run_command(*command, ok_codes=(0, 1))
-        return int(told.split()[0])
+            output = await run_command(*AS_NAMESPACE_ROOT, *command, ok_codes=(0, 1))
+        output = output or await run_command(*command, ok_codes=(0, 1))
+        return int(output.split()[0])
     except (CommandFailedError, ValueError, IndexError) as error:
         raise OSError(f"{_MEASURE_FAILED}: {error}") from error

@@ -42,7 +42,7 @@ async def run_command(*command: str, ok_codes: Collection[int] = (0,)) -> bytes:
         raise CommandFailedError(f"{_DIE_WITH_PARENT[0]} cannot be started ({error.strerror})") from error
     try:
         async with asyncio.timeout(DISK_COMMAND_SECONDS):
-            output, complaint = await process.communicate()
+            output, stderr = await process.communicate()
     except TimeoutError:
         raise CommandFailedError(f"{command[0]} takes too long") from None
     finally:
@@ -51,8 +51,8 @@ async def run_command(*command: str, ok_codes: Collection[int] = (0,)) -> bytes:
             with suppress(TimeoutError):
                 await asyncio.wait_for(process.wait(), KILL_SECONDS)
     if process.returncode not in ok_codes:
-        said = " ".join(complaint.decode(errors="replace").split())[:500] or f"it ended with {process.returncode}"
-        raise CommandFailedError(f"{command[0]}: {said}")
+        reason = " ".join(stderr.decode(errors="replace").split())[:500] or f"it ended with {process.returncode}"
+        raise CommandFailedError(f"{command[0]}: {reason}")
     return output
 
 
@@ -210,8 +210,8 @@ async def loop_unavailable_reason(directory: Path) -> str | None:
     """Return why a file system cannot be created and mounted, or None if it can. Leaves nothing in `directory`."""
     if os.geteuid() != 0:
         return "only root can mount"
-    with tempfile.TemporaryDirectory(prefix="probe-", dir=directory) as place:
-        image, point = Path(place) / "disk.img", Path(place) / "disk"
+    with tempfile.TemporaryDirectory(prefix="probe-", dir=directory) as probe_dir:
+        image, point = Path(probe_dir) / "disk.img", Path(probe_dir) / "disk"
         point.mkdir()
         try:
             await make_file_system(image, _SIZE_BYTES)

@@ -22,11 +22,11 @@ async def remove_trees(paths: Sequence[Path]) -> None:
     if not paths:
         return
     command = ("rm", "-rf", "--one-file-system", "--", *map(str, paths))
-    complaint = await _run(command)
-    if complaint and os.geteuid() != 0 and not await _run((*AS_NAMESPACE_ROOT, *command)):
+    stderr = await _run(command)
+    if stderr and os.geteuid() != 0 and not await _run((*AS_NAMESPACE_ROOT, *command)):
         return
-    if complaint:
-        raise OSError(complaint)
+    if stderr:
+        raise OSError(stderr)
 
 
 async def _run(command: Sequence[str]) -> str:
@@ -35,7 +35,7 @@ async def _run(command: Sequence[str]) -> str:
         *command, stdin=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE, env={"PATH": _PATH}
     )
     try:
-        _, complaint = await process.communicate()
+        _, stderr = await process.communicate()
     except asyncio.CancelledError:
         process.kill()
         # If the file system hangs, the kernel does not let the process die.
@@ -44,4 +44,4 @@ async def _run(command: Sequence[str]) -> str:
         raise
     if process.returncode == 0:
         return ""
-    return complaint.decode(errors="replace").strip()[-500:] or f"{command[0]} ended with {process.returncode}"
+    return stderr.decode(errors="replace").strip()[-500:] or f"{command[0]} ended with {process.returncode}"

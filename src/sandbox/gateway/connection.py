@@ -137,12 +137,12 @@ class ModelConnection(ConnectionHandler):
             self._close_upstream()
 
     async def _run_queued(self, work: Callable[[], Effects]) -> Effects:
-        reaction = await super()._run_queued(partial(self._measure_cpu, work))
+        effects = await super()._run_queued(partial(self._measure_cpu, work))
         if self._model_protocol.is_in_flight:
             self._queue, self._unforwarded_cpu_seconds, self._read_bytes = self._queues.model, 0.0, READ_BYTES
-        elif reaction.to_client or self._unforwarded_cpu_seconds > limits.MODEL_PRIORITY_CPU_SECONDS:
+        elif effects.to_client or self._unforwarded_cpu_seconds > limits.MODEL_PRIORITY_CPU_SECONDS:
             self._queue = self._queues.low_priority
-        return reaction
+        return effects
 
     def _measure_cpu(self, work: Callable[[], Effects]) -> Effects:
         started_at = time.thread_time()
@@ -187,19 +187,19 @@ class ModelConnection(ConnectionHandler):
     def _reset_upstream_timeout(self) -> None:
         if self._upstream is not None:
             # An idle upstream connection is kept for a short time only: the upstream may close it at any moment.
-            is_owed = self._model_protocol.is_in_flight
-            self._upstream.set_timeout(limits.UPSTREAM_SECONDS if is_owed else limits.UPSTREAM_IDLE_SECONDS)
+            is_in_flight = self._model_protocol.is_in_flight
+            self._upstream.set_timeout(limits.UPSTREAM_SECONDS if is_in_flight else limits.UPSTREAM_IDLE_SECONDS)
 
     async def _wait_for_release(self) -> None:
         try:
             async with asyncio.timeout(limits.HOLD_SECONDS):
                 await self._released.wait()
-            judge = self._model_protocol.resume
+            resume = self._model_protocol.resume
         except TimeoutError:
-            judge = self._model_protocol.hold_timed_out
-        reaction = await self._run_queued(judge)  # all held requests are released at once
+            resume = self._model_protocol.hold_timed_out
+        effects = await self._run_queued(resume)  # all held requests are released at once
         self._hold_task = None
-        await self._apply(reaction)
+        await self._apply(effects)
 
     async def _dial(self, effects: Effects) -> Effects:
         """Open the upstream connection. Return the effects to apply: the given ones, or those of a failed dial."""

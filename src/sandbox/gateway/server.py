@@ -106,21 +106,21 @@ class SocketGateway:
 
         Raises ExceptionGroup if a listener is lost.
         """
-        others, names = asyncio.Semaphore(limits.CONNECTIONS_MAX), asyncio.Semaphore(limits.CONNECTIONS_MAX)
+        egress_slots, dns_slots = asyncio.Semaphore(limits.CONNECTIONS_MAX), asyncio.Semaphore(limits.CONNECTIONS_MAX)
         handlers: list[tuple[socket, Callable[[socket], Coroutine[Any, Any, None]], asyncio.Semaphore]] = [
             (listeners.model, self._create_model_handler(listeners.model), asyncio.Semaphore(limits.CONNECTIONS_MAX)),
-            (listeners.proxy, self._serve_proxy, others),
-            (listeners.dns_tcp, self._serve_dns_tcp, names),
+            (listeners.proxy, self._serve_proxy, egress_slots),
+            (listeners.dns_tcp, self._serve_dns_tcp, dns_slots),
             *(
-                (listener, partial(self._serve_transparent, port), others)
+                (listener, partial(self._serve_transparent, port), egress_slots)
                 for port, listener in listeners.transparent.items()
             ),
         ]
         try:
             async with asyncio.TaskGroup() as group:
-                for listener, attend, room in handlers:
+                for listener, handle, slots in handlers:
                     queue = self._queues.new_model if listener is listeners.model else self._queues.low_priority
-                    group.create_task(self._accept_loop(group, listener, attend, room, queue))
+                    group.create_task(self._accept_loop(group, listener, handle, slots, queue))
                 group.create_task(self._serve_dns_udp(listeners.dns_udp))
         finally:
             for listener in (listeners.dns_udp, *(listener for listener, _, _ in handlers)):
@@ -252,10 +252,10 @@ def _is_peer_closed(accepted: socket) -> bool:
 
 
 async def _wait_readable(listener: socket) -> None:
-    loop, there_is = asyncio.get_running_loop(), asyncio.Event()
-    loop.add_reader(listener, there_is.set)
+    loop, readable = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(listener, readable.set)
     try:
-        await there_is.wait()
+        await readable.wait()
     finally:
         loop.remove_reader(listener)
 

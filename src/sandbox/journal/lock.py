@@ -110,14 +110,14 @@ def _kill_if_holding(pid: int, lock: os.stat_result) -> bool:
 
 
 def _holds_lock(pid: int, lock: os.stat_result) -> bool:
-    place = Path("/proc", str(pid))
+    proc_dir = Path("/proc", str(pid))
     try:
-        if RUNNER_MODULES.isdisjoint((place / "cmdline").read_bytes().split(b"\0")):
+        if RUNNER_MODULES.isdisjoint((proc_dir / "cmdline").read_bytes().split(b"\0")):
             return False
-        descriptors = os.listdir(place / "fdinfo")  # noqa: PTH208
+        descriptors = os.listdir(proc_dir / "fdinfo")  # noqa: PTH208
     except OSError:
         return False
-    return any(_descriptor_holds_lock(place, descriptor, lock) for descriptor in descriptors)
+    return any(_descriptor_holds_lock(proc_dir, descriptor, lock) for descriptor in descriptors)
 
 
 def _descriptor_holds_lock(proc_directory: Path, descriptor: str, lock: os.stat_result) -> bool:

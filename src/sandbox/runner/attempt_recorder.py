@@ -142,6 +142,6 @@ class AttemptRecorder:
             self._recorder.record(e.Gap(0, 0, _DROPPED_MESSAGE))
 
     def _record_dropped(self) -> None:
-        left_out = f"{self._dropped_bytes} bytes of output in {self._dropped_events} events were dropped"
+        message = f"{self._dropped_bytes} bytes of output in {self._dropped_events} events were dropped"
         self._is_dropping, self._dropped_bytes, self._dropped_events = False, 0, 0
-        self._recorder.record(e.Gap(0, 0, f"{left_out}: the disk of the server's data directory was nearly full."))
+        self._recorder.record(e.Gap(0, 0, f"{message}: the disk of the server's data directory was nearly full."))

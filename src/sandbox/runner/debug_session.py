@@ -98,14 +98,14 @@ class DebugSession(msgspec.Struct, frozen=True):
         dependencies = self.dependencies
         shortages = ExhaustionDetector(self.vm, dependencies.disks, self.files, _log_event)
         ended = asyncio.create_task(sandbox.wait())
-        deserted = asyncio.create_task(terminals.wait_until_idle(DEBUG_SESSION_IDLE_SECONDS))
-        out_of_room = asyncio.create_task(shortages.watch_disk(dependencies.clock))
+        idle_task = asyncio.create_task(terminals.wait_until_idle(DEBUG_SESSION_IDLE_SECONDS))
+        disk_full_task = asyncio.create_task(shortages.watch_disk(dependencies.clock))
         past_bounds = asyncio.create_task(shortages.watch_kernel_use(sandbox))
-        tasks = (ended, deserted, out_of_room, past_bounds)
+        tasks = (ended, idle_task, disk_full_task, past_bounds)
         try:
             await asyncio.wait(tasks, timeout=DEBUG_SESSION_SECONDS_MAX, return_when=asyncio.FIRST_COMPLETED)
-            if out_of_room.done():
-                failure = out_of_room.result()
+            if disk_full_task.done():
+                failure = disk_full_task.result()
                 terminals.close_shells(
                     _OUT_OF_SPACE_MESSAGE if failure.code is FailureCode.DISK_FULL else failure.message
                 )

@@ -73,23 +73,23 @@ class DeadlineRedactor:
 
     def contains(self, chunks: Iterable[bytes]) -> bool:
         """Whether the chunks contain a secret value, or there was no time to scan all of them."""
-        over_at = self._monotonic() + self._seconds_left
+        deadline = self._monotonic() + self._seconds_left
         is_cut = False
 
         def until_deadline() -> Iterator[bytes]:
-            nonlocal over_at, is_cut
-            asked_at = self._monotonic()
+            nonlocal deadline, is_cut
+            started_at = self._monotonic()
             for chunk in chunks:
-                over_at += self._monotonic() - asked_at
-                if self._monotonic() >= over_at:
+                deadline += self._monotonic() - started_at
+                if self._monotonic() >= deadline:
                     is_cut = True
                     return
                 yield chunk
-                asked_at = self._monotonic()
-            over_at += self._monotonic() - asked_at
+                started_at = self._monotonic()
+            deadline += self._monotonic() - started_at
 
         contains_secret = self._redaction.contains(until_deadline())
-        self._seconds_left = over_at - self._monotonic()
+        self._seconds_left = deadline - self._monotonic()
         return contains_secret or is_cut
 
     def stream(self) -> StreamRedactor:

@@ -97,8 +97,8 @@ class ExhaustionDetector:
         return failure
 
     def _is_exhausted(self, code: FailureCode) -> bool:
-        has_room_again = code is FailureCode.DISK_FULL and self.disk_use is not None and not self.disk_use.is_full
-        return code in self._reported and not has_room_again
+        has_space_again = code is FailureCode.DISK_FULL and self.disk_use is not None and not self.disk_use.is_full
+        return code in self._reported and not has_space_again
 
     def _report(self, code: FailureCode, message: str) -> None:
         if code not in self._reported:

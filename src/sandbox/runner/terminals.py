@@ -105,13 +105,13 @@ class SharedTerminal:
 
     async def serve_client(self, client: TerminalClient) -> None:
         """Serve one client until it leaves or the terminal ends."""
-        may_type = self._clients[client] = asyncio.Event()
+        may_write = self._clients[client] = asyncio.Event()
         try:
             await self._choose_writer()
-            if not may_type.is_set():
+            if not may_write.is_set():
                 client.send(RoleFrame(types=False))
             client.send(OutputFrame(bytes(self._replay)))
-            await _run_until_first(client.serve(self._terminal, may_type), self._ended.wait())
+            await _run_until_first(client.serve(self._terminal, may_write), self._ended.wait())
         finally:
             del self._clients[client]
             await self._choose_writer()
@@ -119,9 +119,9 @@ class SharedTerminal:
     async def _choose_writer(self) -> None:
         if any(may_type.is_set() for may_type in self._clients.values()):
             return
-        for client, may_type in self._clients.items():
+        for client, may_write in self._clients.items():
             if not client.is_read_only:
-                may_type.set()
+                may_write.set()
                 client.send(RoleFrame(types=True))
                 await self._terminal.resize(client.size)
                 return
@@ -230,12 +230,12 @@ class TerminalServer:
         except AttemptError as error:
             await client.send_and_drain(EndFrame(message=error.message))
             return
-        may_type = asyncio.Event()
-        may_type.set()
+        may_write = asyncio.Event()
+        may_write.set()
         self._shell_clients.add(client)
         try:
             client.send(RoleFrame(types=True))
-            await _run_until_first(client.serve(terminal, may_type), self._forward_shell(terminal, client))
+            await _run_until_first(client.serve(terminal, may_write), self._forward_shell(terminal, client))
         finally:
             self._shell_clients.discard(client)
             await terminal.hang_up()

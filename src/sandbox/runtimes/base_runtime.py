@@ -183,9 +183,9 @@ class BaseRuntime:
                 reason = f"Programs could not be confined: {error}. Run 'sandbox doctor' for help."
                 raise AttemptError(FailureCode.PROVISION_FAILED, reason) from error
             watch = asyncio.create_task(_kill_on_excess(started, _group_of(handle), spec.memory_bytes))
-            with listeners.proxy.dup() as door:
+            with listeners.proxy.dup() as proxy:
                 listeners.close()
-                yield ConfinedPrograms(handle.attempt_id, program, started, door, spec, _group_of(handle))
+                yield ConfinedPrograms(handle.attempt_id, program, started, proxy, spec, _group_of(handle))
         finally:
             if watch is not None:
                 watch.cancel()
@@ -293,10 +293,10 @@ class BaseRuntime:
         """
         if self._uids is None or uid not in self._uids:
             return frozenset()
-        with self._uids.lock_if_unallocated(uid, attempt_id) as is_ours:
-            pids = processes.find_by_uid(uid) if is_ours() else []
+        with self._uids.lock_if_unallocated(uid, attempt_id) as is_owned:
+            pids = processes.find_by_uid(uid) if is_owned() else []
             for pid in pids:
-                processes.send_signal(pid, signal.SIGKILL, lambda one: is_ours() and uid in processes.read_uids(one))
+                processes.send_signal(pid, signal.SIGKILL, lambda one: is_owned() and uid in processes.read_uids(one))
         return frozenset(pids)
 
 

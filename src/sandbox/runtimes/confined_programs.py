@@ -118,9 +118,13 @@ class ConfinedPrograms:
             yield from ("--ro-bind-try", path, path)
         yield from (*bwrap.PROC_ARGUMENTS, *bwrap.READ_ONLY_PROC_ARGUMENTS, *bwrap.DEVICE_ARGUMENTS)
         yield from ("--size", str(_TMPFS_BYTES_MAX), "--perms", "1777", "--tmpfs", "/tmp")  # noqa: S108
-        for number, place in enumerate(_confined_directories(self._spec)):
-            how = "--ro-bind" if place in self._spec.read_only else "--bind"
-            yield from (how, f"{launcher.STAGING_DIRECTORY}/{_staged_name(number)}", str(_ATTEMPT_ROOT / place.name))
+        for number, confined_directory in enumerate(_confined_directories(self._spec)):
+            how = "--ro-bind" if confined_directory in self._spec.read_only else "--bind"
+            yield from (
+                how,
+                f"{launcher.STAGING_DIRECTORY}/{_staged_name(number)}",
+                str(_ATTEMPT_ROOT / confined_directory.name),
+            )
 
     def _path_inside(self, directory: Path) -> str:
         for one in _confined_directories(self._spec):

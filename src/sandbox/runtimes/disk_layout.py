@@ -43,9 +43,9 @@ def _walk(path: str, uid: int, gid: int, *, reject_hard_links: bool) -> None:
 
 
 def _open_child(here: int, name: str) -> int:
-    there = os.open(name, _DIRECTORY_FLAGS, dir_fd=here)
+    child = os.open(name, _DIRECTORY_FLAGS, dir_fd=here)
     os.close(here)
-    return there
+    return child
 
 
 def _chown_entries(here: int, uid: int, gid: int, reject_hard_links: bool) -> list[str]:

@@ -153,15 +153,15 @@ async def start_exec(
     The exec process joins the sandbox's control group before it starts anything. Raises AttemptError (sandbox_lost).
     """
     try:
-        joiner = _start_exec_process(attempt_id, command.directory, size)
+        exec_process = _start_exec_process(attempt_id, command.directory, size)
     except OSError as error:
         raise AttemptError(FailureCode.SANDBOX_LOST, f"No process could be started: {error}; try again.") from error
     try:
-        await asyncio.to_thread(add_to_group, joiner.pid)
-        joiner.send_command(init_pidfd, command)
-        return joiner, *await joiner.wait_opened()
+        await asyncio.to_thread(add_to_group, exec_process.pid)
+        exec_process.send_command(init_pidfd, command)
+        return exec_process, *await exec_process.wait_opened()
     except BaseException as error:
-        await joiner.kill()
+        await exec_process.kill()
         if isinstance(error, OSError):
             reason = f"The sandbox could not be entered: {error}; it may have ended."
             raise AttemptError(FailureCode.SANDBOX_LOST, reason) from error

@@ -199,20 +199,20 @@ def start_launcher(
     uids = ["-" if uid is None else str(uid) for uid in (kernel_uid, agent_uid)]
     filters = [create_memfd("filter", seccomp_filter)] if seccomp_filter else []
     options = (*uids, *(map(str, filters) if filters else "-"), ",".join(map(str, transparent_ports)))
-    told = (
+    arguments = (
         control_inside.fileno(),
         os.getpid(),
         *options,
         *_entry_arguments(paths, entries),
         attempt_marker(attempt_id),
     )
-    with ExitStack() as of_the_launcher:
+    with ExitStack() as child_files:
         for one in (control_inside, output_inside, errors_inside):
-            of_the_launcher.callback(one.close)
+            child_files.callback(one.close)
         for descriptor in filters:
-            of_the_launcher.callback(os.close, descriptor)
+            child_files.callback(os.close, descriptor)
         try:
-            process = _spawn(told, output_inside, errors_inside, [control_inside.fileno(), *filters])
+            process = _spawn(arguments, output_inside, errors_inside, [control_inside.fileno(), *filters])
         except OSError:
             for one in (control, output, errors):
                 one.close()

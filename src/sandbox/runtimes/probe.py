@@ -78,18 +78,18 @@ async def _find_confinement_problem_once(runtime: Runtime, run_dir: Path) -> str
     import shutil
 
     attempt_id = _new_attempt_id()
-    place = probe_directory(run_dir, attempt_id)
-    spec = ConfinementSpec(1, _MEMORY_BYTES, _PROCESSES_MAX, [place])
+    directory = probe_directory(run_dir, attempt_id)
+    spec = ConfinementSpec(1, _MEMORY_BYTES, _PROCESSES_MAX, [directory])
     try:
         async with asyncio.timeout(_PROBE_SECONDS):
             handle = runtime.prepare(attempt_id)
             try:
-                place.mkdir(parents=True, mode=0o700)
+                directory.mkdir(parents=True, mode=0o700)
                 async with runtime.confine(handle, spec) as confinement:
-                    code = await _run_git(confinement, place)
+                    code = await _run_git(confinement, directory)
             finally:
-                await runtime.destroy(handle, place)
-                shutil.rmtree(place, ignore_errors=True)
+                await runtime.destroy(handle, directory)
+                shutil.rmtree(directory, ignore_errors=True)
     except TimeoutError:
         raise MachineBusyError(f"git did not end within {_PROBE_SECONDS:g} s") from None
     except (SandboxError, OSError) as error:

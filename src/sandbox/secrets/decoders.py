@@ -34,13 +34,13 @@ class DecodedLayer:
         layer = DecodedLayer(b"", self)
         pieces: list[bytes] = []
         copied = length = 0
-        for start, end, meaning in find_tokens(self.data):
-            pieces += (self.data[copied:start], meaning)
+        for start, end, decoded in find_tokens(self.data):
+            pieces += (self.data[copied:start], decoded)
             length += start - copied
             layer._token_starts.append(start)
             layer._token_ends.append(end)
             layer._decoded_starts.append(length)
-            length += len(meaning)
+            length += len(decoded)
             layer._decoded_ends.append(length)
             copied = end
         layer.data = b"".join((*pieces, self.data[copied:]))
@@ -67,8 +67,8 @@ class DecodedLayer:
         token = bisect_left(self._token_starts, position) - 1
         if token < 0:
             return position
-        past = position - self._token_ends[token]
-        return self._decoded_ends[token] + past if past >= 0 else self._decoded_starts[token]
+        distance = position - self._token_ends[token]
+        return self._decoded_ends[token] + distance if distance >= 0 else self._decoded_starts[token]
 
     def token_start(self, position: int) -> int:
         """Return a position in the layer below, moved to the start of the token that contains it."""
@@ -80,10 +80,10 @@ class DecodedLayer:
         token = bisect_right(self._decoded_starts, position) - 1
         if token < 0:
             return position, position + 1
-        past = position - self._decoded_ends[token]
-        if past < 0:
+        distance = position - self._decoded_ends[token]
+        if distance < 0:
             return self._token_starts[token], self._token_ends[token]
-        return self._token_ends[token] + past, self._token_ends[token] + past + 1
+        return self._token_ends[token] + distance, self._token_ends[token] + distance + 1
 
 
 def decode_layers(data: bytes) -> list[DecodedLayer]:
@@ -151,17 +151,17 @@ def align_cut(layers: list[DecodedLayer], position: int) -> int:
 
 
 def _move_back(layers: list[DecodedLayer], position: int) -> int:
-    places: dict[DecodedLayer, int] = {}
+    indexes: dict[DecodedLayer, int] = {}
     for layer in layers:
         here = position
         if layer.below is not None:
-            under = places[layer.below]
-            if (start := layer.token_start(under)) < under:
+            target = indexes[layer.below]
+            if (start := layer.token_start(target)) < target:
                 return layer.below.original_position(start)
-            here = layer.position_from_below(under)
+            here = layer.position_from_below(target)
         if (start := before_backslashes(layer.data, here)) < here:
             return layer.original_position(start)
-        places[layer] = here
+        indexes[layer] = here
     return position
 
 
@@ -194,8 +194,8 @@ class Normalizer:
 
     def _replace_escapes(self, data: bytes) -> bytes:
         if b"\\" in data:
-            for escape, meaning in self._escapes.items():
-                data = data.replace(escape, meaning)
+            for escape, replacement in self._escapes.items():
+                data = data.replace(escape, replacement)
         if self._escapes and b"\xc2" in data:
             data = _ESCAPE_INTRODUCER.sub(b"\0\0", data)
         return data

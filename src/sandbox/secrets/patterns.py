@@ -40,28 +40,34 @@ class SecretPattern(NamedTuple):
 
 def make_patterns(values: Mapping[str, str]) -> Iterator[tuple[Normalizer, list[SecretPattern]]]:
     """Yield the patterns for each normalizer."""
-    found: dict[Normalizer, dict[bytes, str]] = {TEXT_NORMALIZER: {}, CODE_NORMALIZER: {}, EXACT_NORMALIZER: {}}
+    names_by_pattern: dict[Normalizer, dict[bytes, str]] = {
+        TEXT_NORMALIZER: {},
+        CODE_NORMALIZER: {},
+        EXACT_NORMALIZER: {},
+    }
     for name, value in values.items():
         stripped = value.strip()
         whole = stripped if len(stripped) >= REDACTED_CHARACTERS_MIN else value
         usable = set(filter(None, map(_usable_pattern, _text_variants(whole)))) or {
             TEXT_NORMALIZER.normalize(whole.encode("utf-8", "surrogatepass"))
         }
-        found[TEXT_NORMALIZER].update((text, name) for text in usable if len(text) >= REDACTED_CHARACTERS_MIN)
-        found[CODE_NORMALIZER].update(dict.fromkeys(_encoded_variants(value), name))
+        names_by_pattern[TEXT_NORMALIZER].update(
+            (text, name) for text in usable if len(text) >= REDACTED_CHARACTERS_MIN
+        )
+        names_by_pattern[CODE_NORMALIZER].update(dict.fromkeys(_encoded_variants(value), name))
         for text in (whole, *_long_lines(whole)):
             if not _survives_normalization(text):
-                found[EXACT_NORMALIZER].update(
+                names_by_pattern[EXACT_NORMALIZER].update(
                     dict.fromkeys(map(_strip_quotes_and_backslashes, _nested_forms(text)), name)
                 )
-    for skeleton, needles in found.items():
-        yield skeleton, [SecretPattern(*item) for item in needles.items() if len(item[0]) >= _PATTERN_BYTES_MIN]
+    for normalizer, patterns in names_by_pattern.items():
+        yield normalizer, [SecretPattern(*item) for item in patterns.items() if len(item[0]) >= _PATTERN_BYTES_MIN]
 
 
 def _usable_pattern(text: bytes) -> bytes:
     """Normalize a text and strip the quotes at its ends (in JSON one may end the text); empty if too short."""
-    skeleton = TEXT_NORMALIZER.normalize(text).strip(_QUOTES.encode())
-    return skeleton if len(skeleton) >= REDACTED_CHARACTERS_MIN else b""
+    normalized = TEXT_NORMALIZER.normalize(text).strip(_QUOTES.encode())
+    return normalized if len(normalized) >= REDACTED_CHARACTERS_MIN else b""
 
 
 def _survives_normalization(value: str) -> bool:

@@ -49,11 +49,11 @@ class SecretStreamRedactor:
         They may contain the start of wrapped base64 or of a multi-line value. If it continues, only the rest is
         redacted.
         """
-        settled = self._release(is_end=False) if self._unscanned else b""
+        released = self._release(is_end=False) if self._unscanned else b""
         end = self._pending.rfind(b"\n") + 1
         gone = self._pending[self._emitted : end]
         self._emitted = max(self._emitted, end)
-        return settled + gone
+        return released + gone
 
     def flush(self) -> bytes:
         """Return everything held back, at the end of the stream."""
@@ -63,12 +63,12 @@ class SecretStreamRedactor:
         data = self._pending + self._unscanned
         self._unscanned.clear()
         layers = decode_layers(data)
-        settled = len(data) if is_end else self._scanner.safe_length(layers)
-        spans = [span for span in self._scanner.find(layers) if span.start < settled]
+        safe_length = len(data) if is_end else self._scanner.safe_length(layers)
+        spans = [span for span in self._scanner.find(layers) if span.start < safe_length]
         self.has_redacted = self.has_redacted or bool(spans)
-        gone = replace_spans(data, spans, self._emitted, settled)
-        self._emitted = max(0, max([self._emitted, *(span.end for span in spans)]) - settled)
-        self._pending = data[settled:]
+        gone = replace_spans(data, spans, self._emitted, safe_length)
+        self._emitted = max(0, max([self._emitted, *(span.end for span in spans)]) - safe_length)
+        self._pending = data[safe_length:]
         return gone
 
 

@@ -27,16 +27,16 @@ class SecretResolver:
 
         Raises a single SecretUnavailableError that lists all failures.
         """
-        answers = await asyncio.gather(*map(self._resolve, secrets), return_exceptions=True)
+        results = await asyncio.gather(*map(self._resolve, secrets), return_exceptions=True)
         values: dict[str, str] = {}
         missing: dict[str, str] = {}
-        for secret, answer in zip(secrets, answers, strict=True):
-            if isinstance(answer, str):
-                values[secret.name] = answer
-            elif isinstance(answer, SecretUnavailableError):
-                missing[secret.name] = answer.detail
+        for secret, result in zip(secrets, results, strict=True):
+            if isinstance(result, str):
+                values[secret.name] = result
+            elif isinstance(result, SecretUnavailableError):
+                missing[secret.name] = result.detail
             else:
-                raise answer
+                raise result
         if missing:
             raise SecretUnavailableError(missing_secrets_message(missing), " ".join(missing.values()))
         if sum(len(value.encode()) for value in values.values()) > SECRETS_BYTES_MAX:

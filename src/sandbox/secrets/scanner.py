@@ -52,21 +52,21 @@ class MultiPatternSearch:
 
     def __init__(self, patterns: Iterable[SecretPattern]) -> None:
         known: dict[int, list[tuple[SecretPattern, int]]] = defaultdict(list)
-        beginnings: dict[bytes, list[bytes]] = defaultdict(list)
+        patterns_by_prefix: dict[bytes, list[bytes]] = defaultdict(list)
         inner: set[int] = set()
         self.longest_bytes = 0
-        for needle in patterns:
-            text = needle.normalized
+        for pattern in patterns:
+            text = pattern.normalized
             self.longest_bytes = max(self.longest_bytes, len(text))
             inner.update(text[:-1])
             for length in range(1, _WORD_BYTES + 1):
-                beginnings[text[:length]].append(text)
+                patterns_by_prefix[text[:length]].append(text)
             for first in range(_WORD_BYTES):
                 words = _words(text, first)
                 index = _most_selective(words, known)
-                known[words[index]].append((needle, first + index * _WORD_BYTES))
+                known[words[index]].append((pattern, first + index * _WORD_BYTES))
         self._patterns_by_word, self._word_set = dict(known), frozenset(known)
-        self._patterns_by_prefix, self._inner_bytes = dict(beginnings), frozenset(inner)
+        self._patterns_by_prefix, self._inner_bytes = dict(patterns_by_prefix), frozenset(inner)
 
     def find(self, text: bytes) -> Iterator[PatternMatch]:
         """Yield every occurrence of every pattern."""
@@ -75,10 +75,10 @@ class MultiPatternSearch:
             return
         for index, word in enumerate(words):
             if word in self._word_set:
-                for needle, offset in self._patterns_by_word[word]:
+                for pattern, offset in self._patterns_by_word[word]:
                     start = index * _WORD_BYTES - offset
-                    if start >= 0 and text.startswith(needle.normalized, start):
-                        yield PatternMatch(start, start + len(needle.normalized), needle.name)
+                    if start >= 0 and text.startswith(pattern.normalized, start):
+                        yield PatternMatch(start, start + len(pattern.normalized), pattern.name)
 
     def may_continue(self, text: bytes) -> bool:
         """Return whether the last byte may be inside a pattern. A quick check that is False for most ends of lines."""
@@ -87,10 +87,10 @@ class MultiPatternSearch:
     def find_partial_matches(self, text: bytes) -> Iterator[int]:
         """Yield every position from which the rest of the text is the start of a pattern, in order."""
         for start in range(max(0, len(text) - self.longest_bytes + 1), len(text)):
-            needles = self._patterns_by_prefix.get(text[start : start + _WORD_BYTES])
-            if needles is not None:
+            patterns = self._patterns_by_prefix.get(text[start : start + _WORD_BYTES])
+            if patterns is not None:
                 rest = text[start:]
-                if any(len(needle) > len(rest) and needle.startswith(rest) for needle in needles):
+                if any(len(pattern) > len(rest) and pattern.startswith(rest) for pattern in patterns):
                     yield start
 
 
@@ -116,11 +116,11 @@ class Scanner:
 
     def __init__(self, values: Mapping[str, str]) -> None:
         self._searches: list[tuple[Normalizer, MultiPatternSearch]] = [
-            (skeleton, MultiPatternSearch(needles)) for skeleton, needles in make_patterns(values) if needles
+            (normalizer, MultiPatternSearch(patterns)) for normalizer, patterns in make_patterns(values) if patterns
         ]
         longest = max((search.longest_bytes for _, search in self._searches), default=0)
-        spread = min(32 * longest + 4096, max(4 * longest, REDACTED_SPREAD_BYTES_MAX))
-        self.span_bytes_max = spread if longest else 0
+        span_limit = min(32 * longest + 4096, max(4 * longest, REDACTED_SPREAD_BYTES_MAX))
+        self.span_bytes_max = span_limit if longest else 0
         """A value spread over more bytes, by escapes or bytes in between, is not found."""
 
     def find(self, layers: list[DecodedLayer]) -> list[Span]:
@@ -134,9 +134,9 @@ class Scanner:
         return sorted(found)
 
     def _find_in_layer(self, layer: DecodedLayer) -> Iterator[PatternMatch]:
-        for skeleton, search in self._searches:
-            hits = list(search.find(skeleton.normalize(layer.data)))
-            positions = skeleton.positions(layer.data) if hits else ()
+        for normalizer, search in self._searches:
+            hits = list(search.find(normalizer.normalize(layer.data)))
+            positions = normalizer.positions(layer.data) if hits else ()
             for hit in hits:
                 yield PatternMatch(positions[hit.start], positions[hit.end - 1] + 1, hit.name)
 
@@ -145,26 +145,28 @@ class Scanner:
         length = len(layers[0].data)
         if not self._searches:
             return length
-        settled = length
+        safe_end = length
         cuts: dict[DecodedLayer, set[int]] = {}
         for layer in layers:
-            raised = {length} if layer.below is None else {layer.position_from_below(cut) for cut in cuts[layer.below]}
-            cuts[layer] = _possible_cuts(layer.data, raised)
+            mapped_cuts = (
+                {length} if layer.below is None else {layer.position_from_below(cut) for cut in cuts[layer.below]}
+            )
+            cuts[layer] = _possible_cuts(layer.data, mapped_cuts)
             for cut in cuts[layer]:
-                settled = min(settled, layer.original_position(cut), self._first_partial_match(layer, cut, length))
-        return align_cut(layers, settled)
+                safe_end = min(safe_end, layer.original_position(cut), self._first_partial_match(layer, cut, length))
+        return align_cut(layers, safe_end)
 
     def _first_partial_match(self, layer: DecodedLayer, cut: int, length: int) -> int:
         """Return the first position in layer 0 at which a pattern may start that continues after the cut."""
         begin = max(0, cut - self.span_bytes_max)
         data, first = layer.data[begin:cut], length
-        for skeleton, search in self._searches:
-            if not search.may_continue(skeleton.normalize(data[-_QUICK_CHECK_BYTES:])):
+        for normalizer, search in self._searches:
+            if not search.may_continue(normalizer.normalize(data[-_QUICK_CHECK_BYTES:])):
                 continue
             positions = None
-            for place in search.find_partial_matches(skeleton.normalize(data)):
-                positions = positions or skeleton.positions(data)
-                origin = layer.original_position(begin + positions[place])
+            for match_start in search.find_partial_matches(normalizer.normalize(data)):
+                positions = positions or normalizer.positions(data)
+                origin = layer.original_position(begin + positions[match_start])
                 if origin >= length - self.span_bytes_max:
                     first = min(first, origin)
                     break
@@ -196,10 +198,10 @@ def replace_spans(data: bytes, spans: Iterable[Span], begin: int = 0, end: int |
 
 def _placeholder(matched: bytes, name: str) -> bytes:
     """Return the placeholder of a value. It keeps JSON valid: outer quotes stay, an object or list becomes a string."""
-    mark = f"[REDACTED:{name}]".encode()
+    placeholder = f"[REDACTED:{name}]".encode()
     quote = _QUOTE.search(matched)
     if quote and matched[:1] + matched[-1:] in (b"{}", b"[]"):
-        return quote[0] + mark + quote[0]
-    opening = quote[0] if quote and quote.start() == 0 else b""
+        return quote[0] + placeholder + quote[0]
+    opening_quote = quote[0] if quote and quote.start() == 0 else b""
     closing = matched[len(matched[:-1].rstrip(b"\\")) :] if matched.endswith(b'"') else b""
-    return opening + mark + closing
+    return opening_quote + placeholder + closing

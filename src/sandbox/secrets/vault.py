@@ -74,10 +74,10 @@ class VaultSource:
                 timeout=settings.timeout_seconds,
                 allow_redirects=False,
             )
-            answer = client.secrets.kv.v2.read_secret_version(
+            response = client.secrets.kv.v2.read_secret_version(
                 path=path, mount_point=settings.mount, raise_on_deleted_version=True
             )
-            return answer["data"]["data"].get(name)
+            return response["data"]["data"].get(name)
         except VaultError as error:
             what = _STATUS_MESSAGES.get(type(error).__name__, "Vault responds with an error; check its log.")
             raise unavailable_error(secret, what.format(mount=settings.mount)) from None

@@ -62,14 +62,14 @@ class Canceller:
         if tracked.task.attempt is None:
             return await self._record_cancel(tracked, cancel_requested, deadline)
         try:
-            receipt = await self._runners.cancel(tracked.task.attempt.id, order)
+            reply = await self._runners.cancel(tracked.task.attempt.id, order)
         except RunnerUnreachableError:
             return await self._record_cancel(tracked, cancel_requested, deadline)
-        if receipt.unwritten:
-            raise OSError(receipt.message)
-        if not receipt.done:
+        if reply.unwritten:
+            raise OSError(reply.message)
+        if not reply.done:
             return None
-        return receipt.message or _STOPPING_MESSAGE
+        return reply.message or _STOPPING_MESSAGE
 
     async def _record_cancel(
         self, tracked: TrackedTask, cancel_requested: CancelRequested, deadline: float

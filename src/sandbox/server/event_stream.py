@@ -31,9 +31,9 @@ class EventStream:
     async def replay(self, task_id: str, *, after: int) -> AsyncIterator[WireEvent]:
         """Yield the current events; `end` too if the task is finished."""
         tracked = self._load_tracked(task_id)
-        async for shown in self._replay_range(tracked, None, tracked.offset, after):
-            yield shown
-            del shown  # so that a stream that waits for memory holds none
+        async for event in self._replay_range(tracked, None, tracked.offset, after):
+            yield event
+            del event  # so that a stream that waits for memory holds none
         if tracked.task.state.is_terminal:
             yield end_event(tracked.task)
 
@@ -48,11 +48,11 @@ class EventStream:
             offset = None
         while True:
             reached, is_over = tracked.offset, tracked.task.state.is_terminal
-            async for shown in self._replay_range(tracked, offset, reached, after):
+            async for event in self._replay_range(tracked, offset, reached, after):
                 # A writer removes a record that it could not flush, and then writes it again.
-                after = max(after, shown["seq"])
-                yield shown
-                del shown
+                after = max(after, event["seq"])
+                yield event
+                del event
             offset = reached
             if is_over:
                 yield end_event(tracked.task)
@@ -63,8 +63,8 @@ class EventStream:
     async def follow_all(self) -> AsyncIterator[WireEvent]:
         """Yield live events of all tasks, starting with the iterator's first step."""
         async with contextlib.aclosing(self._broadcast.subscribe()) as frames:
-            async for shown in frames:
-                yield shown
+            async for event in frames:
+                yield event
 
     async def _wait_for_more(self, tracked: TrackedTask) -> TrackedTask:
         """Wait for new events and return the task to continue with.
@@ -94,9 +94,9 @@ class EventStream:
         task_id = tracked.task.id
         try:
             begin = await self._find_offset(task_id, after + 1) if offset is None else offset
-            async for shown in self._read_range(task_id, begin, end, after):
-                yield shown
-                del shown
+            async for event in self._read_range(task_id, begin, end, after):
+                yield event
+                del event
         except JournalDamagedError as error:
             yield error_event(tracked.task, error.code, error.message)
         except FileNotFoundError:
@@ -130,7 +130,7 @@ class EventStream:
                 offset = batch.next_offset
                 with fair_share.current_memory().holding(_DECODED_FACTOR * longer_bytes):
                     for record in batch.records:
-                        if record.seq > after and (shown := to_wire_event(task_id, record)) is not None:
-                            yield shown
-                            del shown
+                        if record.seq > after and (event := to_wire_event(task_id, record)) is not None:
+                            yield event
+                            del event
                 del batch, record

@@ -126,8 +126,8 @@ class JournalTailer:
             self._broadcast.publish(end_event(task))
 
     def _publish(self, task_id: str, record: e.Record) -> None:
-        if self._broadcast.has_subscribers and (shown := to_wire_event(task_id, record)) is not None:
-            self._broadcast.publish(shown)
+        if self._broadcast.has_subscribers and (event := to_wire_event(task_id, record)) is not None:
+            self._broadcast.publish(event)
 
     async def _check_writer(self, tracked: TrackedTask) -> None:
         """Silence alone is no loss: only a free lock proves that no process writes any more."""

@@ -203,8 +203,8 @@ class DebugSessions:
 
     async def _launch_runner(self, task: Task, lock_fd: int) -> None:
         """Raises TerminalRefusedError if a retry cannot help, UnavailableError."""
-        if (obstacle := self._prober.blocked_reason) is not None:
-            problem = f"No shell can be opened for task {task.id}. {obstacle}"
+        if (blocked_reason := self._prober.blocked_reason) is not None:
+            problem = f"No shell can be opened for task {task.id}. {blocked_reason}"
             raise UnavailableError(problem, retry_after_seconds=self._prober.retry_after_seconds)
         secrets = await self._resolve_secrets(task)
         try:

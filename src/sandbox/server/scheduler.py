@@ -87,11 +87,11 @@ class Scheduler:
     @property
     def free(self) -> Resources:
         """The resources that are not reserved."""
-        claims = self._reservations.values()
+        reservations = self._reservations.values()
         return Resources(
-            self.total.cpus - sum(claim.cpus for claim in claims),
-            self.total.memory_bytes - sum(claim.memory_bytes for claim in claims),
-            self.total.disk_bytes - sum(claim.disk_bytes for claim in claims),
+            self.total.cpus - sum(reservation.cpus for reservation in reservations),
+            self.total.memory_bytes - sum(claim.memory_bytes for claim in reservations),
+            self.total.disk_bytes - sum(claim.disk_bytes for claim in reservations),
         )
 
     @property

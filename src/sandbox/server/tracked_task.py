@@ -71,8 +71,8 @@ class TrackedTask:
     def update(self, task: Task, offset: int) -> None:
         """Set the task and offset that were read, and wake all waiters."""
         self.task, self.offset, self.status_message, self._logged_message = task, offset, "", ""
-        bell, self._changed_event = self._changed_event, asyncio.Event()
-        bell.set()
+        changed_event, self._changed_event = self._changed_event, asyncio.Event()
+        changed_event.set()
 
     def has_been_idle(self, seconds: float, monotonic: float) -> bool:
         """Whether nothing was recorded for this long since the first call; a restarted server starts over."""
@@ -109,10 +109,10 @@ class TrackedTask:
 
     async def wait_for_change(self, timeout_seconds: float) -> None:
         """Return at the next change, or after the timeout."""
-        bell = self._changed_event
+        changed_event = self._changed_event
         try:
             async with asyncio.timeout(timeout_seconds):
-                await bell.wait()
+                await changed_event.wait()
         except TimeoutError:
             return
 

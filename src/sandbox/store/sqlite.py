@@ -152,8 +152,8 @@ class SqliteStore:
         self._connections.close()
 
     def _log_once(self, task_id: str, error: IndexDamagedError) -> None:
-        if (told := (task_id, error.message)) not in self._logged_errors:
-            self._logged_errors.add(told)
+        if (logged_error := (task_id, error.message)) not in self._logged_errors:
+            self._logged_errors.add(logged_error)
             _log.error("Task %s is skipped: %s", task_id or "?", error.message, extra={"task_id": task_id or None})
 
     def _fetch_all(self, name: str, values: Mapping[str, object] | None = None) -> list[Any]:

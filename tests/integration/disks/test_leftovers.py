@@ -56,16 +56,16 @@ def is_alive(pid):
 
 def test_process_that_holds_the_disk_is_killed_and_the_disk_released(files, tmp_path):
     pid = start_leftover(files)
-    with subprocess.Popen(["sleep", "600"], cwd=files.root) as bystander:
+    with subprocess.Popen(["sleep", "600"], cwd=files.root) as unrelated_process:
         try:
             assert DiskLeftovers(tmp_path).attempt_ids() == {ATTEMPT_ID}
             asyncio.run(DiskLeftovers(tmp_path).clean_up(ATTEMPT_ID, files))
             wait_until(lambda: not is_alive(pid), what="the end of the holder")
             assert not find_devices(files.disk_image)
             assert not DiskLeftovers(tmp_path).attempt_ids()
-            assert bystander.poll() is None
+            assert unrelated_process.poll() is None
         finally:
-            bystander.kill()
+            unrelated_process.kill()
 
 
 def test_disk_of_another_data_directory_is_not_listed(files, tmp_path):
@@ -83,10 +83,10 @@ def mount_and_clean_up(files, data_dir, queue):
     """Simulates an operator who mounts the disk in this process's namespace."""
     unshare_mounts()
     asyncio.run(LoopDisks().open(files, 16 * MIB))
-    with subprocess.Popen(["sleep", "600"]) as bystander:
+    with subprocess.Popen(["sleep", "600"]) as unrelated_process:
         asyncio.run(DiskLeftovers(data_dir).clean_up(ATTEMPT_ID, files))
-        queue.put(bystander.poll())
-        bystander.kill()
+        queue.put(unrelated_process.poll())
+        unrelated_process.kill()
 
 
 def test_disk_mounted_in_the_servers_namespace_is_left_alone(files, tmp_path):

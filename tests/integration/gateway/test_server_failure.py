@@ -29,16 +29,16 @@ def internet():
 @pytest.fixture
 def sandbox():
     """A network namespace like the launcher's; returns its path."""
-    keeper = subprocess.Popen(
+    namespace_holder = subprocess.Popen(
         ["unshare", "--net", "sh", "-c", "ip link set lo up && echo ready && exec sleep 600"], stdout=subprocess.PIPE
     )
-    assert keeper.stdout.readline() == b"ready\n"
-    path = f"/proc/{keeper.pid}/ns/net"
+    assert namespace_holder.stdout.readline() == b"ready\n"
+    path = f"/proc/{namespace_holder.pid}/ns/net"
     run("nsenter", f"--net={path}", "ip", "route", "add", "local", "198.18.0.0/15", "dev", "lo")
     yield path
-    keeper.kill()
-    keeper.wait()
-    keeper.stdout.close()
+    namespace_holder.kill()
+    namespace_holder.wait()
+    namespace_holder.stdout.close()
 
 
 @pytest.fixture

@@ -78,8 +78,8 @@ def test_profile_resolves_to_its_built_image(catalog, fake_packages):
     image = image_of(catalog)
     assert image == Image("tools", record.digest, str(catalog.image_store("tools").rootfs_path(record.digest)))
     assert image.name == f"tools@{record.digest}"
-    motd = catalog.image_store("tools").rootfs_path(record.digest) / "etc/motd"
-    assert (motd.read_text(), motd.stat().st_mtime) == ("hello\n", 1793491200)
+    motd_path = catalog.image_store("tools").rootfs_path(record.digest) / "etc/motd"
+    assert (motd_path.read_text(), motd_path.stat().st_mtime) == ("hello\n", 1793491200)
 
 
 def test_image_has_mount_points_and_no_passwords(catalog, root_layer, tmp_path):

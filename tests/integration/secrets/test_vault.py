@@ -140,11 +140,11 @@ def test_unexpected_response_is_reported(vault: FakeVault, body: bytes):
 
 
 def test_token_does_not_follow_a_redirect(vault: FakeVault):
-    with serving(FakeVault()) as thief:
-        thief.secrets["team/app"] = {"password": "from the thief"}
-        vault.status, vault.location = 307, f"{thief.address}/v1/secret/data/team/app"
+    with serving(FakeVault()) as redirect_target:
+        redirect_target.secrets["team/app"] = {"password": "from the thief"}
+        vault.status, vault.location = 307, f"{redirect_target.address}/v1/secret/data/team/app"
         assert "not a key-value engine" in resolve_error(vault)
-        assert thief.requests == []
+        assert redirect_target.requests == []
 
 
 def test_unreachable_vault_is_reported(vault: FakeVault):

@@ -302,13 +302,17 @@ def test_follow_during_submit_gets_every_event(components):
 
     async def scenario():
         async with components.server() as service:
-            submissions, is_indexed, may_go_on = service.dependencies.submissions, threading.Event(), threading.Event()
+            submissions, is_indexed, may_continue = (
+                service.dependencies.submissions,
+                threading.Event(),
+                threading.Event(),
+            )
             add = submissions.add
 
             def add_slowly(*args):
                 added = add(*args)
                 is_indexed.set()
-                assert may_go_on.wait(10)
+                assert may_continue.wait(10)
                 return added
 
             submissions.add = add_slowly
@@ -316,7 +320,7 @@ def test_follow_during_submit_gets_every_event(components):
             await asyncio.to_thread(is_indexed.wait, 10)
             following = asyncio.create_task(collect(service.follow("task-1", after=0)))
             await asyncio.sleep(0.1)
-            may_go_on.set()
+            may_continue.set()
             await submitting
             await components.wait_for_launch("task-1")
             components.runners.record("task-1", *TO_RUNNING, *TO_END)

@@ -43,12 +43,12 @@ def test_streams_of_one_client_share_its_turn():
 def test_other_client_does_not_wait():
     async def run():
         shares, taken = FairShares(), []
-        vera, otto = shares.of("vera"), shares.of("otto")
-        streams = [asyncio.create_task(acquire_repeatedly(vera, 1000, taken)) for _ in range(20)]
+        first_share, second_share = shares.of("vera"), shares.of("otto")
+        streams = [asyncio.create_task(acquire_repeatedly(first_share, 1000, taken)) for _ in range(20)]
         await totals_per_turn(taken, 3)
-        others = asyncio.create_task(acquire_repeatedly(otto, 10, others_taken := []))
+        others = asyncio.create_task(acquire_repeatedly(second_share, 10, other_acquired := []))
         await totals_per_turn(taken, 1)
-        assert len(others_taken) == 10
+        assert len(other_acquired) == 10
         for stream in (*streams, others):
             stream.cancel()
         await asyncio.gather(*streams, return_exceptions=True)
@@ -135,9 +135,9 @@ def test_threads_per_client_are_limited(use_share):
                 fair_share.set_current_share(share)
             await fair_share.to_thread(read)
 
-        lock, vera, otto = threading.Lock(), shares.of("vera"), shares.of("otto")
-        readers = [asyncio.create_task(use_thread(vera)) for _ in range(40)]
-        other = asyncio.create_task(use_thread(otto))
+        lock, first_share, second_share = threading.Lock(), shares.of("vera"), shares.of("otto")
+        readers = [asyncio.create_task(use_thread(first_share)) for _ in range(40)]
+        other = asyncio.create_task(use_thread(second_share))
         if use_share:
             await other
             assert not all(task.done() for task in readers)

@@ -129,12 +129,12 @@ def test_waiter_closes_stalled_connections():
 def test_each_share_has_separate_memory_and_none_is_unlimited():
     async def scenario():
         shares = fair_share.FairShares()
-        vera, otto = shares.of("vera"), shares.of("otto")
-        assert await vera.memory.try_reserve(10**12)
-        assert await otto.memory.try_reserve(1)
-        assert not await vera.memory.try_reserve(1)
+        first_share, second_share = shares.of("vera"), shares.of("otto")
+        assert await first_share.memory.try_reserve(10**12)
+        assert await second_share.memory.try_reserve(1)
+        assert not await first_share.memory.try_reserve(1)
         assert await fair_share.current_memory().try_reserve(10**12)
-        fair_share.set_current_share(otto)
-        assert fair_share.current_memory() is otto.memory
+        fair_share.set_current_share(second_share)
+        assert fair_share.current_memory() is second_share.memory
 
     asyncio.run(scenario())

@@ -60,14 +60,14 @@ def interactive_arguments(options: tuple[str, ...], prompt: str) -> tuple[str, .
 
 def interactive_files(prompt: str, task_key: str, directory: str) -> Mapping[str, bytes]:
     """Return files of the home: answers to the questions of Claude Code about a new home, API key or folder."""
-    answers = {
+    settings = {
         "hasCompletedOnboarding": True,
         "theme": "dark",
         "customApiKeyResponses": {"approved": [task_key[-_KEY_SUFFIX_CHARACTERS:]], "rejected": []},
         "bypassPermissionsModeAccepted": True,
         "projects": {directory: {"hasTrustDialogAccepted": True}},
     }
-    files = {".claude.json": msgspec.json.encode(answers)}
+    files = {".claude.json": msgspec.json.encode(settings)}
     if _exceeds_argument_limit(prompt):
         files[PROMPT_FILE] = prompt.encode(errors="replace")
     return files

@@ -193,16 +193,16 @@ class Authenticator:
         """Authenticate and authorize a request."""
         credentials = extract_credentials(connection)
         principal = self._find_principal(credentials)
-        asks_for_tokens = self._requires_token()
+        requires_token = self._requires_token()
         # Deny before counting: cross-site requests must not use up the operator's rate limit.
-        if denied := self._deny_cross_site(connection, credentials, requires_token=asks_for_tokens):
+        if denied := self._deny_cross_site(connection, credentials, requires_token=requires_token):
             return denied
         client = f"token {principal.id}" if principal else client_key(connection.client and connection.client.host)
         if wait_seconds := self._rate_limiter.acquire(client):
             return _rate_limited(wait_seconds, principal)
         if principal and self._requests_in_progress[principal.id] >= REQUESTS_AT_ONCE_MAX:
             return _rate_limited(1, principal)
-        if not asks_for_tokens:
+        if not requires_token:
             return Caller(LOCAL_OPERATOR)
         return _authorize(
             connection,

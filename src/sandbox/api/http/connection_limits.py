@@ -56,9 +56,9 @@ class PortState(ServerState):
     def __init__(self) -> None:
         super().__init__()
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        most = (
+        limit = (
             UNAUTHENTICATED_CONNECTIONS_MAX
             if soft == resource.RLIM_INFINITY
             else min(UNAUTHENTICATED_CONNECTIONS_MAX, soft // _DESCRIPTORS_SHARE)
         )
-        self.unauthenticated_connections = UnauthenticatedConnections(most)
+        self.unauthenticated_connections = UnauthenticatedConnections(limit)

@@ -81,8 +81,8 @@ class HttpProtocol(_BackpressureMixin, H11Protocol):
         """Whether a request of an authenticated caller, or of any caller of a server without tokens, is in progress."""
         if self.cycle is None or self.cycle.response_complete:
             return False
-        visitor = self.scope.get("state", {}).get("visitor")
-        return visitor is not None and visitor.principal is not None
+        caller = self.scope.get("state", {}).get("visitor")
+        return caller is not None and caller.principal is not None
 
     def abort(self) -> None:
         """Close it immediately."""
@@ -140,9 +140,9 @@ class HttpProtocol(_BackpressureMixin, H11Protocol):
     def send_400_response(self, msg: str) -> None:
         """Respond with 400, unless a response has begun, and close. `msg` is uvicorn's own text and is not used."""
         if self.conn.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
-            answer = _bad_request_response(self.conn.framing_error or _BAD_REQUEST_CAUSE, self.client)
-            head = h11.Response(status_code=400, headers=answer.raw_headers, reason=reason_phrase(400).encode())
-            body = () if self._is_answering_head_request() else (h11.Data(data=bytes(answer.body)),)
+            response = _bad_request_response(self.conn.framing_error or _BAD_REQUEST_CAUSE, self.client)
+            head = h11.Response(status_code=400, headers=response.raw_headers, reason=reason_phrase(400).encode())
+            body = () if self._is_answering_head_request() else (h11.Data(data=bytes(response.body)),)
             for event in (head, *body, h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event) or b"")
         if self.cycle is not None:
@@ -186,8 +186,8 @@ class WebSocketProtocol(_BackpressureMixin, WebSocketsSansIOProtocol):
     def resume_writing(self) -> None:
         """Send the pending pong: the write buffer was drained."""
         super().resume_writing()
-        owed, self._pending_pong = self._pending_pong, b""
-        self.transport.write(owed)
+        pong, self._pending_pong = self._pending_pong, b""
+        self.transport.write(pong)
 
 
 def _bad_request_response(cause: str, client: tuple[str, int | None] | None) -> Response:
@@ -198,6 +198,6 @@ def _bad_request_response(cause: str, client: tuple[str, int | None] | None) -> 
 
 
 def _bad_handshake_response(client: tuple[str, int | None] | None) -> bytes:
-    answer = _bad_request_response(_BAD_HANDSHAKE_CAUSE, client)
-    head = b"".join(name + b": " + value + b"\r\n" for name, value in answer.raw_headers)
-    return f"HTTP/1.1 400 {reason_phrase(400)}\r\n".encode() + head + b"\r\n" + bytes(answer.body)
+    response = _bad_request_response(_BAD_HANDSHAKE_CAUSE, client)
+    head = b"".join(name + b": " + value + b"\r\n" for name, value in response.raw_headers)
+    return f"HTTP/1.1 400 {reason_phrase(400)}\r\n".encode() + head + b"\r\n" + bytes(response.body)

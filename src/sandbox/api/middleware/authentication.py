@@ -71,21 +71,21 @@ class AuthenticationMiddleware:
 
     def _with_rechecks(self, caller: Caller, kind: str, receive: Receive, send: Send) -> tuple[Receive, Send]:
         """Wrap the channels: end the connection as if the client had disconnected once its credentials are revoked."""
-        checked_at, has_left = time.monotonic(), False
+        checked_at, is_dismissed = time.monotonic(), False
 
         def is_unknown() -> bool:
             nonlocal checked_at
             now = time.monotonic()
-            if has_left or now - checked_at < RECHECK_SECONDS:
-                return has_left
+            if is_dismissed or now - checked_at < RECHECK_SECONDS:
+                return is_dismissed
             checked_at = now
             return not self._authenticator.is_still_valid(caller)
 
         async def dismiss() -> None:
-            nonlocal has_left
-            if has_left:
+            nonlocal is_dismissed
+            if is_dismissed:
                 return
-            has_left = True
+            is_dismissed = True
             _log.info("A response was cut off: the token or session is no longer valid")
             if kind == "websocket":
                 await send(_CLOSE_MESSAGE)
@@ -98,7 +98,7 @@ class AuthenticationMiddleware:
             return message
 
         async def send_watched(message: Message) -> None:
-            if has_left or (message["type"] in _CONTENT and is_unknown()):
+            if is_dismissed or (message["type"] in _CONTENT and is_unknown()):
                 await dismiss()
                 raise CredentialsRevokedError
             await send(message)

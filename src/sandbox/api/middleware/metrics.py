@@ -149,9 +149,9 @@ def _log_response(scope: Scope, status: int, seconds: float) -> None:
     """Log a response. Successful requests of probes and polling pages are logged at debug level only."""
     path, client = scope["path"], scope.get("client")
     is_asked_again = path in _POLLED_PATHS or path.startswith(paths.ASSETS) or "hx-request" in Headers(scope=scope)
-    is_dull = status < 400 and is_asked_again
+    is_routine = status < 400 and is_asked_again
     _log.log(
-        logging.DEBUG if is_dull else logging.INFO,
+        logging.DEBUG if is_routine else logging.INFO,
         "Answered" if scope["type"] == "http" else "Stream answered",
         extra={
             "method": scope.get("method", "GET"),

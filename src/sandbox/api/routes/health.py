@@ -42,7 +42,7 @@ async def read_health(context: ContextDep) -> JsonResponse:
     """How the server is, in detail."""
     health = await context.tasks.health()
     reasons = not_ready_reasons(health, context)
-    answer: dict[str, Any] = {
+    body: dict[str, Any] = {
         "status": "degraded" if reasons else "ok",
         "ready": not reasons,
         "reasons": reasons,
@@ -56,7 +56,7 @@ async def read_health(context: ContextDep) -> JsonResponse:
         "disk": {"free_bytes": health.disk_free_bytes, "total_bytes": health.disk_total_bytes},
         "draining_since": None if health.draining_since is None else format_timestamp(health.draining_since),
     }
-    return JsonResponse(answer)
+    return JsonResponse(body)
 
 
 async def read_readiness(request: Request, context: ContextDep) -> Response:
@@ -93,8 +93,8 @@ def _runtime_body(probe: RuntimeProbe) -> dict[str, Any]:
 
 def add_metrics_route(app: FastAPI) -> None:
     """Register the metrics route."""
-    answer = raw_content("Metrics in the Prometheus text format", "text/plain")
-    app.get(paths.METRICS, response_class=Response, responses={200: answer, **problem_responses(503)})(read_metrics)
+    response = raw_content("Metrics in the Prometheus text format", "text/plain")
+    app.get(paths.METRICS, response_class=Response, responses={200: response, **problem_responses(503)})(read_metrics)
 
 
 async def read_metrics(context: ContextDep) -> Response:

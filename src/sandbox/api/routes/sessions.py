@@ -22,9 +22,9 @@ async def open_session(request: Request, context: ContextDep) -> JsonResponse:
     caller = get_caller(request)
     assert caller.principal is not None
     principal = caller.principal
-    answer = JsonResponse({"role": principal.role, "name": principal.name})
+    response = JsonResponse({"role": principal.role, "name": principal.name})
     if caller.credentials is not None and caller.credentials.kind == "token":
-        answer.set_cookie(
+        response.set_cookie(
             SESSION_COOKIE,
             context.authenticator.sessions.open(principal.id),
             max_age=SESSION_SECONDS,
@@ -32,16 +32,16 @@ async def open_session(request: Request, context: ContextDep) -> JsonResponse:
             httponly=True,
             samesite="strict",
         )
-    return answer
+    return response
 
 
 async def close_session(request: Request, context: ContextDep) -> Response:
     """End the session of this request's cookie."""
     if cookie := request.cookies.get(SESSION_COOKIE):
         context.authenticator.sessions.close(cookie)
-    answer = Response(status_code=204)
-    answer.delete_cookie(SESSION_COOKIE, secure=_is_encrypted(request), httponly=True, samesite="strict")
-    return answer
+    response = Response(status_code=204)
+    response.delete_cookie(SESSION_COOKIE, secure=_is_encrypted(request), httponly=True, samesite="strict")
+    return response
 
 
 def _is_encrypted(request: Request) -> bool:

@@ -77,7 +77,7 @@ async def list_tasks(request: Request, context: ContextDep, query: Annotated[Lis
 
 
 def _list_response(page: TaskPage, task_query: TaskQuery, *, is_operator: bool) -> JsonResponse:
-    answer = {
+    body = {
         "tasks": [task_summary_body(task, is_operator=is_operator) for task in page.tasks],
         "total_count": page.total_count,
         "limit": task_query.limit,
@@ -85,7 +85,7 @@ def _list_response(page: TaskPage, task_query: TaskQuery, *, is_operator: bool) 
         "has_more": page.next_cursor is not None,
         "next_cursor": encode_cursor(page.next_cursor, task_query),
     }
-    return JsonResponse(answer)
+    return JsonResponse(body)
 
 
 def parse_query(list_query: ListQuery, params: QueryParams) -> TaskQuery:

@@ -143,14 +143,14 @@ def _submitted_response(submission: Submission) -> JsonResponse:
     task = submission.task
     TASK_ID.set(task.id)
     here = paths.task_path(task.id)
-    answer = {
+    body = {
         "task_id": task.id,
         "state": TaskState.PENDING,
         "message": f"Task {task.id} was accepted.",
         "created_at": format_timestamp(task.created_at),
         "links": {"self": here, "logs": f"{here}/logs", "artifacts": f"{here}/artifacts"},
     }
-    return JsonResponse(answer, 202, {"location": here} | ({REPLAYED_HEADER: "true"} if submission.is_replayed else {}))
+    return JsonResponse(body, 202, {"location": here} | ({REPLAYED_HEADER: "true"} if submission.is_replayed else {}))
 
 
 def _parse_submission(body: bytes, request: Request, context: ContextDep) -> Manifest:
@@ -207,7 +207,7 @@ async def cancel_task(
     async with body_memory(request):
         cancel_request = await read_cancel_request(request, CancelRequest(reason, force))
     cancellation = await context.tasks.cancel(task_id, reason=cancel_request.reason, force=cancel_request.force)
-    answer = {
+    body = {
         "success": True,
         "task_id": cancellation.task.id,
         "previous_state": cancellation.task.state,
@@ -215,7 +215,7 @@ async def cancel_task(
         "message": cancellation.message,
         "cancelled_at": format_timestamp(cancellation.at),
     }
-    return JsonResponse(answer)
+    return JsonResponse(body)
 
 
 def add_preserved_routes(app: FastAPI) -> None:
@@ -226,5 +226,5 @@ def add_preserved_routes(app: FastAPI) -> None:
 async def release_sandbox(context: ContextDep, task_id: paths.TaskId) -> JsonResponse:
     """Release the preserved sandbox of a task, and the disk that it takes."""
     await context.tasks.release(task_id)
-    answer = {"success": True, "task_id": task_id, "message": f"The preserved sandbox of task {task_id} is released."}
-    return JsonResponse(answer)
+    body = {"success": True, "task_id": task_id, "message": f"The preserved sandbox of task {task_id} is released."}
+    return JsonResponse(body)

@@ -177,8 +177,8 @@ class StreamBuffer:
         self._notify()
 
     def _notify(self) -> None:
-        bell, self.changed = self.changed, asyncio.Event()
-        bell.set()
+        changed, self.changed = self.changed, asyncio.Event()
+        changed.set()
 
 
 class StreamCache:
@@ -233,9 +233,9 @@ class StreamCache:
         """
         await tail.wait_started()
         if tail.covers(position):
-            bell, batches = tail.changed, tail.batches_after(position)
+            changed, batches = tail.changed, tail.batches_after(position)
             if not batches:
-                await bell.wait()
+                await changed.wait()
             return batches
         await asyncio.sleep(0)
         piece = await tail.history.get_or_load(position, lambda: self._tasks.replay(task_id, after=position))

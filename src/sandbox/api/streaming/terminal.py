@@ -80,8 +80,8 @@ async def _serve(websocket: WebSocket, context: AppContext, line: TerminalConnec
 
     A shutdown ends a shell; a runner continues.
     """
-    telling = _send_output(websocket, line)
-    done = await _wait_first(telling, _receive_input(websocket, line), context.shutting_down.wait())
+    sending = _send_output(websocket, line)
+    done = await _wait_first(sending, _receive_input(websocket, line), context.shutting_down.wait())
     if context.shutting_down.is_set() and done is not None:
         await websocket.close(_GOING_AWAY)
 

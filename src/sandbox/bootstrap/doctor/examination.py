@@ -95,11 +95,11 @@ def _nearest_existing(directory: Path) -> Path:
 @contextmanager
 def _probe_dir(settings: ServerSettings) -> Iterator[Path]:
     """Yield the directory for a server's probes. Without a data directory it is a temporary one."""
-    with ExitStack() as passing:
+    with ExitStack() as stack:
         data_dir = settings.server.data_dir.absolute()
         if not data_dir.is_dir():
-            data_dir = Path(passing.enter_context(TemporaryDirectory(prefix="sandbox-doctor-")))
-            passing.callback(shutil.rmtree, choose_run_dir(data_dir), ignore_errors=True)
+            data_dir = Path(stack.enter_context(TemporaryDirectory(prefix="sandbox-doctor-")))
+            stack.callback(shutil.rmtree, choose_run_dir(data_dir), ignore_errors=True)
         run_dir = choose_run_dir(data_dir)
         with probe_lock(run_dir):
             yield run_dir
@@ -161,8 +161,8 @@ def _check_leftovers(settings: ServerSettings) -> list[Finding]:
     """
     hierarchies = find_hierarchies()
     tasks = tasks_root(settings.server.data_dir.absolute())
-    ours = {path.name for path in tasks.glob("*/attempts/*")}
-    empty = [one for one in hierarchies.attempt_ids() - ours if not hierarchies.group(one).process_ids()]
+    own_attempts = {path.name for path in tasks.glob("*/attempts/*")}
+    empty = [one for one in hierarchies.attempt_ids() - own_attempts if not hierarchies.group(one).process_ids()]
     if not empty:
         return []
     message = f"control groups without processes that do not belong to this data directory: {len(empty)}"

@@ -73,9 +73,9 @@ def load(options: Mapping[str, Any], environment: Mapping[str, str]) -> Configur
         for origin, text in _overrides(key, options, environment):
             if _set_value(data, key, key.parse(text)):
                 origins[key.path] = origin
-    settings, mistakes = validate(data, origins)
+    settings, errors = validate(data, origins)
     if settings is None:
-        raise ConfigurationError(_error_message(mistakes))
+        raise ConfigurationError(_error_message(errors))
     all_origins = {key.path: origins.get(key.path, DEFAULT_ORIGIN) for key in setting_keys()}
     return Configuration(settings, all_origins, file if has_file else None)
 
@@ -109,8 +109,8 @@ def _expand_user(key: SettingKey, value: str, file: Path) -> Path:
     try:
         return Path(value).expanduser()
     except RuntimeError:
-        mistake = f"{key.path} ({file}) starts with the home directory of an unknown user"
-        raise ConfigurationError(_error_message([mistake])) from None
+        message = f"{key.path} ({file}) starts with the home directory of an unknown user"
+        raise ConfigurationError(_error_message([message])) from None
 
 
 def _dotted_paths(data: Mapping[str, Any], section: tuple[str, ...]) -> list[str]:
@@ -199,8 +199,8 @@ def _find_conflicts(data: dict[str, Any], origins: Mapping[str, str]) -> list[st
     port, ws_port = section.get("port", ServerSection.port), section.get("ws_port", ServerSection.ws_port)
     if not isinstance(port, int) or port == 0 or port != ws_port:
         return []
-    wheres = {name: _describe_origin(f"server.{name}", origins) for name in ("port", "ws_port")}
-    return [f"server.ws_port{wheres['ws_port']} must differ from server.port{wheres['port']}"]
+    origins_by_name = {name: _describe_origin(f"server.{name}", origins) for name in ("port", "ws_port")}
+    return [f"server.ws_port{origins_by_name['ws_port']} must differ from server.port{origins_by_name['port']}"]
 
 
 def _format_error(error: ErrorDetails, origins: Mapping[str, str]) -> str:

@@ -63,19 +63,19 @@ class ApplyPrompt:
         is_empty = not patch.stat().st_size
         changed = self.checkout.list_changed_files(patch) if has_diff else []
         is_json = self.options.format == "json"
-        applies, place = self.should_apply, self.head
+        applies, head = self.should_apply, self.head
         if applies is None and has_diff and not is_json:
-            place = self._warn_if_moved()
+            head = self._warn_if_moved()
             applies = _confirm_apply(patch, self.options)
-        obstacle = self._blocked_reason(task_id, place, has_diff=has_diff) if applies and not is_empty else None
-        is_applied, stages = bool(applies and changed and obstacle is None), self._should_stage()
+        blocked_reason = self._blocked_reason(task_id, head, has_diff=has_diff) if applies and not is_empty else None
+        is_applied, stages = bool(applies and changed and blocked_reason is None), self._should_stage()
         if is_applied:
             self.checkout.apply(patch, should_stage=stages, advice=_diff_hint(task_id))
         if is_json:
             files = [asdict(file) for file in changed]
             click.echo(json.dumps({"type": "patch", "task_id": task_id, "applied": is_applied, "files": files}))
-        if obstacle is not None:
-            fail(obstacle, ExitCode.CONFLICT)
+        if blocked_reason is not None:
+            fail(blocked_reason, ExitCode.CONFLICT)
         if not is_json:
             self._print_result(task_id, changed, is_empty=is_empty, is_applied=is_applied, is_staged=stages)
 
@@ -87,18 +87,18 @@ class ApplyPrompt:
         return f"sandbox task apply {escape_text(task_id)}{'' if self._should_stage() else ' --beside-changes'}"
 
     def _warn_if_moved(self) -> Head:
-        place = self.checkout.head()
-        if place != self.head:
-            click.echo(self._moved_message(place), err=True)
-        return place
+        head = self.checkout.head()
+        if head != self.head:
+            click.echo(self._moved_message(head), err=True)
+        return head
 
     def _blocked_reason(self, task_id: str, expected: Head, *, has_diff: bool) -> str | None:
         """Return why a requested patch is not applied, or None. A different commit or branch needs confirmation."""
         if not has_diff:
             return "Error: The patch contains nothing that git can apply."
-        if (place := self.checkout.head()) != expected:
+        if (head := self.checkout.head()) != expected:
             advice = f"Apply it anyway: {self._apply_command(task_id)}"
-            return f"Error: {self._moved_message(place)} Nothing was applied.\n  {advice}"
+            return f"Error: {self._moved_message(head)} Nothing was applied.\n  {advice}"
         return None
 
     def _moved_message(self, head: Head) -> str:

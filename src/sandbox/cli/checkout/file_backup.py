@@ -97,10 +97,10 @@ class FileBackup:
 def backed_up(root: Path, git_directory: Path, paths: Collection[str]) -> Iterator[FileBackup]:
     """Back up files for the context, which must call `discard`. Signals are deferred to its end. Raises OSError."""
     backup = FileBackup(root, git_directory, paths)
-    came: list[int] = []
+    received_signals: list[int] = []
 
     def note(number: int, _: object) -> None:
-        came.append(number)
+        received_signals.append(number)
         backup.was_interrupted = True
         with suppress(OSError):
             os.write(2, _DEFERRED_MESSAGE)
@@ -114,16 +114,16 @@ def backed_up(root: Path, git_directory: Path, paths: Collection[str]) -> Iterat
             raise
         yield backup
     finally:
-        for held, handler in before.items():
-            signal.signal(held, handler or signal.SIG_DFL)
-        if came:
-            signal.raise_signal(came[0])
+        for signal_number, handler in before.items():
+            signal.signal(signal_number, handler or signal.SIG_DFL)
+        if received_signals:
+            signal.raise_signal(received_signals[0])
 
 
 def _is_inside(root: Path, path: str, paths: Collection[str]) -> bool:
     """Whether git would write this path: inside the checkout, outside of `.git`, and through no symlink that stays."""
-    place = PurePosixPath(path)
-    if place.is_absolute() or any(part == ".." or part.lower() == ".git" for part in place.parts):
+    pure_path = PurePosixPath(path)
+    if pure_path.is_absolute() or any(part == ".." or part.lower() == ".git" for part in pure_path.parts):
         return False
     return all(str(link) in paths for link in _links_above(root, path))
 

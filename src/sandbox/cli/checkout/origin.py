@@ -76,8 +76,8 @@ def _remote_url(checkout: Checkout, remote: str) -> tuple[str, bool]:
     addresses = [_strip_credentials(one) for one in (written, checkout.git_output("remote", "get-url", remote) or "")]
     good = next((one for one in addresses if REPOSITORY_URL.find_error(one[0]) is None), None)
     if good is None:
-        complaint = REPOSITORY_URL.find_error(addresses[0][0])
-        _fail(f"The address of {remote} {complaint}.", f"Fix it: git remote set-url {remote} URL")
+        url_error = REPOSITORY_URL.find_error(addresses[0][0])
+        _fail(f"The address of {remote} {url_error}.", f"Fix it: git remote set-url {remote} URL")
     return good
 
 
@@ -167,8 +167,8 @@ def _reject_oversized(sizes: Mapping[str, int]) -> None:
         largest = max(sizes, key=sizes.__getitem__)
         actual_size, most = format_size(sum(sizes.values())), format_size(GIT_PATCH_BYTES_MAX)
         message = f"Error: The local changes are {actual_size}; the limit is {most}. "
-        largest_told = f"The largest is {escape_name(largest)} ({format_size(sizes[largest])})."
-        fail(f"{message}{largest_told}\n{_TOO_LARGE_HINT}", ExitCode.CONFLICT)
+        largest_hint = f"The largest is {escape_name(largest)} ({format_size(sizes[largest])})."
+        fail(f"{message}{largest_hint}\n{_TOO_LARGE_HINT}", ExitCode.CONFLICT)
 
 
 def _print_files(files: list[ChangedFile]) -> None:

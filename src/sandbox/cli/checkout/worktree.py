@@ -92,8 +92,8 @@ class Checkout:
     def git_output(self, *arguments: str) -> str | None:
         """Return git's output without its last newline; None if git fails or prints nothing."""
         completed = self._git(*arguments)
-        answer = completed.stdout.decode(errors="surrogateescape").removesuffix("\n")
-        return answer if answer and not completed.returncode else None
+        output = completed.stdout.decode(errors="surrogateescape").removesuffix("\n")
+        return output if output and not completed.returncode else None
 
     def count_changed(self, *, untracked: bool = False) -> int:
         """Count uncommitted files: tracked ones, or untracked ones."""
@@ -167,14 +167,14 @@ class Checkout:
 
         advice: what to do if it does not fit.
         """
-        place = ["--index"] if should_stage else []
+        index_options = ["--index"] if should_stage else []
         with backed_up(self.root, self._git_directory(), self._patched_paths(patch)) as backup:
-            code, complaint = self._run_in_new_session(*_apply_arguments(*place, patch=patch))
+            code, stderr = self._run_in_new_session(*_apply_arguments(*index_options, patch=patch))
             if code == _PATCH_REJECTED:
                 backup.discard()
-                _fail("The patch does not apply to this checkout, so nothing was applied.", complaint, advice)
+                _fail("The patch does not apply to this checkout, so nothing was applied.", stderr, advice)
             if code:
-                _fail(_restore_backup(backup), complaint, advice)
+                _fail(_restore_backup(backup), stderr, advice)
             backup.discard()
             if backup.was_interrupted:
                 click.echo("The patch is already applied.", err=True)
@@ -209,8 +209,8 @@ class Checkout:
         )  # fmt: skip
         for seconds, number in ((APPLY_TIMEOUT_SECONDS, signal.SIGTERM), (TERMINATE_GRACE_SECONDS, signal.SIGKILL)):
             with suppress(subprocess.TimeoutExpired):
-                complaint = process.communicate(timeout=seconds)[1]
-                return process.returncode, complaint
+                stderr = process.communicate(timeout=seconds)[1]
+                return process.returncode, stderr
             os.killpg(process.pid, number)
         return process.wait(TERMINATE_GRACE_SECONDS), b""
 

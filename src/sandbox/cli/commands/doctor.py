@@ -47,14 +47,14 @@ def _print_findings(findings: Sequence[Finding], *, has_color: bool) -> None:
 
     console = stdout_console(has_color=has_color)
     width = max((len(finding.name) for finding in findings), default=0)
-    room = console.width - width - 5 if console.is_terminal else None
+    width_left = console.width - width - 5 if console.is_terminal else None
     above = None
     for finding in findings:
         name = escape_text(finding.name) if finding.name != above else ""
         above = finding.name
         mark = ("✓", "green") if finding.ok else ("✗", "bold red") if finding.is_needed else ("!", "yellow")
-        first, *others = wrap_text(finding.message, room)
+        first, *others = wrap_text(finding.message, width_left)
         console.print(Text.assemble(mark, " ", (f"{name:<{width}}", "bold"), "  ", first), soft_wrap=True)
-        remedy = wrap_text(f"→ {finding.mend}", room) if finding.mend else []
+        remedy = wrap_text(f"→ {finding.mend}", width_left) if finding.mend else []
         for line in (*others, *remedy):
             console.print(Text(" " * (width + 4) + line), soft_wrap=True)

@@ -125,8 +125,8 @@ def _prompt_fields(data: dict[str, Any], preset: set[str]) -> None:
         section, field = path.split(".")
         if path not in preset and isinstance(data[section], dict):
             default = default or data[section].pop(field, None)
-            answer = click.prompt(question, default=default, value_proc=check, err=True)
-            data[section] |= {field: answer} if answer else {}
+            value = click.prompt(question, default=default, value_proc=check, err=True)
+            data[section] |= {field: value} if value else {}
 
     prompt("repository.url", "Repository", _validator(REPOSITORY_URL))
     prompt("repository.branch", "Branch", _validator(BRANCH))
@@ -146,11 +146,11 @@ def _prompt_fields(data: dict[str, Any], preset: set[str]) -> None:
 
 def _validator(form: Format) -> Callable[[str], str]:
     def check(value: str) -> str:
-        complaint = form.find_error(value)
-        if complaint is not None:
+        error = form.find_error(value)
+        if error is not None:
             width = terminal_width(sys.stderr)
-            room = width - len("Error: ") if width else None
-            raise click.UsageError("\n".join(wrap_text(f"It {complaint}.", room, "  ")))
+            width_left = width - len("Error: ") if width else None
+            raise click.UsageError("\n".join(wrap_text(f"It {error}.", width_left, "  ")))
         return value
 
     return check
@@ -177,5 +177,7 @@ def _require_valid(text: str) -> None:
         ManifestFile("manifest", text.encode()).parse()
     except InvalidManifestError as error:
         # The line numbers refer to a file that does not exist.
-        mistakes = [{**mistake, "line": None, "column": None} for mistake in field_error_details(error.errors)]
-        fail_with_field_errors("manifest", error.message, mistakes)
+        field_errors = [
+            {**field_error, "line": None, "column": None} for field_error in field_error_details(error.errors)
+        ]
+        fail_with_field_errors("manifest", error.message, field_errors)

@@ -102,8 +102,8 @@ def remove(*, name: str, **options: Any) -> None:
     with _translate_errors():
         catalog.image_store(name).remove_images()
         is_left = name in catalog.names()
-    then = "tasks use the host's /usr again" if is_left else "the profile is no longer offered"
-    click.echo(f"Removed the images of {name}; {then}.", err=True)
+    consequence = "tasks use the host's /usr again" if is_left else "the profile is no longer offered"
+    click.echo(f"Removed the images of {name}; {consequence}.", err=True)
 
 
 def _catalog(options: Mapping[str, Any], *, makes_directory: bool = False) -> ProfileCatalog:
@@ -119,7 +119,7 @@ def _build_image(catalog: ProfileCatalog, name: str, from_file: Path | None) -> 
     from sandbox.images.build import build_image
     from sandbox.images.definition import read_definition, read_shipped, shipped_profiles
 
-    place = catalog.image_store(name)
+    image_store = catalog.image_store(name)
     if from_file is None and name not in shipped_profiles():
         shipped = ", ".join(shipped_profiles())
         fail(
@@ -127,7 +127,7 @@ def _build_image(catalog: ProfileCatalog, name: str, from_file: Path | None) -> 
             ExitCode.USAGE,
         )
     declaration = read_definition(from_file) if from_file else read_shipped(name)
-    return build_image(place, declaration, image_components())
+    return build_image(image_store, declaration, image_components())
 
 
 def _import_image(catalog: ProfileCatalog, name: str, file: Path, minimum_tier: str | None) -> ImageMetadata:

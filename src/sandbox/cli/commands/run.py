@@ -88,17 +88,17 @@ def run(
         settings.append(Override(("metadata", "id"), wanted["task_id"], f"--id {wanted['task_id']}"))
     _print_origin(origin, checkout, includes_dirty=bool(includes_dirty))
     is_beside = bool(includes_dirty) and bool(checkout.count_changed() or checkout.count_changed(untracked=True))
-    offer = ApplyPrompt(checkout, options, applies, allows_secrets, is_beside, checkout.head())
+    apply_prompt = ApplyPrompt(checkout, options, applies, allows_secrets, is_beside, checkout.head())
     patch = create_local_patch(checkout, origin.commit) if includes_dirty else b""
     manifest = ManifestFile("sandbox run", write_json(_build_manifest(text, origin, checkout.subpath(), patch)))
     with options.connect() as client:
-        answer = submit_manifest(client, manifest, settings)
-        task_id = answer["task_id"]
+        submitted = submit_manifest(client, manifest, settings)
+        task_id = submitted["task_id"]
         if options.format != "json":
-            print_submitted(answer, is_watched=True)
+            print_submitted(submitted, is_watched=True)
         with interrupt_hint(task_id):
             wait_for_end(client, task_id, options, should_follow=True)
-        offer.run(client, task_id)
+        apply_prompt.run(client, task_id)
 
 
 def _read_prompt(prompt: str) -> str:

@@ -54,9 +54,9 @@ class EventLayout:
 
         mark = ("  ✗ ", "red") if is_error else ("  ▸ ", "cyan")
         line = Text.assemble((self._time_column(frame), "dim"), mark, (one_line(str(frame.get("tool"))), "bold"), "  ")
-        room = self._console.width - line.cell_len - len(took) - 2
+        width_left = self._console.width - line.cell_len - len(took) - 2
         what = Text(one_line(summary))
-        what.truncate(max(room, 0), overflow="ellipsis")
+        what.truncate(max(width_left, 0), overflow="ellipsis")
         self._print(line.append_text(what).append("  " if summary and took else "").append(took, "dim"))
 
     def print_lines(
@@ -94,8 +94,8 @@ class EventLayout:
         from rich.text import Text
 
         written = Text("\n".join(escape_text(line) for line in text.strip().splitlines() if line.strip()))
-        room = max(self._console.width - indent_cells - 1, 20)
-        lines = [line.plain.rstrip() for line in written.wrap(self._console, room)]
+        width_left = max(self._console.width - indent_cells - 1, 20)
+        lines = [line.plain.rstrip() for line in written.wrap(self._console, width_left)]
         return [*lines[: lines_max - 1], lines[lines_max - 1] + "…"] if lines_max and len(lines) > lines_max else lines
 
     def _time_column(self, frame: Mapping[str, Any]) -> str:

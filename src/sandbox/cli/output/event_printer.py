@@ -74,11 +74,11 @@ def print_events(
     On a terminal with `is_live`, a transient status line shows the current activity; `pending_reason` returns what a
     pending task waits for. Unless `is_trusted`, stdout is printed as plain text and not parsed.
     """
-    story = EventPrinter(console, detail, pending_reason, is_trusted=is_trusted)
-    with _status_context(story, console) if console.is_terminal and is_live else nullcontext():
+    printer = EventPrinter(console, detail, pending_reason, is_trusted=is_trusted)
+    with _status_context(printer, console) if console.is_terminal and is_live else nullcontext():
         for frame in frames:
-            story.handle(frame)
-    return story.final_state
+            printer.handle(frame)
+    return printer.final_state
 
 
 def is_interactive(task: Task) -> bool:
@@ -182,15 +182,15 @@ class EventPrinter:
         self.tool_calls += 1
         use_id = str(frame.get("tool_use_id"))
         use = self._open_calls.pop(use_id, None)
-        answer, is_error = self._results.pop(use_id, ""), bool(frame.get("is_error"))
+        result, is_error = self._results.pop(use_id, ""), bool(frame.get("is_error"))
         if not self._detail.shows_activity:
             return
         took = format_duration(float(frame["duration_ms"]) / 1000) if frame.get("duration_ms") is not None else ""
         self._layout.print_tool(frame, use.summary if use else "", took, is_error=is_error)
-        if is_error and answer:
-            self._layout.print_error(frame, _drop_decoration(answer), lines_max=ERROR_LINES_MAX)
+        if is_error and result:
+            self._layout.print_error(frame, _drop_decoration(result), lines_max=ERROR_LINES_MAX)
         elif self._detail.result_lines_max:
-            self._layout.print_result(frame, answer, lines_max=self._detail.result_lines_max)
+            self._layout.print_result(frame, result, lines_max=self._detail.result_lines_max)
 
     def _on_usage(self, frame: Mapping[str, Any]) -> None:
         for field in ("input_tokens", "cache_read_tokens", "cache_write_tokens"):

@@ -42,8 +42,8 @@ class StatusLine:
     def _suffix(self, took: str, wanted_cells: int) -> str:
         """Return duration and totals; only the cost if the activity would get less than half of the window."""
         tails = ["  " + " · ".join([took, *figures]) for figures in (self._printer.totals, self._printer.totals[-1:])]
-        room = min(wanted_cells, self._console.width // 2)
-        return next((tail for tail in tails if len(tail) + 3 + room <= self._console.width), tails[-1])
+        width_left = min(wanted_cells, self._console.width // 2)
+        return next((tail for tail in tails if len(tail) + 3 + width_left <= self._console.width), tails[-1])
 
 
 def live_status_line(printer: EventPrinter, console: Console) -> Live:

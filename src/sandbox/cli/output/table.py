@@ -34,15 +34,15 @@ def print_table(
     kept_columns = columns
     if console.is_terminal:
         kept_columns, rows = fit_table(columns, rows, shrinkable, console.width, has_border=has_border)
-    left_out, columns = [name for name in columns if name not in kept_columns], kept_columns
+    omitted_columns, columns = [name for name in columns if name not in kept_columns], kept_columns
     console.width = UNBOUNDED_CELLS  # at the terminal's width Rich would truncate every column, including ids
     if has_border:
         _print_bordered(console, columns, rows)
     else:
         for line in plain_lines(columns, rows):
             console.print(line, soft_wrap=True)
-    if left_out:
-        click.echo(f"The window is too narrow for {', '.join(left_out)}.", err=True)
+    if omitted_columns:
+        click.echo(f"The window is too narrow for {', '.join(omitted_columns)}.", err=True)
 
 
 def fit_table(

@@ -50,11 +50,11 @@ def wrap_text(text: str, width_cells: int | None, hanging: str = "") -> list[str
         return [escaped]
     from rich.cells import cell_len
 
-    room = max(width_cells - cell_len(hanging), COLUMN_CELLS_MIN)
+    width_left = max(width_cells - cell_len(hanging), COLUMN_CELLS_MIN)
     lines: list[str] = []
     line, cells = "", 0
     for piece in _wrap_units(escaped):
-        if line.strip() and cells + cell_len(piece.rstrip()) > room + (0 if lines else cell_len(hanging)):
+        if line.strip() and cells + cell_len(piece.rstrip()) > width_left + (0 if lines else cell_len(hanging)):
             lines.append(line.rstrip())
             line, cells, piece = "", 0, piece.lstrip()  # noqa: PLW2901
         line += piece

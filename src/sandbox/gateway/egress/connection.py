@@ -34,8 +34,8 @@ class EgressConnection:
     async def run(self) -> None:
         """Serve until both sides have ended, or until one is idle for too long."""
         try:
-            opening = self._handshake
-            outcome = opening if isinstance(opening, Tunnel | Denial) else await self._run_handshake(opening)
+            handshake = self._handshake
+            outcome = handshake if isinstance(handshake, Tunnel | Denial) else await self._run_handshake(handshake)
             host = await self._dial(outcome) if isinstance(outcome, Tunnel) else outcome
             if isinstance(host, Denial):
                 await self._deny(host)

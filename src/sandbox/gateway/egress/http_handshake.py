@@ -34,15 +34,17 @@ class HttpHandshake:
         return None if data else Denial(self._name or self._address, self._port, _MALFORMED)
 
     def _check(self, request: h11.Request) -> Tunnel | Denial:
-        asked = self._requested_authority(request)
-        if asked is None:
+        requested = self._requested_authority(request)
+        if requested is None:
             reason = "the request does not name exactly one host."
             return self._deny(self._name or self._address, self._port, reason, request.method, status=400)
-        objection = self._policy.deny_reason(self._name or asked.host, self._port) or self._mismatch(asked, request)
-        if objection is not None:
-            return self._deny(asked.host, asked.port, objection, request.method)
+        deny_reason = self._policy.deny_reason(self._name or requested.host, self._port) or self._mismatch(
+            requested, request
+        )
+        if deny_reason is not None:
+            return self._deny(requested.host, requested.port, deny_reason, request.method)
         return open_single_request_tunnel(
-            self._client_side, request, request.target, HostPort(self._name or asked.host, self._port)
+            self._client_side, request, request.target, HostPort(self._name or requested.host, self._port)
         )
 
     def _requested_authority(self, request: h11.Request) -> HostPort | None:

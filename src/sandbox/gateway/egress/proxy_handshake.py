@@ -44,17 +44,17 @@ class ProxyHandshake:
         return self._open_tunnel(event) if event.method == b"CONNECT" else self._forward_plain(event)
 
     def _open_tunnel(self, request: h11.Request) -> Tunnel | Denial:
-        wanted = parse_authority(request.target, default_port=HTTPS_PORT)
-        if wanted is None or http.has_body(request):
+        target = parse_authority(request.target, default_port=HTTPS_PORT)
+        if target is None or http.has_body(request):
             return self._deny("CONNECT requires a host and a port, and no body.", status=400)
-        self._target = wanted
-        reason = self._policy.deny_reason(wanted.host, wanted.port)
+        self._target = target
+        reason = self._policy.deny_reason(target.host, target.port)
         if reason is not None:
             return self._deny(reason)
-        inside = self._inner_handshake(wanted)
+        inside = self._inner_handshake(target)
         return Tunnel(
-            wanted.host,
-            wanted.port,
+            target.host,
+            target.port,
             InspectingFilter(inside, self._client_side.trailing_data[0]),
             greeting=_ESTABLISHED,
             unreachable_response=lambda status, message: http.plain_text_error(status, message).encode(
@@ -73,19 +73,20 @@ class ProxyHandshake:
         if target is None:
             reason = "a proxy request must use CONNECT, or an absolute URL without a user name."
             return self._deny(reason, request.method, status=400)
-        self._target = wanted = target.authority
+        self._target = authority = target.authority
         hosts = [value for name, value in request.headers if name == b"host"]
         named = parse_authority(hosts[0], default_port=80) if len(hosts) == 1 else None
-        objection = self._policy.deny_reason(wanted.host, wanted.port)
-        if objection is None and (target.scheme != "http" or wanted.port == HTTPS_PORT):
-            objection = "the proxy accepts https only with CONNECT."
-        if objection is None and (
-            named is None or (normalize_host(named.host), named.port) != (normalize_host(wanted.host), wanted.port)
+        deny_reason = self._policy.deny_reason(authority.host, authority.port)
+        if deny_reason is None and (target.scheme != "http" or authority.port == HTTPS_PORT):
+            deny_reason = "the proxy accepts https only with CONNECT."
+        if deny_reason is None and (
+            named is None
+            or (normalize_host(named.host), named.port) != (normalize_host(authority.host), authority.port)
         ):
-            objection = "the Host header and the target name different hosts."
-        if objection is not None:
-            return self._deny(objection, request.method)
-        return open_single_request_tunnel(self._client_side, request, target.path, wanted)
+            deny_reason = "the Host header and the target name different hosts."
+        if deny_reason is not None:
+            return self._deny(deny_reason, request.method)
+        return open_single_request_tunnel(self._client_side, request, target.path, authority)
 
     def _deny(self, reason: str, method: bytes = b"", status: int = 403) -> Denial:
         host, port = self._target.host, self._target.port

@@ -117,12 +117,12 @@ class HelloRetryFilter:
         """Remove and return the received bytes of skippable records. The last record's header is complete."""
         end = 0
         while True:
-            came = min(self._skip_bytes, len(self._pending) - end)
-            self._skip_bytes -= came
-            end += came
+            available_bytes = min(self._skip_bytes, len(self._pending) - end)
+            self._skip_bytes -= available_bytes
+            end += available_bytes
             header = self._pending[end : end + _HEADER_BYTES]
             if self._skip_bytes or len(header) < _HEADER_BYTES or header[0] not in self._skippable_records:
                 break
             self._skip_bytes = _HEADER_BYTES + int.from_bytes(header[3:])
-        taken, self._pending = self._pending[:end], self._pending[end:]
-        return taken
+        skipped, self._pending = self._pending[:end], self._pending[end:]
+        return skipped

@@ -160,8 +160,8 @@ class UnknownProtocolFilter:
         if _NONSTANDARD_TLS.match(self._received):
             return "its TLS does not start with a ClientHello that names its server (SNI)."
         is_last = is_eof or len(self._received) == UNKNOWN_PROTOCOL_BYTES_MAX
-        objections = (one.deny_reason(self._received, is_last=is_last) for one in self._request_searches)
-        return next((reason for reason in objections if reason is not None), None)
+        deny_reasons = (one.deny_reason(self._received, is_last=is_last) for one in self._request_searches)
+        return next((reason for reason in deny_reasons if reason is not None), None)
 
 
 _TLS_RECORD = b"\x16"

@@ -85,8 +85,8 @@ class BudgetGate:
             rejected = self._price_rejection(document)
         if rejected is not None:
             return rejected
-        asked = estimate_cost_bound(document, len(body)) if self.has_budget and is_metered else None
-        return ApprovedRequest(msgspec.json.encode(document), asked)
+        cost_bound = estimate_cost_bound(document, len(body)) if self.has_budget and is_metered else None
+        return ApprovedRequest(msgspec.json.encode(document), cost_bound)
 
     def check_response_status(self, status: int, model_address: str) -> Rejected | None:
         """Return the response to send instead if `status` means that the upstream rejected the server's key.

@@ -133,13 +133,13 @@ class CostBound(msgspec.Struct, frozen=True):
 
 def estimate_cost_bound(document: dict[str, Any], byte_count: int) -> CostBound:
     """Estimate the bound from a request's body, which is untrusted, and its length."""
-    wanted = document.get("max_tokens")
-    if not isinstance(wanted, int) or not 0 < wanted < OUTPUT_TOKENS_MAX:
-        wanted = OUTPUT_TOKENS_MAX
+    output_tokens = document.get("max_tokens")
+    if not isinstance(output_tokens, int) or not 0 < output_tokens < OUTPUT_TOKENS_MAX:
+        output_tokens = OUTPUT_TOKENS_MAX
     return CostBound(
         document.get("model", ""),
         min(byte_count // _INPUT_BYTES_PER_TOKEN, INPUT_TOKENS_MAX),
-        wanted,
+        output_tokens,
         document.get("stream") is True,
     )
 
@@ -164,9 +164,9 @@ def unpriced_reason(document: dict[str, Any], sanitize: Callable[[str], str]) ->
     for name, listed in _LIST_PRICE_VALUES.items():
         if any(request.get(name) not in listed for request in (document, *fallbacks)):
             return _denial_text(f"A request with '{name}' costs more than in Sandbox's table", "leave it out")
-    objection = unknown_fee_reason(document, sanitize)
-    if objection is not None:
-        return _denial_text(f"The price of {objection} is not in Sandbox's table", "leave it out")
+    fee_reason = unknown_fee_reason(document, sanitize)
+    if fee_reason is not None:
+        return _denial_text(f"The price of {fee_reason} is not in Sandbox's table", "leave it out")
     for model in (document.get("model", ""), *additional_models(document)):
         if not is_priced(model):
             unknown = f"The model {sanitize(model)} has no price in Sandbox's table"

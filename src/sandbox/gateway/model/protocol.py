@@ -59,15 +59,15 @@ class InflightRequest(msgspec.Struct):
 
         Exception for the last case: an abandoned or timed-out request counts, since the model may have produced output.
         """
-        asked, meter = self.cost_bound, self.meter
+        cost_bound, meter = self.cost_bound, self.meter
         is_refused = self.has_response and meter is None
-        if asked is None or is_refused or (meter is not None and meter.is_complete):
+        if cost_bound is None or is_refused or (meter is not None and meter.is_complete):
             return None
         has_begun = meter is not None and meter.has_started
         if not (has_begun or is_abandoned or self.has_timed_out):
             return None
-        meter = meter or create_meter(b"text/event-stream" if asked.is_streamed else b"")
-        return meter.upper_bound(asked, is_fully_received=not self.has_timed_out)
+        meter = meter or create_meter(b"text/event-stream" if cost_bound.is_streamed else b"")
+        return meter.upper_bound(cost_bound, is_fully_received=not self.has_timed_out)
 
 
 _NEEDS_MORE = (h11.NEED_DATA, h11.PAUSED)
@@ -129,42 +129,42 @@ class ModelProtocol:
 
     def client_data_received(self, data: bytes) -> Effects:
         """Process data from the client; empty data means EOF."""
-        reaction = Effects()
+        effects = Effects()
         if self.phase is Phase.CLOSING:
-            return reaction
+            return effects
         if not data or (self.phase in (Phase.RESPONSE, Phase.HELD) and self._exceeds_pipeline_limit(data)):
-            self._detach_client(reaction)
-            return reaction
+            self._detach_client(effects)
+            return effects
         try:
             self._client_side.receive_data(data)
-            self._process_client_events(reaction)
+            self._process_client_events(effects)
         except h11.RemoteProtocolError as error:
-            self._reject_malformed(reaction, error)
-        return reaction
+            self._reject_malformed(effects, error)
+        return effects
 
     def client_stalled(self) -> Effects:
         """Handle a client that has not read its response for too long."""
-        reaction = Effects()
+        effects = Effects()
         if self.phase is not Phase.CLOSING:
-            self._detach_client(reaction)
-        return reaction
+            self._detach_client(effects)
+        return effects
 
     def resume(self) -> Effects:
         """Continue after the end of a hold."""
-        reaction = Effects()
+        effects = Effects()
         if self._pending is not None and self._pending.is_complete:
-            self._forward_pending(reaction)
-        return reaction
+            self._forward_pending(effects)
+        return effects
 
     def hold_timed_out(self) -> Effects:
         """Reject a request that was held for too long."""
-        reaction = Effects()
+        effects = Effects()
         if self._pending is not None and self._pending.is_complete:
             self._discard_pending()
             message = "The agent's capabilities are not known yet; no model request is forwarded before."
-            self._reject(reaction, Rejected(503, "api_error", message))
-            self._finish_cycle(reaction)
-        return reaction
+            self._reject(effects, Rejected(503, "api_error", message))
+            self._finish_cycle(effects)
+        return effects
 
     def connection_lost(self) -> None:
         """Clean up after both connections are closed: report usage that was not reported yet."""
@@ -179,29 +179,29 @@ class ModelProtocol:
 
     def upstream_data_received(self, data: bytes) -> Effects:
         """Process data from the upstream; empty data means EOF."""
-        reaction = Effects()
+        effects = Effects()
         if self._upstream_side is None:
-            return reaction
+            return effects
         if self._inflight is None:
-            self._close_upstream(reaction)  # unsolicited data: the connection cannot be reused
-            return reaction
+            self._close_upstream(effects)  # unsolicited data: the connection cannot be reused
+            return effects
         try:
             self._upstream_side.receive_data(data)
-            self._process_upstream_events(reaction)
+            self._process_upstream_events(effects)
         except h11.RemoteProtocolError:
-            self._fail_upstream(reaction, 502, f"The model at {self._upstream.address} ended its response early.")
+            self._fail_upstream(effects, 502, f"The model at {self._upstream.address} ended its response early.")
         if not data:  # EOF may delimit a response
-            self._close_upstream(reaction)
-        return reaction
+            self._close_upstream(effects)
+        return effects
 
     def upstream_failed(self, status: int, message: str) -> Effects:
         """Handle an upstream that could not be reached (502), or not in time (504)."""
-        reaction = Effects()
+        effects = Effects()
         if self._inflight is None:
-            self._close_upstream(reaction)
+            self._close_upstream(effects)
         else:
-            self._fail_upstream(reaction, status, message)
-        return reaction
+            self._fail_upstream(effects, status, message)
+        return effects
 
     def upstream_timed_out(self) -> Effects:
         """Handle an upstream that did not start or continue its response in time."""
@@ -229,13 +229,13 @@ class ModelProtocol:
         if isinstance(decision, Rejected):
             self._reject(effects, decision, request.method)
             return
-        refused = None
+        denial = None
         if self._budget_gate.needs_body:
             self._pending = _PendingRequest(request, decision)
-        elif (refused := self._budget_gate.check()) is None:
+        elif (denial := self._budget_gate.check()) is None:
             self._forward(effects, request, decision)
-        if refused is not None:
-            self._reject(effects, refused, request.method)
+        if denial is not None:
+            self._reject(effects, denial, request.method)
         elif self._client_side.they_are_waiting_for_100_continue:
             self._send_to_client(effects, h11.InformationalResponse(status_code=100, headers=[]))
 
@@ -414,9 +414,9 @@ class ModelProtocol:
 
     def _charge_usage(self, *, is_complete: bool = False, is_abandoned: bool = False) -> None:
         """End the request in flight and report its usage."""
-        exchange, self._inflight = self._inflight, None
-        if exchange is not None:
-            usage = exchange.report_usage(self._reporter, is_complete=is_complete, is_abandoned=is_abandoned)
+        inflight, self._inflight = self._inflight, None
+        if inflight is not None:
+            usage = inflight.report_usage(self._reporter, is_complete=is_complete, is_abandoned=is_abandoned)
             self._budget_gate.charge(self, usage)
 
     def _finish_cycle(self, effects: Effects, *, has_next_request: bool = False) -> None:

@@ -69,8 +69,8 @@ def external_access_reason(document: dict[str, Any], sanitize: Callable[[str], s
 
     sanitize: makes untrusted text safe to report.
     """
-    for place, value in _iter_objects(document):
-        reason = _tool_deny_reason(place, value, _CLIENT_TOOLS, sanitize) or _access_deny_reason(place, value, sanitize)
+    for path, value in _iter_objects(document):
+        reason = _tool_deny_reason(path, value, _CLIENT_TOOLS, sanitize) or _access_deny_reason(path, value, sanitize)
         if reason is not None:
             return reason
     return None
@@ -81,15 +81,15 @@ def unknown_fee_reason(document: dict[str, Any], sanitize: Callable[[str], str])
 
     The result and `sanitize` are as in `external_access_reason`.
     """
-    objections = (_tool_deny_reason(place, value, _PRICED_TOOLS, sanitize) for place, value in _iter_objects(document))
-    return next((reason for reason in objections if reason is not None), None)
+    deny_reasons = (_tool_deny_reason(path, value, _PRICED_TOOLS, sanitize) for path, value in _iter_objects(document))
+    return next((reason for reason in deny_reasons if reason is not None), None)
 
 
 def additional_models(document: dict[str, Any]) -> Iterator[str]:
     """Yield the further models that may answer the request, besides the one it names; "" for an invalid name."""
-    for place, value in _iter_objects(document):
+    for path, value in _iter_objects(document):
         kind = _get_field(value, "type")
-        if place == "fallbacks" or (isinstance(kind, str) and kind.startswith("advisor_")):
+        if path == "fallbacks" or (isinstance(kind, str) and kind.startswith("advisor_")):
             model = _get_field(value, "model")
             yield model if _is_short_string(model) else ""
 
@@ -143,15 +143,15 @@ def _iter_objects(document: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """
     pending: list[tuple[str, Any]] = [("", document)]
     while pending:
-        place, value = pending.pop()
+        path, value = pending.pop()
         if isinstance(value, list):
-            pending += [(place, item) for item in value]
+            pending += [(path, item) for item in value]
         elif isinstance(value, dict):
-            yield place, value
-            data = _opaque_fields(place, value)
-            pending += [(_child_context(place, key), item) for key, item in value.items() if key not in data]
-        elif value is not None and (place == "tool" or place in _TOOL_CONTEXTS):
-            yield place, value
+            yield path, value
+            data = _opaque_fields(path, value)
+            pending += [(_child_context(path, key), item) for key, item in value.items() if key not in data]
+        elif value is not None and (path == "tool" or path in _TOOL_CONTEXTS):
+            yield path, value
 
 
 def _opaque_fields(context: str, record: dict[str, Any]) -> frozenset[str]:
@@ -171,8 +171,8 @@ def _child_context(parent: str, key: str) -> str:
 def _is_tool(context: str, record: dict[str, Any]) -> bool:
     kind = record.get("type")
     is_typed_part = context == _TOOL_PART and bool(kind)
-    is_of_servers = isinstance(kind, str) and _SERVER_TOOLS.fullmatch(kind) is not None
-    return context in _TOOL_CONTEXTS or is_typed_part or is_of_servers
+    is_server_tool = isinstance(kind, str) and _SERVER_TOOLS.fullmatch(kind) is not None
+    return context in _TOOL_CONTEXTS or is_typed_part or is_server_tool
 
 
 def _is_short_string(value: Any) -> TypeGuard[str]:

@@ -154,7 +154,7 @@ def select_headers(request: h11.Request, *, is_body_unchanged: bool) -> tuple[He
 
     is_body_unchanged: the body is forwarded unchanged, so the headers that describe its encoding are forwarded too.
     """
-    taken = _FORWARDED | _BODY_HEADERS if is_body_unchanged else _FORWARDED
+    forwarded_names = _FORWARDED | _BODY_HEADERS if is_body_unchanged else _FORWARDED
     expected = _CONNECTION_HEADERS if is_body_unchanged else _CONNECTION_HEADERS | _BODY_HEADERS
     named = connection_header_names(request)
     forwarded: Headers = []
@@ -164,7 +164,7 @@ def select_headers(request: h11.Request, *, is_body_unchanged: bool) -> tuple[He
         name = original.lower()
         if name in expected:
             continue
-        is_known = name in taken or name.startswith(_FORWARDED_PREFIXES)
+        is_known = name in forwarded_names or name.startswith(_FORWARDED_PREFIXES)
         if is_known and name not in named and (name not in seen_names or name in _LIST_HEADERS):
             seen_names.add(name)
             forwarded.append((original, value))

@@ -148,9 +148,10 @@ class StreamMeter:
 
     def upper_bound(self, cost_bound: CostBound, *, is_fully_received: bool) -> Usage | None:
         """A token has at least one byte, so the received bytes bound the number of output tokens."""
-        heard = self._received_bytes + len(self._line)
+        received_bytes = self._received_bytes + len(self._line)
         return self._tally.upper_bound(
-            cost_bound, min(heard, cost_bound.output_tokens_max) if is_fully_received else cost_bound.output_tokens_max
+            cost_bound,
+            min(received_bytes, cost_bound.output_tokens_max) if is_fully_received else cost_bound.output_tokens_max,
         )
 
     def _append(self, part: bytes) -> None:

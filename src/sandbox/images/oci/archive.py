@@ -89,9 +89,9 @@ def open_archive(path: Path) -> Iterator[OciArchive]:
             raise ImageRefusedError(
                 f"{path} is not an uncompressed tar; uncompress it first, or save it as oci-archive."
             )
-        guarded = HeaderLimitedFile(file)
-        with tarfile.open(fileobj=cast("IO[bytes]", guarded), mode="r:") as tar:
-            yield OciArchive(tar, guarded)
+        limited_file = HeaderLimitedFile(file)
+        with tarfile.open(fileobj=cast("IO[bytes]", limited_file), mode="r:") as tar:
+            yield OciArchive(tar, limited_file)
 
 
 def _is_uncompressed_tar(file: BinaryIO) -> bool:

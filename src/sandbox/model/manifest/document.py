@@ -63,9 +63,9 @@ class Document:
     def value_location(self, path: FieldPath) -> SourceLocation | None:
         """Return the location of the value, or of the nearest enclosing value that has one."""
         for length in range(len(path), -1, -1):
-            mark = self.value_locations.get(path[:length])
-            if mark is not None:
-                return mark
+            location = self.value_locations.get(path[:length])
+            if location is not None:
+                return location
         return None
 
     def key_location(self, path: FieldPath) -> SourceLocation | None:

@@ -90,9 +90,9 @@ def _type_at(path: FieldPath) -> Any:
 
 def _to_violation(error: ErrorDetails) -> RuleViolation:
     path = tuple(part for part in error["loc"] if part != "[key]")
-    for pattern, rule, tell in _MESSAGES:
+    for pattern, rule, format_message in _MESSAGES:
         if re.fullmatch(pattern, error["type"]):
-            return RuleViolation(path, rule, tell(path, error))
+            return RuleViolation(path, rule, format_message(path, error))
     return RuleViolation(path, "format", "is not valid")
 
 
@@ -115,9 +115,9 @@ def _format_message(_: FieldPath, error: ErrorDetails) -> str:
 
 def _type_message(expected: str) -> Callable[[FieldPath, ErrorDetails], str]:
     def format_message(_: FieldPath, error: ErrorDetails) -> str:
-        given = error["input"]
-        hint = "; put it in quotes" if expected == "text" and isinstance(given, bool | int | float) else ""
-        return f"must be {expected}, not {_describe_type(given)}{hint}"
+        value = error["input"]
+        hint = "; put it in quotes" if expected == "text" and isinstance(value, bool | int | float) else ""
+        return f"must be {expected}, not {_describe_type(value)}{hint}"
 
     return format_message
 
@@ -192,15 +192,15 @@ def parse_manifest(
     data = without_nulls(document.data)
     if type(data.get("version")) is int:
         data["version"] = str(data["version"])
-    verdict = validate(data)
-    found = [] if isinstance(verdict, Manifest) else verdict
-    mistakes = [
+    result = validate(data)
+    found = [] if isinstance(result, Manifest) else result
+    errors = [
         *document.errors,
         *_to_field_errors(document, found, [*find_violations(data, profiles, clone_hosts, has_price)]),
     ]
-    if mistakes or not isinstance(verdict, Manifest):
-        _raise_invalid(mistakes)
-    return verdict
+    if errors or not isinstance(result, Manifest):
+        _raise_invalid(errors)
+    return result
 
 
 def read_document(body: bytes, *, is_json: bool) -> Document:
@@ -263,17 +263,17 @@ def _to_field_errors(
     document: Document, schema_violations: list[RuleViolation], rule_violations: list[RuleViolation]
 ) -> list[FieldError]:
     """Add source locations. Errors that the document already contains are left out."""
-    kept = [breach for breach in schema_violations if breach.path not in document.invalid_paths]
-    return [_to_field_error(document, breach) for breach in [*kept, *rule_violations]]
+    remaining = [violation for violation in schema_violations if violation.path not in document.invalid_paths]
+    return [_to_field_error(document, breach) for breach in [*remaining, *rule_violations]]
 
 
 def _to_field_error(document: Document, violation: RuleViolation) -> FieldError:
     by_key = violation.rule == "unknown_field"
-    mark = document.key_location(violation.path) if by_key else document.value_location(violation.path)
-    return FieldError.at(violation.path, violation.rule, violation.message, mark)
+    location = document.key_location(violation.path) if by_key else document.value_location(violation.path)
+    return FieldError.at(violation.path, violation.rule, violation.message, location)
 
 
 def _raise_invalid(errors: list[FieldError]) -> NoReturn:
     ordered = sorted(errors, key=lambda mistake: (mistake.line or 0, mistake.column or 0))
-    told = ordered[: limits.MANIFEST_ERRORS_MAX]
-    raise InvalidManifestError(told, omitted_count=len(ordered) - len(told))
+    reported = ordered[: limits.MANIFEST_ERRORS_MAX]
+    raise InvalidManifestError(reported, omitted_count=len(ordered) - len(reported))

@@ -150,8 +150,8 @@ class _NodeBuilder:
         node = Node(value, _location(event.start_mark))
         self._register_anchor(event.anchor, node)
         if self._stack and self._stack[-1].expects_key:
-            complaint = None if isinstance(value, str) else _KEY_MESSAGE
-            self._stack[-1].key = Pair(str(event.value), None, node.location, complaint)
+            error = None if isinstance(value, str) else _KEY_MESSAGE
+            self._stack[-1].key = Pair(str(event.value), None, node.location, error)
         else:
             self._add(node, event)
 
@@ -171,13 +171,13 @@ class _NodeBuilder:
         self._attach(ended.node)
 
     def _resolve_alias(self, event: Any) -> Node:
-        mark = _location(event.start_mark)
+        location = _location(event.start_mark)
         self._alias_count += 1
         if self._alias_count > limits.MANIFEST_ALIASES_MAX:
-            reject(f"has more than {limits.MANIFEST_ALIASES_MAX} YAML aliases", rule="range", location=mark)
+            reject(f"has more than {limits.MANIFEST_ALIASES_MAX} YAML aliases", rule="range", location=location)
         node = self._anchors.get(event.anchor)
         if node is None:
-            reject("has a YAML alias without an anchor before it", location=mark)
+            reject("has a YAML alias without an anchor before it", location=location)
         return node
 
     def _add(self, node: Node, event: Any) -> None:

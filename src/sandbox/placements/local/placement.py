@@ -47,10 +47,10 @@ class LocalPlacement:
 
     def _start(self, order: LaunchOrder, lock_fd: int, loop: asyncio.AbstractEventLoop) -> None:
         """Start the runner. Blocks, so it runs in a thread."""
-        with contextlib.ExitStack() as held:
-            held.callback(os.close, lock_fd)
+        with contextlib.ExitStack() as stack:
+            stack.callback(os.close, lock_fd)
             order_in, order_out = os.pipe()
-            held.callback(os.close, order_out)
+            stack.callback(os.close, order_out)
             try:
                 log_path = self._log_path(order)
                 pidfd = self._spawn(order_in, log_path, lock_fd)
@@ -102,11 +102,11 @@ def _send_order(order_out: int, order: bytes, pidfd: int, log_path: Path) -> Non
 def _write_all(pipe_fd: int, data: bytes, seconds: float) -> None:
     """Write all data within `seconds`. Raises TimeoutError, BrokenPipeError."""
     os.set_blocking(pipe_fd, False)
-    room = select.poll()
-    room.register(pipe_fd, select.POLLOUT)
+    poll = select.poll()
+    poll.register(pipe_fd, select.POLLOUT)
     deadline = time.monotonic() + seconds
     while data:
-        if not room.poll(max(0.0, deadline - time.monotonic()) * 1000):
+        if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
             raise TimeoutError(ETIMEDOUT, "Nobody reads")
         data = data[os.write(pipe_fd, data) :]
 

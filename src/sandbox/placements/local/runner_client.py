@@ -69,9 +69,9 @@ async def _request_terminal(
     reader: asyncio.StreamReader, writer: asyncio.StreamWriter, order: TerminalOrder
 ) -> UnixTerminalConnection:
     writer.write(msgspec.json.encode(order) + b"\n")
-    receipt = msgspec.json.decode(await reader.readline(), type=Reply)
-    if not receipt.done:
-        raise TerminalRefusedError(receipt.message)
+    reply = msgspec.json.decode(await reader.readline(), type=Reply)
+    if not reply.done:
+        raise TerminalRefusedError(reply.message)
     return UnixTerminalConnection(reader, writer)
 
 

@@ -50,12 +50,14 @@ async def collect(attempt: AttemptContext) -> None:
     """
     if attempt.task.is_collected:
         return
-    timely = msgspec.structs.replace(attempt, redaction=await asyncio.to_thread(_make_deadline_redactor, attempt))
+    deadline_attempt = msgspec.structs.replace(
+        attempt, redaction=await asyncio.to_thread(_make_deadline_redactor, attempt)
+    )
     directory = attempt.task_files.artifacts
     directory.mkdir(mode=0o700, exist_ok=True)
     fsync_path(directory.parent)
     try:
-        await _collect_patch(timely, directory)
+        await _collect_patch(deadline_attempt, directory)
     except AttemptError as error:
         if transient_disk_error(error) is not None:
             raise
@@ -64,10 +66,10 @@ async def collect(attempt: AttemptContext) -> None:
         message = (
             "The patch could not be created; the reason is withheld, because the values of the secrets are unknown."
         )
-        failure = Failure(error.failure.code, message) if _is_unredactable(timely) else error.failure
+        failure = Failure(error.failure.code, message) if _is_unredactable(deadline_attempt) else error.failure
         attempt.recorder.record_once(AttemptFailed(failure))
-    await _store_transcript(timely, directory)
-    await _collect_pattern_matches(timely, directory)
+    await _store_transcript(deadline_attempt, directory)
+    await _collect_pattern_matches(deadline_attempt, directory)
     # Short enough to scan without a deadline.
     await _store_chunks(attempt, directory, METADATA_NAME, "application/json", _encode_metadata(attempt))
 

@@ -371,14 +371,14 @@ class _AgentRun:
         A stall of the host costs one check, not the output that is ready by then. Output that waits for the CPU budget
         is not silence.
         """
-        look_seconds = OUTPUT_DRAIN_SECONDS / _DRAIN_CHECKS
-        silent_looks = 0
-        for _ in range(math.ceil(OUTPUT_DRAIN_SECONDS_MAX / look_seconds)):
+        check_seconds = OUTPUT_DRAIN_SECONDS / _DRAIN_CHECKS
+        silent_checks = 0
+        for _ in range(math.ceil(OUTPUT_DRAIN_SECONDS_MAX / check_seconds)):
             moved_bytes = self._output.processed_bytes
-            _, late = await asyncio.wait(pumps, timeout=look_seconds)
+            _, late = await asyncio.wait(pumps, timeout=check_seconds)
             is_silent = self._output.processed_bytes == moved_bytes and not self._output_queue.is_waiting
-            silent_looks = silent_looks + 1 if is_silent else 0
-            if not late or silent_looks == _DRAIN_CHECKS:
+            silent_checks = silent_checks + 1 if is_silent else 0
+            if not late or silent_checks == _DRAIN_CHECKS:
                 return f"nothing was received for {OUTPUT_DRAIN_SECONDS:g} s"
         return f"it did not end within {OUTPUT_DRAIN_SECONDS_MAX:g} s"
 

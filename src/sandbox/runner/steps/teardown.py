@@ -63,9 +63,9 @@ async def _destroy_and_remove(
     if files.repository not in preserved and files.repository.is_dir():
         # Remove it first, so nothing is compared with a half-removed workspace.
         files.repository.rename(files.root / "repository.gone")
-    spared = {files.handle, files.runner_log, *preserved}
+    kept_paths = {files.handle, files.runner_log, *preserved}
     earlier = [] if keeps_disk else earlier_attempt_files(attempt)
-    await attempt.dependencies.remove([*(path for path in files.root.iterdir() if path not in spared), *earlier])
+    await attempt.dependencies.remove([*(path for path in files.root.iterdir() if path not in kept_paths), *earlier])
     files.handle.unlink(missing_ok=True)
 
 

@@ -70,8 +70,8 @@ def _bwrap_arguments(exec_spec: ExecSpec, spec: SandboxSpec, command: Command, s
 def _root_arguments(root: RootFsSpec) -> Iterator[str]:
     if root.image is not None:
         yield from ("--ro-bind", f"{launcher.STAGING_DIRECTORY}/image", "/")
-    for place in root.tmpfs_mounts:
-        yield from ("--perms", "0755", "--tmpfs", place)
+    for mount_path in root.tmpfs_mounts:
+        yield from ("--perms", "0755", "--tmpfs", mount_path)
     for directory in root.directories:
         yield from ("--perms", "0755", "--dir", directory)
     for link, target in root.links.items():

@@ -37,8 +37,8 @@ def staged_entries(spec: SandboxSpec) -> Iterator[StagedEntry]:
 def _rootfs_entries(root: RootFsSpec) -> Iterator[StagedEntry]:
     if root.image is not None:
         yield ("image", _ROOT_NAME, str(root.image))
-    for place in root.tmpfs_mounts:
-        yield ("memory", _ROOT_NAME + place, "")
+    for mount_path in root.tmpfs_mounts:
+        yield ("memory", _ROOT_NAME + mount_path, "")
     for directory in (*root.directories, *(_MOUNT_POINTS if root.image is None else ())):
         yield ("directory", _ROOT_NAME + directory, "")
     for link, target in root.links.items():

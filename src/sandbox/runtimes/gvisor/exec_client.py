@@ -51,9 +51,9 @@ async def start_runsc_on_pty(
         started, control = start_program(_RUNSC_EXEC_PROGRAM, attempt_id, size.rows, size.columns)
     except OSError as error:
         raise AttemptError(FailureCode.SANDBOX_LOST, f"No process could be started: {error}; try again.") from error
-    entrant = ExecProcess(started, control)
+    exec_process = ExecProcess(started, control)
     try:
-        await asyncio.to_thread(add_to_group, entrant.pid)
+        await asyncio.to_thread(add_to_group, exec_process.pid)
         contents = {"process": process_config, "messages": b"", "begun": b""}
         _send(
             control,
@@ -61,9 +61,9 @@ async def start_runsc_on_pty(
             argv,
             *(launcher_client.create_memfd(name, content) for name, content in contents.items()),
         )
-        return entrant, *await entrant.wait_opened()
+        return exec_process, *await exec_process.wait_opened()
     except BaseException as error:
-        await entrant.kill()
+        await exec_process.kill()
         if isinstance(error, OSError):
             reason = f"The sandbox could not be entered: {error}; it may have ended."
             raise AttemptError(FailureCode.SANDBOX_LOST, reason) from error

@@ -92,12 +92,12 @@ class GvisorDriver:
         """Stage the sandbox's complete file system."""
         if kernel_uid is None:
             raise AttemptError(FailureCode.PROVISION_FAILED, "gVisor needs root; run the server as root.")
-        places = {name: spec.disk / name for name in DISK_DIRECTORIES}
+        paths_by_name = {name: spec.disk / name for name in DISK_DIRECTORIES}
         files_uid = self.files_uid(kernel_uid)
         return start_launcher(
             spec.attempt_id,
             kernel_uid,
-            places,
+            paths_by_name,
             agent_uid=files_uid,
             entries=staged_entries(spec),
             seccomp_filter=seccomp.assemble_socket_filter(os.uname().machine),

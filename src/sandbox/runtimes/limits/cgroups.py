@@ -246,8 +246,8 @@ def find_hierarchies(
             second.append(point)
     if first:
         return Hierarchies([point for point in dict.fromkeys(first) if _is_writable(point)])
-    tops = (_topmost_writable(point, own_cgroup) for point in second[:1])
-    return Hierarchies([top for top in tops if top is not None])
+    hierarchy_roots = (_topmost_writable(point, own_cgroup) for point in second[:1])
+    return Hierarchies([top for top in hierarchy_roots if top is not None])
 
 
 def _topmost_writable(mount_point: Path, own_cgroup: Path) -> Path | None:

@@ -70,8 +70,8 @@ class KernelUidPool:
         self._ensure_directory()
         descriptor = self._open(uid)
         try:
-            is_nobodys = _try_lock(descriptor)
-            yield lambda: is_nobodys or self.is_allocated_to(uid, attempt_id)
+            is_unallocated = _try_lock(descriptor)
+            yield lambda: is_unallocated or self.is_allocated_to(uid, attempt_id)
         finally:
             os.close(descriptor)
 
@@ -83,8 +83,8 @@ class KernelUidPool:
         """Return the uid whose latest claim, by any process, names the attempt; None if there is none."""
         name = attempt_id.encode()
         try:
-            claims = [path for path in self._directory.iterdir() if path.name.isdigit()]
-            return next((int(path.name) for path in claims if path.read_bytes() == name), None)
+            allocation_files = [path for path in self._directory.iterdir() if path.name.isdigit()]
+            return next((int(path.name) for path in allocation_files if path.read_bytes() == name), None)
         except OSError:
             return None
 

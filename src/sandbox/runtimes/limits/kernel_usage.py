@@ -232,21 +232,21 @@ class SocketCounter:
         body = struct.pack("=BBBxI48x", family, protocol, 1 << (_MEMORY - 1), _STATES)
         header = struct.pack("=IHHII", _HEADER_BYTES + len(body), _REQUEST, _DUMP, self._sequence, 0)
         self._netlink.send(header + body)
-        received, half_open, looked_at = 0, 0, 0
-        while looked_at < _ENOUGH_SOCKETS:
-            answers = self._netlink.recv(_MESSAGES_BYTES)
+        received, half_open, inspected_count = 0, 0, 0
+        while inspected_count < _ENOUGH_SOCKETS:
+            messages = self._netlink.recv(_MESSAGES_BYTES)
             at = 0
-            while at < len(answers):
-                length, kind, _, sequence = struct.unpack_from("=IHHI", answers, at)
+            while at < len(messages):
+                length, kind, _, sequence = struct.unpack_from("=IHHI", messages, at)
                 if sequence == self._sequence:
                     if kind in (_DONE, _ERROR):
-                        refuse(answers, at, length)
+                        refuse(messages, at, length)
                         return Waiting(received, half_open)
-                    looked_at += 1
-                    half_open += answers[at + _HEADER_BYTES + 1] == _SYN_RECEIVED
+                    inspected_count += 1
+                    half_open += messages[at + _HEADER_BYTES + 1] == _SYN_RECEIVED
                     if protocol == _UDP:
-                        udp_ports[read_port(answers, at)] += 1
-                    received += read_memory(answers, at + _HEADER_BYTES + _ANSWER_BYTES, at + length)
+                        udp_ports[read_port(messages, at)] += 1
+                    received += read_memory(messages, at + _HEADER_BYTES + _ANSWER_BYTES, at + length)
                 at += -(-length // 4) * 4
         return Waiting(received, half_open)
 

@@ -399,8 +399,10 @@ def _refuse_flags(call: int, argument: int, flags: int, error: int) -> list[byte
 
 def _refuse_threads_with_own_files(call: int) -> list[bytes]:
     """Refuse a thread of the same process that does not share its open files."""
-    without = [_instruction(_JUMP_SET, _CLONE_FILES, 1, 0), _return_errno(errno.EPERM)]
-    return _for_call(call, [_load(_ARG0), _instruction(_JUMP_SET, _CLONE_THREAD, 0, len(without)), *without])
+    reject_if_absent = [_instruction(_JUMP_SET, _CLONE_FILES, 1, 0), _return_errno(errno.EPERM)]
+    return _for_call(
+        call, [_load(_ARG0), _instruction(_JUMP_SET, _CLONE_THREAD, 0, len(reject_if_absent)), *reject_if_absent]
+    )
 
 
 def _refuse_above(call: int, argument: int, value_max: int, error: int) -> list[bytes]:

@@ -127,7 +127,7 @@ def start_command(
     parent, argv_location = os.getppid(), locate_argv()
     enter_sandbox(init_pidfd, uid)
     launcher.set_parent_death_signal(parent)
-    ours, pty_peer = open_pty(*size)
+    pty_master, pty_peer = open_pty(*size)
     line, line_of_child = _socket.socketpair()
     # The child's arguments are a copy of these and would show host paths to processes inside.
     argv_copy = ctypes.string_at(*argv_location)
@@ -143,7 +143,7 @@ def start_command(
     if line.recv(5) != b"ready":
         raise OSError("the command's process ended before it started")
     line.send(b"go")
-    return child, ours
+    return child, pty_master
 
 
 def main(arguments: list[str]) -> None:

@@ -128,9 +128,9 @@ def configure_loopback() -> None:
     flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE
     netlink = _socket.socket(_socket.AF_NETLINK, _socket.SOCK_RAW, 0)
     netlink.sendto(struct.pack("=IHHII", 16 + len(route), RTM_NEWROUTE, flags, 1, 0) + route, (0, 0))
-    answer = netlink.recv(4096)
+    response = netlink.recv(4096)
     netlink.close()
-    kind, error = struct.unpack_from("=4xH10xi", answer)
+    kind, error = struct.unpack_from("=4xH10xi", response)
     if kind != NLMSG_ERROR or error != 0:
         raise OSError(-error, f"route to 198.18.0.0/15: {os.strerror(-error)}")
 
@@ -141,14 +141,14 @@ def open_listeners(transparent_ports: list[int]) -> list[_socket.socket]:
     The first two ports are those of interfaces/layout.py, which this program cannot import.
     """
     stream, datagram = _socket.SOCK_STREAM, _socket.SOCK_DGRAM
-    wanted = [
+    addresses = [
         (stream, "127.0.0.1", 8123),
         (stream, "127.0.0.1", 3128),
         (datagram, "0.0.0.0", 53),  # noqa: S104  (every address of a namespace that nothing else is in)
         (stream, "0.0.0.0", 53),  # noqa: S104
         *((stream, "0.0.0.0", port) for port in transparent_ports),  # noqa: S104
     ]
-    return [_open_listener(*one) for one in wanted]
+    return [_open_listener(*one) for one in addresses]
 
 
 def _open_listener(kind: int, address: str, port: int) -> _socket.socket:
@@ -173,7 +173,7 @@ def stage_entries(entries: list[tuple[str, str, str]], kernel_uid: int | None) -
     # Opened first, because the mount at STAGING_DIRECTORY hides the host's files below it.
     sources = {path: os.open(path, os.O_PATH) for kind, _, path in entries if kind in HOST_PATH_KINDS}
     programs = [path for kind, _, path in entries if kind == "program"]
-    folders = {path: os.open(os.path.dirname(path), os.O_PATH) for path in programs}  # noqa: PTH120
+    parent_fds = {path: os.open(os.path.dirname(path), os.O_PATH) for path in programs}  # noqa: PTH120
     _mount("tmpfs", STAGING_DIRECTORY, "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755,size=1m")
     for kind, name, value in entries:
         target = f"{STAGING_DIRECTORY}/{name}"
@@ -182,7 +182,7 @@ def stage_entries(entries: list[tuple[str, str, str]], kernel_uid: int | None) -
             source = f"/proc/self/fd/{sources[value]}"
             if kind == "program" and not os.stat(source).st_mode & 0o004:  # noqa: PTH116
                 readable = f"{STAGING_DIRECTORY}/readable/{name}"
-                source = make_program_readable(folders[value], os.path.basename(value), readable)  # noqa: PTH119
+                source = make_program_readable(parent_fds[value], os.path.basename(value), readable)  # noqa: PTH119
             _bind(source, target, is_read_only=kind != "bind")
         elif kind == "link":
             os.symlink(value, target)  # noqa: PTH211
@@ -194,7 +194,7 @@ def stage_entries(entries: list[tuple[str, str, str]], kernel_uid: int | None) -
             os.chown(target, kernel_uid, kernel_uid)
         if kind == "memory":
             _mount("tmpfs", target, "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755,size=1m")
-    for descriptor in (*sources.values(), *folders.values()):
+    for descriptor in (*sources.values(), *parent_fds.values()):
         os.close(descriptor)
 
 
@@ -202,8 +202,8 @@ def make_program_readable(directory: int, program: str, overlay: str) -> str:
     """Return the path of a readable view of an execute-only program. Only its mode is copied up, not its content."""
     for name in ("upper", "scratch", "view"):
         os.makedirs(f"{overlay}/{name}")  # noqa: PTH103
-    places = f"lowerdir=/proc/self/fd/{directory},upperdir={overlay}/upper,workdir={overlay}/scratch"
-    _mount("overlay", f"{overlay}/view", "overlay", MS_NOSUID | MS_NODEV, f"{places},metacopy=on,xino=off")
+    overlay_options = f"lowerdir=/proc/self/fd/{directory},upperdir={overlay}/upper,workdir={overlay}/scratch"
+    _mount("overlay", f"{overlay}/view", "overlay", MS_NOSUID | MS_NODEV, f"{overlay_options},metacopy=on,xino=off")
     os.chmod(f"{overlay}/view/{program}", 0o555)  # noqa: PTH101, S103
     return f"{overlay}/view/{program}"
 
@@ -243,14 +243,14 @@ def enter_user_namespace(kernel_uid: int, agent_uid: int) -> None:
 
     A child creates the namespace, because a process that is already in it may not map two uids.
     """
-    parent_socket, childs = _socket.socketpair()
+    parent_socket, child_socket = _socket.socketpair()
     child = os.fork()
     if child == 0:
         parent_socket.close()
-        childs.send(b"made" if _libc.unshare(CLONE_NEWUSER) == 0 else b"not")
-        childs.recv(1)
+        child_socket.send(b"made" if _libc.unshare(CLONE_NEWUSER) == 0 else b"not")
+        child_socket.recv(1)
         os._exit(0)
-    childs.close()
+    child_socket.close()
     if parent_socket.recv(4) != b"made":
         raise OSError("a user namespace could not be created")
     for name in ("uid_map", "gid_map"):

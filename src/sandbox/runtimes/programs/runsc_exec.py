@@ -55,7 +55,7 @@ def exec_runsc(argv: list[bytes], pty: int, files: list[int]) -> None:
 
 def run_on_pty(control: _socket.socket, argv: list[bytes], files: list[int], size: tuple[int, int]) -> None:
     """Start runsc, send the pty's master to the runner, wait for runsc and report its exit status."""
-    ours, pty_peer = exec_command.open_pty(*size)
+    pty_master, pty_peer = exec_command.open_pty(*size)
     channel, line_of_child = _socket.socketpair()
     child = os.fork()
     if child == 0:
@@ -66,9 +66,9 @@ def run_on_pty(control: _socket.socket, argv: list[bytes], files: list[int], siz
     if channel.recv(5) != b"ready":
         raise OSError("runsc ended before it started")
     channel.send(b"go")
-    numbers = struct.pack("ii", ours, os.pidfd_open(child))
+    numbers = struct.pack("ii", pty_master, os.pidfd_open(child))
     control.sendmsg([b"open"], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, numbers)])
-    os.close(ours)
+    os.close(pty_master)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     _, messages, begun = (os.fstat(file).st_size for file in files)
     if code == EXIT_RUNSC_FAILED and begun and messages:

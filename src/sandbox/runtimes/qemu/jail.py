@@ -220,8 +220,8 @@ def _command_root_arguments(exec_spec: ExecSpec, plan: GuestPlan) -> Iterator[st
     root = rootfs.describe_rootfs(plan.spec)
     if root.image is not None:
         yield from ("--ro-bind", f"{launcher.STAGING_DIRECTORY}/image", _COMMAND_ROOT)
-    for place in root.tmpfs_mounts:
-        yield from ("--perms", "0755", "--tmpfs", f"{_COMMAND_ROOT}{place}")
+    for mount_path in root.tmpfs_mounts:
+        yield from ("--perms", "0755", "--tmpfs", f"{_COMMAND_ROOT}{mount_path}")
     for directory in (*root.directories, *(() if root.image else ("", "/dev", "/proc"))):
         yield from ("--perms", "0755", "--dir", f"{_COMMAND_ROOT}{directory}")
     for link, target in root.links.items():
@@ -231,8 +231,8 @@ def _command_root_arguments(exec_spec: ExecSpec, plan: GuestPlan) -> Iterator[st
     for name, inside in DISK_DIRECTORIES.items():
         yield from ("--bind", f"{launcher.STAGING_DIRECTORY}/{name}", f"{_COMMAND_ROOT}{inside}")
     yield from _file_arguments(exec_spec, plan, root)
-    for place in root.tmpfs_mounts:
-        yield from ("--remount-ro", f"{_COMMAND_ROOT}{place}")
+    for mount_path in root.tmpfs_mounts:
+        yield from ("--remount-ro", f"{_COMMAND_ROOT}{mount_path}")
 
 
 def _file_arguments(exec_spec: ExecSpec, plan: GuestPlan, root: rootfs.RootFsSpec) -> Iterator[str]:

@@ -46,12 +46,12 @@ def find_components() -> GuestComponents:
     kernel = next((kernel_modules for root in _kernels() if (kernel_modules := _find_modules(*root)) is not None), None)
     missing = [
         name
-        for name, is_there in (
+        for name, is_present in (
             ("QEMU", os.access(QEMU, os.X_OK)),
             ("virtiofsd", virtiofsd),
             ("a guest's kernel", kernel),
         )
-        if not is_there
+        if not is_present
     ]
     if kernel is None or virtiofsd is None or missing:
         raise AttemptError(FailureCode.PROVISION_FAILED, f"Not found: {', '.join(missing)}; {INSTALL_HINT}.")

@@ -69,8 +69,8 @@ class DiskMonitor:
         )
 
     def _adjust_reserve(self) -> None:
-        takes_no_file = self.space.files_total > 0 and self.space.files_free == 0
-        if self.shortage is not None and (takes_no_file or self.space.free_bytes < SERVER_RESERVE_BYTES):
+        has_no_inodes = self.space.files_total > 0 and self.space.files_free == 0
+        if self.shortage is not None and (has_no_inodes or self.space.free_bytes < SERVER_RESERVE_BYTES):
             self._reserve.release()
         elif self.shortage is None:
             with contextlib.suppress(OSError):

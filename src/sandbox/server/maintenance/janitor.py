@@ -38,14 +38,14 @@ class Janitor:
 
     async def run_once(self) -> None:
         """Run every job once. Never raises for a failed job."""
-        for duty in self._jobs:
+        for job in self._jobs:
             try:
                 async with asyncio.timeout(PERIODIC_JOB_SECONDS):
-                    await duty.run()
+                    await job.run()
             except Exception as error:
                 reason = str(error) or type(error).__name__
                 again = f"retrying in {JANITOR_INTERVAL_SECONDS / 60:.0f} minutes"
-                _log.error("Maintenance of %s failed: %s; %s. %s", duty.name, reason, again, duty.remedy)
+                _log.error("Maintenance of %s failed: %s; %s. %s", job.name, reason, again, job.remedy)
 
 
 class ClockCheck:

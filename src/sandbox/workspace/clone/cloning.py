@@ -131,8 +131,10 @@ class ConfinedClone:
     ) -> None:
         """Clone. Raises GitError, OSError."""
         own = (f"url.{self._url}.insteadOf", self._manifest_url)
-        far = parse_ssh_url(self._url)
-        serving = self._over_ssh(far) if far is not None else self._over_http(confinement, await self._find_remote())
+        ssh_url = parse_ssh_url(self._url)
+        serving = (
+            self._over_ssh(ssh_url) if ssh_url is not None else self._over_http(confinement, await self._find_remote())
+        )
         async with serving as (more, files, descriptors):
             git = Git(
                 self._variables["PATH"],
@@ -173,11 +175,11 @@ class ConfinedClone:
     async def _over_ssh(self, remote: SshRemote) -> AsyncIterator["GitInputs"]:
         """Run ssh outside and connect git to its pipes. ssh's errors are put before git's."""
         try:
-            async with capture_output() as (said, read_stderr):
-                with said, pipe() as (to_read, to_write), pipe() as (from_read, from_write):
+            async with capture_output() as (stderr, read_stderr):
+                with stderr, pipe() as (to_read, to_write), pipe() as (from_read, from_write):
                     streams = (to_read.fileno(), from_write.fileno())
-                    running = run_ssh(remote, self._user_settings, self._variables, streams, said.fileno())
-                    async with _running_in_background(_close_when_done(running, to_read, from_write, said)):
+                    running = run_ssh(remote, self._user_settings, self._variables, streams, stderr.fileno())
+                    async with _running_in_background(_close_when_done(running, to_read, from_write, stderr)):
                         settings = [("core.sshCommand", STUB_SSH_COMMAND), ("ssh.variant", "ssh")]
                         yield settings, {}, (to_write.fileno(), from_read.fileno())
         except GitError as error:

@@ -74,29 +74,31 @@ def resolve_remote(url: str, settings: Sequence[GitSetting], proxy: str, home: P
     if parts.scheme not in _PORTS or parts.hostname is None:
         return HttpRemote(url, None)
     address = HostPort(canonical_host(parts.hostname), parts.port or _PORTS[parts.scheme])
-    taken: list[GitSetting] = []
+    git_settings: list[GitSetting] = []
     files: dict[str, bytes] = {}
     for key, value in settings:
         match = _HTTP_SETTING.fullmatch(key)
         if match is None or match["name"] in _IGNORED_SETTINGS or not _applies_to_host(match["url"], address.host):
             continue
-        place = f"{FILES_DIRECTORY}/{len(files)}"
-        staged = _stage_setting_file(match["name"], value, home, place)
+        file_path = f"{FILES_DIRECTORY}/{len(files)}"
+        staged = _stage_setting_file(match["name"], value, home, file_path)
         files.update(staged or {})
-        taken.append((key, value if staged is None else place if staged else ""))
+        git_settings.append((key, value if staged is None else file_path if staged else ""))
         if len(files) > SETTINGS_FILES_MAX:
             raise OSError(_TOO_MANY_FILES.format(name=match["name"], value=value))
     if not proxy:
-        return HttpRemote(url, address, None, [*taken, ("http.proxy", f"socks5h://127.0.0.1:{PROXY_PORT}")], files)
-    taken += [(key, value) for key, value in settings if key == "remote.origin.proxyauthmethod"]
-    return HttpRemote(url, address, *_route_through_proxy(proxy, taken, files))
+        return HttpRemote(
+            url, address, None, [*git_settings, ("http.proxy", f"socks5h://127.0.0.1:{PROXY_PORT}")], files
+        )
+    git_settings += [(key, value) for key, value in settings if key == "remote.origin.proxyauthmethod"]
+    return HttpRemote(url, address, *_route_through_proxy(proxy, git_settings, files))
 
 
 def _stage_setting_file(name: str, value: str, home: Path, path_inside: str) -> Mapping[str, bytes] | None:
     """Return the files to stage for a setting, empty for none; None if its value is to be used unchanged."""
     if name == "sslcapath":
-        is_in_sight = any(Path(value).is_relative_to(one) for one in ("/usr", *CERTIFICATE_DIRECTORIES))
-        return None if is_in_sight else _read_directory(name, value, home, path_inside)
+        is_visible = any(Path(value).is_relative_to(one) for one in ("/usr", *CERTIFICATE_DIRECTORIES))
+        return None if is_visible else _read_directory(name, value, home, path_inside)
     if name in _FILE_SETTINGS or (name == "pinnedpubkey" and not value.startswith("sha256//")):
         content = _read_setting_file(name, value, home)
         return {} if content is None else {path_inside: content}
@@ -144,14 +146,14 @@ def _route_through_proxy(
     """Route git through the user's proxy, which the confinement reaches at its own name on the proxy listener."""
     parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
     host = parts.hostname or ""
-    via = HostPort(host, parts.port or (443 if parts.scheme == "https" else 1080))
+    proxy_address = HostPort(host, parts.port or (443 if parts.scheme == "https" else 1080))
     user, at, _ = parts.netloc.rpartition("@")
     is_name = not re.fullmatch(r"[0-9.]+|.*:.*", host)
     inside = host if is_name else "127.0.0.1"
     scheme = _REMOTE_DNS_SCHEMES.get(parts.scheme, parts.scheme)
     proxy_url = urlunsplit(parts._replace(scheme=scheme, netloc=f"{user}{at}{inside}:{PROXY_PORT}"))
     names = {"/etc/hosts": f"127.0.0.1 localhost {host}\n".encode()} if is_name else {}
-    return via, [*settings, ("http.proxy", proxy_url)], {**files, **names}
+    return proxy_address, [*settings, ("http.proxy", proxy_url)], {**files, **names}
 
 
 def _applies_to_host(url: str | None, host: str) -> bool:

@@ -160,8 +160,8 @@ class WorkspaceStaging:
         git = Git(self._path, confinement=confinement)
         commit = await self._find_commit(git)
         if self._repository.patch is not None:
-            where = (self._path, confinement, self._attempt.repository)
-            commit = await commit_initial_patch(*where, commit, self._repository.patch)
+            arguments = (self._path, confinement, self._attempt.repository)
+            commit = await commit_initial_patch(*arguments, commit, self._repository.patch)
         await self._check_size(git, commit)
         return commit
 

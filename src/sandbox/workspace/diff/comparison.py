@@ -200,7 +200,7 @@ async def _walk_with_ignore_rules(
             with request_writer, IgnoreRules(attempt.ignore_rules, request_writer, response_reader) as rules:
                 return walk(stop, rules)
 
-        judging = git.run(
+        check_ignore = git.run(
             *(f"--git-dir=../{attempt.repository.name}", "--work-tree=."),
             *("check-ignore", "--no-index", "--stdin", "-z", "--verbose", "--non-matching"),
             directory=attempt.ignore_rules,
@@ -208,4 +208,4 @@ async def _walk_with_ignore_rules(
             stdout=response_writer,
             ok_exit_codes=(0, 1),
         )
-        return await run_with_thread(work, *background, judging)
+        return await run_with_thread(work, *background, check_ignore)

@@ -148,13 +148,13 @@ def _temporary_directories(root: Path, paths: Iterable[bytes]) -> Iterator[None]
     created: list[bytes] = []
     try:
         for path in paths:
-            place = os.path.join(os.fsencode(root), path)  # noqa: PTH118 (bytes)
-            if _make_directory(place):
-                created.append(place)
+            directory = os.path.join(os.fsencode(root), path)  # noqa: PTH118 (bytes)
+            if _make_directory(directory):
+                created.append(directory)
         yield
     finally:
-        for place in reversed(created):
-            os.rmdir(place)  # noqa: PTH106 (bytes)
+        for directory in reversed(created):
+            os.rmdir(directory)  # noqa: PTH106 (bytes)
 
 
 @contextmanager
@@ -164,16 +164,16 @@ def _set_aside(root: Path, paths: Iterable[bytes]) -> Iterator[None]:
     aside = os.path.join(os.fsencode(root), _SET_ASIDE_DIRECTORY)  # noqa: PTH118 (bytes)
     try:
         for path in paths:
-            place = os.path.join(os.fsencode(root), path)  # noqa: PTH118 (bytes)
-            if os.path.isdir(place):  # noqa: PTH112 (bytes)
+            source = os.path.join(os.fsencode(root), path)  # noqa: PTH118 (bytes)
+            if os.path.isdir(source):  # noqa: PTH112 (bytes)
                 backup = os.path.join(aside, b"%d" % len(renamed))  # noqa: PTH118 (bytes)
                 os.makedirs(aside, _DIRECTORY_MODE, exist_ok=True)  # noqa: PTH103 (bytes)
-                os.rename(place, backup)  # noqa: PTH104 (bytes)
-                renamed.append((backup, place))
+                os.rename(source, backup)  # noqa: PTH104 (bytes)
+                renamed.append((backup, source))
         yield
     finally:
-        for backup, place in renamed:
-            os.rename(backup, place)  # noqa: PTH104 (bytes)
+        for backup, source in renamed:
+            os.rename(backup, source)  # noqa: PTH104 (bytes)
         if renamed:
             os.rmdir(aside)  # noqa: PTH106 (bytes)
 
@@ -198,15 +198,15 @@ def create_rules_directory(directory: Path) -> None:
 
 async def write_ignore_files(git: Git, repository: Path, entries: Sequence[BaseTreeEntry], directory: Path) -> None:
     """Write the base commit's `.gitignore` files into the empty `directory`. Raises GitError, OSError."""
-    obeyed = [entry for entry in entries if entry.size_bytes <= IGNORE_FILE_BYTES_MAX]
-    if sum(entry.size_bytes for entry in obeyed) > IGNORE_FILES_BYTES_MAX:
+    applied = [entry for entry in entries if entry.size_bytes <= IGNORE_FILE_BYTES_MAX]
+    if sum(entry.size_bytes for entry in applied) > IGNORE_FILES_BYTES_MAX:
         raise GitError(0, b"fatal: the .gitignore files are too large together")
-    if not obeyed:
+    if not applied:
         return
     with pipe() as (request_reader, request_writer), pipe() as (response_reader, response_writer):
 
         def write(stop: StopFlag) -> None:
-            for entry in obeyed:
+            for entry in applied:
                 stop.raise_if_requested()
                 write_all(request_writer, entry.object_id + b"\n")
                 _write_ignore_file(directory, entry, response_reader)

@@ -162,9 +162,9 @@ class FastImportWriter:
         return True
 
     def _write_content(self, content: Iterable[bytes]) -> None:
-        told = self._write_chunks(content)
-        self.contains_secret = self.contains_secret or self._find_secret(told)
-        for _ in told:
+        chunks = self._write_chunks(content)
+        self.contains_secret = self.contains_secret or self._find_secret(chunks)
+        for _ in chunks:
             pass
         self._write(b"\n")
 

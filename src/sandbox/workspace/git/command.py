@@ -175,13 +175,13 @@ class Git:
         Without a confinement git runs unconfined. `files` and `descriptors` are for a confinement, as in
         `ConfinedCommand`.
         """
-        wanted = {
+        git_settings = {
             "PATH": path,
             **_CLEAN_ENVIRONMENT,
             **_settings_environment([*_NEUTRAL_SETTINGS, *settings]),
             **(variables or {}),
         }
-        self._environment = {name: value for name, value in wanted.items() if value is not None}
+        self._environment = {name: value for name, value in git_settings.items() if value is not None}
         self._confinement = confinement or NoConfinement()
         self._files = files or {}
         self._descriptors = descriptors
@@ -256,15 +256,15 @@ async def capture_output(target: IO[bytes] | None = None) -> AsyncIterator[tuple
     if target is not None:
         yield target, bytes
         return
-    with pipe() as (ours, theirs):
-        kept = bytearray()
+    with pipe() as (read_end, write_end):
+        stderr = bytearray()
         reader = asyncio.StreamReader()
         transport, _ = await asyncio.get_running_loop().connect_read_pipe(
-            lambda: asyncio.StreamReaderProtocol(reader), ours
+            lambda: asyncio.StreamReaderProtocol(reader), read_end
         )
-        task = asyncio.create_task(_read_tail(reader, kept))
+        task = asyncio.create_task(_read_tail(reader, stderr))
         try:
-            yield theirs, lambda: bytes(kept)
+            yield write_end, lambda: bytes(stderr)
         finally:
             # A background process of ssh may hold the pipe long after git is gone, so the wait has a limit.
             await asyncio.wait([task], timeout=_DRAIN_SECONDS)

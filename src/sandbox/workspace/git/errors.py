@@ -100,9 +100,9 @@ def explain_clone_failure(stderr: str, repository: Repository, secrets: Collecti
     # Words in a URL, for example openssl, say nothing about the failure.
     lines = _URL.sub("", stderr.replace(repository.url, "")).split("\n")
     searched = "\n".join(line[:_LINE_CHARACTERS_MAX] for line in lines)
-    for pattern, meaning in _EXPLANATIONS:
+    for pattern, explanation in _EXPLANATIONS:
         if re.search(pattern, searched, re.IGNORECASE):
-            return f"Cannot clone {repository.url}: {meaning.format(branch=repository.branch)}."
+            return f"Cannot clone {repository.url}: {explanation.format(branch=repository.branch)}."
     line = last_error_line(redact_credentials(stderr, secrets)) or "nothing"
     return f"Cannot clone {repository.url}: git reported: {line}"
 

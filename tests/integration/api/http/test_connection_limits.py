@@ -70,8 +70,8 @@ def test_concurrent_requests_are_limited_per_token(running_api, until, monkeypat
             await until(lambda: api.open_streams("logs") == 3)
             rejected = await client.get("/api/v1/tasks")
             assert (rejected.status_code, rejected.json()["error"]) == (429, "rate_limit_exceeded")
-            otto = await client.get("/api/v1/tasks", headers={"Authorization": "Bearer otto"})
-            assert otto.status_code == 200
+            other_response = await client.get("/api/v1/tasks", headers={"Authorization": "Bearer otto"})
+            assert other_response.status_code == 200
             api.tasks.record("task-001", *TO_COMPLETED)
             await asyncio.gather(*streams)
             assert (await client.get("/api/v1/tasks")).status_code == 200

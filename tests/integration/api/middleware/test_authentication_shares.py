@@ -65,8 +65,8 @@ def test_streams_of_one_token_are_sent_in_small_batches(running_api, until, monk
             receivers = [asyncio.create_task(receive(*each)) for each in zip(streams, received, strict=True)]
             watching = asyncio.create_task(counter.watch())
             api.tasks.record("task-001", *(e.Output.from_bytes("stdout", b"a line\n") for _ in range(LINES)))
-            async with httpx.AsyncClient(base_url=api.http, headers={"Authorization": "Bearer otto"}) as otto:
-                assert (await otto.get("/api/v1/tasks/task-001")).status_code == 200
+            async with httpx.AsyncClient(base_url=api.http, headers={"Authorization": "Bearer otto"}) as other_client:
+                assert (await other_client.get("/api/v1/tasks/task-001")).status_code == 200
             await until(lambda: outputs(received) == [LINES] * STREAMS, 30)
             watching.cancel()
             for stream in streams:
@@ -115,15 +115,15 @@ def test_artifact_lists_of_one_token_have_limited_concurrency(running_api, monke
 
             monkeypatch.setattr(api.tasks, "artifacts", artifacts)
             async with httpx.AsyncClient(base_url=api.http, timeout=20) as client:
-                path, vera, otto = (
+                path, first, second = (
                     "/api/v1/tasks/task-001/artifacts",
                     *({"Authorization": f"Bearer {name}"} for name in ("vera", "otto")),
                 )
-                requests = [asyncio.create_task(client.get(path, headers=vera)) for _ in range(20)]
+                requests = [asyncio.create_task(client.get(path, headers=first)) for _ in range(20)]
                 async with asyncio.timeout(10):
                     while now < THREADS_AT_ONCE_MAX:
                         await asyncio.sleep(0.01)
-                assert (await client.get("/api/v1/tasks?limit=1000", headers=otto)).status_code == 200
+                assert (await client.get("/api/v1/tasks?limit=1000", headers=second)).status_code == 200
                 assert most == THREADS_AT_ONCE_MAX
                 may_continue.set()
                 assert {response.status_code for response in await asyncio.gather(*requests)} == {200}
@@ -156,8 +156,8 @@ def test_pipelined_unauthenticated_requests_share_the_event_loop(running_api, un
             clients = [await asyncio.open_connection("127.0.0.1", api.port) for _ in range(100)]
             for _, writer in clients:
                 writer.write(data)
-            async with httpx.AsyncClient(base_url=api.http, headers={"Authorization": "Bearer otto"}) as otto:
-                assert (await otto.get("/api/v1/tasks")).status_code == 200
+            async with httpx.AsyncClient(base_url=api.http, headers={"Authorization": "Bearer otto"}) as other_client:
+                assert (await other_client.get("/api/v1/tasks")).status_code == 200
             await until(lambda: responses == 2000, 60)
             watcher.cancel()
             for _, writer in clients:
@@ -190,15 +190,15 @@ def test_manifests_of_one_token_have_a_share_of_threads(running_api, monkeypatch
             running_api(FakeAccess(olga="operator", otto="operator")) as api,
             httpx.AsyncClient(base_url=api.http, timeout=20) as client,
         ):
-            path, olga, otto = (
+            path, first, second = (
                 "/api/v1/tasks?dry_run=true",
                 *({"Authorization": f"Bearer {name}"} for name in ("olga", "otto")),
             )
-            requests = [asyncio.create_task(client.post(path, content=b"slow", headers=olga)) for _ in range(40)]
+            requests = [asyncio.create_task(client.post(path, content=b"slow", headers=first)) for _ in range(40)]
             async with asyncio.timeout(10):
                 while now < THREADS_AT_ONCE_MAX:
                     await asyncio.sleep(0.01)
-                assert (await client.post(path, content=b"quick", headers=otto)).status_code == 400
+                assert (await client.post(path, content=b"quick", headers=second)).status_code == 400
             may_continue.set()
             assert {response.status_code for response in await asyncio.gather(*requests)} == {400}
             assert most == THREADS_AT_ONCE_MAX

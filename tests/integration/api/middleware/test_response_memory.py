@@ -71,9 +71,9 @@ def test_unread_responses_are_limited(running_api, until, tmp_path, path):
         async with api_with_two_tokens(running_api) as api, httpx.AsyncClient(base_url=api.http, timeout=20) as client:
             store_many_artifacts(api, tmp_path / "file")
             with ExitStack() as opened:
-                asked = [opened.enter_context(unread(api.port, path)) for _ in range(60)]
-                answers = [await first_bytes(each) for each in asked]
-                assert {answer[9:12] for answer in answers} == {b"200", b"429"}
+                clients = [opened.enter_context(unread(api.port, path)) for _ in range(60)]
+                status_lines = [await first_bytes(each) for each in clients]
+                assert {answer[9:12] for answer in status_lines} == {b"200", b"429"}
                 assert held_bytes(api) <= LIMIT_BYTES + 60 * 128 * 1024
                 refused = await client.get(LIST, headers=VIEWER_HEADERS)
                 assert (refused.status_code, refused.json()["error"]) == (429, "response_memory_exceeded")
@@ -126,8 +126,8 @@ def test_parallel_downloads_are_complete(running_api, tmp_path):
     async def scenario():
         async with api_with_two_tokens(running_api) as api, httpx.AsyncClient(base_url=api.http, timeout=30) as client:
             content = store_many_artifacts(api, tmp_path / "file")
-            answers = await asyncio.gather(*(client.get(f"{LIST}/large", headers=VIEWER_HEADERS) for _ in range(20)))
-            assert [answer.content == content for answer in answers] == [True] * 20
+            responses = await asyncio.gather(*(client.get(f"{LIST}/large", headers=VIEWER_HEADERS) for _ in range(20)))
+            assert [answer.content == content for answer in responses] == [True] * 20
             assert held_bytes(api) == 0
 
     asyncio.run(scenario())
@@ -184,10 +184,12 @@ def test_unfinished_request_bodies_count_for_their_token_only(running_api, until
                     client.sendall(f"{head}Content-Length: 1000000\r\n\r\nx".encode())
                 await until(lambda: held_bytes(api, "olga") > 0)
                 assert held_bytes(api, "olga") <= LIMIT_BYTES
-                async with httpx.AsyncClient(base_url=api.http, headers=OPERATOR_HEADERS) as otto:
-                    assert (await otto.post(submission[1], content=submission[0])).status_code == 400
+                async with httpx.AsyncClient(base_url=api.http, headers=OPERATOR_HEADERS) as other_client:
+                    assert (await other_client.post(submission[1], content=submission[0])).status_code == 400
             await until(lambda: held_bytes(api, "olga") == 0)
-            async with httpx.AsyncClient(base_url=api.http, headers={"Authorization": "Bearer olga"}) as olga:
-                assert (await olga.post(submission[1], content=submission[0])).status_code == 400
+            async with httpx.AsyncClient(
+                base_url=api.http, headers={"Authorization": "Bearer olga"}
+            ) as operator_client:
+                assert (await operator_client.post(submission[1], content=submission[0])).status_code == 400
 
     asyncio.run(scenario())

@@ -161,8 +161,8 @@ def test_terminal_requires_the_operator_role(running_api):
         async with running_api(FakeAccess(vera="viewer", otto="operator")) as api:
             serve_terminal(api, FakeConnection(RoleFrame(types=True)))
             assert await rejection(terminal_url(api)) == (401, "unauthorized")
-            vera = {"Authorization": "Bearer vera"}
-            assert await rejection(terminal_url(api), additional_headers=vera) == (403, "forbidden")
+            viewer_headers = {"Authorization": "Bearer vera"}
+            assert await rejection(terminal_url(api), additional_headers=viewer_headers) == (403, "forbidden")
             async with connect(terminal_url(api), additional_headers={"Authorization": "Bearer otto"}) as terminal:
                 assert json.loads(await terminal.recv())["types"]
 

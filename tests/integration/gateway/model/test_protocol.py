@@ -245,10 +245,10 @@ def test_model_that_does_not_accept_times_out(monkeypatch):
 
 def test_twenty_clients_are_served_concurrently():
     async def scenario():
-        gate = asyncio.Event()
+        may_respond = asyncio.Event()
 
         async def respond_when_open(request, writer):
-            await gate.wait()
+            await may_respond.wait()
             await respond(request, writer)
 
         async with scripted_upstream(respond_when_open) as upstream, served_gateway(upstream.base_url) as served:
@@ -257,7 +257,7 @@ def test_twenty_clients_are_served_concurrently():
                 client.send_request()
             await wait_until(lambda: len(upstream.requests) == 20)
             assert served.gateway.requests_in_flight == 20
-            gate.set()
+            may_respond.set()
             assert [(await client.read_response())[2] for client in clients] == [BODY] * 20
             assert served.gateway.requests_in_flight == 0
             assert served.events == [SPENT] * 20

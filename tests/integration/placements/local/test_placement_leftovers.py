@@ -32,11 +32,11 @@ def clean_up(run_dir, attempt_id):
 
 def test_sockets_of_the_dead_attempt_only_are_removed(bind_socket, tmp_path):
     dead = [bind_socket("aaaaaaaaaaaa.sock"), bind_socket("aaaaaaaaaaaa.files")]
-    living = bind_socket("bbbbbbbbbbbb.sock")
+    live_socket = bind_socket("bbbbbbbbbbbb.sock")
     assert SocketLeftovers(tmp_path).attempt_ids() == {"aaaaaaaaaaaa", "bbbbbbbbbbbb"}
     clean_up(tmp_path, "aaaaaaaaaaaa")
     clean_up(tmp_path, "aaaaaaaaaaaa")
-    assert [path.exists() for path in (*dead, living)] == [False, False, True]
+    assert [path.exists() for path in (*dead, live_socket)] == [False, False, True]
 
 
 def test_files_that_are_not_attempt_sockets_are_left_alone(bind_socket, tmp_path):

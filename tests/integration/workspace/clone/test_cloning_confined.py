@@ -68,8 +68,8 @@ class Confinement:
 
 def run_confined(place, scenario, **limits):
     async def run():
-        async with Confinement(place).open(**limits) as box:
-            await scenario(box)
+        async with Confinement(place).open(**limits) as confinement:
+            await scenario(confinement)
 
     asyncio.run(asyncio.wait_for(run(), 60))
 
@@ -315,8 +315,8 @@ async def run_as_user(place, *scenarios):
     ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)  # PR_SET_DUMPABLE, lost by the change of uid
     for scenario in scenarios:
         (own := Path(place) / scenario.__name__).mkdir()
-        async with Confinement(own).open() as box:
-            await scenario(box)
+        async with Confinement(own).open() as confinement:
+            await scenario(confinement)
 
 
 SCENARIOS = [

@@ -59,12 +59,12 @@ def server() -> Server:
 
 @pytest.mark.parametrize("path", [STREAM, "/api/v1/tasks/task-001/logs"])
 def test_stream_ends_with_its_token(server, path):
-    olga, vera = (server.caller(path=path, authorization=f"Bearer {name}") for name in ("olga", "vera"))
-    assert server.authenticator.is_still_valid(olga)
-    assert server.authenticator.is_still_valid(vera)
+    operator, viewer = (server.caller(path=path, authorization=f"Bearer {name}") for name in ("olga", "vera"))
+    assert server.authenticator.is_still_valid(operator)
+    assert server.authenticator.is_still_valid(viewer)
     del server.access.roles["vera"]
-    assert not server.authenticator.is_still_valid(vera)
-    assert server.authenticator.is_still_valid(olga), "another token's stream continues"
+    assert not server.authenticator.is_still_valid(viewer)
+    assert server.authenticator.is_still_valid(operator), "another token's stream continues"
 
 
 def test_stream_ends_with_its_session(server):
@@ -79,9 +79,9 @@ def test_stream_ends_with_its_session(server):
 
 
 def test_session_stream_ends_with_its_token(server):
-    vera = server.caller(cookie=server.session_of("vera"))
+    viewer = server.caller(cookie=server.session_of("vera"))
     del server.access.roles["vera"]
-    assert not server.authenticator.is_still_valid(vera)
+    assert not server.authenticator.is_still_valid(viewer)
 
 
 def test_anonymous_stream_ends_when_tokens_exist():
@@ -112,14 +112,14 @@ def test_anonymous_health_stream_stays_valid(server):
 
 
 def test_caller_has_principal_and_credentials(server):
-    olga, vera = (server.caller(authorization=f"Bearer {name}") for name in ("olga", "vera"))
-    assert (olga.principal.id, olga.credentials.kind, olga.credentials.value, olga.is_operator) == (
+    operator, viewer = (server.caller(authorization=f"Bearer {name}") for name in ("olga", "vera"))
+    assert (operator.principal.id, operator.credentials.kind, operator.credentials.value, operator.is_operator) == (
         "olga",
         "token",
         "olga",
         True,
     )
-    assert (vera.principal.role, vera.is_operator) == (Role.VIEWER, False)
+    assert (viewer.principal.role, viewer.is_operator) == (Role.VIEWER, False)
     session = server.caller(cookie=server.session_of("vera"))
     assert (session.principal.id, session.credentials.kind) == ("vera", "session")
 

@@ -57,9 +57,9 @@ def test_a_token_has_a_limited_number_of_concurrent_requests(token_authenticator
 
 
 def test_a_finished_request_makes_room_for_another(token_authenticator: Authenticator):
-    olga = caller(token_authenticator, "olga")
-    with token_authenticator.count_request(olga), token_authenticator.count_request(olga):
-        with token_authenticator.count_request(olga):
+    operator = caller(token_authenticator, "olga")
+    with token_authenticator.count_request(operator), token_authenticator.count_request(operator):
+        with token_authenticator.count_request(operator):
             assert isinstance(authenticate(token_authenticator, "olga"), Denied)
         for _ in range(2 * LIMIT):
             with token_authenticator.count_request(caller(token_authenticator, "olga")):
@@ -68,59 +68,63 @@ def test_a_finished_request_makes_room_for_another(token_authenticator: Authenti
 
 
 def test_requests_without_a_token_are_not_counted():
-    guard = make_authenticator()
+    token_authenticator = make_authenticator()
     with ExitStack() as stack:
         for _ in range(2 * LIMIT):
-            stack.enter_context(guard.count_request(caller(guard, None)))
-        assert caller(guard, None).principal == LOCAL_OPERATOR
+            stack.enter_context(token_authenticator.count_request(caller(token_authenticator, None)))
+        assert caller(token_authenticator, None).principal == LOCAL_OPERATOR
 
 
 def test_a_token_has_a_limited_number_of_streams_of_all_tasks(token_authenticator: Authenticator):
-    olga, vera = caller(token_authenticator, "olga"), caller(token_authenticator, "vera")
+    operator, viewer = caller(token_authenticator, "olga"), caller(token_authenticator, "vera")
     with ExitStack() as stack:
         for _ in range(LIMIT):
-            stack.enter_context(token_authenticator.count_all_tasks_stream(olga))
-        with pytest.raises(TooManyStreamsError, match=str(LIMIT)), token_authenticator.count_all_tasks_stream(olga):
+            stack.enter_context(token_authenticator.count_all_tasks_stream(operator))
+        with pytest.raises(TooManyStreamsError, match=str(LIMIT)), token_authenticator.count_all_tasks_stream(operator):
             pass
-        with token_authenticator.count_all_tasks_stream(vera):
+        with token_authenticator.count_all_tasks_stream(viewer):
             pass
 
 
 @pytest.mark.parametrize("token", ["olga", None])
 def test_an_ended_stream_makes_room_for_another(token: str | None):
-    guard = make_authenticator(**({"olga": "operator"} if token else {}))
-    one = caller(guard, token)
-    with guard.count_all_tasks_stream(one), guard.count_all_tasks_stream(one):
+    token_authenticator = make_authenticator(**({"olga": "operator"} if token else {}))
+    one = caller(token_authenticator, token)
+    with token_authenticator.count_all_tasks_stream(one), token_authenticator.count_all_tasks_stream(one):
         for _ in range(2 * LIMIT):
-            with guard.count_all_tasks_stream(one):
+            with token_authenticator.count_all_tasks_stream(one):
                 pass
-        with guard.count_all_tasks_stream(one), pytest.raises(TooManyStreamsError), guard.count_all_tasks_stream(one):
+        with (
+            token_authenticator.count_all_tasks_stream(one),
+            pytest.raises(TooManyStreamsError),
+            token_authenticator.count_all_tasks_stream(one),
+        ):
             pass
 
 
 def test_streams_of_anonymous_callers_are_counted_together():
-    guard = make_authenticator()
+    token_authenticator = make_authenticator()
     with ExitStack() as stack:
         for _ in range(LIMIT):
-            stack.enter_context(guard.count_all_tasks_stream(Caller(None)))
-        with pytest.raises(TooManyStreamsError), guard.count_all_tasks_stream(Caller(None)):
+            stack.enter_context(token_authenticator.count_all_tasks_stream(Caller(None)))
+        with pytest.raises(TooManyStreamsError), token_authenticator.count_all_tasks_stream(Caller(None)):
             pass
 
 
 def test_nothing_is_kept_for_tokens_without_requests_and_streams(token_authenticator: Authenticator):
-    olga = caller(token_authenticator, "olga")
+    operator = caller(token_authenticator, "olga")
     with (
-        token_authenticator.count_request(olga),
-        token_authenticator.count_request(olga),
-        token_authenticator.count_all_tasks_stream(olga),
-        token_authenticator.count_all_tasks_stream(olga),
+        token_authenticator.count_request(operator),
+        token_authenticator.count_request(operator),
+        token_authenticator.count_all_tasks_stream(operator),
+        token_authenticator.count_all_tasks_stream(operator),
     ):
         pass
     assert (dict(token_authenticator._requests_in_progress), dict(token_authenticator._all_tasks_streams)) == ({}, {})
 
 
 def test_each_token_has_its_own_share_of_the_event_loop(token_authenticator: Authenticator):
-    olga, vera = caller(token_authenticator, "olga").principal, caller(token_authenticator, "vera").principal
-    shares = [token_authenticator.share_of(one) for one in (olga, vera, None)]
+    operator, viewer = caller(token_authenticator, "olga").principal, caller(token_authenticator, "vera").principal
+    shares = [token_authenticator.share_of(one) for one in (operator, viewer, None)]
     assert len({id(share) for share in shares}) == 3
-    assert [token_authenticator.share_of(one) for one in (olga, vera, None)] == shares
+    assert [token_authenticator.share_of(one) for one in (operator, viewer, None)] == shares

@@ -65,17 +65,17 @@ def test_measurements_are_at_least_a_second_apart():
 
 def test_growth_is_attributed_in_proportion_to_usage():
     machine = FakeSlabs()
-    greedy, modest = machine.slabs(), machine.slabs()
+    larger, smaller = machine.slabs(), machine.slabs()
     for _ in range(5):
-        greedy.count(400 * MEBIBYTE, lambda: 440 * MEBIBYTE)
-        modest.count(40 * MEBIBYTE, lambda: 440 * MEBIBYTE)
+        larger.count(400 * MEBIBYTE, lambda: 440 * MEBIBYTE)
+        smaller.count(40 * MEBIBYTE, lambda: 440 * MEBIBYTE)
         machine.grow(300 * MEBIBYTE)
-        greedy_bytes = greedy.count(100 * MEBIBYTE, lambda: 140 * MEBIBYTE)
-        modest_bytes = modest.count(40 * MEBIBYTE, lambda: 440 * MEBIBYTE)
-    assert greedy_bytes is not None
-    assert modest_bytes is not None
-    assert greedy_bytes > 1300 * MEBIBYTE
-    assert modest_bytes < 150 * MEBIBYTE
+        larger_bytes = larger.count(100 * MEBIBYTE, lambda: 140 * MEBIBYTE)
+        smaller_bytes = smaller.count(40 * MEBIBYTE, lambda: 440 * MEBIBYTE)
+    assert larger_bytes is not None
+    assert smaller_bytes is not None
+    assert larger_bytes > 1300 * MEBIBYTE
+    assert smaller_bytes < 150 * MEBIBYTE
 
 
 def test_small_sandbox_is_not_charged_for_host_growth():

@@ -41,10 +41,10 @@ def backup(file: Path, **options: Any) -> None:
         print_json({"file": str(file), "tasks": tasks_count, "size_bytes": size_bytes, "remarks": manifest.remarks})
     else:
         _print_remarks(manifest.remarks)
-    said = f"{escape_text(str(file))} has {pluralize(tasks_count, 'task')}, {size_bytes} bytes"
+    message = f"{escape_text(str(file))} has {pluralize(tasks_count, 'task')}, {size_bytes} bytes"
     if manifest.remarks:
-        fail(f"{said}; {len(manifest.remarks)} of them are damaged.", ExitCode.TASK_FAILED)
-    click.echo(f"{said}.", err=True)
+        fail(f"{message}; {len(manifest.remarks)} of them are damaged.", ExitCode.TASK_FAILED)
+    click.echo(f"{message}.", err=True)
 
 
 @click.command()
@@ -68,11 +68,11 @@ def restore(file: Path, **options: Any) -> None:
         print_discrepancies(done.discrepancies)
         for task_id in done.lost:
             click.echo(f"{escape_text(task_id)}  was running, and has ended as host_lost")
-    said = f"{escape_text(str(data_dir))} has {pluralize(done.tasks_count, 'task')}"
+    message = f"{escape_text(str(data_dir))} has {pluralize(done.tasks_count, 'task')}"
     if done.discrepancies:
-        fail(f"{said}; {len(done.discrepancies)} inconsistencies were found.", ExitCode.TASK_FAILED)
+        fail(f"{message}; {len(done.discrepancies)} inconsistencies were found.", ExitCode.TASK_FAILED)
     command = f"sandbox serve --data-dir {shlex.quote(escape_text(str(data_dir)))}"
-    click.echo(f"{said}.\nIf no server uses the old directory, start one on the new one:\n  {command}", err=True)
+    click.echo(f"{message}.\nIf no server uses the old directory, start one on the new one:\n  {command}", err=True)
 
 
 def _print_remarks(remarks: Any) -> None:

@@ -65,17 +65,17 @@ def prune(
         raise click.UsageError(message)
     bounds = {"older_than_seconds": older_than, "keep": keep, "max_bytes": max_bytes}
     if offline:
-        answer = _prune_offline(bounds, options, dry_run=dry_run)
+        result = _prune_offline(bounds, options, dry_run=dry_run)
     else:
         with current_options().connect() as client:
-            answer = client.prune(**bounds, dry_run=dry_run)
+            result = client.prune(**bounds, dry_run=dry_run)
     if current_options().format == "json":
-        print_json(answer)
+        print_json(result)
         return
-    for task in answer["tasks"]:
+    for task in result["tasks"]:
         click.echo(escape_text(f"{task['id']}  {task['state']}  {task['finished_at']}  {task['size_bytes']} bytes"))
-    said = "would go" if dry_run else "gone"
-    click.echo(f"{pluralize(answer['total_count'], 'task')} {said}, {answer['total_size_bytes']} bytes.", err=True)
+    verb = "would go" if dry_run else "gone"
+    click.echo(f"{pluralize(result['total_count'], 'task')} {verb}, {result['total_size_bytes']} bytes.", err=True)
 
 
 def _prune_offline(bounds: Mapping[str, int | None], options: Mapping[str, Any], *, dry_run: bool) -> Pruned:

@@ -107,8 +107,10 @@ class TaskTools:
             async with AsyncClient(self._server, self._token) as client:
                 yield client
         except InvalidManifestError as error:
-            mistakes = [f"{mistake.get('field')}: {mistake.get('message')}" for mistake in error.mistakes]
-            raise ToolError("\n".join([f"{error.code}: {error.message}", *mistakes])) from error
+            field_errors = [
+                f"{field_error.get('field')}: {field_error.get('message')}" for field_error in error.mistakes
+            ]
+            raise ToolError("\n".join([f"{error.code}: {error.message}", *field_errors])) from error
         except ClientError as error:
             raise ToolError(f"{error.code}: {error.message}") from error
         except tools.ToolFailedError as error:

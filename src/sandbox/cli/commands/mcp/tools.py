@@ -37,8 +37,8 @@ class ToolFailedError(Exception):
 
 async def submit(client: AsyncClient, manifest: dict[str, Any] | str) -> str:
     """Ask for a task."""
-    answer = await client.submit(manifest)
-    return _json({"task_id": answer["task_id"], "state": answer["state"], "message": answer["message"]})
+    response = await client.submit(manifest)
+    return _json({"task_id": response["task_id"], "state": response["state"], "message": response["message"]})
 
 
 async def status(client: AsyncClient, task_id: str, wait_seconds: int) -> str:
@@ -55,11 +55,11 @@ async def logs(client: AsyncClient, task_id: str, stream: str, lines: int) -> st
     async with aclosing(client.logs(task_id, stream=stream, tail=lines)) as by_name:
         async for line in by_name:
             kept_lines.append(_truncate(line.decode(errors="replace").rstrip("\n"), LINE_CHARACTERS_MAX))
-    left_out = 0
+    omitted_count = 0
     while sum(map(len, kept_lines)) + len(kept_lines) > RESPONSE_CHARACTERS_MAX:
         kept_lines.pop(0)
-        left_out += 1
-    fields = [f"[{left_out} earlier lines omitted]"] if left_out else []
+        omitted_count += 1
+    fields = [f"[{omitted_count} earlier lines omitted]"] if omitted_count else []
     return "\n".join([*fields, *kept_lines]) or "Nothing yet."
 
 

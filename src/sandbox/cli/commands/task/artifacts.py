@@ -25,14 +25,14 @@ def artifacts(task_id: str) -> None:
     """List a task's artifacts."""
     options = current_options()
     with options.connect() as client:
-        answer = client.artifacts(task_id)
+        response = client.artifacts(task_id)
     if options.format == "json":
-        print_json(answer)
-    elif answer["artifacts"]:
+        print_json(response)
+    elif response["artifacts"]:
         print_table(
             stdout_console(has_color=options.has_color),
             ("NAME", "SIZE", "TYPE", "PATH"),
-            [_row(artifact) for artifact in answer["artifacts"]],
+            [_row(artifact) for artifact in response["artifacts"]],
             has_border=options.format == "table",
             shrinkable=("TYPE", "PATH"),
         )

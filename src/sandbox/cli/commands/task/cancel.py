@@ -29,16 +29,16 @@ def cancel(task_id: str, reason: str | None, force: bool, yes: bool) -> None:
     What it made until then is kept.
     """
     options = current_options()
-    asks = not yes and sys.stdin.isatty() and sys.stderr.isatty()
-    if asks and not click.confirm(f"Cancel task {escape_text(task_id)}?", err=True):
+    should_confirm = not yes and sys.stdin.isatty() and sys.stderr.isatty()
+    if should_confirm and not click.confirm(f"Cancel task {escape_text(task_id)}?", err=True):
         fail("The task was not cancelled.", ExitCode.INTERRUPTED)
     with options.connect() as client:
-        answer = client.cancel(task_id, reason=reason, force=force)
+        response = client.cancel(task_id, reason=reason, force=force)
         if sys.stderr.isatty():
-            click.echo(f"{escape_text(answer['message'])}", err=True)
+            click.echo(f"{escape_text(response['message'])}", err=True)
         status = _wait_for_end(client, task_id)
     if options.format == "json":
-        print_json(answer)
+        print_json(response)
     if status["state"] != "cancelled":
         fail(f"The task had already ended. {outcome_summary(status)}", ExitCode.CONFLICT)
     if options.format != "json":

@@ -56,8 +56,8 @@ def logs(task_id: str, follows: bool, has_times: bool, is_raw: bool, **filters: 
             frames = _events(client, task_id, is_following=follows, **filters)
             detail = STDOUT if stream == "stdout" else FULL
             console, reason = stdout_console(has_color=options.has_color), PendingReason(options, task_id)
-            is_believed = not is_interactive(client.status(task_id))
-            print_events(frames, console, detail, is_live=follows, is_trusted=is_believed, pending_reason=reason)
+            is_trusted = not is_interactive(client.status(task_id))
+            print_events(frames, console, detail, is_live=follows, is_trusted=is_trusted, pending_reason=reason)
         else:
             lines = (
                 _follow_lines(client, task_id, **filters)
@@ -76,13 +76,13 @@ def _events(client: Client, task_id: str, *, is_following: bool, **filters: Any)
 
 
 def _print_lines(lines: Iterable[LogLine], *, has_times: bool, has_tags: bool) -> None:
-    for time, tag, content, goes_on in lines:
+    for time, tag, content, is_continued in lines:
         line = (time if has_times else b"") + (tag if has_tags else b"") + content
         if sys.stdout.isatty():
-            click.echo(escape_text(line.decode(errors="replace").removesuffix("\n")), nl=not goes_on)
+            click.echo(escape_text(line.decode(errors="replace").removesuffix("\n")), nl=not is_continued)
             continue
         is_bare = not has_times and not has_tags
-        sys.stdout.buffer.write(line if is_bare or goes_on or line.endswith(b"\n") else line + b"\n")
+        sys.stdout.buffer.write(line if is_bare or is_continued or line.endswith(b"\n") else line + b"\n")
         sys.stdout.buffer.flush()
 
 

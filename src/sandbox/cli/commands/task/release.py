@@ -19,8 +19,8 @@ def release(task_id: str) -> None:
     """
     options = current_options()
     with options.connect() as client:
-        answer = client.release(task_id)
+        response = client.release(task_id)
     if options.format == "json":
-        print_json(answer)
+        print_json(response)
     else:
-        click.echo(escape_text(answer["message"]), err=True)
+        click.echo(escape_text(response["message"]), err=True)

@@ -89,10 +89,10 @@ def _show(task: Task, options: CliOptions) -> None:
 def _print_rows(rows: Iterable[tuple[str, str]], console: Console, state_style: str = "") -> None:
     from rich.text import Text
 
-    room = console.width - _LABEL_CELLS if console.is_terminal else None
+    width_left = console.width - _LABEL_CELLS if console.is_terminal else None
     for label, value in rows:
         style = state_style if label == "State" else ""
-        for number, line in enumerate(wrap_text(value, room)):
+        for number, line in enumerate(wrap_text(value, width_left)):
             label_text = label if number == 0 else ""
             console.print(Text.assemble((f"{label_text:<{_LABEL_CELLS}}", "dim"), (line, style)), soft_wrap=True)
 

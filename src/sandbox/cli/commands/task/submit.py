@@ -44,15 +44,15 @@ def submit(file: BinaryIO, waits: bool, follows: bool, task_id: str | None, sett
     if task_id is not None:
         settings.append(Override(("metadata", "id"), task_id, f"--id {task_id}"))
     with options.connect() as client:
-        answer = submit_manifest(client, manifest, settings)
+        submitted = submit_manifest(client, manifest, settings)
         if options.format == "json":
-            print_json(answer) if not (waits or follows) else None
+            print_json(submitted) if not (waits or follows) else None
         else:
-            print_submitted(answer, is_watched=waits or follows)
+            print_submitted(submitted, is_watched=waits or follows)
         if waits or follows:
-            with interrupt_hint(answer["task_id"]):
-                wait_for_end(client, answer["task_id"], options, should_follow=follows)
-                _hint(answer["task_id"], options)
+            with interrupt_hint(submitted["task_id"]):
+                wait_for_end(client, submitted["task_id"], options, should_follow=follows)
+                _hint(submitted["task_id"], options)
 
 
 def _hint(task_id: str, options: CliOptions) -> None:

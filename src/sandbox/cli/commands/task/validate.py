@@ -28,19 +28,20 @@ def validate(file: BinaryIO) -> None:
     from sandbox.model.manifest.parser import BUILT_IN_PROFILES
 
     manifest = ManifestFile.read(file)
-    mistakes = []
+    field_errors = []
     profile = ""
     try:
         profile = manifest.parse().vm.profile
     except InvalidManifestError as error:
-        mistakes = field_error_details(error.errors)
+        field_errors = field_error_details(error.errors)
     if current_options().format == "json":
-        print_json({"valid": not mistakes, "details": mistakes})
-    for line in field_error_lines(manifest.name, mistakes) if current_options().format != "json" else ():
+        print_json({"valid": not field_errors, "details": field_errors})
+    for line in field_error_lines(manifest.name, field_errors) if current_options().format != "json" else ():
         click.echo("\n".join(wrap_text(line, terminal_width(sys.stdout), "  ")))
-    if mistakes:
+    if field_errors:
         fail(
-            f"Error: {escape_text(manifest.name)} has {pluralize(len(mistakes), 'mistake')}.", ExitCode.INVALID_MANIFEST
+            f"Error: {escape_text(manifest.name)} has {pluralize(len(field_errors), 'mistake')}.",
+            ExitCode.INVALID_MANIFEST,
         )
     click.echo(f"{escape_text(manifest.name)} is a valid manifest.", err=True)
     if profile not in BUILT_IN_PROFILES:

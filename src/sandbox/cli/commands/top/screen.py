@@ -104,9 +104,9 @@ def _watch(options: CliOptions, console: Console, task_id: str) -> None:
     console.print(f"Task {escape_text(task_id)}; ^C returns.\n", style="bold")
     with suppress(KeyboardInterrupt):
         with options.connect() as client:
-            is_believed = not is_interactive(client.status(task_id))
+            is_trusted = not is_interactive(client.status(task_id))
             reason = PendingReason(options, task_id)
-            print_events(client.events(task_id), console, is_trusted=is_believed, pending_reason=reason)
+            print_events(client.events(task_id), console, is_trusted=is_trusted, pending_reason=reason)
         console.print("\nenter returns.", style="dim", end="")
         sys.stdin.readline()
 

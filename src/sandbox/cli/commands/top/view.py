@@ -61,10 +61,10 @@ class TopView:
         """Return the screen's lines, limited to its width and height."""
         if self._snapshot is None:
             return [Text(f"Connecting to {self._server} …")]
-        room = max(height - _HEAD_LINES - _FOOT_LINES - 1, 1)
+        rows_max = max(height - _HEAD_LINES - _FOOT_LINES - 1, 1)
         head = [_header_line(self._snapshot, self._server, now), _counts_line(self._snapshot), Text()]
-        table = self._table(self._snapshot, width, room, now)
-        lines = [*head, *table, *[Text()] * (room + 1 - len(table)), self._overflow_line(room), self._footer()]
+        table = self._table(self._snapshot, width, rows_max, now)
+        lines = [*head, *table, *[Text()] * (rows_max + 1 - len(table)), self._overflow_line(rows_max), self._footer()]
         for line in lines:
             line.truncate(width, overflow="ellipsis")
         return lines[:height]
@@ -175,8 +175,8 @@ async def fetch_snapshot(client: AsyncClient) -> Snapshot:
     """Fetch the data from the server. Raises ClientError."""
     unfinished = [state for state in TaskState if state not in TERMINAL_STATES]
     health = await client.health()
-    living = await client.tasks(states=unfinished, limit=UNFINISHED_MAX, sort="created_at", order="asc")
+    unfinished_tasks = await client.tasks(states=unfinished, limit=UNFINISHED_MAX, sort="created_at", order="asc")
     ended = await client.tasks(states=sorted(TERMINAL_STATES), limit=ENDED_MAX, sort="state_changed_at", order="desc")
-    ordered = sorted(living["tasks"], key=lambda task: _STATE_ORDER.get(task["state"], 0))
-    missing = living["total_count"] + ended["total_count"] - len(ordered) - len(ended["tasks"])
+    ordered = sorted(unfinished_tasks["tasks"], key=lambda task: _STATE_ORDER.get(task["state"], 0))
+    missing = unfinished_tasks["total_count"] + ended["total_count"] - len(ordered) - len(ended["tasks"])
     return Snapshot(health, (*ordered, *ended["tasks"]), missing)

@@ -60,13 +60,13 @@ def start_command(command: list[list[bytes]], standard: tuple[int, int, int], te
     command: directory, argv and environment. standard: its first three descriptors, unless terminal, the path of a
     terminal, is given. Returns its pid and the reason why it could not be run; empty if it could.
     """
-    told, told_inside = os.pipe()
+    status_fd, child_status_fd = os.pipe()
     pid = os.fork()
     if pid == 0:
-        _run_child(command, standard, terminal, told_inside)
-    os.close(told_inside)
-    reason = os.read(told, 4096).decode(errors="replace")
-    os.close(told)
+        _run_child(command, standard, terminal, child_status_fd)
+    os.close(child_status_fd)
+    reason = os.read(status_fd, 4096).decode(errors="replace")
+    os.close(status_fd)
     return pid, reason
 
 

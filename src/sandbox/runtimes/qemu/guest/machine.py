@@ -98,12 +98,12 @@ def _load_module(path: str) -> None:
 
 def _configure_network() -> None:
     """Bring both interfaces up. The host's side of the network, and with it the gateway, is _HOST_ADDRESS."""
-    card = next(name for name in os.listdir("/sys/class/net") if name != "lo").encode()  # noqa: PTH208
+    interface = next(name for name in os.listdir("/sys/class/net") if name != "lo").encode()  # noqa: PTH208
     network, mask = _socket_address("198.18.0.0"), _socket_address("255.254.0.0")
     any_socket = _socket.socket(_socket.AF_INET, _socket.SOCK_DGRAM)
-    fcntl.ioctl(any_socket, _SIOCSIFADDR, struct.pack("16s16s8x", card, _socket_address(_GUEST_ADDRESS)))
-    fcntl.ioctl(any_socket, _SIOCSIFNETMASK, struct.pack("16s16s8x", card, _socket_address("255.255.255.0")))
-    for name in (b"lo", card):
+    fcntl.ioctl(any_socket, _SIOCSIFADDR, struct.pack("16s16s8x", interface, _socket_address(_GUEST_ADDRESS)))
+    fcntl.ioctl(any_socket, _SIOCSIFNETMASK, struct.pack("16s16s8x", interface, _socket_address("255.255.255.0")))
+    for name in (b"lo", interface):
         fcntl.ioctl(any_socket, _SIOCSIFFLAGS, struct.pack("16sh22x", name, _IFF_UP))
     route = (0, network, _socket_address(_HOST_ADDRESS), mask, _RTF_UP | _RTF_GATEWAY, 0, 0, 0, 0, 0, 0, 0, 0)
     fcntl.ioctl(any_socket, _SIOCADDRT, struct.pack("@L16s16s16sHhLPhPLLH", *route))

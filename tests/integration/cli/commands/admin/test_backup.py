@@ -339,10 +339,10 @@ def test_too_large_manifest_is_neither_written_nor_restored(stored, tmp_path, mo
 @pytest.mark.parametrize("target", ["attempt", "artifact", "absolute artifact"])
 def test_journal_with_foreign_paths_is_rejected(tmp_path, target):
     """The checksums are valid, since the attacker computes them too."""
-    precious = tmp_path / "precious"
-    (precious / "disk").mkdir(parents=True)
-    (precious / "key").write_text("top secret")
-    artifact = str(precious / "key") if target == "absolute artifact" else "../../../../precious/key"
+    outside_file = tmp_path / "precious"
+    (outside_file / "disk").mkdir(parents=True)
+    (outside_file / "key").write_text("top secret")
+    artifact = str(outside_file / "key") if target == "absolute artifact" else "../../../../precious/key"
     stored = StoredTasks(tmp_path / "data")
     names = {"attempt_id": "../../../../precious"} if target == "attempt" else {}
     artifacts = () if target == "attempt" else (artifact_event(artifact),)
