@@ -13,7 +13,7 @@ import time
 from datetime import datetime
 from pathlib import Path
 
-from sandbox.agents.claude_code.binary import find_binary
+from sandbox.agents.claude_code.binary_install import find_binary
 from sandbox.client import Client
 from sandbox.demo.git_server import make_example_repository
 from sandbox.demo.model_script import Fault, Script, Text, Turn

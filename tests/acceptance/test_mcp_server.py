@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from doubles.live_server import Turn, bash, make_repository, reply
-from sandbox.agents.claude_code.binary import find_binary
+from sandbox.agents.claude_code.binary_install import find_binary
 from sandbox.demo.model_script import Text, ToolUse
 
 MANIFEST = {

@@ -39,7 +39,7 @@ def codes_in(tree: ast.AST) -> Iterator[str]:
                         case ast.AnnAssign(target=ast.Name("code"), value=ast.Constant(str(code))):
                             yield code
             case ast.Call(
-                func=ast.Name("ErrorReported") | ast.Attribute(attr="ErrorReported" | "report_trouble"),
+                func=ast.Name("ErrorReported") | ast.Attribute(attr="ErrorReported" | "report_error"),
                 args=[first, *_],
             ):
                 if isinstance(first, ast.Constant):

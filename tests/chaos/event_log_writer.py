@@ -7,7 +7,7 @@ must be a machine code program: a few instructions that execute Python with a sc
 import struct
 from pathlib import Path
 
-from sandbox.agents.claude_code.binary import binary_version, find_binary
+from sandbox.agents.claude_code.binary_install import binary_version, find_binary
 
 SCRIPT = "event_log_writer.py"
 MARK = "written.txt"

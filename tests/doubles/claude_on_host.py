@@ -7,7 +7,7 @@ import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sandbox.agents.claude_code.binary import find_binary
+from sandbox.agents.claude_code.binary_install import find_binary
 from sandbox.agents.claude_code.driver import PROGRAM, SANDBOX_HOME, SANDBOX_WORKSPACE, ClaudeCodeDriver
 from sandbox.model.manifest.schema import Claude, Manifest, Metadata, Repository
 

@@ -21,7 +21,7 @@ import httpx
 
 from doubles.forked_commands import COMMAND_LINE, ForkedCommand
 from doubles.network_namespace import NamespaceTransport
-from sandbox.agents.claude_code.binary import install_binary
+from sandbox.agents.claude_code.binary_install import install_binary
 from sandbox.demo.model_script import Script, Text, ToolUse, Turn
 
 SERVER_KEY = f"sk-ant-the-servers-own-key-{secrets.token_hex(8)}"

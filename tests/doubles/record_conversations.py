@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 from doubles.claude_on_host import ClaudeOnHost
-from sandbox.agents.claude_code.binary import binary_version, find_binary
+from sandbox.agents.claude_code.binary_install import binary_version, find_binary
 from sandbox.agents.claude_code.driver import MODEL_URL
 from sandbox.demo.model_script import Fault, Script, Text, ToolUse, Turn
 from sandbox.demo.scripted_model import ScriptedModel

@@ -32,11 +32,11 @@ from sandbox.server.drain import Drain
 from sandbox.server.event_stream import EventStream
 from sandbox.server.health import HealthCheck
 from sandbox.server.journal_tailer import JournalTailer
-from sandbox.server.launcher import Host, Launcher
 from sandbox.server.maintenance.disk_monitor import DiskMonitor
 from sandbox.server.maintenance.pruning import Pruner, PruningDependencies
 from sandbox.server.preserved_sandboxes import DebugSessions, PreservedSandboxes
 from sandbox.server.recovery import recover
+from sandbox.server.runner_launcher import Host, Launcher
 from sandbox.server.runtime_prober import ProbeResult, RuntimeProber
 from sandbox.server.scheduler import Resources, Scheduler
 from sandbox.server.submissions import SubmissionLog

@@ -35,7 +35,7 @@ from sandbox.api.routes.sessions import add_session_routes
 from sandbox.api.routes.task_list import add_list_routes
 from sandbox.api.routes.tasks import add_preserved_routes, add_task_routes
 from sandbox.api.settings import ApiSettings
-from sandbox.api.streaming.buffer import StreamCache
+from sandbox.api.streaming.stream_cache import StreamCache
 from sandbox.api.streaming.terminal import serve_terminal
 from sandbox.api.streaming.websocket import serve_event_stream
 from sandbox.interfaces.tasks import Tasks

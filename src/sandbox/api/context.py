@@ -10,7 +10,7 @@ from starlette.requests import HTTPConnection
 from sandbox.api.auth.authenticator import Authenticator
 from sandbox.api.middleware.metrics import ServerMetrics
 from sandbox.api.settings import ApiSettings
-from sandbox.api.streaming.buffer import StreamCache
+from sandbox.api.streaming.stream_cache import StreamCache
 from sandbox.interfaces.tasks import Tasks
 
 

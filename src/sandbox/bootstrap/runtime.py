@@ -12,7 +12,7 @@ from sandbox.interfaces.images import ProfileCatalog
 from sandbox.interfaces.runtime import Runtime, RuntimeProbe
 from sandbox.model.errors import SandboxError
 from sandbox.model.tier import is_strong_enough
-from sandbox.runtimes import node, rootfs
+from sandbox.runtimes import nodejs, rootfs
 
 AUTO = "auto"
 
@@ -121,17 +121,17 @@ def describe_failure(choice: RuntimeChoice) -> str | None:
 def image_components() -> Mapping[str, Component]:
     """Return the components by the name that profile definitions use."""
     try:
-        version = node.node_version()
+        version = nodejs.node_version()
     except (OSError, SubprocessError):
         version = None
     versions = {"node": version} if version else {}
-    configuration = rootfs.etc_files("")[node.NPM_CONFIGURATION]
+    configuration = rootfs.etc_files("")[nodejs.NPM_CONFIGURATION]
     return {
         "node": Component(
-            paths=node.find_mounts(),
-            links=node.LINKS,
-            files={node.NPM_CONFIGURATION: configuration},
-            versions={**versions, **node.pinned_packages()},
+            paths=nodejs.find_mounts(),
+            links=nodejs.LINKS,
+            files={nodejs.NPM_CONFIGURATION: configuration},
+            versions={**versions, **nodejs.pinned_packages()},
         )
     }
 

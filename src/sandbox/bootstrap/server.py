@@ -19,7 +19,7 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 from sandbox import __version__
-from sandbox.agents.claude_code.binary import install_binary
+from sandbox.agents.claude_code.binary_install import install_binary
 from sandbox.api.app import create_app, create_stream_app
 from sandbox.api.auth.authenticator import Authenticator
 from sandbox.api.http.server import (
@@ -41,7 +41,7 @@ from sandbox.bootstrap.machine import (
     measure_capacity,
     read_memory_available_bytes,
 )
-from sandbox.bootstrap.maintenance import create_maintenance_jobs
+from sandbox.bootstrap.maintenance_jobs import create_maintenance_jobs
 from sandbox.bootstrap.private_directory import make_data_dir
 from sandbox.bootstrap.runtime import (
     AUTO,
@@ -75,13 +75,13 @@ from sandbox.server.drain import Drain
 from sandbox.server.event_stream import EventStream
 from sandbox.server.health import HealthCheck
 from sandbox.server.journal_tailer import JournalTailer
-from sandbox.server.launcher import Host, Launcher
 from sandbox.server.maintenance.disk_monitor import DiskMonitor
 from sandbox.server.maintenance.janitor import Janitor
 from sandbox.server.maintenance.probe_cleanup import probe_lock_async
 from sandbox.server.maintenance.pruning import Pruner, PruningDependencies
 from sandbox.server.preserved_sandboxes import DebugSessions, PreservedSandboxes
 from sandbox.server.recovery import recover
+from sandbox.server.runner_launcher import Host, Launcher
 from sandbox.server.runtime_prober import ProbeResult, RuntimeProber
 from sandbox.server.scheduler import Scheduler
 from sandbox.server.submissions import SubmissionLog

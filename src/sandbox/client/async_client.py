@@ -12,10 +12,10 @@ from uuid import uuid4
 
 from sandbox.client import operations, requests
 from sandbox.client.client import PAGE_TASKS_MAX, READ_BYTES_MAX
-from sandbox.client.connection import ERROR_BYTES_MAX, TIMEOUT_SECONDS, resolve_connection
 from sandbox.client.download import Download, MemoryDownload
 from sandbox.client.errors import ClientError
 from sandbox.client.events import Event
+from sandbox.client.http_settings import ERROR_BYTES_MAX, TIMEOUT_SECONDS, resolve_connection
 from sandbox.client.operations import Operation, OperationSteps, ResumableStream, Sleep
 from sandbox.client.requests import Manifest, Request, StreamBody
 from sandbox.client.responses import (

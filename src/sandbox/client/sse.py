@@ -8,7 +8,7 @@ from typing import Any, cast, get_args, get_type_hints
 
 from sandbox.client.errors import UnexpectedAnswerError
 from sandbox.client.events import BaseEvent, Event
-from sandbox.client.response_dict import matches_schema, parse_object
+from sandbox.client.response_validation import matches_schema, parse_object
 
 EVENT_BYTES_MAX = 16 * 1024 * 1024
 """Limit of an event's JSON; a line of output of 1 MiB, fully escaped, stays far below."""

@@ -8,9 +8,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sandbox.client.connection import authorization_header
 from sandbox.client.errors import UnexpectedAnswerError, UnreachableError, error_from_response, refine_not_found
-from sandbox.client.response_dict import parse_object
+from sandbox.client.http_settings import authorization_header
+from sandbox.client.response_validation import parse_object
 from sandbox.client.url import task_path, translate_url_errors, validate_base_url
 
 if TYPE_CHECKING:

@@ -21,9 +21,9 @@ from sandbox.gateway.egress.connection import EgressConnection
 from sandbox.gateway.egress.dialer import AddressPolicy, PublicDialer, is_dialable
 from sandbox.gateway.egress.http_handshake import HttpHandshake
 from sandbox.gateway.egress.policy import HTTP_PORT, HTTPS_PORT, Denial, EgressPolicy, Handshake, Tunnel
+from sandbox.gateway.egress.protocol_sniffing import open_transparent_tunnel
 from sandbox.gateway.egress.proxy_handshake import ProxyHandshake
 from sandbox.gateway.egress.tls_handshake import TlsHandshake
-from sandbox.gateway.egress.unknown_protocol import open_transparent_tunnel
 from sandbox.gateway.event_reporter import EventReporter
 from sandbox.gateway.model.budget import BudgetGate
 from sandbox.gateway.model.dialer import Upstream, UpstreamDialer, parse_upstream

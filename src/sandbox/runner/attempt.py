@@ -26,8 +26,8 @@ from sandbox.model.retry import next_retry
 from sandbox.model.state_machine import StopAttempt
 from sandbox.model.task_state import TaskState
 from sandbox.runner.agent_output import LineSplitter
+from sandbox.runner.attempt_takeover import take_over_files
 from sandbox.runner.dependencies import AttemptContext, StopSignal
-from sandbox.runner.earlier_attempts import take_over_files
 from sandbox.runner.steps.collect import collect, store_metadata
 from sandbox.runner.steps.provision import provision, read_handle
 from sandbox.runner.steps.run import run

@@ -8,7 +8,7 @@ import msgspec
 from sandbox.interfaces.images import IMAGE_FILES
 from sandbox.interfaces.layout import SANDBOX_HOME, SANDBOX_UID, SANDBOX_USER, SANDBOX_WORKSPACE
 from sandbox.interfaces.runtime import SandboxSpec
-from sandbox.runtimes import node
+from sandbox.runtimes import nodejs
 
 DIRECTORIES = ("/etc", "/etc/ssl", "/home", "/run", "/run/sandbox", "/var")
 HOST_LINKS = {"/bin": "usr/bin", "/sbin": "usr/sbin", "/lib": "usr/lib", "/lib64": "usr/lib64", "/var/tmp": "../tmp"}  # noqa: S108
@@ -48,11 +48,11 @@ def describe_rootfs(spec: SandboxSpec) -> RootFsSpec:
         return RootFsSpec(
             image=None,
             tmpfs_mounts=(),
-            directories=(*DIRECTORIES, *node.DIRECTORIES),
-            links={**LINKS, **node.LINKS},
+            directories=(*DIRECTORIES, *nodejs.DIRECTORIES),
+            links={**LINKS, **nodejs.LINKS},
             host_paths=("/usr", *HOST_PATHS),
             files=files,
-            mounts={**spec.programs, **node.find_mounts()},
+            mounts={**spec.programs, **nodejs.find_mounts()},
         )
     parents = {str(one) for inside in spec.programs.values() for one in PurePosixPath(inside).parents}
     return RootFsSpec(
@@ -79,7 +79,7 @@ def etc_files(host_name: str) -> Mapping[str, bytes]:
         "/etc/nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\n",
         "/etc/gitconfig": '[user]\n\tname = "Claude Code (Sandbox)"\n\temail = agent@sandbox.invalid\n'
         f"[safe]\n\tdirectory = {SANDBOX_WORKSPACE}\n",
-        node.NPM_CONFIGURATION: f"prefix={SANDBOX_HOME}/.local\nupdate-notifier=false\n"
+        nodejs.NPM_CONFIGURATION: f"prefix={SANDBOX_HOME}/.local\nupdate-notifier=false\n"
         "fetch-retry-mintimeout=500\nfetch-retry-maxtimeout=2000\n",
     }
     return {path: text.encode() for path, text in texts.items()}

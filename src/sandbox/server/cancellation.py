@@ -12,7 +12,7 @@ from sandbox.model.events import CancelRequested
 from sandbox.model.limits import CANCEL_SECONDS, CANCEL_SECONDS_MIN
 from sandbox.model.state_machine import IllegalEventError
 from sandbox.model.task import Task
-from sandbox.server.launcher import Launcher, cancel_pending
+from sandbox.server.runner_launcher import Launcher, cancel_pending
 from sandbox.server.tracked_task import TrackedTask
 
 _NOT_STARTED_MESSAGE = "The task had not started and is cancelled."

@@ -8,7 +8,7 @@ from functools import partial
 
 from sandbox.interfaces.journal import Journals, JournalWriter, ReplayState, replay_task
 from sandbox.model.limits import JOURNAL_SCANS_MAX
-from sandbox.system.threads import run_in_daemon_thread
+from sandbox.system.daemon_thread import run_in_daemon_thread
 
 
 class ScanSlot:

@@ -45,10 +45,10 @@ from sandbox.server.drain import DRAINING_REASON, Drain
 from sandbox.server.event_stream import EventStream
 from sandbox.server.health import HealthCheck
 from sandbox.server.journal_tailer import JournalTailer
-from sandbox.server.launcher import Launcher
 from sandbox.server.maintenance.disk_monitor import DiskMonitor
 from sandbox.server.maintenance.pruning import Pruner
 from sandbox.server.preserved_sandboxes import DebugSessions, PreservedSandboxes
+from sandbox.server.runner_launcher import Launcher
 from sandbox.server.runtime_prober import RuntimeProber
 from sandbox.server.scheduler import Resources, Scheduler
 from sandbox.server.submissions import SubmissionLog

@@ -18,7 +18,7 @@ from sandbox.client import (
     TooLargeError,
     UnreachableError,
 )
-from sandbox.client.connection import resolve_connection
+from sandbox.client.http_settings import resolve_connection
 from sandbox.client.terminal import open_terminal
 
 LOGS = f"/tasks/{TASK_ID}/logs"

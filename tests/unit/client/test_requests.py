@@ -7,8 +7,8 @@ import pytest
 
 from doubles.recorded_task import task_status
 from sandbox.client import InvalidParameterError, UnexpectedAnswerError, requests
-from sandbox.client.connection import resolve_connection
-from sandbox.client.response_dict import matches_schema
+from sandbox.client.http_settings import resolve_connection
+from sandbox.client.response_validation import matches_schema
 from sandbox.client.responses import Health, Task
 from sandbox.client.terminal import OPEN_TIMEOUT_SECONDS, Exit, Terminal, open_terminal
 from sandbox.model.limits import (

@@ -10,8 +10,8 @@ from starlette.responses import Response
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
-from sandbox.api.http.connection_limits import PortState
 from sandbox.api.http.framing import FramedConnection
+from sandbox.api.http.unauthenticated_connections import PortState
 from sandbox.api.middleware.response_headers import get_request_id
 from sandbox.api.responses import problem_response, reason_phrase
 
@@ -81,7 +81,7 @@ class HttpProtocol(_BackpressureMixin, H11Protocol):
         """Whether a request of an authenticated caller, or of any caller of a server without tokens, is in progress."""
         if self.cycle is None or self.cycle.response_complete:
             return False
-        caller = self.scope.get("state", {}).get("visitor")
+        caller = self.scope.get("state", {}).get("caller")
         return caller is not None and caller.principal is not None
 
     def abort(self) -> None:

@@ -60,7 +60,7 @@ class AuthenticationMiddleware:
         if isinstance(result, Denied):
             await _denied_response(connection, result)(scope, receive, send)
             return
-        scope.setdefault("state", {})["visitor"] = result
+        scope.setdefault("state", {})["caller"] = result
         memory = share.memory if result.principal is not None else MemoryShare(sys.maxsize)
         if scope.get("subprotocols"):
             scope, send = _with_subprotocol(scope, send)
@@ -127,7 +127,7 @@ def accepts_html(connection: HTTPConnection) -> bool:
 
 def get_caller(connection: HTTPConnection) -> Caller:
     """Return the caller of this request."""
-    caller = connection.scope["state"]["visitor"]
+    caller = connection.scope["state"]["caller"]
     assert isinstance(caller, Caller)
     return caller
 

@@ -28,8 +28,8 @@ from sandbox.model.errors import DECODE_ERRORS, Failure, FailureCode, SandboxErr
 from sandbox.model.limits import BACKUP_MANIFEST_BYTES_MAX
 from sandbox.model.manifest.formats import TASK_ID
 from sandbox.model.task import Task
-from sandbox.server.launcher import finalize
 from sandbox.server.maintenance.integrity import Discrepancy, DiscrepancyKind
+from sandbox.server.runner_launcher import finalize
 from sandbox.system.files import fsync_path
 
 _TASK_FILE = re.compile(r"tasks/([^/]+)/(journal/records(?:\.gz)?|artifacts/([^/\0]+))")

@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from sandbox.agents.claude_code.binary import binary_version, find_binary
+from sandbox.agents.claude_code.binary_install import binary_version, find_binary
 from sandbox.bootstrap.doctor.findings import Finding, check_runtimes
 from sandbox.bootstrap.machine import choose_run_dir, measure_capacity
 from sandbox.bootstrap.private_directory import check_usable_data_dir
@@ -23,7 +23,7 @@ from sandbox.model.errors import SandboxError
 from sandbox.model.limits import DISK_CHECK_SECONDS
 from sandbox.model.manifest.schema import Vm
 from sandbox.runtimes.limits.cgroups import find_hierarchies
-from sandbox.runtimes.node import node_version, pinned_packages
+from sandbox.runtimes.nodejs import node_version, pinned_packages
 from sandbox.server.maintenance.probe_cleanup import probe_lock
 from sandbox.server.scheduler import Resources
 

@@ -14,5 +14,5 @@ def demo() -> None:
     Starts a server of its own on free ports, and stops it. Without ANTHROPIC_API_KEY a scripted model plays the API.
     """
     # Import by name: the demo package is layered above the CLI, which must not import it statically.
-    code = import_module("sandbox.demo.command").run()
+    code = import_module("sandbox.demo.walkthrough").run()
     raise click.exceptions.Exit(code or 0)

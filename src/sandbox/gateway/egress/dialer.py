@@ -11,7 +11,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 from sandbox.gateway import limits
 from sandbox.gateway.connection_rate import ConnectionRateLimiter
 from sandbox.gateway.transport import Stream, WideConnections
-from sandbox.system.threads import run_in_daemon_thread
+from sandbox.system.daemon_thread import run_in_daemon_thread
 
 Address = IPv4Address | IPv6Address
 

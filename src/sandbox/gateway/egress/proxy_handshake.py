@@ -17,8 +17,8 @@ from sandbox.gateway.egress.policy import (
     denial_message,
     normalize_host,
 )
+from sandbox.gateway.egress.protocol_sniffing import SniffingHandshake
 from sandbox.gateway.egress.tls_handshake import TlsHandshake
-from sandbox.gateway.egress.unknown_protocol import SniffingHandshake
 from sandbox.gateway.http import HostPort, parse_absolute_form, parse_authority
 
 _ESTABLISHED = b"HTTP/1.1 200 Connection established\r\n\r\n"

@@ -10,8 +10,8 @@ from sandbox.model.events import ErrorReported
 from sandbox.model.limits import SANDBOX_TEARDOWN_SECONDS
 from sandbox.model.state_machine import final_state
 from sandbox.model.task_state import TaskState
+from sandbox.runner.attempt_takeover import destroy_earlier_sandboxes, earlier_attempt_files, files_for_resume
 from sandbox.runner.dependencies import AttemptContext
-from sandbox.runner.earlier_attempts import destroy_earlier_sandboxes, earlier_attempt_files, files_for_resume
 
 
 async def teardown(attempt: AttemptContext, handle: SandboxHandle | None) -> None:

@@ -20,7 +20,7 @@ from sandbox.runtimes.disk_layout import DISK_DIRECTORIES
 from sandbox.runtimes.launcher_client import ExecSpec, reject_nul
 from sandbox.runtimes.limits import seccomp
 from sandbox.runtimes.programs import launcher, process_limits
-from sandbox.runtimes.qemu import machine
+from sandbox.runtimes.qemu import command_lines
 from sandbox.runtimes.qemu.parts import GuestComponents
 
 _DIRECTORY = Path(__file__).parent / "guest"
@@ -85,7 +85,7 @@ class GuestPlan(msgspec.Struct, frozen=True):
     spec: SandboxSpec
     components: GuestComponents
     execute_only_programs: Mapping[Path, str]
-    accelerator: machine.Accelerator
+    accelerator: command_lines.Accelerator
     run_dir: Path
 
 
@@ -105,7 +105,7 @@ def _choose_kernel(plan: GuestPlan) -> Path:
 
     With KVM unpacking is immediate, and a packed kernel loads itself at an unpredictable address.
     """
-    is_emulated = plan.accelerator is machine.Accelerator.TCG
+    is_emulated = plan.accelerator is command_lines.Accelerator.TCG
     return plan.components.vmlinux if is_emulated and plan.components.vmlinux is not None else plan.components.kernel
 
 
@@ -114,14 +114,16 @@ def staged_program_entries(plan: GuestPlan) -> list[tuple[str, str, str]]:
     return [("program", f"hidden-{index}", str(path)) for index, path in enumerate(plan.execute_only_programs)]
 
 
-def build_exec_spec(program: str, plan: GuestPlan, descriptors: machine.QemuDescriptors, status_fd: int) -> ExecSpec:
+def build_exec_spec(
+    program: str, plan: GuestPlan, descriptors: command_lines.QemuDescriptors, status_fd: int
+) -> ExecSpec:
     """Build the argv and descriptors of one boot.
 
     status_fd: descriptor for bubblewrap's reports. Ownership of it and of `descriptors` passes to the result.
     """
     exec_spec = ExecSpec()
     try:
-        numbers = machine.QemuDescriptors(*(int(exec_spec.add_descriptor(one)) for one in descriptors))
+        numbers = command_lines.QemuDescriptors(*(int(exec_spec.add_descriptor(one)) for one in descriptors))
         arguments = list(_bwrap_arguments(exec_spec, plan, exec_spec.add_descriptor(status_fd)))
         reject_nul(arguments)
         text = "".join(f"{word}\0" for word in arguments).encode(errors="surrogateescape")
@@ -129,8 +131,8 @@ def build_exec_spec(program: str, plan: GuestPlan, descriptors: machine.QemuDesc
     except BaseException:
         exec_spec.close()
         raise
-    qemu = machine.qemu_arguments(plan.spec, plan.accelerator, numbers)
-    virtiofsd = machine.virtiofsd_arguments(plan.components.virtiofsd, SHARE_DIRECTORY, numbers)
+    qemu = command_lines.qemu_arguments(plan.spec, plan.accelerator, numbers)
+    virtiofsd = command_lines.virtiofsd_arguments(plan.components.virtiofsd, SHARE_DIRECTORY, numbers)
     pair = (
         str(plan.components.interpreter),
         "-ISE",
@@ -162,7 +164,7 @@ def _bwrap_arguments(exec_spec: ExecSpec, plan: GuestPlan, status: str) -> Itera
     yield from bwrap.seccomp_arguments(exec_spec, allows_filters=True)
     yield from _host_program_arguments(plan, "")
     yield from (*bwrap.PROC_ARGUMENTS, *bwrap.READ_ONLY_PROC_ARGUMENTS, *bwrap.DEVICE_ARGUMENTS)
-    yield from ("--ro-bind", f"{launcher.STAGING_DIRECTORY}/kernel", machine.KERNEL)
+    yield from ("--ro-bind", f"{launcher.STAGING_DIRECTORY}/kernel", command_lines.KERNEL)
     yield from _tool_arguments(exec_spec, plan, filter_)
     yield from _command_root_arguments(exec_spec, plan)
     yield from ("--remount-ro", "/", "--chdir", "/", "--clearenv")
@@ -211,7 +213,7 @@ def _encode_settings(plan: GuestPlan) -> bytes:
     spec = plan.spec
     numbers = (spec.memory_bytes, spec.processes_max, spec.memory_bytes // 2)
     ports = f"{MODEL_PORT},{PROXY_PORT}"
-    files = (machine.cached_files_max(), process_limits.OPEN_FILES_SOFT_MAX, process_limits.OPEN_FILES_MAX)
+    files = (command_lines.cached_files_max(), process_limits.OPEN_FILES_SOFT_MAX, process_limits.OPEN_FILES_MAX)
     arguments = (spec.attempt_id, *map(str, numbers), ports, *map(str, files), *plan.execute_only_programs.values())
     return "\0".join(arguments).encode(errors="surrogateescape")
 

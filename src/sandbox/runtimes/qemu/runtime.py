@@ -17,9 +17,9 @@ from sandbox.runtimes.limits import cgroups, seccomp
 from sandbox.runtimes.limits.cgroups import ControlGroup
 from sandbox.runtimes.limits.kernel_uid import SANDBOX_UIDS
 from sandbox.runtimes.probe import find_limit_gaps, run_probe
-from sandbox.runtimes.qemu import jail, machine
+from sandbox.runtimes.qemu import command_lines, jail
+from sandbox.runtimes.qemu.command_lines import Accelerator
 from sandbox.runtimes.qemu.kvm import KvmStatus
-from sandbox.runtimes.qemu.machine import Accelerator
 from sandbox.runtimes.qemu.parts import find_components
 from sandbox.runtimes.qemu.sandbox import BootError, QemuSandbox
 
@@ -121,7 +121,7 @@ class QemuDriver:
 
     def host_tasks_max(self, processes_max: int) -> int:
         """Return the number of the jail's threads, whatever runs inside."""
-        return machine.JAIL_TASKS
+        return command_lines.JAIL_TASKS
 
     def start_launcher(self, spec: SandboxSpec, kernel_uid: int | None) -> LauncherProcess:
         """Stage everything for bubblewrap to bind."""
@@ -214,7 +214,7 @@ class QemuRuntime(BaseRuntime):
         return [*kvm, *emulated] if self._kvm.is_usable() else emulated
 
     async def _boot(self, handle: SandboxHandle, spec: SandboxSpec, within_seconds: float) -> QemuSandbox:
-        sandbox = await super().create(handle, replace(spec, memory_bytes=spec.memory_bytes + machine.JAIL_BYTES))
+        sandbox = await super().create(handle, replace(spec, memory_bytes=spec.memory_bytes + command_lines.JAIL_BYTES))
         assert isinstance(sandbox, QemuSandbox)
         try:
             await sandbox.boot(within_seconds)

@@ -27,9 +27,9 @@ from sandbox.model.limits import KILL_SECONDS
 from sandbox.runtimes.launcher_client import ExecSpec, LauncherProcess, open_reader, reject_nul, wait_for_exit
 from sandbox.runtimes.limits.cgroups import ControlGroup
 from sandbox.runtimes.qemu.channel import Channel, GuestStream, OutputTail, QemuTerminal
+from sandbox.runtimes.qemu.command_lines import QemuDescriptors
 from sandbox.runtimes.qemu.guest import frames
 from sandbox.runtimes.qemu.jail import GuestPlan, build_exec_spec
-from sandbox.runtimes.qemu.machine import QemuDescriptors
 
 _START_SECONDS = 60.0
 _STATS_SECONDS = 1.0

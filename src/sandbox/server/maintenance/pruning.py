@@ -28,7 +28,7 @@ from sandbox.model.limits import MEASUREMENT_CACHE_SECONDS, SANDBOX_TEARDOWN_SEC
 from sandbox.model.task import Task
 from sandbox.model.task_state import TERMINAL_STATES, TaskState
 from sandbox.server.preserved_sandboxes import PreservedSandboxes
-from sandbox.system.threads import run_in_daemon_thread
+from sandbox.system.daemon_thread import run_in_daemon_thread
 
 T = TypeVar("T")
 

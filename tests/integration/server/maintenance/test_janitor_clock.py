@@ -8,7 +8,7 @@ import pytest
 
 from doubles.server_components import AdjustableClock, ServerComponents
 from doubles.stored_tasks import StoredTasks
-from sandbox.bootstrap.maintenance import create_maintenance_jobs
+from sandbox.bootstrap.maintenance_jobs import create_maintenance_jobs
 from sandbox.bootstrap.settings.schema import PreserveSection, ServerSettings
 from sandbox.interfaces.layout import TaskLayout
 from sandbox.interfaces.tasks import Retention

@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from sandbox.api.streaming.buffer import Batch
 from sandbox.api.streaming.response import PREFETCH_BYTES_MAX, Prefetcher
+from sandbox.api.streaming.stream_cache import Batch
 
 
 async def encode_events(events):

@@ -18,7 +18,7 @@ from sandbox.client.errors import (
     unexpected_response_error,
 )
 from sandbox.client.requests import Request
-from sandbox.client.response_dict import matches_schema, parse_object
+from sandbox.client.response_validation import matches_schema, parse_object
 from sandbox.client.url import translate_url_errors, validate_base_url
 from sandbox.model.limits import DEFAULT_SERVER
 

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from sandbox.system.threads import run_in_daemon_thread
+from sandbox.system.daemon_thread import run_in_daemon_thread
 
 
 def test_thread_limit_raises_eagain_and_releases_the_slot(monkeypatch):

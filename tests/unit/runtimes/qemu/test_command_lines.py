@@ -25,15 +25,15 @@ from sandbox.runtimes.qemu.channel import (
     GuestStream,
     OutputTail,
 )
-from sandbox.runtimes.qemu.guest import frames, redirection
-from sandbox.runtimes.qemu.kvm import KvmStatus
-from sandbox.runtimes.qemu.machine import (
+from sandbox.runtimes.qemu.command_lines import (
     Accelerator,
     QemuDescriptors,
     measure_tsc_khz,
     qemu_arguments,
     virtiofsd_arguments,
 )
+from sandbox.runtimes.qemu.guest import frames, redirection
+from sandbox.runtimes.qemu.kvm import KvmStatus
 from sandbox.runtimes.qemu.sandbox import join_figures
 
 SPEC = SandboxSpec("abcdefghijkl", Path("/disk"), 2, 512 << 20, 64, {Path("/host/claude"): "/run/sandbox/claude"})

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from sandbox.agents.claude_code.binary import BinaryMissingError, find_binary, install_binary
+from sandbox.agents.claude_code.binary_install import BinaryMissingError, find_binary, install_binary
 
 
 @pytest.fixture
@@ -59,6 +59,6 @@ def test_concurrent_installs_make_one_complete_copy(tmp_path, source):
 
 
 def test_missing_wheel_error_names_the_fix(monkeypatch):
-    monkeypatch.setattr("sandbox.agents.claude_code.binary._PACKAGE", "no_such_package")
+    monkeypatch.setattr("sandbox.agents.claude_code.binary_install._PACKAGE", "no_such_package")
     with pytest.raises(BinaryMissingError, match="install the claude-agent-sdk wheel"):
         find_binary()

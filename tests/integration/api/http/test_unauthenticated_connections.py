@@ -11,7 +11,7 @@ import pytest
 from doubles.fake_access import FakeAccess
 from doubles.fake_tasks import TO_COMPLETED, TO_RUNNING
 from sandbox.api.auth import authenticator
-from sandbox.api.http import connection_limits
+from sandbox.api.http import unauthenticated_connections
 
 PAYLOADS = {
     "nothing": b"",
@@ -29,7 +29,7 @@ def with_viewer_token(api, **options):
 
 @pytest.mark.parametrize("payload", PAYLOADS.values(), ids=PAYLOADS)
 def test_unauthenticated_connections_are_limited(running_api, until, monkeypatch, payload):
-    monkeypatch.setattr(connection_limits, "UNAUTHENTICATED_CONNECTIONS_MAX", 20)
+    monkeypatch.setattr(unauthenticated_connections, "UNAUTHENTICATED_CONNECTIONS_MAX", 20)
 
     async def scenario():
         async with running_api(FakeAccess(vera="viewer")) as api, with_viewer_token(api) as client:

@@ -8,8 +8,8 @@ import pytest
 from sandbox.interfaces.runtime import SandboxSpec
 from sandbox.model.errors import AttemptError
 from sandbox.runtimes.qemu import parts, runtime
+from sandbox.runtimes.qemu.command_lines import Accelerator
 from sandbox.runtimes.qemu.kvm import KvmStatus
-from sandbox.runtimes.qemu.machine import Accelerator
 from sandbox.runtimes.qemu.runtime import KVM_BOOT_SECONDS, KVM_RETRY_BOOT_SECONDS, QemuRuntime
 from sandbox.runtimes.qemu.sandbox import BootError, QemuSandbox
 

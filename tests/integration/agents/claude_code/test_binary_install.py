@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from doubles.claude_on_host import ClaudeOnHost
-from sandbox.agents.claude_code.binary import find_binary, install_binary
+from sandbox.agents.claude_code.binary_install import find_binary, install_binary
 from sandbox.demo.model_script import Script, Text, ToolUse, Turn
 from sandbox.demo.scripted_model import ScriptedModel
 

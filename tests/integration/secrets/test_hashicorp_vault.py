@@ -16,8 +16,8 @@ import pytest
 from doubles.fake_vault import TOKEN, FakeVault, serving
 from sandbox.interfaces.secrets import SecretUnavailableError
 from sandbox.model.manifest.schema import Secret
+from sandbox.secrets.hashicorp_vault import VaultSettings, VaultSource
 from sandbox.secrets.limits import VAULT_REQUESTS_MAX
-from sandbox.secrets.vault import VaultSettings, VaultSource
 
 VALUE = "s3cr3t-value-of-the-database"
 
