@@ -105,7 +105,7 @@ class CollectedOutput:
             SKIPPED: self._is_skipped,
             OUT_OF_PATCH: self._is_left_out_of_the_patch,
             RENAMED: self._has_safe_name,
-        }[trap.must](trap.sign)
+        }[trap.requirement](trap.evidence)
 
     def _preserved_bytes(self, sign):
         return b"\r" not in self.patch and f" b/{sign}".encode() in self.patch

@@ -78,9 +78,9 @@ def test_rejected_record_is_written_later_without_loss(make_harness, monkeypatch
 def test_disk_reserve_is_released_on_the_first_rejected_write(make_harness, monkeypatch):
     harness = make_harness(Script())
     disk = Disk(harness, monkeypatch, AgentExited)
-    harness.reserve.on_given_back = lambda: setattr(disk, "refuses", False)
+    harness.reserve.on_released = lambda: setattr(disk, "refuses", False)
     asyncio.run(asyncio.wait_for(harness.attempt_runner.run(), 20))
-    assert (harness.task.state, disk.refused, harness.reserve.given_back) == (TaskState.COMPLETED, 1, 1)
+    assert (harness.task.state, disk.refused, harness.reserve.release_count) == (TaskState.COMPLETED, 1, 1)
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ def test_lost_tasks_with_long_journals_do_not_block_the_server(components, slow_
                 assert (await service.wait(task_id, 10)).failure.code == "runner_lost"
 
     asyncio.run(scenario())
-    assert slow_journals.most == JOURNAL_SCANS_MAX
+    assert slow_journals.maximum == JOURNAL_SCANS_MAX
 
 
 def test_cancelled_scan_releases_its_lock_and_slot(components, slow_journals):

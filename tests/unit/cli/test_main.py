@@ -154,8 +154,8 @@ def test_version_is_printed():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("status", "it is sandbox task status."),
-        ("list", "it is sandbox task list or sandbox profile list or sandbox token list."),
+        ("status", "did you mean sandbox task status?"),
+        ("list", "did you mean sandbox task list or sandbox profile list or sandbox token list?"),
         ("nope", "No such command 'nope'."),
     ],
 )

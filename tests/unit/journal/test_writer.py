@@ -100,35 +100,35 @@ def syscalls(writer, records, monkeypatch) -> RecordedSyscalls:
 def test_durable_append_is_written_and_flushed_once(writer, syscalls, records):
     writer.append(error_event(), at=TIMESTAMP, durable=True)
     size = records.stat().st_size
-    assert syscalls.take_calls() == [("write", size), ("flush",)]
+    assert syscalls.pop_calls() == [("write", size), ("flush",)]
     writer.sync()
-    assert syscalls.take_calls() == []
+    assert syscalls.pop_calls() == []
 
 
 def test_non_durable_appends_are_flushed_once_by_sync(writer, syscalls):
     writer.append(error_event(), at=TIMESTAMP)
     writer.append(error_event(), at=TIMESTAMP)
-    assert [call[0] for call in syscalls.take_calls()] == ["write", "write"]
+    assert [call[0] for call in syscalls.pop_calls()] == ["write", "write"]
     writer.sync()
     writer.sync()
-    assert syscalls.take_calls() == [("flush",)]
+    assert syscalls.pop_calls() == [("flush",)]
     writer.append(error_event(), at=TIMESTAMP)
-    syscalls.take_calls()
+    syscalls.pop_calls()
     writer.close()
-    assert syscalls.take_calls() == [("flush",)]
+    assert syscalls.pop_calls() == [("flush",)]
     writer.close()
-    assert syscalls.take_calls() == []
+    assert syscalls.pop_calls() == []
 
 
 def test_reopened_journal_is_flushed_and_a_new_one_is_not(writer, syscalls, journals):
     writer.sync()
-    assert syscalls.take_calls() == []
+    assert syscalls.pop_calls() == []
     writer.append(error_event(), at=TIMESTAMP, durable=True)
     writer.close()
-    syscalls.take_calls()
+    syscalls.pop_calls()
     with closing(journals.open("t")) as reopened:
         reopened.sync()
-        assert syscalls.take_calls() == [("flush",)]
+        assert syscalls.pop_calls() == [("flush",)]
 
 
 # Failed flushes
@@ -141,31 +141,31 @@ def test_failed_flush_rewrites_data_since_the_last_successful_one(writer, syscal
     for _ in range(3):
         writer.append(error_event(500), at=TIMESTAMP)
     end = records.stat().st_size
-    syscalls.take_calls()
+    syscalls.pop_calls()
     syscalls.fail("flush")
     with pytest.raises(OSError, match="Input/output"):
         writer.sync()
-    assert syscalls.take_calls() == [("flush",)]
+    assert syscalls.pop_calls() == [("flush",)]
     writer.sync()
     pieces = [(begin, min(REWRITE_CHUNK_BYTES, end - begin)) for begin in range(durable_size, end, REWRITE_CHUNK_BYTES)]
     assert len(pieces) > 1
-    assert syscalls.take_calls() == [step for piece in pieces for step in (("pwrite", *piece), ("flush",))] + [
+    assert syscalls.pop_calls() == [step for piece in pieces for step in (("pwrite", *piece), ("flush",))] + [
         ("flush",)
     ]
     writer.sync()
-    assert syscalls.take_calls() == []
+    assert syscalls.pop_calls() == []
     writer.append(error_event(), at=TIMESTAMP, durable=True)
-    assert [call[0] for call in syscalls.take_calls()] == ["write", "flush"], "rewritten data is clean"
+    assert [call[0] for call in syscalls.pop_calls()] == ["write", "flush"], "rewritten data is clean"
 
 
 def test_failed_first_flush_rewrites_from_the_first_byte(writer, syscalls, records):
     writer.append(error_event(300), at=TIMESTAMP)
-    syscalls.take_calls()
+    syscalls.pop_calls()
     syscalls.fail("flush")
     with pytest.raises(OSError, match="Input/output"):
         writer.sync()
     writer.sync()
-    assert syscalls.take_calls() == [("flush",), ("pwrite", 0, records.stat().st_size), ("flush",), ("flush",)]
+    assert syscalls.pop_calls() == [("flush",), ("pwrite", 0, records.stat().st_size), ("flush",), ("flush",)]
 
 
 def test_large_journal_is_rewritten_in_chunks_of_eight_mebibytes(journals, records, monkeypatch):
@@ -189,11 +189,11 @@ def test_flushed_rewrite_is_not_repeated(writer, syscalls, records):
     syscalls.fail("flush")
     with pytest.raises(OSError, match="Input/output"):
         writer.sync()
-    syscalls.take_calls()
+    syscalls.pop_calls()
     syscalls.fail("pwrite")
     with pytest.raises(OSError, match="Input/output"):
         writer.sync()
-    assert syscalls.take_calls() == [("pwrite", 0, REWRITE_CHUNK_BYTES)]
+    assert syscalls.pop_calls() == [("pwrite", 0, REWRITE_CHUNK_BYTES)]
     fail_second = iter([False, True])
     original_fdatasync = syscalls.fdatasync
 
@@ -206,14 +206,14 @@ def test_flushed_rewrite_is_not_repeated(writer, syscalls, records):
     with pytest.raises(OSError, match="Input/output"):
         writer.sync()
     os.fdatasync = syscalls.fdatasync
-    assert syscalls.take_calls() == [
+    assert syscalls.pop_calls() == [
         ("pwrite", 0, REWRITE_CHUNK_BYTES),
         ("flush",),
         ("pwrite", REWRITE_CHUNK_BYTES, end - REWRITE_CHUNK_BYTES),
         ("flush",),
     ]
     writer.sync()
-    assert syscalls.take_calls() == [("pwrite", REWRITE_CHUNK_BYTES, end - REWRITE_CHUNK_BYTES), ("flush",), ("flush",)]
+    assert syscalls.pop_calls() == [("pwrite", REWRITE_CHUNK_BYTES, end - REWRITE_CHUNK_BYTES), ("flush",), ("flush",)]
 
 
 def test_short_rewrite_is_continued(writer, syscalls, records):
@@ -224,26 +224,26 @@ def test_short_rewrite_is_continued(writer, syscalls, records):
     syscalls.fail("flush")
     with pytest.raises(OSError, match="Input/output"):
         writer.sync()
-    syscalls.take_calls()
+    syscalls.pop_calls()
     syscalls.write_bytes_max = 150
     writer.sync()
     pieces = [("pwrite", begin, end - begin) for begin in range(durable_size, end, 150)]
     assert len(pieces) > 1
-    assert syscalls.take_calls() == [*pieces, ("flush",), ("flush",)]
+    assert syscalls.pop_calls() == [*pieces, ("flush",), ("flush",)]
 
 
 def test_durable_append_with_a_failed_flush_is_truncated(writer, syscalls, records, journals):
     writer.append(error_event(), at=TIMESTAMP, durable=True)
     durable_size = records.stat().st_size
-    syscalls.take_calls()
+    syscalls.pop_calls()
     syscalls.fail("flush")
     with pytest.raises(OSError, match="Input/output"):
         writer.append(error_event(300), at=TIMESTAMP, durable=True)
-    assert [call[0] for call in syscalls.take_calls()] == ["write", "flush", "truncate"]
+    assert [call[0] for call in syscalls.pop_calls()] == ["write", "flush", "truncate"]
     assert (records.stat().st_size, writer.last_seq) == (durable_size, 1)
     record = writer.append(error_event(), at=TIMESTAMP, durable=True)
     end = records.stat().st_size
-    assert syscalls.take_calls() == [
+    assert syscalls.pop_calls() == [
         ("write", end - durable_size),
         ("pwrite", durable_size, end - durable_size),
         ("flush",),
@@ -268,7 +268,7 @@ def test_short_write_is_continued(writer, syscalls, records, journals):
     syscalls.write_bytes_max = 50
     writer.append(error_event(), at=TIMESTAMP, durable=True)
     size = records.stat().st_size
-    assert syscalls.take_calls() == [*[("write", remaining) for remaining in range(size, 0, -50)], ("flush",)]
+    assert syscalls.pop_calls() == [*[("write", remaining) for remaining in range(size, 0, -50)], ("flush",)]
     assert [record.seq for record in journals.read("t").records] == [1]
 
 
@@ -276,7 +276,7 @@ def test_partial_line_is_truncated_before_the_next_append(writer, syscalls, reco
     writer.append(error_event(), at=TIMESTAMP, durable=True)
     durable_size = records.stat().st_size
     syscalls.write_bytes_max = 50
-    syscalls.take_calls()
+    syscalls.pop_calls()
     write = syscalls.write
 
     def failing_write(descriptor: int, data: bytes) -> int:
@@ -289,24 +289,24 @@ def test_partial_line_is_truncated_before_the_next_append(writer, syscalls, reco
     with pytest.raises(OSError, match="Input/output"):
         writer.append(error_event(), at=TIMESTAMP)
     os.write, syscalls.write_bytes_max = syscalls.write, 10**9
-    assert [call[0] for call in syscalls.take_calls()] == ["write", "write", "truncate"], "the truncation failed too"
+    assert [call[0] for call in syscalls.pop_calls()] == ["write", "write", "truncate"], "the truncation failed too"
     assert records.stat().st_size == durable_size + 50
     writer.append(error_event(), at=TIMESTAMP)
-    assert [call[0] for call in syscalls.take_calls()] == ["truncate", "write"]
+    assert [call[0] for call in syscalls.pop_calls()] == ["truncate", "write"]
     assert [record.seq for record in journals.read("t").records] == [1, 2]
     writer.append(error_event(), at=TIMESTAMP)
-    assert [call[0] for call in syscalls.take_calls()] == ["write"], "it is truncated once"
+    assert [call[0] for call in syscalls.pop_calls()] == ["write"], "it is truncated once"
 
 
 def test_record_over_the_line_limit_is_rejected(writer, syscalls, records, monkeypatch):
     writer.append(error_event(1), at=TIMESTAMP)
     size = records.stat().st_size
     monkeypatch.setattr(record_format, "LINE_BYTES_MAX", size)
-    syscalls.take_calls()
+    syscalls.pop_calls()
     with pytest.raises(OSError, match=f"has {size + 1} bytes, more than {size}") as caught:
         writer.append(error_event(2), at=TIMESTAMP, durable=True)
     assert caught.value.errno == errno.EMSGSIZE
-    assert (syscalls.take_calls(), writer.last_seq, records.stat().st_size) == ([], 1, size)
+    assert (syscalls.pop_calls(), writer.last_seq, records.stat().st_size) == ([], 1, size)
     assert writer.append(error_event(1), at=TIMESTAMP).seq == 2
 
 
@@ -323,32 +323,32 @@ def test_torn_tail_is_truncated_and_flushed(writer, syscalls, records, journals)
     durable_size = records.stat().st_size
     with records.open("ab") as file:
         file.write(b"torn")
-    syscalls.take_calls()
+    syscalls.pop_calls()
     with closing(journals.open("t")) as reopened:
-        assert syscalls.take_calls() == [("truncate", durable_size)]
+        assert syscalls.pop_calls() == [("truncate", durable_size)]
         assert records.stat().st_size == durable_size
         reopened.sync()
-        assert syscalls.take_calls() == [("flush",)]
+        assert syscalls.pop_calls() == [("flush",)]
         assert (reopened.append(error_event(), at=TIMESTAMP).epoch, reopened.last_seq) == (2, 2)
 
 
 def test_intact_journal_is_not_truncated(writer, syscalls, journals):
     writer.append(error_event(), at=TIMESTAMP, durable=True)
     writer.close()
-    syscalls.take_calls()
+    syscalls.pop_calls()
     with closing(journals.open("t")) as reopened:
         reopened.append(error_event(), at=TIMESTAMP)
-        assert [call[0] for call in syscalls.take_calls()] == ["write"]
+        assert [call[0] for call in syscalls.pop_calls()] == ["write"]
 
 
 def test_journal_with_only_a_torn_tail_is_emptied_and_flushed(writer, syscalls, records, journals):
     writer.close()
     records.write_bytes(b"torn")
-    syscalls.take_calls()
+    syscalls.pop_calls()
     with closing(journals.open("t")) as reopened:
-        assert syscalls.take_calls() == [("truncate", 0)]
+        assert syscalls.pop_calls() == [("truncate", 0)]
         reopened.sync()
-        assert syscalls.take_calls() == [("flush",)]
+        assert syscalls.pop_calls() == [("flush",)]
         assert (
             reopened.append(error_event(), at=TIMESTAMP).seq,
             reopened.append(error_event(), at=TIMESTAMP).epoch,

@@ -13,7 +13,7 @@ from sandbox.system.fair_share import MESSAGES_PER_TURN_MAX, THREADS_AT_ONCE_MAX
 
 async def acquire_repeatedly(share, count, taken, size_bytes=100):
     for _ in range(count):
-        await share.take(size_bytes)
+        await share.acquire(size_bytes)
         taken.append(share)
 
 
