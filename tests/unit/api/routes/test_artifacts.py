@@ -20,7 +20,7 @@ def add_artifact(tasks, tmp_path):
     tasks.add("task-001")
 
     def add(name, path=None, data=DATA, content_type="application/octet-stream", *, contains_secret=False):
-        file = tmp_path / f"{len(tasks.event_histories['task-001'].artifacts)}"
+        file = tmp_path / f"{len(tasks.entries['task-001'].artifacts)}"
         file.write_bytes(data)
         checksum = f"sha256:{hashlib.sha256(data).hexdigest()}"
         tasks.add_artifact(
