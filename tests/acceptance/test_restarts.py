@@ -50,7 +50,7 @@ def check_shutdown_with_an_open_stream(machine):
         next(lines)
         assert machine.server.stop(signal.SIGTERM) < 2.0
     log = (machine.directory / "server.log").read_text()
-    assert "Stopped. 3 unfinished tasks outlive the server; what runs goes on" in log
+    assert "Stopped. 3 unfinished tasks outlive the server; running tasks continue" in log
 
 
 def check_task_is_complete(machine):

@@ -109,7 +109,7 @@ def test_agent_terminal_has_one_writer_and_many_viewers(deploy, open_terminal):
     first.expect("WELLCOME")
     second.expect("WELLCOME")
     first.type("\x10\x11")
-    first.expect("The agent goes on")
+    first.expect("The agent continues")
     assert first.exit_code() == 0
     second.type_until_echoed("isee")
     second.type("\r")

@@ -57,7 +57,7 @@ def test_current_server_continues_with_data_of_an_older_version(upgraded):
     assert ended["started_at"] is not None
 
     whole = upgraded.status("whole")
-    assert (whole["state"], whole["exit_code"], whole["name"]) == ("completed", 0, "Fix the example")
+    assert (whole["state"], whole["exit_code"], whole["name"]) == ("completed", 0, "Mend the example")
     assert whole["created_at"] == before[0]["at"][:23] + "Z"
     assert whole["progress"]["tool_calls"] == 5
     assert whole["definition"]["vm"]["profile"] == "agentic-dev"

@@ -202,7 +202,7 @@ import asyncio, concurrent.futures.thread, ctypes, os, sys
 from pathlib import Path
 import msgspec, shutil
 import sandbox.runtimes.exec_client, sandbox.runtimes.launcher_client, sandbox.runtimes.bubblewrap.runtime
-from doubles.sandbox_lifecycle import living, run_in
+from doubles.sandbox_lifecycle import ready_sandbox, run_in
 from sandbox.interfaces.runtime import Command, TerminalSize
 from sandbox.runtimes.bubblewrap import BubblewrapRuntime
 
@@ -220,12 +220,12 @@ async def scenario():
     if not probe.is_available:
         return {"skip": probe.remedy}
     report = {"gaps": " ".join(probe.gaps)}
-    async with living(runtime, disk) as first:
+    async with ready_sandbox(runtime, disk) as first:
         script = "id -u; touch file; (: < /dev/tcp/127.0.0.1/8123) && echo reached; : > /proc/sys/kernel/core_pattern"
         script += f"; ulimit -Sn; ulimit -Hn; /usr/bin/python3 -c '{OPEN_PTYS}'"
         script += "; echo 0 > /proc/self/oom_score_adj; cat /proc/self/oom_score_adj"
         report["output"] = (await run_in(first, ["/bin/bash", "-c", script])).output
-    async with living(runtime, disk) as second:
+    async with ready_sandbox(runtime, disk) as second:
         await second.start(Command(["/usr/bin/sleep", "60"], {}, "/"))
         script = "tty; id -u; grep -h -E '^(CapBnd|CapEff|NoNewPrivs|Seccomp):' /proc/self/status | cut -f 2; exit 5"
         terminal = await second.open_terminal(Command(["/bin/bash", "-c", script], {}, "/"), TerminalSize(24, 80))
