@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 
 class Trap(NamedTuple):
-    """must: the required behaviour of the host; sign: the name by which it is checked, if it differs per trap."""
+    """requirement: the required behaviour of the host; evidence: the name by which it is checked, if it differs per trap."""
 
     name: str
     requirement: str

@@ -71,7 +71,7 @@ def test_other_reports_are_unproven(runtime, report):
 
 
 @pytest.mark.parametrize(
-    "twin", [REFUSED, {"outcome": "silent", "by": [], "output": "THROUGH"}, {"outcome": "hung"}, {}]
+    "control", [REFUSED, {"outcome": "silent", "by": [], "output": "THROUGH"}, {"outcome": "hung"}, {}]
 )
 @pytest.mark.parametrize(("report", "runtime"), [(REFUSED, "bubblewrap"), (SUCCEEDED, "gvisor")])
 def test_attack_with_a_failed_twin_is_unproven(report, runtime, control):

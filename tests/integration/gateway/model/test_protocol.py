@@ -313,7 +313,7 @@ def test_client_that_does_not_read_pauses_the_upstream():
     run(scenario)
 
 
-@pytest.mark.parametrize("dribble", [b"", b"POST /v1/messages HTTP/1.1\r\n"])
+@pytest.mark.parametrize("send_slowly", [b"", b"POST /v1/messages HTTP/1.1\r\n"])
 def test_slow_request_head_is_cut_off(monkeypatch, send_slowly):
     monkeypatch.setitem(connection.PHASE_TIMEOUT_SECONDS, connection.Phase.HEAD, 0.3)
 

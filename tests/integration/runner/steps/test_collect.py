@@ -159,7 +159,7 @@ def test_partial_file_is_removed_before_the_next_try_on_a_full_disk(make_harness
     assert "transcript.ndjson" in harness.artifacts
 
 
-@pytest.mark.parametrize("lacking_bytes", [0, 1])
+@pytest.mark.parametrize("missing_bytes", [0, 1])
 def test_large_transcript_that_would_fill_the_disk_is_not_copied(make_harness, monkeypatch, missing_bytes):
     monkeypatch.setattr(collect, "_SMALL_TRANSCRIPT_BYTES", 10)
     output = b'{"type":"result"}\n' * 10
