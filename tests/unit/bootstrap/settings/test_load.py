@@ -208,6 +208,7 @@ def test_relative_path_is_relative_to_the_file(home, monkeypatch):
                                             "500M or 20G, or unlimited"),
         ("[retention]\nolder_than = '2 weeks'", "retention.older_than ({file}) must be a whole number and a unit, such "
                                                 "as 12h or 90d, or unlimited"),
+        ("[log]\nformat = 'xml'", "log.format ({file}) must be text or json"),
         ("[access]\nrequests_per_minute = -1", "access.requests_per_minute ({file}) must be at least 0"),
     ],
 )  # fmt: skip
