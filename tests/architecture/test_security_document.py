@@ -108,6 +108,14 @@ def test_writing_a_column_keeps_the_others(document: str):
     assert reread.runs["qemu"] == ("2026-01-29", "QEMU 1")
 
 
+def test_new_runtime_gets_a_column(document: str, monkeypatch: pytest.MonkeyPatch):
+    before = table.parse(document)
+    monkeypatch.setattr(table, "RUNTIMES", (*table.RUNTIMES, "new"))
+    reread = table.parse(table.replace_table(document, table.parse(document)))
+    assert {marks.pop("new") for marks in reread.marks.values()} == {table.NOT_RUN}
+    assert (reread.marks, reread.runs) == (before.marks, before.runs)
+
+
 @pytest.mark.parametrize("kind", [*ATTACKS, "collection", "outside"])
 @pytest.mark.parametrize("verdict", [None, Verdict(Outcome.UNPROVEN, "it only printed")])
 def test_column_with_unasserted_row_is_not_written(document: str, kind: str, verdict: Verdict | None):

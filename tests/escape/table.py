@@ -84,8 +84,8 @@ class Table:
 
 
 def parse(text):
-    """Parse the table of a document, with any rows."""
-    table, kind = Table(), None
+    """Parse the table of a document, with any rows and runtimes."""
+    table, kind, runtimes = Table(), None, []
     kinds = {title: kind for kind, title in _TITLES.items()}
     found = _BLOCK.search(text)
     assert found is not None, "the document has no markers for the table"
@@ -93,13 +93,15 @@ def parse(text):
         if line.startswith("### "):
             kind = kinds[line.removeprefix("### ")]
         cells = [cell.strip().replace("&#124;", "|") for cell in line.split("|")[1:-1]]
-        if len(cells) < 4 or cells[1] in {"---", "played", RUNTIMES[0]}:
+        if len(cells) < 2 or cells[1] in {"---", "played"}:
             continue
         if kind is None:
             if cells[1] != NOT_RUN:
                 table.runs[cells[0]] = (cells[1], cells[2])
+        elif cells[0].isdigit():
+            runtimes = cells[1:]
         else:
-            table.marks[kind, cells[0]] = dict(zip(RUNTIMES, cells[1:], strict=True))
+            table.marks[kind, cells[0]] = dict(zip(runtimes, cells[1:], strict=True))
     return table
 
 
