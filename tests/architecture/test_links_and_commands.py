@@ -75,6 +75,34 @@ def test_broken_link_is_detected(tmp_path: Path, link: str, is_broken: bool):
     assert broken_links(page) == ([link] if is_broken else [])
 
 
+SOURCES = re.compile(r"\]\((\.\./src/sandbox/[^)]+\.py)\)(?:,| \|) (`[\w.]+`(?:(?:, | and | or )`[\w.]+`)*)")
+
+
+def missing_symbols(page: Path) -> list[str]:
+    """The functions, classes and constants that a page names after a link to a module, and that the module lacks."""
+    return [
+        f"{module}: {name}"
+        for module, names in SOURCES.findall(page.read_text())
+        for name in re.findall(r"`(?:\w+\.)*(\w+)`", names)
+        if not re.search(rf"(?:def|class) {name}\b|^{name}\b", (page.parent / module).read_text(), re.MULTILINE)
+    ]
+
+
+@pytest.mark.parametrize("name", ["docs/code-tour.md", "docs/recipes.md"])
+def test_named_symbols_exist(name: str):
+    assert len(SOURCES.findall((ROOT / name).read_text())) > 10
+    assert missing_symbols(ROOT / name) == []
+
+
+def test_missing_symbol_is_detected(tmp_path: Path):
+    (tmp_path / "src" / "sandbox").mkdir(parents=True)
+    (tmp_path / "src" / "sandbox" / "a.py").write_text("LIMIT = 1\n\nclass Box:\n    def open(self): ...\n")
+    (tmp_path / "docs").mkdir()
+    page = tmp_path / "docs" / "page.md"
+    page.write_text("[`a.py`](../src/sandbox/a.py), `Box.open`, `LIMIT` and `shut`")
+    assert missing_symbols(page) == ["../src/sandbox/a.py: shut"]
+
+
 def test_index_and_site_list_each_page(root: Path):
     pages = {path.name for path in (root / "docs").glob("*.md")}
     linked = {link.partition("#")[0] for link in LINK.findall((root / "docs" / "index.md").read_text())}
