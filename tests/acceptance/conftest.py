@@ -7,7 +7,7 @@ import pytest
 from doubles.browser import open_chromium
 from doubles.leftovers import find_leftovers
 from doubles.live_server import Deployment, make_repository, wait_until
-from doubles.shared_machine import SharedMachine
+from doubles.shared_deployment import SharedDeployment
 
 FILES = {"README.md": "# A repository\n\nHello.\n", "src/app.py": "print('hello')\n"}
 
@@ -37,23 +37,23 @@ def without_fork_server(deployment):
 
 
 @pytest.fixture(scope="session")
-def shared_machines(tmp_path_factory):
+def shared_deployments(tmp_path_factory):
     """Returns the shared deployment with a runtime and server environment."""
-    machines = {}
+    deployments = {}
 
-    def machine(runtime, environment):
+    def deployment(runtime, environment):
         key = (runtime, *sorted(environment.items()))
-        if key not in machines:
-            machines[key] = SharedMachine(lambda: tmp_path_factory.mktemp("shared"), runtime, environment)
-        return machines[key]
+        if key not in deployments:
+            deployments[key] = SharedDeployment(lambda: tmp_path_factory.mktemp("shared"), runtime, environment)
+        return deployments[key]
 
-    yield machine
-    for each in machines.values():
+    yield deployment
+    for each in deployments.values():
         each.close()
 
 
 @pytest.fixture
-def deploy(request, deployment, shared_machines):
+def deploy(request, deployment, shared_deployments):
     """Starts a deployment whose model follows the given turns, with a repository and a running server.
 
     It is shared with other tests of this process, unless the test has prepared something before the start.
@@ -63,7 +63,7 @@ def deploy(request, deployment, shared_machines):
     def make(*turns, files=FILES, environment=MappingProxyType({}), **script):
         nonlocal shared
         if deployment.is_pristine():
-            shared = shared_machines(deployment.runtime, environment)
+            shared = shared_deployments(deployment.runtime, environment)
             shared.attach(deployment, *turns, **script)
         else:
             deployment.start_git()

@@ -19,15 +19,15 @@ from sandbox.interfaces.auth import Role
 CONFIGURATION = '[git]\nallowed_hosts = ["github.com"]\n'
 
 
-def command_line(machine):
+def command_line(deployment):
     """Runs the command line on the server's machine."""
 
     def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "sandbox", *arguments],
             env={
-                "PATH": os.environ["PATH"], "HOME": str(machine.home), "LANG": "C.UTF-8",
-                "SANDBOX_DATA_DIR": str(machine.data_dir), **environment,
+                "PATH": os.environ["PATH"], "HOME": str(deployment.home), "LANG": "C.UTF-8",
+                "SANDBOX_DATA_DIR": str(deployment.data_dir), **environment,
             },
             capture_output=True, text=True, timeout=60, check=False,
         )  # fmt: skip
@@ -35,9 +35,9 @@ def command_line(machine):
     return run
 
 
-def make_token(machine, role: Role, name: str = "") -> tuple[str, str]:
+def make_token(deployment, role: Role, name: str = "") -> tuple[str, str]:
     """Create a token like `sandbox token create`; return its id and the token."""
-    token, record = TokenFile(machine.data_dir).create(role, name)
+    token, record = TokenFile(deployment.data_dir).create(role, name)
     return record.id, token
 
 
@@ -49,49 +49,49 @@ def sandbox(deployment):
 @pytest.fixture(scope="module")
 def token_machine(tmp_path_factory):
     """A deployment with an operator's token, created before the server started."""
-    machine = Deployment(tmp_path_factory.mktemp("guarded"))
+    deployment = Deployment(tmp_path_factory.mktemp("guarded"))
     try:
-        make_repository(machine.repositories / "repo.git", {"README.md": "# A repository\n"})
-        machine.start_git()
-        machine.start_model(bash("echo new > new.txt"), reply())
-        machine.data_dir.mkdir(mode=0o700)
-        machine.bearer = make_token(machine, Role.OPERATOR, "tests")[1]
-        configuration = machine.home / ".config" / "sandbox" / "sandbox.toml"
+        make_repository(deployment.repositories / "repo.git", {"README.md": "# A repository\n"})
+        deployment.start_git()
+        deployment.start_model(bash("echo new > new.txt"), reply())
+        deployment.data_dir.mkdir(mode=0o700)
+        deployment.bearer = make_token(deployment, Role.OPERATOR, "tests")[1]
+        configuration = deployment.home / ".config" / "sandbox" / "sandbox.toml"
         configuration.parent.mkdir(parents=True)
         configuration.write_text(CONFIGURATION)
-        machine.start_server()
-        yield machine
+        deployment.start_server()
+        yield deployment
     finally:
-        machine.close()
+        deployment.close()
 
 
 def send_request(
-    machine, token: str | None, method: str = "GET", path: str = "/api/v1/tasks", **options
+    deployment, token: str | None, method: str = "GET", path: str = "/api/v1/tasks", **options
 ) -> httpx.Response:
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     with httpx.Client(headers=headers, trust_env=False, timeout=30, verify=False) as client:  # no TLS
-        return client.request(method, machine.server.ready_message["http"] + path, **options)
+        return client.request(method, deployment.server.ready_message["http"] + path, **options)
 
 
 def test_operator_writes_viewer_reads_and_invalid_token_is_rejected(token_machine):
-    machine = token_machine
-    _, viewer = make_token(machine, Role.VIEWER)  # created while the server runs
-    machine.submit()
-    status = machine.wait()
-    assert status["state"] == "completed", machine.diagnostics()
+    deployment = token_machine
+    _, viewer = make_token(deployment, Role.VIEWER)  # created while the server runs
+    deployment.submit()
+    status = deployment.wait()
+    assert status["state"] == "completed", deployment.diagnostics()
 
-    assert send_request(machine, viewer, path="/api/v1/tasks/task-1").json()["state"] == "completed"
-    assert send_request(machine, viewer, path="/api/v1/tasks/task-1/artifacts/task-1.patch").status_code == 200
+    assert send_request(deployment, viewer, path="/api/v1/tasks/task-1").json()["state"] == "completed"
+    assert send_request(deployment, viewer, path="/api/v1/tasks/task-1/artifacts/task-1.patch").status_code == 200
     for method, path in (("POST", "/api/v1/tasks"), ("DELETE", "/api/v1/tasks/task-1")):
-        assert send_request(machine, viewer, method, path).status_code == 403
+        assert send_request(deployment, viewer, method, path).status_code == 403
     for wrong in (None, "sbx_aaaaaaaa_" + "0" * 64, viewer[:-1], "x"):
-        response = send_request(machine, wrong)
+        response = send_request(deployment, wrong)
         assert (response.status_code, response.json()["error"]) == (401, "unauthorized")
         assert response.headers["www-authenticate"].startswith("Bearer")
-    assert send_request(machine, None, path="/api/health").status_code == 200
-    assert send_request(machine, None, path="/metrics").status_code == 401
+    assert send_request(deployment, None, path="/api/health").status_code == 200
+    assert send_request(deployment, None, path="/metrics").status_code == 401
 
-    stream = f"{machine.server.ready_message['ws']}/api/v1/tasks/stream?task_id=task-1&after=0"
+    stream = f"{deployment.server.ready_message['ws']}/api/v1/tasks/stream?task_id=task-1&after=0"
     with connect(stream, max_queue=None, additional_headers={"Authorization": f"Bearer {viewer}"}) as frames:
         assert json.loads(frames.recv(timeout=10))["task_id"] == "task-1"
     with connect(stream, max_queue=None, subprotocols=["sandbox.v1", f"sandbox.bearer.{viewer}"]) as frames:
@@ -115,38 +115,38 @@ def test_cli_sends_token_and_reports_rejection(token_machine):
 
 
 def test_revoked_token_is_rejected_immediately(token_machine):
-    machine, sandbox = token_machine, command_line(token_machine)
+    deployment, sandbox = token_machine, command_line(token_machine)
     created = sandbox("token", "create", "--role", "viewer", "--name", "for a while", "--format", "json")
     assert created.returncode == 0, created.stderr
     token_id, viewer = (json.loads(created.stdout)[key] for key in ("id", "token"))
-    session = send_request(machine, viewer, "POST", "/api/v1/session")
+    session = send_request(deployment, viewer, "POST", "/api/v1/session")
     cookie = {"Cookie": f"sandbox_session={session.cookies['sandbox_session']}"}
-    assert send_request(machine, viewer).status_code == 200
-    assert send_request(machine, None, headers=cookie).status_code == 200
+    assert send_request(deployment, viewer).status_code == 200
+    assert send_request(deployment, None, headers=cookie).status_code == 200
     assert "for a while" in sandbox("token", "list").stdout
     assert sandbox("token", "revoke", token_id).returncode == 0
-    assert send_request(machine, viewer).status_code == 401
-    assert send_request(machine, None, headers=cookie).status_code == 401
-    assert send_request(machine, machine.bearer).status_code == 200
+    assert send_request(deployment, viewer).status_code == 401
+    assert send_request(deployment, None, headers=cookie).status_code == 401
+    assert send_request(deployment, deployment.bearer).status_code == 200
     assert sandbox("token", "revoke", token_id).returncode == 3
 
 
 def test_running_server_requires_tokens_once_one_exists(deploy):
-    machine = deploy(reply())
-    assert send_request(machine, None).status_code == 200
-    token_id, operator = make_token(machine, Role.OPERATOR)
-    assert send_request(machine, None).status_code == 401
-    assert send_request(machine, operator).status_code == 200
-    last = command_line(machine)("token", "revoke", token_id)
+    deployment = deploy(reply())
+    assert send_request(deployment, None).status_code == 200
+    token_id, operator = make_token(deployment, Role.OPERATOR)
+    assert send_request(deployment, None).status_code == 401
+    assert send_request(deployment, operator).status_code == 200
+    last = command_line(deployment)("token", "revoke", token_id)
     assert "tokens.json" in last.stderr
-    assert send_request(machine, None).status_code == 401
+    assert send_request(deployment, None).status_code == 401
     for name in ("tokens.json", "tokens.lock"):
-        (machine.data_dir / name).unlink()
-    wait_until(lambda: send_request(machine, None).status_code == 200)
+        (deployment.data_dir / name).unlink()
+    wait_until(lambda: send_request(deployment, None).status_code == 200)
 
 
 def test_clone_host_not_in_allowed_hosts_is_rejected(token_machine):
-    machine = token_machine
+    deployment = token_machine
     manifest = {
         "version": "1",
         "kind": "Task",
@@ -154,7 +154,7 @@ def test_clone_host_not_in_allowed_hosts_is_rejected(token_machine):
         "repository": {"url": "https://git.example.net/org/repo.git", "branch": "main"},
         "claude": {"prompt": "Do it."},
     }
-    response = send_request(machine, machine.bearer, "POST", "/api/v1/tasks", json=manifest)
+    response = send_request(deployment, deployment.bearer, "POST", "/api/v1/tasks", json=manifest)
     assert response.status_code == 400
     assert [(detail["field"], detail["rule"]) for detail in response.json()["details"]] == [
         ("repository.url", "not_offered")
@@ -186,11 +186,11 @@ def test_remote_clients_are_served_with_a_token(deployment):
 
 
 def test_session_cookie_is_rejected_from_other_origins(token_machine):
-    machine = token_machine
-    session = send_request(machine, machine.bearer, "POST", "/api/v1/session")
+    deployment = token_machine
+    session = send_request(deployment, deployment.bearer, "POST", "/api/v1/session")
     assert "HttpOnly" in session.headers["set-cookie"]
     cookie = {"Cookie": f"sandbox_session={session.cookies['sandbox_session']}"}
     path = "/api/v1/tasks/none"
-    for origin, status in (("https://evil.example", 403), (machine.server.ready_message["http"], 404)):
-        response = send_request(machine, None, "DELETE", path, headers={**cookie, "Origin": origin})
+    for origin, status in (("https://evil.example", 403), (deployment.server.ready_message["http"], 404)):
+        response = send_request(deployment, None, "DELETE", path, headers={**cookie, "Origin": origin})
         assert response.status_code == status

@@ -23,15 +23,15 @@ def call(tool, **arguments):
 
 
 @pytest.fixture
-def machine(deploy):
+def deployment(deploy):
     """Starts a deployment with an MCP server in the repository and a secret in the server's environment."""
     files = {"server.py": Path(mcp_token_server.__file__).read_text()}
     return lambda *turns: deploy(*turns, reply(), files=files, environment={"MY_TOKEN": SECRET})
 
 
-def run(machine, **parts):
-    machine.submit(**parts)
-    return machine.wait()
+def run(deployment, **parts):
+    deployment.submit(**parts)
+    return deployment.wait()
 
 
 def task_output(server):
@@ -42,8 +42,8 @@ def task_output(server):
     return "".join(frame["data"] for frame in server.wire_events() if frame["type"] == "output")
 
 
-def test_mcp_server_gets_its_secret_and_no_output_contains_it(machine):
-    server = machine(call("mcp__github__tell"))
+def test_mcp_server_gets_its_secret_and_no_output_contains_it(deployment):
+    server = deployment(call("mcp__github__tell"))
     claude = {"mcp_config": {"mcpServers": {"github": SERVER}}, "output_format": "text"}
     status = run(server, claude=claude, secrets=SECRETS)
     assert (status["state"], status["error"]) == ("completed", None), server.diagnostics()
@@ -62,17 +62,17 @@ def test_mcp_server_gets_its_secret_and_no_output_contains_it(machine):
         ({"allowed_tools": ["Read", "TodoWrite", "mcp__github"]}, "tool_unknown", "tool named TodoWrite, mcp__github"),
     ],
 )
-def test_missing_tool_fails_the_task_before_the_first_model_request(machine, claude, code, words):
-    server = machine(bash("touch made"))
+def test_missing_tool_fails_the_task_before_the_first_model_request(deployment, claude, code, words):
+    server = deployment(bash("touch made"))
     status = run(server, claude=claude)
     assert (status["state"], status["error"]["code"]) == ("failed", code), server.diagnostics()
     assert words in status["error"]["message"]
     assert [request for request in server.model_requests() if request["method"] == "POST"] == []
 
 
-def test_allowed_tools_and_their_rules_are_enforced(machine):
+def test_allowed_tools_and_their_rules_are_enforced(deployment):
     write = call("Write", file_path="written", content="x")
-    server = machine(bash("git tag made"), bash("touch touched"), write)
+    server = deployment(bash("git tag made"), bash("touch touched"), write)
     ample = {"budget_usd": 1.0, "budget_tokens": 100_000}
     status = run(server, claude={"allowed_tools": ["Bash(git *)"], "output_format": "json"}, lifecycle=ample)
     assert status["state"] == "completed", server.diagnostics()

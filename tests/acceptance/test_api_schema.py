@@ -19,16 +19,15 @@ HOOKS = "doubles.schemathesis_hooks"
 
 
 def test_responses_match_the_schema(deployment, tmp_path):
-    machine = deployment
-    make_repository(machine.repositories / "repo.git", {"README.md": "# A repository\n"})
-    machine.start_git()
-    machine.start_model(reply())
+    make_repository(deployment.repositories / "repo.git", {"README.md": "# A repository\n"})
+    deployment.start_git()
+    deployment.start_model(reply())
     # Generated requests also start tasks, whose work does not matter.
     agent = make_fake_agent(tmp_path / "agent", [])
-    machine.start_server(SANDBOX_ACCESS_REQUESTS_PER_MINUTE="0", PYTHONPATH=str(agent))
-    machine.submit()
-    assert machine.wait()["state"] == "completed", machine.diagnostics()
-    base_url = machine.server.ready_message["http"]
+    deployment.start_server(SANDBOX_ACCESS_REQUESTS_PER_MINUTE="0", PYTHONPATH=str(agent))
+    deployment.submit()
+    assert deployment.wait()["state"] == "completed", deployment.diagnostics()
+    base_url = deployment.server.ready_message["http"]
     ran = subprocess.run(
         [
             str(Path(sys.executable).with_name("schemathesis")), "--config-file", str(SETTINGS),
@@ -42,4 +41,4 @@ def test_responses_match_the_schema(deployment, tmp_path):
     assert int(re.search(r"(\d+) generated", ran.stdout)[1]) > 300
     operations = httpx.get(f"{base_url}/openapi.json").json()["paths"].values()
     assert f"Tested: {sum(map(len, operations)) - 1}\n" in ran.stdout
-    assert "Traceback" not in machine.server.log.read_text()
+    assert "Traceback" not in deployment.server.log.read_text()

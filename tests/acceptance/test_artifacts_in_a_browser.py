@@ -119,17 +119,17 @@ PAGE = '<!doctype html><body><div id="styled" style="width: 5px">x</div><div id=
 
 
 @pytest.fixture(scope="module")
-def machine(tmp_path_factory):
+def deployment(tmp_path_factory):
     """A server with a finished task whose artifacts are FILES."""
-    machine = Deployment(tmp_path_factory.mktemp("artifacts"))
-    tasks = StoredTasks(machine.data_dir)
+    deployment = Deployment(tmp_path_factory.mktemp("artifacts"))
+    tasks = StoredTasks(deployment.data_dir)
     tasks.at = datetime.now(UTC) - timedelta(hours=1)
     tasks.finish("evil", artifacts=FILES.items())
     tasks.index()
-    machine.model_url = "http://127.0.0.1:9"
-    machine.start_server()
-    yield machine
-    machine.close()
+    deployment.model_url = "http://127.0.0.1:9"
+    deployment.start_server()
+    yield deployment
+    deployment.close()
 
 
 @contextmanager
@@ -178,8 +178,8 @@ def open_attack_page(browser, origin):
     )
 
 
-def test_same_origin_page_cannot_load_responses_as_code(machine, browser):
-    origin = machine.server.ready_message["http"]
+def test_same_origin_page_cannot_load_responses_as_code(deployment, browser):
+    origin = deployment.server.ready_message["http"]
     page = open_attack_page(browser, origin)
     assert page.evaluate(ATTACKS, ADDRESSES) == {}
     # The dashboard's own assets can be loaded, so a successful load is detected.
@@ -190,8 +190,8 @@ def test_same_origin_page_cannot_load_responses_as_code(machine, browser):
     assert loaded["/assets/icon.svg"] == ["image"]
 
 
-def test_responses_are_not_loaded_as_code_without_fetch_metadata(machine, browser):
-    with proxied(machine.server.ready_message["http"]) as origin:
+def test_responses_are_not_loaded_as_code_without_fetch_metadata(deployment, browser):
+    with proxied(deployment.server.ready_message["http"]) as origin:
         page = browser.open(f"{origin}/attack")
         loaded = page.evaluate(ATTACKS, ADDRESSES)
     # Images and imported JSON are data, like a fetched response.
@@ -202,8 +202,8 @@ def test_responses_are_not_loaded_as_code_without_fetch_metadata(machine, browse
     }
 
 
-def test_artifacts_are_fetched_and_downloaded(machine, browser, tmp_path):
-    origin = machine.server.ready_message["http"]
+def test_artifacts_are_fetched_and_downloaded(deployment, browser, tmp_path):
+    origin = deployment.server.ready_message["http"]
     page = open_attack_page(browser, origin)
     for name, content in FILES.items():
         address = f"/api/v1/tasks/evil/artifacts/{name}"
@@ -218,8 +218,8 @@ def test_artifacts_are_fetched_and_downloaded(machine, browser, tmp_path):
             assert (tmp_path / "got").read_bytes() == content
 
 
-def test_dashboard_previews_text_markdown_and_images(machine, browser):
-    page = browser.open(f"{machine.server.ready_message['http']}/tasks/evil")
+def test_dashboard_previews_text_markdown_and_images(deployment, browser):
+    page = browser.open(f"{deployment.server.ready_message['http']}/tasks/evil")
     page.get_by_role("tab", name="Artifacts").click()
     for name in FILES:
         page.get_by_role("button", name=name, exact=True).click()
@@ -236,14 +236,14 @@ def test_dashboard_previews_text_markdown_and_images(machine, browser):
     assert browser.console_errors == []
 
 
-def test_download_has_the_listed_bytes_and_a_safe_content_type(machine):
-    artifacts = machine.http.get("/api/v1/tasks/evil/artifacts").json()["artifacts"]
+def test_download_has_the_listed_bytes_and_a_safe_content_type(deployment):
+    artifacts = deployment.http.get("/api/v1/tasks/evil/artifacts").json()["artifacts"]
     for artifact in artifacts:
-        response = machine.http.get(artifact["download_url"])
+        response = deployment.http.get(artifact["download_url"])
         assert response.content == FILES[artifact["name"]]
         assert response.headers["content-type"] in {
             "text/plain; charset=utf-8",
             "image/png",
             "application/octet-stream",
         }
-    assert json.loads(machine.http.get("/api/v1/tasks/evil/artifacts/evil.json").text) == {"loaded": True}
+    assert json.loads(deployment.http.get("/api/v1/tasks/evil/artifacts/evil.json").text) == {"loaded": True}

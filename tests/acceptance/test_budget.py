@@ -14,9 +14,9 @@ def with_cost(turn):
     return replace(turn, input_tokens=1000, output_tokens=1000)
 
 
-def message_requests(machine):
+def message_requests(deployment):
     """Message requests that reached the model."""
-    posts = [request for request in machine.model_requests() if request["method"] == "POST"]
+    posts = [request for request in deployment.model_requests() if request["method"] == "POST"]
     return [request for request in posts if request["path"].partition("?")[0] == "/v1/messages"]
 
 
@@ -25,12 +25,12 @@ def message_requests(machine):
     [({"budget_usd": 0.05}, {"budget_tokens": 100_000}, 3), ({"budget_tokens": 7000}, {"budget_usd": 1.0}, 4)],
 )
 def test_task_ends_when_the_first_budget_is_exhausted(deploy, spent, ample, turns):
-    machine = deploy(*[with_cost(bash("true"))] * 60, with_cost(reply()))
-    machine.submit(lifecycle={**spent, **ample})
-    status = machine.wait()
-    assert (status["state"], status["error"]["code"]) == ("failed", "budget_exceeded"), machine.diagnostics()
+    deployment = deploy(*[with_cost(bash("true"))] * 60, with_cost(reply()))
+    deployment.submit(lifecycle={**spent, **ample})
+    status = deployment.wait()
+    assert (status["state"], status["error"]["code"]) == ("failed", "budget_exceeded"), deployment.diagnostics()
     assert f"lifecycle.{next(iter(spent))} is spent" in status["error"]["message"]
-    assert len(message_requests(machine)) == turns
-    events = [json.loads(line.partition("[EVENT] ")[2]) for line in machine.logs(stream="events").splitlines()]
+    assert len(message_requests(deployment)) == turns
+    events = [json.loads(line.partition("[EVENT] ")[2]) for line in deployment.logs(stream="events").splitlines()]
     assert sum(event["type"] == "usage" for event in events) == turns
     assert status["progress"]["cost_usd"] == pytest.approx(0.018 * turns)

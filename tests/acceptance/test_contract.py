@@ -19,53 +19,52 @@ def read_preserved_file(disk, name):
 
 
 def test_guarantees_survive_a_server_restart(deployment):
-    machine = deployment
-    make_repository(machine.repositories / "repo.git", {"README.md": "# Hi\n"})
-    machine.start_git()
+    make_repository(deployment.repositories / "repo.git", {"README.md": "# Hi\n"})
+    deployment.start_git()
     print_secret = bash('echo "$TOKEN" | wc -c; echo "$TOKEN"; echo half > half.txt')
-    machine.start_model(print_secret, Turn(faults=(Fault("error", status=400, times=99),)))
-    machine.start_server(SERVER_TOKEN=VALUE)
-    check_secret_handling(machine)
+    deployment.start_model(print_secret, Turn(faults=(Fault("error", status=400, times=99),)))
+    deployment.start_server(SERVER_TOKEN=VALUE)
+    check_secret_handling(deployment)
 
-    first = submit_with_key(machine, "Do it.")
-    assert machine.wait("kept")["state"] == "failed_preserved", machine.diagnostics("kept")
-    [disk] = machine.data_dir.glob("tasks/kept/attempts/*/disk")
+    first = submit_with_key(deployment, "Do it.")
+    assert deployment.wait("kept")["state"] == "failed_preserved", deployment.diagnostics("kept")
+    [disk] = deployment.data_dir.glob("tasks/kept/attempts/*/disk")
     assert read_preserved_file(disk, "workspace/half.txt") == "half\n"
-    machine.server.stop()
-    machine.start_server()
+    deployment.server.stop()
+    deployment.start_server()
     assert disk.exists()
-    again, other = submit_with_key(machine, "Do it."), submit_with_key(machine, "Else.")
+    again, other = submit_with_key(deployment, "Do it."), submit_with_key(deployment, "Else.")
     assert (first.status_code, again.status_code, other.status_code) == (202, 202, 422)
     assert again.json() == first.json()
     assert again.headers["Idempotent-Replayed"] == "true"
-    assert machine.http.get("/api/v1/tasks").json()["total_count"] == 3
-    finished_at = datetime.fromisoformat(machine.status("kept")["finished_at"])
-    machine.server.stop()
+    assert deployment.http.get("/api/v1/tasks").json()["total_count"] == 3
+    finished_at = datetime.fromisoformat(deployment.status("kept")["finished_at"])
+    deployment.server.stop()
     # The janitor runs at server start, and then only after minutes.
     wait_until(lambda: datetime.now(UTC) - finished_at > timedelta(seconds=1), what="the end of its time to live")
-    machine.start_server(SANDBOX_PRESERVE_TIME_TO_LIVE="1s")
+    deployment.start_server(SANDBOX_PRESERVE_TIME_TO_LIVE="1s")
     wait_until(lambda: not disk.exists(), 10, "the janitor")
-    assert machine.http.delete("/api/v1/tasks/kept/vm").status_code == 404
+    assert deployment.http.delete("/api/v1/tasks/kept/vm").status_code == 404
 
 
-def check_secret_handling(machine):
+def check_secret_handling(deployment):
     """A secret reaches the agent and is in no file of the server."""
-    machine.submit(secrets=[{"name": "TOKEN", "source": "env", "key": "SERVER_TOKEN"}])
-    assert machine.wait()["error"]["code"] == "agent_failed", machine.diagnostics()
-    [result] = machine.tool_results()
+    deployment.submit(secrets=[{"name": "TOKEN", "source": "env", "key": "SERVER_TOKEN"}])
+    assert deployment.wait()["error"]["code"] == "agent_failed", deployment.diagnostics()
+    [result] = deployment.tool_results()
     assert str(len(VALUE) + 1) in str(result)
-    assert "[REDACTED:TOKEN]" in machine.logs()
-    agent = machine.data_dir / "agent"  # 400 MB that do not change
-    files = [file for file in machine.data_dir.rglob("*") if file.is_file() and agent not in file.parents]
+    assert "[REDACTED:TOKEN]" in deployment.logs()
+    agent = deployment.data_dir / "agent"  # 400 MB that do not change
+    files = [file for file in deployment.data_dir.rglob("*") if file.is_file() and agent not in file.parents]
     assert not [file for file in files if VALUE.encode() in file.read_bytes()]
-    machine.submit("task-2", secrets=[{"name": "TOKEN", "source": "env", "key": "NOT_SET"}])
-    status = machine.wait("task-2")
+    deployment.submit("task-2", secrets=[{"name": "TOKEN", "source": "env", "key": "NOT_SET"}])
+    status = deployment.wait("task-2")
     assert (status["state"], status["error"]["code"]) == ("failed", "secret_unavailable")
     assert "NOT_SET" in status["error"]["message"]
-    assert machine.states("task-2") == ["pending", "failed"]
+    assert deployment.states("task-2") == ["pending", "failed"]
 
 
-def submit_with_key(machine, prompt):
+def submit_with_key(deployment, prompt):
     """Submit the preserved task with a fixed idempotency key."""
     body = {
         "version": "1",
@@ -75,4 +74,4 @@ def submit_with_key(machine, prompt):
         "claude": {"prompt": prompt},
         "lifecycle": {"failure_action": "preserve"},
     }
-    return machine.http.post("/api/v1/tasks", json=body, headers={"Idempotency-Key": "order-66"})
+    return deployment.http.post("/api/v1/tasks", json=body, headers={"Idempotency-Key": "order-66"})

@@ -73,9 +73,9 @@ def tasks(deployment):
     return tasks
 
 
-def get(machine, path):
+def get(deployment, path):
     """Get a path; the response must not be an internal error."""
-    response = machine.http.get(f"/api/v1/tasks{path}", timeout=60)
+    response = deployment.http.get(f"/api/v1/tasks{path}", timeout=60)
     assert response.status_code < 500, (path, response.text)
     return response
 
@@ -135,7 +135,7 @@ def test_damaged_index_rows_are_rebuilt_at_startup_and_reported_later(deployment
     assert get(deployment, "/task-4").status_code == 200
 
 
-def admin_check(machine):
+def admin_check(deployment):
     command = [
         sys.executable,
         "-m",
@@ -145,7 +145,7 @@ def admin_check(machine):
         "--format",
         "json",
         "--data-dir",
-        str(machine.data_dir),
+        str(deployment.data_dir),
     ]
     done = subprocess.run(command, capture_output=True, timeout=60, check=False, env={"HOME": "/"})
     assert done.returncode in {0, 1}, done.stderr

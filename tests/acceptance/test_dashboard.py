@@ -33,8 +33,8 @@ def dashboard_url(browser):
     """Returns a deployment's dashboard URL; checks for requests to other hosts and console errors at the end."""
     base_urls = []
 
-    def dashboard_url(machine):
-        base_urls.append(machine.server.ready_message["http"])
+    def dashboard_url(deployment):
+        base_urls.append(deployment.server.ready_message["http"])
         return base_urls[-1]
 
     yield dashboard_url
@@ -54,14 +54,14 @@ def assert_applies(patch, repository, directory):
 
 
 def test_task_is_submitted_followed_and_its_results_downloaded(deploy, browser, dashboard_url, tmp_path):
-    machine = deploy(bash(WORK + REPORT), bash(PAUSE), reply("Done: the greeting is **polite** now."))
-    listing, page = browser.open(dashboard_url(machine)), browser.open(dashboard_url(machine))
+    deployment = deploy(bash(WORK + REPORT), bash(PAUSE), reply("Done: the greeting is **polite** now."))
+    listing, page = browser.open(dashboard_url(deployment)), browser.open(dashboard_url(deployment))
     page.get_by_role("link", name="Hand in the first one").click()
     editor = page.get_by_label("Manifest, YAML")
     editor.fill(MANIFEST.replace("branch", "brunch"))
     errors = page.get_by_role("list", name="Mistakes").get_by_role("button")
     page.get_by_text("2 mistakes").wait_for()
-    details = machine.http.post("/api/v1/tasks", content=MANIFEST.replace("branch", "brunch")).json()["details"]
+    details = deployment.http.post("/api/v1/tasks", content=MANIFEST.replace("branch", "brunch")).json()["details"]
     assert [detail["message"] in errors.nth(at).inner_text() for at, detail in enumerate(details)] == [True, True]
     editor.fill(MANIFEST)
     page.get_by_text("The server would take this manifest.").wait_for()
@@ -92,31 +92,31 @@ def test_task_is_submitted_followed_and_its_results_downloaded(deploy, browser, 
         page.get_by_role("link", name="Proof bundle").click()
     with tarfile.open(fileobj=io.BytesIO(downloading.value.path().read_bytes())) as archive:
         patch = archive.extractfile("greet/greet.patch").read()
-    assert patch == machine.artifact("greet.patch", "greet")
-    assert_applies(patch, machine.repositories / "repo.git", tmp_path)
+    assert patch == deployment.artifact("greet.patch", "greet")
+    assert_applies(patch, deployment.repositories / "repo.git", tmp_path)
 
     listing.locator("#task-greet").wait_for()  # on a list that was empty when opened
     refreshes = []
     listing.on(
-        "requestfinished", lambda one: refreshes.append(one) if one.url == f"{dashboard_url(machine)}/" else None
+        "requestfinished", lambda one: refreshes.append(one) if one.url == f"{dashboard_url(deployment)}/" else None
     )
     wait_until(lambda: listing.wait_for_timeout(100) or len(refreshes) >= 2, 30, "the list to be refreshed")
     assert listing.locator("#task-greet").is_visible()
 
 
 def test_page_resumes_after_hiding_server_restart_and_failed_refresh(deploy, browser, dashboard_url):
-    machine = deploy(bash("sleep 3"), reply("Still here."))
-    machine.submit("long", claude={"prompt": "Wait."})
-    wait_until(lambda: machine.status("long")["progress"]["current_tool"] == "Bash", what="the tool call")
-    with machine.paused_model():
-        page = browser.open(f"{dashboard_url(machine)}/tasks/long")
+    deployment = deploy(bash("sleep 3"), reply("Still here."))
+    deployment.submit("long", claude={"prompt": "Wait."})
+    wait_until(lambda: deployment.status("long")["progress"]["current_tool"] == "Bash", what="the tool call")
+    with deployment.paused_model():
+        page = browser.open(f"{dashboard_url(deployment)}/tasks/long")
         page.get_by_text("Live", exact=True).wait_for()
         page.locator(".tool").wait_for()
-        check_stream_closes_while_hidden(page, machine)
+        check_stream_closes_while_hidden(page, deployment)
 
         refused = []
         page.route("**/tasks/long", lambda route: (refused.append(route), route.fulfill(status=429)))
-        machine.restart_server(signal.SIGKILL)
+        deployment.restart_server(signal.SIGKILL)
     page.get_by_text("Still here.").first.wait_for()
     page.locator("#live:empty").wait_for(state="attached")
     assert page.locator(".tool").count() == 1
@@ -125,17 +125,17 @@ def test_page_resumes_after_hiding_server_restart_and_failed_refresh(deploy, bro
     page.get_by_role("tab", name="Output").click()
     page.get_by_role("button", name="Events", exact=True).click()
     changes = page.locator(".line-text").filter(has_text="state_change")
-    assert changes.count() == len(machine.states("long")), "each state must be listed once"
+    assert changes.count() == len(deployment.states("long")), "each state must be listed once"
     browser.ignore_errors("ERR_CONNECTION", "ERR_INCOMPLETE_CHUNKED", "htmx:", "429")
 
 
-def check_stream_closes_while_hidden(page, machine):
+def check_stream_closes_while_hidden(page, deployment):
     followers = 'sandbox_streams_open{kind="logs"} '
     for is_hidden, count in (("true", "0.0"), ("false", "1.0")):
         page.evaluate(f"""Object.defineProperty(document, "hidden", {{ value: {is_hidden}, configurable: true }});
             document.dispatchEvent(new Event("visibilitychange"))""")
         wait_until(
-            lambda metric=followers + count: metric in machine.http.get("/metrics").text, 10, "the page's connection"
+            lambda metric=followers + count: metric in deployment.http.get("/metrics").text, 10, "the page's connection"
         )
     assert page.locator(".tool").count() == 1
 
@@ -157,21 +157,21 @@ def check_head_is_requested_until_it_arrives(page, refused):
 
 
 def test_preserved_sandbox_is_released_from_the_task_page(deploy, browser, dashboard_url):
-    machine = deploy(python("import time; time.sleep(60)"), reply())
-    machine.submit("kept", lifecycle={"timeout": "1s", "failure_action": "preserve"})
-    page = browser.open(f"{dashboard_url(machine)}/tasks/kept")
+    deployment = deploy(python("import time; time.sleep(60)"), reply())
+    deployment.submit("kept", lifecycle={"timeout": "1s", "failure_action": "preserve"})
+    page = browser.open(f"{dashboard_url(deployment)}/tasks/kept")
     page.locator("#head .pill.failed").wait_for()
     page.get_by_role("button", name="Release sandbox").click()
     page.get_by_role("button", name="Release", exact=True).click()
     page.get_by_role("button", name="Release sandbox").wait_for(state="detached")
-    assert machine.http.delete("/api/v1/tasks/kept/vm").status_code == 404
+    assert deployment.http.delete("/api/v1/tasks/kept/vm").status_code == 404
     assert state_of(page) == "failed, preserved"
 
 
 def test_task_is_cancelled_from_its_page(deploy, browser, dashboard_url):
-    machine = deploy(python("import time; time.sleep(60)"), reply())
-    machine.submit("slow")
-    page = browser.open(f"{dashboard_url(machine)}/tasks/slow")
+    deployment = deploy(python("import time; time.sleep(60)"), reply())
+    deployment.submit("slow")
+    page = browser.open(f"{dashboard_url(deployment)}/tasks/slow")
     page.locator(".tool").wait_for()
     cancel = page.get_by_role("button", name="Cancel", exact=True)
     cancel.click()
@@ -190,7 +190,7 @@ def test_task_is_cancelled_from_its_page(deploy, browser, dashboard_url):
     ended.wait_for()
     browser.ignore_errors("status of 409")  # the task may have ended while the dialog was open
     page.get_by_text("not needed <b>any</b> more").wait_for()
-    page.goto(f"{dashboard_url(machine)}/?state=cancelled")
+    page.goto(f"{dashboard_url(deployment)}/?state=cancelled")
     assert page.locator(".row-link").all_inner_texts() == ["A task"]
 
 

@@ -112,8 +112,8 @@ def poisoned_events():
 @pytest.fixture(scope="module")
 def loaded_server(tmp_path_factory):
     """A server with finished tasks: hostile and malformed output, 10,000 lines, and transcripts without stream-json."""
-    machine = Deployment(tmp_path_factory.mktemp("strained"))
-    tasks = StoredTasks(machine.data_dir)
+    deployment = Deployment(tmp_path_factory.mktemp("strained"))
+    tasks = StoredTasks(deployment.data_dir)
     tasks.at = datetime.now(UTC) - timedelta(hours=1)  # within the retention time
     files = {"page.html": SCRIPT, "notes.md": HOSTILE, "hostile.patch": PATCH}
     artifacts = [(name, text.encode()) for name, text in files.items()]
@@ -137,10 +137,10 @@ def loaded_server(tmp_path_factory):
     recorder.record(assistant({"type": "text", "text": "Forged by a program."}))
     tasks.end(recorder)
     tasks.index()
-    machine.model_url = "http://127.0.0.1:9"  # not used
-    machine.start_server()
-    yield machine
-    machine.close()
+    deployment.model_url = "http://127.0.0.1:9"  # not used
+    deployment.start_server()
+    yield deployment
+    deployment.close()
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ LINES_A_FRAME = 1000
 @pytest.fixture(scope="module")
 def base_url(tmp_path_factory):
     """URL of a server with tasks whose event streams are faked: a conversation, a terminal, large output."""
-    machine = Deployment(tmp_path_factory.mktemp("stories"))
-    tasks = StoredTasks(machine.data_dir)
+    deployment = Deployment(tmp_path_factory.mktemp("stories"))
+    tasks = StoredTasks(deployment.data_dir)
     tasks.finish("chat")
     tasks.finish("labelled", labels={"team": "a"})
     files = "".join(f"diff --git a/{at} b/{at}\nnew file mode 100644\nindex 0..e\n" for at in range(45_000))
@@ -21,10 +21,10 @@ def base_url(tmp_path_factory):
     tasks.finish("session", claude={"headless": False})
     tasks.finish("large", lines=2000)
     tasks.index()
-    machine.model_url = "http://127.0.0.1:9"  # not used
-    machine.start_server()
-    yield machine.server.ready_message["http"]
-    machine.close()
+    deployment.model_url = "http://127.0.0.1:9"  # not used
+    deployment.start_server()
+    yield deployment.server.ready_message["http"]
+    deployment.close()
 
 
 @pytest.fixture

@@ -57,24 +57,24 @@ window.outcomes = (async () => {
 @pytest.fixture(scope="module")
 def token_machine(tmp_path_factory):
     """A server with an operator's token (`bearer`) and a viewer's (`viewer`); its tasks cannot complete."""
-    machine = Deployment(tmp_path_factory.mktemp("guarded"))
+    deployment = Deployment(tmp_path_factory.mktemp("guarded"))
     try:
-        machine.data_dir.mkdir(mode=0o700)
-        tokens = TokenFile(machine.data_dir)
-        machine.bearer, machine.viewer = (tokens.create(role, "bob")[0] for role in (Role.OPERATOR, Role.VIEWER))
-        configuration = machine.home / ".config" / "sandbox" / "sandbox.toml"
+        deployment.data_dir.mkdir(mode=0o700)
+        tokens = TokenFile(deployment.data_dir)
+        deployment.bearer, deployment.viewer = (tokens.create(role, "bob")[0] for role in (Role.OPERATOR, Role.VIEWER))
+        configuration = deployment.home / ".config" / "sandbox" / "sandbox.toml"
         configuration.parent.mkdir(parents=True)
         configuration.write_text('[git]\nallowed_hosts = ["github.com"]\n')
-        machine.model_url = "http://127.0.0.1:9"
-        (machine.home / ".gitconfig").write_text(f'[url "{machine.model_url}/"]\n\tinsteadOf = {ORGANISATION}\n')
-        machine.start_server()
-        yield machine
+        deployment.model_url = "http://127.0.0.1:9"
+        (deployment.home / ".gitconfig").write_text(f'[url "{deployment.model_url}/"]\n\tinsteadOf = {ORGANISATION}\n')
+        deployment.start_server()
+        yield deployment
     finally:
-        machine.close()
+        deployment.close()
 
 
-def sign_in(machine, browser, token):
-    page = browser.open(f"{machine.server.ready_message['http']}/sign-in")
+def sign_in(deployment, browser, token):
+    page = browser.open(f"{deployment.server.ready_message['http']}/sign-in")
     page.get_by_label("Token").fill(token)
     page.get_by_role("button", name="Sign in").click()
     page.get_by_role("button", name="Sign out").wait_for()
@@ -104,8 +104,8 @@ def other_site(html):
         server.server_close()
 
 
-def task_ids(machine):
-    return [task["id"] for task in machine.http.get("/api/v1/tasks").json()["tasks"]]
+def task_ids(deployment):
+    return [task["id"] for task in deployment.http.get("/api/v1/tasks").json()["tasks"]]
 
 
 def test_sign_in_hides_the_token_and_sign_out_ends_the_session(token_machine, browser):

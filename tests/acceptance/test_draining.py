@@ -16,7 +16,7 @@ STEPS = [(json.dumps({"type": "assistant", "number": number}), 0.1) for number i
 
 
 @pytest.fixture
-def machine(deployment, tmp_path):
+def deployment(deployment, tmp_path):
     """A server whose agents count to thirty in three seconds, and whose Vault does not respond."""
     make_repository(deployment.repositories / "repo.git", {"README.md": "# Hi\n"})
     deployment.start_git()
@@ -33,60 +33,68 @@ def machine(deployment, tmp_path):
         yield deployment
 
 
-def admin(machine, *arguments):
-    command = [sys.executable, "-m", "sandbox", "admin", *arguments, "--server", machine.server.ready_message["http"]]
+def admin(deployment, *arguments):
+    command = [
+        sys.executable,
+        "-m",
+        "sandbox",
+        "admin",
+        *arguments,
+        "--server",
+        deployment.server.ready_message["http"],
+    ]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
-def test_drain_finishes_running_tasks_and_second_sigterm_ends_immediately(machine):
-    since = check_drain(machine)
-    machine.server.stop(signal.SIGKILL)
-    machine.start_server(**machine.settings)
-    check_undo_drain(machine, since)
-    check_shutdown_during_secret_lookup(machine)
+def test_drain_finishes_running_tasks_and_second_sigterm_ends_immediately(deployment):
+    since = check_drain(deployment)
+    deployment.server.stop(signal.SIGKILL)
+    deployment.start_server(**deployment.settings)
+    check_undo_drain(deployment, since)
+    check_shutdown_during_secret_lookup(deployment)
 
 
-def check_drain(machine):
-    machine.submit("running")
-    machine.wait_for_state("running", "running")
-    timed_out = admin(machine, "drain", "--wait", "--timeout", "1s")
+def check_drain(deployment):
+    deployment.submit("running")
+    deployment.wait_for_state("running", "running")
+    timed_out = admin(deployment, "drain", "--wait", "--timeout", "1s")
     assert timed_out.returncode == 7
     assert "1 task still running after 1" in timed_out.stderr
-    rejected = machine.http.post("/api/v1/tasks", json={})
+    rejected = deployment.http.post("/api/v1/tasks", json={})
     assert rejected.status_code == 400  # validation errors are still reported
-    ready = machine.http.get("/api/v1/health/ready")
+    ready = deployment.http.get("/api/v1/health/ready")
     assert (ready.status_code, "being drained" in ready.json()["message"]) == (503, True)
-    done = admin(machine, "drain", "--wait", "--timeout", "1m", "--format", "json")
+    done = admin(deployment, "drain", "--wait", "--timeout", "1m", "--format", "json")
     assert (done.returncode, json.loads(done.stdout)["running"]) == (0, 0)
-    assert machine.status("running")["state"] == "completed"
+    assert deployment.status("running")["state"] == "completed"
     with pytest.raises(AssertionError, match="being drained"):
-        machine.submit("refused")
+        deployment.submit("refused")
     return json.loads(done.stdout)["since"]
 
 
-def check_undo_drain(machine, since):
+def check_undo_drain(deployment, since):
     """The drain has survived the server."""
-    assert machine.http.get("/api/v1/health").json()["draining_since"] == since
-    assert machine.http.get("/api/v1/health/ready").status_code == 503
-    assert admin(machine, "drain", "--undo").returncode == 0
-    assert machine.http.get("/api/v1/health/ready").status_code == 200
+    assert deployment.http.get("/api/v1/health").json()["draining_since"] == since
+    assert deployment.http.get("/api/v1/health/ready").status_code == 503
+    assert admin(deployment, "drain", "--undo").returncode == 0
+    assert deployment.http.get("/api/v1/health/ready").status_code == 200
 
 
-def check_shutdown_during_secret_lookup(machine):
-    machine.submit("taken")
-    machine.wait_for_state("running", "taken")
-    machine.submit("asking", secrets=[{"name": "A_SECRET", "source": "vault", "key": "a#b"}])
-    connection, _ = machine.vault.accept()
+def check_shutdown_during_secret_lookup(deployment):
+    deployment.submit("taken")
+    deployment.wait_for_state("running", "taken")
+    deployment.submit("asking", secrets=[{"name": "A_SECRET", "source": "vault", "key": "a#b"}])
+    connection, _ = deployment.vault.accept()
     begin = time.monotonic()
-    machine.server.send_signal(signal.SIGTERM)
-    machine.server.send_signal(signal.SIGTERM)
-    machine.server.stop(signal.SIGTERM, seconds=20)
+    deployment.server.send_signal(signal.SIGTERM)
+    deployment.server.send_signal(signal.SIGTERM)
+    deployment.server.stop(signal.SIGTERM, seconds=20)
     assert time.monotonic() - begin < 5  # 2 on an idle machine; the Vault timeout is 10
     connection.close()
-    machine.start_server(**machine.settings)
-    assert machine.wait("taken")["state"] == "completed"
-    assert machine.status("asking")["state"] == "pending"
-    machine.vault.close()
-    assert machine.logs("taken", "stdout").count('"number"') == len(STEPS)
-    wait_until(lambda: machine.status("asking")["state"] == "failed", 30, "the Vault request to time out")
-    assert machine.status("asking")["error"]["code"] == "secret_unavailable"
+    deployment.start_server(**deployment.settings)
+    assert deployment.wait("taken")["state"] == "completed"
+    assert deployment.status("asking")["state"] == "pending"
+    deployment.vault.close()
+    assert deployment.logs("taken", "stdout").count('"number"') == len(STEPS)
+    wait_until(lambda: deployment.status("asking")["state"] == "failed", 30, "the Vault request to time out")
+    assert deployment.status("asking")["error"]["code"] == "secret_unavailable"

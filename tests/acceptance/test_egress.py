@@ -174,9 +174,9 @@ def egress_setup(tmp_path_factory):
     directory = tmp_path_factory.mktemp("egress")
     certificate, record = directory / "host.pem", directory / "host.ndjson"
     addresses = {"addresses": [HOST_ADDRESS, SERVICES_ADDRESS], "own_addresses": [OWN_ADDRESS]}
-    with fake_internet(directory, NAMES, **addresses, services_address=SERVICES_ADDRESS) as (machine, internet):
+    with fake_internet(directory, NAMES, **addresses, services_address=SERVICES_ADDRESS) as (deployment, internet):
         public = make_certificate(certificate, *TO_HOST)
-        machine.start_git(prefix=internet.internet_prefix)
+        deployment.start_git(prefix=internet.internet_prefix)
         scripts = {
             mode: "\n".join(
                 (
@@ -191,27 +191,27 @@ def egress_setup(tmp_path_factory):
             for mode, (_, attempts) in MODES.items()
         }
         branches = {f"Try {mode}.": (python(script), reply()) for mode, script in scripts.items()}
-        machine.start_model(branches=branches, prefix=internet.internet_prefix)
-        port = machine.model_url.rpartition(":")[2]
-        make_repository(machine.repositories / "repo.git", {"port": port, "ca.pem": public})
-        start_host(machine, internet, HOST_ADDRESS, certificate, record)
-        machine.start_server(ANTHROPIC_BASE_URL=f"http://{MODEL}:{port}")
-        yield machine, internet, record
+        deployment.start_model(branches=branches, prefix=internet.internet_prefix)
+        port = deployment.model_url.rpartition(":")[2]
+        make_repository(deployment.repositories / "repo.git", {"port": port, "ca.pem": public})
+        start_host(deployment, internet, HOST_ADDRESS, certificate, record)
+        deployment.start_server(ANTHROPIC_BASE_URL=f"http://{MODEL}:{port}")
+        yield deployment, internet, record
 
 
 @pytest.fixture(scope="module", params=MODES)
 def results(request, egress_setup):
     """Results of an agent's attempts: its observations, requests at the host, packets, and reported events."""
-    machine, internet, record = egress_setup
+    deployment, internet, record = egress_setup
     mode, before = request.param, len(internet.packets)
-    for log in (record, machine.model_requests_file):
+    for log in (record, deployment.model_requests_file):
         log.write_bytes(b"")
-    machine.submit(mode, vm=MODES[mode][0], claude={"prompt": f"Try {mode}."})
-    status = machine.wait(mode, seconds=180)
-    assert status["state"] == "completed", machine.diagnostics(mode)
-    output = machine.tool_results()[0]
+    deployment.submit(mode, vm=MODES[mode][0], claude={"prompt": f"Try {mode}."})
+    status = deployment.wait(mode, seconds=180)
+    assert status["state"] == "completed", deployment.diagnostics(mode)
+    output = deployment.tool_results()[0]
     assert output.startswith("{"), output
-    frames = machine.wire_events(mode)
+    frames = deployment.wire_events(mode)
     return {
         "mode": mode,
         "observed": json.loads(output),
@@ -219,14 +219,14 @@ def results(request, egress_setup):
         "denied": [frame for frame in frames if frame["type"] == "egress_denied"],
         "errors": [frame["error"] for frame in frames if frame["type"] == "error"],
         "sent": set(internet.packets[before:]),
-        "direct_model_requests": [request for request in machine.model_requests() if request["method"] != "POST"],
+        "direct_model_requests": [request for request in deployment.model_requests() if request["method"] != "POST"],
         "services": {
             ("tcp", SERVICES_ADDRESS, int(process.ready_message["url"].rpartition(":")[2]))
-            for process in machine.processes
+            for process in deployment.processes
             if "url" in process.ready_message
         },
         "status": status,
-        "metadata": json.loads(machine.artifact("metadata.json", mode)),
+        "metadata": json.loads(deployment.artifact("metadata.json", mode)),
     }
 
 

@@ -37,38 +37,38 @@ def test_default_runtime_with_own_kernel_runs_the_agent(deploy_gvisor, deploymen
     """Uses QEMU if KVM is available: nothing here is specific to gVisor."""
     deployment.runtime = None
     work = bash("uname -r > kernel.txt; echo told >&2; echo more >> README.md; exit 3")
-    machine = deploy_gvisor(work, bash(FORGE_RESULT), reply("All done."))
-    machine.submit()
-    status = machine.wait()
-    assert status["state"] == "completed", machine.diagnostics()
-    health = machine.http.get("/api/v1/health").json()
+    deployment = deploy_gvisor(work, bash(FORGE_RESULT), reply("All done."))
+    deployment.submit()
+    status = deployment.wait()
+    assert status["state"] == "completed", deployment.diagnostics()
+    health = deployment.http.get("/api/v1/health").json()
     strongest = next(one for one in health["runtimes"] if one["works"])
     assert [one["name"] for one in health["runtimes"]] == ["qemu", "gvisor", "bubblewrap"]
     assert strongest["name"] in {"qemu", "gvisor"}
     assert (status["vm"]["runtime"], status["vm"]["tier"]) == (strongest["name"], strongest["tier"])
     assert status["exit_code"] == 0
     assert "separate kernel" in status["vm"]["isolates"]
-    patch = machine.artifact("task-1.patch").decode()
+    patch = deployment.artifact("task-1.patch").decode()
     assert "+more" in patch
     assert f"+{os.uname().release}\n" not in patch
     assert "+refused" in patch
     assert status["result"]["result"] == "All done."
-    events = [json.loads(line) for line in machine.artifact("transcript.ndjson").splitlines()]
+    events = [json.loads(line) for line in deployment.artifact("transcript.ndjson").splitlines()]
     assert [event["result"] for event in events if event["type"] == "result"] == ["All done."]
     assert status["progress"]["tool_calls"] == 2
     assert status["progress"]["input_tokens"] > 0
-    assert "Exit code 3" in machine.tool_results()[0]
-    assert "told" in machine.tool_results()[0]
-    assert SERVER_KEY not in machine.logs()
+    assert "Exit code 3" in deployment.tool_results()[0]
+    assert "told" in deployment.tool_results()[0]
+    assert SERVER_KEY not in deployment.logs()
 
 
 def test_cancelled_agent_gets_sigterm_and_partial_work_is_collected(deploy_gvisor):
-    machine = deploy_gvisor(bash("echo half > half.txt"), bash(WAIT_FOREVER))
-    machine.submit()
-    wait_until(lambda: machine.status()["progress"]["tool_calls"] == 2, what="the second tool call")
-    assert machine.http.delete("/api/v1/tasks/task-1").status_code == 200
-    status = machine.wait(seconds=20)
+    deployment = deploy_gvisor(bash("echo half > half.txt"), bash(WAIT_FOREVER))
+    deployment.submit()
+    wait_until(lambda: deployment.status()["progress"]["tool_calls"] == 2, what="the second tool call")
+    assert deployment.http.delete("/api/v1/tasks/task-1").status_code == 200
+    status = deployment.wait(seconds=20)
     assert status["state"] == "cancelled"
     # Not 137: SIGTERM was sufficient.
     assert status["exit_code"] == 128 + signal.SIGTERM
-    assert b"+half" in machine.artifact("task-1.patch")
+    assert b"+half" in deployment.artifact("task-1.patch")

@@ -72,7 +72,7 @@ def resident_bytes(pid):
 
 
 @pytest.fixture(scope="module")
-def machine(tmp_path_factory):
+def deployment(tmp_path_factory):
     server = Deployment(tmp_path_factory.mktemp("hostile"))
     try:
         server.start_model(reply())
@@ -82,48 +82,48 @@ def machine(tmp_path_factory):
         server.close()
 
 
-def post(machine, content, kind, **headers):
+def post(deployment, content, kind, **headers):
     """The response, and its duration in seconds."""
     begin = time.monotonic()
-    response = machine.http.post("/api/v1/tasks", content=content, headers={"Content-Type": kind, **headers})
+    response = deployment.http.post("/api/v1/tasks", content=content, headers={"Content-Type": kind, **headers})
     return response, time.monotonic() - begin
 
 
-def test_hostile_bodies_are_rejected_within_a_second_and_freed(machine):
-    post(machine, b"{}", JSON)
-    tasks_before = machine.http.get("/api/v1/tasks").json()["total_count"]
-    before = resident_bytes(machine.server.pid)
+def test_hostile_bodies_are_rejected_within_a_second_and_freed(deployment):
+    post(deployment, b"{}", JSON)
+    tasks_before = deployment.http.get("/api/v1/tasks").json()["total_count"]
+    before = resident_bytes(deployment.server.pid)
     durations, bodies = {}, hostile_bodies()
     for _ in range(2):
         for name, (kind, body) in bodies.items():
-            response, seconds = post(machine, body, kind)
+            response, seconds = post(deployment, body, kind)
             assert response.status_code == 400, (name, response.text[:500])
             assert response.json()["error"] == "invalid_manifest", name
             assert response.json()["details"], name
             assert len(response.content) < 100_000, name
             durations[name] = max(durations.get(name, 0), seconds)
     assert {name: seconds for name, seconds in durations.items() if seconds > SECONDS} == {}
-    grown = resident_bytes(machine.server.pid) - before
+    grown = resident_bytes(deployment.server.pid) - before
     assert grown < 32 * MEBIBYTE, f"{grown / MEBIBYTE:.0f} MiB more"
-    assert machine.http.get("/api/v1/health/ready").status_code == 200
-    assert machine.http.get("/api/v1/tasks").json()["total_count"] == tasks_before
+    assert deployment.http.get("/api/v1/health/ready").status_code == 200
+    assert deployment.http.get("/api/v1/tasks").json()["total_count"] == tasks_before
 
 
-def test_body_at_the_size_limit_is_accepted_and_above_it_rejected(machine):
+def test_body_at_the_size_limit_is_accepted_and_above_it_rejected(deployment):
     padding = MEBIBYTE - len(MINIMAL_JSON)
-    response, seconds = post(machine, MINIMAL_JSON[:-1] + b" " * (padding + 1) + b"}", JSON)
+    response, seconds = post(deployment, MINIMAL_JSON[:-1] + b" " * (padding + 1) + b"}", JSON)
     assert (response.status_code, response.json()["error"]) == (413, "payload_too_large")
     assert seconds < SECONDS
     chunks = (b" " * 65_536 for _ in range(1000))
-    response, seconds = post(machine, chunks, JSON)
+    response, seconds = post(deployment, chunks, JSON)
     assert (response.status_code, seconds < SECONDS) == (413, True)
-    response, _ = post(machine, MINIMAL_JSON[:-1] + b" " * padding + b"}", JSON)
+    response, _ = post(deployment, MINIMAL_JSON[:-1] + b" " * padding + b"}", JSON)
     assert response.status_code == 202, response.text
-    machine.wait(response.json()["task_id"])
+    deployment.wait(response.json()["task_id"])
 
 
-def test_content_length_over_the_limit_is_rejected_before_the_body(machine):
-    host, port = machine.server.ready_message["http"].removeprefix("http://").rsplit(":", 1)
+def test_content_length_over_the_limit_is_rejected_before_the_body(deployment):
+    host, port = deployment.server.ready_message["http"].removeprefix("http://").rsplit(":", 1)
     begin = time.monotonic()
     with socket.create_connection((host, int(port)), 5) as connection:
         head = f"POST /api/v1/tasks HTTP/1.1\r\nHost: localhost:{port}\r\nContent-Length: 999999999999\r\n\r\n"
@@ -132,21 +132,21 @@ def test_content_length_over_the_limit_is_rejected_before_the_body(machine):
     assert time.monotonic() - begin < SECONDS
 
 
-def test_slow_bodies_do_not_delay_other_requests(machine):
-    host, port = machine.server.ready_message["http"].removeprefix("http://").rsplit(":", 1)
+def test_slow_bodies_do_not_delay_other_requests(deployment):
+    host, port = deployment.server.ready_message["http"].removeprefix("http://").rsplit(":", 1)
     head = f"POST /api/v1/tasks HTTP/1.1\r\nHost: localhost:{port}\r\nContent-Length: 1000000\r\n\r\n"
     slow = [socket.create_connection((host, int(port)), 5) for _ in range(50)]
     try:
         for connection in slow:
             connection.sendall(head.encode() + b"{")
-        response, seconds = post(machine, b"{}", JSON)
+        response, seconds = post(deployment, b"{}", JSON)
         assert (response.status_code, seconds < SECONDS) == (400, True)
     finally:
         for connection in slow:
             connection.close()
 
 
-def test_all_validation_errors_are_listed_for_every_body_format(machine):
+def test_all_validation_errors_are_listed_for_every_body_format(deployment):
     wrong = {**MINIMAL, "kind": "Pod", "metadata": {"name": ""}, "vm": {"cpus": 0, "memory": "8 GB"}, "extra": 1}
     fields = {"kind", "metadata.name", "vm.cpus", "vm.memory", "extra"}
     text = json.dumps(wrong)
@@ -157,7 +157,7 @@ def test_all_validation_errors_are_listed_for_every_body_format(machine):
         (JSON, json.dumps({"manifest_yaml": text})),
         ("text/plain", text),
     ):
-        response, seconds = post(machine, body.encode(), kind)
+        response, seconds = post(deployment, body.encode(), kind)
         assert response.status_code == 400
         assert {detail["field"].removeprefix("manifest.") for detail in response.json()["details"]} == fields, kind
         assert seconds < SECONDS

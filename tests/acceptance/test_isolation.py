@@ -127,12 +127,12 @@ def results(tmp_path_factory):
     canary = directory / "canary.txt"
     canary.write_text("the host's own")
     with BlockedInternet() as internet:
-        machine = Deployment(
+        deployment = Deployment(
             directory, prefix=internet.server_prefix, address=INTERNET_ADDRESS, namespace=internet.server_namespace
         )
         try:
-            make_repository(machine.repositories / "repo.git", {"README.md": "# Hi\n"})
-            machine.start_git(prefix=internet.internet_prefix)
+            make_repository(deployment.repositories / "repo.git", {"README.md": "# Hi\n"})
+            deployment.start_git(prefix=internet.internet_prefix)
             targets = [
                 (name, address, port)
                 for name, address in (
@@ -144,38 +144,38 @@ def results(tmp_path_factory):
                 for port in (80, 53)
             ]
             with host_process() as host_child:
-                yield run_probe(machine, internet, canary, targets, host_child)
+                yield run_probe(deployment, internet, canary, targets, host_child)
         finally:
-            machine.close()
+            deployment.close()
 
 
-def run_probe(machine, internet, canary, targets, host_child):
+def run_probe(deployment, internet, canary, targets, host_child):
     settings = {
         "TARGETS": targets,
         "CANARY": str(canary),
-        "DATA_DIR": str(machine.data_dir),
+        "DATA_DIR": str(deployment.data_dir),
         "NEEDLE": SERVER_KEY,
         "SERVER_PID": host_child.pid,
     }
     header = "".join(f"{name} = {value!r}\n" for name, value in settings.items())
-    machine.start_model(python(header + PROBE), reply(), prefix=internet.internet_prefix)
-    model_port = int(machine.model_url.rpartition(":")[2])
+    deployment.start_model(python(header + PROBE), reply(), prefix=internet.internet_prefix)
+    model_port = int(deployment.model_url.rpartition(":")[2])
     reachable = internet.can_reach(INTERNET_ADDRESS, model_port)
     wait_until(lambda: ("tcp", INTERNET_ADDRESS, model_port) in internet.packets, what="the packet to be recorded")
     before = len(internet.packets)
-    machine.start_server(ANTHROPIC_API_KEY=SERVER_KEY)
-    machine.submit()
-    machine.wait_for_state("running")
+    deployment.start_server(ANTHROPIC_API_KEY=SERVER_KEY)
+    deployment.submit()
+    deployment.wait_for_state("running")
     holders = processes_with(SERVER_KEY)
-    uids = wait_until(lambda: set(kernel_uids("claude", machine.data_dir)), what="the agent")
-    status = machine.wait()
-    assert status["state"] == "completed", machine.diagnostics()
-    output = machine.tool_results()[0]
+    uids = wait_until(lambda: set(kernel_uids("claude", deployment.data_dir)), what="the agent")
+    status = deployment.wait()
+    assert status["state"] == "completed", deployment.diagnostics()
+    output = deployment.tool_results()[0]
     assert output.startswith("{"), output
     observed = json.loads(output)
     ports = {
         int(process.ready_message["url"].rpartition(":")[2])
-        for process in machine.processes
+        for process in deployment.processes
         if "url" in process.ready_message
     }
     return {
@@ -185,7 +185,7 @@ def run_probe(machine, internet, canary, targets, host_child):
         "reachable": reachable,
         "holders": holders,
         "kernel uids": uids,
-        "machine": machine,
+        "deployment": deployment,
     }
 
 
@@ -251,7 +251,7 @@ def test_host_processes_are_not_visible(results):
 
 def test_server_key_is_in_no_environment_arguments_or_file(results):
     assert results["observed"]["secrets"] == []
-    assert SERVER_KEY in {r["headers"].get("x-api-key") for r in results["machine"].model_requests()}
+    assert SERVER_KEY in {r["headers"].get("x-api-key") for r in results["deployment"].model_requests()}
 
 
 def test_agent_has_no_privileges(results):
@@ -270,13 +270,13 @@ def test_agent_has_no_privileges(results):
 
 def test_denials_are_reported(results):
     events = [
-        json.loads(line.partition("[EVENT] ")[2]) for line in results["machine"].logs(stream="events").splitlines()
+        json.loads(line.partition("[EVENT] ")[2]) for line in results["deployment"].logs(stream="events").splitlines()
     ]
     assert [event for event in events if event["type"] == "egress_denied"]
-    metadata = json.loads(results["machine"].artifact("metadata.json"))
+    metadata = json.loads(results["deployment"].artifact("metadata.json"))
     assert metadata["refusals"]
 
 
 def test_only_the_server_process_has_the_key_on_the_host(results):
     """Neither the runner nor its children have it in their environment or argument list."""
-    assert results["holders"] == {results["machine"].server.pid}
+    assert results["holders"] == {results["deployment"].server.pid}

@@ -44,31 +44,31 @@ def runner_pids(data_dir, task_id=""):
     return found
 
 
-def stop_runner_at(machine, task_id, is_reached):
+def stop_runner_at(deployment, task_id, is_reached):
     """Submit a task and stop its runner as soon as the step is reached."""
-    machine.submit(task_id, vm={"cpus": 1, "memory": "512M", "disk": "256M"})
-    attempt = attempt_of(machine, task_id)
+    deployment.submit(task_id, vm={"cpus": 1, "memory": "512M", "disk": "256M"})
+    attempt = attempt_of(deployment, task_id)
     wait_until(lambda: is_reached(attempt), what=f"{task_id} to reach the step", pause_max=0.02)
-    for pid in runner_pids(machine.data_dir, task_id):
+    for pid in runner_pids(deployment.data_dir, task_id):
         os.kill(pid, signal.SIGSTOP)
 
 
-def crash(machine, *task_ids):
+def crash(deployment, *task_ids):
     """Kill the server and the runners, and finalize the tasks' journals."""
-    machine.server.stop(signal.SIGKILL)
+    deployment.server.stop(signal.SIGKILL)
     for task_id in task_ids:
-        for pid in runner_pids(machine.data_dir, task_id):
+        for pid in runner_pids(deployment.data_dir, task_id):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        finalize_journal(machine.data_dir, task_id)
+        finalize_journal(deployment.data_dir, task_id)
 
 
-def attempt_of(machine, task_id):
+def attempt_of(deployment, task_id):
     from sandbox.interfaces.layout import TaskLayout
 
-    root = TaskLayout(machine.data_dir, task_id).root / "attempts"
+    root = TaskLayout(deployment.data_dir, task_id).root / "attempts"
     names = wait_until(lambda: root.exists() and [path.name for path in root.iterdir()], what="an attempt")
-    return TaskLayout(machine.data_dir, task_id).attempt(names[0])
+    return TaskLayout(deployment.data_dir, task_id).attempt(names[0])
 
 
 @pytest.mark.parametrize(
@@ -79,55 +79,55 @@ def attempt_of(machine, task_id):
 def test_leftovers_of_a_crash_are_removed_at_startup(deploy, runtime, steps, deployment, tmp_path):
     require_runtime(runtime, tmp_path / "probe")
     deployment.runtime = runtime
-    machine = deploy(bash(LONG), reply())
+    deployment = deploy(bash(LONG), reply())
     tasks = {f"task-{number}": what for number, what in enumerate(steps)}
     for task_id, what in tasks.items():
-        stop_runner_at(machine, task_id, STEPS[what])
-    crash(machine, *tasks)
-    assert {"files", "cgroups"} <= find_leftovers(machine.data_dir).keys() or os.geteuid() != 0
-    machine.start_server()
-    wait_until(lambda: is_clean(machine.data_dir), 60, f"no leftovers of {steps}")
-    assert {machine.status(task_id)["error"]["code"] for task_id in tasks} == {"runner_lost"}
+        stop_runner_at(deployment, task_id, STEPS[what])
+    crash(deployment, *tasks)
+    assert {"files", "cgroups"} <= find_leftovers(deployment.data_dir).keys() or os.geteuid() != 0
+    deployment.start_server()
+    wait_until(lambda: is_clean(deployment.data_dir), 60, f"no leftovers of {steps}")
+    assert {deployment.status(task_id)["error"]["code"] for task_id in tasks} == {"runner_lost"}
 
 
-def round_finished(machine):
+def round_finished(deployment):
     """A condition for the end of the janitor's round: incomplete images are removed last."""
-    half_made = machine.data_dir / "profiles" / "half-made" / "part"
+    half_made = deployment.data_dir / "profiles" / "half-made" / "part"
     half_made.mkdir(parents=True)
     return lambda: not half_made.exists()
 
 
 def test_running_tasks_preserved_sandboxes_and_other_servers_are_kept(deploy, tmp_path):
-    machine = deploy(bash(LONG), reply())
+    deployment = deploy(bash(LONG), reply())
     other_deployment = Deployment(make_directory(tmp_path / "next-door"))
-    other_deployment.model_url = machine.model_url
-    (other_deployment.home / ".gitconfig").write_text((machine.home / ".gitconfig").read_text())
+    other_deployment.model_url = deployment.model_url
+    (other_deployment.home / ".gitconfig").write_text((deployment.home / ".gitconfig").read_text())
     with contextlib.closing(other_deployment):
         other_deployment.start_server()
         vm = {"disk": "1G"}  # all of them fit on a small disk
         other_deployment.submit("next-door", vm=vm)
-        machine.submit("kept", vm=vm, lifecycle={"timeout": "1s", "failure_action": "preserve"})
-        machine.submit("living", vm=vm)
-        machine.submit("lost", vm=vm)
-        assert machine.wait("kept")["state"] == "failed_preserved"
-        for each, task_id in ((other_deployment, "next-door"), (machine, "living"), (machine, "lost")):
+        deployment.submit("kept", vm=vm, lifecycle={"timeout": "1s", "failure_action": "preserve"})
+        deployment.submit("living", vm=vm)
+        deployment.submit("lost", vm=vm)
+        assert deployment.wait("kept")["state"] == "failed_preserved"
+        for each, task_id in ((other_deployment, "next-door"), (deployment, "living"), (deployment, "lost")):
             each.wait_for_state("running", task_id)
         others = [
             attempt_of(other_deployment, "next-door"),
-            *(attempt_of(machine, name) for name in ("living", "kept")),
+            *(attempt_of(deployment, name) for name in ("living", "kept")),
         ]
-        crash(machine, "lost")
+        crash(deployment, "lost")
         before = [traces(attempt) for attempt in others]
-        is_finished = round_finished(machine)
-        machine.start_server()
+        is_finished = round_finished(deployment)
+        deployment.start_server()
         wait_until(is_finished, 30, "the end of the janitor's round")
         assert [traces(attempt) for attempt in others] == before
-        assert [path.name for path in attempt_of(machine, "lost").root.iterdir()] == ["runner.log"]
-        assert (machine.status("living")["state"], other_deployment.status("next-door")["state"]) == (
+        assert [path.name for path in attempt_of(deployment, "lost").root.iterdir()] == ["runner.log"]
+        assert (deployment.status("living")["state"], other_deployment.status("next-door")["state"]) == (
             "running",
             "running",
         )
-        assert machine.http.delete("/api/v1/tasks/kept/vm").is_success
+        assert deployment.http.delete("/api/v1/tasks/kept/vm").is_success
 
 
 def make_directory(path):

@@ -56,16 +56,16 @@ def has_disk_limit(tmp_path):
 FILLS = (bash(f"{FILL}; {pause(4)}"), bash("rm $HOME/filler; echo again > again.txt; cat small.txt again.txt"))
 
 
-def errors(machine):
-    return {frame["error"]: frame["message"] for frame in machine.wire_events() if frame["type"] == "error"}
+def errors(deployment):
+    return {frame["error"]: frame["message"] for frame in deployment.wire_events() if frame["type"] == "error"}
 
 
-def check_full_disk_is_reported(machine, first, second, size):
+def check_full_disk_is_reported(deployment, first, second, size):
     """The agent got ENOSPC and continued, and the error is reported."""
     assert "No space left on device" in first
     assert second.endswith("again")
-    assert f"vm.disk is {size}" in errors(machine)["disk_full"]
-    assert b"+again" in machine.artifact("task-1.patch")
+    assert f"vm.disk is {size}" in errors(deployment)["disk_full"]
+    assert b"+again" in deployment.artifact("task-1.patch")
 
 
 def check_reported_after_the_first_call(frames):
@@ -74,17 +74,17 @@ def check_reported_after_the_first_call(frames):
     assert kinds.index("tool_call") < kinds.index("disk_full")
 
 
-def check_completed_or_out_of_memory(machine):
+def check_completed_or_out_of_memory(deployment):
     """The OOM killer either kills the tool, and the task completes, or the agent."""
-    status = machine.wait(seconds=110)
-    assert status["state"] == "completed" or status["error"]["code"] == "out_of_memory", machine.diagnostics()
+    status = deployment.wait(seconds=110)
+    assert status["state"] == "completed" or status["error"]["code"] == "out_of_memory", deployment.diagnostics()
 
 
 def test_agent_killed_on_a_full_disk_fails_with_disk_full(deploy_leak_checked):
-    machine = deploy_leak_checked(bash(FILL), bash("kill -9 $PPID"))
-    machine.submit(vm={"disk": "100M"})
-    status = machine.wait()
-    assert (status["state"], status["error"]["code"]) == ("failed", "disk_full"), machine.diagnostics()
+    deployment = deploy_leak_checked(bash(FILL), bash("kill -9 $PPID"))
+    deployment.submit(vm={"disk": "100M"})
+    status = deployment.wait()
+    assert (status["state"], status["error"]["code"]) == ("failed", "disk_full"), deployment.diagnostics()
     assert "vm.disk" in status["error"]["message"]
 
 
@@ -93,13 +93,13 @@ def measured_responses():
     """Polls the server during a block; yields the duration of each response in seconds."""
 
     @contextlib.contextmanager
-    def watch(machine):
+    def watch(deployment):
         durations, is_done = [], threading.Event()
 
         def poll():
             while not is_done.wait(0.25):
                 began = time.monotonic()
-                assert machine.http.get("/api/v1/tasks/task-1").status_code == 200
+                assert deployment.http.get("/api/v1/tasks/task-1").status_code == 200
                 durations.append(time.monotonic() - began)
 
         thread = threading.Thread(target=poll)
@@ -121,38 +121,38 @@ def test_server_responds_and_reports_metrics_under_resource_exhaustion(
     outputs = bash("dd if=/dev/zero bs=1M count=8 2>/dev/null | tr '\\0' 'x'")
     exhausting_turns = (outputs, bash(FLOOD), python(FILES), python(FORK), python(FILL_MEMORY))
     fills = FILLS if has_disk_limit else ()
-    machine = deploy_leak_checked(fits, *fills, *exhausting_turns, reply())
-    machine.submit(vm={"memory": "1G", "disk": "200M"})
-    with measured_responses(machine) as durations, stream_of(machine) as stream:
+    deployment = deploy_leak_checked(fits, *fills, *exhausting_turns, reply())
+    deployment.submit(vm={"memory": "1G", "disk": "200M"})
+    with measured_responses(deployment) as durations, stream_of(deployment) as stream:
         frames = [json.loads(text) for text in stream]
-        check_completed_or_out_of_memory(machine)
+        check_completed_or_out_of_memory(deployment)
     assert max(durations) < RESPONSE_SECONDS
     metrics = [frame["metrics"] for frame in frames if frame["type"] == "metrics"]
     assert any(60_000_000 < (each["disk_used_bytes"] or 0) < 120_000_000 for each in metrics)
     assert all((each["disk_total_bytes"] or 0) <= 200 * 1024 * 1024 for each in metrics)
-    tool_results = machine.tool_results()
+    tool_results = deployment.tool_results()
     if has_disk_limit:
-        check_full_disk_is_reported(machine, tool_results[1], tool_results[2], "200M")
+        check_full_disk_is_reported(deployment, tool_results[1], tool_results[2], "200M")
         check_reported_after_the_first_call(frames)
     assert "Resource temporarily unavailable" in tool_results[len(fills) + 4]
-    assert "512" in errors(machine)["process_limit"]
-    assert errors(machine).keys() - ({"disk_full"} if has_disk_limit else ()) == {"process_limit", "out_of_memory"}
-    patch = machine.artifact("task-1.patch")
+    assert "512" in errors(deployment)["process_limit"]
+    assert errors(deployment).keys() - ({"disk_full"} if has_disk_limit else ()) == {"process_limit", "out_of_memory"}
+    patch = deployment.artifact("task-1.patch")
     assert (patch.count(b"diff --git a/many/"), b"+++ b/flood.log" in patch) == (10_000, True)
-    assert json.loads(machine.artifact("metadata.json"))["state"] == machine.status()["state"]
+    assert json.loads(deployment.artifact("metadata.json"))["state"] == deployment.status()["state"]
 
 
 def test_limit_errors_are_reported_in_gvisor(has_disk_limit, deploy_leak_checked, deployment, tmp_path):
     require_runtime("gvisor", tmp_path / "probe")
     deployment.runtime = "gvisor"
     fills = FILLS if has_disk_limit else ()
-    machine = deploy_leak_checked(*fills, python(FILL_MEMORY), reply())
-    machine.submit(vm={"disk": "100M", "memory": "1G"})
-    check_completed_or_out_of_memory(machine)
+    deployment = deploy_leak_checked(*fills, python(FILL_MEMORY), reply())
+    deployment.submit(vm={"disk": "100M", "memory": "1G"})
+    check_completed_or_out_of_memory(deployment)
     if has_disk_limit:
-        check_full_disk_is_reported(machine, *machine.tool_results()[:2], "100M")
-    assert "out_of_memory" in errors(machine)
+        check_full_disk_is_reported(deployment, *deployment.tool_results()[:2], "100M")
+    assert "out_of_memory" in errors(deployment)
 
 
-def stream_of(machine):
-    return connect(f"{machine.server.ready_message['ws']}/api/v1/tasks/stream?task_id=task-1", max_size=None)
+def stream_of(deployment):
+    return connect(f"{deployment.server.ready_message['ws']}/api/v1/tasks/stream?task_id=task-1", max_size=None)

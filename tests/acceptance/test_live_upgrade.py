@@ -98,7 +98,7 @@ def test_both_versions_encode_the_same(old, kind, types):
 
 
 @pytest.fixture
-def machine(deployment):
+def deployment(deployment):
     """A deployment on which everything except the server is running."""
     make_repository(deployment.repositories / "repo.git", {"README.md": "# A repository\n"})
     configuration = deployment.home / ".config" / "sandbox" / "sandbox.toml"
@@ -110,83 +110,85 @@ def machine(deployment):
 
 
 @pytest.fixture
-def open_terminal(machine):
+def open_terminal(deployment):
     """Opens terminals; all are closed at the end."""
     with contextlib.ExitStack() as stack:
 
         def make(*arguments):
-            server = machine.server.ready_message["http"]
-            return stack.enter_context(TerminalUser(*arguments, "--token", machine.bearer, server=server))
+            server = deployment.server.ready_message["http"]
+            return stack.enter_context(TerminalUser(*arguments, "--token", deployment.bearer, server=server))
 
         yield make
 
 
 @pytest.mark.timeout(300)
-def test_new_server_takes_over_tasks_of_the_old_version(machine, old, open_terminal):
-    machine.bearer = old_command(machine, old, "token", "create", "--role", "operator", "--name", "old")["token"]
+def test_new_server_takes_over_tasks_of_the_old_version(deployment, old, open_terminal):
+    deployment.bearer = old_command(deployment, old, "token", "create", "--role", "operator", "--name", "old")["token"]
     configured = [
-        old_command(machine, old, *command_words) for command_words in (("token", "list"), ("config", "show"))
+        old_command(deployment, old, *command_words) for command_words in (("token", "list"), ("config", "show"))
     ]
-    run_old_server(machine, old)
-    before, received = finished_tasks(machine), follow_to_running(machine)
-    runners = {name: runner_pid(machine, name) for name in (*WAITING, "talk")}
-    machine.server.stop(signal.SIGTERM)
+    run_old_server(deployment, old)
+    before, received = finished_tasks(deployment), follow_to_running(deployment)
+    runners = {name: runner_pid(deployment, name) for name in (*WAITING, "talk")}
+    deployment.server.stop(signal.SIGTERM)
     assert all(b"sandbox.wiring.runner" in Path(f"/proc/{pid}/cmdline").read_bytes() for pid in runners.values())
-    kill_runners(machine)
+    kill_runners(deployment)
 
-    machine.start_server()
-    assert finished_tasks(machine) == before
+    deployment.start_server()
+    assert finished_tasks(deployment) == before
     assert [
-        new_command(machine, *command_words) for command_words in (("token", "list"), ("config", "show"))
+        new_command(deployment, *command_words) for command_words in (("token", "list"), ("config", "show"))
     ] == configured
-    assert {name: runner_pid(machine, name) for name in ("run", "cancel", "talk")}.items() <= runners.items()
-    check_running_task_completes(machine, open_terminal, received)
-    check_running_task_is_cancelled(machine)
-    check_interactive_session(machine, open_terminal)
-    check_preserved_sandbox(machine, open_terminal)
-    check_lost_tasks(machine)
-    wait_until(lambda: not find_leftovers(machine.data_dir), 20, "no leftovers of any task")
-    found = new_command(machine, "admin", "check", "--deep")
+    assert {name: runner_pid(deployment, name) for name in ("run", "cancel", "talk")}.items() <= runners.items()
+    check_running_task_completes(deployment, open_terminal, received)
+    check_running_task_is_cancelled(deployment)
+    check_interactive_session(deployment, open_terminal)
+    check_preserved_sandbox(deployment, open_terminal)
+    check_lost_tasks(deployment)
+    wait_until(lambda: not find_leftovers(deployment.data_dir), 20, "no leftovers of any task")
+    found = new_command(deployment, "admin", "check", "--deep")
     assert found == {"clean": True, "tasks": len(SCRIPTS), "findings": []}
-    check_old_client(machine, old)
+    check_old_client(deployment, old)
 
 
-def cli_environment(machine):
+def cli_environment(deployment):
     """Environment of the command line, for both versions."""
-    ready = machine.server.ready_message if machine.server is not None else {"http": ""}
+    ready = deployment.server.ready_message if deployment.server is not None else {"http": ""}
     return {
-        "PATH": os.environ["PATH"], "HOME": str(machine.home), "SANDBOX_DATA_DIR": str(machine.data_dir),
-        "SANDBOX_SERVER": ready["http"], "SANDBOX_TOKEN": machine.bearer or "",
+        "PATH": os.environ["PATH"], "HOME": str(deployment.home), "SANDBOX_DATA_DIR": str(deployment.data_dir),
+        "SANDBOX_SERVER": ready["http"], "SANDBOX_TOKEN": deployment.bearer or "",
     }  # fmt: skip
 
 
-def old_command(machine, old, *command_words):
-    return json.loads(old.run("-m", "sandbox", *command_words, "--format", "json", **cli_environment(machine)))
+def old_command(deployment, old, *command_words):
+    return json.loads(old.run("-m", "sandbox", *command_words, "--format", "json", **cli_environment(deployment)))
 
 
-def new_command(machine, *command_words):
+def new_command(deployment, *command_words):
     command = [sys.executable, "-m", "sandbox", *command_words, "--format", "json"]
-    done = subprocess.run(command, env=cli_environment(machine), capture_output=True, timeout=60, check=False)
+    done = subprocess.run(command, env=cli_environment(deployment), capture_output=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr.decode(errors="replace")
     return json.loads(done.stdout)
 
 
-def run_old_server(machine, old):
+def run_old_server(deployment, old):
     """Start the old server and wait until one task is finished, one preserved, and the others wait."""
-    machine.start_server(python=old.python)
+    deployment.start_server(python=old.python)
     for name in ("finish", "keep", *WAITING):
-        submit(machine, name)
-    submit(machine, "talk", headless=False)
-    assert machine.wait("finish", 120)["state"] == "completed", machine.diagnostics("finish")
-    assert machine.wait("keep")["state"] == "failed_preserved", machine.diagnostics("keep")
+        submit(deployment, name)
+    submit(deployment, "talk", headless=False)
+    assert deployment.wait("finish", 120)["state"] == "completed", deployment.diagnostics("finish")
+    assert deployment.wait("keep")["state"] == "failed_preserved", deployment.diagnostics("keep")
     for name in WAITING:
-        wait_until(lambda name=name: machine.status(name)["progress"]["current_tool"] == "Bash", 60, f"{name} to wait")
-    machine.wait_for_state("running", "talk")
+        wait_until(
+            lambda name=name: deployment.status(name)["progress"]["current_tool"] == "Bash", 60, f"{name} to wait"
+        )
+    deployment.wait_for_state("running", "talk")
 
 
-def submit(machine, name, **claude):
+def submit(deployment, name, **claude):
     lifecycle = {"failure_action": "preserve"} if name == "keep" else {"resume": name == "resume"}
-    machine.submit(
+    deployment.submit(
         name,
         claude={"prompt": f"PLAY-{name.upper()}", **claude},
         vm={"cpus": 1, "memory": "1G", "disk": "256M"},
@@ -194,30 +196,30 @@ def submit(machine, name, **claude):
     )
 
 
-def finished_tasks(machine):
+def finished_tasks(deployment):
     """Everything a server reports about finished tasks, except the description of their isolation, which is a text."""
     return {
         name: (
-            status_without_texts(machine, name),
-            machine.wire_events(name),
-            machine.logs(name),
-            machine.http.get(f"/api/v1/tasks/{name}/artifacts").json(),
-            {artifact: machine.artifact(artifact, name) for artifact in machine.artifact_names(name)},
+            status_without_texts(deployment, name),
+            deployment.wire_events(name),
+            deployment.logs(name),
+            deployment.http.get(f"/api/v1/tasks/{name}/artifacts").json(),
+            {artifact: deployment.artifact(artifact, name) for artifact in deployment.artifact_names(name)},
         )
         for name in ("finish", "keep")
     }
 
 
-def status_without_texts(machine, name):
-    status = machine.status(name)
+def status_without_texts(deployment, name):
+    status = deployment.status(name)
     del status["vm"]["isolates"]
     return status
 
 
-def follow_to_running(machine):
+def follow_to_running(deployment):
     """The events received before the server stops."""
     frames = []
-    with machine.http.stream("GET", "/api/v1/tasks/run/logs?follow=true") as follower:
+    with deployment.http.stream("GET", "/api/v1/tasks/run/logs?follow=true") as follower:
         for frame in read_frames(follower.iter_lines()):
             frames.append(frame)
             if frame.get("new_state") == "running":
@@ -229,17 +231,17 @@ def read_frames(lines):
     return (json.loads(line[6:]) for line in lines if line.startswith("data: "))
 
 
-def kill_runners(machine):
+def kill_runners(deployment):
     """One task has to be finalized, one resumed, and one is final in its journal with leftovers."""
     for name in KILLED:
-        assert kill_lock_holder(machine.data_dir / "tasks" / name / "journal" / "lock")
-        wait_until(lambda name=name: runner_pid(machine, name) is None, what=f"the runner of {name} to be gone")
-    finalize_journal(machine.data_dir, "orphan")
+        assert kill_lock_holder(deployment.data_dir / "tasks" / name / "journal" / "lock")
+        wait_until(lambda name=name: runner_pid(deployment, name) is None, what=f"the runner of {name} to be gone")
+    finalize_journal(deployment.data_dir, "orphan")
 
 
-def check_running_task_completes(machine, open_terminal, received):
+def check_running_task_completes(deployment, open_terminal, received):
     resumed = {"Last-Event-ID": str(received[-1]["seq"])}
-    with machine.http.stream("GET", "/api/v1/tasks/run/logs?follow=true", headers=resumed) as follower:
+    with deployment.http.stream("GET", "/api/v1/tasks/run/logs?follow=true", headers=resumed) as follower:
         lines = follower.iter_lines()
         next(lines)
         shell = open_terminal("task", "shell", "run")
@@ -248,25 +250,27 @@ def check_running_task_completes(machine, open_terminal, received):
         shell.expect("line-1\r\n")
         assert shell.exit_code() == 7
         frames = [*received, *read_frames(lines)]
-    status = machine.wait("run")
-    assert (status["state"], status["exit_code"], status["error"]) == ("completed", 0, None), machine.diagnostics("run")
-    assert frames == machine.wire_events("run")
-    assert machine.states("run") == [*STATES, "completed"]
+    status = deployment.wait("run")
+    assert (status["state"], status["exit_code"], status["error"]) == ("completed", 0, None), deployment.diagnostics(
+        "run"
+    )
+    assert frames == deployment.wire_events("run")
+    assert deployment.states("run") == [*STATES, "completed"]
     assert not [frame for frame in frames if frame["type"] in {"gap", "error"}]
-    seqs = [json.loads(line[9:])["seq"] for line in read_journal(machine, "run").splitlines()]
+    seqs = [json.loads(line[9:])["seq"] for line in read_journal(deployment, "run").splitlines()]
     assert all(after == before + 1 for before, after in pairwise(seqs))
-    assert "line-1\\nline-2" in machine.logs("run", "stdout")
-    assert b"+line-1\n+line-2\n" in machine.artifact("run.patch", "run")
+    assert "line-1\\nline-2" in deployment.logs("run", "stdout")
+    assert b"+line-1\n+line-2\n" in deployment.artifact("run.patch", "run")
 
 
-def check_running_task_is_cancelled(machine):
-    response = machine.http.delete("/api/v1/tasks/cancel")
+def check_running_task_is_cancelled(deployment):
+    response = deployment.http.delete("/api/v1/tasks/cancel")
     assert response.is_success, response.text
-    assert machine.wait("cancel")["state"] == "cancelled", machine.diagnostics("cancel")
-    assert b"+begun\n" in machine.artifact("cancel.patch", "cancel")
+    assert deployment.wait("cancel")["state"] == "cancelled", deployment.diagnostics("cancel")
+    assert b"+begun\n" in deployment.artifact("cancel.patch", "cancel")
 
 
-def check_interactive_session(machine, open_terminal):
+def check_interactive_session(deployment, open_terminal):
     terminal = open_terminal("task", "attach", "talk")
     terminal.expect("GOODDAY")
     terminal.type_until_echoed("more")
@@ -275,32 +279,32 @@ def check_interactive_session(machine, open_terminal):
     terminal.type("/exit")
     terminal.type("\r")
     assert terminal.exit_code() == 0
-    status = machine.wait("talk")
-    assert (status["state"], status["error"]) == ("completed", None), machine.diagnostics("talk")
+    status = deployment.wait("talk")
+    assert (status["state"], status["error"]) == ("completed", None), deployment.diagnostics("talk")
 
 
-def check_preserved_sandbox(machine, open_terminal):
+def check_preserved_sandbox(deployment, open_terminal):
     shell = open_terminal("task", "shell", "keep")
     shell.expect(r"\$ ")
     shell.type("cat preserved.txt; exit 3\n")
     shell.expect("preserved\r\n")
     assert shell.exit_code() == 3
-    wait_until(lambda: machine.http.delete("/api/v1/tasks/keep/vm").is_success, what="the release")
-    assert machine.status("keep")["state"] == "failed_preserved"
+    wait_until(lambda: deployment.http.delete("/api/v1/tasks/keep/vm").is_success, what="the release")
+    assert deployment.status("keep")["state"] == "failed_preserved"
 
 
-def check_lost_tasks(machine):
-    assert machine.wait("lose")["error"]["code"] == "runner_lost"
-    assert b"+lost\n" in machine.artifact("lose.patch", "lose")
-    assert machine.status("orphan")["error"]["code"] == "runner_lost"
-    status = machine.wait("resume")
-    assert (status["state"], status["result"]["result"]) == ("completed", "Both."), machine.diagnostics("resume")
+def check_lost_tasks(deployment):
+    assert deployment.wait("lose")["error"]["code"] == "runner_lost"
+    assert b"+lost\n" in deployment.artifact("lose.patch", "lose")
+    assert deployment.status("orphan")["error"]["code"] == "runner_lost"
+    status = deployment.wait("resume")
+    assert (status["state"], status["result"]["result"]) == ("completed", "Both."), deployment.diagnostics("resume")
     assert [attempt["followed_by"] for attempt in status["attempts"]] == ["resume", None]
-    patch = machine.artifact("resume.patch", "resume")
+    patch = deployment.artifact("resume.patch", "resume")
     assert b"+first\n" in patch
     assert b"+second\n" in patch
 
 
-def check_old_client(machine, old):
+def check_old_client(deployment, old):
     for command_words in (("task", "list"), ("task", "status", "run")):
-        assert old_command(machine, old, *command_words) == new_command(machine, *command_words)
+        assert old_command(deployment, old, *command_words) == new_command(deployment, *command_words)

@@ -7,17 +7,16 @@ FEW_DESCRIPTORS = ("sh", "-c", 'ulimit -Sn 64 && exec "$@"', "sh")
 
 
 def test_many_tasks_queue_under_a_low_descriptor_limit(deployment, tmp_path):
-    machine = deployment
-    make_repository(machine.repositories / "repo.git", {"README.md": "# Hi\n"})
-    machine.start_git()
-    machine.start_model()
-    machine.prefix = FEW_DESCRIPTORS
-    machine.start_server(PYTHONPATH=str(make_fake_agent(tmp_path / "agent", [('{"type": "assistant"}', 300.0)])))
-    machine.submit("first", vm={"cpus": 16})
+    make_repository(deployment.repositories / "repo.git", {"README.md": "# Hi\n"})
+    deployment.start_git()
+    deployment.start_model()
+    deployment.prefix = FEW_DESCRIPTORS
+    deployment.start_server(PYTHONPATH=str(make_fake_agent(tmp_path / "agent", [('{"type": "assistant"}', 300.0)])))
+    deployment.submit("first", vm={"cpus": 16})
     for number in range(60):
-        machine.submit(f"task-{number}")
-    assert machine.http.get("/api/v1/tasks?state=pending&limit=1").json()["total_count"] == 60
+        deployment.submit(f"task-{number}")
+    assert deployment.http.get("/api/v1/tasks?state=pending&limit=1").json()["total_count"] == 60
     for number in range(60):
-        machine.http.delete(f"/api/v1/tasks/task-{number}")
+        deployment.http.delete(f"/api/v1/tasks/task-{number}")
     query = "/api/v1/tasks?state=cancelled&limit=1"
-    wait_until(lambda: machine.http.get(query).json()["total_count"] == 60, what="all tasks to be cancelled")
+    wait_until(lambda: deployment.http.get(query).json()["total_count"] == 60, what="all tasks to be cancelled")

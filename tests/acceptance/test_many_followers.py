@@ -25,27 +25,27 @@ def busy_turn(number):
     return Turn((*lines, *bash("true").content), block_delay_seconds=0.0005)
 
 
-def line_numbers(machine):
+def line_numbers(deployment):
     """Line numbers in the agent's messages."""
-    messages = (json.loads(frame["data"]) for frame in machine.wire_events() if frame.get("stream") == "stdout")
+    messages = (json.loads(frame["data"]) for frame in deployment.wire_events() if frame.get("stream") == "stdout")
     texts = (json.dumps(message["message"]["content"]) for message in messages if message["type"] == "assistant")
     return [int(number) for text in texts for number in re.findall(r"This is line (\d+) ", text)]
 
 
-async def follow_until_enough(machine, port, seed):
+async def follow_until_enough(deployment, port, seed):
     """Return the reconnecting clients, and a reference client that read the finished stream at once."""
     clients = make_clients(CLIENTS, port, "task-1", seed=seed)
     running = asyncio.gather(*(client.follow() for client in clients))
     try:
         await asyncio.to_thread(
-            wait_until, lambda: "This is line" in machine.logs(stream="stdout"), 60, "the first line"
+            wait_until, lambda: "This is line" in deployment.logs(stream="stdout"), 60, "the first line"
         )
         deadline = time.monotonic() + SECONDS
         while time.monotonic() < deadline and max(len(client.seqs) for client in clients) < LINES:
             await asyncio.wait({running}, timeout=0.1)
             if running.done():
                 await running
-        await asyncio.to_thread(machine.http.delete, "/api/v1/tasks/task-1?force=true")
+        await asyncio.to_thread(deployment.http.delete, "/api/v1/tasks/task-1?force=true")
         await asyncio.wait_for(running, 60)
     finally:
         running.cancel()
@@ -56,12 +56,12 @@ async def follow_until_enough(machine, port, seed):
 
 @pytest.mark.timeout(180)
 def test_clients_receive_every_event_exactly_once_in_order(deploy):
-    machine = deploy(*[busy_turn(number) for number in range(2 * LINES // LINES_A_TURN)], reply())
-    machine.submit()
-    port = machine.http.base_url.port
-    clients, reference = asyncio.run(follow_until_enough(machine, port, seed()))
+    deployment = deploy(*[busy_turn(number) for number in range(2 * LINES // LINES_A_TURN)], reply())
+    deployment.submit()
+    port = deployment.http.base_url.port
+    clients, reference = asyncio.run(follow_until_enough(deployment, port, seed()))
 
-    assert machine.status()["state"] == "cancelled", machine.diagnostics()
+    assert deployment.status()["state"] == "cancelled", deployment.diagnostics()
     assert reference.reconnects == 0
     assert reference.seqs == sorted(set(reference.seqs))
     assert reference.seqs[0] == 1
@@ -69,7 +69,7 @@ def test_clients_receive_every_event_exactly_once_in_order(deploy):
         assert client.reconnects >= 1
         assert client.seqs == reference.seqs
         assert client.digest == reference.digest
-    numbers = line_numbers(machine)
+    numbers = line_numbers(deployment)
     assert numbers
     assert numbers == list(range(len(numbers)))
     print(f"{len(reference.seqs)} events; connections lost: {[client.reconnects for client in clients]}")

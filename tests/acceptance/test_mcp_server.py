@@ -65,7 +65,7 @@ def run_scenario(address, tmp_path, scenario):
 
 
 def test_client_submits_reads_results_cancels_and_gets_errors(deploy, tmp_path):
-    machine = deploy(
+    deployment = deploy(
         bash("echo new > new.txt; seq 20000 > long.txt; printf '\\000' > data.bin"),
         reply("I did it."),
         branches={"Take long.": (bash("sleep 300"), reply())},
@@ -76,10 +76,10 @@ def test_client_submits_reads_results_cancels_and_gets_errors(deploy, tmp_path):
         assert set(listed) == {"submit", "status", "logs", "diff", "artifacts", "cancel"}
         assert listed["status"].annotations.read_only_hint
         await check_submit_and_results(tool)
-        await check_status_and_cancel(tool, machine)
+        await check_status_and_cancel(tool, deployment)
         await check_errors(tool)
 
-    assert run_scenario(machine.server.ready_message["http"], tmp_path, scenario) == ""
+    assert run_scenario(deployment.server.ready_message["http"], tmp_path, scenario) == ""
 
 
 async def check_submit_and_results(tool):
@@ -101,11 +101,11 @@ async def check_submit_and_results(tool):
     assert "artifact_not_text" in await tool.error("artifacts", task_id="mine", name="data.bin")
 
 
-async def check_status_and_cancel(tool, machine):
+async def check_status_and_cancel(tool, deployment):
     long = {**MANIFEST, "metadata": {"name": "Long", "id": "long"}, "claude": {"prompt": "Take long."}}
     await tool("submit", manifest=json.dumps(long))  # a JSON string is accepted as well
     assert json.loads(await tool("status", task_id="long", wait_seconds=0))["state"] != "completed"
-    await asyncio.to_thread(machine.wait_for_state, "running", "long")
+    await asyncio.to_thread(deployment.wait_for_state, "running", "long")
     assert "artifact_not_found: There is no patch yet" in await tool.error("diff", task_id="long")
     assert json.loads(await tool("cancel", task_id="long", force=True))["new_state"] == "cancelled"
     assert json.loads(await tool("status", task_id="long", wait_seconds=60))["state"] == "cancelled"
@@ -137,16 +137,16 @@ def claude(deploy, tmp_path):
 
     def run(*turns):
         branches = {"Do it.": (bash("echo new > new.txt"), reply("Done inside."))}
-        machine = deploy(*turns, branches=branches)
-        make_repository(machine.repositories / "app.git", {"a.txt": "a\n"})
-        address = machine.server.ready_message["http"]
+        deployment = deploy(*turns, branches=branches)
+        make_repository(deployment.repositories / "app.git", {"a.txt": "a\n"})
+        address = deployment.server.ready_message["http"]
         servers = {"sandbox": {"command": COMMAND[0], "args": COMMAND[1:], "env": {"SANDBOX_SERVER": address}}}
         (tmp_path / "mcp.json").write_text(json.dumps({"mcpServers": servers}))
         (tmp_path / "outside").mkdir()
         environment = {
             "PATH": os.environ["PATH"],
             "HOME": str(tmp_path / "outside"),
-            "ANTHROPIC_BASE_URL": machine.model_url,
+            "ANTHROPIC_BASE_URL": deployment.model_url,
             "ANTHROPIC_API_KEY": "scripted",
             "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
             "DISABLE_AUTOUPDATER": "1",
@@ -159,7 +159,7 @@ def claude(deploy, tmp_path):
             stdin=subprocess.DEVNULL,
         )  # fmt: skip
         assert process.returncode == 0, (process.stdout, process.stderr)
-        return machine, json.loads(process.stdout)
+        return deployment, json.loads(process.stdout)
 
     return run
 
@@ -169,15 +169,15 @@ def calls(tool, **arguments):
 
 
 def test_claude_code_submits_a_task_through_its_mcp_configuration(claude):
-    machine, result = claude(
+    deployment, result = claude(
         calls("submit", manifest=MANIFEST),
         calls("status", task_id="mine", wait_seconds=60),
         calls("diff", task_id="mine"),
         reply("The patch adds new.txt."),
     )
     assert (result["is_error"], result["result"]) == (False, "The patch adds new.txt.")
-    submitted, status, patch = machine.tool_results()
+    submitted, status, patch = deployment.tool_results()
     assert json.loads(submitted)["task_id"] == "mine"
     assert json.loads(status)["state"] == "completed"
     assert "+new" in patch
-    assert machine.status("mine")["state"] == "completed"
+    assert deployment.status("mine")["state"] == "completed"

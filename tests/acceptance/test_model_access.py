@@ -9,14 +9,14 @@ SEARCH = Turn((Text("I search."), ToolUse("WebSearch", {"query": "how to leave a
 FETCH = Turn((ToolUse("WebFetch", {"url": "https://files.example.org/a", "prompt": "What?"}),))
 
 
-def offered_tool_types(machine):
+def offered_tool_types(deployment):
     """Types of the tools in all requests that reached the model."""
-    bodies = [json.loads(request["body"]) for request in machine.model_requests() if request["method"] == "POST"]
+    bodies = [json.loads(request["body"]) for request in deployment.model_requests() if request["method"] == "POST"]
     return {tool.get("type") for body in bodies for tool in body.get("tools", ())}
 
 
-def denials(machine):
-    return [frame for frame in machine.wire_events() if frame["type"] == "egress_denied"]
+def denials(deployment):
+    return [frame for frame in deployment.wire_events() if frame["type"] == "egress_denied"]
 
 
 IMAGE = {"type": "image", "source": {"type": "url", "url": "https://evil.example.com/?leak=1"}}
@@ -24,7 +24,7 @@ TOOL = {"type": "web_fetch_20250910", "name": "web_fetch"}
 ADDED = {"type": "tool_addition", "tool": {"type": "tool_definition", "definition": TOOL}}
 REASONS = (
     (IMAGE, "A source of type url makes the model provider's servers access the network"),
-    (ADDED, "The tool web_fetch_20250910 makes the model's servers reach elsewhere"),
+    (ADDED, "The tool web_fetch_20250910 makes the model provider's servers access the network"),
 )
 
 
@@ -35,9 +35,9 @@ curl -sS -m 20 "$ANTHROPIC_BASE_URL/v1/messages" -H "x-api-key: $ANTHROPIC_API_K
 """)
 
 
-def count_messages_with(machine, block):
+def count_messages_with(deployment, block):
     """Number of messages with the block in requests that reached the model."""
-    bodies = [json.loads(request["body"]) for request in machine.model_requests() if request["method"] == "POST"]
+    bodies = [json.loads(request["body"]) for request in deployment.model_requests() if request["method"] == "POST"]
     return sum(block in message["content"] for body in bodies for message in body["messages"])
 
 
@@ -45,37 +45,37 @@ def test_server_side_tools_are_denied_without_full_network(deploy):
     """For Claude Code's search and for programs in the sandbox; its own fetch uses the sandbox's network."""
     commands = [send_block(block) for block, _ in REASONS]
     # An overloaded model is also retried.
-    machine = deploy(Turn(SEARCH.content, faults=(Fault(status=529),)), FETCH, *commands, reply())
-    machine.submit(vm={"network_mode": "outbound", "allowed_hosts": ["other.example.org"]})
-    assert machine.wait()["state"] == "completed", machine.diagnostics()
-    searched, _, *programs = machine.tool_results()
+    deployment = deploy(Turn(SEARCH.content, faults=(Fault(status=529),)), FETCH, *commands, reply())
+    deployment.submit(vm={"network_mode": "outbound", "allowed_hosts": ["other.example.org"]})
+    assert deployment.wait()["state"] == "completed", deployment.diagnostics()
+    searched, _, *programs = deployment.tool_results()
     assert "web_search_20250305" in searched
     assert "network_mode full" in searched
-    assert "web_search_20250305" not in offered_tool_types(machine)
-    assert sum("web_search_20250305" in denial["reason"] for denial in denials(machine)) == 1
-    others = {(denial["host"], denial["port"]) for denial in denials(machine)} - {("model", 8123)}
+    assert "web_search_20250305" not in offered_tool_types(deployment)
+    assert sum("web_search_20250305" in denial["reason"] for denial in denials(deployment)) == 1
+    others = {(denial["host"], denial["port"]) for denial in denials(deployment)} - {("model", 8123)}
     assert others == {("files.example.org", 443)}
     for (block, reason), output in zip(REASONS, programs, strict=True):
         assert reason in output
-        assert count_messages_with(machine, block) == 0
+        assert count_messages_with(deployment, block) == 0
 
 
 def test_server_side_tools_are_allowed_with_full_network(deploy):
     commands = [send_block(block) for block, _ in REASONS]
-    machine = deploy(SEARCH, *commands, reply(), reply())
-    machine.submit(vm={"network_mode": "full"})
-    assert machine.wait()["state"] == "completed", machine.diagnostics()
-    assert "web_search_20250305" in offered_tool_types(machine)
-    assert denials(machine) == []
-    for (block, reason), output in zip(REASONS, machine.tool_results()[1:], strict=True):
+    deployment = deploy(SEARCH, *commands, reply(), reply())
+    deployment.submit(vm={"network_mode": "full"})
+    assert deployment.wait()["state"] == "completed", deployment.diagnostics()
+    assert "web_search_20250305" in offered_tool_types(deployment)
+    assert denials(deployment) == []
+    for (block, reason), output in zip(REASONS, deployment.tool_results()[1:], strict=True):
         assert reason not in output
-        assert count_messages_with(machine, block) == 1
+        assert count_messages_with(deployment, block) == 1
 
 
 def test_rejected_model_key_fails_the_task_immediately(deploy):
-    machine = deploy(reply(faults=(Fault(status=401, times=99),)))
-    machine.submit()
-    status = machine.wait(seconds=40)
-    assert (status["state"], status["error"]["code"]) == ("failed", "agent_failed"), machine.diagnostics()
+    deployment = deploy(reply(faults=(Fault(status=401, times=99),)))
+    deployment.submit()
+    status = deployment.wait(seconds=40)
+    assert (status["state"], status["error"]["code"]) == ("failed", "agent_failed"), deployment.diagnostics()
     assert "rejected the server's key (401)" in status["error"]["message"]
-    assert len([request for request in machine.model_requests() if request["method"] == "POST"]) == 1
+    assert len([request for request in deployment.model_requests() if request["method"] == "POST"]) == 1

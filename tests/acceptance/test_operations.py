@@ -31,7 +31,7 @@ def admin(deployment):
 
 
 @pytest.fixture
-def machine(deployment, tmp_path):
+def deployment(deployment, tmp_path):
     """A server whose agents run for ten minutes."""
     make_repository(deployment.repositories / "repo.git", {"README.md": "# Hi\n"})
     deployment.start_git()
@@ -41,37 +41,37 @@ def machine(deployment, tmp_path):
     return deployment
 
 
-def test_backup_prune_check_and_restore_with_a_running_task(machine, admin, tmp_path):
-    machine.submit("over")
-    machine.wait_for_state("running", "over", seconds=60)
-    machine.http.delete("/api/v1/tasks/over?force=true")
-    machine.wait("over")
-    machine.submit("working")
-    machine.wait_for_state("running", "working", seconds=60)
+def test_backup_prune_check_and_restore_with_a_running_task(deployment, admin, tmp_path):
+    deployment.submit("over")
+    deployment.wait_for_state("running", "over", seconds=60)
+    deployment.http.delete("/api/v1/tasks/over?force=true")
+    deployment.wait("over")
+    deployment.submit("working")
+    deployment.wait_for_state("running", "working", seconds=60)
 
     file = tmp_path / "backup.tar"
     assert admin("backup", str(file))["remarks"] == []
-    refused = forked("admin", "rebuild", "--data-dir", machine.data_dir, env={"HOME": str(machine.home)})
+    refused = forked("admin", "rebuild", "--data-dir", deployment.data_dir, env={"HOME": str(deployment.home)})
     assert refused.returncode == 4
     assert b"stop it" in refused.stderr
 
     pruned = admin("prune", "--older-than", "1s")
     assert [task["id"] for task in pruned["tasks"]] == ["over"]
     for path in ("", "/logs", "/artifacts", "/artifacts/metadata.json"):
-        response = machine.http.get(f"/api/v1/tasks/over{path}")
+        response = deployment.http.get(f"/api/v1/tasks/over{path}")
         assert (response.status_code, response.json()["error"]) == (404, "task_not_found")
-    assert [task["id"] for task in machine.http.get("/api/v1/tasks").json()["tasks"]] == ["working"]
-    assert machine.status("working")["state"] == "running"
+    assert [task["id"] for task in deployment.http.get("/api/v1/tasks").json()["tasks"]] == ["working"]
+    assert deployment.status("working")["state"] == "running"
     assert admin("check", "--deep") == {"clean": True, "tasks": 1, "findings": []}
 
     new = tmp_path / "new"
     assert admin("restore", str(file), data_dir=new)["lost"] == ["working"]
-    machine.http.delete("/api/v1/tasks/working?force=true")
-    machine.wait("working")
-    machine.server.stop()
-    machine.data_dir = new
-    machine.start_server()
-    assert (machine.status("over")["state"], machine.status("working")["state"]) == ("cancelled", "failed")
-    assert machine.status("working")["error"]["code"] == "host_lost"
-    assert "metadata.json" in machine.artifact_names("over")
+    deployment.http.delete("/api/v1/tasks/working?force=true")
+    deployment.wait("working")
+    deployment.server.stop()
+    deployment.data_dir = new
+    deployment.start_server()
+    assert (deployment.status("over")["state"], deployment.status("working")["state"]) == ("cancelled", "failed")
+    assert deployment.status("working")["error"]["code"] == "host_lost"
+    assert "metadata.json" in deployment.artifact_names("over")
     assert admin("check", "--deep") == {"clean": True, "tasks": 2, "findings": []}

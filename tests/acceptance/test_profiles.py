@@ -14,9 +14,9 @@ INSPECT = (
 )
 
 
-def profile_command(machine, *arguments):
+def profile_command(deployment, *arguments):
     """Run `sandbox profile …` on the server's machine."""
-    argv = [sys.executable, "-m", "sandbox", "profile", *arguments, "--data-dir", str(machine.data_dir)]
+    argv = [sys.executable, "-m", "sandbox", "profile", *arguments, "--data-dir", str(deployment.data_dir)]
     result = subprocess.run(
         argv, capture_output=True, text=True, timeout=120, check=False, env={"PATH": "/usr/bin:/bin"}
     )
@@ -33,54 +33,54 @@ MANIFEST = {
 
 
 def test_images_are_built_used_and_removed_with_a_running_server(deploy, tmp_path):
-    machine = deploy(bash(INSPECT), reply())
+    deployment = deploy(bash(INSPECT), reply())
     layers = minimal_root(), layer(directory("opt/tools"), entry("opt/tools/marker", b"my tools\n"))
-    assert rejection_message(machine, "my-tools").endswith(": agentic-dev, basic")
-    image_in_use = build(machine, "my-tools", oci_archive(tmp_path / "old.tar", *layers, packing="+gzip"))
-    machine.model.send_signal(signal.SIGSTOP)  # keeps the agent from using its image
-    machine.submit(vm={"profile": "my-tools"})
-    machine.wait_for_state("running")
+    assert rejection_message(deployment, "my-tools").endswith(": agentic-dev, basic")
+    image_in_use = build(deployment, "my-tools", oci_archive(tmp_path / "old.tar", *layers, packing="+gzip"))
+    deployment.model.send_signal(signal.SIGSTOP)  # keeps the agent from using its image
+    deployment.submit(vm={"profile": "my-tools"})
+    deployment.wait_for_state("running")
     newer = layer(entry("opt/tools/marker", b"newer\n"))
-    assert build(machine, "my-tools", oci_archive(tmp_path / "new.tar", *layers, newer)) != image_in_use
-    code, _, stderr = profile_command(machine, "remove", "my-tools")
+    assert build(deployment, "my-tools", oci_archive(tmp_path / "new.tar", *layers, newer)) != image_in_use
+    code, _, stderr = profile_command(deployment, "remove", "my-tools")
     assert (code, "A task uses the image" in stderr) == (4, True)
-    machine.model.send_signal(signal.SIGCONT)
-    check_task_used(machine, image_in_use)
-    assert profile_command(machine, "remove", "my-tools")[0] == 0
+    deployment.model.send_signal(signal.SIGCONT)
+    check_task_used(deployment, image_in_use)
+    assert profile_command(deployment, "remove", "my-tools")[0] == 0
 
-    machine.submit("on-the-host", vm={"profile": "basic"})
-    status = machine.wait("on-the-host")
+    deployment.submit("on-the-host", vm={"profile": "basic"})
+    status = deployment.wait("on-the-host")
     assert (status["state"], status["vm"]["image"], status["vm"]["profile"]) == ("completed", "host", "basic")
-    assert b"+bare" not in machine.artifact("on-the-host.patch", "on-the-host")
-    build(machine, "basic", docker_archive(tmp_path / "tools.tar", *layers), "--minimum-tier", "vm")
-    message = rejection_message(machine, "basic")
+    assert b"+bare" not in deployment.artifact("on-the-host.patch", "on-the-host")
+    build(deployment, "basic", docker_archive(tmp_path / "tools.tar", *layers), "--minimum-tier", "vm")
+    message = rejection_message(deployment, "basic")
     assert "tier vm or stronger; this server's has tier namespaces" in message
-    assert machine.http.post("/api/v1/tasks?dry_run=true", json=MANIFEST).status_code == 200
+    assert deployment.http.post("/api/v1/tasks?dry_run=true", json=MANIFEST).status_code == 200
 
 
-def build(machine, name, archive, *options):
+def build(deployment, name, archive, *options):
     """Build a profile; return the name of the image."""
-    code, image, stderr = profile_command(machine, "build", name, "--from-oci", str(archive), *options)
+    code, image, stderr = profile_command(deployment, "build", name, "--from-oci", str(archive), *options)
     assert code == 0, stderr
     return image.strip()
 
 
-def rejection_message(machine, profile):
+def rejection_message(deployment, profile):
     """The error message for a profile that is not offered."""
-    response = machine.http.post("/api/v1/tasks", json={**MANIFEST, "vm": {"profile": profile}})
+    response = deployment.http.post("/api/v1/tasks", json={**MANIFEST, "vm": {"profile": profile}})
     assert response.status_code == 400
     (detail,) = response.json()["details"]
     assert (detail["field"], detail["rule"]) == ("vm.profile", "not_offered")
     return detail["message"]
 
 
-def check_task_used(machine, image):
-    status = machine.wait()
-    assert (status["state"], status["error"]) == ("completed", None), machine.diagnostics()
+def check_task_used(deployment, image):
+    status = deployment.wait()
+    assert (status["state"], status["error"]) == ("completed", None), deployment.diagnostics()
     assert status["vm"]["image"] == image
     assert image.startswith("my-tools@sha256:")
-    assert machine.tool_results() == ["my tools\nbare\nBegin"]
-    patch = machine.artifact("task-1.patch")
+    assert deployment.tool_results() == ["my tools\nbare\nBegin"]
+    patch = deployment.artifact("task-1.patch")
     assert b"+new" in patch
     assert b"+bare" in patch
-    assert json.loads(machine.artifact("metadata.json"))["sandbox"]["image"] == image
+    assert json.loads(deployment.artifact("metadata.json"))["sandbox"]["image"] == image

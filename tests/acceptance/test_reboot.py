@@ -13,17 +13,17 @@ from doubles.live_server import bash, reply, wait_until
 SLEEP = "python3 -c 'import time; time.sleep(600)'"
 
 
-def reboot(machine):
+def reboot(deployment):
     """Kill all processes, and change the boot id in the journals."""
-    machine.server.stop(signal.SIGKILL)
+    deployment.server.stop(signal.SIGKILL)
     for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
         with contextlib.suppress(OSError):
             command_line = (descriptor.parents[1] / "cmdline").read_bytes()
-            if b"sandbox.bootstrap.runner" in command_line and str(machine.data_dir) in str(descriptor.readlink()):
+            if b"sandbox.bootstrap.runner" in command_line and str(deployment.data_dir) in str(descriptor.readlink()):
                 os.kill(int(descriptor.parents[1].name), signal.SIGKILL)
-    for records in machine.data_dir.glob("tasks/*/journal/records"):
+    for records in deployment.data_dir.glob("tasks/*/journal/records"):
         records.write_bytes(b"".join(map(with_other_boot_id, records.read_bytes().splitlines(keepends=True))))
-    machine.start_server()
+    deployment.start_server()
 
 
 def with_other_boot_id(line):
@@ -33,19 +33,19 @@ def with_other_boot_id(line):
 
 
 def test_running_task_ends_as_host_lost_and_pending_task_starts(deploy):
-    machine = deploy(bash("echo line-1 > first.txt"), bash(SLEEP), reply())
-    machine.submit("ran", vm={"cpus": 16})
-    machine.submit("waited", vm={"cpus": 16})
-    wait_until(lambda: machine.status("ran")["progress"]["tool_calls"] == 2, 60, "the second tool call")
-    assert machine.status("waited")["state"] == "pending"
-    reboot(machine)
-    status = machine.wait("ran")
+    deployment = deploy(bash("echo line-1 > first.txt"), bash(SLEEP), reply())
+    deployment.submit("ran", vm={"cpus": 16})
+    deployment.submit("waited", vm={"cpus": 16})
+    wait_until(lambda: deployment.status("ran")["progress"]["tool_calls"] == 2, 60, "the second tool call")
+    assert deployment.status("waited")["state"] == "pending"
+    reboot(deployment)
+    status = deployment.wait("ran")
     assert (status["state"], status["error"]["code"]) == ("failed", "host_lost")
     assert "restarted" in status["error"]["message"]
-    assert b"+line-1\n" in machine.artifact("ran.patch", "ran")
-    assert {"metadata.json", "transcript.ndjson"} <= machine.artifact_names("ran")
-    assert machine.states("ran")[-3:] == ["running", "completing", "failed"]
-    wait_until(lambda: machine.status("waited")["state"] != "pending", 30, "the pending task to start")
-    machine.http.delete("/api/v1/tasks/waited?force=true")
-    assert machine.wait("waited")["state"] == "cancelled"
-    wait_until(lambda: not find_leftovers(machine.data_dir), 20, "no leftovers")
+    assert b"+line-1\n" in deployment.artifact("ran.patch", "ran")
+    assert {"metadata.json", "transcript.ndjson"} <= deployment.artifact_names("ran")
+    assert deployment.states("ran")[-3:] == ["running", "completing", "failed"]
+    wait_until(lambda: deployment.status("waited")["state"] != "pending", 30, "the pending task to start")
+    deployment.http.delete("/api/v1/tasks/waited?force=true")
+    assert deployment.wait("waited")["state"] == "cancelled"
+    wait_until(lambda: not find_leftovers(deployment.data_dir), 20, "no leftovers")

@@ -15,65 +15,65 @@ COUNT = "for i in $(seq 1 30); do echo line-$i >> count.txt; sleep 0.1; done"
 SLEEP = bash("python3 -c 'import time; time.sleep(600)'")
 
 
-def outputs(machine):
-    return "".join(frame["data"] for frame in machine.wire_events() if frame["type"] == "output")
+def outputs(deployment):
+    return "".join(frame["data"] for frame in deployment.wire_events() if frame["type"] == "output")
 
 
 @pytest.mark.timeout(300)
 @pytest.mark.usefixtures("without_fork_server")
 def test_server_restarts_lose_no_task_output_or_queue_position(deploy):
-    machine = deploy(bash(COUNT), bash("wc -l < count.txt"), reply("Counted."))
+    deployment = deploy(bash(COUNT), bash("wc -l < count.txt"), reply("Counted."))
     for number in range(1, 4):
-        machine.submit(f"task-{number}", vm={"cpus": 16})
-    wait_until(lambda: machine.status()["progress"]["current_tool"] == "Bash", what="the tool call")
-    assert machine.status("task-2")["state"] == "pending"
-    assert "behind" in machine.status("task-3")["state_message"]
+        deployment.submit(f"task-{number}", vm={"cpus": 16})
+    wait_until(lambda: deployment.status()["progress"]["current_tool"] == "Bash", what="the tool call")
+    assert deployment.status("task-2")["state"] == "pending"
+    assert "behind" in deployment.status("task-3")["state_message"]
     # Pausing the model keeps the task running.
-    machine.model.send_signal(signal.SIGSTOP)
-    machine.server.stop(signal.SIGKILL)
-    machine.start_server()
-    assert machine.status()["state"] == "running"
-    check_shutdown_with_an_open_stream(machine)
-    machine.model.send_signal(signal.SIGCONT)
-    wait_until(lambda: runner_pid(machine) is None, 30, "the runner to end by itself")
-    machine.start_server()
-    check_task_is_complete(machine)
-    statuses = [machine.wait(f"task-{number}", 90) for number in range(1, 4)]
+    deployment.model.send_signal(signal.SIGSTOP)
+    deployment.server.stop(signal.SIGKILL)
+    deployment.start_server()
+    assert deployment.status()["state"] == "running"
+    check_shutdown_with_an_open_stream(deployment)
+    deployment.model.send_signal(signal.SIGCONT)
+    wait_until(lambda: runner_pid(deployment) is None, 30, "the runner to end by itself")
+    deployment.start_server()
+    check_task_is_complete(deployment)
+    statuses = [deployment.wait(f"task-{number}", 90) for number in range(1, 4)]
     assert [status["state"] for status in statuses] == ["completed"] * 3, [status["error"] for status in statuses]
     start_times = [status["started_at"] for status in statuses]
     assert start_times == sorted(start_times)
 
 
-def check_shutdown_with_an_open_stream(machine):
-    with machine.http.stream("GET", "/api/v1/tasks/task-1/logs?follow=true") as follower:
+def check_shutdown_with_an_open_stream(deployment):
+    with deployment.http.stream("GET", "/api/v1/tasks/task-1/logs?follow=true") as follower:
         lines = follower.iter_lines()
         next(lines)
-        assert machine.server.stop(signal.SIGTERM) < 2.0
-    log = (machine.directory / "server.log").read_text()
+        assert deployment.server.stop(signal.SIGTERM) < 2.0
+    log = (deployment.directory / "server.log").read_text()
     assert "Stopped. 3 unfinished tasks outlive the server; running tasks continue" in log
 
 
-def check_task_is_complete(machine):
+def check_task_is_complete(deployment):
     """One agent ran, followed by three servers."""
-    assert machine.wait()["state"] == "completed", machine.diagnostics()
-    assert machine.states() == STATES
-    assert machine.tool_results()[1].strip() == "30"
-    assert outputs(machine).encode() == machine.artifact("transcript.ndjson")
-    events = [json.loads(line) for line in machine.artifact("transcript.ndjson").splitlines()]
+    assert deployment.wait()["state"] == "completed", deployment.diagnostics()
+    assert deployment.states() == STATES
+    assert deployment.tool_results()[1].strip() == "30"
+    assert outputs(deployment).encode() == deployment.artifact("transcript.ndjson")
+    events = [json.loads(line) for line in deployment.artifact("transcript.ndjson").splitlines()]
     assert sum(event["type"] == "system" and event.get("subtype") == "init" for event in events) == 1
     assert sum(event["type"] == "result" for event in events) == 1
-    seqs = [frame["seq"] for frame in machine.wire_events()]
+    seqs = [frame["seq"] for frame in deployment.wire_events()]
     assert seqs == sorted(set(seqs))
 
 
 def test_killed_runner_fails_its_task_and_sandbox_is_removed(deploy):
-    machine = deploy(bash("echo line-1 > first.txt"), SLEEP, reply())
-    machine.submit()
-    wait_until(lambda: machine.status()["progress"]["tool_calls"] == 2, 60, "the second tool call")
-    assert {"processes", "sockets", "files"} <= find_leftovers(machine.data_dir).keys()
-    os.kill(runner_pid(machine), signal.SIGKILL)
-    status = machine.wait()
+    deployment = deploy(bash("echo line-1 > first.txt"), SLEEP, reply())
+    deployment.submit()
+    wait_until(lambda: deployment.status()["progress"]["tool_calls"] == 2, 60, "the second tool call")
+    assert {"processes", "sockets", "files"} <= find_leftovers(deployment.data_dir).keys()
+    os.kill(runner_pid(deployment), signal.SIGKILL)
+    status = deployment.wait()
     assert (status["state"], status["error"]["code"]) == ("failed", "runner_lost")
-    assert machine.states()[-2:] == ["completing", "failed"]
-    assert b"+line-1\n" in machine.artifact("task-1.patch")
-    wait_until(lambda: not find_leftovers(machine.data_dir), 5, "no leftovers of the sandbox")
+    assert deployment.states()[-2:] == ["completing", "failed"]
+    assert b"+line-1\n" in deployment.artifact("task-1.patch")
+    wait_until(lambda: not find_leftovers(deployment.data_dir), 5, "no leftovers of the sandbox")

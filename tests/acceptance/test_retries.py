@@ -19,7 +19,7 @@ TRIES = 6
 STEP_SECONDS = 30.0
 
 
-def kill_after(machine, event_type, task_id, number):
+def kill_after(deployment, event_type, task_id, number):
     """Kill the runner of an attempt right after it has recorded the event; return whether the agent had not started.
 
     The runner is single-stepped, for two milliseconds at a time.
@@ -27,80 +27,80 @@ def kill_after(machine, event_type, task_id, number):
     if number > 1:
         what = f"attempt {number}"
         wait_until(
-            lambda: read_journal(machine, task_id).count('"attempt_started"') == number,
+            lambda: read_journal(deployment, task_id).count('"attempt_started"') == number,
             STEP_SECONDS,
             what,
             pause_max=0.02,
         )
-    pid = wait_until(lambda: runner_pid(machine, task_id), what="the runner")
+    pid = wait_until(lambda: runner_pid(deployment, task_id), what="the runner")
     deadline = time.monotonic() + STEP_SECONDS
     is_alive = processes.stop(pid)
-    while is_alive and event_type not in read_journal(machine, task_id):
+    while is_alive and event_type not in read_journal(deployment, task_id):
         assert time.monotonic() < deadline, f"waited {STEP_SECONDS} s for {event_type}"
         is_alive = processes.step(pid)
     os.kill(pid, signal.SIGKILL)
-    return "agent_started" not in read_journal(machine, task_id)
+    return "agent_started" not in read_journal(deployment, task_id)
 
 
-def agent_session_ids(machine, task_id="task-1"):
-    events = [json.loads(line) for line in machine.artifact("transcript.ndjson", task_id).splitlines()]
+def agent_session_ids(deployment, task_id="task-1"):
+    events = [json.loads(line) for line in deployment.artifact("transcript.ndjson", task_id).splitlines()]
     return [event["session_id"] for event in events if event.get("subtype") == "init"]
 
 
 @pytest.mark.parametrize("event_types", [("attempt_started", "workspace_prepared"), ("sandbox_created",)])
 def test_runner_killed_before_agent_start_is_retried(deploy, event_types):
-    machine = deploy(bash("echo once >> once.txt"), reply())
+    deployment = deploy(bash("echo once >> once.txt"), reply())
     for number in range(TRIES):
-        task_id = machine.submit(f"task-{number}")
+        task_id = deployment.submit(f"task-{number}")
         is_early = all(
-            kill_after(machine, event_type, task_id, number) for number, event_type in enumerate(event_types, 1)
+            kill_after(deployment, event_type, task_id, number) for number, event_type in enumerate(event_types, 1)
         )
-        status = machine.wait(task_id)
+        status = deployment.wait(task_id)
         if is_early:
             break
     assert is_early, f"the agent started before the kill in all {TRIES} tries"
-    assert status["state"] == "completed", machine.diagnostics(task_id)
-    assert machine.states(task_id) == STATES
+    assert status["state"] == "completed", deployment.diagnostics(task_id)
+    assert deployment.states(task_id) == STATES
     assert [attempt["followed_by"] for attempt in status["attempts"]] == ["again" for _ in event_types] + [None]
     assert {attempt["error"]["code"] for attempt in status["attempts"][:-1]} == {"runner_lost"}
-    assert len(agent_session_ids(machine, task_id)) == 1
-    assert machine.artifact(f"{task_id}.patch", task_id).count(b"+once") == 1
+    assert len(agent_session_ids(deployment, task_id)) == 1
+    assert deployment.artifact(f"{task_id}.patch", task_id).count(b"+once") == 1
 
 
 def test_failed_agent_is_retried_in_a_fresh_workspace(deploy_leak_checked):
     failure = Fault("error", status=403, message="Not today.", times=1)
-    machine = deploy_leak_checked(
+    deployment = deploy_leak_checked(
         bash("echo line >> lines.txt"), msgspec.structs.replace(reply("Second time."), faults=(failure,))
     )
-    machine.submit(lifecycle={"retries": 2})
-    status = machine.wait(seconds=90)
-    assert status["state"] == "completed", machine.diagnostics()
-    assert machine.states() == STATES
+    deployment.submit(lifecycle={"retries": 2})
+    status = deployment.wait(seconds=90)
+    assert status["state"] == "completed", deployment.diagnostics()
+    assert deployment.states() == STATES
     attempts = [(each["number"], (each["error"] or {}).get("code"), each["followed_by"]) for each in status["attempts"]]
     assert attempts == [(1, "agent_failed", "retry"), (2, None, None)]
     assert len({attempt["id"] for attempt in status["attempts"]}) == 2
-    assert machine.artifact("task-1.patch").count(b"+line") == 1
-    assert len(set(agent_session_ids(machine))) == 2
-    attempt_events = [frame for frame in machine.wire_events() if frame["type"] == "attempt"]
+    assert deployment.artifact("task-1.patch").count(b"+line") == 1
+    assert len(set(agent_session_ids(deployment))) == 2
+    attempt_events = [frame for frame in deployment.wire_events() if frame["type"] == "attempt"]
     assert [(frame["attempt"], frame["resumes"]) for frame in attempt_events] == [(2, False)]
-    assert json.loads(machine.artifact("metadata.json"))["attempts"][0]["error"]["code"] == "agent_failed"
+    assert json.loads(deployment.artifact("metadata.json"))["attempts"][0]["error"]["code"] == "agent_failed"
     assert status["progress"]["input_tokens"] == 3000
 
 
-def kill_runner(machine):
-    os.kill(runner_pid(machine), signal.SIGKILL)
+def kill_runner(deployment):
+    os.kill(runner_pid(deployment), signal.SIGKILL)
 
 
-def kill_sandbox(machine):
-    os.kill(first_process(machine), signal.SIGKILL)
+def kill_sandbox(deployment):
+    os.kill(first_process(deployment), signal.SIGKILL)
 
 
-def kill_server_and_runner(machine):
+def kill_server_and_runner(deployment):
     """Kill server and runner, which ends the sandbox; the next server resumes the task."""
-    pid = runner_pid(machine)
-    machine.server.stop(signal.SIGKILL)
+    pid = runner_pid(deployment)
+    deployment.server.stop(signal.SIGKILL)
     os.kill(pid, signal.SIGKILL)
-    machine.start_server()
+    deployment.start_server()
 
 
 @pytest.mark.parametrize(
@@ -111,33 +111,33 @@ def test_lost_agent_resumes_its_session(deployment, deploy, runtime, kill):
     deployment.runtime = runtime
     # Twice: Claude Code responds itself once if the interrupted call was already in its session.
     resumed = bash("cat first.txt; echo second > second.txt")
-    machine = deploy(bash("echo first > first.txt"), LONG, resumed, resumed, reply("Both."))
-    machine.submit(lifecycle={"resume": True})
-    wait_until(lambda: machine.status()["progress"]["tool_calls"] == 2, 60, "the second tool call")
-    kill(machine)
-    status = machine.wait(seconds=90)
-    assert status["state"] == "completed", machine.diagnostics()
-    assert machine.states() == STATES
+    deployment = deploy(bash("echo first > first.txt"), LONG, resumed, resumed, reply("Both."))
+    deployment.submit(lifecycle={"resume": True})
+    wait_until(lambda: deployment.status()["progress"]["tool_calls"] == 2, 60, "the second tool call")
+    kill(deployment)
+    status = deployment.wait(seconds=90)
+    assert status["state"] == "completed", deployment.diagnostics()
+    assert deployment.states() == STATES
     code = "sandbox_lost" if kill is kill_sandbox else "runner_lost"
     assert status["attempts"][0]["error"]["code"] == code
     assert [(each["followed_by"], each["resumes"]) for each in status["attempts"]] == [("resume", False), (None, True)]
-    patch = machine.artifact("task-1.patch")
+    patch = deployment.artifact("task-1.patch")
     assert b"+first\n" in patch
     assert b"+second\n" in patch
-    first, second = agent_session_ids(machine)
+    first, second = agent_session_ids(deployment)
     assert first == second
-    assert "first" in machine.tool_results()[-1]
+    assert "first" in deployment.tool_results()[-1]
     assert status["result"]["result"] == "Both."
 
 
 def test_task_cancelled_between_attempts_keeps_its_history(deploy_leak_checked):
-    machine = deploy_leak_checked(msgspec.structs.replace(reply(), faults=(Fault("error", status=403, times=99),)))
-    machine.submit(lifecycle={"retries": 100})
-    wait_until(lambda: len(machine.status()["attempts"]) == 2, 60, "the second attempt")
-    assert machine.status()["state"] == "running"
-    response = machine.http.delete("/api/v1/tasks/task-1?reason=enough")
+    deployment = deploy_leak_checked(msgspec.structs.replace(reply(), faults=(Fault("error", status=403, times=99),)))
+    deployment.submit(lifecycle={"retries": 100})
+    wait_until(lambda: len(deployment.status()["attempts"]) == 2, 60, "the second attempt")
+    assert deployment.status()["state"] == "running"
+    response = deployment.http.delete("/api/v1/tasks/task-1?reason=enough")
     assert response.status_code == 200, response.text
-    status = machine.wait()
+    status = deployment.wait()
     assert (status["state"], status["state_message"]) == ("cancelled", "Cancelled: enough")
-    assert machine.states() == [*STATES[:-1], "cancelled"]
-    assert {"metadata.json", "transcript.ndjson"} <= machine.artifact_names()
+    assert deployment.states() == [*STATES[:-1], "cancelled"]
+    assert {"metadata.json", "transcript.ndjson"} <= deployment.artifact_names()

@@ -12,11 +12,11 @@ from sandbox.demo.git_server import make_example_repository
 from sandbox.demo.model_script import example_script
 
 
-def run_in(checkout, machine, *arguments):
+def run_in(checkout, deployment, *arguments):
     environment = {
         "PATH": os.environ["PATH"],
-        "HOME": str(machine.home),
-        "SANDBOX_SERVER": machine.server.ready_message["http"],
+        "HOME": str(deployment.home),
+        "SANDBOX_SERVER": deployment.server.ready_message["http"],
         "PYTHONWARNINGS": "error",
     }
     run = [sys.executable, "-m", "sandbox", "run", *arguments]
@@ -26,37 +26,37 @@ def run_in(checkout, machine, *arguments):
 def test_documented_session_matches_the_real_output(deploy, tmp_path):
     page = (Path(__file__).parents[2] / "docs" / "run.md").read_text()
     command, _, captured = page.split("```\n$ ")[1].split("\n```")[0].partition("\n")
-    machine = deploy(*example_script().turns)
-    make_example_repository(machine.repositories)
-    git("clone", "-q", str(machine.repositories / "example.git"), "example", cwd=tmp_path)
+    deployment = deploy(*example_script().turns)
+    make_example_repository(deployment.repositories)
+    git("clone", "-q", str(deployment.repositories / "example.git"), "example", cwd=tmp_path)
     checkout = tmp_path / "example"
     git("remote", "set-url", "origin", "https://github.com/org/example.git", cwd=checkout)
-    result = run_in(checkout, machine, *shlex.split(command)[2:], "--apply")
-    assert result.returncode == 0, result.stderr.decode() + machine.diagnostics("mend-basket")
+    result = run_in(checkout, deployment, *shlex.split(command)[2:], "--apply")
+    assert result.returncode == 0, result.stderr.decode() + deployment.diagnostics("mend-basket")
     assert re.findall(r"[▸✗] \w+  [\w .]+?(?=  [0-9])", captured) == re.findall(
         r"[▸✗] \w+  [\w .]+?(?=  [0-9])", result.stderr.decode()
     )
     assert captured.splitlines()[-3:] == result.stderr.decode().splitlines()[-3:]
     documented_patch = captured[captured.index("diff --git") : captured.index("\nApply this")]
-    actual_patch = machine.artifact("mend-basket.patch", "mend-basket").decode()
+    actual_patch = deployment.artifact("mend-basket.patch", "mend-basket").decode()
     shortened = re.sub(r"\b([0-9a-f]{10})[0-9a-f]{30}\b", r"\1", actual_patch)
     assert [line.strip() for line in documented_patch.splitlines()] == [line.strip() for line in shortened.splitlines()]
 
 
 def test_dirty_checkout_is_sent_and_the_patch_applied_onto_it(deploy, tmp_path):
-    machine = deploy(
+    deployment = deploy(
         bash("cat mine.txt app.py > both.txt && git log --format=%s -2; sed -i s/not/never/ app.py"),
         reply("Joined them."),
     )
     checkout = tmp_path / "checkout"
     clone = ["git", "clone", "-q", "https://github.com/org/repo.git", str(checkout)]
-    user_environment = {"PATH": os.environ["PATH"], "HOME": str(machine.home)}
+    user_environment = {"PATH": os.environ["PATH"], "HOME": str(deployment.home)}
     subprocess.run(clone, env=user_environment, check=True, timeout=60)
     (checkout / "src" / "app.py").write_text("print('not committed')\n")
     (checkout / "src" / "mine.txt").write_text("not even tracked\n")
     options = ("--include-dirty", "--apply", "--set", "claude.max_turns=5")
-    result = run_in(checkout / "src", machine, "Join them.", *options)
-    assert result.returncode == 0, result.stderr.decode() + machine.diagnostics(result.stdout.decode().strip())
+    result = run_in(checkout / "src", deployment, "Join them.", *options)
+    assert result.returncode == 0, result.stderr.decode() + deployment.diagnostics(result.stdout.decode().strip())
     output = result.stderr.decode()
     assert "Joined them." in output
     assert "+1 -1  src/app.py" in output
@@ -66,10 +66,10 @@ def test_dirty_checkout_is_sent_and_the_patch_applied_onto_it(deploy, tmp_path):
         " M src/app.py", "?? src/both.txt", "?? src/mine.txt",
     ]  # fmt: skip
     task_id = result.stdout.decode().strip()
-    patch = machine.artifact(f"{task_id}.patch", task_id)
+    patch = deployment.artifact(f"{task_id}.patch", task_id)
     assert patch.count(b"diff --git") == 2
-    assert machine.tool_results()[0].split("\n") == ["Work that came with the task", "Begin"]
-    definition = machine.status(task_id)["definition"]
-    assert (definition["repository"]["commit"], definition["repository"]["subpath"]) == (machine.commit, "src")
+    assert deployment.tool_results()[0].split("\n") == ["Work that came with the task", "Begin"]
+    definition = deployment.status(task_id)["definition"]
+    assert (definition["repository"]["commit"], definition["repository"]["subpath"]) == (deployment.commit, "src")
     assert definition["repository"]["patch"].startswith("sha256:")
     assert definition["claude"]["max_turns"] == 5

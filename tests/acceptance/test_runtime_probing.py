@@ -50,64 +50,64 @@ def manifest(deploy, task_id="task-1"):
 
 
 def test_failing_runtime_is_probed_until_it_works(deploy):
-    machine = deploy("2", pause="0.5")
-    rejected = machine.http.post("/api/v1/tasks", json=manifest(machine))
+    deployment = deploy("2", pause="0.5")
+    rejected = deployment.http.post("/api/v1/tasks", json=manifest(deployment))
     assert rejected.status_code == 503
     assert failing_probes.FAILURE_REASON in rejected.json()["message"]
-    wait_until(lambda: machine.http.get("/api/v1/health/ready").status_code == 200, 20, "the server to be ready")
-    assert machine.count_probes() == 3
-    health = machine.http.get("/api/v1/health").json()
+    wait_until(lambda: deployment.http.get("/api/v1/health/ready").status_code == 200, 20, "the server to be ready")
+    assert deployment.count_probes() == 3
+    health = deployment.http.get("/api/v1/health").json()
     assert (health["runtimes"][0]["works"], health["next_probe_at"], health["reasons"]) == (True, None, [])
-    machine.submit()
-    status = machine.wait()
+    deployment.submit()
+    status = deployment.wait()
     assert (status["state"], status["vm"]["tier"]) == ("completed", "namespaces")
-    assert "The runtime bubblewrap works now" in machine.server.log.read_text()
-    assert machine.count_probes() == 3
+    assert "The runtime bubblewrap works now" in deployment.server.log.read_text()
+    assert deployment.count_probes() == 3
 
 
 def test_working_runtime_is_probed_once(deploy):
-    machine = deploy("0", pause="0.1")
+    deployment = deploy("0", pause="0.1")
     time.sleep(1)
-    assert machine.http.get("/api/v1/health").json()["next_probe_at"] is None
-    assert machine.count_probes() == 1
+    assert deployment.http.get("/api/v1/health").json()["next_probe_at"] is None
+    assert deployment.count_probes() == 1
 
 
 def test_failing_runtime_reports_reason_and_next_probe(deploy):
-    machine = deploy("always")
-    health = machine.http.get("/api/v1/health").json()
+    deployment = deploy("always")
+    health = deployment.http.get("/api/v1/health").json()
     at = datetime.fromisoformat(health["next_probe_at"])
     assert 0 < (at - datetime.now(UTC)).total_seconds() <= 5
     for response in (
-        machine.http.get("/api/v1/health/ready"),
-        machine.http.post("/api/v1/tasks", json=manifest(machine)),
+        deployment.http.get("/api/v1/health/ready"),
+        deployment.http.post("/api/v1/tasks", json=manifest(deployment)),
     ):
         assert response.status_code == 503
         assert 1 <= int(response.headers["retry-after"]) <= 5
         assert "the next probe is at" in response.json()["message"]
         assert failing_probes.FAILURE_REASON in response.json()["message"]
-    wait_until(lambda: machine.count_probes() == 2, 10, "the second probe")
+    wait_until(lambda: deployment.count_probes() == 2, 10, "the second probe")
     wait_until(
-        lambda: machine.http.get("/api/v1/health").json()["next_probe_at"] is not None,
+        lambda: deployment.http.get("/api/v1/health").json()["next_probe_at"] is not None,
         10,
         "the next probe to be scheduled",
     )
-    assert int(machine.http.get("/api/v1/health/ready").headers["retry-after"]) > 5  # doubled, minus the jitter
+    assert int(deployment.http.get("/api/v1/health/ready").headers["retry-after"]) > 5  # doubled, minus the jitter
 
 
 def test_running_task_continues_and_pending_task_starts_after_recovery(deploy, tmp_path):
     """Both tasks were accepted by an earlier server, whose runtime worked."""
-    machine = deploy("0", SANDBOX_CAPACITY_CPUS="0.5")
-    with machine.paused_model():
-        machine.submit("running", vm={"cpus": 1})
-        machine.wait_for_state("running", "running")
-        machine.submit("waiting", vm={"cpus": 1})
-        machine.server.stop(signal.SIGKILL)
+    deployment = deploy("0", SANDBOX_CAPACITY_CPUS="0.5")
+    with deployment.paused_model():
+        deployment.submit("running", vm={"cpus": 1})
+        deployment.wait_for_state("running", "running")
+        deployment.submit("waiting", vm={"cpus": 1})
+        deployment.server.stop(signal.SIGKILL)
         (tmp_path / "probes").unlink()
-        machine.start_server(**machine.settings | {"FAILING_PROBES": "2", "FAILING_PROBES_PAUSE": "2"})
-        assert "No sandbox can be created; the next probe is at" in machine.status("waiting")["state_message"]
-    assert machine.wait("running")["state"] == "completed"
-    assert machine.wait("waiting")["state"] == "completed"
-    assert machine.count_probes() == 3
+        deployment.start_server(**deployment.settings | {"FAILING_PROBES": "2", "FAILING_PROBES_PAUSE": "2"})
+        assert "No sandbox can be created; the next probe is at" in deployment.status("waiting")["state_message"]
+    assert deployment.wait("running")["state"] == "completed"
+    assert deployment.wait("waiting")["state"] == "completed"
+    assert deployment.count_probes() == 3
 
 
 def check_no_leftovers(directory):
@@ -127,8 +127,8 @@ def test_shutdown_during_the_first_probe_leaves_nothing(deploy, tmp_path, monkey
 
 
 def test_shutdown_during_a_later_probe_leaves_nothing(deploy, tmp_path):
-    machine = deploy("1 hangs", pause="0.2")
+    deployment = deploy("1 hangs", pause="0.2")
     wait_until((tmp_path / "made").exists, 10, "the second probe to be under way")
-    assert "a probe is under way" in machine.http.get("/api/v1/health/ready").json()["message"]
-    assert machine.server.stop() < 5
+    assert "a probe is under way" in deployment.http.get("/api/v1/health/ready").json()["message"]
+    assert deployment.server.stop() < 5
     check_no_leftovers(tmp_path)

@@ -27,18 +27,18 @@ def start_floods(*names):
 
 
 def test_flood_from_the_sandbox_is_bounded_and_task_can_be_cancelled(deploy):
-    machine = deploy(start_floods(*NAMES), bash("python3 -c 'import time; time.sleep(600)'"))
-    machine.submit(vm={"cpus": 1})
+    deployment = deploy(start_floods(*NAMES), bash("python3 -c 'import time; time.sleep(600)'"))
+    deployment.submit(vm={"cpus": 1})
     # The second tool call needs a model request in the middle of the flood.
-    wait_until(lambda: machine.status()["progress"]["tool_calls"] == 2, 90, "the second tool call")
-    runner = runner_pid(machine)
+    wait_until(lambda: deployment.status()["progress"]["tool_calls"] == 2, 90, "the second tool call")
+    runner = runner_pid(deployment)
     began, before = time.monotonic(), cpu_seconds(runner)
     time.sleep(FLOOD_SECONDS)
     used, elapsed = cpu_seconds(runner) - before, time.monotonic() - began
     burst_seconds = RUNNER_CPU_BURST_SECONDS + NEW_MODEL_DEBT_SECONDS + BASE_CPU_SECONDS
     assert used < RUNNER_CPU_CORES * elapsed + burst_seconds
-    assert machine.status()["progress"]["egress_denied"] > 100
-    assert machine.http.delete("/api/v1/tasks/task-1").status_code == 200
-    assert machine.wait(seconds=60)["state"] == "cancelled"
-    events = [frame for frame in machine.wire_events() if frame["type"] in ("egress_denied", "error")]
+    assert deployment.status()["progress"]["egress_denied"] > 100
+    assert deployment.http.delete("/api/v1/tasks/task-1").status_code == 200
+    assert deployment.wait(seconds=60)["state"] == "cancelled"
+    events = [frame for frame in deployment.wire_events() if frame["type"] in ("egress_denied", "error")]
     assert len(events) < 25 * (elapsed + 60)

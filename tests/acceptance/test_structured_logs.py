@@ -53,14 +53,14 @@ def test_log_lines_are_json_with_request_and_task_ids(json_log_machine):
     _check_runner_log(json_log_machine, task_id)
 
 
-def _check_runner_log(machine, task_id):
+def _check_runner_log(deployment, task_id):
     """The runner's log has the same format, and no log has a secret."""
-    (path,) = machine.data_dir.glob(f"tasks/{task_id}/attempts/*/runner.log")
+    (path,) = deployment.data_dir.glob(f"tasks/{task_id}/attempts/*/runner.log")
     log_lines = wait_until(
         lambda: [line for line in lines(path) if line["message"] == "The attempt has ended"] and lines(path)
     )
     assert {line["task_id"] for line in log_lines} == {task_id}
     assert {line["attempt_id"] for line in log_lines} == {path.parent.name}
-    logs = path.read_text() + (machine.directory / "server.log").read_text()
+    logs = path.read_text() + (deployment.directory / "server.log").read_text()
     assert VALUE not in logs
     assert SERVER_KEY not in logs

@@ -53,25 +53,25 @@ PRINT_ENVIRONMENT = "env; cat /proc/self/environ | tr '\\0' '\\n'; cat /proc/1/e
 @pytest.mark.usefixtures("without_fork_server")
 def test_minimal_manifest_sent_with_curl_produces_a_patch(deploy, tmp_path):
     long_message = Turn((Text("y" * 300_000), ToolUse("Bash", {"command": LONG, "description": "work"})))
-    machine = deploy(bash(CHANGE), long_message, bash(PRINT_ENVIRONMENT), reply("I did it."), files=FILES)
-    task_id, frames = submit_with_curl(machine, tmp_path)
-    status = machine.wait(task_id)
-    assert status["state"] == "completed", machine.diagnostics(task_id)
+    deployment = deploy(bash(CHANGE), long_message, bash(PRINT_ENVIRONMENT), reply("I did it."), files=FILES)
+    task_id, frames = submit_with_curl(deployment, tmp_path)
+    status = deployment.wait(task_id)
+    assert status["state"] == "completed", deployment.diagnostics(task_id)
     check_states(frames)
     check_status(status)
-    check_patch_applies(machine, machine.artifact(f"{task_id}.patch", task_id), tmp_path)
-    check_server_key_is_hidden(machine, task_id)
+    check_patch_applies(deployment, deployment.artifact(f"{task_id}.patch", task_id), tmp_path)
+    check_server_key_is_hidden(deployment, task_id)
     lines = [frame["data"] for frame in frames if frame["type"] == "output"]
     assert any(len(line) > 300_000 and line.endswith("\n") for line in lines)
-    assert "".join(lines).encode() == machine.artifact("transcript.ndjson", task_id)
+    assert "".join(lines).encode() == deployment.artifact("transcript.ndjson", task_id)
 
 
-def submit_with_curl(machine, directory):
+def submit_with_curl(deployment, directory):
     """Submit with curl; return the task id and its events from a WebSocket that was connected before."""
     (directory / "task.yaml").write_text(MINIMAL_MANIFEST)
-    with connect(f"{machine.server.ready_message['ws']}/api/v1/tasks/stream", max_size=None) as stream:
+    with connect(f"{deployment.server.ready_message['ws']}/api/v1/tasks/stream", max_size=None) as stream:
         curl = subprocess.run(
-            ["curl", "-sS", "-X", "POST", f"{machine.server.ready_message['http']}/api/v1/tasks",
+            ["curl", "-sS", "-X", "POST", f"{deployment.server.ready_message['http']}/api/v1/tasks",
              "-H", "Content-Type: application/yaml", "--data-binary", "@task.yaml"],
             cwd=directory, capture_output=True, timeout=30, check=True,
         )  # fmt: skip
@@ -101,12 +101,12 @@ def check_status(status):
     assert status["definition"]["vm"]["memory"] == "8G"
 
 
-def check_patch_applies(machine, patch, directory):
+def check_patch_applies(deployment, patch, directory):
     """The patch applies to the base commit and reproduces the tree."""
     (directory / "the.patch").write_bytes(patch)
-    git("clone", "-q", str(machine.repositories / "repo.git"), "checkout", cwd=directory)
+    git("clone", "-q", str(deployment.repositories / "repo.git"), "checkout", cwd=directory)
     checkout = directory / "checkout"
-    assert git("rev-parse", "HEAD", cwd=checkout).strip() == machine.commit
+    assert git("rev-parse", "HEAD", cwd=checkout).strip() == deployment.commit
     git("apply", "--index", "../the.patch", cwd=checkout)
     assert (checkout / "README.md").read_text() == "# Hi\nchanged\n"
     assert (checkout / "crlf.txt").read_bytes() == b"one\r\ntwo"
@@ -122,18 +122,18 @@ def check_patch_applies(machine, patch, directory):
     assert git("status", "--porcelain", "--ignored", cwd=checkout).count("??") == 0
 
 
-def check_server_key_is_hidden(machine, task_id):
+def check_server_key_is_hidden(deployment, task_id):
     """Only the model gets the server's key, not the agent."""
-    requests = [request for request in machine.model_requests() if request["path"].startswith("/v1/messages")]
+    requests = [request for request in deployment.model_requests() if request["path"].startswith("/v1/messages")]
     assert {request["headers"].get("x-api-key") for request in requests} == {SERVER_KEY}
-    environment = machine.tool_results()[2]
+    environment = deployment.tool_results()[2]
     assert "ANTHROPIC_API_KEY=sk-ant-sandbox-" in environment
-    for text in (environment, machine.logs(task_id), machine.artifact("transcript.ndjson", task_id).decode()):
+    for text in (environment, deployment.logs(task_id), deployment.artifact("transcript.ndjson", task_id).decode()):
         assert SERVER_KEY not in text
 
 
 def test_repository_settings_are_ignored_and_claude_md_is_read(deploy):
-    machine = deploy(
+    deployment = deploy(
         bash("pwd; git rev-parse HEAD; git branch --show-current; ls"), bash("ls -a /tmp /workspace"), reply()
     )
     hook = {"hooks": [{"type": "command", "command": "touch /tmp/hook-ran"}]}
@@ -150,12 +150,12 @@ def test_repository_settings_are_ignored_and_claude_md_is_read(deploy):
     }
     files = {**hostile, **{f"src/{name}": text for name, text in hostile.items()}, "src/app.py": "print('hello')\n"}
     files["CLAUDE.md"] = "Always be kind to the xylophone.\n"
-    commit = make_repository(machine.repositories / "hostile.git", files)
-    machine.submit(repository={"url": "https://github.com/org/hostile.git", "commit": commit[:10], "subpath": "src"})
-    assert machine.wait()["state"] == "completed", machine.diagnostics()
-    listing, directories = machine.tool_results()
+    commit = make_repository(deployment.repositories / "hostile.git", files)
+    deployment.submit(repository={"url": "https://github.com/org/hostile.git", "commit": commit[:10], "subpath": "src"})
+    assert deployment.wait()["state"] == "completed", deployment.diagnostics()
+    listing, directories = deployment.tool_results()
     assert listing.split()[:4] == ["/workspace/src", commit, "main", "app.py"]
     assert "-ran" not in directories
-    bodies = [r["body"] for r in machine.model_requests() if r["path"].startswith("/v1/messages?") or r["body"]]
+    bodies = [r["body"] for r in deployment.model_requests() if r["path"].startswith("/v1/messages?") or r["body"]]
     assert any("xylophone" in body for body in bodies)
     assert not any("evil-model" in body for body in bodies)

@@ -18,14 +18,14 @@ SCRIPT = Path(__file__).parents[2] / "packaging" / "github" / "run-task"
 def run_task(tmp_path):
     """Runs the script for a pull request of the deployment's repository."""
 
-    def run(machine, **variables):
+    def run(deployment, **variables):
         environment = {
             "PATH": os.environ["PATH"],
-            "SANDBOX_SERVER": machine.server.ready_message["http"],
+            "SANDBOX_SERVER": deployment.server.ready_message["http"],
             "PYTHONWARNINGS": "error",
             "REPOSITORY_URL": "https://github.com/org/repo.git",
             "BRANCH": "main",
-            "COMMIT": machine.commit,
+            "COMMIT": deployment.commit,
             "PROMPT": "Mend it.",
             "OUTPUT": str(tmp_path / "result"),
             **variables,
@@ -38,9 +38,9 @@ def run_task(tmp_path):
 
 def test_patch_and_cost_are_written_for_the_pull_request(deploy, run_task, tmp_path):
     hostile = "````\n@everyone <script>alert(1)</script>\n"
-    machine = deploy(bash(f"printf '{hostile}' > new.md && echo mended > a.txt"), reply("Done.\n```\n@everyone"))
+    deployment = deploy(bash(f"printf '{hostile}' > new.md && echo mended > a.txt"), reply("Done.\n```\n@everyone"))
     fields = json.dumps({"lifecycle": {"budget_usd": 2}, "metadata": {"labels": {"pr": "7"}}})
-    result = run_task(machine, NAME="A title", FIELDS=fields)
+    result = run_task(deployment, NAME="A title", FIELDS=fields)
     assert result.returncode == 0, result.stderr
     comment = (tmp_path / "result" / "comment.md").read_text()
     assert comment.startswith("**Sandbox: task `")
@@ -49,26 +49,26 @@ def test_patch_and_cost_are_written_for_the_pull_request(deploy, run_task, tmp_p
     assert "\n````\nDone.\n```\n@everyone\n````\n" in comment
     task = json.loads((tmp_path / "result" / "task.json").read_text())
     assert (task["name"], task["labels"]) == ("A title", {"pr": "7"})
-    git("clone", "-q", str(machine.repositories / "repo.git"), "checkout", cwd=tmp_path)
+    git("clone", "-q", str(deployment.repositories / "repo.git"), "checkout", cwd=tmp_path)
     git("apply", str(tmp_path / "result" / "task.patch"), cwd=tmp_path / "checkout")
     assert (tmp_path / "checkout" / "a.txt").read_text() == "mended\n"
 
 
 def test_unsuccessful_task_fails_the_job_with_a_comment(deploy, run_task, tmp_path):
-    machine = deploy(bash("sleep 300"), reply())
-    failed = run_task(machine, COMMIT="0" * 40)
+    deployment = deploy(bash("sleep 300"), reply())
+    failed = run_task(deployment, COMMIT="0" * 40)
     assert failed.returncode == 1
     comment = (tmp_path / "result" / "comment.md").read_text()
     assert " failed**" in comment
     assert "clone_failed: " in comment
     assert " failed: clone_failed: " in failed.stderr
 
-    refused = run_task(machine, FIELDS='{"vm": {"cpus": "many"}, "extra": 1}')
+    refused = run_task(deployment, FIELDS='{"vm": {"cpus": "many"}, "extra": 1}')
     assert refused.returncode == 1
     assert "vm.cpus: " in refused.stderr
     assert "extra: " in refused.stderr
 
-    too_long = run_task(machine, TIMEOUT_MINUTES="0.001")
+    too_long = run_task(deployment, TIMEOUT_MINUTES="0.001")
     assert too_long.returncode == 1
     assert " cancelled**" in (tmp_path / "result" / "comment.md").read_text()
 

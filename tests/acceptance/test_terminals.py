@@ -32,11 +32,11 @@ def open_terminal(deploy):
 
 
 def test_shell_shares_the_sandbox_without_disturbing_the_agent(deploy, open_terminal):
-    machine = deploy(bash(f"echo of-the-agent > note.txt; {WAIT_FOR_FIFO}; cat answer.txt"), reply())
-    machine.submit()
-    machine.wait_for_state("running")
-    wait_until(lambda: machine.status()["progress"]["current_tool"] == "Bash", what="the tool call")
-    server = machine.server.ready_message["http"]
+    deployment = deploy(bash(f"echo of-the-agent > note.txt; {WAIT_FOR_FIFO}; cat answer.txt"), reply())
+    deployment.submit()
+    deployment.wait_for_state("running")
+    wait_until(lambda: deployment.status()["progress"]["current_tool"] == "Bash", what="the tool call")
+    server = deployment.server.ready_message["http"]
     check_cross_origin_terminal_is_rejected(server)
     check_terminal_is_refused(open_terminal(server, "task", "attach", "task-1"), "headless", 4)
     check_terminal_is_refused(open_terminal(server, "task", "shell", "no-such-task"), "no task 'no-such-task'", 3)
@@ -45,8 +45,8 @@ def test_shell_shares_the_sandbox_without_disturbing_the_agent(deploy, open_term
     check_shell_session(terminal)
     terminal.type("echo from-the-person > answer.txt; echo > /tmp/gate; exit 7\n")
     assert terminal.exit_code() == 7
-    assert machine.wait()["state"] == "completed", machine.diagnostics()
-    assert "from-the-person" in machine.tool_results()[0]
+    assert deployment.wait()["state"] == "completed", deployment.diagnostics()
+    assert "from-the-person" in deployment.tool_results()[0]
     check_terminal_is_refused(open_terminal(server, "task", "shell", "task-1"), "completed", 4)
 
 
@@ -93,10 +93,10 @@ def check_shell_session(terminal):
 
 
 def test_agent_terminal_has_one_writer_and_many_viewers(deploy, open_terminal):
-    machine = deploy(reply("GOODDAY"), reply("WELLCOME"), reply("GOODBYE"))
-    machine.submit(claude={"prompt": "Say good day.", "headless": False})
-    machine.wait_for_state("running")
-    server = machine.server.ready_message["http"]
+    deployment = deploy(reply("GOODDAY"), reply("WELLCOME"), reply("GOODBYE"))
+    deployment.submit(claude={"prompt": "Say good day.", "headless": False})
+    deployment.wait_for_state("running")
+    server = deployment.server.ready_message["http"]
     first = open_terminal(server, "task", "attach", "task-1")
     first.expect("GOODDAY")
     second = open_terminal(server, "task", "attach", "task-1")
@@ -117,13 +117,13 @@ def test_agent_terminal_has_one_writer_and_many_viewers(deploy, open_terminal):
     second.type("/exit")
     second.type("\r")
     assert second.exit_code() == 0
-    status = machine.wait()
-    assert (status["state"], status["exit_code"], status["error"]) == ("completed", 0, None), machine.diagnostics()
-    bodies = [request["body"] for request in machine.model_requests() if request["method"] == "POST"]
+    status = deployment.wait()
+    assert (status["state"], status["exit_code"], status["error"]) == ("completed", 0, None), deployment.diagnostics()
+    bodies = [request["body"] for request in deployment.model_requests() if request["method"] == "POST"]
     assert "Say good day." in bodies[0]
     assert not any("this is not for you" in body for body in bodies)
-    assert "GOODDAY" in machine.logs(stream="stdout")
-    assert machine.status()["progress"]["output_tokens"] > 0
+    assert "GOODDAY" in deployment.logs(stream="stdout")
+    assert deployment.status()["progress"]["output_tokens"] > 0
 
 
 VALUE = "a-value-that-nobody-may-see"
@@ -135,22 +135,22 @@ def preserved(deploy, tmp_path):
     value = tmp_path / "secrets" / "deploy-key"
     value.parent.mkdir()
     value.write_text(VALUE)
-    machine = deploy(
+    deployment = deploy(
         bash("echo kept > kept.txt; ln kept.txt kept-too.txt; echo $DEPLOY_KEY > key.txt"),
         Turn(faults=(Fault("error", status=400, times=9),)),
         environment={"SANDBOX_SECRETS_DIRECTORY": str(value.parent)},
     )
-    machine.submit(
+    deployment.submit(
         lifecycle={"failure_action": "preserve"},
         secrets=[{"name": "DEPLOY_KEY", "source": "file", "key": "deploy-key"}],
     )
-    assert machine.wait()["state"] == "failed_preserved", machine.diagnostics()
-    return machine, value
+    assert deployment.wait()["state"] == "failed_preserved", deployment.diagnostics()
+    return deployment, value
 
 
 def test_preserved_sandbox_can_be_entered_until_released(preserved, open_terminal):
-    machine, value = preserved
-    server = machine.server.ready_message["http"]
+    deployment, value = preserved
+    server = deployment.server.ready_message["http"]
     check_refused_without_redaction(server, value, open_terminal)
     terminal, other = open_terminal(server, "task", "shell", "task-1"), open_terminal(server, "task", "shell", "task-1")
     terminal.expect(r"\$ ")
@@ -165,9 +165,9 @@ def test_preserved_sandbox_can_be_entered_until_released(preserved, open_termina
     other.type("until [ -e /tmp/met ]; do sleep 0.05; done; echo m''et; echo more > more.txt; exit 3\n")
     other.expect("met")
     assert other.exit_code() == 3
-    rejected = machine.http.delete("/api/v1/tasks/task-1/vm")
+    rejected = deployment.http.delete("/api/v1/tasks/task-1/vm")
     assert (rejected.status_code, rejected.json()["error"]) == (503, "service_unavailable")
-    kill_session_runner(machine)
+    kill_session_runner(deployment)
     assert terminal.exit_code() == 10
     late = open_terminal(server, "task", "shell", "task-1")
     late.expect(r"\$ ")
@@ -175,10 +175,10 @@ def test_preserved_sandbox_can_be_entered_until_released(preserved, open_termina
     late.expect("more\r\n")
     assert late.exit_code() == 0
     released = wait_until(
-        lambda: machine.http.delete("/api/v1/tasks/task-1/vm").status_code in {200, 404}, what="the release"
+        lambda: deployment.http.delete("/api/v1/tasks/task-1/vm").status_code in {200, 404}, what="the release"
     )
     assert released
-    assert machine.status()["state"] == "failed_preserved"
+    assert deployment.status()["state"] == "failed_preserved"
     check_terminal_is_refused(open_terminal(server, "task", "shell", "task-1"), "it was released", 4)
 
 
@@ -193,8 +193,8 @@ def check_refused_without_redaction(server, value, open_terminal):
     value.write_text(VALUE)
 
 
-def kill_session_runner(machine):
-    [lock] = machine.data_dir.glob("tasks/task-1/attempts/*/visit.lock")
+def kill_session_runner(deployment):
+    [lock] = deployment.data_dir.glob("tasks/task-1/attempts/*/visit.lock")
     for runner in processes_with_open_file(lock):
         os.kill(runner, signal.SIGKILL)
 

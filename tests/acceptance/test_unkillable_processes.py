@@ -41,9 +41,9 @@ def freeze():
     cgroup.rmdir()
 
 
-def find_sleeper(machine):
+def find_sleeper(deployment):
     """Find the agent's background process by its attempt's control group."""
-    attempts = {path.name for path in machine.data_dir.glob("tasks/*/attempts/*")}
+    attempts = {path.name for path in deployment.data_dir.glob("tasks/*/attempts/*")}
     for directory in Path("/proc").iterdir():
         try:
             is_ours = any(one in (directory / "cgroup").read_text() for one in attempts)
@@ -59,28 +59,28 @@ def release_agent(pid):
 
 
 def test_task_completes_despite_an_unkillable_process(deploy, freeze):
-    machine = deploy(*WORK, reply())
-    machine.submit()
-    pid = wait_until(lambda: find_sleeper(machine), 60, "the background process")
+    deployment = deploy(*WORK, reply())
+    deployment.submit()
+    pid = wait_until(lambda: find_sleeper(deployment), 60, "the background process")
     freeze(pid)
     release_agent(pid)
     began = time.monotonic()
-    assert machine.wait(seconds=SECONDS + 20)["state"] == "completed"
+    assert deployment.wait(seconds=SECONDS + 20)["state"] == "completed"
     assert time.monotonic() - began < SECONDS
-    assert b"new.txt" in machine.artifact("task-1.patch")
-    assert "teardown_failed" in machine.logs(stream="events")
+    assert b"new.txt" in deployment.artifact("task-1.patch")
+    assert "teardown_failed" in deployment.logs(stream="events")
     freeze.thaw()
-    machine.restart_server(signal.SIGTERM)  # the janitor's first round
-    wait_until(lambda: not find_leftovers(machine.data_dir), 20, "the leftovers to be removed")
-    assert machine.status()["state"] == "completed"
+    deployment.restart_server(signal.SIGTERM)  # the janitor's first round
+    wait_until(lambda: not find_leftovers(deployment.data_dir), 20, "the leftovers to be removed")
+    assert deployment.status()["state"] == "completed"
 
 
 def test_task_with_killable_processes_ends_quickly(deploy):
-    machine = deploy(*WORK, reply())
-    machine.submit()
-    pid = wait_until(lambda: find_sleeper(machine), 60, "the background process")
+    deployment = deploy(*WORK, reply())
+    deployment.submit()
+    pid = wait_until(lambda: find_sleeper(deployment), 60, "the background process")
     release_agent(pid)
     began = time.monotonic()
-    assert machine.wait()["state"] == "completed"
+    assert deployment.wait()["state"] == "completed"
     assert time.monotonic() - began < 10
-    assert "teardown_failed" not in machine.logs(stream="events")
+    assert "teardown_failed" not in deployment.logs(stream="events")

@@ -27,16 +27,20 @@ def upgraded(request, deployment):
     return deployment
 
 
-def check(machine):
+def check(deployment):
     command = [sys.executable, "-m", "sandbox", "admin", "check", "--deep", "--format", "json"]
     done = subprocess.run(
-        [*command, "--data-dir", str(machine.data_dir)], capture_output=True, timeout=60, check=False, env={"HOME": "/"}
+        [*command, "--data-dir", str(deployment.data_dir)],
+        capture_output=True,
+        timeout=60,
+        check=False,
+        env={"HOME": "/"},
     )
     return json.loads(done.stdout), done.stderr
 
 
-def recorded(machine, task_id):
-    lines = (machine.data_dir / "tasks" / task_id / "journal" / "records").read_bytes().splitlines()
+def recorded(deployment, task_id):
+    lines = (deployment.data_dir / "tasks" / task_id / "journal" / "records").read_bytes().splitlines()
     return [json.loads(line[9:]) for line in lines]
 
 

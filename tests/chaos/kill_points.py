@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass
 
 from chaos import journal_file, processes
-from chaos.machine import ALL_CPUS
+from chaos.chaos_deployment import ALL_CPUS
 from doubles.live_server import wait_until
 from doubles.runners import find_runner
 
@@ -43,8 +43,8 @@ class StateDriver:
     is_endless: the agent runs for long in `running`; retries: `lifecycle.retries` of the task.
     """
 
-    def __init__(self, machine, rng, *, needs_sandbox=False, is_endless=False, retries=0):
-        self._machine, self._rng = machine, rng
+    def __init__(self, deployment, rng, *, needs_sandbox=False, is_endless=False, retries=0):
+        self._machine, self._rng = deployment, rng
         self._needs_sandbox, self._is_endless, self._retries = needs_sandbox, is_endless, retries
         self.missed = []
 

@@ -23,8 +23,8 @@ class Client:
         """Whether clients of this kind receive the event: output and log events."""
         return log_stream_of(frame) is not None
 
-    def __init__(self, machine, task_id):
-        self.machine, self.task_id = machine, task_id
+    def __init__(self, deployment, task_id):
+        self.deployment, self.task_id = deployment, task_id
         self.events, self.connections = [], 0
 
     @property
@@ -47,7 +47,7 @@ class SseClient(Client):
     """Resumes with Last-Event-ID."""
 
     async def _receive(self):
-        port = self.machine.http.base_url.port
+        port = self.deployment.http.base_url.port
         reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=4 * 1024 * 1024)
         try:
             lines = [f"GET /api/v1/tasks/{self.task_id}/logs?follow=true HTTP/1.0", "Host: localhost"]
@@ -78,7 +78,7 @@ class WebSocketClient(Client):
         return frame["type"] != "usage"
 
     async def _receive(self):
-        base_url = self.machine.server.ready_message["ws"]
+        base_url = self.deployment.server.ready_message["ws"]
         address = f"{base_url}/api/v1/tasks/stream?task_id={self.task_id}&after={self.last_seq}"
         async with connect(address, proxy=None, open_timeout=10, close_timeout=1) as socket:
             self.connections += 1
@@ -92,7 +92,7 @@ class CliClient(Client):
     async def follow(self):
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "sandbox", "task", "logs", self.task_id, "--follow", "--format", "json"),
-            env={"PATH": os.environ["PATH"], "SANDBOX_SERVER": self.machine.server.ready_message["http"]},
+            env={"PATH": os.environ["PATH"], "SANDBOX_SERVER": self.deployment.server.ready_message["http"]},
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             limit=4 * 1024 * 1024,

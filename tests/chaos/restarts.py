@@ -6,7 +6,7 @@ import random
 import signal
 from dataclasses import dataclass
 
-from chaos.machine import Machine
+from chaos.chaos_deployment import ChaosDeployment
 from chaos.oracle import check_client_transcripts
 from chaos.reconnecting_clients import CliClient, SseClient, WebSocketClient
 from doubles.live_server import wait_until
@@ -34,18 +34,18 @@ class RestartResult:
 
 def run_restarts(directory, restarts, seed, *, tasks=5, client_types=MANY_CLIENTS):
     """client_types: distributed over the tasks."""
-    with Machine(directory) as machine:
+    with ChaosDeployment(directory) as deployment:
         for number in range(tasks):
-            machine.submit_order(f"task-{number}", lines=LONG_LINES, pause_seconds=0.05)
-        for task_id in machine.submitted:
-            wait_until(lambda task_id=task_id: machine.state(task_id) == "running", 60, "all to run")
-        return asyncio.run(_run(machine, restarts, random.Random(seed), client_types))
+            deployment.submit_order(f"task-{number}", lines=LONG_LINES, pause_seconds=0.05)
+        for task_id in deployment.submitted:
+            wait_until(lambda task_id=task_id: deployment.state(task_id) == "running", 60, "all to run")
+        return asyncio.run(_run(deployment, restarts, random.Random(seed), client_types))
 
 
-async def _run(machine, restarts, rng, client_types):
+async def _run(deployment, restarts, rng, client_types):
     clients = [
-        client_type(machine, task_id)
-        for client_type, task_id in zip(client_types, itertools.cycle(machine.submitted), strict=False)
+        client_type(deployment, task_id)
+        for client_type, task_id in zip(client_types, itertools.cycle(deployment.submitted), strict=False)
     ]
     receiving = asyncio.gather(*(client.follow() for client in clients))
     signals = [number for _ in range(0, restarts, 2) for number in rng.sample([signal.SIGKILL, signal.SIGTERM], 2)][
@@ -58,14 +58,14 @@ async def _run(machine, restarts, rng, client_types):
             if number % 2 == 0:
                 await _wait_for_new_events(clients, receiving)
             await asyncio.sleep(rng.uniform(0, 1.5))
-            await asyncio.to_thread(machine.restart_server, signal_number)
-        for task_id in machine.submitted:
-            await asyncio.to_thread(machine.http.delete, f"/api/v1/tasks/{task_id}?force=true")
+            await asyncio.to_thread(deployment.restart_server, signal_number)
+        for task_id in deployment.submitted:
+            await asyncio.to_thread(deployment.http.delete, f"/api/v1/tasks/{task_id}?force=true")
         await asyncio.wait_for(receiving, END_SECONDS)
     finally:
         receiving.cancel()
         await asyncio.gather(receiving, return_exceptions=True)
-    violations = [message for number, client in enumerate(clients) for message in _compare(machine, number, client)]
+    violations = [message for number, client in enumerate(clients) for message in _compare(deployment, number, client)]
     events = sum(len(client.events) for client in clients)
     killed = signals.count(signal.SIGKILL)
     connections = [client.connections for client in clients if not isinstance(client, CliClient)]
@@ -82,14 +82,14 @@ async def _wait_for_new_events(clients, receiving):
             await asyncio.sleep(0.05)
 
 
-def _compare(machine, number, client):
-    journals = {client.task_id: _expected_events(machine, client.task_id, client.is_delivered)}
+def _compare(deployment, number, client):
+    journals = {client.task_id: _expected_events(deployment, client.task_id, client.is_delivered)}
     return check_client_transcripts(journals, {(f"{type(client).__name__} {number}", client.task_id): client.events})
 
 
-def _expected_events(machine, task_id, is_delivered):
+def _expected_events(deployment, task_id, is_delivered):
     """The journal's events for such a client."""
-    journals, offset, events = FileJournals(machine.data_dir), 0, []
+    journals, offset, events = FileJournals(deployment.data_dir), 0, []
     while (batch := journals.read(task_id, offset)).records:
         events += [
             event for record in batch.records if (event := to_wire_event(task_id, record)) and is_delivered(event)

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import httpx
 
 from chaos import journal_file, processes
+from chaos.chaos_deployment import ChaosDeployment
 from chaos.checks import collect_evidence
 from chaos.kill_points import StateDriver
-from chaos.machine import Machine
 from chaos.oracle import AGENT_FAILED, ALLOWED_ENDS, LOST_SANDBOX, STATES, evaluate
 from doubles.leftovers import processes as task_processes
 from doubles.runners import find_runner
@@ -47,17 +47,17 @@ class RoundResult:
 
 def run_round(directory, runtime, chosen_cells, seed):
     """Test the cells on one machine: first the targets of single tasks, then each shared one."""
-    with Machine(directory, runtime) as machine:
+    with ChaosDeployment(directory, runtime) as deployment:
         kills = {}
         if own := [cell for cell in chosen_cells if cell[0] not in SHARED]:
             with _held_tasks() as held:
-                kills |= _kill_each(machine, own, seed, held)
+                kills |= _kill_each(deployment, own, seed, held)
         for target in SHARED:
             if states := sorted(state for cell_target, state in chosen_cells if cell_target == target):
-                machine.wait_for_all()
+                deployment.wait_for_all()
                 with _held_tasks() as held:
-                    kills |= _kill_together(machine, target, states, seed, held)
-        evidence = collect_evidence(machine, kills)
+                    kills |= _kill_together(deployment, target, states, seed, held)
+        evidence = collect_evidence(deployment, kills)
     ends = Counter((task.target, task.state, task.end) for task in evidence.tasks if task.target)
     return RoundResult(ends, evaluate(evidence))
 
@@ -79,12 +79,12 @@ def pick_cells(rng, *targets):
     return [(rng.choice(candidates), state) for state, candidates in by_state.items()]
 
 
-def _reach_all(machine, requested, held, seed, **choices):
+def _reach_all(deployment, requested, held, seed, **choices):
     """Concurrently, since each takes some seconds. requested: pairs of name and state."""
 
     def reach(pair):
         name, state = pair
-        driver = StateDriver(machine, random.Random(f"{seed} {name} {state}"), **choices)
+        driver = StateDriver(deployment, random.Random(f"{seed} {name} {state}"), **choices)
         held.append(task := driver.reach(state, name))
         return task
 
@@ -95,30 +95,31 @@ def _reach_all(machine, requested, held, seed, **choices):
         list(pool.map(reach, [pair for pair in requested if pair[1] == "pending"]))
 
 
-def _kill_together(machine, target, states, seed, held):
+def _kill_together(deployment, target, states, seed, held):
     rng = random.Random(f"{seed} {target}")
     # A task is only pending while another one uses the capacity.
     extra = ["running"] if states == ["pending"] else []
     requested = [(target, state) for state in (*states, *extra)]
-    _reach_all(machine, requested, held, seed, is_endless=target == "all")
-    with _burst(machine, target):
+    _reach_all(deployment, requested, held, seed, is_endless=target == "all")
+    with _burst(deployment, target):
         time.sleep(rng.uniform(0, BURST_SECONDS))
-        _kill_server(machine) if target == "server" else _kill_everything(machine, held, rng)
+        _kill_server(deployment) if target == "server" else _kill_everything(deployment, held, rng)
     stdout_before = {task.task_id: task.stdout_before for task in held}
     kills = {
-        task_id: (target, machine.state(task_id), stdout_before.get(task_id, b"")) for task_id in machine.submitted
+        task_id: (target, deployment.state(task_id), stdout_before.get(task_id, b""))
+        for task_id in deployment.submitted
     }
     # Tasks that had ended by then, or never existed, were not affected.
     kills = {task_id: kill for task_id, kill in kills.items() if kill[1] in STATES}
     releases_first, kills_twice = rng.random() < 0.5, rng.random() < 0.5
     if releases_first:
         _release(held)
-    machine.start_server()
+    deployment.start_server()
     _release(held)
     if kills_twice:
         time.sleep(rng.uniform(0, 1.5))
-        _kill_server(machine)
-        machine.start_server()
+        _kill_server(deployment)
+        deployment.start_server()
     return kills
 
 
@@ -138,7 +139,7 @@ def _release(held):
 
 
 @contextlib.contextmanager
-def _burst(machine, target):
+def _burst(deployment, target):
     """Submit tasks during the kill: a 202 in the last moment is binding too."""
     is_over = threading.Event()
 
@@ -147,7 +148,7 @@ def _burst(machine, target):
             if is_over.wait(0.05):
                 return
             with contextlib.suppress(httpx.TransportError):
-                machine.submit_order(f"burst-{target}-{number}")
+                deployment.submit_order(f"burst-{target}-{number}")
 
     # No younger task starts behind one that waits for the whole capacity.
     thread = threading.Thread(target=submit)
@@ -159,43 +160,43 @@ def _burst(machine, target):
         thread.join()
 
 
-def _kill_server(machine):
-    machine.server.stop(signal.SIGKILL)
+def _kill_server(deployment):
+    deployment.server.stop(signal.SIGKILL)
 
 
-def _kill_everything(machine, held, rng):
+def _kill_everything(deployment, held, rng):
     """Kill in random order, without time for recovery, until no process is left."""
-    pids = {machine.server.pid, *(task.runner for task in held if task.runner)}
-    pids |= {find_runner(machine.data_dir, task_id) for task_id in list(machine.submitted)} - {None}
-    pids |= {pid for pid, _ in task_processes(machine.data_dir)}
+    pids = {deployment.server.pid, *(task.runner for task in held if task.runner)}
+    pids |= {find_runner(deployment.data_dir, task_id) for task_id in list(deployment.submitted)} - {None}
+    pids |= {pid for pid, _ in task_processes(deployment.data_dir)}
     order = sorted(pids)
     rng.shuffle(order)
     for pid in order:
         processes.kill(pid)
-    machine.server.stop(signal.SIGKILL)
-    for task_id in list(machine.submitted):
-        while (pid := find_runner(machine.data_dir, task_id)) is not None:
+    deployment.server.stop(signal.SIGKILL)
+    for task_id in list(deployment.submitted):
+        while (pid := find_runner(deployment.data_dir, task_id)) is not None:
             processes.kill(pid)
             time.sleep(0.001)
 
 
-def _kill_each(machine, chosen_cells, seed, held):
+def _kill_each(deployment, chosen_cells, seed, held):
     requested = [(*cell, 0) for cell in sorted(chosen_cells)]
     requested += [(task, "running", 1) for task in ("runner", "sandbox") if (task, "running") in chosen_cells]
     with ThreadPoolExecutor(6) as pool:
-        return dict(pool.map(lambda each: _kill_one(machine, *each, seed, held), requested))
+        return dict(pool.map(lambda each: _kill_one(deployment, *each, seed, held), requested))
 
 
-def _kill_one(machine, target, state, retries, seed, held):
+def _kill_one(deployment, target, state, retries, seed, held):
     """Return the task id and the kill."""
     rng = random.Random(f"{seed} {target} {state} {retries}")
     is_endless = target != "gateway" and not retries
-    driver = StateDriver(machine, rng, needs_sandbox=target != "runner", is_endless=is_endless, retries=retries)
+    driver = StateDriver(deployment, rng, needs_sandbox=target != "runner", is_endless=is_endless, retries=retries)
     task = driver.reach(state, f"{target}-{retries}" if retries else target)
     held.append(task)
     if state == "running":
         time.sleep(rng.uniform(0, 0.3))
-    records = machine.records(task.task_id)
+    records = deployment.records(task.task_id)
     task.stdout_before = journal_file.stdout_of(records)
     is_killed = _KILLERS[target](task, journal_file.attempt_of(records), rng)
     task.release()

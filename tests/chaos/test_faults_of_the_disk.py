@@ -55,27 +55,27 @@ def test_task_on_a_full_disk_completes_once_space_is_freed(tmp_path):
 
 
 def _run_on_full_disk(harness, small):
-    machine = harness.machine
+    deployment = harness.machine
     assert harness.submit("task-1", 20)
-    machine.wait_for_state("running")
+    deployment.wait_for_state("running")
     with harness.monitored_health():
         filler = fill_file_system(small)
-        wait_until(lambda: machine.http.get("/api/v1/health/ready").status_code == 503, 20, "readiness to be 503")
-        assert "nearly full" in machine.http.get("/api/v1/health/ready").json()["message"]
-        wait_until(lambda: "is nearly full" in machine.logs("task-1", "events"), 30, "the gap")
-        assert not harness.submit("task-2", 1) or machine.status("task-2")["state"] == "pending"
+        wait_until(lambda: deployment.http.get("/api/v1/health/ready").status_code == 503, 20, "readiness to be 503")
+        assert "nearly full" in deployment.http.get("/api/v1/health/ready").json()["message"]
+        wait_until(lambda: "is nearly full" in deployment.logs("task-1", "events"), 30, "the gap")
+        assert not harness.submit("task-2", 1) or deployment.status("task-2")["state"] == "pending"
         deadline = time.monotonic() + 4
         while time.monotonic() < deadline:  # the agent ends while the disk is full
-            assert machine.status("task-1")["state"] not in TERMINAL - {"completed"}, machine.status("task-1")
+            assert deployment.status("task-1")["state"] not in TERMINAL - {"completed"}, deployment.status("task-1")
             time.sleep(0.2)
         filler.unlink()
-        ended = machine.wait("task-1")
+        ended = deployment.wait("task-1")
     assert ended["state"] == "completed", ended
     harness.check(ended)
-    assert "were dropped" in machine.logs("task-1", "events")
-    wait_until(lambda: machine.http.get("/api/v1/health/ready").status_code == 200, 20, "readiness")
+    assert "were dropped" in deployment.logs("task-1", "events")
+    wait_until(lambda: deployment.http.get("/api/v1/health/ready").status_code == 200, 20, "readiness")
     assert "task-2" in harness.final_statuses or harness.submit("task-3", 20)
-    for task in machine.http.get("/api/v1/tasks").json()["tasks"]:
-        harness.check(machine.wait(task["id"]))
+    for task in deployment.http.get("/api/v1/tasks").json()["tasks"]:
+        harness.check(deployment.wait(task["id"]))
     harness.check_all()
     assert harness.slowest_seconds < HEALTH_SECONDS_MAX

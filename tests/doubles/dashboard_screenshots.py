@@ -77,43 +77,43 @@ TURNS = (
 def main(directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
-        machine = Deployment(scratch)
+        deployment = Deployment(scratch)
         try:
-            run_tasks(machine)
-            base_url = machine.server.ready_message["http"]
+            run_tasks(deployment)
+            base_url = deployment.server.ready_message["http"]
             with open_chromium() as chromium, chromium.browser() as browser:
                 take_screenshots(browser, base_url, directory)
-                require_token(machine)
+                require_token(deployment)
                 take_sign_in_screenshots(browser, base_url, directory)
                 browser.ignore_errors("404 (Not Found)")
                 assert browser.console_errors == [], browser.console_errors
         finally:
-            machine.close()
+            deployment.close()
 
 
-def run_tasks(machine):
+def run_tasks(deployment):
     """Six tasks: two completed, one failed, one cancelled, one running and one pending."""
-    make_repository(machine.repositories / "app.git", {"README.md": "# App\n", "src/app.py": APP})
-    machine.start_git()
-    machine.start_model(*TURNS)
-    machine.start_server()
-    submit(machine, "fix-greeting", "Fix the greeting for an empty name", team="platform", kind="bug")
-    machine.wait("fix-greeting", 120)
-    submit(machine, "upgrade-build", "Upgrade the build to the new toolchain", branch="next", team="build")
-    machine.wait("upgrade-build", 60)
-    submit(machine, "audit-payments", "Security audit of the payment service", team="security")
-    machine.wait("audit-payments", 120)
-    submit(machine, "rename-api", "Rename the API to what it does", team="platform")
-    machine.wait_for_state("running", "rename-api")
-    machine.http.delete("/api/v1/tasks/rename-api?force=true&reason=the+name+stays")
-    machine.wait("rename-api", 60)
-    submit(machine, "import-data", "Import the large data set", cpus=14)
-    wait_until(lambda: machine.status("import-data")["progress"]["tool_calls"] >= 3, 60, "three tool calls")
-    submit(machine, "train-model", "Train the model anew", cpus=14)
-    wait_until(lambda: "CPUs" in machine.status("train-model")["state_message"], 20, "the task to be pending")
+    make_repository(deployment.repositories / "app.git", {"README.md": "# App\n", "src/app.py": APP})
+    deployment.start_git()
+    deployment.start_model(*TURNS)
+    deployment.start_server()
+    submit(deployment, "fix-greeting", "Fix the greeting for an empty name", team="platform", kind="bug")
+    deployment.wait("fix-greeting", 120)
+    submit(deployment, "upgrade-build", "Upgrade the build to the new toolchain", branch="next", team="build")
+    deployment.wait("upgrade-build", 60)
+    submit(deployment, "audit-payments", "Security audit of the payment service", team="security")
+    deployment.wait("audit-payments", 120)
+    submit(deployment, "rename-api", "Rename the API to what it does", team="platform")
+    deployment.wait_for_state("running", "rename-api")
+    deployment.http.delete("/api/v1/tasks/rename-api?force=true&reason=the+name+stays")
+    deployment.wait("rename-api", 60)
+    submit(deployment, "import-data", "Import the large data set", cpus=14)
+    wait_until(lambda: deployment.status("import-data")["progress"]["tool_calls"] >= 3, 60, "three tool calls")
+    submit(deployment, "train-model", "Train the model anew", cpus=14)
+    wait_until(lambda: "CPUs" in deployment.status("train-model")["state_message"], 20, "the task to be pending")
 
 
-def submit(machine, task_id, name, *, branch="main", cpus=2, **labels):
+def submit(deployment, task_id, name, *, branch="main", cpus=2, **labels):
     manifest = {
         "version": "1",
         "kind": "Task",
@@ -123,17 +123,17 @@ def submit(machine, task_id, name, *, branch="main", cpus=2, **labels):
         "vm": {"cpus": cpus, "memory": "2G"},
         "lifecycle": {"artifact_patterns": ["report.md"], "timeout": "1h"},
     }
-    response = machine.http.post("/api/v1/tasks", json=manifest)
+    response = deployment.http.post("/api/v1/tasks", json=manifest)
     assert response.status_code == 202, response.text
 
 
-def require_token(machine):
+def require_token(deployment):
     """Create a token, so that the server requires one."""
     command = [sys.executable, "-m", "sandbox", "token", "create", "--role", "operator", "--name", "visitor"]
     created = subprocess.run(
-        [*command, "--data-dir", str(machine.data_dir)], capture_output=True, timeout=30, check=True
+        [*command, "--data-dir", str(deployment.data_dir)], capture_output=True, timeout=30, check=True
     )
-    machine.bearer = created.stdout.split()[-1].decode()
+    deployment.bearer = created.stdout.split()[-1].decode()
 
 
 def take_screenshots(browser, base_url, directory):

@@ -37,14 +37,16 @@ IGNORED = 0
 IO_SETUP = {"x86_64": 206, "aarch64": 0}
 IO_DESTROY = {"x86_64": 207, "aarch64": 1}
 Assemble = Callable[[str], bytes]
-all_machines = pytest.mark.parametrize("machine", seccomp.ARCHITECTURES)
+all_architectures = pytest.mark.parametrize("architecture", seccomp.ARCHITECTURES)
 
 
-def evaluate(machine: str, number: int, *arguments: int, audit: int | None = None, code: bytes | None = None) -> int:
+def evaluate(
+    architecture: str, number: int, *arguments: int, audit: int | None = None, code: bytes | None = None
+) -> int:
     """The kernel's decision: ALLOW, KILL, an errno or IGNORED. code: a filter other than the sandbox filter."""
     padded = [*arguments, 0, 0, 0, 0, 0, 0][:6]
-    data = struct.pack("=IIQ6Q", number & 0xFFFFFFFF, AUDIT[machine] if audit is None else audit, 0, *padded)
-    program = list(struct.iter_unpack("=HBBI", seccomp.assemble_filter(machine) if code is None else code))
+    data = struct.pack("=IIQ6Q", number & 0xFFFFFFFF, AUDIT[architecture] if audit is None else audit, 0, *padded)
+    program = list(struct.iter_unpack("=HBBI", seccomp.assemble_filter(architecture) if code is None else code))
     accumulator, at = 0, 0
     while True:
         operation, when_true, when_false, value = program[at]
@@ -60,104 +62,108 @@ def evaluate(machine: str, number: int, *arguments: int, audit: int | None = Non
             at += when_true if holds else when_false
 
 
-@all_machines
-def test_ordinary_calls_are_allowed(machine: str):
-    for number in (READ[machine], EXECVE[machine]):
-        assert evaluate(machine, number, 1, 2, 3) == ALLOW
+@all_architectures
+def test_ordinary_calls_are_allowed(architecture: str):
+    for number in (READ[architecture], EXECVE[architecture]):
+        assert evaluate(architecture, number, 1, 2, 3) == ALLOW
 
 
-@all_machines
-def test_only_the_guest_filter_allows_installing_filters(machine: str):
-    guest = seccomp.assemble_filter(machine, allows_filters=True)
-    seccomp_call, prctl = {"x86_64": (317, 157), "aarch64": (277, 167)}[machine]
+@all_architectures
+def test_only_the_guest_filter_allows_installing_filters(architecture: str):
+    guest = seccomp.assemble_filter(architecture, allows_filters=True)
+    seccomp_call, prctl = {"x86_64": (317, 157), "aarch64": (277, 167)}[architecture]
     for number, operation in ((seccomp_call, 0), (seccomp_call, 1), (prctl, 22)):
-        assert evaluate(machine, number, operation) == errno.EINVAL
-        assert evaluate(machine, number, operation, code=guest) == ALLOW
-    assert evaluate(machine, prctl, 67, code=guest) == errno.EINVAL  # PR_SET_MEMORY_MERGE
+        assert evaluate(architecture, number, operation) == errno.EINVAL
+        assert evaluate(architecture, number, operation, code=guest) == ALLOW
+    assert evaluate(architecture, prctl, 67, code=guest) == errno.EINVAL  # PR_SET_MEMORY_MERGE
 
 
-@all_machines
-def test_calls_of_another_architecture_kill(machine: str):
-    other = next(audit for name, audit in AUDIT.items() if name != machine)
-    assert evaluate(machine, READ[machine], audit=other) == KILL
-    assert evaluate(machine, READ[machine], audit=0x40000003) == KILL  # 32-bit x86
+@all_architectures
+def test_calls_of_another_architecture_kill(architecture: str):
+    other = next(audit for name, audit in AUDIT.items() if name != architecture)
+    assert evaluate(architecture, READ[architecture], audit=other) == KILL
+    assert evaluate(architecture, READ[architecture], audit=0x40000003) == KILL  # 32-bit x86
 
 
-@all_machines
+@all_architectures
 @pytest.mark.parametrize(
     "number", [425, 426, 427, 435, 444, 445, 446, 447, 463, 500, 0x40000000, 0x40000000 + 59, 0xFFFFFFFF]
 )
-def test_replaceable_or_unknown_calls_return_enosys(machine: str, number: int):
-    assert evaluate(machine, number) == errno.ENOSYS
+def test_replaceable_or_unknown_calls_return_enosys(architecture: str, number: int):
+    assert evaluate(architecture, number) == errno.ENOSYS
 
 
-@all_machines
-def test_io_setup_returns_enosys(machine: str):
-    assert evaluate(machine, IO_SETUP[machine], 1, 0x1000) == errno.ENOSYS
-    assert evaluate(machine, IO_DESTROY[machine], 0x1000) == ALLOW
-    other = next(number for name, number in IO_SETUP.items() if name != machine)
-    assert evaluate(machine, other, 3, 0x1000, 8) == ALLOW  # sendto on aarch64, read on x86_64
+@all_architectures
+def test_io_setup_returns_enosys(architecture: str):
+    assert evaluate(architecture, IO_SETUP[architecture], 1, 0x1000) == errno.ENOSYS
+    assert evaluate(architecture, IO_DESTROY[architecture], 0x1000) == ALLOW
+    other = next(number for name, number in IO_SETUP.items() if name != architecture)
+    assert evaluate(architecture, other, 3, 0x1000, 8) == ALLOW  # sendto on aarch64, read on x86_64
 
 
-@all_machines
-def test_denied_calls_return_eperm(machine: str):
-    table = {**seccomp.ARCHITECTURES[machine].denied, "mount_setattr": 442, "pidfd_getfd": 438}
-    assert {evaluate(machine, number) for number in table.values()} == {errno.EPERM}
-    assert evaluate(machine, PTRACE[machine]) == errno.EPERM
+@all_architectures
+def test_denied_calls_return_eperm(architecture: str):
+    table = {**seccomp.ARCHITECTURES[architecture].denied, "mount_setattr": 442, "pidfd_getfd": 438}
+    assert {evaluate(architecture, number) for number in table.values()} == {errno.EPERM}
+    assert evaluate(architecture, PTRACE[architecture]) == errno.EPERM
 
 
-@all_machines
+@all_architectures
 @given(number=st.integers(0, 462))
-def test_each_known_call_is_allowed_or_in_a_table(machine: str, number: int):
-    architecture = seccomp.ARCHITECTURES[machine]
-    absent = {*range(425, 428), 435, *range(444, 448), IO_SETUP[machine]}
-    absent |= {SPLICE[machine], VMSPLICE[machine], SENDFILE[machine]}
-    refused = {*architecture.denied.values(), *range(428, 434), 438, 442, 443, 450, *absent}
-    refused |= {architecture.setpriority, architecture.ioprio_set}  # without effect
-    harmless = {architecture.socket: (1,), architecture.socketpair: (1,), architecture.setsockopt: (3, 1, 2)}
-    harmless[architecture.seccomp] = (2,)  # SECCOMP_GET_ACTION_AVAIL
-    assert (evaluate(machine, number, *harmless.get(number, (0,))) == ALLOW) == (number not in refused)
+def test_each_known_call_is_allowed_or_in_a_table(architecture: str, number: int):
+    numbers = seccomp.ARCHITECTURES[architecture]
+    absent = {*range(425, 428), 435, *range(444, 448), IO_SETUP[architecture]}
+    absent |= {SPLICE[architecture], VMSPLICE[architecture], SENDFILE[architecture]}
+    refused = {*numbers.denied.values(), *range(428, 434), 438, 442, 443, 450, *absent}
+    refused |= {numbers.setpriority, numbers.ioprio_set}  # without effect
+    harmless = {numbers.socket: (1,), numbers.socketpair: (1,), numbers.setsockopt: (3, 1, 2)}
+    harmless[numbers.seccomp] = (2,)  # SECCOMP_GET_ACTION_AVAIL
+    assert (evaluate(architecture, number, *harmless.get(number, (0,))) == ALLOW) == (number not in refused)
 
 
-@all_machines
+@all_architectures
 @pytest.mark.parametrize("flag", [0x20000, 0x2000000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000])
-def test_new_namespaces_are_denied(machine: str, flag: int):
-    assert evaluate(machine, CLONE[machine], flag | 17) == errno.EPERM
-    assert evaluate(machine, UNSHARE[machine], flag) == errno.EPERM
+def test_new_namespaces_are_denied(architecture: str, flag: int):
+    assert evaluate(architecture, CLONE[architecture], flag | 17) == errno.EPERM
+    assert evaluate(architecture, UNSHARE[architecture], flag) == errno.EPERM
 
 
-@all_machines
-def test_threads_and_processes_are_allowed(machine: str):
-    assert evaluate(machine, CLONE[machine], 0x3D0F00) == ALLOW  # a thread of the C library
-    assert evaluate(machine, CLONE[machine], 0x1200011) == ALLOW  # a fork of it
-    assert evaluate(machine, UNSHARE[machine], 0x200) == ALLOW  # a working directory per thread
-    assert evaluate(machine, UNSHARE[machine], 0x80) == errno.EPERM  # a new time namespace
+@all_architectures
+def test_threads_and_processes_are_allowed(architecture: str):
+    assert evaluate(architecture, CLONE[architecture], 0x3D0F00) == ALLOW  # a thread of the C library
+    assert evaluate(architecture, CLONE[architecture], 0x1200011) == ALLOW  # a fork of it
+    assert evaluate(architecture, UNSHARE[architecture], 0x200) == ALLOW  # a working directory per thread
+    assert evaluate(architecture, UNSHARE[architecture], 0x80) == errno.EPERM  # a new time namespace
 
 
-@all_machines
+@all_architectures
 @pytest.mark.parametrize("call", [SOCKET, SOCKETPAIR], ids=["socket", "socketpair"])
-def test_socket_families_types_and_protocols_are_limited(machine: str, call: dict[str, int]):
-    number = call[machine]
-    assert {family for family in range(64) if evaluate(machine, number, family, 1, 0) == ALLOW} == {1, 2, 10, 16}
-    assert evaluate(machine, number, 17, 3, 0) == errno.EAFNOSUPPORT
+def test_socket_families_types_and_protocols_are_limited(architecture: str, call: dict[str, int]):
+    number = call[architecture]
+    assert {family for family in range(64) if evaluate(architecture, number, family, 1, 0) == ALLOW} == {1, 2, 10, 16}
+    assert evaluate(architecture, number, 17, 3, 0) == errno.EAFNOSUPPORT
     for family in (2, 10):
-        types = {socket_type for socket_type in range(16) if evaluate(machine, number, family, socket_type, 0) == ALLOW}
+        types = {
+            socket_type for socket_type in range(16) if evaluate(architecture, number, family, socket_type, 0) == ALLOW
+        }
         assert types == {1, 2}
-        protocols = {protocol for protocol in range(300) if evaluate(machine, number, family, 1, protocol) == ALLOW}
+        protocols = {
+            protocol for protocol in range(300) if evaluate(architecture, number, family, 1, protocol) == ALLOW
+        }
         assert protocols == {0, 6, 17}
-        assert evaluate(machine, number, family, 10, 0) == errno.EPERM  # SOCK_PACKET
-        assert evaluate(machine, number, family, 1 | 0x80000 | 0x800, 6) == ALLOW  # SOCK_CLOEXEC, SOCK_NONBLOCK
-        assert evaluate(machine, number, family, 10 | 0x80000, 0) == errno.EPERM
-    assert evaluate(machine, number, 1, 5, 1) == ALLOW
-    assert evaluate(machine, number, 16, 3, 0) == ALLOW
-    assert evaluate(machine, number, 16, 3, 12) == errno.EPROTONOSUPPORT
+        assert evaluate(architecture, number, family, 10, 0) == errno.EPERM  # SOCK_PACKET
+        assert evaluate(architecture, number, family, 1 | 0x80000 | 0x800, 6) == ALLOW  # SOCK_CLOEXEC, SOCK_NONBLOCK
+        assert evaluate(architecture, number, family, 10 | 0x80000, 0) == errno.EPERM
+    assert evaluate(architecture, number, 1, 5, 1) == ALLOW
+    assert evaluate(architecture, number, 16, 3, 0) == ALLOW
+    assert evaluate(architecture, number, 16, 3, 12) == errno.EPROTONOSUPPORT
 
 
 SOCKET_OPTION_FILTERS = {"sandbox": seccomp.assemble_filter, "shared": seccomp.assemble_socket_filter}
 both_filters = pytest.mark.parametrize("assemble", SOCKET_OPTION_FILTERS.values(), ids=SOCKET_OPTION_FILTERS)
 
 
-@all_machines
+@all_architectures
 @both_filters
 @pytest.mark.parametrize(
     ("level", "option"),
@@ -166,11 +172,11 @@ both_filters = pytest.mark.parametrize("assemble", SOCKET_OPTION_FILTERS.values(
     [(1, 2), (1, 7), (1, 9), (1, 13), (1, 15), (1, 20), (1, 66), (0, 2), (0, 10), (0, 35), (6, 1), (6, 3), (6, 18),
      (17, 103), (17, 104), (41, 26), (41, 49), (270, 11)],
 )  # fmt: skip
-def test_ordinary_socket_options_are_allowed(machine: str, assemble: Assemble, level: int, option: int):
-    assert evaluate(machine, SETSOCKOPT[machine], 3, level, option, code=assemble(machine)) == ALLOW
+def test_ordinary_socket_options_are_allowed(architecture: str, assemble: Assemble, level: int, option: int):
+    assert evaluate(architecture, SETSOCKOPT[architecture], 3, level, option, code=assemble(architecture)) == ALLOW
 
 
-@all_machines
+@all_architectures
 @both_filters
 @pytest.mark.parametrize(
     ("level", "option"),
@@ -184,32 +190,39 @@ def test_ordinary_socket_options_are_allowed(machine: str, assemble: Assemble, l
      (0, 64), (6, 14), (6, 31), (6, 19), (6, 33), (17, 1), (17, 100), (41, 1), (41, 20), (41, 27), (41, 32), (41, 54),
      (41, 73), (132, 0), (255, 1), (263, 1), (279, 1), (284, 1)],
 )  # fmt: skip
-def test_other_socket_options_return_enoprotoopt(machine: str, assemble: Assemble, level: int, option: int):
-    assert evaluate(machine, SETSOCKOPT[machine], 3, level, option, code=assemble(machine)) == errno.ENOPROTOOPT
+def test_other_socket_options_return_enoprotoopt(architecture: str, assemble: Assemble, level: int, option: int):
+    assert (
+        evaluate(architecture, SETSOCKOPT[architecture], 3, level, option, code=assemble(architecture))
+        == errno.ENOPROTOOPT
+    )
 
 
-@all_machines
+@all_architectures
 @both_filters
 @pytest.mark.parametrize(("level", "option"), [(1, 8), (0, 11), (6, 9), (41, 25)])
-def test_some_socket_options_succeed_without_effect(machine: str, assemble: Assemble, level: int, option: int):
-    assert evaluate(machine, SETSOCKOPT[machine], 3, level, option, code=assemble(machine)) == IGNORED
-    assert evaluate(machine, SETSOCKOPT[machine], 3, 6, 8, code=assemble(machine)) == ALLOW  # TCP_LINGER2
+def test_some_socket_options_succeed_without_effect(architecture: str, assemble: Assemble, level: int, option: int):
+    assert evaluate(architecture, SETSOCKOPT[architecture], 3, level, option, code=assemble(architecture)) == IGNORED
+    assert (
+        evaluate(architecture, SETSOCKOPT[architecture], 3, 6, 8, code=assemble(architecture)) == ALLOW
+    )  # TCP_LINGER2
 
 
-@all_machines
+@all_architectures
 @both_filters
-def test_getsockopt_is_allowed_except_zerocopy_receive(machine: str, assemble: Assemble):
-    code = assemble(machine)
-    assert evaluate(machine, GETSOCKOPT[machine], 3, 6, 35, code=code) == errno.ENOPROTOOPT  # TCP_ZEROCOPY_RECEIVE
+def test_getsockopt_is_allowed_except_zerocopy_receive(architecture: str, assemble: Assemble):
+    code = assemble(architecture)
+    assert (
+        evaluate(architecture, GETSOCKOPT[architecture], 3, 6, 35, code=code) == errno.ENOPROTOOPT
+    )  # TCP_ZEROCOPY_RECEIVE
     # TCP_INFO, TCP_NODELAY, SO_ERROR, SO_TIMESTAMPNS, IP_RECVTOS
     for level, option in ((6, 11), (6, 1), (1, 4), (1, 35), (0, 13)):
-        assert evaluate(machine, GETSOCKOPT[machine], 3, level, option, code=code) == ALLOW
+        assert evaluate(architecture, GETSOCKOPT[architecture], 3, level, option, code=code) == ALLOW
 
 
-@all_machines
+@all_architectures
 @both_filters
-def test_msg_more_is_not_supported(machine: str, assemble: Assemble):
-    code = assemble(machine)
+def test_msg_more_is_not_supported(architecture: str, assemble: Assemble):
+    code = assemble(architecture)
     msg_more, msg_fastopen = 0x8000, 0x20000000
     for flags, expected in (
         (0, ALLOW),
@@ -218,98 +231,108 @@ def test_msg_more_is_not_supported(machine: str, assemble: Assemble):
         (msg_more, errno.EOPNOTSUPP),
         (msg_more | 0x40, 95),
     ):
-        assert evaluate(machine, SENDTO[machine], 3, 0, 9, flags, code=code) == expected
-        assert evaluate(machine, SENDMSG[machine], 3, 0, flags, code=code) == expected
-        assert evaluate(machine, SENDMMSG[machine], 3, 0, 9, flags, code=code) == expected
-    assert evaluate(machine, SPLICE[machine], 3, 0, 4, 0, 9, 5, code=code) == errno.EINVAL
+        assert evaluate(architecture, SENDTO[architecture], 3, 0, 9, flags, code=code) == expected
+        assert evaluate(architecture, SENDMSG[architecture], 3, 0, flags, code=code) == expected
+        assert evaluate(architecture, SENDMMSG[architecture], 3, 0, 9, flags, code=code) == expected
+    assert evaluate(architecture, SPLICE[architecture], 3, 0, 4, 0, 9, 5, code=code) == errno.EINVAL
 
 
-@all_machines
-def test_zero_copy_calls_return_einval(machine: str):
-    for number in (SPLICE[machine], VMSPLICE[machine], SENDFILE[machine]):
-        assert evaluate(machine, number, 3, 0, 4, 0, 9, 1) == errno.EINVAL
-    copy_file_range = {"x86_64": 326, "aarch64": 285}[machine]
-    assert evaluate(machine, copy_file_range, 3, 0, 4, 0, 9) == ALLOW
-    assert evaluate(machine, SPLICE[machine], 3, 0, 4, 0, 9, 1, code=seccomp.assemble_socket_filter(machine)) == ALLOW
+@all_architectures
+def test_zero_copy_calls_return_einval(architecture: str):
+    for number in (SPLICE[architecture], VMSPLICE[architecture], SENDFILE[architecture]):
+        assert evaluate(architecture, number, 3, 0, 4, 0, 9, 1) == errno.EINVAL
+    copy_file_range = {"x86_64": 326, "aarch64": 285}[architecture]
+    assert evaluate(architecture, copy_file_range, 3, 0, 4, 0, 9) == ALLOW
+    assert (
+        evaluate(
+            architecture, SPLICE[architecture], 3, 0, 4, 0, 9, 1, code=seccomp.assemble_socket_filter(architecture)
+        )
+        == ALLOW
+    )
 
 
-@all_machines
-def test_threads_must_share_open_files(machine: str):
+@all_architectures
+def test_threads_must_share_open_files(architecture: str):
     thread, files, memory = 0x10000, 0x400, 0x800 | 0x100
-    assert evaluate(machine, CLONE[machine], thread | memory) == errno.EPERM
-    assert evaluate(machine, CLONE[machine], thread | memory | files) == ALLOW
-    assert evaluate(machine, CLONE[machine], files | memory | 17) == ALLOW
-    assert evaluate(machine, CLONE[machine], 0x4111) == ALLOW  # vfork
-    assert evaluate(machine, UNSHARE[machine], files) == errno.EPERM
-    assert [evaluate(machine, 436, 3, 0xFFFFFFFF, flags) for flags in (0, 4, 2, 6)] == [ALLOW, ALLOW, 22, 22]
+    assert evaluate(architecture, CLONE[architecture], thread | memory) == errno.EPERM
+    assert evaluate(architecture, CLONE[architecture], thread | memory | files) == ALLOW
+    assert evaluate(architecture, CLONE[architecture], files | memory | 17) == ALLOW
+    assert evaluate(architecture, CLONE[architecture], 0x4111) == ALLOW  # vfork
+    assert evaluate(architecture, UNSHARE[architecture], files) == errno.EPERM
+    assert [evaluate(architecture, 436, 3, 0xFFFFFFFF, flags) for flags in (0, 4, 2, 6)] == [ALLOW, ALLOW, 22, 22]
 
 
-@all_machines
-def test_extended_attribute_size_is_limited(machine: str):
-    for number in {"x86_64": (188, 189, 190), "aarch64": (5, 6, 7)}[machine]:
-        results = [evaluate(machine, number, 0x1000, 0x1000, 0x1000, size) for size in (0, 256, 257, 65536)]
+@all_architectures
+def test_extended_attribute_size_is_limited(architecture: str):
+    for number in {"x86_64": (188, 189, 190), "aarch64": (5, 6, 7)}[architecture]:
+        results = [evaluate(architecture, number, 0x1000, 0x1000, 0x1000, size) for size in (0, 256, 257, 65536)]
         assert results == [ALLOW, ALLOW, errno.EOPNOTSUPP, errno.EOPNOTSUPP]
 
 
-@all_machines
-def test_socket_filter_allows_all_other_calls(machine: str):
-    code = seccomp.assemble_socket_filter(machine)
-    for number in (*seccomp.ARCHITECTURES[machine].denied.values(), SOCKET[machine], MMAP[machine], CLONE[machine]):
-        assert evaluate(machine, number, 0x7FFFFFFF, 17, 17, 0x7FFF7FFF, code=code) == ALLOW
+@all_architectures
+def test_socket_filter_allows_all_other_calls(architecture: str):
+    code = seccomp.assemble_socket_filter(architecture)
+    for number in (
+        *seccomp.ARCHITECTURES[architecture].denied.values(),
+        SOCKET[architecture],
+        MMAP[architecture],
+        CLONE[architecture],
+    ):
+        assert evaluate(architecture, number, 0x7FFFFFFF, 17, 17, 0x7FFF7FFF, code=code) == ALLOW
 
 
-@all_machines
-def test_huge_pages_return_enomem(machine: str):
-    assert evaluate(machine, MMAP[machine], 0, 4096, 3, 0x22) == ALLOW
-    assert evaluate(machine, MMAP[machine], 0, 4096, 3, 0x22 | 0x40000) == errno.ENOMEM
-    assert evaluate(machine, MMAP[machine], 0, 4096, 3, 0x22 | 0x40000 | 21 << 26) == errno.ENOMEM
-    assert evaluate(machine, MEMFD_CREATE[machine], 1, 3) == ALLOW
-    assert evaluate(machine, MEMFD_CREATE[machine], 1, 4) == errno.ENOMEM
-    assert evaluate(machine, SHMGET[machine], 0, 4096, 0o1600) == ALLOW
-    assert evaluate(machine, SHMGET[machine], 0, 4096, 0o1600 | 0o4000) == errno.ENOMEM
+@all_architectures
+def test_huge_pages_return_enomem(architecture: str):
+    assert evaluate(architecture, MMAP[architecture], 0, 4096, 3, 0x22) == ALLOW
+    assert evaluate(architecture, MMAP[architecture], 0, 4096, 3, 0x22 | 0x40000) == errno.ENOMEM
+    assert evaluate(architecture, MMAP[architecture], 0, 4096, 3, 0x22 | 0x40000 | 21 << 26) == errno.ENOMEM
+    assert evaluate(architecture, MEMFD_CREATE[architecture], 1, 3) == ALLOW
+    assert evaluate(architecture, MEMFD_CREATE[architecture], 1, 4) == errno.ENOMEM
+    assert evaluate(architecture, SHMGET[architecture], 0, 4096, 0o1600) == ALLOW
+    assert evaluate(architecture, SHMGET[architecture], 0, 4096, 0o1600 | 0o4000) == errno.ENOMEM
 
 
-@all_machines
-def test_page_merging_and_core_scheduling_are_denied(machine: str):
-    prctl, madvise = {"x86_64": (157, 28), "aarch64": (167, 233)}[machine]
-    assert [evaluate(machine, prctl, option, 1) for option in (62, 67)] == [errno.EINVAL] * 2
+@all_architectures
+def test_page_merging_and_core_scheduling_are_denied(architecture: str):
+    prctl, madvise = {"x86_64": (157, 28), "aarch64": (167, 233)}[architecture]
+    assert [evaluate(architecture, prctl, option, 1) for option in (62, 67)] == [errno.EINVAL] * 2
     # PR_SET_PDEATHSIG, PR_SET_NAME, PR_GET_SECCOMP, PR_SET_NO_NEW_PRIVS, PR_SET_VMA
-    assert {evaluate(machine, prctl, option, 1) for option in (1, 15, 21, 38, 0x53564D41)} == {ALLOW}
-    assert evaluate(machine, madvise, 0, 4096, 12) == errno.EINVAL
+    assert {evaluate(architecture, prctl, option, 1) for option in (1, 15, 21, 38, 0x53564D41)} == {ALLOW}
+    assert evaluate(architecture, madvise, 0, 4096, 12) == errno.EINVAL
     # MADV_DONTNEED, MADV_FREE, MADV_UNMERGEABLE, MADV_HUGEPAGE, MADV_DONTDUMP
-    assert {evaluate(machine, madvise, 0, 4096, advice) for advice in (4, 8, 13, 14, 16)} == {ALLOW}
+    assert {evaluate(architecture, madvise, 0, 4096, advice) for advice in (4, 8, 13, 14, 16)} == {ALLOW}
 
 
-@all_machines
-def test_installing_a_filter_returns_einval(machine: str):
-    prctl, seccomp_call = {"x86_64": (157, 317), "aarch64": (167, 277)}[machine]
-    assert {evaluate(machine, prctl, 22, mode) for mode in (1, 2)} == {errno.EINVAL}
-    assert {evaluate(machine, seccomp_call, mode, 0) for mode in (0, 1)} == {errno.EINVAL}
-    assert {evaluate(machine, seccomp_call, operation, 0) for operation in (2, 3)} == {ALLOW}
+@all_architectures
+def test_installing_a_filter_returns_einval(architecture: str):
+    prctl, seccomp_call = {"x86_64": (157, 317), "aarch64": (167, 277)}[architecture]
+    assert {evaluate(architecture, prctl, 22, mode) for mode in (1, 2)} == {errno.EINVAL}
+    assert {evaluate(architecture, seccomp_call, mode, 0) for mode in (0, 1)} == {errno.EINVAL}
+    assert {evaluate(architecture, seccomp_call, operation, 0) for operation in (2, 3)} == {ALLOW}
 
 
-@all_machines
-def test_open_file_description_locks_return_einval(machine: str):
-    fcntl = {"x86_64": 72, "aarch64": 25}[machine]
-    assert {evaluate(machine, fcntl, 3, command) for command in (36, 37, 38)} == {errno.EINVAL}
+@all_architectures
+def test_open_file_description_locks_return_einval(architecture: str):
+    fcntl = {"x86_64": 72, "aarch64": 25}[architecture]
+    assert {evaluate(architecture, fcntl, 3, command) for command in (36, 37, 38)} == {errno.EINVAL}
     # F_DUPFD, F_SETFL, F_SETLK, F_SETLKW, F_DUPFD_CLOEXEC, F_ADD_SEALS
-    assert {evaluate(machine, fcntl, 3, command) for command in (0, 4, 6, 7, 1030, 1033)} == {ALLOW}
+    assert {evaluate(architecture, fcntl, 3, command) for command in (0, 4, 6, 7, 1030, 1033)} == {ALLOW}
 
 
-@all_machines
-def test_poll_and_select_counts_are_limited(machine: str):
-    polls, selects = {"x86_64": ((7, 271), (23, 270)), "aarch64": ((73,), (72,))}[machine]
+@all_architectures
+def test_poll_and_select_counts_are_limited(architecture: str):
+    polls, selects = {"x86_64": ((7, 271), (23, 270)), "aarch64": ((73,), (72,))}[architecture]
     for number in polls:
-        assert [evaluate(machine, number, 1, count) for count in (1, 4096, 4097)] == [ALLOW, ALLOW, errno.EINVAL]
+        assert [evaluate(architecture, number, 1, count) for count in (1, 4096, 4097)] == [ALLOW, ALLOW, errno.EINVAL]
     for number in selects:
-        assert [evaluate(machine, number, count) for count in (1, 4096, 4097)] == [ALLOW, ALLOW, errno.EINVAL]
+        assert [evaluate(architecture, number, count) for count in (1, 4096, 4097)] == [ALLOW, ALLOW, errno.EINVAL]
 
 
-@all_machines
-def test_ioctls_that_load_modules_are_denied(machine: str):
+@all_architectures
+def test_ioctls_that_load_modules_are_denied(architecture: str):
     for request in (0x8940, 0x8941, 0x8980, 0x8981, 0x8982, 0x8983, 0x89A0, 0x89A1, 0x89A2, 0x89A3):
-        assert evaluate(machine, IOCTL[machine], 3, request) == errno.EPERM
-    assert evaluate(machine, IOCTL[machine], 3, 0x5423) == errno.EPERM  # TIOCSETD
+        assert evaluate(architecture, IOCTL[architecture], 3, request) == errno.EPERM
+    assert evaluate(architecture, IOCTL[architecture], 3, 0x5423) == errno.EPERM  # TIOCSETD
     for request in (
         0x5429,
         0x8912,
@@ -317,25 +340,27 @@ def test_ioctls_that_load_modules_are_denied(machine: str):
         0x8927,
         0x541B,
     ):  # TIOCGSID, SIOCGIFCONF, SIOCGIFFLAGS, SIOCGIFHWADDR, FIONREAD
-        assert evaluate(machine, IOCTL[machine], 3, request) == ALLOW
+        assert evaluate(architecture, IOCTL[architecture], 3, request) == ALLOW
 
 
-@all_machines
-def test_high_halves_of_arguments_are_ignored(machine: str):
-    assert evaluate(machine, SOCKET[machine], (1 << 32) | 17, 3, 0) == errno.EAFNOSUPPORT
-    assert evaluate(machine, IOCTL[machine], 0, (7 << 32) | 0x5412) == errno.EPERM
+@all_architectures
+def test_high_halves_of_arguments_are_ignored(architecture: str):
+    assert evaluate(architecture, SOCKET[architecture], (1 << 32) | 17, 3, 0) == errno.EAFNOSUPPORT
+    assert evaluate(architecture, IOCTL[architecture], 0, (7 << 32) | 0x5412) == errno.EPERM
 
 
-@all_machines
-def test_terminal_injection_ioctls_are_denied(machine: str):
-    assert [evaluate(machine, IOCTL[machine], 0, request) for request in (0x5412, 0x541C)] == [errno.EPERM] * 2
-    assert evaluate(machine, IOCTL[machine], 0, 0x5413) == ALLOW
+@all_architectures
+def test_terminal_injection_ioctls_are_denied(architecture: str):
+    assert [evaluate(architecture, IOCTL[architecture], 0, request) for request in (0x5412, 0x541C)] == [
+        errno.EPERM
+    ] * 2
+    assert evaluate(architecture, IOCTL[architecture], 0, 0x5413) == ALLOW
 
 
-@all_machines
-def test_personality_may_be_queried_and_not_changed(machine: str):
-    assert evaluate(machine, PERSONALITY[machine], 0xFFFFFFFF) == ALLOW
-    assert evaluate(machine, PERSONALITY[machine], 0x0040000) == errno.EPERM  # no address randomisation
+@all_architectures
+def test_personality_may_be_queried_and_not_changed(architecture: str):
+    assert evaluate(architecture, PERSONALITY[architecture], 0xFFFFFFFF) == ALLOW
+    assert evaluate(architecture, PERSONALITY[architecture], 0x0040000) == errno.EPERM  # no address randomisation
 
 
 def test_unknown_architecture_has_no_filter():

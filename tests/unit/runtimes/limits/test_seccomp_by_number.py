@@ -108,59 +108,59 @@ CHECKED_CALLS: dict[str, tuple[int | None, int | None]] = {
 AUDIT = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 LAST_KNOWN = 462  # mseal
 SUCCEEDS = 0x00050000  # SECCOMP_RET_ERRNO without an errno
-PROGRAMS = {machine: seccomp.assemble_filter(machine) for machine in AUDIT}
+PROGRAMS = {architecture: seccomp.assemble_filter(architecture) for architecture in AUDIT}
 
 
-def call_number(machine: str, numbers: tuple[int | None, int | None]) -> int | None:
-    return numbers[list(AUDIT).index(machine)]
+def call_number(architecture: str, numbers: tuple[int | None, int | None]) -> int | None:
+    return numbers[list(AUDIT).index(architecture)]
 
 
 def rows(*tables: dict[str, tuple[int | None, int | None]]) -> list[tuple[str, str, int]]:
     """Machine, name and number of each call that the machine has."""
     numbered = [
-        (machine, name, call_number(machine, numbers))
-        for machine in AUDIT
+        (architecture, name, call_number(architecture, numbers))
+        for architecture in AUDIT
         for table in tables
         for name, numbers in table.items()
     ]
-    return [(machine, name, number) for machine, name, number in numbered if number is not None]
+    return [(architecture, name, number) for architecture, name, number in numbered if number is not None]
 
 
-def action(machine: str, number: int, *arguments: int) -> int:
-    return decide(PROGRAMS[machine], audit=AUDIT[machine], number=number, arguments=arguments)
+def action(architecture: str, number: int, *arguments: int) -> int:
+    return decide(PROGRAMS[architecture], audit=AUDIT[architecture], number=number, arguments=arguments)
 
 
-@pytest.mark.parametrize(("machine", "name", "number"), rows(DENIED))
-def test_denied_call_returns_eperm(machine: str, name: str, number: int):
-    assert errno_of(action(machine, number)) == errno.EPERM, name
-    assert errno_of(action(machine, number, *[0xFFFFFFFFFFFFFFFF] * 6)) == errno.EPERM, name
+@pytest.mark.parametrize(("architecture", "name", "number"), rows(DENIED))
+def test_denied_call_returns_eperm(architecture: str, name: str, number: int):
+    assert errno_of(action(architecture, number)) == errno.EPERM, name
+    assert errno_of(action(architecture, number, *[0xFFFFFFFFFFFFFFFF] * 6)) == errno.EPERM, name
 
 
-@pytest.mark.parametrize(("machine", "name", "number"), rows(ABSENT))
-def test_absent_call_returns_enosys(machine: str, name: str, number: int):
-    assert errno_of(action(machine, number)) == errno.ENOSYS, name
+@pytest.mark.parametrize(("architecture", "name", "number"), rows(ABSENT))
+def test_absent_call_returns_enosys(architecture: str, name: str, number: int):
+    assert errno_of(action(architecture, number)) == errno.ENOSYS, name
 
 
-@pytest.mark.parametrize(("machine", "name", "number"), rows(ZERO_COPY))
-def test_zero_copy_call_returns_einval(machine: str, name: str, number: int):
-    assert errno_of(action(machine, number, 3, 4, 0, 4096)) == errno.EINVAL, name
+@pytest.mark.parametrize(("architecture", "name", "number"), rows(ZERO_COPY))
+def test_zero_copy_call_returns_einval(architecture: str, name: str, number: int):
+    assert errno_of(action(architecture, number, 3, 4, 0, 4096)) == errno.EINVAL, name
 
 
-@pytest.mark.parametrize(("machine", "name", "number"), rows(WITHOUT_EFFECT))
-def test_call_that_lowers_a_priority_succeeds(machine: str, name: str, number: int):
+@pytest.mark.parametrize(("architecture", "name", "number"), rows(WITHOUT_EFFECT))
+def test_call_that_lowers_a_priority_succeeds(architecture: str, name: str, number: int):
     for priority in (0, 5, 19, 3 << 13):
-        assert action(machine, number, 1, 0, priority) == SUCCEEDS, name
+        assert action(architecture, number, 1, 0, priority) == SUCCEEDS, name
 
 
-@pytest.mark.parametrize("machine", AUDIT)
-def test_higher_priority_is_denied(machine: str):
-    number = call_number(machine, WITHOUT_EFFECT["setpriority"])
+@pytest.mark.parametrize("architecture", AUDIT)
+def test_higher_priority_is_denied(architecture: str):
+    number = call_number(architecture, WITHOUT_EFFECT["setpriority"])
     assert number is not None
     for priority in (-1, -20):
-        assert errno_of(action(machine, number, 0, 0, priority & 0xFFFFFFFF)) == errno.EACCES
+        assert errno_of(action(architecture, number, 0, 0, priority & 0xFFFFFFFF)) == errno.EACCES
 
 
-@pytest.mark.parametrize("machine", AUDIT)
+@pytest.mark.parametrize("architecture", AUDIT)
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [
@@ -169,62 +169,72 @@ def test_higher_priority_is_denied(machine: str):
         ("ioctl", (3, 0x5452)),  # FIOASYNC
     ],
 )
-def test_argument_without_effect_succeeds(machine: str, name: str, arguments: tuple[int, ...]):
-    number = call_number(machine, CHECKED_CALLS[name])
+def test_argument_without_effect_succeeds(architecture: str, name: str, arguments: tuple[int, ...]):
+    number = call_number(architecture, CHECKED_CALLS[name])
     assert number is not None
-    assert action(machine, number, *arguments) == SUCCEEDS
+    assert action(architecture, number, *arguments) == SUCCEEDS
 
 
-@pytest.mark.parametrize(("machine", "name", "number"), rows(ALLOWED, CHECKED_CALLS))
-def test_common_call_is_allowed(machine: str, name: str, number: int):
-    assert action(machine, number, *ORDINARY_ARGUMENTS.get(name, ())) == ALLOW, name
+@pytest.mark.parametrize(("architecture", "name", "number"), rows(ALLOWED, CHECKED_CALLS))
+def test_common_call_is_allowed(architecture: str, name: str, number: int):
+    assert action(architecture, number, *ORDINARY_ARGUMENTS.get(name, ())) == ALLOW, name
 
 
-@pytest.mark.parametrize(("machine", "name", "number"), rows(ALLOWED))
-def test_arguments_of_other_calls_are_not_checked(machine: str, name: str, number: int):
+@pytest.mark.parametrize(("architecture", "name", "number"), rows(ALLOWED))
+def test_arguments_of_other_calls_are_not_checked(architecture: str, name: str, number: int):
     for argument in (0xFFFFFFFFFFFFFFFF, 0x10000000, 0x5412, 17):
-        assert action(machine, number, *[argument] * 6) == ALLOW, name
+        assert action(architecture, number, *[argument] * 6) == ALLOW, name
 
 
-@pytest.mark.parametrize("machine", AUDIT)
+@pytest.mark.parametrize("architecture", AUDIT)
 @pytest.mark.parametrize("other", CHECKED_CALLS)
-def test_argument_is_not_mistaken_for_a_call_number(machine: str, other: str):
-    argument = call_number(machine, CHECKED_CALLS[other])
+def test_argument_is_not_mistaken_for_a_call_number(architecture: str, other: str):
+    argument = call_number(architecture, CHECKED_CALLS[other])
     for name, arguments in (("clone", (argument,)), ("unshare", (argument,)), ("ioctl", (5, argument))):
         if not (name == "unshare" and argument & 0x80):
-            number = call_number(machine, CHECKED_CALLS[name])
-            assert action(machine, number, *arguments, 99, 99) == ALLOW, name
+            number = call_number(architecture, CHECKED_CALLS[name])
+            assert action(architecture, number, *arguments, 99, 99) == ALLOW, name
 
 
-@pytest.mark.parametrize("machine", AUDIT)
-def test_no_other_call_is_rejected(machine: str):
-    ordinary = {call_number(machine, CHECKED_CALLS[name]): arguments for name, arguments in ORDINARY_ARGUMENTS.items()}
+@pytest.mark.parametrize("architecture", AUDIT)
+def test_no_other_call_is_rejected(architecture: str):
+    ordinary = {
+        call_number(architecture, CHECKED_CALLS[name]): arguments for name, arguments in ORDINARY_ARGUMENTS.items()
+    }
     refused = {
-        number for number in range(LAST_KNOWN + 1) if action(machine, number, *ordinary.get(number, ())) != ALLOW
+        number for number in range(LAST_KNOWN + 1) if action(architecture, number, *ordinary.get(number, ())) != ALLOW
     }
     assert refused == {
-        number for row_machine, _, number in rows(DENIED, ABSENT, ZERO_COPY, WITHOUT_EFFECT) if row_machine == machine
+        number
+        for row_architecture, _, number in rows(DENIED, ABSENT, ZERO_COPY, WITHOUT_EFFECT)
+        if row_architecture == architecture
     }
 
 
-@pytest.mark.parametrize("machine", AUDIT)
-def test_unknown_calls_return_enosys(machine: str):
-    assert {errno_of(action(machine, number)) for number in range(LAST_KNOWN + 1, LAST_KNOWN + 100)} == {errno.ENOSYS}
+@pytest.mark.parametrize("architecture", AUDIT)
+def test_unknown_calls_return_enosys(architecture: str):
+    assert {errno_of(action(architecture, number)) for number in range(LAST_KNOWN + 1, LAST_KNOWN + 100)} == {
+        errno.ENOSYS
+    }
 
 
-@pytest.mark.parametrize("machine", AUDIT)
-def test_filter_kills_calls_of_other_architectures(machine: str):
+@pytest.mark.parametrize("architecture", AUDIT)
+def test_filter_kills_calls_of_other_architectures(architecture: str):
     for audit in (*AUDIT.values(), 0x40000003, 0x40000028, 0):  # 32-bit x86, 32-bit ARM
-        decision = decide(PROGRAMS[machine], audit=audit, number=LAST_KNOWN)
-        assert decision == (ALLOW if audit == AUDIT[machine] else KILL)
+        decision = decide(PROGRAMS[architecture], audit=audit, number=LAST_KNOWN)
+        assert decision == (ALLOW if audit == AUDIT[architecture] else KILL)
 
 
-@pytest.mark.parametrize("machine", AUDIT)
-def test_each_row_of_the_filter_has_an_independent_row(machine: str):
-    table = seccomp.ARCHITECTURES[machine].denied | seccomp._DENIED_ON_ALL_ARCHITECTURES
-    assert table == {name: number for row_machine, name, number in rows(DENIED) if row_machine == machine}
-    absent = seccomp._ABSENT_CALLS | {"io_setup": seccomp.ARCHITECTURES[machine].io_setup}
-    assert absent == {name: number for row_machine, name, number in rows(ABSENT) if row_machine == machine}
+@pytest.mark.parametrize("architecture", AUDIT)
+def test_each_row_of_the_filter_has_an_independent_row(architecture: str):
+    table = seccomp.ARCHITECTURES[architecture].denied | seccomp._DENIED_ON_ALL_ARCHITECTURES
+    assert table == {
+        name: number for row_architecture, name, number in rows(DENIED) if row_architecture == architecture
+    }
+    absent = seccomp._ABSENT_CALLS | {"io_setup": seccomp.ARCHITECTURES[architecture].io_setup}
+    assert absent == {
+        name: number for row_architecture, name, number in rows(ABSENT) if row_architecture == architecture
+    }
 
 
 # Allowed arguments, and rejected ones with their error. Add rows when the filter checks more.
@@ -278,27 +288,27 @@ REFUSED_ARGUMENTS = [
 ]
 
 
-@pytest.mark.parametrize("machine", AUDIT)
+@pytest.mark.parametrize("architecture", AUDIT)
 @pytest.mark.parametrize(("name", "arguments"), ALLOWED_ARGUMENTS)
-def test_common_arguments_are_allowed(machine: str, name: str, arguments: tuple[int, ...]):
-    number = call_number(machine, CHECKED_CALLS[name])
+def test_common_arguments_are_allowed(architecture: str, name: str, arguments: tuple[int, ...]):
+    number = call_number(architecture, CHECKED_CALLS[name])
     assert number is not None
-    assert action(machine, number, *arguments) == ALLOW
+    assert action(architecture, number, *arguments) == ALLOW
 
 
-@pytest.mark.parametrize("machine", AUDIT)
+@pytest.mark.parametrize("architecture", AUDIT)
 @pytest.mark.parametrize(("name", "arguments", "error"), REFUSED_ARGUMENTS)
-def test_dangerous_arguments_are_rejected(machine: str, name: str, arguments: tuple[int, ...], error: int):
-    number = call_number(machine, CHECKED_CALLS[name])
+def test_dangerous_arguments_are_rejected(architecture: str, name: str, arguments: tuple[int, ...], error: int):
+    number = call_number(architecture, CHECKED_CALLS[name])
     assert number is not None
-    assert errno_of(action(machine, number, *arguments)) == error
+    assert errno_of(action(architecture, number, *arguments)) == error
     high = tuple(argument | 7 << 32 for argument in arguments)
-    assert errno_of(action(machine, number, *high)) == error, "the kernel reads only the low half of these"
+    assert errno_of(action(architecture, number, *high)) == error, "the kernel reads only the low half of these"
 
 
-@pytest.mark.parametrize("machine", AUDIT)
-def test_filter_is_valid_bpf(machine: str):
-    instructions = list(struct.iter_unpack("=HBBI", PROGRAMS[machine]))
+@pytest.mark.parametrize("architecture", AUDIT)
+def test_filter_is_valid_bpf(architecture: str):
+    instructions = list(struct.iter_unpack("=HBBI", PROGRAMS[architecture]))
     loads = [value for code, _, _, value in instructions if code == 0x20]
     assert set(loads) <= {*range(0, 64, 4)}, "within struct seccomp_data"
     for at, (code, when_true, when_false, _) in enumerate(instructions):
@@ -354,9 +364,9 @@ IGNORED_SOCKET_OPTIONS = {SO: {8}, IP: {11}, TCP: {9}, IPV6: {25}}
 
 
 @pytest.mark.parametrize("level", ALLOWED_SOCKET_OPTIONS)
-@pytest.mark.parametrize("machine", AUDIT)
-def test_only_listed_socket_options_are_allowed(machine: str, level: int):
-    calls = {option: action(machine, SETSOCKOPT[machine], 3, level, option) for option in range(128)}
+@pytest.mark.parametrize("architecture", AUDIT)
+def test_only_listed_socket_options_are_allowed(architecture: str, level: int):
+    calls = {option: action(architecture, SETSOCKOPT[architecture], 3, level, option) for option in range(128)}
     assert {option for option, result in calls.items() if result == ALLOW} == set(
         ALLOWED_SOCKET_OPTIONS[level].values()
     )

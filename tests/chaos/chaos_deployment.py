@@ -13,7 +13,7 @@ FILLER_BYTES = 200_000
 END_SECONDS = 120
 
 
-class Machine(Deployment):
+class ChaosDeployment(Deployment):
     """Use as a context manager. acknowledged: ids of the tasks that got a 202."""
 
     def __init__(self, directory, runtime="bubblewrap"):

@@ -12,7 +12,7 @@ _EMPTIED_SEPARATELY = {"home", "git", "data"}
 """Directories of the deployment that are emptied separately."""
 
 
-class SharedMachine:
+class SharedDeployment:
     """make_directory: returns a new directory per deployment. environment: variables of its server."""
 
     def __init__(self, make_directory, runtime, environment):
@@ -20,7 +20,7 @@ class SharedMachine:
         self._shared = None
         self._initial_state = None
 
-    def attach(self, machine, *turns, **script):
+    def attach(self, deployment, *turns, **script):
         """Turn `machine` into the shared deployment, with a model that follows these turns."""
         if self._shared is None:
             self._shared = Deployment(self._make_directory())
@@ -30,30 +30,30 @@ class SharedMachine:
         else:
             self._run_step(self._shared.restart_model, *turns, **script)
         for name, value in vars(self._shared).items():
-            setattr(machine, name, value)
-        machine.processes = list(self._shared.processes)
+            setattr(deployment, name, value)
+        deployment.processes = list(self._shared.processes)
 
-    def reclaim(self, machine):
+    def reclaim(self, deployment):
         """Empty the deployment; discard it if that does not restore its initial state.
 
         A server that was restarted with the same settings is kept.
         """
-        for process in [process for process in machine.processes if not process.is_alive()]:
+        for process in [process for process in deployment.processes if not process.is_alive()]:
             process.stop()
-            machine.processes.remove(process)
+            deployment.processes.remove(process)
         try:
-            is_unchanged = self._is_complete(machine) and self._empty(machine)
+            is_unchanged = self._is_complete(deployment) and self._empty(deployment)
         except Exception:  # the test may have broken anything
             is_unchanged = False
         if is_unchanged:
-            vars(self._shared).update(vars(machine))
+            vars(self._shared).update(vars(deployment))
         else:
-            self.discard(machine)
+            self.discard(deployment)
 
-    def discard(self, machine):
+    def discard(self, deployment):
         """Stop the deployment with everything that the test has started."""
         self._shared = None
-        machine.close()
+        deployment.close()
 
     def close(self):
         if self._shared is not None:
@@ -71,46 +71,49 @@ class SharedMachine:
             self.discard(self._shared)
             raise
 
-    def _is_complete(self, machine):
-        names = sorted(process.log.stem for process in machine.processes)
+    def _is_complete(self, deployment):
+        names = sorted(process.log.stem for process in deployment.processes)
         return (
             names == ["git", "model", "server"]
-            and machine.variables == self._environment
-            and machine.data_dir == self._shared.data_dir
-            and machine.bearer is None
-            and not (machine.home / ".config").exists()
+            and deployment.variables == self._environment
+            and deployment.data_dir == self._shared.data_dir
+            and deployment.bearer is None
+            and not (deployment.home / ".config").exists()
         )
 
-    def _empty(self, machine):
-        machine.end_tasks()
-        wait_until(lambda: _prune_all(machine), _EMPTY_SECONDS, "all tasks to be pruned")
-        for path in machine.directory.iterdir():
+    def _empty(self, deployment):
+        deployment.end_tasks()
+        wait_until(lambda: _prune_all(deployment), _EMPTY_SECONDS, "all tasks to be pruned")
+        for path in deployment.directory.iterdir():
             if path.suffix == ".log":
                 path.write_bytes(b"")
             elif path.name not in _EMPTIED_SEPARATELY:
                 _remove(path)
-        for path in (*machine.repositories.iterdir(), *(p for p in machine.home.iterdir() if p.name != ".gitconfig")):
+        for path in (
+            *deployment.repositories.iterdir(),
+            *(p for p in deployment.home.iterdir() if p.name != ".gitconfig"),
+        ):
             _remove(path)
-        return _state_of(machine) == self._initial_state
+        return _state_of(deployment) == self._initial_state
 
 
-def _state_of(machine):
+def _state_of(deployment):
     """The state of the deployment that a test may have changed."""
     return (
-        (machine.home / ".gitconfig").read_bytes(),
-        {path.name for path in machine.data_dir.iterdir() if path.name not in {"pruned", "tasks"}},
-        {path.name for name in ("pruned", "profiles", "tasks") for path in (machine.data_dir / name).glob("*")},
-        machine.http.get("/api/v1/health/ready").status_code,
+        (deployment.home / ".gitconfig").read_bytes(),
+        {path.name for path in deployment.data_dir.iterdir() if path.name not in {"pruned", "tasks"}},
+        {path.name for name in ("pruned", "profiles", "tasks") for path in (deployment.data_dir / name).glob("*")},
+        deployment.http.get("/api/v1/health/ready").status_code,
     )
 
 
-def _prune_all(machine):
-    for task in machine.http.get("/api/v1/tasks?limit=100").json()["tasks"]:
+def _prune_all(deployment):
+    for task in deployment.http.get("/api/v1/tasks?limit=100").json()["tasks"]:
         if task["state"] == "failed_preserved":
-            machine.http.delete(f"/api/v1/tasks/{task['id']}/vm")
+            deployment.http.delete(f"/api/v1/tasks/{task['id']}/vm")
         assert task["state"] in TERMINAL
-    machine.http.post("/api/v1/admin/prune?older_than_seconds=0")
-    return not any(any((machine.data_dir / name).glob("*")) for name in ("tasks", "pruned"))
+    deployment.http.post("/api/v1/admin/prune?older_than_seconds=0")
+    return not any(any((deployment.data_dir / name).glob("*")) for name in ("tasks", "pruned"))
 
 
 def _remove(path):
