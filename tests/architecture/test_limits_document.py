@@ -80,6 +80,7 @@ ROWS = [
     ),
     ("Server", "Threads that read for one token", "system.fair_share.THREADS_AT_ONCE_MAX"),
     ("Server", "Requests of one token at once", "api.auth.authenticator.REQUESTS_AT_ONCE_MAX"),
+    ("Server", "Streams of all tasks of one token", "api.auth.authenticator.STREAMS_OF_ALL_MAX"),
     ("Server", "Memory of the responses to one token", "system.memory_share.RESPONSE_BYTES_MAX"),
     ("Server", "Response that nobody reads", "api.http.protocols.STALL_TIMEOUT_SECONDS"),
     ("Server", "Session of a browser", "api.auth.sessions.SESSION_SECONDS"),

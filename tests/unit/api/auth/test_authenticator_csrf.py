@@ -2,7 +2,7 @@
 
 import pytest
 
-from sandbox.api.auth.authenticator import LOOPBACK_NAMES, check_host
+from sandbox.api.auth.authenticator import LOOPBACK_NAMES, check_fetch_site, check_host
 
 NAMES = LOOPBACK_NAMES | {"builds.example.org"}
 
@@ -139,3 +139,16 @@ def test_programs_links_and_same_origin_pages_are_answered(api, tasks, headers):
     response = api("GET", "/api/v1/tasks/task-001", headers=headers)
     assert response.status_code == 200
     assert response.headers["cross-origin-resource-policy"] == "same-origin"
+
+
+@pytest.mark.parametrize(
+    ("destination", "is_allowed"),
+    [(None, True), ("document", True), ("iframe", False), ("empty", False), ("frame", False)],
+)
+def test_only_top_level_navigation_from_another_site_is_a_link(destination: str | None, is_allowed: bool):
+    headers = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"}
+    if destination is not None:
+        headers["sec-fetch-dest"] = destination
+    assert (check_fetch_site("GET", headers) is None) == is_allowed
+    assert check_fetch_site("POST", headers) is not None
+    assert check_fetch_site("GET", {**headers, "sec-fetch-mode": "cors"}) is not None

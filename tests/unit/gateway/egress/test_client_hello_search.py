@@ -103,6 +103,13 @@ def test_body_length_decides_whether_a_hello_is_expected(length: int, is_hello: 
     assert deny_reason(data) == expected
 
 
+@pytest.mark.parametrize("high_byte", [1, 2])
+def test_message_is_complete_by_all_three_bytes_of_its_length(high_byte: int):
+    content = body(OTHER)
+    assert deny_reason(record(message(content))) is not None
+    assert deny_reason(record(message(content, high_byte << 16 | len(content)))) is None
+
+
 def test_shortest_body_is_checked_for_a_name():
     shortest = b"\3\3" + bytes(32) + b"\0" + b"\0\0" + b"\0" + b"\0"
     assert len(shortest) == 39
