@@ -100,7 +100,7 @@ def check_origin(host: str | None, origin: str | None, *, names: Collection[str]
 
 
 def check_fetch_site(method: str | None, headers: Mapping[str, str]) -> str | None:
-    """Return why a request without `Origin` from another site's page is denied, or None. Links are allowed."""
+    """Return why a request without `Origin` from a page of another site is denied, or None. Links are allowed."""
     if "origin" in headers or headers.get("sec-fetch-site") not in {"cross-site", "same-site"}:
         return None
     is_link = headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest", "document") == "document"
@@ -212,7 +212,7 @@ class Authenticator:
 
     @contextmanager
     def count_request(self, caller: Caller) -> Iterator[None]:
-        """Count a request while it is being answered. Does nothing on a server without tokens."""
+        """Count a request while it is being processed. Does nothing on a server without tokens."""
         name = caller.principal.id if caller.principal else ""
         self._requests_in_progress[name] += bool(name)
         try:

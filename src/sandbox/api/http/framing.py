@@ -56,7 +56,7 @@ class RequestFraming:
     def feed(self, data: bytes) -> bytes:
         """Add received bytes; return the bytes that may be parsed, up to the end of a request.
 
-        A client may send thousands of requests at once; to look at them all would delay everybody else.
+        A client may send thousands of requests at once; parsing all of them at once would delay other clients.
         """
         self._buffer += data
         passed = bytearray()
@@ -70,7 +70,7 @@ class RequestFraming:
         return bytes(passed)
 
     def keep(self, data: bytes) -> None:
-        """Add received bytes to look at them later."""
+        """Add received bytes for later parsing."""
         self._buffer += data
 
     @property
@@ -200,7 +200,7 @@ class RequestFraming:
 
 
 class FramedConnection(h11.Connection):
-    """h11 connection with strict framing. The error is raised where the rejected request would begin or continue."""
+    """h11 connection with strict framing. The error is raised where the rejected request would start or continue."""
 
     def __init__(self) -> None:
         super().__init__(h11.SERVER, HEAD_BYTES_MAX)
@@ -219,7 +219,7 @@ class FramedConnection(h11.Connection):
             super().receive_data(framed)
 
     def next_event(self) -> Any:
-        """Return h11's next event. Requests before a rejected one are answered first."""
+        """Return h11's next event. Requests before a rejected one get their responses first."""
         if self._framing.has_more and self.their_state is h11.IDLE:
             self.receive_data(b"")
         event = super().next_event()

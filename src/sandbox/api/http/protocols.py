@@ -138,7 +138,7 @@ class HttpProtocol(_BackpressureMixin, H11Protocol):
             self._head_timer = None
 
     def send_400_response(self, msg: str) -> None:
-        """Respond with 400, unless a response has begun, and close. `msg` is uvicorn's own text and is not used."""
+        """Respond with 400, unless a response has started, and close. `msg` is uvicorn's own text and is not used."""
         if self.conn.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
             response = _bad_request_response(self.conn.framing_error or _BAD_REQUEST_CAUSE, self.client)
             head = h11.Response(status_code=400, headers=response.raw_headers, reason=reason_phrase(400).encode())
@@ -163,7 +163,7 @@ class WebSocketProtocol(_BackpressureMixin, WebSocketsSansIOProtocol):
     _pending_pong = b""
 
     def data_received(self, data: bytes) -> None:
-        """Process data. Respond with 400 to a handshake that the library cannot parse; uvicorn never answers it."""
+        """Process data. Respond with 400 to a handshake that the library cannot parse; uvicorn never responds to it."""
         super().data_received(data)
         if not self.handshake_initiated:
             self.transport.write(_bad_handshake_response(self.client))
