@@ -56,7 +56,7 @@ SANDBOX_START_SECONDS = 60.0
 """Until the agent starts in its sandbox; then the attempt ends with `provision_failed`."""
 
 SANDBOX_TEARDOWN_SECONDS = 60.0
-"""For ending a sandbox and removing its files; then an event says what is left."""
+"""Time to end a sandbox and remove its files. After that, an event says what is left."""
 
 DEBUG_SESSION_END_SECONDS = 10.0
 """For a debug session to end when its preserved sandbox is released; then the release is refused."""
@@ -88,7 +88,7 @@ No control group is charged for their memory.
 
 UDP_SOCKETS_ON_PORT_MAX = 256
 """UDP sockets of one sandbox that share a port. One datagram of 128 segments to a broadcast address takes the kernel
-0.5 s for 8000 of them, and meanwhile nothing else runs on that processor."""
+0.5 s for 8000 of them, during which nothing else runs on that processor."""
 
 IDLE_SLAB_BYTES_MAX = 1024 * 1024 * 1024
 """Memory of freed kernel objects that is still allocated, attributed to one sandbox."""
@@ -161,7 +161,7 @@ JANITOR_INTERVAL_SECONDS = 300.0
 """Interval of the janitor, which removes expired preserved sandboxes and leftovers of crashes."""
 
 PERIODIC_JOB_SECONDS = 240.0
-"""For one periodic job in one run; then the next job runs, and the next run does the rest."""
+"""Time of one periodic job per run. Then the next job runs, and the next run does the rest."""
 
 CLOCK_TRUST_SECONDS = 3600.0
 """How long the wall clock must run evenly before anything with at least this retention time is removed by age."""
@@ -173,16 +173,16 @@ PROBE_WAIT_SECONDS = 60.0
 """How long a probe waits until a server has cleaned up what earlier probes left."""
 
 PROBE_BACKOFF_SECONDS = 5.0
-"""Before the runtimes are probed again if none works; each further pause is twice as long."""
+"""Pause before the runtimes are probed again if none works; each later pause is twice as long."""
 
 PROBE_BACKOFF_SECONDS_MAX = 300.0
-"""Longest pause between probes, however often none worked."""
+"""Maximum pause between probes, however often none worked."""
 
 PROBE_JITTER = 0.25
 """Up to this fraction of such a pause is skipped at random."""
 
 JOURNAL_COMPRESSION_DELAY_SECONDS = 3600.0
-"""From a task's end until its journal is compressed."""
+"""Time from a task's end until its journal is compressed."""
 
 IDEMPOTENCY_SECONDS = 24 * 3600.0
 """How long an idempotency key is remembered; later it creates a new task."""
@@ -197,7 +197,7 @@ The tar of changed files has a separate limit of half of it; patch and transcrip
 """
 
 SHUTDOWN_SECONDS = 2.0
-"""From SIGTERM to the server's end, including open event streams."""
+"""Time from SIGTERM to the exit of the server, including open event streams."""
 
 LAUNCH_SHUTDOWN_SECONDS = 0.5
 """How long a stopping server waits for running launches; then it cancels pending secret lookups."""
@@ -231,7 +231,7 @@ Further scans wait.
 """
 
 RETRY_SECONDS = 1.0
-"""Between two tries of the server after the host refused: full disk, broken index, no more processes."""
+"""Pause of the server before a retry after an error of the host: full disk, damaged index, process limit."""
 
 ATTEMPTS_MAX = 3
 """Consecutive attempts whose agent never started because of a lost machine or a failed clone; then the task fails."""

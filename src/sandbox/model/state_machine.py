@@ -36,7 +36,7 @@ Effect = StopAttempt | FinishTask
 
 
 class AdvanceResult(msgspec.Struct, frozen=True):
-    """The task after an event, the effects to carry out, and the change of state, if any."""
+    """The task after an event, the effects to run, and the change of state, if any."""
 
     task: Task
     effects: tuple[Effect, ...] = ()
