@@ -15,7 +15,7 @@ class AgentLaunchSpec(msgspec.Struct, frozen=True):
     """Everything that a sandbox needs to run the agent.
 
     programs: as in SandboxSpec.
-    home_files: path relative to the home directory to content; written before the start.
+    home_files: contents by path relative to the home directory; written before the agent starts.
     """
 
     command: Command

@@ -46,13 +46,13 @@ class GatewayRules(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class BudgetExhausted(msgspec.Struct, frozen=True):
-    """The budget is spent; no further model request is forwarded. `message` says which limit, for people."""
+    """The budget is spent; no further model request is forwarded. `message`: which limit, human-readable."""
 
     message: str
 
 
 class KeyRejected(msgspec.Struct, frozen=True):
-    """The model API rejects the server's key; no further model request is forwarded. `message` is for people."""
+    """The model API rejects the server's key; no further model request is forwarded. `message`: human-readable."""
 
     message: str
 
