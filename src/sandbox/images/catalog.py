@@ -64,7 +64,7 @@ class ProfileCatalog:
         return ProfileEntry(name, definition is not None, description, tier, record)
 
     def entries(self) -> list[ProfileEntry]:
-        """Return all profiles, without those that are removed meanwhile."""
+        """Return all profiles, without those that are removed during the call."""
         entries = []
         for name in self.names():
             with suppress(ProfileNotFoundError):
@@ -94,6 +94,6 @@ class ProfileCatalog:
         if record.layout != IMAGE_LAYOUT:
             remedy = f"build it again: sandbox profile build {profile}"
             raise ImageUnusableError(
-                f"The image of the profile {profile} was built by another version of Sandbox; {remedy}"
+                f"The image of the profile {profile} was built by a different version of Sandbox; {remedy}"
             )
         return Image(profile, record.digest, str(self.image_store(profile).rootfs_path(record.digest)))

@@ -16,7 +16,7 @@ IMAGE_BYTES_MAX = 16 * 1024**3
 IMAGE_ENTRIES_MAX = 1_000_000
 """Maximum number of files, directories, links and whiteouts in all layers.
 
-Directories that only the path of another entry requires count too, and so do names that opaque whiteouts look at.
+Directories that only the path of another entry requires count too, and so do names that opaque whiteouts check.
 """
 
 IMAGE_LAYERS_MAX = 128
