@@ -19,7 +19,7 @@ WIDE_CONNECTIONS_MAX = 16
 """Connections with full-size buffers at once; applies to hosts, to the model and to the sandbox separately."""
 
 NARROW_BUFFER_BYTES = 128 * 1024
-"""Receive and send buffer of each further connection; the kernel allocates the same amount for itself."""
+"""Receive and send buffer of each additional connection; the kernel allocates the same amount for itself."""
 
 CONNECTIONS_MAX = 128
 """Open connections to the model listener, to hosts and for DNS, each; further ones wait."""
@@ -37,7 +37,7 @@ MODEL_CONNECTIONS_PER_SECOND = 4
 """Rate of new connections to the model's address after that burst; further ones wait."""
 
 NEW_MODEL_DEBT_SECONDS = 1.0
-"""CPU debt in seconds up to which new model connections are served; other traffic waits meanwhile."""
+"""CPU debt in seconds up to which new model connections are served; other traffic waits until the debt is paid."""
 
 MODEL_DEBT_SECONDS = 3.0
 """CPU debt in seconds for model connections whose last request was forwarded."""
@@ -73,7 +73,7 @@ UPSTREAM_IDLE_SECONDS = 30.0
 """How long an idle upstream connection is kept for the same client's next request."""
 
 HOLD_SECONDS = 120.0
-"""How long a model request waits for the agent check; above it: 503. Silence counts as a hang meanwhile."""
+"""How long a model request waits for the agent check; above it: 503. During this time, silence counts as a hang."""
 
 REQUEST_JSON_VALUES_MAX = 500_000
 """Commas, colons and brackets in a decoded model request, which limits the memory for decoding; above it: 413."""

@@ -1,9 +1,9 @@
-"""Forwards a protocol that begins neither as TLS nor as HTTP, unless one of the two is found in its first bytes.
+"""Forwards a protocol that starts neither as TLS nor as HTTP, unless one of the two is found in its first bytes.
 
 Lenient servers skip or accept bytes that a strict parser takes for another protocol: NUL, unusual white space, a PROXY
 header, an alert. Therefore the first bytes are searched while they are forwarded: a request line is denied before its
 line end, a ClientHello before its last byte. HTTP and PROXY are searched for until the host has sent data: an HTTP
-server never speaks first, and closes after answering bytes that it cannot parse. TLS may begin later (STARTTLS).
+server never speaks first, and closes after its response to bytes that it cannot parse. TLS may start later (STARTTLS).
 """
 
 import re
@@ -38,7 +38,7 @@ class HttpRequestSearch:
     """Searches for an HTTP request in the data of a client connected to `name` at `port`. line_end: matches a line end.
 
     is_possible_request: the first line has two words, or a later one has an HTTP version. Some servers take two words
-    for a request without a version (HTTP/0.9), answer it, and read another one.
+    for a request without a version (HTTP/0.9), respond to it, and read another request.
     """
 
     def __init__(self, name: str, port: int, line_end: re.Pattern[bytes]) -> None:
@@ -94,7 +94,7 @@ class HttpRequestSearch:
             normalize_host(self._name),
             self._port,
         )
-        return None if is_right else f"the connection is to {self._name}, but its Host header names another."
+        return None if is_right else f"the connection is to {self._name}, but its Host header names a different host."
 
 
 _LINE_ENDS = (re.compile(rb"\n"), re.compile(rb"[\r\n]"))
