@@ -93,7 +93,7 @@ from sandbox.system.files import fsync_path
 async def can_confine_git(choice: RuntimeChoice, run_dir: Path) -> bool:
     """Return whether git can be confined. If not (see `sandbox doctor`), git runs with the server's rights.
 
-    On a busy host the answer is yes: at worst an attempt whose confinement fails ends. It is probed even if no sandbox
+    On a busy host the result is yes: at worst an attempt whose confinement fails ends. It is probed even if no sandbox
     can be created, because a finisher of an earlier attempt still reads its workspace.
     """
     try:
@@ -144,7 +144,7 @@ class ServerDirectories:
 def run(settings: ServerSettings, *, announce: AnnounceFormat = "text") -> None:
     """Serve until SIGTERM or SIGINT. Raises SandboxError or OSError if the server cannot start.
 
-    announce: how the addresses are printed once the server is ready: for people, or as one JSON line.
+    announce: how the addresses are printed once the server is ready: as text, or as one JSON line.
     """
     os.umask(0o077)
     configure_logging(settings.log.format, settings.log.level)

@@ -77,7 +77,7 @@ class BackupWriter:
 
 
 def create_backup(data_dir: Path, target: Path) -> BackupManifest:
-    """Write a backup to a temporary file and rename it. Only its owner may read it (0600). Tasks may run meanwhile.
+    """Write a backup to a temporary file and rename it. Only its owner may read it (0600). Tasks may be running.
 
     Each task is consistent with one moment of its journal. Raises BackupExistsError, BackupTooLargeError, OSError.
     """

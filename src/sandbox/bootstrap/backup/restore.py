@@ -244,7 +244,7 @@ def _end_task(journals: FileJournals, task: Task) -> None:
 class _BoundedReader(io.BufferedReader):
     """A bounded file for `tarfile`, which trusts the headers of a hostile archive.
 
-    tarfile reads a header in one piece, whatever length it claims, and seeks to wherever it claims the next one is.
+    tarfile reads a header of any claimed length in one piece, and seeks to any claimed position of the next one.
     """
 
     def read(self, size: int | None = -1) -> bytes:

@@ -17,7 +17,7 @@ from sandbox.runtimes.programs.process_limits import OPEN_FILES_MAX
 
 @dataclass(frozen=True)
 class Finding:
-    """The result of one check. message: the state; mend: what to do, empty if nothing.
+    """The result of one check. message: the state; mend: how to fix it, or empty.
 
     is_needed: no task can run without it; otherwise tasks run, but something is weaker.
     """
