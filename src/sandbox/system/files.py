@@ -17,7 +17,8 @@ def open_restricted(
 
     Agents may remove permissions from files that the caller owns.
 
-    access_mode: further access(2) rights that a directory is opened for; if one is missing, its owner gets all rights.
+    access_mode: additional access(2) rights that are needed for a directory; if one is missing, its owner gets all
+    rights.
 
     Raises OSError.
     """
