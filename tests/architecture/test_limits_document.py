@@ -73,7 +73,11 @@ ROWS = [
     ("Server", "`Idempotency-Key`", "api.routes.tasks.IDEMPOTENCY_KEY_LENGTH_MAX"),
     ("Server", "`reason` of a cancellation", "api.request_parameters.REASON_LENGTH_MAX"),
     ("Server", "Headers of a request", "api.http.framing.HEAD_BYTES_MAX"),
-    ("Server", "Connections without a valid token", "api.http.unauthenticated_connections.UNAUTHENTICATED_CONNECTIONS_MAX"),
+    (
+        "Server",
+        "Connections without a valid token",
+        "api.http.unauthenticated_connections.UNAUTHENTICATED_CONNECTIONS_MAX",
+    ),
     ("Server", "Threads that read for one token", "system.fair_share.THREADS_AT_ONCE_MAX"),
     ("Server", "Requests of one token at once", "api.auth.authenticator.REQUESTS_AT_ONCE_MAX"),
     ("Server", "Memory of the responses to one token", "system.memory_share.RESPONSE_BYTES_MAX"),
