@@ -32,7 +32,7 @@ _Fields = Sequence[tuple[bytes, bytes]]
 
 
 class _FramingError(Exception):
-    """The bytes are no valid request. The text is for users."""
+    """The bytes are not a valid request. The text is for users."""
 
 
 class RequestFraming:
@@ -75,7 +75,7 @@ class RequestFraming:
 
     @property
     def has_more(self) -> bool:
-        """Whether there are bytes behind the end of the last request that was passed on."""
+        """Whether there are bytes after the end of the last request that was passed on."""
         return self._has_request_ended and bool(self._buffer)
 
     def _read_head(self) -> bytes | None:
@@ -98,7 +98,7 @@ class RequestFraming:
         is_old = lines[0].endswith(b"HTTP/1.0")
         length, is_chunked = _body_framing(fields, is_old=is_old)
         if b"websocket" in _list_values(fields, b"upgrade") and (is_old or is_chunked or length):
-            raise _FramingError("The WebSocket handshake has a body, or is one of HTTP/1.0.")
+            raise _FramingError("The WebSocket handshake has a body, or uses HTTP/1.0.")
         self._is_last_request = is_old or b"close" in _list_values(fields, b"connection")
         self._body_bytes_left = length
         if is_chunked:

@@ -118,7 +118,7 @@ class HttpProtocol(_BackpressureMixin, H11Protocol):
         super().connection_lost(exc)
 
     def _update_head_timer(self) -> None:
-        # DONE: the request has been answered while its body is still arriving.
+        # DONE: the response was sent while the request body is still arriving.
         if self.conn.their_state is not h11.IDLE and self.conn.our_state is not h11.DONE:
             self._cancel_head_timer()
         elif self._head_timer is None:
@@ -157,7 +157,7 @@ class WebSocketProtocol(_BackpressureMixin, WebSocketsSansIOProtocol):
     """A WebSocket connection.
 
     A response that rejects the handshake completes it; uvicorn logs that as an application error. Only the latest ping
-    of a client that does not read is answered (RFC 6455 §5.5.3); uvicorn buffers all pongs.
+    of a client that does not read gets a pong (RFC 6455 §5.5.3); uvicorn buffers all pongs.
     """
 
     _pending_pong = b""

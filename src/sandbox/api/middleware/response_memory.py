@@ -21,7 +21,7 @@ _SOCKET_BYTES = 2 * PIECE_BYTES
 """Bytes that a connection buffers for its client: up to one piece above the high-water mark."""
 
 _CONTENT = frozenset({"http.response.body", "websocket.send"})
-_MESSAGE = "The responses of this token that are not read yet take all memory that it may use; read or close some."
+_MESSAGE = "Unread responses of this token use all the memory that it may use; read or close some."
 
 
 class ResponseRefusedError(OSError):
