@@ -389,9 +389,9 @@ def _announce(
             json.dumps({"http": http, "ws": ws, "pid": os.getpid(), "data_dir": str(directories.data_dir)}), flush=True
         )
     else:
-        print(f"Sandbox answers at {http}\n  WebSocket: {ws}\n  Data:      {directories.data_dir}", flush=True)
+        print(f"Sandbox is listening at {http}\n  WebSocket: {ws}\n  Data:      {directories.data_dir}", flush=True)
     _log.info(
-        "The server answers", extra={"http": http, "ws": ws, "pid": os.getpid(), "data_dir": directories.data_dir}
+        "The server is listening", extra={"http": http, "ws": ws, "pid": os.getpid(), "data_dir": directories.data_dir}
     )
     for reason in blockers:
         _log.warning("The server does not accept tasks. %s", reason)

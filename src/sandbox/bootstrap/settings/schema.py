@@ -110,7 +110,7 @@ _SERVER_ADDRESS = Format(
     _pattern_check(r"https?://[^\s/@?#]+/?", "must be http:// or https:// and a host, without credentials"),
 )
 _RUNTIME = Format("runtime", _pattern_check("auto|bubblewrap|gvisor|qemu", "must be auto, bubblewrap, gvisor or qemu"))
-_LOG_FORMAT = Format("log_format", _pattern_check("text|json", "must be a string or json"))
+_LOG_FORMAT = Format("log_format", _pattern_check("text|json", "must be text or json"))
 _LOG_LEVEL = Format("log_level", _pattern_check("debug|info|warning|error", "must be debug, info, warning or error"))
 Port = Annotated[int, Ge(0), Le(65535)]
 Percent = Annotated[float, Ge(0), Le(90)]
