@@ -58,7 +58,7 @@ class RuntimeProber:
         if self.result.failure is None or self.result.is_final:
             return self.result.failure
         at = self.next_probe_at
-        when = "a probe is under way" if at is None else f"the next probe is at {format_timestamp(at)}"
+        when = "a probe is running" if at is None else f"the next probe is at {format_timestamp(at)}"
         return f"No sandbox can be created; {when}. {self.result.failure}"
 
     @property

@@ -11,7 +11,7 @@ from pathlib import Path
 from sandbox.interfaces.store import StoreError
 
 _FREE_BYTES_MIN = 64 * 1024
-"""SQLite needs about half of it, in addition to the database, to open one."""
+"""Minimum free space to open a database. SQLite needs about half of it, in addition to the database."""
 
 
 def is_disk_full(error: sqlite3.Error | OSError, database: Path) -> bool:
