@@ -94,7 +94,7 @@ def _hello_from_body(body: bytes, byte_count: int) -> ClientHello:
     server_names = parse_server_names(body)
     if server_names is None:
         return ClientHello(True, byte_count=byte_count)
-    # Several names violate the RFC, and the server might select another one than the gateway.
+    # Several names violate the RFC, and the server might select a different one than the gateway.
     name = server_names.names[0] if len(server_names.names) == 1 else None
     return ClientHello(True, name, server_names.has_encrypted_name, server_names.has_early_data, byte_count)
 
