@@ -90,7 +90,7 @@ class AgentDriver(Protocol):
         secrets: Mapping[str, str],
         resumes: bool = False,
     ) -> AgentLaunchSpec:
-        """Return command, environment and files. `secrets` (name to value) become environment variables of the agent.
+        """Return command, environment and files. `secrets` (values by name) become environment variables of the agent.
 
         resumes: the agent continues the session with this id, which its home directory contains.
         """

@@ -120,7 +120,7 @@ HANDLE_VERSION = 1
 class SandboxHandle(msgspec.Struct, frozen=True, omit_defaults=True):
     """Enough data to end a sandbox from another process; stored before anything of the sandbox is created.
 
-    details: runtime-specific (text to text): kernel uid, cgroup directories, process ids with start times.
+    details: runtime-specific: kernel uid, cgroup directories, process ids with start times.
     """
 
     runtime: str
@@ -138,7 +138,7 @@ class SandboxSpec(msgspec.Struct, frozen=True):
 
     disk: directory of the attempt with `workspace`, `home` and `tmp`, which become SANDBOX_WORKSPACE, SANDBOX_HOME and
         /tmp. The runtime gives it to the sandbox's kernel uid, and `destroy` gives it back to the caller.
-    programs: host file to absolute path inside; executable, and not readable if the runtime supports that.
+    programs: absolute paths inside by host file; executable, and not readable if the runtime supports that.
     image: host directory that becomes / (read-only), created by a profile's build; None means the host's own /usr.
     transparent_ports: where the gateway accepts programs without proxy support; at most 100, without duplicates.
     is_disk_reused: an earlier, destroyed sandbox used the disk; hard links in it are its own.
@@ -294,7 +294,7 @@ class Listeners(msgspec.Struct, frozen=True):
 
     model, proxy: TCP on 127.0.0.1, ports as in `interfaces.layout`.
     dns_udp, dns_tcp: port 53 on every address.
-    transparent: port to TCP socket on every address of 198.18.0.0/15.
+    transparent: TCP sockets by port, on every address of 198.18.0.0/15.
     """
 
     model: socket

@@ -88,7 +88,7 @@ class InsufficientResourcesError(SandboxError):
 
 
 class UnavailableError(SandboxError):
-    """The server cannot take tasks at the moment."""
+    """The server cannot accept tasks at the moment."""
 
     code = "service_unavailable"
     retryable = True
@@ -171,7 +171,7 @@ class Occupancy:
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """Health of the server. `reasons` say why it cannot take and run tasks; empty if `is_ready`.
+    """Health of the server. `reasons` say why it cannot accept and run tasks; empty if `is_ready`.
 
     next_probe_at: the next probe of the runtimes; None during a probe, or if no other probe is planned.
     retry_after_seconds: when to retry if no runtime works.
@@ -219,7 +219,7 @@ class Tasks(Protocol):
         ...
 
     async def check_admission(self, manifest: Manifest) -> None:
-        """Check whether `submit` would accept the task now. Raises what `submit` would, and changes nothing."""
+        """Check whether `submit` would accept the task now. Raises like `submit`, and changes nothing."""
         ...
 
     async def status(self, task_id: str) -> Task:

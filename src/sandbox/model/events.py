@@ -193,7 +193,7 @@ class ToolCall(_EventBase, frozen=True, tag="tool_call"):
 class Usage(_EventBase, frozen=True, tag="usage"):
     """Tokens of one model request, counted by the gateway; `cost_usd` is null if the model has no known price.
 
-    model: the model that answered. If several did, one without a price takes precedence.
+    model: the model that responded. If several did, one without a price takes precedence.
     """
 
     model: str

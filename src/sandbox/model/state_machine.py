@@ -123,7 +123,7 @@ def _attempt_started(task: Task, event: e.AttemptStarted) -> _HandlerResult:
     """
     before, repository = task.attempt, task.manifest.repository
     if task.cancel is not None or task.failure is not None:
-        raise IllegalEventError(f"Task {task.id} is to end; no attempt begins.")
+        raise IllegalEventError(f"Task {task.id} must end; no attempt starts.")
     if before is not None and before.follow_up is None and task.attempt_state is not TaskState.STAGING:
         raise IllegalEventError(f"Attempt {before.id} of task {task.id} was not cleared away.")
     attempt = Attempt(
