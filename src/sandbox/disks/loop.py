@@ -130,7 +130,7 @@ class LoopDisks:
     async def verify(self, files: AttemptLayout) -> None:
         """Flush the disk and raise the first write error.
 
-        An agent's data is written to memory first, and no process inside learns that the host could not store it.
+        An agent's data is written to memory first, and no process inside gets an error if the host cannot store it.
         """
         if self._disk_fd >= 0:
             await asyncio.to_thread(self._sync, self._disk_fd)

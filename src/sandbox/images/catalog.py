@@ -44,7 +44,7 @@ class ProfileCatalog:
         return sorted({*shipped_profiles(), *filter(is_profile_name, imported)})
 
     def remove_stale_builds(self) -> None:
-        """Remove what killed builds left. Blocks. Raises OSError."""
+        """Remove leftovers of killed builds. Blocks. Raises OSError."""
         root = profiles_root(self._data_dir)
         for directory in root.iterdir() if root.is_dir() else ():
             ImageStore(self._data_dir, directory.name).remove_stale_build()

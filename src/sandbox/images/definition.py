@@ -57,7 +57,7 @@ class ImageDefinition(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Content of the definition file.
 
     date: timestamps in the image are set to it. packages: of the distribution, in addition to its essential ones.
-    parts: components that Sandbox provides, by name. files: absolute path to text. minimum_tier: the weakest allowed
+    parts: components that Sandbox provides, by name. files: text by absolute path. minimum_tier: the weakest allowed
     tier.
     """
 

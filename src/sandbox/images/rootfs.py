@@ -91,14 +91,14 @@ class RootFs:
             _remove(path)
 
     def apply_whiteout(self, name: str) -> None:
-        """Remove what earlier layers have at this name. Raises ImageRefusedError."""
+        """Remove entries of earlier layers at this name. Raises ImageRefusedError."""
         self._count_entry()
         path = self.find(name)
         if path is not None and path != str(self.root):
             self._remove_earlier(path)
 
     def apply_opaque_whiteout(self, name: str) -> None:
-        """Remove what earlier layers have in this directory. Raises ImageRefusedError."""
+        """Remove entries of earlier layers in this directory. Raises ImageRefusedError."""
         self._count_entry()
         path = self.find(name)
         if path is not None and _is_directory(path):

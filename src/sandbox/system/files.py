@@ -58,7 +58,7 @@ def fsync_path(path: Path) -> None:
 
 
 def replace_durably(source: Path, target: Path) -> None:
-    """Flush a written file and rename it to its target, replacing what was there. Raises OSError."""
+    """Flush a written file and rename it to its target, replacing an existing file. Raises OSError."""
     fsync_path(source)
     source.rename(target)
     fsync_path(target.parent)
