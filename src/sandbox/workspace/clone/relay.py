@@ -17,9 +17,7 @@ CLONE_CONNECT_SECONDS = 30.0
 """Time for the remote's name to resolve and one of its addresses to respond. After that the clone fails."""
 
 CLONE_CONNECTIONS_MAX = 32
-"""Maximum at once. Each takes two descriptors of the runner; git itself needs a handful. Further ones wait in the
-backlog.
-"""
+"""Maximum at once. Each takes two descriptors of the runner; git needs a handful. More wait in the backlog."""
 
 _ACCEPT_RETRY_SECONDS = 0.1
 _CHUNK_BYTES = 256 * 1024
@@ -120,7 +118,7 @@ class SocksProxy:
             writer.transport.abort()
 
     async def _negotiate(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> "StreamPair":
-        """Speak SOCKS5 (RFC 1928), without authentication and with CONNECT only."""
+        """Serve SOCKS5 (RFC 1928), without authentication and with CONNECT only."""
         async with asyncio.timeout(CLONE_CONNECT_SECONDS):
             _, methods = await reader.readexactly(2)
             await reader.readexactly(methods)
